@@ -1,0 +1,7 @@
+"""AgMax training for every timm model. Paper: https://arxiv.org/abs/2110.10536"""
+from .loss import AgMaxLoss
+from .task import AgMaxTask, QNet
+
+__version__ = '0.1.0'
+
+__all__ = ['AgMaxLoss', 'AgMaxTask', 'QNet']

@@ -1,0 +1,158 @@
+"""AgMax: two views of an image should be classified alike, and the batch as a whole diversely.
+
+Paper: 'Improving Model Generalization by Agreement of Learned Representations from Data Augmentation',
+https://arxiv.org/abs/2110.10536
+"""
+from typing import Dict, Optional, Tuple
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+from .distributed import global_mean, world_size
+
+AGREEMENT_KINDS = ('mi', 'mse', 'kl', 'ce')
+
+# Floor of a marginal probability inside the logarithm: the published one, float64's machine epsilon.
+EPSILON = torch.finfo(torch.float64).eps
+
+
+def mutual_information_terms(
+        z1: torch.Tensor,
+        z2: torch.Tensor,
+        z12: torch.Tensor,
+        divergence_weight: float = 4.0,
+) -> Tuple[torch.Tensor, torch.Tensor]:
+    """Mutual-information form of AgMax, section 3 of https://arxiv.org/abs/2110.10536.
+
+    Args:
+        z1, z2: Logits of the two views [B, K].
+        z12: Logits of the Q-network on both views [B, K].
+        divergence_weight: Weight of the L1 distance.
+
+    Returns:
+        agreement: Minus the mean entropy of the three marginals over the whole job's batch; nats in [-ln K, 0].
+        divergence: Weighted mean L1 distance between the joint prediction and those of the two views.
+    """
+    p1, p2, p12 = z1.softmax(dim=-1), z2.softmax(dim=-1), z12.softmax(dim=-1)
+    local_marginals = torch.stack([p1.mean(0), p2.mean(0), p12.mean(0)])
+    marginals = global_mean(local_marginals, count=len(z1))
+    agreement = (marginals * marginals.clamp(min=EPSILON).log()).sum(dim=-1).mean()
+    divergence = divergence_weight * ((p12 - p1).abs().mean() + (p12 - p2).abs().mean()) / 2
+    return agreement, divergence
+
+
+def agreement_terms(
+        z1: torch.Tensor,
+        z2: torch.Tensor,
+        z12: Optional[torch.Tensor] = None,
+        kind: str = 'mi',
+        divergence_weight: float = 4.0,
+) -> Tuple[torch.Tensor, torch.Tensor]:
+    """Agreement of two views and divergence from their joint prediction, each to be minimised.
+
+    'mi' is the published objective; 'mse', 'kl' and 'ce' are its alternatives, which need no Q-network and have no
+    divergence: mean((z1 - z2)^2), KL(p2 || p1), and the mean over B x K entries of -p1 ln p2.
+
+    Half-precision logits are raised to float32, and autocast is left: p ln p is not finite in float16.
+
+    Args:
+        z1, z2: Logits of the two views [B, K].
+        z12: Logits of the Q-network on both views [B, K], for 'mi' alone.
+        kind: One of 'mi', 'mse', 'kl', 'ce'.
+        divergence_weight: Weight of the divergence, for 'mi' alone.
+
+    Returns:
+        (agreement, divergence): scalars in float32, or float64 for float64 logits. Under a process group, the marginals
+        of 'mi' are those of the whole job; averaged over equal ranks, every term is that of one process.
+
+    Raises:
+        ValueError: unknown kind, views of different shapes, 'mi' without z12 or with a batch of one image.
+    """
+    if kind not in AGREEMENT_KINDS:
+        raise ValueError(f"agreement kind must be one of {', '.join(AGREEMENT_KINDS)}, got '{kind}'")
+    if z1.ndim != 2 or z1.shape != z2.shape:
+        raise ValueError(f'the two views must have logits of one shape [B, K], got {[*z1.shape]} and {[*z2.shape]}')
+    if kind == 'mi':
+        if z12 is None or z12.shape != z1.shape:
+            got = None if z12 is None else [*z12.shape]
+            raise ValueError(f"agreement kind 'mi' needs joint logits {[*z1.shape]} of a Q-network, got {got}")
+        if len(z1) * world_size() < 2:
+            raise ValueError("agreement kind 'mi' needs a batch of 2 images or more: over 1 image the marginal is the "
+                             'prediction itself')
+
+    with torch.autocast(z1.device.type, enabled=False):
+        z1, z2 = _at_least_float32(z1), _at_least_float32(z2)
+        if kind == 'mi':
+            return mutual_information_terms(z1, z2, _at_least_float32(z12), divergence_weight)
+        if kind == 'mse':
+            agreement = F.mse_loss(z1, z2)
+        elif kind == 'kl':
+            agreement = F.kl_div(z1.log_softmax(-1), z2.log_softmax(-1), reduction='batchmean', log_target=True)
+        else:
+            agreement = -(z1.softmax(-1) * z2.log_softmax(-1)).mean()
+        return agreement, agreement.new_zeros(())
+
+
+class AgMaxLoss(nn.Module):
+    """Classification loss of both views plus their agreement: ce + weight * agreement + divergence.
+
+    Args:
+        criterion: Classification loss on [2B, K] logits. Cross-entropy on class indices or soft targets when None.
+        kind: Agreement, one of 'mi' (the published one), 'mse', 'kl', 'ce'.
+        weight: Weight of the agreement.
+        divergence_weight: Weight of the divergence, for 'mi' alone.
+
+    Raises:
+        ValueError: unknown kind; from forward, logits that do not pair (see also agreement_terms).
+    """
+
+    def __init__(
+            self,
+            criterion: Optional[nn.Module] = None,
+            kind: str = 'mi',
+            weight: float = 1.0,
+            divergence_weight: float = 4.0,
+    ):
+        super().__init__()
+        if kind not in AGREEMENT_KINDS:
+            raise ValueError(f"agreement kind must be one of {', '.join(AGREEMENT_KINDS)}, got '{kind}'")
+        self.criterion = criterion if criterion is not None else nn.CrossEntropyLoss()
+        self.kind = kind
+        self.weight = weight
+        self.divergence_weight = divergence_weight
+
+    def forward(
+            self,
+            logits: torch.Tensor,
+            joint_logits: Optional[torch.Tensor],
+            target: torch.Tensor,
+    ) -> Dict[str, torch.Tensor]:
+        """
+        Args:
+            logits: View-major logits [2B, K]: all first views, then all second views.
+            joint_logits: Logits of the Q-network [B, K], None for the kinds without one.
+            target: Class indices [2B] or soft targets [2B, K], view-major as the logits.
+
+        Returns:
+            Dictionary of scalars: 'loss', and its parts 'ce', 'agreement' (unweighted) and 'divergence' (weighted).
+        """
+        if len(logits) % 2 or len(target) != len(logits):
+            raise ValueError(f'two views need logits [2B, K] and as many targets, got logits {[*logits.shape]} and '
+                             f'target {[*target.shape]}')
+        with torch.autocast(logits.device.type, enabled=False):
+            ce = self.criterion(_at_least_float32(logits), target)
+        agreement, divergence = agreement_terms(*logits.chunk(2), joint_logits, self.kind, self.divergence_weight)
+        return {
+            'loss': ce + self.weight * agreement + divergence,
+            'ce': ce,
+            'agreement': agreement,
+            'divergence': divergence,
+        }
+
+    def extra_repr(self) -> str:
+        return f'kind={self.kind}, weight={self.weight}, divergence_weight={self.divergence_weight}'
+
+
+def _at_least_float32(x: torch.Tensor) -> torch.Tensor:
+    return x if x.dtype == torch.float64 else x.float()

@@ -1,0 +1,248 @@
+"""AgMax as a timm training task: one network, two views, and a Q-network that never leaves training."""
+import logging
+from typing import Any, Callable, Dict, List, Optional, Set, Tuple
+
+import torch
+import torch.nn as nn
+from timm.models import group_parameters
+from timm.optim import auto_group_layers
+from timm.task import TrainingTask
+from timm.utils import unwrap_model
+from torch.nn.parallel import DistributedDataParallel
+
+from .loss import AgMaxLoss
+
+_logger = logging.getLogger(__name__)
+
+
+def default_hidden(num_classes: int) -> int:
+    """The method's width of the Q-network: 128 below 100 classes, 512 below 1000, 4096 below 10,000, and so on."""
+    digits = len(str(num_classes)) - 1  # floor(log10 K) without rounding
+    width = 128 * (2 ** digits if digits > 1 else 1)
+    return width * 4 if num_classes >= 1000 else width
+
+
+class UnsupportedModelError(ValueError):
+    """A model whose outputs in training AgMax cannot pair; the message names it."""
+
+
+class QNet(nn.Sequential):
+    """Q-network: the joint prediction of two views from the logits of both, section 3 of arXiv 2110.10536.
+
+    Linear(2K -> hidden), ReLU, Linear(hidden -> K), in the precision of its parameters also under autocast: logits
+    that are large in float16 would overflow.
+
+    Args:
+        num_classes: Number of classes K.
+        hidden: Width of the hidden layer, None for the method's rule (see default_hidden).
+    """
+
+    def __init__(self, num_classes: int, hidden: Optional[int] = None, device=None, dtype=None):
+        if hidden is None:
+            hidden = default_hidden(num_classes)
+        if num_classes < 2 or hidden < 1:
+            raise ValueError(f'QNet needs 2 classes or more and 1 hidden unit or more, got num_classes {num_classes} '
+                             f'and hidden {hidden}')
+        super().__init__(
+            nn.Linear(2 * num_classes, hidden, device=device, dtype=dtype),
+            nn.ReLU(inplace=True),
+            nn.Linear(hidden, num_classes, device=device, dtype=dtype),
+        )
+
+    def forward(self, logits: torch.Tensor) -> torch.Tensor:
+        """
+        Args:
+            logits: Logits of the first view beside those of the second [B, 2K].
+
+        Returns:
+            Joint logits [B, K].
+        """
+        with torch.autocast(logits.device.type, enabled=False):
+            return super().forward(logits.to(self[0].weight.dtype))
+
+
+class AgMaxModule(nn.Module):
+    """All that is trained: the model on the 2B views at once, then the Q-network on the pairs of logits."""
+
+    def __init__(self, model: nn.Module, qnet: Optional[QNet]):
+        super().__init__()
+        self.model = model
+        self.qnet = qnet
+
+    def no_weight_decay(self) -> Set[str]:
+        names = getattr(self.model, 'no_weight_decay', set)()
+        return {f'model.{name}' for name in names}
+
+    def group_matcher(self, coarse: bool = False) -> Callable[[str], int]:
+        """Layers of the model as timm orders them; the Q-network learns at the rate of the last one."""
+        if hasattr(self.model, 'group_matcher'):
+            layers = group_parameters(self.model, self.model.group_matcher(coarse=coarse), reverse=True)
+        else:
+            layers = auto_group_layers(self.model)
+        last_layer = max(layers.values())
+        return lambda name: layers.get(name.removeprefix('model.'), last_layer)
+
+    def forward(self, input: torch.Tensor) -> Tuple[torch.Tensor, Optional[torch.Tensor]]:
+        """
+        Args:
+            input: View-major images [2B, C, H, W].
+
+        Returns:
+            Logits [2B, K], joint logits [B, K] (None without a Q-network).
+        """
+        logits = self.model(input)
+        if not isinstance(logits, torch.Tensor) or logits.ndim != 2:
+            raise UnsupportedModelError(
+                f'{type(self.model).__name__} does not return one tensor of logits [2B, K] when training: '
+                'AgMax cannot pair its outputs. Use a variant of the model without auxiliary heads')
+        if self.qnet is None:
+            return logits, None
+        return logits, self.qnet(torch.cat(logits.chunk(2), dim=1))
+
+
+class AgMaxTask(TrainingTask):
+    """AgMax for any timm classifier, in the slot of timm.task.ClassificationTask.
+
+    The model that is evaluated, averaged (EMA), exported and checkpointed is the plain classifier; the Q-network
+    travels in a checkpoint's `task_state`. Marginals are over the images of one forward pass on all ranks. Under
+    gradient accumulation that is the micro-batch: the loss of an update is the mean over its micro-batches, each with
+    the marginals of its own, and the agreement is never below that of the whole update (entropy is concave).
+
+    Args:
+        model: Classifier to train, its `num_classes` is K.
+        criterion: Classification loss on [2B, K] logits. Cross-entropy on class indices or soft targets when None.
+        kind: Agreement, one of 'mi' (the published one), 'mse', 'kl', 'ce'; only 'mi' has a Q-network.
+        weight: Weight of the agreement.
+        divergence_weight: Weight of the divergence.
+        hidden: Hidden units of the Q-network, None for the method's rule.
+        init_std: Standard deviation of new normal weights for all Linear and Conv layers of the model and the
+            Q-network (the published ImageNet runs: 0.2). None leaves their own initial weights.
+        device: Device of the Q-network and the criterion; the model's when None.
+        dtype: Dtype of the Q-network; the model's when None.
+        verbose: Log what is trained.
+
+    Raises:
+        ValueError: unknown kind or no classes; from forward, an input that is not pairs of views, or a model that
+            does not return one tensor of logits.
+
+    Examples:
+
+        ```python
+        task = AgMaxTask(timm.create_model('resnet50'))
+        result = task(input, target)  # input [2B, C, H, W] and target [2B], view-major
+        result['loss'].backward()
+        ```
+    """
+
+    def __init__(
+            self,
+            model: nn.Module,
+            criterion: Optional[nn.Module] = None,
+            *,
+            kind: str = 'mi',
+            weight: float = 1.0,
+            divergence_weight: float = 4.0,
+            hidden: Optional[int] = None,
+            init_std: Optional[float] = None,
+            device: Optional[torch.device] = None,
+            dtype: Optional[torch.dtype] = None,
+            verbose: bool = True,
+    ):
+        reference = next(model.parameters())
+        super().__init__(device=device or reference.device, dtype=dtype or reference.dtype, verbose=verbose)
+        num_classes = getattr(unwrap_model(model), 'num_classes', 0)
+        if num_classes < 2:
+            raise ValueError(f'AgMax needs a classifier of 2 classes or more, {type(model).__name__} has {num_classes}')
+        self.loss = AgMaxLoss(criterion, kind, weight, divergence_weight).to(self.device)
+        qnet = QNet(num_classes, hidden, device=self.device, dtype=self.dtype) if kind == 'mi' else None
+        self.trainable_module = AgMaxModule(model, qnet)
+        if init_std is not None:
+            init_normal(self.trainable_module, init_std)
+        if verbose:
+            units = f', Q-network {2 * num_classes}-{qnet[0].out_features}-{num_classes}' if qnet is not None else ''
+            _logger.info(f'AgMaxTask: {self.loss.extra_repr()}, criterion={type(self.loss.criterion).__name__}{units}')
+
+    def forward(self, input: torch.Tensor, target: torch.Tensor) -> Dict[str, torch.Tensor]:
+        """
+        Args:
+            input: View-major images [2B, C, H, W]: all first views, then all second views.
+            target: Class indices [2B] or soft targets [2B, K], view-major as the images.
+
+        Returns:
+            'loss' for backward, 'output' logits [2B, K], and the parts of the loss 'ce', 'agreement', 'divergence'.
+        """
+        if len(input) % 2 or len(target) != len(input):
+            raise ValueError(f'two views need input [2B, C, H, W] and as many targets, got input {[*input.shape]} and '
+                             f'target {[*target.shape]}: load with create_two_view_loader')
+        logits, joint_logits = self.trainable_module(input)
+        parts = self.loss(logits, joint_logits, target)
+        return {'loss': parts.pop('loss'), 'output': logits, **parts}
+
+    def prepare_distributed(self, device_ids: Optional[list] = None, **ddp_kwargs) -> 'AgMaxTask':
+        """Wrap the model and the Q-network in one DistributedDataParallel. device_ids must be None on a CPU."""
+        self.trainable_module = DistributedDataParallel(self.trainable_module, device_ids=device_ids, **ddp_kwargs)
+        return self
+
+    def compile(self, backend: str = 'inductor', mode: Optional[str] = None, **compile_kwargs) -> nn.Module:
+        """Compile training (model and Q-network) and evaluation (the model). The loss stays outside: it communicates.
+
+        Returns:
+            The compiled model for evaluation.
+        """
+        kwargs = dict(backend=backend, mode=mode, **compile_kwargs)
+        self.eval_model = torch.compile(self.trainable_module.model, **kwargs)
+        self.trainable_module = torch.compile(self.trainable_module, **kwargs)
+        return self.eval_model
+
+    def get_eval_model(self, module: Optional[nn.Module] = None, ema: bool = False) -> Optional[nn.Module]:
+        """The plain classifier, or its EMA, without the Q-network; compiled where compile() was called."""
+        resolved = super().get_eval_model(module=module, ema=ema)
+        if resolved is None:
+            return None
+        unwrapped = unwrap_model(resolved)
+        return unwrapped.model if isinstance(unwrapped, AgMaxModule) else resolved
+
+    def get_clip_parameters(self, exclude_head: bool = False) -> List[nn.Parameter]:
+        """All trained parameters, without those of the classifier head (agc) if exclude_head."""
+        trained: AgMaxModule = unwrap_model(self.trainable_module)
+        parameters = list(trained.parameters())
+        if not exclude_head:
+            return parameters
+        heads = trained.model.get_classifier()
+        heads = heads if isinstance(heads, (tuple, list)) else (heads,)
+        head_ids = {id(parameter) for head in heads for parameter in head.parameters()}
+        return [parameter for parameter in parameters if id(parameter) not in head_ids]
+
+    def get_task_state(self, module: Optional[nn.Module] = None, ema: bool = False) -> Dict[str, Any]:
+        """The Q-network's tensors as {'qnet': state_dict}, empty without one."""
+        qnet = self._qnet(module, ema)
+        return {} if qnet is None else {'qnet': qnet.state_dict()}
+
+    def load_task_state(
+            self,
+            state: Optional[Dict[str, Any]],
+            strict: bool = True,
+            module: Optional[nn.Module] = None,
+            ema: bool = False,
+    ) -> None:
+        """Load what get_task_state returned. A checkpoint without a Q-network leaves this task's as it is."""
+        qnet = self._qnet(module, ema)
+        if not state or 'qnet' not in state:
+            if qnet is not None:
+                _logger.warning('The checkpoint holds no Q-network: it starts from new weights.')
+            return
+        if qnet is not None:
+            qnet.load_state_dict(state['qnet'], strict=strict)
+        elif strict:
+            raise ValueError(f"the checkpoint holds a Q-network, but agreement kind '{self.loss.kind}' has none")
+
+    def _qnet(self, module: Optional[nn.Module], ema: bool) -> Optional[QNet]:
+        module = module if module is not None else self.get_trainable_module(ema=ema)
+        return None if module is None else unwrap_model(module).qnet
+
+
+def init_normal(module: nn.Module, std: float) -> None:
+    """Draw the weights of every Linear and Conv layer from N(0, std), as the published ImageNet runs did."""
+    for layer in module.modules():
+        if isinstance(layer, (nn.Linear, nn.modules.conv._ConvNd)):
+            nn.init.normal_(layer.weight, std=std)
