@@ -1,0 +1,113 @@
+"""Augmentations of the published AgMax runs that timm's transforms lack: CutOut, PCA lighting, pad-and-crop."""
+from typing import Callable, List, Optional, Tuple
+
+import torch
+from PIL import Image
+from timm.data.transforms import str_to_interp_mode
+from torchvision import transforms
+
+# Principal components of ImageNet's RGB values in [0, 1], from 'ImageNet Classification with Deep Convolutional Neural
+# Networks', section 4.1: eigenvalues, and eigenvectors as columns (rows R, G, B).
+_RGB_EIGENVALUES = torch.tensor([0.2175, 0.0188, 0.0045])
+_RGB_EIGENVECTORS = torch.tensor([
+    [-0.5675, 0.7192, 0.4009],
+    [-0.5808, -0.0045, -0.8140],
+    [-0.5836, -0.6948, 0.4203],
+])
+
+
+class CutOut:
+    """Fill one square with zeros: after normalisation, the mean colour. https://arxiv.org/abs/1708.04552
+
+    The centre is anywhere in the image, the square is clipped at the border.
+
+    Args:
+        side: Side of the square in pixels.
+    """
+
+    def __init__(self, side: int):
+        if side < 1:
+            raise ValueError(f'cutout needs a side of 1 pixel or more, got {side}')
+        self.side = side
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        """
+        Args:
+            images: Normalised images [N, C, H, W] or [C, H, W], changed in place; each gets a square of its own.
+
+        Returns:
+            The images.
+        """
+        batch = images if images.ndim == 4 else images[None]
+        inside = [self._span(len(batch), size, batch.device) for size in batch.shape[-2:]]
+        batch.masked_fill_(inside[0][:, None, :, None] & inside[1][:, None, None, :], 0.)
+        return images
+
+    def _span(self, count: int, size: int, device: torch.device) -> torch.Tensor:
+        """Whether each position along one axis lies in the square [count, size]."""
+        start = torch.randint(size, (count, 1), device=device) - self.side // 2
+        position = torch.arange(size, device=device)
+        return (position >= start) & (position < start + self.side)
+
+    def __repr__(self) -> str:
+        return f'{type(self).__name__}(side={self.side})'
+
+
+class Lighting:
+    """PCA lighting: shift the colour of an RGB image along ImageNet's principal components (AlexNet, section 4.1).
+
+    Args:
+        std: Standard deviation of the normal factor of each component.
+    """
+
+    def __init__(self, std: float):
+        if not std > 0.:
+            raise ValueError(f'lighting needs a standard deviation above 0, got {std}')
+        self.std = std
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        if image.mode != 'RGB':
+            raise ValueError(f'lighting needs RGB images, got mode {image.mode}')
+        shift = 255. * _RGB_EIGENVECTORS @ (torch.randn(3) * self.std * _RGB_EIGENVALUES)
+        levels = torch.arange(256) + shift[:, None]
+        return image.point(levels.round_().clamp_(0, 255).byte().flatten().tolist())
+
+    def __repr__(self) -> str:
+        return f'{type(self).__name__}(std={self.std})'
+
+
+def pad_and_crop(size: Tuple[int, int], interpolation: str) -> transforms.Compose:
+    """The CIFAR crop: resize where needed, pad an eighth of the size with black on each side, crop at random.
+
+    Args:
+        size: Height and width of the crop; 4 pixels of padding for 32.
+        interpolation: timm's name of the resize for images of another size, 'random' is bilinear.
+    """
+    mode = str_to_interp_mode('bilinear' if interpolation == 'random' else interpolation)
+    padding = [size[1] // 8, size[0] // 8]
+    return transforms.Compose([transforms.Resize(size, mode), transforms.RandomCrop(size, padding)])
+
+
+def extend_transform(
+        transform: transforms.Compose,
+        crop: Optional[Callable] = None,
+        lighting: float = 0.,
+        cutout: int = 0,
+) -> transforms.Compose:
+    """Put what timm lacks into one of its training transforms: crop, flip, policy or jitter, to tensor[, normalise].
+
+    Args:
+        transform: timm's training transform.
+        crop: Replaces the first step, the random resized crop.
+        lighting: Standard deviation of PCA lighting, just before the image becomes a tensor; 0 is off.
+        cutout: Side of the CutOut square, after the normalisation, so only where the transform has one; 0 is off.
+    """
+    steps: List[Callable] = list(transform.transforms)
+    if crop is not None:
+        steps[0] = crop
+    if lighting:
+        to_tensor = next(i for i, step in enumerate(steps) if type(step).__name__.endswith('ToTensor'))
+        steps.insert(to_tensor, Lighting(lighting))
+    if cutout:
+        steps.append(CutOut(cutout))
+    return transforms.Compose(steps)

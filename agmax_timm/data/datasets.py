@@ -1,0 +1,153 @@
+"""Data sets: timm's factory, the built-in demo, and checks that fail before training does."""
+import logging
+import os
+from importlib.resources import files
+from typing import Any, Dict, List, Optional
+
+import numpy as np
+import timm.data
+from PIL import Image
+from torch.utils.data import Dataset
+
+_logger = logging.getLogger(__name__)
+
+DEMO = 'demo'
+TRAIN_SPLITS = ('train', 'training')
+EVAL_SPLITS = ('val', 'valid', 'validation', 'eval', 'evaluation')
+
+
+class DataError(ValueError):
+    """Data that does not fit the options; the message names the folder or flag, what was found and the remedy."""
+
+
+class DemoDataset(Dataset):
+    """The built-in demo: a class-balanced subset of Fashion-MNIST, 28 x 28, 10 classes; 1,000 images to train on and
+    4,000 to validate on. Images and labels are under the MIT licence of Zalando SE (see LICENSE.fashion-mnist).
+
+    Args:
+        split: timm's name of a split, 'train' or 'validation' or a synonym.
+        input_img_mode: PIL mode of the images, 'L' or 'RGB'.
+    """
+
+    def __init__(self, split: str = 'train', input_img_mode: str = 'RGB'):
+        if split not in TRAIN_SPLITS + EVAL_SPLITS:
+            raise DataError(f"the demo data has the splits train and validation, got '{split}'")
+        part = 'train' if split in TRAIN_SPLITS else 'val'
+        with files(__package__).joinpath('demo.npz').open('rb') as f, np.load(f, allow_pickle=False) as data:
+            self.images, self.targets = data[f'{part}_images'], data[f'{part}_labels']
+            self.class_to_idx = {str(name): i for i, name in enumerate(data['class_names'])}
+        self.input_img_mode = input_img_mode
+        self.transform = None
+        self.target_transform = None
+
+    def __getitem__(self, index: int):
+        image, target = Image.fromarray(self.images[index]).convert(self.input_img_mode), int(self.targets[index])
+        if self.transform is not None:
+            image = self.transform(image)
+        return image, target if self.target_transform is None else self.target_transform(target)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+def create_dataset(name: str, root: Optional[str] = None, split: str = 'validation', **kwargs) -> Dataset:
+    """timm.data.create_dataset, which see, and `name='demo'` for the built-in data.
+
+    Raises:
+        DataError: no folder, or a folder without one for the split that holds folders for others: timm would read
+            all of them as one data set.
+    """
+    if name == DEMO:
+        return DemoDataset(split, kwargs.get('input_img_mode', 'RGB'))
+    if '/' not in name:
+        check_root(root, split)
+    try:
+        return timm.data.create_dataset(name, root=root, split=split, **kwargs)
+    except RuntimeError as error:
+        raise DataError(f"{root}, split '{split}': {error}") from error
+
+
+def check_root(root: Optional[str], split: str) -> None:
+    """Raise DataError unless timm's folder reader finds `split` under `root`, or `root` is itself one split."""
+    if not root:
+        raise DataError('no data: give the folder of the data set, as DIR or --data-dir DIR, or --dataset demo')
+    if not os.path.exists(root):
+        raise DataError(f'no such folder or tar file: {root}')
+    if not os.path.isdir(root):
+        return
+    synonyms = next((names for names in (TRAIN_SPLITS, EVAL_SPLITS) if split in names), ())
+    if any(os.path.exists(os.path.join(root, name)) for name in (split, *synonyms)):
+        return
+    others = [name for name in TRAIN_SPLITS + EVAL_SPLITS + ('test',) if os.path.isdir(os.path.join(root, name))]
+    if others:
+        raise DataError(f"{root} has no folder for split '{split}', only {', '.join(others)}: name the split to use")
+
+
+def class_names(dataset: Dataset) -> Optional[List[str]]:
+    """Class names by index, None where the data set does not know them."""
+    class_to_idx = _class_to_idx(dataset)
+    if not class_to_idx or any(not isinstance(name, str) for name in class_to_idx):
+        return None
+    names = {index: name for name, index in class_to_idx.items()}
+    return [names.get(i, str(i)) for i in range(max(names) + 1)]
+
+
+def check_classes(train: Dataset, validation: Optional[Dataset], num_classes: int, class_map: str = '') -> None:
+    """Compare the classes of both splits, and their number with the width of the head.
+
+    Args:
+        train, validation: Data sets; those that do not know their classes are not checked.
+        num_classes: Outputs of the model.
+        class_map: The user's own map from class name to index; with one, splits may differ.
+
+    Raises:
+        DataError: class folders without an image, classes in one split alone, fewer outputs than classes.
+    """
+    class_to_idx = _class_to_idx(train)
+    if not class_to_idx:
+        return
+    if not class_map:
+        for dataset in (train, validation):
+            _check_empty_folders(dataset)
+        _check_same_classes(class_to_idx, _class_to_idx(validation))
+    width = max(class_to_idx.values()) + 1
+    if num_classes < width:
+        raise DataError(f'the data has {width} classes, the model {num_classes} outputs: use --num-classes {width}')
+    if num_classes > width:
+        _logger.warning(f'The data has {width} classes, the model {num_classes} outputs: --num-classes {width} fits.')
+
+
+def _class_to_idx(dataset: Optional[Dataset]) -> Optional[Dict[Any, int]]:
+    reader = getattr(dataset, 'reader', None)
+    # timm's tar reader has a name of its own for it.
+    known = (getattr(dataset, 'class_to_idx', None), getattr(reader, 'class_to_idx', None),
+             getattr(reader, 'class_name_to_idx', None))
+    return next(filter(None, known), None)
+
+
+def _check_empty_folders(dataset: Optional[Dataset]) -> None:
+    """timm numbers the classes that have images: an empty folder shifts every label after it."""
+    reader = getattr(dataset, 'reader', None)
+    root = getattr(reader, 'root', None)
+    if not isinstance(root, str) or not os.path.isdir(root) or not _class_to_idx(dataset):
+        return
+    filled = {os.path.relpath(os.path.dirname(path), root).split(os.sep)[0] for path, _ in reader.samples}
+    empty = sorted(entry.name for entry in os.scandir(root)
+                   if entry.is_dir() and entry.name not in filled and not entry.name.startswith('.'))
+    if empty:
+        raise DataError(f'{root}: no images in class folder(s) {_some(empty)}: fill or remove them')
+
+
+def _check_same_classes(train: Dict[Any, int], validation: Optional[Dict[Any, int]]) -> None:
+    if not validation or train == validation:
+        return
+    missing, extra = sorted(set(train) - set(validation)), sorted(set(validation) - set(train))
+    parts = [f'{_some(missing)} missing from the validation split'] if missing else []
+    parts += [f'{_some(extra)} only in the validation split'] if extra else []
+    raise DataError('the classes of the two splits differ: ' + '; '.join(parts or ['other indices'])
+                    + ': make them equal, or give --class-map')
+
+
+def _some(names: List[Any], most: int = 8) -> str:
+    shown = ', '.join(str(name) for name in names[:most])
+    return shown if len(names) <= most else f'{shown} and {len(names) - most} more'

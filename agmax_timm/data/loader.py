@@ -1,0 +1,179 @@
+"""Training loaders: timm's, with what its augmentation lacks, and with two views."""
+from typing import Any, Dict, Optional, Sequence, Tuple, Union
+
+import torch
+import torch.distributed as dist
+from timm.data import Mixup, create_loader
+from torch.utils.data import Dataset, IterableDataset
+
+from .augment import CutOut, extend_transform, pad_and_crop
+from .mixup import CollateMixup, TwoViewCollate, TwoViewMixup
+from .views import TwoViews
+
+CROP_MODES = ('rrc', 'rkrc', 'rkrr', 'pad')
+
+
+def create_train_loader(
+        dataset: Dataset,
+        input_size: Union[int, Tuple[int, int], Tuple[int, int, int]],
+        batch_size: int,
+        *,
+        mixup: Optional[Dict[str, Any]] = None,
+        cutout: int = 0,
+        lighting: float = 0.,
+        two_views: bool = False,
+        **kwargs,
+):
+    """timm's training loader, extended by CutOut, lighting, pad-and-crop, mixing and a second view.
+
+    See create_two_view_loader, which this is with `two_views=True`. With one view and none of the extensions it is
+    timm.data.create_loader to the last random draw.
+    """
+    if mixup is not None and batch_size % 2:
+        raise ValueError(f'mixup needs an even batch_size, got {batch_size}: use {max(2, batch_size - 1)} or '
+                         f'{batch_size + 1}')
+    if not isinstance(dataset, IterableDataset):
+        ranks = dist.get_world_size() if kwargs.get('distributed') else 1
+        if len(dataset) < batch_size * ranks:
+            raise ValueError(f'batch_size {batch_size} on {ranks} process(es) is more than the data set of '
+                             f'{len(dataset)} images: use {len(dataset) // ranks} or less')
+    crop_mode = kwargs.pop('train_crop_mode', None)
+    if crop_mode is not None and crop_mode not in CROP_MODES:
+        raise ValueError(f"train_crop_mode must be one of {', '.join(CROP_MODES)}, got '{crop_mode}'")
+    if kwargs.get('no_aug') and (cutout or lighting or crop_mode == 'pad'):
+        raise ValueError('no_aug turns augmentation off, but cutout, lighting or train_crop_mode pad asks for some')
+    if two_views and (kwargs.get('num_aug_splits') or kwargs.get('input_size_choices')):
+        raise ValueError('two views cannot be combined with num_aug_splits or input_size_choices')
+
+    prefetch = kwargs.get('use_prefetcher', True)
+    device = torch.device(kwargs.pop('device', None) or ('cuda' if torch.cuda.is_available() else 'cpu'))
+    collate = None
+    if two_views:
+        collate = TwoViewCollate(mixup if prefetch else None)
+    elif mixup is not None and prefetch:
+        collate = CollateMixup(**mixup)
+    loader = create_loader(
+        dataset,
+        input_size,
+        batch_size,
+        is_training=True,
+        train_crop_mode=None if crop_mode == 'pad' else crop_mode,
+        collate_fn=collate,
+        device=device,
+        **kwargs,
+    )
+
+    if crop_mode == 'pad' or lighting or (cutout and not prefetch):
+        crop = None
+        if crop_mode == 'pad':
+            crop = pad_and_crop(_height_width(input_size), kwargs.get('interpolation', 'bilinear'))
+        dataset.transform = extend_transform(dataset.transform, crop, lighting, 0 if prefetch else cutout)
+    if cutout and prefetch:
+        # The prefetcher's own place for what comes after normalisation.
+        loader.random_erasing = _Chain(loader.random_erasing, CutOut(cutout))
+    if two_views:
+        dataset.transform = TwoViews(dataset.transform)
+    if mixup is not None and not prefetch:
+        mix = TwoViewMixup(**mixup) if two_views else Mixup(**mixup)
+        loader = DeviceMixupLoader(loader, mix, device, kwargs.get('img_dtype', torch.float32))
+    return loader
+
+
+def create_two_view_loader(
+        dataset: Dataset,
+        input_size: Union[int, Tuple[int, int], Tuple[int, int, int]],
+        batch_size: int,
+        *,
+        mixup: Optional[Dict[str, Any]] = None,
+        cutout: int = 0,
+        lighting: float = 0.,
+        **kwargs,
+):
+    """timm's training loader with two views of every image: each image is decoded once and augmented twice.
+
+    Every kind of data set that timm opens works, map-style or iterable. The transform of `dataset` is set here.
+    Iteration gives view-major images [2B, C, H, W] (all first views, then all second views), with class indices [2B]
+    or, mixed, soft targets [2B, K]: what AgMaxTask takes.
+
+    Args:
+        dataset: Data set with a `transform` attribute, as of timm.data.create_dataset.
+        input_size: Size of a view, (channels, height, width), (height, width) or a side.
+        batch_size: Images B in a batch; a batch holds 2B views.
+        mixup: None, or a dict of timm.data.Mixup's arguments: per view, own lambda and own random partners (see
+            TwoViewMixup). Mixed in the collate as uint8, or on the device with `use_prefetcher=False`. Set
+            `loader.mixup_enabled = False` to turn it off between epochs, persistent workers included.
+        cutout: Side in pixels of a CutOut square per view, after normalisation; 0 is off.
+        lighting: Standard deviation of PCA lighting per view; 0 is off.
+        **kwargs: Further arguments of timm.data.create_loader, `train_crop_mode='pad'` among them (an eighth of the
+            size as padding, then a random crop). `device` is CUDA where there is one, else the CPU.
+
+    Returns:
+        Iterable of (input, target) with the attributes of timm's loader.
+
+    Raises:
+        ValueError: an odd batch with mixup, a data set smaller than a batch, unknown modes or combinations.
+    """
+    return create_train_loader(
+        dataset, input_size, batch_size, mixup=mixup, cutout=cutout, lighting=lighting, two_views=True, **kwargs)
+
+
+class DeviceMixupLoader:
+    """Move batches to the device and mix them there: a mixing loader without the prefetcher.
+
+    Args:
+        loader: DataLoader of (input, target) on the CPU.
+        mixup: Called with input and target on the device.
+        device: Device of the batches.
+        dtype: Dtype of the images.
+    """
+
+    def __init__(self, loader, mixup: Mixup, device: torch.device, dtype: torch.dtype = torch.float32):
+        self.loader = loader
+        self.mixup = mixup
+        self.device = device
+        self.dtype = dtype
+
+    def __iter__(self):
+        for input, target in self.loader:
+            yield self.mixup(input.to(self.device, self.dtype), target.to(self.device))
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    @property
+    def dataset(self):
+        return self.loader.dataset
+
+    @property
+    def sampler(self):
+        return self.loader.sampler
+
+    @property
+    def batch_sampler(self):
+        return self.loader.batch_sampler
+
+    @property
+    def mixup_enabled(self) -> bool:
+        return self.mixup.mixup_enabled
+
+    @mixup_enabled.setter
+    def mixup_enabled(self, enabled: bool) -> None:
+        self.mixup.mixup_enabled = enabled
+
+
+class _Chain:
+    """Apply functions one after the other, those that are None left out."""
+
+    def __init__(self, *functions):
+        self.functions = [function for function in functions if function is not None]
+
+    def __call__(self, x):
+        for function in self.functions:
+            x = function(x)
+        return x
+
+
+def _height_width(input_size: Union[int, Sequence[int]]) -> Tuple[int, int]:
+    if isinstance(input_size, int):
+        return input_size, input_size
+    return tuple(input_size[-2:])

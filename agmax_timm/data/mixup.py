@@ -1,0 +1,183 @@
+"""MixUp and CutMix for two views: each view its own lambda and its own random partners.
+
+timm mixes image i with image B-1-i, so two views would get the same partner. Everything else is timm's: the
+distributions of lambda, the boxes, the area correction, the label smoothing.
+
+Papers: mixup, https://arxiv.org/abs/1710.09412; CutMix, https://arxiv.org/abs/1905.04899; per view as in AgMax,
+https://arxiv.org/abs/2110.10536
+"""
+from typing import Any, Dict, List, Optional, Tuple
+
+import numpy as np
+import torch
+from timm.data import FastCollateMixup, Mixup
+from timm.data.mixup import cutmix_bbox_and_lam, one_hot
+from torch.utils.data import default_collate
+
+MIXUP_MODES = ('batch', 'pair', 'elem')
+
+
+class SharedSwitch:
+    """Mixin for timm.data.Mixup: `mixup_enabled` in shared memory.
+
+    Persistent workers hold a copy of the collate function made when they started; only what is shared reaches them.
+    """
+
+    _switch: Optional[torch.Tensor] = None
+
+    @property
+    def mixup_enabled(self) -> bool:
+        return self._switch is not None and bool(self._switch)
+
+    @mixup_enabled.setter
+    def mixup_enabled(self, enabled: bool) -> None:
+        if self._switch is None:
+            self._switch = torch.zeros((), dtype=torch.bool).share_memory_()
+        self._switch.fill_(bool(enabled))
+
+
+class CollateMixup(SharedSwitch, FastCollateMixup):
+    """timm's FastCollateMixup for one view, with a switch that reaches persistent workers."""
+
+
+class TwoViewMixup(SharedSwitch, Mixup):
+    """Mix a view-major batch in place, each view with its own lambda and its own random partners.
+
+    Whether an image is mixed at all is drawn once for both views; which of MixUp and CutMix, lambda, box and partner
+    are drawn for each. A uint8 batch is blended in float32 and rounded, so the same distribution holds in a collate
+    and, on normalised floats, on the device.
+
+    Args:
+        As timm.data.Mixup (without multi_label): mixup_alpha, cutmix_alpha, cutmix_minmax, prob, switch_prob, mode
+        ('batch', 'pair' or 'elem'), correct_lam, label_smoothing, num_classes.
+
+    Raises:
+        ValueError: unknown mode, nothing to mix; from a call, an odd number of images.
+    """
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        if self.mode not in MIXUP_MODES:
+            raise ValueError(f"mixup mode must be one of {', '.join(MIXUP_MODES)}, got '{self.mode}'")
+        if not (self.mixup_alpha > 0. or self.cutmix_alpha > 0.):
+            raise ValueError('mixup needs mixup_alpha > 0, cutmix_alpha > 0 or a cutmix_minmax')
+        # Decided once for both views below; timm's draws of lambda then always mix.
+        self.image_prob, self.mix_prob = self.mix_prob, 1.
+
+    def __call__(self, input: torch.Tensor, target: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
+        """
+        Args:
+            input: View-major images [2B, C, H, W], uint8 or floating point; changed in place.
+            target: Class indices [2B].
+
+        Returns:
+            The mixed images [2B, C, H, W], soft targets [2B, K].
+        """
+        if len(input) % 4:
+            raise ValueError(f'mixup needs an even number of images in two views, got {len(input)} views')
+        chosen = self._choose_images(len(input) // 2)
+        targets = [self._mix_view(x, y, chosen) for x, y in zip(input.chunk(2), target.chunk(2))]
+        return input, torch.cat(targets)
+
+    def _choose_images(self, batch_size: int) -> np.ndarray:
+        """Indices of the images that are mixed: all or none, or a random subset of whole pairs or of elements."""
+        if not self.mixup_enabled:
+            return np.arange(0)
+        if self.mode == 'batch':
+            return np.arange(batch_size if np.random.rand() < self.image_prob else 0)
+        if self.mode == 'elem':
+            return np.flatnonzero(np.random.rand(batch_size) < self.image_prob)
+        num_pairs = np.random.binomial(batch_size // 2, self.image_prob)
+        return np.random.permutation(batch_size)[:2 * num_pairs]
+
+    def _mix_view(self, x: torch.Tensor, target: torch.Tensor, chosen: np.ndarray) -> torch.Tensor:
+        off_value = self.label_smoothing / self.num_classes
+        labels = one_hot(target, self.num_classes, on_value=1. - self.label_smoothing + off_value, off_value=off_value)
+        if not len(chosen):
+            return labels
+        partner = self._draw_partners(len(x), chosen)
+        kept, boxes = self._draw_amounts(x.shape, chosen, partner)
+
+        unmixed = x.clone()
+        for i in chosen:
+            if i in boxes:
+                yl, yh, xl, xh = boxes[i]
+                x[i, :, yl:yh, xl:xh] = unmixed[partner[i], :, yl:yh, xl:xh]
+            else:
+                x[i] = _blend(unmixed[i], unmixed[partner[i]], float(kept[i]))
+
+        kept = torch.as_tensor(kept, dtype=labels.dtype, device=labels.device)[:, None]
+        return labels * kept + labels[torch.as_tensor(partner, device=labels.device)] * (1. - kept)
+
+    def _draw_partners(self, batch_size: int, chosen: np.ndarray) -> np.ndarray:
+        """A random partner for each chosen image, never itself; itself for the others [B]."""
+        partner = np.arange(batch_size)
+        if self.mode == 'pair':
+            order = np.random.permutation(chosen)
+            partner[order] = order[::-1]
+        else:
+            order = np.random.permutation(batch_size)
+            cycle = np.empty(batch_size, dtype=int)
+            cycle[order] = np.roll(order, 1)
+            partner[chosen] = cycle[chosen]
+        return partner
+
+    def _draw_amounts(
+            self,
+            shape: torch.Size,
+            chosen: np.ndarray,
+            partner: np.ndarray,
+    ) -> Tuple[np.ndarray, Dict[int, Tuple[int, int, int, int]]]:
+        """The share of itself that each image keeps [B], and for CutMix the box that comes from its partner."""
+        images = np.arange(len(partner))
+        # Images of one slot are mixed alike: the whole view, the two of a pair, or each on its own.
+        slots = {'batch': np.zeros_like(images), 'pair': np.minimum(images, partner), 'elem': images}[self.mode]
+        lam, use_cutmix = self._params_per_elem(slots.max() + 1)
+        slot_boxes = {}
+        for slot in np.unique(slots[chosen]):
+            if use_cutmix[slot]:
+                slot_boxes[slot], lam[slot] = cutmix_bbox_and_lam(
+                    shape, lam[slot], ratio_minmax=self.cutmix_minmax, correct_lam=self.correct_lam)
+        kept = np.ones(len(partner), dtype=np.float32)
+        kept[chosen] = lam[slots[chosen]]
+        return kept, {i: slot_boxes[slots[i]] for i in chosen if slots[i] in slot_boxes}
+
+
+class TwoViewCollate(FastCollateMixup):
+    """Collate samples of two views view-major, and mix them where mixup is given.
+
+    A FastCollateMixup in name only, since that is the type whose `mixup_enabled` timm's PrefetchLoader passes on.
+
+    Args:
+        mixup: None, or a dict of TwoViewMixup's arguments.
+    """
+
+    def __init__(self, mixup: Optional[Dict[str, Any]] = None):
+        self.mixup = TwoViewMixup(**mixup) if mixup is not None else None
+
+    @property
+    def mixup_enabled(self) -> bool:
+        return self.mixup is not None and self.mixup.mixup_enabled
+
+    @mixup_enabled.setter
+    def mixup_enabled(self, enabled: bool) -> None:
+        if self.mixup is not None:
+            self.mixup.mixup_enabled = enabled
+
+    def __call__(self, batch: List[Tuple], _=None) -> Tuple[torch.Tensor, torch.Tensor]:
+        """
+        Args:
+            batch: B samples ((view, view), class index), the views tensors [C, H, W] of any dtype.
+
+        Returns:
+            View-major images [2B, C, H, W], and class indices [2B] or, mixed, soft targets [2B, K].
+        """
+        input = torch.stack([views[v] for v in range(2) for views, *_ in batch])
+        target = default_collate([sample[1] for sample in batch]).long().repeat(2)
+        return (input, target) if self.mixup is None else self.mixup(input, target)
+
+
+def _blend(x: torch.Tensor, partner: torch.Tensor, lam: float) -> torch.Tensor:
+    if x.is_floating_point():
+        return x * lam + partner * (1. - lam)
+    return (x.float() * lam + partner.float() * (1. - lam)).round_().to(x.dtype)

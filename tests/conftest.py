@@ -1,0 +1,81 @@
+"""Data for the tests, made on the spot: nothing is downloaded."""
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from timm.utils import random_seed
+from torch.utils.data import Dataset
+
+CLASSES = ('ant', 'bee', 'cat')
+PER_CLASS = 4
+
+
+def gradient_image(height, width, blue=0):
+    """Red is the column and green the row, 0 to 255, so a crop can be read from its pixels; blue is constant."""
+    pixels = np.zeros((height, width, 3), dtype=np.uint8)
+    pixels[..., 0] = np.linspace(0, 255, width)[None, :]
+    pixels[..., 1] = np.linspace(0, 255, height)[:, None]
+    pixels[..., 2] = blue
+    return Image.fromarray(pixels)
+
+
+class MemoryDataset(Dataset):
+    """Images in memory with their index, or a label each, as target."""
+
+    def __init__(self, images, targets=None):
+        self.images = images
+        self.targets = range(len(images)) if targets is None else targets
+        self.transform = None
+
+    def __getitem__(self, index):
+        image = self.images[index].copy()
+        return image if self.transform is None else self.transform(image), self.targets[index]
+
+    def __len__(self):
+        return len(self.images)
+
+
+@pytest.fixture
+def fixed_seed():
+    random_seed(42)
+
+
+@pytest.fixture(scope='session')
+def memory_dataset():
+    return MemoryDataset
+
+
+@pytest.fixture(scope='session')
+def gradient_dataset():
+    """Function: a data set of `count` gradient images, the same throughout, with the index as target."""
+    image = gradient_image(256, 256)
+    return lambda count: MemoryDataset([image] * count)
+
+
+@pytest.fixture(scope='session')
+def colour_dataset():
+    """Function: a data set of `count` images, all red, all green or all blue after their class 0, 1 or 2."""
+    colours = [Image.new('RGB', (24, 20), colour) for colour in ((255, 0, 0), (0, 255, 0), (0, 0, 255))]
+    return lambda count: MemoryDataset([colours[i % 3] for i in range(count)], [i % 3 for i in range(count)])
+
+
+@pytest.fixture(scope='session')
+def photos(tmp_path_factory):
+    """Folder with the splits train and val, of class folders of gradient JPEGs of several sizes.
+
+    The blue level of each is unique in its split: 20 * number + 10, number // PER_CLASS being the class.
+    """
+    root = tmp_path_factory.mktemp('photos')
+    for split in ('train', 'val'):
+        for number in range(PER_CLASS * len(CLASSES)):
+            folder = root / split / CLASSES[number // PER_CLASS]
+            folder.mkdir(parents=True, exist_ok=True)
+            image = gradient_image(48 + 4 * (number % 3), 64 - 4 * (number % 2), 20 * number + 10)
+            image.save(folder / f'{number:03d}.jpg', quality=95, subsampling=0)
+    return root
+
+
+@pytest.fixture(scope='session')
+def photo_numbers():
+    """Function: the numbers of the photos that images [N, 3, H, W] in [0, 1] were cut from."""
+    return lambda images: torch.floor(images[:, 2].mean((1, 2)).cpu() * 255 / 20).long()

@@ -1,0 +1,263 @@
+"""Loaders: two views of every kind of data, and timm's own batches where nothing of ours is asked for."""
+import io
+import json
+import struct
+import tarfile
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from timm.data import FastCollateMixup, Mixup, create_loader
+from timm.utils import random_seed
+from torch.utils.data import IterableDataset
+
+from agmax_timm import create_two_view_loader
+from agmax_timm.data.datasets import create_dataset
+from agmax_timm.data.loader import create_train_loader
+
+pytestmark = pytest.mark.usefixtures('fixed_seed')
+PER_CLASS = 4  # as in the photos
+LEVELS = {'mean': (0., 0., 0.), 'std': (1., 1., 1.), 'device': 'cpu'}  # images come as levels in [0, 1]
+GREY = {'mean': (0.,), 'std': (1.,), 'device': 'cpu'}
+# Crops and flips, but no colour: the blue of a photo tells its number.
+COLOURLESS = {**LEVELS, 'color_jitter': None}
+
+
+def make_tar(photos, folder):
+    path = folder / 'photos.tar'
+    with tarfile.open(path, 'w') as tar:
+        tar.add(photos / 'train', arcname='.')
+    return create_dataset('', str(path), 'train')
+
+
+def make_wds(photos, folder):
+    """Two shards of six samples in webdataset's layout, the index of the class in a .cls file."""
+    files = sorted((photos / 'train').glob('*/*.jpg'))
+    shards = [files[::2], files[1::2]]
+    for n, shard in enumerate(shards):
+        with tarfile.open(folder / f'train-{n}.tar', 'w') as tar:
+            for path in shard:
+                for name, data in ((path.name, path.read_bytes()), (f'{path.stem}.cls', b'%d' % (int(path.stem) // 4))):
+                    member = tarfile.TarInfo(name)
+                    member.size = len(data)
+                    tar.addfile(member, io.BytesIO(data))
+    split = {'name': 'train', 'filenames': ['train-0.tar', 'train-1.tar'], 'shard_lengths': [6, 6], 'num_samples': 12}
+    (folder / '_info.json').write_text(json.dumps({'splits': {'train': split}}))
+    return create_dataset('wds/photos', str(folder), 'train', is_training=True, batch_size=4)
+
+
+def make_fashion_mnist(folder, images, labels):
+    """The four files of torchvision's FashionMNIST."""
+    raw = folder / 'FashionMNIST' / 'raw'
+    raw.mkdir(parents=True)
+    for part in ('train', 't10k'):
+        header = struct.pack('>4i', 0x0803, *images.shape)
+        (raw / f'{part}-images-idx3-ubyte').write_bytes(header + images.tobytes())
+        (raw / f'{part}-labels-idx1-ubyte').write_bytes(struct.pack('>2i', 0x0801, len(labels)) + labels.tobytes())
+    return create_dataset('torch/fashion_mnist', str(folder), 'train')
+
+
+KINDS = {
+    'folder': lambda photos, folder: create_dataset('', str(photos), 'train'),
+    'tar': make_tar,
+    'torch': lambda photos, folder: create_dataset('torch/image_folder', str(photos), 'train'),
+    'wds': make_wds,
+}
+
+
+@pytest.mark.parametrize('use_prefetcher', [True, False])
+@pytest.mark.parametrize('num_workers', [0, 2])
+@pytest.mark.parametrize('kind', KINDS)
+def test_every_kind_of_photos(photos, photo_numbers, tmp_path, kind, num_workers, use_prefetcher):
+    dataset = KINDS[kind](photos, tmp_path)
+    assert isinstance(dataset, IterableDataset) == (kind == 'wds')
+    loader = create_two_view_loader(
+        dataset, 16, 4, num_workers=num_workers, use_prefetcher=use_prefetcher, **COLOURLESS)
+    for _ in range(2):
+        numbers = []
+        for x, target in loader:
+            assert x.shape == (8, 3, 16, 16) and x.dtype == torch.float32
+            assert target.shape == (8,) and target.dtype == torch.int64
+            first, second = photo_numbers(x).chunk(2)
+            assert torch.equal(first, second)
+            assert torch.equal(target, torch.cat([first, second]) // PER_CLASS)
+            assert not torch.equal(*x.chunk(2))
+            numbers += first.tolist()
+        # A shard a worker: timm rounds each worker's half up to whole batches, and repeats.
+        assert len(loader) == len(numbers) // 4
+        assert sorted(numbers) == list(range(12)) or (kind == 'wds' and set(numbers) == set(range(12)))
+
+
+@pytest.mark.parametrize('input_size, shape', [
+    (24, (24, 24)), ((16, 24), (16, 24)), ((3, 24, 16), (24, 16)), ((3, 8, 40), (8, 40)),
+])
+@pytest.mark.parametrize('crop_mode', [None, 'rrc', 'rkrc', 'rkrr', 'pad'])
+@pytest.mark.parametrize('use_prefetcher', [True, False])
+def test_sizes_and_crops(photos, photo_numbers, input_size, shape, crop_mode, use_prefetcher):
+    loader = create_two_view_loader(
+        create_dataset('', str(photos), 'train'), input_size, 6, num_workers=0, use_prefetcher=use_prefetcher,
+        train_crop_mode=crop_mode, cutout=4, **COLOURLESS)
+    for x, target in loader:
+        assert x.shape == (12, 3, *shape) and target.shape == (12,)
+    assert len(loader) == 2
+
+
+@pytest.mark.parametrize('use_prefetcher', [True, False])
+@pytest.mark.parametrize('kind', ['demo', 'fashion_mnist'])
+def test_one_channel(tmp_path, kind, use_prefetcher):
+    if kind == 'demo':
+        dataset = create_dataset('demo', split='train', input_img_mode='L')
+        images, labels, batch_size = dataset.images, dataset.targets, 250
+    else:
+        images = np.random.default_rng(0).integers(0, 256, (12, 28, 28), dtype=np.uint8)
+        labels, batch_size = (np.arange(12) % 10).astype(np.uint8), 6
+        dataset = make_fashion_mnist(tmp_path, images, labels)
+    loader = create_two_view_loader(
+        dataset, (1, 28, 28), batch_size, num_workers=0, use_prefetcher=use_prefetcher, no_aug=True, **GREY)
+    label_of = {image.tobytes(): int(label) for image, label in zip(images, labels)}
+    seen = []
+    for x, target in loader:
+        assert x.shape == (2 * batch_size, 1, 28, 28)
+        # Without augmentation both views are the image itself.
+        views = [view.tobytes() for view in (x[:, 0] * 255).round().byte().numpy()]
+        assert views[:batch_size] == views[batch_size:]
+        assert [label_of[view] for view in views] == target.tolist()
+        seen += views[:batch_size]
+    assert sorted(seen) == sorted(image.tobytes() for image in images)
+
+
+def test_one_channel_augmented():
+    dataset = create_dataset('demo', split='train', input_img_mode='L')
+    loader = create_two_view_loader(
+        dataset, (1, 28, 28), 500, num_workers=0, train_crop_mode='pad', cutout=8,
+        mixup={'mixup_alpha': 1., 'num_classes': 10}, **GREY)
+    for x, target in loader:
+        assert x.shape == (1000, 1, 28, 28) and target.shape == (1000, 10)
+
+
+@pytest.mark.parametrize('use_prefetcher', [True, False])
+def test_image_dtype(photos, use_prefetcher):
+    loader = create_two_view_loader(
+        create_dataset('', str(photos), 'train'), 16, 6, num_workers=0, use_prefetcher=use_prefetcher,
+        img_dtype=torch.bfloat16, mixup={'mixup_alpha': 1., 'num_classes': 3}, device='cpu')
+    for x, target in loader:
+        assert x.dtype == torch.bfloat16 and target.dtype == torch.float32
+
+
+@pytest.mark.parametrize('policy', [
+    'original', 'originalr', '3a', 'rand-m9-mstd0.5', 'rand-m7-inc1', 'augmix-m3-w3',
+])
+@pytest.mark.parametrize('use_prefetcher', [True, False])
+def test_policies_run(photos, policy, use_prefetcher):
+    loader = create_two_view_loader(
+        create_dataset('', str(photos), 'train'), 24, 4, num_workers=0, use_prefetcher=use_prefetcher,
+        auto_augment=policy, lighting=0.1, cutout=8, train_crop_mode='pad', device='cpu')
+    batches = list(loader)
+    assert len(batches) == 3
+    for x, _ in batches:
+        assert x.isfinite().all() and not torch.equal(*x.chunk(2))
+
+
+@pytest.mark.parametrize('use_prefetcher', [True, False])
+def test_random_erasing_and_cutout_per_view(gradient_dataset, use_prefetcher):
+    """Erasing gives noise beyond the range of the pixels, CutOut zeros that no pixel has."""
+    loader = create_two_view_loader(
+        gradient_dataset(256), 32, 64, num_workers=0, use_prefetcher=use_prefetcher, re_prob=0.5, re_mode='pixel',
+        cutout=10, color_jitter=None, mean=(-2.,) * 3, std=(1.,) * 3, device='cpu')
+    erased, cut = [], []
+    for x, _ in loader:
+        views = x.unflatten(0, (2, -1))
+        cut.append((views == 0).any(2).double().mean((2, 3)))
+        erased.append(((views != 0) & (views < 1.9)).any(2).any(2).any(2))
+    erased, cut = torch.cat(erased, 1), torch.cat(cut, 1)
+    assert (cut > 0).all() and cut.max() <= 10 * 10 / 32 ** 2
+    # Each view on its own: half are erased, and half agree.
+    assert abs(erased.double().mean() - 0.5) < 4 * 0.5 / 512 ** 0.5
+    assert abs((erased[0] == erased[1]).double().mean() - 0.5) < 4 * 0.5 / 256 ** 0.5
+
+
+MIXUP = {'mixup_alpha': 0.4, 'cutmix_alpha': 1., 'prob': 0.8, 'label_smoothing': 0.1, 'num_classes': 3}
+
+
+def timms_batches(dataset, mixup, use_prefetcher, **kwargs):
+    collate = FastCollateMixup(**mixup) if mixup and use_prefetcher else None
+    loader = create_loader(dataset, 24, 4, is_training=True, collate_fn=collate, use_prefetcher=use_prefetcher,
+                           device=torch.device('cpu'), **kwargs)
+    mix = Mixup(**mixup) if mixup and not use_prefetcher else lambda *batch: batch
+    return [mix(*batch) for _ in range(2) for batch in loader]
+
+
+@pytest.mark.parametrize('mixup', [None, MIXUP, {**MIXUP, 'mode': 'pair'}, {**MIXUP, 'mode': 'elem'}])
+@pytest.mark.parametrize('num_workers', [0, 2])
+@pytest.mark.parametrize('use_prefetcher', [True, False])
+def test_one_view_is_timm(photos, use_prefetcher, num_workers, mixup):
+    kwargs = {'use_prefetcher': use_prefetcher, 'num_workers': num_workers, 'auto_augment': 'rand-m9-mstd0.5',
+              're_prob': 0.5, 're_mode': 'pixel', 'interpolation': 'random'}
+    datasets = [create_dataset('', str(photos), 'train') for _ in range(2)]
+    random_seed(7)
+    theirs = timms_batches(datasets[0], mixup, **kwargs)
+    random_seed(7)
+    loader = create_train_loader(datasets[1], 24, 4, mixup=mixup, device='cpu', **kwargs)
+    ours = [batch for _ in range(2) for batch in loader]
+    assert len(ours) == len(theirs) == 6
+    for (x, target), (their_x, their_target) in zip(ours, theirs):
+        assert torch.equal(x, their_x) and torch.equal(target, their_target)
+
+
+def test_one_view_with_our_augmentation(photos, photo_numbers):
+    loader = create_train_loader(
+        create_dataset('', str(photos), 'train'), 32, 4, num_workers=0, train_crop_mode='pad', cutout=8, **COLOURLESS)
+    for x, target in loader:
+        assert x.shape == (4, 3, 32, 32) and target.shape == (4,)
+        black = (x == 0).all(1).float().mean((1, 2))
+        assert (black > 0).all()
+
+
+@pytest.mark.parametrize('use_prefetcher', [True, False])
+def test_looks_like_timms_loader(photos, use_prefetcher):
+    dataset = create_dataset('', str(photos), 'train')
+    loader = create_two_view_loader(
+        dataset, 16, 4, num_workers=0, use_prefetcher=use_prefetcher, mixup=MIXUP, device='cpu')
+    assert loader.dataset is dataset and len(loader) == 3
+    assert len(loader.sampler) == 12 and loader.batch_sampler.batch_size == 4
+    assert loader.mixup_enabled
+
+
+@pytest.mark.parametrize('batch_size, kwargs, message', [
+    (5, {'mixup': MIXUP}, 'even batch_size, got 5: use 4 or 6'),
+    (5, {'mixup': MIXUP, 'use_prefetcher': False}, 'even batch_size, got 5: use 4 or 6'),
+    (1, {'mixup': MIXUP}, 'even batch_size, got 1: use 2'),
+    (13, {}, 'batch_size 13 .* 12 images: use 12 or less'),
+    (4, {'num_aug_splits': 2}, 'num_aug_splits'),
+    (4, {'input_size_choices': [16, 24]}, 'input_size_choices'),
+    (4, {'train_crop_mode': 'padd'}, "rrc, rkrc, rkrr, pad, got 'padd'"),
+    (4, {'no_aug': True, 'cutout': 8}, 'no_aug'),
+    (4, {'no_aug': True, 'lighting': 0.1}, 'no_aug'),
+    (4, {'no_aug': True, 'train_crop_mode': 'pad'}, 'no_aug'),
+    (4, {'mixup': {**MIXUP, 'mode': 'half'}}, 'half'),
+    (4, {'mixup': {'mixup_alpha': 0.}}, 'mixup_alpha'),
+])
+def test_combinations_that_cannot_be(photos, batch_size, kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        create_two_view_loader(
+            create_dataset('', str(photos), 'train'), 16, batch_size, num_workers=0, device='cpu', **kwargs)
+
+
+def test_a_batch_may_be_all_the_data(photos):
+    loader = create_two_view_loader(create_dataset('', str(photos), 'train'), 16, 12, num_workers=0, device='cpu')
+    assert [len(x) for x, _ in loader] == [24]
+
+
+@pytest.mark.parametrize('mode', ['RGB', 'L'])
+def test_image_modes_become_the_models(tmp_path, mode):
+    """Greyscale, palette and transparent files alike."""
+    for i, file_mode in enumerate(['L', 'P', 'RGBA', 'RGB']):
+        folder = tmp_path / f'class{i}'
+        folder.mkdir()
+        Image.new('RGB', (20, 20), (200, 100, 50)).convert(file_mode).save(folder / 'image.png')
+    channels = len(mode)
+    loader = create_two_view_loader(
+        create_dataset('', str(tmp_path), 'train', input_img_mode=mode), (channels, 16, 16), 4, num_workers=0,
+        mean=(0.5,) * channels, std=(0.5,) * channels, device='cpu')
+    assert [x.shape for x, _ in loader] == [(8, channels, 16, 16)]

@@ -1,0 +1,133 @@
+"""Two views: one decode, two independent draws, reproducible from the seed."""
+import itertools
+import multiprocessing
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from timm.data import create_transform
+from timm.utils import random_seed
+
+from agmax_timm import TwoViews, create_two_view_loader
+from agmax_timm.data.datasets import create_dataset
+
+LEVELS = {'mean': (0., 0., 0.), 'std': (1., 1., 1.), 'device': 'cpu'}  # images come as levels in [0, 1]
+pytestmark = pytest.mark.usefixtures('fixed_seed')
+SIGMAS = 5  # of every statistical bound below; the seeds are fixed
+POLICIES = ['original', 'rand-m9-mstd0.5', '3a', 'augmix-m3-w2']
+
+
+def epoch_by_index(loader):
+    """Views [2, N, C, H, W] of one epoch, in the order of the data set; the targets are its indices."""
+    batches = [(x.unflatten(0, (2, -1)), target.chunk(2)) for x, target in loader]
+    assert all(torch.equal(*targets) for _, targets in batches)
+    order = torch.cat([targets[0] for _, targets in batches]).argsort()
+    return torch.cat([x for x, _ in batches], 1)[:, order]
+
+
+def read_crops(images):
+    """Where crops [N, 3, H, W] of the gradient image lay: centre and extent along both axes, and the flip."""
+    red, green = images[:, 0].double(), images[:, 1].double()
+    across = (red[:, :, -1] - red[:, :, 0]).mean(1)
+    down = (green[:, -1] - green[:, 0]).mean(1)
+    return torch.stack([red.mean((1, 2)), green.mean((1, 2)), across.abs(), down, (across < 0).double()])
+
+
+def correlation(a, b):
+    return np.corrcoef(a, b)[0, 1]
+
+
+def test_one_image_two_calls():
+    seen = []
+
+    def transform(image):
+        seen.append(image)
+        return len(seen)
+
+    image = object()
+    assert TwoViews(transform)(image) == (1, 2)
+    assert seen[0] is image and seen[1] is image
+
+
+@pytest.mark.parametrize('num_workers', [0, 2])
+def test_one_decode_per_sample(photos, monkeypatch, num_workers):
+    opened = multiprocessing.Value('i', 0)
+    pil_open = PIL.Image.open
+
+    def counting_open(*args, **kwargs):
+        with opened.get_lock():
+            opened.value += 1
+        return pil_open(*args, **kwargs)
+
+    monkeypatch.setattr(PIL.Image, 'open', counting_open)
+    dataset = create_dataset('', str(photos), 'train')
+    loader = create_two_view_loader(dataset, 16, 4, num_workers=num_workers, **LEVELS)
+    views = sum(len(x) for x, _ in loader)
+    assert (views, opened.value) == (2 * len(dataset), len(dataset))
+
+
+@pytest.mark.parametrize('policy', [None, *POLICIES])
+def test_first_view_leaves_the_image_alone(gradient_dataset, policy):
+    image, _ = gradient_dataset(1)[0]
+    before = image.tobytes()
+    views = TwoViews(create_transform(32, is_training=True, auto_augment=policy, vflip=0.5))
+    for _ in range(20):
+        views(image)
+    assert image.tobytes() == before
+
+
+@pytest.mark.parametrize('num_workers', [0, 2])
+def test_crops_and_flips_are_independent(gradient_dataset, num_workers):
+    count = 1024
+    loader = create_two_view_loader(
+        gradient_dataset(count), 16, 64, num_workers=num_workers, color_jitter=None, scale=(0.1, 0.6), **LEVELS)
+    # Persistent workers go on into the second epoch.
+    draws = [read_crops(view) for _ in range(2) for view in epoch_by_index(loader)]
+    bound = SIGMAS / count ** 0.5
+    for a, b in itertools.combinations(draws, 2):
+        assert not torch.equal(a, b)
+        for quantity_a, quantity_b in zip(a, b):
+            assert abs(correlation(quantity_a, quantity_b)) < bound
+        assert abs((a[-1] == b[-1]).double().mean() - 0.5) < bound / 2
+    # Workers that shared a seed would draw every crop twice.
+    crops = torch.cat(draws, 1).T
+    assert len(crops.unique(dim=0)) > 0.98 * len(crops)
+
+
+@pytest.mark.parametrize('policy', POLICIES[:2])
+@pytest.mark.parametrize('num_workers', [0, 2])
+def test_policies_are_independent(gradient_dataset, policy, num_workers):
+    count = 512
+    loader = create_two_view_loader(
+        gradient_dataset(count), 24, 64, num_workers=num_workers, auto_augment=policy, hflip=0., scale=(1., 1.),
+        ratio=(1., 1.), **LEVELS)
+    draws = [view for _ in range(2) for view in epoch_by_index(loader)]
+    for a, b in itertools.combinations(draws, 2):
+        for channel in range(3):
+            brightness = [view[:, channel].mean((1, 2)) for view in (a, b)]
+            assert abs(correlation(*brightness)) < SIGMAS / count ** 0.5
+        # Views of one image agree no more often than views of two images.
+        same = (a == b).flatten(1).all(1).double().mean()
+        other = (a == b.roll(1, 0)).flatten(1).all(1).double().mean()
+        assert abs(same - other) < SIGMAS * (2 * other * (1 - other) / count) ** 0.5 + 1 / count
+
+
+def everything_on(dataset, seed, num_workers, use_prefetcher):
+    random_seed(seed)
+    loader = create_two_view_loader(
+        dataset, 24, 8, num_workers=num_workers, use_prefetcher=use_prefetcher, auto_augment='rand-m9-mstd0.5',
+        re_prob=0.5, cutout=8, lighting=0.1, device='cpu',
+        mixup={'mixup_alpha': 0.2, 'cutmix_alpha': 1., 'mode': 'elem', 'num_classes': 32})
+    return [batch for _ in range(2) for batch in loader]
+
+
+@pytest.mark.parametrize('use_prefetcher', [True, False])
+@pytest.mark.parametrize('num_workers', [0, 2])
+def test_reproducible_from_the_seed(gradient_dataset, num_workers, use_prefetcher):
+    first, again, other = [
+        everything_on(gradient_dataset(32), seed, num_workers, use_prefetcher) for seed in (42, 42, 43)]
+    assert len(first) == len(again) == 8
+    for (x, target), (same_x, same_target), (other_x, other_target) in zip(first, again, other):
+        assert torch.equal(x, same_x) and torch.equal(target, same_target)
+        assert not torch.equal(x, other_x) and not torch.equal(target, other_target)
