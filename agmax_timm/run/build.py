@@ -1,0 +1,228 @@
+"""From options to what a run is made of: device, model, task, optimizer, schedule.
+
+Everything is built in the order of timm's script, so that a run without --agmax draws the same random numbers.
+"""
+import argparse
+import logging
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Callable, Dict, Optional, Tuple
+
+import torch
+import torch.distributed as dist
+import torch.nn as nn
+from timm import utils
+from timm.data import resolve_data_config
+from timm.layers import convert_sync_batchnorm, set_fast_norm
+from timm.loss import create_classification_loss
+from timm.models import create_model, is_model, list_models
+from timm.optim import create_optimizer_v2, optimizer_kwargs
+from timm.scheduler import create_scheduler_v2, scheduler_kwargs
+from timm.task import ClassificationTask, TrainingTask
+from timm.utils import NativeScaler
+
+from ..task import AgMaxTask
+from .config import OptionError, mixing
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Precision:
+    """Numbers of a run: autocast context, loss scaler (float16 on CUDA alone), dtype of the weights (None: float32)."""
+    autocast: Callable = nullcontext
+    scaler: Optional[NativeScaler] = None
+    model_dtype: Optional[torch.dtype] = None
+
+
+def init_device(args: argparse.Namespace) -> torch.device:
+    """The process's device, with its process group where there are several; the CPU where there is no CUDA."""
+    if args.device.startswith('cuda') and not torch.cuda.is_available():
+        args.device = 'cpu'
+        _logger.info('No CUDA device: running on the CPU.')
+    if torch.cuda.is_available():
+        torch.backends.cuda.matmul.allow_tf32 = True
+        torch.backends.cudnn.benchmark = True
+    return utils.init_distributed_device(args)
+
+
+def build_precision(args: argparse.Namespace, device: torch.device) -> Precision:
+    if not args.amp:
+        return Precision(model_dtype=getattr(torch, args.model_dtype) if args.model_dtype else None)
+    dtype = getattr(torch, args.amp_dtype)
+    scaler = NativeScaler(device=device.type) if device.type == 'cuda' and dtype == torch.float16 else None
+    return Precision(partial(torch.autocast, device_type=device.type, dtype=dtype), scaler)
+
+
+def create_named_model(name: str, **kwargs) -> nn.Module:
+    """timm.create_model, with an error of one line for a name that timm does not have."""
+    if ':' not in name and not is_model(name):
+        similar = list_models(f'*{name.split(".")[0]}*')[:5]
+        hint = f": did you mean {', '.join(similar)}?" if similar else ''
+        raise OptionError(f"--model {name}: timm has no such model{hint}")
+    return create_model(name, **kwargs)
+
+
+def build_model(args: argparse.Namespace, device: torch.device, precision: Precision) -> Tuple[nn.Module, Dict]:
+    """The model on its device, and its data configuration. Sets args.num_classes to the model's where it is None."""
+    if args.fast_norm:
+        set_fast_norm()
+    pretrained = {}
+    if args.pretrained_path:
+        # num_classes -1 makes timm adapt the head.
+        pretrained['pretrained_cfg_overlay'] = dict(file=args.pretrained_path, num_classes=-1)
+    model = create_named_model(
+        args.model,
+        pretrained=args.pretrained,
+        in_chans=input_channels(args),
+        num_classes=args.num_classes,
+        drop_rate=args.drop,
+        drop_path_rate=args.drop_path,
+        drop_block_rate=args.drop_block,
+        global_pool=args.gp,
+        bn_momentum=args.bn_momentum,
+        bn_eps=args.bn_eps,
+        checkpoint_path=args.initial_checkpoint,
+        **pretrained,
+        **args.model_kwargs,
+    )
+    _init_head(model, args.head_init_scale, args.head_init_bias)
+    args.num_classes = model.num_classes if args.num_classes is None else args.num_classes
+    if args.grad_checkpointing:
+        model.set_grad_checkpointing(enable=True)
+    if utils.is_primary(args):
+        count = sum(parameter.numel() for parameter in model.parameters())
+        _logger.info(f'Model {args.model} created, param count: {count}')
+    data_config = build_data_config(args, model)
+
+    model.to(device=device, dtype=precision.model_dtype)
+    if args.channels_last:
+        model.to(memory_format=torch.channels_last)
+    if args.distributed and args.sync_bn:
+        args.dist_bn = ''  # the statistics are already those of all ranks
+        model = convert_sync_batchnorm(model)
+    return model, data_config
+
+
+def build_data_config(args: argparse.Namespace, model: nn.Module, use_test_size: bool = False) -> Dict[str, Any]:
+    """timm's data configuration, with the size, mean and std of as many channels as --in-chans asks for."""
+    config = resolve_data_config(
+        vars(args), model=model, use_test_size=use_test_size, verbose=utils.is_primary(args))
+    channels = input_channels(args)
+    config['input_size'] = (channels, *config['input_size'][1:])
+    for name in ('mean', 'std'):
+        if len(config[name]) != channels:
+            config[name] = (sum(config[name]) / len(config[name]),) * channels
+    return config
+
+
+def input_channels(args: argparse.Namespace) -> int:
+    if args.in_chans is not None:
+        return args.in_chans
+    return args.input_size[0] if args.input_size is not None else 3
+
+
+def _init_head(model: nn.Module, scale: Optional[float], bias: Optional[float]) -> None:
+    if scale is not None:
+        with torch.no_grad():
+            for parameter in model.get_classifier().parameters():
+                parameter.mul_(scale)
+    if bias is not None:
+        nn.init.constant_(model.get_classifier().bias, bias)
+
+
+def build_task(args: argparse.Namespace, model: nn.Module, device: torch.device, precision: Precision) -> TrainingTask:
+    """What one update computes: timm's classification, or AgMax."""
+    criterion = create_classification_loss(
+        loss_type='bce' if args.bce_loss else 'ce',
+        smoothing=args.smoothing,
+        soft_targets=mixing(args),
+        **(dict(pos_weight=args.bce_pos_weight, bce_target_thresh=args.bce_target_thresh, bce_sum=args.bce_sum)
+           if args.bce_loss else {}),
+    )
+    common = dict(device=device, dtype=precision.model_dtype, verbose=utils.is_primary(args))
+    if not args.agmax:
+        return ClassificationTask(model, criterion, **common)
+    if args.agmax_loss == 'mi' and args.batch_size * args.world_size < 2:
+        raise OptionError(f'--agmax needs 2 images or more in a batch, got --batch-size {args.batch_size}: over 1 '
+                          'image the marginal is the prediction itself')
+    if args.grad_accum_steps > 1 and args.agmax_loss == 'mi' and utils.is_primary(args):
+        _logger.warning(
+            f'--grad-accum-steps {args.grad_accum_steps}: the marginals of AgMax are those of each batch of '
+            f'{args.batch_size * args.world_size} images, not of the {args.grad_accum_steps} batches of an update.')
+    return AgMaxTask(
+        model,
+        criterion,
+        kind=args.agmax_loss,
+        weight=args.agmax_weight,
+        divergence_weight=args.agmax_divergence_weight,
+        hidden=args.agmax_units,
+        init_std=args.agmax_init_std,
+        **common,
+    )
+
+
+def set_learning_rate(args: argparse.Namespace) -> None:
+    """args.lr from --lr-base and the images of an update, where --lr is not given."""
+    if args.lr is not None:
+        return
+    images = args.batch_size * args.world_size * args.grad_accum_steps
+    if not args.lr_base_scale:
+        args.lr_base_scale = 'sqrt' if any(name in args.opt.lower() for name in ('ada', 'lamb')) else 'linear'
+    ratio = images / args.lr_base_size
+    args.lr = args.lr_base * (ratio ** 0.5 if args.lr_base_scale == 'sqrt' else ratio)
+    if utils.is_primary(args):
+        _logger.info(f'Learning rate {args.lr:g}: {args.lr_base:g} at {args.lr_base_size} images, scaled '
+                     f'{args.lr_base_scale} to {images} images an update.')
+
+
+def build_optimizer(args: argparse.Namespace, task: TrainingTask) -> torch.optim.Optimizer:
+    return create_optimizer_v2(task.get_trainable_module(), **optimizer_kwargs(cfg=args), **args.opt_kwargs)
+
+
+def build_ema(args: argparse.Namespace, task: TrainingTask) -> None:
+    """An EMA that starts from the same weights on every rank: DDP shares rank 0's with the model only later."""
+    if not args.model_ema:
+        return
+    if args.distributed:
+        for tensor in task.get_trainable_module().state_dict().values():
+            dist.broadcast(tensor, 0)
+    task.setup_ema(
+        decay=args.model_ema_decay,
+        use_warmup=args.model_ema_warmup,
+        device='cpu' if args.model_ema_force_cpu else None,
+    )
+
+
+def compile_and_distribute(args: argparse.Namespace, task: TrainingTask, device: torch.device) -> None:
+    """torch.compile, then DDP around what is compiled."""
+    if args.torchcompile:
+        task.compile(backend=args.torchcompile, mode=args.torchcompile_mode)
+        task.compile_ema(backend=args.torchcompile, mode=args.torchcompile_mode)
+    if args.distributed:
+        device_ids = [device] if device.type == 'cuda' else None
+        task.prepare_distributed(device_ids=device_ids, broadcast_buffers=not args.no_ddp_bb)
+
+
+def build_scheduler(
+        args: argparse.Namespace,
+        optimizer: torch.optim.Optimizer,
+        updates_per_epoch: int,
+) -> Tuple[Any, int]:
+    """timm's scheduler (None for --sched none), and the number of epochs with warm-up and cool-down."""
+    return create_scheduler_v2(
+        optimizer,
+        **scheduler_kwargs(args, decreasing_metric=args.eval_metric == 'loss'),
+        updates_per_epoch=updates_per_epoch,
+    )
+
+
+def advance_scheduler(scheduler: Any, epoch: int, updates_per_epoch: Optional[int] = None) -> None:
+    """Set the learning rate of an epoch that a run starts with; updates_per_epoch for a schedule by updates."""
+    if scheduler is None or epoch == 0:
+        return
+    if updates_per_epoch is not None:
+        scheduler.step_update(epoch * updates_per_epoch)
+    else:
+        scheduler.step(epoch)

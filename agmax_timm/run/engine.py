@@ -1,0 +1,236 @@
+"""One epoch of training; one evaluation. Neither waits for the device but where something is read."""
+import argparse
+import math
+import time
+from collections import OrderedDict
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any, Callable, Dict, Optional, Tuple
+
+import torch
+import torch.distributed as dist
+import torch.nn as nn
+from timm.task import ClassificationEvaluator, TrainingTask, evaluation_sample_limit
+from timm.utils import dispatch_clip_grad
+
+from .build import Precision
+
+
+class NonFiniteError(RuntimeError):
+    """A loss or metric that is NaN or infinite; the message names which, and when."""
+
+
+@dataclass
+class Span:
+    """A stretch of training: seconds since it began, images and updates of all ranks, seconds of waiting for data."""
+    images: int = 0
+    updates: int = 0
+    data_seconds: float = 0.
+    start: float = field(default_factory=time.perf_counter)
+
+    def add(self, images: int, updates: int, data_seconds: float) -> None:
+        self.images += images
+        self.updates += updates
+        self.data_seconds += data_seconds
+
+    @property
+    def seconds(self) -> float:
+        return time.perf_counter() - self.start
+
+
+@dataclass
+class Progress:
+    """Where an epoch stands: losses of the last batch and their means, time since the last report and in all."""
+    epoch: int
+    update_index: int
+    updates_per_epoch: int
+    last: Dict[str, float]
+    mean: Dict[str, float]
+    lap: Span
+    total: Span
+    input: torch.Tensor
+    target: torch.Tensor
+
+
+class RunningLosses:
+    """Last and mean losses of an epoch, summed on the device in float64 and read only when asked.
+
+    Not-a-number stays in a sum, so a look now and then misses none.
+
+    Args:
+        device: Device of the losses.
+        distributed: Average over ranks when read.
+    """
+
+    def __init__(self, device: torch.device, distributed: bool = False):
+        self.dtype = torch.float32 if device.type == 'mps' else torch.float64
+        self.distributed = distributed
+        self.names: Tuple[str, ...] = ()
+        self.last = self.sums = None
+        self.count = 0
+
+    def update(self, losses: Dict[str, torch.Tensor], count: int) -> None:
+        """Add the losses of one batch, scalars by name, with its number of images."""
+        self.names = tuple(losses)
+        self.last = torch.stack([loss.detach().to(self.dtype) for loss in losses.values()])
+        self.sums = self.last * count if self.sums is None else self.sums + self.last * count
+        self.count += count
+
+    def read(self, when: str) -> Tuple[Dict[str, float], Dict[str, float]]:
+        """Losses of the last batch and their means so far. Waits for the device, and for the other ranks.
+
+        Raises:
+            NonFiniteError: a loss was NaN or infinite in any batch so far, on any rank.
+        """
+        values = torch.stack([self.last, self.sums / self.count])
+        if self.distributed:
+            dist.all_reduce(values)
+            values /= dist.get_world_size()
+        last, mean = (OrderedDict(zip(self.names, row)) for row in values.tolist())
+        broken = [name for name in self.names if not math.isfinite(mean[name])]
+        if broken:
+            parts = [name for name in broken if name != 'loss'] or broken
+            raise NonFiniteError(f"{', '.join(f'{name} is {mean[name]}' for name in parts)} {when}: nothing was saved "
+                                 'of it. Try a smaller --lr, --clip-grad, more --warmup-epochs or --amp-dtype bfloat16')
+        return last, mean
+
+
+def train_one_epoch(
+        epoch: int,
+        task: TrainingTask,
+        loader,
+        optimizer: torch.optim.Optimizer,
+        args: argparse.Namespace,
+        device: torch.device,
+        precision: Precision,
+        scheduler: Any = None,
+        on_log: Optional[Callable[[Progress], None]] = None,
+        on_update: Optional[Callable[[int, RunningLosses], None]] = None,
+) -> Tuple[Dict[str, float], float]:
+    """Train for one pass over the loader.
+
+    Args:
+        on_log: Called with a Progress at log intervals and after the last update, on every rank.
+        on_update: Called after each update with its index in the epoch and the losses so far.
+
+    Returns:
+        Mean losses by name, 'loss' first, then the parts that the task names; images of all ranks a second.
+
+    Raises:
+        NonFiniteError: at the next log interval after a loss that is NaN or infinite.
+    """
+    task.get_trainable_module().train()
+    views = 2 if args.agmax else 1
+    num_batches = len(loader)
+    updates_per_epoch = math.ceil(num_batches / args.grad_accum_steps)
+    losses = RunningLosses(device, args.distributed)
+    lap, total = Span(), Span()
+    data_wanted = time.perf_counter()
+
+    optimizer.zero_grad()
+    for batch_index, (input, target) in enumerate(loader):
+        update_index = batch_index // args.grad_accum_steps
+        # The last update of an epoch may have fewer batches.
+        accum_steps = min(args.grad_accum_steps, num_batches - update_index * args.grad_accum_steps)
+        last_batch = batch_index == num_batches - 1
+        need_update = last_batch or (batch_index + 1) % args.grad_accum_steps == 0
+        input, target = _to_device(input, target, args, device, precision)
+        waited = time.perf_counter() - data_wanted
+
+        with nullcontext() if need_update else task.no_sync():
+            with precision.autocast():
+                result = task(input, target)
+            loss = result['loss'] / accum_steps if accum_steps > 1 else result['loss']
+            _backward(loss, task, optimizer, args, precision.scaler, need_update)
+
+        images = len(input) // views
+        losses.update({name: value for name, value in result.items() if name != 'output'}, images)
+        for span in (lap, total):
+            span.add(images * args.world_size, int(need_update), waited)
+        data_wanted = time.perf_counter()
+        if not need_update:
+            continue
+
+        num_updates = epoch * updates_per_epoch + update_index + 1
+        optimizer.zero_grad()
+        task.update_ema(step=num_updates)
+        if args.synchronize_step and device.type == 'cuda':
+            torch.cuda.synchronize()
+        if on_log is not None and (update_index % args.log_interval == 0 or last_batch):
+            last, mean = losses.read(f'by update {update_index + 1} of epoch {epoch}')
+            on_log(Progress(epoch, update_index, updates_per_epoch, last, mean, lap, total, input, target))
+            lap = Span()
+        if scheduler is not None:
+            scheduler.step_update(num_updates=num_updates)
+        if on_update is not None:
+            on_update(update_index, losses)
+        data_wanted = time.perf_counter()
+
+    if hasattr(optimizer, 'sync_lookahead'):
+        optimizer.sync_lookahead()
+    _, mean = losses.read(f'in epoch {epoch}')
+    return mean, total.images / total.seconds
+
+
+@torch.inference_mode()
+def evaluate(
+        model: nn.Module,
+        loader,
+        args: argparse.Namespace,
+        device: torch.device,
+        precision: Precision,
+        log_interval: int,
+        on_log: Optional[Callable[..., None]] = None,
+) -> Dict[str, float]:
+    """Cross-entropy and top-1/top-5 in percent over every sample once, whatever the number of ranks.
+
+    Args:
+        log_interval: Batches between calls of on_log(batch index, number of batches, metrics so far).
+    """
+    model.eval()
+    evaluator = ClassificationEvaluator(device, max_samples=evaluation_sample_limit(loader))
+    for batch_index, (input, target) in enumerate(loader):
+        input, target = _to_device(input, target, args, device, precision)
+        with precision.autocast():
+            output = model(input)
+        evaluator.update(output[0] if isinstance(output, (tuple, list)) else output, target)
+        if on_log is not None and (batch_index % log_interval == 0 or batch_index == len(loader) - 1):
+            on_log(batch_index, len(loader), evaluator.summary())
+    return evaluator.compute(distributed=args.distributed)
+
+
+def _to_device(
+        input: torch.Tensor,
+        target: torch.Tensor,
+        args: argparse.Namespace,
+        device: torch.device,
+        precision: Precision,
+) -> Tuple[torch.Tensor, torch.Tensor]:
+    if args.no_prefetcher:
+        input, target = input.to(device=device, dtype=precision.model_dtype), target.to(device=device)
+    if args.channels_last:
+        input = input.contiguous(memory_format=torch.channels_last)
+    return input, target
+
+
+def _backward(
+        loss: torch.Tensor,
+        task: TrainingTask,
+        optimizer: torch.optim.Optimizer,
+        args: argparse.Namespace,
+        scaler: Any,
+        need_update: bool,
+) -> None:
+    parameters = None
+    if args.clip_grad is not None:
+        parameters = task.get_clip_parameters(exclude_head='agc' in args.clip_mode)
+    second_order = getattr(optimizer, 'is_second_order', False)
+    if scaler is not None:
+        scaler(loss, optimizer, clip_grad=args.clip_grad, clip_mode=args.clip_mode, parameters=parameters,
+               create_graph=second_order, need_update=need_update)
+        return
+    loss.backward(create_graph=second_order)
+    if need_update:
+        if args.clip_grad is not None:
+            dispatch_clip_grad(parameters, value=args.clip_grad, mode=args.clip_mode)
+        optimizer.step()

@@ -1,0 +1,176 @@
+"""What a run tells: log, progress bar, summary.csv, curves.png."""
+import csv
+import logging
+import os
+import sys
+from typing import Any, Dict, List, Optional
+
+from timm.utils import setup_default_logging
+from tqdm import tqdm
+
+from .engine import Progress
+
+_logger = logging.getLogger('train')
+# Lines of single updates: on a terminal the progress bar stands for them, the log file has them either way.
+_steps = logging.getLogger('train.steps')
+
+
+class _ConsoleHandler(logging.StreamHandler):
+    """Write above a progress bar instead of through it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=sys.stderr)
+
+
+def setup_logging(primary: bool = True) -> None:
+    """Log to the console as timm does; on ranks other than the first, warnings alone."""
+    setup_default_logging(logging.INFO if primary else logging.WARNING)
+    if primary and sys.stderr.isatty():
+        plain = logging.root.handlers[-1]
+        console = _ConsoleHandler()
+        console.setFormatter(plain.formatter)
+        console.addFilter(lambda record: record.name != _steps.name)
+        logging.root.handlers[-1] = console
+
+
+def log_to_file(path: str) -> None:
+    """Append every log line to a file as well."""
+    handler = logging.FileHandler(path)
+    handler.setFormatter(logging.Formatter('%(asctime)s %(message)s'))
+    logging.root.addHandler(handler)
+
+
+class Reporter:
+    """Tells of training while it runs: log lines in timm's format, on a terminal a bar over the whole run with ETA.
+
+    Args:
+        total_updates: Updates of the whole run.
+        done_updates: Updates done before, in a resumed run.
+        num_epochs: Epochs of the whole run.
+        primary: Whether this process reports.
+    """
+
+    def __init__(self, total_updates: int, done_updates: int = 0, num_epochs: int = 0, primary: bool = True):
+        self.primary = primary
+        self.num_epochs = num_epochs
+        self.bar = tqdm(
+            total=total_updates, initial=done_updates, unit='update', file=sys.stderr, dynamic_ncols=True,
+            disable=not (primary and sys.stderr.isatty()))
+
+    def updated(self) -> None:
+        self.bar.update()
+
+    def train_step(self, progress: Progress, lr: float) -> None:
+        if not self.primary:
+            return
+        _steps.info(train_line(progress, lr))
+        self.bar.set_description(f'Epoch {progress.epoch + 1}/{self.num_epochs}', refresh=False)
+        self.bar.set_postfix({name: f'{value:.3g}' for name, value in progress.mean.items()}, refresh=False)
+
+    def evaluation(self, name: str, metrics: Dict[str, float]) -> None:
+        if self.primary:
+            _logger.info(f"{name}: Loss: {metrics['loss']:.4f}  Acc@1: {metrics['top1']:.3f}  "
+                         f"Acc@5: {metrics['top5']:.3f}")
+
+    def close(self) -> None:
+        self.bar.close()
+
+
+def train_line(progress: Progress, lr: float) -> str:
+    """timm's log line, with the parts of the loss behind it. Images a second, whatever the number of views."""
+    done = progress.update_index + 1
+    lap, total = progress.lap, progress.total
+    losses = '  '.join(
+        f"{_title(name)}: {value:#.3g} ({progress.mean[name]:#.3g})" for name, value in progress.last.items())
+    return (
+        f'Train: {progress.epoch} [{progress.update_index:>4d}/{progress.updates_per_epoch} '
+        f'({100. * done / progress.updates_per_epoch:>3.0f}%)]  '
+        f'{losses}  '
+        f'Time: {lap.seconds / max(1, lap.updates):.3f}s, {lap.images / lap.seconds:>7.2f}/s  '
+        f'({total.seconds / total.updates:.3f}s, {total.images / total.seconds:>7.2f}/s)  '
+        f'LR: {lr:.3e}  '
+        f'Data: {lap.data_seconds / max(1, lap.updates):.3f} ({total.data_seconds / total.updates:.3f})'
+    )
+
+
+def evaluation_line(name: str, batch_index: int, num_batches: int, metrics: Dict[str, float]) -> str:
+    return (f"{name}: [{batch_index:>4d}/{num_batches - 1}]  Loss: {metrics['loss']:>6.3f}  "
+            f"Acc@1: {metrics['top1']:>7.3f}  Acc@5: {metrics['top5']:>7.3f}")
+
+
+def log_evaluation_step(name: str):
+    """An on_log for engine.evaluate that writes its lines."""
+    return lambda *progress: _steps.info(evaluation_line(name, *progress))
+
+
+def summary_row(
+        epoch: int,
+        train: Dict[str, float],
+        lr: float,
+        raw: Optional[Dict[str, float]],
+        ema: Optional[Dict[str, float]],
+        images_per_second: float,
+) -> Dict[str, Any]:
+    """A row of summary.csv: timm's columns first, where `eval_` is the EMA's if there is one, then ours."""
+    selected = ema or raw or {}
+    row = {'epoch': epoch, 'train_loss': train['loss']}
+    row.update({f'eval_{name}': value for name, value in selected.items()})
+    row['lr'] = lr
+    row.update({f'train_{name}': train[name] for name in ('ce', 'agreement', 'divergence') if name in train})
+    if ema:
+        row.update({f'raw_{name}': value for name, value in raw.items()})
+        row.update({f'ema_{name}': value for name, value in ema.items()})
+    row['images_per_second'] = round(images_per_second, 2)
+    return row
+
+
+def append_summary(path: str, row: Dict[str, Any]) -> None:
+    """Append a row; the first one of a file is preceded by the header."""
+    new = not os.path.exists(path)
+    with open(path, 'a', newline='') as f:
+        writer = csv.DictWriter(f, fieldnames=row.keys())
+        if new:
+            writer.writeheader()
+        writer.writerow(row)
+
+
+def plot_curves(summary_path: str, output_path: str) -> None:
+    """Draw loss parts, top-1 and learning rate over the epochs of a summary.csv. Needs the extra `plot`."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        _logger.info('No curves.png: install matplotlib (the extra "plot") for it.')
+        return
+    with open(summary_path, newline='') as f:
+        rows = list(csv.DictReader(f))
+    averaged = rows and rows[0].get('ema_top1')
+    panels = {
+        'loss': ['train_loss', 'train_ce', 'train_agreement', 'train_divergence', 'eval_loss'],
+        'top-1 (%)': ['raw_top1', 'ema_top1'] if averaged else ['eval_top1'],
+        'learning rate': ['lr'],
+    }
+    figure = Figure(figsize=(12, 3.6), layout='constrained')
+    for axes, (title, columns) in zip(figure.subplots(1, len(panels)), panels.items()):
+        for column in columns:
+            if rows and rows[0].get(column):
+                points = [(int(row['epoch']) + 1, float(row[column])) for row in rows if row[column]]
+                axes.plot(*zip(*points), marker='.', label=column)
+        axes.set(title=title, xlabel='epoch')
+        if axes.lines:
+            axes.legend()
+    figure.savefig(output_path, dpi=110)
+
+
+def _title(name: str) -> str:
+    return 'CE' if name == 'ce' else name.capitalize()
+
+
+def best_last(results: List[Dict[str, Any]], metric: str, decreasing: bool, most: int = 10) -> List[Dict[str, Any]]:
+    """The best epochs, best last, as timm prints them behind --result."""
+    return sorted(results, key=lambda r: r.get('validation', r['train'])[metric], reverse=decreasing)[-most:]
+
+
+def exit_with_error(status: int, error: Exception) -> None:
+    """End the process with one line on stderr, below a progress bar if there is one."""
+    tqdm.write(f'{os.path.basename(sys.argv[0])}: error: {error}', file=sys.stderr)
+    sys.exit(status)

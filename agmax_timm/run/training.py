@@ -1,0 +1,207 @@
+"""A training run, from the command line to the last checkpoint."""
+import argparse
+import json
+import logging
+import math
+import os
+from datetime import datetime
+from functools import partial
+from typing import Any, Dict, List, Optional
+
+import torch
+import torch.distributed as dist
+import yaml
+from timm import utils
+from timm.models import safe_model_name
+from timm.task import TrainingTask
+
+from ..checkpoint import CheckpointError, create_saver, resume, resume_ema
+from ..data.datasets import DataError, class_names
+from ..task import UnsupportedModelError
+from . import build, loaders, reporting
+from .config import OptionError, mixing, parse_train_args
+from .engine import NonFiniteError, Progress, RunningLosses, evaluate, train_one_epoch
+from .pictures import save_views
+
+
+def main(argv: Optional[List[str]] = None) -> None:
+    """train.py. Exit status 2 for options or data that cannot be used, 1 for a loss or metric that is not finite."""
+    args = parse_train_args(argv)
+    try:
+        train(args)
+    except (OptionError, DataError, CheckpointError, UnsupportedModelError) as error:
+        reporting.exit_with_error(2, error)
+    except NonFiniteError as error:
+        reporting.exit_with_error(1, error)
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def train(args: argparse.Namespace) -> List[Dict[str, Any]]:
+    """Train as the options say.
+
+    Returns:
+        For each epoch that was evaluated, its number and its metrics in training and validation.
+    """
+    options = dict(vars(args))  # as given, before anything is resolved
+    reporting.setup_logging(primary=utils.world_info_from_env()[1] == 0)
+    logger = logging.getLogger('train')
+
+    device = build.init_device(args)
+    primary = utils.is_primary(args)
+    utils.random_seed(args.seed, args.rank)
+    precision = build.build_precision(args, device)
+    model, data_config = build.build_model(args, device, precision)
+    dataset_train, dataset_eval = loaders.build_datasets(args, data_config)
+    loader_train = loaders.build_train_loader(args, dataset_train, data_config, device, precision)
+    build.set_learning_rate(args)
+    loader_eval = None
+    if dataset_eval is not None:
+        loader_eval = loaders.build_eval_loader(
+            args, dataset_eval, data_config, device, precision, args.validation_batch_size or args.batch_size)
+    task = build.build_task(args, model, device, precision)
+    optimizer = build.build_optimizer(args, task)
+
+    resume_epoch = None
+    if args.resume:
+        state = (None, None) if args.no_resume_opt else (optimizer, precision.scaler)
+        resume_epoch = resume(args.resume, task, *state, verbose=primary)
+    build.build_ema(args, task)
+    if args.resume and args.model_ema:
+        resume_ema(args.resume, task)
+    build.compile_and_distribute(args, task, device)
+
+    updates_per_epoch = math.ceil(len(loader_train) / args.grad_accum_steps)
+    scheduler, num_epochs = build.build_scheduler(args, optimizer, updates_per_epoch)
+    start_epoch = args.start_epoch if args.start_epoch is not None else resume_epoch or 0
+    build.advance_scheduler(scheduler, start_epoch, updates_per_epoch if args.sched_on_updates else None)
+
+    metric_name = args.eval_metric if loader_eval is not None else 'loss'
+    decreasing = metric_name == 'loss'
+    output_dir, saver = None, None
+    if primary:
+        output_dir = create_output_dir(args, options, data_config)
+        saver = create_saver(output_dir, task, optimizer, args, precision.scaler, decreasing)
+        logger.info(f'Training for {num_epochs} epochs of {updates_per_epoch} updates, into {output_dir}')
+    reporter = reporting.Reporter(
+        num_epochs * updates_per_epoch, start_epoch * updates_per_epoch, num_epochs, primary)
+
+    def on_log(progress: Progress) -> None:
+        reporter.train_step(progress, mean_lr(optimizer))
+        if args.save_images and primary:
+            path = os.path.join(output_dir, f'views-{progress.epoch}-{progress.update_index}.png')
+            save_views(path, progress.input, progress.target, data_config['mean'], data_config['std'],
+                       class_names(dataset_train), views=2 if args.agmax else 1)
+
+    def on_update(update_index: int, losses: RunningLosses) -> None:
+        reporter.updated()
+        if args.recovery_interval and (update_index + 1) % args.recovery_interval == 0:
+            losses.read(f'by update {update_index + 1} of epoch {epoch}')
+            check_weights(task)
+            if primary:
+                saver.save_recovery(epoch, batch_idx=update_index)
+
+    results = []
+    best_metric, best_epoch = None, None
+    for epoch in range(start_epoch, num_epochs):
+        set_epoch(loader_train, epoch)
+        if mixing(args) and args.mixup_off_epoch and epoch >= args.mixup_off_epoch:
+            loader_train.mixup_enabled = False
+        train_metrics, images_per_second = train_one_epoch(
+            epoch, task, loader_train, optimizer, args, device, precision, scheduler, on_log, on_update)
+        distribute_batch_norm(args, task.get_trainable_module())
+        if (epoch + 1) % args.val_interval and epoch + 1 != num_epochs:
+            if scheduler is not None:
+                scheduler.step(epoch + 1, metric=None)
+            continue
+
+        raw = ema = None
+        if loader_eval is not None:
+            measure = partial(evaluate_task, epoch, task, loader_eval, args, device, precision, reporter)
+            raw = measure()
+            ema = measure(ema=True) if task.has_ema() and not args.model_ema_force_cpu else None
+        check_weights(task)
+        selected = ema or raw or train_metrics
+        results.append({'epoch': epoch, 'train': train_metrics, **({'validation': selected} if raw else {})})
+        if primary:
+            row = reporting.summary_row(epoch, train_metrics, mean_lr(optimizer), raw, ema, images_per_second)
+            reporting.append_summary(os.path.join(output_dir, 'summary.csv'), row)
+            best_metric, best_epoch = saver.save_checkpoint(epoch, metric=selected[metric_name])
+        if scheduler is not None:
+            scheduler.step(epoch + 1, selected[metric_name])
+
+    reporter.close()
+    if primary:
+        if best_metric is not None:
+            logger.info(f'*** Best metric: {best_metric} (epoch {best_epoch})')
+            reporting.plot_curves(os.path.join(output_dir, 'summary.csv'), os.path.join(output_dir, 'curves.png'))
+        print(f'--result\n{json.dumps(reporting.best_last(results, metric_name, decreasing), indent=4)}')
+    return results
+
+
+def evaluate_task(
+        epoch: int,
+        task: TrainingTask,
+        loader,
+        args: argparse.Namespace,
+        device: torch.device,
+        precision: build.Precision,
+        reporter: reporting.Reporter,
+        ema: bool = False,
+) -> Dict[str, float]:
+    """Metrics of the model or of its EMA.
+
+    Raises:
+        NonFiniteError: a metric is NaN or infinite.
+    """
+    name = 'Test (EMA)' if ema else 'Test'
+    if ema:
+        distribute_batch_norm(args, task.get_trainable_module(ema=True))
+    metrics = evaluate(
+        task.get_eval_model(ema=ema), loader, args, device, precision, args.log_interval,
+        on_log=reporting.log_evaluation_step(name) if utils.is_primary(args) else None)
+    reporter.evaluation(f'{name} {epoch}', metrics)
+    broken = [f'{key} is {value}' for key, value in metrics.items() if not math.isfinite(value)]
+    if broken:
+        raise NonFiniteError(f"{name} after epoch {epoch}: {', '.join(broken)}: nothing was saved of it")
+    return metrics
+
+
+def check_weights(task: TrainingTask) -> None:
+    """Raise NonFiniteError rather than save weights that are NaN or infinite: a finite loss can leave such behind."""
+    state = task.get_trainable_module().state_dict()
+    finite = {name: value.isfinite().all() for name, value in state.items() if value.is_floating_point()}
+    if not torch.stack(list(finite.values())).all():
+        broken = [name for name, value in finite.items() if not value]
+        raise NonFiniteError(f'{broken[0]} and {len(broken) - 1} more of the weights are not finite: nothing was saved '
+                             'of them. Try a smaller --lr, --clip-grad or more --warmup-epochs')
+
+
+def distribute_batch_norm(args: argparse.Namespace, model: torch.nn.Module) -> None:
+    if args.distributed and args.dist_bn in ('broadcast', 'reduce'):
+        utils.distribute_bn(model, args.world_size, args.dist_bn == 'reduce')
+
+
+def create_output_dir(args: argparse.Namespace, options: Dict[str, Any], data_config: Dict[str, Any]) -> str:
+    """The run's folder, named as timm names it, with the options as args.yaml and the log in train.log."""
+    stamp = datetime.now().strftime('%Y%m%d-%H%M%S')
+    name = args.experiment or f"{stamp}-{safe_model_name(args.model)}-{data_config['input_size'][-1]}"
+    output_dir = utils.get_outdir(args.output or os.path.join('output', 'train'), name)
+    reporting.log_to_file(os.path.join(output_dir, 'train.log'))
+    with open(os.path.join(output_dir, 'args.yaml'), 'w') as f:
+        yaml.safe_dump(options, f, default_flow_style=False)
+    return output_dir
+
+
+def set_epoch(loader, epoch: int) -> None:
+    """Tell data set and sampler the epoch, where they want to know."""
+    sampler = loader.batch_sampler if hasattr(loader.batch_sampler, 'set_epoch') else loader.sampler
+    for part in (loader.dataset, sampler):
+        if hasattr(part, 'set_epoch'):
+            part.set_epoch(epoch)
+
+
+def mean_lr(optimizer: torch.optim.Optimizer) -> float:
+    rates = [group['lr'] for group in optimizer.param_groups]
+    return sum(rates) / len(rates)
