@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from timm.data import FastCollateMixup, Mixup, create_loader
+from timm.data import FastCollateMixup, Mixup, auto_augment, create_loader
 from timm.utils import random_seed
 from torch.utils.data import IterableDataset
 
@@ -157,6 +157,12 @@ def test_policies_run(photos, policy, use_prefetcher):
     assert len(batches) == 3
     for x, _ in batches:
         assert x.isfinite().all() and not torch.equal(*x.chunk(2))
+
+
+def test_policies_may_posterize_to_no_bits():
+    """As timm's rand-...-inc1 does: the reason why Pillow has an upper bound."""
+    image = auto_augment.posterize(Image.new('RGB', (4, 4), 'white'), 0)
+    assert image.getextrema() == ((0, 0),) * 3
 
 
 @pytest.mark.parametrize('use_prefetcher', [True, False])
