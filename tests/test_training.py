@@ -278,6 +278,8 @@ def test_the_device_is_read_at_log_intervals_alone(photos, monkeypatch):
     (['--val-split', 'nowhere'], ['nowhere', 'train']),
     (['--data-dir', 'nowhere'], ['nowhere']),
     (['--resume', 'nowhere.pth.tar'], ['nowhere.pth.tar']),
+    (['--dataset', 'torch/nothing'], ['torch/nothing']),
+    (['--dataset', 'wds/nothing', '--train-split', 'x'], ['wds/nothing', "'x'"]),
 ])
 def test_what_cannot_be_built_is_one_line(train, capsys, tmp_path, argv, words):
     with pytest.raises(SystemExit) as exit_info:
@@ -286,6 +288,14 @@ def test_what_cannot_be_built_is_one_line(train, capsys, tmp_path, argv, words):
     message = capsys.readouterr().err.strip().splitlines()[-1]
     assert 'error:' in message and all(word in message for word in words), message
     assert not (tmp_path / 'run').exists()
+
+
+def test_a_folder_without_splits_is_not_validated_on_itself(train, photos, capsys):
+    with pytest.raises(SystemExit) as exit_info:
+        train('--agmax', '--data-dir', str(photos / 'train'))
+    assert exit_info.value.code == 2
+    assert "--val-split ''" in capsys.readouterr().err.splitlines()[-1]
+    assert 'eval_top1' not in summary(train('--epochs', '1', '--data-dir', str(photos / 'train'), '--val-split', ''))[0]
 
 
 def test_validate_refuses_what_is_not_a_checkpoint(validate, tmp_path, capsys):

@@ -63,8 +63,8 @@ def create_dataset(name: str, root: Optional[str] = None, split: str = 'validati
         check_root(root, split)
     try:
         return timm.data.create_dataset(name, root=root, split=split, **kwargs)
-    except RuntimeError as error:
-        raise DataError(f"{root}, split '{split}': {error}") from error
+    except (RuntimeError, OSError, ValueError, AssertionError) as error:  # timm asserts on unknown names
+        raise DataError(f"--dataset '{name}', {root}, split '{split}': {error or type(error).__name__}") from error
 
 
 def check_root(root: Optional[str], split: str) -> None:
@@ -75,12 +75,21 @@ def check_root(root: Optional[str], split: str) -> None:
         raise DataError(f'no such folder or tar file: {root}')
     if not os.path.isdir(root):
         return
+    split = split.split('[')[0]
     synonyms = next((names for names in (TRAIN_SPLITS, EVAL_SPLITS) if split in names), ())
     if any(os.path.exists(os.path.join(root, name)) for name in (split, *synonyms)):
         return
     others = [name for name in TRAIN_SPLITS + EVAL_SPLITS + ('test',) if os.path.isdir(os.path.join(root, name))]
     if others:
         raise DataError(f"{root} has no folder for split '{split}', only {', '.join(others)}: name the split to use")
+
+
+def check_different(train: Dataset, validation: Dataset) -> None:
+    """Raise DataError where timm, finding no folder for either split, opened the same images for both."""
+    roots = [getattr(getattr(dataset, 'reader', None), 'root', None) for dataset in (train, validation)]
+    if roots[0] is not None and roots[0] == roots[1]:
+        raise DataError(f"{roots[0]} would be both training and validation data: sort it into folders train and val, "
+                        "or train without validation, --val-split ''")
 
 
 def class_names(dataset: Dataset) -> Optional[List[str]]:

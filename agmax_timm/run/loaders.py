@@ -6,7 +6,7 @@ import torch
 from timm.data import create_loader
 from torch.utils.data import Dataset, IterableDataset
 
-from ..data.datasets import check_classes, create_dataset
+from ..data.datasets import check_classes, check_different, create_dataset
 from ..data.loader import create_train_loader
 from .build import Precision
 from .config import OptionError, mixing
@@ -19,6 +19,8 @@ def build_datasets(args: argparse.Namespace, data_config: Dict) -> Tuple[Dataset
     validation = None
     if args.val_split:
         validation = _open_split(args, data_config, args.val_split, args.val_num_samples, is_training=False)
+        if args.val_split != args.train_split:
+            check_different(train, validation)
     check_classes(train, validation, args.num_classes, args.class_map)
     return train, validation
 
