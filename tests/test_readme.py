@@ -1,0 +1,86 @@
+"""Every code block of the README runs: on small data and a small model, otherwise as it stands."""
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from agmax_timm.run import training, validation
+
+REPOSITORY = Path(__file__).parent.parent
+README = (REPOSITORY / 'README.md').read_text()
+BASH = re.findall(r'```bash\n(.*?)\n```', README, re.S)
+PYTHON = re.findall(r'```python\n(.*?)\n```', README, re.S)
+SETUP = 'python3 -m venv .venv && .venv/bin/pip install -q '
+SMALL = ['--model', 'test_resnet', '--num-classes', '3', '--img-size', '32', '-b', '4', '-j', '0', '--epochs', '1',
+         '--experiment', 'run']
+
+
+def words_of(command, photos):
+    assert '\n' not in command, 'one command a block'
+    words = shlex.split(command.replace('/data/imagenet', str(photos)))
+    return [str(REPOSITORY / word) if word.endswith('.yaml') else word for word in words]
+
+
+def test_all_blocks_are_covered_here():
+    assert len(re.findall('```', README)) == 2 * (len(BASH) + len(PYTHON))
+    assert [block.split()[0] for block in BASH] == [
+        'python3', 'python3', 'python', 'torchrun', 'python', 'python'] and len(PYTHON) == 1
+
+
+def test_the_demo_command(tmp_path, monkeypatch, photos):
+    command = BASH[0]
+    assert command.startswith(SETUP)
+    words = words_of(command.split(' && ')[-1], photos)
+    assert words[:2] == ['.venv/bin/python', 'train.py']
+    monkeypatch.chdir(tmp_path)
+    training.main([*words[2:], '--epochs', '1', '-j', '0'])
+    assert len(list(tmp_path.glob('output/train/*-test_resnet-28/model_best.pth.tar'))) == 1
+
+
+def test_the_test_command():
+    command = BASH[1]
+    assert command.startswith(SETUP)
+    words = command.split(' && ')[-1].split()
+    assert words[0] == '.venv/bin/python'
+    subprocess.run([sys.executable, *words[1:], '--version'], cwd=REPOSITORY, check=True)
+
+
+def test_train_and_validate(tmp_path, monkeypatch, photos, capsys):
+    monkeypatch.chdir(tmp_path)
+    for command in (BASH[2], BASH[4]):
+        words = words_of(command, photos)
+        assert words[:2] == ['python', 'train.py']
+        training.main([*words[2:], *SMALL])
+    words = words_of(BASH[5], photos)
+    assert words[:2] == ['python', 'validate.py']
+    validation.main([*words[2:], '-j', '0'])
+    assert '"top1"' in capsys.readouterr().out
+
+
+def test_torchrun(tmp_path, photos):
+    words = words_of(BASH[3], photos)
+    script = words.index('train.py')
+    words[script] = str(REPOSITORY / 'train.py')
+    subprocess.run(
+        [sys.executable, '-m', 'torch.distributed.run', '--standalone', *words[1:], *SMALL, '-b', '2'],
+        cwd=tmp_path, check=True)
+    assert (tmp_path / 'output' / 'train' / 'run' / 'last.pth.tar').exists()
+
+
+def test_the_script_of_your_own(photos):
+    code = PYTHON[0]
+    for word, small in (('/data/imagenet', str(photos)), ('224, 224', '32, 32'), ('batch_size=128', 'batch_size=4'),
+                        ('num_workers=4', 'num_workers=0'), ("'resnet50'", "'test_resnet', num_classes=3")):
+        assert word in code
+        code = code.replace(word, small)
+    variables = {}
+    exec(code, variables)
+    assert variables['loss'].isfinite() and len(variables['input']) == 8
+
+
+@pytest.mark.parametrize('target', re.findall(r'\]\((?!http)([^)#]+)\)', README))
+def test_links_resolve(target):
+    assert (REPOSITORY / target).exists()
