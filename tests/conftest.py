@@ -1,4 +1,9 @@
 """Data for the tests, made on the spot: nothing is downloaded."""
+import os
+
+# Before torch is imported, here and in subprocesses: the networks are tiny, and threads on few cores slow each other.
+os.environ.setdefault('OMP_NUM_THREADS', '1')
+
 import numpy as np
 import pytest
 import torch
