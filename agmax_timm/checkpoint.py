@@ -1,108 +1,258 @@
-"""Checkpoints: timm's files, read as hostile (`weights_only`), that plain timm loads back."""
+"""Checkpoints and weights files read back, ours and timm's, as hostile: tensors and plain values alone."""
 import argparse
 import os
-from typing import Any, Dict, Optional
+import pickle
+import re
+import warnings
+import zipfile
+from dataclasses import dataclass, field
+from typing import Any, Dict, List, Optional
 
+import safetensors.torch
+import timm
 import torch
-from timm.models import load_checkpoint
-from timm.task import TrainingTask, load_task_ema_checkpoint, resume_task_checkpoint
-from timm.utils import CheckpointSaver
-from timm.utils.checkpoint_saver import load_checkpoint_metadata
+import torch.nn as nn
+from timm.data import resolve_input_data_config
+from timm.models import clean_state_dict, get_pretrained_cfg, is_model, resolve_model_input_args
+
+# The key of a checkpoint that is ours; all others are timm's.
+RECORD = 'agmax_timm'
+# timm's train.py validates so, whatever the model's own.
+_CROP_OF_TRAINING = {'crop_mode': 'center'}
+_FILES = {'best': 'model_best.pth.tar', 'last': 'last.pth.tar'}
+# Arguments of create_model that say where weights come from: never taken from a file, which has its own.
+_NOT_OF_A_MODEL = ('pretrained', 'pretrained_cfg', 'pretrained_cfg_overlay', 'checkpoint_path', 'cache_dir',
+                   'features_only')
 
 
 class CheckpointError(ValueError):
     """A checkpoint that cannot be used; the message names the file and why."""
 
 
-def create_saver(
-        output_dir: str,
-        task: TrainingTask,
-        optimizer: torch.optim.Optimizer,
-        args: argparse.Namespace,
-        scaler: Any = None,
-        decreasing: bool = False,
-) -> CheckpointSaver:
-    """timm's saver: `last`, `model_best` and the best `checkpoint-N`, with the Q-network apart in `task_state`.
+@dataclass
+class SavedModel:
+    """A trained classifier with all that reproduces it."""
+    architecture: str  # timm's model name, as given to create_model
+    state_dict: Dict[str, torch.Tensor]  # the plain classifier's
+    num_classes: int
+    in_chans: int = 3
+    global_pool: Optional[str] = None
+    model_args: Dict[str, Any] = field(default_factory=dict)  # further keyword arguments of create_model
+    class_names: Optional[List[str]] = None  # by index
+    data_config: Dict[str, Any] = field(default_factory=dict)  # input_size, interpolation, mean, std, crop_pct, _mode
+    options: Dict[str, Any] = field(default_factory=dict)  # resolved options of the run
+    metrics: Dict[str, float] = field(default_factory=dict)  # of these weights in validation; 'epoch'
+    versions: Dict[str, str] = field(default_factory=dict)  # of agmax_timm, timm, torch, python
+    source: str = ''  # the file it was read from
+    run_dir: Optional[str] = None  # the folder of the run that wrote it, where it was read from there
+
+    def create_model(self) -> nn.Module:
+        """The timm model with these weights, in evaluation mode.
+
+        Raises:
+            CheckpointError: timm cannot build the model, or the tensors are not those of it; both are named.
+        """
+        args = dict(num_classes=self.num_classes, in_chans=self.in_chans, global_pool=self.global_pool)
+        args.update(self.model_args)
+        if not is_model(self.architecture):
+            raise CheckpointError(f'{self.source}: timm has no model {self.architecture}')
+        try:
+            model = timm.create_model(self.architecture, **args)
+        except Exception as error:
+            raise CheckpointError(
+                f'{self.source}: timm cannot build {self.architecture} with {args}: {one_line(error)}') from error
+        _load_strictly(model, self.state_dict, self.source)
+        return model.eval()
+
+
+def read_model(
+        path: str,
+        use_ema: bool = False,
+        which: str = 'best',
+        architecture: Optional[str] = None,
+) -> SavedModel:
+    """Read a classifier from a run or a file: ours, timm's, or weights alone.
 
     Args:
-        decreasing: Whether a lower metric is better.
+        path: Folder of a run, a checkpoint, or a state dict as .pth or .safetensors.
+        use_ema: The EMA of the weights.
+        which: 'best' or 'last' checkpoint of a run's folder.
+        architecture: timm's name of the model, for files that do not say.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, not plain tensors, does not say its architecture, holds no EMA,
+            or (where it has no record) its tensors are not the model's.
     """
-    return CheckpointSaver(
-        model=task.get_trainable_module(),
-        optimizer=optimizer,
-        args=args,
-        amp_scaler=scaler,
-        checkpoint_dir=output_dir,
-        recovery_dir=output_dir,
-        decreasing=decreasing,
-        max_history=args.checkpoint_hist,
-        task=task,
+    file = os.path.join(path, _FILES[which]) if os.path.isdir(path) else path
+    checkpoint = read_file(file)
+    folder = os.path.dirname(file) or '.'
+    known = dict(
+        state_dict=_tensors(checkpoint, file, use_ema),
+        options=_options(checkpoint),
+        source=file,
+        run_dir=folder if os.path.isfile(os.path.join(folder, 'args.yaml')) else None,
+        metrics={'epoch': checkpoint['epoch']} if isinstance(checkpoint.get('epoch'), int) else {},
+    )
+    try:
+        if RECORD in checkpoint:
+            return _recorded(checkpoint[RECORD], known, 'ema' if use_ema else 'raw', architecture)
+        return _unrecorded(architecture or known['options'].get('model') or checkpoint.get('arch'), known)
+    except CheckpointError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, AssertionError) as error:
+        raise CheckpointError(f'{file} contradicts itself: {one_line(error)}') from error
+
+
+def _recorded(record: Dict[str, Any], known: Dict[str, Any], weights: str, architecture: Optional[str]) -> SavedModel:
+    model_args = _model_args(record['model_args'])
+    known['metrics'].update(record['metrics'].get(weights, {}))
+    return SavedModel(
+        architecture=architecture or record['architecture'],
+        num_classes=model_args.pop('num_classes'),
+        in_chans=model_args.pop('in_chans', 3),
+        global_pool=model_args.pop('global_pool', None),
+        model_args=model_args,
+        class_names=record['class_names'],
+        data_config=dict(record['data_config']),
+        versions=dict(record['versions']),
+        **known,
     )
 
 
-def resume(
-        path: str,
-        task: TrainingTask,
-        optimizer: Optional[torch.optim.Optimizer] = None,
-        scaler: Any = None,
-        verbose: bool = True,
-) -> Optional[int]:
-    """Load a training checkpoint into the task (without its EMA), and the optimizer and scaler if given.
+def _unrecorded(architecture: Optional[str], known: Dict[str, Any]) -> SavedModel:
+    """From the options of timm's train.py, where there are any, and else from the shapes of the tensors."""
+    if not isinstance(architecture, str) or ':' in architecture or not is_model(architecture):
+        raise CheckpointError(f"{known['source']} does not say which model of timm it holds"
+                              f"{f' ({architecture} is none)' if architecture else ''}: name it with --model")
+    options, tensors = known['options'], known['state_dict']
+    model_args = resolve_model_input_args(
+        architecture,
+        options,
+        num_classes=options.get('num_classes') or _width(architecture, 'classifier', tensors, 0),
+        in_chans=options.get('in_chans') or _width(architecture, 'first_conv', tensors, 1),
+        global_pool=options.get('gp'),
+        bn_momentum=options.get('bn_momentum'),
+        bn_eps=options.get('bn_eps'),
+        **_model_args(options.get('model_kwargs') or {}),
+    )
+    for name in ('model_name', 'pretrained_cfg'):
+        del model_args[name]
+    saved = SavedModel(
+        architecture,
+        num_classes=model_args.pop('num_classes', 1000),
+        in_chans=model_args.pop('in_chans', 3),
+        global_pool=model_args.pop('global_pool', None),
+        model_args=model_args,
+        **known,
+    )
+    evaluation = {**_CROP_OF_TRAINING, **options} if options else {}
+    saved.data_config = resolve_input_data_config(saved.create_model(), evaluation, use_test_size=not options)
+    return saved
 
-    Returns:
-        The epoch to go on with, None if the file does not say.
 
-    Raises:
-        CheckpointError: the file is missing, damaged, not plain tensors, or of another model.
-    """
-    _check_file(path)
-    try:
-        return resume_task_checkpoint(task, path, optimizer=optimizer, loss_scaler=scaler, log_info=verbose)
-    except Exception as error:
-        raise _unusable(path, error) from error
+def _options(checkpoint: Dict[str, Any]) -> Dict[str, Any]:
+    args = checkpoint.get('args')
+    return dict(vars(args)) if isinstance(args, argparse.Namespace) else {}
 
 
-def resume_ema(path: str, task: TrainingTask) -> None:
-    """Load the EMA of a training checkpoint, or its raw weights where it has none."""
-    load_task_ema_checkpoint(task, path)
+def _model_args(saved: Dict[str, Any]) -> Dict[str, Any]:
+    return {name: value for name, value in saved.items() if name not in _NOT_OF_A_MODEL}
 
 
-def load_weights(path: str, model: torch.nn.Module, use_ema: bool = False) -> None:
+def _width(architecture: str, layer: str, tensors: Dict[str, torch.Tensor], dim: int) -> Optional[int]:
+    """A dimension of the weights of a model's layer 'classifier' or 'first_conv', None where it is not a single one."""
+    name = get_pretrained_cfg(architecture).to_dict().get(layer)
+    weight = tensors.get(f'{name}.weight')
+    return weight.shape[dim] if weight is not None and weight.ndim > dim else None
+
+
+def load_weights(path: str, model: nn.Module, use_ema: bool = False) -> None:
     """Load the classifier of a checkpoint or weights file, every tensor of it.
 
     Raises:
-        CheckpointError: as resume; also `use_ema` with a checkpoint that holds no EMA.
+        CheckpointError: as read_model.
     """
-    _check_file(path)
-    if use_ema and 'state_dict_ema' not in _metadata(path):
-        raise CheckpointError(f'{path} holds no EMA weights: drop --use-ema')
-    try:
-        load_checkpoint(model, path, use_ema=use_ema)
-    except Exception as error:
-        raise _unusable(path, error) from error
+    _load_strictly(model, _tensors(read_file(path), path, use_ema), path)
 
 
 def saved_options(path: str) -> Dict[str, Any]:
-    """The options of the run that wrote a checkpoint, empty where the file does not hold any."""
-    _check_file(path)
-    args = _metadata(path).get('args')
-    return vars(args) if isinstance(args, argparse.Namespace) else {}
+    """The options of the run that wrote a checkpoint, empty where the file does not hold any.
+
+    Its record wins: it knows the model where the options name a folder or repository, and all that timm resolved.
+    """
+    checkpoint = read_file(path, mmap=True)
+    options = _options(checkpoint)
+    if options:
+        options.update(_CROP_OF_TRAINING)
+    if RECORD in checkpoint:
+        record = checkpoint[RECORD]
+        model_args = _model_args(record['model_args'])
+        options.update(record['data_config'], model=record['architecture'], gp=model_args.pop('global_pool', None))
+        options.update((name, model_args.pop(name)) for name in ('num_classes', 'in_chans') if name in model_args)
+        options['model_kwargs'] = model_args
+    return options
 
 
-def _metadata(path: str) -> Dict[str, Any]:
-    if path.endswith('.safetensors'):
-        return {}
-    try:
-        checkpoint = load_checkpoint_metadata(path)
-    except Exception as error:
-        raise _unusable(path, error) from error
-    return checkpoint if isinstance(checkpoint, dict) else {}
+def read_file(path: str, mmap: bool = False) -> Dict[str, Any]:
+    """All that a file holds, as long as that is tensors and plain values.
 
-
-def _check_file(path: str) -> None:
+    Args:
+        mmap: Read tensors only when they are used, while the file must not change.
+    """
     if not os.path.isfile(path):
         raise CheckpointError(f'no such checkpoint: {path}')
+    if not os.path.getsize(path):
+        raise CheckpointError(f'{path} is empty')
+    try:
+        if path.endswith('.safetensors'):
+            return safetensors.torch.load_file(path)
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+            warnings.simplefilter('ignore')  # on what then fails in one line
+            mmap = mmap and zipfile.is_zipfile(path)
+            checkpoint = torch.load(path, map_location='cpu', weights_only=True, mmap=mmap)
+    except pickle.UnpicklingError as error:
+        found = re.search(r'GLOBAL ([\w.]+)', str(error))
+        if found is None:
+            raise CheckpointError(f'{path} is damaged or not a checkpoint') from error
+        raise CheckpointError(f'{path} holds {found[1]}, which is neither a tensor nor a plain value: refused, '
+                              'nothing of it was executed') from error
+    except Exception as error:  # torch raises what its parsers stumble over
+        raise CheckpointError(f'{path} is damaged or not a checkpoint: {one_line(error)}') from error
+    if not isinstance(checkpoint, dict):
+        raise CheckpointError(f'{path} is not a checkpoint: it holds a {type(checkpoint).__name__}')
+    return checkpoint
 
 
-def _unusable(path: str, error: Exception) -> CheckpointError:
-    return CheckpointError(f"cannot use checkpoint {path}: {' '.join(str(error).split()) or type(error).__name__}")
+def _tensors(checkpoint: Dict[str, Any], path: str, use_ema: bool = False) -> Dict[str, torch.Tensor]:
+    """The classifier in what a file holds, by timm's names."""
+    keys = ('state_dict_ema', 'model_ema') if use_ema else ('state_dict', 'model')
+    tensors = next((checkpoint[key] for key in keys if checkpoint.get(key) is not None), None)
+    if tensors is None and use_ema:
+        raise CheckpointError(f'{path} holds no EMA weights: drop --use-ema')
+    tensors = checkpoint if tensors is None else tensors
+    if not isinstance(tensors, dict) or not tensors or not all(
+            isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in tensors.items()):
+        raise CheckpointError(f'{path} holds no weights of a model')
+    return clean_state_dict(tensors)
+
+
+def _load_strictly(model: nn.Module, tensors: Dict[str, torch.Tensor], path: str) -> None:
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
+        expected = model.state_dict()
+        shapes = [f'{name} {[*tensors[name].shape]} in place of {[*value.shape]}' for name, value in expected.items()
+                  if name in tensors and tensors[name].shape != value.shape]
+        problems = [('missing', [name for name in expected if name not in tensors]),
+                    ('unexpected', [name for name in tensors if name not in expected]), ('shapes', shapes)]
+        listed = '; '.join(f'{title} {_some(names)}' for title, names in problems if names) or one_line(error)
+        name = getattr(model, 'pretrained_cfg', {}).get('architecture', type(model).__name__)
+        raise CheckpointError(f'{path} does not fit {name}: {listed}') from error
+
+
+def _some(names: List[str], most: int = 4) -> str:
+    return ', '.join(names[:most]) + (f' and {len(names) - most} more' if len(names) > most else '')
+
+
+def one_line(error: Exception) -> str:
+    return ' '.join(str(error).split()) or type(error).__name__

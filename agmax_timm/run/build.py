@@ -95,6 +95,7 @@ def build_model(args: argparse.Namespace, device: torch.device, precision: Preci
         count = sum(parameter.numel() for parameter in model.parameters())
         _logger.info(f'Model {args.model} created, param count: {count}')
     data_config = build_data_config(args, model)
+    data_config['crop_mode'] = 'center'  # timm's train.py validates so, whatever the model's own
 
     model.to(device=device, dtype=precision.model_dtype)
     if args.channels_last:
@@ -109,7 +110,7 @@ def build_data_config(args: argparse.Namespace, model: nn.Module, use_test_size:
     """timm's data configuration, with the size, mean and std of as many channels as --in-chans asks for."""
     config = resolve_data_config(
         vars(args), model=model, use_test_size=use_test_size, verbose=utils.is_primary(args))
-    channels = input_channels(args)
+    channels = input_channels(args) or model.pretrained_cfg['input_size'][0]
     config['input_size'] = (channels, *config['input_size'][1:])
     for name in ('mean', 'std'):
         if len(config[name]) != channels:
@@ -117,10 +118,11 @@ def build_data_config(args: argparse.Namespace, model: nn.Module, use_test_size:
     return config
 
 
-def input_channels(args: argparse.Namespace) -> int:
+def input_channels(args: argparse.Namespace) -> Optional[int]:
+    """Channels that the options ask for, None for the model's own."""
     if args.in_chans is not None:
         return args.in_chans
-    return args.input_size[0] if args.input_size is not None else 3
+    return args.input_size[0] if args.input_size is not None else None
 
 
 def _init_head(model: nn.Module, scale: Optional[float], bias: Optional[float]) -> None:

@@ -127,7 +127,7 @@ def build_eval_loader(
         device: torch.device,
         precision: Precision,
         batch_size: int,
-        **crop,
+        crop_border_pixels: Optional[int] = None,
 ):
     """Loader in the order of the data set, for training's validation and for validate.py alike."""
     workers = args.workers
@@ -141,6 +141,7 @@ def build_eval_loader(
         interpolation=data_config['interpolation'],
         num_workers=workers,
         crop_pct=data_config['crop_pct'],
-        **crop,
+        crop_mode=data_config['crop_mode'],
+        crop_border_pixels=crop_border_pixels,
         **_loader_kwargs(args, data_config, device, precision),
     )

@@ -15,8 +15,9 @@ from timm import utils
 from timm.models import safe_model_name
 from timm.task import TrainingTask
 
-from ..checkpoint import CheckpointError, create_saver, resume, resume_ema
+from ..checkpoint import CheckpointError
 from ..data.datasets import DataError, class_names
+from ..saver import create_saver, make_record, resume, resume_ema
 from ..task import UnsupportedModelError
 from . import build, loaders, reporting
 from .config import OptionError, mixing, parse_train_args
@@ -82,7 +83,8 @@ def train(args: argparse.Namespace) -> List[Dict[str, Any]]:
     output_dir, saver = None, None
     if primary:
         output_dir = create_output_dir(args, options, data_config)
-        saver = create_saver(output_dir, task, optimizer, args, precision.scaler, decreasing)
+        record = make_record(model, args.model, data_config, class_names(dataset_train), metric_name)
+        saver = create_saver(output_dir, task, optimizer, args, record, precision.scaler, decreasing)
         logger.info(f'Training for {num_epochs} epochs of {updates_per_epoch} updates, into {output_dir}')
     reporter = reporting.Reporter(
         num_epochs * updates_per_epoch, start_epoch * updates_per_epoch, num_epochs, primary)
@@ -127,7 +129,7 @@ def train(args: argparse.Namespace) -> List[Dict[str, Any]]:
         if primary:
             row = reporting.summary_row(epoch, train_metrics, mean_lr(optimizer), raw, ema, images_per_second)
             reporting.append_summary(os.path.join(output_dir, 'summary.csv'), row)
-            best_metric, best_epoch = saver.save_checkpoint(epoch, metric=selected[metric_name])
+            best_metric, best_epoch = saver.save_checkpoint(epoch, selected[metric_name], raw=raw, ema=ema)
         if scheduler is not None:
             scheduler.step(epoch + 1, selected[metric_name])
 

@@ -19,8 +19,8 @@ from .engine import evaluate
 
 # What of a run decides how its checkpoint is to be evaluated.
 _OPTIONS_OF_RUN = (
-    'model', 'num_classes', 'in_chans', 'img_size', 'input_size', 'mean', 'std', 'interpolation', 'crop_pct', 'gp',
-    'model_kwargs', 'class_map', 'input_img_mode', 'input_key', 'target_key')
+    'model', 'num_classes', 'in_chans', 'img_size', 'input_size', 'mean', 'std', 'interpolation', 'crop_pct',
+    'crop_mode', 'gp', 'model_kwargs', 'class_map', 'input_img_mode', 'input_key', 'target_key')
 
 _logger = logging.getLogger('validate')
 
@@ -91,8 +91,7 @@ def validate(args: argparse.Namespace) -> Dict[str, Any]:
     )
     check_classes(dataset, None, num_classes, args.class_map)
     loader = loaders.build_eval_loader(
-        args, dataset, data_config, device, precision, args.batch_size,
-        crop_mode=args.crop_mode, crop_border_pixels=args.crop_border_pixels)
+        args, dataset, data_config, device, precision, args.batch_size, args.crop_border_pixels)
     metrics = evaluate(
         model, loader, args, device, precision, args.log_freq,
         on_log=reporting.log_evaluation_step('Test') if utils.is_primary(args) else None)

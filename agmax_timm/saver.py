@@ -1,0 +1,139 @@
+"""What a run writes and goes on from: timm's checkpoints, and in each a record of what reproduces its weights.
+
+Plain timm loads them, with nothing of this package: the record holds plain types, and the Q-network is apart.
+"""
+import argparse
+import platform
+from typing import Any, Dict, List, Optional
+
+import timm
+import torch
+import torch.nn as nn
+from timm.models import parse_model_name
+from timm.models._input import get_model_args
+from timm.task import TrainingTask, load_task_ema_checkpoint, resume_task_checkpoint
+from timm.utils import CheckpointSaver
+
+from . import __version__
+from .checkpoint import RECORD, CheckpointError, one_line, read_file
+
+
+def make_record(
+        model: nn.Module,
+        name: str,
+        data_config: Dict[str, Any],
+        class_names: Optional[List[str]] = None,
+        metric_name: str = 'top1',
+) -> Dict[str, Any]:
+    """What reproduces the weights of a model, besides the run's options; plain types alone.
+
+    Args:
+        model: The classifier, as timm created it.
+        name: Name it was created by.
+        data_config: How it is evaluated: input_size (C, H, W), interpolation, mean, std, crop_pct, crop_mode.
+        class_names: By index, None if unknown; outputs beyond them are named by their index.
+        metric_name: The metric that ranks the checkpoints.
+    """
+    if parse_model_name(name)[0]:  # a folder or repository, which may be gone when the checkpoint is read
+        name = model.pretrained_cfg['architecture']
+    if class_names is not None:
+        class_names = class_names + [str(i) for i in range(len(class_names), model.num_classes)]
+    return {
+        'architecture': name,
+        'model_args': get_model_args(model),
+        'class_names': class_names,
+        'data_config': dict(data_config),
+        'metric_name': metric_name,
+        'versions': {'agmax_timm': __version__, 'timm': timm.__version__, 'torch': str(torch.__version__),
+                     'python': platform.python_version()},
+        'metrics': {},
+    }
+
+
+class RecordSaver(CheckpointSaver):
+    """timm's saver, whose files also hold a record (see make_record) with the metrics of their weights."""
+
+    def __init__(self, task: TrainingTask, record: Dict[str, Any], **kwargs):
+        super().__init__(model=task.get_trainable_module(), task=_RecordedTask(task, record), **kwargs)
+        self.record = record
+
+    def save_checkpoint(self, epoch: int, metric: Optional[float] = None, **metrics: Optional[Dict[str, float]]):
+        """As timm's.
+
+        Args:
+            metrics: Of the weights `raw` and `ema` in this epoch, each with 'loss', 'top1' and 'top5'.
+        """
+        self.record['metrics'] = {
+            weights: {name: float(value) for name, value in of_weights.items()}
+            for weights, of_weights in metrics.items() if of_weights}
+        try:
+            return super().save_checkpoint(epoch, metric)
+        finally:
+            self.record['metrics'] = {}  # a recovery file of the next epoch has none
+
+
+class _RecordedTask:
+    """All that timm's saver asks of a task: it merges into the file what this returns."""
+
+    def __init__(self, task: TrainingTask, record: Dict[str, Any]):
+        self.task = task
+        self.record = record
+
+    def get_checkpoint_state(self, ema: bool = False, **kwargs) -> Dict[str, Any]:
+        state = self.task.get_checkpoint_state(ema=ema, **kwargs)
+        return state if ema else {**state, RECORD: self.record}
+
+
+def create_saver(
+        output_dir: str,
+        task: TrainingTask,
+        optimizer: torch.optim.Optimizer,
+        args: argparse.Namespace,
+        record: Dict[str, Any],
+        scaler: Any = None,
+        decreasing: bool = False,
+) -> RecordSaver:
+    """The saver of `last`, `model_best` and the best `checkpoint-N`, with the Q-network apart in `task_state`.
+
+    Args:
+        record: See make_record.
+        decreasing: Whether a lower metric is better.
+    """
+    return RecordSaver(
+        task,
+        record,
+        optimizer=optimizer,
+        args=args,
+        amp_scaler=scaler,
+        checkpoint_dir=output_dir,
+        recovery_dir=output_dir,
+        decreasing=decreasing,
+        max_history=args.checkpoint_hist,
+    )
+
+
+def resume(
+        path: str,
+        task: TrainingTask,
+        optimizer: Optional[torch.optim.Optimizer] = None,
+        scaler: Any = None,
+        verbose: bool = True,
+) -> Optional[int]:
+    """Load a training checkpoint into the task (without its EMA), and the optimizer and scaler if given.
+
+    Returns:
+        The epoch to go on with, None if the file does not say.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, not plain tensors, or of another model.
+    """
+    read_file(path, mmap=True)
+    try:
+        return resume_task_checkpoint(task, path, optimizer=optimizer, loss_scaler=scaler, log_info=verbose)
+    except Exception as error:
+        raise CheckpointError(f'cannot use checkpoint {path}: {one_line(error)}') from error
+
+
+def resume_ema(path: str, task: TrainingTask) -> None:
+    """Load the EMA of a training checkpoint, or its raw weights where it has none."""
+    load_task_ema_checkpoint(task, path)
