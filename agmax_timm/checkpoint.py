@@ -5,6 +5,7 @@ import pickle
 import re
 import warnings
 import zipfile
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Dict, List, Optional
 
@@ -54,8 +55,6 @@ class SavedModel:
         """
         args = dict(num_classes=self.num_classes, in_chans=self.in_chans, global_pool=self.global_pool)
         args.update(self.model_args)
-        if not is_model(self.architecture):
-            raise CheckpointError(f'{self.source}: timm has no model {self.architecture}')
         try:
             model = timm.create_model(self.architecture, **args)
         except Exception as error:
@@ -93,21 +92,23 @@ def read_model(
         run_dir=folder if os.path.isfile(os.path.join(folder, 'args.yaml')) else None,
         metrics={'epoch': checkpoint['epoch']} if isinstance(checkpoint.get('epoch'), int) else {},
     )
-    try:
-        if RECORD in checkpoint:
-            return _recorded(checkpoint[RECORD], known, 'ema' if use_ema else 'raw', architecture)
-        return _unrecorded(architecture or known['options'].get('model') or checkpoint.get('arch'), known)
-    except CheckpointError:
-        raise
-    except (KeyError, TypeError, ValueError, AttributeError, AssertionError) as error:
-        raise CheckpointError(f'{file} contradicts itself: {one_line(error)}') from error
+    with _believed(file):
+        record = checkpoint.get(RECORD)
+        said = known['options'].get('model') or checkpoint.get('arch') if record is None else record['architecture']
+        architecture = architecture or said
+        if not isinstance(architecture, str) or ':' in architecture or not is_model(architecture):
+            raise CheckpointError(f"{file} does not say which model of timm it holds"
+                                  f"{f' ({architecture} is none)' if architecture else ''}: name it with --model")
+        if record is None:
+            return _unrecorded(architecture, known)
+        known['metrics'].update(record['metrics'].get('ema' if use_ema else 'raw', {}))
+        return _recorded(architecture, known, record)
 
 
-def _recorded(record: Dict[str, Any], known: Dict[str, Any], weights: str, architecture: Optional[str]) -> SavedModel:
+def _recorded(architecture: str, known: Dict[str, Any], record: Dict[str, Any]) -> SavedModel:
     model_args = _model_args(record['model_args'])
-    known['metrics'].update(record['metrics'].get(weights, {}))
     return SavedModel(
-        architecture=architecture or record['architecture'],
+        architecture,
         num_classes=model_args.pop('num_classes'),
         in_chans=model_args.pop('in_chans', 3),
         global_pool=model_args.pop('global_pool', None),
@@ -119,11 +120,8 @@ def _recorded(record: Dict[str, Any], known: Dict[str, Any], weights: str, archi
     )
 
 
-def _unrecorded(architecture: Optional[str], known: Dict[str, Any]) -> SavedModel:
+def _unrecorded(architecture: str, known: Dict[str, Any]) -> SavedModel:
     """From the options of timm's train.py, where there are any, and else from the shapes of the tensors."""
-    if not isinstance(architecture, str) or ':' in architecture or not is_model(architecture):
-        raise CheckpointError(f"{known['source']} does not say which model of timm it holds"
-                              f"{f' ({architecture} is none)' if architecture else ''}: name it with --model")
     options, tensors = known['options'], known['state_dict']
     model_args = resolve_model_input_args(
         architecture,
@@ -148,6 +146,17 @@ def _unrecorded(architecture: Optional[str], known: Dict[str, Any]) -> SavedMode
     evaluation = {**_CROP_OF_TRAINING, **options} if options else {}
     saved.data_config = resolve_input_data_config(saved.create_model(), evaluation, use_test_size=not options)
     return saved
+
+
+@contextmanager
+def _believed(path: str):
+    """Turn what a file says wrongly of itself into CheckpointError."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, AssertionError) as error:
+        raise CheckpointError(f'what {path} says of its model is damaged: {one_line(error)}') from error
 
 
 def _options(checkpoint: Dict[str, Any]) -> Dict[str, Any]:
@@ -185,11 +194,12 @@ def saved_options(path: str) -> Dict[str, Any]:
     if options:
         options.update(_CROP_OF_TRAINING)
     if RECORD in checkpoint:
-        record = checkpoint[RECORD]
-        model_args = _model_args(record['model_args'])
-        options.update(record['data_config'], model=record['architecture'], gp=model_args.pop('global_pool', None))
-        options.update((name, model_args.pop(name)) for name in ('num_classes', 'in_chans') if name in model_args)
-        options['model_kwargs'] = model_args
+        with _believed(path):
+            record = checkpoint[RECORD]
+            model_args = _model_args(record['model_args'])
+            options.update(record['data_config'], model=record['architecture'], gp=model_args.pop('global_pool', None))
+            options.update((name, model_args.pop(name)) for name in ('num_classes', 'in_chans') if name in model_args)
+            options['model_kwargs'] = model_args
     return options
 
 
@@ -217,7 +227,8 @@ def read_file(path: str, mmap: bool = False) -> Dict[str, Any]:
         raise CheckpointError(f'{path} holds {found[1]}, which is neither a tensor nor a plain value: refused, '
                               'nothing of it was executed') from error
     except Exception as error:  # torch raises what its parsers stumble over
-        raise CheckpointError(f'{path} is damaged or not a checkpoint: {one_line(error)}') from error
+        reason = one_line(error).split('. ')[0]
+        raise CheckpointError(f'{path} is damaged or not a checkpoint: {reason}') from error
     if not isinstance(checkpoint, dict):
         raise CheckpointError(f'{path} is not a checkpoint: it holds a {type(checkpoint).__name__}')
     return checkpoint

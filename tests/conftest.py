@@ -1,4 +1,5 @@
-"""Data for the tests, made on the spot: nothing is downloaded."""
+"""Data and runs for the tests, made on the spot: nothing is downloaded."""
+import logging
 import os
 
 # Before torch is imported, here and in subprocesses: the networks are tiny, and threads on few cores slow each other.
@@ -10,6 +11,8 @@ import torch
 from PIL import Image
 from timm.utils import random_seed
 from torch.utils.data import Dataset
+
+from agmax_timm.run import training
 
 CLASSES = ('ant', 'bee', 'cat')
 PER_CLASS = 4
@@ -84,3 +87,31 @@ def photos(tmp_path_factory):
 def photo_numbers():
     """Function: the numbers of the photos that images [N, 3, H, W] in [0, 1] were cut from."""
     return lambda images: torch.floor(images[:, 2].mean((1, 2)).cpu() * 255 / 20).long()
+
+
+@pytest.fixture(scope='session')
+def train_once(photos, tmp_path_factory):
+    """Function: the folder of a run of train.py with these flags on the photos, made once a session."""
+    folders = {}
+
+    def run(*argv):
+        if argv not in folders:
+            output = tmp_path_factory.mktemp('runs')
+            handlers, level = list(logging.root.handlers), logging.root.level
+            training.main([
+                str(photos), '--num-classes', '3', '-b', '4', '-j', '0', '--warmup-epochs', '0', '--lr', '0.05',
+                '--output', str(output), '--experiment', 'run', *argv])
+            for handler in set(logging.root.handlers) - set(handlers):  # a run leaves them to its process
+                logging.root.removeHandler(handler)
+                handler.close()
+            logging.root.setLevel(level)
+            folders[argv] = output / 'run'
+        return folders[argv]
+    return run
+
+
+@pytest.fixture(scope='session')
+def ema_run(train_once):
+    """Folder of a run of four epochs with an EMA, in channels_last. By top-1 the second is the best."""
+    return train_once('--model', 'test_resnet', '--img-size', '32', '--agmax', '--epochs', '4', '--sched', 'none',
+                      '--channels-last', '--model-ema', '--model-ema-decay', '0.5')

@@ -1,0 +1,140 @@
+"""From a run or a checkpoint to a folder of timm's: python -m agmax_timm.export SOURCE FOLDER"""
+import argparse
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Dict, List, Optional
+
+import torch
+
+from .checkpoint import RECORD, CheckpointError, SavedModel, read_file, read_model
+from .hub import HubError, stage
+
+
+class ExportError(ValueError):
+    """What was asked for cannot be exported so; the message names the flag or folder and the remedy."""
+
+
+def main(argv: Optional[List[str]] = None) -> None:
+    """The command. Exit status 2 for what cannot be read or written, in one line."""
+    parser = _parser()
+    args = parser.parse_args(argv)
+    try:
+        check_empty(args.folder)
+        saved = read_source(args)
+        stage(saved, args.folder)
+    except (CheckpointError, ExportError, HubError, OSError) as error:
+        parser.exit(2, f'{parser.prog}: error: {error}\n')
+    classes = f'{saved.num_classes} classes' + (', named' if saved.class_names else '')
+    measured = ''.join(f', {name} {saved.metrics[name]:g}' for name in ('top1', 'top5') if name in saved.metrics)
+    print(f'{saved.source}: {saved.architecture}, {classes}{measured}\n'
+          f"Reloaded with equal logits: timm.create_model('local-dir:{args.folder}', pretrained=True)")
+
+
+def read_source(args: argparse.Namespace) -> SavedModel:
+    """The model that the options name.
+
+    Raises:
+        CheckpointError: as read_model.
+        ExportError: as average_models.
+    """
+    if args.average is None:
+        return read_model(args.source, args.use_ema, 'last' if args.last else 'best', args.model)
+    if args.last:
+        raise ExportError(f'--average {args.average} is of the best checkpoints: drop --last')
+    return average_models(args.source, args.average, args.use_ema, args.model)
+
+
+def check_empty(folder: str) -> None:
+    """Raise ExportError where something would be overwritten."""
+    if os.path.lexists(folder) and (not os.path.isdir(folder) or os.listdir(folder)):
+        raise ExportError(f'{folder} is there and not an empty folder: name a new one')
+
+
+def average_models(
+        run_dir: str,
+        count: int,
+        use_ema: bool = False,
+        architecture: Optional[str] = None,
+) -> SavedModel:
+    """The mean of the weights of the best checkpoints of a run, as timm's avg_checkpoints takes it: in float64.
+
+    Each epoch counts once, though `last` and `model_best` are among its files. What is not floating-point, such as a
+    count of batches, is that of the best checkpoint. Nobody has measured the mean: it has no metrics.
+
+    Raises:
+        CheckpointError: as read_model.
+        ExportError: no folder, fewer than `count` ranked checkpoints, or not all of one model.
+    """
+    paths = best_checkpoints(run_dir, count)
+    best = read_model(paths[0], use_ema, architecture=architecture)
+    sums = {name: value.to(torch.float64, copy=True) for name, value in best.state_dict.items()
+            if value.is_floating_point()}
+    for path in paths[1:]:
+        tensors = read_model(path, use_ema, architecture=architecture).state_dict
+        if _shapes(tensors) != _shapes(best.state_dict):
+            raise ExportError(f'{path} is of another model than {paths[0]}: their tensors differ')
+        for name, total in sums.items():
+            total += tensors[name]
+    tensors = dict(best.state_dict)
+    for name, total in sums.items():
+        limits = torch.finfo(tensors[name].dtype)
+        tensors[name] = (total / count).clamp(limits.min, limits.max).to(tensors[name].dtype)
+    return replace(best, state_dict=tensors, metrics={}, source=' + '.join(paths))
+
+
+def best_checkpoints(run_dir: str, count: int) -> List[str]:
+    """Paths of the `count` best `checkpoint-N` of a run's folder, the best first, of equals the earlier one.
+
+    Raises:
+        CheckpointError: one of them cannot be read.
+        ExportError: as average_models.
+    """
+    if count < 1:
+        raise ExportError(f'--average must be 1 or more, got {count}')
+    if not os.path.isdir(run_dir):
+        raise ExportError(f'--average {count} needs the folder of a run, {run_dir} is none')
+    ranked = []
+    for path in map(str, Path(run_dir).glob('checkpoint-*.pth.tar')):
+        checkpoint = read_file(path, mmap=True)
+        if checkpoint.get('metric') is not None:
+            cost = checkpoint['metric'] if _lower_is_better(checkpoint) else -checkpoint['metric']
+            ranked.append((cost, checkpoint['epoch'], path))
+    if len(ranked) < count:
+        raise ExportError(f'--average {count}: {run_dir} holds {len(ranked)} checkpoints with a metric')
+    return [path for _, _, path in sorted(ranked)[:count]]
+
+
+def _lower_is_better(checkpoint: Dict[str, Any]) -> bool:
+    """By the record of ours, by the options of timm's."""
+    name = checkpoint.get(RECORD, {}).get('metric_name') or getattr(checkpoint.get('args'), 'eval_metric', None)
+    return name == 'loss'
+
+
+def _shapes(tensors: Dict[str, torch.Tensor]) -> Dict[str, torch.Size]:
+    return {name: value.shape for name, value in tensors.items()}
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line."""
+
+    def error(self, message: str):
+        self.exit(2, f'{self.prog}: error: {message} (--help lists all flags)\n')
+
+
+def _parser() -> _Parser:
+    parser = _Parser(
+        prog='python -m agmax_timm.export',
+        description="Write a trained classifier as timm keeps one: timm.create_model('local-dir:FOLDER', "
+                    'pretrained=True) loads it, with nothing else installed, and did so before this says done.')
+    parser.add_argument('source', metavar='SOURCE', help="a run's folder, a checkpoint, or weights as .safetensors")
+    parser.add_argument('folder', metavar='FOLDER', help='a new or empty one')
+    parser.add_argument('--use-ema', action='store_true', help='the EMA of the weights')
+    parser.add_argument('--last', action='store_true', help="the last epoch of a run, not the best")
+    parser.add_argument('--average', type=int, metavar='N', help="the mean of the N best checkpoints of a run's folder")
+    parser.add_argument('--model', metavar='NAME', help='name in timm, for files that do not say')
+    return parser
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,252 @@
+"""The export command: what it writes is loaded by plain timm and evaluated, against the checkpoint itself."""
+import csv
+import json
+import shutil
+import subprocess
+import sys
+from argparse import Namespace
+
+import numpy as np
+import pytest
+import safetensors.torch
+import timm
+import torch
+
+from agmax_timm import export
+from agmax_timm.checkpoint import read_model
+from agmax_timm.run import training, validation
+
+MODELS = {
+    'test_efficientnet': ('--bn-eps', '0.1', '--in-chans', '1', '--gp', 'max', '--img-size', '32', '--crop-pct', '0.7',
+                          '--mean', '0.3', '--std', '0.2', '--interpolation', 'bilinear'),
+    'test_vit': ('--model-kwargs', 'img_size=32', '--img-size', '32'),
+}
+
+
+@pytest.fixture
+def validate(photos, capsys):
+    """Function: top-1, top-5 and loss that validate.py gives."""
+    def run(*argv):
+        capsys.readouterr()
+        validation.main([str(photos), '-j', '0', '-b', '4', *map(str, argv)])
+        results = json.loads(capsys.readouterr().out.split('--result\n')[1])
+        return [results[name] for name in ('top1', 'top5', 'loss')]
+    return run
+
+
+def load(path):
+    with torch.serialization.safe_globals([Namespace]):
+        return torch.load(path, weights_only=True)
+
+
+def fails(capsys, *argv):
+    """The command's one line of error."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as exit_info:
+        export.main(list(map(str, argv)))
+    assert exit_info.value.code == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    return lines[0]
+
+
+def run(argv):
+    export.main(list(map(str, argv)))
+
+
+# Plain timm on folders of argv; the logits of each on the same input.
+PLAIN = """
+import json, sys
+sys.modules['agmax_timm'] = None
+import timm, torch
+for folder in sys.argv[1:]:
+    model = timm.create_model('local-dir:' + folder, pretrained=True).eval()
+    channels = model.pretrained_cfg['input_size'][0]
+    with torch.no_grad():
+        logits = model(torch.linspace(-1, 1, 2048 * channels).reshape(2, channels, 32, 32))
+    print(json.dumps([model.num_classes, model.pretrained_cfg.get('label_names'), logits.tolist()]))
+"""
+
+
+def test_plain_timm_loads_what_was_exported_bit_for_bit(ema_run, train_once, tmp_path):
+    exports = {
+        'raw': ([ema_run], ema_run / 'model_best.pth.tar', 'state_dict'),
+        'ema': ([ema_run, '--use-ema'], ema_run / 'model_best.pth.tar', 'state_dict_ema'),
+        'last': ([ema_run, '--last'], ema_run / 'last.pth.tar', 'state_dict'),
+        'file': ([ema_run / 'checkpoint-0.pth.tar', '--use-ema'], ema_run / 'checkpoint-0.pth.tar', 'state_dict_ema'),
+    }
+    models = dict.fromkeys(exports, ('test_resnet', {}))
+    for name, flags in MODELS.items():
+        folder = train_once('--model', name, '--epochs', '1', *flags)
+        exports[name] = ([folder], folder / 'model_best.pth.tar', 'state_dict')
+    models['test_efficientnet'] = ('test_efficientnet', dict(bn_eps=0.1, in_chans=1, global_pool='max'))
+    models['test_vit'] = ('test_vit', dict(img_size=32))
+
+    expected = []
+    for name, (argv, file, key) in exports.items():
+        run([*argv, tmp_path / name])
+        architecture, kwargs = models[name]
+        model = timm.create_model(architecture, num_classes=3, **kwargs).eval()
+        model.load_state_dict(load(file)[key])
+        channels = kwargs.get('in_chans', 3)
+        with torch.no_grad():
+            logits = model(torch.linspace(-1, 1, 2048 * channels).reshape(2, channels, 32, 32))
+        expected.append([3, ['ant', 'bee', 'cat'], logits.tolist()])
+    completed = subprocess.run(
+        [sys.executable, '-I', '-c', PLAIN, *(str(tmp_path / name) for name in exports)],
+        cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert [json.loads(line) for line in completed.stdout.splitlines()] == expected
+    assert len({str(logits) for _, _, logits in expected}) == len(exports), 'all of them differ'
+
+
+def test_a_trained_folder_is_evaluated_as_its_checkpoint_was(ema_run, train_once, validate, tmp_path):
+    run([ema_run, tmp_path / 'ema', '--use-ema'])
+    run([ema_run, tmp_path / 'last', '--last'])
+    of_file = validate('--checkpoint', ema_run / 'model_best.pth.tar', '--use-ema')
+    assert validate('--model', f'local-dir:{tmp_path / "ema"}', '--pretrained') == of_file
+    assert validate('--model', f'local-dir:{tmp_path / "last"}', '--pretrained') == validate(
+        '--checkpoint', ema_run / 'last.pth.tar') != of_file
+    metrics = read_model(str(ema_run), use_ema=True).metrics
+    assert [round(metrics['top1'], 4), round(metrics['top5'], 4), metrics['loss']] == validate(
+        '--checkpoint', ema_run / 'model_best.pth.tar', '--use-ema', '--channels-last')
+
+
+@pytest.mark.parametrize('name', MODELS)
+def test_other_inputs_and_architectures_are_evaluated_alike(train_once, validate, tmp_path, name):
+    folder = train_once('--model', name, '--epochs', '1', *MODELS[name])
+    run([folder, tmp_path / 'exported'])
+    with open(folder / 'summary.csv', newline='') as f:
+        row = next(csv.DictReader(f))
+    trained = [round(float(row['eval_top1']), 4), round(float(row['eval_top5']), 4), float(row['eval_loss'])]
+    assert validate('--checkpoint', folder / 'last.pth.tar') == trained
+    assert validate('--model', f'local-dir:{tmp_path / "exported"}', '--pretrained') == trained
+
+
+def test_validate_crops_as_the_configuration_says(ema_run, validate, tmp_path):
+    run([ema_run, tmp_path / 'exported'])
+    config = json.loads((tmp_path / 'exported' / 'config.json').read_text())
+    config['pretrained_cfg']['crop_mode'] = 'squash'
+    (tmp_path / 'exported' / 'config.json').write_text(json.dumps(config))
+    checkpoint = ema_run / 'model_best.pth.tar'
+    squashed = validate('--model', f'local-dir:{tmp_path / "exported"}', '--pretrained')
+    assert squashed == validate('--checkpoint', checkpoint, '--crop-mode', 'squash') != validate(
+        '--checkpoint', checkpoint)
+
+
+def test_what_is_trained_on_from_a_folder_outlives_it(ema_run, photos, validate, tmp_path):
+    source = tmp_path / 'source'
+    run([ema_run, source])
+    training.main([
+        str(photos), '--model', f'local-dir:{source}', '--pretrained', '--img-size', '48', '-b', '4', '-j', '0',
+        '--epochs', '1', '--lr', '0.001', '--warmup-epochs', '0', '--output', str(tmp_path), '--experiment', 'tuned'])
+    shutil.rmtree(source)
+    saved = read_model(str(tmp_path / 'tuned'))
+    assert (saved.architecture, saved.num_classes) == ('test_resnet', 3)
+    run([tmp_path / 'tuned', tmp_path / 'exported'])
+    result = validate('--checkpoint', tmp_path / 'tuned' / 'last.pth.tar')
+    assert result[2] == saved.metrics['loss']
+    assert validate('--model', f'local-dir:{tmp_path / "exported"}', '--pretrained') == result
+
+
+# Averages
+
+def numpy_mean(states):
+    """The mean of each tensor in float64, cast back; of integers the first."""
+    return {name: np.mean([state[name].double().numpy() for state in states], axis=0).astype(value.numpy().dtype)
+            if value.is_floating_point() else value.numpy() for name, value in states[0].items()}
+
+
+@pytest.mark.parametrize('flags, key', [((), 'state_dict'), (('--use-ema',), 'state_dict_ema')])
+@pytest.mark.parametrize('count, epochs', [(1, [1]), (2, [1, 2]), (3, [1, 2, 3])])
+def test_the_mean_of_the_best_checkpoints(ema_run, tmp_path, flags, key, count, epochs):
+    """By top-1: epoch 1, then 2 and 3, which are equal, then 0."""
+    top1 = [load(ema_run / f'checkpoint-{epoch}.pth.tar')['metric'] for epoch in range(4)]
+    assert top1[1] > top1[2] == top1[3] > top1[0]
+    run([ema_run, tmp_path / 'mean', '--average', count, *flags])
+    found = safetensors.torch.load_file(tmp_path / 'mean' / 'model.safetensors')
+    states = [load(ema_run / f'checkpoint-{epoch}.pth.tar')[key] for epoch in epochs]
+    expected = numpy_mean(states)
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_array_equal(found[name].numpy(), value, err_msg=name)
+    batches = next(name for name in found if name.endswith('num_batches_tracked'))
+    assert found[batches] == states[0][batches] and found[batches].dtype == torch.int64
+
+
+def test_a_mean_has_no_metrics_and_names_its_files(ema_run):
+    saved = export.average_models(str(ema_run), 2)
+    assert saved.metrics == {} and saved.class_names == ['ant', 'bee', 'cat']
+    assert saved.source == f"{ema_run / 'checkpoint-1.pth.tar'} + {ema_run / 'checkpoint-2.pth.tar'}"
+
+
+def write_run(folder, metrics, **args):
+    """A run's folder as timm leaves it, of tensors that are all `epoch`."""
+    folder.mkdir()
+    model = timm.create_model('test_resnet', num_classes=3)
+    for epoch, metric in enumerate(metrics):
+        state = {name: torch.full_like(value, epoch) for name, value in model.state_dict().items()}
+        torch.save({'epoch': epoch, 'metric': metric, 'state_dict': state, 'arch': 'test_resnet',
+                    'args': Namespace(model='test_resnet', num_classes=3, **args)},
+                   folder / f'checkpoint-{epoch}.pth.tar')
+
+
+def test_of_a_loss_the_lowest_are_the_best(tmp_path):
+    write_run(tmp_path / 'loss', [0.9, 0.1, 0.2, 0.7], eval_metric='loss')
+    write_run(tmp_path / 'top1', [9., 1., 2., 7.], eval_metric='top1')
+    for name, mean in (('loss', 1.5), ('top1', 1.5)):
+        tensors = export.average_models(str(tmp_path / name), 2).state_dict
+        assert (tensors['fc.weight'] == mean).all()
+    assert export.average_models(str(tmp_path / 'loss'), 1).state_dict['fc.weight'][0, 0] == 1
+    assert export.average_models(str(tmp_path / 'top1'), 1).state_dict['fc.weight'][0, 0] == 0
+
+
+def test_a_run_without_validation_is_ranked_by_its_loss(train_once):
+    folder = train_once('--model', 'test_resnet', '--img-size', '32', '--epochs', '3', '--val-split', '')
+    losses = {epoch: load(folder / f'checkpoint-{epoch}.pth.tar')['metric'] for epoch in range(3)}
+    best = sorted(losses, key=losses.get)
+    assert [path.rsplit('-', 1)[1] for path in export.best_checkpoints(str(folder), 3)] == [
+        f'{epoch}.pth.tar' for epoch in best]
+    assert read_model(str(folder)).metrics == {'epoch': best[0]}
+
+
+# Refused
+
+def test_nothing_is_overwritten(ema_run, tmp_path, capsys):
+    (tmp_path / 'file').write_text('mine')
+    (tmp_path / 'full').mkdir()
+    (tmp_path / 'full' / 'mine').write_text('mine')
+    for name in ('file', 'full'):
+        assert str(tmp_path / name) in fails(capsys, ema_run, tmp_path / name)
+    assert (tmp_path / 'file').read_text() == 'mine'
+    assert [path.name for path in (tmp_path / 'full').iterdir()] == ['mine']
+    (tmp_path / 'empty').mkdir()
+    run([ema_run, tmp_path / 'empty'])
+    assert {'config.json', 'model.safetensors'} <= {path.name for path in (tmp_path / 'empty').iterdir()}
+
+
+@pytest.mark.parametrize('argv, words', [
+    (['nowhere'], ['no such', 'nowhere']),
+    (['{run}', '--average', '9'], ['--average 9', '4 checkpoints']),
+    (['{run}', '--average', '0'], ['--average', '0']),
+    (['{run}', '--average', '-1'], ['--average', '-1']),
+    (['{run}', '--average', 'two'], ['--average', 'two']),
+    (['{run}', '--average', '2', '--last'], ['--average 2', '--last']),
+    (['{run}/last.pth.tar', '--average', '2'], ['--average 2', 'last.pth.tar']),
+    (['{run}', '--model', 'nothing'], ['nothing', '--model']),
+    (['{run}', '--model', 'test_vit'], ['test_vit', 'missing', 'cls_token']),
+    (['{run}/args.yaml'], ['args.yaml']),
+])
+def test_what_cannot_be_exported_is_one_line(ema_run, tmp_path, capsys, argv, words):
+    source, *flags = argv
+    message = fails(capsys, source.format(run=ema_run), tmp_path / 'out', *flags)
+    assert all(word in message for word in words), message
+    assert not (tmp_path / 'out').exists()
+
+
+def test_checkpoints_of_two_models_have_no_mean(tmp_path, capsys):
+    write_run(tmp_path / 'run', [1., 2.], eval_metric='top1')
+    other = load(tmp_path / 'run' / 'checkpoint-0.pth.tar')
+    other['state_dict'] = timm.create_model('test_resnet', num_classes=4).state_dict()
+    other['args'].num_classes = 4
+    torch.save(other, tmp_path / 'run' / 'checkpoint-0.pth.tar')
+    assert 'checkpoint-0.pth.tar' in fails(capsys, tmp_path / 'run', tmp_path / 'out', '--average', '2')
