@@ -9,10 +9,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from timm.models import create_model
 from timm.utils import random_seed
 from torch.utils.data import Dataset
 
+from agmax_timm.checkpoint import SavedModel
 from agmax_timm.run import training
+from agmax_timm.staging import stage
 
 CLASSES = ('ant', 'bee', 'cat')
 PER_CLASS = 4
@@ -115,3 +118,43 @@ def ema_run(train_once):
     """Folder of a run of four epochs with an EMA, in channels_last. By top-1 the second is the best."""
     return train_once('--model', 'test_resnet', '--img-size', '32', '--agmax', '--epochs', '4', '--sched', 'none',
                       '--channels-last', '--model-ema', '--model-ema-decay', '0.5')
+
+
+def make_saved(tmp_path_factory):
+    """Function: a SavedModel as a run on photos would give, with random weights; arguments replace its fields."""
+    run_dir = tmp_path_factory.mktemp('run')
+    (run_dir / 'summary.csv').write_text('epoch,eval_top1\n0,66.6667\n')
+    Image.new('RGB', (8, 8)).save(run_dir / 'curves.png')
+    options = dict(
+        model='test_resnet', agmax=True, agmax_weight=1.0, epochs=3, batch_size=4, lr=0.05, val_split='val', opt='sgd',
+        num_classes=3, img_size=32, data='/home/secret/photos', data_dir='/home/secret/photos', output='/home/secret',
+        device='cpu', rank=0, world_size=1, scale=[0.08, 1.0], clip_grad=None)
+
+    def make(architecture='test_resnet', num_classes=3, size=32, **fields):
+        random_seed(7)
+        saved = SavedModel(
+            architecture, {}, num_classes, class_names=['ant', 'bee', 'cat'] if num_classes == 3 else None,
+            data_config=dict(input_size=(fields.get('in_chans', 3), size, size), interpolation='bilinear',
+                             mean=(0.4,) * fields.get('in_chans', 3), std=(0.3,) * fields.get('in_chans', 3),
+                             crop_pct=0.9, crop_mode='center'),
+            **{**dict(options=options, metrics=dict(top1=66.666667, top5=100., loss=1.25, epoch=2),
+                      versions=dict(agmax_timm='0.1', timm='1.0.31'), source='best', run_dir=str(run_dir)), **fields})
+        model = create_model(
+            architecture, num_classes=num_classes, in_chans=saved.in_chans, global_pool=saved.global_pool,
+            **saved.model_args)
+        saved.state_dict = model.state_dict()
+        return saved
+    return make
+
+
+@pytest.fixture(scope='session')
+def saved(make_saved):
+    return make_saved()
+
+
+@pytest.fixture(scope='session')
+def staged(saved, tmp_path_factory):
+    """The folder that `saved` was staged into; for tests that only read it."""
+    folder = tmp_path_factory.mktemp('staged') / 'hub'
+    stage(saved, folder)
+    return folder

@@ -1,0 +1,235 @@
+"""The model card of a trained classifier: what the Hub reads of it, and what people do. Only what is known is said."""
+import math
+import os
+import re
+from typing import Any, Dict, List, Optional, Sequence, Tuple
+
+import yaml
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from timm.models import get_pretrained_cfg
+
+from .checkpoint import SavedModel
+
+# What the card of a folder calls that folder; publishing puts the name of the repository in its place.
+HERE = 'local-dir:.'
+PAPER_NAME = 'Improving Model Generalization by Agreement of Learned Representations from Data Augmentation'
+PAPER_ID = 'arXiv:2110.10536'
+
+_DEMO = ('fashion_mnist', 'a subset of Fashion-MNIST')
+_HYPERPARAMETERS = (
+    'model', 'pretrained', 'epochs', 'batch_size', 'world_size', 'grad_accum_steps', 'opt', 'lr', 'momentum',
+    'weight_decay', 'sched', 'warmup_epochs', 'layer_decay', 'clip_grad', 'agmax_loss', 'agmax_weight',
+    'agmax_divergence_weight', 'agmax_units', 'agmax_init_std', 'smoothing', 'bce_loss', 'mixup', 'cutmix',
+    'cutmix_minmax', 'aa', 'cutout', 'lighting', 'color_jitter', 'reprob', 'train_crop_mode', 'scale', 'drop',
+    'drop_path', 'model_ema', 'model_ema_decay', 'amp', 'seed')
+
+_AGMAX_CITATION = f"""@inproceedings{{atienza2022agmax,
+  author    = {{Atienza, Rowel}},
+  title     = {{{PAPER_NAME}}},
+  booktitle = {{Proceedings of the IEEE/CVF Winter Conference on Applications of Computer Vision (WACV)}},
+  year      = {{2022}},
+  eprint    = {{{PAPER_ID.removeprefix('arXiv:')}}},
+  archivePrefix = {{arXiv}}
+}}"""
+_TIMM_CITATION = """@misc{rw2019timm,
+  author    = {Ross Wightman},
+  title     = {PyTorch Image Models},
+  year      = {2019},
+  publisher = {GitHub},
+  journal   = {GitHub repository},
+  doi       = {10.5281/zenodo.4414861},
+  howpublished = {\\url{https://github.com/huggingface/pytorch-image-models}}
+}"""
+
+
+def model_card(
+        saved: SavedModel,
+        architecture: str,
+        embedding_shape: Sequence[int],
+        feature_shapes: Sequence[Sequence[int]] = (),
+        recipe: Optional[Dict[str, Any]] = None,
+        curves: bool = False,
+        license: str = 'apache-2.0',
+) -> ModelCard:
+    """The card of a staged folder.
+
+    Args:
+        saved: What was trained.
+        architecture: timm's name of the model, without source and tag.
+        embedding_shape: Shape of one image's embedding [1, C].
+        feature_shapes: Shapes of its feature maps [1, C, H, W], none for a model that has no such.
+        recipe: Options that make the run, as in train_hparams.yaml, if known.
+        curves: Whether the folder holds curves.png.
+        license: Identifier of the Hub's list.
+    """
+    metadata = _metadata(saved, f'{architecture}.{tag_of(saved)}', license)
+    sections = [
+        _about(saved, architecture, license),
+        _usage(saved, embedding_shape, feature_shapes),
+        _training(saved, recipe),
+        _results(saved, curves),
+        _citations(),
+    ]
+    body = '\n\n'.join(section for section in sections if section)
+    return ModelCard(f'---\n{metadata.to_yaml()}\n---\n\n{body}\n')
+
+
+def tag_of(saved: SavedModel) -> str:
+    """timm's tag of the weights, method and data set: agmax_imagenet, without the data set where it is not known."""
+    method = 'agmax' if saved.options.get('agmax') else 'plain' if saved.options else 'agmax_timm'
+    dataset = dataset_of(saved.options)
+    return '_'.join([method, re.sub(r'\W+', '_', dataset[0].split('/')[-1])] if dataset else [method])
+
+
+def dataset_of(options: Dict[str, Any]) -> Optional[Tuple[str, str]]:
+    """Identifier and name of the data a run saw: the Hub's for its data sets, otherwise the folder's own name."""
+    name = options.get('dataset') or ''
+    if name == 'demo':
+        return _DEMO
+    if name.startswith(('hfds/', 'hfids/')):
+        identifier = name.split('/', 1)[1]
+        return identifier, identifier
+    if not name or '/' not in name:
+        name = os.path.abspath(options.get('data_dir') or options.get('data') or '/')
+    name = os.path.basename(name)
+    return (re.sub(r'[^\w.-]+', '-', name).lower(), name) if name else None
+
+
+def base_model_of(saved: SavedModel) -> Optional[str]:
+    """The Hub's name of the weights that training started from, if it did and they are on the Hub."""
+    options = saved.options
+    if not options.get('pretrained') or any(options.get(name) for name in ('pretrained_path', 'initial_checkpoint')):
+        return None
+    source, _, name = saved.architecture.rpartition(':')
+    if source:
+        return name.split('@')[0] if source in ('hf_hub', 'hf-hub') else None
+    config = get_pretrained_cfg(name)
+    if config is None or not config.hf_hub_id:
+        return None
+    weights = name if '.' in name else f'{name}.{config.tag}' if config.tag else name
+    return config.hf_hub_id + weights if config.hf_hub_id.endswith('/') else config.hf_hub_id
+
+
+def _metadata(saved: SavedModel, title: str, license: str) -> ModelCardData:
+    dataset = dataset_of(saved.options)
+    results = [
+        EvalResult(
+            task_type='image-classification', task_name='Image classification',
+            dataset_type=dataset[0], dataset_name=dataset[1], dataset_split=saved.options.get('val_split') or None,
+            metric_type='accuracy', metric_name=name, metric_value=value)
+        for name, value in _accuracies(saved).items()] if dataset else []
+    return ModelCardData(
+        library_name='timm',
+        pipeline_tag='image-classification',
+        tags=['image-classification', 'timm', *(['agmax'] if saved.options.get('agmax') else [])],
+        license=license,
+        datasets=[dataset[0]] if dataset else None,
+        base_model=base_model_of(saved),
+        model_name=title if results else None,
+        eval_results=results or None,
+    )
+
+
+def _accuracies(saved: SavedModel) -> Dict[str, float]:
+    """Measured accuracies in percent; top-5 says something of more than five classes alone."""
+    wanted = {'Top-1 accuracy (%)': 'top1', **({'Top-5 accuracy (%)': 'top5'} if saved.num_classes > 5 else {})}
+    return {title: round(saved.metrics[name], 4) for title, name in wanted.items()
+            if math.isfinite(saved.metrics.get(name, math.nan))}
+
+
+def _about(saved: SavedModel, architecture: str, license: str) -> str:
+    options, dataset = saved.options, dataset_of(saved.options)
+    channels, height, width = saved.data_config['input_size']
+    sentences = [f'An image classifier: {architecture} of '
+                 '[timm](https://github.com/huggingface/pytorch-image-models)'
+                 + (f', trained on {dataset[1]}.' if dataset else '.')]
+    if options.get('agmax'):
+        sentences.append(
+            f'It was trained with AgMax ([{PAPER_NAME}](https://arxiv.org/abs/{PAPER_ID.removeprefix("arXiv:")})): '
+            'two augmented views of every image, and a regulariser that rewards predictions that agree. '
+            'What is here is the plain classifier; timm alone loads it.')
+    rows = [f'- **Input:** {channels} x {height} x {width}', f'- **Classes:** {saved.num_classes}']
+    parameters = sum(value.numel() for name, value in saved.state_dict.items()
+                     if value.is_floating_point() and 'running_' not in name)
+    rows.append(f'- **Weights:** {parameters / 1e6:.2f} million, safetensors')
+    if base_model_of(saved):
+        rows.append(f'- **Fine-tuned from:** {base_model_of(saved)}')
+    rows.append(f'- **Licence:** {license}')
+    return f'# {architecture}.{tag_of(saved)}\n\n' + ' '.join(sentences) + '\n\n' + '\n'.join(rows)
+
+
+def _usage(saved: SavedModel, embedding_shape: Sequence[int], feature_shapes: Sequence[Sequence[int]]) -> str:
+    mode = {1: 'L', 3: 'RGB'}.get(saved.in_chans)
+    lines = ['import timm', 'import torch']
+    if mode:
+        lines.append('from PIL import Image')
+    lines += ['', f"model = timm.create_model('{HERE}', pretrained=True).eval()"]
+    if mode:
+        lines += ['config = timm.data.resolve_model_data_config(model)',
+                  'transform = timm.data.create_transform(**config, is_training=False)',
+                  f"input = transform(Image.open('image.jpg').convert('{mode}')).unsqueeze(0)"]
+    else:
+        lines.append(f"input = torch.rand(1, {', '.join(map(str, saved.data_config['input_size']))})")
+    lines += ['', 'with torch.inference_mode():',
+              f'    probabilities, classes = model(input).softmax(-1).topk({min(5, saved.num_classes)})']
+    if saved.class_names:
+        lines.append("print([model.pretrained_cfg['label_names'][index] for index in classes[0]], probabilities)")
+    else:
+        lines.append('print(classes, probabilities)')
+    blocks = ['### Classification\n\n' + _python(lines)]
+    if feature_shapes:
+        blocks.append('### Feature maps\n\n' + _python([
+            f"backbone = timm.create_model('{HERE}', pretrained=True, features_only=True).eval()",
+            'with torch.inference_mode():',
+            '    maps = backbone(input)',
+            *(f'# {list(shape)}' for shape in feature_shapes)]))
+    blocks.append('### Embeddings\n\n' + _python([
+        f"encoder = timm.create_model('{HERE}', pretrained=True, num_classes=0).eval()",
+        'with torch.inference_mode():',
+        f'    embedding = encoder(input)  # {list(embedding_shape)}']))
+    return '## Usage\n\n' + '\n\n'.join(blocks)
+
+
+def _training(saved: SavedModel, recipe: Optional[Dict[str, Any]]) -> str:
+    if not recipe:
+        return ''
+    known = {**saved.options, **recipe}
+    rows = [f'| {name} | {_plain(known[name])} |' for name in _HYPERPARAMETERS
+            if known.get(name) not in (None, False, '', 0, []) and (recipe.get('agmax') or 'agmax' not in name)]
+    versions = ', '.join(f'{name} {version}' for name, version in saved.versions.items())
+    return '\n'.join([
+        '## Training', '',
+        'With agmax_timm' + (f' ({versions})' if versions else '') + '; every option is in '
+        '[train_hparams.yaml](train_hparams.yaml), from which the run can be made again:', '',
+        '```bash', f"python train.py {'DIR ' if known.get('data_dir') else ''}-c train_hparams.yaml", '```', '',
+        '| option | value |', '|---|---|', *rows])
+
+
+def _results(saved: SavedModel, curves: bool) -> str:
+    values = {title: f'{value:.4f}' for title, value in _accuracies(saved).items()}
+    if math.isfinite(saved.metrics.get('loss', math.nan)):
+        values['Loss'] = f"{saved.metrics['loss']:.4f}"
+    lines = []
+    if values:
+        dataset, split = dataset_of(saved.options), saved.options.get('val_split')
+        where = (f' on {dataset[1]}' if dataset else '') + (f', split {split}' if split else '')
+        epoch = f" after epoch {saved.metrics['epoch']:.0f} (counted from 0)" if 'epoch' in saved.metrics else ''
+        size, crop = saved.data_config['input_size'], saved.data_config.get('crop_pct')
+        lines += [f"Measured in validation{where}{epoch}, at {size[1]} x {size[2]}"
+                  + (f', crop {crop:g}.' if crop else '.'), '',
+                  f"| {' | '.join(values)} |", '|---' * len(values) + '|', f"| {' | '.join(values.values())} |"]
+    if curves:
+        lines += [*([''] if lines else []), '![Loss, accuracy and learning rate by epoch](curves.png)']
+    return '\n'.join(['## Results', '', *lines]) if lines else ''
+
+
+def _citations() -> str:
+    return '## Citation\n\n' + '\n\n'.join(f'```bibtex\n{entry}\n```' for entry in (_AGMAX_CITATION, _TIMM_CITATION))
+
+
+def _python(lines: List[str]) -> str:
+    return '\n'.join(['```python', *lines, '```'])
+
+
+def _plain(value: Any) -> str:
+    return yaml.safe_dump(value, default_flow_style=True).replace('\n...', '').strip().replace('|', r'\|')

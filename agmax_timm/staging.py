@@ -1,0 +1,174 @@
+"""A folder in the layout of timm's models on the Hub: made, and proven by loading it back."""
+import json
+import os
+import re
+import shutil
+import tempfile
+from logging import getLogger
+from pathlib import Path
+from typing import Any, Dict, List, Sequence, Tuple, Union
+
+import timm
+import torch
+import yaml
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from timm.models import is_model, save_for_hf
+
+from .card import PAPER_ID, PAPER_NAME, model_card, tag_of
+from .checkpoint import SavedModel
+from .hub_error import HubError, reason, told
+
+CONFIG, WEIGHTS, CARD, RECIPE, SUMMARY, CURVES = FILES = (
+    'config.json', 'model.safetensors', 'README.md', 'train_hparams.yaml', 'summary.csv', 'curves.png')
+
+# What timm's configuration says of the weights that training started from, and not of these.
+_OF_SOURCE = (
+    'url', 'file', 'state_dict', 'hf_hub_id', 'hf_hub_filename', 'source', 'label_offset', 'label_names',
+    'label_descriptions', 'license', 'description', 'origin_url', 'paper_name', 'paper_ids', 'notes')
+_LOCATIONS = ('url', 'file', 'state_dict', 'hf_hub_id', 'hf_hub_filename', 'source')
+# Options of the machine, the folders and the process that trained: not part of a recipe.
+_NOT_RECIPE = (
+    'data', 'data_dir', 'class_map', 'output', 'experiment', 'resume', 'no_resume_opt', 'initial_checkpoint',
+    'pretrained_path', 'start_epoch', 'push_to_hub', 'hub_private', 'hub_revision', 'hub_pr', 'device', 'distributed',
+    'rank', 'local_rank', 'world_size', 'explicit')
+
+_logger = getLogger(__name__)
+
+
+def stage(saved: SavedModel, folder: Union[str, Path], license: str = 'apache-2.0') -> None:
+    """Write a model into a folder as timm and the Hub know it, once what was written is proven to load.
+
+    The files are `FILES`: config.json, model.safetensors and README.md, train_hparams.yaml where the options are
+    known, summary.csv and curves.png where the run has them. They replace those of the folder all at once.
+
+    Args:
+        saved: What was trained.
+        license: Of the weights, an identifier of the Hub's list.
+
+    Raises:
+        HubError: the folder cannot be written, or does not give the model's logits back. Nothing of it stays then.
+    """
+    folder = Path(folder).absolute()
+    with told(f'cannot stage {folder}', (OSError, ValueError, RuntimeError, SafetensorError)):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f'.{folder.name}-', dir=folder.parent) as temporary:
+            staged = Path(temporary)
+            _write(saved, staged, license)
+            _compare(saved, staged)
+            folder.mkdir(exist_ok=True)
+            for name in FILES:
+                if (staged / name).exists():
+                    os.replace(staged / name, folder / name)
+                else:
+                    (folder / name).unlink(missing_ok=True)
+
+
+def recipe(options: Dict[str, Any]) -> Dict[str, Any]:
+    """The options that make a run on any machine, a file for train.py -c; without those that are not set."""
+    return {name: value for name, value in sorted(options.items()) if name not in _NOT_RECIPE and value is not None}
+
+
+def load_folder(folder: Union[str, Path]) -> torch.nn.Module:
+    """The model of a staged folder, in eval mode, once everything in the folder is found to fit.
+
+    Raises:
+        HubError: a file is missing, damaged or a link; the configuration names weights elsewhere, or a model that
+            timm does not have; the weights are not the model's.
+    """
+    folder = Path(folder)
+    for name in (CONFIG, WEIGHTS):
+        if not (folder / name).is_file():
+            raise HubError(f'{folder} holds no {name}: it is no staged folder')
+    for name in FILES:
+        if (folder / name).is_symlink():
+            raise HubError(f'{folder / name} is a link: put the file itself there')
+    _check_config(folder / CONFIG)
+    with told(f'{folder / CONFIG}: timm cannot build its model', Exception):
+        model = timm.create_model(f'local-dir:{folder}')
+    _check_tensors(folder / WEIGHTS, model)
+    with told(f'{folder} does not load', Exception):
+        return timm.create_model(f'local-dir:{folder}', pretrained=True).eval()
+
+
+def _write(saved: SavedModel, folder: Path, license: str) -> None:
+    model = saved.create_model()
+    ours = dict(tag=tag_of(saved), license=license)
+    if saved.options.get('agmax'):
+        ours.update(paper_name=PAPER_NAME, paper_ids=PAPER_ID)
+    model.pretrained_cfg = {**{k: v for k, v in model.pretrained_cfg.items() if k not in _OF_SOURCE}, **ours}
+    architecture = model.pretrained_cfg['architecture']
+    names = dict(label_names=saved.class_names) if saved.class_names else {}
+    save_for_hf(model, folder, model_config=names, safe_serialization=True, data_config=saved.data_config)
+    # Once more, with the metadata by which others know whose tensors these are.
+    tensors = {name: value.contiguous() for name, value in model.state_dict().items()}
+    save_file(tensors, folder / WEIGHTS, metadata={'format': 'pt'})
+
+    made_by = recipe(saved.options)
+    if made_by:
+        (folder / RECIPE).write_text(yaml.safe_dump(made_by, default_flow_style=None), encoding='utf-8')
+    for name in (SUMMARY, CURVES):
+        source = Path(saved.run_dir or '', name)
+        if saved.run_dir and source.is_file():
+            shutil.copyfile(source, folder / name)
+    embedding, features = _shapes(folder, saved.data_config['input_size'])
+    card = model_card(
+        saved, architecture, embedding, features, recipe=made_by, curves=(folder / CURVES).exists(), license=license)
+    (folder / CARD).write_text(str(card), encoding='utf-8')
+
+
+@torch.inference_mode()
+def _compare(saved: SavedModel, folder: Path) -> None:
+    """Raise HubError unless the folder gives the very logits of what it was made from."""
+    input = torch.randn(2, *saved.data_config['input_size'], generator=torch.Generator().manual_seed(0))
+    expected, loaded = saved.create_model()(input), load_folder(folder)(input)
+    if not expected.isfinite().all():
+        raise HubError(f'the logits of {saved.source or saved.architecture} are not finite: nothing to publish')
+    if not torch.equal(expected, loaded):
+        raise HubError(f'what was staged does not give the logits of {saved.source or saved.architecture}: they differ '
+                       f'by up to {(expected - loaded).abs().max():g}')
+
+
+@torch.inference_mode()
+def _shapes(folder: Path, input_size: Sequence[int]) -> Tuple[List[int], List[List[int]]]:
+    """Shapes of one image's embedding, and of its feature maps: none where the model has no such."""
+    input = torch.zeros(1, *input_size)
+    embedding = timm.create_model(f'local-dir:{folder}', num_classes=0).eval()(input)
+    try:
+        features = timm.create_model(f'local-dir:{folder}', features_only=True).eval()(input)
+    except Exception as error:  # each architecture that has none says so in its own way
+        _logger.info(f'The card shows no feature maps: {reason(error)}')
+        features = []
+    return list(embedding.shape), [list(feature.shape) for feature in features]
+
+
+def _check_config(path: Path) -> None:
+    try:
+        config = json.loads(path.read_text(encoding='utf-8'))
+    except (OSError, ValueError, RecursionError) as error:
+        raise HubError(f'{path} is no JSON: {reason(error)}') from None
+    parts = [config.get(name, {}) if isinstance(config, dict) else None for name in ('pretrained_cfg', 'model_args')]
+    if not all(isinstance(part, dict) for part in parts) or 'pretrained_cfg' not in config:
+        raise HubError(f'{path} has no pretrained_cfg as timm writes it')
+    architecture = config.get('architecture')
+    if not isinstance(architecture, str) or not is_model(architecture):
+        raise HubError(f'{path}: timm has no architecture {architecture!r}')
+    for name in _LOCATIONS:
+        if parts[0].get(name):
+            raise HubError(f'{path}: {name} {parts[0][name]!r} leads to weights elsewhere, and what is published '
+                           'carries its own: remove it')
+    for name, value in parts[1].items():
+        if isinstance(value, str) and re.search(r'[/\\]|\.\.', value):
+            raise HubError(f'{path}: model_args {name} {value!r} is a path: remove it')
+
+
+def _check_tensors(path: Path, model: torch.nn.Module) -> None:
+    """Raise HubError unless a safetensors file holds the model's tensors, in name and shape; reads its header alone."""
+    with told(f'{path} is not sound', Exception):
+        with safe_open(path, framework='pt') as f:
+            found = {name: list(f.get_slice(name).get_shape()) for name in f.keys()}
+    wanted = {name: list(value.shape) for name, value in model.state_dict().items()}
+    for name in sorted(wanted.keys() | found.keys()):
+        if wanted.get(name) != found.get(name):
+            raise HubError(f"{path} does not fit {CONFIG}: {name} is {found.get(name, 'missing')}, the model has "
+                           f"{wanted.get(name, 'none')}")

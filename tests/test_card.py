@@ -1,0 +1,138 @@
+"""The model card: metadata that the Hub understands, code that runs, links that resolve, nothing that is not known."""
+import dataclasses
+import json
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+from huggingface_hub import ModelCard
+from PIL import Image
+
+from agmax_timm.card import base_model_of, dataset_of, model_card, tag_of
+from agmax_timm.staging import FILES, recipe, stage
+
+
+def card_of(saved, **kwargs):
+    return model_card(saved, 'test_resnet', [1, 96], [[1, 32, 16, 16]], **kwargs)
+
+
+def headings(text):
+    return re.findall(r'^#+ (.+)$', re.sub(r'```.*?```', '', text, flags=re.S), re.M)
+
+
+def test_the_metadata_survive_a_round_trip(staged):
+    data = ModelCard((staged / 'README.md').read_text()).data.to_dict()
+    assert data == ModelCard.load(staged / 'README.md').data.to_dict()
+    results = data.pop('model-index')
+    assert data == {
+        'library_name': 'timm', 'pipeline_tag': 'image-classification', 'license': 'apache-2.0',
+        'tags': ['image-classification', 'timm', 'agmax'], 'datasets': ['photos']}
+    assert results == [{'name': 'test_resnet.agmax_photos', 'results': [{
+        'task': {'type': 'image-classification', 'name': 'Image classification'},
+        'dataset': {'type': 'photos', 'name': 'photos', 'split': 'val'},
+        'metrics': [{'type': 'accuracy', 'value': 66.6667, 'name': 'Top-1 accuracy (%)'}]}]}]
+
+
+def test_top5_is_told_of_more_than_five_classes(make_saved):
+    metrics = card_of(make_saved(num_classes=6)).data.to_dict()['model-index'][0]['results'][0]['metrics']
+    assert [metric['value'] for metric in metrics] == [66.6667, 100.0]
+
+
+def test_what_is_not_known_is_left_out(make_saved, saved):
+    full = headings(card_of(saved, recipe=recipe(saved.options), curves=True).content)
+    assert full == ['test_resnet.agmax_photos', 'Usage', 'Classification', 'Feature maps', 'Embeddings', 'Training',
+                    'Results', 'Citation']
+    bare = make_saved(options={}, metrics={}, versions={}, run_dir=None)
+    card = model_card(bare, 'test_resnet', [1, 96])
+    assert headings(card.content) == ['test_resnet.agmax_timm', 'Usage', 'Classification', 'Embeddings', 'Citation']
+    assert {'datasets', 'base_model', 'model-index'} & set(card.data.to_dict()) == set()
+    assert not re.search(r'None|nan|\[\]|photos', card.content)
+    broken = card_of(make_saved(metrics=dict(top1=float('nan'), loss=float('inf'))))
+    assert 'Results' not in headings(broken.content) and 'model-index' not in broken.data.to_dict()
+
+
+@pytest.mark.parametrize('known', [True, False])
+def test_no_section_is_empty(make_saved, known):
+    saved = make_saved() if known else make_saved(options={}, metrics={})
+    text = card_of(saved, recipe=recipe(saved.options), curves=known).content
+    parts = re.split(r'^(#+) .+$', re.sub('```python\n.*?```', '```', text, flags=re.S), flags=re.M)[1:] + ['#']
+    for level, content, following in zip(parts[::2], parts[1::2], parts[2::2]):
+        assert content.strip() or len(following) > len(level)  # over its own first sub-heading it may stand alone
+
+
+def test_links_resolve(staged):
+    text = (staged / 'README.md').read_text()
+    local = re.findall(r'\]\((?!http)([^)]+)\)', text)
+    assert local == ['train_hparams.yaml', 'curves.png']
+    assert all((staged / name).is_file() and name in FILES for name in local)
+    assert re.findall(r'\]\((http[^)]+)\)', text) == [
+        'https://github.com/huggingface/pytorch-image-models', 'https://arxiv.org/abs/2110.10536']
+
+
+def test_both_works_are_cited(saved):
+    text = card_of(saved).content
+    assert len(re.findall(r'```bibtex\n@\w+\{', text)) == 2
+    for words in ('Atienza', 'WACV', '2110.10536', 'Ross Wightman', '10.5281/zenodo.4414861'):
+        assert words in text
+
+
+def test_only_options_that_matter_are_in_the_table(saved):
+    text = card_of(saved, recipe=recipe(saved.options)).content
+    assert re.findall(r'^\| (\w+) \| ', text, re.M)[1:] == [
+        'model', 'epochs', 'batch_size', 'world_size', 'opt', 'lr', 'agmax_weight', 'scale']
+    assert '| scale | [0.08, 1.0] |' in text
+
+
+def test_the_code_runs_in_the_folder_without_this_package(make_saved, tmp_path):
+    """All blocks in their order, and the shapes that their comments tell."""
+    programs = {}
+    for channels in (1, 3, 5):
+        folder = tmp_path / f'{channels} channels'
+        stage(make_saved(in_chans=channels), folder)
+        Image.new('RGB', (40, 50), 'red').save(folder / 'image.jpg')
+        code = '\n'.join(re.findall(r'```python\n(.*?)\n```', (folder / 'README.md').read_text(), re.S))
+        shapes = [json.loads(shape) for shape in re.findall(r'# (\[[\d, ]+\])', code)]
+        assert len(shapes) == 6 and code.count('local-dir:.') == 3
+        programs[str(folder)] = f'{code}\nassert [list(x.shape) for x in [*maps, embedding]] == {shapes}'
+    code = ('import os, sys\nsys.modules["agmax_timm"] = None\n'
+            f'for folder, code in {programs}.items():\n    os.chdir(folder)\n    exec(code, {{}})')
+    printed = subprocess.run([sys.executable, '-c', code], check=True, capture_output=True, text=True).stdout
+    assert all(printed.count(name) == 3 for name in ('ant', 'bee', 'cat'))
+
+
+@pytest.mark.parametrize('options, expected', [
+    ({}, None),
+    ({'dataset': 'demo'}, ('fashion_mnist', 'a subset of Fashion-MNIST')),
+    ({'dataset': 'hfids/timm/mini-imagenet'}, ('timm/mini-imagenet', 'timm/mini-imagenet')),
+    ({'dataset': 'torch/cifar10', 'data_dir': '/data'}, ('cifar10', 'cifar10')),
+    ({'dataset': '', 'data_dir': '/home/ann/My Photos!/'}, ('my-photos-', 'My Photos!')),
+    ({'dataset': '', 'data': '/'}, None),
+])
+def test_the_data_set(options, expected):
+    assert dataset_of(options) == expected
+
+
+def test_the_tag(make_saved):
+    assert tag_of(make_saved(options=dict(dataset='torch/cifar10'))) == 'plain_cifar10'
+
+
+@pytest.mark.parametrize('architecture, options, expected', [
+    ('test_resnet', {'pretrained': True}, 'timm/test_resnet.r160_in1k'),
+    ('resnet50.tv_in1k', {'pretrained': True}, 'timm/resnet50.tv_in1k'),
+    ('hf_hub:ann/net@v2', {'pretrained': True}, 'ann/net'),
+    ('local-dir:/x', {'pretrained': True}, None),
+    ('test_resnet', {'pretrained': True, 'initial_checkpoint': 'x.pth'}, None),
+    ('test_resnet', {'pretrained': False}, None),
+    ('test_resnet', {}, None),
+])
+def test_the_base_model(saved, architecture, options, expected):
+    assert base_model_of(dataclasses.replace(saved, architecture=architecture, options=options)) == expected
+
+
+def test_a_staged_folder_may_move(staged, tmp_path):
+    """Nothing in it tells where it was made."""
+    shutil.copytree(staged, tmp_path / 'moved')
+    for name in ('config.json', 'README.md', 'train_hparams.yaml'):
+        assert str(staged) not in (tmp_path / 'moved' / name).read_text()
