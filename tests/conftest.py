@@ -120,6 +120,7 @@ def ema_run(train_once):
                       '--channels-last', '--model-ema', '--model-ema-decay', '0.5')
 
 
+@pytest.fixture(scope='session')
 def make_saved(tmp_path_factory):
     """Function: a SavedModel as a run on photos would give, with random weights; arguments replace its fields."""
     run_dir = tmp_path_factory.mktemp('run')

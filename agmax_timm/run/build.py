@@ -56,12 +56,17 @@ def build_precision(args: argparse.Namespace, device: torch.device) -> Precision
 
 
 def create_named_model(name: str, **kwargs) -> nn.Module:
-    """timm.create_model, with an error of one line for a name that timm does not have."""
+    """timm.create_model, with an error of one line for a name that timm lacks or a source that it cannot load."""
     if ':' not in name and not is_model(name):
         similar = list_models(f'*{name.split(".")[0]}*')[:5]
         hint = f": did you mean {', '.join(similar)}?" if similar else ''
         raise OptionError(f"--model {name}: timm has no such model{hint}")
-    return create_model(name, **kwargs)
+    if ':' not in name:
+        return create_model(name, **kwargs)
+    try:
+        return create_model(name, **kwargs)
+    except Exception as error:  # whatever a folder or a repository made by others may hold
+        raise OptionError(f"--model {name}: {' '.join(str(error).split()) or type(error).__name__}") from error
 
 
 def build_model(args: argparse.Namespace, device: torch.device, precision: Precision) -> Tuple[nn.Module, Dict]:

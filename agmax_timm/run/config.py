@@ -8,6 +8,7 @@ import yaml
 
 from ..data.loader import CROP_MODES
 from ..data.mixup import MIXUP_MODES
+from ..hub import HubError, check_name, check_revision
 from .options import train_parser, validate_parser
 
 
@@ -100,6 +101,7 @@ def check_train_args(args: argparse.Namespace, parser: argparse.ArgumentParser) 
     _check_mixing(args, error)
     _check_precision(args, error)
     _check_agmax(args, parser)
+    _check_hub(args, error)
 
 
 def mixing(args: argparse.Namespace) -> bool:
@@ -142,6 +144,22 @@ def _check_agmax(args: argparse.Namespace, parser: argparse.ArgumentParser) -> N
             error(f'--agmax-init-std draws new weights over those of {flag}: drop one of them')
     if args.resplit:
         error('--resplit erases in half of a batch, which with --agmax is one view: drop it')
+
+
+def _check_hub(args: argparse.Namespace, error: Callable) -> None:
+    if not args.push_to_hub:
+        for name in ('hub_private', 'hub_revision', 'hub_pr'):
+            if getattr(args, name):
+                error(f'{_flag(name)} needs --push-to-hub OWNER/NAME')
+        return
+    for flag, check, value in (('--push-to-hub', check_name, args.push_to_hub),
+                               ('--hub-revision', check_revision, args.hub_revision)):
+        try:
+            check(value)
+        except HubError as problem:
+            error(f'{flag} {value}: {problem}')
+    if args.hub_pr and args.hub_revision not in ('', 'main'):
+        error('--hub-pr opens a pull request against main: drop it, or drop --hub-revision')
 
 
 def _config_parser() -> argparse.ArgumentParser:

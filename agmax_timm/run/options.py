@@ -43,6 +43,7 @@ def train_parser() -> Parser:
     _batch_norm(parser.add_argument_group('batch norm'))
     _ema(parser.add_argument_group('exponential moving average of the weights (EMA)'))
     _run(parser.add_argument_group('run'))
+    _hub(parser.add_argument_group('Hugging Face Hub'))
     return parser
 
 
@@ -283,3 +284,11 @@ def _run(group):
     group.add_argument('--eval-metric', default='top1', metavar='NAME', help='selects the best checkpoint')
     group.add_argument('--save-images', action='store_true', help='at log intervals, a grid of views and their labels')
     group.add_argument('--synchronize-step', action='store_true', help='synchronise the device after each update')
+
+
+def _hub(group):
+    group.add_argument('--push-to-hub', default='', metavar='OWNER/NAME',
+                       help='publish the best weights at the end of the run; token and name are checked before it')
+    group.add_argument('--hub-private', action='store_true', help='in a private repository')
+    group.add_argument('--hub-revision', default='', metavar='R', help='on this branch (default: main)')
+    group.add_argument('--hub-pr', action='store_true', help='as a pull request')

@@ -17,6 +17,8 @@ from timm.task import TrainingTask
 
 from ..checkpoint import CheckpointError
 from ..data.datasets import DataError, class_names
+from ..hub import HubError, check_destination
+from ..publish import command_of, publish_source
 from ..saver import create_saver, make_record, resume, resume_ema
 from ..task import UnsupportedModelError
 from . import build, loaders, reporting
@@ -30,7 +32,7 @@ def main(argv: Optional[List[str]] = None) -> None:
     args = parse_train_args(argv)
     try:
         train(args)
-    except (OptionError, DataError, CheckpointError, UnsupportedModelError) as error:
+    except (OptionError, DataError, CheckpointError, UnsupportedModelError, HubError) as error:
         reporting.exit_with_error(2, error)
     except NonFiniteError as error:
         reporting.exit_with_error(1, error)
@@ -51,6 +53,8 @@ def train(args: argparse.Namespace) -> List[Dict[str, Any]]:
 
     device = build.init_device(args)
     primary = utils.is_primary(args)
+    if args.push_to_hub and primary:
+        check_destination(args.push_to_hub, private=args.hub_private, create_pr=args.hub_pr)
     utils.random_seed(args.seed, args.rank)
     precision = build.build_precision(args, device)
     model, data_config = build.build_model(args, device, precision)
@@ -139,6 +143,8 @@ def train(args: argparse.Namespace) -> List[Dict[str, Any]]:
             logger.info(f'*** Best metric: {best_metric} (epoch {best_epoch})')
             reporting.plot_curves(os.path.join(output_dir, 'summary.csv'), os.path.join(output_dir, 'curves.png'))
         print(f'--result\n{json.dumps(reporting.best_last(results, metric_name, decreasing), indent=4)}')
+        if args.push_to_hub:
+            publish_run(args, output_dir)
     return results
 
 
@@ -194,6 +200,18 @@ def create_output_dir(args: argparse.Namespace, options: Dict[str, Any], data_co
     with open(os.path.join(output_dir, 'args.yaml'), 'w') as f:
         yaml.safe_dump(options, f, default_flow_style=False)
     return output_dir
+
+
+def publish_run(args: argparse.Namespace, output_dir: str) -> None:
+    """Publish the best weights. Whatever goes wrong is told, with the command that goes on: the run itself is done."""
+    logger = logging.getLogger('train')
+    destination = (args.push_to_hub, args.hub_private, args.hub_revision or None, args.hub_pr)
+    try:
+        logger.info(f'Published: {publish_source(output_dir, *destination)}')
+    except (HubError, CheckpointError) as error:
+        logger.error(f'Training is complete, but not published: {error}')
+    except Exception:
+        logger.exception('Training is complete, but not published; to go on: ' + command_of(output_dir, *destination))
 
 
 def set_epoch(loader, epoch: int) -> None:

@@ -1,0 +1,384 @@
+"""A Hugging Face Hub on 127.0.0.1: as much of its HTTP protocol as publishing and loading models asks for.
+
+Git is left out: a commit is a list of files under a number. Weights and pictures are large files (LFS), uploaded to a
+storage of their own by PUT; Xet is not offered. Faults are injected with `fail`.
+"""
+import base64
+import hashlib
+import json
+import re
+import socket
+import threading
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Dict, List, Optional, Tuple
+from urllib.parse import parse_qs, quote, unquote, urlsplit
+
+import yaml
+
+CUT, LOST = 0, -1
+
+
+@dataclass
+class File:
+    content: bytes
+    large: bool
+
+    @property
+    def oid(self):
+        """What identifies the content: SHA-256 of a large file, git's SHA-1 of another."""
+        if self.large:
+            return hashlib.sha256(self.content).hexdigest()
+        return hashlib.sha1(b'blob %d\0' % len(self.content) + self.content).hexdigest()
+
+
+@dataclass
+class Commit:
+    oid: str
+    title: str
+    files: Dict[str, File]
+
+
+@dataclass
+class Repo:
+    private: bool
+    branches: Dict[str, List[Commit]] = field(default_factory=dict)
+
+
+@dataclass
+class Fault:
+    """An answer in place of the next ones to a request.
+
+    Status CUT cuts the connection while the request is read, LOST once it is carried out and before it is answered.
+    """
+    method: str
+    path: str
+    status: int
+    headers: Dict[str, str]
+    message: str
+    times: int
+
+
+class HubError(Exception):
+    def __init__(self, status, message, code=None):
+        super().__init__(message)
+        self.status, self.code = status, code
+
+
+class Hub:
+    """State of the server.
+
+    Attributes:
+        url: Its address, for HF_ENDPOINT.
+        storage_url: That of the large files. Another host, to which the client must not carry its token.
+        users: By token, what whoami-v2 answers.
+        requests: Method and path of every request so far.
+    """
+
+    def __init__(self, folder: Path):
+        self.storage = folder
+        self.url = self.storage_url = ''
+        self.users: Dict[str, dict] = {}
+        self.repos: Dict[str, Repo] = {}
+        self.requests: List[Tuple[str, str]] = []
+        self.faults: List[Fault] = []
+        self.lock = threading.RLock()
+
+    def add_user(self, token: str, name: str, role: str = 'write', orgs=(), scoped=None) -> None:
+        access = {'displayName': 'test', 'role': role}
+        if scoped is not None:
+            access['fineGrained'] = {'canReadGatedRepos': False, 'global': [], 'scoped': scoped}
+        self.users[token] = {
+            'type': 'user', 'name': name, 'fullname': name, 'isPro': False, 'canPay': False,
+            'orgs': [{'type': 'org', 'name': org, 'roleInOrg': org_role} for org, org_role in orgs],
+            'auth': {'type': 'access_token', 'accessToken': access}}
+
+    def fail(self, method: str, path: str, status: int, message='injected', times=1, **headers) -> None:
+        """Answer the next requests whose path matches a regular expression with an error."""
+        headers = {name.replace('_', '-'): str(value) for name, value in headers.items()}
+        self.faults.append(Fault(method, path, status, headers, message, times))
+
+    def fault(self, method: str, path: str) -> Optional[Fault]:
+        with self.lock:
+            for fault in self.faults:
+                if fault.method == method and fault.times and re.search(fault.path, path):
+                    fault.times -= 1
+                    return fault
+
+    def count(self, method: str, path: str) -> int:
+        return sum(m == method and bool(re.search(path, p)) for m, p in self.requests)
+
+    def files(self, repo_id: str, revision: str = 'main') -> Dict[str, File]:
+        return self.repos[repo_id].branches[revision][-1].files
+
+    # Requests, each returning (body,), (body, status) or (body, status, headers).
+
+    def whoami(self, request):
+        return request.user(),
+
+    def create(self, request):
+        user, body = request.user(), request.json()
+        repo_id = f"{body.get('organization') or user['name']}/{body['name']}"
+        request.check_write(repo_id)
+        if repo_id in self.repos:
+            return {'error': 'You already created this model repo', 'url': f'{self.url}/{repo_id}'}, 409
+        private = body.get('visibility') == 'private' or bool(body.get('private'))
+        first = Commit(hashlib.sha1(repo_id.encode()).hexdigest(), 'initial commit', {
+            '.gitattributes': File(b'*.safetensors filter=lfs diff=lfs merge=lfs -text\n', False)})
+        self.repos[repo_id] = Repo(private, {'main': [first]})
+        return {'url': f'{self.url}/{repo_id}', 'name': repo_id, 'id': repo_id}, 200
+
+    def validate_yaml(self, request):
+        content = request.json()['content']
+        match = re.match(r'---\n(.*?)\n---\n', content, re.S)
+        errors = [] if match else [{'message': 'no metadata block'}]
+        if match:
+            data = yaml.safe_load(match[1])
+            if not re.fullmatch(r'[a-z0-9.-]+', data.get('license', '')):
+                errors.append({'message': '"license" is not valid'})
+            for dataset in data.get('datasets', []):
+                if not re.fullmatch(r'[\w.-]+(/[\w.-]+)?', dataset):
+                    errors.append({'message': f'"datasets": {dataset} is not valid'})
+            for model in data.get('model-index', []):
+                for result in model['results']:
+                    if not ({'type'} <= set(result['task']) and {'type', 'name'} <= set(result['dataset'])
+                            and all({'type', 'value'} <= set(metric) for metric in result['metrics'])):
+                        errors.append({'message': '"model-index" is not valid'})
+        return {'errors': errors, 'warnings': []}, 400 if errors else 200
+
+    def preupload(self, request, repo_id, revision):
+        request.check_write(repo_id, 'create_pr' in request.query)
+        present = request.commit(repo_id, revision).files
+        return {'files': [
+            {'path': file['path'], 'shouldIgnore': False,
+             'uploadMode': 'lfs' if file['path'].endswith(('.safetensors', '.png')) else 'regular',
+             'oid': present[file['path']].oid if file['path'] in present else None}
+            for file in request.json()['files']], 'commitOid': request.commit(repo_id, revision).oid},
+
+    def lfs_batch(self, request, repo_id):
+        request.user()
+        objects = []
+        for wanted in request.json()['objects']:
+            oid = wanted['oid']
+            missing = not (self.storage / oid).exists()
+            objects.append({'oid': oid, 'size': wanted['size'], **({'actions': {
+                'upload': {'href': f'{self.storage_url}/storage/{oid}'},
+                'verify': {'href': f'{self.url}/{repo_id}.git/info/lfs/objects/verify'}}} if missing else {})})
+        return {'transfer': 'basic', 'objects': objects},
+
+    def lfs_put(self, request, oid):
+        content = request.body()
+        if hashlib.sha256(content).hexdigest() != oid:
+            raise HubError(400, 'content does not match its SHA-256')
+        (self.storage / oid).write_bytes(content)
+        return {},
+
+    def lfs_verify(self, request, repo_id):
+        body = request.json()
+        path = self.storage / body['oid']
+        if not path.exists() or path.stat().st_size != body['size']:
+            raise HubError(404, 'object is not there')
+        return {},
+
+    def commit(self, request, repo_id, revision):
+        pull_request = 'create_pr' in request.query
+        request.check_write(repo_id, pull_request)
+        branches = self.repos[repo_id].branches
+        parent = request.commit(repo_id, revision)
+        files, title = dict(parent.files), ''
+        for line in request.body().splitlines():
+            item = json.loads(line)
+            value = item['value']
+            if item['key'] == 'header':
+                title = value['summary']
+            elif item['key'] == 'file':
+                files[value['path']] = File(base64.b64decode(value['content']), False)
+            elif item['key'] == 'lfsFile':
+                if not (self.storage / value['oid']).exists():
+                    raise HubError(400, f"LFS pointer of {value['path']} points to nothing")
+                files[value['path']] = File((self.storage / value['oid']).read_bytes(), True)
+            else:
+                raise HubError(400, f"unknown operation {item['key']}")
+        listing = sorted((name, file.oid) for name, file in files.items())
+        oid = hashlib.sha1(f'{parent.oid}{title}{listing}'.encode()).hexdigest()
+        answer = {'success': True, 'commitOid': oid, 'commitUrl': f'{self.url}/{repo_id}/commit/{oid}'}
+        target = revision
+        if pull_request:
+            number = 1 + sum(name.startswith('refs/pr/') for name in branches)
+            target = f'refs/pr/{number}'
+            branches[target] = list(branches[revision])
+            answer['pullRequestUrl'] = f'{self.url}/{repo_id}/discussions/{number}'
+        branches[target].append(Commit(oid, title, files))
+        return answer,
+
+    def branch(self, request, repo_id, branch):
+        request.check_write(repo_id)
+        branches = self.repos[repo_id].branches
+        if branch in branches:
+            raise HubError(409, f'Reference "{branch}" already exists')
+        branches[branch] = list(branches['main'])
+        return {},
+
+    def info(self, request, repo_id, revision='main'):
+        commit = request.commit(repo_id, revision)
+        return {'id': repo_id, 'modelId': repo_id, 'sha': commit.oid, 'private': self.repos[repo_id].private,
+                'tags': [], 'siblings': [{'rfilename': name} for name in commit.files]},
+
+    def tree(self, request, repo_id, revision):
+        files = request.commit(repo_id, revision).files
+        listing = [{'type': 'file', 'path': name, 'size': len(file.content), 'oid': file.oid}
+                   for name, file in files.items()]
+        return listing,
+
+    def refs(self, request, repo_id):
+        request.commit(repo_id, 'main')
+        names = [name for name in self.repos[repo_id].branches if not name.startswith('refs/')]
+        return {'branches': [{'name': name, 'ref': f'refs/heads/{name}', 'targetCommit': '0' * 40} for name in names],
+                'converts': [], 'tags': []},
+
+    def resolve(self, request, repo_id, revision, path):
+        commit = request.commit(repo_id, revision)
+        file = commit.files.get(path)
+        if file is None:
+            raise HubError(404, 'Entry not found', 'EntryNotFound')
+        headers = {'X-Repo-Commit': commit.oid, 'ETag': f'"{file.oid}"', 'Accept-Ranges': 'bytes'}
+        if file.large:
+            return b'', 302, {**headers, 'X-Linked-Etag': f'"{file.oid}"', 'X-Linked-Size': str(len(file.content)),
+                              'Location': f'{self.storage_url}/storage/{file.oid}'}
+        return file.content, 200, headers
+
+    def download(self, request, oid):
+        if 'Authorization' in request.headers:
+            raise HubError(400, 'a token came to the storage')
+        return (self.storage / oid).read_bytes(), 200, {'ETag': f'"{oid}"', 'Accept-Ranges': 'bytes'}
+
+
+REPO, REST = r'([\w.-]+/[\w.-]+)', r'([^/]+)'
+ROUTES = [(method, re.compile(path), getattr(Hub, name)) for method, path, name in (
+    ('GET', '/api/whoami-v2', 'whoami'),
+    ('POST', '/api/repos/create', 'create'),
+    ('POST', '/api/validate-yaml', 'validate_yaml'),
+    ('POST', f'/api/models/{REPO}/preupload/{REST}', 'preupload'),
+    ('POST', f'/api/models/{REPO}/commit/{REST}', 'commit'),
+    ('POST', f'/api/models/{REPO}/branch/{REST}', 'branch'),
+    ('GET', f'/api/models/{REPO}/refs', 'refs'),
+    ('GET', f'/api/models/{REPO}/tree/{REST}', 'tree'),
+    ('GET', f'/api/models/{REPO}/revision/{REST}', 'info'),
+    ('GET', f'/api/models/{REPO}', 'info'),
+    ('POST', f'/{REPO}.git/info/lfs/objects/batch', 'lfs_batch'),
+    ('POST', f'/{REPO}.git/info/lfs/objects/verify', 'lfs_verify'),
+    ('PUT', '/storage/([0-9a-f]{64})', 'lfs_put'),
+    ('GET', '/storage/([0-9a-f]{64})', 'download'),
+    ('GET', f'/{REPO}/resolve/{REST}/(.+)', 'resolve'),
+)]
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = 'HTTP/1.1'
+    hub: Hub
+
+    def do_GET(self):
+        path, query = urlsplit(self.path).path, urlsplit(self.path).query
+        self.query, self.rest = parse_qs(query), int(self.headers.get('Content-Length') or 0)
+        self.hub.requests.append((self.command, path))
+        method = 'GET' if self.command == 'HEAD' else self.command
+        try:
+            fault = self.hub.fault(self.command, path)
+            self.lost = fault is not None and fault.status == LOST
+            if fault and fault.status == CUT:
+                self.rfile.read(min(self.rest, 1000))
+                self.cut()
+                return
+            if fault and not self.lost:
+                self.answer({'error': fault.message}, fault.status, fault.headers)
+                return
+            for known, pattern, handle in ROUTES:
+                match = pattern.fullmatch(path)
+                if known == method and match:
+                    with self.hub.lock:
+                        answer = handle(self.hub, self, *map(unquote, match.groups()))
+                    self.answer(*answer)
+                    return
+            self.answer({'error': f'no route {self.command} {path}'}, 404)
+        except HubError as error:
+            self.answer({'error': str(error)}, error.status, {'X-Error-Code': error.code} if error.code else {})
+
+    do_HEAD = do_POST = do_PUT = do_GET
+
+    def cut(self):
+        self.connection.shutdown(socket.SHUT_RDWR)
+        self.close_connection = True
+
+    def answer(self, body, status=200, headers=None):
+        self.body()  # what was not read would be taken for the next request
+        if self.lost:
+            self.cut()
+            return
+        content = body if isinstance(body, bytes) else json.dumps(body).encode()
+        headers = dict(headers or {}, **{'Content-Type': 'application/' + (
+            'octet-stream' if isinstance(body, bytes) else 'json')})
+        wanted = re.fullmatch(r'bytes=(\d+)-(\d*)', self.headers.get('Range') or '')
+        if status == 200 and wanted:
+            start, end = int(wanted[1]), int(wanted[2] or len(content) - 1)
+            headers['Content-Range'] = f'bytes {start}-{end}/{len(content)}'
+            content, status = content[start:end + 1], 206
+        self.send_response(status)
+        for name, value in {**headers, 'Content-Length': str(len(content))}.items():
+            self.send_header(name, quote(value, safe='/:"=-_. ') if name == 'Location' else value)
+        self.end_headers()
+        if self.command != 'HEAD':
+            self.wfile.write(content)
+
+    def body(self):
+        content, self.rest = self.rfile.read(self.rest), 0
+        return content
+
+    def json(self):
+        return json.loads(self.body())
+
+    def user(self):
+        token = (self.headers.get('Authorization') or '').removeprefix('Bearer ')
+        if token not in self.hub.users:
+            raise HubError(401, 'Invalid credentials in Authorization header' if token else
+                           'Invalid username or password.')
+        return self.hub.users[token]
+
+    def check_write(self, repo_id, pull_request=False):
+        user = self.user()
+        owners = {user['name']} | {org['name'] for org in user['orgs'] if org['roleInOrg'] != 'read'}
+        if user['auth']['accessToken']['role'] == 'read' or not (repo_id.split('/')[0] in owners or pull_request):
+            raise HubError(403, f"You don't have the rights to write to {repo_id}")
+
+    def commit(self, repo_id, revision):
+        """The last commit of a branch, or the one of that number."""
+        repo = self.hub.repos.get(repo_id)
+        if repo is None or repo.private and repo_id.split('/')[0] != self.user()['name']:
+            raise HubError(404, 'Repository not found', 'RepoNotFound')
+        if revision in repo.branches:
+            return repo.branches[revision][-1]
+        for commit in sum(repo.branches.values(), []):
+            if commit.oid == revision:
+                return commit
+        raise HubError(404, f'Invalid rev id: {revision}', 'RevisionNotFound')
+
+    def log_message(self, *args):
+        pass
+
+
+@contextmanager
+def serve(folder: Path):
+    """A Hub that runs while the context does, its large files under `folder`."""
+    hub = Hub(folder)
+    server = ThreadingHTTPServer(('127.0.0.1', 0), type('HubHandler', (Handler,), {'hub': hub}))
+    server.daemon_threads = True
+    hub.url, hub.storage_url = (f'http://{host}:{server.server_port}' for host in ('127.0.0.1', 'localhost'))
+    thread = threading.Thread(target=server.serve_forever, kwargs={'poll_interval': 0.05})
+    thread.start()
+    try:
+        yield hub
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()

@@ -1,0 +1,427 @@
+"""Publishing with the real client, to a Hub on 127.0.0.1 that keeps what it gets and fails when it is told to."""
+import json
+import os
+import pickle
+import re
+import shlex
+import shutil
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import hub_server
+import pytest
+import timm
+import torch
+from huggingface_hub import ModelCard, constants
+from safetensors.torch import load_file, save_file
+
+from agmax_timm.hub import HubError, check_destination, publish
+from agmax_timm.run.build import create_named_model
+from agmax_timm.run.config import OptionError, parse_train_args
+
+REPOSITORY = Path(__file__).parent.parent
+OWNER_SCOPE = [{'entity': {'type': 'user', 'name': 'ann'}, 'permissions': ['repo.content.read', 'repo.write']}]
+READ_SCOPE = [{'entity': {'type': 'user', 'name': 'ann'}, 'permissions': ['repo.content.read']}]
+
+
+@pytest.fixture(scope='module')
+def server(tmp_path_factory):
+    with hub_server.serve(tmp_path_factory.mktemp('storage')) as hub:
+        yield hub
+
+
+@pytest.fixture
+def hub(server, monkeypatch):
+    """The Hub, empty, with the user ann and her tokens."""
+    monkeypatch.setattr(constants, 'HF_HUB_DISABLE_XET', True)  # what HF_HUB_DISABLE_XET=1 sets at import
+    for state in (server.repos, server.users, server.requests, server.faults):
+        state.clear()
+    for path in server.storage.iterdir():
+        path.unlink()
+    server.add_user('hf_write', 'ann', orgs=[('lab', 'write'), ('readers', 'read')])
+    server.add_user('hf_read', 'ann', 'read')
+    server.add_user('hf_fine', 'ann', 'fineGrained', scoped=OWNER_SCOPE)
+    server.add_user('hf_fine_read', 'ann', 'fineGrained', scoped=READ_SCOPE)
+    return server
+
+
+@pytest.fixture
+def upload(hub, staged):
+    """Function: publish as ann, without waits between attempts."""
+    def upload(folder=staged, repo_id='ann/net', waits=(0., 0.), **kwargs):
+        return publish(folder, repo_id, token='hf_write', endpoint=hub.url, waits=waits, **kwargs)
+    return upload
+
+
+def contents(files):
+    return {name: file.content for name, file in files.items() if name != '.gitattributes'}
+
+
+def one_line(error):
+    assert '\n' not in str(error.value)
+    return str(error.value)
+
+
+# What arrives
+
+
+def test_everything_arrives_in_one_commit(hub, upload, staged):
+    url = upload()
+    commits = hub.repos['ann/net'].branches['main']
+    assert len(commits) == 2 and url == f'{hub.url}/ann/net/commit/{commits[-1].oid}'
+    assert not hub.repos['ann/net'].private
+    found = contents(hub.files('ann/net'))
+    card = found.pop('README.md').decode()
+    local = {path.name: path.read_bytes() for path in staged.iterdir()}
+    text = local.pop('README.md').decode()
+    assert found == local
+    assert card == text.replace('local-dir:.', 'hf_hub:ann/net') and card != text
+    assert ModelCard(card).data.to_dict() == ModelCard(text).data.to_dict()
+
+
+def test_a_branch_is_made_where_it_is_missing(hub, upload):
+    upload()
+    upload(revision='v2')
+    upload(revision='v2')
+    branches = hub.repos['ann/net'].branches
+    assert set(branches) == {'main', 'v2'} and len(branches['main']) == 2
+    assert b"'hf_hub:ann/net@v2'" in hub.files('ann/net', 'v2')['README.md'].content
+    assert b"'hf_hub:ann/net'" in hub.files('ann/net')['README.md'].content
+
+
+def test_a_pull_request_leaves_the_branch_alone(hub, upload):
+    url = upload(create_pr=True)
+    branches = hub.repos['ann/net'].branches
+    assert url == f'{hub.url}/ann/net/discussions/1'
+    assert len(branches['main']) == 1 and 'model.safetensors' in branches['refs/pr/1'][-1].files
+
+
+def test_private_is_private_and_never_public_by_accident(hub, upload):
+    upload(private=True)
+    assert hub.repos['ann/net'].private
+    upload(private=True)
+    upload(repo_id='ann/open')
+    before = hub.files('ann/open')
+    with pytest.raises(HubError, match='ann/open exists and is public: make it private'):
+        upload(repo_id='ann/open', private=True)
+    with pytest.raises(HubError, match='ann/open exists and is public'):
+        check_destination('ann/open', 'hf_write', private=True, endpoint=hub.url)
+    check_destination('ann/net', 'hf_write', private=True, endpoint=hub.url)
+    check_destination('ann/new', 'hf_write', private=True, endpoint=hub.url)
+    assert hub.files('ann/open') == before
+
+
+def test_an_older_card_is_replaced_and_strays_stay_at_home(hub, upload, staged, tmp_path):
+    upload()
+    folder = shutil.copytree(staged, tmp_path / 'hub')
+    (folder / 'README.md').write_text((folder / 'README.md').read_text() + '\nMore.\n')
+    (folder / 'pytorch_model.bin').write_bytes(b'secret')
+    upload(folder)
+    assert hub.files('ann/net')['README.md'].content.endswith(b'More.\n')
+    assert 'pytorch_model.bin' not in hub.files('ann/net')
+    assert hub.count('PUT', '/storage/') == 2  # weights and curves, once
+
+
+def test_publishing_the_same_again_makes_no_commit(hub, upload):
+    assert upload() == upload()
+    assert len(hub.repos['ann/net'].branches['main']) == 2
+
+
+# Before a run
+
+
+@pytest.mark.parametrize('token, repo_id', [
+    ('hf_write', 'ann/net'), ('hf_write', 'Ann/net'), ('hf_write', 'lab/net'), ('hf_fine', 'ann/net')])
+def test_who_may_write(hub, token, repo_id):
+    check_destination(repo_id, token, endpoint=hub.url)
+
+
+@pytest.mark.parametrize('token, repo_id, message', [
+    ('hf_wrong', 'ann/net', 'the token of the Hugging Face Hub is not valid: log in with `hf auth login`'),
+    ('hf_read', 'ann/net', 'the token of ann cannot write to ann/net: make one that can at https'),
+    ('hf_fine_read', 'ann/net', 'the token of ann cannot write to ann/net'),
+    ('hf_fine', 'lab/net', 'does not belong to lab'),
+    ('hf_write', 'bob/net', 'ann, whose token this is, does not belong to bob: publish to ann/NAME'),
+    ('hf_write', 'readers/net', 'can only read in readers'),
+])
+def test_who_may_not_is_told_beforehand(hub, token, repo_id, message):
+    with pytest.raises(HubError) as error:
+        check_destination(repo_id, token, endpoint=hub.url)
+    assert message in one_line(error)
+
+
+def test_a_pull_request_to_others_needs_a_token_that_writes(hub):
+    check_destination('bob/net', 'hf_write', create_pr=True, endpoint=hub.url)
+    with pytest.raises(HubError, match='the token of ann can only read'):
+        check_destination('bob/net', 'hf_read', create_pr=True, endpoint=hub.url)
+
+
+def test_no_token_is_told(hub, monkeypatch, tmp_path):
+    monkeypatch.delenv('HF_TOKEN', raising=False)
+    monkeypatch.setattr(constants, 'HF_TOKEN_PATH', str(tmp_path / 'none'))
+    with pytest.raises(HubError, match='no token of the Hugging Face Hub: log in with `hf auth login`, or set'):
+        check_destination('ann/net', endpoint=hub.url)
+    assert hub.requests == []
+
+
+def test_a_hub_out_of_reach_is_told_after_some_attempts(caplog):
+    with pytest.raises(HubError) as error:
+        check_destination('ann/net', 'hf_write', endpoint='http://127.0.0.1:9', waits=(0., 0.))
+    assert 'does not tell whose the token is' in one_line(error)
+    assert sum('trying again' in record.message for record in caplog.records) == 2
+
+
+@pytest.mark.parametrize('flags, message', [
+    (['--push-to-hub', 'net'], "--push-to-hub net: expected OWNER/NAME, got 'net'"),
+    (['--push-to-hub', 'a/b/c'], "--push-to-hub a/b/c: Repo id must be in the form"),
+    (['--push-to-hub', 'ann/../x'], '--push-to-hub ann/../x: '),
+    (['--push-to-hub', 'ann/a--b'], '--push-to-hub ann/a--b: Cannot have --'),
+    (['--push-to-hub', 'ann/net', '--hub-revision', '../x'], "--hub-revision ../x: '../x' cannot be a branch"),
+    (['--push-to-hub', 'ann/net', '--hub-revision', 'v2', '--hub-pr'], '--hub-pr opens a pull request against main'),
+    (['--hub-private'], '--hub-private needs --push-to-hub OWNER/NAME'),
+    (['--hub-revision', 'v2'], '--hub-revision needs --push-to-hub'),
+    (['--hub-pr'], '--hub-pr needs --push-to-hub'),
+])
+def test_flags_that_cannot_be(flags, message, capsys):
+    with pytest.raises(SystemExit) as status:
+        parse_train_args(['DIR', *flags])
+    error = capsys.readouterr().err
+    assert status.value.code == 2 and message in error and error.count('\n') == 1
+
+
+# Faults
+
+
+@pytest.mark.parametrize('method, path', [
+    ('POST', '/repos/create'), ('POST', '/validate-yaml'), ('POST', '/preupload/'), ('POST', '/objects/batch'),
+    ('PUT', '/storage/'), ('POST', '/commit/'), ('POST', '/branch/')])
+def test_a_cut_connection_is_tried_again(hub, upload, method, path):
+    hub.fail(method, path, hub_server.CUT)
+    upload(revision='v2')
+    assert 'model.safetensors' in hub.files('ann/net', 'v2')
+
+
+@pytest.mark.parametrize('status', [429, 500, 502, 503, 504])
+def test_a_busy_hub_is_tried_again(hub, upload, status):
+    hub.fail('POST', '/commit/', status, times=2)
+    upload()
+    assert len(hub.repos['ann/net'].branches['main']) == 2 and hub.count('POST', '/commit/') == 3
+
+
+def test_retry_after_is_waited_for(hub, upload, caplog):
+    hub.fail('POST', '/repos/create', 429, 'slow down', Retry_After=1)
+    upload(waits=(0., 0.))
+    assert 'Hugging Face Hub: 429 slow down; trying again in 1 s' in caplog.text
+
+
+def test_attempts_are_bounded(hub, upload):
+    hub.fail('POST', '/commit/', 500, 'broken', times=99)
+    with pytest.raises(HubError, match='cannot upload .*hub to ann/net: 500 broken'):
+        upload()
+    assert hub.count('POST', '/commit/') == 3
+    assert 'config.json' not in hub.files('ann/net')
+
+
+def test_a_commit_whose_answer_was_lost_is_not_made_twice(hub, upload):
+    """It is found to be there: nothing has changed since."""
+    hub.fail('POST', '/commit/', hub_server.LOST)
+    upload()
+    assert len(hub.repos['ann/net'].branches['main']) == 2
+
+
+@pytest.mark.parametrize('fault', [hub_server.CUT, hub_server.LOST])
+def test_a_pull_request_is_not_opened_twice(hub, upload, fault):
+    hub.fail('POST', '/commit/', fault)
+    with pytest.raises(HubError, match='cannot upload'):
+        upload(create_pr=True)
+    assert hub.count('POST', '/commit/') == 1
+    hub.fail('POST', '/commit/', 503)
+    upload(create_pr=True)  # an answer came: nothing was opened
+
+
+@pytest.mark.parametrize('status, method, path, message', [
+    (401, 'POST', '/repos/create', '401 injected'),
+    (403, 'POST', '/commit/', '403 injected'),
+    (404, 'POST', '/preupload/', '404 injected'),
+    (409, 'POST', '/commit/', '409 injected'),
+    (400, 'POST', '/validate-yaml', 'Invalid metadata in README.md'),
+    (403, 'PUT', '/storage/', 'to the Hub. 403 injected'),
+])
+def test_a_refusal_is_one_line_and_nothing_is_committed(hub, upload, staged, status, method, path, message):
+    hub.fail(method, path, status, times=99)
+    before = {item.name: item.read_bytes() for item in staged.iterdir()}
+    with pytest.raises(HubError) as error:
+        upload()
+    assert f'cannot upload {staged} to ann/net: ' in one_line(error) and message in one_line(error)
+    assert hub.count('POST', '/commit/') == (1 if path == '/commit/' else 0)
+    assert {item.name: item.read_bytes() for item in staged.iterdir()} == before
+
+
+# Folders that are not what they seem
+
+
+class Payload:
+    def __reduce__(self):
+        return os.system, ('touch executed',)
+
+
+def edit_config(folder, change):
+    config = json.loads((folder / 'config.json').read_text())
+    change(config)
+    (folder / 'config.json').write_text(json.dumps(config))
+
+
+def edit_weights(folder, change):
+    tensors = load_file(folder / 'model.safetensors')
+    change(tensors)
+    save_file(tensors, folder / 'model.safetensors')
+
+
+def write_header(folder, header, size=None):
+    data = json.dumps(header).encode()
+    (folder / 'model.safetensors').write_bytes(struct.pack('<Q', size or len(data)) + data + bytes(64))
+
+
+def entry(offsets, shape=(4, 4)):
+    return {'fc.weight': {'dtype': 'F32', 'shape': shape, 'data_offsets': offsets}}
+
+
+HOSTILE = {
+    'no weights': (lambda f: (f / 'model.safetensors').unlink(), 'holds no model.safetensors'),
+    'no config': (lambda f: (f / 'config.json').unlink(), 'holds no config.json'),
+    'pickle in place of weights': (
+        lambda f: (f / 'model.safetensors').write_bytes(pickle.dumps(Payload())), 'model.safetensors is not sound'),
+    'pickle beside no weights': (
+        lambda f: ((f / 'model.safetensors').unlink(), (f / 'pytorch_model.bin').write_bytes(pickle.dumps(Payload()))),
+        'holds no model.safetensors'),
+    'header beyond the file': (lambda f: write_header(f, entry([0, 64]), size=2 ** 40), 'is not sound: '),
+    'data beyond the file': (lambda f: write_header(f, entry([0, 6400], (40, 40))), 'is not sound: '),
+    'shape that is not its size': (lambda f: write_header(f, entry([0, 64], (400, 400))), 'is not sound: '),
+    'truncated': (lambda f: (f / 'model.safetensors').write_bytes((f / 'model.safetensors').read_bytes()[:-9]),
+                  'is not sound: '),
+    'missing tensor': (lambda f: edit_weights(f, lambda t: t.pop('fc.bias')), 'fc.bias is missing, the model has [3]'),
+    'tensor too many': (lambda f: edit_weights(f, lambda t: t.update(extra=torch.ones(2))),
+                        'extra is [2], the model has none'),
+    'other classes': (lambda f: edit_config(f, lambda c: (c.update(num_classes=9), c['model_args'].update(
+        num_classes=9))), 'fc.bias is [3], the model has [9]'),
+    'other architecture': (lambda f: edit_config(f, lambda c: c.update(architecture='test_vit')), 'config.json'),
+    'unknown architecture': (lambda f: edit_config(f, lambda c: c.update(architecture='../../net')),
+                             "timm has no architecture '../../net'"),
+    'architecture of another kind': (lambda f: edit_config(f, lambda c: c.update(architecture=['x'])),
+                                     "timm has no architecture ['x']"),
+    'file elsewhere': (lambda f: edit_config(f, lambda c: c['pretrained_cfg'].update(file='../../etc/weights.pth')),
+                       "file '../../etc/weights.pth' leads to weights elsewhere"),
+    'hub file elsewhere': (lambda f: edit_config(f, lambda c: c['pretrained_cfg'].update(
+        hf_hub_filename='../../x.bin')), "hf_hub_filename '../../x.bin' leads to weights elsewhere"),
+    'argument that is a path': (lambda f: edit_config(f, lambda c: c['model_args'].update(
+        checkpoint_path='../../x.pth')), "model_args checkpoint_path '../../x.pth' is a path"),
+    'argument of no model': (lambda f: edit_config(f, lambda c: c['model_args'].update(exec='1')),
+                             'timm cannot build its model'),
+    'no JSON': (lambda f: (f / 'config.json').write_text('{'), 'config.json is no JSON'),
+    'deep JSON': (lambda f: (f / 'config.json').write_text('[' * 200_000), 'config.json is no JSON'),
+    'JSON of another kind': (lambda f: (f / 'config.json').write_text('[1]'), 'has no pretrained_cfg'),
+    'link': (lambda f: ((f / 'summary.csv').unlink(), (f / 'summary.csv').symlink_to('/etc/hostname')), 'is a link'),
+}
+
+
+@pytest.mark.parametrize('name', HOSTILE)
+def test_a_folder_that_is_not_sound_is_refused_before_all(hub, upload, staged, tmp_path, monkeypatch, name):
+    spoil, message = HOSTILE[name]
+    monkeypatch.chdir(tmp_path)
+    folder = shutil.copytree(staged, tmp_path / 'hub')
+    spoil(folder)
+    before = sorted(tmp_path.rglob('*'))
+    with pytest.raises(HubError) as error:
+        upload(folder)
+    assert message in one_line(error) and str(folder) in one_line(error)
+    assert hub.requests == [] and sorted(tmp_path.rglob('*')) == before  # nothing executed, nothing written
+
+
+# The commands
+
+
+@pytest.fixture
+def environment(hub, tmp_path):
+    return {**{name: value for name, value in os.environ.items() if not name.startswith(('HF_', 'PYTHONPATH'))},
+            'HF_ENDPOINT': hub.url, 'HF_TOKEN': 'hf_write', 'HF_HOME': str(tmp_path / 'home'),
+            'HF_HUB_DISABLE_XET': '1', 'HF_HUB_DISABLE_PROGRESS_BARS': '1', 'OMP_NUM_THREADS': '1'}
+
+
+def run(words, environment, status=0, **kwargs):
+    words = [sys.executable if word == 'python' else word for word in words]
+    completed = subprocess.run(words, env=environment, capture_output=True, text=True, **kwargs)
+    assert completed.returncode == status, completed.stderr
+    return completed
+
+
+SMALL = ['--model', 'test_resnet', '--num-classes', '3', '--img-size', '32', '-b', '4', '-j', '0', '--epochs', '1',
+         '--warmup-epochs', '0', '--lr', '0.05', '--experiment', 'run']
+
+
+def test_from_training_to_plain_timm(hub, environment, photos, tmp_path):
+    """A run whose upload fails, the command it tells, and then others who load what was published."""
+    hub.fail('POST', '/commit/', 403, 'storage is full', times=1)
+    trained = run(['python', 'train.py', str(photos), *SMALL, '--agmax', '--output', str(tmp_path),
+                   '--push-to-hub', 'ann/net', '--hub-revision', 'v2'], environment, cwd=REPOSITORY)
+    assert '--result' in trained.stdout
+    told = [line for line in trained.stderr.splitlines() if 'not published' in line]
+    folder = tmp_path / 'run' / 'hub'
+    assert len(told) == 1 and f'cannot upload {folder} to ann/net: 403 storage is full' in told[0]
+    assert 'Traceback' not in trained.stderr and 'httpx' not in trained.stderr
+    command = shlex.split(re.search(r'to go on: (.*)$', told[0])[1])
+    assert command == ['python', '-m', 'agmax_timm.publish', str(folder), 'ann/net', '--revision', 'v2']
+    published = run(command, environment, cwd=REPOSITORY)
+    assert published.stdout == f"{hub.url}/ann/net/commit/{hub.repos['ann/net'].branches['v2'][-1].oid}\n"
+    files = hub.files('ann/net', 'v2')
+    publish(folder, 'ann/net', token='hf_write', endpoint=hub.url)
+
+    card = ModelCard(files['README.md'].content.decode())
+    accuracy = card.data.eval_results[0].metric_value
+    local = timm.create_model(f'local-dir:{folder}', pretrained=True).eval()
+    torch.manual_seed(0)
+    torch.save(local(torch.randn(2, 3, 32, 32)), tmp_path / 'logits.pt')
+    code = f'''
+import sys
+sys.modules['agmax_timm'] = None
+import timm, torch
+expected = torch.load('logits.pt', weights_only=True)
+for name in ('hf_hub:ann/net', 'hf_hub:ann/net@v2'):
+    model = timm.create_model(name, pretrained=True).eval()
+    torch.manual_seed(0)
+    assert torch.equal(model(torch.randn(2, 3, 32, 32)), expected)
+assert model.pretrained_cfg.get('label_names') == {json.loads(files['config.json'].content).get('label_names')}
+'''
+    run(['python', '-c', code], environment, cwd=tmp_path)
+    assert hub.count('HEAD', '/ann/net/resolve/v2/model.safetensors') == hub.count('GET', '/storage/') == 1
+    validated = run(['python', str(REPOSITORY / 'validate.py'), str(photos), '-j', '0', '-b', '4',
+                     '--model', 'hf_hub:ann/net', '--pretrained'], environment, cwd=tmp_path)
+    assert json.loads(validated.stdout.split('--result\n')[1])['top1'] == accuracy
+    assert f'| {accuracy:.4f} |' in card.content
+
+
+@pytest.mark.parametrize('name', ['no config', 'truncated', 'missing tensor', 'unknown architecture', 'no JSON'])
+def test_such_a_folder_is_one_line_for_those_who_load_it_too(staged, tmp_path, name):
+    folder = shutil.copytree(staged, tmp_path / 'hub')
+    HOSTILE[name][0](folder)
+    with pytest.raises(OptionError) as error:
+        create_named_model(f'local-dir:{folder}', pretrained=True)
+    assert one_line(error).startswith(f'--model local-dir:{folder}: ')
+
+
+def test_of_several_processes_one_publishes(hub, environment, photos, tmp_path):
+    trained = run(['python', '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2', 'train.py',
+                   str(photos), *SMALL, '--agmax', '--output', str(tmp_path), '--push-to-hub', 'ann/net',
+                   '--hub-private', '--hub-pr'], environment, cwd=REPOSITORY)
+    assert f'Published: {hub.url}/ann/net/discussions/1' in trained.stderr
+    assert hub.count('GET', 'whoami') == hub.count('POST', '/commit/') == 1 and hub.repos['ann/net'].private
+
+
+def test_a_token_that_is_not_valid_ends_a_run_before_it_begins(hub, environment, photos, tmp_path):
+    ended = run(['python', 'train.py', str(photos), *SMALL, '--output', str(tmp_path), '--push-to-hub', 'ann/net'],
+                {**environment, 'HF_TOKEN': 'hf_wrong'}, status=2, cwd=REPOSITORY)
+    error = ended.stderr.splitlines()
+    assert error[-1].startswith('train.py: error: the token of the Hugging Face Hub is not valid: ')
+    assert 'Traceback' not in ended.stderr and 'Model test_resnet' not in ended.stderr
+    assert not (tmp_path / 'run').exists()
