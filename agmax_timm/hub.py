@@ -43,7 +43,7 @@ def check_destination(
         user = _persistently(api.whoami, waits)
     except LocalTokenNotFoundError:
         raise HubError('no token of the Hugging Face Hub: log in with `hf auth login`, or set HF_TOKEN') from None
-    except (HTTPError, OSError) as error:
+    except (HTTPError, OSError, ValueError) as error:
         if status(error) == 401:
             raise HubError('the token of the Hugging Face Hub is not valid: log in with `hf auth login`, '
                            'or set HF_TOKEN') from None

@@ -46,8 +46,8 @@ def publish_source(
         The address of the commit or pull request.
 
     Raises:
-        HubError, CheckpointError: it failed. The message ends with the command that goes on, from the staged folder
-            if there is one.
+        CheckpointError: there is nothing to publish.
+        HubError: it failed. The message ends with the command that goes on, from the staged folder if there is one.
     """
     going_on = source
     try:
@@ -56,9 +56,9 @@ def publish_source(
             stage(read_best(source), folder)
             going_on = source = folder
         return publish(source, repo_id, private=private, revision=revision, create_pr=create_pr)
-    except (HubError, CheckpointError) as error:
+    except HubError as error:
         command = command_of(going_on, repo_id, private, revision, create_pr)
-        raise type(error)(f'{error}. {going_on} stays; to go on: {command}') from error
+        raise HubError(f'{error}. {going_on} stays; to go on: {command}') from error
 
 
 def read_best(path: str) -> SavedModel:

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from timm.models import is_model, save_for_hf
 
-from .card import PAPER_ID, PAPER_NAME, model_card, tag_of
+from .card import PAPER_ID, PAPER_NAME, base_model_of, model_card, tag_of
 from .checkpoint import SavedModel
 from .hub_error import HubError, reason, told
 
@@ -93,6 +93,10 @@ def load_folder(folder: Union[str, Path]) -> torch.nn.Module:
 
 def _write(saved: SavedModel, folder: Path, license: str) -> None:
     model = saved.create_model()
+    base, of_base = base_model_of(saved), model.pretrained_cfg.get('license')
+    if base and of_base not in (None, license):
+        _logger.warning(f'{base}, from which training started, is under {of_base}, and these weights are staged under '
+                        f'{license}: see whether they may be')
     ours = dict(tag=tag_of(saved), license=license)
     if saved.options.get('agmax'):
         ours.update(paper_name=PAPER_NAME, paper_ids=PAPER_ID)

@@ -3,6 +3,7 @@ import json
 import os
 import pickle
 import re
+import resource
 import shlex
 import shutil
 import struct
@@ -17,7 +18,9 @@ import torch
 from huggingface_hub import ModelCard, constants
 from safetensors.torch import load_file, save_file
 
+import agmax_timm.publish
 from agmax_timm.hub import HubError, check_destination, publish
+from agmax_timm.run import training
 from agmax_timm.run.build import create_named_model
 from agmax_timm.run.config import OptionError, parse_train_args
 
@@ -340,6 +343,62 @@ def test_a_folder_that_is_not_sound_is_refused_before_all(hub, upload, staged, t
 
 
 # The commands
+
+
+@pytest.fixture
+def command(hub, monkeypatch, saved):
+    """Function: python -m agmax_timm.publish as ann, in this process, on runs that all hold `saved`."""
+    monkeypatch.setattr(constants, 'ENDPOINT', hub.url)  # what HF_ENDPOINT sets at import
+    monkeypatch.setenv('HF_TOKEN', 'hf_write')
+    monkeypatch.setattr(agmax_timm.publish, 'read_model', lambda path, use_ema=False: saved)
+    return lambda *words: agmax_timm.publish.main([str(word) for word in words])
+
+
+def test_the_command_stages_a_run_and_goes_on_after_a_failure(hub, command, tmp_path, capsys):
+    run_dir = tmp_path / 'a run'
+    run_dir.mkdir()
+    hub.fail('POST', '/commit/', 403, 'no')
+    with pytest.raises(SystemExit) as status:
+        command(run_dir, 'ann/net', '--private', '--revision', 'v2')
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert status.value.code == 2 and told.startswith('python -m agmax_timm.publish: error: cannot upload ')
+    folder = run_dir / 'hub'
+    words = shlex.split(told.split(f'{folder} stays; to go on: ')[1])
+    assert words == [
+        'python', '-m', 'agmax_timm.publish', str(folder), 'ann/net', '--private', '--revision', 'v2']
+    command(*words[3:])
+    assert f'{hub.url}/ann/net/commit/' in capsys.readouterr().out
+    assert 'model.safetensors' in hub.files('ann/net', 'v2') and hub.repos['ann/net'].private
+
+
+def test_a_full_disk_costs_the_staging_alone(hub, command, tmp_path, capsys):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(SystemExit):
+            command(tmp_path, 'ann/net')
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert f'cannot stage {tmp_path}/hub: ' in told and 'File too large' in told
+    assert told.endswith(f'{tmp_path} stays; to go on: python -m agmax_timm.publish {tmp_path} ann/net')
+    assert list(tmp_path.iterdir()) == [] and not hub.repos
+
+
+def test_the_weights_are_those_that_the_run_chose_by(monkeypatch, make_saved):
+    for options, use_ema in (({'model_ema': True}, True), ({'model_ema': False}, False),
+                             ({'model_ema': True, 'model_ema_force_cpu': True}, False)):
+        monkeypatch.setattr(agmax_timm.publish, 'read_model', lambda path, use_ema=False, options=options: make_saved(
+            options=options, source=str(use_ema)))
+        assert agmax_timm.publish.read_best('run').source == str(use_ema)
+
+
+def test_no_failure_of_publishing_fails_the_run(monkeypatch, caplog, tmp_path):
+    def fail(*args):
+        raise KeyError('surprise')
+    monkeypatch.setattr(training, 'publish_source', fail)
+    training.publish_run(parse_train_args(['DIR', '--push-to-hub', 'ann/net', '--hub-pr']), str(tmp_path))
+    assert f'not published; to go on: python -m agmax_timm.publish {tmp_path} ann/net --pr' in caplog.text
 
 
 @pytest.fixture

@@ -45,6 +45,12 @@ def test_the_configuration_says_what_is_true_of_these_weights(make_saved, tmp_pa
         name: as_list(value) for name, value in saved.data_config.items()}
 
 
+def test_a_licence_that_the_source_may_not_allow_is_told(make_saved, tmp_path, caplog):
+    for license in ('apache-2.0', 'mit'):  # test_resnet's is the first
+        stage(make_saved(options={'pretrained': True}), tmp_path / 'hub', license=license)
+        assert ('is under apache-2.0, and these weights are staged under mit' in caplog.text) == (license == 'mit')
+
+
 def as_list(value):
     return list(value) if isinstance(value, tuple) else value
 

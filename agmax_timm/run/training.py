@@ -208,7 +208,7 @@ def publish_run(args: argparse.Namespace, output_dir: str) -> None:
     destination = (args.push_to_hub, args.hub_private, args.hub_revision or None, args.hub_pr)
     try:
         logger.info(f'Published: {publish_source(output_dir, *destination)}')
-    except (HubError, CheckpointError) as error:
+    except HubError as error:
         logger.error(f'Training is complete, but not published: {error}')
     except Exception:
         logger.exception('Training is complete, but not published; to go on: ' + command_of(output_dir, *destination))
