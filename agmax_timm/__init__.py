@@ -1,4 +1,5 @@
 """AgMax training for every timm model. Paper: https://arxiv.org/abs/2110.10536"""
+from . import models  # noqa: F401  registers the original's released models in timm
 from .data.loader import create_two_view_loader
 from .data.mixup import TwoViewCollate
 from .data.views import TwoViews
