@@ -13,7 +13,13 @@ from urllib.parse import urlparse
 
 import torch
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.models import generate_default_cfgs, model_entrypoint, register_model, resolve_pretrained_cfg
+from timm.models import (
+    generate_default_cfgs,
+    load_state_dict,
+    model_entrypoint,
+    register_model,
+    resolve_pretrained_cfg,
+)
 from torch import Tensor, nn
 
 # Where timm's models keep their head; the original's networks keep theirs beside the features, as `classifier`.
@@ -208,27 +214,24 @@ def _download(url: str, cache_dir: Optional[Union[str, os.PathLike]] = None) -> 
     torch.hub takes for some when asked to check them, are accuracies; a hash of 8 digits or more is checked.
 
     Raises:
-        CheckpointError: the download failed, or is not such a file.
+        CheckpointError: the file cannot be downloaded or kept, or is not plain tensors.
     """
     folder = str(cache_dir or os.path.join(torch.hub.get_dir(), 'checkpoints'))
     filename = os.path.basename(urlparse(url).path)
     path = os.path.join(folder, filename)
     if os.path.exists(path):
         return path
-    os.makedirs(folder, exist_ok=True)
     expected = _FILE_HASH.search(filename)
     _logger.info(f'Downloading {url} to {path}')
-    with TemporaryDirectory(dir=folder, prefix='.download-') as partial:
-        download = os.path.join(partial, filename)
-        try:
+    try:
+        os.makedirs(folder, exist_ok=True)
+        with TemporaryDirectory(dir=folder, prefix='.download-') as partial:
+            download = os.path.join(partial, filename)
             torch.hub.download_url_to_file(url, download, expected and expected.group(1), progress=False)
-        except Exception as error:
-            raise CheckpointError(f'cannot download {url}: {_one_line(error)}') from error
-        try:
-            torch.load(download, map_location='cpu', weights_only=True)
-        except Exception as error:
-            raise CheckpointError(f'the download of {url} cannot be used: {_one_line(error)}') from error
-        os.replace(download, path)  # atomic: several processes may download at once
+            load_state_dict(download)
+            os.replace(download, path)  # atomic: several processes may download at once
+    except Exception as error:
+        raise CheckpointError(f'cannot use the download of {url} to {path}: {_one_line(error)}') from error
     return path
 
 
