@@ -8,7 +8,7 @@ import pickle
 import re
 from dataclasses import replace
 from tempfile import TemporaryDirectory
-from typing import Any, Dict, List, Optional, Union
+from typing import Any, Dict, List, Optional, Tuple, Union
 from urllib.parse import urlparse
 
 import torch
@@ -66,6 +66,28 @@ def original_to_timm(checkpoint: Dict[str, Any]) -> Dict[str, Tensor]:
     return state_dict
 
 
+def original_options(checkpoint: Dict[str, Any], img_size: Optional[int] = None) -> Dict[str, Any]:
+    """How the original evaluates a checkpoint, as options of validate.py: classes, input and normalisation.
+
+    The shorter side of an image is resized to 32 pixels more than the central crop.
+
+    Args:
+        img_size: Side of the crop (default: the published, 224 for its ResNets and 256 for networks of timm's).
+    """
+    tensors = {_plain(name): tensor for name, tensor in checkpoint['model_state_dict'].items()}
+    of_timm = any(name.startswith('feature_extractor.features.') for name in tensors)
+    img_size = img_size or (256 if of_timm else 224)
+    head = tensors.get('classifier.weight')
+    return dict(
+        num_classes=head.shape[0] if torch.is_tensor(head) and head.ndim == 2 else None,
+        input_size=(3, img_size, img_size),
+        interpolation='bilinear',
+        mean=IMAGENET_DEFAULT_MEAN,
+        std=IMAGENET_DEFAULT_STD,
+        crop_pct=img_size / (img_size + 32),
+    )
+
+
 def filter_checkpoint(state_dict: Dict[str, Any], model: nn.Module) -> Dict[str, Any]:
     """timm's `filter_fn`: the tensors of an original checkpoint, checked against the model; anything else as it is.
 
@@ -76,19 +98,26 @@ def filter_checkpoint(state_dict: Dict[str, Any], model: nn.Module) -> Dict[str,
     if not is_original(state_dict):
         return state_dict
     state_dict = original_to_timm(state_dict)
-    own = model.state_dict()
-    adapted = _adapted_modules(model)
-    problems = dict(
-        missing=[name for name in own if name not in state_dict],
-        unexpected=[name for name in state_dict if name not in own and not name.startswith(adapted)],
-        misshapen=[f'{name} {list(tensor.shape)} for {list(own[name].shape)}' for name, tensor in state_dict.items()
-                   if name in own and tensor.shape != own[name].shape and not name.startswith(adapted)],
-    )
-    if any(problems.values()):
+    problems = misfits(state_dict, model, _adapted_modules(model))
+    if problems:
         architecture = getattr(model, 'pretrained_cfg', {}).get('architecture') or type(model).__name__
-        raise CheckpointError(f'its tensors are not those of {architecture}: ' + '; '.join(
-            f'{kind} {_first_names(names)}' for kind, names in problems.items() if names))
+        raise CheckpointError(f'does not fit {architecture}: {problems}')
     return state_dict
+
+
+def misfits(state_dict: Dict[str, Tensor], model: nn.Module, adapted: Tuple[str, ...] = ()) -> str:
+    """What keeps tensors from being exactly those of a model, '' if nothing does.
+
+    Args:
+        adapted: Prefixes of the tensors whose shape does not matter, nor whether the model has them.
+    """
+    own = model.state_dict()
+    missing = [name for name in own if name not in state_dict]
+    unexpected = [name for name in state_dict if name not in own and not name.startswith(adapted)]
+    shapes = [f'{name} {list(tensor.shape)} in place of {list(own[name].shape)}' for name, tensor in state_dict.items()
+              if name in own and tensor.shape != own[name].shape and not name.startswith(adapted)]
+    named = dict(missing=missing, unexpected=unexpected, shapes=shapes)
+    return '; '.join(f'{problem} {_first_names(names)}' for problem, names in named.items() if names)
 
 
 def timm_architecture(name: str) -> str:
@@ -108,7 +137,7 @@ def _first_names(names: List[str], count: int = 3) -> str:
     return ', '.join(names[:count]) + (f' and {len(names) - count} more' if len(names) > count else '')
 
 
-def _adapted_modules(model: nn.Module) -> tuple:
+def _adapted_modules(model: nn.Module) -> Tuple[str, ...]:
     """Prefixes of the tensors that timm adapts when it loads pretrained weights."""
     config = getattr(model, 'pretrained_cfg', {})
     modules = []

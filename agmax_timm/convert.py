@@ -1,0 +1,78 @@
+"""A checkpoint of the original AgMax as a folder in timm's layout, ready for the Hub.
+
+    python -m agmax_timm.convert imagenet-standard-ResNet50-cutmix-auto_augment-78.5.pth FOLDER --model resnet50
+"""
+import argparse
+import os
+from typing import Any, Dict, List, Optional
+
+from timm.models import create_model, is_model
+
+from .checkpoint import SavedModel, read_file
+from .hub import HubError, stage
+from .models import CheckpointError, filter_checkpoint, is_original, original_options, timm_architecture
+
+
+def main(argv: Optional[List[str]] = None) -> None:
+    """The command. Exit status 2 for a checkpoint that cannot be used or a folder that cannot be written."""
+    parser = argparse.ArgumentParser(prog='python -m agmax_timm.convert', description=__doc__.splitlines()[0])
+    parser.add_argument('checkpoint', metavar='CHECKPOINT', help='file of the original, .pth')
+    parser.add_argument('folder', metavar='FOLDER', help='folder to write: safetensors, config.json and a model card')
+    parser.add_argument('--model', required=True, metavar='NAME', help="timm's name of its network, as resnet101")
+    parser.add_argument('--img-size', type=int, metavar='N',
+                        help='crop to evaluate at (default: the published, 224 for ResNet and 256 for others)')
+    args = parser.parse_args(argv)
+    try:
+        stage(read_original(args.checkpoint, args.model, args.img_size), args.folder)
+        with open(os.path.join(args.folder, 'README.md'), 'a', encoding='utf-8') as card:
+            card.write(f'\n## Origin\n\nConverted from `{os.path.basename(args.checkpoint)}`, a checkpoint of the '
+                       '[original AgMax](https://github.com/roatienza/agmax).\n')
+    except (CheckpointError, HubError, OSError) as error:
+        parser.exit(2, f'{parser.prog}: error: {error}\n')
+    print(f"{args.folder}: load it with timm.create_model('local-dir:{args.folder}', pretrained=True)")
+
+
+def read_original(path: str, model: str, img_size: Optional[int] = None) -> SavedModel:
+    """The classifier of a checkpoint of the original, with the data configuration it was evaluated with.
+
+    Args:
+        model: timm's name of its network.
+        img_size: Crop to evaluate at, default: that of the publication.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, not plain tensors, not the original's, or of another model.
+    """
+    architecture = timm_architecture(model)
+    if not is_model(architecture):
+        raise CheckpointError(f'--model {model}: timm has no such model')
+    checkpoint = read_file(path)
+    if not is_original(checkpoint):
+        raise CheckpointError(f'{path} is not a checkpoint of the original AgMax: '
+                              'python -m agmax_timm.export takes those of timm and of agmax_timm')
+    options = original_options(checkpoint, img_size)
+    num_classes = options.pop('num_classes') or 1000  # whose head is then named as missing
+    try:
+        state_dict = filter_checkpoint(checkpoint, create_model(architecture, num_classes=num_classes))
+    except CheckpointError as error:
+        raise CheckpointError(f'{path}: {error}') from error
+    return SavedModel(
+        architecture=architecture,
+        state_dict=state_dict,
+        num_classes=num_classes,
+        data_config=dict(options, crop_mode='center'),
+        metrics=_metrics(checkpoint),
+        source=path,
+    )
+
+
+def _metrics(checkpoint: Dict[str, Any]) -> Dict[str, float]:
+    """The epoch, counted from 0, and the accuracies in percent where they are of these weights, not of an earlier."""
+    epoch = checkpoint.get('epoch')
+    values = dict(epoch=epoch - 1 if isinstance(epoch, int) else None)
+    if epoch == checkpoint.get('best_epoch'):
+        values.update(top1=checkpoint.get('best_top1'), top5=checkpoint.get('best_top5'))
+    return {name: value for name, value in values.items() if isinstance(value, (int, float))}
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,98 @@
+"""From a checkpoint of the original to a folder in timm's layout."""
+import json
+import os
+
+import pytest
+import timm
+import torch
+from original_networks import original_checkpoint, original_network
+from safetensors import safe_open
+
+pytest.importorskip('agmax_timm.hub')
+
+from agmax_timm import convert
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture
+def original(tmp_path):
+    """Function: a checkpoint of the original's form, changed as told; its path, and its network."""
+    def make(name='test_resnet', changes=(), **kwargs):
+        network = original_network(name, **kwargs)
+        path = tmp_path / 'original.pth'
+        torch.save({**original_checkpoint(network), **dict(changes)}, path)
+        return path, network
+    return make
+
+
+@pytest.mark.parametrize('name, size, resize', [('test_resnet', 224, 256), ('regnetx_002', 256, 288)])
+@pytest.mark.parametrize('agmax', [True, False], ids=['agmax', 'standard'])
+def test_timm_loads_the_folder_with_the_logits_of_the_original(name, size, resize, agmax, original, tmp_path, capsys):
+    path, network = original(name, agmax=agmax)
+    folder = tmp_path / 'folder'
+    convert.main([str(path), str(folder), '--model', name])
+    assert f"timm.create_model('local-dir:{folder}', pretrained=True)" in capsys.readouterr().out
+    model = timm.create_model(f'local-dir:{folder}', pretrained=True).eval()
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(model(images), network(images))
+    with safe_open(folder / 'model.safetensors', 'pt') as tensors:
+        assert tensors.metadata() == {'format': 'pt'}
+    config = json.loads((folder / 'config.json').read_text())
+    assert (config['architecture'], config['num_classes']) == (name, 3)
+    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+    assert (transform.transforms[0].size, transform.transforms[1].size) == (resize, (size, size))
+    assert transform.transforms[0].interpolation.value == 'bilinear'
+    assert transform.transforms[3].mean.tolist() == pytest.approx([0.485, 0.456, 0.406])
+    card = (folder / 'README.md').read_text()
+    assert '2110.10536' in card
+    assert '81.19' in card and 'original.pth' in card and 'github.com/roatienza/agmax' in card
+
+
+def test_what_is_released_converts_under_timms_own_name(original, tmp_path):
+    path, _ = original('resnet50', num_classes=4)
+    convert.main([str(path), str(tmp_path / 'folder'), '--model', 'agmax_resnet50.cutmix_aa_in1k', '--img-size', '64'])
+    config = json.loads((tmp_path / 'folder' / 'config.json').read_text())
+    assert config['architecture'] == 'resnet50'
+    assert config['pretrained_cfg']['input_size'] == [3, 64, 64]
+
+
+def test_the_accuracy_of_an_earlier_epoch_is_not_that_of_these_weights(original):
+    path, _ = original(changes=dict(best_epoch=70))
+    assert convert.read_original(str(path), 'test_resnet').metrics == {'epoch': 87}
+    path, _ = original()
+    assert convert.read_original(str(path), 'test_resnet').metrics == {'epoch': 87, 'top1': 81.19, 'top5': 95.5}
+
+
+class Payload:
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.marker),)
+
+
+def test_what_cannot_be_converted_is_told_in_one_line(original, tmp_path, capsys):
+    path, _ = original()
+    other, hostile, headless = tmp_path / 'other.pth', tmp_path / 'hostile.pth', tmp_path / 'headless.pth'
+    checkpoint = torch.load(path, weights_only=True)
+    del checkpoint['model_state_dict']['module.backbone.classifier.weight']
+    torch.save(checkpoint, headless)
+    torch.save({'state_dict': timm.create_model('test_resnet').state_dict()}, other)
+    torch.save({'model_state_dict': Payload(tmp_path / 'executed')}, hostile)
+    folder = tmp_path / 'folder'
+    for file, model, told in (
+            (path, 'resnet18', 'does not fit resnet18: missing'),
+            (path, 'regnetx_002', 'does not fit regnetx_002: missing'),
+            (path, 'resnet5', '--model resnet5: timm has no such model'),
+            (other, 'test_resnet', 'is not a checkpoint of the original AgMax'),
+            (tmp_path / 'none.pth', 'test_resnet', 'none.pth'),
+            (headless, 'test_resnet', 'missing fc.weight'),
+            (hostile, 'test_resnet', 'mkdir')):
+        with pytest.raises(SystemExit) as end:
+            convert.main([str(file), str(folder), '--model', model])
+        assert end.value.code == 2
+        error = capsys.readouterr().err
+        assert len(error.splitlines()) == 1 and told in error, error
+    assert not folder.exists() and not (tmp_path / 'executed').exists()
