@@ -16,6 +16,8 @@ import torch.nn as nn
 from timm.data import resolve_input_data_config
 from timm.models import clean_state_dict, get_pretrained_cfg, is_model, resolve_model_input_args
 
+from .models import CheckpointError, is_original, original_options, original_to_timm
+
 # The key of a checkpoint that is ours; all others are timm's.
 RECORD = 'agmax_timm'
 # timm's train.py validates so, whatever the model's own.
@@ -24,10 +26,6 @@ _FILES = {'best': 'model_best.pth.tar', 'last': 'last.pth.tar'}
 # Arguments of create_model that say where weights come from: never taken from a file, which has its own.
 _NOT_OF_A_MODEL = ('pretrained', 'pretrained_cfg', 'pretrained_cfg_overlay', 'checkpoint_path', 'cache_dir',
                    'features_only')
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be used; the message names the file and why."""
 
 
 @dataclass
@@ -84,6 +82,8 @@ def read_model(
     """
     file = os.path.join(path, _FILES[which]) if os.path.isdir(path) else path
     checkpoint = read_file(file)
+    if is_original(checkpoint):
+        raise CheckpointError(f'{file} is a checkpoint of the original AgMax: python -m agmax_timm.convert takes it')
     folder = os.path.dirname(file) or '.'
     known = dict(
         state_dict=_tensors(checkpoint, file, use_ema),
@@ -190,6 +190,8 @@ def saved_options(path: str) -> Dict[str, Any]:
     Its record wins: it knows the model where the options name a folder or repository, and all that timm resolved.
     """
     checkpoint = read_file(path, mmap=True)
+    if is_original(checkpoint):
+        return original_options(checkpoint)
     options = _options(checkpoint)
     if options:
         options.update(_CROP_OF_TRAINING)
@@ -236,6 +238,11 @@ def read_file(path: str, mmap: bool = False) -> Dict[str, Any]:
 
 def _tensors(checkpoint: Dict[str, Any], path: str, use_ema: bool = False) -> Dict[str, torch.Tensor]:
     """The classifier in what a file holds, by timm's names."""
+    if is_original(checkpoint) and not use_ema:
+        try:
+            return original_to_timm(checkpoint)
+        except CheckpointError as error:
+            raise CheckpointError(f'{path}: {error}') from error
     keys = ('state_dict_ema', 'model_ema') if use_ema else ('state_dict', 'model')
     tensors = next((checkpoint[key] for key in keys if checkpoint.get(key) is not None), None)
     if tensors is None and use_ema:

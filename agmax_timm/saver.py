@@ -16,6 +16,7 @@ from timm.utils import CheckpointSaver
 
 from . import __version__
 from .checkpoint import RECORD, CheckpointError, one_line, read_file
+from .models import timm_architecture
 
 
 def make_record(
@@ -39,7 +40,7 @@ def make_record(
     if class_names is not None:
         class_names = class_names + [str(i) for i in range(len(class_names), model.num_classes)]
     return {
-        'architecture': name,
+        'architecture': timm_architecture(name),
         'model_args': get_model_args(model),
         'class_names': class_names,
         'data_config': dict(data_config),

@@ -8,8 +8,6 @@ import torch
 from original_networks import original_checkpoint, original_network
 from safetensors import safe_open
 
-pytest.importorskip('agmax_timm.hub')
-
 from agmax_timm import convert
 
 torch.set_num_threads(1)

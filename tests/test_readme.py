@@ -5,8 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import hub_server
 import pytest
+import timm
+from huggingface_hub import constants
 
+from agmax_timm import export, publish
 from agmax_timm.run import training, validation
 
 REPOSITORY = Path(__file__).parent.parent
@@ -27,7 +31,7 @@ def words_of(command, photos):
 def test_all_blocks_are_covered_here():
     assert len(re.findall('```', README)) == 2 * (len(BASH) + len(PYTHON))
     assert [block.split()[0] for block in BASH] == [
-        'python3', 'python3', 'python', 'torchrun', 'python', 'python'] and len(PYTHON) == 1
+        'python3', 'python3', *['python', 'torchrun', *['python'] * 5]] and len(PYTHON) == 1
 
 
 def test_the_demo_command(tmp_path, monkeypatch, photos):
@@ -58,6 +62,35 @@ def test_train_and_validate(tmp_path, monkeypatch, photos, capsys):
     assert words[:2] == ['python', 'validate.py']
     validation.main([*words[2:], '-j', '0'])
     assert '"top1"' in capsys.readouterr().out
+
+
+@pytest.fixture
+def hub(tmp_path_factory, monkeypatch):
+    """A Hub on this machine, and the token of its user `me`."""
+    with hub_server.serve(tmp_path_factory.mktemp('hub')) as server:
+        server.add_user('hf_write', 'me')
+        monkeypatch.setattr(constants, 'ENDPOINT', server.url)
+        monkeypatch.setattr(constants, 'HF_HUB_DISABLE_XET', True)
+        monkeypatch.setenv('HF_TOKEN', 'hf_write')
+        yield server
+
+
+def test_share(tmp_path, monkeypatch, photos, hub, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = words_of(BASH[6], photos)
+    assert words[:2] == ['python', 'train.py']
+    training.main([*words[2:], *SMALL])
+    assert list(hub.repos) == ['me/resnet50.agmax']
+
+    words = words_of(BASH[7], photos)
+    assert words[:3] == ['python', '-m', 'agmax_timm.publish']
+    publish.main(words[3:])
+    assert 'me/resnet50.agmax' in capsys.readouterr().out
+
+    words = words_of(BASH[8], photos)
+    assert words[:3] == ['python', '-m', 'agmax_timm.export']
+    export.main(words[3:])
+    assert timm.create_model('local-dir:exported', pretrained=True).num_classes == 3
 
 
 def test_torchrun(tmp_path, photos):
