@@ -155,7 +155,7 @@ def _believed(path: str):
         yield
     except CheckpointError:
         raise
-    except (KeyError, TypeError, ValueError, AttributeError, AssertionError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, AssertionError, RuntimeError) as error:
         raise CheckpointError(f'what {path} says of its model is damaged: {one_line(error)}') from error
 
 
@@ -170,8 +170,8 @@ def _model_args(saved: Dict[str, Any]) -> Dict[str, Any]:
 
 def _width(architecture: str, layer: str, tensors: Dict[str, torch.Tensor], dim: int) -> Optional[int]:
     """A dimension of the weights of a model's layer 'classifier' or 'first_conv', None where it is not a single one."""
-    name = get_pretrained_cfg(architecture).to_dict().get(layer)
-    weight = tensors.get(f'{name}.weight')
+    cfg = get_pretrained_cfg(architecture)
+    weight = tensors.get(f'{getattr(cfg, layer, None)}.weight')
     return weight.shape[dim] if weight is not None and weight.ndim > dim else None
 
 

@@ -46,6 +46,17 @@ class MemoryDataset(Dataset):
         return len(self.images)
 
 
+@pytest.fixture(autouse=True)
+def restored_logging():
+    """Undo what a run does to the root logger, which belongs to its process."""
+    handlers, level = list(logging.root.handlers), logging.root.level
+    yield
+    for handler in set(logging.root.handlers) - set(handlers):
+        logging.root.removeHandler(handler)
+        handler.close()
+    logging.root.setLevel(level)
+
+
 @pytest.fixture
 def fixed_seed():
     random_seed(42)

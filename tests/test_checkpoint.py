@@ -203,6 +203,17 @@ def test_timm_trains_a_transformer_at_the_size_asked_for(tmp_path):
     assert torch.equal(logits(saved.create_model()), logits(model))
 
 
+def test_timm_trains_on_centre_crops_whatever_its_pretrained_weights_want(tmp_path):
+    name = 'tf_efficientnetv2_b3'
+    assert timm.get_pretrained_cfg(name).crop_mode == 'squash'
+    model = timm.create_model(name, num_classes=3)
+    save_timm(str(tmp_path / 'timm.pth.tar'), model, model=name, num_classes=3)
+    torch.save(model.state_dict(), tmp_path / 'weights.pth')
+    assert read_model(str(tmp_path / 'timm.pth.tar')).data_config['crop_mode'] == 'center'
+    assert saved_options(str(tmp_path / 'timm.pth.tar'))['crop_mode'] == 'center'
+    assert read_model(str(tmp_path / 'weights.pth'), architecture=name).data_config['crop_mode'] == 'squash'
+
+
 @pytest.mark.parametrize('kind', ['pth', 'safetensors', 'wrapped'])
 def test_weights_alone(tmp_path, kind):
     model = timm.create_model('test_resnet', num_classes=7, in_chans=1)

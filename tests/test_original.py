@@ -1,7 +1,6 @@
 """The original's checkpoints: its names, its files as they are, and what is refused. Its own logits are the oracle."""
 import collections
 import json
-import logging
 import os
 
 import pytest
@@ -15,13 +14,6 @@ from agmax_timm.models import is_original, original_to_timm, timm_architecture
 from agmax_timm.run import validation
 
 torch.set_num_threads(1)
-
-
-@pytest.fixture(autouse=True)
-def restored_logging(monkeypatch):
-    """Undo what an evaluation does to the root logger, which belongs to its process."""
-    monkeypatch.setattr(logging.root, 'handlers', list(logging.root.handlers))
-    monkeypatch.setattr(logging.root, 'level', logging.root.level)
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """Runs of train.py and validate.py, start to end, against loops written out with timm's parts."""
 import csv
 import json
-import logging
 import math
 import pickle
 import re
@@ -26,17 +25,6 @@ from agmax_timm.run.build import Precision
 REPOSITORY = Path(__file__).parent.parent
 SMALL = ['--model', 'test_resnet', '--num-classes', '3', '--img-size', '32', '-b', '4', '-j', '0',
          '--warmup-epochs', '0', '--lr', '0.05', '--log-interval', '1']
-
-
-@pytest.fixture(autouse=True)
-def restored_logging():
-    """Undo what a run does to the root logger, which belongs to its process."""
-    handlers, level = list(logging.root.handlers), logging.root.level
-    yield
-    for handler in set(logging.root.handlers) - set(handlers):
-        logging.root.removeHandler(handler)
-        handler.close()
-    logging.root.setLevel(level)
 
 
 @pytest.fixture
