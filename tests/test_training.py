@@ -157,6 +157,16 @@ def test_two_ranks_train_and_report_as_one_run(photos, tmp_path):
     assert len(lines) == 2 * 2, 'every update once: 12 images in 3 batches of 2 x 2, 2 batches an update'
 
 
+def test_two_ranks_without_an_accelerator_cannot_synchronise_batch_norm(photos, tmp_path):
+    completed = subprocess.run(
+        [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2',
+         str(REPOSITORY / 'train.py'), str(photos), *SMALL, '--sync-bn', '--device', 'cpu', '--output', str(tmp_path)],
+        capture_output=True, text=True)
+    assert completed.returncode != 0
+    assert 'error: --sync-bn needs an accelerator, got --device cpu' in completed.stderr
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_checkpoint_loads_in_plain_timm(train, tmp_path):
     folder = train('--agmax', '--epochs', '1', '--channels-last')
     code = (

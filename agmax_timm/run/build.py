@@ -106,6 +106,8 @@ def build_model(args: argparse.Namespace, device: torch.device, precision: Preci
     if args.channels_last:
         model.to(memory_format=torch.channels_last)
     if args.distributed and args.sync_bn:
+        if device.type == 'cpu':
+            raise OptionError('--sync-bn needs an accelerator, got --device cpu: use --dist-bn reduce')
         args.dist_bn = ''  # the statistics are already those of all ranks
         model = convert_sync_batchnorm(model)
     return model, data_config
