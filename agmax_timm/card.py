@@ -100,7 +100,7 @@ def base_model_of(saved: SavedModel) -> Optional[str]:
     options = saved.options
     if not options.get('pretrained') or any(options.get(name) for name in ('pretrained_path', 'initial_checkpoint')):
         return None
-    source, _, name = saved.architecture.rpartition(':')
+    source, _, name = (options.get('model') or saved.architecture).rpartition(':')
     if source:
         return name.split('@')[0] if source in ('hf_hub', 'hf-hub') else None
     config = get_pretrained_cfg(name)

@@ -136,3 +136,15 @@ def test_a_staged_folder_may_move(staged, tmp_path):
     shutil.copytree(staged, tmp_path / 'moved')
     for name in ('config.json', 'README.md', 'train_hparams.yaml'):
         assert str(staged) not in (tmp_path / 'moved' / name).read_text()
+
+
+@pytest.mark.parametrize('model, expected', [
+    ('hf_hub:someone/theirs', 'someone/theirs'),
+    ('local-dir:mine', None),
+    ('agmax_resnet50.cutmix_aa_in1k', None),
+    ('resnet50.a3_in1k', 'timm/resnet50.a3_in1k'),
+])
+def test_the_base_model_is_the_one_asked_for_not_timms_own(saved, model, expected):
+    """What is saved names timm's architecture alone."""
+    options = dict(model=model, pretrained=True)
+    assert base_model_of(dataclasses.replace(saved, architecture='resnet50', options=options)) == expected
