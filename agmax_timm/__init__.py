@@ -1,11 +1,33 @@
-"""AgMax training for every timm model. Paper: https://arxiv.org/abs/2110.10536"""
-from . import models  # noqa: F401  registers the original's released models in timm
-from .data.loader import create_two_view_loader
-from .data.mixup import TwoViewCollate
-from .data.views import TwoViews
-from .loss import AgMaxLoss
-from .task import AgMaxTask, QNet
+"""AgMax training for every timm model. Paper: https://arxiv.org/abs/2110.10536
+
+torch and timm are imported with the first public name, not with the package: the command line answers at once. The
+original's released models are in timm's registry as soon as both packages are imported, in whichever order.
+"""
+from importlib import import_module
+
+from .registration import register_with_timm
 
 __version__ = '0.1.0'
 
-__all__ = ['AgMaxLoss', 'AgMaxTask', 'QNet', 'TwoViewCollate', 'TwoViews', 'create_two_view_loader']
+_HOMES = {
+    'AgMaxLoss': '.loss',
+    'AgMaxTask': '.task',
+    'QNet': '.task',
+    'TwoViewCollate': '.data.mixup',
+    'TwoViews': '.data.views',
+    'create_two_view_loader': '.data.loader',
+}
+
+__all__ = [*_HOMES]
+
+register_with_timm()
+
+
+def __getattr__(name: str):
+    if name not in _HOMES:
+        raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+    return getattr(import_module(_HOMES[name], __name__), name)
+
+
+def __dir__():
+    return [*globals(), *__all__]

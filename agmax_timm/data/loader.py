@@ -8,9 +8,8 @@ from torch.utils.data import Dataset, IterableDataset
 
 from .augment import CutOut, extend_transform, pad_and_crop
 from .mixup import CollateMixup, TwoViewCollate, TwoViewMixup
+from .modes import CROP_MODES
 from .views import TwoViews
-
-CROP_MODES = ('rrc', 'rkrc', 'rkrr', 'pad')
 
 
 def create_train_loader(

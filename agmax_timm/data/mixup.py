@@ -14,7 +14,7 @@ from timm.data import FastCollateMixup, Mixup
 from timm.data.mixup import cutmix_bbox_and_lam, one_hot
 from torch.utils.data import default_collate
 
-MIXUP_MODES = ('batch', 'pair', 'elem')
+from .modes import MIXUP_MODES
 
 
 class SharedSwitch:

@@ -23,7 +23,8 @@ from timm.task import ClassificationTask, TrainingTask
 from timm.utils import NativeScaler
 
 from ..task import AgMaxTask
-from .config import OptionError, mixing
+from .checks import mixing
+from .config import OptionError
 
 _logger = logging.getLogger(__name__)
 

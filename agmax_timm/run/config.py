@@ -2,21 +2,16 @@
 import argparse
 import copy
 import difflib
-from typing import Any, Callable, Dict, List, Optional, Set
+from typing import Any, Dict, List, Optional, Set
 
 import yaml
 
-from ..data.loader import CROP_MODES
-from ..data.mixup import MIXUP_MODES
-from ..hub import HubError, check_name, check_revision
+from .checks import check_train_args, check_validate_args, resolve_task
 from .options import train_parser, validate_parser
 
 
 class OptionError(ValueError):
     """Options that turned out not to fit what was built; the message names the flag, the value and the remedy."""
-
-
-_AGMAX_OPTIONS = ('agmax_loss', 'agmax_weight', 'agmax_divergence_weight', 'agmax_units', 'agmax_init_std')
 
 
 def parse_train_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
@@ -25,12 +20,15 @@ def parse_train_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
     Exits with status 2 and one line for anything that is unknown, of the wrong type or impossible together.
     """
     parser, declared = train_parser(), train_parser()
-    files, _ = _config_parser().parse_known_args(argv)
-    for path in files.config:
-        parser.set_defaults(**read_config(path, declared))
+    given = explicit_options(parser, argv)
+    for path in _config_parser().parse_known_args(argv)[0].config:
+        options = read_config(path, declared)
+        parser.set_defaults(**options)
+        given.update(options)
     args = parser.parse_args(argv)
     del args.config  # what remains is a YAML file of the same run
     args.data_dir = args.data_dir or args.data
+    resolve_task(args, given)
     check_train_args(args, declared)
     return args
 
@@ -41,9 +39,7 @@ def parse_validate_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     args.explicit = explicit_options(parser, argv)
     args.data_dir = args.data_dir or args.data
-    if args.batch_size < 1:
-        parser.error(f'--batch-size must be 1 or more, got {args.batch_size}')
-    _check_precision(args, parser.error)
+    check_validate_args(args, parser)
     return args
 
 
@@ -80,96 +76,10 @@ def read_config(path: str, parser: argparse.ArgumentParser) -> Dict[str, Any]:
     return options
 
 
-def check_train_args(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
-    """Refuse values and combinations that cannot be, by flag, value and remedy; `parser` as declared, without files."""
-    error = parser.error
-    for flag in ('batch_size', 'epochs', 'grad_accum_steps', 'log_interval', 'val_interval', 'checkpoint_hist'):
-        if getattr(args, flag) < 1:
-            error(f'{_flag(flag)} must be 1 or more, got {getattr(args, flag)}')
-    for flag in ('mixup', 'cutmix', 'lighting', 'cutout', 'workers'):
-        if getattr(args, flag) < 0:
-            error(f'{_flag(flag)} must be 0 or more, got {getattr(args, flag)}')
-    for flag in ('mixup_prob', 'mixup_switch_prob', 'smoothing', 'hflip', 'vflip', 'reprob'):
-        if not 0. <= getattr(args, flag) <= 1.:
-            error(f'{_flag(flag)} must be between 0 and 1, got {getattr(args, flag)}')
-    if args.eval_metric not in ('loss', 'top1', 'top5'):
-        error(f"--eval-metric must be one of loss, top1, top5, got '{args.eval_metric}'")
-    if args.train_crop_mode not in (None, *CROP_MODES):
-        error(f"--train-crop-mode must be one of {', '.join(CROP_MODES)}, got '{args.train_crop_mode}'")
-    if args.no_aug and (args.cutout or args.lighting or args.train_crop_mode == 'pad'):
-        error('--no-aug turns augmentation off: drop it, or drop --cutout, --lighting and --train-crop-mode pad')
-    _check_mixing(args, error)
-    _check_precision(args, error)
-    _check_agmax(args, parser)
-    _check_hub(args, error)
-
-
-def mixing(args: argparse.Namespace) -> bool:
-    """Whether the options ask for MixUp or CutMix."""
-    return args.mixup > 0. or args.cutmix > 0. or args.cutmix_minmax is not None
-
-
-def _check_mixing(args: argparse.Namespace, error: Callable) -> None:
-    if args.mixup_mode not in MIXUP_MODES:
-        error(f"--mixup-mode must be one of {', '.join(MIXUP_MODES)}, got '{args.mixup_mode}'")
-    if args.cutmix_minmax is not None and len(args.cutmix_minmax) != 2:
-        error(f'--cutmix-minmax needs two values, got {len(args.cutmix_minmax)}')
-    if mixing(args) and args.batch_size % 2:
-        flag = '--mixup' if args.mixup > 0. else '--cutmix'
-        size = args.batch_size
-        error(f'{flag} needs an even batch, got --batch-size {size}: use {max(2, size - 1)} or {size + 1}')
-
-
-def _check_precision(args: argparse.Namespace, error: Callable) -> None:
-    if args.amp and args.model_dtype not in (None, 'float32'):
-        error(f'--amp keeps float32 weights, got --model-dtype {args.model_dtype}: drop one of them')
-
-
-def _check_agmax(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
-    error = parser.error
-    if not args.agmax:
-        for name in _AGMAX_OPTIONS:
-            if getattr(args, name) != parser.get_default(name):
-                error(f'{_flag(name)} needs --agmax')
-        return
-    if args.agmax_loss != 'mi' and args.agmax_units is not None:
-        error(f'--agmax-units is for --agmax-loss mi alone: {args.agmax_loss} has no Q-network')
-    if args.agmax_units is not None and args.agmax_units < 1:
-        error(f'--agmax-units must be 1 or more, got {args.agmax_units}')
-    if args.agmax_init_std is not None:
-        if not args.agmax_init_std > 0.:
-            error(f'--agmax-init-std must be above 0, got {args.agmax_init_std}')
-        if args.pretrained or args.initial_checkpoint:
-            flag = '--pretrained' if args.pretrained else '--initial-checkpoint'
-            error(f'--agmax-init-std draws new weights over those of {flag}: drop one of them')
-    if args.resplit:
-        error('--resplit erases in half of a batch, which with --agmax is one view: drop it')
-
-
-def _check_hub(args: argparse.Namespace, error: Callable) -> None:
-    if not args.push_to_hub:
-        for name in ('hub_private', 'hub_revision', 'hub_pr'):
-            if getattr(args, name):
-                error(f'{_flag(name)} needs --push-to-hub OWNER/NAME')
-        return
-    for flag, check, value in (('--push-to-hub', check_name, args.push_to_hub),
-                               ('--hub-revision', check_revision, args.hub_revision)):
-        try:
-            check(value)
-        except HubError as problem:
-            error(f'{flag} {value}: {problem}')
-    if args.hub_pr and args.hub_revision not in ('', 'main'):
-        error('--hub-pr opens a pull request against main: drop it, or drop --hub-revision')
-
-
 def _config_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument('-c', '--config', action='append', default=[])
     return parser
-
-
-def _flag(name: str) -> str:
-    return '--' + name.replace('_', '-')
 
 
 def _convert(action: argparse.Action, value: Any) -> Any:

@@ -9,7 +9,8 @@ from torch.utils.data import Dataset, IterableDataset
 from ..data.datasets import check_classes, check_different, create_dataset
 from ..data.loader import create_train_loader
 from .build import Precision
-from .config import OptionError, mixing
+from .checks import mixing
+from .config import OptionError
 
 
 def build_datasets(args: argparse.Namespace, data_config: Dict) -> Tuple[Dataset, Optional[Dataset]]:

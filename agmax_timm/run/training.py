@@ -22,14 +22,19 @@ from ..publish import command_of, publish_source
 from ..saver import create_saver, make_record, resume, resume_ema
 from ..task import UnsupportedModelError
 from . import build, loaders, reporting
-from .config import OptionError, mixing, parse_train_args
+from .checks import mixing
+from .config import OptionError, parse_train_args
 from .engine import NonFiniteError, Progress, RunningLosses, evaluate, train_one_epoch
 from .pictures import save_views
 
 
 def main(argv: Optional[List[str]] = None) -> None:
+    """train.py with a command line of one's own; see run."""
+    run(parse_train_args(argv))
+
+
+def run(args: argparse.Namespace) -> None:
     """train.py. Exit status 2 for options or data that cannot be used, 1 for a loss or metric that is not finite."""
-    args = parse_train_args(argv)
     try:
         train(args)
     except (OptionError, DataError, CheckpointError, UnsupportedModelError, HubError) as error:

@@ -26,8 +26,12 @@ _logger = logging.getLogger('validate')
 
 
 def main(argv: Optional[List[str]] = None) -> None:
+    """validate.py with a command line of one's own; see run."""
+    run(parse_validate_args(argv))
+
+
+def run(args: argparse.Namespace) -> None:
     """validate.py. Exit status 2 for options, data or checkpoints that cannot be used."""
-    args = parse_validate_args(argv)
     try:
         results = validate(args)
     except (OptionError, DataError, CheckpointError) as error:

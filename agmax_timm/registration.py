@@ -1,0 +1,34 @@
+"""The original's models enter timm's registry with timm itself, so that nobody waits for timm who does not use it."""
+import sys
+from importlib import import_module
+from importlib.abc import MetaPathFinder
+from importlib.machinery import PathFinder
+
+_REGISTRY = 'timm.models'
+
+
+def register_with_timm() -> None:
+    """Import .models now if timm's models are imported, else right after they will be."""
+    if _REGISTRY in sys.modules:
+        import_module('.models', __package__)
+    else:
+        sys.meta_path.insert(0, _AfterTimm())
+
+
+class _AfterTimm(MetaPathFinder):
+    """Finds timm.models as Python does, and adds one step behind its import."""
+
+    def find_spec(self, name, path, target=None):
+        if name != _REGISTRY:
+            return None
+        sys.meta_path.remove(self)
+        spec = PathFinder.find_spec(name, path, target)
+        if spec is not None:
+            execute = spec.loader.exec_module
+
+            def execute_and_register(module):
+                execute(module)
+                import_module('.models', __package__)
+
+            spec.loader.exec_module = execute_and_register
+        return spec

@@ -1,0 +1,30 @@
+"""The command line's parser: errors of one line, defaults that say something. Imports nothing heavy: --help is fast."""
+import argparse
+
+
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Name the defaults that say something."""
+
+    def _get_help_string(self, action: argparse.Action):
+        return super()._get_help_string(action) if action.default else action.help
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line, without the usage of all flags before it."""
+
+    def __init__(self, **kwargs):
+        super().__init__(formatter_class=_HelpFormatter, **kwargs)
+
+    def error(self, message: str):
+        self.exit(2, f'{self.prog}: error: {message} (--help lists all flags)\n')
+
+
+class KeyValues(argparse.Action):
+    """timm.utils.ParseKwargs, imported only where the flag is used."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        from timm.utils import ParseKwargs
+        broken = [value for value in values if value and '=' not in value]
+        if broken:
+            parser.error(f"{option_string} takes KEY=VALUE, got '{broken[0]}'")
+        ParseKwargs(self.option_strings, self.dest, nargs=self.nargs)(parser, namespace, values, option_string)
