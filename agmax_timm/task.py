@@ -165,14 +165,16 @@ class AgMaxTask(TrainingTask):
     def forward(self, input: torch.Tensor, target: torch.Tensor) -> Dict[str, torch.Tensor]:
         """
         Args:
-            input: View-major images [2B, C, H, W]: all first views, then all second views.
+            input: View-major images [2B, C, H, W]: all first views, then all second views. For NaFlex models the dict
+                of their patches [2B, N, P].
             target: Class indices [2B] or soft targets [2B, K], view-major as the images.
 
         Returns:
             'loss' for backward, 'output' logits [2B, K], and the parts of the loss 'ce', 'agreement', 'divergence'.
         """
-        if len(input) % 2 or len(target) != len(input):
-            raise ValueError(f'two views need input [2B, C, H, W] and as many targets, got input {[*input.shape]} and '
+        images = input if isinstance(input, torch.Tensor) else input['patches']
+        if len(images) % 2 or len(target) != len(images):
+            raise ValueError(f'two views need input [2B, C, H, W] and as many targets, got input {[*images.shape]} and '
                              f'target {[*target.shape]}: load with create_two_view_loader')
         logits, joint_logits = self.trainable_module(input)
         parts = self.loss(logits, joint_logits, target)

@@ -236,7 +236,7 @@ def test_looks_like_timms_loader(photos, use_prefetcher):
     (1, {'mixup': MIXUP}, 'even batch_size, got 1: use 2'),
     (13, {}, 'batch_size 13 .* 12 images: use 12 or less'),
     (4, {'num_aug_splits': 2}, 'num_aug_splits'),
-    (4, {'input_size_choices': [16, 24]}, 'input_size_choices'),
+    (4, {'train_crop_mode': 'pad', 'input_size_choices': [16, 24]}, 'input_size_choices'),
     (4, {'train_crop_mode': 'padd'}, "rrc, rkrc, rkrr, pad, got 'padd'"),
     (4, {'no_aug': True, 'cutout': 8}, 'no_aug'),
     (4, {'no_aug': True, 'lighting': 0.1}, 'no_aug'),

@@ -14,7 +14,9 @@ from torchvision.transforms import InterpolationMode
 
 from agmax_timm import AgMaxTask, TwoViews
 from agmax_timm.run import build, loaders
-from agmax_timm.run.config import mixing, parse_train_args, parse_validate_args
+from agmax_timm.run.checks import mixing
+from agmax_timm.run.config import parse_train_args, parse_validate_args
+from agmax_timm.run.objective import build_task
 from agmax_timm.run.options import train_parser
 
 torch.set_num_threads(1)  # small tensors: more threads only wait for each other
@@ -88,8 +90,8 @@ def build_loaders(args, photos):
 
 def build_optimizer(args):
     model, _ = build.build_model(args, CPU, PRECISION)
-    task = build.build_task(args, model, CPU, PRECISION)
-    build.set_learning_rate(args)
+    task = build_task(args, model, CPU, PRECISION)
+    build.set_learning_rate(args, args.batch_size)
     return task, build.build_optimizer(args, task)
 
 
@@ -122,7 +124,7 @@ def commands(name):
 def test_every_combination_builds(base, augmentation, method, photos):
     args = parse(base, augmentation, method, argv=(*SMALL_MODEL, *SMALL_DATA))
     model, train, validation = build_loaders(args, photos)
-    task = build.build_task(args, model, CPU, PRECISION)
+    task = build_task(args, model, CPU, PRECISION)
     agmax = method == 'method/agmax'
 
     assert isinstance(task, AgMaxTask if agmax else ClassificationTask)
@@ -156,7 +158,7 @@ def test_a_batch(base, augmentation, method, photos):
     if args.cutout:
         # The mean colour is zero, and a square has its quarter or more within the image, whatever its centre.
         assert ((input == 0).all(1).sum((1, 2)) >= (args.cutout // 2) ** 2).all()
-    assert torch.isfinite(build.build_task(args, model, CPU, PRECISION)(input, target)['loss'])
+    assert torch.isfinite(build_task(args, model, CPU, PRECISION)(input, target)['loss'])
 
 
 @pytest.mark.parametrize('family', AUGMENTATIONS)
@@ -241,7 +243,7 @@ def test_cosine_schedule_of_cifar():
 def test_learning_rate_follows_the_batch(base, images, weight_decay):
     for factor in (1, 2):
         args = parse(base, argv=('-b', str(factor * images)) if factor > 1 else ())
-        build.set_learning_rate(args)
+        build.set_learning_rate(args, args.batch_size)
         assert (args.batch_size, args.lr) == (factor * images, pytest.approx(factor * 0.1))
     assert args.weight_decay == weight_decay
 

@@ -1,9 +1,11 @@
 """Training loaders: timm's, with what its augmentation lacks, and with two views."""
-from typing import Any, Dict, Optional, Sequence, Tuple, Union
+from functools import partial
+from typing import Any, Callable, Dict, Optional, Sequence, Tuple, Union
 
 import torch
 import torch.distributed as dist
-from timm.data import Mixup, create_loader
+from timm.data import AugMixDataset, Mixup, create_loader
+from timm.data.scheduled_sampler import ScheduledTransformDataset
 from torch.utils.data import Dataset, IterableDataset
 
 from .augment import CutOut, extend_transform, pad_and_crop
@@ -41,8 +43,10 @@ def create_train_loader(
         raise ValueError(f"train_crop_mode must be one of {', '.join(CROP_MODES)}, got '{crop_mode}'")
     if kwargs.get('no_aug') and (cutout or lighting or crop_mode == 'pad'):
         raise ValueError('no_aug turns augmentation off, but cutout, lighting or train_crop_mode pad asks for some')
-    if two_views and (kwargs.get('num_aug_splits') or kwargs.get('input_size_choices')):
-        raise ValueError('two views cannot be combined with num_aug_splits or input_size_choices')
+    if two_views and kwargs.get('num_aug_splits'):
+        raise ValueError('two views cannot be combined with num_aug_splits')
+    if crop_mode == 'pad' and kwargs.get('input_size_choices'):
+        raise ValueError('train_crop_mode pad is for one input_size, not for input_size_choices')
 
     prefetch = kwargs.get('use_prefetcher', True)
     device = torch.device(kwargs.pop('device', None) or ('cuda' if torch.cuda.is_available() else 'cpu'))
@@ -51,6 +55,8 @@ def create_train_loader(
         collate = TwoViewCollate(mixup if prefetch else None)
     elif mixup is not None and prefetch:
         collate = CollateMixup(**mixup)
+    if kwargs.get('num_aug_splits'):
+        dataset = AugMixDataset(dataset, num_splits=kwargs['num_aug_splits'])
     loader = create_loader(
         dataset,
         input_size,
@@ -66,12 +72,13 @@ def create_train_loader(
         crop = None
         if crop_mode == 'pad':
             crop = pad_and_crop(_height_width(input_size), kwargs.get('interpolation', 'bilinear'))
-        dataset.transform = extend_transform(dataset.transform, crop, lighting, 0 if prefetch else cutout)
+        _replace_transform(
+            loader.dataset, partial(extend_transform, crop=crop, lighting=lighting, cutout=0 if prefetch else cutout))
     if cutout and prefetch:
         # The prefetcher's own place for what comes after normalisation.
         loader.random_erasing = _Chain(loader.random_erasing, CutOut(cutout))
     if two_views:
-        dataset.transform = TwoViews(dataset.transform)
+        _replace_transform(loader.dataset, TwoViews)
     if mixup is not None and not prefetch:
         mix = TwoViewMixup(**mixup) if two_views else Mixup(**mixup)
         loader = DeviceMixupLoader(loader, mix, device, kwargs.get('img_dtype', torch.float32))
@@ -158,6 +165,14 @@ class DeviceMixupLoader:
     @mixup_enabled.setter
     def mixup_enabled(self, enabled: bool) -> None:
         self.mixup.mixup_enabled = enabled
+
+
+def _replace_transform(dataset: Dataset, replace: Callable) -> None:
+    """Put `replace(transform)` where each transform was: one, or one for each scheduled size."""
+    if isinstance(dataset, ScheduledTransformDataset):
+        dataset.transforms = tuple(replace(transform) for transform in dataset.transforms)
+    else:
+        dataset.transform = replace(dataset.transform)
 
 
 class _Chain:

@@ -1,8 +1,9 @@
-"""From options to what a run is made of: device, model, task, optimizer, schedule.
+"""From options to what a run is made of: device, model, optimizer, schedule.
 
 Everything is built in the order of timm's script, so that a run without --agmax draws the same random numbers.
 """
 import argparse
+import importlib
 import logging
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -14,16 +15,13 @@ import torch.distributed as dist
 import torch.nn as nn
 from timm import utils
 from timm.data import resolve_data_config
-from timm.layers import convert_sync_batchnorm, set_fast_norm
-from timm.loss import create_classification_loss
+from timm.layers import convert_splitbn_model, convert_sync_batchnorm, set_fast_norm
 from timm.models import create_model, is_model, list_models
 from timm.optim import create_optimizer_v2, optimizer_kwargs
 from timm.scheduler import create_scheduler_v2, scheduler_kwargs
-from timm.task import ClassificationTask, TrainingTask
+from timm.task import TrainingTask
 from timm.utils import NativeScaler
 
-from ..task import AgMaxTask
-from .checks import mixing
 from .config import OptionError
 
 _logger = logging.getLogger(__name__)
@@ -35,6 +33,15 @@ class Precision:
     autocast: Callable = nullcontext
     scaler: Optional[NativeScaler] = None
     model_dtype: Optional[torch.dtype] = None
+
+
+def import_device_modules(args: argparse.Namespace) -> None:
+    """Backends of devices that torch itself does not know."""
+    for module in args.device_modules or ():
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise OptionError(f'--device-modules {module}: {error}') from error
 
 
 def init_device(args: argparse.Namespace) -> torch.device:
@@ -56,28 +63,39 @@ def build_precision(args: argparse.Namespace, device: torch.device) -> Precision
     return Precision(partial(torch.autocast, device_type=device.type, dtype=dtype), scaler)
 
 
+def set_backend_options(args: argparse.Namespace) -> None:
+    """What is set for the whole process before a model is created."""
+    if args.fuser:
+        utils.set_jit_fuser(args.fuser)
+    if args.fast_norm:
+        set_fast_norm()
+
+
 def create_named_model(name: str, **kwargs) -> nn.Module:
     """timm.create_model, with an error of one line for a name that timm lacks or a source that it cannot load."""
     if ':' not in name and not is_model(name):
         similar = list_models(f'*{name.split(".")[0]}*')[:5]
         hint = f": did you mean {', '.join(similar)}?" if similar else ''
         raise OptionError(f"--model {name}: timm has no such model{hint}")
-    if ':' not in name:
-        return create_model(name, **kwargs)
     try:
         return create_model(name, **kwargs)
-    except Exception as error:  # whatever a folder or a repository made by others may hold
+    except TypeError as error:  # an argument that this model does not have
+        raise OptionError(f'--model {name} does not take all of --model-kwargs, --gp, --bn-*, --drop-*: '
+                          f'{error}') from error
+    except Exception as error:
+        if ':' not in name:
+            raise
+        # whatever a folder or a repository made by others may hold
         raise OptionError(f"--model {name}: {' '.join(str(error).split()) or type(error).__name__}") from error
 
 
 def build_model(args: argparse.Namespace, device: torch.device, precision: Precision) -> Tuple[nn.Module, Dict]:
     """The model on its device, and its data configuration. Sets args.num_classes to the model's where it is None."""
-    if args.fast_norm:
-        set_fast_norm()
-    pretrained = {}
+    set_backend_options(args)
+    overlay = dict(args.pretrained_cfg_overlay)
     if args.pretrained_path:
-        # num_classes -1 makes timm adapt the head.
-        pretrained['pretrained_cfg_overlay'] = dict(file=args.pretrained_path, num_classes=-1)
+        overlay = dict(file=args.pretrained_path, num_classes=-1, **overlay)  # -1 makes timm adapt the head
+    pretrained = dict(pretrained_cfg_overlay=overlay) if overlay else {}
     model = create_named_model(
         args.model,
         pretrained=args.pretrained,
@@ -89,6 +107,7 @@ def build_model(args: argparse.Namespace, device: torch.device, precision: Preci
         global_pool=args.gp,
         bn_momentum=args.bn_momentum,
         bn_eps=args.bn_eps,
+        scriptable=args.torchscript or None,
         checkpoint_path=args.initial_checkpoint,
         **pretrained,
         **args.model_kwargs,
@@ -103,6 +122,8 @@ def build_model(args: argparse.Namespace, device: torch.device, precision: Preci
     data_config = build_data_config(args, model)
     data_config['crop_mode'] = 'center'  # timm's train.py validates so, whatever the model's own
 
+    if args.split_bn:
+        model = convert_splitbn_model(model, max(args.aug_splits, 2))
     model.to(device=device, dtype=precision.model_dtype)
     if args.channels_last:
         model.to(memory_format=torch.channels_last)
@@ -142,49 +163,18 @@ def _init_head(model: nn.Module, scale: Optional[float], bias: Optional[float]) 
         nn.init.constant_(model.get_classifier().bias, bias)
 
 
-def build_task(args: argparse.Namespace, model: nn.Module, device: torch.device, precision: Precision) -> TrainingTask:
-    """What one update computes: timm's classification, or AgMax."""
-    criterion = create_classification_loss(
-        loss_type='bce' if args.bce_loss else 'ce',
-        smoothing=args.smoothing,
-        soft_targets=mixing(args),
-        **(dict(pos_weight=args.bce_pos_weight, bce_target_thresh=args.bce_target_thresh, bce_sum=args.bce_sum)
-           if args.bce_loss else {}),
-    )
-    common = dict(device=device, dtype=precision.model_dtype, verbose=utils.is_primary(args))
-    if not args.agmax:
-        return ClassificationTask(model, criterion, **common)
-    if args.agmax_loss == 'mi' and args.batch_size * args.world_size < 2:
-        raise OptionError(f'--agmax needs 2 images or more in a batch, got --batch-size {args.batch_size}: over 1 '
-                          'image the marginal is the prediction itself')
-    if args.grad_accum_steps > 1 and args.agmax_loss == 'mi' and utils.is_primary(args):
-        _logger.warning(
-            f'--grad-accum-steps {args.grad_accum_steps}: the marginals of AgMax are those of each batch of '
-            f'{args.batch_size * args.world_size} images, not of the {args.grad_accum_steps} batches of an update.')
-    return AgMaxTask(
-        model,
-        criterion,
-        kind=args.agmax_loss,
-        weight=args.agmax_weight,
-        divergence_weight=args.agmax_divergence_weight,
-        hidden=args.agmax_units,
-        init_std=args.agmax_init_std,
-        **common,
-    )
-
-
-def set_learning_rate(args: argparse.Namespace) -> None:
-    """args.lr from --lr-base and the images of an update, where --lr is not given."""
+def set_learning_rate(args: argparse.Namespace, batch_size: float) -> None:
+    """args.lr from --lr-base and the images of an update, where --lr is not given; batch_size images a process."""
     if args.lr is not None:
         return
-    images = args.batch_size * args.world_size * args.grad_accum_steps
+    images = batch_size * args.world_size * args.grad_accum_steps
     if not args.lr_base_scale:
         args.lr_base_scale = 'sqrt' if any(name in args.opt.lower() for name in ('ada', 'lamb')) else 'linear'
     ratio = images / args.lr_base_size
     args.lr = args.lr_base * (ratio ** 0.5 if args.lr_base_scale == 'sqrt' else ratio)
     if utils.is_primary(args):
         _logger.info(f'Learning rate {args.lr:g}: {args.lr_base:g} at {args.lr_base_size} images, scaled '
-                     f'{args.lr_base_scale} to {images} images an update.')
+                     f'{args.lr_base_scale} to {images:g} images an update.')
 
 
 def build_optimizer(args: argparse.Namespace, task: TrainingTask) -> torch.optim.Optimizer:

@@ -5,7 +5,7 @@ import time
 from collections import OrderedDict
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Any, Callable, Dict, Optional, Tuple
+from typing import Any, Callable, Dict, Optional, Tuple, Union
 
 import torch
 import torch.distributed as dist
@@ -14,6 +14,8 @@ from timm.task import ClassificationEvaluator, TrainingTask, evaluation_sample_l
 from timm.utils import dispatch_clip_grad
 
 from .build import Precision
+
+Input = Union[torch.Tensor, Dict[str, torch.Tensor]]  # images [B, C, H, W], or the patches of images (NaFlex)
 
 
 class NonFiniteError(RuntimeError):
@@ -48,7 +50,7 @@ class Progress:
     mean: Dict[str, float]
     lap: Span
     total: Span
-    input: torch.Tensor
+    input: Input
     target: torch.Tensor
 
 
@@ -106,12 +108,14 @@ def train_one_epoch(
         scheduler: Any = None,
         on_log: Optional[Callable[[Progress], None]] = None,
         on_update: Optional[Callable[[int, RunningLosses], None]] = None,
+        loss_scale: Optional[Callable[[int], float]] = None,
 ) -> Tuple[Dict[str, float], float]:
     """Train for one pass over the loader.
 
     Args:
         on_log: Called with a Progress at log intervals and after the last update, on every rank.
         on_update: Called after each update with its index in the epoch and the losses so far.
+        loss_scale: Factor of a batch's gradient by its number of images, where batches differ in size.
 
     Returns:
         Mean losses by name, 'loss' first, then the parts that the task names; images of all ranks a second.
@@ -135,15 +139,17 @@ def train_one_epoch(
         last_batch = batch_index == num_batches - 1
         need_update = last_batch or (batch_index + 1) % args.grad_accum_steps == 0
         input, target = _to_device(input, target, args, device, precision)
+        images = num_inputs(input) // views
         waited = time.perf_counter() - data_wanted
 
         with nullcontext() if need_update else task.no_sync():
             with precision.autocast():
                 result = task(input, target)
             loss = result['loss'] / accum_steps if accum_steps > 1 else result['loss']
+            if loss_scale is not None:
+                loss = loss_scale(images) * loss
             _backward(loss, task, optimizer, args, precision.scaler, need_update)
 
-        images = len(input) // views
         losses.update({name: value for name, value in result.items() if name != 'output'}, images)
         for span in (lap, total):
             span.add(images * args.world_size, int(need_update), waited)
@@ -154,8 +160,8 @@ def train_one_epoch(
         num_updates = epoch * updates_per_epoch + update_index + 1
         optimizer.zero_grad()
         task.update_ema(step=num_updates)
-        if args.synchronize_step and device.type == 'cuda':
-            torch.cuda.synchronize()
+        if args.synchronize_step and device.type != 'cpu':
+            torch.accelerator.synchronize()
         if on_log is not None and (update_index % args.log_interval == 0 or last_batch):
             last, mean = losses.read(f'by update {update_index + 1} of epoch {epoch}')
             on_log(Progress(epoch, update_index, updates_per_epoch, last, mean, lap, total, input, target))
@@ -181,34 +187,54 @@ def evaluate(
         precision: Precision,
         log_interval: int,
         on_log: Optional[Callable[..., None]] = None,
+        evaluator: Optional[ClassificationEvaluator] = None,
+        average: int = 1,
 ) -> Dict[str, float]:
-    """Cross-entropy and top-1/top-5 in percent over every sample once, whatever the number of ranks.
+    """Metrics over every sample once, whatever the number of ranks: loss, top-1 and top-5 in percent by default.
 
     Args:
         log_interval: Batches between calls of on_log(batch index, number of batches, metrics so far).
+        evaluator: What measures instead, such as timm.task.MultiLabelClassificationEvaluator.
+        average: Samples in a row that are versions of one image, their outputs averaged.
     """
     model.eval()
-    evaluator = ClassificationEvaluator(device, max_samples=evaluation_sample_limit(loader))
+    evaluator = evaluator if evaluator is not None else ClassificationEvaluator(device)
+    evaluator.max_samples = evaluation_sample_limit(loader)
+    if evaluator.max_samples is not None:
+        evaluator.max_samples //= average
     for batch_index, (input, target) in enumerate(loader):
         input, target = _to_device(input, target, args, device, precision)
         with precision.autocast():
             output = model(input)
-        evaluator.update(output[0] if isinstance(output, (tuple, list)) else output, target)
+        output = output[0] if isinstance(output, (tuple, list)) else output
+        if average > 1:
+            output, target = output.unfold(0, average, average).mean(dim=2), target[:len(target):average]
+        evaluator.update(output, target)
         if on_log is not None and (batch_index % log_interval == 0 or batch_index == len(loader) - 1):
             on_log(batch_index, len(loader), evaluator.summary())
     return evaluator.compute(distributed=args.distributed)
 
 
+def num_inputs(input: Input) -> int:
+    """Number of views, of images or of patches of images (NaFlex)."""
+    return len(input) if isinstance(input, torch.Tensor) else len(input['patches'])
+
+
 def _to_device(
-        input: torch.Tensor,
+        input: Input,
         target: torch.Tensor,
         args: argparse.Namespace,
         device: torch.device,
         precision: Precision,
-) -> Tuple[torch.Tensor, torch.Tensor]:
+) -> Tuple[Input, torch.Tensor]:
     if args.no_prefetcher:
-        input, target = input.to(device=device, dtype=precision.model_dtype), target.to(device=device)
-    if args.channels_last:
+        target = target.to(device=device)
+        if isinstance(input, dict):
+            input = {name: value.to(device=device) for name, value in input.items()}
+            input['patches'] = input['patches'].to(dtype=precision.model_dtype)
+        else:
+            input = input.to(device=device, dtype=precision.model_dtype)
+    if args.channels_last and isinstance(input, torch.Tensor):
         input = input.contiguous(memory_format=torch.channels_last)
     return input, target
 

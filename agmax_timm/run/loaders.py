@@ -1,13 +1,16 @@
 """From options to data: data sets that were checked, training and evaluation loaders."""
 import argparse
-from typing import Any, Dict, Optional, Tuple
+from typing import Any, Callable, Dict, Optional, Tuple
 
 import torch
-from timm.data import create_loader
+import torch.nn as nn
+from timm.data import create_loader, create_naflex_loader
+from timm.data.target_transforms import MultiLabelTarget
 from torch.utils.data import Dataset, IterableDataset
 
 from ..data.datasets import check_classes, check_different, create_dataset
 from ..data.loader import create_train_loader
+from ..data.naflex import create_naflex_train_loader
 from .build import Precision
 from .checks import mixing
 from .config import OptionError
@@ -39,7 +42,18 @@ def _open_split(args: argparse.Namespace, data_config: Dict, split: str, num_sam
         input_key=args.input_key,
         target_key=args.target_key,
         trust_remote_code=args.dataset_trust_remote_code,
+        **label_kwargs(args),
         **kwargs,
+    )
+
+
+def label_kwargs(args: argparse.Namespace) -> Dict[str, Any]:
+    """What opens a data set of several labels an image; nothing for one class an image."""
+    if args.task != 'multilabel':
+        return {}
+    return dict(
+        target_format=args.target_format,
+        target_transform=MultiLabelTarget(args.num_classes, dense=args.target_format == 'multihot'),
     )
 
 
@@ -48,7 +62,9 @@ def image_mode(args: argparse.Namespace, data_config: Dict) -> str:
 
 
 def _loader_kwargs(args: argparse.Namespace, data_config: Dict, device: torch.device, precision: Precision) -> Dict:
+    channels = dict(channels=data_config['input_size'][0]) if args.naflex_loader else {}
     return dict(
+        **channels,
         mean=data_config['mean'],
         std=data_config['std'],
         pin_memory=args.pin_mem,
@@ -72,6 +88,7 @@ def mixup_kwargs(args: argparse.Namespace) -> Optional[Dict[str, Any]]:
         mode=args.mixup_mode,
         label_smoothing=args.smoothing,
         num_classes=args.num_classes,
+        **(dict(multi_label=True) if args.task == 'multilabel' else {}),
     )
 
 
@@ -81,44 +98,120 @@ def build_train_loader(
         data_config: Dict,
         device: torch.device,
         precision: Precision,
+        model: Optional[nn.Module] = None,
 ):
-    """Training loader, of two views with --agmax."""
+    """Training loader, of two views with --agmax; --naflex-loader needs the model's patch size.
+
+    Raises:
+        OptionError: options that do not fit the data; the message names them.
+    """
     interpolation = args.train_interpolation
     if args.no_aug or not interpolation:
         interpolation = data_config['interpolation']
+    if args.aug_repeats and not args.distributed:
+        raise OptionError(f'--aug-repeats {args.aug_repeats:g} repeats images over processes, got one: use torchrun '
+                          'or drop it')
+    common = dict(
+        batch_size=args.batch_size,
+        two_views=args.agmax,
+        no_aug=args.no_aug,
+        re_prob=args.reprob,
+        re_mode=args.remode,
+        re_count=args.recount,
+        re_split=args.resplit,
+        train_crop_mode=args.train_crop_mode,
+        scale=args.scale,
+        ratio=args.ratio,
+        hflip=args.hflip,
+        vflip=args.vflip,
+        color_jitter=args.color_jitter,
+        color_jitter_prob=args.color_jitter_prob,
+        grayscale_prob=args.grayscale_prob,
+        gaussian_blur_prob=args.gaussian_blur_prob,
+        auto_augment=args.aa,
+        num_aug_repeats=args.aug_repeats,
+        interpolation=interpolation,
+        num_workers=args.workers,
+        worker_seeding=args.worker_seeding,
+        **_loader_kwargs(args, data_config, device, precision),
+    )
     try:
+        if args.naflex_loader:
+            return create_naflex_train_loader(dataset, **common, **_naflex_kwargs(args, model))
         return create_train_loader(
             dataset,
             data_config['input_size'],
-            args.batch_size,
-            two_views=args.agmax,
             mixup=mixup_kwargs(args),
             cutout=args.cutout,
             lighting=args.lighting,
-            no_aug=args.no_aug,
-            re_prob=args.reprob,
-            re_mode=args.remode,
-            re_count=args.recount,
-            re_split=args.resplit,
-            train_crop_mode=args.train_crop_mode,
-            scale=args.scale,
-            ratio=args.ratio,
-            hflip=args.hflip,
-            vflip=args.vflip,
-            color_jitter=args.color_jitter,
-            color_jitter_prob=args.color_jitter_prob,
-            grayscale_prob=args.grayscale_prob,
-            gaussian_blur_prob=args.gaussian_blur_prob,
-            auto_augment=args.aa,
-            num_aug_repeats=args.aug_repeats,
-            interpolation=interpolation,
-            num_workers=args.workers,
-            worker_seeding=args.worker_seeding,
+            num_aug_splits=args.aug_splits,
             use_multi_epochs_loader=args.use_multi_epochs_loader,
-            **_loader_kwargs(args, data_config, device, precision),
+            **_resolution_kwargs(args),
+            **common,
         )
     except ValueError as error:
         raise OptionError(f'training data: {error}') from error
+
+
+def _resolution_kwargs(args: argparse.Namespace) -> Dict[str, Any]:
+    if args.train_img_sizes is None:
+        return {}
+    return dict(
+        input_size_choices=args.train_img_sizes,
+        batch_size_choices=args.train_batch_sizes,
+        batch_choice_weights=args.train_size_probs,
+        batch_choice_seed=args.seed,
+        batch_choice_schedule=args.train_size_schedule,
+        batch_schedule_epochs=args.epochs if args.train_size_schedule == 'progressive' else None,
+        batch_schedule_spread=args.train_size_schedule_spread,
+        batch_schedule_random_mix=args.train_size_random_mix,
+        num_batches=args.train_batches_per_epoch,
+    )
+
+
+def _naflex_kwargs(args: argparse.Namespace, model: nn.Module) -> Dict[str, Any]:
+    mixup = mixup_kwargs(args)
+    if mixup is not None:
+        mixup.update(mixup_off_epoch=args.mixup_off_epoch)
+        del mixup['mode'], mixup['cutmix_minmax']  # of images of one size
+    patches = dict(patch_size=patch_size(model))
+    if args.naflex_patch_sizes:
+        patches = dict(
+            patch_size_choices=args.naflex_patch_sizes, patch_size_choice_probs=args.naflex_patch_size_probs)
+    return dict(
+        mixup=mixup,
+        train_seq_lens=args.naflex_train_seq_lens,
+        rank=args.rank,
+        world_size=args.world_size,
+        patchify_channels_last=not args.naflex_patchify_channels_first,
+        **patches,
+    )
+
+
+def patch_size(model: nn.Module) -> Tuple[int, int]:
+    """Height and width of a patch of a NaFlex model.
+
+    Raises:
+        OptionError: another kind of model, which does not take patches.
+    """
+    if not hasattr(model, 'get_patch_size'):
+        raise OptionError(f'--naflex-loader needs a model that takes patches, such as naflexvit_base_patch16_gap; '
+                          f'{type(model).__name__} does not')
+    return model.get_patch_size()
+
+
+def average_batch_size(args: argparse.Namespace, loader) -> float:
+    """Images of a process in a batch, on average over scheduled sizes."""
+    return getattr(loader.batch_sampler, 'average_batch_size', float(args.batch_size))
+
+
+def build_loss_scale(args: argparse.Namespace, loader) -> Optional[Callable[[int], float]]:
+    """Factor of the loss of a batch by its number of images, None where all batches count alike."""
+    mode = args.naflex_loss_scale if args.naflex_loader else args.variable_batch_loss_scale
+    if mode == 'none' or not (args.naflex_loader or args.train_img_sizes):
+        return None
+    average, power = average_batch_size(args, loader), 0.5 if mode == 'sqrt' else 1.
+    return lambda images: (images / average) ** power
 
 
 def build_eval_loader(
@@ -128,12 +221,24 @@ def build_eval_loader(
         device: torch.device,
         precision: Precision,
         batch_size: int,
+        model: Optional[nn.Module] = None,
         crop_border_pixels: Optional[int] = None,
 ):
     """Loader in the order of the data set, for training's validation and for validate.py alike."""
     workers = args.workers
     if args.distributed and isinstance(dataset, IterableDataset):
         workers = min(2, workers)  # fewer shards that are padded
+    if args.naflex_loader:
+        return create_naflex_loader(
+            dataset,
+            patch_size=patch_size(model),
+            max_seq_len=args.naflex_max_seq_len,
+            batch_size=batch_size,
+            interpolation=data_config['interpolation'],
+            num_workers=workers,
+            patchify_channels_last=not getattr(args, 'naflex_patchify_channels_first', False),
+            **_loader_kwargs(args, data_config, device, precision),
+        )
     return create_loader(
         dataset,
         input_size=data_config['input_size'],

@@ -69,8 +69,7 @@ class Reporter:
 
     def evaluation(self, name: str, metrics: Dict[str, float]) -> None:
         if self.primary:
-            _logger.info(f"{name}: Loss: {metrics['loss']:.4f}  Acc@1: {metrics['top1']:.3f}  "
-                         f"Acc@5: {metrics['top5']:.3f}")
+            _logger.info(f"{name}: Loss: {metrics['loss']:.4f}{_percentages(metrics)}")
 
     def close(self) -> None:
         self.bar.close()
@@ -94,8 +93,13 @@ def train_line(progress: Progress, lr: float) -> str:
 
 
 def evaluation_line(name: str, batch_index: int, num_batches: int, metrics: Dict[str, float]) -> str:
-    return (f"{name}: [{batch_index:>4d}/{num_batches - 1}]  Loss: {metrics['loss']:>6.3f}  "
-            f"Acc@1: {metrics['top1']:>7.3f}  Acc@5: {metrics['top5']:>7.3f}")
+    return f"{name}: [{batch_index:>4d}/{num_batches - 1}]  Loss: {metrics['loss']:>6.3f}{_percentages(metrics)}"
+
+
+def _percentages(metrics: Dict[str, float]) -> str:
+    titles = {'top1': 'Acc@1', 'top5': 'Acc@5', 'map': 'mAP'}
+    return ''.join(
+        f'  {titles.get(name, name)}: {value:>7.3f}' for name, value in metrics.items() if name != 'loss')
 
 
 def log_evaluation_step(name: str):
@@ -116,7 +120,7 @@ def summary_row(
     row = {'epoch': epoch, 'train_loss': train['loss']}
     row.update({f'eval_{name}': value for name, value in selected.items()})
     row['lr'] = lr
-    row.update({f'train_{name}': train[name] for name in ('ce', 'agreement', 'divergence') if name in train})
+    row.update({f'train_{name}': value for name, value in train.items() if name != 'loss'})
     if ema:
         row.update({f'raw_{name}': value for name, value in raw.items()})
         row.update({f'ema_{name}': value for name, value in ema.items()})
@@ -134,6 +138,21 @@ def append_summary(path: str, row: Dict[str, Any]) -> None:
         writer.writerow(row)
 
 
+def cut_summary(path: str, end: int) -> None:
+    """Leave the rows of the epochs before `end`: those after it are trained again."""
+    with open(path, newline='') as f:
+        rows = list(csv.DictReader(f))
+    kept = [row for row in rows if int(row['epoch']) < end]
+    if len(kept) == len(rows):
+        return
+    scratch = f'{path}.tmp'
+    with open(scratch, 'w', newline='') as f:
+        writer = csv.DictWriter(f, fieldnames=rows[0].keys())
+        writer.writeheader()
+        writer.writerows(kept)
+    os.replace(scratch, path)
+
+
 def plot_curves(summary_path: str, output_path: str) -> None:
     """Draw loss parts, top-1 and learning rate over the epochs of a summary.csv. Needs the extra `plot`."""
     try:
@@ -143,19 +162,20 @@ def plot_curves(summary_path: str, output_path: str) -> None:
         return
     with open(summary_path, newline='') as f:
         rows = list(csv.DictReader(f))
-    averaged = rows and rows[0].get('ema_top1')
+    title, metric = ('mAP (%)', 'map') if rows and 'eval_map' in rows[0] else ('top-1 (%)', 'top1')
+    averaged = rows and rows[0].get(f'ema_{metric}')
     panels = {
         'loss': ['train_loss', 'train_ce', 'train_agreement', 'train_divergence', 'eval_loss'],
-        'top-1 (%)': ['raw_top1', 'ema_top1'] if averaged else ['eval_top1'],
+        title: [f'raw_{metric}', f'ema_{metric}'] if averaged else [f'eval_{metric}'],
         'learning rate': ['lr'],
     }
     figure = Figure(figsize=(12, 3.6), layout='constrained')
-    for axes, (title, columns) in zip(figure.subplots(1, len(panels)), panels.items()):
+    for axes, (name, columns) in zip(figure.subplots(1, len(panels)), panels.items()):
         for column in columns:
             if rows and rows[0].get(column):
                 points = [(int(row['epoch']) + 1, float(row[column])) for row in rows if row[column]]
                 axes.plot(*zip(*points), marker='.', label=column)
-        axes.set(title=title, xlabel='epoch')
+        axes.set(title=name, xlabel='epoch')
         if axes.lines:
             axes.legend()
     figure.savefig(output_path, dpi=110)

@@ -4,27 +4,25 @@ import json
 import logging
 import math
 import os
-from datetime import datetime
 from functools import partial
 from typing import Any, Dict, List, Optional
 
 import torch
 import torch.distributed as dist
-import yaml
 from timm import utils
-from timm.models import safe_model_name
 from timm.task import TrainingTask
 
 from ..checkpoint import CheckpointError
 from ..data.datasets import DataError, class_names
 from ..hub import HubError, check_destination
 from ..publish import command_of, publish_source
-from ..saver import create_saver, make_record, resume, resume_ema
+from ..saver import RecordSaver, create_saver, make_record, resume, resume_ema
 from ..task import UnsupportedModelError
-from . import build, loaders, reporting
+from . import build, folder, loaders, reporting, tracking
 from .checks import mixing
 from .config import OptionError, parse_train_args
 from .engine import NonFiniteError, Progress, RunningLosses, evaluate, train_one_epoch
+from .objective import build_task
 from .pictures import save_views
 
 
@@ -56,6 +54,9 @@ def train(args: argparse.Namespace) -> List[Dict[str, Any]]:
     reporting.setup_logging(primary=utils.world_info_from_env()[1] == 0)
     logger = logging.getLogger('train')
 
+    tracking.require_wandb(args)
+    folder.resolve_resume(args)
+    build.import_device_modules(args)
     device = build.init_device(args)
     primary = utils.is_primary(args)
     if args.push_to_hub and primary:
@@ -64,13 +65,17 @@ def train(args: argparse.Namespace) -> List[Dict[str, Any]]:
     precision = build.build_precision(args, device)
     model, data_config = build.build_model(args, device, precision)
     dataset_train, dataset_eval = loaders.build_datasets(args, data_config)
-    loader_train = loaders.build_train_loader(args, dataset_train, data_config, device, precision)
-    build.set_learning_rate(args)
+    loader_train = loaders.build_train_loader(args, dataset_train, data_config, device, precision, model)
+    build.set_learning_rate(args, loaders.average_batch_size(args, loader_train))
     loader_eval = None
     if dataset_eval is not None:
         loader_eval = loaders.build_eval_loader(
-            args, dataset_eval, data_config, device, precision, args.validation_batch_size or args.batch_size)
-    task = build.build_task(args, model, device, precision)
+            args, dataset_eval, data_config, device, precision, args.validation_batch_size or args.batch_size, model)
+    metric_name = args.eval_metric if loader_eval is not None else 'loss'
+    record = make_record(model, args.model, data_config, class_names(dataset_train), metric_name)
+    if args.torchscript:
+        model = torch.jit.script(model)
+    task = build_task(args, model, device, precision)
     optimizer = build.build_optimizer(args, task)
 
     resume_epoch = None
@@ -85,16 +90,21 @@ def train(args: argparse.Namespace) -> List[Dict[str, Any]]:
     updates_per_epoch = math.ceil(len(loader_train) / args.grad_accum_steps)
     scheduler, num_epochs = build.build_scheduler(args, optimizer, updates_per_epoch)
     start_epoch = args.start_epoch if args.start_epoch is not None else resume_epoch or 0
+    stop_epoch = args.stop_epoch or num_epochs
+    if stop_epoch > num_epochs:
+        raise OptionError(f'--stop-epoch {stop_epoch} is past the last epoch: there are {num_epochs}')
     build.advance_scheduler(scheduler, start_epoch, updates_per_epoch if args.sched_on_updates else None)
 
-    metric_name = args.eval_metric if loader_eval is not None else 'loss'
     decreasing = metric_name == 'loss'
-    output_dir, saver = None, None
+    output_dir = saver = wandb_run = None
     if primary:
-        output_dir = create_output_dir(args, options, data_config)
-        record = make_record(model, args.model, data_config, class_names(dataset_train), metric_name)
+        output_dir = folder.open_folder(args, options, data_config['input_size'][-1], start_epoch)
         saver = create_saver(output_dir, task, optimizer, args, record, precision.scaler, decreasing)
-        logger.info(f'Training for {num_epochs} epochs of {updates_per_epoch} updates, into {output_dir}')
+        if folder.goes_on(args, output_dir):
+            saver.load_state_dict_from_checkpoint(args.resume)
+        wandb_run = tracking.start_wandb(args, os.path.basename(output_dir))
+        logger.info(f'Training epochs {start_epoch} to {stop_epoch} of {num_epochs}, {updates_per_epoch} updates each, '
+                    f'into {output_dir}')
     reporter = reporting.Reporter(
         num_epochs * updates_per_epoch, start_epoch * updates_per_epoch, num_epochs, primary)
 
@@ -114,17 +124,18 @@ def train(args: argparse.Namespace) -> List[Dict[str, Any]]:
                 saver.save_recovery(epoch, batch_idx=update_index)
 
     results = []
-    best_metric, best_epoch = None, None
-    for epoch in range(start_epoch, num_epochs):
+    for epoch in range(start_epoch, stop_epoch):
         set_epoch(loader_train, epoch)
         if mixing(args) and args.mixup_off_epoch and epoch >= args.mixup_off_epoch:
             loader_train.mixup_enabled = False
         train_metrics, images_per_second = train_one_epoch(
-            epoch, task, loader_train, optimizer, args, device, precision, scheduler, on_log, on_update)
+            epoch, task, loader_train, optimizer, args, device, precision, scheduler, on_log, on_update,
+            loaders.build_loss_scale(args, loader_train))
         distribute_batch_norm(args, task.get_trainable_module())
-        if (epoch + 1) % args.val_interval and epoch + 1 != num_epochs:
+        done = epoch + 1
+        if done % args.val_interval and done not in (stop_epoch, num_epochs, *args.save_epochs):
             if scheduler is not None:
-                scheduler.step(epoch + 1, metric=None)
+                scheduler.step(done, metric=None)
             continue
 
         raw = ema = None
@@ -137,20 +148,35 @@ def train(args: argparse.Namespace) -> List[Dict[str, Any]]:
         results.append({'epoch': epoch, 'train': train_metrics, **({'validation': selected} if raw else {})})
         if primary:
             row = reporting.summary_row(epoch, train_metrics, mean_lr(optimizer), raw, ema, images_per_second)
-            reporting.append_summary(os.path.join(output_dir, 'summary.csv'), row)
-            best_metric, best_epoch = saver.save_checkpoint(epoch, selected[metric_name], raw=raw, ema=ema)
+            reporting.append_summary(folder.summary_path(output_dir), row)
+            if wandb_run is not None:
+                wandb_run.log(row)
+            saver.save_checkpoint(epoch, selected[metric_name], raw=raw, ema=ema)
+            if done in args.save_epochs:
+                saver.save_milestone(done)
         if scheduler is not None:
-            scheduler.step(epoch + 1, selected[metric_name])
+            scheduler.step(done, selected[metric_name])
 
     reporter.close()
     if primary:
-        if best_metric is not None:
-            logger.info(f'*** Best metric: {best_metric} (epoch {best_epoch})')
-            reporting.plot_curves(os.path.join(output_dir, 'summary.csv'), os.path.join(output_dir, 'curves.png'))
+        finish(args, output_dir, saver, wandb_run, trained=bool(results))
         print(f'--result\n{json.dumps(reporting.best_last(results, metric_name, decreasing), indent=4)}')
-        if args.push_to_hub:
+        if args.push_to_hub and results:
             publish_run(args, output_dir)
     return results
+
+
+def finish(args: argparse.Namespace, output_dir: str, saver: RecordSaver, wandb_run: Any, trained: bool) -> None:
+    """What a run says at its end."""
+    logger = logging.getLogger('train')
+    if not trained:
+        logger.info(f'Nothing to train: {output_dir} is complete.')
+    if saver.best_metric is not None:
+        logger.info(f'*** Best metric: {saver.best_metric} (epoch {saver.best_epoch})')
+    if trained:
+        reporting.plot_curves(folder.summary_path(output_dir), os.path.join(output_dir, 'curves.png'))
+    if wandb_run is not None:
+        wandb_run.finish()
 
 
 def evaluate_task(
@@ -173,7 +199,8 @@ def evaluate_task(
         distribute_batch_norm(args, task.get_trainable_module(ema=True))
     metrics = evaluate(
         task.get_eval_model(ema=ema), loader, args, device, precision, args.log_interval,
-        on_log=reporting.log_evaluation_step(name) if utils.is_primary(args) else None)
+        on_log=reporting.log_evaluation_step(name) if utils.is_primary(args) else None,
+        evaluator=task.create_evaluator(), average=max(1, args.tta))
     reporter.evaluation(f'{name} {epoch}', metrics)
     broken = [f'{key} is {value}' for key, value in metrics.items() if not math.isfinite(value)]
     if broken:
@@ -194,17 +221,6 @@ def check_weights(task: TrainingTask) -> None:
 def distribute_batch_norm(args: argparse.Namespace, model: torch.nn.Module) -> None:
     if args.distributed and args.dist_bn in ('broadcast', 'reduce'):
         utils.distribute_bn(model, args.world_size, args.dist_bn == 'reduce')
-
-
-def create_output_dir(args: argparse.Namespace, options: Dict[str, Any], data_config: Dict[str, Any]) -> str:
-    """The run's folder, named as timm names it, with the options as args.yaml and the log in train.log."""
-    stamp = datetime.now().strftime('%Y%m%d-%H%M%S')
-    name = args.experiment or f"{stamp}-{safe_model_name(args.model)}-{data_config['input_size'][-1]}"
-    output_dir = utils.get_outdir(args.output or os.path.join('output', 'train'), name)
-    reporting.log_to_file(os.path.join(output_dir, 'train.log'))
-    with open(os.path.join(output_dir, 'args.yaml'), 'w') as f:
-        yaml.safe_dump(options, f, default_flow_style=False)
-    return output_dir
 
 
 def publish_run(args: argparse.Namespace, output_dir: str) -> None:

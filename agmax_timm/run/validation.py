@@ -95,7 +95,7 @@ def validate(args: argparse.Namespace) -> Dict[str, Any]:
     )
     check_classes(dataset, None, num_classes, args.class_map)
     loader = loaders.build_eval_loader(
-        args, dataset, data_config, device, precision, args.batch_size, args.crop_border_pixels)
+        args, dataset, data_config, device, precision, args.batch_size, model, args.crop_border_pixels)
     metrics = evaluate(
         model, loader, args, device, precision, args.log_freq,
         on_log=reporting.log_evaluation_step('Test') if utils.is_primary(args) else None)

@@ -1,0 +1,69 @@
+"""NaFlex training loaders (images as patches, each at its own aspect): timm's, and with two views of every image."""
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
+
+import torch
+from timm.data import NaFlexMixup, create_naflex_loader
+from torch.utils.data import Dataset, default_collate
+
+from .views import TwoViews
+
+
+class TwoViewMajor:
+    """Lay the pairs of views of a batch out view-major, and mix each view on its own where mixup is given.
+
+    It stands where timm's loader mixes: between the transforms of a batch's images and their patches.
+
+    Args:
+        mixup: None, or called with images and targets of one view, as timm.data.NaFlexMixup.
+    """
+
+    def __init__(self, mixup: Optional[Callable] = None):
+        self.mixup = mixup
+
+    def set_epoch(self, epoch: int) -> None:
+        if self.mixup is not None:
+            self.mixup.set_epoch(epoch)
+
+    def __call__(
+            self,
+            pairs: List[Tuple[torch.Tensor, torch.Tensor]],
+            targets: Sequence[Any],
+    ) -> Tuple[List[torch.Tensor], List[torch.Tensor]]:
+        """
+        Args:
+            pairs: Both views of B images, each [C, H, W] of its own size.
+            targets: Class index of each image.
+
+        Returns:
+            2B images and 2B targets, all first views, then all second views.
+        """
+        targets = default_collate(list(targets))
+        views = [list(view) for view in zip(*pairs)]
+        if self.mixup is None:
+            return views[0] + views[1], [*targets, *targets]
+        mixed = [self.mixup(view, targets) for view in views]
+        return mixed[0][0] + mixed[1][0], [*mixed[0][1], *mixed[1][1]]
+
+
+def create_naflex_train_loader(
+        dataset: Dataset,
+        *,
+        mixup: Optional[Dict[str, Any]] = None,
+        two_views: bool = False,
+        **kwargs,
+):
+    """timm.data.create_naflex_loader for training, which see, with one view or two.
+
+    Args:
+        dataset: Data set that can be indexed.
+        mixup: None, or a dict of timm.data.NaFlexMixup's arguments.
+        two_views: Give view-major batches: patches [2B, N, P], class indices [2B] or soft targets [2B, K].
+        **kwargs: Arguments of timm.data.create_naflex_loader; batch_size counts images of the longest sequence.
+    """
+    mix = NaFlexMixup(**mixup) if mixup is not None else None
+    loader = create_naflex_loader(
+        dataset, is_training=True, mixup_fn=TwoViewMajor(mix) if two_views else mix, **kwargs)
+    if two_views:
+        transforms = loader.dataset.transforms
+        transforms.update({key: TwoViews(transform) for key, transform in transforms.items()})
+    return loader

@@ -1,0 +1,18 @@
+"""The commands. Options are parsed first: torch and timm take seconds to import, --help need not wait for them."""
+from typing import List, Optional
+
+from .config import parse_train_args, parse_validate_args
+
+
+def train(argv: Optional[List[str]] = None) -> None:
+    """train.py, agmax-train."""
+    args = parse_train_args(argv)
+    from .training import run
+    run(args)
+
+
+def validate(argv: Optional[List[str]] = None) -> None:
+    """validate.py, agmax-validate."""
+    args = parse_validate_args(argv)
+    from .validation import run
+    run(args)

@@ -1,0 +1,63 @@
+"""The folder of a run: its name, what it records of the run, and going on in it."""
+import argparse
+import logging
+import os
+from datetime import datetime
+from typing import Any, Dict, Optional
+
+import yaml
+from timm import utils
+from timm.models import safe_model_name
+
+from . import reporting
+
+_logger = logging.getLogger('train')
+LAST = 'last.pth.tar'
+
+
+def resolve_resume(args: argparse.Namespace) -> None:
+    """Settle --resume auto: the last checkpoint of --experiment, or a fresh run where there is none."""
+    if args.resume == 'auto':
+        last = os.path.join(_parent(args), args.experiment, LAST)
+        args.resume = last if os.path.isfile(last) else ''
+
+
+def open_folder(args: argparse.Namespace, options: Dict[str, Any], img_size: int, start_epoch: int) -> str:
+    """Create or enter the run's folder, named as timm names it, with the options as args.yaml and the log in train.log.
+
+    A run that was resumed from a checkpoint in this folder goes on with its summary.csv; that of another run is kept
+    under another name.
+
+    Args:
+        options: Options as given.
+        img_size: Side of the input, for the name.
+        start_epoch: First epoch of this run.
+    """
+    stamp = datetime.now().strftime('%Y%m%d-%H%M%S')
+    name = args.experiment or f'{stamp}-{safe_model_name(args.model)}-{img_size}'
+    folder = utils.get_outdir(_parent(args), name)
+    reporting.log_to_file(os.path.join(folder, 'train.log'))
+    with open(os.path.join(folder, 'args.yaml'), 'w') as f:
+        yaml.safe_dump(options, f, default_flow_style=False)
+    summary = summary_path(folder)
+    if os.path.exists(summary):
+        if goes_on(args, folder):
+            reporting.cut_summary(summary, start_epoch)
+        else:
+            kept = os.path.join(folder, f'summary-{stamp}.csv')
+            os.replace(summary, kept)
+            _logger.warning(f'{folder} holds another run: its summary is kept as {kept}, its checkpoints are replaced.')
+    return folder
+
+
+def goes_on(args: argparse.Namespace, folder: Optional[str]) -> bool:
+    """Whether the run was resumed from a checkpoint in its own folder."""
+    return bool(args.resume and folder) and os.path.realpath(os.path.dirname(args.resume)) == os.path.realpath(folder)
+
+
+def summary_path(folder: str) -> str:
+    return os.path.join(folder, 'summary.csv')
+
+
+def _parent(args: argparse.Namespace) -> str:
+    return args.output or os.path.join('output', 'train')
