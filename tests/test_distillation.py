@@ -154,7 +154,7 @@ class Recorder(nn.Module):
         self.pretrained_cfg = pretrained_cfg
 
     def forward(self, input):
-        self.input = input
+        self.input, self.grad_enabled = input, torch.is_grad_enabled()
         return input.new_zeros(len(input), self.num_classes)
 
 
@@ -167,6 +167,7 @@ def test_teacher_sees_both_views_normalised_for_it(given):
                   for key, value in {'student': student, 'teacher': IMAGENET}.items()}
     AgMaxDistillationTask(model, teacher, verbose=False, **given)(normalised['student'], batch()[1])
     torch.testing.assert_close(teacher.input, normalised['teacher'])
+    assert not teacher.grad_enabled
 
 
 def test_student_without_pretrained_cfg_is_normalised_as_imagenet():
