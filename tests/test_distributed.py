@@ -12,8 +12,10 @@ import timm
 import torch
 import torch.distributed as dist
 import torch.multiprocessing
+from torch import nn
 
 from agmax_timm import AgMaxTask
+from agmax_timm.distillation import AgMaxDistillationTask
 from agmax_timm.distributed import global_mean
 from agmax_timm.loss import agreement_terms
 
@@ -27,6 +29,14 @@ def build_task(kind='mi'):
     model = timm.create_model('test_vit', num_classes=CLASSES, img_size=32).double()
     # wide weights: the predictions of a new ViT are all uniform, on any share of the batch
     return AgMaxTask(model, kind=kind, init_std=0.2, verbose=False)
+
+
+def build_distillation_task():
+    torch.manual_seed(1)
+    teacher = timm.create_model('test_resnet', num_classes=CLASSES).double()
+    nn.init.normal_(teacher.fc.weight, std=0.5)
+    model = build_task().get_eval_model()
+    return AgMaxDistillationTask(model, teacher, init_std=0.2, temperature=2.0, verbose=False)
 
 
 def views(start=0, stop=8):
@@ -78,6 +88,8 @@ def check_rank(rank, world_size):
     for kind in ('mi', 'mse', 'kl', 'ce'):
         parts, grads = train_step(build_task(kind).prepare_distributed(), share(rank, equal))
         outcome[kind] = mean_over_ranks(parts), grads
+    parts, grads = train_step(build_distillation_task().prepare_distributed(), share(rank, equal))
+    outcome['distilled'] = mean_over_ranks(parts), grads
     parts, grads = train_step(build_task().prepare_distributed(), share(rank, unequal), part='agreement')
     outcome['unequal'] = parts['agreement'], grads
 
@@ -138,6 +150,16 @@ def test_ranks_equal_one_process(outcomes, world_size, kind):
     expected_parts, expected_gradients = train_step(build_task(kind), views())
     for outcome in outcomes[world_size]:
         parts, grads = outcome[kind]
+        assert_all_near(parts, expected_parts)
+        assert_all_near(grads, expected_gradients)
+
+
+@pytest.mark.parametrize('world_size', WORLD_SIZES)
+def test_ranks_with_a_teacher_equal_one_process(outcomes, world_size):
+    expected_parts, expected_gradients = train_step(build_distillation_task(), views())
+    assert expected_parts['kd_loss'] > 0.1
+    for outcome in outcomes[world_size]:
+        parts, grads = outcome['distilled']
         assert_all_near(parts, expected_parts)
         assert_all_near(grads, expected_gradients)
 

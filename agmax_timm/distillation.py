@@ -1,0 +1,164 @@
+"""AgMax with a teacher: the logits of both views also follow those of a frozen network that sees both views.
+
+Distillation: 'Distilling the Knowledge in a Neural Network', https://arxiv.org/abs/1503.02531, weighted as
+timm.task.LogitDistillationTask weights it.
+"""
+import logging
+from typing import Any, Dict, Optional, Sequence, Tuple, Union
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.task import DistillationTeacher
+from timm.utils import unwrap_model
+
+from .task import AgMaxTask
+
+_logger = logging.getLogger(__name__)
+
+
+def distillation_loss(logits: torch.Tensor, teacher_logits: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
+    """T^2 KL(softmax(teacher / T) || softmax(student / T)), section 2 of https://arxiv.org/abs/1503.02531.
+
+    Half-precision logits are raised to float32, and autocast is left.
+
+    Args:
+        logits: Logits of the student [N, K].
+        teacher_logits: Logits of the teacher [N, K].
+        temperature: Temperature T of both softmaxes.
+
+    Returns:
+        Mean over the N rows: scalar in nats, in float32, or float64 for float64 logits.
+    """
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    with torch.autocast(logits.device.type, enabled=False):
+        log_q = F.log_softmax(logits.to(dtype) / temperature, dim=-1)
+        log_p = F.log_softmax(teacher_logits.to(dtype) / temperature, dim=-1)
+        return temperature ** 2 * F.kl_div(log_q, log_p, reduction='batchmean', log_target=True)
+
+
+def loss_weights(distill: Optional[float] = None, task: Optional[float] = None) -> Tuple[float, float]:
+    """Weights (distillation, classification) as timm's distillation tasks fill in those that are None.
+
+    The classification alone given: they add up to 1. Otherwise what is not given is 1.
+    """
+    if distill is None:
+        distill = 1.0 if task is None else 1.0 - task
+    return distill, 1.0 if task is None else task
+
+
+class AgMaxDistillationTask(AgMaxTask):
+    """AgMaxTask with a frozen teacher, in the slot of timm.task.LogitDistillationTask.
+
+    loss = task_weight * ce + distill_weight * kd + weight * agreement + divergence, where ce and kd are means over
+    the 2B views. Without AgMax's terms that is timm's task on the same 2B images, without kd it is AgMaxTask.
+
+    The teacher stays in evaluation mode and gets no gradients; it is in no checkpoint, average or optimizer.
+
+    Args:
+        model: Student, a classifier whose `num_classes` is K.
+        teacher: Teacher of K classes: a timm DistillationTeacher, a module, or the name of a timm model, which is
+            created with pretrained weights, and with the student's number of classes and input channels.
+        criterion: Classification loss on [2B, K] logits. Cross-entropy on class indices or soft targets when None.
+        teacher_pretrained_path: File of the teacher's weights, for a name.
+        teacher_pretrained_cfg_overlay: Changes to the teacher's pretrained_cfg, for a name.
+        loss_type: Distillation loss, 'kl' alone as in timm.
+        distill_loss_weight, task_loss_weight: Weights of kd and ce, None as loss_weights fills them in.
+        temperature: Temperature of the distillation (typically 1 to 4).
+        mean, std: What the input was normalised with, a value a channel. The student's pretrained_cfg when None. The
+            teacher's input is normalised anew with its own.
+        **agmax: Further arguments of AgMaxTask.
+
+    Raises:
+        ValueError: unknown loss_type, a temperature of 0 or below, a teacher of another number of classes, or one
+            normalised over another number of channels; see also AgMaxTask.
+    """
+
+    def __init__(
+            self,
+            model: nn.Module,
+            teacher: Union[str, nn.Module, DistillationTeacher],
+            criterion: Optional[nn.Module] = None,
+            *,
+            teacher_pretrained_path: Optional[str] = None,
+            teacher_pretrained_cfg_overlay: Optional[Dict[str, Any]] = None,
+            loss_type: str = 'kl',
+            distill_loss_weight: Optional[float] = None,
+            task_loss_weight: Optional[float] = None,
+            temperature: float = 1.0,
+            mean: Optional[Sequence[float]] = None,
+            std: Optional[Sequence[float]] = None,
+            **agmax,
+    ):
+        if loss_type != 'kl':
+            raise ValueError(f"distillation loss must be 'kl', got '{loss_type}'")
+        if temperature <= 0:
+            raise ValueError(f'the temperature of distillation must be above 0, got {temperature}')
+        super().__init__(model, criterion, **agmax)
+        self.distill_loss_weight, self.task_loss_weight = loss_weights(distill_loss_weight, task_loss_weight)
+        self.temperature = temperature
+
+        student = unwrap_model(model)
+        if not isinstance(teacher, DistillationTeacher):
+            teacher = DistillationTeacher(
+                teacher,
+                num_classes=student.num_classes,
+                in_chans=getattr(student, 'in_chans', 3),
+                pretrained_path=teacher_pretrained_path,
+                pretrained_cfg_overlay=teacher_pretrained_cfg_overlay,
+                device=self.device,
+                dtype=self.dtype,
+            )
+        self.teacher = teacher.to(self.device).requires_grad_(False).eval()
+        num_classes = getattr(unwrap_model(teacher.model), 'num_classes', student.num_classes)
+        if num_classes != student.num_classes:
+            raise ValueError(f'the teacher must have the classes of the student, {student.num_classes}, got a teacher '
+                             f'of {num_classes}')
+
+        config = getattr(student, 'pretrained_cfg', {})
+        self._register_channels('student_mean', config.get('mean', IMAGENET_DEFAULT_MEAN) if mean is None else mean)
+        self._register_channels('student_std', config.get('std', IMAGENET_DEFAULT_STD) if std is None else std)
+        if self.verbose:
+            _logger.info(f'{type(self).__name__}: task_weight={self.task_loss_weight}, '
+                         f'distill_weight={self.distill_loss_weight}, temperature={temperature}')
+
+    def train(self, mode: bool = True) -> 'AgMaxDistillationTask':
+        super().train(mode)
+        self.teacher.eval()
+        return self
+
+    def forward(self, input: torch.Tensor, target: torch.Tensor) -> Dict[str, torch.Tensor]:
+        """
+        Args:
+            input: View-major images [2B, C, H, W]: all first views, then all second views.
+            target: Class indices [2B] or soft targets [2B, K], view-major as the images.
+
+        Returns:
+            As AgMaxTask, 'ce' unweighted, and 'kd_loss', the unweighted loss of distillation.
+        """
+        parts = super().forward(input, target)
+        with torch.no_grad():
+            teacher_logits = self.teacher(self.teacher.normalize_input(input, self.student_mean, self.student_std))
+        kd_loss = distillation_loss(parts['output'], teacher_logits, self.temperature)
+        loss = self.task_loss_weight * parts['ce'] + self.distill_loss_weight * kd_loss
+        loss = loss + self.loss.weight * parts['agreement'] + parts['divergence']
+        return {**parts, 'loss': loss, 'kd_loss': kd_loss}
+
+    def compile(self, backend: str = 'inductor', mode: Optional[str] = None, **compile_kwargs) -> nn.Module:
+        """As AgMaxTask, and the teacher.
+
+        Returns:
+            The compiled model for evaluation.
+        """
+        self.teacher.compile(backend=backend, mode=mode, **compile_kwargs)
+        return super().compile(backend=backend, mode=mode, **compile_kwargs)
+
+    def _register_channels(self, name: str, values: Sequence[float]) -> None:
+        """Keep values of the student's normalisation in a buffer [1, C, 1, 1], out of the state."""
+        channels = self.teacher.mean_kd.numel()
+        if len(values) != channels:
+            raise ValueError(f"the teacher's input is normalised over {channels} channels, the student's over "
+                             f'{len(values)}: use a teacher of as many channels')
+        buffer = torch.tensor(values, device=self.device, dtype=self.dtype).view(1, -1, 1, 1)
+        self.register_buffer(name, buffer, persistent=False)
