@@ -1,11 +1,14 @@
 """NaFlex training loaders (images as patches, each at its own aspect): timm's, and with two views of every image."""
+import logging
 from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 import torch
 from timm.data import NaFlexMixup, create_naflex_loader
-from torch.utils.data import Dataset, default_collate
+from torch.utils.data import Dataset, Subset, default_collate
 
 from .views import TwoViews
+
+_logger = logging.getLogger(__name__)
 
 
 class TwoViewMajor:
@@ -63,7 +66,13 @@ def create_naflex_train_loader(
     mix = NaFlexMixup(**mixup) if mixup is not None else None
     loader = create_naflex_loader(
         dataset, is_training=True, mixup_fn=TwoViewMajor(mix) if two_views else mix, **kwargs)
-    if two_views:
-        transforms = loader.dataset.transforms
-        transforms.update({key: TwoViews(transform) for key, transform in transforms.items()})
+    if not two_views:
+        return loader
+    if any(size < 2 for _, size in loader.dataset._canonical_batch_schedule):
+        # A last batch of one image has no marginals: do without that image.
+        _logger.warning(f'{len(dataset)} images leave one alone in a batch: the last of them is left out.')
+        dataset = Subset(dataset, range(len(dataset) - 1))
+        return create_naflex_train_loader(dataset, mixup=mixup, two_views=True, **kwargs)
+    transforms = loader.dataset.transforms
+    transforms.update({key: TwoViews(transform) for key, transform in transforms.items()})
     return loader

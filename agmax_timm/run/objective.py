@@ -16,6 +16,7 @@ from timm.task import (
     TrainingTask,
 )
 
+from ..distillation import AgMaxDistillationTask
 from ..task import AgMaxTask
 from .build import Precision
 from .checks import mixing
@@ -126,13 +127,24 @@ def _agmax_task(args: argparse.Namespace, model: nn.Module, criterion: nn.Module
         _logger.warning(
             f'--grad-accum-steps {args.grad_accum_steps}: the marginals of AgMax are those of each batch of '
             f'{images} images, not of the {args.grad_accum_steps} batches of an update.')
-    return AgMaxTask(
-        model,
-        criterion,
+    common = dict(
+        common,
+        criterion=criterion,
         kind=args.agmax_loss,
         weight=args.agmax_weight,
         divergence_weight=args.agmax_divergence_weight,
         hidden=args.agmax_units,
         init_std=args.agmax_init_std,
+    )
+    if not args.kd_model_name:
+        return AgMaxTask(model, **common)
+    return AgMaxDistillationTask(
+        model,
+        args.kd_model_name,
+        loss_type=args.kd_loss_type,
+        temperature=args.kd_temperature,
+        mean=args.mean,
+        std=args.std,
+        **_options_of(args, 'distill_loss_weight', 'task_loss_weight'),
         **common,
     )

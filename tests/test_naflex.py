@@ -1,0 +1,80 @@
+"""Two views of images at their own aspect, as patches."""
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from timm.models import create_model
+
+from agmax_timm import AgMaxTask
+from agmax_timm.data.naflex import TwoViewMajor, create_naflex_train_loader
+
+
+@pytest.fixture
+def images(memory_dataset):
+    """Function: images of one colour each, its first channel 10 times the index, of different aspects."""
+    def make(count):
+        pictures = [Image.fromarray(np.full((32 + 16 * (i % 3), 48, 3), 10 * i, dtype=np.uint8)) for i in range(count)]
+        return memory_dataset(pictures)
+    return make
+
+
+def load(dataset, batch_size=4, **kwargs):
+    return create_naflex_train_loader(
+        dataset, two_views=True, batch_size=batch_size, patch_size=16, train_seq_lens=(4, 9), num_workers=0,
+        device=torch.device('cpu'), mean=(0.,) * 3, std=(1.,) * 3, color_jitter=0., **kwargs)
+
+
+def test_batches_are_view_major_and_of_one_image_at_each_place(images):
+    seen = []
+    for input, target in load(images(12)):
+        half = len(target) // 2
+        assert len(input['patches']) == 2 * half and torch.equal(target[:half], target[half:])
+        # The colour of an image is in every valid patch of it, whatever the crop.
+        colour = torch.stack([patches[valid].mean() * 255 / 10 for patches, valid in
+                              zip(input['patches'], input['patch_valid'])])
+        torch.testing.assert_close(colour, target.float(), atol=0.2, rtol=0.)
+        seen += target[:half].tolist()
+    assert sorted(seen) == list(range(12))
+
+
+def test_the_two_views_are_two_draws(memory_dataset):
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    input, _ = next(iter(load(memory_dataset([Image.fromarray(noise)] * 8))))
+    first, second = input['patches'].chunk(2)
+    assert not torch.allclose(first, second)
+
+
+def test_each_view_is_mixed_on_its_own():
+    def halve(view, targets):
+        calls.append(len(view))
+        return [image / 2 for image in view], [target.float() + 0.5 for target in targets]
+    calls = []
+    pairs = [(torch.full((3, 4, 4), i), torch.full((3, 4, 8), i + 10)) for i in range(3)]
+    images, targets = TwoViewMajor(halve)(pairs, [0, 1, 2])
+    assert calls == [3, 3]
+    assert [image.max().item() for image in images] == [0, 0.5, 1, 5, 5.5, 6]
+    assert [target.item() for target in targets] == [0.5, 1.5, 2.5] * 2
+
+
+def test_mixed_targets_are_distributions(images):
+    mixup = dict(mixup_alpha=1., cutmix_alpha=0., num_classes=12, label_smoothing=0.)
+    for _, target in load(images(12), mixup=mixup):
+        torch.testing.assert_close(target.sum(dim=1), torch.ones(len(target)))
+        first, second = target.chunk(2)
+        assert not torch.equal(first, second), 'each view has its own amounts'
+
+
+@pytest.mark.parametrize('count', range(8, 18))
+def test_no_batch_holds_a_single_image(images, count):
+    loader = load(images(count))
+    sizes = [len(target) // 2 for _, target in loader]
+    assert min(sizes) >= 2 and sum(sizes) >= count - 1 and len(sizes) == len(loader)
+
+
+def test_agmax_takes_what_the_loader_gives(images):
+    model = create_model('naflexvit_base_patch16_gap', num_classes=12, embed_dim=16, depth=1, num_heads=2)
+    input, target = next(iter(load(images(12))))
+    result = AgMaxTask(model, verbose=False)(input, target)
+    assert result['output'].shape == (len(target), 12)
+    result['loss'].backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())

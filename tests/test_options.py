@@ -1,0 +1,136 @@
+"""The command lines against a frozen table of timm's, and how fast they answer.
+
+`timm_flags.csv` holds the flags of train.py and validate.py at timm 1.0.29.dev0 (August 2026), the newest public
+scripts: names, destinations, types, numbers of values, defaults (as JSON) and choices.
+"""
+import argparse
+import csv
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from timm.loss import LOSS_TYPES
+
+from agmax_timm.loss import AGREEMENT_KINDS
+from agmax_timm.run.options import train_parser, validate_parser
+from agmax_timm.run.parser import KeyValues
+
+REPOSITORY = Path(__file__).parent.parent
+PARSERS = {'train': train_parser, 'validate': validate_parser}
+with open(Path(__file__).parent / 'timm_flags.csv', newline='') as f:
+    TIMM_FLAGS = list(csv.DictReader(f))
+
+# What timm 1.0.31 adds, as far as its release notes, tests and library tell.
+NEWER_THAN_THE_TABLE = {
+    '--class-stats', '--loss', '--loss-class-weight', '--loss-pos-weight', '--loss-weight-beta', '--loss-weight-max',
+    '--loss-weight-power', '--asl-clip', '--asl-gamma-neg', '--asl-gamma-pos', '--poly-alpha', '--poly-epsilon',
+    '--poly-gamma', '--twoway-tn', '--twoway-tp', '--db-focal-gamma', '--db-init-bias', '--db-neg-scale',
+    '--lr-decay-fn', '--lr-stable-timescale', '--multilabel-threshold', '--pretrained-cfg-overlay', '--save-epochs',
+    '--stop-epoch', '--target-format', '--task',
+}
+OURS = {
+    '--agmax', '--agmax-divergence-weight', '--agmax-init-std', '--agmax-loss', '--agmax-units', '--agmax-weight',
+    '--cutout', '--fsdp', '--hub-pr', '--hub-private', '--hub-revision', '--lighting', '--push-to-hub',
+}
+# Choices that timm asserts later, or never.
+STRICTER = {'--amp-dtype': ('float16', 'bfloat16'), '--model-dtype': ('float32', 'float16', 'bfloat16'),
+            '--results-format': ('csv', 'json')}
+
+
+def kind_of(action):
+    if isinstance(action, argparse._StoreTrueAction):
+        return 'flag'
+    return 'key=value' if isinstance(action, KeyValues) else (action.type or str).__name__
+
+
+@pytest.mark.parametrize('row', TIMM_FLAGS, ids=lambda row: f"{row['script']}{row['flag']}")
+def test_each_flag_is_as_in_timm(row):
+    actions = PARSERS[row['script']]()._actions
+    action = next(action for action in actions if action.dest == row['dest'])
+    assert set(action.option_strings or [action.dest]) == set(row['flag'].split())
+    if row['dest'] == 'config':
+        return  # may be given several times here
+    assert kind_of(action) == row['type']
+    assert action.default == json.loads(row['default'])
+    if row['type'] != 'flag':
+        assert str('' if action.nargs is None else action.nargs) == row['nargs']
+        assert action.const == json.loads(row['const'])
+    choices = STRICTER.get(row['flag'], tuple(row['choices'].split()))
+    assert tuple(action.choices or ()) == choices
+
+
+def test_no_flag_is_missing_and_every_other_one_is_known():
+    assert len([row for row in TIMM_FLAGS if row['script'] == 'train']) == 172 + 1, 'and the positional data'
+    assert len([row for row in TIMM_FLAGS if row['script'] == 'validate']) == 56 + 1
+    for script, parser in PARSERS.items():
+        timm = {flag for row in TIMM_FLAGS if row['script'] == script for flag in row['flag'].split()}
+        here = {flag for action in parser()._actions for flag in action.option_strings} - {'-h', '--help'}
+        assert timm - here <= {'data'}
+        assert here - timm <= NEWER_THAN_THE_TABLE | OURS
+        if script == 'train':
+            assert here - timm == NEWER_THAN_THE_TABLE | OURS
+
+
+def abbreviations(destinations):
+    """What each abbreviation stands for, by {flag: dest}; those that are ambiguous left out."""
+    prefixes = {flag[:end] for flag in destinations for end in range(3, len(flag) + 1) if flag.startswith('--')}
+    meanings = {}
+    for prefix in prefixes:
+        meant = {destinations[prefix]} if prefix in destinations else {
+            dest for flag, dest in destinations.items() if flag.startswith(prefix)}
+        if len(meant) == 1:
+            meanings[prefix] = meant.pop()
+    return meanings
+
+
+@pytest.mark.parametrize('script', PARSERS)
+def test_every_abbreviation_of_timms_still_means_the_same(script):
+    timm = {flag: row['dest'] for row in TIMM_FLAGS if row['script'] == script for flag in row['flag'].split()}
+    here = {flag: action.dest for action in PARSERS[script]()._actions for flag in action.option_strings}
+    now = abbreviations(here)
+    changed = {prefix for prefix, dest in abbreviations(timm).items() if now.get(prefix) != dest}
+    # Where timm's own newer flags share a beginning with an older one, the older one must be written out there too.
+    newer = [flag for flag in NEWER_THAN_THE_TABLE if flag in here]
+    assert all(any(flag.startswith(prefix) for flag in newer) for prefix in changed), changed
+
+
+def test_names_that_the_command_line_repeats_are_those_of_the_library():
+    actions = {action.dest: action for action in train_parser()._actions}
+    assert tuple(actions['agmax_loss'].choices) == AGREEMENT_KINDS
+    assert tuple(actions['loss'].choices) == LOSS_TYPES
+
+
+def test_every_group_has_a_title_and_every_flag_a_help():
+    for parser in (train_parser(), validate_parser()):
+        for group in parser._action_groups:
+            assert group.title
+            assert [action.option_strings for action in group._group_actions if not action.help] == []
+
+
+@pytest.mark.parametrize('script', ['train.py', 'validate.py'])
+def test_help_and_mistakes_do_not_wait_for_torch(script):
+    """`--help` of the whole command line in well under the time of `import timm`, which is several seconds."""
+    code = (f'import runpy, sys\nsys.argv = ["{script}", "--help"]\n'
+            f'try:\n    runpy.run_path("{script}", run_name="__main__")\n'
+            'finally:\n    assert "torch" not in sys.modules and "timm" not in sys.modules')
+    completed = subprocess.run([sys.executable, '-c', code], cwd=REPOSITORY, capture_output=True, text=True)
+    assert completed.returncode == 0, completed.stderr
+    assert '--agmax' in completed.stdout or script == 'validate.py'
+    start = time.perf_counter()
+    argv = [sys.executable, script, '--no-such-flag']
+    completed = subprocess.run(argv, cwd=REPOSITORY, capture_output=True, text=True)
+    assert completed.returncode == 2 and completed.stderr.count('\n') == 1
+    assert time.perf_counter() - start < 2.
+
+
+@pytest.mark.parametrize('imports', [
+    'import agmax_timm, timm', 'import timm, agmax_timm', 'from agmax_timm import AgMaxTask; import timm'])
+def test_the_released_models_are_registered_in_whichever_order(imports, tmp_path):
+    code = f'{imports}\nprint(len(timm.list_models("agmax_*", pretrained=True)))'
+    completed = subprocess.run([sys.executable, '-c', code], cwd=tmp_path, capture_output=True, text=True, check=True,
+                               env=dict(os.environ, PYTHONPATH=str(REPOSITORY)))
+    assert completed.stdout.strip() == '4'
