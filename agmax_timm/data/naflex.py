@@ -60,19 +60,32 @@ def create_naflex_train_loader(
     Args:
         dataset: Data set that can be indexed.
         mixup: None, or a dict of timm.data.NaFlexMixup's arguments.
-        two_views: Give view-major batches: patches [2B, N, P], class indices [2B] or soft targets [2B, K].
+        two_views: Give view-major batches: patches [2B, N, P], class indices [2B] or soft targets [2B, K]. Up to 7
+            images a process, the last of the data set, are left out where they would be alone in a batch.
         **kwargs: Arguments of timm.data.create_naflex_loader; batch_size counts images of the longest sequence.
+
+    Raises:
+        ValueError: two views of batches of single images.
     """
     mix = NaFlexMixup(**mixup) if mixup is not None else None
     loader = create_naflex_loader(
         dataset, is_training=True, mixup_fn=TwoViewMajor(mix) if two_views else mix, **kwargs)
     if not two_views:
         return loader
-    if any(size < 2 for _, size in loader.dataset._canonical_batch_schedule):
-        # A last batch of one image has no marginals: do without that image.
-        _logger.warning(f'{len(dataset)} images leave one alone in a batch: the last of them is left out.')
-        dataset = Subset(dataset, range(len(dataset) - 1))
+    spare = _single_images([size for _, size in loader.dataset._canonical_batch_schedule])
+    if spare:
+        _logger.warning(f'{len(dataset)} images leave {spare} alone in batches: without the last of the data set.')
+        dataset = Subset(dataset, range(len(dataset) - spare))
         return create_naflex_train_loader(dataset, mixup=mixup, two_views=True, **kwargs)
     transforms = loader.dataset.transforms
     transforms.update({key: TwoViews(transform) for key, transform in transforms.items()})
     return loader
+
+
+def _single_images(sizes: List[int]) -> int:
+    """Number of batches of one image at the end: timm fills batches by multiples of 8, and one has no marginals."""
+    spare = len(sizes) - next((i for i in range(len(sizes), 0, -1) if sizes[i - 1] > 1), 0)
+    if spare >= 8 or sizes.count(1) > spare:
+        raise ValueError('two views need 2 images or more in a batch, and timm fills batches of NaFlex by multiples of '
+                         '8: use a batch_size of 8 or more, and as many images')
+    return spare
