@@ -7,7 +7,10 @@ from typing import Any, Dict, List, Optional
 import numpy as np
 import timm.data
 from PIL import Image
+from timm.data.readers.reader_image_folder import ReaderImageFolder
 from torch.utils.data import Dataset
+
+from .folder import FolderReader
 
 _logger = logging.getLogger(__name__)
 
@@ -51,7 +54,7 @@ class DemoDataset(Dataset):
 
 
 def create_dataset(name: str, root: Optional[str] = None, split: str = 'validation', **kwargs) -> Dataset:
-    """timm.data.create_dataset, which see, and `name='demo'` for the built-in data.
+    """timm.data.create_dataset, which see, and `name='demo'` for the built-in data. Folders have a reader of our own.
 
     Raises:
         DataError: no folder, or a folder without one for the split that holds folders for others: timm would read
@@ -62,6 +65,12 @@ def create_dataset(name: str, root: Optional[str] = None, split: str = 'validati
     if '/' not in name:
         check_root(root, split)
     try:
+        if '/' not in name and os.path.isdir(root):
+            folder = root
+            if kwargs.pop('search_split', True):
+                folder = find_split(root, split) or root
+            if os.path.isdir(folder):
+                return _open_folder(folder, **kwargs)
         return timm.data.create_dataset(name, root=root, split=split, **kwargs)
     except (RuntimeError, OSError, ValueError, AssertionError) as error:  # timm asserts on unknown names
         raise DataError(f"--dataset '{name}', {root}, split '{split}': {error or type(error).__name__}") from error
@@ -75,13 +84,35 @@ def check_root(root: Optional[str], split: str) -> None:
         raise DataError(f'no such folder or tar file: {root}')
     if not os.path.isdir(root):
         return
-    split = split.split('[')[0]
-    synonyms = next((names for names in (TRAIN_SPLITS, EVAL_SPLITS) if split in names), ())
-    if any(os.path.exists(os.path.join(root, name)) for name in (split, *synonyms)):
+    if find_split(root, split):
         return
+    split = split.split('[')[0]
     others = [name for name in TRAIN_SPLITS + EVAL_SPLITS + ('test',) if os.path.isdir(os.path.join(root, name))]
     if others:
         raise DataError(f"{root} has no folder for split '{split}', only {', '.join(others)}: name the split to use")
+
+
+def find_split(root: str, split: str) -> Optional[str]:
+    """What timm opens in the folder `root` for a split: its own name, else the first synonym; None without one."""
+    split = split.split('[')[0]
+    synonyms = next((names for names in (TRAIN_SPLITS, EVAL_SPLITS) if split in names), ())
+    return next(filter(os.path.exists, (os.path.join(root, name) for name in (split, *synonyms))), None)
+
+
+def _open_folder(
+        folder: str,
+        class_map: Any = None,
+        input_key: Optional[str] = None,
+        target_key: Optional[str] = None,
+        load_bytes: bool = False,
+        input_img_mode: str = 'RGB',
+        **_,
+) -> Dataset:
+    """timm's data set over our reader. What else create_dataset takes is for other kinds of data, to timm as well."""
+    if target_key:
+        raise DataError(f"--target-key '{target_key}': the targets of {folder} are its folders: leave the flag out")
+    reader = FolderReader(folder, class_map, input_key)
+    return timm.data.ImageDataset(folder, reader=reader, load_bytes=load_bytes, input_img_mode=input_img_mode)
 
 
 def check_different(train: Dataset, validation: Dataset) -> None:
@@ -137,10 +168,15 @@ def _class_to_idx(dataset: Optional[Dataset]) -> Optional[Dict[Any, int]]:
 def _check_empty_folders(dataset: Optional[Dataset]) -> None:
     """timm numbers the classes that have images: an empty folder shifts every label after it."""
     reader = getattr(dataset, 'reader', None)
-    root = getattr(reader, 'root', None)
-    if not isinstance(root, str) or not os.path.isdir(root) or not _class_to_idx(dataset):
+    if isinstance(reader, FolderReader):
+        folders = reader.folders
+    elif isinstance(reader, ReaderImageFolder):
+        folders = {os.path.dirname(path) for path, _ in reader.samples}
+        folders = [os.path.relpath(folder, reader.root) for folder in folders]
+    else:
         return
-    filled = {os.path.relpath(os.path.dirname(path), root).split(os.sep)[0] for path, _ in reader.samples}
+    root = reader.root
+    filled = {folder.split(os.sep)[0] for folder in folders}
     empty = sorted(entry.name for entry in os.scandir(root)
                    if entry.is_dir() and entry.name not in filled and not entry.name.startswith('.'))
     if empty:
