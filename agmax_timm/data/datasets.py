@@ -63,7 +63,7 @@ def create_dataset(name: str, root: Optional[str] = None, split: str = 'validati
         check_root(root, split)
     try:
         return timm.data.create_dataset(name, root=root, split=split, **kwargs)
-    except (RuntimeError, OSError, ValueError, AssertionError) as error:  # timm asserts on unknown names
+    except (RuntimeError, OSError, ValueError, AssertionError, KeyError) as error:  # timm asserts on unknown names
         raise DataError(f"--dataset '{name}', {root}, split '{split}': {error or type(error).__name__}") from error
 
 
@@ -86,8 +86,10 @@ def check_root(root: Optional[str], split: str) -> None:
 
 def check_different(train: Dataset, validation: Dataset) -> None:
     """Raise DataError where timm, finding no folder for either split, opened the same images for both."""
-    roots = [getattr(getattr(dataset, 'reader', None), 'root', None) for dataset in (train, validation)]
-    if roots[0] is not None and roots[0] == roots[1]:
+    readers = [getattr(dataset, 'reader', None) for dataset in (train, validation)]
+    # Readers of named splits have them all under one root.
+    roots = [getattr(reader, 'root', None) for reader in readers if not _has_splits(reader)]
+    if len(roots) == 2 and roots[0] is not None and roots[0] == roots[1]:
         raise DataError(f"{roots[0]} would be both training and validation data: sort it into folders train and val, "
                         "or train without validation, --val-split ''")
 
@@ -134,11 +136,16 @@ def _class_to_idx(dataset: Optional[Dataset]) -> Optional[Dict[Any, int]]:
     return next(filter(None, known), None)
 
 
+def _has_splits(reader: Any) -> bool:
+    """Whether timm's reader finds a split by its name (hfds/, hfids/, tfds/, wds/), not as a folder."""
+    return hasattr(reader, 'split') or hasattr(reader, 'split_info')
+
+
 def _check_empty_folders(dataset: Optional[Dataset]) -> None:
     """timm numbers the classes that have images: an empty folder shifts every label after it."""
     reader = getattr(dataset, 'reader', None)
     root = getattr(reader, 'root', None)
-    if not isinstance(root, str) or not os.path.isdir(root) or not _class_to_idx(dataset):
+    if _has_splits(reader) or not isinstance(root, str) or not os.path.isdir(root) or not _class_to_idx(dataset):
         return
     filled = {os.path.relpath(os.path.dirname(path), root).split(os.sep)[0] for path, _ in reader.samples}
     empty = sorted(entry.name for entry in os.scandir(root)

@@ -13,6 +13,7 @@ import torch.nn as nn
 from timm.task import ClassificationEvaluator, TrainingTask, evaluation_sample_limit
 from timm.utils import dispatch_clip_grad
 
+from ..data.shards import check_delivered, warn_of_loss
 from .build import Precision
 
 
@@ -127,6 +128,7 @@ def train_one_epoch(
     lap, total = Span(), Span()
     data_wanted = time.perf_counter()
 
+    batch_index = -1
     optimizer.zero_grad()
     for batch_index, (input, target) in enumerate(loader):
         update_index = batch_index // args.grad_accum_steps
@@ -166,6 +168,7 @@ def train_one_epoch(
             on_update(update_index, losses)
         data_wanted = time.perf_counter()
 
+    check_delivered(loader, batch_index + 1)
     if hasattr(optimizer, 'sync_lookahead'):
         optimizer.sync_lookahead()
     _, mean = losses.read(f'in epoch {epoch}')
@@ -196,6 +199,7 @@ def evaluate(
         evaluator.update(output[0] if isinstance(output, (tuple, list)) else output, target)
         if on_log is not None and (batch_index % log_interval == 0 or batch_index == len(loader) - 1):
             on_log(batch_index, len(loader), evaluator.summary())
+    warn_of_loss(loader, evaluator.num_samples, device)
     return evaluator.compute(distributed=args.distributed)
 
 
