@@ -2,7 +2,7 @@
 import logging
 import os
 from importlib.resources import files
-from typing import Any, Dict, List, Optional
+from typing import Any, Callable, Dict, List, Optional
 
 import numpy as np
 import timm.data
@@ -72,7 +72,7 @@ def create_dataset(name: str, root: Optional[str] = None, split: str = 'validati
             if os.path.isdir(folder):
                 return _open_folder(folder, **kwargs)
         return timm.data.create_dataset(name, root=root, split=split, **kwargs)
-    except (RuntimeError, OSError, ValueError, AssertionError) as error:  # timm asserts on unknown names
+    except (RuntimeError, OSError, ValueError, AssertionError, KeyError) as error:  # timm asserts on unknown names
         raise DataError(f"--dataset '{name}', {root}, split '{split}': {error or type(error).__name__}") from error
 
 
@@ -106,19 +106,30 @@ def _open_folder(
         target_key: Optional[str] = None,
         load_bytes: bool = False,
         input_img_mode: str = 'RGB',
+        transform: Optional[Callable] = None,
+        target_transform: Optional[Callable] = None,
         **_,
 ) -> Dataset:
     """timm's data set over our reader. What else create_dataset takes is for other kinds of data, to timm as well."""
     if target_key:
         raise DataError(f"--target-key '{target_key}': the targets of {folder} are its folders: leave the flag out")
     reader = FolderReader(folder, class_map, input_key)
-    return timm.data.ImageDataset(folder, reader=reader, load_bytes=load_bytes, input_img_mode=input_img_mode)
+    return timm.data.ImageDataset(
+        folder,
+        reader=reader,
+        load_bytes=load_bytes,
+        input_img_mode=input_img_mode,
+        transform=transform,
+        target_transform=target_transform,
+    )
 
 
 def check_different(train: Dataset, validation: Dataset) -> None:
     """Raise DataError where timm, finding no folder for either split, opened the same images for both."""
-    roots = [getattr(getattr(dataset, 'reader', None), 'root', None) for dataset in (train, validation)]
-    if roots[0] is not None and roots[0] == roots[1]:
+    readers = [getattr(dataset, 'reader', None) for dataset in (train, validation)]
+    # Readers of named splits have them all under one root.
+    roots = [getattr(reader, 'root', None) for reader in readers if not _has_splits(reader)]
+    if len(roots) == 2 and roots[0] is not None and roots[0] == roots[1]:
         raise DataError(f"{roots[0]} would be both training and validation data: sort it into folders train and val, "
                         "or train without validation, --val-split ''")
 
@@ -163,6 +174,11 @@ def _class_to_idx(dataset: Optional[Dataset]) -> Optional[Dict[Any, int]]:
     known = (getattr(dataset, 'class_to_idx', None), getattr(reader, 'class_to_idx', None),
              getattr(reader, 'class_name_to_idx', None))
     return next(filter(None, known), None)
+
+
+def _has_splits(reader: Any) -> bool:
+    """Whether timm's reader finds a split by its name (hfds/, hfids/, tfds/, wds/), not as a folder."""
+    return hasattr(reader, 'split') or hasattr(reader, 'split_info')
 
 
 def _check_empty_folders(dataset: Optional[Dataset]) -> None:

@@ -33,7 +33,9 @@ def create_train_loader(
     if mixup is not None and batch_size % 2:
         raise ValueError(f'mixup needs an even batch_size, got {batch_size}: use {max(2, batch_size - 1)} or '
                          f'{batch_size + 1}')
-    if not isinstance(dataset, IterableDataset):
+    if isinstance(dataset, IterableDataset):
+        _check_iterable(dataset, batch_size, kwargs)
+    else:
         ranks = dist.get_world_size() if kwargs.get('distributed') else 1
         if len(dataset) < batch_size * ranks:
             raise ValueError(f'batch_size {batch_size} on {ranks} process(es) is more than the data set of '
@@ -185,6 +187,17 @@ class _Chain:
         for function in self.functions:
             x = function(x)
         return x
+
+
+def _check_iterable(dataset: IterableDataset, batch_size: int, kwargs: Dict[str, Any]) -> None:
+    """Raise ValueError for what timm cannot do with data in shards, or would do with another number of batches."""
+    for name in ('num_aug_repeats', 'use_multi_epochs_loader'):
+        if kwargs.get(name):
+            raise ValueError(f'{name} needs a data set with an index; one that is read in sequence has none')
+    planned = getattr(getattr(dataset, 'reader', None), 'batch_size', None) or batch_size
+    if planned != batch_size:
+        raise ValueError(f'batch_size {batch_size} is not the {planned} that the data set was created with, and counts '
+                         f'its samples by: give create_dataset batch_size={batch_size}')
 
 
 def _height_width(input_size: Union[int, Sequence[int]]) -> Tuple[int, int]:

@@ -13,6 +13,7 @@ import torch.nn as nn
 from timm.task import ClassificationEvaluator, TrainingTask, evaluation_sample_limit
 from timm.utils import dispatch_clip_grad
 
+from ..data.shards import check_delivered, warn_of_loss
 from .build import Precision
 
 Input = Union[torch.Tensor, Dict[str, torch.Tensor]]  # images [B, C, H, W], or the patches of images (NaFlex)
@@ -131,6 +132,7 @@ def train_one_epoch(
     lap, total = Span(), Span()
     data_wanted = time.perf_counter()
 
+    batch_index = -1
     optimizer.zero_grad()
     for batch_index, (input, target) in enumerate(loader):
         update_index = batch_index // args.grad_accum_steps
@@ -172,6 +174,7 @@ def train_one_epoch(
             on_update(update_index, losses)
         data_wanted = time.perf_counter()
 
+    check_delivered(loader, batch_index + 1)
     if hasattr(optimizer, 'sync_lookahead'):
         optimizer.sync_lookahead()
     _, mean = losses.read(f'in epoch {epoch}')
@@ -212,6 +215,7 @@ def evaluate(
         evaluator.update(output, target)
         if on_log is not None and (batch_index % log_interval == 0 or batch_index == len(loader) - 1):
             on_log(batch_index, len(loader), evaluator.summary())
+    warn_of_loss(loader, evaluator.num_samples * average, device)
     return evaluator.compute(distributed=args.distributed)
 
 

@@ -8,9 +8,10 @@ from timm.data import create_loader, create_naflex_loader
 from timm.data.target_transforms import MultiLabelTarget
 from torch.utils.data import Dataset, IterableDataset
 
-from ..data.datasets import check_classes, check_different, create_dataset
+from ..data.datasets import check_classes, check_different
 from ..data.loader import create_train_loader
 from ..data.naflex import create_naflex_train_loader
+from ..data.shards import open_dataset, share_evaluation
 from .build import Precision
 from .checks import mixing
 from .config import OptionError
@@ -19,10 +20,11 @@ from .config import OptionError
 def build_datasets(args: argparse.Namespace, data_config: Dict) -> Tuple[Dataset, Optional[Dataset]]:
     """Training and validation data (None for --val-split ''), checked against each other and the model."""
     train = _open_split(args, data_config, args.train_split, args.train_num_samples, is_training=True,
-                        seed=args.seed, repeats=args.epoch_repeats)
+                        seed=args.seed, repeats=args.epoch_repeats, samples_flag='--train-num-samples')
     validation = None
     if args.val_split:
-        validation = _open_split(args, data_config, args.val_split, args.val_num_samples, is_training=False)
+        validation = _open_split(args, data_config, args.val_split, args.val_num_samples, is_training=False,
+                                 samples_flag='--val-num-samples')
         if args.val_split != args.train_split:
             check_different(train, validation)
     check_classes(train, validation, args.num_classes, args.class_map)
@@ -30,10 +32,11 @@ def build_datasets(args: argparse.Namespace, data_config: Dict) -> Tuple[Dataset
 
 
 def _open_split(args: argparse.Namespace, data_config: Dict, split: str, num_samples: Optional[int], **kwargs):
-    return create_dataset(
+    return open_dataset(
         args.dataset,
         root=args.data_dir,
         split=split,
+        workers=args.workers,
         num_samples=num_samples,
         class_map=args.class_map,
         download=args.dataset_download,
@@ -239,6 +242,7 @@ def build_eval_loader(
             patchify_channels_last=not getattr(args, 'naflex_patchify_channels_first', False),
             **_loader_kwargs(args, data_config, device, precision),
         )
+    share_evaluation(dataset, batch_size)
     return create_loader(
         dataset,
         input_size=data_config['input_size'],

@@ -12,7 +12,8 @@ from timm import utils
 from timm.layers import set_fast_norm
 
 from ..checkpoint import CheckpointError, load_weights, saved_options
-from ..data.datasets import DataError, check_classes, create_dataset
+from ..data.datasets import DataError, check_classes
+from ..data.shards import open_dataset
 from . import build, loaders, reporting
 from .config import OptionError, parse_validate_args
 from .engine import evaluate
@@ -80,7 +81,7 @@ def validate(args: argparse.Namespace) -> Dict[str, Any]:
     if args.torchcompile:
         model = torch.compile(model, backend=args.torchcompile, mode=args.torchcompile_mode)
 
-    dataset = create_dataset(
+    dataset = open_dataset(
         args.dataset,
         root=args.data_dir,
         split=args.split,
