@@ -3,7 +3,10 @@
 Plain timm loads them, with nothing of this package: the record holds plain types, and the Q-network is apart.
 """
 import argparse
+import logging
+import os
 import platform
+import shutil
 from typing import Any, Dict, List, Optional
 
 import timm
@@ -51,6 +54,10 @@ def make_record(
     }
 
 
+_logger = logging.getLogger(__name__)
+_KEPT_ON_RESUME = ('lr', 'weight_decay')
+
+
 class RecordSaver(CheckpointSaver):
     """timm's saver, whose files also hold a record (see make_record) with the metrics of their weights."""
 
@@ -71,6 +78,21 @@ class RecordSaver(CheckpointSaver):
             return super().save_checkpoint(epoch, metric)
         finally:
             self.record['metrics'] = {}  # a recovery file of the next epoch has none
+
+    # timm's pair unlinks the old file before the new one is in its place: a crash in between leaves neither.
+
+    def _replace(self, src: str, dst: str) -> None:
+        os.replace(src, dst)
+
+    def _duplicate(self, src: str, dst: str) -> None:
+        scratch = f'{dst}.tmp'
+        if os.path.lexists(scratch):
+            os.unlink(scratch)  # of a run that was killed
+        try:
+            os.link(src, scratch)
+        except (OSError, NotImplementedError):  # a file system without hard links
+            shutil.copy2(src, scratch)
+        os.replace(scratch, dst)
 
 
 class _RecordedTask:
@@ -122,17 +144,44 @@ def resume(
 ) -> Optional[int]:
     """Load a training checkpoint into the task (without its EMA), and the optimizer and scaler if given.
 
+    The optimizer keeps the learning rate and weight decay that it was created with: timm's resume puts the saved ones
+    in their place, and options that changed would have no effect.
+
     Returns:
-        The epoch to go on with, None if the file does not say.
+        The epoch to go on with, None if the file does not say: the one after a finished epoch, and for a recovery file
+        the epoch that it was written in, from its start.
 
     Raises:
         CheckpointError: the file is missing, damaged, not plain tensors, or of another model.
     """
-    read_file(path, mmap=True)
+    checkpoint = read_file(path, mmap=True)
+    groups = optimizer.param_groups if optimizer is not None else []
+    created = [{name: group[name] for name in _KEPT_ON_RESUME if name in group} for group in groups]
     try:
-        return resume_task_checkpoint(task, path, optimizer=optimizer, loss_scaler=scaler, log_info=verbose)
+        epoch = resume_task_checkpoint(task, path, optimizer=optimizer, loss_scaler=scaler, log_info=verbose)
     except Exception as error:
         raise CheckpointError(f'cannot use checkpoint {path}: {one_line(error)}') from error
+    if optimizer is not None:
+        _keep_options(optimizer, created, verbose)
+    if epoch and 'metric' not in checkpoint:  # a recovery file: only a finished epoch has one
+        epoch -= 1
+        if verbose:
+            _logger.warning(f'{path} was written within epoch {epoch}, which is trained again from its start.')
+    return epoch
+
+
+def _keep_options(optimizer: torch.optim.Optimizer, created: List[Dict[str, float]], verbose: bool) -> None:
+    """Set the options of an optimizer's groups to those it was created with, and tell which ones changed."""
+    changed = {}
+    for group, options in zip(optimizer.param_groups, created):
+        for name, value in options.items():
+            saved = group.get(f'initial_{name}', group.get(name))
+            if saved != value:
+                changed[name] = f'{name} {value:g} in place of {saved:g}'
+            group[name] = value
+        group.pop('initial_lr', None)  # the scheduler sets it from the learning rate
+    if changed and verbose:
+        _logger.info(f"Not as in the checkpoint: {', '.join(changed.values())}")
 
 
 def resume_ema(path: str, task: TrainingTask) -> None:

@@ -100,11 +100,72 @@ def test_a_missing_file_is_one_line(capsys):
     ('--agmax --agmax-init-std 0', ['--agmax-init-std', '0']),
     ('--agmax --resplit', ['--resplit', '--agmax']),
     ('--agmax-loss huber', ['--agmax-loss', 'huber']),
+    ('--aug-splits 1', ['--aug-splits', '1']),
+    ('--aug-splits 2 --no-prefetcher', ['--aug-splits', '--no-prefetcher']),
+    ('--aug-splits 2 --mixup 0.2', ['--aug-splits', '--mixup']),
+    ('--aug-splits 2 --cutout 8', ['--aug-splits', '--cutout']),
+    ('--jsd-loss', ['--jsd-loss', '--aug-splits']),
+    ('--bce-loss --loss poly', ['--bce-loss', '--loss poly']),
+    ('--split-bn', ['--split-bn', '--aug-splits']),
+    ('--split-bn --resplit --sync-bn', ['--split-bn', '--sync-bn']),
+    ('--train-img-sizes 24 32 --train-batch-sizes 8', ['--train-batch-sizes', '2 --train-img-sizes', 'got 1']),
+    ('--train-img-sizes 24 0', ['--train-img-sizes', '0']),
+    ('--train-img-sizes 24 --train-size-schedule progressive', ['progressive', '--train-img-sizes']),
+    ('--train-img-sizes 24 32 --train-size-probs 0 0', ['--train-size-probs']),
+    ('--train-img-sizes 24 32 --train-batch-sizes 7 8 --mixup 1', ['--mixup', '--train-batch-sizes 7', '6 or 8']),
+    ('--train-img-sizes 24 --use-multi-epochs-loader', ['--use-multi-epochs-loader', '--train-img-sizes']),
+    ('--train-img-sizes 24 --dataset wds/x', ['--train-img-sizes', 'wds/x']),
+    ('--naflex-loader --train-img-sizes 24', ['--naflex-loader', '--train-img-sizes']),
+    ('--naflex-loader --cutmix-minmax 0.2 0.8', ['--naflex-loader', '--cutmix-minmax']),
+    ('--naflex-loader --mixup-mode elem', ['--naflex-loader', '--mixup-mode']),
+    ('--naflex-loader --kd-model-name x', ['--naflex-loader', '--kd-model-name']),
+    ('--naflex-loader --naflex-patch-sizes 8 16 --naflex-patch-size-probs 1', ['--naflex-patch-size-probs', 'got 1']),
+    ('--torchscript --torchcompile', ['--torchscript', '--torchcompile']),
+    ('--torchscript --sync-bn', ['--torchscript', '--sync-bn']),
+    ('--torchscript --kd-model-name x', ['--torchscript', '--kd-model-name']),
+    ('--fuser fast', ['--fuser', 'fast']),
+    ('--kd-model-name x --kd-loss-type mse', ['--kd-loss-type', 'mse']),
+    ('--kd-model-name x --kd-temperature 0', ['--kd-temperature', '0']),
+    ('--task multilabel --dataset hfds/x', ['--task multilabel', '--num-classes']),
+    ('--task multilabel --num-classes 3', ['--task multilabel', 'hfds/']),
+    ('--task multilabel --num-classes 3 --dataset hfds/x --eval-metric top1', ['--eval-metric', 'top1', 'map']),
+    ('--target-format multihot', ['--target-format', '--task multilabel']),
+    ('--eval-metric map', ['--eval-metric', 'map']),
+    ('--resume auto', ['--resume auto', '--experiment']),
+    ('--stop-epoch 0', ['--stop-epoch', '0']),
+    ('--save-epochs 0', ['--save-epochs', '0']),
+    ('--log-wandb --wandb-resume-id x', ['--wandb-resume-id x', '--resume']),
+    ('--model-kwargs depth', ['--model-kwargs', 'KEY=VALUE', 'depth']),
     ('--no-such-flag', ['--no-such-flag']),
 ])
 def test_bad_flags_are_one_line(capsys, argv, words):
     message = error_of(capsys, *argv.split())
     assert all(word in message for word in words), message
+
+
+@pytest.mark.parametrize('argv, words', [
+    ('--train-batches-per-epoch 9', '--train-batches-per-epoch has no effect without --train-img-sizes'),
+    ('--naflex-loss-scale none', '--naflex-loss-scale has no effect without --naflex-loader'),
+    ('--kd-temperature 2', '--kd-temperature has no effect without --kd-model-name'),
+    ('--wandb-project x', '--wandb-project has no effect without --log-wandb'),
+    ('--pretrained-path x', '--pretrained-path has no effect without --pretrained'),
+    ('--drop-connect 0.1', '--drop-connect has no effect, as in timm: use --drop-path'),
+])
+def test_what_says_nothing_alone_is_named(capsys, monkeypatch, argv, words):
+    parse_train_args(['data', *argv.split()])
+    assert words in capsys.readouterr().err
+    monkeypatch.setenv('RANK', '1')
+    parse_train_args(['data', *argv.split()])
+    assert not capsys.readouterr().err, 'once, not for every rank'
+
+
+def test_names_of_losses_are_resolved():
+    assert parse_train_args(['data', '--bce-loss', '--bce-pos-weight', '2']).loss == 'bce'
+    assert parse_train_args(['data', '--bce-loss', '--bce-pos-weight', '2']).loss_pos_weight == '2.0'
+    assert parse_train_args(['data', '--jsd-loss', '--aug-splits', '3']).loss == 'jsd'
+    several = ['data', '--task', 'multilabel', '--num-classes', '3', '--dataset', 'hfds/x']
+    assert vars(parse_train_args(several)).items() >= dict(eval_metric='map', smoothing=0.).items()
+    assert parse_train_args([*several, '--smoothing', '0.1']).smoothing == 0.1
 
 
 def test_the_command_line_is_told_from_the_defaults():

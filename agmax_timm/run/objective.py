@@ -35,7 +35,12 @@ def build_task(args: argparse.Namespace, model: nn.Module, device: torch.device,
         if args.kd_model_name:
             return _distillation_task(args, model, criterion, common)
     except ValueError as error:
-        raise OptionError(f"{'--agmax' if args.agmax else '--kd-model-name'}: {error}") from error
+        raise OptionError(f"{f'--kd-model-name {args.kd_model_name}' if args.kd_model_name else '--agmax'}: "
+                          f'{error}') from error
+    except (RuntimeError, OSError) as error:
+        if not args.kd_model_name:
+            raise
+        raise OptionError(f'--kd-model-name {args.kd_model_name}: {error}') from error  # the teacher could not be made
     if args.task == 'multilabel':
         return MultiLabelClassificationTask(model, criterion, threshold=args.multilabel_threshold, **common)
     return ClassificationTask(model, criterion, **common)

@@ -1,0 +1,156 @@
+"""Going on with a run: in its own folder, from a recovery file, with options that changed; files are never missing."""
+import csv
+import os
+import shutil
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from timm.models import create_model
+from timm.optim import create_optimizer_v2
+from timm.task import ClassificationTask
+
+from agmax_timm.run import training
+from agmax_timm.run.config import parse_train_args
+from agmax_timm.saver import create_saver, make_record, resume
+
+SMALL = ['--model', 'test_resnet', '--num-classes', '3', '--img-size', '32', '-b', '4', '-j', '0',
+         '--warmup-epochs', '0', '--lr', '0.05', '--log-interval', '1']
+
+
+@pytest.fixture
+def train(photos, tmp_path):
+    """Function: results of a run of train.py with these flags on the photos, in the folder `run`."""
+    def run(*argv):
+        return training.train(parse_train_args(
+            [str(photos), *SMALL, '--output', str(tmp_path), '--experiment', 'run', *argv]))
+    return run
+
+
+def load(path):
+    with torch.serialization.safe_globals([Namespace]):
+        return torch.load(path, weights_only=True)
+
+
+def epochs(folder):
+    with open(folder / 'summary.csv', newline='') as f:
+        return [int(row['epoch']) for row in csv.DictReader(f)]
+
+
+def test_auto_starts_goes_on_and_has_nothing_to_do(train, tmp_path, caplog):
+    folder = tmp_path / 'run'
+    flags = ['--agmax', '--epochs', '4', '--resume', 'auto', '--checkpoint-hist', '2']
+    assert [result['epoch'] for result in train(*flags, '--stop-epoch', '2')] == [0, 1]
+    assert [result['epoch'] for result in train(*flags)] == [2, 3]
+    assert epochs(folder) == [0, 1, 2, 3]
+    assert load(folder / 'last.pth.tar')['epoch'] == 3
+    assert len(list(folder.glob('checkpoint-*.pth.tar'))) == 2, 'the history of before counts'
+    with open(folder / 'summary.csv', newline='') as f:
+        top1 = [float(row['eval_top1']) for row in csv.DictReader(f)]
+    assert load(folder / 'model_best.pth.tar')['epoch'] == top1.index(max(top1))
+    assert yaml.safe_load((folder / 'args.yaml').read_text())['resume'] == 'auto'
+
+    before = {path.name: path.read_bytes() for path in folder.glob('*.csv')}
+    assert train(*flags) == []
+    assert {path.name: path.read_bytes() for path in folder.glob('*.csv')} == before
+    assert 'Nothing to train' in caplog.text
+
+
+def test_rows_of_epochs_that_are_trained_again_are_replaced(train, tmp_path):
+    train('--epochs', '3')
+    train('--epochs', '3', '--resume', str(tmp_path / 'run' / 'checkpoint-0.pth.tar'))
+    assert epochs(tmp_path / 'run') == [0, 1, 2]
+
+
+def test_a_fresh_run_keeps_the_summary_of_the_one_before(train, tmp_path, caplog):
+    train('--epochs', '2')
+    train('--epochs', '1')
+    assert epochs(tmp_path / 'run') == [0]
+    kept, = (tmp_path / 'run').glob('summary-*.csv')
+    assert len(kept.read_text().splitlines()) == 3
+    assert 'holds another run' in caplog.text
+
+
+def test_milestones_are_kept_and_evaluated(train, tmp_path):
+    train('--epochs', '4', '--stop-epoch', '3', '--save-epochs', '1', '3', '--val-interval', '4')
+    assert epochs(tmp_path / 'run') == [0, 2]
+    assert load(tmp_path / 'run' / 'milestone-1.pth.tar')['epoch'] == 0
+    assert load(tmp_path / 'run' / 'milestone-3.pth.tar')['epoch'] == 2
+
+
+def test_the_schedule_does_not_know_of_the_stop(train, tmp_path):
+    train('--epochs', '4', '--stop-epoch', '2')
+    with open(tmp_path / 'run' / 'summary.csv', newline='') as f:
+        stopped = [row['lr'] for row in csv.DictReader(f)]
+    train('--epochs', '4')
+    with open(tmp_path / 'run' / 'summary.csv', newline='') as f:
+        assert [row['lr'] for row in csv.DictReader(f)][:2] == stopped
+
+
+def test_a_stop_past_the_end_is_one_line(train):
+    with pytest.raises(ValueError, match='--stop-epoch 3 is past the last epoch: there are 2'):
+        train('--epochs', '2', '--stop-epoch', '3')
+
+
+def test_a_recovery_file_does_not_skip_the_rest_of_its_epoch(train, tmp_path, caplog):
+    """timm's script goes on with the next one."""
+    train('--epochs', '2', '--recovery-interval', '2', '--mixup', '0.2')
+    results = train('--epochs', '2', '--resume', str(tmp_path / 'run' / 'recovery-1-1.pth.tar'))
+    assert [result['epoch'] for result in results] == [1]
+    assert 'written within epoch 1' in caplog.text
+
+
+def test_a_new_learning_rate_takes_effect(train, tmp_path, caplog):
+    """timm's script goes on with the saved one, and is silent about it."""
+    train('--epochs', '2', '--stop-epoch', '1', '--sched', 'none', '--weight-decay', '0.1')
+    train('--epochs', '2', '--sched', 'none', '--lr', '0.01', '--weight-decay', '0.2', '--resume', 'auto')
+    optimizer = load(tmp_path / 'run' / 'last.pth.tar')['optimizer']
+    assert {group['lr'] for group in optimizer['param_groups']} == {0.01}
+    assert {group['weight_decay'] for group in optimizer['param_groups']} == {0., 0.2}
+    assert 'Not as in the checkpoint: lr 0.01 in place of 0.05, weight_decay 0.2 in place of 0.1' in caplog.text
+
+
+def test_the_same_options_leave_the_optimizer_as_it_was(train, tmp_path, caplog):
+    train('--epochs', '2', '--stop-epoch', '1', '--layer-decay', '0.7')
+    path = str(tmp_path / 'run' / 'last.pth.tar')
+    model = create_model('test_resnet', num_classes=3)
+    task = ClassificationTask(model, verbose=False)
+    optimizer = create_optimizer_v2(model, 'sgd', lr=0.05, weight_decay=2e-5, momentum=0.9, layer_decay=0.7)
+    assert resume(path, task, optimizer) == 1
+    saved = load(path)['optimizer']
+    for group, expected in zip(optimizer.param_groups, saved['param_groups']):
+        assert group['lr'] == expected['initial_lr'] and group['weight_decay'] == expected['weight_decay']
+    torch.testing.assert_close(optimizer.state_dict()['state'], saved['state'], rtol=0, atol=0)
+    assert 'Not as in the checkpoint' not in caplog.text
+
+
+@pytest.mark.parametrize('broken', ['', 'os.link'])
+def test_the_last_and_the_best_are_there_at_every_instant(tmp_path, monkeypatch, broken):
+    """timm's saver removes a file before its successor has the name."""
+    model = create_model('test_resnet', num_classes=3)
+    task = ClassificationTask(model, verbose=False)
+    optimizer = create_optimizer_v2(model, 'sgd', lr=0.1)
+    record = make_record(model, 'test_resnet', {})
+    saver = create_saver(str(tmp_path), task, optimizer, Namespace(checkpoint_hist=3, model='test_resnet'), record)
+    saver.save_checkpoint(0, 1.)
+
+    files = [tmp_path / name for name in ('last.pth.tar', 'model_best.pth.tar')]
+    states = []
+
+    def observe(name, function):
+        def observed(*args):
+            states.extend(path.exists() for path in files)
+            if name == broken == 'os.link':
+                raise OSError('no hard links here')
+            return function(*args)
+        monkeypatch.setattr(name, observed)
+
+    for name in ('os.replace', 'os.link', 'os.unlink', 'os.remove', 'shutil.copy2'):
+        observe(name, getattr(shutil if name.startswith('shutil') else os, name.split('.')[1]))
+    saver.save_checkpoint(1, 2.)
+    monkeypatch.undo()
+    assert states and all(states)
+    assert [load(path)['epoch'] for path in files] == [1, 1]
+    assert not list(Path(tmp_path).glob('*.tmp'))
