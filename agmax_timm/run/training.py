@@ -21,7 +21,7 @@ from ..hub import HubError, check_destination
 from ..publish import command_of, publish_source
 from ..saver import create_saver, make_record, resume, resume_ema
 from ..task import UnsupportedModelError
-from . import build, loaders, reporting
+from . import build, loaders, reporting, sharding
 from .config import OptionError, mixing, parse_train_args
 from .engine import NonFiniteError, Progress, RunningLosses, evaluate, train_one_epoch
 from .pictures import save_views
@@ -48,11 +48,14 @@ def train(args: argparse.Namespace) -> List[Dict[str, Any]]:
         For each epoch that was evaluated, its number and its metrics in training and validation.
     """
     options = dict(vars(args))  # as given, before anything is resolved
+    args.fsdp = getattr(args, 'fsdp', False)
     reporting.setup_logging(primary=utils.world_info_from_env()[1] == 0)
     logger = logging.getLogger('train')
 
     device = build.init_device(args)
     primary = utils.is_primary(args)
+    if args.fsdp:
+        sharding.check_sharding(args)
     if args.push_to_hub and primary:
         check_destination(args.push_to_hub, private=args.hub_private, create_pr=args.hub_pr)
     utils.random_seed(args.seed, args.rank)
@@ -75,7 +78,8 @@ def train(args: argparse.Namespace) -> List[Dict[str, Any]]:
     build.build_ema(args, task)
     if args.resume and args.model_ema:
         resume_ema(args.resume, task)
-    build.compile_and_distribute(args, task, device)
+    build.compile_and_distribute(args, task, optimizer, device)
+    state = sharding.WholeState(task, optimizer, keep=primary) if args.fsdp else None
 
     updates_per_epoch = math.ceil(len(loader_train) / args.grad_accum_steps)
     scheduler, num_epochs = build.build_scheduler(args, optimizer, updates_per_epoch)
@@ -88,7 +92,8 @@ def train(args: argparse.Namespace) -> List[Dict[str, Any]]:
     if primary:
         output_dir = create_output_dir(args, options, data_config)
         record = make_record(model, args.model, data_config, class_names(dataset_train), metric_name)
-        saver = create_saver(output_dir, task, optimizer, args, record, precision.scaler, decreasing)
+        saver = create_saver(
+            output_dir, state or task, state or optimizer, args, record, precision.scaler, decreasing)
         logger.info(f'Training for {num_epochs} epochs of {updates_per_epoch} updates, into {output_dir}')
     reporter = reporting.Reporter(
         num_epochs * updates_per_epoch, start_epoch * updates_per_epoch, num_epochs, primary)
@@ -105,6 +110,8 @@ def train(args: argparse.Namespace) -> List[Dict[str, Any]]:
         if args.recovery_interval and (update_index + 1) % args.recovery_interval == 0:
             losses.read(f'by update {update_index + 1} of epoch {epoch}')
             check_weights(task)
+            if state is not None:
+                state.gather()
             if primary:
                 saver.save_recovery(epoch, batch_idx=update_index)
 
@@ -128,6 +135,8 @@ def train(args: argparse.Namespace) -> List[Dict[str, Any]]:
             raw = measure()
             ema = measure(ema=True) if task.has_ema() and not args.model_ema_force_cpu else None
         check_weights(task)
+        if state is not None:
+            state.gather()
         selected = ema or raw or train_metrics
         results.append({'epoch': epoch, 'train': train_metrics, **({'validation': selected} if raw else {})})
         if primary:
@@ -179,7 +188,8 @@ def evaluate_task(
 def check_weights(task: TrainingTask) -> None:
     """Raise NonFiniteError rather than save weights that are NaN or infinite: a finite loss can leave such behind."""
     state = task.get_trainable_module().state_dict()
-    finite = {name: value.isfinite().all() for name, value in state.items() if value.is_floating_point()}
+    finite = {
+        name: sharding.whole(value.isfinite().all()) for name, value in state.items() if value.is_floating_point()}
     if not torch.stack(list(finite.values())).all():
         broken = [name for name, value in finite.items() if not value]
         raise NonFiniteError(f'{broken[0]} and {len(broken) - 1} more of the weights are not finite: nothing was saved '
