@@ -23,6 +23,7 @@ from timm.task import TrainingTask
 from timm.utils import NativeScaler
 
 from .config import OptionError
+from .sharding import shard_task
 
 _logger = logging.getLogger(__name__)
 
@@ -60,7 +61,9 @@ def build_precision(args: argparse.Namespace, device: torch.device) -> Precision
         return Precision(model_dtype=getattr(torch, args.model_dtype) if args.model_dtype else None)
     dtype = getattr(torch, args.amp_dtype)
     scaler = NativeScaler(device=device.type) if device.type == 'cuda' and dtype == torch.float16 else None
-    return Precision(partial(torch.autocast, device_type=device.type, dtype=dtype), scaler)
+    # With --fsdp a cache would keep a copy of every layer's weights until the end of the forward pass.
+    cache = not getattr(args, 'fsdp', False)
+    return Precision(partial(torch.autocast, device_type=device.type, dtype=dtype, cache_enabled=cache), scaler)
 
 
 def set_backend_options(args: argparse.Namespace) -> None:
@@ -124,7 +127,8 @@ def build_model(args: argparse.Namespace, device: torch.device, precision: Preci
 
     if args.split_bn:
         model = convert_splitbn_model(model, max(args.aug_splits, 2))
-    model.to(device=device, dtype=precision.model_dtype)
+    # --fsdp: in host memory until it is sharded
+    model.to(device=None if args.fsdp else device, dtype=precision.model_dtype)
     if args.channels_last:
         model.to(memory_format=torch.channels_last)
     if args.distributed and args.sync_bn:
@@ -185,7 +189,7 @@ def build_ema(args: argparse.Namespace, task: TrainingTask) -> None:
     """An EMA that starts from the same weights on every rank: DDP shares rank 0's with the model only later."""
     if not args.model_ema:
         return
-    if args.distributed:
+    if args.distributed and not args.fsdp:
         for tensor in task.get_trainable_module().state_dict().values():
             dist.broadcast(tensor, 0)
     task.setup_ema(
@@ -195,12 +199,19 @@ def build_ema(args: argparse.Namespace, task: TrainingTask) -> None:
     )
 
 
-def compile_and_distribute(args: argparse.Namespace, task: TrainingTask, device: torch.device) -> None:
-    """torch.compile, then DDP around what is compiled."""
+def compile_and_distribute(
+        args: argparse.Namespace,
+        task: TrainingTask,
+        optimizer: torch.optim.Optimizer,
+        device: torch.device,
+) -> None:
+    """Shards where asked for, then torch.compile, then else DDP around what is compiled."""
+    if args.fsdp:
+        shard_task(task, optimizer, device, broadcast_buffers=not args.no_ddp_bb)
     if args.torchcompile:
         task.compile(backend=args.torchcompile, mode=args.torchcompile_mode)
         task.compile_ema(backend=args.torchcompile, mode=args.torchcompile_mode)
-    if args.distributed:
+    if args.distributed and not args.fsdp:
         device_ids = [device] if device.type == 'cuda' else None
         task.prepare_distributed(device_ids=device_ids, broadcast_buffers=not args.no_ddp_bb)
 

@@ -18,7 +18,7 @@ from ..hub import HubError, check_destination
 from ..publish import command_of, publish_source
 from ..saver import RecordSaver, create_saver, make_record, resume, resume_ema
 from ..task import UnsupportedModelError
-from . import build, folder, loaders, reporting, tracking
+from . import build, folder, loaders, reporting, sharding, tracking
 from .checks import mixing
 from .config import OptionError, parse_train_args
 from .engine import NonFiniteError, Progress, RunningLosses, evaluate, train_one_epoch
@@ -59,6 +59,8 @@ def train(args: argparse.Namespace) -> List[Dict[str, Any]]:
     build.import_device_modules(args)
     device = build.init_device(args)
     primary = utils.is_primary(args)
+    if args.fsdp:
+        sharding.check_sharding(args)
     if args.push_to_hub and primary:
         check_destination(args.push_to_hub, private=args.hub_private, create_pr=args.hub_pr)
     utils.random_seed(args.seed, args.rank)
@@ -85,7 +87,8 @@ def train(args: argparse.Namespace) -> List[Dict[str, Any]]:
     build.build_ema(args, task)
     if args.resume and args.model_ema:
         resume_ema(args.resume, task)
-    build.compile_and_distribute(args, task, device)
+    build.compile_and_distribute(args, task, optimizer, device)
+    whole = sharding.WholeState(task, optimizer, keep=primary) if args.fsdp else None
 
     updates_per_epoch = math.ceil(len(loader_train) / args.grad_accum_steps)
     scheduler, num_epochs = build.build_scheduler(args, optimizer, updates_per_epoch)
@@ -99,7 +102,8 @@ def train(args: argparse.Namespace) -> List[Dict[str, Any]]:
     output_dir = saver = wandb_run = None
     if primary:
         output_dir = folder.open_folder(args, options, data_config['input_size'][-1], start_epoch)
-        saver = create_saver(output_dir, task, optimizer, args, record, precision.scaler, decreasing)
+        saver = create_saver(
+            output_dir, whole or task, whole or optimizer, args, record, precision.scaler, decreasing)
         if folder.goes_on(args, output_dir):
             saver.load_state_dict_from_checkpoint(args.resume)
         wandb_run = tracking.start_wandb(args, os.path.basename(output_dir))
@@ -120,6 +124,8 @@ def train(args: argparse.Namespace) -> List[Dict[str, Any]]:
         if args.recovery_interval and (update_index + 1) % args.recovery_interval == 0:
             losses.read(f'by update {update_index + 1} of epoch {epoch}')
             check_weights(task)
+            if whole is not None:
+                whole.gather()
             if primary:
                 saver.save_recovery(epoch, batch_idx=update_index)
 
@@ -144,6 +150,8 @@ def train(args: argparse.Namespace) -> List[Dict[str, Any]]:
             raw = measure()
             ema = measure(ema=True) if task.has_ema() and not args.model_ema_force_cpu else None
         check_weights(task)
+        if whole is not None:
+            whole.gather()
         selected = ema or raw or train_metrics
         results.append({'epoch': epoch, 'train': train_metrics, **({'validation': selected} if raw else {})})
         if primary:
@@ -211,7 +219,8 @@ def evaluate_task(
 def check_weights(task: TrainingTask) -> None:
     """Raise NonFiniteError rather than save weights that are NaN or infinite: a finite loss can leave such behind."""
     state = task.get_trainable_module().state_dict()
-    finite = {name: value.isfinite().all() for name, value in state.items() if value.is_floating_point()}
+    finite = {
+        name: sharding.whole(value.isfinite().all()) for name, value in state.items() if value.is_floating_point()}
     if not torch.stack(list(finite.values())).all():
         broken = [name for name, value in finite.items() if not value]
         raise NonFiniteError(f'{broken[0]} and {len(broken) - 1} more of the weights are not finite: nothing was saved '
