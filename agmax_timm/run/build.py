@@ -213,7 +213,8 @@ def compile_and_distribute(
         task.compile_ema(backend=args.torchcompile, mode=args.torchcompile_mode)
     if args.distributed and not args.fsdp:
         device_ids = [device] if device.type == 'cuda' else None
-        task.prepare_distributed(device_ids=device_ids, broadcast_buffers=not args.no_ddp_bb)
+        buffers = dict(broadcast_buffers=False) if args.no_ddp_bb else {}  # naming the default warns since torch 2.15
+        task.prepare_distributed(device_ids=device_ids, **buffers)
 
 
 def build_scheduler(

@@ -5,11 +5,13 @@ import os
 from datetime import datetime
 from typing import Any, Dict, Optional
 
+import torch.distributed as dist
 import yaml
 from timm import utils
 from timm.models import safe_model_name
 
 from . import reporting
+from .config import OptionError
 
 _logger = logging.getLogger('train')
 LAST = 'last.pth.tar'
@@ -20,6 +22,23 @@ def resolve_resume(args: argparse.Namespace) -> None:
     if args.resume == 'auto':
         last = os.path.join(_parent(args), args.experiment, LAST)
         args.resume = last if os.path.isfile(last) else ''
+
+
+def check_same_start(args: argparse.Namespace, resume_epoch: Optional[int]) -> None:
+    """Raise OptionError where ranks found different checkpoints, as on machines that do not share the folder.
+
+    Args:
+        resume_epoch: Epoch that this rank's checkpoint goes on with, None without one.
+    """
+    if not args.distributed:
+        return
+    epochs = [None] * args.world_size
+    dist.all_gather_object(epochs, resume_epoch)
+    others = [rank for rank, epoch in enumerate(epochs) if epoch != epochs[0]]
+    if others:
+        said = [f'goes on with epoch {epoch}' if epoch is not None else 'finds no checkpoint' for epoch in epochs]
+        raise OptionError(f'--resume: rank 0 {said[0]}, rank {others[0]} {said[others[0]]}: give every machine '
+                          f'the same files, --output {_parent(args)} on storage that all of them share')
 
 
 def open_folder(args: argparse.Namespace, options: Dict[str, Any], img_size: int, start_epoch: int) -> str:

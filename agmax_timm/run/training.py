@@ -84,6 +84,7 @@ def train(args: argparse.Namespace) -> List[Dict[str, Any]]:
     if args.resume:
         state = (None, None) if args.no_resume_opt else (optimizer, precision.scaler)
         resume_epoch = resume(args.resume, task, *state, verbose=primary)
+    folder.check_same_start(args, resume_epoch)
     build.build_ema(args, task)
     if args.resume and args.model_ema:
         resume_ema(args.resume, task)
