@@ -181,14 +181,16 @@ def evaluate(
         precision: Precision,
         log_interval: int,
         on_log: Optional[Callable[..., None]] = None,
+        evaluator: Optional[ClassificationEvaluator] = None,
 ) -> Dict[str, float]:
     """Cross-entropy and top-1/top-5 in percent over every sample once, whatever the number of ranks.
 
     Args:
         log_interval: Batches between calls of on_log(batch index, number of batches, metrics so far).
+        evaluator: Another one of timm's protocol: update(output, target), summary(), compute(distributed).
     """
     model.eval()
-    evaluator = ClassificationEvaluator(device, max_samples=evaluation_sample_limit(loader))
+    evaluator = evaluator or ClassificationEvaluator(device, max_samples=evaluation_sample_limit(loader))
     for batch_index, (input, target) in enumerate(loader):
         input, target = _to_device(input, target, args, device, precision)
         with precision.autocast():
@@ -207,7 +209,12 @@ def _to_device(
         precision: Precision,
 ) -> Tuple[torch.Tensor, torch.Tensor]:
     if args.no_prefetcher:
-        input, target = input.to(device=device, dtype=precision.model_dtype), target.to(device=device)
+        target = target.to(device=device)
+        if isinstance(input, dict):  # NaFlex: only the patches are numbers of the network
+            moved = {name: value.to(device=device, dtype=precision.model_dtype if name == 'patches' else None)
+                     for name, value in input.items() if isinstance(value, torch.Tensor)}
+            return {**input, **moved}, target
+        input = input.to(device=device, dtype=precision.model_dtype)
     if args.channels_last:
         input = input.contiguous(memory_format=torch.channels_last)
     return input, target

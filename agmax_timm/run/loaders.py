@@ -129,6 +129,7 @@ def build_eval_loader(
         precision: Precision,
         batch_size: int,
         crop_border_pixels: Optional[int] = None,
+        tf_preprocessing: bool = False,
 ):
     """Loader in the order of the data set, for training's validation and for validate.py alike."""
     workers = args.workers
@@ -144,5 +145,6 @@ def build_eval_loader(
         crop_pct=data_config['crop_pct'],
         crop_mode=data_config['crop_mode'],
         crop_border_pixels=crop_border_pixels,
+        tf_preprocessing=tf_preprocessing,
         **_loader_kwargs(args, data_config, device, precision),
     )

@@ -94,8 +94,10 @@ def train_line(progress: Progress, lr: float) -> str:
 
 
 def evaluation_line(name: str, batch_index: int, num_batches: int, metrics: Dict[str, float]) -> str:
-    return (f"{name}: [{batch_index:>4d}/{num_batches - 1}]  Loss: {metrics['loss']:>6.3f}  "
-            f"Acc@1: {metrics['top1']:>7.3f}  Acc@5: {metrics['top5']:>7.3f}")
+    line = f"{name}: [{batch_index:>4d}/{num_batches - 1}]  Loss: {metrics['loss']:>6.3f}"
+    if 'top1' in metrics:  # other metrics are known only at the end
+        line += f"  Acc@1: {metrics['top1']:>7.3f}  Acc@5: {metrics['top5']:>7.3f}"
+    return line
 
 
 def log_evaluation_step(name: str):
