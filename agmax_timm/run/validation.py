@@ -96,10 +96,12 @@ def validate(args: argparse.Namespace) -> Dict[str, Any]:
 
 
 def start(args: argparse.Namespace) -> torch.device:
-    """Logging, processes and device, once whatever the number of models; data that is not there is told first."""
+    """Logging, processes and device, once whatever the number of models. What cannot be read is told first."""
     reporting.setup_logging(primary=utils.world_info_from_env()[1] == 0)
     if '/' not in args.dataset and args.dataset != DEMO:
         check_root(args.data_dir, args.split)
+    if args.checkpoint and not os.path.isdir(args.checkpoint):
+        saved_options(args.checkpoint)
     return build.init_device(args)
 
 
