@@ -501,17 +501,18 @@ def test_retry_takes_smaller_batches_until_memory_suffices(bulk_mode, folder, ph
     assert isinstance(rows, list if bulk_mode else dict)
 
 
-def test_a_checkpoints_own_batch_size_shrinks_too(ema_run, photos, results_of, monkeypatch):
+def test_a_checkpoints_own_batch_size_shrinks_too(ema_run, photos, monkeypatch):
     tried = []
 
     def never(args, *rest):
         tried.append(args.batch_size)
+        assert len(tried) < 9
         raise RuntimeError('CUDA out of memory')
     monkeypatch.setattr(validation, 'build_loader', never)
-    monkeypatch.setattr(validation, 'adopt_options', lambda args, saved, adopt=validation.adopt_options: (
-        args.explicit.discard('batch_size') if not tried else None, adopt(args, saved)))
-    results_of(photos, '--checkpoint', ema_run / 'last.pth.tar', '--retry', status=1)
-    assert tried == [4, 3, 2, 1]
+    with pytest.raises(SystemExit) as end:
+        validation.main([str(photos), '--checkpoint', str(ema_run / 'last.pth.tar'), '--retry', '-j', '0',
+                         '--device', 'cpu'])
+    assert end.value.code == 1 and tried == [4, 3, 2, 1]
 
 
 # ---- Ranks ----
