@@ -260,7 +260,6 @@ def test_real_labels_replace_top1_and_top5(imagenet, weights, results_of, refusa
     path, model = weights(num_classes=8)
     labels = [[0], [1, 2], [], [7], [3, 4, 5], [2], [0, 7], [], [6], [5], [1], [3, 0]]
     (tmp_path / 'real.json').write_text(json.dumps(labels))
-    (tmp_path / 'valid.txt').write_text('7\n0\n3\n')
     words = ['--model', 'test_resnet', '--num-classes', 8, '--checkpoint', path, '--img-size', 64]
     words += ['--real-labels', tmp_path / 'real.json']
     logits, target = logits_of(model, imagenet)
@@ -272,10 +271,15 @@ def test_real_labels_replace_top1_and_top5(imagenet, weights, results_of, refusa
     assert results['loss'] == pytest.approx(F.cross_entropy(logits, target).item(), rel=1e-4)
 
     # outputs that are no classes are never predicted, and real labels keep the numbers of the outputs
+    valid = logits.mean(0).argsort()[:3].tolist()
+    (tmp_path / 'valid.txt').write_text(''.join(f'{output}\n' for output in valid))
+    labels = [[valid[-1]]] * 12
+    (tmp_path / 'real.json').write_text(json.dumps(labels))
     masked = torch.full_like(logits, -np.inf)
-    masked[:, [7, 0, 3]] = logits[:, [7, 0, 3]]
+    masked[:, valid] = logits[:, valid]
     both = results_of(imagenet, *words, '--valid-labels', tmp_path / 'valid.txt')
     assert both['top1'] == pytest.approx(real_accuracy(masked, names, labels, 1), abs=1e-4)
+    assert both['top1'] > real_accuracy(logits, names, labels, 1)
 
     assert 'ILSVRC2012_val' in refusal(photos, *words)
     (tmp_path / 'real.json').write_text('[[1]]')
