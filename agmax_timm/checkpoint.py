@@ -251,7 +251,8 @@ def _tensors(checkpoint: Dict[str, Any], path: str, use_ema: bool = False) -> Di
     if not isinstance(tensors, dict) or not tensors or not all(
             isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in tensors.items()):
         raise CheckpointError(f'{path} holds no weights of a model')
-    return clean_state_dict(tensors)
+    # timm's split batch norm evaluates by its first part alone: the others are of training.
+    return {name: value for name, value in clean_state_dict(tensors).items() if '.aux_bn.' not in name}
 
 
 def _load_strictly(model: nn.Module, tensors: Dict[str, torch.Tensor], path: str) -> None:

@@ -13,6 +13,7 @@ from torch.distributed.tensor import DTensor
 from agmax_timm.run import build, engine, sharding, training
 from agmax_timm.run.config import OptionError, parse_train_args
 from agmax_timm.run.engine import NonFiniteError
+from agmax_timm.run.objective import build_task
 
 RANKS = 2
 CLASSES = 5
@@ -59,7 +60,7 @@ def build_all(args, architecture, rank, dtype):
         model.to(memory_format=torch.channels_last)
     precision = build.build_precision(args, CPU)
     precision.model_dtype = dtype
-    task = build.build_task(args, model, CPU, precision)
+    task = build_task(args, model, CPU, precision)
     optimizer = build.build_optimizer(args, task)
     build.build_ema(args, task)
     build.compile_and_distribute(args, task, optimizer, CPU)
@@ -100,7 +101,7 @@ def complaints(rank):
         task.get_trainable_module().model.head.weight.to_local().detach().fill_(torch.nan)
     with pytest.raises(NonFiniteError) as error:
         training.check_weights(task)
-    task, optimizer = build.build_task(args, Scaled(4, 2), CPU, build.Precision()), None
+    task, optimizer = build_task(args, Scaled(4, 2), CPU, build.Precision()), None
     with pytest.raises(OptionError) as other:
         sharding.shard_task(task, optimizer, CPU)
     return str(error.value), str(other.value)

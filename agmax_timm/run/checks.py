@@ -1,5 +1,6 @@
 """Values and combinations of options that cannot be: one line each, with the flag, the value and the way out."""
 import argparse
+import importlib.util
 import os
 import sys
 from typing import Callable, Set
@@ -115,9 +116,16 @@ def check_validate_args(args: argparse.Namespace, parser: argparse.ArgumentParse
             parser.error(f'{_flag(flag)} must be 1 or more, got {getattr(args, flag)}')
     if args.workers < 0:
         parser.error(f'--workers must be 0 or more, got {args.workers}')
+    if args.crop_mode not in (None, 'squash', 'border', 'center'):
+        parser.error(f"--crop-mode must be squash, border or center, got '{args.crop_mode}'")
     _check_precision(args, parser.error)
     _check_fuser(args, parser.error)
     _check_targets(args, parser.error)
+    _check_labels(args, parser.error)
+    _check_validation_loader(args, parser)
+    folder = os.path.dirname(args.results_file)
+    if folder and not os.path.isdir(folder):
+        parser.error(f'--results-file {args.results_file}: no folder {folder}: make it first')
 
 
 def mixing(args: argparse.Namespace) -> bool:
@@ -147,6 +155,44 @@ def _check_targets(args: argparse.Namespace, error: Callable) -> None:
               'hfds/, hfids/, tfds/ or wds/')
     if args.target_format is not None and args.task != 'multilabel':
         error(f'--target-format {args.target_format} needs --task multilabel')
+
+
+def _check_labels(args: argparse.Namespace, error: Callable) -> None:
+    for flag, value in (('--real-labels', args.real_labels), ('--valid-labels', args.valid_labels),
+                        ('--metrics-avg', args.metrics_avg)):
+        if value and args.task == 'multilabel':
+            error(f'{flag} {value} is for one class an image: drop it, or drop --task multilabel')
+        if value and flag != '--metrics-avg' and not os.path.isfile(value):
+            error(f'{flag} {value}: no such file')
+    if args.metrics_avg:
+        _check_installed('sklearn', f'--metrics-avg {args.metrics_avg}', 'scikit-learn', error)
+    if not 0. < args.multilabel_threshold < 1.:
+        error(f'--multilabel-threshold must be between 0 and 1, got {args.multilabel_threshold}')
+
+
+def _check_validation_loader(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    if args.tf_preprocessing:
+        for flag, asked in (('--no-prefetcher', args.no_prefetcher), ('--naflex-loader', args.naflex_loader),
+                            (f'--dataset {args.dataset}', args.dataset == 'demo')):
+            if asked:
+                parser.error(f'--tf-preprocessing gives images of one size, from their files, to the prefetcher: drop '
+                             f'it, or drop {flag}')
+        _check_installed('tensorflow', '--tf-preprocessing', 'tensorflow-cpu', parser.error)
+    if not args.naflex_loader:
+        return
+    for flag in ('channels_last', 'torchscript', 'aot_autograd', 'test_pool'):
+        if getattr(args, flag):
+            parser.error(f'{_flag(flag)} is for images, --naflex-loader gives patches: drop one of them')
+    if args.naflex_max_seq_len < 1:
+        parser.error(f'--naflex-max-seq-len must be 1 or more, got {args.naflex_max_seq_len}')
+    for flag in ('crop_pct', 'crop_mode', 'crop_border_pixels'):
+        if getattr(args, flag) is not None:
+            _warn(parser, f'{_flag(flag)} has no effect with --naflex-loader, which shows whole images')
+
+
+def _check_installed(module: str, flag: str, package: str, error: Callable) -> None:
+    if importlib.util.find_spec(module) is None:
+        error(f'{flag} needs {package}: pip install {package}')
 
 
 def _check_mixing(args: argparse.Namespace, error: Callable) -> None:
@@ -310,9 +356,13 @@ def _warn_of_idle(args: argparse.Namespace, parser: argparse.ArgumentParser) -> 
             if not getattr(args, needed) for name in names if getattr(args, name) != parser.get_default(name)]
     if args.drop_connect is not None:
         idle.append('--drop-connect has no effect, as in timm: use --drop-path')
+    for line in idle:
+        _warn(parser, line)
+
+
+def _warn(parser: argparse.ArgumentParser, line: str) -> None:
     if os.environ.get('RANK', '0') == '0':
-        for line in idle:
-            print(f'{parser.prog}: warning: {line}', file=sys.stderr)
+        print(f'{parser.prog}: warning: {line}', file=sys.stderr)
 
 
 def _flag(name: str) -> str:

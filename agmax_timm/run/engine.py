@@ -197,25 +197,24 @@ def evaluate(
 
     Args:
         log_interval: Batches between calls of on_log(batch index, number of batches, metrics so far).
-        evaluator: What measures instead, such as timm.task.MultiLabelClassificationEvaluator.
+        evaluator: Another one of timm's protocol: update(output, target), summary(), compute(distributed).
         average: Samples in a row that are versions of one image, their outputs averaged.
     """
     model.eval()
-    evaluator = evaluator if evaluator is not None else ClassificationEvaluator(device)
-    evaluator.max_samples = evaluation_sample_limit(loader)
-    if evaluator.max_samples is not None:
-        evaluator.max_samples //= average
+    evaluator = evaluator or ClassificationEvaluator(device, max_samples=evaluation_sample_limit(loader))
+    num_samples = 0
     for batch_index, (input, target) in enumerate(loader):
         input, target = _to_device(input, target, args, device, precision)
         with precision.autocast():
             output = model(input)
         output = output[0] if isinstance(output, (tuple, list)) else output
+        num_samples += len(output)
         if average > 1:
             output, target = output.unfold(0, average, average).mean(dim=2), target[:len(target):average]
         evaluator.update(output, target)
         if on_log is not None and (batch_index % log_interval == 0 or batch_index == len(loader) - 1):
             on_log(batch_index, len(loader), evaluator.summary())
-    warn_of_loss(loader, evaluator.num_samples * average, device)
+    warn_of_loss(loader, num_samples, device)
     return evaluator.compute(distributed=args.distributed)
 
 
@@ -234,8 +233,8 @@ def _to_device(
     if args.no_prefetcher:
         target = target.to(device=device)
         if isinstance(input, dict):
-            input = {name: value.to(device=device) for name, value in input.items()}
-            input['patches'] = input['patches'].to(dtype=precision.model_dtype)
+            moved = {name: value.to(device=device) for name, value in input.items() if torch.is_tensor(value)}
+            input = {**input, **moved, 'patches': moved['patches'].to(dtype=precision.model_dtype)}
         else:
             input = input.to(device=device, dtype=precision.model_dtype)
     if args.channels_last and isinstance(input, torch.Tensor):

@@ -101,7 +101,7 @@ def build_train_loader(
         data_config: Dict,
         device: torch.device,
         precision: Precision,
-        model: Optional[nn.Module] = None,
+        patch_size: Optional[Tuple[int, int]] = None,
 ):
     """Training loader, of two views with --agmax; --naflex-loader needs the model's patch size.
 
@@ -140,7 +140,7 @@ def build_train_loader(
     )
     try:
         if args.naflex_loader:
-            return create_naflex_train_loader(dataset, **common, **_naflex_kwargs(args, model))
+            return create_naflex_train_loader(dataset, **common, **_naflex_kwargs(args, patch_size))
         return create_train_loader(
             dataset,
             data_config['input_size'],
@@ -172,12 +172,12 @@ def _resolution_kwargs(args: argparse.Namespace) -> Dict[str, Any]:
     )
 
 
-def _naflex_kwargs(args: argparse.Namespace, model: nn.Module) -> Dict[str, Any]:
+def _naflex_kwargs(args: argparse.Namespace, patch_size: Tuple[int, int]) -> Dict[str, Any]:
     mixup = mixup_kwargs(args)
     if mixup is not None:
         mixup.update(mixup_off_epoch=args.mixup_off_epoch)
         del mixup['mode'], mixup['cutmix_minmax']  # of images of one size
-    patches = dict(patch_size=patch_size(model))
+    patches = dict(patch_size=patch_size)
     if args.naflex_patch_sizes:
         patches = dict(
             patch_size_choices=args.naflex_patch_sizes, patch_size_choice_probs=args.naflex_patch_size_probs)
@@ -224,8 +224,9 @@ def build_eval_loader(
         device: torch.device,
         precision: Precision,
         batch_size: int,
-        model: Optional[nn.Module] = None,
+        patch_size: Optional[Tuple[int, int]] = None,
         crop_border_pixels: Optional[int] = None,
+        tf_preprocessing: bool = False,
 ):
     """Loader in the order of the data set, for training's validation and for validate.py alike."""
     workers = args.workers
@@ -234,7 +235,7 @@ def build_eval_loader(
     if args.naflex_loader:
         return create_naflex_loader(
             dataset,
-            patch_size=patch_size(model),
+            patch_size=patch_size,
             max_seq_len=args.naflex_max_seq_len,
             batch_size=batch_size,
             interpolation=data_config['interpolation'],
@@ -253,5 +254,6 @@ def build_eval_loader(
         crop_pct=data_config['crop_pct'],
         crop_mode=data_config['crop_mode'],
         crop_border_pixels=crop_border_pixels,
+        tf_preprocessing=tf_preprocessing,
         **_loader_kwargs(args, data_config, device, precision),
     )

@@ -10,7 +10,7 @@ from typing import Any, Dict, List, Optional
 import torch
 import torch.distributed as dist
 from timm import utils
-from timm.task import TrainingTask
+from timm.task import TrainingTask, evaluation_sample_limit
 
 from ..checkpoint import CheckpointError
 from ..data.datasets import DataError, class_names
@@ -67,12 +67,14 @@ def train(args: argparse.Namespace) -> List[Dict[str, Any]]:
     precision = build.build_precision(args, device)
     model, data_config = build.build_model(args, device, precision)
     dataset_train, dataset_eval = loaders.build_datasets(args, data_config)
-    loader_train = loaders.build_train_loader(args, dataset_train, data_config, device, precision, model)
+    patch_size = loaders.patch_size(model) if args.naflex_loader else None
+    loader_train = loaders.build_train_loader(args, dataset_train, data_config, device, precision, patch_size)
     build.set_learning_rate(args, loaders.average_batch_size(args, loader_train))
     loader_eval = None
     if dataset_eval is not None:
         loader_eval = loaders.build_eval_loader(
-            args, dataset_eval, data_config, device, precision, args.validation_batch_size or args.batch_size, model)
+            args, dataset_eval, data_config, device, precision, args.validation_batch_size or args.batch_size,
+            patch_size)
     metric_name = args.eval_metric if loader_eval is not None else 'loss'
     record = make_record(model, args.model, data_config, class_names(dataset_train), metric_name)
     if args.torchscript:
@@ -206,10 +208,12 @@ def evaluate_task(
     name = 'Test (EMA)' if ema else 'Test'
     if ema:
         distribute_batch_norm(args, task.get_trainable_module(ema=True))
+    average, limit = max(1, args.tta), evaluation_sample_limit(loader)
+    evaluator = task.create_evaluator(max_samples=None if limit is None else limit // average)
     metrics = evaluate(
         task.get_eval_model(ema=ema), loader, args, device, precision, args.log_interval,
         on_log=reporting.log_evaluation_step(name) if utils.is_primary(args) else None,
-        evaluator=task.create_evaluator(), average=max(1, args.tta))
+        evaluator=evaluator, average=average)
     reporter.evaluation(f'{name} {epoch}', metrics)
     broken = [f'{key} is {value}' for key, value in metrics.items() if not math.isfinite(value)]
     if broken:

@@ -3,25 +3,36 @@ import argparse
 import csv
 import json
 import logging
+import math
+import os
+import sys
 from collections import OrderedDict
-from typing import Any, Dict, List, Optional
+from functools import partial
+from typing import Any, Dict, Iterator, List, Optional, Union
 
 import torch
 import torch.distributed as dist
 from timm import utils
-from timm.layers import set_fast_norm
+from torch.utils.data import Dataset
 
-from ..checkpoint import CheckpointError, load_weights, saved_options
-from ..data.datasets import DataError, check_classes
+from ..checkpoint import CheckpointError, saved_options
+from ..data.datasets import DEMO, DataError, check_root
 from ..data.shards import open_dataset
-from . import build, loaders, reporting
+from . import build, bulk, loaders, reporting
 from .config import OptionError, parse_validate_args
 from .engine import evaluate
+from .inference import Subject, build_subject
+from .metrics import create_evaluator, set_targets
 
 # What of a run decides how its checkpoint is to be evaluated.
 _OPTIONS_OF_RUN = (
     'model', 'num_classes', 'in_chans', 'img_size', 'input_size', 'mean', 'std', 'interpolation', 'crop_pct',
-    'crop_mode', 'gp', 'model_kwargs', 'class_map', 'input_img_mode', 'input_key', 'target_key')
+    'crop_mode', 'gp', 'model_kwargs', 'class_map', 'input_img_mode', 'input_key', 'target_key', 'task',
+    'target_format', 'multilabel_threshold')
+_METRICS = {  # and what their complements to 100 are called
+    'classification': {'top1': 'top1_err', 'top5': 'top5_err'},
+    'multilabel': {'map': None, 'micro_f1': None, 'macro_f1': None, 'sample_f1': None},
+}
 
 _logger = logging.getLogger('validate')
 
@@ -32,56 +43,90 @@ def main(argv: Optional[List[str]] = None) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """validate.py. Exit status 2 for options, data or checkpoints that cannot be used."""
+    """validate.py: prints and writes one model's results as a dict, those of several, best first, as a list of dicts.
+
+    Exit status 2 for options, data or checkpoints that cannot be used, where one model was asked for; 1 where every
+    one of several failed, or --retry; 130 if interrupted, and what was done by then is printed.
+    """
     try:
-        results = validate(args)
+        device = start(args)
+        jobs = bulk.list_jobs(args)
+        evaluate_one = partial(validate_model, device=device)
+        if jobs is not None:
+            status = run_jobs(args, jobs, evaluate_one)
+        else:
+            results = bulk.validate_with_retry(args, evaluate_one) if args.retry else evaluate_one(args)
+            status = int('error' in results)
+            report(args, results)
+            show(args, results)
     except (OptionError, DataError, CheckpointError) as error:
         reporting.exit_with_error(2, error)
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
-    if utils.is_primary(args):
-        if args.results_file:
-            write_results(args.results_file, results, args.results_format)
-        print(f'--result\n{json.dumps(results, indent=4)}')
+    if status:
+        sys.exit(status)
+
+
+def run_jobs(args: argparse.Namespace, jobs: List[bulk.Job], evaluate_one) -> int:
+    """Evaluate one after the other; the results file is complete after each. Returns the exit status."""
+    _logger.info(f'Evaluating {len(jobs)}: ' + ', '.join(job.checkpoint or job.model for job in jobs))
+    results, interrupted = [], False
+    try:
+        for row in bulk.run_jobs(args, jobs, evaluate_one):
+            results = bulk.ranked([*results, row])
+            report(args, results)
+    except KeyboardInterrupt:
+        interrupted = True
+    failed = sum('error' in row for row in results)
+    if failed:
+        _logger.warning(f'{failed} of {len(results)} failed: see their "error".')
+    show(args, results)
+    return 130 if interrupted else int(failed == len(results))
 
 
 def validate(args: argparse.Namespace) -> Dict[str, Any]:
-    """Evaluate as the options say.
+    """Evaluate one model as the options say.
 
     Returns:
-        Top-1 and top-5 accuracy and error in percent, mean cross-entropy, and what was evaluated.
+        Top-1 and top-5 accuracy and error in percent (mAP and F1 of --task multilabel), what other metrics the options
+        ask for, mean loss, and what was evaluated.
     """
+    return validate_model(args, start(args))
+
+
+def start(args: argparse.Namespace) -> torch.device:
+    """Logging, processes and device, once whatever the number of models. What cannot be read is told first."""
     reporting.setup_logging(primary=utils.world_info_from_env()[1] == 0)
+    if '/' not in args.dataset and args.dataset != DEMO:
+        check_root(args.data_dir, args.split)
+    if args.checkpoint and not os.path.isdir(args.checkpoint):
+        saved_options(args.checkpoint)
+    return build.init_device(args)
+
+
+def validate_model(args: argparse.Namespace, device: torch.device) -> Dict[str, Any]:
+    """What validate does for one model, on a device that is ready."""
     if args.checkpoint:
         adopt_options(args, saved_options(args.checkpoint))
-    device = build.init_device(args)
     precision = build.build_precision(args, device)
     utils.random_seed(args.seed)
-    if args.fast_norm:
-        set_fast_norm()
+    subject = build_subject(args, device, precision)
+    dataset = open_split(args, subject.data_config)
+    set_targets(args, dataset, subject.num_classes)
+    loader = loaders.build_eval_loader(
+        args, dataset, subject.data_config, device, precision, args.batch_size, subject.patch_size,
+        args.crop_border_pixels, args.tf_preprocessing)
+    evaluator = create_evaluator(args, dataset, loader, subject.num_classes, device)
+    metrics = evaluate(
+        subject.model, loader, args, device, precision, args.log_freq,
+        on_log=reporting.log_evaluation_step('Test') if utils.is_primary(args) else None,
+        evaluator=bulk.TogetherEvaluator(evaluator, args) if args.distributed else evaluator)
+    return summarize(args, subject, metrics)
 
-    model = build.create_named_model(
-        args.model,
-        pretrained=args.pretrained or not args.checkpoint,
-        num_classes=args.num_classes,
-        in_chans=build.input_channels(args),
-        global_pool=args.gp,
-        **args.model_kwargs,
-    )
-    if args.checkpoint:
-        load_weights(args.checkpoint, model, args.use_ema)
-    param_count = sum(parameter.numel() for parameter in model.parameters())
-    _logger.info(f'Model {args.model} created, param count: {param_count}')
-    data_config = build.build_data_config(args, model, use_test_size=not args.use_train_size)
-    model = model.to(device=device, dtype=precision.model_dtype)
-    if args.channels_last:
-        model = model.to(memory_format=torch.channels_last)
-    num_classes = model.num_classes
-    if args.torchcompile:
-        model = torch.compile(model, backend=args.torchcompile, mode=args.torchcompile_mode)
 
-    dataset = open_dataset(
+def open_split(args: argparse.Namespace, data_config: Dict[str, Any]) -> Dataset:
+    return open_dataset(
         args.dataset,
         root=args.data_dir,
         split=args.split,
@@ -93,29 +138,43 @@ def validate(args: argparse.Namespace) -> Dict[str, Any]:
         target_key=args.target_key,
         trust_remote_code=args.dataset_trust_remote_code,
         seed=args.seed,
+        **(dict(load_bytes=True) if args.tf_preprocessing else {}),
+        **(dict(target_format=args.target_format) if args.target_format else {}),
     )
-    check_classes(dataset, None, num_classes, args.class_map)
-    loader = loaders.build_eval_loader(
-        args, dataset, data_config, device, precision, args.batch_size, model, args.crop_border_pixels)
-    metrics = evaluate(
-        model, loader, args, device, precision, args.log_freq,
-        on_log=reporting.log_evaluation_step('Test') if utils.is_primary(args) else None)
 
-    results = OrderedDict(
-        model=args.model,
-        top1=round(metrics['top1'], 4), top1_err=round(100 - metrics['top1'], 4),
-        top5=round(metrics['top5'], 4), top5_err=round(100 - metrics['top5'], 4),
-        param_count=round(param_count / 1e6, 2),
-        img_size=data_config['input_size'][-1],
-        crop_pct=data_config['crop_pct'],
-        interpolation=data_config['interpolation'],
+
+def summarize(args: argparse.Namespace, subject: Subject, metrics: Dict[str, float]) -> Dict[str, Any]:
+    """The results: timm's keys in timm's order, then the loss and the checkpoint."""
+    results = OrderedDict(model=args.model)
+    for name, complement in _METRICS[args.task].items():
+        results[name] = round(metrics[name], 4)
+        if complement is not None:
+            results[complement] = round(100 - metrics[name], 4)
+    results.update((name, round(value, 4)) for name, value in metrics.items() if name not in (*results, 'loss'))
+    results.update(
+        param_count=round(subject.param_count / 1e6, 2),
+        img_size=subject.data_config['input_size'][-1],
+        crop_pct=subject.data_config['crop_pct'],
+        interpolation=subject.data_config['interpolation'],
         loss=metrics['loss'],
     )
+    if not math.isfinite(metrics['loss']):
+        _logger.warning(f"The loss of {args.model} is {metrics['loss']}: 'loss' is null in the results.")
+        results['loss'] = None  # JSON has no other word for it
     if args.checkpoint:
         results['checkpoint'] = args.checkpoint
-    _logger.info(f" * Acc@1 {results['top1']:.3f} ({results['top1_err']:.3f}) "
-                 f"Acc@5 {results['top5']:.3f} ({results['top5_err']:.3f})")
+    _logger.info(' * ' + ' '.join(_shown(results, args.task, metrics)))
     return results
+
+
+def _shown(results: Dict[str, Any], task: str, metrics: Dict[str, float]) -> Iterator[str]:
+    """Each metric as timm logs it: Acc@1 and Acc@5 with their complements."""
+    titles = {'top1': 'Acc@1', 'top5': 'Acc@5'}
+    for name in metrics:
+        if name != 'loss':
+            complement = _METRICS[task].get(name)
+            yield f'{titles.get(name, name)} {results[name]:.3f}' + (
+                f' ({results[complement]:.3f})' if complement else '')
 
 
 def adopt_options(args: argparse.Namespace, saved: Dict[str, Any]) -> None:
@@ -135,12 +194,35 @@ def adopt_options(args: argparse.Namespace, saved: Dict[str, Any]) -> None:
     vars(args).update(adopted)
 
 
-def write_results(path: str, results: Dict[str, Any], format: str = 'csv') -> None:
-    """Write the results to a file, as one CSV row under a header or as JSON."""
+Results = Union[Dict[str, Any], List[Dict[str, Any]]]
+
+
+def report(args: argparse.Namespace, results: Results) -> None:
+    """Write --results-file, if there is one."""
+    if args.results_file and utils.is_primary(args):
+        write_results(args.results_file, results, args.results_format)
+
+
+def show(args: argparse.Namespace, results: Results) -> None:
+    """Print the results behind timm's mark, for scripts."""
+    if utils.is_primary(args):
+        print(f'--result\n{json.dumps(results, indent=4)}', flush=True)
+
+
+def write_results(path: str, results: Results, format: str = 'csv') -> None:
+    """Write results to a file, as CSV with a row each or as JSON. The file changes at once or not at all."""
+    rows = results if isinstance(results, list) else [results]
+    if os.path.exists(path) and not os.path.isfile(path):  # a device or a pipe
+        return _write(path, results, rows, format)
+    _write(path + '.tmp', results, rows, format)
+    os.replace(path + '.tmp', path)
+
+
+def _write(path: str, results: Results, rows: List[Dict[str, Any]], format: str) -> None:
     with open(path, 'w', newline='') as f:
         if format == 'json':
             json.dump(results, f, indent=4)
             return
-        writer = csv.DictWriter(f, fieldnames=results.keys())
+        writer = csv.DictWriter(f, fieldnames=list(dict.fromkeys(name for row in rows for name in row)))
         writer.writeheader()
-        writer.writerow(results)
+        writer.writerows(rows)

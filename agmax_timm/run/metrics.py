@@ -1,0 +1,176 @@
+"""What is measured: timm's evaluators, and on top of them the classes and labels that the options name."""
+import argparse
+from typing import Any, Dict, List, Optional
+
+import torch
+import torch.distributed as dist
+from timm.data import MultiLabelTarget, RealLabelsImagenet
+from timm.task import ClassificationEvaluator, MultiLabelClassificationEvaluator, evaluation_sample_limit
+from torch.utils.data import Dataset
+
+from ..data.datasets import DataError, check_classes, class_names
+from .config import OptionError
+
+
+class LabelEvaluator(ClassificationEvaluator):
+    """timm's evaluator of one class an image, for other labels than all classes of the data.
+
+    Args:
+        device: Device of the running totals.
+        max_samples: Images of this rank, without the padding of a distributed sampler.
+        valid_labels: The output that stands for each class of the data; None for all in their order.
+        real_labels: timm's real labels, for the files of this rank in their order: they give top-1 and top-5.
+        average: Precision, recall and F1 as well: 'micro', 'macro' or 'weighted'. Needs scikit-learn.
+    """
+
+    def __init__(
+            self,
+            device: Optional[torch.device] = None,
+            *,
+            max_samples: Optional[int] = None,
+            valid_labels: Optional[List[int]] = None,
+            real_labels: Optional[RealLabelsImagenet] = None,
+            average: Optional[str] = None,
+    ):
+        self.valid_labels = valid_labels
+        self.real_labels = real_labels
+        self.average = average
+        super().__init__(device, max_samples=max_samples)
+
+    def reset(self) -> None:
+        super().reset()
+        self.predictions: List[torch.Tensor] = []
+        self.targets: List[torch.Tensor] = []
+
+    @torch.no_grad()
+    def update(self, output: torch.Tensor, target: torch.Tensor) -> None:
+        """Add a batch: logits [B, outputs of the model], targets [B]."""
+        if self.max_samples is not None:
+            count = max(0, self.max_samples - self.num_samples)
+            output, target = output[:count], target[:count]
+        chosen = output if self.valid_labels is None else output[:, self.valid_labels]
+        if self.real_labels is not None and len(output):
+            if self.valid_labels is not None:  # real labels are numbers of all outputs
+                output = torch.full_like(output, -torch.inf)
+                output[:, self.valid_labels] = chosen
+            self.real_labels.add_result(output)
+        super().update(chosen, target)
+        if self.average is not None:
+            self.predictions.append(chosen.argmax(1))
+            self.targets.append(target)
+
+    def compute(self, distributed: bool = False) -> Dict[str, float]:
+        """Metrics over all ranks, in percent but for the loss."""
+        metrics = super().compute(distributed)
+        if self.real_labels is not None:
+            metrics.update(self._real_accuracy(distributed))
+        if self.average is not None:
+            metrics.update(self._precision_and_recall(distributed))
+        return metrics
+
+    def _real_accuracy(self, distributed: bool) -> Dict[str, float]:
+        hits = [self.real_labels.is_correct[k] for k in self.real_labels.topk]
+        counts = torch.tensor([len(hits[0])] + [sum(map(int, hit)) for hit in hits], device=self.device)
+        if distributed:
+            dist.all_reduce(counts)
+        count, top1, top5 = counts.tolist()
+        return dict(top1=100 * top1 / max(1, count), top5=100 * top5 / max(1, count))
+
+    def _precision_and_recall(self, distributed: bool) -> Dict[str, float]:
+        from sklearn.metrics import f1_score, precision_score, recall_score
+        parts = [torch.stack([torch.cat(self.targets), torch.cat(self.predictions)]).cpu()] if self.targets else []
+        if distributed:
+            of_ranks = [None] * dist.get_world_size()
+            dist.all_gather_object(of_ranks, parts)
+            parts = sum(of_ranks, [])
+        target, prediction = torch.cat(parts, dim=1).numpy()
+        return {
+            f'{self.average}_{name}': 100 * float(score(target, prediction, average=self.average, zero_division=0))
+            for name, score in (('precision', precision_score), ('recall', recall_score), ('f1_score', f1_score))}
+
+
+def set_targets(args: argparse.Namespace, dataset: Dataset, num_classes: int) -> None:
+    """Make the data set give what the task compares, and check its classes against the model's outputs.
+
+    Raises:
+        DataError: the data has more classes than the model has outputs, or --valid-labels lines.
+    """
+    if args.task == 'multilabel':
+        if '/' not in args.dataset:  # a checkpoint of such a task, without the flags
+            raise DataError(f"the model gives several labels an image, --dataset '{args.dataset}' holds one: use "
+                            '--task classification, or data with several')
+        dataset.target_transform = MultiLabelTarget(num_classes, dense=args.target_format == 'multihot')
+        return
+    if not args.valid_labels:
+        check_classes(dataset, None, num_classes, args.class_map)
+        return
+    lines, classes = len(read_valid_labels(args.valid_labels, num_classes)), len(class_names(dataset) or ())
+    if classes > lines:
+        raise DataError(f'--valid-labels {args.valid_labels} has {lines} lines, the data {classes} classes: it takes '
+                        'one line a class, in the order of the classes')
+
+
+def create_evaluator(
+        args: argparse.Namespace,
+        dataset: Dataset,
+        loader: Any,
+        num_classes: int,
+        device: torch.device,
+) -> ClassificationEvaluator:
+    """The evaluator that the options ask for: of several labels an image, or of one."""
+    common = dict(max_samples=evaluation_sample_limit(loader))
+    if args.task == 'multilabel':
+        return MultiLabelClassificationEvaluator(device, threshold=args.multilabel_threshold, **common)
+    return LabelEvaluator(
+        device,
+        valid_labels=read_valid_labels(args.valid_labels, num_classes) if args.valid_labels else None,
+        real_labels=open_real_labels(args, dataset, num_classes) if args.real_labels else None,
+        average=args.metrics_avg,
+        **common,
+    )
+
+
+def read_valid_labels(path: str, num_outputs: int) -> List[int]:
+    """The output of the model for each class of the data, a line each.
+
+    Raises:
+        OptionError: the file cannot be read, or a line is no index of an output.
+    """
+    try:
+        with open(path, encoding='utf-8') as f:
+            lines = f.read().split()
+    except (OSError, UnicodeDecodeError) as error:
+        raise OptionError(f'--valid-labels {path}: {error}') from error
+    for number, line in enumerate(lines, 1):
+        if not line.isdecimal() or int(line) >= num_outputs:
+            raise OptionError(f"--valid-labels {path}, line {number}: '{line}' is no output of the model, which has 0 "
+                              f'to {num_outputs - 1}')
+    if not lines:
+        raise OptionError(f'--valid-labels {path} is empty')
+    return [int(line) for line in lines]
+
+
+def open_real_labels(args: argparse.Namespace, dataset: Dataset, num_outputs: int) -> RealLabelsImagenet:
+    """timm's real labels for the files that this rank evaluates.
+
+    Raises:
+        OptionError: the data has no file names, or they or the labels are not those of ImageNet's validation set.
+    """
+    path = args.real_labels
+    try:
+        files = dataset.filenames(basename=True)
+    except (AttributeError, AssertionError, NotImplementedError) as error:
+        raise OptionError(f'--real-labels {path} goes by file names, which this data set does not give: use a folder '
+                          'or tar file') from error
+    try:
+        labels = RealLabelsImagenet(files, real_json=path, topk=(1, min(5, num_outputs)))
+    except AssertionError as error:
+        raise OptionError(f'--real-labels {path} is not for these {len(files)} images: it has another number of '
+                          'labels') from error
+    except (OSError, ValueError) as error:
+        raise OptionError(f'--real-labels {path}: {error}') from error
+    unknown = next((name for name in files if name not in labels.real_labels), None)
+    if unknown is not None:
+        raise OptionError(f'--real-labels {path} is for ILSVRC2012_val_00000001.JPEG and on, the data has {unknown}')
+    labels.filenames = files[args.rank::args.world_size]  # as the distributed sampler deals them out
+    return labels

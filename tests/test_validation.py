@@ -1,0 +1,567 @@
+"""validate.py: every flag against the same numbers computed another way; many models in one go."""
+import csv
+import fnmatch
+import importlib.util
+import json
+import multiprocessing
+import os
+import socket
+import sys
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from timm.data import create_dataset, create_loader
+from timm.models import create_model, list_models
+from timm.utils import random_seed
+from torch.utils.data import Dataset
+
+from agmax_timm.run import bulk, inference, loaders, validation
+from agmax_timm.run.config import parse_validate_args
+from agmax_timm.staging import stage
+
+SMALL = ['-j', '0', '-b', '5', '--device', 'cpu']
+
+
+def spread(model, std=0.5):
+    """The model with a head whose predictions differ from image to image."""
+    for parameter in model.get_classifier().parameters():
+        torch.nn.init.normal_(parameter, std=std)
+    return model.eval()
+
+
+@pytest.fixture
+def weights(tmp_path):
+    """Function: the path of a file of random weights, and the model that has them."""
+    def make(name='test_resnet', num_classes=3, seed=3, file='weights.pth', **kwargs):
+        random_seed(seed)
+        model = spread(create_model(name, num_classes=num_classes, **kwargs))
+        torch.save(model.state_dict(), tmp_path / file)
+        return str(tmp_path / file), model
+    return make
+
+
+@pytest.fixture
+def results_of(capsys):
+    """Function: the results that validate.py prints for these words."""
+    def run(*words, status=0):
+        capsys.readouterr()
+        try:
+            validation.main([*map(str, words), *SMALL])
+            ended = 0
+        except SystemExit as end:
+            ended = end.code
+        assert ended == status
+        return json.loads(capsys.readouterr().out.split('--result\n')[1])
+    return run
+
+
+@pytest.fixture
+def refusal(capsys):
+    """Function: the one line with which validate.py refuses these words."""
+    def run(*words):
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as end:
+            validation.main([*map(str, words), *SMALL])
+        assert end.value.code == 2
+        captured = capsys.readouterr()
+        assert captured.out == '' and 'Traceback' not in captured.err
+        return captured.err.splitlines()[-1]
+    return run
+
+
+@pytest.fixture
+def subjects(monkeypatch):
+    """List of the models that are evaluated, as they are evaluated."""
+    seen = []
+
+    def build(*args):
+        seen.append(inference.build_subject(*args))
+        return seen[-1]
+    monkeypatch.setattr(validation, 'build_subject', build)
+    return seen
+
+
+def images_of(root, size=64, crop_pct=0.95, **kwargs):
+    """All images [N, 3, H, W] and targets [N] of the folder's val, as timm's loader gives them for test_resnet."""
+    loader = create_loader(
+        create_dataset('', str(root), split='val'), (3, size, size), 100, num_workers=0, device=torch.device('cpu'),
+        interpolation='bilinear', mean=(0.5,) * 3, std=(0.5,) * 3, crop_pct=crop_pct, **kwargs)
+    return next(iter(loader))
+
+
+def top(logits, target, k):
+    return 100 * np.mean([label in row for label, row in zip(
+        target.tolist(), logits.double().argsort(1, descending=True)[:, :k].tolist())])
+
+
+def check(results, logits, target):
+    assert results['top1'] == pytest.approx(top(logits, target, 1), abs=1e-4)
+    assert results['top5'] == pytest.approx(top(logits, target, 5), abs=1e-4)
+    assert results['top1_err'] == pytest.approx(100 - results['top1'], abs=1e-4)
+    assert results['loss'] == pytest.approx(F.cross_entropy(logits.double(), target).item(), rel=1e-4)
+
+
+# ---- The model ----
+
+@pytest.mark.filterwarnings('ignore:.*torch.jit.script:FutureWarning')
+@pytest.mark.parametrize('flags, kind', [
+    ([], 'ResNet'),
+    (['--torchscript'], 'RecursiveScriptModule'),
+    (['--torchscript', '--fuser', 'te'], 'RecursiveScriptModule'),
+    (['--torchcompile', 'eager'], 'OptimizedModule'),
+    (['--aot-autograd'], '_FixedBatch'),
+    (['--channels-last', '--no-prefetcher'], 'ResNet'),
+    (['--retry'], 'ResNet'),
+])
+def test_however_it_is_run_a_model_gives_what_it_computes(flags, kind, photos, weights, results_of, subjects):
+    path, model = weights()
+    results = results_of(photos, '--model', 'test_resnet', '--num-classes', 3, '--checkpoint', path,
+                         '--img-size', 64, *flags)
+    images, target = images_of(photos)
+    with torch.no_grad():
+        check(results, model(images), target)
+    assert type(subjects[0].model).__name__ == kind
+    assert list(results)[:9] == ['model', 'top1', 'top1_err', 'top5', 'top5_err', 'param_count', 'img_size',
+                                 'crop_pct', 'interpolation']
+
+
+def test_reparam_fuses_the_branches(photos, weights, results_of):
+    path, model = weights('repvgg_a0')
+    words = [photos, '--model', 'repvgg_a0', '--num-classes', 3, '--checkpoint', path, '--img-size', 32]
+    results, fused = results_of(*words), results_of(*words, '--reparam')
+    assert fused['top1'] == results['top1'] and fused['loss'] == pytest.approx(results['loss'], rel=1e-3)
+    # one 3 x 3 convolution with bias in place of two convolutions and their batch norms
+    kernels = sum(m.weight.numel() + m.out_channels for m in model.modules()
+                  if isinstance(m, torch.nn.Conv2d) and m.kernel_size == (3, 3))
+    assert fused['param_count'] == round((kernels + model.head.fc.weight.numel() + 3) / 1e6, 2)
+    assert fused['param_count'] < results['param_count']
+
+
+def test_test_pool_averages_windows_of_the_training_size(photos, weights, results_of, refusal):
+    path, model = weights()
+    words = [photos, '--model', 'test_resnet', '--num-classes', 3, '--checkpoint', path, '--test-pool']
+    results = results_of(*words, '--img-size', 224)
+    images, target = images_of(photos, 224, crop_pct=1.)
+    side = model.pretrained_cfg['pool_size'][0]
+    with torch.no_grad():
+        features = model.forward_features(images)
+        windows = features.unfold(2, side, 1).unfold(3, side, 1).mean((-1, -2))  # [N, C, rows, columns]
+        maps = torch.einsum('nchw,kc->nkhw', windows, model.fc.weight) + model.fc.bias[:, None, None]
+    assert windows.shape[-1] > 1
+    check(results, (maps.mean((2, 3)) + maps.amax((2, 3))) / 2, target)
+    assert (results['crop_pct'], results['img_size']) == (1.0, 224)
+    assert results_of(*words, '--img-size', 96)['crop_pct'] == 0.95  # nothing to pool over
+
+    path, _ = weights('test_vit', img_size=192)
+    line = refusal(photos, '--model', 'test_vit', '--num-classes', 3, '--checkpoint', path, '--test-pool',
+                   '--img-size', 192, '--model-kwargs', 'img_size=192')
+    assert '--test-pool' in line and 'test_vit' in line
+
+
+@pytest.mark.parametrize('flags, named', [
+    (['--num-gpu', 9999], '--num-gpu 9999'),
+    (['--num-gpu', 0], '--num-gpu'),
+    (['--fuser', 'fast'], '--fuser'),
+    (['--crop-mode', 'centre'], "'centre'"),
+    (['--naflex-loader'], '--naflex-loader needs a model that takes patches'),
+    (['--naflex-loader', '--channels-last'], '--channels-last'),
+    (['--tf-preprocessing', '--no-prefetcher'], '--no-prefetcher'),
+    (['--real-labels', 'missing.json'], '--real-labels missing.json'),
+    (['--valid-labels', 'missing.txt'], '--valid-labels missing.txt'),
+    (['--results-file', 'missing/results.csv'], '--results-file missing/results.csv'),
+    (['--task', 'multilabel'], '--task multilabel'),
+    (['--task', 'multilabel', '--dataset', 'hfds/x', '--metrics-avg', 'macro'], '--metrics-avg'),
+    (['--dataset', 'hfds/x', '--task', 'multilabel', '--multilabel-threshold', 1], '--multilabel-threshold'),
+    (['--split', 'test'], "'test'"),
+])
+def test_what_cannot_be_is_one_line_before_anything_is_built(flags, named, photos, refusal, weights):
+    path, _ = weights()
+    assert named in refusal(photos, '--model', 'test_resnet', '--num-classes', 3, '--checkpoint', path, *flags)
+
+
+@pytest.mark.parametrize('module, flags', [
+    ('sklearn', ['--metrics-avg', 'macro']), ('tensorflow', ['--tf-preprocessing']),
+    ('functorch.compile', ['--aot-autograd'])])
+def test_what_is_not_installed_is_named_in_one_line(module, flags, photos, refusal, weights, monkeypatch):
+    path, _ = weights()
+    monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
+    line = refusal(photos, '--model', 'test_resnet', '--num-classes', 3, '--checkpoint', path, *flags)
+    assert flags[0] in line and {'sklearn': 'scikit-learn'}.get(module, module) in line
+
+
+# ---- Input ----
+
+@pytest.mark.parametrize('mode', ['squash', 'border', 'center'])
+def test_crop_mode_and_border_reach_the_images(mode, photos, weights, results_of):
+    path, model = weights()
+    words = [photos, '--model', 'test_resnet', '--num-classes', 3, '--checkpoint', path, '--img-size', 32]
+    results = results_of(*words, '--crop-mode', mode, '--crop-pct', 0.8, '--crop-border-pixels', 9)
+    images, target = images_of(photos, 32, crop_pct=0.8, crop_mode=mode, crop_border_pixels=9)
+    plain, _ = images_of(photos, 32)
+    assert (images - plain).abs().mean() > 0.01
+    with torch.no_grad():
+        check(results, model(images), target)
+
+
+@pytest.mark.parametrize('flags', [[], ['--no-prefetcher']])
+def test_naflex_of_images_of_one_size_is_what_the_network_gives_for_them(flags, weights, results_of, tmp_path):
+    """64 x 64 pixels are 16 patches, and with as many allowed nothing is resized."""
+    generator = np.random.default_rng(0)
+    for number in range(7):
+        folder = tmp_path / 'data' / 'val' / f'class{number % 3}'
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(generator.integers(0, 256, (64, 64, 3), np.uint8)).save(folder / f'{number}.png')
+    shape = dict(depth=1, embed_dim=32, num_heads=2)
+    path, model = weights('naflexvit_base_patch16_gap', **shape)
+    words = [tmp_path / 'data', '--model', 'naflexvit_base_patch16_gap', '--num-classes', 3, '--checkpoint', path,
+             '--model-kwargs', *(f'{name}={value}' for name, value in shape.items())]
+    words += ['--naflex-loader', '--naflex-max-seq-len']
+    images, target = images_of(tmp_path / 'data', 64, crop_pct=1.)
+    with torch.no_grad():
+        logits = model(images)
+    check(results_of(*words, 16, *flags), logits, target)
+    fewer = results_of(*words, 4, *flags)['loss']
+    assert abs(fewer - F.cross_entropy(logits, target).item()) > 1e-3  # the length is not ignored
+
+
+# ---- Labels and metrics ----
+
+@pytest.fixture
+def imagenet(photos, tmp_path):
+    """Folder of photos under the names of ImageNet's validation set, in another order than that of their folders."""
+    numbers = np.random.default_rng(1).permutation(12) + 1
+    for (folder, name), number in zip(((f'class{i % 3}', f'{i:03d}.jpg') for i in range(12)), numbers):
+        path = tmp_path / 'imagenet' / 'val' / folder
+        path.mkdir(parents=True, exist_ok=True)
+        index = int(name[:3])
+        source = sorted((photos / 'val').rglob('*.jpg'))[index]
+        os.link(source, path / f'ILSVRC2012_val_{number:08d}.JPEG')
+    return tmp_path / 'imagenet'
+
+
+def logits_of(model, root, **kwargs):
+    images, target = images_of(root, **kwargs)
+    with torch.no_grad():
+        return model(images), target
+
+
+def real_accuracy(logits, names, labels, k):
+    """Share of the images with labels whose first k predictions hold one of them."""
+    hits = [bool(set(row[:k]) & set(labels[int(name[-13:-5]) - 1]))
+            for row, name in zip(logits.argsort(1, descending=True).tolist(), names) if labels[int(name[-13:-5]) - 1]]
+    return 100 * np.mean(hits)
+
+
+def test_real_labels_replace_top1_and_top5(imagenet, weights, results_of, refusal, tmp_path, photos):
+    path, model = weights(num_classes=8)
+    labels = [[0], [1, 2], [], [7], [3, 4, 5], [2], [0, 7], [], [6], [5], [1], [3, 0]]
+    (tmp_path / 'real.json').write_text(json.dumps(labels))
+    words = ['--model', 'test_resnet', '--num-classes', 8, '--checkpoint', path, '--img-size', 64]
+    words += ['--real-labels', tmp_path / 'real.json']
+    logits, target = logits_of(model, imagenet)
+    names = create_dataset('', str(imagenet), split='val').filenames(basename=True)
+    results = results_of(imagenet, *words)
+    for k in (1, 5):
+        assert results[f'top{k}'] == pytest.approx(real_accuracy(logits, names, labels, k), abs=1e-4)
+    assert results['top1_err'] == pytest.approx(100 - results['top1'], abs=1e-4)
+    assert results['loss'] == pytest.approx(F.cross_entropy(logits, target).item(), rel=1e-4)
+
+    # outputs that are no classes are never predicted, and real labels keep the numbers of the outputs
+    valid = logits.mean(0).argsort()[:3].tolist()
+    (tmp_path / 'valid.txt').write_text(''.join(f'{output}\n' for output in valid))
+    labels = [[valid[-1]]] * 12
+    (tmp_path / 'real.json').write_text(json.dumps(labels))
+    masked = torch.full_like(logits, -np.inf)
+    masked[:, valid] = logits[:, valid]
+    both = results_of(imagenet, *words, '--valid-labels', tmp_path / 'valid.txt')
+    assert both['top1'] == pytest.approx(real_accuracy(masked, names, labels, 1), abs=1e-4)
+    assert both['top1'] > real_accuracy(logits, names, labels, 1)
+
+    assert 'ILSVRC2012_val' in refusal(photos, *words)
+    (tmp_path / 'real.json').write_text('[[1]]')
+    assert 'number of labels' in refusal(imagenet, *words)
+    (tmp_path / 'real.json').write_text('[[')
+    assert '--real-labels' in refusal(imagenet, *words)
+
+
+def test_valid_labels_choose_the_outputs_that_are_classes(photos, weights, results_of, refusal, tmp_path):
+    path, model = weights(num_classes=9)
+    (tmp_path / 'valid.txt').write_text('8\n2\n5\n')
+    words = [photos, '--model', 'test_resnet', '--num-classes', 9, '--checkpoint', path, '--img-size', 64,
+             '--valid-labels', tmp_path / 'valid.txt']
+    logits, target = logits_of(model, photos)
+    check(results_of(*words), logits[:, [8, 2, 5]], target)
+    for text, named in (('8\n2\n', 'has 2 lines, the data 3 classes'), ('8\n2\n9\n', "line 3: '9'"), ('', 'empty'),
+                        ('8\n-1\n5', "line 2: '-1'")):
+        (tmp_path / 'valid.txt').write_text(text)
+        line = refusal(*words)
+        assert '--valid-labels' in line and named in line
+
+
+@pytest.mark.parametrize('average', ['macro', 'micro', 'weighted'])
+def test_precision_recall_and_f1(average, photos, weights, results_of):
+    pytest.importorskip('sklearn')
+    path, model = weights(seed=4)
+    logits, target = logits_of(model, photos)
+    results = results_of(photos, '--model', 'test_resnet', '--num-classes', 3, '--checkpoint', path, '--img-size', 64,
+                         '--metrics-avg', average)
+    predicted = logits.argmax(1)
+    hit = torch.tensor([((predicted == c) & (target == c)).sum() for c in range(3)]).double()
+    given = torch.tensor([(predicted == c).sum() for c in range(3)]).double()
+    there = torch.tensor([(target == c).sum() for c in range(3)]).double()
+    if average == 'micro':
+        hit, given, there = hit.sum(0, True), given.sum(0, True), there.sum(0, True)
+    weight = there / there.sum() if average == 'weighted' else torch.ones_like(there) / len(there)
+    expected = dict(precision=hit / given.clamp(min=1), recall=hit / there, f1_score=2 * hit / (given + there))
+    for name, value in expected.items():
+        assert results[f'{average}_{name}'] == pytest.approx(100 * (weight * value).sum().item(), abs=1e-4)
+
+
+class SeveralLabels(Dataset):
+    """Random images with the numbers of their labels, or as vectors of 0 and 1."""
+
+    def __init__(self, multihot):
+        generator = np.random.default_rng(5)
+        self.images = generator.integers(0, 256, (11, 40, 40, 3), np.uint8)
+        self.labels = generator.random((11, 4)) < 0.4
+        self.multihot, self.transform, self.target_transform = multihot, None, None
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, index):
+        labels = self.labels[index]
+        image = self.transform(Image.fromarray(self.images[index]))
+        target = labels.astype(int).tolist() if self.multihot else np.flatnonzero(labels).tolist()
+        return image, self.target_transform(target)
+
+
+@pytest.mark.parametrize('format', ['indices', 'multihot'])
+def test_several_labels_an_image(format, weights, results_of, monkeypatch):
+    path, model = weights(num_classes=4)
+    data = SeveralLabels(format == 'multihot')
+    monkeypatch.setattr(validation, 'open_dataset', lambda *args, **kwargs: data)
+    results = results_of('--dataset', 'hfds/x', '--model', 'test_resnet', '--num-classes', 4, '--checkpoint', path,
+                         '--img-size', 32, '--task', 'multilabel', '--target-format', format,
+                         '--multilabel-threshold', 0.3)
+    images = torch.stack([torch.as_tensor(data[i][0]) for i in range(len(data))]).float()
+    with torch.no_grad():
+        logits = model((images / 255 - 0.5) / 0.5).double()
+    there, predicted = torch.from_numpy(data.labels), logits.sigmoid() >= 0.3
+
+    def f1(dim):
+        both, all = (there & predicted).sum(dim).double(), there.sum(dim) + predicted.sum(dim)
+        return 100 * (2 * both / all.clamp(min=1)).mean().item()
+
+    def precision_at_each_hit(scores, labels):
+        ranked = labels[scores.argsort(descending=True)].double()
+        return ((ranked.cumsum(0) / torch.arange(1, len(ranked) + 1)) * ranked).sum() / ranked.sum()
+    expected = dict(
+        map=100 * np.mean([precision_at_each_hit(logits[:, i], there[:, i]) for i in range(4)]),
+        micro_f1=f1((0, 1)), macro_f1=f1(0), sample_f1=f1(1))
+    assert list(results)[:5] == ['model', *expected]
+    for name, value in expected.items():
+        assert results[name] == pytest.approx(value, abs=1e-4)
+    assert results['loss'] == pytest.approx(
+        F.binary_cross_entropy_with_logits(logits, there.double()).item(), rel=1e-4)
+
+
+# ---- Many in one go ----
+
+@pytest.fixture
+def folder(weights, tmp_path):
+    """Folder as a run leaves it, of test_resnet with 3 classes: its last and best checkpoints are hard links."""
+    for number in (2, 10):
+        weights(seed=number, file=f'checkpoint-{number}.pth.tar')
+    for name, number in (('last', 10), ('model_best', 2)):
+        os.link(tmp_path / f'checkpoint-{number}.pth.tar', tmp_path / f'{name}.pth.tar')
+    return tmp_path
+
+
+RESNET = ['--model', 'test_resnet', '--num-classes', '3', '--img-size', '32']
+
+
+def test_a_folder_is_evaluated_file_by_file_each_once(folder, photos, results_of):
+    rows = results_of(photos, *RESNET, '--checkpoint', folder, '--results-file', folder / 'results.csv')
+    assert isinstance(rows, list) and [row['top1'] for row in rows] == sorted((r['top1'] for r in rows), reverse=True)
+    names = {os.path.basename(row['checkpoint']): row for row in rows}
+    assert {name: row['aliases'] for name, row in names.items()} == {
+        'checkpoint-2.pth.tar': 'model_best.pth.tar', 'checkpoint-10.pth.tar': 'last.pth.tar'}
+    for row in names.values():
+        alone = results_of(photos, *RESNET, '--checkpoint', row['checkpoint'])
+        assert {**alone, 'aliases': row['aliases']} == row
+    with open(folder / 'results.csv', newline='') as f:
+        assert [row['checkpoint'] for row in csv.DictReader(f)] == [row['checkpoint'] for row in rows]
+
+
+def test_checkpoints_come_in_natural_order(folder):
+    args = parse_validate_args(['x', *RESNET, '--checkpoint', str(folder)])
+    assert [os.path.basename(job.checkpoint) for job in bulk.list_jobs(args)] == [
+        'checkpoint-2.pth.tar', 'checkpoint-10.pth.tar']
+
+
+def test_what_fails_is_a_row_and_the_others_go_on(folder, photos, results_of, capsys):
+    (folder / 'checkpoint-5.pth.tar').write_bytes(b'no checkpoint')
+    torch.save(create_model('test_resnet', num_classes=4).state_dict(), folder / 'other.pth')
+    words = [photos, *RESNET, '--checkpoint', folder, '--results-file', folder / 'results']
+    rows = results_of(*words)
+    assert [('error' in row, os.path.basename(row['checkpoint'])) for row in rows[2:]] == [
+        (True, 'checkpoint-5.pth.tar'), (True, 'other.pth')]
+    assert 'damaged' in rows[2]['error'] and 'fc.weight [4, 96]' in rows[3]['error']
+    with open(folder / 'results', newline='') as f:
+        read = list(csv.DictReader(f))
+    assert [bool(row['error']) for row in read] == [False, False, True, True] and list(read[0])[:2] == ['model', 'top1']
+    results_of(*words, '--results-format', 'json')
+    assert json.loads((folder / 'results').read_text()) == rows
+
+    for name in ('checkpoint-2', 'checkpoint-10', 'last', 'model_best'):
+        (folder / f'{name}.pth.tar').unlink()
+    assert all('error' in row for row in results_of(*words, status=1))
+
+
+def test_nothing_passes_from_one_model_to_the_next(photos, make_saved, tmp_path, results_of):
+    """The number of classes, the size and the mean of each are its own."""
+    folders = {}
+    for classes, size, mean in ((5, 48, 0.2), (3, 32, 0.7), (4, 64, 0.5)):
+        saved = make_saved(num_classes=classes, size=size)
+        saved.data_config['mean'] = (mean,) * 3
+        stage(saved, tmp_path / str(classes))
+        folders[classes] = f'local-dir:{tmp_path / str(classes)}'
+    (tmp_path / 'names.txt').write_text('\n'.join(folders.values()) + '\n\nno_such_model\n')
+    rows = results_of(photos, '--model', tmp_path / 'names.txt')
+    assert [row['model'] for row in rows if 'error' in row] == ['no_such_model']
+    by_model = {row['model']: row for row in rows}
+    for name in folders.values():
+        assert by_model[name] == results_of(photos, '--model', name)
+    assert {row['img_size'] for row in rows if 'top1' in row} == {48, 32, 64}
+    assert len({row['param_count'] for row in rows if 'top1' in row}) == 1 and len({
+        row['loss'] for row in rows if 'top1' in row}) == 3
+
+
+def test_names_patterns_and_all(tmp_path, refusal, weights, photos):
+    def jobs(*words):
+        listed = bulk.list_jobs(parse_validate_args(['x', *map(str, words)]))
+        return None if listed is None else [job.model for job in listed]
+    assert jobs('--model', 'test_resnet') is None and jobs('--model', 'test_resnet.r160_in1k') is None
+    assert jobs('--model', 'local-dir:x*') is None and jobs('--model', 'no_such_model') is None
+    assert jobs('--model', 'test_res*') == ['test_resnet.r160_in1k']
+    others = ('*_in21k', '*_in22k', '*in12k', '*_dino', '*fcmae', '*seer')
+    assert jobs('--model', 'all') == [name for name in list_models(pretrained=True) if not any(
+        fnmatch.fnmatch(name, pattern) for pattern in others)]
+    path, _ = weights()
+    assert 'names' in refusal(photos, '--model', 'test_res*', '--checkpoint', path)
+    assert 'no *.pth.tar' in refusal(photos, '--model', 'test_resnet', '--checkpoint', photos)
+    (tmp_path / 'empty.txt').write_text('\n')
+    assert 'empty.txt' in refusal(photos, '--model', tmp_path / 'empty.txt')
+
+
+def test_an_interruption_keeps_what_is_done(folder, photos, results_of, monkeypatch):
+    done, build = [], inference.build_subject
+
+    def interrupted(*args):
+        if done:
+            assert json.loads((folder / 'results').read_text())[0]['top1'] >= 0
+            raise KeyboardInterrupt
+        done.append(args)
+        return build(*args)
+    monkeypatch.setattr(validation, 'build_subject', interrupted)
+    words = [photos, *RESNET, '--checkpoint', folder, '--results-file', folder / 'results', '--results-format', 'json']
+    rows = results_of(*words, status=130)
+    assert [os.path.basename(row['checkpoint']) for row in rows] == ['checkpoint-2.pth.tar']
+    assert json.loads((folder / 'results').read_text()) == rows
+
+
+def test_a_results_file_is_never_half_written(tmp_path):
+    path = tmp_path / 'results.json'
+    validation.write_results(str(path), [dict(top1=1.)], 'json')
+    with pytest.raises(TypeError):
+        validation.write_results(str(path), [dict(top1=2.), dict(top1=object())], 'json')
+    assert json.loads(path.read_text()) == [dict(top1=1.)]
+
+
+@pytest.mark.parametrize('bulk_mode', [False, True])
+def test_retry_takes_smaller_batches_until_memory_suffices(bulk_mode, folder, photos, results_of, monkeypatch):
+    tried, build = [], loaders.build_eval_loader
+
+    def limited(args, *rest):
+        tried.append(args.batch_size)
+        if args.batch_size > 2:
+            raise torch.OutOfMemoryError('out of memory')
+        return build(args, *rest)
+    monkeypatch.setattr(loaders, 'build_eval_loader', limited)
+    path = folder if bulk_mode else folder / 'last.pth.tar'
+    flags = [] if bulk_mode else ['--retry']
+    results = results_of(photos, *RESNET, '--checkpoint', path, *flags)
+    assert tried == [5, 4, 3, 2] * (2 if bulk_mode else 1)  # each begins with the batch that was asked for
+    assert all('top1' in row for row in (results if bulk_mode else [results]))
+
+    monkeypatch.setattr(loaders, 'build_eval_loader', lambda *args: 1 / 0)  # no matter of memory
+    rows = results_of(photos, *RESNET, '--checkpoint', path, *flags, status=1)
+    assert [row['error'] for row in (rows if bulk_mode else [rows])] == ['division by zero'] * (2 if bulk_mode else 1)
+    assert isinstance(rows, list if bulk_mode else dict)
+
+
+def test_a_checkpoints_own_batch_size_shrinks_too(ema_run, photos, monkeypatch):
+    tried = []
+
+    def never(args, *rest):
+        tried.append(args.batch_size)
+        assert len(tried) < 9
+        raise RuntimeError('CUDA out of memory')
+    monkeypatch.setattr(loaders, 'build_eval_loader', never)
+    with pytest.raises(SystemExit) as end:
+        validation.main([str(photos), '--checkpoint', str(ema_run / 'last.pth.tar'), '--retry', '-j', '0',
+                         '--device', 'cpu'])
+    assert end.value.code == 1 and tried == [4, 3, 2, 1]
+
+
+# ---- Ranks ----
+
+def run_rank(rank, port, words, log):
+    """One of two ranks; of the first checkpoint, the second one alone does not have the memory for 4 images."""
+    os.environ.update(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port), WORLD_SIZE='2', RANK=str(rank),
+                      LOCAL_RANK=str(rank))
+    build = loaders.build_eval_loader
+
+    def limited(args, *rest):
+        if rank == 1 and args.checkpoint.endswith('-2.pth.tar') and args.batch_size > 3:
+            raise RuntimeError('out of memory')
+        return build(args, *rest)
+    loaders.build_eval_loader = limited
+    with open(log, 'w') as sys.stderr, open(os.devnull, 'w') as sys.stdout:
+        validation.main(words)
+
+
+def test_ranks_agree_with_one_process(folder, imagenet, results_of):
+    """11 images on 2 ranks, one of which evaluates a padded batch, and of one model runs out of memory alone."""
+    next((imagenet / 'val').rglob('*00000012.JPEG')).unlink()
+    (folder / 'real.json').write_text(json.dumps([[i % 3] if i % 4 else [] for i in range(11)]))
+    (folder / 'valid.txt').write_text('2\n0\n1\n')
+    words = [str(imagenet), *RESNET, '--checkpoint', str(folder), '--real-labels', str(folder / 'real.json'),
+             '--valid-labels', str(folder / 'valid.txt'), '--results-file', str(folder / 'ranks'),
+             '--results-format', 'json']
+    if importlib.util.find_spec('sklearn'):
+        words += ['--metrics-avg', 'macro']
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        port = free.getsockname()[1]
+    fork = multiprocessing.get_context('fork')  # torch is imported already
+    ranks = [fork.Process(target=run_rank, args=(rank, port, [*words, *SMALL], folder / f'log{rank}'))
+             for rank in range(2)]
+    for rank in ranks:
+        rank.start()
+    for rank in ranks:
+        rank.join(120)
+    logs = [(folder / f'log{rank}').read_text() for rank in range(2)]
+    assert [rank.exitcode for rank in ranks] == [0, 0], logs
+    assert 'another rank failed. Once more with --batch-size 4' in logs[0]
+    assert 'out of memory. Once more with --batch-size 4' in logs[1]
+    of_ranks = json.loads((folder / 'ranks').read_text())
+    of_one = results_of(*words)
+    for row, expected in zip(of_ranks, of_one, strict=True):
+        assert row.pop('loss') == pytest.approx(expected.pop('loss'), rel=1e-6)
+    assert of_ranks == of_one and len(of_one) == 2
