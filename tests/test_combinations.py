@@ -10,7 +10,7 @@ import torch
 from timm.models import create_model, save_for_hf
 
 from agmax_timm.run import training
-from agmax_timm.run.checks import NOT_WITH_AGMAX
+from agmax_timm.run.combinations import NOT_WITH_AGMAX
 from agmax_timm.run.config import parse_train_args
 
 TABLE = Path(__file__).parent.parent / 'docs' / 'timm.md'

@@ -7,6 +7,7 @@ from typing import Any, Dict, List, Optional, Set
 import yaml
 
 from .checks import check_train_args, check_validate_args, resolve_task
+from .combinations import check_combinations
 from .options import train_parser, validate_parser
 
 
@@ -30,6 +31,7 @@ def parse_train_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
     args.data_dir = args.data_dir or args.data
     resolve_task(args, given)
     check_train_args(args, declared)
+    check_combinations(args, declared)
     return args
 
 

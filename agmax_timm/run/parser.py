@@ -1,5 +1,7 @@
 """The command line's parser: errors of one line, defaults that say something. Imports nothing heavy: --help is fast."""
 import argparse
+import os
+import sys
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -17,6 +19,16 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str):
         self.exit(2, f'{self.prog}: error: {message} (--help lists all flags)\n')
+
+    def warn(self, message: str) -> None:
+        """Tell of an option before there is a log: the first of several processes does."""
+        if os.environ.get('RANK', '0') == '0':
+            print(f'{self.prog}: warning: {message}', file=sys.stderr)
+
+
+def flag_of(name: str) -> str:
+    """The flag of an option: '--batch-size' of 'batch_size'."""
+    return '--' + name.replace('_', '-')
 
 
 class KeyValues(argparse.Action):
