@@ -111,7 +111,7 @@ def build_train_loader(
     interpolation = args.train_interpolation
     if args.no_aug or not interpolation:
         interpolation = data_config['interpolation']
-    if args.aug_repeats and not args.distributed:
+    if args.aug_repeats and not args.distributed and not isinstance(dataset, IterableDataset):
         raise OptionError(f'--aug-repeats {args.aug_repeats:g} repeats images over processes, got one: use torchrun '
                           'or drop it')
     common = dict(
