@@ -88,7 +88,8 @@ def dataset_of(options: Dict[str, Any]) -> Optional[Tuple[str, str]]:
         return _DEMO
     if name.startswith(('hfds/', 'hfids/')):
         identifier = name.split('/', 1)[1]
-        return identifier, identifier
+        if re.fullmatch(r'[\w.-]+(/[\w.-]+)?', identifier) and not os.path.exists(identifier):
+            return identifier, identifier  # else a folder, whose path is nobody's business
     if not name or '/' not in name:
         name = os.path.abspath(options.get('data_dir') or options.get('data') or '/')
     name = os.path.basename(name)
@@ -116,7 +117,7 @@ def _metadata(saved: SavedModel, title: str, license: str) -> ModelCardData:
         EvalResult(
             task_type='image-classification', task_name='Image classification',
             dataset_type=dataset[0], dataset_name=dataset[1], dataset_split=saved.options.get('val_split') or None,
-            metric_type='accuracy', metric_name=name, metric_value=value)
+            metric_type='map' if _several_labels(saved) else 'accuracy', metric_name=name, metric_value=value)
         for name, value in _accuracies(saved).items()] if dataset else []
     return ModelCardData(
         library_name='timm',
@@ -131,10 +132,17 @@ def _metadata(saved: SavedModel, title: str, license: str) -> ModelCardData:
 
 
 def _accuracies(saved: SavedModel) -> Dict[str, float]:
-    """Measured accuracies in percent; top-5 says something of more than five classes alone."""
+    """Measured metrics in percent; top-5 says something of more than five classes alone."""
     wanted = {'Top-1 accuracy (%)': 'top1', **({'Top-5 accuracy (%)': 'top5'} if saved.num_classes > 5 else {})}
+    if _several_labels(saved):
+        wanted = {'Mean average precision (%)': 'map', 'F1 over labels and images (%)': 'micro_f1'}
     return {title: round(saved.metrics[name], 4) for title, name in wanted.items()
             if math.isfinite(saved.metrics.get(name, math.nan))}
+
+
+def _several_labels(saved: SavedModel) -> bool:
+    """Whether an image has any number of labels instead of one class."""
+    return saved.options.get('task') == 'multilabel'
 
 
 def _about(saved: SavedModel, architecture: str, license: str) -> str:
@@ -170,8 +178,9 @@ def _usage(saved: SavedModel, embedding_shape: Sequence[int], feature_shapes: Se
                   f"input = transform(Image.open('image.jpg').convert('{mode}')).unsqueeze(0)"]
     else:
         lines.append(f"input = torch.rand(1, {', '.join(map(str, saved.data_config['input_size']))})")
+    probabilities = 'sigmoid()' if _several_labels(saved) else 'softmax(-1)'
     lines += ['', 'with torch.inference_mode():',
-              f'    probabilities, classes = model(input).softmax(-1).topk({min(5, saved.num_classes)})']
+              f'    probabilities, classes = model(input).{probabilities}.topk({min(5, saved.num_classes)})']
     if saved.class_names:
         lines.append("print([model.pretrained_cfg['label_names'][index] for index in classes[0]], probabilities)")
     else:

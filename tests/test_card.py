@@ -106,12 +106,23 @@ def test_the_code_runs_in_the_folder_without_this_package(make_saved, tmp_path):
     ({}, None),
     ({'dataset': 'demo'}, ('fashion_mnist', 'a subset of Fashion-MNIST')),
     ({'dataset': 'hfids/timm/mini-imagenet'}, ('timm/mini-imagenet', 'timm/mini-imagenet')),
+    ({'dataset': 'hfds//home/ann/bees'}, ('bees', 'bees')),
     ({'dataset': 'torch/cifar10', 'data_dir': '/data'}, ('cifar10', 'cifar10')),
     ({'dataset': '', 'data_dir': '/home/ann/My Photos!/'}, ('my-photos-', 'My Photos!')),
     ({'dataset': '', 'data': '/'}, None),
 ])
 def test_the_data_set(options, expected):
     assert dataset_of(options) == expected
+
+
+def test_several_labels_an_image(make_saved):
+    saved = make_saved()
+    saved = dataclasses.replace(saved, options={**saved.options, 'task': 'multilabel'},
+                                metrics=dict(map=48.8, micro_f1=58.06, loss=0.7))
+    card = card_of(saved)
+    assert 'model(input).sigmoid().topk(3)' in card.text
+    assert [(result.metric_name, result.metric_value) for result in card.data.eval_results] == [
+        ('Mean average precision (%)', 48.8), ('F1 over labels and images (%)', 58.06)]
 
 
 def test_the_tag(make_saved):
