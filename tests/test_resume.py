@@ -154,3 +154,12 @@ def test_the_last_and_the_best_are_there_at_every_instant(tmp_path, monkeypatch,
     assert states and all(states)
     assert [load(path)['epoch'] for path in files] == [1, 1]
     assert not list(Path(tmp_path).glob('*.tmp'))
+
+
+def test_an_interrupted_run_does_not_end_as_if_it_were_complete(photos, tmp_path, monkeypatch):
+    """timm's script ends in exit status 0."""
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+    monkeypatch.setattr(training, 'train_one_epoch', interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        training.main([str(photos), *SMALL, '--output', str(tmp_path), '--experiment', 'run'])
