@@ -17,13 +17,14 @@ from timm.loss import (
     JsdCrossEntropy,
     PolyCrossEntropy,
 )
+from timm.models import create_model
 from timm.task import MultiLabelClassificationEvaluator
 
 from agmax_timm.run import training
-from agmax_timm.run.build import Precision, import_device_modules
+from agmax_timm.run.build import Precision, build_optimizer, import_device_modules
 from agmax_timm.run.config import OptionError, parse_train_args
 from agmax_timm.run.engine import evaluate
-from agmax_timm.run.objective import build_criterion
+from agmax_timm.run.objective import build_criterion, build_task
 
 SMALL = ['--model', 'test_resnet', '--num-classes', '3', '--img-size', '32', '-b', '4', '-j', '0',
          '--warmup-epochs', '0', '--lr', '0.05', '--epochs', '1']
@@ -191,3 +192,18 @@ def test_what_cannot_be_built_is_one_line(tmp_path, photos, argv, words):
 def test_a_learning_rate_of_zero_is_one(tmp_path, photos):
     row, = run(tmp_path, str(photos), *SMALL, '--lr', '0', '--sched', 'none')
     assert float(row['lr']) == 0.
+
+
+def test_weights_that_fall_back_are_named_as_the_model_names_them():
+    """Muon leaves what `fallback_list` names to AdamW: the same weights with AgMax as without."""
+    def fallbacks(*argv):
+        args = parse_train_args(['DIR', '--num-classes', '3', '--opt', 'muon', '--opt-kwargs',
+                                 "fallback_list=['fc.*', 'conv1*']", *argv])
+        args.lr, args.world_size, args.rank = 0.1, 1, 0
+        task = build_task(args, create_model('test_resnet', num_classes=3), CPU, Precision())
+        optimizer = build_optimizer(args, task)
+        names = {parameter: name for name, parameter in task.get_trainable_module().named_parameters()}
+        return {names[parameter].removeprefix('model.') for group in optimizer.param_groups
+                if group.get('use_fallback') for parameter in group['params'] if parameter.ndim > 1}
+    plain = fallbacks()
+    assert 'fc.weight' in plain and fallbacks('--agmax') == plain

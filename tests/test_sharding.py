@@ -160,8 +160,9 @@ def load_run(folder, name):
 
 @pytest.mark.parametrize('name', CASES)
 def test_shards_do_what_ddp_does_each_rank_with_its_share(folder, name):
-    # AMP is for float32 weights
-    tolerance = dict(rtol=1e-4, atol=1e-6) if name == 'bfloat16' else dict(rtol=1e-9, atol=1e-12)
+    # AMP is for float32 weights, and torch.compile may take another path through attention.
+    tolerances = {'bfloat16': dict(rtol=1e-4, atol=1e-6), 'compiled': dict(rtol=1e-6, atol=1e-9)}
+    tolerance = tolerances.get(name, dict(rtol=1e-9, atol=1e-12))
     shares = []
     for rank in range(RANKS):
         expected, sharded = torch.load(folder / f'{name}-{rank}.pt')

@@ -182,7 +182,11 @@ def set_learning_rate(args: argparse.Namespace, batch_size: float) -> None:
 
 
 def build_optimizer(args: argparse.Namespace, task: TrainingTask) -> torch.optim.Optimizer:
-    return create_optimizer_v2(task.get_trainable_module(), **optimizer_kwargs(cfg=args), **args.opt_kwargs)
+    kwargs = dict(args.opt_kwargs)
+    if args.agmax and 'fallback_list' in kwargs:
+        # Patterns of the model's own names, which with AgMax are under `model.`.
+        kwargs['fallback_list'] = [*kwargs['fallback_list'], *(f'model.{name}' for name in kwargs['fallback_list'])]
+    return create_optimizer_v2(task.get_trainable_module(), **optimizer_kwargs(cfg=args), **kwargs)
 
 
 def build_ema(args: argparse.Namespace, task: TrainingTask) -> None:
