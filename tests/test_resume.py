@@ -1,5 +1,6 @@
 """Going on with a run: in its own folder, from a recovery file, with options that changed; files are never missing."""
 import csv
+import math
 import os
 import shutil
 from argparse import Namespace
@@ -110,6 +111,15 @@ def test_a_new_learning_rate_takes_effect(train, tmp_path, caplog):
     assert {group['lr'] for group in optimizer['param_groups']} == {0.01}
     assert {group['weight_decay'] for group in optimizer['param_groups']} == {0., 0.2}
     assert 'Not as in the checkpoint: lr 0.01 in place of 0.05, weight_decay 0.2 in place of 0.1' in caplog.text
+
+
+def test_the_schedule_follows_a_new_learning_rate(train, tmp_path):
+    train('--epochs', '4', '--stop-epoch', '2')
+    train('--epochs', '4', '--resume', 'auto', '--lr', '0.01')
+    with open(tmp_path / 'run' / 'summary.csv', newline='') as f:
+        rates = [float(row['lr']) for row in csv.DictReader(f)]
+    cosine = [(1 + math.cos(math.pi * epoch / 4)) / 2 for epoch in range(4)]
+    assert rates == pytest.approx([0.05 * cosine[0], 0.05 * cosine[1], 0.01 * cosine[2], 0.01 * cosine[3]])
 
 
 def test_the_same_options_leave_the_optimizer_as_it_was(train, tmp_path, caplog):

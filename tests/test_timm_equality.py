@@ -217,11 +217,12 @@ def test_native_aspects_and_sizes(run, photos):
     common = dict(mean=MEAN, std=STD, device=CPU, num_workers=0, batch_size=4)
     reference.loader = create_naflex_loader(
         reference.train_set, patch_size=(16, 16), train_seq_lens=(4, 9), is_training=True, interpolation='random',
-        scale=[0.08, 1.0], ratio=[3 / 4, 4 / 3], mixup_fn=NaFlexMixup(**MIXUP), re_prob=0.5, re_mode='pixel', **common)
+        scale=[0.08, 1.0], ratio=[3 / 4, 4 / 3], mixup_fn=NaFlexMixup(**MIXUP, mixup_off_epoch=1), re_prob=0.5,
+        re_mode='pixel', **common)
     reference.eval_loader = create_naflex_loader(reference.eval_set, patch_size=(16, 16), max_seq_len=9, **common)
     task = ClassificationTask(reference.model, SoftTargetCrossEntropy())
     expected = reference.train(task, scale=lambda count: count / 4.)
     assert_equal(run(
         '--model', 'naflexvit_base_patch16_gap', '--model-kwargs', *(f'{k}={v}' for k, v in size.items()),
         '--naflex-loader', '--naflex-train-seq-lens', '4', '9', '--naflex-max-seq-len', '9', '--mixup', '0.5',
-        '--cutmix', '1', '--reprob', '0.5'), expected)
+        '--cutmix', '1', '--mixup-off-epoch', '1', '--reprob', '0.5'), expected)
