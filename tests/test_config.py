@@ -130,6 +130,7 @@ def test_a_missing_file_is_one_line(capsys):
     ('--task multilabel --dataset hfds/x', ['--task multilabel', '--num-classes']),
     ('--task multilabel --num-classes 3', ['--task multilabel', 'hfds/']),
     ('--task multilabel --num-classes 3 --dataset hfds/x --eval-metric top1', ['--eval-metric', 'top1', 'map']),
+    ('--multilabel-threshold 1', ['--multilabel-threshold', 'between 0 and 1', '1.0']),
     ('--target-format multihot', ['--target-format', '--task multilabel']),
     ('--eval-metric map', ['--eval-metric', 'map']),
     ('--resume auto', ['--resume auto', '--experiment']),

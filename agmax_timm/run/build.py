@@ -67,9 +67,12 @@ def build_precision(args: argparse.Namespace, device: torch.device) -> Precision
 
 
 def set_backend_options(args: argparse.Namespace) -> None:
-    """What is set for the whole process before a model is created."""
+    """What timm and torch keep for the whole process, set before a model is created."""
     if args.fuser:
-        utils.set_jit_fuser(args.fuser)
+        try:
+            utils.set_jit_fuser(args.fuser)
+        except (AttributeError, RuntimeError) as error:
+            raise OptionError(f'--fuser {args.fuser}: torch {torch.__version__} has no such fuser') from error
     if args.fast_norm:
         set_fast_norm()
 

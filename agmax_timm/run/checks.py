@@ -28,7 +28,7 @@ def resolve_task(args: argparse.Namespace, given: Set[str]) -> None:
 
 
 def check_train_args(args: argparse.Namespace, parser: Parser) -> None:
-    """Refuse values and combinations that cannot be, by flag, value and remedy; `parser` as declared, without files."""
+    """Refuse values that cannot be, by flag, value and remedy; `parser` as declared, without files."""
     error = parser.error
     for flag in ('batch_size', 'epochs', 'grad_accum_steps', 'log_interval', 'val_interval', 'checkpoint_hist'):
         if getattr(args, flag) < 1:
@@ -36,8 +36,7 @@ def check_train_args(args: argparse.Namespace, parser: Parser) -> None:
     for flag in ('mixup', 'cutmix', 'lighting', 'cutout', 'workers', 'tta', 'aug_repeats'):
         if getattr(args, flag) < 0:
             error(f'{flag_of(flag)} must be 0 or more, got {getattr(args, flag)}')
-    for flag in ('mixup_prob', 'mixup_switch_prob', 'smoothing', 'hflip', 'vflip', 'reprob', 'train_size_random_mix',
-                 'multilabel_threshold'):
+    for flag in ('mixup_prob', 'mixup_switch_prob', 'smoothing', 'hflip', 'vflip', 'reprob', 'train_size_random_mix'):
         if not 0. <= getattr(args, flag) <= 1.:
             error(f'{flag_of(flag)} must be between 0 and 1, got {getattr(args, flag)}')
     if args.train_crop_mode not in (None, *CROP_MODES):
@@ -71,6 +70,11 @@ def check_validate_args(args: argparse.Namespace, parser: Parser) -> None:
         parser.error(f'--results-file {args.results_file}: no folder {folder}: make it first')
 
 
+def in_sequence(args: argparse.Namespace) -> bool:
+    """Whether the data is of a kind that is read in sequence, without an index."""
+    return args.dataset.partition('/')[0].lower() in ('hfids', 'tfds', 'wds')
+
+
 def mixing(args: argparse.Namespace) -> bool:
     """Whether the options ask for MixUp or CutMix."""
     return args.mixup > 0. or args.cutmix > 0. or args.cutmix_minmax is not None
@@ -96,11 +100,13 @@ def _check_task(args: argparse.Namespace, error: Callable) -> None:
 
 
 def _check_targets(args: argparse.Namespace, error: Callable) -> None:
-    if args.task == 'multilabel' and args.dataset.split('/')[0].lower() not in ('hfds', 'hfids', 'tfds', 'wds'):
+    if args.task == 'multilabel' and not (in_sequence(args) or args.dataset.lower().startswith('hfds/')):
         error(f"--task multilabel needs labels that a folder cannot hold, got --dataset '{args.dataset}': use "
               'hfds/, hfids/, tfds/ or wds/')
     if args.target_format is not None and args.task != 'multilabel':
         error(f'--target-format {args.target_format} needs --task multilabel')
+    if not 0. < args.multilabel_threshold < 1.:
+        error(f'--multilabel-threshold must be between 0 and 1, got {args.multilabel_threshold}')
 
 
 def _check_labels(args: argparse.Namespace, error: Callable) -> None:
@@ -112,8 +118,6 @@ def _check_labels(args: argparse.Namespace, error: Callable) -> None:
             error(f'{flag} {value}: no such file')
     if args.metrics_avg:
         _check_installed('sklearn', f'--metrics-avg {args.metrics_avg}', 'scikit-learn', error)
-    if not 0. < args.multilabel_threshold < 1.:
-        error(f'--multilabel-threshold must be between 0 and 1, got {args.multilabel_threshold}')
 
 
 def _check_validation_loader(args: argparse.Namespace, parser: Parser) -> None:

@@ -2,6 +2,7 @@
 import argparse
 from typing import Callable
 
+from .checks import in_sequence
 from .parser import Parser, flag_of
 
 _AGMAX_OPTIONS = ('agmax_loss', 'agmax_weight', 'agmax_divergence_weight', 'agmax_units', 'agmax_init_std')
@@ -52,7 +53,7 @@ _ONLY_WITH = (
                        'kd_teacher_feature_dim', 'kd_token_distill_type', 'distill_loss_weight', 'task_loss_weight')),
     ('log_wandb', ('wandb_project', 'wandb_tags', 'wandb_resume_id')),
     ('model_ema', ('model_ema_decay', 'model_ema_warmup', 'model_ema_force_cpu')),
-    ('pretrained', ('pretrained_path', 'pretrained_cfg_overlay')),
+    ('pretrained', ('pretrained_path',)),
 )
 
 
@@ -101,7 +102,7 @@ def _check_resolutions(args: argparse.Namespace, error: Callable) -> None:
                         ('--train-crop-mode pad', args.train_crop_mode == 'pad')):
         if asked:
             error(f'{flag} is for one size, --train-img-sizes gives several: drop one of them')
-    if args.dataset.split('/')[0].lower() in ('hfids', 'tfds', 'wds'):
+    if in_sequence(args):
         error(f'--train-img-sizes needs data that can be indexed, got --dataset {args.dataset}: drop it, or use a '
               'folder, torch/ or hfds/')
 
@@ -112,7 +113,7 @@ def _check_naflex(args: argparse.Namespace, error: Callable) -> None:
     for flag, asked, reason in _NOT_WITH_NAFLEX:
         if asked(args):
             error(f'{flag} {reason}: drop it, or drop --naflex-loader')
-    if args.dataset.split('/')[0].lower() in ('hfids', 'tfds', 'wds'):
+    if in_sequence(args):
         error(f'--naflex-loader needs data that can be indexed, got --dataset {args.dataset}: use a folder or hfds/')
     probs, sizes = args.naflex_patch_size_probs, args.naflex_patch_sizes
     if probs is not None and len(probs) != len(sizes or ()):

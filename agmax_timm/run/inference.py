@@ -6,13 +6,12 @@ from typing import Any, Dict, Optional, Tuple
 
 import torch
 import torch.nn as nn
-from timm.layers import apply_test_time_pool, set_fast_norm
+from timm.layers import apply_test_time_pool
 from timm.models import reparameterize_model
-from timm.utils import set_jit_fuser
 
 from ..checkpoint import load_weights, one_line
 from . import loaders
-from .build import Precision, build_data_config, create_named_model, input_channels
+from .build import Precision, build_data_config, create_named_model, input_channels, set_backend_options
 from .config import OptionError
 
 _logger = logging.getLogger('validate')
@@ -36,7 +35,7 @@ def build_subject(args: argparse.Namespace, device: torch.device, precision: Pre
         CheckpointError: the checkpoint is not one of this model.
     """
     _check_devices(args, device)
-    _set_global_modes(args)
+    set_backend_options(args)
     model = create_named_model(
         args.model,
         pretrained=args.pretrained or not args.checkpoint,
@@ -76,17 +75,6 @@ def _check_devices(args: argparse.Namespace, device: torch.device) -> None:
     if args.num_gpu > there:
         raise OptionError(f'--num-gpu {args.num_gpu}, but --device {args.device} has {there} GPUs: use --num-gpu '
                           f'{max(1, there)}')
-
-
-def _set_global_modes(args: argparse.Namespace) -> None:
-    """What timm and torch keep for the whole process: every model of a process is built under the same flags."""
-    if args.fuser:
-        try:
-            set_jit_fuser(args.fuser)
-        except (AttributeError, RuntimeError) as error:
-            raise OptionError(f'--fuser {args.fuser}: torch {torch.__version__} has no such fuser') from error
-    if args.fast_norm:
-        set_fast_norm()
 
 
 def _pool_at_test_time(args: argparse.Namespace, model: nn.Module, data_config: Dict) -> Tuple[nn.Module, Dict]:

@@ -15,29 +15,26 @@ def train_parser() -> Parser:
     training.agmax(parser.add_argument_group('AgMax'))
     data.dataset(parser, 'train')
     data.train_data(parser.add_argument_group('training and validation data'))
-    for title, *declare in (
-            ('model', model.model, model.scripting),
-            ('model in training', model.train_model),
-            ('input', data.input),
-            ('device', model.device, model.train_device),
-            ('augmentation', data.augmentation),
-            ('mixing', data.mixing),
-            ('scheduled resolutions', data.resolutions),
-            ('images of native aspect and size (NaFlex)', data.naflex, data.train_naflex),
-            ('task', training.task),
-            ('loss', training.loss),
-            ('distillation', model.distillation),
-            ('optimizer', training.optimizer),
-            ('schedule', training.schedule),
-            ('batch norm', model.batch_norm),
-            ('exponential moving average of the weights (EMA)', model.ema),
-            ('run', training.run),
-            ('Weights & Biases', training.tracking),
-            ('Hugging Face Hub', training.hub),
-    ):
-        group = parser.add_argument_group(title)
-        for flags in declare:
-            flags(group)
+    _declare(parser, (
+        ('model', model.model, model.scripting),
+        ('model in training', model.train_model),
+        ('input', data.input),
+        ('device', model.device, model.train_device),
+        ('augmentation', data.augmentation),
+        ('mixing', data.mixing),
+        ('scheduled resolutions', data.resolutions),
+        ('images of native aspect and size (NaFlex)', data.naflex, data.train_naflex),
+        ('task', training.task),
+        ('loss', training.loss),
+        ('distillation', model.distillation),
+        ('optimizer', training.optimizer),
+        ('schedule', training.schedule),
+        ('batch norm', model.batch_norm),
+        ('exponential moving average of the weights (EMA)', model.ema),
+        ('run', training.run),
+        ('Weights & Biases', training.tracking),
+        ('Hugging Face Hub', training.hub),
+    ))
     return parser
 
 
@@ -50,15 +47,20 @@ def validate_parser() -> Parser:
     model.validation_model(group)
     model.model(group)
     model.scripting(group).add_argument('--aot-autograd', action='store_true', help='ahead-of-time autograd')
-    for title, *declare in (
-            ('input', data.input, data.validation_input),
-            ('images of native aspect and size (NaFlex)', data.naflex),
-            ('device', model.device, validation.device),
-            ('task', training.task),
-            ('labels and metrics', validation.labels),
-            ('results', validation.results),
-    ):
+    _declare(parser, (
+        ('input', data.input, data.validation_input),
+        ('images of native aspect and size (NaFlex)', data.naflex),
+        ('device', model.device, validation.device),
+        ('task', training.task),
+        ('labels and metrics', validation.labels),
+        ('results', validation.results),
+    ))
+    return parser
+
+
+def _declare(parser: Parser, groups) -> None:
+    """Add a group for each title, with the flags that the functions behind it declare."""
+    for title, *declare in groups:
         group = parser.add_argument_group(title)
         for flags in declare:
             flags(group)
-    return parser

@@ -18,6 +18,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from .checks import in_sequence
 from .config import OptionError
 
 # Those of timm's whose updates of shards were found equal to their updates of whole weights. With others that would
@@ -40,7 +41,7 @@ def check_sharding(args: argparse.Namespace) -> None:
                           '--fsdp use adamw, lamb, lion, sgd or another that docs/scale.md lists')
     if args.kd_model_name:
         raise OptionError(f'--kd-model-name {args.kd_model_name}: a teacher beside shards is untried: drop --fsdp')
-    if args.val_split and args.dataset.split('/')[0].lower() in ('hfids', 'tfds', 'wds'):
+    if args.val_split and in_sequence(args):
         raise OptionError(f"--dataset {args.dataset} may give ranks unequal numbers of batches in validation, and with "
                           "--fsdp they compute each batch together: use hfds/ or a folder, or --val-split ''")
     if args.clip_grad is not None and args.clip_mode == 'agc':
