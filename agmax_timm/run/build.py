@@ -85,7 +85,7 @@ def create_named_model(name: str, **kwargs) -> nn.Module:
         raise OptionError(f"--model {name}: timm has no such model{hint}")
     try:
         return create_model(name, **kwargs)
-    except TypeError as error:  # an argument that this model does not have
+    except (TypeError, AssertionError) as error:  # an argument or value that this model does not take
         raise OptionError(f'--model {name} does not take all of --model-kwargs, --gp, --bn-*, --drop-*: '
                           f'{error}') from error
     except Exception as error:
@@ -189,7 +189,10 @@ def build_optimizer(args: argparse.Namespace, task: TrainingTask) -> torch.optim
     if args.agmax and 'fallback_list' in kwargs:
         # Patterns of the model's own names, which with AgMax are under `model.`.
         kwargs['fallback_list'] = [*kwargs['fallback_list'], *(f'model.{name}' for name in kwargs['fallback_list'])]
-    return create_optimizer_v2(task.get_trainable_module(), **optimizer_kwargs(cfg=args), **kwargs)
+    try:
+        return create_optimizer_v2(task.get_trainable_module(), **optimizer_kwargs(cfg=args), **kwargs)
+    except (ValueError, TypeError) as error:
+        raise OptionError(f'--opt {args.opt}: {error}: see timm.optim.list_optimizers() and --opt-kwargs') from error
 
 
 def build_ema(args: argparse.Namespace, task: TrainingTask) -> None:
@@ -230,11 +233,14 @@ def build_scheduler(
         updates_per_epoch: int,
 ) -> Tuple[Any, int]:
     """timm's scheduler (None for --sched none), and the number of epochs with warm-up and cool-down."""
-    return create_scheduler_v2(
-        optimizer,
-        **scheduler_kwargs(args, decreasing_metric=args.eval_metric == 'loss'),
-        updates_per_epoch=updates_per_epoch,
-    )
+    try:
+        return create_scheduler_v2(
+            optimizer,
+            **scheduler_kwargs(args, decreasing_metric=args.eval_metric == 'loss'),
+            updates_per_epoch=updates_per_epoch,
+        )
+    except ValueError as error:
+        raise OptionError(f'--sched {args.sched}: {error}') from error
 
 
 def advance_scheduler(scheduler: Any, epoch: int, updates_per_epoch: Optional[int] = None) -> None:

@@ -152,8 +152,9 @@ def build_train_loader(
             **_resolution_kwargs(args),
             **common,
         )
-    except ValueError as error:
-        raise OptionError(f'training data: {error}') from error
+    except (ValueError, AssertionError) as error:  # timm asserts on policies it does not know
+        policy = f' (--aa {args.aa})' if args.aa else ''
+        raise OptionError(f'training data{policy}: {error}') from error
 
 
 def _resolution_kwargs(args: argparse.Namespace) -> Dict[str, Any]:
