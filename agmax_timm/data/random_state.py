@@ -1,0 +1,65 @@
+"""The random state of a process: all that augmentation, mixing and dropout draw from, as plain bytes.
+
+About 8 KB and 30 microseconds a copy, so one can be taken with every batch.
+"""
+import random
+import struct
+from contextlib import contextmanager
+from typing import Any, Dict, Iterator, Optional
+
+import numpy as np
+import torch
+
+_PYTHON = struct.Struct('<625I?d')  # words of the Mersenne Twister with its place in them; the normal number put aside
+_NUMPY = struct.Struct('<624IIId')
+_PYTHON_VERSION, _NUMPY_NAME = 3, 'MT19937'
+
+
+def get_process_state() -> bytes:
+    """State of the global generators of Python, NumPy and torch's CPU in this process."""
+    _, words, gauss = random.getstate()
+    _, key, position, has_gauss, cached = np.random.get_state()
+    return b''.join((
+        _PYTHON.pack(*words, gauss is not None, gauss or 0.),
+        _NUMPY.pack(*key.tolist(), position, has_gauss, cached),
+        torch.get_rng_state().numpy().tobytes(),
+    ))
+
+
+def set_process_state(state: bytes) -> None:
+    """Set what get_process_state returned."""
+    *words, has_gauss, gauss = _PYTHON.unpack_from(state)
+    random.setstate((_PYTHON_VERSION, tuple(words), gauss if has_gauss else None))
+    *key, position, has_gauss, cached = _NUMPY.unpack_from(state, _PYTHON.size)
+    np.random.set_state((_NUMPY_NAME, np.array(key, np.uint32), position, has_gauss, cached))
+    torch.set_rng_state(torch_state(state))
+
+
+def torch_state(state: bytes) -> torch.Tensor:
+    """The part of torch's CPU generator, as torch.set_rng_state takes it."""
+    return torch.frombuffer(bytearray(state[_PYTHON.size + _NUMPY.size:]), dtype=torch.uint8)
+
+
+def get_random_state(device: Optional[torch.device] = None) -> Dict[str, Any]:
+    """State of the process's generators ('process', bytes) and of an accelerator's ('device', a uint8 tensor)."""
+    state = {'process': get_process_state()}
+    if device is not None and device.type != 'cpu':
+        state['device'] = torch.get_device_module(device).get_rng_state(device)
+    return state
+
+
+def set_random_state(state: Dict[str, Any], device: Optional[torch.device] = None) -> None:
+    """Set what get_random_state returned; a device's part is left out where it is of another kind of device."""
+    set_process_state(state['process'])
+    if device is not None and device.type != 'cpu' and 'device' in state:
+        torch.get_device_module(device).set_rng_state(state['device'], device)
+
+
+@contextmanager
+def kept_random_state() -> Iterator[None]:
+    """Let nothing that happens inside draw from the process's generators."""
+    state = get_process_state()
+    try:
+        yield
+    finally:
+        set_process_state(state)

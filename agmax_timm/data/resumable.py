@@ -1,0 +1,434 @@
+"""A training loader that can be left after any batch and taken up again there, in another process, to the last bit.
+
+It stands between timm's prefetcher and torch's DataLoader, changes nothing that they do, and keeps what the next batch
+depends on: how the order of the epoch was drawn, the random state of the main process before the batch was made, and
+that of each worker process, which comes with the worker's batches. Batches that were trained are not loaded again:
+their place is taken by empty ones, so that each worker goes on with its own.
+
+Data read in sequence has no index to go by. It is read again from the start of the epoch, and thrown away.
+"""
+import atexit
+import os
+import signal
+from collections import deque
+from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
+
+import torch
+from timm.data.loader import MultiEpochsDataLoader
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    DistributedSampler,
+    IterableDataset,
+    RandomSampler,
+    get_worker_info,
+)
+
+from .random_state import (
+    get_process_state,
+    get_random_state,
+    kept_random_state,
+    set_process_state,
+    set_random_state,
+    torch_state,
+)
+
+_REMEMBERED = 256  # batches whose indices are at hand
+# What of a position says nothing to another number of ranks or workers.
+_OF_ANOTHER_SHAPE = {'before': None, 'base': None, 'order': [], 'turn': 0, 'worker_states': {}}
+
+
+class ResumeError(ValueError):
+    """A position in an epoch that cannot be taken up as the loader is now; the message says what differs."""
+
+
+class ResumableLoader:
+    """Stands for a DataLoader of training.
+
+    Args:
+        loader: DataLoader, or timm's MultiEpochsDataLoader; its collate function, worker init function and batch
+            sampler are wrapped in place.
+        device: Device of training, whose random state belongs to the position.
+        ranks: Number of processes that share the data.
+        rank: This one's number.
+    """
+
+    def __init__(self, loader: DataLoader, device: torch.device, ranks: int = 1, rank: int = 0):
+        self.loader = loader
+        self.device = device
+        self.ranks = ranks
+        self.rank = rank
+        self.collate_fn = loader.collate_fn  # for timm's prefetcher, which looks at its type
+        loader.collate_fn = _Report(loader.collate_fn)
+        self._init = loader.worker_init_fn = _WorkerInit(loader.worker_init_fn)
+        self._order = None if isinstance(loader.dataset, IterableDataset) else _wrap_order(loader)
+
+        self._resumed: Optional[Dict[str, Any]] = None
+        self._length: Optional[int] = None  # of an epoch that another number of ranks began
+        self._base: Optional[torch.Tensor] = None  # torch's state when the seed of the workers was drawn
+        self._start: Dict[int, bytes] = {}  # states of the workers at the start of the epoch
+        self._workers: Dict[int, bytes] = {}  # and after the batches that have been trained
+        self._turn = self._next_turn = 0  # the worker that makes the first batch of the epoch; and of the next
+        self._reports: deque = deque()  # (number of the batch, worker, its state after it)
+        self._before: Dict[int, Dict[str, Any]] = {}  # state of this process before a batch was made
+        self._indices: Dict[int, List[Any]] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        if name == 'loader':  # not there yet, as when a copy is made
+            raise AttributeError(name)
+        return getattr(self.loader, name)
+
+    def __len__(self) -> int:
+        return len(self.loader) if self._length is None else self._length
+
+    def __iter__(self) -> Iterator[Any]:
+        state, self._resumed = self._resumed, None
+        self._forget_epoch()
+        batches, number = self._open(state), 0
+        if state is not None and state['done']:
+            number = self._skip(batches, state)
+        after_first = state['random'] if number and state['before'] is not None else None
+        while True:
+            before = get_random_state(self.device)
+            try:
+                batch, report = next(batches)
+            except StopIteration:
+                break
+            self._remember(number, before, report)
+            number += 1
+            if isinstance(self.loader, MultiEpochsDataLoader) and self.loader.num_workers:
+                self._next_turn = (self._turn + number) % self.loader.num_workers
+            yield batch
+            if after_first is not None:  # the first batch was made ahead of the interruption, the next one after it
+                set_random_state(after_first, self.device)
+                after_first = None
+        self._length = None
+
+    def state_dict(self, done: int) -> Dict[str, Any]:
+        """Where this process stands, in plain values and tensors.
+
+        Args:
+            done: Batches of the epoch that were trained; 0 between two epochs.
+        """
+        while self._reports and (not done or self._reports[0][0] < done):
+            _, worker, state = self._reports.popleft()
+            self._workers[worker] = state
+        replayed = self._order is None and done
+        workers = self._start if replayed else self._workers if done or self._opens_once else {}
+        order = [] if self._order is None else self._order.drawn[0 if done else 1:]
+        before = self._before.get(done) if done else None
+        state = {
+            'done': done,
+            'random': get_random_state(self.device),
+            'before': before,
+            'base': self._base,
+            'order': order,
+            'turn': self._turn if done else self._next_turn,
+            'worker_states': dict(workers),
+            'shape': self._shape(),
+        }
+        return _to_tensors(state)
+
+    def load_state_dict(self, state: Dict[str, Any], epoch: int) -> List[str]:
+        """Let the next pass go on where state_dict was called.
+
+        Args:
+            state: What state_dict returned, on this rank, or on rank 0 where their number differs.
+            epoch: Epoch of the next pass; the sampler is told.
+
+        Returns:
+            What cannot be as it was, in words; empty if all is.
+
+        Raises:
+            ResumeError: an epoch in progress that cannot be dealt anew to what there is now.
+        """
+        state = _to_bytes(state)
+        was, now = state['shape'], self._shape()
+        changed = [f'{now[name]} {name} in place of {was[name]}' for name in now if was[name] != now[name]]
+        if not changed:
+            self._resumed = state
+            return []
+        dealt_anew = was['ranks'] != now['ranks'] or was['batch size'] != now['batch size']
+        if not state['done']:
+            if not dealt_anew:
+                self._resumed = {**state, **_OF_ANOTHER_SHAPE}
+            return changed
+        if was['samples'] != now['samples']:
+            raise ResumeError(f"the data has {now['samples']} samples, and had {was['samples']}")
+        if self._order is None or (dealt_anew and not self._can_be_dealt_anew):
+            raise ResumeError(', '.join(changed))
+        if dealt_anew:
+            self._deal_rest(state, epoch)
+        else:
+            self._resumed = {**state, **_OF_ANOTHER_SHAPE, 'order': state['order']}
+        return changed
+
+    @property
+    def first_batch(self) -> int:
+        """Number of the batch that the next pass begins with."""
+        return self._resumed['done'] if self._resumed is not None else 0
+
+    def indices(self, number: int) -> Optional[List[Any]]:
+        """Indices in the data set of a batch of late, None where there are none or it is too long ago."""
+        return self._indices.get(number)
+
+    def _shape(self) -> Dict[str, int]:
+        batch_size = getattr(self.loader.batch_sampler, 'batch_size', None)
+        samples = len(self.loader.dataset) if self._order is not None else 0
+        return {'ranks': self.ranks, 'batch size': batch_size or 0, 'workers': self.loader.num_workers,
+                'samples': samples}
+
+    @property
+    def _can_be_dealt_anew(self) -> bool:
+        """Whether all ranks together go through one order of the samples, whatever their number."""
+        batches = self._order.batches
+        return type(self.loader) is DataLoader and type(batches) is BatchSampler and isinstance(
+            batches.sampler, (RandomSampler, DistributedSampler))
+
+    @property
+    def _opens_once(self) -> bool:
+        """Whether one iterator of torch's serves all epochs, and the seed of the workers is drawn once."""
+        return isinstance(self.loader, MultiEpochsDataLoader) or self.loader.persistent_workers
+
+    def _is_open(self) -> bool:
+        if isinstance(self.loader, MultiEpochsDataLoader):
+            return self.loader.iterator is not None
+        return self.loader.persistent_workers and self.loader._iterator is not None
+
+    def _open(self, state: Optional[Dict[str, Any]]) -> Iterator[Any]:
+        """An iterator of the loader, its workers and its order as they were. Sets the random state of this process."""
+        if state is None:
+            if not self._is_open():
+                self._base = torch.get_rng_state()
+            return iter(self.loader)
+        set_random_state(state['random'], self.device)
+        order, done = list(state['order']), state['done']
+        again = done or (self._opens_once and state['base'] is not None)  # the iterator has been opened before
+        if again and state['base'] is not None:
+            torch.set_rng_state(state['base'])
+        self._base = torch.get_rng_state()
+        self._init.states = dict(state['worker_states'])
+        self._workers, self._start = dict(state['worker_states']), dict(state['worker_states'])
+        if self._order is not None:
+            self._order.skip = done
+            self._order.coming.extend(order or ([torch_state(state['random']['process'])] if again else []))
+        self._turn = state['turn']
+        batches = self._iterate()
+        self._init.states = {}
+        if again and not done and (order or self._order is None or not self._order.drawn):
+            set_random_state(state['random'], self.device)
+        return batches
+
+    def _iterate(self) -> Iterator[Any]:
+        if isinstance(self.loader, MultiEpochsDataLoader):
+            self._order.lead = self._turn
+            self.loader.iterator = DataLoader.__iter__(self.loader)  # timm makes it with the first batch
+            for _ in range(self._turn):
+                next(self.loader.iterator)
+                self._order.given.popleft()
+        return iter(self.loader)
+
+    def _skip(self, batches: Iterator[Any], state: Dict[str, Any]) -> int:
+        """Pass over the batches that were trained; returns the number of the next one."""
+        for _ in range(state['done']):
+            next(batches)
+        if self._order is not None:
+            for _ in range(state['done']):
+                self._order.given.popleft()
+        set_random_state(state['before'] or state['random'], self.device)
+        return state['done']
+
+    def _forget_epoch(self) -> None:
+        while self._reports:
+            _, worker, state = self._reports.popleft()
+            self._workers[worker] = state
+        if not self._opens_once:
+            self._workers.clear()
+        self._start = dict(self._workers)
+        self._turn = self._next_turn
+        self._before.clear()
+        self._indices.clear()
+        if self._order is not None:
+            del self._order.drawn[:1]
+            if not isinstance(self.loader, MultiEpochsDataLoader):
+                self._order.given.clear()
+
+    def _remember(self, number: int, before: Dict[str, Any], report: Optional[Tuple[int, bytes]]) -> None:
+        # While a batch is made, timm's prefetcher holds the one before it, and what is older has been trained.
+        while self._reports and self._reports[0][0] < number - 1:
+            _, worker, state = self._reports.popleft()
+            self._workers[worker] = state
+        if report is not None:
+            self._reports.append((number, *report))
+        self._before[number] = before
+        self._before.pop(number - 2, None)
+        if self._order is not None:
+            self._indices[number] = self._order.given.popleft()
+            self._indices.pop(number - _REMEMBERED, None)
+
+    def _deal_rest(self, state: Dict[str, Any], epoch: int) -> None:
+        """Give what is left of an epoch to the ranks that there are now."""
+        rest = self._order.remaining(state, epoch, self.loader.dataset)
+        size = self._shape()['batch size']
+        mine = rest[self.rank::self.ranks][:len(rest) // self.ranks]
+        batches = [mine[i:i + size] for i in range(0, len(mine) - size + 1, size)]
+        was = state['shape']
+        done = state['done'] * was['batch size'] * was['ranks'] // (size * self.ranks)
+        self._order.rest = [[]] * done + batches
+        self._length = done + len(batches)
+        self._resumed = {**state, 'done': done, 'random': get_random_state(self.device), **_OF_ANOTHER_SHAPE}
+
+
+def make_resumable(loader: Any, device: torch.device, ranks: int = 1, rank: int = 0) -> Tuple[Any, ResumableLoader]:
+    """Put a ResumableLoader in the place of the DataLoader inside one of timm's or our loaders.
+
+    Returns:
+        The loader to iterate over, and the ResumableLoader inside it.
+    """
+    outer = None
+    inner = loader
+    while not isinstance(inner, DataLoader):
+        outer, inner = inner, inner.loader
+    resumable = ResumableLoader(inner, device, ranks, rank)
+    if outer is None:
+        return resumable, resumable
+    outer.loader = resumable
+    return loader, resumable
+
+
+def start_workers(loader: Any) -> None:
+    """Start the persistent workers of a loader, for a run that drew their seed before it was interrupted."""
+    while not isinstance(loader, DataLoader):
+        loader = loader.loader
+    if loader.persistent_workers:
+        with kept_random_state():
+            iter(loader)
+
+
+class _Order:
+    """The batch sampler of a loader, which remembers the random state that its order was drawn from.
+
+    Args:
+        batches: The batch sampler.
+    """
+
+    def __init__(self, batches: Any):
+        self.batches = batches
+        self.drawn: List[torch.Tensor] = []  # of the pass in progress, then of a next one that has begun ahead
+        self.coming: deque = deque()  # states to draw the next passes from
+        self.given: deque = deque()  # indices of the batches that are being made
+        self.lead = 0  # empty batches before the next pass, which give the first to another worker
+        self.skip = 0  # empty batches in place of the first of it
+        self.rest: Optional[List[List[int]]] = None
+
+    def __getattr__(self, name: str) -> Any:
+        if name == 'batches':
+            raise AttributeError(name)
+        return getattr(self.batches, name)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[List[Any]]:
+        if self.coming:
+            torch.set_rng_state(self.coming.popleft())
+        self.drawn.append(torch.get_rng_state())
+        for _ in range(self.lead):
+            self.given.append([])
+            yield []
+        self.lead = 0
+        (skip, self.skip), (rest, self.rest) = (self.skip, 0), (self.rest, None)
+        for number, batch in enumerate(self.batches if rest is None else rest):
+            batch = [] if number < skip else batch
+            self.given.append(batch)
+            yield batch
+
+    def remaining(self, state: Dict[str, Any], epoch: int, dataset: Any) -> List[int]:
+        """The samples of an epoch that its ranks had not trained, in their order."""
+        ranks, trained = state['shape']['ranks'], state['done'] * state['shape']['batch size']
+        if ranks == 1:
+            with kept_random_state():
+                torch.set_rng_state(state['order'][0])
+                return list(RandomSampler(dataset))[trained:]
+        parts = []
+        for rank in range(ranks):
+            sampler = DistributedSampler(dataset, ranks, rank)
+            sampler.set_epoch(epoch)
+            parts.append(list(sampler))
+        order = [index for indices in zip(*parts) for index in indices]
+        return order[:len(dataset)][trained * ranks:]  # without what the samplers fill up with
+
+
+def _wrap_order(loader: DataLoader) -> _Order:
+    sampler = loader.batch_sampler
+    if isinstance(loader, MultiEpochsDataLoader):
+        order = sampler.sampler = _Order(sampler.sampler)
+    else:
+        order = _Order(sampler)
+        object.__setattr__(loader, 'batch_sampler', order)  # torch lets nobody set it
+    return order
+
+
+class _Report:
+    """A collate function whose batches bring the random state of the worker that made them.
+
+    Args:
+        collate: The collate function.
+    """
+
+    def __init__(self, collate: Callable):
+        self.collate = collate
+
+    def __call__(self, samples: Any) -> Tuple[Any, Optional[Tuple[int, bytes]]]:
+        trained = isinstance(samples, list) and not samples
+        batch = None if trained else self.collate(samples)
+        worker = get_worker_info()
+        return batch, None if worker is None else (worker.id, get_process_state())
+
+
+class _WorkerInit:
+    """Start a worker from a random state of before, and let signals to the whole job be the main process's matter.
+
+    Args:
+        init: The loader's own function.
+    """
+
+    def __init__(self, init: Optional[Callable[[int], None]]):
+        self.init = init
+        self.states: Dict[int, bytes] = {}
+        self._done = torch.zeros((), dtype=torch.bool).share_memory_()
+        atexit.register(self._done.fill_, True)
+
+    def _leave_if_done(self, *_) -> None:
+        """The main process ends its workers by the signal that may also have been sent to all processes of a job."""
+        if self._done:
+            os._exit(0)
+
+    def __call__(self, worker: int) -> None:
+        for name in ('SIGINT', 'SIGUSR1'):
+            if hasattr(signal, name):  # the last of them is not on every system
+                signal.signal(getattr(signal, name), signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, self._leave_if_done)
+        if self.init is not None:
+            self.init(worker)
+        if worker in self.states:
+            set_process_state(self.states[worker])
+
+
+def _to_tensors(value: Any) -> Any:
+    """Bytes as uint8 tensors, which torch reads back without trusting the file; random states may be shared."""
+    if isinstance(value, bytes):
+        return torch.frombuffer(bytearray(value), dtype=torch.uint8)
+    if isinstance(value, dict):
+        return {key: _to_tensors(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_to_tensors(item) for item in value]
+    return value
+
+
+def _to_bytes(state: Dict[str, Any]) -> Dict[str, Any]:
+    """The inverse of _to_tensors, for what state_dict returns."""
+    def random(value: Optional[Dict[str, Any]]) -> Optional[Dict[str, Any]]:
+        return None if value is None else {**value, 'process': value['process'].numpy().tobytes()}
+    workers = {worker: value.numpy().tobytes() for worker, value in state['worker_states'].items()}
+    return {**state, 'random': random(state['random']), 'before': random(state['before']), 'worker_states': workers}

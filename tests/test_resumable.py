@@ -1,0 +1,231 @@
+"""Loaders that are left after any batch and taken up again, against those that were not, to the last bit."""
+import random
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from timm.data import create_dataset, create_loader
+from timm.utils import random_seed
+
+from agmax_timm import create_two_view_loader
+from agmax_timm.data.random_state import get_random_state, kept_random_state, set_random_state
+from agmax_timm.data.resumable import ResumeError, make_resumable, start_workers
+
+CPU = torch.device('cpu')
+IMAGES = 22  # 5 batches of 4, and a remainder that is dropped
+EPOCHS, BATCHES = 3, 5
+
+
+@pytest.fixture
+def images(memory_dataset):
+    pixels = np.random.RandomState(0).randint(0, 256, (IMAGES, 12, 10, 3), dtype=np.uint8)
+    return lambda: memory_dataset([Image.fromarray(image) for image in pixels])
+
+
+def draws():
+    """What a training step might draw: dropout, and what else there is."""
+    return [torch.rand(()).item(), np.random.rand(), random.random(), random.gauss(0, 1)]
+
+
+def open_loader(dataset, two_views=True, **kwargs):
+    common = dict(device=CPU, mean=(0.5,) * 3, std=(0.5,) * 3, **kwargs)
+    if two_views:
+        loader = create_two_view_loader(dataset, (3, 8, 8), 4, **common)
+    else:
+        loader = create_loader(dataset, (3, 8, 8), 4, is_training=True, **common)
+    return make_resumable(loader, CPU)
+
+
+def train(loader, resumable, epoch, first=0, stop=None):
+    """Yield what each batch and the step on it were; leave after `stop` batches with the position."""
+    done = first
+    for input, target in loader:
+        done += 1
+        yield input.clone(), target.clone(), draws()
+        if done == stop:
+            return
+
+
+KINDS = {
+    'main process': dict(num_workers=0),
+    'main process, no prefetcher, mixing': dict(
+        num_workers=0, use_prefetcher=False, mixup=dict(mixup_alpha=1., num_classes=IMAGES)),
+    'main process, erasing': dict(num_workers=0, re_prob=1., re_mode='pixel'),
+    'main process, multi-epochs': dict(num_workers=0, use_multi_epochs_loader=True),
+    'main process, scheduled sizes': dict(num_workers=0, input_size_choices=[8, 16], batch_size_choices=[4, 4]),
+    'workers': dict(num_workers=2, re_prob=0.5, mixup=dict(mixup_alpha=1., mode='elem', num_classes=IMAGES)),
+    'workers of an epoch': dict(num_workers=2, persistent_workers=False, auto_augment='rand-m9-mstd0.5'),
+    'workers, multi-epochs': dict(num_workers=2, use_multi_epochs_loader=True, re_prob=0.5),
+    'more workers than batches': dict(num_workers=6),
+    'one view': dict(num_workers=2, two_views=False, re_prob=0.5),
+}
+
+
+def uninterrupted(images, **kwargs):
+    random_seed(3)
+    loader, resumable = open_loader(images(), **kwargs)
+    return [list(train(loader, resumable, epoch)) for epoch in range(EPOCHS)]
+
+
+def assert_same(ours, expected):
+    assert len(ours) == len(expected)
+    for (input, target, drawn), (expected_input, expected_target, expected_drawn) in zip(ours, expected):
+        torch.testing.assert_close(input, expected_input, rtol=0, atol=0)
+        torch.testing.assert_close(target, expected_target, rtol=0, atol=0)
+        assert drawn == expected_drawn
+
+
+def saved(state, path):
+    """As it comes back from a file that is not trusted."""
+    torch.save(state, path)
+    return torch.load(path, weights_only=True)
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_a_loader_goes_on_as_if_it_had_never_stopped(images, tmp_path, kind):
+    """In every epoch: left after each number of batches, three times in a row, and between epochs."""
+    expected = uninterrupted(images, **KINDS[kind])
+    for epoch, stops in ((0, (1, 3)), (1, (2, 4)), (1, (5,)), (2, (0, 1, 2))):
+        random_seed(3)
+        loader, resumable = open_loader(images(), **KINDS[kind])
+        for passed in range(epoch):
+            list(train(loader, resumable, passed))
+        seen, done = [], 0
+        for stop in stops:
+            if stop > done:
+                seen += train(loader, resumable, epoch, done, stop)
+            state, done = saved(resumable.state_dict(stop), tmp_path / 'state.pth'), stop
+            random_seed(99)
+            loader, resumable = open_loader(images(), **KINDS[kind])
+            torch.rand(5)
+            assert resumable.load_state_dict(state, epoch) == []
+            assert resumable.first_batch == stop
+        seen += train(loader, resumable, epoch, done)
+        assert_same(seen, expected[epoch])
+        for rest in range(epoch + 1, EPOCHS):
+            assert_same(list(train(loader, resumable, rest)), expected[rest])
+
+
+def test_nothing_is_changed_by_standing_between(images):
+    """Against timm's loaders as they are: the same batches, the same draws."""
+    for kwargs in (dict(num_workers=0), dict(num_workers=2, re_prob=0.5)):
+        random_seed(3)
+        loader = create_loader(images(), (3, 8, 8), 4, is_training=True, device=CPU, mean=(0.5,) * 3, std=(0.5,) * 3,
+                               **kwargs)
+        plain = [list(train(loader, None, epoch)) for epoch in range(2)]
+        ours = uninterrupted(images, two_views=False, **kwargs)
+        for epoch in range(2):
+            assert_same(ours[epoch], plain[epoch])
+
+
+def test_batches_that_were_trained_are_not_loaded_again(images):
+    dataset = images()
+    loader, resumable = open_loader(dataset, num_workers=0)
+    list(train(loader, resumable, 0, stop=3))
+    state = resumable.state_dict(3)
+    loaded = []
+    dataset = images()
+    original = type(dataset).__getitem__
+    dataset.__class__ = type('Counted', (type(dataset),), {
+        '__getitem__': lambda self, index: loaded.append(index) or original(self, index)})
+    loader, resumable = open_loader(dataset, num_workers=0)
+    resumable.load_state_dict(state, 0)
+    assert len(list(loader)) == 2
+    assert len(loaded) == 8
+
+
+def test_the_indices_of_a_batch_are_known(images):
+    loader, resumable = open_loader(images(), num_workers=2)
+    for number, (_, target) in enumerate(loader):
+        assert resumable.indices(number) == target[:4].tolist()
+    assert resumable.indices(5) is None
+
+
+@pytest.mark.parametrize('before, after, batch_size', [(1, 2, 2), (1, 2, 4), (2, 1, 8), (2, 3, 2), (2, 4, 1)])
+def test_another_number_of_ranks_goes_on_with_what_is_left(images, monkeypatch, before, after, batch_size):
+    """No sample of the epoch comes twice, none is missing but for what does not fill a last batch."""
+    def open_rank(rank, ranks, size):
+        monkeypatch.setattr('torch.distributed.is_available', lambda: True)
+        monkeypatch.setattr('torch.distributed.get_world_size', lambda group=None: ranks)
+        monkeypatch.setattr('torch.distributed.get_rank', lambda group=None: rank)
+        loader = create_two_view_loader(images(), (3, 8, 8), size, device=CPU, distributed=ranks > 1, num_workers=0)
+        return make_resumable(loader, CPU, ranks, rank)
+
+    trained, states = [], []
+    for rank in range(before):
+        random_seed(1, rank)
+        loader, resumable = open_rank(rank, before, 4)
+        if before > 1:
+            loader.sampler.set_epoch(6)
+        for done, (_, target) in enumerate(loader, 1):
+            trained += target[:len(target) // 2].tolist()
+            if done == 2:
+                break
+        states.append(resumable.state_dict(2))
+    counts = []
+    for rank in range(after):
+        loader, resumable = open_rank(rank, after, batch_size)
+        changed = resumable.load_state_dict(states[0], 6)
+        assert f'{after} ranks in place of {before}' in changed
+        first = resumable.first_batch
+        batches = [target[:batch_size].tolist() for _, target in loader]
+        assert len(loader) == len(create_two_view_loader(
+            images(), (3, 8, 8), batch_size, device=CPU, distributed=after > 1)), 'the next epoch is whole'
+        trained += sum(batches, [])
+        counts.append((first, len(batches)))
+    assert len(set(counts)) == 1, 'the ranks have as many batches'
+    assert len(set(trained)) == len(trained)
+    assert IMAGES - len(trained) < batch_size * after
+
+
+def test_a_position_that_cannot_be_taken_up_says_why(images, memory_dataset):
+    loader, resumable = open_loader(images(), num_workers=0, input_size_choices=[8, 16], batch_size_choices=[4, 4])
+    next(iter(loader))
+    state = resumable.state_dict(1)
+    scheduled = create_two_view_loader(images(), (3, 8, 8), 4, device=CPU, input_size_choices=[8, 16])
+    with pytest.raises(ResumeError, match='2 ranks in place of 1'):
+        make_resumable(scheduled, CPU, ranks=2)[1].load_state_dict(state, 0)
+    fewer = images()
+    fewer.images = fewer.images[:20]
+    with pytest.raises(ResumeError, match='20 samples, and had 22'):
+        open_loader(fewer)[1].load_state_dict(state, 0)
+
+
+def test_another_number_of_workers_keeps_the_order(images):
+    loader, resumable = open_loader(images(), num_workers=0)
+    batches = iter(loader)
+    first = [next(batches)[1][:4].tolist() for _ in range(2)]
+    state = resumable.state_dict(2)
+    expected = first + [target[:4].tolist() for _, target in batches]
+    loader, resumable = open_loader(images(), num_workers=2)
+    assert resumable.load_state_dict(state, 0) == ['2 workers in place of 0']
+    assert first + [target[:4].tolist() for _, target in loader] == expected
+
+
+def test_workers_that_were_started_before_draw_no_seed_again(photos):
+    def evaluate(loader):
+        return [target.tolist() for _, target in loader]
+
+    loader = create_loader(create_dataset('', str(photos), split='val'), (3, 8, 8), 4, num_workers=2, device=CPU)
+    random_seed(0)
+    first = evaluate(loader)
+    state = get_random_state()
+    second, after = evaluate(loader), draws()
+    again = create_loader(create_dataset('', str(photos), split='val'), (3, 8, 8), 4, num_workers=2, device=CPU)
+    set_random_state(state)
+    start_workers(again)
+    assert evaluate(again) == first == second
+    assert draws() == after
+
+
+def test_the_random_state_is_all_of_it():
+    random_seed(5)
+    random.gauss(0, 1), np.random.randn()  # each puts a second number aside
+    state = get_random_state()
+    expected = [draws(), np.random.randn(), torch.randn(3).tolist()]
+    random_seed(6)
+    set_random_state(state)
+    with kept_random_state():
+        draws()
+    assert [draws(), np.random.randn(), torch.randn(3).tolist()] == expected
