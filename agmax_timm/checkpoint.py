@@ -20,6 +20,8 @@ from .models import CheckpointError, is_original, original_options, original_to_
 
 # The key of a checkpoint that is ours; all others are timm's.
 RECORD = 'agmax_timm'
+# And of what a run goes on with.
+STATE = 'agmax_state'
 # timm's train.py validates so, whatever the model's own.
 _CROP_OF_TRAINING = {'crop_mode': 'center'}
 _FILES = {'best': 'model_best.pth.tar', 'last': 'last.pth.tar'}

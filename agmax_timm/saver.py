@@ -18,7 +18,7 @@ from timm.task import TrainingTask, load_task_ema_checkpoint, resume_task_checkp
 from timm.utils import CheckpointSaver
 
 from . import __version__
-from .checkpoint import RECORD, CheckpointError, one_line, read_file
+from .checkpoint import RECORD, STATE, CheckpointError, one_line, read_file
 from .models import timm_architecture
 
 
@@ -65,7 +65,13 @@ class RecordSaver(CheckpointSaver):
         super().__init__(model=task.get_trainable_module(), task=_RecordedTask(task, record), **kwargs)
         self.record = record
 
-    def save_checkpoint(self, epoch: int, metric: Optional[float] = None, **metrics: Optional[Dict[str, float]]):
+    def save_checkpoint(
+            self,
+            epoch: int,
+            metric: Optional[float] = None,
+            state: Optional[Dict[str, Any]] = None,
+            **metrics: Optional[Dict[str, float]],
+    ):
         """As timm's.
 
         Args:
@@ -74,10 +80,18 @@ class RecordSaver(CheckpointSaver):
         self.record['metrics'] = {
             weights: {name: float(value) for name, value in of_weights.items()}
             for weights, of_weights in metrics.items() if of_weights}
+        self.task.state = state
         try:
             return super().save_checkpoint(epoch, metric)
         finally:
             self.record['metrics'] = {}  # a recovery file of the next epoch has none
+
+    def save_recovery(self, epoch: int, batch_idx: int = 0, state: Optional[Dict[str, Any]] = None):
+        self.task.state = state
+        super().save_recovery(epoch, batch_idx)
+
+    def wait(self) -> None:
+        pass
 
     # timm's pair unlinks the old file before the new one is in its place: a crash in between leaves neither.
 
@@ -101,10 +115,11 @@ class _RecordedTask:
     def __init__(self, task: TrainingTask, record: Dict[str, Any]):
         self.task = task
         self.record = record
+        self.state: Optional[Dict[str, Any]] = None
 
     def get_checkpoint_state(self, ema: bool = False, **kwargs) -> Dict[str, Any]:
         state = self.task.get_checkpoint_state(ema=ema, **kwargs)
-        return state if ema else {**state, RECORD: self.record}
+        return state if ema else {**state, RECORD: self.record, **({STATE: self.state} if self.state else {})}
 
 
 def create_saver(
@@ -163,7 +178,8 @@ def resume(
         raise CheckpointError(f'cannot use checkpoint {path}: {one_line(error)}') from error
     if optimizer is not None:
         _keep_options(optimizer, created, verbose)
-    if epoch and 'metric' not in checkpoint:  # a recovery file: only a finished epoch has one
+    # A recovery file: only a finished epoch has a metric.
+    if epoch and 'metric' not in checkpoint and STATE not in checkpoint:
         epoch -= 1
         if verbose:
             _logger.warning(f'{path} was written within epoch {epoch}, which is trained again from its start.')

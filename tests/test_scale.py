@@ -127,7 +127,7 @@ def train_on_ranks(world_size, folder, pictures, *flags, **kwargs):
 def summary(folder):
     with open(folder / 'summary.csv', newline='') as f:
         rows = list(csv.DictReader(f))
-    return [{name: float(value) for name, value in row.items() if name != 'images_per_second'}
+    return [{name: float(value) for name, value in row.items()}
             for row in rows]
 
 

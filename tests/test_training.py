@@ -199,7 +199,7 @@ def test_the_files_of_a_run(train):
     assert list(summary(folder)[0]) == [
         'epoch', 'train_loss', 'eval_loss', 'eval_top1', 'eval_top5', 'lr',
         'train_ce', 'train_agreement', 'train_divergence',
-        'raw_loss', 'raw_top1', 'raw_top5', 'ema_loss', 'ema_top1', 'ema_top5', 'images_per_second']
+        'raw_loss', 'raw_top1', 'raw_top5', 'ema_loss', 'ema_top1', 'ema_top5']
     row = {name: float(value) for name, value in summary(folder)[0].items()}
     parts = row['train_ce'] + row['train_agreement'] + row['train_divergence']
     assert math.isclose(row['train_loss'], parts, abs_tol=1e-5)

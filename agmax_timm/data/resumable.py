@@ -133,7 +133,8 @@ class ResumableLoader:
         """Let the next pass go on where state_dict was called.
 
         Args:
-            state: What state_dict returned, on this rank, or on rank 0 where their number differs.
+            state: What state_dict returned, on this rank, or on rank 0 where their number differs. Between two epochs
+                its 'random' may be None: the random state is that of the process when the pass begins.
             epoch: Epoch of the next pass; the sampler is told.
 
         Returns:
@@ -201,6 +202,8 @@ class ResumableLoader:
             if not self._is_open():
                 self._base = torch.get_rng_state()
             return iter(self.loader)
+        if state['random'] is None:
+            state['random'] = get_random_state(self.device)
         set_random_state(state['random'], self.device)
         order, done = list(state['order']), state['done']
         again = done or (self._opens_once and state['base'] is not None)  # the iterator has been opened before

@@ -5,7 +5,7 @@ import time
 from collections import OrderedDict
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Any, Callable, Dict, Optional, Tuple, Union
+from typing import Any, Callable, Dict, List, Optional, Tuple, Union
 
 import torch
 import torch.distributed as dist
@@ -15,6 +15,7 @@ from timm.utils import dispatch_clip_grad
 
 from ..data.shards import check_delivered, warn_of_loss
 from .build import Precision
+from .watch import Verdict, Watch
 
 Input = Union[torch.Tensor, Dict[str, torch.Tensor]]  # images [B, C, H, W], or the patches of images (NaFlex)
 
@@ -55,6 +56,36 @@ class Progress:
     target: torch.Tensor
 
 
+class Update:
+    """The batches of one update, until it is made or left out.
+
+    Args:
+        epoch: Its epoch.
+        first_batch: Number of its first batch.
+    """
+
+    def __init__(self, epoch: int, first_batch: int):
+        self.epoch = epoch
+        self.first_batch = first_batch
+        self.losses: List[Tuple[Dict[str, torch.Tensor], int]] = []  # of each batch, with its number of images
+        self.input: Optional[Input] = None  # of the last batch
+        self.target: Optional[torch.Tensor] = None
+        self._buffers: List[torch.Tensor] = []
+
+    def add(self, result: Dict[str, torch.Tensor], images: int, input: Input, target: torch.Tensor) -> None:
+        self.losses.append(({name: value.detach() for name, value in result.items() if name != 'output'}, images))
+        self.input, self.target = input, target
+
+    def keep_buffers(self, module: nn.Module) -> None:
+        """Note the running statistics, which a broken batch changes before it is known to be broken."""
+        self._buffers = [buffer.clone() for buffer in module.buffers()]
+
+    @torch.no_grad()
+    def restore_buffers(self, module: nn.Module) -> None:
+        for buffer, kept in zip(module.buffers(), self._buffers):
+            buffer.copy_(kept)
+
+
 class RunningLosses:
     """Last and mean losses of an epoch, summed on the device in float64 and read only when asked.
 
@@ -66,11 +97,23 @@ class RunningLosses:
     """
 
     def __init__(self, device: torch.device, distributed: bool = False):
+        self.device = device
         self.dtype = torch.float32 if device.type == 'mps' else torch.float64
         self.distributed = distributed
         self.names: Tuple[str, ...] = ()
         self.last = self.sums = None
         self.count = 0
+
+    def state_dict(self) -> Dict[str, Any]:
+        """This rank's sums, in host memory."""
+        tensors = {name: None if value is None else value.cpu() for name, value in (('last', self.last),
+                                                                                    ('sums', self.sums))}
+        return {'names': list(self.names), 'count': self.count, **tensors}
+
+    def load_state_dict(self, state: Dict[str, Any]) -> None:
+        self.names, self.count = tuple(state['names']), state['count']
+        for name in ('last', 'sums'):
+            setattr(self, name, None if state[name] is None else state[name].to(self.device))
 
     def update(self, losses: Dict[str, torch.Tensor], count: int) -> None:
         """Add the losses of one batch, scalars by name, with its number of images."""
@@ -108,15 +151,24 @@ def train_one_epoch(
         precision: Precision,
         scheduler: Any = None,
         on_log: Optional[Callable[[Progress], None]] = None,
-        on_update: Optional[Callable[[int, RunningLosses], None]] = None,
+        on_update: Optional[Callable[[int, Verdict], None]] = None,
         loss_scale: Optional[Callable[[int], float]] = None,
+        watch: Optional[Watch] = None,
+        on_broken: Optional[Callable[[Update, Verdict], None]] = None,
+        losses: Optional[RunningLosses] = None,
+        first_batch: int = 0,
+        updates_per_epoch: Optional[int] = None,
 ) -> Tuple[Dict[str, float], float]:
-    """Train for one pass over the loader.
+    """Train for one pass over the loader, or for what is left of it.
 
     Args:
         on_log: Called with a Progress at log intervals and after the last update, on every rank.
-        on_update: Called after each update with its index in the epoch and the losses so far.
+        on_update: Called after each update with the number of batches done in the epoch and the watch's verdict.
         loss_scale: Factor of a batch's gradient by its number of images, where batches differ in size.
+        watch: Looks at losses and gradients before each update.
+        on_broken: Called in place of an update that is broken; it may raise. The update is then left out.
+        losses: Those of the epoch so far, with first_batch the number of the next batch.
+        updates_per_epoch: Of a whole epoch, where this one is not.
 
     Returns:
         Mean losses by name, 'loss' first, then the parts that the task names; images of all ranks a second.
@@ -124,17 +176,20 @@ def train_one_epoch(
     Raises:
         NonFiniteError: at the next log interval after a loss that is NaN or infinite.
     """
-    task.get_trainable_module().train()
+    module = task.get_trainable_module()
+    module.train()
     views = 2 if args.agmax else 1
     num_batches = len(loader)
-    updates_per_epoch = math.ceil(num_batches / args.grad_accum_steps)
-    losses = RunningLosses(device, args.distributed)
+    updates_in_epoch = math.ceil(num_batches / args.grad_accum_steps)
+    updates_per_epoch = updates_per_epoch or updates_in_epoch
+    losses = losses or RunningLosses(device, args.distributed)
     lap, total = Span(), Span()
+    update = Update(epoch, first_batch)
     data_wanted = time.perf_counter()
 
-    batch_index = -1
+    batch_index = first_batch - 1
     optimizer.zero_grad()
-    for batch_index, (input, target) in enumerate(loader):
+    for batch_index, (input, target) in enumerate(loader, first_batch):
         update_index = batch_index // args.grad_accum_steps
         # The last update of an epoch may have fewer batches.
         accum_steps = min(args.grad_accum_steps, num_batches - update_index * args.grad_accum_steps)
@@ -143,16 +198,33 @@ def train_one_epoch(
         input, target = _to_device(input, target, args, device, precision)
         images = num_inputs(input) // views
         waited = time.perf_counter() - data_wanted
+        if watch is not None and watch.skips and not update.losses:
+            update.keep_buffers(module)
 
+        verdict = None
         with nullcontext() if need_update else task.no_sync():
             with precision.autocast():
                 result = task(input, target)
+            update.add(result, images, input, target)
+            if watch is not None:
+                watch.look(result, last=need_update)
             loss = result['loss'] / accum_steps if accum_steps > 1 else result['loss']
             if loss_scale is not None:
                 loss = loss_scale(images) * loss
-            _backward(loss, task, optimizer, args, precision.scaler, need_update)
+            if precision.scaler is None:
+                loss.backward(create_graph=_is_second_order(optimizer))
+        if need_update and watch is not None:
+            verdict = watch.agree()
+            if precision.scaler is None:  # the scaler looks at gradients itself
+                watch.check_gradients(module, verdict)
+        if verdict is not None and verdict.broken:
+            on_broken(update, verdict)
+            update.restore_buffers(module)
+        else:
+            _step(loss, task, optimizer, args, precision.scaler, need_update)
+            for values, count in update.losses if need_update else ():
+                losses.update(values, count)
 
-        losses.update({name: value for name, value in result.items() if name != 'output'}, images)
         for span in (lap, total):
             span.add(images * args.world_size, int(need_update), waited)
         data_wanted = time.perf_counter()
@@ -161,22 +233,26 @@ def train_one_epoch(
 
         num_updates = epoch * updates_per_epoch + update_index + 1
         optimizer.zero_grad()
-        task.update_ema(step=num_updates)
+        if verdict is None or not verdict.broken:
+            task.update_ema(step=num_updates)
+        update = Update(epoch, batch_index + 1)
         if args.synchronize_step and device.type != 'cpu':
             torch.accelerator.synchronize()
-        if on_log is not None and (update_index % args.log_interval == 0 or last_batch):
+        if on_log is not None and losses.count and (update_index % args.log_interval == 0 or last_batch):
             last, mean = losses.read(f'by update {update_index + 1} of epoch {epoch}')
-            on_log(Progress(epoch, update_index, updates_per_epoch, last, mean, lap, total, input, target))
+            on_log(Progress(epoch, update_index, updates_in_epoch, last, mean, lap, total, input, target))
             lap = Span()
         if scheduler is not None:
             scheduler.step_update(num_updates=num_updates)
         if on_update is not None:
-            on_update(update_index, losses)
+            on_update(batch_index + 1, verdict)
         data_wanted = time.perf_counter()
 
     check_delivered(loader, batch_index + 1)
     if hasattr(optimizer, 'sync_lookahead'):
         optimizer.sync_lookahead()
+    if not losses.count:
+        raise NonFiniteError(f'every update of epoch {epoch} was broken and left out. Try a smaller --lr')
     _, mean = losses.read(f'in epoch {epoch}')
     return mean, total.images / total.seconds
 
@@ -190,6 +266,7 @@ def evaluate(
         precision: Precision,
         log_interval: int,
         on_log: Optional[Callable[..., None]] = None,
+        on_batch: Optional[Callable[[int], None]] = None,
         evaluator: Optional[ClassificationEvaluator] = None,
         average: int = 1,
 ) -> Dict[str, float]:
@@ -197,6 +274,7 @@ def evaluate(
 
     Args:
         log_interval: Batches between calls of on_log(batch index, number of batches, metrics so far).
+        on_batch: Called after each batch with its number; it may raise.
         evaluator: Another one of timm's protocol: update(output, target), summary(), compute(distributed).
         average: Samples in a row that are versions of one image, their outputs averaged.
     """
@@ -214,6 +292,8 @@ def evaluate(
         evaluator.update(output, target)
         if on_log is not None and (batch_index % log_interval == 0 or batch_index == len(loader) - 1):
             on_log(batch_index, len(loader), evaluator.summary())
+        if on_batch is not None:
+            on_batch(batch_index)
     warn_of_loss(loader, num_samples, device)
     return evaluator.compute(distributed=args.distributed)
 
@@ -242,7 +322,11 @@ def _to_device(
     return input, target
 
 
-def _backward(
+def _is_second_order(optimizer: torch.optim.Optimizer) -> bool:
+    return getattr(optimizer, 'is_second_order', False)
+
+
+def _step(
         loss: torch.Tensor,
         task: TrainingTask,
         optimizer: torch.optim.Optimizer,
@@ -250,16 +334,14 @@ def _backward(
         scaler: Any,
         need_update: bool,
 ) -> None:
+    """Clip and step where an update is complete; with a scaler the backward pass is part of it."""
     parameters = None
     if args.clip_grad is not None:
         parameters = task.get_clip_parameters(exclude_head='agc' in args.clip_mode)
-    second_order = getattr(optimizer, 'is_second_order', False)
     if scaler is not None:
         scaler(loss, optimizer, clip_grad=args.clip_grad, clip_mode=args.clip_mode, parameters=parameters,
-               create_graph=second_order, need_update=need_update)
-        return
-    loss.backward(create_graph=second_order)
-    if need_update:
+               create_graph=_is_second_order(optimizer), need_update=need_update)
+    elif need_update:
         if args.clip_grad is not None:
             dispatch_clip_grad(parameters, value=args.clip_grad, mode=args.clip_mode)
         optimizer.step()

@@ -10,6 +10,7 @@ import yaml
 from timm import utils
 from timm.models import safe_model_name
 
+from ..durable import cut, replacing
 from . import reporting
 from .config import OptionError
 
@@ -41,32 +42,48 @@ def check_same_start(args: argparse.Namespace, resume_epoch: Optional[int]) -> N
                           f'the same files, --output {_parent(args)} on storage that all of them share')
 
 
-def open_folder(args: argparse.Namespace, options: Dict[str, Any], img_size: int, start_epoch: int) -> str:
+def open_folder(args: argparse.Namespace, options: Dict[str, Any], img_size: int, before: Any = None) -> str:
     """Create or enter the run's folder, named as timm names it, with the options as args.yaml and the log in train.log.
 
-    A run that was resumed from a checkpoint in this folder goes on with its summary.csv; that of another run is kept
-    under another name.
+    A run that goes on in its own folder goes on with the log and the summary of its checkpoint.
 
     Args:
         options: Options as given.
         img_size: Side of the input, for the name.
-        start_epoch: First epoch of this run.
+        before: What the checkpoint holds that the run was resumed from, None without one.
     """
     stamp = datetime.now().strftime('%Y%m%d-%H%M%S')
     name = args.experiment or f'{stamp}-{safe_model_name(args.model)}-{img_size}'
     folder = utils.get_outdir(_parent(args), name)
-    reporting.log_to_file(os.path.join(folder, 'train.log'))
-    with open(os.path.join(folder, 'args.yaml'), 'w') as f:
+    log = os.path.join(folder, reporting.LOG)
+    if before is not None and before.exact and goes_on(args, folder):
+        cut(log, before.state.get('log', 0))
+        if before.state['rows']:
+            reporting.write_summary(summary_path(folder), before.state['rows'])
+    reporting.log_to_file(log)
+    with replacing(os.path.join(folder, 'args.yaml'), 'w') as f:
         yaml.safe_dump(options, f, default_flow_style=False)
-    summary = summary_path(folder)
-    if os.path.exists(summary):
-        if goes_on(args, folder):
-            reporting.cut_summary(summary, start_epoch)
-        else:
-            kept = os.path.join(folder, f'summary-{stamp}.csv')
-            os.replace(summary, kept)
-            _logger.warning(f'{folder} holds another run: its summary is kept as {kept}, its checkpoints are replaced.')
     return folder
+
+
+def check_folder(args: argparse.Namespace) -> None:
+    """Raise OptionError where the folder holds another run than the one to go on with: nothing of it is replaced."""
+    if not args.experiment:
+        return
+    folder = os.path.join(_parent(args), args.experiment)
+    if goes_on(args, folder) or not os.path.isdir(folder):
+        return
+    if any(name.endswith('.pth.tar') or name == 'summary.csv' for name in os.listdir(folder)):
+        raise OptionError(f'--experiment {args.experiment}: {folder} holds a run: add --resume auto to go on with it, '
+                          'or give another name')
+
+
+def share_path(args: argparse.Namespace, path: Optional[str]) -> Optional[str]:
+    """The first rank's path, on all ranks."""
+    paths = [path]
+    if args.distributed:
+        dist.broadcast_object_list(paths, 0)
+    return paths[0]
 
 
 def goes_on(args: argparse.Namespace, folder: Optional[str]) -> bool:

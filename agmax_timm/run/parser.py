@@ -2,6 +2,7 @@
 import argparse
 import os
 import sys
+from typing import Union
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -29,6 +30,14 @@ class Parser(argparse.ArgumentParser):
 def flag_of(name: str) -> str:
     """The flag of an option: '--batch-size' of 'batch_size'."""
     return '--' + name.replace('_', '-')
+
+
+def interval(value: Union[int, str]) -> Union[int, str]:
+    """Type of a number of updates, an int, or of seconds, as given: '600s'."""
+    text = str(value)
+    if text.endswith('s') and float(text[:-1]) > 0.:
+        return text
+    return int(value)
 
 
 class KeyValues(argparse.Action):

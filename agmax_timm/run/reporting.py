@@ -1,6 +1,7 @@
 """What a run tells: log, progress bar, summary.csv, curves.png."""
 import csv
 import logging
+import math
 import os
 import sys
 from typing import Any, Dict, List, Optional
@@ -8,9 +9,11 @@ from typing import Any, Dict, List, Optional
 from timm.utils import setup_default_logging
 from tqdm import tqdm
 
+from ..durable import replacing
 from .engine import Progress
 
 _logger = logging.getLogger('train')
+LOG = 'train.log'
 # Lines of single updates: on a terminal the progress bar stands for them, the log file has them either way.
 _steps = logging.getLogger('train.steps')
 
@@ -38,6 +41,12 @@ def log_to_file(path: str) -> None:
     handler = logging.FileHandler(path)
     handler.setFormatter(logging.Formatter('%(asctime)s %(message)s'))
     logging.root.addHandler(handler)
+
+
+def log_position(folder: str) -> int:
+    """Bytes of a run's log so far."""
+    path = os.path.join(folder, LOG)
+    return os.path.getsize(path) if os.path.exists(path) else 0
 
 
 class Reporter:
@@ -113,7 +122,6 @@ def summary_row(
         lr: float,
         raw: Optional[Dict[str, float]],
         ema: Optional[Dict[str, float]],
-        images_per_second: float,
 ) -> Dict[str, Any]:
     """A row of summary.csv: timm's columns first, where `eval_` is the EMA's if there is one, then ours."""
     selected = ema or raw or {}
@@ -124,33 +132,15 @@ def summary_row(
     if ema:
         row.update({f'raw_{name}': value for name, value in raw.items()})
         row.update({f'ema_{name}': value for name, value in ema.items()})
-    row['images_per_second'] = round(images_per_second, 2)
     return row
 
 
-def append_summary(path: str, row: Dict[str, Any]) -> None:
-    """Append a row; the first one of a file is preceded by the header."""
-    new = not os.path.exists(path)
-    with open(path, 'a', newline='') as f:
-        writer = csv.DictWriter(f, fieldnames=row.keys())
-        if new:
-            writer.writeheader()
-        writer.writerow(row)
-
-
-def cut_summary(path: str, end: int) -> None:
-    """Leave the rows of the epochs before `end`: those after it are trained again."""
-    with open(path, newline='') as f:
-        rows = list(csv.DictReader(f))
-    kept = [row for row in rows if int(row['epoch']) < end]
-    if len(kept) == len(rows):
-        return
-    scratch = f'{path}.tmp'
-    with open(scratch, 'w', newline='') as f:
-        writer = csv.DictWriter(f, fieldnames=rows[0].keys())
+def write_summary(path: str, rows: List[Dict[str, Any]]) -> None:
+    """Write all rows of a run. A column that only some of them have is empty in the others."""
+    with replacing(path, 'w', newline='') as f:
+        writer = csv.DictWriter(f, fieldnames=list(dict.fromkeys(name for row in rows for name in row)))
         writer.writeheader()
-        writer.writerows(kept)
-    os.replace(scratch, path)
+        writer.writerows(rows)
 
 
 def plot_curves(summary_path: str, output_path: str) -> None:
@@ -188,6 +178,15 @@ def _title(name: str) -> str:
 def best_last(results: List[Dict[str, Any]], metric: str, decreasing: bool, most: int = 10) -> List[Dict[str, Any]]:
     """The best epochs, best last, as timm prints them behind --result."""
     return sorted(results, key=lambda r: r.get('validation', r['train'])[metric], reverse=decreasing)[-most:]
+
+
+def finite(value: Any) -> Any:
+    """With None in place of numbers that JSON does not know."""
+    if isinstance(value, dict):
+        return {name: finite(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def exit_with_error(status: int, error: Exception) -> None:

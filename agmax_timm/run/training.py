@@ -14,16 +14,22 @@ from timm.task import TrainingTask, evaluation_sample_limit
 
 from ..checkpoint import CheckpointError
 from ..data.datasets import DataError, class_names
+from ..data.resumable import make_resumable
 from ..hub import HubError, check_destination
 from ..publish import command_of, publish_source
 from ..saver import RecordSaver, create_saver, make_record, resume, resume_ema
 from ..task import UnsupportedModelError
-from . import build, folder, loaders, reporting, sharding, tracking
-from .checks import mixing
+from . import build, changes, folder, loaders, reporting, resuming, sharding, tracking
+from .checks import in_sequence, mixing
 from .config import OptionError, parse_train_args
 from .engine import NonFiniteError, Progress, RunningLosses, evaluate, train_one_epoch
+from .interruption import EXIT_STATUS, Interrupted, StopSignals
+from .keeping import Keeper
+from .nonfinite import BrokenUpdates
 from .objective import build_task
 from .pictures import save_views
+from .state import Position, RunState
+from .watch import Verdict, Watch
 
 
 def main(argv: Optional[List[str]] = None) -> None:
@@ -32,19 +38,26 @@ def main(argv: Optional[List[str]] = None) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """train.py. Exit status 2 for options or data that cannot be used, 1 for a loss or metric that is not finite."""
+    """train.py. Its exit status is 0, or
+
+    2 for options or data that cannot be used, 1 for a loss or metric that is not finite or a worker that died, 74 if
+    the last state could not be written, 75 if the run was asked to end, has saved and can go on.
+    """
     try:
-        train(args)
+        with StopSignals() as signals:
+            train(args, signals)
     except (OptionError, DataError, CheckpointError, UnsupportedModelError, HubError) as error:
         reporting.exit_with_error(2, error)
     except NonFiniteError as error:
         reporting.exit_with_error(1, error)
+    except Interrupted as error:
+        reporting.exit_with_error(EXIT_STATUS, error)
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
 
 
-def train(args: argparse.Namespace) -> List[Dict[str, Any]]:
+def train(args: argparse.Namespace, signals: Optional[StopSignals] = None) -> List[Dict[str, Any]]:
     """Train as the options say.
 
     Returns:
@@ -56,6 +69,7 @@ def train(args: argparse.Namespace) -> List[Dict[str, Any]]:
 
     tracking.require_wandb(args)
     folder.resolve_resume(args)
+    folder.check_folder(args)
     build.import_device_modules(args)
     device = build.init_device(args)
     primary = utils.is_primary(args)
@@ -69,6 +83,7 @@ def train(args: argparse.Namespace) -> List[Dict[str, Any]]:
     dataset_train, dataset_eval = loaders.build_datasets(args, data_config)
     patch_size = loaders.patch_size(model) if args.naflex_loader else None
     loader_train = loaders.build_train_loader(args, dataset_train, data_config, device, precision, patch_size)
+    loader_train, resumable = make_resumable(loader_train, device, args.world_size, args.rank)
     build.set_learning_rate(args, loaders.average_batch_size(args, loader_train))
     loader_eval = None
     if dataset_eval is not None:
@@ -82,98 +97,121 @@ def train(args: argparse.Namespace) -> List[Dict[str, Any]]:
     task = build_task(args, model, device, precision)
     optimizer = build.build_optimizer(args, task)
 
+    data = changes.describe_data(dataset_train, dataset_eval)
+    before = resuming.Before.read(args, data) if args.resume else None
     resume_epoch = None
     if args.resume:
-        state = (None, None) if args.no_resume_opt else (optimizer, precision.scaler)
-        resume_epoch = resume(args.resume, task, *state, verbose=primary)
+        resumed = (None, None) if args.no_resume_opt else (optimizer, precision.scaler)
+        resume_epoch = resume(args.resume, task, *resumed, verbose=primary)
     folder.check_same_start(args, resume_epoch)
     build.build_ema(args, task)
     if args.resume and args.model_ema:
         resume_ema(args.resume, task)
     build.compile_and_distribute(args, task, optimizer, device)
-    whole = sharding.WholeState(task, optimizer, keep=primary) if args.fsdp else None
+    gathered = sharding.WholeState(task, optimizer, keep=primary) if args.fsdp else None
 
     updates_per_epoch = math.ceil(len(loader_train) / args.grad_accum_steps)
     scheduler, num_epochs = build.build_scheduler(args, optimizer, updates_per_epoch)
-    start_epoch = args.start_epoch if args.start_epoch is not None else resume_epoch or 0
+    state = RunState(args, task, optimizer, resumable, loader_eval, device)
+    state.scheduler = scheduler
+    position, losses = resuming.find_start(args, before, resume_epoch)
     stop_epoch = args.stop_epoch or num_epochs
     if stop_epoch > num_epochs:
         raise OptionError(f'--stop-epoch {stop_epoch} is past the last epoch: there are {num_epochs}')
-    build.advance_scheduler(scheduler, start_epoch, updates_per_epoch if args.sched_on_updates else None)
+    build.advance_scheduler(
+        scheduler, position.epoch,
+        position.epoch * updates_per_epoch + position.batch // args.grad_accum_steps if args.sched_on_updates else None)
+    if before is not None and before.exact:
+        position, losses = before.restore(state, primary)
 
     decreasing = metric_name == 'loss'
-    output_dir = saver = wandb_run = None
+    signals = signals or StopSignals()
+    keeper = Keeper(args, task, state, signals, gathered)
+    watch = Watch(args, device, keeper.wishes)
+    on_broken = BrokenUpdates(args, task, resumable)
+    wandb_run = None
     if primary:
-        output_dir = folder.open_folder(args, options, data_config['input_size'][-1], start_epoch)
-        saver = create_saver(
-            output_dir, whole or task, whole or optimizer, args, record, precision.scaler, decreasing)
+        keeper.constants = {'data': data}
+        output_dir = folder.open_folder(args, options, data_config['input_size'][-1], before)
+        keeper.output_dir = output_dir
+        keeper.log_position = partial(reporting.log_position, output_dir)
+        keeper.saver = create_saver(
+            output_dir, gathered or task, gathered or optimizer, args, record, precision.scaler, decreasing)
         if folder.goes_on(args, output_dir):
-            saver.load_state_dict_from_checkpoint(args.resume)
+            keeper.saver.load_state_dict_from_checkpoint(args.resume)
         wandb_run = tracking.start_wandb(args, os.path.basename(output_dir))
-        logger.info(f'Training epochs {start_epoch} to {stop_epoch} of {num_epochs}, {updates_per_epoch} updates each, '
-                    f'into {output_dir}')
+        logger.info(f'Training epochs {position.epoch} to {stop_epoch} of {num_epochs}, {updates_per_epoch} updates '
+                    f'each, into {output_dir}')
+    on_broken.folder = folder.share_path(args, keeper.output_dir)
     reporter = reporting.Reporter(
-        num_epochs * updates_per_epoch, start_epoch * updates_per_epoch, num_epochs, primary)
+        num_epochs * updates_per_epoch, position.epoch * updates_per_epoch + position.batch // args.grad_accum_steps,
+        num_epochs, primary)
 
     def on_log(progress: Progress) -> None:
         reporter.train_step(progress, mean_lr(optimizer))
         if args.save_images and primary:
-            path = os.path.join(output_dir, f'views-{progress.epoch}-{progress.update_index}.png')
+            path = os.path.join(keeper.output_dir, f'views-{progress.epoch}-{progress.update_index}.png')
             save_views(path, progress.input, progress.target, data_config['mean'], data_config['std'],
                        class_names(dataset_train), views=2 if args.agmax else 1)
 
-    def on_update(update_index: int, losses: RunningLosses) -> None:
+    def on_update(batches: int, verdict: Verdict) -> None:
         reporter.updated()
-        if args.recovery_interval and (update_index + 1) % args.recovery_interval == 0:
-            losses.read(f'by update {update_index + 1} of epoch {epoch}')
-            check_weights(task)
-            if whole is not None:
-                whole.gather()
-            if primary:
-                saver.save_recovery(epoch, batch_idx=update_index)
+        keeper.after_update(epoch, batches, losses, verdict)
 
-    results = []
-    for epoch in range(start_epoch, stop_epoch):
+    results = state.history.results
+    trained_here = position.epoch < stop_epoch
+    for epoch in range(position.epoch, stop_epoch):
+        if epoch != position.epoch:
+            position = Position(epoch)
+            losses = None
+        losses = losses or RunningLosses(device, args.distributed)
         set_epoch(loader_train, epoch)
         if mixing(args) and args.mixup_off_epoch and epoch >= args.mixup_off_epoch:
             loader_train.mixup_enabled = False
-        train_metrics, images_per_second = train_one_epoch(
-            epoch, task, loader_train, optimizer, args, device, precision, scheduler, on_log, on_update,
-            loaders.build_loss_scale(args, loader_train))
-        distribute_batch_norm(args, task.get_trainable_module())
+        if position.trained:
+            train_metrics = losses.read(f'in epoch {epoch}')[1]
+        else:
+            train_metrics, _ = train_one_epoch(
+                epoch, task, loader_train, optimizer, args, device, precision, scheduler, on_log, on_update,
+                loaders.build_loss_scale(args, loader_train), watch, on_broken, losses, position.batch,
+                updates_per_epoch)
+            distribute_batch_norm(args, task.get_trainable_module())
         done = epoch + 1
         if done % args.val_interval and done not in (stop_epoch, num_epochs, *args.save_epochs):
             if scheduler is not None:
                 scheduler.step(done, metric=None)
             continue
 
+        random = state.random_state()
         raw = ema = None
         if loader_eval is not None:
-            measure = partial(evaluate_task, epoch, task, loader_eval, args, device, precision, reporter)
-            raw = measure()
-            ema = measure(ema=True) if task.has_ema() and not args.model_ema_force_cpu else None
-        check_weights(task)
-        if whole is not None:
-            whole.gather()
+            measure = partial(evaluate_task, epoch, task, loader_eval, args, device, precision, reporter, signals)
+            try:
+                raw = measure()
+                ema = measure(ema=True) if task.has_ema() and not args.model_ema_force_cpu else None
+            except EvaluationStopped:
+                keeper.save_within(Position(epoch, len(loader_train), trained=True), losses, random)
+                keeper.leave(f'the end of epoch {epoch}, before its evaluation')
+            state.evaluated = True
         selected = ema or raw or train_metrics
         results.append({'epoch': epoch, 'train': train_metrics, **({'validation': selected} if raw else {})})
-        if primary:
-            row = reporting.summary_row(epoch, train_metrics, mean_lr(optimizer), raw, ema, images_per_second)
-            reporting.append_summary(folder.summary_path(output_dir), row)
-            if wandb_run is not None:
-                wandb_run.log(row)
-            saver.save_checkpoint(epoch, selected[metric_name], raw=raw, ema=ema)
-            if done in args.save_epochs:
-                saver.save_milestone(done)
+        row = reporting.summary_row(epoch, train_metrics, mean_lr(optimizer), raw, ema)
+        state.history.rows.append(row)
         if scheduler is not None:
             scheduler.step(done, selected[metric_name])
+        if wandb_run is not None:
+            wandb_run.log(row)
+        keeper.save_epoch(epoch, selected[metric_name], raw=raw, ema=ema)
+        check_finite(args, epoch, selected)
 
     reporter.close()
     if primary:
-        finish(args, output_dir, saver, wandb_run, trained=bool(results))
-        print(f'--result\n{json.dumps(reporting.best_last(results, metric_name, decreasing), indent=4)}')
+        keeper.saver.wait()
+        finish(args, keeper.output_dir, keeper.saver, wandb_run, trained=trained_here)
+        best = reporting.best_last(results, metric_name, decreasing)
+        print(f'--result\n{json.dumps(reporting.finite(best), indent=4)}')
         if args.push_to_hub and results:
-            publish_run(args, output_dir)
+            publish_run(args, keeper.output_dir)
     return results
 
 
@@ -190,6 +228,10 @@ def finish(args: argparse.Namespace, output_dir: str, saver: RecordSaver, wandb_
         wandb_run.finish()
 
 
+class EvaluationStopped(Exception):
+    """An evaluation that was asked to end."""
+
+
 def evaluate_task(
         epoch: int,
         task: TrainingTask,
@@ -198,38 +240,50 @@ def evaluate_task(
         device: torch.device,
         precision: build.Precision,
         reporter: reporting.Reporter,
+        signals: StopSignals,
         ema: bool = False,
 ) -> Dict[str, float]:
     """Metrics of the model or of its EMA.
 
     Raises:
-        NonFiniteError: a metric is NaN or infinite.
+        EvaluationStopped: on all ranks, where a signal asks one of them to end.
     """
     name = 'Test (EMA)' if ema else 'Test'
     if ema:
         distribute_batch_norm(args, task.get_trainable_module(ema=True))
     average, limit = max(1, args.tta), evaluation_sample_limit(loader)
     evaluator = task.create_evaluator(max_samples=None if limit is None else limit // average)
+
+    def on_batch(batch_index: int) -> None:
+        if args.distributed and (in_sequence(args) or batch_index % args.log_interval):
+            return  # ranks may have unequal numbers of batches; they agree at intervals
+        stop = torch.tensor(signals.received is not None, dtype=torch.uint8, device=device)
+        if args.distributed:
+            dist.all_reduce(stop, dist.ReduceOp.MAX)
+        if signals.received is not None or (args.distributed and stop.item()):
+            raise EvaluationStopped
+
     metrics = evaluate(
         task.get_eval_model(ema=ema), loader, args, device, precision, args.log_interval,
         on_log=reporting.log_evaluation_step(name) if utils.is_primary(args) else None,
-        evaluator=evaluator, average=average)
+        on_batch=on_batch, evaluator=evaluator, average=average)
     reporter.evaluation(f'{name} {epoch}', metrics)
-    broken = [f'{key} is {value}' for key, value in metrics.items() if not math.isfinite(value)]
-    if broken:
-        raise NonFiniteError(f"{name} after epoch {epoch}: {', '.join(broken)}: nothing was saved of it")
     return metrics
 
 
-def check_weights(task: TrainingTask) -> None:
-    """Raise NonFiniteError rather than save weights that are NaN or infinite: a finite loss can leave such behind."""
-    state = task.get_trainable_module().state_dict()
-    finite = {
-        name: sharding.whole(value.isfinite().all()) for name, value in state.items() if value.is_floating_point()}
-    if not torch.stack(list(finite.values())).all():
-        broken = [name for name, value in finite.items() if not value]
-        raise NonFiniteError(f'{broken[0]} and {len(broken) - 1} more of the weights are not finite: nothing was saved '
-                             'of them. Try a smaller --lr, --clip-grad or more --warmup-epochs')
+def check_finite(args: argparse.Namespace, epoch: int, metrics: Dict[str, float]) -> None:
+    """
+    Raises:
+        NonFiniteError: a metric is NaN or infinite, and the run is to stop at such. The weights, which are finite, are
+            saved by then.
+    """
+    broken = [f'{name} is {value}' for name, value in metrics.items() if not math.isfinite(value)]
+    if not broken:
+        return
+    message = f"the evaluation after epoch {epoch}: {', '.join(broken)}"
+    if args.nan_policy == 'stop':
+        raise NonFiniteError(f'{message}. The epoch was saved, but not as the best')
+    logging.getLogger('train').warning(f'{message}: it does not count as the best.')
 
 
 def distribute_batch_norm(args: argparse.Namespace, model: torch.nn.Module) -> None:

@@ -1,5 +1,5 @@
 """Flags of training itself: AgMax, task and loss, optimizer, schedule, and what a run writes."""
-from ..parser import KeyValues
+from ..parser import KeyValues, interval
 
 
 def agmax(group):
@@ -107,7 +107,10 @@ def run(group):
     group.add_argument('--worker-seeding', default='all', help='all or part')
     group.add_argument('--log-interval', type=int, default=50, metavar='N', help='updates between log lines')
     group.add_argument('--val-interval', type=int, default=1, metavar='N', help='epochs between validations')
-    group.add_argument('--recovery-interval', type=int, default=0, metavar='N', help='updates between recovery files')
+    group.add_argument('--recovery-interval', type=interval, default=0, metavar='N',
+                       help='updates between recovery files, or seconds as in 600s')
+    group.add_argument('--nan-policy', default='stop', choices=('stop', 'skip'),
+                       help='at a loss or gradient that is not finite: end the run, or leave the update out')
     group.add_argument('--checkpoint-hist', type=int, default=10, metavar='N', help='checkpoints to keep')
     group.add_argument('--save-epochs', type=int, nargs='+', default=[], metavar='N',
                        help='keep milestone-N of these numbers of epochs for good')

@@ -1,0 +1,125 @@
+"""When a run saves, and what: after an epoch, within one at intervals, and when it is asked to end."""
+import argparse
+import logging
+import time
+from typing import Any, Dict, Optional, Tuple
+
+import torch
+from timm.task import TrainingTask
+
+from ..saver import RecordSaver
+from . import folder, reporting
+from .engine import NonFiniteError, RunningLosses
+from .interruption import Interrupted, StopSignals
+from .sharding import WholeState, whole
+from .state import Position, RunState
+from .watch import Verdict
+
+_logger = logging.getLogger('train')
+
+
+class Keeper:
+    """Writes the checkpoints and the summary of a run; every rank has one, the first one writes.
+
+    Args:
+        args: Options.
+        task: What is trained.
+        state: The rest of what the run depends on.
+        signals: Those that ask the run to end.
+        gathered: With --fsdp, the whole state.
+    """
+
+    def __init__(
+            self,
+            args: argparse.Namespace,
+            task: TrainingTask,
+            state: RunState,
+            signals: StopSignals,
+            gathered: Optional[WholeState] = None,
+    ):
+        self.args = args
+        self.task = task
+        self.state = state
+        self.signals = signals
+        self.gathered = gathered
+        self.interval, self.unit = parse_interval(args.recovery_interval)
+        self.output_dir: Optional[str] = None  # these three on the first rank
+        self.saver: Optional[RecordSaver] = None
+        self.constants: Dict[str, Any] = {}  # what else goes into every state
+        self.log_position = lambda: 0
+        self._updates = 0
+        self._saved_at = time.monotonic()
+
+    def wishes(self) -> Tuple[bool, bool]:
+        """Whether to save, and to stop, after this update; for Watch."""
+        self._updates += 1
+        due = False
+        if self.interval and self.unit == 'updates':
+            due = self._updates % self.interval == 0
+        elif self.interval and self.args.rank == 0:
+            due = time.monotonic() - self._saved_at >= self.interval
+        return due, self.signals.received is not None
+
+    def after_update(self, epoch: int, batches: int, losses: RunningLosses, verdict: Verdict) -> None:
+        """
+        Raises:
+            Interrupted: the run was asked to end; it is saved.
+        """
+        if not verdict.save and not verdict.stop:
+            return
+        losses.read(f'by batch {batches} of epoch {epoch}')
+        self.save_within(Position(epoch, batches), losses)
+        if verdict.stop:
+            self.leave(f'epoch {epoch}, batch {batches}')
+
+    def save_within(self, position: Position, losses: RunningLosses, random: Optional[Dict[str, Any]] = None) -> None:
+        """Write a recovery file. A collective."""
+        check_weights(self.task)
+        if self.gathered is not None:
+            self.gathered.gather()
+        state = self.state.state_dict(position, losses, random)
+        if self.saver is not None:
+            self.saver.save_recovery(position.epoch, position.batch - 1, state=self._complete(state))
+        self._saved_at = time.monotonic()
+
+    def save_epoch(self, epoch: int, metric: Optional[float], **metrics: Optional[Dict[str, float]]) -> None:
+        """Write the checkpoint of an epoch that is done, and the summary. A collective."""
+        check_weights(self.task)
+        if self.gathered is not None:
+            self.gathered.gather()
+        state = self.state.state_dict(Position(epoch + 1))
+        if self.saver is not None:
+            reporting.write_summary(folder.summary_path(self.output_dir), self.state.history.rows)
+            self.saver.save_checkpoint(epoch, metric, state=self._complete(state), **metrics)
+            if epoch + 1 in self.args.save_epochs:
+                self.saver.save_milestone(epoch + 1)
+        self._saved_at = time.monotonic()
+
+    def leave(self, where: str) -> None:
+        """Raise Interrupted when all is on disk."""
+        if self.saver is not None:
+            self.saver.wait()
+        received = self.signals.received or 'a signal to another rank'
+        raise Interrupted(f'{received}: saved at {where}. The same command goes on from there with --resume auto '
+                          '(and --experiment), or with --resume FILE')
+
+    def _complete(self, state: Dict[str, Any]) -> Dict[str, Any]:
+        return {**state, **self.constants, 'log': self.log_position()}
+
+
+def parse_interval(value: str) -> Tuple[float, str]:
+    """A number of updates, or of seconds where it ends in s."""
+    text = str(value)
+    if text.endswith('s'):
+        return float(text[:-1]), 'seconds'
+    return int(text), 'updates'
+
+
+def check_weights(task: TrainingTask) -> None:
+    """Raise NonFiniteError rather than save weights that are NaN or infinite: a finite loss can leave such behind."""
+    state = task.get_trainable_module().state_dict()
+    finite = {name: whole(value.isfinite().all()) for name, value in state.items() if value.is_floating_point()}
+    if not torch.stack(list(finite.values())).all():
+        broken = [name for name, value in finite.items() if not value]
+        raise NonFiniteError(f'{broken[0]} and {len(broken) - 1} more of the weights are not finite: nothing was saved '
+                             'of them. Try a smaller --lr, --clip-grad or more --warmup-epochs')

@@ -1,0 +1,114 @@
+"""Once an update, all ranks agree: whether a loss or gradient is broken, whether to save, whether to stop.
+
+The losses are looked at on the device after the forward pass, and what all ranks found is read before the optimizer
+steps. On a GPU that copy is under way while the backward pass runs, so the device never waits for it. Gradients are
+looked at before the step where that costs no wait, on the CPU and with --nan-policy skip; on a GPU, without it, they
+are read with the next update.
+"""
+import argparse
+from dataclasses import dataclass
+from typing import Any, Callable, Dict, List, Optional, Tuple
+
+import torch
+import torch.distributed as dist
+import torch.nn as nn
+from torch.nn.utils import get_total_norm
+
+from .sharding import whole
+
+_GRADIENT = 'gradient'
+
+
+@dataclass
+class Verdict:
+    """What all ranks agreed on about an update."""
+    broken: List[str]  # losses by name, or 'gradient', that are NaN or infinite on any rank
+    here: List[str]  # those of this rank
+    save: bool = False
+    stop: bool = False
+
+
+class Watch:
+    """The state of all ranks.
+
+    Args:
+        args: Options, of which `distributed` and `nan_policy` count.
+        device: Device of the losses.
+        wishes: Gives whether this rank wants to save, and to stop, after the update. None: never.
+    """
+
+    def __init__(
+            self,
+            args: argparse.Namespace,
+            device: torch.device,
+            wishes: Optional[Callable[[], Tuple[bool, bool]]] = None,
+    ):
+        self.device = device
+        self.distributed = args.distributed
+        self.skips = args.nan_policy == 'skip'  # broken updates are left out
+        self.at_once = device.type == 'cpu' or self.skips
+        self.wishes = wishes or (lambda: (False, False))
+        self.names: Tuple[str, ...] = ()
+        self._losses: Optional[torch.Tensor] = None  # which are broken on this rank, in the update so far
+        self._late: Optional[torch.Tensor] = None  # whether the gradients of the last update were
+        self._reading: Optional[_Reading] = None
+
+    def look(self, result: Dict[str, Any], last: bool) -> None:
+        """Note the losses of a batch; after the last one of an update, ask the other ranks."""
+        losses = {name: value for name, value in result.items() if name != 'output'}
+        self.names = tuple(losses)
+        broken = torch.stack([~value.detach().isfinite() for value in losses.values()])
+        self._losses = broken if self._losses is None else self._losses | broken
+        if not last:
+            return
+        save, stop = self.wishes()
+        late = self._late if self._late is not None else broken.new_zeros(())
+        told = torch.tensor([save, stop], device=self.device)
+        flags = torch.cat([told, late.reshape(1), self._losses]).to(torch.uint8)
+        self._reading = _Reading(flags, self.distributed)
+
+    def agree(self) -> Verdict:
+        """What was found of the update, on all ranks. Call it before the optimizer steps."""
+        (save, stop, late, *everywhere), (_, _, _, *here) = self._reading.read()
+        self._losses = self._late = self._reading = None
+        names = [_named(self.names, everywhere), _named(self.names, here)]
+        if late:
+            names = [[*found, f'{_GRADIENT} of the update before'] for found in names]
+        return Verdict(*names, save=bool(save), stop=bool(stop))
+
+    def check_gradients(self, module: nn.Module, verdict: Verdict) -> None:
+        """Add to the verdict what the backward pass of the update left."""
+        gradients = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
+        if not gradients or verdict.broken:
+            return
+        broken = ~whole(get_total_norm(gradients)).isfinite()
+        if not self.at_once:
+            self._late = broken
+        elif broken.item():
+            verdict.broken.append(_GRADIENT)
+            verdict.here.append(_GRADIENT)
+
+
+class _Reading:
+    """Flags on their way to the host, with the largest of all ranks."""
+
+    def __init__(self, flags: torch.Tensor, distributed: bool):
+        both = torch.stack([flags, flags])
+        if distributed:
+            dist.all_reduce(both[0], dist.ReduceOp.MAX)
+        on_gpu = both.device.type == 'cuda'  # others copy at once
+        self.host = both.to('cpu', non_blocking=on_gpu)
+        self.copied = torch.cuda.Event() if on_gpu else None
+        if on_gpu:
+            self.copied.record()
+
+    def read(self) -> Tuple[List[int], List[int]]:
+        if self.copied is not None:
+            self.copied.synchronize()
+        return tuple(self.host.tolist())
+
+
+def _named(names: Tuple[str, ...], flags: List[int]) -> List[str]:
+    """The losses that are broken; their sum only where no part of it is."""
+    broken = [name for name, flag in zip(names, flags) if flag]
+    return [name for name in broken if name != 'loss'] or broken

@@ -1,0 +1,88 @@
+"""Runs that were interrupted, any number of times and anywhere, against the run that was not: equal to the last bit."""
+import csv
+import os
+import subprocess
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+import torch
+
+from agmax_timm.run import training
+from agmax_timm.run.config import parse_train_args
+from agmax_timm.run.interruption import Interrupted
+
+REPOSITORY = Path(__file__).parent.parent
+FLAGS = ['--model', 'test_resnet', '--num-classes', '3', '--img-size', '32', '-b', '2', '--warmup-epochs', '0',
+         '--lr', '0.05', '--log-interval', '2', '--epochs', '3', '--drop', '0.1', '--checkpoint-hist', '2']
+
+
+class StopAfter:
+    """Signals that ask to end once they were looked at so many times: after each update and evaluated batch."""
+
+    def __init__(self, looks):
+        self.looks = looks
+
+    @property
+    def received(self):
+        self.looks -= 1
+        return 'SIGTERM' if self.looks < 0 else None
+
+
+def load(path):
+    with torch.serialization.safe_globals([Namespace]):
+        return torch.load(path, weights_only=True)
+
+
+def outcome(folder):
+    """All that a run leaves that does not tell the time."""
+    last = load(folder / 'last.pth.tar')
+    kept = {name: last.get(name) for name in ('state_dict', 'state_dict_ema', 'task_state', 'task_state_ema',
+                                              'optimizer', 'epoch', 'metric')}
+    state = last['agmax_state']
+    lines = [line.split(' ', 2)[2] for line in (folder / 'train.log').read_text().splitlines()]
+    return dict(
+        kept, summary=(folder / 'summary.csv').read_text(), random=state['ranks'], results=state['results'],
+        best=load(folder / 'model_best.pth.tar')['state_dict'], saver=last['saver'],
+        losses=[line.split('  Time')[0] for line in lines if line.startswith('Train: ')],
+        files=sorted(path.name for path in folder.iterdir() if 'recovery' not in path.name))
+
+
+def assert_equal(ours, expected):
+    for name, value in expected.items():
+        torch.testing.assert_close(ours[name], value, rtol=0, atol=0, msg=lambda text, name=name: f'{name}: {text}')
+
+
+@pytest.fixture
+def run(photos, tmp_path):
+    """Function: run until it was interrupted after each number of looks, then to its end; returns its folder."""
+    def start(name, flags, stops=()):
+        argv = [str(photos), *FLAGS, *flags, '--output', str(tmp_path), '--experiment', name, '--resume', 'auto']
+        for looks in stops:
+            with pytest.raises(Interrupted):
+                training.train(parse_train_args(argv), StopAfter(looks))
+        training.train(parse_train_args(argv))
+        return tmp_path / name
+    return start
+
+
+# An epoch has 6 batches of training and 6 of validation.
+@pytest.mark.parametrize('flags, stops', [
+    ('-j 0', [(1,), (6,), (8,), (3, 4, 5), (30,)]),
+    ('-j 0 --agmax --mixup 0.2 --reprob 0.5 --model-ema --model-ema-decay 0.9', [(2,), (10, 3)]),
+    ('-j 2 --agmax --cutmix 1 --reprob 0.5 --model-ema --model-ema-decay 0.9', [(3,), (20, 3)]),
+    ('-j 2 --agmax --use-multi-epochs-loader --aa rand-m9-mstd0.5', [(14, 4)]),
+    ('-j 0 --agmax --no-prefetcher --mixup 0.2 --grad-accum-steps 4', [(1,), (9,)]),
+    ('-j 0 --agmax --amp --amp-dtype bfloat16 --opt adamw --sched plateau --patience-epochs 0', [(1, 1), (13,)]),
+    ('-j 0 --opt lookahead_adam --sched-on-updates --clip-grad 1', [(4,)]),
+    ('-j 0 --train-img-sizes 24 32 --agmax', [(2, 3)]),
+    ('-j 0 -b 8 --agmax --model naflexvit_base_patch16_gap --model-kwargs embed_dim=16 depth=1 num_heads=2 '
+     '--naflex-loader --naflex-train-seq-lens 4 9 --naflex-max-seq-len 9', [(1,)]),
+    ('-j 0 --agmax --model-ema --model-dtype bfloat16', [(2,)]),
+    ('-j 0 --opt adahessian --lr 0.01', [(2,)]),
+])
+def test_interrupted_runs_end_as_those_that_were_not(run, flags, stops):
+    expected = outcome(run('whole', flags.split()))
+    for number, looks in enumerate(stops):
+        assert_equal(outcome(run(f'interrupted-{number}', flags.split(), looks)), expected)
