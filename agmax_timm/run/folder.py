@@ -11,18 +11,29 @@ from timm import utils
 from timm.models import safe_model_name
 
 from ..durable import cut, replacing
+from ..newest import newest_checkpoint
 from . import reporting
 from .config import OptionError
 
 _logger = logging.getLogger('train')
-LAST = 'last.pth.tar'
 
 
 def resolve_resume(args: argparse.Namespace) -> None:
-    """Settle --resume auto: the last checkpoint of --experiment, or a fresh run where there is none."""
-    if args.resume == 'auto':
-        last = os.path.join(_parent(args), args.experiment, LAST)
-        args.resume = last if os.path.isfile(last) else ''
+    """Settle --resume auto: the newest checkpoint of --experiment that is whole, or a fresh run where there is none.
+
+    Raises:
+        OptionError: there are checkpoints, and all are damaged.
+    """
+    if args.resume != 'auto':
+        return
+    path, damaged = newest_checkpoint(os.path.join(_parent(args), args.experiment))
+    if path is None and damaged:
+        raise OptionError(f'--resume auto finds no checkpoint that is whole: {damaged[0][1]}: remove the folder to '
+                          'start afresh, or give --resume FILE of another')
+    if damaged:
+        reasons = '; '.join(reason for _, reason in damaged)
+        _logger.warning(f'{reasons}: going on from {path}')
+    args.resume = path or ''
 
 
 def check_same_start(args: argparse.Namespace, resume_epoch: Optional[int]) -> None:

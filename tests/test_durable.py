@@ -1,0 +1,196 @@
+"""Files whole or not at all: damage is found, and whatever stops a writer leaves what was there before."""
+import errno
+import os
+import random
+from argparse import Namespace
+
+import pytest
+import torch
+
+from agmax_timm import durable
+from agmax_timm.background import Background, snapshot
+from agmax_timm.checkpoint import CheckpointError, read_file
+
+
+def equal(a, b):
+    if isinstance(a, torch.Tensor):
+        return isinstance(b, torch.Tensor) and a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, dict):
+        return isinstance(b, dict) and list(a) == list(b) and all(equal(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)):
+        return type(a) is type(b) and len(a) == len(b) and all(map(equal, a, b))
+    return type(a) is type(b) and a == b
+
+
+@pytest.fixture
+def small():
+    return {'epoch': 3, 'metric': 0.1, 'args': Namespace(model='test_resnet', lr=0.05), 'names': ['a', ('b', None)],
+            'state_dict': {'w': torch.arange(200.), 'b': torch.arange(3), 'half': torch.ones(5, dtype=torch.bfloat16)}}
+
+
+def test_every_flipped_bit_is_found_or_harmless(small, tmp_path):
+    path = tmp_path / 'last.pth.tar'
+    torch.save(small, path)
+    whole = path.read_bytes()
+    generator = random.Random(0)
+    at_random = [generator.randrange(8 * len(whole)) for _ in range(800)]
+    end = range(8 * (len(whole) - 700), 8 * len(whole))  # the central directory
+    found = 0
+    for bit in [*at_random, *end]:
+        flipped = bytearray(whole)
+        flipped[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(flipped)
+        try:
+            loaded = read_file(str(path))
+        except CheckpointError:
+            found += 1
+        else:
+            assert equal(small, loaded), f'bit {bit} of {8 * len(whole)}'
+    assert found > 500
+
+
+def test_a_flipped_bit_of_a_weight_is_nothing_to_torch(small, tmp_path):
+    """The reason for a check of our own."""
+    path = tmp_path / 'last.pth.tar'
+    torch.save(small, path)
+    whole = bytearray(path.read_bytes())
+    whole[whole.index(small['state_dict']['w'].numpy().tobytes()) + 400] ^= 1
+    path.write_bytes(whole)
+    assert not equal(small, read_file(str(path), mmap=True))
+    with pytest.raises(CheckpointError, match='last.pth.tar is damaged: last.*/data/0 is not what was written'):
+        read_file(str(path))
+
+
+def test_what_is_cut_short_empty_or_garbage_is_found(small, tmp_path):
+    path = tmp_path / 'last.pth.tar'
+    torch.save(small, path)
+    whole = path.read_bytes()
+    for size in [*range(0, len(whole), 37), *range(len(whole) - 60, len(whole))]:
+        path.write_bytes(whole[:size])
+        with pytest.raises(CheckpointError, match='last.pth.tar is'):
+            read_file(str(path))
+    path.write_bytes(random.Random(0).randbytes(5000))
+    with pytest.raises(CheckpointError, match='damaged or not a checkpoint'):
+        read_file(str(path))
+
+
+# Single files
+
+def test_a_file_is_replaced_whole(tmp_path):
+    path = str(tmp_path / 'summary.csv')
+    for text in ('one', 'two'):
+        with durable.replacing(path, 'w') as f:
+            f.write(text)
+            assert text == 'one' or open(path).read() == 'one'
+        assert open(path).read() == text
+    with pytest.raises(RuntimeError), durable.replacing(path, 'w') as f:
+        f.write('three')
+        raise RuntimeError
+    assert open(path).read() == 'two'
+    assert os.listdir(tmp_path) == ['summary.csv']
+
+
+def test_file_and_folder_are_on_disk_before_anyone_relies_on_them(tmp_path, monkeypatch):
+    calls = []
+
+    def recorded(name):
+        function = getattr(os, name)
+
+        def call(*args):
+            folder = name == 'fsync' and os.path.samestat(os.fstat(args[0]), os.stat(tmp_path))
+            calls.append(name + (' folder' if folder else ''))
+            return function(*args)
+        monkeypatch.setattr(durable.os, name, call)
+
+    for name in ('fsync', 'replace', 'link'):
+        recorded(name)
+    path = str(tmp_path / 'last.pth.tar')
+    with durable.replacing(path) as f:
+        f.write(b'x')
+    durable.link(path, str(tmp_path / 'checkpoint-0.pth.tar'))
+    assert calls == ['fsync', 'replace', 'fsync folder', 'link', 'replace', 'fsync folder']
+
+
+@pytest.mark.parametrize('links', [True, False])
+def test_a_link_takes_the_place_of_a_file(links, tmp_path, monkeypatch):
+    source, path = str(tmp_path / 'a'), str(tmp_path / 'b')
+    for name in (source, path):
+        with open(name, 'w') as f:
+            f.write(name)
+    if not links:
+        def refuse(*_):
+            raise OSError(errno.EPERM, 'no hard links here')
+        monkeypatch.setattr(durable.os, 'link', refuse)
+    for _ in range(2):  # the second time they are one file already
+        durable.link(source, path)
+        assert open(path).read() == source
+        assert sorted(os.listdir(tmp_path)) == ['a', 'b']
+    assert os.path.samefile(source, path) == links
+
+
+def test_a_full_disk_is_told_with_the_name_of_the_file(tmp_path):
+    if not os.path.exists('/dev/full'):
+        pytest.skip('no /dev/full here')
+    path = str(tmp_path / 'summary.csv')
+    os.symlink('/dev/full', path + durable.UNFINISHED)
+    with pytest.raises(OSError, match='No space left on device.*summary.csv'), durable.replacing(path) as f:
+        f.write(b'x' * 100_000)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_file_system_may_refuse_to_sync_a_folder_but_not_fail_to(tmp_path, monkeypatch):
+    fsync, code = os.fsync, errno.EINVAL
+
+    def refuse(descriptor):
+        if os.path.samestat(os.fstat(descriptor), os.stat(tmp_path)):
+            raise OSError(code, os.strerror(code))
+        fsync(descriptor)
+    monkeypatch.setattr(durable.os, 'fsync', refuse)
+    with durable.replacing(str(tmp_path / 'a')) as f:
+        f.write(b'x')
+    code = errno.EIO
+    with pytest.raises(OSError), durable.replacing(str(tmp_path / 'a')) as f:
+        f.write(b'y')
+
+
+def test_clean_and_cut(tmp_path):
+    for name in ('a.unfinished', 'b', 'c.pth.tar.unfinished'):
+        (tmp_path / name).write_text('0123456789')
+    assert durable.clean(str(tmp_path)) == ['a.unfinished', 'c.pth.tar.unfinished']
+    assert os.listdir(tmp_path) == ['b']
+    for size, left in ((20, 10), (4, 4)):
+        durable.cut(str(tmp_path / 'b'), size)
+        assert (tmp_path / 'b').stat().st_size == left
+    durable.cut(str(tmp_path / 'missing'), 0)
+    assert os.listdir(tmp_path) == ['b']
+
+
+# In the background
+
+def test_a_snapshot_is_apart_and_writes_the_same_file(tmp_path):
+    weight = torch.arange(12.).view(3, 4)
+    model = torch.nn.Linear(2, 2)
+    state = {'w': weight, 'row': weight[1], 'turned': weight.t(), 'model': model.state_dict(), 'n': (1, [None, 'x']),
+             'p': model.weight, 'args': Namespace(lr=[1.])}
+    copied = snapshot(state)
+    for name, value in (('before', state), ('after', copied)):
+        torch.save(value, tmp_path / name)
+    assert equal({**state, 'p': model.weight.detach()}, copied)
+    assert copied['row'].data_ptr() == copied['w'].data_ptr() + 16
+    assert copied['model']._metadata == state['model']._metadata
+    assert abs((tmp_path / 'before').stat().st_size - (tmp_path / 'after').stat().st_size) < 500
+    with torch.no_grad():
+        weight.zero_(), model.weight.zero_()
+    state['args'].lr.append(2.)
+    assert copied['w'].sum() == 66 and copied['model']['weight'].abs().sum() > 0 and copied['args'].lr == [1.]
+
+
+def test_no_error_of_the_background_is_lost():
+    background = Background()
+    background.run(lambda: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        background.run(lambda: None)
+    background.run(lambda: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        background.wait()
+    background.wait()
