@@ -41,17 +41,27 @@ def outcome(folder):
     kept = {name: last.get(name) for name in ('state_dict', 'state_dict_ema', 'task_state', 'task_state_ema',
                                               'optimizer', 'epoch', 'metric')}
     state = last['agmax_state']
-    lines = [line.split(' ', 2)[2] for line in (folder / 'train.log').read_text().splitlines()]
+    lines = [line.split(' ', 2)[2] for line in (folder / 'train.log').read_text().splitlines() if 'Train: ' in line]
     return dict(
         kept, summary=(folder / 'summary.csv').read_text(), random=state['ranks'], results=state['results'],
         best=load(folder / 'model_best.pth.tar')['state_dict'], saver=last['saver'],
-        losses=[line.split('  Time')[0] for line in lines if line.startswith('Train: ')],
+        losses=[line.split('  Time')[0] for line in lines],
         files=sorted(path.name for path in folder.iterdir() if 'recovery' not in path.name))
 
 
-def assert_equal(ours, expected):
-    for name, value in expected.items():
-        torch.testing.assert_close(ours[name], value, rtol=0, atol=0, msg=lambda text, name=name: f'{name}: {text}')
+def assert_equal(ours, expected, where=''):
+    if isinstance(expected, dict):
+        assert ours.keys() == expected.keys(), where
+        for name in expected:
+            assert_equal(ours[name], expected[name], f'{where}.{name}')
+    elif isinstance(expected, (list, tuple)):
+        assert len(ours) == len(expected), where
+        for number, values in enumerate(zip(ours, expected)):
+            assert_equal(*values, f'{where}[{number}]')
+    elif isinstance(expected, torch.Tensor):
+        assert torch.equal(ours, expected), where
+    else:
+        assert ours == expected, where
 
 
 @pytest.fixture

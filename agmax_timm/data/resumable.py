@@ -110,6 +110,8 @@ class ResumableLoader:
         Args:
             done: Batches of the epoch that were trained; 0 between two epochs.
         """
+        if self._resumed is not None:  # not one batch since it was loaded
+            return _to_tensors({**self._resumed, 'random': self._resumed['random'] or get_random_state(self.device)})
         while self._reports and (not done or self._reports[0][0] < done):
             _, worker, state = self._reports.popleft()
             self._workers[worker] = state

@@ -25,6 +25,10 @@ class _ConsoleHandler(logging.StreamHandler):
         tqdm.write(self.format(record), file=sys.stderr)
 
 
+class _RunLog(logging.FileHandler):
+    """The log of a run in its folder."""
+
+
 def setup_logging(primary: bool = True) -> None:
     """Log to the console as timm does; on ranks other than the first, warnings alone."""
     setup_default_logging(logging.INFO if primary else logging.WARNING)
@@ -37,8 +41,12 @@ def setup_logging(primary: bool = True) -> None:
 
 
 def log_to_file(path: str) -> None:
-    """Append every log line to a file as well."""
-    handler = logging.FileHandler(path)
+    """Append every log line to a file as well, no longer to that of a run before in this process."""
+    for handler in list(logging.root.handlers):
+        if isinstance(handler, _RunLog):
+            logging.root.removeHandler(handler)
+            handler.close()
+    handler = _RunLog(path)
     handler.setFormatter(logging.Formatter('%(asctime)s %(message)s'))
     logging.root.addHandler(handler)
 
