@@ -34,11 +34,13 @@ NEWER_THAN_THE_TABLE = {
 }
 OURS = {
     '--agmax', '--agmax-divergence-weight', '--agmax-init-std', '--agmax-loss', '--agmax-units', '--agmax-weight',
-    '--cutout', '--fsdp', '--hub-pr', '--hub-private', '--hub-revision', '--lighting', '--push-to-hub',
+    '--cutout', '--fsdp', '--hub-pr', '--hub-private', '--hub-revision', '--lighting', '--nan-policy', '--push-to-hub',
 }
 # Choices that timm asserts later, or never.
 STRICTER = {'--amp-dtype': ('float16', 'bfloat16'), '--model-dtype': ('float32', 'float16', 'bfloat16'),
             '--results-format': ('csv', 'json')}
+# Types that take what timm's take, and more.
+WIDER = {'--recovery-interval': 'interval'}
 
 
 def kind_of(action):
@@ -54,7 +56,7 @@ def test_each_flag_is_as_in_timm(row):
     assert set(action.option_strings or [action.dest]) == set(row['flag'].split())
     if row['dest'] == 'config':
         return  # may be given several times here
-    assert kind_of(action) == row['type']
+    assert kind_of(action) == WIDER.get(row['flag'], row['type'])
     assert action.default == json.loads(row['default'])
     if row['type'] != 'flag':
         assert str('' if action.nargs is None else action.nargs) == row['nargs']

@@ -14,7 +14,7 @@ from timm.optim import create_optimizer_v2
 from timm.task import ClassificationTask
 
 from agmax_timm.run import training
-from agmax_timm.run.config import parse_train_args
+from agmax_timm.run.config import OptionError, parse_train_args
 from agmax_timm.saver import create_saver, make_record, resume
 
 SMALL = ['--model', 'test_resnet', '--num-classes', '3', '--img-size', '32', '-b', '4', '-j', '0',
@@ -44,7 +44,7 @@ def test_auto_starts_goes_on_and_has_nothing_to_do(train, tmp_path, caplog):
     folder = tmp_path / 'run'
     flags = ['--agmax', '--epochs', '4', '--resume', 'auto', '--checkpoint-hist', '2']
     assert [result['epoch'] for result in train(*flags, '--stop-epoch', '2')] == [0, 1]
-    assert [result['epoch'] for result in train(*flags)] == [2, 3]
+    assert [result['epoch'] for result in train(*flags)] == [0, 1, 2, 3]
     assert epochs(folder) == [0, 1, 2, 3]
     assert load(folder / 'last.pth.tar')['epoch'] == 3
     assert len(list(folder.glob('checkpoint-*.pth.tar'))) == 2, 'the history of before counts'
@@ -54,7 +54,7 @@ def test_auto_starts_goes_on_and_has_nothing_to_do(train, tmp_path, caplog):
     assert yaml.safe_load((folder / 'args.yaml').read_text())['resume'] == 'auto'
 
     before = {path.name: path.read_bytes() for path in folder.glob('*.csv')}
-    assert train(*flags) == []
+    assert [result['epoch'] for result in train(*flags)] == [0, 1, 2, 3]
     assert {path.name: path.read_bytes() for path in folder.glob('*.csv')} == before
     assert 'Nothing to train' in caplog.text
 
@@ -65,13 +65,12 @@ def test_rows_of_epochs_that_are_trained_again_are_replaced(train, tmp_path):
     assert epochs(tmp_path / 'run') == [0, 1, 2]
 
 
-def test_a_fresh_run_keeps_the_summary_of_the_one_before(train, tmp_path, caplog):
-    train('--epochs', '2')
+def test_a_fresh_run_leaves_the_folder_of_another_alone(train, tmp_path):
     train('--epochs', '1')
-    assert epochs(tmp_path / 'run') == [0]
-    kept, = (tmp_path / 'run').glob('summary-*.csv')
-    assert len(kept.read_text().splitlines()) == 3
-    assert 'holds another run' in caplog.text
+    before = {path.name: path.read_bytes() for path in (tmp_path / 'run').iterdir()}
+    with pytest.raises(OptionError, match='--experiment run: .* holds a run: add --resume auto .* or give another'):
+        train('--epochs', '1')
+    assert {path.name: path.read_bytes() for path in (tmp_path / 'run').iterdir()} == before
 
 
 def test_milestones_are_kept_and_evaluated(train, tmp_path):
@@ -85,8 +84,8 @@ def test_the_schedule_does_not_know_of_the_stop(train, tmp_path):
     train('--epochs', '4', '--stop-epoch', '2')
     with open(tmp_path / 'run' / 'summary.csv', newline='') as f:
         stopped = [row['lr'] for row in csv.DictReader(f)]
-    train('--epochs', '4')
-    with open(tmp_path / 'run' / 'summary.csv', newline='') as f:
+    train('--epochs', '4', '--experiment', 'whole')
+    with open(tmp_path / 'whole' / 'summary.csv', newline='') as f:
         assert [row['lr'] for row in csv.DictReader(f)][:2] == stopped
 
 
@@ -97,10 +96,17 @@ def test_a_stop_past_the_end_is_one_line(train):
 
 def test_a_recovery_file_does_not_skip_the_rest_of_its_epoch(train, tmp_path, caplog):
     """timm's script goes on with the next one."""
-    train('--epochs', '2', '--recovery-interval', '2', '--mixup', '0.2')
-    results = train('--epochs', '2', '--resume', str(tmp_path / 'run' / 'recovery-1-1.pth.tar'))
+    flags = ['--epochs', '2', '--recovery-interval', '2', '--mixup', '0.2']
+    whole = train(*flags)
+    path = tmp_path / 'run' / 'recovery-1-1.pth.tar'
+    assert train(*flags, '--resume', str(path)) == whole
+
+    checkpoint = load(path)
+    del checkpoint['agmax_state']  # as in one of timm's
+    torch.save(checkpoint, path)
+    results = train(*flags, '--resume', str(path), '--experiment', 'other')
     assert [result['epoch'] for result in results] == [1]
-    assert 'written within epoch 1' in caplog.text
+    assert 'written within epoch 1' in caplog.text and 'holds no random state' in caplog.text
 
 
 def test_a_new_learning_rate_takes_effect(train, tmp_path, caplog):

@@ -47,8 +47,12 @@ class Keeper:
         self.saver: Optional[RecordSaver] = None
         self.constants: Dict[str, Any] = {}  # what else goes into every state
         self.log_position = lambda: 0
-        self._updates = 0
+        self._updates = 0  # of the epoch
         self._saved_at = time.monotonic()
+
+    def begin_epoch(self, updates: int) -> None:
+        """Count from the updates that are done of an epoch."""
+        self._updates = updates
 
     def wishes(self) -> Tuple[bool, bool]:
         """Whether to save, and to stop, after this update; for Watch."""

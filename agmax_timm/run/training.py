@@ -166,6 +166,7 @@ def train(args: argparse.Namespace, signals: Optional[StopSignals] = None) -> Li
             losses = None
         losses = losses or RunningLosses(device, args.distributed)
         set_epoch(loader_train, epoch)
+        keeper.begin_epoch(position.batch // args.grad_accum_steps)
         if mixing(args) and args.mixup_off_epoch and epoch >= args.mixup_off_epoch:
             loader_train.mixup_enabled = False
         if position.trained:
