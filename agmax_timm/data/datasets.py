@@ -10,6 +10,8 @@ from PIL import Image
 from timm.data.readers.reader_image_folder import ReaderImageFolder
 from torch.utils.data import Dataset
 
+from .decoding import DecodedDataset, with_policy
+from .errors import DataError
 from .folder import FolderReader
 
 _logger = logging.getLogger(__name__)
@@ -17,10 +19,6 @@ _logger = logging.getLogger(__name__)
 DEMO = 'demo'
 TRAIN_SPLITS = ('train', 'training')
 EVAL_SPLITS = ('val', 'valid', 'validation', 'eval', 'evaluation')
-
-
-class DataError(ValueError):
-    """Data that does not fit the options; the message names the folder or flag, what was found and the remedy."""
 
 
 class DemoDataset(Dataset):
@@ -53,8 +51,18 @@ class DemoDataset(Dataset):
         return len(self.images)
 
 
-def create_dataset(name: str, root: Optional[str] = None, split: str = 'validation', **kwargs) -> Dataset:
+def create_dataset(
+        name: str,
+        root: Optional[str] = None,
+        split: str = 'validation',
+        max_damaged: Optional[float] = None,
+        **kwargs,
+) -> Dataset:
     """timm.data.create_dataset, which see, and `name='demo'` for the built-in data. Folders have a reader of our own.
+
+    Args:
+        max_damaged: Share of the samples, in [0, 1], that may be replaced by the next because they cannot be decoded;
+            None for an error at the first. Of data sets that are opened through timm's ImageDataset.
 
     Raises:
         DataError: no folder, or a folder without one for the split that holds folders for others: timm would read
@@ -70,8 +78,8 @@ def create_dataset(name: str, root: Optional[str] = None, split: str = 'validati
             if kwargs.pop('search_split', True):
                 folder = find_split(root, split) or root
             if os.path.isdir(folder):
-                return _open_folder(folder, **kwargs)
-        return timm.data.create_dataset(name, root=root, split=split, **kwargs)
+                return _open_folder(folder, max_damaged, **kwargs)
+        return with_policy(timm.data.create_dataset(name, root=root, split=split, **kwargs), max_damaged)
     except (RuntimeError, OSError, ValueError, AssertionError, KeyError) as error:  # timm asserts on unknown names
         raise DataError(f"--dataset '{name}', {root}, split '{split}': {error or type(error).__name__}") from error
 
@@ -101,6 +109,7 @@ def find_split(root: str, split: str) -> Optional[str]:
 
 def _open_folder(
         folder: str,
+        max_damaged: Optional[float],
         class_map: Any = None,
         input_key: Optional[str] = None,
         target_key: Optional[str] = None,
@@ -114,9 +123,9 @@ def _open_folder(
     if target_key:
         raise DataError(f"--target-key '{target_key}': the targets of {folder} are its folders: leave the flag out")
     reader = FolderReader(folder, class_map, input_key)
-    return timm.data.ImageDataset(
-        folder,
-        reader=reader,
+    return DecodedDataset(
+        reader,
+        max_damaged,
         load_bytes=load_bytes,
         input_img_mode=input_img_mode,
         transform=transform,

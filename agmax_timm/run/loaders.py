@@ -20,7 +20,8 @@ from .config import OptionError
 def build_datasets(args: argparse.Namespace, data_config: Dict) -> Tuple[Dataset, Optional[Dataset]]:
     """Training and validation data (None for --val-split ''), checked against each other and the model."""
     train = _open_split(args, data_config, args.train_split, args.train_num_samples, is_training=True,
-                        seed=args.seed, repeats=args.epoch_repeats, samples_flag='--train-num-samples')
+                        seed=args.seed, repeats=args.epoch_repeats, samples_flag='--train-num-samples',
+                        max_damaged=args.max_damaged)
     validation = None
     if args.val_split:
         validation = _open_split(args, data_config, args.val_split, args.val_num_samples, is_training=False,

@@ -32,6 +32,8 @@ def train_data(group):
     group.add_argument('--no-prefetcher', action='store_true', help='normalise and mix outside of the prefetcher')
     group.add_argument('--use-multi-epochs-loader', action='store_true', help='keep the loader going between epochs')
     group.add_argument('--epoch-repeats', type=float, default=0., metavar='N', help='passes an epoch, if iterable')
+    group.add_argument('--max-damaged', type=float, default=0.01, metavar='SHARE',
+                       help='stop beyond this share of training images that cannot be decoded; others take their place')
     group.add_argument('--tta', type=int, default=0, metavar='N',
                        help='in validation, average N predictions in a row: for data that holds N versions of an image')
 
