@@ -1,4 +1,5 @@
 """From files to images: timm's pixels but for 16 bits, and one policy for what cannot be decoded."""
+import os
 import tarfile
 import warnings
 from itertools import chain
@@ -41,6 +42,20 @@ def decode(file: BinaryIO, mode: Optional[str] = 'RGB') -> Image.Image:
         raise
     except Exception as error:  # on garbage PIL's plugins raise SyntaxError, ValueError, TypeError and others
         raise UndecodableError(_reason(error, file)) from error
+
+
+def why_undecodable(path: str) -> str:
+    """The reason that decode() gives for a file, '' for what is no file, as a name in a tar file."""
+    if not os.path.exists(path):
+        return ''
+    try:
+        with open(path, 'rb') as file:
+            decode(file)
+    except OSError as error:
+        return _reason(error)
+    except UndecodableError as error:
+        return str(error)
+    return 'it could be decoded when tried again'
 
 
 def has_16_bits(image: Image.Image) -> bool:
@@ -115,6 +130,14 @@ def with_policy(dataset: Dataset, max_damaged: Optional[float]) -> Dataset:
     if callable(getattr(dataset, 'loader', None)):
         dataset.loader = NamingLoader(dataset.loader)
     return dataset
+
+
+def check_undamaged(loader) -> None:
+    """Raise DamagedError where a sample of an evaluation was damaged: timm's NaFlex loader leaves it out in silence."""
+    dataset = getattr(loader, 'dataset', None)
+    damage = getattr(getattr(dataset, 'base_dataset', dataset), 'damage', None)
+    if damage is not None:
+        damage.check()
 
 
 def _reason(error: Exception, file: Optional[BinaryIO] = None) -> str:

@@ -13,6 +13,7 @@ import torch.nn as nn
 from timm.task import ClassificationEvaluator, TrainingTask, evaluation_sample_limit
 from timm.utils import dispatch_clip_grad
 
+from ..data.decoding import check_undamaged
 from ..data.shards import check_delivered, warn_of_loss
 from .build import Precision
 
@@ -199,6 +200,9 @@ def evaluate(
         log_interval: Batches between calls of on_log(batch index, number of batches, metrics so far).
         evaluator: Another one of timm's protocol: update(output, target), summary(), compute(distributed).
         average: Samples in a row that are versions of one image, their outputs averaged.
+
+    Raises:
+        DamagedError: an image cannot be decoded.
     """
     model.eval()
     evaluator = evaluator or ClassificationEvaluator(device, max_samples=evaluation_sample_limit(loader))
@@ -214,6 +218,7 @@ def evaluate(
         evaluator.update(output, target)
         if on_log is not None and (batch_index % log_interval == 0 or batch_index == len(loader) - 1):
             on_log(batch_index, len(loader), evaluator.summary())
+    check_undamaged(loader)
     warn_of_loss(loader, num_samples, device)
     return evaluator.compute(distributed=args.distributed)
 

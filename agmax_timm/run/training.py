@@ -21,6 +21,7 @@ from ..task import UnsupportedModelError
 from . import build, folder, loaders, reporting, sharding, tracking
 from .checks import mixing
 from .config import OptionError, parse_train_args
+from .damaged import DamageReport
 from .engine import NonFiniteError, Progress, RunningLosses, evaluate, train_one_epoch
 from .objective import build_task
 from .pictures import save_views
@@ -112,6 +113,7 @@ def train(args: argparse.Namespace) -> List[Dict[str, Any]]:
         wandb_run = tracking.start_wandb(args, os.path.basename(output_dir))
         logger.info(f'Training epochs {start_epoch} to {stop_epoch} of {num_epochs}, {updates_per_epoch} updates each, '
                     f'into {output_dir}')
+    damaged = DamageReport(dataset_train, device, output_dir)
     reporter = reporting.Reporter(
         num_epochs * updates_per_epoch, start_epoch * updates_per_epoch, num_epochs, primary)
 
@@ -140,6 +142,7 @@ def train(args: argparse.Namespace) -> List[Dict[str, Any]]:
         train_metrics, images_per_second = train_one_epoch(
             epoch, task, loader_train, optimizer, args, device, precision, scheduler, on_log, on_update,
             loaders.build_loss_scale(args, loader_train))
+        damaged.after_epoch()
         distribute_batch_norm(args, task.get_trainable_module())
         done = epoch + 1
         if done % args.val_interval and done not in (stop_epoch, num_epochs, *args.save_epochs):
@@ -169,6 +172,7 @@ def train(args: argparse.Namespace) -> List[Dict[str, Any]]:
             scheduler.step(done, selected[metric_name])
 
     reporter.close()
+    damaged.at_end()
     if primary:
         finish(args, output_dir, saver, wandb_run, trained=bool(results))
         print(f'--result\n{json.dumps(reporting.best_last(results, metric_name, decreasing), indent=4)}')
