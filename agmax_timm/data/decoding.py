@@ -41,7 +41,7 @@ def decode(file: BinaryIO, mode: Optional[str] = 'RGB') -> Image.Image:
     except MemoryError:
         raise
     except Exception as error:  # on garbage PIL's plugins raise SyntaxError, ValueError, TypeError and others
-        raise UndecodableError(_reason(error, file)) from error
+        raise UndecodableError(reason_of(error, file)) from error
 
 
 def why_undecodable(path: str) -> str:
@@ -52,7 +52,7 @@ def why_undecodable(path: str) -> str:
         with open(path, 'rb') as file:
             decode(file)
     except OSError as error:
-        return _reason(error)
+        return reason_of(error)
     except UndecodableError as error:
         return str(error)
     return 'it could be decoded when tried again'
@@ -104,7 +104,7 @@ class DecodedDataset(ImageDataset):
             file, *rest = self.reader[index]
             return (file.read() if self.load_bytes else decode(file, self.input_img_mode), *rest)
         except (OSError, tarfile.TarError) as error:
-            raise UndecodableError(_reason(error)) from error
+            raise UndecodableError(reason_of(error)) from error
 
 
 class NamingLoader:
@@ -119,7 +119,7 @@ class NamingLoader:
         except MemoryError:
             raise
         except Exception as error:
-            raise DamagedError(f'{path} cannot be decoded: {_reason(error)}: repair it or take it out') from error
+            raise DamagedError(f'{path} cannot be decoded: {reason_of(error)}: repair it or take it out') from error
 
 
 def with_policy(dataset: Dataset, max_damaged: Optional[float]) -> Dataset:
@@ -140,7 +140,7 @@ def check_undamaged(loader) -> None:
         damage.check()
 
 
-def _reason(error: Exception, file: Optional[BinaryIO] = None) -> str:
+def reason_of(error: Exception, file: Optional[BinaryIO] = None) -> str:
     """Why a file cannot be decoded, in one line without the path."""
     if isinstance(error, UnidentifiedImageError):
         empty = file is not None and file.seek(0, 2) == 0

@@ -56,6 +56,7 @@ def train(args: argparse.Namespace) -> List[Dict[str, Any]]:
     logger = logging.getLogger('train')
 
     tracking.require_wandb(args)
+    loaders.check_roots(args)
     folder.resolve_resume(args)
     build.import_device_modules(args)
     device = build.init_device(args)
