@@ -132,10 +132,16 @@ def with_policy(dataset: Dataset, max_damaged: Optional[float]) -> Dataset:
     return dataset
 
 
-def check_undamaged(loader) -> None:
-    """Raise DamagedError where a sample of an evaluation was damaged: timm's NaFlex loader leaves it out in silence."""
-    dataset = getattr(loader, 'dataset', None)
-    damage = getattr(getattr(dataset, 'base_dataset', dataset), 'damage', None)
+def damage_of(dataset: Optional[Dataset]) -> Optional[Damage]:
+    """The Damage of a data set, or of the one that it wraps; None where nothing keeps count."""
+    while dataset is not None and not hasattr(dataset, 'damage'):
+        dataset = getattr(dataset, 'base_dataset', getattr(dataset, 'dataset', None))  # NaFlex; Subset and others
+    return getattr(dataset, 'damage', None)
+
+
+def check_damage(loader) -> None:
+    """Raise DamagedError where more was damaged than may be: timm's NaFlex loader makes a warning of a worker's."""
+    damage = damage_of(loader.dataset)
     if damage is not None:
         damage.check()
 

@@ -13,7 +13,7 @@ import torch.nn as nn
 from timm.task import ClassificationEvaluator, TrainingTask, evaluation_sample_limit
 from timm.utils import dispatch_clip_grad
 
-from ..data.decoding import check_undamaged
+from ..data.decoding import check_damage
 from ..data.shards import check_delivered, warn_of_loss
 from .build import Precision
 
@@ -124,6 +124,7 @@ def train_one_epoch(
 
     Raises:
         NonFiniteError: at the next log interval after a loss that is NaN or infinite.
+        DamagedError: more images than --max-damaged cannot be decoded.
     """
     task.get_trainable_module().train()
     views = 2 if args.agmax else 1
@@ -175,6 +176,7 @@ def train_one_epoch(
             on_update(update_index, losses)
         data_wanted = time.perf_counter()
 
+    check_damage(loader)
     check_delivered(loader, batch_index + 1)
     if hasattr(optimizer, 'sync_lookahead'):
         optimizer.sync_lookahead()
@@ -218,7 +220,7 @@ def evaluate(
         evaluator.update(output, target)
         if on_log is not None and (batch_index % log_interval == 0 or batch_index == len(loader) - 1):
             on_log(batch_index, len(loader), evaluator.summary())
-    check_undamaged(loader)
+    check_damage(loader)
     warn_of_loss(loader, num_samples, device)
     return evaluator.compute(distributed=args.distributed)
 
