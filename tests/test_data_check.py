@@ -117,11 +117,11 @@ def test_data_that_cannot_be_checked(argv, part, data, tmp_path, capsys):
     assert not (tmp_path / 'data-check.csv').exists()
 
 
-def parquet(tmp_path, labels):
-    """hfds/ data of black images with these labels, numbers without names."""
+def parquet(tmp_path, labels, images=None):
+    """hfds/ data of these files, black images by default, with these labels, numbers without names."""
     folder = tmp_path / 'parquet'
     folder.mkdir()
-    columns = dict(image=[Image.new('RGB', (8, 8))] * len(labels), label=labels)
+    columns = dict(image=images or [Image.new('RGB', (8, 8))] * len(labels), label=labels)
     features = datasets.Features(image=datasets.Image(), label=datasets.Value('int64'))
     datasets.Dataset.from_dict(columns, features).to_parquet(folder / 'train.parquet')
     return create_dataset(f'hfds/{folder}', str(tmp_path / 'cache'), 'train', input_key='image', target_key='label')
@@ -139,6 +139,17 @@ def test_labels_out_of_range(labels, num_classes, part, tmp_path):
         check_labels(dataset, num_classes)
     with pytest.raises(DataError, match=part):
         check_classes(dataset, None, num_classes)
+
+
+def test_hugging_face_data(tmp_path, capsys):
+    images = [dict(path=None, bytes=content) for content in (b'no image', b'neither')]
+    dataset = parquet(tmp_path, [0, 1, 1], [*images, Image.new('RGB', (8, 8))])
+    with pytest.raises(DataError, match='sample 1 cannot be decoded: not an image'):
+        dataset[1]
+    argv = ['--dataset', f'hfds/{tmp_path}/parquet', '--val-split', '', '--data-dir', str(tmp_path / 'cache'),
+            '--input-key', 'image', '--target-key', 'label']
+    assert checked(tmp_path, *argv) == (1, [('train', f'sample {index}', 'not an image') for index in (0, 1)])
+    assert 'train: 3 images, 2 classes, 1 to 2' in capsys.readouterr().out
 
 
 def test_negative_numbers_in_a_class_map(data):
