@@ -1,8 +1,4 @@
 """Runs that were interrupted, any number of times and anywhere, against the run that was not: equal to the last bit."""
-import csv
-import os
-import subprocess
-import sys
 from argparse import Namespace
 from pathlib import Path
 

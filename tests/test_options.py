@@ -17,7 +17,7 @@ from timm.loss import LOSS_TYPES
 
 from agmax_timm.loss import AGREEMENT_KINDS
 from agmax_timm.run.options import train_parser, validate_parser
-from agmax_timm.run.parser import KeyValues
+from agmax_timm.run.parser import YIELDING, KeyValues
 
 REPOSITORY = Path(__file__).parent.parent
 PARSERS = {'train': train_parser, 'validate': validate_parser}
@@ -34,7 +34,8 @@ NEWER_THAN_THE_TABLE = {
 }
 OURS = {
     '--agmax', '--agmax-divergence-weight', '--agmax-init-std', '--agmax-loss', '--agmax-units', '--agmax-weight',
-    '--cutout', '--fsdp', '--hub-pr', '--hub-private', '--hub-revision', '--lighting', '--nan-policy', '--push-to-hub',
+    '--check-data', '--cutout', '--fsdp', '--hub-pr', '--hub-private', '--hub-revision', '--lighting', '--max-damaged',
+    '--nan-policy', '--push-to-hub',
 }
 # Choices that timm asserts later, or never.
 STRICTER = {'--amp-dtype': ('float16', 'bfloat16'), '--model-dtype': ('float32', 'float16', 'bfloat16'),
@@ -92,12 +93,19 @@ def abbreviations(destinations):
 @pytest.mark.parametrize('script', PARSERS)
 def test_every_abbreviation_of_timms_still_means_the_same(script):
     timm = {flag: row['dest'] for row in TIMM_FLAGS if row['script'] == script for flag in row['flag'].split()}
-    here = {flag: action.dest for action in PARSERS[script]()._actions for flag in action.option_strings}
+    here = {flag: action.dest for action in PARSERS[script]()._actions for flag in action.option_strings
+            if action.dest not in YIELDING}
     now = abbreviations(here)
     changed = {prefix for prefix, dest in abbreviations(timm).items() if now.get(prefix) != dest}
     # Where timm's own newer flags share a beginning with an older one, the older one must be written out there too.
     newer = [flag for flag in NEWER_THAN_THE_TABLE if flag in here]
     assert all(any(flag.startswith(prefix) for flag in newer) for prefix in changed), changed
+
+
+def test_a_flag_that_begins_as_one_of_timms_yields_to_it():
+    assert train_parser().parse_args(['--check', '3']).checkpoint_hist == 3
+    assert validate_parser().parse_args(['--check', 'x']).checkpoint == 'x'
+    assert train_parser().parse_args(['--check-d']).check_data
 
 
 def test_names_that_the_command_line_repeats_are_those_of_the_library():

@@ -10,7 +10,7 @@ import torch.distributed as dist
 import torch.multiprocessing
 from torch.distributed.tensor import DTensor
 
-from agmax_timm.run import build, engine, sharding, training
+from agmax_timm.run import build, engine, keeping, sharding, training
 from agmax_timm.run.config import OptionError, parse_train_args
 from agmax_timm.run.engine import NonFiniteError
 from agmax_timm.run.objective import build_task

@@ -2,7 +2,7 @@
 import logging
 import os
 from importlib.resources import files
-from typing import Any, Callable, Dict, List, Optional
+from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import numpy as np
 import timm.data
@@ -10,6 +10,8 @@ from PIL import Image
 from timm.data.readers.reader_image_folder import ReaderImageFolder
 from torch.utils.data import Dataset
 
+from .decoding import DecodedDataset, with_policy
+from .errors import DataError
 from .folder import FolderReader
 
 _logger = logging.getLogger(__name__)
@@ -17,10 +19,6 @@ _logger = logging.getLogger(__name__)
 DEMO = 'demo'
 TRAIN_SPLITS = ('train', 'training')
 EVAL_SPLITS = ('val', 'valid', 'validation', 'eval', 'evaluation')
-
-
-class DataError(ValueError):
-    """Data that does not fit the options; the message names the folder or flag, what was found and the remedy."""
 
 
 class DemoDataset(Dataset):
@@ -53,8 +51,18 @@ class DemoDataset(Dataset):
         return len(self.images)
 
 
-def create_dataset(name: str, root: Optional[str] = None, split: str = 'validation', **kwargs) -> Dataset:
+def create_dataset(
+        name: str,
+        root: Optional[str] = None,
+        split: str = 'validation',
+        max_damaged: Optional[float] = None,
+        **kwargs,
+) -> Dataset:
     """timm.data.create_dataset, which see, and `name='demo'` for the built-in data. Folders have a reader of our own.
+
+    Args:
+        max_damaged: Share of the samples, in [0, 1], that may be replaced by the next because they cannot be decoded;
+            None for an error at the first. Of data sets that are opened through timm's ImageDataset.
 
     Raises:
         DataError: no folder, or a folder without one for the split that holds folders for others: timm would read
@@ -70,8 +78,8 @@ def create_dataset(name: str, root: Optional[str] = None, split: str = 'validati
             if kwargs.pop('search_split', True):
                 folder = find_split(root, split) or root
             if os.path.isdir(folder):
-                return _open_folder(folder, **kwargs)
-        return timm.data.create_dataset(name, root=root, split=split, **kwargs)
+                return _open_folder(folder, max_damaged, **kwargs)
+        return with_policy(timm.data.create_dataset(name, root=root, split=split, **kwargs), max_damaged)
     except (RuntimeError, OSError, ValueError, AssertionError, KeyError) as error:  # timm asserts on unknown names
         raise DataError(f"--dataset '{name}', {root}, split '{split}': {error or type(error).__name__}") from error
 
@@ -101,6 +109,7 @@ def find_split(root: str, split: str) -> Optional[str]:
 
 def _open_folder(
         folder: str,
+        max_damaged: Optional[float],
         class_map: Any = None,
         input_key: Optional[str] = None,
         target_key: Optional[str] = None,
@@ -114,9 +123,9 @@ def _open_folder(
     if target_key:
         raise DataError(f"--target-key '{target_key}': the targets of {folder} are its folders: leave the flag out")
     reader = FolderReader(folder, class_map, input_key)
-    return timm.data.ImageDataset(
-        folder,
-        reader=reader,
+    return DecodedDataset(
+        reader,
+        max_damaged,
         load_bytes=load_bytes,
         input_img_mode=input_img_mode,
         transform=transform,
@@ -152,20 +161,75 @@ def check_classes(train: Dataset, validation: Optional[Dataset], num_classes: in
         class_map: The user's own map from class name to index; with one, splits may differ.
 
     Raises:
-        DataError: class folders without an image, classes in one split alone, fewer outputs than classes.
+        DataError: class folders without an image, classes in one split alone, fewer outputs than classes, labels that
+            are no output.
     """
     class_to_idx = _class_to_idx(train)
-    if not class_to_idx:
-        return
+    if class_to_idx:
+        _check_known_classes(train, validation, class_to_idx, num_classes, class_map)
+    for dataset in (train, validation):
+        check_labels(dataset, num_classes)
+        if left_out(dataset):
+            _logger.warning(left_out(dataset))
+
+
+def _check_known_classes(
+        train: Dataset,
+        validation: Optional[Dataset],
+        class_to_idx: Dict[Any, int],
+        num_classes: int,
+        class_map: str,
+) -> None:
     if not class_map:
-        for dataset in (train, validation):
-            _check_empty_folders(dataset)
-        _check_same_classes(class_to_idx, _class_to_idx(validation))
+        check_folders(train, validation)
     width = max(class_to_idx.values()) + 1
     if num_classes < width:
         raise DataError(f'the data has {width} classes, the model {num_classes} outputs: use --num-classes {width}')
     if num_classes > width:
         _logger.warning(f'The data has {width} classes, the model {num_classes} outputs: --num-classes {width} fits.')
+
+
+def check_labels(dataset: Optional[Dataset], num_classes: Optional[int]) -> None:
+    """Raise DataError for labels that are negative, or past the outputs of the model where that is not None.
+
+    They are known for class maps, torchvision's data sets with `targets`, and integer columns of hfds/.
+    """
+    span = _label_span(dataset)
+    if span is None:
+        return
+    low, high = span
+    if low < 0:
+        raise DataError(f'the data has the label {low}: labels count from 0; give --class-map or data with labels')
+    if num_classes is not None and high >= num_classes:
+        raise DataError(f'the data has labels up to {high}, the model {num_classes} outputs: '
+                        f'use --num-classes {high + 1}')
+
+
+def left_out(dataset: Optional[Dataset]) -> str:
+    """A line on class folders with images that --class-map leaves out, '' without any."""
+    names = getattr(getattr(dataset, 'reader', None), 'left_out', None)
+    return f'{dataset.reader.root}: --class-map leaves out the images of {_some(sorted(names))}' if names else ''
+
+
+def _label_span(dataset: Optional[Dataset]) -> Optional[Tuple[int, int]]:
+    """Lowest and highest label, None where that would take reading the samples."""
+    reader = getattr(dataset, 'reader', None)
+    labels = getattr(dataset, 'targets', None)
+    if isinstance(reader, FolderReader):
+        labels = list(reader.class_to_idx.values())
+    elif hasattr(reader, 'label_key') and not reader.remap_class:
+        column = reader.dataset.features.get(reader.label_key)
+        if getattr(column, 'dtype', '').startswith('int'):
+            labels = reader.dataset.with_format('numpy')[reader.label_key][:]
+    labels = np.asarray(labels if labels is not None else [])
+    return (labels.min().item(), labels.max().item()) if labels.size and labels.dtype.kind in 'iu' else None
+
+
+def check_folders(train: Dataset, validation: Optional[Dataset]) -> None:
+    """Raise DataError for class folders without an image and for classes in one split alone."""
+    for dataset in (train, validation):
+        _check_empty_folders(dataset)
+    _check_same_classes(_class_to_idx(train), _class_to_idx(validation))
 
 
 def _class_to_idx(dataset: Optional[Dataset]) -> Optional[Dict[Any, int]]:
@@ -199,8 +263,8 @@ def _check_empty_folders(dataset: Optional[Dataset]) -> None:
         raise DataError(f'{root}: no images in class folder(s) {_some(empty)}: fill or remove them')
 
 
-def _check_same_classes(train: Dict[Any, int], validation: Optional[Dict[Any, int]]) -> None:
-    if not validation or train == validation:
+def _check_same_classes(train: Optional[Dict[Any, int]], validation: Optional[Dict[Any, int]]) -> None:
+    if not train or not validation or train == validation:
         return
     missing, extra = sorted(set(train) - set(validation)), sorted(set(validation) - set(train))
     parts = [f'{_some(missing)} missing from the validation split'] if missing else []

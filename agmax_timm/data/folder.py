@@ -47,6 +47,7 @@ class FolderReader(Reader):
             labels = sorted({os.path.basename(folder) for folder, _ in runs})
             class_to_idx = {label: index for index, label in enumerate(_natural_sort(labels))}
         self.class_to_idx: Dict[str, int] = class_to_idx
+        self.left_out = frozenset(os.path.basename(folder) for folder, _ in runs) - set(class_to_idx)  # by class_map
         runs = [run for run in runs if os.path.basename(run[0]) in class_to_idx]
         if not runs:
             raise RuntimeError(f'found 0 images in {self.root} and its folders: they end in {", ".join(sorted(types))}')

@@ -243,11 +243,11 @@ def build_scheduler(
         raise OptionError(f'--sched {args.sched}: {error}') from error
 
 
-def advance_scheduler(scheduler: Any, epoch: int, updates_per_epoch: Optional[int] = None) -> None:
-    """Set the learning rate of an epoch that a run starts with; updates_per_epoch for a schedule by updates."""
-    if scheduler is None or epoch == 0:
+def advance_scheduler(scheduler: Any, epoch: int, num_updates: Optional[int] = None) -> None:
+    """Set the learning rate of an epoch that a run starts with; for a schedule by updates, num_updates before it."""
+    if scheduler is None:
         return
-    if updates_per_epoch is not None:
-        scheduler.step_update(epoch * updates_per_epoch)
-    else:
+    if num_updates:
+        scheduler.step_update(num_updates)
+    elif num_updates is None and epoch:
         scheduler.step(epoch)

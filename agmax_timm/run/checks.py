@@ -36,7 +36,8 @@ def check_train_args(args: argparse.Namespace, parser: Parser) -> None:
     for flag in ('mixup', 'cutmix', 'lighting', 'cutout', 'workers', 'tta', 'aug_repeats'):
         if getattr(args, flag) < 0:
             error(f'{flag_of(flag)} must be 0 or more, got {getattr(args, flag)}')
-    for flag in ('mixup_prob', 'mixup_switch_prob', 'smoothing', 'hflip', 'vflip', 'reprob', 'train_size_random_mix'):
+    for flag in ('mixup_prob', 'mixup_switch_prob', 'smoothing', 'hflip', 'vflip', 'reprob', 'train_size_random_mix',
+                 'max_damaged'):
         if not 0. <= getattr(args, flag) <= 1.:
             error(f'{flag_of(flag)} must be between 0 and 1, got {getattr(args, flag)}')
     if args.train_crop_mode not in (None, *CROP_MODES):

@@ -7,12 +7,18 @@ from .config import parse_train_args, parse_validate_args
 def train(argv: Optional[List[str]] = None) -> None:
     """train.py, agmax-train."""
     args = parse_train_args(argv)
-    from .training import run
+    if args.check_data:
+        from .data_check import run_train as run
+    else:
+        from .training import run
     run(args)
 
 
 def validate(argv: Optional[List[str]] = None) -> None:
     """validate.py, agmax-validate."""
     args = parse_validate_args(argv)
-    from .validation import run
+    if args.check_data:
+        from .data_check import run_validate as run
+    else:
+        from .validation import run
     run(args)

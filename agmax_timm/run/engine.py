@@ -13,6 +13,7 @@ import torch.nn as nn
 from timm.task import ClassificationEvaluator, TrainingTask, evaluation_sample_limit
 from timm.utils import dispatch_clip_grad
 
+from ..data.decoding import check_damage
 from ..data.shards import check_delivered, warn_of_loss
 from .build import Precision
 from .watch import Verdict, Watch
@@ -175,6 +176,7 @@ def train_one_epoch(
 
     Raises:
         NonFiniteError: at the next log interval after a loss that is NaN or infinite.
+        DamagedError: more images than --max-damaged cannot be decoded.
     """
     module = task.get_trainable_module()
     module.train()
@@ -248,6 +250,7 @@ def train_one_epoch(
             on_update(batch_index + 1, verdict)
         data_wanted = time.perf_counter()
 
+    check_damage(loader)
     check_delivered(loader, batch_index + 1)
     if hasattr(optimizer, 'sync_lookahead'):
         optimizer.sync_lookahead()
@@ -277,6 +280,9 @@ def evaluate(
         on_batch: Called after each batch with its number; it may raise.
         evaluator: Another one of timm's protocol: update(output, target), summary(), compute(distributed).
         average: Samples in a row that are versions of one image, their outputs averaged.
+
+    Raises:
+        DamagedError: an image cannot be decoded.
     """
     model.eval()
     evaluator = evaluator or ClassificationEvaluator(device, max_samples=evaluation_sample_limit(loader))
@@ -294,6 +300,7 @@ def evaluate(
             on_log(batch_index, len(loader), evaluator.summary())
         if on_batch is not None:
             on_batch(batch_index)
+    check_damage(loader)
     warn_of_loss(loader, num_samples, device)
     return evaluator.compute(distributed=args.distributed)
 

@@ -8,7 +8,7 @@ from timm.data import create_loader, create_naflex_loader
 from timm.data.target_transforms import MultiLabelTarget
 from torch.utils.data import Dataset, IterableDataset
 
-from ..data.datasets import check_classes, check_different
+from ..data.datasets import DEMO, check_classes, check_different, check_root
 from ..data.loader import create_train_loader
 from ..data.naflex import create_naflex_train_loader
 from ..data.shards import open_dataset, share_evaluation
@@ -17,10 +17,18 @@ from .checks import mixing
 from .config import OptionError
 
 
+def check_roots(args: argparse.Namespace) -> None:
+    """Raise DataError for data that is not there. The rest waits for the model, which knows the mode of images."""
+    if '/' not in args.dataset and args.dataset != DEMO:
+        for split in filter(None, (args.train_split, args.val_split)):
+            check_root(args.data_dir, split)
+
+
 def build_datasets(args: argparse.Namespace, data_config: Dict) -> Tuple[Dataset, Optional[Dataset]]:
     """Training and validation data (None for --val-split ''), checked against each other and the model."""
     train = _open_split(args, data_config, args.train_split, args.train_num_samples, is_training=True,
-                        seed=args.seed, repeats=args.epoch_repeats, samples_flag='--train-num-samples')
+                        seed=args.seed, repeats=args.epoch_repeats, samples_flag='--train-num-samples',
+                        max_damaged=args.max_damaged)
     validation = None
     if args.val_split:
         validation = _open_split(args, data_config, args.val_split, args.val_num_samples, is_training=False,

@@ -1,7 +1,8 @@
 """The command lines of train.py and validate.py: timm's flags, and AgMax's own group.
 
 A flag is declared once, in `flags/`: data.py, model.py, training.py, validation.py. Names, types and defaults are those
-of timm's scripts; what belongs to the package alone is in the group AgMax, in --cutout, --lighting, --fsdp and --hub-*.
+of timm's scripts; what belongs to the package alone is in the group AgMax, in --cutout, --lighting, --fsdp,
+--check-data, --max-damaged and --hub-*.
 """
 from .flags import data, model, training, validation
 from .parser import Parser

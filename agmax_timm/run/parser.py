@@ -4,6 +4,8 @@ import os
 import sys
 from typing import Union
 
+YIELDING = ('check_data',)  # flags of ours that begin as one of timm's does
+
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
     """Name the defaults that say something."""
@@ -20,6 +22,11 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str):
         self.exit(2, f'{self.prog}: error: {message} (--help lists all flags)\n')
+
+    def _get_option_tuples(self, option_string: str):
+        """The flags that an abbreviation may stand for: --check is timm's --checkpoint, as it is without ours."""
+        matches = super()._get_option_tuples(option_string)
+        return [match for match in matches if match[0].dest not in YIELDING] or matches
 
     def warn(self, message: str) -> None:
         """Tell of an option before there is a log: the first of several processes does."""

@@ -22,6 +22,7 @@ from ..task import UnsupportedModelError
 from . import build, changes, folder, loaders, reporting, resuming, sharding, tracking
 from .checks import in_sequence, mixing
 from .config import OptionError, parse_train_args
+from .damaged import DamageReport
 from .engine import NonFiniteError, Progress, RunningLosses, evaluate, train_one_epoch
 from .interruption import EXIT_STATUS, Interrupted, StopSignals
 from .keeping import Keeper
@@ -68,6 +69,7 @@ def train(args: argparse.Namespace, signals: Optional[StopSignals] = None) -> Li
     logger = logging.getLogger('train')
 
     tracking.require_wandb(args)
+    loaders.check_roots(args)
     folder.resolve_resume(args)
     folder.check_folder(args)
     build.import_device_modules(args)
@@ -118,9 +120,8 @@ def train(args: argparse.Namespace, signals: Optional[StopSignals] = None) -> Li
     stop_epoch = args.stop_epoch or num_epochs
     if stop_epoch > num_epochs:
         raise OptionError(f'--stop-epoch {stop_epoch} is past the last epoch: there are {num_epochs}')
-    build.advance_scheduler(
-        scheduler, position.epoch,
-        position.epoch * updates_per_epoch + position.batch // args.grad_accum_steps if args.sched_on_updates else None)
+    num_updates = position.epoch * updates_per_epoch + position.batch // args.grad_accum_steps
+    build.advance_scheduler(scheduler, position.epoch, num_updates if args.sched_on_updates else None)
     if before is not None and before.exact:
         position, losses = before.restore(state, primary)
 
@@ -143,9 +144,8 @@ def train(args: argparse.Namespace, signals: Optional[StopSignals] = None) -> Li
         logger.info(f'Training epochs {position.epoch} to {stop_epoch} of {num_epochs}, {updates_per_epoch} updates '
                     f'each, into {output_dir}')
     on_broken.folder = folder.share_path(args, keeper.output_dir)
-    reporter = reporting.Reporter(
-        num_epochs * updates_per_epoch, position.epoch * updates_per_epoch + position.batch // args.grad_accum_steps,
-        num_epochs, primary)
+    damaged = DamageReport(dataset_train, device, keeper.output_dir)
+    reporter = reporting.Reporter(num_epochs * updates_per_epoch, num_updates, num_epochs, primary)
 
     def on_log(progress: Progress) -> None:
         reporter.train_step(progress, mean_lr(optimizer))
@@ -176,6 +176,7 @@ def train(args: argparse.Namespace, signals: Optional[StopSignals] = None) -> Li
                 epoch, task, loader_train, optimizer, args, device, precision, scheduler, on_log, on_update,
                 loaders.build_loss_scale(args, loader_train), watch, on_broken, losses, position.batch,
                 updates_per_epoch)
+            damaged.after_epoch()
             distribute_batch_norm(args, task.get_trainable_module())
         done = epoch + 1
         if done % args.val_interval and done not in (stop_epoch, num_epochs, *args.save_epochs):
@@ -206,6 +207,7 @@ def train(args: argparse.Namespace, signals: Optional[StopSignals] = None) -> Li
         check_finite(args, epoch, selected)
 
     reporter.close()
+    damaged.at_end()
     if primary:
         keeper.saver.wait()
         finish(args, keeper.output_dir, keeper.saver, wandb_run, trained=trained_here)

@@ -10,6 +10,8 @@ def dataset(parser, verb):
                             'if empty, DIR is a folder or tar file of classes')
     group.add_argument('--dataset-download', action='store_true', help='let torch/ and tfds/ data sets download')
     group.add_argument('--dataset-trust-remote-code', action='store_true', help='let hfds/ run code of the data set')
+    group.add_argument('--check-data', action='store_true',
+                       help='only read every image of the data, tell what is in it, and write data-check.csv')
     group.add_argument('--class-map', default='', metavar='FILE', help='file of class names in order')
     group.add_argument('--input-img-mode', metavar='MODE', help='PIL mode (default: RGB, or L for 1 channel)')
     group.add_argument('--input-key', metavar='KEY', help='key of the image in the data set')
@@ -32,6 +34,8 @@ def train_data(group):
     group.add_argument('--no-prefetcher', action='store_true', help='normalise and mix outside of the prefetcher')
     group.add_argument('--use-multi-epochs-loader', action='store_true', help='keep the loader going between epochs')
     group.add_argument('--epoch-repeats', type=float, default=0., metavar='N', help='passes an epoch, if iterable')
+    group.add_argument('--max-damaged', type=float, default=0.01, metavar='SHARE',
+                       help='stop beyond this share of training images that cannot be decoded; others take their place')
     group.add_argument('--tta', type=int, default=0, metavar='N',
                        help='in validation, average N predictions in a row: for data that holds N versions of an image')
 

@@ -1,0 +1,156 @@
+"""From files to images: timm's pixels but for 16 bits, and one policy for what cannot be decoded."""
+import os
+import tarfile
+import warnings
+from itertools import chain
+from typing import Any, BinaryIO, Callable, Optional, Tuple
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+from timm.data import ImageDataset
+from torch.utils.data import Dataset
+
+from .damage import Damage
+from .errors import DamagedError
+
+
+class UndecodableError(ValueError):
+    """A file that is no whole image; the message is the reason, without the path."""
+
+
+def decode(file: BinaryIO, mode: Optional[str] = 'RGB') -> Image.Image:
+    """Decode a file as timm does, PIL's convert(mode), but 16 bits of gray to the upper 8 where PIL clips.
+
+    Args:
+        file: Open file of an image.
+        mode: PIL mode of the image that is returned; empty or None for the file's own.
+
+    Raises:
+        UndecodableError: PIL cannot make a whole image of it, whatever it raises then.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore', Image.DecompressionBombWarning)  # the error at twice its size stays
+            image = Image.open(file)
+            if not mode:
+                image.load()
+                return image
+            if has_16_bits(image) and not mode.startswith(('I', 'F')):
+                image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
+            return image.convert(mode)
+    except MemoryError:
+        raise
+    except Exception as error:  # on garbage PIL's plugins raise SyntaxError, ValueError, TypeError and others
+        raise UndecodableError(reason_of(error, file)) from error
+
+
+def why_undecodable(path: str) -> str:
+    """The reason that decode() gives for a file, '' for what is no file, as a name in a tar file."""
+    if not os.path.exists(path):
+        return ''
+    try:
+        with open(path, 'rb') as file:
+            decode(file)
+    except OSError as error:
+        return reason_of(error)
+    except UndecodableError as error:
+        return str(error)
+    return 'it could be decoded when tried again'
+
+
+def has_16_bits(image: Image.Image) -> bool:
+    """Whether an opened file is of 16-bit gray, as PIL's mode I;16, or I in PGM files."""
+    return image.mode.startswith('I;16') or (image.mode == 'I' and image.format in ('PNG', 'PPM'))
+
+
+class DecodedDataset(ImageDataset):
+    """timm's ImageDataset with decode(), and with Damage in place of its ten silent retries.
+
+    A damaged sample is replaced by the next that is not, as in timm, or it is an error: see Damage. For the rest the
+    images, targets and random draws are timm's.
+
+    Args:
+        reader: timm's reader of files and targets.
+        max_damaged: Share of the samples, in [0, 1], that may be replaced; None for none.
+        **kwargs: Arguments of timm.data.ImageDataset.
+    """
+
+    def __init__(self, reader, max_damaged: Optional[float] = None, **kwargs):
+        super().__init__(getattr(reader, 'root', ''), reader=reader, **kwargs)
+        self.damage = Damage(reader, max_damaged)
+
+    def __getitem__(self, index: int) -> Tuple[Any, ...]:
+        image, target, *features = self._next_sample(index)
+        if self.transform is not None:
+            image = self.transform(image)
+        if target is None:
+            target = -1
+        elif self.target_transform is not None:
+            target = self.target_transform(target)
+        return (image, target) if self.additional_features is None else (image, target, *features)
+
+    def _next_sample(self, index: int) -> Tuple[Any, ...]:
+        count = len(self)
+        first = range(count)[index]  # counts from the end where negative
+        for number in chain(range(first, count), range(first)):
+            try:
+                return self._sample(number)
+            except UndecodableError as error:
+                self.damage.found(number, str(error))
+        raise DamagedError(f'none of the {count} samples can be decoded, such as {self.damage.path(first)}')
+
+    def _sample(self, index: int) -> Tuple[Any, ...]:
+        try:
+            file, *rest = self.reader[index]
+            return (file.read() if self.load_bytes else decode(file, self.input_img_mode), *rest)
+        except (OSError, tarfile.TarError) as error:
+            raise UndecodableError(reason_of(error)) from error
+
+
+class NamingLoader:
+    """A `loader` of torchvision's data sets of files that names the file which cannot be decoded."""
+
+    def __init__(self, loader: Callable[[str], Any]):
+        self.loader = loader
+
+    def __call__(self, path: str) -> Any:
+        try:
+            return self.loader(path)
+        except MemoryError:
+            raise
+        except Exception as error:
+            raise DamagedError(f'{path} cannot be decoded: {reason_of(error)}: repair it or take it out') from error
+
+
+def with_policy(dataset: Dataset, max_damaged: Optional[float]) -> Dataset:
+    """A map-style data set of timm's factory with our decoding, or where that is not ours with our error."""
+    if type(dataset) is ImageDataset:
+        names = ('load_bytes', 'input_img_mode', 'transform', 'target_transform', 'additional_features')
+        return DecodedDataset(dataset.reader, max_damaged, **{name: getattr(dataset, name) for name in names})
+    if callable(getattr(dataset, 'loader', None)):
+        dataset.loader = NamingLoader(dataset.loader)
+    return dataset
+
+
+def damage_of(dataset: Optional[Dataset]) -> Optional[Damage]:
+    """The Damage of a data set, or of the one that it wraps; None where nothing keeps count."""
+    while dataset is not None and not hasattr(dataset, 'damage'):
+        dataset = getattr(dataset, 'base_dataset', getattr(dataset, 'dataset', None))  # NaFlex; Subset and others
+    return getattr(dataset, 'damage', None)
+
+
+def check_damage(loader) -> None:
+    """Raise DamagedError where more was damaged than may be: timm's NaFlex loader makes a warning of a worker's."""
+    damage = damage_of(loader.dataset)
+    if damage is not None:
+        damage.check()
+
+
+def reason_of(error: Exception, file: Optional[BinaryIO] = None) -> str:
+    """Why a file cannot be decoded, in one line without the path."""
+    if isinstance(error, UnidentifiedImageError):
+        empty = file is not None and file.seek(0, 2) == 0
+        return 'empty file' if empty else 'not an image'
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return ' '.join(str(error).split()) or type(error).__name__

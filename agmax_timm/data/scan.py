@@ -1,0 +1,143 @@
+"""Reading a whole data set once, in worker processes: what is in each file, and what cannot be decoded."""
+import hashlib
+import io
+import tarfile
+from array import array
+from collections import Counter
+from contextlib import closing
+from typing import Any, Iterator, List, NamedTuple
+
+import numpy as np
+from PIL import Image
+from timm.data.readers.reader import Reader
+from torch.utils.data import DataLoader, Dataset
+
+from .decoding import UndecodableError, decode, reason_of
+
+_EXIF_ORIENTATION = 274
+
+
+class Finding(NamedTuple):
+    """What a sample is: size in pixels, PIL mode and orientation of the file, digest of its bytes; why it is none."""
+    index: int
+    target: Any = None
+    width: int = 0
+    height: int = 0
+    mode: str = ''
+    rotated: bool = False
+    digest: bytes = bytes(16)
+    problem: str = ''
+
+
+class ScanDataset(Dataset):
+    """A Finding for each sample of a reader.
+
+    Args:
+        reader: timm's reader of files and targets.
+    """
+
+    def __init__(self, reader: Reader):
+        self.reader = reader
+
+    def __len__(self) -> int:
+        return len(self.reader)
+
+    def __getitem__(self, index: int) -> Finding:
+        target, digest = None, bytes(16)
+        try:
+            file, target, *_ = self.reader[index]
+            with closing(file):
+                content = file.read()
+            digest = hashlib.blake2b(content, digest_size=16).digest()
+            image = decode(io.BytesIO(content), mode=None)
+            return Finding(index, target, *image.size, image.mode, _is_rotated(image), digest)
+        except UndecodableError as error:
+            return Finding(index, target, digest=digest, problem=str(error))
+        except (OSError, tarfile.TarError) as error:
+            return Finding(index, target, digest=digest, problem=reason_of(error))
+
+
+def _is_rotated(image: Image.Image) -> bool:
+    try:
+        return image.getexif().get(_EXIF_ORIENTATION, 1) in range(2, 9)
+    except Exception:  # PIL's on garbage, beside pixels that are whole
+        return False
+
+
+def scan(reader: Reader, workers: int = 0, batch_size: int = 64) -> Iterator[List[Finding]]:
+    """Findings in the order of the reader, in lists of batch_size."""
+    return iter(DataLoader(ScanDataset(reader), batch_size, num_workers=workers, collate_fn=list))
+
+
+class Inventory:
+    """What a split holds, added up while it is scanned: 24 bytes a sample, whatever the images.
+
+    Args:
+        split: Name of the split.
+        reader: timm's reader of it.
+    """
+
+    def __init__(self, split: str, reader: Reader):
+        self.split = split
+        self.reader = reader
+        self.classes: Counter = Counter()
+        self.modes: Counter = Counter()
+        self.widths, self.heights = array('I'), array('I')
+        self.rotated = 0
+        self.damaged = {}
+        self._digests = bytearray()
+
+    def add(self, finding: Finding) -> None:
+        self._digests += finding.digest
+        if isinstance(finding.target, (int, np.integer)):
+            self.classes[int(finding.target)] += 1
+        if finding.problem:
+            self.damaged[finding.index] = finding.problem
+            return
+        self.modes[finding.mode] += 1
+        self.rotated += finding.rotated
+        self.widths.append(finding.width)
+        self.heights.append(finding.height)
+
+    @property
+    def digests(self) -> np.ndarray:
+        """Digest of each sample's bytes, as two integers [N, 2]."""
+        return np.frombuffer(bytes(self._digests), np.uint64).reshape(-1, 2)
+
+    def path(self, index: int) -> str:
+        return self.reader.filename(index, absolute=True) or f'sample {index}'
+
+
+class Duplicate(NamedTuple):
+    """A sample whose bytes are those of an earlier one, of another split if `leak`."""
+    split: str
+    path: str
+    original: str
+    original_split: str
+
+    @property
+    def leak(self) -> bool:
+        return self.split != self.original_split
+
+
+def duplicates(inventories: List[Inventory]) -> Iterator[Duplicate]:
+    """Samples with the bytes of an earlier one, over all splits; those that cannot be decoded are left out."""
+    if not inventories:
+        return
+    digests = np.concatenate([inventory.digests for inventory in inventories])
+    starts = np.cumsum([0] + [len(inventory.digests) for inventory in inventories])
+    order = np.lexsort((np.arange(len(digests)), digests[:, 1], digests[:, 0]))
+    same = (digests[order[1:]] == digests[order[:-1]]).all(1)
+    first = None
+
+    def place(number):
+        part = int(np.searchsorted(starts, number, 'right')) - 1
+        return inventories[part], int(number - starts[part])
+
+    for before, number in zip(np.flatnonzero(same), order[1:][same]):
+        if before == 0 or not same[before - 1]:
+            first = order[before]
+        inventory, index = place(number)
+        original, original_index = place(first)
+        if index not in inventory.damaged:
+            yield Duplicate(inventory.split, inventory.path(index), original.path(original_index), original.split)

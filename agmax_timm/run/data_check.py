@@ -1,0 +1,153 @@
+"""--check-data: every image of the data is read once; what is wrong with them is told and written. No model, no GPU."""
+import argparse
+import csv
+import os
+import sys
+from typing import Callable, List, NamedTuple
+
+import numpy as np
+from timm.data import ImageDataset
+from tqdm import tqdm
+
+from ..data.datasets import DataError, check_different, check_folders, check_labels, class_names, left_out
+from ..data.scan import Inventory, duplicates, scan
+from ..data.shards import open_dataset
+from . import reporting
+from .checks import in_sequence
+
+MOST_LINES = 10
+FILE = 'data-check.csv'
+
+
+class Problem(NamedTuple):
+    """A row of data-check.csv; without a path, a problem of the whole split."""
+    split: str
+    path: str
+    problem: str
+
+
+def run_train(args: argparse.Namespace) -> None:
+    """train.py --check-data: both splits, data-check.csv in --output or the current folder."""
+    _run(args, list(dict.fromkeys(filter(None, (args.train_split, args.val_split)))), args.output)
+
+
+def run_validate(args: argparse.Namespace) -> None:
+    """validate.py --check-data: its split, data-check.csv in the current folder."""
+    _run(args, [args.split], '')
+
+
+def _run(args: argparse.Namespace, splits: List[str], folder: str) -> None:
+    """Exit status 0 without problems, 1 with some, 2 for data that cannot be opened."""
+    try:
+        problems = check_data(args, splits)
+    except DataError as error:
+        reporting.exit_with_error(2, error)
+    path = os.path.join(folder, FILE)
+    os.makedirs(folder or '.', exist_ok=True)
+    with open(path, 'w', newline='', errors='surrogateescape') as f:
+        writer = csv.writer(f)
+        writer.writerow(Problem._fields)
+        writer.writerows(problems)
+    print(f'{len(problems)} problem(s), see {path}')
+    sys.exit(int(bool(problems)))
+
+
+def check_data(args: argparse.Namespace, splits: List[str]) -> List[Problem]:
+    """Print what each split holds.
+
+    Returns:
+        Samples that cannot be decoded, samples with the bytes of another, class folders without an image, and classes
+        that differ between splits.
+
+    Raises:
+        DataError: no such data, or data without an index of files.
+    """
+    datasets = [_open(args, split) for split in splits]
+    if len(datasets) == 2:
+        check_different(*datasets)
+    inventories = []
+    problems: List[Problem] = []
+    for split, dataset in zip(splits, datasets):
+        inventories.append(_scan(split, dataset, args.workers))
+        print('\n'.join(describe(inventories[-1], len(class_names(dataset) or ()))))
+        problems += [Problem(split, inventories[-1].path(index), reason)
+                     for index, reason in inventories[-1].damaged.items()]
+    problems += _of_classes(args, splits, datasets)
+    copies = list(duplicates(inventories))
+    leaks = sum(copy.leak for copy in copies)
+    print(f'duplicates: {len(copies) - leaks} within a split, {leaks} across splits')
+    problems += [Problem(copy.split, copy.path, f'same bytes as {copy.original} ({copy.original_split})')
+                 for copy in copies]
+    return problems
+
+
+def _open(args: argparse.Namespace, split: str) -> ImageDataset:
+    refusal = DataError(f"--check-data reads folders, tar files and hfds/, got --dataset '{args.dataset}'")
+    if in_sequence(args):
+        raise refusal
+    dataset = open_dataset(
+        args.dataset, root=args.data_dir, split=split, class_map=args.class_map, download=args.dataset_download,
+        input_key=args.input_key, target_key=args.target_key, trust_remote_code=args.dataset_trust_remote_code,
+        **(dict(target_format=args.target_format) if args.target_format else {}))
+    if not isinstance(dataset, ImageDataset):
+        raise refusal
+    return dataset
+
+
+def _scan(split: str, dataset: ImageDataset, workers: int) -> Inventory:
+    inventory = Inventory(split, dataset.reader)
+    with tqdm(total=len(dataset), desc=split, unit='image', file=sys.stderr, dynamic_ncols=True,
+              disable=not sys.stderr.isatty()) as bar:
+        for findings in scan(dataset.reader, workers):
+            for finding in findings:
+                inventory.add(finding)
+            bar.update(len(findings))
+            bar.set_postfix(damaged=len(inventory.damaged), refresh=False)
+    return inventory
+
+
+def describe(inventory: Inventory, num_classes: int) -> List[str]:
+    """Lines about a split: images, classes and images of each, sizes, modes, and the first that are damaged."""
+    counts = [inventory.classes[index] for index in range(num_classes)] or list(inventory.classes.values())
+    modes = ', '.join(f'{mode} {count}' for mode, count in inventory.modes.most_common())
+    lines = [f'{inventory.split}: {len(inventory.reader)} images, {len(counts)} classes, '
+             f'{_spread(counts)} images a class']
+    if inventory.widths:
+        lines.append(f'  width {_spread(inventory.widths)}, height {_spread(inventory.heights)}')
+        lines.append(f'  modes: {modes}; rotated by EXIF: {inventory.rotated}')
+    lines.append(f'  damaged: {len(inventory.damaged)}')
+    shown = list(inventory.damaged.items())[:MOST_LINES]
+    lines += [f'    {inventory.path(index)}: {reason}' for index, reason in shown]
+    if len(inventory.damaged) > MOST_LINES:
+        lines.append(f'    and {len(inventory.damaged) - MOST_LINES} more')
+    return lines
+
+
+def _spread(values) -> str:
+    if not len(values):
+        return 'no'
+    values = np.asarray(values)
+    return f'{values.min()} to {values.max()} (median {np.median(values):g})'
+
+
+def _of_classes(args: argparse.Namespace, splits: List[str], datasets: List[ImageDataset]) -> List[Problem]:
+    """Folders and classes that training would stop at or warn of, as rows."""
+    problems = [Problem(split, '', problem) for split, dataset in zip(splits, datasets)
+                for problem in (*_told(check_labels, dataset, args.num_classes), left_out(dataset)) if problem]
+    if not args.class_map:
+        empty = [Problem(split, '', problem) for split, dataset in zip(splits, datasets)
+                 for problem in _told(check_folders, dataset, None)]
+        differing = _told(check_folders, *datasets) if len(datasets) == 2 and not empty else []
+        problems += empty + [Problem(splits[1], '', problem) for problem in differing]
+    for problem in problems:
+        print(f'{problem.split}: {problem.problem}')
+    return problems
+
+
+def _told(check: Callable, *args) -> List[str]:
+    """What a check says, as a list of one or none."""
+    try:
+        check(*args)
+    except DataError as error:
+        return [str(error)]
+    return []

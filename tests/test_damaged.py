@@ -1,0 +1,147 @@
+"""Runs on data with images that cannot be decoded: what they say, where they stop, what they leave."""
+import csv
+import logging
+import multiprocessing
+import shutil
+import traceback
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from agmax_timm.data.datasets import create_dataset
+from agmax_timm.data.errors import DamagedError
+from agmax_timm.run import training, validation
+from agmax_timm.run.damaged import DamageReport
+
+NAFLEX = ['--model', 'naflexvit_base_patch16_gap', '--model-kwargs', 'embed_dim=16', 'depth=1', 'num_heads=2',
+          '--naflex-loader', '--naflex-max-seq-len', '9']
+
+
+@pytest.fixture
+def data(photos, tmp_path):
+    """The photos, of which a test may spoil some: 12 to train on, 12 to validate on."""
+    return shutil.copytree(photos, tmp_path / 'data')
+
+
+def flags(data, *more):
+    return [str(data), '--model', 'test_resnet', '--num-classes', '3', '--img-size', '32', '-b', '4', '-j', '0',
+            '--lr', '0.05', '--warmup-epochs', '0', '--epochs', '2', '--output', str(data.parent),
+            '--experiment', 'run', *more]
+
+
+def error_of(main, argv, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(argv)
+    lines = [line for line in capsys.readouterr().err.splitlines() if ' error: ' in line]
+    assert caught.value.code == 2 and len(lines) == 1
+    if caught.value.__context__ is not None:  # its frames hold the loader: end the workers now, not in a later test
+        traceback.clear_frames(caught.value.__context__.__traceback__)
+    return lines[0]
+
+
+def test_a_run_tells_once_an_epoch_and_at_its_end(data, caplog):
+    for name in ('ant/000.jpg', 'cat/010.jpg'):
+        (data / 'train' / name).write_bytes(b'')
+    with caplog.at_level(logging.WARNING):
+        training.main(flags(data, '--max-damaged', '0.2', '-j', '2', '--agmax'))
+    warnings = [record.getMessage() for record in caplog.records if record.name == 'train']
+    assert len(warnings) == 2  # the first epoch, the end; nothing is new in the second epoch
+    assert warnings[0].startswith('2 more training images cannot') and warnings[1].startswith('2 of 12 training images')
+    for warning in warnings:
+        assert f"{data / 'train' / 'ant' / '000.jpg'}: empty file" in warning and 'cat/010.jpg' in warning
+    with open(data.parent / 'run' / 'damaged.csv', newline='') as f:
+        rows = list(csv.reader(f))
+    assert rows == [['path', 'reason']] + [
+        [str(data / 'train' / name), 'empty file'] for name in ('ant/000.jpg', 'cat/010.jpg')]
+
+
+def test_good_data_says_nothing(data, caplog):
+    with caplog.at_level(logging.WARNING):
+        training.main(flags(data, '--epochs', '1', '--max-damaged', '0'))
+    assert 'decoded' not in caplog.text and not (data.parent / 'run' / 'damaged.csv').exists()
+
+
+@pytest.mark.parametrize('more', [['-j', '0'], ['-j', '2'], ['-j', '2', '--agmax'], ['--aug-splits', '2', '--aa',
+                                  'augmix-m5'], NAFLEX + ['--naflex-train-seq-lens', '4', '9']], ids=' '.join)
+def test_too_many_stop_the_run_with_one_line(more, data, capsys):
+    for path in (data / 'train').glob('*/*.jpg'):
+        path.write_bytes(path.read_bytes()[:300])
+    (data / 'train' / 'ant' / '000.jpg').write_bytes((data / 'val' / 'ant' / '000.jpg').read_bytes())
+    line = error_of(training.main, flags(data, '--max-damaged', '0.5', *more), capsys)
+    assert ' of 12 samples' in line and '--max-damaged 0.5' in line and '--check-data' in line and '.jpg' in line
+    assert not (data.parent / 'run' / 'last.pth.tar').exists()
+
+
+def test_the_default_share_is_a_hundredth(data, capsys):
+    (data / 'train' / 'ant' / '000.jpg').write_bytes(b'')
+    assert '1 of 12 samples (8.33%)' in error_of(training.main, flags(data), capsys)
+
+
+@pytest.mark.parametrize('share', ['-0.1', '1.5'])
+def test_a_share_that_is_none(share, data, capsys):
+    line = error_of(training.main, flags(data, '--max-damaged', share), capsys)
+    assert '--max-damaged must be between 0 and 1' in line
+
+
+@pytest.mark.parametrize('more', [['-j', '0'], ['-j', '2'], NAFLEX + ['--naflex-train-seq-lens', '4']], ids=' '.join)
+def test_validation_in_a_run_stops_at_the_first(more, data, capsys):
+    path = data / 'val' / 'bee' / '005.jpg'
+    path.write_bytes(b'no photograph')
+    line = error_of(training.main, flags(data, '--max-damaged', '1', *more), capsys)
+    assert str(path) in line and 'cannot be decoded' in line
+
+
+@pytest.mark.parametrize('workers', ['0', '2'])
+def test_an_evaluation_stops_at_the_first(workers, train_once, data, capsys):
+    checkpoint = train_once('--model', 'test_resnet', '--img-size', '32', '--epochs', '1') / 'last.pth.tar'
+    path = data / 'val' / 'bee' / '005.jpg'
+    path.write_bytes(path.read_bytes()[:300])
+    argv = [str(data), '--checkpoint', str(checkpoint), '-b', '4', '-j', workers]
+    line = error_of(validation.main, argv, capsys)
+    assert f'{path} cannot be decoded: ' in line and '--check-data' in line
+
+
+def test_missing_data_is_told_before_the_model_is_built(data, capsys, monkeypatch):
+    monkeypatch.setattr('agmax_timm.run.build.build_model', None)
+    shutil.rmtree(data / 'val')
+    assert "no folder for split 'validation'" in error_of(training.main, flags(data), capsys)
+
+
+def run_rank(rank, root, found):
+    """Find one damaged image, then end the epoch; writes what this rank knows then, and what it raises."""
+    dist.init_process_group('gloo', f'file://{root}/store', rank=rank, world_size=2)
+    dataset = create_dataset('', str(root), 'train', max_damaged=0.1)
+    dataset[found]
+    assert dataset.damage.count() == 1
+    with pytest.raises(DamagedError) as caught:
+        DamageReport(dataset, torch.device('cpu')).after_epoch()
+    (root / f'rank{rank}').write_text(f'{dataset.damage.indices()} {caught.value}')
+    dist.destroy_process_group()
+
+
+def test_two_ranks_end_together_and_know_what_each_found(data):
+    """Each of two ranks finds one damaged image: neither alone is more than the limit."""
+    for name in ('ant/000.jpg', 'cat/010.jpg'):
+        (data / 'train' / name).write_bytes(b'')
+    fork = multiprocessing.get_context('fork')  # torch is imported already
+    ranks = [fork.Process(target=run_rank, args=(rank, data, found)) for rank, found in enumerate((0, 10))]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(60)
+    assert [process.exitcode for process in ranks] == [0, 0]
+    for rank in range(2):
+        assert (data / f'rank{rank}').read_text().startswith('[0, 10] 2 of 12 samples')
+
+
+def test_data_that_does_not_know_its_damage(memory_dataset):
+    report = DamageReport(memory_dataset([]), torch.device('cpu'))
+    report.after_epoch()
+    report.at_end()
+
+
+def test_the_error_of_an_error_is_its_last_line():
+    plain = DamagedError('a.jpg cannot be decoded')
+    again = DamagedError(f'Caught it.\nTraceback\n{DamagedError.__module__}.DamagedError: a\nb.jpg cannot\n')
+    assert str(plain) == 'a.jpg cannot be decoded' and str(again) == 'a\nb.jpg cannot'
