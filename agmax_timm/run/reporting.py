@@ -192,5 +192,5 @@ def best_last(results: List[Dict[str, Any]], metric: str, decreasing: bool, most
 
 def exit_with_error(status: int, error: Exception) -> None:
     """End the process with one line on stderr, below a progress bar if there is one."""
-    tqdm.write(f'{os.path.basename(sys.argv[0])}: error: {error}', file=sys.stderr)
+    tqdm.write(f"{os.path.basename(sys.argv[0])}: error: {' '.join(str(error).split())}", file=sys.stderr)
     sys.exit(status)

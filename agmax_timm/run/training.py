@@ -18,7 +18,7 @@ from ..hub import HubError, check_destination
 from ..publish import command_of, publish_source
 from ..saver import RecordSaver, create_saver, make_record, resume, resume_ema
 from ..task import UnsupportedModelError
-from . import build, folder, loaders, reporting, sharding, tracking
+from . import build, folder, loaders, names, reporting, sharding, tracking
 from .checks import mixing
 from .config import OptionError, parse_train_args
 from .engine import NonFiniteError, Progress, RunningLosses, evaluate, train_one_epoch
@@ -57,6 +57,7 @@ def train(args: argparse.Namespace) -> List[Dict[str, Any]]:
     tracking.require_wandb(args)
     folder.resolve_resume(args)
     build.import_device_modules(args)
+    names.check_train_names(args)
     device = build.init_device(args)
     primary = utils.is_primary(args)
     if args.fsdp:
@@ -97,8 +98,7 @@ def train(args: argparse.Namespace) -> List[Dict[str, Any]]:
     scheduler, num_epochs = build.build_scheduler(args, optimizer, updates_per_epoch)
     start_epoch = args.start_epoch if args.start_epoch is not None else resume_epoch or 0
     stop_epoch = args.stop_epoch or num_epochs
-    if stop_epoch > num_epochs:
-        raise OptionError(f'--stop-epoch {stop_epoch} is past the last epoch: there are {num_epochs}')
+    names.check_epochs(args, num_epochs)
     build.advance_scheduler(scheduler, start_epoch, updates_per_epoch if args.sched_on_updates else None)
 
     decreasing = metric_name == 'loss'
