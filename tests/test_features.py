@@ -165,7 +165,6 @@ def test_losses_are_timms(tmp_path):
     ('--loss-class-weight 1,2', ['--loss-class-weight', '2 entries', '3 classes']),
     ('--loss-class-weight nowhere.json', ['nowhere.json']),
     ('--loss bce --loss-pos-weight neg_pos', ['neg_pos', 'class stats']),
-    ('--class-stats nowhere.json', ['nowhere.json']),
 ])
 def test_losses_that_cannot_be_are_one_line(argv, words):
     with pytest.raises(OptionError) as error_info:

@@ -16,13 +16,15 @@ import torch.nn as nn
 from timm import utils
 from timm.data import resolve_data_config
 from timm.layers import convert_splitbn_model, convert_sync_batchnorm, set_fast_norm
-from timm.models import create_model, is_model, list_models
+from timm.models import create_model
 from timm.optim import create_optimizer_v2, optimizer_kwargs
 from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 from timm.task import TrainingTask
 from timm.utils import NativeScaler
 
+from ..checkpoint import one_line
 from .config import OptionError
+from .names import REFUSED, check_model
 from .sharding import shard_task
 
 _logger = logging.getLogger(__name__)
@@ -79,20 +81,18 @@ def set_backend_options(args: argparse.Namespace) -> None:
 
 def create_named_model(name: str, **kwargs) -> nn.Module:
     """timm.create_model, with an error of one line for a name that timm lacks or a source that it cannot load."""
-    if ':' not in name and not is_model(name):
-        similar = list_models(f'*{name.split(".")[0]}*')[:5]
-        hint = f": did you mean {', '.join(similar)}?" if similar else ''
-        raise OptionError(f"--model {name}: timm has no such model{hint}")
+    check_model('--model', name)
     try:
         return create_model(name, **kwargs)
     except (TypeError, AssertionError) as error:  # an argument or value that this model does not take
         raise OptionError(f'--model {name} does not take all of --model-kwargs, --gp, --bn-*, --drop-*: '
-                          f'{error}') from error
+                          f'{one_line(error)}') from error
     except Exception as error:
-        if ':' not in name:
+        # Whatever a folder or a repository made by others may hold; weights that are not there or do not fit; values
+        # of arguments that only a model knows.
+        if ':' not in name and not isinstance(error, (*REFUSED, AttributeError, OSError)):
             raise
-        # whatever a folder or a repository made by others may hold
-        raise OptionError(f"--model {name}: {' '.join(str(error).split()) or type(error).__name__}") from error
+        raise OptionError(f'--model {name}: {one_line(error)[:500]}') from error
 
 
 def build_model(args: argparse.Namespace, device: torch.device, precision: Precision) -> Tuple[nn.Module, Dict]:
@@ -134,6 +134,8 @@ def build_model(args: argparse.Namespace, device: torch.device, precision: Preci
     model.to(device=None if args.fsdp else device, dtype=precision.model_dtype)
     if args.channels_last:
         model.to(memory_format=torch.channels_last)
+    if not (args.fsdp or args.naflex_loader):
+        try_input(args, model, data_config, model.num_classes)
     if args.distributed and args.sync_bn:
         if device.type == 'cpu':
             raise OptionError('--sync-bn needs an accelerator, got --device cpu: use --dist-bn reduce')
@@ -144,14 +146,39 @@ def build_model(args: argparse.Namespace, device: torch.device, precision: Preci
 
 def build_data_config(args: argparse.Namespace, model: nn.Module, use_test_size: bool = False) -> Dict[str, Any]:
     """timm's data configuration, with the size, mean and std of as many channels as --in-chans asks for."""
-    config = resolve_data_config(
-        vars(args), model=model, use_test_size=use_test_size, verbose=utils.is_primary(args))
+    try:
+        config = resolve_data_config(
+            vars(args), model=model, use_test_size=use_test_size, verbose=utils.is_primary(args))
+    except AssertionError as error:
+        raise OptionError('--mean and --std need one value, or as many as there are channels') from error
     channels = input_channels(args) or model.pretrained_cfg['input_size'][0]
     config['input_size'] = (channels, *config['input_size'][1:])
     for name in ('mean', 'std'):
         if len(config[name]) != channels:
             config[name] = (sum(config[name]) / len(config[name]),) * channels
     return config
+
+
+def try_input(args: argparse.Namespace, model: nn.Module, data_config: Dict[str, Any], num_classes: int) -> None:
+    """Show one empty image to the model on its device: whether it takes this size, its channels, and gives classes.
+
+    Raises:
+        OptionError: it does not.
+    """
+    size = data_config['input_size']
+    like = next(model.parameters())
+    training = model.training
+    try:
+        with torch.no_grad():
+            output = model.eval()(torch.zeros(1, *size, device=like.device, dtype=like.dtype))
+    except REFUSED as error:
+        raise OptionError(f'--model {args.model} does not take images of {" x ".join(map(str, size))}, by --img-size, '
+                          f'--input-size, --in-chans or --model-kwargs: {one_line(error)[:300]}') from error
+    finally:
+        model.train(training)
+    if torch.is_tensor(output) and output.shape != (1, num_classes):
+        raise OptionError(f'--model {args.model} gives {tuple(output.shape)[1:]}, not {num_classes} classes: '
+                          'leave out --gp and --model-kwargs that change its head')
 
 
 def input_channels(args: argparse.Namespace) -> Optional[int]:
@@ -162,6 +189,8 @@ def input_channels(args: argparse.Namespace) -> Optional[int]:
 
 
 def _init_head(model: nn.Module, scale: Optional[float], bias: Optional[float]) -> None:
+    if bias is not None and getattr(model.get_classifier(), 'bias', None) is None:
+        raise OptionError(f'--head-init-bias {bias} needs a head with a bias: leave it out')
     if scale is not None:
         with torch.no_grad():
             for parameter in model.get_classifier().parameters():
@@ -186,13 +215,14 @@ def set_learning_rate(args: argparse.Namespace, batch_size: float) -> None:
 
 def build_optimizer(args: argparse.Namespace, task: TrainingTask) -> torch.optim.Optimizer:
     kwargs = dict(args.opt_kwargs)
-    if args.agmax and 'fallback_list' in kwargs:
-        # Patterns of the model's own names, which with AgMax are under `model.`.
-        kwargs['fallback_list'] = [*kwargs['fallback_list'], *(f'model.{name}' for name in kwargs['fallback_list'])]
     try:
+        if args.agmax and 'fallback_list' in kwargs:
+            # Patterns of the model's own names, which with AgMax are under `model.`.
+            kwargs['fallback_list'] = [*kwargs['fallback_list'], *(f'model.{name}' for name in kwargs['fallback_list'])]
         return create_optimizer_v2(task.get_trainable_module(), **optimizer_kwargs(cfg=args), **kwargs)
-    except (ValueError, TypeError) as error:
-        raise OptionError(f'--opt {args.opt}: {error}: see timm.optim.list_optimizers() and --opt-kwargs') from error
+    except REFUSED as error:
+        raise OptionError(
+            f'--opt {args.opt}: {one_line(error)}: see timm.optim.list_optimizers() and --opt-kwargs') from error
 
 
 def build_ema(args: argparse.Namespace, task: TrainingTask) -> None:
@@ -239,8 +269,8 @@ def build_scheduler(
             **scheduler_kwargs(args, decreasing_metric=args.eval_metric == 'loss'),
             updates_per_epoch=updates_per_epoch,
         )
-    except ValueError as error:
-        raise OptionError(f'--sched {args.sched}: {error}') from error
+    except REFUSED as error:
+        raise OptionError(f'--sched {args.sched}: {one_line(error)}') from error
 
 
 def advance_scheduler(scheduler: Any, epoch: int, num_updates: Optional[int] = None) -> None:

@@ -4,13 +4,19 @@ import importlib.util
 import os
 from typing import Callable, Set
 
-from ..data.modes import CROP_MODES, MIXUP_MODES
 from .parser import Parser, flag_of
+from .paths import check_paths
+from .ranges import check_ranges
 
 METRICS = {
     'classification': ('loss', 'top1', 'top5'),
     'multilabel': ('loss', 'map', 'micro_f1', 'macro_f1', 'sample_f1'),
 }
+
+
+# What --no-aug turns off.
+_AUGMENTATION = ('scale', 'ratio', 'train_crop_mode', 'hflip', 'vflip', 'color_jitter', 'color_jitter_prob',
+                 'grayscale_prob', 'gaussian_blur_prob', 'aa', 'reprob')
 
 
 def resolve_task(args: argparse.Namespace, given: Set[str]) -> None:
@@ -30,45 +36,28 @@ def resolve_task(args: argparse.Namespace, given: Set[str]) -> None:
 def check_train_args(args: argparse.Namespace, parser: Parser) -> None:
     """Refuse values that cannot be, by flag, value and remedy; `parser` as declared, without files."""
     error = parser.error
-    for flag in ('batch_size', 'epochs', 'grad_accum_steps', 'log_interval', 'val_interval', 'checkpoint_hist'):
-        if getattr(args, flag) < 1:
-            error(f'{flag_of(flag)} must be 1 or more, got {getattr(args, flag)}')
-    for flag in ('mixup', 'cutmix', 'lighting', 'cutout', 'workers', 'tta', 'aug_repeats'):
-        if getattr(args, flag) < 0:
-            error(f'{flag_of(flag)} must be 0 or more, got {getattr(args, flag)}')
-    for flag in ('mixup_prob', 'mixup_switch_prob', 'smoothing', 'hflip', 'vflip', 'reprob', 'train_size_random_mix',
-                 'max_damaged'):
-        if not 0. <= getattr(args, flag) <= 1.:
-            error(f'{flag_of(flag)} must be between 0 and 1, got {getattr(args, flag)}')
-    if args.train_crop_mode not in (None, *CROP_MODES):
-        error(f"--train-crop-mode must be one of {', '.join(CROP_MODES)}, got '{args.train_crop_mode}'")
+    check_ranges(args, error)
+    check_paths(args, error)
     if args.no_aug and (args.cutout or args.lighting or args.train_crop_mode == 'pad'):
         error('--no-aug turns augmentation off: drop it, or drop --cutout, --lighting and --train-crop-mode pad')
+    _check_input(args, parser)
+    _check_augmentation(args, parser)
     _check_task(args, error)
     _check_mixing(args, error)
     _check_precision(args, error)
-    _check_fuser(args, error)
     _check_run(args, error)
     _check_hub(args, error)
 
 
 def check_validate_args(args: argparse.Namespace, parser: Parser) -> None:
     """The same for validate.py."""
-    for flag in ('batch_size', 'log_freq', 'num_gpu'):
-        if getattr(args, flag) < 1:
-            parser.error(f'{flag_of(flag)} must be 1 or more, got {getattr(args, flag)}')
-    if args.workers < 0:
-        parser.error(f'--workers must be 0 or more, got {args.workers}')
-    if args.crop_mode not in (None, 'squash', 'border', 'center'):
-        parser.error(f"--crop-mode must be squash, border or center, got '{args.crop_mode}'")
+    check_ranges(args, parser.error)
+    check_paths(args, parser.error)
+    _check_input(args, parser)
     _check_precision(args, parser.error)
-    _check_fuser(args, parser.error)
     _check_targets(args, parser.error)
     _check_labels(args, parser.error)
     _check_validation_loader(args, parser)
-    folder = os.path.dirname(args.results_file)
-    if folder and not os.path.isdir(folder):
-        parser.error(f'--results-file {args.results_file}: no folder {folder}: make it first')
 
 
 def in_sequence(args: argparse.Namespace) -> bool:
@@ -79,6 +68,35 @@ def in_sequence(args: argparse.Namespace) -> bool:
 def mixing(args: argparse.Namespace) -> bool:
     """Whether the options ask for MixUp or CutMix."""
     return args.mixup > 0. or args.cutmix > 0. or args.cutmix_minmax is not None
+
+
+def _check_input(args: argparse.Namespace, parser: Parser) -> None:
+    error = parser.error
+    size, side = args.input_size, args.img_size
+    if size and side and size[1:] != [side, side]:
+        parser.warn(f"--img-size {side} has no effect with --input-size {' '.join(map(str, size))}")
+    if size and args.in_chans and size[0] != args.in_chans:
+        error(f"--in-chans {args.in_chans} and --input-size {' '.join(map(str, size))} are two numbers of channels: "
+              'drop one of them')
+    channels = args.in_chans or (size[0] if size else 3)
+    for name in ('mean', 'std'):
+        values = getattr(args, name)
+        # The run that wrote a checkpoint may know of other channels.
+        if values is not None and len(values) not in (1, channels) and not getattr(args, 'checkpoint', ''):
+            error(f'{flag_of(name)} needs one value, or {channels} for as many channels, got {len(values)}')
+
+
+def _check_augmentation(args: argparse.Namespace, parser: Parser) -> None:
+    if args.scale[1] > 1. and args.train_crop_mode in (None, 'rrc'):
+        parser.error(f'--scale must be shares of the image, at most 1, got {args.scale[0]} {args.scale[1]}')
+    if args.lr_noise is not None and args.lr_noise_std > 100. * args.lr_noise_pct:  # timm draws until one is small
+        parser.error(f'--lr-noise-std {args.lr_noise_std} hardly ever draws below --lr-noise-pct {args.lr_noise_pct}: '
+                     'use a smaller one')
+    if not args.no_aug:
+        return
+    for name in _AUGMENTATION:
+        if getattr(args, name) != parser.get_default(name):
+            parser.warn(f'{flag_of(name)} has no effect with --no-aug')
 
 
 def _check_task(args: argparse.Namespace, error: Callable) -> None:
@@ -106,8 +124,6 @@ def _check_targets(args: argparse.Namespace, error: Callable) -> None:
               'hfds/, hfids/, tfds/ or wds/')
     if args.target_format is not None and args.task != 'multilabel':
         error(f'--target-format {args.target_format} needs --task multilabel')
-    if not 0. < args.multilabel_threshold < 1.:
-        error(f'--multilabel-threshold must be between 0 and 1, got {args.multilabel_threshold}')
 
 
 def _check_labels(args: argparse.Namespace, error: Callable) -> None:
@@ -115,8 +131,6 @@ def _check_labels(args: argparse.Namespace, error: Callable) -> None:
                         ('--metrics-avg', args.metrics_avg)):
         if value and args.task == 'multilabel':
             error(f'{flag} {value} is for one class an image: drop it, or drop --task multilabel')
-        if value and flag != '--metrics-avg' and not os.path.isfile(value):
-            error(f'{flag} {value}: no such file')
     if args.metrics_avg:
         _check_installed('sklearn', f'--metrics-avg {args.metrics_avg}', 'scikit-learn', error)
 
@@ -134,8 +148,6 @@ def _check_validation_loader(args: argparse.Namespace, parser: Parser) -> None:
     for flag in ('channels_last', 'torchscript', 'aot_autograd', 'test_pool'):
         if getattr(args, flag):
             parser.error(f'{flag_of(flag)} is for images, --naflex-loader gives patches: drop one of them')
-    if args.naflex_max_seq_len < 1:
-        parser.error(f'--naflex-max-seq-len must be 1 or more, got {args.naflex_max_seq_len}')
     for flag in ('crop_pct', 'crop_mode', 'crop_border_pixels'):
         if getattr(args, flag) is not None:
             parser.warn(f'{flag_of(flag)} has no effect with --naflex-loader, which shows whole images')
@@ -147,10 +159,8 @@ def _check_installed(module: str, flag: str, package: str, error: Callable) -> N
 
 
 def _check_mixing(args: argparse.Namespace, error: Callable) -> None:
-    if args.mixup_mode not in MIXUP_MODES:
-        error(f"--mixup-mode must be one of {', '.join(MIXUP_MODES)}, got '{args.mixup_mode}'")
-    if args.cutmix_minmax is not None and len(args.cutmix_minmax) != 2:
-        error(f'--cutmix-minmax needs two values, got {len(args.cutmix_minmax)}')
+    if args.cutmix_minmax is not None and not args.cutmix_minmax[0] < args.cutmix_minmax[1]:
+        error('--cutmix-minmax must go from small to large, got ' + ' '.join(map(str, args.cutmix_minmax)))
     if not mixing(args):
         return
     flag = '--mixup' if args.mixup > 0. else '--cutmix'
@@ -170,19 +180,14 @@ def _check_precision(args: argparse.Namespace, error: Callable) -> None:
         error(f'--amp keeps float32 weights, got --model-dtype {args.model_dtype}: drop one of them')
 
 
-def _check_fuser(args: argparse.Namespace, error: Callable) -> None:
-    if args.fuser not in ('', 'te', 'old', 'legacy', 'nvfuser', 'nvf'):
-        error(f"--fuser must be te, old or nvfuser, got '{args.fuser}'")
-
-
 def _check_run(args: argparse.Namespace, error: Callable) -> None:
     if args.resume == 'auto' and not args.experiment:
         error('--resume auto goes on in the folder of --experiment NAME: name it')
-    if args.stop_epoch is not None and args.stop_epoch < 1:
-        error(f'--stop-epoch must be 1 or more, got {args.stop_epoch}')
-    for epoch in args.save_epochs:
-        if epoch < 1:
-            error(f'--save-epochs must be 1 or more each, got {epoch}')
+    if args.start_epoch is not None and args.stop_epoch is not None and args.start_epoch >= args.stop_epoch:
+        error(f'--start-epoch {args.start_epoch} is not before --stop-epoch {args.stop_epoch}: nothing would be '
+              'trained')
+    if args.seed + int(os.environ.get('WORLD_SIZE', 1)) > 2 ** 32:
+        error(f'--seed {args.seed} leaves no seed for the other processes: use a smaller one')
     if args.wandb_resume_id and not args.resume:
         error(f'--wandb-resume-id {args.wandb_resume_id} goes on with a run: add --resume FILE')
 

@@ -54,7 +54,20 @@ _ONLY_WITH = (
     ('log_wandb', ('wandb_project', 'wandb_tags', 'wandb_resume_id')),
     ('model_ema', ('model_ema_decay', 'model_ema_warmup', 'model_ema_force_cpu')),
     ('pretrained', ('pretrained_path',)),
+    ('clip_grad', ('clip_mode',)),
+    ('layer_decay', ('layer_decay_min_scale', 'layer_decay_no_opt_scale')),
+    ('torchcompile', ('torchcompile_mode',)),
+    ('reprob', ('remode', 'recount')),
+    ('lr_noise', ('lr_noise_pct', 'lr_noise_std')),
 )
+
+
+# Arguments of a model that are flags, so --model-kwargs cannot name them as well.
+_MODEL_ARGUMENTS = dict(
+    model_name='--model', pretrained='--pretrained', in_chans='--in-chans', num_classes='--num-classes',
+    drop_rate='--drop', drop_path_rate='--drop-path', drop_block_rate='--drop-block', global_pool='--gp',
+    bn_momentum='--bn-momentum', bn_eps='--bn-eps', scriptable='--torchscript', checkpoint_path='--initial-checkpoint',
+    pretrained_cfg_overlay='--pretrained-cfg-overlay')
 
 
 def check_combinations(args: argparse.Namespace, parser: Parser) -> None:
@@ -63,14 +76,13 @@ def check_combinations(args: argparse.Namespace, parser: Parser) -> None:
     _check_resolutions(args, parser.error)
     _check_naflex(args, parser.error)
     _check_script(args, parser.error)
+    _check_arguments(args, parser.error)
     _check_distillation(args, parser.error)
     _check_agmax(args, parser)
     _warn_of_idle(args, parser)
 
 
 def _check_splits(args: argparse.Namespace, error: Callable) -> None:
-    if args.aug_splits == 1 or args.aug_splits < 0:
-        error(f'--aug-splits must be 0, or 2 and more, got {args.aug_splits}')
     if args.aug_splits and args.no_prefetcher:
         error('--aug-splits puts the splits into one batch in the prefetcher: drop --no-prefetcher')
     if args.aug_splits and args.cutout + args.lighting + (args.train_crop_mode == 'pad'):
@@ -85,16 +97,12 @@ def _check_resolutions(args: argparse.Namespace, error: Callable) -> None:
     sizes = args.train_img_sizes
     if sizes is None:
         return
-    for flag in ('train_img_sizes', 'train_batch_sizes'):
-        for value in getattr(args, flag) or ():
-            if value < 1:
-                error(f'{flag_of(flag)} must be 1 or more each, got {value}')
     for flag in ('train_batch_sizes', 'train_size_probs'):
         values = getattr(args, flag)
         if values is not None and len(values) != len(sizes):
             error(f'{flag_of(flag)} needs a value for each of the {len(sizes)} --train-img-sizes, got {len(values)}')
-    if args.train_size_probs is not None and (min(args.train_size_probs) < 0. or not sum(args.train_size_probs) > 0.):
-        error(f"--train-size-probs must be 0 or more and not all 0, got {' '.join(map(str, args.train_size_probs))}")
+    if args.train_size_probs is not None and not sum(args.train_size_probs) > 0.:
+        error('--train-size-probs must not all be 0')
     if args.train_size_schedule == 'progressive' and len(sizes) < 2:
         error('--train-size-schedule progressive goes from one size to another: give --train-img-sizes two or more')
     for flag, asked in (('--use-multi-epochs-loader', args.use_multi_epochs_loader),
@@ -119,6 +127,8 @@ def _check_naflex(args: argparse.Namespace, error: Callable) -> None:
     if probs is not None and len(probs) != len(sizes or ()):
         error(f'--naflex-patch-size-probs needs a value for each of the {len(sizes or ())} --naflex-patch-sizes, got '
               f'{len(probs)}')
+    if probs is not None and not sum(probs) > 0.:
+        error('--naflex-patch-size-probs must not all be 0')
 
 
 def _check_script(args: argparse.Namespace, error: Callable) -> None:
@@ -131,15 +141,20 @@ def _check_script(args: argparse.Namespace, error: Callable) -> None:
             error(f'--torchscript cannot be combined with {flag}: drop one of them')
 
 
+def _check_arguments(args: argparse.Namespace, error: Callable) -> None:
+    """Refuse further arguments of the model that flags stand for."""
+    for name, flag in _MODEL_ARGUMENTS.items():
+        if name in args.model_kwargs:
+            error(f'--model-kwargs {name} has a flag of its own: use {flag}')
+    if args.pretrained_path and {'file', 'num_classes'} & set(args.pretrained_cfg_overlay):
+        error('--pretrained-cfg-overlay cannot set file and num_classes with --pretrained-path: drop them')
+
+
 def _check_distillation(args: argparse.Namespace, error: Callable) -> None:
     if not args.kd_model_name:
         return
-    if args.kd_loss_type != 'kl':
-        error(f"--kd-loss-type must be kl, got '{args.kd_loss_type}'")
     if args.task == 'multilabel':
         error('--kd-model-name distils one distribution over classes: drop it, or drop --task multilabel')
-    if not args.kd_temperature > 0.:
-        error(f'--kd-temperature must be above 0, got {args.kd_temperature}')
 
 
 def _check_agmax(args: argparse.Namespace, parser: Parser) -> None:
@@ -154,14 +169,9 @@ def _check_agmax(args: argparse.Namespace, parser: Parser) -> None:
             error(f'{flag} cannot be combined with --agmax: it {reason}. To go on, {way_out}')
     if args.agmax_loss != 'mi' and args.agmax_units is not None:
         error(f'--agmax-units is for --agmax-loss mi alone: {args.agmax_loss} has no Q-network')
-    if args.agmax_units is not None and args.agmax_units < 1:
-        error(f'--agmax-units must be 1 or more, got {args.agmax_units}')
-    if args.agmax_init_std is not None:
-        if not args.agmax_init_std > 0.:
-            error(f'--agmax-init-std must be above 0, got {args.agmax_init_std}')
-        if args.pretrained or args.initial_checkpoint:
-            flag = '--pretrained' if args.pretrained else '--initial-checkpoint'
-            error(f'--agmax-init-std draws new weights over those of {flag}: drop one of them')
+    if args.agmax_init_std is not None and (args.pretrained or args.initial_checkpoint):
+        flag = '--pretrained' if args.pretrained else '--initial-checkpoint'
+        error(f'--agmax-init-std draws new weights over those of {flag}: drop one of them')
 
 
 def _warn_of_idle(args: argparse.Namespace, parser: Parser) -> None:
@@ -170,5 +180,8 @@ def _warn_of_idle(args: argparse.Namespace, parser: Parser) -> None:
             if not getattr(args, needed) for name in names if getattr(args, name) != parser.get_default(name)]
     if args.drop_connect is not None:
         idle.append('--drop-connect has no effect, as in timm: use --drop-path')
+    if args.warmup_epochs >= args.epochs and not args.warmup_prefix and args.sched != 'none':
+        idle.append(f'--warmup-epochs {args.warmup_epochs} is all of --epochs {args.epochs}: the learning rate only '
+                    'rises, as in timm')
     for line in idle:
         parser.warn(line)

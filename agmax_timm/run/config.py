@@ -1,7 +1,8 @@
 """From the command line and YAML files to checked options: every mistake is one line, before anything is built."""
 import argparse
 import copy
-import difflib
+import reprlib
+from collections import Counter
 from typing import Any, Dict, List, Optional, Set
 
 import yaml
@@ -9,7 +10,10 @@ import yaml
 from .checks import check_train_args, check_validate_args, resolve_task
 from .combinations import check_combinations
 from .options import train_parser, validate_parser
+from .parser import is_plain, nearest
 
+_LONGEST = 100_000  # characters of a file: all options there are take a tenth of it
+_SCALARS = tuple(f'tag:yaml.org,2002:{kind}' for kind in ('str', 'int', 'float', 'bool', 'null'))
 
 class OptionError(ValueError):
     """Options that turned out not to fit what was built; the message names the flag, the value and the remedy."""
@@ -56,26 +60,45 @@ def explicit_options(parser: argparse.ArgumentParser, argv: Optional[List[str]] 
 def read_config(path: str, parser: argparse.ArgumentParser) -> Dict[str, Any]:
     """Options from a YAML file, their names and values checked against those that `parser` declares."""
     try:
-        with open(path, encoding='utf-8') as f:
-            config = yaml.safe_load(f) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        parser.error(f'--config {path}: {" ".join(str(error).split())}')
+        with open(path, encoding='utf-8-sig') as f:
+            text = f.read(_LONGEST + 1)
+        if len(text) > _LONGEST:
+            raise ValueError(f'longer than {_LONGEST} characters, so not a file of options')
+        config = yaml.load(text, _Loader)
+    except RecursionError:
+        parser.error(f'--config {path}: nested too deeply, so not a file of options')
+    except (OSError, ValueError, OverflowError, yaml.YAMLError) as error:
+        parser.error(f'--config {path}: {error}')
+    config = {} if config is None else config
     if not isinstance(config, dict):
         parser.error(f'--config {path}: expected lines of "option: value", found a {type(config).__name__}')
 
     actions = {action.dest: action for action in parser._actions if action.dest not in ('help', 'config')}
     options = {}
     for key, value in config.items():
-        name = str(key).replace('-', '_')
+        name = reprlib.repr(key) if not isinstance(key, str) else key.replace('-', '_')
         if name not in actions:
-            nearest = difflib.get_close_matches(name, actions, n=1)
-            hint = f', did you mean {nearest[0]}?' if nearest else ''
-            parser.error(f"--config {path}: unknown option '{key}'{hint}")
+            parser.error(f"--config {path}: unknown option '{name}'{nearest(name, actions)}")
+        if name in options:
+            parser.error(f'--config {path}: {key} is there twice: drop one of them')
         try:
             options[name] = _convert(actions[name], value)
-        except (TypeError, ValueError) as error:
+        except ValueError as error:
             parser.error(f'--config {path}: {key}: {error}')
     return options
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML of plain values, where a key that is there twice is an error: which of its values was meant?"""
+
+    def flatten_mapping(self, node):
+        names = Counter(key.value for key, _ in node.value if key.tag in _SCALARS)
+        twice = [name for name, times in names.items() if times > 1]
+        if twice:
+            raise ValueError(f'{twice[0]!r} is there twice: drop one of them')
+        super().flatten_mapping(node)
+        if len(node.value) > _LONGEST:  # merged over and over
+            raise ValueError('more entries than a file of options has')
 
 
 def _config_parser() -> argparse.ArgumentParser:
@@ -87,32 +110,42 @@ def _config_parser() -> argparse.ArgumentParser:
 def _convert(action: argparse.Action, value: Any) -> Any:
     """A YAML value as the flag's own type."""
     if value is None and (action.default is None or action.default == ''):
-        return value
+        return action.default
     if isinstance(action, argparse._StoreTrueAction):
         if not isinstance(value, bool):
-            raise ValueError(f'expected true or false, got {value!r}')
+            raise _expected('true or false', value)
         return value
     if action.nargs == '*':
-        if not isinstance(value, dict):
-            raise ValueError(f'expected lines of "key: value", got {value!r}')
+        if not isinstance(value, dict) or not is_plain(value):
+            raise _expected('lines of "key: value"', value)
         return value
     if action.nargs in ('+', 3):
         if not isinstance(value, list):
-            raise ValueError(f'expected a list, got {value!r}')
+            raise _expected('a list', value)
+        if action.nargs == 3 and len(value) != 3:
+            raise _expected('three values', value)
+        if not value and action.default != []:
+            raise _expected('one value or more', value)
         return [_convert_scalar(action, item) for item in value]
     return _convert_scalar(action, value)
 
 
 def _convert_scalar(action: argparse.Action, value: Any) -> Any:
     kind = action.type or str
-    if isinstance(value, (bool, dict, list)) or value is None or (kind is str and not isinstance(value, str)):
-        raise ValueError(f'expected {kind.__name__}, got {value!r}')
+    if not isinstance(value, (int, float, str)) or isinstance(value, bool) or (
+            kind is str and not isinstance(value, str)):
+        raise _expected(kind.__name__ + (' in quotes' if kind is str else ''), value)
     try:
         converted = kind(value)
-    except (TypeError, ValueError):
-        raise ValueError(f'expected {kind.__name__}, got {value!r}') from None
-    if kind is int and converted != float(value):
-        raise ValueError(f'expected int, got {value!r}')
+    except (ValueError, OverflowError):
+        raise _expected(kind.__name__, value) from None
+    if isinstance(value, float) and converted != value and kind is int:
+        raise _expected('int', value)
     if action.choices is not None and converted not in action.choices:
-        raise ValueError(f"expected one of {', '.join(map(str, action.choices))}, got {value!r}")
+        raise _expected(f"one of {', '.join(map(str, action.choices))}", value)
     return converted
+
+
+def _expected(what: str, value: Any) -> ValueError:
+    """Values may be huge: YAML's references make much of little."""
+    return ValueError(f'expected {what}, got {reprlib.repr(value)}')

@@ -11,7 +11,7 @@ from timm.models import reparameterize_model
 
 from ..checkpoint import load_weights, one_line
 from . import loaders
-from .build import Precision, build_data_config, create_named_model, input_channels, set_backend_options
+from .build import Precision, build_data_config, create_named_model, input_channels, set_backend_options, try_input
 from .config import OptionError
 
 _logger = logging.getLogger('validate')
@@ -60,6 +60,8 @@ def build_subject(args: argparse.Namespace, device: torch.device, precision: Pre
     model = model.to(device=device, dtype=precision.model_dtype)
     if args.channels_last:
         model = model.to(memory_format=torch.channels_last)
+    if not args.naflex_loader:
+        try_input(args, model, data_config, num_classes)
     model = _compile(args, model)
     if args.num_gpu > 1:
         model = nn.DataParallel(model, device_ids=list(range(args.num_gpu)))

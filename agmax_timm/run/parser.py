@@ -1,8 +1,9 @@
 """The command line's parser: errors of one line, defaults that say something. Imports nothing heavy: --help is fast."""
 import argparse
+import difflib
 import os
 import sys
-from typing import Union
+from typing import Any, Iterable, Union
 
 YIELDING = ('check_data',)  # flags of ours that begin as one of timm's does
 
@@ -20,8 +21,17 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, **kwargs):
         super().__init__(formatter_class=_HelpFormatter, **kwargs)
 
+    def parse_args(self, args=None, namespace=None):
+        namespace, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            flag = next((word for word in unknown if word.startswith('-')), unknown[0]).partition('=')[0]
+            known = [name for action in self._actions for name in action.option_strings if name.startswith('--')]
+            hint = nearest(flag, known) if flag.startswith('-') else ''
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
+        return namespace
+
     def error(self, message: str):
-        self.exit(2, f'{self.prog}: error: {message} (--help lists all flags)\n')
+        self.exit(2, f"{self.prog}: error: {' '.join(message.split())} (--help lists all flags)\n")
 
     def _get_option_tuples(self, option_string: str):
         """The flags that an abbreviation may stand for: --check is timm's --checkpoint, as it is without ours."""
@@ -31,7 +41,7 @@ class Parser(argparse.ArgumentParser):
     def warn(self, message: str) -> None:
         """Tell of an option before there is a log: the first of several processes does."""
         if os.environ.get('RANK', '0') == '0':
-            print(f'{self.prog}: warning: {message}', file=sys.stderr)
+            print(f"{self.prog}: warning: {' '.join(message.split())}", file=sys.stderr)
 
 
 def flag_of(name: str) -> str:
@@ -42,9 +52,19 @@ def flag_of(name: str) -> str:
 def interval(value: Union[int, str]) -> Union[int, str]:
     """Type of a number of updates, an int, or of seconds, as given: '600s'."""
     text = str(value)
-    if text.endswith('s') and float(text[:-1]) > 0.:
+    if text.endswith('s'):
+        if not 0. < float(text[:-1]) < float('inf'):
+            raise ValueError
         return text
+    if int(value) < 0:
+        raise ValueError
     return int(value)
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """', did you mean X?' of the known name that is most like this one, nothing where none is."""
+    names = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f', did you mean {names[0]}?' if names else ''
 
 
 class KeyValues(argparse.Action):
@@ -52,7 +72,35 @@ class KeyValues(argparse.Action):
 
     def __call__(self, parser, namespace, values, option_string=None):
         from timm.utils import ParseKwargs
-        broken = [value for value in values if value and '=' not in value]
+        broken = [value for value in values if value and not value.partition('=')[0] * value.count('=')]
         if broken:
             parser.error(f"{option_string} takes KEY=VALUE, got '{broken[0]}'")
-        ParseKwargs(self.option_strings, self.dest, nargs=self.nargs)(parser, namespace, values, option_string)
+        try:
+            ParseKwargs(self.option_strings, self.dest, nargs=self.nargs)(parser, namespace, values, option_string)
+        except (RecursionError, MemoryError, OverflowError):
+            parser.error(f'{option_string} has a value that is nested too deeply')
+        for key, value in getattr(namespace, self.dest).items():
+            if not is_plain(value):
+                parser.error(f'{option_string} {key} takes a number, a word, or lists of such, got {value!r}')
+
+
+def is_plain(value: Any) -> bool:
+    """Whether it is what a YAML file holds of options: numbers, strings, lists and dictionaries, 10,000 at most in all.
+
+    References can make a file of a few lines mean any number.
+    """
+    todo, count = [value], 0
+    while todo:
+        value = todo.pop()
+        if isinstance(value, dict):
+            if not all(isinstance(key, str) for key in value):
+                return False
+            value = list(value.values())
+        if isinstance(value, (list, tuple)):
+            count += len(value)
+            if count > 10_000:
+                return False
+            todo.extend(value)
+        elif not (value is None or isinstance(value, (bool, int, float, str))):
+            return False
+    return True

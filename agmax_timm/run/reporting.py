@@ -199,5 +199,5 @@ def finite(value: Any) -> Any:
 
 def exit_with_error(status: int, error: Exception) -> None:
     """End the process with one line on stderr, below a progress bar if there is one."""
-    tqdm.write(f'{os.path.basename(sys.argv[0])}: error: {error}', file=sys.stderr)
+    tqdm.write(f"{os.path.basename(sys.argv[0])}: error: {' '.join(str(error).split())}", file=sys.stderr)
     sys.exit(status)

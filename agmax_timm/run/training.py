@@ -19,7 +19,7 @@ from ..hub import HubError, check_destination
 from ..publish import command_of, publish_source
 from ..saver import RecordSaver, create_saver, make_record, resume, resume_ema
 from ..task import UnsupportedModelError
-from . import build, changes, folder, loaders, reporting, resuming, sharding, tracking
+from . import build, changes, folder, loaders, names, reporting, resuming, sharding, tracking
 from .checks import in_sequence, mixing
 from .config import OptionError, parse_train_args
 from .damaged import DamageReport
@@ -73,6 +73,7 @@ def train(args: argparse.Namespace, signals: Optional[StopSignals] = None) -> Li
     folder.resolve_resume(args)
     folder.check_folder(args)
     build.import_device_modules(args)
+    names.check_train_names(args)
     device = build.init_device(args)
     primary = utils.is_primary(args)
     if args.fsdp:
@@ -117,9 +118,8 @@ def train(args: argparse.Namespace, signals: Optional[StopSignals] = None) -> Li
     state = RunState(args, task, optimizer, resumable, loader_eval, device)
     state.scheduler = scheduler
     position, losses = resuming.find_start(args, before, resume_epoch)
+    names.check_epochs(args, num_epochs)
     stop_epoch = args.stop_epoch or num_epochs
-    if stop_epoch > num_epochs:
-        raise OptionError(f'--stop-epoch {stop_epoch} is past the last epoch: there are {num_epochs}')
     num_updates = position.epoch * updates_per_epoch + position.batch // args.grad_accum_steps
     build.advance_scheduler(scheduler, position.epoch, num_updates if args.sched_on_updates else None)
     if before is not None and before.exact:

@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 from ..checkpoint import CheckpointError, saved_options
 from ..data.datasets import DEMO, DataError, check_root
 from ..data.shards import open_dataset
-from . import build, bulk, loaders, reporting
+from . import build, bulk, loaders, names, reporting
 from .config import OptionError, parse_validate_args
 from .engine import evaluate
 from .inference import Subject, build_subject
@@ -100,6 +100,8 @@ def start(args: argparse.Namespace) -> torch.device:
     reporting.setup_logging(primary=utils.world_info_from_env()[1] == 0)
     if '/' not in args.dataset and args.dataset != DEMO:
         check_root(args.data_dir, args.split)
+    names.check_device(args.device)
+    names.check_compiler(args)
     if args.checkpoint and not os.path.isdir(args.checkpoint):
         saved_options(args.checkpoint)
     return build.init_device(args)

@@ -1,0 +1,57 @@
+"""Files and folders that options name: those to be read are there, those to be written can be."""
+import argparse
+import os
+from typing import Any, Callable
+
+from .parser import flag_of
+
+_FILES = ('pretrained_path', 'initial_checkpoint', 'class_stats', 'real_labels', 'valid_labels')
+
+
+def check_paths(args: argparse.Namespace, error: Callable[[str], Any]) -> None:
+    """Hand the first path that cannot be to `error`, as a line with its flag."""
+    for name, value in vars(args).items():
+        if isinstance(value, str) and '\0' in value:
+            error(f'{flag_of(name)} must not have a NUL in it, got {value!r}')
+    for name in _FILES:
+        if name != 'pretrained_path' or args.pretrained:
+            _check_file(name, getattr(args, name, ''), error)
+    if getattr(args, 'resume', '') != 'auto':
+        _check_file('resume', getattr(args, 'resume', ''), error)
+    # timm looks for it in the folder of the data, too.
+    if args.class_map and not os.path.exists(os.path.join(args.data_dir or '', args.class_map)):
+        _check_file('class_map', args.class_map, error)
+    if getattr(args, 'experiment', ''):
+        _check_experiment(args.experiment, error)
+    if 'output' in args:
+        _check_folder(os.path.join(args.output or 'output', args.experiment), error)
+    folder = os.path.dirname(getattr(args, 'results_file', ''))
+    if folder and not os.path.isdir(folder):
+        error(f'--results-file {args.results_file}: no folder {folder}: make it first')
+
+
+def _check_file(name: str, path: str, error: Callable) -> None:
+    if path and not os.path.exists(path):
+        error(f'{flag_of(name)} {path}: no such file')
+    if path and os.path.isdir(path):
+        error(f'{flag_of(name)} {path} is a folder: name a file')
+
+
+def _check_experiment(name: str, error: Callable) -> None:
+    """Within --output, whose folders it may name."""
+    parts = name.split('/')
+    if os.path.isabs(name) or '..' in parts or name.strip('./ ') == '':
+        error(f'--experiment {name!r} is not the name of a folder within --output: drop the way to it')
+
+
+def _check_folder(path: str, error: Callable) -> None:
+    """That it is a folder that can be written to, or one can be made."""
+    if any(len(os.fsencode(part)) > 200 for part in path.split('/')):
+        error(f'--output, --experiment: a folder may have a name of 200 bytes, got {path}')
+    there = os.path.abspath(path)
+    while not os.path.lexists(there):
+        there = os.path.dirname(there)
+    if not os.path.isdir(there):
+        error(f'--output, --experiment {path}: {there} is not a folder: name another one')
+    if not os.access(there, os.W_OK | os.X_OK):
+        error(f'--output, --experiment {path}: {there} cannot be written to: name another one')
