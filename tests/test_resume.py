@@ -145,6 +145,7 @@ def test_the_last_and_the_best_are_there_at_every_instant(tmp_path, monkeypatch,
     record = make_record(model, 'test_resnet', {})
     saver = create_saver(str(tmp_path), task, optimizer, Namespace(checkpoint_hist=3, model='test_resnet'), record)
     saver.save_checkpoint(0, 1.)
+    saver.close()
 
     files = [tmp_path / name for name in ('last.pth.tar', 'model_best.pth.tar')]
     states = []
@@ -160,10 +161,11 @@ def test_the_last_and_the_best_are_there_at_every_instant(tmp_path, monkeypatch,
     for name in ('os.replace', 'os.link', 'os.unlink', 'os.remove', 'shutil.copy2'):
         observe(name, getattr(shutil if name.startswith('shutil') else os, name.split('.')[1]))
     saver.save_checkpoint(1, 2.)
+    saver.close()
     monkeypatch.undo()
     assert states and all(states)
     assert [load(path)['epoch'] for path in files] == [1, 1]
-    assert not list(Path(tmp_path).glob('*.tmp'))
+    assert not list(Path(tmp_path).glob('*.unfinished'))
 
 
 def test_an_interrupted_run_does_not_end_as_if_it_were_complete(photos, tmp_path, monkeypatch):

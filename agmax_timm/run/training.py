@@ -16,7 +16,7 @@ from ..checkpoint import CheckpointError
 from ..data.datasets import DataError, class_names
 from ..hub import HubError, check_destination
 from ..publish import command_of, publish_source
-from ..saver import RecordSaver, create_saver, make_record, resume, resume_ema
+from ..saver import RecordSaver, SaveError, create_saver, make_record, resume, resume_ema
 from ..task import UnsupportedModelError
 from . import build, folder, loaders, reporting, sharding, tracking
 from .checks import mixing
@@ -25,6 +25,8 @@ from .engine import NonFiniteError, Progress, RunningLosses, evaluate, train_one
 from .objective import build_task
 from .pictures import save_views
 
+EX_IOERR = 74  # as sysexits.h has it
+
 
 def main(argv: Optional[List[str]] = None) -> None:
     """train.py with a command line of one's own; see run."""
@@ -32,13 +34,16 @@ def main(argv: Optional[List[str]] = None) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """train.py. Exit status 2 for options or data that cannot be used, 1 for a loss or metric that is not finite."""
+    """train.py. Exit status 2 for options or data that cannot be used, 1 for a loss or metric that is not finite, 74
+    where the last state of the run could not be written."""
     try:
         train(args)
     except (OptionError, DataError, CheckpointError, UnsupportedModelError, HubError) as error:
         reporting.exit_with_error(2, error)
     except NonFiniteError as error:
         reporting.exit_with_error(1, error)
+    except SaveError as error:
+        reporting.exit_with_error(EX_IOERR, error)
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
@@ -170,6 +175,7 @@ def train(args: argparse.Namespace) -> List[Dict[str, Any]]:
 
     reporter.close()
     if primary:
+        saver.close()
         finish(args, output_dir, saver, wandb_run, trained=bool(results))
         print(f'--result\n{json.dumps(reporting.best_last(results, metric_name, decreasing), indent=4)}')
         if args.push_to_hub and results:
