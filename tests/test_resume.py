@@ -65,13 +65,14 @@ def test_rows_of_epochs_that_are_trained_again_are_replaced(train, tmp_path):
     assert epochs(tmp_path / 'run') == [0, 1, 2]
 
 
-def test_a_fresh_run_keeps_the_summary_of_the_one_before(train, tmp_path, caplog):
-    train('--epochs', '2')
+def test_a_fresh_run_does_not_enter_the_folder_of_another(train, tmp_path, monkeypatch):
     train('--epochs', '1')
-    assert epochs(tmp_path / 'run') == [0]
-    kept, = (tmp_path / 'run').glob('summary-*.csv')
-    assert len(kept.read_text().splitlines()) == 3
-    assert 'holds another run' in caplog.text
+    before = {path.name: path.read_bytes() for path in (tmp_path / 'run').iterdir()}
+    monkeypatch.setattr(training.build, 'build_model', None)  # it is refused before
+    with pytest.raises(ValueError, match='/run holds another run .checkpoint-0.pth.tar.: go on with it by --resume '
+                                         'auto, or start afresh with another --experiment'):
+        train('--epochs', '1')
+    assert {path.name: path.read_bytes() for path in (tmp_path / 'run').iterdir()} == before
 
 
 def test_milestones_are_kept_and_evaluated(train, tmp_path):
@@ -85,6 +86,7 @@ def test_the_schedule_does_not_know_of_the_stop(train, tmp_path):
     train('--epochs', '4', '--stop-epoch', '2')
     with open(tmp_path / 'run' / 'summary.csv', newline='') as f:
         stopped = [row['lr'] for row in csv.DictReader(f)]
+    shutil.rmtree(tmp_path / 'run')
     train('--epochs', '4')
     with open(tmp_path / 'run' / 'summary.csv', newline='') as f:
         assert [row['lr'] for row in csv.DictReader(f)][:2] == stopped

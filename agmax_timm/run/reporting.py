@@ -3,12 +3,15 @@ import csv
 import logging
 import os
 import sys
-from typing import Any, Dict, List, Optional
+from contextlib import contextmanager
+from typing import Any, Dict, Iterator, List, Optional
 
 from timm.utils import setup_default_logging
 from tqdm import tqdm
 
+from .. import durable
 from .engine import Progress
+from .logfile import LogFile
 
 _logger = logging.getLogger('train')
 # Lines of single updates: on a terminal the progress bar stands for them, the log file has them either way.
@@ -33,11 +36,20 @@ def setup_logging(primary: bool = True) -> None:
         logging.root.handlers[-1] = console
 
 
-def log_to_file(path: str) -> None:
+def log_to_file(path: str) -> LogFile:
     """Append every log line to a file as well."""
-    handler = logging.FileHandler(path)
-    handler.setFormatter(logging.Formatter('%(asctime)s %(message)s'))
+    handler = LogFile(path)
     logging.root.addHandler(handler)
+    return handler
+
+
+@contextmanager
+def tolerated(path: str) -> Iterator[None]:
+    """Go on without a file that training does not need, where the disk refuses it; one line says so."""
+    try:
+        yield
+    except OSError as error:
+        _logger.warning(f'cannot write {error.filename or path}: {error.strerror or error}: training goes on')
 
 
 class Reporter:
@@ -128,29 +140,27 @@ def summary_row(
     return row
 
 
-def append_summary(path: str, row: Dict[str, Any]) -> None:
-    """Append a row; the first one of a file is preceded by the header."""
-    new = not os.path.exists(path)
-    with open(path, 'a', newline='') as f:
-        writer = csv.DictWriter(f, fieldnames=row.keys())
-        if new:
-            writer.writeheader()
-        writer.writerow(row)
+def write_summary(path: str, rows: List[Dict[str, Any]]) -> None:
+    """Write summary.csv with these rows and no others: whole or not at all.
 
+    Args:
+        rows: By column; one that a row lacks is empty. Columns are in the order in which they appear.
 
-def cut_summary(path: str, end: int) -> None:
-    """Leave the rows of the epochs before `end`: those after it are trained again."""
-    with open(path, newline='') as f:
-        rows = list(csv.DictReader(f))
-    kept = [row for row in rows if int(row['epoch']) < end]
-    if len(kept) == len(rows):
-        return
-    scratch = f'{path}.tmp'
-    with open(scratch, 'w', newline='') as f:
-        writer = csv.DictWriter(f, fieldnames=rows[0].keys())
+    Raises:
+        OSError: the disk refuses it, and the file is as it was.
+    """
+    with durable.replacing(path, 'w', newline='') as f:
+        writer = csv.DictWriter(f, fieldnames=list(dict.fromkeys(name for row in rows for name in row)))
         writer.writeheader()
-        writer.writerows(kept)
-    os.replace(scratch, path)
+        writer.writerows(rows)
+
+
+def read_summary(path: str, end: int) -> List[Dict[str, str]]:
+    """The rows of a summary.csv of the epochs before `end`, as text; none where there is no file."""
+    if not os.path.exists(path):
+        return []
+    with open(path, newline='') as f:
+        return [row for row in csv.DictReader(f) if int(row['epoch']) < end]
 
 
 def plot_curves(summary_path: str, output_path: str) -> None:
@@ -178,7 +188,8 @@ def plot_curves(summary_path: str, output_path: str) -> None:
         axes.set(title=name, xlabel='epoch')
         if axes.lines:
             axes.legend()
-    figure.savefig(output_path, dpi=110)
+    with durable.replacing(output_path) as f:
+        figure.savefig(f, dpi=110, format='png')
 
 
 def _title(name: str) -> str:

@@ -60,7 +60,9 @@ def train(args: argparse.Namespace) -> List[Dict[str, Any]]:
     logger = logging.getLogger('train')
 
     tracking.require_wandb(args)
+    auto = args.resume == 'auto'
     folder.resolve_resume(args)
+    folder.check_folder(args, auto)
     build.import_device_modules(args)
     device = build.init_device(args)
     primary = utils.is_primary(args)
@@ -90,7 +92,7 @@ def train(args: argparse.Namespace) -> List[Dict[str, Any]]:
     resume_epoch = None
     if args.resume:
         state = (None, None) if args.no_resume_opt else (optimizer, precision.scaler)
-        resume_epoch = resume(args.resume, task, *state, verbose=primary)
+        resume_epoch = resume(args.resume, task, *state, verbose=primary, verified=auto)
     folder.check_same_start(args, resume_epoch)
     build.build_ema(args, task)
     if args.resume and args.model_ema:
@@ -109,7 +111,9 @@ def train(args: argparse.Namespace) -> List[Dict[str, Any]]:
     decreasing = metric_name == 'loss'
     output_dir = saver = wandb_run = None
     if primary:
-        output_dir = folder.open_folder(args, options, data_config['input_size'][-1], start_epoch)
+        output_dir = folder.open_folder(args, options, data_config['input_size'][-1])
+        summary = folder.summary_path(output_dir)
+        rows = reporting.read_summary(summary, start_epoch) if folder.goes_on(args, output_dir) else []
         saver = create_saver(
             output_dir, whole or task, whole or optimizer, args, record, precision.scaler, decreasing)
         if folder.goes_on(args, output_dir):
@@ -124,8 +128,9 @@ def train(args: argparse.Namespace) -> List[Dict[str, Any]]:
         reporter.train_step(progress, mean_lr(optimizer))
         if args.save_images and primary:
             path = os.path.join(output_dir, f'views-{progress.epoch}-{progress.update_index}.png')
-            save_views(path, progress.input, progress.target, data_config['mean'], data_config['std'],
-                       class_names(dataset_train), views=2 if args.agmax else 1)
+            with reporting.tolerated(path):
+                save_views(path, progress.input, progress.target, data_config['mean'], data_config['std'],
+                           class_names(dataset_train), views=2 if args.agmax else 1)
 
     def on_update(update_index: int, losses: RunningLosses) -> None:
         reporter.updated()
@@ -164,7 +169,9 @@ def train(args: argparse.Namespace) -> List[Dict[str, Any]]:
         results.append({'epoch': epoch, 'train': train_metrics, **({'validation': selected} if raw else {})})
         if primary:
             row = reporting.summary_row(epoch, train_metrics, mean_lr(optimizer), raw, ema, images_per_second)
-            reporting.append_summary(folder.summary_path(output_dir), row)
+            rows.append(row)
+            with reporting.tolerated(summary):
+                reporting.write_summary(summary, rows)
             if wandb_run is not None:
                 wandb_run.log(row)
             saver.save_checkpoint(epoch, selected[metric_name], raw=raw, ema=ema)
@@ -175,9 +182,10 @@ def train(args: argparse.Namespace) -> List[Dict[str, Any]]:
 
     reporter.close()
     if primary:
-        saver.close()
+        saver.wait()
         finish(args, output_dir, saver, wandb_run, trained=bool(results))
         print(f'--result\n{json.dumps(reporting.best_last(results, metric_name, decreasing), indent=4)}')
+        saver.close()
         if args.push_to_hub and results:
             publish_run(args, output_dir)
     return results
@@ -191,7 +199,9 @@ def finish(args: argparse.Namespace, output_dir: str, saver: RecordSaver, wandb_
     if saver.best_metric is not None:
         logger.info(f'*** Best metric: {saver.best_metric} (epoch {saver.best_epoch})')
     if trained:
-        reporting.plot_curves(folder.summary_path(output_dir), os.path.join(output_dir, 'curves.png'))
+        curves = os.path.join(output_dir, 'curves.png')
+        with reporting.tolerated(curves):
+            reporting.plot_curves(folder.summary_path(output_dir), curves)
     if wandb_run is not None:
         wandb_run.finish()
 
