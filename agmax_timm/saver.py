@@ -4,10 +4,14 @@ Plain timm loads them, with nothing of this package: the record holds plain type
 """
 import argparse
 import logging
+import math
 import os
 import platform
-import shutil
-from typing import Any, Dict, List, Optional
+import re
+from contextlib import suppress
+from glob import escape as glob_escape
+from glob import glob
+from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import timm
 import torch
@@ -17,8 +21,9 @@ from timm.models._input import get_model_args
 from timm.task import TrainingTask, load_task_ema_checkpoint, resume_task_checkpoint
 from timm.utils import CheckpointSaver
 
-from . import __version__
-from .checkpoint import RECORD, STATE, CheckpointError, one_line, read_file
+from . import __version__, durable
+from .background import Background, snapshot
+from .checkpoint import RECORD, STATE, CheckpointError, one_line, read_file, verify
 from .models import timm_architecture
 
 
@@ -58,68 +63,200 @@ _logger = logging.getLogger(__name__)
 _KEPT_ON_RESUME = ('lr', 'weight_decay')
 
 
-class RecordSaver(CheckpointSaver):
-    """timm's saver, whose files also hold a record (see make_record) with the metrics of their weights."""
+class SaveError(RuntimeError):
+    """The newest state of a run could not be written; the message names the file, why, and what there is instead."""
 
-    def __init__(self, task: TrainingTask, record: Dict[str, Any], **kwargs):
-        super().__init__(model=task.get_trainable_module(), task=_RecordedTask(task, record), **kwargs)
+
+class RecordSaver(CheckpointSaver):
+    """timm's saver of timm's files, each with a record (see make_record) and the metrics of its weights.
+
+    A file is written whole or not at all, and others are removed when it is safe: `last` and `model_best` are there
+    from the first checkpoint on, whenever the process ends. If the disk refuses, the log says so, what is there stays,
+    and the next save tries again.
+
+    Args:
+        background: Write in a thread, from a copy of the state on the host; one file at a time.
+    """
+
+    def __init__(self, task: TrainingTask, record: Dict[str, Any], background: bool = False, **kwargs):
+        super().__init__(model=task.get_trainable_module(), task=task, **kwargs)
         self.record = record
+        self.error: Optional[SaveError] = None  # of the last save, None if it was written
+        self._newest: Optional[str] = None
+        self._background = Background(background)
 
     def save_checkpoint(
             self,
             epoch: int,
             metric: Optional[float] = None,
+            raw: Optional[Dict[str, float]] = None,
+            ema: Optional[Dict[str, float]] = None,
             state: Optional[Dict[str, Any]] = None,
-            **metrics: Optional[Dict[str, float]],
-    ):
-        """As timm's.
+    ) -> Tuple[Optional[float], Optional[int]]:
+        """Save `last`, and as timm ranks them `checkpoint-N` and `model_best`.
 
         Args:
-            metrics: Of the weights `raw` and `ema` in this epoch, each with 'loss', 'top1' and 'top5'.
-        """
-        self.record['metrics'] = {
-            weights: {name: float(value) for name, value in of_weights.items()}
-            for weights, of_weights in metrics.items() if of_weights}
-        self.task.state = state
-        try:
-            return super().save_checkpoint(epoch, metric)
-        finally:
-            self.record['metrics'] = {}  # a recovery file of the next epoch has none
+            metric: That ranks it; not-a-number ranks behind all others.
+            raw, ema: Metrics of the weights in this epoch, each with 'loss', 'top1' and 'top5'.
+            state: Plain values and tensors, for the key 'agmax_state' of the file.
 
-    def save_recovery(self, epoch: int, batch_idx: int = 0, state: Optional[Dict[str, Any]] = None):
-        self.task.state = state
-        super().save_recovery(epoch, batch_idx)
+        Returns:
+            Metric and epoch of the best checkpoint that is written: with `background` this one does not count yet.
+        """
+        self.wait()
+        metrics = {'raw': raw, 'ema': ema}
+        content = self._content(epoch, metric, {
+            weights: {name: float(value) for name, value in of_weights.items()}
+            for weights, of_weights in metrics.items() if of_weights}, state)
+        path = self._path('last')
+
+        def write() -> None:
+            self._write(content, path)
+            self._rank(path, epoch, metric)
+
+        self._run(write, path)
+        return self.best_metric, self.best_epoch
+
+    def save_recovery(self, epoch: int, batch_idx: int = 0, state: Optional[Dict[str, Any]] = None) -> None:
+        """Save within an epoch; this file and the one before it are kept, of an earlier process too.
+
+        Args:
+            state: As in save_checkpoint.
+        """
+        self.wait()
+        content = self._content(epoch, None, {}, state)
+        path = os.path.join(self.recovery_dir, f'{self.recovery_prefix}-{epoch}-{batch_idx}{self.extension}')
+
+        def write() -> None:
+            self._write(content, path)
+            others = glob(os.path.join(glob_escape(self.recovery_dir), f'{self.recovery_prefix}-*{self.extension}'))
+            for old in sorted(set(others) - {path}, key=os.path.getmtime)[:-1]:
+                os.remove(old)
+
+        self._run(write, path)
+
+    def save_milestone(self, completed_epochs: int) -> str:
+        """Keep the checkpoint that was saved last as `milestone-N` for good; nothing if it could not be written."""
+        path = self._path(f'milestone-{completed_epochs}')
+        self.wait()
+        if self.error is None:
+            self._run(lambda: durable.link(self._path('last'), path), path)
+        return path
+
+    def load_state_dict_from_checkpoint(self, checkpoint_path: str) -> bool:
+        """Go on with the ranking of a checkpoint in this folder, and with what was to follow when it was written."""
+        checkpoint = read_file(checkpoint_path, mmap=True)
+        self._newest = checkpoint_path
+        saved = checkpoint.get('saver')
+        if saved is None:
+            return False
+        files = [(file, value) for file, value in saved['checkpoint_files'] if re.fullmatch(
+            rf'{re.escape(self.save_prefix)}-\d+{re.escape(self.extension)}', file)]  # what is removed is ours
+        self.load_state_dict({**saved, 'checkpoint_files': files, 'pending': (None, None)})
+        if not _ranks(self.best_metric):
+            self.best_metric = self.best_epoch = None
+        epoch, metric = saved.get('pending', (None, None))
+        finished = epoch is not None and not os.path.basename(checkpoint_path).startswith(self.recovery_prefix)
+
+        def complete() -> None:
+            best = self._checkpoint_path(self.best_epoch) if self.best_epoch is not None else ''
+            if os.path.isfile(best):
+                durable.link(best, self._path('model_best'))
+            if finished:
+                self._rank(checkpoint_path, epoch, metric)
+
+        self._run(complete, self._path('model_best'))
+        self.wait()
+        return True
 
     def wait(self) -> None:
-        pass
+        """Return when nothing is being written any more."""
+        self._background.wait()
 
-    # timm's pair unlinks the old file before the new one is in its place: a crash in between leaves neither.
+    def close(self) -> None:
+        """Wait, and raise SaveError if the newest state could not be written."""
+        self.wait()
+        if self.error is not None:
+            raise self.error
 
-    def _replace(self, src: str, dst: str) -> None:
-        os.replace(src, dst)
+    def _run(self, work: Callable[[], None], path: str) -> None:
+        """Do work that writes a file, and keep and tell what the disk refused."""
+        def attempt() -> None:
+            try:
+                work()
+                self.error = None
+            except OSError as error:
+                valid = f'{self._newest} is whole' if self._newest else 'there is no checkpoint yet'
+                self.error = SaveError(f'cannot write {error.filename or path}: {error.strerror or error}; {valid}')
+                _logger.error(f'{self.error}. Training goes on; the next save tries again.')
+        self._background.run(attempt)
 
-    def _duplicate(self, src: str, dst: str) -> None:
-        scratch = f'{dst}.tmp'
-        if os.path.lexists(scratch):
-            os.unlink(scratch)  # of a run that was killed
-        try:
-            os.link(src, scratch)
-        except (OSError, NotImplementedError):  # a file system without hard links
-            shutil.copy2(src, scratch)
-        os.replace(scratch, dst)
+    def _content(self, epoch: int, metric: Optional[float], metrics: Dict[str, Any], state: Any) -> Dict[str, Any]:
+        """What timm saves, and what is ours; a copy where it is written in the background."""
+        arch = type(self.model).__name__.lower() if self.args is None else self.args.model
+        content = {'epoch': epoch, 'arch': arch, 'optimizer': self.optimizer.state_dict(), 'version': 2}
+        if self.args is not None:
+            content['args'] = self.args
+        if self.amp_scaler is not None:
+            content[self.amp_scaler.state_dict_key] = self.amp_scaler.state_dict()
+        for ema in (False, True):
+            content.update(self.task.get_checkpoint_state(ema=ema, unwrap_fn=self.unwrap_fn))
+        if metric is not None:
+            content['metric'] = metric
+        content['saver'] = self.state_dict(epoch, metric)
+        content[RECORD] = {**self.record, 'metrics': metrics}
+        if state is not None:
+            content[STATE] = state
+        return snapshot(content) if self._background.enabled else content
+
+    def _write(self, content: Dict[str, Any], path: str) -> None:
+        with durable.replacing(path) as f:
+            try:
+                torch.save(content, f)
+            except RuntimeError as error:
+                if isinstance(error.__context__, OSError):  # torch only says that a position is not as expected
+                    raise error.__context__ from None
+                raise
+        self._newest = path
+
+    def _rank(self, path: str, epoch: int, metric: Optional[float]) -> None:
+        """Give a file its place among the best, and only then remove the one that has none any more."""
+        metric = metric if _ranks(metric) else None
+        kept = self._checkpoint_path(epoch)
+        others = [(file, value if _ranks(value) else None) for file, value in self.checkpoint_files if file != kept]
+        ranked = [entry for entry in others + [(kept, metric)] if entry[1] is not None]
+        ranked.sort(key=lambda entry: entry[1], reverse=not self.decreasing)  # the earlier of equals is first
+        unranked = [(kept, None)] * (metric is None) + [entry for entry in others if entry[1] is None]
+        history = (ranked + unranked)[:self.max_history]
+
+        if (kept, metric) in history:
+            durable.link(path, kept)
+        self.checkpoint_files = history
+        self._link_best(path)
+        for file, _ in others:
+            if file not in dict(history):
+                with suppress(FileNotFoundError):
+                    os.remove(file)
+        listed = ', '.join(f'{os.path.basename(file)} ({value})' for file, value in history)
+        _logger.info(f'Checkpoints, the best first: {listed}')
+
+    def _link_best(self, path: str) -> None:
+        """Let `model_best` be the best that is kept if none was better, and any file rather than none."""
+        best = self._path('model_best')
+        first, metric = self.checkpoint_files[0]
+        if metric is not None and (self.best_metric is None or self.cmp(metric, self.best_metric)):
+            durable.link(first, best)
+            self.best_metric = metric
+            self.best_epoch = int(os.path.basename(first)[len(self.save_prefix) + 1:-len(self.extension)])
+        elif not os.path.exists(best):
+            durable.link(path, best)
+
+    def _path(self, name: str) -> str:
+        return os.path.join(self.checkpoint_dir, name + self.extension)
 
 
-class _RecordedTask:
-    """All that timm's saver asks of a task: it merges into the file what this returns."""
-
-    def __init__(self, task: TrainingTask, record: Dict[str, Any]):
-        self.task = task
-        self.record = record
-        self.state: Optional[Dict[str, Any]] = None
-
-    def get_checkpoint_state(self, ema: bool = False, **kwargs) -> Dict[str, Any]:
-        state = self.task.get_checkpoint_state(ema=ema, **kwargs)
-        return state if ema else {**state, RECORD: self.record, **({STATE: self.state} if self.state else {})}
+def _ranks(metric: Optional[float]) -> bool:
+    return metric is not None and not math.isnan(metric)
 
 
 def create_saver(
@@ -132,6 +269,8 @@ def create_saver(
         decreasing: bool = False,
 ) -> RecordSaver:
     """The saver of `last`, `model_best` and the best `checkpoint-N`, with the Q-network apart in `task_state`.
+
+    It writes in the background: close() it at the end of a run.
 
     Args:
         record: See make_record.
@@ -147,6 +286,7 @@ def create_saver(
         recovery_dir=output_dir,
         decreasing=decreasing,
         max_history=args.checkpoint_hist,
+        background=True,
     )
 
 
@@ -156,11 +296,15 @@ def resume(
         optimizer: Optional[torch.optim.Optimizer] = None,
         scaler: Any = None,
         verbose: bool = True,
+        verified: bool = False,
 ) -> Optional[int]:
     """Load a training checkpoint into the task (without its EMA), and the optimizer and scaler if given.
 
     The optimizer keeps the learning rate and weight decay that it was created with: timm's resume puts the saved ones
     in their place, and options that changed would have no effect.
+
+    Args:
+        verified: The file was found whole just now, and need not be read for that again.
 
     Returns:
         The epoch to go on with, None if the file does not say: the one after a finished epoch, and for a recovery file
@@ -169,6 +313,8 @@ def resume(
     Raises:
         CheckpointError: the file is missing, damaged, not plain tensors, or of another model.
     """
+    if not verified:
+        verify(path)
     checkpoint = read_file(path, mmap=True)
     groups = optimizer.param_groups if optimizer is not None else []
     created = [{name: group[name] for name in _KEPT_ON_RESUME if name in group} for group in groups]

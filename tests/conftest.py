@@ -1,6 +1,8 @@
 """Data and runs for the tests, made on the spot: nothing is downloaded."""
 import logging
 import os
+import tempfile
+from pathlib import Path
 
 # Before torch is imported, here and in subprocesses: the networks are tiny, and threads on few cores slow each other.
 os.environ.setdefault('OMP_NUM_THREADS', '1')
@@ -55,6 +57,16 @@ def restored_logging():
         logging.root.removeHandler(handler)
         handler.close()
     logging.root.setLevel(level)
+
+
+@pytest.fixture
+def memory_path(tmp_path):
+    """As tmp_path, in memory where there is such a file system: for tests that write very often."""
+    if not os.access('/dev/shm', os.W_OK):
+        yield tmp_path
+        return
+    with tempfile.TemporaryDirectory(dir='/dev/shm') as folder:
+        yield Path(folder)
 
 
 @pytest.fixture

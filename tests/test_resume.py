@@ -14,7 +14,7 @@ from timm.optim import create_optimizer_v2
 from timm.task import ClassificationTask
 
 from agmax_timm.run import training
-from agmax_timm.run.config import OptionError, parse_train_args
+from agmax_timm.run.config import parse_train_args
 from agmax_timm.saver import create_saver, make_record, resume
 
 SMALL = ['--model', 'test_resnet', '--num-classes', '3', '--img-size', '32', '-b', '4', '-j', '0',
@@ -65,10 +65,12 @@ def test_rows_of_epochs_that_are_trained_again_are_replaced(train, tmp_path):
     assert epochs(tmp_path / 'run') == [0, 1, 2]
 
 
-def test_a_fresh_run_leaves_the_folder_of_another_alone(train, tmp_path):
+def test_a_fresh_run_does_not_enter_the_folder_of_another(train, tmp_path, monkeypatch):
     train('--epochs', '1')
     before = {path.name: path.read_bytes() for path in (tmp_path / 'run').iterdir()}
-    with pytest.raises(OptionError, match='--experiment run: .* holds a run: add --resume auto .* or give another'):
+    monkeypatch.setattr(training.build, 'build_model', None)  # it is refused before
+    with pytest.raises(ValueError, match='/run holds another run .checkpoint-0.pth.tar.: go on with it by --resume '
+                                         'auto, or start afresh with another --experiment'):
         train('--epochs', '1')
     assert {path.name: path.read_bytes() for path in (tmp_path / 'run').iterdir()} == before
 
@@ -84,8 +86,9 @@ def test_the_schedule_does_not_know_of_the_stop(train, tmp_path):
     train('--epochs', '4', '--stop-epoch', '2')
     with open(tmp_path / 'run' / 'summary.csv', newline='') as f:
         stopped = [row['lr'] for row in csv.DictReader(f)]
-    train('--epochs', '4', '--experiment', 'whole')
-    with open(tmp_path / 'whole' / 'summary.csv', newline='') as f:
+    shutil.rmtree(tmp_path / 'run')
+    train('--epochs', '4')
+    with open(tmp_path / 'run' / 'summary.csv', newline='') as f:
         assert [row['lr'] for row in csv.DictReader(f)][:2] == stopped
 
 
@@ -151,6 +154,7 @@ def test_the_last_and_the_best_are_there_at_every_instant(tmp_path, monkeypatch,
     record = make_record(model, 'test_resnet', {})
     saver = create_saver(str(tmp_path), task, optimizer, Namespace(checkpoint_hist=3, model='test_resnet'), record)
     saver.save_checkpoint(0, 1.)
+    saver.close()
 
     files = [tmp_path / name for name in ('last.pth.tar', 'model_best.pth.tar')]
     states = []
@@ -166,10 +170,11 @@ def test_the_last_and_the_best_are_there_at_every_instant(tmp_path, monkeypatch,
     for name in ('os.replace', 'os.link', 'os.unlink', 'os.remove', 'shutil.copy2'):
         observe(name, getattr(shutil if name.startswith('shutil') else os, name.split('.')[1]))
     saver.save_checkpoint(1, 2.)
+    saver.close()
     monkeypatch.undo()
     assert states and all(states)
     assert [load(path)['epoch'] for path in files] == [1, 1]
-    assert not list(Path(tmp_path).glob('*.tmp'))
+    assert not list(Path(tmp_path).glob('*.unfinished'))
 
 
 def test_an_interrupted_run_does_not_end_as_if_it_were_complete(photos, tmp_path, monkeypatch):

@@ -1,19 +1,28 @@
 """The folder of a run: its name, what it records of the run, and going on in it."""
 import argparse
+import errno
 import logging
 import os
+import tempfile
+from contextlib import contextmanager
 from datetime import datetime
-from typing import Any, Dict, Optional
+from typing import Any, Dict, Iterator, Optional, Tuple
 
 import torch.distributed as dist
 import yaml
 from timm import utils
 from timm.models import safe_model_name
 
-from ..durable import cut, replacing
-from ..newest import newest_checkpoint
+from .. import durable
+from ..newest import checkpoint_names, newest_checkpoint
 from . import reporting
 from .config import OptionError
+from .logfile import LogFile
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 _logger = logging.getLogger('train')
 
@@ -22,18 +31,89 @@ def resolve_resume(args: argparse.Namespace) -> None:
     """Settle --resume auto: the newest checkpoint of --experiment that is whole, or a fresh run where there is none.
 
     Raises:
-        OptionError: there are checkpoints, and all are damaged.
+        OptionError: there are checkpoints, and all of them are damaged.
     """
     if args.resume != 'auto':
         return
-    path, damaged = newest_checkpoint(os.path.join(_parent(args), args.experiment))
-    if path is None and damaged:
-        raise OptionError(f'--resume auto finds no checkpoint that is whole: {damaged[0][1]}: remove the folder to '
-                          'start afresh, or give --resume FILE of another')
-    if damaged:
-        reasons = '; '.join(reason for _, reason in damaged)
+    folder = os.path.join(_parent(args), args.experiment)
+    path, damaged = newest_checkpoint(folder)
+    reasons = '; '.join(reason for _, reason in damaged)
+    if damaged and path is None:
+        raise OptionError(f'--resume auto: no checkpoint in {folder} is whole ({reasons}): name a good one with '
+                          '--resume FILE, or start afresh with another --experiment')
+    if damaged and _first_rank():
         _logger.warning(f'{reasons}: going on from {path}')
     args.resume = path or ''
+
+
+def check_folder(args: argparse.Namespace, auto: bool = False) -> None:
+    """Refuse, before anything is built, a folder that cannot be written or that holds another run.
+
+    Args:
+        auto: Whether it was --resume auto: without a checkpoint, a folder of nothing but logs is gone on with.
+
+    Raises:
+        OptionError: the message names the folder and what to do.
+    """
+    folder = os.path.join(_parent(args), args.experiment)
+    if args.experiment and os.path.isdir(folder) and not goes_on(args, folder):
+        held = checkpoint_names(folder)
+        if os.path.exists(summary_path(folder)) and not auto:
+            held.append('summary.csv')
+        if held:
+            raise OptionError(f'{folder} holds another run ({held[0]}): go on with it by --resume auto, or start '
+                              'afresh with another --experiment')
+    if _first_rank():
+        with _told(folder):
+            _check_writable(folder)
+            if args.experiment and os.path.isdir(folder):
+                _lock(folder)
+
+
+def _first_rank() -> bool:
+    return utils.world_info_from_env()[1] == 0
+
+
+def _check_writable(folder: str) -> None:
+    """Raise OSError where neither a folder nor a file in it could be made."""
+    while not os.path.lexists(folder):
+        folder = os.path.dirname(folder) or '.'
+    with tempfile.TemporaryFile(dir=folder, buffering=0) as f:
+        f.write(b'x')
+
+
+@contextmanager
+def _told(folder: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise OptionError(f'cannot write {error.filename or folder}: {error.strerror or error}: give a folder that '
+                          'can be written with --output') from error
+
+
+_locks: Dict[str, Any] = {}  # open files, by folder: the system lets go of them when the process ends
+
+
+def _lock(folder: str) -> None:
+    """Have a folder for this process alone, as long as it lives.
+
+    Raises:
+        OptionError: another process has it.
+    """
+    folder = os.path.realpath(folder)
+    if fcntl is None or folder in _locks:
+        return
+    file = open(os.path.join(folder, '.lock'), 'a')
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.close()
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            raise OptionError(
+                f'another process trains in {folder}: wait for it, or use another --experiment') from error
+        _logger.warning(f'{folder} cannot be locked ({error.strerror}): no other process may train in it')
+    else:
+        _locks[folder] = file
 
 
 def check_same_start(args: argparse.Namespace, resume_epoch: Optional[int]) -> None:
@@ -53,7 +133,12 @@ def check_same_start(args: argparse.Namespace, resume_epoch: Optional[int]) -> N
                           f'the same files, --output {_parent(args)} on storage that all of them share')
 
 
-def open_folder(args: argparse.Namespace, options: Dict[str, Any], img_size: int, before: Any = None) -> str:
+def open_folder(
+        args: argparse.Namespace,
+        options: Dict[str, Any],
+        img_size: int,
+        before: Any = None,
+) -> Tuple[str, LogFile]:
     """Create or enter the run's folder, named as timm names it, with the options as args.yaml and the log in train.log.
 
     A run that goes on in its own folder goes on with the log and the summary of its checkpoint.
@@ -62,31 +147,26 @@ def open_folder(args: argparse.Namespace, options: Dict[str, Any], img_size: int
         options: Options as given.
         img_size: Side of the input, for the name.
         before: What the checkpoint holds that the run was resumed from, None without one.
+
+    Raises:
+        OptionError: the folder cannot be written, or another process has it.
     """
     stamp = datetime.now().strftime('%Y%m%d-%H%M%S')
     name = args.experiment or f'{stamp}-{safe_model_name(args.model)}-{img_size}'
-    folder = utils.get_outdir(_parent(args), name)
-    log = os.path.join(folder, reporting.LOG)
-    if before is not None and before.exact and goes_on(args, folder):
-        cut(log, before.state.get('log', 0))
-        if before.state['rows']:
-            reporting.write_summary(summary_path(folder), before.state['rows'])
-    reporting.log_to_file(log)
-    with replacing(os.path.join(folder, 'args.yaml'), 'w') as f:
-        yaml.safe_dump(options, f, default_flow_style=False)
-    return folder
-
-
-def check_folder(args: argparse.Namespace) -> None:
-    """Raise OptionError where the folder holds another run than the one to go on with: nothing of it is replaced."""
-    if not args.experiment:
-        return
-    folder = os.path.join(_parent(args), args.experiment)
-    if goes_on(args, folder) or not os.path.isdir(folder):
-        return
-    if any(name.endswith('.pth.tar') or name == 'summary.csv' for name in os.listdir(folder)):
-        raise OptionError(f'--experiment {args.experiment}: {folder} holds a run: add --resume auto to go on with it, '
-                          'or give another name')
+    folder = os.path.join(_parent(args), name)
+    with _told(folder):
+        os.makedirs(folder, exist_ok=True)
+        _lock(folder)
+        durable.clean(folder)
+        log_path = os.path.join(folder, 'train.log')
+        if before is not None and before.exact and goes_on(args, folder):
+            durable.cut(log_path, before.state['log'])
+            if before.state['rows']:
+                reporting.write_summary(summary_path(folder), before.state['rows'])
+        log = reporting.log_to_file(log_path)
+        with durable.replacing(os.path.join(folder, 'args.yaml'), 'w') as f:
+            yaml.safe_dump(options, f, default_flow_style=False)
+    return folder, log
 
 
 def share_path(args: argparse.Namespace, path: Optional[str]) -> Optional[str]:

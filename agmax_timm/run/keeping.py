@@ -93,16 +93,18 @@ class Keeper:
             self.gathered.gather()
         state = self.state.state_dict(Position(epoch + 1))
         if self.saver is not None:
-            reporting.write_summary(folder.summary_path(self.output_dir), self.state.history.rows)
+            path = folder.summary_path(self.output_dir)
+            with reporting.tolerated(path):
+                reporting.write_summary(path, self.state.history.rows)
             self.saver.save_checkpoint(epoch, metric, state=self._complete(state), **metrics)
             if epoch + 1 in self.args.save_epochs:
                 self.saver.save_milestone(epoch + 1)
         self._saved_at = time.monotonic()
 
     def leave(self, where: str) -> None:
-        """Raise Interrupted when all is on disk."""
+        """Raise Interrupted when all is on disk, or SaveError."""
         if self.saver is not None:
-            self.saver.wait()
+            self.saver.close()
         received = self.signals.received or 'a signal to another rank'
         raise Interrupted(f'{received}: saved at {where}. The same command goes on from there with --resume auto '
                           '(and --experiment), or with --resume FILE')

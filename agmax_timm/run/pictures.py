@@ -1,9 +1,12 @@
 """Grids of training images as the network sees them, the views of an image side by side over their labels."""
+import os
 from typing import List, Optional, Sequence
 
 import torch
 from PIL import Image, ImageDraw
 from torchvision.transforms.functional import to_pil_image
+
+from .. import durable
 
 _CAPTION_HEIGHT = 14
 _MARGIN = 4
@@ -48,7 +51,8 @@ def save_views(
             sheet.paste(image, (left + v * width, top))
             caption = _fit(draw, label_text(target[index], class_names), width - _MARGIN)
             draw.text((left + v * width, top + height - _CAPTION_HEIGHT - _MARGIN), caption, fill='black')
-    sheet.save(path)
+    with durable.replacing(path) as f:
+        sheet.save(f, format=Image.registered_extensions()[os.path.splitext(path)[1].lower()])
 
 
 def label_text(target: torch.Tensor, class_names: Optional[List[str]] = None, most: int = 2) -> str:

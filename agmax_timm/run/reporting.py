@@ -4,16 +4,17 @@ import logging
 import math
 import os
 import sys
-from typing import Any, Dict, List, Optional
+from contextlib import contextmanager
+from typing import Any, Dict, Iterator, List, Optional
 
 from timm.utils import setup_default_logging
 from tqdm import tqdm
 
-from ..durable import replacing
+from .. import durable
 from .engine import Progress
+from .logfile import LogFile
 
 _logger = logging.getLogger('train')
-LOG = 'train.log'
 # Lines of single updates: on a terminal the progress bar stands for them, the log file has them either way.
 _steps = logging.getLogger('train.steps')
 
@@ -23,10 +24,6 @@ class _ConsoleHandler(logging.StreamHandler):
 
     def emit(self, record: logging.LogRecord) -> None:
         tqdm.write(self.format(record), file=sys.stderr)
-
-
-class _RunLog(logging.FileHandler):
-    """The log of a run in its folder."""
 
 
 def setup_logging(primary: bool = True) -> None:
@@ -40,21 +37,23 @@ def setup_logging(primary: bool = True) -> None:
         logging.root.handlers[-1] = console
 
 
-def log_to_file(path: str) -> None:
+def log_to_file(path: str) -> LogFile:
     """Append every log line to a file as well, no longer to that of a run before in this process."""
-    for handler in list(logging.root.handlers):
-        if isinstance(handler, _RunLog):
-            logging.root.removeHandler(handler)
-            handler.close()
-    handler = _RunLog(path)
-    handler.setFormatter(logging.Formatter('%(asctime)s %(message)s'))
+    for handler in [handler for handler in logging.root.handlers if isinstance(handler, LogFile)]:
+        logging.root.removeHandler(handler)
+        handler.close()
+    handler = LogFile(path)
     logging.root.addHandler(handler)
+    return handler
 
 
-def log_position(folder: str) -> int:
-    """Bytes of a run's log so far."""
-    path = os.path.join(folder, LOG)
-    return os.path.getsize(path) if os.path.exists(path) else 0
+@contextmanager
+def tolerated(path: str) -> Iterator[None]:
+    """Go on without a file that training does not need, where the disk refuses it; one line says so."""
+    try:
+        yield
+    except OSError as error:
+        _logger.warning(f'cannot write {error.filename or path}: {error.strerror or error}: training goes on')
 
 
 class Reporter:
@@ -144,8 +143,15 @@ def summary_row(
 
 
 def write_summary(path: str, rows: List[Dict[str, Any]]) -> None:
-    """Write all rows of a run. A column that only some of them have is empty in the others."""
-    with replacing(path, 'w', newline='') as f:
+    """Write summary.csv with these rows and no others: whole or not at all.
+
+    Args:
+        rows: By column; one that a row lacks is empty. Columns are in the order in which they appear.
+
+    Raises:
+        OSError: the disk refuses it, and the file is as it was.
+    """
+    with durable.replacing(path, 'w', newline='') as f:
         writer = csv.DictWriter(f, fieldnames=list(dict.fromkeys(name for row in rows for name in row)))
         writer.writeheader()
         writer.writerows(rows)
@@ -176,7 +182,8 @@ def plot_curves(summary_path: str, output_path: str) -> None:
         axes.set(title=name, xlabel='epoch')
         if axes.lines:
             axes.legend()
-    figure.savefig(output_path, dpi=110)
+    with durable.replacing(output_path) as f:
+        figure.savefig(f, dpi=110, format='png')
 
 
 def _title(name: str) -> str:

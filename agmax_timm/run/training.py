@@ -17,7 +17,7 @@ from ..data.datasets import DataError, class_names
 from ..data.resumable import make_resumable
 from ..hub import HubError, check_destination
 from ..publish import command_of, publish_source
-from ..saver import RecordSaver, create_saver, make_record, resume, resume_ema
+from ..saver import RecordSaver, SaveError, create_saver, make_record, resume, resume_ema
 from ..task import UnsupportedModelError
 from . import build, changes, folder, loaders, names, reporting, resuming, sharding, tracking
 from .checks import in_sequence, mixing
@@ -31,6 +31,8 @@ from .objective import build_task
 from .pictures import save_views
 from .state import Position, RunState
 from .watch import Verdict, Watch
+
+EX_IOERR = 74  # as sysexits.h has it
 
 
 def main(argv: Optional[List[str]] = None) -> None:
@@ -53,6 +55,8 @@ def run(args: argparse.Namespace) -> None:
         reporting.exit_with_error(1, error)
     except Interrupted as error:
         reporting.exit_with_error(EXIT_STATUS, error)
+    except SaveError as error:
+        reporting.exit_with_error(EX_IOERR, error)
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
@@ -70,8 +74,9 @@ def train(args: argparse.Namespace, signals: Optional[StopSignals] = None) -> Li
 
     tracking.require_wandb(args)
     loaders.check_roots(args)
+    auto = args.resume == 'auto'
     folder.resolve_resume(args)
-    folder.check_folder(args)
+    folder.check_folder(args, auto)
     build.import_device_modules(args)
     names.check_train_names(args)
     device = build.init_device(args)
@@ -105,7 +110,7 @@ def train(args: argparse.Namespace, signals: Optional[StopSignals] = None) -> Li
     resume_epoch = None
     if args.resume:
         resumed = (None, None) if args.no_resume_opt else (optimizer, precision.scaler)
-        resume_epoch = resume(args.resume, task, *resumed, verbose=primary)
+        resume_epoch = resume(args.resume, task, *resumed, verbose=primary, verified=auto)
     folder.check_same_start(args, resume_epoch)
     build.build_ema(args, task)
     if args.resume and args.model_ema:
@@ -133,9 +138,8 @@ def train(args: argparse.Namespace, signals: Optional[StopSignals] = None) -> Li
     wandb_run = None
     if primary:
         keeper.constants = {'data': data}
-        output_dir = folder.open_folder(args, options, data_config['input_size'][-1], before)
-        keeper.output_dir = output_dir
-        keeper.log_position = partial(reporting.log_position, output_dir)
+        output_dir, log = folder.open_folder(args, options, data_config['input_size'][-1], before)
+        keeper.output_dir, keeper.log_position = output_dir, log.position
         keeper.saver = create_saver(
             output_dir, gathered or task, gathered or optimizer, args, record, precision.scaler, decreasing)
         if folder.goes_on(args, output_dir):
@@ -151,8 +155,9 @@ def train(args: argparse.Namespace, signals: Optional[StopSignals] = None) -> Li
         reporter.train_step(progress, mean_lr(optimizer))
         if args.save_images and primary:
             path = os.path.join(keeper.output_dir, f'views-{progress.epoch}-{progress.update_index}.png')
-            save_views(path, progress.input, progress.target, data_config['mean'], data_config['std'],
-                       class_names(dataset_train), views=2 if args.agmax else 1)
+            with reporting.tolerated(path):
+                save_views(path, progress.input, progress.target, data_config['mean'], data_config['std'],
+                           class_names(dataset_train), views=2 if args.agmax else 1)
 
     def on_update(batches: int, verdict: Verdict) -> None:
         reporter.updated()
@@ -213,6 +218,7 @@ def train(args: argparse.Namespace, signals: Optional[StopSignals] = None) -> Li
         finish(args, keeper.output_dir, keeper.saver, wandb_run, trained=trained_here)
         best = reporting.best_last(results, metric_name, decreasing)
         print(f'--result\n{json.dumps(reporting.finite(best), indent=4)}')
+        keeper.saver.close()
         if args.push_to_hub and results:
             publish_run(args, keeper.output_dir)
     return results
@@ -226,7 +232,9 @@ def finish(args: argparse.Namespace, output_dir: str, saver: RecordSaver, wandb_
     if saver.best_metric is not None:
         logger.info(f'*** Best metric: {saver.best_metric} (epoch {saver.best_epoch})')
     if trained:
-        reporting.plot_curves(folder.summary_path(output_dir), os.path.join(output_dir, 'curves.png'))
+        curves = os.path.join(output_dir, 'curves.png')
+        with reporting.tolerated(curves):
+            reporting.plot_curves(folder.summary_path(output_dir), curves)
     if wandb_run is not None:
         wandb_run.finish()
 

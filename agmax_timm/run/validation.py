@@ -15,6 +15,7 @@ import torch.distributed as dist
 from timm import utils
 from torch.utils.data import Dataset
 
+from .. import durable
 from ..checkpoint import CheckpointError, saved_options
 from ..data.datasets import DEMO, DataError, check_root
 from ..data.shards import open_dataset
@@ -214,14 +215,8 @@ def show(args: argparse.Namespace, results: Results) -> None:
 def write_results(path: str, results: Results, format: str = 'csv') -> None:
     """Write results to a file, as CSV with a row each or as JSON. The file changes at once or not at all."""
     rows = results if isinstance(results, list) else [results]
-    if os.path.exists(path) and not os.path.isfile(path):  # a device or a pipe
-        return _write(path, results, rows, format)
-    _write(path + '.tmp', results, rows, format)
-    os.replace(path + '.tmp', path)
-
-
-def _write(path: str, results: Results, rows: List[Dict[str, Any]], format: str) -> None:
-    with open(path, 'w', newline='') as f:
+    special = os.path.exists(path) and not os.path.isfile(path)  # a device or a pipe
+    with open(path, 'w', newline='') if special else durable.replacing(path, 'w', newline='') as f:
         if format == 'json':
             json.dump(results, f, indent=4)
             return
