@@ -14,6 +14,7 @@ from .interruption import Interrupted, StopSignals
 from .sharding import WholeState, whole
 from .state import Position, RunState
 from .watch import Verdict
+from .watchdog import Watchdog
 
 _logger = logging.getLogger('train')
 
@@ -47,6 +48,7 @@ class Keeper:
         self.saver: Optional[RecordSaver] = None
         self.constants: Dict[str, Any] = {}  # what else goes into every state
         self.log_position = lambda: 0
+        self.watchdog = Watchdog(args.hang_timeout, args.rank)
         self._updates = 0  # of the epoch
         self._saved_at = time.monotonic()
 
@@ -56,6 +58,7 @@ class Keeper:
 
     def wishes(self) -> Tuple[bool, bool]:
         """Whether to save, and to stop, after this update; for Watch."""
+        self.watchdog.beat()
         self._updates += 1
         due = False
         if self.interval and self.unit == 'updates':

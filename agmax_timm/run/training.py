@@ -12,7 +12,7 @@ import torch.distributed as dist
 from timm import utils
 from timm.task import TrainingTask, evaluation_sample_limit
 
-from ..checkpoint import CheckpointError
+from ..checkpoint import CheckpointError, one_line
 from ..data.datasets import DataError, class_names
 from ..data.resumable import make_resumable
 from ..hub import HubError, check_destination
@@ -55,6 +55,12 @@ def run(args: argparse.Namespace) -> None:
         reporting.exit_with_error(1, error)
     except Interrupted as error:
         reporting.exit_with_error(EXIT_STATUS, error)
+    except RuntimeError as error:
+        if 'DataLoader worker' not in str(error):
+            raise
+        reason = one_line(error)[:300]
+        reporting.exit_with_error(1, RuntimeError(
+            f'a loader worker died: {reason}. Out of memory? Use fewer --workers; --resume auto goes on'))
     except SaveError as error:
         reporting.exit_with_error(EX_IOERR, error)
     finally:
@@ -192,7 +198,7 @@ def train(args: argparse.Namespace, signals: Optional[StopSignals] = None) -> Li
         random = state.random_state()
         raw = ema = None
         if loader_eval is not None:
-            measure = partial(evaluate_task, epoch, task, loader_eval, args, device, precision, reporter, signals)
+            measure = partial(evaluate_task, epoch, task, loader_eval, args, device, precision, reporter, keeper)
             try:
                 raw = measure()
                 ema = measure(ema=True) if task.has_ema() and not args.model_ema_force_cpu else None
@@ -212,6 +218,7 @@ def train(args: argparse.Namespace, signals: Optional[StopSignals] = None) -> Li
         check_finite(args, epoch, selected)
 
     reporter.close()
+    keeper.watchdog.close()
     damaged.at_end()
     if primary:
         keeper.saver.wait()
@@ -251,7 +258,7 @@ def evaluate_task(
         device: torch.device,
         precision: build.Precision,
         reporter: reporting.Reporter,
-        signals: StopSignals,
+        keeper: Keeper,
         ema: bool = False,
 ) -> Dict[str, float]:
     """Metrics of the model or of its EMA.
@@ -266,6 +273,8 @@ def evaluate_task(
     evaluator = task.create_evaluator(max_samples=None if limit is None else limit // average)
 
     def on_batch(batch_index: int) -> None:
+        keeper.watchdog.beat()
+        signals = keeper.signals
         if args.distributed and (in_sequence(args) or batch_index % args.log_interval):
             return  # ranks may have unequal numbers of batches; they agree at intervals
         stop = torch.tensor(signals.received is not None, dtype=torch.uint8, device=device)

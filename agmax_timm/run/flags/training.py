@@ -111,6 +111,8 @@ def run(group):
                        help='updates between recovery files, or seconds as in 600s')
     group.add_argument('--nan-policy', default='stop', choices=('stop', 'skip'),
                        help='at a loss or gradient that is not finite: end the run, or leave the update out')
+    group.add_argument('--hang-timeout', type=float, default=1800., metavar='SECONDS',
+                       help='end the run if nothing happens for so long, and say where it hangs; 0: never')
     group.add_argument('--checkpoint-hist', type=int, default=10, metavar='N', help='checkpoints to keep')
     group.add_argument('--save-epochs', type=int, nargs='+', default=[], metavar='N',
                        help='keep milestone-N of these numbers of epochs for good')

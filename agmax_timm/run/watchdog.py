@@ -1,0 +1,57 @@
+"""A run in which nothing happens any more ends, and says which rank hangs and where."""
+import faulthandler
+import os
+import sys
+import threading
+import time
+import traceback
+from typing import Optional
+
+from .interruption import EXIT_STATUS
+
+_WAITING = ('all_reduce', 'broadcast', 'barrier', 'all_gather', 'gather_object', 'all_gather_object')
+
+
+class Watchdog:
+    """Ends the process if there is no beat for so long.
+
+    A rank that hangs makes all others wait for it: each says what it does, so one of them names the cause.
+
+    Args:
+        seconds: The longest time between two beats; 0 for any.
+        rank: Number of this process, for the message.
+    """
+
+    def __init__(self, seconds: float, rank: int = 0):
+        self.seconds = seconds
+        self.rank = rank
+        self._last: Optional[float] = None  # none before the first beat: compiling takes its time
+        self._done = threading.Event()
+        if seconds:
+            threading.Thread(target=self._guard, name='watchdog', daemon=True).start()
+
+    def beat(self) -> None:
+        """An update or a batch of evaluation is done."""
+        self._last = time.monotonic()
+
+    def close(self) -> None:
+        self._done.set()
+
+    def _guard(self) -> None:
+        while not self._done.wait(min(1., self.seconds / 4)):
+            if self._last is not None and time.monotonic() - self._last > self.seconds:
+                self._end()
+
+    def _end(self) -> None:
+        print(f'{os.path.basename(sys.argv[0])}: error: rank {self.rank}: nothing has happened for '
+              f'{self.seconds:g} s (--hang-timeout), {self._place()}. Go on with --resume auto', file=sys.stderr)
+        faulthandler.dump_traceback(all_threads=True)
+        sys.stderr.flush()
+        os._exit(EXIT_STATUS)
+
+    def _place(self) -> str:
+        stack = traceback.extract_stack(sys._current_frames()[threading.main_thread().ident])
+        if any(frame.name in _WAITING for frame in stack):
+            return 'it waits for the other ranks'
+        frame = stack[-1]
+        return f'it hangs in {frame.name}, {frame.filename}:{frame.lineno}'
