@@ -1,6 +1,7 @@
 """Every code block of the README runs: on small data and a small model, otherwise as it stands."""
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -57,6 +58,7 @@ def test_train_and_validate(tmp_path, monkeypatch, photos, capsys):
     for command in (BASH[2], BASH[4]):
         words = words_of(command, photos)
         assert words[:2] == ['python', 'train.py']
+        shutil.rmtree(tmp_path / 'output', ignore_errors=True)  # a run enters no folder of another
         training.main([*words[2:], *SMALL])
     words = words_of(BASH[5], photos)
     assert words[:2] == ['python', 'validate.py']
