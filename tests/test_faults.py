@@ -1,0 +1,237 @@
+"""Real runs, hurt while they train: what they leave goes on to the result of the run that nothing happened to.
+
+The short form is part of the suite. The long one kills as often as it is told, and prints what docs/reliability.md
+reports:
+
+    AGMAX_KILLS=50 pytest tests/test_faults.py -k killed -s
+"""
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from test_exact_resume import FLAGS, assert_equal, load, outcome
+
+REPOSITORY = Path(__file__).parent.parent
+KILLS = int(os.environ.get('AGMAX_KILLS', 3))
+# 6 updates of training and 6 batches of validation an epoch.
+LONG = [*FLAGS, '--agmax', '--mixup', '0.2', '--model-ema', '--model-ema-decay', '0.9', '-j', '0', '--epochs', '40',
+        '--val-interval', '5', '--recovery-interval', '1']
+INTERRUPTED = 75
+
+
+def start(photos, output, name, *flags, ranks=1, **kwargs):
+    launcher = [] if ranks == 1 else ['-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', str(ranks)]
+    return subprocess.Popen(
+        [sys.executable, *launcher, str(REPOSITORY / 'train.py'), str(photos), *LONG, *flags, '--output', str(output),
+         '--experiment', name, '--resume', 'auto'],
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True, **kwargs)
+
+
+def wait_for(condition, process, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def training(folder):
+    """Whether a run is under way: it has written something within an epoch."""
+    return any(folder.glob('recovery-*.pth.tar'))
+
+
+def finish(process):
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    return errors
+
+
+@pytest.fixture(scope='module')
+def whole(photos, tmp_path_factory):
+    """What the run leaves to which nothing happens."""
+    output = tmp_path_factory.mktemp('whole')
+    finish(start(photos, output, 'run'))
+    return outcome(output / 'run')
+
+
+@pytest.mark.parametrize('name', ['SIGTERM', 'SIGUSR1', 'SIGINT'])
+def test_a_signal_ends_the_update_saves_and_leaves_with_its_status(photos, tmp_path, whole, name):
+    process = start(photos, tmp_path, 'run')
+    wait_for(lambda: training(tmp_path / 'run'), process)
+    os.killpg(process.pid, getattr(signal, name))  # loader workers get it too, as under SLURM
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == INTERRUPTED, errors
+    assert errors.splitlines()[-1].startswith(f'train.py: error: {name}: saved at epoch ')
+    finish(start(photos, tmp_path, 'run'))
+    assert_equal(outcome(tmp_path / 'run'), whole)
+
+
+def test_workers_leave_signals_to_the_main_process(photos, tmp_path):
+    process = start(photos, tmp_path, 'run', '-j', '2', '--epochs', '400')
+    wait_for(lambda: training(tmp_path / 'run'), process)
+    os.killpg(process.pid, signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == INTERRUPTED, errors
+    assert 'DataLoader worker' not in errors
+
+
+def test_a_second_interrupt_ends_at_once(photos, tmp_path):
+    process = start(photos, tmp_path, 'run', '--epochs', '4000')
+    wait_for(lambda: training(tmp_path / 'run'), process)
+    os.kill(process.pid, signal.SIGSTOP)  # both arrive before the update is done
+    os.kill(process.pid, signal.SIGINT)
+    os.kill(process.pid, signal.SIGCONT)
+    os.kill(process.pid, signal.SIGINT)
+    process.communicate(timeout=60)
+    assert process.returncode in (INTERRUPTED, -signal.SIGINT, 1)
+
+
+def test_killed_runs_end_as_if_nothing_had_happened(photos, tmp_path, whole):
+    """SIGKILL at random instants, within the writing of files too: a file is written after every update."""
+    draw, killed, restarts = random.Random(0), 0, 0
+    while killed < KILLS:
+        process = start(photos, tmp_path, 'run')
+        restarts += 1
+        before = time.time()
+        try:
+            wait_for(lambda before=before: any(path.stat().st_mtime > before for path in (
+                tmp_path / 'run').glob('recovery-*.pth.tar')), process)
+        except (AssertionError, FileNotFoundError):
+            if process.poll() == 0:
+                (tmp_path / 'run').rename(tmp_path / f'run-{restarts}')  # complete: once more from the start
+                assert_equal(outcome(tmp_path / f'run-{restarts}'), whole)
+                continue
+            if process.poll() is not None:
+                raise
+        time.sleep(draw.random() * 0.5)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        killed += 1
+        folder = tmp_path / 'run'
+        for name in ('last.pth.tar', 'model_best.pth.tar'):
+            if any(folder.glob('checkpoint-*.pth.tar')):
+                load(folder / name)
+    finish(start(photos, tmp_path, 'run'))
+    assert_equal(outcome(tmp_path / 'run'), whole)
+    print(f'\n{killed} kills, {restarts + 1} starts, 0 bytes different')
+
+
+def test_a_damaged_checkpoint_is_passed_over_by_name(photos, tmp_path, whole):
+    process = start(photos, tmp_path, 'run')
+    wait_for(lambda: training(tmp_path / 'run') and any((tmp_path / 'run').glob('checkpoint-*')), process)
+    os.killpg(process.pid, signal.SIGTERM)
+    process.communicate(timeout=60)
+    newest = max((tmp_path / 'run').glob('recovery-*'), key=os.path.getmtime)
+    content = bytearray(newest.read_bytes())
+    content[len(content) // 2] ^= 4
+    newest.write_bytes(content)
+    errors = finish(start(photos, tmp_path, 'run'))
+    line = next(line for line in errors.splitlines() if newest.name in line)
+    assert 'damaged' in line and 'going on from' in line
+    assert_equal(outcome(tmp_path / 'run'), whole)
+
+
+def test_a_dead_worker_is_named(photos, tmp_path):
+    process = start(photos, tmp_path, 'run', '-j', '2', '--epochs', '400')
+    wait_for(lambda: training(tmp_path / 'run'), process)
+    children = Path(f'/proc/{process.pid}/task/{process.pid}/children').read_text().split()
+    os.kill(int(children[-1]), signal.SIGKILL)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert errors.splitlines()[-1].startswith('train.py: error: a loader worker died: DataLoader worker (pid')
+
+
+def test_a_rank_that_hangs_is_named(photos, tmp_path):
+    process = start(photos, tmp_path, 'run', '--epochs', '4000', '--hang-timeout', '3', ranks=2)
+    wait_for(lambda: training(tmp_path / 'run'), process)
+    ranks = Path(f'/proc/{process.pid}/task/{process.pid}/children').read_text().split()
+    os.kill(int(ranks[1]), signal.SIGSTOP)
+    try:
+        process.wait(timeout=60)
+    except subprocess.TimeoutExpired:
+        pass
+    os.killpg(process.pid, signal.SIGKILL)
+    for rank in ranks:
+        try:
+            os.kill(int(rank), signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+    errors = process.stderr.read()
+    assert 'nothing has happened for 3 s (--hang-timeout), it waits for the other ranks' in errors
+
+
+def test_two_ranks_stop_together_and_go_on(photos, tmp_path):
+    finish(start(photos, tmp_path, 'whole', '--epochs', '10', ranks=2))
+    process = start(photos, tmp_path, 'run', '--epochs', '10', ranks=2)
+    wait_for(lambda: training(tmp_path / 'run'), process)
+    ranks = Path(f'/proc/{process.pid}/task/{process.pid}/children').read_text().split()
+    os.kill(int(ranks[1]), signal.SIGUSR1)  # one of them alone
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 1, 'torchrun has a status of its own'
+    assert f'exitcode  : {INTERRUPTED}' in errors
+    assert 'saved at epoch' in errors
+    finish(start(photos, tmp_path, 'run', '--epochs', '10', ranks=2))
+    assert_equal(outcome(tmp_path / 'run'), outcome(tmp_path / 'whole'))
+
+
+def test_another_number_of_ranks_goes_on_and_says_so(photos, tmp_path):
+    process = start(photos, tmp_path, 'run', '--epochs', '10')
+    wait_for(lambda: training(tmp_path / 'run'), process)
+    os.kill(process.pid, signal.SIGTERM)
+    process.communicate(timeout=60)
+    errors = finish(start(photos, tmp_path, 'run', '--epochs', '10', '-b', '1', '--mixup', '0', ranks=2))
+    assert '2 ranks in place of 1' in errors and '--batch-size 1 in place of 2' in errors
+    rows = (tmp_path / 'run' / 'summary.csv').read_text().splitlines()
+    assert [row.split(',')[0] for row in rows[1:]] == ['4', '9']
+
+
+def test_a_broken_update_is_kept_to_look_at(photos, tmp_path, monkeypatch, capsys):
+    """The file gives the broken loss again, in one forward pass."""
+    from timm.models import create_model
+
+    from agmax_timm import AgMaxTask
+    from agmax_timm.run import training as train
+    with pytest.raises(SystemExit) as exit_info:
+        train.main([str(photos), *FLAGS, '-j', '0', '--agmax', '--lr', '1e30', '--drop', '0', '--output',
+                    str(tmp_path), '--experiment', 'run'])
+    assert exit_info.value.code == 1
+    message = capsys.readouterr().err.strip().splitlines()[-1]
+    path = next((tmp_path / 'run').glob('broken-*.pth'))
+    kept = torch.load(path, weights_only=True)
+    assert str(path) in message and 'not finite, samples' in message
+    assert ', '.join(map(str, kept['indices'][0])) in message
+    task = AgMaxTask(create_model(kept['model'], num_classes=kept['num_classes']), verbose=False)
+    task.get_trainable_module().load_state_dict(kept['weights'])
+    task.get_trainable_module().train()
+    torch.manual_seed(0)
+    losses = task(kept['input'], kept['target'])
+    assert not losses[kept['broken'][0]].isfinite()
+
+
+def test_a_broken_update_is_left_out(photos, tmp_path, monkeypatch):
+    """With --nan-policy skip: one bad batch, whose update, average and statistics are not made."""
+    from agmax_timm.loss import AgMaxLoss
+    from agmax_timm.run import training as train
+    from agmax_timm.run.config import parse_train_args
+    seen, forward = [], AgMaxLoss.forward
+
+    def poisoned(self, logits, joint, target):
+        seen.append(len(logits))
+        result = forward(self, logits, joint, target)
+        return {**result, 'ce': result['ce'] * float('nan')} if len(seen) == 3 else result
+
+    monkeypatch.setattr(AgMaxLoss, 'forward', poisoned)
+    argv = [str(photos), *FLAGS, '-j', '0', '--agmax', '--epochs', '1', '--output', str(tmp_path)]
+    with pytest.raises(RuntimeError, match='update 3 of epoch 0: ce not finite, samples .*The update was not made'):
+        train.train(parse_train_args([*argv, '--experiment', 'stopped']))
+    seen.clear()
+    results = train.train(parse_train_args([*argv, '--experiment', 'run', '--nan-policy', 'skip']))
+    assert all(torch.tensor(list(results[0]['train'].values())).isfinite())
+    assert all(value.isfinite().all() for value in load(tmp_path / 'run' / 'last.pth.tar')['state_dict'].values())
+    assert 'Left out: update 3 of epoch 0' in (tmp_path / 'run' / 'train.log').read_text()
