@@ -1,6 +1,5 @@
 """The command line's parser: errors of one line, defaults that say something. Imports nothing heavy: --help is fast."""
 import argparse
-import difflib
 import os
 import sys
 from typing import Any, Iterable, Union
@@ -28,6 +27,9 @@ class Parser(argparse.ArgumentParser):
             known = [name for action in self._actions for name in action.option_strings if name.startswith('--')]
             hint = nearest(flag, known) if flag.startswith('-') else ''
             self.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
+        for action in self._actions:  # argparse takes --flag=-- for no value at all
+            if getattr(namespace, action.dest, None) == [] != action.default and action.nargs != '*':
+                self.error(f"argument {'/'.join(action.option_strings)}: expected a value, got --")
         return namespace
 
     def error(self, message: str):
@@ -62,9 +64,21 @@ def interval(value: Union[int, str]) -> Union[int, str]:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """', did you mean X?' of the known name that is most like this one, nothing where none is."""
-    names = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f', did you mean {names[0]}?' if names else ''
+    """', did you mean X?' of the known name with the fewest other letters, nothing where most of them are others."""
+    best = min(known, key=lambda other: _distance(name, other))
+    return f', did you mean {best}?' if _distance(name, best) <= 1 + len(name) // 3 else ''
+
+
+def _distance(a: str, b: str) -> int:
+    """Letters to add, to drop, to change, and neighbours to swap, to get from one word to the other."""
+    before, row = [], list(range(len(b) + 1))
+    for i, letter in enumerate(a, 1):
+        older, before, row = before, row, [i]
+        for j, other in enumerate(b, 1):
+            row.append(min(before[j] + 1, row[j - 1] + 1, before[j - 1] + (letter != other)))
+            if i > 1 and j > 1 and (letter, other) == (b[j - 2], a[i - 2]):
+                row[j] = min(row[j], older[j - 2] + 1)
+    return row[-1]
 
 
 class KeyValues(argparse.Action):
