@@ -4,6 +4,7 @@ import yaml
 
 from agmax_timm.run.config import explicit_options, parse_train_args, parse_validate_args
 from agmax_timm.run.options import train_parser, validate_parser
+from agmax_timm.run.ranges import ANY_NUMBER, RANGES
 
 
 @pytest.fixture
@@ -183,3 +184,36 @@ def test_every_flag_has_a_help_text(parser):
 
 def test_abbreviations_work():
     assert parse_train_args(['data', '--model-ema-d', '0.5']).model_ema_decay == 0.5
+
+
+@pytest.mark.parametrize('parser', [train_parser(), validate_parser()], ids=['train', 'validate'])
+def test_every_flag_of_numbers_has_a_rule(parser):
+    """A new one is a word in run/ranges.py."""
+    numeric = {action.dest for action in parser._actions if action.type in (int, float)}
+    ruled = [name for _, _, names in RANGES for name in names] + list(ANY_NUMBER)
+    assert numeric <= set(ruled)
+    assert len(ruled) == len(set(ruled)), 'one rule each'
+
+
+@pytest.mark.parametrize('argv, words', [
+    ('--lr nan', ['--lr', 'nan']), ('--weight-decay inf', ['--weight-decay', 'inf']),
+    ('--lr 1e308', ['--lr', 'at most']), ('--recovery-interval -1', ['--recovery-interval', '-1']),
+    ('--recovery-interval 0s', ['--recovery-interval', '0s']), ('--seed -1', ['--seed', '-1']),
+    ('--input-size 3 0 32', ['--input-size', '0']), ('--max-damaged 2', ['--max-damaged', '2']),
+    ('--scale 1 0.1', ['--scale']), ('--remode blue', ['--remode', 'blue']), ('--experiment ../x', ['--experiment']),
+    ('--resume nowhere.pth.tar', ['nowhere.pth.tar']), ('--dataset nosuch/x', ['--dataset nosuch/x']),
+    ('--crop-pct 0.001', ['--crop-pct', '0.001']), ('--nan-policy go', ['--nan-policy', 'go']),
+    ('--hang-timeout -1', ['--hang-timeout', '-1']), ('--opt=--', ['--opt']),
+])
+def test_values_that_cannot_be_are_one_line(capsys, argv, words):
+    message = error_of(capsys, *argv.split())
+    assert all(word in message for word in words), message
+
+
+def test_a_key_that_is_there_twice_is_one_line(config, capsys):
+    assert 'epochs' in error_of(capsys, '-c', config('epochs: 3\nlr: 0.1\nepochs: 4'))
+
+
+def test_recovery_intervals_are_updates_or_seconds(config):
+    assert parse_train_args(['data', '--recovery-interval', '7']).recovery_interval == 7
+    assert parse_train_args(['data', '-c', config('recovery_interval: 600s')]).recovery_interval == '600s'

@@ -90,6 +90,9 @@ def create_named_model(name: str, **kwargs) -> nn.Module:
     except Exception as error:
         # Whatever a folder or a repository made by others may hold; weights that are not there or do not fit; values
         # of arguments that only a model knows.
+        if kwargs.get('checkpoint_path'):
+            raise OptionError(f"--initial-checkpoint {kwargs['checkpoint_path']} is not a checkpoint of --model "
+                              f'{name}: {one_line(error)[:500]}') from error
         if ':' not in name and not isinstance(error, (*REFUSED, AttributeError, OSError)):
             raise
         raise OptionError(f'--model {name}: {one_line(error)[:500]}') from error
@@ -168,6 +171,8 @@ def try_input(args: argparse.Namespace, model: nn.Module, data_config: Dict[str,
     size = data_config['input_size']
     like = next(model.parameters())
     training = model.training
+    alone = [module.register_forward_pre_hook(_one_value) for module in model.modules()
+             if isinstance(module, nn.modules.batchnorm._BatchNorm) and _images(args) == 1]
     try:
         with torch.no_grad():
             output = model.eval()(torch.zeros(1, *size, device=like.device, dtype=like.dtype))
@@ -176,9 +181,21 @@ def try_input(args: argparse.Namespace, model: nn.Module, data_config: Dict[str,
                           f'--input-size, --in-chans or --model-kwargs: {one_line(error)[:300]}') from error
     finally:
         model.train(training)
+        for hook in alone:
+            hook.remove()
     if torch.is_tensor(output) and output.shape != (1, num_classes):
         raise OptionError(f'--model {args.model} gives {tuple(output.shape)[1:]}, not {num_classes} classes: '
                           'leave out --gp and --model-kwargs that change its head')
+
+
+def _images(args: argparse.Namespace) -> int:
+    """Images that the model is trained on at a time, 0 where it is not."""
+    return args.batch_size * (2 if args.agmax else 1) if 'agmax' in args else 0
+
+
+def _one_value(module: nn.Module, inputs: Tuple[torch.Tensor]) -> None:
+    if inputs[0].numel() == inputs[0].shape[1]:
+        raise ValueError('--batch-size 1 leaves batch norm a single value: use 2 or more')
 
 
 def input_channels(args: argparse.Namespace) -> Optional[int]:

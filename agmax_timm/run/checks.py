@@ -14,6 +14,7 @@ METRICS = {
 }
 
 
+_DATASETS = ('torch', 'hfds', 'hfids', 'tfds', 'wds')
 # What --no-aug turns off.
 _AUGMENTATION = ('scale', 'ratio', 'train_crop_mode', 'hflip', 'vflip', 'color_jitter', 'color_jitter_prob',
                  'grayscale_prob', 'gaussian_blur_prob', 'aa', 'reprob')
@@ -72,6 +73,9 @@ def mixing(args: argparse.Namespace) -> bool:
 
 def _check_input(args: argparse.Namespace, parser: Parser) -> None:
     error = parser.error
+    kind, slash, name = args.dataset.partition('/')
+    if slash and (kind.lower() not in _DATASETS or not name):
+        error(f"--dataset {args.dataset}: must be TYPE/NAME, with one of the types {', '.join(_DATASETS)}")
     size, side = args.input_size, args.img_size
     if size and side and size[1:] != [side, side]:
         parser.warn(f"--img-size {side} has no effect with --input-size {' '.join(map(str, size))}")

@@ -7,6 +7,7 @@ from typing import Any, Dict, Optional, Tuple
 import torch
 from timm.task import TrainingTask
 
+from ..data.decoding import damage_of
 from ..saver import RecordSaver
 from . import folder, reporting
 from .engine import NonFiniteError, RunningLosses
@@ -48,6 +49,7 @@ class Keeper:
         self.saver: Optional[RecordSaver] = None
         self.constants: Dict[str, Any] = {}  # what else goes into every state
         self.log_position = lambda: 0
+        self.damage = damage_of(state.loader.dataset)
         self.watchdog = Watchdog(args.hang_timeout, args.rank)
         self._updates = 0  # of the epoch
         self._saved_at = time.monotonic()
@@ -113,7 +115,8 @@ class Keeper:
                           '(and --experiment), or with --resume FILE')
 
     def _complete(self, state: Dict[str, Any]) -> Dict[str, Any]:
-        return {**state, **self.constants, 'log': self.log_position()}
+        damaged = self.damage.indices() if self.damage is not None else []
+        return {**state, **self.constants, 'log': self.log_position(), 'damaged': damaged}
 
 
 def parse_interval(value: str) -> Tuple[float, str]:

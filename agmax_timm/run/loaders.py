@@ -4,6 +4,7 @@ from typing import Any, Callable, Dict, Optional, Tuple
 
 import torch
 import torch.nn as nn
+from PIL.ImageMode import getmode
 from timm.data import create_loader, create_naflex_loader
 from timm.data.target_transforms import MultiLabelTarget
 from torch.utils.data import Dataset, IterableDataset
@@ -69,7 +70,17 @@ def label_kwargs(args: argparse.Namespace) -> Dict[str, Any]:
 
 
 def image_mode(args: argparse.Namespace, data_config: Dict) -> str:
-    return args.input_img_mode or ('RGB' if data_config['input_size'][0] == 3 else 'L')
+    """PIL mode that images are converted to.
+
+    Raises:
+        OptionError: it has another number of channels than the model.
+    """
+    channels = data_config['input_size'][0]
+    mode = args.input_img_mode or ('RGB' if channels == 3 else 'L')
+    if len(getmode(mode).bands) != channels:
+        raise OptionError(f'--input-img-mode {mode} has {len(getmode(mode).bands)} channels, the model {channels}: '
+                          'give both the same, by --input-img-mode and --in-chans')
+    return mode
 
 
 def _loader_kwargs(args: argparse.Namespace, data_config: Dict, device: torch.device, precision: Precision) -> Dict:
@@ -122,6 +133,12 @@ def build_train_loader(
     if args.aug_repeats and not args.distributed and not isinstance(dataset, IterableDataset):
         raise OptionError(f'--aug-repeats {args.aug_repeats:g} repeats images over processes, got one: use torchrun '
                           'or drop it')
+    if args.cutmix_minmax is not None:
+        least, most = args.cutmix_minmax
+        for side in data_config['input_size'][1:]:
+            if not int(side * least) < int(side * most):
+                raise OptionError(f'--cutmix-minmax {least:g} {most:g} is less than a pixel of {side}: take them '
+                                  'further apart')
     common = dict(
         batch_size=args.batch_size,
         two_views=args.agmax,

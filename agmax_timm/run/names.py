@@ -74,7 +74,7 @@ def check_compiler(args: argparse.Namespace) -> None:
     if args.torchcompile not in backends:
         raise OptionError(f"--torchcompile {args.torchcompile}: torch has no such backend"
                           f'{nearest(args.torchcompile, backends)}')
-    if args.torchcompile == 'inductor' and args.torchcompile_mode:
+    if args.torchcompile_mode:
         modes = [*torch._inductor.list_mode_options()]
         if args.torchcompile_mode not in modes:
             raise OptionError(f"--torchcompile-mode must be one of {', '.join(modes)}, got '{args.torchcompile_mode}'")
@@ -128,6 +128,8 @@ def check_policy(policy: str) -> None:
     for section in sections:
         if not re.search(r'\d', section) and not (kind == 'rand' and section.startswith('t')):
             raise OptionError(f"--aa {policy}: '{section}' has no number, so timm would leave it out, as in rand-m9-n2")
+        if any(float(number) > 1000 for number in re.findall(r'\d+', section) if not section.startswith('mstd')):
+            raise OptionError(f"--aa {policy}: '{section}' is more than any policy has: use 1000 or less")
     make = (auto_augment.rand_augment_transform if policy.startswith('rand') else
             auto_augment.augment_and_mix_transform if policy.startswith('augmix') else
             auto_augment.auto_augment_transform)

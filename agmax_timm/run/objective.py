@@ -37,10 +37,11 @@ def build_task(args: argparse.Namespace, model: nn.Module, device: torch.device,
     except ValueError as error:
         raise OptionError(f"{f'--kd-model-name {args.kd_model_name}' if args.kd_model_name else '--agmax'}: "
                           f'{error}') from error
-    except (RuntimeError, OSError) as error:
-        if not args.kd_model_name:
+    except (RuntimeError, OSError) as error:  # the teacher could not be made, or takes more memory than there is
+        if not args.kd_model_name and args.agmax_units is None:
             raise
-        raise OptionError(f'--kd-model-name {args.kd_model_name}: {error}') from error  # the teacher could not be made
+        flag = f'--kd-model-name {args.kd_model_name}' if args.kd_model_name else f'--agmax-units {args.agmax_units}'
+        raise OptionError(f'{flag}: {error}') from error
     if args.task == 'multilabel':
         return MultiLabelClassificationTask(model, criterion, threshold=args.multilabel_threshold, **common)
     return ClassificationTask(model, criterion, **common)
@@ -56,6 +57,9 @@ def build_criterion(args: argparse.Namespace) -> nn.Module:
     name = args.loss or ('bce' if multi_label else 'ce')
     try:
         stats = load_class_stats(args.class_stats)
+    except (ValueError, OSError, TypeError, KeyError) as error:
+        raise OptionError(f'--class-stats {args.class_stats}: {error}') from error
+    try:
         weights = {
             kind: _class_weights(args, f'loss_{kind}', kind, stats) for kind in ('class_weight', 'pos_weight')}
         if name == 'db' and stats is not None:

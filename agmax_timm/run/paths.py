@@ -25,6 +25,8 @@ def check_paths(args: argparse.Namespace, error: Callable[[str], Any]) -> None:
         _check_experiment(args.experiment, error)
     if 'output' in args:
         _check_folder(os.path.join(args.output or 'output', args.experiment), error)
+    if os.path.isdir(getattr(args, 'results_file', '')):
+        error(f'--results-file {args.results_file} is a folder: name a file')
     folder = os.path.dirname(getattr(args, 'results_file', ''))
     if folder and not os.path.isdir(folder):
         error(f'--results-file {args.results_file}: no folder {folder}: make it first')

@@ -9,7 +9,8 @@ from typing import Any, Callable
 from ..data.modes import CROP_MODES, MIXUP_MODES
 from .parser import flag_of
 
-LARGEST = 2 ** 31 - 1  # what is larger overflows somewhere in torch, numpy or the operating system
+# What is larger overflows somewhere in torch, numpy or the operating system.
+LARGEST = {int: 2 ** 31 - 1, float: 3.4e38}
 
 # What the values of a flag must be, whether one is, and the flags; of flags that take several values, each of them.
 RANGES = (
@@ -36,7 +37,8 @@ RANGES = (
         'layer_decay_min_scale', 'layer_decay_no_opt_scale', 'lr_noise', 'max_damaged')),
     ('between 0 and 1, for pixels in [0, 1]', lambda value: 0 <= value <= 1, ('mean',)),
     ('above 0 and at most 1, for pixels in [0, 1]', lambda value: 0 < value <= 1, ('std',)),
-    ('above 0 and at most 1', lambda value: 0 < value <= 1, ('crop_pct', 'layer_decay', 'lr_noise_pct')),
+    ('above 0 and at most 1', lambda value: 0 < value <= 1, ('layer_decay', 'lr_noise_pct')),
+    ('from 0.1 to 1, a share of the side', lambda value: 0.1 <= value <= 1, ('crop_pct',)),
     ('0 or more and below 1', lambda value: 0 <= value < 1, (
         'drop', 'drop_connect', 'drop_path', 'drop_block', 'model_ema_decay', 'smoothing', 'bce_target_thresh',
         'asl_clip', 'opt_betas', 'momentum')),
@@ -108,5 +110,5 @@ def _check_values(args: argparse.Namespace, name: str, words: str, holds: Callab
         each = ' each' if several else ''
         if not math.isfinite(number) or not holds(number):
             error(f'{flag_of(name)} must be {words}{each}, got {number}')
-        if name != 'seed' and isinstance(number, int) and abs(number) > LARGEST:
-            error(f'{flag_of(name)} must be at most {LARGEST}{each}, got {number}')
+        if name != 'seed' and abs(number) > LARGEST[type(number)]:
+            error(f'{flag_of(name)} must be at most {LARGEST[type(number)]}{each}, got {number}')

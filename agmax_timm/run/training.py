@@ -133,12 +133,14 @@ def train(args: argparse.Namespace, signals: Optional[StopSignals] = None) -> Li
     stop_epoch = args.stop_epoch or num_epochs
     num_updates = position.epoch * updates_per_epoch + position.batch // args.grad_accum_steps
     build.advance_scheduler(scheduler, position.epoch, num_updates if args.sched_on_updates else None)
-    if before is not None and before.exact:
-        position, losses = before.restore(state, primary)
-
-    decreasing = metric_name == 'loss'
     signals = signals or StopSignals()
     keeper = Keeper(args, task, state, signals, gathered)
+    if before is not None and before.exact:
+        position, losses = before.restore(state, primary)
+        if keeper.damage is not None:
+            keeper.damage.mark(before.state['damaged'])
+
+    decreasing = metric_name == 'loss'
     watch = Watch(args, device, keeper.wishes)
     on_broken = BrokenUpdates(args, task, resumable)
     wandb_run = None

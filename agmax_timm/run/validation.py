@@ -121,10 +121,16 @@ def validate_model(args: argparse.Namespace, device: torch.device) -> Dict[str, 
         args, dataset, subject.data_config, device, precision, args.batch_size, subject.patch_size,
         args.crop_border_pixels, args.tf_preprocessing)
     evaluator = create_evaluator(args, dataset, loader, subject.num_classes, device)
-    metrics = evaluate(
-        subject.model, loader, args, device, precision, args.log_freq,
-        on_log=reporting.log_evaluation_step('Test') if utils.is_primary(args) else None,
-        evaluator=bulk.TogetherEvaluator(evaluator, args) if args.distributed else evaluator)
+    try:
+        metrics = evaluate(
+            subject.model, loader, args, device, precision, args.log_freq,
+            on_log=reporting.log_evaluation_step('Test') if utils.is_primary(args) else None,
+            evaluator=bulk.TogetherEvaluator(evaluator, args) if args.distributed else evaluator)
+    except ZeroDivisionError as error:
+        if not args.crop_border_pixels:
+            raise
+        raise OptionError(
+            f'--crop-border-pixels {args.crop_border_pixels} leaves nothing of an image: use fewer') from error
     return summarize(args, subject, metrics)
 
 
