@@ -141,7 +141,7 @@ def damage_of(dataset: Optional[Dataset]) -> Optional[Damage]:
 
 def check_damage(loader) -> None:
     """Raise DamagedError where more was damaged than may be: timm's NaFlex loader makes a warning of a worker's."""
-    damage = damage_of(loader.dataset)
+    damage = damage_of(getattr(loader, 'dataset', None))
     if damage is not None:
         damage.check()
 
