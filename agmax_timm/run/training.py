@@ -138,7 +138,7 @@ def train(args: argparse.Namespace, signals: Optional[StopSignals] = None) -> Li
     if before is not None and before.exact:
         position, losses = before.restore(state, primary)
         if keeper.damage is not None:
-            keeper.damage.mark(before.state['damaged'])
+            keeper.damage.mark(i for i in before.state['damaged'] if i < len(dataset_train))
 
     decreasing = metric_name == 'loss'
     watch = Watch(args, device, keeper.wishes)
