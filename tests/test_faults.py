@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ from test_exact_resume import FLAGS, assert_equal, load, outcome
 REPOSITORY = Path(__file__).parent.parent
 KILLS = int(os.environ.get('AGMAX_KILLS', 3))
 # 6 updates of training and 6 batches of validation an epoch.
-LONG = [*FLAGS, '--agmax', '--mixup', '0.2', '--model-ema', '--model-ema-decay', '0.9', '-j', '0', '--epochs', '40',
+LONG = [*FLAGS, '--agmax', '--mixup', '0.2', '--model-ema', '--model-ema-decay', '0.9', '-j', '0', '--epochs', '15',
         '--val-interval', '5', '--recovery-interval', '1']
 INTERRUPTED = 75
 
@@ -156,12 +157,9 @@ def test_a_rank_that_hangs_is_named(photos, tmp_path):
         process.wait(timeout=60)
     except subprocess.TimeoutExpired:
         pass
-    os.killpg(process.pid, signal.SIGKILL)
-    for rank in ranks:
-        try:
-            os.kill(int(rank), signal.SIGKILL)
-        except ProcessLookupError:
-            pass
+    for number in (process.pid, *map(int, ranks)):
+        with suppress(ProcessLookupError):
+            os.kill(number, signal.SIGKILL)
     errors = process.stderr.read()
     assert 'nothing has happened for 3 s (--hang-timeout), it waits for the other ranks' in errors
 

@@ -7,11 +7,8 @@ their place is taken by empty ones, so that each worker goes on with its own.
 
 Data read in sequence has no index to go by. It is read again from the start of the epoch, and thrown away.
 """
-import atexit
-import os
-import signal
 from collections import deque
-from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
+from typing import Any, Dict, Iterator, List, Optional, Tuple
 
 import torch
 from timm.data.loader import MultiEpochsDataLoader
@@ -21,17 +18,16 @@ from torch.utils.data import (
     DistributedSampler,
     IterableDataset,
     RandomSampler,
-    get_worker_info,
 )
 
+from .order import wrap_order
 from .random_state import (
-    get_process_state,
     get_random_state,
     kept_random_state,
-    set_process_state,
     set_random_state,
     torch_state,
 )
+from .workers import Report, WorkerInit
 
 _REMEMBERED = 256  # batches whose indices are at hand
 # What of a position says nothing to another number of ranks or workers.
@@ -59,9 +55,9 @@ class ResumableLoader:
         self.ranks = ranks
         self.rank = rank
         self.collate_fn = loader.collate_fn  # for timm's prefetcher, which looks at its type
-        loader.collate_fn = _Report(loader.collate_fn)
-        self._init = loader.worker_init_fn = _WorkerInit(loader.worker_init_fn)
-        self._order = None if isinstance(loader.dataset, IterableDataset) else _wrap_order(loader)
+        loader.collate_fn = Report(loader.collate_fn)
+        self._init = loader.worker_init_fn = WorkerInit(loader.worker_init_fn)
+        self._order = None if isinstance(loader.dataset, IterableDataset) else wrap_order(loader)
 
         self._resumed: Optional[Dict[str, Any]] = None
         self._length: Optional[int] = None  # of an epoch that another number of ranks began
@@ -308,116 +304,6 @@ def start_workers(loader: Any) -> None:
     if loader.persistent_workers:
         with kept_random_state():
             iter(loader)
-
-
-class _Order:
-    """The batch sampler of a loader, which remembers the random state that its order was drawn from.
-
-    Args:
-        batches: The batch sampler.
-    """
-
-    def __init__(self, batches: Any):
-        self.batches = batches
-        self.drawn: List[torch.Tensor] = []  # of the pass in progress, then of a next one that has begun ahead
-        self.coming: deque = deque()  # states to draw the next passes from
-        self.given: deque = deque()  # indices of the batches that are being made
-        self.lead = 0  # empty batches before the next pass, which give the first to another worker
-        self.skip = 0  # empty batches in place of the first of it
-        self.rest: Optional[List[List[int]]] = None
-
-    def __getattr__(self, name: str) -> Any:
-        if name == 'batches':
-            raise AttributeError(name)
-        return getattr(self.batches, name)
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __iter__(self) -> Iterator[List[Any]]:
-        if self.coming:
-            torch.set_rng_state(self.coming.popleft())
-        self.drawn.append(torch.get_rng_state())
-        for _ in range(self.lead):
-            self.given.append([])
-            yield []
-        self.lead = 0
-        (skip, self.skip), (rest, self.rest) = (self.skip, 0), (self.rest, None)
-        for number, batch in enumerate(self.batches if rest is None else rest):
-            batch = [] if number < skip else batch
-            self.given.append(batch)
-            yield batch
-
-    def remaining(self, state: Dict[str, Any], epoch: int, dataset: Any) -> List[int]:
-        """The samples of an epoch that its ranks had not trained, in their order."""
-        ranks, trained = state['shape']['ranks'], state['done'] * state['shape']['batch size']
-        if ranks == 1:
-            with kept_random_state():
-                torch.set_rng_state(state['order'][0])
-                return list(RandomSampler(dataset))[trained:]
-        parts = []
-        for rank in range(ranks):
-            sampler = DistributedSampler(dataset, ranks, rank)
-            sampler.set_epoch(epoch)
-            parts.append(list(sampler))
-        order = [index for indices in zip(*parts) for index in indices]
-        return order[:len(dataset)][trained * ranks:]  # without what the samplers fill up with
-
-
-def _wrap_order(loader: DataLoader) -> _Order:
-    sampler = loader.batch_sampler
-    if isinstance(loader, MultiEpochsDataLoader):
-        order = sampler.sampler = _Order(sampler.sampler)
-    else:
-        order = _Order(sampler)
-        object.__setattr__(loader, 'batch_sampler', order)  # torch lets nobody set it
-    return order
-
-
-class _Report:
-    """A collate function whose batches bring the random state of the worker that made them.
-
-    Args:
-        collate: The collate function.
-    """
-
-    def __init__(self, collate: Callable):
-        self.collate = collate
-
-    def __call__(self, samples: Any) -> Tuple[Any, Optional[Tuple[int, bytes]]]:
-        trained = isinstance(samples, list) and not samples
-        batch = None if trained else self.collate(samples)
-        worker = get_worker_info()
-        return batch, None if worker is None else (worker.id, get_process_state())
-
-
-class _WorkerInit:
-    """Start a worker from a random state of before, and let signals to the whole job be the main process's matter.
-
-    Args:
-        init: The loader's own function.
-    """
-
-    def __init__(self, init: Optional[Callable[[int], None]]):
-        self.init = init
-        self.states: Dict[int, bytes] = {}
-        self._done = torch.zeros((), dtype=torch.bool).share_memory_()
-        atexit.register(self._done.fill_, True)
-
-    def _leave_if_done(self, *_) -> None:
-        """The main process ends its workers by the signal that may also have been sent to all processes of a job."""
-        if self._done:
-            os._exit(0)
-
-    def __call__(self, worker: int) -> None:
-        for name in ('SIGINT', 'SIGUSR1'):
-            if hasattr(signal, name):  # the last of them is not on every system
-                signal.signal(getattr(signal, name), signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, self._leave_if_done)
-        if self.init is not None:
-            self.init(worker)
-        if worker in self.states:
-            set_process_state(self.states[worker])
 
 
 def _to_tensors(value: Any) -> Any:

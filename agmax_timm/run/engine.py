@@ -2,13 +2,11 @@
 import argparse
 import math
 import time
-from collections import OrderedDict
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Any, Callable, Dict, List, Optional, Tuple, Union
+from typing import Any, Callable, Dict, Optional, Tuple
 
 import torch
-import torch.distributed as dist
 import torch.nn as nn
 from timm.task import ClassificationEvaluator, TrainingTask, evaluation_sample_limit
 from timm.utils import dispatch_clip_grad
@@ -16,13 +14,8 @@ from timm.utils import dispatch_clip_grad
 from ..data.decoding import check_damage
 from ..data.shards import check_delivered, warn_of_loss
 from .build import Precision
+from .losses import Input, NonFiniteError, RunningLosses, Update
 from .watch import Verdict, Watch
-
-Input = Union[torch.Tensor, Dict[str, torch.Tensor]]  # images [B, C, H, W], or the patches of images (NaFlex)
-
-
-class NonFiniteError(RuntimeError):
-    """A loss or metric that is NaN or infinite; the message names which, and when."""
 
 
 @dataclass
@@ -55,91 +48,6 @@ class Progress:
     total: Span
     input: Input
     target: torch.Tensor
-
-
-class Update:
-    """The batches of one update, until it is made or left out.
-
-    Args:
-        epoch: Its epoch.
-        first_batch: Number of its first batch.
-    """
-
-    def __init__(self, epoch: int, first_batch: int):
-        self.epoch = epoch
-        self.first_batch = first_batch
-        self.losses: List[Tuple[Dict[str, torch.Tensor], int]] = []  # of each batch, with its number of images
-        self.input: Optional[Input] = None  # of the last batch
-        self.target: Optional[torch.Tensor] = None
-        self._buffers: List[torch.Tensor] = []
-
-    def add(self, result: Dict[str, torch.Tensor], images: int, input: Input, target: torch.Tensor) -> None:
-        self.losses.append(({name: value.detach() for name, value in result.items() if name != 'output'}, images))
-        self.input, self.target = input, target
-
-    def keep_buffers(self, module: nn.Module) -> None:
-        """Note the running statistics, which a broken batch changes before it is known to be broken."""
-        self._buffers = [buffer.clone() for buffer in module.buffers()]
-
-    @torch.no_grad()
-    def restore_buffers(self, module: nn.Module) -> None:
-        for buffer, kept in zip(module.buffers(), self._buffers):
-            buffer.copy_(kept)
-
-
-class RunningLosses:
-    """Last and mean losses of an epoch, summed on the device in float64 and read only when asked.
-
-    Not-a-number stays in a sum, so a look now and then misses none.
-
-    Args:
-        device: Device of the losses.
-        distributed: Average over ranks when read.
-    """
-
-    def __init__(self, device: torch.device, distributed: bool = False):
-        self.device = device
-        self.dtype = torch.float32 if device.type == 'mps' else torch.float64
-        self.distributed = distributed
-        self.names: Tuple[str, ...] = ()
-        self.last = self.sums = None
-        self.count = 0
-
-    def state_dict(self) -> Dict[str, Any]:
-        """This rank's sums, in host memory."""
-        tensors = {name: None if value is None else value.cpu() for name, value in (('last', self.last),
-                                                                                    ('sums', self.sums))}
-        return {'names': list(self.names), 'count': self.count, **tensors}
-
-    def load_state_dict(self, state: Dict[str, Any]) -> None:
-        self.names, self.count = tuple(state['names']), state['count']
-        for name in ('last', 'sums'):
-            setattr(self, name, None if state[name] is None else state[name].to(self.device))
-
-    def update(self, losses: Dict[str, torch.Tensor], count: int) -> None:
-        """Add the losses of one batch, scalars by name, with its number of images."""
-        self.names = tuple(losses)
-        self.last = torch.stack([loss.detach().to(self.dtype) for loss in losses.values()])
-        self.sums = self.last * count if self.sums is None else self.sums + self.last * count
-        self.count += count
-
-    def read(self, when: str) -> Tuple[Dict[str, float], Dict[str, float]]:
-        """Losses of the last batch and their means so far. Waits for the device, and for the other ranks.
-
-        Raises:
-            NonFiniteError: a loss was NaN or infinite in any batch so far, on any rank.
-        """
-        values = torch.stack([self.last, self.sums / self.count])
-        if self.distributed:
-            dist.all_reduce(values)
-            values /= dist.get_world_size()
-        last, mean = (OrderedDict(zip(self.names, row)) for row in values.tolist())
-        broken = [name for name in self.names if not math.isfinite(mean[name])]
-        if broken:
-            parts = [name for name in broken if name != 'loss'] or broken
-            raise NonFiniteError(f"{', '.join(f'{name} is {mean[name]}' for name in parts)} {when}: nothing was saved "
-                                 'of it. Try a smaller --lr, --clip-grad, more --warmup-epochs or --amp-dtype bfloat16')
-        return last, mean
 
 
 def train_one_epoch(

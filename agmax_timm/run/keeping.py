@@ -10,8 +10,8 @@ from timm.task import TrainingTask
 from ..data.decoding import damage_of
 from ..saver import RecordSaver
 from . import folder, reporting
-from .engine import NonFiniteError, RunningLosses
 from .interruption import Interrupted, StopSignals
+from .losses import NonFiniteError, RunningLosses
 from .sharding import WholeState, whole
 from .state import Position, RunState
 from .watch import Verdict
@@ -28,6 +28,7 @@ class Keeper:
         task: What is trained.
         state: The rest of what the run depends on.
         signals: Those that ask the run to end.
+        watchdog: Told of every update.
         gathered: With --fsdp, the whole state.
     """
 
@@ -37,12 +38,14 @@ class Keeper:
             task: TrainingTask,
             state: RunState,
             signals: StopSignals,
+            watchdog: Watchdog,
             gathered: Optional[WholeState] = None,
     ):
         self.args = args
         self.task = task
         self.state = state
         self.signals = signals
+        self.watchdog = watchdog
         self.gathered = gathered
         self.interval, self.unit = parse_interval(args.recovery_interval)
         self.output_dir: Optional[str] = None  # these three on the first rank
@@ -50,7 +53,6 @@ class Keeper:
         self.constants: Dict[str, Any] = {}  # what else goes into every state
         self.log_position = lambda: 0
         self.damage = damage_of(state.loader.dataset)
-        self.watchdog = Watchdog(args.hang_timeout, args.rank)
         self._updates = 0  # of the epoch
         self._saved_at = time.monotonic()
 

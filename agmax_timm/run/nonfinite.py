@@ -11,7 +11,7 @@ from timm.utils import unwrap_model
 
 from ..data.resumable import ResumableLoader
 from ..durable import replacing
-from .engine import NonFiniteError, Update
+from .losses import NonFiniteError, Update
 from .sharding import whole
 from .watch import Verdict
 

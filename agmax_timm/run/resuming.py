@@ -9,7 +9,7 @@ from timm import utils
 from ..checkpoint import STATE, read_file
 from .changes import compare_data, compare_options
 from .config import OptionError
-from .engine import RunningLosses
+from .losses import RunningLosses
 from .state import Position, RunState
 
 _logger = logging.getLogger('train')

@@ -15,7 +15,7 @@ from timm.utils import random_seed, unwrap_model
 from ..checkpoint import CheckpointError
 from ..data.random_state import get_random_state, set_random_state
 from ..data.resumable import ResumableLoader, ResumeError, start_workers
-from .engine import RunningLosses
+from .losses import RunningLosses
 
 _FORMAT = 1
 

@@ -31,6 +31,7 @@ from .objective import build_task
 from .pictures import save_views
 from .state import Position, RunState
 from .watch import Verdict, Watch
+from .watchdog import Watchdog
 
 EX_IOERR = 74  # as sysexits.h has it
 
@@ -55,14 +56,14 @@ def run(args: argparse.Namespace) -> None:
         reporting.exit_with_error(1, error)
     except Interrupted as error:
         reporting.exit_with_error(EXIT_STATUS, error)
+    except SaveError as error:
+        reporting.exit_with_error(EX_IOERR, error)
     except RuntimeError as error:
         if 'DataLoader worker' not in str(error):
             raise
         reason = one_line(error)[:300]
         reporting.exit_with_error(1, RuntimeError(
             f'a loader worker died: {reason}. Out of memory? Use fewer --workers; --resume auto goes on'))
-    except SaveError as error:
-        reporting.exit_with_error(EX_IOERR, error)
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
@@ -71,9 +72,21 @@ def run(args: argparse.Namespace) -> None:
 def train(args: argparse.Namespace, signals: Optional[StopSignals] = None) -> List[Dict[str, Any]]:
     """Train as the options say.
 
+    Args:
+        signals: Those that ask the run to end; none do if None.
+
     Returns:
         For each epoch that was evaluated, its number and its metrics in training and validation.
+
+    Raises:
+        Interrupted: the run was asked to end, and has saved.
+        SaveError: the last state could not be written.
     """
+    with Watchdog(args) as watchdog:
+        return _train(args, signals or StopSignals(), watchdog)
+
+
+def _train(args: argparse.Namespace, signals: StopSignals, watchdog: Watchdog) -> List[Dict[str, Any]]:
     options = dict(vars(args))  # as given, before anything is resolved
     reporting.setup_logging(primary=utils.world_info_from_env()[1] == 0)
     logger = logging.getLogger('train')
@@ -133,8 +146,7 @@ def train(args: argparse.Namespace, signals: Optional[StopSignals] = None) -> Li
     stop_epoch = args.stop_epoch or num_epochs
     num_updates = position.epoch * updates_per_epoch + position.batch // args.grad_accum_steps
     build.advance_scheduler(scheduler, position.epoch, num_updates if args.sched_on_updates else None)
-    signals = signals or StopSignals()
-    keeper = Keeper(args, task, state, signals, gathered)
+    keeper = Keeper(args, task, state, signals, watchdog, gathered)
     if before is not None and before.exact:
         position, losses = before.restore(state, primary)
         if keeper.damage is not None:
@@ -220,7 +232,6 @@ def train(args: argparse.Namespace, signals: Optional[StopSignals] = None) -> Li
         check_finite(args, epoch, selected)
 
     reporter.close()
-    keeper.watchdog.close()
     damaged.at_end()
     if primary:
         keeper.saver.wait()

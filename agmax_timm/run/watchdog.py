@@ -1,4 +1,5 @@
 """A run in which nothing happens any more ends, and says which rank hangs and where."""
+import argparse
 import faulthandler
 import os
 import sys
@@ -13,29 +14,31 @@ _WAITING = ('all_reduce', 'broadcast', 'barrier', 'all_gather', 'gather_object',
 
 
 class Watchdog:
-    """Ends the process if there is no beat for so long.
+    """While entered, ends the process if there is no beat for --hang-timeout seconds.
 
     A rank that hangs makes all others wait for it: each says what it does, so one of them names the cause.
 
     Args:
-        seconds: The longest time between two beats; 0 for any.
-        rank: Number of this process, for the message.
+        args: Options.
     """
 
-    def __init__(self, seconds: float, rank: int = 0):
-        self.seconds = seconds
-        self.rank = rank
+    def __init__(self, args: argparse.Namespace):
+        self.args = args
+        self.seconds = args.hang_timeout
         self._last: Optional[float] = None  # none before the first beat: compiling takes its time
         self._done = threading.Event()
-        if seconds:
+
+    def __enter__(self) -> 'Watchdog':
+        if self.seconds:
             threading.Thread(target=self._guard, name='watchdog', daemon=True).start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._done.set()
 
     def beat(self) -> None:
         """An update or a batch of evaluation is done."""
         self._last = time.monotonic()
-
-    def close(self) -> None:
-        self._done.set()
 
     def _guard(self) -> None:
         while not self._done.wait(min(1., self.seconds / 4)):
@@ -43,7 +46,7 @@ class Watchdog:
                 self._end()
 
     def _end(self) -> None:
-        print(f'{os.path.basename(sys.argv[0])}: error: rank {self.rank}: nothing has happened for '
+        print(f'{os.path.basename(sys.argv[0])}: error: rank {self.args.rank}: nothing has happened for '
               f'{self.seconds:g} s (--hang-timeout), {self._place()}. Go on with --resume auto', file=sys.stderr)
         faulthandler.dump_traceback(all_threads=True)
         sys.stderr.flush()

@@ -1,0 +1,56 @@
+"""Loader workers that tell their random state, start from one, and leave signals to the main process."""
+import atexit
+import os
+import signal
+from typing import Any, Callable, Dict, Optional, Tuple
+
+import torch
+from torch.utils.data import get_worker_info
+
+from .random_state import get_process_state, set_process_state
+
+
+class Report:
+    """A collate function whose batches bring the random state of the worker that made them.
+
+    Args:
+        collate: The collate function.
+    """
+
+    def __init__(self, collate: Callable):
+        self.collate = collate
+
+    def __call__(self, samples: Any) -> Tuple[Any, Optional[Tuple[int, bytes]]]:
+        trained = isinstance(samples, list) and not samples
+        batch = None if trained else self.collate(samples)
+        worker = get_worker_info()
+        return batch, None if worker is None else (worker.id, get_process_state())
+
+
+class WorkerInit:
+    """Start a worker from a random state of before, and let signals to the whole job be the main process's matter.
+
+    Args:
+        init: The loader's own function.
+    """
+
+    def __init__(self, init: Optional[Callable[[int], None]]):
+        self.init = init
+        self.states: Dict[int, bytes] = {}
+        self._done = torch.zeros((), dtype=torch.bool).share_memory_()
+        atexit.register(self._done.fill_, True)
+
+    def _leave_if_done(self, *_) -> None:
+        """The main process ends its workers by the signal that may also have been sent to all processes of a job."""
+        if self._done:
+            os._exit(0)
+
+    def __call__(self, worker: int) -> None:
+        for name in ('SIGINT', 'SIGUSR1'):
+            if hasattr(signal, name):  # the last of them is not on every system
+                signal.signal(getattr(signal, name), signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, self._leave_if_done)
+        if self.init is not None:
+            self.init(worker)
+        if worker in self.states:
+            set_process_state(self.states[worker])
