@@ -251,8 +251,8 @@ def finish(args: argparse.Namespace, output_dir: str, saver: RecordSaver, wandb_
         logger.info(f'Nothing to train: {output_dir} is complete.')
     if saver.best_metric is not None:
         logger.info(f'*** Best metric: {saver.best_metric} (epoch {saver.best_epoch})')
-    if trained:
-        curves = os.path.join(output_dir, 'curves.png')
+    curves = os.path.join(output_dir, 'curves.png')
+    if os.path.exists(folder.summary_path(output_dir)) and (trained or not os.path.exists(curves)):
         with reporting.tolerated(curves):
             reporting.plot_curves(folder.summary_path(output_dir), curves)
     if wandb_run is not None:

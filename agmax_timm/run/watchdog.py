@@ -10,7 +10,9 @@ from typing import Optional
 
 from .interruption import EXIT_STATUS
 
-_WAITING = ('all_reduce', 'broadcast', 'barrier', 'all_gather', 'gather_object', 'all_gather_object')
+# Functions in which a rank meets the others: collectives, and DDP's within the forward and backward pass.
+_WAITING = {'all_reduce', 'broadcast', 'barrier', 'all_gather', 'gather', 'all_gather_object', 'gather_object',
+            '_pre_forward', '_engine_run_backward'}
 
 
 class Watchdog:
@@ -54,7 +56,7 @@ class Watchdog:
 
     def _place(self) -> str:
         stack = traceback.extract_stack(sys._current_frames()[threading.main_thread().ident])
-        if any(frame.name in _WAITING for frame in stack):
+        if self.args.distributed and any(frame.name in _WAITING for frame in stack):
             return 'it waits for the other ranks'
         frame = stack[-1]
         return f'it hangs in {frame.name}, {frame.filename}:{frame.lineno}'
