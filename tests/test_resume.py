@@ -184,3 +184,14 @@ def test_an_interrupted_run_does_not_end_as_if_it_were_complete(photos, tmp_path
     monkeypatch.setattr(training, 'train_one_epoch', interrupted)
     with pytest.raises(KeyboardInterrupt):
         training.main([str(photos), *SMALL, '--output', str(tmp_path), '--experiment', 'run'])
+
+
+@pytest.mark.parametrize('argv, words', [
+    (['--opt', 'adamw'], '--opt adamw in place of sgd'),
+    (['--agmax'], '--agmax True in place of False'),
+    (['--gp', 'max'], '--gp max in place of None'),
+])
+def test_what_cannot_change_is_refused(train, tmp_path, argv, words):
+    train('--epochs', '2', '--stop-epoch', '1')
+    with pytest.raises(ValueError, match=words):
+        train('--epochs', '2', '--resume', 'auto', *argv)
