@@ -233,3 +233,78 @@ def test_a_broken_update_is_left_out(photos, tmp_path, monkeypatch):
     assert all(torch.tensor(list(results[0]['train'].values())).isfinite())
     assert all(value.isfinite().all() for value in load(tmp_path / 'run' / 'last.pth.tar')['state_dict'].values())
     assert 'Left out: update 3 of epoch 0' in (tmp_path / 'run' / 'train.log').read_text()
+
+
+class _BrokenGradient(torch.autograd.Function):
+    """A number whose gradient is not one."""
+
+    @staticmethod
+    def forward(ctx, value):
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient * float('nan')
+
+
+def test_a_gradient_that_is_not_finite_makes_no_update(photos, tmp_path, monkeypatch, capsys):
+    """The loss is finite, so only the gradients tell."""
+    from agmax_timm.loss import AgMaxLoss
+    from agmax_timm.run import training as train
+    seen, forward = [], AgMaxLoss.forward
+
+    def poisoned(self, logits, joint, target):
+        seen.append(len(logits))
+        result = forward(self, logits, joint, target)
+        return {**result, 'loss': _BrokenGradient.apply(result['loss'])} if len(seen) == 3 else result
+
+    monkeypatch.setattr(AgMaxLoss, 'forward', poisoned)
+    argv = [str(photos), *FLAGS, '-j', '0', '--agmax', '--epochs', '1', '--output', str(tmp_path)]
+    with pytest.raises(SystemExit) as exit_info:
+        train.main([*argv, '--experiment', 'stopped', '--recovery-interval', '1'])
+    assert exit_info.value.code == 1
+    message = capsys.readouterr().err.strip().splitlines()[-1]
+    path, = (tmp_path / 'stopped').glob('broken-*.pth')
+    kept = torch.load(path, weights_only=True)
+    assert kept['broken'] == ['gradient'] and kept['losses'][0]['loss'] < float('inf')
+    samples = ', '.join(map(str, kept['indices'][0]))
+    assert f'update 3 of epoch 0: gradient not finite, samples {samples}, kept in {path}' in message
+    newest = load(tmp_path / 'stopped' / 'recovery-0-1.pth.tar')
+    assert newest['agmax_state']['position']['batch'] == 2
+    assert all(value.isfinite().all() for value in newest['state_dict'].values())
+
+    seen.clear()
+    train.main([*argv, '--experiment', 'skipped', '--nan-policy', 'skip'])
+    assert 'Left out: update 3 of epoch 0: gradient not finite' in (tmp_path / 'skipped' / 'train.log').read_text()
+    assert all(value.isfinite().all() for value in load(tmp_path / 'skipped' / 'last.pth.tar')['state_dict'].values())
+
+
+def test_recovery_files_by_the_clock(photos, tmp_path, monkeypatch):
+    """Each update takes 4 s of this clock, so 10 s have gone by after the third, and again after the sixth."""
+    from agmax_timm.run import keeping
+    from agmax_timm.run import training as train
+    clock, written = [0.], []
+
+    class Clock:
+        @staticmethod
+        def monotonic():
+            return clock[0]
+
+    wishes, save_within = keeping.Keeper.wishes, keeping.Keeper.save_within
+
+    def slow(self):
+        clock[0] += 4.
+        return wishes(self)
+
+    def noted(self, position, *args):
+        written.append((position.epoch, position.batch))
+        save_within(self, position, *args)
+
+    monkeypatch.setattr(keeping, 'time', Clock)
+    monkeypatch.setattr(keeping.Keeper, 'wishes', slow)
+    monkeypatch.setattr(keeping.Keeper, 'save_within', noted)
+    train.main([str(photos), *FLAGS, '-j', '0', '--epochs', '2', '--output', str(tmp_path), '--experiment', 'run',
+                '--recovery-interval', '10s'])
+    assert written == [(0, 3), (0, 6), (1, 3), (1, 6)]
+    files = sorted(path.name for path in (tmp_path / 'run').glob('recovery-*'))
+    assert files == ['recovery-1-2.pth.tar', 'recovery-1-5.pth.tar']
