@@ -2,8 +2,10 @@
 from argparse import Namespace
 from pathlib import Path
 
+import datasets
 import pytest
 import torch
+from test_shards import write_parquet, write_shards
 
 from agmax_timm.run import training
 from agmax_timm.run.config import parse_train_args
@@ -85,6 +87,8 @@ def run(photos, tmp_path):
     ('-j 0 --train-img-sizes 24 32 --agmax', [(2, 3)]),
     ('-j 0 -b 8 --agmax --model naflexvit_base_patch16_gap --model-kwargs embed_dim=16 depth=1 num_heads=2 '
      '--naflex-loader --naflex-train-seq-lens 4 9 --naflex-max-seq-len 9', [(1,)]),
+    ('-j 2 -b 4 --model naflexvit_base_patch16_gap --model-kwargs embed_dim=16 depth=1 num_heads=2 '
+     '--naflex-loader --naflex-train-seq-lens 4 9 --naflex-max-seq-len 9', [(2, 3)]),
     ('-j 0 --agmax --model-ema --model-dtype bfloat16', [(2,)]),
     ('-j 0 --opt adahessian --lr 0.01', [(2,)]),
 ])
@@ -92,3 +96,24 @@ def test_interrupted_runs_end_as_those_that_were_not(run, flags, stops):
     expected = outcome(run('whole', flags.split()))
     for number, looks in enumerate(stops):
         assert_equal(outcome(run(f'interrupted-{number}', flags.split(), looks)), expected)
+
+
+@pytest.mark.parametrize('kind', ['wds', 'hfids'])
+@pytest.mark.parametrize('flags, stops', [
+    ('-j 0 --mixup 0.2', [(1,), (8, 4)]),
+    ('-j 2 --reprob 0.5', [(3,), (8, 4)]),
+])
+def test_data_that_is_read_in_sequence(run, tmp_path, monkeypatch, kind, flags, stops):
+    """18 samples of training and 13 of validation, read again up to where the run stopped."""
+    monkeypatch.setattr(datasets.config, 'HF_HUB_OFFLINE', True)
+    monkeypatch.setattr(datasets.config, 'SLEEP_TIME_ON_THREADS_SHUTDOWN', 0)
+    if kind == 'wds':
+        write_shards(tmp_path)
+        data = ['--dataset', 'wds/x', '--data-dir', str(tmp_path), '--val-split', 'val']
+    else:
+        data = ['--dataset', f"hfids/{write_parquet(tmp_path / 'parquet')}", '--data-dir', str(tmp_path / 'cache'),
+                '--train-num-samples', '18', '--val-num-samples', '13']
+    flags = [*data, '--agmax', *flags.split()]
+    expected = outcome(run('whole', flags))
+    for number, looks in enumerate(stops):
+        assert_equal(outcome(run(f'interrupted-{number}', flags, looks)), expected)

@@ -15,12 +15,23 @@ _NUMPY = struct.Struct('<624IIId')
 _PYTHON_VERSION, _NUMPY_NAME = 3, 'MT19937'
 
 
+def get_generator_state(generator: Any = random) -> bytes:
+    """State of a random.Random; by default of Python's global one."""
+    _, words, gauss = generator.getstate()
+    return _PYTHON.pack(*words, gauss is not None, gauss or 0.)
+
+
+def set_generator_state(state: bytes, generator: Any = random) -> None:
+    """Set what get_generator_state returned."""
+    *words, has_gauss, gauss = _PYTHON.unpack_from(state)
+    generator.setstate((_PYTHON_VERSION, tuple(words), gauss if has_gauss else None))
+
+
 def get_process_state() -> bytes:
     """State of the global generators of Python, NumPy and torch's CPU in this process."""
-    _, words, gauss = random.getstate()
     _, key, position, has_gauss, cached = np.random.get_state()
     return b''.join((
-        _PYTHON.pack(*words, gauss is not None, gauss or 0.),
+        get_generator_state(),
         _NUMPY.pack(*key.tolist(), position, has_gauss, cached),
         torch.get_rng_state().numpy().tobytes(),
     ))
@@ -28,8 +39,7 @@ def get_process_state() -> bytes:
 
 def set_process_state(state: bytes) -> None:
     """Set what get_process_state returned."""
-    *words, has_gauss, gauss = _PYTHON.unpack_from(state)
-    random.setstate((_PYTHON_VERSION, tuple(words), gauss if has_gauss else None))
+    set_generator_state(state)
     *key, position, has_gauss, cached = _NUMPY.unpack_from(state, _PYTHON.size)
     np.random.set_state((_NUMPY_NAME, np.array(key, np.uint32), position, has_gauss, cached))
     torch.set_rng_state(torch_state(state))

@@ -27,11 +27,11 @@ from .random_state import (
     set_random_state,
     torch_state,
 )
-from .workers import Report, WorkerInit
+from .workers import Report, WorkerInit, get_shuffle_state, set_shuffle_state
 
 _REMEMBERED = 256  # batches whose indices are at hand
 # What of a position says nothing to another number of ranks or workers.
-_OF_ANOTHER_SHAPE = {'before': None, 'base': None, 'order': [], 'turn': 0, 'worker_states': {}}
+_OF_ANOTHER_SHAPE = {'before': None, 'base': None, 'order': [], 'turn': 0, 'worker_states': {}, 'shuffle': b''}
 
 
 class ResumeError(ValueError):
@@ -64,6 +64,7 @@ class ResumableLoader:
         self._base: Optional[torch.Tensor] = None  # torch's state when the seed of the workers was drawn
         self._start: Dict[int, bytes] = {}  # states of the workers at the start of the epoch
         self._workers: Dict[int, bytes] = {}  # and after the batches that have been trained
+        self._shuffle = b''  # that of this process, where it reads data in sequence, at the start of the epoch
         self._turn = self._next_turn = 0  # the worker that makes the first batch of the epoch; and of the next
         self._reports: deque = deque()  # (number of the batch, worker, its state after it)
         self._before: Dict[int, Dict[str, Any]] = {}  # state of this process before a batch was made
@@ -123,6 +124,7 @@ class ResumableLoader:
             'order': order,
             'turn': self._turn if done else self._next_turn,
             'worker_states': dict(workers),
+            'shuffle': self._shuffle if replayed else self._shuffle_state(),
             'shape': self._shape(),
         }
         return _to_tensors(state)
@@ -214,6 +216,8 @@ class ResumableLoader:
             self._order.skip = done
             self._order.coming.extend(order or ([torch_state(state['random']['process'])] if again else []))
         self._turn = state['turn']
+        self._shuffle = state['shuffle']
+        set_shuffle_state(self._shuffle, self.loader.dataset)
         batches = self._iterate()
         self._init.states = {}
         if again and not done and (order or self._order is None or not self._order.drawn):
@@ -232,12 +236,17 @@ class ResumableLoader:
     def _skip(self, batches: Iterator[Any], state: Dict[str, Any]) -> int:
         """Pass over the batches that were trained; returns the number of the next one."""
         for _ in range(state['done']):
-            next(batches)
+            _, report = next(batches)
+            if self._order is None and report is not None:  # made again: it may be the last one of its worker
+                worker, self._workers[worker] = report
         if self._order is not None:
             for _ in range(state['done']):
                 self._order.given.popleft()
         set_random_state(state['before'] or state['random'], self.device)
         return state['done']
+
+    def _shuffle_state(self) -> bytes:
+        return b'' if self.loader.num_workers else get_shuffle_state(self.loader.dataset)
 
     def _forget_epoch(self) -> None:
         while self._reports:
@@ -246,6 +255,7 @@ class ResumableLoader:
         if not self._opens_once:
             self._workers.clear()
         self._start = dict(self._workers)
+        self._shuffle = self._shuffle_state()
         self._turn = self._next_turn
         self._before.clear()
         self._indices.clear()
@@ -309,7 +319,7 @@ def start_workers(loader: Any) -> None:
 def _to_tensors(value: Any) -> Any:
     """Bytes as uint8 tensors, which torch reads back without trusting the file; random states may be shared."""
     if isinstance(value, bytes):
-        return torch.frombuffer(bytearray(value), dtype=torch.uint8)
+        return torch.frombuffer(bytearray(value), dtype=torch.uint8) if value else torch.empty(0, dtype=torch.uint8)
     if isinstance(value, dict):
         return {key: _to_tensors(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -322,4 +332,5 @@ def _to_bytes(state: Dict[str, Any]) -> Dict[str, Any]:
     def random(value: Optional[Dict[str, Any]]) -> Optional[Dict[str, Any]]:
         return None if value is None else {**value, 'process': value['process'].numpy().tobytes()}
     workers = {worker: value.numpy().tobytes() for worker, value in state['worker_states'].items()}
-    return {**state, 'random': random(state['random']), 'before': random(state['before']), 'worker_states': workers}
+    return {**state, 'random': random(state['random']), 'before': random(state['before']), 'worker_states': workers,
+            'shuffle': state['shuffle'].numpy().tobytes()}

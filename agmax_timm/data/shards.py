@@ -7,6 +7,7 @@ repeats some samples and drops others; share_evaluation() reads each of them onc
 import logging
 import math
 import os
+import random
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -125,6 +126,19 @@ class EvaluationShards:
         return sum(math.ceil(share / self.batch_size) * self.batch_size for share in shares)
 
 
+def shuffling(dataset: Dataset) -> Optional[random.Random]:
+    """The generator by which this process shuffles the samples of wds/ for training, None where there is none.
+
+    timm seeds it once and it goes on from epoch to epoch, so an epoch can be read again only from its state.
+    """
+    reader = dataset.reader if isinstance(dataset, IterableImageDataset) else None
+    if not _in_shards(reader) or not reader.is_training:
+        return None
+    if reader.ds is None:
+        reader._lazy_init()
+    return next(stage.kw['rng'] for stage in reader.ds.pipeline if 'rng' in getattr(stage, 'kw', ()))
+
+
 def warn_of_loss(loader, count: int, device: torch.device) -> None:
     """Warn where the evaluation of an iterable data set saw more or fewer samples than the split has.
 
@@ -153,6 +167,8 @@ def check_delivered(loader, num_batches: int) -> None:
 
 def _in_shards(reader) -> bool:
     """Whether this is timm's reader of wds/."""
+    if reader is None:
+        return False
     from timm.data.readers.reader_wds import ReaderWds  # imports webdataset where it is installed
     return isinstance(reader, ReaderWds)
 

@@ -5,9 +5,10 @@ import signal
 from typing import Any, Callable, Dict, Optional, Tuple
 
 import torch
-from torch.utils.data import get_worker_info
+from torch.utils.data import Dataset, get_worker_info
 
-from .random_state import get_process_state, set_process_state
+from .random_state import get_generator_state, get_process_state, set_generator_state, set_process_state
+from .shards import shuffling
 
 
 class Report:
@@ -24,7 +25,7 @@ class Report:
         trained = isinstance(samples, list) and not samples
         batch = None if trained else self.collate(samples)
         worker = get_worker_info()
-        return batch, None if worker is None else (worker.id, get_process_state())
+        return batch, None if worker is None else (worker.id, get_process_state() + get_shuffle_state(worker.dataset))
 
 
 class WorkerInit:
@@ -53,4 +54,18 @@ class WorkerInit:
         if self.init is not None:
             self.init(worker)
         if worker in self.states:
-            set_process_state(self.states[worker])
+            state, size = self.states[worker], len(get_process_state())
+            set_process_state(state[:size])
+            set_shuffle_state(state[size:], get_worker_info().dataset)
+
+
+def get_shuffle_state(dataset: Dataset) -> bytes:
+    """State of shards.shuffling in this process, empty where there is none."""
+    generator = shuffling(dataset)
+    return b'' if generator is None else get_generator_state(generator)
+
+
+def set_shuffle_state(state: bytes, dataset: Dataset) -> None:
+    """Set what get_shuffle_state returned."""
+    if state:
+        set_generator_state(state, shuffling(dataset))
