@@ -1,13 +1,19 @@
 """What may differ from a checkpoint when a run goes on: data and options, told, refused or passed over in silence."""
 import shutil
+from argparse import Namespace
+from collections import Counter
 
 import pytest
-from test_exact_resume import FLAGS, StopAfter
+from test_exact_resume import FLAGS, StopAfter, assert_equal, load, outcome
 from test_resume import epochs
 
-from agmax_timm.run import training
-from agmax_timm.run.config import parse_train_args
+from agmax_timm.run import changes, training
+from agmax_timm.run.config import OptionError, parse_train_args
 from agmax_timm.run.interruption import Interrupted
+from agmax_timm.run.options import train_parser
+
+NAMES = {action.dest for action in train_parser()._actions} - {'help', 'config'}
+OF_THE_LAUNCHER = {'rank', 'world_size', 'distributed'}
 
 
 @pytest.fixture
@@ -51,3 +57,48 @@ def test_another_number_of_samples_within_an_epoch_is_one_line(folder, argv, cap
     assert exit_info.value.code == 2
     line = capsys.readouterr().err.strip().splitlines()[-1]
     assert 'is within an epoch, and there are 11 samples in the train data in place of 12: restore the data' in line
+
+
+def test_every_name_is_that_of_a_flag_and_has_one_fate():
+    tables = (changes._FIXED, changes._FIXED_WITH_OPTIMIZER, changes._FIXED_WITHIN_EPOCH, changes._SCHEDULE,
+              changes._OF_NO_ACCOUNT)
+    count = Counter(name for table in tables for name in table)
+    assert set(count) <= NAMES | OF_THE_LAUNCHER, set(count) - NAMES
+    assert max(count.values()) == 1, count.most_common(3)
+
+
+@pytest.mark.parametrize('name', sorted(NAMES))
+def test_a_flag_that_differs_is_refused_told_or_of_no_account(name):
+    args = Namespace(**{**vars(parse_train_args(['data'])), 'resume': 'FILE'})
+    saved = {**vars(args), name: 'other'}
+    flag = '--' + name.replace('_', '-')
+    if name in changes._FIXED + changes._FIXED_WITH_OPTIMIZER:
+        with pytest.raises(OptionError, match=f'cannot go on with {flag} '):
+            changes.compare_options(args, saved, within_epoch=False)
+        return
+    lines, same_schedule = changes.compare_options(args, saved, within_epoch=False)
+    assert lines == ([] if name in changes._OF_NO_ACCOUNT else [f'{flag} {changes._shown(vars(args)[name])} in place '
+                                                                'of other'])
+    assert same_schedule == (name not in changes._SCHEDULE)
+    if name in changes._FIXED_WITHIN_EPOCH:
+        with pytest.raises(OptionError, match=f'would be another with {flag} '):
+            changes.compare_options(args, saved, within_epoch=True)
+
+
+def test_flags_of_no_account_change_nothing_that_is_computed(folder, argv, tmp_path, caplog):
+    """All at once, within an epoch: the weights are those of the run without them, and nothing is said of them."""
+    argv += ['--agmax', '--mixup', '0.2', '--epochs', '2']
+    training.train(parse_train_args([*argv, '--experiment', 'whole']))
+    with pytest.raises(Interrupted):
+        training.train(parse_train_args(argv), StopAfter(2))
+    weights = str(tmp_path / 'whole' / 'last.pth.tar')
+    training.train(parse_train_args([
+        *argv, '--nan-policy', 'skip', '--hang-timeout', '600', '--max-damaged', '0.5', '--recovery-interval', '2',
+        '--checkpoint-hist', '5', '--save-epochs', '1', '--save-images', '--log-interval', '1', '--synchronize-step',
+        '--head-init-scale', '2', '--head-init-bias', '1', '--initial-checkpoint', weights]))
+    assert 'Not as in the checkpoint' not in caplog.text
+    ours, expected = (load(tmp_path / name / 'last.pth.tar') for name in ('run', 'whole'))
+    for name in ('state_dict', 'task_state', 'optimizer', 'metric'):
+        assert_equal(ours[name], expected[name], name)
+    assert_equal(ours['agmax_state']['ranks'], expected['agmax_state']['ranks'])
+    assert outcome(tmp_path / 'run')['summary'] == outcome(tmp_path / 'whole')['summary']

@@ -13,16 +13,27 @@ _FIXED = ('model', 'num_classes', 'in_chans', 'gp', 'model_kwargs', 'agmax', 'ag
           'kd_model_name', 'kd_distill_type', 'split_bn')
 _FIXED_WITH_OPTIMIZER = ('opt', 'layer_decay')
 # Within an epoch, they decide which samples are left of it.
-_FIXED_WITHIN_EPOCH = ('seed', 'dataset', 'train_split', 'aug_repeats', 'naflex_loader', 'train_img_sizes',
-                       'train_batch_sizes', 'train_batches_per_epoch', 'grad_accum_steps', 'use_multi_epochs_loader')
+_FIXED_WITHIN_EPOCH = (
+    'seed', 'dataset', 'train_split', 'train_num_samples', 'epoch_repeats', 'aug_repeats', 'grad_accum_steps',
+    'use_multi_epochs_loader', 'train_img_sizes', 'train_batch_sizes', 'train_size_probs', 'train_size_schedule',
+    'train_size_schedule_spread', 'train_size_random_mix', 'train_batches_per_epoch', 'naflex_loader',
+    'naflex_train_seq_lens', 'naflex_patch_sizes', 'naflex_patch_size_probs')
 _SCHEDULE = (
     'lr', 'lr_base', 'lr_base_size', 'lr_base_scale', 'epochs', 'sched', 'sched_on_updates', 'warmup_lr',
     'warmup_epochs', 'warmup_prefix', 'min_lr', 'cooldown_epochs', 'patience_epochs', 'decay_milestones',
     'decay_epochs', 'decay_rate', 'lr_noise', 'lr_noise_pct', 'lr_noise_std', 'lr_cycle_mul', 'lr_cycle_decay',
     'lr_cycle_limit', 'lr_k_decay', 'lr_decay_fn', 'lr_stable_timescale')
-# They do not belong to what is computed, or are set by the launcher.
-_OF_NO_ACCOUNT = ('resume', 'output', 'experiment', 'start_epoch', 'stop_epoch', 'local_rank', 'rank', 'world_size',
-                  'distributed', 'device', 'data', 'log_interval', 'workers', 'explicit')
+_LAUNCHER = ('local_rank', 'rank', 'world_size', 'distributed', 'device', 'device_modules')
+# What a checkpoint takes the place of, or what is told or refused on its own.
+_START = ('resume', 'no_resume_opt', 'start_epoch', 'stop_epoch', 'pretrained', 'pretrained_path', 'initial_checkpoint',
+          'head_init_scale', 'head_init_bias', 'agmax_init_std', 'workers', 'data')
+# They decide what is watched, kept and told of a run, or how fast it is, not what it computes.
+_KEEPING = (
+    'output', 'experiment', 'log_interval', 'save_images', 'recovery_interval', 'checkpoint_hist', 'save_epochs',
+    'nan_policy', 'hang_timeout', 'max_damaged', 'check_data', 'dataset_download', 'dataset_trust_remote_code',
+    'pin_mem', 'synchronize_step', 'log_wandb', 'wandb_project', 'wandb_tags', 'wandb_resume_id', 'push_to_hub',
+    'hub_private', 'hub_revision', 'hub_pr')
+_OF_NO_ACCOUNT = _LAUNCHER + _START + _KEEPING
 
 
 def compare_options(args: argparse.Namespace, saved: Dict[str, Any], within_epoch: bool) -> Tuple[List[str], bool]:
