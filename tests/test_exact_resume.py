@@ -9,18 +9,21 @@ from test_shards import write_parquet, write_shards
 
 from agmax_timm.run import training
 from agmax_timm.run.config import parse_train_args
-from agmax_timm.run.interruption import Interrupted
+from agmax_timm.run.interruption import Interrupted, StopSignals
 
 REPOSITORY = Path(__file__).parent.parent
 FLAGS = ['--model', 'test_resnet', '--num-classes', '3', '--img-size', '32', '-b', '2', '--warmup-epochs', '0',
          '--lr', '0.05', '--log-interval', '2', '--epochs', '3', '--drop', '0.1', '--checkpoint-hist', '2']
 
 
-class StopAfter:
+class StopAfter(StopSignals):
     """Signals that ask to end once they were looked at so many times: after each update and evaluated batch."""
 
     def __init__(self, looks):
         self.looks = looks
+
+    def check_start(self, args, device):
+        """None comes before training."""
 
     @property
     def received(self):

@@ -1,7 +1,11 @@
 """Signals that ask a run to end: it finishes the update, saves, and leaves with a status that says it can go on."""
+import argparse
 import signal
 import threading
 from typing import Any, Optional
+
+import torch
+import torch.distributed as dist
 
 EXIT_STATUS = 75  # EX_TEMPFAIL: try again
 # SIGUSR1 is how SLURM warns of the end of the time (--signal=USR1@120).
@@ -9,7 +13,7 @@ _NAMES = ('SIGTERM', 'SIGUSR1', 'SIGINT')
 
 
 class Interrupted(Exception):
-    """A run that was asked to end and has saved; the message says by what and where it goes on."""
+    """A run that was asked to end and has saved what there is; the message says by what and where it goes on."""
 
 
 class StopSignals:
@@ -27,6 +31,30 @@ class StopSignals:
     def __exit__(self, *_) -> None:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
+
+    def agreed(self, args: argparse.Namespace, device: torch.device) -> bool:
+        """Whether any rank was asked to end. A collective where there are several."""
+        asked = self.received is not None
+        if args.distributed:
+            of_all = torch.tensor(asked, dtype=torch.uint8, device=device)
+            dist.all_reduce(of_all, dist.ReduceOp.MAX)
+            asked = bool(of_all.item())
+        return asked
+
+    def check_start(self, args: argparse.Namespace, device: torch.device) -> None:
+        """Leave before training begins, all ranks together. A collective where there are several.
+
+        Raises:
+            Interrupted: any rank was asked to end.
+        """
+        if self.agreed(args, device):
+            since = f'nothing was trained since {args.resume}' if args.resume else 'nothing was begun'
+            raise Interrupted(f'{self.name}: {since}. The same command starts again')
+
+    @property
+    def name(self) -> str:
+        """What asked the run to end, for messages."""
+        return self.received or 'a signal to another rank'
 
     def _note(self, number: int, frame: Any) -> None:
         if self.received is not None and number == signal.SIGINT:

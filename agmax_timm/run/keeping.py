@@ -112,9 +112,8 @@ class Keeper:
         """Raise Interrupted when all is on disk, or SaveError."""
         if self.saver is not None:
             self.saver.close()
-        received = self.signals.received or 'a signal to another rank'
-        raise Interrupted(f'{received}: saved at {where}. The same command goes on from there with --resume auto '
-                          '(and --experiment), or with --resume FILE')
+        raise Interrupted(f'{self.signals.name}: saved at {where}. The same command goes on from there with --resume '
+                          'auto (and --experiment), or with --resume FILE')
 
     def _complete(self, state: Dict[str, Any]) -> Dict[str, Any]:
         damaged = self.damage.indices() if self.damage is not None else []

@@ -47,9 +47,13 @@ def run(args: argparse.Namespace) -> None:
     2 for options or data that cannot be used, 1 for a loss or metric that is not finite or a worker that died, 74 if
     the last state could not be written, 75 if the run was asked to end, has saved and can go on.
     """
+    with StopSignals() as signals:  # to the last: torchrun sends SIGTERM to those that leave second
+        _run(args, signals)
+
+
+def _run(args: argparse.Namespace, signals: StopSignals) -> None:
     try:
-        with StopSignals() as signals:
-            train(args, signals)
+        train(args, signals)
     except (OptionError, DataError, CheckpointError, UnsupportedModelError, HubError) as error:
         reporting.exit_with_error(2, error)
     except NonFiniteError as error:
@@ -99,6 +103,7 @@ def _train(args: argparse.Namespace, signals: StopSignals, watchdog: Watchdog) -
     build.import_device_modules(args)
     names.check_train_names(args)
     device = build.init_device(args)
+    signals.check_start(args, device)  # and behind all that takes long: nothing is begun before open_folder
     primary = utils.is_primary(args)
     if args.fsdp:
         sharding.check_sharding(args)
@@ -107,7 +112,9 @@ def _train(args: argparse.Namespace, signals: StopSignals, watchdog: Watchdog) -
     utils.random_seed(args.seed, args.rank)
     precision = build.build_precision(args, device)
     model, data_config = build.build_model(args, device, precision)
+    signals.check_start(args, device)
     dataset_train, dataset_eval = loaders.build_datasets(args, data_config)
+    signals.check_start(args, device)
     patch_size = loaders.patch_size(model) if args.naflex_loader else None
     loader_train = loaders.build_train_loader(args, dataset_train, data_config, device, precision, patch_size)
     loader_train, resumable = make_resumable(loader_train, device, args.world_size, args.rank)
@@ -155,6 +162,7 @@ def _train(args: argparse.Namespace, signals: StopSignals, watchdog: Watchdog) -
     decreasing = metric_name == 'loss'
     watch = Watch(args, device, keeper.wishes)
     on_broken = BrokenUpdates(args, task, resumable)
+    signals.check_start(args, device)
     wandb_run = None
     if primary:
         keeper.constants = {'data': data}
@@ -287,13 +295,9 @@ def evaluate_task(
 
     def on_batch(batch_index: int) -> None:
         keeper.watchdog.beat()
-        signals = keeper.signals
         if args.distributed and (in_sequence(args) or batch_index % args.log_interval):
             return  # ranks may have unequal numbers of batches; they agree at intervals
-        stop = torch.tensor(signals.received is not None, dtype=torch.uint8, device=device)
-        if args.distributed:
-            dist.all_reduce(stop, dist.ReduceOp.MAX)
-        if signals.received is not None or (args.distributed and stop.item()):
+        if keeper.signals.agreed(args, device):
             raise EvaluationStopped
 
     metrics = evaluate(
