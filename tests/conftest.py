@@ -1,7 +1,10 @@
 """Data and runs for the tests, made on the spot: nothing is downloaded."""
 import logging
 import os
+import resource
+import signal
 import tempfile
+from contextlib import contextmanager
 from pathlib import Path
 
 # Before torch is imported, here and in subprocesses: the networks are tiny, and threads on few cores slow each other.
@@ -67,6 +70,22 @@ def memory_path(tmp_path):
         return
     with tempfile.TemporaryDirectory(dir='/dev/shm') as folder:
         yield Path(folder)
+
+
+@pytest.fixture(scope='session')
+def file_size_limit():
+    """Function: a context in which the disk is full for files of more than so many bytes."""
+    @contextmanager
+    def limit(size):
+        handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+            signal.signal(signal.SIGXFSZ, handler)
+    return limit
 
 
 @pytest.fixture

@@ -4,9 +4,7 @@ import csv
 import io
 import logging
 import os
-import resource
 import shutil
-import signal
 import subprocess
 from argparse import Namespace
 
@@ -35,18 +33,6 @@ def two_epochs(photos, tmp_path_factory):
 def run(two_epochs, tmp_path):
     """Folder of a run that was stopped after two of three epochs, a copy, its files no links of each other."""
     return shutil.copytree(two_epochs, tmp_path / 'run')
-
-
-@contextlib.contextmanager
-def file_size_limit(size):
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-        signal.signal(signal.SIGXFSZ, handler)
 
 
 @pytest.fixture
@@ -167,7 +153,7 @@ def test_a_run_on_a_full_disk_ends_in_status_74(photos, disk, capsys, caplog):
     assert not list((output / 'run').glob('*.unfinished'))
 
 
-def test_a_disk_that_has_room_again_ends_well(photos, tmp_path, caplog, monkeypatch):
+def test_a_disk_that_has_room_again_ends_well(photos, tmp_path, caplog, monkeypatch, file_size_limit):
     full = contextlib.ExitStack()
     begin, distribute = training.create_saver, training.distribute_batch_norm
 
@@ -192,7 +178,7 @@ def test_a_disk_that_has_room_again_ends_well(photos, tmp_path, caplog, monkeypa
     assert 'are missing here' in log and log.endswith('\n')
 
 
-def test_a_log_line_is_whole_or_not_there(tmp_path, monkeypatch):
+def test_a_log_line_is_whole_or_not_there(tmp_path, monkeypatch, file_size_limit):
     path, console = tmp_path / 'train.log', io.StringIO()
     handler = LogFile(str(path))
     handler.setFormatter(logging.Formatter('%(message)s'))

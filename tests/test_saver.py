@@ -3,10 +3,7 @@ import errno
 import io
 import math
 import os
-import resource
-import signal
 from argparse import Namespace
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -37,19 +34,6 @@ def save_all(saver, metrics):
 
 def epoch_of(path):
     return read_file(str(path))['epoch']
-
-
-@contextmanager
-def file_size_limit(size):
-    """A disk that is full for files of more than `size` bytes."""
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-        signal.signal(signal.SIGXFSZ, handler)
 
 
 # Which files stay
@@ -208,7 +192,7 @@ def test_model_best_is_there_after_the_first_checkpoint_at_every_step(tmp_path, 
 # Disks that refuse
 
 @pytest.mark.parametrize('background', [True, False])
-def test_a_full_disk_is_told_and_what_is_there_stays(background, tmp_path, caplog):
+def test_a_full_disk_is_told_and_what_is_there_stays(background, tmp_path, caplog, file_size_limit):
     saver = make_saver(tmp_path, side=100)
     saver._background.enabled = background
     with file_size_limit(20_000):

@@ -12,6 +12,7 @@ from ..saver import RecordSaver
 from . import folder, reporting
 from .interruption import Interrupted, StopSignals
 from .losses import NonFiniteError, RunningLosses
+from .parser import parse_interval
 from .sharding import WholeState, whole
 from .state import Position, RunState
 from .watch import Verdict
@@ -118,14 +119,6 @@ class Keeper:
     def _complete(self, state: Dict[str, Any]) -> Dict[str, Any]:
         damaged = self.damage.indices() if self.damage is not None else []
         return {**state, **self.constants, 'log': self.log_position(), 'damaged': damaged}
-
-
-def parse_interval(value: str) -> Tuple[float, str]:
-    """A number of updates, or of seconds where it ends in s."""
-    text = str(value)
-    if text.endswith('s'):
-        return float(text[:-1]), 'seconds'
-    return int(text), 'updates'
 
 
 def check_weights(task: TrainingTask) -> None:

@@ -2,7 +2,7 @@
 import argparse
 import os
 import sys
-from typing import Any, Iterable, Union
+from typing import Any, Iterable, Tuple, Union
 
 YIELDING = ('check_data',)  # flags of ours that begin as one of timm's does
 
@@ -53,14 +53,17 @@ def flag_of(name: str) -> str:
 
 def interval(value: Union[int, str]) -> Union[int, str]:
     """Type of a number of updates, an int, or of seconds, as given: '600s'."""
+    number, unit = parse_interval(value)
+    return number if unit == 'updates' else str(value)
+
+
+def parse_interval(value: Union[int, str]) -> Tuple[Union[int, float], str]:
+    """The number and the unit, 'updates' or 'seconds', of an interval; raise ValueError where it is none."""
     text = str(value)
-    if text.endswith('s'):
-        if not 0. < float(text[:-1]) < float('inf'):
-            raise ValueError
-        return text
-    if int(value) < 0:
+    number, unit = (float(text[:-1]), 'seconds') if text.endswith('s') else (int(value), 'updates')
+    if not 0 <= number < float('inf') or (unit == 'seconds' and not number):
         raise ValueError
-    return int(value)
+    return number, unit
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
