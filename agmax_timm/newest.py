@@ -1,5 +1,6 @@
 """The newest checkpoint of a run's folder that is whole."""
 import os
+from contextlib import suppress
 from typing import Any, Dict, List, Optional, Tuple
 
 from .checkpoint import STATE, CheckpointError, read_file, verify
@@ -17,7 +18,7 @@ def checkpoint_names(folder: str) -> List[str]:
 
 
 def newest_checkpoint(folder: str) -> Tuple[Optional[str], List[Tuple[str, str]]]:
-    """Find where a run goes on.
+    """Find where a run goes on: in its last line of checkpoints (see line_of), at the latest position.
 
     Returns:
         The path of the newest checkpoint that is whole, None where there is none; path and reason (a sentence that
@@ -27,12 +28,13 @@ def newest_checkpoint(folder: str) -> Tuple[Optional[str], List[Tuple[str, str]]
     for name in checkpoint_names(folder):
         path = os.path.join(folder, name)
         try:
-            position = position_of(read_file(path, mmap=True))
+            checkpoint = read_file(path, mmap=True)
+            position = position_of(checkpoint)
         except CheckpointError as error:
             damaged.append((path, str(error)))
         else:
             if position is not None:
-                candidates.append((position, path))
+                candidates.append(((line_of(checkpoint), position), path))
     candidates.sort(key=lambda candidate: _rank(candidate[1]))
     candidates.sort(key=lambda candidate: candidate[0], reverse=True)
     found = {}  # hard links are one file, which is read once
@@ -56,6 +58,21 @@ def position_of(checkpoint: Dict[str, Any]) -> Optional[Tuple[int, int]]:
         return int(position['epoch']), int(position['batch'])
     except (KeyError, TypeError, ValueError):
         return epoch, 0
+
+
+def line_of(checkpoint: Dict[str, Any]) -> int:
+    """How often the run had gone back to an older checkpoint of its folder by then: what it left is passed over."""
+    state = checkpoint.get(STATE)
+    return state.get('line', 0) if isinstance(state, dict) else 0
+
+
+def next_line(folder: str) -> int:
+    """The number of a line that a run begins where it goes back to a checkpoint of its folder."""
+    lines = [0]
+    for name in checkpoint_names(folder):
+        with suppress(CheckpointError):
+            lines.append(line_of(read_file(os.path.join(folder, name), mmap=True)))
+    return max(lines) + 1
 
 
 def _rank(path: str) -> int:

@@ -65,6 +65,23 @@ def test_rows_of_epochs_that_are_trained_again_are_replaced(train, tmp_path):
     assert epochs(tmp_path / 'run') == [0, 1, 2]
 
 
+def test_auto_goes_on_with_what_was_gone_back_to(train, tmp_path):
+    """Not with the later epochs of before, which are still there."""
+    again = ['--epochs', '4', '--lr', '0.01', '--resume']
+    first = str(tmp_path / 'run' / 'checkpoint-0.pth.tar')
+    train('--epochs', '4', '--recovery-interval', '2')
+    train(*again, first)
+    expected = load(tmp_path / 'run' / 'last.pth.tar')['state_dict']
+    train(*again, first, '--stop-epoch', '2')
+    assert (tmp_path / 'run' / 'checkpoint-3.pth.tar').exists()
+    train(*again, 'auto')
+    ours = load(tmp_path / 'run' / 'last.pth.tar')
+    assert ours['epoch'] == 3 and epochs(tmp_path / 'run') == [0, 1, 2, 3]
+    assert all(torch.equal(value, expected[name]) for name, value in ours['state_dict'].items())
+    train(*again, 'auto')
+    assert load(tmp_path / 'run' / 'last.pth.tar')['agmax_state']['line'] == 2
+
+
 def test_a_fresh_run_does_not_enter_the_folder_of_another(train, tmp_path, monkeypatch):
     train('--epochs', '1')
     before = {path.name: path.read_bytes() for path in (tmp_path / 'run').iterdir()}

@@ -14,7 +14,7 @@ from timm import utils
 from timm.models import safe_model_name
 
 from .. import durable
-from ..newest import checkpoint_names, newest_checkpoint
+from ..newest import checkpoint_names, newest_checkpoint, next_line
 from . import reporting
 from .config import OptionError
 from .logfile import LogFile
@@ -180,6 +180,19 @@ def share_path(args: argparse.Namespace, path: Optional[str]) -> Optional[str]:
 def goes_on(args: argparse.Namespace, folder: Optional[str]) -> bool:
     """Whether the run was resumed from a checkpoint in its own folder."""
     return bool(args.resume and folder) and os.path.realpath(os.path.dirname(args.resume)) == os.path.realpath(folder)
+
+
+def line_to_write(args: argparse.Namespace, auto: bool, state: Optional[Dict[str, Any]]) -> int:
+    """Number of the line of checkpoints that the run writes; see newest.line_of.
+
+    Args:
+        auto: Whether it was --resume auto.
+        state: That of the checkpoint, None without one.
+    """
+    folder = os.path.dirname(args.resume)
+    if not auto and args.experiment and goes_on(args, os.path.join(_parent(args), args.experiment)):
+        return next_line(folder)
+    return (state or {}).get('line', 0) if auto else 0
 
 
 def summary_path(folder: str) -> str:

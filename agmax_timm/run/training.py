@@ -165,7 +165,8 @@ def _train(args: argparse.Namespace, signals: StopSignals, watchdog: Watchdog) -
     signals.check_start(args, device)
     wandb_run = None
     if primary:
-        keeper.constants = {'data': data}
+        line = folder.line_to_write(args, auto, before.state if before is not None else None)
+        keeper.constants = {'data': data, 'line': line}
         output_dir, log = folder.open_folder(args, options, data_config['input_size'][-1], before)
         keeper.output_dir, keeper.log_position = output_dir, log.position
         keeper.saver = create_saver(
