@@ -161,7 +161,8 @@ def test_a_rank_that_hangs_is_named(photos, tmp_path):
         with suppress(ProcessLookupError):
             os.kill(number, signal.SIGKILL)
     errors = process.stderr.read()
-    assert 'nothing has happened for 3 s (--hang-timeout), it waits for the other ranks' in errors
+    assert ('nothing has happened for 3 s (--hang-timeout), it waits for the other ranks: rank 1 does not answer. '
+            'Go on with --resume auto') in errors, errors
 
 
 def test_two_ranks_stop_together_and_go_on(photos, tmp_path):

@@ -9,6 +9,7 @@ import traceback
 from typing import Optional
 
 from .interruption import EXIT_STATUS
+from .presence import Presence
 
 # Functions in which a rank meets the others: collectives, and DDP's within the forward and backward pass.
 _WAITING = {'all_reduce', 'broadcast', 'barrier', 'all_gather', 'gather', 'all_gather_object', 'gather_object',
@@ -18,7 +19,8 @@ _WAITING = {'all_reduce', 'broadcast', 'barrier', 'all_gather', 'gather', 'all_g
 class Watchdog:
     """While entered, ends the process if there is no beat for --hang-timeout seconds.
 
-    A rank that hangs makes all others wait for it: each says what it does, so one of them names the cause.
+    A rank that hangs makes all others wait for it: each says what it does, so one of them names the cause. Where it
+    cannot, its process being stopped or lost, the others name it.
 
     Args:
         args: Options.
@@ -27,6 +29,8 @@ class Watchdog:
     def __init__(self, args: argparse.Namespace):
         self.args = args
         self.seconds = args.hang_timeout
+        self.period = min(10., self.seconds / 4)
+        self.presence: Optional[Presence] = None  # of several ranks, from the first beat on
         self._last: Optional[float] = None  # none before the first beat: compiling takes its time
         self._done = threading.Event()
 
@@ -43,13 +47,21 @@ class Watchdog:
         self._last = time.monotonic()
 
     def _guard(self) -> None:
-        while not self._done.wait(min(1., self.seconds / 4)):
-            if self._last is not None and time.monotonic() - self._last > self.seconds:
+        while not self._done.wait(self.period):
+            if self._last is None:
+                continue
+            if self.args.distributed:
+                self.presence = self.presence or Presence(self.args, self.period)
+                self.presence.tell()
+            if time.monotonic() - self._last > self.seconds:
                 self._end()
 
     def _end(self) -> None:
+        place = self._place()
+        if self.presence is not None:
+            self.presence.leave()
         print(f'{os.path.basename(sys.argv[0])}: error: rank {self.args.rank}: nothing has happened for '
-              f'{self.seconds:g} s (--hang-timeout), {self._place()}. Go on with --resume auto', file=sys.stderr)
+              f'{self.seconds:g} s (--hang-timeout), {place}. Go on with --resume auto', file=sys.stderr)
         faulthandler.dump_traceback(all_threads=True)
         sys.stderr.flush()
         os._exit(EXIT_STATUS)
@@ -57,6 +69,8 @@ class Watchdog:
     def _place(self) -> str:
         stack = traceback.extract_stack(sys._current_frames()[threading.main_thread().ident])
         if self.args.distributed and any(frame.name in _WAITING for frame in stack):
-            return 'it waits for the other ranks'
+            silent = self.presence.silent()
+            missing = f": rank {', '.join(map(str, silent))} does not answer" if silent else ''
+            return f'it waits for the other ranks{missing}'
         frame = stack[-1]
         return f'it hangs in {frame.name}, {frame.filename}:{frame.lineno}'

@@ -1,0 +1,48 @@
+"""Of the processes of a job, those that say nothing are named, and no others."""
+import threading
+import time
+from argparse import Namespace
+
+import pytest
+import torch.distributed as dist
+
+from agmax_timm.run.presence import Presence
+
+PERIOD = 0.1
+
+
+@pytest.fixture
+def ranks(monkeypatch):
+    """Four of them, which meet in a store of their own."""
+    store = dist.TCPStore('127.0.0.1', 0, is_master=True, wait_for_workers=False)
+    monkeypatch.setenv('MASTER_ADDR', '127.0.0.1')
+    monkeypatch.setenv('MASTER_PORT', str(store.port))
+    yield [Presence(Namespace(rank=rank, world_size=4), PERIOD) for rank in range(4)]
+    del store
+
+
+def test_who_runs_and_who_left_is_not_silent(ranks):
+    asks, runs, left, stopped = ranks
+    done = threading.Event()
+
+    def run():
+        while not done.wait(PERIOD / 4):
+            runs.tell()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    for rank in (asks, left, stopped):
+        rank.tell()
+    left.leave()
+    assert asks.silent() == [3]
+    done.set()
+    thread.join()
+
+
+def test_without_a_store_nobody_is_named(monkeypatch):
+    monkeypatch.delenv('MASTER_ADDR', raising=False)
+    alone = Presence(Namespace(rank=0, world_size=2), PERIOD)
+    start = time.monotonic()
+    alone.tell()
+    assert alone.silent() == []
+    assert time.monotonic() - start < 1
