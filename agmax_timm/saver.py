@@ -1,4 +1,4 @@
-"""What a run writes and goes on from: timm's checkpoints, and in each a record of what reproduces its weights.
+"""What a run writes: timm's checkpoints, and in each a record of what reproduces its weights.
 
 Plain timm loads them, with nothing of this package: the record holds plain types, and the Q-network is apart.
 """
@@ -18,13 +18,15 @@ import torch
 import torch.nn as nn
 from timm.models import parse_model_name
 from timm.models._input import get_model_args
-from timm.task import TrainingTask, load_task_ema_checkpoint, resume_task_checkpoint
+from timm.task import TrainingTask
 from timm.utils import CheckpointSaver
 
 from . import __version__, durable
 from .background import Background, snapshot
-from .checkpoint import RECORD, STATE, CheckpointError, one_line, read_file, verify
+from .checkpoint import RECORD, STATE, read_file
 from .models import timm_architecture
+
+_logger = logging.getLogger(__name__)
 
 
 def make_record(
@@ -57,10 +59,6 @@ def make_record(
                      'python': platform.python_version()},
         'metrics': {},
     }
-
-
-_logger = logging.getLogger(__name__)
-_KEPT_ON_RESUME = ('lr', 'weight_decay')
 
 
 class SaveError(RuntimeError):
@@ -288,64 +286,3 @@ def create_saver(
         max_history=args.checkpoint_hist,
         background=True,
     )
-
-
-def resume(
-        path: str,
-        task: TrainingTask,
-        optimizer: Optional[torch.optim.Optimizer] = None,
-        scaler: Any = None,
-        verbose: bool = True,
-        verified: bool = False,
-) -> Optional[int]:
-    """Load a training checkpoint into the task (without its EMA), and the optimizer and scaler if given.
-
-    The optimizer keeps the learning rate and weight decay that it was created with: timm's resume puts the saved ones
-    in their place, and options that changed would have no effect.
-
-    Args:
-        verified: The file was found whole just now, and need not be read for that again.
-
-    Returns:
-        The epoch to go on with, None if the file does not say: the one after a finished epoch, and for a recovery file
-        the epoch that it was written in, from its start.
-
-    Raises:
-        CheckpointError: the file is missing, damaged, not plain tensors, or of another model.
-    """
-    if not verified:
-        verify(path)
-    checkpoint = read_file(path, mmap=True)
-    groups = optimizer.param_groups if optimizer is not None else []
-    created = [{name: group[name] for name in _KEPT_ON_RESUME if name in group} for group in groups]
-    try:
-        epoch = resume_task_checkpoint(task, path, optimizer=optimizer, loss_scaler=scaler, log_info=verbose)
-    except Exception as error:
-        raise CheckpointError(f'cannot use checkpoint {path}: {one_line(error)}') from error
-    if optimizer is not None:
-        _keep_options(optimizer, created, verbose)
-    # A recovery file: only a finished epoch has a metric.
-    if epoch and 'metric' not in checkpoint and STATE not in checkpoint:
-        epoch -= 1
-        if verbose:
-            _logger.warning(f'{path} was written within epoch {epoch}, which is trained again from its start.')
-    return epoch
-
-
-def _keep_options(optimizer: torch.optim.Optimizer, created: List[Dict[str, float]], verbose: bool) -> None:
-    """Set the options of an optimizer's groups to those it was created with, and tell which ones changed."""
-    changed = {}
-    for group, options in zip(optimizer.param_groups, created):
-        for name, value in options.items():
-            saved = group.get(f'initial_{name}', group.get(name))
-            if saved != value:
-                changed[name] = f'{name} {value:g} in place of {saved:g}'
-            group[name] = value
-        group.pop('initial_lr', None)  # the scheduler sets it from the learning rate
-    if changed and verbose:
-        _logger.info(f"Not as in the checkpoint: {', '.join(changed.values())}")
-
-
-def resume_ema(path: str, task: TrainingTask) -> None:
-    """Load the EMA of a training checkpoint, or its raw weights where it has none."""
-    load_task_ema_checkpoint(task, path)

@@ -17,7 +17,8 @@ from ..data.datasets import DataError, class_names
 from ..data.resumable import make_resumable
 from ..hub import HubError, check_destination
 from ..publish import command_of, publish_source
-from ..saver import RecordSaver, SaveError, create_saver, make_record, resume, resume_ema
+from ..resume import resume, resume_ema
+from ..saver import RecordSaver, SaveError, create_saver, make_record
 from ..task import UnsupportedModelError
 from . import build, changes, folder, loaders, names, reporting, resuming, sharding, tracking
 from .checks import in_sequence, mixing
