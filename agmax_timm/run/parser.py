@@ -33,7 +33,8 @@ class Parser(argparse.ArgumentParser):
         return namespace
 
     def error(self, message: str):
-        self.exit(2, f"{self.prog}: error: {' '.join(message.split())} (--help lists all flags)\n")
+        line = ' '.join(message.encode('utf-8', 'backslashreplace').decode().split())  # names of files may be any bytes
+        self.exit(2, f'{self.prog}: error: {line} (--help lists all flags)\n')
 
     def _get_option_tuples(self, option_string: str):
         """The flags that an abbreviation may stand for: --check is timm's --checkpoint, as it is without ours."""
