@@ -1,0 +1,77 @@
+"""Sharpness and blur of uint8 arrays [H, W, 3], with the pixels of PIL's filters and of torchvision's blur."""
+import math
+import random
+
+import cv2
+import numpy as np
+from PIL import Image
+from timm.data import auto_augment
+
+from .colour import blend
+
+_SMOOTH = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]], np.float32) / 13
+_BOX_BLURS = 3
+
+
+def sharpness(image: np.ndarray, factor: float, **_) -> np.ndarray:
+    """Blend with a smoothed image, ImageEnhance.Sharpness; factor 1 is the image, 2 is sharper."""
+    smooth = cv2.filter2D(image, -1, _SMOOTH)
+    # PIL's filter leaves the border alone.
+    for border in (np.s_[0], np.s_[-1], np.s_[:, 0], np.s_[:, -1]):
+        smooth[border] = image[border]
+    return blend(smooth, image, factor)
+
+
+def gaussian_blur(image: np.ndarray, factor: float, **_) -> np.ndarray:
+    """Blur with this radius, by PIL itself.
+
+    A round radius gives the boxes of PIL's blur round weights; then many sums are half-way between two levels, where
+    float32 cannot tell PIL's side: 3 levels off at radius 1.
+    """
+    return np.array(auto_augment.gaussian_blur(Image.fromarray(image), factor))
+
+
+def gaussian_blur_rand(image: np.ndarray, factor: float, **_) -> np.ndarray:
+    """Blur with a radius drawn from 0.1 to 2 * factor, as timm draws it."""
+    radius = random.uniform(.1, 2. * factor)
+    # The boxes in one dimension, then in the other, each rounded: PIL's order.
+    for _ in range(_BOX_BLURS):
+        image = cv2.filter2D(image, -1, _box(radius), borderType=cv2.BORDER_REPLICATE)
+    for _ in range(_BOX_BLURS):
+        image = cv2.filter2D(image, -1, _box(radius).T, borderType=cv2.BORDER_REPLICATE)
+    return image
+
+
+def _box(radius: float) -> np.ndarray:
+    """The box [1, N] of which three in a row come close to a Gaussian.
+
+    A row of equal weights with a smaller one at both ends, which make its variance a third of the Gaussian's.
+    'Theoretical Foundations of Gaussian Convolution by Extended Box Filtering', https://doi.org/10.1007/978-3-642-24785-9_38
+
+    Args:
+        radius: Standard deviation of the Gaussian in pixels.
+    """
+    variance = radius ** 2 / _BOX_BLURS
+    whole = math.floor((math.sqrt(12. * variance + 1.) - 1.) / 2.)
+    count = 2 * whole + 1
+    part = count * (whole * (whole + 1) - 3. * variance) / (6. * (variance - (whole + 1) ** 2))
+    box = np.full((1, count + 2), 1. / (count + 2. * part), np.float32)
+    box[0, [0, -1]] *= part
+    return box
+
+
+def convolve_gaussian(image: np.ndarray, kernel_size: int, sigma: float) -> np.ndarray:
+    """torchvision's gaussian_blur of an image: a square kernel, reflection at the border, the nearest level.
+
+    Args:
+        image: uint8 [H, W, 3].
+        kernel_size: Odd side of the kernel in pixels.
+        sigma: Standard deviation in pixels.
+    """
+    distance = np.arange(kernel_size) - kernel_size // 2
+    kernel = np.exp(-.5 * (distance / sigma) ** 2)
+    kernel /= kernel.sum()
+    # Weights that no level can show only take time.
+    kernel = kernel[kernel > 1e-6]
+    blurred = cv2.sepFilter2D(image, cv2.CV_32F, kernel, kernel, borderType=cv2.BORDER_REFLECT_101)
+    return cv2.convertScaleAbs(blurred)

@@ -1,0 +1,205 @@
+"""Rotation, shear and translation of uint8 arrays, with the pixels of PIL's Image.transform.
+
+PIL interpolates at pixel centres in double precision, repeats the pixels at the border, cuts the result off to an
+integer rather than rounding it, and leaves the fill colour wherever the position is outside the image. Shear and
+translation move each row (or column) as a whole, so that one set of weights serves a row: 2 taps for bilinear, 4 for
+bicubic. OpenCV's own bicubic has another kernel (a = -0.75; PIL's is -1) and it rounds positions to 1/32 pixel, so a
+bicubic rotation is PIL's own. Filters other than bilinear and bicubic are PIL's own too.
+"""
+import math
+import random
+from typing import Callable, Optional, Sequence, Tuple, Union
+
+import cv2
+import numpy as np
+from PIL import Image
+from timm.data import auto_augment
+
+from .truncation import TRUNCATE
+
+Fill = Optional[Tuple[int, int, int]]
+Resample = Union[int, Sequence[int]]
+
+_BILINEAR, _BICUBIC = Image.Resampling.BILINEAR, Image.Resampling.BICUBIC
+
+
+def _warp_is_exact() -> bool:
+    """Whether cv2.warpAffine interpolates at the very position; older releases round it to 1/32 pixel."""
+    ramp = np.arange(8, dtype=np.float32)[None, :, None].repeat(8, 0).repeat(3, 2)
+    shift = np.array([[1., 0., 1 / 64], [0., 1., 0.]])
+    warped = cv2.warpAffine(ramp, shift, (8, 8), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
+    return abs(warped[4, 4, 0] - (4. + 1 / 64)) < 1e-4
+
+
+_WARP_IS_EXACT = _warp_is_exact()
+
+
+def shear_x(image: np.ndarray, factor: float, **kwargs) -> np.ndarray:
+    """Take each pixel from factor * its height further right."""
+    return _slide(auto_augment.shear_x, image, factor, factor * _centres(image.shape[0]), **kwargs)
+
+
+def shear_y(image: np.ndarray, factor: float, **kwargs) -> np.ndarray:
+    """Take each pixel from factor * its distance from the left further down."""
+    return _slide(auto_augment.shear_y, image, factor, factor * _centres(image.shape[1]), down=True, **kwargs)
+
+
+def translate_x_abs(image: np.ndarray, pixels: float, **kwargs) -> np.ndarray:
+    """Take each pixel from so many pixels further right."""
+    return _slide(auto_augment.translate_x_abs, image, pixels, np.full(image.shape[0], float(pixels)), **kwargs)
+
+
+def translate_y_abs(image: np.ndarray, pixels: float, **kwargs) -> np.ndarray:
+    """Take each pixel from so many pixels further down."""
+    shifts = np.full(image.shape[1], float(pixels))
+    return _slide(auto_augment.translate_y_abs, image, pixels, shifts, down=True, **kwargs)
+
+
+def translate_x_rel(image: np.ndarray, pct: float, **kwargs) -> np.ndarray:
+    """Take each pixel from this fraction of the width further right."""
+    return translate_x_abs(image, pct * image.shape[1], **kwargs)
+
+
+def translate_y_rel(image: np.ndarray, pct: float, **kwargs) -> np.ndarray:
+    """Take each pixel from this fraction of the height further down."""
+    return translate_y_abs(image, pct * image.shape[0], **kwargs)
+
+
+def rotate(
+        image: np.ndarray,
+        degrees: float,
+        fillcolor: Fill = None,
+        resample: Resample = _BICUBIC,
+) -> np.ndarray:
+    """Rotate counter clockwise around the centre; the size stays.
+
+    Bilinear by cv2.warpAffine in float32. PIL itself does bicubic (see the module), whole quarters of a turn (it
+    transposes), and everything where cv2.warpAffine rounds positions.
+    """
+    resample = _draw(resample)
+    if resample != _BILINEAR or degrees % 90. == 0. or not _WARP_IS_EXACT:
+        return _by_timm(auto_augment.rotate, image, degrees, fillcolor, resample)
+
+    height, width = image.shape[:2]
+    # PIL rounds to 15 digits, with the sign of an inverse map.
+    angle = -math.radians(degrees % 360.)
+    cosine, sine = round(math.cos(angle), 15), round(math.sin(angle), 15)
+    x_offset = cosine * -width / 2 + sine * -height / 2 + width / 2
+    y_offset = -sine * -width / 2 + cosine * -height / 2 + height / 2
+    # The same map between pixel indices, which is what OpenCV counts in: centres are half a pixel further.
+    half = .5 * np.array([cosine + sine - 1., cosine - sine - 1.])
+    matrix = np.array([[cosine, sine, x_offset + half[0]], [-sine, cosine, y_offset + half[1]]])
+    warped = cv2.warpAffine(
+        image.astype(np.float32), matrix, (width, height),
+        flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_REPLICATE)
+
+    rows = _centres(height)
+    x_first, x_end = _inside(cosine, sine * rows + x_offset, width)
+    y_first, y_end = _inside(-sine, cosine * rows + y_offset, height)
+    rotated = cv2.convertScaleAbs(warped, beta=TRUNCATE)
+    return _fill_outside(rotated, np.maximum(x_first, y_first), np.minimum(x_end, y_end), fillcolor)
+
+
+def _draw(resample: Resample) -> int:
+    """The filter; drawn where there are several, as timm's operations draw it."""
+    return random.choice(resample) if isinstance(resample, (list, tuple)) else resample
+
+
+def _by_timm(operation: Callable, image: np.ndarray, amount: float, fill: Fill, resample: int) -> np.ndarray:
+    """timm's own operation, on a PIL image."""
+    return np.array(operation(Image.fromarray(image), amount, fillcolor=fill, resample=resample))
+
+
+def _centres(count: int) -> np.ndarray:
+    """Positions of the centres of so many pixels."""
+    return np.arange(count) + .5
+
+
+def _inside(slope: float, offset: np.ndarray, size: int) -> Tuple[np.ndarray, np.ndarray]:
+    """First and one past the last column x of each row with 0 <= slope * (x + 0.5) + offset < size; slope is not 0."""
+    at_start, at_end = -offset / slope - .5, (size - offset) / slope - .5
+    if slope > 0.:
+        return np.ceil(at_start), np.ceil(at_end)
+    return np.floor(at_end) + 1., np.floor(at_start) + 1.
+
+
+def _fill_outside(image: np.ndarray, first: np.ndarray, end: np.ndarray, fill: Fill) -> np.ndarray:
+    """Give the colour to all but the columns first to end of each row, in place."""
+    width = image.shape[1]
+    columns = np.arange(width, dtype=np.int32)
+    first, end = (bound.clip(0, width).astype(np.int32)[:, None] for bound in (first, end))
+    outside = (columns < first) | (columns >= end)
+    colour = np.empty_like(image)
+    colour[0] = (0, 0, 0) if fill is None else fill
+    colour[1:] = colour[0]
+    return cv2.copyTo(colour, outside.view(np.uint8), image)
+
+
+def _slide(
+        operation: Callable,
+        image: np.ndarray,
+        amount: float,
+        shifts: np.ndarray,
+        down: bool = False,
+        fillcolor: Fill = None,
+        resample: Resample = _BICUBIC,
+) -> np.ndarray:
+    """Take each row from further right, or each column from further down.
+
+    Args:
+        operation: timm's operation, for filters other than bilinear and bicubic.
+        image: uint8 [H, W, 3].
+        amount: The operation's argument.
+        shifts: Pixels for each row [H] or column [W].
+        down: Columns.
+        fillcolor: Colour of what comes from outside; None is black.
+        resample: PIL's filter, or several to draw one of.
+    """
+    resample = _draw(resample)
+    if resample not in (_BILINEAR, _BICUBIC):
+        return _by_timm(operation, image, amount, fillcolor, resample)
+    if down:
+        return cv2.transpose(_slide_rows(cv2.transpose(image), shifts, fillcolor, resample))
+    return _slide_rows(image, shifts, fillcolor, resample)
+
+
+def _slide_rows(image: np.ndarray, shifts: np.ndarray, fill: Fill, resample: int) -> np.ndarray:
+    height, width = image.shape[:2]
+    whole = np.floor(shifts)
+    weights = _weights(shifts - whole, resample)
+    neighbours = weights.shape[1]
+    # Two pixels at each side are all the neighbours of a position inside. What a window reads beyond them, of the row
+    # before or after, is outside the image and gets the fill colour.
+    padded = cv2.copyMakeBorder(image, 1, 1, 2, 2, cv2.BORDER_REPLICATE)
+    span, stride = width + neighbours - 1, width + 4
+    windows = np.ndarray((padded.size // 3 - span + 1, 3 * span), np.uint8, padded, strides=(3, 1))
+    first_neighbour = 3 - neighbours // 2 + whole.clip(-width - 1, width + 1).astype(np.int64)
+    rows = windows[np.arange(1, height + 1) * stride + first_neighbour]
+    if (shifts == shifts[0]).all():
+        rows = rows.reshape(height, span, 3)
+        moved = cv2.filter2D(rows, -1, weights[:1], anchor=(0, 0), delta=TRUNCATE)[:, :width]
+        moved = np.ascontiguousarray(moved)
+    else:
+        moved = cv2.convertScaleAbs(_weighted(rows, weights), beta=TRUNCATE).reshape(image.shape)
+    return _fill_outside(moved, *_inside(1., shifts, width), fill)
+
+
+def _weights(t: np.ndarray, resample: int) -> np.ndarray:
+    """Weights of 2 or 4 neighbours [N, 2 or 4] of a position t in [0, 1) between the middle two [N]."""
+    s = 1. - t
+    if resample == _BILINEAR:
+        weights = s, t
+    else:
+        weights = -t * s * s, 1. - t * t * (1. + s), 1. - s * s * (1. + t), -s * t * t
+    return np.stack(weights, 1).astype(np.float32)
+
+
+def _weighted(rows: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Weighted sum of the neighbours in each row, not below 0 [H, 3 * W], of colours that are interleaved."""
+    rows = rows.astype(np.float32)
+    width = rows.shape[1] - 3 * (weights.shape[1] - 1)
+    total = rows[:, :width] * weights[:, :1]
+    term = np.empty_like(total)
+    for i in range(1, weights.shape[1]):
+        total += np.multiply(rows[:, 3 * i:3 * i + width], weights[:, i:i + 1], out=term)
+    return np.maximum(total, 0., out=total)
