@@ -76,7 +76,9 @@ def images():
     flat = np.full((31, 17, 3), (7, 200, 90), np.uint8)
     flipped = photograph(57, 83, 4)[:, ::-1]
     cropped = photograph(90, 120, 5)[11:75, 20:101]
-    return [photograph(57, 83, 0), photograph(224, 224, 1), noise(64, 41, 2), narrow, flat, flipped, cropped,
+    read_only = photograph(40, 50, 8)
+    read_only.flags.writeable = False
+    return [photograph(57, 83, 0), photograph(224, 224, 1), read_only, noise(64, 41, 2), narrow, flat, flipped, cropped,
             noise(2, 3, 6), noise(1, 1, 7)]
 
 

@@ -60,14 +60,13 @@ def adjust_hue(image: np.ndarray, factor: float) -> np.ndarray:
 
 
 def lighting(image: np.ndarray, shift: np.ndarray) -> np.ndarray:
-    """Add a number of levels to each channel, rounded to the nearest.
+    """Add a number of levels, rounded to the nearest, to each channel; clipped to 0 and 255.
 
     Args:
         image: uint8 [H, W, 3].
         shift: Levels [3], as the PCA lighting draws them.
     """
-    levels = np.arange(256, dtype=np.float32)[:, None] + np.asarray(shift, np.float32)
-    return _map_levels(image, levels.round())
+    return cv2.add(image, (*np.rint(np.asarray(shift)).tolist(), 0.))
 
 
 def invert(image: np.ndarray, **_) -> np.ndarray:
