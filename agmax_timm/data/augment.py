@@ -68,9 +68,12 @@ class Lighting:
     def __call__(self, image: Image.Image) -> Image.Image:
         if image.mode != 'RGB':
             raise ValueError(f'lighting needs RGB images, got mode {image.mode}')
-        shift = 255. * _RGB_EIGENVECTORS @ (torch.randn(3) * self.std * _RGB_EIGENVALUES)
-        levels = torch.arange(256) + shift[:, None]
+        levels = torch.arange(256) + self.draw_shift()[:, None]
         return image.point(levels.round_().clamp_(0, 255).byte().flatten().tolist())
+
+    def draw_shift(self) -> torch.Tensor:
+        """A random shift of red, green and blue [3], in levels."""
+        return 255. * _RGB_EIGENVECTORS @ (torch.randn(3) * self.std * _RGB_EIGENVALUES)
 
     def __repr__(self) -> str:
         return f'{type(self).__name__}(std={self.std})'

@@ -6,7 +6,8 @@ distributions of lambda, the boxes, the area correction, the label smoothing.
 Papers: mixup, https://arxiv.org/abs/1710.09412; CutMix, https://arxiv.org/abs/1905.04899; per view as in AgMax,
 https://arxiv.org/abs/2110.10536
 """
-from typing import Any, Dict, List, Optional, Tuple
+from dataclasses import dataclass
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
@@ -38,6 +39,15 @@ class SharedSwitch:
 
 class CollateMixup(SharedSwitch, FastCollateMixup):
     """timm's FastCollateMixup for one view, with a switch that reaches persistent workers."""
+
+
+@dataclass
+class Mix:
+    """How the images of a view are mixed."""
+    chosen: np.ndarray  # indices of those that are
+    partner: np.ndarray  # with which [B]
+    kept: np.ndarray  # the share of itself that each keeps [B], float32
+    boxes: Dict[int, Tuple[int, int, int, int]]  # for CutMix (top, bottom, left, right), by index
 
 
 class TwoViewMixup(SharedSwitch, Mixup):
@@ -75,9 +85,17 @@ class TwoViewMixup(SharedSwitch, Mixup):
         """
         if len(input) % 4:
             raise ValueError(f'mixup needs an even number of images in two views, got {len(input)} views')
-        chosen = self._choose_images(len(input) // 2)
-        targets = [self._mix_view(x, y, chosen) for x, y in zip(input.chunk(2), target.chunk(2))]
-        return input, torch.cat(targets)
+        mixes = self.draw((len(input) // 2, *input.shape[1:]))
+        for view, mix in zip(input.chunk(2), mixes):
+            unmixed = view.clone() if len(mix.chosen) else view
+            for i in mix.chosen:
+                partner = unmixed[mix.partner[i]]
+                if i in mix.boxes:
+                    yl, yh, xl, xh = mix.boxes[i]
+                    view[i, :, yl:yh, xl:xh] = partner[:, yl:yh, xl:xh]
+                else:
+                    view[i] = _blend(unmixed[i], partner, float(mix.kept[i]))
+        return input, torch.cat([self.soft_targets(y, mix) for y, mix in zip(target.chunk(2), mixes)])
 
     def _choose_images(self, batch_size: int) -> np.ndarray:
         """Indices of the images that are mixed: all or none, or a random subset of whole pairs or of elements."""
@@ -90,24 +108,31 @@ class TwoViewMixup(SharedSwitch, Mixup):
         num_pairs = np.random.binomial(batch_size // 2, self.image_prob)
         return np.random.permutation(batch_size)[:2 * num_pairs]
 
-    def _mix_view(self, x: torch.Tensor, target: torch.Tensor, chosen: np.ndarray) -> torch.Tensor:
+    def draw(self, shape: Sequence[int]) -> List['Mix']:
+        """What to mix in each of the two views of a batch.
+
+        Args:
+            shape: That of one view, (B, C, H, W).
+        """
+        if shape[0] % 2:
+            raise ValueError(f'mixup needs an even number of images in two views, got {shape[0]}')
+        chosen = self._choose_images(shape[0])
+        return [self._draw_mix(shape, chosen) for _ in range(2)]
+
+    def _draw_mix(self, shape: Sequence[int], chosen: np.ndarray) -> 'Mix':
+        if not len(chosen):
+            return Mix(chosen, np.arange(shape[0]), np.ones(shape[0], np.float32), {})
+        partner = self._draw_partners(shape[0], chosen)
+        return Mix(chosen, partner, *self._draw_amounts(shape, chosen, partner))
+
+    def soft_targets(self, target: torch.Tensor, mix: 'Mix') -> torch.Tensor:
+        """Targets [B, K] of a view that is mixed so, from class indices [B]."""
         off_value = self.label_smoothing / self.num_classes
         labels = one_hot(target, self.num_classes, on_value=1. - self.label_smoothing + off_value, off_value=off_value)
-        if not len(chosen):
+        if not len(mix.chosen):
             return labels
-        partner = self._draw_partners(len(x), chosen)
-        kept, boxes = self._draw_amounts(x.shape, chosen, partner)
-
-        unmixed = x.clone()
-        for i in chosen:
-            if i in boxes:
-                yl, yh, xl, xh = boxes[i]
-                x[i, :, yl:yh, xl:xh] = unmixed[partner[i], :, yl:yh, xl:xh]
-            else:
-                x[i] = _blend(unmixed[i], unmixed[partner[i]], float(kept[i]))
-
-        kept = torch.as_tensor(kept, dtype=labels.dtype, device=labels.device)[:, None]
-        return labels * kept + labels[torch.as_tensor(partner, device=labels.device)] * (1. - kept)
+        kept = torch.as_tensor(mix.kept, dtype=labels.dtype, device=labels.device)[:, None]
+        return labels * kept + labels[torch.as_tensor(mix.partner, device=labels.device)] * (1. - kept)
 
     def _draw_partners(self, batch_size: int, chosen: np.ndarray) -> np.ndarray:
         """A random partner for each chosen image, never itself; itself for the others [B]."""
@@ -124,7 +149,7 @@ class TwoViewMixup(SharedSwitch, Mixup):
 
     def _draw_amounts(
             self,
-            shape: torch.Size,
+            shape: Sequence[int],
             chosen: np.ndarray,
             partner: np.ndarray,
     ) -> Tuple[np.ndarray, Dict[int, Tuple[int, int, int, int]]]:
