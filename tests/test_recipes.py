@@ -99,7 +99,9 @@ def train_steps(*recipes, photos):
     """The steps of the training transform."""
     _, loader, _ = build_loaders(parse(*recipes, argv=(*SMALL_MODEL, *SMALL_DATA)), photos)
     transform = loader.dataset.transform
-    return (transform.transform if isinstance(transform, TwoViews) else transform).transforms
+    while not hasattr(transform, 'transforms'):  # two views; on arrays
+        transform = transform.transform
+    return transform.transforms
 
 
 def names(steps):

@@ -3,7 +3,6 @@ import itertools
 import multiprocessing
 
 import numpy as np
-import PIL.Image
 import pytest
 import torch
 from timm.data import create_transform
@@ -51,18 +50,23 @@ def test_one_image_two_calls():
 
 
 @pytest.mark.parametrize('num_workers', [0, 2])
-def test_one_decode_per_sample(photos, monkeypatch, num_workers):
+@pytest.mark.parametrize('backend, module, name', [
+    ('timm', 'PIL.Image', 'open'),
+    ('fast', 'simplejpeg', 'decode_jpeg'),
+])
+def test_one_decode_per_sample(photos, monkeypatch, num_workers, backend, module, name):
+    module = pytest.importorskip(module)
     opened = multiprocessing.Value('i', 0)
-    pil_open = PIL.Image.open
+    decode = getattr(module, name)
 
-    def counting_open(*args, **kwargs):
+    def counting(*args, **kwargs):
         with opened.get_lock():
             opened.value += 1
-        return pil_open(*args, **kwargs)
+        return decode(*args, **kwargs)
 
-    monkeypatch.setattr(PIL.Image, 'open', counting_open)
+    monkeypatch.setattr(module, name, counting)
     dataset = create_dataset('', str(photos), 'train')
-    loader = create_two_view_loader(dataset, 16, 4, num_workers=num_workers, **LEVELS)
+    loader = create_two_view_loader(dataset, 16, 4, num_workers=num_workers, augment_backend=backend, **LEVELS)
     views = sum(len(x) for x, _ in loader)
     assert (views, opened.value) == (2 * len(dataset), len(dataset))
 

@@ -3,7 +3,7 @@ import os
 import tarfile
 import warnings
 from itertools import chain
-from typing import Any, BinaryIO, Callable, Optional, Tuple
+from typing import Any, BinaryIO, Callable, List, Optional, Tuple
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -78,6 +78,9 @@ class DecodedDataset(ImageDataset):
     def __init__(self, reader, max_damaged: Optional[float] = None, **kwargs):
         super().__init__(getattr(reader, 'root', ''), reader=reader, **kwargs)
         self.damage = Damage(reader, max_damaged)
+        self.decode: Callable = decode
+        self.memory: Any = None  # see keep_decoded
+        self.batches: Optional[Callable] = None  # see SmallBatches
 
     def __getitem__(self, index: int) -> Tuple[Any, ...]:
         image, target, *features = self._next_sample(index)
@@ -89,20 +92,36 @@ class DecodedDataset(ImageDataset):
             target = self.target_transform(target)
         return (image, target) if self.additional_features is None else (image, target, *features)
 
+    def __getitems__(self, indices: List[int]) -> Any:
+        """The samples of a batch, all at once where that is faster; called by torch's loaders."""
+        if self.batches is None or not indices:
+            return [self[index] for index in indices]
+        return self.batches(indices)
+
     def _next_sample(self, index: int) -> Tuple[Any, ...]:
         count = len(self)
         first = range(count)[index]  # counts from the end where negative
         for number in chain(range(first, count), range(first)):
             try:
-                return self._sample(number)
+                return self.load(number)
             except UndecodableError as error:
                 self.damage.found(number, str(error))
         raise DamagedError(f'none of the {count} samples can be decoded, such as {self.damage.path(first)}')
 
-    def _sample(self, index: int) -> Tuple[Any, ...]:
+    def load(self, index: int) -> Tuple[Any, ...]:
+        """The image (PIL's, or pixels by another `decode`), its target and features of a sample, not transformed.
+
+        Raises:
+            UndecodableError: it is no whole image, or cannot be read.
+        """
+        kept = self.memory.get(index) if self.memory is not None else None
+        if kept is not None:
+            pixels, target = kept
+            return (Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels), target) if (
+                self.decode is decode) else (pixels, target)
         try:
             file, *rest = self.reader[index]
-            return (file.read() if self.load_bytes else decode(file, self.input_img_mode), *rest)
+            return (file.read() if self.load_bytes else self.decode(file, self.input_img_mode), *rest)
         except (OSError, tarfile.TarError) as error:
             raise UndecodableError(reason_of(error)) from error
 

@@ -1,16 +1,17 @@
 """Training loaders: timm's, with what its augmentation lacks, and with two views."""
 from functools import partial
-from typing import Any, Callable, Dict, Optional, Sequence, Tuple, Union
+from typing import Any, Dict, Optional, Sequence, Tuple, Union
 
 import torch
 import torch.distributed as dist
 from timm.data import AugMixDataset, Mixup, create_loader
-from timm.data.scheduled_sampler import ScheduledTransformDataset
 from torch.utils.data import Dataset, IterableDataset
 
 from .augment import CutOut, extend_transform, pad_and_crop
+from .backend import replace_transforms, take_backend, transforms_of, use_batches
+from .memory import keep_decoded, memory_limit
 from .mixup import CollateMixup, TwoViewCollate, TwoViewMixup
-from .modes import CROP_MODES
+from .modes import BACKENDS, CROP_MODES
 from .views import TwoViews
 
 
@@ -23,6 +24,8 @@ def create_train_loader(
         cutout: int = 0,
         lighting: float = 0.,
         two_views: bool = False,
+        augment_backend: str = 'auto',
+        image_memory: str = '0',
         **kwargs,
 ):
     """timm's training loader, extended by CutOut, lighting, pad-and-crop, mixing and a second view.
@@ -50,6 +53,11 @@ def create_train_loader(
     if crop_mode == 'pad' and kwargs.get('input_size_choices'):
         raise ValueError('train_crop_mode pad is for one input_size, not for input_size_choices')
 
+    if augment_backend not in BACKENDS:
+        raise ValueError(f"augment_backend must be one of {', '.join(BACKENDS)}, got '{augment_backend}'")
+    if augment_backend == 'fast' and kwargs.get('num_aug_splits'):
+        raise ValueError('augment_backend fast: num_aug_splits has no fast equal; timm or auto do it')
+
     prefetch = kwargs.get('use_prefetcher', True)
     device = torch.device(kwargs.pop('device', None) or ('cuda' if torch.cuda.is_available() else 'cpu'))
     collate = None
@@ -74,13 +82,19 @@ def create_train_loader(
         crop = None
         if crop_mode == 'pad':
             crop = pad_and_crop(_height_width(input_size), kwargs.get('interpolation', 'bilinear'))
-        _replace_transform(
-            loader.dataset, partial(extend_transform, crop=crop, lighting=lighting, cutout=0 if prefetch else cutout))
+        extend = partial(extend_transform, crop=crop, lighting=lighting, cutout=0 if prefetch else cutout)
+        replace_transforms(loader.dataset, [extend(transform) for transform in transforms_of(loader.dataset)])
     if cutout and prefetch:
         # The prefetcher's own place for what comes after normalisation.
         loader.random_erasing = _Chain(loader.random_erasing, CutOut(cutout))
+    if not kwargs.get('num_aug_splits'):
+        channels = input_size[0] if isinstance(input_size, Sequence) and len(input_size) == 3 else 3
+        take_backend(augment_backend, loader, channels, two_views, mixup)
+    keep_decoded(getattr(loader.dataset, 'dataset', loader.dataset), memory_limit(image_memory), progress=True)
+    if two_views or mixup is None:
+        use_batches(loader.dataset, views=2 if two_views else 1)
     if two_views:
-        _replace_transform(loader.dataset, TwoViews)
+        replace_transforms(loader.dataset, [TwoViews(transform) for transform in transforms_of(loader.dataset)])
     if mixup is not None and not prefetch:
         mix = TwoViewMixup(**mixup) if two_views else Mixup(**mixup)
         loader = DeviceMixupLoader(loader, mix, device, kwargs.get('img_dtype', torch.float32))
@@ -95,6 +109,8 @@ def create_two_view_loader(
         mixup: Optional[Dict[str, Any]] = None,
         cutout: int = 0,
         lighting: float = 0.,
+        augment_backend: str = 'auto',
+        image_memory: str = '0',
         **kwargs,
 ):
     """timm's training loader with two views of every image: each image is decoded once and augmented twice.
@@ -112,6 +128,10 @@ def create_two_view_loader(
             `loader.mixup_enabled = False` to turn it off between epochs, persistent workers included.
         cutout: Side in pixels of a CutOut square per view, after normalisation; 0 is off.
         lighting: Standard deviation of PCA lighting per view; 0 is off.
+        augment_backend: 'timm' for its transforms of PIL images; 'fast' for their equals on arrays, of which
+            docs/performance.md states the differences in levels; 'auto' for fast where each step has its equal.
+        image_memory: A share of the free memory, as '0.1', or an amount, as '8G': images that fit into it are decoded
+            once, now, and kept as uint8. '0' keeps none.
         **kwargs: Further arguments of timm.data.create_loader, `train_crop_mode='pad'` among them (an eighth of the
             size as padding, then a random crop). `device` is CUDA where there is one, else the CPU.
 
@@ -122,7 +142,8 @@ def create_two_view_loader(
         ValueError: an odd batch with mixup, a data set smaller than a batch, unknown modes or combinations.
     """
     return create_train_loader(
-        dataset, input_size, batch_size, mixup=mixup, cutout=cutout, lighting=lighting, two_views=True, **kwargs)
+        dataset, input_size, batch_size, mixup=mixup, cutout=cutout, lighting=lighting, two_views=True,
+        augment_backend=augment_backend, image_memory=image_memory, **kwargs)
 
 
 class DeviceMixupLoader:
@@ -167,14 +188,6 @@ class DeviceMixupLoader:
     @mixup_enabled.setter
     def mixup_enabled(self, enabled: bool) -> None:
         self.mixup.mixup_enabled = enabled
-
-
-def _replace_transform(dataset: Dataset, replace: Callable) -> None:
-    """Put `replace(transform)` where each transform was: one, or one for each scheduled size."""
-    if isinstance(dataset, ScheduledTransformDataset):
-        dataset.transforms = tuple(replace(transform) for transform in dataset.transforms)
-    else:
-        dataset.transform = replace(dataset.transform)
 
 
 class _Chain:

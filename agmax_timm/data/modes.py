@@ -2,3 +2,4 @@
 
 CROP_MODES = ('rrc', 'rkrc', 'rkrr', 'pad')
 MIXUP_MODES = ('batch', 'pair', 'elem')
+BACKENDS = ('auto', 'timm', 'fast')

@@ -38,6 +38,7 @@ _NOT_WITH_NAFLEX = (
     ('--kd-model-name', lambda args: args.kd_model_name, 'gives the teacher images, not patches'),
     ('--cutout', lambda args: args.cutout, 'cuts images, not patches: use --reprob'),
     ('--lighting', lambda args: args.lighting, 'is for images of one size'),
+    ('--augment-backend fast', lambda args: args.augment_backend == 'fast', 'gives each image a size of its own'),
     ('--train-crop-mode pad', lambda args: args.train_crop_mode == 'pad', 'is for images of one size'),
     ('--save-images', lambda args: args.save_images, 'draws images, not patches'),
 )

@@ -172,6 +172,8 @@ def build_train_loader(
             mixup=mixup_kwargs(args),
             cutout=args.cutout,
             lighting=args.lighting,
+            augment_backend=args.augment_backend,
+            image_memory=args.image_memory,
             num_aug_splits=args.aug_splits,
             use_multi_epochs_loader=args.use_multi_epochs_loader,
             **_resolution_kwargs(args),
@@ -179,7 +181,8 @@ def build_train_loader(
         )
     except (ValueError, AssertionError) as error:  # timm asserts on policies it does not know
         policy = f' (--aa {args.aa})' if args.aa else ''
-        raise OptionError(f'training data{policy}: {error}') from error
+        reason = str(error).replace('augment_backend', '--augment-backend')
+        raise OptionError(f'training data{policy}: {reason}') from error
 
 
 def _resolution_kwargs(args: argparse.Namespace) -> Dict[str, Any]:

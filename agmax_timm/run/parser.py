@@ -67,6 +67,15 @@ def parse_interval(value: Union[int, str]) -> Tuple[Union[int, float], str]:
     return number, unit
 
 
+def memory(value: Union[float, str]) -> str:
+    """Type of an amount of memory, as given: a share of what is free in [0, 1], or an amount as '8G' or '500M'."""
+    text = str(value)
+    amount = text[-1:].upper() in ('G', 'M')
+    if not 0. <= float(text[:-1] if amount else text) <= (float('inf') if amount else 1.):
+        raise argparse.ArgumentTypeError(f"takes a share in [0, 1], or an amount as 8G or 500M, got '{value}'")
+    return text
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """', did you mean X?' of the known name with the fewest other letters, nothing where most of them are others."""
     best = min(known, key=lambda other: _distance(name, other))

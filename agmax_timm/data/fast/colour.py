@@ -4,6 +4,7 @@ Each function has the arguments of timm's or torchvision's function of its name;
 over two to every operation, are ignored. No image is changed in place; it may be returned itself where nothing changes.
 """
 import math
+from typing import Callable
 
 import cv2
 import numpy as np
@@ -93,30 +94,33 @@ def posterize(image: np.ndarray, bits_to_keep: int, **_) -> np.ndarray:
 
 def auto_contrast(image: np.ndarray, **_) -> np.ndarray:
     """Stretch each channel to all levels."""
-    low, high = image.min(0).min(0).astype(np.float64), image.max(0).max(0).astype(np.float64)
-    flat = high <= low
-    if (flat | (high - low == 255.)).all():
-        return image
-    scale = np.where(flat, 1., 255. / np.where(flat, 1., high - low))
-    offset = np.where(flat, 0., -low * scale)
-    return _map_levels(image, np.trunc(np.arange(256)[:, None] * scale + offset))
+    return _map_planes(image, _stretched_levels)
 
 
 def equalize(image: np.ndarray, **_) -> np.ndarray:
     """Give each channel a histogram as even as can be."""
-    levels = [_equal_levels(cv2.calcHist([image], [i], None, [256], [0, 256]).reshape(-1)) for i in range(3)]
-    return _map_levels(image, np.stack(levels, 1))
+    return _map_planes(image, _equal_levels)
 
 
-def _equal_levels(histogram: np.ndarray) -> np.ndarray:
-    """PIL's table for one channel [256]."""
-    histogram = histogram.astype(np.int64)
+def _stretched_levels(plane: np.ndarray) -> np.ndarray:
+    """PIL's table [256] for one channel [H, W]."""
+    low, high, *_ = cv2.minMaxLoc(plane)
+    if high <= low:
+        return np.arange(256)
+    scale = 255. / (high - low)
+    return np.trunc(np.arange(256) * scale - low * scale)
+
+
+def _equal_levels(plane: np.ndarray) -> np.ndarray:
+    """PIL's table [256] for one channel [H, W]."""
+    histogram = cv2.calcHist([plane], [0], None, [256], [0, 256]).reshape(-1).astype(np.int64)
     below = np.cumsum(histogram) - histogram
     # Pixels below the highest level there is.
     step = below[histogram.nonzero()[0][-1]] // 255
     return (below + step // 2) // step if step else np.arange(256)
 
 
-def _map_levels(image: np.ndarray, levels: np.ndarray) -> np.ndarray:
-    """Replace each level by another, the tables of the channels are the columns [256, 3]; clipped to 0 and 255."""
-    return cv2.LUT(image, levels.clip(0, 255).astype(np.uint8)[None])
+def _map_planes(image: np.ndarray, table: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """Replace each level of a channel by table(channel)'s, clipped to 0 and 255. Faster than on all at a time."""
+    planes = cv2.split(image)
+    return cv2.merge([cv2.LUT(plane, table(plane).clip(0, 255).astype(np.uint8)) for plane in planes])

@@ -1,4 +1,6 @@
 """Flags of the data: where it is, how it is loaded, how it is augmented and mixed."""
+from ...data.modes import BACKENDS
+from ..parser import memory
 
 
 def dataset(parser, verb):
@@ -33,6 +35,9 @@ def train_data(group):
     group.add_argument('--pin-mem', action='store_true', help='pin host memory')
     group.add_argument('--no-prefetcher', action='store_true', help='normalise and mix outside of the prefetcher')
     group.add_argument('--use-multi-epochs-loader', action='store_true', help='keep the loader going between epochs')
+    group.add_argument('--image-memory', type=memory, default='0.1', metavar='SHARE',
+                       help='keep the images of a folder decoded if they fit into this share of the free memory, or '
+                            'into an amount as 8G; 0: never')
     group.add_argument('--epoch-repeats', type=float, default=0., metavar='N', help='passes an epoch, if iterable')
     group.add_argument('--max-damaged', type=float, default=0.01, metavar='SHARE',
                        help='stop beyond this share of training images that cannot be decoded; others take their place')
@@ -79,6 +84,9 @@ def augmentation(group):
     group.add_argument('--grayscale-prob', type=float, metavar='P', help='share of gray images')
     group.add_argument('--gaussian-blur-prob', type=float, metavar='P', help='share of blurred images')
     group.add_argument('--aa', metavar='POLICY', help='AutoAugment, RandAugment, AugMix or 3-augment, as in timm')
+    group.add_argument('--augment-backend', default='auto', choices=BACKENDS,
+                       help='timm: PIL images; fast: arrays, the same views to a level or two; auto: with --agmax fast '
+                            'where each step has its equal')
     group.add_argument('--aug-repeats', type=float, default=0, metavar='N', help='repeated augmentation over ranks')
     group.add_argument('--aug-splits', type=int, default=0, metavar='N',
                        help='versions of each image in a batch, the first one clean: 0 or 2 and more')
