@@ -11,6 +11,7 @@ from PIL import Image
 from timm.data import auto_augment
 from timm.utils import random_seed
 from torchvision import transforms
+from torchvision.transforms import functional
 
 from agmax_timm import create_two_view_loader
 from agmax_timm.data.datasets import create_dataset
@@ -22,6 +23,7 @@ pytest.importorskip('simplejpeg')
 
 from agmax_timm.data.fast.collate import Buffers
 from agmax_timm.data.fast.decoding import decode_array
+from agmax_timm.data.fast.jitter import DeviceJitter
 from agmax_timm.data.fast.transform import ArrayTransform, UnequalError, on_arrays
 
 CPU = torch.device('cpu')
@@ -245,3 +247,65 @@ def test_images_that_are_not_rgb_are_named(memory_dataset):
         memory_dataset([IMAGE.convert('L')] * 4), 32, 2, augment_backend='fast', num_workers=0, device=CPU)
     with pytest.raises(ValueError, match='images must be RGB.* augment_backend timm'):
         next(iter(loader))
+
+
+@pytest.fixture
+def jitter():
+    return transforms.ColorJitter(.4, .3, .6)
+
+
+def to_levels(image):
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+def test_a_batch_is_jittered_as_pil_images_are(photographs, jitter):
+    """Each image by its own factors in its own order."""
+    images = [image.resize((40, 30)) for image in photographs] * 12
+    device_jitter = DeviceJitter(jitter, *torch.tensor([[120., 110., 100.], [60., 57., 50.]]).view(2, 1, 3, 1, 1))
+    steps, factors = device_jitter.draw(len(images))
+    assert len(set(map(tuple, steps.tolist()))) == 6
+    adjust = functional.adjust_brightness, functional.adjust_contrast, functional.adjust_saturation
+    expected = []
+    for image, order, amounts in zip(images, steps.tolist(), factors.tolist()):
+        for step, factor in zip(order, amounts):
+            image = adjust[step](image, factor)
+        expected.append(to_levels(image))
+    levels = torch.stack([to_levels(image) for image in images]).float()
+    normalised = (levels - device_jitter.mean) / device_jitter.std
+    device_jitter.draw = lambda count: (steps, factors)
+    found = device_jitter(normalised) * device_jitter.std + device_jitter.mean
+    difference = found - torch.stack(expected)
+    assert difference.abs().max() <= 1.01 and difference.square().mean() < .01
+
+
+def test_device_jitter_draws_torchvisions_distribution(jitter):
+    device_jitter = DeviceJitter(jitter, torch.zeros(1, 3, 1, 1), torch.ones(1, 3, 1, 1))
+    steps, factors = device_jitter.draw(6000)
+    orders = torch.unique(steps, dim=0, return_counts=True)[1]
+    assert len(orders) == 6 and (orders - 1000).abs().max() < 5 * 1000 ** .5
+    for number, (low, high) in enumerate((jitter.brightness, jitter.contrast, jitter.saturation)):
+        drawn = factors[steps == number].sort().values
+        assert low <= drawn[0] and drawn[-1] <= high
+        uniform = low + (high - low) * (torch.arange(6000) + .5) / 6000
+        assert (drawn - uniform).abs().max() < (high - low) * 1.63 / 6000 ** .5  # Kolmogorov-Smirnov, 1 percent
+    _, alone = DeviceJitter(transforms.ColorJitter(.4), torch.zeros(1, 3, 1, 1), torch.ones(1, 3, 1, 1)).draw(100)
+    assert ((alone == 1.).sum(1) == 2).all()
+
+
+def test_the_jitter_of_another_device_is_done_there(photographs, memory_dataset):
+    def build(device, **kwargs):
+        dataset = memory_dataset(photographs)
+        loader = create_two_view_loader(
+            dataset, (3, 32, 32), 4, num_workers=0, augment_backend='fast', device=device, **kwargs)
+        return 'ColorJitter' in repr(dataset.transform), loader.random_erasing
+    meta = torch.device('meta')  # any that is not the CPU
+    in_worker, after = build(meta)
+    assert not in_worker and isinstance(after.functions[0], DeviceJitter)
+    in_worker, after = build(meta, cutout=8)
+    assert not in_worker and [type(function).__name__ for function in after.functions] == ['DeviceJitter', 'Chain']
+    for device, kwargs in (
+            (CPU, {}), (meta, dict(mixup=dict(mixup_alpha=1., num_classes=8))), (meta, dict(lighting=.1)),
+            (meta, dict(color_jitter=(.1, .1, .1, .1))), (meta, dict(color_jitter_prob=.5)),
+            (meta, dict(img_dtype=torch.bfloat16))):
+        in_worker, after = build(device, **kwargs)
+        assert in_worker and after is None

@@ -3,7 +3,9 @@ from typing import Callable, List, Optional, Tuple
 
 import torch
 from PIL import Image
+from timm.data.scheduled_sampler import ScheduledTransformDataset
 from timm.data.transforms import str_to_interp_mode
+from torch.utils.data import Dataset
 from torchvision import transforms
 
 # Principal components of ImageNet's RGB values in [0, 1], from 'ImageNet Classification with Deep Convolutional Neural
@@ -51,6 +53,18 @@ class CutOut:
 
     def __repr__(self) -> str:
         return f'{type(self).__name__}(side={self.side})'
+
+
+class Chain:
+    """Apply functions one after the other, those that are None left out."""
+
+    def __init__(self, *functions):
+        self.functions = [function for function in functions if function is not None]
+
+    def __call__(self, x):
+        for function in self.functions:
+            x = function(x)
+        return x
 
 
 class Lighting:
@@ -114,3 +128,16 @@ def extend_transform(
     if cutout:
         steps.append(CutOut(cutout))
     return transforms.Compose(steps)
+
+
+def transforms_of(dataset: Dataset) -> List[Callable]:
+    """The transform of a data set, or those of its scheduled sizes."""
+    return list(dataset.transforms) if isinstance(dataset, ScheduledTransformDataset) else [dataset.transform]
+
+
+def replace_transforms(dataset: Dataset, transforms: List[Callable]) -> None:
+    """Put others in the place of transforms_of(dataset)."""
+    if isinstance(dataset, ScheduledTransformDataset):
+        dataset.transforms = tuple(transforms)
+    else:
+        dataset.transform, = transforms

@@ -13,3 +13,7 @@ class DamagedError(DataError):
 
     def __str__(self) -> str:
         return super().__str__().rpartition(f'{type(self).__module__}.{type(self).__name__}: ')[2].rstrip()
+
+
+class UnequalError(ValueError):
+    """A step of augmentation that has no equal on arrays; the message names it."""

@@ -7,8 +7,8 @@ import torch.distributed as dist
 from timm.data import AugMixDataset, Mixup, create_loader
 from torch.utils.data import Dataset, IterableDataset
 
-from .augment import CutOut, extend_transform, pad_and_crop
-from .backend import replace_transforms, take_backend, transforms_of, use_batches
+from .augment import Chain, CutOut, extend_transform, pad_and_crop, replace_transforms, transforms_of
+from .backend import take_backend, use_batches
 from .memory import keep_decoded, memory_limit
 from .mixup import CollateMixup, TwoViewCollate, TwoViewMixup
 from .modes import BACKENDS, CROP_MODES
@@ -86,7 +86,7 @@ def create_train_loader(
         replace_transforms(loader.dataset, [extend(transform) for transform in transforms_of(loader.dataset)])
     if cutout and prefetch:
         # The prefetcher's own place for what comes after normalisation.
-        loader.random_erasing = _Chain(loader.random_erasing, CutOut(cutout))
+        loader.random_erasing = Chain(loader.random_erasing, CutOut(cutout))
     if not kwargs.get('num_aug_splits'):
         channels = input_size[0] if isinstance(input_size, Sequence) and len(input_size) == 3 else 3
         take_backend(augment_backend, loader, channels, two_views, mixup)
@@ -188,18 +188,6 @@ class DeviceMixupLoader:
     @mixup_enabled.setter
     def mixup_enabled(self, enabled: bool) -> None:
         self.mixup.mixup_enabled = enabled
-
-
-class _Chain:
-    """Apply functions one after the other, those that are None left out."""
-
-    def __init__(self, *functions):
-        self.functions = [function for function in functions if function is not None]
-
-    def __call__(self, x):
-        for function in self.functions:
-            x = function(x)
-        return x
 
 
 def _check_iterable(dataset: IterableDataset, batch_size: int, kwargs: Dict[str, Any]) -> None:

@@ -18,16 +18,13 @@ from timm.data.transforms import MaybePILToTensor, RandomResizedCropAndInterpola
 from torchvision import transforms
 
 from ..augment import Lighting
+from ..errors import UnequalError
 from . import blur, colour
 from .operations import OPERATIONS
 
 Step = Callable[[np.ndarray], np.ndarray]  # of pixels [H, W, 3], uint8
 
 _RESIZES = ('bilinear', 'bicubic')
-
-
-class UnequalError(ValueError):
-    """A step that has no equal on arrays; the message names it."""
 
 
 class ArrayTransform:
