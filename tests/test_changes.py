@@ -48,6 +48,17 @@ def test_another_number_of_samples_is_told_between_epochs(folder, argv, tmp_path
     assert epochs(tmp_path / 'run') == [0, 1, 2]
 
 
+def test_views_that_are_made_in_another_way_are_told(argv, caplog):
+    """Free memory and installed packages decide it too, so it is told even where no option changed."""
+    pytest.importorskip('cv2')
+    argv += ['--agmax', '--image-memory', '0']
+    training.train(parse_train_args([*argv, '--stop-epoch', '1']))
+    training.train(parse_train_args([*argv, '--stop-epoch', '2']))
+    assert 'views are made' not in caplog.text
+    training.train(parse_train_args([*argv, '--augment-backend', 'timm']))
+    assert 'views are made by timm in place of from arrays' in caplog.text
+
+
 def test_another_number_of_samples_within_an_epoch_is_one_line(folder, argv, capsys):
     with pytest.raises(Interrupted):
         training.train(parse_train_args(argv), StopAfter(2))

@@ -86,6 +86,7 @@ def run(photos, tmp_path):
     ('-j 2 --agmax --use-multi-epochs-loader --aa rand-m9-mstd0.5', [(14, 4)]),
     ('-j 0 --agmax --no-prefetcher --mixup 0.2 --grad-accum-steps 4', [(1,), (9,)]),
     ('-j 0 --agmax --amp --amp-dtype bfloat16 --opt adamw --sched plateau --patience-epochs 0', [(1, 1), (13,)]),
+    ('-j 2 --agmax --img-size 48 --augment-backend fast --train-crop-mode pad --mixup 0.2', [(3,)]),
     ('-j 0 --opt lookahead_adam --sched-on-updates --clip-grad 1', [(4,)]),
     ('-j 0 --train-img-sizes 24 32 --agmax', [(2, 3)]),
     ('-j 0 -b 8 --agmax --model naflexvit_base_patch16_gap --model-kwargs embed_dim=16 depth=1 num_heads=2 '

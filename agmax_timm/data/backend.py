@@ -49,6 +49,14 @@ def use_batches(dataset: Dataset, views: int) -> None:
         dataset.batches = small_batches(dataset.memory, dataset.transform, views)
 
 
+def views_of(dataset: Dataset) -> str:
+    """How the views of a training data set are made, in words."""
+    if getattr(dataset, 'batches', None) is not None:
+        return 'from arrays, by batches'
+    transform = getattr(dataset, 'transforms', getattr(dataset, 'transform', None))
+    return 'from arrays' if 'ArrayTransform' in repr(transform) else 'by timm'
+
+
 def _why_not(loader: Any, channels: int) -> str:
     if not isinstance(loader, PrefetchLoader):
         return 'without the prefetcher, batches are not uint8'

@@ -76,6 +76,17 @@ def describe_data(train: Dataset, validation: Optional[Dataset]) -> Dict[str, An
     return {'train': describe(train), 'validation': describe(validation)}
 
 
+def compare_views(now: Dict[str, Any], saved: Dict[str, Any]) -> str:
+    """A line if views are made in another way than before, which memory and packages decide too, '' if not.
+
+    Args:
+        now, saved: Descriptions of the data with the words of views_of().
+    """
+    before = saved.get('views', now['views'])
+    return '' if before == now['views'] else (
+        f"views are made {now['views']} in place of {before}, see --augment-backend and --image-memory")
+
+
 def compare_data(args: argparse.Namespace, now: Dict[str, Any], saved: Dict[str, Any]) -> List[str]:
     """Name what of the data changed since a checkpoint.
 
@@ -83,8 +94,8 @@ def compare_data(args: argparse.Namespace, now: Dict[str, Any], saved: Dict[str,
         OptionError: the classes are others: the outputs of the model would mean something else.
     """
     lines = []
-    for split, description in now.items():
-        before = saved.get(split)
+    for split in ('train', 'validation'):
+        description, before = now[split], saved.get(split)
         if not description or not before:
             continue
         if description['classes'] and before['classes'] and description['classes'] != before['classes']:

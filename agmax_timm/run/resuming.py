@@ -7,7 +7,7 @@ from typing import Any, Dict, List, Optional, Tuple
 from timm import utils
 
 from ..checkpoint import STATE, read_file
-from .changes import compare_data, compare_options
+from .changes import compare_data, compare_options, compare_views
 from .config import OptionError
 from .losses import RunningLosses
 from .state import Position, RunState
@@ -48,6 +48,9 @@ class Before:
             reason = ('--start-epoch' if args.start_epoch is not None else '--no-resume-opt' if state is not None
                       else f'{args.resume} holds no random state')
             _logger.warning(f'{reason}: the run goes on, but is not the one that an uninterrupted run would have been.')
+        other_views = compare_views(data, state['data']) if state else ''
+        if other_views and utils.is_primary(args):
+            _logger.warning(f'{other_views}: the run goes on, but is not the one that it would have been.')
         if (changed or of_data) and utils.is_primary(args):
             _logger.info(f"Not as in the checkpoint: {', '.join(changed + of_data)}")
         return cls(state, same_schedule, exact, changed + of_data)

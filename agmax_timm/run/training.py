@@ -13,6 +13,7 @@ from timm import utils
 from timm.task import TrainingTask, evaluation_sample_limit
 
 from ..checkpoint import CheckpointError, one_line
+from ..data.backend import views_of
 from ..data.datasets import DataError, class_names
 from ..data.resumable import make_resumable
 from ..hub import HubError, check_destination
@@ -132,7 +133,7 @@ def _train(args: argparse.Namespace, signals: StopSignals, watchdog: Watchdog) -
     task = build_task(args, model, device, precision)
     optimizer = build.build_optimizer(args, task)
 
-    data = changes.describe_data(dataset_train, dataset_eval)
+    data = {**changes.describe_data(dataset_train, dataset_eval), 'views': views_of(loader_train.dataset)}
     before = resuming.Before.read(args, data) if args.resume else None
     resume_epoch = None
     if args.resume:
