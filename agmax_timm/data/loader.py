@@ -90,7 +90,7 @@ def create_train_loader(
     if not kwargs.get('num_aug_splits'):
         channels = input_size[0] if isinstance(input_size, Sequence) and len(input_size) == 3 else 3
         take_backend(augment_backend, loader, channels, two_views, mixup)
-    keep_decoded(getattr(loader.dataset, 'dataset', loader.dataset), memory_limit(image_memory), progress=True)
+    keep_decoded(getattr(loader.dataset, 'dataset', loader.dataset), memory_limit(image_memory))
     if two_views or mixup is None:
         use_batches(loader.dataset, views=2 if two_views else 1)
     if two_views:

@@ -63,7 +63,7 @@ class ImageMemory:
         return {**self.__dict__, '_pixels': None}
 
 
-def keep_decoded(dataset: Dataset, limit: int, progress: bool = False) -> bool:
+def keep_decoded(dataset: Dataset, limit: int) -> bool:
     """Decode the images of a data set now and keep them, if all of them together take no more than `limit` bytes.
 
     Of folders of images; other data sets are left as they are. Images that cannot be decoded are not kept: they meet
@@ -82,8 +82,9 @@ def keep_decoded(dataset: Dataset, limit: int, progress: bool = False) -> bool:
         _logger.info(f'{count} images would take {_gib(expected)} of memory, more than {_gib(limit)}: not kept there.')
         return False
     memory = ImageMemory(count, limit)
+    hidden = None if os.environ.get('LOCAL_RANK', '0') == '0' else True  # None: where there is no terminal
     with ThreadPoolExecutor(os.cpu_count()) as pool, tqdm(
-            total=count, desc='Decoding', unit='image', disable=not progress, leave=False) as bar:
+            total=count, desc='Decoding', unit='image', disable=hidden, leave=False) as bar:
         for start in range(0, count, _CHUNK):
             indices = range(start, min(start + _CHUNK, count))
             for index, found in zip(indices, pool.map(lambda i: _decode(dataset, i), indices)):
