@@ -1,0 +1,23 @@
+"""The command line of the measurements: a module of each sub-command's name measures, its result is reported here."""
+import sys
+from importlib import import_module
+from typing import List, Optional
+
+from .options import parse
+
+
+def main(argv: Optional[List[str]] = None) -> None:
+    """The command. Prints a table; exit status 2, with one line, for what cannot be measured."""
+    args = parse(argv)
+    from . import report
+    from .machine import describe
+    machine = describe()
+    print(machine, flush=True)
+    try:
+        result = import_module(f'.{args.command}', __package__).measure(args)
+        print(f'{result.caption}\n{report.table(result.rows)}')
+        if args.output:
+            report.save(result, args.output, args.command, machine)
+    except (ValueError, OSError) as error:  # of the data, the options, or a place that cannot be written to
+        print(f'python -m agmax_timm.bench {args.command}: error: {" ".join(str(error).split())}', file=sys.stderr)
+        sys.exit(2)

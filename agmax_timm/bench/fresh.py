@@ -1,0 +1,37 @@
+"""Commands of this package in processes of their own."""
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import List
+
+_HOME = str(Path(__file__).parents[2])
+
+
+def start(argv: List[str]) -> subprocess.Popen:
+    """Start this Python with arguments, and with this package wherever it is. Both outputs are one."""
+    paths = [_HOME, *filter(None, [os.environ.get('PYTHONPATH')])]
+    return subprocess.Popen(
+        [sys.executable, *argv], env={**os.environ, 'PYTHONPATH': os.pathsep.join(paths)}, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+def wait_for(argv: List[str], mark: str) -> str:
+    """The first line with a mark in it of what a process writes, which is then ended; the last line without a mark.
+
+    Raises:
+        ValueError: the process failed, or ended without it.
+    """
+    line = ''
+    process = start(argv)
+    try:
+        for line in process.stdout:
+            if mark and mark in line:
+                return line
+        if process.wait() or mark:
+            raise ValueError(f'a process of python {argv[0]} {argv[1]} ended: {line.strip() or process.returncode}')
+        return line
+    finally:
+        process.kill()
+        process.stdout.close()
+        process.wait()

@@ -1,0 +1,21 @@
+"""Augmentations that loaders are measured with: arguments of create_two_view_loader."""
+from typing import Any, Dict
+
+Recipe = Dict[str, Any]
+
+RECIPES: Dict[str, Recipe] = {
+    'standard': {},
+    'nojitter': dict(color_jitter=None),
+    'aa': dict(auto_augment='original'),
+    'rand': dict(auto_augment='rand-m9-mstd0.5'),
+    'mixup': dict(mixup=dict(mixup_alpha=0.8)),
+}
+
+# Recipes whose baseline is timm's loader with another one.
+BASELINES = {'nojitter': 'standard'}
+
+_PAD = dict(train_crop_mode='pad', color_jitter=None)
+SMALL_RECIPES: Dict[str, Recipe] = {
+    'cropflip': _PAD,
+    'aa': dict(_PAD, auto_augment='original'),
+}

@@ -1,0 +1,189 @@
+"""The measurements in their quick forms: what was measured, how much of it, what is written. Never how fast."""
+import csv
+import json
+import os
+import re
+
+import pytest
+import torch
+from PIL import Image
+
+from agmax_timm.bench import command, epochs, fresh, memory, options, passes, report, startup
+from agmax_timm.run import training
+
+pytest.importorskip('cv2')
+pytest.importorskip('simplejpeg')
+
+ONE, TIMM, FAST = 'timm, one view', 'two views, timm', 'two views, fast'
+IN_MEMORY = [f'{TIMM}, in memory', f'{FAST}, in memory']
+
+
+@pytest.fixture
+def measured(tmp_path, capsys):
+    """Function: the rows of a quick form, read from its CSV file; the table and the chart are looked at."""
+    def run(name, *argv):
+        command.main([name, *map(str, argv), '--quick', '--output', str(tmp_path / 'out')])
+        with open(tmp_path / 'out' / f'{name}.csv', newline='') as file:
+            rows = list(csv.DictReader(file))
+        machine, caption, header, *lines = capsys.readouterr().out.splitlines()
+        assert f'torch {torch.__version__.split("+")[0]}' in machine and {row['machine'] for row in rows} == {machine}
+        assert caption.startswith('ratio: ')
+        assert header.split() == ' '.join([*rows[0]][:-1]).split() and len(lines) == len(rows)
+        with Image.open(tmp_path / 'out' / f'{name}.png') as picture:
+            assert picture.width > picture.height / 3
+        for row in rows:
+            assert 0 < float(row['least']) <= float(row['ratio']) <= float(row['most'])
+        return rows
+    return run
+
+
+def columns(rows, *names):
+    return [tuple(row[name] for name in names) for row in rows]
+
+
+def test_loader(photos, measured):
+    rows = measured('loader', photos)
+    assert columns(rows, 'recipe', 'loader', 'views') == [
+        (recipe, name, views) for recipe in ('standard', 'nojitter', 'aa', 'rand', 'mixup')
+        for name, views in ((ONE, '8'), (TIMM, '16'), (FAST, '16'))]
+    assert {row['ratio'] for row in rows if row['loader'] == ONE} == {'1.0'}
+
+
+def test_loader_in_memory_with_workers(photos, measured):
+    rows = measured('loader', photos, '--memory', '-j', 1, '--recipes', 'mixup', '--images', 100, '-b', 6)
+    assert columns(rows, 'loader', 'views') == [  # of 12 images
+        (ONE, '12'), *((name, '24') for name in (TIMM, FAST, *IN_MEMORY))]
+    assert not torch.isnan(torch.tensor([float(row['CPU s/1000 views']) for row in rows])).any()
+
+
+def test_small(photos, measured):
+    rows = measured('small', photos)
+    assert columns(rows, 'recipe', 'loader', 'views') == [
+        (recipe, name, views) for recipe in ('cropflip', 'aa')
+        for name, views in ((ONE, '8'), *((name, '16') for name in IN_MEMORY))]
+
+
+def test_collate(measured):
+    assert columns(measured('collate'), 'collate', 'views') == [
+        ("timm's, once a view", '8'), (TIMM, '8'), (FAST, '8')]
+
+
+@pytest.mark.parametrize('flags', [[], ['--amp', '--channels-last']])
+def test_step(measured, flags):
+    rows = measured('step', '--device', 'cpu', *flags)
+    assert columns(rows, 'step', 'views') == [('cross-entropy', '8'), ('AgMax', '8')]
+
+
+@pytest.mark.parametrize('source', ['count', 'folder'])
+def test_index(measured, photos, source):
+    rows = measured('index', *([photos] if source == 'folder' else []))
+    count = '12' if source == 'folder' else '20'
+    assert columns(rows, 'index', 'images') == [('timm', count), ('agmax_timm', count)]
+
+
+def test_memory(photos, measured, monkeypatch):
+    """The epochs in this process, for time; their peaks replaced by known ones."""
+    def read(argv, mark):
+        assert argv[:2] == ['-m', 'agmax_timm.bench.epochs'] and mark == '"peaks"'
+        found = epochs.read(**json.loads(argv[-1]))
+        assert len(found['peaks']) == 3 and min(found['peaks']) > 10 and found['kind'] in ('PSS', 'RSS')
+        peaks = [100., 150., 170.] if json.loads(argv[-1])['name'] == FAST else [100., 85., 70.]
+        return json.dumps(dict(found, kind='PSS', peaks=peaks))
+    monkeypatch.setattr(memory.fresh, 'wait_for', read)
+    rows = measured('memory', photos, '-j', 1)
+    assert columns(rows, 'loader', 'views', 'peak PSS MiB', 'ratio', 'growth MiB/epoch') == [
+        (ONE, '8', '100.0', '1.0', '-15.0'), (TIMM, '16', '100.0', '1.0', '-15.0'),
+        (FAST, '16', '170.0', '1.7', '20.0')]
+
+
+def test_memory_is_read_in_a_process_of_its_own(photos):
+    found = memory.read_epochs(
+        name=ONE, root=str(photos), size=(3, 32, 32), batch_size=4, workers=0, recipe={}, epochs=2)
+    assert found['views'] == 12 and len(found['peaks']) == 2
+
+
+def test_startup(measured, monkeypatch):
+    """Of processes that only say what the real ones do."""
+    says = f"import time; print('{startup.FIRST_STEP}   0/20]', flush=True); time.sleep(100)"
+    monkeypatch.setattr(startup, 'COMMANDS', {
+        'import timm': (['-c', ''], ''), 'first training step': (['-c', says], startup.FIRST_STEP)})
+    rows = measured('startup')
+    assert columns(rows, 'command') == [('import timm',), ('first training step',)]
+    assert float(rows[1]['s']) < 50
+
+
+def test_a_run_says_when_it_made_its_first_step(tmp_path, caplog):
+    training.main([*startup.FLAGS, '--output', str(tmp_path), '--val-split', ''])
+    lines = [record.getMessage() for record in caplog.records if startup.FIRST_STEP in record.getMessage()]
+    assert '0/20' in lines[0]
+
+
+def test_a_process_that_fails_is_told_by_its_last_line():
+    with pytest.raises(ValueError, match='ended: ValueError: too few'):
+        fresh.wait_for(['-c', 'print("one"); raise ValueError("too few")'], 'never')
+    with pytest.raises(ValueError, match='ended: one'):
+        fresh.wait_for(['-c', 'print("one")'], 'never')
+    assert fresh.wait_for(['-c', 'print("one")'], '') == 'one\n'
+
+
+@pytest.mark.parametrize('argv, message', [
+    (['loader', '/no/such/folder'], 'loader: error: no such folder'),
+    (['small', '/no/such/folder'], 'small: error: no such folder'),
+    (['memory', '/no/such/folder'], 'memory: error: no such folder'),
+    (['index', '/no/such/folder'], 'index: error: no such folder'),
+    (['index', '0'], 'index: error: DIR_OR_COUNT must be'),
+    (['loader', 'PHOTOS', '--recipes', 'jitter'], "loader: error: argument --recipes: invalid choice: 'jitter'"),
+    (['loader', 'PHOTOS', '--images', '0'], 'loader: error: --images must be 1 or more, got 0'),
+    (['loader', 'PHOTOS', '-b', '20', '--quick'], 'loader: error: batch_size 20 .* use 8 or less'),
+    (['loader', 'PHOTOS', '-b', '3', '--recipes', 'mixup', '--quick'], 'loader: error: mixup needs an even'),
+    (['step', '--model', 'resnet_fifty'], 'step: error: --model resnet_fifty: timm has no such model'),
+    (['step', '--device', 'abacus', '--quick'], 'step: error: --device abacus: '),
+    (['step', '--model', 'vit_tiny_patch16_224', '--quick', '--device', 'cpu'],
+     'step: error: --model vit_tiny_patch16_224, --img-size 32: '),
+    ([], 'bench: error: the following arguments are required: COMMAND'),
+])
+def test_errors_are_one_line(argv, message, photos, capsys):
+    with pytest.raises(SystemExit) as caught:
+        command.main([str(photos) if word == 'PHOTOS' else word for word in argv])
+    lines = capsys.readouterr().err.splitlines()
+    assert caught.value.code == 2 and len(lines) == 1
+    assert re.search(message, lines[0])
+
+
+def test_what_is_given_stays_with_quick():
+    args = options.parse(['loader', 'DIR', '--quick', '--img-size', '48'])
+    assert (args.img_size, args.images, args.repeats) == (48, 8, 1)
+
+
+def test_passes_are_interleaved_and_compared_within_a_repetition(monkeypatch):
+    clock, calls = [0.], []
+    monkeypatch.setattr(passes.time, 'perf_counter', lambda: clock[0])
+
+    def work(name, seconds):
+        def run():
+            calls.append(name)
+            clock[0] += seconds * (1 + len(calls) // 2)  # a machine that gets slower, alike for all of a repetition
+            return 10
+        return run
+    found = passes.interleaved({'a': work('a', 2.), 'b': work('b', 2.)}, 8)
+    assert calls[:2] == ['a', 'b']
+    rounds = [''.join(calls[2 * i:2 * i + 2]) for i in range(1, 9)]
+    assert set(rounds) == {'ab', 'ba'}
+    pairs = [passes.rate(b) / passes.rate(a) for a, b in zip(found['a'], found['b'])]
+    summary = passes.ratios(found, 'b', 'a', passes.rate)
+    assert summary['least'] == min(pairs) and summary['most'] == max(pairs)
+    assert sorted(pairs)[3] <= summary['ratio'] <= sorted(pairs)[4]
+
+
+def test_cpu_seconds_count_children_that_have_ended():
+    before = passes.cpu_seconds()
+    assert os.system('python3 -c "while __import__(\'time\').process_time() < .3: pass"') == 0
+    assert passes.cpu_seconds() - before > .25
+
+
+def test_table_is_aligned():
+    rows = [dict(name='a', ms=1234.5, ratio=1., none=None), dict(name='long', ms=.01234, ratio=10., none=2)]
+    assert report.table(rows).splitlines() == [
+        'name      ms  ratio  none',
+        'a       1234   1.00     -',
+        'long  0.0123  10.00     2']
