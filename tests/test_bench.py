@@ -3,6 +3,8 @@ import csv
 import json
 import os
 import re
+import shlex
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from agmax_timm.run import training
 pytest.importorskip('cv2')
 pytest.importorskip('simplejpeg')
 
+REPOSITORY = Path(__file__).parent.parent
 ONE, TIMM, FAST = 'timm, one view', 'two views, timm', 'two views, fast'
 IN_MEMORY = [f'{TIMM}, in memory', f'{FAST}, in memory']
 
@@ -187,3 +190,18 @@ def test_table_is_aligned():
         'name      ms  ratio  none',
         'a       1234   1.00     -',
         'long  0.0123  10.00     2']
+
+
+DOCUMENTS = (REPOSITORY / 'README.md', *REPOSITORY.glob('docs/*.md'))
+COMMANDS = [found for path in DOCUMENTS
+            for found in re.findall(r'^python -m agmax_timm\.bench (.+)$', path.read_text(), re.M)]
+
+
+@pytest.mark.parametrize('line', COMMANDS)
+def test_commands_of_the_documents_parse(line):
+    options.parse(shlex.split(line))
+
+
+def test_every_command_is_documented():
+    assert {line.split()[0] for line in COMMANDS} == {
+        'loader', 'small', 'collate', 'step', 'memory', 'startup', 'index'}
