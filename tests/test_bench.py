@@ -124,6 +124,8 @@ def test_a_run_says_when_it_made_its_first_step(tmp_path, caplog):
 def test_a_process_that_fails_is_told_by_its_last_line():
     with pytest.raises(ValueError, match='ended: ValueError: too few'):
         fresh.wait_for(['-c', 'print("one"); raise ValueError("too few")'], 'never')
+    with pytest.raises(ValueError, match='ended: ValueError: too few'):
+        fresh.wait_for(['-c', 'raise ValueError("too few")'], '')
     with pytest.raises(ValueError, match='ended: one'):
         fresh.wait_for(['-c', 'print("one")'], 'never')
     assert fresh.wait_for(['-c', 'print("one")'], '') == 'one\n'

@@ -8,6 +8,18 @@ from .recipes import RECIPES, SMALL_RECIPES
 _QUICK = dict(
     images=8, batch_size=4, img_size=32, repeats=1, num_classes=3, steps=1, model='test_resnet', epochs=3, source='20')
 
+_AT_LEAST = dict(images=1, batch_size=2, img_size=8, repeats=1, num_classes=2, steps=1, epochs=2, workers=0)
+
+_COMMANDS: Dict[str, str] = {
+    'loader': "views a second of timm's loader with one view, and of both backends with two",
+    'small': 'the same for small images, kept in memory',
+    'collate': 'two-view MixUp of a batch of uint8 images',
+    'step': 'a training step of AgMax against cross-entropy on the same views',
+    'memory': 'memory of the loading processes over several epochs',
+    'startup': 'seconds from the command to the first training step',
+    'index': "timm's index of a folder of images against ours",
+}
+
 
 def parse(argv: Optional[List[str]] = None):
     """The options of one sub-command, its name in `command`."""
@@ -24,19 +36,6 @@ def parse(argv: Optional[List[str]] = None):
             flag = f'--{name.replace("_", "-")}'
             subparsers[args.command].error(f'{flag} must be {_AT_LEAST[name]} or more, got {getattr(args, name)}')
     return args
-
-
-_AT_LEAST = dict(images=1, batch_size=2, img_size=8, repeats=1, num_classes=2, steps=1, epochs=2, workers=0)
-
-_COMMANDS: Dict[str, str] = {
-    'loader': "views a second of timm's loader with one view, and of both backends with two",
-    'small': 'the same for small images, kept in memory',
-    'collate': 'two-view MixUp of a batch of uint8 images',
-    'step': 'a training step of AgMax against cross-entropy on the same views',
-    'memory': 'memory of the loading processes over several epochs',
-    'startup': 'seconds from the command to the first training step',
-    'index': "timm's index of a folder of images against ours",
-}
 
 
 def _add(commands, name: str) -> Parser:
