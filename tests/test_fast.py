@@ -1,5 +1,6 @@
 """The fast augmentation against timm's: from one random state the same views, batches and draws."""
 import io
+import pickle
 import random
 import time
 
@@ -73,7 +74,7 @@ def test_one_random_state_gives_the_same_view(photographs, memory_dataset, name)
     recipe, most, rms, share = RECIPES[name]
     dataset = memory_dataset(photographs)
     create_train_loader(dataset, (3, 32, 32), 4, augment_backend='timm', num_workers=0, device=CPU, **recipe)
-    timm, fast = dataset.transform, ArrayTransform(dataset.transform)
+    timm, fast = dataset.transform, pickle.loads(pickle.dumps(ArrayTransform(dataset.transform)))  # as workers may be
     beyond = 0
     for seed in range(200 // len(photographs)):
         for image in photographs:

@@ -211,6 +211,17 @@ def test_steps_that_follow_are_those_of_single_images(small):
     assert (difference.abs() < 5 * error).all()
 
 
+def test_where_the_images_are_not_at_hand_views_are_made_one_by_one(small):
+    dataset, loader = small_loader(small)
+    copy = pickle.loads(pickle.dumps(dataset))
+    random_seed(0)
+    samples = copy.__getitems__([0, 5])
+    random_seed(0)
+    for index, (views, target) in zip((0, 5), samples):
+        expected, expected_target = dataset[index]
+        assert target == expected_target and all(map(torch.equal, views, expected))
+
+
 @pytest.mark.parametrize('mixup', [dict(mixup_alpha=1.), dict(cutmix_alpha=1., mode='elem', prob=.7)])
 def test_batches_are_mixed_as_others_are(small, mixup):
     mixup = dict(mixup, num_classes=3)

@@ -94,7 +94,7 @@ class DecodedDataset(ImageDataset):
 
     def __getitems__(self, indices: List[int]) -> Any:
         """The samples of a batch, all at once where that is faster; called by torch's loaders."""
-        if self.batches is None or not indices:
+        if self.batches is None or not indices or not self.memory.at_hand:
             return [self[index] for index in indices]
         return self.batches(indices)
 

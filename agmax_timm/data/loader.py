@@ -1,11 +1,12 @@
 """Training loaders: timm's, with what its augmentation lacks, and with two views."""
+import sys
 from functools import partial
 from typing import Any, Dict, Optional, Sequence, Tuple, Union
 
 import torch
 import torch.distributed as dist
 from timm.data import AugMixDataset, Mixup, create_loader
-from torch.utils.data import Dataset, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from .augment import Chain, CutOut, extend_transform, pad_and_crop, replace_transforms, transforms_of
 from .backend import take_backend, use_batches
@@ -90,7 +91,9 @@ def create_train_loader(
     if not kwargs.get('num_aug_splits'):
         channels = input_size[0] if isinstance(input_size, Sequence) and len(input_size) == 3 else 3
         take_backend(augment_backend, loader, channels, two_views, mixup)
-    keep_decoded(getattr(loader.dataset, 'dataset', loader.dataset), memory_limit(image_memory))
+    kept = keep_decoded(getattr(loader.dataset, 'dataset', loader.dataset), memory_limit(image_memory))
+    if kept and kwargs.get('num_workers', 1) and sys.platform == 'linux':
+        _data_loader(loader).multiprocessing_context = 'fork'  # newer than 3.13, Python starts them in another way
     if two_views or mixup is None:
         use_batches(loader.dataset, views=2 if two_views else 1)
     if two_views:
@@ -188,6 +191,11 @@ class DeviceMixupLoader:
     @mixup_enabled.setter
     def mixup_enabled(self, enabled: bool) -> None:
         self.mixup.mixup_enabled = enabled
+
+
+def _data_loader(loader: Any) -> DataLoader:
+    """torch's, within a prefetching one or by itself."""
+    return loader if isinstance(loader, DataLoader) else loader.loader
 
 
 def _check_iterable(dataset: IterableDataset, batch_size: int, kwargs: Dict[str, Any]) -> None:

@@ -59,6 +59,11 @@ class ImageMemory:
         first = tuple(self._shapes[0].tolist())
         return first if first[0] and (self._shapes == first).all() else None
 
+    @property
+    def at_hand(self) -> bool:
+        """Whether this process has the images: it was forked from the one that decoded them, or is that one."""
+        return self._pixels is not None
+
     def __getstate__(self):
         return {**self.__dict__, '_pixels': None}
 

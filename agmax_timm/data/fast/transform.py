@@ -71,92 +71,69 @@ def on_arrays(step: Any) -> Step:
 
 @on_arrays.register
 def _(step: transforms.Compose) -> Step:
-    return _Chain([on_arrays(inner) for inner in step.transforms])
+    return partial(_in_turn, [on_arrays(inner) for inner in step.transforms])
 
 
 @on_arrays.register
 def _(step: transforms.RandomApply) -> Step:
-    chain = _Chain([on_arrays(inner) for inner in step.transforms])
-    return lambda pixels: pixels if step.p < torch.rand(1) else chain(pixels)
+    return partial(_apply, step, [on_arrays(inner) for inner in step.transforms])
 
 
 @on_arrays.register
 def _(step: RandomResizedCropAndInterpolation) -> Step:
     modes = step.interpolation if isinstance(step.interpolation, tuple) else (step.interpolation,)
-    names = [_resize_name(mode) for mode in modes]
-
-    def crop(pixels: np.ndarray) -> np.ndarray:
-        top, left, height, width = step.get_params(_planes(pixels), step.scale, step.ratio)
-        name = random.choice(names) if len(names) > 1 else names[0]
-        return resize(pixels[top:top + height, left:left + width], step.size, name)
-    return crop
+    return partial(_resized_crop, step, [_resize_name(mode) for mode in modes])
 
 
 @on_arrays.register
 def _(step: transforms.Resize) -> Step:
-    name = _resize_name(step.interpolation)
     if isinstance(step.size, int) or len(step.size) != 2:
         raise UnequalError('Resize of the smaller side')
-    return lambda pixels: resize(pixels, step.size, name)
+    return partial(resize, size=tuple(step.size), mode=_resize_name(step.interpolation))
 
 
 @on_arrays.register
 def _(step: transforms.RandomCrop) -> Step:
     if step.pad_if_needed or step.padding_mode != 'constant' or step.fill or len(step.padding) != 2:
         raise UnequalError(f'RandomCrop with padding {step.padding_mode}')
-    width, height = step.padding
-
-    def crop(pixels: np.ndarray) -> np.ndarray:
-        padded = cv2.copyMakeBorder(pixels, height, height, width, width, cv2.BORDER_CONSTANT)
-        top, left, rows, columns = step.get_params(_planes(padded), step.size)
-        return padded[top:top + rows, left:left + columns]
-    return crop
+    return partial(_pad_and_crop, step)
 
 
 @on_arrays.register
 def _(step: transforms.RandomHorizontalFlip) -> Step:
-    return lambda pixels: cv2.flip(pixels, 1) if torch.rand(1) < step.p else pixels
+    return partial(_flip, step, 1)
 
 
 @on_arrays.register
 def _(step: transforms.RandomVerticalFlip) -> Step:
-    return lambda pixels: cv2.flip(pixels, 0) if torch.rand(1) < step.p else pixels
+    return partial(_flip, step, 0)
 
 
 @on_arrays.register
 def _(step: transforms.ColorJitter) -> Step:
-    adjust = (colour.adjust_brightness, colour.adjust_contrast, colour.adjust_saturation, colour.adjust_hue)
-
-    def jitter(pixels: np.ndarray) -> np.ndarray:
-        order, *factors = step.get_params(step.brightness, step.contrast, step.saturation, step.hue)
-        for number in order.tolist():
-            if factors[number] is not None:
-                pixels = adjust[number](pixels, factors[number])
-        return pixels
-    return jitter
+    return partial(_jitter, step)
 
 
 @on_arrays.register
 def _(step: transforms.RandomGrayscale) -> Step:
-    return lambda pixels: colour.grayscale(pixels) if torch.rand(1) < step.p else pixels
+    return partial(_grayscale, step)
 
 
 @on_arrays.register
 def _(step: transforms.GaussianBlur) -> Step:
     if step.kernel_size[0] != step.kernel_size[1]:
         raise UnequalError(f'GaussianBlur of {step.kernel_size}')
-    return lambda pixels: blur.convolve_gaussian(pixels, step.kernel_size[0], step.get_params(*step.sigma))
+    return partial(_gaussian_blur, step)
 
 
 @on_arrays.register
 def _(step: Lighting) -> Step:
-    return lambda pixels: colour.lighting(pixels, step.draw_shift().numpy())
+    return partial(_lighting, step)
 
 
 @on_arrays.register
 def _(step: auto_augment.AutoAugment) -> Step:
-    policy = [[_operation(op) for op in sub_policy] for sub_policy in step.policy]
-    return auto_augment.AutoAugment(policy)
+    return auto_augment.AutoAugment([[_operation(op) for op in sub_policy] for sub_policy in step.policy])
 
 
 @on_arrays.register
@@ -168,10 +145,68 @@ def _(step: auto_augment.RandAugment) -> Step:
 def _(step: auto_augment.AugMixAugment) -> Step:
     if step.blended:
         raise UnequalError('AugMix with b1')
-    mix = copy.copy(step)
-    mix.ops = [_operation(op) for op in step.ops]
-    mix._apply_basic = partial(_mix_chains, mix)
-    return mix
+    return _AugMix([_operation(op) for op in step.ops], step.alpha, step.width, step.depth)
+
+
+# What the steps do; partial() of functions, since worker processes may be sent them.
+
+def _in_turn(steps: Sequence[Step], pixels: np.ndarray) -> np.ndarray:
+    for step in steps:
+        pixels = step(pixels)
+    return pixels
+
+
+def _apply(step: transforms.RandomApply, steps: Sequence[Step], pixels: np.ndarray) -> np.ndarray:
+    return pixels if step.p < torch.rand(1) else _in_turn(steps, pixels)
+
+
+def _resized_crop(step: RandomResizedCropAndInterpolation, modes: Sequence[str], pixels: np.ndarray) -> np.ndarray:
+    top, left, height, width = step.get_params(_planes(pixels), step.scale, step.ratio)
+    mode = random.choice(modes) if len(modes) > 1 else modes[0]
+    return resize(pixels[top:top + height, left:left + width], step.size, mode)
+
+
+def _pad_and_crop(step: transforms.RandomCrop, pixels: np.ndarray) -> np.ndarray:
+    width, height = step.padding
+    padded = cv2.copyMakeBorder(pixels, height, height, width, width, cv2.BORDER_CONSTANT)
+    top, left, rows, columns = step.get_params(_planes(padded), step.size)
+    return padded[top:top + rows, left:left + columns]
+
+
+def _flip(step: Any, axis: int, pixels: np.ndarray) -> np.ndarray:
+    return cv2.flip(pixels, axis) if torch.rand(1) < step.p else pixels
+
+
+def _jitter(step: transforms.ColorJitter, pixels: np.ndarray) -> np.ndarray:
+    adjust = colour.adjust_brightness, colour.adjust_contrast, colour.adjust_saturation, colour.adjust_hue
+    order, *factors = step.get_params(step.brightness, step.contrast, step.saturation, step.hue)
+    for number in order.tolist():
+        if factors[number] is not None:
+            pixels = adjust[number](pixels, factors[number])
+    return pixels
+
+
+def _grayscale(step: transforms.RandomGrayscale, pixels: np.ndarray) -> np.ndarray:
+    return colour.grayscale(pixels) if torch.rand(1) < step.p else pixels
+
+
+def _gaussian_blur(step: transforms.GaussianBlur, pixels: np.ndarray) -> np.ndarray:
+    return blur.convolve_gaussian(pixels, step.kernel_size[0], step.get_params(*step.sigma))
+
+
+def _lighting(step: Lighting, pixels: np.ndarray) -> np.ndarray:
+    return colour.lighting(pixels, step.draw_shift().numpy())
+
+
+class _AugMix(auto_augment.AugMixAugment):
+    """timm's AugMix with its draws: the weighted sum of chains of operations, blended with the image."""
+
+    def _apply_basic(self, pixels: np.ndarray, weights: np.ndarray, share: float) -> np.ndarray:
+        total = np.zeros(pixels.shape, np.float32)
+        for weight in weights:
+            depth = self.depth if self.depth > 0 else np.random.randint(1, 4)
+            total += weight * _in_turn(np.random.choice(self.ops, depth, replace=True), pixels).astype(np.float32)
+        return colour.blend(pixels, total.clip(0, 255).astype(np.uint8), share)
 
 
 def resize(pixels: np.ndarray, size: Tuple[int, int], mode: str) -> np.ndarray:
@@ -181,16 +216,6 @@ def resize(pixels: np.ndarray, size: Tuple[int, int], mode: str) -> np.ndarray:
     # With the batch's own stride torch sees that channels are last in memory, and keeps them there.
     planes = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2)
     return F.interpolate(planes, tuple(size), mode=mode, antialias=True)[0].permute(1, 2, 0).numpy()
-
-
-class _Chain:
-    def __init__(self, steps: Sequence[Step]):
-        self.steps = steps
-
-    def __call__(self, pixels: np.ndarray) -> np.ndarray:
-        for step in self.steps:
-            pixels = step(pixels)
-        return pixels
 
 
 def _planes(pixels: np.ndarray) -> torch.Tensor:
@@ -212,13 +237,3 @@ def _operation(op: auto_augment.AugmentOp) -> auto_augment.AugmentOp:
     op = copy.copy(op)
     op.aug_fn = OPERATIONS[op.name]
     return op
-
-
-def _mix_chains(mix: auto_augment.AugMixAugment, pixels: np.ndarray, weights: np.ndarray, share: float) -> np.ndarray:
-    """AugMix: the weighted sum of chains of operations, blended with the image. Draws and rounds as timm does."""
-    total = np.zeros(pixels.shape, np.float32)
-    for weight in weights:
-        depth = mix.depth if mix.depth > 0 else np.random.randint(1, 4)
-        chain = _Chain(np.random.choice(mix.ops, depth, replace=True))
-        total += weight * chain(pixels).astype(np.float32)
-    return colour.blend(pixels, total.clip(0, 255).astype(np.uint8), share)
