@@ -119,6 +119,8 @@ class AgMaxDistillationTask(AgMaxTask):
         config = getattr(student, 'pretrained_cfg', {})
         self._register_channels('student_mean', config.get('mean', IMAGENET_DEFAULT_MEAN) if mean is None else mean)
         self._register_channels('student_std', config.get('std', IMAGENET_DEFAULT_STD) if std is None else std)
+        self._normalised_alike = (torch.equal(self.student_mean, self.teacher.mean_kd)
+                                  and torch.equal(self.student_std, self.teacher.std_kd))
         if self.verbose:
             _logger.info(f'{type(self).__name__}: task_weight={self.task_loss_weight}, '
                          f'distill_weight={self.distill_loss_weight}, temperature={temperature}')
@@ -139,7 +141,7 @@ class AgMaxDistillationTask(AgMaxTask):
         """
         parts = super().forward(input, target)
         with torch.no_grad():
-            teacher_logits = self.teacher(self.teacher.normalize_input(input, self.student_mean, self.student_std))
+            teacher_logits = self.teacher(self._teacher_input(input))
         kd_loss = distillation_loss(parts['output'], teacher_logits, self.temperature)
         loss = self.task_loss_weight * parts['ce'] + self.distill_loss_weight * kd_loss
         loss = loss + self.loss.weight * parts['agreement'] + parts['divergence']
@@ -153,6 +155,12 @@ class AgMaxDistillationTask(AgMaxTask):
         """
         self.teacher.compile(backend=backend, mode=mode, **compile_kwargs)
         return super().compile(backend=backend, mode=mode, **compile_kwargs)
+
+    def _teacher_input(self, input: torch.Tensor) -> torch.Tensor:
+        """As DistillationTeacher.normalize_input, which compares on the device, and waits for it, with every batch."""
+        if self._normalised_alike:
+            return input
+        return (input * self.student_std + self.student_mean - self.teacher.mean_kd) / self.teacher.std_kd
 
     def _register_channels(self, name: str, values: Sequence[float]) -> None:
         """Keep values of the student's normalisation in a buffer [1, C, 1, 1], out of the state."""

@@ -141,7 +141,8 @@ class AgMaxLoss(nn.Module):
             raise ValueError(f'two views need logits [2B, K] and as many targets, got logits {[*logits.shape]} and '
                              f'target {[*target.shape]}')
         with torch.autocast(logits.device.type, enabled=False):
-            ce = self.criterion(_at_least_float32(logits), target)
+            logits = _at_least_float32(logits)  # once, for all terms
+            ce = self.criterion(logits, target)
         agreement, divergence = agreement_terms(*logits.chunk(2), joint_logits, self.kind, self.divergence_weight)
         return {
             'loss': ce + self.weight * agreement + divergence,

@@ -10,6 +10,7 @@ import torch
 import torch.nn as nn
 from timm.task import ClassificationEvaluator, TrainingTask, evaluation_sample_limit
 from timm.utils import dispatch_clip_grad
+from torch.nn.utils import clip_grads_with_norm_
 
 from ..data.decoding import check_damage
 from ..data.shards import check_delivered, warn_of_loss
@@ -111,7 +112,7 @@ def train_one_epoch(
         if watch is not None and watch.skips and not update.losses:
             update.keep_buffers(module)
 
-        verdict = None
+        verdict = norm = None
         with nullcontext() if need_update else task.no_sync():
             with precision.autocast():
                 result = task(input, target)
@@ -126,12 +127,12 @@ def train_one_epoch(
         if need_update and watch is not None:
             verdict = watch.agree()
             if precision.scaler is None:  # the scaler looks at gradients itself
-                watch.check_gradients(module, verdict)
+                norm = watch.check_gradients(module, verdict)
         if verdict is not None and verdict.broken:
             on_broken(update, verdict)
             update.restore_buffers(module)
         else:
-            _step(loss, task, optimizer, args, precision.scaler, need_update)
+            _step(loss, task, optimizer, args, precision.scaler, need_update, norm)
             for values, count in update.losses if need_update else ():
                 losses.update(values, count)
 
@@ -248,8 +249,13 @@ def _step(
         args: argparse.Namespace,
         scaler: Any,
         need_update: bool,
+        norm: Optional[torch.Tensor] = None,
 ) -> None:
-    """Clip and step where an update is complete; with a scaler the backward pass is part of it."""
+    """Clip and step where an update is complete; with a scaler the backward pass is part of it.
+
+    Args:
+        norm: That of all gradients, where it is known: clipping by norm need not read them again.
+    """
     parameters = None
     if args.clip_grad is not None:
         parameters = task.get_clip_parameters(exclude_head='agc' in args.clip_mode)
@@ -257,6 +263,8 @@ def _step(
         scaler(loss, optimizer, clip_grad=args.clip_grad, clip_mode=args.clip_mode, parameters=parameters,
                create_graph=_is_second_order(optimizer), need_update=need_update)
     elif need_update:
-        if args.clip_grad is not None:
+        if args.clip_grad is not None and args.clip_mode == 'norm' and norm is not None:
+            clip_grads_with_norm_(parameters, args.clip_grad, norm)
+        elif args.clip_grad is not None:
             dispatch_clip_grad(parameters, value=args.clip_grad, mode=args.clip_mode)
         optimizer.step()

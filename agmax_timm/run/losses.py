@@ -76,7 +76,7 @@ class RunningLosses:
     def update(self, losses: Dict[str, torch.Tensor], count: int) -> None:
         """Add the losses of one batch, scalars by name, with its number of images."""
         self.names = tuple(losses)
-        self.last = torch.stack([loss.detach().to(self.dtype) for loss in losses.values()])
+        self.last = torch.stack([loss.detach() for loss in losses.values()]).to(self.dtype)
         self.sums = self.last * count if self.sums is None else self.sums + self.last * count
         self.count += count
 

@@ -57,14 +57,15 @@ class Watch:
         """Note the losses of a batch; after the last one of an update, ask the other ranks."""
         losses = {name: value for name, value in result.items() if name != 'output'}
         self.names = tuple(losses)
-        broken = torch.stack([~value.detach().isfinite() for value in losses.values()])
+        broken = ~torch.stack([value.detach() for value in losses.values()]).isfinite()
         self._losses = broken if self._losses is None else self._losses | broken
         if not last:
             return
         save, stop = self.wishes()
         late = self._late if self._late is not None else broken.new_zeros(())
-        told = torch.tensor([save, stop], device=self.device)
-        flags = torch.cat([told, late.reshape(1), self._losses]).to(torch.uint8)
+        # Filled on the device: a list would be copied to it, and the host would wait for that.
+        told = [torch.full((1,), wish, device=self.device) for wish in (save, stop)]
+        flags = torch.cat([*told, late.reshape(1), self._losses]).to(torch.uint8)
         self._reading = _Reading(flags, self.distributed)
 
     def agree(self) -> Verdict:
@@ -76,17 +77,23 @@ class Watch:
             names = [[*found, f'{_GRADIENT} of the update before'] for found in names]
         return Verdict(*names, save=bool(save), stop=bool(stop))
 
-    def check_gradients(self, module: nn.Module, verdict: Verdict) -> None:
-        """Add to the verdict what the backward pass of the update left."""
+    def check_gradients(self, module: nn.Module, verdict: Verdict) -> Optional[torch.Tensor]:
+        """Add to the verdict what the backward pass of the update left.
+
+        Returns:
+            Norm of all gradients, for who clips by it; None where it was not needed.
+        """
         gradients = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
         if not gradients or verdict.broken:
-            return
-        broken = ~whole(get_total_norm(gradients)).isfinite()
+            return None
+        norm = get_total_norm(gradients)
+        broken = ~whole(norm).isfinite()
         if not self.at_once:
             self._late = broken
         elif broken.item():
             verdict.broken.append(_GRADIENT)
             verdict.here.append(_GRADIENT)
+        return norm
 
 
 class _Reading:

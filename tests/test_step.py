@@ -1,0 +1,250 @@
+"""What an update costs besides the model's passes: no wait for the device, no work done twice, one graph to compile."""
+from argparse import Namespace
+from contextlib import nullcontext
+
+import pytest
+import timm
+import torch
+from timm.loss import BinaryCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
+from timm.task import ClassificationTask
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.utils import get_total_norm
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from agmax_timm import AgMaxTask
+from agmax_timm.distillation import AgMaxDistillationTask
+from agmax_timm.loss import AGREEMENT_KINDS
+from agmax_timm.run import engine
+from agmax_timm.run.build import Precision
+from agmax_timm.run.losses import RunningLosses
+from agmax_timm.run.watch import Verdict, Watch
+
+torch.set_num_threads(1)  # small tensors: more threads only wait for each other
+
+CLASSES = 10
+IMAGES = 4
+UPDATES = 3
+OPTIONS = dict(agmax=True, grad_accum_steps=1, distributed=False, no_prefetcher=False, channels_last=False,
+               clip_grad=None, clip_mode='norm', world_size=1, synchronize_step=False, log_interval=100,
+               nan_policy='stop')
+
+
+def create_task(device='cpu', criterion=None, **kwargs):
+    torch.manual_seed(0)
+    model = timm.create_model('test_resnet', num_classes=CLASSES, device=device)
+    return AgMaxTask(model, criterion, verbose=False, **kwargs)
+
+
+def create_distillation_task(**kwargs):
+    torch.manual_seed(0)
+    model, teacher = [timm.create_model('test_resnet', num_classes=CLASSES) for _ in range(2)]
+    return AgMaxDistillationTask(model, teacher, verbose=False, **kwargs)
+
+
+def batch(device='cpu', soft=False):
+    target = torch.arange(IMAGES, device=device).repeat(2)
+    if soft:
+        target = torch.randn(2 * IMAGES, CLASSES, device=device).softmax(-1)
+    return torch.randn(2 * IMAGES, 3, 32, 32, device=device), target
+
+
+def train(task, batches, device='cpu', losses=None, watched=True, **options):
+    """An epoch of engine.train_one_epoch."""
+    device, args = torch.device(device), Namespace(**{**OPTIONS, **options})
+    optimizer = torch.optim.SGD(task.get_trainable_module().parameters(), lr=0.1, momentum=0.9, weight_decay=0.01)
+    engine.train_one_epoch(0, task, batches, optimizer, args, device, Precision(), losses=losses,
+                           watch=Watch(args, device) if watched else None)
+    return {name: value.clone() for name, value in task.get_trainable_module().state_dict().items()}
+
+
+# No wait for the device
+
+class Copies(TorchDispatchMode):
+    """Notes what is copied from one device to another, and whether the host waits for it.
+
+    What comes from 'meta' to the host, which torch refuses, is made up: zeros.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func is torch.ops.aten._to_copy.default:
+            source, device = args[0], kwargs.get('device', args[0].device)
+            self._note(source.device, device, kwargs.get('non_blocking', False))
+            if source.is_meta and device.type == 'cpu':
+                return torch.zeros(source.shape, dtype=kwargs.get('dtype', source.dtype))
+        elif func is torch.ops.aten.copy_.default:
+            self._note(args[1].device, args[0].device, args[2] if len(args) > 2 else False)
+        return func(*args, **kwargs)
+
+    def _note(self, source, destination, non_blocking):
+        if source.type != destination.type:
+            self.seen.append((source.type, destination.type, 'goes on' if non_blocking else 'waits'))
+
+
+class UnreadLosses(RunningLosses):
+    """An epoch without a log interval, and without its end, where reading is meant to wait."""
+
+    def read(self, when):
+        return {}, {}
+
+
+@pytest.fixture
+def copies(monkeypatch):
+    """The copies of whole updates on 'meta': it has no values, so whatever reads one is an error."""
+    generator = torch.Generator
+    monkeypatch.setattr(torch, 'Generator', lambda device=None: generator())  # the EMA's; it has none,
+    monkeypatch.setattr(torch, 'autocast', lambda *args, **kwargs: nullcontext())  # and no autocast
+    with Copies() as mode:
+        yield mode
+
+
+def assert_no_wait(copies, task, batches, updates=UPDATES, **options):
+    copies.seen.clear()
+    train(task, batches, 'meta', UnreadLosses(torch.device('meta')), **options)
+    assert copies.seen == [('meta', 'cpu', 'waits')] * updates, 'the flags of the watch, which wait on no GPU: below'
+
+
+def test_reading_and_copying_would_be_seen(copies):
+    x = torch.ones(3, device='meta')
+    for read in (x[0].item, lambda: bool(x[0] > 0), x[0].__float__, x.nonzero, lambda: x[x > 0]):
+        with pytest.raises((RuntimeError, NotImplementedError)):
+            read()
+    torch.ones(3).to('meta')
+    x.to('cpu', non_blocking=True)
+    assert copies.seen == [('cpu', 'meta', 'waits'), ('meta', 'cpu', 'goes on')]
+
+
+@pytest.mark.parametrize('options', [{}, {'clip_grad': 1.0}, {'clip_grad': 0.1, 'clip_mode': 'value'}], ids=str)
+@pytest.mark.parametrize('kind', AGREEMENT_KINDS)
+def test_no_update_waits_for_the_device(copies, kind, options):
+    task = create_task('meta', kind=kind)
+    task.setup_ema()
+    assert_no_wait(copies, task, [batch('meta') for _ in range(UPDATES)], **options)
+
+
+def test_no_batch_of_an_update_waits_for_the_device(copies):
+    assert_no_wait(copies, create_task('meta'), [batch('meta') for _ in range(4)], updates=2, grad_accum_steps=2)
+
+
+@pytest.mark.parametrize('criterion, soft', [
+    (None, True), (SoftTargetCrossEntropy(), True), (LabelSmoothingCrossEntropy(), False),
+    (BinaryCrossEntropy(), False), (BinaryCrossEntropy(), True)],
+    ids=['soft', 'timm-soft', 'timm-smoothed', 'binary-hard', 'binary-soft'])
+def test_no_criterion_waits_for_the_device(copies, criterion, soft):
+    assert_no_wait(copies, create_task('meta', criterion), [batch('meta', soft) for _ in range(UPDATES)])
+
+
+@pytest.mark.parametrize('normalisation', [{}, {'mean': (0.1, 0.2, 0.3)}], ids=['the same', 'another'])
+def test_no_teacher_waits_for_the_device(copies, normalisation):
+    task = create_distillation_task(**normalisation).to('meta')
+    assert_no_wait(copies, task, [batch('meta') for _ in range(UPDATES)])
+
+
+class Event:
+    def record(self):
+        pass
+
+
+@pytest.fixture
+def gpu_copies(monkeypatch):
+    """The copies of forward passes on tensors that only pretend to be on a GPU: autograd wants a real one."""
+    monkeypatch.setattr(torch.cuda, 'Event', Event)
+    with FakeTensorMode(), Copies() as mode:
+        yield mode
+
+
+def test_a_list_made_into_a_tensor_on_the_gpu_would_be_seen(gpu_copies):
+    torch.tensor([True], device='cuda')
+    assert gpu_copies.seen == [('cpu', 'cuda', 'waits')]
+
+
+@pytest.mark.parametrize('kind', AGREEMENT_KINDS)
+def test_losses_and_watch_take_a_gpu_without_a_wait(gpu_copies, kind):
+    device = torch.device('cuda')
+    task = create_task(device, kind=kind)
+    watch = Watch(Namespace(**OPTIONS), device, wishes=lambda: (True, False))
+    losses, (input, target) = RunningLosses(device), batch(device)
+    gpu_copies.seen.clear()
+    for last in (False, True):
+        result = task(input, target)
+        watch.look(result, last)
+        losses.update({name: value for name, value in result.items() if name != 'output'}, IMAGES)
+    for parameter in task.get_clip_parameters():
+        parameter.grad = torch.empty_like(parameter)
+    watch.check_gradients(task.get_trainable_module(), Verdict([], []))
+    assert gpu_copies.seen == [('cuda', 'cpu', 'goes on')], 'the flags of the watch'
+
+
+# No work done twice
+
+class Counts(TorchDispatchMode):
+    def __init__(self, *ops):
+        super().__init__()
+        self.ops = ops
+        self.calls = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.calls += func.overloadpacket in self.ops
+        return func(*args, **(kwargs or {}))
+
+
+NORMS = torch.ops.aten.linalg_vector_norm, torch.ops.aten._foreach_norm
+
+
+@pytest.mark.parametrize('build', [create_task, lambda: ClassificationTask(
+    timm.create_model('test_resnet', num_classes=CLASSES), torch.nn.CrossEntropyLoss(), verbose=False)],
+    ids=['agmax', 'plain'])
+def test_gradients_are_measured_once_to_be_watched_and_clipped(build):
+    torch.manual_seed(0)
+    task, batches = build(), [batch() for _ in range(UPDATES)]
+    start = {name: value.clone() for name, value in task.get_trainable_module().state_dict().items()}
+    with Counts(*NORMS) as norms:
+        watched = train(task, batches, clip_grad=0.01)
+    with Counts(*NORMS) as once:
+        get_total_norm([parameter.clone() for parameter in task.get_trainable_module().parameters()])
+    assert norms.calls == UPDATES * once.calls > 0
+
+    task.get_trainable_module().load_state_dict(start)
+    expected = train(task, batches, clip_grad=0.01, watched=False)
+    torch.testing.assert_close(watched, expected, rtol=0, atol=0)
+    task.get_trainable_module().load_state_dict(start)
+    assert not torch.equal(list(train(task, batches).values())[0], list(expected.values())[0]), 'it clips'
+
+
+# One graph to compile
+
+@pytest.mark.parametrize('criterion, soft', [
+    (None, False), (None, True), (SoftTargetCrossEntropy(), True), (LabelSmoothingCrossEntropy(), False)],
+    ids=['hard', 'soft', 'timm-soft', 'timm-smoothed'])
+@pytest.mark.parametrize('kind', AGREEMENT_KINDS)
+def test_a_task_and_its_loss_are_one_graph(kind, criterion, soft):
+    torch._dynamo.reset()
+    task = create_task(criterion=criterion, kind=kind, init_std=0.2)
+    input, target = batch(soft=soft)
+    task(input, target)['loss'].backward()
+    expected = [parameter.grad for parameter in task.get_clip_parameters()]
+    task.zero_grad()
+    compiled = torch.compile(task, backend='aot_eager', fullgraph=True)  # a break is an error
+    compiled(input, target)['loss'].backward()
+    torch.testing.assert_close(
+        [parameter.grad for parameter in task.get_clip_parameters()], expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize('kind', ['mi', 'mse'])
+def test_what_a_task_compiles_is_one_graph(kind):
+    torch._dynamo.reset()
+    graphs = []
+    task = create_task(kind=kind)
+
+    def note(graph, inputs):
+        graphs.append(graph)
+        return graph
+
+    task.compile(backend=note, fullgraph=True)
+    for _ in range(2):
+        task(*batch())['loss'].backward()
+    assert len(graphs) == 1
