@@ -186,7 +186,7 @@ class AgMaxTask(TrainingTask):
         return self
 
     def compile(self, backend: str = 'inductor', mode: Optional[str] = None, **compile_kwargs) -> nn.Module:
-        """Compile training (model and Q-network) and evaluation (the model). The loss stays outside: it communicates.
+        """Compile training (model and Q-network) and evaluation (the model). The loss stays outside, as timm's do.
 
         Returns:
             The compiled model for evaluation.

@@ -5,6 +5,9 @@ In float64, with a ViT: BatchNorm's statistics differ from rank to rank, so with
 import os
 import sys
 import warnings
+from argparse import Namespace
+from contextlib import closing
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,6 +21,7 @@ from agmax_timm import AgMaxTask
 from agmax_timm.distillation import AgMaxDistillationTask
 from agmax_timm.distributed import global_mean
 from agmax_timm.loss import agreement_terms
+from agmax_timm.run.watch import Watch
 
 WORLD_SIZES = (1, 2, 4)
 UNEQUAL = {1: [8], 2: [3, 5], 4: [1, 4, 2, 1]}
@@ -78,6 +82,49 @@ def mean_over_ranks(parts):
     return parts
 
 
+def reduced(sizes):
+    """Context in which the sizes of what Python reduces over all ranks are noted; DDP's own are not Python's."""
+    patch = pytest.MonkeyPatch()
+    for name in dir(dist):
+        if name.startswith(('all_', 'broadcast', 'gather', 'reduce', 'scatter')) and callable(getattr(dist, name)):
+            original = getattr(dist, name)
+            patch.setattr(dist, name, lambda *args, _name=name, _original=original, **kwargs: (
+                sizes.append((_name, args[0].numel())), _original(*args, **kwargs))[1])
+    return closing(SimpleNamespace(close=patch.undo))
+
+
+def collectives(rank, world_size):
+    """Those of an update that is watched, of its forward pass and then of its backward pass."""
+    outcome = {}
+    for kind in ('mi', 'mse'):
+        task = build_task(kind).prepare_distributed()
+        watch = Watch(Namespace(distributed=True, nan_policy='stop'), torch.device('cpu'))
+        forward, looked, backward = [], [], []
+        with reduced(forward):
+            result = task(*share(rank, [8 // world_size] * world_size))
+        with reduced(looked):
+            watch.look(result, last=True)
+        with reduced(backward):
+            result['loss'].backward()
+            watch.check_gradients(task.trainable_module, watch.agree())
+        outcome[kind] = forward, looked, backward
+    return outcome
+
+
+def graphs(rank, world_size):
+    """Number of graphs that the whole task compiles to, and its loss against the one that is not compiled."""
+    torch._dynamo.reset()
+    batch, count = share(rank, [8 // world_size] * world_size), []
+
+    def note(graph, inputs):
+        count.append(graph)
+        return graph
+
+    task = build_task()
+    loss = torch.compile(task, backend=note)(*batch)['loss']
+    return len(count), loss.detach(), task(*batch)['loss'].detach()
+
+
 def rank_mean(rank):
     return torch.arange(6.0, dtype=torch.float64).view(2, 3) * (rank + 1)
 
@@ -102,6 +149,9 @@ def check_rank(rank, world_size):
     mean.sum().backward()
     outcome['mean'] = mean.detach(), local_mean.grad
 
+    outcome['graphs'] = graphs(rank, world_size)
+    if world_size > 1:
+        outcome['collectives'] = collectives(rank, world_size)
     task = build_task().prepare_distributed()
     outcome['keys'] = list(task.get_checkpoint_state()['state_dict'])
 
@@ -181,6 +231,23 @@ def test_marginals_of_each_rank_would_be_seen(outcomes, world_size):
     assert parts['agreement'] - expected_parts['agreement'] > 0.02
     name = 'model.head.weight'
     assert (grads[name] - expected_gradients[name]).norm() > 0.02 * expected_gradients[name].norm()
+
+
+@pytest.mark.parametrize('world_size', [2, 4])
+def test_an_update_has_one_collective_for_the_marginals_and_one_for_the_watch(outcomes, world_size):
+    """Besides DDP's. None in the backward pass: the gradient of the marginals needs no other rank."""
+    for outcome in outcomes[world_size]:
+        flags = [('all_reduce', 7)]  # save, stop, late; loss, ce, agreement, divergence
+        assert outcome['collectives']['mi'] == ([('all_reduce', 3 * CLASSES + 1)], flags, [])  # and a count
+        assert outcome['collectives']['mse'] == ([], flags, [])
+
+
+@pytest.mark.parametrize('world_size', WORLD_SIZES)
+def test_ranks_compile_the_task_and_its_loss_to_one_graph(outcomes, world_size):
+    for outcome in outcomes[world_size]:
+        count, loss, expected = outcome['graphs']
+        assert count == 1
+        assert_near(loss, expected)
 
 
 @pytest.mark.parametrize('world_size', WORLD_SIZES)
