@@ -293,20 +293,27 @@ def test_device_jitter_draws_torchvisions_distribution(jitter):
     assert ((alone == 1.).sum(1) == 2).all()
 
 
+@pytest.mark.parametrize('channels_last', [False, True])
+def test_the_layout_is_the_models(photographs, memory_dataset, channels_last):
+    loader = create_two_view_loader(
+        memory_dataset(photographs), (3, 32, 24), 4, augment_backend='fast', channels_last=channels_last, **LEVELS)
+    for x, _ in loader:
+        assert x.is_contiguous() != channels_last
+        assert x.is_contiguous(memory_format=torch.channels_last) == channels_last
+
+
 def test_the_jitter_of_another_device_is_done_there(photographs, memory_dataset):
     def build(device, **kwargs):
         dataset = memory_dataset(photographs)
         loader = create_two_view_loader(
             dataset, (3, 32, 32), 4, num_workers=0, augment_backend='fast', device=device, **kwargs)
-        return 'ColorJitter' in repr(dataset.transform), loader.random_erasing
+        names = [type(function).__name__ for function in loader.random_erasing.functions]
+        return 'ColorJitter' in repr(dataset.transform), 'DeviceJitter' in names
     meta = torch.device('meta')  # any that is not the CPU
-    in_worker, after = build(meta)
-    assert not in_worker and isinstance(after.functions[0], DeviceJitter)
-    in_worker, after = build(meta, cutout=8)
-    assert not in_worker and [type(function).__name__ for function in after.functions] == ['DeviceJitter', 'Chain']
+    for kwargs in ({}, dict(cutout=8, re_prob=.5)):
+        assert build(meta, **kwargs) == (False, True)
     for device, kwargs in (
             (CPU, {}), (meta, dict(mixup=dict(mixup_alpha=1., num_classes=8))), (meta, dict(lighting=.1)),
             (meta, dict(color_jitter=(.1, .1, .1, .1))), (meta, dict(color_jitter_prob=.5)),
             (meta, dict(img_dtype=torch.bfloat16))):
-        in_worker, after = build(device, **kwargs)
-        assert in_worker and after is None
+        assert build(device, **kwargs) == (True, False)

@@ -11,7 +11,14 @@ from .errors import UnequalError
 _logger = logging.getLogger(__name__)
 
 
-def take_backend(wanted: str, loader: Any, channels: int, two_views: bool, mixup: Optional[Dict[str, Any]]) -> None:
+def take_backend(
+        wanted: str,
+        loader: Any,
+        channels: int,
+        two_views: bool,
+        mixup: Optional[Dict[str, Any]],
+        channels_last: bool = False,
+) -> None:
     """Let a loader of timm's work on arrays, its transforms, decoding and collate replaced, or leave it as it is.
 
     Args:
@@ -19,6 +26,7 @@ def take_backend(wanted: str, loader: Any, channels: int, two_views: bool, mixup
         loader: Training loader of timm, its transforms complete for one view.
         channels: Of the images.
         mixup: None, or a dict of timm.data.Mixup's arguments.
+        channels_last: Leave the channels last in memory, as they are in arrays.
 
     Raises:
         ValueError: 'fast' for what has no equal on arrays, or without the packages of the extra `fast`.
@@ -29,7 +37,7 @@ def take_backend(wanted: str, loader: Any, channels: int, two_views: bool, mixup
     if not reason:
         try:
             from .fast.install import work_on_arrays
-            where = work_on_arrays(loader, mixup, two_views)
+            where = work_on_arrays(loader, mixup, two_views, channels_last)
         except ImportError as error:
             reason = f"{error.name} is not installed: pip install 'agmax_timm[fast]'"
         except UnequalError as error:

@@ -27,6 +27,7 @@ def create_train_loader(
         two_views: bool = False,
         augment_backend: str = 'auto',
         image_memory: str = '0',
+        channels_last: bool = False,
         **kwargs,
 ):
     """timm's training loader, extended by CutOut, lighting, pad-and-crop, mixing and a second view.
@@ -90,7 +91,7 @@ def create_train_loader(
         loader.random_erasing = Chain(loader.random_erasing, CutOut(cutout))
     if not kwargs.get('num_aug_splits'):
         channels = input_size[0] if isinstance(input_size, Sequence) and len(input_size) == 3 else 3
-        take_backend(augment_backend, loader, channels, two_views, mixup)
+        take_backend(augment_backend, loader, channels, two_views, mixup, channels_last)
     kept = keep_decoded(getattr(loader.dataset, 'dataset', loader.dataset), memory_limit(image_memory))
     if kept and kwargs.get('num_workers', 1) and sys.platform == 'linux':
         _data_loader(loader).multiprocessing_context = 'fork'  # newer than 3.13, Python starts them in another way
@@ -114,6 +115,7 @@ def create_two_view_loader(
         lighting: float = 0.,
         augment_backend: str = 'auto',
         image_memory: str = '0',
+        channels_last: bool = False,
         **kwargs,
 ):
     """timm's training loader with two views of every image: each image is decoded once and augmented twice.
@@ -135,6 +137,7 @@ def create_two_view_loader(
             docs/performance.md states the differences in levels; 'auto' for fast where each step has its equal.
         image_memory: A share of the free memory, as '0.1', or an amount, as '8G': images that fit into it are decoded
             once, now, and kept as uint8. '0' keeps none.
+        channels_last: The model is in channels_last: so may views be in memory, where that takes no time.
         **kwargs: Further arguments of timm.data.create_loader, `train_crop_mode='pad'` among them (an eighth of the
             size as padding, then a random crop). `device` is CUDA where there is one, else the CPU.
 
@@ -146,7 +149,7 @@ def create_two_view_loader(
     """
     return create_train_loader(
         dataset, input_size, batch_size, mixup=mixup, cutout=cutout, lighting=lighting, two_views=True,
-        augment_backend=augment_backend, image_memory=image_memory, **kwargs)
+        augment_backend=augment_backend, image_memory=image_memory, channels_last=channels_last, **kwargs)
 
 
 class DeviceMixupLoader:

@@ -174,6 +174,7 @@ def build_train_loader(
             lighting=args.lighting,
             augment_backend=args.augment_backend,
             image_memory=args.image_memory,
+            channels_last=args.channels_last,
             num_aug_splits=args.aug_splits,
             use_multi_epochs_loader=args.use_multi_epochs_loader,
             **_resolution_kwargs(args),

@@ -14,7 +14,12 @@ from .jitter import DeviceJitter
 from .transform import ArrayTransform
 
 
-def work_on_arrays(loader: PrefetchLoader, mixup: Optional[Dict[str, Any]], two_views: bool) -> str:
+def work_on_arrays(
+        loader: PrefetchLoader,
+        mixup: Optional[Dict[str, Any]],
+        two_views: bool,
+        channels_last: bool,
+) -> str:
     """Change the loader in place, unless a step has no equal; see take_backend.
 
     Returns:
@@ -31,10 +36,13 @@ def work_on_arrays(loader: PrefetchLoader, mixup: Optional[Dict[str, Any]], two_
     if two_views or mixup is None:
         loader.loader.collate_fn = FastCollate(mixup)
     loader.loader.worker_init_fn = _OneThread(loader.loader.worker_init_fn)
-    if jitter is None:
-        return ''
-    loader.random_erasing = Chain(DeviceJitter(jitter, loader.mean, loader.std), loader.random_erasing)
-    return f', colour jitter on {loader.device}'
+    on_device = []
+    if not channels_last:
+        on_device.append(torch.Tensor.contiguous)  # a layout that the weights do not have costs time in each layer
+    if jitter is not None:
+        on_device.append(DeviceJitter(jitter, loader.mean, loader.std))
+    loader.random_erasing = Chain(*on_device, loader.random_erasing)
+    return f', colour jitter on {loader.device}' if jitter is not None else ''
 
 
 def _split_jitter(
