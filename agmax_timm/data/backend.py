@@ -52,7 +52,7 @@ def take_backend(
 
 def use_batches(dataset: Dataset, views: int) -> None:
     """Make the views of small images in memory a batch at a time, where their transform allows it."""
-    if getattr(dataset, 'memory', None) is not None and dataset.decode is not decode:
+    if getattr(dataset, 'memory', None) and dataset.decode is not decode and dataset.target_transform is None:
         from .fast.small import small_batches
         dataset.batches = small_batches(dataset.memory, dataset.transform, views)
 

@@ -117,8 +117,9 @@ class DecodedDataset(ImageDataset):
         kept = self.memory.get(index) if self.memory is not None else None
         if kept is not None:
             pixels, target = kept
-            return (Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels), target) if (
-                self.decode is decode) else (pixels, target)
+            if self.decode is decode:
+                return Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels), target
+            return pixels, target
         try:
             file, *rest = self.reader[index]
             return (file.read() if self.load_bytes else self.decode(file, self.input_img_mode), *rest)

@@ -18,6 +18,7 @@ _logger = logging.getLogger(__name__)
 
 _PROBES = 64  # images that the size of all is estimated from
 _CHUNK = 1024
+_MODES = ('RGB', 'L')  # that PIL takes an array for
 
 
 class ImageMemory:
@@ -77,7 +78,9 @@ def keep_decoded(dataset: Dataset, limit: int) -> bool:
     Returns:
         Whether images are kept.
     """
-    if not limit or type(dataset) is not DecodedDataset or not isinstance(dataset.reader, FolderReader):
+    if not limit or type(dataset) is not DecodedDataset or dataset.load_bytes:
+        return False
+    if dataset.input_img_mode not in _MODES or not isinstance(dataset.reader, FolderReader):
         return False  # other readers may hold files open that workers must not share
     count = len(dataset)
     probes = [_decode(dataset, index) for index in np.linspace(0, count - 1, min(count, _PROBES)).astype(int)]
