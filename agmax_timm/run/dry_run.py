@@ -31,8 +31,8 @@ except ImportError:  # Windows
     resource = None
 
 _logger = logging.getLogger('train')
-SECONDS = 5.  # of updates behind the first one, which waits for data and may compile; one update at least
-EVALUATED = 5  # batches, the first one left out where there are more
+SECONDS = 5.  # of updates behind the first one, which waits for data and may compile, and of evaluated batches
+EVALUATED = 5  # batches at least, where there are as many; one update at least
 
 
 @dataclass
@@ -154,7 +154,9 @@ def time_evaluation(built: Built) -> float:
         built.keeper.watchdog.beat()
         _synchronize(device)
         marks.append(time.perf_counter())
-        if len(marks) > min(EVALUATED, len(loader)):
+        batches = len(marks) - 1
+        late = args.fsdp or marks[-1] - marks[1] > SECONDS  # with --fsdp ranks compute each batch together
+        if batches >= len(loader) or (batches >= EVALUATED and late):
             raise _Enough
 
     try:
