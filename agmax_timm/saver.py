@@ -3,6 +3,7 @@
 Plain timm loads them, with nothing of this package: the record holds plain types, and the Q-network is apart.
 """
 import argparse
+import io
 import logging
 import math
 import os
@@ -114,6 +115,12 @@ class RecordSaver(CheckpointSaver):
 
         self._run(write, path)
         return self.best_metric, self.best_epoch
+
+    def measure(self, epoch: int, state: Optional[Dict[str, Any]] = None) -> int:
+        """Bytes of a checkpoint of what there is now; nothing is written."""
+        counter = _Counter()
+        torch.save(self._content(epoch, 0., {}, state), counter)
+        return counter.size
 
     def save_recovery(self, epoch: int, batch_idx: int = 0, state: Optional[Dict[str, Any]] = None) -> None:
         """Save within an epoch; this file and the one before it are kept, of an earlier process too.
@@ -251,6 +258,16 @@ class RecordSaver(CheckpointSaver):
 
     def _path(self, name: str) -> str:
         return os.path.join(self.checkpoint_dir, name + self.extension)
+
+
+class _Counter(io.RawIOBase):
+    """A file that only counts its bytes."""
+    size = 0
+
+    def write(self, data: Any) -> int:
+        written = memoryview(data).nbytes
+        self.size += written
+        return written
 
 
 def _ranks(metric: Optional[float]) -> bool:

@@ -34,8 +34,9 @@ NEWER_THAN_THE_TABLE = {
 }
 OURS = {
     '--agmax', '--agmax-divergence-weight', '--agmax-init-std', '--agmax-loss', '--agmax-units', '--agmax-weight',
-    '--check-data', '--cutout', '--fsdp', '--hang-timeout', '--hub-pr', '--hub-private', '--hub-revision',
-    '--lighting', '--max-damaged', '--nan-policy', '--push-to-hub',
+    '--augment-backend', '--check-data', '--cutout', '--dry-run', '--early-stop', '--early-stop-metric',
+    '--early-stop-min-delta', '--fsdp', '--hang-timeout', '--hub-pr', '--hub-private', '--hub-revision',
+    '--image-memory', '--lighting', '--log-tensorboard', '--max-damaged', '--nan-policy', '--push-to-hub',
 }
 # Choices that timm asserts later, or never.
 STRICTER = {'--amp-dtype': ('float16', 'bfloat16'), '--model-dtype': ('float32', 'float16', 'bfloat16'),

@@ -249,12 +249,12 @@ def test_misspelt_keys_get_the_nearest_right_one(capsys, tmp_path):
         assert is_one_edit(meant, typo), (typo, meant, name)
 
 
-# Not for a machine without network, devices or hours; or what makes a run long, or is the test's own.
+# Not for a machine without network, devices, extras or hours; or what makes a run long or none, or is the test's own.
 NOT_RUN = {
     'push_to_hub', 'hub_private', 'hub_revision', 'hub_pr', 'log_wandb', 'pretrained', 'pretrained_path', 'dataset',
     'dataset_download', 'kd_model_name', 'device_modules', 'torchcompile', 'workers', 'stop_epoch', 'output',
     'experiment', 'img_size', 'input_size', 'train_img_sizes', 'data_dir', 'fsdp', 'train_batches_per_epoch', 'model',
-    'epoch_repeats', 'num_classes', 'resume', 'torchscript', 'aug_repeats', 'local_rank'}
+    'epoch_repeats', 'num_classes', 'resume', 'dry_run', 'log_tensorboard', 'torchscript', 'aug_repeats', 'local_rank'}
 RUN_WORDS = {'aa': ['rand-m9-mstd0.5', 'rand-mX', 'augmix-m3', 'original', '3a', 'rand-n0', 'rand-m9-tweights'],
              'opt': ['adamw', 'lamb', 'foo', 'lion', 'rmsprop', 'adafactor', 'lookahead_sgd', 'x_sgd', 'muon', ''],
              'sched': ['step', 'multistep', 'plateau', 'wsd', 'none', 'poly', 'tanh', 'constant', 'Cosine'],

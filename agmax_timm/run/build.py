@@ -230,6 +230,11 @@ def set_learning_rate(args: argparse.Namespace, batch_size: float) -> None:
                      f'{args.lr_base_scale} to {images:g} images an update.')
 
 
+def mean_lr(optimizer: torch.optim.Optimizer) -> float:
+    rates = [group['lr'] for group in optimizer.param_groups]
+    return sum(rates) / len(rates)
+
+
 def build_optimizer(args: argparse.Namespace, task: TrainingTask) -> torch.optim.Optimizer:
     kwargs = dict(args.opt_kwargs)
     try:

@@ -25,14 +25,15 @@ _SCHEDULE = (
     'lr_cycle_limit', 'lr_k_decay', 'lr_decay_fn', 'lr_stable_timescale')
 _LAUNCHER = ('local_rank', 'rank', 'world_size', 'distributed', 'device', 'device_modules')
 # What a checkpoint takes the place of, or what is told or refused on its own.
-_START = ('resume', 'no_resume_opt', 'start_epoch', 'stop_epoch', 'pretrained', 'pretrained_path', 'initial_checkpoint',
-          'head_init_scale', 'head_init_bias', 'agmax_init_std', 'workers', 'data')
+_START = ('resume', 'no_resume_opt', 'start_epoch', 'stop_epoch', 'early_stop', 'early_stop_metric',
+          'early_stop_min_delta', 'pretrained', 'pretrained_path', 'initial_checkpoint', 'head_init_scale',
+          'head_init_bias', 'agmax_init_std', 'workers', 'data')
 # They decide what is watched, kept and told of a run, or how fast it is, not what it computes.
 _KEEPING = (
     'output', 'experiment', 'log_interval', 'save_images', 'recovery_interval', 'checkpoint_hist', 'save_epochs',
     'nan_policy', 'hang_timeout', 'max_damaged', 'check_data', 'dataset_download', 'dataset_trust_remote_code',
-    'pin_mem', 'synchronize_step', 'log_wandb', 'wandb_project', 'wandb_tags', 'wandb_resume_id', 'push_to_hub',
-    'hub_private', 'hub_revision', 'hub_pr')
+    'pin_mem', 'synchronize_step', 'dry_run', 'log_tensorboard', 'log_wandb', 'wandb_project', 'wandb_tags',
+    'wandb_resume_id', 'push_to_hub', 'hub_private', 'hub_revision', 'hub_pr')
 _OF_NO_ACCOUNT = _LAUNCHER + _START + _KEEPING
 
 

@@ -113,6 +113,9 @@ def _check_task(args: argparse.Namespace, error: Callable) -> None:
     names = METRICS[args.task] if args.val_split else ('loss',)
     if args.val_split and args.eval_metric not in names:
         error(f"--eval-metric must be one of {', '.join(names)} for --task {args.task}, got '{args.eval_metric}'")
+    if args.early_stop_metric is not None and args.early_stop_metric not in names:
+        way_out = '' if args.val_split else ', which there is without validation'
+        error(f"--early-stop-metric must be one of {', '.join(names)}{way_out}, got '{args.early_stop_metric}'")
     if args.task == 'multilabel' and args.num_classes is None:
         error('--task multilabel needs the number of labels: add --num-classes N')
     if args.tta > 1 and (args.validation_batch_size or args.batch_size) % args.tta:

@@ -52,6 +52,7 @@ _ONLY_WITH = (
     ('naflex_patch_sizes', ('naflex_patch_size_probs',)),
     ('kd_model_name', ('kd_distill_type', 'kd_loss_type', 'kd_temperature', 'kd_student_feature_dim',
                        'kd_teacher_feature_dim', 'kd_token_distill_type', 'distill_loss_weight', 'task_loss_weight')),
+    ('early_stop', ('early_stop_metric', 'early_stop_min_delta')),
     ('log_wandb', ('wandb_project', 'wandb_tags', 'wandb_resume_id')),
     ('model_ema', ('model_ema_decay', 'model_ema_warmup', 'model_ema_force_cpu')),
     ('pretrained', ('pretrained_path',)),

@@ -35,7 +35,7 @@ def resolve_resume(args: argparse.Namespace) -> None:
     """
     if args.resume != 'auto':
         return
-    folder = os.path.join(_parent(args), args.experiment)
+    folder = run_folder(args)
     path, damaged = newest_checkpoint(folder)
     reasons = '; '.join(reason for _, reason in damaged)
     if damaged and path is None:
@@ -46,16 +46,17 @@ def resolve_resume(args: argparse.Namespace) -> None:
     args.resume = path or ''
 
 
-def check_folder(args: argparse.Namespace, auto: bool = False) -> None:
+def check_folder(args: argparse.Namespace, auto: bool = False, lock: bool = True) -> None:
     """Refuse, before anything is built, a folder that cannot be written or that holds another run.
 
     Args:
         auto: Whether it was --resume auto: without a checkpoint, a folder of nothing but logs is gone on with.
+        lock: Have it for this process alone; that leaves a file in it.
 
     Raises:
         OptionError: the message names the folder and what to do.
     """
-    folder = os.path.join(_parent(args), args.experiment)
+    folder = run_folder(args)
     if args.experiment and os.path.isdir(folder) and not goes_on(args, folder):
         held = checkpoint_names(folder)
         if os.path.exists(summary_path(folder)) and not auto:
@@ -66,7 +67,7 @@ def check_folder(args: argparse.Namespace, auto: bool = False) -> None:
     if _first_rank():
         with _told(folder):
             _check_writable(folder)
-            if args.experiment and os.path.isdir(folder):
+            if args.experiment and os.path.isdir(folder) and lock:
                 _lock(folder)
 
 
@@ -190,13 +191,18 @@ def line_to_write(args: argparse.Namespace, auto: bool, state: Optional[Dict[str
         state: That of the checkpoint, None without one.
     """
     folder = os.path.dirname(args.resume)
-    if not auto and args.experiment and goes_on(args, os.path.join(_parent(args), args.experiment)):
+    if not auto and args.experiment and goes_on(args, run_folder(args)):
         return next_line(folder)
     return (state or {}).get('line', 0) if auto else 0
 
 
 def summary_path(folder: str) -> str:
     return os.path.join(folder, 'summary.csv')
+
+
+def run_folder(args: argparse.Namespace) -> str:
+    """The folder of --experiment, or the one that a run without a name makes its own in."""
+    return os.path.join(_parent(args), args.experiment)
 
 
 def _parent(args: argparse.Namespace) -> str:

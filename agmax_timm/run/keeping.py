@@ -2,7 +2,7 @@
 import argparse
 import logging
 import time
-from typing import Any, Dict, Optional, Tuple
+from typing import Any, Dict, Iterable, Optional, Tuple
 
 import torch
 from timm.task import TrainingTask
@@ -119,6 +119,24 @@ class Keeper:
     def _complete(self, state: Dict[str, Any]) -> Dict[str, Any]:
         damaged = self.damage.indices() if self.damage is not None else []
         return {**state, **self.constants, 'log': self.log_position(), 'damaged': damaged}
+
+
+def is_evaluated(args: argparse.Namespace, done: int, stop_epoch: int, num_epochs: int) -> bool:
+    """Whether an evaluation and a checkpoint follow so many epochs."""
+    return done % args.val_interval == 0 or done in (stop_epoch, num_epochs, *args.save_epochs)
+
+
+def most_files(args: argparse.Namespace, epochs: Iterable[int]) -> int:
+    """The most checkpoints that there are at a time, names of one file counted once.
+
+    They are the best, the last, milestones, two within epochs, and the next one while it is written.
+
+    Args:
+        epochs: Numbers of epochs that an evaluation follows.
+    """
+    epochs = set(epochs)
+    kept = args.checkpoint_hist + len(epochs & set(args.save_epochs)) + 1
+    return min(len(epochs), kept + 1) + (2 if args.recovery_interval else 0)
 
 
 def check_weights(task: TrainingTask) -> None:

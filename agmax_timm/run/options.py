@@ -2,7 +2,7 @@
 
 A flag is declared once, in `flags/`: data.py, model.py, training.py, validation.py. Names, types and defaults are those
 of timm's scripts; what belongs to the package alone is in the group AgMax, in --cutout, --lighting, --fsdp,
---check-data, --max-damaged and --hub-*.
+--check-data, --max-damaged, --early-stop*, --dry-run, --log-tensorboard and --hub-*.
 """
 from .flags import data, model, training, validation
 from .parser import Parser
@@ -33,7 +33,7 @@ def train_parser() -> Parser:
         ('batch norm', model.batch_norm),
         ('exponential moving average of the weights (EMA)', model.ema),
         ('run', training.run),
-        ('Weights & Biases', training.tracking),
+        ('TensorBoard, Weights & Biases', training.tracking),
         ('Hugging Face Hub', training.hub),
     ))
     return parser

@@ -26,7 +26,7 @@ RANGES = (
         'distill_loss_weight', 'task_loss_weight', 'agmax_weight', 'agmax_divergence_weight', 'asl_gamma_pos',
         'asl_gamma_neg', 'poly_gamma', 'db_focal_gamma', 'opt_eps', 'weight_decay', 'start_epoch', 'lr', 'lr_base',
         'lr_noise_std', 'lr_cycle_decay', 'warmup_lr', 'warmup_epochs', 'min_lr', 'cooldown_epochs', 'patience_epochs',
-        'decay_milestones', 'decay_rate', 'hang_timeout')),
+        'decay_milestones', 'decay_rate', 'hang_timeout', 'early_stop', 'early_stop_min_delta')),
     ('above 0', lambda value: value > 0, (
         'scale', 'ratio', 'train_size_schedule_spread', 'bn_eps', 'kd_temperature', 'agmax_init_std', 'bce_pos_weight',
         'twoway_tp', 'twoway_tn', 'db_neg_scale', 'loss_weight_max', 'clip_grad', 'lr_cycle_mul', 'lr_k_decay',

@@ -4,6 +4,7 @@ import logging
 import math
 import os
 import sys
+import time
 from contextlib import contextmanager
 from typing import Any, Dict, Iterator, List, Optional
 
@@ -69,6 +70,9 @@ class Reporter:
     def __init__(self, total_updates: int, done_updates: int = 0, num_epochs: int = 0, primary: bool = True):
         self.primary = primary
         self.num_epochs = num_epochs
+        self.total_updates = total_updates
+        self.done_updates = done_updates
+        self.start = time.perf_counter()
         self.bar = tqdm(
             total=total_updates, initial=done_updates, unit='update', file=sys.stderr, dynamic_ncols=True,
             disable=not (primary and sys.stderr.isatty()))
@@ -79,9 +83,15 @@ class Reporter:
     def train_step(self, progress: Progress, lr: float) -> None:
         if not self.primary:
             return
-        _steps.info(train_line(progress, lr))
+        _steps.info(f'{train_line(progress, lr)}  ETA: {self._eta(progress)}')
         self.bar.set_description(f'Epoch {progress.epoch + 1}/{self.num_epochs}', refresh=False)
         self.bar.set_postfix({name: f'{value:.3g}' for name, value in progress.mean.items()}, refresh=False)
+
+    def _eta(self, progress: Progress) -> str:
+        """Time to the end of the run, by the mean of all updates of this process with the evaluations between them."""
+        done = progress.epoch * progress.updates_per_epoch + progress.update_index + 1
+        seconds = (time.perf_counter() - self.start) / max(1, done - self.done_updates)
+        return tqdm.format_interval(seconds * max(0, self.total_updates - done))
 
     def evaluation(self, name: str, metrics: Dict[str, float]) -> None:
         if self.primary:

@@ -1,24 +1,119 @@
-"""Weights & Biases: the rows of summary.csv, where --log-wandb asks for it."""
+"""Weights & Biases and TensorBoard: the rows of summary.csv, and in TensorBoard the losses at log intervals."""
 import argparse
-from typing import Any
+import os
+from typing import Any, Callable, Dict, List, Optional
 
+from . import reporting
 from .config import OptionError
+from .engine import Progress
 
 
-def require_wandb(args: argparse.Namespace) -> None:
-    """Raise OptionError, before anything is built, where --log-wandb cannot work."""
-    if not args.log_wandb:
-        return
-    try:
-        import wandb  # noqa: F401
-    except ImportError as error:
-        raise OptionError('--log-wandb needs the package wandb: pip install wandb, or drop it') from error
+def require_trackers(args: argparse.Namespace) -> None:
+    """Raise OptionError, before anything is built, where --log-wandb or --log-tensorboard cannot work."""
+    if args.log_wandb:
+        try:
+            import wandb  # noqa: F401
+        except ImportError as error:
+            raise OptionError('--log-wandb needs the package wandb: pip install wandb, or drop it') from error
+    if args.log_tensorboard:
+        try:
+            import torch.utils.tensorboard  # noqa: F401
+        except ImportError as error:
+            raise OptionError(
+                '--log-tensorboard needs the package tensorboard: pip install tensorboard, or drop it') from error
 
 
-def start_wandb(args: argparse.Namespace, name: str) -> Any:
-    """The run there, with `log(row)` and `finish()`; None without --log-wandb."""
-    if not args.log_wandb:
-        return None
+class Trackers:
+    """Those that the options ask for; the first rank has them.
+
+    In TensorBoard the losses of an update are at the number of updates before it, the row of an epoch at that of all
+    updates to its end. So what a run writes again that goes on after some updates are the steps from their number on.
+
+    Args:
+        args: Options.
+        folder: Of the run.
+        updates_per_epoch: Updates of an epoch.
+        done_updates: Updates before this process.
+        rows: Of summary.csv so far, where the run goes on.
+        same_folder: Whether it goes on in its own folder, with what was written there.
+    """
+
+    def __init__(
+            self,
+            args: argparse.Namespace,
+            folder: str,
+            updates_per_epoch: int,
+            done_updates: int,
+            rows: List[Dict[str, Any]],
+            same_folder: bool,
+    ):
+        self.updates_per_epoch = updates_per_epoch
+        self.wandb = _start_wandb(args, os.path.basename(folder)) if args.log_wandb else None
+        self.board = None
+        if args.log_tensorboard:
+            self.board = _Board(os.path.join(folder, 'tensorboard'), done_updates if same_folder else None)
+            for row in rows:
+                if not same_folder or self._end_of(row) >= done_updates:
+                    self.board.write(row, self._end_of(row))
+
+    def row(self, row: Dict[str, Any]) -> None:
+        """Tell of an epoch."""
+        if self.wandb is not None:
+            self.wandb.log(row)
+        if self.board is not None:
+            self.board.write(row, self._end_of(row))
+
+    def update(self, progress: Progress) -> None:
+        """Tell of the losses of an update."""
+        if self.board is not None:
+            step = progress.epoch * self.updates_per_epoch + progress.update_index
+            self.board.write({f'update_{name}': value for name, value in progress.last.items()}, step)
+
+    def finish(self) -> None:
+        if self.wandb is not None:
+            self.wandb.finish()
+        if self.board is not None:
+            self.board.close()
+
+    def _end_of(self, row: Dict[str, Any]) -> int:
+        return (row['epoch'] + 1) * self.updates_per_epoch
+
+
+class _Board:
+    """TensorBoard's files in a folder. A disk that refuses them ends them, not the run.
+
+    Args:
+        folder: Folder of the files.
+        purge_step: From this step on, what is there does not count any more; None: all counts.
+    """
+
+    def __init__(self, folder: str, purge_step: Optional[int]):
+        from torch.utils.tensorboard import SummaryWriter
+        self.folder = folder
+        self.writer = None
+        with reporting.tolerated(folder):
+            self.writer = SummaryWriter(folder, purge_step=purge_step)
+
+    def write(self, values: Dict[str, Any], step: int) -> None:
+        def add(writer: Any) -> None:
+            for name, value in values.items():
+                if name != 'epoch':
+                    writer.add_scalar(name, value, step)
+            writer.flush()  # a process that is killed would leave a gap
+        self._try(add)
+
+    def close(self) -> None:
+        self._try(lambda writer: writer.close())
+
+    def _try(self, work: Callable[[Any], None]) -> None:
+        writer, self.writer = self.writer, None
+        if writer is not None:
+            with reporting.tolerated(self.folder):
+                work(writer)
+                self.writer = writer
+
+
+def _start_wandb(args: argparse.Namespace, name: str) -> Any:
     import wandb
     return wandb.init(
         project=args.wandb_project,

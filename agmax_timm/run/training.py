@@ -21,17 +21,18 @@ from ..publish import command_of, publish_source
 from ..resume import resume, resume_ema
 from ..saver import RecordSaver, SaveError, create_saver, make_record
 from ..task import UnsupportedModelError
-from . import build, changes, folder, loaders, names, reporting, resuming, sharding, tracking
+from . import build, changes, dry_run, folder, loaders, names, reporting, resuming, sharding, tracking
 from .checks import in_sequence, mixing
 from .config import OptionError, parse_train_args
 from .damaged import DamageReport
 from .engine import NonFiniteError, Progress, RunningLosses, evaluate, train_one_epoch
 from .interruption import EXIT_STATUS, Interrupted, StopSignals
-from .keeping import Keeper
+from .keeping import Keeper, is_evaluated
 from .nonfinite import BrokenUpdates
 from .objective import build_task
 from .pictures import save_views
 from .state import Position, RunState
+from .stopping import EarlyStop
 from .watch import Verdict, Watch
 from .watchdog import Watchdog
 
@@ -97,11 +98,11 @@ def _train(args: argparse.Namespace, signals: StopSignals, watchdog: Watchdog) -
     reporting.setup_logging(primary=utils.world_info_from_env()[1] == 0)
     logger = logging.getLogger('train')
 
-    tracking.require_wandb(args)
+    tracking.require_trackers(args)
     loaders.check_roots(args)
     auto = args.resume == 'auto'
     folder.resolve_resume(args)
-    folder.check_folder(args, auto)
+    folder.check_folder(args, auto, lock=not args.dry_run)
     build.import_device_modules(args)
     names.check_train_names(args)
     device = build.init_device(args)
@@ -153,7 +154,7 @@ def _train(args: argparse.Namespace, signals: StopSignals, watchdog: Watchdog) -
     position, losses = resuming.find_start(args, before, resume_epoch)
     names.check_epochs(args, num_epochs)
     stop_epoch = args.stop_epoch or num_epochs
-    num_updates = position.epoch * updates_per_epoch + position.batch // args.grad_accum_steps
+    num_updates = position.epoch * updates_per_epoch + math.ceil(position.batch / args.grad_accum_steps)
     build.advance_scheduler(scheduler, position.epoch, num_updates if args.sched_on_updates else None)
     keeper = Keeper(args, task, state, signals, watchdog, gathered)
     if before is not None and before.exact:
@@ -162,10 +163,17 @@ def _train(args: argparse.Namespace, signals: StopSignals, watchdog: Watchdog) -
             keeper.damage.mark(i for i in before.state['damaged'] if i < len(dataset_train))
 
     decreasing = metric_name == 'loss'
+    early_stop = EarlyStop(args, metric_name)
     watch = Watch(args, device, keeper.wishes)
     on_broken = BrokenUpdates(args, task, resumable)
     signals.check_start(args, device)
-    wandb_run = None
+    if args.dry_run:
+        begin_epoch(args, loader_train, position.epoch)
+        dry_run.tell_plan(dry_run.Built(
+            args, device, precision, task, optimizer, scheduler, loader_train, loader_eval, keeper, on_broken, record,
+            position, updates_per_epoch, num_updates, num_epochs, stop_epoch))
+        return []
+    trackers = None
     if primary:
         line = folder.line_to_write(args, auto, before.state if before is not None else None)
         keeper.constants = {'data': data, 'line': line}
@@ -173,17 +181,21 @@ def _train(args: argparse.Namespace, signals: StopSignals, watchdog: Watchdog) -
         keeper.output_dir, keeper.log_position = output_dir, log.position
         keeper.saver = create_saver(
             output_dir, gathered or task, gathered or optimizer, args, record, precision.scaler, decreasing)
-        if folder.goes_on(args, output_dir):
+        same_folder = folder.goes_on(args, output_dir)
+        if same_folder:
             keeper.saver.load_state_dict_from_checkpoint(args.resume)
-        wandb_run = tracking.start_wandb(args, os.path.basename(output_dir))
+        trackers = tracking.Trackers(
+            args, output_dir, updates_per_epoch, num_updates, state.history.rows, same_folder)
         logger.info(f'Training epochs {position.epoch} to {stop_epoch} of {num_epochs}, {updates_per_epoch} updates '
                     f'each, into {output_dir}')
     on_broken.folder = folder.share_path(args, keeper.output_dir)
     damaged = DamageReport(dataset_train, device, keeper.output_dir)
-    reporter = reporting.Reporter(num_epochs * updates_per_epoch, num_updates, num_epochs, primary)
+    reporter = reporting.Reporter(stop_epoch * updates_per_epoch, num_updates, num_epochs, primary)
 
     def on_log(progress: Progress) -> None:
-        reporter.train_step(progress, mean_lr(optimizer))
+        reporter.train_step(progress, build.mean_lr(optimizer))
+        if trackers is not None:
+            trackers.update(progress)
         if args.save_images and primary:
             path = os.path.join(keeper.output_dir, f'views-{progress.epoch}-{progress.update_index}.png')
             with reporting.tolerated(path):
@@ -195,16 +207,15 @@ def _train(args: argparse.Namespace, signals: StopSignals, watchdog: Watchdog) -
         keeper.after_update(epoch, batches, losses, verdict)
 
     results = state.history.results
-    trained_here = position.epoch < stop_epoch
-    for epoch in range(position.epoch, stop_epoch):
+    stopped = early_stop.agreed(results)
+    trained_here = position.epoch < stop_epoch and not stopped
+    for epoch in range(position.epoch, stop_epoch if trained_here else position.epoch):
         if epoch != position.epoch:
             position = Position(epoch)
             losses = None
         losses = losses or RunningLosses(device, args.distributed)
-        set_epoch(loader_train, epoch)
+        begin_epoch(args, loader_train, epoch)
         keeper.begin_epoch(position.batch // args.grad_accum_steps)
-        if mixing(args) and args.mixup_off_epoch and epoch >= args.mixup_off_epoch:
-            loader_train.mixup_enabled = False
         if position.trained:
             train_metrics = losses.read(f'in epoch {epoch}')[1]
         else:
@@ -215,7 +226,7 @@ def _train(args: argparse.Namespace, signals: StopSignals, watchdog: Watchdog) -
             damaged.after_epoch()
             distribute_batch_norm(args, task.get_trainable_module())
         done = epoch + 1
-        if done % args.val_interval and done not in (stop_epoch, num_epochs, *args.save_epochs):
+        if not is_evaluated(args, done, stop_epoch, num_epochs):
             if scheduler is not None:
                 scheduler.step(done, metric=None)
             continue
@@ -233,21 +244,28 @@ def _train(args: argparse.Namespace, signals: StopSignals, watchdog: Watchdog) -
             state.evaluated = True
         selected = ema or raw or train_metrics
         results.append({'epoch': epoch, 'train': train_metrics, **({'validation': selected} if raw else {})})
-        row = reporting.summary_row(epoch, train_metrics, mean_lr(optimizer), raw, ema)
+        row = reporting.summary_row(epoch, train_metrics, build.mean_lr(optimizer), raw, ema)
         state.history.rows.append(row)
         if scheduler is not None:
             scheduler.step(done, selected[metric_name])
-        if wandb_run is not None:
-            wandb_run.log(row)
+        if trackers is not None:
+            trackers.row(row)
         keeper.save_epoch(epoch, selected[metric_name], raw=raw, ema=ema)
         check_finite(args, epoch, selected)
+        stopped = early_stop.agreed(results)
+        if stopped:
+            break
 
     reporter.close()
     damaged.at_end()
     if primary:
         keeper.saver.wait()
-        finish(args, keeper.output_dir, keeper.saver, wandb_run, trained=trained_here)
+        if stopped:
+            logger.info(f"Stopped after epoch {results[-1]['epoch']} by --early-stop {args.early_stop}: {stopped}.")
+        finish(keeper.output_dir, keeper.saver, trackers, trained=trained_here)
         best = reporting.best_last(results, metric_name, decreasing)
+        if stopped:
+            best[-1] = {**best[-1], 'early_stop': stopped}
         print(f'--result\n{json.dumps(reporting.finite(best), indent=4)}')
         keeper.saver.close()
         if args.push_to_hub and results:
@@ -255,7 +273,7 @@ def _train(args: argparse.Namespace, signals: StopSignals, watchdog: Watchdog) -
     return results
 
 
-def finish(args: argparse.Namespace, output_dir: str, saver: RecordSaver, wandb_run: Any, trained: bool) -> None:
+def finish(output_dir: str, saver: RecordSaver, trackers: tracking.Trackers, trained: bool) -> None:
     """What a run says at its end."""
     logger = logging.getLogger('train')
     if not trained:
@@ -266,8 +284,7 @@ def finish(args: argparse.Namespace, output_dir: str, saver: RecordSaver, wandb_
     if os.path.exists(folder.summary_path(output_dir)) and (trained or not os.path.exists(curves)):
         with reporting.tolerated(curves):
             reporting.plot_curves(folder.summary_path(output_dir), curves)
-    if wandb_run is not None:
-        wandb_run.finish()
+    trackers.finish()
 
 
 class EvaluationStopped(Exception):
@@ -343,14 +360,16 @@ def publish_run(args: argparse.Namespace, output_dir: str) -> None:
         logger.exception('Training is complete, but not published; to go on: ' + command_of(output_dir, *destination))
 
 
+def begin_epoch(args: argparse.Namespace, loader, epoch: int) -> None:
+    """Make the training loader ready for an epoch."""
+    set_epoch(loader, epoch)
+    if mixing(args) and args.mixup_off_epoch and epoch >= args.mixup_off_epoch:
+        loader.mixup_enabled = False
+
+
 def set_epoch(loader, epoch: int) -> None:
     """Tell data set and sampler the epoch, where they want to know."""
     sampler = loader.batch_sampler if hasattr(loader.batch_sampler, 'set_epoch') else loader.sampler
     for part in (loader.dataset, sampler):
         if hasattr(part, 'set_epoch'):
             part.set_epoch(epoch)
-
-
-def mean_lr(optimizer: torch.optim.Optimizer) -> float:
-    rates = [group['lr'] for group in optimizer.param_groups]
-    return sum(rates) / len(rates)

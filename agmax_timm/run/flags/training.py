@@ -113,6 +113,14 @@ def run(group):
                        help='at a loss or gradient that is not finite: end the run, or leave the update out')
     group.add_argument('--hang-timeout', type=float, default=1800., metavar='SECONDS',
                        help='end the run if nothing happens for so long, and say where it hangs; 0: never')
+    group.add_argument('--early-stop', type=int, default=0, metavar='N',
+                       help='end the run after N evaluations in a row without a better metric; 0: never')
+    group.add_argument('--early-stop-metric', metavar='NAME', help='which one (default: --eval-metric)')
+    group.add_argument('--early-stop-min-delta', type=float, default=0., metavar='D',
+                       help='better by more than this; top-1 is in percent')
+    group.add_argument('--dry-run', action='store_true',
+                       help='only build all, train and evaluate for a few seconds, tell what the run would take, and '
+                            'write nothing')
     group.add_argument('--checkpoint-hist', type=int, default=10, metavar='N', help='checkpoints to keep')
     group.add_argument('--save-epochs', type=int, nargs='+', default=[], metavar='N',
                        help='keep milestone-N of these numbers of epochs for good')
@@ -123,6 +131,8 @@ def run(group):
 
 
 def tracking(group):
+    group.add_argument('--log-tensorboard', action='store_true',
+                       help="the same rows, and losses at log intervals, in the run's folder tensorboard (needs it)")
     group.add_argument('--log-wandb', action='store_true', help='log the rows of summary.csv there (needs wandb)')
     group.add_argument('--wandb-project', metavar='NAME', help='project')
     group.add_argument('--wandb-tags', nargs='+', default=[], metavar='TAG', help='tags')

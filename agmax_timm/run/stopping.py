@@ -1,0 +1,55 @@
+"""--early-stop: a run ends where its evaluations get no better.
+
+What decides is what the run has told so far, and every checkpoint holds that: a run that goes on stops where the
+uninterrupted one would have.
+"""
+import argparse
+import math
+from typing import Any, Dict, List
+
+import torch.distributed as dist
+
+
+class EarlyStop:
+    """
+    Args:
+        args: Options.
+        metric: That ranks the checkpoints: it is watched where --early-stop-metric names no other.
+    """
+
+    def __init__(self, args: argparse.Namespace, metric: str):
+        self.args = args
+        self.metric = args.early_stop_metric or metric
+
+    def reason(self, results: List[Dict[str, Any]]) -> str:
+        """Why the run ends after these evaluations, in words; '' where it goes on.
+
+        Args:
+            results: Of each evaluation so far, as for --result. A metric that is not finite is no improvement.
+        """
+        if not self.args.early_stop:
+            return ''
+        best, since, waited = math.nan, '', 0
+        for result in results:
+            value = result.get('validation', result['train'])[self.metric]
+            if self._improves(value, best):
+                best, since, waited = value, f" than {value:g} of epoch {result['epoch']}", 0
+            else:
+                waited += 1
+        if waited < self.args.early_stop:
+            return ''
+        delta = f' by more than {self.args.early_stop_min_delta:g}' if self.args.early_stop_min_delta else ''
+        return f'no better {self.metric}{since}{delta} in {waited} evaluation{"s" * (waited > 1)}'
+
+    def agreed(self, results: List[Dict[str, Any]]) -> str:
+        """The first rank's reason, on all ranks. A collective where there are several."""
+        reasons = [self.reason(results)]
+        if self.args.early_stop and self.args.distributed:
+            dist.broadcast_object_list(reasons, 0)
+        return reasons[0]
+
+    def _improves(self, value: float, best: float) -> bool:
+        if not math.isfinite(value) or math.isnan(best):
+            return math.isfinite(value)
+        gain = best - value if self.metric == 'loss' else value - best
+        return gain > self.args.early_stop_min_delta

@@ -1,0 +1,47 @@
+"""docs/trouble.md quotes messages that the package has, and flags that its commands take."""
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parent.parent
+TEXT = (REPOSITORY / 'docs' / 'trouble.md').read_text()
+OF_OTHERS = {'--nproc-per-node', '--shm-size'}
+OF_TORCH = {'CUDA out of memory'}
+ROWS = [line.split(' | ')[0] for line in TEXT.splitlines() if line.startswith('| `')]
+QUOTES = [quote for row in ROWS for quote in re.findall(r'`([^`]+)`', row) if quote not in OF_TORCH]
+
+
+def text_of(node):
+    """A message with `…` for what is filled in, None of anything but text."""
+    if isinstance(node, ast.Constant):
+        return node.value if isinstance(node.value, str) else None
+    if isinstance(node, ast.JoinedStr):
+        return ''.join(part.value if isinstance(part, ast.Constant) else '…' for part in node.values)
+    return None
+
+
+TREES = [ast.parse(path.read_text()) for path in (REPOSITORY / 'agmax_timm').rglob('*.py')]
+MESSAGES = '\n'.join(text for tree in TREES for text in map(text_of, ast.walk(tree)) if text)
+FLAGS = {'--help'} | {
+    text_of(word) for tree in TREES for call in ast.walk(tree)
+    if isinstance(call, ast.Call) and getattr(call.func, 'attr', '') == 'add_argument' for word in call.args}
+
+
+@pytest.mark.parametrize('quote', QUOTES)
+def test_every_message_is_in_the_source(quote):
+    assert quote in MESSAGES
+
+
+def test_every_flag_is_one():
+    code = ' '.join(re.findall(r'`([^`]+)`', TEXT))
+    named = set(re.findall(r'(?<![\w-])--[a-z][\w-]*\*?', code))
+    assert len(named) > 80
+    wrong = [flag for flag in named - OF_OTHERS - FLAGS
+             if not (flag.endswith('*') and any(known.startswith(flag[:-1]) for known in FLAGS if known))]
+    assert not wrong
+
+
+def test_every_message_is_there_once():
+    assert len(QUOTES) > 150 and len(QUOTES) == len(set(QUOTES))
