@@ -25,6 +25,10 @@ def check_paths(args: argparse.Namespace, error: Callable[[str], Any]) -> None:
         _check_experiment(args.experiment, error)
     if 'output' in args:
         _check_folder(os.path.join(args.output or 'output', args.experiment), error)
+    if getattr(args, 'corruptions_dir', '') and not os.path.isdir(args.corruptions_dir):
+        error(f'--corruptions-dir {args.corruptions_dir}: no such folder')
+    if getattr(args, 'report', ''):
+        _check_folder(args.report, error, '--report')
     if os.path.isdir(getattr(args, 'results_file', '')):
         error(f'--results-file {args.results_file} is a folder: name a file')
     folder = os.path.dirname(getattr(args, 'results_file', ''))
@@ -46,14 +50,14 @@ def _check_experiment(name: str, error: Callable) -> None:
         error(f'--experiment {name!r} is not the name of a folder within --output: drop the way to it')
 
 
-def _check_folder(path: str, error: Callable) -> None:
+def _check_folder(path: str, error: Callable, flags: str = '--output, --experiment') -> None:
     """That it is a folder that can be written to, or one can be made."""
     if any(len(os.fsencode(part)) > 200 for part in path.split('/')):
-        error(f'--output, --experiment: a folder may have a name of 200 bytes, got {path}')
+        error(f'{flags}: a folder may have a name of 200 bytes, got {path}')
     there = os.path.abspath(path)
     while not os.path.lexists(there):
         there = os.path.dirname(there)
     if not os.path.isdir(there):
-        error(f'--output, --experiment {path}: {there} is not a folder: name another one')
+        error(f'{flags} {path}: {there} is not a folder: name another one')
     if not os.access(there, os.W_OK | os.X_OK):
-        error(f'--output, --experiment {path}: {there} cannot be written to: name another one')
+        error(f'{flags} {path}: {there} cannot be written to: name another one')
