@@ -10,6 +10,7 @@ import types
 
 import numpy as np
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -21,7 +22,7 @@ from agmax_timm.robustness.attacks import pgd, random_start
 from agmax_timm.robustness.calibration import expected_calibration_error
 from agmax_timm.robustness.corruptions import ALEXNET_ERRORS
 from agmax_timm.robustness.seeding import sample_seed
-from agmax_timm.run import robustness, validation
+from agmax_timm.run import inference, robustness, validation
 from agmax_timm.run.config import parse_validate_args
 
 SIZE = 32
@@ -155,6 +156,7 @@ def passes(monkeypatch):
     ['--attack', 'fgsm'], ['--attack', 'pgd', '--attack-steps', '3'],
     ['--attack', 'pgd', '--attack-norm', 'l2', '--attack-steps', '3', '--attack-step-size', '0.2', '--channels-last'],
     ['--attack', 'fgsm', '--amp', '--amp-dtype', 'bfloat16', '--no-prefetcher'],
+    ['--attack', 'fgsm', '--amp', '--amp-dtype', 'float16', '--attack-norm', 'l2'],
     ['--attack', 'fgsm', '--torchscript', '--reparam']])
 def test_what_is_evaluated_is_within_its_bounds(flags, textures, weights, results_of, passes):
     path, _ = weights()
@@ -437,3 +439,48 @@ def test_a_package_that_is_not_installed_is_named(textures, weights, refusal, mo
 def test_what_says_nothing_alone_is_named(flags, warned, capsys):
     parse_validate_args(['data', *flags])
     assert warned in capsys.readouterr().err
+
+
+# ---- Classes of ImageNet ----
+
+@pytest.mark.parametrize('subset, count', [('imagenet-a', 200), ('imagenet-r', 200), ('mini-imagenet', 100)])
+def test_subsets_of_imagenets_classes_are_timms(subset, count, results_of, refusal, tmp_path, monkeypatch):
+    """A model whose first pixel names its output: right, where each folder's class is that output of ImageNet's."""
+    known = ImageNetInfo().label_names()
+    info = os.path.join(os.path.dirname(timm.data.__file__), '_info', subset.replace('-', '_') + '_synsets.txt')
+    with open(info) as f:
+        synsets = f.read().split()
+    for synset in synsets:
+        (tmp_path / 'val' / synset).mkdir(parents=True)
+        index = known.index(synset)
+        pixels = np.full((SIZE, SIZE, 3), (index % 256, index // 256 * 60, 0), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / 'val' / synset / 'x.png')
+    monkeypatch.setattr(inference, 'create_named_model', lambda *args, **kwargs: ReadsItsClass())
+    words = [tmp_path, '--model', 'test_resnet', '--valid-labels', subset]
+    assert len(synsets) == count and results_of(*words, '--crop-pct', 1)['top1'] == 100.
+    os.rename(tmp_path / 'val' / synsets[3], tmp_path / 'val' / 'n00000001')
+    line = refusal(*words, built=True)
+    assert '--valid-labels' in line and 'n00000001' in line
+
+
+class ReadsItsClass(torch.nn.Module):
+    """Logits of 1,000 classes, the highest where red + 256 * green / 60 says."""
+    pretrained_cfg = dict(input_size=(3, SIZE, SIZE), mean=(0., 0., 0.), std=(1., 1., 1.), crop_pct=1.)
+    num_classes = 1000
+
+    def __init__(self):
+        super().__init__()
+        self.factor = torch.nn.Parameter(torch.ones(()))
+
+    def forward(self, x):
+        red, green = (255 * x[:, channel].mean((1, 2)) for channel in range(2))
+        index = red + 256 * (green / 60)
+        return self.factor * -(index[:, None] - torch.arange(1000.)).abs()
+
+
+def test_timms_real_labels_have_a_name():
+    assert parse_validate_args(['x', '--real-labels', 'imagenet']).real_labels.endswith('imagenet_real_labels.json')
+    assert parse_validate_args(['x', '--valid-labels', 'imagenet-r']).valid_labels.endswith('imagenet_r_indices.txt')
+    for words in (['--real-labels', 'imagenet-a'], ['--valid-labels', 'imagenet-z'], ['--valid-labels', '../x']):
+        with pytest.raises(SystemExit):
+            parse_validate_args(['x', *words])

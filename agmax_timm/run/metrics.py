@@ -1,5 +1,6 @@
 """What is measured: timm's evaluators, and on top of them the classes and labels that the options name."""
 import argparse
+import os
 from typing import Any, Dict, List, Optional
 
 import torch
@@ -117,6 +118,21 @@ def set_targets(args: argparse.Namespace, dataset: Dataset, num_classes: int) ->
     if classes > lines:
         raise DataError(f'--valid-labels {args.valid_labels} has {lines} lines, the data {classes} classes: it takes '
                         'one line a class, in the order of the classes')
+    _check_subset(args.valid_labels, class_names(dataset))
+
+
+def _check_subset(path: str, classes: Optional[List[str]]) -> None:
+    """Beside timm's own indices are the names of the classes that they are for: raise DataError for other ones."""
+    names = path.replace('_indices.txt', '_synsets.txt')
+    if classes is None or names == path or not os.path.isfile(names):
+        return
+    with open(names, encoding='utf-8') as f:
+        expected = f.read().split()
+    other = sorted(set(classes) ^ set(expected))
+    if classes != expected:
+        raise DataError(f'--valid-labels {os.path.basename(path)} is for {len(expected)} classes by the names of their '
+                        f"folders, from {expected[0]} on; the data has {len(classes)}"
+                        + (f', and {other[0]} is only in one of both' if other else ' in another order'))
 
 
 def create_evaluator(

@@ -1,5 +1,6 @@
 """Files and folders that options name: those to be read are there, those to be written can be."""
 import argparse
+import importlib.util
 import os
 from typing import Any, Callable
 
@@ -14,6 +15,8 @@ def check_paths(args: argparse.Namespace, error: Callable[[str], Any]) -> None:
         if isinstance(value, str) and '\0' in value:
             error(f'{flag_of(name)} must not have a NUL in it, got {value!r}')
     for name in _FILES:
+        if timms_labels(name, getattr(args, name, '')):
+            continue
         if name != 'pretrained_path' or args.pretrained:
             _check_file(name, getattr(args, name, ''), error)
     if getattr(args, 'resume', '') != 'auto':
@@ -34,6 +37,19 @@ def check_paths(args: argparse.Namespace, error: Callable[[str], Any]) -> None:
     folder = os.path.dirname(getattr(args, 'results_file', ''))
     if folder and not os.path.isdir(folder):
         error(f'--results-file {args.results_file}: no folder {folder}: make it first')
+
+
+def timms_labels(name: str, value: str) -> str:
+    """The file among timm's own that --real-labels imagenet, or --valid-labels imagenet-a, -r and the like, stand for.
+
+    '' for another value, or where a file of the user's has this name. timm is not imported for it.
+    """
+    files = {'real_labels': '_real_labels.json', 'valid_labels': '_indices.txt'}
+    if name not in files or not value.replace('-', '').isalnum() or os.path.exists(value):
+        return ''
+    package = os.path.dirname(importlib.util.find_spec('timm').origin)
+    path = os.path.join(package, 'data', '_info', value.replace('-', '_') + files[name])
+    return path if os.path.isfile(path) else ''
 
 
 def _check_file(name: str, path: str, error: Callable) -> None:
