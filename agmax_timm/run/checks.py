@@ -177,8 +177,6 @@ def _check_robustness(args: argparse.Namespace, parser: Parser) -> None:
         flag = next(flag for flag in flags if flag not in ('--corruptions-dir', '--attack'))
         parser.error(f'{flag} draws by the index of an image, --dataset {args.dataset} has none: drop it, or use a '
                      'folder or hfds/')
-    if made:
-        _check_installed('imagecorruptions', '--corruptions', "'agmax_timm[robust]'", parser.error)
     _check_attack(args, parser)
 
 

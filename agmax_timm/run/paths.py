@@ -28,8 +28,6 @@ def check_paths(args: argparse.Namespace, error: Callable[[str], Any]) -> None:
         _check_experiment(args.experiment, error)
     if 'output' in args:
         _check_folder(os.path.join(args.output or 'output', args.experiment), error)
-    if getattr(args, 'corruptions_dir', '') and not os.path.isdir(args.corruptions_dir):
-        error(f'--corruptions-dir {args.corruptions_dir}: no such folder')
     if getattr(args, 'report', ''):
         _check_folder(args.report, error, '--report')
     if os.path.isdir(getattr(args, 'results_file', '')):

@@ -13,6 +13,7 @@ from timm.data import ImageNetInfo
 from timm.task import evaluation_sample_limit
 from torch.utils.data import Dataset
 
+from ..checkpoint import one_line
 from ..data.augment import replace_transforms, transforms_of
 from ..data.datasets import DataError, class_names
 from ..data.mixup import TwoViewCollate
@@ -179,6 +180,8 @@ def list_corruptions(args: argparse.Namespace) -> List[Corruption]:
     """
     folder, severities = args.corruptions_dir, sorted(set(args.severities))
     if folder:
+        if not os.path.isdir(folder):
+            raise OptionError(f'--corruptions-dir {folder}: no such folder')
         found = find_corruptions(folder)
         if not found:
             raise OptionError(f'--corruptions-dir {folder} has no folders NAME/1 to NAME/5')
@@ -194,7 +197,8 @@ def list_corruptions(args: argparse.Namespace) -> List[Corruption]:
     try:
         names = _chosen(args.corruptions, corruption_names(), 'imagecorruptions-imaug')
     except ImportError as error:
-        raise OptionError(f'--corruptions: {error}') from error
+        raise OptionError(f"--corruptions without --corruptions-dir needs pip install 'agmax_timm[robust]': "
+                          f'{one_line(error)}') from error
     return [Corruption(name, severity) for name in names for severity in severities]
 
 
