@@ -201,8 +201,7 @@ def attack_of(rank=0, ranks=1, epsilon=4.):
     subject = types.SimpleNamespace(
         model=torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 256, 3)), num_classes=3,
         data_config=dict(mean=IMAGENET_DEFAULT_MEAN, std=IMAGENET_DEFAULT_STD))
-    return robustness.Attack(
-        robustness.Evaluation(args, subject, None, torch.device('cpu'), robustness.Precision()), epsilon)
+    return robustness.Attack(args, subject, torch.device('cpu'), robustness.Precision(), epsilon)
 
 
 def test_every_level_of_a_pixel_is_the_same_to_the_bit_after_an_attack_of_nothing():

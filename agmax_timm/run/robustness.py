@@ -18,7 +18,6 @@ from ..data.augment import replace_transforms, transforms_of
 from ..data.datasets import DataError, class_names
 from ..data.mixup import TwoViewCollate
 from ..robustness.agreement import AgreementEvaluator
-from ..robustness.attacks import pgd, random_start
 from ..robustness.corruptions import (
     ALEXNET_ERRORS,
     SMALLEST,
@@ -27,18 +26,16 @@ from ..robustness.corruptions import (
     find_corruptions,
     summarize,
 )
-from ..robustness.seeding import SeededDataset, sample_seed
+from ..robustness.seeding import SeededDataset
 from ..robustness.stress import before_tensor, stress_transform
 from . import bulk, loaders, reporting
+from .attack import EPSILONS, Attack
 from .build import Precision
 from .config import OptionError
 from .engine import evaluate
 from .inference import Subject
 from .metrics import create_evaluator, labels_of_data
 from .options import train_parser
-
-EPSILONS = {'linf': (1., 2., 4., 8.), 'l2': (0.25, 0.5, 1., 2.)}
-_UNITS = {'linf': 1. / 255., 'l2': 1.}
 
 _logger = logging.getLogger('validate')
 
@@ -279,66 +276,6 @@ def measure_attacks(evaluation: Evaluation) -> Dict[str, float]:
     columns = {}
     for epsilon in dict.fromkeys(args.attack_eps or EPSILONS[args.attack_norm]):
         name = f'{args.attack}_{args.attack_norm}_{epsilon:g}'
-        columns[f'{name}_top1'] = evaluation.run(name, perturb=Attack(evaluation, epsilon))['top1']
+        attack = Attack(args, evaluation.subject, evaluation.device, evaluation.precision, epsilon)
+        columns[f'{name}_top1'] = evaluation.run(name, perturb=attack)['top1']
     return columns
-
-
-class Attack:
-    """Turns batches as the loader gives them, normalised, into attacked ones; called in the order of the data.
-
-    Args:
-        epsilon: In the unit of --attack-eps.
-    """
-
-    def __init__(self, evaluation: Evaluation, epsilon: float):
-        args, self.model = evaluation.args, evaluation.subject.model
-        config = evaluation.subject.data_config
-        self.mean, self.std = (torch.tensor(config[name], device=evaluation.device).view(1, -1, 1, 1)
-                               for name in ('mean', 'std'))
-        self.valid_labels = labels_of_data(args, evaluation.subject.num_classes)
-        # Without a loss scale float16 would make 0 of small gradients: they are taken in float32.
-        half = args.amp and args.amp_dtype == 'float16'
-        self.autocast = Precision().autocast if half else evaluation.precision.autocast
-        self.args = args
-        unit = _UNITS[args.attack_norm]
-        self.epsilon = epsilon * unit
-        one_step = args.attack == 'fgsm'
-        self.steps = 1 if one_step else args.attack_steps
-        self.step_size = self.epsilon if one_step else args.attack_step_size and args.attack_step_size * unit
-        self.next_index = args.rank  # as the distributed sampler deals them out
-
-    def __call__(self, input: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """
-        Args:
-            input: Normalised images [B, C, H, W].
-            target: Their classes [B].
-
-        Returns:
-            Normalised images [B, C, H, W] whose pixels are in [0, 1].
-        """
-        with torch.inference_mode(False), torch.enable_grad():
-            input, target = input.clone(), target.clone()  # those made in inference mode have no gradients
-            pixels = (input * self.std + self.mean).clamp(0., 1.)
-
-            def normalized(images: torch.Tensor) -> torch.Tensor:
-                return input + (images - pixels) / self.std  # the input itself, to the bit, where nothing is changed
-
-            def logits(images: torch.Tensor) -> torch.Tensor:
-                with self.autocast():
-                    output = self.model(normalized(images))
-                output = output[0] if isinstance(output, (tuple, list)) else output
-                return output if self.valid_labels is None else output[:, self.valid_labels]
-
-            attacked = pgd(logits, pixels, target, self.epsilon, self.args.attack_norm, self.steps, self.step_size,
-                           self._start(pixels))
-            return normalized(attacked).detach()
-
-    def _start(self, pixels: torch.Tensor) -> Optional[torch.Tensor]:
-        """By the number of the image in the data: neither batches nor ranks change it."""
-        count, ranks = len(pixels), self.args.world_size
-        indices = range(self.next_index, self.next_index + count * ranks, ranks)
-        self.next_index = indices.stop
-        if self.args.attack == 'fgsm':
-            return None
-        seeds = [sample_seed(self.args.seed, index) for index in indices]
-        return random_start(pixels.shape[1:], self.epsilon, self.args.attack_norm, seeds).to(pixels.device)
