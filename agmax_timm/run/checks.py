@@ -59,6 +59,7 @@ def check_validate_args(args: argparse.Namespace, parser: Parser) -> None:
     _check_targets(args, parser.error)
     _check_labels(args, parser.error)
     _check_validation_loader(args, parser)
+    _check_robustness(args, parser)
 
 
 def in_sequence(args: argparse.Namespace) -> bool:
@@ -158,6 +159,44 @@ def _check_validation_loader(args: argparse.Namespace, parser: Parser) -> None:
     for flag in ('crop_pct', 'crop_mode', 'crop_border_pixels'):
         if getattr(args, flag) is not None:
             parser.warn(f'{flag_of(flag)} has no effect with --naflex-loader, which shows whole images')
+
+
+def _check_robustness(args: argparse.Namespace, parser: Parser) -> None:
+    made = bool(args.corruptions) and not args.corruptions_dir
+    read = made or bool(args.corruptions_dir)
+    augmented = made or args.stress or args.agreement
+    asked = {'--corruptions-dir' if args.corruptions_dir else '--corruptions': read, '--stress': args.stress,
+             '--agreement': args.agreement, '--attack': args.attack}
+    flags = [flag for flag, value in asked.items() if value]
+    if flags or args.calibration:
+        flag = (flags or ['--calibration'])[0]
+        if args.task == 'multilabel':
+            parser.error(f'{flag} is for one class an image: drop it, or drop --task multilabel')
+    if flags and args.naflex_loader:
+        parser.error(f'{flags[0]} is for images of one size: drop it, or drop --naflex-loader')
+    if (read or augmented) and args.tf_preprocessing:
+        parser.error(f"{flags[0]} needs timm's transforms: drop it, or drop --tf-preprocessing")
+    if augmented and in_sequence(args):
+        flag = next(flag for flag in flags if flag not in ('--corruptions-dir', '--attack'))
+        parser.error(f'{flag} draws by the index of an image, --dataset {args.dataset} has none: drop it, or use a '
+                     'folder or hfds/')
+    _check_attack(args, parser)
+
+
+def _check_attack(args: argparse.Namespace, parser: Parser) -> None:
+    if args.attack:
+        for flag, given, reason in (
+                (f'--model-dtype {args.model_dtype}', args.model_dtype not in (None, 'float32'),
+                 'rounds pixels by more than a step: use --amp'),
+                ('--aot-autograd', args.aot_autograd, 'compiles no gradients of images: use --torchcompile')):
+            if given:
+                parser.error(f'--attack and {flag}, which {reason}, or drop one of them')
+    for name in ('attack_norm', 'attack_eps', 'attack_steps', 'attack_step_size'):
+        idle = not args.attack or args.attack == 'fgsm' and 'step' in name
+        if idle and getattr(args, name) != parser.get_default(name):
+            parser.warn(f'{flag_of(name)} has no effect without --attack{" pgd" * bool(args.attack)}')
+    if args.severities != parser.get_default('severities') and not (args.corruptions or args.corruptions_dir):
+        parser.warn('--severities has no effect without --corruptions or --corruptions-dir')
 
 
 def _check_installed(module: str, flag: str, package: str, error: Callable) -> None:

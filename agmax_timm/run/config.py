@@ -11,6 +11,7 @@ from .checks import check_train_args, check_validate_args, resolve_task
 from .combinations import check_combinations
 from .options import train_parser, validate_parser
 from .parser import is_plain, nearest
+from .paths import timms_labels
 
 _LONGEST = 100_000  # characters of a file: all options there are take a tenth of it
 _SCALARS = tuple(f'tag:yaml.org,2002:{kind}' for kind in ('str', 'int', 'float', 'bool', 'null'))
@@ -46,6 +47,8 @@ def parse_validate_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
     args.explicit = explicit_options(parser, argv)
     args.data_dir = args.data_dir or args.data
     check_validate_args(args, parser)
+    for name in ('real_labels', 'valid_labels'):
+        setattr(args, name, timms_labels(name, getattr(args, name)) or getattr(args, name))
     return args
 
 

@@ -181,6 +181,7 @@ def evaluate(
         on_batch: Optional[Callable[[int], None]] = None,
         evaluator: Optional[ClassificationEvaluator] = None,
         average: int = 1,
+        perturb: Optional[Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = None,
 ) -> Dict[str, float]:
     """Metrics over every sample once, whatever the number of ranks: loss, top-1 and top-5 in percent by default.
 
@@ -189,6 +190,7 @@ def evaluate(
         on_batch: Called after each batch with its number; it may raise.
         evaluator: Another one of timm's protocol: update(output, target), summary(), compute(distributed).
         average: Samples in a row that are versions of one image, their outputs averaged.
+        perturb: From a batch's input and target to the input that is evaluated in its place.
 
     Raises:
         DamagedError: an image cannot be decoded.
@@ -198,6 +200,8 @@ def evaluate(
     num_samples = 0
     for batch_index, (input, target) in enumerate(loader):
         input, target = _to_device(input, target, args, device, precision)
+        if perturb is not None:
+            input = perturb(input, target)
         with precision.autocast():
             output = model(input)
         output = output[0] if isinstance(output, (tuple, list)) else output

@@ -1,5 +1,6 @@
 """What is measured: timm's evaluators, and on top of them the classes and labels that the options name."""
 import argparse
+import os
 from typing import Any, Dict, List, Optional
 
 import torch
@@ -9,6 +10,7 @@ from timm.task import ClassificationEvaluator, MultiLabelClassificationEvaluator
 from torch.utils.data import Dataset
 
 from ..data.datasets import DataError, check_classes, class_names
+from ..robustness.calibration import CalibrationBins
 from .config import OptionError
 
 
@@ -21,6 +23,7 @@ class LabelEvaluator(ClassificationEvaluator):
         valid_labels: The output that stands for each class of the data; None for all in their order.
         real_labels: timm's real labels, for the files of this rank in their order: they give top-1 and top-5.
         average: Precision, recall and F1 as well: 'micro', 'macro' or 'weighted'. Needs scikit-learn.
+        calibration: Expected calibration error as well, of the same outputs as the loss.
     """
 
     def __init__(
@@ -31,7 +34,9 @@ class LabelEvaluator(ClassificationEvaluator):
             valid_labels: Optional[List[int]] = None,
             real_labels: Optional[RealLabelsImagenet] = None,
             average: Optional[str] = None,
+            calibration: bool = False,
     ):
+        self.calibration = calibration
         self.valid_labels = valid_labels
         self.real_labels = real_labels
         self.average = average
@@ -41,6 +46,7 @@ class LabelEvaluator(ClassificationEvaluator):
         super().reset()
         self.predictions: List[torch.Tensor] = []
         self.targets: List[torch.Tensor] = []
+        self.bins = CalibrationBins(device=self.device) if self.calibration else None
 
     @torch.no_grad()
     def update(self, output: torch.Tensor, target: torch.Tensor) -> None:
@@ -55,6 +61,8 @@ class LabelEvaluator(ClassificationEvaluator):
                 output[:, self.valid_labels] = chosen
             self.real_labels.add_result(output)
         super().update(chosen, target)
+        if self.bins is not None:
+            self.bins.update(chosen, target)
         if self.average is not None:
             self.predictions.append(chosen.argmax(1))
             self.targets.append(target)
@@ -66,6 +74,8 @@ class LabelEvaluator(ClassificationEvaluator):
             metrics.update(self._real_accuracy(distributed))
         if self.average is not None:
             metrics.update(self._precision_and_recall(distributed))
+        if self.bins is not None:
+            metrics['ece'] = 100. * self.bins.compute(distributed)[0]
         return metrics
 
     def _real_accuracy(self, distributed: bool) -> Dict[str, float]:
@@ -108,6 +118,21 @@ def set_targets(args: argparse.Namespace, dataset: Dataset, num_classes: int) ->
     if classes > lines:
         raise DataError(f'--valid-labels {args.valid_labels} has {lines} lines, the data {classes} classes: it takes '
                         'one line a class, in the order of the classes')
+    _check_subset(args.valid_labels, class_names(dataset))
+
+
+def _check_subset(path: str, classes: Optional[List[str]]) -> None:
+    """Beside timm's own indices are the names of the classes that they are for: raise DataError for other ones."""
+    names = path.replace('_indices.txt', '_synsets.txt')
+    if classes is None or names == path or not os.path.isfile(names):
+        return
+    with open(names, encoding='utf-8') as f:
+        expected = f.read().split()
+    other = sorted(set(classes) ^ set(expected))
+    if classes != expected:
+        raise DataError(f'--valid-labels {os.path.basename(path)} is for {len(expected)} classes by the names of their '
+                        f"folders, from {expected[0]} on; the data has {len(classes)}"
+                        + (f', and {other[0]} is only in one of both' if other else ' in another order'))
 
 
 def create_evaluator(
@@ -123,11 +148,17 @@ def create_evaluator(
         return MultiLabelClassificationEvaluator(device, threshold=args.multilabel_threshold, **common)
     return LabelEvaluator(
         device,
-        valid_labels=read_valid_labels(args.valid_labels, num_classes) if args.valid_labels else None,
+        valid_labels=labels_of_data(args, num_classes),
         real_labels=open_real_labels(args, dataset, num_classes) if args.real_labels else None,
         average=args.metrics_avg,
+        calibration=args.calibration,
         **common,
     )
+
+
+def labels_of_data(args: argparse.Namespace, num_outputs: int) -> Optional[List[int]]:
+    """The output of the model for each class of the data, by --valid-labels; None for all outputs in their order."""
+    return read_valid_labels(args.valid_labels, num_outputs) if args.valid_labels else None
 
 
 def read_valid_labels(path: str, num_outputs: int) -> List[int]:

@@ -1,10 +1,11 @@
 """The command lines of train.py and validate.py: timm's flags, and AgMax's own group.
 
-A flag is declared once, in `flags/`: data.py, model.py, training.py, validation.py. Names, types and defaults are those
-of timm's scripts; what belongs to the package alone is in the group AgMax, in --cutout, --lighting, --fsdp,
---check-data, --max-damaged, --early-stop*, --dry-run, --log-tensorboard and --hub-*.
+A flag is declared once, in `flags/`: data.py, model.py, robustness.py, training.py, validation.py. Names, types and
+defaults are those of timm's scripts; what belongs to the package alone is in the groups AgMax and robustness, in
+--cutout, --lighting, --augment-backend, --image-memory, --fsdp, --check-data, --max-damaged, --early-stop*, --dry-run,
+--log-tensorboard, --report and --hub-*.
 """
-from .flags import data, model, training, validation
+from .flags import data, model, robustness, training, validation
 from .parser import Parser
 
 
@@ -54,6 +55,7 @@ def validate_parser() -> Parser:
         ('device', model.device, validation.device),
         ('task', training.task),
         ('labels and metrics', validation.labels),
+        ('robustness', robustness.corruptions, robustness.augmented, robustness.attacks, robustness.report),
         ('results', validation.results),
     ))
     return parser

@@ -4,7 +4,8 @@ import os
 import sys
 from typing import Any, Iterable, Tuple, Union
 
-YIELDING = ('check_data', 'image_memory')  # flags of ours that begin as one of timm's does
+# Flags of ours that begin as one of timm's does.
+YIELDING = ('check_data', 'image_memory', 'corruptions_dir', 'severities', 'stress', 'attack', 'report')
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):

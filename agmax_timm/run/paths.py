@@ -1,5 +1,6 @@
 """Files and folders that options name: those to be read are there, those to be written can be."""
 import argparse
+import importlib.util
 import os
 from typing import Any, Callable
 
@@ -14,6 +15,8 @@ def check_paths(args: argparse.Namespace, error: Callable[[str], Any]) -> None:
         if isinstance(value, str) and '\0' in value:
             error(f'{flag_of(name)} must not have a NUL in it, got {value!r}')
     for name in _FILES:
+        if timms_labels(name, getattr(args, name, '')):
+            continue
         if name != 'pretrained_path' or args.pretrained:
             _check_file(name, getattr(args, name, ''), error)
     if getattr(args, 'resume', '') != 'auto':
@@ -25,11 +28,26 @@ def check_paths(args: argparse.Namespace, error: Callable[[str], Any]) -> None:
         _check_experiment(args.experiment, error)
     if 'output' in args:
         _check_folder(os.path.join(args.output or 'output', args.experiment), error)
+    if getattr(args, 'report', ''):
+        _check_folder(args.report, error, '--report')
     if os.path.isdir(getattr(args, 'results_file', '')):
         error(f'--results-file {args.results_file} is a folder: name a file')
     folder = os.path.dirname(getattr(args, 'results_file', ''))
     if folder and not os.path.isdir(folder):
         error(f'--results-file {args.results_file}: no folder {folder}: make it first')
+
+
+def timms_labels(name: str, value: str) -> str:
+    """The file among timm's own that --real-labels imagenet, or --valid-labels imagenet-a, -r and the like, stand for.
+
+    '' for another value, or where a file of the user's has this name. timm is not imported for it.
+    """
+    files = {'real_labels': '_real_labels.json', 'valid_labels': '_indices.txt'}
+    if name not in files or not value.replace('-', '').isalnum() or os.path.exists(value):
+        return ''
+    package = os.path.dirname(importlib.util.find_spec('timm').origin)
+    path = os.path.join(package, 'data', '_info', value.replace('-', '_') + files[name])
+    return path if os.path.isfile(path) else ''
 
 
 def _check_file(name: str, path: str, error: Callable) -> None:
@@ -46,14 +64,14 @@ def _check_experiment(name: str, error: Callable) -> None:
         error(f'--experiment {name!r} is not the name of a folder within --output: drop the way to it')
 
 
-def _check_folder(path: str, error: Callable) -> None:
+def _check_folder(path: str, error: Callable, flags: str = '--output, --experiment') -> None:
     """That it is a folder that can be written to, or one can be made."""
     if any(len(os.fsencode(part)) > 200 for part in path.split('/')):
-        error(f'--output, --experiment: a folder may have a name of 200 bytes, got {path}')
+        error(f'{flags}: a folder may have a name of 200 bytes, got {path}')
     there = os.path.abspath(path)
     while not os.path.lexists(there):
         there = os.path.dirname(there)
     if not os.path.isdir(there):
-        error(f'--output, --experiment {path}: {there} is not a folder: name another one')
+        error(f'{flags} {path}: {there} is not a folder: name another one')
     if not os.access(there, os.W_OK | os.X_OK):
-        error(f'--output, --experiment {path}: {there} cannot be written to: name another one')
+        error(f'{flags} {path}: {there} cannot be written to: name another one')

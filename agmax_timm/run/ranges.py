@@ -19,18 +19,19 @@ RANGES = (
         'in_chans', 'recount', 'train_img_sizes', 'train_batch_sizes', 'train_batches_per_epoch', 'naflex_max_seq_len',
         'naflex_train_seq_lens', 'naflex_patch_sizes', 'kd_student_feature_dim', 'kd_teacher_feature_dim',
         'agmax_units', 'grad_accum_steps', 'epochs', 'stop_epoch', 'lr_base_size', 'lr_cycle_limit', 'log_interval',
-        'val_interval', 'checkpoint_hist', 'save_epochs', 'num_gpu', 'log_freq')),
+        'val_interval', 'checkpoint_hist', 'save_epochs', 'num_gpu', 'log_freq', 'attack_steps')),
     ('0 or more', lambda value: value >= 0, (
         'validation_batch_size', 'epoch_repeats', 'tta', 'crop_border_pixels', 'color_jitter', 'aug_repeats',
         'lighting', 'cutout', 'mixup', 'cutmix', 'mixup_off_epoch', 'train_size_probs', 'naflex_patch_size_probs',
         'distill_loss_weight', 'task_loss_weight', 'agmax_weight', 'agmax_divergence_weight', 'asl_gamma_pos',
         'asl_gamma_neg', 'poly_gamma', 'db_focal_gamma', 'opt_eps', 'weight_decay', 'start_epoch', 'lr', 'lr_base',
         'lr_noise_std', 'lr_cycle_decay', 'warmup_lr', 'warmup_epochs', 'min_lr', 'cooldown_epochs', 'patience_epochs',
-        'decay_milestones', 'decay_rate', 'hang_timeout', 'early_stop', 'early_stop_min_delta')),
+        'decay_milestones', 'decay_rate', 'hang_timeout', 'early_stop', 'early_stop_min_delta', 'attack_eps')),
     ('above 0', lambda value: value > 0, (
         'scale', 'ratio', 'train_size_schedule_spread', 'bn_eps', 'kd_temperature', 'agmax_init_std', 'bce_pos_weight',
         'twoway_tp', 'twoway_tn', 'db_neg_scale', 'loss_weight_max', 'clip_grad', 'lr_cycle_mul', 'lr_k_decay',
-        'lr_stable_timescale', 'decay_epochs')),
+        'lr_stable_timescale', 'decay_epochs', 'attack_step_size')),
+    ('from 1 to 5', lambda value: 1 <= value <= 5, ('severities',)),
     ('between 0 and 1', lambda value: 0 <= value <= 1, (
         'hflip', 'vflip', 'color_jitter_prob', 'grayscale_prob', 'gaussian_blur_prob', 'reprob', 'cutmix_minmax',
         'mixup_prob', 'mixup_switch_prob', 'train_size_random_mix', 'bn_momentum', 'poly_alpha',

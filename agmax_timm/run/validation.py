@@ -19,7 +19,8 @@ from .. import durable
 from ..checkpoint import CheckpointError, saved_options
 from ..data.datasets import DEMO, DataError, check_root
 from ..data.shards import open_dataset
-from . import build, bulk, loaders, names, reporting
+from ..robustness.table import write_report
+from . import build, bulk, loaders, names, reporting, robustness
 from .config import OptionError, parse_validate_args
 from .engine import evaluate
 from .inference import Subject, build_subject
@@ -103,6 +104,7 @@ def start(args: argparse.Namespace) -> torch.device:
         check_root(args.data_dir, args.split)
     names.check_device(args.device)
     names.check_compiler(args)
+    robustness.check(args)
     if args.checkpoint and not os.path.isdir(args.checkpoint):
         saved_options(args.checkpoint)
     return build.init_device(args)
@@ -110,8 +112,8 @@ def start(args: argparse.Namespace) -> torch.device:
 
 def validate_model(args: argparse.Namespace, device: torch.device) -> Dict[str, Any]:
     """What validate does for one model, on a device that is ready."""
-    if args.checkpoint:
-        adopt_options(args, saved_options(args.checkpoint))
+    run_options = saved_options(args.checkpoint) if args.checkpoint else {}
+    adopt_options(args, run_options)
     precision = build.build_precision(args, device)
     utils.random_seed(args.seed)
     subject = build_subject(args, device, precision)
@@ -131,7 +133,10 @@ def validate_model(args: argparse.Namespace, device: torch.device) -> Dict[str, 
             raise
         raise OptionError(
             f'--crop-border-pixels {args.crop_border_pixels} leaves nothing of an image: use fewer') from error
-    return summarize(args, subject, metrics)
+    results = summarize(args, subject, metrics)
+    evaluation = robustness.Evaluation(args, subject, dataset, device, precision)
+    results.update(robustness.measure(evaluation, open_split, run_options))
+    return results
 
 
 def open_split(args: argparse.Namespace, data_config: Dict[str, Any]) -> Dataset:
@@ -207,9 +212,11 @@ Results = Union[Dict[str, Any], List[Dict[str, Any]]]
 
 
 def report(args: argparse.Namespace, results: Results) -> None:
-    """Write --results-file, if there is one."""
+    """Write --results-file and --report, if they are asked for."""
     if args.results_file and utils.is_primary(args):
         write_results(args.results_file, results, args.results_format)
+    if args.report and utils.is_primary(args):
+        write_report(args.report, results if isinstance(results, list) else [results])
 
 
 def show(args: argparse.Namespace, results: Results) -> None:

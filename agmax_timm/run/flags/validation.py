@@ -8,9 +8,11 @@ def device(group):
 
 
 def labels(group):
-    group.add_argument('--real-labels', default='', metavar='FILE', help='JSON of the ImageNet real labels')
+    group.add_argument('--real-labels', default='', metavar='FILE',
+                       help="JSON of the ImageNet real labels, or 'imagenet' for timm's own")
     group.add_argument('--valid-labels', default='', metavar='FILE',
-                       help="text file, a line each, of the model's outputs that are classes of the data")
+                       help="text file, a line each, of the model's outputs that are classes of the data, or one of "
+                            "timm's: 'imagenet-a', 'imagenet-r', 'mini-imagenet'")
     group.add_argument('--metrics-avg', choices=('micro', 'macro', 'weighted'),
                        help='precision, recall and F1 as well, averaged so (needs scikit-learn)')
 

@@ -1,0 +1,71 @@
+"""Expected calibration error: whether a classifier that is 80 % sure is right four times of five.
+
+C. Guo and others, 'On Calibration of Modern Neural Networks', arXiv 1706.04599, section 2.
+"""
+from typing import List, NamedTuple, Optional, Tuple
+
+import torch
+import torch.distributed as dist
+
+
+class Bin(NamedTuple):
+    """Images whose confidence is in (low, high]: how many, their mean confidence and accuracy in [0, 1]."""
+    low: float
+    high: float
+    count: int
+    confidence: float
+    accuracy: float
+
+
+class CalibrationBins:
+    """Confidences and hits of images, added up by bins of confidence of equal width.
+
+    Args:
+        bins: Their number.
+        device: Of the running totals.
+    """
+
+    def __init__(self, bins: int = 15, device: Optional[torch.device] = None):
+        self.bins = bins
+        dtype = torch.float32 if device is not None and torch.device(device).type == 'mps' else torch.float64
+        self.totals = torch.zeros(3, bins, dtype=dtype, device=device)  # images, confidence, hits
+
+    @torch.no_grad()
+    def update(self, logits: torch.Tensor, target: torch.Tensor) -> None:
+        """Add a batch: logits [B, K], targets [B]."""
+        confidence, prediction = logits.to(self.totals.dtype).softmax(1).max(1)
+        place = (confidence * self.bins).ceil().long().sub_(1).clamp_(0, self.bins - 1)
+        hit = (prediction == target).to(confidence.dtype)
+        self.totals.index_add_(1, place, torch.stack([torch.ones_like(confidence), confidence, hit]))
+
+    def compute(self, distributed: bool = False) -> Tuple[float, List[Bin]]:
+        """The error in [0, 1], over all ranks where distributed, and the bins that it is made of."""
+        totals = self.totals.clone()
+        if distributed:
+            dist.all_reduce(totals)
+        count, confidence, hits = totals.cpu()
+        error = ((confidence - hits).abs().sum() / count.sum().clamp(min=1)).item()
+        mean = totals.cpu() / count.clamp(min=1)
+        return error, [
+            Bin(i / self.bins, (i + 1) / self.bins, int(count[i]), mean[1, i].item(), mean[2, i].item())
+            for i in range(self.bins)]
+
+
+def expected_calibration_error(
+        logits: torch.Tensor,
+        target: torch.Tensor,
+        bins: int = 15,
+) -> Tuple[float, List[Bin]]:
+    """The mean distance of confidence and accuracy, by bins of confidence of equal width.
+
+    Args:
+        logits: Outputs [N, K]; log-probabilities are logits, too.
+        target: Classes [N].
+        bins: Their number.
+
+    Returns:
+        The error in [0, 1], and the bins.
+    """
+    totals = CalibrationBins(bins, logits.device)
+    totals.update(logits, target)
+    return totals.compute()

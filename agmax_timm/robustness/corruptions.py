@@ -1,0 +1,115 @@
+"""Common corruptions: a folder of corrupted images as ImageNet-C is one, or images corrupted as they are read.
+
+D. Hendrycks and T. Dietterich, 'Benchmarking Neural Network Robustness to Common Corruptions and Perturbations',
+arXiv 1903.12261. Corruptions as images are read are those of the package imagecorruptions-imaug.
+"""
+import inspect
+import os
+from typing import Dict, List, Mapping, Optional, Sequence, Tuple
+
+import numpy as np
+from PIL import Image
+
+SEVERITIES = (1, 2, 3, 4, 5)
+SMALLEST = 32  # pixels of a side that the package takes
+# Top-1 error of AlexNet on ImageNet-C in percent, mean of the five severities, as published with it: what the
+# corruption errors of other networks are relative to.
+ALEXNET_ERRORS = {
+    'gaussian_noise': 88.6428, 'shot_noise': 89.4468, 'impulse_noise': 92.2640, 'defocus_blur': 81.9880,
+    'glass_blur': 82.6268, 'motion_blur': 78.5948, 'zoom_blur': 79.8360, 'snow': 86.6816, 'frost': 82.6572,
+    'fog': 81.9324, 'brightness': 56.4592, 'contrast': 85.3204, 'elastic_transform': 64.6056, 'pixelate': 71.7840,
+    'jpeg_compression': 60.6500,
+}
+
+Errors = Mapping[Tuple[str, int], float]  # top-1 error in percent by name and severity
+
+
+class Corrupt:
+    """Corrupt an RGB image; a transform. Its random numbers are those of numpy's generator, see SeededDataset.
+
+    Args:
+        name: Of a corruption, see corruption_names.
+        severity: 1 to 5.
+    """
+
+    def __init__(self, name: str, severity: int):
+        self.name = name
+        self.severity = severity
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        from imagecorruptions import corrupt
+        from imagecorruptions.corruptions import glass_blur, impulse_noise
+
+        # These two have generators of their own.
+        own = {'seed': int(np.random.randint(2 ** 31))} if self.name in (
+            glass_blur.__name__, impulse_noise.__name__) else {}
+        return Image.fromarray(corrupt(np.array(image), self.severity, self.name, **own))
+
+    def __repr__(self) -> str:
+        return f'{type(self).__name__}({self.name}, severity={self.severity})'
+
+
+def corruption_names() -> List[str]:
+    """Names of the corruptions that can be made as images are read: the 15 of ImageNet-C's mean, and its 4 others.
+
+    Raises:
+        ImportError: the package is not there, or one of its name that is not reproducible.
+    """
+    from imagecorruptions import corruptions, get_corruption_names
+    if 'seed' not in inspect.signature(corruptions.glass_blur).parameters:
+        raise ImportError('imagecorruptions is installed, which takes no seed and does not work with newer versions of '
+                          'scikit-image: uninstall it, and install imagecorruptions-imaug')
+    return list(get_corruption_names('all'))
+
+
+def find_corruptions(folder: str) -> Dict[str, Dict[int, str]]:
+    """Folders of corrupted images by name and severity: those of FOLDER/NAME/1 to 5, or, as ImageNet-C is unpacked,
+    FOLDER/GROUP/NAME/1 to 5."""
+    found = {}
+    for name in _folders(folder):
+        path = os.path.join(folder, name)
+        candidates = {name: path, **{inner: os.path.join(path, inner) for inner in _folders(path)}}
+        for candidate, where in candidates.items():
+            severities = [severity for severity in SEVERITIES if os.path.isdir(os.path.join(where, str(severity)))]
+            if severities:
+                found[candidate] = {severity: os.path.join(where, str(severity)) for severity in severities}
+    return dict(sorted(found.items()))
+
+
+def summarize(errors: Errors, imagenet_c: bool = False) -> Dict[str, float]:
+    """Each corruption's mean error over its severities, and the mean of those.
+
+    Args:
+        errors: Top-1 errors in percent by (name, severity).
+        imagenet_c: They are of ImageNet-C, so AlexNet's errors may be compared.
+
+    Returns:
+        'NAME_err' in percent; 'corruption_err', their mean, in percent; 'mce', the published mean corruption error,
+        where `imagenet_c` and all 15 common corruptions are there at all severities.
+    """
+    names = list(dict.fromkeys(name for name, _ in errors))
+    means = {name: _mean([error for (other, _), error in errors.items() if other == name]) for name in names}
+    summary = {f'{name}_err': error for name, error in means.items()}
+    summary['corruption_err'] = _mean(list(means.values()))
+    mce = mean_corruption_error(errors) if imagenet_c else None
+    if mce is not None:
+        summary['mce'] = mce
+    return summary
+
+
+def mean_corruption_error(errors: Errors) -> Optional[float]:
+    """mCE in percent: errors relative to AlexNet's, then their mean; None where one of the 15 x 5 is missing."""
+    if any((name, severity) not in errors for name in ALEXNET_ERRORS for severity in SEVERITIES):
+        return None
+    return 100. * _mean([
+        _mean([errors[name, severity] for severity in SEVERITIES]) / alexnet
+        for name, alexnet in ALEXNET_ERRORS.items()])
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _folders(path: str) -> List[str]:
+    with os.scandir(path) as entries:
+        return sorted(entry.name for entry in entries if entry.is_dir())

@@ -1,0 +1,56 @@
+"""Random transforms that draw the same for a sample, whatever the worker, the rank, the batch and the order."""
+import random
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+
+def sample_seed(seed: int, index: int) -> int:
+    """A seed of 32 bits for a sample. Neighbours have nothing in common, which seed + index would have."""
+    return int(np.random.SeedSequence([seed, index]).generate_state(1)[0])
+
+
+@contextmanager
+def seeded(seed: int):
+    """A context in which the generators of Python, numpy and torch (CPU) begin with a seed; they go on as before it."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.default_generator.manual_seed(seed)  # torch.manual_seed would reach the GPU's as well
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
+
+
+class SeededDataset(Dataset):
+    """A data set with an index, each sample of which draws from a seed of its own.
+
+    Args:
+        dataset: Data set with a `transform`, which this one passes on.
+        seed: Of all samples.
+    """
+
+    def __init__(self, dataset: Dataset, seed: int):
+        self.dataset = dataset
+        self.seed = seed
+
+    @property
+    def transform(self) -> Any:
+        return self.dataset.transform
+
+    @transform.setter
+    def transform(self, transform: Any) -> None:
+        self.dataset.transform = transform
+
+    def __getitem__(self, index: int):
+        with seeded(sample_seed(self.seed, index)):
+            return self.dataset[index]
+
+    def __len__(self) -> int:
+        return len(self.dataset)
