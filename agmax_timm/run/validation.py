@@ -8,7 +8,7 @@ import os
 import sys
 from collections import OrderedDict
 from functools import partial
-from typing import Any, Dict, Iterator, List, Optional, Union
+from typing import Any, Dict, Iterator, List, Optional, Tuple, Union
 
 import torch
 import torch.distributed as dist
@@ -110,16 +110,10 @@ def start(args: argparse.Namespace) -> torch.device:
 
 def validate_model(args: argparse.Namespace, device: torch.device) -> Dict[str, Any]:
     """What validate does for one model, on a device that is ready."""
-    if args.checkpoint:
-        adopt_options(args, saved_options(args.checkpoint))
-    precision = build.build_precision(args, device)
-    utils.random_seed(args.seed)
-    subject = build_subject(args, device, precision)
+    subject, precision = prepare(args, device)
     dataset = open_split(args, subject.data_config)
     set_targets(args, dataset, subject.num_classes)
-    loader = loaders.build_eval_loader(
-        args, dataset, subject.data_config, device, precision, args.batch_size, subject.patch_size,
-        args.crop_border_pixels, args.tf_preprocessing)
+    loader = build_loader(args, dataset, subject, device, precision)
     evaluator = create_evaluator(args, dataset, loader, subject.num_classes, device)
     try:
         metrics = evaluate(
@@ -132,6 +126,28 @@ def validate_model(args: argparse.Namespace, device: torch.device) -> Dict[str, 
         raise OptionError(
             f'--crop-border-pixels {args.crop_border_pixels} leaves nothing of an image: use fewer') from error
     return summarize(args, subject, metrics)
+
+
+def prepare(args: argparse.Namespace, device: torch.device) -> Tuple[Subject, build.Precision]:
+    """The model that the options name. They are completed by those of the run that wrote its checkpoint."""
+    if args.checkpoint:
+        adopt_options(args, saved_options(args.checkpoint))
+    precision = build.build_precision(args, device)
+    utils.random_seed(args.seed)
+    return build_subject(args, device, precision), precision
+
+
+def build_loader(
+        args: argparse.Namespace,
+        dataset: Dataset,
+        subject: Subject,
+        device: torch.device,
+        precision: build.Precision,
+):
+    """Images in the order of the data set, as the model is to see them."""
+    return loaders.build_eval_loader(
+        args, dataset, subject.data_config, device, precision, args.batch_size, subject.patch_size,
+        args.crop_border_pixels, args.tf_preprocessing)
 
 
 def open_split(args: argparse.Namespace, data_config: Dict[str, Any]) -> Dataset:
