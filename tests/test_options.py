@@ -35,7 +35,7 @@ NEWER_THAN_THE_TABLE = {
 OURS = {
     '--agmax', '--agmax-divergence-weight', '--agmax-init-std', '--agmax-loss', '--agmax-units', '--agmax-weight',
     '--check-data', '--cutout', '--fsdp', '--hang-timeout', '--hub-pr', '--hub-private', '--hub-revision',
-    '--lighting', '--max-damaged', '--nan-policy', '--push-to-hub',
+    '--lighting', '--max-damaged', '--nan-policy', '--push-to-hub', '--report',
 }
 # Choices that timm asserts later, or never.
 STRICTER = {'--amp-dtype': ('float16', 'bfloat16'), '--model-dtype': ('float32', 'float16', 'bfloat16'),

@@ -2,7 +2,7 @@
 
 A flag is declared once, in `flags/`: data.py, model.py, training.py, validation.py. Names, types and defaults are those
 of timm's scripts; what belongs to the package alone is in the group AgMax, in --cutout, --lighting, --fsdp,
---check-data, --max-damaged and --hub-*.
+--check-data, --max-damaged, --report and --hub-*.
 """
 from .flags import data, model, training, validation
 from .parser import Parser

@@ -4,7 +4,7 @@ import os
 import sys
 from typing import Any, Iterable, Tuple, Union
 
-YIELDING = ('check_data',)  # flags of ours that begin as one of timm's does
+YIELDING = ('check_data', 'report')  # flags of ours that begin as one of timm's does
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):

@@ -31,6 +31,7 @@ from .keeping import Keeper
 from .nonfinite import BrokenUpdates
 from .objective import build_task
 from .pictures import save_views
+from .report import report_at_end
 from .state import Position, RunState
 from .watch import Verdict, Watch
 from .watchdog import Watchdog
@@ -252,6 +253,8 @@ def _train(args: argparse.Namespace, signals: StopSignals, watchdog: Watchdog) -
         keeper.saver.close()
         if args.push_to_hub and results:
             publish_run(args, keeper.output_dir)
+        if args.report and results:
+            report_at_end(keeper.output_dir, args.device, watchdog.beat)
     return results
 
 
