@@ -17,7 +17,7 @@ from sklearn.metrics import precision_recall_fscore_support
 from torchvision.transforms.functional import to_tensor
 
 from agmax_timm import report as command
-from agmax_timm.checkpoint import saved_options
+from agmax_timm.checkpoint import read_model, saved_options
 from agmax_timm.run import report, training, validation
 from agmax_timm.run.charts import line_chart, ticks
 from agmax_timm.run.config import parse_train_args, parse_validate_args
@@ -175,6 +175,16 @@ def test_the_numbers_are_those_of_validate(run_copy, photos, monkeypatch, capsys
                 and not any(class_ == 'pair' for _, class_ in around)]) == confusion.sum() - confusion.trace()
 
 
+def test_the_evaluation_repeats_that_of_training_to_the_last_digit(run_copy, monkeypatch):
+    seen = []
+    evaluate = report._evaluate
+    monkeypatch.setattr(report, '_evaluate', lambda *args: seen.extend([evaluate(*args), args[0]]) or seen[0])
+    report.make_report(str(run_copy), device='cpu', workers=0)
+    trained = read_model(str(run_copy), use_ema=True).metrics
+    assert {name: trained[name] for name in ('loss', 'top1', 'top5')} == dict(seen[0].metrics)
+    assert seen[1].channels_last, 'as in training'
+
+
 def test_the_curves_are_those_of_the_summary(run_copy):
     report.make_report(str(run_copy), device='cpu', workers=0)
     page = check_page((run_copy / 'report.html').read_text())
@@ -210,7 +220,8 @@ def test_the_views_are_the_training_images(hostile_run, photo_numbers):
     ['/data/x', '--model', 'test_resnet', '--agmax', '--lr', '1e-05', '--experiment', 'x', '--output', '/home/secret'],
     ['--dataset', 'demo', '--val-split', '', '--scale', '0.2', '0.9', '--model-kwargs', 'a=1', 'b=word', 'c=(1,2)'],
     ['/data/x', '--head-init-bias=-1.5', '--opt-betas', '0.9', '0.99', '--opt', 'adamw', '--torchcompile',
-     '--cutmix', '1.0', '--bce-loss', '--log-wandb', '--wandb-tags', 'a b', "it's"],
+     '--cutmix', '1.0', '--bce-loss', '--log-wandb', '--wandb-tags', 'a b', "it's",
+     '--wandb-project=-x'],
     ['/data/x', '-b', '96', '-j', '2', '--dr', '0.5', '--amp', '--train-img-sizes', '128', '160', '--save-epochs', '3'],
 ])
 def test_the_command_repeats_the_run(argv):
