@@ -83,7 +83,7 @@ def read_model(
         CheckpointError: the file is missing, damaged, not plain tensors, does not say its architecture, holds no EMA,
             or (where it has no record) its tensors are not the model's.
     """
-    file = os.path.join(path, _FILES[which]) if os.path.isdir(path) else path
+    file = find_file(path, which)
     checkpoint = read_file(file)
     if is_original(checkpoint):
         raise CheckpointError(f'{file} is a checkpoint of the original AgMax: python -m agmax_timm.convert takes it')
@@ -106,6 +106,16 @@ def read_model(
             return _unrecorded(architecture, known)
         known['metrics'].update(record['metrics'].get('ema' if use_ema else 'raw', {}))
         return _recorded(architecture, known, record)
+
+
+def find_file(path: str, which: str = 'best') -> str:
+    """The 'best' or 'last' checkpoint of a run's folder; any other path as it is."""
+    return os.path.join(path, _FILES[which]) if os.path.isdir(path) else path
+
+
+def chosen_by_ema(options: Dict[str, Any]) -> bool:
+    """Whether a run with these options ranked its checkpoints by the EMA of their weights."""
+    return bool(options.get('model_ema') and not options.get('model_ema_force_cpu'))
 
 
 def _recorded(architecture: str, known: Dict[str, Any], record: Dict[str, Any]) -> SavedModel:
@@ -206,6 +216,16 @@ def saved_options(path: str) -> Dict[str, Any]:
             options.update((name, model_args.pop(name)) for name in ('num_classes', 'in_chans') if name in model_args)
             options['model_kwargs'] = model_args
     return options
+
+
+def saved_record(path: str) -> Dict[str, Any]:
+    """The record in a checkpoint (see saver.make_record), empty where it has none.
+
+    Raises:
+        CheckpointError: as read_file.
+    """
+    record = read_file(path, mmap=True).get(RECORD)
+    return record if isinstance(record, dict) else {}
 
 
 def read_file(path: str, mmap: bool = False) -> Dict[str, Any]:

@@ -6,7 +6,7 @@ import shlex
 import sys
 from typing import List, Optional
 
-from .checkpoint import CheckpointError, SavedModel, read_model
+from .checkpoint import CheckpointError, SavedModel, chosen_by_ema, read_model
 from .hub import HubError, check_destination, publish, stage
 from .staging import CONFIG
 
@@ -64,9 +64,7 @@ def publish_source(
 def read_best(path: str) -> SavedModel:
     """What a run chose by: the best checkpoint, its EMA where the EMA was validated."""
     saved = read_model(path)
-    options = saved.options
-    use_ema = options.get('model_ema') and not options.get('model_ema_force_cpu')
-    return read_model(path, use_ema=True) if use_ema else saved
+    return read_model(path, use_ema=True) if chosen_by_ema(saved.options) else saved
 
 
 def command_of(source: str, repo_id: str, private: bool, revision: Optional[str], create_pr: bool) -> str:

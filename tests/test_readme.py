@@ -11,7 +11,7 @@ import pytest
 import timm
 from huggingface_hub import constants
 
-from agmax_timm import export, publish
+from agmax_timm import export, predict, publish, report
 from agmax_timm.run import training, validation
 
 REPOSITORY = Path(__file__).parent.parent
@@ -32,7 +32,7 @@ def words_of(command, photos):
 def test_all_blocks_are_covered_here():
     assert len(re.findall('```', README)) == 2 * (len(BASH) + len(PYTHON))
     assert [block.split()[0] for block in BASH] == [
-        'python3', 'python3', *['python', 'torchrun', *['python'] * 5]] and len(PYTHON) == 1
+        'python3', 'python3', *['python', 'torchrun', *['python'] * 7]] and len(PYTHON) == 1
 
 
 def test_the_demo_command(tmp_path, monkeypatch, photos):
@@ -65,6 +65,15 @@ def test_train_and_validate(tmp_path, monkeypatch, photos, capsys):
     validation.main([*words[2:], '-j', '0'])
     assert '"top1"' in capsys.readouterr().out
 
+    words = words_of(BASH[6], photos)
+    assert words[:3] == ['python', '-m', 'agmax_timm.predict']
+    predict.main([*words[3:], '-j', '0'])
+    assert len(capsys.readouterr().out.splitlines()) == 12
+    words = words_of(BASH[7], photos)
+    assert words[:3] == ['python', '-m', 'agmax_timm.report']
+    report.main([*words[3:], '-j', '0'])
+    assert (tmp_path / capsys.readouterr().out.strip()).name == 'report.html'
+
 
 @pytest.fixture
 def hub(tmp_path_factory, monkeypatch):
@@ -79,17 +88,17 @@ def hub(tmp_path_factory, monkeypatch):
 
 def test_share(tmp_path, monkeypatch, photos, hub, capsys):
     monkeypatch.chdir(tmp_path)
-    words = words_of(BASH[6], photos)
+    words = words_of(BASH[8], photos)
     assert words[:2] == ['python', 'train.py']
     training.main([*words[2:], *SMALL])
     assert list(hub.repos) == ['me/resnet50.agmax']
 
-    words = words_of(BASH[7], photos)
+    words = words_of(BASH[9], photos)
     assert words[:3] == ['python', '-m', 'agmax_timm.publish']
     publish.main(words[3:])
     assert 'me/resnet50.agmax' in capsys.readouterr().out
 
-    words = words_of(BASH[8], photos)
+    words = words_of(BASH[10], photos)
     assert words[:3] == ['python', '-m', 'agmax_timm.export']
     export.main(words[3:])
     assert timm.create_model('local-dir:exported', pretrained=True).num_classes == 3

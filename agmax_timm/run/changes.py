@@ -30,9 +30,10 @@ _START = ('resume', 'no_resume_opt', 'start_epoch', 'stop_epoch', 'early_stop', 
           'head_init_bias', 'agmax_init_std', 'workers', 'data')
 # They decide what is watched, kept and told of a run, or how fast it is, not what it computes.
 _KEEPING = (
-    'output', 'experiment', 'log_interval', 'save_images', 'recovery_interval', 'checkpoint_hist', 'save_epochs',
-    'nan_policy', 'hang_timeout', 'max_damaged', 'check_data', 'dataset_download', 'dataset_trust_remote_code',
-    'pin_mem', 'synchronize_step', 'dry_run', 'log_tensorboard', 'log_wandb', 'wandb_project', 'wandb_tags',
+    'output', 'experiment', 'log_interval', 'save_images', 'report', 'recovery_interval', 'checkpoint_hist',
+    'save_epochs', 'nan_policy', 'hang_timeout', 'max_damaged', 'check_data', 'dataset_download',
+    'dataset_trust_remote_code', 'pin_mem', 'synchronize_step', 'dry_run', 'log_tensorboard', 'log_wandb',
+    'wandb_project', 'wandb_tags',
     'wandb_resume_id', 'push_to_hub', 'hub_private', 'hub_revision', 'hub_pr')
 _OF_NO_ACCOUNT = _LAUNCHER + _START + _KEEPING
 

@@ -52,6 +52,13 @@ def parse_validate_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
     return args
 
 
+def validate_options(**given: Any) -> argparse.Namespace:
+    """Options of validate.py from a program: the defaults, but for those that are given."""
+    args = argparse.Namespace(**{**vars(validate_parser().parse_args([])), **given})
+    args.explicit = set(given)
+    return args
+
+
 def explicit_options(parser: argparse.ArgumentParser, argv: Optional[List[str]] = None) -> Set[str]:
     """Names of the options that the command line gives, defaults left out."""
     silent = copy.deepcopy(parser)

@@ -4,7 +4,7 @@ import math
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Any, Callable, Dict, Optional, Tuple
+from typing import Any, Callable, Dict, Iterator, Optional, Tuple
 
 import torch
 import torch.nn as nn
@@ -195,17 +195,8 @@ def evaluate(
     Raises:
         DamagedError: an image cannot be decoded.
     """
-    model.eval()
     evaluator = evaluator or ClassificationEvaluator(device, max_samples=evaluation_sample_limit(loader))
-    num_samples = 0
-    for batch_index, (input, target) in enumerate(loader):
-        input, target = _to_device(input, target, args, device, precision)
-        if perturb is not None:
-            input = perturb(input, target)
-        with precision.autocast():
-            output = model(input)
-        output = output[0] if isinstance(output, (tuple, list)) else output
-        num_samples += len(output)
+    for batch_index, (_, output, target) in enumerate(outputs_of(model, loader, args, device, precision, perturb)):
         if average > 1:
             output, target = output.unfold(0, average, average).mean(dim=2), target[:len(target):average]
         evaluator.update(output, target)
@@ -213,9 +204,39 @@ def evaluate(
             on_log(batch_index, len(loader), evaluator.summary())
         if on_batch is not None:
             on_batch(batch_index)
+    return evaluator.compute(distributed=args.distributed)
+
+
+@torch.inference_mode()
+def outputs_of(
+        model: nn.Module,
+        loader,
+        args: argparse.Namespace,
+        device: torch.device,
+        precision: Precision,
+        perturb: Optional[Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = None,
+) -> Iterator[Tuple[Input, torch.Tensor, torch.Tensor]]:
+    """What the model sees, its logits [B, K] and the targets, batch by batch.
+
+    Args:
+        perturb: From a batch's input and target to the input that is evaluated in its place.
+
+    Raises:
+        DamagedError: an image cannot be decoded.
+    """
+    model.eval()
+    num_samples = 0
+    for input, target in loader:
+        input, target = _to_device(input, target, args, device, precision)
+        if perturb is not None:
+            input = perturb(input, target)
+        with precision.autocast():
+            output = model(input)
+        output = output[0] if isinstance(output, (tuple, list)) else output
+        num_samples += len(output)
+        yield input, output, target
     check_damage(loader)
     warn_of_loss(loader, num_samples, device)
-    return evaluator.compute(distributed=args.distributed)
 
 
 def num_inputs(input: Input) -> int:

@@ -46,7 +46,7 @@ def save_views(
     for place, row in enumerate(rows):
         left, top = place // lines * (views * width + 3 * _MARGIN), place % lines * height
         for v, index in enumerate(row):
-            image = _to_image(input[index], mean, std)
+            image = to_image(input[index], mean, std)
             image = image.resize((image.width * scale, image.height * scale), Image.NEAREST)
             sheet.paste(image, (left + v * width, top))
             caption = _fit(draw, label_text(target[index], class_names), width - _MARGIN)
@@ -70,7 +70,8 @@ def label_text(target: torch.Tensor, class_names: Optional[List[str]] = None, mo
     return ' + '.join(f'{name(index)} {shares[index]:.2f}' for index in top)
 
 
-def _to_image(x: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> Image.Image:
+def to_image(x: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> Image.Image:
+    """A normalised image [C, H, W] in colour, of its first three channels, or in gray, of its first."""
     channels = x.shape[0]
     x = x.float().cpu() * torch.tensor(std)[-channels:, None, None] + torch.tensor(mean)[-channels:, None, None]
     return to_pil_image(x.clamp(0, 1)[:3] if channels >= 3 else x.clamp(0, 1)[:1]).convert('RGB')

@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from contextlib import contextmanager
-from typing import Any, Dict, Iterator, List, Optional
+from typing import Any, Dict, Iterator, List, Optional, Tuple
 
 from timm.utils import setup_default_logging
 from tqdm import tqdm
@@ -174,6 +174,20 @@ def plot_curves(summary_path: str, output_path: str) -> None:
     except ImportError:
         _logger.info('No curves.png: install matplotlib (the extra "plot") for it.')
         return
+    panels = read_curves(summary_path)
+    figure = Figure(figsize=(12, 3.6), layout='constrained')
+    for axes, (name, lines) in zip(figure.subplots(1, len(panels)), panels.items()):
+        for column, points in lines.items():
+            axes.plot(*zip(*points), marker='.', label=column)
+        axes.set(title=name, xlabel='epoch')
+        if axes.lines:
+            axes.legend()
+    with durable.replacing(output_path) as f:
+        figure.savefig(f, dpi=110, format='png')
+
+
+def read_curves(summary_path: str) -> Dict[str, Dict[str, List[Tuple[int, float]]]]:
+    """The columns of a summary.csv that are drawn: by panel, each with its points (epoch from 1, value)."""
     with open(summary_path, newline='') as f:
         rows = list(csv.DictReader(f))
     title, metric = ('mAP (%)', 'map') if rows and 'eval_map' in rows[0] else ('top-1 (%)', 'top1')
@@ -183,17 +197,9 @@ def plot_curves(summary_path: str, output_path: str) -> None:
         title: [f'raw_{metric}', f'ema_{metric}'] if averaged else [f'eval_{metric}'],
         'learning rate': ['lr'],
     }
-    figure = Figure(figsize=(12, 3.6), layout='constrained')
-    for axes, (name, columns) in zip(figure.subplots(1, len(panels)), panels.items()):
-        for column in columns:
-            if rows and rows[0].get(column):
-                points = [(int(row['epoch']) + 1, float(row[column])) for row in rows if row[column]]
-                axes.plot(*zip(*points), marker='.', label=column)
-        axes.set(title=name, xlabel='epoch')
-        if axes.lines:
-            axes.legend()
-    with durable.replacing(output_path) as f:
-        figure.savefig(f, dpi=110, format='png')
+    return {name: {
+        column: [(int(row['epoch']) + 1, float(row[column])) for row in rows if row[column]]
+        for column in columns if rows and rows[0].get(column)} for name, columns in panels.items()}
 
 
 def _title(name: str) -> str:

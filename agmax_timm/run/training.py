@@ -31,6 +31,7 @@ from .keeping import Keeper, is_evaluated
 from .nonfinite import BrokenUpdates
 from .objective import build_task
 from .pictures import save_views
+from .report import report_at_end
 from .state import Position, RunState
 from .stopping import EarlyStop
 from .watch import Verdict, Watch
@@ -270,6 +271,8 @@ def _train(args: argparse.Namespace, signals: StopSignals, watchdog: Watchdog) -
         keeper.saver.close()
         if args.push_to_hub and results:
             publish_run(args, keeper.output_dir)
+        if args.report and results:
+            report_at_end(keeper.output_dir, args.device, watchdog.beat)
     return results
 
 

@@ -8,7 +8,7 @@ import os
 import sys
 from collections import OrderedDict
 from functools import partial
-from typing import Any, Dict, Iterator, List, Optional, Union
+from typing import Any, Dict, Iterator, List, Optional, Tuple, Union
 
 import torch
 import torch.distributed as dist
@@ -112,16 +112,10 @@ def start(args: argparse.Namespace) -> torch.device:
 
 def validate_model(args: argparse.Namespace, device: torch.device) -> Dict[str, Any]:
     """What validate does for one model, on a device that is ready."""
-    run_options = saved_options(args.checkpoint) if args.checkpoint else {}
-    adopt_options(args, run_options)
-    precision = build.build_precision(args, device)
-    utils.random_seed(args.seed)
-    subject = build_subject(args, device, precision)
+    subject, precision, run_options = prepare(args, device)
     dataset = open_split(args, subject.data_config)
     set_targets(args, dataset, subject.num_classes)
-    loader = loaders.build_eval_loader(
-        args, dataset, subject.data_config, device, precision, args.batch_size, subject.patch_size,
-        args.crop_border_pixels, args.tf_preprocessing)
+    loader = build_loader(args, dataset, subject, device, precision)
     evaluator = create_evaluator(args, dataset, loader, subject.num_classes, device)
     try:
         metrics = evaluate(
@@ -137,6 +131,29 @@ def validate_model(args: argparse.Namespace, device: torch.device) -> Dict[str, 
     evaluation = robustness.Evaluation(args, subject, dataset, device, precision)
     results.update(robustness.measure(evaluation, open_split, run_options))
     return results
+
+
+def prepare(args: argparse.Namespace, device: torch.device) -> Tuple[Subject, build.Precision, Dict[str, Any]]:
+    """The model that the options name, its numbers, and the options of the run that wrote its checkpoint, which
+    complete those that were given."""
+    run_options = saved_options(args.checkpoint) if args.checkpoint else {}
+    adopt_options(args, run_options)
+    precision = build.build_precision(args, device)
+    utils.random_seed(args.seed)
+    return build_subject(args, device, precision), precision, run_options
+
+
+def build_loader(
+        args: argparse.Namespace,
+        dataset: Dataset,
+        subject: Subject,
+        device: torch.device,
+        precision: build.Precision,
+):
+    """Images in the order of the data set, as the model is to see them."""
+    return loaders.build_eval_loader(
+        args, dataset, subject.data_config, device, precision, args.batch_size, subject.patch_size,
+        args.crop_border_pixels, args.tf_preprocessing)
 
 
 def open_split(args: argparse.Namespace, data_config: Dict[str, Any]) -> Dataset:

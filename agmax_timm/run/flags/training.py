@@ -128,6 +128,8 @@ def run(group):
     group.add_argument('--experiment', default='', metavar='NAME', help="name of the run's folder")
     group.add_argument('--eval-metric', default='top1', metavar='NAME', help='selects the best checkpoint')
     group.add_argument('--save-images', action='store_true', help='at log intervals, a grid of views and their labels')
+    group.add_argument('--report', action='store_true',
+                       help='at the end, evaluate the best weights once more and write report.html')
 
 
 def tracking(group):

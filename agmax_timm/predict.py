@@ -1,0 +1,154 @@
+"""Classify images: python -m agmax_timm.predict MODEL IMAGES..."""
+import csv
+import json
+import os
+import sys
+from contextlib import contextmanager
+from typing import IO, Any, Callable, Dict, Iterable, Iterator, List, Optional
+
+from .run.parser import Parser
+
+
+class PredictError(ValueError):
+    """What was asked for cannot be predicted so; the message names the argument and the remedy."""
+
+
+def main(argv: Optional[List[str]] = None) -> None:
+    """The command. Exit status 2, with one line, where nothing can be predicted; 1 where an image cannot."""
+    parser = _parser()
+    args = parser.parse_args(argv)
+    if args.topk < 1 or args.batch_size < 1 or args.workers < 0:
+        parser.error('--topk and --batch-size must be 1 or more, --workers 0 or more')
+    from .checkpoint import CheckpointError
+    from .data.datasets import DataError
+    from .run.config import OptionError
+    from .run.prediction import Predictor
+    try:
+        paths = list_images(args.images)
+        predictor = Predictor(_options(args))
+        failed = 0
+
+        def rows() -> Iterator[Dict[str, Any]]:
+            nonlocal failed
+            for prediction in predictor.predict(paths, args.topk):
+                failed += bool(prediction.error)
+                yield _row(prediction, predictor.name_of)
+
+        with _opened(args.output) as f:
+            _FORMATS[args.format](rows(), f)
+    except (PredictError, OptionError, CheckpointError, DataError, OSError) as error:
+        parser.exit(2, f"{parser.prog}: error: {' '.join(str(error).split())}\n")
+    if failed:
+        parser.exit(1, f'{parser.prog}: {failed} of {len(paths)} images could not be predicted: see their error\n')
+
+
+def list_images(names: List[str]) -> List[str]:
+    """Paths of the images that are named: files as they are, folders with all that is in them, '-' for stdin.
+
+    Raises:
+        PredictError: there are none.
+    """
+    from .data.folder import FolderReader
+    paths = []
+    for name in names:
+        for path in (line.rstrip('\n') for line in sys.stdin) if name == '-' else [name]:
+            if os.path.isdir(path):
+                try:
+                    paths += FolderReader(path).filenames(absolute=True)
+                except (RuntimeError, ValueError) as error:  # no images, or a circle of links
+                    raise PredictError(f'{path}: {error}') from error
+            elif path:
+                paths.append(path)
+    if not paths:
+        raise PredictError('no images: stdin names none')
+    return paths
+
+
+def _options(args: Any) -> Any:
+    """Those of validate.py for the model that is asked for."""
+    from .checkpoint import find_file
+    from .run.prediction import options_of
+    common = dict(device=args.device, batch_size=args.batch_size, workers=args.workers, amp=args.amp)
+    if os.path.exists(args.model_or_run):
+        which = 'last' if args.last else 'best'
+        if args.pretrained:
+            raise PredictError(f'{args.model_or_run} is a file or folder, --pretrained of a name in timm: drop it')
+        if os.path.isfile(os.path.join(args.model_or_run, 'config.json')):
+            raise PredictError(f"{args.model_or_run} is a folder of timm's: name it local-dir:{args.model_or_run}")
+        return options_of(find_file(args.model_or_run, which), args.model, use_ema=args.use_ema, **common)
+    if args.use_ema or args.last or args.model:
+        raise PredictError(f'no such file or folder: {args.model_or_run}; --use-ema, --last and --model are of such')
+    if not (args.pretrained or ':' in args.model_or_run):
+        raise PredictError(f'no such file or folder: {args.model_or_run}; for the pretrained weights of a name in timm '
+                           'add --pretrained')
+    return options_of(model=args.model_or_run, **common)
+
+
+def _row(prediction: Any, name_of: Callable[[int], str]) -> Dict[str, Any]:
+    if prediction.error:
+        return dict(image=prediction.path, error=prediction.error)
+    return dict(image=prediction.path, predictions=[
+        {'class': name_of(index), 'index': index, 'probability': probability}
+        for index, probability in zip(prediction.classes, prediction.probabilities)])
+
+
+def _write_table(rows: Iterable[Dict[str, Any]], f: IO) -> None:
+    for row in rows:
+        best = [f"{entry['class']} {entry['probability']:.4f}" for entry in row.get('predictions', ())]
+        print('  '.join([row['image'], *(best or [f"error: {row['error']}"])]), file=f, flush=True)
+
+
+def _write_csv(rows: Iterable[Dict[str, Any]], f: IO) -> None:
+    """A line for each of the classes of an image, with its rank from 1; one line for an error."""
+    writer = csv.writer(f, lineterminator='\n')
+    writer.writerow(('image', 'rank', 'class', 'index', 'probability', 'error'))
+    for row in rows:
+        for rank, entry in enumerate(row.get('predictions', ()), 1):
+            writer.writerow((row['image'], rank, *entry.values(), ''))
+        if 'error' in row:
+            writer.writerow((row['image'], '', '', '', '', row['error']))
+
+
+def _write_json(rows: Iterable[Dict[str, Any]], f: IO) -> None:
+    json.dump(list(rows), f, indent=1)
+    f.write('\n')
+
+
+_FORMATS = {'table': _write_table, 'csv': _write_csv, 'json': _write_json}
+
+
+@contextmanager
+def _opened(path: Optional[str]) -> Iterator[IO]:
+    """A file that is written whole or not at all, or stdout. Names of files may be any bytes."""
+    if path is None:
+        sys.stdout.reconfigure(errors='surrogateescape')
+        yield sys.stdout
+        return
+    from .durable import replacing
+    with replacing(path, 'w', newline='', encoding='utf-8', errors='surrogateescape') as f:
+        yield f
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog='python -m agmax_timm.predict',
+        description='The most probable classes of images, preprocessed as validate.py does for the same weights.')
+    parser.add_argument('model_or_run', metavar='MODEL', help="a run's folder, a checkpoint, hf_hub:OWNER/NAME, "
+                        'local-dir:DIR, or with --pretrained a name in timm')
+    parser.add_argument('images', nargs='+', metavar='IMAGES', help='files, folders, or - for paths on stdin')
+    parser.add_argument('--topk', type=int, default=5, metavar='K', help='classes an image')
+    parser.add_argument('--format', default='table', choices=tuple(_FORMATS), help='of the output')
+    parser.add_argument('--output', metavar='FILE', help='write to this file (default: stdout)')
+    parser.add_argument('--use-ema', action='store_true', help='the EMA of the weights')
+    parser.add_argument('--last', action='store_true', help='the last epoch of a run, not the best')
+    parser.add_argument('--pretrained', action='store_true', help="timm's pretrained weights of a name")
+    parser.add_argument('--model', metavar='NAME', help='name in timm, for files that do not say')
+    parser.add_argument('--device', default='cuda', help='cpu where there is no CUDA')
+    parser.add_argument('--amp', action='store_true', help='automatic mixed precision')
+    parser.add_argument('-b', '--batch-size', type=int, default=64, metavar='N', help='images in a batch')
+    parser.add_argument('-j', '--workers', type=int, default=4, metavar='N', help='loader processes')
+    return parser
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,36 @@
+"""One page on a run, for any browser: python -m agmax_timm.report RUN_FOLDER [DATA]"""
+from typing import List, Optional
+
+from .run.parser import Parser
+
+
+def main(argv: Optional[List[str]] = None) -> None:
+    """The command. Prints the path of the page; exit status 2, with one line, where there is none."""
+    parser = _parser()
+    args = parser.parse_args(argv)
+    from .checkpoint import CheckpointError
+    from .data.datasets import DataError
+    from .run import reporting
+    from .run.config import OptionError
+    from .run.report import make_report
+    reporting.setup_logging()
+    try:
+        print(make_report(args.folder, args.data, args.device, args.workers))
+    except (OptionError, DataError, CheckpointError, OSError) as error:
+        parser.exit(2, f"{parser.prog}: error: {' '.join(str(error).split())}\n")
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog='python -m agmax_timm.report',
+        description="Evaluate the best weights of a run, and write report.html into its folder: metrics, settings, "
+                    'curves, views, classes, mistakes and calibration on a page that needs no other file.')
+    parser.add_argument('folder', metavar='RUN_FOLDER', help="a run's folder, with args.yaml and model_best.pth.tar")
+    parser.add_argument('data', nargs='?', metavar='DATA', help='folder of its data (default: where it was)')
+    parser.add_argument('--device', default='cuda', help='cpu where there is no CUDA')
+    parser.add_argument('-j', '--workers', type=int, metavar='N', help="loader processes (default: the run's)")
+    return parser
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,110 @@
+"""What predictions say beyond accuracy: each class, which classes are taken for which, and what confidence is worth."""
+from dataclasses import dataclass
+from typing import List, NamedTuple, Optional
+
+import torch
+from torch import Tensor
+
+# Classes of which a whole confusion matrix can still be looked at.
+MOST_CLASSES = 30
+
+
+class PerClass(NamedTuple):
+    """Of each class [K]: precision, recall and F1 as shares, 0 where they are 0 / 0; numbers of images."""
+    precision: Tensor
+    recall: Tensor
+    f1: Tensor
+    support: Tensor  # images of the class
+    predicted: Tensor  # images that were taken for it
+
+    def macro_f1(self) -> float:
+        """Mean F1 over the classes that there are or that are predicted, as scikit-learn has it."""
+        return self.f1[self.support + self.predicted > 0].mean().item()
+
+
+class Calibration(NamedTuple):
+    """Bins of equal width over confidence, [bins] each but for `error`, the expected calibration error as a share."""
+    error: float
+    count: Tensor  # of images
+    confidence: Tensor  # mean of the bin, 0 where it is empty
+    accuracy: Tensor  # share of the bin that is right, 0 where it is empty
+
+
+class Pair(NamedTuple):
+    """A class, another that is predicted in its place, and of how many images."""
+    target: int
+    prediction: int
+    count: int
+
+
+@dataclass
+class Analysis:
+    """All of it, of one class an image."""
+    per_class: PerClass
+    calibration: Calibration
+    confused: List[Pair]  # the most frequent first
+    confusion: Optional[Tensor]  # [K, K], None of more than MOST_CLASSES
+
+
+def analyse(prediction: Tensor, confidence: Tensor, target: Tensor, num_classes: int) -> Analysis:
+    """Analyse the predictions of a classifier.
+
+    Args:
+        prediction: Most probable class of each image [N].
+        confidence: Its probability [N].
+        target: True class of each image [N].
+        num_classes: K; all classes are below it.
+    """
+    return Analysis(
+        per_class(prediction, target, num_classes),
+        calibration(confidence, prediction == target),
+        confused_pairs(prediction, target, num_classes),
+        confusion(prediction, target, num_classes) if num_classes <= MOST_CLASSES else None)
+
+
+def confusion(prediction: Tensor, target: Tensor, num_classes: int) -> Tensor:
+    """Images by true class (rows) and predicted class (columns) [K, K]."""
+    pairs = target.long() * num_classes + prediction
+    return torch.bincount(pairs, minlength=num_classes ** 2).reshape(num_classes, num_classes)
+
+
+def confused_pairs(prediction: Tensor, target: Tensor, num_classes: int, most: int = 20) -> List[Pair]:
+    """The most frequent mistakes: the confusion matrix off its diagonal, which is never made for this."""
+    wrong = prediction != target
+    pairs, counts = (target.long() * num_classes + prediction)[wrong].unique(return_counts=True)
+    order = counts.argsort(descending=True, stable=True)[:most]
+    frequent = zip(pairs[order].tolist(), counts[order].tolist())
+    return [Pair(*divmod(pair, num_classes), count) for pair, count in frequent]
+
+
+def per_class(prediction: Tensor, target: Tensor, num_classes: int) -> PerClass:
+    """Precision, recall and F1 of each class."""
+    def count(classes: Tensor) -> Tensor:
+        return torch.bincount(classes, minlength=num_classes)
+
+    right, predicted, support = count(target[prediction == target]), count(prediction), count(target)
+    return PerClass(
+        right.double() / predicted.clamp(min=1),
+        right.double() / support.clamp(min=1),
+        2 * right.double() / (predicted + support).clamp(min=1),
+        support,
+        predicted)
+
+
+def calibration(confidence: Tensor, correct: Tensor, bins: int = 15) -> Calibration:
+    """Expected calibration error (ECE), M. P. Naeini et al. 2015, with the bins of C. Guo et al., arXiv 1706.04599.
+
+    Bin m of M holds the confidences in (m / M, (m + 1) / M]. The error is the mean over images of the distance between
+    the confidence and the accuracy of their bins.
+
+    Args:
+        confidence: Probability of the predicted class of each image [N].
+        correct: Whether that is the true class [N].
+        bins: M.
+    """
+    confidence, correct = confidence.double(), correct.double()
+    bin_of = ((confidence * bins).ceil().long() - 1).clamp(0, bins - 1)
+    count = torch.bincount(bin_of, minlength=bins)
+    sums = [torch.bincount(bin_of, values, minlength=bins) for values in (confidence, correct)]
+    error = (sums[0] - sums[1]).abs().sum() / max(1, len(confidence))
+    return Calibration(error.item(), count, *(of_bin / count.clamp(min=1) for of_bin in sums))

@@ -1,0 +1,265 @@
+"""The report of a run: its folder is read, its best weights are evaluated once more, and report.html is written."""
+import argparse
+import logging
+import os
+import shlex
+from dataclasses import dataclass
+from typing import Any, Callable, Dict, List, Optional, Tuple
+
+import torch
+from PIL import Image
+from timm import utils
+from torch.utils.data import Dataset
+
+from .. import durable
+from ..card import dataset_of
+from ..checkpoint import CheckpointError, chosen_by_ema, find_file, one_line, saved_options, saved_record
+from ..data.datasets import DataError, class_names
+from ..staging import recipe
+from . import build, folder, loaders, names, reporting, validation
+from .analysis import Analysis
+from .config import OptionError, read_config, validate_options
+from .engine import outputs_of
+from .metrics import create_evaluator, set_targets
+from .options import train_parser
+from .outcomes import Mistake, Outcomes
+from .page import Report, page
+from .pictures import label_text, to_image
+from .settings import changed_options, train_command
+
+FILE = 'report.html'
+# Options of the run that decide where its validation data is and in which numbers it is computed.
+_OF_EVALUATION = ('data_dir', 'dataset', 'workers', 'pin_mem', 'no_prefetcher', 'amp', 'amp_dtype', 'model_dtype',
+                  'channels_last', 'fast_norm', 'naflex_loader', 'naflex_max_seq_len', 'seed')
+_MOST_VIEWS = 8
+
+
+@dataclass
+class _Evaluation:
+    """What the best weights give on the validation data."""
+    metrics: Dict[str, float]
+    images: int
+    param_count: int
+    data_config: Dict[str, Any]
+    num_classes: int
+    class_names: Optional[List[str]]
+    analysis: Optional[Analysis]  # of one class an image
+    mistakes: List[Tuple[Mistake, str]]
+
+
+def make_report(
+        run_dir: str,
+        data_dir: Optional[str] = None,
+        device: str = 'cuda',
+        workers: Optional[int] = None,
+        in_run: bool = False,
+        on_batch: Optional[Callable[[], None]] = None,
+) -> str:
+    """Write report.html into the folder of a run.
+
+    Args:
+        data_dir: Where its data is now, None for where it was.
+        device: To evaluate on; the CPU where there is no CUDA.
+        workers: Loader processes, None for as many as in the run.
+        in_run: Whether the run's own process calls, on its first rank alone: the device is that of the run.
+        on_batch: Called after each batch of the evaluation.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        CheckpointError: there is no best checkpoint, or it cannot be read.
+        OptionError: no run, or the model cannot be built.
+        DataError: the data is not there or not the run's.
+        OSError: the page cannot be written.
+    """
+    given = read_options(run_dir)
+    checkpoint = find_file(run_dir)
+    saved = {**vars(train_parser().parse_args([])), **saved_options(checkpoint)}
+    if data_dir is not None:
+        saved['data_dir'] = data_dir
+    args = _evaluation_options(saved, checkpoint, device, workers)
+    device = _init_device(args, in_run)
+    record = saved_record(checkpoint)
+    evaluation = _evaluate(args, device, on_batch) if saved['val_split'] else None
+    summary = folder.summary_path(run_dir)
+    report = Report(
+        title=os.path.basename(os.path.abspath(run_dir)),
+        about=_about(saved),
+        headline=_headline(evaluation, saved),
+        notes=_notes(evaluation, saved, record, checkpoint),
+        command=train_command(given, saved.get('world_size') or 1),
+        changed=changed_options(given),
+        options=recipe(given),
+        versions=dict(record.get('versions') or {}),
+        curves=reporting.read_curves(summary) if os.path.isfile(summary) else {},
+        class_names=record.get('class_names') or (evaluation.class_names if evaluation is not None else None),
+    )
+    if evaluation is not None:
+        report.analysis, report.mistakes = evaluation.analysis, evaluation.mistakes
+    try:
+        data_config = evaluation.data_config if evaluation is not None else record.get('data_config')
+        report.views = training_views(saved, data_config, device, report.class_names) if data_config else []
+    except (DataError, OptionError) as error:
+        report.notes.append(f'No training images are shown: {error}')
+    path = os.path.join(run_dir, FILE)
+    # Names of files may be any bytes.
+    with durable.replacing(path, 'w', encoding='utf-8', errors='backslashreplace') as f:
+        f.write(page(report))
+    return path
+
+
+def report_at_end(run_dir: str, device: str, on_batch: Callable[[], None]) -> None:
+    """The report of the run that this process has just done. What goes wrong is told: the run itself is complete."""
+    logger = logging.getLogger('train')
+    try:
+        logger.info(f'Report: {make_report(run_dir, device=device, in_run=True, on_batch=on_batch)}')
+    except Exception as error:
+        expected = isinstance(error, (OptionError, DataError, CheckpointError, OSError))
+        command = shlex.join(['python', '-m', 'agmax_timm.report', run_dir])
+        logger.error(f'Training is complete, but without a report: {one_line(error)}; to make it: {command}',
+                     exc_info=not expected)
+
+
+def read_options(run_dir: str) -> Dict[str, Any]:
+    """The options of a run as they were given.
+
+    Raises:
+        OptionError: it is no folder of a run.
+    """
+    path = os.path.join(run_dir, 'args.yaml')
+    if not os.path.isfile(path):
+        raise OptionError(f'{run_dir} is no folder of a run: it has no args.yaml')
+    return read_config(path, train_parser())
+
+
+def _evaluation_options(
+        saved: Dict[str, Any], checkpoint: str, device: str, workers: Optional[int]) -> argparse.Namespace:
+    options = {name: saved[name] for name in _OF_EVALUATION}
+    if workers is not None:
+        options['workers'] = workers
+    return validate_options(
+        **options, checkpoint=checkpoint, use_ema=chosen_by_ema(saved), split=saved['val_split'],
+        num_samples=saved['val_num_samples'], device=device)
+
+
+def _init_device(args: argparse.Namespace, in_run: bool) -> torch.device:
+    if in_run:  # whose processes know each other already; this one goes on alone
+        vars(args).update(distributed=False, rank=0, local_rank=0, world_size=1)
+        return torch.device(args.device)
+    names.check_device(args.device)
+    return build.init_device(args)
+
+
+@torch.inference_mode()
+def _evaluate(args: argparse.Namespace, device: torch.device, on_batch: Optional[Callable[[], None]]) -> _Evaluation:
+    """As validate.py evaluates the checkpoint, and what became of each image."""
+    subject, precision, _ = validation.prepare(args, device)
+    dataset = validation.open_split(args, subject.data_config)
+    set_targets(args, dataset, subject.num_classes)
+    loader = validation.build_loader(args, dataset, subject, device, precision)
+    evaluator = create_evaluator(args, dataset, loader, subject.num_classes, device)
+    outcomes = Outcomes(subject.data_config) if args.task == 'classification' else None
+    images = 0
+    for index, (input, output, target) in enumerate(outputs_of(subject.model, loader, args, device, precision)):
+        images += len(output)
+        evaluator.update(output, target)
+        if outcomes is not None:
+            outcomes.update(input, output, target)
+        if index % args.log_freq == 0:
+            reporting.log_evaluation_step('Report')(index, len(loader), evaluator.summary())
+        if on_batch is not None:
+            on_batch()
+    mistakes = outcomes.mistakes if outcomes is not None else []
+    return _Evaluation(
+        evaluator.compute(), images, subject.param_count, subject.data_config, subject.num_classes,
+        class_names(dataset), outcomes.analyse(subject.num_classes) if outcomes is not None else None,
+        [(mistake, _file_name(dataset, mistake.index)) for mistake in mistakes])
+
+
+def _file_name(dataset: Dataset, index: int) -> str:
+    """Within the data; '' where samples have no names or no order."""
+    try:
+        return dataset.reader.filename(index)
+    except (AttributeError, AssertionError, NotImplementedError):
+        return ''
+
+
+def training_views(
+        saved: Dict[str, Any],
+        data_config: Dict[str, Any],
+        device: torch.device,
+        class_names: Optional[List[str]] = None,
+) -> List[Tuple[List[Image.Image], str]]:
+    """Images of a training batch as the run's options make it, each with its views and their labels; none of patches.
+
+    Args:
+        saved: Options of the run.
+        data_config: Input size and normalisation.
+
+    Raises:
+        DataError: the training data is not there.
+        OptionError: options that do not fit it.
+    """
+    if saved['naflex_loader']:
+        return []
+    # One batch, in this process, of one size; repeats are dealt out to processes.
+    args = argparse.Namespace(**{
+        **saved, 'val_split': '', 'workers': 0, 'batch_size': min(saved['batch_size'], 2 * _MOST_VIEWS),
+        'train_img_sizes': None, 'aug_repeats': 0, 'use_multi_epochs_loader': False, 'image_memory': '0',
+        'dataset_download': False, 'distributed': False, 'rank': 0, 'world_size': 1})
+    utils.random_seed(args.seed)
+    dataset, _ = loaders.build_datasets(args, data_config)
+    loader = loaders.build_train_loader(args, dataset, data_config, device, build.Precision())
+    input, target = next(iter(loader))
+    views = 2 if args.agmax else max(1, args.aug_splits)
+    images = len(input) // views
+    shown = []
+    for first in range(min(images, _MOST_VIEWS)):
+        places = range(first, len(input), images)
+        labels = dict.fromkeys(label_text(target[i], class_names) for i in places)
+        shown.append(([to_image(input[i], data_config['mean'], data_config['std']) for i in places],
+                      ' | '.join(labels)))
+    return shown
+
+
+def _about(saved: Dict[str, Any]) -> str:
+    dataset = dataset_of(saved)
+    return (f"{saved['model']}" + (f' on {dataset[1]}' if dataset else '')
+            + (', with AgMax' if saved['agmax'] else '') + f", {saved['epochs']} epochs.")
+
+
+def _headline(evaluation: Optional[_Evaluation], saved: Dict[str, Any]) -> List[Tuple[str, str]]:
+    if evaluation is None:
+        return []
+    titles = {'top1': 'top-1 (%)', 'top5': 'top-5 (%)', 'map': 'mAP (%)', 'micro_f1': 'micro F1 (%)',
+              'macro_f1': 'macro F1 (%)', 'sample_f1': 'sample F1 (%)', 'loss': 'loss'}
+    metrics = dict(evaluation.metrics)
+    if evaluation.num_classes <= 5:
+        metrics.pop('top5', None)
+    cards = [(title, f'{metrics[name]:.4g}' if name == 'loss' else f'{metrics[name]:.2f}')
+             for name, title in titles.items() if name in metrics]
+    if evaluation.analysis is not None:
+        cards += [('macro F1 (%)', f'{100 * evaluation.analysis.per_class.macro_f1():.2f}'),
+                  ('calibration error (%)', f'{100 * evaluation.analysis.calibration.error:.2f}')]
+    return [*cards, ('images', f'{evaluation.images:,}'), ('parameters', f'{evaluation.param_count / 1e6:.2f} M')]
+
+
+def _notes(
+        evaluation: Optional[_Evaluation],
+        saved: Dict[str, Any],
+        record: Dict[str, Any],
+        checkpoint: str,
+) -> List[str]:
+    if evaluation is None:
+        return ['The run has no validation data: nothing was evaluated.']
+    weights = 'ema' if chosen_by_ema(saved) else 'raw'
+    size = ' x '.join(map(str, evaluation.data_config['input_size'][1:]))
+    crop = evaluation.data_config['crop_pct']
+    notes = [f"Measured with {os.path.basename(checkpoint)}{', its EMA,' if weights == 'ema' else ''} on the split "
+             f"{saved['val_split']}, at {size}, crop {crop:g}."]
+    before = (record.get('metrics') or {}).get(weights) or {}
+    if before:
+        notes.append('Training measured of these weights: '
+                     + ', '.join(f'{name} {value:.4g}' for name, value in before.items()) + '.')
+    return notes

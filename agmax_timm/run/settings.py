@@ -1,0 +1,53 @@
+"""The options of a run as people read them: what differs from the defaults, and the command that repeats it."""
+import argparse
+import os
+import shlex
+from typing import Any, Dict, List, Tuple
+
+from ..staging import recipe
+from .options import train_parser
+
+# Files that decide what is trained: by their names, their folders are those of a machine.
+_FILES = ('class_map', 'initial_checkpoint', 'pretrained_path')
+
+
+def changed_options(options: Dict[str, Any]) -> Dict[str, Tuple[Any, Any]]:
+    """The value and the default of each option that was changed; without those of the machine and its folders.
+
+    Args:
+        options: As given, as in args.yaml.
+    """
+    parser = train_parser()
+    files = {name: os.path.basename(options[name]) for name in _FILES if options.get(name)}
+    return {name: (value, parser.get_default(name)) for name, value in {**recipe(options), **files}.items()
+            if name in _actions(parser) and value != parser.get_default(name)}
+
+
+def train_command(options: Dict[str, Any], processes: int = 1) -> str:
+    """The command that makes the run again; DIR stands for the folder of the data.
+
+    Args:
+        processes: Of the run, on all machines together.
+    """
+    script = ['python', 'train.py'] if processes == 1 else ['torchrun', '--nproc-per-node', str(processes), 'train.py']
+    words = script + (['DIR'] if options.get('data_dir') else [])
+    actions = _actions(train_parser())
+    for name, (value, _) in changed_options(options).items():
+        words += _words(actions[name], value)
+    return shlex.join(words)
+
+
+def _words(action: argparse.Action, value: Any) -> List[str]:
+    flag = next(flag for flag in action.option_strings if flag.startswith('--'))
+    if isinstance(action, argparse._StoreTrueAction):
+        return [flag]
+    if isinstance(value, dict):
+        return [flag, *(f'{key}={item!r}' for key, item in value.items())]
+    if isinstance(value, (list, tuple)):
+        return [flag, *map(str, value)]
+    value = str(value)
+    return [f'{flag}={value}'] if value.startswith('-') else [flag, value]
+
+
+def _actions(parser: argparse.ArgumentParser) -> Dict[str, argparse.Action]:
+    return {action.dest: action for action in parser._actions}

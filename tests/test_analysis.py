@@ -1,0 +1,115 @@
+"""Numbers beyond accuracy, against scikit-learn, closed forms and matrices made by hand."""
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import confusion_matrix, f1_score, precision_recall_fscore_support
+from torchvision.transforms.functional import pil_to_tensor
+
+from agmax_timm.run.analysis import Pair, analyse, calibration, confused_pairs, confusion, per_class
+from agmax_timm.run.outcomes import Outcomes
+
+TARGET = torch.tensor([0, 0, 0, 1, 1, 2])
+PREDICTION = torch.tensor([0, 1, 1, 1, 2, 0])
+
+
+@pytest.fixture
+def guesses():
+    """Classes of 400 images, of 12, and guesses; 10 is never guessed, 11 neither guessed nor there."""
+    generator = np.random.default_rng(5)
+    target = generator.integers(0, 11, 400)
+    guess = np.where(generator.random(400) < 0.6, target, generator.integers(0, 10, 400))
+    return torch.from_numpy(np.where(guess == 10, 0, guess)), torch.from_numpy(target)
+
+
+def test_a_confusion_made_by_hand():
+    expected = [[1, 2, 0, 0], [0, 1, 1, 0], [1, 0, 0, 0], [0, 0, 0, 0]]
+    assert confusion(PREDICTION, TARGET, 4).tolist() == expected
+    assert confused_pairs(PREDICTION, TARGET, 4) == [Pair(0, 1, 2), Pair(1, 2, 1), Pair(2, 0, 1)]
+
+
+def test_confusion_as_scikit_learn_has_it(guesses):
+    prediction, target = guesses
+    expected = confusion_matrix(target, prediction, labels=range(12))
+    assert confusion(prediction, target, 12).tolist() == expected.tolist()
+    pairs = confused_pairs(prediction, target, 12, most=12 ** 2)
+    assert all(expected[pair.target, pair.prediction] == pair.count for pair in pairs)
+    assert sum(pair.count for pair in pairs) == expected.sum() - expected.trace()
+    assert [pair.count for pair in pairs] == sorted((pair.count for pair in pairs), reverse=True)
+    assert confused_pairs(prediction, target, 12, most=3) == pairs[:3]
+
+
+def test_each_class_as_scikit_learn_has_it(guesses):
+    prediction, target = guesses
+    ours = per_class(prediction, target, 12)
+    expected = precision_recall_fscore_support(target, prediction, labels=range(12), zero_division=0)
+    for values, of_sklearn in zip(ours, expected):
+        np.testing.assert_allclose(values, of_sklearn, rtol=1e-12)
+    assert ours.precision[10] == 0 and ours.support[11] == 0
+    assert ours.macro_f1() == pytest.approx(f1_score(target, prediction, average='macro', zero_division=0), rel=1e-12)
+
+
+@pytest.mark.parametrize('confidence, right', [(0.5, 10), (0.93, 4), (1., 0), (0.35, 3)])
+def test_a_constant_predictor_is_off_by_its_confidence_less_its_accuracy(confidence, right):
+    result = calibration(torch.full((10,), confidence), torch.arange(10) < right)
+    assert result.error == pytest.approx(abs(confidence - right / 10), abs=1e-7)
+    assert result.count.sum() == 10 and (result.count > 0).sum() == 1
+
+
+def test_a_perfectly_calibrated_predictor_has_no_error():
+    tenths = torch.arange(1, 11).repeat_interleave(10)
+    correct = torch.arange(10).repeat(10) < tenths
+    assert calibration(tenths.double() / 10, correct).error == pytest.approx(0, abs=1e-12)
+    assert calibration(tenths.double() / 10, ~correct).error > 0.4
+
+
+def test_bins_are_closed_above():
+    result = calibration(torch.tensor([0., 0.25, 0.26, 0.5, 1.]), torch.tensor([0, 1, 0, 0, 1]), bins=4)
+    assert result.count.tolist() == [2, 2, 0, 1]
+    assert result.accuracy.tolist() == [0.5, 0, 0, 1]
+    assert result.confidence.tolist() == pytest.approx([0.125, 0.38, 0, 1])
+
+
+def test_the_error_of_any_predictor_is_the_mean_over_its_bins():
+    generator = np.random.default_rng(3)
+    confidence, correct = generator.random(500), generator.random(500) < 0.4
+    expected = 0.
+    for number in range(15):
+        inside = (confidence > number / 15) & (confidence <= (number + 1) / 15)
+        if inside.any():
+            expected += inside.mean() * abs(confidence[inside].mean() - correct[inside].mean())
+    result = calibration(torch.from_numpy(confidence), torch.from_numpy(correct))
+    assert result.error == pytest.approx(expected, rel=1e-9)
+
+
+def test_no_images_and_many_classes():
+    nothing = torch.zeros(0, dtype=torch.long)
+    result = analyse(nothing, nothing.double(), nothing, 3)
+    assert result.calibration.error == 0 and result.confused == [] and result.confusion.sum() == 0
+    classes = torch.tensor([9999, 5])
+    result = analyse(classes, torch.ones(2), classes.flip(0), 10_000)
+    assert result.confusion is None and set(result.confused) == {Pair(5, 9999, 1), Pair(9999, 5, 1)}
+
+
+def test_the_surest_mistakes_are_kept_whatever_the_batches():
+    generator = torch.Generator().manual_seed(1)
+    logits, target = 2 * torch.randn(60, 4, generator=generator), torch.randint(4, (60,), generator=generator)
+    pixels = torch.randint(256, (60, 3, 6, 5), generator=generator, dtype=torch.uint8)
+    outcomes = Outcomes(dict(mean=(0.5,) * 3, std=(0.25,) * 3), most=7)
+    for batch in torch.arange(60).split(11):
+        outcomes.update((pixels[batch] / 255 - 0.5) / 0.25, logits[batch], target[batch])
+    confidence, prediction = logits.softmax(1).max(1)
+    expected = [i for i in confidence.argsort(descending=True).tolist() if prediction[i] != target[i]][:7]
+    assert [mistake.index for mistake in outcomes.mistakes] == expected
+    for mistake in outcomes.mistakes:
+        assert (mistake.target, mistake.prediction) == (target[mistake.index], prediction[mistake.index])
+        assert mistake.confidence == confidence[mistake.index]
+        assert (pil_to_tensor(mistake.picture).int() - pixels[mistake.index].int()).abs().max() <= 1
+    analysis = outcomes.analyse(4)
+    assert analysis.confusion.tolist() == confusion(prediction, target, 4).tolist()
+    assert analysis.calibration.error == pytest.approx(calibration(confidence, prediction == target).error, abs=1e-12)
+
+
+def test_outputs_that_are_not_finite_are_no_confidence():
+    outcomes = Outcomes(dict(mean=(0.5,), std=(0.5,)))
+    outcomes.update(torch.zeros(2, 1, 4, 4), torch.tensor([[float('nan'), 1.], [0., 9.]]), torch.tensor([1, 1]))
+    assert outcomes.analyse(2).calibration.count.tolist() == [1] + [0] * 13 + [1]

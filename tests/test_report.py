@@ -1,0 +1,324 @@
+"""report.html: its numbers against validate.py's and scikit-learn's, its text against what browsers make of it."""
+import base64
+import csv
+import html
+import io
+import json
+import re
+import shlex
+import shutil
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.metrics import precision_recall_fscore_support
+from torchvision.transforms.functional import to_tensor
+
+from agmax_timm import report as command
+from agmax_timm.checkpoint import read_model, saved_options
+from agmax_timm.run import report, training, validation
+from agmax_timm.run.charts import line_chart, ticks
+from agmax_timm.run.config import parse_train_args, parse_validate_args
+from agmax_timm.run.markup import Html, picture, tag
+from agmax_timm.run.options import train_parser
+from agmax_timm.run.settings import changed_options, train_command
+from agmax_timm.staging import recipe
+
+HOSTILE = {'ant': '<script>alert(1)<script>', 'bee': '"><img src=x onerror=alert(2)>', 'cat': "'&amp; ]]>"}
+VOID = {'meta', 'img', 'br'}
+# What can be wider than a phone, and what makes that no matter.
+WIDE, SCROLLS = {'table'}, {'wide'}
+
+
+class Page(HTMLParser):
+    """A page as a browser reads it: `elements` (name, attributes, names and classes around it), `text`, `tables`.
+
+    Raises AssertionError where a closing tag is not that of the element which is open.
+    """
+
+    def __init__(self, text):
+        super().__init__(convert_charrefs=True)
+        self.open, self.elements, self.text, self.tables = [], [], [], []
+        self.feed(text)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, name, attributes):
+        attributes = dict(attributes)
+        self.elements.append((name, attributes, [*self.open]))
+        if name == 'table':
+            self.tables.append([])
+        elif name == 'tr':
+            self.tables[-1].append([])
+        elif name in ('td', 'th'):
+            self.tables[-1][-1].append('')
+        if name not in VOID:
+            self.open.append((name, attributes.get('class', '')))
+
+    def handle_endtag(self, name):
+        assert self.open.pop()[0] == name
+
+    def handle_data(self, data):
+        around = [name for name, _ in self.open]
+        if 'style' not in around:
+            self.text.append(data)
+        if 'td' in around or 'th' in around:
+            self.tables[-1][-1][-1] += data
+
+    def all(self, name):
+        return [attributes for found, attributes, _ in self.elements if found == name]
+
+    def table(self, *head):
+        return next(table[1:] for table in self.tables if table[0][:len(head)] == [*head])
+
+
+def check_page(text):
+    """A page that is well-formed, needs nothing from elsewhere, runs nothing, and fits a phone."""
+    page = Page(text)
+    names = {name for name, _, _ in page.elements}
+    assert not names & {'script', 'link', 'iframe', 'object', 'embed', 'form', 'base'}
+    for name, attributes, around in page.elements:
+        assert not [key for key in attributes if key.startswith('on') or key in ('href', 'srcset', 'action')]
+        assert attributes.get('src', 'data:image/').startswith('data:image/')
+        if name in WIDE:
+            assert any(class_ in SCROLLS for _, class_ in around)
+        if name == 'img':
+            assert attributes['alt']
+    assert not re.search(r'url\(|@import|https?:|//', text.split('</style>')[0])
+    assert page.all('html')[0]['lang'] == 'en' and 'prefers-color-scheme: dark' in text
+    assert [meta['content'] for meta in page.all('meta') if meta.get('http-equiv') == 'Content-Security-Policy'] == [
+        "default-src 'none'; img-src data:; style-src 'unsafe-inline'"]
+    return page
+
+
+@pytest.fixture(scope='module')
+def hostile_photos(photos, tmp_path_factory):
+    root = tmp_path_factory.mktemp('secret-place') / 'photos'
+    for split in ('train', 'val'):
+        for folder in (photos / split).iterdir():
+            shutil.copytree(folder, root / split / HOSTILE[folder.name])
+    return root
+
+
+@pytest.fixture(scope='module')
+def hostile_run(hostile_photos, tmp_path_factory):
+    """Folder of a run with --report on classes whose names are HTML, and the class names in order."""
+    output = tmp_path_factory.mktemp('secret-output')
+    training.main([
+        str(hostile_photos), '--num-classes', '3', '-b', '4', '-j', '0', '--epochs', '2', '--model', 'test_resnet',
+        '--img-size', '32', '--agmax', '--report', '--lr', '0.05', '--warmup-epochs', '0', '--color-jitter', '0',
+        '--output', str(output), '--experiment', '<i>run'])
+    return output / '<i>run'
+
+
+@pytest.fixture(scope='module')
+def hostile_page(hostile_run):
+    return (hostile_run / 'report.html').read_text()
+
+
+@pytest.fixture
+def run_copy(ema_run, tmp_path):
+    return shutil.copytree(ema_run, tmp_path / 'run')
+
+
+def predictions(monkeypatch, photos, *argv):
+    """Classes that validate.py's model predicts, the true ones, and the results it prints."""
+    seen = []
+    evaluate = validation.evaluate
+
+    def spy(*args, evaluator, **kwargs):
+        update = evaluator.update
+        evaluator.update = lambda output, target: (seen.append((output.argmax(1), target)), update(output, target))
+        return evaluate(*args, evaluator=evaluator, **kwargs)
+    monkeypatch.setattr(validation, 'evaluate', spy)
+    args = parse_validate_args([str(photos), '-j', '0', *map(str, argv)])
+    results = validation.validate(args)
+    return torch.cat([p for p, _ in seen]), torch.cat([t for _, t in seen]), results
+
+
+def test_a_page_needs_nothing_and_names_that_are_html_are_text(hostile_page, hostile_run, hostile_photos):
+    page = check_page(hostile_page)
+    text = ''.join(page.text)
+    names = sorted(HOSTILE.values(), key=str.lower)
+    rows = page.table('class', 'precision', 'recall')
+    assert sorted(row[0] for row in rows) == sorted(names)
+    assert page.table('true \\ predicted') and all(name in text for name in names)
+    assert page.all('h1') and '<i>run' in text and '<i>run' not in hostile_page
+    for place in (hostile_photos.parent, hostile_run.parent):
+        assert str(place) not in html.unescape(hostile_page) and place.name not in hostile_page
+    assert len(hostile_page) < 2e6
+
+
+def test_the_numbers_are_those_of_validate(run_copy, photos, monkeypatch, capsys):
+    command.main([str(run_copy), '--device', 'cpu', '-j', '0'])
+    assert capsys.readouterr().out == f'{run_copy}/report.html\n'
+    page = check_page((run_copy / 'report.html').read_text())
+    prediction, target, results = predictions(
+        monkeypatch, photos, '--checkpoint', run_copy / 'model_best.pth.tar', '--use-ema', '--channels-last')
+    text = ''.join(page.text)
+    for value in (f"top-1 (%){results['top1']:.2f}", f"loss{results['loss']:.4g}", 'images12'):
+        assert value in text, value
+    assert f"top1 {results['top1']:.4g}" in text, 'as measured in training'
+    assert 'its EMA' in text
+
+    expected = precision_recall_fscore_support(target, prediction, labels=range(3), zero_division=0)
+    rows = page.table('class', 'precision', 'recall', 'F1', 'images')
+    assert [row[0] for row in rows] == ['ant', 'bee', 'cat']
+    for row, *values, support in zip(rows, *expected):
+        assert row[1:] == [*(f'{100 * value:.1f}' for value in values), str(support)]
+    confusion = np.zeros((3, 3), int)
+    np.add.at(confusion, (target, prediction), 1)
+    assert [[int(cell or 0) for cell in row[1:]] for row in page.table('true \\ predicted')] == confusion.tolist()
+    assert len([1 for name, _, around in page.elements if name == 'img' and ('section', '') in around
+                and not any(class_ == 'pair' for _, class_ in around)]) == confusion.sum() - confusion.trace()
+
+
+def test_the_evaluation_repeats_that_of_training_to_the_last_digit(run_copy, monkeypatch):
+    seen = []
+    evaluate = report._evaluate
+    monkeypatch.setattr(report, '_evaluate', lambda *args: seen.extend([evaluate(*args), args[0]]) or seen[0])
+    report.make_report(str(run_copy), device='cpu', workers=0)
+    trained = read_model(str(run_copy), use_ema=True).metrics
+    assert {name: trained[name] for name in ('loss', 'top1', 'top5')} == dict(seen[0].metrics)
+    assert seen[1].channels_last, 'as in training'
+
+
+def test_the_curves_are_those_of_the_summary(run_copy):
+    report.make_report(str(run_copy), device='cpu', workers=0)
+    page = check_page((run_copy / 'report.html').read_text())
+    with open(run_copy / 'summary.csv', newline='') as f:
+        rows = list(csv.DictReader(f))
+    text = ''.join(page.text)
+    for column in ('train_loss', 'train_agreement', 'ema_top1', 'raw_top1', 'lr'):
+        assert f'{column} {float(rows[-1][column]):.4g}' in text
+    lines = page.all('polyline')
+    assert len(lines) == 5 + 2 + 1 and all(len(line['points'].split()) == 4 for line in lines)
+
+
+def test_the_views_are_the_training_images(hostile_run, photo_numbers):
+    saved = {**vars(train_parser().parse_args([])), **saved_options(str(hostile_run / 'model_best.pth.tar'))}
+    names = sorted(HOSTILE.values())
+    order = {name: index for index, name in enumerate(report.class_names(
+        validation.open_dataset('', root=saved['data_dir'], split='train')))}
+    by_folder = {name: number for number, name in enumerate(HOSTILE.values())}
+    views = report.training_views(saved, dict(
+        input_size=(3, 32, 32), mean=(0.5,) * 3, std=(0.5,) * 3, interpolation='bilinear'), torch.device('cpu'),
+        sorted(order, key=order.get))
+    assert len(views) == 4 and sorted(order) == names
+    seen = set()
+    for images, label in views:
+        numbers = photo_numbers(torch.stack([to_tensor(image) for image in images])).tolist()
+        assert len(images) == 2 and numbers[0] == numbers[1] and numbers[0] // 4 == by_folder[label]
+        assert images[0].tobytes() != images[1].tobytes(), 'two draws'
+        seen.add(numbers[0])
+    assert len(seen) == 4
+
+
+@pytest.mark.parametrize('argv', [
+    ['/data/x', '--model', 'test_resnet', '--agmax', '--lr', '1e-05', '--experiment', 'x', '--output', '/home/secret'],
+    ['--dataset', 'demo', '--val-split', '', '--scale', '0.2', '0.9', '--model-kwargs', 'a=1', 'b=word', 'c=(1,2)'],
+    ['/data/x', '--head-init-bias=-1.5', '--opt-betas', '0.9', '0.99', '--opt', 'adamw', '--torchcompile',
+     '--cutmix', '1.0', '--bce-loss', '--log-wandb', '--wandb-tags', 'a b', "it's",
+     '--wandb-project=-x'],
+    ['/data/x', '-b', '96', '-j', '2', '--dr', '0.5', '--amp', '--train-img-sizes', '128', '160', '--save-epochs', '3'],
+])
+def test_the_command_repeats_the_run(argv):
+    options = vars(parse_train_args(argv))
+    words = shlex.split(train_command(options))
+    assert words[:2] == ['python', 'train.py'] and '/home/secret' not in words
+    again = vars(parse_train_args(words[2:]))
+    assert recipe(again) == recipe(options)
+    changed = changed_options(options)
+    assert set(changed) <= {name for name, value in options.items() if value != train_parser().get_default(name)}
+    assert not set(changed) & {'data', 'data_dir', 'output', 'experiment'}
+
+
+def test_files_are_told_without_their_folders():
+    options = vars(parse_train_args(['/data/x', '--class-map', __file__]))
+    command = train_command(options, processes=4)
+    assert command.startswith('torchrun --nproc-per-node 4 train.py DIR ') and '--class-map test_report.py' in command
+
+
+def test_data_elsewhere(run_copy, photos, tmp_path, capsys):
+    moved = shutil.copytree(photos / 'val', tmp_path / 'moved' / 'val')
+    command.main([str(run_copy), str(moved.parent), '--device', 'cpu', '-j', '0'])
+    text = ''.join(check_page((run_copy / 'report.html').read_text()).text)
+    assert 'No training images are shown' in text and 'Most confident mistakes' in text
+
+
+def test_a_run_without_validation(train_once, tmp_path):
+    folder = train_once('--model', 'test_resnet', '--img-size', '32', '--epochs', '1', '--val-split', '')
+    folder = shutil.copytree(folder, tmp_path / 'run')
+    report.make_report(str(folder), device='cpu', workers=0)
+    page = check_page((folder / 'report.html').read_text())
+    text = ''.join(page.text)
+    assert 'nothing was evaluated' in text and 'Confusion' not in text and 'Training images' in text
+
+
+@pytest.mark.parametrize('words, said', [
+    (['{empty}'], 'no folder of a run'),
+    (['{run}', 'nowhere'], 'no such folder or tar file: nowhere'),
+    (['{run}', '{empty}'], '{empty}'),
+    (['{run}', '--device', 'tpu'], '--device tpu'),
+    (['{bare}'], 'no such checkpoint'),
+    ([], 'RUN_FOLDER'),
+])
+def test_what_cannot_be_is_told_in_one_line(words, said, run_copy, tmp_path, capsys):
+    (tmp_path / 'empty').mkdir()
+    (tmp_path / 'bare').mkdir()
+    shutil.copy(run_copy / 'args.yaml', tmp_path / 'bare')
+    known = dict(run=run_copy, empty=tmp_path / 'empty', bare=tmp_path / 'bare')
+    with pytest.raises(SystemExit) as end:
+        command.main([*(word.format(**known) for word in words), *([] if '--device' in words else ['--device', 'cpu'])])
+    captured = capsys.readouterr()
+    assert end.value.code == 2 and captured.out == '' and 'Traceback' not in captured.err
+    assert said.format(**known) in captured.err.splitlines()[-1]
+    assert not (run_copy / 'report.html').exists()
+
+
+def test_a_report_that_fails_does_not_fail_the_run(photos, tmp_path, monkeypatch, capsys):
+    def fail(*args, **kwargs):
+        raise OSError('no space')
+    monkeypatch.setattr(report, 'make_report', fail)
+    training.main([
+        str(photos), '--num-classes', '3', '-b', '4', '-j', '0', '--epochs', '1', '--model', 'test_resnet',
+        '--img-size', '32', '--report', '--output', str(tmp_path), '--experiment', 'run'])
+    log = (tmp_path / 'run' / 'train.log').read_text()
+    assert f'without a report: no space; to make it: python -m agmax_timm.report {tmp_path}/run' in log
+    assert json.loads(capsys.readouterr().out.split('--result\n')[1])
+
+
+def test_what_is_not_html_is_escaped():
+    assert tag('p', '<&">', Html('<b>x</b>'), title='"<') == '<p title="&quot;&lt;">&lt;&amp;&quot;&gt;<b>x</b></p>'
+    assert tag('img', src='x', class_=None) == '<img src="x">'
+
+
+@pytest.mark.parametrize('low, high, expected', [
+    (0, 1, [0, 0.5, 1]), (0, 100, [0, 50, 100]), (1, 5, [1, 2, 3, 4, 5]), (3, 3, [3]), (0.1, 0.35, [0.1, 0.2, 0.3]),
+    (1, 300, [100, 200, 300]), (0, 45, [0, 20, 40]), (-2.3, 0.7, [-2, -1, 0])])
+def test_ticks_are_round(low, high, expected):
+    assert ticks(low, high) == pytest.approx(expected)
+
+
+def test_ticks_are_few_and_within_whatever_the_values():
+    generator = np.random.default_rng(2)
+    for low, ratio in zip(generator.normal(size=500) * 10. ** generator.integers(-6, 7, 500),
+                          10. ** generator.uniform(-5, 9, 500)):
+        span = abs(low) * ratio
+        values = ticks(low, low + span)
+        assert 1 <= len(values) <= 5 and low - span / 1e6 <= values[0] and values[-1] <= low + span * (1 + 1e-6)
+
+
+def test_a_line_is_in_its_frame_and_leaves_out_what_is_not_finite():
+    chart = Page(line_chart('<loss>', {'a': [(1, 2.), (2, float('nan')), (3, 4.)], 'b': [(1, float('inf'))]}))
+    points = [[float(value) for value in point.split(',')] for point in chart.all('polyline')[0]['points'].split()]
+    assert points == [[44, 178], [312, 8]] and len(chart.all('polyline')) == 1
+    assert line_chart('nothing', {'a': []}) == ''
+
+
+def test_a_small_picture_keeps_its_pixels():
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (20, 30, 3), dtype=np.uint8))
+    source = Page(picture(image, 'noise')).all('img')[0]['src']
+    assert Image.open(io.BytesIO(base64.b64decode(source.partition(',')[2]))).tobytes() == image.tobytes()
