@@ -119,8 +119,8 @@ def test_the_table_of_made_up_outcomes(fake, tmp_path):
 
     assert '| AgMax | 32.00 ± 27.40 | 3 | +2.00 | -0.48 to +4.48 | 81.50 | +1.50 |' in text
     assert '| mse | 19.00 | 1 | -1.00 | none of one pair | - |  |' in text
-    assert 'One seed has neither' in text and '2 of 9 runs have no result' in text
-    assert '- mse, seed 0: failed: it | broke' in text and text == (folder / 'table.md').read_text()
+    assert 'One seed has neither' in text and '2 of 9 runs have no result: 0 to train, 2 failed.' in text
+    assert '- mse, seed 0: it | broke' in text and text == (folder / 'table.md').read_text()
 
     results = read_rows(folder / 'results.csv')
     assert len(results) == 9 and [row['status'] for row in results].count('failed') == 2

@@ -15,6 +15,7 @@ def draw(study: Study, rows: List[Row], path: str) -> None:
     Needs the extra `plot`.
     """
     try:
+        from matplotlib import colormaps
         from matplotlib.figure import Figure
     except ImportError:
         _logger.warning(f'No {path}: install matplotlib (the extra "plot") for it.')
@@ -25,6 +26,7 @@ def draw(study: Study, rows: List[Row], path: str) -> None:
     groups = list(dict.fromkeys(row.cell.group for row in rows))
     methods = [method.name for method in study.methods]
     width = .8 / len(methods)
+    colours = colormaps['tab10' if len(methods) <= 10 else 'tab20'].colors
     figure = Figure(figsize=(max(5, 1.2 + .32 * len(groups) * (len(methods) + 1)), 3.8), layout='constrained')
     axes = figure.subplots()
     for number, method in enumerate(methods):
@@ -32,7 +34,7 @@ def draw(study: Study, rows: List[Row], path: str) -> None:
         places = [groups.index(row.cell.group) + (number - (len(methods) - 1) / 2) * width for row in own]
         deviations = [row.deviation if row.deviation is not None else float('nan') for row in own]  # nan: no bar
         axes.bar(places, [row.mean for row in own], .92 * width, yerr=deviations, capsize=2, label=method,
-                 color=f'C{number}', error_kw=dict(linewidth=.9))
+                 color=colours[number % len(colours)], error_kw=dict(linewidth=.9))
         published = [(place, row.published) for place, row in zip(places, own) if row.published is not None]
         if published:
             axes.plot(*zip(*published), 'D', color='black', markersize=3,
@@ -42,7 +44,7 @@ def draw(study: Study, rows: List[Row], path: str) -> None:
                     ha='right' if max(map(len, groups)) > 8 else 'center')
     axes.set_ylabel(f'{study.metric} (the axis does not begin at 0)', fontsize=8)
     axes.set_title(study.title, fontsize=10)
-    axes.legend(fontsize=7, ncols=min(4, len(methods) + 1), loc='lower center', bbox_to_anchor=(.5, -.6))
+    figure.legend(fontsize=7, ncols=min(4, len(methods) + 1), loc='outside lower center')
     with durable.replacing(path) as file:
         figure.savefig(file, dpi=130, format='png')
 

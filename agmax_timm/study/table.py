@@ -115,10 +115,14 @@ def _caption(study: Study, rows: List[Row]) -> str:
 
 
 def _gaps(outcomes: List[Outcome]) -> List[str]:
-    """What the table lacks."""
-    lines = [f'- {outcome.run.name}: {outcome.status}{": " if outcome.error else ""}{outcome.error}'
-             for outcome in outcomes if outcome.value is None]
-    return [f'{len(lines)} of {len(outcomes)} runs have no result:', '\n'.join(lines)] if lines else []
+    """What the table lacks: failures by name, what is still to be trained by number."""
+    lacking = [outcome for outcome in outcomes if outcome.value is None]
+    if not lacking:
+        return []
+    failed = [f'- {outcome.run.name}: {outcome.error}' for outcome in lacking if outcome.status == 'failed']
+    to_train = len(lacking) - len(failed)
+    text = f'{len(lacking)} of {len(outcomes)} runs have no result: {to_train} to train, {len(failed)} failed.'
+    return [text, '\n'.join(failed)] if failed else [text]
 
 
 def _mean(row: Row) -> str:
