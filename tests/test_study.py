@@ -212,12 +212,14 @@ def test_a_failed_run_is_a_row_and_the_others_are_trained(tmp_path, photos, comm
     commands(baseline=GOOD, AgMax='raise RuntimeError("it was complete")')  # only what failed is tried again
     assert run_study(path, '--output', folder) == 0
     assert {row['status'] for row in read_rows(folder / 'results.csv')} == {'complete'}
+    assert 'AgMax' not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize('name', ['SIGTERM', 'SIGINT'])
 def test_signals_are_passed_on(tmp_path, photos, commands, monkeypatch, name):
     asked = '''
 import signal, time
+assert os.getsid(0) == os.getpid(), 'Ctrl-C would come twice'
 def leave(*_):
     open(sys.argv[1] + '.told', 'w').close()
     sys.exit(75)
@@ -238,6 +240,13 @@ time.sleep(30)
     monkeypatch.setattr(runner.Runner, '_reap', signal_when_ready)
     assert run_study(path, '--output', folder, '--jobs', 2) == 75
     assert len(list(folder.glob('*/seed-0.told'))) == 2 and not list(folder.glob('*/seed-1*'))
+
+
+def test_a_run_that_trains_nothing_is_not_complete(tmp_path, photos, commands):
+    commands(baseline='print("told only")', AgMax=GOOD)
+    path, folder = write_study(tmp_path, data=str(photos), seeds=[0]), tmp_path / 'out'
+    assert run_study(path, '--output', folder) == 1
+    assert read_rows(folder / 'results.csv')[0]['error'] == 'exit status 0: told only'
 
 
 def test_a_study_that_is_stopped_goes_on_and_repeats_nothing(tmp_path, photos, monkeypatch):

@@ -31,6 +31,10 @@ def is_complete(run: Run) -> bool:
     return os.path.exists(os.path.join(run.folder, _COMPLETE))
 
 
+def has_summary(run: Run) -> bool:
+    return os.path.exists(_summary_path(run))
+
+
 def read_outcome(run: Run, metric: str, epoch: str, error: str = '') -> Outcome:
     """The value of a complete run.
 
@@ -42,7 +46,7 @@ def read_outcome(run: Run, metric: str, epoch: str, error: str = '') -> Outcome:
     if not is_complete(run):
         begun = os.path.exists(os.path.join(run.folder, 'args.yaml'))
         return Outcome(run, 'failed' if error else 'interrupted' if begun else 'missing', error=error)
-    path = os.path.join(run.folder, 'summary.csv')
+    path = _summary_path(run)
     try:
         with open(path, newline='') as file:
             found = [(float(row[f'eval_{metric}']), int(row['epoch'])) for row in csv.DictReader(file)
@@ -80,6 +84,10 @@ def epochs_done(run: Run) -> float:
         return 0.
     epoch, update, updates = map(int, steps[-1])
     return epoch + (update + 1) / updates
+
+
+def _summary_path(run: Run) -> str:
+    return os.path.join(run.folder, 'summary.csv')
 
 
 def _tail(file, size: int) -> bytes:

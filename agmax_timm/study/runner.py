@@ -13,7 +13,7 @@ from .. import durable
 from ..processes import cores, environment
 from ..run.interruption import EXIT_STATUS, StopSignals
 from .cost import epochs_of
-from .outcome import epochs_done, is_complete, last_error, mark_complete
+from .outcome import epochs_done, has_summary, is_complete, last_error, mark_complete
 from .plan import Run
 
 _INTERVAL = 0.1  # seconds between looks at the processes
@@ -37,7 +37,7 @@ class Runner:
         self.devices = [devices[slot % len(devices)] if devices else '' for slot in range(jobs)]
         self.environment = environment()
         self.environment.setdefault('OMP_NUM_THREADS', str(max(1, cores() // jobs)))
-        self.waiting: Deque[Run] = deque(run for run in runs if not is_complete(run))
+        self.waiting: Deque[Run] = deque(runs)
         self.running: Dict[int, Tuple[Run, subprocess.Popen]] = {}  # by slot
         self.errors: Dict[str, str] = {}  # a line of each failed run, by its folder
         self.bar = None
@@ -77,7 +77,7 @@ class Runner:
         for slot, device in enumerate(self.devices):
             while slot not in self.running and self.waiting:
                 run = self.waiting.popleft()
-                if not is_complete(run):  # by another process, by now
+                if not is_complete(run):
                     self.running[slot] = run, self._start(run, device)
 
     def _start(self, run: Run, device: str) -> subprocess.Popen:
@@ -97,7 +97,7 @@ class Runner:
             if status is None:
                 continue
             del self.running[slot]
-            if status == 0:
+            if status == 0 and has_summary(run):
                 mark_complete(run)
                 self._say(f'{run.name}: complete')
             elif status == EXIT_STATUS or (asked and status == -signal.SIGTERM):
