@@ -13,6 +13,7 @@ from huggingface_hub import constants
 
 from agmax_timm import export, predict, publish, report
 from agmax_timm.run import training, validation
+from agmax_timm.study import command as study
 
 REPOSITORY = Path(__file__).parent.parent
 README = (REPOSITORY / 'README.md').read_text()
@@ -32,7 +33,7 @@ def words_of(command, photos):
 def test_all_blocks_are_covered_here():
     assert len(re.findall('```', README)) == 2 * (len(BASH) + len(PYTHON))
     assert [block.split()[0] for block in BASH] == [
-        'python3', 'python3', *['python', 'torchrun', *['python'] * 7]] and len(PYTHON) == 1
+        'python3', 'python3', *['python', 'torchrun', *['python'] * 8]] and len(PYTHON) == 1
 
 
 def test_the_demo_command(tmp_path, monkeypatch, photos):
@@ -102,6 +103,13 @@ def test_share(tmp_path, monkeypatch, photos, hub, capsys):
     assert words[:3] == ['python', '-m', 'agmax_timm.export']
     export.main(words[3:])
     assert timm.create_model('local-dir:exported', pretrained=True).num_classes == 3
+
+
+def test_study(photos, capsys):
+    words = words_of(BASH[9], photos)
+    assert words[:3] == ['python', '-m', 'agmax_timm.study']
+    study.main([*words[3:], '--dry-run'])  # the runs of it are in test_study.py
+    assert capsys.readouterr().out.count(' -m agmax_timm.study.train ') == 60
 
 
 def test_torchrun(tmp_path, photos):

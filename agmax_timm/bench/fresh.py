@@ -1,19 +1,15 @@
 """Commands of this package in processes of their own."""
-import os
 import subprocess
 import sys
-from pathlib import Path
 from typing import List
 
-_HOME = str(Path(__file__).parents[2])
+from ..processes import environment
 
 
 def start(argv: List[str]) -> subprocess.Popen:
     """Start this Python with arguments, and with this package wherever it is. Both outputs are one."""
-    paths = [_HOME, *filter(None, [os.environ.get('PYTHONPATH')])]
     return subprocess.Popen(
-        [sys.executable, *argv], env={**os.environ, 'PYTHONPATH': os.pathsep.join(paths)}, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        [sys.executable, *argv], env=environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
 def wait_for(argv: List[str], mark: str) -> str:

@@ -1,16 +1,17 @@
 """The machine that figures are of, in a line."""
-import os
 import platform
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+
+from ..processes import cores
 
 _PACKAGES = ('torch', 'timm', 'torchvision', 'pillow', 'opencv-python-headless', 'simplejpeg')
 
 
 def describe() -> str:
     """Model of the CPU, the cores that this process may use, versions of what is measured."""
-    return f'{_cpu()}, {_cores()} cores; Python {platform.python_version()}, ' + ', '.join(
+    return f'{_cpu()}, {cores()} cores; Python {platform.python_version()}, ' + ', '.join(
         f'{package} {_version(package)}' for package in _PACKAGES)
 
 
@@ -20,10 +21,6 @@ def _cpu() -> str:
             if line.startswith('model name'):
                 return line.partition(':')[2].strip()
     return platform.processor() or platform.machine()
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
 
 
 def _version(package: str) -> str:

@@ -70,31 +70,51 @@ def explicit_options(parser: argparse.ArgumentParser, argv: Optional[List[str]] 
 def read_config(path: str, parser: argparse.ArgumentParser) -> Dict[str, Any]:
     """Options from a YAML file, their names and values checked against those that `parser` declares."""
     try:
+        return convert_options(read_mapping(path), parser)
+    except ValueError as error:
+        parser.error(f'--config {path}: {error}')
+
+
+def read_mapping(path: str) -> Dict[Any, Any]:
+    """The lines of "key: value" of a YAML file of plain values, none where it is empty.
+
+    Raises:
+        ValueError: it cannot be read, or is another kind of file.
+    """
+    try:
         with open(path, encoding='utf-8-sig') as f:
             text = f.read(_LONGEST + 1)
         if len(text) > _LONGEST:
             raise ValueError(f'longer than {_LONGEST} characters, so not a file of options')
         config = yaml.load(text, _Loader)
     except RecursionError:
-        parser.error(f'--config {path}: nested too deeply, so not a file of options')
-    except (OSError, ValueError, OverflowError, yaml.YAMLError) as error:
-        parser.error(f'--config {path}: {error}')
+        raise ValueError('nested too deeply, so not a file of options') from None
+    except (OSError, OverflowError, yaml.YAMLError) as error:
+        raise ValueError(error) from error
     config = {} if config is None else config
     if not isinstance(config, dict):
-        parser.error(f'--config {path}: expected lines of "option: value", found a {type(config).__name__}')
+        raise ValueError(f'expected lines of "option: value", found a {type(config).__name__}')
+    return config
 
+
+def convert_options(config: Dict[Any, Any], parser: argparse.ArgumentParser) -> Dict[str, Any]:
+    """Options by their names in `parser`, values of its flags' own types.
+
+    Raises:
+        ValueError: an option that it does not declare, one that is there twice, or a value that is none of it.
+    """
     actions = {action.dest: action for action in parser._actions if action.dest not in ('help', 'config')}
     options = {}
     for key, value in config.items():
         name = reprlib.repr(key) if not isinstance(key, str) else key.replace('-', '_')
         if name not in actions:
-            parser.error(f"--config {path}: unknown option '{name}'{nearest(name, actions)}")
+            raise ValueError(f"unknown option '{name}'{nearest(name, actions)}")
         if name in options:
-            parser.error(f'--config {path}: {key} is there twice: drop one of them')
+            raise ValueError(f'{key} is there twice: drop one of them')
         try:
             options[name] = _convert(actions[name], value)
         except ValueError as error:
-            parser.error(f'--config {path}: {key}: {error}')
+            raise ValueError(f'{key}: {error}') from error
     return options
 
 

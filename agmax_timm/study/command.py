@@ -1,0 +1,80 @@
+"""The study command, from the command line to the figure."""
+import os
+import shlex
+import sys
+from typing import List, Optional
+
+from .cost import epochs_of, updates_and_views
+from .definition import Study, StudyError, read_study
+from .options import PROG, parse
+from .plan import Run, check_unchanged, make_runs
+from .published import Published, read_published
+
+
+def main(argv: Optional[List[str]] = None) -> None:
+    """The command. Its exit status is 0, or
+
+    2 for a study that cannot be, 1 if runs failed, 75 if it was asked to end and can go on.
+    """
+    args = parse(argv)
+    try:
+        study = read_study(args.study)
+        name = os.path.splitext(os.path.basename(args.study))[0]
+        output = args.output or os.path.join('output', 'study', name)
+        runs = make_runs(study, study.data if args.data is None else args.data, output)
+        published = read_published(study)
+        check_unchanged(study, runs)
+        if args.dry_run:
+            tell(runs)
+            return
+        check_data(study, runs)
+        os.makedirs(output, exist_ok=True)
+        status = carry_out(study, runs, published, output, args.jobs, args.devices)
+    except (StudyError, OSError) as error:
+        print(f'{PROG}: error: {" ".join(str(error).split())}', file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print(f'{PROG}: error: killed with its runs. The same command goes on from what they saved', file=sys.stderr)
+        sys.exit(130)
+    if status:
+        sys.exit(status)
+
+
+def tell(runs: List[Run]) -> None:
+    """Print the commands, and what they cost."""
+    from .outcome import is_complete
+    for run in runs:
+        print(f'# {run.name}: {"; ".join(run.cell.sources)}{" (complete)" if is_complete(run) else ""}')
+        print(shlex.join(run.command()))
+    counts = updates_and_views(runs)
+    cost = 'updates and views unknown without the data'
+    if counts is not None:
+        cost = f'{counts[0]:,} updates, {counts[1]:,} views'
+    print(f'{len(runs)} runs, {sum(epochs_of(run.args) for run in runs):,} epochs, {cost}; '
+          f'{sum(map(is_complete, runs))} runs are complete')
+
+
+def check_data(study: Study, runs: List[Run]) -> None:
+    """Raise StudyError where a folder of data is not there: every run would fail of it."""
+    for folder in {run.args.data_dir for run in runs if run.args.data_dir and '/' not in run.args.dataset}:
+        if not os.path.exists(folder):
+            raise StudyError(f'{study.path}: data: no folder or tar file {folder}: name another one with --data DIR')
+
+
+def carry_out(study: Study, runs: List[Run], published: Published, output: str, jobs: int, devices: List[str]) -> int:
+    """Train what is not complete, and report on all.
+
+    Returns:
+        Exit status.
+    """
+    from .outcome import read_outcome
+    from .report import report
+    from .runner import EXIT_STATUS, Runner
+    runner = Runner(runs, jobs, devices)
+    stopped = runner.run()
+    outcomes = [read_outcome(run, study.metric, study.epoch, runner.errors.get(run.folder, '')) for run in runs]
+    print(report(study, outcomes, published, output))
+    if stopped:
+        print(f'{PROG}: error: asked to end. The same command goes on', file=sys.stderr)
+        return EXIT_STATUS
+    return int(any(outcome.value is None for outcome in outcomes))

@@ -1,0 +1,163 @@
+"""A study as its file defines it, checked. docs/studies.md has the format."""
+import os
+import re
+from dataclasses import dataclass, field
+from typing import Any, Dict, List
+
+from ..run.config import convert_options, read_mapping
+from ..run.options import train_parser
+from ..run.parser import Parser, nearest
+
+_KEYS = ('title', 'data', 'base', 'augmentations', 'settings', 'methods', 'seeds', 'baseline', 'metric', 'epoch',
+         'published')
+_EPOCHS = ('last', 'best')
+# The study gives them to each run itself.
+_OF_THE_STUDY = {'data': 'data', 'data_dir': 'data', 'seed': 'seeds', 'output': '--output', 'experiment': '--output',
+                 'resume': '--output'}
+
+
+class StudyError(ValueError):
+    """A study that cannot be; the message names the file, the value and the remedy."""
+
+
+@dataclass
+class Level:
+    """One value of what varies: a name, and the options that it stands for."""
+    name: str = ''
+    options: Dict[str, Any] = field(default_factory=dict)
+    sources: List[str] = field(default_factory=list)  # files and options that they are made of, for people
+
+    @property
+    def folder(self) -> str:
+        """The name as that of a folder."""
+        return re.sub(r'[^\w.]+', '-', self.name.lower()).strip('-.')
+
+
+@dataclass
+class Study:
+    """What is trained and compared. An axis that the file leaves out has one level without a name."""
+    path: str
+    title: str
+    data: str  # '' for none
+    base: Level
+    augmentations: List[Level]
+    settings: List[Level]
+    methods: List[Level]
+    seeds: List[int]
+    baseline: str  # a method's name
+    metric: str
+    epoch: str  # last or best
+    published: str  # path, '' for none
+
+
+def read_study(path: str) -> Study:
+    """Read STUDY.yaml; paths in it are relative to its folder.
+
+    Raises:
+        StudyError: anything in it, or in a recipe that it names, that cannot be used.
+    """
+    try:
+        return _read(path)
+    except StudyError as error:
+        raise StudyError(f'{path}: {error}') from error
+
+
+def _read(path: str) -> Study:
+    try:
+        content = read_mapping(path)
+    except ValueError as error:
+        raise StudyError(error) from error
+    for key in content:
+        if key not in _KEYS:
+            raise StudyError(f"unknown key '{key}'{nearest(str(key), _KEYS)}: there are {', '.join(_KEYS)}")
+    home, parser = os.path.dirname(path), train_parser()
+    methods = _axis(content, 'methods', home, parser)
+    if methods == [Level()]:
+        raise StudyError('no methods: name at least one, as in "methods: {agmax: {agmax: true}}"')
+    study = Study(
+        path=path,
+        title=_text(content, 'title') or os.path.splitext(os.path.basename(path))[0],
+        data=_path(content, 'data', home),
+        base=_level('base', '', content.get('base'), home, parser),
+        augmentations=_axis(content, 'augmentations', home, parser),
+        settings=_axis(content, 'settings', home, parser),
+        methods=methods,
+        seeds=_seeds(content.get('seeds', [0])),
+        baseline=_text(content, 'baseline') or methods[0].name,
+        metric=_text(content, 'metric') or 'top1',
+        epoch=_text(content, 'epoch') or _EPOCHS[0],
+        published=_path(content, 'published', home),
+    )
+    names = [method.name for method in methods]
+    if study.baseline not in names:
+        raise StudyError(f"baseline: '{study.baseline}' is no method{nearest(study.baseline, names)}: "
+                         f"there are {', '.join(names)}")
+    if study.epoch not in _EPOCHS:
+        raise StudyError(f"epoch: must be {' or '.join(_EPOCHS)}, got '{study.epoch}'")
+    return study
+
+
+def _axis(content: Dict[str, Any], key: str, home: str, parser: Parser) -> List[Level]:
+    if key not in content:
+        return [Level()]
+    values = content[key]
+    if not isinstance(values, dict) or not values:
+        raise StudyError(f'{key}: expected lines of "name: options", one or more, got {values!r:.60}')
+    levels = [_level(f'{key}: {name}', str(name), value, home, parser) for name, value in values.items()]
+    folders: Dict[str, str] = {}
+    for level in levels:
+        if not level.folder or len(level.folder) > 100:
+            raise StudyError(f"{key}: '{level.name:.120}' makes no name of a folder: use letters and digits, "
+                             '100 at most')
+        if level.folder in folders:
+            raise StudyError(f"{key}: '{level.name}' and '{folders[level.folder]}' would have the same folder, "
+                             f'{level.folder}: rename one')
+        folders[level.folder] = level.name
+    return levels
+
+
+def _level(where: str, name: str, value: Any, home: str, parser: Parser) -> Level:
+    """Options of a recipe file, of inline options, or of a list of such, later ones winning."""
+    level = Level(name)
+    for part in value if isinstance(value, list) else [] if value is None else [value]:
+        if isinstance(part, str):
+            source, path = part, os.path.normpath(os.path.join(home, part))
+        elif isinstance(part, dict):
+            source, path = ', '.join(f'{key}: {option}' for key, option in part.items()), ''
+        else:
+            raise StudyError(f'{where}: expected the path of a recipe, or "option: value", got {part!r:.60}')
+        try:
+            options = convert_options(read_mapping(path) if path else part, parser)
+        except ValueError as error:
+            raise StudyError(f'{where}: {path}{": " if path else ""}{error}') from error
+        for option in options:
+            if option in _OF_THE_STUDY:
+                raise StudyError(f'{where}: {option} is set by the study for each run: use {_OF_THE_STUDY[option]}')
+        level.options.update(options)
+        level.sources.append(source)
+    return level
+
+
+def _seeds(value: Any) -> List[int]:
+    if not isinstance(value, list) or not value:
+        raise StudyError(f'seeds: expected a list of one number or more, as [0, 1, 2], got {value!r:.60}')
+    for seed in value:
+        if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
+            raise StudyError(f'seeds: expected whole numbers from 0 on, got {seed!r:.60}')
+        if value.count(seed) > 1:
+            raise StudyError(f'seeds: {seed} is there twice: drop one of them')
+    return value
+
+
+def _text(content: Dict[str, Any], key: str) -> str:
+    value = content.get(key)
+    if value is not None and not isinstance(value, (str, int, float)):
+        raise StudyError(f'{key}: expected a name, got {value!r:.60}')
+    return '' if value is None else str(value)
+
+
+def _path(content: Dict[str, Any], key: str, home: str) -> str:
+    value = content.get(key)
+    if value is not None and not isinstance(value, str):
+        raise StudyError(f'{key}: expected a path, got {value!r:.60}')
+    return os.path.normpath(os.path.join(home, value)) if value else ''

@@ -1,0 +1,57 @@
+"""The figure of a study: for each augmentation and setting, the methods side by side."""
+import logging
+from typing import List
+
+from .. import durable
+from .definition import Study
+from .table import Row
+
+_logger = logging.getLogger(__name__)
+
+
+def draw(study: Study, rows: List[Row], path: str) -> None:
+    """Bars of the means, error bars of the sample standard deviations, diamonds of published numbers.
+
+    Needs the extra `plot`.
+    """
+    try:
+        from matplotlib import colormaps
+        from matplotlib.figure import Figure
+    except ImportError:
+        _logger.warning(f'No {path}: install matplotlib (the extra "plot") for it.')
+        return
+    shown = [row for row in rows if row.mean is not None]
+    if not shown:
+        return
+    groups = list(dict.fromkeys(row.cell.group for row in rows))
+    methods = [method.name for method in study.methods]
+    width = .8 / len(methods)
+    colours = colormaps['tab10' if len(methods) <= 10 else 'tab20'].colors
+    figure = Figure(figsize=(max(5, 1.2 + .32 * len(groups) * (len(methods) + 1)), 3.8), layout='constrained')
+    axes = figure.subplots()
+    for number, method in enumerate(methods):
+        own = [row for row in shown if row.cell.method == method]
+        places = [groups.index(row.cell.group) + (number - (len(methods) - 1) / 2) * width for row in own]
+        deviations = [row.deviation if row.deviation is not None else float('nan') for row in own]  # nan: no bar
+        axes.bar(places, [row.mean for row in own], .92 * width, yerr=deviations, capsize=2, label=method,
+                 color=colours[number % len(colours)], error_kw=dict(linewidth=.9))
+        published = [(place, row.published) for place, row in zip(places, own) if row.published is not None]
+        if published:
+            axes.plot(*zip(*published), 'D', color='black', markersize=3,
+                      label='_' if axes.get_legend_handles_labels()[1].count('published') else 'published')
+    axes.set_ylim(*_limits(shown))
+    axes.set_xticks(range(len(groups)), groups, rotation=30 if max(map(len, groups)) > 8 else 0,
+                    ha='right' if max(map(len, groups)) > 8 else 'center')
+    axes.set_ylabel(f'{study.metric} (the axis does not begin at 0)', fontsize=8)
+    axes.set_title(study.title, fontsize=10)
+    figure.legend(fontsize=7, ncols=min(4, len(methods) + 1), loc='outside lower center')
+    with durable.replacing(path) as file:
+        figure.savefig(file, dpi=130, format='png')
+
+
+def _limits(rows: List[Row]):
+    """Of the axis: all that is drawn, and a margin, so that differences are seen."""
+    ends = [row.mean + sign * (row.deviation or 0.) for row in rows for sign in (-1, 1)]
+    ends += [row.published for row in rows if row.published is not None]
+    margin = .15 * (max(ends) - min(ends)) or 1.
+    return min(ends) - 2 * margin, max(ends) + margin

@@ -1,0 +1,95 @@
+"""What became of a run, by what is in its folder."""
+import csv
+import math
+import os
+import re
+from dataclasses import dataclass
+from typing import Optional
+
+from .plan import Run
+
+_COMPLETE = 'complete'  # a file in the folder of a run that ended with exit status 0
+_STEP = re.compile(rb'Train: (\d+) \[ *(\d+)/(\d+)')
+
+
+@dataclass
+class Outcome:
+    """A row of results.csv."""
+    run: Run
+    status: str  # complete, failed, interrupted or missing
+    value: Optional[float] = None  # of the metric, where it is complete
+    epoch: Optional[int] = None  # whose value it is, from 0 on
+    error: str = ''  # a line, where it failed
+
+
+def mark_complete(run: Run) -> None:
+    with open(os.path.join(run.folder, _COMPLETE), 'w'):
+        pass
+
+
+def is_complete(run: Run) -> bool:
+    return os.path.exists(os.path.join(run.folder, _COMPLETE))
+
+
+def has_summary(run: Run) -> bool:
+    return os.path.exists(_summary_path(run))
+
+
+def read_outcome(run: Run, metric: str, epoch: str, error: str = '') -> Outcome:
+    """The value of a complete run.
+
+    Args:
+        metric: A column of summary.csv behind `eval_`.
+        epoch: last or best.
+        error: Why it ended, where it just did so without being complete.
+    """
+    if not is_complete(run):
+        begun = os.path.exists(os.path.join(run.folder, 'args.yaml'))
+        return Outcome(run, 'failed' if error else 'interrupted' if begun else 'missing', error=error)
+    path = _summary_path(run)
+    try:
+        with open(path, newline='') as file:
+            found = [(float(row[f'eval_{metric}']), int(row['epoch'])) for row in csv.DictReader(file)
+                     if row[f'eval_{metric}']]
+        if epoch == 'best':
+            found = [pair for pair in found if math.isfinite(pair[0])] or found
+            found.sort(key=lambda pair: pair[0], reverse=metric == 'loss')  # stable: of equals, the later one
+        value, of_epoch = found[-1]
+    except (OSError, KeyError, ValueError, IndexError) as problem:
+        return Outcome(run, 'failed', error=f'no eval_{metric} in {path} ({type(problem).__name__}: {problem})')
+    if not math.isfinite(value):
+        return Outcome(run, 'failed', error=f'eval_{metric} is {value} in {path}')
+    return Outcome(run, _COMPLETE, value, of_epoch)
+
+
+def last_error(log_path: str, status: int) -> str:
+    """Why a process ended, in a line: the last that it wrote, and the signal that killed it."""
+    with open(log_path, 'rb') as file:
+        text = _tail(file, 16384).decode('utf-8', 'replace')
+    lines = [' '.join(line.split()) for line in text.splitlines() if line.strip()]
+    errors = [line for line in lines if 'error' in line.lower()]
+    line = (errors or lines or ['it said nothing'])[-1]
+    how = f'killed by signal {-status}: ' if status < 0 else f'exit status {status}: '
+    return f'{how}{line[:400]}'
+
+
+def epochs_done(run: Run) -> float:
+    """Epochs that a run has trained so far, with the part of the present one."""
+    try:
+        with open(os.path.join(run.folder, 'train.log'), 'rb') as file:
+            steps = _STEP.findall(_tail(file, 8192))
+    except OSError:
+        return 0.
+    if not steps:
+        return 0.
+    epoch, update, updates = map(int, steps[-1])
+    return epoch + (update + 1) / updates
+
+
+def _summary_path(run: Run) -> str:
+    return os.path.join(run.folder, 'summary.csv')
+
+
+def _tail(file, size: int) -> bytes:
+    file.seek(max(0, file.seek(0, os.SEEK_END) - size))
+    return file.read()

@@ -1,0 +1,155 @@
+"""From a study to its runs: each has options, a folder and a command line, which train.py's own parser accepts."""
+import argparse
+import contextlib
+import io
+import os
+import sys
+import tempfile
+from dataclasses import dataclass
+from itertools import product
+from typing import Any, Dict, List
+
+import yaml
+
+from ..run.checks import METRICS
+from ..run.config import parse_train_args, read_mapping
+from .definition import Level, Study, StudyError
+
+# Options that decide where, how fast and how watched a run is, not what it computes.
+_MAY_CHANGE = {
+    'data', 'data_dir', 'output', 'experiment', 'resume', 'device', 'device_modules', 'workers', 'pin_mem',
+    'log_interval', 'recovery_interval', 'hang_timeout', 'checkpoint_hist', 'save_images', 'dataset_download',
+    'log_wandb', 'wandb_project', 'wandb_tags', 'wandb_resume_id', 'push_to_hub', 'hub_private', 'hub_revision',
+    'hub_pr',
+}
+
+
+@dataclass
+class Cell:
+    """What the seeds of one place in the table have in common."""
+    augmentation: str
+    setting: str
+    method: str
+    options: Dict[str, Any]
+    sources: List[str]
+    folder: str
+
+    @property
+    def group(self) -> str:
+        """What is the same for all methods side by side."""
+        return ', '.join(filter(None, (self.augmentation, self.setting)))
+
+    @property
+    def name(self) -> str:
+        return ', '.join(filter(None, (self.group, self.method)))
+
+    @property
+    def options_path(self) -> str:
+        return os.path.join(self.folder, 'options.yaml')
+
+    @property
+    def recipe(self) -> str:
+        """A recipe of these runs, the text of a file for -c."""
+        return ''.join(f'# {source}\n' for source in self.sources) + yaml.safe_dump(
+            self.options, default_flow_style=False, sort_keys=False)
+
+
+@dataclass
+class Run:
+    """One training run."""
+    cell: Cell
+    seed: int
+    data: str
+    args: argparse.Namespace  # options, as train.py parses them
+
+    @property
+    def name(self) -> str:
+        return f'{self.cell.name}, seed {self.seed}'
+
+    @property
+    def folder(self) -> str:
+        return os.path.join(self.cell.folder, f'seed-{self.seed}')
+
+    @property
+    def log_path(self) -> str:
+        """What the process wrote; the log of the run itself is in its folder."""
+        return f'{self.folder}.log'
+
+    def command(self, device: str = '') -> List[str]:
+        return [sys.executable, '-m', 'agmax_timm.study.train', *_arguments(
+            self.cell, self.seed, self.data, self.cell.options_path), *(['--device', device] if device else [])]
+
+
+def make_runs(study: Study, data: str, output: str) -> List[Run]:
+    """The runs of a study, seed by seed, so that what is there early is all of the table with few seeds.
+
+    Args:
+        data: Folder of the data, '' for none.
+        output: Folder of the study.
+
+    Raises:
+        StudyError: options that train.py refuses.
+    """
+    cells = [_cell(study, levels, output)
+             for levels in product(study.augmentations, study.settings, study.methods)]
+    parsed = [_parse(study, cell, data) for cell in cells]
+    return [Run(cell, seed, data, argparse.Namespace(**{**vars(args), 'seed': seed, 'experiment': f'seed-{seed}'}))
+            for seed in study.seeds for cell, args in zip(cells, parsed)]
+
+
+def check_unchanged(study: Study, runs: List[Run]) -> None:
+    """Raise StudyError where the folder of a run holds one of other options."""
+    for run in runs:
+        path = os.path.join(run.folder, 'args.yaml')
+        if not os.path.exists(path):
+            continue
+        try:
+            before = read_mapping(path)
+        except ValueError as error:
+            raise StudyError(f'{path}: {error}: remove {run.folder}, or give another --output') from error
+        for name, value in vars(run.args).items():
+            if name not in _MAY_CHANGE and name in before and before[name] != value:
+                raise StudyError(f'{study.path}: {run.folder} was trained with {name} {before[name]}, and is now to '
+                                 f'have {value}: remove that folder, or give another --output')
+
+
+def _cell(study: Study, levels: List[Level], output: str) -> Cell:
+    options: Dict[str, Any] = {}
+    for level in (study.base, *levels):
+        options.update(level.options)
+    return Cell(
+        *(level.name for level in levels),
+        options=options,
+        sources=[source for level in (study.base, *levels) for source in level.sources],
+        folder=os.path.join(output, *(level.folder for level in levels if level.folder)),
+    )
+
+
+def _parse(study: Study, cell: Cell, data: str) -> argparse.Namespace:
+    """Options of the first run of a cell, by the command line's own parser and checks."""
+    heard = io.StringIO()
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, 'options.yaml')
+        with open(path, 'w', encoding='utf-8') as file:
+            file.write(cell.recipe)
+        try:
+            with contextlib.redirect_stderr(heard):
+                args = parse_train_args(_arguments(cell, study.seeds[0], data, path))
+        except SystemExit:
+            line = heard.getvalue().strip().splitlines()[-1]
+            message = line.partition('error: ')[2].removesuffix(' (--help lists all flags)')
+            raise StudyError(f'{study.path}: {cell.name}: {message}') from None
+    metrics = METRICS[args.task]
+    if study.metric not in metrics:
+        raise StudyError(f"{study.path}: metric: must be one of {', '.join(metrics)}, got '{study.metric}'")
+    if not args.val_split:
+        raise StudyError(f"{study.path}: {cell.name}: val_split is '': a study compares metrics of validation data")
+    if not args.data_dir and args.dataset != 'demo' and '/' not in args.dataset:
+        raise StudyError(f'{study.path}: no data: give its folder with --data DIR, or "dataset: demo" in base')
+    return args
+
+
+def _arguments(cell: Cell, seed: int, data: str, options_path: str) -> List[str]:
+    """Of train.py."""
+    return [*([data] if data else []), '-c', options_path, '--seed', str(seed), '--output', cell.folder,
+            '--experiment', f'seed-{seed}', '--resume', 'auto']

@@ -1,0 +1,54 @@
+"""Published numbers, to stand beside a study's own: a CSV file that docs/studies.md describes."""
+import csv
+import math
+from typing import Dict, Tuple
+
+from ..run.parser import nearest
+from .definition import Level, Study, StudyError
+
+_COLUMNS = ('augmentation', 'setting', 'method', 'value')
+
+Published = Dict[Tuple[str, ...], float]  # by augmentation, setting and method
+
+
+def read_published(study: Study) -> Published:
+    """The numbers of a study's file, none without one.
+
+    Raises:
+        StudyError: it cannot be read, or names what the study does not have.
+    """
+    if not study.published:
+        return {}
+    try:
+        with open(study.published, newline='', encoding='utf-8') as file:
+            lines = [line for line in file if line.strip() and not line.startswith('#')]
+    except (OSError, UnicodeDecodeError) as error:
+        raise StudyError(f'{study.path}: published: {error}') from error
+    reader = csv.DictReader(lines)
+    axes = dict(zip(_COLUMNS, (study.augmentations, study.settings, study.methods)))
+    needed = [column for column in _COLUMNS if column == 'value' or axes[column] != [Level()]]
+    if reader.fieldnames is None or set(reader.fieldnames) != set(needed):
+        raise StudyError(f"{study.published}: must have the columns {', '.join(needed)}, "
+                         f"got {', '.join(reader.fieldnames or ['none'])}")
+    published: Published = {}
+    for row in reader:
+        for column, levels in axes.items():
+            names = [level.name for level in levels]
+            if row.setdefault(column, '') not in names:
+                raise StudyError(f"{study.published}: {column} '{row[column]}' is not in {study.path}"
+                                 f'{nearest(row[column] or "", names)}: drop the line or rename it')
+        place = tuple(row[column] for column in axes)
+        if place in published:
+            raise StudyError(f"{study.published}: {', '.join(filter(None, place))} is there twice: drop one of them")
+        published[place] = _number(row['value'], study.published)
+    return published
+
+
+def _number(text: str, path: str) -> float:
+    try:
+        value = float(text)
+    except (TypeError, ValueError):
+        value = math.nan
+    if not math.isfinite(value):
+        raise StudyError(f'{path}: value must be a number, got {text!r}')
+    return value

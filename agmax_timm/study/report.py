@@ -1,0 +1,26 @@
+"""What a study writes: results.csv, table.csv, table.md and figure.png."""
+import os
+from typing import List
+
+from .. import durable
+from .definition import Study
+from .figure import draw
+from .outcome import Outcome
+from .published import Published
+from .table import aggregate, markdown, write_results, write_table
+
+
+def report(study: Study, outcomes: List[Outcome], published: Published, folder: str) -> str:
+    """Write all four into a folder.
+
+    Returns:
+        The text of table.md.
+    """
+    rows = aggregate(study, outcomes, published)
+    write_results(study, outcomes, os.path.join(folder, 'results.csv'))
+    write_table(rows, os.path.join(folder, 'table.csv'))
+    text = markdown(study, rows, outcomes)
+    with durable.replacing(os.path.join(folder, 'table.md'), 'w', encoding='utf-8') as file:
+        file.write(text)
+    draw(study, rows, os.path.join(folder, 'figure.png'))
+    return text

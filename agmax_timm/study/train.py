@@ -1,0 +1,5 @@
+"""One run of a study, in a process of its own: train.py, wherever the package is."""
+from ..run.commands import train
+
+if __name__ == '__main__':
+    train()
