@@ -106,7 +106,7 @@ def test_share(tmp_path, monkeypatch, photos, hub, capsys):
 
 
 def test_study(photos, capsys):
-    words = words_of(BASH[9], photos)
+    words = words_of(BASH[11], photos)
     assert words[:3] == ['python', '-m', 'agmax_timm.study']
     study.main([*words[3:], '--dry-run'])  # the runs of it are in test_study.py
     assert capsys.readouterr().out.count(' -m agmax_timm.study.train ') == 60

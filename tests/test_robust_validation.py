@@ -390,7 +390,7 @@ def run_rank(rank, port, words, log):
 
 def test_ranks_agree_with_one_process(textures, corrupted, weights, results_of, tmp_path):
     words = [str(textures), *RESNET, '--checkpoint', weights()[0], *ALL, '--corruptions-dir', str(corrupted),
-             '--results-file', str(tmp_path / 'ranks'), '--results-format', 'json', '--report', str(tmp_path / 'r')]
+             '--results-file', str(tmp_path / 'ranks'), '--results-format', 'json', '--report-dir', str(tmp_path / 'r')]
     with socket.socket() as free:
         free.bind(('127.0.0.1', 0))
         port = free.getsockname()[1]
@@ -411,7 +411,7 @@ def test_ranks_agree_with_one_process(textures, corrupted, weights, results_of, 
 def test_a_folder_of_checkpoints_side_by_side(textures, weights, results_of, tmp_path):
     for seed in (3, 4):
         os.link(weights(seed=seed)[0], tmp_path / f'{seed}.pth')
-    rows = results_of(textures, *RESNET, '--checkpoint', tmp_path, *ALL, '--report', tmp_path / 'report')
+    rows = results_of(textures, *RESNET, '--checkpoint', tmp_path, *ALL, '--report-dir', tmp_path / 'report')
     with open(tmp_path / 'report' / 'robustness.csv', newline='') as f:
         read = list(csv.DictReader(f))
     assert [row['checkpoint'] for row in read] == [row['checkpoint'] for row in rows] and len(rows) == 2
@@ -440,7 +440,7 @@ def test_a_folder_of_checkpoints_side_by_side(textures, weights, results_of, tmp
     (['--stress', 'crop', '--dataset', 'wds/x'], '--dataset wds/x'),
     (['--agreement', '--dataset', 'hfds/x', '--task', 'multilabel'], '--task multilabel'),
     (['--calibration', '--dataset', 'hfds/x', '--task', 'multilabel'], '--task multilabel'),
-    (['--report', 'file/x'], '--report file/x'),
+    (['--report-dir', 'file/x'], '--report-dir file/x'),
 ])
 def test_what_cannot_be_is_one_line_before_anything_is_built(
         flags, named, textures, weights, refusal, tmp_path, monkeypatch):

@@ -5,7 +5,7 @@ import sys
 from typing import Any, Iterable, Tuple, Union
 
 # Flags of ours that begin as one of timm's does.
-YIELDING = ('check_data', 'image_memory', 'corruptions_dir', 'severities', 'stress', 'attack', 'report')
+YIELDING = ('check_data', 'image_memory', 'corruptions_dir', 'severities', 'stress', 'attack', 'report', 'report_dir')
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):

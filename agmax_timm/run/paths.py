@@ -28,8 +28,8 @@ def check_paths(args: argparse.Namespace, error: Callable[[str], Any]) -> None:
         _check_experiment(args.experiment, error)
     if 'output' in args:
         _check_folder(os.path.join(args.output or 'output', args.experiment), error)
-    if getattr(args, 'report', ''):
-        _check_folder(args.report, error, '--report')
+    if getattr(args, 'report_dir', ''):
+        _check_folder(args.report_dir, error, '--report-dir')
     if os.path.isdir(getattr(args, 'results_file', '')):
         error(f'--results-file {args.results_file} is a folder: name a file')
     folder = os.path.dirname(getattr(args, 'results_file', ''))

@@ -229,11 +229,11 @@ Results = Union[Dict[str, Any], List[Dict[str, Any]]]
 
 
 def report(args: argparse.Namespace, results: Results) -> None:
-    """Write --results-file and --report, if they are asked for."""
+    """Write --results-file and --report-dir, if they are asked for."""
     if args.results_file and utils.is_primary(args):
         write_results(args.results_file, results, args.results_format)
-    if args.report and utils.is_primary(args):
-        write_report(args.report, results if isinstance(results, list) else [results])
+    if args.report_dir and utils.is_primary(args):
+        write_report(args.report_dir, results if isinstance(results, list) else [results])
 
 
 def show(args: argparse.Namespace, results: Results) -> None:

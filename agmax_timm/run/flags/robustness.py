@@ -31,5 +31,5 @@ def attacks(group):
 
 
 def report(group):
-    group.add_argument('--report', default='', metavar='DIR',
+    group.add_argument('--report-dir', default='', metavar='DIR',
                        help='folder for robustness.csv, .md and, with matplotlib, .png of all that is evaluated')
