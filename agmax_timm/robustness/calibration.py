@@ -34,9 +34,14 @@ class CalibrationBins:
     def update(self, logits: torch.Tensor, target: torch.Tensor) -> None:
         """Add a batch: logits [B, K], targets [B]."""
         confidence, prediction = logits.to(self.totals.dtype).softmax(1).max(1)
+        self.add(confidence, prediction == target)
+
+    def add(self, confidence: torch.Tensor, correct: torch.Tensor) -> None:
+        """Add images by the probability of their predicted class [B], and whether that is the true one [B]."""
+        confidence = confidence.to(self.totals.dtype)
         place = (confidence * self.bins).ceil().long().sub_(1).clamp_(0, self.bins - 1)
-        hit = (prediction == target).to(confidence.dtype)
-        self.totals.index_add_(1, place, torch.stack([torch.ones_like(confidence), confidence, hit]))
+        added = torch.stack([torch.ones_like(confidence), confidence, correct.to(confidence.dtype)])
+        self.totals.index_add_(1, place, added)
 
     def compute(self, distributed: bool = False) -> Tuple[float, List[Bin]]:
         """The error in [0, 1], over all ranks where distributed, and the bins that it is made of."""

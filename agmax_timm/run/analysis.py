@@ -5,6 +5,8 @@ from typing import List, NamedTuple, Optional
 import torch
 from torch import Tensor
 
+from ..robustness.calibration import CalibrationBins
+
 # Classes of which a whole confusion matrix can still be looked at.
 MOST_CLASSES = 30
 
@@ -102,9 +104,9 @@ def calibration(confidence: Tensor, correct: Tensor, bins: int = 15) -> Calibrat
         correct: Whether that is the true class [N].
         bins: M.
     """
-    confidence, correct = confidence.double(), correct.double()
-    bin_of = ((confidence * bins).ceil().long() - 1).clamp(0, bins - 1)
-    count = torch.bincount(bin_of, minlength=bins)
-    sums = [torch.bincount(bin_of, values, minlength=bins) for values in (confidence, correct)]
-    error = (sums[0] - sums[1]).abs().sum() / max(1, len(confidence))
-    return Calibration(error.item(), count, *(of_bin / count.clamp(min=1) for of_bin in sums))
+    totals = CalibrationBins(bins, confidence.device)
+    totals.add(confidence, correct)
+    error, of_bins = totals.compute()
+    _, _, count, mean_confidence, accuracy = zip(*of_bins)
+    return Calibration(error, torch.tensor(count), torch.tensor(mean_confidence, dtype=torch.double),
+                       torch.tensor(accuracy, dtype=torch.double))
