@@ -4,38 +4,26 @@ from typing import Any, Dict, List, Optional, Tuple, Union
 import cv2
 import numpy as np
 import torch
-from timm.data import FastCollateMixup
 from torch.utils.data import default_collate
 
-from ..mixup import Mix, TwoViewMixup
+from ..mixup import Mix, TwoViewCollate
 from .buffers import Buffers
 from .small import ViewBatch
 
 
-class FastCollate(FastCollateMixup):
+class FastCollate(TwoViewCollate):
     """Collate samples of one view, or of two view-major, and mix two views where mixup is given.
 
     A batch is overwritten when the loader has given so many others that timm's PrefetchLoader, which copies what it
     reads, has long done so. To keep a batch, copy it.
-
-    A FastCollateMixup in name only, since that is the type whose `mixup_enabled` timm's PrefetchLoader passes on.
 
     Args:
         mixup: None, or a dict of TwoViewMixup's arguments, for two views.
     """
 
     def __init__(self, mixup: Optional[Dict[str, Any]] = None):
-        self.mixup = TwoViewMixup(**mixup) if mixup is not None else None
+        super().__init__(mixup)
         self._buffers = Buffers()
-
-    @property
-    def mixup_enabled(self) -> bool:
-        return self.mixup is not None and self.mixup.mixup_enabled
-
-    @mixup_enabled.setter
-    def mixup_enabled(self, enabled: bool) -> None:
-        if self.mixup is not None:
-            self.mixup.mixup_enabled = enabled
 
     def __call__(self, batch: Union[List[Tuple], ViewBatch], _=None) -> Tuple[torch.Tensor, torch.Tensor]:
         """
