@@ -2,20 +2,20 @@
 
     python -m agmax_timm.convert imagenet-standard-ResNet50-cutmix-auto_augment-78.5.pth FOLDER --model resnet50
 """
-import argparse
 import os
 from typing import Any, Dict, List, Optional
 
 from timm.models import create_model, is_model
 
 from .checkpoint import SavedModel, read_file
+from .command_line import Parser
 from .hub import HubError, stage
 from .models import CheckpointError, filter_checkpoint, is_original, original_options, timm_architecture
 
 
 def main(argv: Optional[List[str]] = None) -> None:
     """The command. Exit status 2 for a checkpoint that cannot be used or a folder that cannot be written."""
-    parser = argparse.ArgumentParser(prog='python -m agmax_timm.convert', description=__doc__.splitlines()[0])
+    parser = Parser(prog='python -m agmax_timm.convert', description=__doc__.splitlines()[0])
     parser.add_argument('checkpoint', metavar='CHECKPOINT', help='file of the original, .pth')
     parser.add_argument('folder', metavar='FOLDER', help='folder to write: safetensors, config.json and a model card')
     parser.add_argument('--model', required=True, metavar='NAME', help="timm's name of its network, as resnet101")

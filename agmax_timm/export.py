@@ -8,6 +8,7 @@ from typing import Any, Dict, List, Optional
 import torch
 
 from .checkpoint import RECORD, CheckpointError, SavedModel, read_file, read_model
+from .command_line import Parser
 from .hub import HubError, stage
 
 
@@ -115,15 +116,8 @@ def _shapes(tensors: Dict[str, torch.Tensor]) -> Dict[str, torch.Size]:
     return {name: value.shape for name, value in tensors.items()}
 
 
-class _Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line."""
-
-    def error(self, message: str):
-        self.exit(2, f'{self.prog}: error: {message} (--help lists all flags)\n')
-
-
-def _parser() -> _Parser:
-    parser = _Parser(
+def _parser() -> Parser:
+    parser = Parser(
         prog='python -m agmax_timm.export',
         description="Write a trained classifier as timm keeps one: timm.create_model('local-dir:FOLDER', "
                     'pretrained=True) loads it, with nothing else installed, and did so before this says done.')

@@ -6,7 +6,7 @@ import sys
 from contextlib import contextmanager
 from typing import IO, Any, Callable, Dict, Iterable, Iterator, List, Optional
 
-from .run.parser import Parser
+from .command_line import Parser
 
 
 class PredictError(ValueError):
@@ -20,9 +20,9 @@ def main(argv: Optional[List[str]] = None) -> None:
     if args.topk < 1 or args.batch_size < 1 or args.workers < 0:
         parser.error('--topk and --batch-size must be 1 or more, --workers 0 or more')
     from .checkpoint import CheckpointError
+    from .command_line import OptionError
     from .data.datasets import DataError
-    from .run.config import OptionError
-    from .run.prediction import Predictor
+    from .run.evaluation.prediction import Predictor
     try:
         paths = list_images(args.images)
         predictor = Predictor(_options(args))
@@ -67,7 +67,7 @@ def list_images(names: List[str]) -> List[str]:
 def _options(args: Any) -> Any:
     """Those of validate.py for the model that is asked for."""
     from .checkpoint import find_file
-    from .run.prediction import options_of
+    from .run.evaluation.prediction import options_of
     common = dict(device=args.device, batch_size=args.batch_size, workers=args.workers, amp=args.amp)
     if os.path.exists(args.model_or_run):
         which = 'last' if args.last else 'best'

@@ -1,12 +1,11 @@
 """Publish a run, or a folder that is staged already: python -m agmax_timm.publish RUN_OR_FOLDER OWNER/NAME"""
-import argparse
 import logging
 import os
 import shlex
-import sys
 from typing import List, Optional
 
 from .checkpoint import CheckpointError, SavedModel, chosen_by_ema, read_model
+from .command_line import Parser
 from .hub import HubError, check_destination, publish, stage
 from .staging import CONFIG
 
@@ -15,7 +14,7 @@ _logger = logging.getLogger(__name__)
 
 def main(argv: Optional[List[str]] = None) -> None:
     """The command. Prints the address of the commit; exit status 2, with one line, where nothing was published."""
-    parser = argparse.ArgumentParser(prog='python -m agmax_timm.publish', description=__doc__.split(':')[0] + '.')
+    parser = Parser(prog='python -m agmax_timm.publish', description=__doc__.split(':')[0] + '.')
     parser.add_argument('source', metavar='RUN_OR_FOLDER',
                         help="a run's folder (its best checkpoint, of the EMA if it chose by that), a checkpoint, "
                              'or a staged folder')
@@ -29,8 +28,7 @@ def main(argv: Optional[List[str]] = None) -> None:
         check_destination(args.repo_id, private=args.private, create_pr=args.pr)
         print(publish_source(args.source, args.repo_id, args.private, args.revision, args.pr))
     except (HubError, CheckpointError) as error:
-        print(f'{parser.prog}: error: {error}', file=sys.stderr)
-        sys.exit(2)
+        parser.exit(2, f'{parser.prog}: error: {error}\n')
 
 
 def publish_source(

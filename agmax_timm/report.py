@@ -1,7 +1,7 @@
 """One page on a run, for any browser: python -m agmax_timm.report RUN_FOLDER [DATA]"""
 from typing import List, Optional
 
-from .run.parser import Parser
+from .command_line import Parser
 
 
 def main(argv: Optional[List[str]] = None) -> None:
@@ -9,10 +9,10 @@ def main(argv: Optional[List[str]] = None) -> None:
     parser = _parser()
     args = parser.parse_args(argv)
     from .checkpoint import CheckpointError
+    from .command_line import OptionError
     from .data.datasets import DataError
     from .run import reporting
-    from .run.config import OptionError
-    from .run.report import make_report
+    from .run.report.report import make_report
     reporting.setup_logging()
     try:
         print(make_report(args.folder, args.data, args.device, args.workers))

@@ -5,8 +5,8 @@ import torch
 from sklearn.metrics import confusion_matrix, f1_score, precision_recall_fscore_support
 from torchvision.transforms.functional import pil_to_tensor
 
-from agmax_timm.run.analysis import Pair, analyse, calibration, confused_pairs, confusion, per_class
-from agmax_timm.run.outcomes import Outcomes
+from agmax_timm.run.evaluation.analysis import Pair, analyse, calibration, confused_pairs, confusion, per_class
+from agmax_timm.run.evaluation.outcomes import Outcomes
 
 TARGET = torch.tensor([0, 0, 0, 1, 1, 2])
 PREDICTION = torch.tensor([0, 1, 1, 1, 2, 0])

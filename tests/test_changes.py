@@ -7,10 +7,12 @@ import pytest
 from test_exact_resume import FLAGS, StopAfter, assert_equal, load, outcome
 from test_resume import epochs
 
-from agmax_timm.run import changes, training
-from agmax_timm.run.config import OptionError, parse_train_args
-from agmax_timm.run.interruption import Interrupted
+from agmax_timm.command_line import OptionError
+from agmax_timm.run import training
+from agmax_timm.run.config import parse_train_args
+from agmax_timm.run.guards.interruption import Interrupted
 from agmax_timm.run.options import train_parser
+from agmax_timm.run.recovery import changes
 
 NAMES = {action.dest for action in train_parser()._actions} - {'help', 'config'}
 OF_THE_LAUNCHER = {'rank', 'world_size', 'distributed'}

@@ -10,8 +10,8 @@ import torch
 from timm.models import create_model, save_for_hf
 
 from agmax_timm.run import training
-from agmax_timm.run.combinations import NOT_WITH_AGMAX
 from agmax_timm.run.config import parse_train_args
+from agmax_timm.run.flags.combinations import NOT_WITH_AGMAX
 
 TABLE = Path(__file__).parent.parent / 'docs' / 'timm.md'
 ROWS = re.findall(r'^\| ([^|]+?) \| `([^`]+)` \| (works|refused)', TABLE.read_text(), flags=re.MULTILINE)

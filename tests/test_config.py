@@ -3,8 +3,8 @@ import pytest
 import yaml
 
 from agmax_timm.run.config import explicit_options, parse_train_args, parse_validate_args
+from agmax_timm.run.flags.ranges import ANY_NUMBER, RANGES
 from agmax_timm.run.options import train_parser, validate_parser
-from agmax_timm.run.ranges import ANY_NUMBER, RANGES
 
 
 @pytest.fixture
@@ -188,7 +188,7 @@ def test_abbreviations_work():
 
 @pytest.mark.parametrize('parser', [train_parser(), validate_parser()], ids=['train', 'validate'])
 def test_every_flag_of_numbers_has_a_rule(parser):
-    """A new one is a word in run/ranges.py."""
+    """A new one is a word in run/flags/ranges.py."""
     numeric = {action.dest for action in parser._actions if action.type in (int, float)}
     ruled = [name for _, _, names in RANGES for name in names] + list(ANY_NUMBER)
     assert numeric <= set(ruled)

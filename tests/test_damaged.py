@@ -12,7 +12,7 @@ import torch.distributed as dist
 from agmax_timm.data.datasets import create_dataset
 from agmax_timm.data.errors import DamagedError
 from agmax_timm.run import training, validation
-from agmax_timm.run.damaged import DamageReport
+from agmax_timm.run.guards.damaged import DamageReport
 
 NAFLEX = ['--model', 'naflexvit_base_patch16_gap', '--model-kwargs', 'embed_dim=16', 'depth=1', 'num_heads=2',
           '--naflex-loader', '--naflex-max-seq-len', '9']

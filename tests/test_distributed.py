@@ -21,7 +21,7 @@ from agmax_timm import AgMaxTask
 from agmax_timm.distillation import AgMaxDistillationTask
 from agmax_timm.distributed import global_mean
 from agmax_timm.loss import agreement_terms
-from agmax_timm.run.watch import Watch
+from agmax_timm.run.guards.watch import Watch
 
 WORLD_SIZES = (1, 2, 4)
 UNEQUAL = {1: [8], 2: [3, 5], 4: [1, 4, 2, 1]}

@@ -8,11 +8,12 @@ import pytest
 import torch
 from test_saver import make_saver
 
-from agmax_timm.run import dry_run, training
+from agmax_timm.run import build, dry_run
 from agmax_timm.run import folder as run_folder
+from agmax_timm.run import training
 from agmax_timm.run.config import parse_train_args
-from agmax_timm.run.keeping import most_files
 from agmax_timm.run.logfile import LogFile
+from agmax_timm.run.recovery.keeping import most_files
 
 FLAGS = ['--model', 'test_resnet', '--num-classes', '3', '--img-size', '32', '-b', '4', '-j', '0', '--lr', '0.05',
          '--warmup-epochs', '0', '--epochs', '4', '--checkpoint-hist', '2', '--experiment', 'run']
@@ -66,7 +67,7 @@ def test_parameters_and_disk_are_those_of_the_run(plan, photos, tmp_path, monkey
     told = plan(*flags)
     training.train(parse_train_args([str(photos), *FLAGS, *flags, '--output', str(tmp_path), '--epochs', '1']))
     checkpoint = torch.load(tmp_path / 'run' / 'last.pth.tar', weights_only=False)
-    model = training.build.create_model('test_resnet', num_classes=3)
+    model = build.create_model('test_resnet', num_classes=3)
     count = sum(parameter.numel() for parameter in model.parameters())
     beside = sum(value.numel() for value in checkpoint['task_state']['qnet'].values())
     assert told['parameters'] == f'{count}, and {beside} that only training has'

@@ -9,7 +9,7 @@ from test_shards import write_parquet, write_shards
 
 from agmax_timm.run import training
 from agmax_timm.run.config import parse_train_args
-from agmax_timm.run.interruption import Interrupted, StopSignals
+from agmax_timm.run.guards.interruption import Interrupted, StopSignals
 
 REPOSITORY = Path(__file__).parent.parent
 FLAGS = ['--model', 'test_resnet', '--num-classes', '3', '--img-size', '32', '-b', '2', '--warmup-epochs', '0',

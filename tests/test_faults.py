@@ -282,8 +282,8 @@ def test_a_gradient_that_is_not_finite_makes_no_update(photos, tmp_path, monkeyp
 
 def test_recovery_files_by_the_clock(photos, tmp_path, monkeypatch):
     """Each update takes 4 s of this clock, so 10 s have gone by after the third, and again after the sixth."""
-    from agmax_timm.run import keeping
     from agmax_timm.run import training as train
+    from agmax_timm.run.recovery import keeping
     clock, written = [0.], []
 
     class Clock:

@@ -20,9 +20,10 @@ from timm.loss import (
 from timm.models import create_model
 from timm.task import MultiLabelClassificationEvaluator
 
+from agmax_timm.command_line import OptionError
 from agmax_timm.run import training
 from agmax_timm.run.build import Precision, build_optimizer, import_device_modules
-from agmax_timm.run.config import OptionError, parse_train_args
+from agmax_timm.run.config import parse_train_args
 from agmax_timm.run.engine import evaluate
 from agmax_timm.run.objective import build_criterion, build_task
 

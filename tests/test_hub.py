@@ -19,10 +19,11 @@ from huggingface_hub import ModelCard, constants
 from safetensors.torch import load_file, save_file
 
 import agmax_timm.publish
+from agmax_timm.command_line import OptionError
 from agmax_timm.hub import HubError, check_destination, publish
 from agmax_timm.run import training
 from agmax_timm.run.build import create_named_model
-from agmax_timm.run.config import OptionError, parse_train_args
+from agmax_timm.run.config import parse_train_args
 
 REPOSITORY = Path(__file__).parent.parent
 OWNER_SCOPE = [{'entity': {'type': 'user', 'name': 'ann'}, 'permissions': ['repo.content.read', 'repo.write']}]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from test_exact_resume import FLAGS
 
-from agmax_timm.run import training
+from agmax_timm.run import assembly, build, training
 
 REPOSITORY = Path(__file__).parent.parent
 # What a signal comes in, and what is then no longer done.
@@ -17,13 +17,13 @@ STEPS = [('build.init_device', 'build.build_model'), ('build.build_model', 'load
          ('build.compile_and_distribute', 'folder.open_folder')]
 SCRIPT = """
 import os, signal, sys
-from agmax_timm.run import training
-build_model = training.build.build_model
+from agmax_timm.run import build, training
+build_model = build.build_model
 def asked(*args):
     if os.environ['RANK'] == '1':
         os.kill(os.getpid(), signal.SIGTERM)
     return build_model(*args)
-training.build.build_model = asked
+build.build_model = asked
 training.main(sys.argv[1:])
 """
 
@@ -35,14 +35,14 @@ def argv(photos, tmp_path):
 
 def patch(monkeypatch, step, function):
     module, name = step.split('.')
-    monkeypatch.setattr(getattr(training, module), name, function)
+    monkeypatch.setattr(getattr(assembly, module), name, function)
 
 
 @pytest.mark.parametrize('step, after', STEPS)
 @pytest.mark.parametrize('name', ['SIGTERM', 'SIGUSR1', 'SIGINT'])
 def test_a_run_that_has_not_begun_leaves_nothing(argv, tmp_path, monkeypatch, capsys, step, after, name):
     module, function = step.split('.')
-    original = getattr(getattr(training, module), function)
+    original = getattr(getattr(assembly, module), function)
 
     def asked(*args):
         os.kill(os.getpid(), getattr(signal, name))
@@ -61,7 +61,7 @@ def test_a_run_that_has_not_begun_leaves_nothing(argv, tmp_path, monkeypatch, ca
 def test_a_run_that_goes_on_says_from_where_it_would_have(argv, tmp_path, monkeypatch, capsys):
     training.main([*argv, '--stop-epoch', '1'])
     before = {path.name: path.read_bytes() for path in (tmp_path / 'run').glob('*.pth.tar')}
-    init_device = training.build.init_device
+    init_device = build.init_device
     patch(monkeypatch, 'build.init_device', lambda args: os.kill(os.getpid(), signal.SIGTERM) or init_device(args))
     with pytest.raises(SystemExit) as exit_info:
         training.main(argv)

@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 from timm.loss import LOSS_TYPES
 
+from agmax_timm.command_line import YIELDING, KeyValues
 from agmax_timm.loss import AGREEMENT_KINDS
 from agmax_timm.run.options import train_parser, validate_parser
-from agmax_timm.run.parser import YIELDING, KeyValues
 
 REPOSITORY = Path(__file__).parent.parent
 PARSERS = {'train': train_parser, 'validate': validate_parser}

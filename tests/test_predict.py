@@ -15,8 +15,9 @@ from timm.utils import random_seed
 
 from agmax_timm import export, predict
 from agmax_timm.checkpoint import read_model
-from agmax_timm.run import prediction, validation
+from agmax_timm.run import validation
 from agmax_timm.run.config import parse_validate_args
+from agmax_timm.run.evaluation import prediction
 
 SMALL = ['-j', '0', '-b', '4', '--device', 'cpu']
 

@@ -14,8 +14,8 @@ from torchvision.transforms import InterpolationMode
 
 from agmax_timm import AgMaxTask, TwoViews
 from agmax_timm.run import build, loaders
-from agmax_timm.run.checks import mixing
 from agmax_timm.run.config import parse_train_args, parse_validate_args
+from agmax_timm.run.flags.checks import mixing
 from agmax_timm.run.objective import build_task
 from agmax_timm.run.options import train_parser
 

@@ -14,7 +14,7 @@ from timm.optim import create_optimizer_v2
 from timm.task import ClassificationTask
 
 from agmax_timm.resume import resume
-from agmax_timm.run import training
+from agmax_timm.run import build, epochs, training
 from agmax_timm.run.config import parse_train_args
 from agmax_timm.saver import create_saver, make_record
 
@@ -36,7 +36,7 @@ def load(path):
         return torch.load(path, weights_only=True)
 
 
-def epochs(folder):
+def epochs_in(folder):
     with open(folder / 'summary.csv', newline='') as f:
         return [int(row['epoch']) for row in csv.DictReader(f)]
 
@@ -46,7 +46,7 @@ def test_auto_starts_goes_on_and_has_nothing_to_do(train, tmp_path, caplog):
     flags = ['--agmax', '--epochs', '4', '--resume', 'auto', '--checkpoint-hist', '2']
     assert [result['epoch'] for result in train(*flags, '--stop-epoch', '2')] == [0, 1]
     assert [result['epoch'] for result in train(*flags)] == [0, 1, 2, 3]
-    assert epochs(folder) == [0, 1, 2, 3]
+    assert epochs_in(folder) == [0, 1, 2, 3]
     assert load(folder / 'last.pth.tar')['epoch'] == 3
     assert len(list(folder.glob('checkpoint-*.pth.tar'))) == 2, 'the history of before counts'
     with open(folder / 'summary.csv', newline='') as f:
@@ -63,7 +63,7 @@ def test_auto_starts_goes_on_and_has_nothing_to_do(train, tmp_path, caplog):
 def test_rows_of_epochs_that_are_trained_again_are_replaced(train, tmp_path):
     train('--epochs', '3')
     train('--epochs', '3', '--resume', str(tmp_path / 'run' / 'checkpoint-0.pth.tar'))
-    assert epochs(tmp_path / 'run') == [0, 1, 2]
+    assert epochs_in(tmp_path / 'run') == [0, 1, 2]
 
 
 def test_auto_goes_on_with_what_was_gone_back_to(train, tmp_path):
@@ -77,7 +77,7 @@ def test_auto_goes_on_with_what_was_gone_back_to(train, tmp_path):
     assert (tmp_path / 'run' / 'checkpoint-3.pth.tar').exists()
     train(*again, 'auto')
     ours = load(tmp_path / 'run' / 'last.pth.tar')
-    assert ours['epoch'] == 3 and epochs(tmp_path / 'run') == [0, 1, 2, 3]
+    assert ours['epoch'] == 3 and epochs_in(tmp_path / 'run') == [0, 1, 2, 3]
     assert all(torch.equal(value, expected[name]) for name, value in ours['state_dict'].items())
     train(*again, 'auto')
     assert load(tmp_path / 'run' / 'last.pth.tar')['agmax_state']['line'] == 2
@@ -86,7 +86,7 @@ def test_auto_goes_on_with_what_was_gone_back_to(train, tmp_path):
 def test_a_fresh_run_does_not_enter_the_folder_of_another(train, tmp_path, monkeypatch):
     train('--epochs', '1')
     before = {path.name: path.read_bytes() for path in (tmp_path / 'run').iterdir()}
-    monkeypatch.setattr(training.build, 'build_model', None)  # it is refused before
+    monkeypatch.setattr(build, 'build_model', None)  # it is refused before
     with pytest.raises(ValueError, match='/run holds another run .checkpoint-0.pth.tar.: go on with it by --resume '
                                          'auto, or start afresh with another --experiment'):
         train('--epochs', '1')
@@ -95,7 +95,7 @@ def test_a_fresh_run_does_not_enter_the_folder_of_another(train, tmp_path, monke
 
 def test_milestones_are_kept_and_evaluated(train, tmp_path):
     train('--epochs', '4', '--stop-epoch', '3', '--save-epochs', '1', '3', '--val-interval', '4')
-    assert epochs(tmp_path / 'run') == [0, 2]
+    assert epochs_in(tmp_path / 'run') == [0, 2]
     assert load(tmp_path / 'run' / 'milestone-1.pth.tar')['epoch'] == 0
     assert load(tmp_path / 'run' / 'milestone-3.pth.tar')['epoch'] == 2
 
@@ -199,7 +199,7 @@ def test_an_interrupted_run_does_not_end_as_if_it_were_complete(photos, tmp_path
     """timm's script ends in exit status 0."""
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
-    monkeypatch.setattr(training, 'train_one_epoch', interrupted)
+    monkeypatch.setattr(epochs, 'train_one_epoch', interrupted)
     with pytest.raises(KeyboardInterrupt):
         training.main([str(photos), *SMALL, '--output', str(tmp_path), '--experiment', 'run'])
 

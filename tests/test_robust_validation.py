@@ -27,8 +27,9 @@ from agmax_timm.robustness.attacks import pgd, random_start
 from agmax_timm.robustness.calibration import expected_calibration_error
 from agmax_timm.robustness.corruptions import ALEXNET_ERRORS
 from agmax_timm.robustness.seeding import sample_seed
-from agmax_timm.run import inference, robustness, validation
+from agmax_timm.run import robustness, validation
 from agmax_timm.run.config import parse_validate_args
+from agmax_timm.run.evaluation import inference
 
 SIZE = 32
 RESNET = ['--model', 'test_resnet', '--num-classes', '3', '--img-size', str(SIZE)]

@@ -12,6 +12,8 @@ import pytest
 
 from agmax_timm import durable
 from agmax_timm.checkpoint import read_file, verify
+from agmax_timm.run import assembly, build
+from agmax_timm.run import epochs as run_epochs
 from agmax_timm.run import folder as run_folder
 from agmax_timm.run import reporting, training
 from agmax_timm.run.logfile import LogFile
@@ -127,7 +129,7 @@ def test_two_processes_do_not_train_in_one_folder(tmp_path):
 
 
 def test_a_folder_that_cannot_be_written_is_one_line(photos, tmp_path, disk, monkeypatch, capsys):
-    monkeypatch.setattr(training.build, 'build_model', None)  # it is refused before
+    monkeypatch.setattr(build, 'build_model', None)  # it is refused before
     (tmp_path / 'file').write_text('')
     for output in (tmp_path / 'file', disk('-o', 'ro')):
         with pytest.raises(SystemExit) as ended:
@@ -155,7 +157,7 @@ def test_a_run_on_a_full_disk_ends_in_status_74(photos, disk, capsys, caplog):
 
 def test_a_disk_that_has_room_again_ends_well(photos, tmp_path, caplog, monkeypatch, file_size_limit):
     full = contextlib.ExitStack()
-    begin, distribute = training.create_saver, training.distribute_batch_norm
+    begin, distribute = assembly.create_saver, run_epochs.distribute_batch_norm
 
     def fill(*args):
         full.enter_context(file_size_limit(100))
@@ -165,8 +167,8 @@ def test_a_disk_that_has_room_again_ends_well(photos, tmp_path, caplog, monkeypa
         if 'Train: 1' in caplog.text:
             full.close()
         distribute(*args)
-    monkeypatch.setattr(training, 'create_saver', fill)
-    monkeypatch.setattr(training, 'distribute_batch_norm', free)
+    monkeypatch.setattr(assembly, 'create_saver', fill)
+    monkeypatch.setattr(run_epochs, 'distribute_batch_norm', free)
     with full:
         training.main([str(photos), *SMALL, '--epochs', '2', '--output', str(tmp_path)])
     told = [record.getMessage() for record in caplog.records if 'cannot write' in record.getMessage()]

@@ -389,9 +389,9 @@ def test_torchrun_ends_with_the_name_of_a_killed_rank_and_leaves_nobody(pictures
 DIES_ONCE = """
 import os
 import signal
-from agmax_timm.run import training
+from agmax_timm.run import epochs, training
 
-goes_on = training.set_epoch
+goes_on = epochs.set_epoch
 
 
 def dies_once(loader, epoch):
@@ -400,7 +400,7 @@ def dies_once(loader, epoch):
     goes_on(loader, epoch)
 
 
-training.set_epoch = dies_once
+epochs.set_epoch = dies_once
 training.main()
 """
 

@@ -10,10 +10,12 @@ import torch.distributed as dist
 import torch.multiprocessing
 from torch.distributed.tensor import DTensor
 
-from agmax_timm.run import build, engine, keeping, sharding, training
-from agmax_timm.run.config import OptionError, parse_train_args
+from agmax_timm.command_line import OptionError
+from agmax_timm.run import build, engine, epochs, sharding, training
+from agmax_timm.run.config import parse_train_args
 from agmax_timm.run.engine import NonFiniteError
 from agmax_timm.run.objective import build_task
+from agmax_timm.run.recovery import keeping
 
 RANKS = 2
 CLASSES = 5
@@ -80,7 +82,7 @@ def train_case(name, fsdp, rank):
             epoch, task, batches(rank, args.agmax, dtype), optimizer, args, CPU, precision)
         metrics.append(losses)
         for ema in (False, True):
-            training.distribute_batch_norm(args, task.get_trainable_module(ema=ema))
+            epochs.distribute_batch_norm(args, task.get_trainable_module(ema=ema))
             metrics.append(engine.evaluate(
                 task.get_eval_model(ema=ema), batches(rank, False, dtype), args, CPU, precision, log_interval=1))
     keeping.check_weights(task)

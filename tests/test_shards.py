@@ -29,6 +29,7 @@ from PIL import Image
 from agmax_timm import create_two_view_loader
 from agmax_timm.data.datasets import DataError, check_classes, class_names
 from agmax_timm.data.shards import check_delivered, open_dataset
+from agmax_timm.run import epochs as run_epochs
 from agmax_timm.run import training, validation
 from agmax_timm.run.build import Precision
 from agmax_timm.run.engine import evaluate
@@ -452,13 +453,13 @@ def test_samples_that_get_lost_while_evaluating_are_reported(shards, caplog, blo
 
 def test_shards_that_go_while_training(shards, tmp_path, capsys, monkeypatch):
     """A rank that ended its epoch early and silently would keep the others waiting."""
-    train_one_epoch = training.train_one_epoch
+    train_one_epoch = run_epochs.train_one_epoch
 
     def without_shards(*args):
         for path in shards.glob('train-*'):
             path.unlink()
         return train_one_epoch(*args)
-    monkeypatch.setattr(training, 'train_one_epoch', without_shards)
+    monkeypatch.setattr(run_epochs, 'train_one_epoch', without_shards)
     with pytest.raises(SystemExit) as exit_info:
         training.main([*SMALL, '--output', str(tmp_path), '--data-dir', str(shards), *WDS])
     assert exit_info.value.code == 2 and 'after 0 of 5 batches' in capsys.readouterr().err

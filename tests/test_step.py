@@ -16,8 +16,8 @@ from agmax_timm.distillation import AgMaxDistillationTask
 from agmax_timm.loss import AGREEMENT_KINDS
 from agmax_timm.run import engine
 from agmax_timm.run.build import Precision
+from agmax_timm.run.guards.watch import Verdict, Watch
 from agmax_timm.run.losses import RunningLosses
-from agmax_timm.run.watch import Verdict, Watch
 
 torch.set_num_threads(1)  # small tensors: more threads only wait for each other
 

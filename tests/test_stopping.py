@@ -7,9 +7,9 @@ import pytest
 import torch
 from test_exact_resume import FLAGS, StopAfter, assert_equal, load, outcome
 
-from agmax_timm.run import training
+from agmax_timm.run import reporting, training
 from agmax_timm.run.config import parse_train_args
-from agmax_timm.run.interruption import Interrupted
+from agmax_timm.run.guards.interruption import Interrupted
 from agmax_timm.run.stopping import EarlyStop
 
 NAN = math.nan
@@ -46,7 +46,7 @@ def test_the_evaluations_without_a_better_metric_are_counted(values, patience, m
 
 @pytest.fixture
 def argv(photos, memory_path, monkeypatch):
-    monkeypatch.setattr(training.reporting, 'plot_curves', lambda *paths: None)  # which takes most of the time
+    monkeypatch.setattr(reporting, 'plot_curves', lambda *paths: None)  # which takes most of the time
     return [str(photos), *FLAGS, '-b', '4', '-j', '0', '--epochs', '6', '--output', str(memory_path), '--resume',
             'auto', *NEVER_BETTER]
 

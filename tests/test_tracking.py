@@ -6,9 +6,10 @@ from types import ModuleType
 import pytest
 from test_exact_resume import FLAGS, StopAfter
 
-from agmax_timm.run import training
-from agmax_timm.run.config import OptionError, parse_train_args
-from agmax_timm.run.interruption import Interrupted
+from agmax_timm.command_line import OptionError
+from agmax_timm.run import reporting, training
+from agmax_timm.run.config import parse_train_args
+from agmax_timm.run.guards.interruption import Interrupted
 
 UPDATES = 6  # an epoch
 
@@ -43,7 +44,7 @@ def board(monkeypatch):
 @pytest.fixture
 def run(photos, memory_path, monkeypatch):
     """Function: train, interrupted after each number of looks; returns the folder."""
-    monkeypatch.setattr(training.reporting, 'plot_curves', lambda *paths: None)  # which takes most of the time
+    monkeypatch.setattr(reporting, 'plot_curves', lambda *paths: None)  # which takes most of the time
 
     def start(name, *flags, stops=()):
         argv = [str(photos), *FLAGS, '-j', '0', '--agmax', '--output', str(memory_path),

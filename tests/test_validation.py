@@ -18,8 +18,9 @@ from timm.models import create_model, list_models
 from timm.utils import random_seed
 from torch.utils.data import Dataset
 
-from agmax_timm.run import bulk, inference, loaders, validation
+from agmax_timm.run import loaders, validation
 from agmax_timm.run.config import parse_validate_args
+from agmax_timm.run.evaluation import bulk, inference
 from agmax_timm.staging import stage
 
 SMALL = ['-j', '0', '-b', '5', '--device', 'cpu']

@@ -1,7 +1,7 @@
 """Flags of the measurements. Imports nothing heavy: --help is fast."""
 from typing import Any, Dict, List, Optional
 
-from ..run.parser import Parser
+from ..command_line import Parser
 from .recipes import RECIPES, SMALL_RECIPES
 
 # What --quick takes instead of the defaults, where a sub-command has the flag.

@@ -9,7 +9,7 @@ import torch
 from timm.utils import NativeScaler
 
 from ..run.build import create_named_model
-from ..run.names import REFUSED
+from ..run.flags.names import REFUSED
 from ..task import AgMaxTask
 from . import passes
 from .report import Result

@@ -23,8 +23,8 @@ from timm.task import TrainingTask
 from timm.utils import NativeScaler
 
 from ..checkpoint import one_line
-from .config import OptionError
-from .names import REFUSED, check_model
+from ..command_line import OptionError
+from .flags.names import REFUSED, check_model
 from .sharding import shard_task
 
 _logger = logging.getLogger(__name__)

@@ -7,17 +7,14 @@ from typing import Any, Dict, List, Optional, Set
 
 import yaml
 
-from .checks import check_train_args, check_validate_args, resolve_task
-from .combinations import check_combinations
+from ..command_line import is_plain, nearest
+from .flags.checks import check_train_args, check_validate_args, resolve_task
+from .flags.combinations import check_combinations
+from .flags.paths import timms_labels
 from .options import train_parser, validate_parser
-from .parser import is_plain, nearest
-from .paths import timms_labels
 
 _LONGEST = 100_000  # characters of a file: all options there are take a tenth of it
 _SCALARS = tuple(f'tag:yaml.org,2002:{kind}' for kind in ('str', 'int', 'float', 'bool', 'null'))
-
-class OptionError(ValueError):
-    """Options that turned out not to fit what was built; the message names the flag, the value and the remedy."""
 
 
 def parse_train_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
@@ -89,7 +86,9 @@ def read_mapping(path: str) -> Dict[Any, Any]:
         config = yaml.load(text, _Loader)
     except RecursionError:
         raise ValueError('nested too deeply, so not a file of options') from None
-    except (OSError, OverflowError, yaml.YAMLError) as error:
+    except OSError as error:
+        raise ValueError(error.strerror or error) from error
+    except (OverflowError, yaml.YAMLError) as error:
         raise ValueError(error) from error
     config = {} if config is None else config
     if not isinstance(config, dict):

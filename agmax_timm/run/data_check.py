@@ -13,7 +13,7 @@ from ..data.datasets import DataError, check_different, check_folders, check_lab
 from ..data.scan import Inventory, duplicates, scan
 from ..data.shards import open_dataset
 from . import reporting
-from .checks import in_sequence
+from .flags.checks import in_sequence
 
 MOST_LINES = 10
 FILE = 'data-check.csv'

@@ -5,8 +5,7 @@ import os
 import shutil
 import sys
 import time
-from dataclasses import dataclass
-from typing import Any, Dict, List, Tuple
+from typing import Any, List, Tuple
 
 import torch
 from timm.task import TrainingTask, evaluation_sample_limit
@@ -17,13 +16,13 @@ from ..data.backend import views_of
 from ..newest import checkpoint_names
 from ..saver import create_saver
 from . import folder
-from .build import Precision, mean_lr
+from .assembly import Built
+from .build import mean_lr
 from .engine import evaluate, train_one_epoch
-from .keeping import Keeper, is_evaluated, most_files
+from .guards.watch import Verdict, Watch
 from .losses import RunningLosses
-from .nonfinite import BrokenUpdates
-from .state import Position
-from .watch import Verdict, Watch
+from .recovery.keeping import most_files
+from .recovery.state import Position
 
 try:
     import resource
@@ -33,33 +32,6 @@ except ImportError:  # Windows
 _logger = logging.getLogger('train')
 SECONDS = 5.  # of updates behind the first one, which waits for data and may compile, and of evaluated batches
 EVALUATED = 5  # batches at least, where there are as many; one update at least
-
-
-@dataclass
-class Built:
-    """A run that is ready to begin."""
-    args: argparse.Namespace
-    device: torch.device
-    precision: Precision
-    task: TrainingTask
-    optimizer: torch.optim.Optimizer
-    scheduler: Any
-    loader_train: Any
-    loader_eval: Any  # None without validation
-    keeper: Keeper
-    on_broken: BrokenUpdates
-    record: Dict[str, Any]  # see saver.make_record
-    position: Position
-    updates_per_epoch: int
-    done_updates: int
-    num_epochs: int
-    stop_epoch: int
-
-    @property
-    def evaluated_epochs(self) -> List[int]:
-        """Numbers of epochs, from 1 on, that an evaluation is still to follow."""
-        return [done for done in range(self.position.epoch + 1, self.stop_epoch + 1)
-                if is_evaluated(self.args, done, self.stop_epoch, self.num_epochs)]
 
 
 class _Enough(Exception):

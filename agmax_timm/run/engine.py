@@ -15,8 +15,8 @@ from torch.nn.utils import clip_grads_with_norm_
 from ..data.decoding import check_damage
 from ..data.shards import check_delivered, warn_of_loss
 from .build import Precision
+from .guards.watch import Verdict, Watch
 from .losses import Input, NonFiniteError, RunningLosses, Update
-from .watch import Verdict, Watch
 
 
 @dataclass

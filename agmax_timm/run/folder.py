@@ -14,9 +14,9 @@ from timm import utils
 from timm.models import safe_model_name
 
 from .. import durable
+from ..command_line import OptionError
 from ..newest import checkpoint_names, newest_checkpoint, next_line
 from . import reporting
-from .config import OptionError
 from .logfile import LogFile
 
 try:

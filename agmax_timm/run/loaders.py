@@ -9,13 +9,13 @@ from timm.data import create_loader, create_naflex_loader
 from timm.data.target_transforms import MultiLabelTarget
 from torch.utils.data import Dataset, IterableDataset
 
+from ..command_line import OptionError
 from ..data.datasets import DEMO, check_classes, check_different, check_root
 from ..data.loader import create_train_loader
 from ..data.naflex import create_naflex_train_loader
 from ..data.shards import open_dataset, share_evaluation
 from .build import Precision
-from .checks import mixing
-from .config import OptionError
+from .flags.checks import mixing
 
 
 def check_roots(args: argparse.Namespace) -> None:

@@ -16,11 +16,11 @@ from timm.task import (
     TrainingTask,
 )
 
+from ..command_line import OptionError
 from ..distillation import AgMaxDistillationTask
 from ..task import AgMaxTask
 from .build import Precision
-from .checks import mixing
-from .config import OptionError
+from .flags.checks import mixing
 
 _logger = logging.getLogger(__name__)
 

@@ -5,8 +5,8 @@ defaults are those of timm's scripts; what belongs to the package alone is in th
 --cutout, --lighting, --augment-backend, --image-memory, --fsdp, --check-data, --max-damaged, --early-stop*, --dry-run,
 --log-tensorboard, --report and --hub-*.
 """
+from ..command_line import Parser
 from .flags import data, model, robustness, training, validation
-from .parser import Parser
 
 
 def train_parser() -> Parser:

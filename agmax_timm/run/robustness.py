@@ -14,6 +14,7 @@ from timm.task import evaluation_sample_limit
 from torch.utils.data import Dataset
 
 from ..checkpoint import one_line
+from ..command_line import OptionError
 from ..data.augment import replace_transforms, transforms_of
 from ..data.datasets import DataError, class_names
 from ..data.mixup import TwoViewCollate
@@ -28,13 +29,13 @@ from ..robustness.corruptions import (
 )
 from ..robustness.seeding import SeededDataset
 from ..robustness.stress import before_tensor, stress_transform
-from . import bulk, loaders, reporting
-from .attack import EPSILONS, Attack
+from . import loaders, reporting
 from .build import Precision
-from .config import OptionError
 from .engine import evaluate
-from .inference import Subject
-from .metrics import create_evaluator, labels_of_data
+from .evaluation import bulk
+from .evaluation.attack import EPSILONS, Attack
+from .evaluation.inference import Subject
+from .evaluation.metrics import create_evaluator, labels_of_data
 from .options import train_parser
 
 _logger = logging.getLogger('validate')

@@ -18,8 +18,8 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from .checks import in_sequence
-from .config import OptionError
+from ..command_line import OptionError
+from .flags.checks import in_sequence
 
 # Those of timm's whose updates of shards were found equal to their updates of whole weights. With others that would
 # be an error at the first update, a rank that waits for ever (kron) or silently another update (muon).

@@ -3,8 +3,8 @@ import argparse
 import os
 from typing import Any, Callable, Dict, List, Optional
 
+from ..command_line import OptionError
 from . import reporting
-from .config import OptionError
 from .engine import Progress
 
 

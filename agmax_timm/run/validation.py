@@ -17,14 +17,17 @@ from torch.utils.data import Dataset
 
 from .. import durable
 from ..checkpoint import CheckpointError, saved_options
+from ..command_line import OptionError
 from ..data.datasets import DEMO, DataError, check_root
 from ..data.shards import open_dataset
 from ..robustness.table import write_report
-from . import build, bulk, loaders, names, reporting, robustness
-from .config import OptionError, parse_validate_args
+from . import build, loaders, reporting, robustness
+from .config import parse_validate_args
 from .engine import evaluate
-from .inference import Subject, build_subject
-from .metrics import create_evaluator, set_targets
+from .evaluation import bulk
+from .evaluation.inference import Subject, build_subject
+from .evaluation.metrics import create_evaluator, set_targets
+from .flags import names
 
 # What of a run decides how its checkpoint is to be evaluated.
 _OPTIONS_OF_RUN = (

@@ -4,9 +4,9 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, Dict, List
 
+from ..command_line import Parser, nearest
 from ..run.config import convert_options, read_mapping
 from ..run.options import train_parser
-from ..run.parser import Parser, nearest
 
 _KEYS = ('title', 'data', 'base', 'augmentations', 'settings', 'methods', 'seeds', 'baseline', 'metric', 'epoch',
          'published')

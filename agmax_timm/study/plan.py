@@ -11,8 +11,8 @@ from typing import Any, Dict, List
 
 import yaml
 
-from ..run.checks import METRICS
 from ..run.config import parse_train_args, read_mapping
+from ..run.flags.checks import METRICS
 from .definition import Level, Study, StudyError
 
 # Options that decide where, how fast and how watched a run is, not what it computes.

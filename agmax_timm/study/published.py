@@ -3,7 +3,7 @@ import csv
 import math
 from typing import Dict, Tuple
 
-from ..run.parser import nearest
+from ..command_line import nearest
 from .definition import Level, Study, StudyError
 
 _COLUMNS = ('augmentation', 'setting', 'method', 'value')

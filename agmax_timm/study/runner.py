@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from .. import durable
 from ..processes import cores, environment
-from ..run.interruption import EXIT_STATUS, StopSignals
+from ..run.guards.interruption import EXIT_STATUS, StopSignals
 from .cost import epochs_of
 from .outcome import epochs_done, has_summary, is_complete, last_error, mark_complete
 from .plan import Run

@@ -1,6 +1,6 @@
 """Flags of the data: where it is, how it is loaded, how it is augmented and mixed."""
+from ...command_line import memory
 from ...data.modes import BACKENDS
-from ..parser import memory
 
 
 def dataset(parser, verb):

@@ -1,5 +1,5 @@
 """Flags of the model: which one, from which weights, on which device, in which precision, and its teacher."""
-from ..parser import KeyValues
+from ...command_line import KeyValues
 
 
 def model(group):

@@ -1,5 +1,5 @@
 """Flags of training itself: AgMax, task and loss, optimizer, schedule, and what a run writes."""
-from ..parser import KeyValues, interval
+from ...command_line import KeyValues, interval
 
 
 def agmax(group):

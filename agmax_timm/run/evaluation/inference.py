@@ -9,10 +9,10 @@ import torch.nn as nn
 from timm.layers import apply_test_time_pool
 from timm.models import reparameterize_model
 
-from ..checkpoint import load_weights, one_line
-from . import loaders
-from .build import Precision, build_data_config, create_named_model, input_channels, set_backend_options, try_input
-from .config import OptionError
+from ...checkpoint import load_weights, one_line
+from ...command_line import OptionError
+from .. import loaders
+from ..build import Precision, build_data_config, create_named_model, input_channels, set_backend_options, try_input
 
 _logger = logging.getLogger('validate')
 

@@ -6,8 +6,8 @@ import argparse
 import math
 from typing import Any, Callable
 
-from ..data.modes import CROP_MODES, MIXUP_MODES
-from .parser import flag_of
+from ...command_line import flag_of
+from ...data.modes import CROP_MODES, MIXUP_MODES
 
 # What is larger overflows somewhere in torch, numpy or the operating system.
 LARGEST = {int: 2 ** 31 - 1, float: 3.4e38}

@@ -11,21 +11,23 @@ from PIL import Image
 from timm import utils
 from torch.utils.data import Dataset
 
-from .. import durable
-from ..card import dataset_of
-from ..checkpoint import CheckpointError, chosen_by_ema, find_file, one_line, saved_options, saved_record
-from ..data.datasets import DataError, class_names
-from ..staging import recipe
-from . import build, folder, loaders, names, reporting, validation
-from .analysis import Analysis
-from .config import OptionError, read_config, validate_options
-from .engine import outputs_of
-from .metrics import create_evaluator, set_targets
-from .options import train_parser
-from .outcomes import Mistake, Outcomes
+from ... import durable
+from ...card import dataset_of
+from ...checkpoint import CheckpointError, chosen_by_ema, find_file, one_line, saved_options, saved_record
+from ...command_line import OptionError
+from ...data.datasets import DataError, class_names
+from ...staging import recipe
+from .. import build, folder, loaders, reporting, validation
+from ..config import read_config, validate_options
+from ..engine import outputs_of
+from ..evaluation.analysis import Analysis
+from ..evaluation.metrics import create_evaluator, set_targets
+from ..evaluation.outcomes import Mistake, Outcomes
+from ..flags import names
+from ..options import train_parser
+from ..pictures import label_text, to_image
+from ..settings import changed_options, train_command
 from .page import Report, page
-from .pictures import label_text, to_image
-from .settings import changed_options, train_command
 
 FILE = 'report.html'
 # Options of the run that decide where its validation data is and in which numbers it is computed.

@@ -5,7 +5,7 @@ from typing import List, NamedTuple, Optional
 import torch
 from torch import Tensor
 
-from ..robustness.calibration import CalibrationBins
+from ...robustness.calibration import CalibrationBins
 
 # Classes of which a whole confusion matrix can still be looked at.
 MOST_CLASSES = 30

@@ -14,7 +14,7 @@ import torch.distributed as dist
 import torch.nn as nn
 from torch.nn.utils import get_total_norm
 
-from .sharding import whole
+from ..sharding import whole
 
 _GRADIENT = 'gradient'
 

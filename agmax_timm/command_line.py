@@ -1,4 +1,4 @@
-"""The command line's parser: errors of one line, defaults that say something. Imports nothing heavy: --help is fast."""
+"""The parser of every command: errors of one line, defaults that say something. Imports nothing heavy: --help is fast."""
 import argparse
 import os
 import sys
@@ -6,6 +6,10 @@ from typing import Any, Iterable, Tuple, Union
 
 # Flags of ours that begin as one of timm's does.
 YIELDING = ('check_data', 'image_memory', 'corruptions_dir', 'severities', 'stress', 'attack', 'report', 'report_dir')
+
+
+class OptionError(ValueError):
+    """Options that turned out not to fit what was built; the message names the flag, the value and the remedy."""
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):

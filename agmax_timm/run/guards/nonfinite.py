@@ -9,10 +9,10 @@ import torch.distributed as dist
 from timm.task import TrainingTask
 from timm.utils import unwrap_model
 
-from ..data.resumable import ResumableLoader
-from ..durable import replacing
-from .losses import NonFiniteError, Update
-from .sharding import whole
+from ...data.resumable import ResumableLoader
+from ...durable import replacing
+from ..losses import NonFiniteError, Update
+from ..sharding import whole
 from .watch import Verdict
 
 _logger = logging.getLogger('train')

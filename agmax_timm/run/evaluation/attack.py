@@ -4,9 +4,9 @@ from typing import Optional
 
 import torch
 
-from ..robustness.attacks import pgd, random_start
-from ..robustness.seeding import sample_seed
-from .build import Precision
+from ...robustness.attacks import pgd, random_start
+from ...robustness.seeding import sample_seed
+from ..build import Precision
 from .inference import Subject
 from .metrics import labels_of_data
 

@@ -4,7 +4,7 @@ import importlib.util
 import os
 from typing import Any, Callable
 
-from .parser import flag_of
+from ...command_line import flag_of
 
 _FILES = ('pretrained_path', 'initial_checkpoint', 'class_stats', 'real_labels', 'valid_labels')
 

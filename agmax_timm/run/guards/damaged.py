@@ -7,7 +7,7 @@ from typing import Dict, Optional
 import torch
 from torch.utils.data import Dataset
 
-from ..data.decoding import why_undecodable
+from ...data.decoding import why_undecodable
 
 _logger = logging.getLogger('train')
 MOST_LINES = 10

@@ -2,8 +2,8 @@
 import argparse
 from typing import Callable
 
+from ...command_line import Parser, flag_of
 from .checks import in_sequence
-from .parser import Parser, flag_of
 
 _AGMAX_OPTIONS = ('agmax_loss', 'agmax_weight', 'agmax_divergence_weight', 'agmax_units', 'agmax_init_std')
 

@@ -5,8 +5,8 @@ from typing import Any, Dict, List, Optional
 import torch
 from PIL import Image
 
+from ..pictures import to_image
 from .analysis import Analysis, analyse
-from .pictures import to_image
 
 
 @dataclass

@@ -5,10 +5,10 @@ from typing import Any, Dict, List, Optional, Tuple
 import yaml
 from PIL import Image
 
-from .analysis import Analysis
+from ..evaluation.analysis import Analysis
+from ..evaluation.outcomes import Mistake
 from .charts import Points, line_chart, reliability_diagram
 from .markup import Html, details, join, picture, section, table, tag
-from .outcomes import Mistake
 
 _MOST_ROWS = 30  # of a table that is not folded
 # What the page may load: its own pictures and styles.

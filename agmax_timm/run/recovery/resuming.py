@@ -6,10 +6,10 @@ from typing import Any, Dict, List, Optional, Tuple
 
 from timm import utils
 
-from ..checkpoint import STATE, read_file
+from ...checkpoint import STATE, read_file
+from ...command_line import OptionError
+from ..losses import RunningLosses
 from .changes import compare_data, compare_options, compare_views
-from .config import OptionError
-from .losses import RunningLosses
 from .state import Position, RunState
 
 _logger = logging.getLogger('train')

@@ -2,7 +2,7 @@
 import math
 from typing import Dict, List, Tuple
 
-from .analysis import Calibration
+from ..evaluation.analysis import Calibration
 from .markup import Html, join, tag
 
 Points = List[Tuple[float, float]]

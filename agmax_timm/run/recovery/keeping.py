@@ -7,16 +7,16 @@ from typing import Any, Dict, Iterable, Optional, Tuple
 import torch
 from timm.task import TrainingTask
 
-from ..data.decoding import damage_of
-from ..saver import RecordSaver
-from . import folder, reporting
-from .interruption import Interrupted, StopSignals
-from .losses import NonFiniteError, RunningLosses
-from .parser import parse_interval
-from .sharding import WholeState, whole
+from ...command_line import parse_interval
+from ...data.decoding import damage_of
+from ...saver import RecordSaver
+from .. import folder, reporting
+from ..guards.interruption import Interrupted, StopSignals
+from ..guards.watch import Verdict
+from ..guards.watchdog import Watchdog
+from ..losses import NonFiniteError, RunningLosses
+from ..sharding import WholeState, whole
 from .state import Position, RunState
-from .watch import Verdict
-from .watchdog import Watchdog
 
 _logger = logging.getLogger('train')
 
@@ -119,11 +119,6 @@ class Keeper:
     def _complete(self, state: Dict[str, Any]) -> Dict[str, Any]:
         damaged = self.damage.indices() if self.damage is not None else []
         return {**state, **self.constants, 'log': self.log_position(), 'damaged': damaged}
-
-
-def is_evaluated(args: argparse.Namespace, done: int, stop_epoch: int, num_epochs: int) -> bool:
-    """Whether an evaluation and a checkpoint follow so many epochs."""
-    return done % args.val_interval == 0 or done in (stop_epoch, num_epochs, *args.save_epochs)
 
 
 def most_files(args: argparse.Namespace, epochs: Iterable[int]) -> int:

@@ -4,9 +4,8 @@ from typing import Any, Dict, List, Optional, Tuple
 
 from torch.utils.data import Dataset, IterableDataset
 
-from ..data.datasets import class_names
-from .config import OptionError
-from .parser import flag_of
+from ...command_line import OptionError, flag_of
+from ...data.datasets import class_names
 
 # They decide what the tensors of a checkpoint are.
 _FIXED = ('model', 'num_classes', 'in_chans', 'gp', 'model_kwargs', 'agmax', 'agmax_loss', 'agmax_units', 'task',

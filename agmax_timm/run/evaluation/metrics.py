@@ -9,9 +9,9 @@ from timm.data import MultiLabelTarget, RealLabelsImagenet
 from timm.task import ClassificationEvaluator, MultiLabelClassificationEvaluator, evaluation_sample_limit
 from torch.utils.data import Dataset
 
-from ..data.datasets import DataError, check_classes, class_names
-from ..robustness.calibration import CalibrationBins
-from .config import OptionError
+from ...command_line import OptionError
+from ...data.datasets import DataError, check_classes, class_names
+from ...robustness.calibration import CalibrationBins
 
 
 class LabelEvaluator(ClassificationEvaluator):

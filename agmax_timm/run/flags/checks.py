@@ -4,7 +4,7 @@ import importlib.util
 import os
 from typing import Callable, Set
 
-from .parser import Parser, flag_of
+from ...command_line import Parser, flag_of
 from .paths import check_paths
 from .ranges import check_ranges
 
@@ -244,7 +244,7 @@ def _check_hub(args: argparse.Namespace, error: Callable) -> None:
             if getattr(args, name):
                 error(f'{flag_of(name)} needs --push-to-hub OWNER/NAME')
         return
-    from ..hub import HubError, check_name, check_revision  # the client is needed for this flag alone
+    from ...hub import HubError, check_name, check_revision
     for flag, check, value in (('--push-to-hub', check_name, args.push_to_hub),
                                ('--hub-revision', check_revision, args.hub_revision)):
         try:
