@@ -1,4 +1,4 @@
-"""The parser of every command: errors of one line, defaults that say something. Imports nothing heavy: --help is fast."""
+"""The parser of every command: errors of one line, defaults that say something. Imports nothing heavy."""
 import argparse
 import os
 import sys

@@ -8,9 +8,8 @@ import pytest
 import torch
 from test_saver import make_saver
 
-from agmax_timm.run import build, dry_run
+from agmax_timm.run import build, dry_run, training
 from agmax_timm.run import folder as run_folder
-from agmax_timm.run import training
 from agmax_timm.run.config import parse_train_args
 from agmax_timm.run.logfile import LogFile
 from agmax_timm.run.recovery.keeping import most_files

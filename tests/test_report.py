@@ -21,9 +21,9 @@ from agmax_timm.checkpoint import read_model, saved_options
 from agmax_timm.run import training, validation
 from agmax_timm.run.config import parse_train_args, parse_validate_args
 from agmax_timm.run.options import train_parser
+from agmax_timm.run.report import report
 from agmax_timm.run.report.charts import line_chart, ticks
 from agmax_timm.run.report.markup import Html, picture, tag
-from agmax_timm.run.report.report import report
 from agmax_timm.run.settings import changed_options, train_command
 from agmax_timm.staging import recipe
 

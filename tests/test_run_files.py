@@ -12,10 +12,9 @@ import pytest
 
 from agmax_timm import durable
 from agmax_timm.checkpoint import read_file, verify
-from agmax_timm.run import assembly, build
+from agmax_timm.run import assembly, build, reporting, training
 from agmax_timm.run import epochs as run_epochs
 from agmax_timm.run import folder as run_folder
-from agmax_timm.run import reporting, training
 from agmax_timm.run.logfile import LogFile
 
 SMALL = ['--model', 'test_resnet', '--num-classes', '3', '--img-size', '32', '-b', '4', '-j', '0',

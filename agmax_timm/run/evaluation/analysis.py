@@ -1,6 +1,6 @@
 """What predictions say beyond accuracy: each class, which classes are taken for which, and what confidence is worth."""
 from dataclasses import dataclass
-from typing import List, NamedTuple, Optional
+from typing import List, NamedTuple, Optional, Tuple
 
 import torch
 from torch import Tensor
@@ -19,9 +19,19 @@ class PerClass(NamedTuple):
     support: Tensor  # images of the class
     predicted: Tensor  # images that were taken for it
 
-    def macro_f1(self) -> float:
-        """Mean F1 over the classes that there are or that are predicted, as scikit-learn has it."""
-        return self.f1[self.support + self.predicted > 0].mean().item()
+    def average(self, how: str) -> Tuple[float, float, float]:
+        """Precision, recall and F1 as one number each, as scikit-learn has it.
+
+        Args:
+            how: 'macro', the mean over classes that there are or that are predicted; 'weighted', by the number of
+                images of each; 'micro', of all images as if they were of one class.
+        """
+        if how == 'micro':
+            accuracy = ((self.recall * self.support).sum() / self.support.sum().clamp(min=1)).item()
+            return accuracy, accuracy, accuracy
+        weights = self.support if how == 'weighted' else self.support + self.predicted > 0
+        weights = weights.double() / weights.sum().clamp(min=1)
+        return tuple((weights * of_classes).sum().item() for of_classes in self[:3])
 
 
 class Calibration(NamedTuple):
@@ -81,10 +91,22 @@ def confused_pairs(prediction: Tensor, target: Tensor, num_classes: int, most: i
 
 def per_class(prediction: Tensor, target: Tensor, num_classes: int) -> PerClass:
     """Precision, recall and F1 of each class."""
-    def count(classes: Tensor) -> Tensor:
-        return torch.bincount(classes, minlength=num_classes)
+    return shares(class_counts(prediction, target, num_classes))
 
-    right, predicted, support = count(target[prediction == target]), count(prediction), count(target)
+
+def class_counts(prediction: Tensor, target: Tensor, num_classes: int) -> Tensor:
+    """Images of each class that are predicted right, that are taken for it, and that are of it [3, K]; they add up."""
+    right = target[prediction == target]
+    return torch.stack([torch.bincount(classes, minlength=num_classes) for classes in (right, prediction, target)])
+
+
+def shares(counts: Tensor) -> PerClass:
+    """Precision, recall and F1 of each class.
+
+    Args:
+        counts: See class_counts.
+    """
+    right, predicted, support = counts
     return PerClass(
         right.double() / predicted.clamp(min=1),
         right.double() / support.clamp(min=1),

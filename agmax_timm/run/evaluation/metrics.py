@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 from ...command_line import OptionError
 from ...data.datasets import DataError, check_classes, class_names
 from ...robustness.calibration import CalibrationBins
+from .analysis import class_counts, shares
 
 
 class LabelEvaluator(ClassificationEvaluator):
@@ -22,7 +23,7 @@ class LabelEvaluator(ClassificationEvaluator):
         max_samples: Images of this rank, without the padding of a distributed sampler.
         valid_labels: The output that stands for each class of the data; None for all in their order.
         real_labels: timm's real labels, for the files of this rank in their order: they give top-1 and top-5.
-        average: Precision, recall and F1 as well: 'micro', 'macro' or 'weighted'. Needs scikit-learn.
+        average: Precision, recall and F1 as well: 'micro', 'macro' or 'weighted'.
         calibration: Expected calibration error as well, of the same outputs as the loss.
     """
 
@@ -44,8 +45,7 @@ class LabelEvaluator(ClassificationEvaluator):
 
     def reset(self) -> None:
         super().reset()
-        self.predictions: List[torch.Tensor] = []
-        self.targets: List[torch.Tensor] = []
+        self.class_counts: Optional[torch.Tensor] = None  # by class, see class_counts
         self.bins = CalibrationBins(device=self.device) if self.calibration else None
 
     @torch.no_grad()
@@ -64,8 +64,8 @@ class LabelEvaluator(ClassificationEvaluator):
         if self.bins is not None:
             self.bins.update(chosen, target)
         if self.average is not None:
-            self.predictions.append(chosen.argmax(1))
-            self.targets.append(target)
+            counts = class_counts(chosen.argmax(1), target, chosen.shape[1])
+            self.class_counts = counts if self.class_counts is None else self.class_counts + counts
 
     def compute(self, distributed: bool = False) -> Dict[str, float]:
         """Metrics over all ranks, in percent but for the loss."""
@@ -87,16 +87,13 @@ class LabelEvaluator(ClassificationEvaluator):
         return dict(top1=100 * top1 / max(1, count), top5=100 * top5 / max(1, count))
 
     def _precision_and_recall(self, distributed: bool) -> Dict[str, float]:
-        from sklearn.metrics import f1_score, precision_score, recall_score
-        parts = [torch.stack([torch.cat(self.targets), torch.cat(self.predictions)]).cpu()] if self.targets else []
-        if distributed:
-            of_ranks = [None] * dist.get_world_size()
-            dist.all_gather_object(of_ranks, parts)
-            parts = sum(of_ranks, [])
-        target, prediction = torch.cat(parts, dim=1).numpy()
-        return {
-            f'{self.average}_{name}': 100 * float(score(target, prediction, average=self.average, zero_division=0))
-            for name, score in (('precision', precision_score), ('recall', recall_score), ('f1_score', f1_score))}
+        counts = [None if self.class_counts is None else self.class_counts.cpu()]
+        if distributed:  # a rank without a batch does not know the number of classes
+            counts *= dist.get_world_size()
+            dist.all_gather_object(counts, counts[0])
+        averages = shares(sum(of_rank for of_rank in counts if of_rank is not None)).average(self.average)
+        names = (f'{self.average}_{name}' for name in ('precision', 'recall', 'f1_score'))
+        return {name: 100. * value for name, value in zip(names, averages)}
 
 
 def set_targets(args: argparse.Namespace, dataset: Dataset, num_classes: int) -> None:

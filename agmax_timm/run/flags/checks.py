@@ -139,8 +139,6 @@ def _check_labels(args: argparse.Namespace, error: Callable) -> None:
                         ('--metrics-avg', args.metrics_avg)):
         if value and args.task == 'multilabel':
             error(f'{flag} {value} is for one class an image: drop it, or drop --task multilabel')
-    if args.metrics_avg:
-        _check_installed('sklearn', f'--metrics-avg {args.metrics_avg}', 'scikit-learn', error)
 
 
 def _check_validation_loader(args: argparse.Namespace, parser: Parser) -> None:

@@ -14,7 +14,7 @@ def labels(group):
                        help="text file, a line each, of the model's outputs that are classes of the data, or one of "
                             "timm's: 'imagenet-a', 'imagenet-r', 'mini-imagenet'")
     group.add_argument('--metrics-avg', choices=('micro', 'macro', 'weighted'),
-                       help='precision, recall and F1 as well, averaged so (needs scikit-learn)')
+                       help='precision, recall and F1 as well, averaged so')
 
 
 def results(group):

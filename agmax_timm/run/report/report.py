@@ -242,7 +242,7 @@ def _headline(evaluation: Optional[_Evaluation], saved: Dict[str, Any]) -> List[
     cards = [(title, f'{metrics[name]:.4g}' if name == 'loss' else f'{metrics[name]:.2f}')
              for name, title in titles.items() if name in metrics]
     if evaluation.analysis is not None:
-        cards += [('macro F1 (%)', f'{100 * evaluation.analysis.per_class.macro_f1():.2f}'),
+        cards += [('macro F1 (%)', f"{100 * evaluation.analysis.per_class.average('macro')[2]:.2f}"),
                   ('calibration error (%)', f'{100 * evaluation.analysis.calibration.error:.2f}')]
     return [*cards, ('images', f'{evaluation.images:,}'), ('parameters', f'{evaluation.param_count / 1e6:.2f} M')]
 
