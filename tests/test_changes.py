@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 from test_exact_resume import FLAGS, StopAfter, assert_equal, load, outcome
-from test_resume import epochs
+from test_resume import epochs_in
 
 from agmax_timm.command_line import OptionError
 from agmax_timm.run import training
@@ -47,7 +47,7 @@ def test_another_number_of_samples_is_told_between_epochs(folder, argv, tmp_path
     (folder / 'train' / 'ant' / '000.jpg').unlink()
     training.train(parse_train_args(argv))
     assert 'Not as in the checkpoint: 11 samples in the train data in place of 12' in caplog.text
-    assert epochs(tmp_path / 'run') == [0, 1, 2]
+    assert epochs_in(tmp_path / 'run') == [0, 1, 2]
 
 
 def test_views_that_are_made_in_another_way_are_told(argv, caplog):
@@ -96,6 +96,16 @@ def test_a_flag_that_differs_is_refused_told_or_of_no_account(name):
     if name in changes._FIXED_WITHIN_EPOCH:
         with pytest.raises(OptionError, match=f'would be another with {flag} '):
             changes.compare_options(args, saved, within_epoch=True)
+
+
+def test_epochs_decide_the_sizes_of_a_progressive_schedule():
+    args = Namespace(**{**vars(parse_train_args(['data'])), 'resume': 'FILE', 'epochs': 3})
+    saved = {**vars(args), 'epochs': 4}
+    assert changes.compare_options(args, saved, within_epoch=True)[0] == ['--epochs 3 in place of 4']
+    args.train_size_schedule = saved['train_size_schedule'] = 'progressive'
+    assert changes.compare_options(args, saved, within_epoch=False)[0] == ['--epochs 3 in place of 4']
+    with pytest.raises(OptionError, match='would be another with --epochs 3 in place of 4'):
+        changes.compare_options(args, saved, within_epoch=True)
 
 
 def test_flags_of_no_account_change_nothing_that_is_computed(folder, argv, tmp_path, caplog):

@@ -32,8 +32,7 @@ _KEEPING = (
     'output', 'experiment', 'log_interval', 'save_images', 'report', 'recovery_interval', 'checkpoint_hist',
     'save_epochs', 'nan_policy', 'hang_timeout', 'max_damaged', 'check_data', 'dataset_download',
     'dataset_trust_remote_code', 'pin_mem', 'synchronize_step', 'dry_run', 'log_tensorboard', 'log_wandb',
-    'wandb_project', 'wandb_tags',
-    'wandb_resume_id', 'push_to_hub', 'hub_private', 'hub_revision', 'hub_pr')
+    'wandb_project', 'wandb_tags', 'wandb_resume_id', 'push_to_hub', 'hub_private', 'hub_revision', 'hub_pr')
 _OF_NO_ACCOUNT = _LAUNCHER + _START + _KEEPING
 
 
@@ -54,13 +53,14 @@ def compare_options(args: argparse.Namespace, saved: Dict[str, Any], within_epoc
     differ = [name for name, value in vars(args).items()
               if name in saved and name not in _OF_NO_ACCOUNT and _plain(saved[name]) != _plain(value)]
     fixed = _FIXED + (() if args.no_resume_opt else _FIXED_WITH_OPTIMIZER)
+    sized_by_epochs = ('epochs',) if args.train_size_schedule == 'progressive' else ()
     for name in differ:
         values = f'{_shown(getattr(args, name))} in place of {_shown(saved[name])}'
         if name in fixed:
             way_out = ' or drop its optimizer with --no-resume-opt' if name in _FIXED_WITH_OPTIMIZER else ''
             raise OptionError(f'--resume {args.resume} cannot go on with {flag_of(name)} {values}: leave it as it was'
                               f'{way_out}, or start from the weights with --initial-checkpoint')
-        if within_epoch and name in _FIXED_WITHIN_EPOCH:
+        if within_epoch and name in _FIXED_WITHIN_EPOCH + sized_by_epochs:
             raise OptionError(f'--resume {args.resume} is within an epoch, whose rest would be another with '
                               f'{flag_of(name)} {values}: leave it as it was, or use a checkpoint of a whole epoch')
     lines = [f'{flag_of(name)} {_shown(getattr(args, name))} in place of {_shown(saved[name])}' for name in differ]
