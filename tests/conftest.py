@@ -1,4 +1,5 @@
 """Data and runs for the tests, made on the spot: nothing is downloaded."""
+import json
 import logging
 import os
 import resource
@@ -19,7 +20,7 @@ from timm.utils import random_seed
 from torch.utils.data import Dataset
 
 from agmax_timm.checkpoint import SavedModel
-from agmax_timm.run import training
+from agmax_timm.run import training, validation
 from agmax_timm.staging import stage
 
 CLASSES = ('ant', 'bee', 'cat')
@@ -160,6 +161,22 @@ def ema_run(train_once):
     """Folder of a run of four epochs with an EMA, in channels_last. By top-1 the second is the best."""
     return train_once('--model', 'test_resnet', '--img-size', '32', '--agmax', '--epochs', '4', '--sched', 'none',
                       '--channels-last', '--model-ema', '--model-ema-decay', '0.5', '--augment-backend', 'timm')
+
+
+@pytest.fixture
+def results_of(capsys):
+    """Function: the results that validate.py prints for these words, which ends with this status."""
+    def run(*words, status=0):
+        capsys.readouterr()
+        try:
+            validation.main(['-j', '0', '-b', '5', '--device', 'cpu', *map(str, words)])
+            ended = 0
+        except SystemExit as end:
+            ended = end.code
+        captured = capsys.readouterr()
+        assert ended == status, captured.err
+        return json.loads(captured.out.split('--result\n')[1])
+    return run
 
 
 @pytest.fixture(scope='session')

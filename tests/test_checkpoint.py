@@ -1,5 +1,4 @@
 """What a checkpoint says of its weights, and what is read back from ours, from timm's, and from hostile files."""
-import csv
 import json
 import os
 import pickle
@@ -14,6 +13,7 @@ import pytest
 import safetensors.torch
 import timm
 import torch
+from run_files import load, summary
 from timm.task import ClassificationTask
 from timm.utils import CheckpointSaver
 
@@ -24,16 +24,6 @@ from agmax_timm.run import training
 from agmax_timm.saver import RecordSaver, make_record
 
 INPUT = torch.linspace(-1, 1, 2 * 3 * 32 * 32).reshape(2, 3, 32, 32)
-
-
-def load(path):
-    with torch.serialization.safe_globals([Namespace]):
-        return torch.load(path, weights_only=True)
-
-
-def rows(folder):
-    with open(folder / 'summary.csv', newline='') as f:
-        return list(csv.DictReader(f))
 
 
 @torch.no_grad()
@@ -55,7 +45,7 @@ def save_timm(path, classifier, **args):
 
 def test_a_checkpoint_says_what_reproduces_its_weights(ema_run, photos):
     record = load(ema_run / 'last.pth.tar')['agmax_timm']
-    row = {name: float(value) for name, value in rows(ema_run)[-1].items()}
+    row = {name: float(value) for name, value in summary(ema_run)[-1].items()}
     assert record == {
         'architecture': 'test_resnet',
         'model_args': {'num_classes': 3, 'in_chans': 3, 'global_pool': 'avg'},
@@ -73,7 +63,7 @@ def test_a_checkpoint_says_what_reproduces_its_weights(ema_run, photos):
 
 
 def test_every_checkpoint_has_the_metrics_of_its_own_epoch(ema_run):
-    for row in rows(ema_run):
+    for row in summary(ema_run):
         metrics = load(ema_run / f"checkpoint-{row['epoch']}.pth.tar")['agmax_timm']['metrics']
         assert metrics['ema']['loss'] == float(row['ema_loss'])
 
@@ -148,7 +138,7 @@ def test_read_model_from_a_run(ema_run, which, epoch, use_ema):
     tensors = checkpoint['state_dict_ema' if use_ema else 'state_dict']
     saved = read_model(str(ema_run), use_ema, which)
     torch.testing.assert_close(saved.state_dict, dict(tensors), rtol=0, atol=0)
-    row = rows(ema_run)[checkpoint['epoch'] if epoch is None else epoch]
+    row = summary(ema_run)[checkpoint['epoch'] if epoch is None else epoch]
     prefix = 'ema' if use_ema else 'raw'
     assert saved.metrics == {
         'epoch': int(row['epoch']), **{key: float(row[f'{prefix}_{key}']) for key in ('loss', 'top1', 'top5')}}

@@ -1,10 +1,10 @@
 """Runs that were interrupted, any number of times and anywhere, against the run that was not: equal to the last bit."""
-from argparse import Namespace
 from pathlib import Path
 
 import datasets
 import pytest
 import torch
+from run_files import load
 from test_shards import write_parquet, write_shards
 
 from agmax_timm.run import training
@@ -29,11 +29,6 @@ class StopAfter(StopSignals):
     def received(self):
         self.looks -= 1
         return 'SIGTERM' if self.looks < 0 else None
-
-
-def load(path):
-    with torch.serialization.safe_globals([Namespace]):
-        return torch.load(path, weights_only=True)
 
 
 def outcome(folder):

@@ -11,10 +11,11 @@ import pytest
 import safetensors.torch
 import timm
 import torch
+from run_files import load
 
 from agmax_timm import export
 from agmax_timm.checkpoint import read_model
-from agmax_timm.run import training, validation
+from agmax_timm.run import training
 
 MODELS = {
     'test_efficientnet': ('--bn-eps', '0.1', '--in-chans', '1', '--gp', 'max', '--img-size', '32', '--crop-pct', '0.7',
@@ -24,19 +25,12 @@ MODELS = {
 
 
 @pytest.fixture
-def validate(photos, capsys):
+def validate(photos, results_of):
     """Function: top-1, top-5 and loss that validate.py gives."""
     def run(*argv):
-        capsys.readouterr()
-        validation.main([str(photos), '-j', '0', '-b', '4', *map(str, argv)])
-        results = json.loads(capsys.readouterr().out.split('--result\n')[1])
+        results = results_of(photos, '-b', '4', *argv)
         return [results[name] for name in ('top1', 'top5', 'loss')]
     return run
-
-
-def load(path):
-    with torch.serialization.safe_globals([Namespace]):
-        return torch.load(path, weights_only=True)
 
 
 def fails(capsys, *argv):

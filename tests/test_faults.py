@@ -16,7 +16,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_exact_resume import FLAGS, assert_equal, load, outcome
+from run_files import load
+from test_exact_resume import FLAGS, assert_equal, outcome
 
 REPOSITORY = Path(__file__).parent.parent
 KILLS = int(os.environ.get('AGMAX_KILLS', 3))

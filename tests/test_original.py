@@ -1,6 +1,5 @@
 """The original's checkpoints: its names, its files as they are, and what is refused. Its own logits are the oracle."""
 import collections
-import json
 import os
 
 import pytest
@@ -140,12 +139,10 @@ def test_the_original_has_no_ema(save):
 # ---- validate.py ----
 
 @pytest.fixture
-def validate(photos, capsys):
+def validate(photos, results_of):
     """Function: the results of validate.py on the photos."""
     def run(*argv):
-        capsys.readouterr()
-        validation.main([str(photos), '-j', '0', '-b', '4', *map(str, argv)])
-        results = json.loads(capsys.readouterr().out.split('--result\n')[1])
+        results = results_of(photos, '-b', '4', *argv)
         del results['checkpoint']
         return results
     return run

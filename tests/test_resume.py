@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from run_files import epochs_in, load
 from timm.models import create_model
 from timm.optim import create_optimizer_v2
 from timm.task import ClassificationTask
@@ -29,16 +30,6 @@ def train(photos, tmp_path):
         return training.train(parse_train_args(
             [str(photos), *SMALL, '--output', str(tmp_path), '--experiment', 'run', *argv]))
     return run
-
-
-def load(path):
-    with torch.serialization.safe_globals([Namespace]):
-        return torch.load(path, weights_only=True)
-
-
-def epochs_in(folder):
-    with open(folder / 'summary.csv', newline='') as f:
-        return [int(row['epoch']) for row in csv.DictReader(f)]
 
 
 def test_auto_starts_goes_on_and_has_nothing_to_do(train, tmp_path, caplog):

@@ -73,16 +73,6 @@ def weights(textures, tmp_path_factory):
 
 
 @pytest.fixture
-def results_of(capsys):
-    """Function: the results that validate.py prints for these words."""
-    def run(*words):
-        capsys.readouterr()
-        validation.main([*SMALL, *map(str, words)])
-        return json.loads(capsys.readouterr().out.split('--result\n')[1])
-    return run
-
-
-@pytest.fixture
 def refusal(capsys):
     """Function: the one line with which validate.py refuses these words; `built`: after the model was built."""
     def run(*words, built=False):

@@ -1,6 +1,5 @@
 """A run's folder: whose it is, what goes on in it after damage, and what happens when the disk refuses."""
 import contextlib
-import csv
 import io
 import logging
 import os
@@ -9,11 +8,11 @@ import subprocess
 from argparse import Namespace
 
 import pytest
+from run_files import epochs_in
 
 from agmax_timm import durable
 from agmax_timm.checkpoint import read_file, verify
-from agmax_timm.run import assembly, build, reporting, training
-from agmax_timm.run import epochs as run_epochs
+from agmax_timm.run import assembly, build, epochs, reporting, training
 from agmax_timm.run import folder as run_folder
 from agmax_timm.run.logfile import LogFile
 
@@ -51,11 +50,6 @@ def disk(tmp_path):
     subprocess.run(['umount', '-l', path], capture_output=True)
 
 
-def epochs(folder):
-    with open(folder / 'summary.csv', newline='') as f:
-        return [int(row['epoch']) for row in csv.DictReader(f)]
-
-
 def damage(path):
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
@@ -73,7 +67,7 @@ def test_a_damaged_last_checkpoint_is_passed_over_and_replaced(run, photos, tmp_
     warned, = [record.getMessage() for record in caplog.records if 'is damaged' in record.getMessage()]
     assert 'run/last.pth.tar is damaged: ' in warned and warned.endswith('going on from ' + str(
         run / 'checkpoint-0.pth.tar'))
-    assert epochs(run) == [0, 1]
+    assert epochs_in(run) == [0, 1]
     for path in run.glob('*.pth.tar'):
         verify(str(path))
     assert read_file(str(run / 'last.pth.tar'))['epoch'] == 1
@@ -150,13 +144,13 @@ def test_a_run_on_a_full_disk_ends_in_status_74(photos, disk, capsys, caplog):
     assert ended.value.code == 74
     assert 'last.pth.tar: No space left on device; there is no checkpoint yet' in capsys.readouterr().err
     assert caplog.text.count('Training goes on; the next save tries again') == 2
-    assert epochs(output / 'run') == [0, 1]
+    assert epochs_in(output / 'run') == [0, 1]
     assert not list((output / 'run').glob('*.unfinished'))
 
 
 def test_a_disk_that_has_room_again_ends_well(photos, tmp_path, caplog, monkeypatch, file_size_limit):
     full = contextlib.ExitStack()
-    begin, distribute = assembly.create_saver, run_epochs.distribute_batch_norm
+    begin, distribute = assembly.create_saver, epochs.distribute_batch_norm
 
     def fill(*args):
         full.enter_context(file_size_limit(100))
@@ -167,13 +161,13 @@ def test_a_disk_that_has_room_again_ends_well(photos, tmp_path, caplog, monkeypa
             full.close()
         distribute(*args)
     monkeypatch.setattr(assembly, 'create_saver', fill)
-    monkeypatch.setattr(run_epochs, 'distribute_batch_norm', free)
+    monkeypatch.setattr(epochs, 'distribute_batch_norm', free)
     with full:
         training.main([str(photos), *SMALL, '--epochs', '2', '--output', str(tmp_path)])
     told = [record.getMessage() for record in caplog.records if 'cannot write' in record.getMessage()]
     for name in ('train.log', 'summary.csv', 'last.pth.tar'):
         assert len([line for line in told if f'cannot write {tmp_path}/run/{name}: File too large' in line]) == 1
-    assert epochs(tmp_path / 'run') == [0, 1]
+    assert epochs_in(tmp_path / 'run') == [0, 1]
     verify(str(tmp_path / 'run' / 'last.pth.tar'))
     log = (tmp_path / 'run' / 'train.log').read_text()
     assert 'are missing here' in log and log.endswith('\n')

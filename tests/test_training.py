@@ -1,5 +1,4 @@
 """Runs of train.py and validate.py, start to end, against loops written out with timm's parts."""
-import csv
 import json
 import math
 import pickle
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from run_files import load, summary
 from timm.data import create_dataset, create_loader
 from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from timm.models import create_model
@@ -44,16 +44,6 @@ def validate(photos, capsys):
         validation.main([str(photos), '-j', '0', *map(str, argv)])
         return json.loads(capsys.readouterr().out.split('--result\n')[1])
     return run
-
-
-def load(path):
-    with torch.serialization.safe_globals([Namespace]):
-        return torch.load(path, weights_only=True)
-
-
-def summary(folder):
-    with open(folder / 'summary.csv', newline='') as f:
-        return list(csv.DictReader(f))
 
 
 def reference_run(photos, two_views, epochs, accum_steps=1, mixup=None, model_ema_decay=None):

@@ -44,21 +44,6 @@ def weights(tmp_path):
 
 
 @pytest.fixture
-def results_of(capsys):
-    """Function: the results that validate.py prints for these words."""
-    def run(*words, status=0):
-        capsys.readouterr()
-        try:
-            validation.main([*map(str, words), *SMALL])
-            ended = 0
-        except SystemExit as end:
-            ended = end.code
-        assert ended == status
-        return json.loads(capsys.readouterr().out.split('--result\n')[1])
-    return run
-
-
-@pytest.fixture
 def refusal(capsys):
     """Function: the one line with which validate.py refuses these words."""
     def run(*words):

@@ -1,0 +1,22 @@
+"""What tests read of a run's folder."""
+import csv
+from argparse import Namespace
+
+import torch
+
+
+def load(path):
+    """A checkpoint, with nothing else of pickle's than its options."""
+    with torch.serialization.safe_globals([Namespace]):
+        return torch.load(path, weights_only=True)
+
+
+def summary(folder):
+    """The rows of summary.csv, as text."""
+    with open(folder / 'summary.csv', newline='') as f:
+        return list(csv.DictReader(f))
+
+
+def epochs_in(folder):
+    """The epochs that summary.csv has a row for."""
+    return [int(row['epoch']) for row in summary(folder)]
