@@ -1,9 +1,7 @@
 """validate.py on other images than those of the data: corrupted, attacked, augmented, of some classes."""
 import csv
 import json
-import multiprocessing
 import os
-import socket
 import sys
 import types
 
@@ -13,6 +11,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from ranks import finish_ranks, logs, start_ranks
 from timm.data import (
     IMAGENET_DEFAULT_MEAN,
     IMAGENET_DEFAULT_STD,
@@ -372,27 +371,11 @@ ALL = ['--calibration', '--agreement', '--stress', 'crop', '--attack', 'pgd', '-
        '2']
 
 
-def run_rank(rank, port, words, log):
-    os.environ.update(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port), WORLD_SIZE='2', RANK=str(rank),
-                      LOCAL_RANK=str(rank))
-    with open(log, 'w') as sys.stderr, open(os.devnull, 'w') as sys.stdout:
-        validation.main(words)
-
-
 def test_ranks_agree_with_one_process(textures, corrupted, weights, results_of, tmp_path):
     words = [str(textures), *RESNET, '--checkpoint', weights()[0], *ALL, '--corruptions-dir', str(corrupted),
              '--results-file', str(tmp_path / 'ranks'), '--results-format', 'json', '--report-dir', str(tmp_path / 'r')]
-    with socket.socket() as free:
-        free.bind(('127.0.0.1', 0))
-        port = free.getsockname()[1]
-    fork = multiprocessing.get_context('fork')
-    ranks = [fork.Process(target=run_rank, args=(rank, port, [*words, *SMALL], tmp_path / f'log{rank}'))
-             for rank in range(2)]
-    for rank in ranks:
-        rank.start()
-    for rank in ranks:
-        rank.join(120)
-    assert [rank.exitcode for rank in ranks] == [0, 0], [(tmp_path / f'log{rank}').read_text() for rank in range(2)]
+    ranks = start_ranks(2, tmp_path / 'logs', validation.main, [*words, *SMALL])
+    assert finish_ranks(ranks) == [0, 0], logs(tmp_path / 'logs')
     of_ranks, of_one = json.loads((tmp_path / 'ranks').read_text()), results_of(*words)
     assert of_ranks == {name: pytest.approx(value, rel=1e-4) if isinstance(value, float) else value
                         for name, value in of_one.items()}

@@ -7,7 +7,6 @@ import csv
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -22,6 +21,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing
 from PIL import Image
+from ranks import finish_ranks, logs, start_ranks
 from timm.loss import SoftTargetCrossEntropy
 from timm.task import ClassificationTask
 
@@ -57,63 +57,8 @@ def pictures(tmp_path_factory):
     return root
 
 
-# Ranks in forks of one server that has imported everything: imports take seconds in each process that torchrun starts.
-
-def free_port():
-    with socket.socket() as s:
-        s.bind(('127.0.0.1', 0))
-        return s.getsockname()[1]
-
-
-def torchrun_environment(rank, world_size):
-    return dict(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE=world_size)
-
-
 def slurm_environment(rank, world_size):
     return dict(SLURM_PROCID=rank, SLURM_LOCALID=rank, SLURM_NTASKS=world_size)
-
-
-def run_rank(environment, log, function, args):
-    torch.set_num_threads(1)
-    os.environ.update({name: str(value) for name, value in environment.items()})
-    with open(log, 'w') as f:
-        os.dup2(f.fileno(), 1)
-        os.dup2(f.fileno(), 2)
-    function(*args)
-
-
-def start_ranks(world_size, folder, function, *args, environment=torchrun_environment):
-    """Processes that call function(*args), where an argument may be a function of the rank; output in rank-N.log."""
-    context = torch.multiprocessing.get_context('forkserver')
-    context.set_forkserver_preload(['agmax_timm.run.training', 'agmax_timm.run.validation'])
-    common = dict(MASTER_ADDR='127.0.0.1', MASTER_PORT=free_port())
-    if sys.platform == 'linux':
-        common['GLOO_SOCKET_IFNAME'] = 'lo'
-    folder.mkdir(parents=True, exist_ok=True)
-    ranks = []
-    for rank in range(world_size):
-        own_args = [arg(rank) if callable(arg) else arg for arg in args]
-        own = {**common, **environment(rank, world_size)}
-        ranks.append(context.Process(target=run_rank, args=(own, folder / f'rank-{rank}.log', function, own_args)))
-        ranks[-1].start()
-    return ranks
-
-
-def finish_ranks(ranks, seconds=2 * MINUTE):
-    """Exit statuses; None for a rank that had to be killed."""
-    deadline = time.monotonic() + seconds
-    for rank in ranks:
-        rank.join(max(0., deadline - time.monotonic()))
-    statuses = [rank.exitcode for rank in ranks]
-    for rank in ranks:
-        if rank.exitcode is None:
-            rank.kill()
-            rank.join()
-    return statuses
-
-
-def logs(folder):
-    return '\n'.join(path.read_text() for path in sorted(folder.glob('rank-*.log')))
 
 
 def train_on_ranks(world_size, folder, pictures, *flags, **kwargs):

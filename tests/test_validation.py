@@ -2,9 +2,7 @@
 import csv
 import fnmatch
 import json
-import multiprocessing
 import os
-import socket
 import sys
 
 import numpy as np
@@ -12,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from ranks import finish_ranks, logs, start_ranks
 from timm.data import create_dataset, create_loader
 from timm.models import create_model, list_models
 from timm.utils import random_seed
@@ -504,10 +503,8 @@ def test_a_checkpoints_own_batch_size_shrinks_too(ema_run, photos, monkeypatch):
 
 # ---- Ranks ----
 
-def run_rank(rank, port, words, log):
+def validate_in_little_memory(rank, words):
     """One of two ranks; of the first checkpoint, the second one alone does not have the memory for 4 images."""
-    os.environ.update(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port), WORLD_SIZE='2', RANK=str(rank),
-                      LOCAL_RANK=str(rank))
     build = loaders.build_eval_loader
 
     def limited(args, *rest):
@@ -515,8 +512,7 @@ def run_rank(rank, port, words, log):
             raise RuntimeError('out of memory')
         return build(args, *rest)
     loaders.build_eval_loader = limited
-    with open(log, 'w') as sys.stderr, open(os.devnull, 'w') as sys.stdout:
-        validation.main(words)
+    validation.main(words)
 
 
 def test_ranks_agree_with_one_process(folder, imagenet, results_of):
@@ -527,20 +523,10 @@ def test_ranks_agree_with_one_process(folder, imagenet, results_of):
     words = [str(imagenet), *RESNET, '--checkpoint', str(folder), '--real-labels', str(folder / 'real.json'),
              '--valid-labels', str(folder / 'valid.txt'), '--results-file', str(folder / 'ranks'),
              '--results-format', 'json', '--metrics-avg', 'macro']
-    with socket.socket() as free:
-        free.bind(('127.0.0.1', 0))
-        port = free.getsockname()[1]
-    fork = multiprocessing.get_context('fork')  # torch is imported already
-    ranks = [fork.Process(target=run_rank, args=(rank, port, [*words, *SMALL], folder / f'log{rank}'))
-             for rank in range(2)]
-    for rank in ranks:
-        rank.start()
-    for rank in ranks:
-        rank.join(120)
-    logs = [(folder / f'log{rank}').read_text() for rank in range(2)]
-    assert [rank.exitcode for rank in ranks] == [0, 0], logs
-    assert 'another rank failed. Once more with --batch-size 4' in logs[0]
-    assert 'out of memory. Once more with --batch-size 4' in logs[1]
+    ranks = start_ranks(2, folder / 'logs', validate_in_little_memory, lambda rank: rank, [*words, *SMALL])
+    assert finish_ranks(ranks) == [0, 0], logs(folder / 'logs')
+    for rank, why in enumerate(('another rank failed', 'out of memory')):
+        assert f'{why}. Once more with --batch-size 4' in (folder / 'logs' / f'rank-{rank}.log').read_text()
     of_ranks = json.loads((folder / 'ranks').read_text())
     of_one = results_of(*words)
     for row, expected in zip(of_ranks, of_one, strict=True):

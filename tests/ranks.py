@@ -1,0 +1,61 @@
+"""Ranks of a job, in forks of one server that has imported everything: imports take seconds in a process of its own."""
+import os
+import socket
+import sys
+import time
+
+import torch
+import torch.multiprocessing
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        return s.getsockname()[1]
+
+
+def torchrun_environment(rank, world_size):
+    return dict(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE=world_size)
+
+
+def run_rank(environment, log, function, args):
+    torch.set_num_threads(1)
+    os.environ.update({name: str(value) for name, value in environment.items()})
+    with open(log, 'w') as f:
+        os.dup2(f.fileno(), 1)
+        os.dup2(f.fileno(), 2)
+    function(*args)
+
+
+def start_ranks(world_size, folder, function, *args, environment=torchrun_environment):
+    """Processes that call function(*args), where an argument may be a function of the rank; output in rank-N.log."""
+    context = torch.multiprocessing.get_context('forkserver')
+    context.set_forkserver_preload(['agmax_timm.run.training', 'agmax_timm.run.validation'])
+    common = dict(MASTER_ADDR='127.0.0.1', MASTER_PORT=free_port())
+    if sys.platform == 'linux':
+        common['GLOO_SOCKET_IFNAME'] = 'lo'
+    folder.mkdir(parents=True, exist_ok=True)
+    ranks = []
+    for rank in range(world_size):
+        own_args = [arg(rank) if callable(arg) else arg for arg in args]
+        own = {**common, **environment(rank, world_size)}
+        ranks.append(context.Process(target=run_rank, args=(own, folder / f'rank-{rank}.log', function, own_args)))
+        ranks[-1].start()
+    return ranks
+
+
+def finish_ranks(ranks, seconds=120):
+    """Exit statuses; None for a rank that had to be killed."""
+    deadline = time.monotonic() + seconds
+    for rank in ranks:
+        rank.join(max(0., deadline - time.monotonic()))
+    statuses = [rank.exitcode for rank in ranks]
+    for rank in ranks:
+        if rank.exitcode is None:
+            rank.kill()
+            rank.join()
+    return statuses
+
+
+def logs(folder):
+    return '\n'.join(path.read_text() for path in sorted(folder.glob('rank-*.log')))
