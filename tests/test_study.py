@@ -215,6 +215,23 @@ def test_a_failed_run_is_a_row_and_the_others_are_trained(tmp_path, photos, comm
     assert 'AgMax' not in capsys.readouterr().err
 
 
+def test_the_table_so_far(tmp_path, photos, commands, capsys):
+    path, folder = write_study(tmp_path, data=str(photos)), tmp_path / 'out'
+    assert run_study(path, '--output', folder, '--table') == 2
+    assert f'--table: no folder {folder}: train the study first' in capsys.readouterr().err
+    commands(baseline='sys.exit(3)', AgMax=GOOD)
+    assert run_study(path, '--output', folder) == 1
+    written = {name: (folder / name).read_text() for name in ('results.csv', 'table.csv', 'table.md')}
+    for name in written:
+        (folder / name).unlink()
+    commands(baseline='raise RuntimeError', AgMax='raise RuntimeError')  # nothing is trained
+    assert run_study(path, '--output', folder, '--table') == 0
+    told = capsys.readouterr().out
+    assert (folder / 'table.csv').read_text() == written['table.csv']
+    assert '2 of 4 runs have no result: 2 to train' in told
+    assert [row['status'] for row in read_rows(folder / 'results.csv')] == ['missing', 'complete'] * 2
+
+
 @pytest.mark.parametrize('name', ['SIGTERM', 'SIGINT'])
 def test_signals_are_passed_on(tmp_path, photos, commands, monkeypatch, name):
     asked = '''

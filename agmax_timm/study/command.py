@@ -2,7 +2,7 @@
 import os
 import shlex
 import sys
-from typing import List, Optional
+from typing import Dict, List, Optional
 
 from .cost import epochs_of, updates_and_views
 from .definition import Study, StudyError, read_study
@@ -26,6 +26,11 @@ def main(argv: Optional[List[str]] = None) -> None:
         check_unchanged(study, runs)
         if args.dry_run:
             tell(runs)
+            return
+        if args.table:
+            if not os.path.isdir(output):
+                raise StudyError(f'--table: no folder {output}: train the study first, or name its --output')
+            tell_results(study, runs, published, output)
             return
         check_data(study, runs)
         os.makedirs(output, exist_ok=True)
@@ -67,14 +72,33 @@ def carry_out(study: Study, runs: List[Run], published: Published, output: str, 
     Returns:
         Exit status.
     """
-    from .outcome import read_outcome
-    from .report import report
     from .runner import EXIT_STATUS, Runner
     runner = Runner(runs, jobs, devices)
     stopped = runner.run()
-    outcomes = [read_outcome(run, study.metric, study.epoch, runner.errors.get(run.folder, '')) for run in runs]
-    print(report(study, outcomes, published, output))
+    whole = tell_results(study, runs, published, output, runner.errors)
     if stopped:
         print(f'{PROG}: error: asked to end. The same command goes on', file=sys.stderr)
         return EXIT_STATUS
-    return int(any(outcome.value is None for outcome in outcomes))
+    return int(not whole)
+
+
+def tell_results(
+        study: Study,
+        runs: List[Run],
+        published: Published,
+        output: str,
+        errors: Optional[Dict[str, str]] = None,
+) -> bool:
+    """Write and print what the runs gave so far.
+
+    Args:
+        errors: Why runs have just failed, by their folder.
+
+    Returns:
+        Whether all of them have a result.
+    """
+    from .outcome import read_outcome
+    from .report import report
+    outcomes = [read_outcome(run, study.metric, study.epoch, (errors or {}).get(run.folder, '')) for run in runs]
+    print(report(study, outcomes, published, output))
+    return all(outcome.value is not None for outcome in outcomes)

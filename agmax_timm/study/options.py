@@ -17,6 +17,8 @@ def parse(argv: Optional[List[str]] = None) -> argparse.Namespace:
     parser.add_argument('--jobs', type=int, default=1, metavar='N', help='runs at a time; each gets its share of cores')
     parser.add_argument('--devices', nargs='+', default=[], metavar='DEVICE',
                         help='devices that the jobs take in turn, such as cuda:0 cuda:1 (default: that of train.py)')
+    parser.add_argument('--table', action='store_true',
+                        help='only write table and figure of the runs that are complete, also while others train')
     parser.add_argument('--dry-run', action='store_true', help='only print the commands, and what they cost')
     args = parser.parse_args(argv)
     if args.jobs < 1:
