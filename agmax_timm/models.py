@@ -13,13 +13,7 @@ from urllib.parse import urlparse
 
 import torch
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.models import (
-    generate_default_cfgs,
-    load_state_dict,
-    model_entrypoint,
-    register_model,
-    resolve_pretrained_cfg,
-)
+from timm.models import generate_default_cfgs, load_state_dict, model_entrypoint, register_model, resolve_pretrained_cfg
 from torch import Tensor, nn
 
 # Where timm's models keep their head; the original's networks keep theirs beside the features, as `classifier`.

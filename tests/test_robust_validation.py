@@ -12,13 +12,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from ranks import finish_ranks, logs, start_ranks
-from timm.data import (
-    IMAGENET_DEFAULT_MEAN,
-    IMAGENET_DEFAULT_STD,
-    ImageNetInfo,
-    create_dataset,
-    create_loader,
-)
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, ImageNetInfo, create_dataset, create_loader
 from timm.models import create_model
 from timm.utils import random_seed
 

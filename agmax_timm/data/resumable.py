@@ -12,21 +12,10 @@ from typing import Any, Dict, Iterator, List, Optional, Tuple
 
 import torch
 from timm.data.loader import MultiEpochsDataLoader
-from torch.utils.data import (
-    BatchSampler,
-    DataLoader,
-    DistributedSampler,
-    IterableDataset,
-    RandomSampler,
-)
+from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, IterableDataset, RandomSampler
 
 from .order import wrap_order
-from .random_state import (
-    get_random_state,
-    kept_random_state,
-    set_random_state,
-    torch_state,
-)
+from .random_state import get_random_state, kept_random_state, set_random_state, torch_state
 from .workers import Report, WorkerInit, get_shuffle_state, set_shuffle_state
 
 _REMEMBERED = 256  # batches whose indices are at hand

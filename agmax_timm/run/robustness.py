@@ -19,14 +19,7 @@ from ..data.augment import replace_transforms, transforms_of
 from ..data.datasets import DataError, class_names
 from ..data.mixup import TwoViewCollate
 from ..robustness.agreement import AgreementEvaluator
-from ..robustness.corruptions import (
-    ALEXNET_ERRORS,
-    SMALLEST,
-    Corrupt,
-    corruption_names,
-    find_corruptions,
-    summarize,
-)
+from ..robustness.corruptions import ALEXNET_ERRORS, SMALLEST, Corrupt, corruption_names, find_corruptions, summarize
 from ..robustness.seeding import SeededDataset
 from ..robustness.stress import before_tensor, stress_transform
 from . import loaders, reporting
