@@ -1,22 +1,18 @@
-"""Checkpoints and weights files read back, ours and timm's, as hostile: tensors and plain values alone."""
+"""What a checkpoint or weights file holds, ours or timm's: a classifier, the options of its run, its record."""
 import argparse
 import os
-import pickle
-import re
-import warnings
-import zipfile
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Dict, List, Optional
 
-import safetensors.torch
 import timm
 import torch
 import torch.nn as nn
 from timm.data import resolve_input_data_config
 from timm.models import clean_state_dict, get_pretrained_cfg, is_model, resolve_model_input_args
 
-from .models import CheckpointError, is_original, original_options, original_to_timm
+from .models import is_original, original_options, original_to_timm
+from .untrusted import CheckpointError, one_line, read_file
 
 # The keys of a checkpoint that are ours; all others are timm's.
 RECORD = 'agmax_timm'
@@ -24,8 +20,6 @@ STATE = 'agmax_state'
 # timm's train.py validates so, whatever the model's own.
 _CROP_OF_TRAINING = {'crop_mode': 'center'}
 _FILES = {'best': 'model_best.pth.tar', 'last': 'last.pth.tar'}
-# Of a part of a zip file; torch leaves the tensors of such a part as the memory happened to be.
-_IS_FOLDER = 0x10
 # Arguments of create_model that say where weights come from: never taken from a file, which has its own.
 _NOT_OF_A_MODEL = ('pretrained', 'pretrained_cfg', 'pretrained_cfg_overlay', 'checkpoint_path', 'cache_dir',
                    'features_only')
@@ -228,74 +222,6 @@ def saved_record(path: str) -> Dict[str, Any]:
     return record if isinstance(record, dict) else {}
 
 
-def read_file(path: str, mmap: bool = False) -> Dict[str, Any]:
-    """All that a file holds, as long as that is tensors and plain values.
-
-    Args:
-        mmap: Read tensors only when they are used, while the file must not change, and without verifying it.
-
-    Raises:
-        CheckpointError: the file is missing, damaged (see verify), or holds anything else.
-    """
-    if mmap:
-        _check_there(path)
-    else:
-        verify(path)
-    try:
-        if path.endswith('.safetensors'):
-            return safetensors.torch.load_file(path)
-        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
-            warnings.simplefilter('ignore')  # on what then fails in one line
-            mmap = mmap and _is_zip(path)
-            checkpoint = torch.load(path, map_location='cpu', weights_only=True, mmap=mmap)
-    except pickle.UnpicklingError as error:
-        found = re.search(r'GLOBAL ([\w.]+)', str(error))
-        if found is None:
-            raise CheckpointError(f'{path} is damaged or not a checkpoint') from error
-        raise CheckpointError(f'{path} holds {found[1]}, which is neither a tensor nor a plain value: refused, '
-                              'nothing of it was executed') from error
-    except Exception as error:  # torch raises what its parsers stumble over
-        reason = one_line(error).split('. ')[0]
-        raise CheckpointError(f'{path} is damaged or not a checkpoint: {reason}') from error
-    if not isinstance(checkpoint, dict):
-        raise CheckpointError(f'{path} is not a checkpoint: it holds a {type(checkpoint).__name__}')
-    return checkpoint
-
-
-def verify(path: str) -> None:
-    """Check a file against the sums in it: torch.save writes a CRC32 of every part, and torch.load does not look.
-
-    What torch wrote before its zip format has no sums, nor has safetensors: there only what does not parse is found.
-
-    Raises:
-        CheckpointError: the file is missing, empty or damaged.
-    """
-    _check_there(path)
-    if not _is_zip(path):
-        return
-    try:
-        with zipfile.ZipFile(path) as parts:
-            damaged = parts.testzip() or next(
-                (part.filename for part in parts.infolist() if part.external_attr & _IS_FOLDER), None)
-    except Exception as error:  # zipfile raises what its parsers stumble over
-        raise CheckpointError(f'{path} is damaged: {one_line(error)}') from error
-    if damaged is not None:
-        raise CheckpointError(f'{path} is damaged: {damaged} is not what was written')
-
-
-def _is_zip(path: str) -> bool:
-    """As torch decides it; zipfile would look at the end of the file, which may be damaged."""
-    with open(path, 'rb') as f:
-        return f.read(4) == b'PK\x03\x04'
-
-
-def _check_there(path: str) -> None:
-    if not os.path.isfile(path):
-        raise CheckpointError(f'no such checkpoint: {path}')
-    if not os.path.getsize(path):
-        raise CheckpointError(f'{path} is empty')
-
-
 def _tensors(checkpoint: Dict[str, Any], path: str, use_ema: bool = False) -> Dict[str, torch.Tensor]:
     """The classifier in what a file holds, by timm's names."""
     if is_original(checkpoint) and not use_ema:
@@ -331,7 +257,3 @@ def _load_strictly(model: nn.Module, tensors: Dict[str, torch.Tensor], path: str
 
 def _some(names: List[str], most: int = 4) -> str:
     return ', '.join(names[:most]) + (f' and {len(names) - most} more' if len(names) > most else '')
-
-
-def one_line(error: Exception) -> str:
-    return ' '.join(str(error).split()) or type(error).__name__

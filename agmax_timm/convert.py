@@ -7,10 +7,11 @@ from typing import Any, Dict, List, Optional
 
 from timm.models import create_model, is_model
 
-from .checkpoint import SavedModel, read_file
+from .checkpoint import SavedModel
 from .command_line import Parser
 from .hub import HubError, stage
-from .models import CheckpointError, filter_checkpoint, is_original, original_options, timm_architecture
+from .models import filter_checkpoint, is_original, original_options, timm_architecture
+from .untrusted import CheckpointError, read_file
 
 
 def main(argv: Optional[List[str]] = None) -> None:

@@ -7,9 +7,10 @@ from typing import Any, Dict, List, Optional
 
 import torch
 
-from .checkpoint import RECORD, CheckpointError, SavedModel, read_file, read_model
+from .checkpoint import RECORD, SavedModel, read_model
 from .command_line import Parser
 from .hub import HubError, stage
+from .untrusted import CheckpointError, read_file
 
 
 class ExportError(ValueError):

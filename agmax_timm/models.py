@@ -16,16 +16,14 @@ from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import generate_default_cfgs, load_state_dict, model_entrypoint, register_model, resolve_pretrained_cfg
 from torch import Tensor, nn
 
+from .untrusted import CheckpointError
+
 # Where timm's models keep their head; the original's networks keep theirs beside the features, as `classifier`.
 _HEADS = ('head.fc', 'head', 'classifier', 'fc')
 _WRAPPERS = re.compile(r'^(module\.)?(backbone\.)?')
 _FILE_HASH = re.compile(r'-([a-f0-9]{8,64})\.')
 
 _logger = logging.getLogger(__name__)
-
-
-class CheckpointError(ValueError):
-    """A file of weights that cannot be used; the message names the file and why."""
 
 
 def is_original(checkpoint: Any) -> bool:

@@ -3,7 +3,8 @@ import os
 from contextlib import suppress
 from typing import Any, Dict, List, Optional, Tuple
 
-from .checkpoint import STATE, CheckpointError, read_file, verify
+from .checkpoint import STATE
+from .untrusted import CheckpointError, read_file, verify
 
 SUFFIX = '.pth.tar'
 _SCRATCH_OF_TIMM = ('tmp.pth.tar', 'recovery_tmp.pth.tar')

@@ -19,10 +19,10 @@ def main(argv: Optional[List[str]] = None) -> None:
     args = parser.parse_args(argv)
     if args.topk < 1 or args.batch_size < 1 or args.workers < 0:
         parser.error('--topk and --batch-size must be 1 or more, --workers 0 or more')
-    from .checkpoint import CheckpointError
     from .command_line import OptionError
     from .data.datasets import DataError
     from .run.evaluation.prediction import Predictor
+    from .untrusted import CheckpointError
     try:
         paths = list_images(args.images)
         predictor = Predictor(_options(args))

@@ -4,10 +4,11 @@ import os
 import shlex
 from typing import List, Optional
 
-from .checkpoint import CheckpointError, SavedModel, chosen_by_ema, read_model
+from .checkpoint import SavedModel, chosen_by_ema, read_model
 from .command_line import Parser
 from .hub import HubError, check_destination, publish, stage
 from .staging import CONFIG
+from .untrusted import CheckpointError
 
 _logger = logging.getLogger(__name__)
 

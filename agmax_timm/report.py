@@ -8,11 +8,11 @@ def main(argv: Optional[List[str]] = None) -> None:
     """The command. Prints the path of the page; exit status 2, with one line, where there is none."""
     parser = _parser()
     args = parser.parse_args(argv)
-    from .checkpoint import CheckpointError
     from .command_line import OptionError
     from .data.datasets import DataError
     from .run import reporting
     from .run.report.report import make_report
+    from .untrusted import CheckpointError
     reporting.setup_logging()
     try:
         print(make_report(args.folder, args.data, args.device, args.workers))

@@ -5,7 +5,8 @@ from typing import Any, Dict, List, Optional
 import torch
 from timm.task import TrainingTask, load_task_ema_checkpoint, resume_task_checkpoint
 
-from .checkpoint import STATE, CheckpointError, one_line, read_file, verify
+from .checkpoint import STATE
+from .untrusted import CheckpointError, one_line, read_file, verify
 
 _logger = logging.getLogger(__name__)
 

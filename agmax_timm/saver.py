@@ -24,8 +24,9 @@ from timm.utils import CheckpointSaver
 
 from . import __version__, durable
 from .background import Background, snapshot
-from .checkpoint import RECORD, STATE, read_file
+from .checkpoint import RECORD, STATE
 from .models import timm_architecture
+from .untrusted import read_file
 
 _logger = logging.getLogger(__name__)
 

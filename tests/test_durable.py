@@ -10,7 +10,7 @@ import torch
 
 from agmax_timm import durable
 from agmax_timm.background import Background, snapshot
-from agmax_timm.checkpoint import CheckpointError, read_file
+from agmax_timm.untrusted import CheckpointError, read_file
 
 
 def equal(a, b):

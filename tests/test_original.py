@@ -8,9 +8,10 @@ import torch
 from original_networks import NAMES, names_and_digest, original_checkpoint, original_network
 from torch import nn
 
-from agmax_timm.checkpoint import CheckpointError, load_weights, saved_options
+from agmax_timm.checkpoint import load_weights, saved_options
 from agmax_timm.models import is_original, original_to_timm, timm_architecture
 from agmax_timm.run import validation
+from agmax_timm.untrusted import CheckpointError
 
 torch.set_num_threads(1)
 

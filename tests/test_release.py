@@ -20,9 +20,9 @@ from safetensors.torch import save_file
 from timm.models import save_for_hf, set_pretrained_check_hash
 
 import agmax_timm.models
-from agmax_timm.checkpoint import CheckpointError
 from agmax_timm.models import original_to_timm
 from agmax_timm.run import validation
+from agmax_timm.untrusted import CheckpointError
 
 torch.set_num_threads(1)
 

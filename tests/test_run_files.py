@@ -11,10 +11,10 @@ import pytest
 from run_files import epochs_in
 
 from agmax_timm import durable
-from agmax_timm.checkpoint import read_file, verify
 from agmax_timm.run import assembly, build, epochs, reporting, training
 from agmax_timm.run import folder as run_folder
 from agmax_timm.run.logfile import LogFile
+from agmax_timm.untrusted import read_file, verify
 
 SMALL = ['--model', 'test_resnet', '--num-classes', '3', '--img-size', '32', '-b', '4', '-j', '0',
          '--warmup-epochs', '0', '--lr', '0.05', '--log-interval', '1', '--experiment', 'run']

@@ -12,9 +12,9 @@ from timm.task import ClassificationTask
 
 from agmax_timm import durable
 from agmax_timm import saver as saver_module
-from agmax_timm.checkpoint import read_file, verify
 from agmax_timm.newest import checkpoint_names, newest_checkpoint
 from agmax_timm.saver import RecordSaver, SaveError, create_saver
+from agmax_timm.untrusted import read_file, verify
 
 LAST, BEST = 'last.pth.tar', 'model_best.pth.tar'
 

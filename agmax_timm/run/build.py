@@ -22,8 +22,8 @@ from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 from timm.task import TrainingTask
 from timm.utils import NativeScaler
 
-from ..checkpoint import one_line
 from ..command_line import OptionError
+from ..untrusted import one_line
 from .flags.names import REFUSED, check_model
 from .sharding import shard_task
 

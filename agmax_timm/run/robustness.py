@@ -13,7 +13,6 @@ from timm.data import ImageNetInfo
 from timm.task import evaluation_sample_limit
 from torch.utils.data import Dataset
 
-from ..checkpoint import one_line
 from ..command_line import OptionError
 from ..data.augment import replace_transforms, transforms_of
 from ..data.datasets import DataError, class_names
@@ -22,6 +21,7 @@ from ..robustness.agreement import AgreementEvaluator
 from ..robustness.corruptions import ALEXNET_ERRORS, SMALLEST, Corrupt, corruption_names, find_corruptions, summarize
 from ..robustness.seeding import SeededDataset
 from ..robustness.stress import before_tensor, stress_transform
+from ..untrusted import one_line
 from . import loaders, reporting
 from .build import Precision
 from .engine import evaluate

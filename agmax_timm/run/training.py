@@ -8,13 +8,13 @@ from typing import Any, Dict, List, Optional
 import torch.distributed as dist
 from timm import utils
 
-from ..checkpoint import CheckpointError, one_line
 from ..command_line import OptionError
 from ..data.datasets import DataError
 from ..hub import HubError
 from ..publish import command_of, publish_source
 from ..saver import SaveError
 from ..task import UnsupportedModelError
+from ..untrusted import CheckpointError, one_line
 from . import dry_run, folder, reporting, tracking
 from .assembly import Built, build_run, open_output
 from .config import parse_train_args

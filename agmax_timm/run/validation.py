@@ -16,11 +16,12 @@ from timm import utils
 from torch.utils.data import Dataset
 
 from .. import durable
-from ..checkpoint import CheckpointError, saved_options
+from ..checkpoint import saved_options
 from ..command_line import OptionError
 from ..data.datasets import DEMO, DataError, check_root
 from ..data.shards import open_dataset
 from ..robustness.table import write_report
+from ..untrusted import CheckpointError
 from . import build, loaders, reporting, robustness
 from .config import parse_validate_args
 from .engine import evaluate

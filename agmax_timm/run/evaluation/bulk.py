@@ -14,8 +14,8 @@ import torch.distributed as dist
 from timm.models import is_model, list_models
 from timm.utils import check_batch_size_retry, decay_batch_step, natural_key
 
-from ...checkpoint import one_line
 from ...command_line import OptionError
+from ...untrusted import one_line
 
 # Pretrained weights whose outputs are not the thousand classes of ImageNet: left out of --model all, as timm does.
 _OTHER_CLASSES = ('*_in21k', '*_in22k', '*in12k', '*_dino', '*fcmae', '*seer')

@@ -9,8 +9,9 @@ import torch.nn as nn
 from timm.layers import apply_test_time_pool
 from timm.models import reparameterize_model
 
-from ...checkpoint import load_weights, one_line
+from ...checkpoint import load_weights
 from ...command_line import OptionError
+from ...untrusted import one_line
 from .. import loaders
 from ..build import Precision, build_data_config, create_named_model, input_channels, set_backend_options, try_input
 

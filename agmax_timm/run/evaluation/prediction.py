@@ -8,8 +8,9 @@ from PIL import Image
 from timm.data import ImageNetInfo, infer_imagenet_subset
 from timm.data.readers.reader import Reader
 
-from ...checkpoint import CheckpointError, read_model, saved_options, saved_record
+from ...checkpoint import read_model, saved_options, saved_record
 from ...data.decoding import DecodedDataset, UndecodableError
+from ...untrusted import CheckpointError
 from .. import build, loaders, validation
 from ..config import validate_options
 from ..engine import outputs_of

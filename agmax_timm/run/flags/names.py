@@ -11,9 +11,9 @@ from timm.models import is_model, list_models
 from timm.optim import create_optimizer_v2, get_optimizer_info, list_optimizers, optimizer_kwargs
 from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 
-from ...checkpoint import one_line
 from ...command_line import OptionError, nearest
 from ...data.datasets import DEMO, check_root
+from ...untrusted import one_line
 
 _logger = logging.getLogger('train')
 _SCHEDULES = ('cosine', 'tanh', 'step', 'multistep', 'plateau', 'poly', 'wsd', 'rsqrt', 'constant', 'none')

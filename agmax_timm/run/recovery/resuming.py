@@ -6,8 +6,9 @@ from typing import Any, Dict, List, Optional, Tuple
 
 from timm import utils
 
-from ...checkpoint import STATE, read_file
+from ...checkpoint import STATE
 from ...command_line import OptionError
+from ...untrusted import read_file
 from ..losses import RunningLosses
 from .changes import compare_data, compare_options, compare_views
 from .state import Position, RunState

@@ -12,9 +12,9 @@ import torch.distributed as dist
 from timm.task import TrainingTask
 from timm.utils import random_seed, unwrap_model
 
-from ...checkpoint import CheckpointError
 from ...data.random_state import get_random_state, set_random_state
 from ...data.resumable import ResumableLoader, ResumeError, start_workers
+from ...untrusted import CheckpointError
 from ..losses import RunningLosses
 
 _FORMAT = 1

@@ -13,10 +13,11 @@ from torch.utils.data import Dataset
 
 from ... import durable
 from ...card import dataset_of
-from ...checkpoint import CheckpointError, chosen_by_ema, find_file, one_line, saved_options, saved_record
+from ...checkpoint import chosen_by_ema, find_file, saved_options, saved_record
 from ...command_line import OptionError
 from ...data.datasets import DataError, class_names
 from ...staging import recipe
+from ...untrusted import CheckpointError, one_line
 from .. import build, folder, loaders, reporting, validation
 from ..config import read_config, validate_options
 from ..engine import outputs_of
