@@ -62,7 +62,7 @@ class Built:
     @property
     def metric_name(self) -> str:
         """What ranks the checkpoints."""
-        return self.args.eval_metric if self.loader_eval is not None else 'loss'
+        return self.record['metric_name']
 
     @property
     def decreasing(self) -> bool:
@@ -88,8 +88,8 @@ def build_run(args: argparse.Namespace, signals: StopSignals, watchdog: Watchdog
         DataError, CheckpointError, UnsupportedModelError, HubError: that cannot be used.
         Interrupted: the run was asked to end.
     """
-    auto = args.resume == 'auto'
-    device = _begin(args, signals)
+    auto = args.resume == 'auto'  # until the file is found
+    device = _begin(args, signals, auto)
     primary = utils.is_primary(args)
     utils.random_seed(args.seed, args.rank)
     precision = build.build_precision(args, device)
@@ -160,11 +160,10 @@ def open_output(built: Built, options: Dict[str, Any]) -> tracking.Trackers:
     return trackers
 
 
-def _begin(args: argparse.Namespace, signals: StopSignals) -> torch.device:
+def _begin(args: argparse.Namespace, signals: StopSignals, auto: bool) -> torch.device:
     """What can be refused before anything is built; then the process group and its device."""
     tracking.require_trackers(args)
     loaders.check_roots(args)
-    auto = args.resume == 'auto'
     folder.resolve_resume(args)
     folder.check_folder(args, auto, lock=not args.dry_run)
     build.import_device_modules(args)
