@@ -7,6 +7,7 @@ from torchvision.transforms.functional import pil_to_tensor
 
 from agmax_timm.run.evaluation.analysis import Pair, analyse, calibration, confused_pairs, confusion, per_class
 from agmax_timm.run.evaluation.outcomes import Outcomes
+from agmax_timm.run.pictures import ToPicture
 
 TARGET = torch.tensor([0, 0, 0, 1, 1, 2])
 PREDICTION = torch.tensor([0, 1, 1, 1, 2, 0])
@@ -96,7 +97,7 @@ def test_the_surest_mistakes_are_kept_whatever_the_batches():
     generator = torch.Generator().manual_seed(1)
     logits, target = 2 * torch.randn(60, 4, generator=generator), torch.randint(4, (60,), generator=generator)
     pixels = torch.randint(256, (60, 3, 6, 5), generator=generator, dtype=torch.uint8)
-    outcomes = Outcomes(dict(mean=(0.5,) * 3, std=(0.25,) * 3), most=7)
+    outcomes = Outcomes(ToPicture(dict(mean=(0.5,) * 3, std=(0.25,) * 3, input_size=(3, 6, 5))), most=7)
     for batch in torch.arange(60).split(11):
         outcomes.update((pixels[batch] / 255 - 0.5) / 0.25, logits[batch], target[batch])
     confidence, prediction = logits.softmax(1).max(1)
@@ -112,6 +113,6 @@ def test_the_surest_mistakes_are_kept_whatever_the_batches():
 
 
 def test_outputs_that_are_not_finite_are_no_confidence():
-    outcomes = Outcomes(dict(mean=(0.5,), std=(0.5,)))
+    outcomes = Outcomes(ToPicture(dict(mean=(0.5,), std=(0.5,), input_size=(1, 4, 4))))
     outcomes.update(torch.zeros(2, 1, 4, 4), torch.tensor([[float('nan'), 1.], [0., 9.]]), torch.tensor([1, 1]))
     assert outcomes.analyse(2).calibration.count.tolist() == [1] + [0] * 13 + [1]

@@ -40,7 +40,8 @@ OURS = {
 }
 OURS_IN_VALIDATION = {
     '--agreement', '--attack', '--attack-eps', '--attack-norm', '--attack-step-size', '--attack-steps', '--calibration',
-    '--corruptions', '--corruptions-dir', '--report-dir', '--severities', '--stress',
+    '--corruptions', '--corruptions-dir', '--naflex-patchify-channels-first', '--report-dir', '--severities',
+    '--stress',
 }
 # Choices that timm asserts later, or never.
 STRICTER = {'--amp-dtype': ('float16', 'bfloat16'), '--model-dtype': ('float32', 'float16', 'bfloat16'),

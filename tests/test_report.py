@@ -17,7 +17,7 @@ from sklearn.metrics import precision_recall_fscore_support
 from torchvision.transforms.functional import to_tensor
 
 from agmax_timm import report as command
-from agmax_timm.checkpoint import read_model, saved_options
+from agmax_timm.checkpoint import read_model, saved_options, saved_record
 from agmax_timm.run import training, validation
 from agmax_timm.run.config import parse_train_args, parse_validate_args
 from agmax_timm.run.options import train_parser
@@ -124,6 +124,11 @@ def run_copy(ema_run, tmp_path):
     return shutil.copytree(ema_run, tmp_path / 'run')
 
 
+def image_of(attributes):
+    """The picture of an element img, as tensors take it."""
+    return Image.open(io.BytesIO(base64.b64decode(attributes['src'].split(',')[1]))).convert('RGB')
+
+
 def predictions(monkeypatch, photos, *argv):
     """Classes that validate.py's model predicts, the true ones, and the results it prints."""
     seen = []
@@ -215,6 +220,27 @@ def test_the_views_are_the_training_images(hostile_run, photo_numbers):
         assert images[0].tobytes() != images[1].tobytes(), 'two draws'
         seen.add(numbers[0])
     assert len(seen) == 4
+
+
+def test_what_is_made_of_patches_is_shown_and_evaluated_as_in_training(photos, photo_numbers, results_of, tmp_path):
+    training.main([
+        str(photos), '--num-classes', '3', '-b', '8', '-j', '0', '--epochs', '1', '--agmax', '--report',
+        '--save-images', '--model', 'naflexvit_base_patch16_gap', '--model-kwargs', 'embed_dim=16', 'depth=1',
+        'num_heads=2', '--naflex-loader', '--naflex-train-seq-lens', '4', '--naflex-max-seq-len', '9',
+        '--naflex-patchify-channels-first', '--lr', '0', '--warmup-epochs', '0', '--color-jitter', '0',
+        '--output', str(tmp_path), '--experiment', 'run'])
+    page = check_page((tmp_path / 'run' / 'report.html').read_text())
+    shown = {kind: [attributes for name, attributes, around in page.elements if name == 'img'
+                    and any(class_ == kind for _, class_ in around)] for kind in ('pair', 'mistakes')}
+    assert len(shown['pair']) == 2 * 8
+    results = results_of(photos, '--checkpoint', tmp_path / 'run' / 'model_best.pth.tar', '--naflex-loader', '-b', 8)
+    saved = saved_record(str(tmp_path / 'run' / 'model_best.pth.tar'))['metrics']['raw']
+    assert results['loss'] == saved['loss'] and results['top1'] == round(saved['top1'], 4)
+    assert len(shown['mistakes']) == 12 - round(0.12 * results['top1'])
+    numbers = [photo_numbers(to_tensor(image_of(attributes))[None]).item() for attributes in shown['pair']]
+    first, second = numbers[::2], numbers[1::2]
+    assert first == second and len(set(first)) == 8
+    assert (tmp_path / 'run' / 'views-0-0.png').is_file()
 
 
 @pytest.mark.parametrize('argv', [

@@ -17,7 +17,7 @@ from .flags.checks import in_sequence, mixing
 from .guards.damaged import DamageReport
 from .guards.watch import Verdict
 from .losses import NonFiniteError, RunningLosses
-from .pictures import save_views
+from .pictures import ToPicture, save_views
 from .recovery.state import Position
 from .stopping import EarlyStop
 from .tracking import Trackers
@@ -113,8 +113,9 @@ class Epochs:
         if self.args.save_images and self.primary:
             path = os.path.join(self.keeper.output_dir, f'views-{progress.epoch}-{progress.update_index}.png')
             with reporting.tolerated(path):
-                save_views(path, progress.input, progress.target, built.data_config['mean'], built.data_config['std'],
-                           class_names(built.dataset_train), views=2 if self.args.agmax else 1)
+                to_picture = ToPicture(built.data_config, self.args.naflex_patchify_channels_first)
+                save_views(path, progress.input, progress.target, to_picture, class_names(built.dataset_train),
+                           views=2 if self.args.agmax else 1)
 
     def _evaluate(self, epoch: int, train_metrics: Dict[str, float], losses: RunningLosses) -> None:
         """Evaluate an epoch, tell of it, save it, and see whether the run ends with it."""

@@ -270,7 +270,7 @@ def build_eval_loader(
             batch_size=batch_size,
             interpolation=data_config['interpolation'],
             num_workers=workers,
-            patchify_channels_last=not getattr(args, 'naflex_patchify_channels_first', False),
+            patchify_channels_last=not args.naflex_patchify_channels_first,
             **_loader_kwargs(args, data_config, device, precision),
         )
     share_evaluation(dataset, batch_size)

@@ -1,23 +1,59 @@
 """Grids of training images as the network sees them, the views of an image side by side over their labels."""
+import math
 import os
-from typing import List, Optional, Sequence
+from typing import Any, Dict, List, Optional
 
 import torch
 from PIL import Image, ImageDraw
 from torchvision.transforms.functional import to_pil_image
 
 from .. import durable
+from .losses import Input
 
 _CAPTION_HEIGHT = 14
 _MARGIN = 4
 
 
+class ToPicture:
+    """What the network sees of an image, as people see it: normalisation undone, patches put together (NaFlex).
+
+    Args:
+        data_config: 'mean', 'std' and 'input_size' (C, H, W).
+        patches_channels_first: Whether the pixels of a patch are laid out channel by channel.
+    """
+
+    def __init__(self, data_config: Dict[str, Any], patches_channels_first: bool = False):
+        self.channels = data_config['input_size'][0]
+        self.mean, self.std = (torch.tensor(data_config[name])[-self.channels:, None, None] for name in ('mean', 'std'))
+        self.patches_channels_first = patches_channels_first
+
+    def __call__(self, input: Input, index: int) -> Image.Image:
+        """The image of this index in a batch: in colour, of its first three channels, or in gray, of its first."""
+        if isinstance(input, torch.Tensor):
+            x = input[index]
+        else:
+            x = self._join(*(input[name][index] for name in ('patches', 'patch_coord', 'patch_valid')))
+        x = x.float().cpu() * self.std + self.mean
+        return to_pil_image(x.clamp(0, 1)[:3] if self.channels >= 3 else x.clamp(0, 1)[:1]).convert('RGB')
+
+    def _join(self, patches: torch.Tensor, coord: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+        """The image [C, H, W] of its square patches [N, P * P * C] or [N, P, P, C], placed by row and column [N, 2]."""
+        patches, (rows, columns) = patches[valid], coord[valid].T
+        side = math.isqrt(patches[0].numel() // self.channels)
+        if self.patches_channels_first:
+            patches = patches.view(-1, self.channels, side, side)
+        else:
+            patches = patches.view(-1, side, side, self.channels).permute(0, 3, 1, 2)
+        grid = patches.new_zeros(int(rows.max()) + 1, int(columns.max()) + 1, self.channels, side, side)
+        grid[rows, columns] = patches
+        return grid.permute(2, 0, 3, 1, 4).flatten(3).flatten(1, 2)
+
+
 def save_views(
         path: str,
-        input: torch.Tensor,
+        input: Input,
         target: torch.Tensor,
-        mean: Sequence[float],
-        std: Sequence[float],
+        to_picture: ToPicture,
         class_names: Optional[List[str]] = None,
         views: int = 2,
         most: int = 16,
@@ -27,18 +63,20 @@ def save_views(
 
     Args:
         path: Image file to write.
-        input: Normalised view-major images [views * B, C, H, W].
+        input: Normalised view-major images [views * B, C, H, W], or the patches of such.
         target: Class indices [views * B] or soft targets [views * B, K].
-        mean, std: What the images were normalised by, pixels in [0, 1].
+        to_picture: Makes pictures of the input.
         class_names: Names by index.
         views: Views of an image.
         most: Images to show.
         min_side: Smaller images are enlarged to this height, in pixels.
     """
-    batch_size = len(input) // views
+    batch_size = len(target) // views
     rows = [[v * batch_size + i for v in range(views)] for i in range(min(most, batch_size))]
-    scale = max(1, -(-min_side // input.shape[-2]))
-    height, width = input.shape[-2] * scale + _CAPTION_HEIGHT + _MARGIN, input.shape[-1] * scale + _MARGIN
+    images = {index: to_picture(input, index) for row in rows for index in row}
+    tallest, widest = (max(sides) for sides in zip(*((image.height, image.width) for image in images.values())))
+    scale = max(1, -(-min_side // tallest))
+    height, width = tallest * scale + _CAPTION_HEIGHT + _MARGIN, widest * scale + _MARGIN
     columns = max(1, int(len(rows) ** 0.5) // 2) if len(rows) > 4 else 1
     lines = -(-len(rows) // columns)
     sheet = Image.new('RGB', (columns * (views * width + 3 * _MARGIN), lines * height), 'white')
@@ -46,7 +84,7 @@ def save_views(
     for place, row in enumerate(rows):
         left, top = place // lines * (views * width + 3 * _MARGIN), place % lines * height
         for v, index in enumerate(row):
-            image = to_image(input[index], mean, std)
+            image = images[index]
             image = image.resize((image.width * scale, image.height * scale), Image.NEAREST)
             sheet.paste(image, (left + v * width, top))
             caption = _fit(draw, label_text(target[index], class_names), width - _MARGIN)
@@ -68,13 +106,6 @@ def label_text(target: torch.Tensor, class_names: Optional[List[str]] = None, mo
     if len(top) == 1:
         return name(top[0])
     return ' + '.join(f'{name(index)} {shares[index]:.2f}' for index in top)
-
-
-def to_image(x: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> Image.Image:
-    """A normalised image [C, H, W] in colour, of its first three channels, or in gray, of its first."""
-    channels = x.shape[0]
-    x = x.float().cpu() * torch.tensor(std)[-channels:, None, None] + torch.tensor(mean)[-channels:, None, None]
-    return to_pil_image(x.clamp(0, 1)[:3] if channels >= 3 else x.clamp(0, 1)[:1]).convert('RGB')
 
 
 def _fit(draw: ImageDraw.ImageDraw, text: str, width: int) -> str:

@@ -34,7 +34,7 @@ from .flags import names
 _OPTIONS_OF_RUN = (
     'model', 'num_classes', 'in_chans', 'img_size', 'input_size', 'mean', 'std', 'interpolation', 'crop_pct',
     'crop_mode', 'gp', 'model_kwargs', 'class_map', 'input_img_mode', 'input_key', 'target_key', 'task',
-    'target_format', 'multilabel_threshold')
+    'target_format', 'multilabel_threshold', 'naflex_max_seq_len', 'naflex_patchify_channels_first')
 _METRICS = {  # and what their complements to 100 are called
     'classification': {'top1': 'top1_err', 'top5': 'top5_err'},
     'multilabel': {'map': None, 'micro_f1': None, 'macro_f1': None, 'sample_f1': None},
@@ -223,6 +223,8 @@ def adopt_options(args: argparse.Namespace, saved: Dict[str, Any]) -> None:
     if 'batch_size' not in explicit:
         adopted['batch_size'] = saved.get('validation_batch_size') or saved.get('batch_size') or args.batch_size
     adopted['use_train_size'] = True
+    if saved.get('naflex_loader') and not args.naflex_loader:
+        _logger.warning('The run was evaluated with --naflex-loader, this is not: images are made to be of one size')
     changed = {name: value for name, value in adopted.items() if value != getattr(args, name)}
     if changed:
         _logger.info('From the checkpoint: ' + ', '.join(f'{name} {value}' for name, value in changed.items()))

@@ -1,11 +1,12 @@
 """What became of each image of an evaluation, and the mistakes that the model was most sure of."""
 from dataclasses import dataclass
-from typing import Any, Dict, List, Optional
+from typing import List
 
 import torch
 from PIL import Image
 
-from ..pictures import to_image
+from ..losses import Input
+from ..pictures import ToPicture
 from .analysis import Analysis, analyse
 
 
@@ -16,25 +17,25 @@ class Mistake:
     target: int
     prediction: int
     confidence: float
-    picture: Optional[Image.Image]  # as the network saw it; None where that was patches
+    picture: Image.Image  # as the network saw it
 
 
 class Outcomes:
     """Keeps three numbers an image, and pictures of the most confident mistakes.
 
     Args:
-        data_config: How images were normalised: 'mean' and 'std'.
+        to_picture: Makes pictures of what the model sees.
         most: Mistakes to keep.
     """
 
-    def __init__(self, data_config: Dict[str, Any], most: int = 24):
-        self.data_config = data_config
+    def __init__(self, to_picture: ToPicture, most: int = 24):
+        self.to_picture = to_picture
         self.most = most
         self.count = 0
         self.mistakes: List[Mistake] = []  # the most confident first
         self._batches: List[torch.Tensor] = []
 
-    def update(self, input: Any, output: torch.Tensor, target: torch.Tensor) -> None:
+    def update(self, input: Input, output: torch.Tensor, target: torch.Tensor) -> None:
         """Add a batch: what the model saw, its logits [B, K], true classes [B]."""
         confidence, prediction = output.float().softmax(dim=1).nan_to_num(0.).max(dim=1)
         wrong = (prediction != target).nonzero().flatten()
@@ -42,10 +43,8 @@ class Outcomes:
         for i in surest:
             if len(self.mistakes) >= self.most and confidence[i] <= self.mistakes[self.most - 1].confidence:
                 break
-            picture = to_image(input[i], self.data_config['mean'], self.data_config['std']) if (
-                isinstance(input, torch.Tensor)) else None
-            self.mistakes.append(
-                Mistake(self.count + i, int(target[i]), int(prediction[i]), float(confidence[i]), picture))
+            self.mistakes.append(Mistake(self.count + i, int(target[i]), int(prediction[i]), float(confidence[i]),
+                                         self.to_picture(input, i)))
         self.mistakes = sorted(self.mistakes, key=lambda mistake: -mistake.confidence)[:self.most]
         self.count += len(target)
         self._batches.append(torch.stack([prediction.double(), confidence.double(), target.double()]).cpu())

@@ -40,7 +40,6 @@ _NOT_WITH_NAFLEX = (
     ('--lighting', lambda args: args.lighting, 'is for images of one size'),
     ('--augment-backend fast', lambda args: args.augment_backend == 'fast', 'gives each image a size of its own'),
     ('--train-crop-mode pad', lambda args: args.train_crop_mode == 'pad', 'is for images of one size'),
-    ('--save-images', lambda args: args.save_images, 'draws images, not patches'),
 )
 
 # Options that say nothing without another one: timm's scripts take them in silence.

@@ -129,6 +129,8 @@ def resolutions(group):
 def naflex(group):
     group.add_argument('--naflex-loader', action='store_true', help='load so (needs a NaFlex model)')
     group.add_argument('--naflex-max-seq-len', type=int, default=576, metavar='N', help='patches in evaluation')
+    group.add_argument('--naflex-patchify-channels-first', action='store_true',
+                       help='channels before pixels within a patch')
 
 
 def train_naflex(group):
@@ -140,5 +142,3 @@ def train_naflex(group):
                        help='share of each (default: equal)')
     group.add_argument('--naflex-loss-scale', default='linear', choices=('none', 'sqrt', 'linear'),
                        help='scale the gradient by the size of the batch')
-    group.add_argument('--naflex-patchify-channels-first', action='store_true',
-                       help='channels before pixels within a patch')

@@ -180,7 +180,7 @@ def _mistakes(report: Report) -> Html:
     figures = []
     for mistake, name in report.mistakes:
         true, predicted = report.name_of(mistake.target), report.name_of(mistake.prediction)
-        image = picture(mistake.picture, f'{true}, taken for {predicted}') if mistake.picture else None
+        image = picture(mistake.picture, f'{true}, taken for {predicted}')
         caption = tag('figcaption', f'{true} → ', tag('b', predicted), f' {100 * mistake.confidence:.1f}\u00a0%',
                       tag('br'), name)
         figures.append(tag('figure', image, caption))

@@ -26,7 +26,7 @@ from ..evaluation.metrics import create_evaluator, set_targets
 from ..evaluation.outcomes import Mistake, Outcomes
 from ..flags import names
 from ..options import train_parser
-from ..pictures import label_text, to_image
+from ..pictures import ToPicture, label_text
 from ..settings import changed_options, train_command
 from .page import Report, page
 
@@ -44,6 +44,7 @@ class _Evaluation:
     images: int
     param_count: int
     data_config: Dict[str, Any]
+    patch_size: Optional[Tuple[int, int]]  # NaFlex
     num_classes: int
     class_names: Optional[List[str]]
     analysis: Optional[Analysis]  # of one class an image
@@ -102,7 +103,8 @@ def make_report(
         report.analysis, report.mistakes = evaluation.analysis, evaluation.mistakes
     try:
         data_config = evaluation.data_config if evaluation is not None else record.get('data_config')
-        report.views = training_views(saved, data_config, device, report.class_names) if data_config else []
+        patch_size = evaluation.patch_size if evaluation is not None else None
+        report.views = training_views(saved, data_config, device, report.class_names, patch_size) if data_config else []
     except (DataError, OptionError) as error:
         report.notes.append(f'No training images are shown: {error}')
     path = os.path.join(run_dir, FILE)
@@ -162,7 +164,8 @@ def _evaluate(args: argparse.Namespace, device: torch.device, on_batch: Optional
     set_targets(args, dataset, subject.num_classes)
     loader = validation.build_loader(args, dataset, subject, device, precision)
     evaluator = create_evaluator(args, dataset, loader, subject.num_classes, device)
-    outcomes = Outcomes(subject.data_config) if args.task == 'classification' else None
+    to_picture = ToPicture(subject.data_config, args.naflex_patchify_channels_first)
+    outcomes = Outcomes(to_picture) if args.task == 'classification' else None
     images = 0
     for index, (input, output, target) in enumerate(outputs_of(subject.model, loader, args, device, precision)):
         images += len(output)
@@ -174,9 +177,10 @@ def _evaluate(args: argparse.Namespace, device: torch.device, on_batch: Optional
         if on_batch is not None:
             on_batch()
     mistakes = outcomes.mistakes if outcomes is not None else []
+    analysis = outcomes.analyse(subject.num_classes) if outcomes is not None else None
     return _Evaluation(
-        evaluator.compute(), images, subject.param_count, subject.data_config, subject.num_classes,
-        class_names(dataset), outcomes.analyse(subject.num_classes) if outcomes is not None else None,
+        evaluator.compute(), images, subject.param_count, subject.data_config, subject.patch_size,
+        subject.num_classes, class_names(dataset), analysis,
         [(mistake, _file_name(dataset, mistake.index)) for mistake in mistakes])
 
 
@@ -193,18 +197,20 @@ def training_views(
         data_config: Dict[str, Any],
         device: torch.device,
         class_names: Optional[List[str]] = None,
+        patch_size: Optional[Tuple[int, int]] = None,
 ) -> List[Tuple[List[Image.Image], str]]:
-    """Images of a training batch as the run's options make it, each with its views and their labels; none of patches.
+    """Images of a training batch as the run's options make it, each with its views and their labels.
 
     Args:
         saved: Options of the run.
         data_config: Input size and normalisation.
+        patch_size: Of the model, for a run on patches, of which none are shown without it.
 
     Raises:
         DataError: the training data is not there.
         OptionError: options that do not fit it.
     """
-    if saved['naflex_loader']:
+    if saved['naflex_loader'] and patch_size is None:
         return []
     # One batch, in this process, of one size; repeats are dealt out to processes.
     args = argparse.Namespace(**{
@@ -213,16 +219,16 @@ def training_views(
         'dataset_download': False, 'distributed': False, 'rank': 0, 'world_size': 1})
     utils.random_seed(args.seed)
     dataset, _ = loaders.build_datasets(args, data_config)
-    loader = loaders.build_train_loader(args, dataset, data_config, device, build.Precision())
+    loader = loaders.build_train_loader(args, dataset, data_config, device, build.Precision(), patch_size)
     input, target = next(iter(loader))
+    to_picture = ToPicture(data_config, args.naflex_patchify_channels_first)
     views = 2 if args.agmax else max(1, args.aug_splits)
-    images = len(input) // views
+    images = len(target) // views
     shown = []
     for first in range(min(images, _MOST_VIEWS)):
-        places = range(first, len(input), images)
+        places = range(first, len(target), images)
         labels = dict.fromkeys(label_text(target[i], class_names) for i in places)
-        shown.append(([to_image(input[i], data_config['mean'], data_config['std']) for i in places],
-                      ' | '.join(labels)))
+        shown.append(([to_picture(input, i) for i in places], ' | '.join(labels)))
     return shown
 
 
