@@ -27,8 +27,11 @@ def pixels(sample):
     return np.asarray(sample[0])
 
 
+@pytest.mark.parametrize('small, chunk', [(memory._SMALL, memory._CHUNK), (0, 5)])  # one thread; several
 @pytest.mark.parametrize('mode', ['RGB', 'L'])
-def test_kept_images_are_those_of_the_files(photos, mode):
+def test_kept_images_are_those_of_the_files(photos, mode, small, chunk, monkeypatch):
+    monkeypatch.setattr(memory, '_SMALL', small)
+    monkeypatch.setattr(memory, '_CHUNK', chunk)
     files = create_dataset('', str(photos), 'train', input_img_mode=mode)
     kept = create_dataset('', str(photos), 'train', input_img_mode=mode)
     assert keep_decoded(kept, 2 ** 20)

@@ -4,8 +4,9 @@ import mmap
 import os
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from typing import Optional, Tuple
+from typing import Iterator, Optional, Tuple
 
 import numpy as np
 from torch.utils.data import Dataset
@@ -18,6 +19,7 @@ _logger = logging.getLogger(__name__)
 
 _PROBES = 64  # images that the size of all is estimated from
 _CHUNK = 1024
+_SMALL = 128 * 128 * 3  # bytes of an image up to which one thread is faster than several that wait for Python's lock
 _MODES = ('RGB', 'L')  # that PIL takes an array for
 
 
@@ -91,14 +93,11 @@ def keep_decoded(dataset: Dataset, limit: int) -> bool:
         return False
     memory = ImageMemory(count, limit)
     hidden = None if os.environ.get('LOCAL_RANK', '0') == '0' else True  # None: where there is no terminal
-    with ThreadPoolExecutor(os.cpu_count()) as pool, tqdm(
-            total=count, desc='Decoding', unit='image', disable=hidden, leave=False) as bar:
-        for start in range(0, count, _CHUNK):
-            indices = range(start, min(start + _CHUNK, count))
-            for index, found in zip(indices, pool.map(lambda i: _decode(dataset, i), indices)):
-                if found is not None:
-                    memory.add(index, *found)
-            bar.update(len(indices))
+    decoded = _decode_all(dataset, threads=os.cpu_count() if np.mean(sizes) > _SMALL else 1)
+    with tqdm(decoded, total=count, desc='Decoding', unit='image', disable=hidden, leave=False) as bar:
+        for index, found in enumerate(bar):
+            if found is not None:
+                memory.add(index, *found)
     dataset.memory = memory
     _logger.info(f'{count} images are decoded and kept in {_gib(memory.num_bytes)} of memory.')
     return True
@@ -127,6 +126,17 @@ def free_memory() -> int:
         group = Path('/sys/fs/cgroup')
         free = min(free, int((group / 'memory.max').read_text()) - int((group / 'memory.current').read_text()))
     return max(0, free)
+
+
+def _decode_all(dataset: DecodedDataset, threads: int) -> Iterator[Optional[Tuple[np.ndarray, int]]]:
+    """What _decode gives of each image, in their order."""
+    decode = partial(_decode, dataset)
+    if threads == 1:
+        yield from map(decode, range(len(dataset)))
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        for start in range(0, len(dataset), _CHUNK):
+            yield from pool.map(decode, range(start, min(start + _CHUNK, len(dataset))))
 
 
 def _decode(dataset: DecodedDataset, index: int) -> Optional[Tuple[np.ndarray, int]]:
