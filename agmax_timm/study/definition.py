@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Dict, List
 
 from ..command_line import Parser, nearest
-from ..run.config import convert_options, read_mapping
+from ..option_file import convert_options, read_mapping
 from ..run.options import train_parser
 
 _KEYS = ('title', 'data', 'base', 'augmentations', 'settings', 'methods', 'seeds', 'baseline', 'metric', 'epoch',

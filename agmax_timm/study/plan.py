@@ -11,7 +11,8 @@ from typing import Any, Dict, List
 
 import yaml
 
-from ..run.config import parse_train_args, read_mapping
+from ..option_file import read_mapping
+from ..run.config import parse_train_args
 from ..run.flags.checks import METRICS
 from .definition import Level, Study, StudyError
 
