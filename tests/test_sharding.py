@@ -16,6 +16,7 @@ from agmax_timm.run.config import parse_train_args
 from agmax_timm.run.engine import NonFiniteError
 from agmax_timm.run.objective import build_task
 from agmax_timm.run.recovery import keeping
+from agmax_timm.run.step import Step
 
 RANKS = 2
 CLASSES = 5
@@ -78,8 +79,8 @@ def train_case(name, fsdp, rank):
     task, optimizer, precision = build_all(args, architecture, rank, dtype)
     metrics = []
     for epoch in range(2):
-        losses, _ = engine.train_one_epoch(
-            epoch, task, batches(rank, args.agmax, dtype), optimizer, args, CPU, precision)
+        step = Step(task, optimizer, args, CPU, precision)
+        losses, _ = engine.train_one_epoch(epoch, step, batches(rank, args.agmax, dtype))
         metrics.append(losses)
         for ema in (False, True):
             epochs.distribute_batch_norm(args, task.get_trainable_module(ema=ema))

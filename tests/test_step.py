@@ -18,6 +18,7 @@ from agmax_timm.run import engine
 from agmax_timm.run.build import Precision
 from agmax_timm.run.guards.watch import Verdict, Watch
 from agmax_timm.run.losses import RunningLosses
+from agmax_timm.run.step import Step
 
 torch.set_num_threads(1)  # small tensors: more threads only wait for each other
 
@@ -52,8 +53,8 @@ def train(task, batches, device='cpu', losses=None, watched=True, **options):
     """An epoch of engine.train_one_epoch."""
     device, args = torch.device(device), Namespace(**{**OPTIONS, **options})
     optimizer = torch.optim.SGD(task.get_trainable_module().parameters(), lr=0.1, momentum=0.9, weight_decay=0.01)
-    engine.train_one_epoch(0, task, batches, optimizer, args, device, Precision(), losses=losses,
-                           watch=Watch(args, device) if watched else None)
+    step = Step(task, optimizer, args, device, Precision(), watch=Watch(args, device) if watched else None)
+    engine.train_one_epoch(0, step, batches, losses=losses)
     return {name: value.clone() for name, value in task.get_trainable_module().state_dict().items()}
 
 

@@ -21,6 +21,7 @@ from timm.utils import random_seed
 from agmax_timm import AgMaxTask, create_two_view_loader
 from agmax_timm.run import engine, training, validation
 from agmax_timm.run.build import Precision
+from agmax_timm.run.step import Step
 
 REPOSITORY = Path(__file__).parent.parent
 SMALL = ['--model', 'test_resnet', '--num-classes', '3', '--img-size', '32', '-b', '4', '-j', '0',
@@ -253,7 +254,8 @@ def test_the_device_is_read_at_log_intervals_alone(photos, monkeypatch):
     task.setup_ema()
     optimizer = create_optimizer_v2(task.get_trainable_module(), 'sgd', lr=0.01)
     reports = []
-    engine.train_one_epoch(0, task, batches, optimizer, args, torch.device('cpu'), Precision(), on_log=reports.append)
+    step = Step(task, optimizer, args, torch.device('cpu'), Precision())
+    engine.train_one_epoch(0, step, batches, on_log=reports.append)
     assert [report.update_index for report in reports] == [0, 4, 7]
     assert reads == ['tolist'] * 4, 'one for each report, and one for the means of the epoch'
 

@@ -23,6 +23,7 @@ from .guards.watch import Verdict, Watch
 from .losses import RunningLosses
 from .recovery.keeping import most_files
 from .recovery.state import Position
+from .step import Step
 
 try:
     import resource
@@ -101,11 +102,13 @@ def time_updates(built: Built) -> Tuple[float, float]:
         if verdict.stop:  # on all ranks alike
             raise _Enough
 
+    step = Step(
+        built.task, built.optimizer, args, device, built.precision, watch=Watch(args, device, wishes),
+        on_broken=built.on_broken)
     try:
         train_one_epoch(
-            first.epoch, built.task, built.loader_train, built.optimizer, args, device, built.precision,
-            built.scheduler, on_update=on_update, watch=Watch(args, device, wishes), on_broken=built.on_broken,
-            losses=losses, first_batch=0 if first.trained else first.batch, updates_per_epoch=built.updates_per_epoch)
+            first.epoch, step, built.loader_train, built.scheduler, on_update=on_update, losses=losses,
+            first_batch=0 if first.trained else first.batch, updates_per_epoch=built.updates_per_epoch)
     except _Enough:
         pass
     _synchronize(device)

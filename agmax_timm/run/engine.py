@@ -2,21 +2,19 @@
 import argparse
 import math
 import time
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Callable, Dict, Iterator, Optional, Tuple
 
 import torch
 import torch.nn as nn
-from timm.task import ClassificationEvaluator, TrainingTask, evaluation_sample_limit
-from timm.utils import dispatch_clip_grad
-from torch.nn.utils import clip_grads_with_norm_
+from timm.task import ClassificationEvaluator, evaluation_sample_limit
 
 from ..data.decoding import check_damage
 from ..data.shards import check_delivered, warn_of_loss
 from .build import Precision
-from .guards.watch import Verdict, Watch
+from .guards.watch import Verdict
 from .losses import Input, NonFiniteError, RunningLosses, Update
+from .step import Step
 
 
 @dataclass
@@ -53,18 +51,11 @@ class Progress:
 
 def train_one_epoch(
         epoch: int,
-        task: TrainingTask,
+        step: Step,
         loader,
-        optimizer: torch.optim.Optimizer,
-        args: argparse.Namespace,
-        device: torch.device,
-        precision: Precision,
         scheduler: Any = None,
         on_log: Optional[Callable[[Progress], None]] = None,
         on_update: Optional[Callable[[int, Verdict], None]] = None,
-        loss_scale: Optional[Callable[[int], float]] = None,
-        watch: Optional[Watch] = None,
-        on_broken: Optional[Callable[[Update, Verdict], None]] = None,
         losses: Optional[RunningLosses] = None,
         first_batch: int = 0,
         updates_per_epoch: Optional[int] = None,
@@ -72,11 +63,9 @@ def train_one_epoch(
     """Train for one pass over the loader, or for what is left of it.
 
     Args:
+        step: Makes the updates.
         on_log: Called with a Progress at log intervals and after the last update, on every rank.
         on_update: Called after each update with the number of batches done in the epoch and the watch's verdict.
-        loss_scale: Factor of a batch's gradient by its number of images, where batches differ in size.
-        watch: Looks at losses and gradients before each update.
-        on_broken: Called in place of an update that is broken; it may raise. The update is then left out.
         losses: Those of the epoch so far, with first_batch the number of the next batch.
         updates_per_epoch: Of a whole epoch, where this one is not.
 
@@ -87,9 +76,7 @@ def train_one_epoch(
         NonFiniteError: at the next log interval after a loss that is NaN or infinite.
         DamagedError: more images than --max-damaged cannot be decoded.
     """
-    module = task.get_trainable_module()
-    module.train()
-    views = 2 if args.agmax else 1
+    args, device = step.args, step.device
     num_batches = len(loader)
     updates_in_epoch = math.ceil(num_batches / args.grad_accum_steps)
     updates_per_epoch = updates_per_epoch or updates_in_epoch
@@ -99,53 +86,27 @@ def train_one_epoch(
     data_wanted = time.perf_counter()
 
     batch_index = first_batch - 1
-    optimizer.zero_grad()
+    step.begin_epoch()
     for batch_index, (input, target) in enumerate(loader, first_batch):
         update_index = batch_index // args.grad_accum_steps
         # The last update of an epoch may have fewer batches.
-        accum_steps = min(args.grad_accum_steps, num_batches - update_index * args.grad_accum_steps)
+        batches = min(args.grad_accum_steps, num_batches - update_index * args.grad_accum_steps)
         last_batch = batch_index == num_batches - 1
-        need_update = last_batch or (batch_index + 1) % args.grad_accum_steps == 0
-        input, target = _to_device(input, target, args, device, precision)
-        images = num_inputs(input) // views
+        complete = last_batch or (batch_index + 1) % args.grad_accum_steps == 0
+        input, target = _to_device(input, target, args, device, step.precision)
         waited = time.perf_counter() - data_wanted
-        if watch is not None and watch.skips and not update.losses:
-            update.keep_buffers(module)
-
-        verdict = norm = None
-        with nullcontext() if need_update else task.no_sync():
-            with precision.autocast():
-                result = task(input, target)
-            update.add(result, images, input, target)
-            if watch is not None:
-                watch.look(result, last=need_update)
-            loss = result['loss'] / accum_steps if accum_steps > 1 else result['loss']
-            if loss_scale is not None:
-                loss = loss_scale(images) * loss
-            if precision.scaler is None:
-                loss.backward(create_graph=_is_second_order(optimizer))
-        if need_update and watch is not None:
-            verdict = watch.agree()
-            if precision.scaler is None:  # the scaler looks at gradients itself
-                norm = watch.check_gradients(module, verdict)
-        if verdict is not None and verdict.broken:
-            on_broken(update, verdict)
-            update.restore_buffers(module)
-        else:
-            _step(loss, task, optimizer, args, precision.scaler, need_update, norm)
-            for values, count in update.losses if need_update else ():
-                losses.update(values, count)
-
+        verdict = step(update, input, target, batches, last=complete)
         for span in (lap, total):
-            span.add(images * args.world_size, int(need_update), waited)
+            span.add(update.losses[-1][1] * args.world_size, int(complete), waited)
         data_wanted = time.perf_counter()
-        if not need_update:
+        if not complete:
             continue
 
         num_updates = epoch * updates_per_epoch + update_index + 1
-        optimizer.zero_grad()
         if verdict is None or not verdict.broken:
-            task.update_ema(step=num_updates)
+            for values, images in update.losses:
+                losses.update(values, images)
+            step.task.update_ema(step=num_updates)
         update = Update(epoch, batch_index + 1)
         if args.synchronize_step and device.type != 'cpu':
             torch.accelerator.synchronize()
@@ -161,8 +122,8 @@ def train_one_epoch(
 
     check_damage(loader)
     check_delivered(loader, batch_index + 1)
-    if hasattr(optimizer, 'sync_lookahead'):
-        optimizer.sync_lookahead()
+    if hasattr(step.optimizer, 'sync_lookahead'):
+        step.optimizer.sync_lookahead()
     if not losses.count:
         raise NonFiniteError(f'every update of epoch {epoch} was broken and left out. Try a smaller --lr')
     _, mean = losses.read(f'in epoch {epoch}')
@@ -239,11 +200,6 @@ def outputs_of(
     warn_of_loss(loader, num_samples, device)
 
 
-def num_inputs(input: Input) -> int:
-    """Number of views, of images or of patches of images (NaFlex)."""
-    return len(input) if isinstance(input, torch.Tensor) else len(input['patches'])
-
-
 def _to_device(
         input: Input,
         target: torch.Tensor,
@@ -261,35 +217,3 @@ def _to_device(
     if args.channels_last and isinstance(input, torch.Tensor):
         input = input.contiguous(memory_format=torch.channels_last)
     return input, target
-
-
-def _is_second_order(optimizer: torch.optim.Optimizer) -> bool:
-    return getattr(optimizer, 'is_second_order', False)
-
-
-def _step(
-        loss: torch.Tensor,
-        task: TrainingTask,
-        optimizer: torch.optim.Optimizer,
-        args: argparse.Namespace,
-        scaler: Any,
-        need_update: bool,
-        norm: Optional[torch.Tensor] = None,
-) -> None:
-    """Clip and step where an update is complete; with a scaler the backward pass is part of it.
-
-    Args:
-        norm: That of all gradients, where it is known: clipping by norm need not read them again.
-    """
-    parameters = None
-    if args.clip_grad is not None:
-        parameters = task.get_clip_parameters(exclude_head='agc' in args.clip_mode)
-    if scaler is not None:
-        scaler(loss, optimizer, clip_grad=args.clip_grad, clip_mode=args.clip_mode, parameters=parameters,
-               create_graph=_is_second_order(optimizer), need_update=need_update)
-    elif need_update:
-        if args.clip_grad is not None and args.clip_mode == 'norm' and norm is not None:
-            clip_grads_with_norm_(parameters, args.clip_grad, norm)
-        elif args.clip_grad is not None:
-            dispatch_clip_grad(parameters, value=args.clip_grad, mode=args.clip_mode)
-        optimizer.step()

@@ -19,6 +19,7 @@ from .guards.watch import Verdict
 from .losses import NonFiniteError, RunningLosses
 from .pictures import ToPicture, save_views
 from .recovery.state import Position
+from .step import Step
 from .stopping import EarlyStop
 from .tracking import Trackers
 
@@ -97,10 +98,12 @@ class Epochs:
             self.reporter.updated()
             self.keeper.after_update(position.epoch, batches, losses, verdict)
 
+        step = Step(
+            built.task, built.optimizer, args, built.device, built.precision,
+            loaders.build_loss_scale(args, built.loader_train), built.watch, built.on_broken)
         metrics, _ = train_one_epoch(
-            position.epoch, built.task, built.loader_train, built.optimizer, args, built.device, built.precision,
-            built.scheduler, self._on_log, on_update, loaders.build_loss_scale(args, built.loader_train), built.watch,
-            built.on_broken, losses, position.batch, built.updates_per_epoch)
+            position.epoch, step, built.loader_train, built.scheduler, self._on_log, on_update, losses, position.batch,
+            built.updates_per_epoch)
         self.damaged.after_epoch()
         distribute_batch_norm(args, built.task.get_trainable_module())
         return metrics

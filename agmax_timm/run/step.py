@@ -1,0 +1,135 @@
+"""An update: the gradients of its batches, what is found broken of them, and the optimizer's step."""
+import argparse
+from contextlib import nullcontext
+from typing import Any, Callable, Optional
+
+import torch
+from timm.task import TrainingTask
+from timm.utils import dispatch_clip_grad
+from torch.nn.utils import clip_grads_with_norm_
+
+from .build import Precision
+from .guards.watch import Verdict, Watch
+from .losses import Input, Update
+
+
+class Step:
+    """Makes updates of a task.
+
+    Args:
+        task: What is trained; gives the losses of a batch.
+        optimizer: Of its parameters.
+        args: Options.
+        device: Device of the task.
+        precision: Dtypes, and the scaler of the loss where there is one.
+        loss_scale: Factor of a batch's gradient by its number of images, where batches differ in size.
+        watch: Looks at losses and gradients before each update.
+        on_broken: Called in place of an update that is broken; it may raise. The update is then left out.
+    """
+
+    def __init__(
+            self,
+            task: TrainingTask,
+            optimizer: torch.optim.Optimizer,
+            args: argparse.Namespace,
+            device: torch.device,
+            precision: Precision,
+            loss_scale: Optional[Callable[[int], float]] = None,
+            watch: Optional[Watch] = None,
+            on_broken: Optional[Callable[[Update, Verdict], None]] = None,
+    ):
+        self.task = task
+        self.optimizer = optimizer
+        self.args = args
+        self.device = device
+        self.precision = precision
+        self.loss_scale = loss_scale
+        self.watch = watch
+        self.on_broken = on_broken
+        self._second_order = getattr(optimizer, 'is_second_order', False)
+
+    def begin_epoch(self) -> None:
+        self.task.get_trainable_module().train()
+        self.optimizer.zero_grad()
+
+    def __call__(
+            self,
+            update: Update,
+            input: Input,
+            target: torch.Tensor,
+            batches: int = 1,
+            last: bool = True,
+    ) -> Optional[Verdict]:
+        """Add the gradient of a batch and, with the last one of an update, make it or leave it out.
+
+        Args:
+            update: To which the batch belongs.
+            input, target: The batch, on the device.
+            batches: Number of batches in the update.
+            last: Whether this is the last of them.
+
+        Returns:
+            What the watch of all ranks found of the update; None before the last batch, and without a watch.
+        """
+        loss = self._accumulate(update, input, target, batches, last)
+        return self._make(update, loss) if last else None
+
+    def _accumulate(self, update: Update, input: Input, target: torch.Tensor, batches: int, last: bool) -> torch.Tensor:
+        """The loss of a batch as its gradient is taken; with a scaler that of the last batch is still to be taken."""
+        if self.watch is not None and self.watch.skips and not update.losses:
+            update.keep_buffers(self.task.get_trainable_module())
+        with nullcontext() if last else self.task.no_sync():
+            with self.precision.autocast():
+                result = self.task(input, target)
+            images = len(target) // (2 if self.args.agmax else 1)
+            update.add(result, images, input, target)
+            if self.watch is not None:
+                self.watch.look(result, last=last)
+            loss = result['loss'] / batches if batches > 1 else result['loss']
+            if self.loss_scale is not None:
+                loss = self.loss_scale(images) * loss
+            if self.precision.scaler is None:
+                loss.backward(create_graph=self._second_order)
+            elif not last:
+                self._scale(loss, parameters=None, need_update=False)
+        return loss
+
+    def _make(self, update: Update, loss: torch.Tensor) -> Optional[Verdict]:
+        """Step, unless losses or gradients are broken."""
+        module = self.task.get_trainable_module()
+        verdict = norm = None
+        if self.watch is not None:
+            verdict = self.watch.agree()
+            if self.precision.scaler is None:  # the scaler looks at gradients itself
+                norm = self.watch.check_gradients(module, verdict)
+        if verdict is not None and verdict.broken:
+            self.on_broken(update, verdict)
+            update.restore_buffers(module)
+        else:
+            self._optimize(loss, norm)
+        self.optimizer.zero_grad()
+        return verdict
+
+    def _optimize(self, loss: torch.Tensor, norm: Optional[torch.Tensor]) -> None:
+        """Clip the gradients, and step.
+
+        Args:
+            norm: That of all gradients, where it is known: clipping by norm need not read them again.
+        """
+        args, parameters = self.args, None
+        if args.clip_grad is not None:
+            parameters = self.task.get_clip_parameters(exclude_head='agc' in args.clip_mode)
+        if self.precision.scaler is not None:
+            self._scale(loss, parameters, need_update=True)
+            return
+        if args.clip_grad is not None and args.clip_mode == 'norm' and norm is not None:
+            clip_grads_with_norm_(parameters, args.clip_grad, norm)
+        elif args.clip_grad is not None:
+            dispatch_clip_grad(parameters, value=args.clip_grad, mode=args.clip_mode)
+        self.optimizer.step()
+
+    def _scale(self, loss: torch.Tensor, parameters: Any, need_update: bool) -> None:
+        """The backward pass with timm's scaler, and with the last batch of an update its clipping and step."""
+        self.precision.scaler(
+            loss, self.optimizer, clip_grad=self.args.clip_grad, clip_mode=self.args.clip_mode, parameters=parameters,
+            create_graph=self._second_order, need_update=need_update)
