@@ -93,25 +93,46 @@ def wandb(monkeypatch):
     module = ModuleType('wandb')
     module.told = []
 
+    class Error(Exception):
+        pass
+
     class Run:
+        def define_metric(self, name, step_metric):
+            module.axes[name] = step_metric
+
         def log(self, row):
             module.told.append(row)
 
         def finish(self):
             module.told.append('finished')
 
+    module.Error, module.axes = Error, {}
     module.init = lambda **kwargs: module.told.append(kwargs) or Run()
     monkeypatch.setitem(sys.modules, 'wandb', module)
     return module
 
 
-def test_weights_and_biases_is_told_what_the_summary_holds(tmp_path, photos, wandb):
+def test_weights_and_biases_is_told_what_the_summary_holds_and_losses_at_log_intervals(tmp_path, photos, wandb):
     rows = run(tmp_path, str(photos), *SMALL, '--epochs', '2', '--agmax', '--log-wandb', '--wandb-project', 'bees',
-               '--wandb-tags', 'a', 'b')
-    start, first, second, end = wandb.told
+               '--wandb-tags', 'a', 'b', '--log-interval', '2')
+    start, *told, end = wandb.told
     assert (start['project'], start['tags'], start['name'], start['id']) == ('bees', ['a', 'b'], 'run', None)
     assert start['config']['agmax'] is True and end == 'finished'
-    assert [{name: str(value) for name, value in row.items()} for row in (first, second)] == rows
+    assert wandb.axes == {'*': 'epoch', 'update_*': 'update'}
+    of_rows = [values for values in told if 'epoch' in values]
+    assert [{name: str(value) for name, value in row.items()} for row in of_rows] == rows
+    of_updates = [values for values in told if 'epoch' not in values]
+    assert all(set(values) == {'update', 'update_loss', 'update_ce', 'update_agreement', 'update_divergence'}
+               for values in of_updates)
+    assert [values['update'] for values in of_updates] == [0, 2, 3, 5], 'updates 0 and 2 of each epoch of 3'
+
+
+def test_weights_and_biases_that_cannot_be_logged_to_is_one_line(tmp_path, photos, wandb):
+    def refuse(**kwargs):
+        raise wandb.Error('api_key not configured\n(no-tty)')
+    wandb.init = refuse
+    with pytest.raises(OptionError, match=r'^--log-wandb: api_key not configured \(no-tty\): try wandb login'):
+        run(tmp_path, str(photos), *SMALL, '--epochs', '1', '--log-wandb')
 
 
 def test_weights_and_biases_is_missed_before_anything_is_built(tmp_path, photos, monkeypatch):

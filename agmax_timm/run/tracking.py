@@ -1,9 +1,10 @@
-"""Weights & Biases and TensorBoard: the rows of summary.csv, and in TensorBoard the losses at log intervals."""
+"""Weights & Biases and TensorBoard: the rows of summary.csv, and the losses at log intervals."""
 import argparse
 import os
 from typing import Any, Callable, Dict, List, Optional
 
 from ..command_line import OptionError
+from ..untrusted import one_line
 from . import reporting
 from .engine import Progress
 
@@ -26,8 +27,9 @@ def require_trackers(args: argparse.Namespace) -> None:
 class Trackers:
     """Those that the options ask for; the first rank has them.
 
-    In TensorBoard the losses of an update are at the number of updates before it, the row of an epoch at that of all
-    updates to its end. So what a run writes again that goes on after some updates are the steps from their number on.
+    The losses of an update are at the number of updates before it, in TensorBoard the row of an epoch at that of all
+    updates to its end, in Weights & Biases at that of its epoch. So what a run writes again that goes on after some
+    updates are the steps from their number on.
 
     Args:
         args: Options.
@@ -36,6 +38,9 @@ class Trackers:
         done_updates: Updates before this process.
         rows: Of summary.csv so far, where the run goes on.
         same_folder: Whether it goes on in its own folder, with what was written there.
+
+    Raises:
+        OptionError: Weights & Biases cannot be logged to.
     """
 
     def __init__(
@@ -48,7 +53,7 @@ class Trackers:
             same_folder: bool,
     ):
         self.updates_per_epoch = updates_per_epoch
-        self.wandb = _start_wandb(args, os.path.basename(folder)) if args.log_wandb else None
+        self.wandb = _Wandb(args, os.path.basename(folder)) if args.log_wandb else None
         self.board = None
         if args.log_tensorboard:
             self.board = _Board(os.path.join(folder, 'tensorboard'), done_updates if same_folder else None)
@@ -59,21 +64,23 @@ class Trackers:
     def row(self, row: Dict[str, Any]) -> None:
         """Tell of an epoch."""
         if self.wandb is not None:
-            self.wandb.log(row)
+            self.wandb.write(row)
         if self.board is not None:
             self.board.write(row, self._end_of(row))
 
     def update(self, progress: Progress) -> None:
         """Tell of the losses of an update."""
+        values = {f'update_{name}': value for name, value in progress.last.items()}
+        step = progress.epoch * self.updates_per_epoch + progress.update_index
+        if self.wandb is not None:
+            self.wandb.write({'update': step, **values})
         if self.board is not None:
-            step = progress.epoch * self.updates_per_epoch + progress.update_index
-            self.board.write({f'update_{name}': value for name, value in progress.last.items()}, step)
+            self.board.write(values, step)
 
     def finish(self) -> None:
-        if self.wandb is not None:
-            self.wandb.finish()
-        if self.board is not None:
-            self.board.close()
+        for tracker in (self.wandb, self.board):
+            if tracker is not None:
+                tracker.close()
 
     def _end_of(self, row: Dict[str, Any]) -> int:
         return (row['epoch'] + 1) * self.updates_per_epoch
@@ -113,13 +120,36 @@ class _Board:
                 self.writer = writer
 
 
-def _start_wandb(args: argparse.Namespace, name: str) -> Any:
-    import wandb
-    return wandb.init(
-        project=args.wandb_project,
-        name=name,
-        config=vars(args),
-        tags=args.wandb_tags,
-        id=args.wandb_resume_id or None,
-        resume='must' if args.wandb_resume_id else None,
-    )
+class _Wandb:
+    """A run of Weights & Biases, where rows are shown over their `epoch` and losses of updates over their `update`.
+
+    Args:
+        args: Options.
+        name: Of the run.
+
+    Raises:
+        OptionError: it cannot be started.
+    """
+
+    def __init__(self, args: argparse.Namespace, name: str):
+        import wandb
+        try:
+            self.run = wandb.init(
+                project=args.wandb_project,
+                name=name,
+                config=vars(args),
+                tags=args.wandb_tags,
+                id=args.wandb_resume_id or None,
+                resume='must' if args.wandb_resume_id else None,
+            )
+        except wandb.Error as error:
+            raise OptionError(f'--log-wandb: {one_line(error)}: try wandb login, or WANDB_MODE=offline in the '
+                              'environment') from error
+        self.run.define_metric('*', step_metric='epoch')
+        self.run.define_metric('update_*', step_metric='update')
+
+    def write(self, values: Dict[str, Any]) -> None:
+        self.run.log(values)
+
+    def close(self) -> None:
+        self.run.finish()

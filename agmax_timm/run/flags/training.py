@@ -134,8 +134,8 @@ def run(group):
 
 def tracking(group):
     group.add_argument('--log-tensorboard', action='store_true',
-                       help="the same rows, and losses at log intervals, in the run's folder tensorboard (needs it)")
-    group.add_argument('--log-wandb', action='store_true', help='log the rows of summary.csv there (needs wandb)')
+                       help="rows of summary.csv and losses at log intervals, in the run's folder (needs tensorboard)")
+    group.add_argument('--log-wandb', action='store_true', help='the same to Weights & Biases (needs wandb)')
     group.add_argument('--wandb-project', metavar='NAME', help='project')
     group.add_argument('--wandb-tags', nargs='+', default=[], metavar='TAG', help='tags')
     group.add_argument('--wandb-resume-id', default='', metavar='ID', help='run to go on with, together with --resume')
