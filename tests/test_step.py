@@ -7,6 +7,7 @@ import timm
 import torch
 from timm.loss import BinaryCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from timm.task import ClassificationTask
+from timm.utils import NativeScaler
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.utils import get_total_norm
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -49,11 +50,12 @@ def batch(device='cpu', soft=False):
     return torch.randn(2 * IMAGES, 3, 32, 32, device=device), target
 
 
-def train(task, batches, device='cpu', losses=None, watched=True, **options):
-    """An epoch of engine.train_one_epoch."""
+def train(task, batches, device='cpu', losses=None, watched=True, scaler=None, **options):
+    """The weights after an epoch of engine.train_one_epoch."""
     device, args = torch.device(device), Namespace(**{**OPTIONS, **options})
     optimizer = torch.optim.SGD(task.get_trainable_module().parameters(), lr=0.1, momentum=0.9, weight_decay=0.01)
-    step = Step(task, optimizer, args, device, Precision(), watch=Watch(args, device) if watched else None)
+    precision = Precision(scaler=scaler)
+    step = Step(task, optimizer, args, device, precision, watch=Watch(args, device) if watched else None)
     engine.train_one_epoch(0, step, batches, losses=losses)
     return {name: value.clone() for name, value in task.get_trainable_module().state_dict().items()}
 
@@ -214,6 +216,35 @@ def test_gradients_are_measured_once_to_be_watched_and_clipped(build):
     torch.testing.assert_close(watched, expected, rtol=0, atol=0)
     task.get_trainable_module().load_state_dict(start)
     assert not torch.equal(list(train(task, batches).values())[0], list(expected.values())[0]), 'it clips'
+
+
+# Scaled losses, as float16 needs them
+
+@pytest.mark.parametrize('accum_steps', [1, 2])
+@pytest.mark.parametrize('clip', [{}, dict(clip_grad=0.1), dict(clip_grad=0.01, clip_mode='value'),
+                                  dict(clip_grad=0.01, clip_mode='agc')], ids=str)
+def test_a_scaled_loss_makes_the_same_updates(accum_steps, clip):
+    """The scale is a power of two, which no float32 is rounded by."""
+    batches = [batch() for _ in range(UPDATES * accum_steps)]
+    expected = train(create_task(), batches, grad_accum_steps=accum_steps, **clip)
+    scaled = train(create_task(), batches, scaler=NativeScaler('cpu'), grad_accum_steps=accum_steps, **clip)
+    torch.testing.assert_close(scaled, expected, rtol=1e-6, atol=1e-7)
+    begun = dict(create_task().get_trainable_module().named_parameters())
+    assert any((expected[name] - value).abs().max() > 1e-3 for name, value in begun.items())
+
+
+def test_a_gradient_beyond_the_scale_is_no_update_and_halves_it():
+    task, scaler = create_task(), NativeScaler('cpu')
+    parameters = dict(task.get_trainable_module().named_parameters())
+    before = {name: parameter.clone() for name, parameter in parameters.items()}
+    scale = scaler.state_dict()['scale']
+    overflow = next(iter(parameters.values())).register_hook(lambda gradient: gradient * float('inf'))
+    train(task, [batch()], scaler=scaler)
+    assert all(torch.equal(parameter, before[name]) for name, parameter in parameters.items())
+    assert scaler.state_dict()['scale'] == scale / 2
+    overflow.remove()
+    train(task, [batch()], scaler=scaler)
+    assert not all(torch.equal(parameter, before[name]) for name, parameter in parameters.items())
 
 
 # One graph to compile
