@@ -143,8 +143,9 @@ class _Wandb:
                 resume='must' if args.wandb_resume_id else None,
             )
         except wandb.Error as error:
-            raise OptionError(f'--log-wandb: {one_line(error)}: try wandb login, or WANDB_MODE=offline in the '
-                              'environment') from error
+            reason = one_line(error).rstrip('.')
+            raise OptionError(
+                f'--log-wandb: {reason}: try wandb login, or WANDB_MODE=offline in the environment') from error
         self.run.define_metric('*', step_metric='epoch')
         self.run.define_metric('update_*', step_metric='update')
 
