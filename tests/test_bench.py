@@ -89,13 +89,14 @@ def test_memory(photos, measured, monkeypatch):
     def read(argv, mark):
         assert argv[:2] == ['-m', 'agmax_timm.bench.epochs'] and mark == '"peaks"'
         found = epochs.read(**json.loads(argv[-1]))
-        assert len(found['peaks']) == 3 and min(found['peaks']) > 10 and found['kind'] in ('PSS', 'RSS')
+        assert len(found['peaks']) == 3 and min(found['peaks']) > 10 and found['kind'] in ('memory', 'RSS')
         peaks = [100., 150., 170.] if json.loads(argv[-1])['name'] == FAST else [100., 85., 70.]
-        return json.dumps(dict(found, kind='PSS', peaks=peaks))
+        return json.dumps(dict(found, kind='memory', peaks=peaks))
     monkeypatch.setattr(memory.fresh, 'wait_for', read)
     rows = measured('memory', photos, '-j', 1)
-    assert columns(rows, 'loader', 'views', 'peak PSS MiB', 'ratio', 'growth MiB/epoch') == [
-        (ONE, '8', '100.0', '1.0', '-15.0'), (TIMM, '16', '100.0', '1.0', '-15.0'),
+    assert columns(rows, 'loader', 'views', 'peak memory MiB', 'ratio', 'growth MiB/epoch') == [
+        (ONE, '8', '100.0', '1.0', '-15.0'), (f'{ONE}, twice the batch', '8', '100.0', '1.0', '-15.0'),
+        (TIMM, '16', '100.0', '1.0', '-15.0'),
         (FAST, '16', '170.0', '1.7', '20.0')]
 
 

@@ -10,16 +10,19 @@ from .images import some_images
 from .pipelines import IN_MEMORY, TIMM, TWO_VIEWS
 from .report import Result, Row
 
+_TWICE = f'{TIMM}, twice the batch'  # as many views in a batch as two views have
+
 
 def measure(args: argparse.Namespace) -> Result:
-    names = [TIMM, *TWO_VIEWS, *(IN_MEMORY if args.memory else ())]
+    names = [TIMM, _TWICE, *TWO_VIEWS, *(IN_MEMORY if args.memory else ())]
     found: Dict[str, List[Dict[str, Any]]] = {name: [] for name in names}
     with some_images(args.folder, args.split, args.images) as root:
         for repeat in range(args.repeats):
             for name in random.Random(repeat).sample(names, len(names)):
                 found[name].append(read_epochs(
-                    name=name, root=root, size=(3, args.img_size, args.img_size), batch_size=args.batch_size,
-                    workers=args.workers, recipe={}, epochs=args.epochs))
+                    name=TIMM if name == _TWICE else name, root=root, size=(3, args.img_size, args.img_size),
+                    batch_size=args.batch_size * (2 if name == _TWICE else 1), workers=args.workers, recipe={},
+                    epochs=args.epochs))
     kind = found[TIMM][0]['kind']
     rows = [_row(name, found[name], found[TIMM], kind) for name in names]
     return Result(
