@@ -88,7 +88,7 @@ def save_views(
             image = image.resize((image.width * scale, image.height * scale), Image.NEAREST)
             sheet.paste(image, (left + v * width, top))
             caption = _fit(draw, label_text(target[index], class_names), width - _MARGIN)
-            draw.text((left + v * width, top + height - _CAPTION_HEIGHT - _MARGIN), caption, fill='black')
+            draw.text((left + v * width, top + image.height), caption, fill='black')
     with durable.replacing(path) as f:
         sheet.save(f, format=Image.registered_extensions()[os.path.splitext(path)[1].lower()])
 
