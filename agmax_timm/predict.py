@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import IO, Any, Callable, Dict, Iterable, Iterator, List, Optional
 
 from .command_line import Parser
+from .processes import fork_workers
 
 
 class PredictError(ValueError):
@@ -23,6 +24,7 @@ def main(argv: Optional[List[str]] = None) -> None:
     from .data.datasets import DataError
     from .run.evaluation.prediction import Predictor
     from .untrusted import CheckpointError
+    fork_workers()
     try:
         paths = list_images(args.images)
         predictor = Predictor(_options(args))

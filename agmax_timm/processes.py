@@ -1,5 +1,7 @@
-"""What processes of this package need to know: where it is, and how many cores there are for them."""
+"""What processes of this package need to know: where it is, how many cores there are for them, how workers begin."""
+import multiprocessing
 import os
+import sys
 from pathlib import Path
 from typing import Dict
 
@@ -15,3 +17,13 @@ def environment() -> Dict[str, str]:
 def cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+
+
+def fork_workers() -> None:
+    """Fork loader workers on Linux, unless this process was told another way.
+
+    Newer than 3.13, Python starts them from a server: each would import torch anew, have a copy of all that is in
+    memory, and end when a signal to the whole job ends the server, before the main process has saved.
+    """
+    if sys.platform == 'linux' and multiprocessing.get_start_method(allow_none=True) is None:
+        multiprocessing.set_start_method('fork')

@@ -2,6 +2,7 @@
 from typing import List, Optional
 
 from .command_line import Parser
+from .processes import fork_workers
 
 
 def main(argv: Optional[List[str]] = None) -> None:
@@ -14,6 +15,7 @@ def main(argv: Optional[List[str]] = None) -> None:
     from .run.report.report import make_report
     from .untrusted import CheckpointError
     reporting.setup_logging()
+    fork_workers()
     try:
         print(make_report(args.folder, args.data, args.device, args.workers))
     except (OptionError, DataError, CheckpointError, OSError) as error:

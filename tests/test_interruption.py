@@ -1,14 +1,18 @@
 """Signals that come before there is anything to save: while data is indexed, the model built, the ranks joined."""
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
+import torch
 from test_exact_resume import FLAGS
 
-from agmax_timm.run import assembly, build, training
+from agmax_timm.data.datasets import create_dataset
+from agmax_timm.run import assembly, build, loaders, training
 
 REPOSITORY = Path(__file__).parent.parent
 # What a signal comes in, and what is then no longer done.
@@ -82,3 +86,34 @@ def test_all_ranks_leave_where_one_is_asked_to(argv, tmp_path):
     assert 'SIGTERM: nothing was begun' in process.stderr
     assert 'a signal to another rank: nothing was begun' in process.stderr
     assert 'exitcode  : 75' in process.stderr
+
+
+@pytest.mark.parametrize('prefetch', [True, False])
+def test_a_signal_to_the_whole_job_leaves_the_workers_of_an_evaluation(photos, prefetch):
+    args = Namespace(workers=2, distributed=False, pin_mem=False, naflex_loader=False, no_prefetcher=not prefetch,
+                     channels_last=False)
+    config = dict(input_size=(3, 32, 32), interpolation='bilinear', crop_pct=1., crop_mode='center', mean=(0.5,) * 3,
+                  std=(0.5,) * 3)
+    dataset = create_dataset('', str(photos), 'val')
+    loader = loaders.build_eval_loader(args, dataset, config, torch.device('cpu'), build.Precision(), 1)
+    targets = []
+    for _, target in loader:
+        targets += target.tolist()
+        if len(targets) == 1:
+            for worker in multiprocessing.active_children():
+                for name in ('SIGINT', 'SIGUSR1', 'SIGTERM'):
+                    os.kill(worker.pid, getattr(signal, name))
+    assert targets == [target for _, target in dataset]
+
+
+def test_workers_are_forked_unless_the_process_was_told_another_way():
+    script = (
+        'import multiprocessing, multiprocessing.context as context, sys\n'
+        'context._default_context._default_context = context._concrete_contexts["forkserver"]\n'  # as Python 3.14
+        'if sys.argv[1:]:\n    multiprocessing.set_start_method(sys.argv[1])\n'
+        'from agmax_timm.processes import fork_workers\n'
+        'fork_workers()\nfork_workers()\n'
+        'print(multiprocessing.get_start_method())')
+    for told, expected in ((), 'fork'), (('spawn',), 'spawn'), (('forkserver',), 'forkserver'):
+        run = subprocess.run([sys.executable, '-c', script, *told], cwd=REPOSITORY, capture_output=True, text=True)
+        assert run.stdout == f'{expected}\n', run.stderr

@@ -3,6 +3,7 @@ import sys
 from importlib import import_module
 from typing import List, Optional
 
+from ..processes import fork_workers
 from .options import parse
 
 
@@ -12,6 +13,7 @@ def main(argv: Optional[List[str]] = None) -> None:
     from . import report
     from .machine import describe
     machine = describe()
+    fork_workers()
     print(machine, flush=True)
     try:
         result = import_module(f'.{args.command}', __package__).measure(args)

@@ -1,11 +1,12 @@
 """Loader workers that tell their random state, start from one, and leave signals to the main process."""
 import atexit
+import multiprocessing
 import os
 import signal
+from functools import lru_cache
 from typing import Any, Callable, Dict, Optional, Tuple
 
-import torch
-from torch.utils.data import Dataset, get_worker_info
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from .random_state import get_generator_state, get_process_state, set_generator_state, set_process_state
 from .shards import shuffling
@@ -38,12 +39,11 @@ class WorkerInit:
     def __init__(self, init: Optional[Callable[[int], None]]):
         self.init = init
         self.states: Dict[int, bytes] = {}
-        self._done = torch.zeros((), dtype=torch.bool).share_memory_()
-        atexit.register(self._done.fill_, True)
+        self._done = _end_of_process()
 
     def _leave_if_done(self, *_) -> None:
         """The main process ends its workers by the signal that may also have been sent to all processes of a job."""
-        if self._done:
+        if self._done.value:
             os._exit(0)
 
     def __call__(self, worker: int) -> None:
@@ -57,6 +57,20 @@ class WorkerInit:
             state, size = self.states[worker], len(get_process_state())
             set_process_state(state[:size])
             set_shuffle_state(state[size:], get_worker_info().dataset)
+
+
+@lru_cache(maxsize=None)
+def _end_of_process() -> Any:
+    """A flag that workers see: whether this process is at its end."""
+    done = multiprocessing.RawValue('b')
+    atexit.register(setattr, done, 'value', 1)
+    return done
+
+
+def leave_signals(loader: Any) -> None:
+    """Let signals to the whole job be the main process's matter in the workers of a DataLoader, prefetched or not."""
+    loader = loader if isinstance(loader, DataLoader) else loader.loader
+    loader.worker_init_fn = WorkerInit(loader.worker_init_fn)
 
 
 def get_shuffle_state(dataset: Dataset) -> bytes:

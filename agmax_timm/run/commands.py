@@ -1,12 +1,14 @@
 """The commands. Options are parsed first: torch and timm take seconds to import, --help need not wait for them."""
 from typing import List, Optional
 
+from ..processes import fork_workers
 from .config import parse_train_args, parse_validate_args
 
 
 def train(argv: Optional[List[str]] = None) -> None:
     """train.py, agmax-train."""
     args = parse_train_args(argv)
+    fork_workers()
     if args.check_data:
         from .data_check import run_train as run
     else:
@@ -17,6 +19,7 @@ def train(argv: Optional[List[str]] = None) -> None:
 def validate(argv: Optional[List[str]] = None) -> None:
     """validate.py, agmax-validate."""
     args = parse_validate_args(argv)
+    fork_workers()
     if args.check_data:
         from .data_check import run_validate as run
     else:

@@ -14,6 +14,7 @@ from ..data.datasets import DEMO, check_classes, check_different, check_root
 from ..data.loader import create_train_loader
 from ..data.naflex import create_naflex_train_loader
 from ..data.shards import open_dataset, share_evaluation
+from ..data.workers import leave_signals
 from .build import Precision
 from .flags.checks import mixing
 
@@ -263,7 +264,7 @@ def build_eval_loader(
     if args.distributed and isinstance(dataset, IterableDataset):
         workers = min(2, workers)  # fewer shards that are padded
     if args.naflex_loader:
-        return create_naflex_loader(
+        loader = create_naflex_loader(
             dataset,
             patch_size=patch_size,
             max_seq_len=args.naflex_max_seq_len,
@@ -273,17 +274,20 @@ def build_eval_loader(
             patchify_channels_last=not args.naflex_patchify_channels_first,
             **_loader_kwargs(args, data_config, device, precision),
         )
-    share_evaluation(dataset, batch_size)
-    return create_loader(
-        dataset,
-        input_size=data_config['input_size'],
-        batch_size=batch_size,
-        is_training=False,
-        interpolation=data_config['interpolation'],
-        num_workers=workers,
-        crop_pct=data_config['crop_pct'],
-        crop_mode=data_config['crop_mode'],
-        crop_border_pixels=crop_border_pixels,
-        tf_preprocessing=tf_preprocessing,
-        **_loader_kwargs(args, data_config, device, precision),
-    )
+    else:
+        share_evaluation(dataset, batch_size)
+        loader = create_loader(
+            dataset,
+            input_size=data_config['input_size'],
+            batch_size=batch_size,
+            is_training=False,
+            interpolation=data_config['interpolation'],
+            num_workers=workers,
+            crop_pct=data_config['crop_pct'],
+            crop_mode=data_config['crop_mode'],
+            crop_border_pixels=crop_border_pixels,
+            tf_preprocessing=tf_preprocessing,
+            **_loader_kwargs(args, data_config, device, precision),
+        )
+    leave_signals(loader)
+    return loader
