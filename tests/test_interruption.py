@@ -99,7 +99,7 @@ def test_a_signal_to_the_whole_job_leaves_the_workers_of_an_evaluation(photos, p
     targets = []
     for _, target in loader:
         targets += target.tolist()
-        if len(targets) == 1:
+        if len(targets) == 2:  # a batch of each worker: both have begun
             for worker in multiprocessing.active_children():
                 for name in ('SIGINT', 'SIGUSR1', 'SIGTERM'):
                     os.kill(worker.pid, getattr(signal, name))
