@@ -457,6 +457,17 @@ def test_an_interruption_keeps_what_is_done(folder, photos, results_of, monkeypa
     assert json.loads((folder / 'results').read_text()) == rows
 
 
+def test_an_interruption_of_the_only_model_is_one_line(weights, photos, monkeypatch, capsys):
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+    monkeypatch.setattr(validation, 'evaluate', interrupted)
+    with pytest.raises(SystemExit) as end:
+        validation.main([str(photos), *RESNET, '--checkpoint', weights()[0], *SMALL])
+    captured = capsys.readouterr()
+    assert end.value.code == 130 and captured.out == ''
+    assert 'error: interrupted' in captured.err.splitlines()[-1] and 'Traceback' not in captured.err
+
+
 def test_a_results_file_is_never_half_written(tmp_path):
     path = tmp_path / 'results.json'
     validation.write_results(str(path), [dict(top1=1.)], 'json')

@@ -67,6 +67,8 @@ def run(args: argparse.Namespace) -> None:
             show(args, results)
     except (OptionError, DataError, CheckpointError) as error:
         reporting.exit_with_error(2, error)
+    except KeyboardInterrupt:
+        reporting.exit_with_error(130, RuntimeError('interrupted: the evaluation is not complete, there is no result'))
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
