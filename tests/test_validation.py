@@ -211,6 +211,11 @@ def test_naflex_of_images_of_one_size_is_what_the_network_gives_for_them(flags, 
     assert abs(fewer - F.cross_entropy(logits, target).item()) > 1e-3  # the length is not ignored
 
 
+def test_a_layout_of_patches_without_patches_is_told(photos, capsys):
+    parse_validate_args([str(photos), '--naflex-patchify-channels-first'])
+    assert '--naflex-patchify-channels-first has no effect without --naflex-loader' in capsys.readouterr().err
+
+
 # ---- Labels and metrics ----
 
 @pytest.fixture

@@ -150,6 +150,8 @@ def _check_validation_loader(args: argparse.Namespace, parser: Parser) -> None:
                              f'it, or drop {flag}')
         _check_installed('tensorflow', '--tf-preprocessing', 'tensorflow-cpu', parser.error)
     if not args.naflex_loader:
+        if args.naflex_patchify_channels_first:
+            parser.warn('--naflex-patchify-channels-first has no effect without --naflex-loader')
         return
     for flag in ('channels_last', 'torchscript', 'aot_autograd', 'test_pool'):
         if getattr(args, flag):
