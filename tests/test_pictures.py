@@ -42,16 +42,17 @@ def test_the_views_of_an_image_stand_side_by_side(tmp_path, channels):
 
 @pytest.mark.parametrize('channels_first', [False, True])
 @pytest.mark.parametrize('flat', [False, True])
+@pytest.mark.parametrize('patch_size', [(8, 8), (8, 4), (3, 10)])
 @pytest.mark.parametrize('channels', [1, 3])
-def test_patches_make_the_image_that_they_were_cut_from(channels, flat, channels_first):
+def test_patches_make_the_image_that_they_were_cut_from(channels, patch_size, flat, channels_first):
     pixels = torch.randint(256, (channels, 24, 40), dtype=torch.uint8)
     patches, coord, valid = patchify_image(
-        (pixels / 255 - 0.5) / 0.25, (8, 8), flatten_patches=flat, channels_last=not channels_first)
+        (pixels / 255 - 0.5) / 0.25, patch_size, flatten_patches=flat, channels_last=not channels_first)
     filled = [torch.cat([part, part.new_zeros(4, *part.shape[1:])]) for part in (patches, coord, valid)]
     order = torch.randperm(len(filled[0]))
     batch = {name: part[order][None] for name, part in zip(('patches', 'patch_coord', 'patch_valid'), filled)}
     config = dict(mean=(0.5,) * 3, std=(0.25,) * 3, input_size=(channels, 32, 32))
-    shown = pil_to_tensor(ToPicture(config, channels_first)(batch, 0))
+    shown = pil_to_tensor(ToPicture(config, patch_size, channels_first)(batch, 0))
     assert shown.shape == (3, 24, 40)
     assert (shown.int() - pixels.int()).abs().max() <= 1
 
@@ -62,7 +63,7 @@ def test_views_of_several_sizes_stand_in_one_grid(tmp_path):
     batch = {name: torch.nn.utils.rnn.pad_sequence(part, batch_first=True)
              for name, part in zip(('patches', 'patch_coord', 'patch_valid'), zip(*parts))}
     path = tmp_path / 'views.png'
-    to_picture = ToPicture(dict(mean=(0., ) * 3, std=(0.5,) * 3, input_size=(3, 32, 32)))
+    to_picture = ToPicture(dict(mean=(0., ) * 3, std=(0.5,) * 3, input_size=(3, 32, 32)), (16, 16))
     save_views(str(path), batch, torch.zeros(4, dtype=torch.long), to_picture, min_side=32)
     sheet = pil_to_tensor(Image.open(path))
     gray = (sheet == 127).all(dim=0)

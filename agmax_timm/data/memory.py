@@ -12,6 +12,7 @@ import numpy as np
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from ..processes import cores
 from .decoding import DecodedDataset, UndecodableError
 from .folder import FolderReader
 
@@ -93,7 +94,7 @@ def keep_decoded(dataset: Dataset, limit: int) -> bool:
         return False
     memory = ImageMemory(count, limit)
     hidden = None if os.environ.get('LOCAL_RANK', '0') == '0' else True  # None: where there is no terminal
-    decoded = _decode_all(dataset, threads=os.cpu_count() if np.mean(sizes) > _SMALL else 1)
+    decoded = _decode_all(dataset, threads=cores() if np.mean(sizes) > _SMALL else 1)
     with tqdm(decoded, total=count, desc='Decoding', unit='image', disable=hidden, leave=False) as bar:
         for index, found in enumerate(bar):
             if found is not None:

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any, Dict, List, Optional, Tuple
 
 import torch
-import torch.nn as nn
 from timm import utils
 from timm.task import TrainingTask
 from torch.utils.data import Dataset
@@ -39,6 +38,7 @@ class Built:
     device: torch.device
     precision: build.Precision
     data_config: Dict[str, Any]
+    patch_size: Optional[Tuple[int, int]]  # of a NaFlex model
     dataset_train: Dataset
     loader_train: Any
     loader_eval: Any  # None without validation
@@ -97,8 +97,9 @@ def build_run(args: argparse.Namespace, signals: StopSignals, watchdog: Watchdog
     signals.check_start(args, device)
     dataset_train, dataset_eval = loaders.build_datasets(args, data_config)
     signals.check_start(args, device)
+    patch_size = loaders.patch_size(model) if args.naflex_loader else None
     loader_train, loader_eval, resumable = _build_loaders(
-        args, model, dataset_train, dataset_eval, data_config, device, precision)
+        args, patch_size, dataset_train, dataset_eval, data_config, device, precision)
     metric_name = args.eval_metric if loader_eval is not None else 'loss'
     record = make_record(model, args.model, data_config, class_names(dataset_train), metric_name)
     if args.torchscript:
@@ -129,10 +130,10 @@ def build_run(args: argparse.Namespace, signals: StopSignals, watchdog: Watchdog
     on_broken = BrokenUpdates(args, task, resumable)
     signals.check_start(args, device)
     return Built(
-        args=args, device=device, precision=precision, data_config=data_config, dataset_train=dataset_train,
-        loader_train=loader_train, loader_eval=loader_eval, task=task, optimizer=optimizer, scheduler=scheduler,
-        state=state, keeper=keeper, watch=watch, on_broken=on_broken, record=record, data=data, before=before,
-        position=position, losses=losses, updates_per_epoch=updates_per_epoch, done_updates=done_updates,
+        args=args, device=device, precision=precision, data_config=data_config, patch_size=patch_size,
+        dataset_train=dataset_train, loader_train=loader_train, loader_eval=loader_eval, task=task, optimizer=optimizer,
+        scheduler=scheduler, state=state, keeper=keeper, watch=watch, on_broken=on_broken, record=record, data=data,
+        before=before, position=position, losses=losses, updates_per_epoch=updates_per_epoch, done_updates=done_updates,
         num_epochs=num_epochs, stop_epoch=args.stop_epoch or num_epochs)
 
 
@@ -179,7 +180,7 @@ def _begin(args: argparse.Namespace, signals: StopSignals, auto: bool) -> torch.
 
 def _build_loaders(
         args: argparse.Namespace,
-        model: nn.Module,
+        patch_size: Optional[Tuple[int, int]],
         dataset_train: Dataset,
         dataset_eval: Optional[Dataset],
         data_config: Dict[str, Any],
@@ -187,7 +188,6 @@ def _build_loaders(
         precision: build.Precision,
 ) -> Tuple[Any, Any, ResumableLoader]:
     """The loaders of training and of evaluation, and what knows the position of the first."""
-    patch_size = loaders.patch_size(model) if args.naflex_loader else None
     loader_train = loaders.build_train_loader(args, dataset_train, data_config, device, precision, patch_size)
     loader_train, resumable = make_resumable(loader_train, device, args.world_size, args.rank)
     build.set_learning_rate(args, loaders.average_batch_size(args, loader_train))

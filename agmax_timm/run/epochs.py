@@ -116,7 +116,8 @@ class Epochs:
         if self.args.save_images and self.primary:
             path = os.path.join(self.keeper.output_dir, f'views-{progress.epoch}-{progress.update_index}.png')
             with reporting.tolerated(path):
-                to_picture = ToPicture(built.data_config, self.args.naflex_patchify_channels_first)
+                to_picture = ToPicture(
+                    built.data_config, built.patch_size, self.args.naflex_patchify_channels_first)
                 save_views(path, progress.input, progress.target, to_picture, class_names(built.dataset_train),
                            views=2 if self.args.agmax else 1)
 

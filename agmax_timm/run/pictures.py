@@ -1,7 +1,7 @@
 """Grids of training images as the network sees them, the views of an image side by side over their labels."""
 import math
 import os
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, List, Optional, Tuple
 
 import torch
 from PIL import Image, ImageDraw
@@ -19,12 +19,20 @@ class ToPicture:
 
     Args:
         data_config: 'mean', 'std' and 'input_size' (C, H, W).
+        patch_size: Height and width of the model's patches; those of another number of pixels are square, as
+            --naflex-patch-sizes are. None for a model of images.
         patches_channels_first: Whether the pixels of a patch are laid out channel by channel.
     """
 
-    def __init__(self, data_config: Dict[str, Any], patches_channels_first: bool = False):
+    def __init__(
+            self,
+            data_config: Dict[str, Any],
+            patch_size: Optional[Tuple[int, int]] = None,
+            patches_channels_first: bool = False,
+    ):
         self.channels = data_config['input_size'][0]
         self.mean, self.std = (torch.tensor(data_config[name])[-self.channels:, None, None] for name in ('mean', 'std'))
+        self.patch_size = patch_size
         self.patches_channels_first = patches_channels_first
 
     def __call__(self, input: Input, index: int) -> Image.Image:
@@ -37,14 +45,17 @@ class ToPicture:
         return to_pil_image(x.clamp(0, 1)[:3] if self.channels >= 3 else x.clamp(0, 1)[:1]).convert('RGB')
 
     def _join(self, patches: torch.Tensor, coord: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
-        """The image [C, H, W] of its square patches [N, P * P * C] or [N, P, P, C], placed by row and column [N, 2]."""
+        """The image [C, H, W] of its patches [N, P * Q * C] or [N, P, Q, C], placed by row and column [N, 2]."""
         patches, (rows, columns) = patches[valid], coord[valid].T
-        side = math.isqrt(patches[0].numel() // self.channels)
+        pixels = patches[0].numel() // self.channels
+        size = self.patch_size
+        if size is None or math.prod(size) != pixels:
+            size = (math.isqrt(pixels),) * 2
         if self.patches_channels_first:
-            patches = patches.view(-1, self.channels, side, side)
+            patches = patches.view(-1, self.channels, *size)
         else:
-            patches = patches.view(-1, side, side, self.channels).permute(0, 3, 1, 2)
-        grid = patches.new_zeros(int(rows.max()) + 1, int(columns.max()) + 1, self.channels, side, side)
+            patches = patches.view(-1, *size, self.channels).permute(0, 3, 1, 2)
+        grid = patches.new_zeros(int(rows.max()) + 1, int(columns.max()) + 1, self.channels, *size)
         grid[rows, columns] = patches
         return grid.permute(2, 0, 3, 1, 4).flatten(3).flatten(1, 2)
 

@@ -28,8 +28,8 @@ class Trackers:
     """Those that the options ask for; the first rank has them.
 
     The losses of an update are at the number of updates before it, in TensorBoard the row of an epoch at that of all
-    updates to its end, in Weights & Biases at that of its epoch. So what a run writes again that goes on after some
-    updates are the steps from their number on.
+    updates to its end, in Weights & Biases at that of its epoch. A run that goes on tells some of them again:
+    TensorBoard drops what it had of those, Weights & Biases shows both.
 
     Args:
         args: Options.

@@ -164,7 +164,7 @@ def _evaluate(args: argparse.Namespace, device: torch.device, on_batch: Optional
     set_targets(args, dataset, subject.num_classes)
     loader = validation.build_loader(args, dataset, subject, device, precision)
     evaluator = create_evaluator(args, dataset, loader, subject.num_classes, device)
-    to_picture = ToPicture(subject.data_config, args.naflex_patchify_channels_first)
+    to_picture = ToPicture(subject.data_config, subject.patch_size, args.naflex_patchify_channels_first)
     outcomes = Outcomes(to_picture) if args.task == 'classification' else None
     images = 0
     for index, (input, output, target) in enumerate(outputs_of(subject.model, loader, args, device, precision)):
@@ -221,7 +221,7 @@ def training_views(
     dataset, _ = loaders.build_datasets(args, data_config)
     loader = loaders.build_train_loader(args, dataset, data_config, device, build.Precision(), patch_size)
     input, target = next(iter(loader))
-    to_picture = ToPicture(data_config, args.naflex_patchify_channels_first)
+    to_picture = ToPicture(data_config, patch_size, args.naflex_patchify_channels_first)
     views = 2 if args.agmax else max(1, args.aug_splits)
     images = len(target) // views
     shown = []
