@@ -213,7 +213,7 @@ def saved_options(path: str) -> Dict[str, Any]:
 
 
 def saved_record(path: str) -> Dict[str, Any]:
-    """The record in a checkpoint (see saver.make_record), empty where it has none.
+    """The record in a checkpoint (see record.make_record), empty where it has none.
 
     Raises:
         CheckpointError: as read_file.

@@ -7,60 +7,22 @@ import io
 import logging
 import math
 import os
-import platform
 import re
 from contextlib import suppress
 from glob import escape as glob_escape
 from glob import glob
-from typing import Any, Callable, Dict, List, Optional, Tuple
+from typing import Any, Callable, Dict, Optional, Tuple
 
-import timm
 import torch
-import torch.nn as nn
-from timm.models import parse_model_name
-from timm.models._input import get_model_args
 from timm.task import TrainingTask
 from timm.utils import CheckpointSaver
 
-from . import __version__, durable
+from . import durable
 from .background import Background, snapshot
 from .checkpoint import RECORD, STATE
-from .models import timm_architecture
 from .untrusted import read_file
 
 _logger = logging.getLogger(__name__)
-
-
-def make_record(
-        model: nn.Module,
-        name: str,
-        data_config: Dict[str, Any],
-        class_names: Optional[List[str]] = None,
-        metric_name: str = 'top1',
-) -> Dict[str, Any]:
-    """What reproduces the weights of a model, besides the run's options; plain types alone.
-
-    Args:
-        model: The classifier, as timm created it.
-        name: Name it was created by.
-        data_config: How it is evaluated: input_size (C, H, W), interpolation, mean, std, crop_pct, crop_mode.
-        class_names: By index, None if unknown; outputs beyond them are named by their index.
-        metric_name: The metric that ranks the checkpoints.
-    """
-    if parse_model_name(name)[0]:  # a folder or repository, which may be gone when the checkpoint is read
-        name = model.pretrained_cfg['architecture']
-    if class_names is not None:
-        class_names = class_names + [str(i) for i in range(len(class_names), model.num_classes)]
-    return {
-        'architecture': timm_architecture(name),
-        'model_args': get_model_args(model),
-        'class_names': class_names,
-        'data_config': dict(data_config),
-        'metric_name': metric_name,
-        'versions': {'agmax_timm': __version__, 'timm': timm.__version__, 'torch': str(torch.__version__),
-                     'python': platform.python_version()},
-        'metrics': {},
-    }
 
 
 class SaveError(RuntimeError):
@@ -68,7 +30,7 @@ class SaveError(RuntimeError):
 
 
 class RecordSaver(CheckpointSaver):
-    """timm's saver of timm's files, each with a record (see make_record) and the metrics of its weights.
+    """timm's saver of timm's files, each with a record (see record.make_record) and the metrics of its weights.
 
     A file is written whole or not at all, and others are removed when it is safe: `last` and `model_best` are there
     from the first checkpoint on, whenever the process ends. If the disk refuses, the log says so, what is there stays,
@@ -289,7 +251,7 @@ def create_saver(
     It writes in the background: close() it at the end of a run.
 
     Args:
-        record: See make_record.
+        record: See record.make_record.
         decreasing: Whether a lower metric is better.
     """
     return RecordSaver(

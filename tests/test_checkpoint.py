@@ -19,9 +19,10 @@ from timm.utils import CheckpointSaver
 
 import agmax_timm
 from agmax_timm.checkpoint import load_weights, read_model, saved_options
+from agmax_timm.record import make_record
 from agmax_timm.resume import resume
 from agmax_timm.run import training
-from agmax_timm.saver import RecordSaver, make_record
+from agmax_timm.saver import RecordSaver
 from agmax_timm.untrusted import CheckpointError
 
 INPUT = torch.linspace(-1, 1, 2 * 3 * 32 * 32).reshape(2, 3, 32, 32)

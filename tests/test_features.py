@@ -22,10 +22,11 @@ from timm.task import MultiLabelClassificationEvaluator
 
 from agmax_timm.command_line import OptionError
 from agmax_timm.run import training
-from agmax_timm.run.build import Precision, build_optimizer, import_device_modules
+from agmax_timm.run.build import Precision, import_device_modules
 from agmax_timm.run.config import parse_train_args
 from agmax_timm.run.engine import evaluate
 from agmax_timm.run.objective import build_criterion, build_task
+from agmax_timm.run.optimization import build_optimizer
 
 SMALL = ['--model', 'test_resnet', '--num-classes', '3', '--img-size', '32', '-b', '4', '-j', '0',
          '--warmup-epochs', '0', '--lr', '0.05', '--epochs', '1']

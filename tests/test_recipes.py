@@ -13,7 +13,7 @@ from timm.task import ClassificationTask
 from torchvision.transforms import InterpolationMode
 
 from agmax_timm import AgMaxTask, TwoViews
-from agmax_timm.run import build, loaders
+from agmax_timm.run import build, loaders, optimization
 from agmax_timm.run.config import parse_train_args, parse_validate_args
 from agmax_timm.run.flags.checks import mixing
 from agmax_timm.run.objective import build_task
@@ -91,8 +91,8 @@ def build_loaders(args, photos):
 def build_optimizer(args):
     model, _ = build.build_model(args, CPU, PRECISION)
     task = build_task(args, model, CPU, PRECISION)
-    build.set_learning_rate(args, args.batch_size)
-    return task, build.build_optimizer(args, task)
+    optimization.set_learning_rate(args, args.batch_size)
+    return task, optimization.build_optimizer(args, task)
 
 
 def train_steps(*recipes, photos):
@@ -202,7 +202,7 @@ def test_methods_are_those_of_the_table():
 def test_step_schedule(base, milestones):
     args = parse(base, argv=SMALL_MODEL)
     _, optimizer = build_optimizer(args)
-    scheduler, epochs = build.build_scheduler(args, optimizer, 5)
+    scheduler, epochs = optimization.build_scheduler(args, optimizer, 5)
     assert epochs == int(base.split('_')[-1].removesuffix('ep'))
 
     peer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(()))], lr=0.1)
@@ -218,7 +218,7 @@ def test_step_schedule(base, milestones):
 def test_cosine_schedule_with_warmup(base):
     args = parse(base, argv=SMALL_MODEL)
     _, optimizer = build_optimizer(args)
-    scheduler, epochs = build.build_scheduler(args, optimizer, 4)
+    scheduler, epochs = optimization.build_scheduler(args, optimizer, 4)
     assert epochs == 100
     for update in range(4 * epochs):
         time = update / 4
@@ -232,7 +232,7 @@ def test_cosine_schedule_with_warmup(base):
 def test_cosine_schedule_of_cifar():
     args = parse(CIFAR, argv=SMALL_MODEL)
     _, optimizer = build_optimizer(args)
-    scheduler, epochs = build.build_scheduler(args, optimizer, 5)
+    scheduler, epochs = optimization.build_scheduler(args, optimizer, 5)
     assert epochs == 200
     for epoch in range(epochs):
         expected = 0.05 * (1 + math.cos(math.pi * epoch / 200))
@@ -245,7 +245,7 @@ def test_cosine_schedule_of_cifar():
 def test_learning_rate_follows_the_batch(base, images, weight_decay):
     for factor in (1, 2):
         args = parse(base, argv=('-b', str(factor * images)) if factor > 1 else ())
-        build.set_learning_rate(args, args.batch_size)
+        optimization.set_learning_rate(args, args.batch_size)
         assert (args.batch_size, args.lr) == (factor * images, pytest.approx(factor * 0.1))
     assert args.weight_decay == weight_decay
 

@@ -11,7 +11,7 @@ import torch.multiprocessing
 from torch.distributed.tensor import DTensor
 
 from agmax_timm.command_line import OptionError
-from agmax_timm.run import build, engine, epochs, sharding, training
+from agmax_timm.run import build, engine, epochs, optimization, sharding, training
 from agmax_timm.run.config import parse_train_args
 from agmax_timm.run.engine import NonFiniteError
 from agmax_timm.run.objective import build_task
@@ -64,8 +64,8 @@ def build_all(args, architecture, rank, dtype):
     precision = build.build_precision(args, CPU)
     precision.model_dtype = dtype
     task = build_task(args, model, CPU, precision)
-    optimizer = build.build_optimizer(args, task)
-    build.build_ema(args, task)
+    optimizer = optimization.build_optimizer(args, task)
+    optimization.build_ema(args, task)
     build.compile_and_distribute(args, task, optimizer, CPU)
     return task, optimizer, precision
 

@@ -14,9 +14,10 @@ from ..data.backend import views_of
 from ..data.datasets import class_names
 from ..data.resumable import ResumableLoader, make_resumable
 from ..hub import check_destination
+from ..record import make_record
 from ..resume import resume, resume_ema
-from ..saver import create_saver, make_record
-from . import build, folder, loaders, sharding, tracking
+from ..saver import create_saver
+from . import build, folder, loaders, optimization, sharding, tracking
 from .flags import names
 from .guards.interruption import StopSignals
 from .guards.nonfinite import BrokenUpdates
@@ -49,7 +50,7 @@ class Built:
     keeper: Keeper
     watch: Watch
     on_broken: BrokenUpdates
-    record: Dict[str, Any]  # see saver.make_record
+    record: Dict[str, Any]  # see record.make_record
     data: Dict[str, Any]  # see changes.describe_data
     before: Optional[resuming.Before]  # None for a run that begins
     position: Position
@@ -105,7 +106,7 @@ def build_run(args: argparse.Namespace, signals: StopSignals, watchdog: Watchdog
     if args.torchscript:
         model = torch.jit.script(model)
     task = build_task(args, model, device, precision)
-    optimizer = build.build_optimizer(args, task)
+    optimizer = optimization.build_optimizer(args, task)
 
     data = {**changes.describe_data(dataset_train, dataset_eval), 'views': views_of(loader_train.dataset)}
     before = resuming.Before.read(args, data) if args.resume else None
@@ -114,13 +115,13 @@ def build_run(args: argparse.Namespace, signals: StopSignals, watchdog: Watchdog
     gathered = sharding.WholeState(task, optimizer, keep=primary) if args.fsdp else None
 
     updates_per_epoch = math.ceil(len(loader_train) / args.grad_accum_steps)
-    scheduler, num_epochs = build.build_scheduler(args, optimizer, updates_per_epoch)
+    scheduler, num_epochs = optimization.build_scheduler(args, optimizer, updates_per_epoch)
     state = RunState(args, task, optimizer, resumable, loader_eval, device)
     state.scheduler = scheduler
     position, losses = resuming.find_start(args, before, resume_epoch)
     names.check_epochs(args, num_epochs)
     done_updates = position.epoch * updates_per_epoch + math.ceil(position.batch / args.grad_accum_steps)
-    build.advance_scheduler(scheduler, position.epoch, done_updates if args.sched_on_updates else None)
+    optimization.advance_scheduler(scheduler, position.epoch, done_updates if args.sched_on_updates else None)
     keeper = Keeper(args, task, state, signals, watchdog, gathered)
     if before is not None and before.exact:
         position, losses = before.restore(state, primary)
@@ -190,7 +191,7 @@ def _build_loaders(
     """The loaders of training and of evaluation, and what knows the position of the first."""
     loader_train = loaders.build_train_loader(args, dataset_train, data_config, device, precision, patch_size)
     loader_train, resumable = make_resumable(loader_train, device, args.world_size, args.rank)
-    build.set_learning_rate(args, loaders.average_batch_size(args, loader_train))
+    optimization.set_learning_rate(args, loaders.average_batch_size(args, loader_train))
     loader_eval = None
     if dataset_eval is not None:
         loader_eval = loaders.build_eval_loader(
@@ -216,7 +217,7 @@ def _resume_weights(
         resumed = (None, None) if args.no_resume_opt else (optimizer, precision.scaler)
         resume_epoch = resume(args.resume, task, *resumed, verbose=utils.is_primary(args), verified=verified)
     folder.check_same_start(args, resume_epoch)
-    build.build_ema(args, task)
+    optimization.build_ema(args, task)
     if args.resume and args.model_ema:
         resume_ema(args.resume, task)
     return resume_epoch

@@ -17,10 +17,10 @@ from ..newest import checkpoint_names
 from ..saver import create_saver
 from . import folder
 from .assembly import Built
-from .build import mean_lr
 from .engine import evaluate, train_one_epoch
 from .guards.watch import Verdict, Watch
 from .losses import RunningLosses
+from .optimization import mean_lr
 from .recovery.keeping import most_files
 from .recovery.state import Position
 from .step import Step

@@ -10,7 +10,7 @@ from timm import utils
 from timm.task import evaluation_sample_limit
 
 from ..data.datasets import class_names
-from . import build, loaders, reporting
+from . import loaders, optimization, reporting
 from .assembly import Built
 from .engine import Progress, evaluate, train_one_epoch
 from .flags.checks import in_sequence, mixing
@@ -110,7 +110,7 @@ class Epochs:
 
     def _on_log(self, progress: Progress) -> None:
         built = self.built
-        self.reporter.train_step(progress, build.mean_lr(built.optimizer))
+        self.reporter.train_step(progress, optimization.mean_lr(built.optimizer))
         if self.trackers is not None:
             self.trackers.update(progress)
         if self.args.save_images and self.primary:
@@ -137,7 +137,7 @@ class Epochs:
             state.evaluated = True
         selected = ema or raw or train_metrics
         self.results.append({'epoch': epoch, 'train': train_metrics, **({'validation': selected} if raw else {})})
-        row = reporting.summary_row(epoch, train_metrics, build.mean_lr(built.optimizer), raw, ema)
+        row = reporting.summary_row(epoch, train_metrics, optimization.mean_lr(built.optimizer), raw, ema)
         state.history.rows.append(row)
         metric = selected[built.metric_name]
         if built.scheduler is not None:
