@@ -25,6 +25,7 @@ from agmax_timm.staging import stage
 
 CLASSES = ('ant', 'bee', 'cat')
 PER_CLASS = 4
+SMALL_VALIDATION = ['-j', '0', '-b', '5', '--device', 'cpu']
 
 
 def gradient_image(height, width, blue=0):
@@ -169,7 +170,7 @@ def results_of(capsys):
     def run(*words, status=0):
         capsys.readouterr()
         try:
-            validation.main(['-j', '0', '-b', '5', '--device', 'cpu', *map(str, words)])
+            validation.main([*SMALL_VALIDATION, *map(str, words)])
             ended = 0
         except SystemExit as end:
             ended = end.code
@@ -177,6 +178,47 @@ def results_of(capsys):
         assert ended == status, captured.err
         return json.loads(captured.out.split('--result\n')[1])
     return run
+
+
+@pytest.fixture
+def refusal(capsys):
+    """Function: the one line with which validate.py refuses these words; `built`: after the model was built."""
+    def run(*words, built=False):
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as end:
+            validation.main([*map(str, words), *SMALL_VALIDATION])
+        assert end.value.code == 2
+        captured = capsys.readouterr()
+        assert captured.out == '' and 'Traceback' not in captured.err
+        assert built or 'param count' not in captured.err
+        return captured.err.splitlines()[-1]
+    return run
+
+
+@pytest.fixture
+def imagenet(photos, tmp_path):
+    """Folder of photos under the names of ImageNet's validation set, in another order than that of their folders."""
+    numbers = np.random.default_rng(1).permutation(12) + 1
+    for (folder, name), number in zip(((f'class{i % 3}', f'{i:03d}.jpg') for i in range(12)), numbers):
+        path = tmp_path / 'imagenet' / 'val' / folder
+        path.mkdir(parents=True, exist_ok=True)
+        index = int(name[:3])
+        source = sorted((photos / 'val').rglob('*.jpg'))[index]
+        os.link(source, path / f'ILSVRC2012_val_{number:08d}.JPEG')
+    return tmp_path / 'imagenet'
+
+
+@pytest.fixture
+def weights(tmp_path):
+    """Function: the path of a file of random weights, and the model that has them."""
+    def make(name='test_resnet', num_classes=3, seed=3, file='weights.pth', **kwargs):
+        random_seed(seed)
+        model = create_model(name, num_classes=num_classes, **kwargs).eval()
+        for parameter in model.get_classifier().parameters():
+            torch.nn.init.normal_(parameter, std=0.5)  # predictions that differ from image to image
+        torch.save(model.state_dict(), tmp_path / file)
+        return str(tmp_path / file), model
+    return make
 
 
 @pytest.fixture(scope='session')

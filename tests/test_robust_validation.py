@@ -10,6 +10,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from conftest import SMALL_VALIDATION
 from PIL import Image
 from ranks import finish_ranks, logs, start_ranks
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, ImageNetInfo, create_dataset, create_loader
@@ -26,7 +27,6 @@ from agmax_timm.run.evaluation import inference
 
 SIZE = 32
 RESNET = ['--model', 'test_resnet', '--num-classes', '3', '--img-size', str(SIZE)]
-SMALL = ['-j', '0', '-b', '5', '--device', 'cpu']
 
 
 @pytest.fixture(scope='module')
@@ -63,21 +63,6 @@ def weights(textures, tmp_path_factory):
         torch.save(model.state_dict(), path)
         return str(path), model
     return make
-
-
-@pytest.fixture
-def refusal(capsys):
-    """Function: the one line with which validate.py refuses these words; `built`: after the model was built."""
-    def run(*words, built=False):
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as end:
-            validation.main([*map(str, words), *SMALL])
-        assert end.value.code == 2
-        captured = capsys.readouterr()
-        assert captured.out == '' and 'Traceback' not in captured.err
-        assert built or 'param count' not in captured.err
-        return captured.err.splitlines()[-1]
-    return run
 
 
 def pixels_of(root, **kwargs):
@@ -368,7 +353,7 @@ ALL = ['--calibration', '--agreement', '--stress', 'crop', '--attack', 'pgd', '-
 def test_ranks_agree_with_one_process(textures, corrupted, weights, results_of, tmp_path):
     words = [str(textures), *RESNET, '--checkpoint', weights()[0], *ALL, '--corruptions-dir', str(corrupted),
              '--results-file', str(tmp_path / 'ranks'), '--results-format', 'json', '--report-dir', str(tmp_path / 'r')]
-    ranks = start_ranks(2, tmp_path / 'logs', validation.main, [*words, *SMALL])
+    ranks = start_ranks(2, tmp_path / 'logs', validation.main, [*words, *SMALL_VALIDATION])
     assert finish_ranks(ranks) == [0, 0], logs(tmp_path / 'logs')
     of_ranks, of_one = json.loads((tmp_path / 'ranks').read_text()), results_of(*words)
     assert of_ranks == {name: pytest.approx(value, rel=1e-4) if isinstance(value, float) else value

@@ -1,59 +1,19 @@
-"""validate.py: every flag against the same numbers computed another way; many models in one go."""
-import csv
-import fnmatch
+"""validate.py: every flag against the same numbers computed another way."""
 import json
-import os
 import sys
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import SMALL_VALIDATION
 from PIL import Image
-from ranks import finish_ranks, logs, start_ranks
 from timm.data import create_dataset, create_loader
-from timm.models import create_model, list_models
-from timm.utils import random_seed
 from torch.utils.data import Dataset
 
-from agmax_timm.run import loaders, validation
+from agmax_timm.run import validation
 from agmax_timm.run.config import parse_validate_args
-from agmax_timm.run.evaluation import bulk, inference
-from agmax_timm.staging import stage
-
-SMALL = ['-j', '0', '-b', '5', '--device', 'cpu']
-
-
-def spread(model, std=0.5):
-    """The model with a head whose predictions differ from image to image."""
-    for parameter in model.get_classifier().parameters():
-        torch.nn.init.normal_(parameter, std=std)
-    return model.eval()
-
-
-@pytest.fixture
-def weights(tmp_path):
-    """Function: the path of a file of random weights, and the model that has them."""
-    def make(name='test_resnet', num_classes=3, seed=3, file='weights.pth', **kwargs):
-        random_seed(seed)
-        model = spread(create_model(name, num_classes=num_classes, **kwargs))
-        torch.save(model.state_dict(), tmp_path / file)
-        return str(tmp_path / file), model
-    return make
-
-
-@pytest.fixture
-def refusal(capsys):
-    """Function: the one line with which validate.py refuses these words."""
-    def run(*words):
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as end:
-            validation.main([*map(str, words), *SMALL])
-        assert end.value.code == 2
-        captured = capsys.readouterr()
-        assert captured.out == '' and 'Traceback' not in captured.err
-        return captured.err.splitlines()[-1]
-    return run
+from agmax_timm.run.evaluation import inference
 
 
 @pytest.fixture
@@ -141,7 +101,7 @@ def test_test_pool_averages_windows_of_the_training_size(photos, weights, result
 
     path, _ = weights('test_vit', img_size=192)
     line = refusal(photos, '--model', 'test_vit', '--num-classes', 3, '--checkpoint', path, '--test-pool',
-                   '--img-size', 192, '--model-kwargs', 'img_size=192')
+                   '--img-size', 192, '--model-kwargs', 'img_size=192', built=True)
     assert '--test-pool' in line and 'test_vit' in line
 
 
@@ -166,13 +126,13 @@ def test_what_cannot_be_is_one_line_before_anything_is_built(flags, named, photo
     assert named in refusal(photos, '--model', 'test_resnet', '--num-classes', 3, '--checkpoint', path, *flags)
 
 
-@pytest.mark.parametrize('module, flags', [
-    ('tensorflow', ['--tf-preprocessing']), ('functorch.compile', ['--aot-autograd'])])
-def test_what_is_not_installed_is_named_in_one_line(module, flags, photos, refusal, weights, monkeypatch):
+@pytest.mark.parametrize('module, flags, built', [
+    ('tensorflow', ['--tf-preprocessing'], False), ('functorch.compile', ['--aot-autograd'], True)])
+def test_what_is_not_installed_is_named_in_one_line(module, flags, built, photos, refusal, weights, monkeypatch):
     path, _ = weights()
     monkeypatch.setitem(sys.modules, module, None)
     monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
-    line = refusal(photos, '--model', 'test_resnet', '--num-classes', 3, '--checkpoint', path, *flags)
+    line = refusal(photos, '--model', 'test_resnet', '--num-classes', 3, '--checkpoint', path, *flags, built=built)
     assert flags[0] in line and module in line
 
 
@@ -218,19 +178,6 @@ def test_a_layout_of_patches_without_patches_is_told(photos, capsys):
 
 # ---- Labels and metrics ----
 
-@pytest.fixture
-def imagenet(photos, tmp_path):
-    """Folder of photos under the names of ImageNet's validation set, in another order than that of their folders."""
-    numbers = np.random.default_rng(1).permutation(12) + 1
-    for (folder, name), number in zip(((f'class{i % 3}', f'{i:03d}.jpg') for i in range(12)), numbers):
-        path = tmp_path / 'imagenet' / 'val' / folder
-        path.mkdir(parents=True, exist_ok=True)
-        index = int(name[:3])
-        source = sorted((photos / 'val').rglob('*.jpg'))[index]
-        os.link(source, path / f'ILSVRC2012_val_{number:08d}.JPEG')
-    return tmp_path / 'imagenet'
-
-
 def logits_of(model, root, **kwargs):
     images, target = images_of(root, **kwargs)
     with torch.no_grad():
@@ -269,11 +216,11 @@ def test_real_labels_replace_top1_and_top5(imagenet, weights, results_of, refusa
     assert both['top1'] == pytest.approx(real_accuracy(masked, names, labels, 1), abs=1e-4)
     assert both['top1'] > real_accuracy(logits, names, labels, 1)
 
-    assert 'ILSVRC2012_val' in refusal(photos, *words)
+    assert 'ILSVRC2012_val' in refusal(photos, *words, built=True)
     (tmp_path / 'real.json').write_text('[[1]]')
-    assert 'number of labels' in refusal(imagenet, *words)
+    assert 'number of labels' in refusal(imagenet, *words, built=True)
     (tmp_path / 'real.json').write_text('[[')
-    assert '--real-labels' in refusal(imagenet, *words)
+    assert '--real-labels' in refusal(imagenet, *words, built=True)
 
 
 def test_valid_labels_choose_the_outputs_that_are_classes(photos, weights, results_of, refusal, tmp_path):
@@ -286,7 +233,7 @@ def test_valid_labels_choose_the_outputs_that_are_classes(photos, weights, resul
     for text, named in (('8\n2\n', 'has 2 lines, the data 3 classes'), ('8\n2\n9\n', "line 3: '9'"), ('', 'empty'),
                         ('8\n-1\n5', "line 2: '-1'")):
         (tmp_path / 'valid.txt').write_text(text)
-        line = refusal(*words)
+        line = refusal(*words, built=True)
         assert '--valid-labels' in line and named in line
 
 
@@ -357,194 +304,15 @@ def test_several_labels_an_image(format, weights, results_of, monkeypatch):
         F.binary_cross_entropy_with_logits(logits, there.double()).item(), rel=1e-4)
 
 
-# ---- Many in one go ----
-
-@pytest.fixture
-def folder(weights, tmp_path):
-    """Folder as a run leaves it, of test_resnet with 3 classes: its last and best checkpoints are hard links."""
-    for number in (2, 10):
-        weights(seed=number, file=f'checkpoint-{number}.pth.tar')
-    for name, number in (('last', 10), ('model_best', 2)):
-        os.link(tmp_path / f'checkpoint-{number}.pth.tar', tmp_path / f'{name}.pth.tar')
-    return tmp_path
-
-
-RESNET = ['--model', 'test_resnet', '--num-classes', '3', '--img-size', '32']
-
-
-def test_a_folder_is_evaluated_file_by_file_each_once(folder, photos, results_of):
-    rows = results_of(photos, *RESNET, '--checkpoint', folder, '--results-file', folder / 'results.csv')
-    assert isinstance(rows, list) and [row['top1'] for row in rows] == sorted((r['top1'] for r in rows), reverse=True)
-    names = {os.path.basename(row['checkpoint']): row for row in rows}
-    assert {name: row['aliases'] for name, row in names.items()} == {
-        'checkpoint-2.pth.tar': 'model_best.pth.tar', 'checkpoint-10.pth.tar': 'last.pth.tar'}
-    for row in names.values():
-        alone = results_of(photos, *RESNET, '--checkpoint', row['checkpoint'])
-        assert {**alone, 'aliases': row['aliases']} == row
-    with open(folder / 'results.csv', newline='') as f:
-        assert [row['checkpoint'] for row in csv.DictReader(f)] == [row['checkpoint'] for row in rows]
-
-
-def test_checkpoints_come_in_natural_order(folder):
-    args = parse_validate_args(['x', *RESNET, '--checkpoint', str(folder)])
-    assert [os.path.basename(job.checkpoint) for job in bulk.list_jobs(args)] == [
-        'checkpoint-2.pth.tar', 'checkpoint-10.pth.tar']
-
-
-def test_what_fails_is_a_row_and_the_others_go_on(folder, photos, results_of, capsys):
-    (folder / 'checkpoint-5.pth.tar').write_bytes(b'no checkpoint')
-    torch.save(create_model('test_resnet', num_classes=4).state_dict(), folder / 'other.pth')
-    words = [photos, *RESNET, '--checkpoint', folder, '--results-file', folder / 'results']
-    rows = results_of(*words)
-    assert [('error' in row, os.path.basename(row['checkpoint'])) for row in rows[2:]] == [
-        (True, 'checkpoint-5.pth.tar'), (True, 'other.pth')]
-    assert 'damaged' in rows[2]['error'] and 'fc.weight [4, 96]' in rows[3]['error']
-    with open(folder / 'results', newline='') as f:
-        read = list(csv.DictReader(f))
-    assert [bool(row['error']) for row in read] == [False, False, True, True] and list(read[0])[:2] == ['model', 'top1']
-    results_of(*words, '--results-format', 'json')
-    assert json.loads((folder / 'results').read_text()) == rows
-
-    for name in ('checkpoint-2', 'checkpoint-10', 'last', 'model_best'):
-        (folder / f'{name}.pth.tar').unlink()
-    assert all('error' in row for row in results_of(*words, status=1))
-
-
-def test_nothing_passes_from_one_model_to_the_next(photos, make_saved, tmp_path, results_of):
-    """The number of classes, the size and the mean of each are its own."""
-    folders = {}
-    for classes, size, mean in ((5, 48, 0.2), (3, 32, 0.7), (4, 64, 0.5)):
-        saved = make_saved(num_classes=classes, size=size)
-        saved.data_config['mean'] = (mean,) * 3
-        stage(saved, tmp_path / str(classes))
-        folders[classes] = f'local-dir:{tmp_path / str(classes)}'
-    (tmp_path / 'names.txt').write_text('\n'.join(folders.values()) + '\n\nno_such_model\n')
-    rows = results_of(photos, '--model', tmp_path / 'names.txt')
-    assert [row['model'] for row in rows if 'error' in row] == ['no_such_model']
-    by_model = {row['model']: row for row in rows}
-    for name in folders.values():
-        assert by_model[name] == results_of(photos, '--model', name)
-    assert {row['img_size'] for row in rows if 'top1' in row} == {48, 32, 64}
-    assert len({row['param_count'] for row in rows if 'top1' in row}) == 1 and len({
-        row['loss'] for row in rows if 'top1' in row}) == 3
-
-
-def test_names_patterns_and_all(tmp_path, refusal, weights, photos):
-    def jobs(*words):
-        listed = bulk.list_jobs(parse_validate_args(['x', *map(str, words)]))
-        return None if listed is None else [job.model for job in listed]
-    assert jobs('--model', 'test_resnet') is None and jobs('--model', 'test_resnet.r160_in1k') is None
-    assert jobs('--model', 'local-dir:x*') is None and jobs('--model', 'no_such_model') is None
-    assert jobs('--model', 'test_res*') == ['test_resnet.r160_in1k']
-    others = ('*_in21k', '*_in22k', '*in12k', '*_dino', '*fcmae', '*seer')
-    assert jobs('--model', 'all') == [name for name in list_models(pretrained=True) if not any(
-        fnmatch.fnmatch(name, pattern) for pattern in others)]
-    path, _ = weights()
-    assert 'names' in refusal(photos, '--model', 'test_res*', '--checkpoint', path)
-    assert 'no *.pth.tar' in refusal(photos, '--model', 'test_resnet', '--checkpoint', photos)
-    (tmp_path / 'empty.txt').write_text('\n')
-    assert 'empty.txt' in refusal(photos, '--model', tmp_path / 'empty.txt')
-
-
-def test_an_interruption_keeps_what_is_done(folder, photos, results_of, monkeypatch):
-    done, build = [], inference.build_subject
-
-    def interrupted(*args):
-        if done:
-            assert json.loads((folder / 'results').read_text())[0]['top1'] >= 0
-            raise KeyboardInterrupt
-        done.append(args)
-        return build(*args)
-    monkeypatch.setattr(validation, 'build_subject', interrupted)
-    words = [photos, *RESNET, '--checkpoint', folder, '--results-file', folder / 'results', '--results-format', 'json']
-    rows = results_of(*words, status=130)
-    assert [os.path.basename(row['checkpoint']) for row in rows] == ['checkpoint-2.pth.tar']
-    assert json.loads((folder / 'results').read_text()) == rows
-
+# ---- The end ----
 
 def test_an_interruption_of_the_only_model_is_one_line(weights, photos, monkeypatch, capsys):
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
     monkeypatch.setattr(validation, 'evaluate', interrupted)
     with pytest.raises(SystemExit) as end:
-        validation.main([str(photos), *RESNET, '--checkpoint', weights()[0], *SMALL])
+        validation.main([str(photos), '--model', 'test_resnet', '--num-classes', '3', '--checkpoint', weights()[0],
+                         '--img-size', '32', *SMALL_VALIDATION])
     captured = capsys.readouterr()
     assert end.value.code == 130 and captured.out == ''
     assert 'error: interrupted' in captured.err.splitlines()[-1] and 'Traceback' not in captured.err
-
-
-def test_a_results_file_is_never_half_written(tmp_path):
-    path = tmp_path / 'results.json'
-    validation.write_results(str(path), [dict(top1=1.)], 'json')
-    with pytest.raises(TypeError):
-        validation.write_results(str(path), [dict(top1=2.), dict(top1=object())], 'json')
-    assert json.loads(path.read_text()) == [dict(top1=1.)]
-
-
-@pytest.mark.parametrize('bulk_mode', [False, True])
-def test_retry_takes_smaller_batches_until_memory_suffices(bulk_mode, folder, photos, results_of, monkeypatch):
-    tried, build = [], loaders.build_eval_loader
-
-    def limited(args, *rest):
-        tried.append(args.batch_size)
-        if args.batch_size > 2:
-            raise torch.OutOfMemoryError('out of memory')
-        return build(args, *rest)
-    monkeypatch.setattr(loaders, 'build_eval_loader', limited)
-    path = folder if bulk_mode else folder / 'last.pth.tar'
-    flags = [] if bulk_mode else ['--retry']
-    results = results_of(photos, *RESNET, '--checkpoint', path, *flags)
-    assert tried == [5, 4, 3, 2] * (2 if bulk_mode else 1)  # each begins with the batch that was asked for
-    assert all('top1' in row for row in (results if bulk_mode else [results]))
-
-    monkeypatch.setattr(loaders, 'build_eval_loader', lambda *args: 1 / 0)  # no matter of memory
-    rows = results_of(photos, *RESNET, '--checkpoint', path, *flags, status=1)
-    assert [row['error'] for row in (rows if bulk_mode else [rows])] == ['division by zero'] * (2 if bulk_mode else 1)
-    assert isinstance(rows, list if bulk_mode else dict)
-
-
-def test_a_checkpoints_own_batch_size_shrinks_too(ema_run, photos, monkeypatch):
-    tried = []
-
-    def never(args, *rest):
-        tried.append(args.batch_size)
-        assert len(tried) < 9
-        raise RuntimeError('CUDA out of memory')
-    monkeypatch.setattr(loaders, 'build_eval_loader', never)
-    with pytest.raises(SystemExit) as end:
-        validation.main([str(photos), '--checkpoint', str(ema_run / 'last.pth.tar'), '--retry', '-j', '0',
-                         '--device', 'cpu'])
-    assert end.value.code == 1 and tried == [4, 3, 2, 1]
-
-
-# ---- Ranks ----
-
-def validate_in_little_memory(rank, words):
-    """One of two ranks; of the first checkpoint, the second one alone does not have the memory for 4 images."""
-    build = loaders.build_eval_loader
-
-    def limited(args, *rest):
-        if rank == 1 and args.checkpoint.endswith('-2.pth.tar') and args.batch_size > 3:
-            raise RuntimeError('out of memory')
-        return build(args, *rest)
-    loaders.build_eval_loader = limited
-    validation.main(words)
-
-
-def test_ranks_agree_with_one_process(folder, imagenet, results_of):
-    """11 images on 2 ranks, one of which evaluates a padded batch, and of one model runs out of memory alone."""
-    next((imagenet / 'val').rglob('*00000012.JPEG')).unlink()
-    (folder / 'real.json').write_text(json.dumps([[i % 3] if i % 4 else [] for i in range(11)]))
-    (folder / 'valid.txt').write_text('2\n0\n1\n')
-    words = [str(imagenet), *RESNET, '--checkpoint', str(folder), '--real-labels', str(folder / 'real.json'),
-             '--valid-labels', str(folder / 'valid.txt'), '--results-file', str(folder / 'ranks'),
-             '--results-format', 'json', '--metrics-avg', 'macro']
-    ranks = start_ranks(2, folder / 'logs', validate_in_little_memory, lambda rank: rank, [*words, *SMALL])
-    assert finish_ranks(ranks) == [0, 0], logs(folder / 'logs')
-    for rank, why in enumerate(('another rank failed', 'out of memory')):
-        assert f'{why}. Once more with --batch-size 4' in (folder / 'logs' / f'rank-{rank}.log').read_text()
-    of_ranks = json.loads((folder / 'ranks').read_text())
-    of_one = results_of(*words)
-    for row, expected in zip(of_ranks, of_one, strict=True):
-        assert row.pop('loss') == pytest.approx(expected.pop('loss'), rel=1e-6)
-    assert of_ranks == of_one and len(of_one) == 2
