@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import IO, Any, Callable, Dict, Iterable, Iterator, List, Optional
 
 from .command_line import Parser
-from .processes import fork_workers
+from .processes import fork_workers, kept_imports
 
 
 class PredictError(ValueError):
@@ -20,10 +20,11 @@ def main(argv: Optional[List[str]] = None) -> None:
     args = parser.parse_args(argv)
     if args.topk < 1 or args.batch_size < 1 or args.workers < 0:
         parser.error('--topk and --batch-size must be 1 or more, --workers 0 or more')
-    from .command_line import OptionError
-    from .data.datasets import DataError
-    from .run.evaluation.prediction import Predictor
-    from .untrusted import CheckpointError
+    with kept_imports():
+        from .command_line import OptionError
+        from .data.datasets import DataError
+        from .run.evaluation.prediction import Predictor
+        from .untrusted import CheckpointError
     fork_workers()
     try:
         paths = list_images(args.images)

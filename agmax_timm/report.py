@@ -2,18 +2,19 @@
 from typing import List, Optional
 
 from .command_line import Parser
-from .processes import fork_workers
+from .processes import fork_workers, kept_imports
 
 
 def main(argv: Optional[List[str]] = None) -> None:
     """The command. Prints the path of the page; exit status 2, with one line, where there is none."""
     parser = _parser()
     args = parser.parse_args(argv)
-    from .command_line import OptionError
-    from .data.datasets import DataError
-    from .run import reporting
-    from .run.report.report import make_report
-    from .untrusted import CheckpointError
+    with kept_imports():
+        from .command_line import OptionError
+        from .data.datasets import DataError
+        from .run import reporting
+        from .run.report.report import make_report
+        from .untrusted import CheckpointError
     reporting.setup_logging()
     fork_workers()
     try:

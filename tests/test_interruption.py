@@ -104,16 +104,3 @@ def test_a_signal_to_the_whole_job_leaves_the_workers_of_an_evaluation(photos, p
                 for name in ('SIGINT', 'SIGUSR1', 'SIGTERM'):
                     os.kill(worker.pid, getattr(signal, name))
     assert targets == [target for _, target in dataset]
-
-
-def test_workers_are_forked_unless_the_process_was_told_another_way():
-    script = (
-        'import multiprocessing, multiprocessing.context as context, sys\n'
-        'context._default_context._default_context = context._concrete_contexts["forkserver"]\n'  # as Python 3.14
-        'if sys.argv[1:]:\n    multiprocessing.set_start_method(sys.argv[1])\n'
-        'from agmax_timm.processes import fork_workers\n'
-        'fork_workers()\nfork_workers()\n'
-        'print(multiprocessing.get_start_method())')
-    for told, expected in ((), 'fork'), (('spawn',), 'spawn'), (('forkserver',), 'forkserver'):
-        run = subprocess.run([sys.executable, '-c', script, *told], cwd=REPOSITORY, capture_output=True, text=True)
-        assert run.stdout == f'{expected}\n', run.stderr

@@ -1,7 +1,7 @@
 """The commands. Options are parsed first: torch and timm take seconds to import, --help need not wait for them."""
 from typing import List, Optional
 
-from ..processes import fork_workers
+from ..processes import fork_workers, kept_imports
 from .config import parse_train_args, parse_validate_args
 
 
@@ -9,10 +9,11 @@ def train(argv: Optional[List[str]] = None) -> None:
     """train.py, agmax-train."""
     args = parse_train_args(argv)
     fork_workers()
-    if args.check_data:
-        from .data_check import run_train as run
-    else:
-        from .training import run
+    with kept_imports():
+        if args.check_data:
+            from .data_check import run_train as run
+        else:
+            from .training import run
     run(args)
 
 
@@ -20,8 +21,9 @@ def validate(argv: Optional[List[str]] = None) -> None:
     """validate.py, agmax-validate."""
     args = parse_validate_args(argv)
     fork_workers()
-    if args.check_data:
-        from .data_check import run_validate as run
-    else:
-        from .validation import run
+    with kept_imports():
+        if args.check_data:
+            from .data_check import run_validate as run
+        else:
+            from .validation import run
     run(args)
