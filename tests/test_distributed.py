@@ -106,7 +106,7 @@ def collectives(rank, world_size):
             watch.look(result, last=True)
         with reduced(backward):
             result['loss'].backward()
-            watch.check_gradients(task.trainable_module, watch.agree())
+            watch.check_gradients([*task.trainable_module.parameters()], watch.agree())
         outcome[kind] = forward, looked, backward
     return outcome
 

@@ -178,7 +178,7 @@ def test_losses_and_watch_take_a_gpu_without_a_wait(gpu_copies, kind):
         losses.update({name: value for name, value in result.items() if name != 'output'}, IMAGES)
     for parameter in task.get_clip_parameters():
         parameter.grad = torch.empty_like(parameter)
-    watch.check_gradients(task.get_trainable_module(), Verdict([], []))
+    watch.check_gradients([*task.get_trainable_module().parameters()], Verdict([], []))
     assert gpu_copies.seen == [('cuda', 'cpu', 'goes on')], 'the flags of the watch'
 
 

@@ -46,10 +46,12 @@ class Step:
         self.loss_scale = loss_scale
         self.watch = watch
         self.on_broken = on_broken
+        self._module = task.get_trainable_module()
+        self._parameters = list(self._module.parameters())  # once: the walk to them costs as much as their norm
         self._second_order = getattr(optimizer, 'is_second_order', False)
 
     def begin_epoch(self) -> None:
-        self.task.get_trainable_module().train()
+        self._module.train()
         self.optimizer.zero_grad()
 
     def __call__(
@@ -77,7 +79,7 @@ class Step:
     def _accumulate(self, update: Update, input: Input, target: torch.Tensor, batches: int, last: bool) -> torch.Tensor:
         """The loss of a batch as its gradient is taken; with a scaler that of the last batch is still to be taken."""
         if self.watch is not None and self.watch.skips and not update.losses:
-            update.keep_buffers(self.task.get_trainable_module())
+            update.keep_buffers(self._module)
         with nullcontext() if last else self.task.no_sync():
             with self.precision.autocast():
                 result = self.task(input, target)
@@ -96,15 +98,14 @@ class Step:
 
     def _make(self, update: Update, loss: torch.Tensor) -> Optional[Verdict]:
         """Step, unless losses or gradients are broken."""
-        module = self.task.get_trainable_module()
         verdict = norm = None
         if self.watch is not None:
             verdict = self.watch.agree()
             if self.precision.scaler is None:  # the scaler looks at gradients itself
-                norm = self.watch.check_gradients(module, verdict)
+                norm = self.watch.check_gradients(self._parameters, verdict)
         if verdict is not None and verdict.broken:
             self.on_broken(update, verdict)
-            update.restore_buffers(module)
+            update.restore_buffers(self._module)
         else:
             self._optimize(loss, norm)
         self.optimizer.zero_grad()

@@ -77,13 +77,13 @@ class Watch:
             names = [[*found, f'{_GRADIENT} of the update before'] for found in names]
         return Verdict(*names, save=bool(save), stop=bool(stop))
 
-    def check_gradients(self, module: nn.Module, verdict: Verdict) -> Optional[torch.Tensor]:
+    def check_gradients(self, parameters: List[nn.Parameter], verdict: Verdict) -> Optional[torch.Tensor]:
         """Add to the verdict what the backward pass of the update left.
 
         Returns:
             Norm of all gradients, for who clips by it; None where it was not needed.
         """
-        gradients = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         if not gradients or verdict.broken:
             return None
         norm = get_total_norm(gradients)
