@@ -2,8 +2,10 @@
 import csv
 import logging
 import multiprocessing
+import os
 import shutil
 import traceback
+import types
 
 import pytest
 import torch
@@ -11,7 +13,8 @@ import torch.distributed as dist
 
 from agmax_timm.data.datasets import create_dataset
 from agmax_timm.data.errors import DamagedError
-from agmax_timm.run import training, validation
+from agmax_timm.run import reporting, training, validation
+from agmax_timm.run.guards import damaged
 from agmax_timm.run.guards.damaged import DamageReport
 
 NAFLEX = ['--model', 'naflexvit_base_patch16_gap', '--model-kwargs', 'embed_dim=16', 'depth=1', 'num_heads=2',
@@ -54,6 +57,25 @@ def test_a_run_tells_once_an_epoch_and_at_its_end(data, caplog):
         rows = list(csv.reader(f))
     assert rows == [['path', 'reason']] + [
         [str(data / 'train' / name), 'empty file'] for name in ('ant/000.jpg', 'cat/010.jpg')]
+
+
+def test_names_that_are_not_text_and_a_disk_that_is_full(data, tmp_path, monkeypatch):
+    name, told = os.path.join(os.fsencode(data / 'train' / 'ant'), b'\xff\xe9.jpg'), []
+    with open(name, 'wb') as f:
+        f.write(b'text')
+    dataset = create_dataset('', str(data), 'train', max_damaged=1.)
+    assert len([*dataset]) == 13
+    for logger in (damaged, reporting):  # names that no test report could hold
+        monkeypatch.setattr(logger, '_logger', types.SimpleNamespace(warning=told.append))
+    DamageReport(dataset, torch.device('cpu'), str(tmp_path)).after_epoch()
+    assert len(told) == 1 and (tmp_path / 'damaged.csv').read_bytes() == b'path,reason\r\n%s,not an image\r\n' % name
+
+    (tmp_path / 'full').mkdir()
+    (tmp_path / 'full' / 'damaged.csv').symlink_to('/dev/full')
+    again = DamageReport(dataset, torch.device('cpu'), str(tmp_path / 'full'))
+    dataset.damage._told.zero_()
+    again.after_epoch()
+    assert told[2] == f"cannot write {tmp_path / 'full' / 'damaged.csv'}: No space left on device: training goes on"
 
 
 def test_good_data_says_nothing(data, caplog):

@@ -1,5 +1,6 @@
 """--check-data: what it counts and finds, against data made for it."""
 import csv
+import os
 import shutil
 
 import datasets
@@ -8,7 +9,7 @@ import pytest
 from PIL import Image
 
 from agmax_timm.data.datasets import DataError, check_classes, check_labels, create_dataset
-from agmax_timm.run import commands
+from agmax_timm.run import commands, data_check
 
 
 @pytest.fixture
@@ -24,7 +25,7 @@ def checked(tmp_path, *argv, script=commands.train):
     """Exit status, and rows of data-check.csv."""
     with pytest.raises(SystemExit) as caught:
         script(['--check-data', '-j', '0', *argv])
-    with open(tmp_path / 'data-check.csv', newline='') as f:
+    with open(tmp_path / 'data-check.csv', newline='', errors='surrogateescape') as f:
         return caught.value.code, [tuple(row) for row in csv.reader(f)][1:]
 
 
@@ -173,3 +174,19 @@ def test_memory_is_a_few_bytes_a_sample(data):
         inventory.add(Finding(index, np.int64(index % 3), 3, 4, 'RGB', False, bytes(16)))
     assert inventory.digests.nbytes + 4 * (len(inventory.widths) + len(inventory.heights)) == 24 * 1000
     assert inventory.classes == {0: 334, 1: 333, 2: 333}
+
+
+def test_a_folder_that_cannot_be_written_is_one_line_before_anything_is_read(data, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(data_check, 'check_data', lambda *args: 1 / 0)
+    (tmp_path / 'file').write_text('')
+    with pytest.raises(SystemExit) as caught:
+        commands.train(['--check-data', '--output', str(tmp_path / 'file' / 'below'), '-j', '0', str(data)])
+    error = capsys.readouterr().err
+    assert caught.value.code == 2 and '--output' in error and str(tmp_path / 'file') in error and error.count('\n') == 1
+
+
+def test_names_that_are_not_text(data, tmp_path, capsys):
+    name = os.fsencode(data) + b'/train/ant/\xff\xe9.jpg'
+    with open(name, 'wb') as f:
+        f.write(b'text')
+    assert any(os.fsencode(row[1]).endswith(b'\xff\xe9.jpg') for row in checked(tmp_path, str(data))[1])

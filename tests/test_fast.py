@@ -15,6 +15,7 @@ from torchvision import transforms
 from torchvision.transforms import functional
 
 from agmax_timm import create_two_view_loader
+from agmax_timm.data.backend import views_of
 from agmax_timm.data.datasets import create_dataset
 from agmax_timm.data.decoding import UndecodableError, decode
 from agmax_timm.data.loader import create_train_loader
@@ -66,6 +67,7 @@ RECIPES = {
     'RandAugment by weights': (dict(auto_augment='rand-m7-n3-tweights', interpolation='bicubic'), 4, .5, 0.),
     'AugMix': (dict(auto_augment='augmix-m5-w4-d2'), 4, .6, 2e-4),
     '3-augment': (dict(auto_augment='3a'), 4, .5, 0.),
+    'large magnitudes': (dict(auto_augment='rand-m15-n2-mmax30-inc1'), 4, 30., 2e-3),
 }
 
 
@@ -89,6 +91,42 @@ def test_one_random_state_gives_the_same_view(photographs, memory_dataset, name)
             assert difference.square().mean().sqrt() <= rms
             beyond += (difference > most).double().mean().item() / 200
     assert beyond <= share
+
+
+@pytest.mark.parametrize('height, width', [(1, 1), (1, 2), (2, 1)])
+@pytest.mark.parametrize('interpolation', ['bilinear', 'bicubic'])
+def test_tiny_images_whose_crops_may_be_empty(memory_dataset, height, width, interpolation):
+    image = Image.new('RGB', (width, height), (200, 100, 50))
+    dataset = memory_dataset([image] * 4)
+    create_train_loader(dataset, (3, 16, 16), 4, augment_backend='timm', num_workers=0, device=CPU, scale=(.02, 1.),
+                        color_jitter=None, interpolation=interpolation)
+    timm, fast, black = dataset.transform, ArrayTransform(dataset.transform), 0
+    for seed in range(100):
+        random_seed(seed)
+        expected = timm(image)
+        random_seed(seed)
+        assert (fast(image).int() - expected.int()).abs().max() <= 2
+        black += not expected.any()
+    assert black
+
+
+def test_images_of_another_mode_are_timms_at_every_size(photos, caplog):
+    for mode, choices in (('YCbCr', {}), ('YCbCr', dict(input_size_choices=[16, 24])), ('L', {})):
+        channels = len(Image.new(mode, (1, 1)).getbands())
+        dataset = create_dataset('', str(photos), 'train', input_img_mode=mode)
+        with caplog.at_level('INFO'):
+            loader = create_two_view_loader(
+                dataset, 16, 4, num_workers=0, device=CPU, mean=(.5,) * channels, std=(.5,) * channels, **choices)
+        assert caplog.records[-1].getMessage() == 'Augmentation by timm: images are not RGB.'
+        assert next(iter(loader))[0].shape[1] == channels
+
+
+def test_the_views_of_torchvisions_data_are_named(photos):
+    dataset = create_dataset('torch/image_folder', str(photos), 'train')
+    loader = create_two_view_loader(dataset, 16, 4, num_workers=0, device=CPU)
+    assert views_of(loader.dataset) == 'from arrays'
+    create_two_view_loader(dataset, 16, 4, num_workers=0, device=CPU, augment_backend='timm')
+    assert views_of(dataset) == 'by timm'
 
 
 def test_every_policy_of_timm_has_its_equal():

@@ -27,7 +27,7 @@ PIXELWISE = {
     'AutoContrast': (ONCE, 0, 0.),
     'Equalize': (ONCE, 0, 0.),
     'Invert': (ONCE, 0, 0.),
-    'Posterize': ([(bits,) for bits in range(9)], 0, 0.),
+    'Posterize': ([(bits,) for bits in range(-20, 9)], 0, 0.),  # below 0 for magnitudes above 10
     'Solarize': ([(thresh,) for thresh in (0, 1, 77, 128, 255, 256)], 0, 0.),
     'SolarizeAdd': ([(add,) for add in (0, 1, 55, 110, 128)], 0, 0.),
     'Brightness': ([(factor,) for factor in FACTORS], 1, .045),

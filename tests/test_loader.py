@@ -241,6 +241,7 @@ def test_looks_like_timms_loader(photos, use_prefetcher):
     (4, {'no_aug': True, 'cutout': 8}, 'no_aug'),
     (4, {'no_aug': True, 'lighting': 0.1}, 'no_aug'),
     (4, {'no_aug': True, 'train_crop_mode': 'pad'}, 'no_aug'),
+    (4, {'lighting': 0.1, 'mean': (0.5,), 'std': (0.5,)}, 'lighting 0.1'),
     (4, {'mixup': {**MIXUP, 'mode': 'half'}}, 'half'),
     (4, {'mixup': {'mixup_alpha': 0.}}, 'mixup_alpha'),
 ])

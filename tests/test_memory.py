@@ -1,10 +1,12 @@
 """Images kept decoded in memory: pixels, targets and policies as from the files; crops and flips by batches."""
 import multiprocessing
 import pickle
+import weakref
 
 import numpy as np
 import PIL.Image
 import pytest
+import timm.data
 import torch
 from conftest import CLASSES, PER_CLASS
 from timm.utils import random_seed
@@ -14,7 +16,7 @@ from agmax_timm.data import memory
 from agmax_timm.data.datasets import create_dataset
 from agmax_timm.data.errors import DamagedError
 from agmax_timm.data.loader import create_train_loader
-from agmax_timm.data.memory import free_memory, keep_decoded, memory_limit
+from agmax_timm.data.memory import keep_decoded
 from agmax_timm.data.mixup import TwoViewMixup
 
 CPU = torch.device('cpu')
@@ -113,28 +115,6 @@ def test_damaged_images_meet_the_policy(photos, tmp_path, max_damaged):
     else:
         assert np.array_equal(pixels(dataset[1]), pixels(dataset[2]))
         assert dataset.damage.indices() == [1]
-
-
-@pytest.mark.parametrize('amount, expected', [('8G', 8 * 2 ** 30), ('1.5m', 3 * 2 ** 19), ('0', 0), (0, 0)])
-def test_an_amount_of_memory(amount, expected):
-    assert memory_limit(amount) == expected
-
-
-def test_a_share_of_memory_is_one_process_of_the_machines(monkeypatch):
-    monkeypatch.setattr(memory, 'free_memory', lambda: 1000)
-    assert memory_limit('0.25') == 250
-    monkeypatch.setenv('LOCAL_WORLD_SIZE', '4')
-    assert memory_limit('0.2') == 50
-
-
-@pytest.mark.parametrize('amount', ['1.5', '-1', 'nan', '-2G', 'infG'])
-def test_what_is_no_amount_of_memory(amount):
-    with pytest.raises(ValueError):
-        memory_limit(amount)
-
-
-def test_free_memory_is_some_of_the_machines():
-    assert 2 ** 20 < free_memory() < 2 ** 50
 
 
 SIDE, PADDING = 16, 2
@@ -247,3 +227,49 @@ def test_others_are_made_one_by_one(small, kwargs):
     create_train_loader(dataset, (3, SIDE, SIDE), 4, two_views=True, **{
         **LEVELS, 'train_crop_mode': 'pad', 'augment_backend': 'fast', 'image_memory': '1M', **kwargs})
     assert dataset.batches is None
+
+
+def test_images_are_probed_one_at_a_time(tmp_path, monkeypatch):
+    """What does not fit is not in memory while that is found out."""
+    for number in range(20):
+        (tmp_path / 'train' / 'ant').mkdir(parents=True, exist_ok=True)
+        PIL.Image.new('RGB', (20, 20)).save(tmp_path / 'train' / 'ant' / f'{number}.png')
+    alive, most, decode = weakref.WeakSet(), [], memory._decode
+
+    def watched(dataset, index):
+        image, target = decode(dataset, index)
+        pixels = image.copy().view(Pixels)
+        alive.add(pixels)
+        most.append(len(alive))
+        return pixels, target
+    monkeypatch.setattr(memory, '_decode', watched)
+    assert not keep_decoded(create_dataset('', str(tmp_path), 'train'), 1000)
+    assert len(most) == 20 and max(most) <= 2
+
+
+class Pixels(np.ndarray):
+    """Hashed by identity, so that they can be watched."""
+    __hash__ = object.__hash__
+
+
+def test_more_than_there_is_of_memory(photos):
+    dataset = create_dataset('', str(photos), 'train')
+    assert keep_decoded(dataset, 10 ** 20) and dataset.memory.at_hand
+
+
+def test_data_of_timms_own_factory_is_told_not_to_be_kept(photos, caplog):
+    dataset = timm.data.create_dataset('', str(photos), 'train')
+    create_two_view_loader(dataset, 16, 4, num_workers=0, device=CPU)
+    assert not [record for record in caplog.records if record.levelname == 'WARNING']
+    create_two_view_loader(dataset, 16, 4, num_workers=0, device=CPU, image_memory='1G')
+    assert 'agmax_timm.data.datasets.create_dataset' in caplog.text
+
+
+def test_the_number_of_images_kept_is_told(tmp_path, caplog):
+    for number, side in enumerate((10, 10, 10, 40)):
+        (tmp_path / 'train' / 'ant').mkdir(parents=True, exist_ok=True)
+        PIL.Image.new('RGB', (side, side)).save(tmp_path / 'train' / 'ant' / f'{number}.png')
+    (tmp_path / 'train' / 'ant' / '0.png').write_bytes(b'')
+    with caplog.at_level('INFO'):
+        assert keep_decoded(create_dataset('', str(tmp_path), 'train', max_damaged=1.), 10 ** 5)
+    assert '3 of 4 images are decoded' in caplog.text

@@ -61,13 +61,14 @@ def views_of(dataset: Dataset) -> str:
     """How the views of a training data set are made, in words."""
     if getattr(dataset, 'batches', None) is not None:
         return 'from arrays, by batches'
-    transform = getattr(dataset, 'transforms', getattr(dataset, 'transform', None))
-    return 'from arrays' if 'ArrayTransform' in repr(transform) else 'by timm'
+    transforms = [getattr(dataset, name, None) for name in ('transforms', 'transform')]  # of torchvision: None and one
+    return 'from arrays' if 'ArrayTransform' in repr(transforms) else 'by timm'
 
 
 def _why_not(loader: Any, channels: int) -> str:
     if not isinstance(loader, PrefetchLoader):
         return 'without the prefetcher, batches are not uint8'
-    if channels != 3 or getattr(loader.dataset, 'input_img_mode', 'RGB') != 'RGB':
+    base = getattr(loader.dataset, 'dataset', loader.dataset)  # within that of scheduled sizes
+    if channels != 3 or getattr(base, 'input_img_mode', 'RGB') != 'RGB':
         return 'images are not RGB'
     return ''

@@ -10,7 +10,8 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from .augment import Chain, CutOut, extend_transform, pad_and_crop, replace_transforms, transforms_of
 from .backend import take_backend, use_batches
-from .memory import keep_decoded, memory_limit
+from .free_memory import memory_limit
+from .memory import keep_decoded
 from .mixup import CollateMixup, TwoViewCollate, TwoViewMixup
 from .modes import BACKENDS, CROP_MODES
 from .views import TwoViews
@@ -60,6 +61,11 @@ def create_train_loader(
     if augment_backend == 'fast' and kwargs.get('num_aug_splits'):
         raise ValueError('augment_backend fast: num_aug_splits has no fast equal; timm or auto do it')
 
+    channels = input_size[0] if isinstance(input_size, Sequence) and len(input_size) == 3 else len(
+        kwargs.get('mean', 'RGB'))
+    if lighting and (channels != 3 or getattr(dataset, 'input_img_mode', 'RGB') != 'RGB'):
+        raise ValueError(f'lighting needs RGB images, got lighting {lighting} for images of another mode: leave it out')
+
     prefetch = kwargs.get('use_prefetcher', True)
     device = torch.device(kwargs.pop('device', None) or ('cuda' if torch.cuda.is_available() else 'cpu'))
     collate = None
@@ -90,7 +96,6 @@ def create_train_loader(
         # The prefetcher's own place for what comes after normalisation.
         loader.random_erasing = Chain(loader.random_erasing, CutOut(cutout))
     if not kwargs.get('num_aug_splits'):
-        channels = input_size[0] if isinstance(input_size, Sequence) and len(input_size) == 3 else 3
         take_backend(augment_backend, loader, channels, two_views, mixup, channels_last)
     kept = keep_decoded(getattr(loader.dataset, 'dataset', loader.dataset), memory_limit(image_memory))
     if kept and kwargs.get('num_workers', 1) and sys.platform == 'linux':

@@ -3,18 +3,18 @@ import logging
 import mmap
 import os
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from functools import partial
-from pathlib import Path
-from typing import Iterator, Optional, Tuple
+from typing import Iterator, List, Optional, Tuple
 
 import numpy as np
+from timm.data import ImageDataset
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from ..processes import cores
 from .decoding import DecodedDataset, UndecodableError
 from .folder import FolderReader
+from .free_memory import free_memory
 
 _logger = logging.getLogger(__name__)
 
@@ -81,52 +81,33 @@ def keep_decoded(dataset: Dataset, limit: int) -> bool:
     Returns:
         Whether images are kept.
     """
+    if limit and type(dataset) is ImageDataset:
+        _logger.warning("Images are kept in memory for data of agmax_timm.data.datasets.create_dataset, not of timm's.")
     if not limit or type(dataset) is not DecodedDataset or dataset.load_bytes:
         return False
     if dataset.input_img_mode not in _MODES or not isinstance(dataset.reader, FolderReader):
         return False  # other readers may hold files open that workers must not share
     count = len(dataset)
-    probes = [_decode(dataset, index) for index in np.linspace(0, count - 1, min(count, _PROBES)).astype(int)]
-    sizes = [found[0].size for found in probes if found is not None] or [0]
+    sizes = _sizes(dataset, np.linspace(0, count - 1, min(count, _PROBES)).astype(int).tolist()) or [0]
     expected = int(np.mean(sizes) * count)
     if expected > limit:
         _logger.info(f'{count} images would take {_gib(expected)} of memory, more than {_gib(limit)}: not kept there.')
         return False
-    memory = ImageMemory(count, limit)
+    memory = ImageMemory(count, min(limit, free_memory()))
     hidden = None if os.environ.get('LOCAL_RANK', '0') == '0' else True  # None: where there is no terminal
     decoded = _decode_all(dataset, threads=cores() if np.mean(sizes) > _SMALL else 1)
     with tqdm(decoded, total=count, desc='Decoding', unit='image', disable=hidden, leave=False) as bar:
-        for index, found in enumerate(bar):
-            if found is not None:
-                memory.add(index, *found)
+        kept = sum(memory.add(index, *found) for index, found in enumerate(bar) if found is not None)
     dataset.memory = memory
-    _logger.info(f'{count} images are decoded and kept in {_gib(memory.num_bytes)} of memory.')
+    of_all = '' if kept == count else f' of {count}'
+    _logger.info(f'{kept}{of_all} images are decoded and kept in {_gib(memory.num_bytes)} of memory.')
     return True
 
 
-def memory_limit(amount: str) -> int:
-    """Bytes of an amount of memory: '0.1' of what is free, shared by the processes of this machine, or '8G', '500M'.
-
-    Raises:
-        ValueError: neither.
-    """
-    unit = {'M': 2 ** 20, 'G': 2 ** 30}.get(str(amount)[-1:].upper())
-    number = float(str(amount)[:-1] if unit else amount)
-    if not 0. <= number < float('inf') or (not unit and number > 1):
-        raise ValueError(f'memory is a share of what is free in [0, 1], or ends in G or M, got {amount}')
-    return int(number * (unit or free_memory() // int(os.environ.get('LOCAL_WORLD_SIZE', 1))))
-
-
-def free_memory() -> int:
-    """Bytes that this process and others may still take: of the machine, or of its control group where that is less."""
-    free = os.sysconf('SC_AVPHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
-    with suppress(OSError, StopIteration):  # with what is only cached, on Linux
-        lines = Path('/proc/meminfo').read_text().splitlines()
-        free = 1024 * int(next(line for line in lines if line.startswith('MemAvailable:')).split()[1])
-    with suppress(OSError, ValueError):  # 'max' where there is no limit
-        group = Path('/sys/fs/cgroup')
-        free = min(free, int((group / 'memory.max').read_text()) - int((group / 'memory.current').read_text()))
-    return max(0, free)
+def _sizes(dataset: DecodedDataset, indices: List[int]) -> List[int]:
+    """Bytes of the pixels of these images, one at a time, without those that cannot be decoded."""
+    decoded = (_decode(dataset, index) for index in indices)
+    return [found[0].size for found in decoded if found is not None]
 
 
 def _decode_all(dataset: DecodedDataset, threads: int) -> Iterator[Optional[Tuple[np.ndarray, int]]]:

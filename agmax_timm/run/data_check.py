@@ -9,11 +9,13 @@ import numpy as np
 from timm.data import ImageDataset
 from tqdm import tqdm
 
+from ..command_line import OptionError
 from ..data.datasets import DataError, check_different, check_folders, check_labels, class_names, left_out
 from ..data.scan import Inventory, duplicates, scan
 from ..data.shards import open_dataset
 from . import reporting
 from .flags.checks import in_sequence
+from .folder import check_writable, writing
 
 MOST_LINES = 10
 FILE = 'data-check.csv'
@@ -38,16 +40,20 @@ def run_validate(args: argparse.Namespace) -> None:
 
 def _run(args: argparse.Namespace, splits: List[str], folder: str) -> None:
     """Exit status 0 without problems, 1 with some, 2 for data that cannot be opened."""
-    try:
-        problems = check_data(args, splits)
-    except DataError as error:
-        reporting.exit_with_error(2, error)
     path = os.path.join(folder, FILE)
-    os.makedirs(folder or '.', exist_ok=True)
-    with open(path, 'w', newline='', errors='surrogateescape') as f:
-        writer = csv.writer(f)
-        writer.writerow(Problem._fields)
-        writer.writerows(problems)
+    sys.stdout.reconfigure(errors='backslashreplace')  # names of files need not be text
+    try:
+        with writing(folder):
+            check_writable(folder)  # before all images are read
+        problems = check_data(args, splits)
+        with writing(folder):
+            os.makedirs(folder or '.', exist_ok=True)
+            with open(path, 'w', newline='', errors='surrogateescape') as f:
+                writer = csv.writer(f)
+                writer.writerow(Problem._fields)
+                writer.writerows(problems)
+    except (DataError, OptionError) as error:
+        reporting.exit_with_error(2, error)
     print(f'{len(problems)} problem(s), see {path}')
     sys.exit(int(bool(problems)))
 

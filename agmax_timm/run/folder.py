@@ -65,8 +65,8 @@ def check_folder(args: argparse.Namespace, auto: bool = False, lock: bool = True
             raise OptionError(f'{folder} holds another run ({held[0]}): go on with it by --resume auto, or start '
                               'afresh with another --experiment')
     if _first_rank():
-        with _told(folder):
-            _check_writable(folder)
+        with writing(folder):
+            check_writable(folder)
             if args.experiment and os.path.isdir(folder) and lock:
                 _lock(folder)
 
@@ -75,7 +75,7 @@ def _first_rank() -> bool:
     return utils.world_info_from_env()[1] == 0
 
 
-def _check_writable(folder: str) -> None:
+def check_writable(folder: str) -> None:
     """Raise OSError where neither a folder nor a file in it could be made."""
     while not os.path.lexists(folder):
         folder = os.path.dirname(folder) or '.'
@@ -84,7 +84,8 @@ def _check_writable(folder: str) -> None:
 
 
 @contextmanager
-def _told(folder: str) -> Iterator[None]:
+def writing(folder: str) -> Iterator[None]:
+    """Raise OptionError, with what to do, where a file in a folder cannot be written."""
     try:
         yield
     except OSError as error:
@@ -155,7 +156,7 @@ def open_folder(
     stamp = datetime.now().strftime('%Y%m%d-%H%M%S')
     name = args.experiment or f'{stamp}-{safe_model_name(args.model)}-{img_size}'
     folder = os.path.join(_parent(args), name)
-    with _told(folder):
+    with writing(folder):
         os.makedirs(folder, exist_ok=True)
         _lock(folder)
         durable.clean(folder)

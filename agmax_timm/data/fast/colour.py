@@ -89,7 +89,7 @@ def solarize_add(image: np.ndarray, add: int, thresh: float = 128, **_) -> np.nd
 def posterize(image: np.ndarray, bits_to_keep: int, **_) -> np.ndarray:
     if bits_to_keep >= 8:
         return image
-    return image & np.uint8(256 - 2 ** (8 - bits_to_keep))
+    return image & np.uint8(256 - 2 ** (8 - max(0, bits_to_keep)))
 
 
 def auto_contrast(image: np.ndarray, **_) -> np.ndarray:

@@ -213,6 +213,8 @@ def resize(pixels: np.ndarray, size: Tuple[int, int], mode: str) -> np.ndarray:
     """PIL's resize of pixels [H, W, 3] to (height, width), by torch's antialiased one: 'bilinear' or 'bicubic'."""
     if pixels.shape[:2] == tuple(size):
         return pixels
+    if not pixels.size:  # a crop of less than half a pixel of a tiny image, which PIL makes black
+        return np.zeros((*size, 3), np.uint8)
     # With the batch's own stride torch sees that channels are last in memory, and keeps them there.
     planes = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2)
     return F.interpolate(planes, tuple(size), mode=mode, antialias=True)[0].permute(1, 2, 0).numpy()

@@ -8,6 +8,7 @@ import torch
 from torch.utils.data import Dataset
 
 from ...data.decoding import why_undecodable
+from ..reporting import tolerated
 
 _logger = logging.getLogger('train')
 MOST_LINES = 10
@@ -41,7 +42,9 @@ class DamageReport:
         if new and self.output_dir:
             self.reasons.update((index, why_undecodable(self.damage.path(index))) for index in new)
             self._warn(new, f'{len(new)} more training images cannot be decoded, others took their place')
-            self._write(os.path.join(self.output_dir, 'damaged.csv'))
+            path = os.path.join(self.output_dir, 'damaged.csv')
+            with tolerated(path):
+                self._write(path)
         self.damage.check()
 
     def at_end(self) -> None:
@@ -57,7 +60,7 @@ class DamageReport:
         _logger.warning('\n'.join([f'{title}:', *lines]))
 
     def _write(self, path: str) -> None:
-        with open(path, 'w', newline='') as f:
+        with open(path, 'w', newline='', errors='surrogateescape') as f:
             writer = csv.writer(f)
             writer.writerow(('path', 'reason'))
             writer.writerows((self.damage.path(index), self.reasons[index]) for index in sorted(self.reasons))

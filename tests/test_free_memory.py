@@ -1,0 +1,77 @@
+"""How much memory a process may take: amounts and shares, and what machine and control groups leave."""
+import pytest
+
+from agmax_timm.data import free_memory as module
+from agmax_timm.data.free_memory import free_memory, memory_limit
+
+GIB = 2 ** 30
+
+
+@pytest.mark.parametrize('amount, expected', [('8G', 8 * 2 ** 30), ('1.5m', 3 * 2 ** 19), ('0', 0), (0, 0)])
+def test_an_amount_of_memory(amount, expected):
+    assert memory_limit(amount) == expected
+
+
+def test_a_share_of_memory_is_one_process_of_the_machines(monkeypatch):
+    monkeypatch.setattr(module, 'free_memory', lambda: 1000)
+    assert memory_limit('0.25') == 250
+    monkeypatch.setenv('LOCAL_WORLD_SIZE', '4')
+    assert memory_limit('0.2') == 50
+
+
+@pytest.mark.parametrize('amount', ['1.5', '-1', 'nan', '-2G', 'infG'])
+def test_what_is_no_amount_of_memory(amount):
+    with pytest.raises(ValueError):
+        memory_limit(amount)
+
+
+def test_free_memory_is_some_of_the_machines():
+    assert 2 ** 20 < free_memory() < 2 ** 50
+
+
+@pytest.mark.parametrize('said, share', [('8(x2)', 8), ('2,1', 2), ('1', 1)])
+def test_tasks_of_slurm_share_a_machine_too(said, share, monkeypatch):
+    monkeypatch.setattr(module, 'free_memory', lambda: 1000)
+    monkeypatch.delenv('LOCAL_WORLD_SIZE', raising=False)
+    monkeypatch.setenv('SLURM_STEP_TASKS_PER_NODE', said)
+    assert memory_limit('0.8') == int(0.8 * (1000 // share))
+
+
+def test_nothing_is_free_where_the_system_does_not_say(monkeypatch):
+    def unknown(name):
+        raise ValueError('unrecognized configuration name')
+    monkeypatch.setattr(module.os, 'sysconf', unknown)
+    monkeypatch.setattr(module, '_value', lambda path, name, otherwise: otherwise)
+    assert memory_limit('0') == 0 and memory_limit('0.1') == 0 and memory_limit('1G') == GIB
+
+
+def group(folder, names, limit, used, cached):
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, value in zip(names, (limit, used)):
+        (folder / name).write_text(f'{value}\n')
+    (folder / 'memory.stat').write_text(f'anon 5\n{names[2]} {cached}\n')
+
+
+V1 = ('memory.limit_in_bytes', 'memory.usage_in_bytes', 'total_inactive_file')
+V2 = ('memory.max', 'memory.current', 'inactive_file')
+
+
+@pytest.mark.parametrize('line, root, names', [('0::/job/step', '', V2), ('4:cpu,memory:/job/step', 'memory', V1)])
+def test_each_control_group_has_its_limit(line, root, names, tmp_path):
+    """Of the process's own group and those above it; what only caches files is free."""
+    own = tmp_path / 'cgroup'
+    own.write_text(f'7:cpuset:/elsewhere\n{line}\n')
+    mounted = tmp_path / 'mounted'
+    assert list(module._free_in_groups(mounted, own)) == []
+    group(mounted / root / 'job', names, 8 * GIB, 7 * GIB, 2 * GIB)
+    assert list(module._free_in_groups(mounted, own)) == [3 * GIB]
+    group(mounted / root / 'job' / 'step', names, 'max', GIB, 0)
+    assert list(module._free_in_groups(mounted, own)) == [3 * GIB]
+    group(mounted / root / 'job' / 'step', names, 2 * GIB, GIB, 0)
+    assert list(module._free_in_groups(mounted, own)) == [GIB, 3 * GIB]
+
+
+def test_a_container_sees_its_own_group_at_the_root(tmp_path):
+    (tmp_path / 'cgroup').write_text('0::/out/of/sight\n')
+    group(tmp_path / 'mounted', V2, 4 * GIB, GIB, 0)
+    assert list(module._free_in_groups(tmp_path / 'mounted', tmp_path / 'cgroup')) == [3 * GIB]
