@@ -10,7 +10,8 @@ from .untrusted import CheckpointError, one_line, read_file, verify
 
 _logger = logging.getLogger(__name__)
 
-_KEPT = ('lr', 'weight_decay')  # options of an optimizer that are not taken from the checkpoint
+# Options of an optimizer that are not taken from the checkpoint.
+_KEPT = ('lr', 'weight_decay', 'momentum', 'betas', 'eps', 'alpha')
 
 
 def resume(
@@ -23,8 +24,8 @@ def resume(
 ) -> Optional[int]:
     """Load a training checkpoint into the task (without its EMA), and the optimizer and scaler if given.
 
-    The optimizer keeps the learning rate and weight decay that it was created with: timm's resume puts the saved ones
-    in their place, and options that changed would have no effect.
+    The optimizer keeps the learning rate, the weight decay and the like that it was created with: timm's resume puts
+    the saved ones in their place, and options that changed would have no effect.
 
     Args:
         verified: The file was found whole just now, and need not be read for that again.
@@ -47,26 +48,31 @@ def resume(
         raise CheckpointError(f'cannot use checkpoint {path}: {one_line(error)}') from error
     if optimizer is not None:
         _keep_options(optimizer, created, verbose)
-    # A recovery file: only a finished epoch has a metric.
-    if epoch and 'metric' not in checkpoint and STATE not in checkpoint:
+    # A recovery file: only a finished epoch has a metric, and a state that says so.
+    if epoch and 'metric' not in checkpoint and (
+            STATE not in checkpoint or checkpoint[STATE]['position']['epoch'] < epoch):
         epoch -= 1
         if verbose:
             _logger.warning(f'{path} was written within epoch {epoch}, which is trained again from its start.')
     return epoch
 
 
-def _keep_options(optimizer: torch.optim.Optimizer, created: List[Dict[str, float]], verbose: bool) -> None:
+def _keep_options(optimizer: torch.optim.Optimizer, created: List[Dict[str, Any]], verbose: bool) -> None:
     """Set the options of an optimizer's groups to those it was created with, and tell which ones changed."""
     changed = {}
     for group, options in zip(optimizer.param_groups, created):
         for name, value in options.items():
             saved = group.get(f'initial_{name}', group.get(name))
-            if saved != value:
-                changed[name] = f'{name} {value:g} in place of {saved:g}'
+            if _plain(saved) != _plain(value):
+                changed[name] = f'{name} {value} in place of {saved}'
             group[name] = value
         group.pop('initial_lr', None)  # the scheduler sets it from the learning rate
     if changed and verbose:
         _logger.info(f"Not as in the checkpoint: {', '.join(changed.values())}")
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
 
 
 def resume_ema(path: str, task: TrainingTask) -> None:

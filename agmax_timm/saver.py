@@ -123,7 +123,13 @@ class RecordSaver(CheckpointSaver):
         self.load_state_dict({**saved, 'checkpoint_files': files, 'pending': (None, None)})
         if not _ranks(self.best_metric):
             self.best_metric = self.best_epoch = None
+        ranked_by = checkpoint.get(RECORD, {}).get('metric_name')
+        same_metric = ranked_by in (None, self.record.get('metric_name'))
+        if not same_metric:  # any value that comes is before what another metric ranked
+            self.best_metric = self.best_epoch = None
+            self.checkpoint_files = [(file, None) for file, _ in self.checkpoint_files]
         epoch, metric = saved.get('pending', (None, None))
+        metric = metric if same_metric else None
         finished = epoch is not None and not os.path.basename(checkpoint_path).startswith(self.recovery_prefix)
 
         def complete() -> None:
@@ -132,6 +138,9 @@ class RecordSaver(CheckpointSaver):
                 durable.link(best, self._path('model_best'))
             if finished:
                 self._rank(checkpoint_path, epoch, metric)
+                milestone = self._path(f'milestone-{epoch + 1}')
+                if epoch + 1 in getattr(self.args, 'save_epochs', ()) and not os.path.exists(milestone):
+                    durable.link(checkpoint_path, milestone)
 
         self._run(complete, self._path('model_best'))
         self.wait()

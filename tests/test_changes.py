@@ -117,7 +117,7 @@ def test_flags_of_no_account_change_nothing_that_is_computed(folder, argv, tmp_p
     weights = str(tmp_path / 'whole' / 'last.pth.tar')
     training.train(parse_train_args([
         *argv, '--nan-policy', 'skip', '--hang-timeout', '600', '--max-damaged', '0.5', '--recovery-interval', '2',
-        '--checkpoint-hist', '5', '--save-epochs', '1', '--save-images', '--log-interval', '1', '--synchronize-step',
+        '--checkpoint-hist', '5', '--save-images', '--log-interval', '1', '--synchronize-step',
         '--head-init-scale', '2', '--head-init-bias', '1', '--initial-checkpoint', weights]))
     assert 'Not as in the checkpoint' not in caplog.text
     ours, expected = (load(tmp_path / name / 'last.pth.tar') for name in ('run', 'whole'))

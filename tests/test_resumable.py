@@ -28,12 +28,12 @@ def draws():
     return [torch.rand(()).item(), np.random.rand(), random.random(), random.gauss(0, 1)]
 
 
-def open_loader(dataset, two_views=True, **kwargs):
+def open_loader(dataset, two_views=True, batch_size=4, **kwargs):
     common = dict(device=CPU, mean=(0.5,) * 3, std=(0.5,) * 3, **kwargs)
     if two_views:
-        loader = create_two_view_loader(dataset, (3, 8, 8), 4, **common)
+        loader = create_two_view_loader(dataset, (3, 8, 8), batch_size, **common)
     else:
-        loader = create_loader(dataset, (3, 8, 8), 4, is_training=True, **common)
+        loader = create_loader(dataset, (3, 8, 8), batch_size, is_training=True, **common)
     return make_resumable(loader, CPU)
 
 
@@ -177,6 +177,26 @@ def test_another_number_of_ranks_goes_on_with_what_is_left(images, monkeypatch, 
     assert len(set(counts)) == 1, 'the ranks have as many batches'
     assert len(set(trained)) == len(trained)
     assert IMAGES - len(trained) < batch_size * after
+
+
+def test_the_rest_that_was_dealt_anew_is_gone_on_with(images, tmp_path):
+    """22 samples: two batches of 4, then batches of 2, interrupted twice more."""
+    trained, state, done = [], None, 0
+    for size, stop in ((4, 2), (2, 6), (2, 7), (2, 11)):
+        random_seed(8)
+        loader, resumable = open_loader(images(), batch_size=size, num_workers=0)
+        if state is not None:
+            resumable.load_state_dict(state, 0)
+            done = resumable.first_batch
+        assert len(loader) == (22 // size if size == 4 else 11)
+        for number, (_, target) in enumerate(loader, done + 1):
+            trained += target[:size].tolist()
+            if number == stop:
+                break
+        state = saved(resumable.state_dict(stop), tmp_path / 'state.pth')
+    assert sorted(trained) == list(range(22))
+    with pytest.raises(ResumeError, match='dealt anew before'):
+        open_loader(images(), batch_size=4, num_workers=0)[1].load_state_dict(state, 0)
 
 
 def test_a_position_that_cannot_be_taken_up_says_why(images, memory_dataset):

@@ -466,9 +466,9 @@ def test_shards_that_go_while_training(shards, tmp_path, capsys, monkeypatch):
 
 
 def test_fewer_batches_than_announced():
-    check_delivered([1, 2], 2)
+    check_delivered(2, 2)
     with pytest.raises(DataError, match='1 of 2 batches.*--target-key'):
-        check_delivered([1, 2], 1)
+        check_delivered(1, 2)
 
 
 def test_the_loader_asks_for_the_batch_size_of_the_data(sources):

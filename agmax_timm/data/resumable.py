@@ -50,6 +50,7 @@ class ResumableLoader:
 
         self._resumed: Optional[Dict[str, Any]] = None
         self._length: Optional[int] = None  # of an epoch that another number of ranks began
+        self._dealt: Optional[Dict[str, Any]] = None  # what this rank was dealt of it, see _deal
         self._base: Optional[torch.Tensor] = None  # torch's state when the seed of the workers was drawn
         self._start: Dict[int, bytes] = {}  # states of the workers at the start of the epoch
         self._workers: Dict[int, bytes] = {}  # and after the batches that have been trained
@@ -69,10 +70,12 @@ class ResumableLoader:
 
     def __iter__(self) -> Iterator[Any]:
         state, self._resumed = self._resumed, None
+        self._dealt = state.get('dealt') if state is not None else None
         self._forget_epoch()
         batches, number = self._open(state), 0
         if state is not None and state['done']:
             number = self._skip(batches, state)
+            self._next_turn = self._turn_after(number)
         after_first = state['random'] if number and state['before'] is not None else None
         while True:
             before = get_random_state(self.device)
@@ -82,8 +85,7 @@ class ResumableLoader:
                 break
             self._remember(number, before, report)
             number += 1
-            if isinstance(self.loader, MultiEpochsDataLoader) and self.loader.num_workers:
-                self._next_turn = (self._turn + number) % self.loader.num_workers
+            self._next_turn = self._turn_after(number)
             yield batch
             if after_first is not None:  # the first batch was made ahead of the interruption, the next one after it
                 set_random_state(after_first, self.device)
@@ -115,6 +117,7 @@ class ResumableLoader:
             'worker_states': dict(workers),
             'shuffle': self._shuffle if replayed else self._shuffle_state(),
             'shape': self._shape(),
+            'dealt': self._dealt if done else None,
         }
         return _to_tensors(state)
 
@@ -135,10 +138,14 @@ class ResumableLoader:
         state = _to_bytes(state)
         was, now = state['shape'], self._shape()
         changed = [f'{now[name]} {name} in place of {was[name]}' for name in now if was[name] != now[name]]
+        dealt_anew = was['ranks'] != now['ranks'] or was['batch size'] != now['batch size']
+        if state.get('dealt') is not None:
+            if dealt_anew:
+                raise ResumeError(f"{', '.join(changed)}: the rest of the epoch was dealt anew before")
+            self._deal(**state['dealt'])
         if not changed:
             self._resumed = state
             return []
-        dealt_anew = was['ranks'] != now['ranks'] or was['batch size'] != now['batch size']
         if not state['done']:
             if not dealt_anew:
                 self._resumed = {**state, **_OF_ANOTHER_SHAPE}
@@ -174,6 +181,12 @@ class ResumableLoader:
         batches = self._order.batches
         return type(self.loader) is DataLoader and type(batches) is BatchSampler and isinstance(
             batches.sampler, (RandomSampler, DistributedSampler))
+
+    def _turn_after(self, number: int) -> int:
+        """The worker that makes the batch of this number; all of them if they begin anew with each epoch."""
+        if not isinstance(self.loader, MultiEpochsDataLoader) or not self.loader.num_workers:
+            return self._next_turn
+        return (self._turn + number) % self.loader.num_workers
 
     @property
     def _opens_once(self) -> bool:
@@ -271,12 +284,17 @@ class ResumableLoader:
         rest = self._order.remaining(state, epoch, self.loader.dataset)
         size = self._shape()['batch size']
         mine = rest[self.rank::self.ranks][:len(rest) // self.ranks]
-        batches = [mine[i:i + size] for i in range(0, len(mine) - size + 1, size)]
         was = state['shape']
         done = state['done'] * was['batch size'] * was['ranks'] // (size * self.ranks)
-        self._order.rest = [[]] * done + batches
-        self._length = done + len(batches)
-        self._resumed = {**state, 'done': done, 'random': get_random_state(self.device), **_OF_ANOTHER_SHAPE}
+        self._deal(done, torch.tensor(mine[:len(mine) // size * size], dtype=torch.int64).view(-1, size))
+        self._resumed = {**state, **_OF_ANOTHER_SHAPE, 'done': done, 'random': get_random_state(self.device),
+                         'shape': self._shape(), 'dealt': self._dealt}
+
+    def _deal(self, first: int, batches: torch.Tensor) -> None:
+        """Let the next pass have these indices [N, B] from batch `first` on."""
+        self._dealt = {'first': first, 'batches': batches}
+        self._order.rest = [[]] * first + batches.tolist()
+        self._length = len(self._order.rest)
 
 
 def make_resumable(loader: Any, device: torch.device, ranks: int = 1, rank: int = 0) -> Tuple[Any, ResumableLoader]:

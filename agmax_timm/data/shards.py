@@ -158,10 +158,10 @@ def warn_of_loss(loader, count: int, device: torch.device) -> None:
                         'could not be read, or that number is wrong')
 
 
-def check_delivered(loader, num_batches: int) -> None:
+def check_delivered(num_batches: int, announced: int) -> None:
     """Raise DataError where an iterable training set gave fewer batches than its length: ranks would wait forever."""
-    if num_batches < len(loader):
-        raise DataError(f'the training data ended after {num_batches} of {len(loader)} batches: shards or samples '
+    if num_batches < announced:
+        raise DataError(f'the training data ended after {num_batches} of {announced} batches: shards or samples '
                         'could not be read, see the warnings above; check the shards, --input-key and --target-key')
 
 

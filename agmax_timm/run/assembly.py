@@ -127,6 +127,8 @@ def build_run(args: argparse.Namespace, signals: StopSignals, watchdog: Watchdog
         position, losses = before.restore(state, primary)
         if keeper.damage is not None:
             keeper.damage.mark(i for i in before.state['damaged'] if i < len(dataset_train))
+    elif before is not None and before.state is not None:
+        before.keep_history(state, position)
     watch = Watch(args, device, keeper.wishes)
     on_broken = BrokenUpdates(args, task, resumable)
     signals.check_start(args, device)

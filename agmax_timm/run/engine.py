@@ -89,8 +89,9 @@ def train_one_epoch(
     step.begin_epoch()
     for batch_index, (input, target) in enumerate(loader, first_batch):
         update_index = batch_index // args.grad_accum_steps
-        # The last update of an epoch may have fewer batches.
-        batches = min(args.grad_accum_steps, num_batches - update_index * args.grad_accum_steps)
+        # The last update of an epoch may have fewer batches, and the first of one that goes on with other batches.
+        first = update_index * args.grad_accum_steps
+        batches = min(first + args.grad_accum_steps, num_batches) - max(first, first_batch)
         last_batch = batch_index == num_batches - 1
         complete = last_batch or (batch_index + 1) % args.grad_accum_steps == 0
         input, target = _to_device(input, target, args, device, step.precision)
@@ -121,7 +122,7 @@ def train_one_epoch(
         data_wanted = time.perf_counter()
 
     check_damage(loader)
-    check_delivered(loader, batch_index + 1)
+    check_delivered(batch_index + 1, num_batches)
     if hasattr(step.optimizer, 'sync_lookahead'):
         step.optimizer.sync_lookahead()
     if not losses.count:

@@ -207,8 +207,10 @@ def _title(name: str) -> str:
 
 
 def best_last(results: List[Dict[str, Any]], metric: str, decreasing: bool, most: int = 10) -> List[Dict[str, Any]]:
-    """The best epochs, best last, as timm prints them behind --result."""
-    return sorted(results, key=lambda r: r.get('validation', r['train'])[metric], reverse=decreasing)[-most:]
+    """The best epochs that have the metric, best last, as timm prints them behind --result."""
+    values = [(result.get('validation', result['train']).get(metric), result) for result in results]
+    ranked = sorted((pair for pair in values if pair[0] is not None), key=lambda pair: pair[0], reverse=decreasing)
+    return [result for _, result in ranked[-most:]]
 
 
 def finite(value: Any) -> Any:

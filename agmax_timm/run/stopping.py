@@ -31,7 +31,7 @@ class EarlyStop:
             return ''
         best, since, waited = math.nan, '', 0
         for result in results:
-            value = result.get('validation', result['train'])[self.metric]
+            value = result.get('validation', result['train']).get(self.metric, math.nan)  # of a run by another metric
             if self._improves(value, best):
                 best, since, waited = value, f" than {value:g} of epoch {result['epoch']}", 0
             else:

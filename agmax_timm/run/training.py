@@ -95,6 +95,7 @@ def _train(args: argparse.Namespace, signals: StopSignals, watchdog: Watchdog) -
     if utils.is_primary(args):
         finish(built, epochs, trackers)
         if args.push_to_hub and epochs.results:
+            watchdog.end()
             publish_run(args, built.keeper.output_dir)
         if args.report and epochs.results:
             report_at_end(built.keeper.output_dir, args.device, watchdog.beat)

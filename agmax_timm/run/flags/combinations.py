@@ -3,7 +3,7 @@ import argparse
 from typing import Callable
 
 from ...command_line import Parser, flag_of
-from .checks import in_sequence
+from .checks import in_sequence, mixing
 
 _AGMAX_OPTIONS = ('agmax_loss', 'agmax_weight', 'agmax_divergence_weight', 'agmax_units', 'agmax_init_std')
 
@@ -76,6 +76,7 @@ def check_combinations(args: argparse.Namespace, parser: Parser) -> None:
     _check_splits(args, parser.error)
     _check_resolutions(args, parser.error)
     _check_naflex(args, parser.error)
+    _check_mixing(args, parser.error)
     _check_script(args, parser.error)
     _check_arguments(args, parser.error)
     _check_distillation(args, parser.error)
@@ -130,6 +131,12 @@ def _check_naflex(args: argparse.Namespace, error: Callable) -> None:
               f'{len(probs)}')
     if probs is not None and not sum(probs) > 0.:
         error('--naflex-patch-size-probs must not all be 0')
+
+
+def _check_mixing(args: argparse.Namespace, error: Callable) -> None:
+    if args.use_multi_epochs_loader and args.mixup_off_epoch and args.workers and mixing(args):
+        error(f'--mixup-off-epoch {args.mixup_off_epoch} comes too late for batches that --use-multi-epochs-loader '
+              'made ahead: drop one of them, or use -j 0')
 
 
 def _check_script(args: argparse.Namespace, error: Callable) -> None:

@@ -40,6 +40,10 @@ class Watchdog:
         return self
 
     def __exit__(self, *_) -> None:
+        self.end()
+
+    def end(self) -> None:
+        """Watch no more: what follows takes its time."""
         self._done.set()
 
     def beat(self) -> None:

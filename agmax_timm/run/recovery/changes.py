@@ -30,7 +30,7 @@ _START = ('resume', 'no_resume_opt', 'start_epoch', 'stop_epoch', 'early_stop', 
 # They decide what is watched, kept and told of a run, or how fast it is, not what it computes.
 _KEEPING = (
     'output', 'experiment', 'log_interval', 'save_images', 'report', 'recovery_interval', 'checkpoint_hist',
-    'save_epochs', 'nan_policy', 'hang_timeout', 'max_damaged', 'check_data', 'dataset_download',
+    'nan_policy', 'hang_timeout', 'max_damaged', 'check_data', 'dataset_download',
     'dataset_trust_remote_code', 'pin_mem', 'synchronize_step', 'dry_run', 'log_tensorboard', 'log_wandb',
     'wandb_project', 'wandb_tags', 'wandb_resume_id', 'push_to_hub', 'hub_private', 'hub_revision', 'hub_pr')
 _OF_NO_ACCOUNT = _LAUNCHER + _START + _KEEPING
@@ -64,7 +64,8 @@ def compare_options(args: argparse.Namespace, saved: Dict[str, Any], within_epoc
             raise OptionError(f'--resume {args.resume} is within an epoch, whose rest would be another with '
                               f'{flag_of(name)} {values}: leave it as it was, or use a checkpoint of a whole epoch')
     lines = [f'{flag_of(name)} {_shown(getattr(args, name))} in place of {_shown(saved[name])}' for name in differ]
-    return lines, not set(differ) & set(_SCHEDULE)
+    no_part = {'epochs', 'cooldown_epochs'} if args.sched == 'plateau' else set()  # a metric leads it, to whatever end
+    return lines, not set(differ) & set(_SCHEDULE) - no_part
 
 
 def describe_data(train: Dataset, validation: Optional[Dataset]) -> Dict[str, Any]:

@@ -79,7 +79,8 @@ class Keeper:
         """
         if not verdict.save and not verdict.stop:
             return
-        losses.read(f'by batch {batches} of epoch {epoch}')
+        if losses.count:  # no update of the epoch may have been whole
+            losses.read(f'by batch {batches} of epoch {epoch}')
         self.save_within(Position(epoch, batches), losses)
         if verdict.stop:
             self.leave(f'epoch {epoch}, batch {batches}')

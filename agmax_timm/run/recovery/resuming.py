@@ -11,7 +11,7 @@ from ...command_line import OptionError
 from ...untrusted import read_file
 from ..losses import RunningLosses
 from .changes import compare_data, compare_options, compare_views
-from .state import Position, RunState
+from .state import History, Position, RunState
 
 _logger = logging.getLogger('train')
 
@@ -63,6 +63,12 @@ class Before:
             _logger.warning(f"Going on with {', '.join(found['changed'])}: no sample of the epoch is repeated or left "
                             'out, but the run is not the one that an uninterrupted run would have been.')
         return found['position'], found['losses']
+
+
+    def keep_history(self, state: RunState, position: Position) -> None:
+        """For a run that begins otherwise than the checkpoint says: what was told of the epochs before that."""
+        state.history = History(*([told for told in self.state[name] if told['epoch'] < position.epoch]
+                                  for name in ('rows', 'results')))
 
 
 def find_start(
