@@ -1,5 +1,6 @@
 """Classify images: python -m agmax_timm.predict MODEL IMAGES..."""
 import csv
+import io
 import json
 import os
 import sys
@@ -52,9 +53,11 @@ def list_images(names: List[str]) -> List[str]:
         PredictError: there are none.
     """
     from .data.folder import FolderReader
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors='surrogateescape')  # names of files may be any bytes
     paths = []
     for name in names:
-        for path in (line.rstrip('\n') for line in sys.stdin) if name == '-' else [name]:
+        for path in (line.rstrip('\r\n') for line in sys.stdin) if name == '-' else [name]:
             if os.path.isdir(path):
                 try:
                     paths += FolderReader(path).filenames(absolute=True)

@@ -33,6 +33,9 @@ _NOT_RECIPE = (
     'pretrained_path', 'start_epoch', 'push_to_hub', 'hub_private', 'hub_revision', 'hub_pr', 'device', 'distributed',
     'rank', 'local_rank', 'world_size', 'explicit')
 
+# The task of a model with several labels an image, among the notes of its pretrained_cfg.
+SEVERAL_LABELS = 'multilabel'
+
 _logger = getLogger(__name__)
 
 
@@ -98,6 +101,8 @@ def _write(saved: SavedModel, folder: Path, license: str) -> None:
         _logger.warning(f'{base}, from which training started, is under {of_base}, and these weights are staged under '
                         f'{license}: see whether they may be')
     ours = dict(tag=tag_of(saved), license=license)
+    if saved.options.get('task') == SEVERAL_LABELS:
+        ours.update(notes=[SEVERAL_LABELS])
     if saved.options.get('agmax'):
         ours.update(paper_name=PAPER_NAME, paper_ids=PAPER_ID)
     model.pretrained_cfg = {**{k: v for k, v in model.pretrained_cfg.items() if k not in _OF_SOURCE}, **ours}

@@ -191,3 +191,9 @@ def test_ranks_agree_with_one_process(folder, imagenet, results_of):
     for row, expected in zip(of_ranks, of_one, strict=True):
         assert row.pop('loss') == pytest.approx(expected.pop('loss'), rel=1e-6)
     assert of_ranks == of_one and len(of_one) == 2
+
+
+def test_updates_that_were_left_out_are_no_checkpoints(folder):
+    (folder / 'broken-0-1-rank0.pth').write_bytes(b'')
+    args = parse_validate_args(['x', *RESNET, '--checkpoint', str(folder)])
+    assert len(bulk.list_jobs(args)) == 2

@@ -71,3 +71,19 @@ def test_views_of_several_sizes_stand_in_one_grid(tmp_path):
         top, left = index % 2 * (sheet.shape[1] // 2), index // 2 * (48 + 4)
         cell = gray[top:top + 32, left:left + 48]
         assert cell[:height, :width].all() and cell.sum() == height * width
+
+
+def test_captions_of_two_classes_and_of_several_labels():
+    names = ['cat', 'dog', 'owl']
+    assert label_text(torch.tensor([0.6, 0.4]), names) == 'cat 0.60 + dog 0.40'
+    assert label_text(torch.tensor([0.5, 0.5]), names) == 'cat 0.50 + dog 0.50'
+    assert label_text(torch.tensor([1., 0.]), names) == 'cat'
+    assert label_text(torch.tensor([1., 0., 1.]), names) == 'cat, owl'
+    assert label_text(torch.tensor([1., 1., 1.]), names) == 'cat, dog, owl'
+    assert label_text(torch.tensor([0., 1., 0.]), names) == 'dog' and label_text(torch.zeros(3), names) == ''
+
+
+def test_a_name_of_several_lines_is_a_caption(tmp_path):
+    to_picture = ToPicture(dict(mean=(0.5,) * 3, std=(0.5,) * 3, input_size=(3, 32, 32)))
+    save_views(str(tmp_path / 'views.png'), torch.zeros(2, 3, 32, 32), torch.tensor([0, 0]), to_picture, ['a\nb'])
+    assert (tmp_path / 'views.png').exists()

@@ -2,6 +2,7 @@
 import csv
 import io
 import json
+import os
 import sys
 from argparse import Namespace
 
@@ -18,6 +19,7 @@ from agmax_timm.checkpoint import read_model
 from agmax_timm.run import validation
 from agmax_timm.run.config import parse_validate_args
 from agmax_timm.run.evaluation import prediction
+from agmax_timm.staging import stage
 
 SMALL = ['-j', '0', '-b', '4', '--device', 'cpu']
 
@@ -250,3 +252,26 @@ def test_no_ema_no_prediction(train_once, photos, refusal, tmp_path, ema_run):
     del checkpoint['state_dict_ema']
     torch.save(checkpoint, tmp_path / 'raw.pth.tar')
     assert 'no EMA weights' in refusal(tmp_path / 'raw.pth.tar', images_of(photos)[0], '--use-ema')
+
+
+def test_paths_on_stdin_may_be_any_bytes_and_end_as_on_windows(monkeypatch):
+    lines = b'a.png\r\n\xff\xfe.png\n'
+    monkeypatch.setattr(sys, 'stdin', io.TextIOWrapper(io.BytesIO(lines), encoding='utf-8', errors='strict'))
+    assert [os.fsencode(path) for path in predict.list_images(['-'])] == [b'a.png', b'\xff\xfe.png']
+
+
+def test_several_labels_are_probable_each_by_itself_from_a_folder_too(make_saved, photos, run, tmp_path):
+    saved = make_saved()
+    saved.options = {**saved.options, 'task': 'multilabel', 'agmax': False}
+    stage(saved, tmp_path / 'folder')
+    image = images_of(photos)[0]
+    found = json.loads(run(f'local-dir:{tmp_path / "folder"}', image, '--topk', 3, '--format', 'json'))[0]
+    args = prediction.options_of(model=f'local-dir:{tmp_path / "folder"}', device='cpu', workers=0)
+    expected = prediction.Predictor(args).logits([str(image)]).sigmoid()[0].sort(descending=True).values
+    assert [row['probability'] for row in found['predictions']] == pytest.approx(expected.tolist(), abs=1e-5)
+    assert sum(expected) != pytest.approx(1, abs=1e-2)
+
+
+def test_four_channels_are_rgba(make_saved, photos, run, tmp_path):
+    stage(make_saved(in_chans=4), tmp_path / 'folder')
+    assert run(f'local-dir:{tmp_path / "folder"}', images_of(photos)[0], '--format', 'json')

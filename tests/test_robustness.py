@@ -362,3 +362,18 @@ def test_the_report_is_three_files(tmp_path):
         'robustness.csv', 'robustness.md', 'robustness.png']
     assert (tmp_path / 'new' / 'robustness.csv').read_text().count('\n') == 4
     assert Image.open(tmp_path / 'new' / 'robustness.png').size[0] > 500
+
+
+def test_classes_that_are_named_as_severities_are(tmp_path):
+    for folder in ('noise/1/1', 'noise/1/7', 'noise/2/1', 'noise/2/7', 'weather/fog/3/2'):
+        (tmp_path / folder).mkdir(parents=True)
+    found = find_corruptions(str(tmp_path))
+    assert {name: list(folders) for name, folders in found.items()} == {'fog': [3], 'noise': [1, 2]}
+
+
+def test_a_network_that_gives_no_numbers_does_not_agree():
+    evaluator = AgreementEvaluator()
+    logits = torch.tensor([[3., 0.], [float('nan'), 0.], [3., 0.], [float('nan'), 0.]])
+    evaluator.update(logits, torch.zeros(4))
+    metrics = evaluator.compute()
+    assert metrics['agreement'] == 50. and np.isnan(metrics['agreement_kl'])

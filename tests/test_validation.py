@@ -1,5 +1,6 @@
 """validate.py: every flag against the same numbers computed another way."""
 import json
+import os
 import sys
 
 import numpy as np
@@ -11,6 +12,7 @@ from PIL import Image
 from timm.data import create_dataset, create_loader
 from torch.utils.data import Dataset
 
+from agmax_timm import report
 from agmax_timm.run import validation
 from agmax_timm.run.config import parse_validate_args
 from agmax_timm.run.evaluation import inference
@@ -316,3 +318,41 @@ def test_an_interruption_of_the_only_model_is_one_line(weights, photos, monkeypa
     captured = capsys.readouterr()
     assert end.value.code == 130 and captured.out == ''
     assert 'error: interrupted' in captured.err.splitlines()[-1] and 'Traceback' not in captured.err
+
+
+def test_results_that_cannot_be_written_are_still_printed(weights, photos, results_of, caplog):
+    words = [photos, '--model', 'test_resnet', '--num-classes', 3, '--checkpoint', weights()[0], '--img-size', 32]
+    expected = results_of(*words)
+    assert results_of(*words, '--results-file', '/dev/full', status=1) == expected
+    assert 'cannot write /dev/full: No space left on device' in caplog.text
+
+
+# ---- The classes of a checkpoint ----
+
+@pytest.mark.parametrize('command', ['validate', 'report'])
+def test_classes_at_other_places_than_in_training(command, ema_run, photos, tmp_path, refusal, capsys):
+    """Without the folder of the first of three classes, labels would be off by one."""
+    for name in ('bee', 'cat'):
+        os.makedirs(tmp_path / 'val', exist_ok=True)
+        os.symlink(photos / 'val' / name, tmp_path / 'val' / name)
+    if command == 'validate':
+        line = refusal(tmp_path, '--checkpoint', ema_run / 'last.pth.tar', built=True)
+    else:
+        with pytest.raises(SystemExit) as end:
+            report.main([str(ema_run), str(tmp_path), '--device', 'cpu', '-j', '0'])
+        assert end.value.code == 2
+        line = capsys.readouterr().err.splitlines()[-1]
+    assert "class 0 of the data is 'bee'" in line and "'ant'" in line
+    (tmp_path / 'val' / 'ant').mkdir()
+    (tmp_path / 'val' / 'ant' / '0.jpg').symlink_to(next((photos / 'val' / 'ant').iterdir()))
+    if command == 'validate':
+        validation.main([str(tmp_path), '--checkpoint', str(ema_run / 'last.pth.tar'), *SMALL_VALIDATION])
+
+
+def test_classes_by_other_names_are_told(ema_run, photos, tmp_path, results_of, caplog):
+    for name in ('ant', 'bee', 'cat'):
+        os.makedirs(tmp_path / 'val', exist_ok=True)
+        os.symlink(photos / 'val' / name, tmp_path / 'val' / f'{name}s')
+    words = ['--checkpoint', ema_run / 'last.pth.tar']
+    assert results_of(tmp_path, *words) == results_of(photos, *words)
+    assert caplog.text.count('is that the same class by another name?') == 1

@@ -32,10 +32,12 @@ class AgreementEvaluator:
         if self.max_samples is not None:
             views = [view[:max(0, self.max_samples - self.num_samples)] for view in views]
         self.num_samples += len(views[0])
-        same = (views[0].argmax(1) == views[1].argmax(1)).sum()
+        known = ~(views[0].isnan().any(1) | views[1].isnan().any(1))  # a network that is broken agrees on nothing
+        same = (known & (views[0].argmax(1) == views[1].argmax(1))).sum()
         # The mean of both directions: sum of (p1 - p2) (log p1 - log p2) / 2.
         difference = (views[0].exp() - views[1].exp()) * (views[0] - views[1])
-        divergence = difference.nan_to_num(0.).sum() / 2  # 0 * -inf where both are certain
+        difference = difference.masked_fill(known[:, None] & difference.isnan(), 0.)  # 0 * -inf: both are certain
+        divergence = difference.sum() / 2
         self.totals += torch.stack([torch.full_like(divergence, len(views[0])), same.to(divergence.dtype), divergence])
 
     def summary(self) -> Dict[str, float]:

@@ -68,12 +68,16 @@ def find_corruptions(folder: str) -> Dict[str, Dict[int, str]]:
     found = {}
     for name in _folders(folder):
         path = os.path.join(folder, name)
-        candidates = {name: path, **{inner: os.path.join(path, inner) for inner in _folders(path)}}
-        for candidate, where in candidates.items():
-            severities = [severity for severity in SEVERITIES if os.path.isdir(os.path.join(where, str(severity)))]
-            if severities:
-                found[candidate] = {severity: os.path.join(where, str(severity)) for severity in severities}
-    return dict(sorted(found.items()))
+        severities = _severities(path)
+        # Classes may be named 1 to 5 too: a corruption holds no others.
+        found.update({name: severities} if severities else {
+            inner: _severities(os.path.join(path, inner)) for inner in _folders(path)})
+    return {name: severities for name, severities in sorted(found.items()) if severities}
+
+
+def _severities(folder: str) -> Dict[int, str]:
+    folders = {severity: os.path.join(folder, str(severity)) for severity in SEVERITIES}
+    return {severity: path for severity, path in folders.items() if os.path.isdir(path)}
 
 
 def summarize(errors: Errors, imagenet_c: bool = False) -> Dict[str, float]:

@@ -77,7 +77,7 @@ def image_mode(args: argparse.Namespace, data_config: Dict) -> str:
         OptionError: it has another number of channels than the model.
     """
     channels = data_config['input_size'][0]
-    mode = args.input_img_mode or ('RGB' if channels == 3 else 'L')
+    mode = args.input_img_mode or {3: 'RGB', 4: 'RGBA'}.get(channels, 'L')
     if len(getmode(mode).bands) != channels:
         raise OptionError(f'--input-img-mode {mode} has {len(getmode(mode).bands)} channels, the model {channels}: '
                           'give both the same, by --input-img-mode and --in-chans')

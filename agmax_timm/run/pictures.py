@@ -111,7 +111,10 @@ def label_text(target: torch.Tensor, class_names: Optional[List[str]] = None, mo
 
     if target.ndim == 0:
         return name(int(target))
-    above = target - target.min()
+    if target.sum() > 1.5 or not target.any():  # several labels, each whole
+        return ', '.join(name(index) for index in target.nonzero().flatten().tolist())
+    # Of two classes the least may be a share of the mix.
+    above = target - target.min() if len(target) > 2 else target
     shares = above / above.sum()
     top = [index for index in shares.topk(min(most, len(shares))).indices.tolist() if shares[index] > 0.005]
     if len(top) == 1:
@@ -120,6 +123,7 @@ def label_text(target: torch.Tensor, class_names: Optional[List[str]] = None, mo
 
 
 def _fit(draw: ImageDraw.ImageDraw, text: str, width: int) -> str:
+    text = ' '.join(text.split())
     while draw.textlength(text) > width and len(text) > 1:
         text = text[:-1]
     return text

@@ -62,8 +62,7 @@ def run(args: argparse.Namespace) -> None:
             status = run_jobs(args, jobs, evaluate_one)
         else:
             results = bulk.validate_with_retry(args, evaluate_one) if args.retry else evaluate_one(args)
-            status = int('error' in results)
-            report(args, results)
+            status = int(not report(args, results) or 'error' in results)
             show(args, results)
     except (OptionError, DataError, CheckpointError) as error:
         reporting.exit_with_error(2, error)
@@ -79,18 +78,18 @@ def run(args: argparse.Namespace) -> None:
 def run_jobs(args: argparse.Namespace, jobs: List[bulk.Job], evaluate_one) -> int:
     """Evaluate one after the other; the results file is complete after each. Returns the exit status."""
     _logger.info(f'Evaluating {len(jobs)}: ' + ', '.join(job.checkpoint or job.model for job in jobs))
-    results, interrupted = [], False
+    results, interrupted, written = [], False, True
     try:
         for row in bulk.run_jobs(args, jobs, evaluate_one):
             results = bulk.ranked([*results, row])
-            report(args, results)
+            written = report(args, results)
     except KeyboardInterrupt:
         interrupted = True
     failed = sum('error' in row for row in results)
     if failed:
         _logger.warning(f'{failed} of {len(results)} failed: see their "error".')
     show(args, results)
-    return 130 if interrupted else int(failed == len(results))
+    return 130 if interrupted else int(not written or failed == len(results))
 
 
 def validate(args: argparse.Namespace) -> Dict[str, Any]:
@@ -136,7 +135,7 @@ def validate_model(args: argparse.Namespace, device: torch.device) -> Dict[str, 
     results = summarize(args, subject, metrics)
     evaluation = robustness.Evaluation(args, subject, dataset, device, precision)
     results.update(robustness.measure(evaluation, open_split, run_options))
-    return results
+    return reporting.finite(results)  # JSON has no word for others than null
 
 
 def prepare(args: argparse.Namespace, device: torch.device) -> Tuple[Subject, build.Precision, Dict[str, Any]]:
@@ -197,7 +196,6 @@ def summarize(args: argparse.Namespace, subject: Subject, metrics: Dict[str, flo
     )
     if not math.isfinite(metrics['loss']):
         _logger.warning(f"The loss of {args.model} is {metrics['loss']}: 'loss' is null in the results.")
-        results['loss'] = None  # JSON has no other word for it
     if args.checkpoint:
         results['checkpoint'] = args.checkpoint
     _logger.info(' * ' + ' '.join(_shown(results, args.task, metrics)))
@@ -236,12 +234,20 @@ def adopt_options(args: argparse.Namespace, saved: Dict[str, Any]) -> None:
 Results = Union[Dict[str, Any], List[Dict[str, Any]]]
 
 
-def report(args: argparse.Namespace, results: Results) -> None:
-    """Write --results-file and --report-dir, if they are asked for."""
-    if args.results_file and utils.is_primary(args):
-        write_results(args.results_file, results, args.results_format)
-    if args.report_dir and utils.is_primary(args):
-        write_report(args.report_dir, results if isinstance(results, list) else [results])
+def report(args: argparse.Namespace, results: Results) -> bool:
+    """Write --results-file and --report-dir, if they are asked for. Returns whether they could be written."""
+    if not utils.is_primary(args):
+        return True
+    try:
+        if args.results_file:
+            write_results(args.results_file, results, args.results_format)
+        if args.report_dir:
+            write_report(args.report_dir, results if isinstance(results, list) else [results])
+    except OSError as error:
+        path = error.filename or args.results_file or args.report_dir
+        _logger.error(f'cannot write {path}: {error.strerror or error}: the results are on stdout')
+        return False
+    return True
 
 
 def show(args: argparse.Namespace, results: Results) -> None:

@@ -14,14 +14,15 @@ def epochs_of(args: argparse.Namespace) -> int:
 
 
 def updates_and_views(runs: List[Run]) -> Optional[Tuple[int, int]]:
-    """Updates, and views that pass the networks in training, of all runs; None where the data cannot be counted."""
+    """Updates, and views that pass the networks in training, of all runs; None where the data cannot be counted, or
+    its batches are of several sizes."""
     updates = views = 0
     counted: Dict[tuple, Optional[int]] = {}
     for args in (run.args for run in runs):
         data = (args.dataset, args.data_dir, args.train_split, args.class_map, args.train_num_samples)
         if data not in counted:
             counted[data] = _images(args)
-        if counted[data] is None:
+        if counted[data] is None or args.train_img_sizes or args.naflex_loader:
             return None
         batches = counted[data] // args.batch_size  # the incomplete last one is left out
         updates += epochs_of(args) * math.ceil(batches / args.grad_accum_steps)

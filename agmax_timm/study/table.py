@@ -94,14 +94,19 @@ def markdown(study: Study, rows: List[Row], outcomes: List[Outcome]) -> str:
     with_published = any(row.published is not None for row in rows)
     header = [*named, study.metric, 'n', f'minus {study.baseline}', '95 % interval',
               *(['published', f'published minus {study.baseline}'] if with_published else [])]
-    lines = [f'| {" | ".join(header)} |', '|' + '---|' * len(header)]
+    lines = [_line(header), '|' + '---|' * len(header)]
     for row in rows:
         cells = [*(getattr(row.cell, axis) for axis in named), _mean(row), str(len(row.values)),
                  _signed(row.difference.mean), _interval(row)]
         if with_published:
             cells += [_number(row.published), _signed(row.published_difference)]
-        lines.append(f'| {" | ".join(cells)} |')
+        lines.append(_line(cells))
     return '\n\n'.join([f'# {study.title}', _caption(study, rows), '\n'.join(lines), *_gaps(outcomes)]) + '\n'
+
+
+def _line(cells: List[str]) -> str:
+    escaped = [cell.replace('|', r'\|') for cell in cells]
+    return f'| {" | ".join(escaped)} |'
 
 
 def _caption(study: Study, rows: List[Row]) -> str:

@@ -65,7 +65,8 @@ def list_jobs(args: argparse.Namespace) -> Optional[List[Job]]:
 
 def _checkpoints(folder: str) -> Iterator[List[str]]:
     """Each file of weights in natural order, and behind it the other names that are hard links of it."""
-    paths = [path for pattern in _WEIGHTS for path in glob.glob(os.path.join(glob.escape(folder), pattern))]
+    paths = [path for pattern in _WEIGHTS for path in glob.glob(os.path.join(glob.escape(folder), pattern))
+             if not os.path.basename(path).startswith('broken-')]  # an update that was left out, no weights
     if not paths:
         raise OptionError(f"--checkpoint {folder}: no {', '.join(_WEIGHTS)} in this folder")
     files = OrderedDict()

@@ -1,5 +1,6 @@
 """What is measured: timm's evaluators, and on top of them the classes and labels that the options name."""
 import argparse
+import logging
 import os
 from typing import Any, Dict, List, Optional
 
@@ -9,10 +10,13 @@ from timm.data import MultiLabelTarget, RealLabelsImagenet
 from timm.task import ClassificationEvaluator, MultiLabelClassificationEvaluator, evaluation_sample_limit
 from torch.utils.data import Dataset
 
+from ...checkpoint import saved_record
 from ...command_line import OptionError
 from ...data.datasets import DataError, check_classes, class_names
 from ...robustness.calibration import CalibrationBins
 from .analysis import class_counts, shares
+
+_logger = logging.getLogger('validate')
 
 
 class LabelEvaluator(ClassificationEvaluator):
@@ -110,12 +114,30 @@ def set_targets(args: argparse.Namespace, dataset: Dataset, num_classes: int) ->
         return
     if not args.valid_labels:
         check_classes(dataset, None, num_classes, args.class_map)
+        if args.checkpoint and not args.class_map:
+            _check_trained(args.checkpoint, class_names(dataset))
         return
     lines, classes = len(read_valid_labels(args.valid_labels, num_classes)), len(class_names(dataset) or ())
     if classes > lines:
         raise DataError(f'--valid-labels {args.valid_labels} has {lines} lines, the data {classes} classes: it takes '
                         'one line a class, in the order of the classes')
     _check_subset(args.valid_labels, class_names(dataset))
+
+
+def _check_trained(checkpoint: str, classes: Optional[List[str]]) -> None:
+    """Compare the classes of the data with those that a checkpoint was trained on, by index.
+
+    Raises:
+        DataError: they are classes of the checkpoint, at other places: their labels would be wrong.
+    """
+    trained = saved_record(checkpoint).get('class_names')
+    if not trained or not classes or trained[:len(classes)] == classes:
+        return
+    index = next(i for i, name in enumerate(classes) if name != trained[i])
+    differ = f"class {index} of the data is '{classes[index]}', of {checkpoint} '{trained[index]}'"
+    if set(classes) <= set(trained):
+        raise DataError(f'{differ}: give the folders of the classes as in training, empty ones too, or --class-map')
+    _logger.warning(f'{differ}: is that the same class by another name?')
 
 
 def _check_subset(path: str, classes: Optional[List[str]]) -> None:

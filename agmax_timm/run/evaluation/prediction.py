@@ -10,6 +10,7 @@ from timm.data.readers.reader import Reader
 
 from ...checkpoint import read_model, saved_options, saved_record
 from ...data.decoding import DecodedDataset, UndecodableError
+from ...staging import SEVERAL_LABELS
 from ...untrusted import CheckpointError
 from .. import build, loaders, validation
 from ..config import validate_options
@@ -44,6 +45,8 @@ class Predictor:
         self.device = build.init_device(args)
         self.subject, self.precision, _ = validation.prepare(args, self.device)
         self.class_names = _class_names(args, self.subject)
+        notes = self.subject.model.pretrained_cfg.get('notes') or ()
+        self.several_labels = SEVERAL_LABELS in (args.task, *([] if args.checkpoint else notes))
 
     def name_of(self, index: int) -> str:
         return self.class_names[index] if self.class_names else str(index)
@@ -53,7 +56,7 @@ class Predictor:
         topk = min(topk, self.subject.num_classes)
         done = 0
         for dataset, logits in self._logits(paths):
-            probabilities = logits.sigmoid() if self.args.task == 'multilabel' else logits.softmax(dim=1)
+            probabilities = logits.sigmoid() if self.several_labels else logits.softmax(dim=1)
             best = probabilities.topk(topk, dim=1)
             for classes, values in zip(best.indices.tolist(), best.values.tolist()):
                 error = dataset.why(done)
