@@ -128,6 +128,16 @@ def test_the_table_of_made_up_outcomes(fake, tmp_path):
     assert (folder / 'figure.png').stat().st_size > 5000
 
 
+def test_names_may_hold_what_means_something_in_tables_and_formulas(fake):
+    names = ['baseline', r'lr $\foo$ x', 'Ag | Max']
+    study, outcomes, folder = fake(
+        {(name, seed): 10. + seed for name in names for seed in (0, 1)}, title=r'cost $\5 and $6',
+        methods={name: {'agmax': number > 0, 'smoothing': number / 10} for number, name in enumerate(names)},
+        seeds=[0, 1])
+    text = report(study, outcomes, {}, str(folder))
+    assert r'| Ag \| Max | 10.50 ± 0.71 |' in text and (folder / 'figure.png').stat().st_size > 5000
+
+
 def test_baselines_are_of_the_same_augmentation_and_setting(fake):
     study, outcomes, folder = fake(
         {}, augmentations={'none': None, 'flip': {'vflip': 0.5}}, settings={'a': {'lr': 0.1}, 'b': {'lr': 0.2}})

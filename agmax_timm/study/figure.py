@@ -41,10 +41,12 @@ def draw(study: Study, rows: List[Row], path: str) -> None:
                       label='_' if axes.get_legend_handles_labels()[1].count('published') else 'published')
     axes.set_ylim(*_limits(shown))
     axes.set_xticks(range(len(groups)), groups, rotation=30 if max(map(len, groups)) > 8 else 0,
-                    ha='right' if max(map(len, groups)) > 8 else 'center')
+                    ha='right' if max(map(len, groups)) > 8 else 'center', parse_math=False)
     axes.set_ylabel(f'{study.metric} (the axis does not begin at 0)', fontsize=8)
-    axes.set_title(study.title, fontsize=10)
-    figure.legend(fontsize=7, ncols=min(4, len(methods) + 1), loc='outside lower center')
+    axes.set_title(study.title, fontsize=10, parse_math=False)
+    legend = figure.legend(fontsize=7, ncols=min(4, len(methods) + 1), loc='outside lower center')
+    for name in legend.get_texts():
+        name.set_parse_math(False)  # a $ is a $
     with durable.replacing(path) as file:
         figure.savefig(file, dpi=130, format='png')
 
