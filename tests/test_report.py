@@ -203,6 +203,12 @@ def test_the_curves_are_those_of_the_summary(run_copy):
     assert len(lines) == 5 + 2 + 1 and all(len(line['points'].split()) == 4 for line in lines)
 
 
+def test_a_summary_that_is_damaged_costs_the_curves_alone(run_copy, caplog):
+    (run_copy / 'summary.csv').write_text('epoch,train_loss\n0,abc\n')
+    report.make_report(str(run_copy), device='cpu', workers=0)
+    assert 'summary.csv is damaged' in caplog.text and (run_copy / 'report.html').exists()
+
+
 def test_the_views_are_the_training_images(hostile_run, photo_numbers):
     saved = {**vars(train_parser().parse_args([])), **saved_options(str(hostile_run / 'model_best.pth.tar'))}
     names = sorted(HOSTILE.values())

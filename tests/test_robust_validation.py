@@ -467,3 +467,11 @@ def test_timms_real_labels_have_a_name():
     for words in (['--real-labels', 'imagenet-a'], ['--valid-labels', 'imagenet-z'], ['--valid-labels', '../x']):
         with pytest.raises(SystemExit):
             parse_validate_args(['x', *words])
+
+
+def test_a_corruption_that_is_called_as_a_severity_is_refused(textures, weights, refusal, tmp_path):
+    for folder in ('blur/2', 'blur_2/1'):
+        for name in ('ant', 'bee', 'cat'):
+            (tmp_path / folder / name).mkdir(parents=True)
+    line = refusal(textures, *RESNET, '--checkpoint', weights()[0], '--corruptions-dir', tmp_path)
+    assert "'blur_2'" in line and 'rename' in line

@@ -1,5 +1,6 @@
 """From options to data: data sets that were checked, training and evaluation loaders."""
 import argparse
+import logging
 from typing import Any, Callable, Dict, Optional, Tuple
 
 import torch
@@ -18,9 +19,13 @@ from ..data.workers import leave_signals
 from .build import Precision
 from .flags.checks import mixing
 
+_logger = logging.getLogger(__name__)
+
 
 def check_roots(args: argparse.Namespace) -> None:
     """Raise DataError for data that is not there. The rest waits for the model, which knows the mode of images."""
+    if args.dataset == DEMO and args.data_dir:
+        _logger.warning(f'{args.data_dir} has no effect with --dataset {DEMO}')
     if '/' not in args.dataset and args.dataset != DEMO:
         for split in filter(None, (args.train_split, args.val_split)):
             check_root(args.data_dir, split)

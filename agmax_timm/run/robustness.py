@@ -3,6 +3,7 @@ import argparse
 import copy
 import logging
 import os
+import re
 from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any, Callable, Dict, List, NamedTuple, Optional
@@ -176,6 +177,10 @@ def list_corruptions(args: argparse.Namespace) -> List[Corruption]:
         found = find_corruptions(folder)
         if not found:
             raise OptionError(f'--corruptions-dir {folder} has no folders NAME/1 to NAME/5')
+        unclear = [name for name in found if re.fullmatch(r'.*_[1-5]', name)]
+        if unclear:
+            raise OptionError(f"--corruptions-dir {folder}: results call severities NAME_1 to NAME_5, as the "
+                              f"corruption '{unclear[0]}' is called: rename its folder")
         names = _chosen(args.corruptions or ['all'], list(found), folder)
         listed = [Corruption(name, severity, found[name][severity])
                   for name in names for severity in severities if severity in found[name]]

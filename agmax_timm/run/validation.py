@@ -105,6 +105,8 @@ def validate(args: argparse.Namespace) -> Dict[str, Any]:
 def start(args: argparse.Namespace) -> torch.device:
     """Logging, processes and device, once whatever the number of models. What cannot be read is told first."""
     reporting.setup_logging(primary=utils.world_info_from_env()[1] == 0)
+    if args.dataset == DEMO and args.data_dir:
+        _logger.warning(f'{args.data_dir} has no effect with --dataset {DEMO}')
     if '/' not in args.dataset and args.dataset != DEMO:
         check_root(args.data_dir, args.split)
     names.check_device(args.device)

@@ -30,6 +30,8 @@ from ..pictures import ToPicture, label_text
 from ..settings import changed_options, train_command
 from .page import Report, page
 
+_logger = logging.getLogger('train')
+
 FILE = 'report.html'
 # Options of the run that decide where its validation data is and in which numbers it is computed.
 _OF_EVALUATION = ('data_dir', 'dataset', 'workers', 'pin_mem', 'no_prefetcher', 'amp', 'amp_dtype', 'model_dtype',
@@ -86,7 +88,6 @@ def make_report(
     device = _init_device(args, in_run)
     record = saved_record(checkpoint)
     evaluation = _evaluate(args, device, on_batch) if saved['val_split'] else None
-    summary = folder.summary_path(run_dir)
     report = Report(
         title=os.path.basename(os.path.abspath(run_dir)),
         about=_about(saved),
@@ -96,7 +97,7 @@ def make_report(
         changed=changed_options(given),
         options=recipe(given),
         versions=dict(record.get('versions') or {}),
-        curves=reporting.read_curves(summary) if os.path.isfile(summary) else {},
+        curves=_curves(folder.summary_path(run_dir)),
         class_names=record.get('class_names') or (evaluation.class_names if evaluation is not None else None),
     )
     if evaluation is not None:
@@ -116,14 +117,24 @@ def make_report(
 
 def report_at_end(run_dir: str, device: str, on_batch: Callable[[], None]) -> None:
     """The report of the run that this process has just done. What goes wrong is told: the run itself is complete."""
-    logger = logging.getLogger('train')
     try:
-        logger.info(f'Report: {make_report(run_dir, device=device, in_run=True, on_batch=on_batch)}')
+        _logger.info(f'Report: {make_report(run_dir, device=device, in_run=True, on_batch=on_batch)}')
     except Exception as error:
         expected = isinstance(error, (OptionError, DataError, CheckpointError, OSError))
         command = shlex.join(['python', '-m', 'agmax_timm.report', run_dir])
-        logger.error(f'Training is complete, but without a report: {one_line(error)}; to make it: {command}',
-                     exc_info=not expected)
+        _logger.error(f'Training is complete, but without a report: {one_line(error)}; to make it: {command}',
+                      exc_info=not expected)
+
+
+def _curves(summary: str) -> Dict[str, Dict[str, List[Tuple[int, float]]]]:
+    """Those of a summary.csv, none where it is not there or not one of ours."""
+    if not os.path.isfile(summary):
+        return {}
+    try:
+        return reporting.read_curves(summary)
+    except (ValueError, KeyError, TypeError) as error:
+        _logger.warning(f'{summary} is damaged, the page is without curves: {one_line(error)}')
+        return {}
 
 
 def read_options(run_dir: str) -> Dict[str, Any]:
