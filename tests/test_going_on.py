@@ -6,9 +6,10 @@ from run_files import load
 from test_exact_resume import FLAGS, StopAfter
 
 from agmax_timm import durable
-from agmax_timm.run import training
+from agmax_timm.run import epochs, training
 from agmax_timm.run.config import parse_train_args
 from agmax_timm.run.guards.interruption import Interrupted
+from agmax_timm.run.step import Step
 
 
 class Killed(BaseException):
@@ -98,3 +99,26 @@ def test_options_of_the_optimizer_have_effect(train, caplog):
     assert 'eps 0.01 in place of 1e-08' in caplog.text
     for group in load(folder / 'last.pth.tar')['optimizer']['param_groups']:
         assert group['eps'] == 0.01 and list(group['betas']) == [0.5, 0.5]
+
+
+def test_batches_made_ahead_and_an_epoch_without_mixing_are_refused(photos, capsys):
+    words = ['--mixup', '0.2', '--mixup-off-epoch', '1', '--use-multi-epochs-loader']
+    with pytest.raises(SystemExit) as end:
+        parse_train_args([str(photos), *words, '-j', '2'])
+    assert end.value.code == 2 and '--mixup-off-epoch 1 comes too late' in capsys.readouterr().err
+    for fine in (['-j', '0'], ['-j', '2', '--mixup', '0']):
+        parse_train_args([str(photos), *words, *fine])
+
+
+def test_the_first_update_of_what_is_left_counts_the_batches_that_it_has(train, monkeypatch):
+    """An update is three batches of 2: of batches of 3, numbers 2 and 3 are left, the last of one update and the next."""
+    counts = []
+
+    class Counted(Step):
+        def __call__(self, update, input, target, batches=1, last=True):
+            counts.append(batches)
+            return super().__call__(update, input, target, batches, last)
+    train('--grad-accum-steps', 3, '--epochs', 1, looks=0)
+    monkeypatch.setattr(epochs, 'Step', Counted)
+    train('--grad-accum-steps', 3, '--epochs', 1, '-b', 3)
+    assert counts == [1, 1]

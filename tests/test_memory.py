@@ -273,3 +273,9 @@ def test_the_number_of_images_kept_is_told(tmp_path, caplog):
     with caplog.at_level('INFO'):
         assert keep_decoded(create_dataset('', str(tmp_path), 'train', max_damaged=1.), 10 ** 5)
     assert '3 of 4 images are decoded' in caplog.text
+
+
+def test_an_amount_that_was_asked_for_holds_where_the_system_does_not_say_what_is_free(photos, monkeypatch):
+    monkeypatch.setattr(memory, 'free_memory', lambda: 0)
+    dataset = create_dataset('', str(photos), 'train')
+    assert keep_decoded(dataset, 2 ** 30) and all(dataset.memory.get(index) for index in range(COUNT))

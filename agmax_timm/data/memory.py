@@ -88,12 +88,13 @@ def keep_decoded(dataset: Dataset, limit: int) -> bool:
     if dataset.input_img_mode not in _MODES or not isinstance(dataset.reader, FolderReader):
         return False  # other readers may hold files open that workers must not share
     count = len(dataset)
+    limit = min(limit, free_memory() or limit)  # 0: the system does not say
     sizes = _sizes(dataset, np.linspace(0, count - 1, min(count, _PROBES)).astype(int).tolist()) or [0]
     expected = int(np.mean(sizes) * count)
     if expected > limit:
         _logger.info(f'{count} images would take {_gib(expected)} of memory, more than {_gib(limit)}: not kept there.')
         return False
-    memory = ImageMemory(count, min(limit, free_memory()))
+    memory = ImageMemory(count, limit)
     hidden = None if os.environ.get('LOCAL_RANK', '0') == '0' else True  # None: where there is no terminal
     decoded = _decode_all(dataset, threads=cores() if np.mean(sizes) > _SMALL else 1)
     with tqdm(decoded, total=count, desc='Decoding', unit='image', disable=hidden, leave=False) as bar:

@@ -167,7 +167,7 @@ def open_output(built: Built, options: Dict[str, Any]) -> tracking.Trackers:
 def _begin(args: argparse.Namespace, signals: StopSignals, auto: bool) -> torch.device:
     """What can be refused before anything is built; then the process group and its device."""
     tracking.require_trackers(args)
-    loaders.check_roots(args)
+    loaders.check_roots(args, args.train_split, args.val_split)
     folder.resolve_resume(args)
     folder.check_folder(args, auto, lock=not args.dry_run)
     build.import_device_modules(args)

@@ -22,12 +22,12 @@ from .flags.checks import mixing
 _logger = logging.getLogger(__name__)
 
 
-def check_roots(args: argparse.Namespace) -> None:
+def check_roots(args: argparse.Namespace, *splits: str) -> None:
     """Raise DataError for data that is not there. The rest waits for the model, which knows the mode of images."""
     if args.dataset == DEMO and args.data_dir:
         _logger.warning(f'{args.data_dir} has no effect with --dataset {DEMO}')
     if '/' not in args.dataset and args.dataset != DEMO:
-        for split in filter(None, (args.train_split, args.val_split)):
+        for split in filter(None, splits):
             check_root(args.data_dir, split)
 
 

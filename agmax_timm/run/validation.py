@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 from .. import durable
 from ..checkpoint import saved_options
 from ..command_line import OptionError
-from ..data.datasets import DEMO, DataError, check_root
+from ..data.datasets import DataError
 from ..data.shards import open_dataset
 from ..robustness.table import write_report
 from ..untrusted import CheckpointError
@@ -105,10 +105,7 @@ def validate(args: argparse.Namespace) -> Dict[str, Any]:
 def start(args: argparse.Namespace) -> torch.device:
     """Logging, processes and device, once whatever the number of models. What cannot be read is told first."""
     reporting.setup_logging(primary=utils.world_info_from_env()[1] == 0)
-    if args.dataset == DEMO and args.data_dir:
-        _logger.warning(f'{args.data_dir} has no effect with --dataset {DEMO}')
-    if '/' not in args.dataset and args.dataset != DEMO:
-        check_root(args.data_dir, args.split)
+    loaders.check_roots(args, args.split)
     names.check_device(args.device)
     names.check_compiler(args)
     robustness.check(args)
