@@ -41,15 +41,16 @@ PIXELWISE = {
 SHEARS = [(factor,) for factor in (-.3, -.2, -.0731, 0., .011, .1, .27, 1.5)]
 PIXELS = [(pixels,) for pixels in (-250., -31.7, -.5, 0., .25, 9., 56.5, 57., 82.9, 100.)]
 FRACTIONS = [(pct,) for pct in (-.45, -.1234, .007, .3)]
-# Arguments, and the bounds of the root mean square for bilinear and bicubic; none differs by more than 1 level.
+# Arguments, and the bounds (largest, root mean square) for bilinear and for bicubic.
 GEOMETRY = {
-    'Rotate': ([(angle,) for angle in (-30, -17.3, -1e-3, 0., 5., 29.99, 45., 90., 180., -90., 270., 301.)], .03, 0.),
-    'ShearX': (SHEARS, .08, .02),
-    'ShearY': (SHEARS, .08, .02),
-    'TranslateX': (PIXELS, .07, .01),
-    'TranslateY': (PIXELS, .07, .01),
-    'TranslateXRel': (FRACTIONS, .15, .04),
-    'TranslateYRel': (FRACTIONS, .15, .04),
+    'Rotate': ([(angle,) for angle in (-30, -17.3, -1e-3, 0., 5., 29.99, 45., 90., 180., -90., 270., 301.)],
+               (1, .03), (3, .25)),
+    'ShearX': (SHEARS, (1, .08), (1, .02)),
+    'ShearY': (SHEARS, (1, .08), (1, .02)),
+    'TranslateX': (PIXELS, (1, .07), (1, .01)),
+    'TranslateY': (PIXELS, (1, .07), (1, .01)),
+    'TranslateXRel': (FRACTIONS, (1, .15), (1, .04)),
+    'TranslateYRel': (FRACTIONS, (1, .15), (1, .04)),
 }
 
 
@@ -122,37 +123,39 @@ def test_pixels_of_colours_and_filters(name):
 @pytest.mark.parametrize('name', GEOMETRY)
 @pytest.mark.parametrize('resample', [BILINEAR, BICUBIC, NEAREST])
 def test_pixels_of_geometry(name, resample, fill):
-    """1 level where a sum is whole but for the last bits; elsewhere, and outside the image, equal."""
+    """1 level where a sum is whole but for the last bits, up to 3 of a bicubic rotation; outside the image, equal."""
     arguments, bilinear, bicubic = GEOMETRY[name]
-    root_mean_square = {BILINEAR: bilinear, BICUBIC: bicubic, NEAREST: 0.}[resample]
+    bounds = {BILINEAR: bilinear, BICUBIC: bicubic, NEAREST: (0, 0.)}[resample]
 
     def run(operations):
         return lambda image, amount: operations[name](image, amount, fillcolor=fill, resample=resample)
 
-    compare(run(OPERATIONS), run(auto_augment.NAME_TO_OP), arguments, 1, root_mean_square)
+    compare(run(OPERATIONS), run(auto_augment.NAME_TO_OP), arguments, *bounds)
 
 
 def test_geometry_without_arguments_is_bicubic_as_timms():
     compare(geometry.shear_x, auto_augment.shear_x, [(.2,)], 1, .02)
-    compare(geometry.rotate, auto_augment.rotate, [(20.,)], 0, 0.)
+    compare(geometry.rotate, auto_augment.rotate, [(20.,)], 3, .35)
 
 
-def test_rotation_is_pils_where_warps_round_positions(monkeypatch):
-    assert geometry._WARP_IS_EXACT == geometry._warp_is_exact()
-    monkeypatch.setattr(geometry, '_WARP_IS_EXACT', False)
-    compare(lambda image, angle: geometry.rotate(image, angle, fillcolor=FILL, resample=BILINEAR),
-            lambda image, angle: auto_augment.rotate(image, angle, fillcolor=FILL, resample=BILINEAR),
+@pytest.mark.parametrize('resample', [BILINEAR, BICUBIC])
+def test_rotation_is_pils_where_opencv_rounds_positions(monkeypatch, resample):
+    monkeypatch.setattr(geometry, '_IS_EXACT', False)
+    compare(lambda image, angle: geometry.rotate(image, angle, fillcolor=FILL, resample=resample),
+            lambda image, angle: auto_augment.rotate(image, angle, fillcolor=FILL, resample=resample),
             GEOMETRY['Rotate'][0], 0, 0.)
 
 
-def test_a_warp_that_rounds_positions_is_noticed(monkeypatch):
-    warp = cv2.warpAffine
+@pytest.mark.parametrize('interpolation', [cv2.INTER_LINEAR, cv2.INTER_CUBIC])
+def test_rounded_positions_are_noticed(monkeypatch, interpolation):
+    remap = cv2.remap
 
-    def rounded(image, matrix, *args, **kwargs):
-        return warp(image, np.round(matrix * 32.) / 32., *args, **kwargs)
+    def rounded(image, x, y, *args):
+        return remap(image, np.round(x * 32.) / 32., y, *args)
 
-    monkeypatch.setattr(cv2, 'warpAffine', rounded)
-    assert not geometry._warp_is_exact()
+    assert geometry._is_exact(interpolation) or not geometry._IS_EXACT
+    monkeypatch.setattr(cv2, 'remap', rounded)
+    assert not geometry._is_exact(interpolation)
 
 
 @pytest.mark.parametrize('name', OPERATIONS)
@@ -162,7 +165,7 @@ def test_an_op_of_timm_draws_the_same_with_our_function(name, magnitude_std):
     hparams = dict(translate_const=30, img_mean=FILL, magnitude_std=magnitude_std)
     theirs, ours = (auto_augment.AugmentOp(name, prob=.7, magnitude=6, hparams=hparams) for _ in range(2))
     ours.aug_fn = OPERATIONS[name]
-    compare(ours, theirs, [()] * 5, 1, .11)
+    compare(ours, theirs, [()] * 5, *((3, .25) if name == 'Rotate' else (1, .11)))
 
 
 def test_the_filter_is_drawn_once_and_of_those_given():
