@@ -23,7 +23,6 @@ from agmax_timm.data.loader import create_train_loader
 pytest.importorskip('cv2')
 pytest.importorskip('simplejpeg')
 
-from agmax_timm.data.fast.collate import Buffers
 from agmax_timm.data.fast.decoding import decode_array
 from agmax_timm.data.fast.jitter import DeviceJitter
 from agmax_timm.data.fast.transform import ArrayTransform, UnequalError, on_arrays
@@ -232,13 +231,6 @@ def test_a_batch_stays_until_it_was_read(photos, photo_numbers):
         numbers = torch.cat([photo_numbers(x) for x, _ in kept])
         assert torch.equal(numbers // PER_CLASS, torch.cat([target for _, target in kept]))
         assert sorted(numbers.tolist()) == sorted(2 * list(range(12)))
-
-
-def test_buffers_are_used_in_turn():
-    buffers = Buffers()
-    first = buffers.take((2, 4, 4, 3))
-    assert buffers.take((2, 5, 4, 3)).shape == (2, 5, 4, 3)
-    assert buffers.take((2, 4, 4, 3)) is first
 
 
 @pytest.mark.parametrize('kwargs, reason', [

@@ -14,6 +14,7 @@ import torch
 from timm.data.loader import MultiEpochsDataLoader
 from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, IterableDataset, RandomSampler
 
+from .buffers import Receiver, Sender
 from .order import wrap_order
 from .random_state import get_random_state, kept_random_state, set_random_state, torch_state
 from .workers import Report, WorkerInit, get_shuffle_state, set_shuffle_state
@@ -44,7 +45,9 @@ class ResumableLoader:
         self.ranks = ranks
         self.rank = rank
         self.collate_fn = loader.collate_fn  # for timm's prefetcher, which looks at its type
-        loader.collate_fn = Report(loader.collate_fn)
+        # A thread that pins memory stands between the workers and here, and pins tensors.
+        loader.collate_fn = Report(loader.collate_fn, None if loader.pin_memory else Sender())
+        self._receive = Receiver()
         self._init = loader.worker_init_fn = WorkerInit(loader.worker_init_fn)
         self._order = None if isinstance(loader.dataset, IterableDataset) else wrap_order(loader)
 
@@ -72,7 +75,7 @@ class ResumableLoader:
         state, self._resumed = self._resumed, None
         self._dealt = state.get('dealt') if state is not None else None
         self._forget_epoch()
-        batches, number = self._open(state), 0
+        batches, number = map(self._received, self._open(state)), 0
         if state is not None and state['done']:
             number = self._skip(batches, state)
             self._next_turn = self._turn_after(number)
@@ -91,6 +94,8 @@ class ResumableLoader:
                 set_random_state(after_first, self.device)
                 after_first = None
         self._length = None
+        if not self._opens_once:
+            self._receive.forget()
 
     def state_dict(self, done: int) -> Dict[str, Any]:
         """Where this process stands, in plain values and tensors.
@@ -234,6 +239,11 @@ class ResumableLoader:
                 next(self.loader.iterator)
                 self._order.given.popleft()
         return iter(self.loader)
+
+    def _received(self, item: Tuple[Any, Optional[Tuple[int, bytes]]]) -> Tuple[Any, Optional[Tuple[int, bytes]]]:
+        """A batch and its worker's report, as they were sent."""
+        batch, report = item
+        return (batch if report is None else self._receive(batch, report[0])), report
 
     def _skip(self, batches: Iterator[Any], state: Dict[str, Any]) -> int:
         """Pass over the batches that were trained; returns the number of the next one."""

@@ -17,16 +17,22 @@ class Report:
 
     Args:
         collate: The collate function.
+        send: Called by the worker with a batch, for what is sent in its place.
     """
 
-    def __init__(self, collate: Callable):
+    def __init__(self, collate: Callable, send: Optional[Callable] = None):
         self.collate = collate
+        self.send = send
 
     def __call__(self, samples: Any) -> Tuple[Any, Optional[Tuple[int, bytes]]]:
         trained = isinstance(samples, list) and not samples
         batch = None if trained else self.collate(samples)
         worker = get_worker_info()
-        return batch, None if worker is None else (worker.id, get_process_state() + get_shuffle_state(worker.dataset))
+        if worker is None:
+            return batch, None
+        if self.send is not None:
+            batch = self.send(batch)
+        return batch, (worker.id, get_process_state() + get_shuffle_state(worker.dataset))
 
 
 class WorkerInit:

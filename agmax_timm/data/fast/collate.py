@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch.utils.data import default_collate
 
+from ..buffers import Buffers
 from ..mixup import Mix, TwoViewCollate
-from .buffers import Buffers
 from .small import ViewBatch
 
 

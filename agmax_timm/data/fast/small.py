@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torchvision import transforms
 
+from ..buffers import Buffers
 from ..memory import ImageMemory
-from .buffers import Buffers
 from .transform import ArrayTransform, Step
 
 
