@@ -1,4 +1,5 @@
 """Loaders that are left after any batch and taken up again, against those that were not, to the last bit."""
+import os
 import random
 
 import numpy as np
@@ -249,3 +250,23 @@ def test_the_random_state_is_all_of_it():
     with kept_random_state():
         draws()
     assert [draws(), np.random.randn(), torch.randn(3).tolist()] == expected
+
+
+class Priorities(torch.utils.data.Dataset):
+    """The niceness of the process that makes a sample, as its label."""
+    transform = None
+
+    def __len__(self):
+        return IMAGES
+
+    def __getitem__(self, index):
+        return self.transform(Image.new('RGB', (8, 8))), os.nice(0)
+
+
+def test_workers_give_way_to_a_step_on_the_cpu_alone():
+    def resumable(device):
+        loader = create_loader(Priorities(), (3, 8, 8), 4, is_training=True, device=CPU, num_workers=2)
+        return make_resumable(loader, torch.device(device))
+    loader, _ = resumable('cpu')
+    assert {label for _, target in loader for label in target.tolist()} == {os.nice(0) + 2}
+    assert resumable('cuda')[1]._init.nice == 0

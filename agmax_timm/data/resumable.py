@@ -19,6 +19,7 @@ from .order import wrap_order
 from .random_state import get_random_state, kept_random_state, set_random_state, torch_state
 from .workers import Report, WorkerInit, get_shuffle_state, set_shuffle_state
 
+_NICE = 2  # of workers beside a step on the CPU: as much as it takes, since other programs may want the cores
 _REMEMBERED = 256  # batches whose indices are at hand
 # What of a position says nothing to another number of ranks or workers.
 _OF_ANOTHER_SHAPE = {'before': None, 'base': None, 'order': [], 'turn': 0, 'worker_states': {}, 'shuffle': b''}
@@ -48,7 +49,9 @@ class ResumableLoader:
         # A thread that pins memory stands between the workers and here, and pins tensors.
         loader.collate_fn = Report(loader.collate_fn, None if loader.pin_memory else Sender())
         self._receive = Receiver()
-        self._init = loader.worker_init_fn = WorkerInit(loader.worker_init_fn)
+        # A worker that takes a core from one thread of a step on the CPU lets all of its threads wait for that one.
+        nice = _NICE if device.type == 'cpu' else 0
+        self._init = loader.worker_init_fn = WorkerInit(loader.worker_init_fn, nice)
         self._order = None if isinstance(loader.dataset, IterableDataset) else wrap_order(loader)
 
         self._resumed: Optional[Dict[str, Any]] = None

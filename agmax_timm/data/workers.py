@@ -40,10 +40,12 @@ class WorkerInit:
 
     Args:
         init: The loader's own function.
+        nice: By how much the priority of the worker is below that of the main process.
     """
 
-    def __init__(self, init: Optional[Callable[[int], None]]):
+    def __init__(self, init: Optional[Callable[[int], None]], nice: int = 0):
         self.init = init
+        self.nice = nice
         self.states: Dict[int, bytes] = {}
         self._done = _end_of_process()
 
@@ -57,6 +59,8 @@ class WorkerInit:
             if hasattr(signal, name):  # the last of them is not on every system
                 signal.signal(getattr(signal, name), signal.SIG_IGN)
         signal.signal(signal.SIGTERM, self._leave_if_done)
+        if self.nice and hasattr(os, 'nice'):
+            os.nice(self.nice)
         if self.init is not None:
             self.init(worker)
         if worker in self.states:
