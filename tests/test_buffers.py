@@ -1,5 +1,6 @@
 """Batches in memory that is used again: what a worker sends by number against the same batches sent whole."""
 import pickle
+from functools import partial
 from multiprocessing import resource_sharer
 from multiprocessing.reduction import ForkingPickler
 
@@ -11,7 +12,7 @@ from timm.utils import random_seed
 
 from agmax_timm import create_two_view_loader
 from agmax_timm.data import buffers
-from agmax_timm.data.buffers import Buffers, InBuffer, Receiver, Sender
+from agmax_timm.data.buffers import Buffers, Courier
 from agmax_timm.data.resumable import make_resumable
 
 CPU = torch.device('cpu')
@@ -38,47 +39,60 @@ def test_buffers_are_used_in_turn():
     assert taken.take((2, 4, 4, 3)) is first
 
 
-def sent(batch):
-    """As it arrives, and the bytes that the queue carries."""
-    content = bytes(ForkingPickler.dumps(batch))
-    return pickle.loads(content), len(content)
+def carried(batch):
+    """As it comes out of the queue."""
+    return pickle.loads(ForkingPickler.dumps(batch))
 
 
 def test_a_buffer_is_sent_once(worker):
-    taken, send, receive = Buffers(), Sender(), Receiver()
+    taken, send = Buffers(), Courier()
     addresses = set()
     for number in range(8):
-        shape = (2, 4, 4, 3) if number % 2 else (2, 5, 4, 3)
-        images = taken.take(shape).permute(0, 3, 1, 2)
+        images = taken.take((2, 4, 4, 3) if number % 2 else (2, 5, 4, 3)).permute(0, 3, 1, 2)
         images[:] = number
         target = torch.tensor([number, number + 1])
-        arrived, _ = sent(send((images, target)))
-        assert isinstance(arrived, InBuffer) and (arrived.images is None) == (number >= 6)
-        received, received_target = receive(arrived, 0)
+        received, received_target = carried(send((images, target)))
         assert received.shape == images.shape and received.stride() == images.stride()
         assert torch.equal(received, images) and torch.equal(received_target, target)
         addresses.add(received.data_ptr())
     assert len(addresses) == 6  # three of each shape
+    send.forget()
+    with pytest.raises(KeyError):
+        carried(send((images, target)))
 
 
-def test_workers_have_buffers_of_their_own(worker):
-    receive, batches = Receiver(), []
-    for number in range(2):  # both call their first buffer 0
-        buffers._numbers.clear()
-        images = Buffers().take((1, 2, 2, 3))
-        images[:] = number
-        batches.append((Sender(), images))
-        receive(sent(batches[-1][0]((images, torch.tensor([number]))))[0], number)
-    for number, (send, images) in enumerate(batches):
-        received, _ = receive(sent(send((images, torch.tensor([number]))))[0], number)
-        assert (received == number).all()
+def test_workers_have_buffers_of_their_own(worker, monkeypatch):
+    """Two processes that call their first buffer 0, and send it twice."""
+    send, images, numbers = Courier(), [], []
+    sent_by = [set(), set()]
+    for _ in range(2):
+        monkeypatch.setattr(buffers, '_numbers', {})
+        images.append(Buffers().take((1, 2, 2, 3)))
+        numbers.append(buffers._numbers)
+    for turn in range(2):
+        for process in range(2):
+            monkeypatch.setattr(buffers, '_numbers', numbers[process])
+            monkeypatch.setattr(buffers.os, 'getpid', partial(int, process))
+            send._sent = sent_by[process]
+            images[process][:] = 10 * turn + process
+            received, _ = carried(send((images[process], torch.tensor([0]))))
+            assert (received == 10 * turn + process).all()
+    assert len(send._received) == 2
 
 
 def test_what_is_in_no_buffer_goes_as_it_is(worker):
-    send, receive = Sender(), Receiver()
-    images = torch.zeros(2, 3, 4, 4, dtype=torch.uint8)
+    send, images = Courier(), torch.zeros(2, 3, 4, 4, dtype=torch.uint8)
     for batch in ((images, torch.zeros(2)), [images, images], {'image': images}, (images, images, images), None):
-        assert send(batch) is batch and receive(batch, 0) is batch
+        assert send(batch) is batch
+
+
+@pytest.mark.parametrize('target', [
+    torch.ones(2, dtype=torch.bfloat16), torch.ones(2, 3), torch.ones(2, dtype=torch.bool), [1, 2]])
+def test_every_kind_of_target_arrives(worker, target):
+    send = Courier()
+    _, received = carried(send((Buffers().take((2, 4, 4, 3)), target)))
+    assert type(received) is type(target)
+    assert received == target if isinstance(target, list) else torch.equal(received, target)
 
 
 KINDS = {
@@ -116,9 +130,25 @@ def test_memory_of_workers_that_have_ended_is_freed(dataset):
             dataset(), (3, 8, 8), 4, num_workers=2, device=CPU, mean=(.5,) * 3, std=(.5,) * 3,
             augment_backend='fast', persistent_workers=persistent)
         loader, resumable = make_resumable(loader, CPU)
-        held = [len(resumable._receive._buffers) for _ in loader]
+        held = [len(resumable._courier._received) for _ in loader]
         assert max(held) == 2 * 3
-        assert len(resumable._receive._buffers) == (2 * 3 if persistent else 0)
+        assert len(resumable._courier._received) == (2 * 3 if persistent else 0)
+
+
+@pytest.mark.parametrize('kind', ['workers of an epoch', 'persistent workers'])
+@pytest.mark.parametrize('left_after', [1, 2, 4, 7])
+def test_a_pass_that_is_left_takes_nothing_from_the_next(dataset, kind, left_after):
+    """What the workers had made ahead is thrown away unseen, buffers that were new among it."""
+    loader = create_two_view_loader(
+        dataset(), (3, 8, 8), 4, num_workers=2, device=CPU, mean=(0.,) * 3, std=(1 / 255,) * 3, augment_backend='fast',
+        color_jitter=None, **KINDS[kind])
+    loader, _ = make_resumable(loader, CPU)
+    for _ in range(2):
+        for done, _ in enumerate(loader, 1):
+            if done == left_after:
+                break
+    targets = torch.cat([target for _, target in loader])
+    assert sorted(targets.tolist()) == sorted(2 * list(range(IMAGES)))
 
 
 def test_no_socket_is_opened_but_for_what_is_new(dataset, monkeypatch):

@@ -1,5 +1,8 @@
 """Memory of batches that is used again, and its way from the worker that writes it to the process that reads it."""
-from typing import Any, Dict, List, NamedTuple, Optional, Set, Tuple
+import itertools
+import os
+from typing import Any, Dict, List, Optional, Set, Tuple
+from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
@@ -33,25 +36,22 @@ class Buffers:
         return ring[-1]
 
 
-class InBuffer(NamedTuple):
-    """A batch as a worker sends it: the number of the buffer, the images when it is new, the targets."""
-    number: int
-    images: Optional[torch.Tensor]
-    target: np.ndarray
+class Courier:
+    """Let each buffer of a loader's workers come to the main process once, and from then on its number.
 
-
-class Sender:
-    """Send each buffer of this worker once, and from then on its number.
-
-    A tensor in shared memory goes as a file descriptor, for which two processes open a socket: a millisecond for the
-    images of each batch, and another one for its targets.
+    A tensor in shared memory comes as a file descriptor, for which two processes open a socket: a millisecond for the
+    images of each batch, and another one for its targets. The loader has to hold the courier, as its collate function
+    may do, and calls it in a worker.
     """
 
     def __init__(self):
-        self._sent: Set[int] = set()
+        self._key = next(_keys)
+        self._sent: Set[int] = set()  # in a worker: numbers
+        self._received: Dict[Tuple[int, int], torch.Tensor] = {}  # in the main process: by process and number
+        _couriers[self._key] = self
 
     def __call__(self, batch: Any) -> Any:
-        """What to send for a batch; (images, target) with images that are in no buffer, and all else, as it is."""
+        """What a worker sends for a batch: (images, target) with images in a buffer, by number, all else as it is."""
         if not (isinstance(batch, tuple) and len(batch) == 2 and isinstance(batch[0], torch.Tensor)):
             return batch
         images, target = batch
@@ -60,23 +60,37 @@ class Sender:
             return batch
         is_new = number not in self._sent
         self._sent.add(number)
-        return InBuffer(number, images if is_new else None, target.numpy())
-
-
-class Receiver:
-    """The other end, in the main process, of the Senders of a loader's workers."""
-
-    def __init__(self):
-        self._buffers: Dict[Tuple[int, int], torch.Tensor] = {}  # by worker and number
-
-    def __call__(self, sent: Any, worker: int) -> Any:
-        """The batch that a worker sent. Each has to be received, in the order of the worker."""
-        if not isinstance(sent, InBuffer):
-            return sent
-        if sent.images is not None:
-            self._buffers[worker, sent.number] = sent.images
-        return self._buffers[worker, sent.number], torch.from_numpy(sent.target)
+        if isinstance(target, torch.Tensor) and target.dtype in (torch.int64, torch.float32):
+            target = target.numpy()  # whose bytes go along with the message
+        return _InBuffer((self._key, os.getpid(), number, images if is_new else None, target))
 
     def forget(self) -> None:
-        """Free the memory of workers that have ended."""
-        self._buffers.clear()
+        """Free, in the main process, the memory of workers that have ended."""
+        self._received.clear()
+
+
+class _InBuffer:
+    """A batch that is again what it was where it is unpickled, be it only to be thrown away."""
+
+    def __init__(self, message: Tuple):
+        self._message = message
+
+    def __reduce__(self) -> Tuple:
+        return _arrive, self._message
+
+
+def _arrive(
+        key: int,
+        process: int,
+        number: int,
+        images: Optional[torch.Tensor],
+        target: Any,
+) -> Tuple[torch.Tensor, Any]:
+    received = _couriers[key]._received
+    if images is not None:
+        received[process, number] = images
+    return received[process, number], torch.from_numpy(target) if isinstance(target, np.ndarray) else target
+
+
+_keys = itertools.count()
+_couriers: 'WeakValueDictionary[int, Courier]' = WeakValueDictionary()  # of the main process

@@ -14,7 +14,7 @@ import torch
 from timm.data.loader import MultiEpochsDataLoader
 from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, IterableDataset, RandomSampler
 
-from .buffers import Receiver, Sender
+from .buffers import Courier
 from .order import wrap_order
 from .random_state import get_random_state, kept_random_state, set_random_state, torch_state
 from .workers import Report, WorkerInit, get_shuffle_state, set_shuffle_state
@@ -46,9 +46,8 @@ class ResumableLoader:
         self.ranks = ranks
         self.rank = rank
         self.collate_fn = loader.collate_fn  # for timm's prefetcher, which looks at its type
-        # A thread that pins memory stands between the workers and here, and pins tensors.
-        loader.collate_fn = Report(loader.collate_fn, None if loader.pin_memory else Sender())
-        self._receive = Receiver()
+        self._courier = Courier()
+        loader.collate_fn = Report(loader.collate_fn, self._courier)
         # A worker that takes a core from one thread of a step on the CPU lets all of its threads wait for that one.
         nice = _NICE if device.type == 'cpu' else 0
         self._init = loader.worker_init_fn = WorkerInit(loader.worker_init_fn, nice)
@@ -78,7 +77,7 @@ class ResumableLoader:
         state, self._resumed = self._resumed, None
         self._dealt = state.get('dealt') if state is not None else None
         self._forget_epoch()
-        batches, number = map(self._received, self._open(state)), 0
+        batches, number = self._open(state), 0
         if state is not None and state['done']:
             number = self._skip(batches, state)
             self._next_turn = self._turn_after(number)
@@ -97,8 +96,7 @@ class ResumableLoader:
                 set_random_state(after_first, self.device)
                 after_first = None
         self._length = None
-        if not self._opens_once:
-            self._receive.forget()
+        self._free_buffers()
 
     def state_dict(self, done: int) -> Dict[str, Any]:
         """Where this process stands, in plain values and tensors.
@@ -243,11 +241,6 @@ class ResumableLoader:
                 self._order.given.popleft()
         return iter(self.loader)
 
-    def _received(self, item: Tuple[Any, Optional[Tuple[int, bytes]]]) -> Tuple[Any, Optional[Tuple[int, bytes]]]:
-        """A batch and its worker's report, as they were sent."""
-        batch, report = item
-        return (batch if report is None else self._receive(batch, report[0])), report
-
     def _skip(self, batches: Iterator[Any], state: Dict[str, Any]) -> int:
         """Pass over the batches that were trained; returns the number of the next one."""
         for _ in range(state['done']):
@@ -269,6 +262,7 @@ class ResumableLoader:
             self._workers[worker] = state
         if not self._opens_once:
             self._workers.clear()
+        self._free_buffers()
         self._start = dict(self._workers)
         self._shuffle = self._shuffle_state()
         self._turn = self._next_turn
@@ -278,6 +272,10 @@ class ResumableLoader:
             del self._order.drawn[:1]
             if not isinstance(self.loader, MultiEpochsDataLoader):
                 self._order.given.clear()
+
+    def _free_buffers(self) -> None:
+        if not self._opens_once:
+            self._courier.forget()
 
     def _remember(self, number: int, before: Dict[str, Any], report: Optional[Tuple[int, bytes]]) -> None:
         # While a batch is made, timm's prefetcher holds the one before it, and what is older has been trained.

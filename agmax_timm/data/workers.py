@@ -20,7 +20,7 @@ class Report:
         send: Called by the worker with a batch, for what is sent in its place.
     """
 
-    def __init__(self, collate: Callable, send: Optional[Callable] = None):
+    def __init__(self, collate: Callable, send: Callable):
         self.collate = collate
         self.send = send
 
@@ -30,9 +30,7 @@ class Report:
         worker = get_worker_info()
         if worker is None:
             return batch, None
-        if self.send is not None:
-            batch = self.send(batch)
-        return batch, (worker.id, get_process_state() + get_shuffle_state(worker.dataset))
+        return self.send(batch), (worker.id, get_process_state() + get_shuffle_state(worker.dataset))
 
 
 class WorkerInit:

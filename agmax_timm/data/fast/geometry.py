@@ -101,7 +101,7 @@ def _bilinear(image: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def _bicubic(image: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """PIL's bicubic interpolation, but for a tenth of a level, of float32 [H, W, 3] at positions [H, W], uint8.
+    """PIL's bicubic interpolation, to 0.2 levels rms on photographs, of float32 [H, W, 3] at positions [H, W], uint8.
 
     The kernel of a bicubic interpolation is b + a * h. Its first part, b, weighs two neighbours as a bilinear one does
     whose position between them, t, is moved to t * t * (3 - 2 * t). So along one axis a kernel with a = -1 is 4/3 of
