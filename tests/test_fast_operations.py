@@ -146,6 +146,14 @@ def test_rotation_is_pils_where_opencv_rounds_positions(monkeypatch, resample):
             GEOMETRY['Rotate'][0], 0, 0.)
 
 
+@pytest.mark.parametrize('shape', [(2, geometry._LARGEST, 3), (2, geometry._LARGEST + 1, 3), (2 ** 15, 2, 3)])
+def test_rotation_of_the_longest_images(shape):
+    image = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    rotated = auto_augment.rotate(Image.fromarray(image), .001, resample=BILINEAR)
+    difference = np.abs(geometry.rotate(image, .001, resample=BILINEAR).astype(int) - rotated)
+    assert difference.max() <= 1
+
+
 @pytest.mark.parametrize('interpolation', [cv2.INTER_LINEAR, cv2.INTER_CUBIC])
 def test_rounded_positions_are_noticed(monkeypatch, interpolation):
     remap = cv2.remap

@@ -21,6 +21,7 @@ Fill = Optional[Tuple[int, int, int]]
 Resample = Union[int, Sequence[int]]
 
 _BILINEAR, _BICUBIC = Image.Resampling.BILINEAR, Image.Resampling.BICUBIC
+_LARGEST = 2 ** 15 - 2  # side of an image that cv2.remap takes
 
 
 def _is_exact(interpolation: int) -> bool:
@@ -72,10 +73,11 @@ def rotate(
 ) -> np.ndarray:
     """Rotate counter clockwise around the centre; the size stays.
 
-    PIL itself does whole quarters of a turn (it transposes), and everything where OpenCV rounds positions.
+    PIL itself does whole quarters of a turn (it transposes), and what OpenCV does not, or with rounded positions.
     """
     resample = _draw(resample)
-    if resample not in (_BILINEAR, _BICUBIC) or degrees % 90. == 0. or not _IS_EXACT:
+    by_opencv = _IS_EXACT and resample in (_BILINEAR, _BICUBIC) and max(image.shape) <= _LARGEST
+    if degrees % 90. == 0. or not by_opencv:
         return _by_timm(auto_augment.rotate, image, degrees, fillcolor, resample)
 
     height, width = image.shape[:2]
