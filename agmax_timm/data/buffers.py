@@ -11,6 +11,8 @@ from torch.utils.data import get_worker_info
 # Batches of a worker that may be in use at a time: torch asks for 2 ahead, and the prefetcher reads one.
 _IN_USE = 3
 _numbers: Dict[int, int] = {}  # of the buffers of this worker, by address
+_keys = itertools.count()
+_couriers: 'WeakValueDictionary[int, Courier]' = WeakValueDictionary()  # of the main process, by key
 
 
 class Buffers:
@@ -90,7 +92,3 @@ def _arrive(
     if images is not None:
         received[process, number] = images
     return received[process, number], torch.from_numpy(target) if isinstance(target, np.ndarray) else target
-
-
-_keys = itertools.count()
-_couriers: 'WeakValueDictionary[int, Courier]' = WeakValueDictionary()  # of the main process

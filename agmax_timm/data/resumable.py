@@ -16,6 +16,7 @@ from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, Itera
 
 from .buffers import Courier
 from .order import wrap_order
+from .position import to_bytes, to_tensors
 from .random_state import get_random_state, kept_random_state, set_random_state, torch_state
 from .workers import Report, WorkerInit, get_shuffle_state, set_shuffle_state
 
@@ -105,7 +106,7 @@ class ResumableLoader:
             done: Batches of the epoch that were trained; 0 between two epochs.
         """
         if self._resumed is not None:  # not one batch since it was loaded
-            return _to_tensors({**self._resumed, 'random': self._resumed['random'] or get_random_state(self.device)})
+            return to_tensors({**self._resumed, 'random': self._resumed['random'] or get_random_state(self.device)})
         while self._reports and (not done or self._reports[0][0] < done):
             _, worker, state = self._reports.popleft()
             self._workers[worker] = state
@@ -125,7 +126,7 @@ class ResumableLoader:
             'shape': self._shape(),
             'dealt': self._dealt if done else None,
         }
-        return _to_tensors(state)
+        return to_tensors(state)
 
     def load_state_dict(self, state: Dict[str, Any], epoch: int) -> List[str]:
         """Let the next pass go on where state_dict was called.
@@ -141,7 +142,7 @@ class ResumableLoader:
         Raises:
             ResumeError: an epoch in progress that cannot be dealt anew to what there is now.
         """
-        state = _to_bytes(state)
+        state = to_bytes(state)
         was, now = state['shape'], self._shape()
         changed = [f'{now[name]} {name} in place of {was[name]}' for name in now if was[name] != now[name]]
         dealt_anew = was['ranks'] != now['ranks'] or was['batch size'] != now['batch size']
@@ -332,23 +333,3 @@ def start_workers(loader: Any) -> None:
     if loader.persistent_workers:
         with kept_random_state():
             iter(loader)
-
-
-def _to_tensors(value: Any) -> Any:
-    """Bytes as uint8 tensors, which torch reads back without trusting the file; random states may be shared."""
-    if isinstance(value, bytes):
-        return torch.frombuffer(bytearray(value), dtype=torch.uint8) if value else torch.empty(0, dtype=torch.uint8)
-    if isinstance(value, dict):
-        return {key: _to_tensors(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_to_tensors(item) for item in value]
-    return value
-
-
-def _to_bytes(state: Dict[str, Any]) -> Dict[str, Any]:
-    """The inverse of _to_tensors, for what state_dict returns."""
-    def random(value: Optional[Dict[str, Any]]) -> Optional[Dict[str, Any]]:
-        return None if value is None else {**value, 'process': value['process'].numpy().tobytes()}
-    workers = {worker: value.numpy().tobytes() for worker, value in state['worker_states'].items()}
-    return {**state, 'random': random(state['random']), 'before': random(state['before']), 'worker_states': workers,
-            'shuffle': state['shuffle'].numpy().tobytes()}
