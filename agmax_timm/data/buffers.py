@@ -41,8 +41,8 @@ class Buffers:
 class Courier:
     """Let each buffer of a loader's workers come to the main process once, and from then on its number.
 
-    A tensor in shared memory comes as a file descriptor, for which two processes open a socket: a millisecond for the
-    images of each batch, and another one for its targets. The loader has to hold the courier, as its collate function
+    A tensor in shared memory comes as a file descriptor, for which two processes open a socket: up to a millisecond for
+    the images of each batch, and another one for its targets. The loader has to hold the courier, as its collate function
     may do, and calls it in a worker.
     """
 
