@@ -42,8 +42,8 @@ class Courier:
     """Let each buffer of a loader's workers come to the main process once, and from then on its number.
 
     A tensor in shared memory comes as a file descriptor, for which two processes open a socket: up to a millisecond for
-    the images of each batch, and another one for its targets. The loader has to hold the courier, as its collate function
-    may do, and calls it in a worker.
+    the images of each batch, and another one for its targets. The loader has to hold the courier, as its collate
+    function may do, and calls it in a worker.
     """
 
     def __init__(self):
