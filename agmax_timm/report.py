@@ -6,12 +6,13 @@ from .processes import fork_workers, kept_imports
 
 
 def main(argv: Optional[List[str]] = None) -> None:
-    """The command. Prints the path of the page; exit status 2, with one line, where there is none."""
+    """The command. Prints the path of the page, or one line on why there is none: exit status 2, 1 if a worker died."""
     parser = _parser()
     args = parser.parse_args(argv)
     with kept_imports():
         from .command_line import OptionError
         from .data.datasets import DataError
+        from .data.errors import WorkerError
         from .run import reporting
         from .run.report.report import make_report
         from .untrusted import CheckpointError
@@ -19,8 +20,9 @@ def main(argv: Optional[List[str]] = None) -> None:
     fork_workers()
     try:
         print(make_report(args.folder, args.data, args.device, args.workers))
-    except (OptionError, DataError, CheckpointError, OSError) as error:
-        parser.exit(2, f"{parser.prog}: error: {' '.join(str(error).split())}\n")
+    except (OptionError, DataError, CheckpointError, OSError, WorkerError) as error:
+        status = 1 if isinstance(error, WorkerError) else 2
+        parser.exit(status, f"{parser.prog}: error: {' '.join(str(error).split())}\n")
 
 
 def _parser() -> Parser:

@@ -15,5 +15,9 @@ class DamagedError(DataError):
         return super().__str__().rpartition(f'{type(self).__module__}.{type(self).__name__}: ')[2].rstrip()
 
 
+class WorkerError(RuntimeError):
+    """A loader worker that died; the message has torch's reason and the remedy."""
+
+
 class UnequalError(ValueError):
     """A step of augmentation that has no equal on arrays; the message names it."""

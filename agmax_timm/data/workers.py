@@ -1,15 +1,19 @@
-"""Loader workers that tell their random state, start from one, and leave signals to the main process."""
+"""Loader workers that tell their random state, start from one, leave signals to the main process, and die by name."""
 import atexit
 import multiprocessing
 import os
 import signal
-from functools import lru_cache
+import time
+from functools import lru_cache, wraps
 from typing import Any, Callable, Dict, Optional, Tuple
 
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
+from .errors import WorkerError
 from .random_state import get_generator_state, get_process_state, set_generator_state, set_process_state
 from .shards import shuffling
+
+_SETTLED = 2.  # seconds that a process which was killed may take to end
 
 
 class Report:
@@ -79,6 +83,29 @@ def leave_signals(loader: Any) -> None:
     """Let signals to the whole job be the main process's matter in the workers of a DataLoader, prefetched or not."""
     loader = loader if isinstance(loader, DataLoader) else loader.loader
     loader.worker_init_fn = WorkerInit(loader.worker_init_fn)
+
+
+def names_dead_workers(function: Callable) -> Callable:
+    """Let a function raise WorkerError for a loader worker that dies meanwhile.
+
+    torch names it, but the sockets of a process that was killed are closed before it is known to be dead: whoever
+    reads the images of a batch from it then is told of a connection. A decorator, not a context: between a block and
+    the end of its context torch's error may be raised, too.
+    """
+    @wraps(function)
+    def named(*args, **kwargs):
+        try:
+            try:
+                return function(*args, **kwargs)
+            except (ConnectionError, EOFError):
+                time.sleep(_SETTLED)  # ended by the error that torch raises when the system tells it of a dead worker
+                raise
+        except RuntimeError as error:
+            if 'DataLoader worker (pid' not in str(error):  # what a worker itself raised comes with its number
+                raise
+            reason = ' '.join(str(error).split())[:300]
+            raise WorkerError(f'a loader worker died: {reason}. Out of memory? Use fewer --workers') from error
+    return named
 
 
 def get_shuffle_state(dataset: Dataset) -> bytes:

@@ -11,8 +11,10 @@ from tqdm import tqdm
 
 from ..command_line import OptionError
 from ..data.datasets import DataError, check_different, check_folders, check_labels, class_names, left_out
+from ..data.errors import WorkerError
 from ..data.scan import Inventory, duplicates, scan
 from ..data.shards import open_dataset
+from ..data.workers import names_dead_workers
 from . import reporting
 from .flags.checks import in_sequence
 from .folder import check_writable, writing
@@ -39,7 +41,7 @@ def run_validate(args: argparse.Namespace) -> None:
 
 
 def _run(args: argparse.Namespace, splits: List[str], folder: str) -> None:
-    """Exit status 0 without problems, 1 with some, 2 for data that cannot be opened."""
+    """Exit status 0 without problems, 1 with some or where a loader worker died, 2 for data that cannot be opened."""
     path = os.path.join(folder, FILE)
     sys.stdout.reconfigure(errors='backslashreplace')  # names of files need not be text
     try:
@@ -54,10 +56,13 @@ def _run(args: argparse.Namespace, splits: List[str], folder: str) -> None:
                 writer.writerows(problems)
     except (DataError, OptionError) as error:
         reporting.exit_with_error(2, error)
+    except WorkerError as error:
+        reporting.exit_with_error(1, error)
     print(f'{len(problems)} problem(s), see {path}')
     sys.exit(int(bool(problems)))
 
 
+@names_dead_workers
 def check_data(args: argparse.Namespace, splits: List[str]) -> List[Problem]:
     """Print what each split holds.
 
@@ -67,6 +72,7 @@ def check_data(args: argparse.Namespace, splits: List[str]) -> List[Problem]:
 
     Raises:
         DataError: no such data, or data without an index of files.
+        WorkerError: a loader worker died.
     """
     datasets = [_open(args, split) for split in splits]
     if len(datasets) == 2:

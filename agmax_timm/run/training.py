@@ -10,11 +10,13 @@ from timm import utils
 
 from ..command_line import OptionError
 from ..data.datasets import DataError
+from ..data.errors import WorkerError
+from ..data.workers import names_dead_workers
 from ..hub import HubError
 from ..publish import command_of, publish_source
 from ..saver import SaveError
 from ..task import UnsupportedModelError
-from ..untrusted import CheckpointError, one_line
+from ..untrusted import CheckpointError
 from . import dry_run, folder, reporting, tracking
 from .assembly import Built, build_run, open_output
 from .config import parse_train_args
@@ -53,17 +55,14 @@ def _run(args: argparse.Namespace, signals: StopSignals) -> None:
         reporting.exit_with_error(EXIT_STATUS, error)
     except SaveError as error:
         reporting.exit_with_error(EX_IOERR, error)
-    except RuntimeError as error:
-        if 'DataLoader worker' not in str(error):
-            raise
-        reason = one_line(error)[:300]
-        reporting.exit_with_error(1, RuntimeError(
-            f'a loader worker died: {reason}. Out of memory? Use fewer --workers; --resume auto goes on'))
+    except WorkerError as error:
+        reporting.exit_with_error(1, WorkerError(f'{error}; --resume auto goes on'))
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
 
 
+@names_dead_workers
 def train(args: argparse.Namespace, signals: Optional[StopSignals] = None) -> List[Dict[str, Any]]:
     """Train as the options say.
 
@@ -76,6 +75,7 @@ def train(args: argparse.Namespace, signals: Optional[StopSignals] = None) -> Li
     Raises:
         Interrupted: the run was asked to end, and has saved.
         SaveError: the last state could not be written.
+        WorkerError: a loader worker died.
     """
     with Watchdog(args) as watchdog:
         return _train(args, signals or StopSignals(), watchdog)

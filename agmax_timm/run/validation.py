@@ -19,7 +19,9 @@ from .. import durable
 from ..checkpoint import saved_options
 from ..command_line import OptionError
 from ..data.datasets import DataError
+from ..data.errors import WorkerError
 from ..data.shards import open_dataset
+from ..data.workers import names_dead_workers
 from ..robustness.table import write_report
 from ..untrusted import CheckpointError
 from . import build, loaders, reporting, robustness
@@ -52,7 +54,8 @@ def run(args: argparse.Namespace) -> None:
     """validate.py: prints and writes one model's results as a dict, those of several, best first, as a list of dicts.
 
     Exit status 2 for options, data or checkpoints that cannot be used, where one model was asked for; 1 where every
-    one of several failed, or --retry; 130 if interrupted, and what was done by then is printed.
+    one of several failed, or --retry, or a loader worker died; 130 if interrupted, and what was done by then is
+    printed.
     """
     try:
         device = start(args)
@@ -66,6 +69,8 @@ def run(args: argparse.Namespace) -> None:
             show(args, results)
     except (OptionError, DataError, CheckpointError) as error:
         reporting.exit_with_error(2, error)
+    except WorkerError as error:
+        reporting.exit_with_error(1, error)
     except KeyboardInterrupt:
         reporting.exit_with_error(130, RuntimeError('interrupted: the evaluation is not complete, there is no result'))
     finally:
@@ -114,6 +119,7 @@ def start(args: argparse.Namespace) -> torch.device:
     return build.init_device(args)
 
 
+@names_dead_workers
 def validate_model(args: argparse.Namespace, device: torch.device) -> Dict[str, Any]:
     """What validate does for one model, on a device that is ready."""
     subject, precision, run_options = prepare(args, device)

@@ -16,6 +16,8 @@ from ...card import dataset_of
 from ...checkpoint import chosen_by_ema, find_file, saved_options, saved_record
 from ...command_line import OptionError
 from ...data.datasets import DataError, class_names
+from ...data.errors import WorkerError
+from ...data.workers import names_dead_workers
 from ...staging import recipe
 from ...untrusted import CheckpointError, one_line
 from .. import build, folder, loaders, reporting, validation
@@ -53,6 +55,7 @@ class _Evaluation:
     mistakes: List[Tuple[Mistake, str]]
 
 
+@names_dead_workers
 def make_report(
         run_dir: str,
         data_dir: Optional[str] = None,
@@ -78,6 +81,7 @@ def make_report(
         OptionError: no run, or the model cannot be built.
         DataError: the data is not there or not the run's.
         OSError: the page cannot be written.
+        WorkerError: a loader worker died.
     """
     given = read_options(run_dir)
     checkpoint = find_file(run_dir)
@@ -120,7 +124,7 @@ def report_at_end(run_dir: str, device: str, on_batch: Callable[[], None]) -> No
     try:
         _logger.info(f'Report: {make_report(run_dir, device=device, in_run=True, on_batch=on_batch)}')
     except Exception as error:
-        expected = isinstance(error, (OptionError, DataError, CheckpointError, OSError))
+        expected = isinstance(error, (OptionError, DataError, CheckpointError, OSError, WorkerError))
         command = shlex.join(['python', '-m', 'agmax_timm.report', run_dir])
         _logger.error(f'Training is complete, but without a report: {one_line(error)}; to make it: {command}',
                       exc_info=not expected)

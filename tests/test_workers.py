@@ -1,0 +1,81 @@
+"""Loader workers that die: each command ends with the line that names them."""
+import os
+import signal
+import threading
+
+import pytest
+from torch.utils.data import DataLoader, get_worker_info
+
+from agmax_timm import report
+from agmax_timm.data.errors import WorkerError
+from agmax_timm.data.folder import FolderReader
+from agmax_timm.data.workers import names_dead_workers
+from agmax_timm.run import commands
+
+
+class _Lost:
+    """What a worker sends while it is killed: whoever reads it loses the connection before the process has ended."""
+
+    def __reduce__(self):
+        return _lose, (os.getpid(),)
+
+
+def _lose(process):
+    threading.Timer(0.3, os.kill, (process, signal.SIGKILL)).start()
+    raise ConnectionResetError('connection reset')
+
+
+@names_dead_workers
+def _send(message):
+    """A worker's batch that is this."""
+    for _ in DataLoader([0], num_workers=1, collate_fn=lambda samples: message()):
+        pass
+
+
+def test_a_worker_is_named_whose_connection_ends_first():
+    with pytest.raises(WorkerError, match=r'a loader worker died: DataLoader worker \(pid \d+\) is killed by signal'):
+        _send(_Lost)
+
+
+def _fail():
+    raise RuntimeError('of the data')
+
+
+@names_dead_workers
+def _refused():
+    raise ConnectionRefusedError
+
+
+def test_what_is_no_death_is_passed_on(monkeypatch):
+    monkeypatch.setattr('agmax_timm.data.workers._SETTLED', 0.1)
+    with pytest.raises(RuntimeError, match='Caught RuntimeError in DataLoader worker process 0') as caught:
+        _send(_fail)
+    assert not isinstance(caught.value, WorkerError) and 'of the data' in str(caught.value)
+    with pytest.raises(ConnectionRefusedError):
+        _refused()
+
+
+@pytest.mark.parametrize('command', ['train', 'validate', 'train --check-data', 'report'])
+def test_each_command_names_a_worker_that_dies(command, photos, ema_run, tmp_path, monkeypatch, capfd):
+    read = FolderReader.__getitem__
+
+    def die(reader, index):
+        if get_worker_info() is not None:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return read(reader, index)
+
+    monkeypatch.setattr(FolderReader, '__getitem__', die)
+    monkeypatch.chdir(tmp_path)
+    model = ['--model', 'test_resnet', '--img-size', '32', '--num-classes', '3', '-j', '1', '-b', '4', str(photos)]
+    run, words = {
+        'train': (commands.train, ['--output', str(tmp_path), *model]),
+        'validate': (commands.validate, ['--checkpoint', str(ema_run / 'model_best.pth.tar'), *model]),
+        'train --check-data': (commands.train, ['--check-data', '-j', '1', str(photos)]),
+        'report': (report.main, [str(ema_run), '-j', '1']),
+    }[command]
+    with pytest.raises(SystemExit) as end:
+        run(words)
+    assert end.value.code == 1
+    last = capfd.readouterr().err.splitlines()[-1]
+    assert 'error: a loader worker died: DataLoader worker (pid' in last and last.endswith(
+        '--resume auto goes on' if command == 'train' else 'Use fewer --workers')
