@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shlex
+import time
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from PIL import Image
 
 from agmax_timm.bench import command, epochs, fresh, memory, options, passes, report, startup
+from agmax_timm.bench import training as training_bench
 from agmax_timm.run import training
 
 pytest.importorskip('cv2')
@@ -75,6 +77,48 @@ def test_collate(measured):
 def test_step(measured, flags):
     rows = measured('step', '--device', 'cpu', *flags)
     assert columns(rows, 'step', 'views') == [('cross-entropy', '8'), ('AgMax', '8')]
+
+
+@pytest.mark.parametrize('flags', [[], ['--amp', '--amp-dtype', 'bfloat16', '--channels-last', '--recipe', 'mixup']])
+def test_training(photos, measured, flags):
+    rows = measured('training', photos, '--device', 'cpu', '-j', 1, *flags)
+    assert columns(rows, 'of', 'views') == [(name, '16') for name in (
+        'steps alone', 'images decoded', TIMM, FAST, f'training, {TIMM}', f'training, {FAST}')]
+    for row in rows[-2:]:
+        assert float(row['waits %']) == pytest.approx(100 - 100 * float(row['ratio']))
+
+
+def test_a_loader_that_training_waits_for(photos, measured, monkeypatch):
+    """Each batch of views is late by a quarter of a second, a step is not."""
+    def late(*args, **kwargs):
+        loader = build_prefetched(*args, **kwargs)
+        transform = loader.dataset.transform
+        loader.dataset.transform = lambda image: (time.sleep(.06), transform(image))[1]
+        return loader
+    build_prefetched = training_bench.build_prefetched
+    monkeypatch.setattr(training_bench, 'build_prefetched', late)
+    rows = measured('training', photos, '--device', 'cpu', '-j', 0)
+    assert min(float(row['waits %']) for row in rows[-2:]) > 50
+
+
+_SCRIPT = """
+import json, sys
+with open(sys.argv[0] + '.json', 'w') as file:
+    json.dump(sys.argv[1:], file)
+"""
+
+
+def test_run(photos, measured, tmp_path):
+    """Ours in earnest, and in the place of timm's script one that notes what it is told."""
+    script = tmp_path / 'script.py'
+    script.write_text(_SCRIPT)
+    rows = measured('run', photos, '--timm-script', script, '--epochs', 1, '-j', 0, '--device', 'cpu',
+                    '--flags', '--num-classes 3 --img-size 32 --log-interval 1000')
+    assert columns(rows, 'run', 'views') == [("timm's script", '24'), ('train.py --agmax', '24')]
+    told = json.loads(Path(f'{script}.json').read_text())
+    assert told[:2] == ['--data-dir', str(photos)]
+    assert {'--model=test_resnet', '--batch-size=8', '--epochs=2', '--val-interval=2', '--workers=0', '--device=cpu',
+            '--train-split=train', '--num-classes', '--img-size'} <= set(told)
 
 
 @pytest.mark.parametrize('source', ['count', 'folder'])
@@ -144,13 +188,21 @@ def test_a_process_that_fails_is_told_by_its_last_line():
     (['loader', 'PHOTOS', '-b', '3', '--recipes', 'mixup', '--quick'], 'loader: error: mixup needs an even'),
     (['step', '--model', 'resnet_fifty'], 'step: error: --model resnet_fifty: timm has no such model'),
     (['step', '--device', 'abacus', '--quick'], 'step: error: --device abacus: '),
+    (['training', '/no/such/folder'], 'training: error: no such folder'),
+    (['training', 'PHOTOS', '--model', 'resnet_fifty', '--quick'], 'training: error: --model resnet_fifty: timm'),
+    (['run', '/no/such/folder', '--timm-script', __file__], 'run: error: no such folder'),
+    (['run', 'PHOTOS', '--timm-script', '/no/script.py'], 'run: error: --timm-script /no/script.py is no file'),
+    (['run', 'PHOTOS', '--timm-script', 'SCRIPT', '--quick'], 'run: error: a process of python .* ended: unknown flag'),
     (['step', '--model', 'vit_tiny_patch16_224', '--quick', '--device', 'cpu'],
      'step: error: --model vit_tiny_patch16_224, --img-size 32: '),
     ([], 'bench: error: the following arguments are required: COMMAND'),
 ])
-def test_errors_are_one_line(argv, message, photos, capsys):
+def test_errors_are_one_line(argv, message, photos, tmp_path, capsys):
+    script = tmp_path / 'script.py'
+    script.write_text('raise SystemExit("unknown flag")')
+    places = {'PHOTOS': str(photos), 'SCRIPT': str(script)}
     with pytest.raises(SystemExit) as caught:
-        command.main([str(photos) if word == 'PHOTOS' else word for word in argv])
+        command.main([places.get(word, word) for word in argv])
     lines = capsys.readouterr().err.splitlines()
     assert caught.value.code == 2 and len(lines) == 1
     assert re.search(message, lines[0])
@@ -197,7 +249,7 @@ def test_table_is_aligned():
 
 DOCUMENTS = (REPOSITORY / 'README.md', *REPOSITORY.glob('docs/*.md'))
 COMMANDS = [found for path in DOCUMENTS
-            for found in re.findall(r'^python -m agmax_timm\.bench (.+)$', path.read_text(), re.M)]
+            for found in re.findall(r'^(?:\w+=\d+ )?python -m agmax_timm\.bench (.+)$', path.read_text(), re.M)]
 
 
 @pytest.mark.parametrize('line', COMMANDS)
@@ -207,4 +259,4 @@ def test_commands_of_the_documents_parse(line):
 
 def test_every_command_is_documented():
     assert {line.split()[0] for line in COMMANDS} == {
-        'loader', 'small', 'collate', 'step', 'memory', 'startup', 'index'}
+        'loader', 'small', 'collate', 'step', 'training', 'run', 'memory', 'startup', 'index'}

@@ -31,8 +31,8 @@ def compare(
     for recipe in args.recipes or recipes:
         with passes.one_thread():
             loaders = {
-                name: build(name, root, size, args.batch_size, args.workers,
-                            recipes[BASELINES.get(recipe, recipe) if name == names[0] else recipe])
+                name: build(name, root, size=size, batch_size=args.batch_size, workers=args.workers,
+                            recipe=recipes[BASELINES.get(recipe, recipe) if name == names[0] else recipe])
                 for name in names}
             measured = passes.interleaved({name: _pass_of(loader) for name, loader in loaders.items()}, args.repeats)
         for name in names:

@@ -2,19 +2,22 @@
 from typing import Any, Dict, List, Optional
 
 from ..command_line import Parser
+from ..processes import cores
 from .recipes import RECIPES, SMALL_RECIPES
 
 # What --quick takes instead of the defaults, where a sub-command has the flag.
 _QUICK = dict(
     images=8, batch_size=4, img_size=32, repeats=1, num_classes=3, steps=1, model='test_resnet', epochs=3, source='20')
 
-_AT_LEAST = dict(images=1, batch_size=2, img_size=8, repeats=1, num_classes=2, steps=1, epochs=2, workers=0)
+_AT_LEAST = dict(images=1, batch_size=2, img_size=8, repeats=1, num_classes=2, steps=1, epochs=1, workers=0)
 
 _COMMANDS: Dict[str, str] = {
     'loader': "views a second of timm's loader with one view, and of both backends with two",
     'small': 'the same for small images, kept in memory',
     'collate': 'two-view MixUp of a batch of uint8 images',
     'step': 'a training step of AgMax against cross-entropy on the same views',
+    'training': 'training from files against its parts: decoding, views, steps',
+    'run': "a whole run of train.py --agmax against timm's script on the same number of views",
     'memory': 'memory of the loading processes over several epochs',
     'startup': 'seconds from the command to the first training step',
     'index': "timm's index of a folder of images against ours",
@@ -41,20 +44,24 @@ def parse(argv: Optional[List[str]] = None):
 def _add(commands, name: str) -> Parser:
     parser = commands.add_parser(name, help=_COMMANDS[name], description=_COMMANDS[name].capitalize() + '.')
     _FLAGS[name](parser)
-    parser.add_argument('--repeats', type=int, default=dict(memory=1, collate=20).get(name, 5), metavar='N',
+    parser.add_argument('--repeats', type=int, default=dict(memory=1, collate=20, run=3).get(name, 5), metavar='N',
                         help='repetitions, each of all configurations in a shuffled order')
     parser.add_argument('--output', metavar='DIR', help=f'folder for {name}.csv and, with matplotlib, {name}.png')
     parser.add_argument('--quick', action='store_true', help='a short form that shows that it works, not how fast')
     return parser
 
 
-def _folder(parser: Parser, images: int, batch_size: int) -> None:
+def _folder(parser: Parser, images: int, batch_size: int, workers: int = 0) -> None:
+    _data(parser, batch_size)
+    parser.add_argument('--images', type=int, default=images, metavar='N', help='images of it that are read, at most')
+    parser.add_argument('-j', '--workers', type=int, default=workers, metavar='N',
+                        help=f'loader processes; 0: all in one{"" if workers else ", on one core"}')
+
+
+def _data(parser: Parser, batch_size: int) -> None:
     parser.add_argument('folder', metavar='DIR', help='folder of images in class folders, or of such splits')
     parser.add_argument('--split', default='train', metavar='NAME', help='split')
-    parser.add_argument('--images', type=int, default=images, metavar='N', help='images of it that are read, at most')
     parser.add_argument('-b', '--batch-size', type=int, default=batch_size, metavar='N', help='images in a batch')
-    parser.add_argument('-j', '--workers', type=int, default=0, metavar='N',
-                        help='loader processes; 0: all in one, on one core')
 
 
 def _recipes(parser: Parser, known: Dict[str, Any]) -> None:
@@ -80,15 +87,42 @@ def _collate(parser: Parser) -> None:
 
 
 def _step(parser: Parser) -> None:
-    parser.add_argument('--model', default='resnet50', metavar='NAME', help="timm's name of a model")
-    parser.add_argument('--img-size', type=int, default=224, metavar='N', help='side of a view')
+    _network(parser)
     parser.add_argument('-b', '--batch-size', type=int, default=64, metavar='N', help='images; twice as many views')
     parser.add_argument('--num-classes', type=int, default=1000, metavar='N', help='classes')
-    parser.add_argument('--device', default='cuda', metavar='DEVICE', help='device; the CPU where there is no CUDA')
-    parser.add_argument('--amp', action='store_true', help='float16 on CUDA, bfloat16 elsewhere')
+    parser.add_argument('--steps', type=int, default=10, metavar='N', help='steps in a repetition')
+
+
+def _training(parser: Parser) -> None:
+    _folder(parser, images=4096, batch_size=64, workers=cores())
+    parser.add_argument('--recipe', default='standard', choices=[*RECIPES], metavar='NAME',
+                        help=f'augmentation, of {", ".join(RECIPES)}')
+    _network(parser)
+
+
+def _run(parser: Parser) -> None:
+    _data(parser, batch_size=64)
+    parser.add_argument('--timm-script', required=True, metavar='FILE', help="train.py of timm's repository")
+    parser.add_argument('--model', default='resnet50', metavar='NAME', help="timm's name of a model")
+    parser.add_argument('--epochs', type=int, default=1, metavar='N', help="epochs of ours; timm's has twice as many")
+    parser.add_argument('-j', '--workers', type=int, default=cores(), metavar='N', help='loader processes')
+    _device(parser)
+    parser.add_argument('--flags', default='', metavar='"FLAGS"', help='what else both are given, in quotes')
+
+
+def _network(parser: Parser) -> None:
+    parser.add_argument('--model', default='resnet50', metavar='NAME', help="timm's name of a model")
+    parser.add_argument('--img-size', type=int, default=224, metavar='N', help='side of a view')
+    _device(parser)
+    parser.add_argument('--amp', action='store_true', help='automatic mixed precision')
+    parser.add_argument('--amp-dtype', default='float16', choices=('float16', 'bfloat16'), help='lower precision')
     parser.add_argument('--channels-last', action='store_true', help='channels-last memory')
     parser.add_argument('--torchcompile', action='store_true', help='torch.compile')
-    parser.add_argument('--steps', type=int, default=10, metavar='N', help='steps in a repetition')
+    parser.set_defaults(model_dtype=None)
+
+
+def _device(parser: Parser) -> None:
+    parser.add_argument('--device', default='cuda', metavar='DEVICE', help='device; the CPU where there is no CUDA')
 
 
 def _memory(parser: Parser) -> None:
@@ -107,5 +141,5 @@ def _index(parser: Parser) -> None:
                         help='folder of class folders, or how many empty files to make in a temporary one')
 
 
-_FLAGS = dict(loader=_loader, small=_small, collate=_collate, step=_step, memory=_memory, startup=_startup,
-              index=_index)
+_FLAGS = dict(loader=_loader, small=_small, collate=_collate, step=_step, training=_training, run=_run, memory=_memory,
+              startup=_startup, index=_index)

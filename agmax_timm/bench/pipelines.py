@@ -1,5 +1,5 @@
 """The loaders that are measured against each other, by name: timm's own with one view, ours with two."""
-from typing import Any, Dict, Tuple
+from typing import Any, Dict, Tuple, Union
 
 import timm.data
 import torch
@@ -21,30 +21,38 @@ IN_MEMORY: Dict[str, Dict[str, Any]] = {
 _OURS = {**TWO_VIEWS, **IN_MEMORY}
 
 
-def build(
+def build(name: str, root: str, **options) -> DataLoader:
+    """The torch loader inside timm's prefetcher, whose batches are uint8; see build_prefetched."""
+    return build_prefetched(name, root, **options).loader
+
+
+def build_prefetched(
         name: str,
         root: str,
         size: Tuple[int, int, int],
         batch_size: int,
         workers: int,
         recipe: Recipe,
-) -> DataLoader:
-    """The torch loader inside timm's prefetcher, whose batches are uint8, of the pipeline of this name.
+        device: Union[str, torch.device] = 'cpu',
+        **kwargs,
+) -> Any:
+    """The pipeline of this name, whose batches are normalised on the device.
 
     Args:
         name: TIMM, or one of TWO_VIEWS and IN_MEMORY.
         root: Folder with the split train.
         size: Channels, height and width of a view.
+        **kwargs: Further arguments of create_two_view_loader.
 
     Raises:
         ValueError: the loader cannot be, the packages of the extra `fast` are missing, or images do not fit in memory.
     """
     common = dict(
-        input_size=size, batch_size=batch_size, num_workers=workers, device=torch.device('cpu'),
-        interpolation='random', **_sized(recipe, root))
+        input_size=size, batch_size=batch_size, num_workers=workers, device=torch.device(device),
+        interpolation='random', **_sized(recipe, root), **kwargs)
     if name == TIMM:
         return _timm_loader(root, **common)
-    loader = create_two_view_loader(create_dataset('', root=root, split='train'), **common, **_OURS[name]).loader
+    loader = create_two_view_loader(create_dataset('', root=root, split='train'), **common, **_OURS[name])
     if name in IN_MEMORY and loader.dataset.memory is None:
         raise DataError(f'the images, decoded, are more than {_HALF} of the free memory: use fewer --images')
     return loader
@@ -55,12 +63,12 @@ def run(loader: DataLoader) -> int:
     return sum(len(images) for images, _ in loader)
 
 
-def _timm_loader(root: str, mixup: Any = None, **kwargs) -> DataLoader:
+def _timm_loader(root: str, mixup: Any = None, **kwargs) -> Any:
     dataset = timm.data.create_dataset('', root=root, split='train')
     if kwargs.get('train_crop_mode') == 'pad':  # timm has none: its loader with this one crop of torchvision's
-        return create_train_loader(dataset, augment_backend='timm', **kwargs).loader
+        return create_train_loader(dataset, augment_backend='timm', **kwargs)
     collate = timm.data.FastCollateMixup(**mixup) if mixup else None
-    return timm.data.create_loader(dataset, is_training=True, collate_fn=collate, **kwargs).loader
+    return timm.data.create_loader(dataset, is_training=True, collate_fn=collate, **kwargs)
 
 
 def _sized(recipe: Recipe, root: str) -> Recipe:
