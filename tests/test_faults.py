@@ -7,6 +7,7 @@ reports:
 """
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -130,7 +131,7 @@ def test_a_damaged_checkpoint_is_passed_over_by_name(photos, tmp_path, whole):
     wait_for(lambda: training(tmp_path / 'run') and any((tmp_path / 'run').glob('checkpoint-*')), process)
     os.killpg(process.pid, signal.SIGTERM)
     process.communicate(timeout=60)
-    newest = max((tmp_path / 'run').glob('recovery-*'), key=os.path.getmtime)
+    newest = max((tmp_path / 'run').glob('recovery-*'), key=lambda path: [*map(int, re.findall(r'\d+', path.name))])
     content = bytearray(newest.read_bytes())
     content[len(content) // 2] ^= 4
     newest.write_bytes(content)

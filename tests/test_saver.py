@@ -73,7 +73,10 @@ def test_state_is_in_the_file_as_it_was_when_it_was_saved(tmp_path):
 
 
 def test_two_recovery_files_are_kept_those_of_before_included(tmp_path):
-    make_saver(tmp_path).save_recovery(0, 3)
+    before = make_saver(tmp_path)
+    before.save_recovery(0, 3)
+    before.close()
+    os.utime(tmp_path / 'recovery-0-3.pth.tar', (0, 0))  # file systems tell apart what is some milliseconds old
     saver = make_saver(tmp_path)
     for batch in (7, 11):
         saver.save_recovery(0, batch)

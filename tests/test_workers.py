@@ -1,7 +1,11 @@
 """Loader workers that die: each command ends with the line that names them."""
 import os
 import signal
+import socket
+import struct
 import threading
+import time
+from multiprocessing.reduction import DupFd
 
 import pytest
 from torch.utils.data import DataLoader, get_worker_info
@@ -9,7 +13,7 @@ from torch.utils.data import DataLoader, get_worker_info
 from agmax_timm import report
 from agmax_timm.data.errors import WorkerError
 from agmax_timm.data.folder import FolderReader
-from agmax_timm.data.workers import names_dead_workers
+from agmax_timm.data.workers import batches_of, leave_signals, names_dead_workers
 from agmax_timm.run import commands
 
 
@@ -28,7 +32,7 @@ def _lose(process):
 @names_dead_workers
 def _send(message):
     """A worker's batch that is this."""
-    for _ in DataLoader([0], num_workers=1, collate_fn=lambda samples: message()):
+    for _ in batches_of(DataLoader([0], num_workers=1, collate_fn=lambda samples: message())):
         pass
 
 
@@ -37,11 +41,30 @@ def test_a_worker_is_named_whose_connection_ends_first():
         _send(_Lost)
 
 
+class _Offer:
+    """Where the main process may fetch a file descriptor of the worker."""
+
+    def __new__(cls):
+        return DupFd(0)._id
+
+
+@pytest.mark.parametrize('quiet', [True, False])
+def test_a_worker_says_nothing_of_a_main_process_that_leaves(quiet, capfd):
+    loader = DataLoader(range(3), num_workers=1, prefetch_factor=1, collate_fn=lambda samples: _Offer())
+    if quiet:
+        leave_signals(loader)
+    for address, _ in loader:
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.connect(address)
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 0))
+        time.sleep(.2)
+    assert ('Error' in capfd.readouterr().err) != quiet
+
+
 def _fail():
     raise RuntimeError('of the data')
 
 
-@names_dead_workers
 def _refused():
     raise ConnectionRefusedError
 
@@ -52,7 +75,7 @@ def test_what_is_no_death_is_passed_on(monkeypatch):
         _send(_fail)
     assert not isinstance(caught.value, WorkerError) and 'of the data' in str(caught.value)
     with pytest.raises(ConnectionRefusedError):
-        _refused()
+        next(batches_of(_refused() for _ in range(1)))
 
 
 @pytest.mark.parametrize('command', ['train', 'validate', 'train --check-data', 'report'])

@@ -3,9 +3,11 @@ import atexit
 import multiprocessing
 import os
 import signal
+import sys
 import time
 from functools import lru_cache, wraps
-from typing import Any, Callable, Dict, Optional, Tuple
+from types import TracebackType
+from typing import Any, Callable, Dict, Iterable, Iterator, Optional, Tuple, Type
 
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
@@ -38,7 +40,8 @@ class Report:
 
 
 class WorkerInit:
-    """Start a worker from a random state of before, and let signals to the whole job be the main process's matter.
+    """Start a worker from a random state of before; signals to the whole job, and what is to be said of its end, are
+    the main process's matter.
 
     Args:
         init: The loader's own function.
@@ -61,6 +64,7 @@ class WorkerInit:
             if hasattr(signal, name):  # the last of them is not on every system
                 signal.signal(getattr(signal, name), signal.SIG_IGN)
         signal.signal(signal.SIGTERM, self._leave_if_done)
+        sys.excepthook = _tell_but_lost_connection
         if self.nice and hasattr(os, 'nice'):
             os.nice(self.nice)
         if self.init is not None:
@@ -69,6 +73,12 @@ class WorkerInit:
             state, size = self.states[worker], len(get_process_state())
             set_process_state(state[:size])
             set_shuffle_state(state[size:], get_worker_info().dataset)
+
+
+def _tell_but_lost_connection(kind: Type[BaseException], error: BaseException, traceback: TracebackType) -> None:
+    """For the thread that gives memory to the main process: if that leaves in between, it has said why."""
+    if not issubclass(kind, (ConnectionError, EOFError)):
+        sys.__excepthook__(kind, error, traceback)
 
 
 @lru_cache(maxsize=None)
@@ -85,21 +95,29 @@ def leave_signals(loader: Any) -> None:
     loader.worker_init_fn = WorkerInit(loader.worker_init_fn)
 
 
+def batches_of(loader: Iterable) -> Iterator[Any]:
+    """A loader's batches. Where a worker dies, the error is torch's that names it.
+
+    The sockets of a process that was killed are closed before it is known to be dead: whoever reads the images of a
+    batch from it then is told of a connection.
+    """
+    try:
+        yield from loader
+    except (ConnectionError, EOFError):
+        time.sleep(_SETTLED)  # ended by the error that torch raises when the system tells it of a dead worker
+        raise
+
+
 def names_dead_workers(function: Callable) -> Callable:
     """Let a function raise WorkerError for a loader worker that dies meanwhile.
 
-    torch names it, but the sockets of a process that was killed are closed before it is known to be dead: whoever
-    reads the images of a batch from it then is told of a connection. A decorator, not a context: between a block and
-    the end of its context torch's error may be raised, too.
+    A decorator, not a context: torch raises wherever the main process is, between a block and the end of its context
+    as well.
     """
     @wraps(function)
     def named(*args, **kwargs):
         try:
-            try:
-                return function(*args, **kwargs)
-            except (ConnectionError, EOFError):
-                time.sleep(_SETTLED)  # ended by the error that torch raises when the system tells it of a dead worker
-                raise
+            return function(*args, **kwargs)
         except RuntimeError as error:
             if 'DataLoader worker (pid' not in str(error):  # what a worker itself raised comes with its number
                 raise

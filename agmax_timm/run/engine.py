@@ -11,6 +11,7 @@ from timm.task import ClassificationEvaluator, evaluation_sample_limit
 
 from ..data.decoding import check_damage
 from ..data.shards import check_delivered, warn_of_loss
+from ..data.workers import batches_of
 from .build import Precision
 from .guards.watch import Verdict
 from .losses import Input, NonFiniteError, RunningLosses, Update
@@ -87,7 +88,7 @@ def train_one_epoch(
 
     batch_index = first_batch - 1
     step.begin_epoch()
-    for batch_index, (input, target) in enumerate(loader, first_batch):
+    for batch_index, (input, target) in enumerate(batches_of(loader), first_batch):
         update_index = batch_index // args.grad_accum_steps
         # The last update of an epoch may have fewer batches, and the first of one that goes on with other batches.
         first = update_index * args.grad_accum_steps
@@ -188,7 +189,7 @@ def outputs_of(
     """
     model.eval()
     num_samples = 0
-    for input, target in loader:
+    for input, target in batches_of(loader):
         input, target = _to_device(input, target, args, device, precision)
         if perturb is not None:
             input = perturb(input, target)
