@@ -1,6 +1,6 @@
 """Work beside training: a copy of the state on the host, and one thread that has it to itself."""
 import copy
-import threading
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any, Callable, Dict, Optional, Tuple
 
 import torch
@@ -43,28 +43,19 @@ class Background:
 
     def __init__(self, enabled: bool = True):
         self.enabled = enabled
-        self._thread: Optional[threading.Thread] = None
-        self._error: Optional[BaseException] = None
+        self._pool = ThreadPoolExecutor(1, 'writer')  # its thread begins with the first piece of work
+        self._future: Optional[Future] = None
 
     def run(self, work: Callable[[], None]) -> None:
         """Begin with a piece of work when the one before is done."""
         self.wait()
         if not self.enabled:
             return work()
-        self._thread = threading.Thread(target=self._work, args=(work,), name='writer', daemon=False)
-        self._thread.start()
+        self._future = self._pool.submit(work)
 
     def wait(self) -> None:
         """Return when the work is done, and raise here what it raised."""
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
-        error, self._error = self._error, None
-        if error is not None:
-            raise error
-
-    def _work(self, work: Callable[[], None]) -> None:
-        try:
-            work()
-        except BaseException as error:
-            self._error = error
+        if self._future is not None:
+            wait([self._future])  # a signal may end this by an error: the work is then still to be waited for
+            future, self._future = self._future, None
+            future.result()

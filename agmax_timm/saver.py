@@ -11,7 +11,7 @@ import re
 from contextlib import suppress
 from glob import escape as glob_escape
 from glob import glob
-from typing import Any, Callable, Dict, Optional, Tuple
+from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import torch
 from timm.task import TrainingTask
@@ -98,7 +98,7 @@ class RecordSaver(CheckpointSaver):
         def write() -> None:
             self._write(content, path)
             others = glob(os.path.join(glob_escape(self.recovery_dir), f'{self.recovery_prefix}-*{self.extension}'))
-            for old in sorted(set(others) - {path}, key=os.path.getmtime)[:-1]:
+            for old in sorted(set(others) - {path}, key=_age)[:-1]:
                 os.remove(old)
 
         self._run(write, path)
@@ -206,10 +206,13 @@ class RecordSaver(CheckpointSaver):
         unranked = [(kept, None)] * (metric is None) + [entry for entry in others if entry[1] is None]
         history = (ranked + unranked)[:self.max_history]
 
+        best = self._path('model_best')
+        if not os.path.exists(best):  # any file rather than none, wherever the process may end
+            durable.link(path, best)
         if (kept, metric) in history:
             durable.link(path, kept)
         self.checkpoint_files = history
-        self._link_best(path)
+        self._link_best(best)
         for file, _ in others:
             if file not in dict(history):
                 with suppress(FileNotFoundError):
@@ -217,19 +220,21 @@ class RecordSaver(CheckpointSaver):
         listed = ', '.join(f'{os.path.basename(file)} ({value})' for file, value in history)
         _logger.info(f'Checkpoints, the best first: {listed}')
 
-    def _link_best(self, path: str) -> None:
-        """Let `model_best` be the best that is kept if none was better, and any file rather than none."""
-        best = self._path('model_best')
+    def _link_best(self, best: str) -> None:
+        """Let `model_best` be the best that is kept if none was better."""
         first, metric = self.checkpoint_files[0]
         if metric is not None and (self.best_metric is None or self.cmp(metric, self.best_metric)):
             durable.link(first, best)
             self.best_metric = metric
             self.best_epoch = int(os.path.basename(first)[len(self.save_prefix) + 1:-len(self.extension)])
-        elif not os.path.exists(best):
-            durable.link(path, best)
 
     def _path(self, name: str) -> str:
         return os.path.join(self.checkpoint_dir, name + self.extension)
+
+
+def _age(path: str) -> Tuple[float, List[int]]:
+    """To sort recovery files by: when they were written; epoch and batch where a file system sees no difference."""
+    return os.path.getmtime(path), [*map(int, re.findall(r'\d+', os.path.basename(path)))]
 
 
 class _Counter(io.RawIOBase):

@@ -14,7 +14,7 @@ COMMANDS = [
     for path in sorted(DOCS.glob('*.md'))
     for block in re.findall(r'```bash\n(.*?)\n```', path.read_text(), re.S)
     for command in block.replace('\\\n', ' ').split('\n')
-    if re.search(r'\b(train|validate)\.py\b', command)]
+    if not PARSERS.keys().isdisjoint(command.split())]
 
 
 @pytest.mark.parametrize('document, command', COMMANDS)

@@ -71,7 +71,7 @@ def test_a_signal_ends_the_update_saves_and_leaves_with_its_status(photos, tmp_p
     os.killpg(process.pid, getattr(signal, name))  # loader workers get it too, as under SLURM
     _, errors = process.communicate(timeout=60)
     assert process.returncode == INTERRUPTED, errors
-    assert errors.splitlines()[-1].startswith(f'train.py: error: {name}: saved at epoch ')
+    assert re.match(f'train.py: error: {name}: saved at (the end of )?epoch ', errors.splitlines()[-1])
     finish(start(photos, tmp_path, 'run'))
     assert_equal(outcome(tmp_path / 'run'), whole)
 
@@ -151,6 +151,19 @@ def test_a_dead_worker_is_named(photos, tmp_path):
     assert errors.splitlines()[-1].startswith('train.py: error: a loader worker died: DataLoader worker (pid')
 
 
+def test_a_run_that_is_suspended_goes_on(photos, tmp_path):
+    process = start(photos, tmp_path, 'run', '--hang-timeout', '2')
+    wait_for(lambda: training(tmp_path / 'run'), process)
+    os.kill(process.pid, signal.SIGSTOP)
+    time.sleep(3.5)
+    os.kill(process.pid, signal.SIGCONT)
+    time.sleep(1)  # in which the watchdog would have ended it
+    assert process.poll() is None
+    process.terminate()
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == INTERRUPTED and 'SIGTERM: saved at' in errors
+
+
 def test_a_rank_that_hangs_is_named(photos, tmp_path):
     process = start(photos, tmp_path, 'run', '--epochs', '4000', '--hang-timeout', '3', ranks=2)
     wait_for(lambda: training(tmp_path / 'run'), process)
@@ -184,7 +197,7 @@ def test_two_ranks_stop_together_and_go_on(photos, tmp_path):
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 1, 'torchrun has a status of its own'
     assert f'exitcode  : {INTERRUPTED}' in errors
-    assert 'saved at epoch' in errors
+    assert re.search('saved at (the end of )?epoch', errors)
     finish(start(photos, tmp_path, 'run', '--epochs', '10', ranks=2))
     assert_equal(outcome(tmp_path / 'run'), outcome(tmp_path / 'whole'))
 

@@ -9,7 +9,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -136,11 +135,9 @@ def test_help_and_mistakes_do_not_wait_for_torch(script):
     completed = subprocess.run([sys.executable, '-c', code], cwd=REPOSITORY, capture_output=True, text=True)
     assert completed.returncode == 0, completed.stderr
     assert '--agmax' in completed.stdout or script == 'validate.py'
-    start = time.perf_counter()
     argv = [sys.executable, script, '--no-such-flag']
     completed = subprocess.run(argv, cwd=REPOSITORY, capture_output=True, text=True)
     assert completed.returncode == 2 and completed.stderr.count('\n') == 1
-    assert time.perf_counter() - start < 2.
 
 
 @pytest.mark.parametrize('imports', [

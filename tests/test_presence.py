@@ -29,10 +29,10 @@ def test_who_runs_and_who_left_is_not_silent(ranks):
         while not done.wait(PERIOD / 4):
             runs.tell()
 
+    for rank in ranks:
+        rank.tell()
     thread = threading.Thread(target=run)
     thread.start()
-    for rank in (asks, left, stopped):
-        rank.tell()
     left.leave()
     assert asks.silent() == [3]
     done.set()

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, get_worker_info
 from agmax_timm import report
 from agmax_timm.data.errors import WorkerError
 from agmax_timm.data.folder import FolderReader
-from agmax_timm.data.workers import batches_of, leave_signals, names_dead_workers
+from agmax_timm.data.workers import WorkerInit, batches_of, leave_signals, names_dead_workers
 from agmax_timm.run import commands
 
 
@@ -59,6 +59,20 @@ def test_a_worker_says_nothing_of_a_main_process_that_leaves(quiet, capfd):
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 0))
         time.sleep(.2)
     assert ('Error' in capfd.readouterr().err) != quiet
+
+
+class _SignalledAtStart(WorkerInit):
+    """A signal to the whole job while torch's handler is there, and not yet this one."""
+
+    def __call__(self, worker):
+        os.kill(os.getpid(), signal.SIGTERM)
+        super().__call__(worker)
+
+
+def test_a_signal_to_workers_that_start_is_left_to_the_main_process():
+    loader = DataLoader(range(4), num_workers=2, worker_init_fn=_SignalledAtStart(None))
+    assert [batch.item() for batch in batches_of(loader)] == [0, 1, 2, 3]
+    assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
 
 
 def _fail():

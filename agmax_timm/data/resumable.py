@@ -18,7 +18,7 @@ from .buffers import Courier
 from .order import wrap_order
 from .position import to_bytes, to_tensors
 from .random_state import get_random_state, kept_random_state, set_random_state, torch_state
-from .workers import Report, WorkerInit, get_shuffle_state, set_shuffle_state
+from .workers import Report, WorkerInit, get_shuffle_state, set_shuffle_state, sigterm_waits
 
 _NICE = 2  # of workers beside a step on the CPU: as much as it takes, since other programs may want the cores
 _REMEMBERED = 256  # batches whose indices are at hand
@@ -331,5 +331,5 @@ def start_workers(loader: Any) -> None:
     while not isinstance(loader, DataLoader):
         loader = loader.loader
     if loader.persistent_workers:
-        with kept_random_state():
+        with kept_random_state(), sigterm_waits(loader):
             iter(loader)

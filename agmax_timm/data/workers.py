@@ -5,7 +5,9 @@ import os
 import signal
 import sys
 import time
+from contextlib import contextmanager
 from functools import lru_cache, wraps
+from itertools import islice
 from types import TracebackType
 from typing import Any, Callable, Dict, Iterable, Iterator, Optional, Tuple, Type
 
@@ -65,6 +67,8 @@ class WorkerInit:
                 signal.signal(getattr(signal, name), signal.SIG_IGN)
         signal.signal(signal.SIGTERM, self._leave_if_done)
         sys.excepthook = _tell_but_lost_connection
+        if hasattr(signal, 'pthread_sigmask'):
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # see sigterm_waits
         if self.nice and hasattr(os, 'nice'):
             os.nice(self.nice)
         if self.init is not None:
@@ -96,16 +100,38 @@ def leave_signals(loader: Any) -> None:
 
 
 def batches_of(loader: Iterable) -> Iterator[Any]:
-    """A loader's batches. Where a worker dies, the error is torch's that names it.
+    """A loader's batches. A signal to the whole job meets no worker that starts; where a worker dies, the error is
+    torch's that names it.
 
     The sockets of a process that was killed are closed before it is known to be dead: whoever reads the images of a
     batch from it then is told of a connection.
     """
     try:
-        yield from loader
+        with sigterm_waits(loader):
+            batches = iter(loader)
+            first = [*islice(batches, 1)]  # with which timm's prefetcher starts the workers
+        while first:
+            yield first.pop()  # not kept here for the rest of the epoch
+        yield from batches
     except (ConnectionError, EOFError):
         time.sleep(_SETTLED)  # ended by the error that torch raises when the system tells it of a dead worker
         raise
+
+
+@contextmanager
+def sigterm_waits(loader: Any) -> Iterator[None]:
+    """Let SIGTERM wait in this thread, and in workers that it starts until WorkerInit has left it to the main process:
+    torch's handler, which they have before, would end them."""
+    while hasattr(loader, 'loader'):
+        loader = loader.loader
+    if not (hasattr(signal, 'pthread_sigmask') and isinstance(getattr(loader, 'worker_init_fn', None), WorkerInit)):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def names_dead_workers(function: Callable) -> Callable:

@@ -51,9 +51,13 @@ class Watchdog:
         self._last = time.monotonic()
 
     def _guard(self) -> None:
+        woke = time.monotonic()
         while not self._done.wait(self.period):
+            slept, woke = time.monotonic() - woke, time.monotonic()
             if self._last is None:
                 continue
+            if slept > 2 * self.period:  # this process itself was stopped, as that of a job that is suspended
+                self._last += slept - self.period
             if self.args.distributed:
                 self.presence = self.presence or Presence(self.args, self.period)
                 self.presence.tell()
