@@ -3,6 +3,8 @@ import errno
 import os
 import random
 import re
+import signal
+import time
 from argparse import Namespace
 
 import pytest
@@ -196,3 +198,23 @@ def test_no_error_of_the_background_is_lost():
     with pytest.raises(ZeroDivisionError):
         background.wait()
     background.wait()
+
+
+@pytest.mark.skipif(not hasattr(signal, 'setitimer'), reason='no timer of signals')
+def test_work_is_still_waited_for_where_a_signal_ended_the_wait():
+    """As torch's handler does, which raises wherever the main process is when a loader worker dies."""
+    def interrupt(*_):
+        raise RuntimeError('a worker died')
+
+    background, done = Background(), []
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        background.run(lambda: (time.sleep(.5), done.append(True)))
+        signal.setitimer(signal.ITIMER_REAL, .1)
+        with pytest.raises(RuntimeError, match='a worker died'):
+            background.wait()
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert not done
+    background.wait()
+    assert done

@@ -159,7 +159,8 @@ def test_a_disk_that_has_room_again_ends_well(photos, tmp_path, caplog, monkeypa
 
     def free(*args):
         if 'Train: 1' in caplog.text:
-            while 'last.pth.tar: File too large' not in caplog.text:  # of the thread that writes it
+            end = time.monotonic() + 60
+            while 'last.pth.tar: File too large' not in caplog.text and time.monotonic() < end:  # a thread writes it
                 time.sleep(.01)
             full.close()
         distribute(*args)

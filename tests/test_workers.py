@@ -1,4 +1,4 @@
-"""Loader workers that die: each command ends with the line that names them."""
+"""Loader workers that die, each command ending with the line that names them; and signals that they leave alone."""
 import os
 import signal
 import socket

@@ -10,10 +10,10 @@ from typing import List
 from ..data.datasets import create_dataset
 from . import fresh, passes
 from .report import Result
+from .startup import TRAIN
 from .step import describe, find_device
 
 _TIMM, _OURS = "timm's script", 'train.py --agmax'
-_TRAIN = ['-c', 'from agmax_timm.run.commands import train; train()']
 
 
 def measure(args: argparse.Namespace) -> Result:
@@ -27,7 +27,7 @@ def measure(args: argparse.Namespace) -> Result:
         measured = passes.interleaved({
             _TIMM: partial(_run, [args.timm_script, '--data-dir', args.folder, *flags, f'--output={output}',
                                   *_lengths(2 * args.batch_size, 2 * args.epochs)]),
-            _OURS: partial(_run, [*_TRAIN, args.folder, '--agmax', *flags, f'--output={output}',
+            _OURS: partial(_run, ['-c', TRAIN, args.folder, '--agmax', *flags, f'--output={output}',
                                   *_lengths(args.batch_size, args.epochs)]),
         }, args.repeats, warm=False)
     rows = [{

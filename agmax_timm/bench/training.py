@@ -56,10 +56,10 @@ def measure(args: argparse.Namespace) -> Result:
 
 
 def _loader(name: str, root: str, args: argparse.Namespace, device: torch.device) -> Any:
-    """As train.py has it, but that its workers stay."""
+    """As train.py has it."""
     loader = build_prefetched(
         name, root, (3, args.img_size, args.img_size), args.batch_size, args.workers, RECIPES[args.recipe], device,
-        channels_last=args.channels_last, persistent_workers=args.workers > 0)
+        channels_last=args.channels_last)
     return make_resumable(loader, device)[0]
 
 
