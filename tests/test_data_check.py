@@ -62,7 +62,7 @@ def test_everything_at_once(workers, data, tmp_path, capsys):
         ('validation', str(val / 'bee' / '006.jpg'), 'not an image'),
         ('train', str(train / 'bee' / 'copy.jpg'), f"same bytes as {train / 'ant' / '000.jpg'} (train)"),
         ('validation', str(val / 'cat' / '011.jpg'), f"same bytes as {train / 'cat' / '010.jpg'} (train)"),
-        ('validation', '', f'{val}: no images in class folder(s) wasp: fill or remove them'),
+        ('validation', '', f"{val}: no images in class folder(s) 'wasp': fill or remove them"),
     ])
     text = capsys.readouterr().out
     for part in ('modes: RGB 11, L 1; rotated by EXIF: 1', '4 to 5 (median 4)', 'width 8 to 64', 'damaged: 1',
@@ -88,7 +88,7 @@ def test_empty_files_are_no_copies_of_each_other(data, tmp_path):
 def test_classes_that_differ(data, tmp_path):
     shutil.rmtree(data / 'val' / 'bee')
     status, rows = checked(tmp_path, str(data))
-    assert status == 1 and [row[0] for row in rows] == ['validation'] and 'bee missing' in rows[0][2]
+    assert status == 1 and [row[0] for row in rows] == ['validation'] and "'bee' missing" in rows[0][2]
 
 
 def test_a_class_map_that_leaves_images_out(data, tmp_path, caplog):
@@ -96,10 +96,20 @@ def test_a_class_map_that_leaves_images_out(data, tmp_path, caplog):
     argv = ['--class-map', str(tmp_path / 'map.txt')]
     status, rows = checked(tmp_path, str(data), *argv)
     assert status == 1 and [row[0] for row in rows] == ['train', 'validation']
-    assert all('leaves out the images of bee' in row[2] for row in rows)
+    assert all("leaves out the images of 'bee'" in row[2] for row in rows)
     train = create_dataset('', str(data), 'train', class_map=argv[1])
     check_classes(train, None, 2, class_map=argv[1])
     assert [record.getMessage() for record in caplog.records] == [rows[0][2]]
+
+
+def test_folders_within_classes_are_no_problem_but_told(data, tmp_path, capsys):
+    for split in ('train', 'val'):
+        (data / split / 'insects').mkdir()
+        for name in ('ant', 'bee'):
+            (data / split / name).rename(data / split / 'insects' / name)
+    assert checked(tmp_path, str(data)) == (0, [])
+    text = capsys.readouterr().out
+    assert f"{data / 'train'}: classes are the innermost folders: 'ant', 'bee', and not 'insects' above them" in text
 
 
 def test_the_folder_of_the_csv(data, tmp_path):

@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from agmax_timm.data.datasets import DataError, DemoDataset, check_classes, class_names, create_dataset
+from agmax_timm.data.datasets import (
+    DataError,
+    DemoDataset,
+    check_classes,
+    check_different,
+    class_names,
+    create_dataset,
+)
 
 TRAIN_NAMES = ['train', 'training']
 EVAL_NAMES = ['val', 'valid', 'validation', 'eval', 'evaluation']
@@ -86,9 +93,9 @@ def test_class_names_unknown(memory_dataset):
     assert class_names(memory_dataset([])) is None
 
 
-def make_tar(photos, path):
+def make_tar(photos, path, folder='.'):
     with tarfile.open(path, 'w') as tar:
-        tar.add(photos / 'train', arcname='.')
+        tar.add(photos / 'train', arcname=folder)
     return create_dataset('', str(path), 'train')
 
 
@@ -159,17 +166,101 @@ def test_classes_that_fit(data, caplog):
 def test_empty_class_folder(data, split):
     for name in ('aardvark', 'zebra'):
         (data / split / name).mkdir()
-    with pytest.raises(DataError, match=rf'{split}: .*aardvark, zebra'):
+    with pytest.raises(DataError, match=rf"{split}: .*'aardvark', 'zebra'"):
         check_classes(*both(data), 3)
 
 
-def test_hidden_folder_is_no_class(data):
-    (data / 'train' / '.thumbnails').mkdir()
-    check_classes(*both(data), 3)
+def hide_images(root):
+    """Add images in hidden folders and AppleDouble files, before and behind all others, to a folder of classes."""
+    for path in ('.ipynb_checkpoints/0.jpg', 'ant/.thumbs/9.jpg', 'ant/._000.jpg', 'cat/._0.JPG', '.Trash/a/fly/9.jpg'):
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        Image.new('RGB', (8, 8)).save(root / path, format='JPEG')
+
+
+@pytest.mark.parametrize('kind', ['folder', 'torch/folder', 'tar', 'tar with a folder around'])
+def test_hidden_folders_and_files_are_neither_classes_nor_images(data, tmp_path, kind):
+    root = data / 'train'
+    (root / 'bee' / '.own.jpg').write_bytes((root / 'bee' / '004.jpg').read_bytes())  # timm reads it, and torchvision
+
+    def read():
+        if kind.startswith('tar'):
+            dataset = make_tar(data, tmp_path / 'train.tar', 'photos/train' if 'around' in kind else '.')
+        else:
+            dataset = create_dataset('' if kind == 'folder' else kind, str(root), 'train')
+        return [(image.tobytes(), target) for image, target in dataset], class_names(dataset)
+    before = read()
+    assert len(before[0]) == 13 and before[1] == ['ant', 'bee', 'cat']
+    hide_images(root)
+    assert read() == before
+
+
+def test_hidden_images_do_not_shift_the_labels_of_a_class_map(data, tmp_path):
+    hide_images(data / 'train')
+    (tmp_path / 'map.txt').write_text('x\nfly\ncat\nant\n')
+    with tarfile.open(tmp_path / 'train.tar', 'w') as tar:
+        tar.add(data / 'train', arcname='.')
+    dataset = create_dataset('', str(tmp_path / 'train.tar'), 'train', class_map=str(tmp_path / 'map.txt'))
+    assert [dataset[i][1] for i in range(len(dataset))] == [3] * 4 + [2] * 4
+
+
+@pytest.mark.parametrize('kind', ['folder', 'torch/folder', 'tar'])
+def test_images_beside_class_folders_are_refused(data, tmp_path, kind):
+    Image.new('RGB', (8, 8)).save(data / 'train' / 'pre\tview.jpg')
+    with pytest.raises(DataError, match=r"outside of class folders, such as '(\./)?pre\\tview\.jpg': move each"):
+        if kind == 'tar':
+            make_tar(data, tmp_path / 'train.tar')
+        else:
+            create_dataset('' if kind == 'folder' else kind, str(data), 'train')
+
+
+@pytest.mark.parametrize('name', ['train', 'Test', 'valid'])
+@pytest.mark.parametrize('split', ['train', 'validation'])
+def test_a_class_that_is_named_like_a_split(data, name, split):
+    root = data / 'train'
+    (root / 'cat').rename(root / name)
+    with pytest.raises(DataError) as caught:
+        create_dataset('', str(root), split)
+    assert f"; if {name!r} is a class beside 'ant', 'bee', sort all classes into folders" in str(caught.value)
+    assert len(create_dataset('', str(data), 'train')) == 12  # one level above there is no doubt
+
+
+@pytest.mark.parametrize('kind', ['folder', 'tar'])
+def test_folders_within_classes_are_told(data, tmp_path, caplog, kind):
+    for name in ('ant', 'bee', 'cat'):
+        for year in ('2019', '2020'):
+            (data / 'train' / name / year).mkdir()
+        for path in (data / 'train' / name).glob('*.jpg'):
+            path.rename(path.parent / ('2019' if int(path.stem) % 2 else '2020') / path.name)
+    dataset = make_tar(data, tmp_path / 'x.tar') if kind == 'tar' else create_dataset('', str(data), 'train')
+    check_classes(dataset, None, 2)
+    assert caplog.messages == [f"{dataset.reader.root}: classes are the innermost folders: '2019', '2020', and not "
+                               "'ant', 'bee', 'cat' above them"]
+
+
+def test_flat_classes_are_not_told_of(data, tmp_path, caplog):
+    for dataset in (make_tar(data, tmp_path / 'x.tar'), make_tar(data, tmp_path / 'y.tar', 'photos/train'),
+                    create_dataset('', str(data), 'train')):
+        check_classes(dataset, None, 3)
+    assert not caplog.messages
+
+
+@pytest.mark.parametrize('folders, split', [(('Train', 'Val'), 'train'), (('TRAIN', 'VAL'), 'validation')])
+def test_splits_in_capitals_are_not_read_as_one(data, folders, split):
+    for old, new in zip(('train', 'val'), folders):
+        (data / old).rename(data / new)
+    with pytest.raises(DataError, match=f"no folder for split '{split}', only {folders[0]}, {folders[1]}: name"):
+        create_dataset('', str(data), split)
+
+
+@pytest.mark.parametrize('name', ['', 'torch/image_folder'])
+def test_one_folder_for_both_splits(data, name):
+    datasets = [create_dataset(name, str(data / 'train'), split) for split in ('train', 'validation')]
+    with pytest.raises(DataError, match='would be both training and validation data'):
+        check_different(*datasets)
 
 
 @pytest.mark.parametrize('gone_from, message', [
-    ('val', 'bee missing from the validation split'), ('train', 'bee only in the validation split'),
+    ('val', "'bee' missing from the validation split"), ('train', "'bee' only in the validation split"),
 ])
 def test_class_in_one_split_only(data, gone_from, message):
     shutil.rmtree(data / gone_from / 'bee')
@@ -182,7 +273,7 @@ def test_many_classes_are_not_all_named(data):
         folder = data / 'train' / f'extra{i:02d}'
         folder.mkdir()
         Image.new('RGB', (8, 8)).save(folder / 'image.png')
-    with pytest.raises(DataError, match='extra00, .*extra07 and 4 more missing') as caught:
+    with pytest.raises(DataError, match="'extra00', .*'extra07' and 4 more missing") as caught:
         check_classes(*both(data), 15)
     assert 'extra08' not in str(caught.value)
 

@@ -37,6 +37,7 @@ def make_tree(root, seed):
     for folder in folders:
         for _ in range(draw.choice([0, 2, 8])):
             stem = ''.join(draw.choices(words, k=draw.randint(0, 4)))
+            stem = 'x' * stem.startswith('._') + stem  # see test_hidden_files_are_no_images
             path = folder / (stem + draw.choice(EXTENSIONS[:5] if draw.random() < 0.7 else EXTENSIONS))
             if path.name and not os.path.lexists(path):
                 kind = draw.random()
@@ -89,6 +90,14 @@ def test_random_trees_are_read_as_timm_does(tmp_path, block):
                 assert_equal(*both)
                 read += 1
     assert read > 150
+
+
+def test_hidden_files_are_no_images(tmp_path):
+    for path in ('ant/1.jpg', 'ant/._1.jpg', 'ant/.1.jpg', '.git/2.jpg', 'ant/.git/bee/3.jpg', '._.jpg', '..x/4.jpg'):
+        touch(tmp_path / path)
+    (tmp_path / 'ant' / '.loop').symlink_to('..')
+    reader = FolderReader(str(tmp_path))
+    assert reader.filenames() == ['ant/1.jpg', 'ant/.1.jpg'] and reader.class_to_idx == {'ant': 0}
 
 
 def test_relative_root(tmp_path, monkeypatch):

@@ -8,17 +8,24 @@ import numpy as np
 import timm.data
 from PIL import Image
 from timm.data.readers.reader_image_folder import ReaderImageFolder
+from timm.data.readers.reader_image_in_tar import ReaderImageInTar
 from torch.utils.data import Dataset
+from torchvision.datasets import ImageFolder
+from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from .decoding import DecodedDataset, with_policy
 from .errors import DataError
-from .folder import FolderReader
+from .folder import FolderReader, is_hidden
 
 _logger = logging.getLogger(__name__)
 
 DEMO = 'demo'
 TRAIN_SPLITS = ('train', 'training')
 EVAL_SPLITS = ('val', 'valid', 'validation', 'eval', 'evaluation')
+_SPLITS = (*TRAIN_SPLITS, *EVAL_SPLITS, 'test')
+# Of timm's names of torchvision's data sets: those for which any split but train is the test set, and folders.
+_TORCH_BASIC = ('cifar10', 'cifar100', 'mnist', 'kmnist', 'fashion_mnist', 'qmnist')
+_TORCH_FOLDERS = ('folder', 'image_folder')
 
 
 class DemoDataset(Dataset):
@@ -70,18 +77,30 @@ def create_dataset(
     """
     if name == DEMO:
         return DemoDataset(split, kwargs.get('input_img_mode', 'RGB'))
-    if '/' not in name:
-        check_root(root, split)
+    check_split(name, root, split)
     try:
-        if '/' not in name and os.path.isdir(root):
-            folder = root
-            if kwargs.pop('search_split', True):
-                folder = find_split(root, split) or root
-            if os.path.isdir(folder):
-                return _open_folder(folder, max_damaged, **kwargs)
-        return with_policy(timm.data.create_dataset(name, root=root, split=split, **kwargs), max_damaged)
+        return _open(name, root, split, max_damaged, **kwargs)
+    except DataError:
+        raise
     except (RuntimeError, OSError, ValueError, AssertionError, KeyError) as error:  # timm asserts on unknown names
         raise DataError(f"--dataset '{name}', {root}, split '{split}': {error or type(error).__name__}") from error
+
+
+def check_split(name: str, root: Optional[str], split: str) -> None:
+    """Raise DataError for a split that is not there, or that timm would take for a whole one or for another one.
+
+    The demo and data that knows its splits by name (hfds/, hfids/, tfds/, wds/) refuse other ones when opened.
+    """
+    torch_name = _torch_name(name)
+    if name == DEMO or ('/' in name and torch_name is None):
+        return
+    if '[' in split:
+        raise DataError(f'split {split!r}: only hfds/ and tfds/ take a part of a split: name a whole one, or a folder '
+                        'that holds the part')
+    if torch_name in _TORCH_BASIC and split not in _SPLITS:
+        raise DataError(f'--dataset {name} has the splits train and validation, got {split!r}')
+    if torch_name is None or torch_name in _TORCH_FOLDERS:
+        check_root(root, split)
 
 
 def check_root(root: Optional[str], split: str) -> None:
@@ -94,21 +113,58 @@ def check_root(root: Optional[str], split: str) -> None:
         return
     if find_split(root, split):
         return
-    split = split.split('[')[0]
-    others = [name for name in TRAIN_SPLITS + EVAL_SPLITS + ('test',) if os.path.isdir(os.path.join(root, name))]
+    others = [name for name in _folders(root) if name.lower() in _SPLITS]
     if others:
-        raise DataError(f"{root} has no folder for split '{split}', only {', '.join(others)}: name the split to use")
+        raise DataError(f"{root} has no folder for split '{split}', only {', '.join(others)}: name the split to use"
+                        + _hint_at_class(root, others[0]))
 
 
 def find_split(root: str, split: str) -> Optional[str]:
     """What timm opens in the folder `root` for a split: its own name, else the first synonym; None without one."""
-    split = split.split('[')[0]
     synonyms = next((names for names in (TRAIN_SPLITS, EVAL_SPLITS) if split in names), ())
     return next(filter(os.path.exists, (os.path.join(root, name) for name in (split, *synonyms))), None)
 
 
+def _folders(root: str) -> List[str]:
+    """Names of the folders in a folder, without hidden ones."""
+    with os.scandir(root) as entries:
+        return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith('.'))
+
+
+def _hint_at_class(root: str, split: str) -> str:
+    """The end of a message about the folder `split` of `root`: it may be a class of that name, beside others."""
+    classes = [name for name in _folders(root) if name.lower() not in _SPLITS]
+    if not classes:
+        return ''
+    return f'; if {split!r} is a class beside {_some(classes)}, sort all classes into folders train and val'
+
+
+def _torch_name(name: str) -> Optional[str]:
+    """timm's name of a torchvision data set, None for other kinds of data."""
+    kind, slash, _ = name.partition('/')
+    return name.split('/', 2)[-1].lower() if slash and kind.lower() == 'torch' else None
+
+
+def _open(name: str, root: Optional[str], split: str, max_damaged: Optional[float], **kwargs) -> Dataset:
+    """A data set by our reader of folders, and by timm's factory for all else."""
+    in_folders = '/' not in name or _torch_name(name) in _TORCH_FOLDERS
+    folder = root
+    if in_folders and os.path.isdir(root) and kwargs.get('search_split', True):
+        folder = find_split(root, split) or root
+    if in_folders and os.path.isdir(folder):
+        if '/' not in name:
+            return _open_folder(folder, root, max_damaged, **kwargs)
+        transforms = {key: kwargs.get(key) for key in ('transform', 'target_transform')}
+        return with_policy(_TorchFolder(folder, **transforms), max_damaged)
+    dataset = timm.data.create_dataset(name, root=root, split=split, **kwargs)
+    if isinstance(getattr(dataset, 'reader', None), ReaderImageInTar):
+        _leave_out_hidden(dataset.reader, renumber=not kwargs.get('class_map'))
+    return with_policy(dataset, max_damaged)
+
+
 def _open_folder(
         folder: str,
+        root: str,
         max_damaged: Optional[float],
         class_map: Any = None,
         input_key: Optional[str] = None,
@@ -123,6 +179,8 @@ def _open_folder(
     if target_key:
         raise DataError(f"--target-key '{target_key}': the targets of {folder} are its folders: leave the flag out")
     reader = FolderReader(folder, class_map, input_key)
+    if reader.outside:
+        raise _outside_of_classes(folder, reader.outside, root)
     return DecodedDataset(
         reader,
         max_damaged,
@@ -133,9 +191,59 @@ def _open_folder(
     )
 
 
+def _outside_of_classes(source: str, image: str, root: Optional[str] = None) -> DataError:
+    """The error for an image in no class folder, which timm makes a class without a name; `root` holds the split."""
+    hint = '' if root in (None, source) else _hint_at_class(root, os.path.basename(source))
+    return DataError(f'{source} has images outside of class folders, such as {image!r}: move each into the folder of '
+                     f'its class, or out of {source}{hint}')
+
+
+def _leave_out_hidden(reader: ReaderImageInTar, renumber: bool) -> None:
+    """Leave out what is no image of timm's index of a tar file, see is_hidden.
+
+    Args:
+        reader: timm's reader, changed in place.
+        renumber: Number the classes that remain, in timm's order.
+
+    Raises:
+        DataError: no images, or images outside of folders.
+    """
+    visible = np.array([not is_hidden(member.path) for member, *_ in reader.samples])
+    if not visible.any():
+        raise DataError(f'found 0 images in {reader.root}')
+    if not visible.all():
+        reader.samples, reader.targets = reader.samples[visible], reader.targets[visible]
+        if renumber:
+            kept, reader.targets = np.unique(reader.targets, return_inverse=True)
+            reader.class_name_to_idx = {reader.class_idx_to_name[index]: new for new, index in enumerate(kept.tolist())}
+            reader.class_idx_to_name = {index: name for name, index in reader.class_name_to_idx.items()}
+    for name in ('', '.'):  # that timm gives the folder of 'image.jpg' and of './image.jpg'
+        if name in reader.class_name_to_idx:
+            first = reader.targets.tolist().index(reader.class_name_to_idx[name])
+            raise _outside_of_classes(reader.root, reader.filename(first))
+
+
+class _TorchFolder(ImageFolder):
+    """torchvision's ImageFolder without hidden folders, AppleDouble files, and images that it would not read."""
+
+    def __init__(self, root: str, **kwargs):
+        super().__init__(root, is_valid_file=self._is_image, **kwargs)
+
+    def find_classes(self, directory: str) -> Tuple[List[str], Dict[str, int]]:
+        for entry in os.scandir(directory):
+            if not entry.is_dir() and self._is_image(entry.path):
+                raise _outside_of_classes(directory, entry.name)
+        classes = _folders(directory)
+        return classes, {name: index for index, name in enumerate(classes)}
+
+    def _is_image(self, path: str) -> bool:
+        return path.lower().endswith(IMG_EXTENSIONS) and not is_hidden(os.path.relpath(path, self.root))
+
+
 def check_different(train: Dataset, validation: Dataset) -> None:
     """Raise DataError where timm, finding no folder for either split, opened the same images for both."""
-    readers = [getattr(dataset, 'reader', None) for dataset in (train, validation)]
+    readers = [dataset if isinstance(dataset, _TorchFolder) else getattr(dataset, 'reader', None)
+               for dataset in (train, validation)]
     # Readers of named splits have them all under one root.
     roots = [getattr(reader, 'root', None) for reader in readers if not _has_splits(reader)]
     if len(roots) == 2 and roots[0] is not None and roots[0] == roots[1]:
@@ -169,8 +277,8 @@ def check_classes(train: Dataset, validation: Optional[Dataset], num_classes: in
         _check_known_classes(train, validation, class_to_idx, num_classes, class_map)
     for dataset in (train, validation):
         check_labels(dataset, num_classes)
-        if left_out(dataset):
-            _logger.warning(left_out(dataset))
+        for line in filter(None, (left_out(dataset), nested(dataset))):
+            _logger.warning(line)
 
 
 def _check_known_classes(
@@ -203,6 +311,25 @@ def check_labels(dataset: Optional[Dataset], num_classes: Optional[int]) -> None
     if num_classes is not None and high >= num_classes:
         raise DataError(f'the data has labels up to {high}, the model {num_classes} outputs: '
                         f'use --num-classes {high + 1}')
+
+
+def nested(dataset: Optional[Dataset]) -> str:
+    """A line on folders within class folders: timm takes the innermost folders for the classes. '' without any."""
+    reader = getattr(dataset, 'reader', None)
+    if isinstance(reader, FolderReader):
+        folders = reader.folders
+    elif isinstance(reader, ReaderImageInTar):
+        folders = sorted({os.path.dirname(member.path) for member, *_ in reader.samples})
+        common = os.path.commonpath(folders)  # of one class alone, the class itself
+        folders = [os.path.relpath(folder, common) for folder in folders]
+    else:
+        return ''
+    parts = [folder.split(os.sep) for folder in folders if os.sep in folder]
+    if not parts:
+        return ''
+    inner, above = ({path[index]: None for path in parts} for index in (-1, -2))
+    return (f'{reader.root}: classes are the innermost folders: {_some(list(inner))}, and not {_some(list(above))} '
+            'above them')
 
 
 def left_out(dataset: Optional[Dataset]) -> str:
@@ -274,5 +401,6 @@ def _check_same_classes(train: Optional[Dict[Any, int]], validation: Optional[Di
 
 
 def _some(names: List[Any], most: int = 8) -> str:
-    shown = ', '.join(str(name) for name in names[:most])
+    """Names in quotes, with what cannot be seen in them as an escape."""
+    shown = ', '.join(map(repr, names[:most]))
     return shown if len(names) <= most else f'{shown} and {len(names) - most} more'

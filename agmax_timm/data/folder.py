@@ -17,6 +17,7 @@ from timm.data.readers.reader import Reader
 
 _logger = logging.getLogger(__name__)
 
+APPLE_DOUBLE = '._'  # begins the names of files in which macOS keeps attributes of another file
 Run = Tuple[str, bytes]  # a folder, and names of successive samples in it, joined by \0
 
 
@@ -25,7 +26,7 @@ class FolderReader(Reader):
 
     Where names differ only in case or leading zeros ('a' and 'A', '1' and '01') timm's order is that of os.walk for
     files, which is kept, and that of a set for classes, which changes from process to process: here such classes are
-    in the order of their names.
+    in the order of their names. Other than timm's reader, this one skips hidden folders and AppleDouble files.
 
     Args:
         root: Folder to search, links to folders included.
@@ -65,6 +66,12 @@ class FolderReader(Reader):
     def folders(self) -> List[str]:
         """Folders that samples are in, relative to the root."""
         return [self._folders[number] for number in range(len(self._folders))]
+
+    @property
+    def outside(self) -> str:
+        """Name of the first image that lies in the root itself, '' without any."""
+        folders = self.folders
+        return self._names[int((self._numbers == folders.index('')).argmax())] if '' in folders else ''
 
     @property
     def samples(self) -> List[Tuple[str, int]]:
@@ -119,6 +126,16 @@ class _Strings:
         return os.fsdecode(self._joined[start:self._ends[index]])
 
 
+def is_hidden(path: str) -> bool:
+    """Whether a file lies in a hidden folder, as .ipynb_checkpoints, or is an AppleDouble file, as ._IMG_0001.jpg.
+
+    Args:
+        path: Path in a data set or an archive, with '/'.
+    """
+    *folders, name = path.split('/')
+    return name.startswith(APPLE_DOUBLE) or any(folder.startswith('.') and folder.strip('.') for folder in folders)
+
+
 def _scan(root: str, folder: str, types: Collection[str]) -> List[Run]:
     """Images of `folder`, a path relative to the root, and of those in it, in natural order of their whole paths."""
     images, subfolders = _list(root, folder, types)
@@ -142,7 +159,7 @@ def _run(folder: str, names: List[str]) -> Run:
 
 
 def _list(root: str, folder: str, types: Collection[str]) -> Tuple[List[str], List[str]]:
-    """Images and folders in a folder, in the order of the file system."""
+    """Images and folders in a folder, but for those that is_hidden, in the order of the file system."""
     images, subfolders = [], []
     try:
         with os.scandir(os.path.join(root, folder)) as entries:
@@ -153,12 +170,14 @@ def _list(root: str, folder: str, types: Collection[str]) -> Tuple[List[str], Li
                 except OSError:  # a link that leads to itself
                     is_folder = False
                 if is_folder:
+                    if name[0] == '.':
+                        continue
                     if entry.is_symlink():
                         _check_link(entry.path, root, folder)
                     subfolders.append(name)
                     continue
                 stem, dot, suffix = name.rpartition('.')  # os.path.splitext, in a third of its time
-                if ((dot + suffix).lower() if stem.strip('.') else '') in types:
+                if ((dot + suffix).lower() if stem.strip('.') else '') in types and name[:2] != APPLE_DOUBLE:
                     images.append(name)
     except OSError as error:
         _logger.warning(f'Left out a folder that cannot be read: {error}')

@@ -10,7 +10,7 @@ from timm.data import ImageDataset
 from tqdm import tqdm
 
 from ..command_line import OptionError
-from ..data.datasets import DataError, check_different, check_folders, check_labels, class_names, left_out
+from ..data.datasets import DataError, check_different, check_folders, check_labels, class_names, left_out, nested
 from ..data.errors import WorkerError
 from ..data.scan import Inventory, duplicates, scan
 from ..data.shards import open_dataset
@@ -82,6 +82,8 @@ def check_data(args: argparse.Namespace, splits: List[str]) -> List[Problem]:
     for split, dataset in zip(splits, datasets):
         inventories.append(_scan(split, dataset, args.workers))
         print('\n'.join(describe(inventories[-1], len(class_names(dataset) or ()))))
+        if nested(dataset):
+            print(f'  {nested(dataset)}')
         problems += [Problem(split, inventories[-1].path(index), reason)
                      for index, reason in inventories[-1].damaged.items()]
     problems += _of_classes(args, splits, datasets)

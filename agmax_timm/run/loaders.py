@@ -11,7 +11,7 @@ from timm.data.target_transforms import MultiLabelTarget
 from torch.utils.data import Dataset, IterableDataset
 
 from ..command_line import OptionError
-from ..data.datasets import DEMO, check_classes, check_different, check_root
+from ..data.datasets import DEMO, check_classes, check_different, check_split
 from ..data.loader import create_train_loader
 from ..data.naflex import create_naflex_train_loader
 from ..data.shards import open_dataset, share_evaluation
@@ -26,9 +26,8 @@ def check_roots(args: argparse.Namespace, *splits: str) -> None:
     """Raise DataError for data that is not there. The rest waits for the model, which knows the mode of images."""
     if args.dataset == DEMO and args.data_dir:
         _logger.warning(f'{args.data_dir} has no effect with --dataset {DEMO}')
-    if '/' not in args.dataset and args.dataset != DEMO:
-        for split in filter(None, splits):
-            check_root(args.data_dir, split)
+    for split in filter(None, splits):
+        check_split(args.dataset, args.data_dir, split)
 
 
 def build_datasets(args: argparse.Namespace, data_config: Dict) -> Tuple[Dataset, Optional[Dataset]]:

@@ -12,7 +12,7 @@ from timm.optim import create_optimizer_v2, get_optimizer_info, list_optimizers,
 from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 
 from ...command_line import OptionError, nearest
-from ...data.datasets import DEMO, check_root
+from ...data.datasets import check_split
 from ...untrusted import one_line
 
 _logger = logging.getLogger('train')
@@ -35,9 +35,8 @@ def check_train_names(args: argparse.Namespace) -> None:
     check_schedule(args)
     if args.aa and not args.no_aug:
         check_policy(args.aa)
-    if '/' not in args.dataset and args.dataset != DEMO:
-        for split in filter(None, (args.train_split, args.val_split)):
-            check_root(args.data_dir, split)
+    for split in filter(None, (args.train_split, args.val_split)):
+        check_split(args.dataset, args.data_dir, split)
 
 
 def check_device(name: str) -> None:
