@@ -1,12 +1,21 @@
 """Files that are written whole or not at all, whatever stops the process, the machine or the disk in between."""
 import errno
 import os
+import secrets
 import shutil
+import time
 from contextlib import contextmanager, suppress
-from typing import IO, Iterator, List
+from typing import IO, Any, Callable, Iterator, List, Optional
 
-# What a file is called until it is whole; a killed process leaves such a file behind.
+try:
+    import fcntl
+except ImportError:  # Windows, where a file that is open cannot be removed anyway
+    fcntl = None
+
+# The end of the name of a file or folder until it is whole; a killed process leaves such a file behind.
 UNFINISHED = '.unfinished'
+_STALE = 24 * 3600.  # seconds without a change after which a writer is taken for dead, on file systems without locks
+_NO_LOCKS = -1
 _NO_SYNC_OF_FOLDERS = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)
 
 
@@ -14,48 +23,51 @@ _NO_SYNC_OF_FOLDERS = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)
 def replacing(path: str, mode: str = 'wb', **open_args) -> Iterator[IO]:
     """A file to write to, which takes the place of `path` when it is whole and on disk.
 
+    Several processes and threads may replace the same file: each writes a file of its own, and the last one stays.
+
     Args:
         mode: And further arguments, of open(): 'w' or 'wb'.
 
     Raises:
         OSError: with the file's name; `path` is as it was, and no other file is left.
     """
-    scratch = path + UNFINISHED
-    try:
+    with _scratch(path, lambda name: open(name, 'xb').close()) as scratch:
         with open(scratch, mode, **open_args) as f:
             yield f
             f.flush()
             os.fsync(f.fileno())
         os.replace(scratch, path)
         _sync_folder(path)
-    except BaseException as error:
-        with suppress(OSError):
-            os.unlink(scratch)
-        if isinstance(error, OSError) and error.filename is None:
-            error.filename = path
-        raise
+
+
+@contextmanager
+def scratch_folder(path: str) -> Iterator[str]:
+    """The path of a new folder beside `path`, which is removed at the end."""
+    with _scratch(path, os.mkdir) as scratch:
+        yield scratch
 
 
 def link(source: str, path: str) -> None:
     """Let `path` name the same file as `source`, at once; a copy of it on file systems without hard links."""
-    scratch = path + UNFINISHED
     if os.path.exists(path) and os.path.samefile(source, path):
         return  # os.replace would leave the second name of one file where it is
-    if os.path.lexists(scratch):
-        os.unlink(scratch)
-    try:
-        os.link(source, scratch)
-    except (OSError, NotImplementedError):
-        with open(source, 'rb') as whole, replacing(path) as f:
-            shutil.copyfileobj(whole, f, 1 << 20)
-        return
-    try:
-        os.replace(scratch, path)
-        _sync_folder(path)
-    except BaseException:
-        with suppress(OSError):
-            os.unlink(scratch)
-        raise
+    while True:
+        scratch = _scratch_name(path)
+        try:
+            os.link(source, scratch)
+        except (OSError, NotImplementedError):
+            with open(source, 'rb') as whole, replacing(path) as f:
+                shutil.copyfileobj(whole, f, 1 << 20)
+            return
+        try:
+            os.replace(scratch, path)
+            return _sync_folder(path)
+        except FileNotFoundError:
+            continue  # clean() of another process, since a link to a whole file cannot be locked
+        except BaseException:
+            with suppress(OSError):
+                os.unlink(scratch)
+            raise
 
 
 def cut(path: str, size: int) -> None:
@@ -66,12 +78,99 @@ def cut(path: str, size: int) -> None:
             os.fsync(f.fileno())
 
 
-def clean(folder: str) -> List[str]:
-    """Remove the unfinished files of processes that were killed, and tell which. No other may be writing there."""
-    names = sorted(name for name in os.listdir(folder) if name.endswith(UNFINISHED))
-    for name in names:
-        os.unlink(os.path.join(folder, name))
-    return names
+def clean(folder: str, name: str = '') -> List[str]:
+    """Remove what killed processes left unfinished in a folder, and return its names.
+
+    Files of processes that live stay, on this and on other machines: their writers have locked them. On a file system
+    without locks, a file counts as left behind when it has not changed for a day.
+
+    Args:
+        name: Only what was to become the file or folder of this name; '' for all.
+    """
+    removed = []
+    with suppress(OSError):
+        for found in sorted(os.listdir(folder)):
+            if found.endswith(UNFINISHED) and found.startswith(f'{name}.' if name else ''):
+                if _remove_dead(os.path.join(folder, found)):
+                    removed.append(found)
+    return removed
+
+
+@contextmanager
+def _scratch(path: str, make: Callable[[str], Any]) -> Iterator[str]:
+    """The path of what `make` makes beside `path`, locked against clean(); removed if it is still there at the end."""
+    clean(os.path.dirname(path) or '.', os.path.basename(path))
+    scratch, lock = '', None
+    try:
+        while lock is None:  # else clean() of another process found it between the two calls
+            scratch = _scratch_name(path)
+            make(scratch)
+            lock = _lock(scratch)
+        yield scratch
+    except OSError as error:
+        if error.filename in (None, scratch):
+            error.filename = path
+        raise
+    finally:
+        with suppress(OSError):
+            _remove(scratch)
+        _unlock(lock)
+
+
+def _scratch_name(path: str) -> str:
+    """A name that no other process or thread uses. Draws nothing from the random state of training."""
+    return f'{path}.{secrets.token_hex(4)}{UNFINISHED}'
+
+
+def _remove_dead(path: str) -> bool:
+    """Remove an unfinished file or folder, unless its writer lives. Returns whether it was removed."""
+    lock = _lock(path)
+    try:
+        if lock is None or lock == _NO_LOCKS and time.time() - os.stat(path).st_ctime < _STALE:
+            return False
+        _remove(path)
+        return True
+    except OSError:  # not ours to remove, or another process was faster
+        return False
+    finally:
+        _unlock(lock)
+
+
+def _remove(path: str) -> None:
+    if os.path.isdir(path) and not os.path.islink(path):
+        shutil.rmtree(path)
+    else:
+        os.unlink(path)
+
+
+def _lock(path: str) -> Optional[int]:
+    """Lock a file or folder, without waiting.
+
+    Returns:
+        A descriptor for _unlock(), _NO_LOCKS where the file system has none, None where another process has locked or
+        removed it.
+    """
+    if fcntl is None:
+        return _NO_LOCKS
+    try:
+        descriptor = os.open(path, os.O_RDONLY if os.path.isdir(path) else os.O_RDWR)  # NFS locks what can be written
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.samestat(os.fstat(descriptor), os.stat(path)):
+            return descriptor
+        os.close(descriptor)
+        return None
+    except OSError as error:
+        os.close(descriptor)
+        return None if error.errno in (errno.EWOULDBLOCK, errno.EACCES, errno.ENOENT) else _NO_LOCKS
+
+
+def _unlock(lock: Optional[int]) -> None:
+    if lock not in (None, _NO_LOCKS):
+        fcntl.flock(lock, fcntl.LOCK_UN)  # for forked processes as well, which have the same lock
+        os.close(lock)
 
 
 def _sync_folder(path: str) -> None:

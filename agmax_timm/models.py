@@ -7,7 +7,6 @@ import os
 import pickle
 import re
 from dataclasses import replace
-from tempfile import TemporaryDirectory
 from typing import Any, Dict, List, Optional, Tuple, Union
 from urllib.parse import urlparse
 
@@ -16,6 +15,7 @@ from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import generate_default_cfgs, load_state_dict, model_entrypoint, register_model, resolve_pretrained_cfg
 from torch import Tensor, nn
 
+from .durable import scratch_folder
 from .untrusted import CheckpointError
 
 # Where timm's models keep their head; the original's networks keep theirs beside the features, as `classifier`.
@@ -246,7 +246,7 @@ def _download(url: str, cache_dir: Optional[Union[str, os.PathLike]] = None) -> 
     _logger.info(f'Downloading {url} to {path}')
     try:
         os.makedirs(folder, exist_ok=True)
-        with TemporaryDirectory(dir=folder, prefix='.download-') as partial:
+        with scratch_folder(path) as partial:
             download = os.path.join(partial, filename)
             torch.hub.download_url_to_file(url, download, expected and expected.group(1), progress=False)
             load_state_dict(download)

@@ -3,7 +3,6 @@ import json
 import os
 import re
 import shutil
-import tempfile
 from logging import getLogger
 from pathlib import Path
 from typing import Any, Dict, List, Sequence, Tuple, Union
@@ -17,6 +16,7 @@ from timm.models import is_model, save_for_hf
 
 from .card import PAPER_ID, PAPER_NAME, base_model_of, model_card, tag_of
 from .checkpoint import SavedModel
+from .durable import scratch_folder
 from .hub_error import HubError, reason, told
 
 CONFIG, WEIGHTS, CARD, RECIPE, SUMMARY, CURVES = FILES = (
@@ -55,7 +55,7 @@ def stage(saved: SavedModel, folder: Union[str, Path], license: str = 'apache-2.
     folder = Path(folder).absolute()
     with told(f'cannot stage {folder}', (OSError, ValueError, RuntimeError, SafetensorError)):
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f'.{folder.name}-', dir=folder.parent) as temporary:
+        with scratch_folder(str(folder)) as temporary:
             staged = Path(temporary)
             _write(saved, staged, license)
             _compare(saved, staged)

@@ -4,6 +4,8 @@ import os
 import random
 import re
 import signal
+import subprocess
+import sys
 import time
 from argparse import Namespace
 
@@ -12,6 +14,7 @@ import torch
 
 from agmax_timm import durable
 from agmax_timm.background import Background, snapshot
+from agmax_timm.processes import environment
 from agmax_timm.untrusted import CheckpointError, read_file
 
 
@@ -132,14 +135,19 @@ def test_a_link_takes_the_place_of_a_file(links, tmp_path, monkeypatch):
     assert os.path.samefile(source, path) == links
 
 
-def test_a_full_disk_is_told_with_the_name_of_the_file(tmp_path):
-    if not os.path.exists('/dev/full'):
-        pytest.skip('no /dev/full here')
+def test_a_full_disk_is_told_with_the_name_of_the_file(tmp_path, file_size_limit):
     path = str(tmp_path / 'summary.csv')
-    os.symlink('/dev/full', path + durable.UNFINISHED)
-    with pytest.raises(OSError, match='No space left on device.*summary.csv'), durable.replacing(path) as f:
-        f.write(b'x' * 100_000)
+    with pytest.raises(OSError, match="File too large: '.*/summary.csv'$"), file_size_limit(50_000):
+        with durable.replacing(path) as f:
+            f.write(b'x' * 100_000)
     assert os.listdir(tmp_path) == []
+
+
+def test_a_folder_that_is_not_there_is_told_with_the_name_of_the_file(tmp_path):
+    path = str(tmp_path / 'missing' / 'summary.csv')
+    with pytest.raises(FileNotFoundError) as error, durable.replacing(path):
+        pass
+    assert error.value.filename == path
 
 
 def test_a_file_system_may_refuse_to_sync_a_folder_but_not_fail_to(tmp_path, monkeypatch):
@@ -167,6 +175,101 @@ def test_clean_and_cut(tmp_path):
         assert (tmp_path / 'b').stat().st_size == left
     durable.cut(str(tmp_path / 'missing'), 0)
     assert os.listdir(tmp_path) == ['b']
+
+
+# Several processes
+
+WRITER = '''
+import sys, time
+from agmax_timm import durable
+work = durable.scratch_folder(sys.argv[1]) if sys.argv[2] == 'folder' else durable.replacing(sys.argv[1], 'w')
+with work as file:
+    if sys.argv[2] == 'file':
+        file.write('of the first')
+        file.flush()
+    print('begun', flush=True)
+    sys.stdin.readline()
+'''
+
+
+@pytest.fixture
+def writer():
+    """Function: a process that has begun to write a file or folder, and goes on at a line on stdin."""
+    started = []
+
+    def start(path, kind='file'):
+        process = subprocess.Popen([sys.executable, '-c', WRITER, str(path), kind], env=environment(), text=True,
+                                   stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        started.append(process)
+        assert process.stdout.readline() == 'begun\n'
+        return process
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def test_two_processes_replace_one_file(tmp_path, writer):
+    path = tmp_path / 'results.csv'
+    other = writer(path)
+    assert len(list(tmp_path.glob('results.csv.*.unfinished'))) == 1
+    with durable.replacing(str(path), 'w') as file:
+        file.write('of the second')
+    assert path.read_text() == 'of the second'
+    assert other.communicate('go on\n', timeout=60) == ('', '') and other.returncode == 0
+    assert path.read_text() == 'of the first'
+    assert os.listdir(tmp_path) == ['results.csv']
+
+
+@pytest.mark.parametrize('kind', ['file', 'folder'])
+def test_only_what_a_dead_process_left_is_cleaned(kind, tmp_path, writer):
+    other = writer(tmp_path / 'hub', kind)
+    left, = os.listdir(tmp_path)
+    assert durable.clean(str(tmp_path)) == [] and os.listdir(tmp_path) == [left]
+    other.kill()
+    other.wait()
+    assert durable.clean(str(tmp_path), 'hu') == []  # of another name
+    assert durable.clean(str(tmp_path), 'hub') == [left] and os.listdir(tmp_path) == []
+
+
+def test_the_next_write_of_a_file_cleans_what_a_killed_process_left_of_it(tmp_path, writer):
+    other = writer(tmp_path / 'results.csv')
+    other.kill()
+    other.wait()
+    (tmp_path / 'results.csv.unfinished').write_text('as older versions called it')
+    (tmp_path / 'another.csv.unfinished').write_text('of another file')
+    with durable.replacing(str(tmp_path / 'results.csv'), 'w') as file:
+        file.write('x')
+    assert sorted(os.listdir(tmp_path)) == ['another.csv.unfinished', 'results.csv']
+
+
+@pytest.mark.parametrize('age, stays', [(3600, True), (25 * 3600, False)])
+def test_without_locks_a_file_is_left_behind_when_nobody_wrote_to_it_for_a_day(age, stays, tmp_path, monkeypatch):
+    def no_locks(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+    monkeypatch.setattr(durable.fcntl, 'flock', no_locks)
+    path = tmp_path / 'results.csv.0a1b2c3d.unfinished'
+    path.write_text('x')
+    later = time.time() + age
+    monkeypatch.setattr(durable.time, 'time', lambda: later)
+    assert durable.clean(str(tmp_path)) == ([] if stays else [path.name])
+    with durable.replacing(str(tmp_path / 'results.csv'), 'w') as file:
+        file.write('y')
+    assert (tmp_path / 'results.csv').read_text() == 'y' and path.exists() == stays
+
+
+def test_a_link_that_another_process_cleans_is_made_again(tmp_path, monkeypatch):
+    replace, taken = os.replace, []
+
+    def late(source, path):
+        if not taken:
+            taken.append(durable.clean(str(tmp_path)))
+        replace(source, path)
+    (tmp_path / 'last').write_text('x')
+    monkeypatch.setattr(durable.os, 'replace', late)
+    durable.link(str(tmp_path / 'last'), str(tmp_path / 'best'))
+    assert len(taken[0]) == 1 and os.path.samefile(tmp_path / 'last', tmp_path / 'best')
+    assert sorted(os.listdir(tmp_path)) == ['best', 'last']
 
 
 # In the background

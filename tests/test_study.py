@@ -128,6 +128,30 @@ def test_the_table_of_made_up_outcomes(fake, tmp_path):
     assert (folder / 'figure.png').stat().st_size > 5000
 
 
+def test_the_table_is_written_beside_a_study_that_writes_it_as_well(fake, monkeypatch, capsys):
+    """The other process is within each of its CSV files while this one writes them all."""
+    study, outcomes, folder = fake({('baseline', 0): 10., ('AgMax', 0): 11.}, seeds=[0])
+    (begun, begin), (allowed, allow) = os.pipe(), os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            write = csv.DictWriter.writerows
+            monkeypatch.setattr(csv.DictWriter, 'writerows', lambda *args: (
+                os.write(begin, b'.'), os.read(allowed, 1), write(*args)))
+            report(study, outcomes, {}, str(folder))
+            os._exit(0)
+        finally:
+            os._exit(1)
+    for _ in range(2):
+        os.read(begun, 1)
+        command.main([study.path, '--table', '--data', 'data', '--output', str(folder)])
+        assert [row['status'] for row in read_rows(folder / 'results.csv')] == ['missing', 'missing']
+        os.write(allow, b'.')
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert [row['mean'] for row in read_rows(folder / 'table.csv')] == ['10.0', '11.0']  # it was the last to write
+    assert sorted(os.listdir(folder)) == ['figure.png', 'results.csv', 'table.csv', 'table.md']
+
+
 def test_names_may_hold_what_means_something_in_tables_and_formulas(fake):
     names = ['baseline', r'lr $\foo$ x', 'Ag | Max']
     study, outcomes, folder = fake(
