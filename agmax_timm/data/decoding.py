@@ -3,15 +3,17 @@ import os
 import tarfile
 import warnings
 from itertools import chain
-from typing import Any, BinaryIO, Callable, List, Optional, Tuple
+from typing import Any, BinaryIO, Callable, Iterator, List, Optional, Tuple
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
-from timm.data import ImageDataset
+from timm.data import ImageDataset, IterableImageDataset
 from torch.utils.data import Dataset
 
 from .damage import Damage
 from .errors import DamagedError
+
+_DECODING_READERS = ('ReaderWds', 'ReaderHfids')  # timm's that decode images; their modules need packages to import
 
 
 class UndecodableError(ValueError):
@@ -32,16 +34,21 @@ def decode(file: BinaryIO, mode: Optional[str] = 'RGB') -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore', Image.DecompressionBombWarning)  # the error at twice its size stays
             image = Image.open(file)
-            if not mode:
-                image.load()
-                return image
-            if has_16_bits(image) and not mode.startswith(('I', 'F')):
-                image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
-            return image.convert(mode)
+            if mode:
+                return convert(image, mode)
+            image.load()
+            return image
     except MemoryError:
         raise
     except Exception as error:  # on garbage PIL's plugins raise SyntaxError, ValueError, TypeError and others
         raise UndecodableError(reason_of(error, file)) from error
+
+
+def convert(image: Image.Image, mode: str) -> Image.Image:
+    """PIL's convert(mode) of an image that was read from a file, but 16 bits of gray to the upper 8 where PIL clips."""
+    if has_16_bits(image) and not mode.startswith(('I', 'F')):
+        image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
+    return image.convert(mode)
 
 
 def why_undecodable(path: str) -> str:
@@ -127,6 +134,25 @@ class DecodedDataset(ImageDataset):
             raise UndecodableError(reason_of(error)) from error
 
 
+class ConvertedIterable(IterableImageDataset):
+    """timm's IterableImageDataset with convert(), where its reader decodes files (wds/, hfids/).
+
+    Args:
+        dataset: That of timm; its reader no longer converts.
+    """
+
+    def __init__(self, dataset: IterableImageDataset):
+        super().__init__('', dataset.reader, transform=dataset.transform, target_transform=dataset.target_transform)
+        self.input_img_mode = self.reader.input_img_mode
+        self.reader.input_img_mode = ''
+
+    def __iter__(self) -> Iterator[Tuple[Any, Any]]:
+        for image, target in self.reader:
+            image = convert(image, self.input_img_mode) if self.input_img_mode else image
+            image = image if self.transform is None else self.transform(image)
+            yield image, target if self.target_transform is None else self.target_transform(target)
+
+
 class NamingLoader:
     """A `loader` of torchvision's data sets of files that names the file which cannot be decoded."""
 
@@ -143,7 +169,9 @@ class NamingLoader:
 
 
 def with_policy(dataset: Dataset, max_damaged: Optional[float]) -> Dataset:
-    """A map-style data set of timm's factory with our decoding, or where that is not ours with our error."""
+    """A data set of timm's factory with our decoding, or where that is not ours with our error."""
+    if type(dataset) is IterableImageDataset and type(dataset.reader).__name__ in _DECODING_READERS:
+        return ConvertedIterable(dataset)
     if type(dataset) is ImageDataset:
         names = ('load_bytes', 'input_img_mode', 'transform', 'target_transform', 'additional_features')
         return DecodedDataset(dataset.reader, max_damaged, **{name: getattr(dataset, name) for name in names})

@@ -13,7 +13,7 @@ from .backend import take_backend, use_batches
 from .free_memory import memory_limit
 from .memory import keep_decoded
 from .mixup import CollateMixup, TwoViewCollate, TwoViewMixup
-from .modes import BACKENDS, CROP_MODES
+from .modes import BACKENDS, CROP_MODES, check_mode
 from .views import TwoViews
 
 
@@ -65,6 +65,7 @@ def create_train_loader(
         kwargs.get('mean', 'RGB'))
     if lighting and (channels != 3 or getattr(dataset, 'input_img_mode', 'RGB') != 'RGB'):
         raise ValueError(f'lighting needs RGB images, got lighting {lighting} for images of another mode: leave it out')
+    check_mode(dataset, channels, kwargs)
 
     prefetch = kwargs.get('use_prefetcher', True)
     device = torch.device(kwargs.pop('device', None) or ('cuda' if torch.cuda.is_available() else 'cpu'))

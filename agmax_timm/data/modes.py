@@ -1,5 +1,61 @@
-"""Names that data options take, for the command line as well: it imports nothing else of this package."""
+"""PIL modes of images, and names that data options take. For the command line as well: imports nothing of this package.
+"""
+from typing import Any, Dict
+
+from PIL.ImageMode import getmode
 
 CROP_MODES = ('rrc', 'rkrc', 'rkrr', 'pad')
 MIXUP_MODES = ('batch', 'pair', 'elem')
 BACKENDS = ('auto', 'timm', 'fast')
+
+_COLOURS = ('L', 'LA', 'RGB', 'RGBA', 'RGBX', 'CMYK', 'YCbCr', 'HSV')
+# The modes in which PIL can do a step of augmentation and keep the mode, by the argument of timm's create_loader that
+# asks for the step. Crops and flips work in all modes.
+_MODES_OF_STEPS = {
+    'auto_augment': ('L', 'RGB'),  # every policy has steps that work by tables of levels
+    'grayscale_prob': ('L', 'RGB'),  # torchvision returns gray as L or RGB
+    'color_jitter': _COLOURS,
+    'gaussian_blur_prob': (*_COLOURS, 'F'),
+}
+_DEFAULT_JITTER = 0.4  # timm's
+
+
+def mode_of_channels(channels: int) -> str:
+    """The PIL mode that images of so many channels are read in, where none is named."""
+    return {2: 'LA', 3: 'RGB', 4: 'RGBA'}.get(channels, 'L')
+
+
+def why_not_loaded(mode: str, prefetcher: bool) -> str:
+    """Why a loader cannot give the pixels of a PIL mode as they are, with the remedy; '' where it can.
+
+    timm's prefetcher keeps 8 bits of each value, modulo 256. Without it, wider integers cannot be normalised.
+    """
+    kind, size = getmode(mode).typestr[-2:]
+    if (kind, size) == ('u', '1') or not (prefetcher or kind in 'iu'):
+        return ''
+    remedy = 'use L, the upper 8 bits of 16' if kind != 'b' else 'use L'
+    if not prefetcher:
+        return f'integers wider than 8 bits cannot be normalised: {remedy}, or F'
+    return f'the prefetcher takes 8 bits a channel: {remedy}' + (', or add --no-prefetcher' if kind in 'bf' else '')
+
+
+def check_mode(dataset: Any, channels: int, kwargs: Dict[str, Any]) -> None:
+    """Raise ValueError for a PIL mode that the prefetcher or a step of augmentation does not take.
+
+    A loader worker would die of it, or pixels would be others than the images hold.
+
+    Args:
+        dataset: Data set; its `input_img_mode` is the mode, if it has one.
+        channels: Number of channels of the images.
+        kwargs: Arguments of timm.data.create_loader for training.
+    """
+    mode = getattr(dataset, 'input_img_mode', None) or mode_of_channels(channels)
+    reason = why_not_loaded(mode, kwargs.get('use_prefetcher', True))
+    if reason:
+        raise ValueError(f'input_img_mode {mode}: {reason}')
+    for name, modes in _MODES_OF_STEPS.items():
+        value = kwargs.get(name, _DEFAULT_JITTER if name == 'color_jitter' else None)
+        asked = any(value) if isinstance(value, (tuple, list)) else value
+        if asked and mode not in modes and not kwargs.get('no_aug'):
+            remedy = 'set it to 0' if name == 'color_jitter' else 'leave it out'
+            raise ValueError(f"{name} {value} works on images of mode {', '.join(modes)}, got {mode}: {remedy}")

@@ -6,6 +6,7 @@ import torch
 from timm.data import NaFlexMixup, create_naflex_loader
 from torch.utils.data import Dataset, Subset, default_collate
 
+from .modes import check_mode
 from .views import TwoViews
 
 _logger = logging.getLogger(__name__)
@@ -65,8 +66,9 @@ def create_naflex_train_loader(
         **kwargs: Arguments of timm.data.create_naflex_loader; batch_size counts images of the longest sequence.
 
     Raises:
-        ValueError: two views of batches of single images.
+        ValueError: two views of batches of single images, or images of a mode that the augmentation does not take.
     """
+    check_mode(dataset, kwargs.get('channels', 3), kwargs)
     mix = NaFlexMixup(**mixup) if mixup is not None else None
     loader = create_naflex_loader(
         dataset, is_training=True, mixup_fn=TwoViewMajor(mix) if two_views else mix, **kwargs)

@@ -10,9 +10,10 @@ from timm.data import create_loader, create_naflex_loader
 from timm.data.target_transforms import MultiLabelTarget
 from torch.utils.data import Dataset, IterableDataset
 
-from ..command_line import OptionError
+from ..command_line import OptionError, flag_of
 from ..data.datasets import DEMO, check_classes, check_different, check_split
 from ..data.loader import create_train_loader
+from ..data.modes import mode_of_channels, why_not_loaded
 from ..data.naflex import create_naflex_train_loader
 from ..data.shards import open_dataset, share_evaluation
 from ..data.workers import leave_signals
@@ -78,13 +79,16 @@ def image_mode(args: argparse.Namespace, data_config: Dict) -> str:
     """PIL mode that images are converted to.
 
     Raises:
-        OptionError: it has another number of channels than the model.
+        OptionError: it has another number of channels than the model, or pixels that the loaders do not take.
     """
     channels = data_config['input_size'][0]
-    mode = args.input_img_mode or {3: 'RGB', 4: 'RGBA'}.get(channels, 'L')
+    mode = args.input_img_mode or mode_of_channels(channels)
     if len(getmode(mode).bands) != channels:
         raise OptionError(f'--input-img-mode {mode} has {len(getmode(mode).bands)} channels, the model {channels}: '
                           'give both the same, by --input-img-mode and --in-chans')
+    reason = why_not_loaded(mode, prefetcher=not args.no_prefetcher)
+    if reason:
+        raise OptionError(f'--input-img-mode {mode}: {reason}')
     return mode
 
 
@@ -187,8 +191,14 @@ def build_train_loader(
         )
     except (ValueError, AssertionError) as error:  # timm asserts on policies it does not know
         policy = f' (--aa {args.aa})' if args.aa else ''
-        reason = str(error).replace('augment_backend', '--augment-backend')
-        raise OptionError(f'training data{policy}: {reason}') from error
+        raise OptionError(f'training data{policy}: {_with_flags(str(error))}') from error
+
+
+def _with_flags(message: str) -> str:
+    """A message about arguments of a loader, with the flags that they come from."""
+    for name in ('augment_backend', 'color_jitter', 'grayscale_prob', 'gaussian_blur_prob'):
+        message = message.replace(name, flag_of(name))
+    return message.replace('auto_augment', flag_of('aa'))
 
 
 def _resolution_kwargs(args: argparse.Namespace) -> Dict[str, Any]:

@@ -1,0 +1,170 @@
+"""PIL modes of images: training and evaluation see the pixels of the file, or the mode is refused before they start."""
+import io
+import itertools
+import tarfile
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from timm.data import create_transform
+from timm.utils import random_seed
+
+from agmax_timm.command_line import OptionError
+from agmax_timm.data.datasets import create_dataset
+from agmax_timm.data.loader import create_train_loader
+from agmax_timm.run import build, loaders
+from agmax_timm.run.config import parse_train_args
+from agmax_timm.run.flags.ranges import NAMES
+
+SIDE = 32
+MODES = NAMES['input_img_mode'][1:]
+REFUSED_BY_PREFETCHER = ('1', 'I', 'F')
+REFUSED_WITHOUT_IT = ('I',)
+MEAN, STD = 0.25, 0.5
+NEUTRAL = ('--scale', '1', '1', '--ratio', '1', '1', '--hflip', '0', '--color-jitter', '0')
+
+
+@pytest.fixture(scope='module')
+def images(tmp_path_factory):
+    """Folder of four classes with one PNG each: 8 bits of colour, of gray, of colour with alpha; 16 bits of gray."""
+    root = tmp_path_factory.mktemp('modes')
+    rng = np.random.default_rng(0)
+    eight = rng.integers(0, 256, (SIDE, SIDE, 4), dtype=np.uint8)
+    sixteen = rng.integers(0, 2 ** 16, (SIDE, SIDE)).astype(np.uint16)
+    for number, array in enumerate((eight[..., :3], eight[..., 0], eight, sixteen)):
+        for split in ('train', 'val'):
+            path = root / split / str(number) / '0.png'
+            path.parent.mkdir(parents=True)
+            Image.fromarray(array).save(path)
+    return root
+
+
+def pixels(root, number, mode):
+    """What a loader should give of an image [C, H, W]: 8 bits as levels in [0, 1], floats as they are, normalised."""
+    image = Image.open(root / 'train' / str(number) / '0.png')
+    if image.mode == 'I;16' and mode not in ('I', 'F'):
+        image = Image.fromarray((np.asarray(image) // 256).astype(np.uint8))
+    array = np.atleast_3d(np.asarray(image.convert(mode))).transpose(2, 0, 1)
+    levels = array / 255. if array.dtype == np.uint8 else array.astype(float)
+    return (levels - MEAN) / STD
+
+
+def batch_of(images, mode, loader, prefetcher, backend):
+    """Images and targets as the flags say."""
+    channels = len(Image.new(mode, (1, 1)).getbands())
+    args = parse_train_args([
+        str(images), '--model', 'test_resnet', '--num-classes', '4', '-b', '4', '-j', '0', *NEUTRAL, '--device', 'cpu',
+        '--in-chans', str(channels), '--input-img-mode', mode, '--augment-backend', backend,
+        *(['--agmax'] if loader == 'two views' else []), *([] if prefetcher else ['--no-prefetcher'])])
+    device = build.init_device(args)
+    config = dict(input_size=(channels, SIDE, SIDE), mean=(MEAN,) * channels, std=(STD,) * channels,
+                  interpolation='bicubic', crop_pct=1., crop_mode='center')
+    precision = build.build_precision(args, device)
+    train, validation = loaders.build_datasets(args, config)
+    if loader == 'evaluation':
+        return next(iter(loaders.build_eval_loader(args, validation, config, device, precision, 4)))
+    return next(iter(loaders.build_train_loader(args, train, config, device, precision)))
+
+
+@pytest.mark.parametrize('mode', MODES)
+def test_every_loader_gives_the_pixels_of_the_file(images, mode):
+    for loader, prefetcher, backend in itertools.product(
+            ('one view', 'two views', 'evaluation'), (True, False), ('timm', 'fast')):
+        refused = mode in (REFUSED_BY_PREFETCHER if prefetcher else REFUSED_WITHOUT_IT)
+        reason = f'--input-img-mode {mode}: .*use L' if refused else ''
+        if not refused and backend == 'fast' and loader != 'evaluation' and not (mode == 'RGB' and prefetcher):
+            reason = '--augment-backend fast: '
+        if reason:
+            with pytest.raises(OptionError, match=reason):
+                batch_of(images, mode, loader, prefetcher, backend)
+            continue
+        input, target = batch_of(images, mode, loader, prefetcher, backend)
+        assert sorted(target.tolist()) == sorted([0, 1, 2, 3] * (2 if loader == 'two views' else 1))
+        for view, number in zip(input.double(), target.tolist()):
+            expected = torch.tensor(pixels(images, number, mode))
+            torch.testing.assert_close(view, expected, rtol=1e-6, atol=2e-6, msg=f'{loader} {prefetcher} {backend}')
+
+
+STEPS = [
+    ('auto_augment', 'rand-m9-n6'), ('auto_augment', 'rand-m9-inc1-n6'), ('auto_augment', 'original'),
+    ('auto_augment', 'augmix-m5-w4-d2'), ('auto_augment', '3a'), ('grayscale_prob', 1.), ('gaussian_blur_prob', 1.),
+    ('color_jitter', 0.4), ('color_jitter', (0.4, 0.4, 0.4, 0.1))]
+
+
+def works(image, step, value):
+    """Whether timm's transform has an image of the same mode before it becomes a tensor, in each of 40 draws."""
+    channels = len(image.getbands())
+    transform = create_transform(
+        (channels, 16, 16), is_training=True, use_prefetcher=True, mean=(0.5,) * channels,
+        **{'color_jitter': None, step: value})
+    for seed in range(40):
+        random_seed(seed)
+        changed = image
+        try:
+            for part in transform.transforms[:-1]:
+                changed = part(changed)
+        except (OSError, ValueError, NotImplementedError):  # PIL's and torchvision's for modes that they do not take
+            return False
+        if changed.mode != image.mode:  # gray as RGB among images of other colours
+            return False
+    return True
+
+
+@pytest.mark.parametrize('step, value', STEPS)
+def test_a_step_of_augmentation_works_or_is_refused(images, step, value):
+    for mode in set(MODES) - set(REFUSED_WITHOUT_IT):
+        dataset = create_dataset('', str(images), 'train', input_img_mode=mode)
+        image = dataset[0][0]
+        size = (len(image.getbands()), 16, 16)
+        kwargs = dict(num_workers=0, device='cpu', use_prefetcher=mode not in REFUSED_BY_PREFETCHER,
+                      **{'color_jitter': None, step: value})
+        if works(image, step, value):
+            create_train_loader(dataset, size, 4, mean=(0.5,) * size[0], std=(0.5,) * size[0], **kwargs)
+            continue
+        with pytest.raises(ValueError, match=f'^{step} .* works on images of mode .*, got {mode}: '):
+            create_train_loader(dataset, size, 4, **kwargs)
+        create_train_loader(dataset, size, 4, mean=(0.5,) * size[0], std=(0.5,) * size[0], no_aug=True, **kwargs)
+
+
+@pytest.mark.parametrize('mode', ['RGB', 'L'])
+@pytest.mark.parametrize('kind', ['wds', 'hfids'])
+def test_sixteen_bits_of_data_in_sequence_become_the_upper_eight(tmp_path, kind, mode):
+    array = np.random.default_rng(0).integers(0, 2 ** 16, (SIDE, SIDE)).astype(np.uint16)
+    content = io.BytesIO()
+    Image.fromarray(array).save(content, 'PNG')
+    if kind == 'wds':
+        pytest.importorskip('webdataset')
+        with tarfile.open(tmp_path / 'val.tar', 'w') as tar:
+            for name, data in (('0.jpg', content.getvalue()), ('0.cls', b'3')):
+                member = tarfile.TarInfo(name)
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+        dataset = create_dataset('wds/x', str(tmp_path), 'val.tar|1', input_img_mode=mode)
+    else:
+        datasets = pytest.importorskip('datasets')
+        rows = {'image': [{'bytes': content.getvalue(), 'path': None}], 'label': [3]}
+        features = datasets.Features(image=datasets.Image(), label=datasets.Value('int64'))
+        datasets.Dataset.from_dict(rows, features).to_parquet(tmp_path / 'train.parquet')
+        dataset = create_dataset(f'hfids/{tmp_path}', str(tmp_path / 'cache'), 'train', input_img_mode=mode,
+                                 num_samples=1)
+    (image, target), = dataset
+    assert image.mode == mode and target == 3
+    assert (np.atleast_3d(np.asarray(image)) == np.atleast_3d(array // 256)).all()
+
+
+@pytest.mark.parametrize('words, message', [
+    (['--in-chans', '4', '--aa', 'rand-m9'], '--aa rand-m9 works on images of mode L, RGB, got RGBA: leave it out'),
+    (['--input-img-mode', 'LAB'], '--color-jitter 0.4 works on images of mode .*, got LAB: set it to 0'),
+    (['--input-img-mode', 'HSV', '--grayscale-prob', '0.1', '--color-jitter', '0'],
+     '--grayscale-prob 0.1 works on images of mode L, RGB, got HSV: leave it out'),
+])
+def test_flags_are_named(images, words, message):
+    args = parse_train_args([str(images), '--num-classes', '4', '-b', '4', '-j', '0', '--device', 'cpu', *words])
+    device = build.init_device(args)
+    channels = args.in_chans or 3
+    config = dict(input_size=(channels, SIDE, SIDE), mean=(MEAN,) * channels, std=(STD,) * channels,
+                  interpolation='bicubic', crop_pct=1., crop_mode='center')
+    train, _ = loaders.build_datasets(args, config)
+    with pytest.raises(OptionError, match=message):
+        loaders.build_train_loader(args, train, config, device, build.build_precision(args, device))
