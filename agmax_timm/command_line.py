@@ -12,11 +12,20 @@ class OptionError(ValueError):
     """Options that turned out not to fit what was built; the message names the flag, the value and the remedy."""
 
 
-class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Name the defaults that say something."""
+class _HelpFormatter(argparse.HelpFormatter):
+    """Show every default, as it is typed. An option without a default says in its help what happens without it."""
 
     def _get_help_string(self, action: argparse.Action):
-        return super()._get_help_string(action) if action.default else action.help
+        default = default_text(action)
+        return action.help + f' (default: {default})'.replace('%', '%%') if default else action.help
+
+
+def default_text(action: argparse.Action) -> str:
+    """The default of an option as it is typed on a command line, '' where the option is off or not set."""
+    default = action.default
+    if default is None or default is False or default == argparse.SUPPRESS:
+        return ''
+    return ' '.join(map(str, default)) if isinstance(default, (list, tuple, dict)) else str(default)
 
 
 class Parser(argparse.ArgumentParser):

@@ -18,6 +18,7 @@ from .card import PAPER_ID, PAPER_NAME, base_model_of, model_card, tag_of
 from .checkpoint import SavedModel
 from .durable import scratch_folder
 from .hub_error import HubError, reason, told
+from .silence import silenced
 
 CONFIG, WEIGHTS, CARD, RECIPE, SUMMARY, CURVES = FILES = (
     'config.json', 'model.safetensors', 'README.md', 'train_hparams.yaml', 'summary.csv', 'curves.png')
@@ -142,9 +143,11 @@ def _compare(saved: SavedModel, folder: Path) -> None:
 def _shapes(folder: Path, input_size: Sequence[int]) -> Tuple[List[int], List[List[int]]]:
     """Shapes of one image's embedding, and of its feature maps: none where the model has no such."""
     input = torch.zeros(1, *input_size)
-    embedding = timm.create_model(f'local-dir:{folder}', num_classes=0).eval()(input)
+    with silenced():  # models of other weights, made for their shapes
+        embedding = timm.create_model(f'local-dir:{folder}', num_classes=0).eval()(input)
     try:
-        features = timm.create_model(f'local-dir:{folder}', features_only=True).eval()(input)
+        with silenced():
+            features = timm.create_model(f'local-dir:{folder}', features_only=True).eval()(input)
     except Exception as error:  # each architecture that has none says so in its own way
         _logger.info(f'The card shows no feature maps: {reason(error)}')
         features = []

@@ -7,6 +7,7 @@ import argparse
 import csv
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -16,10 +17,12 @@ from timm.loss import LOSS_TYPES
 
 from agmax_timm.command_line import YIELDING, KeyValues
 from agmax_timm.loss import AGREEMENT_KINDS
+from agmax_timm.run.config import parse_train_args, parse_validate_args
 from agmax_timm.run.options import train_parser, validate_parser
 
 REPOSITORY = Path(__file__).parent.parent
 PARSERS = {'train': train_parser, 'validate': validate_parser}
+PARSE = {'train': parse_train_args, 'validate': parse_validate_args}
 with open(Path(__file__).parent / 'timm_flags.csv', newline='') as f:
     TIMM_FLAGS = list(csv.DictReader(f))
 
@@ -138,6 +141,39 @@ def test_help_and_mistakes_do_not_wait_for_torch(script):
     argv = [sys.executable, script, '--no-such-flag']
     completed = subprocess.run(argv, cwd=REPOSITORY, capture_output=True, text=True)
     assert completed.returncode == 2 and completed.stderr.count('\n') == 1
+
+
+def shown_defaults(text):
+    """The defaults that a help shows, by the first name of their flag."""
+    entries = re.findall(r'^  (--?\w[\w-]*)(.*(?:\n {10,}.*)*)', text.partition('\noptions:')[2], flags=re.MULTILINE)
+    found = {flag: re.findall(r'\(default: ([^)]*)\)', entry) for flag, entry in entries}
+    return {flag: values for flag, values in found.items() if values}
+
+
+@pytest.mark.parametrize('script', PARSERS)
+def test_help_shows_every_default(script, capsys, monkeypatch):
+    monkeypatch.setenv('COLUMNS', '10000')  # an entry a line
+    with pytest.raises(SystemExit):
+        PARSE[script](['--help'])
+    shown = shown_defaults(capsys.readouterr().out)
+    expected, unset = {}, []
+    for action in PARSERS[script]()._actions:
+        default = action.default
+        if default is None or default is False or default in ('', [], {}, argparse.SUPPRESS):
+            unset += action.option_strings[:1]  # its help may say what happens without it
+        else:
+            values = default if isinstance(default, list) else [default]
+            expected[action.option_strings[0]] = [' '.join(map(str, values))]
+    assert {flag: values for flag, values in shown.items() if flag not in unset} == expected
+    assert len(expected) == {'train': 99, 'validate': 16}[script]
+
+
+def test_help_takes_no_time():
+    """A fifth of a second of processor time, the start of Python included, on a machine that may be busy."""
+    before = os.times()
+    subprocess.run([sys.executable, 'train.py', '--help'], cwd=REPOSITORY, capture_output=True, check=True)
+    after = os.times()
+    assert after.children_user + after.children_system - before.children_user - before.children_system < 0.4
 
 
 @pytest.mark.parametrize('imports', [

@@ -52,6 +52,7 @@ def validate_options(**given: Any) -> argparse.Namespace:
 def explicit_options(parser: argparse.ArgumentParser, argv: Optional[List[str]] = None) -> Set[str]:
     """Names of the options that the command line gives, defaults left out."""
     silent = copy.deepcopy(parser)
+    silent.print_help = parser.print_help  # with the defaults
     for action in silent._actions:
         action.default = argparse.SUPPRESS
     return set(vars(silent.parse_args(argv)))

@@ -13,6 +13,7 @@ from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 
 from ...command_line import OptionError, nearest
 from ...data.datasets import check_split
+from ...silence import silenced
 from ...untrusted import one_line
 
 _logger = logging.getLogger('train')
@@ -135,8 +136,10 @@ def check_policy(policy: str) -> None:
 
 
 def _try(flags: str, make: Callable[[], Any]) -> Any:
+    """What `make` returns, a stand-in of what the run builds later; raise OptionError where it cannot be made."""
     try:
-        return make()
+        with silenced():
+            return make()
     except REFUSED as error:
         raise OptionError(f'{flags}: {one_line(error)}') from error
 

@@ -67,7 +67,7 @@ def optimizer(group):
     group.add_argument('--layer-decay', type=float, metavar='D', help='learning rate decay a layer')
     group.add_argument('--layer-decay-min-scale', type=float, default=0, metavar='S', help='its smallest scale')
     group.add_argument('--layer-decay-no-opt-scale', type=float, metavar='S', help='below this scale, do not train')
-    group.add_argument('--grad-accum-steps', type=int, default=1, metavar='N', help='batches an update (default: 1)')
+    group.add_argument('--grad-accum-steps', type=int, default=1, metavar='N', help='batches an update')
 
 
 def schedule(group):

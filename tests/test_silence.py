@@ -1,0 +1,57 @@
+"""What is built only to be checked says nothing; what is trained still does."""
+import logging
+import warnings
+
+import pytest
+from timm.models import create_model
+from timm.optim import list_optimizers
+from timm.task import ClassificationTask
+from torch import nn
+
+from agmax_timm.command_line import OptionError
+from agmax_timm.run import optimization
+from agmax_timm.run.config import parse_train_args
+from agmax_timm.run.flags import names
+from agmax_timm.silence import silenced
+
+
+def options(*argv):
+    return parse_train_args(['data', '--lr', '0.01', *argv])
+
+
+def test_silence_ends_with_its_block(caplog, recwarn):
+    with pytest.raises(RuntimeError), silenced():
+        logging.getLogger('timm').error('unheard')
+        warnings.warn('unheard', stacklevel=1)
+        raise RuntimeError
+    assert not caplog.records and not recwarn.list
+    logging.getLogger('timm').warning('heard')
+    with pytest.warns(UserWarning, match='heard'):
+        warnings.warn('heard', stacklevel=1)
+    assert caplog.messages == ['heard']
+
+
+@pytest.mark.parametrize('flags', [['--layer-decay', '0.5'], []], ids=['layer decay', 'none'])
+def test_checks_of_optimizers_say_nothing(caplog, recwarn, flags):
+    for opt in list_optimizers(exclude_filters=['bnb*', 'fused*']):
+        names.check_optimizer(options('--opt', opt, *flags))
+    assert not caplog.records and not recwarn.list
+
+
+@pytest.mark.parametrize('sched', ['cosine', 'step', 'multistep', 'poly', 'tanh', 'plateau', 'constant'])
+def test_checks_of_schedules_say_nothing(caplog, recwarn, sched):
+    names.check_schedule(options('--sched', sched, '--lr-noise', '0.2', '0.8'))
+    assert not caplog.records and not recwarn.list
+
+
+def test_layer_decay_is_reported_of_the_model_that_is_trained(caplog):
+    args = options('--opt', 'adamw', '--layer-decay', '0.5')
+    optimization.build_optimizer(args, ClassificationTask(create_model('test_resnet', num_classes=3), verbose=False))
+    assert 'no effect' not in caplog.text
+    optimization.build_optimizer(args, ClassificationTask(nn.Linear(2, 2), verbose=False))
+    assert 'no effect' in caplog.text, 'one layer has no layers to decay over'
+
+
+def test_what_a_check_finds_is_still_an_error():
+    with pytest.raises(OptionError, match='--opt sgd'):
+        names.check_optimizer(options('--opt', 'sgd', '--opt-kwargs', 'nosuch=1'))
