@@ -2,7 +2,11 @@
 import logging
 import os
 import shutil
+import subprocess
+import sys
 import tarfile
+from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -40,6 +44,21 @@ def test_demo_splits(split, size):
     targets = [dataset[i][1] for i in range(size)]
     assert all(type(target) is int for target in targets)
     assert np.bincount(targets).tolist() == [size // 10] * 10
+
+
+def test_demo_folders_hold_the_demo_in_three_parts(tmp_path):
+    tool = Path(__file__).parents[1] / 'tools' / 'demo_folders.py'
+    subprocess.run([sys.executable, str(tool), str(tmp_path / 'demo')], check=True)
+    images = {split: {} for split in ('train', 'tune', 'val')}
+    for split, found in images.items():
+        for path in (tmp_path / 'demo' / split).glob('*/*.png'):
+            found[np.asarray(Image.open(path)).tobytes()] = path.parent.name
+        assert sorted(Counter(found.values()).values()) == [{'train': 100}.get(split, 200)] * 10
+    assert not images['tune'].keys() & images['val'].keys()
+    for split, expected in ('train', images['train']), ('val', images['tune'] | images['val']):
+        demo = DemoDataset(split)
+        names = list(demo.class_to_idx)
+        assert expected == {image.tobytes(): names[target] for image, target in zip(demo.images, demo.targets)}
 
 
 def test_demo_splits_share_no_image():
