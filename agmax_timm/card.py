@@ -9,9 +9,10 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from timm.models import get_pretrained_cfg
 
 from .checkpoint import SavedModel
+from .labels import describe, known_names
 
-# What the card of a folder calls that folder; publishing puts the name of the repository in its place.
-HERE = 'local-dir:.'
+# What timm calls the folder of a card; see published_card.
+_HERE = "'local-dir:.'"
 PAPER_NAME = 'Improving Model Generalization by Agreement of Learned Representations from Data Augmentation'
 PAPER_ID = 'arXiv:2110.10536'
 
@@ -72,6 +73,18 @@ def model_card(
     ]
     body = '\n\n'.join(section for section in sections if section)
     return ModelCard(f'---\n{metadata.to_yaml()}\n---\n\n{body}\n')
+
+
+def published_card(card: str, repo_id: str, revision: Optional[str] = None) -> str:
+    """The card of a staged folder with the name of a repository in place of the folder's, for timm and transformers.
+
+    Args:
+        revision: Branch, None for the default one.
+    """
+    for_timm = f"'hf_hub:{repo_id}@{revision}'" if revision else f"'hf_hub:{repo_id}'"
+    for_transformers = f"'{repo_id}', revision='{revision}'" if revision else f"'{repo_id}'"
+    return re.sub(r"(pipeline\('image-classification', |from_pretrained\()'\.'", rf'\1{for_transformers}',
+                  card.replace(_HERE, for_timm))
 
 
 def tag_of(saved: SavedModel) -> str:
@@ -171,7 +184,7 @@ def _usage(saved: SavedModel, embedding_shape: Sequence[int], feature_shapes: Se
     lines = ['import timm', 'import torch']
     if mode:
         lines.append('from PIL import Image')
-    lines += ['', f"model = timm.create_model('{HERE}', pretrained=True).eval()"]
+    lines += ['', f"model = timm.create_model({_HERE}, pretrained=True).eval()"]
     if mode:
         lines += ['config = timm.data.resolve_model_data_config(model)',
                   'transform = timm.data.create_transform(**config, is_training=False)',
@@ -181,22 +194,40 @@ def _usage(saved: SavedModel, embedding_shape: Sequence[int], feature_shapes: Se
     probabilities = 'sigmoid()' if _several_labels(saved) else 'softmax(-1)'
     lines += ['', 'with torch.inference_mode():',
               f'    probabilities, classes = model(input).{probabilities}.topk({min(5, saved.num_classes)})']
-    if saved.class_names:
-        lines.append("print([model.pretrained_cfg['label_names'][index] for index in classes[0]], probabilities)")
+    names = known_names(saved.class_names, saved.num_classes)
+    if names:
+        lines.append("names = [model.pretrained_cfg['label_names'][index] for index in classes[0]]")
+        if describe(names):
+            lines.append("names = [model.pretrained_cfg['label_descriptions'][name] for name in names]")
+        lines.append('print(names, probabilities)')
     else:
         lines.append('print(classes, probabilities)')
-    blocks = ['### Classification\n\n' + _python(lines)]
+    blocks = ['### Classification\n\n' + _python(lines), '### With transformers\n\n' + _transformers_usage(saved)]
     if feature_shapes:
         blocks.append('### Feature maps\n\n' + _python([
-            f"backbone = timm.create_model('{HERE}', pretrained=True, features_only=True).eval()",
+            f"backbone = timm.create_model({_HERE}, pretrained=True, features_only=True).eval()",
             'with torch.inference_mode():',
             '    maps = backbone(input)',
             *(f'# {list(shape)}' for shape in feature_shapes)]))
     blocks.append('### Embeddings\n\n' + _python([
-        f"encoder = timm.create_model('{HERE}', pretrained=True, num_classes=0).eval()",
+        f"encoder = timm.create_model({_HERE}, pretrained=True, num_classes=0).eval()",
         'with torch.inference_mode():',
         f'    embedding = encoder(input)  # {list(embedding_shape)}']))
     return '## Usage\n\n' + '\n\n'.join(blocks)
+
+
+def _transformers_usage(saved: SavedModel) -> str:
+    """Its pipeline turns every image into RGB: other models get the input of the snippet for timm."""
+    if saved.in_chans == 3:
+        return _python([
+            'from transformers import pipeline', '',
+            "classifier = pipeline('image-classification', '.')",
+            "print(classifier('image.jpg'))"])
+    return _python([
+        'from transformers import AutoModelForImageClassification', '',
+        "model = AutoModelForImageClassification.from_pretrained('.')",
+        'with torch.inference_mode():',
+        '    logits = model(pixel_values=input).logits'])
 
 
 def _training(saved: SavedModel, recipe: Optional[Dict[str, Any]]) -> str:

@@ -9,7 +9,7 @@ from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.errors import HTTPError, LocalTokenNotFoundError, RepositoryNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
-from .card import HERE
+from .card import published_card
 from .hub_error import HubError, line, reason, status, told
 from .staging import CARD, FILES, load_folder, stage
 
@@ -129,8 +129,8 @@ def _operations(folder: Path, repo_id: str, revision: Optional[str]) -> List[Com
     operations = [CommitOperationAdd(name, str(folder / name)) for name in FILES
                   if name != CARD and (folder / name).is_file()]
     if (folder / CARD).is_file():
-        there = f'hf_hub:{repo_id}' + (f'@{revision}' if revision and revision != 'main' else '')
-        card = (folder / CARD).read_text(encoding='utf-8').replace(f"'{HERE}'", f"'{there}'")
+        branch = revision if revision != 'main' else None
+        card = published_card((folder / CARD).read_text(encoding='utf-8'), repo_id, branch)
         operations.append(CommitOperationAdd(CARD, card.encode()))
     return operations
 

@@ -12,12 +12,14 @@ import torch
 import yaml
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from timm.models import is_model, save_for_hf
+from timm.models import is_model
+from timm.models._hub import save_config_for_hf
 
 from .card import PAPER_ID, PAPER_NAME, base_model_of, model_card, tag_of
 from .checkpoint import SavedModel
 from .durable import scratch_folder
 from .hub_error import HubError, reason, told
+from .labels import describe, index_names, known_names
 from .silence import silenced
 
 CONFIG, WEIGHTS, CARD, RECIPE, SUMMARY, CURVES = FILES = (
@@ -108,11 +110,11 @@ def _write(saved: SavedModel, folder: Path, license: str) -> None:
         ours.update(paper_name=PAPER_NAME, paper_ids=PAPER_ID)
     model.pretrained_cfg = {**{k: v for k, v in model.pretrained_cfg.items() if k not in _OF_SOURCE}, **ours}
     architecture = model.pretrained_cfg['architecture']
-    names = dict(label_names=saved.class_names) if saved.class_names else {}
-    save_for_hf(model, folder, model_config=names, safe_serialization=True, data_config=saved.data_config)
-    # Once more, with the metadata by which others know whose tensors these are.
-    tensors = {name: value.contiguous() for name, value in model.state_dict().items()}
+    _write_config(saved, model, folder / CONFIG)
+    # Clones, since safetensors refuses tensors that share memory; with the metadata by which others know their kind.
+    tensors = {name: value.clone(memory_format=torch.contiguous_format) for name, value in model.state_dict().items()}
     save_file(tensors, folder / WEIGHTS, metadata={'format': 'pt'})
+    shutil.copymode(folder / CONFIG, folder / WEIGHTS)  # safetensors leaves it to its owner alone
 
     made_by = recipe(saved.options)
     if made_by:
@@ -125,6 +127,22 @@ def _write(saved: SavedModel, folder: Path, license: str) -> None:
     card = model_card(
         saved, architecture, embedding, features, recipe=made_by, curves=(folder / CURVES).exists(), license=license)
     (folder / CARD).write_text(str(card), encoding='utf-8')
+
+
+def _write_config(saved: SavedModel, model: torch.nn.Module, path: Path) -> None:
+    """Write config.json as timm does, so that transformers loads it too.
+
+    transformers takes the number of classes from the top level, and fails where model_args repeats it. Where there are
+    no names it takes those of ImageNet by the number of classes.
+    """
+    names = known_names(saved.class_names, saved.num_classes)
+    labels = dict(label_names=names or index_names(saved.num_classes), label_descriptions=describe(names or []))
+    if saved.options.get('task') == SEVERAL_LABELS:
+        labels['problem_type'] = 'multi_label_classification'
+    save_config_for_hf(model, path, model_config=labels, data_config=saved.data_config)
+    config = json.loads(path.read_text(encoding='utf-8'))
+    config['model_args'].pop('num_classes')
+    path.write_text(json.dumps(config, indent=2), encoding='utf-8')
 
 
 @torch.inference_mode()

@@ -235,11 +235,12 @@ def make_saved(tmp_path_factory):
     def make(architecture='test_resnet', num_classes=3, size=32, **fields):
         random_seed(7)
         saved = SavedModel(
-            architecture, {}, num_classes, class_names=['ant', 'bee', 'cat'] if num_classes == 3 else None,
+            architecture, {}, num_classes,
             data_config=dict(input_size=(fields.get('in_chans', 3), size, size), interpolation='bilinear',
                              mean=(0.4,) * fields.get('in_chans', 3), std=(0.3,) * fields.get('in_chans', 3),
                              crop_pct=0.9, crop_mode='center'),
-            **{**dict(options=options, metrics=dict(top1=66.666667, top5=100., loss=1.25, epoch=2),
+            **{**dict(class_names=['ant', 'bee', 'cat'] if num_classes == 3 else None, options=options,
+                      metrics=dict(top1=66.666667, top5=100., loss=1.25, epoch=2),
                       versions=dict(agmax_timm='0.1', timm='1.0.31'), source='best', run_dir=str(run_dir)), **fields})
         model = create_model(
             architecture, num_classes=num_classes, in_chans=saved.in_chans, global_pool=saved.global_pool,

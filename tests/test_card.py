@@ -42,11 +42,12 @@ def test_top5_is_told_of_more_than_five_classes(make_saved):
 
 def test_what_is_not_known_is_left_out(make_saved, saved):
     full = headings(card_of(saved, recipe=recipe(saved.options), curves=True).content)
-    assert full == ['test_resnet.agmax_photos', 'Usage', 'Classification', 'Feature maps', 'Embeddings', 'Training',
-                    'Results', 'Citation']
+    assert full == ['test_resnet.agmax_photos', 'Usage', 'Classification', 'With transformers', 'Feature maps',
+                    'Embeddings', 'Training', 'Results', 'Citation']
     bare = make_saved(options={}, metrics={}, versions={}, run_dir=None)
     card = model_card(bare, 'test_resnet', [1, 96])
-    assert headings(card.content) == ['test_resnet.agmax_timm', 'Usage', 'Classification', 'Embeddings', 'Citation']
+    assert headings(card.content) == [
+        'test_resnet.agmax_timm', 'Usage', 'Classification', 'With transformers', 'Embeddings', 'Citation']
     assert {'datasets', 'base_model', 'model-index'} & set(card.data.to_dict()) == set()
     assert not re.search(r'None|nan|\[\]|photos', card.content)
     broken = card_of(make_saved(metrics=dict(top1=float('nan'), loss=float('inf'))))
@@ -78,6 +79,15 @@ def test_both_works_are_cited(saved):
         assert words in text
 
 
+def test_synsets_are_shown_in_words(make_saved, tmp_path):
+    stage(make_saved(class_names=['n12620546', 'n04399382', 'other']), tmp_path)
+    code = re.search(r'```python\n(.*?)\n```', (tmp_path / 'README.md').read_text(), re.S)[1]
+    Image.new('RGB', (40, 50), 'red').save(tmp_path / 'image.jpg')
+    printed = subprocess.run(
+        [sys.executable, '-I', '-c', code], cwd=tmp_path, check=True, capture_output=True, text=True)
+    assert 'hip, rose hip, rosehip' in printed.stdout and 'n1262' not in printed.stdout
+
+
 def test_only_options_that_matter_are_in_the_table(saved):
     text = card_of(saved, recipe=recipe(saved.options)).content
     assert re.findall(r'^\| (\w+) \| ', text, re.M)[1:] == [
@@ -99,7 +109,7 @@ def test_the_code_runs_in_the_folder_without_this_package(make_saved, tmp_path):
     code = ('import os, sys\nsys.modules["agmax_timm"] = None\n'
             f'for folder, code in {programs}.items():\n    os.chdir(folder)\n    exec(code, {{}})')
     printed = subprocess.run([sys.executable, '-c', code], check=True, capture_output=True, text=True).stdout
-    assert all(printed.count(name) == 3 for name in ('ant', 'bee', 'cat'))
+    assert all(printed.count(name) == 4 for name in ('ant', 'bee', 'cat'))  # by timm, and of RGB by transformers
 
 
 @pytest.mark.parametrize('options, expected', [

@@ -81,7 +81,9 @@ def test_everything_arrives_in_one_commit(hub, upload, staged):
     local = {path.name: path.read_bytes() for path in staged.iterdir()}
     text = local.pop('README.md').decode()
     assert found == local
-    assert card == text.replace('local-dir:.', 'hf_hub:ann/net') and card != text
+    assert card == text.replace('local-dir:.', 'hf_hub:ann/net').replace(
+        "pipeline('image-classification', '.')", "pipeline('image-classification', 'ann/net')")
+    assert 'local-dir' not in card and "'.'" not in card
     assert ModelCard(card).data.to_dict() == ModelCard(text).data.to_dict()
 
 
@@ -91,7 +93,9 @@ def test_a_branch_is_made_where_it_is_missing(hub, upload):
     upload(revision='v2')
     branches = hub.repos['ann/net'].branches
     assert set(branches) == {'main', 'v2'} and len(branches['main']) == 2
-    assert b"'hf_hub:ann/net@v2'" in hub.files('ann/net', 'v2')['README.md'].content
+    of_branch = hub.files('ann/net', 'v2')['README.md'].content
+    assert b"'hf_hub:ann/net@v2'" in of_branch
+    assert b"pipeline('image-classification', 'ann/net', revision='v2')" in of_branch
     assert b"'hf_hub:ann/net'" in hub.files('ann/net')['README.md'].content
 
 
@@ -308,8 +312,7 @@ HOSTILE = {
     'missing tensor': (lambda f: edit_weights(f, lambda t: t.pop('fc.bias')), 'fc.bias is missing, the model has [3]'),
     'tensor too many': (lambda f: edit_weights(f, lambda t: t.update(extra=torch.ones(2))),
                         'extra is [2], the model has none'),
-    'other classes': (lambda f: edit_config(f, lambda c: (c.update(num_classes=9), c['model_args'].update(
-        num_classes=9))), 'fc.bias is [3], the model has [9]'),
+    'other classes': (lambda f: edit_config(f, lambda c: c.update(num_classes=9)), 'fc.bias is [3], the model has [9]'),
     'other architecture': (lambda f: edit_config(f, lambda c: c.update(architecture='test_vit')), 'config.json'),
     'unknown architecture': (lambda f: edit_config(f, lambda c: c.update(architecture='../../net')),
                              "timm has no architecture '../../net'"),

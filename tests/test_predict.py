@@ -10,6 +10,7 @@ import pytest
 import timm
 import torch
 from PIL import Image
+from run_files import load
 from timm.data import ImageNetInfo
 from timm.models import create_model
 from timm.utils import random_seed
@@ -184,6 +185,18 @@ def test_a_published_model_has_its_class_names(staged_ema, ema_run, photos, run)
     published = json.loads(run(f'local-dir:{staged_ema}', *words))[0]['predictions']
     assert {entry['class'] for entry in published} == {'ant', 'bee', 'cat'}
     assert published == json.loads(run(ema_run, '--use-ema', *words))[0]['predictions']
+
+
+def test_synsets_are_shown_in_words_of_checkpoints_and_of_folders(make_saved, ema_run, photos, run, tmp_path):
+    names = ['n12620546', 'n04399382', 'other']
+    checkpoint = load(ema_run / 'last.pth.tar')
+    checkpoint['agmax_timm']['class_names'] = names
+    torch.save(checkpoint, tmp_path / 'last.pth.tar')
+    stage(make_saved(class_names=names), tmp_path / 'hub')
+    for model in (tmp_path / 'last.pth.tar', f'local-dir:{tmp_path}/hub'):
+        row = json.loads(run(model, images_of(photos)[0], '--format', 'json'))[0]
+        assert {entry['index']: entry['class'] for entry in row['predictions']} == {
+            0: 'hip, rose hip, rosehip', 1: 'teddy, teddy bear', 2: 'other'}
 
 
 def test_weights_of_timm_have_the_names_of_imagenet():

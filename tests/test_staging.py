@@ -1,5 +1,6 @@
 """A staged folder: what it holds, whose, and that it is whole or not there."""
 import json
+import os
 import resource
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,6 +10,7 @@ import timm
 import torch
 import yaml
 from safetensors import safe_open
+from safetensors.torch import load_file
 
 from agmax_timm.hub_error import HubError
 from agmax_timm.run.config import parse_train_args
@@ -36,6 +38,7 @@ def test_the_configuration_says_what_is_true_of_these_weights(make_saved, tmp_pa
     config = json.loads((tmp_path / 'hub' / 'config.json').read_text())
     assert (config['architecture'], config['num_classes'], config['label_names']) == (
         'resnet10t', 3, ['ant', 'bee', 'cat'])
+    assert 'num_classes' not in config['model_args']  # where transformers does not expect it
     ours = config['pretrained_cfg']
     assert (ours['tag'], ours['license'], ours['paper_ids']) == ('agmax_photos', 'mit', 'arXiv:2110.10536')
     assert not {'hf_hub_id', 'url', 'file', 'source', 'origin_url', 'test_input_size', 'test_crop_pct'} & set(ours)
@@ -66,6 +69,28 @@ def test_arguments_of_the_model_travel(make_saved, tmp_path):
 @pytest.mark.parametrize('architecture', ['test_vit', 'test_efficientnet.r160_in1k'])
 def test_other_architectures(make_saved, tmp_path, architecture):
     stage(make_saved(architecture=architecture, size=160), tmp_path / 'hub')
+
+
+def test_tensors_that_share_memory(make_saved, tmp_path):
+    """CoaT has such. Each is stored by its own name, as plain timm expects."""
+    saved = make_saved(architecture='coat_lite_tiny', model_args=dict(img_size=32, embed_dims=[16, 16, 16, 16]))
+    assert len({value.data_ptr() for value in saved.state_dict.values()}) < len(saved.state_dict)
+    stage(saved, tmp_path / 'hub')
+    found = load_file(tmp_path / 'hub' / 'model.safetensors')
+    assert found.keys() == saved.state_dict.keys()
+    assert all(torch.equal(found[name], value) for name, value in saved.state_dict.items())
+
+
+@pytest.mark.parametrize('umask, mode', [(0o022, 0o644), (0o027, 0o640), (0o002, 0o664)])
+def test_files_are_readable_as_the_umask_says(saved, tmp_path, umask, mode):
+    before = os.umask(umask)
+    try:
+        stage(saved, tmp_path / 'hub')
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / 'hub').iterdir()}
+    assert modes == dict.fromkeys(FILES, mode)
+    assert (tmp_path / 'hub').stat().st_mode & 0o777 == 0o777 & ~umask
 
 
 def test_weights_in_channels_last_are_staged(make_saved, tmp_path):

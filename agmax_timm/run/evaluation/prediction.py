@@ -10,6 +10,7 @@ from timm.data.readers.reader import Reader
 
 from ...checkpoint import read_model, saved_options, saved_record
 from ...data.decoding import DecodedDataset, UndecodableError
+from ...labels import describe, known_names
 from ...staging import SEVERAL_LABELS
 from ...untrusted import CheckpointError
 from .. import build, loaders, validation
@@ -146,11 +147,14 @@ def options_of(checkpoint: str = '', model: Optional[str] = None, **given: Any) 
 
 
 def _class_names(args: argparse.Namespace, subject: Subject) -> Optional[List[str]]:
-    """By index: those of the checkpoint or of the published model, those of ImageNet for weights of timm."""
-    known = saved_record(args.checkpoint).get('class_names') if args.checkpoint else (
-        subject.model.pretrained_cfg.get('label_names'))
-    if known and len(known) == subject.num_classes:
-        return list(map(str, known))
+    """By index: those of the checkpoint or of the published model, in words where they are synsets of ImageNet; those
+    of ImageNet for weights of timm."""
+    published = {} if args.checkpoint else subject.model.pretrained_cfg
+    known = saved_record(args.checkpoint).get('class_names') if args.checkpoint else published.get('label_names')
+    names = known_names(known, subject.num_classes)
+    if names:
+        descriptions = published.get('label_descriptions') or describe(names)
+        return [str(descriptions.get(name, name)) for name in names]
     subset = infer_imagenet_subset(subject.model)
     if args.checkpoint or ':' in args.model or subset is None:
         return None
