@@ -303,6 +303,84 @@ def test_a_gradient_that_is_not_finite_makes_no_update(photos, tmp_path, monkeyp
     assert all(value.isfinite().all() for value in load(tmp_path / 'skipped' / 'last.pth.tar')['state_dict'].values())
 
 
+@pytest.fixture
+def scaled(monkeypatch):
+    """Runs on a CPU scale their losses, as those in float16 on a GPU do."""
+    from agmax_timm.run import build
+    from agmax_timm.run.scaler import LossScaler
+    monkeypatch.setattr(build, 'build_precision', lambda args, device: build.Precision(scaler=LossScaler('cpu')))
+
+
+def poison_gradients(monkeypatch, updates):
+    """Make the gradients of these forward passes NaN, and leave the losses as they are."""
+    from agmax_timm.loss import AgMaxLoss
+    seen, forward = [], AgMaxLoss.forward
+
+    def poisoned(self, logits, joint, target):
+        seen.append(len(logits))
+        result = forward(self, logits, joint, target)
+        return {**result, 'loss': _BrokenGradient.apply(result['loss'])} if len(seen) in updates else result
+
+    monkeypatch.setattr(AgMaxLoss, 'forward', poisoned)
+
+
+def test_a_scale_that_does_not_stop_falling_ends_the_run(photos, tmp_path, monkeypatch, capsys, scaled):
+    """From 2 ** 16, the seventeenth skipped update in a row brings the scale below 1."""
+    from agmax_timm.run import training as train
+    poison_gradients(monkeypatch, range(1, 100))
+    with pytest.raises(SystemExit) as exit_info:
+        train.main([str(photos), *FLAGS, '-j', '0', '--agmax', '--epochs', '9', '--output', str(tmp_path),
+                    '--experiment', 'run'])
+    assert exit_info.value.code == 1
+    message = capsys.readouterr().err.strip().splitlines()[-1]
+    assert 'update 5 of epoch 2: gradient not finite, samples' in message
+    assert 'skipped 17 updates in a row, its scale is 0.5' in message and '--amp-dtype bfloat16' in message
+    kept = torch.load(next((tmp_path / 'run').glob('broken-*.pth')), weights_only=True)
+    assert kept['broken'] == ['gradient'] and (kept['epoch'], kept['update']) == (2, 4)  # counted from 0
+
+
+def test_single_skipped_updates_are_counted_in_the_log(photos, tmp_path, monkeypatch, scaled):
+    from agmax_timm.run import training as train
+    poison_gradients(monkeypatch, {1, 4})
+    train.main([str(photos), *FLAGS, '-j', '0', '--agmax', '--epochs', '1', '--output', str(tmp_path),
+                '--experiment', 'run'])
+    log = (tmp_path / 'run' / 'train.log').read_text()
+    assert 'Skipped update 1 of epoch 0' in log and 'now 32768; skipped so far: 1' in log
+    assert 'Skipped update 4 of epoch 0' in log and 'now 16384; skipped so far: 2' in log
+    assert load(tmp_path / 'run' / 'last.pth.tar')['amp_scaler']['scale'] == 2. ** 14
+
+
+@pytest.mark.parametrize('update, flags', [
+    (3, []), (6, []), (3, ['--recovery-interval', '3'])], ids=['next', 'end of the epoch', 'before a save'])
+def test_a_gradient_that_is_found_late_is_that_of_its_own_update(photos, tmp_path, monkeypatch, capsys, update, flags):
+    """As on a GPU: the gradients of an update are read with the next, at the end of the epoch or before a save."""
+    from agmax_timm.run import training as train
+    from agmax_timm.run.guards import watch
+    begin = watch.Watch.__init__
+
+    def late(self, *args):
+        begin(self, *args)
+        self.at_once = False
+
+    monkeypatch.setattr(watch.Watch, '__init__', late)
+    poison_gradients(monkeypatch, {update})
+    indices = []
+    from agmax_timm.data.resumable import ResumableLoader
+    known = ResumableLoader.indices
+    monkeypatch.setattr(ResumableLoader, 'indices', lambda self, number: (
+        indices.append((number, known(self, number))), indices[-1][1])[1])
+    with pytest.raises(SystemExit) as exit_info:
+        train.main([str(photos), *FLAGS, '-j', '0', '--agmax', '--epochs', '2', '--output', str(tmp_path),
+                    '--experiment', 'run', *flags])
+    assert exit_info.value.code == 1
+    errors = capsys.readouterr().err
+    (number, samples), = indices
+    assert number == update - 1 and len(samples) == 2
+    message = errors.strip().splitlines()[-1]
+    assert f"update {update} of epoch 0: gradient not finite, samples {', '.join(map(str, samples))}. It was" in message
+    assert 'Test:' not in errors and not list((tmp_path / 'run').glob('*.pth*'))
+
+
 def test_recovery_files_by_the_clock(photos, tmp_path, monkeypatch):
     """Each update takes 4 s of this clock, so 10 s have gone by after the third, and again after the sixth."""
     from agmax_timm.run import training as train

@@ -7,7 +7,6 @@ import timm
 import torch
 from timm.loss import BinaryCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from timm.task import ClassificationTask
-from timm.utils import NativeScaler
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.utils import get_total_norm
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -17,8 +16,10 @@ from agmax_timm.distillation import AgMaxDistillationTask
 from agmax_timm.loss import AGREEMENT_KINDS
 from agmax_timm.run import engine
 from agmax_timm.run.build import Precision
+from agmax_timm.run.guards import watch as watching
 from agmax_timm.run.guards.watch import Verdict, Watch
-from agmax_timm.run.losses import RunningLosses
+from agmax_timm.run.losses import RunningLosses, Update
+from agmax_timm.run.scaler import LossScaler
 from agmax_timm.run.step import Step
 
 torch.set_num_threads(1)  # small tensors: more threads only wait for each other
@@ -108,7 +109,8 @@ def copies(monkeypatch):
 def assert_no_wait(copies, task, batches, updates=UPDATES, **options):
     copies.seen.clear()
     train(task, batches, 'meta', UnreadLosses(torch.device('meta')), **options)
-    assert copies.seen == [('meta', 'cpu', 'waits')] * updates, 'the flags of the watch, which wait on no GPU: below'
+    # The flags of the watch, which wait on no GPU (see below), and behind the epoch those of its last gradients.
+    assert copies.seen == [('meta', 'cpu', 'waits')] * (updates + 1)
 
 
 def test_reading_and_copying_would_be_seen(copies):
@@ -227,14 +229,14 @@ def test_a_scaled_loss_makes_the_same_updates(accum_steps, clip):
     """The scale is a power of two, which no float32 is rounded by."""
     batches = [batch() for _ in range(UPDATES * accum_steps)]
     expected = train(create_task(), batches, grad_accum_steps=accum_steps, **clip)
-    scaled = train(create_task(), batches, scaler=NativeScaler('cpu'), grad_accum_steps=accum_steps, **clip)
+    scaled = train(create_task(), batches, scaler=LossScaler('cpu'), grad_accum_steps=accum_steps, **clip)
     torch.testing.assert_close(scaled, expected, rtol=1e-6, atol=1e-7)
     begun = dict(create_task().get_trainable_module().named_parameters())
     assert any((expected[name] - value).abs().max() > 1e-3 for name, value in begun.items())
 
 
 def test_a_gradient_beyond_the_scale_is_no_update_and_halves_it():
-    task, scaler = create_task(), NativeScaler('cpu')
+    task, scaler = create_task(), LossScaler('cpu')
     parameters = dict(task.get_trainable_module().named_parameters())
     before = {name: parameter.clone() for name, parameter in parameters.items()}
     scale = scaler.state_dict()['scale']
@@ -245,6 +247,69 @@ def test_a_gradient_beyond_the_scale_is_no_update_and_halves_it():
     overflow.remove()
     train(task, [batch()], scaler=scaler)
     assert not all(torch.equal(parameter, before[name]) for name, parameter in parameters.items())
+
+
+@pytest.fixture
+def events(monkeypatch):
+    """What the host launches and what it waits for, in order."""
+    seen = []
+
+    def note(owner, name, word):
+        function = getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda *args, **kwargs: (seen.append(word), function(*args, **kwargs))[1])
+
+    note(AgMaxTask, 'forward', 'forward')
+    note(torch.Tensor, 'backward', 'backward')
+    note(torch.optim.SGD, 'step', 'step')
+    note(watching._Reading, 'read', 'wait for flags')
+    note(torch.Tensor, 'item', 'wait for gradients')
+    return seen
+
+
+@pytest.mark.parametrize('accum_steps', [1, 2])
+@pytest.mark.parametrize('policy', ['stop', 'skip'])
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16', 'float16'])
+def test_all_passes_of_an_update_are_launched_before_the_host_waits(events, dtype, policy, accum_steps):
+    """As on a GPU, where the gradients are read with the next update unless broken ones are to be left out."""
+    device, args = torch.device('cpu'), Namespace(**{**OPTIONS, 'nan_policy': policy, 'grad_accum_steps': accum_steps})
+    watch, task = Watch(args, device), create_task()
+    watch.at_once = policy == 'skip'
+    precision = Precision(
+        nullcontext if dtype == 'float32' else lambda: torch.autocast('cpu', dtype=getattr(torch, dtype)),
+        LossScaler('cpu') if dtype == 'float16' else None)
+    step = Step(task, torch.optim.SGD(task.parameters(), lr=0.1), args, device, precision, watch=watch)
+    step.begin_epoch()
+    for index in range(2):
+        events.clear()
+        update = Update(0, index)
+        for number in range(accum_steps):
+            step(update, *batch(), accum_steps, last=number == accum_steps - 1)
+        waits = ['wait for gradients'] if dtype == 'float16' or policy == 'skip' else []
+        scaled = ['wait for gradients'] if dtype == 'float16' else []  # torch's scaler reads them once more
+        assert events == ['forward', 'backward'] * accum_steps + ['wait for flags', *waits, *scaled, 'step']
+
+
+def test_a_skipped_update_moves_neither_average_nor_schedule():
+    task, scaler, moves = create_task(), LossScaler('cpu'), []
+    task.setup_ema(decay=0.5)
+    first = next(iter(task.get_trainable_module().parameters()))
+    overflowing = [0, 2]
+    number = iter(range(4))
+    first.register_hook(lambda gradient: gradient * (float('inf') if next(number) in overflowing else 1))
+    task.update_ema = lambda step: moves.append(('ema', step))
+
+    class Schedule:
+        def step_update(self, num_updates):
+            moves.append(('schedule', num_updates))
+
+    device, args = torch.device('cpu'), Namespace(**OPTIONS)
+    found = []
+    step = Step(task, torch.optim.SGD(task.parameters(), lr=0.1), args, device, Precision(scaler=scaler),
+                watch=Watch(args, device), on_broken=lambda *broken: found.append(broken))
+    engine.train_one_epoch(0, step, [batch() for _ in range(4)], scheduler=Schedule())
+    assert moves == [('ema', 2), ('schedule', 2), ('ema', 4), ('schedule', 4)]
+    assert [update.first_batch for update, _ in found] == overflowing
+    assert [verdict.scale for _, verdict in found] == [2. ** 15, 2. ** 14]
 
 
 # One graph to compile

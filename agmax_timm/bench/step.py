@@ -77,7 +77,8 @@ class Update:
             value = loss(*batch)
         self.optimizer.zero_grad()
         if self.precision.scaler is not None:
-            self.precision.scaler(value, self.optimizer)
+            self.precision.scaler.backward(value)
+            self.precision.scaler.step(self.optimizer)
         else:
             value.backward()
             self.optimizer.step()

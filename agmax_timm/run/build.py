@@ -17,11 +17,11 @@ from timm.data import resolve_data_config
 from timm.layers import convert_splitbn_model, convert_sync_batchnorm, set_fast_norm
 from timm.models import create_model
 from timm.task import TrainingTask
-from timm.utils import NativeScaler
 
 from ..command_line import OptionError
 from ..untrusted import one_line
 from .flags.names import REFUSED, check_model
+from .scaler import LossScaler
 from .sharding import shard_task
 
 _logger = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ _logger = logging.getLogger(__name__)
 class Precision:
     """Numbers of a run: autocast context, loss scaler (float16 on CUDA alone), dtype of the weights (None: float32)."""
     autocast: Callable = nullcontext
-    scaler: Optional[NativeScaler] = None
+    scaler: Optional[LossScaler] = None
     model_dtype: Optional[torch.dtype] = None
 
 
@@ -59,7 +59,7 @@ def build_precision(args: argparse.Namespace, device: torch.device) -> Precision
     if not args.amp:
         return Precision(model_dtype=getattr(torch, args.model_dtype) if args.model_dtype else None)
     dtype = getattr(torch, args.amp_dtype)
-    scaler = NativeScaler(device=device.type) if device.type == 'cuda' and dtype == torch.float16 else None
+    scaler = LossScaler(device=device.type) if device.type == 'cuda' and dtype == torch.float16 else None
     # With --fsdp a cache would keep a copy of every layer's weights until the end of the forward pass.
     cache = not getattr(args, 'fsdp', False)
     return Precision(partial(torch.autocast, device_type=device.type, dtype=dtype, cache_enabled=cache), scaler)

@@ -108,6 +108,8 @@ def train_one_epoch(
         if verdict is None or not verdict.broken:
             for values, images in update.losses:
                 losses.update(values, images)
+        made = verdict is None or verdict.made
+        if made:
             step.task.update_ema(step=num_updates)
         update = Update(epoch, batch_index + 1)
         if args.synchronize_step and device.type != 'cpu':
@@ -116,12 +118,13 @@ def train_one_epoch(
             last, mean = losses.read(f'by update {update_index + 1} of epoch {epoch}')
             on_log(Progress(epoch, update_index, updates_in_epoch, last, mean, lap, total, input, target))
             lap = Span()
-        if scheduler is not None:
+        if made and scheduler is not None:
             scheduler.step_update(num_updates=num_updates)
         if on_update is not None:
             on_update(batch_index + 1, verdict)
         data_wanted = time.perf_counter()
 
+    step.finish()
     check_damage(loader)
     check_delivered(batch_index + 1, num_batches)
     if hasattr(step.optimizer, 'sync_lookahead'):

@@ -34,6 +34,12 @@ class Update:
         self.losses.append(({name: value.detach() for name, value in result.items() if name != 'output'}, images))
         self.input, self.target = input, target
 
+    def without_batch(self) -> 'Update':
+        """The same update without its images and targets, which take memory."""
+        update = Update(self.epoch, self.first_batch)
+        update.losses = self.losses
+        return update
+
     def keep_buffers(self, module: nn.Module) -> None:
         """Note the running statistics, which a broken batch changes before it is known to be broken."""
         self._buffers = [buffer.clone() for buffer in module.buffers()]

@@ -1,7 +1,7 @@
 """An update: the gradients of its batches, what is found broken of them, and the optimizer's step."""
 import argparse
 from contextlib import nullcontext
-from typing import Any, Callable, Optional
+from typing import Callable, Optional
 
 import torch
 from timm.task import TrainingTask
@@ -24,7 +24,7 @@ class Step:
         precision: Dtypes, and the scaler of the loss where there is one.
         loss_scale: Factor of a batch's gradient by its number of images, where batches differ in size.
         watch: Looks at losses and gradients before each update.
-        on_broken: Called in place of an update that is broken; it may raise. The update is then left out.
+        on_broken: Called with an update whose losses or gradients are not finite; it may raise.
     """
 
     def __init__(
@@ -45,10 +45,11 @@ class Step:
         self.precision = precision
         self.loss_scale = loss_scale
         self.watch = watch
-        self.on_broken = on_broken
+        self.on_broken = on_broken or (lambda update, verdict: None)
         self._module = task.get_trainable_module()
         self._parameters = list(self._module.parameters())  # once: the walk to them costs as much as their norm
         self._second_order = getattr(optimizer, 'is_second_order', False)
+        self._before: Optional[Update] = None  # the last one that was made, where its gradients are read with the next
 
     def begin_epoch(self) -> None:
         self._module.train()
@@ -73,11 +74,16 @@ class Step:
         Returns:
             What the watch of all ranks found of the update; None before the last batch, and without a watch.
         """
-        loss = self._accumulate(update, input, target, batches, last)
-        return self._make(update, loss) if last else None
+        self._accumulate(update, input, target, batches, last)
+        return self._make(update) if last else None
 
-    def _accumulate(self, update: Update, input: Input, target: torch.Tensor, batches: int, last: bool) -> torch.Tensor:
-        """The loss of a batch as its gradient is taken; with a scaler that of the last batch is still to be taken."""
+    def finish(self) -> None:
+        """Read what is still unread of the last update. Call it before its weights are used or saved."""
+        if self._before is not None:
+            self._check_before(self.watch.read_late())
+
+    def _accumulate(self, update: Update, input: Input, target: torch.Tensor, batches: int, last: bool) -> None:
+        """Launch forward and backward pass of a batch."""
         if self.watch is not None and self.watch.skips and not update.losses:
             update.keep_buffers(self._module)
         with nullcontext() if last else self.task.no_sync():
@@ -92,45 +98,53 @@ class Step:
                 loss = self.loss_scale(images) * loss
             if self.precision.scaler is None:
                 loss.backward(create_graph=self._second_order)
-            elif not last:
-                self._scale(loss, parameters=None, need_update=False)
-        return loss
+            else:
+                self.precision.scaler.backward(loss, create_graph=self._second_order)
 
-    def _make(self, update: Update, loss: torch.Tensor) -> Optional[Verdict]:
+    def _make(self, update: Update) -> Optional[Verdict]:
         """Step, unless losses or gradients are broken."""
         verdict = norm = None
         if self.watch is not None:
             verdict = self.watch.agree()
+            self._check_before(verdict)
             if self.precision.scaler is None:  # the scaler looks at gradients itself
                 norm = self.watch.check_gradients(self._parameters, verdict)
         if verdict is not None and verdict.broken:
             self.on_broken(update, verdict)
             update.restore_buffers(self._module)
-        else:
-            self._optimize(loss, norm)
+        elif not self._optimize(norm) and verdict is not None:
+            verdict.skipped, verdict.scale = True, self.precision.scaler.scale
+            self.on_broken(update, verdict)
+        if self.watch is not None and self.watch.has_late:
+            self._before = update.without_batch()
+            if verdict.save or verdict.stop:
+                self.finish()
         self.optimizer.zero_grad()
         return verdict
 
-    def _optimize(self, loss: torch.Tensor, norm: Optional[torch.Tensor]) -> None:
+    def _check_before(self, verdict: Verdict) -> None:
+        """Hand over the update before if its gradients, which the optimizer has used by now, were not finite."""
+        before, self._before = self._before, None
+        if verdict.late:
+            self.on_broken(before, verdict)
+
+    def _optimize(self, norm: Optional[torch.Tensor]) -> bool:
         """Clip the gradients, and step.
 
         Args:
             norm: That of all gradients, where it is known: clipping by norm need not read them again.
+
+        Returns:
+            Whether the update was made; the scaler leaves out those whose gradients are not finite.
         """
         args, parameters = self.args, None
         if args.clip_grad is not None:
             parameters = self.task.get_clip_parameters(exclude_head='agc' in args.clip_mode)
         if self.precision.scaler is not None:
-            self._scale(loss, parameters, need_update=True)
-            return
+            return self.precision.scaler.step(self.optimizer, args.clip_grad, args.clip_mode, parameters)
         if args.clip_grad is not None and args.clip_mode == 'norm' and norm is not None:
             clip_grads_with_norm_(parameters, args.clip_grad, norm)
         elif args.clip_grad is not None:
             dispatch_clip_grad(parameters, value=args.clip_grad, mode=args.clip_mode)
         self.optimizer.step()
-
-    def _scale(self, loss: torch.Tensor, parameters: Any, need_update: bool) -> None:
-        """The backward pass with timm's scaler, and with the last batch of an update its clipping and step."""
-        self.precision.scaler(
-            loss, self.optimizer, clip_grad=self.args.clip_grad, clip_mode=self.args.clip_mode, parameters=parameters,
-            create_graph=self._second_order, need_update=need_update)
+        return True

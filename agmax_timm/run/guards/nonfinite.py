@@ -13,20 +13,24 @@ from ...data.resumable import ResumableLoader
 from ...durable import replacing
 from ..losses import NonFiniteError, Update
 from ..sharding import whole
-from .watch import Verdict
+from .watch import GRADIENT, Verdict
 
 _logger = logging.getLogger('train')
 _MOST_FILES = 10
 _MOST_IN_A_ROW = 50
+_REMEDY = 'a smaller --lr, --clip-grad, more --warmup-epochs, --amp-dtype bfloat16'
 
 
 class BrokenUpdates:
     """Ends the run at the first broken update, or leaves such updates out, as --nan-policy says.
 
+    Updates that the loss scaler skips are no reason to end, unless they do not stop: a scale that starts high has to
+    come down.
+
     Args:
         args: Options.
-        task: What is trained.
-        loader: Knows the indices of a batch.
+        task: Task that is trained.
+        loader: Training loader, which knows the indices of a batch.
     """
 
     def __init__(self, args: argparse.Namespace, task: TrainingTask, loader: ResumableLoader):
@@ -35,41 +39,66 @@ class BrokenUpdates:
         self.loader = loader
         self.folder: Optional[str] = None  # where files go, on every rank; None: nowhere
         self.count = 0
-        self._last = (-1, 0)  # epoch and batch behind the last one
+        self.skipped = 0  # by the loss scaler
+        self._next = -1  # number of the batch behind the last one, in all epochs
         self._in_a_row = 0
 
     def __call__(self, update: Update, verdict: Verdict) -> None:
         """
         Raises:
-            NonFiniteError: on all ranks, at the first one, or with --nan-policy skip after 50 in a row.
+            NonFiniteError: on all ranks, at the first one, or with --nan-policy skip after 50 in a row; for updates
+                that the loss scaler skips, after 50 in a row or at a scale below 1.
         """
-        found = [self._describe(update, verdict)]
-        if self.args.distributed:
-            of_ranks = [None] * self.args.world_size
-            dist.all_gather_object(of_ranks, found[0])
-            found = of_ranks
+        first_batch = update.epoch * len(self.loader.loader) + update.first_batch
+        self._in_a_row = self._in_a_row + 1 if first_batch == self._next else 1
+        self._next = first_batch + len(update.losses)
+        if verdict.skipped:
+            self._skipped(update, verdict)
+            return
+        found = self._found(update, verdict)
         self.count += 1
-        self._in_a_row = self._in_a_row + 1 if self._last == (update.epoch, update.first_batch) else 1
-        self._last = (update.epoch, update.first_batch + len(update.losses))
-        number = update.first_batch // self.args.grad_accum_steps + 1
-        message = (f"update {number} of epoch {update.epoch}: {', '.join(verdict.broken)} not finite, "
-                   f"{'; '.join(text for text in found if text)}")
+        message = f"{self._name(update)}: {', '.join(verdict.broken)} not finite, {found}"
+        if verdict.late:
+            raise NonFiniteError(f'{message}. It was found after the update was made, and nothing was saved since. Try '
+                                 f'{_REMEDY}')
         if self.args.nan_policy == 'stop':
-            raise NonFiniteError(f'{message}. The update was not made, and nothing was saved of it. Try a smaller '
-                                 '--lr, --clip-grad, more --warmup-epochs, --amp-dtype bfloat16 or --nan-policy skip')
+            raise NonFiniteError(f'{message}. The update was not made, and nothing was saved of it. Try {_REMEDY} or '
+                                 '--nan-policy skip')
         if self._in_a_row >= _MOST_IN_A_ROW:
             raise NonFiniteError(f'{message}: the last of {self._in_a_row} updates in a row. Try a smaller --lr')
         if self.args.rank == 0:
             _logger.warning(f'Left out: {message}')
 
+    def _skipped(self, update: Update, verdict: Verdict) -> None:
+        self.skipped += 1
+        if verdict.scale < 1 or self._in_a_row >= _MOST_IN_A_ROW:
+            raise NonFiniteError(
+                f'{self._name(update)}: gradient not finite, {self._found(update, verdict)}. The loss scaler skipped '
+                f'{self._in_a_row} updates in a row, its scale is {verdict.scale:g}. Try {_REMEDY}')
+        if self.args.rank == 0:
+            _logger.info(f'Skipped {self._name(update)}: a gradient is not finite in float16. The loss scale is now '
+                         f'{verdict.scale:g}; skipped so far: {self.skipped}')
+
+    def _name(self, update: Update) -> str:
+        return f'update {update.first_batch // self.args.grad_accum_steps + 1} of epoch {update.epoch}'
+
+    def _found(self, update: Update, verdict: Verdict) -> str:
+        """Where it is broken, on all ranks. A collective where there are several."""
+        found = [self._describe(update, verdict)]
+        if self.args.distributed:
+            of_ranks = [None] * self.args.world_size
+            dist.all_gather_object(of_ranks, found[0])
+            found = of_ranks
+        return '; '.join(text for text in found if text)
+
     def _describe(self, update: Update, verdict: Verdict) -> str:
-        """Of this rank: where it is broken, the samples, and the file with the batch."""
-        if not verdict.here:
+        """Samples of this rank and the file with its batch, '' where this rank is not broken."""
+        if not verdict.here and not verdict.skipped:
             return ''
         indices = [self.loader.indices(update.first_batch + i) for i in range(len(update.losses))]
         known = [index for batch in indices if batch for index in batch]
         words = f'samples {_listed(known)}' if known else 'samples of unknown index'
-        if self.folder is not None and self.count < _MOST_FILES:
+        if self.folder is not None and self.count < _MOST_FILES and update.input is not None:
             words += f', kept in {self._write(update, verdict, indices)}'
         return f'on rank {self.args.rank} {words}' if self.args.distributed else words
 
@@ -81,7 +110,7 @@ class BrokenUpdates:
         weights = {} if self.args.fsdp else {
             name: whole(value).detach().cpu() for name, value in module.state_dict().items()}
         content = {
-            'epoch': update.epoch, 'update': number, 'rank': self.args.rank, 'broken': list(verdict.here),
+            'epoch': update.epoch, 'update': number, 'rank': self.args.rank, 'broken': verdict.here or [GRADIENT],
             'losses': [{name: value.item() for name, value in values.items()} for values, _ in update.losses],
             'indices': indices, 'input': _on_host(update.input), 'target': _on_host(update.target),
             'weights': weights, 'model': self.args.model, 'num_classes': self.args.num_classes,

@@ -16,7 +16,7 @@ from torch.nn.utils import get_total_norm
 
 from ..sharding import whole
 
-_GRADIENT = 'gradient'
+GRADIENT = 'gradient'
 
 
 @dataclass
@@ -26,6 +26,14 @@ class Verdict:
     here: List[str]  # those of this rank
     save: bool = False
     stop: bool = False
+    late: bool = False  # broken is the gradient of the update before, which was made
+    skipped: bool = False  # the loss scaler left the update out: a gradient is NaN or infinite
+    scale: Optional[float] = None  # factor of the loss from then on
+
+    @property
+    def made(self) -> bool:
+        """Whether the optimizer stepped."""
+        return not self.broken and not self.skipped
 
 
 class Watch:
@@ -70,12 +78,23 @@ class Watch:
 
     def agree(self) -> Verdict:
         """What was found of the update, on all ranks. Call it before the optimizer steps."""
-        (save, stop, late, *everywhere), (_, _, _, *here) = self._reading.read()
+        (save, stop, late, *everywhere), (_, _, late_here, *here) = self._reading.read()
         self._losses = self._late = self._reading = None
-        names = [_named(self.names, everywhere), _named(self.names, here)]
-        if late:
-            names = [[*found, f'{_GRADIENT} of the update before'] for found in names]
-        return Verdict(*names, save=bool(save), stop=bool(stop))
+        if late:  # the losses of this update are broken by the weights which that gradient left
+            return Verdict([GRADIENT], [GRADIENT] if late_here else [], late=True)
+        return Verdict(
+            _named(self.names, everywhere), _named(self.names, here), save=bool(save), stop=bool(stop))
+
+    @property
+    def has_late(self) -> bool:
+        """Whether the gradients of the last update are still to be read."""
+        return self._late is not None
+
+    def read_late(self) -> Verdict:
+        """What was found of the gradients of the last update, on all ranks. Waits for the device."""
+        (late,), (here,) = _Reading(self._late.reshape(1).to(torch.uint8), self.distributed).read()
+        self._late = None
+        return Verdict([GRADIENT] * late, [GRADIENT] * here, late=bool(late))
 
     def check_gradients(self, parameters: List[nn.Parameter], verdict: Verdict) -> Optional[torch.Tensor]:
         """Add to the verdict what the backward pass of the update left.
@@ -91,8 +110,8 @@ class Watch:
         if not self.at_once:
             self._late = broken
         elif broken.item():
-            verdict.broken.append(_GRADIENT)
-            verdict.here.append(_GRADIENT)
+            verdict.broken.append(GRADIENT)
+            verdict.here.append(GRADIENT)
         return norm
 
 

@@ -1,0 +1,47 @@
+"""timm's loss scaler in two halves: the backward pass of a batch, and the update."""
+from typing import Iterable, Optional
+
+import torch
+from timm.utils import NativeScaler, dispatch_clip_grad
+
+
+class LossScaler(NativeScaler):
+    """timm.utils.NativeScaler, whose one call is split where the host may read what it decides upon.
+
+    NativeScaler launches the backward pass and makes the update at once. Whatever is to be read before the update is
+    then read before the backward pass is launched, and the device has nothing to do meanwhile. The checkpoint state is
+    that of NativeScaler.
+    """
+
+    def backward(self, loss: torch.Tensor, create_graph: bool = False) -> None:
+        """Launch the backward pass of the scaled loss."""
+        self._scaler.scale(loss).backward(create_graph=create_graph)
+
+    def step(
+            self,
+            optimizer: torch.optim.Optimizer,
+            clip_grad: Optional[float] = None,
+            clip_mode: str = 'norm',
+            parameters: Optional[Iterable[torch.nn.Parameter]] = None,
+    ) -> bool:
+        """Unscale the gradients, clip them, step where they are finite, and update the scale. Waits for the device.
+
+        Args:
+            clip_grad, clip_mode, parameters: Arguments of timm.utils.dispatch_clip_grad; None for no clipping.
+
+        Returns:
+            Whether the optimizer stepped. It does not where a gradient is NaN or infinite; the scale is then lowered.
+        """
+        self._scaler.unscale_(optimizer)
+        if clip_grad is not None:
+            dispatch_clip_grad(parameters, value=clip_grad, mode=clip_mode)
+        # Read before the step, which reads the same: behind the step it would wait for the optimizer.
+        finite = not any(flag.item() for flag in self._scaler._found_inf_per_device(optimizer).values())
+        self._scaler.step(optimizer)
+        self._scaler.update()
+        return finite
+
+    @property
+    def scale(self) -> float:
+        """Present factor of the loss. Waits for the device."""
+        return self._scaler.get_scale()
