@@ -10,7 +10,9 @@ import torch
 from PIL import Image
 from timm.data import FastCollateMixup, Mixup, auto_augment, create_loader
 from timm.utils import random_seed
-from torch.utils.data import IterableDataset
+from torch.utils.data import ChainDataset, ConcatDataset, Dataset, IterableDataset, Subset, TensorDataset, random_split
+from torchvision.datasets import ImageFolder
+from torchvision.transforms.functional import pil_to_tensor, to_tensor
 
 from agmax_timm import create_two_view_loader
 from agmax_timm.data.datasets import create_dataset
@@ -87,6 +89,145 @@ def test_every_kind_of_photos(photos, photo_numbers, tmp_path, kind, num_workers
         # A shard a worker: timm rounds each worker's half up to whole batches, and repeats.
         assert len(loader) == len(numbers) // 4
         assert sorted(numbers) == list(range(12)) or (kind == 'wds' and set(numbers) == set(range(12)))
+
+
+class Bare(Dataset):
+    """Samples of another data set in the form that `change` gives them, without a transform."""
+
+    def __init__(self, dataset, change=lambda image, target: (image, target)):
+        self.samples = dataset
+        self.change = change
+
+    def __getitem__(self, index):
+        return self.change(*self.samples[index])
+
+    def __len__(self):
+        return len(self.samples)
+
+
+class Deaf(Bare):
+    """It has the attribute, and does not use it."""
+    transform = None
+
+
+# What torch makes of a data set, and which photos are in it.
+PARTS = {
+    'Subset': (lambda dataset: Subset(dataset, [1, 3, 5, 7, 9, 11, 0, 2]), [0, 1, 2, 3, 5, 7, 9, 11]),
+    'ConcatDataset': (lambda dataset: ConcatDataset([dataset, Subset(dataset, range(4))]), [*range(4), *range(12)]),
+    'nested': (lambda dataset: Subset(ConcatDataset([dataset, dataset]), range(8, 16)), [*range(4), *range(8, 12)]),
+    'without a transform': (Bare, [*range(12)]),
+}
+
+
+@pytest.mark.parametrize('backend', ['timm', 'fast'])
+@pytest.mark.parametrize('kind', PARTS)
+def test_data_sets_that_ignore_transform(photos, photo_numbers, kind, backend):
+    if backend == 'fast':
+        pytest.importorskip('cv2')
+    base = create_dataset('', str(photos), 'train')
+    make, expected = PARTS[kind]
+    loader = create_two_view_loader(make(base), 16, 4, num_workers=0, augment_backend=backend, **COLOURLESS)
+    numbers = []
+    for x, target in loader:
+        assert x.shape == (8, 3, 16, 16)
+        first, second = photo_numbers(x).chunk(2)
+        assert torch.equal(first, second) and not torch.equal(*x.chunk(2))
+        assert torch.equal(target, torch.cat([first, second]) // PER_CLASS)
+        numbers += first.tolist()
+    assert sorted(numbers) == sorted(expected)
+
+
+def test_the_other_part_of_a_split_is_left_alone(photos):
+    base = create_dataset('', str(photos), 'train')
+    train, validation = random_split(base, [8, 4])
+    before = [np.asarray(image) for image, _ in validation]
+    loader = create_two_view_loader(train, 16, 4, num_workers=0, **LEVELS)
+    assert len(list(loader)) == 2 and base.transform is None
+    assert all(np.array_equal(image, now) for image, (now, _) in zip(before, validation))
+
+
+def test_sizes_that_vary_over_a_part_of_a_data_set(photos, photo_numbers):
+    loader = create_two_view_loader(
+        Subset(create_dataset('', str(photos), 'train'), range(8)), 16, 4, num_workers=0, input_size_choices=[16, 24],
+        **COLOURLESS)
+    for x, target in loader:
+        assert x.shape[:2] == (8, 3) and x.shape[2] in (16, 24)
+        assert torch.equal(photo_numbers(x) // PER_CLASS, target)
+
+
+def folder(photos, transform=None):
+    return ImageFolder(str(photos / 'train'), transform=transform)
+
+
+class Streamed(IterableDataset):
+    def __iter__(self):
+        yield from ((torch.rand(3, 16, 16), 0) for _ in range(8))
+
+
+UNPAIRED = {
+    'a transform below': (lambda photos: Subset(folder(photos, to_tensor), range(8)), r'Subset gives \(Tensor, int\)'),
+    'tensors': (lambda photos: TensorDataset(torch.rand(8, 3, 16, 16), torch.arange(8)),
+                r'TensorDataset gives \(Tensor, Tensor\)'),
+    'dictionaries': (lambda photos: Bare(folder(photos), lambda image, target: {'image': image, 'label': target}),
+                     r'\(PIL image, class index\), Bare gives dict'),
+    'an image alone': (lambda photos: Bare(folder(photos), lambda image, target: image),
+                       r'\(PIL image, class index\), Bare gives Image'),
+    'images': (lambda photos: Deaf(folder(photos)),
+               'got Image: the data set must apply its attribute transform'),
+    'three channels': (lambda photos: Deaf(folder(photos, to_tensor)), r'got a tensor \[3, .*attribute transform'),
+    'two channels': (lambda photos: Deaf(folder(photos), lambda image, target: (pil_to_tensor(image)[:2], target)),
+                     r'got a tensor \[2, '),
+    'one view': (lambda photos: Deaf(folder(photos), lambda image, target: ((pil_to_tensor(image),), target)),
+                 r'got 1 \(Tensor\)'),
+    'three views': (lambda photos: Deaf(folder(photos), lambda image, target: ((pil_to_tensor(image),) * 3, target)),
+                    r'got 3 \(Tensor, Tensor, Tensor\)'),
+    'a stream': (lambda photos: Streamed(), r'got a tensor \[3, 16, 16\]'),
+    'streams': (lambda photos: ChainDataset([Streamed()]), r'got a tensor \[3, 16, 16\]'),
+    'several labels': (lambda photos: Bare(folder(photos), lambda image, target: (image, torch.tensor([1., 0., 1.]))),
+                       r'one class index an image, got targets torch.float32 \[4, 3\]'),
+    'shares': (lambda photos: Bare(folder(photos), lambda image, target: (image, 0.5)), 'got targets torch.float64'),
+    'names': (lambda photos: Bare(folder(photos), lambda image, target: (image, 'ant')), 'got targets str'),
+}
+
+
+@pytest.mark.parametrize('backend', ['timm', 'fast'])
+@pytest.mark.parametrize('kind', UNPAIRED)
+def test_what_cannot_be_paired(photos, kind, backend):
+    if backend == 'fast':
+        pytest.importorskip('cv2')
+    make, message = UNPAIRED[kind]
+    loader = create_two_view_loader(make(photos), 16, 4, num_workers=0, augment_backend=backend, device='cpu')
+    with pytest.raises(ValueError, match=message):
+        next(iter(loader))
+
+
+def test_the_remedy_is_told_from_a_worker(photos):
+    loader = create_two_view_loader(UNPAIRED['a transform below'][0](photos), 16, 4, num_workers=1, device='cpu')
+    with pytest.raises(ValueError, match='create the data set without a transform of its own'):
+        next(iter(loader))
+
+
+class Tensors(TensorDataset):
+    transform = None
+
+    def __getitem__(self, index):
+        image, target = super().__getitem__(index)
+        return self.transform(image), target
+
+
+@pytest.mark.parametrize('use_prefetcher', [True, False])
+def test_tensors_that_are_transformed(use_prefetcher):
+    """The prefetcher would take 255 times the mean from numbers in [0, 1]."""
+    images = torch.rand(4, 3, 16, 16)
+    loader = create_two_view_loader(
+        Tensors(images, torch.arange(4)), 16, 4, num_workers=0, augment_backend='timm', use_prefetcher=use_prefetcher,
+        scale=(1, 1), ratio=(1, 1), hflip=0., color_jitter=None, **LEVELS)
+    if use_prefetcher:
+        with pytest.raises(ValueError, match='levels 0 to 255.*use_prefetcher=False'):
+            next(iter(loader))
+    else:
+        x, target = next(iter(loader))
+        torch.testing.assert_close(x, images[target])
 
 
 @pytest.mark.parametrize('input_size, shape', [

@@ -322,6 +322,8 @@ def test_switch_of_one_is_not_the_switch_of_another():
     ({'mode': 'half'}, 'half'),
     ({'mode': 'Batch'}, 'Batch'),
     ({'mixup_alpha': 0., 'cutmix_alpha': 0.}, 'mixup_alpha'),
+    ({'mixup_alpha': 1.}, 'mixup needs num_classes'),
+    ({'mixup_alpha': 1., 'num_classes': 3, 'multi_label': True}, 'no multi_label'),
 ])
 def test_arguments_that_cannot_be(kwargs, message):
     for make in (lambda: TwoViewMixup(**kwargs), lambda: TwoViewCollate(kwargs)):

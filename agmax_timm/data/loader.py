@@ -14,7 +14,7 @@ from .free_memory import memory_limit
 from .memory import keep_decoded
 from .mixup import CollateMixup, TwoViewCollate, TwoViewMixup
 from .modes import BACKENDS, CROP_MODES, check_mode
-from .views import TwoViews
+from .views import TwoViews, with_transform
 
 
 def create_train_loader(
@@ -71,7 +71,8 @@ def create_train_loader(
     device = torch.device(kwargs.pop('device', None) or ('cuda' if torch.cuda.is_available() else 'cpu'))
     collate = None
     if two_views:
-        collate = TwoViewCollate(mixup if prefetch else None)
+        dataset = with_transform(dataset)
+        collate = TwoViewCollate(mixup if prefetch else None, levels=prefetch)
     elif mixup is not None and prefetch:
         collate = CollateMixup(**mixup)
     if kwargs.get('num_aug_splits'):
@@ -126,12 +127,15 @@ def create_two_view_loader(
 ):
     """timm's training loader with two views of every image: each image is decoded once and augmented twice.
 
-    Every kind of data set that timm opens works, map-style or iterable. The transform of `dataset` is set here.
+    Every kind of data set that timm opens works, map-style or iterable. The transform of `dataset` is set here. Where
+    there is none (Subset, random_split, ConcatDataset, a data set of your own), the views are made of the PIL images
+    that it gives, and the data set is left as it is.
     Iteration gives view-major images [2B, C, H, W] (all first views, then all second views), with class indices [2B]
     or, mixed, soft targets [2B, K]: what AgMaxTask takes.
 
     Args:
-        dataset: Data set with a `transform` attribute, as of timm.data.create_dataset.
+        dataset: Data set of samples (image, class index): with a `transform` attribute, as of
+            timm.data.create_dataset, or of PIL images.
         input_size: Size of a view, (channels, height, width), (height, width) or a side.
         batch_size: Images B in a batch; a batch holds 2B views.
         mixup: None, or a dict of timm.data.Mixup's arguments: per view, own lambda and own random partners (see
@@ -151,7 +155,9 @@ def create_two_view_loader(
         Iterable of (input, target) with the attributes of timm's loader.
 
     Raises:
-        ValueError: an odd batch with mixup, a data set smaller than a batch, unknown modes or combinations.
+        ValueError: an odd batch with mixup, mixup without num_classes, a data set smaller than a batch, unknown modes
+            or combinations; from iteration, samples without a PIL image or a class index, or a data set that ignores
+            its `transform`.
     """
     return create_train_loader(
         dataset, input_size, batch_size, mixup=mixup, cutout=cutout, lighting=lighting, two_views=True,

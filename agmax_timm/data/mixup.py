@@ -62,15 +62,19 @@ class TwoViewMixup(SharedSwitch, Mixup):
         ('batch', 'pair' or 'elem'), correct_lam, label_smoothing, num_classes.
 
     Raises:
-        ValueError: unknown mode, nothing to mix; from a call, an odd number of images.
+        ValueError: unknown mode, nothing to mix, no num_classes, multi_label; from a call, an odd number of images.
     """
 
     def __init__(self, **kwargs):
+        if kwargs.get('multi_label'):
+            raise ValueError('mixup of two views has no multi_label: AgMax needs one class index an image')
         super().__init__(**kwargs)
         if self.mode not in MIXUP_MODES:
             raise ValueError(f"mixup mode must be one of {', '.join(MIXUP_MODES)}, got '{self.mode}'")
         if not (self.mixup_alpha > 0. or self.cutmix_alpha > 0.):
             raise ValueError('mixup needs mixup_alpha > 0, cutmix_alpha > 0 or a cutmix_minmax')
+        if 'num_classes' not in kwargs:  # timm would make targets of 1000 classes
+            raise ValueError('mixup needs num_classes, the number of columns of its targets: give that of the model')
         # Decided once for both views below; timm's draws of lambda then always mix.
         self.image_prob, self.mix_prob = self.mix_prob, 1.
 
@@ -175,10 +179,12 @@ class TwoViewCollate(FastCollateMixup):
 
     Args:
         mixup: None, or a dict of TwoViewMixup's arguments.
+        levels: Refuse views of floating-point numbers, for timm's prefetcher, which normalises levels 0 to 255.
     """
 
-    def __init__(self, mixup: Optional[Dict[str, Any]] = None):
+    def __init__(self, mixup: Optional[Dict[str, Any]] = None, *, levels: bool = False):
         self.mixup = TwoViewMixup(**mixup) if mixup is not None else None
+        self.levels = levels
 
     @property
     def mixup_enabled(self) -> bool:
@@ -196,10 +202,51 @@ class TwoViewCollate(FastCollateMixup):
 
         Returns:
             View-major images [2B, C, H, W], and class indices [2B] or, mixed, soft targets [2B, K].
+
+        Raises:
+            ValueError: samples of another form, see pair_of and class_indices.
         """
-        input = torch.stack([views[v] for v in range(2) for views, *_ in batch])
-        target = default_collate([sample[1] for sample in batch]).long().repeat(2)
+        pairs = [pair_of(sample) for sample in batch]
+        input = torch.stack([pair[v] for v in range(2) for pair in pairs])
+        if self.levels and input.is_floating_point():
+            raise ValueError('the prefetcher normalises levels 0 to 255, the data set gives views of floating-point '
+                             'numbers: give PIL images, or use_prefetcher=False')
+        target = class_indices([sample[1] for sample in batch]).repeat(2)
         return (input, target) if self.mixup is None else self.mixup(input, target)
+
+
+def pair_of(sample: Any) -> Sequence[torch.Tensor]:
+    """Return the two views of a sample, each [C, H, W].
+
+    Raises:
+        ValueError: the sample holds anything else, such as one image of three channels or three views.
+    """
+    views = sample[0] if isinstance(sample, (tuple, list)) else sample
+    if (isinstance(views, (tuple, list, torch.Tensor)) and len(views) == 2
+            and all(isinstance(view, torch.Tensor) and view.ndim == 3 for view in views)):
+        return views
+    got = type(views).__name__
+    if isinstance(views, torch.Tensor):
+        got = f'a tensor {[*views.shape]}'
+    elif isinstance(views, (tuple, list)):
+        got = f"{len(views)} ({', '.join(type(view).__name__ for view in views)})"
+    raise ValueError(f'each image must come as two views [C, H, W], got {got}: the data set must apply its attribute '
+                     'transform to the image and return what that gives')
+
+
+def class_indices(targets: List[Any]) -> torch.Tensor:
+    """Collate the class indices of the images of one view [B].
+
+    Raises:
+        ValueError: a target is no class index, such as several labels of an image.
+    """
+    target = default_collate(targets)
+    if isinstance(target, torch.Tensor) and target.ndim == 1:
+        indices = target.long()
+        if (indices == target).all():
+            return indices
+    got = f'{target.dtype} {[*target.shape]}' if isinstance(target, torch.Tensor) else type(targets[0]).__name__
+    raise ValueError(f'two views need one class index an image, got targets {got}: AgMax is for one label an image')
 
 
 def _blend(x: torch.Tensor, partner: torch.Tensor, lam: float) -> torch.Tensor:

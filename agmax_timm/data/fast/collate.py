@@ -7,7 +7,7 @@ import torch
 from torch.utils.data import default_collate
 
 from ..buffers import Buffers
-from ..mixup import Mix, TwoViewCollate
+from ..mixup import Mix, TwoViewCollate, class_indices, pair_of
 from .small import ViewBatch
 
 
@@ -19,10 +19,12 @@ class FastCollate(TwoViewCollate):
 
     Args:
         mixup: None, or a dict of TwoViewMixup's arguments, for two views.
+        two_views: Whether a sample holds two views.
     """
 
-    def __init__(self, mixup: Optional[Dict[str, Any]] = None):
+    def __init__(self, mixup: Optional[Dict[str, Any]] = None, two_views: bool = True):
         super().__init__(mixup)
+        self.two_views = two_views
         self._buffers = Buffers()
 
     def __call__(self, batch: Union[List[Tuple], ViewBatch], _=None) -> Tuple[torch.Tensor, torch.Tensor]:
@@ -39,10 +41,9 @@ class FastCollate(TwoViewCollate):
                 return batch.images.permute(0, 3, 1, 2), batch.target.repeat(len(batch.images) // len(batch.target))
             views, target = [list(view) for view in np.split(batch.images.numpy(), 2)], batch.target
         else:
-            samples = [views if isinstance(views, tuple) else (views,) for views, *_ in batch]
+            samples = [pair_of(sample) if self.two_views else sample[:1] for sample in batch]
             views = [[view.permute(1, 2, 0).numpy() for view in same] for same in zip(*samples)]
-            target = default_collate([sample[1] for sample in batch])
-            target = target.long() if target.ndim == 1 else target
+            target = self._targets([sample[1] for sample in batch])
         images = self._buffers.take((len(views) * len(target), *views[0][0].shape))
         places = np.split(images.numpy(), len(views))
         if self.mixup is None:
@@ -57,6 +58,13 @@ class FastCollate(TwoViewCollate):
                 write_mixed(view, place, mix)
             target = torch.cat([self.mixup.soft_targets(target, mix) for mix in mixes])
         return images.permute(0, 3, 1, 2), target
+
+    def _targets(self, targets: List[Any]) -> torch.Tensor:
+        """Class indices [B], or for one view the targets of several labels [B, K] as they are."""
+        if self.two_views:
+            return class_indices(targets)
+        target = default_collate(targets)
+        return target.long() if target.ndim == 1 else target
 
 
 def write_mixed(view: List[np.ndarray], place: np.ndarray, mix: Mix) -> None:

@@ -34,7 +34,7 @@ def work_on_arrays(
     if type(base) is DecodedDataset and base.input_img_mode == 'RGB':
         base.decode = decode_array
     if two_views or mixup is None:
-        loader.loader.collate_fn = FastCollate(mixup)
+        loader.loader.collate_fn = FastCollate(mixup, two_views)
     loader.loader.worker_init_fn = _OneThread(loader.loader.worker_init_fn)
     on_device = []
     if not channels_last:
