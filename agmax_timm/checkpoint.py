@@ -127,6 +127,16 @@ def _recorded(architecture: str, known: Dict[str, Any], record: Dict[str, Any]) 
     )
 
 
+def recorded_model(record: Dict[str, Any], model: nn.Module, options: Dict[str, Any]) -> SavedModel:
+    """What a checkpoint of a run will hold of a model, as it is now.
+
+    Args:
+        record: See record.make_record.
+        options: Of the run.
+    """
+    return _recorded(record['architecture'], dict(state_dict=_classifier(model.state_dict()), options=options), record)
+
+
 def _unrecorded(architecture: str, known: Dict[str, Any]) -> SavedModel:
     """From the options of timm's train.py, where there are any, and else from the shapes of the tensors."""
     options, tensors = known['options'], known['state_dict']
@@ -237,7 +247,11 @@ def _tensors(checkpoint: Dict[str, Any], path: str, use_ema: bool = False) -> Di
     if not isinstance(tensors, dict) or not tensors or not all(
             isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in tensors.items()):
         raise CheckpointError(f'{path} holds no weights of a model')
-    # timm's split batch norm evaluates by its first part alone: the others are of training.
+    return _classifier(tensors)
+
+
+def _classifier(tensors: Dict[str, torch.Tensor]) -> Dict[str, torch.Tensor]:
+    """timm's split batch norm evaluates by its first part alone: the others are of training."""
     return {name: value for name, value in clean_state_dict(tensors).items() if '.aux_bn.' not in name}
 
 

@@ -13,7 +13,7 @@ from .card import published_card
 from .hub_error import HubError, line, reason, status, told
 from .staging import CARD, FILES, load_folder, stage
 
-__all__ = ['HubError', 'check_destination', 'check_name', 'check_revision', 'load_folder', 'publish', 'stage']
+__all__ = ['HubError', 'check_destination', 'check_name', 'check_revision', 'load_folder', 'publish', 'stage', 'upload']
 
 # Seconds before each further attempt where the Hub is busy or out of reach; Retry-After wins, up to the longest.
 WAITS = (1., 2., 4., 8., 16.)
@@ -103,10 +103,24 @@ def publish(
     Raises:
         HubError: the folder does not load, or the Hub refuses or stays out of reach. Nothing is committed then.
     """
+    load_folder(folder)
+    return upload(folder, repo_id, token, private, revision, create_pr, endpoint, waits)
+
+
+def upload(
+        folder: Union[str, Path],
+        repo_id: str,
+        token: Optional[str] = None,
+        private: bool = False,
+        revision: Optional[str] = None,
+        create_pr: bool = False,
+        endpoint: Optional[str] = None,
+        waits: Sequence[float] = WAITS,
+) -> str:
+    """As publish, without its check of the folder: for one that was just staged or checked."""
     folder = Path(folder)
     check_name(repo_id)
     check_revision(revision)
-    load_folder(folder)
     api = HfApi(endpoint=endpoint, token=token)
     with told(f'cannot upload {folder} to {repo_id}'):
         _persistently(lambda: api.create_repo(repo_id, private=private or None, exist_ok=True), waits)

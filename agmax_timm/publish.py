@@ -2,12 +2,13 @@
 import logging
 import os
 import shlex
-from typing import List, Optional
+from contextlib import contextmanager
+from typing import Any, Iterator, List, Optional, Tuple, Type
 
 from .checkpoint import SavedModel, chosen_by_ema, read_model
 from .command_line import Parser
-from .hub import HubError, check_destination, publish, stage
-from .staging import CONFIG
+from .hub import HubError, check_destination, load_folder, stage, upload
+from .staging import CONFIG, DISK_ERRORS
 from .untrusted import CheckpointError
 
 _logger = logging.getLogger(__name__)
@@ -46,18 +47,33 @@ def publish_source(
 
     Raises:
         CheckpointError: there is nothing to publish.
-        HubError: it failed. The message ends with the command that goes on, from the staged folder if there is one.
+        HubError: it failed. The message ends with the command that goes on where trying again can help.
     """
-    going_on = source
+    folder = source
+    if os.path.isfile(os.path.join(source, CONFIG)):
+        load_folder(source)
+    else:
+        folder = os.path.join(source if os.path.isdir(source) else os.path.dirname(source), 'hub')
+        saved = read_best(source)
+        with _going_on(DISK_ERRORS, source, repo_id, private, revision, create_pr):
+            stage(saved, folder)
+    with _going_on((Exception,), folder, repo_id, private, revision, create_pr):
+        return upload(folder, repo_id, private=private, revision=revision, create_pr=create_pr)
+
+
+@contextmanager
+def _going_on(causes: Tuple[Type[Exception], ...], source: str, *destination: Any) -> Iterator[None]:
+    """Add the command that goes on to a HubError with one of these causes: others come back however often it is tried.
+
+    Args:
+        *destination: Further arguments of command_of.
+    """
     try:
-        if not os.path.isfile(os.path.join(source, CONFIG)):
-            folder = os.path.join(source if os.path.isdir(source) else os.path.dirname(source), 'hub')
-            stage(read_best(source), folder)
-            going_on = source = folder
-        return publish(source, repo_id, private=private, revision=revision, create_pr=create_pr)
+        yield
     except HubError as error:
-        command = command_of(going_on, repo_id, private, revision, create_pr)
-        raise HubError(f'{error}. {going_on} stays; to go on: {command}') from error
+        if not isinstance(error.__cause__ or error, causes):
+            raise
+        raise HubError(f'{error}. {source} stays; to go on: {command_of(source, *destination)}') from error
 
 
 def read_best(path: str) -> SavedModel:

@@ -3,6 +3,7 @@ import json
 import os
 import re
 import shutil
+import tempfile
 from logging import getLogger
 from pathlib import Path
 from typing import Any, Dict, List, Sequence, Tuple, Union
@@ -17,6 +18,7 @@ from timm.models._hub import save_config_for_hf
 
 from .card import PAPER_ID, PAPER_NAME, base_model_of, model_card, tag_of
 from .checkpoint import SavedModel
+from .data.random_state import kept_random_state
 from .durable import scratch_folder
 from .hub_error import HubError, reason, told
 from .labels import describe, index_names, known_names
@@ -36,6 +38,8 @@ _NOT_RECIPE = (
     'pretrained_path', 'start_epoch', 'push_to_hub', 'hub_private', 'hub_revision', 'hub_pr', 'device', 'distributed',
     'rank', 'local_rank', 'world_size', 'explicit')
 
+# Reasons why a folder cannot be written that may pass. safetensors has an error of its own for a full disk.
+DISK_ERRORS = (OSError, SafetensorError)
 # The task of a model with several labels an image, among the notes of its pretrained_cfg.
 SEVERAL_LABELS = 'multilabel'
 
@@ -61,13 +65,34 @@ def stage(saved: SavedModel, folder: Union[str, Path], license: str = 'apache-2.
         with scratch_folder(str(folder)) as temporary:
             staged = Path(temporary)
             _write(saved, staged, license)
-            _compare(saved, staged)
+            if not _compare(saved, staged).isfinite().all():
+                raise HubError(f'the logits of {saved.source or saved.architecture} are not finite: nothing to publish')
             folder.mkdir(exist_ok=True)
             for name in FILES:
                 if (staged / name).exists():
                     os.replace(staged / name, folder / name)
                 else:
                     (folder / name).unlink(missing_ok=True)
+
+
+def try_staging(saved: SavedModel) -> None:
+    """Stage a model into a folder that is removed again, so that a run that is to be published fails before training.
+
+    Draws nothing from the random state. A temporary folder that is full is only warned of: others decide at the end.
+
+    Raises:
+        HubError: it cannot be staged.
+    """
+    try:
+        with kept_random_state(), silenced(), tempfile.TemporaryDirectory() as folder:
+            with told('cannot stage this model', (OSError, ValueError, RuntimeError, SafetensorError)):
+                _write(saved, Path(folder), license='other')
+                _compare(saved, Path(folder))
+    except (HubError, OSError) as error:
+        cause = error.__cause__ if isinstance(error, HubError) else error
+        if not isinstance(cause, DISK_ERRORS):
+            raise
+        _logger.warning(f'It was not tried whether this model can be published: {reason(cause)}')
 
 
 def recipe(options: Dict[str, Any]) -> Dict[str, Any]:
@@ -146,15 +171,14 @@ def _write_config(saved: SavedModel, model: torch.nn.Module, path: Path) -> None
 
 
 @torch.inference_mode()
-def _compare(saved: SavedModel, folder: Path) -> None:
-    """Raise HubError unless the folder gives the very logits of what it was made from."""
+def _compare(saved: SavedModel, folder: Path) -> torch.Tensor:
+    """The logits of what a folder was made from. Raises HubError unless the folder gives the very same."""
     input = torch.randn(2, *saved.data_config['input_size'], generator=torch.Generator().manual_seed(0))
     expected, loaded = saved.create_model()(input), load_folder(folder)(input)
-    if not expected.isfinite().all():
-        raise HubError(f'the logits of {saved.source or saved.architecture} are not finite: nothing to publish')
-    if not torch.equal(expected, loaded):
+    if not torch.allclose(expected, loaded, rtol=0, atol=0, equal_nan=True):
         raise HubError(f'what was staged does not give the logits of {saved.source or saved.architecture}: they differ '
                        f'by up to {(expected - loaded).abs().max():g}')
+    return expected
 
 
 @torch.inference_mode()

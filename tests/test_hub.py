@@ -1,4 +1,5 @@
 """Publishing with the real client, to a Hub on 127.0.0.1 that keeps what it gets and fails when it is told to."""
+import dataclasses
 import json
 import os
 import pickle
@@ -16,14 +17,16 @@ import pytest
 import timm
 import torch
 from huggingface_hub import ModelCard, constants
+from run_files import load
 from safetensors.torch import load_file, save_file
 
 import agmax_timm.publish
 from agmax_timm.command_line import OptionError
 from agmax_timm.hub import HubError, check_destination, publish
-from agmax_timm.run import training
+from agmax_timm.run import build, training
 from agmax_timm.run.build import create_named_model
 from agmax_timm.run.config import parse_train_args
+from agmax_timm.staging import stage, try_staging
 
 REPOSITORY = Path(__file__).parent.parent
 OWNER_SCOPE = [{'entity': {'type': 'user', 'name': 'ann'}, 'permissions': ['repo.content.read', 'repo.write']}]
@@ -397,12 +400,26 @@ def test_the_weights_are_those_that_the_run_chose_by(monkeypatch, make_saved):
         assert agmax_timm.publish.read_best('run').source == str(use_ema)
 
 
-def test_no_failure_of_publishing_fails_the_run(monkeypatch, caplog, tmp_path):
+def test_no_failure_of_publishing_is_raised_before_the_report(monkeypatch, caplog, tmp_path):
     def fail(*args):
         raise KeyError('surprise')
     monkeypatch.setattr(training, 'publish_source', fail)
-    training.publish_run(parse_train_args(['DIR', '--push-to-hub', 'ann/net', '--hub-pr']), str(tmp_path))
-    assert f'not published; to go on: python -m agmax_timm.publish {tmp_path} ann/net --pr' in caplog.text
+    failure = training.publish_run(parse_train_args(['DIR', '--push-to-hub', 'ann/net', '--hub-pr']), str(tmp_path))
+    assert f'not published: KeyError; to go on: python -m agmax_timm.publish {tmp_path} ann/net --pr' in failure
+    assert 'surprise' in caplog.text
+
+
+def test_a_failure_that_comes_back_names_no_command(hub, command, saved, staged, tmp_path, monkeypatch, capsys):
+    """Of what cannot be staged, and of a staged folder that is not sound."""
+    broken = dataclasses.replace(saved, state_dict={**saved.state_dict, 'fc.bias': torch.full((3,), float('nan'))})
+    monkeypatch.setattr(agmax_timm.publish, 'read_model', lambda path, use_ema=False: broken)
+    folder = shutil.copytree(staged, tmp_path / 'hub')
+    HOSTILE['missing tensor'][0](folder)
+    for source, said in ((tmp_path, 'are not finite: nothing to publish'), (folder, 'fc.bias is missing')):
+        with pytest.raises(SystemExit) as status:
+            command(source, 'ann/net')
+        told = capsys.readouterr().err.splitlines()[-1]
+        assert status.value.code == 2 and said in told and 'go on' not in told
 
 
 @pytest.fixture
@@ -427,8 +444,8 @@ def test_from_training_to_plain_timm(hub, environment, photos, tmp_path):
     """A run whose upload fails, the command it tells, and then others who load what was published."""
     hub.fail('POST', '/commit/', 403, 'storage is full', times=1)
     trained = run(['python', 'train.py', str(photos), *SMALL, '--agmax', '--output', str(tmp_path),
-                   '--push-to-hub', 'ann/net', '--hub-revision', 'v2'], environment, cwd=REPOSITORY)
-    assert '--result' in trained.stdout
+                   '--push-to-hub', 'ann/net', '--hub-revision', 'v2', '--report'], environment, 69, cwd=REPOSITORY)
+    assert '--result' in trained.stdout and (tmp_path / 'run' / 'report.html').exists()
     told = [line for line in trained.stderr.splitlines() if 'not published' in line]
     folder = tmp_path / 'run' / 'hub'
     assert len(told) == 1 and f'cannot upload {folder} to ann/net: 403 storage is full' in told[0]
@@ -479,6 +496,56 @@ def test_of_several_processes_one_publishes(hub, environment, photos, tmp_path):
                    '--hub-private', '--hub-pr'], environment, cwd=REPOSITORY)
     assert f'Published: {hub.url}/ann/net/discussions/1' in trained.stderr
     assert hub.count('GET', 'whoami') == hub.count('POST', '/commit/') == 1 and hub.repos['ann/net'].private
+
+
+@pytest.fixture
+def unbuildable(monkeypatch):
+    """A model that timm builds once, and not again from what a checkpoint says of it."""
+    create, built = timm.create_model, []
+
+    def create_once(*args, **kwargs):
+        if built:
+            raise RuntimeError('no second one')
+        built.append(True)
+        return create(*args, **kwargs)
+    monkeypatch.setattr(timm, 'create_model', create_once)
+    monkeypatch.setattr(build, 'create_model', create_once)
+
+
+@pytest.mark.parametrize('flags', [['--push-to-hub', 'ann/net'], ['--report']])
+def test_what_cannot_be_staged_is_refused_before_training(
+        hub, command, unbuildable, photos, tmp_path, capsys, flags):
+    with pytest.raises(SystemExit) as status:
+        training.main([str(photos), *SMALL, '--output', str(tmp_path), *flags])
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert status.value.code == 2 and f"error: {' '.join(flags)}: " in told and 'no second one' in told
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_trying_costs_no_random_number(saved, photos, tmp_path, hub, command, caplog):
+    """A run that is to be published has the numbers of one that is not; models are tried as they are built."""
+    for name in ('plain', 'published'):
+        flags = ['--push-to-hub', 'ann/net', '--report'] if name == 'published' else []
+        training.main([str(photos), *SMALL, '--agmax', '--output', str(tmp_path), *flags, '--experiment', name])
+    states = [load(tmp_path / name / 'last.pth.tar')['state_dict'] for name in ('plain', 'published')]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_a_full_temporary_folder_refuses_no_run(saved, file_size_limit, caplog):
+    with file_size_limit(100_000):
+        try_staging(saved)
+    assert 'It was not tried whether this model can be published: ' in caplog.text and 'too large' in caplog.text
+    caplog.clear()
+    try_staging(saved)
+    assert not caplog.text
+
+
+def test_an_untrained_model_may_have_logits_that_are_not_finite(saved):
+    """Batch norm of large weights knows no statistics yet."""
+    broken = dataclasses.replace(saved, state_dict={**saved.state_dict, 'fc.bias': torch.full((3,), float('nan'))})
+    try_staging(broken)
+    with pytest.raises(HubError, match='not finite'):
+        stage(broken, 'nowhere')
 
 
 def test_a_token_that_is_not_valid_ends_a_run_before_it_begins(hub, environment, photos, tmp_path):

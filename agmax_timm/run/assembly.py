@@ -10,13 +10,19 @@ from timm import utils
 from timm.task import TrainingTask
 from torch.utils.data import Dataset
 
+from ..checkpoint import recorded_model
+from ..command_line import OptionError
 from ..data.backend import views_of
 from ..data.datasets import class_names
+from ..data.random_state import kept_random_state
 from ..data.resumable import ResumableLoader, make_resumable
-from ..hub import check_destination
+from ..hub import HubError, check_destination
 from ..record import make_record
 from ..resume import resume, resume_ema
 from ..saver import create_saver
+from ..silence import silenced
+from ..staging import try_staging
+from ..untrusted import CheckpointError
 from . import build, folder, loaders, optimization, sharding, tracking
 from .flags import names
 from .guards.interruption import StopSignals
@@ -103,6 +109,8 @@ def build_run(args: argparse.Namespace, signals: StopSignals, watchdog: Watchdog
         args, patch_size, dataset_train, dataset_eval, data_config, device, precision)
     metric_name = args.eval_metric if loader_eval is not None else 'loss'
     record = make_record(model, args.model, data_config, class_names(dataset_train), metric_name)
+    if primary:
+        _try_end(args, model, record)
     if args.torchscript:
         model = torch.jit.script(model)
     task = build_task(args, model, device, precision)
@@ -179,6 +187,25 @@ def _begin(args: argparse.Namespace, signals: StopSignals, auto: bool) -> torch.
     if args.push_to_hub and utils.is_primary(args):
         check_destination(args.push_to_hub, private=args.hub_private, create_pr=args.hub_pr)
     return device
+
+
+def _try_end(args: argparse.Namespace, model: torch.nn.Module, record: Dict[str, Any]) -> None:
+    """Do with the untrained model what --push-to-hub and --report do at the end of a run.
+
+    Raises:
+        OptionError: it cannot be done with this model.
+    """
+    saved = recorded_model(record, model, vars(args))
+    try:
+        if args.push_to_hub:
+            flag = f'--push-to-hub {args.push_to_hub}'
+            try_staging(saved)
+        elif args.report:
+            flag = '--report'
+            with kept_random_state(), silenced():
+                saved.create_model()
+    except (HubError, CheckpointError) as error:
+        raise OptionError(f'{flag}: {error}: leave the flag out, or choose another --model') from error
 
 
 def _build_loaders(

@@ -26,7 +26,11 @@ from .guards.watchdog import Watchdog
 from .losses import NonFiniteError
 from .report.report import report_at_end
 
-EX_IOERR = 74  # as sysexits.h has it
+EX_UNAVAILABLE, EX_IOERR = 69, 74  # as sysexits.h has them
+
+
+class NotPublishedError(RuntimeError):
+    """A run is complete and was to be published, but was not; the message says why."""
 
 
 def main(argv: Optional[List[str]] = None) -> None:
@@ -37,8 +41,9 @@ def main(argv: Optional[List[str]] = None) -> None:
 def run(args: argparse.Namespace) -> None:
     """train.py. Its exit status is 0, or
 
-    2 for options or data that cannot be used, 1 for a loss or metric that is not finite or a worker that died, 74 if
-    the last state could not be written, 75 if the run was asked to end, has saved and can go on.
+    2 for options or data that cannot be used, 1 for a loss or metric that is not finite or a worker that died, 69 if
+    the run is complete but not published, 74 if the last state could not be written, 75 if the run was asked to end,
+    has saved and can go on.
     """
     with StopSignals() as signals:  # to the last: torchrun sends SIGTERM to those that leave second
         _run(args, signals)
@@ -53,6 +58,8 @@ def _run(args: argparse.Namespace, signals: StopSignals) -> None:
         reporting.exit_with_error(1, error)
     except Interrupted as error:
         reporting.exit_with_error(EXIT_STATUS, error)
+    except NotPublishedError as error:
+        reporting.exit_with_error(EX_UNAVAILABLE, error)
     except SaveError as error:
         reporting.exit_with_error(EX_IOERR, error)
     except WorkerError as error:
@@ -74,6 +81,7 @@ def train(args: argparse.Namespace, signals: Optional[StopSignals] = None) -> Li
 
     Raises:
         Interrupted: the run was asked to end, and has saved.
+        NotPublishedError: the run is complete, but --push-to-hub failed.
         SaveError: the last state could not be written.
         WorkerError: a loader worker died.
     """
@@ -94,11 +102,14 @@ def _train(args: argparse.Namespace, signals: StopSignals, watchdog: Watchdog) -
     epochs.run()
     if utils.is_primary(args):
         finish(built, epochs, trackers)
+        failure = ''
         if args.push_to_hub and epochs.results:
             watchdog.end()
-            publish_run(args, built.keeper.output_dir)
+            failure = publish_run(args, built.keeper.output_dir)
         if args.report and epochs.results:
             report_at_end(built.keeper.output_dir, args.device, watchdog.beat)
+        if failure:
+            raise NotPublishedError(failure)
     return epochs.results
 
 
@@ -126,13 +137,20 @@ def finish(built: Built, epochs: Epochs, trackers: tracking.Trackers) -> None:
     saver.close()
 
 
-def publish_run(args: argparse.Namespace, output_dir: str) -> None:
-    """Publish the best weights. Whatever goes wrong is told, with the command that goes on: the run itself is done."""
+def publish_run(args: argparse.Namespace, output_dir: str) -> str:
+    """Publish the best weights.
+
+    Returns:
+        '', or why they are not published. Nothing is raised: the run itself is complete, and its report is still due.
+    """
     logger = logging.getLogger('train')
     destination = (args.push_to_hub, args.hub_private, args.hub_revision or None, args.hub_pr)
     try:
         logger.info(f'Published: {publish_source(output_dir, *destination)}')
-    except HubError as error:
-        logger.error(f'Training is complete, but not published: {error}')
-    except Exception:
-        logger.exception('Training is complete, but not published; to go on: ' + command_of(output_dir, *destination))
+        return ''
+    except (HubError, CheckpointError) as error:
+        return f'training is complete, but not published: {error}'
+    except Exception as error:
+        logger.exception('Not published')
+        return (f'training is complete, but not published: {type(error).__name__}; to go on: '
+                + command_of(output_dir, *destination))
