@@ -90,7 +90,7 @@ def filter_checkpoint(state_dict: Dict[str, Any], model: nn.Module) -> Dict[str,
     if not is_original(state_dict):
         return state_dict
     state_dict = original_to_timm(state_dict)
-    problems = misfits(state_dict, model, _adapted_modules(model))
+    problems = misfits(state_dict, model, adapted_modules(model))
     if problems:
         architecture = getattr(model, 'pretrained_cfg', {}).get('architecture') or type(model).__name__
         raise CheckpointError(f'does not fit {architecture}: {problems}')
@@ -129,11 +129,11 @@ def _first_names(names: List[str], count: int = 3) -> str:
     return ', '.join(names[:count]) + (f' and {len(names) - count} more' if len(names) > count else '')
 
 
-def _adapted_modules(model: nn.Module) -> Tuple[str, ...]:
-    """Prefixes of the tensors that timm adapts when it loads pretrained weights."""
+def adapted_modules(model: nn.Module, keys: Tuple[str, ...] = ('first_conv', 'classifier')) -> Tuple[str, ...]:
+    """Prefixes of the tensors that timm adapts when it loads pretrained weights: the stem's, the head's."""
     config = getattr(model, 'pretrained_cfg', {})
     modules = []
-    for key in ('first_conv', 'classifier'):
+    for key in keys:
         value = config.get(key) or ()
         modules += [value] if isinstance(value, str) else value
     return tuple(f'{module}.' for module in modules)

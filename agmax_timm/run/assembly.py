@@ -104,7 +104,7 @@ def build_run(args: argparse.Namespace, signals: StopSignals, watchdog: Watchdog
     signals.check_start(args, device)
     dataset_train, dataset_eval = loaders.build_datasets(args, data_config)
     signals.check_start(args, device)
-    patch_size = loaders.patch_size(model) if args.naflex_loader else None
+    patch_size = loaders.patch_size(model, args.naflex_patch_sizes) if args.naflex_loader else None
     loader_train, loader_eval, resumable = _build_loaders(
         args, patch_size, dataset_train, dataset_eval, data_config, device, precision)
     metric_name = args.eval_metric if loader_eval is not None else 'loss'
@@ -112,7 +112,7 @@ def build_run(args: argparse.Namespace, signals: StopSignals, watchdog: Watchdog
     if primary:
         _try_end(args, model, record)
     if args.torchscript:
-        model = torch.jit.script(model)
+        model = build.script_model(args, model)
     task = build_task(args, model, device, precision)
     optimizer = optimization.build_optimizer(args, task)
 

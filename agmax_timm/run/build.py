@@ -5,7 +5,7 @@ Everything is built in the order of timm's script, so that a run without --agmax
 import argparse
 import importlib
 import logging
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Callable, Dict, Optional, Tuple
@@ -15,10 +15,12 @@ import torch.nn as nn
 from timm import utils
 from timm.data import resolve_data_config
 from timm.layers import convert_splitbn_model, convert_sync_batchnorm, set_fast_norm
-from timm.models import create_model
+from timm.models import create_model, load_state_dict
 from timm.task import TrainingTask
 
-from ..command_line import OptionError
+from ..command_line import OptionError, flag_of
+from ..models import adapted_modules, misfits
+from ..silence import silenced
 from ..untrusted import one_line
 from .flags.names import REFUSED, check_model
 from .scaler import LossScaler
@@ -88,11 +90,23 @@ def create_named_model(name: str, **kwargs) -> nn.Module:
         # Whatever a folder or a repository made by others may hold; weights that are not there or do not fit; values
         # of arguments that only a model knows.
         if kwargs.get('checkpoint_path'):
-            raise OptionError(f"--initial-checkpoint {kwargs['checkpoint_path']} is not a checkpoint of --model "
-                              f'{name}: {one_line(error)[:500]}') from error
+            raise OptionError(_unfit_checkpoint(name, error, **kwargs)) from error
         if ':' not in name and not isinstance(error, (*REFUSED, AttributeError, OSError)):
             raise
         raise OptionError(f'--model {name}: {one_line(error)[:500]}') from error
+
+
+def _unfit_checkpoint(name: str, error: Exception, checkpoint_path: str, **kwargs) -> str:
+    """Why the weights of --initial-checkpoint cannot be loaded into a model; `error` is timm's reason."""
+    with suppress(Exception), silenced():
+        model, weights = create_model(name, **{**kwargs, 'pretrained': False}), load_state_dict(checkpoint_path)
+        head = adapted_modules(model, ('classifier',))
+        classes = {len(weights[key]) for key in weights if key.startswith(head)}
+        if len(classes) == 1 and not misfits(weights, model, adapted=head):
+            return (f'--initial-checkpoint {checkpoint_path} has {classes.pop()} classes, the model '
+                    f'{model.num_classes}: use --pretrained --pretrained-path {checkpoint_path}, which starts with a '
+                    'new head, or another --num-classes')
+    return f'--initial-checkpoint {checkpoint_path} is not a checkpoint of --model {name}: {one_line(error)[:500]}'
 
 
 def build_model(args: argparse.Namespace, device: torch.device, precision: Precision) -> Tuple[nn.Module, Dict]:
@@ -118,10 +132,10 @@ def build_model(args: argparse.Namespace, device: torch.device, precision: Preci
         **pretrained,
         **args.model_kwargs,
     )
-    _init_head(model, args.head_init_scale, args.head_init_bias)
+    _init_head(args, model)
     args.num_classes = model.num_classes if args.num_classes is None else args.num_classes
     if args.grad_checkpointing:
-        model.set_grad_checkpointing(enable=True)
+        _checkpoint_gradients(args, model)
     if utils.is_primary(args):
         count = sum(parameter.numel() for parameter in model.parameters())
         _logger.info(f'Model {args.model} created, param count: {count}')
@@ -202,15 +216,49 @@ def input_channels(args: argparse.Namespace) -> Optional[int]:
     return args.input_size[0] if args.input_size is not None else None
 
 
-def _init_head(model: nn.Module, scale: Optional[float], bias: Optional[float]) -> None:
-    if bias is not None and getattr(model.get_classifier(), 'bias', None) is None:
-        raise OptionError(f'--head-init-bias {bias} needs a head with a bias: leave it out')
-    if scale is not None:
-        with torch.no_grad():
-            for parameter in model.get_classifier().parameters():
-                parameter.mul_(scale)
-    if bias is not None:
-        nn.init.constant_(model.get_classifier().bias, bias)
+def _init_head(args: argparse.Namespace, model: nn.Module) -> None:
+    """Scale the weights and the bias of the head, and set its bias, where the options ask for it."""
+    given = {name: getattr(args, name) for name in ('head_init_scale', 'head_init_bias')}
+    flags = ' and '.join(f'{flag_of(name)} {value}' for name, value in given.items() if value is not None)
+    if not flags:
+        return
+    head = model.get_classifier() if hasattr(model, 'get_classifier') else None
+    if not torch.is_tensor(getattr(head, 'weight', None)):
+        raise OptionError(f'{flags} is for a model with one linear layer as its head, --model {args.model} has '
+                          f'{_describe_head(head)}: drop it')
+    if args.head_init_bias is not None and head.bias is None:
+        raise OptionError(f'--head-init-bias {args.head_init_bias} needs a head with a bias: drop it')
+    with torch.no_grad():
+        for parameter in head.parameters() if args.head_init_scale is not None else ():
+            parameter.mul_(args.head_init_scale)
+    if args.head_init_bias is not None:
+        nn.init.constant_(head.bias, args.head_init_bias)
+
+
+def _describe_head(head: Any) -> str:
+    if isinstance(head, (tuple, list, nn.ModuleList)):
+        return f'{len(head)} heads'
+    return 'no head' if head is None or isinstance(head, nn.Identity) else f'a {type(head).__name__}'
+
+
+def _checkpoint_gradients(args: argparse.Namespace, model: nn.Module) -> None:
+    try:
+        model.set_grad_checkpointing(enable=True)
+    except (AssertionError, AttributeError) as error:  # timm's models without it assert, others lack the method
+        raise OptionError(f'--grad-checkpointing: --model {args.model} does not have it: drop it, or use a smaller '
+                          '--batch-size with --grad-accum-steps') from error
+
+
+def script_model(args: argparse.Namespace, model: nn.Module) -> nn.Module:
+    """The model compiled by TorchScript.
+
+    Raises:
+        OptionError: TorchScript cannot compile it.
+    """
+    try:
+        return torch.jit.script(model)
+    except Exception as error:  # whatever its compiler does not take
+        raise OptionError(f'--torchscript: {args.model} cannot be scripted: {one_line(error)[:200]}') from error
 
 
 def compile_and_distribute(

@@ -1,7 +1,7 @@
 """From options to data: data sets that were checked, training and evaluation loaders."""
 import argparse
 import logging
-from typing import Any, Callable, Dict, Optional, Tuple
+from typing import Any, Callable, Dict, Optional, Sequence, Tuple
 
 import torch
 import torch.nn as nn
@@ -236,16 +236,25 @@ def _naflex_kwargs(args: argparse.Namespace, patch_size: Tuple[int, int]) -> Dic
     )
 
 
-def patch_size(model: nn.Module) -> Tuple[int, int]:
+def patch_size(model: nn.Module, choices: Optional[Sequence[int]] = None) -> Tuple[int, int]:
     """Height and width of a patch of a NaFlex model.
 
+    Args:
+        choices: Sides of the patches that the model is to take in training (--naflex-patch-sizes).
+
     Raises:
-        OptionError: another kind of model, which does not take patches.
+        OptionError: another kind of model, which does not take patches, or not patches of these sizes.
     """
     if not hasattr(model, 'get_patch_size'):
         raise OptionError(f'--naflex-loader needs a model that takes patches, such as naflexvit_base_patch16_gap; '
                           f'{type(model).__name__} does not')
-    return model.get_patch_size()
+    own = model.get_patch_size()
+    interpolates = getattr(getattr(model, 'embeds', None), 'patch_interpolator', None) is not None
+    if not interpolates and any((side, side) != own for side in choices or ()):
+        sizes = ' '.join(map(str, choices))
+        raise OptionError(f'--naflex-patch-sizes {sizes}: the model takes patches of {own[0]} x {own[1]} alone: add '
+                          '--model-kwargs enable_patch_interpolator=True, or drop it')
+    return own
 
 
 def average_batch_size(args: argparse.Namespace, loader) -> float:

@@ -11,9 +11,16 @@ from timm.models import reparameterize_model
 
 from ...checkpoint import load_weights
 from ...command_line import OptionError
-from ...untrusted import one_line
 from .. import loaders
-from ..build import Precision, build_data_config, create_named_model, input_channels, set_backend_options, try_input
+from ..build import (
+    Precision,
+    build_data_config,
+    create_named_model,
+    input_channels,
+    script_model,
+    set_backend_options,
+    try_input,
+)
 
 _logger = logging.getLogger('validate')
 
@@ -96,10 +103,7 @@ def _pool_at_test_time(args: argparse.Namespace, model: nn.Module, data_config: 
 
 def _compile(args: argparse.Namespace, model: nn.Module) -> nn.Module:
     if args.torchscript:
-        try:
-            return torch.jit.script(model)
-        except Exception as error:  # TorchScript raises what its compiler stumbles over
-            raise OptionError(f'--torchscript: {args.model} cannot be scripted: {one_line(error)[:200]}') from error
+        return script_model(args, model)
     if args.torchcompile:
         torch.compiler.reset()  # what was compiled before is not to count against torch's limits
         return torch.compile(model, backend=args.torchcompile, mode=args.torchcompile_mode)

@@ -1,0 +1,126 @@
+"""Options that ask a model for what some of timm's models do not have: one line, or the right effect."""
+import pytest
+import torch
+from timm.models import create_model
+
+from agmax_timm.command_line import OptionError
+from agmax_timm.run import build, loaders
+from agmax_timm.run.config import parse_train_args
+
+CPU = torch.device('cpu')
+VIT = ['--model-kwargs', 'embed_dim=16', 'depth=1', 'num_heads=2', 'img_size=32']
+# A linear layer, a convolution, a layer without a bias.
+ONE_HEAD = [['test_resnet'], ['resnetv2_18'], ['deit_tiny_patch16_224', *VIT]]
+OTHER_HEADS = [
+    (['deit_tiny_distilled_patch16_224', *VIT], '2 heads'),
+    (['levit_128s'], '2 heads'),
+    (['caformer_s18'], 'a MlpHead'),
+]
+
+
+def built(model, *argv, size='32', classes='3'):
+    args = parse_train_args(['data', '--model', model, '--num-classes', classes, '--img-size', size, *argv])
+    args.rank, args.distributed = 0, False
+    return build.build_model(args, CPU, build.Precision())[0]
+
+
+def refused(*argv, **kwargs):
+    with pytest.raises(OptionError) as error:
+        built(*argv, **kwargs)
+    assert '\n' not in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize('model', ['dla34', 'pit_ti_224', 'selecsls42', 'convit_tiny'])
+def test_gradient_checkpointing_of_models_that_have_none(model):
+    args = parse_train_args(['data', '--model', model, '--grad-checkpointing'])
+    with torch.device('meta'):
+        network = create_model(model)
+    with pytest.raises(OptionError, match=f'--grad-checkpointing: --model {model} does not have it: drop it'):
+        build._checkpoint_gradients(args, network)
+
+
+def test_gradient_checkpointing_of_models_that_have_it():
+    assert built('test_resnet', '--grad-checkpointing').grad_checkpointing is True
+
+
+def test_gradient_checkpointing_of_a_model_of_another_library(monkeypatch):
+    monkeypatch.setattr(build, 'create_named_model', lambda *args, **kwargs: torch.nn.Linear(2, 2))
+    args = parse_train_args(['data', '--num-classes', '2', '--grad-checkpointing'])
+    with pytest.raises(OptionError, match='--grad-checkpointing'):
+        build.build_model(args, CPU, build.Precision())
+
+
+@pytest.mark.parametrize('model', ONE_HEAD, ids=lambda words: words[0])
+def test_the_head_is_scaled_and_biased(model):
+    torch.manual_seed(1)
+    plain = built(*model).get_classifier()
+    torch.manual_seed(1)
+    head = built(*model, '--head-init-scale', '0.5', '--head-init-bias', '-2').get_classifier()
+    torch.testing.assert_close(head.weight, plain.weight * 0.5)
+    torch.testing.assert_close(head.bias, torch.full((3,), -2.))
+
+
+@pytest.mark.parametrize('model, words', OTHER_HEADS, ids=lambda words: str(words[0]))
+@pytest.mark.parametrize('flag', ['--head-init-scale', '--head-init-bias'])
+def test_heads_of_several_layers_are_refused(flag, model, words):
+    name, *argv = model
+    args = parse_train_args(['data', '--model', name, flag, '0.5'])
+    with torch.device('meta'):
+        network = create_model(name, num_classes=3)
+    with pytest.raises(OptionError, match=f'{flag} 0.5 is for a model with one linear layer as its head, --model '
+                                          f'{name} has {words}: drop it'):
+        build._init_head(args, network)
+
+
+def test_a_head_without_a_bias():
+    network = torch.nn.Module()
+    network.get_classifier = lambda: torch.nn.Linear(2, 3, bias=False)
+    with pytest.raises(OptionError, match='--head-init-bias 1.0 needs a head with a bias'):
+        build._init_head(parse_train_args(['data', '--head-init-bias', '1']), network)
+
+
+def test_a_model_that_torchscript_does_not_take():
+    args = parse_train_args(['data', '--torchscript'])
+    network = torch.nn.Linear(2, 2)
+    network.forward = lambda *values, **named: values
+    with pytest.raises(OptionError, match='--torchscript: resnet50 cannot be scripted'):
+        build.script_model(args, network)
+    assert isinstance(build.script_model(args, torch.nn.Linear(2, 2)), torch.jit.ScriptModule)
+
+
+def test_patch_sizes_need_a_model_that_interpolates_patches():
+    kwargs = dict(embed_dim=16, depth=1, num_heads=2, num_classes=3)
+    network = create_model('naflexvit_base_patch16_gap', **kwargs)
+    with pytest.raises(OptionError, match='--naflex-patch-sizes 8 16: .* enable_patch_interpolator=True, or drop it'):
+        loaders.patch_size(network, [8, 16])
+    assert loaders.patch_size(network, [16]) == loaders.patch_size(network) == (16, 16)
+    network = create_model('naflexvit_base_patch16_gap', **kwargs, enable_patch_interpolator=True)
+    assert loaders.patch_size(network, [8, 16]) == (16, 16)
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    torch.manual_seed(2)
+    model = create_model('test_resnet', num_classes=5)
+    torch.save({'state_dict': model.state_dict()}, tmp_path / 'five.pth.tar')
+    return str(tmp_path / 'five.pth.tar'), model.state_dict()
+
+
+def test_a_checkpoint_of_other_classes(checkpoint):
+    path, tensors = checkpoint
+    message = refused('test_resnet', '--initial-checkpoint', path)
+    assert message.startswith(f'--initial-checkpoint {path} has 5 classes, the model 3: use --pretrained '
+                              f'--pretrained-path {path}')
+    loaded = built('test_resnet', '--pretrained', '--pretrained-path', path).state_dict()
+    same = [name for name in tensors if not name.startswith('fc.')]
+    torch.testing.assert_close({name: loaded[name] for name in same}, {name: tensors[name] for name in same})
+    assert loaded['fc.weight'].shape[0] == 3
+    torch.testing.assert_close(dict(built('test_resnet', '--initial-checkpoint', path, classes='5').state_dict()),
+                               dict(tensors))
+
+
+def test_a_checkpoint_of_another_model(checkpoint):
+    message = refused('test_byobnet', '--initial-checkpoint', checkpoint[0])
+    assert f'--initial-checkpoint {checkpoint[0]} is not a checkpoint of --model test_byobnet' in message
+    assert 'classes' not in message
