@@ -1,6 +1,7 @@
 """The parser of every command: errors of one line, defaults that say something. Imports nothing heavy."""
 import argparse
 import os
+import re
 import sys
 from typing import Any, Iterable, Tuple, Union
 
@@ -47,8 +48,7 @@ class Parser(argparse.ArgumentParser):
         return namespace
 
     def error(self, message: str):
-        line = ' '.join(message.encode('utf-8', 'backslashreplace').decode().split())  # names of files may be any bytes
-        self.exit(2, f'{self.prog}: error: {line} (--help lists all flags)\n')
+        self.exit(2, f'{self.prog}: error: {as_line(message)} (--help lists all flags)\n')
 
     def _get_option_tuples(self, option_string: str):
         """The flags that an abbreviation may stand for: --check is timm's --checkpoint, as it is without ours."""
@@ -58,7 +58,13 @@ class Parser(argparse.ArgumentParser):
     def warn(self, message: str) -> None:
         """Tell of an option before there is a log: the first of several processes does."""
         if os.environ.get('RANK', '0') == '0':
-            print(f"{self.prog}: warning: {' '.join(message.split())}", file=sys.stderr)
+            print(f"{self.prog}: warning: {as_line(message)}", file=sys.stderr)
+
+
+def as_line(message: Any) -> str:
+    """A message as one line in which every character can be seen: names of files may hold any bytes."""
+    line = ' '.join(re.split('[ \n\t]+', str(message).strip(' \n\t')))
+    return ''.join(char if char.isprintable() else char.encode('unicode_escape').decode() for char in line)
 
 
 def flag_of(name: str) -> str:

@@ -7,6 +7,7 @@ from typing import Any, Dict
 import yaml
 
 from .command_line import is_plain, nearest
+from .text_file import read_text
 
 _LONGEST = 100_000  # characters of a file: all options there are take a tenth of it
 _SCALARS = tuple(f'tag:yaml.org,2002:{kind}' for kind in ('str', 'int', 'float', 'bool', 'null'))
@@ -19,8 +20,7 @@ def read_mapping(path: str) -> Dict[Any, Any]:
         ValueError: it cannot be read, or is another kind of file.
     """
     try:
-        with open(path, encoding='utf-8-sig') as f:
-            text = f.read(_LONGEST + 1)
+        text = read_text(path, _LONGEST + 1)
         if len(text) > _LONGEST:
             raise ValueError(f'longer than {_LONGEST} characters, so not a file of options')
         config = yaml.load(text, _Loader)

@@ -7,8 +7,9 @@ import sys
 from contextlib import contextmanager
 from typing import IO, Any, Callable, Dict, Iterable, Iterator, List, Optional
 
-from .command_line import Parser
+from .command_line import Parser, as_line
 from .processes import fork_workers, kept_imports
+from .text_file import MARK
 
 
 class PredictError(ValueError):
@@ -41,7 +42,7 @@ def main(argv: Optional[List[str]] = None) -> None:
         with _opened(args.output) as f:
             _FORMATS[args.format](rows(), f)
     except (PredictError, OptionError, CheckpointError, DataError, OSError) as error:
-        parser.exit(2, f"{parser.prog}: error: {' '.join(str(error).split())}\n")
+        parser.exit(2, f"{parser.prog}: error: {as_line(error)}\n")
     if failed:
         parser.exit(1, f'{parser.prog}: {failed} of {len(paths)} images could not be predicted: see their error\n')
 
@@ -57,7 +58,7 @@ def list_images(names: List[str]) -> List[str]:
         sys.stdin.reconfigure(errors='surrogateescape')  # names of files may be any bytes
     paths = []
     for name in names:
-        for path in (line.rstrip('\r\n') for line in sys.stdin) if name == '-' else [name]:
+        for path in (line.rstrip('\r\n').removeprefix(MARK) for line in sys.stdin) if name == '-' else [name]:
             if os.path.isdir(path):
                 try:
                     paths += FolderReader(path).filenames(absolute=True)

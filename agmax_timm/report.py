@@ -1,7 +1,7 @@
 """One page on a run, for any browser: python -m agmax_timm.report RUN_FOLDER [DATA]"""
 from typing import List, Optional
 
-from .command_line import Parser
+from .command_line import Parser, as_line
 from .processes import fork_workers, kept_imports
 
 
@@ -22,7 +22,7 @@ def main(argv: Optional[List[str]] = None) -> None:
         print(make_report(args.folder, args.data, args.device, args.workers))
     except (OptionError, DataError, CheckpointError, OSError, WorkerError) as error:
         status = 1 if isinstance(error, WorkerError) else 2
-        parser.exit(status, f"{parser.prog}: error: {' '.join(str(error).split())}\n")
+        parser.exit(status, f"{parser.prog}: error: {as_line(error)}\n")
 
 
 def _parser() -> Parser:

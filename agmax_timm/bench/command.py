@@ -3,6 +3,7 @@ import sys
 from importlib import import_module
 from typing import List, Optional
 
+from ..command_line import as_line
 from ..processes import fork_workers
 from .options import parse
 
@@ -21,5 +22,5 @@ def main(argv: Optional[List[str]] = None) -> None:
         if args.output:
             report.save(result, args.output, args.command, machine)
     except (ValueError, OSError) as error:  # of the data, the options, or a place that cannot be written to
-        print(f'python -m agmax_timm.bench {args.command}: error: {" ".join(str(error).split())}', file=sys.stderr)
+        print(f'python -m agmax_timm.bench {args.command}: error: {as_line(error)}', file=sys.stderr)
         sys.exit(2)

@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 from torchvision.datasets import ImageFolder
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
+from .class_map import read_class_map
 from .decoding import DecodedDataset, with_policy
 from .errors import DataError
 from .folder import FolderReader, is_hidden
@@ -151,6 +152,7 @@ def _open(name: str, root: Optional[str], split: str, max_damaged: Optional[floa
     folder = root
     if in_folders and os.path.isdir(root) and kwargs.get('search_split', True):
         folder = find_split(root, split) or root
+    kwargs['class_map'] = read_class_map(kwargs.get('class_map'), root, folder)
     if in_folders and os.path.isdir(folder):
         if '/' not in name:
             return _open_folder(folder, root, max_damaged, **kwargs)

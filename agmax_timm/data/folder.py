@@ -11,9 +11,10 @@ from operator import itemgetter
 from typing import Any, Collection, Dict, List, Optional, Tuple
 
 import numpy as np
-from timm.data.readers.class_map import load_class_map
 from timm.data.readers.img_extensions import get_img_extensions
 from timm.data.readers.reader import Reader
+
+from .class_map import read_class_map
 
 _logger = logging.getLogger(__name__)
 
@@ -41,7 +42,7 @@ class FolderReader(Reader):
     def __init__(self, root: str, class_map: Any = '', input_key: Optional[str] = None):
         super().__init__()
         self.root = os.fspath(root)
-        class_to_idx = load_class_map(class_map, self.root) if class_map else None
+        class_to_idx = read_class_map(class_map, self.root)
         types = set(input_key.split(';')) if input_key else get_img_extensions(as_set=True)
         runs = _scan(self.root, '', types)
         if class_to_idx is None:

@@ -1,7 +1,8 @@
 """From options to what an update minimises: the criterion, and timm's task or ours around it."""
 import argparse
 import logging
-from typing import Any, Dict
+import os
+from typing import Any, Callable, Dict
 
 import torch
 import torch.nn as nn
@@ -19,6 +20,7 @@ from timm.task import (
 from ..command_line import OptionError
 from ..distillation import AgMaxDistillationTask
 from ..task import AgMaxTask
+from ..text_file import without_mark
 from .build import Precision
 from .flags.checks import mixing
 
@@ -56,7 +58,7 @@ def build_criterion(args: argparse.Namespace) -> nn.Module:
     multi_label = args.task == 'multilabel'
     name = args.loss or ('bce' if multi_label else 'ce')
     try:
-        stats = load_class_stats(args.class_stats)
+        stats = _read_by(load_class_stats, args.class_stats)
     except (ValueError, OSError, TypeError, KeyError) as error:
         raise OptionError(f'--class-stats {args.class_stats}: {error}') from error
     try:
@@ -79,9 +81,18 @@ def build_criterion(args: argparse.Namespace) -> nn.Module:
         raise OptionError(f'--loss {name}: {error}') from error
 
 
+def _read_by(read: Callable, value: Any, *args) -> Any:
+    """What a function of timm reads from a file, or from a value that names none."""
+    if not isinstance(value, str) or not os.path.isfile(value):
+        return read(value, *args)
+    with without_mark(value) as path:
+        return read(path, *args)
+
+
 def _class_weights(args: argparse.Namespace, flag: str, kind: str, stats: Any) -> Any:
-    weights = resolve_class_weights(
-        getattr(args, flag), kind, stats, args.loss_weight_power, args.loss_weight_beta, args.loss_weight_max)
+    weights = _read_by(
+        resolve_class_weights, getattr(args, flag), kind, stats, args.loss_weight_power, args.loss_weight_beta,
+        args.loss_weight_max)
     return _per_class(args, flag, weights) if torch.is_tensor(weights) else weights
 
 

@@ -12,6 +12,7 @@ from timm.utils import setup_default_logging
 from tqdm import tqdm
 
 from .. import durable
+from ..command_line import as_line
 from .engine import Progress
 from .logfile import LogFile
 
@@ -188,7 +189,7 @@ def plot_curves(summary_path: str, output_path: str) -> None:
 
 def read_curves(summary_path: str) -> Dict[str, Dict[str, List[Tuple[int, float]]]]:
     """The columns of a summary.csv that are drawn: by panel, each with its points (epoch from 1, value)."""
-    with open(summary_path, newline='') as f:
+    with open(summary_path, newline='', encoding='utf-8-sig') as f:  # editors add a byte-order mark
         rows = list(csv.DictReader(f))
     title, metric = ('mAP (%)', 'map') if rows and 'eval_map' in rows[0] else ('top-1 (%)', 'top1')
     averaged = rows and rows[0].get(f'ema_{metric}')
@@ -224,5 +225,5 @@ def finite(value: Any) -> Any:
 
 def exit_with_error(status: int, error: Exception) -> None:
     """End the process with one line on stderr, below a progress bar if there is one."""
-    tqdm.write(f"{os.path.basename(sys.argv[0])}: error: {' '.join(str(error).split())}", file=sys.stderr)
+    tqdm.write(f"{os.path.basename(sys.argv[0])}: error: {as_line(error)}", file=sys.stderr)
     sys.exit(status)

@@ -4,6 +4,7 @@ import shlex
 import sys
 from typing import Dict, List, Optional
 
+from ..command_line import as_line
 from .cost import epochs_of, updates_and_views
 from .definition import Study, StudyError, read_study
 from .options import PROG, parse
@@ -36,7 +37,7 @@ def main(argv: Optional[List[str]] = None) -> None:
         os.makedirs(output, exist_ok=True)
         status = carry_out(study, runs, published, output, args.jobs, args.devices)
     except (StudyError, OSError) as error:
-        print(f'{PROG}: error: {" ".join(str(error).split())}', file=sys.stderr)
+        print(f'{PROG}: error: {as_line(error)}', file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print(f'{PROG}: error: killed with its runs. The same command goes on from what they saved', file=sys.stderr)

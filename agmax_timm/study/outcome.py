@@ -48,7 +48,7 @@ def read_outcome(run: Run, metric: str, epoch: str, error: str = '') -> Outcome:
         return Outcome(run, 'failed' if error else 'interrupted' if begun else 'missing', error=error)
     path = _summary_path(run)
     try:
-        with open(path, newline='') as file:
+        with open(path, newline='', encoding='utf-8-sig') as file:  # editors add a byte-order mark
             found = [(float(row[f'eval_{metric}']), int(row['epoch'])) for row in csv.DictReader(file)
                      if row[f'eval_{metric}']]
         if epoch == 'best':

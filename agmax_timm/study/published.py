@@ -1,9 +1,11 @@
 """Published numbers, to stand beside a study's own: a CSV file that docs/studies.md describes."""
 import csv
+import io
 import math
 from typing import Dict, Tuple
 
 from ..command_line import nearest
+from ..text_file import read_text
 from .definition import Level, Study, StudyError
 
 _COLUMNS = ('augmentation', 'setting', 'method', 'value')
@@ -20,11 +22,10 @@ def read_published(study: Study) -> Published:
     if not study.published:
         return {}
     try:
-        with open(study.published, newline='', encoding='utf-8') as file:
-            lines = [line for line in file if line.strip() and not line.startswith('#')]
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_text(study.published)
+    except (OSError, ValueError) as error:
         raise StudyError(f'{study.path}: published: {error}') from error
-    reader = csv.DictReader(lines)
+    reader = csv.DictReader(line for line in io.StringIO(text) if line.strip() and not line.startswith('#'))
     axes = dict(zip(_COLUMNS, (study.augmentations, study.settings, study.methods)))
     needed = [column for column in _COLUMNS if column == 'value' or axes[column] != [Level()]]
     if reader.fieldnames is None or set(reader.fieldnames) != set(needed):

@@ -15,6 +15,7 @@ from timm.models import is_model, list_models
 from timm.utils import check_batch_size_retry, decay_batch_step, natural_key
 
 from ...command_line import OptionError
+from ...text_file import read_text
 from ...untrusted import one_line
 
 # Pretrained weights whose outputs are not the thousand classes of ImageNet: left out of --model all, as timm does.
@@ -78,9 +79,8 @@ def _checkpoints(folder: str) -> Iterator[List[str]]:
 
 def _names_in(path: str) -> List[str]:
     try:
-        with open(path, encoding='utf-8') as f:
-            names = [line.strip() for line in f if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
+        names = [line.strip() for line in read_text(path).split('\n') if line.strip()]
+    except (OSError, ValueError) as error:
         raise OptionError(f'--model {path}: {error}') from error
     if not names:
         raise OptionError(f'--model {path}: no name of a model in this file')

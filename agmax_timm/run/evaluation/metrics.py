@@ -14,6 +14,7 @@ from ...checkpoint import saved_record
 from ...command_line import OptionError
 from ...data.datasets import DataError, check_classes, class_names
 from ...robustness.calibration import CalibrationBins
+from ...text_file import read_text, without_mark
 from .analysis import class_counts, shares
 
 _logger = logging.getLogger('validate')
@@ -145,8 +146,7 @@ def _check_subset(path: str, classes: Optional[List[str]]) -> None:
     names = path.replace('_indices.txt', '_synsets.txt')
     if classes is None or names == path or not os.path.isfile(names):
         return
-    with open(names, encoding='utf-8') as f:
-        expected = f.read().split()
+    expected = read_text(names).split()
     other = sorted(set(classes) ^ set(expected))
     if classes != expected:
         raise DataError(f'--valid-labels {os.path.basename(path)} is for {len(expected)} classes by the names of their '
@@ -187,17 +187,22 @@ def read_valid_labels(path: str, num_outputs: int) -> List[int]:
         OptionError: the file cannot be read, or a line is no index of an output.
     """
     try:
-        with open(path, encoding='utf-8') as f:
-            lines = f.read().split()
-    except (OSError, UnicodeDecodeError) as error:
+        lines = read_text(path).split('\n')
+    except (OSError, ValueError) as error:
         raise OptionError(f'--valid-labels {path}: {error}') from error
+    outputs: Dict[int, int] = {}  # and the line of each
     for number, line in enumerate(lines, 1):
-        if not line.isdecimal() or int(line) >= num_outputs:
-            raise OptionError(f"--valid-labels {path}, line {number}: '{line}' is no output of the model, which has 0 "
-                              f'to {num_outputs - 1}')
-    if not lines:
+        for word in line.split():
+            where = f'--valid-labels {path}, line {number}'
+            if not word.isdecimal() or int(word) >= num_outputs:
+                raise OptionError(f'{where}: {word!r} is no output of the model, which has 0 to {num_outputs - 1}')
+            if int(word) in outputs:
+                raise OptionError(f'{where}: {word} is in line {outputs[int(word)]} as well: an output can stand for '
+                                  'one class')
+            outputs[int(word)] = number
+    if not outputs:
         raise OptionError(f'--valid-labels {path} is empty')
-    return [int(line) for line in lines]
+    return list(outputs)
 
 
 def open_real_labels(args: argparse.Namespace, dataset: Dataset, num_outputs: int) -> RealLabelsImagenet:
@@ -213,7 +218,8 @@ def open_real_labels(args: argparse.Namespace, dataset: Dataset, num_outputs: in
         raise OptionError(f'--real-labels {path} goes by file names, which this data set does not give: use a folder '
                           'or tar file') from error
     try:
-        labels = RealLabelsImagenet(files, real_json=path, topk=(1, min(5, num_outputs)))
+        with without_mark(path) as readable:
+            labels = RealLabelsImagenet(files, real_json=readable, topk=(1, min(5, num_outputs)))
     except AssertionError as error:
         raise OptionError(f'--real-labels {path} is not for these {len(files)} images: it has another number of '
                           'labels') from error

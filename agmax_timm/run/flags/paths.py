@@ -1,5 +1,6 @@
 """Files and folders that options name: those to be read are there, those to be written can be."""
 import argparse
+import glob
 import importlib.util
 import os
 from typing import Any, Callable
@@ -21,8 +22,10 @@ def check_paths(args: argparse.Namespace, error: Callable[[str], Any]) -> None:
             _check_file(name, getattr(args, name, ''), error)
     if getattr(args, 'resume', '') != 'auto':
         _check_file('resume', getattr(args, 'resume', ''), error)
-    # timm looks for it in the folder of the data, too.
-    if args.class_map and not os.path.exists(os.path.join(args.data_dir or '', args.class_map)):
+    # timm looks for it in the folder of the split, too.
+    data_dir = glob.escape(args.data_dir or '')
+    if args.class_map and not any(glob.glob(os.path.join(data_dir, folder, glob.escape(args.class_map)))
+                                  for folder in ('', '*')):
         _check_file('class_map', args.class_map, error)
     if getattr(args, 'experiment', ''):
         _check_experiment(args.experiment, error)

@@ -1,0 +1,40 @@
+"""Text files of users: UTF-8, with or without the byte-order mark that editors on Windows write."""
+import os
+import tempfile
+from contextlib import contextmanager
+from typing import Iterator
+
+MARK = '\ufeff'  # the byte-order mark
+
+
+def read_text(path: str, most: int = -1) -> str:
+    """Text of a file.
+
+    Args:
+        path: Path of the file.
+        most: Number of characters to read at most, all if negative.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is in another encoding.
+    """
+    try:
+        with open(path, encoding='utf-8-sig') as file:
+            return file.read(most)
+    except UnicodeDecodeError as error:
+        raise ValueError(f'not text in UTF-8: {error.reason} at byte {error.start}: save it as UTF-8') from error
+
+
+@contextmanager
+def without_mark(path: str) -> Iterator[str]:
+    """The path of a text file, or of a copy without its byte-order mark, for libraries that refuse the mark."""
+    with open(path, 'rb') as file:
+        content = file.read() if file.read(3) == MARK.encode() else None
+    if content is None:
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        copy = os.path.join(folder, os.path.basename(path))
+        with open(copy, 'wb') as file:
+            file.write(content)
+        yield copy

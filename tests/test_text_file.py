@@ -1,0 +1,178 @@
+"""Text files as editors save them: a byte-order mark changes nothing, other encodings and doubled lines are named."""
+import io
+import json
+import pickle
+import re
+import shutil
+import sys
+from argparse import Namespace
+
+import pytest
+
+from agmax_timm.command_line import as_line
+from agmax_timm.data.class_map import read_class_map
+from agmax_timm.data.datasets import DataError, class_names, create_dataset
+from agmax_timm.option_file import read_mapping
+from agmax_timm.predict import list_images
+from agmax_timm.run.config import parse_train_args
+from agmax_timm.run.evaluation import metrics
+from agmax_timm.run.evaluation.bulk import list_jobs
+from agmax_timm.run.objective import build_criterion
+from agmax_timm.run.reporting import read_curves
+from agmax_timm.study.definition import Level, Study
+from agmax_timm.study.published import read_published
+from agmax_timm.text_file import read_text, without_mark
+
+MARK = b'\xef\xbb\xbf'
+
+
+def read_stdin(path, monkeypatch):
+    monkeypatch.setattr(sys, 'stdin', io.TextIOWrapper(path.open('rb')))
+    return list_images(['-'])
+
+
+def criterion_weights(path, flag):
+    args = parse_train_args(['data', '--loss', 'bce', '--num-classes', '3', flag, str(path), *(
+        ['--loss-pos-weight', 'neg_pos'] if flag == '--class-stats' else [])])
+    return build_criterion(args).pos_weight.flatten().tolist()
+
+
+def published(path):
+    study = Study(path='study.yaml', title='', data='', base=Level(), augmentations=[Level()], settings=[Level()],
+                  methods=[Level('a'), Level('b')], seeds=[0], baseline='a', metric='top1', epoch='last',
+                  published=str(path))
+    return read_published(study)
+
+
+# By file name and content: a function of the path, and what it reads.
+READERS = {
+    'names.txt': (b'ant\nbee\ncat\n', lambda path: read_class_map(str(path)), {'ant': 0, 'bee': 1, 'cat': 2}),
+    'valid.txt': (b'8\n2 5\n', lambda path: metrics.read_valid_labels(str(path), 9), [8, 2, 5]),
+    'options.yaml': (b'lr: 0.5\n', lambda path: read_mapping(str(path)), {'lr': 0.5}),
+    'models.txt': (b'resnet18\n\ntest_vit\n', lambda path: [job.model for job in list_jobs(
+        Namespace(model=str(path), checkpoint=''))], ['resnet18', 'test_vit']),
+    'stats.json': (json.dumps(dict(pos_counts=[1, 2, 4], num_samples=8)).encode(),
+                   lambda path: criterion_weights(path, '--class-stats'), [7., 3., 1.]),
+    'weights.txt': (b'1, 2, 3', lambda path: criterion_weights(path, '--loss-pos-weight'), [1., 2., 3.]),
+    'weights.json': (b'[1, 2, 3]', lambda path: criterion_weights(path, '--loss-pos-weight'), [1., 2., 3.]),
+    'summary.csv': (b'epoch,train_loss\n0,0.5\n', lambda path: read_curves(str(path))['loss'],
+                    {'train_loss': [(1, 0.5)]}),
+    'published.csv': (b'method,value\n# a note\na,1.5\n', published, {('', '', 'a'): 1.5}),
+}
+
+
+@pytest.mark.parametrize('mark', [b'', MARK], ids=['without mark', 'with mark'])
+@pytest.mark.parametrize('ending', [b'\n', b'\r\n'], ids=['LF', 'CRLF'])
+@pytest.mark.parametrize('name', READERS)
+def test_a_byte_order_mark_changes_nothing(tmp_path, name, mark, ending):
+    content, read, expected = READERS[name]
+    (tmp_path / name).write_bytes(mark + content.replace(b'\n', ending))
+    assert read(tmp_path / name) == expected
+
+
+@pytest.mark.parametrize('mark', [b'', MARK])
+def test_paths_on_stdin(tmp_path, monkeypatch, mark):
+    (tmp_path / 'list').write_bytes(mark + b'a.jpg\r\nb.jpg\r\n')
+    assert read_stdin(tmp_path / 'list', monkeypatch) == ['a.jpg', 'b.jpg']
+
+
+def test_real_labels(imagenet, tmp_path):
+    (tmp_path / 'real.json').write_bytes(MARK + json.dumps([[1], [2, 0], *([],) * 10]).encode())
+    dataset = create_dataset('', str(imagenet), 'val')
+    labels = metrics.open_real_labels(
+        Namespace(real_labels=str(tmp_path / 'real.json'), rank=0, world_size=1), dataset, 3)
+    assert list(labels.real_labels.values())[:3] == [[1], [2, 0], []]
+
+
+@pytest.mark.parametrize('name', [name for name in READERS if name not in ('summary.csv', 'stats.json')])
+def test_another_encoding_is_named(tmp_path, name):
+    path = tmp_path / name
+    path.write_bytes(READERS[name][0].decode().encode('utf-16'))
+    with pytest.raises(ValueError) as caught:
+        READERS[name][1](path)
+    if not name.startswith('weights'):  # timm reads those
+        assert 'not text in UTF-8' in str(caught.value) and 'save it as UTF-8' in str(caught.value)
+
+
+def test_without_mark_leaves_nothing_behind(tmp_path):
+    path = tmp_path / 'a.json'
+    path.write_bytes(b'{}')
+    with without_mark(str(path)) as same:
+        assert same == str(path)
+    path.write_bytes(MARK + b'{}')
+    with without_mark(str(path)) as copy:
+        assert copy != str(path) and open(copy, 'rb').read() == b'{}'
+    with pytest.raises(FileNotFoundError):
+        open(copy)
+    assert path.read_bytes() == MARK + b'{}' and read_text(str(path)) == '{}' and read_text(str(path), 1) == '{'
+
+
+@pytest.mark.parametrize('content, message', [
+    ('ant\n\nbee\n', 'line 2 is empty'), ('ant\nbee\n\n', 'line 3 is empty'), ('\nant', 'line 1 is empty'),
+    ("ant\n \t\nbee", "line 2 is empty"), ("", "the file is empty"),
+    ('ant\nbee\n ant \n', "line 3: 'ant' is in line 1"),
+    ('a\u200bb\na\u200bb', r"line 2: 'a\\u200bb' is in line 1"),
+])
+@pytest.mark.parametrize('mark', ['', '\ufeff'])
+def test_lines_of_class_maps_that_are_mistakes(tmp_path, content, message, mark):
+    (tmp_path / 'map.txt').write_text(mark + content, encoding='utf-8')
+    with pytest.raises(DataError, match=f'--class-map .*map.txt: {message}'):
+        read_class_map(str(tmp_path / 'map.txt'))
+
+
+def test_last_line_without_its_end(tmp_path):
+    (tmp_path / 'map.txt').write_text('ant\nbee', encoding='utf-8')
+    assert read_class_map(str(tmp_path / 'map.txt')) == {'ant': 0, 'bee': 1}
+
+
+@pytest.mark.parametrize('content, message', [
+    (pickle.dumps({'ant': 'x'}), "'ant' has the index 'x'"), (pickle.dumps(['ant']), 'not a pickled dict'),
+    (b'ant\nbee\n', 'not a pickled dict'), (pickle.dumps({'ant': print}), 'not a pickled dict'),
+])
+def test_pickled_class_maps(tmp_path, content, message):
+    path = tmp_path / 'map.pkl'
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        read_class_map(str(path))
+    path.write_bytes(pickle.dumps({'ant': 3, 'bee': 0}))
+    assert read_class_map(str(path)) == {'ant': 3, 'bee': 0}
+
+
+def test_class_maps_that_are_not_there(tmp_path):
+    (tmp_path / 'map.csv').write_text('ant')
+    for name, message in (('map.csv', 'must be a text file'), ('x.txt', 'no such file'), ('', None), (None, None)):
+        if message is None:
+            assert read_class_map(name) is None
+            continue
+        with pytest.raises(DataError, match=message):
+            read_class_map(name, str(tmp_path))
+
+
+@pytest.mark.parametrize('place', ['.', 'train'])
+def test_a_class_map_in_the_folder_of_the_data(photos, tmp_path, place):
+    """timm finds it in the folder of the split; both are told to be there before anything is built."""
+    data = shutil.copytree(photos, tmp_path / 'data')
+    (data / place / 'map.txt').write_text('cat\nbee\nant\n')
+    args = parse_train_args([str(data), '--class-map', 'map.txt'])
+    assert class_names(create_dataset('', args.data_dir, 'train', class_map=args.class_map)) == ['cat', 'bee', 'ant']
+
+
+def test_valid_labels_that_stand_for_two_classes(tmp_path):
+    (tmp_path / 'valid.txt').write_text('8\n\n2\n8\n')
+    with pytest.raises(ValueError, match='line 4: 8 is in line 1 as well'):
+        metrics.read_valid_labels(str(tmp_path / 'valid.txt'), 9)
+
+
+@pytest.mark.parametrize('message, line', [
+    ('a\n\tb  c', 'a b c'), ('no file x\r', r'no file x\r'), ('\ufeffa', r'\ufeffa'), ('a\u200bb\xa0', r'a\u200bb\xa0'),
+    ('caf\udce9 é 日', r'caf\udce9 é 日'),
+])
+def test_every_character_of_a_message_can_be_seen(message, line):
+    assert as_line(ValueError(message)) == line
+
+
+def test_a_flag_with_the_end_of_a_line_is_shown(capsys):
+    """As from a script with the line ends of Windows."""
+    with pytest.raises(SystemExit):
+        parse_train_args(['data', '--class-map', 'map.txt\r'])
+    assert re.search(r'--class-map map\.txt\\r: no such file', capsys.readouterr().err)
