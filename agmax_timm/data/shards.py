@@ -51,9 +51,6 @@ def open_dataset(
     kind = name.partition('/')[0].lower() if '/' in name else ''
     if kind == 'wds':
         _check_source(root)
-        if kwargs.get('repeats'):
-            raise DataError(f"--epoch-repeats {kwargs['repeats']:g} does nothing on --dataset {name}: use "
-                            f'{samples_flag} for a longer epoch')
     package = {'wds': 'webdataset', 'hfds': 'datasets', 'hfids': 'datasets'}.get(kind)
     if package and find_spec(package) is None:
         raise DataError(f'--dataset {name} needs a package that is not installed: pip install {package}')

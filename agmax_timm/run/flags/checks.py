@@ -7,6 +7,7 @@ from typing import Callable, Set
 from ...command_line import Parser, flag_of
 from .paths import check_paths
 from .ranges import check_ranges
+from .source import check_source, kind_of
 
 METRICS = {
     'classification': ('loss', 'top1', 'top5'),
@@ -64,7 +65,7 @@ def check_validate_args(args: argparse.Namespace, parser: Parser) -> None:
 
 def in_sequence(args: argparse.Namespace) -> bool:
     """Whether the data is of a kind that is read in sequence, without an index."""
-    return args.dataset.partition('/')[0].lower() in ('hfids', 'tfds', 'wds')
+    return kind_of(args) in ('hfids', 'tfds', 'wds')
 
 
 def mixing(args: argparse.Namespace) -> bool:
@@ -77,6 +78,7 @@ def _check_input(args: argparse.Namespace, parser: Parser) -> None:
     kind, slash, name = args.dataset.partition('/')
     if slash and (kind.lower() not in _DATASETS or not name):
         error(f"--dataset {args.dataset}: must be TYPE/NAME, with one of the types {', '.join(_DATASETS)}")
+    check_source(args, error)
     size, side = args.input_size, args.img_size
     if size and side and size[1:] != [side, side]:
         parser.warn(f"--img-size {side} has no effect with --input-size {' '.join(map(str, size))}")
