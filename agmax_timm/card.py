@@ -172,7 +172,8 @@ def _about(saved: SavedModel, architecture: str, license: str) -> str:
     rows = [f'- **Input:** {channels} x {height} x {width}', f'- **Classes:** {saved.num_classes}']
     parameters = sum(value.numel() for name, value in saved.state_dict.items()
                      if value.is_floating_point() and 'running_' not in name)
-    rows.append(f'- **Weights:** {parameters / 1e6:.2f} million, safetensors')
+    which = f'; {saved.weights}' if saved.weights else ''
+    rows.append(f'- **Weights:** {parameters / 1e6:.2f} million, safetensors{which}')
     if base_model_of(saved):
         rows.append(f'- **Fine-tuned from:** {base_model_of(saved)}')
     rows.append(f'- **Licence:** {license}')

@@ -39,6 +39,7 @@ class SavedModel:
     options: Dict[str, Any] = field(default_factory=dict)  # resolved options of the run
     metrics: Dict[str, float] = field(default_factory=dict)  # of these weights in validation; 'epoch'
     versions: Dict[str, str] = field(default_factory=dict)  # of agmax_timm, timm, torch, python
+    weights: str = ''  # which of the run's they are, in words
     source: str = ''  # the file it was read from
     run_dir: Optional[str] = None  # the folder of the run that wrote it, where it was read from there
 
@@ -61,7 +62,7 @@ class SavedModel:
 
 def read_model(
         path: str,
-        use_ema: bool = False,
+        use_ema: Optional[bool] = False,
         which: str = 'best',
         architecture: Optional[str] = None,
 ) -> SavedModel:
@@ -69,7 +70,7 @@ def read_model(
 
     Args:
         path: Folder of a run, a checkpoint, or a state dict as .pth or .safetensors.
-        use_ema: The EMA of the weights.
+        use_ema: Whether to read the EMA of the weights; None for what the run ranked by, see choose_ema.
         which: 'best' or 'last' checkpoint of a run's folder.
         architecture: timm's name of the model, for files that do not say.
 
@@ -81,10 +82,12 @@ def read_model(
     checkpoint = read_file(file)
     if is_original(checkpoint):
         raise CheckpointError(f'{file} is a checkpoint of the original AgMax: python -m agmax_timm.convert takes it')
-    folder = os.path.dirname(file) or '.'
+    folder, options = os.path.dirname(file) or '.', _options(checkpoint)
+    use_ema = choose_ema(options, use_ema)
     known = dict(
         state_dict=_tensors(checkpoint, file, use_ema),
-        options=_options(checkpoint),
+        options=options,
+        weights=describe_weights(options, use_ema),
         source=file,
         run_dir=folder if os.path.isfile(os.path.join(folder, 'args.yaml')) else None,
         metrics={'epoch': checkpoint['epoch']} if isinstance(checkpoint.get('epoch'), int) else {},
@@ -108,8 +111,26 @@ def find_file(path: str, which: str = 'best') -> str:
 
 
 def chosen_by_ema(options: Dict[str, Any]) -> bool:
-    """Whether a run with these options ranked its checkpoints by the EMA of their weights."""
-    return bool(options.get('model_ema') and not options.get('model_ema_force_cpu'))
+    """Whether a run of these options ranked its checkpoints by the EMA of their weights: that is what it evaluated."""
+    evaluated = options.get('val_split', 'validation') != ''
+    return bool(evaluated and options.get('model_ema') and not options.get('model_ema_force_cpu'))
+
+
+def choose_ema(options: Dict[str, Any], use_ema: Optional[bool]) -> bool:
+    """Whether to take the EMA: as asked for, or, if that is None, by what the run of these options ranked."""
+    return chosen_by_ema(options) if use_ema is None else use_ema
+
+
+def describe_weights(options: Dict[str, Any], use_ema: bool) -> str:
+    """Which weights of a run are taken, in words for people."""
+    if not (options.get('model_ema') or use_ema):
+        return 'the weights as trained'
+    kind, other = 'the weights without averaging', 'their EMA'
+    if use_ema:
+        kind, other = 'the EMA of the weights', 'those without averaging'
+    if use_ema == chosen_by_ema(options):
+        return f'{kind}, by which the run ranked its checkpoints'
+    return f'{kind}; the run ranked its checkpoints by {other}'
 
 
 def _recorded(architecture: str, known: Dict[str, Any], record: Dict[str, Any]) -> SavedModel:
@@ -242,7 +263,7 @@ def _tensors(checkpoint: Dict[str, Any], path: str, use_ema: bool = False) -> Di
     keys = ('state_dict_ema', 'model_ema') if use_ema else ('state_dict', 'model')
     tensors = next((checkpoint[key] for key in keys if checkpoint.get(key) is not None), None)
     if tensors is None and use_ema:
-        raise CheckpointError(f'{path} holds no EMA weights: drop --use-ema')
+        raise CheckpointError(f'{path} holds no EMA weights: drop --use-ema, or give --raw')
     tensors = checkpoint if tensors is None else tensors
     if not isinstance(tensors, dict) or not tensors or not all(
             isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in tensors.items()):

@@ -67,6 +67,15 @@ def as_line(message: Any) -> str:
     return ''.join(char if char.isprintable() else char.encode('unicode_escape').decode() for char in line)
 
 
+def add_weights_flags(parser: argparse.ArgumentParser) -> None:
+    """Add --use-ema and --raw, as `use_ema`: True, False, or None for the weights that the run ranked by."""
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument('--use-ema', action='store_true', default=None,
+                       help='the EMA of the weights (default: the weights by which the run ranked its checkpoints)')
+    group.add_argument('--raw', action='store_false', dest='use_ema', default=None,
+                       help='the weights without averaging')
+
+
 def flag_of(name: str) -> str:
     """The flag of an option: '--batch-size' of 'batch_size'."""
     return '--' + name.replace('_', '-')

@@ -7,8 +7,8 @@ from typing import Any, Dict, List, Optional
 
 import torch
 
-from .checkpoint import RECORD, SavedModel, read_model
-from .command_line import Parser
+from .checkpoint import RECORD, SavedModel, choose_ema, read_model
+from .command_line import Parser, add_weights_flags
 from .hub import HubError, stage
 from .untrusted import CheckpointError, read_file
 
@@ -29,7 +29,8 @@ def main(argv: Optional[List[str]] = None) -> None:
         parser.exit(2, f'{parser.prog}: error: {error}\n')
     classes = f'{saved.num_classes} classes' + (', named' if saved.class_names else '')
     measured = ''.join(f', {name} {saved.metrics[name]:g}' for name in ('top1', 'top5') if name in saved.metrics)
-    print(f'{saved.source}: {saved.architecture}, {classes}{measured}\n'
+    print(f'{saved.source}: {saved.weights}\n'
+          f'{saved.architecture}, {classes}{measured}\n'
           f"Reloaded with equal logits: timm.create_model('local-dir:{args.folder}', pretrained=True)")
 
 
@@ -56,13 +57,14 @@ def check_empty(folder: str) -> None:
 def average_models(
         run_dir: str,
         count: int,
-        use_ema: bool = False,
+        use_ema: Optional[bool] = False,
         architecture: Optional[str] = None,
 ) -> SavedModel:
     """The mean of the weights of the best checkpoints of a run, as timm's avg_checkpoints takes it: in float64.
 
     Each epoch counts once, though `last` and `model_best` are among its files. What is not floating-point, such as a
-    count of batches, is that of the best checkpoint. Nobody has measured the mean: it has no metrics.
+    count of batches, is that of the best checkpoint. Nobody has measured the mean: it has no metrics. `use_ema` is as
+    in read_model.
 
     Raises:
         CheckpointError: as read_model.
@@ -70,6 +72,7 @@ def average_models(
     """
     paths = best_checkpoints(run_dir, count)
     best = read_model(paths[0], use_ema, architecture=architecture)
+    use_ema = choose_ema(best.options, use_ema)
     sums = {name: value.to(torch.float64, copy=True) for name, value in best.state_dict.items()
             if value.is_floating_point()}
     for path in paths[1:]:
@@ -82,7 +85,8 @@ def average_models(
     for name, total in sums.items():
         limits = torch.finfo(tensors[name].dtype)
         tensors[name] = (total / count).clamp(limits.min, limits.max).to(tensors[name].dtype)
-    return replace(best, state_dict=tensors, metrics={}, source=' + '.join(paths))
+    weights = f'the mean of {count} checkpoints: {best.weights}'
+    return replace(best, state_dict=tensors, metrics={}, weights=weights, source=' + '.join(paths))
 
 
 def best_checkpoints(run_dir: str, count: int) -> List[str]:
@@ -124,7 +128,7 @@ def _parser() -> Parser:
                     'pretrained=True) loads it, with nothing else installed, and did so before this says done.')
     parser.add_argument('source', metavar='SOURCE', help="a run's folder, a checkpoint, or weights as .safetensors")
     parser.add_argument('folder', metavar='FOLDER', help='a new or empty one')
-    parser.add_argument('--use-ema', action='store_true', help='the EMA of the weights')
+    add_weights_flags(parser)
     parser.add_argument('--last', action='store_true', help="the last epoch of a run, not the best")
     parser.add_argument('--average', type=int, metavar='N', help="the mean of the N best checkpoints of a run's folder")
     parser.add_argument('--model', metavar='NAME', help='name in timm, for files that do not say')

@@ -7,7 +7,7 @@ import sys
 from contextlib import contextmanager
 from typing import IO, Any, Callable, Dict, Iterable, Iterator, List, Optional
 
-from .command_line import Parser, as_line
+from .command_line import Parser, add_weights_flags, as_line
 from .processes import fork_workers, kept_imports
 from .text_file import MARK
 
@@ -17,7 +17,8 @@ class PredictError(ValueError):
 
 
 def main(argv: Optional[List[str]] = None) -> None:
-    """The command. Exit status 2, with one line, where nothing can be predicted; 1 where an image cannot."""
+    """The command. Exit status 2, with one line, where nothing can be predicted; 1 where an image cannot, or a loader
+    worker died."""
     parser = _parser()
     args = parser.parse_args(argv)
     if args.topk < 1 or args.batch_size < 1 or args.workers < 0:
@@ -25,12 +26,15 @@ def main(argv: Optional[List[str]] = None) -> None:
     with kept_imports():
         from .command_line import OptionError
         from .data.datasets import DataError
-        from .run.evaluation.prediction import Predictor
+        from .data.errors import WorkerError
+        from .data.workers import names_dead_workers
+        from .run.evaluation.prediction import Predictor, image_endings
         from .untrusted import CheckpointError
     fork_workers()
     try:
-        paths = list_images(args.images)
-        predictor = Predictor(_options(args))
+        options = _options(args)
+        paths = list_images(args.images, image_endings(options.checkpoint))
+        predictor = Predictor(options)
         failed = 0
 
         def rows() -> Iterator[Dict[str, Any]]:
@@ -40,15 +44,22 @@ def main(argv: Optional[List[str]] = None) -> None:
                 yield _row(prediction, predictor.name_of)
 
         with _opened(args.output) as f:
-            _FORMATS[args.format](rows(), f)
+            if predictor.weights:
+                print(f'{parser.prog}: {predictor.weights}', file=sys.stderr)
+            names_dead_workers(_FORMATS[args.format])(rows(), f)
     except (PredictError, OptionError, CheckpointError, DataError, OSError) as error:
         parser.exit(2, f"{parser.prog}: error: {as_line(error)}\n")
+    except WorkerError as error:
+        parser.exit(1, f'{parser.prog}: error: {as_line(error)}\n')
     if failed:
         parser.exit(1, f'{parser.prog}: {failed} of {len(paths)} images could not be predicted: see their error\n')
 
 
-def list_images(names: List[str]) -> List[str]:
+def list_images(names: List[str], endings: Optional[str] = None) -> List[str]:
     """Paths of the images that are named: files as they are, folders with all that is in them, '-' for stdin.
+
+    Args:
+        endings: Of images in folders, as --input-key of train.py has them; None for timm's.
 
     Raises:
         PredictError: there are none.
@@ -61,7 +72,7 @@ def list_images(names: List[str]) -> List[str]:
         for path in (line.rstrip('\r\n').removeprefix(MARK) for line in sys.stdin) if name == '-' else [name]:
             if os.path.isdir(path):
                 try:
-                    paths += FolderReader(path).filenames(absolute=True)
+                    paths += FolderReader(path, input_key=endings).filenames(absolute=True)
                 except (RuntimeError, ValueError) as error:  # no images, or a circle of links
                     raise PredictError(f'{path}: {error}') from error
             elif path:
@@ -83,8 +94,9 @@ def _options(args: Any) -> Any:
         if os.path.isfile(os.path.join(args.model_or_run, 'config.json')):
             raise PredictError(f"{args.model_or_run} is a folder of timm's: name it local-dir:{args.model_or_run}")
         return options_of(find_file(args.model_or_run, which), args.model, use_ema=args.use_ema, **common)
-    if args.use_ema or args.last or args.model:
-        raise PredictError(f'no such file or folder: {args.model_or_run}; --use-ema, --last and --model are of such')
+    if args.use_ema is not None or args.last or args.model:
+        raise PredictError(f'no such file or folder: {args.model_or_run}; --use-ema, --raw, --last and --model are for '
+                           'such')
     if not (args.pretrained or ':' in args.model_or_run):
         raise PredictError(f'no such file or folder: {args.model_or_run}; for the pretrained weights of a name in timm '
                            'add --pretrained')
@@ -146,7 +158,7 @@ def _parser() -> Parser:
     parser.add_argument('--topk', type=int, default=5, metavar='K', help='classes an image')
     parser.add_argument('--format', default='table', choices=tuple(_FORMATS), help='of the output')
     parser.add_argument('--output', metavar='FILE', help='write to this file (default: stdout)')
-    parser.add_argument('--use-ema', action='store_true', help='the EMA of the weights')
+    add_weights_flags(parser)
     parser.add_argument('--last', action='store_true', help='the last epoch of a run, not the best')
     parser.add_argument('--pretrained', action='store_true', help="timm's pretrained weights of a name")
     parser.add_argument('--model', metavar='NAME', help='name in timm, for files that do not say')

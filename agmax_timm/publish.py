@@ -5,8 +5,8 @@ import shlex
 from contextlib import contextmanager
 from typing import Any, Iterator, List, Optional, Tuple, Type
 
-from .checkpoint import SavedModel, chosen_by_ema, read_model
-from .command_line import Parser
+from .checkpoint import read_model
+from .command_line import Parser, add_weights_flags
 from .hub import HubError, check_destination, load_folder, stage, upload
 from .staging import CONFIG, DISK_ERRORS
 from .untrusted import CheckpointError
@@ -18,17 +18,17 @@ def main(argv: Optional[List[str]] = None) -> None:
     """The command. Prints the address of the commit; exit status 2, with one line, where nothing was published."""
     parser = Parser(prog='python -m agmax_timm.publish', description=__doc__.split(':')[0] + '.')
     parser.add_argument('source', metavar='RUN_OR_FOLDER',
-                        help="a run's folder (its best checkpoint, of the EMA if it chose by that), a checkpoint, "
-                             'or a staged folder')
+                        help="a run's folder, a checkpoint, or a staged folder")
     parser.add_argument('repo_id', metavar='OWNER/NAME', help='repository, made if it is missing')
     parser.add_argument('--private', action='store_true', help='make it private')
     parser.add_argument('--revision', metavar='R', help='branch, made if it is missing (default: main)')
     parser.add_argument('--pr', action='store_true', help='open a pull request instead of writing to the branch')
+    add_weights_flags(parser)
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format='%(message)s')
     try:
         check_destination(args.repo_id, private=args.private, create_pr=args.pr)
-        print(publish_source(args.source, args.repo_id, args.private, args.revision, args.pr))
+        print(publish_source(args.source, args.repo_id, args.private, args.revision, args.pr, args.use_ema))
     except (HubError, CheckpointError) as error:
         parser.exit(2, f'{parser.prog}: error: {error}\n')
 
@@ -39,8 +39,12 @@ def publish_source(
         private: bool = False,
         revision: Optional[str] = None,
         create_pr: bool = False,
+        use_ema: Optional[bool] = None,
 ) -> str:
     """Publish a run, a checkpoint or a staged folder; what is not staged yet is staged beside it, in `hub`.
+
+    Args:
+        use_ema: Whether to take the EMA of the weights; None for the weights that the run ranked by.
 
     Returns:
         The address of the commit or pull request.
@@ -51,11 +55,13 @@ def publish_source(
     """
     folder = source
     if os.path.isfile(os.path.join(source, CONFIG)):
+        _check_choice(source, use_ema)
         load_folder(source)
     else:
         folder = os.path.join(source if os.path.isdir(source) else os.path.dirname(source), 'hub')
-        saved = read_best(source)
-        with _going_on(DISK_ERRORS, source, repo_id, private, revision, create_pr):
+        saved = read_model(source, use_ema)
+        _logger.info(f'{saved.source}: {saved.weights}')
+        with _going_on(DISK_ERRORS, source, repo_id, private, revision, create_pr, use_ema):
             stage(saved, folder)
     with _going_on((Exception,), folder, repo_id, private, revision, create_pr):
         return upload(folder, repo_id, private=private, revision=revision, create_pr=create_pr)
@@ -76,15 +82,22 @@ def _going_on(causes: Tuple[Type[Exception], ...], source: str, *destination: An
         raise HubError(f'{error}. {source} stays; to go on: {command_of(source, *destination)}') from error
 
 
-def read_best(path: str) -> SavedModel:
-    """What a run chose by: the best checkpoint, its EMA where the EMA was validated."""
-    saved = read_model(path)
-    return read_model(path, use_ema=True) if chosen_by_ema(saved.options) else saved
+def _check_choice(folder: str, use_ema: Optional[bool]) -> None:
+    """Raise HubError where weights are chosen of a folder that holds one kind."""
+    if use_ema is not None:
+        raise HubError(f"{folder} is staged already: drop {'--use-ema' if use_ema else '--raw'}, or name the run")
 
 
-def command_of(source: str, repo_id: str, private: bool, revision: Optional[str], create_pr: bool) -> str:
+def command_of(
+        source: str,
+        repo_id: str,
+        private: bool,
+        revision: Optional[str],
+        create_pr: bool,
+        use_ema: Optional[bool] = None,
+) -> str:
     flags = [*(['--private'] if private else []), *(['--revision', revision] if revision else []),
-             *(['--pr'] if create_pr else [])]
+             *(['--pr'] if create_pr else []), *([] if use_ema is None else ['--use-ema' if use_ema else '--raw'])]
     return shlex.join(['python', '-m', 'agmax_timm.publish', source, repo_id, *flags])
 
 

@@ -1,7 +1,7 @@
 """One page on a run, for any browser: python -m agmax_timm.report RUN_FOLDER [DATA]"""
 from typing import List, Optional
 
-from .command_line import Parser, as_line
+from .command_line import Parser, add_weights_flags, as_line
 from .processes import fork_workers, kept_imports
 
 
@@ -19,7 +19,7 @@ def main(argv: Optional[List[str]] = None) -> None:
     reporting.setup_logging()
     fork_workers()
     try:
-        print(make_report(args.folder, args.data, args.device, args.workers))
+        print(make_report(args.folder, args.data, args.device, args.workers, use_ema=args.use_ema))
     except (OptionError, DataError, CheckpointError, OSError, WorkerError) as error:
         status = 1 if isinstance(error, WorkerError) else 2
         parser.exit(status, f"{parser.prog}: error: {as_line(error)}\n")
@@ -34,6 +34,7 @@ def _parser() -> Parser:
     parser.add_argument('data', nargs='?', metavar='DATA', help='folder of its data (default: where it was)')
     parser.add_argument('--device', default='cuda', help='cpu where there is no CUDA')
     parser.add_argument('-j', '--workers', type=int, metavar='N', help="loader processes (default: the run's)")
+    add_weights_flags(parser)
     return parser
 
 

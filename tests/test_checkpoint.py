@@ -18,7 +18,7 @@ from timm.task import ClassificationTask
 from timm.utils import CheckpointSaver
 
 import agmax_timm
-from agmax_timm.checkpoint import load_weights, read_model, saved_options
+from agmax_timm.checkpoint import choose_ema, chosen_by_ema, describe_weights, load_weights, read_model, saved_options
 from agmax_timm.record import make_record
 from agmax_timm.resume import resume
 from agmax_timm.run import training
@@ -350,3 +350,19 @@ def test_a_wrong_file_to_resume_is_one_line(photos, tmp_path, capsys):
                        '--resume', str(path), '--output', str(tmp_path)])
     assert exit_info.value.code == 2
     assert str(path) in capsys.readouterr().err.strip().splitlines()[-1]
+
+
+@pytest.mark.parametrize('options, chosen', [
+    (dict(model_ema=True), True),
+    (dict(model_ema=True, val_split='val'), True),
+    (dict(model_ema=True, val_split=''), False),  # ranked by the loss of training
+    (dict(model_ema=True, model_ema_force_cpu=True), False),
+    (dict(model_ema=False), False),
+    ({}, False),
+])
+def test_the_weights_that_a_run_ranked_by(options, chosen):
+    assert chosen_by_ema(options) == chosen == choose_ema(options, None)
+    assert choose_ema(options, True) and not choose_ema(options, False)
+    if options.get('model_ema'):
+        assert describe_weights(options, chosen).endswith(', by which the run ranked its checkpoints')
+        assert '; the run ranked its checkpoints by' in describe_weights(options, not chosen)

@@ -64,9 +64,9 @@ for folder in sys.argv[1:]:
 
 def test_plain_timm_loads_what_was_exported_bit_for_bit(ema_run, train_once, tmp_path):
     exports = {
-        'raw': ([ema_run], ema_run / 'model_best.pth.tar', 'state_dict'),
-        'ema': ([ema_run, '--use-ema'], ema_run / 'model_best.pth.tar', 'state_dict_ema'),
-        'last': ([ema_run, '--last'], ema_run / 'last.pth.tar', 'state_dict'),
+        'raw': ([ema_run, '--raw'], ema_run / 'model_best.pth.tar', 'state_dict'),
+        'ema': ([ema_run], ema_run / 'model_best.pth.tar', 'state_dict_ema'),
+        'last': ([ema_run, '--last'], ema_run / 'last.pth.tar', 'state_dict_ema'),
         'file': ([ema_run / 'checkpoint-0.pth.tar', '--use-ema'], ema_run / 'checkpoint-0.pth.tar', 'state_dict_ema'),
     }
     models = dict.fromkeys(exports, ('test_resnet', {}))
@@ -94,8 +94,8 @@ def test_plain_timm_loads_what_was_exported_bit_for_bit(ema_run, train_once, tmp
 
 
 def test_a_trained_folder_is_evaluated_as_its_checkpoint_was(ema_run, train_once, validate, tmp_path):
-    run([ema_run, tmp_path / 'ema', '--use-ema'])
-    run([ema_run, tmp_path / 'last', '--last'])
+    run([ema_run, tmp_path / 'ema'])
+    run([ema_run, tmp_path / 'last', '--last', '--raw'])
     of_file = validate('--checkpoint', ema_run / 'model_best.pth.tar', '--use-ema')
     assert validate('--model', f'local-dir:{tmp_path / "ema"}', '--pretrained') == of_file
     assert validate('--model', f'local-dir:{tmp_path / "last"}', '--pretrained') == validate(
@@ -117,7 +117,7 @@ def test_other_inputs_and_architectures_are_evaluated_alike(train_once, validate
 
 
 def test_validate_crops_as_the_configuration_says(ema_run, validate, tmp_path):
-    run([ema_run, tmp_path / 'exported'])
+    run([ema_run, tmp_path / 'exported', '--raw'])
     config = json.loads((tmp_path / 'exported' / 'config.json').read_text())
     config['pretrained_cfg']['crop_mode'] = 'squash'
     (tmp_path / 'exported' / 'config.json').write_text(json.dumps(config))
@@ -150,12 +150,12 @@ def numpy_mean(states):
             if value.is_floating_point() else value.numpy() for name, value in states[0].items()}
 
 
-@pytest.mark.parametrize('flags, key', [((), 'state_dict'), (('--use-ema',), 'state_dict_ema')])
-@pytest.mark.parametrize('count, epochs', [(1, [1]), (2, [1, 2]), (3, [1, 2, 3])])
-def test_the_mean_of_the_best_checkpoints(ema_run, tmp_path, flags, key, count, epochs):
-    """By top-1: epoch 1, then 2 and 3, which are equal, then 0."""
+@pytest.mark.parametrize('flags, key', [
+    (('--raw',), 'state_dict'), ((), 'state_dict_ema'), (('--use-ema',), 'state_dict_ema')])
+@pytest.mark.parametrize('count', [1, 2, 3])
+def test_the_mean_of_the_best_checkpoints(ema_run, tmp_path, flags, key, count):
     top1 = [load(ema_run / f'checkpoint-{epoch}.pth.tar')['metric'] for epoch in range(4)]
-    assert top1[1] > top1[2] == top1[3] > top1[0]
+    epochs = sorted(range(4), key=lambda epoch: (-top1[epoch], epoch))[:count]
     run([ema_run, tmp_path / 'mean', '--average', count, *flags])
     found = safetensors.torch.load_file(tmp_path / 'mean' / 'model.safetensors')
     states = [load(ema_run / f'checkpoint-{epoch}.pth.tar')[key] for epoch in epochs]
@@ -168,9 +168,11 @@ def test_the_mean_of_the_best_checkpoints(ema_run, tmp_path, flags, key, count, 
 
 
 def test_a_mean_has_no_metrics_and_names_its_files(ema_run):
-    saved = export.average_models(str(ema_run), 2)
+    saved = export.average_models(str(ema_run), 2, use_ema=None)
     assert saved.metrics == {} and saved.class_names == ['ant', 'bee', 'cat']
-    assert saved.source == f"{ema_run / 'checkpoint-1.pth.tar'} + {ema_run / 'checkpoint-2.pth.tar'}"
+    assert saved.source == ' + '.join(export.best_checkpoints(str(ema_run), 2))
+    assert saved.weights == (
+        'the mean of 2 checkpoints: the EMA of the weights, by which the run ranked its checkpoints')
 
 
 def write_run(folder, metrics, **args):
@@ -192,6 +194,11 @@ def test_of_a_loss_the_lowest_are_the_best(tmp_path):
         assert (tensors['fc.weight'] == mean).all()
     assert export.average_models(str(tmp_path / 'loss'), 1).state_dict['fc.weight'][0, 0] == 1
     assert export.average_models(str(tmp_path / 'top1'), 1).state_dict['fc.weight'][0, 0] == 0
+
+
+def test_of_equals_the_earlier_is_better(tmp_path):
+    write_run(tmp_path / 'run', [1., 3., 3., 2.], eval_metric='top1')
+    assert [path[-9] for path in export.best_checkpoints(str(tmp_path / 'run'), 4)] == ['1', '2', '3', '0']
 
 
 def test_a_run_without_validation_is_ranked_by_its_loss(train_once):

@@ -18,6 +18,7 @@ import timm
 import torch
 from huggingface_hub import ModelCard, constants
 from run_files import load
+from safetensors.torch import load as load_tensors
 from safetensors.torch import load_file, save_file
 
 import agmax_timm.publish
@@ -357,7 +358,7 @@ def command(hub, monkeypatch, saved):
     """Function: python -m agmax_timm.publish as ann, in this process, on runs that all hold `saved`."""
     monkeypatch.setattr(constants, 'ENDPOINT', hub.url)  # what HF_ENDPOINT sets at import
     monkeypatch.setenv('HF_TOKEN', 'hf_write')
-    monkeypatch.setattr(agmax_timm.publish, 'read_model', lambda path, use_ema=False: saved)
+    monkeypatch.setattr(agmax_timm.publish, 'read_model', lambda path, use_ema: saved)
     return lambda *words: agmax_timm.publish.main([str(word) for word in words])
 
 
@@ -392,12 +393,39 @@ def test_a_full_disk_costs_the_staging_alone(hub, command, tmp_path, capsys):
     assert list(tmp_path.iterdir()) == [] and not hub.repos
 
 
-def test_the_weights_are_those_that_the_run_chose_by(monkeypatch, make_saved):
-    for options, use_ema in (({'model_ema': True}, True), ({'model_ema': False}, False),
-                             ({'model_ema': True, 'model_ema_force_cpu': True}, False)):
-        monkeypatch.setattr(agmax_timm.publish, 'read_model', lambda path, use_ema=False, options=options: make_saved(
-            options=options, source=str(use_ema)))
-        assert agmax_timm.publish.read_best('run').source == str(use_ema)
+@pytest.mark.parametrize('flags, key, said', [
+    ([], 'state_dict_ema', 'the EMA of the weights, by which the run ranked its checkpoints'),
+    (['--use-ema'], 'state_dict_ema', 'the EMA of the weights, by which the run ranked its checkpoints'),
+    (['--raw'], 'state_dict', 'the weights without averaging; the run ranked its checkpoints by their EMA'),
+])
+def test_the_weights_are_those_that_the_run_ranked_by_or_asked_for(
+        hub, monkeypatch, ema_run, tmp_path, caplog, flags, key, said):
+    monkeypatch.setattr(constants, 'ENDPOINT', hub.url)
+    monkeypatch.setenv('HF_TOKEN', 'hf_write')
+    run = shutil.copytree(ema_run, tmp_path / 'run')
+    with caplog.at_level('INFO'):
+        agmax_timm.publish.main([str(run), 'ann/net', *flags])
+    assert f'{run}/model_best.pth.tar: {said}' in caplog.messages
+    published = load_tensors(hub.files('ann/net')['model.safetensors'].content)
+    expected = load(run / 'model_best.pth.tar')[key]
+    assert published.keys() == expected.keys()
+    assert all(torch.equal(published[name], value) for name, value in expected.items())
+    assert f'safetensors; {said}\n' in hub.files('ann/net')['README.md'].content.decode()
+
+
+def test_a_staged_folder_has_no_other_weights(command, staged, capsys):
+    with pytest.raises(SystemExit) as status:
+        command(staged, 'ann/net', '--raw')
+    assert status.value.code == 2 and 'is staged already: drop --raw, or name the run' in capsys.readouterr().err
+
+
+def test_the_command_that_goes_on_takes_the_same_weights(hub, command, tmp_path, monkeypatch, capsys):
+    def fail(*args):
+        raise HubError('no room') from OSError()
+    monkeypatch.setattr(agmax_timm.publish, 'stage', fail)
+    with pytest.raises(SystemExit):
+        command(tmp_path, 'ann/net', '--raw')
+    assert capsys.readouterr().err.endswith(f'python -m agmax_timm.publish {tmp_path} ann/net --raw\n')
 
 
 def test_no_failure_of_publishing_is_raised_before_the_report(monkeypatch, caplog, tmp_path):

@@ -3,6 +3,7 @@ import csv
 import io
 import json
 import os
+import shutil
 import sys
 from argparse import Namespace
 
@@ -57,7 +58,7 @@ def refusal(capsys):
 @pytest.fixture(scope='module')
 def staged_ema(ema_run, tmp_path_factory):
     folder = tmp_path_factory.mktemp('exported') / 'ema'
-    export.main([str(ema_run), str(folder), '--use-ema'])
+    export.main([str(ema_run), str(folder)])
     return folder
 
 
@@ -82,10 +83,11 @@ def logits_of_validate(monkeypatch, *argv):
 
 
 @pytest.mark.parametrize('ours, validates', [
-    (['{run}'], ['--checkpoint', '{run}/model_best.pth.tar']),
+    (['{run}', '--raw'], ['--checkpoint', '{run}/model_best.pth.tar']),
+    (['{run}'], ['--checkpoint', '{run}/model_best.pth.tar', '--use-ema']),
     (['{run}', '--use-ema'], ['--checkpoint', '{run}/model_best.pth.tar', '--use-ema']),
-    (['{run}', '--last'], ['--checkpoint', '{run}/last.pth.tar']),
-    (['{run}/checkpoint-0.pth.tar'], ['--checkpoint', '{run}/checkpoint-0.pth.tar']),
+    (['{run}', '--last', '--raw'], ['--checkpoint', '{run}/last.pth.tar']),
+    (['{run}/checkpoint-0.pth.tar'], ['--checkpoint', '{run}/checkpoint-0.pth.tar', '--use-ema']),
     (['local-dir:{staged}'], ['--model', 'local-dir:{staged}']),
     (['{weights}', '--model', 'test_vit'], ['--checkpoint', '{weights}', '--model', 'test_vit', '--num-classes', '7']),
 ])
@@ -104,7 +106,7 @@ def test_the_logits_are_those_of_validate_to_the_last_digit(
 
 
 def test_the_classes_are_those_of_plain_timm(ema_run, photos, run):
-    saved = read_model(str(ema_run))
+    saved = read_model(str(ema_run), use_ema=None)
     model = timm.create_model('test_resnet', num_classes=3).eval()
     model.load_state_dict(saved.state_dict)
     transform = timm.data.create_transform(**saved.data_config)
@@ -184,7 +186,7 @@ def test_a_published_model_has_its_class_names(staged_ema, ema_run, photos, run)
     words = [images_of(photos)[0], '--format', 'json']
     published = json.loads(run(f'local-dir:{staged_ema}', *words))[0]['predictions']
     assert {entry['class'] for entry in published} == {'ant', 'bee', 'cat'}
-    assert published == json.loads(run(ema_run, '--use-ema', *words))[0]['predictions']
+    assert published == json.loads(run(ema_run, *words))[0]['predictions']
 
 
 def test_synsets_are_shown_in_words_of_checkpoints_and_of_folders(make_saved, ema_run, photos, run, tmp_path):
@@ -240,6 +242,8 @@ def test_outputs_that_are_not_finite_are_errors(photos, run, tmp_path):
     (['resnet5000', '{image}', '--pretrained'], 'timm has no such model'),
     (['hf_hub:a/b', '{image}', '--last'], 'no such file or folder'),
     (['{run}', '{image}', '--pretrained'], 'drop it'),
+    (['hf_hub:a/b', '{image}', '--raw'], '--raw'),
+    (['{run}', '{image}', '--raw', '--use-ema'], 'not allowed with'),
     (['{run}', '{image}', '--topk', '0'], '--topk'),
     (['{run}', '{image}', '--device', 'tpu'], '--device tpu'),
     (['{run}', '{image}', '--model', 'test_vit'], 'does not fit'),
@@ -264,7 +268,7 @@ def test_no_ema_no_prediction(train_once, photos, refusal, tmp_path, ema_run):
     checkpoint = torch.load(ema_run / 'last.pth.tar', weights_only=False)
     del checkpoint['state_dict_ema']
     torch.save(checkpoint, tmp_path / 'raw.pth.tar')
-    assert 'no EMA weights' in refusal(tmp_path / 'raw.pth.tar', images_of(photos)[0], '--use-ema')
+    assert 'no EMA weights' in refusal(tmp_path / 'raw.pth.tar', images_of(photos)[0])
 
 
 def test_paths_on_stdin_may_be_any_bytes_and_end_as_on_windows(monkeypatch):
@@ -288,3 +292,28 @@ def test_several_labels_are_probable_each_by_itself_from_a_folder_too(make_saved
 def test_four_channels_are_rgba(make_saved, photos, run, tmp_path):
     stage(make_saved(in_chans=4), tmp_path / 'folder')
     assert run(f'local-dir:{tmp_path / "folder"}', images_of(photos)[0], '--format', 'json')
+
+
+@pytest.mark.parametrize('flags, said', [
+    ([], 'the EMA of the weights, by which the run ranked its checkpoints'),
+    (['--raw'], 'the weights without averaging; the run ranked its checkpoints by their EMA'),
+])
+def test_one_line_says_which_weights_are_taken(flags, said, ema_run, photos, capsys):
+    predict.main([str(ema_run), str(images_of(photos)[0]), *flags, *SMALL])
+    assert capsys.readouterr().err == f'python -m agmax_timm.predict: {ema_run}/model_best.pth.tar: {said}\n'
+
+
+def test_the_images_of_a_folder_are_those_that_the_run_takes(ema_run, photos, run, tmp_path):
+    """A run with --input-key .dat on a folder; the same words for a Hub data set name a column."""
+    folder = tmp_path / 'images'
+    folder.mkdir()
+    for name in ('a.dat', 'b.jpg', 'c.DAT'):
+        shutil.copy(images_of(photos)[0], folder / name)
+    checkpoint = torch.load(ema_run / 'last.pth.tar', weights_only=False)
+    for dataset, key, expected in (
+            ('', '.dat', ['a.dat', 'c.DAT']), ('hfds/x', '.dat', ['b.jpg']), ('', None, ['b.jpg'])):
+        checkpoint['args'].dataset, checkpoint['args'].input_key = dataset, key
+        torch.save(checkpoint, tmp_path / 'run.pth.tar')
+        found = json.loads(run(tmp_path / 'run.pth.tar', folder, '--format', 'json'))
+        assert [row['image'] for row in found] == [str(folder / name) for name in expected]
+        assert all(len(row['predictions']) == 3 for row in found)

@@ -167,7 +167,7 @@ def test_the_numbers_are_those_of_validate(run_copy, photos, monkeypatch, capsys
     for value in (f"top-1 (%){results['top1']:.2f}", f"loss{results['loss']:.4g}", 'images12'):
         assert value in text, value
     assert f"top1 {results['top1']:.4g}" in text, 'as measured in training'
-    assert 'its EMA' in text
+    assert 'model_best.pth.tar, the EMA of the weights, by which the run ranked its checkpoints, on' in text
 
     expected = precision_recall_fscore_support(target, prediction, labels=range(3), zero_division=0)
     rows = page.table('class', 'precision', 'recall', 'F1', 'images')
@@ -189,6 +189,19 @@ def test_the_evaluation_repeats_that_of_training_to_the_last_digit(run_copy, mon
     trained = read_model(str(run_copy), use_ema=True).metrics
     assert {name: trained[name] for name in ('loss', 'top1', 'top5')} == dict(seen[0].metrics)
     assert seen[1].channels_last, 'as in training'
+
+
+def test_the_weights_without_averaging_are_evaluated_where_they_are_asked_for(run_copy, monkeypatch, capfd):
+    seen = []
+    evaluate = report._evaluate
+    monkeypatch.setattr(report, '_evaluate', lambda *args: seen.append(evaluate(*args)) or seen[0])
+    command.main([str(run_copy), '--device', 'cpu', '-j', '0', '--raw'])
+    raw, ema = (read_model(str(run_copy), use_ema=use_ema).metrics for use_ema in (False, True))
+    assert seen[0].metrics['loss'] == raw['loss'] != ema['loss']
+    said = 'model_best.pth.tar{} the weights without averaging; the run ranked its checkpoints by their EMA'
+    text = ''.join(check_page((run_copy / 'report.html').read_text()).text)
+    assert said.format(',') in text and said.format(':') in capfd.readouterr().err
+    assert f"Training measured of these weights: loss {raw['loss']:.4g}" in text
 
 
 def test_the_curves_are_those_of_the_summary(run_copy):

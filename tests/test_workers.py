@@ -10,11 +10,12 @@ from multiprocessing.reduction import DupFd
 import pytest
 from torch.utils.data import DataLoader, get_worker_info
 
-from agmax_timm import report
+from agmax_timm import predict, report
 from agmax_timm.data.errors import WorkerError
 from agmax_timm.data.folder import FolderReader
 from agmax_timm.data.workers import WorkerInit, batches_of, leave_signals, names_dead_workers
 from agmax_timm.run import commands
+from agmax_timm.run.evaluation.prediction import _Files
 
 
 class _Lost:
@@ -92,7 +93,7 @@ def test_what_is_no_death_is_passed_on(monkeypatch):
         next(batches_of(_refused() for _ in range(1)))
 
 
-@pytest.mark.parametrize('command', ['train', 'validate', 'train --check-data', 'report'])
+@pytest.mark.parametrize('command', ['train', 'validate', 'train --check-data', 'report', 'predict'])
 def test_each_command_names_a_worker_that_dies(command, photos, ema_run, tmp_path, monkeypatch, capfd):
     read = FolderReader.__getitem__
 
@@ -102,6 +103,7 @@ def test_each_command_names_a_worker_that_dies(command, photos, ema_run, tmp_pat
         return read(reader, index)
 
     monkeypatch.setattr(FolderReader, '__getitem__', die)
+    monkeypatch.setattr(_Files, '__getitem__', die)
     monkeypatch.chdir(tmp_path)
     model = ['--model', 'test_resnet', '--img-size', '32', '--num-classes', '3', '-j', '1', '-b', '4', str(photos)]
     run, words = {
@@ -109,10 +111,12 @@ def test_each_command_names_a_worker_that_dies(command, photos, ema_run, tmp_pat
         'validate': (commands.validate, ['--checkpoint', str(ema_run / 'model_best.pth.tar'), *model]),
         'train --check-data': (commands.train, ['--check-data', '-j', '1', str(photos)]),
         'report': (report.main, [str(ema_run), '-j', '1']),
+        'predict': (predict.main, [str(ema_run), str(photos), '-j', '1', '--device', 'cpu', '--output', 'rows']),
     }[command]
     with pytest.raises(SystemExit) as end:
         run(words)
     assert end.value.code == 1
     last = capfd.readouterr().err.splitlines()[-1]
+    assert not os.path.exists('rows')
     assert 'error: a loader worker died: DataLoader worker (pid' in last and last.endswith(
         '--resume auto goes on' if command == 'train' else 'Use fewer --workers')

@@ -8,7 +8,7 @@ from PIL import Image
 from timm.data import ImageNetInfo, infer_imagenet_subset
 from timm.data.readers.reader import Reader
 
-from ...checkpoint import read_model, saved_options, saved_record
+from ...checkpoint import choose_ema, describe_weights, read_model, saved_options, saved_record
 from ...data.decoding import DecodedDataset, UndecodableError
 from ...labels import describe, known_names
 from ...staging import SEVERAL_LABELS
@@ -44,7 +44,9 @@ class Predictor:
         names.check_device(args.device)
         self.args = args
         self.device = build.init_device(args)
-        self.subject, self.precision, _ = validation.prepare(args, self.device)
+        self.subject, self.precision, run_options = validation.prepare(args, self.device)
+        self.weights = (  # which they are, in words; '' for those of a published model
+            f'{args.checkpoint}: {describe_weights(run_options, args.use_ema)}' if args.checkpoint else '')
         self.class_names = _class_names(args, self.subject)
         notes = self.subject.model.pretrained_cfg.get('notes') or ()
         self.several_labels = SEVERAL_LABELS in (args.task, *([] if args.checkpoint else notes))
@@ -129,7 +131,7 @@ def options_of(checkpoint: str = '', model: Optional[str] = None, **given: Any) 
     Args:
         checkpoint: A file; what it does not say of its model is read off its tensors.
         model: timm's name, for a checkpoint that does not say.
-        **given: Further options.
+        **given: Further options; `use_ema` may be None, for the weights that the run ranked by.
 
     Raises:
         CheckpointError: the file cannot be read, or nobody says which model it holds.
@@ -140,10 +142,17 @@ def options_of(checkpoint: str = '', model: Optional[str] = None, **given: Any) 
     if model is None and not saved.get('model'):
         raise CheckpointError(f'{checkpoint} does not say which model of timm it holds: name it with --model')
     named: Dict[str, Any] = {} if model is None else dict(model=model)
+    named.update(use_ema=choose_ema(saved, given.pop('use_ema', False)))
     if not saved:
-        weights = read_model(checkpoint, given.get('use_ema', False), architecture=model)
+        weights = read_model(checkpoint, named['use_ema'], architecture=model)
         named.update(num_classes=weights.num_classes, in_chans=weights.in_chans)
     return validate_options(checkpoint=checkpoint, **named, **given)
+
+
+def image_endings(checkpoint: str) -> Optional[str]:
+    """The --input-key of a run on a folder, by which the images in folders are found; None for timm's endings."""
+    saved = saved_options(checkpoint) if checkpoint else {}
+    return None if saved.get('dataset') else saved.get('input_key')
 
 
 def _class_names(args: argparse.Namespace, subject: Subject) -> Optional[List[str]]:

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 from ... import durable
 from ...card import dataset_of
-from ...checkpoint import chosen_by_ema, find_file, saved_options, saved_record
+from ...checkpoint import choose_ema, describe_weights, find_file, saved_options, saved_record
 from ...command_line import OptionError
 from ...data.datasets import DataError, class_names
 from ...data.errors import WorkerError
@@ -63,6 +63,7 @@ def make_report(
         workers: Optional[int] = None,
         in_run: bool = False,
         on_batch: Optional[Callable[[], None]] = None,
+        use_ema: Optional[bool] = None,
 ) -> str:
     """Write report.html into the folder of a run.
 
@@ -72,6 +73,7 @@ def make_report(
         workers: Loader processes, None for as many as in the run.
         in_run: Whether the run's own process calls, on its first rank alone: the device is that of the run.
         on_batch: Called after each batch of the evaluation.
+        use_ema: Whether to evaluate the EMA of the weights; None for the weights that the run ranked by.
 
     Returns:
         The path of the page.
@@ -88,7 +90,9 @@ def make_report(
     saved = {**vars(train_parser().parse_args([])), **saved_options(checkpoint)}
     if data_dir is not None:
         saved['data_dir'] = data_dir
-    args = _evaluation_options(saved, checkpoint, device, workers)
+    use_ema = choose_ema(saved, use_ema)
+    _logger.info(f'{checkpoint}: {describe_weights(saved, use_ema)}')
+    args = _evaluation_options(saved, checkpoint, device, workers, use_ema)
     device = _init_device(args, in_run)
     record = saved_record(checkpoint)
     evaluation = _evaluate(args, device, on_batch) if saved['val_split'] else None
@@ -96,7 +100,7 @@ def make_report(
         title=os.path.basename(os.path.abspath(run_dir)),
         about=_about(saved),
         headline=_headline(evaluation, saved),
-        notes=_notes(evaluation, saved, record, checkpoint),
+        notes=_notes(evaluation, saved, record, checkpoint, use_ema),
         command=train_command(given, saved.get('world_size') or 1),
         changed=changed_options(given),
         options=recipe(given),
@@ -154,12 +158,17 @@ def read_options(run_dir: str) -> Dict[str, Any]:
 
 
 def _evaluation_options(
-        saved: Dict[str, Any], checkpoint: str, device: str, workers: Optional[int]) -> argparse.Namespace:
+        saved: Dict[str, Any],
+        checkpoint: str,
+        device: str,
+        workers: Optional[int],
+        use_ema: bool,
+) -> argparse.Namespace:
     options = {name: saved[name] for name in _OF_EVALUATION}
     if workers is not None:
         options['workers'] = workers
     return validate_options(
-        **options, checkpoint=checkpoint, use_ema=chosen_by_ema(saved), split=saved['val_split'],
+        **options, checkpoint=checkpoint, use_ema=use_ema, split=saved['val_split'],
         num_samples=saved['val_num_samples'], device=device)
 
 
@@ -274,15 +283,15 @@ def _notes(
         saved: Dict[str, Any],
         record: Dict[str, Any],
         checkpoint: str,
+        use_ema: bool,
 ) -> List[str]:
     if evaluation is None:
         return ['The run has no validation data: nothing was evaluated.']
-    weights = 'ema' if chosen_by_ema(saved) else 'raw'
     size = ' x '.join(map(str, evaluation.data_config['input_size'][1:]))
     crop = evaluation.data_config['crop_pct']
-    notes = [f"Measured with {os.path.basename(checkpoint)}{', its EMA,' if weights == 'ema' else ''} on the split "
+    notes = [f'Measured with {os.path.basename(checkpoint)}, {describe_weights(saved, use_ema)}, on the split '
              f"{saved['val_split']}, at {size}, crop {crop:g}."]
-    before = (record.get('metrics') or {}).get(weights) or {}
+    before = (record.get('metrics') or {}).get('ema' if use_ema else 'raw') or {}
     if before:
         notes.append('Training measured of these weights: '
                      + ', '.join(f'{name} {value:.4g}' for name, value in before.items()) + '.')
