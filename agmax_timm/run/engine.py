@@ -162,7 +162,9 @@ def evaluate(
         DamagedError: an image cannot be decoded.
     """
     evaluator = evaluator or ClassificationEvaluator(device, max_samples=evaluation_sample_limit(loader))
+    num_samples = 0
     for batch_index, (_, output, target) in enumerate(outputs_of(model, loader, args, device, precision, perturb)):
+        num_samples += len(output)
         if average > 1:
             output, target = output.unfold(0, average, average).mean(dim=2), target[:len(target):average]
         evaluator.update(output, target)
@@ -170,7 +172,9 @@ def evaluate(
             on_log(batch_index, len(loader), evaluator.summary())
         if on_batch is not None:
             on_batch(batch_index)
-    return evaluator.compute(distributed=args.distributed)
+    metrics = evaluator.compute(distributed=args.distributed)
+    warn_of_loss(loader, num_samples, device)  # it meets the other ranks, so behind what tells that one has failed
+    return metrics
 
 
 @torch.inference_mode()
@@ -191,7 +195,6 @@ def outputs_of(
         DamagedError: an image cannot be decoded.
     """
     model.eval()
-    num_samples = 0
     for input, target in batches_of(loader):
         input, target = _to_device(input, target, args, device, precision)
         if perturb is not None:
@@ -199,10 +202,8 @@ def outputs_of(
         with precision.autocast():
             output = model(input)
         output = output[0] if isinstance(output, (tuple, list)) else output
-        num_samples += len(output)
         yield input, output, target
     check_damage(loader)
-    warn_of_loss(loader, num_samples, device)
 
 
 def _to_device(

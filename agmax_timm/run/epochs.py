@@ -3,13 +3,17 @@ import argparse
 import logging
 import math
 import os
-from typing import Any, Dict, List, Optional
+import traceback
+from contextlib import suppress
+from typing import Any, Callable, Dict, List, Optional
 
 import torch
+import torch.distributed as dist
 from timm import utils
-from timm.task import evaluation_sample_limit
+from timm.task import ClassificationEvaluator, evaluation_sample_limit
 
 from ..data.datasets import class_names
+from ..untrusted import one_line
 from . import loaders, optimization, reporting
 from .assembly import Built
 from .engine import Progress, evaluate, train_one_epoch
@@ -24,10 +28,18 @@ from .stopping import EarlyStop
 from .tracking import Trackers
 
 _logger = logging.getLogger('train')
+_GOES_ON, _STOPPED, _FAILED = range(3)  # outcomes of an evaluation, the worst last
 
 
 class EvaluationStopped(Exception):
     """An evaluation that was asked to end."""
+
+
+class EvaluationFailed(RuntimeError):
+    """An evaluation that another rank ended by an error of its own."""
+
+    def __init__(self):
+        super().__init__('the evaluation failed on another rank, which says why')
 
 
 class Epochs:
@@ -65,6 +77,7 @@ class Epochs:
             Interrupted: the run was asked to end, and has saved.
             NonFiniteError: a loss or a metric is not finite, and the run is to stop at such.
             DamagedError: more images cannot be decoded than may be.
+            EvaluationFailed: another rank could not evaluate.
         """
         position, losses = self.built.position, self.built.losses
         for epoch in range(position.epoch, self.built.stop_epoch if self.trained else position.epoch):
@@ -132,8 +145,12 @@ class Epochs:
                 if built.task.has_ema() and not args.model_ema_force_cpu:
                     ema = self._measure(epoch, ema=True)
             except EvaluationStopped:
-                self.keeper.save_within(Position(epoch, len(built.loader_train), trained=True), losses, random)
+                self._save_trained(epoch, losses, random)
                 self.keeper.leave(f'the end of epoch {epoch}, before its evaluation')
+            except Exception as error:
+                if not args.fsdp:  # with it, ranks do not come together again
+                    self._save_failed(epoch, losses, random, error)
+                raise
             state.evaluated = True
         selected = ema or raw or train_metrics
         self.results.append({'epoch': epoch, 'train': train_metrics, **({'validation': selected} if raw else {})})
@@ -142,17 +159,35 @@ class Epochs:
         metric = selected[built.metric_name]
         if built.scheduler is not None:
             built.scheduler.step(epoch + 1, metric)
-        if self.trackers is not None:
-            self.trackers.row(row)
         self.keeper.save_epoch(epoch, metric, raw=raw, ema=ema)
+        if self.trackers is not None:  # behind the save, which an error of theirs leaves whole
+            self.trackers.row(row)
         check_finite(args, epoch, selected)
         self.stopped = self.early_stop.agreed(self.results)
+
+    def _save_trained(self, epoch: int, losses: RunningLosses, random: Dict[str, Any]) -> None:
+        """Save an epoch whose evaluation is still to come. A collective."""
+        self.keeper.save_within(Position(epoch, len(self.built.loader_train), trained=True), losses, random)
+
+    def _save_failed(self, epoch: int, losses: RunningLosses, random: Dict[str, Any], error: Exception) -> None:
+        """Save an epoch whose evaluation failed, whatever the error: its updates are not lost. A collective.
+
+        Raises:
+            SaveError: the disk refuses it.
+        """
+        traceback.clear_frames(error.__traceback__)  # they hold the batch that memory may have run out with
+        _logger.error(f'The evaluation of epoch {epoch} failed: {one_line(error)[:300]}')
+        self._save_trained(epoch, losses, random)
+        self.keeper.close()
+        _logger.info(f'Epoch {epoch} is trained and saved. The same command goes on with its evaluation with --resume '
+                     'auto (and --experiment), or with --resume FILE.')
 
     def _measure(self, epoch: int, ema: bool = False) -> Dict[str, float]:
         """Metrics of the model or of its EMA.
 
         Raises:
             EvaluationStopped: on all ranks, where a signal asks one of them to end.
+            EvaluationFailed: another rank raised an error of its own.
         """
         built, args, keeper = self.built, self.args, self.keeper
         name = 'Test (EMA)' if ema else 'Test'
@@ -165,15 +200,47 @@ class Epochs:
             keeper.watchdog.beat()
             if args.distributed and (in_sequence(args) or batch_index % args.log_interval):
                 return  # ranks may have unequal numbers of batches; they agree at intervals
-            if keeper.signals.agreed(args, built.device):
-                raise EvaluationStopped
+            self._agree(_STOPPED if keeper.signals.received is not None else _GOES_ON)
 
-        metrics = evaluate(
-            built.task.get_eval_model(ema=ema), built.loader_eval, args, built.device, built.precision,
-            args.log_interval, on_log=reporting.log_evaluation_step(name) if self.primary else None,
-            on_batch=on_batch, evaluator=evaluator, average=average)
+        try:
+            metrics = evaluate(
+                built.task.get_eval_model(ema=ema), built.loader_eval, args, built.device, built.precision,
+                args.log_interval, on_log=reporting.log_evaluation_step(name) if self.primary else None,
+                on_batch=on_batch, evaluator=_Together(evaluator, self._agree), average=average)
+        except (EvaluationStopped, EvaluationFailed):
+            raise
+        except Exception:
+            with suppress(EvaluationFailed):
+                self._agree(_FAILED)
+            raise
         self.reporter.evaluation(f'{name} {epoch}', metrics)
         return metrics
+
+    def _agree(self, outcome: int) -> None:
+        """Meet the other ranks in an evaluation, each with its outcome; the largest counts for all.
+
+        Raises:
+            EvaluationStopped, EvaluationFailed: that of any rank.
+        """
+        args = self.args
+        if args.distributed and not (args.fsdp and outcome == _FAILED):  # the others wait within a forward pass
+            of_all = torch.tensor(outcome, dtype=torch.uint8, device=self.built.device)
+            dist.all_reduce(of_all, dist.ReduceOp.MAX)
+            outcome = int(of_all)
+        if outcome != _GOES_ON:
+            raise EvaluationFailed if outcome == _FAILED else EvaluationStopped
+
+
+class _Together:
+    """An evaluator whose compute, in which all ranks meet, first sees whether each of them got there."""
+
+    def __init__(self, evaluator: ClassificationEvaluator, agree: Callable[[int], None]):
+        self.update, self.summary = evaluator.update, evaluator.summary
+        self.evaluator, self.agree = evaluator, agree
+
+    def compute(self, distributed: bool = False) -> Dict[str, float]:
+        self.agree(_GOES_ON)
+        return self.evaluator.compute(distributed)
 
 
 def check_finite(args: argparse.Namespace, epoch: int, metrics: Dict[str, float]) -> None:

@@ -20,7 +20,7 @@ from ..untrusted import CheckpointError
 from . import dry_run, folder, reporting, tracking
 from .assembly import Built, build_run, open_output
 from .config import parse_train_args
-from .epochs import Epochs, begin_epoch
+from .epochs import Epochs, EvaluationFailed, begin_epoch
 from .guards.interruption import EXIT_STATUS, Interrupted, StopSignals
 from .guards.watchdog import Watchdog
 from .losses import NonFiniteError
@@ -54,7 +54,7 @@ def _run(args: argparse.Namespace, signals: StopSignals) -> None:
         train(args, signals)
     except (OptionError, DataError, CheckpointError, UnsupportedModelError, HubError) as error:
         reporting.exit_with_error(2, error)
-    except NonFiniteError as error:
+    except (NonFiniteError, EvaluationFailed) as error:
         reporting.exit_with_error(1, error)
     except Interrupted as error:
         reporting.exit_with_error(EXIT_STATUS, error)

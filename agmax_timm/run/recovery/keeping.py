@@ -110,10 +110,14 @@ class Keeper:
                 self.saver.save_milestone(epoch + 1)
         self._saved_at = time.monotonic()
 
-    def leave(self, where: str) -> None:
-        """Raise Interrupted when all is on disk, or SaveError."""
+    def close(self) -> None:
+        """Return when all is on disk, or raise SaveError."""
         if self.saver is not None:
             self.saver.close()
+
+    def leave(self, where: str) -> None:
+        """Raise Interrupted when all is on disk, or SaveError."""
+        self.close()
         raise Interrupted(f'{self.signals.name}: saved at {where}. The same command goes on from there with --resume '
                           'auto (and --experiment), or with --resume FILE')
 

@@ -36,7 +36,8 @@ class Before:
         state = checkpoint.get(STATE)
         saved = checkpoint.get('args')
         position = Position(**state['position']) if state else Position()
-        within = bool(position.batch) and args.start_epoch is None
+        # Of an epoch that is trained only the evaluation is left, which depends on no other option or sample.
+        within = bool(position.batch) and not position.trained and args.start_epoch is None
         changed, same_schedule = [], False
         if isinstance(saved, argparse.Namespace):
             changed, same_schedule = compare_options(args, vars(saved), within)

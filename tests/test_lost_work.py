@@ -1,0 +1,165 @@
+"""Evaluations that fail at the end of an epoch: what was trained is saved, and goes on as if nothing had happened."""
+import re
+import shutil
+from concurrent.futures import ThreadPoolExecutor, wait
+
+import pytest
+import torch
+from ranks import finish_ranks, logs, start_ranks
+from run_files import epochs_in, load
+from test_exact_resume import FLAGS, assert_equal, outcome
+
+from agmax_timm.data.errors import DamagedError, WorkerError
+from agmax_timm.run import epochs, training
+from agmax_timm.run.config import parse_train_args
+from agmax_timm.run.tracking import Trackers
+from agmax_timm.saver import RecordSaver
+
+GOES_ON = re.compile(r'Epoch (\d) is trained and saved\. The same command goes on with its evaluation')
+
+
+@pytest.fixture
+def argv(photos, tmp_path):
+    """Two epochs of 6 updates, the EMA evaluated behind the raw weights."""
+    return [str(photos), *FLAGS, '-j', '0', '--agmax', '--mixup', '0.2', '--model-ema', '--model-ema-decay', '0.9',
+            '--epochs', '2', '--output', str(tmp_path), '--experiment', 'run', '--resume', 'auto']
+
+
+@pytest.fixture(scope='module')
+def whole(photos, tmp_path_factory):
+    """What the run leaves to which nothing happens."""
+    output = tmp_path_factory.mktemp('whole')
+    training.train(parse_train_args([
+        str(photos), *FLAGS, '-j', '0', '--agmax', '--mixup', '0.2', '--model-ema', '--model-ema-decay', '0.9',
+        '--epochs', '2', '--output', str(output), '--experiment', 'run']))
+    return outcome(output / 'run')
+
+
+def fail(argv, capsys, status):
+    """The last line of a run that ends with this status."""
+    with pytest.raises(SystemExit) as end:
+        training.main(argv)
+    assert end.value.code == status
+    return capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def out_of_memory():
+    raise torch.OutOfMemoryError('CUDA out of memory')
+
+
+def label_out_of_range():
+    torch.nn.functional.cross_entropy(torch.zeros(1, 3), torch.tensor([7]))
+
+
+def dead_worker():
+    raise RuntimeError('DataLoader worker (pid 1) is killed by signal: Killed')
+
+
+def damaged():
+    raise DamagedError('a.jpg cannot be decoded')
+
+
+# Of 6 evaluations by batches of 2, the batch in which one fails: the raw weights', the EMA's; of epoch 0 and of 1.
+@pytest.mark.parametrize('batch, failure, error', [
+    (1, damaged, DamagedError), (9, label_out_of_range, IndexError), (9, dead_worker, WorkerError),
+    (14, out_of_memory, torch.OutOfMemoryError)])
+def test_a_run_goes_on_to_the_result_of_one_that_nothing_happened_to(
+        argv, tmp_path, whole, monkeypatch, caplog, batch, failure, error):
+    seen, evaluate = [], epochs.evaluate
+
+    def failing(*args, on_batch, **kwargs):
+        def counted(index):
+            seen.append(index)
+            if len(seen) == batch:
+                failure()
+            on_batch(index)
+        return evaluate(*args, on_batch=counted, **kwargs)
+
+    monkeypatch.setattr(epochs, 'evaluate', failing)
+    with pytest.raises(error):
+        training.train(parse_train_args(argv))
+    epoch = (batch - 1) // 12
+    assert [int(told) for told in GOES_ON.findall(caplog.text)] == [epoch]
+    assert (tmp_path / 'run' / f'recovery-{epoch}-5.pth.tar').exists()
+    training.train(parse_train_args(argv))
+    assert_equal(outcome(tmp_path / 'run'), whole)
+
+
+def test_a_damaged_image_is_repaired_and_nothing_is_trained_again(argv, photos, tmp_path, whole, capsys, caplog):
+    data = shutil.copytree(photos, tmp_path / 'photos')
+    path = data / 'val' / 'bee' / '005.jpg'
+    content = path.read_bytes()
+    path.write_bytes(content[:300])
+    argv[0] = str(data)
+    for _ in range(2):  # found again, nothing more is lost
+        assert f'{path} cannot be decoded' in fail(argv, capsys, status=2)
+    path.write_bytes(content)
+    training.main(argv)
+    assert 'Train: 0 [' not in caplog.text.split('Training epochs')[-1]
+    assert_equal(outcome(tmp_path / 'run'), whole)
+
+
+def test_a_damaged_image_is_taken_out(argv, photos, tmp_path, capsys, caplog):
+    """As the message says; the number of samples then differs."""
+    data = shutil.copytree(photos, tmp_path / 'photos')
+    path = data / 'val' / 'bee' / '005.jpg'
+    path.write_bytes(b'')
+    argv[0] = str(data)
+    fail(argv, capsys, status=2)
+    path.unlink()
+    training.main(argv)
+    assert '11 samples in the validation data in place of 12' in caplog.text
+    assert epochs_in(tmp_path / 'run') == [0, 1]
+
+
+def test_where_the_disk_refuses_the_status_is_another(argv, monkeypatch, capsys):
+    monkeypatch.setattr(epochs, 'evaluate', lambda *args, **kwargs: damaged())
+
+    def full(*args, **kwargs):
+        raise OSError(28, 'No space left on device')
+    monkeypatch.setattr(RecordSaver, '_write', full)
+    assert 'No space left on device; there is no checkpoint yet' in fail(argv, capsys, status=74)
+
+
+def test_a_tracker_that_fails_leaves_a_saved_epoch(argv, tmp_path, whole, monkeypatch):
+    row, futures = Trackers.row, []
+    submit = ThreadPoolExecutor.submit
+    monkeypatch.setattr(ThreadPoolExecutor, 'submit', lambda *args: futures.append(submit(*args)) or futures[-1])
+
+    def failing(trackers, values):
+        raise RuntimeError('the tracker failed')
+    monkeypatch.setattr(Trackers, 'row', failing)
+    with pytest.raises(RuntimeError, match='the tracker failed'):
+        training.train(parse_train_args(argv))
+    monkeypatch.setattr(Trackers, 'row', row)
+    wait(futures)  # as the end of a process does
+    assert load(tmp_path / 'run' / 'last.pth.tar')['agmax_state']['position']['epoch'] == 1
+    training.train(parse_train_args(argv))
+    assert_equal(outcome(tmp_path / 'run'), whole)
+
+
+def failing_rank(argv, failing):
+    """Train; the evaluation of epoch 0 fails in its third batch, on rank `failing` alone."""
+    evaluate = epochs.evaluate
+
+    def once(*args, on_batch, **kwargs):
+        def counted(index):
+            if index == 2 and torch.distributed.get_rank() == failing:
+                damaged()
+            on_batch(index)
+        return evaluate(*args, on_batch=counted, **kwargs)
+    epochs.evaluate = once
+    training.main(argv)
+
+
+def test_all_ranks_save_where_one_fails(photos, tmp_path):
+    argv = [str(photos), *FLAGS, '-b', '1', '-j', '0', '--agmax', '--agmax-loss', 'kl', '--epochs', '2', '--output',
+            str(tmp_path), '--resume', 'auto', '--device', 'cpu']
+    run, expected = [*argv, '--experiment', 'run'], [*argv, '--experiment', 'whole']
+    statuses = finish_ranks(start_ranks(2, tmp_path / 'first', failing_rank, run, 1))
+    told = logs(tmp_path / 'first')
+    assert statuses == [1, 2], told
+    assert 'the evaluation failed on another rank' in told and 'a.jpg cannot be decoded' in told
+    assert finish_ranks(start_ranks(2, tmp_path / 'again', training.main, run)) == [0, 0]
+    assert finish_ranks(start_ranks(2, tmp_path / 'expected', training.main, expected)) == [0, 0]
+    assert_equal(outcome(tmp_path / 'run'), outcome(tmp_path / 'whole'))
