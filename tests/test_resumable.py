@@ -32,7 +32,8 @@ def draws():
 def open_loader(dataset, two_views=True, batch_size=4, **kwargs):
     common = dict(device=CPU, mean=(0.5,) * 3, std=(0.5,) * 3, **kwargs)
     if two_views:
-        loader = create_two_view_loader(dataset, (3, 8, 8), batch_size, **common)
+        # As train.py does. The sampler of a loader that follows the process group cannot be dealt anew.
+        loader = create_two_view_loader(dataset, (3, 8, 8), batch_size, distributed=False, **common)
     else:
         loader = create_loader(dataset, (3, 8, 8), batch_size, is_training=True, **common)
     return make_resumable(loader, CPU)

@@ -8,12 +8,14 @@ import torch.distributed as dist
 from timm.data import AugMixDataset, Mixup, create_loader
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
+from ..distributed import world_size
 from .augment import Chain, CutOut, extend_transform, pad_and_crop, replace_transforms, transforms_of
 from .backend import take_backend, use_batches
 from .free_memory import memory_limit
 from .memory import keep_decoded
 from .mixup import CollateMixup, TwoViewCollate, TwoViewMixup
 from .modes import BACKENDS, CROP_MODES, check_mode
+from .ranks import check_batch, check_group, follow_group
 from .views import TwoViews, with_transform
 
 
@@ -42,10 +44,7 @@ def create_train_loader(
     if isinstance(dataset, IterableDataset):
         _check_iterable(dataset, batch_size, kwargs)
     else:
-        ranks = dist.get_world_size() if kwargs.get('distributed') else 1
-        if len(dataset) < batch_size * ranks:
-            raise ValueError(f'batch_size {batch_size} on {ranks} process(es) is more than the data set of '
-                             f'{len(dataset)} images: use {len(dataset) // ranks} or less')
+        check_batch(dataset, batch_size, ranks=dist.get_world_size() if kwargs.get('distributed') else 1)
     crop_mode = kwargs.pop('train_crop_mode', None)
     if crop_mode is not None and crop_mode not in CROP_MODES:
         raise ValueError(f"train_crop_mode must be one of {', '.join(CROP_MODES)}, got '{crop_mode}'")
@@ -123,6 +122,7 @@ def create_two_view_loader(
         augment_backend: str = 'auto',
         image_memory: str = '0',
         channels_last: bool = False,
+        distributed: Optional[bool] = None,
         **kwargs,
 ):
     """timm's training loader with two views of every image: each image is decoded once and augmented twice.
@@ -148,6 +148,9 @@ def create_two_view_loader(
         image_memory: A share of the free memory, as '0.1', or an amount, as '8G': images that fit into it are decoded
             once, now, and kept as uint8. '0' keeps none.
         channels_last: The model is in channels_last: so may views be in memory, where that takes no time.
+        distributed: Whether each rank gets a share of the images. None follows the process group, also one that is
+            made after the loader, and gives each epoch an order of its own. True is timm's: call
+            `loader.sampler.set_epoch` before each epoch.
         **kwargs: Further arguments of timm.data.create_loader, `train_crop_mode='pad'` among them (an eighth of the
             size as padding, then a random crop). `device` is CUDA where there is one, else the CPU.
 
@@ -156,12 +159,20 @@ def create_two_view_loader(
 
     Raises:
         ValueError: an odd batch with mixup, mixup without num_classes, a data set smaller than a batch, unknown modes
-            or combinations; from iteration, samples without a PIL image or a class index, or a data set that ignores
-            its `transform`.
+            or combinations, ranks that cannot share the data; from iteration, samples without a PIL image or a class
+            index, or a data set that ignores its `transform`.
     """
-    return create_train_loader(
+    follow = distributed is None
+    if follow:
+        check_group(dataset, is_dataloader=mixup is None and not kwargs.get('use_prefetcher', True))
+        distributed = world_size() > 1
+    loader = create_train_loader(
         dataset, input_size, batch_size, mixup=mixup, cutout=cutout, lighting=lighting, two_views=True,
-        augment_backend=augment_backend, image_memory=image_memory, channels_last=channels_last, **kwargs)
+        augment_backend=augment_backend, image_memory=image_memory, channels_last=channels_last,
+        distributed=distributed, **kwargs)
+    if follow:
+        follow_group(loader, _data_loader(loader))
+    return loader
 
 
 class DeviceMixupLoader:
