@@ -7,11 +7,12 @@ import shlex
 import time
 from pathlib import Path
 
+import numpy
 import pytest
 import torch
 from PIL import Image
 
-from agmax_timm.bench import command, epochs, fresh, memory, options, passes, report, startup
+from agmax_timm.bench import command, epochs, fresh, memory, objective, options, passes, report, startup
 from agmax_timm.bench import training as training_bench
 from agmax_timm.run import training
 
@@ -77,6 +78,33 @@ def test_collate(measured):
 def test_step(measured, flags):
     rows = measured('step', '--device', 'cpu', *flags)
     assert columns(rows, 'step', 'views') == [('cross-entropy', '8'), ('AgMax', '8')]
+
+
+def test_objective(measured):
+    rows = measured('objective')
+    assert [row['batch and confidence'] for row in rows] == [
+        f'4 images, 3 classes, p(true) {confidence}' for confidence in (.4, .77, .95)]
+
+
+def test_gradients_of_the_objective_are_those_of_their_formulas():
+    z1, z2, target = objective.synthetic_logits(images=6, classes=4, confidence=.6, seed=0)
+    logits = [z1.numpy(), z2.numpy(), (z1 + z2).numpy() / 2]
+    softmax = [numpy.exp(z) / numpy.exp(z).sum(-1, keepdims=True) for z in logits]
+    true_class = numpy.eye(4)[target]
+    assert numpy.mean([(p * true_class).sum(-1) for p in softmax[:2]]) == pytest.approx(.6)
+
+    def through_softmax(p, gradient):
+        return p * (gradient - (p * gradient).sum(-1, keepdims=True))
+
+    plain = numpy.stack([p - true_class for p in softmax[:2]]) / 12
+    entropy = numpy.stack([through_softmax(p, numpy.log(p.mean(0))) for p in softmax[:2]]) / (3 * 6)
+    distance = numpy.stack([through_softmax(p, numpy.sign(p - softmax[2])) for p in softmax[:2]]) * 4 / (2 * 6 * 4)
+    norm = numpy.linalg.norm
+    assert objective.gradients(z1, z2, target) == {
+        'entropy': pytest.approx(norm(entropy) / norm(plain), rel=1e-12),
+        'cosine': pytest.approx((entropy * plain).sum() / norm(entropy) / norm(plain), rel=1e-12),
+        'divergence': pytest.approx(norm(distance) / norm(plain), rel=1e-12),
+        'nats': pytest.approx(4 * numpy.mean([abs(p - softmax[2]) for p in softmax[:2]]), rel=1e-12)}
 
 
 @pytest.mark.parametrize('flags', [[], ['--amp', '--amp-dtype', 'bfloat16', '--channels-last', '--recipe', 'mixup']])
@@ -259,4 +287,4 @@ def test_commands_of_the_documents_parse(line):
 
 def test_every_command_is_documented():
     assert {line.split()[0] for line in COMMANDS} == {
-        'loader', 'small', 'collate', 'step', 'training', 'run', 'memory', 'startup', 'index'}
+        'loader', 'small', 'collate', 'step', 'objective', 'training', 'run', 'memory', 'startup', 'index'}

@@ -128,6 +128,36 @@ def test_the_table_of_made_up_outcomes(fake, tmp_path):
     assert (folder / 'figure.png').stat().st_size > 5000
 
 
+def test_comparisons_are_of_means_over_the_augmentations_within_a_seed(tmp_path):
+    """Seed 3 lacks one run and is left out. Means of AgMax 2, 4, 6; of two views 1, 2, 3: differences 1, 2, 3."""
+    values = {('plain', 'AgMax'): [1, 3, 5, 90], ('cutmix', 'AgMax'): [3, 5, 7],
+              ('plain', 'two views'): [0, 1, 2, 3], ('cutmix', 'two views'): [2, 3, 4, 5]}
+    study = read_study(write_study(
+        tmp_path, augmentations={'plain': {}, 'cutmix': {'cutmix': 1.}}, seeds=[0, 1, 2, 3],
+        methods={'two views': {'agmax': True, 'agmax_weight': 0}, 'AgMax': {'agmax': True}},
+        comparisons=[['AgMax', 'two views'], ['two views', 'AgMax']]))
+    outcomes = [
+        Outcome(run, 'complete', values[run.cell.augmentation, run.cell.method][run.seed], 0)
+        if run.seed < len(values[run.cell.augmentation, run.cell.method]) else Outcome(run, 'missing')
+        for run in make_runs(study, 'data', str(tmp_path))]
+    text = report(study, outcomes, read_published(study), str(tmp_path))
+    there, back = read_rows(tmp_path / 'comparisons.csv')
+    assert (there['method'], there['minus'], there['pairs'], there['difference']) == ('AgMax', 'two views', '3', '2')
+    assert (float(there['low']), float(there['high'])) == pytest.approx((2 - 2.484138, 2 + 2.484138), abs=1e-6)
+    assert (back['method'], back['difference']) == ('two views', '-2')
+    assert '|  | AgMax minus two views | +2.00 | -0.48 to +4.48 | 3 |' in text
+
+
+@pytest.mark.parametrize('value, words', [
+    ('AgMax', ['comparisons: expected a list of pairs']), ([['AgMax']], ['comparisons: expected a list of pairs']),
+    ([['AgMx', 'baseline']], ["comparisons: 'AgMx' is no method", 'did you mean AgMax?', 'there are baseline, AgMax'])])
+def test_comparisons_that_cannot_be(value, words, tmp_path):
+    with pytest.raises(StudyError) as error:
+        read_study(write_study(tmp_path, comparisons=value))
+    for word in words:
+        assert word in str(error.value)
+
+
 def test_the_table_is_written_beside_a_study_that_writes_it_as_well(fake, monkeypatch, capsys):
     """The other process is within each of its CSV files while this one writes them all."""
     study, outcomes, folder = fake({('baseline', 0): 10., ('AgMax', 0): 11.}, seeds=[0])

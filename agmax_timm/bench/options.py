@@ -16,6 +16,7 @@ _COMMANDS: Dict[str, str] = {
     'small': 'the same for small images, kept in memory',
     'collate': 'two-view MixUp of a batch of uint8 images',
     'step': 'a training step of AgMax against cross-entropy on the same views',
+    'objective': "gradients of AgMax's terms against that of the cross-entropy, by images in a batch and classes",
     'training': 'training from files against its parts: decoding, views, steps',
     'run': "a whole run of train.py --agmax against timm's script on the same number of views",
     'memory': 'memory of the loading processes over several epochs',
@@ -34,10 +35,11 @@ def parse(argv: Optional[List[str]] = None):
         known = vars(args)
         subparsers[args.command].set_defaults(**{name: value for name, value in _QUICK.items() if name in known})
         args = parser.parse_args(argv)  # what is on the command line stays
-    for name in _AT_LEAST:
-        if name in args and getattr(args, name) < _AT_LEAST[name]:
+    for name, least in _AT_LEAST.items():
+        value = getattr(args, name, None)
+        if value is not None and value < least:
             flag = f'--{name.replace("_", "-")}'
-            subparsers[args.command].error(f'{flag} must be {_AT_LEAST[name]} or more, got {getattr(args, name)}')
+            subparsers[args.command].error(f'{flag} must be {least} or more, got {value}')
     return args
 
 
@@ -93,6 +95,12 @@ def _step(parser: Parser) -> None:
     parser.add_argument('--steps', type=int, default=10, metavar='N', help='steps in a repetition')
 
 
+def _objective(parser: Parser) -> None:
+    parser.add_argument('-b', '--batch-size', type=int, metavar='N',
+                        help='images in a batch, on all GPUs together (default: a table of several)')
+    parser.add_argument('--num-classes', type=int, metavar='N', help='classes (default: a table of several)')
+
+
 def _training(parser: Parser) -> None:
     _folder(parser, images=4096, batch_size=64, workers=cores())
     parser.add_argument('--recipe', default='standard', choices=[*RECIPES], metavar='NAME',
@@ -141,5 +149,5 @@ def _index(parser: Parser) -> None:
                         help='folder of class folders, or how many empty files to make in a temporary one')
 
 
-_FLAGS = dict(loader=_loader, small=_small, collate=_collate, step=_step, training=_training, run=_run, memory=_memory,
-              startup=_startup, index=_index)
+_FLAGS = dict(loader=_loader, small=_small, collate=_collate, step=_step, objective=_objective, training=_training,
+              run=_run, memory=_memory, startup=_startup, index=_index)

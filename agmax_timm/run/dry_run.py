@@ -72,6 +72,7 @@ def plan(built: Built, seconds: float, rate: float, evaluation: float, size: int
     return [
         ('epochs', f'{max(0, built.stop_epoch - built.position.epoch)} to go, of {built.num_epochs}'),
         ('updates', f'{built.updates_per_epoch} an epoch, {todo} to go'),
+        ('batch', _batch(args)),
         ('learning rate', _rates(built)),
         ('parameters', _parameters(built.task)),
         ('ranks', f'{args.world_size} on {built.device.type}'),
@@ -83,6 +84,14 @@ def plan(built: Built, seconds: float, rate: float, evaluation: float, size: int
         ('memory', _memory(built.device)),
         ('checkpoints', _disk(args, size, most_files(args, built.evaluated_epochs))),
     ]
+
+
+def _batch(args: argparse.Namespace) -> str:
+    """Images and views of a forward pass on one rank. -b counts images; memory goes by views."""
+    if args.naflex_loader or args.train_img_sizes:
+        return 'of several sizes'
+    views = 2 if args.agmax else max(1, args.aug_splits)
+    return f'{args.batch_size} images, {views * args.batch_size} views on each rank'
 
 
 def time_updates(built: Built) -> Tuple[float, float]:

@@ -2,14 +2,14 @@
 import os
 import re
 from dataclasses import dataclass, field
-from typing import Any, Dict, List
+from typing import Any, Dict, List, Tuple
 
 from ..command_line import Parser, nearest
 from ..option_file import convert_options, read_mapping
 from ..run.options import train_parser
 
-_KEYS = ('title', 'data', 'base', 'augmentations', 'settings', 'methods', 'seeds', 'baseline', 'metric', 'epoch',
-         'published')
+_KEYS = ('title', 'data', 'base', 'augmentations', 'settings', 'methods', 'seeds', 'baseline', 'comparisons',
+         'metric', 'epoch', 'published')
 _EPOCHS = ('last', 'best')
 # The study gives them to each run itself.
 _OF_THE_STUDY = {'data': 'data', 'data_dir': 'data', 'seed': 'seeds', 'output': '--output', 'experiment': '--output',
@@ -45,6 +45,7 @@ class Study:
     methods: List[Level]
     seeds: List[int]
     baseline: str  # a method's name
+    comparisons: List[Tuple[str, str]]  # pairs of methods, the first minus the second
     metric: str
     epoch: str  # last or best
     published: str  # path, '' for none
@@ -84,6 +85,7 @@ def _read(path: str) -> Study:
         methods=methods,
         seeds=_seeds(content.get('seeds', [0])),
         baseline=_text(content, 'baseline') or methods[0].name,
+        comparisons=_comparisons(content.get('comparisons', []), [method.name for method in methods]),
         metric=_text(content, 'metric') or 'top1',
         epoch=_text(content, 'epoch') or _EPOCHS[0],
         published=_path(content, 'published', home),
@@ -147,6 +149,16 @@ def _seeds(value: Any) -> List[int]:
         if value.count(seed) > 1:
             raise StudyError(f'seeds: {seed} is there twice: drop one of them')
     return value
+
+
+def _comparisons(value: Any, methods: List[str]) -> List[Tuple[str, str]]:
+    if not isinstance(value, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in value):
+        raise StudyError(f'comparisons: expected a list of pairs of methods, as [[AgMax, baseline]], got {value!r:.60}')
+    for name in (name for pair in value for name in pair):
+        if name not in methods:
+            raise StudyError(f"comparisons: '{name}' is no method{nearest(str(name), methods)}: "
+                             f"there are {', '.join(methods)}")
+    return [(method, other) for method, other in value]
 
 
 def _text(content: Dict[str, Any], key: str) -> str:

@@ -1,8 +1,9 @@
-"""What a study writes: results.csv, table.csv, table.md and figure.png."""
+"""What a study writes: results.csv, table.csv, comparisons.csv, table.md and figure.png."""
 import os
 from typing import List
 
 from .. import durable
+from .comparisons import compare, comparisons_markdown, write_comparisons
 from .definition import Study
 from .figure import draw
 from .outcome import Outcome
@@ -11,7 +12,7 @@ from .table import aggregate, markdown, write_results, write_table
 
 
 def report(study: Study, outcomes: List[Outcome], published: Published, folder: str) -> str:
-    """Write all four into a folder.
+    """Write them into a folder; comparisons.csv only if the study names comparisons.
 
     Returns:
         The text of table.md.
@@ -20,6 +21,10 @@ def report(study: Study, outcomes: List[Outcome], published: Published, folder: 
     write_results(study, outcomes, os.path.join(folder, 'results.csv'))
     write_table(rows, os.path.join(folder, 'table.csv'))
     text = markdown(study, rows, outcomes)
+    if study.comparisons:
+        comparisons = compare(study, rows)
+        write_comparisons(comparisons, os.path.join(folder, 'comparisons.csv'))
+        text += comparisons_markdown(study, comparisons)
     with durable.replacing(os.path.join(folder, 'table.md'), 'w', encoding='utf-8') as file:
         file.write(text)
     draw(study, rows, os.path.join(folder, 'figure.png'))

@@ -56,7 +56,7 @@ def aggregate(study: Study, outcomes: Iterable[Outcome], published: Published) -
 
 def write_results(study: Study, outcomes: Iterable[Outcome], path: str) -> None:
     """results.csv: a row for each run."""
-    _write(path, [{
+    write_rows(path, [{
         'augmentation': outcome.run.cell.augmentation,
         'setting': outcome.run.cell.setting,
         'method': outcome.run.cell.method,
@@ -71,7 +71,7 @@ def write_results(study: Study, outcomes: Iterable[Outcome], path: str) -> None:
 
 def write_table(rows: List[Row], path: str) -> None:
     """table.csv: the numbers of the table, unrounded."""
-    _write(path, [{
+    write_rows(path, [{
         'augmentation': row.cell.augmentation,
         'setting': row.cell.setting,
         'method': row.cell.method,
@@ -94,17 +94,17 @@ def markdown(study: Study, rows: List[Row], outcomes: List[Outcome]) -> str:
     with_published = any(row.published is not None for row in rows)
     header = [*named, study.metric, 'n', f'minus {study.baseline}', '95 % interval',
               *(['published', f'published minus {study.baseline}'] if with_published else [])]
-    lines = [_line(header), '|' + '---|' * len(header)]
+    lines = [line(header), '|' + '---|' * len(header)]
     for row in rows:
         cells = [*(getattr(row.cell, axis) for axis in named), _mean(row), str(len(row.values)),
-                 _signed(row.difference.mean), _interval(row)]
+                 signed(row.difference.mean), interval(row.difference)]
         if with_published:
-            cells += [_number(row.published), _signed(row.published_difference)]
-        lines.append(_line(cells))
+            cells += [_number(row.published), signed(row.published_difference)]
+        lines.append(line(cells))
     return '\n\n'.join([f'# {study.title}', _caption(study, rows), '\n'.join(lines), *_gaps(outcomes)]) + '\n'
 
 
-def _line(cells: List[str]) -> str:
+def line(cells: List[str]) -> str:
     escaped = [cell.replace('|', r'\|') for cell in cells]
     return f'| {" | ".join(escaped)} |'
 
@@ -134,8 +134,7 @@ def _mean(row: Row) -> str:
     return _number(row.mean) + (f' ± {row.deviation:.2f}' if row.deviation is not None else '')
 
 
-def _interval(row: Row) -> str:
-    difference = row.difference
+def interval(difference: Difference) -> str:
     if difference.low is not None:
         return f'{difference.low:+.2f} to {difference.high:+.2f}'
     return 'none of one pair' if difference.n else ''
@@ -145,7 +144,7 @@ def _number(value: Optional[float]) -> str:
     return '-' if value is None else f'{value:.2f}'
 
 
-def _signed(value: Optional[float]) -> str:
+def signed(value: Optional[float]) -> str:
     return '' if value is None else f'{value:+.2f}'
 
 
@@ -153,7 +152,7 @@ def _place(cell: Cell) -> tuple:
     return cell.augmentation, cell.setting, cell.method
 
 
-def _write(path: str, rows: List[dict]) -> None:
+def write_rows(path: str, rows: List[dict]) -> None:
     with durable.replacing(path, 'w', newline='', encoding='utf-8') as file:
         writer = csv.DictWriter(file, [*rows[0]], lineterminator='\n')
         writer.writeheader()

@@ -1,0 +1,96 @@
+"""Gradients of the terms of AgMax at the logits, against that of the cross-entropy: what batch size and classes change.
+
+The logits are synthetic. An image has a random class, and its logits are standard normal plus a margin for that class;
+each view adds normal noise of its own. The margin is chosen such that the mean probability of the true class is the
+given one. The joint logits are the mean of the two views'. Gradients through the Q-network are left out: they depend on
+its weights.
+"""
+import argparse
+from statistics import mean
+from typing import Dict, Tuple
+
+import torch
+import torch.nn.functional as F
+
+from ..loss import agreement_terms
+from .report import Result
+
+VIEW_NOISE = 0.5  # standard deviation
+# Images in a batch, classes, mean probability of the true class.
+SETTINGS = [
+    (256, 1000, 0.4), (256, 1000, 0.77), (256, 1000, 0.95), (1024, 1000, 0.77), (4096, 1000, 0.77), (128, 100, 0.91),
+    (10, 10, 0.94), (16, 10, 0.94), (64, 10, 0.94), (512, 10, 0.94)]
+_CONFIDENCES = (0.4, 0.77, 0.95)
+
+
+def measure(args: argparse.Namespace) -> Result:
+    settings = SETTINGS
+    if args.batch_size or args.num_classes:
+        settings = [(args.batch_size or 256, args.num_classes or 1000, confidence) for confidence in _CONFIDENCES]
+    rows = []
+    for images, classes, confidence in settings:
+        found = [gradients(*synthetic_logits(images, classes, confidence, seed)) for seed in range(args.repeats)]
+        entropy = [one['entropy'] for one in found]
+        rows.append({
+            'batch and confidence': f'{images} images, {classes} classes, p(true) {confidence}',
+            'ratio': mean(entropy),
+            'least': min(entropy),
+            'most': max(entropy),
+            **{name: mean(one[name] for one in found) for name in ('cosine', 'divergence', 'nats')},
+        })
+    return Result(
+        'ratio: norm of the gradient of the entropy term, at the logits, against that of the cross-entropy; cosine '
+        'between the two; divergence: norm of its gradient against that of the cross-entropy; nats: its value', rows)
+
+
+def synthetic_logits(
+        images: int,
+        classes: int,
+        confidence: float,
+        seed: int,
+) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Make logits of two views with a given mean probability of the true class.
+
+    Args:
+        images: Images in the batch, B.
+        classes: Classes, K.
+        confidence: Mean probability of the true class over both views.
+        seed: Seed of the random numbers.
+
+    Returns:
+        (z1, z2, target): float64 logits [B, K] of the two views, and class indices [B].
+    """
+    generator = torch.Generator().manual_seed(seed)
+    image, *views = torch.randn(3, images, classes, dtype=torch.float64, generator=generator)
+    target = torch.randint(classes, (images,), generator=generator)
+    logits = image + VIEW_NOISE * torch.stack(views)  # [2, B, K]
+    true_class = F.one_hot(target, classes)
+    low, high = -50., 50.
+    for _ in range(30):
+        margin = (low + high) / 2
+        probability = ((logits + margin * true_class).softmax(-1) * true_class).sum(-1).mean()
+        low, high = (margin, high) if probability < confidence else (low, margin)
+    return *(logits + margin * true_class), target
+
+
+def gradients(z1: torch.Tensor, z2: torch.Tensor, target: torch.Tensor) -> Dict[str, float]:
+    """Compare the gradients of the terms at the logits of both views.
+
+    Args:
+        z1, z2: Logits of the two views [B, K].
+        target: Class indices [B].
+
+    Returns:
+        'entropy', 'divergence': norm of the gradient against that of the cross-entropy; 'cosine': of the angle between
+        the gradients of entropy term and cross-entropy; 'nats': value of the divergence, with the published weight.
+    """
+    logits = torch.stack([z1, z2]).requires_grad_()
+    agreement, divergence = agreement_terms(*logits, logits.mean(0).detach())
+    terms = (F.cross_entropy(logits.flatten(0, 1), target.repeat(2)), agreement, divergence)
+    plain, entropy, distance = (torch.autograd.grad(term, logits, retain_graph=True)[0].flatten() for term in terms)
+    return {
+        'entropy': (entropy.norm() / plain.norm()).item(),
+        'cosine': F.cosine_similarity(entropy, plain, dim=0).item(),
+        'divergence': (distance.norm() / plain.norm()).item(),
+        'nats': divergence.item(),
+    }
