@@ -152,7 +152,7 @@ def test_bad_flags_are_one_line(capsys, argv, words):
     ('--kd-temperature 2', '--kd-temperature has no effect without --kd-model-name'),
     ('--wandb-project x', '--wandb-project has no effect without --log-wandb'),
     ('--pretrained-path x', '--pretrained-path has no effect without --pretrained'),
-    ('--drop-connect 0.1', '--drop-connect has no effect, as in timm: use --drop-path'),
+    ('--drop-connect 0.1', '--drop-connect has no effect with any model of timm: use --drop-path'),
 ])
 def test_what_says_nothing_alone_is_named(capsys, monkeypatch, argv, words):
     parse_train_args(['data', *argv.split()])

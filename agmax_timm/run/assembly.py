@@ -24,7 +24,7 @@ from ..silence import silenced
 from ..staging import try_staging
 from ..untrusted import CheckpointError
 from . import build, folder, loaders, optimization, sharding, tracking
-from .flags import names
+from .flags import idle, names
 from .guards.interruption import StopSignals
 from .guards.nonfinite import BrokenUpdates
 from .guards.watch import Watch
@@ -148,6 +148,13 @@ def build_run(args: argparse.Namespace, signals: StopSignals, watchdog: Watchdog
         num_epochs=num_epochs, stop_epoch=args.stop_epoch or num_epochs)
 
 
+def warn_of_surprises(built: Built) -> None:
+    """Warn of options that do nothing, or something else, in a run of this learning rate and length."""
+    evaluations = sum(map(built.is_evaluated, range(1, built.stop_epoch + 1)))
+    for line in idle.surprises_of_run(built.args, built.updates_per_epoch, built.stop_epoch, evaluations):
+        _logger.warning(line)
+
+
 def open_output(built: Built, options: Dict[str, Any]) -> tracking.Trackers:
     """Make the folder of a run and what writes into it. On the first rank alone.
 
@@ -169,6 +176,7 @@ def open_output(built: Built, options: Dict[str, Any]) -> tracking.Trackers:
         args, output_dir, built.updates_per_epoch, built.done_updates, built.state.history.rows, same_folder)
     _logger.info(f'Training epochs {built.position.epoch} to {built.stop_epoch} of {built.num_epochs}, '
                  f'{built.updates_per_epoch} updates each, into {output_dir}')
+    warn_of_surprises(built)
     return trackers
 
 

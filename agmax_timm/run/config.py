@@ -3,9 +3,11 @@ import argparse
 import copy
 from typing import Any, Dict, List, Optional, Set
 
+from ..command_line import Parser
 from ..option_file import convert_options, read_mapping
 from .flags.checks import check_train_args, check_validate_args, resolve_task
 from .flags.combinations import check_combinations
+from .flags.idle import warn_of_idle
 from .flags.paths import timms_labels
 from .options import train_parser, validate_parser
 
@@ -23,10 +25,11 @@ def parse_train_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
         given.update(options)
     args = parser.parse_args(argv)
     del args.config  # what remains is a YAML file of the same run
-    args.data_dir = args.data_dir or args.data
+    _resolve_data(args, declared)
     resolve_task(args, given)
     check_train_args(args, declared)
     check_combinations(args, declared)
+    warn_of_idle(args, declared, training=True)
     return args
 
 
@@ -35,8 +38,9 @@ def parse_validate_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
     parser = validate_parser()
     args = parser.parse_args(argv)
     args.explicit = explicit_options(parser, argv)
-    args.data_dir = args.data_dir or args.data
+    _resolve_data(args, parser)
     check_validate_args(args, parser)
+    warn_of_idle(args, parser, training=False)
     for name in ('real_labels', 'valid_labels'):
         setattr(args, name, timms_labels(name, getattr(args, name)) or getattr(args, name))
     return args
@@ -64,6 +68,13 @@ def read_config(path: str, parser: argparse.ArgumentParser) -> Dict[str, Any]:
         return convert_options(read_mapping(path), parser)
     except ValueError as error:
         parser.error(f'--config {path}: {error}')
+
+
+def _resolve_data(args: argparse.Namespace, parser: Parser) -> None:
+    """--data-dir wins over DIR, as in timm: a file of options may hold the one, the command line the other."""
+    if args.data and args.data_dir and args.data != args.data_dir:
+        parser.warn(f'{args.data!r} has no effect with --data-dir {args.data_dir!r}')
+    args.data_dir = args.data_dir or args.data
 
 
 def _config_parser() -> argparse.ArgumentParser:

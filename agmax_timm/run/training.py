@@ -18,7 +18,7 @@ from ..saver import SaveError
 from ..task import UnsupportedModelError
 from ..untrusted import CheckpointError
 from . import dry_run, folder, reporting, tracking
-from .assembly import Built, build_run, open_output
+from .assembly import Built, build_run, open_output, warn_of_surprises
 from .config import parse_train_args
 from .epochs import Epochs, EvaluationFailed, begin_epoch
 from .guards.interruption import EXIT_STATUS, Interrupted, StopSignals
@@ -94,6 +94,8 @@ def _train(args: argparse.Namespace, signals: StopSignals, watchdog: Watchdog) -
     reporting.setup_logging(primary=utils.world_info_from_env()[1] == 0)
     built = build_run(args, signals, watchdog)
     if args.dry_run:
+        if utils.is_primary(args):
+            warn_of_surprises(built)
         begin_epoch(args, built.loader_train, built.position.epoch)
         dry_run.tell_plan(built)
         return []

@@ -16,9 +16,6 @@ METRICS = {
 
 
 _DATASETS = ('torch', 'hfds', 'hfids', 'tfds', 'wds')
-# What --no-aug turns off.
-_AUGMENTATION = ('scale', 'ratio', 'train_crop_mode', 'hflip', 'vflip', 'color_jitter', 'color_jitter_prob',
-                 'grayscale_prob', 'gaussian_blur_prob', 'aa', 'reprob')
 
 
 def resolve_task(args: argparse.Namespace, given: Set[str]) -> None:
@@ -99,11 +96,6 @@ def _check_augmentation(args: argparse.Namespace, parser: Parser) -> None:
     if args.lr_noise is not None and args.lr_noise_std > 100. * args.lr_noise_pct:  # timm draws until one is small
         parser.error(f'--lr-noise-std {args.lr_noise_std} hardly ever draws below --lr-noise-pct {args.lr_noise_pct}: '
                      'use a smaller one')
-    if not args.no_aug:
-        return
-    for name in _AUGMENTATION:
-        if getattr(args, name) != parser.get_default(name):
-            parser.warn(f'{flag_of(name)} has no effect with --no-aug')
 
 
 def _check_task(args: argparse.Namespace, error: Callable) -> None:
@@ -151,16 +143,9 @@ def _check_validation_loader(args: argparse.Namespace, parser: Parser) -> None:
                 parser.error(f'--tf-preprocessing gives images of one size, from their files, to the prefetcher: drop '
                              f'it, or drop {flag}')
         _check_installed('tensorflow', '--tf-preprocessing', 'tensorflow-cpu', parser.error)
-    if not args.naflex_loader:
-        if args.naflex_patchify_channels_first:
-            parser.warn('--naflex-patchify-channels-first has no effect without --naflex-loader')
-        return
     for flag in ('channels_last', 'torchscript', 'aot_autograd', 'test_pool'):
-        if getattr(args, flag):
+        if args.naflex_loader and getattr(args, flag):
             parser.error(f'{flag_of(flag)} is for images, --naflex-loader gives patches: drop one of them')
-    for flag in ('crop_pct', 'crop_mode', 'crop_border_pixels'):
-        if getattr(args, flag) is not None:
-            parser.warn(f'{flag_of(flag)} has no effect with --naflex-loader, which shows whole images')
 
 
 def _check_robustness(args: argparse.Namespace, parser: Parser) -> None:
@@ -193,12 +178,6 @@ def _check_attack(args: argparse.Namespace, parser: Parser) -> None:
                 ('--aot-autograd', args.aot_autograd, 'compiles no gradients of images: use --torchcompile')):
             if given:
                 parser.error(f'--attack and {flag}, which {reason}, or drop one of them')
-    for name in ('attack_norm', 'attack_eps', 'attack_steps', 'attack_step_size'):
-        idle = not args.attack or args.attack == 'fgsm' and 'step' in name
-        if idle and getattr(args, name) != parser.get_default(name):
-            parser.warn(f'{flag_of(name)} has no effect without --attack{" pgd" * bool(args.attack)}')
-    if args.severities != parser.get_default('severities') and not (args.corruptions or args.corruptions_dir):
-        parser.warn('--severities has no effect without --corruptions or --corruptions-dir')
 
 
 def _check_installed(module: str, flag: str, package: str, error: Callable) -> None:

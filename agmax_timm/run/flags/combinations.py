@@ -42,27 +42,6 @@ _NOT_WITH_NAFLEX = (
     ('--train-crop-mode pad', lambda args: args.train_crop_mode == 'pad', 'is for images of one size'),
 )
 
-# Options that say nothing without another one: timm's scripts take them in silence.
-_ONLY_WITH = (
-    ('train_img_sizes', ('train_batch_sizes', 'train_size_probs', 'train_size_schedule', 'train_size_schedule_spread',
-                         'train_size_random_mix', 'train_batches_per_epoch', 'variable_batch_loss_scale')),
-    ('naflex_loader', ('naflex_train_seq_lens', 'naflex_max_seq_len', 'naflex_patch_sizes', 'naflex_patch_size_probs',
-                       'naflex_loss_scale', 'naflex_patchify_channels_first')),
-    ('naflex_patch_sizes', ('naflex_patch_size_probs',)),
-    ('kd_model_name', ('kd_distill_type', 'kd_loss_type', 'kd_temperature', 'kd_student_feature_dim',
-                       'kd_teacher_feature_dim', 'kd_token_distill_type', 'distill_loss_weight', 'task_loss_weight')),
-    ('early_stop', ('early_stop_metric', 'early_stop_min_delta')),
-    ('log_wandb', ('wandb_project', 'wandb_tags', 'wandb_resume_id')),
-    ('model_ema', ('model_ema_decay', 'model_ema_warmup', 'model_ema_force_cpu')),
-    ('pretrained', ('pretrained_path',)),
-    ('clip_grad', ('clip_mode',)),
-    ('layer_decay', ('layer_decay_min_scale', 'layer_decay_no_opt_scale')),
-    ('torchcompile', ('torchcompile_mode',)),
-    ('reprob', ('remode', 'recount')),
-    ('lr_noise', ('lr_noise_pct', 'lr_noise_std')),
-)
-
-
 # Arguments of a model that are flags, so --model-kwargs cannot name them as well.
 _MODEL_ARGUMENTS = dict(
     model_name='--model', pretrained='--pretrained', in_chans='--in-chans', num_classes='--num-classes',
@@ -72,7 +51,7 @@ _MODEL_ARGUMENTS = dict(
 
 
 def check_combinations(args: argparse.Namespace, parser: Parser) -> None:
-    """Refuse what cannot be combined, warn of what says nothing alone; `parser` as declared, without files."""
+    """Refuse what cannot be combined; `parser` as declared, without files."""
     _check_splits(args, parser.error)
     _check_resolutions(args, parser.error)
     _check_naflex(args, parser.error)
@@ -81,7 +60,6 @@ def check_combinations(args: argparse.Namespace, parser: Parser) -> None:
     _check_arguments(args, parser.error)
     _check_distillation(args, parser.error)
     _check_agmax(args, parser)
-    _warn_of_idle(args, parser)
 
 
 def _check_splits(args: argparse.Namespace, error: Callable) -> None:
@@ -180,16 +158,3 @@ def _check_agmax(args: argparse.Namespace, parser: Parser) -> None:
     if args.agmax_init_std is not None and (args.pretrained or args.initial_checkpoint):
         flag = '--pretrained' if args.pretrained else '--initial-checkpoint'
         error(f'--agmax-init-std draws new weights over those of {flag}: drop one of them')
-
-
-def _warn_of_idle(args: argparse.Namespace, parser: Parser) -> None:
-    """Name the options that change nothing; only the first process speaks, before there is a log."""
-    idle = [f'{flag_of(name)} has no effect without {flag_of(needed)}' for needed, names in _ONLY_WITH
-            if not getattr(args, needed) for name in names if getattr(args, name) != parser.get_default(name)]
-    if args.drop_connect is not None:
-        idle.append('--drop-connect has no effect, as in timm: use --drop-path')
-    if args.warmup_epochs >= args.epochs and not args.warmup_prefix and args.sched != 'none':
-        idle.append(f'--warmup-epochs {args.warmup_epochs} is all of --epochs {args.epochs}: the learning rate only '
-                    'rises, as in timm')
-    for line in idle:
-        parser.warn(line)

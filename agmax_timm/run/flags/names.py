@@ -88,7 +88,8 @@ def check_optimizer(args: argparse.Namespace) -> None:
         hint = nearest(name, list_optimizers())
         raise OptionError(f"--opt {args.opt}: timm has no such optimizer{hint}") from error
     for flag, values, taken in (('--opt-betas', args.opt_betas, info.has_betas),
-                                ('--opt-eps', args.opt_eps, info.has_eps)):
+                                ('--opt-eps', args.opt_eps, info.has_eps),
+                                ('--momentum', None if args.momentum == 0.9 else args.momentum, info.has_momentum)):
         if values is not None and not taken:
             _logger.warning(f'{flag} has no effect: --opt {args.opt} has none.')
     if args.opt_betas is not None and info.has_betas and len(args.opt_betas) != info.num_betas:

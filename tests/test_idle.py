@@ -1,0 +1,348 @@
+"""Warnings of options that do nothing: each row of the table by an example, and the table against what timm does."""
+import argparse
+import math
+from functools import cache
+from itertools import product
+
+import pytest
+import torch
+import yaml
+from timm.data import create_transform
+from timm.optim import create_optimizer_v2
+from timm.scheduler import create_scheduler_v2, scheduler_kwargs
+
+from agmax_timm.run.config import parse_train_args, parse_validate_args
+from agmax_timm.run.flags import idle, names
+from agmax_timm.run.objective import build_criterion
+from agmax_timm.run.options import train_parser, validate_parser
+
+MULTILABEL = '--task multilabel --num-classes 3 --dataset hfds/x'
+# Options, and what is said to have no effect (without the words before and behind).
+TRAINING = [
+    ('--dataset-download', '--dataset-download', 'without --dataset torch/, hfids/ or tfds/'),
+    ('--dataset-trust-remote-code', '--dataset-trust-remote-code', 'without --dataset hfds/ or hfids/'),
+    ('--amp-dtype bfloat16', '--amp-dtype', 'without --amp'),
+    ('--torchcompile-mode max-autotune', '--torchcompile-mode', 'without --torchcompile'),
+    ('--val-split= -vb 8', '--validation-batch-size', 'without --val-split'),
+    ('--val-split= --tta 2', '--tta', 'without --val-split'),
+    ('--val-split= --eval-metric loss', '--eval-metric', 'without --val-split'),
+    ('--naflex-loader --image-memory 8G', '--image-memory', 'with --naflex-loader'),
+    ('-j 0 --worker-seeding part', '--worker-seeding', 'with --workers 0'),
+    ('--pretrained-path x', '--pretrained-path', 'without --pretrained'),
+    ('--pretrained --initial-checkpoint FILE', '--pretrained', 'with --initial-checkpoint, whose weights replace it'),
+    ('--no-resume-opt', '--no-resume-opt', 'without --resume'),
+    ('--fuser te', '--fuser', 'without --torchscript'),
+    ('--drop-connect 0.1', '--drop-connect', 'with any model of timm: use --drop-path'),
+    ('--no-aug --hflip 0', '--hflip', 'with --no-aug'),
+    ('--no-aug --train-interpolation bicubic', '--train-interpolation', 'with --no-aug'),
+    ('--no-aug --aa original --color-jitter 0.9', '--color-jitter', 'with --no-aug'),
+    ('--train-crop-mode pad --scale 0.5 1', '--scale', 'with --train-crop-mode pad'),
+    ('--train-crop-mode pad --ratio 1 1', '--ratio', 'with --train-crop-mode pad'),
+    ('--naflex-loader --train-crop-mode rkrc', '--train-crop-mode', 'with --naflex-loader'),
+    ('--aa original --color-jitter 0.9', '--color-jitter', 'with --aa original, as in timm: use a policy of 3-augment'),
+    ('--aa rand-m9 --color-jitter-prob 0.9', '--color-jitter-prob', 'with --aa rand-m9, as in timm'),
+    ('--color-jitter 0 --color-jitter-prob 0.9', '--color-jitter-prob', 'with --color-jitter 0'),
+    ('--remode rand', '--remode', 'without --reprob'),
+    ('--recount 3', '--recount', 'without --reprob'),
+    ('--resplit', '--resplit', 'without --reprob'),
+    ('--mixup-prob 0.5', '--mixup-prob', 'without --mixup, --cutmix or --cutmix-minmax'),
+    ('--mixup-mode elem', '--mixup-mode', 'without --mixup, --cutmix or --cutmix-minmax'),
+    ('--mixup-off-epoch 5', '--mixup-off-epoch', 'without --mixup, --cutmix or --cutmix-minmax'),
+    ('--mixup 0.2 --mixup-switch-prob 0.1', '--mixup-switch-prob', 'without --mixup and --cutmix together'),
+    ('--cutmix 0.2 --cutmix-minmax 0.2 0.8', '--cutmix', 'with --cutmix-minmax, which is another CutMix'),
+    ('--train-batches-per-epoch 9', '--train-batches-per-epoch', 'without --train-img-sizes'),
+    ('--train-img-sizes 24 32 --train-size-random-mix 0.5', '--train-size-random-mix',
+     'without --train-size-schedule progressive'),
+    ('--naflex-loss-scale none', '--naflex-loss-scale', 'without --naflex-loader'),
+    ('--multilabel-threshold 0.4', '--multilabel-threshold', 'without --task multilabel'),
+    ('--asl-gamma-neg 3', '--asl-gamma-neg', 'without --loss asl'),
+    ('--poly-epsilon 1', '--poly-epsilon', 'without --loss poly'),
+    ('--twoway-tp 3', '--twoway-tp', 'without --loss twoway'),
+    (f'{MULTILABEL} --db-neg-scale 3', '--db-neg-scale', 'without --loss db'),
+    ('--loss asl --smoothing 0 --asl-gamma-neg 3', '--asl-gamma-neg', 'with --smoothing 0'),
+    ('--loss asl --asl-clip 0.1', '--asl-clip', 'without --task multilabel'),
+    ('--class-stats FILE', '--class-stats', 'without --loss db or a weight of the loss by frequency'),
+    ('--loss-weight-power 2', '--loss-weight-power',
+     'without --loss-class-weight inv_freq or --loss-pos-weight neg_pos'),
+    ('--loss-weight-beta 0.9', '--loss-weight-beta', 'without --loss-class-weight effective_num'),
+    ('--loss-weight-max 2', '--loss-weight-max', 'without a weight of the loss by frequency'),
+    ('--kd-temperature 2', '--kd-temperature', 'without --kd-model-name'),
+    ('--kd-model-name x --kd-teacher-feature-dim 2', '--kd-teacher-feature-dim', 'without --kd-distill-type feature'),
+    ('--kd-model-name x --kd-token-distill-type hard', '--kd-token-distill-type', 'without --kd-distill-type token'),
+    ('--kd-model-name x --kd-distill-type feature --kd-temperature 2', '--kd-temperature',
+     'with --kd-distill-type feature'),
+    ('--kd-model-name x --kd-distill-type token --kd-token-distill-type hard --kd-temperature 2', '--kd-temperature',
+     'with --kd-token-distill-type hard'),
+    ('--clip-mode agc', '--clip-mode', 'without --clip-grad'),
+    ('--layer-decay-min-scale 0.1', '--layer-decay-min-scale', 'without --layer-decay'),
+    ('--lr 1 --lr-base 2', '--lr-base', 'with --lr'),
+    ('--sched none --lr-noise 0.5', '--lr-noise', 'with --sched none'),
+    ('--sched none --warmup-epochs 3', '--warmup-epochs', 'with --sched none: use --sched constant'),
+    *((f'--sched {sched} --{flag} {value}', f'--{flag}', f'with --sched {sched}') for sched, flag, value in (
+        ('step', 'lr-cycle-limit', 2), ('wsd', 'lr-cycle-mul', 2), ('plateau', 'lr-cycle-decay', 0.2),
+        ('tanh', 'lr-k-decay', 2), ('cosine', 'lr-decay-fn', 'exp'), ('wsd', 'lr-stable-timescale', 3),
+        ('step', 'min-lr', 0.1), ('step', 'cooldown-epochs', 3), ('cosine', 'patience-epochs', 3),
+        ('cosine', 'decay-milestones', 1), ('cosine', 'decay-epochs', 3), ('cosine', 'decay-rate', 0.5))),
+    ('--lr-noise-std 2', '--lr-noise-std', 'without --lr-noise'),
+    ('--lr-cycle-mul 2', '--lr-cycle-mul', 'without --lr-cycle-limit 2 or more'),
+    ('--warmup-epochs 0 --warmup-lr 0.1', '--warmup-lr', 'with --warmup-epochs 0'),
+    ('--sched multistep --epochs 9 --decay-milestones 9 12', '--decay-milestones', 'with --epochs 9'),
+    ('--sched step --epochs 9 --decay-epochs 9', '--decay-epochs', 'with --epochs 9'),
+    ('--sync-bn --dist-bn broadcast', '--dist-bn', 'with --sync-bn'),
+    ('--model-ema-decay 0.9', '--model-ema-decay', 'without --model-ema'),
+    ('--early-stop-min-delta 1', '--early-stop-min-delta', 'without --early-stop'),
+    ('--wandb-project x', '--wandb-project', 'without --log-wandb'),
+    ('--naflex-loader --naflex-patch-size-probs', '--naflex-patch-size-probs', 'without --naflex-patch-sizes'),
+]
+VALIDATION = [
+    ('--dataset-download', '--dataset-download', 'without --dataset torch/, hfids/ or tfds/'),
+    ('--dataset-trust-remote-code', '--dataset-trust-remote-code', 'without --dataset hfds/ or hfids/'),
+    ('--amp-dtype bfloat16', '--amp-dtype', 'without --amp'),
+    ('--torchcompile-mode max-autotune', '--torchcompile-mode', 'without --torchcompile'),
+    ('--pretrained --checkpoint FILE', '--pretrained', 'with --checkpoint, whose weights replace it'),
+    ('--use-ema', '--use-ema', 'without --checkpoint'),
+    ('--fuser te', '--fuser', 'without --torchscript or --aot-autograd'),
+    ('--naflex-loader --crop-pct 0.9', '--crop-pct', 'with --naflex-loader, which shows whole images'),
+    ('--tf-preprocessing --crop-pct 0.9', '--crop-pct', 'with --tf-preprocessing'),
+    ('--naflex-max-seq-len 64', '--naflex-max-seq-len', 'without --naflex-loader'),
+    ('--multilabel-threshold 0.4', '--multilabel-threshold', 'without --task multilabel'),
+    ('--attack-norm l2', '--attack-norm', 'without --attack'),
+    ('--attack fgsm --attack-steps 3', '--attack-steps', 'without --attack pgd'),
+    ('--severities 3', '--severities', 'without --corruptions or --corruptions-dir'),
+    ('--results-format json', '--results-format', 'without --results-file'),
+]
+
+
+@cache
+def defaults():
+    return vars(parse_train_args(['data']))
+
+
+def options(**given):
+    return argparse.Namespace(**{**defaults(), **given})
+
+
+def is_idle(args, *given):
+    return any(name in row.names and row.when(args) for row in idle._TRAINING for name in given)
+
+
+def warnings_of(capsys, parse, words, file):
+    """Lines of warnings; options that are refused together for another reason are looked at by themselves."""
+    argv = ['data', *(str(file) if word == 'FILE' else word for word in words.split())]
+    capsys.readouterr()
+    parse(argv)
+    return capsys.readouterr().err.splitlines()
+
+
+@pytest.fixture
+def unchecked(monkeypatch):
+    """Parse without the checks that refuse: a table row can be seen where another rule comes first."""
+    for name in ('check_train_args', 'check_validate_args', 'check_combinations'):
+        monkeypatch.setattr(f'agmax_timm.run.config.{name}', lambda *args: None)
+
+
+@pytest.mark.parametrize('parse, prog, examples', [
+    (parse_train_args, 'train', TRAINING), (parse_validate_args, 'validate', VALIDATION)], ids=['train', 'validate'])
+def test_each_idle_option_is_named(capsys, tmp_path, unchecked, parse, prog, examples):
+    for words, flag, reason in examples:
+        if words.endswith('-probs'):
+            words += ' 1'
+        lines = warnings_of(capsys, parse, words, tmp_path / 'file')
+        expected = f'warning: {flag} has no effect {reason}'
+        assert sum(expected in line for line in lines) == 1, (words, lines)
+        assert len([line for line in lines if f' {flag} ' in line.partition(' has no')[0] + ' ']) == 1, 'one an option'
+
+
+@pytest.mark.parametrize('table, examples, parse', [
+    (idle._TRAINING, TRAINING, parse_train_args), (idle._VALIDATION, VALIDATION, parse_validate_args)],
+    ids=['train', 'validate'])
+def test_each_row_of_the_table_has_an_example(table, examples, parse):
+    for row in table:
+        prefix = row.words.partition('{')[0]
+        flags = {f"--{name.replace('_', '-')}" for name in row.names}
+        assert any(flag in flags and reason.startswith(prefix) for _, flag, reason in examples), row
+
+
+@pytest.mark.parametrize('table, parser', [(idle._TRAINING, train_parser()), (idle._VALIDATION, validate_parser())],
+                         ids=['train', 'validate'])
+def test_the_table_names_options(table, parser):
+    declared = {action.dest for action in parser._actions}
+    assert all(name in declared for row in table for name in row.names)
+
+
+@pytest.mark.parametrize('words', [
+    '', '--aa 3a --color-jitter 0.3', '--aa original', '--aa original --color-jitter 0', '--warmup-epochs 0',
+    '--warmup-epochs 0 --warmup-lr 0', '--sched none --warmup-epochs 0',
+    '--sched none --warmup-epochs 3 --warmup-prefix',
+    '--cutmix 1 --mixup 0.2 --mixup-switch-prob 0.2 --mixup-prob 0.5 --mixup-mode pair --mixup-off-epoch 3',
+    '--cutmix-minmax 0.2 0.8 --mixup 0.2 --mixup-switch-prob 0.3', '--reprob 0.2 --remode const --resplit',
+    '--split-bn --resplit', '--sched plateau --patience-epochs 3 --min-lr 0.001 --decay-rate 0.5',
+    '--sched multistep --decay-milestones 3 5 --decay-rate 0.2', '--sched poly --decay-rate 2 --lr-k-decay 0.5',
+    '--sched step --decay-epochs 2.4 --decay-rate 0.97', '--sched rsqrt --lr-stable-timescale 3 --decay-epochs 30',
+    '--lr-cycle-limit 3 --lr-cycle-mul 2 --lr-cycle-decay 0.3', f'{MULTILABEL} --multilabel-threshold 0.3',
+    f'{MULTILABEL} --val-split=', f'{MULTILABEL} --loss asl --asl-clip 0.1', '--loss asl --asl-gamma-neg 3',
+    '--loss poly --poly-epsilon 1', '--loss asl --asl-gamma-pos 2 --smoothing 0',
+    '--model-ema --model-ema-decay 0.9', '--amp --amp-dtype bfloat16',
+    '--kd-model-name x --kd-distill-type token --kd-temperature 2', '--lr-base 0.5 --lr-base-size 512',
+    '--kd-model-name x --kd-distill-type feature --kd-student-feature-dim 3', '--train-crop-mode rkrc --scale 0.5 1',
+    '--epochs 5 --sched multistep --decay-milestones 3 9', '--torchscript --fuser te',
+    '--train-img-sizes 24 32 --train-size-schedule progressive --train-size-schedule-spread 0.2',
+])
+def test_what_has_an_effect_gives_no_warning(capsys, tmp_path, words):
+    assert warnings_of(capsys, parse_train_args, words, tmp_path) == []
+
+
+def test_a_file_of_all_options_warns_as_its_run_did(capsys, tmp_path):
+    path = tmp_path / 'args.yaml'
+    for words, count in (('', 0), ('--mixup 0.2 --mixup-prob 0.5', 0), ('--mixup-prob 0.5', 1), (MULTILABEL, 0)):
+        args = parse_train_args(['data', *words.split()])
+        assert capsys.readouterr().err.count('warning') == count
+        path.write_text(yaml.safe_dump(vars(args)))
+        parse_train_args(['-c', str(path)])
+        assert capsys.readouterr().err.count('warning') == count
+
+
+def test_a_folder_that_is_not_read(capsys):
+    for parse in (parse_train_args, parse_validate_args):
+        assert parse(['a', '--data-dir', 'b']).data_dir == 'b'
+        assert "'a' has no effect with --data-dir 'b'" in capsys.readouterr().err
+        parse(['a', '--data-dir', 'a'])
+        assert capsys.readouterr().err == ''
+
+
+# ---- The table against timm ----
+
+SCHEDULES = ('cosine', 'tanh', 'step', 'multistep', 'plateau', 'poly', 'wsd', 'rsqrt', 'constant', 'none')
+# A value of each option of schedules under which something would change, and what else makes it visible.
+CHANGED = {
+    'lr_cycle_limit': 2, 'lr_cycle_mul': 2., 'lr_cycle_decay': 0.2, 'lr_k_decay': 2., 'lr_decay_fn': 'exp',
+    'lr_stable_timescale': 7., 'min_lr': 0.2, 'cooldown_epochs': 3, 'patience_epochs': 1, 'decay_milestones': [4, 9],
+    'decay_epochs': 5., 'decay_rate': 0.3, 'warmup_lr': 0.05, 'warmup_epochs': 3, 'warmup_prefix': True,
+    'lr_noise': [0.2, 0.9],
+}
+VISIBLE = dict(epochs=12, lr=1., warmup_epochs=2, decay_milestones=[3], decay_epochs=3., patience_epochs=3)
+
+
+def rates(sched, **given):
+    """Learning rates of the epochs of a run whose metric never gets better."""
+    args = options(sched=sched, **{**VISIBLE, **given})
+    optimizer = create_optimizer_v2([torch.nn.Parameter(torch.zeros(1))], 'sgd', lr=args.lr)
+    scheduler, epochs = create_scheduler_v2(optimizer, **scheduler_kwargs(args, decreasing_metric=True))
+    found = [optimizer.param_groups[0]['lr']]
+    for epoch in range(epochs):
+        if scheduler is not None:
+            scheduler.step(epoch + 1, 1.)
+        found.append(optimizer.param_groups[0]['lr'])
+    return found
+
+
+@pytest.mark.parametrize('sched', SCHEDULES)
+def test_options_of_schedules_have_no_effect_where_the_table_says_so(sched):
+    cycles = dict(lr_cycle_limit=2) if sched in ('cosine', 'tanh', 'poly') else {}
+    for name, value in CHANGED.items():
+        base = {} if name == 'lr_cycle_limit' else cycles
+        said = is_idle(options(sched=sched, **{**VISIBLE, **base, name: value}), name)
+        assert said == (rates(sched, **base) == rates(sched, **base, **{name: value})), name
+
+
+@pytest.mark.parametrize('name', ['lr_cycle_mul', 'lr_cycle_decay'])
+def test_one_cycle_has_no_other_one(name):
+    assert rates('cosine') == rates('cosine', **{name: CHANGED[name]})
+
+
+@pytest.mark.parametrize('aa, effect', [(None, True), ('3a', True), ('original', False), ('rand-m9', False),
+                                        ('augmix-m3', False)])
+def test_colour_jitter_beside_policies(aa, effect):
+    def transform(**given):
+        return repr(create_transform(32, is_training=True, auto_augment=aa, **given))
+    for given in (dict(color_jitter=0.9), dict(color_jitter_prob=0.2)):
+        assert (transform(**given) != transform()) is effect is (not is_idle(options(aa=aa, **given), *given))
+
+
+OF_LOSSES = {
+    'asl_gamma_pos': 3., 'asl_gamma_neg': 2., 'asl_clip': 0.2, 'poly_epsilon': 1., 'twoway_tp': 2., 'twoway_tn': 2.,
+    'db_neg_scale': 3., 'db_init_bias': 0.2, 'db_focal_gamma': 1.,
+}
+
+
+@pytest.mark.parametrize('task, losses', [
+    ('classification', ('ce', 'bce', 'asl', 'poly')), ('multilabel', ('bce', 'asl', 'poly', 'twoway', 'zlpr', 'db'))])
+def test_options_of_losses_have_no_effect_where_the_table_says_so(tmp_path, task, losses):
+    stats = tmp_path / 'stats.json'
+    stats.write_text('{"pos_counts": [3, 4, 5], "num_samples": 9}')
+    logits = torch.tensor([[2., -1., 0.5], [0.1, 0.7, -2.]])
+    target = torch.tensor([0, 2]) if task == 'classification' else torch.tensor([[1., 0., 1.], [0., 1., 0.]])
+    def loss_of(args):
+        return build_criterion(args)(logits, target).item()
+
+    for loss, smoothing in product(losses, (0., 0.1)):
+        if smoothing and loss in ('twoway', 'zlpr'):
+            continue
+        given = dict(task=task, num_classes=3, loss=loss, smoothing=smoothing)
+        given['class_stats'] = str(stats) if loss == 'db' else ''
+        for name, value in OF_LOSSES.items():
+            args = options(**given, **{name: value})
+            same = math.isclose(loss_of(args), loss_of(options(**given)), rel_tol=1e-6)
+            assert is_idle(args, name) == same, (loss, smoothing, name)
+
+
+@pytest.mark.parametrize('opt, taken', [('sgd', True), ('adamw', False), ('rmsprop', True), ('lion', False),
+                                        ('lookahead_adam', False), ('muon', True)])
+def test_momentum_of_optimizers_that_have_none(caplog, opt, taken):
+    names.check_optimizer(parse_train_args(['data', '--opt', opt, '--momentum', '0.8']))
+    assert (f'--momentum has no effect: --opt {opt} has none' not in caplog.text) is taken
+    caplog.clear()
+    names.check_optimizer(parse_train_args(['data', '--opt', opt]))
+    assert not caplog.records
+
+
+# ---- What only a run knows ----
+
+def surprises(words, updates_per_epoch=10, epochs=5, evaluations=5, lr=0.1, distributed=False):
+    args = parse_train_args(['data', '--epochs', str(epochs), '--warmup-epochs', '0', *words.split()])
+    args = argparse.Namespace(**{**vars(args), 'lr': lr, 'distributed': distributed})
+    return list(idle.surprises_of_run(args, updates_per_epoch, epochs, evaluations))
+
+
+@pytest.mark.parametrize('words, line', [
+    ('--warmup-epochs 5', '--warmup-epochs 5 is all of --epochs 5: the learning rate only rises, as in timm'),
+    ('--min-lr 0.2', '--min-lr 0.2 is above the learning rate of 0.1, which never falls'),
+    ('--warmup-lr 0.2 --warmup-epochs 1', '--warmup-lr 0.2 is above the learning rate of 0.1: warm-up lowers it'),
+    ('--mixup 1 --mixup-off-epoch 5', '--mixup-off-epoch 5 has no effect: the run has 5 epochs'),
+    ('--save-epochs 2 6 7', '--save-epochs 6 7 has no effect: the run has 5 epochs'),
+    ('--early-stop 5', '--early-stop 5 has no effect: the run has 5 evaluations'),
+    ('--sync-bn', '--sync-bn has no effect with one process'),
+    ('--no-ddp-bb', '--no-ddp-bb has no effect with one process'),
+])
+def test_what_a_run_will_not_do(words, line):
+    assert surprises(words) == [line]
+
+
+@pytest.mark.parametrize('words', [
+    '', '--min-lr 0.1', '--min-lr 0.2 --sched step', '--warmup-lr 0.1 --warmup-epochs 1', '--mixup-off-epoch 4',
+    '--save-epochs 5', '--early-stop 4', '--model-ema --model-ema-decay 0.9', '--model-ema --model-ema-warmup',
+    '--warmup-epochs 4',
+])
+def test_what_a_run_does(words):
+    assert surprises(words) == []
+    assert surprises('--sync-bn --no-ddp-bb', distributed=True) == []
+
+
+@pytest.mark.parametrize('decay, updates, share, other', [(0.9998, 500, 91, 0.9908), (0.9998, 5000, 37, 0.99907),
+                                                          (0.999, 2000, 14, 0.9976), (0.99, 10, 91, 0.59)])
+def test_an_average_that_is_too_slow(decay, updates, share, other):
+    line, = surprises(f'--model-ema --model-ema-decay {decay}', updates_per_epoch=updates // 5)
+    assert line.startswith(f'--model-ema-decay {decay:g} is slow for {updates} updates: {share}% of the average')
+    assert f'Use {other:g}, or --model-ema-warmup' in line
+    assert other ** (updates - 1) <= 0.01
+    assert surprises(f'--model-ema --model-ema-decay {other}', updates_per_epoch=updates // 5) == []
+
+
+def test_the_share_of_the_first_weights_is_that_in_timms_average():
+    from timm.utils import ModelEmaV3
+    model = torch.nn.Linear(1, 1, bias=False).double()
+    ema = ModelEmaV3(model, decay=0.9)
+    for update in range(1, 21):
+        torch.nn.init.constant_(model.weight, float(update == 1))
+        ema.update(model, step=update)
+    assert math.isclose(ema.module.weight.item(), 0.9 ** 19, rel_tol=1e-9)
