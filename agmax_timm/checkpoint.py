@@ -1,5 +1,6 @@
 """What a checkpoint or weights file holds, ours or timm's: a classifier, the options of its run, its record."""
 import argparse
+import json
 import os
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -8,9 +9,11 @@ from typing import Any, Dict, List, Optional
 import timm
 import torch
 import torch.nn as nn
-from timm.data import resolve_input_data_config
+from timm.data import resolve_data_config, resolve_input_data_config
 from timm.models import clean_state_dict, get_pretrained_cfg, is_model, resolve_model_input_args
+from timm.models._hub import load_model_config_from_path
 
+from .labels import SEVERAL_LABELS, known_names
 from .models import is_original, original_options, original_to_timm
 from .untrusted import CheckpointError, one_line, read_file
 
@@ -20,6 +23,8 @@ STATE = 'agmax_state'
 # timm's train.py validates so, whatever the model's own.
 _CROP_OF_TRAINING = {'crop_mode': 'center'}
 _FILES = {'best': 'model_best.pth.tar', 'last': 'last.pth.tar'}
+# Weights of a folder in timm's layout: all else is in config.json beside them.
+_CONFIG, _WEIGHTS = 'config.json', ('model.safetensors', 'pytorch_model.bin')
 # Arguments of create_model that say where weights come from: never taken from a file, which has its own.
 _NOT_OF_A_MODEL = ('pretrained', 'pretrained_cfg', 'pretrained_cfg_overlay', 'checkpoint_path', 'cache_dir',
                    'features_only')
@@ -65,21 +70,26 @@ def read_model(
         use_ema: Optional[bool] = False,
         which: str = 'best',
         architecture: Optional[str] = None,
+        num_classes: Optional[int] = None,
+        model_kwargs: Optional[Dict[str, Any]] = None,
 ) -> SavedModel:
     """Read a classifier from a run or a file: ours, timm's, or weights alone.
 
     Args:
-        path: Folder of a run, a checkpoint, or a state dict as .pth or .safetensors.
+        path: Folder of a run or in timm's layout, a checkpoint, or a state dict as .pth or .safetensors. Weights in a
+            folder of timm's layout are described by its config.json.
         use_ema: Whether to read the EMA of the weights; None for what the run ranked by, see choose_ema.
         which: 'best' or 'last' checkpoint of a run's folder.
         architecture: timm's name of the model, for files that do not say.
+        num_classes: Outputs, for files that do not say and whose tensors do not show it.
+        model_kwargs: Further arguments of create_model, for files that do not say.
 
     Raises:
         CheckpointError: the file is missing, damaged, not plain tensors, does not say its architecture, holds no EMA,
             or (where it has no record) its tensors are not the model's.
     """
     file = find_file(path, which)
-    checkpoint = read_file(file)
+    checkpoint = _read(file)
     if is_original(checkpoint):
         raise CheckpointError(f'{file} is a checkpoint of the original AgMax: python -m agmax_timm.convert takes it')
     folder, options = os.path.dirname(file) or '.', _options(checkpoint)
@@ -99,15 +109,19 @@ def read_model(
         if not isinstance(architecture, str) or ':' in architecture or not is_model(architecture):
             raise CheckpointError(f"{file} does not say which model of timm it holds"
                                   f"{f' ({architecture} is none)' if architecture else ''}: name it with --model")
+        given = {**({'num_classes': num_classes} if num_classes else {}), **_model_args(model_kwargs or {})}
         if record is None:
-            return _unrecorded(architecture, known)
+            return _unrecorded(architecture, known, given)
         known['metrics'].update(record['metrics'].get('ema' if use_ema else 'raw', {}))
-        return _recorded(architecture, known, record)
+        return _recorded(architecture, known, record, given)
 
 
 def find_file(path: str, which: str = 'best') -> str:
-    """The 'best' or 'last' checkpoint of a run's folder; any other path as it is."""
-    return os.path.join(path, _FILES[which]) if os.path.isdir(path) else path
+    """The 'best' or 'last' checkpoint of a run's folder, the weights of a folder in timm's layout; a file as it is."""
+    if not os.path.isdir(path):
+        return path
+    layout = [os.path.join(path, name) for name in _WEIGHTS if os.path.isfile(os.path.join(path, _CONFIG))]
+    return next(filter(os.path.isfile, layout), os.path.join(path, _FILES[which]))
 
 
 def chosen_by_ema(options: Dict[str, Any]) -> bool:
@@ -133,8 +147,13 @@ def describe_weights(options: Dict[str, Any], use_ema: bool) -> str:
     return f'{kind}; the run ranked its checkpoints by {other}'
 
 
-def _recorded(architecture: str, known: Dict[str, Any], record: Dict[str, Any]) -> SavedModel:
-    model_args = _model_args(record['model_args'])
+def _recorded(
+        architecture: str,
+        known: Dict[str, Any],
+        record: Dict[str, Any],
+        given: Optional[Dict[str, Any]] = None,
+) -> SavedModel:
+    model_args = {**_model_args(record['model_args']), **(given or {})}
     return SavedModel(
         architecture,
         num_classes=model_args.pop('num_classes'),
@@ -158,19 +177,18 @@ def recorded_model(record: Dict[str, Any], model: nn.Module, options: Dict[str, 
     return _recorded(record['architecture'], dict(state_dict=_classifier(model.state_dict()), options=options), record)
 
 
-def _unrecorded(architecture: str, known: Dict[str, Any]) -> SavedModel:
-    """From the options of timm's train.py, where there are any, and else from the shapes of the tensors."""
+def _unrecorded(architecture: str, known: Dict[str, Any], given: Dict[str, Any]) -> SavedModel:
+    """From what is given, the options of timm's train.py, where there are any, and else the shapes of the tensors."""
     options, tensors = known['options'], known['state_dict']
-    model_args = resolve_model_input_args(
-        architecture,
-        options,
-        num_classes=options.get('num_classes') or _width(architecture, 'classifier', tensors, 0),
-        in_chans=options.get('in_chans') or _width(architecture, 'first_conv', tensors, 1),
-        global_pool=options.get('gp'),
-        bn_momentum=options.get('bn_momentum'),
-        bn_eps=options.get('bn_eps'),
+    model_args = resolve_model_input_args(architecture, options, **{
+        'num_classes': options.get('num_classes') or _width(architecture, 'classifier', tensors, 0),
+        'in_chans': options.get('in_chans') or _width(architecture, 'first_conv', tensors, 1),
+        'global_pool': options.get('gp'),
+        'bn_momentum': options.get('bn_momentum'),
+        'bn_eps': options.get('bn_eps'),
         **_model_args(options.get('model_kwargs') or {}),
-    )
+        **given,
+    })
     for name in ('model_name', 'pretrained_cfg'):
         del model_args[name]
     saved = SavedModel(
@@ -193,7 +211,7 @@ def _believed(path: str):
         yield
     except CheckpointError:
         raise
-    except (KeyError, TypeError, ValueError, AttributeError, AssertionError, RuntimeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, AssertionError, RuntimeError, OSError) as error:
         raise CheckpointError(f'what {path} says of its model is damaged: {one_line(error)}') from error
 
 
@@ -207,10 +225,37 @@ def _model_args(saved: Dict[str, Any]) -> Dict[str, Any]:
 
 
 def _width(architecture: str, layer: str, tensors: Dict[str, torch.Tensor], dim: int) -> Optional[int]:
-    """A dimension of the weights of a model's layer 'classifier' or 'first_conv', None where it is not a single one."""
-    cfg = get_pretrained_cfg(architecture)
-    weight = tensors.get(f'{getattr(cfg, layer, None)}.weight')
+    """A dimension of the weights of a model's layer 'classifier' or 'first_conv', of several the first; None if it has
+    none such."""
+    names = getattr(get_pretrained_cfg(architecture), layer, None) or ()
+    name = names if isinstance(names, str) else next(iter(names), None)
+    weight = tensors.get(f'{name}.weight')
     return weight.shape[dim] if weight is not None and weight.ndim > dim else None
+
+
+def _read(path: str, mmap: bool = False) -> Dict[str, Any]:
+    """read_file, with the record that config.json amounts to for the weights of a folder in timm's layout."""
+    checkpoint = read_file(path, mmap)
+    config = os.path.join(os.path.dirname(path), _CONFIG)
+    if os.path.basename(path) not in _WEIGHTS or not os.path.isfile(config):
+        return checkpoint
+    with _believed(config):
+        with open(config, encoding='utf-8') as f:
+            if 'architecture' not in json.load(f):  # of another library
+                return checkpoint
+        published, architecture, model_args = load_model_config_from_path(os.path.dirname(path) or '.')
+        several = SEVERAL_LABELS in (published.get('notes') or ())
+        return {
+            'state_dict': checkpoint,
+            'args': argparse.Namespace(**({'task': SEVERAL_LABELS} if several else {})),
+            RECORD: {
+                'architecture': architecture,
+                'model_args': {'num_classes': published['num_classes'], **model_args},
+                'class_names': known_names(published.get('label_names'), published['num_classes']),
+                'data_config': resolve_data_config(pretrained_cfg=published, verbose=False),
+                'versions': {},
+                'metrics': {},
+            }}
 
 
 def load_weights(path: str, model: nn.Module, use_ema: bool = False) -> None:
@@ -219,7 +264,7 @@ def load_weights(path: str, model: nn.Module, use_ema: bool = False) -> None:
     Raises:
         CheckpointError: as read_model.
     """
-    _load_strictly(model, _tensors(read_file(path), path, use_ema), path)
+    _load_strictly(model, _tensors(_read(path), path, use_ema), path)
 
 
 def saved_options(path: str) -> Dict[str, Any]:
@@ -227,7 +272,7 @@ def saved_options(path: str) -> Dict[str, Any]:
 
     Its record wins: it knows the model where the options name a folder or repository, and all that timm resolved.
     """
-    checkpoint = read_file(path, mmap=True)
+    checkpoint = _read(path, mmap=True)
     if is_original(checkpoint):
         return original_options(checkpoint)
     options = _options(checkpoint)
@@ -249,7 +294,7 @@ def saved_record(path: str) -> Dict[str, Any]:
     Raises:
         CheckpointError: as read_file.
     """
-    record = read_file(path, mmap=True).get(RECORD)
+    record = _read(path, mmap=True).get(RECORD)
     return record if isinstance(record, dict) else {}
 
 

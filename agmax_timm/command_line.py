@@ -140,6 +140,14 @@ class KeyValues(argparse.Action):
                 parser.error(f'{option_string} {key} takes a number, a word, or lists of such, got {value!r}')
 
 
+def add_model_flags(parser: Parser) -> None:
+    """Flags for a file of weights that does not say which model it holds; see checkpoint.read_model."""
+    parser.add_argument('--model', metavar='NAME', help='name in timm, for files that do not say')
+    parser.add_argument('--num-classes', type=int, metavar='N', help='outputs, for files that do not say')
+    parser.add_argument('--model-kwargs', nargs='*', default={}, action=KeyValues, metavar='KEY=VALUE',
+                        help='further arguments of the model, for files that do not say')
+
+
 def is_plain(value: Any) -> bool:
     """Whether it is what a YAML file holds of options: numbers, strings, lists and dictionaries, 10,000 at most in all.
 

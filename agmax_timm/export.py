@@ -8,7 +8,7 @@ from typing import Any, Dict, List, Optional
 import torch
 
 from .checkpoint import RECORD, SavedModel, choose_ema, read_model
-from .command_line import Parser, add_weights_flags
+from .command_line import Parser, add_model_flags, add_weights_flags
 from .hub import HubError, stage
 from .untrusted import CheckpointError, read_file
 
@@ -42,7 +42,8 @@ def read_source(args: argparse.Namespace) -> SavedModel:
         ExportError: as average_models.
     """
     if args.average is None:
-        return read_model(args.source, args.use_ema, 'last' if args.last else 'best', args.model)
+        which = 'last' if args.last else 'best'
+        return read_model(args.source, args.use_ema, which, args.model, args.num_classes, args.model_kwargs)
     if args.last:
         raise ExportError(f'--average {args.average} is of the best checkpoints: drop --last')
     return average_models(args.source, args.average, args.use_ema, args.model)
@@ -131,7 +132,7 @@ def _parser() -> Parser:
     add_weights_flags(parser)
     parser.add_argument('--last', action='store_true', help="the last epoch of a run, not the best")
     parser.add_argument('--average', type=int, metavar='N', help="the mean of the N best checkpoints of a run's folder")
-    parser.add_argument('--model', metavar='NAME', help='name in timm, for files that do not say')
+    add_model_flags(parser)
     return parser
 
 

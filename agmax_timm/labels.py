@@ -5,6 +5,8 @@ from typing import Any, Dict, List, Optional, Sequence
 
 from timm.data import ImageNetInfo
 
+# The task of a model with several labels an image, among the notes of its pretrained_cfg.
+SEVERAL_LABELS = 'multilabel'
 _SYNSET = re.compile(r'n\d{8}')
 
 

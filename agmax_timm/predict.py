@@ -7,7 +7,7 @@ import sys
 from contextlib import contextmanager
 from typing import IO, Any, Callable, Dict, Iterable, Iterator, List, Optional
 
-from .command_line import Parser, add_weights_flags, as_line
+from .command_line import Parser, add_model_flags, add_weights_flags, as_line, flag_of
 from .processes import fork_workers, kept_imports
 from .text_file import MARK
 
@@ -93,10 +93,12 @@ def _options(args: Any) -> Any:
             raise PredictError(f'{args.model_or_run} is a file or folder, --pretrained of a name in timm: drop it')
         if os.path.isfile(os.path.join(args.model_or_run, 'config.json')):
             raise PredictError(f"{args.model_or_run} is a folder of timm's: name it local-dir:{args.model_or_run}")
-        return options_of(find_file(args.model_or_run, which), args.model, use_ema=args.use_ema, **common)
-    if args.use_ema is not None or args.last or args.model:
-        raise PredictError(f'no such file or folder: {args.model_or_run}; --use-ema, --raw, --last and --model are for '
-                           'such')
+        return options_of(find_file(args.model_or_run, which), args.model, args.num_classes, args.model_kwargs or None,
+                          use_ema=args.use_ema, **common)
+    given = [flag_of(name) for name in ('last', 'model', 'num_classes', 'model_kwargs') if getattr(args, name)]
+    given += [] if args.use_ema is None else ['--use-ema' if args.use_ema else '--raw']
+    if given:
+        raise PredictError(f"no such file or folder: {args.model_or_run}; {', '.join(given)} need one")
     if not (args.pretrained or ':' in args.model_or_run):
         raise PredictError(f'no such file or folder: {args.model_or_run}; for the pretrained weights of a name in timm '
                            'add --pretrained')
@@ -161,7 +163,7 @@ def _parser() -> Parser:
     add_weights_flags(parser)
     parser.add_argument('--last', action='store_true', help='the last epoch of a run, not the best')
     parser.add_argument('--pretrained', action='store_true', help="timm's pretrained weights of a name")
-    parser.add_argument('--model', metavar='NAME', help='name in timm, for files that do not say')
+    add_model_flags(parser)
     parser.add_argument('--device', default='cuda', help='cpu where there is no CUDA')
     parser.add_argument('--amp', action='store_true', help='automatic mixed precision')
     parser.add_argument('-b', '--batch-size', type=int, default=64, metavar='N', help='images in a batch')

@@ -21,7 +21,7 @@ from .checkpoint import SavedModel
 from .data.random_state import kept_random_state
 from .durable import scratch_folder
 from .hub_error import HubError, reason, told
-from .labels import describe, index_names, known_names
+from .labels import SEVERAL_LABELS, describe, index_names, known_names
 from .silence import silenced
 
 CONFIG, WEIGHTS, CARD, RECIPE, SUMMARY, CURVES = FILES = (
@@ -40,8 +40,6 @@ _NOT_RECIPE = (
 
 # Reasons why a folder cannot be written that may pass. safetensors has an error of its own for a full disk.
 DISK_ERRORS = (OSError, SafetensorError)
-# The task of a model with several labels an image, among the notes of its pretrained_cfg.
-SEVERAL_LABELS = 'multilabel'
 
 _logger = getLogger(__name__)
 

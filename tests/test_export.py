@@ -13,9 +13,10 @@ import timm
 import torch
 from run_files import load
 
-from agmax_timm import export
+from agmax_timm import checkpoint, export, predict
 from agmax_timm.checkpoint import read_model
 from agmax_timm.run import training
+from agmax_timm.staging import stage
 
 MODELS = {
     'test_efficientnet': ('--bn-eps', '0.1', '--in-chans', '1', '--gp', 'max', '--img-size', '32', '--crop-pct', '0.7',
@@ -140,6 +141,81 @@ def test_what_is_trained_on_from_a_folder_outlives_it(ema_run, photos, validate,
     result = validate('--checkpoint', tmp_path / 'tuned' / 'last.pth.tar')
     assert result[2] == saved.metrics['loss']
     assert validate('--model', f'local-dir:{tmp_path / "exported"}', '--pretrained') == result
+
+
+# Weights alone
+
+VIT = dict(img_size=32, embed_dim=32, depth=2, num_heads=2)
+
+
+def logits_in_plain_timm(*folders):
+    completed = subprocess.run([sys.executable, '-I', '-c', PLAIN, *map(str, folders)],
+                               capture_output=True, text=True, check=True)
+    return [json.loads(line) for line in completed.stdout.splitlines()]
+
+
+def write_weights(path, name, num_classes=7, **kwargs):
+    model = timm.create_model(name, num_classes=num_classes, **kwargs).eval()
+    torch.save(model.state_dict(), path)
+    return model
+
+
+@pytest.mark.parametrize('name, kwargs', [
+    ('deit_tiny_distilled_patch16_224', VIT), ('levit_128s', {}), ('efficientformer_l1', {}), ('test_resnet', {})])
+def test_the_classes_of_weights_alone_are_counted(tmp_path, name, kwargs):
+    """At the first head of two."""
+    write_weights(tmp_path / 'weights.pth', name, **kwargs)
+    assert read_model(str(tmp_path / 'weights.pth'), architecture=name, model_kwargs=kwargs).num_classes == 7
+
+
+def test_what_weights_alone_do_not_say_can_be_given(tmp_path, monkeypatch, capsys, photos):
+    source = tmp_path / 'weights.pth'
+    model = write_weights(source, 'deit_tiny_distilled_patch16_224', **VIT)
+    flags = ['--model', 'deit_tiny_distilled_patch16_224', '--model-kwargs', *(f'{k}={v}' for k, v in VIT.items())]
+    run([source, tmp_path / 'counted', *flags])
+    monkeypatch.setattr(checkpoint, '_width', lambda *args: None)
+    assert 'head.weight [7, 32] in place of [1000, 32]' in fails(capsys, source, tmp_path / 'refused', *flags)
+    assert 'pos_embed [1, 6, 32]' in fails(capsys, source, tmp_path / 'refused', *flags[:3], *flags[4:],
+                                           '--num-classes', 7)
+    run([source, tmp_path / 'given', *flags, '--num-classes', 7])
+    with torch.no_grad():
+        expected = model(torch.linspace(-1, 1, 6144).reshape(2, 3, 32, 32)).tolist()
+    assert logits_in_plain_timm(tmp_path / 'counted', tmp_path / 'given') == [[7, list('0123456'), expected]] * 2
+    capsys.readouterr()
+    predict.main([str(source), str(photos / 'val'), *flags, '--num-classes', '7', '--format', 'json', '-j', '0'])
+    assert {len(row['predictions']) for row in json.loads(capsys.readouterr().out)} == {5}
+
+
+@pytest.mark.parametrize('task', ['classification', 'multilabel'])
+def test_weights_in_a_folder_of_timms_are_described_by_its_configuration(make_saved, photos, tmp_path, capsys, task):
+    first, again = tmp_path / 'first', tmp_path / 'again'
+    stage(make_saved(in_chans=1, global_pool='max', options={'task': task}), first)
+    run([first / 'model.safetensors', again])
+    run([first, tmp_path / 'folder'])
+    configs = [json.loads((folder / 'config.json').read_text()) for folder in (first, again, tmp_path / 'folder')]
+    for config in configs:
+        del config['pretrained_cfg']['tag']  # of the run, which nobody knows any more
+    assert configs[0] == configs[1] == configs[2]
+    assert (configs[0].get('problem_type') == 'multi_label_classification') == (task == 'multilabel')
+    assert logits_in_plain_timm(first) == logits_in_plain_timm(again)
+    capsys.readouterr()
+    rows = []
+    for model in (first / 'model.safetensors', f'local-dir:{first}'):
+        predict.main([str(model), str(photos / 'val'), '--format', 'json', '-j', '0', '--device', 'cpu'])
+        rows.append(json.loads(capsys.readouterr().out))
+    assert rows[0] == rows[1] and {entry['class'] for entry in rows[0][0]['predictions']} == {'ant', 'bee', 'cat'}
+
+
+@pytest.mark.parametrize('text, said', [
+    ('{"model_type": "vit"}', 'name it with --model'),
+    ('{', 'config.json says of its model is damaged'),
+    ('{"architecture": "test_resnet"}', 'config.json says of its model is damaged'),
+    ('{"architecture": "nothing", "pretrained_cfg": {"num_classes": 3}}', 'nothing is none'),
+])
+def test_a_configuration_of_another_kind_is_one_line(make_saved, tmp_path, capsys, text, said):
+    stage(make_saved(), tmp_path / 'hub')
+    (tmp_path / 'hub' / 'config.json').write_text(text)
+    assert said in fails(capsys, tmp_path / 'hub' / 'model.safetensors', tmp_path / 'out')
 
 
 # Averages

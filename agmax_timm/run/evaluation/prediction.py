@@ -10,8 +10,7 @@ from timm.data.readers.reader import Reader
 
 from ...checkpoint import choose_ema, describe_weights, read_model, saved_options, saved_record
 from ...data.decoding import DecodedDataset, UndecodableError
-from ...labels import describe, known_names
-from ...staging import SEVERAL_LABELS
+from ...labels import SEVERAL_LABELS, describe, known_names
 from ...untrusted import CheckpointError
 from .. import build, loaders, validation
 from ..config import validate_options
@@ -125,12 +124,19 @@ class _Files(Reader):
         return self.paths[index]
 
 
-def options_of(checkpoint: str = '', model: Optional[str] = None, **given: Any) -> argparse.Namespace:
+def options_of(
+        checkpoint: str = '',
+        model: Optional[str] = None,
+        num_classes: Optional[int] = None,
+        model_kwargs: Optional[Dict[str, Any]] = None,
+        **given: Any,
+) -> argparse.Namespace:
     """Options of validate.py for a checkpoint, or for pretrained weights by timm's name of the model.
 
     Args:
         checkpoint: A file; what it does not say of its model is read off its tensors.
         model: timm's name, for a checkpoint that does not say.
+        num_classes, model_kwargs: As in checkpoint.read_model.
         **given: Further options; `use_ema` may be None, for the weights that the run ranked by.
 
     Raises:
@@ -141,12 +147,15 @@ def options_of(checkpoint: str = '', model: Optional[str] = None, **given: Any) 
     saved = saved_options(checkpoint)
     if model is None and not saved.get('model'):
         raise CheckpointError(f'{checkpoint} does not say which model of timm it holds: name it with --model')
-    named: Dict[str, Any] = {} if model is None else dict(model=model)
-    named.update(use_ema=choose_ema(saved, given.pop('use_ema', False)))
+    use_ema = choose_ema(saved, given.pop('use_ema', False))
+    known = dict(model=model, num_classes=num_classes, model_kwargs=model_kwargs)
     if not saved:
-        weights = read_model(checkpoint, named['use_ema'], architecture=model)
-        named.update(num_classes=weights.num_classes, in_chans=weights.in_chans)
-    return validate_options(checkpoint=checkpoint, **named, **given)
+        weights = read_model(checkpoint, use_ema, 'best', model, num_classes, model_kwargs)
+        known.update(num_classes=weights.num_classes, in_chans=weights.in_chans)
+        if model_kwargs:  # of which one may be the size
+            given['input_size'] = weights.data_config['input_size']
+    known = {name: value for name, value in known.items() if value is not None}
+    return validate_options(checkpoint=checkpoint, use_ema=use_ema, **known, **given)
 
 
 def image_endings(checkpoint: str) -> Optional[str]:
