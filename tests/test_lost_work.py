@@ -15,7 +15,7 @@ from agmax_timm.run.config import parse_train_args
 from agmax_timm.run.tracking import Trackers
 from agmax_timm.saver import RecordSaver
 
-GOES_ON = re.compile(r'Epoch (\d) is trained and saved\. The same command goes on with its evaluation')
+GOES_ON = re.compile(r'Saved at the end of epoch (\d), before its evaluation\. The same command goes on from there')
 
 
 @pytest.fixture
@@ -110,6 +110,38 @@ def test_a_damaged_image_is_taken_out(argv, photos, tmp_path, capsys, caplog):
     training.main(argv)
     assert '11 samples in the validation data in place of 12' in caplog.text
     assert epochs_in(tmp_path / 'run') == [0, 1]
+
+
+@pytest.mark.parametrize('more', [[], ['--grad-accum-steps', '4'], ['-j', '2']], ids=' '.join)
+def test_too_many_damaged_training_images_cost_no_update(photos, tmp_path, capsys, more):
+    """They stop the run in its first epoch; with more of them allowed it ends as the run that allowed them at once."""
+    data = shutil.copytree(photos, tmp_path / 'photos')
+    for name in ('ant/000.jpg', 'bee/004.jpg', 'cat/008.jpg'):
+        (data / 'train' / name).write_bytes(b'')
+    argv = [str(data), *FLAGS, '-j', '0', '--agmax', '--epochs', '2', '--output', str(tmp_path), '--resume', 'auto',
+            *more]
+    whole, run = [*argv, '--experiment', 'whole'], [*argv, '--experiment', 'run']
+    training.main([*whole, '--max-damaged', '1'])
+    assert '--max-damaged 0.1' in fail([*run, '--max-damaged', '0.1'], capsys, status=2)
+    assert [path.name for path in (tmp_path / 'run').glob('recovery-0-*.pth.tar')]
+    training.main([*run, '--max-damaged', '1'])
+    assert_equal(outcome(tmp_path / 'run'), outcome(tmp_path / 'whole'))
+
+
+def test_repaired_training_images_are_counted_from_none(photos, tmp_path, capsys):
+    data = shutil.copytree(photos, tmp_path / 'photos')
+    names = ('ant/000.jpg', 'bee/004.jpg', 'cat/008.jpg')
+    contents = {name: (data / 'train' / name).read_bytes() for name in names}
+    for name in names:
+        (data / 'train' / name).write_bytes(b'')
+    argv = [str(data), *FLAGS, '-j', '0', '--epochs', '2', '--output', str(tmp_path), '--experiment', 'run', '--resume',
+            'auto', '--max-damaged', '0.1']
+    fail(argv, capsys, status=2)
+    for name in names:
+        (data / 'train' / name).write_bytes(contents[name])
+    training.main(argv)
+    assert epochs_in(tmp_path / 'run') == [0, 1]
+    assert load(tmp_path / 'run' / 'last.pth.tar')['agmax_state']['damaged'] == []
 
 
 def test_where_the_disk_refuses_the_status_is_another(argv, monkeypatch, capsys):

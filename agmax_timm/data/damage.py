@@ -1,6 +1,7 @@
 """Which samples of a data set cannot be decoded, known to its loader's workers and to the main process alike."""
 from typing import Iterable, List, Optional
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -18,6 +19,7 @@ class Damage:
     def __init__(self, reader, max_share: Optional[float] = None):
         self.reader = reader
         self.max_share = max_share
+        self.deferred = False  # whether too many are an error only of check(), which a run calls between updates
         self.flags = torch.zeros(len(reader), dtype=torch.uint8).share_memory_()
         self._told = torch.zeros_like(self.flags)
 
@@ -25,27 +27,34 @@ class Damage:
         """Note a damaged sample.
 
         Raises:
-            DamagedError: none may be, or now there are too many.
+            DamagedError: none may be, or now there are too many and that is not deferred.
         """
         self.flags[index] = 1
         if self.max_share is None:
             raise DamagedError(f'{self.path(index)} cannot be decoded: {reason}: repair it or take it out; '
                                '--check-data lists all such files')
-        self.check()
+        if not self.deferred:
+            self.check()
 
     def check(self) -> None:
         """Raise DamagedError if more samples are damaged than may be."""
-        count = self.count()
-        if count <= (self.max_share or 0) * len(self.flags):
+        if not self.too_many:
             return
+        count = self.count()
         first = ', '.join(map(self.path, self.indices()[:3])) + (', ...' if count > 3 else '')
         limit = 'none may be' if self.max_share is None else f'more than --max-damaged {self.max_share:g}'
         raise DamagedError(f'{count} of {len(self.flags)} samples ({count / len(self.flags):.2%}) cannot be decoded, '
                            f'{limit}: {first}: repair them or take them out, --check-data lists all'
                            + ('' if self.max_share is None else '; or raise --max-damaged'))
 
+    @property
+    def too_many(self) -> bool:
+        """Whether more samples are damaged than may be."""
+        # Asked after each update, and mostly there are none: any() takes 0.1 ms for a million samples.
+        return bool(self.flags.any()) and self.count() > (self.max_share or 0) * len(self.flags)
+
     def count(self) -> int:
-        return int(self.flags.sum())
+        return int(np.count_nonzero(self.flags.numpy()))  # torch's sum takes 7 times as long
 
     def indices(self) -> List[int]:
         """Damaged samples found so far, in order."""
@@ -54,6 +63,12 @@ class Damage:
     def mark(self, indices: Iterable[int]) -> None:
         """Add samples that were found before, as by the run that is resumed. Raises IndexError past the end."""
         self.flags[torch.tensor(list(indices), dtype=torch.long)] = 1
+
+    def restore(self, indices: Iterable[int]) -> None:
+        """Mark what a run had found that goes on. If too many, they ended it and may be repaired: count from none."""
+        self.mark(indices)
+        if self.too_many:
+            self.flags.zero_()
 
     def untold(self) -> List[int]:
         """Damaged samples that no call gave before, in order."""

@@ -15,6 +15,8 @@ from .errors import DamagedError
 
 _DECODING_READERS = ('ReaderWds', 'ReaderHfids')  # timm's that decode images; their modules need packages to import
 
+_MOST_IN_A_ROW = 100  # damaged samples that one sample stands for before too many of them are an error at once
+
 
 class UndecodableError(ValueError):
     """A file that is no whole image; the message is the reason, without the path."""
@@ -108,11 +110,13 @@ class DecodedDataset(ImageDataset):
     def _next_sample(self, index: int) -> Tuple[Any, ...]:
         count = len(self)
         first = range(count)[index]  # counts from the end where negative
-        for number in chain(range(first, count), range(first)):
+        for tried, number in enumerate(chain(range(first, count), range(first)), 1):
             try:
                 return self.load(number)
             except UndecodableError as error:
                 self.damage.found(number, str(error))
+                if tried >= _MOST_IN_A_ROW:  # as where the disk is gone
+                    self.damage.check()
         raise DamagedError(f'none of the {count} samples can be decoded, such as {self.damage.path(first)}')
 
     def load(self, index: int) -> Tuple[Any, ...]:

@@ -134,7 +134,7 @@ def build_run(args: argparse.Namespace, signals: StopSignals, watchdog: Watchdog
     if before is not None and before.exact:
         position, losses = before.restore(state, primary)
         if keeper.damage is not None:
-            keeper.damage.mark(i for i in before.state['damaged'] if i < len(dataset_train))
+            keeper.damage.restore(i for i in before.state['damaged'] if i < len(dataset_train))
     elif before is not None and before.state is not None:
         before.keep_history(state, position)
     watch = Watch(args, device, keeper.wishes)

@@ -13,6 +13,7 @@ from timm import utils
 from timm.task import ClassificationEvaluator, evaluation_sample_limit
 
 from ..data.datasets import class_names
+from ..data.errors import DamagedError
 from ..untrusted import one_line
 from . import loaders, optimization, reporting
 from .assembly import Built
@@ -22,6 +23,7 @@ from .guards.damaged import DamageReport
 from .guards.watch import Verdict
 from .losses import NonFiniteError, RunningLosses
 from .pictures import ToPicture, save_views
+from .recovery.keeping import GOES_ON
 from .recovery.state import Position
 from .step import Step
 from .stopping import EarlyStop
@@ -117,8 +119,12 @@ class Epochs:
         metrics, _ = train_one_epoch(
             position.epoch, step, built.loader_train, built.scheduler, self._on_log, on_update, losses, position.batch,
             built.updates_per_epoch)
-        self.damaged.after_epoch()
         distribute_batch_norm(args, built.task.get_trainable_module())
+        try:
+            self.damaged.after_epoch()
+        except DamagedError:  # of all ranks together, and on each of them
+            self._save_trained(position.epoch, losses, built.state.random_state())
+            self.keeper.leave(f'the end of epoch {position.epoch}, before its evaluation')
         return metrics
 
     def _on_log(self, progress: Progress) -> None:
@@ -179,8 +185,7 @@ class Epochs:
         _logger.error(f'The evaluation of epoch {epoch} failed: {one_line(error)[:300]}')
         self._save_trained(epoch, losses, random)
         self.keeper.close()
-        _logger.info(f'Epoch {epoch} is trained and saved. The same command goes on with its evaluation with --resume '
-                     'auto (and --experiment), or with --resume FILE.')
+        _logger.info(f'Saved at the end of epoch {epoch}, before its evaluation. {GOES_ON}.')
 
     def _measure(self, epoch: int, ema: bool = False) -> Dict[str, float]:
         """Metrics of the model or of its EMA.

@@ -19,6 +19,7 @@ from ..sharding import WholeState, whole
 from .state import Position, RunState
 
 _logger = logging.getLogger('train')
+GOES_ON = 'The same command goes on from there with --resume auto (and --experiment), or with --resume FILE'
 
 
 class Keeper:
@@ -54,6 +55,8 @@ class Keeper:
         self.constants: Dict[str, Any] = {}  # what else goes into every state
         self.log_position = lambda: 0
         self.damage = damage_of(state.loader.dataset)
+        if self.damage is not None:
+            self.damage.deferred = True  # so that no update is lost: see wishes
         self._updates = 0  # of the epoch
         self._saved_at = time.monotonic()
 
@@ -70,17 +73,21 @@ class Keeper:
             due = self._updates % self.interval == 0
         elif self.interval and self.args.rank == 0:
             due = time.monotonic() - self._saved_at >= self.interval
-        return due, self.signals.received is not None
+        asked = self.signals.received is not None
+        return due, asked or (self.damage is not None and self.damage.too_many)
 
     def after_update(self, epoch: int, batches: int, losses: RunningLosses, verdict: Verdict) -> None:
         """
         Raises:
             Interrupted: the run was asked to end; it is saved.
+            DamagedError: more training images are damaged than may be; it is saved.
         """
         if not verdict.save and not verdict.stop:
             return
         if losses.count:  # no update of the epoch may have been whole
             losses.read(f'by batch {batches} of epoch {epoch}')
+        if verdict.stop and self.damage is not None:
+            self.damage.gather(self.state.device)
         self.save_within(Position(epoch, batches), losses)
         if verdict.stop:
             self.leave(f'epoch {epoch}, batch {batches}')
@@ -116,10 +123,12 @@ class Keeper:
             self.saver.close()
 
     def leave(self, where: str) -> None:
-        """Raise Interrupted when all is on disk, or SaveError."""
+        """Raise Interrupted when all is on disk, DamagedError if that was the reason, or SaveError."""
         self.close()
-        raise Interrupted(f'{self.signals.name}: saved at {where}. The same command goes on from there with --resume '
-                          'auto (and --experiment), or with --resume FILE')
+        if self.damage is not None and self.damage.too_many:
+            _logger.info(f'Saved at {where}. {GOES_ON}.')
+            self.damage.check()
+        raise Interrupted(f'{self.signals.name}: saved at {where}. {GOES_ON}')
 
     def _complete(self, state: Dict[str, Any]) -> Dict[str, Any]:
         damaged = self.damage.indices() if self.damage is not None else []
