@@ -270,7 +270,8 @@ def load_weights(path: str, model: nn.Module, use_ema: bool = False) -> None:
 def saved_options(path: str) -> Dict[str, Any]:
     """The options of the run that wrote a checkpoint, empty where the file does not hold any.
 
-    Its record wins: it knows the model where the options name a folder or repository, and all that timm resolved.
+    Its record wins: it knows the model where the options name a folder or repository, all that timm resolved, and what
+    the file of a class map held (then a dict from class to index).
     """
     checkpoint = _read(path, mmap=True)
     if is_original(checkpoint):
@@ -285,7 +286,18 @@ def saved_options(path: str) -> Dict[str, Any]:
             options.update(record['data_config'], model=record['architecture'], gp=model_args.pop('global_pool', None))
             options.update((name, model_args.pop(name)) for name in ('num_classes', 'in_chans') if name in model_args)
             options['model_kwargs'] = model_args
+            if options.get('class_map'):
+                options['class_map'] = _class_map(record, options['class_map'])
     return options
+
+
+def _class_map(record: Dict[str, Any], path: str) -> Any:
+    """What the class map of a run held; of runs that did not keep it the file, or where that is gone their names."""
+    if record.get('class_map'):
+        return dict(record['class_map'])
+    if os.path.exists(path) or not record['class_names']:
+        return path
+    return {name: index for index, name in enumerate(record['class_names'])}
 
 
 def saved_record(path: str) -> Dict[str, Any]:

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import sys
+from collections import Counter
 from contextlib import contextmanager
 from typing import IO, Any, Callable, Dict, Iterable, Iterator, List, Optional
 
@@ -25,6 +26,7 @@ def main(argv: Optional[List[str]] = None) -> None:
         parser.error('--topk and --batch-size must be 1 or more, --workers 0 or more')
     with kept_imports():
         from .command_line import OptionError
+        from .data.classes import describe_names, describe_others
         from .data.datasets import DataError
         from .data.errors import WorkerError
         from .data.workers import names_dead_workers
@@ -33,7 +35,8 @@ def main(argv: Optional[List[str]] = None) -> None:
     fork_workers()
     try:
         options = _options(args)
-        paths = list_images(args.images, image_endings(options.checkpoint))
+        others: Counter = Counter()
+        paths = list_images(args.images, image_endings(options.checkpoint), others)
         predictor = Predictor(options)
         failed = 0
 
@@ -46,6 +49,8 @@ def main(argv: Optional[List[str]] = None) -> None:
         with _opened(args.output) as f:
             if predictor.weights:
                 print(f'{parser.prog}: {predictor.weights}', file=sys.stderr)
+            print(f'{parser.prog}: {len(paths)} images{describe_others(others)}; '
+                  f'{describe_names(predictor.class_names)}', file=sys.stderr)
             names_dead_workers(_FORMATS[args.format])(rows(), f)
     except (PredictError, OptionError, CheckpointError, DataError, OSError) as error:
         parser.exit(2, f"{parser.prog}: error: {as_line(error)}\n")
@@ -55,11 +60,12 @@ def main(argv: Optional[List[str]] = None) -> None:
         parser.exit(1, f'{parser.prog}: {failed} of {len(paths)} images could not be predicted: see their error\n')
 
 
-def list_images(names: List[str], endings: Optional[str] = None) -> List[str]:
+def list_images(names: List[str], endings: Optional[str] = None, others: Optional[Counter] = None) -> List[str]:
     """Paths of the images that are named: files as they are, folders with all that is in them, '-' for stdin.
 
     Args:
         endings: Of images in folders, as --input-key of train.py has them; None for timm's.
+        others: Files in folders that are no images by their ending are added here, by that ending.
 
     Raises:
         PredictError: there are none.
@@ -72,7 +78,10 @@ def list_images(names: List[str], endings: Optional[str] = None) -> List[str]:
         for path in (line.rstrip('\r\n').removeprefix(MARK) for line in sys.stdin) if name == '-' else [name]:
             if os.path.isdir(path):
                 try:
-                    paths += FolderReader(path, input_key=endings).filenames(absolute=True)
+                    reader = FolderReader(path, input_key=endings)
+                    paths += reader.filenames(absolute=True)
+                    if others is not None:
+                        others.update(reader.other_files)
                 except (RuntimeError, ValueError) as error:  # no images, or a circle of links
                     raise PredictError(f'{path}: {error}') from error
             elif path:

@@ -18,6 +18,7 @@ def make_record(
         data_config: Dict[str, Any],
         class_names: Optional[List[str]] = None,
         metric_name: str = 'top1',
+        class_map: Optional[Dict[Any, int]] = None,
 ) -> Dict[str, Any]:
     """What reproduces the weights of a model, besides the run's options; plain types alone.
 
@@ -27,6 +28,7 @@ def make_record(
         data_config: How it is evaluated: input_size (C, H, W), interpolation, mean, std, crop_pct, crop_mode.
         class_names: By index, None if unknown; outputs beyond them are named by their index.
         metric_name: The metric that ranks the checkpoints.
+        class_map: What --class-map held, so that the file is not needed again; None without one.
     """
     if parse_model_name(name)[0]:  # a folder or repository, which may be gone when the checkpoint is read
         name = model.pretrained_cfg['architecture']
@@ -36,6 +38,7 @@ def make_record(
         'architecture': timm_architecture(name),
         'model_args': get_model_args(model),
         'class_names': class_names,
+        **({'class_map': class_map} if class_map else {}),
         'data_config': dict(data_config),
         'metric_name': metric_name,
         'versions': {'agmax_timm': __version__, 'timm': timm.__version__, 'torch': str(torch.__version__),

@@ -21,6 +21,7 @@ from agmax_timm.checkpoint import read_model
 from agmax_timm.run import validation
 from agmax_timm.run.config import parse_validate_args
 from agmax_timm.run.evaluation import prediction
+from agmax_timm.run.known_classes import classes_of
 from agmax_timm.staging import stage
 
 SMALL = ['-j', '0', '-b', '4', '--device', 'cpu']
@@ -203,12 +204,13 @@ def test_synsets_are_shown_in_words_of_checkpoints_and_of_folders(make_saved, em
 
 def test_weights_of_timm_have_the_names_of_imagenet():
     with torch.device('meta'):
-        subject = Namespace(model=create_model('resnet50'), num_classes=1000)
-        other = Namespace(model=create_model('resnet50', num_classes=7), num_classes=7)
-    names = prediction._class_names(Namespace(checkpoint='', model='resnet50'), subject)
-    assert names[207] == ImageNetInfo().index_to_description(207) == 'golden retriever' and len(names) == 1000
-    assert prediction._class_names(Namespace(checkpoint='', model='hf_hub:me/mine'), subject) is None
-    assert prediction._class_names(Namespace(checkpoint='', model='resnet50'), other) is None
+        model, other = create_model('resnet50'), create_model('resnet50', num_classes=7)
+    classes = classes_of(model, 'resnet50')
+    assert classes.titles[207] == ImageNetInfo().index_to_description(207) == 'golden retriever'
+    assert classes.names[207] == 'n02099601' and len(classes.titles) == len(classes.names) == 1000
+    assert classes_of(model, 'hf_hub:timm/resnet50.a1_in1k').titles == classes.titles
+    assert classes_of(model, 'hf_hub:me/mine') is None
+    assert classes_of(other, 'resnet50') is None
 
 
 def test_several_labels_an_image_have_probabilities_of_their_own(photos, run, tmp_path):
@@ -300,7 +302,9 @@ def test_four_channels_are_rgba(make_saved, photos, run, tmp_path):
 ])
 def test_one_line_says_which_weights_are_taken(flags, said, ema_run, photos, capsys):
     predict.main([str(ema_run), str(images_of(photos)[0]), *flags, *SMALL])
-    assert capsys.readouterr().err == f'python -m agmax_timm.predict: {ema_run}/model_best.pth.tar: {said}\n'
+    assert capsys.readouterr().err.splitlines() == [
+        f'python -m agmax_timm.predict: {ema_run}/model_best.pth.tar: {said}',
+        "python -m agmax_timm.predict: 1 images; 3 classes: 'ant', 'bee', 'cat'"]
 
 
 def test_the_images_of_a_folder_are_those_that_the_run_takes(ema_run, photos, run, tmp_path):

@@ -1,8 +1,9 @@
 """Data sets: timm's factory, the built-in demo, and checks that fail before training does."""
 import logging
 import os
+from collections import Counter
 from importlib.resources import files
-from typing import Any, Callable, Dict, List, Optional, Tuple
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 import timm.data
@@ -14,6 +15,7 @@ from torchvision.datasets import ImageFolder
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from .class_map import read_class_map
+from .classes import ModelClasses, check_evaluation, class_names, class_outputs, class_to_idx  # noqa: F401
 from .decoding import DecodedDataset, with_policy
 from .errors import DataError
 from .folder import FolderReader, is_hidden
@@ -229,6 +231,7 @@ class _TorchFolder(ImageFolder):
     """torchvision's ImageFolder without hidden folders, AppleDouble files, and images that it would not read."""
 
     def __init__(self, root: str, **kwargs):
+        self.other_files: Counter = Counter()  # as FolderReader.other_files
         super().__init__(root, is_valid_file=self._is_image, **kwargs)
 
     def find_classes(self, directory: str) -> Tuple[List[str], Dict[str, int]]:
@@ -239,7 +242,12 @@ class _TorchFolder(ImageFolder):
         return classes, {name: index for index, name in enumerate(classes)}
 
     def _is_image(self, path: str) -> bool:
-        return path.lower().endswith(IMG_EXTENSIONS) and not is_hidden(os.path.relpath(path, self.root))
+        visible = not is_hidden(os.path.relpath(path, self.root))
+        if path.lower().endswith(IMG_EXTENSIONS):
+            return visible
+        if visible and not os.path.basename(path).startswith('.'):
+            self.other_files[os.path.splitext(path)[1].lower()] += 1
+        return False
 
 
 def check_different(train: Dataset, validation: Dataset) -> None:
@@ -251,15 +259,6 @@ def check_different(train: Dataset, validation: Dataset) -> None:
     if len(roots) == 2 and roots[0] is not None and roots[0] == roots[1]:
         raise DataError(f"{roots[0]} would be both training and validation data: sort it into folders train and val, "
                         "or train without validation, --val-split ''")
-
-
-def class_names(dataset: Dataset) -> Optional[List[str]]:
-    """Class names by index, None where the data set does not know them."""
-    class_to_idx = _class_to_idx(dataset)
-    if not class_to_idx or any(not isinstance(name, str) for name in class_to_idx):
-        return None
-    names = {index: name for name, index in class_to_idx.items()}
-    return [names.get(i, str(i)) for i in range(max(names) + 1)]
 
 
 def check_classes(train: Dataset, validation: Optional[Dataset], num_classes: int, class_map: str = '') -> None:
@@ -274,35 +273,64 @@ def check_classes(train: Dataset, validation: Optional[Dataset], num_classes: in
         DataError: class folders without an image, classes in one split alone, fewer outputs than classes, labels that
             are no output.
     """
-    class_to_idx = _class_to_idx(train)
-    if class_to_idx:
-        _check_known_classes(train, validation, class_to_idx, num_classes, class_map)
+    known = class_to_idx(train)
+    if known:
+        _check_known_classes(train, validation, known, num_classes, class_map)
     for dataset in (train, validation):
         check_labels(dataset, num_classes)
         for line in filter(None, (left_out(dataset), nested(dataset))):
             _logger.warning(line)
 
 
+def check_evaluated_classes(
+        dataset: Dataset,
+        classes: Optional[ModelClasses],
+        num_outputs: int,
+        class_map: Any = '',
+        valid_labels: Optional[Sequence[int]] = None,
+) -> None:
+    """Compare the classes of evaluation data with those of the model, whose head stays as it is.
+
+    Args:
+        classes: Those of the model, None where it does not name them.
+        class_map: The map that the data was opened with.
+        valid_labels: Output of the model for each class of the data; None for the outputs in their order.
+
+    Raises:
+        DataError: class folders without an image, labels that are no output, and as check_evaluation.
+    """
+    if not class_map:
+        check_folders(dataset, None)
+    for line in filter(None, (left_out(dataset), nested(dataset))):
+        _logger.warning(line)
+    check_evaluation(classes, class_outputs(dataset, valid_labels), num_outputs, valid_labels is None)
+    if valid_labels is None:
+        check_labels(dataset, num_outputs, evaluation=True)
+
+
 def _check_known_classes(
         train: Dataset,
         validation: Optional[Dataset],
-        class_to_idx: Dict[Any, int],
+        known: Dict[Any, int],
         num_classes: int,
         class_map: str,
 ) -> None:
     if not class_map:
         check_folders(train, validation)
-    width = max(class_to_idx.values()) + 1
+    width = max(known.values()) + 1
     if num_classes < width:
         raise DataError(f'the data has {width} classes, the model {num_classes} outputs: use --num-classes {width}')
     if num_classes > width:
         _logger.warning(f'The data has {width} classes, the model {num_classes} outputs: --num-classes {width} fits.')
 
 
-def check_labels(dataset: Optional[Dataset], num_classes: Optional[int]) -> None:
+def check_labels(dataset: Optional[Dataset], num_classes: Optional[int], evaluation: bool = False) -> None:
     """Raise DataError for labels that are negative, or past the outputs of the model where that is not None.
 
     They are known for class maps, torchvision's data sets with `targets`, and integer columns of hfds/.
+
+    Args:
+        evaluation: Whether the model is trained already, so that its number of outputs cannot change.
     """
     span = _label_span(dataset)
     if span is None:
@@ -311,8 +339,8 @@ def check_labels(dataset: Optional[Dataset], num_classes: Optional[int]) -> None
     if low < 0:
         raise DataError(f'the data has the label {low}: labels count from 0; give --class-map or data with labels')
     if num_classes is not None and high >= num_classes:
-        raise DataError(f'the data has labels up to {high}, the model {num_classes} outputs: '
-                        f'use --num-classes {high + 1}')
+        remedy = 'it is a model of other classes' if evaluation else f'use --num-classes {high + 1}'
+        raise DataError(f'the data has labels up to {high}, the model {num_classes} outputs: {remedy}')
 
 
 def nested(dataset: Optional[Dataset]) -> str:
@@ -358,15 +386,7 @@ def check_folders(train: Dataset, validation: Optional[Dataset]) -> None:
     """Raise DataError for class folders without an image and for classes in one split alone."""
     for dataset in (train, validation):
         _check_empty_folders(dataset)
-    _check_same_classes(_class_to_idx(train), _class_to_idx(validation))
-
-
-def _class_to_idx(dataset: Optional[Dataset]) -> Optional[Dict[Any, int]]:
-    reader = getattr(dataset, 'reader', None)
-    # timm's tar reader has a name of its own for it.
-    known = (getattr(dataset, 'class_to_idx', None), getattr(reader, 'class_to_idx', None),
-             getattr(reader, 'class_name_to_idx', None))
-    return next(filter(None, known), None)
+    _check_same_classes(class_to_idx(train), class_to_idx(validation))
 
 
 def _has_splits(reader: Any) -> bool:
@@ -392,13 +412,18 @@ def _check_empty_folders(dataset: Optional[Dataset]) -> None:
         raise DataError(f'{root}: no images in class folder(s) {_some(empty)}: fill or remove them')
 
 
-def _check_same_classes(train: Optional[Dict[Any, int]], validation: Optional[Dict[Any, int]]) -> None:
-    if not train or not validation or train == validation:
+def _check_same_classes(train: Dict[Any, int], validation: Dict[Any, int]) -> None:
+    if not train or not validation:
         return
-    missing, extra = sorted(set(train) - set(validation)), sorted(set(validation) - set(train))
-    parts = [f'{_some(missing)} missing from the validation split'] if missing else []
-    parts += [f'{_some(extra)} only in the validation split'] if extra else []
-    raise DataError('the classes of the two splits differ: ' + '; '.join(parts or ['other indices'])
+    trained, evaluated = (ModelClasses(f'the {split} split', [], list(known.items()))
+                          for split, known in (('training', train), ('validation', validation)))
+    moved, extra = trained.compare(validation)
+    _, missing = evaluated.compare(train)
+    if not (moved or extra or missing):
+        return
+    parts = [f'{_some(sorted(missing))} missing from the validation split'] if missing else []
+    parts += [f'{_some(sorted(extra))} only in the validation split'] if extra else []
+    raise DataError('the classes of the two splits differ: ' + '; '.join(parts or [trained.describe(moved)])
                     + ': make them equal, or give --class-map')
 
 

@@ -6,6 +6,7 @@ ends up with a copy of its own. Here the index is a few buffers, which nobody wr
 import logging
 import os
 import re
+from collections import Counter
 from itertools import groupby
 from operator import itemgetter
 from typing import Any, Collection, Dict, List, Optional, Tuple
@@ -15,6 +16,7 @@ from timm.data.readers.img_extensions import get_img_extensions
 from timm.data.readers.reader import Reader
 
 from .class_map import read_class_map
+from .classes import normalised
 
 _logger = logging.getLogger(__name__)
 
@@ -34,6 +36,11 @@ class FolderReader(Reader):
         class_map: File of class names or dict from class name to index; other classes are left out.
         input_key: Extensions with their dot, lower case, separated by ';'; timm's extensions if empty.
 
+    Attributes:
+        class_to_idx: Index of each class.
+        left_out: Folders with images that class_map does not name.
+        other_files: Number of files that are no images by their ending, by that ending; hidden ones do not count.
+
     Raises:
         RuntimeError: no images.
         ValueError: a link that leads back to a folder above it.
@@ -44,12 +51,18 @@ class FolderReader(Reader):
         self.root = os.fspath(root)
         class_to_idx = read_class_map(class_map, self.root)
         types = set(input_key.split(';')) if input_key else get_img_extensions(as_set=True)
-        runs = _scan(self.root, '', types)
+        self.other_files: Counter = Counter()
+        runs = _scan(self.root, '', types, self.other_files)
+        labels = sorted({os.path.basename(folder) for folder, _ in runs})
         if class_to_idx is None:
-            labels = sorted({os.path.basename(folder) for folder, _ in runs})
             class_to_idx = {label: index for index, label in enumerate(_natural_sort(labels))}
+        else:
+            class_to_idx = _with_spellings(class_to_idx, labels)
         self.class_to_idx: Dict[str, int] = class_to_idx
-        self.left_out = frozenset(os.path.basename(folder) for folder, _ in runs) - set(class_to_idx)  # by class_map
+        self.left_out = frozenset(labels) - set(class_to_idx)  # by class_map
+        if labels and len(self.left_out) == len(labels):
+            raise RuntimeError(f'found 0 images in {self.root} for --class-map: it names no folder there, such as '
+                               f'{labels[0]!r}')
         runs = [run for run in runs if os.path.basename(run[0]) in class_to_idx]
         if not runs:
             raise RuntimeError(f'found 0 images in {self.root} and its folders: they end in {", ".join(sorted(types))}')
@@ -103,6 +116,14 @@ class FolderReader(Reader):
         return os.path.join(self.root, name) if absolute else name
 
 
+def _with_spellings(class_to_idx: Dict[str, int], labels: List[str]) -> Dict[str, int]:
+    """A class map that also has the labels that it spells in another way of Unicode."""
+    spelt = {normalised(name): index for name, index in class_to_idx.items()}
+    others = {label: spelt[normalised(label)] for label in labels
+              if label not in class_to_idx and normalised(label) in spelt}
+    return {**class_to_idx, **others} if others else class_to_idx
+
+
 class _Strings:
     """Strings without \\0, as one buffer and the place of each.
 
@@ -137,9 +158,9 @@ def is_hidden(path: str) -> bool:
     return name.startswith(APPLE_DOUBLE) or any(folder.startswith('.') and folder.strip('.') for folder in folders)
 
 
-def _scan(root: str, folder: str, types: Collection[str]) -> List[Run]:
+def _scan(root: str, folder: str, types: Collection[str], others: Counter) -> List[Run]:
     """Images of `folder`, a path relative to the root, and of those in it, in natural order of their whole paths."""
-    images, subfolders = _list(root, folder, types)
+    images, subfolders = _list(root, folder, types, others)
     if not subfolders:
         return [_run(folder, _natural_sort(images))] if images else []
     names = images + [name + os.sep for name in subfolders]
@@ -150,7 +171,7 @@ def _scan(root: str, folder: str, types: Collection[str]) -> List[Run]:
             runs.append(_run(folder, [images[i] for i in members]))
             continue
         for _, equals in groupby(members, keys.__getitem__):
-            inner = [_scan(root, os.path.join(folder, names[i][:-1]), types) for i in equals]
+            inner = [_scan(root, os.path.join(folder, names[i][:-1]), types, others) for i in equals]
             runs += inner[0] if len(inner) == 1 else _merge(inner)
     return runs
 
@@ -159,8 +180,9 @@ def _run(folder: str, names: List[str]) -> Run:
     return folder, os.fsencode('\0'.join(names))
 
 
-def _list(root: str, folder: str, types: Collection[str]) -> Tuple[List[str], List[str]]:
-    """Images and folders in a folder, but for those that is_hidden, in the order of the file system."""
+def _list(root: str, folder: str, types: Collection[str], others: Counter) -> Tuple[List[str], List[str]]:
+    """Images and folders in a folder, but for those that is_hidden, in the order of the file system; other files are
+    counted by ending."""
     images, subfolders = [], []
     try:
         with os.scandir(os.path.join(root, folder)) as entries:
@@ -178,8 +200,11 @@ def _list(root: str, folder: str, types: Collection[str]) -> Tuple[List[str], Li
                     subfolders.append(name)
                     continue
                 stem, dot, suffix = name.rpartition('.')  # os.path.splitext, in a third of its time
-                if ((dot + suffix).lower() if stem.strip('.') else '') in types and name[:2] != APPLE_DOUBLE:
+                ending = (dot + suffix).lower() if stem.strip('.') else ''
+                if ending in types and name[:2] != APPLE_DOUBLE:
                     images.append(name)
+                elif name[0] != '.':
+                    others[ending] += 1
     except OSError as error:
         _logger.warning(f'Left out a folder that cannot be read: {error}')
         return [], []

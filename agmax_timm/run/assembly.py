@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from ..checkpoint import recorded_model
 from ..command_line import OptionError
 from ..data.backend import views_of
-from ..data.datasets import class_names
+from ..data.classes import class_names, class_to_idx
 from ..data.random_state import kept_random_state
 from ..data.resumable import ResumableLoader, make_resumable
 from ..hub import HubError, check_destination
@@ -29,6 +29,7 @@ from .guards.interruption import StopSignals
 from .guards.nonfinite import BrokenUpdates
 from .guards.watch import Watch
 from .guards.watchdog import Watchdog
+from .known_classes import check_teacher, warn_of_other_classes
 from .losses import RunningLosses
 from .objective import build_task
 from .recovery import changes, resuming
@@ -108,12 +109,16 @@ def build_run(args: argparse.Namespace, signals: StopSignals, watchdog: Watchdog
     loader_train, loader_eval, resumable = _build_loaders(
         args, patch_size, dataset_train, dataset_eval, data_config, device, precision)
     metric_name = args.eval_metric if loader_eval is not None else 'loss'
-    record = make_record(model, args.model, data_config, class_names(dataset_train), metric_name)
+    warn_of_other_classes(args, model, dataset_train)
+    record = make_record(
+        model, args.model, data_config, class_names(dataset_train), metric_name,
+        class_to_idx(dataset_train) if args.class_map else None)
     if primary:
         _try_end(args, model, record)
     if args.torchscript:
         model = build.script_model(args, model)
     task = build_task(args, model, device, precision)
+    check_teacher(args, task, dataset_train)
     optimizer = optimization.build_optimizer(args, task)
 
     data = {**changes.describe_data(dataset_train, dataset_eval), 'views': views_of(loader_train.dataset)}

@@ -3,21 +3,29 @@ import argparse
 import csv
 import os
 import sys
-from typing import Callable, List, NamedTuple
+from typing import Callable, List, NamedTuple, Sequence
 
 import numpy as np
 from timm.data import ImageDataset
 from tqdm import tqdm
 
+from ..checkpoint import saved_options
 from ..command_line import OptionError
-from ..data.datasets import DataError, check_different, check_folders, check_labels, class_names, left_out, nested
+from ..data.classes import ModelClasses, check_evaluation, class_names, class_outputs, summary
+from ..data.datasets import DataError, check_different, check_folders, check_labels, left_out, nested
 from ..data.errors import WorkerError
 from ..data.scan import Inventory, duplicates, scan
 from ..data.shards import open_dataset
 from ..data.workers import names_dead_workers
+from ..untrusted import CheckpointError
 from . import reporting
+from .build import create_named_model, input_channels
+from .evaluation import bulk
+from .evaluation.metrics import read_valid_labels
 from .flags.checks import in_sequence
 from .folder import check_writable, writing
+from .known_classes import classes_in, classes_of, map_of_model
+from .validation import adopt_options
 
 MOST_LINES = 10
 FILE = 'data-check.csv'
@@ -36,7 +44,8 @@ def run_train(args: argparse.Namespace) -> None:
 
 
 def run_validate(args: argparse.Namespace) -> None:
-    """validate.py --check-data: its split, data-check.csv in the current folder."""
+    """validate.py --check-data: its split, as the model that is named is evaluated on it; data-check.csv in the current
+    folder."""
     _run(args, [args.split], '')
 
 
@@ -47,14 +56,15 @@ def _run(args: argparse.Namespace, splits: List[str], folder: str) -> None:
     try:
         with writing(folder):
             check_writable(folder)  # before all images are read
-        problems = check_data(args, splits)
+        models = _models(args)
+        problems = check_data(args, splits, models)
         with writing(folder):
             os.makedirs(folder or '.', exist_ok=True)
             with open(path, 'w', newline='', errors='surrogateescape') as f:
                 writer = csv.writer(f)
                 writer.writerow(Problem._fields)
                 writer.writerows(problems)
-    except (DataError, OptionError) as error:
+    except (DataError, OptionError, CheckpointError) as error:
         reporting.exit_with_error(2, error)
     except WorkerError as error:
         reporting.exit_with_error(1, error)
@@ -63,12 +73,19 @@ def _run(args: argparse.Namespace, splits: List[str], folder: str) -> None:
 
 
 @names_dead_workers
-def check_data(args: argparse.Namespace, splits: List[str]) -> List[Problem]:
+def check_data(
+        args: argparse.Namespace,
+        splits: List[str],
+        models: Sequence[ModelClasses] = (),
+) -> List[Problem]:
     """Print what each split holds.
 
+    Args:
+        models: Classes of the models that are to be evaluated on the data, or to be trained on.
+
     Returns:
-        Samples that cannot be decoded, samples with the bytes of another, class folders without an image, and classes
-        that differ between splits.
+        Samples that cannot be decoded, samples with the bytes of another, class folders without an image, classes that
+        differ between splits, and classes that are other outputs of the models.
 
     Raises:
         DataError: no such data, or data without an index of files.
@@ -77,6 +94,7 @@ def check_data(args: argparse.Namespace, splits: List[str]) -> List[Problem]:
     datasets = [_open(args, split) for split in splits]
     if len(datasets) == 2:
         check_different(*datasets)
+    print(summary(dict(zip(splits, datasets))))
     inventories = []
     problems: List[Problem] = []
     for split, dataset in zip(splits, datasets):
@@ -86,7 +104,7 @@ def check_data(args: argparse.Namespace, splits: List[str]) -> List[Problem]:
             print(f'  {nested(dataset)}')
         problems += [Problem(split, inventories[-1].path(index), reason)
                      for index, reason in inventories[-1].damaged.items()]
-    problems += _of_classes(args, splits, datasets)
+    problems += _of_classes(args, splits, datasets, models)
     copies = list(duplicates(inventories))
     leaks = sum(copy.leak for copy in copies)
     print(f'duplicates: {len(copies) - leaks} within a split, {leaks} across splits')
@@ -144,10 +162,38 @@ def _spread(values) -> str:
     return f'{values.min()} to {values.max()} (median {np.median(values):g})'
 
 
-def _of_classes(args: argparse.Namespace, splits: List[str], datasets: List[ImageDataset]) -> List[Problem]:
+def _models(args: argparse.Namespace) -> List[ModelClasses]:
+    """Classes of the models that the options name. The options of a checkpoint are taken on, as in an evaluation."""
+    if 'resume' in args:
+        paths = [args.resume] if args.resume not in ('', 'auto') else []
+        return [classes for classes in map(classes_in, paths) if classes is not None]
+    jobs = bulk.list_jobs(args)
+    if jobs is not None:
+        found = [classes_in(job.checkpoint) for job in jobs if job.checkpoint]
+    elif args.checkpoint:
+        adopt_options(args, saved_options(args.checkpoint))
+        found = [classes_in(args.checkpoint)]
+    elif 'model' in args.explicit:
+        model = create_named_model(
+            args.model, num_classes=args.num_classes, in_chans=input_channels(args), global_pool=args.gp,
+            **args.model_kwargs)
+        found = [classes_of(model, args.model)]
+    else:
+        found = []
+    args.class_map = map_of_model(args, found[0] if found else None)
+    return [classes for classes in found if classes is not None]
+
+
+def _of_classes(
+        args: argparse.Namespace,
+        splits: List[str],
+        datasets: List[ImageDataset],
+        models: Sequence[ModelClasses],
+) -> List[Problem]:
     """Folders and classes that training would stop at or warn of, as rows."""
     problems = [Problem(split, '', problem) for split, dataset in zip(splits, datasets)
-                for problem in (*_told(check_labels, dataset, args.num_classes), left_out(dataset)) if problem]
+                for problem in (*_told(check_labels, dataset, args.num_classes, 'split' in args), left_out(dataset),
+                                *_of_models(args, dataset, models)) if problem]
     if not args.class_map:
         empty = [Problem(split, '', problem) for split, dataset in zip(splits, datasets)
                  for problem in _told(check_folders, dataset, None)]
@@ -155,6 +201,15 @@ def _of_classes(args: argparse.Namespace, splits: List[str], datasets: List[Imag
         problems += empty + [Problem(splits[1], '', problem) for problem in differing]
     for problem in problems:
         print(f'{problem.split}: {problem.problem}')
+    return problems
+
+
+def _of_models(args: argparse.Namespace, dataset: ImageDataset, models: Sequence[ModelClasses]) -> List[str]:
+    problems = []
+    for classes in models:
+        outputs = len(classes.names)
+        labels = read_valid_labels(args.valid_labels, outputs) if getattr(args, 'valid_labels', '') else None
+        problems += _told(check_evaluation, classes, class_outputs(dataset, labels), outputs)
     return problems
 
 

@@ -6,11 +6,13 @@ from typing import Any, Callable, Dict, Optional, Sequence, Tuple
 import torch
 import torch.nn as nn
 from PIL.ImageMode import getmode
+from timm import utils
 from timm.data import create_loader, create_naflex_loader
 from timm.data.target_transforms import MultiLabelTarget
 from torch.utils.data import Dataset, IterableDataset
 
 from ..command_line import OptionError, flag_of
+from ..data.classes import summary
 from ..data.datasets import DEMO, check_classes, check_different, check_split
 from ..data.loader import create_train_loader
 from ..data.modes import mode_of_channels, why_not_loaded
@@ -42,6 +44,8 @@ def build_datasets(args: argparse.Namespace, data_config: Dict) -> Tuple[Dataset
                                  samples_flag='--val-num-samples')
         if args.val_split != args.train_split:
             check_different(train, validation)
+    if utils.is_primary(args):
+        _logger.info(summary({args.train_split: train, args.val_split: validation}))
     check_classes(train, validation, args.num_classes, args.class_map)
     return train, validation
 

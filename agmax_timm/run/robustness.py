@@ -16,7 +16,8 @@ from torch.utils.data import Dataset
 
 from ..command_line import OptionError
 from ..data.augment import replace_transforms, transforms_of
-from ..data.datasets import DataError, class_names
+from ..data.classes import class_names, same_names
+from ..data.datasets import DataError
 from ..data.mixup import TwoViewCollate
 from ..robustness.agreement import AgreementEvaluator
 from ..robustness.corruptions import ALEXNET_ERRORS, SMALLEST, Corrupt, corruption_names, find_corruptions, summarize
@@ -241,13 +242,14 @@ def _check_images(args: argparse.Namespace, config: Dict[str, Any]) -> None:
 
 def _open_corrupted(evaluation: Evaluation, open_split: Callable, path: str) -> Dataset:
     args = copy.copy(evaluation.args)
-    class_map = os.path.join(args.data_dir or '', args.class_map)
-    if args.class_map and os.path.exists(class_map):
-        args.class_map = os.path.abspath(class_map)
+    if args.class_map and isinstance(args.class_map, str):
+        class_map = os.path.join(args.data_dir or '', args.class_map)
+        if os.path.exists(class_map):
+            args.class_map = os.path.abspath(class_map)
     args.dataset, args.data_dir, args.split, args.input_key, args.target_key = '', path, '', None, None
     dataset = open_split(args, evaluation.subject.data_config)
     expected, found = class_names(evaluation.dataset), class_names(dataset)
-    if expected is not None and found != expected:
+    if expected is not None and not (found and same_names(found, expected)):
         raise DataError(f'--corruptions-dir: {path} has other classes than the data, so other labels: give both the '
                         'same')
     return dataset

@@ -18,6 +18,7 @@ from torch.utils.data import Dataset
 from .. import durable
 from ..checkpoint import saved_options
 from ..command_line import OptionError
+from ..data.classes import summary
 from ..data.datasets import DataError
 from ..data.errors import WorkerError
 from ..data.shards import open_dataset
@@ -124,7 +125,8 @@ def validate_model(args: argparse.Namespace, device: torch.device) -> Dict[str, 
     """What validate does for one model, on a device that is ready."""
     subject, precision, run_options = prepare(args, device)
     dataset = open_split(args, subject.data_config)
-    set_targets(args, dataset, subject.num_classes)
+    _logger.info(summary({args.split: dataset}))
+    set_targets(args, dataset, subject.num_classes, subject.classes)
     loader = build_loader(args, dataset, subject, device, precision)
     evaluator = create_evaluator(args, dataset, loader, subject.num_classes, device)
     try:
@@ -232,7 +234,9 @@ def adopt_options(args: argparse.Namespace, saved: Dict[str, Any]) -> None:
         _logger.warning('The run was evaluated with --naflex-loader, this is not: images are made to be of one size')
     changed = {name: value for name, value in adopted.items() if value != getattr(args, name)}
     if changed:
-        _logger.info('From the checkpoint: ' + ', '.join(f'{name} {value}' for name, value in changed.items()))
+        _logger.info('From the checkpoint: ' + ', '.join(
+            f'{name} of {len(value)} names' if name == 'class_map' and isinstance(value, dict) else f'{name} {value}'
+            for name, value in changed.items()))
     vars(args).update(adopted)
 
 

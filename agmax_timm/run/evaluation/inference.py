@@ -11,6 +11,7 @@ from timm.models import reparameterize_model
 
 from ...checkpoint import load_weights
 from ...command_line import OptionError
+from ...data.classes import ModelClasses
 from .. import loaders
 from ..build import (
     Precision,
@@ -21,6 +22,7 @@ from ..build import (
     set_backend_options,
     try_input,
 )
+from ..known_classes import classes_of, map_of_model
 
 _logger = logging.getLogger('validate')
 
@@ -31,6 +33,7 @@ class Subject:
     model: nn.Module
     data_config: Dict[str, Any]
     num_classes: int
+    classes: Optional[ModelClasses]  # None where nobody names them
     param_count: int
     patch_size: Optional[Tuple[int, int]]  # of a NaFlex model
 
@@ -55,9 +58,13 @@ def build_subject(args: argparse.Namespace, device: torch.device, precision: Pre
     )
     if args.checkpoint:
         load_weights(args.checkpoint, model, args.use_ema)
+    else:
+        _check_head(args, model)
     if args.reparam:
         model = reparameterize_model(model)
     num_classes = model.num_classes
+    classes = classes_of(model, args.model, args.checkpoint)
+    args.class_map = map_of_model(args, classes)
     param_count = sum(parameter.numel() for parameter in model.parameters())
     patch_size = loaders.patch_size(model) if args.naflex_loader else None
     _logger.info(f'Model {args.model} created, param count: {param_count}')
@@ -73,7 +80,7 @@ def build_subject(args: argparse.Namespace, device: torch.device, precision: Pre
     model = _compile(args, model)
     if args.num_gpu > 1:
         model = nn.DataParallel(model, device_ids=list(range(args.num_gpu)))
-    return Subject(model, data_config, num_classes, param_count, patch_size)
+    return Subject(model, data_config, num_classes, classes, param_count, patch_size)
 
 
 def _check_devices(args: argparse.Namespace, device: torch.device) -> None:
@@ -85,6 +92,14 @@ def _check_devices(args: argparse.Namespace, device: torch.device) -> None:
     if args.num_gpu > there:
         raise OptionError(f'--num-gpu {args.num_gpu}, but --device {args.device} has {there} GPUs: use --num-gpu '
                           f'{max(1, there)}')
+
+
+def _check_head(args: argparse.Namespace, model: nn.Module) -> None:
+    """Raise OptionError where --num-classes would put an untrained head in the place of that of the weights."""
+    outputs = (getattr(model, 'pretrained_cfg', None) or {}).get('num_classes')
+    if args.num_classes is not None and outputs not in (None, args.num_classes):
+        raise OptionError(f'--num-classes {args.num_classes}: the weights of --model {args.model} have {outputs} '
+                          'outputs, and an untrained head would take their place: leave it out')
 
 
 def _pool_at_test_time(args: argparse.Namespace, model: nn.Module, data_config: Dict) -> Tuple[nn.Module, Dict]:

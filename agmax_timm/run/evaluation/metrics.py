@@ -10,9 +10,9 @@ from timm.data import MultiLabelTarget, RealLabelsImagenet
 from timm.task import ClassificationEvaluator, MultiLabelClassificationEvaluator, evaluation_sample_limit
 from torch.utils.data import Dataset
 
-from ...checkpoint import saved_record
 from ...command_line import OptionError
-from ...data.datasets import DataError, check_classes, class_names
+from ...data.classes import ModelClasses, check_evaluation, class_names, class_to_idx
+from ...data.datasets import DataError, check_evaluated_classes
 from ...robustness.calibration import CalibrationBins
 from ...text_file import read_text, without_mark
 from .analysis import class_counts, shares
@@ -101,44 +101,38 @@ class LabelEvaluator(ClassificationEvaluator):
         return {name: 100. * value for name, value in zip(names, averages)}
 
 
-def set_targets(args: argparse.Namespace, dataset: Dataset, num_classes: int) -> None:
-    """Make the data set give what the task compares, and check its classes against the model's outputs.
+def set_targets(
+        args: argparse.Namespace,
+        dataset: Dataset,
+        num_classes: int,
+        classes: Optional[ModelClasses] = None,
+) -> None:
+    """Make the data set give what the task compares, and compare its classes with those of the model.
+
+    Args:
+        num_classes: Outputs of the model.
+        classes: Their names, None where they are not known.
 
     Raises:
-        DataError: the data has more classes than the model has outputs, or --valid-labels lines.
+        DataError: the data has more classes than the model has outputs, or --valid-labels lines; a class is another
+            output of the model.
     """
     if args.task == 'multilabel':
         if '/' not in args.dataset:  # a checkpoint of such a task, without the flags
             raise DataError(f"the model gives several labels an image, --dataset '{args.dataset}' holds one: use "
                             '--task classification, or data with several')
+        check_evaluation(classes, class_to_idx(dataset), num_classes)
         dataset.target_transform = MultiLabelTarget(num_classes, dense=args.target_format == 'multihot')
         return
     if not args.valid_labels:
-        check_classes(dataset, None, num_classes, args.class_map)
-        if args.checkpoint and not args.class_map:
-            _check_trained(args.checkpoint, class_names(dataset))
+        check_evaluated_classes(dataset, classes, num_classes, args.class_map)
         return
-    lines, classes = len(read_valid_labels(args.valid_labels, num_classes)), len(class_names(dataset) or ())
-    if classes > lines:
-        raise DataError(f'--valid-labels {args.valid_labels} has {lines} lines, the data {classes} classes: it takes '
-                        'one line a class, in the order of the classes')
+    outputs, found = read_valid_labels(args.valid_labels, num_classes), len(class_names(dataset) or ())
+    if found > len(outputs):
+        raise DataError(f'--valid-labels {args.valid_labels} has {len(outputs)} lines, the data {found} classes: it '
+                        'takes one line a class, in the order of the classes')
     _check_subset(args.valid_labels, class_names(dataset))
-
-
-def _check_trained(checkpoint: str, classes: Optional[List[str]]) -> None:
-    """Compare the classes of the data with those that a checkpoint was trained on, by index.
-
-    Raises:
-        DataError: they are classes of the checkpoint, at other places: their labels would be wrong.
-    """
-    trained = saved_record(checkpoint).get('class_names')
-    if not trained or not classes or trained[:len(classes)] == classes:
-        return
-    index = next(i for i, name in enumerate(classes) if name != trained[i])
-    differ = f"class {index} of the data is '{classes[index]}', of {checkpoint} '{trained[index]}'"
-    if set(classes) <= set(trained):
-        raise DataError(f'{differ}: give the folders of the classes as in training, empty ones too, or --class-map')
-    _logger.warning(f'{differ}: is that the same class by another name?')
+    check_evaluated_classes(dataset, classes, num_classes, args.class_map, outputs)
 
 
 def _check_subset(path: str, classes: Optional[List[str]]) -> None:

@@ -5,18 +5,16 @@ from typing import Any, Dict, Iterator, List, Optional, Tuple
 
 import torch
 from PIL import Image
-from timm.data import ImageNetInfo, infer_imagenet_subset
 from timm.data.readers.reader import Reader
 
-from ...checkpoint import choose_ema, describe_weights, read_model, saved_options, saved_record
+from ...checkpoint import choose_ema, describe_weights, read_model, saved_options
 from ...data.decoding import DecodedDataset, UndecodableError
-from ...labels import SEVERAL_LABELS, describe, known_names
+from ...labels import SEVERAL_LABELS
 from ...untrusted import CheckpointError
 from .. import build, loaders, validation
 from ..config import validate_options
 from ..engine import outputs_of
 from ..flags import names
-from .inference import Subject
 
 
 @dataclass
@@ -46,7 +44,8 @@ class Predictor:
         self.subject, self.precision, run_options = validation.prepare(args, self.device)
         self.weights = (  # which they are, in words; '' for those of a published model
             f'{args.checkpoint}: {describe_weights(run_options, args.use_ema)}' if args.checkpoint else '')
-        self.class_names = _class_names(args, self.subject)
+        classes = self.subject.classes
+        self.class_names = None if classes is None else classes.titles or classes.names
         notes = self.subject.model.pretrained_cfg.get('notes') or ()
         self.several_labels = SEVERAL_LABELS in (args.task, *([] if args.checkpoint else notes))
 
@@ -162,19 +161,3 @@ def image_endings(checkpoint: str) -> Optional[str]:
     """The --input-key of a run on a folder, by which the images in folders are found; None for timm's endings."""
     saved = saved_options(checkpoint) if checkpoint else {}
     return None if saved.get('dataset') else saved.get('input_key')
-
-
-def _class_names(args: argparse.Namespace, subject: Subject) -> Optional[List[str]]:
-    """By index: those of the checkpoint or of the published model, in words where they are synsets of ImageNet; those
-    of ImageNet for weights of timm."""
-    published = {} if args.checkpoint else subject.model.pretrained_cfg
-    known = saved_record(args.checkpoint).get('class_names') if args.checkpoint else published.get('label_names')
-    names = known_names(known, subject.num_classes)
-    if names:
-        descriptions = published.get('label_descriptions') or describe(names)
-        return [str(descriptions.get(name, name)) for name in names]
-    subset = infer_imagenet_subset(subject.model)
-    if args.checkpoint or ':' in args.model or subset is None:
-        return None
-    info = ImageNetInfo(subset)
-    return [info.index_to_description(index) for index in range(subject.num_classes)]

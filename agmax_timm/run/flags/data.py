@@ -14,7 +14,8 @@ def dataset(parser, verb):
     group.add_argument('--dataset-trust-remote-code', action='store_true', help='let hfds/ run code of the data set')
     group.add_argument('--check-data', action='store_true',
                        help='only read every image of the data, tell what is in it, and write data-check.csv')
-    group.add_argument('--class-map', default='', metavar='FILE', help='file of class names in order')
+    group.add_argument('--class-map', default='', metavar='FILE', help='file of class names in order'
+                       + ("; 'model' for the names that the model has" if verb == 'evaluate' else ''))
     group.add_argument('--input-img-mode', metavar='MODE', help='PIL mode (default: RGB, or L for 1 channel)')
     group.add_argument('--input-key', metavar='KEY', help='key of the image in the data set')
     group.add_argument('--target-key', metavar='KEY', help='key of the label in the data set')

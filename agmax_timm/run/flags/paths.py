@@ -8,6 +8,7 @@ from typing import Any, Callable
 from ...command_line import flag_of
 
 _FILES = ('pretrained_path', 'initial_checkpoint', 'class_stats', 'real_labels', 'valid_labels')
+CLASSES_OF_MODEL = 'model'  # for --class-map of validate.py: the names that the model has
 
 
 def check_paths(args: argparse.Namespace, error: Callable[[str], Any]) -> None:
@@ -24,8 +25,9 @@ def check_paths(args: argparse.Namespace, error: Callable[[str], Any]) -> None:
         _check_file('resume', getattr(args, 'resume', ''), error)
     # timm looks for it in the folder of the split, too.
     data_dir = glob.escape(args.data_dir or '')
-    if args.class_map and not any(glob.glob(os.path.join(data_dir, folder, glob.escape(args.class_map)))
-                                  for folder in ('', '*')):
+    of_model = 'checkpoint' in args and args.class_map == CLASSES_OF_MODEL
+    if args.class_map and not of_model and not any(
+            glob.glob(os.path.join(data_dir, folder, glob.escape(args.class_map))) for folder in ('', '*')):
         _check_file('class_map', args.class_map, error)
     if getattr(args, 'experiment', ''):
         _check_experiment(args.experiment, error)

@@ -5,7 +5,7 @@ from typing import Any, Dict, List, Optional, Tuple
 from torch.utils.data import Dataset, IterableDataset
 
 from ...command_line import OptionError, flag_of
-from ...data.datasets import class_names
+from ...data.classes import class_names, normalised, same_names
 
 # They decide what the tensors of a checkpoint are.
 _FIXED = ('model', 'num_classes', 'in_chans', 'gp', 'model_kwargs', 'agmax', 'agmax_loss', 'agmax_units', 'task',
@@ -100,13 +100,14 @@ def compare_data(args: argparse.Namespace, now: Dict[str, Any], saved: Dict[str,
         description, before = now[split], saved.get(split)
         if not description or not before:
             continue
-        if description['classes'] and before['classes'] and description['classes'] != before['classes']:
-            gone = [name for name in before['classes'] if name not in description['classes']]
-            new = [name for name in description['classes'] if name not in before['classes']]
+        classes, known = (list(map(normalised, names or ())) for names in (description['classes'], before['classes']))
+        if classes and known and not same_names(classes, known):
+            gone = [name for name in known if name not in classes]
+            new = [name for name in classes if name not in known]
             what = f"without {', '.join(gone[:4])}" if gone else f"with {', '.join(new[:4])}" if new else 'reordered'
             raise OptionError(f'--resume {args.resume}: the classes of the {split} data changed since ({what}): '
                               'restore them, or start from the weights with --initial-checkpoint')
-        if description['samples'] != before['samples']:
+        if before.get('samples', description['samples']) != description['samples']:
             lines.append(f"{description['samples']} samples in the {split} data in place of {before['samples']}")
     return lines
 

@@ -6,7 +6,7 @@ from typing import Any, Dict, List, Optional, Tuple
 
 from timm import utils
 
-from ...checkpoint import STATE
+from ...checkpoint import RECORD, STATE
 from ...command_line import OptionError
 from ...untrusted import read_file
 from ..losses import RunningLosses
@@ -41,7 +41,7 @@ class Before:
         changed, same_schedule = [], False
         if isinstance(saved, argparse.Namespace):
             changed, same_schedule = compare_options(args, vars(saved), within)
-        of_data = compare_data(args, data, state['data']) if state else []
+        of_data = compare_data(args, data, state['data'] if state else _recorded_data(checkpoint))
         if within and of_data:
             raise OptionError(f'--resume {args.resume} is within an epoch, and there are {of_data[0]}: restore the '
                               'data, or use a checkpoint of a whole epoch')
@@ -70,6 +70,13 @@ class Before:
         """For a run that begins otherwise than the checkpoint says: what was told of the epochs before that."""
         state.history = History(*([told for told in self.state[name] if told['epoch'] < position.epoch]
                                   for name in ('rows', 'results')))
+
+
+def _recorded_data(checkpoint: Dict[str, Any]) -> Dict[str, Any]:
+    """What the record of a checkpoint without a state says of the data."""
+    record = checkpoint.get(RECORD)
+    names = record.get('class_names') if isinstance(record, dict) else None
+    return {'train': {'classes': names}} if names else {}
 
 
 def find_start(

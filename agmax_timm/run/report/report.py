@@ -15,7 +15,8 @@ from ... import durable
 from ...card import dataset_of
 from ...checkpoint import choose_ema, describe_weights, find_file, saved_options, saved_record
 from ...command_line import OptionError
-from ...data.datasets import DataError, class_names
+from ...data.classes import class_names, summary
+from ...data.datasets import DataError
 from ...data.errors import WorkerError
 from ...data.workers import names_dead_workers
 from ...staging import recipe
@@ -96,6 +97,8 @@ def make_report(
     device = _init_device(args, in_run)
     record = saved_record(checkpoint)
     evaluation = _evaluate(args, device, on_batch) if saved['val_split'] else None
+    if evaluation is not None:
+        _check_measured(evaluation, saved, record, checkpoint, use_ema)
     report = Report(
         title=os.path.basename(os.path.abspath(run_dir)),
         about=_about(saved),
@@ -185,7 +188,8 @@ def _evaluate(args: argparse.Namespace, device: torch.device, on_batch: Optional
     """As validate.py evaluates the checkpoint, and what became of each image."""
     subject, precision, _ = validation.prepare(args, device)
     dataset = validation.open_split(args, subject.data_config)
-    set_targets(args, dataset, subject.num_classes)
+    _logger.info(summary({args.split: dataset}))
+    set_targets(args, dataset, subject.num_classes, subject.classes)
     loader = validation.build_loader(args, dataset, subject, device, precision)
     evaluator = create_evaluator(args, dataset, loader, subject.num_classes, device)
     to_picture = ToPicture(subject.data_config, subject.patch_size, args.naflex_patchify_channels_first)
@@ -256,6 +260,31 @@ def training_views(
     return shown
 
 
+def _check_measured(
+        evaluation: _Evaluation,
+        saved: Dict[str, Any],
+        record: Dict[str, Any],
+        checkpoint: str,
+        use_ema: bool,
+) -> None:
+    """Raise DataError where the weights are further from what training measured than numerics explain."""
+    name = 'map' if saved['task'] == 'multilabel' else 'top1'
+    before = _measured_in_training(record, use_ema).get(name)
+    # Without --dist-bn each rank was evaluated with statistics of its own.
+    unequal_ranks = (saved.get('world_size') or 1) > 1 and not saved['dist_bn']
+    if before is None or saved['tta'] or unequal_ranks:
+        return
+    now, tolerance = evaluation.metrics[name], max(1., 2 * 100. / max(1, evaluation.images))  # 1 point or 2 images
+    if abs(now - before) > tolerance:
+        raise DataError(f"{checkpoint} has {name} {now:.4g} on {saved['data_dir'] or saved['dataset']}, split "
+                        f"{saved['val_split']}, and training measured {before:.4g}: give the data of the run, with the "
+                        'labels that it had')
+
+
+def _measured_in_training(record: Dict[str, Any], use_ema: bool) -> Dict[str, float]:
+    return (record.get('metrics') or {}).get('ema' if use_ema else 'raw') or {}
+
+
 def _about(saved: Dict[str, Any]) -> str:
     dataset = dataset_of(saved)
     return (f"{saved['model']}" + (f' on {dataset[1]}' if dataset else '')
@@ -291,7 +320,7 @@ def _notes(
     crop = evaluation.data_config['crop_pct']
     notes = [f'Measured with {os.path.basename(checkpoint)}, {describe_weights(saved, use_ema)}, on the split '
              f"{saved['val_split']}, at {size}, crop {crop:g}."]
-    before = (record.get('metrics') or {}).get('ema' if use_ema else 'raw') or {}
+    before = _measured_in_training(record, use_ema)
     if before:
         notes.append('Training measured of these weights: '
                      + ', '.join(f'{name} {value:.4g}' for name, value in before.items()) + '.')
