@@ -125,7 +125,7 @@ def test_a_missing_file_is_one_line(capsys):
     ('--torchscript --sync-bn', ['--torchscript', '--sync-bn']),
     ('--torchscript --kd-model-name x', ['--torchscript', '--kd-model-name']),
     ('--fuser fast', ['--fuser', 'fast']),
-    ('--tta 3 -b 8', ['--tta 3', '8', '--validation-batch-size']),
+    ('--tta 2', ['--tta 2', 'different images', 'drop it']),
     ('--kd-model-name x --kd-loss-type mse', ['--kd-loss-type', 'mse']),
     ('--kd-model-name x --kd-temperature 0', ['--kd-temperature', '0']),
     ('--task multilabel --dataset hfds/x', ['--task multilabel', '--num-classes']),

@@ -77,17 +77,6 @@ def test_labels_count_from_the_threshold_on():
         assert math.isclose(metrics['micro_f1'], f1)
 
 
-def test_outputs_of_versions_of_an_image_are_averaged():
-    """Three versions each of two images, whose means decide otherwise than the first versions."""
-    outputs = torch.tensor([[1., 0.], [0., 2.], [0., 2.], [0., 3.], [2., 0.], [2., 0.]])
-    target = torch.tensor([1, 1, 1, 0, 0, 0])
-    args = Namespace(no_prefetcher=False, channels_last=False, distributed=False)
-    metrics = evaluate(torch.nn.Identity(), [(outputs, target)], args, CPU, Precision(), 1, average=3)
-    means = torch.stack([outputs[:3].mean(0), outputs[3:].mean(0)])
-    assert metrics['top1'] == 100.
-    assert math.isclose(metrics['loss'], torch.nn.functional.cross_entropy(means, target[::3]).item(), rel_tol=1e-6)
-
-
 @pytest.fixture
 def wandb(monkeypatch):
     """A stand-in for the package, which records what it is told."""

@@ -24,7 +24,6 @@ TRAINING = [
     ('--amp-dtype bfloat16', '--amp-dtype', 'without --amp'),
     ('--torchcompile-mode max-autotune', '--torchcompile-mode', 'without --torchcompile'),
     ('--val-split= -vb 8', '--validation-batch-size', 'without --val-split'),
-    ('--val-split= --tta 2', '--tta', 'without --val-split'),
     ('--val-split= --eval-metric loss', '--eval-metric', 'without --val-split'),
     ('--naflex-loader --image-memory 8G', '--image-memory', 'with --naflex-loader'),
     ('-j 0 --worker-seeding part', '--worker-seeding', 'with --workers 0'),

@@ -130,8 +130,7 @@ def time_updates(built: Built) -> Tuple[float, float]:
 def time_evaluation(built: Built) -> float:
     """Seconds of the evaluation of one set of weights, from its first batches."""
     args, device, loader = built.args, built.device, built.loader_eval
-    average, limit = max(1, args.tta), evaluation_sample_limit(loader)
-    evaluator = built.task.create_evaluator(max_samples=None if limit is None else limit // average)
+    evaluator = built.task.create_evaluator(max_samples=evaluation_sample_limit(loader))
     marks = [time.perf_counter()]
 
     def on_batch(batch_index: int) -> None:
@@ -145,7 +144,7 @@ def time_evaluation(built: Built) -> float:
 
     try:
         evaluate(built.task.get_eval_model(), loader, args, device, built.precision, args.log_interval,
-                 on_batch=on_batch, evaluator=evaluator, average=average)
+                 on_batch=on_batch, evaluator=evaluator)
     except _Enough:
         pass
     if len(marks) > 2:

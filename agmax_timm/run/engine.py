@@ -146,7 +146,6 @@ def evaluate(
         on_log: Optional[Callable[..., None]] = None,
         on_batch: Optional[Callable[[int], None]] = None,
         evaluator: Optional[ClassificationEvaluator] = None,
-        average: int = 1,
         perturb: Optional[Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = None,
 ) -> Dict[str, float]:
     """Metrics over every sample once, whatever the number of ranks: loss, top-1 and top-5 in percent by default.
@@ -155,7 +154,6 @@ def evaluate(
         log_interval: Batches between calls of on_log(batch index, number of batches, metrics so far).
         on_batch: Called after each batch with its number; it may raise.
         evaluator: Another one of timm's protocol: update(output, target), summary(), compute(distributed).
-        average: Samples in a row that are versions of one image, their outputs averaged.
         perturb: From a batch's input and target to the input that is evaluated in its place.
 
     Raises:
@@ -165,8 +163,6 @@ def evaluate(
     num_samples = 0
     for batch_index, (_, output, target) in enumerate(outputs_of(model, loader, args, device, precision, perturb)):
         num_samples += len(output)
-        if average > 1:
-            output, target = output.unfold(0, average, average).mean(dim=2), target[:len(target):average]
         evaluator.update(output, target)
         if on_log is not None and (batch_index % log_interval == 0 or batch_index == len(loader) - 1):
             on_log(batch_index, len(loader), evaluator.summary())

@@ -198,8 +198,7 @@ class Epochs:
         name = 'Test (EMA)' if ema else 'Test'
         if ema:
             distribute_batch_norm(args, built.task.get_trainable_module(ema=True))
-        average, limit = max(1, args.tta), evaluation_sample_limit(built.loader_eval)
-        evaluator = built.task.create_evaluator(max_samples=None if limit is None else limit // average)
+        evaluator = built.task.create_evaluator(max_samples=evaluation_sample_limit(built.loader_eval))
 
         def on_batch(batch_index: int) -> None:
             keeper.watchdog.beat()
@@ -211,7 +210,7 @@ class Epochs:
             metrics = evaluate(
                 built.task.get_eval_model(ema=ema), built.loader_eval, args, built.device, built.precision,
                 args.log_interval, on_log=reporting.log_evaluation_step(name) if self.primary else None,
-                on_batch=on_batch, evaluator=_Together(evaluator, self._agree), average=average)
+                on_batch=on_batch, evaluator=_Together(evaluator, self._agree))
         except (EvaluationStopped, EvaluationFailed):
             raise
         except Exception:

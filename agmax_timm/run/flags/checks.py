@@ -113,11 +113,9 @@ def _check_task(args: argparse.Namespace, error: Callable) -> None:
         error(f"--early-stop-metric must be one of {', '.join(names)}{way_out}, got '{args.early_stop_metric}'")
     if args.task == 'multilabel' and args.num_classes is None:
         error('--task multilabel needs the number of labels: add --num-classes N')
-    if args.tta > 1 and (args.validation_batch_size or args.batch_size) % args.tta:
-        error(f'--tta {args.tta} averages {args.tta} images in a row, got a batch of '
-              f'{args.validation_batch_size or args.batch_size}: use a --validation-batch-size that it divides')
-    if args.task == 'multilabel' and args.tta > 1:
-        error(f'--tta {args.tta} averages predictions of one class an image: drop it, or drop --task multilabel')
+    if args.tta > 1:
+        error(f'--tta {args.tta} averages {args.tta} predictions in a row, which are of different images: no loader of '
+              'evaluation gives several views of one; drop it')
 
 
 def _check_targets(args: argparse.Namespace, error: Callable) -> None:

@@ -43,7 +43,7 @@ def train_data(group):
     group.add_argument('--max-damaged', type=float, default=0.01, metavar='SHARE',
                        help='stop beyond this share of training images that cannot be decoded; others take their place')
     group.add_argument('--tta', type=int, default=0, metavar='N',
-                       help='in validation, average N predictions in a row: for data that holds N versions of an image')
+                       help="timm's average of N predictions in a row; above 1 refused: they are of different images")
 
 
 def validation_data(group):

@@ -64,7 +64,7 @@ _SCHEDULES = {
 _TRAINING = (
     *_BOTH,
     # data
-    without('val_split', 'validation_batch_size', 'val_num_samples', 'tta'),
+    without('val_split', 'validation_batch_size', 'val_num_samples'),
     Idle(('eval_metric',), lambda args: not args.val_split and args.task == 'classification', 'without --val-split'),
     Idle(('image_memory',), lambda args: args.naflex_loader, 'with --naflex-loader'),
     Idle(('worker_seeding',), lambda args: args.workers == 0, 'with --workers 0'),
