@@ -9,7 +9,10 @@ import torch
 
 from .checkpoint import RECORD, SavedModel, choose_ema, read_model
 from .command_line import Parser, add_model_flags, add_weights_flags
+from .durable import scratch_folder
 from .hub import HubError, stage
+from .onnx_export import FILE as ONNX
+from .onnx_export import require_onnx, write_onnx
 from .untrusted import CheckpointError, read_file
 
 
@@ -23,8 +26,10 @@ def main(argv: Optional[List[str]] = None) -> None:
     args = parser.parse_args(argv)
     try:
         check_empty(args.folder)
+        if args.onnx:
+            require_onnx()
         saved = read_source(args)
-        stage(saved, args.folder)
+        difference = _write(saved, args.folder, args.onnx)
     except (CheckpointError, ExportError, HubError, OSError) as error:
         parser.exit(2, f'{parser.prog}: error: {error}\n')
     classes = f'{saved.num_classes} classes' + (', named' if saved.class_names else '')
@@ -32,6 +37,23 @@ def main(argv: Optional[List[str]] = None) -> None:
     print(f'{saved.source}: {saved.weights}\n'
           f'{saved.architecture}, {classes}{measured}\n'
           f"Reloaded with equal logits: timm.create_model('local-dir:{args.folder}', pretrained=True)")
+    if args.onnx:
+        print(f'{os.path.join(args.folder, ONNX)}: the logits of ONNX Runtime differ by up to {difference:.1g} of the '
+              'largest')
+
+
+def _write(saved: SavedModel, folder: str, onnx: bool) -> float:
+    """Stage a model and, if asked for, write it in ONNX; both or nothing. Returns as write_onnx."""
+    if not onnx:
+        stage(saved, folder)
+        return 0.
+    os.makedirs(os.path.dirname(os.path.abspath(folder)), exist_ok=True)
+    with scratch_folder(os.path.abspath(folder)) as scratch:
+        difference = write_onnx(saved, scratch)
+        stage(saved, folder)
+        for name in os.listdir(scratch):
+            os.replace(os.path.join(scratch, name), os.path.join(folder, name))
+    return difference
 
 
 def read_source(args: argparse.Namespace) -> SavedModel:
@@ -132,6 +154,8 @@ def _parser() -> Parser:
     add_weights_flags(parser)
     parser.add_argument('--last', action='store_true', help="the last epoch of a run, not the best")
     parser.add_argument('--average', type=int, metavar='N', help="the mean of the N best checkpoints of a run's folder")
+    parser.add_argument('--onnx', action='store_true', help='write model.onnx too, for any number of images, compared '
+                        "in ONNX Runtime (needs the extra 'onnx')")
     add_model_flags(parser)
     return parser
 

@@ -1,6 +1,7 @@
 """The export command: what it writes is loaded by plain timm and evaluated, against the checkpoint itself."""
 import csv
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import timm
 import torch
 from run_files import load
 
-from agmax_timm import checkpoint, export, predict
+from agmax_timm import checkpoint, export, onnx_export, predict
 from agmax_timm.checkpoint import read_model
 from agmax_timm.run import training
 from agmax_timm.staging import stage
@@ -216,6 +217,45 @@ def test_a_configuration_of_another_kind_is_one_line(make_saved, tmp_path, capsy
     stage(make_saved(), tmp_path / 'hub')
     (tmp_path / 'hub' / 'config.json').write_text(text)
     assert said in fails(capsys, tmp_path / 'hub' / 'model.safetensors', tmp_path / 'out')
+
+
+# ONNX
+
+def test_onnx_gives_the_logits_of_plain_timm_for_any_number_of_images(ema_run, tmp_path, capsys):
+    onnxruntime = pytest.importorskip('onnxruntime')
+    run([ema_run, tmp_path / 'out', '--raw', '--onnx'])
+    assert 'model.onnx: the logits of ONNX Runtime differ by up to' in capsys.readouterr().out
+    content = (tmp_path / 'out' / 'model.onnx').read_bytes()
+    assert b'.py' not in content and os.path.dirname(timm.__file__).encode() not in content, 'no path of this machine'
+    session = onnxruntime.InferenceSession(tmp_path / 'out' / 'model.onnx', providers=['CPUExecutionProvider'])
+    assert [value.name for value in (*session.get_inputs(), *session.get_outputs())] == ['pixel_values', 'logits']
+    model = timm.create_model(f'local-dir:{tmp_path}/out', pretrained=True).eval()
+    for count in (1, 4):
+        input = torch.randn(count, 3, 32, 32)
+        with torch.no_grad():
+            expected = model(input).numpy()
+        found = session.run(None, {'pixel_values': input.numpy()})[0]
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_what_onnx_cannot_hold_is_one_line_and_leaves_nothing(make_saved, tmp_path, capsys, monkeypatch):
+    stage(make_saved(), tmp_path / 'hub')
+
+    def export_another(model, *args, **kwargs):
+        raise RuntimeError('no such\noperator')
+    monkeypatch.setattr(torch.onnx, 'export', export_another)
+    said = fails(capsys, tmp_path / 'hub', tmp_path / 'out', '--onnx')
+    assert '--onnx: torch cannot export test_resnet: no such operator' in said
+    monkeypatch.setattr(torch.onnx, 'export', lambda *args, **kwargs: None)
+    monkeypatch.setattr(onnx_export, '_remove_traces', lambda path: None)
+    for difference in (0.01, float('nan')):
+        monkeypatch.setattr(onnx_export, '_difference', lambda *args, difference=difference: difference)
+        assert f'differ from those of test_resnet by {difference}' in fails(
+            capsys, tmp_path / 'hub', tmp_path / 'out', '--onnx')
+    monkeypatch.setattr(onnx_export.importlib.util, 'find_spec', lambda name: None)
+    assert "--onnx needs onnx: pip install 'agmax_timm[onnx]'" in fails(
+        capsys, tmp_path / 'hub', tmp_path / 'out', '--onnx')
+    assert [path.name for path in tmp_path.iterdir()] == ['hub']
 
 
 # Averages
