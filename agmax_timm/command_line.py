@@ -9,6 +9,59 @@ from typing import Any, Iterable, Tuple, Union
 YIELDING = ('check_data', 'image_memory', 'corruptions_dir', 'severities', 'stress', 'attack', 'report', 'report_dir')
 
 
+# What other programs call an option, and what it may be here: the first that a command has, or what else does it.
+_SYNONYMS = {
+    'accumulate': ('grad_accum_steps',),
+    'apex_amp': ('amp',),
+    'arch': ('model',),
+    'architecture': ('model',),
+    'auto_augment': ('aa',),
+    'autoaugment': ('aa',),
+    'bf16': ('amp_dtype bfloat16',),
+    'betas': ('opt_betas',),
+    'bs': ('batch_size',),
+    'ckpt': ('checkpoint', 'initial_checkpoint'),
+    'compile': ('torchcompile',),
+    'data_path': ('data_dir',),
+    'dropout': ('drop',),
+    'ema': ('model_ema', 'use_ema'),
+    'ema_decay': ('model_ema_decay',),
+    'eps': ('opt_eps',),
+    'finetune': ('initial_checkpoint',),
+    'fp16': ('amp',),
+    'gpus': ('num_gpu', 'torchrun --nproc-per-node'),
+    'gradient_accumulation_steps': ('grad_accum_steps',),
+    'image_size': ('img_size',),
+    'imgsz': ('img_size',),
+    'label_smoothing': ('smoothing',),
+    'learning_rate': ('lr',),
+    'lr_scheduler': ('sched',),
+    'max_epochs': ('epochs',),
+    'max_grad_norm': ('clip_grad',),
+    'mixed_precision': ('amp',),
+    'name': ('experiment',),
+    'native_amp': ('amp',),
+    'nb_classes': ('num_classes',),
+    'num_epochs': ('epochs',),
+    'num_gpus': ('num_gpu', 'torchrun --nproc-per-node'),
+    'num_workers': ('workers',),
+    'optim': ('opt',),
+    'optimizer': ('opt',),
+    'output_dir': ('output',),
+    'rand_augment': ('aa',),
+    'randaugment': ('aa',),
+    'random_erase': ('reprob',),
+    'random_erasing': ('reprob',),
+    'run_name': ('experiment',),
+    'save_dir': ('output',),
+    'scheduler': ('sched',),
+    'tensorboard': ('log_tensorboard',),
+    'wandb': ('log_wandb',),
+    'wd': ('weight_decay',),
+    'weights': ('checkpoint', 'initial_checkpoint'),
+}
+
+
 class OptionError(ValueError):
     """Options that turned out not to fit what was built; the message names the flag, the value and the remedy."""
 
@@ -40,7 +93,7 @@ class Parser(argparse.ArgumentParser):
         if unknown:
             flag = next((word for word in unknown if word.startswith('-')), unknown[0]).partition('=')[0]
             known = [name for action in self._actions for name in action.option_strings if name.startswith('--')]
-            hint = nearest(flag, known) if flag.startswith('-') else ''
+            hint = nearest_option(flag, known) if flag.startswith('-') else ''
             self.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
         for action in self._actions:  # argparse takes --flag=-- for no value at all
             if getattr(namespace, action.dest, None) == [] != action.default and action.nargs != '*':
@@ -103,6 +156,19 @@ def memory(value: Union[float, str]) -> str:
     if not 0. <= float(text[:-1] if amount else text) <= (float('inf') if amount else 1.):
         raise argparse.ArgumentTypeError(f"takes a share in [0, 1], or an amount as 8G or 500M, got '{value}'")
     return text
+
+
+def nearest_option(name: str, known: Iterable[str]) -> str:
+    """As nearest, for flags or the names of options in a file: what other programs call so comes before letters."""
+    known = list(known)
+    spelled = {other.lstrip('-').replace('-', '_'): other for other in known}
+    for meant in _SYNONYMS.get(name.lstrip('-').replace('-', '_'), ()):
+        option, _, rest = meant.partition(' ')
+        if option in spelled:
+            return f", did you mean {' '.join(filter(None, (spelled[option], rest)))}?"
+        if rest.startswith('--'):
+            return f', did you mean {meant}?'
+    return nearest(name, known)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -6,7 +6,8 @@ from typing import Any, Dict
 
 import yaml
 
-from .command_line import is_plain, nearest
+from .command_line import Parser, is_plain, nearest_option
+from .former_options import with_todays_names
 from .text_file import read_text
 
 _LONGEST = 100_000  # characters of a file: all options there are take a tenth of it
@@ -36,18 +37,21 @@ def read_mapping(path: str) -> Dict[Any, Any]:
     return config
 
 
-def convert_options(config: Dict[Any, Any], parser: argparse.ArgumentParser) -> Dict[str, Any]:
-    """Options by their names in `parser`, values of its flags' own types.
+def convert_options(config: Dict[Any, Any], parser: Parser, where: str = '') -> Dict[str, Any]:
+    """Options by their names in `parser`, values of its flags' own types. Former names are warned of.
+
+    Args:
+        where: What warnings begin with, such as the path of the file.
 
     Raises:
         ValueError: an option that it does not declare, one that is there twice, or a value that is none of it.
     """
     actions = {action.dest: action for action in parser._actions if action.dest not in ('help', 'config')}
     options = {}
-    for key, value in config.items():
+    for key, value in with_todays_names(config, lambda line: parser.warn(where + line)).items():
         name = reprlib.repr(key) if not isinstance(key, str) else key.replace('-', '_')
         if name not in actions:
-            raise ValueError(f"unknown option '{name}'{nearest(name, actions)}")
+            raise ValueError(f"unknown option '{name}'{nearest_option(name, actions)}")
         if name in options:
             raise ValueError(f'{key} is there twice: drop one of them')
         try:

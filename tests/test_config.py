@@ -1,7 +1,10 @@
 """Options: precedence, types, and one line for every mistake."""
 import pytest
 import yaml
+from timm.loss import LOSS_TYPES, create_classification_loss
 
+from agmax_timm.command_line import _SYNONYMS
+from agmax_timm.former_options import FORMER
 from agmax_timm.run.config import explicit_options, parse_train_args, parse_validate_args
 from agmax_timm.run.flags.ranges import ANY_NUMBER, RANGES
 from agmax_timm.run.options import train_parser, validate_parser
@@ -107,6 +110,9 @@ def test_a_missing_file_is_one_line(capsys):
     ('--aug-splits 2 --cutout 8', ['--aug-splits', '--cutout']),
     ('--jsd-loss', ['--jsd-loss', '--aug-splits']),
     ('--bce-loss --loss poly', ['--bce-loss', '--loss poly']),
+    ('--loss asl --mixup 0.2', ['--mixup gives soft targets', '--loss asl']),
+    ('--loss asl --cutmix-minmax 0.2 0.8', ['--cutmix-minmax gives soft targets', '--loss asl']),
+    ('--loss zlpr', ['--loss zlpr', '--task classification', 'ce, bce, asl, poly, jsd']),
     ('--split-bn', ['--split-bn', '--aug-splits']),
     ('--split-bn --resplit --sync-bn', ['--split-bn', '--sync-bn']),
     ('--train-img-sizes 24 32 --train-batch-sizes 8', ['--train-batch-sizes', '2 --train-img-sizes', 'got 1']),
@@ -160,6 +166,47 @@ def test_what_says_nothing_alone_is_named(capsys, monkeypatch, argv, words):
     monkeypatch.setenv('RANK', '1')
     parse_train_args(['data', *argv.split()])
     assert not capsys.readouterr().err, 'once, not for every rank'
+
+
+SEVERAL = ['--task', 'multilabel', '--num-classes', '3', '--dataset', 'hfds/x']
+
+
+@pytest.mark.parametrize('argv, words', [
+    ('--loss twoway --mixup 0.5', ['--mixup gives soft targets', '--loss twoway', 'or use --loss bce']),
+    ('--loss zlpr --cutmix 0.5', ['--cutmix gives soft targets', '--loss zlpr']),
+    ('--loss twoway --smoothing 0.1', ['--smoothing gives soft targets', '--loss twoway']),
+    ('--loss ce', ['--loss ce', '--task multilabel', 'bce, asl, poly, twoway, zlpr, db']),
+    ('--loss db', ['--loss db', '--class-stats']),
+])
+def test_losses_of_several_labels_are_refused_with_targets_that_they_do_not_take(capsys, argv, words):
+    message = error_of(capsys, *SEVERAL, *argv.split())
+    assert all(word in message for word in words), message
+
+
+@pytest.mark.parametrize('task', ['classification', 'multilabel'])
+@pytest.mark.parametrize('soft', [dict(mixup=0.5), dict(cutmix=1.), dict(smoothing=0.1), {}], ids=str)
+def test_losses_are_refused_where_timm_refuses_them(capsys, tmp_path, task, soft):
+    stats = tmp_path / 'stats.json'
+    stats.write_text('{"pos_counts": [3, 4, 5], "num_samples": 9}')
+    argv = SEVERAL if task == 'multilabel' else ['--num-classes', '3']
+    soft = {'smoothing': 0., **soft}
+    for loss in LOSS_TYPES:
+        counts = dict(class_counts=[3, 4, 5], num_samples=9) if loss == 'db' else {}
+        mixed = 'mixup' in soft or 'cutmix' in soft
+        splits = 0 if mixed else 2  # mixing excludes them
+        try:
+            create_classification_loss(
+                loss, task == 'multilabel', soft['smoothing'], mixed, jsd_splits=splits, **counts)
+            taken = True
+        except ValueError:
+            taken = False
+        words = [word for name, value in soft.items() for word in (f'--{name}', str(value))]
+        words += ['--aug-splits', '2'] if loss == 'jsd' and not mixed else []
+        words += ['--class-stats', str(stats)] if loss == 'db' else []
+        if taken:
+            parse_train_args(['data', *argv, '--loss', loss, *words])
+        else:
+            error_of(capsys, *argv, '--loss', loss, *words)
 
 
 def test_names_of_losses_are_resolved():
@@ -217,3 +264,70 @@ def test_a_key_that_is_there_twice_is_one_line(config, capsys):
 def test_recovery_intervals_are_updates_or_seconds(config):
     assert parse_train_args(['data', '--recovery-interval', '7']).recovery_interval == 7
     assert parse_train_args(['data', '-c', config('recovery_interval: 600s')]).recovery_interval == '600s'
+
+
+@pytest.mark.parametrize('text, options, words', [
+    ('native_amp: true', dict(amp=True), 'native_amp is a former option of timm, read as amp: True'),
+    ('apex-amp: true', dict(amp=True), 'apex-amp is a former option of timm, read as amp: True'),
+    ('native_amp: false\namp: true', dict(amp=True), 'False has no effect: today it is --amp'),
+    ('native_amp: true\namp: false', dict(amp=False), 'native_amp is a former option of timm, True has no effect'),
+    ('amp_impl: native', dict(amp=False), "'native' has no effect: today it is --amp"),
+    ('jsd: true\naug_splits: 3', dict(jsd_loss=True, loss='jsd'), 'jsd is a former option of timm, read as jsd_loss'),
+    ('jsd: false', dict(jsd_loss=False), 'False has no effect: today it is --jsd-loss'),
+    ('bn_tf: true\nbn_eps: 1e-4', dict(bn_momentum=0.01, bn_eps=1e-4), 'read as bn_momentum: 0.01'),
+    ('milestones: [3, 5]\nsched: multistep', dict(decay_milestones=[3, 5]), 'read as decay_milestones: [3, 5]'),
+    ('mixup_elem: true\nmixup: 0.2', dict(mixup_mode='elem'), "read as mixup_mode: 'elem'"),
+    ('validation_batch_size_multiplier: 2', dict(validation_batch_size=None), '--validation-batch-size'),
+    ('prefetcher: false', dict(no_prefetcher=True), 'read as no_prefetcher: True'),
+    ('prefetcher: true', dict(no_prefetcher=False), 'True has no effect: today it is --no-prefetcher'),
+    ('world_size: 8', {}, '8 has no effect: today it is torchrun --nproc-per-node'),
+])
+def test_former_options_of_timm_are_read_and_warned_of(config, capsys, text, options, words):
+    path = config(text)
+    args = parse_train_args(['data', '-c', path])
+    assert vars(args).items() >= options.items()
+    line, = capsys.readouterr().err.splitlines()
+    assert f'warning: --config {path}: ' in line and words in line
+
+
+def test_former_options_stand_for_options_of_today():
+    declared = {action.dest for action in train_parser()._actions}
+    for name, former in FORMER.items():
+        assert name not in declared
+        assert all(option in declared for value in (True, False, 3, None) for option in former.options(value))
+        named = [word[2:].replace('-', '_') for word in former.today.replace(',', '').split() if word.startswith('--')]
+        assert all(option in declared or option == 'nproc_per_node' for option in named)
+
+
+def test_a_value_of_a_former_option_is_checked_as_that_of_todays(config, capsys):
+    with pytest.raises(SystemExit):
+        parse_train_args(['data', '-c', config('iters_to_accum: many')])
+    assert "grad_accum_steps: expected int, got 'many'" in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize('flag, hint', [
+    ('--ema', '--model-ema'), ('--fp16', '--amp'), ('--learning-rate', '--lr'), ('--optimizer', '--opt'),
+    ('--wd', '--weight-decay'), ('--bs', '--batch-size'), ('--gpus', 'torchrun --nproc-per-node'),
+    ('--name', '--experiment'), ('--native-amp', '--amp'), ('--bf16', '--amp-dtype bfloat16'),
+    ('--bach-size', '--batch-size'),
+])
+def test_flags_of_other_programs_have_a_hint(capsys, flag, hint):
+    assert f'unrecognized arguments: {flag}, did you mean {hint}?' in error_of(capsys, flag)
+
+
+@pytest.mark.parametrize('flag, hint', [('--ema', '--use-ema'), ('--gpus', '--num-gpu'), ('--weights', '--checkpoint')])
+def test_hints_are_flags_of_the_command(capsys, flag, hint):
+    with pytest.raises(SystemExit):
+        parse_validate_args(['data', flag])
+    assert f'did you mean {hint}?' in capsys.readouterr().err
+
+
+def test_every_synonym_is_unknown_and_has_a_meaning():
+    names = [{action.dest for action in parser()._actions} for parser in (train_parser, validate_parser)]
+    for word, meanings in _SYNONYMS.items():
+        assert all(word not in known for known in names)
+        assert any(meaning.partition(' ')[0] in known for meaning in meanings for known in names)
+
+
+def test_options_of_other_programs_have_a_hint_in_files_too(config, capsys):
+    assert "unknown option 'learning_rate', did you mean lr?" in error_of(capsys, '-c', config('learning_rate: 1'))

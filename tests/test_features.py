@@ -171,8 +171,6 @@ def test_losses_are_timms(tmp_path):
 
 
 @pytest.mark.parametrize('argv, words', [
-    ('--loss zlpr', ['--loss zlpr', 'multi-label']),
-    ('--loss asl --mixup 0.2', ['--loss asl', 'Mixup']),
     ('--bce-sum', ['--loss ce', 'bce']),
     ('--loss-class-weight 1,2', ['--loss-class-weight', '2 entries', '3 classes']),
     ('--loss-class-weight nowhere.json', ['nowhere.json']),

@@ -65,7 +65,7 @@ def explicit_options(parser: argparse.ArgumentParser, argv: Optional[List[str]] 
 def read_config(path: str, parser: argparse.ArgumentParser) -> Dict[str, Any]:
     """Options from a YAML file, their names and values checked against those that `parser` declares."""
     try:
-        return convert_options(read_mapping(path), parser)
+        return convert_options(read_mapping(path), parser, f'--config {path}: ')
     except ValueError as error:
         parser.error(f'--config {path}: {error}')
 

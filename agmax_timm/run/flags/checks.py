@@ -103,6 +103,7 @@ def _check_task(args: argparse.Namespace, error: Callable) -> None:
     for flag, name in (('--bce-loss', 'bce'), ('--jsd-loss', 'jsd')):
         if getattr(args, f'{name}_loss') and args.loss != name:
             error(f'{flag} is --loss {name}, got --loss {args.loss}: drop one of them')
+    _check_loss(args, error)
     if args.loss == 'jsd' and args.aug_splits < 2:
         error('--jsd-loss compares augmentation splits: add --aug-splits 2 or more')
     names = METRICS[args.task] if args.val_split else ('loss',)
@@ -116,6 +117,32 @@ def _check_task(args: argparse.Namespace, error: Callable) -> None:
     if args.tta > 1:
         error(f'--tta {args.tta} averages {args.tta} predictions in a row, which are of different images: no loader of '
               'evaluation gives several views of one; drop it')
+
+
+# Losses of timm by the targets that they are for.
+_LOSSES = {
+    'classification': ('ce', 'bce', 'asl', 'poly', 'jsd'),
+    'multilabel': ('bce', 'asl', 'poly', 'twoway', 'zlpr', 'db'),
+}
+_HARD_TARGETS = {'classification': ('asl',), 'multilabel': ('twoway', 'zlpr')}
+
+
+def _check_loss(args: argparse.Namespace, error: Callable) -> None:
+    """Refuse targets that the loss does not take, as timm does when it makes the loss."""
+    if args.loss is None:
+        return
+    if args.loss not in _LOSSES[args.task]:
+        error(f"--loss {args.loss} is not for --task {args.task}: use one of {', '.join(_LOSSES[args.task])}")
+    if args.loss in _HARD_TARGETS[args.task]:
+        softening = {'mixup': args.mixup, 'cutmix': args.cutmix, 'cutmix_minmax': args.cutmix_minmax}
+        if args.task == 'multilabel':  # the one for one class an image smooths by itself
+            softening['smoothing'] = args.smoothing
+        for name, value in softening.items():
+            if value:
+                error(f'{flag_of(name)} gives soft targets, --loss {args.loss} takes hard ones alone: drop it, or use '
+                      '--loss bce')
+    if args.loss == 'db' and not args.class_stats:
+        error('--loss db needs the number of images of each class: add --class-stats FILE')
 
 
 def _check_targets(args: argparse.Namespace, error: Callable) -> None:
