@@ -13,6 +13,7 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.task import DistillationTeacher
 from timm.utils import unwrap_model
 
+from .loss import Criterion
 from .task import AgMaxTask
 
 _logger = logging.getLogger(__name__)
@@ -60,7 +61,8 @@ class AgMaxDistillationTask(AgMaxTask):
         model: Student, a classifier whose `num_classes` is K.
         teacher: Teacher of K classes: a timm DistillationTeacher, a module, or the name of a timm model, which is
             created with pretrained weights, and with the student's number of classes and input channels.
-        criterion: Classification loss on [2B, K] logits. Cross-entropy on class indices or soft targets when None.
+        criterion: Classification loss on [2B, K] logits, a module or a function that returns a scalar. Cross-entropy
+            on class indices or soft targets when None.
         teacher_pretrained_path: File of the teacher's weights, for a name.
         teacher_pretrained_cfg_overlay: Changes to the teacher's pretrained_cfg, for a name.
         loss_type: Distillation loss, 'kl' alone as in timm.
@@ -79,7 +81,7 @@ class AgMaxDistillationTask(AgMaxTask):
             self,
             model: nn.Module,
             teacher: Union[str, nn.Module, DistillationTeacher],
-            criterion: Optional[nn.Module] = None,
+            criterion: Optional[Criterion] = None,
             *,
             teacher_pretrained_path: Optional[str] = None,
             teacher_pretrained_cfg_overlay: Optional[Dict[str, Any]] = None,
@@ -103,7 +105,7 @@ class AgMaxDistillationTask(AgMaxTask):
         if not isinstance(teacher, DistillationTeacher):
             teacher = DistillationTeacher(
                 teacher,
-                num_classes=student.num_classes,
+                num_classes=self.num_classes,
                 in_chans=getattr(student, 'in_chans', 3),
                 pretrained_path=teacher_pretrained_path,
                 pretrained_cfg_overlay=teacher_pretrained_cfg_overlay,
@@ -111,10 +113,7 @@ class AgMaxDistillationTask(AgMaxTask):
                 dtype=self.dtype,
             )
         self.teacher = teacher.to(self.device).requires_grad_(False).eval()
-        num_classes = getattr(unwrap_model(teacher.model), 'num_classes', student.num_classes)
-        if num_classes != student.num_classes:
-            raise ValueError(f'the teacher must have the classes of the student, {student.num_classes}, got a teacher '
-                             f'of {num_classes}')
+        self._check_teacher(getattr(unwrap_model(teacher.model), 'num_classes', self.num_classes))
 
         config = getattr(student, 'pretrained_cfg', {})
         self._register_channels('student_mean', config.get('mean', IMAGENET_DEFAULT_MEAN) if mean is None else mean)
@@ -142,6 +141,10 @@ class AgMaxDistillationTask(AgMaxTask):
         parts = super().forward(input, target)
         with torch.no_grad():
             teacher_logits = self.teacher(self._teacher_input(input))
+        if not isinstance(teacher_logits, torch.Tensor) or teacher_logits.ndim != 2:
+            raise ValueError(f'the teacher {type(unwrap_model(self.teacher.model)).__name__} must return one tensor of '
+                             'logits [2B, K]')
+        self._check_teacher(teacher_logits.shape[1])
         kd_loss = distillation_loss(parts['output'], teacher_logits, self.temperature)
         loss = self.task_loss_weight * parts['ce'] + self.distill_loss_weight * kd_loss
         loss = loss + self.loss.weight * parts['agreement'] + parts['divergence']
@@ -155,6 +158,11 @@ class AgMaxDistillationTask(AgMaxTask):
         """
         self.teacher.compile(backend=backend, mode=mode, **compile_kwargs)
         return super().compile(backend=backend, mode=mode, **compile_kwargs)
+
+    def _check_teacher(self, num_classes: int) -> None:
+        if num_classes != self.num_classes:
+            raise ValueError(f'the teacher must have the classes of the student, {self.num_classes}, got a teacher of '
+                             f'{num_classes}')
 
     def _teacher_input(self, input: torch.Tensor) -> torch.Tensor:
         """As DistillationTeacher.normalize_input, which compares on the device, and waits for it, with every batch."""

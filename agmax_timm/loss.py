@@ -3,7 +3,7 @@
 Paper: 'Improving Model Generalization by Agreement of Learned Representations from Data Augmentation',
 https://arxiv.org/abs/2110.10536
 """
-from typing import Dict, Optional, Tuple
+from typing import Callable, Dict, Optional, Tuple
 
 import torch
 import torch.nn as nn
@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from .distributed import global_mean, world_size
 
 AGREEMENT_KINDS = ('mi', 'mse', 'kl', 'ce')
+
+Criterion = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 # Floor of a marginal probability inside the logarithm: the published one, float64's machine epsilon.
 EPSILON = torch.finfo(torch.float64).eps
@@ -98,18 +100,20 @@ class AgMaxLoss(nn.Module):
     """Classification loss of both views plus their agreement: ce + weight * agreement + divergence.
 
     Args:
-        criterion: Classification loss on [2B, K] logits. Cross-entropy on class indices or soft targets when None.
+        criterion: Classification loss on [2B, K] logits, a module or a function that returns a scalar. Cross-entropy
+            on class indices or soft targets when None.
         kind: Agreement, one of 'mi' (the published one), 'mse', 'kl', 'ce'.
         weight: Weight of the agreement.
         divergence_weight: Weight of the divergence, for 'mi' alone.
 
     Raises:
-        ValueError: unknown kind; from forward, logits that do not pair (see also agreement_terms).
+        ValueError: unknown kind, a class as criterion; from forward, logits that do not pair (see also
+            agreement_terms), soft targets of another number of classes, or a criterion that returns no scalar.
     """
 
     def __init__(
             self,
-            criterion: Optional[nn.Module] = None,
+            criterion: Optional[Criterion] = None,
             kind: str = 'mi',
             weight: float = 1.0,
             divergence_weight: float = 4.0,
@@ -117,6 +121,9 @@ class AgMaxLoss(nn.Module):
         super().__init__()
         if kind not in AGREEMENT_KINDS:
             raise ValueError(f"agreement kind must be one of {', '.join(AGREEMENT_KINDS)}, got '{kind}'")
+        if isinstance(criterion, type):
+            raise ValueError(f'the criterion must be a loss, got the class {criterion.__name__}: give '
+                             f'{criterion.__name__}()')
         self.criterion = criterion if criterion is not None else nn.CrossEntropyLoss()
         self.kind = kind
         self.weight = weight
@@ -140,9 +147,15 @@ class AgMaxLoss(nn.Module):
         if len(logits) % 2 or len(target) != len(logits):
             raise ValueError(f'two views need logits [2B, K] and as many targets, got logits {[*logits.shape]} and '
                              f'target {[*target.shape]}')
+        if target.ndim == 2 and target.shape != logits.shape:
+            raise ValueError(f'soft targets must have a column for each of the {logits.shape[1]} classes, got '
+                             f'{target.shape[1]}: give mixup num_classes={logits.shape[1]}')
         with torch.autocast(logits.device.type, enabled=False):
             logits = _at_least_float32(logits)  # once, for all terms
             ce = self.criterion(logits, target)
+        if not isinstance(ce, torch.Tensor) or ce.numel() != 1:
+            got = f'a tensor {[*ce.shape]}' if isinstance(ce, torch.Tensor) else type(ce).__name__
+            raise ValueError(f"the criterion must return a scalar, got {got}: give one with reduction='mean'")
         agreement, divergence = agreement_terms(*logits.chunk(2), joint_logits, self.kind, self.divergence_weight)
         return {
             'loss': ce + self.weight * agreement + divergence,

@@ -10,7 +10,7 @@ from timm.task import TrainingTask
 from timm.utils import unwrap_model
 from torch.nn.parallel import DistributedDataParallel
 
-from .loss import AgMaxLoss
+from .loss import AgMaxLoss, Criterion
 
 _logger = logging.getLogger(__name__)
 
@@ -64,10 +64,11 @@ class QNet(nn.Sequential):
 class AgMaxModule(nn.Module):
     """All that is trained: the model on the 2B views at once, then the Q-network on the pairs of logits."""
 
-    def __init__(self, model: nn.Module, qnet: Optional[QNet]):
+    def __init__(self, model: nn.Module, qnet: Optional[QNet], num_classes: int):
         super().__init__()
         self.model = model
         self.qnet = qnet
+        self.num_classes = num_classes
 
     def no_weight_decay(self) -> Set[str]:
         names = getattr(self.model, 'no_weight_decay', set)()
@@ -95,13 +96,17 @@ class AgMaxModule(nn.Module):
             raise UnsupportedModelError(
                 f'{type(self.model).__name__} does not return one tensor of logits [2B, K] when training: '
                 'AgMax cannot pair its outputs. Use a variant of the model without auxiliary heads')
+        if logits.shape[1] != self.num_classes:
+            raise UnsupportedModelError(
+                f'{type(self.model).__name__} gives {logits.shape[1]} logits, AgMax was made for {self.num_classes} '
+                f'classes: make the model with as many, or give AgMaxTask num_classes={logits.shape[1]}')
         if self.qnet is None:
             return logits, None
         return logits, self.qnet(torch.cat(logits.chunk(2), dim=1))
 
 
 class AgMaxTask(TrainingTask):
-    """AgMax for any timm classifier, in the slot of timm.task.ClassificationTask.
+    """AgMax for any classifier of timm or with num_classes, in the slot of timm.task.ClassificationTask.
 
     The model that is evaluated, averaged (EMA), exported and checkpointed is the plain classifier; the Q-network
     travels in a checkpoint's `task_state`. Marginals are over the images of one forward pass on all ranks. Under
@@ -110,7 +115,8 @@ class AgMaxTask(TrainingTask):
 
     Args:
         model: Classifier to train, its `num_classes` is K.
-        criterion: Classification loss on [2B, K] logits. Cross-entropy on class indices or soft targets when None.
+        criterion: Classification loss on [2B, K] logits, a module or a function that returns a scalar. Cross-entropy
+            on class indices or soft targets when None.
         kind: Agreement, one of 'mi' (the published one), 'mse', 'kl', 'ce'; only 'mi' has a Q-network.
         weight: Weight of the agreement.
         divergence_weight: Weight of the divergence.
@@ -120,10 +126,11 @@ class AgMaxTask(TrainingTask):
         device: Device of the Q-network and the criterion; the model's when None.
         dtype: Dtype of the Q-network; the model's when None.
         verbose: Log what is trained.
+        num_classes: Number of classes K, for a model without the attribute; None for the model's.
 
     Raises:
         ValueError: unknown kind or no classes; from forward, an input that is not pairs of views, or a model that
-            does not return one tensor of logits.
+            does not return one tensor of K logits an image; from the first forward, targets that are not pairs.
 
     Examples:
 
@@ -137,7 +144,7 @@ class AgMaxTask(TrainingTask):
     def __init__(
             self,
             model: nn.Module,
-            criterion: Optional[nn.Module] = None,
+            criterion: Optional[Criterion] = None,
             *,
             kind: str = 'mi',
             weight: float = 1.0,
@@ -147,20 +154,27 @@ class AgMaxTask(TrainingTask):
             device: Optional[torch.device] = None,
             dtype: Optional[torch.dtype] = None,
             verbose: bool = True,
+            num_classes: Optional[int] = None,
     ):
         reference = next(model.parameters())
         super().__init__(device=device or reference.device, dtype=dtype or reference.dtype, verbose=verbose)
-        num_classes = getattr(unwrap_model(model), 'num_classes', 0)
+        if num_classes is None:
+            num_classes = getattr(unwrap_model(model), 'num_classes', None)
+        if num_classes is None:
+            raise ValueError(f'{type(model).__name__} has no attribute num_classes: give AgMaxTask num_classes=...')
         if num_classes < 2:
             raise ValueError(f'AgMax needs a classifier of 2 classes or more, {type(model).__name__} has {num_classes}')
+        self.num_classes = num_classes
+        self._targets_are_checked = False
         self.loss = AgMaxLoss(criterion, kind, weight, divergence_weight).to(self.device)
         qnet = QNet(num_classes, hidden, device=self.device, dtype=self.dtype) if kind == 'mi' else None
-        self.trainable_module = AgMaxModule(model, qnet)
+        self.trainable_module = AgMaxModule(model, qnet, num_classes)
         if init_std is not None:
             init_normal(self.trainable_module, init_std)
         if verbose:
             units = f', Q-network {2 * num_classes}-{qnet[0].out_features}-{num_classes}' if qnet is not None else ''
-            _logger.info(f'AgMaxTask: {self.loss.extra_repr()}, criterion={type(self.loss.criterion).__name__}{units}')
+            name = getattr(self.loss.criterion, '__name__', type(self.loss.criterion).__name__)
+            _logger.info(f'AgMaxTask: {self.loss.extra_repr()}, criterion={name}{units}')
 
     def forward(self, input: torch.Tensor, target: torch.Tensor) -> Dict[str, torch.Tensor]:
         """
@@ -172,10 +186,17 @@ class AgMaxTask(TrainingTask):
         Returns:
             'loss' for backward, 'output' logits [2B, K], and the parts of the loss 'ce', 'agreement', 'divergence'.
         """
-        images = input if isinstance(input, torch.Tensor) else input['patches']
+        images = input['patches'] if isinstance(input, dict) else input
+        if not isinstance(images, torch.Tensor):
+            raise ValueError(f'two views need one input [2B, C, H, W], got a {type(images).__name__}: give the '
+                             'DataLoader collate_fn=TwoViewCollate(), or load with create_two_view_loader')
         if len(images) % 2 or len(target) != len(images):
             raise ValueError(f'two views need input [2B, C, H, W] and as many targets, got input {[*images.shape]} and '
                              f'target {[*target.shape]}: load with create_two_view_loader')
+        # Once, since on a GPU the host waits for it. The compiler cannot branch on values.
+        if not self._targets_are_checked and not torch.compiler.is_compiling():
+            check_targets(target)
+            self._targets_are_checked = True
         logits, joint_logits = self.trainable_module(input)
         parts = self.loss(logits, joint_logits, target)
         return {'loss': parts.pop('loss'), 'output': logits, **parts}
@@ -210,6 +231,9 @@ class AgMaxTask(TrainingTask):
         parameters = list(trained.parameters())
         if not exclude_head:
             return parameters
+        if not hasattr(trained.model, 'get_classifier'):
+            raise ValueError(f'{type(trained.model).__name__} has no get_classifier, which names the head that '
+                             'exclude_head leaves out')
         heads = trained.model.get_classifier()
         heads = heads if isinstance(heads, (tuple, list)) else (heads,)
         head_ids = {id(parameter) for head in heads for parameter in head.parameters()}
@@ -241,6 +265,18 @@ class AgMaxTask(TrainingTask):
     def _qnet(self, module: Optional[nn.Module], ema: bool) -> Optional[QNet]:
         module = module if module is not None else self.get_trainable_module(ema=ema)
         return None if module is None else unwrap_model(module).qnet
+
+
+def check_targets(target: torch.Tensor) -> None:
+    """Raise ValueError for targets [2B] that differ between the views, or [2B, K] that are no distributions."""
+    if target.ndim == 1 and not torch.equal(*target.chunk(2)):
+        raise ValueError('the targets of the two views differ: input and target must hold all first views, then all '
+                         'second views of the same images; load with create_two_view_loader')
+    if target.ndim == 2:
+        total = target.float().sum(dim=1)
+        if ((total - 1).abs() > 0.05).any():  # float16 is less exact than that over many classes
+            raise ValueError(f'soft targets must add up to 1 for each view, got {total.min():g} to {total.max():g}: '
+                             'AgMax is for one label an image')
 
 
 def init_normal(module: nn.Module, std: float) -> None:

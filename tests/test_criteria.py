@@ -8,7 +8,7 @@ from timm.loss import LOSS_TYPES, MULTI_LABEL_LOSS_TYPES, create_classification_
 from agmax_timm import AgMaxLoss, AgMaxTask
 
 ROWS, CLASSES = 12, 5
-LABELS = np.arange(ROWS) % CLASSES
+LABELS = np.tile(np.arange(ROWS // 2) % CLASSES, 2)  # of two views
 HARD = np.eye(CLASSES)[LABELS]
 SMOOTH = 0.9 * HARD + 0.1 / CLASSES
 SOFT = 0.7 * HARD + 0.3 * HARD[::-1]  # as MixUp makes them

@@ -291,3 +291,41 @@ def test_errors(options, message):
     options = {'teacher': Recorder(), **options}
     with pytest.raises(ValueError, match=message):
         AgMaxDistillationTask(create_model(), **options)
+
+
+class Plain(nn.Sequential):
+    """A model without timm's attributes and methods."""
+
+    def __init__(self, outputs=CLASSES):
+        super().__init__(nn.Flatten(), nn.LazyLinear(outputs))
+        self(batch()[0])
+
+
+def test_models_that_are_not_timms():
+    student, teacher = Plain(), Plain()
+    task = AgMaxDistillationTask(student, teacher, num_classes=CLASSES, verbose=False)
+    input, target = batch()
+    result = task(input, target)
+    expected = distillation_loss(student(input), teacher(input))
+    torch.testing.assert_close(result['kd_loss'], expected)
+
+
+class TwoHeads(Recorder):
+    def forward(self, input):
+        return super().forward(input), super().forward(input)
+
+
+@pytest.mark.parametrize('teacher, message', [
+    (Plain(3), 'classes of the student, 10, got a teacher of 3'),
+    (TwoHeads(), r'the teacher TwoHeads must return one tensor of logits \[2B, K\]'),
+])
+def test_teachers_without_the_students_logits(teacher, message):
+    task = AgMaxDistillationTask(create_model(), teacher, verbose=False)
+    with pytest.raises(ValueError, match=message):
+        task(*batch())
+
+
+def test_targets_that_are_no_pairs():
+    input, target = batch()
+    with pytest.raises(ValueError, match='targets of the two views differ'):
+        create_task()(input, target.roll(1) + torch.arange(len(target)))

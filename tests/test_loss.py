@@ -266,6 +266,25 @@ def test_unpaired_logits_and_targets(logits, target):
         AgMaxLoss(kind='mse')(logits, None, target)
 
 
+def test_soft_targets_of_other_classes():
+    with pytest.raises(ValueError, match='a column for each of the 3 classes, got 1000: give mixup num_classes=3'):
+        AgMaxLoss(kind='mse')(zeros(6, 3), None, zeros(6, 1000))
+
+
+@pytest.mark.parametrize('criterion, got', [
+    (torch.nn.CrossEntropyLoss(reduction='none'), r'a tensor \[6\]'),
+    (lambda logits, target: {'loss': logits.sum()}, 'dict'),
+])
+def test_criterion_without_a_scalar(criterion, got):
+    with pytest.raises(ValueError, match=f"must return a scalar, got {got}: give one with reduction='mean'"):
+        AgMaxLoss(criterion, kind='mse')(zeros(6, 3), None, zeros(6).long())
+
+
+def test_criterion_that_is_a_class():
+    with pytest.raises(ValueError, match=r'got the class CrossEntropyLoss: give CrossEntropyLoss\(\)'):
+        AgMaxLoss(torch.nn.CrossEntropyLoss)
+
+
 def test_unknown_kind_fails_when_built():
     with pytest.raises(ValueError, match="must be one of mi, mse, kl, ce, got 'jsd'"):
         AgMaxLoss(kind='jsd')

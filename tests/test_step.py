@@ -35,13 +35,19 @@ OPTIONS = dict(agmax=True, grad_accum_steps=1, distributed=False, no_prefetcher=
 def create_task(device='cpu', criterion=None, **kwargs):
     torch.manual_seed(0)
     model = timm.create_model('test_resnet', num_classes=CLASSES, device=device)
-    return AgMaxTask(model, criterion, verbose=False, **kwargs)
+    return after_first_forward(AgMaxTask(model, criterion, verbose=False, **kwargs))
 
 
 def create_distillation_task(**kwargs):
     torch.manual_seed(0)
     model, teacher = [timm.create_model('test_resnet', num_classes=CLASSES) for _ in range(2)]
-    return AgMaxDistillationTask(model, teacher, verbose=False, **kwargs)
+    return after_first_forward(AgMaxDistillationTask(model, teacher, verbose=False, **kwargs))
+
+
+def after_first_forward(task):
+    """The task when it has compared the targets of both views, for which the first forward pass waits."""
+    task._targets_are_checked = True
+    return task
 
 
 def batch(device='cpu', soft=False):

@@ -104,6 +104,62 @@ def test_unpaired_batch(input_rows, target_rows):
         create_task()(torch.zeros(input_rows, 3, 32, 32), torch.zeros(target_rows).long())
 
 
+def test_views_that_default_collate_keeps_apart():
+    input, target = batch()
+    with pytest.raises(ValueError, match=r'got a list: .*collate_fn=TwoViewCollate\(\)'):
+        create_task()(list(input.chunk(2)), target)
+
+
+SOFT = nn.functional.one_hot(torch.arange(8) % CLASSES, CLASSES).float()
+
+
+@pytest.mark.parametrize('target, message', [
+    (torch.arange(4).repeat_interleave(2), 'targets of the two views differ'),  # sample-major
+    (torch.arange(8), 'targets of the two views differ'),  # a batch of one view
+    (torch.arange(4).repeat(3)[:8], None),
+    (SOFT, None),  # each view is mixed with partners of its own
+    (0.8 * SOFT + 0.2 / CLASSES, None),
+    ((0.8 * SOFT + 0.2 / CLASSES).half(), None),
+    (SOFT + SOFT.roll(1, 1), 'add up to 1 for each view, got 2 to 2: AgMax is for one label an image'),
+    (SOFT * (torch.arange(8) > 0)[:, None], 'add up to 1 for each view, got 0 to 1'),
+])
+def test_targets_must_be_those_of_pairs(target, message):
+    task = create_task(criterion=lambda logits, target: logits.square().mean())
+    input, _ = batch()
+    if message is None:
+        assert task(input, target)['loss'].isfinite()
+    else:
+        for _ in range(2):
+            with pytest.raises(ValueError, match=message):
+                task(input, target)
+
+
+def test_three_views_are_refused():
+    input = torch.cat([batch()[0], batch()[0][:4]])
+    with pytest.raises(ValueError, match='targets of the two views differ'):
+        create_task()(input, torch.arange(4).repeat(3))
+
+
+def test_targets_are_compared_once(monkeypatch):
+    """On a GPU the host waits for the answer."""
+    compared = []
+    equal = torch.equal
+    monkeypatch.setattr(torch, 'equal', lambda *tensors: (compared.append(tensors), equal(*tensors))[1])
+    task = create_task()
+    for seed in range(3):
+        task(*batch(seed=seed))
+    assert len(compared) == 1
+    copy.deepcopy(task)(*batch())
+    assert len(compared) == 1
+
+
+def test_a_task_that_is_compiled_whole_is_one_graph():
+    torch._dynamo.reset()
+    task = create_task()
+    compiled = torch.compile(task, backend='eager', fullgraph=True)
+    torch.testing.assert_close(compiled(*batch())['loss'], task(*batch())['loss'])
+
+
 def test_one_image_has_no_marginal():
     with pytest.raises(ValueError, match='batch of 2 images or more'):
         create_task()(*batch(images=1))
@@ -139,6 +195,51 @@ def test_distilled_model_trains_on_the_mean_of_its_heads():
     result['loss'].backward()
     assert result['output'].shape == (8, CLASSES)
     assert all(p.grad.isfinite().all() for p in task.parameters())
+
+
+class Plain(nn.Sequential):
+    """A model without timm's attributes and methods."""
+
+    def __init__(self, outputs=CLASSES):
+        torch.manual_seed(0)
+        super().__init__(nn.Flatten(), nn.Linear(3 * 32 * 32, outputs))
+
+
+@pytest.mark.parametrize('kind', AGREEMENT_KINDS)
+def test_model_that_is_not_timms(kind):
+    model, twin = Plain(), Plain()
+    twin.num_classes = CLASSES
+    tasks = []
+    for net, options in ((model, {'num_classes': CLASSES}), (twin, {})):
+        torch.manual_seed(1)
+        tasks.append(AgMaxTask(net, kind=kind, verbose=False, **options))
+    results = [task(*batch()) for task in tasks]
+    torch.testing.assert_close(*results, rtol=0, atol=0)
+    assert tasks[0].get_eval_model() is model and tasks[0].num_classes == CLASSES
+    with pytest.raises(ValueError, match='Plain has no get_classifier'):
+        tasks[0].get_clip_parameters(exclude_head=True)
+
+
+def test_model_that_does_not_say_its_classes():
+    with pytest.raises(ValueError, match='Plain has no attribute num_classes: give AgMaxTask num_classes='):
+        AgMaxTask(Plain())
+    with pytest.raises(ValueError, match='2 classes or more, Plain has 1'):
+        AgMaxTask(Plain(), num_classes=1)
+
+
+@pytest.mark.parametrize('kind', ['mi', 'mse'])
+def test_model_of_another_number_of_logits(kind):
+    with pytest.raises(ValueError, match='Plain gives 7 logits, AgMax was made for 10 classes.*num_classes=7'):
+        AgMaxTask(Plain(7), kind=kind, num_classes=CLASSES, verbose=False)(*batch())
+
+
+def test_criterion_may_be_a_function(caplog):
+    results = []
+    for criterion in (None, nn.functional.cross_entropy):
+        with caplog.at_level(logging.INFO):
+            results.append(AgMaxTask(create_model(), criterion)(*batch()))
+    torch.testing.assert_close(*results, rtol=0, atol=0)
+    assert 'criterion=cross_entropy' in caplog.text
 
 
 @pytest.mark.parametrize('num_classes', [0, 1])
