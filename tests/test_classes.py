@@ -1,7 +1,9 @@
 """The classes of the data against those of the model: compared by name, in every command."""
 import os
+import pickle
 import shutil
 import unicodedata
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
@@ -400,3 +402,61 @@ def test_check_data_compares_with_the_model(ema_run, exported, links, photos, tm
     assert 'of the data is' not in out and "--class-map leaves out the images of 'formica rufa'" in out
     status, out = checked(capsys, commands.train, data, '--resume', ema_run / 'last.pth.tar')
     assert status == 1 and "train: class 0 of the data is 'bee', 'ant' there" in out
+
+
+# ---- Other kinds of data ----
+
+def parquet(folder, names, **columns):
+    """hfds/ data of four images in the split val, with integer labels that have names where there are some."""
+    datasets = pytest.importorskip('datasets')
+    folder.mkdir()
+    features = {'image': datasets.Image(), **{
+        key: datasets.ClassLabel(names=names) if names else datasets.Value('int64') for key in columns}}
+    images = [Image.new('RGB', (32, 32), (60 * number, 0, 0)) for number in range(4)]
+    table = datasets.Dataset.from_dict({'image': images, **columns}, features=datasets.Features(features))
+    table.to_parquet(str(folder / 'validation.parquet'))
+    return ['--dataset', f'hfds/{folder}', '--data-dir', folder.parent / 'cache', '--split', 'validation']
+
+
+def named_weights(path, names, **options):
+    """A checkpoint of random weights whose outputs have these names."""
+    torch.manual_seed(1)
+    model = create_model('test_resnet', num_classes=len(names))
+    record = dict(architecture='test_resnet', model_args=dict(num_classes=len(names)), class_names=names,
+                  data_config=dict(input_size=(3, 32, 32)))
+    torch.save({'state_dict': model.state_dict(), 'args': Namespace(**options), 'agmax_timm': record}, path)
+    return path
+
+
+def test_names_of_a_hugging_face_data_set(tmp_path, refusal, results_of):
+    checkpoint = named_weights(tmp_path / 'weights.pth', NAMES)
+    results_of(*parquet(tmp_path / 'same', NAMES, label=[0, 1, 2, 2]), '--checkpoint', checkpoint)
+    words = [*parquet(tmp_path / 'other', ['bee', 'cat', 'dog'], label=[0, 1, 0, 1]), '--checkpoint', checkpoint]
+    assert "class 0 of the data is 'bee', 'ant' there" in refusal(*words, built=True)
+    words = [*parquet(tmp_path / 'mixed', ['cat', 'bee', 'ant'], label=[0, 1, 2, 2]), '--checkpoint', checkpoint]
+    same = parquet(tmp_path / 'sorted', NAMES, label=[2, 1, 0, 0])
+    assert results_of(*words, '--class-map', 'model') == results_of(*same, '--checkpoint', checkpoint)
+
+
+def test_several_labels_an_image_are_compared_too(tmp_path, refusal, results_of):
+    checkpoint = named_weights(
+        tmp_path / 'weights.pth', ['wings', 'fur'], task='multilabel', target_key='wings,fur')
+    words = [*parquet(tmp_path / 'data', None, wings=[0, 1, 0, 1], fur=[0, 0, 1, 1]), '--checkpoint', checkpoint]
+    results_of(*words)
+    assert "class 0 of the data is 'fur', 'wings' there" in refusal(*words, '--target-key', 'fur,wings', built=True)
+
+
+def test_a_class_map_of_numbers_has_the_names_that_it_replaces(tmp_path, refusal):
+    checkpoint = named_weights(tmp_path / 'weights.pth', NAMES)
+    words = [*parquet(tmp_path / 'data', NAMES, label=[0, 1, 2, 2]), '--checkpoint', checkpoint]
+    with open(tmp_path / 'map.pkl', 'wb') as f:
+        pickle.dump({0: 2, 1: 1, 2: 0}, f)
+    assert "class 0 of the data is 'cat', 'ant' there" in refusal(
+        *words, '--class-map', tmp_path / 'map.pkl', built=True)
+
+
+def test_folders_that_torchvision_reads(untidy, ema_run, links, refusal, results_of, caplog):
+    words = ['--dataset', 'torch/image_folder', '--checkpoint', ema_run / 'last.pth.tar']
+    results_of(untidy, *words)
+    assert f'Data: {VAL}; {ALL}' in caplog.messages
+    assert "'bee' as class 1" in refusal(links('data', bee='bee', cat='cat'), *words, built=True)
