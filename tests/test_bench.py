@@ -5,19 +5,28 @@ import os
 import re
 import shlex
 import time
+from collections import Counter
+from functools import partial, wraps
 from pathlib import Path
 
 import numpy
 import pytest
+import timm.data
 import torch
 from PIL import Image
+from timm.data.readers.reader_image_folder import ReaderImageFolder
 
 from agmax_timm.bench import command, epochs, fresh, memory, objective, options, passes, report, startup
+from agmax_timm.bench import step as step_bench
 from agmax_timm.bench import training as training_bench
+from agmax_timm.data.folder import FolderReader
+from agmax_timm.data.mixup import TwoViewCollate
 from agmax_timm.run import training
+from agmax_timm.task import AgMaxTask
 
 pytest.importorskip('cv2')
-pytest.importorskip('simplejpeg')
+simplejpeg = pytest.importorskip('simplejpeg')
+FastCollate = pytest.importorskip('agmax_timm.data.fast.collate').FastCollate
 
 REPOSITORY = Path(__file__).parent.parent
 ONE, TIMM, FAST = 'timm, one view', 'two views, timm', 'two views, fast'
@@ -41,6 +50,67 @@ def measured(tmp_path, capsys):
             assert 0 < float(row['least']) <= float(row['ratio']) <= float(row['most'])
         return rows
     return run
+
+
+@pytest.fixture
+def done(monkeypatch):
+    """What each configuration does in a pass, by its name: calls of decoders, readers, steps and collates."""
+    counts, done = Counter(), {}
+
+    def count(owner, name, what):
+        function = getattr(owner, name)
+
+        @wraps(function)
+        def counted(*args, **kwargs):
+            counts[what] += 1
+            return function(*args, **kwargs)
+        monkeypatch.setattr(owner, name, counted)
+
+    def recorded(configurations, *args, **kwargs):
+        def record(name, run):
+            before = counts.copy()
+            result = run()
+            work = dict(counts - before)
+            assert done.setdefault(name, work) == work, 'the same in each pass'
+            return result
+        return interleaved({name: partial(record, name, run) for name, run in configurations.items()}, *args, **kwargs)
+
+    interleaved = passes.interleaved
+    monkeypatch.setattr(passes, 'interleaved', recorded)
+    for owner, name, what in (
+            (Image, 'open', 'PIL'), (simplejpeg, 'decode_jpeg', 'simplejpeg'), (step_bench.Update, '__call__', 'steps'),
+            (AgMaxTask, 'forward', 'AgMax'), (timm.data.FastCollateMixup, '__call__', 'MixUp of timm'),
+            (TwoViewCollate, '__call__', 'MixUp of two views'), (FastCollate, '__call__', 'MixUp of arrays'),
+            (ReaderImageFolder, '__init__', 'index of timm'), (FolderReader, '__init__', 'index')):
+        count(owner, name, what)
+    return done
+
+
+def test_what_is_measured_of_training(photos, measured, done):
+    """Eight images in batches of four, in this process. The bound decodes as the fast backend does."""
+    measured('training', photos, '--device', 'cpu', '-j', 0)
+    decoded, steps = {TIMM: {'PIL': 8}, FAST: {'simplejpeg': 8}}, {'steps': 2, 'AgMax': 2}
+    collated = {TIMM: {}, FAST: {'MixUp of arrays': 2}}
+    assert {name: {key: value for key, value in work.items() if 'views' not in key} for name, work in done.items()} == {
+        'steps alone': steps, 'images decoded': decoded[FAST],
+        **{name: {**decoded[name], **collated[name]} for name in (TIMM, FAST)},
+        **{f'training, {name}': {**decoded[name], **collated[name], **steps} for name in (TIMM, FAST)}}
+
+
+def test_what_is_measured_of_loaders(photos, measured, done):
+    measured('loader', photos, '--memory', '--recipes', 'standard')
+    assert {name: {key: work[key] for key in ('PIL', 'simplejpeg') if key in work} for name, work in done.items()} == {
+        ONE: {'PIL': 8}, TIMM: {'PIL': 8}, FAST: {'simplejpeg': 8}, **dict.fromkeys(IN_MEMORY, {})}
+
+
+def test_what_is_measured_of_steps_collates_and_indices(photos, measured, done):
+    measured('step', '--device', 'cpu')
+    measured('collate')
+    measured('index', photos)
+    assert done == {
+        'cross-entropy': {'steps': 1}, 'AgMax': {'steps': 1, 'AgMax': 1},
+        "timm's, once a view": {'MixUp of timm': 2}, TIMM: {'MixUp of two views': 1}, FAST: {'MixUp of arrays': 1},
+        'timm': {'index of timm': 1}, 'agmax_timm': {'index': 1}}
 
 
 def columns(rows, *names):

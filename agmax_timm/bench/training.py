@@ -87,9 +87,9 @@ def _trainer(args: argparse.Namespace, device: torch.device, classes: int) -> Ca
 
 def _decoder(root: str, args: argparse.Namespace) -> DataLoader:
     """What no loader can be faster than: files read and decoded, by the fast backend's decoder, and no more."""
-    from ..data.fast.decoding import decode
+    from ..data.fast.decoding import decode_array
     dataset = create_dataset('', root=root, split='train')
-    dataset.decode = decode
+    dataset.decode = decode_array
     dataset.transform = lambda image: None
     return DataLoader(dataset, args.batch_size, shuffle=True, num_workers=args.workers, collate_fn=len, drop_last=True,
                       persistent_workers=args.workers > 0)
