@@ -10,6 +10,7 @@ from timm.models import get_pretrained_cfg
 
 from .checkpoint import SavedModel
 from .labels import describe, known_names
+from .recipe import portable
 
 # What timm calls the folder of a card; see published_card.
 _HERE = "'local-dir:.'"
@@ -129,7 +130,8 @@ def _metadata(saved: SavedModel, title: str, license: str) -> ModelCardData:
     results = [
         EvalResult(
             task_type='image-classification', task_name='Image classification',
-            dataset_type=dataset[0], dataset_name=dataset[1], dataset_split=saved.options.get('val_split') or None,
+            dataset_type=dataset[0], dataset_name=dataset[1],
+            dataset_split=portable(saved.options.get('val_split')) or None,
             metric_type='map' if _several_labels(saved) else 'accuracy', metric_name=name, metric_value=value)
         for name, value in _accuracies(saved).items()] if dataset else []
     return ModelCardData(
@@ -234,7 +236,7 @@ def _transformers_usage(saved: SavedModel) -> str:
 def _training(saved: SavedModel, recipe: Optional[Dict[str, Any]]) -> str:
     if not recipe:
         return ''
-    known = {**saved.options, **recipe}
+    known = {**portable(saved.options), **recipe}
     rows = [f'| {name} | {_plain(known[name])} |' for name in _HYPERPARAMETERS
             if known.get(name) not in (None, False, '', 0, []) and (recipe.get('agmax') or 'agmax' not in name)]
     versions = ', '.join(f'{name} {version}' for name, version in saved.versions.items())
@@ -252,7 +254,7 @@ def _results(saved: SavedModel, curves: bool) -> str:
         values['Loss'] = f"{saved.metrics['loss']:.4f}"
     lines = []
     if values:
-        dataset, split = dataset_of(saved.options), saved.options.get('val_split')
+        dataset, split = dataset_of(saved.options), portable(saved.options.get('val_split'))
         where = (f' on {dataset[1]}' if dataset else '') + (f', split {split}' if split else '')
         epoch = f" after epoch {saved.metrics['epoch']:.0f} (counted from 0)" if 'epoch' in saved.metrics else ''
         size, crop = saved.data_config['input_size'], saved.data_config.get('crop_pct')

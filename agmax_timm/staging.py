@@ -6,7 +6,7 @@ import shutil
 import tempfile
 from logging import getLogger
 from pathlib import Path
-from typing import Any, Dict, List, Sequence, Tuple, Union
+from typing import List, Sequence, Tuple, Union
 
 import timm
 import torch
@@ -22,6 +22,7 @@ from .data.random_state import kept_random_state
 from .durable import scratch_folder
 from .hub_error import HubError, reason, told
 from .labels import SEVERAL_LABELS, describe, index_names, known_names
+from .recipe import recipe
 from .silence import silenced
 
 CONFIG, WEIGHTS, CARD, RECIPE, SUMMARY, CURVES = FILES = (
@@ -32,11 +33,6 @@ _OF_SOURCE = (
     'url', 'file', 'state_dict', 'hf_hub_id', 'hf_hub_filename', 'source', 'label_offset', 'label_names',
     'label_descriptions', 'license', 'description', 'origin_url', 'paper_name', 'paper_ids', 'notes')
 _LOCATIONS = ('url', 'file', 'state_dict', 'hf_hub_id', 'hf_hub_filename', 'source')
-# Options of the machine, the folders and the process that trained: not part of a recipe.
-_NOT_RECIPE = (
-    'data', 'data_dir', 'class_map', 'output', 'experiment', 'resume', 'no_resume_opt', 'initial_checkpoint',
-    'pretrained_path', 'start_epoch', 'push_to_hub', 'hub_private', 'hub_revision', 'hub_pr', 'device', 'distributed',
-    'rank', 'local_rank', 'world_size', 'explicit')
 
 # Reasons why a folder cannot be written that may pass. safetensors has an error of its own for a full disk.
 DISK_ERRORS = (OSError, SafetensorError)
@@ -91,11 +87,6 @@ def try_staging(saved: SavedModel) -> None:
         if not isinstance(cause, DISK_ERRORS):
             raise
         _logger.warning(f'It was not tried whether this model can be published: {reason(cause)}')
-
-
-def recipe(options: Dict[str, Any]) -> Dict[str, Any]:
-    """The options that make a run on any machine, a file for train.py -c; without those that are not set."""
-    return {name: value for name, value in sorted(options.items()) if name not in _NOT_RECIPE and value is not None}
 
 
 def load_folder(folder: Union[str, Path]) -> torch.nn.Module:

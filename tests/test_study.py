@@ -365,6 +365,26 @@ def test_a_study_that_is_stopped_goes_on_and_repeats_nothing(tmp_path, photos, m
     assert run_study(changed, '--output', folder) == 2
 
 
+@pytest.mark.parametrize('option, allowed', [
+    (dict(report=True), True), (dict(log_tensorboard=True), True), (dict(log_wandb=True), True),
+    (dict(nan_policy='skip'), True), (dict(max_damaged=0.5), True), (dict(workers=1), True), (dict(pin_mem=True), True),
+    (dict(lr=0.01), False), (dict(val_interval=2), False), (dict(early_stop=3), False),
+])
+def test_runs_that_exist_may_have_other_options_without_effect_on_the_result(tmp_path, option, allowed):
+    study = read_study(write_study(tmp_path))
+    for run in make_runs(study, 'data', str(tmp_path / 'out')):
+        os.makedirs(run.folder)
+        with open(os.path.join(run.folder, 'args.yaml'), 'w') as file:
+            yaml.safe_dump(vars(run.args), file)
+    now = read_study(write_study(tmp_path, base={**SMALL, **option}))
+    runs = make_runs(now, 'data', str(tmp_path / 'out'))
+    if allowed:
+        plan.check_unchanged(now, runs)
+    else:
+        with pytest.raises(StudyError, match=f'was trained with {[*option][0]} .*now to have {[*option.values()][0]}'):
+            plan.check_unchanged(now, runs)
+
+
 # Files
 
 

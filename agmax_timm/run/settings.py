@@ -1,14 +1,10 @@
 """The options of a run as people read them: what differs from the defaults, and the command that repeats it."""
 import argparse
-import os
 import shlex
 from typing import Any, Dict, List, Tuple
 
-from ..staging import recipe
+from ..recipe import recipe
 from .options import train_parser
-
-# Files that decide what is trained: by their names, their folders are those of a machine.
-_FILES = ('class_map', 'initial_checkpoint', 'pretrained_path')
 
 
 def changed_options(options: Dict[str, Any]) -> Dict[str, Tuple[Any, Any]]:
@@ -18,9 +14,8 @@ def changed_options(options: Dict[str, Any]) -> Dict[str, Tuple[Any, Any]]:
         options: As given, as in args.yaml.
     """
     parser = train_parser()
-    files = {name: os.path.basename(options[name]) for name in _FILES if options.get(name)}
-    return {name: (value, parser.get_default(name)) for name, value in {**recipe(options), **files}.items()
-            if name in _actions(parser) and value != parser.get_default(name)}
+    return {name: (value, parser.get_default(name)) for name, value in recipe(options).items()
+            if value != parser.get_default(name)}
 
 
 def train_command(options: Dict[str, Any], processes: int = 1) -> str:

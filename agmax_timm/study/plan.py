@@ -14,15 +14,11 @@ import yaml
 from ..option_file import read_mapping
 from ..run.config import parse_train_args
 from ..run.flags.checks import METRICS
+from ..run.flags.kinds import KEEPING, LAUNCHER
 from .definition import Level, Study, StudyError
 
 # Options that decide where, how fast and how watched a run is, not what it computes.
-_MAY_CHANGE = {
-    'data', 'data_dir', 'output', 'experiment', 'resume', 'device', 'device_modules', 'workers', 'pin_mem',
-    'log_interval', 'recovery_interval', 'hang_timeout', 'checkpoint_hist', 'save_images', 'dataset_download',
-    'log_wandb', 'wandb_project', 'wandb_tags', 'wandb_resume_id', 'push_to_hub', 'hub_private', 'hub_revision',
-    'hub_pr',
-}
+_MAY_CHANGE = {*KEEPING, *LAUNCHER, 'data', 'data_dir', 'resume', 'workers'}
 
 
 @dataclass

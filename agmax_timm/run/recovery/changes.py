@@ -6,6 +6,7 @@ from torch.utils.data import Dataset, IterableDataset
 
 from ...command_line import OptionError, flag_of
 from ...data.classes import class_names, normalised, same_names
+from ..flags.kinds import KEEPING, LAUNCHER
 
 # They decide what the tensors of a checkpoint are.
 _FIXED = ('model', 'num_classes', 'in_chans', 'gp', 'model_kwargs', 'agmax', 'agmax_loss', 'agmax_units', 'task',
@@ -22,18 +23,11 @@ _SCHEDULE = (
     'warmup_epochs', 'warmup_prefix', 'min_lr', 'cooldown_epochs', 'patience_epochs', 'decay_milestones',
     'decay_epochs', 'decay_rate', 'lr_noise', 'lr_noise_pct', 'lr_noise_std', 'lr_cycle_mul', 'lr_cycle_decay',
     'lr_cycle_limit', 'lr_k_decay', 'lr_decay_fn', 'lr_stable_timescale')
-_LAUNCHER = ('local_rank', 'rank', 'world_size', 'distributed', 'device', 'device_modules')
 # What a checkpoint takes the place of, or what is told or refused on its own.
 _START = ('resume', 'no_resume_opt', 'start_epoch', 'stop_epoch', 'early_stop', 'early_stop_metric',
           'early_stop_min_delta', 'pretrained', 'pretrained_path', 'initial_checkpoint', 'head_init_scale',
           'head_init_bias', 'agmax_init_std', 'workers', 'data')
-# They decide what is watched, kept and told of a run, or how fast it is, not what it computes.
-_KEEPING = (
-    'output', 'experiment', 'log_interval', 'save_images', 'report', 'recovery_interval', 'checkpoint_hist',
-    'nan_policy', 'hang_timeout', 'max_damaged', 'check_data', 'dataset_download',
-    'dataset_trust_remote_code', 'pin_mem', 'synchronize_step', 'dry_run', 'log_tensorboard', 'log_wandb',
-    'wandb_project', 'wandb_tags', 'wandb_resume_id', 'push_to_hub', 'hub_private', 'hub_revision', 'hub_pr')
-_OF_NO_ACCOUNT = _LAUNCHER + _START + _KEEPING
+_OF_NO_ACCOUNT = LAUNCHER + _START + KEEPING
 
 
 def compare_options(args: argparse.Namespace, saved: Dict[str, Any], within_epoch: bool) -> Tuple[List[str], bool]:

@@ -19,7 +19,7 @@ from ...data.classes import class_names, summary
 from ...data.datasets import DataError
 from ...data.errors import WorkerError
 from ...data.workers import names_dead_workers
-from ...staging import recipe
+from ...recipe import portable, recipe, redact
 from ...untrusted import CheckpointError, one_line
 from .. import build, folder, loaders, reporting, validation
 from ..config import read_config, validate_options
@@ -118,7 +118,7 @@ def make_report(
         patch_size = evaluation.patch_size if evaluation is not None else None
         report.views = training_views(saved, data_config, device, report.class_names, patch_size) if data_config else []
     except (DataError, OptionError) as error:
-        report.notes.append(f'No training images are shown: {error}')
+        report.notes.append(f'No training images are shown: {redact(str(error))}')
     path = os.path.join(run_dir, FILE)
     # Names of files may be any bytes.
     with durable.replacing(path, 'w', encoding='utf-8', errors='backslashreplace') as f:
@@ -287,7 +287,7 @@ def _measured_in_training(record: Dict[str, Any], use_ema: bool) -> Dict[str, fl
 
 def _about(saved: Dict[str, Any]) -> str:
     dataset = dataset_of(saved)
-    return (f"{saved['model']}" + (f' on {dataset[1]}' if dataset else '')
+    return (f"{portable(saved['model'])}" + (f' on {dataset[1]}' if dataset else '')
             + (', with AgMax' if saved['agmax'] else '') + f", {saved['epochs']} epochs.")
 
 
@@ -319,7 +319,7 @@ def _notes(
     size = ' x '.join(map(str, evaluation.data_config['input_size'][1:]))
     crop = evaluation.data_config['crop_pct']
     notes = [f'Measured with {os.path.basename(checkpoint)}, {describe_weights(saved, use_ema)}, on the split '
-             f"{saved['val_split']}, at {size}, crop {crop:g}."]
+             f"{portable(saved['val_split'])}, at {size}, crop {crop:g}."]
     before = _measured_in_training(record, use_ema)
     if before:
         notes.append('Training measured of these weights: '

@@ -1,0 +1,72 @@
+"""What others get of a run's options: a recipe that works on any machine, and names no person and no folder."""
+import os
+import re
+from typing import Any, Dict
+
+from .run.flags.kinds import FILES, FILES_OR_NUMBERS, LAUNCHER, PERSONAL
+from .run.options import train_parser
+
+# Options that name a source before a folder.
+_SOURCE = re.compile(r'(?:local-dir|file):(?://)?|(?:hfds|hfids|tfds|wds|torch)/', re.IGNORECASE)
+_ABSOLUTE = re.compile(r'~|[/\\]|[A-Za-z]:[/\\]')
+_NAME = r'''[^\s/\\'",;|<>]+'''
+_IN_TEXT = re.compile(rf'(?<![\w./\\~])(?<!:(?=//))(?:~|[A-Za-z]:)?[/\\](?:{_NAME}[/\\])*({_NAME})')
+_SECRETS = {
+    re.compile(r'\bhf_[A-Za-z0-9]{16,}\b'): 'TOKEN',
+    re.compile(r'(?<=://)[^/\s@]+@'): '',
+    re.compile(r'(bearer\s+|(?:token|key|secret|password)=)[^\s&\'"]+', re.IGNORECASE): r'\1TOKEN',
+}
+
+
+def recipe(options: Dict[str, Any]) -> Dict[str, Any]:
+    """The options that make a run on any machine, a file for train.py -c; without those that are not set.
+
+    Left out are options of the machine, the process and the person. Files have their names alone: whoever repeats the
+    run puts them into the working folder.
+
+    Args:
+        options: Options of a run; those that train.py does not have are left out, such as an older timm's.
+    """
+    known = {action.dest for action in train_parser()._actions}
+    return {name: _portable_option(name, value) for name, value in sorted(options.items())
+            if name in known and name not in LAUNCHER + PERSONAL and value is not None}
+
+
+def portable(value: Any) -> Any:
+    """A value of an option, or several in lists and dictionaries, without folders of a machine and without secrets.
+
+    Of an absolute path the last name stays, `hfds//home/ann/birds` is `hfds/./birds`.
+    """
+    if isinstance(value, dict):
+        return {key: portable(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(portable, value))
+    if not isinstance(value, str):
+        return value
+    match = _SOURCE.match(value)
+    source = match[0] if match else ''
+    rest = value[len(source):]
+    of_data = source.endswith('/') and not source.endswith('//')
+    if _ABSOLUTE.match(rest) or source and (os.path.exists(rest) or not of_data):
+        here = './' if of_data else ''  # else it would be the name of a data set
+        return source.removesuffix('//') + here + last_name(rest)
+    return redact(value)
+
+
+def redact(text: str) -> str:
+    """A text in which of absolute paths the last name stays, and secrets are replaced."""
+    text = _IN_TEXT.sub(r'\1', text.replace('file://', ''))
+    for pattern, replacement in _SECRETS.items():
+        text = pattern.sub(replacement, text)
+    return text
+
+
+def last_name(path: str) -> str:
+    """The name of a file or folder without those that it is in, on any system."""
+    return re.split(r'[/\\]', path.rstrip('/\\'))[-1]
+
+
+def _portable_option(name: str, value: Any) -> Any:
+    if name in FILES or name in FILES_OR_NUMBERS and isinstance(value, str) and re.search(r'[/\\]', value):
+        return last_name(value)
+    return portable(value)

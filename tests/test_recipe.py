@@ -1,0 +1,159 @@
+"""What others get of a run: a recipe that train.py accepts, without names of a person, folders and secrets."""
+import argparse
+import shlex
+
+import pytest
+import yaml
+from huggingface_hub import ModelCard
+
+from agmax_timm.option_file import convert_options
+from agmax_timm.recipe import portable, recipe, redact
+from agmax_timm.run.config import parse_train_args
+from agmax_timm.run.flags.kinds import FILES, FILES_OR_NUMBERS, KEEPING, LAUNCHER, PERSONAL
+from agmax_timm.run.options import train_parser
+from agmax_timm.run.report.page import Report, page
+from agmax_timm.run.settings import changed_options, train_command
+from agmax_timm.staging import stage
+
+PERSON = 'ann-smith'
+ACTIONS = {action.dest: action for action in train_parser()._actions if action.dest not in ('help', 'config')}
+# Words that an option needs, or that are valid for it; DIR is a folder of the person with the FILES in it.
+VALID = {
+    'model': ['local-dir:DIR/model'], 'kd_model_name': ['local-dir:DIR/teacher'], 'dataset': ['hfds/DIR/birds'],
+    'train_split': ['DIR/some'], 'val_split': ['DIR/val'], 'pretrained_cfg_overlay': ['file=DIR/weights.pth'],
+    'model_kwargs': ['weights=DIR/part.pth'], 'opt_kwargs': ['state=DIR/state.pth'], 'resume': ['DIR/last.pth'],
+    'data': ['DIR/data'], 'data_dir': ['DIR/data'], 'output': ['DIR/out'], 'experiment': [PERSON],
+    'wandb_project': [PERSON], 'wandb_tags': [PERSON, 'b'], 'wandb_resume_id': [PERSON], 'hub_revision': [PERSON],
+    'push_to_hub': [f'{PERSON}/net'], 'device_modules': [PERSON], 'image_memory': ['8G'],
+    'loss_class_weight': ['DIR/counts.json'],
+    'loss_pos_weight': ['DIR/counts.json'],
+}
+FLAGS_BESIDE = {
+    'wandb_resume_id': ['--resume', 'DIR/last.pth'], 'no_resume_opt': ['--resume', 'DIR/last.pth'],
+    'hub_private': ['--push-to-hub', 'a/b'], 'hub_revision': ['--push-to-hub', 'a/b'],
+    'hub_pr': ['--push-to-hub', 'a/b'], 'jsd_loss': ['--aug-splits', '2'], 'pretrained_path': ['--pretrained'],
+}
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A folder of the person with files in it, which are in the working folder as well."""
+    folder, here = tmp_path / PERSON, tmp_path / 'here'
+    for place in (folder, here):
+        place.mkdir()
+        for name in (*FILES, 'counts.json', 'last.pth'):
+            (place / name).write_text('x')
+    monkeypatch.chdir(here)
+    return folder
+
+
+def words_of(name, folder):
+    """The flag of an option with a value that is not its default."""
+    action = ACTIONS[name]
+    if name in FILES:
+        values = [f'DIR/{name}']
+    elif name in VALID:
+        values = VALID[name]
+    elif isinstance(action, argparse._StoreTrueAction):
+        values = []
+    elif action.choices:
+        values = [next(choice for choice in action.choices if choice != action.default)]
+    elif action.nargs == 3:
+        values = ['3', '32', '32']
+    elif name in ('scale', 'ratio', 'cutmix_minmax', 'lr_noise', 'opt_betas'):
+        values = ['0.5', '0.6']
+    elif action.type is float:
+        values = ['0.25']
+    else:
+        values = ['2'] if action.type is not None else ['word']
+    flag = [word for word in action.option_strings if word.startswith('--')][:1]
+    return [word.replace('DIR', str(folder)) for word in (*flag, *values, *FLAGS_BESIDE.get(name, []))]
+
+
+def every_option(folder):
+    """Options of a run that sets each to something else, those that exclude each other too."""
+    options = vars(parse_train_args([]))
+    for name, action in ACTIONS.items():
+        parser = argparse.ArgumentParser(allow_abbrev=False)
+        parser._add_action(action)
+        options[name] = getattr(parser.parse_known_args(words_of(name, folder))[0], name)
+    return options
+
+
+def test_the_recipe_of_every_option_is_a_file_of_train_and_names_nobody(folder):
+    options = every_option(folder)
+    default = {name: train_parser().get_default(name) for name in ACTIONS}
+    assert [name for name in ACTIONS if options[name] == default[name]] == []
+    made = recipe({**options, 'rank': 0, 'world_size': 2, 'explicit': {'lr'}, 'native_amp': True})
+    assert set(made) == set(ACTIONS) - {*LAUNCHER, *PERSONAL}
+    text = yaml.safe_dump(made)
+    assert PERSON not in text and str(folder.parent) not in text and '/home' not in text
+    assert {name: made[name] for name in FILES} == {name: name for name in FILES}
+    assert {made[name] for name in FILES_OR_NUMBERS} == {'counts.json'}
+    assert (made['model'], made['dataset'], made['train_split']) == ('local-dir:model', 'hfds/./birds', 'some')
+    assert made['pretrained_cfg_overlay'] == {'file': 'weights.pth'}
+
+
+@pytest.mark.parametrize('name', ACTIONS)
+def test_recipe_and_command_of_each_option_are_accepted_and_say_the_same(name, folder, tmp_path, monkeypatch):
+    monkeypatch.setattr('agmax_timm.run.config.check_combinations', lambda *_: None)  # each option alone has no effect
+    words = words_of(name, folder)
+    if name not in ('data', 'data_dir'):
+        words = ['DIR', *words]
+    try:
+        options = vars(parse_train_args(words))
+    except SystemExit:  # it needs others beside it: the type at least is right
+        assert name not in PERSONAL + FILES, words
+        made = recipe({name: every_option(folder)[name]})
+        assert convert_options(made, train_parser()) == made
+        return
+    made = recipe(options)
+    (tmp_path / 'train_hparams.yaml').write_text(yaml.safe_dump(made))
+    assert recipe(vars(parse_train_args(['DIR', '-c', str(tmp_path / 'train_hparams.yaml')]))) == made
+    command = shlex.split(train_command(options))
+    assert command[:3] == ['python', 'train.py', 'DIR']
+    assert recipe(vars(parse_train_args(command[2:]))) == made
+    assert PERSON not in f'{made} {command}' and (name in changed_options(options)) == (
+        name not in LAUNCHER + PERSONAL)
+
+
+def test_nothing_that_is_staged_or_reported_names_a_person_or_a_folder(folder, make_saved, tmp_path):
+    run = every_option(folder)
+    for dataset in ('', f'hfds/{folder}/birds', f'wds/{folder}/birds-{{0..9}}.tar'):
+        options = {**run, 'dataset': dataset, 'agmax': True, 'task': 'classification'}
+        stage(make_saved(options=options), tmp_path / 'hub')
+        for path in (tmp_path / 'hub').iterdir():
+            content = path.read_bytes().decode('latin-1')
+            assert PERSON not in content and str(tmp_path) not in content, path
+        card = ModelCard.load(tmp_path / 'hub' / 'README.md')
+        assert '| class_map' not in card.content and 'split val' in card.text
+    text = page(Report(title='run', about='', headline=[], notes=[], command=train_command(run),
+                       changed=changed_options(run), options=recipe(run), versions={}, curves={}))
+    assert PERSON not in text and str(tmp_path) not in text
+
+
+@pytest.mark.parametrize('value, expected', [
+    ('/home/ann smith/my data/x.txt', 'x.txt'),
+    ('C:\\Users\\ann\\x.pth', 'x.pth'),
+    ('~/x.pth', 'x.pth'),
+    ('file:///home/ann/x.pth', 'file:x.pth'),
+    ('local-dir:../ann/net', 'local-dir:net'),
+    ('hfds//home/ann/birds', 'hfds/./birds'),
+    ('wds/pipe:cat /home/ann/x.tar', 'wds/pipe:cat x.tar'),
+    ('https://ann:secret@host/x?token=abc&size=1', 'https://host/x?token=TOKEN&size=1'),
+    (['hf_' + 30 * 'a', {'x': ('/home/ann/y', 3)}], ['TOKEN', {'x': ('y', 3)}]),
+    *((same, same) for same in (
+        'hf_hub:ann/net@main', 'hfds/ylecun/mnist', 'rand-m9-mstd0.5', 'torch/image_folder', '1/2', 0.5, None, True,
+        '')),
+])
+def test_values_without_folders_and_secrets(value, expected):
+    assert portable(value) == expected
+
+
+def test_messages_without_folders():
+    assert redact("no such folder or tar file: /home/ann/birds, see '/tmp/a/b.csv' and https://host/a/b") == (
+        "no such folder or tar file: birds, see 'b.csv' and https://host/a/b")
+
+
+def test_options_that_change_no_result_are_options():
+    assert {*KEEPING, *PERSONAL, *FILES, *FILES_OR_NUMBERS} <= {*ACTIONS, 'config'}
