@@ -398,7 +398,7 @@ WDS = ['--dataset', 'wds/x', '--val-split', 'val']
     (['--epoch-repeats', '2'], ['--epoch-repeats 2', '--train-num-samples']),
     (['--aug-repeats', '3'], ['num_aug_repeats']),
     (['--use-multi-epochs-loader'], ['use_multi_epochs_loader']),
-    (['--target-key', 'nothing'], ["split 'train'", "'nothing'", 'other', '--target-key']),
+    (['--target-key', 'nothing'], ['train-0.tar', "'nothing'", "only 'other'", '--target-key']),
     (['--input-key', 'tiff'], ["split 'train'", '--input-key']),
 ])
 def test_what_shards_cannot_do_is_one_line(sources, fail, argv, words):

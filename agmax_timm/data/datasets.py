@@ -16,9 +16,10 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from .class_map import read_class_map
 from .classes import ModelClasses, check_evaluation, class_names, class_outputs, class_to_idx  # noqa: F401
-from .decoding import DecodedDataset, with_policy
+from .decoding import ConvertedIterable, DecodedDataset, with_policy
 from .errors import DataError
 from .folder import FolderReader, is_hidden
+from .labels import check_column
 
 _logger = logging.getLogger(__name__)
 
@@ -304,8 +305,7 @@ def check_evaluated_classes(
     for line in filter(None, (left_out(dataset), nested(dataset))):
         _logger.warning(line)
     check_evaluation(classes, class_outputs(dataset, valid_labels), num_outputs, valid_labels is None)
-    if valid_labels is None:
-        check_labels(dataset, num_outputs, evaluation=True)
+    check_labels(dataset, num_outputs if valid_labels is None else len(valid_labels), evaluation=True)
 
 
 def _check_known_classes(
@@ -332,10 +332,15 @@ def check_labels(dataset: Optional[Dataset], num_classes: Optional[int], evaluat
     Args:
         evaluation: Whether the model is trained already, so that its number of outputs cannot change.
     """
+    check_column(dataset, num_classes)
+    if isinstance(dataset, ConvertedIterable):
+        dataset.num_classes = num_classes  # its labels are checked when they are read
     span = _label_span(dataset)
     if span is None:
         return
     low, high = span
+    if low == 1 and high == num_classes:
+        raise DataError(f'the data has the labels 1 to {high}: class indices count from 0: subtract 1')
     if low < 0:
         raise DataError(f'the data has the label {low}: labels count from 0; give --class-map or data with labels')
     if num_classes is not None and high >= num_classes:

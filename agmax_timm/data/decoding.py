@@ -2,7 +2,8 @@
 import os
 import tarfile
 import warnings
-from itertools import chain
+from functools import partial
+from itertools import chain, count
 from typing import Any, BinaryIO, Callable, Iterator, List, Optional, Tuple
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch.utils.data import Dataset
 
 from .damage import Damage
 from .errors import DamagedError
+from .labels import NO_CLASS_OF_MAP, check_shards, label_error, to_target
 
 _DECODING_READERS = ('ReaderWds', 'ReaderHfids')  # timm's that decode images; their modules need packages to import
 
@@ -95,10 +97,7 @@ class DecodedDataset(ImageDataset):
         image, target, *features = self._next_sample(index)
         if self.transform is not None:
             image = self.transform(image)
-        if target is None:
-            target = -1
-        elif self.target_transform is not None:
-            target = self.target_transform(target)
+        target = -1 if target is None else to_target(target, self.target_transform, partial(self._name, index))
         return (image, target) if self.additional_features is None else (image, target, *features)
 
     def __getitems__(self, indices: List[int]) -> Any:
@@ -108,16 +107,24 @@ class DecodedDataset(ImageDataset):
         return self.batches(indices)
 
     def _next_sample(self, index: int) -> Tuple[Any, ...]:
-        count = len(self)
-        first = range(count)[index]  # counts from the end where negative
-        for tried, number in enumerate(chain(range(first, count), range(first)), 1):
+        for tried, number in enumerate(self._from(index), 1):
             try:
                 return self.load(number)
             except UndecodableError as error:
                 self.damage.found(number, str(error))
                 if tried >= _MOST_IN_A_ROW:  # as where the disk is gone
                     self.damage.check()
-        raise DamagedError(f'none of the {count} samples can be decoded, such as {self.damage.path(first)}')
+        first = self.damage.path(next(self._from(index)))
+        raise DamagedError(f'none of the {len(self)} samples can be decoded, such as {first}')
+
+    def _from(self, index: int) -> Iterator[int]:
+        """All samples in their order, from one on."""
+        first = range(len(self))[index]  # counts from the end where negative
+        return chain(range(first, len(self)), range(first))
+
+    def _name(self, index: int) -> str:
+        """The name of a sample, or of the one that takes its place."""
+        return self.damage.path(next(number for number in self._from(index) if not self.damage.flags[number]))
 
     def load(self, index: int) -> Tuple[Any, ...]:
         """The image (PIL's, or pixels by another `decode`), its target and features of a sample, not transformed.
@@ -139,7 +146,7 @@ class DecodedDataset(ImageDataset):
 
 
 class ConvertedIterable(IterableImageDataset):
-    """timm's IterableImageDataset with convert(), where its reader decodes files (wds/, hfids/).
+    """timm's IterableImageDataset with convert(), where its reader decodes files (wds/, hfids/), and checked labels.
 
     Args:
         dataset: That of timm; its reader no longer converts.
@@ -147,14 +154,29 @@ class ConvertedIterable(IterableImageDataset):
 
     def __init__(self, dataset: IterableImageDataset):
         super().__init__('', dataset.reader, transform=dataset.transform, target_transform=dataset.target_transform)
-        self.input_img_mode = self.reader.input_img_mode
-        self.reader.input_img_mode = ''
+        self.num_classes: Optional[int] = None  # outputs of the model, if known
+        self.remaps = self.reader.remap_class
+        self.input_img_mode = ''
+        if type(self.reader).__name__ in _DECODING_READERS:
+            self.input_img_mode, self.reader.input_img_mode = self.reader.input_img_mode, ''
+        if type(self.reader).__name__ == 'ReaderWds':
+            check_shards(self)
 
     def __iter__(self) -> Iterator[Tuple[Any, Any]]:
-        for image, target in self.reader:
+        samples = iter(self.reader)
+        for number in count():
+            try:
+                image, label = next(samples)
+            except StopIteration:
+                return
+            except KeyError as error:
+                if not self.remaps:
+                    raise
+                raise label_error(f'sample {number}', error.args[0], NO_CLASS_OF_MAP) from error
             image = convert(image, self.input_img_mode) if self.input_img_mode else image
             image = image if self.transform is None else self.transform(image)
-            yield image, target if self.target_transform is None else self.target_transform(target)
+            name = partial('sample {}'.format, number)
+            yield image, to_target(label, self.target_transform, name, self.num_classes)
 
 
 class NamingLoader:
@@ -174,7 +196,7 @@ class NamingLoader:
 
 def with_policy(dataset: Dataset, max_damaged: Optional[float]) -> Dataset:
     """A data set of timm's factory with our decoding, or where that is not ours with our error."""
-    if type(dataset) is IterableImageDataset and type(dataset.reader).__name__ in _DECODING_READERS:
+    if type(dataset) is IterableImageDataset:
         return ConvertedIterable(dataset)
     if type(dataset) is ImageDataset:
         names = ('load_bytes', 'input_img_mode', 'transform', 'target_transform', 'additional_features')

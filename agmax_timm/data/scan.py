@@ -89,7 +89,8 @@ class Inventory:
 
     def add(self, finding: Finding) -> None:
         self._digests += finding.digest
-        if isinstance(finding.target, (int, np.integer)):
+        if isinstance(finding.target, (int, np.integer)) or (
+                isinstance(finding.target, float) and finding.target.is_integer()):
             self.classes[int(finding.target)] += 1
         if finding.problem:
             self.damaged[finding.index] = finding.problem

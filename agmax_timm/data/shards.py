@@ -23,6 +23,7 @@ from timm.data import IterableImageDataset
 from torch.utils.data import Dataset
 
 from .datasets import DataError, create_dataset
+from .errors import LabelError
 
 _logger = logging.getLogger(__name__)
 
@@ -186,9 +187,11 @@ def _check_first_sample(dataset: Dataset, where: str) -> None:
         reader.dist_rank, reader.dist_num_replicas = 0, 1
         if _in_shards(reader):
             reader.split_info = replace(reader.split_info, filenames=tuple(reader.split_info.filenames[:1]))
-        next(iter(reader))
+        next(iter(dataset))
     except StopIteration:
         raise DataError(f'{where} cannot be read, see the warnings above: check --input-key, --target-key') from None
+    except LabelError:
+        raise
     except Exception as error:  # whatever a missing key leads to in timm
         raise DataError(f'{where} cannot be read: {error}: check split, --input-key, --target-key') from error
 

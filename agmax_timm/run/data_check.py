@@ -14,6 +14,7 @@ from ..command_line import OptionError
 from ..data.classes import ModelClasses, check_evaluation, class_names, class_outputs, summary
 from ..data.datasets import DataError, check_different, check_folders, check_labels, left_out, nested
 from ..data.errors import WorkerError
+from ..data.labels import check_column
 from ..data.scan import Inventory, duplicates, scan
 from ..data.shards import open_dataset
 from ..data.workers import names_dead_workers
@@ -123,6 +124,8 @@ def _open(args: argparse.Namespace, split: str) -> ImageDataset:
         **(dict(target_format=args.target_format) if args.target_format else {}))
     if not isinstance(dataset, ImageDataset):
         raise refusal
+    if args.task != 'multilabel':
+        check_column(dataset)
     return dataset
 
 
