@@ -22,6 +22,7 @@ from ..command_line import OptionError, flag_of
 from ..models import adapted_modules, misfits
 from ..silence import silenced
 from ..untrusted import one_line
+from . import process_group
 from .flags.names import REFUSED, check_model
 from .scaler import LossScaler
 from .sharding import shard_task
@@ -54,7 +55,24 @@ def init_device(args: argparse.Namespace) -> torch.device:
     if torch.cuda.is_available():
         torch.backends.cuda.matmul.allow_tf32 = True
         torch.backends.cudnn.benchmark = True
-    return utils.init_distributed_device(args)
+    _check_gpus(args)
+    device = utils.init_distributed_device(args)
+    if args.distributed and getattr(args, 'hang_timeout', 0):
+        process_group.outlast(args.hang_timeout)
+    return device
+
+
+def _check_gpus(args: argparse.Namespace) -> None:
+    """Raise OptionError where this process is one of more than there are GPUs."""
+    local_rank, _, _ = utils.world_info_from_env()
+    if not args.device.startswith('cuda') or not utils.is_distributed_env():
+        return
+    count = torch.cuda.device_count()
+    if local_rank >= count:
+        raise OptionError(
+            f'process {local_rank + 1} of this machine has no GPU, it sees {count}: start one process a GPU, with '
+            f'torchrun --nproc-per-node {count}, and in SLURM let each task see all GPUs of its machine '
+            '(--gpus-per-node)')
 
 
 def build_precision(args: argparse.Namespace, device: torch.device) -> Precision:

@@ -5,7 +5,6 @@ import logging
 import os
 from typing import Any, Dict, List, Optional
 
-import torch.distributed as dist
 from timm import utils
 
 from ..command_line import OptionError
@@ -24,6 +23,7 @@ from .epochs import Epochs, EvaluationFailed, begin_epoch
 from .guards.interruption import EXIT_STATUS, Interrupted, StopSignals
 from .guards.watchdog import Watchdog
 from .losses import NonFiniteError
+from .process_group import end_process_group, ending_process_group
 from .report.report import report_at_end
 
 EX_UNAVAILABLE, EX_IOERR = 69, 74  # as sysexits.h has them
@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> None:
     the run is complete but not published, 74 if the last state could not be written, 75 if the run was asked to end,
     has saved and can go on.
     """
-    with StopSignals() as signals:  # to the last: torchrun sends SIGTERM to those that leave second
+    with StopSignals() as signals, ending_process_group():  # torchrun sends SIGTERM to those that leave second
         _run(args, signals)
 
 
@@ -64,9 +64,6 @@ def _run(args: argparse.Namespace, signals: StopSignals) -> None:
         reporting.exit_with_error(EX_IOERR, error)
     except WorkerError as error:
         reporting.exit_with_error(1, WorkerError(f'{error}; --resume auto goes on'))
-    finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
 
 
 @names_dead_workers
@@ -102,6 +99,7 @@ def _train(args: argparse.Namespace, signals: StopSignals, watchdog: Watchdog) -
     trackers = open_output(built, options) if utils.is_primary(args) else None
     epochs = Epochs(built, trackers, folder.share_path(args, built.keeper.output_dir))
     epochs.run()
+    end_process_group()  # the other ranks need not wait for a report or an upload
     if utils.is_primary(args):
         finish(built, epochs, trackers)
         failure = ''

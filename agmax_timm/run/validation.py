@@ -11,7 +11,6 @@ from functools import partial
 from typing import Any, Dict, Iterator, List, Optional, Tuple, Union
 
 import torch
-import torch.distributed as dist
 from timm import utils
 from torch.utils.data import Dataset
 
@@ -32,6 +31,7 @@ from .evaluation import bulk
 from .evaluation.inference import Subject, build_subject
 from .evaluation.metrics import create_evaluator, set_targets
 from .flags import names
+from .process_group import ending_process_group
 
 # What of a run decides how its checkpoint is to be evaluated.
 _OPTIONS_OF_RUN = (
@@ -58,27 +58,30 @@ def run(args: argparse.Namespace) -> None:
     one of several failed, or --retry, or a loader worker died; 130 if interrupted, and what was done by then is
     printed.
     """
+    with ending_process_group():
+        status = _run(args)
+    if status:
+        sys.exit(status)
+
+
+def _run(args: argparse.Namespace) -> int:
+    """Exit status of an evaluation that was made; other errors end the process."""
     try:
         device = start(args)
         jobs = bulk.list_jobs(args)
         evaluate_one = partial(validate_model, device=device)
         if jobs is not None:
-            status = run_jobs(args, jobs, evaluate_one)
-        else:
-            results = bulk.validate_with_retry(args, evaluate_one) if args.retry else evaluate_one(args)
-            status = int(not report(args, results) or 'error' in results)
-            show(args, results)
+            return run_jobs(args, jobs, evaluate_one)
+        results = bulk.validate_with_retry(args, evaluate_one) if args.retry else evaluate_one(args)
+        written = report(args, results)
+        show(args, results)
+        return int(not written or 'error' in results)
     except (OptionError, DataError, CheckpointError) as error:
         reporting.exit_with_error(2, error)
     except WorkerError as error:
         reporting.exit_with_error(1, error)
     except KeyboardInterrupt:
         reporting.exit_with_error(130, RuntimeError('interrupted: the evaluation is not complete, there is no result'))
-    finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
-    if status:
-        sys.exit(status)
 
 
 def run_jobs(args: argparse.Namespace, jobs: List[bulk.Job], evaluate_one) -> int:

@@ -2,6 +2,7 @@
 import argparse
 import faulthandler
 import os
+import re
 import sys
 import threading
 import time
@@ -14,6 +15,9 @@ from .presence import Presence
 # Functions in which a rank meets the others: collectives, and DDP's within the forward and backward pass.
 _WAITING = {'all_reduce', 'broadcast', 'barrier', 'all_gather', 'gather', 'all_gather_object', 'gather_object',
             '_pre_forward', '_engine_run_backward'}
+# Collectives of NCCL return at once. The host waits for them where it reads from the device: in torch's Python function
+# or, as methods of tensors have no frame of their own, in a line that calls one.
+_READING = re.compile(r'\.(item|tolist|cpu|numpy|synchronize)\(|\.to\(|\bbool\(|\bfloat\(')
 
 
 class Watchdog:
@@ -76,9 +80,14 @@ class Watchdog:
 
     def _place(self) -> str:
         stack = traceback.extract_stack(sys._current_frames()[threading.main_thread().ident])
-        if self.args.distributed and any(frame.name in _WAITING for frame in stack):
+        if self.args.distributed and (any(frame.name in _WAITING for frame in stack) or self._reads(stack[-1])):
             silent = self.presence.silent()
             missing = f": rank {', '.join(map(str, silent))} does not answer" if silent else ''
             return f'it waits for the other ranks{missing}'
         frame = stack[-1]
         return f'it hangs in {frame.name}, {frame.filename}:{frame.lineno}'
+
+    def _reads(self, frame: traceback.FrameSummary) -> bool:
+        """Whether the main thread reads from a device, behind whose collectives it then waits."""
+        on_cpu = self.args.device.startswith('cpu')
+        return not on_cpu and (frame.name == 'synchronize' or bool(_READING.search(frame.line or '')))

@@ -1,0 +1,51 @@
+"""The process group of a command: its timeout, and its end."""
+import sys
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Iterator
+
+import torch.distributed as dist
+from torch.distributed import distributed_c10d
+
+_MARGIN = 300.  # seconds
+
+
+def outlast(seconds: float) -> None:
+    """Let collectives wait longer than `seconds`, after which a watchdog ends the job and says which rank hangs.
+
+    torch's own timeout (10 minutes for NCCL) would abort the job first and name the collective alone.
+    """
+    name = 'set_timeout' if hasattr(distributed_c10d, 'set_timeout') else '_set_pg_timeout'  # before torch 2.14
+    getattr(distributed_c10d, name)(timedelta(seconds=seconds + _MARGIN))
+
+
+@contextmanager
+def ending_process_group() -> Iterator[None]:
+    """End the process group with the block.
+
+    After an error the traceback is printed first and the group is aborted: to destroy it could wait for ever for ranks
+    that are in a collective.
+
+    Raises:
+        SystemExit: with status 1, in place of an error whose traceback was printed.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if not dist.is_initialized():
+            raise
+        unexpected = isinstance(error, Exception)
+        if unexpected:
+            sys.excepthook(*sys.exc_info())  # torch's, which puts the rank before each line
+        sys.stderr.flush()
+        distributed_c10d._abort_process_group()
+        if unexpected:
+            sys.exit(1)
+        raise
+    end_process_group()
+
+
+def end_process_group() -> None:
+    """Destroy the process group, if there is one. All ranks call it at the same time."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
