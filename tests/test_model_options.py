@@ -5,7 +5,9 @@ from timm.models import create_model
 
 from agmax_timm.command_line import OptionError
 from agmax_timm.run import build, loaders
-from agmax_timm.run.config import parse_train_args
+from agmax_timm.run.config import parse_train_args, validate_options
+from agmax_timm.run.evaluation.inference import build_subject
+from agmax_timm.run.flags import names
 
 CPU = torch.device('cpu')
 VIT = ['--model-kwargs', 'embed_dim=16', 'depth=1', 'num_heads=2', 'img_size=32']
@@ -124,3 +126,30 @@ def test_a_checkpoint_of_another_model(checkpoint):
     message = refused('test_byobnet', '--initial-checkpoint', checkpoint[0])
     assert f'--initial-checkpoint {checkpoint[0]} is not a checkpoint of --model test_byobnet' in message
     assert 'classes' not in message
+
+
+@pytest.mark.parametrize('model, warned', [('test_vit', True), ('test_resnet', False)])
+@pytest.mark.parametrize('flags', [['--sync-bn'], ['--split-bn', '--aug-splits', '2']], ids=lambda flags: flags[0])
+def test_options_of_batch_norm_in_a_model_without_it(caplog, flags, model, warned):
+    built(model, *flags, size='160')
+    assert (f'{flags[0]} has no effect: --model {model} has no batch norm' in caplog.text) is warned
+
+
+@pytest.mark.parametrize('model, warned', [('repvgg_a0', False), ('test_byobnet', True)])
+def test_a_model_without_branches_to_fuse(caplog, tmp_path, model, warned):
+    torch.save(create_model(model, num_classes=3).state_dict(), tmp_path / 'weights.pth')
+    args = validate_options(model=model, num_classes=3, reparam=True, checkpoint=str(tmp_path / 'weights.pth'))
+    args.rank, args.distributed = 0, False
+    build_subject(args, CPU, build.Precision())
+    assert (f'--reparam has no effect: --model {model} has no branches to fuse' in caplog.text) is warned
+
+
+def test_warnings_of_optimizers_come_from_the_first_process_alone(caplog, monkeypatch):
+    args = parse_train_args(['data', '--opt', 'sgd', '--opt-eps', '0.1'])
+    names.check_optimizer(args)
+    assert caplog.text.count('--opt-eps has no effect: --opt sgd has none') == 1
+    monkeypatch.setenv('RANK', '1')
+    monkeypatch.setenv('WORLD_SIZE', '2')
+    monkeypatch.setenv('LOCAL_RANK', '1')
+    names.check_optimizer(args)
+    assert caplog.text.count('no effect') == 1

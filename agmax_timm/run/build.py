@@ -160,6 +160,7 @@ def build_model(args: argparse.Namespace, device: torch.device, precision: Preci
     data_config = build_data_config(args, model)
     data_config['crop_mode'] = 'center'  # timm's train.py validates so, whatever the model's own
 
+    _warn_without_batch_norm(args, model)
     if args.split_bn:
         model = convert_splitbn_model(model, max(args.aug_splits, 2))
     # --fsdp: in host memory until it is sharded
@@ -257,6 +258,14 @@ def _describe_head(head: Any) -> str:
     if isinstance(head, (tuple, list, nn.ModuleList)):
         return f'{len(head)} heads'
     return 'no head' if head is None or isinstance(head, nn.Identity) else f'a {type(head).__name__}'
+
+
+def _warn_without_batch_norm(args: argparse.Namespace, model: nn.Module) -> None:
+    if not utils.is_primary(args) or any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules()):
+        return
+    for name in ('split_bn', 'sync_bn'):
+        if getattr(args, name):
+            _logger.warning(f'{flag_of(name)} has no effect: --model {args.model} has no batch norm')
 
 
 def _checkpoint_gradients(args: argparse.Namespace, model: nn.Module) -> None:

@@ -6,6 +6,7 @@ from typing import Any, Dict, Optional, Tuple
 
 import torch
 import torch.nn as nn
+from timm import utils
 from timm.layers import apply_test_time_pool
 from timm.models import reparameterize_model
 
@@ -61,7 +62,10 @@ def build_subject(args: argparse.Namespace, device: torch.device, precision: Pre
     else:
         _check_head(args, model)
     if args.reparam:
+        names = model.state_dict().keys()
         model = reparameterize_model(model)
+        if utils.is_primary(args) and names == model.state_dict().keys():
+            _logger.warning(f'--reparam has no effect: --model {args.model} has no branches to fuse')
     num_classes = model.num_classes
     classes = classes_of(model, args.model, args.checkpoint)
     args.class_map = map_of_model(args, classes)

@@ -10,6 +10,7 @@ from timm.data import auto_augment
 from timm.models import is_model, list_models
 from timm.optim import create_optimizer_v2, get_optimizer_info, list_optimizers, optimizer_kwargs
 from timm.scheduler import create_scheduler_v2, scheduler_kwargs
+from timm.utils import world_info_from_env
 
 from ...command_line import OptionError, nearest
 from ...data.datasets import check_split
@@ -90,7 +91,7 @@ def check_optimizer(args: argparse.Namespace) -> None:
     for flag, values, taken in (('--opt-betas', args.opt_betas, info.has_betas),
                                 ('--opt-eps', args.opt_eps, info.has_eps),
                                 ('--momentum', None if args.momentum == 0.9 else args.momentum, info.has_momentum)):
-        if values is not None and not taken:
+        if values is not None and not taken and world_info_from_env()[1] == 0:
             _logger.warning(f'{flag} has no effect: --opt {args.opt} has none.')
     if args.opt_betas is not None and info.has_betas and len(args.opt_betas) != info.num_betas:
         raise OptionError(f'--opt-betas: {args.opt} takes {info.num_betas}, got {len(args.opt_betas)}')
