@@ -6,6 +6,7 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub.utils import validate_repo_id
 from timm.models import get_pretrained_cfg
 
 from .checkpoint import SavedModel
@@ -18,6 +19,7 @@ PAPER_NAME = 'Improving Model Generalization by Agreement of Learned Representat
 PAPER_ID = 'arXiv:2110.10536'
 
 _DEMO = ('fashion_mnist', 'a subset of Fashion-MNIST')
+_MOST_CLASSES = 100
 _HYPERPARAMETERS = (
     'model', 'pretrained', 'epochs', 'batch_size', 'world_size', 'grad_accum_steps', 'opt', 'lr', 'momentum',
     'weight_decay', 'sched', 'warmup_epochs', 'layer_decay', 'clip_grad', 'agmax_loss', 'agmax_weight',
@@ -67,9 +69,11 @@ def model_card(
     metadata = _metadata(saved, f'{architecture}.{tag_of(saved)}', license)
     sections = [
         _about(saved, architecture, license),
+        _classes(saved),
         _usage(saved, embedding_shape, feature_shapes),
         _training(saved, recipe),
         _results(saved, curves),
+        _limits(saved),
         _citations(),
     ]
     body = '\n\n'.join(section for section in sections if section)
@@ -90,24 +94,40 @@ def published_card(card: str, repo_id: str, revision: Optional[str] = None) -> s
 
 def tag_of(saved: SavedModel) -> str:
     """timm's tag of the weights, method and data set: agmax_imagenet, without the data set where it is not known."""
-    method = 'agmax' if saved.options.get('agmax') else 'plain' if saved.options else 'agmax_timm'
+    method = 'agmax' if saved.options.get('agmax') else 'plain' if saved.options.get('model') else 'agmax_timm'
     dataset = dataset_of(saved.options)
     return '_'.join([method, re.sub(r'\W+', '_', dataset[0].split('/')[-1])] if dataset else [method])
+
+
+def hub_dataset_of(options: Dict[str, Any]) -> Optional[str]:
+    """Identifier on the Hub of the data a run saw: by --hub-dataset, or of hfds/ and hfids/ that are no folders."""
+    if options.get('hub_dataset'):
+        return options['hub_dataset']
+    kind, _, name = (options.get('dataset') or '').partition('/')
+    return name if kind in ('hfds', 'hfids') and is_repo_id(name) and not os.path.exists(name) else None
 
 
 def dataset_of(options: Dict[str, Any]) -> Optional[Tuple[str, str]]:
     """Identifier and name of the data a run saw: the Hub's for its data sets, otherwise the folder's own name."""
     name = options.get('dataset') or ''
+    identifier = hub_dataset_of(options)
+    if identifier:
+        return identifier, identifier
     if name == 'demo':
         return _DEMO
-    if name.startswith(('hfds/', 'hfids/')):
-        identifier = name.split('/', 1)[1]
-        if re.fullmatch(r'[\w.-]+(/[\w.-]+)?', identifier) and not os.path.exists(identifier):
-            return identifier, identifier  # else a folder, whose path is nobody's business
     if not name or '/' not in name:
         name = os.path.abspath(options.get('data_dir') or options.get('data') or '/')
-    name = os.path.basename(name)
+    name = os.path.basename(name)  # of a folder, whose path is nobody's business
     return (re.sub(r'[^\w.-]+', '-', name).lower(), name) if name else None
+
+
+def is_repo_id(name: str) -> bool:
+    """Whether the Hub takes this as the name of a repository, by the rule of its client."""
+    try:
+        validate_repo_id(name)
+    except ValueError:
+        return False
+    return True
 
 
 def base_model_of(saved: SavedModel) -> Optional[str]:
@@ -126,7 +146,7 @@ def base_model_of(saved: SavedModel) -> Optional[str]:
 
 
 def _metadata(saved: SavedModel, title: str, license: str) -> ModelCardData:
-    dataset = dataset_of(saved.options)
+    dataset, hub_dataset = dataset_of(saved.options), hub_dataset_of(saved.options)
     results = [
         EvalResult(
             task_type='image-classification', task_name='Image classification',
@@ -139,7 +159,7 @@ def _metadata(saved: SavedModel, title: str, license: str) -> ModelCardData:
         pipeline_tag='image-classification',
         tags=['image-classification', 'timm', *(['agmax'] if saved.options.get('agmax') else [])],
         license=license,
-        datasets=[dataset[0]] if dataset else None,
+        datasets=[hub_dataset] if hub_dataset else None,
         base_model=base_model_of(saved),
         model_name=title if results else None,
         eval_results=results or None,
@@ -172,6 +192,10 @@ def _about(saved: SavedModel, architecture: str, license: str) -> str:
             'two augmented views of every image, and a regulariser that rewards predictions that agree. '
             'What is here is the plain classifier; timm alone loads it.')
     rows = [f'- **Input:** {channels} x {height} x {width}', f'- **Classes:** {saved.num_classes}']
+    if saved.images:
+        titles = {'train': 'to train on', 'validation': 'to validate on'}
+        counts = ', '.join(f'{saved.images[split]:,} {titles[split]}' for split in titles if split in saved.images)
+        rows.append(f'- **Images:** {counts}')
     parameters = sum(value.numel() for name, value in saved.state_dict.items()
                      if value.is_floating_point() and 'running_' not in name)
     which = f'; {saved.weights}' if saved.weights else ''
@@ -180,6 +204,18 @@ def _about(saved: SavedModel, architecture: str, license: str) -> str:
         rows.append(f'- **Fine-tuned from:** {base_model_of(saved)}')
     rows.append(f'- **Licence:** {license}')
     return f'# {architecture}.{tag_of(saved)}\n\n' + ' '.join(sentences) + '\n\n' + '\n'.join(rows)
+
+
+def _classes(saved: SavedModel) -> str:
+    """The names by index, of the first classes where there are many."""
+    names = known_names(saved.class_names, saved.num_classes)
+    if not names:
+        return ''
+    words = describe(names)
+    shown = [f'{index}. {_inline(name)}' + (f': {words[name]}' if words.get(name, name) != name else '')
+             for index, name in enumerate(names[:_MOST_CLASSES])]
+    more = [f'\nAnd {len(names) - _MOST_CLASSES} more: see `label_names` in [config.json](config.json).']
+    return '\n'.join(['## Classes', '', *shown, *(more if len(names) > _MOST_CLASSES else [])])
 
 
 def _usage(saved: SavedModel, embedding_shape: Sequence[int], feature_shapes: Sequence[Sequence[int]]) -> str:
@@ -261,9 +297,32 @@ def _results(saved: SavedModel, curves: bool) -> str:
         lines += [f"Measured in validation{where}{epoch}, at {size[1]} x {size[2]}"
                   + (f', crop {crop:g}.' if crop else '.'), '',
                   f"| {' | '.join(values)} |", '|---' * len(values) + '|', f"| {' | '.join(values.values())} |"]
+    chosen = _chosen_by(saved)
+    if chosen:
+        lines += [*([''] if lines else []), f'The epoch was chosen by {chosen}.']
     if curves:
         lines += [*([''] if lines else []), '![Loss, accuracy and learning rate by epoch](curves.png)']
     return '\n'.join(['## Results', '', *lines]) if lines else ''
+
+
+def _chosen_by(saved: SavedModel) -> str:
+    """What chose the epoch, '' where nothing did or nobody knows."""
+    split = saved.options.get('val_split')
+    if not saved.chosen_by or split is None:
+        return ''
+    return f'its {saved.chosen_by} on the split {split}' if split else 'its loss in training'
+
+
+def _limits(saved: SavedModel) -> str:
+    lines = ['- It knows no other classes: an image of something else gets the probabilities of these.']
+    if _accuracies(saved):
+        lines.append('- It was measured on the data above alone. Its accuracy on other data, on damaged images or '
+                     'under attack is not known.')
+        if saved.options.get('val_split') and _chosen_by(saved):
+            lines.append('- The images that it was measured on also chose the epoch: expect less on new ones.')
+    else:
+        lines.append('- Nobody has measured these weights.')
+    return '\n'.join(['## Limits', '', *lines])
 
 
 def _citations() -> str:
@@ -272,6 +331,13 @@ def _citations() -> str:
 
 def _python(lines: List[str]) -> str:
     return '\n'.join(['```python', *lines, '```'])
+
+
+def _inline(text: str) -> str:
+    """Text as code of Markdown, whatever is in it: names of folders are anything."""
+    line = ' '.join(text.split())
+    fence = '`' * (1 + max(map(len, re.findall('`+', line)), default=0))
+    return f'{fence} {line} {fence}' if '`' in line else f'`{line}`'
 
 
 def _plain(value: Any) -> str:

@@ -45,6 +45,8 @@ class SavedModel:
     metrics: Dict[str, float] = field(default_factory=dict)  # of these weights in validation; 'epoch'
     versions: Dict[str, str] = field(default_factory=dict)  # of agmax_timm, timm, torch, python
     weights: str = ''  # which of the run's they are, in words
+    images: Dict[str, int] = field(default_factory=dict)  # numbers of images: 'train', 'validation'
+    chosen_by: str = ''  # the metric by which the run chose this epoch, '' if it was not chosen so
     source: str = ''  # the file it was read from
     run_dir: Optional[str] = None  # the folder of the run that wrote it, where it was read from there
 
@@ -109,6 +111,9 @@ def read_model(
         if not isinstance(architecture, str) or ':' in architecture or not is_model(architecture):
             raise CheckpointError(f"{file} does not say which model of timm it holds"
                                   f"{f' ({architecture} is none)' if architecture else ''}: name it with --model")
+        known['images'] = _images(checkpoint)
+        if os.path.basename(file) == _FILES['best']:
+            known['chosen_by'] = (record or {}).get('metric_name') or options.get('eval_metric') or ''
         given = {**({'num_classes': num_classes} if num_classes else {}), **_model_args(model_kwargs or {})}
         if record is None:
             return _unrecorded(architecture, known, given)
@@ -218,6 +223,13 @@ def _believed(path: str):
 def _options(checkpoint: Dict[str, Any]) -> Dict[str, Any]:
     args = checkpoint.get('args')
     return dict(vars(args)) if isinstance(args, argparse.Namespace) else {}
+
+
+def _images(checkpoint: Dict[str, Any]) -> Dict[str, int]:
+    """Numbers of images of the splits, as far as the checkpoint of a run says them."""
+    data = (checkpoint.get(STATE) or {}).get('data') or {}
+    counts = {split: (data.get(split) or {}).get('samples') for split in ('train', 'validation')}
+    return {split: int(count) for split, count in counts.items() if count is not None}
 
 
 def _model_args(saved: Dict[str, Any]) -> Dict[str, Any]:

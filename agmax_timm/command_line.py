@@ -206,6 +206,12 @@ class KeyValues(argparse.Action):
                 parser.error(f'{option_string} {key} takes a number, a word, or lists of such, got {value!r}')
 
 
+def add_dataset_flag(group: Any) -> None:
+    """Add --hub-dataset, for what the Hub calls the data: a folder does not say."""
+    group.add_argument('--hub-dataset', default='', metavar='OWNER/NAME',
+                       help="the training data's name on the Hub, for the model card")
+
+
 def add_model_flags(parser: Parser) -> None:
     """Flags for a file of weights that does not say which model it holds; see checkpoint.read_model."""
     parser.add_argument('--model', metavar='NAME', help='name in timm, for files that do not say')

@@ -8,9 +8,9 @@ from typing import Any, Dict, List, Optional
 import torch
 
 from .checkpoint import RECORD, SavedModel, choose_ema, read_model
-from .command_line import Parser, add_model_flags, add_weights_flags
+from .command_line import Parser, add_dataset_flag, add_model_flags, add_weights_flags
 from .durable import scratch_folder
-from .hub import HubError, stage
+from .hub import HubError, check_dataset, stage
 from .onnx_export import FILE as ONNX
 from .onnx_export import require_onnx, write_onnx
 from .untrusted import CheckpointError, read_file
@@ -26,9 +26,11 @@ def main(argv: Optional[List[str]] = None) -> None:
     args = parser.parse_args(argv)
     try:
         check_empty(args.folder)
+        check_dataset(args.hub_dataset)
         if args.onnx:
             require_onnx()
         saved = read_source(args)
+        saved.options['hub_dataset'] = args.hub_dataset or saved.options.get('hub_dataset')
         difference = _write(saved, args.folder, args.onnx)
     except (CheckpointError, ExportError, HubError, OSError) as error:
         parser.exit(2, f'{parser.prog}: error: {error}\n')
@@ -154,6 +156,7 @@ def _parser() -> Parser:
     add_weights_flags(parser)
     parser.add_argument('--last', action='store_true', help="the last epoch of a run, not the best")
     parser.add_argument('--average', type=int, metavar='N', help="the mean of the N best checkpoints of a run's folder")
+    add_dataset_flag(parser)
     parser.add_argument('--onnx', action='store_true', help='write model.onnx too, for any number of images, compared '
                         "in ONNX Runtime (needs the extra 'onnx')")
     add_model_flags(parser)

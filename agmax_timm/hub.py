@@ -13,7 +13,8 @@ from .card import published_card
 from .hub_error import HubError, line, reason, status, told
 from .staging import CARD, FILES, load_folder, stage
 
-__all__ = ['HubError', 'check_destination', 'check_name', 'check_revision', 'load_folder', 'publish', 'stage', 'upload']
+__all__ = ['HubError', 'check_dataset', 'check_destination', 'check_name', 'check_revision', 'load_folder', 'publish',
+           'stage', 'upload']
 
 # Seconds before each further attempt where the Hub is busy or out of reach; Retry-After wins, up to the longest.
 WAITS = (1., 2., 4., 8., 16.)
@@ -66,6 +67,14 @@ def check_name(repo_id: str) -> None:
         raise HubError(line(str(error))) from None
     if '/' not in repo_id:
         raise HubError(f"expected OWNER/NAME, got '{repo_id}'")
+
+
+def check_dataset(name: str) -> None:
+    """Raise HubError unless it can be the name of a data set on the Hub, or ''."""
+    try:
+        validate_repo_id(name or None)
+    except ValueError as error:
+        raise HubError(f'--hub-dataset {name} is no name of a data set on the Hub: {line(str(error))}') from None
 
 
 def check_revision(revision: Optional[str]) -> None:

@@ -6,8 +6,8 @@ from contextlib import contextmanager
 from typing import Any, Iterator, List, Optional, Tuple, Type
 
 from .checkpoint import read_model
-from .command_line import Parser, add_weights_flags
-from .hub import HubError, check_destination, load_folder, stage, upload
+from .command_line import Parser, add_dataset_flag, add_weights_flags
+from .hub import HubError, check_dataset, check_destination, load_folder, stage, upload
 from .staging import CONFIG, DISK_ERRORS
 from .untrusted import CheckpointError
 
@@ -23,12 +23,15 @@ def main(argv: Optional[List[str]] = None) -> None:
     parser.add_argument('--private', action='store_true', help='make it private')
     parser.add_argument('--revision', metavar='R', help='branch, made if it is missing (default: main)')
     parser.add_argument('--pr', action='store_true', help='open a pull request instead of writing to the branch')
+    add_dataset_flag(parser)
     add_weights_flags(parser)
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format='%(message)s')
     try:
+        check_dataset(args.hub_dataset)
         check_destination(args.repo_id, private=args.private, create_pr=args.pr)
-        print(publish_source(args.source, args.repo_id, args.private, args.revision, args.pr, args.use_ema))
+        print(publish_source(args.source, args.repo_id, args.private, args.revision, args.pr, args.use_ema,
+                             args.hub_dataset))
     except (HubError, CheckpointError) as error:
         parser.exit(2, f'{parser.prog}: error: {error}\n')
 
@@ -40,11 +43,13 @@ def publish_source(
         revision: Optional[str] = None,
         create_pr: bool = False,
         use_ema: Optional[bool] = None,
+        hub_dataset: str = '',
 ) -> str:
     """Publish a run, a checkpoint or a staged folder; what is not staged yet is staged beside it, in `hub`.
 
     Args:
         use_ema: Whether to take the EMA of the weights; None for the weights that the run ranked by.
+        hub_dataset: Name of the training data on the Hub, '' where the run or nobody knows it.
 
     Returns:
         The address of the commit or pull request.
@@ -55,13 +60,14 @@ def publish_source(
     """
     folder = source
     if os.path.isfile(os.path.join(source, CONFIG)):
-        _check_choice(source, use_ema)
+        _check_choice(source, use_ema, hub_dataset)
         load_folder(source)
     else:
         folder = os.path.join(source if os.path.isdir(source) else os.path.dirname(source), 'hub')
         saved = read_model(source, use_ema)
         _logger.info(f'{saved.source}: {saved.weights}')
-        with _going_on(DISK_ERRORS, source, repo_id, private, revision, create_pr, use_ema):
+        saved.options['hub_dataset'] = hub_dataset or saved.options.get('hub_dataset')
+        with _going_on(DISK_ERRORS, source, repo_id, private, revision, create_pr, use_ema, hub_dataset):
             stage(saved, folder)
     with _going_on((Exception,), folder, repo_id, private, revision, create_pr):
         return upload(folder, repo_id, private=private, revision=revision, create_pr=create_pr)
@@ -82,10 +88,15 @@ def _going_on(causes: Tuple[Type[Exception], ...], source: str, *destination: An
         raise HubError(f'{error}. {source} stays; to go on: {command_of(source, *destination)}') from error
 
 
-def _check_choice(folder: str, use_ema: Optional[bool]) -> None:
-    """Raise HubError where weights are chosen of a folder that holds one kind."""
-    if use_ema is not None:
-        raise HubError(f"{folder} is staged already: drop {'--use-ema' if use_ema else '--raw'}, or name the run")
+def _check_choice(folder: str, use_ema: Optional[bool], hub_dataset: str) -> None:
+    """Raise HubError where a choice is made of what a staged folder holds already."""
+    flags = [*_weights_flags(use_ema), *(['--hub-dataset'] if hub_dataset else [])]
+    if flags:
+        raise HubError(f"{folder} is staged already: drop {' and '.join(flags)}, or name the run")
+
+
+def _weights_flags(use_ema: Optional[bool]) -> List[str]:
+    return [] if use_ema is None else ['--use-ema' if use_ema else '--raw']
 
 
 def command_of(
@@ -95,9 +106,11 @@ def command_of(
         revision: Optional[str],
         create_pr: bool,
         use_ema: Optional[bool] = None,
+        hub_dataset: str = '',
 ) -> str:
     flags = [*(['--private'] if private else []), *(['--revision', revision] if revision else []),
-             *(['--pr'] if create_pr else []), *([] if use_ema is None else ['--use-ema' if use_ema else '--raw'])]
+             *(['--pr'] if create_pr else []), *_weights_flags(use_ema),
+             *(['--hub-dataset', hub_dataset] if hub_dataset else [])]
     return shlex.join(['python', '-m', 'agmax_timm.publish', source, repo_id, *flags])
 
 

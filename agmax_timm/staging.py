@@ -130,7 +130,7 @@ def _write(saved: SavedModel, folder: Path, license: str) -> None:
     save_file(tensors, folder / WEIGHTS, metadata={'format': 'pt'})
     shutil.copymode(folder / CONFIG, folder / WEIGHTS)  # safetensors leaves it to its owner alone
 
-    made_by = recipe(saved.options)
+    made_by = recipe(saved.options) if saved.options.get('model') else {}  # else nobody knows the run
     if made_by:
         (folder / RECIPE).write_text(yaml.safe_dump(made_by, default_flow_style=None), encoding='utf-8')
     for name in (SUMMARY, CURVES):

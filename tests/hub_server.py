@@ -1,7 +1,9 @@
 """A Hugging Face Hub on 127.0.0.1: as much of its HTTP protocol as publishing and loading models asks for.
 
-Git is left out: a commit is a list of files under a number. Weights and pictures are large files (LFS), uploaded to a
-storage of their own by PUT; Xet is not offered. Faults are injected with `fail`.
+It refuses what the client's own rules and the documented rules of the API refuse: names of repositories and branches,
+the metadata of model cards, commits without a title or with a large file that is no LFS file. Git is left out: a commit
+is a list of files under a number. Weights and pictures are large files (LFS), uploaded by PUT to a storage of
+their own; Xet is not offered. Faults are injected with `fail`.
 """
 import base64
 import hashlib
@@ -17,6 +19,7 @@ from typing import Dict, List, Optional, Tuple
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 import yaml
+from huggingface_hub.utils import validate_repo_id
 
 CUT, LOST = 0, -1
 
@@ -115,12 +118,18 @@ class Hub:
 
     # Requests, each returning (body,), (body, status) or (body, status, headers).
 
+    @staticmethod
+    def is_large(path):
+        return path.endswith(('.safetensors', '.png'))
+
     def whoami(self, request):
         return request.user(),
 
     def create(self, request):
         user, body = request.user(), request.json()
         repo_id = f"{body.get('organization') or user['name']}/{body['name']}"
+        if '/' in body['name'] or not is_name(repo_id) or body.get('type', 'model') != 'model':
+            raise HubError(400, f'Invalid repo name: {repo_id}')
         request.check_write(repo_id)
         if repo_id in self.repos:
             return {'error': 'You already created this model repo', 'url': f'{self.url}/{repo_id}'}, 409
@@ -134,18 +143,7 @@ class Hub:
         content = request.json()['content']
         match = re.match(r'---\n(.*?)\n---\n', content, re.S)
         errors = [] if match else [{'message': 'no metadata block'}]
-        if match:
-            data = yaml.safe_load(match[1])
-            if not re.fullmatch(r'[a-z0-9.-]+', data.get('license', '')):
-                errors.append({'message': '"license" is not valid'})
-            for dataset in data.get('datasets', []):
-                if not re.fullmatch(r'[\w.-]+(/[\w.-]+)?', dataset):
-                    errors.append({'message': f'"datasets": {dataset} is not valid'})
-            for model in data.get('model-index', []):
-                for result in model['results']:
-                    if not ({'type'} <= set(result['task']) and {'type', 'name'} <= set(result['dataset'])
-                            and all({'type', 'value'} <= set(metric) for metric in result['metrics'])):
-                        errors.append({'message': '"model-index" is not valid'})
+        errors += [{'message': message} for message in card_problems(yaml.safe_load(match[1]) if match else {})]
         return {'errors': errors, 'warnings': []}, 400 if errors else 200
 
     def preupload(self, request, repo_id, revision):
@@ -153,7 +151,7 @@ class Hub:
         present = request.commit(repo_id, revision).files
         return {'files': [
             {'path': file['path'], 'shouldIgnore': False,
-             'uploadMode': 'lfs' if file['path'].endswith(('.safetensors', '.png')) else 'regular',
+             'uploadMode': 'lfs' if self.is_large(file['path']) else 'regular',
              'oid': present[file['path']].oid if file['path'] in present else None}
             for file in request.json()['files']], 'commitOid': request.commit(repo_id, revision).oid},
 
@@ -191,9 +189,18 @@ class Hub:
         for line in request.body().splitlines():
             item = json.loads(line)
             value = item['value']
+            if (item['key'] == 'header') != (not title):
+                raise HubError(400, 'a commit begins with its header, and has one')
             if item['key'] == 'header':
                 title = value['summary']
-            elif item['key'] == 'file':
+                if not title:
+                    raise HubError(400, '"summary" is not allowed to be empty')
+                continue
+            if not re.fullmatch(r'(?!/)(?!.*(^|/)\.{1,2}(/|$))[^\\]+', value['path']):
+                raise HubError(400, f"Invalid path: {value['path']}")
+            if item['key'] == 'file':
+                if self.is_large(value['path']):
+                    raise HubError(400, f"{value['path']} must be uploaded as an LFS file")
                 files[value['path']] = File(base64.b64decode(value['content']), False)
             elif item['key'] == 'lfsFile':
                 if not (self.storage / value['oid']).exists():
@@ -216,6 +223,8 @@ class Hub:
     def branch(self, request, repo_id, branch):
         request.check_write(repo_id)
         branches = self.repos[repo_id].branches
+        if not re.fullmatch(r'(?!.*(\.\.|//|@\{|\.lock$|[/.]$))[^\x00-\x20~^:?*\[\\-][^\x00-\x20~^:?*\[\\]*', branch):
+            raise HubError(400, f'Invalid reference name: {branch}')
         if branch in branches:
             raise HubError(409, f'Reference "{branch}" already exists')
         branches[branch] = list(branches['main'])
@@ -253,6 +262,48 @@ class Hub:
         if 'Authorization' in request.headers:
             raise HubError(400, 'a token came to the storage')
         return (self.storage / oid).read_bytes(), 200, {'ETag': f'"{oid}"', 'Accept-Ranges': 'bytes'}
+
+
+# Identifiers of https://huggingface.co/docs/hub/repositories-licenses that the tests use.
+LICENSES = {'apache-2.0', 'mit', 'bsd-3-clause', 'cc-by-4.0', 'cc-by-nc-4.0', 'cc-by-nc-sa-4.0', 'cc0-1.0', 'other',
+            'unknown'}
+TYPES = {'library_name': str, 'pipeline_tag': str, 'tags': list, 'license': str, 'datasets': list, 'metrics': list,
+         'license_name': str, 'license_link': str, 'language': list, 'model-index': list}
+
+
+def is_name(value) -> bool:
+    """Whether the client takes it as the name of a repository."""
+    try:
+        validate_repo_id(value)
+    except ValueError:
+        return False
+    return isinstance(value, str)
+
+
+def card_problems(data: dict) -> List[str]:
+    """What the Hub refuses in the metadata of a model card."""
+    problems = [f'"{name}" must be a {kind.__name__}' for name, kind in TYPES.items()
+                if name in data and not isinstance(data[name], kind)]
+    if 'license' in data and data['license'] not in LICENSES:
+        problems.append('"license" must be one of the Hub\'s')
+    bases = data.get('base_model', [])
+    bases = [bases] if isinstance(bases, str) else bases
+    for key, names in (('datasets', data.get('datasets', [])), ('base_model', bases)):
+        problems += [f'"{key}[{index}]" {name} is not valid' for index, name in enumerate(names) if not is_name(name)]
+    problems += [f'"tags" {tag!r} is not valid' for tag in data.get('tags', [])
+                 if not isinstance(tag, str) or not 0 < len(tag) <= 100]
+    for model in data.get('model-index', []):
+        if not model.get('name') or not model.get('results'):
+            problems.append('"model-index" needs a name and results')
+        for result in model.get('results', []):
+            if not result.get('task', {}).get('type'):
+                problems.append('"model-index" needs the type of a task')
+            if not all(isinstance(result.get('dataset', {}).get(key), str) for key in ('type', 'name')):
+                problems.append('"model-index" needs type and name of a dataset')
+            for metric in result.get('metrics') or [{}]:
+                if not metric.get('type') or not isinstance(metric.get('value'), (int, float)):
+                    problems.append('"model-index" needs type and number of a metric')
+    return problems
 
 
 REPO, REST = r'([\w.-]+/[\w.-]+)', r'([^/]+)'

@@ -10,7 +10,8 @@ import pytest
 from huggingface_hub import ModelCard
 from PIL import Image
 
-from agmax_timm.card import base_model_of, dataset_of, model_card, tag_of
+from agmax_timm.card import base_model_of, dataset_of, hub_dataset_of, model_card, tag_of
+from agmax_timm.checkpoint import read_model
 from agmax_timm.staging import FILES, recipe, stage
 
 
@@ -28,7 +29,7 @@ def test_the_metadata_survive_a_round_trip(staged):
     results = data.pop('model-index')
     assert data == {
         'library_name': 'timm', 'pipeline_tag': 'image-classification', 'license': 'apache-2.0',
-        'tags': ['image-classification', 'timm', 'agmax'], 'datasets': ['photos']}
+        'tags': ['image-classification', 'timm', 'agmax']}
     assert results == [{'name': 'test_resnet.agmax_photos', 'results': [{
         'task': {'type': 'image-classification', 'name': 'Image classification'},
         'dataset': {'type': 'photos', 'name': 'photos', 'split': 'val'},
@@ -42,12 +43,13 @@ def test_top5_is_told_of_more_than_five_classes(make_saved):
 
 def test_what_is_not_known_is_left_out(make_saved, saved):
     full = headings(card_of(saved, recipe=recipe(saved.options), curves=True).content)
-    assert full == ['test_resnet.agmax_photos', 'Usage', 'Classification', 'With transformers', 'Feature maps',
-                    'Embeddings', 'Training', 'Results', 'Citation']
+    assert full == ['test_resnet.agmax_photos', 'Classes', 'Usage', 'Classification', 'With transformers',
+                    'Feature maps', 'Embeddings', 'Training', 'Results', 'Limits', 'Citation']
     bare = make_saved(options={}, metrics={}, versions={}, run_dir=None)
     card = model_card(bare, 'test_resnet', [1, 96])
     assert headings(card.content) == [
-        'test_resnet.agmax_timm', 'Usage', 'Classification', 'With transformers', 'Embeddings', 'Citation']
+        'test_resnet.agmax_timm', 'Classes', 'Usage', 'Classification', 'With transformers', 'Embeddings', 'Limits',
+        'Citation']
     assert {'datasets', 'base_model', 'model-index'} & set(card.data.to_dict()) == set()
     assert not re.search(r'None|nan|\[\]|photos', card.content)
     broken = card_of(make_saved(metrics=dict(top1=float('nan'), loss=float('inf'))))
@@ -116,6 +118,9 @@ def test_the_code_runs_in_the_folder_without_this_package(make_saved, tmp_path):
     ({}, None),
     ({'dataset': 'demo'}, ('fashion_mnist', 'a subset of Fashion-MNIST')),
     ({'dataset': 'hfids/timm/mini-imagenet'}, ('timm/mini-imagenet', 'timm/mini-imagenet')),
+    ({'dataset': 'hfds/mnist'}, ('mnist', 'mnist')),
+    ({'dataset': 'hfds/../bees'}, ('bees', 'bees')),
+    ({'data_dir': '/data/my', 'hub_dataset': 'ann/bees'}, ('ann/bees', 'ann/bees')),
     ({'dataset': 'hfds//home/ann/bees'}, ('bees', 'bees')),
     ({'dataset': 'torch/cifar10', 'data_dir': '/data'}, ('cifar10', 'cifar10')),
     ({'dataset': '', 'data_dir': '/home/ann/My Photos!/'}, ('my-photos-', 'My Photos!')),
@@ -123,6 +128,37 @@ def test_the_code_runs_in_the_folder_without_this_package(make_saved, tmp_path):
 ])
 def test_the_data_set(options, expected):
     assert dataset_of(options) == expected
+
+
+def test_a_data_set_of_the_hub_is_one_by_its_own_rule():
+    for options, expected in (({'dataset': 'hfds/ann/bees'}, 'ann/bees'), ({'dataset': 'hfds/../bees'}, None),
+                              ({'dataset': 'hfds/a--b'}, None), ({'data_dir': 'ann/bees'}, None), ({}, None),
+                              ({'dataset': 'demo'}, None), ({'hub_dataset': 'ann/bees'}, 'ann/bees')):
+        assert hub_dataset_of(options) == expected
+
+
+def test_classes_images_and_what_chose_the_epoch(ema_run):
+    """Read from a run: 12 images in each split, ranked by top-1 on `val`."""
+    saved = read_model(str(ema_run))
+    text = card_of(saved).content
+    assert '0. `ant`\n1. `bee`\n2. `cat`\n' in text
+    assert '- **Images:** 12 to train on, 12 to validate on\n' in text
+    assert 'The epoch was chosen by its top1 on the split validation.' in text
+    assert 'also chose the epoch: expect less on new ones' in text
+    last = card_of(read_model(str(ema_run), which='last')).content
+    assert 'chosen by' not in last and 'also chose' not in last and 'measured on the data above alone' in last
+
+
+def test_what_nobody_measured_is_a_limit(make_saved):
+    assert '- Nobody has measured these weights.' in card_of(make_saved(metrics={})).content
+
+
+def test_the_first_hundred_classes_are_shown(make_saved):
+    text = card_of(make_saved(num_classes=120, class_names=[f'class {i}' for i in range(120)])).content
+    assert '99. `class 99`\n\nAnd 20 more: see `label_names` in [config.json](config.json).' in text
+    assert '`class 100`' not in text
+    text = card_of(make_saved(class_names=['n12620546', 'a `b`', '<b>|\n# c'])).content
+    assert '0. `n12620546`: hip, rose hip, rosehip\n1. `` a `b` ``\n2. `<b>| # c`\n' in text
 
 
 def test_several_labels_an_image(make_saved):
@@ -136,7 +172,7 @@ def test_several_labels_an_image(make_saved):
 
 
 def test_the_tag(make_saved):
-    assert tag_of(make_saved(options=dict(dataset='torch/cifar10'))) == 'plain_cifar10'
+    assert tag_of(make_saved(options=dict(model='test_resnet', dataset='torch/cifar10'))) == 'plain_cifar10'
 
 
 @pytest.mark.parametrize('architecture, options, expected', [

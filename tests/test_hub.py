@@ -192,6 +192,7 @@ def test_a_hub_out_of_reach_is_told_after_some_attempts(caplog):
     (['--push-to-hub', 'ann/a--b'], '--push-to-hub ann/a--b: Cannot have --'),
     (['--push-to-hub', 'ann/net', '--hub-revision', '../x'], "--hub-revision ../x: '../x' cannot be a branch"),
     (['--push-to-hub', 'ann/net', '--hub-revision', 'v2', '--hub-pr'], '--hub-pr opens a pull request against main'),
+    (['--hub-dataset', 'My Photos'], '--hub-dataset My Photos is no name of a data set on the Hub'),
     (['--hub-private'], '--hub-private needs --push-to-hub OWNER/NAME'),
     (['--hub-revision', 'v2'], '--hub-revision needs --push-to-hub'),
     (['--hub-pr'], '--hub-pr needs --push-to-hub'),
@@ -269,6 +270,37 @@ def test_a_refusal_is_one_line_and_nothing_is_committed(hub, upload, staged, sta
     assert f'cannot upload {staged} to ann/net: ' in one_line(error) and message in one_line(error)
     assert hub.count('POST', '/commit/') == (1 if path == '/commit/' else 0)
     assert {item.name: item.read_bytes() for item in staged.iterdir()} == before
+
+
+@pytest.mark.parametrize('metadata, said', [
+    ("datasets: [My Photos!]", '"datasets[0]" My Photos! is not valid'),
+    ("datasets: [a--b]", '"datasets[0]" a--b is not valid'),
+    ("datasets: [my-photos-]", '"datasets[0]" my-photos- is not valid'),
+    ("base_model: a/b/c", '"base_model[0]" a/b/c is not valid'),
+    ("license: mine", '"license" must be one of'),
+    ("tags: timm", '"tags" must be a list'),
+    ("model-index: [{name: x, results: [{task: {type: t}, dataset: {name: d}, metrics: [{type: m, value: 1}]}]}]",
+     '"model-index" needs type and name of a dataset'),
+])
+def test_the_server_refuses_cards_as_the_hub_does(hub, upload, staged, tmp_path, metadata, said):
+    folder = shutil.copytree(staged, tmp_path / 'hub')
+    (folder / 'README.md').write_text(f'---\n{metadata}\n---\n# x\n')
+    with pytest.raises(HubError) as error:
+        upload(folder)
+    assert 'Invalid metadata in README.md' in one_line(error) and said in one_line(error)
+    assert not hub.count('POST', '/commit/')
+
+
+@pytest.mark.parametrize('options', [
+    {'dataset': '', 'data_dir': '/home/ann/My Photos!'}, {'dataset': '', 'data_dir': '/x/photos-'},
+    {'dataset': '', 'data_dir': '/x/a--b'}, {'dataset': 'hfds/../data'}, {'dataset': 'demo'},
+    {'dataset': 'hfds/a/b--c'}, {'dataset': '', 'data_dir': '/x/y', 'hub_dataset': 'ann/bees'}])
+def test_cards_of_any_data_are_ones_that_the_hub_takes(hub, upload, make_saved, tmp_path, options):
+    stage(make_saved(options={'model': 'test_resnet', 'val_split': 'val', **options}), tmp_path / 'hub')
+    upload(tmp_path / 'hub')
+    card = ModelCard(hub.files('ann/net')['README.md'].content.decode())
+    assert card.data.datasets == ([options['hub_dataset']] if 'hub_dataset' in options else None)
+    assert card.data.eval_results
 
 
 # Folders that are not what they seem
@@ -377,6 +409,17 @@ def test_the_command_stages_a_run_and_goes_on_after_a_failure(hub, command, tmp_
     command(*words[3:])
     assert f'{hub.url}/ann/net/commit/' in capsys.readouterr().out
     assert 'model.safetensors' in hub.files('ann/net', 'v2') and hub.repos['ann/net'].private
+
+
+def test_the_name_of_the_data_is_given(hub, command, tmp_path, capsys):
+    command(tmp_path, 'ann/net', '--hub-dataset', 'ann/bees')
+    assert ModelCard(hub.files('ann/net')['README.md'].content.decode()).data.datasets == ['ann/bees']
+    for words, said in (
+            ([tmp_path / 'hub', 'ann/net', '--hub-dataset', 'ann/bees'], 'is staged already: drop --hub-dataset'),
+            ([tmp_path, 'ann/net', '--hub-dataset', 'a--b'], '--hub-dataset a--b is no name of a data set on the Hub')):
+        with pytest.raises(SystemExit) as status:
+            command(*words)
+        assert status.value.code == 2 and said in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_a_full_disk_costs_the_staging_alone(hub, command, tmp_path, capsys):

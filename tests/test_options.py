@@ -37,8 +37,9 @@ NEWER_THAN_THE_TABLE = {
 OURS = {
     '--agmax', '--agmax-divergence-weight', '--agmax-init-std', '--agmax-loss', '--agmax-units', '--agmax-weight',
     '--augment-backend', '--check-data', '--cutout', '--dry-run', '--early-stop', '--early-stop-metric',
-    '--early-stop-min-delta', '--fsdp', '--hang-timeout', '--hub-pr', '--hub-private', '--hub-revision',
-    '--image-memory', '--lighting', '--log-tensorboard', '--max-damaged', '--nan-policy', '--push-to-hub', '--report',
+    '--early-stop-min-delta', '--fsdp', '--hang-timeout', '--hub-dataset', '--hub-pr', '--hub-private',
+    '--hub-revision', '--image-memory', '--lighting', '--log-tensorboard', '--max-damaged', '--nan-policy',
+    '--push-to-hub', '--report',
 }
 OURS_IN_VALIDATION = {
     '--agreement', '--attack', '--attack-eps', '--attack-norm', '--attack-step-size', '--attack-steps', '--calibration',

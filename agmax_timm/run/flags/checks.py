@@ -245,6 +245,12 @@ def _check_run(args: argparse.Namespace, error: Callable) -> None:
 
 
 def _check_hub(args: argparse.Namespace, error: Callable) -> None:
+    if args.hub_dataset:
+        from ...hub import HubError, check_dataset
+        try:
+            check_dataset(args.hub_dataset)
+        except HubError as problem:
+            error(str(problem))
     if not args.push_to_hub:
         for name in ('hub_private', 'hub_revision', 'hub_pr'):
             if getattr(args, name):

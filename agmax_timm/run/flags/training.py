@@ -1,5 +1,5 @@
 """Flags of training itself: AgMax, task and loss, optimizer, schedule, and what a run writes."""
-from ...command_line import KeyValues, interval
+from ...command_line import KeyValues, add_dataset_flag, interval
 
 
 def agmax(group):
@@ -147,3 +147,4 @@ def hub(group):
     group.add_argument('--hub-private', action='store_true', help='in a private repository')
     group.add_argument('--hub-revision', default='', metavar='R', help='on this branch (default: main)')
     group.add_argument('--hub-pr', action='store_true', help='as a pull request')
+    add_dataset_flag(group)
