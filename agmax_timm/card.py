@@ -6,11 +6,13 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub.repocard import REGEX_YAML_BLOCK
 from huggingface_hub.utils import validate_repo_id
-from timm.models import get_pretrained_cfg
 
+from .base import Base, base_of
 from .checkpoint import SavedModel
 from .labels import describe, known_names
+from .licence import license_fields
 from .recipe import portable
 
 # What timm calls the folder of a card; see published_card.
@@ -20,6 +22,7 @@ PAPER_ID = 'arXiv:2110.10536'
 
 _DEMO = ('fashion_mnist', 'a subset of Fashion-MNIST')
 _MOST_CLASSES = 100
+_LICENSE_ROW = '- **Licence:**'
 _HYPERPARAMETERS = (
     'model', 'pretrained', 'epochs', 'batch_size', 'world_size', 'grad_accum_steps', 'opt', 'lr', 'momentum',
     'weight_decay', 'sched', 'warmup_epochs', 'layer_decay', 'clip_grad', 'agmax_loss', 'agmax_weight',
@@ -53,7 +56,7 @@ def model_card(
         feature_shapes: Sequence[Sequence[int]] = (),
         recipe: Optional[Dict[str, Any]] = None,
         curves: bool = False,
-        license: str = 'apache-2.0',
+        license: Optional[str] = None,
 ) -> ModelCard:
     """The card of a staged folder.
 
@@ -64,7 +67,7 @@ def model_card(
         feature_shapes: Shapes of its feature maps [1, C, H, W], none for a model that has no such.
         recipe: Options that make the run, as in train_hparams.yaml, if known.
         curves: Whether the folder holds curves.png.
-        license: Identifier of the Hub's list.
+        license: Name of the licence, None to state none.
     """
     metadata = _metadata(saved, f'{architecture}.{tag_of(saved)}', license)
     sections = [
@@ -130,22 +133,7 @@ def is_repo_id(name: str) -> bool:
     return True
 
 
-def base_model_of(saved: SavedModel) -> Optional[str]:
-    """The Hub's name of the weights that training started from, if it did and they are on the Hub."""
-    options = saved.options
-    if not options.get('pretrained') or any(options.get(name) for name in ('pretrained_path', 'initial_checkpoint')):
-        return None
-    source, _, name = (options.get('model') or saved.architecture).rpartition(':')
-    if source:
-        return name.split('@')[0] if source in ('hf_hub', 'hf-hub') else None
-    config = get_pretrained_cfg(name)
-    if config is None or not config.hf_hub_id:
-        return None
-    weights = name if '.' in name else f'{name}.{config.tag}' if config.tag else name
-    return config.hf_hub_id + weights if config.hf_hub_id.endswith('/') else config.hf_hub_id
-
-
-def _metadata(saved: SavedModel, title: str, license: str) -> ModelCardData:
+def _metadata(saved: SavedModel, title: str, license: Optional[str]) -> ModelCardData:
     dataset, hub_dataset = dataset_of(saved.options), hub_dataset_of(saved.options)
     results = [
         EvalResult(
@@ -158,9 +146,9 @@ def _metadata(saved: SavedModel, title: str, license: str) -> ModelCardData:
         library_name='timm',
         pipeline_tag='image-classification',
         tags=['image-classification', 'timm', *(['agmax'] if saved.options.get('agmax') else [])],
-        license=license,
+        **license_fields(license),
         datasets=[hub_dataset] if hub_dataset else None,
-        base_model=base_model_of(saved),
+        base_model=base_of(saved).get('name'),
         model_name=title if results else None,
         eval_results=results or None,
     )
@@ -180,7 +168,7 @@ def _several_labels(saved: SavedModel) -> bool:
     return saved.options.get('task') == 'multilabel'
 
 
-def _about(saved: SavedModel, architecture: str, license: str) -> str:
+def _about(saved: SavedModel, architecture: str, license: Optional[str]) -> str:
     options, dataset = saved.options, dataset_of(saved.options)
     channels, height, width = saved.data_config['input_size']
     sentences = [f'An image classifier: {architecture} of '
@@ -200,9 +188,10 @@ def _about(saved: SavedModel, architecture: str, license: str) -> str:
                      if value.is_floating_point() and 'running_' not in name)
     which = f'; {saved.weights}' if saved.weights else ''
     rows.append(f'- **Weights:** {parameters / 1e6:.2f} million, safetensors{which}')
-    if base_model_of(saved):
-        rows.append(f'- **Fine-tuned from:** {base_model_of(saved)}')
-    rows.append(f'- **Licence:** {license}')
+    base = base_of(saved)
+    if base.get('name'):
+        rows.append(f"- **Fine-tuned from:** {base['name']}")
+    rows.append(license_row(license, base))
     return f'# {architecture}.{tag_of(saved)}\n\n' + ' '.join(sentences) + '\n\n' + '\n'.join(rows)
 
 
@@ -216,6 +205,39 @@ def _classes(saved: SavedModel) -> str:
              for index, name in enumerate(names[:_MOST_CLASSES])]
     more = [f'\nAnd {len(names) - _MOST_CLASSES} more: see `label_names` in [config.json](config.json).']
     return '\n'.join(['## Classes', '', *shown, *(more if len(names) > _MOST_CLASSES else [])])
+
+
+def license_row(license: Optional[str], base: Base) -> str:
+    """The line of a card on its licence."""
+    if license is None:
+        return f'{_LICENSE_ROW} none is stated: whoever publishes this model has to choose one'
+    of_base = ', that of the weights from which training started' if license == base.get('license') else ''
+    return f'{_LICENSE_ROW} {license}{of_base}'
+
+
+def with_license(card: str, license: str) -> str:
+    """A card with another licence in its metadata and in its text."""
+    metadata, body = split_card(card)
+    for name in ('license_name', 'license_link'):
+        metadata.pop(name, None)
+    body = re.sub(rf'^{re.escape(_LICENSE_ROW)}.*$', license_row(license, {}), body, flags=re.M)
+    return join_card({**metadata, **license_fields(license)}, body)
+
+
+def split_card(card: str) -> Tuple[Dict[str, Any], str]:
+    """The metadata of a card and its text. Raises ValueError where the metadata are not a mapping in YAML."""
+    match = REGEX_YAML_BLOCK.search(card)
+    try:
+        metadata = (yaml.safe_load(match[2]) if match else None) or {}
+    except yaml.YAMLError as error:
+        raise ValueError(f'its metadata are no YAML: {error}') from None
+    if not isinstance(metadata, dict):
+        raise ValueError('its metadata are not lines of "key: value"')
+    return metadata, card[match.end():] if match else card
+
+
+def join_card(metadata: Dict[str, Any], body: str) -> str:
+    return f'---\n{yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True)}---\n{body}'
 
 
 def _usage(saved: SavedModel, embedding_shape: Sequence[int], feature_shapes: Sequence[Sequence[int]]) -> str:

@@ -4,7 +4,7 @@ import json
 import os
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, List, Optional, Tuple
 
 import timm
 import torch
@@ -14,6 +14,7 @@ from timm.models import clean_state_dict, get_pretrained_cfg, is_model, resolve_
 from timm.models._hub import load_model_config_from_path
 
 from .labels import SEVERAL_LABELS, known_names
+from .licence import license_in_folder, license_name
 from .models import is_original, original_options, original_to_timm
 from .untrusted import CheckpointError, one_line, read_file
 
@@ -44,6 +45,7 @@ class SavedModel:
     options: Dict[str, Any] = field(default_factory=dict)  # resolved options of the run
     metrics: Dict[str, float] = field(default_factory=dict)  # of these weights in validation; 'epoch'
     versions: Dict[str, str] = field(default_factory=dict)  # of agmax_timm, timm, torch, python
+    base: Optional[Dict[str, Optional[str]]] = None  # see base.find_base; None where it is not recorded
     weights: str = ''  # which of the run's they are, in words
     images: Dict[str, int] = field(default_factory=dict)  # numbers of images: 'train', 'validation'
     chosen_by: str = ''  # the metric by which the run chose this epoch, '' if it was not chosen so
@@ -168,6 +170,7 @@ def _recorded(
         class_names=record['class_names'],
         data_config=dict(record['data_config']),
         versions=dict(record['versions']),
+        base=record.get('base'),
         **known,
     )
 
@@ -267,6 +270,8 @@ def _read(path: str, mmap: bool = False) -> Dict[str, Any]:
                 'data_config': resolve_data_config(pretrained_cfg=published, verbose=False),
                 'versions': {},
                 'metrics': {},
+                'base': {'name': None, 'license': license_in_folder(os.path.dirname(path) or '.')
+                         or license_name(published.get('license'))},
             }}
 
 
@@ -303,6 +308,17 @@ def saved_options(path: str) -> Dict[str, Any]:
     return options
 
 
+def saved_run(path: str) -> Tuple[Dict[str, Any], Dict[str, Any]]:
+    """The options of the run that wrote a file, as that resolved them, and its record; each empty where it has none.
+
+    Raises:
+        CheckpointError: as read_file.
+    """
+    checkpoint = _read(path, mmap=True)
+    record = checkpoint.get(RECORD)
+    return _options(checkpoint), record if isinstance(record, dict) else {}
+
+
 def _class_map(record: Dict[str, Any], path: str) -> Any:
     """What the class map of a run held; of runs that did not keep it the file, or where that is gone their names."""
     if record.get('class_map'):
@@ -318,8 +334,7 @@ def saved_record(path: str) -> Dict[str, Any]:
     Raises:
         CheckpointError: as read_file.
     """
-    record = _read(path, mmap=True).get(RECORD)
-    return record if isinstance(record, dict) else {}
+    return saved_run(path)[1]
 
 
 def _tensors(checkpoint: Dict[str, Any], path: str, use_ema: bool = False) -> Dict[str, torch.Tensor]:

@@ -11,6 +11,7 @@ from .checkpoint import RECORD, SavedModel, choose_ema, read_model
 from .command_line import Parser, add_dataset_flag, add_model_flags, add_weights_flags
 from .durable import scratch_folder
 from .hub import HubError, check_dataset, stage
+from .licence import LicenseError, add_license_flag, check_license
 from .onnx_export import FILE as ONNX
 from .onnx_export import require_onnx, write_onnx
 from .untrusted import CheckpointError, read_file
@@ -26,13 +27,14 @@ def main(argv: Optional[List[str]] = None) -> None:
     args = parser.parse_args(argv)
     try:
         check_empty(args.folder)
+        check_license(args.license)
         check_dataset(args.hub_dataset)
         if args.onnx:
             require_onnx()
         saved = read_source(args)
         saved.options['hub_dataset'] = args.hub_dataset or saved.options.get('hub_dataset')
-        difference = _write(saved, args.folder, args.onnx)
-    except (CheckpointError, ExportError, HubError, OSError) as error:
+        difference = _write(saved, args.folder, args.onnx, args.license)
+    except (CheckpointError, ExportError, HubError, LicenseError, OSError) as error:
         parser.exit(2, f'{parser.prog}: error: {error}\n')
     classes = f'{saved.num_classes} classes' + (', named' if saved.class_names else '')
     measured = ''.join(f', {name} {saved.metrics[name]:g}' for name in ('top1', 'top5') if name in saved.metrics)
@@ -44,15 +46,15 @@ def main(argv: Optional[List[str]] = None) -> None:
               'largest')
 
 
-def _write(saved: SavedModel, folder: str, onnx: bool) -> float:
+def _write(saved: SavedModel, folder: str, onnx: bool, license: str) -> float:
     """Stage a model and, if asked for, write it in ONNX; both or nothing. Returns as write_onnx."""
     if not onnx:
-        stage(saved, folder)
+        stage(saved, folder, license)
         return 0.
     os.makedirs(os.path.dirname(os.path.abspath(folder)), exist_ok=True)
     with scratch_folder(os.path.abspath(folder)) as scratch:
         difference = write_onnx(saved, scratch)
-        stage(saved, folder)
+        stage(saved, folder, license)
         for name in os.listdir(scratch):
             os.replace(os.path.join(scratch, name), os.path.join(folder, name))
     return difference
@@ -159,6 +161,7 @@ def _parser() -> Parser:
     add_dataset_flag(parser)
     parser.add_argument('--onnx', action='store_true', help='write model.onnx too, for any number of images, compared '
                         "in ONNX Runtime (needs the extra 'onnx')")
+    add_license_flag(parser)
     add_model_flags(parser)
     return parser
 

@@ -153,7 +153,7 @@ def _released(file: str, description: str) -> Dict[str, Any]:
         std=IMAGENET_DEFAULT_STD,
         first_conv='conv1',
         classifier='fc',
-        license='apache-2.0',
+        license='apache-2.0',  # LICENSE of its repository, which says nothing else of the weights
         description=description,
         origin_url='https://github.com/roatienza/agmax',
         paper_name='Improving Model Generalization by Agreement of Learned Representations from Data Augmentation',

@@ -8,7 +8,8 @@ from typing import Any, Iterator, List, Optional, Tuple, Type
 from .checkpoint import read_model
 from .command_line import Parser, add_dataset_flag, add_weights_flags
 from .hub import HubError, check_dataset, check_destination, load_folder, stage, upload
-from .staging import CONFIG, DISK_ERRORS
+from .licence import LicenseError, add_license_flag, check_license
+from .staging import CONFIG, DISK_ERRORS, change_license
 from .untrusted import CheckpointError
 
 _logger = logging.getLogger(__name__)
@@ -25,14 +26,16 @@ def main(argv: Optional[List[str]] = None) -> None:
     parser.add_argument('--pr', action='store_true', help='open a pull request instead of writing to the branch')
     add_dataset_flag(parser)
     add_weights_flags(parser)
+    add_license_flag(parser)
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format='%(message)s')
     try:
+        check_license(args.license)
         check_dataset(args.hub_dataset)
         check_destination(args.repo_id, private=args.private, create_pr=args.pr)
         print(publish_source(args.source, args.repo_id, args.private, args.revision, args.pr, args.use_ema,
-                             args.hub_dataset))
-    except (HubError, CheckpointError) as error:
+                             args.hub_dataset, args.license))
+    except (HubError, CheckpointError, LicenseError) as error:
         parser.exit(2, f'{parser.prog}: error: {error}\n')
 
 
@@ -44,12 +47,14 @@ def publish_source(
         create_pr: bool = False,
         use_ema: Optional[bool] = None,
         hub_dataset: str = '',
+        license: str = '',
 ) -> str:
     """Publish a run, a checkpoint or a staged folder; what is not staged yet is staged beside it, in `hub`.
 
     Args:
         use_ema: Whether to take the EMA of the weights; None for the weights that the run ranked by.
         hub_dataset: Name of the training data on the Hub, '' where the run or nobody knows it.
+        license: As --license takes it (default: that of base.license_of, or of the staged folder).
 
     Returns:
         The address of the commit or pull request.
@@ -62,13 +67,15 @@ def publish_source(
     if os.path.isfile(os.path.join(source, CONFIG)):
         _check_choice(source, use_ema, hub_dataset)
         load_folder(source)
+        if license:
+            change_license(source, license)
     else:
         folder = os.path.join(source if os.path.isdir(source) else os.path.dirname(source), 'hub')
         saved = read_model(source, use_ema)
         _logger.info(f'{saved.source}: {saved.weights}')
         saved.options['hub_dataset'] = hub_dataset or saved.options.get('hub_dataset')
-        with _going_on(DISK_ERRORS, source, repo_id, private, revision, create_pr, use_ema, hub_dataset):
-            stage(saved, folder)
+        with _going_on(DISK_ERRORS, source, repo_id, private, revision, create_pr, use_ema, hub_dataset, license):
+            stage(saved, folder, license)
     with _going_on((Exception,), folder, repo_id, private, revision, create_pr):
         return upload(folder, repo_id, private=private, revision=revision, create_pr=create_pr)
 
@@ -107,10 +114,12 @@ def command_of(
         create_pr: bool,
         use_ema: Optional[bool] = None,
         hub_dataset: str = '',
+        license: str = '',
 ) -> str:
     flags = [*(['--private'] if private else []), *(['--revision', revision] if revision else []),
              *(['--pr'] if create_pr else []), *_weights_flags(use_ema),
-             *(['--hub-dataset', hub_dataset] if hub_dataset else [])]
+             *(['--hub-dataset', hub_dataset] if hub_dataset else []),
+             *(['--license', license] if license else [])]
     return shlex.join(['python', '-m', 'agmax_timm.publish', source, repo_id, *flags])
 
 

@@ -19,6 +19,7 @@ def make_record(
         class_names: Optional[List[str]] = None,
         metric_name: str = 'top1',
         class_map: Optional[Dict[Any, int]] = None,
+        base: Optional[Dict[str, Optional[str]]] = None,
 ) -> Dict[str, Any]:
     """What reproduces the weights of a model, besides the run's options; plain types alone.
 
@@ -29,6 +30,7 @@ def make_record(
         class_names: By index, None if unknown; outputs beyond them are named by their index.
         metric_name: The metric that ranks the checkpoints.
         class_map: What --class-map held, so that the file is not needed again; None without one.
+        base: Weights that training started from, see base.find_base.
     """
     if parse_model_name(name)[0]:  # a folder or repository, which may be gone when the checkpoint is read
         name = model.pretrained_cfg['architecture']
@@ -41,6 +43,7 @@ def make_record(
         **({'class_map': class_map} if class_map else {}),
         'data_config': dict(data_config),
         'metric_name': metric_name,
+        'base': base,
         'versions': {'agmax_timm': __version__, 'timm': timm.__version__, 'torch': str(torch.__version__),
                      'python': platform.python_version()},
         'metrics': {},

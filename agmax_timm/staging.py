@@ -6,7 +6,7 @@ import shutil
 import tempfile
 from logging import getLogger
 from pathlib import Path
-from typing import List, Sequence, Tuple, Union
+from typing import List, Optional, Sequence, Tuple, Union
 
 import timm
 import torch
@@ -16,12 +16,14 @@ from safetensors.torch import save_file
 from timm.models import is_model
 from timm.models._hub import save_config_for_hf
 
-from .card import PAPER_ID, PAPER_NAME, base_model_of, model_card, tag_of
+from .base import base_of, license_of
+from .card import PAPER_ID, PAPER_NAME, model_card, tag_of, with_license
 from .checkpoint import SavedModel
 from .data.random_state import kept_random_state
-from .durable import scratch_folder
+from .durable import replacing, scratch_folder
 from .hub_error import HubError, reason, told
 from .labels import SEVERAL_LABELS, describe, index_names, known_names
+from .licence import check_license, license_name
 from .recipe import recipe
 from .silence import silenced
 
@@ -40,7 +42,7 @@ DISK_ERRORS = (OSError, SafetensorError)
 _logger = getLogger(__name__)
 
 
-def stage(saved: SavedModel, folder: Union[str, Path], license: str = 'apache-2.0') -> None:
+def stage(saved: SavedModel, folder: Union[str, Path], license: Optional[str] = None) -> None:
     """Write a model into a folder as timm and the Hub know it, once what was written is proven to load.
 
     The files are `FILES`: config.json, model.safetensors and README.md, train_hparams.yaml where the options are
@@ -48,11 +50,13 @@ def stage(saved: SavedModel, folder: Union[str, Path], license: str = 'apache-2.
 
     Args:
         saved: What was trained.
-        license: Of the weights, an identifier of the Hub's list.
+        license: Of the weights, as --license takes it (default: that of license_of).
 
     Raises:
+        LicenseError: the Hub does not list the licence.
         HubError: the folder cannot be written, or does not give the model's logits back. Nothing of it stays then.
     """
+    check_license(license)
     folder = Path(folder).absolute()
     with told(f'cannot stage {folder}', (OSError, ValueError, RuntimeError, SafetensorError)):
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -80,13 +84,30 @@ def try_staging(saved: SavedModel) -> None:
     try:
         with kept_random_state(), silenced(), tempfile.TemporaryDirectory() as folder:
             with told('cannot stage this model', (OSError, ValueError, RuntimeError, SafetensorError)):
-                _write(saved, Path(folder), license='other')
+                _write(saved, Path(folder))
                 _compare(saved, Path(folder))
     except (HubError, OSError) as error:
         cause = error.__cause__ if isinstance(error, HubError) else error
         if not isinstance(cause, DISK_ERRORS):
             raise
         _logger.warning(f'It was not tried whether this model can be published: {reason(cause)}')
+
+
+def change_license(folder: Union[str, Path], license: str) -> None:
+    """State another licence in config.json and README.md of a staged folder, as --license takes it.
+
+    Raises:
+        HubError: the files cannot be read or written.
+    """
+    with told(f'cannot state a licence in {folder}', (OSError, ValueError)):
+        config = json.loads(Path(folder, CONFIG).read_text(encoding='utf-8'))
+        config['pretrained_cfg']['license'] = license_name(license)
+        texts = {CONFIG: json.dumps(config, indent=2)}
+        if Path(folder, CARD).is_file():
+            texts[CARD] = with_license(Path(folder, CARD).read_text(encoding='utf-8'), license_name(license))
+        for name, text in texts.items():
+            with replacing(str(Path(folder, name)), 'w', encoding='utf-8') as f:
+                f.write(text)
 
 
 def load_folder(folder: Union[str, Path]) -> torch.nn.Module:
@@ -111,12 +132,9 @@ def load_folder(folder: Union[str, Path]) -> torch.nn.Module:
         return timm.create_model(f'local-dir:{folder}', pretrained=True).eval()
 
 
-def _write(saved: SavedModel, folder: Path, license: str) -> None:
+def _write(saved: SavedModel, folder: Path, license: Optional[str] = None) -> None:
     model = saved.create_model()
-    base, of_base = base_model_of(saved), model.pretrained_cfg.get('license')
-    if base and of_base not in (None, license):
-        _logger.warning(f'{base}, from which training started, is under {of_base}, and these weights are staged under '
-                        f'{license}: see whether they may be')
+    license = _choose_license(saved, license)
     ours = dict(tag=tag_of(saved), license=license)
     if saved.options.get('task') == SEVERAL_LABELS:
         ours.update(notes=[SEVERAL_LABELS])
@@ -141,6 +159,17 @@ def _write(saved: SavedModel, folder: Path, license: str) -> None:
     card = model_card(
         saved, architecture, embedding, features, recipe=made_by, curves=(folder / CURVES).exists(), license=license)
     (folder / CARD).write_text(str(card), encoding='utf-8')
+
+
+def _choose_license(saved: SavedModel, license: Optional[str]) -> Optional[str]:
+    """The licence that was chosen, otherwise that of the base, with a line in the log on what its owner has to know."""
+    license, base = license_name(license) or license_of(saved), base_of(saved)
+    if license is None:
+        _logger.warning('No licence is stated: choose one with --license')
+    elif base.get('license') not in (None, license):
+        _logger.warning(f"{base['name'] or 'What'}, from which training started, is under {base['license']}, and these "
+                        f'weights are staged under {license}: see whether they may be')
+    return license
 
 
 def _write_config(saved: SavedModel, model: torch.nn.Module, path: Path) -> None:

@@ -27,7 +27,7 @@ from agmax_timm.hub import HubError, check_destination, publish
 from agmax_timm.run import build, training
 from agmax_timm.run.build import create_named_model
 from agmax_timm.run.config import parse_train_args
-from agmax_timm.staging import stage, try_staging
+from agmax_timm.staging import load_folder, stage, try_staging
 
 REPOSITORY = Path(__file__).parent.parent
 OWNER_SCOPE = [{'entity': {'type': 'user', 'name': 'ann'}, 'permissions': ['repo.content.read', 'repo.write']}]
@@ -462,13 +462,31 @@ def test_a_staged_folder_has_no_other_weights(command, staged, capsys):
     assert status.value.code == 2 and 'is staged already: drop --raw, or name the run' in capsys.readouterr().err
 
 
+def test_the_licence_is_stated_in_what_is_published(hub, command, staged, tmp_path, capsys):
+    """Of a run, and of a folder that was staged without one."""
+    run_dir, folder = tmp_path / 'run', shutil.copytree(staged, tmp_path / 'hub')
+    run_dir.mkdir()
+    for source, repo_id in ((run_dir, 'ann/run'), (folder, 'ann/folder')):
+        command(source, repo_id, '--license', 'cc-by-4.0')
+        files = {name: hub.files(repo_id)[name].content.decode() for name in ('README.md', 'config.json')}
+        assert ModelCard(files['README.md']).data.license == 'cc-by-4.0'
+        assert '\n- **Licence:** cc-by-4.0\n' in files['README.md'] and 'none is stated' not in files['README.md']
+        assert json.loads(files['config.json'])['pretrained_cfg']['license'] == 'cc-by-4.0'
+    assert contents(hub.files('ann/run')).keys() == contents(hub.files('ann/folder')).keys()
+    load_folder(folder)
+    with pytest.raises(SystemExit) as status:
+        command(folder, 'ann/folder', '--license', 'apache')
+    assert status.value.code == 2 and "--license apache: the Hub does not list such" in capsys.readouterr().err
+
+
 def test_the_command_that_goes_on_takes_the_same_weights(hub, command, tmp_path, monkeypatch, capsys):
     def fail(*args):
         raise HubError('no room') from OSError()
     monkeypatch.setattr(agmax_timm.publish, 'stage', fail)
     with pytest.raises(SystemExit):
-        command(tmp_path, 'ann/net', '--raw')
-    assert capsys.readouterr().err.endswith(f'python -m agmax_timm.publish {tmp_path} ann/net --raw\n')
+        command(tmp_path, 'ann/net', '--raw', '--license', 'mit')
+    assert capsys.readouterr().err.endswith(
+        f'python -m agmax_timm.publish {tmp_path} ann/net --raw --license mit\n')
 
 
 def test_no_failure_of_publishing_is_raised_before_the_report(monkeypatch, caplog, tmp_path):

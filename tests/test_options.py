@@ -38,7 +38,8 @@ OURS = {
     '--agmax', '--agmax-divergence-weight', '--agmax-init-std', '--agmax-loss', '--agmax-units', '--agmax-weight',
     '--augment-backend', '--check-data', '--cutout', '--dry-run', '--early-stop', '--early-stop-metric',
     '--early-stop-min-delta', '--fsdp', '--hang-timeout', '--hub-dataset', '--hub-pr', '--hub-private',
-    '--hub-revision', '--image-memory', '--lighting', '--log-tensorboard', '--max-damaged', '--nan-policy',
+    '--hub-revision', '--image-memory', '--license', '--lighting', '--log-tensorboard', '--max-damaged',
+    '--nan-policy',
     '--push-to-hub', '--report',
 }
 OURS_IN_VALIDATION = {

@@ -10,6 +10,7 @@ from timm import utils
 from timm.task import TrainingTask
 from torch.utils.data import Dataset
 
+from ..base import find_base
 from ..checkpoint import recorded_model
 from ..command_line import OptionError
 from ..data.backend import views_of
@@ -112,7 +113,7 @@ def build_run(args: argparse.Namespace, signals: StopSignals, watchdog: Watchdog
     warn_of_other_classes(args, model, dataset_train)
     record = make_record(
         model, args.model, data_config, class_names(dataset_train), metric_name,
-        class_to_idx(dataset_train) if args.class_map else None)
+        class_to_idx(dataset_train) if args.class_map else None, find_base(args, model) if primary else None)
     if primary:
         _try_end(args, model, record)
     if args.torchscript:

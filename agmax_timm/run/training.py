@@ -144,7 +144,8 @@ def publish_run(args: argparse.Namespace, output_dir: str) -> str:
         '', or why they are not published. Nothing is raised: the run itself is complete, and its report is still due.
     """
     logger = logging.getLogger('train')
-    destination = (args.push_to_hub, args.hub_private, args.hub_revision or None, args.hub_pr)
+    destination = (args.push_to_hub, args.hub_private, args.hub_revision or None, args.hub_pr, None, args.hub_dataset,
+                   args.license)
     try:
         logger.info(f'Published: {publish_source(output_dir, *destination)}')
         return ''

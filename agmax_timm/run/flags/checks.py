@@ -5,6 +5,7 @@ import os
 from typing import Callable, Set
 
 from ...command_line import Parser, flag_of
+from ...licence import LicenseError, check_license
 from .paths import check_paths
 from .ranges import check_ranges
 from .source import check_source, kind_of
@@ -245,6 +246,10 @@ def _check_run(args: argparse.Namespace, error: Callable) -> None:
 
 
 def _check_hub(args: argparse.Namespace, error: Callable) -> None:
+    try:
+        check_license(args.license)
+    except LicenseError as problem:
+        error(str(problem))
     if args.hub_dataset:
         from ...hub import HubError, check_dataset
         try:

@@ -1,5 +1,6 @@
 """Flags of training itself: AgMax, task and loss, optimizer, schedule, and what a run writes."""
 from ...command_line import KeyValues, add_dataset_flag, interval
+from ...licence import add_license_flag
 
 
 def agmax(group):
@@ -148,3 +149,4 @@ def hub(group):
     group.add_argument('--hub-revision', default='', metavar='R', help='on this branch (default: main)')
     group.add_argument('--hub-pr', action='store_true', help='as a pull request')
     add_dataset_flag(group)
+    add_license_flag(group)
