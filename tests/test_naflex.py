@@ -80,6 +80,18 @@ def test_agmax_takes_what_the_loader_gives(images):
     assert all(parameter.grad is not None for parameter in model.parameters())
 
 
+@pytest.mark.parametrize('options, told', [
+    ({}, False),
+    ({'no_aug': True}, True),
+    ({'no_aug': True, 're_prob': 0.5}, True),
+    ({'scale': (1, 1), 'ratio': (1, 1), 'hflip': 0.}, True),
+    ({'no_aug': True, 'mixup': dict(mixup_alpha=1., cutmix_alpha=0., num_classes=12)}, False),
+], ids=str)
+def test_views_that_cannot_differ_are_told(images, caplog, options, told):
+    load(images(16), **options)
+    assert ('The two views of an image are the same' in caplog.text) == told
+
+
 def test_batches_of_single_images_are_refused(images):
     with pytest.raises(ValueError, match='batch_size of 8 or more'):
         load(images(16), batch_size=4)

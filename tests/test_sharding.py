@@ -124,7 +124,8 @@ def run_train(name, rank, folder, photos):
     fsdp, epochs, start = RUNS[name]
     resume = f'--resume {folder}/{start}/last.pth.tar'.split(' ', 1) if start else []
     args = parse_train_args([
-        str(photos), *'--model test_resnet --num-classes 3 --img-size 32 -b 2 -j 0 --no-aug --agmax'.split(),
+        str(photos), *'--model test_resnet --num-classes 3 --img-size 32 -b 2 -j 0 --agmax'.split(),
+        *'--scale 1 1 --ratio 1 1 --hflip 0 --color-jitter 0 --train-interpolation bilinear'.split(),
         *'--sched none --opt adamw --lr 1e-3 --warmup-epochs 0 --model-ema --model-ema-decay 0.5'.split(),
         '--recovery-interval', '2',
         '--epochs', str(epochs), '--output', str(folder), '--experiment', name, *resume])

@@ -10,7 +10,9 @@ from timm.utils import random_seed
 
 from agmax_timm import TwoViews, create_two_view_loader
 from agmax_timm.data.datasets import create_dataset
+from agmax_timm.data.random_state import get_process_state
 
+GREY = {'mean': (0.,), 'std': (1.,)}
 LEVELS = {'mean': (0., 0., 0.), 'std': (1., 1., 1.), 'device': 'cpu'}  # images come as levels in [0, 1]
 pytestmark = pytest.mark.usefixtures('fixed_seed')
 SIGMAS = 5  # of every statistical bound below; the seeds are fixed
@@ -115,6 +117,46 @@ def test_policies_are_independent(gradient_dataset, policy, num_workers):
         same = (a == b).flatten(1).all(1).double().mean()
         other = (a == b.roll(1, 0)).flatten(1).all(1).double().mean()
         assert abs(same - other) < SIGMAS * (2 * other * (1 - other) / count) ** 0.5 + 1 / count
+
+
+STILL = dict(scale=(1, 1), ratio=(1, 1), hflip=0., color_jitter=None)
+WARNING = 'The two views of an image are the same'
+
+
+@pytest.mark.parametrize('use_prefetcher', [True, False])
+@pytest.mark.parametrize('options', [
+    {}, {'ratio': (0.9, 1.1)}, {'color_jitter': 0.}, {'interpolation': 'random'}, {'no_aug': True},
+    {'no_aug': True, 're_prob': 0.5},
+    {'train_crop_mode': 'rkrc'}, {'input_size_choices': [16, 24]}, {'input_size': (1, 16, 16), **GREY},
+    {'mixup': {'mixup_alpha': 1., 'prob': 0., 'num_classes': 32}},
+], ids=str)
+def test_views_that_cannot_differ_are_told(gradient_dataset, caplog, options, use_prefetcher):
+    dataset = gradient_dataset(32)
+    if 'mean' in options:
+        dataset.images = [image.convert('L') for image in dataset.images]
+    loader = create_two_view_loader(**{
+        'dataset': dataset, 'input_size': 16, 'batch_size': 32, 'num_workers': 0, 'use_prefetcher': use_prefetcher,
+        **LEVELS, **STILL, **options})
+    assert caplog.text.count(WARNING) == 1
+    if options.get('interpolation') != 'random':
+        x, _ = next(iter(loader))
+        assert torch.equal(*x.chunk(2))
+
+
+@pytest.mark.parametrize('use_prefetcher', [True, False])
+@pytest.mark.parametrize('options', [
+    {'scale': (0.9, 1.)}, {'scale': (0.5, 0.5)}, {'hflip': 0.5}, {'vflip': 0.2}, {'color_jitter': 0.1},
+    {'color_jitter': 0.4, 'color_jitter_prob': 0.1}, {'grayscale_prob': 0.1}, {'gaussian_blur_prob': 0.1},
+    {'auto_augment': 'rand-m9'}, {'re_prob': 0.25}, {'lighting': 0.1}, {'cutout': 4}, {'train_crop_mode': 'pad'},
+    {'train_crop_mode': 'rkrr'}, {'mixup': {'mixup_alpha': 1., 'num_classes': 32}},
+    {'no_aug': True, 'mixup': {'mixup_alpha': 1., 'num_classes': 32}},
+], ids=str)
+def test_views_that_can_differ_are_not(gradient_dataset, caplog, options, use_prefetcher):
+    before = get_process_state()
+    create_two_view_loader(
+        gradient_dataset(32), 16, 32, num_workers=0, use_prefetcher=use_prefetcher, **{**LEVELS, **STILL, **options})
+    assert WARNING not in caplog.text
+    assert get_process_state() == before, 'the look at the transform draws nothing'
 
 
 def everything_on(dataset, seed, num_workers, use_prefetcher):

@@ -14,9 +14,9 @@ from .backend import take_backend, use_batches
 from .free_memory import memory_limit
 from .memory import keep_decoded
 from .mixup import CollateMixup, TwoViewCollate, TwoViewMixup
-from .modes import BACKENDS, CROP_MODES, check_mode
+from .modes import BACKENDS, CROP_MODES, check_mode, mode_of_channels
 from .ranks import check_batch, check_group, follow_group
-from .views import TwoViews, with_transform
+from .views import TwoViews, warn_of_equal_views, with_transform
 
 
 def create_train_loader(
@@ -96,6 +96,10 @@ def create_train_loader(
     if cutout and prefetch:
         # The prefetcher's own place for what comes after normalisation.
         loader.random_erasing = Chain(loader.random_erasing, CutOut(cutout))
+    mixes = mixup is not None and mixup.get('prob', 1.) > 0.
+    if two_views and not mixes and getattr(loader, 'random_erasing', None) is None:
+        mode = getattr(dataset, 'input_img_mode', None) or mode_of_channels(channels)
+        warn_of_equal_views(transforms_of(loader.dataset), mode)
     if not kwargs.get('num_aug_splits'):
         take_backend(augment_backend, loader, channels, two_views, mixup, channels_last)
     kept = keep_decoded(getattr(loader.dataset, 'dataset', loader.dataset), memory_limit(image_memory))

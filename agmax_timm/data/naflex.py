@@ -6,8 +6,8 @@ import torch
 from timm.data import NaFlexMixup, create_naflex_loader
 from torch.utils.data import Dataset, Subset, default_collate
 
-from .modes import check_mode
-from .views import TwoViews
+from .modes import check_mode, mode_of_channels
+from .views import TwoViews, warn_of_equal_views
 
 _logger = logging.getLogger(__name__)
 
@@ -80,6 +80,9 @@ def create_naflex_train_loader(
         dataset = Subset(dataset, range(len(dataset) - spare))
         return create_naflex_train_loader(dataset, mixup=mixup, two_views=True, **kwargs)
     transforms = loader.dataset.transforms
+    erases = kwargs.get('re_prob') and not kwargs.get('no_aug')
+    if mix is None and not erases:
+        warn_of_equal_views(transforms.values(), mode_of_channels(kwargs.get('channels', 3)))
     transforms.update({key: TwoViews(transform) for key, transform in transforms.items()})
     return loader
 

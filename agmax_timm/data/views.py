@@ -1,8 +1,17 @@
 """Two views of an image: one decode, one transform, two draws."""
-from typing import Any, Callable, Optional, Tuple
+import copy
+import logging
+from typing import Any, Callable, Iterable, Optional, Tuple
 
+import torch
 from PIL import Image
 from torch.utils.data import ConcatDataset, Dataset, IterableDataset, Subset
+
+from .random_state import kept_random_state
+
+_logger = logging.getLogger(__name__)
+
+_DRAWS = 64  # of a transform that seems to draw nothing
 
 
 class TwoViews:
@@ -64,3 +73,35 @@ def with_transform(dataset: Dataset) -> Dataset:
     # Subclasses may apply a transform of their own.
     ignores = type(dataset) in (Subset, ConcatDataset) or not hasattr(dataset, 'transform')
     return TransformedDataset(dataset) if ignores else dataset
+
+
+def warn_of_equal_views(transforms: Iterable[Callable[[Image.Image], torch.Tensor]], mode: str) -> None:
+    """Log a warning if these transforms make two views of an image that are the same.
+
+    Args:
+        transforms: All training transforms of a loader that neither mixes nor erases.
+        mode: PIL mode of the images.
+    """
+    if all(_is_constant(transform, mode) for transform in transforms):
+        _logger.warning(
+            'The two views of an image are the same, or differ in the interpolation alone: no random crop, flip or '
+            'colour is left of the augmentation, no erasing and no mixing.')
+
+
+def _is_constant(transform: Callable[[Image.Image], torch.Tensor], mode: str) -> bool:
+    """Whether a transform makes the same of an image of noise each time, its random interpolation left aside."""
+    sizes = (64, 64), (72, 48)  # crops of some area fit into one of them alone
+    transform = copy.deepcopy(transform)
+    for step in getattr(transform, 'transforms', []):
+        if isinstance(getattr(step, 'interpolation', None), tuple):
+            step.interpolation = step.interpolation[0]
+    try:
+        images = [Image.merge('RGB', [Image.effect_noise(size, 64) for _ in range(3)]).convert(mode) for size in sizes]
+    except ValueError:  # a mode that PIL makes of no other
+        return False
+    with kept_random_state():
+        for image in images:
+            view = transform(image)
+            if any(not torch.equal(transform(image), view) for _ in range(_DRAWS)):
+                return False
+    return True

@@ -17,6 +17,8 @@ NOT_WITH_AGMAX = (
      'gives a clean split statistics of its own, and no view is clean', 'drop it'),
     ('--resplit', lambda args: args.resplit,
      'erases in half of a batch, which is one view', 'drop it'),
+    ('--no-aug', lambda args: args.no_aug and not mixing(args),
+     'makes both views of an image the same', 'drop it, or mix the views by --mixup or --cutmix'),
     ('--task multilabel', lambda args: args.task == 'multilabel',
      'has no distribution over classes whose marginals could be taken', 'drop one of them'),
     ('--kd-distill-type feature', lambda args: args.kd_model_name and args.kd_distill_type == 'feature',
