@@ -66,7 +66,7 @@ def test_a_run_that_goes_on_says_from_where_it_would_have(argv, tmp_path, monkey
     training.main([*argv, '--stop-epoch', '1'])
     before = {path.name: path.read_bytes() for path in (tmp_path / 'run').glob('*.pth.tar')}
     init_device = build.init_device
-    patch(monkeypatch, 'build.init_device', lambda args: os.kill(os.getpid(), signal.SIGTERM) or init_device(args))
+    patch(monkeypatch, 'build.init_device', lambda *args: os.kill(os.getpid(), signal.SIGTERM) or init_device(*args))
     with pytest.raises(SystemExit) as exit_info:
         training.main(argv)
     assert exit_info.value.code == 75

@@ -61,7 +61,7 @@ def pictures(tmp_path_factory):
 
 
 def slurm_environment(rank, world_size):
-    return dict(SLURM_PROCID=rank, SLURM_LOCALID=rank, SLURM_NTASKS=world_size)
+    return dict(SLURM_PROCID=rank, SLURM_LOCALID=rank, SLURM_NTASKS=world_size, SLURM_STEP_NUM_TASKS=world_size)
 
 
 def train_on_ranks(world_size, folder, pictures, *flags, **kwargs):

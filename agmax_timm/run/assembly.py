@@ -194,7 +194,7 @@ def _begin(args: argparse.Namespace, signals: StopSignals, auto: bool) -> torch.
     folder.check_folder(args, auto, lock=not args.dry_run)
     build.import_device_modules(args)
     names.check_train_names(args)
-    device = build.init_device(args)
+    device = build.init_device(args, signals)
     signals.check_start(args, device)  # and behind all that takes long: nothing is begun before open_folder
     if args.fsdp:
         sharding.check_sharding(args)

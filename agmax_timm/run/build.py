@@ -24,6 +24,8 @@ from ..silence import silenced
 from ..untrusted import one_line
 from . import process_group
 from .flags.names import REFUSED, check_model
+from .guards import start
+from .guards.interruption import StopSignals
 from .scaler import LossScaler
 from .sharding import shard_task
 
@@ -47,16 +49,26 @@ def import_device_modules(args: argparse.Namespace) -> None:
             raise OptionError(f'--device-modules {module}: {error}') from error
 
 
-def init_device(args: argparse.Namespace) -> torch.device:
-    """The process's device, with its process group where there are several; the CPU where there is no CUDA."""
+def init_device(
+        args: argparse.Namespace,
+        signals: Optional[StopSignals] = None,
+        alone: bool = False,
+) -> torch.device:
+    """The process's device, with its process group where there are several; the CPU where there is no CUDA.
+
+    Args:
+        signals: Signals that end the wait for other processes.
+        alone: Whether the command is one process by nature, whatever its launcher says.
+    """
     if args.device.startswith('cuda') and not torch.cuda.is_available():
         args.device = 'cpu'
         _logger.info('No CUDA device: running on the CPU.')
     if torch.cuda.is_available():
         torch.backends.cuda.matmul.allow_tf32 = True
         torch.backends.cudnn.benchmark = True
-    _check_gpus(args)
-    device = utils.init_distributed_device(args)
+    with start.one_process() if alone else nullcontext():
+        _check_gpus(args)
+        device = start.join(args, signals)
     if args.distributed and getattr(args, 'hang_timeout', 0):
         process_group.outlast(args.hang_timeout)
     return device

@@ -8,12 +8,13 @@ import time
 from contextlib import contextmanager
 from typing import Any, Dict, Iterator, List, Optional, Tuple
 
-from timm.utils import setup_default_logging
+from timm.utils import setup_default_logging, world_info_from_env
 from tqdm import tqdm
 
 from .. import durable
 from ..command_line import as_line
 from .engine import Progress
+from .guards.start import leave_allocation
 from .logfile import LogFile
 
 _logger = logging.getLogger('train')
@@ -26,6 +27,14 @@ class _ConsoleHandler(logging.StreamHandler):
 
     def emit(self, record: logging.LogRecord) -> None:
         tqdm.write(self.format(record), file=sys.stderr)
+
+
+def begin() -> None:
+    """Settle whether this process is one of several of a job, and set up its log."""
+    warning = leave_allocation()
+    setup_logging(primary=world_info_from_env()[1] == 0)
+    if warning:
+        _logger.warning(warning)
 
 
 def setup_logging(primary: bool = True) -> None:

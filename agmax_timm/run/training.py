@@ -88,7 +88,7 @@ def train(args: argparse.Namespace, signals: Optional[StopSignals] = None) -> Li
 
 def _train(args: argparse.Namespace, signals: StopSignals, watchdog: Watchdog) -> List[Dict[str, Any]]:
     options = dict(vars(args))  # as given, before anything is resolved
-    reporting.setup_logging(primary=utils.world_info_from_env()[1] == 0)
+    reporting.begin()
     built = build_run(args, signals, watchdog)
     if args.dry_run:
         if utils.is_primary(args):

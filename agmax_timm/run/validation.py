@@ -113,7 +113,7 @@ def validate(args: argparse.Namespace) -> Dict[str, Any]:
 
 def start(args: argparse.Namespace) -> torch.device:
     """Logging, processes and device, once whatever the number of models. What cannot be read is told first."""
-    reporting.setup_logging(primary=utils.world_info_from_env()[1] == 0)
+    reporting.begin()
     loaders.check_roots(args, args.split)
     names.check_device(args.device)
     names.check_compiler(args)

@@ -12,6 +12,7 @@ from tqdm import tqdm
 from .. import durable
 from ..processes import cores, environment
 from ..run.guards.interruption import EXIT_STATUS, StopSignals
+from ..run.guards.start import LAUNCHER
 from .cost import epochs_of
 from .outcome import epochs_done, has_summary, is_complete, last_error, mark_complete
 from .plan import Run
@@ -35,7 +36,8 @@ class Runner:
     def __init__(self, runs: List[Run], jobs: int, devices: List[str]):
         self.runs = runs
         self.devices = [devices[slot % len(devices)] if devices else '' for slot in range(jobs)]
-        self.environment = environment()
+        # A run is one process, whatever started the study.
+        self.environment = {name: value for name, value in environment().items() if name not in LAUNCHER}
         self.environment.setdefault('OMP_NUM_THREADS', str(max(1, cores() // jobs)))
         self.waiting: Deque[Run] = deque(runs)
         self.running: Dict[int, Tuple[Run, subprocess.Popen]] = {}  # by slot

@@ -40,7 +40,7 @@ class Predictor:
     def __init__(self, args: argparse.Namespace):
         names.check_device(args.device)
         self.args = args
-        self.device = build.init_device(args)
+        self.device = build.init_device(args, alone=True)
         self.subject, self.precision, run_options = validation.prepare(args, self.device)
         self.weights = (  # which they are, in words; '' for those of a published model
             f'{args.checkpoint}: {describe_weights(run_options, args.use_ema)}' if args.checkpoint else '')

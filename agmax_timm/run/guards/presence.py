@@ -53,6 +53,11 @@ class Presence:
         after = self._read()
         return [rank for rank, word in enumerate(after) if word == before[rank] and word != _LEFT.encode()]
 
+    def absent(self) -> Optional[List[int]]:
+        """The ranks that have never told anything; None where there is no store."""
+        words = self._read()
+        return [rank for rank, word in enumerate(words) if not word] if words else None
+
     def _read(self) -> List[bytes]:
         if not self._works:
             return []

@@ -180,7 +180,7 @@ def _init_device(args: argparse.Namespace, in_run: bool) -> torch.device:
         vars(args).update(distributed=False, rank=0, local_rank=0, world_size=1)
         return torch.device(args.device)
     names.check_device(args.device)
-    return build.init_device(args)
+    return build.init_device(args, alone=True)
 
 
 @torch.inference_mode()
