@@ -2,8 +2,10 @@
 import argparse
 import os
 import re
+import select
 import sys
-from typing import Any, Iterable, Tuple, Union
+from functools import wraps
+from typing import Any, Callable, Iterable, Tuple, Union
 
 # Flags of ours that begin as one of timm's does.
 YIELDING = ('check_data', 'image_memory', 'corruptions_dir', 'severities', 'stress', 'attack', 'report', 'report_dir')
@@ -62,8 +64,52 @@ _SYNONYMS = {
 }
 
 
+_EX_SIGPIPE = 128 + 13
+
+
 class OptionError(ValueError):
     """Options that turned out not to fit what was built; the message names the flag, the value and the remedy."""
+
+
+def quiet_in_pipes(command: Callable) -> Callable:
+    """Decorate a command: it ends without a traceback when the reader of its output does, as in `command | head`.
+
+    The exit status is then 141, that of a command which the signal SIGPIPE ends.
+    """
+    @wraps(command)
+    def run(*args, **kwargs):
+        try:
+            try:
+                return command(*args, **kwargs)
+            finally:
+                sys.stdout.flush()  # Python would do so at its end, and complain
+        except BrokenPipeError:
+            if not drop_output():
+                raise
+            sys.exit(_EX_SIGPIPE)
+    return run
+
+
+def print_if_read(text: str) -> None:
+    """Print a text; the work goes on where nobody reads it any more."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        if not drop_output():
+            raise
+
+
+def drop_output() -> bool:
+    """Drop further output if the reader of stdout is gone. Returns whether it is: other pipes break as well."""
+    descriptor = sys.stdout.fileno()
+    poll = select.poll()
+    poll.register(descriptor, select.POLLOUT)
+    if not any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0)):
+        return False
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, descriptor)
+    os.close(null)
+    return True
 
 
 class _HelpFormatter(argparse.HelpFormatter):

@@ -8,12 +8,13 @@ from typing import Any, Dict, List, Optional
 from timm.models import create_model, is_model
 
 from .checkpoint import SavedModel
-from .command_line import Parser
+from .command_line import Parser, quiet_in_pipes
 from .hub import HubError, stage
 from .models import filter_checkpoint, is_original, original_options, timm_architecture
 from .untrusted import CheckpointError, read_file
 
 
+@quiet_in_pipes
 def main(argv: Optional[List[str]] = None) -> None:
     """The command. Exit status 2 for a checkpoint that cannot be used or a folder that cannot be written."""
     parser = Parser(prog='python -m agmax_timm.convert', description=__doc__.splitlines()[0])

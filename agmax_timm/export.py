@@ -8,7 +8,7 @@ from typing import Any, Dict, List, Optional
 import torch
 
 from .checkpoint import RECORD, SavedModel, choose_ema, read_model
-from .command_line import Parser, add_dataset_flag, add_model_flags, add_weights_flags
+from .command_line import Parser, add_dataset_flag, add_model_flags, add_weights_flags, quiet_in_pipes
 from .durable import scratch_folder
 from .hub import HubError, check_dataset, stage
 from .licence import LicenseError, add_license_flag, check_license
@@ -21,6 +21,7 @@ class ExportError(ValueError):
     """What was asked for cannot be exported so; the message names the flag or folder and the remedy."""
 
 
+@quiet_in_pipes
 def main(argv: Optional[List[str]] = None) -> None:
     """The command. Exit status 2 for what cannot be read or written, in one line."""
     parser = _parser()

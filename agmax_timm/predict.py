@@ -8,7 +8,7 @@ from collections import Counter
 from contextlib import contextmanager
 from typing import IO, Any, Callable, Dict, Iterable, Iterator, List, Optional
 
-from .command_line import Parser, add_model_flags, add_weights_flags, as_line, flag_of
+from .command_line import Parser, add_model_flags, add_weights_flags, as_line, flag_of, quiet_in_pipes
 from .processes import fork_workers, kept_imports
 from .text_file import MARK
 
@@ -17,6 +17,7 @@ class PredictError(ValueError):
     """What was asked for cannot be predicted so; the message names the argument and the remedy."""
 
 
+@quiet_in_pipes
 def main(argv: Optional[List[str]] = None) -> None:
     """The command. Exit status 2, with one line, where nothing can be predicted; 1 where an image cannot, or a loader
     worker died."""
@@ -52,6 +53,8 @@ def main(argv: Optional[List[str]] = None) -> None:
             print(f'{parser.prog}: {len(paths)} images{describe_others(others)}; '
                   f'{describe_names(predictor.class_names)}', file=sys.stderr)
             names_dead_workers(_FORMATS[args.format])(rows(), f)
+    except BrokenPipeError:  # see quiet_in_pipes
+        raise
     except (PredictError, OptionError, CheckpointError, DataError, OSError) as error:
         parser.exit(2, f"{parser.prog}: error: {as_line(error)}\n")
     except WorkerError as error:

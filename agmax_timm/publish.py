@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from typing import Any, Iterator, List, Optional, Tuple, Type
 
 from .checkpoint import read_model
-from .command_line import Parser, add_dataset_flag, add_weights_flags
+from .command_line import Parser, add_dataset_flag, add_weights_flags, quiet_in_pipes
 from .hub import HubError, check_dataset, check_destination, load_folder, stage, upload
 from .licence import LicenseError, add_license_flag, check_license
 from .staging import CONFIG, DISK_ERRORS, change_license
@@ -15,6 +15,7 @@ from .untrusted import CheckpointError
 _logger = logging.getLogger(__name__)
 
 
+@quiet_in_pipes
 def main(argv: Optional[List[str]] = None) -> None:
     """The command. Prints the address of the commit; exit status 2, with one line, where nothing was published."""
     parser = Parser(prog='python -m agmax_timm.publish', description=__doc__.split(':')[0] + '.')

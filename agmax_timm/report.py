@@ -1,10 +1,11 @@
 """One page on a run, for any browser: python -m agmax_timm.report RUN_FOLDER [DATA]"""
 from typing import List, Optional
 
-from .command_line import Parser, add_weights_flags, as_line
+from .command_line import Parser, add_weights_flags, as_line, quiet_in_pipes
 from .processes import fork_workers, kept_imports
 
 
+@quiet_in_pipes
 def main(argv: Optional[List[str]] = None) -> None:
     """The command. Prints the path of the page, or one line on why there is none: exit status 2, 1 if a worker died."""
     parser = _parser()
@@ -20,6 +21,8 @@ def main(argv: Optional[List[str]] = None) -> None:
     fork_workers()
     try:
         print(make_report(args.folder, args.data, args.device, args.workers, use_ema=args.use_ema))
+    except BrokenPipeError:  # see quiet_in_pipes
+        raise
     except (OptionError, DataError, CheckpointError, OSError, WorkerError) as error:
         status = 1 if isinstance(error, WorkerError) else 2
         parser.exit(status, f"{parser.prog}: error: {as_line(error)}\n")

@@ -3,6 +3,8 @@ import csv
 import math
 import os
 import shutil
+import subprocess
+import sys
 from argparse import Namespace
 from pathlib import Path
 
@@ -205,3 +207,30 @@ def test_what_cannot_change_is_refused(train, tmp_path, argv, words):
     train('--epochs', '2', '--stop-epoch', '1')
     with pytest.raises(ValueError, match=words):
         train('--epochs', '2', '--resume', 'auto', *argv)
+
+
+RESUME_IN_PLAIN_TIMM = """
+import sys
+sys.modules['agmax_timm'] = None
+import timm, torch
+model = timm.create_model('test_resnet', num_classes=3)
+epoch = timm.models.resume_checkpoint(model, sys.argv[1])
+torch.save((epoch, model.state_dict()), sys.argv[2])
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+try:
+    timm.models.resume_checkpoint(model, sys.argv[1], optimizer)
+except ValueError as error:
+    print(error)
+"""
+
+
+def test_plain_timm_resumes_a_checkpoint_of_agmax_without_its_optimizer(ema_run, tmp_path):
+    """What timm's train.py does with --no-resume-opt, and without."""
+    path = ema_run / 'last.pth.tar'
+    completed = subprocess.run([sys.executable, '-I', '-c', RESUME_IN_PLAIN_TIMM, path, tmp_path / 'resumed.pth'],
+                               check=True, capture_output=True, text=True)
+    epoch, found = torch.load(tmp_path / 'resumed.pth', weights_only=True)
+    expected = load(path)
+    assert epoch == expected['epoch'] + 1
+    assert all(torch.equal(found[name], value) for name, value in expected['state_dict'].items())
+    assert 'parameter group' in completed.stdout

@@ -3,11 +3,12 @@ import sys
 from importlib import import_module
 from typing import List, Optional
 
-from ..command_line import as_line
+from ..command_line import as_line, quiet_in_pipes
 from ..processes import fork_workers
 from .options import parse
 
 
+@quiet_in_pipes
 def main(argv: Optional[List[str]] = None) -> None:
     """The command. Prints a table; exit status 2, with one line, for what cannot be measured."""
     args = parse(argv)
@@ -21,6 +22,8 @@ def main(argv: Optional[List[str]] = None) -> None:
         print(f'{result.caption}\n{report.table(result.rows)}')
         if args.output:
             report.save(result, args.output, args.command, machine)
+    except BrokenPipeError:  # see quiet_in_pipes
+        raise
     except (ValueError, OSError) as error:  # of the data, the options, or a place that cannot be written to
         print(f'python -m agmax_timm.bench {args.command}: error: {as_line(error)}', file=sys.stderr)
         sys.exit(2)

@@ -1,10 +1,12 @@
 """The commands. Options are parsed first: torch and timm take seconds to import, --help need not wait for them."""
 from typing import List, Optional
 
+from ..command_line import quiet_in_pipes
 from ..processes import fork_workers, kept_imports
 from .config import parse_train_args, parse_validate_args
 
 
+@quiet_in_pipes
 def train(argv: Optional[List[str]] = None) -> None:
     """train.py, agmax-train."""
     args = parse_train_args(argv)
@@ -17,6 +19,7 @@ def train(argv: Optional[List[str]] = None) -> None:
     run(args)
 
 
+@quiet_in_pipes
 def validate(argv: Optional[List[str]] = None) -> None:
     """validate.py, agmax-validate."""
     args = parse_validate_args(argv)

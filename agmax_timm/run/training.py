@@ -7,7 +7,7 @@ from typing import Any, Dict, List, Optional
 
 from timm import utils
 
-from ..command_line import OptionError
+from ..command_line import OptionError, print_if_read
 from ..data.datasets import DataError
 from ..data.errors import WorkerError
 from ..data.workers import names_dead_workers
@@ -133,7 +133,7 @@ def finish(built: Built, epochs: Epochs, trackers: tracking.Trackers) -> None:
     best = reporting.best_last(results, built.metric_name, built.decreasing)
     if epochs.stopped:
         best[-1] = {**best[-1], 'early_stop': epochs.stopped}
-    print(f'--result\n{json.dumps(reporting.finite(best), indent=4)}')
+    print_if_read(f'--result\n{json.dumps(reporting.finite(best), indent=4)}')
     saver.close()
 
 

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 
 from .. import durable
 from ..checkpoint import saved_options
-from ..command_line import OptionError
+from ..command_line import OptionError, print_if_read
 from ..data.classes import summary
 from ..data.datasets import DataError
 from ..data.errors import WorkerError
@@ -265,7 +265,7 @@ def report(args: argparse.Namespace, results: Results) -> bool:
 def show(args: argparse.Namespace, results: Results) -> None:
     """Print the results behind timm's mark, for scripts."""
     if utils.is_primary(args):
-        print(f'--result\n{json.dumps(results, indent=4)}', flush=True)
+        print_if_read(f'--result\n{json.dumps(results, indent=4)}')
 
 
 def write_results(path: str, results: Results, format: str = 'csv') -> None:

@@ -4,7 +4,7 @@ import shlex
 import sys
 from typing import Dict, List, Optional
 
-from ..command_line import as_line
+from ..command_line import as_line, quiet_in_pipes
 from .cost import epochs_of, updates_and_views
 from .definition import Study, StudyError, read_study
 from .options import PROG, parse
@@ -12,6 +12,7 @@ from .plan import Run, check_unchanged, make_runs
 from .published import Published, read_published
 
 
+@quiet_in_pipes
 def main(argv: Optional[List[str]] = None) -> None:
     """The command. Its exit status is 0, or
 
@@ -36,6 +37,8 @@ def main(argv: Optional[List[str]] = None) -> None:
         check_data(study, runs)
         os.makedirs(output, exist_ok=True)
         status = carry_out(study, runs, published, output, args.jobs, args.devices)
+    except BrokenPipeError:  # see quiet_in_pipes
+        raise
     except (StudyError, OSError) as error:
         print(f'{PROG}: error: {as_line(error)}', file=sys.stderr)
         sys.exit(2)
