@@ -26,7 +26,7 @@ VALID = {
     'wandb_project': [PERSON], 'wandb_tags': [PERSON, 'b'], 'wandb_resume_id': [PERSON], 'hub_revision': [PERSON],
     'push_to_hub': [f'{PERSON}/net'], 'device_modules': [PERSON], 'image_memory': ['8G'],
     'loss_class_weight': ['DIR/counts.json'],
-    'loss_pos_weight': ['DIR/counts.json'],
+    'loss_pos_weight': ['DIR/counts.json'], 'license': ['mit'],
 }
 FLAGS_BESIDE = {
     'wandb_resume_id': ['--resume', 'DIR/last.pth'], 'no_resume_opt': ['--resume', 'DIR/last.pth'],
