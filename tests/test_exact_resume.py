@@ -1,4 +1,6 @@
 """Runs that were interrupted, any number of times and anywhere, against the run that was not: equal to the last bit."""
+import random
+from argparse import Namespace
 from pathlib import Path
 
 import datasets
@@ -10,6 +12,7 @@ from test_shards import write_parquet, write_shards
 from agmax_timm.run import training
 from agmax_timm.run.config import parse_train_args
 from agmax_timm.run.guards.interruption import Interrupted, StopSignals
+from agmax_timm.run.recovery.state import _generator_states, _load_generator_states
 
 REPOSITORY = Path(__file__).parent.parent
 FLAGS = ['--model', 'test_resnet', '--num-classes', '3', '--img-size', '32', '-b', '2', '--warmup-epochs', '0',
@@ -117,3 +120,72 @@ def test_data_that_is_read_in_sequence(run, tmp_path, monkeypatch, kind, flags, 
     expected = outcome(run('whole', flags))
     for number, looks in enumerate(stops):
         assert_equal(outcome(run(f'interrupted-{number}', flags, looks)), expected)
+
+
+class Generator:
+    """A generator of torch on any device, with a state of the size that it has there."""
+
+    def __init__(self, device):
+        self.device = torch.device(device)
+        self.state = torch.zeros(16 if self.device.type == 'cuda' else 5056, dtype=torch.uint8)
+
+    def get_state(self):
+        return self.state
+
+    def set_state(self, state):
+        self.state = state
+
+
+@pytest.mark.parametrize('noted', [True, False], ids=['type noted', 'former'])
+@pytest.mark.parametrize('saved_on, has, draws_on, expected', [
+    ('cuda', 'cuda', 'cuda', 'cuda'),
+    ('cuda', 'cpu', 'cuda', 'cuda'),  # Adahessian before its first step
+    ('cpu', 'cpu', 'cpu', 'cpu'),
+    ('cuda', 'cpu', 'cpu', None),
+    ('cpu', 'cuda', 'cuda', None),
+])
+def test_a_generator_takes_the_state_of_its_own_kind_of_device(monkeypatch, noted, saved_on, has, draws_on, expected):
+    monkeypatch.setattr(torch, 'Generator', Generator)
+    saved = _generator_states(Namespace(generator=Generator(saved_on), other=random.Random(3)))
+    assert saved['generator']['device_type'] == saved_on
+    saved['generator']['state'] += 7
+    if not noted:
+        saved['generator'] = saved['generator']['state']
+    owner = Namespace(generator=Generator(has), other=random.Random(4))
+    assert _load_generator_states(owner, saved, torch.device(draws_on)) is (expected is not None)
+    assert owner.other.random() == random.Random(3).random()
+    assert owner.generator.device.type == expected or expected is None and owner.generator.device.type == has
+    assert set(owner.generator.state.tolist()) == ({7} if expected else {0})
+
+
+def of_a_gpu(folder, noted):
+    """Make the checkpoints of a run those of a GPU, as far as random states go."""
+    state_of_gpu = torch.zeros(16, dtype=torch.uint8)
+    for path in folder.glob('*.pth.tar'):
+        checkpoint = load(path)
+        state = checkpoint['agmax_state']
+        kind = {'device_type': 'cuda'} if noted else {}
+        for rank in state['ranks']:
+            for saved in (rank.get('random'), rank['loader']['random'], rank['loader']['before']):
+                if saved is not None:
+                    saved.update(device=state_of_gpu, **kind)
+        ema = {name: {'state': state_of_gpu, **kind} if noted else state_of_gpu for name in state['generators']['ema']}
+        assert ema
+        state['generators']['ema'] = ema
+        torch.save(checkpoint, path)
+
+
+def test_a_run_on_a_gpu_goes_on_without_one(run, photos, tmp_path, caplog):
+    """Nothing here draws from the GPU, so what is left out changes nothing, and one line each time says it."""
+    flags = ['--epochs', '1', '-j', '0', '--agmax', '--model-ema', '--model-ema-decay', '0.9']
+    argv = [str(photos), *FLAGS, *flags, '--output', str(tmp_path), '--experiment', 'ours', '--resume', 'auto']
+    for looks, noted in ((2, True), (5, False)):  # within the epoch, and within its evaluation
+        with pytest.raises(Interrupted):
+            training.train(parse_train_args(argv), StopAfter(looks))
+        of_a_gpu(tmp_path / 'ours', noted)
+    ours = outcome(run('ours', flags))
+    warnings = [message for message in caplog.messages if 'another kind of device' in message]
+    assert warnings == ['The checkpoint has random states of another kind of device for training and the EMA, which are '
+                        'left out: the run goes on, but is not the one that an uninterrupted run would have been.'] * 2
+    assert_equal(ours, outcome(run('expected', flags)))
+    assert len([message for message in caplog.messages if 'another kind of device' in message]) == 2

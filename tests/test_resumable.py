@@ -10,7 +10,7 @@ from timm.data import create_dataset, create_loader
 from timm.utils import random_seed
 
 from agmax_timm import create_two_view_loader
-from agmax_timm.data.random_state import get_random_state, kept_random_state, set_random_state
+from agmax_timm.data.random_state import get_random_state, is_of_device, kept_random_state, set_random_state
 from agmax_timm.data.resumable import ResumeError, make_resumable, start_workers
 
 CPU = torch.device('cpu')
@@ -271,3 +271,36 @@ def test_workers_give_way_to_a_step_on_the_cpu_alone():
     loader, _ = resumable('cpu')
     assert {label for _, target in loader for label in target.tolist()} == {min(19, os.nice(0) + 2)}
     assert resumable('cuda')[1]._init.nice == 0
+
+
+class Module:
+    """torch's module of an accelerator, whose generator has a state of `size` bytes."""
+
+    def __init__(self, size):
+        self.state = torch.zeros(size, dtype=torch.uint8)
+
+    def get_rng_state(self, device):
+        return self.state.clone()
+
+    def set_rng_state(self, state, device):
+        self.state = state
+
+
+@pytest.mark.parametrize('noted', [True, False], ids=['type noted', 'former'])
+@pytest.mark.parametrize('device, size, taken', [('cuda', 16, True), ('xpu', 16, False), ('mps', 44, False)])
+def test_the_state_of_a_device_is_for_its_kind_alone(monkeypatch, noted, device, size, taken):
+    monkeypatch.setattr(torch, 'get_device_module', lambda device: Module(16))
+    saved = get_random_state(torch.device('cuda', 1))
+    assert saved['device_type'] == 'cuda' and saved['device'].shape == (16,)
+    saved['device'] += 7
+    if not noted:
+        del saved['device_type']
+        taken = size == 16  # that is all that can be told of it
+    module, device = Module(size), torch.device(device)
+    monkeypatch.setattr(torch, 'get_device_module', lambda device: module)
+    draws()
+    set_random_state(saved, device)
+    assert get_random_state()['process'] == saved['process']
+    assert is_of_device(saved, device) is taken
+    assert module.state.tolist() == ([7] * 16 if taken else [0] * size)
+    assert not is_of_device(saved, CPU) and not is_of_device({'process': b''}, device)

@@ -51,18 +51,42 @@ def torch_state(state: bytes) -> torch.Tensor:
 
 
 def get_random_state(device: Optional[torch.device] = None) -> Dict[str, Any]:
-    """State of the process's generators ('process', bytes) and of an accelerator's ('device', a uint8 tensor)."""
+    """State of the process's generators ('process', bytes) and of an accelerator's.
+
+    That of an accelerator is a uint8 tensor, 'device', beside the type of the accelerator, 'device_type'.
+    """
     state = {'process': get_process_state()}
     if device is not None and device.type != 'cpu':
         state['device'] = torch.get_device_module(device).get_rng_state(device)
+        state['device_type'] = device.type
     return state
 
 
 def set_random_state(state: Dict[str, Any], device: Optional[torch.device] = None) -> None:
     """Set what get_random_state returned; a device's part is left out where it is of another kind of device."""
     set_process_state(state['process'])
-    if device is not None and device.type != 'cpu' and 'device' in state:
+    if device is not None and device.type != 'cpu' and is_of_device(state, device):
         torch.get_device_module(device).set_rng_state(state['device'], device)
+
+
+def is_of_device(state: Dict[str, Any], device: torch.device) -> bool:
+    """Whether a random state was taken on this kind of device."""
+    if device.type == 'cpu' or 'device' not in state:
+        return device.type == 'cpu' and 'device' not in state
+    present = torch.get_device_module(device).get_rng_state(device)
+    return fits_generator(state['device'], state.get('device_type'), present, device)
+
+
+def fits_generator(state: torch.Tensor, kind: Optional[str], present: torch.Tensor, device: torch.device) -> bool:
+    """Whether a generator of torch can take a state.
+
+    Args:
+        state: The state, uint8.
+        kind: Type of the device that it is of, None where a former version did not note it: its size tells then.
+        present: The state that the generator has now.
+        device: Device of the generator.
+    """
+    return kind in (None, device.type) and len(state) == len(present)
 
 
 @contextmanager

@@ -63,8 +63,11 @@ class Before:
         if found['changed'] and primary:
             _logger.warning(f"Going on with {', '.join(found['changed'])}: no sample of the epoch is repeated or left "
                             'out, but the run is not the one that an uninterrupted run would have been.')
+        if found['left_out'] and primary:
+            _logger.warning(f"The checkpoint has random states of another kind of device for "
+                            f"{' and '.join(found['left_out'])}, which are left out: the run goes on, but is not the one "
+                            'that an uninterrupted run would have been.')
         return found['position'], found['losses']
-
 
     def keep_history(self, state: RunState, position: Position) -> None:
         """For a run that begins otherwise than the checkpoint says: what was told of the epochs before that."""

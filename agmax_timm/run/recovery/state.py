@@ -5,14 +5,14 @@ It is kept in the checkpoint, in tensors and plain values, with the part of each
 import argparse
 import random
 from dataclasses import dataclass, field
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, List, Optional, Tuple
 
 import torch
 import torch.distributed as dist
 from timm.task import TrainingTask
 from timm.utils import random_seed, unwrap_model
 
-from ...data.random_state import get_random_state, set_random_state
+from ...data.random_state import fits_generator, get_random_state, is_of_device, set_random_state
 from ...data.resumable import ResumableLoader, ResumeError, start_workers
 from ...untrusted import CheckpointError
 from ..losses import RunningLosses
@@ -100,7 +100,7 @@ class RunState:
             'ranks': ranks,
             'lr': [group['lr'] for group in self.optimizer.param_groups],
             'scheduler': _scheduler_state(self.scheduler),
-            'generators': {name: _generator_states(owner) for name, owner in self._owners()},
+            'generators': {name: _generator_states(owner) for name, owner, _ in self._owners()},
             'rows': [dict(row) for row in self.history.rows],
             'results': list(self.history.results),
             'evaluated': self.evaluated,
@@ -113,7 +113,8 @@ class RunState:
             same_schedule: Whether the options of the schedule are those of before.
 
         Returns:
-            'position', 'losses' of the epoch so far (None between epochs), and 'changed', what is not as it was.
+            'position'; 'losses' of the epoch so far (None between epochs); 'changed', what is not as it was; and
+            'left_out', what has random states of another kind of device.
 
         Raises:
             CheckpointError: the position is within an epoch that cannot be taken up on other ranks, workers or data.
@@ -141,16 +142,19 @@ class RunState:
             _load_scheduler_state(self.scheduler, state['scheduler'])
             for group, lr in zip(self.optimizer.param_groups, state['lr']):
                 group['lr'] = lr
-        for name, owner in self._owners():
-            _load_generator_states(owner, state['generators'].get(name, {}))
+        random = mine['random'] if position.trained else mine['loader']['random']
+        left_out = [] if is_of_device(random, self.device) else ['training']
+        for name, owner, device in self._owners():
+            if not _load_generator_states(owner, state['generators'].get(name, {}), device):
+                left_out.append('the EMA' if name == 'ema' else f'the {name}')
         self.history = History(list(state['rows']), list(state['results']))
         self.evaluated = state['evaluated']
         if self.evaluated and self.loader_eval is not None:
             start_workers(self.loader_eval)
         if position.trained:
-            saved = mine['random']
-            set_random_state({**saved, 'process': saved['process'].numpy().tobytes()}, self.device)
-        return {'position': position, 'changed': changed, 'losses': self._losses(ranks, mine, same_ranks)}
+            set_random_state({**random, 'process': random['process'].numpy().tobytes()}, self.device)
+        return {'position': position, 'changed': changed, 'left_out': left_out,
+                'losses': self._losses(ranks, mine, same_ranks)}
 
     def random_state(self) -> Dict[str, Any]:
         return get_random_state(self.device)
@@ -172,11 +176,12 @@ class RunState:
             modules.append(unwrap_model(self.task.get_trainable_module(ema=True)))
         return modules
 
-    def _owners(self) -> List[Any]:
-        """What has random generators of its own: some optimizers, and an EMA in bfloat16."""
-        owners = [('optimizer', self.optimizer)]
+    def _owners(self) -> List[Tuple[str, Any, torch.device]]:
+        """Owners of random generators, some optimizers and an EMA in bfloat16, with the device that they draw on."""
+        owners = [('optimizer', self.optimizer, self.device)]
         if self.task.has_ema():
-            owners.append(('ema', self.task.get_trainable_module(ema=True)))
+            ema = self.task.get_trainable_module(ema=True)
+            owners.append(('ema', ema, next(ema.parameters()).device))
         return owners
 
 
@@ -184,19 +189,36 @@ def _generator_states(owner: Any) -> Dict[str, Any]:
     states = {}
     for name, value in vars(owner).items():
         if isinstance(value, torch.Generator):
-            states[name] = value.get_state()
+            states[name] = {'device_type': value.device.type, 'state': value.get_state()}
         elif isinstance(value, random.Random):
             states[name] = value.getstate()
     return states
 
 
-def _load_generator_states(owner: Any, states: Dict[str, Any]) -> None:
+def _load_generator_states(owner: Any, states: Dict[str, Any], device: torch.device) -> bool:
+    """Set what _generator_states returned, but for states of another kind of device.
+
+    Returns:
+        Whether all were set.
+    """
+    complete = True
     for name, state in states.items():
         generator = getattr(owner, name, None)
         if isinstance(generator, torch.Generator):
-            generator.set_state(state)
+            complete = _load_generator_state(owner, name, state, device) and complete
         elif isinstance(generator, random.Random):
             generator.setstate(state)
+    return complete
+
+
+def _load_generator_state(owner: Any, name: str, saved: Any, device: torch.device) -> bool:
+    kind, state = (None, saved) if isinstance(saved, torch.Tensor) else (saved['device_type'], saved['state'])
+    for generator in (getattr(owner, name), torch.Generator(device)):  # Adahessian moves its own with the first step
+        if fits_generator(state, kind, generator.get_state(), generator.device):
+            generator.set_state(state)
+            setattr(owner, name, generator)
+            return True
+    return False
 
 
 def _scheduler_state(scheduler: Any) -> Dict[str, Any]:
