@@ -153,3 +153,31 @@ def test_warnings_of_optimizers_come_from_the_first_process_alone(caplog, monkey
     monkeypatch.setenv('LOCAL_RANK', '1')
     names.check_optimizer(args)
     assert caplog.text.count('no effect') == 1
+
+
+@pytest.mark.parametrize('argv, message', [
+    ('--torchcompile --torchcompile-mode reduce-overhead', '--torchcompile-mode reduce-overhead records CUDA graphs'),
+    ('--torchcompile --torchcompile-mode max-autotune', '--torchcompile-mode max-autotune records CUDA graphs'),
+    ('--torchcompile cudagraphs', '--torchcompile cudagraphs records CUDA graphs'),
+    ('--torchcompile', None),
+    ('--torchcompile --torchcompile-mode default', None),
+    ('--torchcompile --torchcompile-mode max-autotune-no-cudagraphs', None),
+    ('--torchcompile aot_eager', None),
+])
+def test_cuda_graphs_accumulate_no_gradients(monkeypatch, argv, message):
+    def check(*more):
+        names.check_compiler(parse_train_args(['data', *argv.split(), *more]))
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    if message is None:
+        check('--grad-accum-steps', '2')
+        return
+    with pytest.raises(OptionError) as error:
+        check('--grad-accum-steps', '2')
+    said = str(error.value)
+    assert said.startswith(f'{message}, in which --grad-accum-steps 2 gives wrong gradients: use --torchcompile')
+    remedy = said.partition(': use ')[2].partition(' or ')[0].split()  # is taken
+    names.check_compiler(parse_train_args(['data', *argv.split(), *remedy, '--grad-accum-steps', '2']))
+    check('--grad-accum-steps', '1')
+    check('--grad-accum-steps', '2', '--device', 'cpu')
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)  # the CPU stands in
+    check('--grad-accum-steps', '2')

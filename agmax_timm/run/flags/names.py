@@ -67,7 +67,7 @@ def check_model(flag: str, name: str) -> None:
 
 
 def check_compiler(args: argparse.Namespace) -> None:
-    """Raise OptionError for a backend or a mode that torch.compile does not have."""
+    """Raise OptionError for a backend or a mode that torch.compile does not have, or that gives wrong gradients."""
     if not args.torchcompile:
         return
     backends = torch.compiler.list_backends(exclude_tags=())
@@ -78,6 +78,24 @@ def check_compiler(args: argparse.Namespace) -> None:
         modes = [*torch._inductor.list_mode_options()]
         if args.torchcompile_mode not in modes:
             raise OptionError(f"--torchcompile-mode must be one of {', '.join(modes)}, got '{args.torchcompile_mode}'")
+    _check_cuda_graphs(args)
+
+
+def _check_cuda_graphs(args: argparse.Namespace) -> None:
+    """Raise OptionError where a CUDA graph would write over the gradients of the batch before."""
+    if (getattr(args, 'grad_accum_steps', 1) == 1 or not torch.cuda.is_available()
+            or torch.device(args.device).type != 'cuda'):
+        return
+    mode = args.torchcompile_mode
+    flag, remedy = None, ''
+    if args.torchcompile == 'cudagraphs':
+        flag, remedy = '--torchcompile cudagraphs', '--torchcompile inductor'
+    elif args.torchcompile == 'inductor' and mode and torch._inductor.list_mode_options()[mode].get(
+            'triton.cudagraphs'):
+        flag, remedy = f'--torchcompile-mode {mode}', '--torchcompile-mode default or max-autotune-no-cudagraphs'
+    if flag is not None:
+        raise OptionError(f'{flag} records CUDA graphs, in which --grad-accum-steps {args.grad_accum_steps} gives '
+                          f'wrong gradients: use {remedy}')
 
 
 def check_optimizer(args: argparse.Namespace) -> None:

@@ -65,8 +65,8 @@ class Before:
                             'out, but the run is not the one that an uninterrupted run would have been.')
         if found['left_out'] and primary:
             _logger.warning(f"The checkpoint has random states of another kind of device for "
-                            f"{' and '.join(found['left_out'])}, which are left out: the run goes on, but is not the one "
-                            'that an uninterrupted run would have been.')
+                            f"{' and '.join(found['left_out'])}, which are left out: the run goes on, but is not the "
+                            'one that an uninterrupted run would have been.')
         return found['position'], found['losses']
 
     def keep_history(self, state: RunState, position: Position) -> None:
