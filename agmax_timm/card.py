@@ -22,6 +22,9 @@ PAPER_ID = 'arXiv:2110.10536'
 
 _DEMO = ('fashion_mnist', 'a subset of Fashion-MNIST')
 _MOST_CLASSES = 100
+# Sections stand between marks, so that publishing again replaces them, and nothing else.
+_BEGIN, _END = '<!-- agmax_timm: %s -->', '<!-- agmax_timm: end of %s -->'
+OUR_TAGS = ('image-classification', 'timm', 'agmax')
 _LICENSE_ROW = '- **Licence:**'
 _HYPERPARAMETERS = (
     'model', 'pretrained', 'epochs', 'batch_size', 'world_size', 'grad_accum_steps', 'opt', 'lr', 'momentum',
@@ -70,17 +73,17 @@ def model_card(
         license: Name of the licence, None to state none.
     """
     metadata = _metadata(saved, f'{architecture}.{tag_of(saved)}', license)
-    sections = [
-        _about(saved, architecture, license),
-        _classes(saved),
-        _usage(saved, embedding_shape, feature_shapes),
-        _training(saved, recipe),
-        _results(saved, curves),
-        _limits(saved),
-        _citations(),
-    ]
-    body = '\n\n'.join(section for section in sections if section)
-    return ModelCard(f'---\n{metadata.to_yaml()}\n---\n\n{body}\n')
+    sections = {
+        'about': _about(saved, architecture, license),
+        'classes': _classes(saved),
+        'usage': _usage(saved, embedding_shape, feature_shapes),
+        'training': _training(saved, recipe),
+        'results': _results(saved, curves),
+        'limits': _limits(saved),
+        'citation': _citations(),
+    }
+    body = join_sections('', {name: text for name, text in sections.items() if text})
+    return ModelCard(f'---\n{metadata.to_yaml()}\n---\n\n{body}')
 
 
 def published_card(card: str, repo_id: str, revision: Optional[str] = None) -> str:
@@ -224,13 +227,46 @@ def with_license(card: str, license: str) -> str:
     return join_card({**metadata, **license_fields(license)}, body)
 
 
+def join_sections(rest: str, sections: Dict[str, str]) -> str:
+    """Text with sections at their marks; one without a mark follows the section before it. Other marks are removed."""
+    rest = re.sub(r'\n*' + _BEGIN % r'(\w+)', lambda match: match[0] if match[1] in sections else '', rest)
+    before = ''
+    for name, text in sections.items():
+        mark, marked = _BEGIN % name, f'{_BEGIN % name}\n{text}\n{_END % name}'
+        if mark in rest:
+            rest = rest.replace(mark, marked, 1)
+        elif before:
+            rest = rest.replace(before, f'{before}\n\n{marked}', 1)
+        else:
+            rest = f'{rest.rstrip()}\n\n{marked}\n'.lstrip('\n')
+        before = _END % name
+    return rest
+
+
+def split_sections(body: str) -> Tuple[Dict[str, str], str]:
+    """Our sections in the text of a card, and the text around them with a mark in the place of each.
+
+    Raises:
+        ValueError: a mark has no counterpart.
+    """
+    sections = {}
+
+    def cut(match: re.Match) -> str:
+        sections[match[1]] = match[2].strip('\n')
+        return _BEGIN % match[1]
+    rest = re.sub(_BEGIN % r'(\w+)' + r'\n([\s\S]*?)\n?' + _END % r'\1', cut, body)
+    if len(re.findall(_BEGIN % r'\w+', rest)) != len(sections) or re.search(_END % r'\w+', rest):
+        raise ValueError('its marks <!-- agmax_timm: ... --> are damaged')
+    return sections, rest
+
+
 def split_card(card: str) -> Tuple[Dict[str, Any], str]:
     """The metadata of a card and its text. Raises ValueError where the metadata are not a mapping in YAML."""
     match = REGEX_YAML_BLOCK.search(card)
     try:
         metadata = (yaml.safe_load(match[2]) if match else None) or {}
-    except yaml.YAMLError as error:
-        raise ValueError(f'its metadata are no YAML: {error}') from None
+    except yaml.YAMLError:
+        raise ValueError('its metadata are no YAML') from None
     if not isinstance(metadata, dict):
         raise ValueError('its metadata are not lines of "key: value"')
     return metadata, card[match.end():] if match else card

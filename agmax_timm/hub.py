@@ -3,22 +3,28 @@ import re
 import time
 from logging import getLogger
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional, Sequence, Union
+from tempfile import TemporaryDirectory
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple, Union
 
-from huggingface_hub import CommitOperationAdd, HfApi
-from huggingface_hub.errors import HTTPError, LocalTokenNotFoundError, RepositoryNotFoundError
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub.errors import HTTPError, LocalTokenNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.utils.sha import git_hash
 
 from .card import published_card
 from .hub_error import HubError, line, reason, status, told
 from .staging import CARD, FILES, load_folder, stage
+from .update import ChangedError, Remote, Update, plan_update
 
-__all__ = ['HubError', 'check_dataset', 'check_destination', 'check_name', 'check_revision', 'load_folder', 'publish',
-           'stage', 'upload']
+__all__ = ['ChangedError', 'HubError', 'check_dataset', 'check_destination', 'check_name', 'check_revision',
+           'check_update', 'load_folder', 'publish', 'stage', 'upload']
 
 # Seconds before each further attempt where the Hub is busy or out of reach; Retry-After wins, up to the longest.
 WAITS = (1., 2., 4., 8., 16.)
 _LONGEST_WAIT = 300.
+# Larger files are always LFS files, which SHA-256 identifies.
+_LARGEST_IN_GIT = 10_000_000
 
 _logger = getLogger(__name__)
 for _client in ('httpx', 'httpx2'):
@@ -92,10 +98,14 @@ def publish(
         create_pr: bool = False,
         endpoint: Optional[str] = None,
         waits: Sequence[float] = WAITS,
+        replace_card: bool = False,
+        replace_files: bool = False,
+        license_chosen: bool = False,
 ) -> str:
     """Upload a staged folder as one commit, into a repository and branch that are made where they are missing.
 
-    The folder is checked first, as by load_folder. Only `FILES` are uploaded, whatever else lies there.
+    The folder is checked first, as by load_folder. Only `FILES` are uploaded, whatever else lies there. What was
+    changed on the Hub since it was written stays, see update.plan_update, and files of a former model are deleted.
 
     Args:
         repo_id: OWNER/NAME.
@@ -105,15 +115,20 @@ def publish(
         create_pr: Open a pull request against it instead.
         endpoint: Address of the Hub (default: HF_ENDPOINT, or huggingface.co).
         waits: Seconds before each further attempt after an error that may pass.
+        replace_card: Write README.md without regard to what is there.
+        replace_files: Overwrite and delete other files without regard to who wrote them.
+        license_chosen: The licence was asked for, so that it replaces another one.
 
     Returns:
         The address of the commit or pull request.
 
     Raises:
+        ChangedError: something that was changed on the Hub would be overwritten.
         HubError: the folder does not load, or the Hub refuses or stays out of reach. Nothing is committed then.
     """
     load_folder(folder)
-    return upload(folder, repo_id, token, private, revision, create_pr, endpoint, waits)
+    return upload(folder, repo_id, token, private, revision, create_pr, endpoint, waits, replace_card, replace_files,
+                  license_chosen)
 
 
 def upload(
@@ -125,37 +140,118 @@ def upload(
         create_pr: bool = False,
         endpoint: Optional[str] = None,
         waits: Sequence[float] = WAITS,
+        replace_card: bool = False,
+        replace_files: bool = False,
+        license_chosen: bool = False,
 ) -> str:
     """As publish, without its check of the folder: for one that was just staged or checked."""
     folder = Path(folder)
     check_name(repo_id)
     check_revision(revision)
     api = HfApi(endpoint=endpoint, token=token)
+    flags = (replace_card, replace_files, license_chosen)
+
+    def commit() -> Tuple[Any, Update]:
+        """Anew for every attempt: an earlier one may have had its effect, and the client marks what it has done."""
+        remote = _read_remote(api, repo_id, revision)
+        operations, update = _plan(folder, repo_id, revision, remote, *flags)
+        return api.create_commit(
+            repo_id,
+            operations=operations,
+            commit_message=f'Upload {folder.absolute().name} with agmax_timm',
+            commit_description='\n'.join(update.lines),
+            revision=revision,
+            create_pr=create_pr,
+            parent_commit=remote.commit if remote is not None else None,
+        ), update
+
     with told(f'cannot upload {folder} to {repo_id}'):
         _persistently(lambda: api.create_repo(repo_id, private=private or None, exist_ok=True), waits)
         if private:
             _persistently(lambda: _check_private(api, repo_id), waits)
         if revision and revision != 'main' and not revision.startswith('refs/'):
             _persistently(lambda: api.create_branch(repo_id, branch=revision, exist_ok=True), waits)
-        commit = _persistently(lambda: api.create_commit(
-            repo_id,
-            operations=_operations(folder, repo_id, revision),
-            commit_message=f'Upload {folder.absolute().name} with agmax_timm',
-            revision=revision,
-            create_pr=create_pr,
-        ), waits, once_heard=create_pr)
-    return str(commit.pr_url or commit.commit_url)
+        answer, update = _persistently(commit, waits, once_heard=create_pr)
+    for change in update.lines:
+        _logger.info(f'{repo_id}: {change}')
+    return str(answer.pr_url or answer.commit_url)
 
 
-def _operations(folder: Path, repo_id: str, revision: Optional[str]) -> List[CommitOperationAdd]:
-    """Anew for every attempt: the client marks in them what it has done."""
-    operations = [CommitOperationAdd(name, str(folder / name)) for name in FILES
-                  if name != CARD and (folder / name).is_file()]
-    if (folder / CARD).is_file():
-        branch = revision if revision != 'main' else None
-        card = published_card((folder / CARD).read_text(encoding='utf-8'), repo_id, branch)
-        operations.append(CommitOperationAdd(CARD, card.encode()))
-    return operations
+def check_update(
+        folder: Union[str, Path],
+        repo_id: str,
+        token: Optional[str] = None,
+        revision: Optional[str] = None,
+        endpoint: Optional[str] = None,
+        waits: Sequence[float] = WAITS,
+        replace_card: bool = False,
+        replace_files: bool = False,
+        license_chosen: bool = False,
+) -> None:
+    """Whether a folder like this one can be published, by what is in the repository; arguments as in publish.
+
+    Raises:
+        ChangedError: something that was changed on the Hub would be overwritten.
+        HubError: the Hub does not tell.
+    """
+    api = HfApi(endpoint=endpoint, token=token)
+    try:
+        with told(f'cannot look up {repo_id}'):
+            remote = _persistently(lambda: _read_remote(api, repo_id, revision), waits)
+    except HubError as error:
+        raise HubError(str(error)) from None  # try_staging lets pass what a disk causes, by the class of the cause
+    with told(f'cannot read {folder}'):
+        _plan(Path(folder), repo_id, revision, remote, replace_card, replace_files, license_chosen)
+
+
+def _read_remote(api: HfApi, repo_id: str, revision: Optional[str]) -> Optional[Remote]:
+    """What a branch holds, None where there is no such repository or branch."""
+    try:
+        commit = api.repo_info(repo_id, revision=revision).sha
+    except (RepositoryNotFoundError, RevisionNotFoundError):
+        return None
+    remote = Remote(commit)
+    for entry in api.list_repo_tree(repo_id, recursive=True, revision=commit):
+        if isinstance(entry, RepoFile):
+            remote.files[entry.path] = entry.lfs.sha256 if entry.lfs else entry.blob_id
+    if CARD in remote.files:
+        with TemporaryDirectory() as scratch:
+            path = api.hf_hub_download(repo_id, CARD, revision=commit, local_dir=scratch)
+            remote.card = Path(path).read_bytes().decode('utf-8', 'replace')
+    return remote
+
+
+def _plan(
+        folder: Path,
+        repo_id: str,
+        revision: Optional[str],
+        remote: Optional[Remote],
+        replace_card: bool,
+        replace_files: bool,
+        license_chosen: bool,
+) -> Tuple[List[Union[CommitOperationAdd, CommitOperationDelete]], Update]:
+    """The operations of a commit, and what they change. Raises ChangedError as plan_update."""
+    additions = [CommitOperationAdd(name, str(folder / name)) for name in FILES
+                 if name != CARD and (folder / name).is_file()]
+    branch = revision if revision != 'main' else None
+    card = (folder / CARD).read_text(encoding='utf-8') if (folder / CARD).is_file() else ''
+    try:
+        update = plan_update(remote, published_card(card, repo_id, branch), {
+            addition.path_in_repo: _identifiers(addition) for addition in additions},
+            replace_card or not card, replace_files, license_chosen)
+    except ChangedError as error:
+        raise ChangedError(f"{repo_id}{f'@{branch}' if branch else ''}: {error}", error.flags) from None
+    deletions = [CommitOperationDelete(name, is_folder=False) for name in update.deletions]
+    cards = [CommitOperationAdd(CARD, update.card.encode())] if card else []
+    return [*additions, *cards, *deletions], update
+
+
+def _identifiers(addition: CommitOperationAdd) -> Tuple[str, ...]:
+    """By which the Hub may know a file: the SHA-256 of LFS files, git's SHA-1 of others."""
+    info = addition.upload_info
+    with addition.as_file() as file:
+        in_git = (git_hash(file.read()),) if info.size < _LARGEST_IN_GIT else ()
+    return (info.sha256.hex(), *in_git)
 
 
 def _check_permission(repo_id: str, user: Dict[str, Any]) -> None:
@@ -195,7 +291,8 @@ def _persistently(call: Callable, waits: Sequence[float], once_heard: bool = Fal
             return call()
         except HTTPError as error:
             code = status(error)
-            passing = not once_heard if code is None else code in (408, 429) or code >= 500
+            # 412: another commit came between.
+            passing = not once_heard if code is None else code in (408, 412, 429) or code >= 500
             if not passing:
                 raise
             after = error.response.headers.get('Retry-After', '') if code else ''

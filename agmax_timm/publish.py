@@ -7,7 +7,7 @@ from typing import Any, Iterator, List, Optional, Tuple, Type
 
 from .checkpoint import read_model
 from .command_line import Parser, add_dataset_flag, add_weights_flags, quiet_in_pipes
-from .hub import HubError, check_dataset, check_destination, load_folder, stage, upload
+from .hub import ChangedError, HubError, check_dataset, check_destination, load_folder, stage, upload
 from .licence import LicenseError, add_license_flag, check_license
 from .staging import CONFIG, DISK_ERRORS, change_license
 from .untrusted import CheckpointError
@@ -25,6 +25,10 @@ def main(argv: Optional[List[str]] = None) -> None:
     parser.add_argument('--private', action='store_true', help='make it private')
     parser.add_argument('--revision', metavar='R', help='branch, made if it is missing (default: main)')
     parser.add_argument('--pr', action='store_true', help='open a pull request instead of writing to the branch')
+    parser.add_argument('--replace-card', action='store_true',
+                        help='write README.md anew, over what was changed there since it was published from here')
+    parser.add_argument('--replace-files', action='store_true',
+                        help='overwrite or delete other files of a model too that were not published from here')
     add_dataset_flag(parser)
     add_weights_flags(parser)
     add_license_flag(parser)
@@ -35,7 +39,7 @@ def main(argv: Optional[List[str]] = None) -> None:
         check_dataset(args.hub_dataset)
         check_destination(args.repo_id, private=args.private, create_pr=args.pr)
         print(publish_source(args.source, args.repo_id, args.private, args.revision, args.pr, args.use_ema,
-                             args.hub_dataset, args.license))
+                             args.hub_dataset, args.license, args.replace_card, args.replace_files))
     except (HubError, CheckpointError, LicenseError) as error:
         parser.exit(2, f'{parser.prog}: error: {error}\n')
 
@@ -49,6 +53,8 @@ def publish_source(
         use_ema: Optional[bool] = None,
         hub_dataset: str = '',
         license: str = '',
+        replace_card: bool = False,
+        replace_files: bool = False,
 ) -> str:
     """Publish a run, a checkpoint or a staged folder; what is not staged yet is staged beside it, in `hub`.
 
@@ -56,6 +62,7 @@ def publish_source(
         use_ema: Whether to take the EMA of the weights; None for the weights that the run ranked by.
         hub_dataset: Name of the training data on the Hub, '' where the run or nobody knows it.
         license: As --license takes it (default: that of base.license_of, or of the staged folder).
+        replace_card, replace_files: As for hub.publish.
 
     Returns:
         The address of the commit or pull request.
@@ -75,15 +82,22 @@ def publish_source(
         saved = read_model(source, use_ema)
         _logger.info(f'{saved.source}: {saved.weights}')
         saved.options['hub_dataset'] = hub_dataset or saved.options.get('hub_dataset')
-        with _going_on(DISK_ERRORS, source, repo_id, private, revision, create_pr, use_ema, hub_dataset, license):
+        with _going_on(DISK_ERRORS, source, repo_id, private, revision, create_pr, use_ema, hub_dataset, license,
+                       replace_card, replace_files):
             stage(saved, folder, license)
-    with _going_on((Exception,), folder, repo_id, private, revision, create_pr):
-        return upload(folder, repo_id, private=private, revision=revision, create_pr=create_pr)
+        license = license or saved.options.get('license') or ''
+    # The folder holds what was chosen for it, except that a licence was chosen.
+    with _going_on((Exception,), folder, repo_id, private, revision, create_pr, None, '', license, replace_card,
+                   replace_files):
+        return upload(folder, repo_id, private=private, revision=revision, create_pr=create_pr,
+                      replace_card=replace_card, replace_files=replace_files, license_chosen=bool(license))
 
 
 @contextmanager
 def _going_on(causes: Tuple[Type[Exception], ...], source: str, *destination: Any) -> Iterator[None]:
     """Add the command that goes on to a HubError with one of these causes: others come back however often it is tried.
+
+    That of a ChangedError overwrites what was changed.
 
     Args:
         *destination: Further arguments of command_of.
@@ -93,7 +107,8 @@ def _going_on(causes: Tuple[Type[Exception], ...], source: str, *destination: An
     except HubError as error:
         if not isinstance(error.__cause__ or error, causes):
             raise
-        raise HubError(f'{error}. {source} stays; to go on: {command_of(source, *destination)}') from error
+        words = [command_of(source, *destination), *(error.flags if isinstance(error, ChangedError) else [])]
+        raise HubError(f"{error}. {source} stays; to go on: {' '.join(words)}") from error
 
 
 def _check_choice(folder: str, use_ema: Optional[bool], hub_dataset: str) -> None:
@@ -116,11 +131,14 @@ def command_of(
         use_ema: Optional[bool] = None,
         hub_dataset: str = '',
         license: str = '',
+        replace_card: bool = False,
+        replace_files: bool = False,
 ) -> str:
     flags = [*(['--private'] if private else []), *(['--revision', revision] if revision else []),
              *(['--pr'] if create_pr else []), *_weights_flags(use_ema),
              *(['--hub-dataset', hub_dataset] if hub_dataset else []),
-             *(['--license', license] if license else [])]
+             *(['--license', license] if license else []), *(['--replace-card'] if replace_card else []),
+             *(['--replace-files'] if replace_files else [])]
     return shlex.join(['python', '-m', 'agmax_timm.publish', source, repo_id, *flags])
 
 

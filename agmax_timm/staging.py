@@ -6,7 +6,7 @@ import shutil
 import tempfile
 from logging import getLogger
 from pathlib import Path
-from typing import List, Optional, Sequence, Tuple, Union
+from typing import Callable, List, Optional, Sequence, Tuple, Union
 
 import timm
 import torch
@@ -73,19 +73,23 @@ def stage(saved: SavedModel, folder: Union[str, Path], license: Optional[str] = 
                     (folder / name).unlink(missing_ok=True)
 
 
-def try_staging(saved: SavedModel) -> None:
+def try_staging(saved: SavedModel, check: Callable[[Path], None] = lambda folder: None) -> None:
     """Stage a model into a folder that is removed again, so that a run that is to be published fails before training.
 
     Draws nothing from the random state. A temporary folder that is full is only warned of: others decide at the end.
 
+    Args:
+        check: What else is to be tried with the folder.
+
     Raises:
-        HubError: it cannot be staged.
+        HubError: it cannot be staged, or what `check` raises.
     """
     try:
         with kept_random_state(), silenced(), tempfile.TemporaryDirectory() as folder:
             with told('cannot stage this model', (OSError, ValueError, RuntimeError, SafetensorError)):
                 _write(saved, Path(folder))
                 _compare(saved, Path(folder))
+            check(Path(folder))
     except (HubError, OSError) as error:
         cause = error.__cause__ if isinstance(error, HubError) else error
         if not isinstance(cause, DISK_ERRORS):

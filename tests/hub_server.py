@@ -42,6 +42,7 @@ class Commit:
     oid: str
     title: str
     files: Dict[str, File]
+    description: str = ''
 
 
 @dataclass
@@ -192,7 +193,9 @@ class Hub:
             if (item['key'] == 'header') != (not title):
                 raise HubError(400, 'a commit begins with its header, and has one')
             if item['key'] == 'header':
-                title = value['summary']
+                title, description = value['summary'], value.get('description', '')
+                if value.get('parentCommit', parent.oid) != parent.oid:
+                    raise HubError(412, 'A commit has happened since. Please refresh and try again.')
                 if not title:
                     raise HubError(400, '"summary" is not allowed to be empty')
                 continue
@@ -206,6 +209,9 @@ class Hub:
                 if not (self.storage / value['oid']).exists():
                     raise HubError(400, f"LFS pointer of {value['path']} points to nothing")
                 files[value['path']] = File((self.storage / value['oid']).read_bytes(), True)
+            elif item['key'] == 'deletedFile':
+                if files.pop(value['path'], None) is None:
+                    raise HubError(404, "A file with this name doesn't exist", 'EntryNotFound')
             else:
                 raise HubError(400, f"unknown operation {item['key']}")
         listing = sorted((name, file.oid) for name, file in files.items())
@@ -217,7 +223,7 @@ class Hub:
             target = f'refs/pr/{number}'
             branches[target] = list(branches[revision])
             answer['pullRequestUrl'] = f'{self.url}/{repo_id}/discussions/{number}'
-        branches[target].append(Commit(oid, title, files))
+        branches[target].append(Commit(oid, title, files, description))
         return answer,
 
     def branch(self, request, repo_id, branch):
@@ -237,7 +243,8 @@ class Hub:
 
     def tree(self, request, repo_id, revision):
         files = request.commit(repo_id, revision).files
-        listing = [{'type': 'file', 'path': name, 'size': len(file.content), 'oid': file.oid}
+        listing = [{'type': 'file', 'path': name, 'size': len(file.content), 'oid': file.oid, **({'lfs': {
+            'oid': file.oid, 'size': len(file.content), 'pointerSize': 100}} if file.large else {})}
                    for name, file in files.items()]
         return listing,
 

@@ -1,5 +1,6 @@
 """Publishing with the real client, to a Hub on 127.0.0.1 that keeps what it gets and fails when it is told to."""
 import dataclasses
+import hashlib
 import json
 import os
 import pickle
@@ -16,7 +17,7 @@ import hub_server
 import pytest
 import timm
 import torch
-from huggingface_hub import ModelCard, constants
+from huggingface_hub import HfApi, ModelCard, constants
 from run_files import load
 from safetensors.torch import load as load_tensors
 from safetensors.torch import load_file, save_file
@@ -85,8 +86,10 @@ def test_everything_arrives_in_one_commit(hub, upload, staged):
     local = {path.name: path.read_bytes() for path in staged.iterdir()}
     text = local.pop('README.md').decode()
     assert found == local
-    assert card == text.replace('local-dir:.', 'hf_hub:ann/net').replace(
+    card, _, record = card.rpartition('\n\n<!-- agmax_timm wrote ')
+    assert f'{card}\n' == text.replace('local-dir:.', 'hf_hub:ann/net').replace(
         "pipeline('image-classification', '.')", "pipeline('image-classification', 'ann/net')")
+    assert json.loads(record.removesuffix(' -->\n'))['files'].keys() == local.keys()
     assert 'local-dir' not in card and "'.'" not in card
     assert ModelCard(card).data.to_dict() == ModelCard(text).data.to_dict()
 
@@ -131,7 +134,7 @@ def test_an_older_card_is_replaced_and_strays_stay_at_home(hub, upload, staged, 
     (folder / 'README.md').write_text((folder / 'README.md').read_text() + '\nMore.\n')
     (folder / 'pytorch_model.bin').write_bytes(b'secret')
     upload(folder)
-    assert hub.files('ann/net')['README.md'].content.endswith(b'More.\n')
+    assert b'\nMore.\n' in hub.files('ann/net')['README.md'].content
     assert 'pytorch_model.bin' not in hub.files('ann/net')
     assert hub.count('PUT', '/storage/') == 2  # weights and curves, once
 
@@ -139,6 +142,93 @@ def test_an_older_card_is_replaced_and_strays_stay_at_home(hub, upload, staged, 
 def test_publishing_the_same_again_makes_no_commit(hub, upload):
     assert upload() == upload()
     assert len(hub.repos['ann/net'].branches['main']) == 2
+
+
+def edit_on_hub(hub, repo_id, name, edit, title='Update README.md'):
+    """A commit by somebody else."""
+    branch = hub.repos[repo_id].branches['main']
+    files = dict(branch[-1].files)
+    files[name] = hub_server.File(edit(files[name].content) if name in files else edit(b''), False)
+    branch.append(hub_server.Commit(hashlib.sha1(f'{len(branch)}{title}'.encode()).hexdigest(), title, files))
+
+
+def test_publishing_another_model_keeps_what_its_owner_wrote(hub, upload, make_saved, tmp_path, caplog):
+    upload()
+    edit_on_hub(hub, 'ann/net', 'README.md', lambda content: content.replace(
+        b'\n<!-- agmax_timm: results', b'\nOur own words.\n\n<!-- agmax_timm: results'))
+    edit_on_hub(hub, 'ann/net', 'LICENSE', lambda content: b'All yours.')
+    stage(make_saved(num_classes=6, run_dir=None), tmp_path / 'hub')
+    with caplog.at_level('INFO'):
+        upload(tmp_path / 'hub')
+    commits = hub.repos['ann/net'].branches['main']
+    assert len(commits) == 5  # one more
+    found = contents(hub.files('ann/net'))
+    assert found.keys() == {'config.json', 'model.safetensors', 'README.md', 'train_hparams.yaml', 'LICENSE'}
+    card = found['README.md'].decode()
+    assert card.count('Our own words.') == 1 and '- **Classes:** 6' in card and '- **Classes:** 3' not in card
+    changes = ['replaced: config.json, model.safetensors, train_hparams.yaml, README.md',
+               'deleted: summary.csv, curves.png', 'kept in README.md as changed on the Hub: text']
+    told = [message for message in caplog.messages if message.startswith('ann/net: ')]
+    assert [line.split(': ', 1)[1] for line in told][-2:] == changes[-2:] and commits[-1].description.splitlines() == [
+        line.removeprefix('ann/net: ') for line in told]
+
+
+def test_nothing_is_overwritten_that_was_changed(hub, upload, make_saved, tmp_path):
+    """Neither the numbers of a card nor another file, on a branch that another commit may reach at any time."""
+    upload()
+    edit_on_hub(hub, 'ann/net', 'README.md', lambda content: content.replace(b'66.6667 |', b'99.0000 |'))
+    edit_on_hub(hub, 'ann/net', 'config.json', lambda content: content + b'\n')
+    stage(make_saved(metrics=dict(top1=50.)), tmp_path / 'hub')
+    before = hub.files('ann/net')
+    with pytest.raises(HubError) as error:
+        upload(tmp_path / 'hub')
+    assert 'ann/net: on the Hub, config.json were not published from here' in one_line(error)
+    assert 'README.md was changed where it would be replaced (section results)' in one_line(error)
+    assert hub.files('ann/net') == before
+    upload(tmp_path / 'hub', replace_card=True, replace_files=True)
+    assert b'| 50.0000 |' in hub.files('ann/net')['README.md'].content
+
+
+def test_a_commit_that_comes_between_is_seen(hub, upload, make_saved, tmp_path, monkeypatch):
+    upload()
+    stage(make_saved(metrics=dict(top1=50.)), tmp_path / 'hub')
+    validate, late = HfApi._validate_yaml, [True]
+
+    def validate_and_edit(*args, **kwargs):
+        if late:
+            late.pop()
+            edit_on_hub(hub, 'ann/net', 'README.md', lambda content: content + b'\nLate words.\n')
+        return validate(*args, **kwargs)
+    monkeypatch.setattr(HfApi, '_validate_yaml', validate_and_edit)
+    upload(tmp_path / 'hub')
+    card = hub.files('ann/net')['README.md'].content.decode()
+    assert 'Late words.' in card and '| 50.0000 |' in card and hub.count('POST', '/commit/') == 3
+
+
+def test_changes_on_the_hub_are_told_before_training(hub, command, upload, photos, tmp_path, capsys):
+    upload()
+    edit_on_hub(hub, 'ann/net', 'README.md', lambda content: content.replace(b'66.6667 |', b'99.0000 |'))
+    words = [str(photos), *SMALL, '--output', str(tmp_path), '--push-to-hub', 'ann/net']
+    with pytest.raises(SystemExit) as status:
+        training.main(words)
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert status.value.code == 2 and '--push-to-hub ann/net: ann/net: on the Hub, README.md was changed' in told
+    assert told.endswith(': --hub-replace-card writes it anew') and list(tmp_path.iterdir()) == []
+    training.main([*words, '--hub-replace-card'])
+    assert b'99.0000' not in hub.files('ann/net')['README.md'].content
+
+
+def test_the_command_names_the_flags_that_overwrite(hub, command, upload, staged, tmp_path, capsys):
+    upload()
+    edit_on_hub(hub, 'ann/net', 'summary.csv', lambda content: b'mine')
+    with pytest.raises(SystemExit) as status:
+        command(staged, 'ann/net')
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert status.value.code == 2 and 'on the Hub, summary.csv were not published from here' in told
+    words = shlex.split(told.split('to go on: ')[1])
+    assert words == ['python', '-m', 'agmax_timm.publish', str(staged), 'ann/net', '--replace-files']
+    command(*words[3:])
+    assert hub.files('ann/net')['summary.csv'].content == (staged / 'summary.csv').read_bytes()
 
 
 # Before a run
@@ -196,6 +286,8 @@ def test_a_hub_out_of_reach_is_told_after_some_attempts(caplog):
     (['--hub-private'], '--hub-private needs --push-to-hub OWNER/NAME'),
     (['--hub-revision', 'v2'], '--hub-revision needs --push-to-hub'),
     (['--hub-pr'], '--hub-pr needs --push-to-hub'),
+    (['--hub-replace-card'], '--hub-replace-card needs --push-to-hub'),
+    (['--hub-replace-files'], '--hub-replace-files needs --push-to-hub'),
 ])
 def test_flags_that_cannot_be(flags, message, capsys):
     with pytest.raises(SystemExit) as status:
@@ -389,6 +481,7 @@ def test_a_folder_that_is_not_sound_is_refused_before_all(hub, upload, staged, t
 def command(hub, monkeypatch, saved):
     """Function: python -m agmax_timm.publish as ann, in this process, on runs that all hold `saved`."""
     monkeypatch.setattr(constants, 'ENDPOINT', hub.url)  # what HF_ENDPOINT sets at import
+    monkeypatch.setattr(constants, 'HUGGINGFACE_CO_URL_TEMPLATE', hub.url + '/{repo_id}/resolve/{revision}/{filename}')
     monkeypatch.setenv('HF_TOKEN', 'hf_write')
     monkeypatch.setattr(agmax_timm.publish, 'read_model', lambda path, use_ema: saved)
     return lambda *words: agmax_timm.publish.main([str(word) for word in words])

@@ -17,7 +17,7 @@ from ..data.backend import views_of
 from ..data.classes import class_names, class_to_idx
 from ..data.random_state import kept_random_state
 from ..data.resumable import ResumableLoader, make_resumable
-from ..hub import HubError, check_destination
+from ..hub import ChangedError, HubError, check_destination, check_update
 from ..record import make_record
 from ..resume import resume, resume_ema
 from ..saver import create_saver
@@ -213,11 +213,15 @@ def _try_end(args: argparse.Namespace, model: torch.nn.Module, record: Dict[str,
     try:
         if args.push_to_hub:
             flag = f'--push-to-hub {args.push_to_hub}'
-            try_staging(saved)
+            try_staging(saved, lambda staged: check_update(
+                staged, args.push_to_hub, None, args.hub_revision or None, replace_card=args.hub_replace_card,
+                replace_files=args.hub_replace_files, license_chosen=bool(args.license)))
         elif args.report:
             flag = '--report'
             with kept_random_state(), silenced():
                 saved.create_model()
+    except ChangedError as error:
+        raise OptionError(f"{flag}: {str(error).replace('--replace-', '--hub-replace-')}") from error
     except (HubError, CheckpointError) as error:
         raise OptionError(f'{flag}: {error}: leave the flag out, or choose another --model') from error
 

@@ -257,7 +257,7 @@ def _check_hub(args: argparse.Namespace, error: Callable) -> None:
         except HubError as problem:
             error(str(problem))
     if not args.push_to_hub:
-        for name in ('hub_private', 'hub_revision', 'hub_pr'):
+        for name in ('hub_private', 'hub_revision', 'hub_pr', 'hub_replace_card', 'hub_replace_files'):
             if getattr(args, name):
                 error(f'{flag_of(name)} needs --push-to-hub OWNER/NAME')
         return

@@ -6,7 +6,7 @@ LAUNCHER = ('local_rank', 'rank', 'world_size', 'distributed', 'device', 'device
 PERSONAL = (
     'config', 'data', 'data_dir', 'output', 'experiment', 'resume', 'no_resume_opt', 'start_epoch', 'dry_run',
     'check_data', 'log_tensorboard', 'log_wandb', 'wandb_project', 'wandb_tags', 'wandb_resume_id', 'push_to_hub',
-    'hub_private', 'hub_revision', 'hub_pr', 'hub_dataset', 'license')
+    'hub_private', 'hub_revision', 'hub_pr', 'hub_replace_card', 'hub_replace_files', 'hub_dataset', 'license')
 # Files that decide what is trained: a recipe has their names.
 FILES = ('class_map', 'class_stats', 'initial_checkpoint', 'pretrained_path')
 FILES_OR_NUMBERS = ('loss_class_weight', 'loss_pos_weight')
@@ -16,4 +16,4 @@ KEEPING = (
     'nan_policy', 'hang_timeout', 'max_damaged', 'check_data', 'dataset_download',
     'dataset_trust_remote_code', 'pin_mem', 'synchronize_step', 'dry_run', 'log_tensorboard', 'log_wandb',
     'wandb_project', 'wandb_tags', 'wandb_resume_id', 'push_to_hub', 'hub_private', 'hub_revision', 'hub_pr',
-    'hub_dataset', 'license')
+    'hub_replace_card', 'hub_replace_files', 'hub_dataset', 'license')

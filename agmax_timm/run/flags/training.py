@@ -148,5 +148,9 @@ def hub(group):
     group.add_argument('--hub-private', action='store_true', help='in a private repository')
     group.add_argument('--hub-revision', default='', metavar='R', help='on this branch (default: main)')
     group.add_argument('--hub-pr', action='store_true', help='as a pull request')
+    group.add_argument('--hub-replace-card', action='store_true',
+                       help='write README.md anew, over what was changed there since it was published from here')
+    group.add_argument('--hub-replace-files', action='store_true',
+                       help='overwrite or delete other files of a model too that were not published from here')
     add_dataset_flag(group)
     add_license_flag(group)

@@ -1,0 +1,186 @@
+"""Publishing where a model is already: what its owner changed stays, and what belongs to a former model goes."""
+import dataclasses
+import re
+
+import pytest
+from huggingface_hub import ModelCard
+from huggingface_hub.utils.sha import git_hash
+
+from agmax_timm.card import model_card
+from agmax_timm.update import ChangedError, Remote, plan_update
+
+FILES = {'config.json': ('c1',), 'model.safetensors': ('w1',), 'summary.csv': ('s1',)}
+AS_TEXT = {'config.json': ('c2',), 'model.safetensors': ('w2',)}
+
+
+@pytest.fixture(scope='module')
+def card(saved):
+    """Function: the card of a model of this accuracy."""
+    def make(top1=60., license=None, **kwargs):
+        model = dataclasses.replace(saved, metrics={**saved.metrics, 'top1': top1}, **kwargs)
+        return str(model_card(model, 'test_resnet', [1, 96], license=license))
+    return make
+
+
+@pytest.fixture(scope='module')
+def published(card):
+    """A repository as it is after publishing once."""
+    return remote_of(plan_update(None, card(), FILES).card)
+
+
+def remote_of(card, files=FILES):
+    found = {name: identifiers[0] for name, identifiers in files.items()}
+    return Remote('0' * 40, card, {
+        **found, 'README.md': git_hash(card.encode()), 'LICENSE': 'l1', 'examples/bee.jpg': 'b1'})
+
+
+def edited(remote, *changes):
+    text = remote.card
+    for old, new in changes:
+        assert text.count(old) == 1
+        text = text.replace(old, new)
+    return dataclasses.replace(remote, card=text)
+
+
+def visible(text):
+    """What readers see of a card."""
+    return re.sub(r'\s*<!--.*?-->\s*', '\n', text, flags=re.S).strip()
+
+
+def test_the_same_again_changes_nothing(card, published):
+    update = plan_update(published, card(), FILES)
+    assert update.card == published.card and update.deletions == []
+    assert update.lines == ['unchanged: config.json, model.safetensors, summary.csv, README.md']
+
+
+def test_a_card_that_nobody_changed_is_replaced(card, published):
+    """By the very text that a first publication writes, but for the record of the files."""
+    update = plan_update(published, card(70., 'mit'), AS_TEXT)
+    fresh = plan_update(None, card(70., 'mit'), AS_TEXT)
+    assert update.card == fresh.card and '60.0' not in update.card
+    assert update.deletions == ['summary.csv']
+    assert update.lines == ['replaced: config.json, model.safetensors, README.md', 'deleted: summary.csv']
+
+
+def test_text_and_metadata_of_the_owner_stay_and_the_rest_is_new(card, published):
+    theirs = edited(
+        published,
+        ('---\n\n<!-- agmax_timm: about', '---\n\nOur bees, since 2019.\n\n<!-- agmax_timm: about'),
+        ('<!-- agmax_timm: results', '## Ethics\n\nAsk the bees.\n\n<!-- agmax_timm: results'),
+        ('<!-- agmax_timm wrote', 'Thanks to all.\n\n<!-- agmax_timm wrote'),
+        ('library_name: timm\n', 'language: de\nlibrary_name: timm\n'),
+        ('- agmax\n', '- agmax\n- bees\n'))
+    update = plan_update(theirs, card(70.), FILES)
+    fresh = visible(plan_update(None, card(70.), FILES).card).split('---\n', 2)[2]
+    text = visible(update.card).split('---\n', 2)[2]
+    owners = ('Our bees, since 2019.', '## Ethics\n\nAsk the bees.', 'Thanks to all.')
+    for words in owners:
+        assert text.count(words) == 1
+        text = text.replace(words, '')
+    assert re.sub(r'\s+', ' ', text).strip() == re.sub(r'\s+', ' ', fresh).strip()
+    order = (owners[0], '# test_resnet', '## Ethics', '## Results', owners[2])
+    assert sorted(order, key=update.card.index) == list(order)
+    data = ModelCard(update.card).data.to_dict()
+    assert data['language'] == 'de' and data['tags'] == ['image-classification', 'timm', 'agmax', 'bees']
+    assert data['model-index'][0]['results'][0]['metrics'][0]['value'] == 70.
+    assert update.lines[-1] == 'kept in README.md as changed on the Hub: tags, language, text'
+    again = plan_update(remote_of(update.card), card(70.), FILES)
+    assert again.card == update.card
+    third = plan_update(remote_of(update.card), card(80.), FILES).card
+    assert all(words in third for words in owners) and '80.0' in third and '70.0' not in third
+
+
+def test_a_model_that_is_not_trained_with_agmax_loses_its_tag_alone(card, published, saved):
+    theirs = edited(published, ('- agmax\n', '- agmax\n- bees\n'))
+    plain = card(options={**saved.options, 'agmax': False})
+    assert ModelCard(plan_update(theirs, plain, FILES).card).data.tags == ['image-classification', 'timm', 'bees']
+
+
+def test_a_section_that_would_stay_the_same_keeps_its_changes(card, published):
+    theirs = edited(published, ('Ross Wightman', 'R. Wightman'))
+    for _ in range(2):
+        update = plan_update(theirs, card(70.), FILES)
+        assert 'R. Wightman' in update.card and '70.0' in update.card
+        assert update.lines[-1] == 'kept in README.md as changed on the Hub: section citation'
+        theirs = remote_of(update.card)
+
+
+def test_a_section_that_was_deleted_stays_away(card, published):
+    cut = re.sub(r'<!-- agmax_timm: citation -->.*<!-- agmax_timm: end of citation -->', '', published.card, flags=re.S)
+    text = plan_update(remote_of(cut), card(70.), FILES).card
+    assert '## Citation' not in text and '70.0' in text
+
+
+def test_line_ends_of_the_editor_on_the_hub_are_no_changes(card, published):
+    theirs = dataclasses.replace(published, card=published.card.replace('\n', '\r\n'))
+    assert plan_update(theirs, card(70.), FILES).card == plan_update(published, card(70.), FILES).card
+
+
+@pytest.mark.parametrize('change, part', [
+    (('| 60.0000 |', '| 99.0000 |'), 'section results'),
+    (('value: 60.0\n', 'value: 99.0\n'), 'model-index'),
+    (('<!-- agmax_timm: end of results -->', ''), 'its marks <!-- agmax_timm: ... --> are damaged'),
+    (('library_name: timm\n', 'library_name: [timm\n'), 'its metadata are no YAML'),
+])
+def test_what_both_sides_changed_needs_a_flag(card, published, change, part):
+    theirs = edited(published, change)
+    with pytest.raises(ChangedError) as error:
+        plan_update(theirs, card(70.), FILES)
+    assert 'on the Hub, README.md was changed where it would be replaced (' in str(error.value)
+    assert part in str(error.value) and error.value.flags == ['--replace-card'] and '\n' not in str(error.value)
+    assert plan_update(theirs, card(70.), FILES, replace_card=True).card == plan_update(
+        published, card(70.), FILES).card
+
+
+def test_files_that_others_wrote_need_a_flag(card, published):
+    theirs = dataclasses.replace(published, files={
+        **published.files, 'config.json': 'x', 'summary.csv': 'y', 'preprocessor_config.json': 'z'})
+    with pytest.raises(ChangedError) as error:
+        plan_update(theirs, card(70.), AS_TEXT)
+    assert str(error.value) == (
+        'on the Hub, config.json, summary.csv, preprocessor_config.json were not published from here, or changed '
+        'since: --replace-files overwrites or deletes them')
+    update = plan_update(theirs, card(70.), AS_TEXT, replace_files=True)
+    assert sorted(update.deletions) == ['preprocessor_config.json', 'summary.csv']
+    same = dataclasses.replace(published, files={**published.files, 'config.json': 'c2'})
+    assert plan_update(same, card(70.), AS_TEXT).deletions == ['summary.csv']
+
+
+def test_the_model_of_another_program_needs_both_flags(card):
+    theirs = Remote('0' * 40, '---\nlicense: mit\n---\n# Theirs\n', {'config.json': 'x', 'pytorch_model.bin': 'y'})
+    with pytest.raises(ChangedError) as error:
+        plan_update(theirs, card(), FILES)
+    assert error.value.flags == ['--replace-files', '--replace-card'] and '(text)' in str(error.value)
+    update = plan_update(theirs, card(), FILES, replace_card=True, replace_files=True)
+    assert update.deletions == ['pytorch_model.bin'] and 'Theirs' not in update.card
+
+
+def test_a_card_without_a_model_stays_above(card):
+    """As the Hub makes it for a new repository with a licence."""
+    theirs = Remote('0' * 40, '---\nlicense: mit\n---\n# Bees\n', {'README.md': 'x', '.gitattributes': 'y'})
+    text = plan_update(theirs, card(), FILES).card
+    assert visible(text).split('---\n')[2].startswith('# Bees\n') and '# test_resnet' in text
+    assert ModelCard(text).data.license == 'mit' and '- **Licence:** mit\n' in text and 'none is stated' not in text
+
+
+def test_a_licence_that_was_chosen_on_the_hub(card, published):
+    """It stays where none is stated, is not replaced by that of another base, and gives way to a choice."""
+    theirs = edited(published, ('license: other\n', 'license: mit\n'))
+    for _ in range(2):
+        update = plan_update(theirs, card(70.), FILES)
+        assert ModelCard(update.card).data.license == 'mit' and '- **Licence:** mit\n' in update.card
+        theirs = remote_of(update.card)
+    with pytest.raises(ChangedError, match=r'\(license\): --replace-card writes it anew, --license chooses a licence'):
+        plan_update(theirs, card(70., 'cc-by-nc-4.0'), FILES)
+    chosen = plan_update(theirs, card(70., 'cc-by-nc-4.0'), FILES, license_chosen=True).card
+    assert ModelCard(chosen).data.license == 'cc-by-nc-4.0' and '- **Licence:** cc-by-nc-4.0\n' in chosen
+
+
+@pytest.mark.parametrize('record', [
+    '{', '{}', '[1]', '{"files": [1]}', '{"files": {"LICENSE": "l1"}, "sections": {"a": 1}}'])
+def test_a_record_that_cannot_be_trusted_deletes_nothing(card, published, record):
+    text = re.sub(r'(<!-- agmax_timm wrote ).*( -->)', rf'\1{record}\2', published.card)
+    with pytest.raises(ChangedError):
+        plan_update(remote_of(text), card(70.), AS_TEXT)
+    update = plan_update(remote_of(text), card(70.), AS_TEXT, replace_card=True, replace_files=True)
+    assert update.deletions == ['summary.csv']
