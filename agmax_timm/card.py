@@ -1,5 +1,4 @@
 """The model card of a trained classifier: what the Hub reads of it, and what people do. Only what is known is said."""
-import math
 import os
 import re
 from typing import Any, Dict, List, Optional, Sequence, Tuple
@@ -13,7 +12,9 @@ from .base import Base, base_of
 from .checkpoint import SavedModel
 from .labels import describe, known_names
 from .licence import license_fields
+from .measured import measured, unrepeatable
 from .recipe import portable
+from .run.settings import validate_command
 
 # What timm calls the folder of a card; see published_card.
 _HERE = "'local-dir:.'"
@@ -25,6 +26,13 @@ _MOST_CLASSES = 100
 # Sections stand between marks, so that publishing again replaces them, and nothing else.
 _BEGIN, _END = '<!-- agmax_timm: %s -->', '<!-- agmax_timm: end of %s -->'
 OUR_TAGS = ('image-classification', 'timm', 'agmax')
+# Names of metrics in the card's table, and their types on the Hub.
+_METRICS = {
+    'top1': ('Top-1 accuracy (%)', 'accuracy'),
+    'top5': ('Top-5 accuracy (%)', 'accuracy'),
+    'map': ('Mean average precision (%)', 'map'),
+    'micro_f1': ('F1 over labels and images (%)', 'f1'),
+}
 _LICENSE_ROW = '- **Licence:**'
 _HYPERPARAMETERS = (
     'model', 'pretrained', 'epochs', 'batch_size', 'world_size', 'grad_accum_steps', 'opt', 'lr', 'momentum',
@@ -143,7 +151,7 @@ def _metadata(saved: SavedModel, title: str, license: Optional[str]) -> ModelCar
             task_type='image-classification', task_name='Image classification',
             dataset_type=dataset[0], dataset_name=dataset[1],
             dataset_split=portable(saved.options.get('val_split')) or None,
-            metric_type='map' if _several_labels(saved) else 'accuracy', metric_name=name, metric_value=value)
+            metric_type=_METRICS[name][1], metric_name=_METRICS[name][0], metric_value=value)
         for name, value in _accuracies(saved).items()] if dataset else []
     return ModelCardData(
         library_name='timm',
@@ -159,11 +167,9 @@ def _metadata(saved: SavedModel, title: str, license: Optional[str]) -> ModelCar
 
 def _accuracies(saved: SavedModel) -> Dict[str, float]:
     """Measured metrics in percent; top-5 says something of more than five classes alone."""
-    wanted = {'Top-1 accuracy (%)': 'top1', **({'Top-5 accuracy (%)': 'top5'} if saved.num_classes > 5 else {})}
-    if _several_labels(saved):
-        wanted = {'Mean average precision (%)': 'map', 'F1 over labels and images (%)': 'micro_f1'}
-    return {title: round(saved.metrics[name], 4) for title, name in wanted.items()
-            if math.isfinite(saved.metrics.get(name, math.nan))}
+    values = measured(saved)
+    return {name: round(values[name], 4) for name in _METRICS
+            if name in values and (name != 'top5' or saved.num_classes > 5)}
 
 
 def _several_labels(saved: SavedModel) -> bool:
@@ -277,7 +283,7 @@ def join_card(metadata: Dict[str, Any], body: str) -> str:
 
 
 def _usage(saved: SavedModel, embedding_shape: Sequence[int], feature_shapes: Sequence[Sequence[int]]) -> str:
-    mode = {1: 'L', 3: 'RGB'}.get(saved.in_chans)
+    mode = _image_mode(saved)
     lines = ['import timm', 'import torch']
     if mode:
         lines.append('from PIL import Image')
@@ -313,9 +319,14 @@ def _usage(saved: SavedModel, embedding_shape: Sequence[int], feature_shapes: Se
     return '## Usage\n\n' + '\n\n'.join(blocks)
 
 
+def _image_mode(saved: SavedModel) -> Optional[str]:
+    """The PIL mode that images are converted to, None where it is not known."""
+    return saved.options.get('input_img_mode') or {1: 'L', 3: 'RGB'}.get(saved.in_chans)
+
+
 def _transformers_usage(saved: SavedModel) -> str:
     """Its pipeline turns every image into RGB: other models get the input of the snippet for timm."""
-    if saved.in_chans == 3:
+    if _image_mode(saved) == 'RGB':
         return _python([
             'from transformers import pipeline', '',
             "classifier = pipeline('image-classification', '.')",
@@ -343,18 +354,18 @@ def _training(saved: SavedModel, recipe: Optional[Dict[str, Any]]) -> str:
 
 
 def _results(saved: SavedModel, curves: bool) -> str:
-    values = {title: f'{value:.4f}' for title, value in _accuracies(saved).items()}
-    if math.isfinite(saved.metrics.get('loss', math.nan)):
+    values = {_METRICS[name][0]: f'{value:.4f}' for name, value in _accuracies(saved).items()}
+    if 'loss' in measured(saved):
         values['Loss'] = f"{saved.metrics['loss']:.4f}"
     lines = []
     if values:
-        dataset, split = dataset_of(saved.options), portable(saved.options.get('val_split'))
-        where = (f' on {dataset[1]}' if dataset else '') + (f', split {split}' if split else '')
-        epoch = f" after epoch {saved.metrics['epoch']:.0f} (counted from 0)" if 'epoch' in saved.metrics else ''
-        size, crop = saved.data_config['input_size'], saved.data_config.get('crop_pct')
-        lines += [f"Measured in validation{where}{epoch}, at {size[1]} x {size[2]}"
-                  + (f', crop {crop:g}.' if crop else '.'), '',
+        lines += [_measurement(saved), '',
                   f"| {' | '.join(values)} |", '|---' * len(values) + '|', f"| {' | '.join(values.values())} |"]
+        if saved.options.get('model'):
+            lines += ['', "agmax_timm's validate.py gives them again:", '',
+                      '```bash', validate_command(saved.options, _HERE), '```']
+    elif unrepeatable(saved) and not saved.metrics.keys().isdisjoint(_METRICS):
+        lines.append(f'No number is given, as the model does not repeat it: {unrepeatable(saved)}.')
     chosen = _chosen_by(saved)
     if chosen:
         lines += [*([''] if lines else []), f'The epoch was chosen by {chosen}.']
@@ -363,12 +374,27 @@ def _results(saved: SavedModel, curves: bool) -> str:
     return '\n'.join(['## Results', '', *lines]) if lines else ''
 
 
+def _measurement(saved: SavedModel) -> str:
+    """What was measured: of which data, when, and of which input."""
+    options = saved.options
+    dataset, split = dataset_of(options), portable(options.get('val_split'))
+    where = (f' on {dataset[1]}' if dataset else '') + (f', split {split}' if split else '')
+    epoch = f" after epoch {saved.metrics['epoch']:.0f} (counted from 0)" if 'epoch' in saved.metrics else ''
+    size, crop = '{1} x {2}'.format(*saved.data_config['input_size']), saved.data_config.get('crop_pct')
+    mode = f", in {options['input_img_mode']}" if options.get('input_img_mode') else ''
+    if options.get('naflex_loader'):
+        return (f"Measured in validation{where}{epoch}, of images in their own aspect at up to "
+                f"{options['naflex_max_seq_len']} patches (NaFlex){mode}. The code above, which crops to {size}, is "
+                'not what was measured.')
+    return f'Measured in validation{where}{epoch}, at {size}' + (f', crop {crop:g}{mode}.' if crop else f'{mode}.')
+
+
 def _chosen_by(saved: SavedModel) -> str:
     """What chose the epoch, '' where nothing did or nobody knows."""
     split = saved.options.get('val_split')
     if not saved.chosen_by or split is None:
         return ''
-    return f'its {saved.chosen_by} on the split {split}' if split else 'its loss in training'
+    return f'its {saved.chosen_by} on the split {portable(split)}' if split else 'its loss in training'
 
 
 def _limits(saved: SavedModel) -> str:
@@ -378,6 +404,8 @@ def _limits(saved: SavedModel) -> str:
                      'under attack is not known.')
         if saved.options.get('val_split') and _chosen_by(saved):
             lines.append('- The images that it was measured on also chose the epoch: expect less on new ones.')
+    elif unrepeatable(saved):
+        lines.append('- Its accuracy is not known.')
     else:
         lines.append('- Nobody has measured these weights.')
     return '\n'.join(['## Limits', '', *lines])

@@ -13,9 +13,10 @@ from timm.data import resolve_data_config, resolve_input_data_config
 from timm.models import clean_state_dict, get_pretrained_cfg, is_model, resolve_model_input_args
 from timm.models._hub import load_model_config_from_path
 
-from .labels import SEVERAL_LABELS, known_names
+from .labels import known_names
 from .licence import license_in_folder, license_name
-from .models import is_original, original_options, original_to_timm
+from .models import is_original, original_options, original_to_timm, timm_architecture
+from .notes import noted_options
 from .untrusted import CheckpointError, one_line, read_file
 
 # The keys of a checkpoint that are ours; all others are timm's.
@@ -41,6 +42,7 @@ class SavedModel:
     global_pool: Optional[str] = None
     model_args: Dict[str, Any] = field(default_factory=dict)  # further keyword arguments of create_model
     class_names: Optional[List[str]] = None  # by index
+    class_map: Optional[Dict[Any, int]] = None  # what --class-map held, where the run kept it
     data_config: Dict[str, Any] = field(default_factory=dict)  # input_size, interpolation, mean, std, crop_pct, _mode
     options: Dict[str, Any] = field(default_factory=dict)  # resolved options of the run
     metrics: Dict[str, float] = field(default_factory=dict)  # of these weights in validation; 'epoch'
@@ -119,7 +121,8 @@ def read_model(
         given = {**({'num_classes': num_classes} if num_classes else {}), **_model_args(model_kwargs or {})}
         if record is None:
             return _unrecorded(architecture, known, given)
-        known['metrics'].update(record['metrics'].get('ema' if use_ema else 'raw', {}))
+        if timm_architecture(architecture) == record['architecture'] and given.items() <= record['model_args'].items():
+            known['metrics'].update(record['metrics'].get('ema' if use_ema else 'raw', {}))
         return _recorded(architecture, known, record, given)
 
 
@@ -168,6 +171,7 @@ def _recorded(
         global_pool=model_args.pop('global_pool', None),
         model_args=model_args,
         class_names=record['class_names'],
+        class_map=record.get('class_map'),
         data_config=dict(record['data_config']),
         versions=dict(record['versions']),
         base=record.get('base'),
@@ -259,10 +263,9 @@ def _read(path: str, mmap: bool = False) -> Dict[str, Any]:
             if 'architecture' not in json.load(f):  # of another library
                 return checkpoint
         published, architecture, model_args = load_model_config_from_path(os.path.dirname(path) or '.')
-        several = SEVERAL_LABELS in (published.get('notes') or ())
         return {
             'state_dict': checkpoint,
-            'args': argparse.Namespace(**({'task': SEVERAL_LABELS} if several else {})),
+            'args': argparse.Namespace(**noted_options(published)),
             RECORD: {
                 'architecture': architecture,
                 'model_args': {'num_classes': published['num_classes'], **model_args},

@@ -24,6 +24,8 @@ from .durable import replacing, scratch_folder
 from .hub_error import HubError, reason, told
 from .labels import SEVERAL_LABELS, describe, index_names, known_names
 from .licence import check_license, license_name
+from .measured import unrepeatable
+from .notes import notes_of
 from .recipe import recipe
 from .silence import silenced
 
@@ -140,8 +142,9 @@ def _write(saved: SavedModel, folder: Path, license: Optional[str] = None) -> No
     model = saved.create_model()
     license = _choose_license(saved, license)
     ours = dict(tag=tag_of(saved), license=license)
-    if saved.options.get('task') == SEVERAL_LABELS:
-        ours.update(notes=[SEVERAL_LABELS])
+    notes = notes_of(saved.options, saved.in_chans)
+    if notes:
+        ours.update(notes=notes)
     if saved.options.get('agmax'):
         ours.update(paper_name=PAPER_NAME, paper_ids=PAPER_ID)
     model.pretrained_cfg = {**{k: v for k, v in model.pretrained_cfg.items() if k not in _OF_SOURCE}, **ours}
@@ -155,7 +158,7 @@ def _write(saved: SavedModel, folder: Path, license: Optional[str] = None) -> No
     made_by = recipe(saved.options) if saved.options.get('model') else {}  # else nobody knows the run
     if made_by:
         (folder / RECIPE).write_text(yaml.safe_dump(made_by, default_flow_style=None), encoding='utf-8')
-    for name in (SUMMARY, CURVES):
+    for name in () if unrepeatable(saved) else (SUMMARY, CURVES):
         source = Path(saved.run_dir or '', name)
         if saved.run_dir and source.is_file():
             shutil.copyfile(source, folder / name)

@@ -169,8 +169,8 @@ def test_several_labels_an_image(make_saved):
                                 metrics=dict(map=48.8, micro_f1=58.06, loss=0.7))
     card = card_of(saved)
     assert 'model(input).sigmoid().topk(3)' in card.text
-    assert [(result.metric_name, result.metric_value) for result in card.data.eval_results] == [
-        ('Mean average precision (%)', 48.8), ('F1 over labels and images (%)', 58.06)]
+    assert [(result.metric_type, result.metric_name, result.metric_value) for result in card.data.eval_results] == [
+        ('map', 'Mean average precision (%)', 48.8), ('f1', 'F1 over labels and images (%)', 58.06)]
 
 
 def test_the_tag(make_saved):

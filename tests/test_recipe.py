@@ -120,7 +120,7 @@ def test_recipe_and_command_of_each_option_are_accepted_and_say_the_same(name, f
 def test_nothing_that_is_staged_or_reported_names_a_person_or_a_folder(folder, make_saved, tmp_path):
     run = every_option(folder)
     for dataset in ('', f'hfds/{folder}/birds', f'wds/{folder}/birds-{{0..9}}.tar'):
-        options = {**run, 'dataset': dataset, 'agmax': True, 'task': 'classification'}
+        options = {**run, 'dataset': dataset, 'agmax': True, 'task': 'classification', 'tta': 0}
         stage(make_saved(options=options), tmp_path / 'hub')
         for path in (tmp_path / 'hub').iterdir():
             content = path.read_bytes().decode('latin-1')

@@ -3,8 +3,10 @@ import argparse
 import shlex
 from typing import Any, Dict, List, Tuple
 
-from ..recipe import recipe
-from .options import train_parser
+from ..recipe import portable, recipe
+from .flags.kinds import OF_ARITHMETIC, OF_EVALUATION
+from .flags.paths import CLASSES_OF_MODEL
+from .options import train_parser, validate_parser
 
 
 def changed_options(options: Dict[str, Any]) -> Dict[str, Tuple[Any, Any]]:
@@ -30,6 +32,28 @@ def train_command(options: Dict[str, Any], processes: int = 1) -> str:
     for name, (value, _) in changed_options(options).items():
         words += _words(actions[name], value)
     return shlex.join(words)
+
+
+def validate_command(options: Dict[str, Any], model: str) -> str:
+    """The command that evaluates an exported model as its run did; DIR stands for the folder of the data.
+
+    Args:
+        options: Of the run, resolved.
+        model: Name of the exported model, as the shell takes it.
+    """
+    told = {name: options.get(name) for name in ('dataset', 'naflex_loader', *OF_EVALUATION, *OF_ARITHMETIC)}
+    told.update(
+        split=options.get('val_split'),
+        num_samples=options.get('val_num_samples'),
+        batch_size=options.get('validation_batch_size') or options.get('batch_size'),
+        class_map=CLASSES_OF_MODEL if options.get('class_map') else None)
+    words = []
+    for name, action in _actions(validate_parser()).items():
+        value = portable(told.get(name))
+        if value not in (None, '', action.default):
+            words += _words(action, value)
+    data = 'DIR ' if options.get('data_dir') else ''
+    return f'python validate.py {data}--model {model} --pretrained {shlex.join(words)}'.rstrip()
 
 
 def _words(action: argparse.Action, value: Any) -> List[str]:

@@ -31,13 +31,9 @@ from .evaluation import bulk
 from .evaluation.inference import Subject, build_subject
 from .evaluation.metrics import create_evaluator, set_targets
 from .flags import names
+from .flags.kinds import OF_EVALUATION, OF_INPUT
 from .process_group import ending_process_group
 
-# What of a run decides how its checkpoint is to be evaluated.
-_OPTIONS_OF_RUN = (
-    'model', 'num_classes', 'in_chans', 'img_size', 'input_size', 'mean', 'std', 'interpolation', 'crop_pct',
-    'crop_mode', 'gp', 'model_kwargs', 'class_map', 'input_img_mode', 'input_key', 'target_key', 'task',
-    'target_format', 'multilabel_threshold', 'naflex_max_seq_len', 'naflex_patchify_channels_first')
 _METRICS = {  # and what their complements to 100 are called
     'classification': {'top1': 'top1_err', 'top5': 'top5_err'},
     'multilabel': {'map': None, 'micro_f1': None, 'macro_f1': None, 'sample_f1': None},
@@ -229,7 +225,7 @@ def adopt_options(args: argparse.Namespace, saved: Dict[str, Any]) -> None:
     explicit = set(args.explicit)
     if explicit & {'img_size', 'input_size', 'in_chans'}:
         explicit |= {'img_size', 'input_size', 'in_chans'}
-    adopted = {name: saved[name] for name in _OPTIONS_OF_RUN if name in saved and name not in explicit}
+    adopted = {name: saved[name] for name in (*OF_INPUT, *OF_EVALUATION) if name in saved and name not in explicit}
     if 'batch_size' not in explicit:
         adopted['batch_size'] = saved.get('validation_batch_size') or saved.get('batch_size') or args.batch_size
     adopted['use_train_size'] = True

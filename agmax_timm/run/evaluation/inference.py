@@ -13,6 +13,7 @@ from timm.models import reparameterize_model
 from ...checkpoint import load_weights
 from ...command_line import OptionError
 from ...data.classes import ModelClasses
+from ...notes import noted_options
 from .. import loaders
 from ..build import (
     Precision,
@@ -61,6 +62,7 @@ def build_subject(args: argparse.Namespace, device: torch.device, precision: Pre
         load_weights(args.checkpoint, model, args.use_ema)
     else:
         _check_head(args, model)
+        args.input_img_mode = args.input_img_mode or noted_options(model.pretrained_cfg).get('input_img_mode')
     if args.reparam:
         names = model.state_dict().keys()
         model = reparameterize_model(model)

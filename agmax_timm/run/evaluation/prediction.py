@@ -10,6 +10,7 @@ from timm.data.readers.reader import Reader
 from ...checkpoint import choose_ema, describe_weights, read_model, saved_options
 from ...data.decoding import DecodedDataset, UndecodableError
 from ...labels import SEVERAL_LABELS
+from ...notes import noted_options
 from ...untrusted import CheckpointError
 from .. import build, loaders, validation
 from ..config import validate_options
@@ -46,8 +47,8 @@ class Predictor:
             f'{args.checkpoint}: {describe_weights(run_options, args.use_ema)}' if args.checkpoint else '')
         classes = self.subject.classes
         self.class_names = None if classes is None else classes.titles or classes.names
-        notes = self.subject.model.pretrained_cfg.get('notes') or ()
-        self.several_labels = SEVERAL_LABELS in (args.task, *([] if args.checkpoint else notes))
+        published = {} if args.checkpoint else noted_options(self.subject.model.pretrained_cfg)
+        self.several_labels = SEVERAL_LABELS in (args.task, published.get('task'))
 
     def name_of(self, index: int) -> str:
         return self.class_names[index] if self.class_names else str(index)

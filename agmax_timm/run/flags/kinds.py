@@ -17,3 +17,11 @@ KEEPING = (
     'dataset_trust_remote_code', 'pin_mem', 'synchronize_step', 'dry_run', 'log_tensorboard', 'log_wandb',
     'wandb_project', 'wandb_tags', 'wandb_resume_id', 'push_to_hub', 'hub_private', 'hub_revision', 'hub_pr',
     'hub_replace_card', 'hub_replace_files', 'hub_dataset', 'license')
+# What decides how the model of a run is evaluated. The config.json of an exported folder says the first.
+OF_INPUT = ('model', 'num_classes', 'in_chans', 'img_size', 'input_size', 'mean', 'std', 'interpolation', 'crop_pct',
+            'crop_mode', 'gp', 'model_kwargs')
+OF_EVALUATION = ('class_map', 'input_img_mode', 'input_key', 'target_key', 'task', 'target_format',
+                 'multilabel_threshold', 'naflex_max_seq_len', 'naflex_patchify_channels_first')
+# What can change the last digits of an evaluation.
+OF_ARITHMETIC = ('amp', 'amp_dtype', 'model_dtype', 'channels_last', 'fast_norm', 'no_prefetcher', 'torchscript',
+                 'fuser', 'torchcompile', 'torchcompile_mode')

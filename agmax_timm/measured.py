@@ -1,0 +1,33 @@
+"""What a run measured of its model, as far as the folder that it is staged in can repeat it."""
+import math
+from typing import Dict
+
+from .checkpoint import SavedModel
+
+
+def measured(saved: SavedModel) -> Dict[str, float]:
+    """The metrics that are to be published: finite, and repeatable."""
+    if unrepeatable(saved):
+        return {}
+    return {name: value for name, value in saved.metrics.items() if math.isfinite(value)}
+
+
+def unrepeatable(saved: SavedModel) -> str:
+    """Why the staged model cannot be evaluated as its run did, as the end of a sentence; '' where it can."""
+    options = saved.options
+    if (options.get('tta') or 0) > 1:
+        return f'the run averaged the predictions of each {options["tta"]} images in a row (`--tta`)'
+    apart = (options.get('world_size') or 1) > 1 and not (options.get('dist_bn', 'reduce') or options.get('sync_bn'))
+    if apart and any(name.endswith('running_mean') for name in saved.state_dict):
+        return "each process of the run evaluated with batch norm statistics of its own (`--dist-bn ''`)"
+    if options.get('class_map') and not _names_hold(saved):
+        return 'the class map of the run has names that are not those of the outputs (`--class-map`)'
+    return ''
+
+
+def _names_hold(saved: SavedModel) -> bool:
+    """Whether the names of the outputs give each class the index that the class map of the run gave it."""
+    names = saved.class_names or []
+    known = {name: index for index, name in enumerate(names)}
+    return bool(names) and len(known) == len(names) and all(
+        known.get(name) == index for name, index in (saved.class_map or {}).items())
