@@ -12,6 +12,7 @@ import struct
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import hub_server
 import pytest
@@ -23,6 +24,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import load_file, save_file
 
 import agmax_timm.publish
+from agmax_timm.base import find_base
 from agmax_timm.command_line import OptionError
 from agmax_timm.hub import HubError, check_destination, publish
 from agmax_timm.run import build, training
@@ -547,6 +549,18 @@ def test_the_weights_are_those_that_the_run_ranked_by_or_asked_for(
     assert published.keys() == expected.keys()
     assert all(torch.equal(published[name], value) for name, value in expected.items())
     assert f'safetensors; {said}\n' in hub.files('ann/net')['README.md'].content.decode()
+
+
+def test_the_licence_of_a_repository_is_that_of_its_card(hub, command, upload, monkeypatch, tmp_path):
+    """Where its owner states it. The configuration counts where the card is silent."""
+    monkeypatch.setattr(constants, 'HF_HUB_CACHE', str(tmp_path))
+    upload()
+    args = parse_train_args(['DIR', '--model', 'hf_hub:ann/net', '--pretrained'])
+    model = SimpleNamespace(pretrained_cfg={'license': 'mit'})
+    assert find_base(args, model) == {'name': 'ann/net', 'license': 'mit'}
+    edit_on_hub(hub, 'ann/net', 'README.md',
+                lambda content: content.replace(b'license: other', b'license: cc-by-nc-4.0'))
+    assert find_base(args, model) == {'name': 'ann/net', 'license': 'cc-by-nc-4.0'}
 
 
 def test_a_staged_folder_has_no_other_weights(command, staged, capsys):
