@@ -15,7 +15,7 @@ from timm.models._hub import load_model_config_from_path
 
 from .labels import known_names
 from .licence import license_in_folder, license_name
-from .models import is_original, original_options, original_to_timm, timm_architecture
+from .models import is_original, misfits, original_options, original_to_timm, timm_architecture
 from .notes import noted_options
 from .untrusted import CheckpointError, one_line, read_file
 
@@ -367,15 +367,6 @@ def _load_strictly(model: nn.Module, tensors: Dict[str, torch.Tensor], path: str
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:
-        expected = model.state_dict()
-        shapes = [f'{name} {[*tensors[name].shape]} in place of {[*value.shape]}' for name, value in expected.items()
-                  if name in tensors and tensors[name].shape != value.shape]
-        problems = [('missing', [name for name in expected if name not in tensors]),
-                    ('unexpected', [name for name in tensors if name not in expected]), ('shapes', shapes)]
-        listed = '; '.join(f'{title} {_some(names)}' for title, names in problems if names) or one_line(error)
+        problems = misfits(tensors, model) or one_line(error)
         name = getattr(model, 'pretrained_cfg', {}).get('architecture', type(model).__name__)
-        raise CheckpointError(f'{path} does not fit {name}: {listed}') from error
-
-
-def _some(names: List[str], most: int = 4) -> str:
-    return ', '.join(names[:most]) + (f' and {len(names) - most} more' if len(names) > most else '')
+        raise CheckpointError(f'{path} does not fit {name}: {problems}') from error

@@ -5,7 +5,7 @@ import re
 import select
 import sys
 from functools import wraps
-from typing import Any, Callable, Iterable, Tuple, Union
+from typing import Any, Callable, Iterable, Sequence, Tuple, Union
 
 # Flags of ours that begin as one of timm's does.
 YIELDING = ('check_data', 'image_memory', 'corruptions_dir', 'severities', 'stress', 'attack', 'report', 'report_dir')
@@ -164,6 +164,12 @@ def as_line(message: Any) -> str:
     """A message as one line in which every character can be seen: names of files may hold any bytes."""
     line = ' '.join(re.split('[ \n\t]+', str(message).strip(' \n\t')))
     return ''.join(char if char.isprintable() else char.encode('unicode_escape').decode() for char in line)
+
+
+def listed(items: Sequence[Any], most: int = 8) -> str:
+    """The first items, separated by commas, and the number of the others: 'a, b and 3 more'."""
+    shown = ', '.join(map(str, items[:most]))
+    return shown if len(items) <= most else f'{shown} and {len(items) - most} more'
 
 
 def add_weights_flags(parser: argparse.ArgumentParser) -> None:

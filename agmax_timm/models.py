@@ -7,7 +7,7 @@ import os
 import pickle
 import re
 from dataclasses import replace
-from typing import Any, Dict, List, Optional, Tuple, Union
+from typing import Any, Dict, Optional, Tuple, Union
 from urllib.parse import urlparse
 
 import torch
@@ -15,6 +15,7 @@ from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import generate_default_cfgs, load_state_dict, model_entrypoint, register_model, resolve_pretrained_cfg
 from torch import Tensor, nn
 
+from .command_line import listed
 from .durable import scratch_folder
 from .untrusted import CheckpointError
 
@@ -109,7 +110,7 @@ def misfits(state_dict: Dict[str, Tensor], model: nn.Module, adapted: Tuple[str,
     shapes = [f'{name} {list(tensor.shape)} in place of {list(own[name].shape)}' for name, tensor in state_dict.items()
               if name in own and tensor.shape != own[name].shape and not name.startswith(adapted)]
     named = dict(missing=missing, unexpected=unexpected, shapes=shapes)
-    return '; '.join(f'{problem} {_first_names(names)}' for problem, names in named.items() if names)
+    return '; '.join(f'{problem} {listed(names, 3)}' for problem, names in named.items() if names)
 
 
 def timm_architecture(name: str) -> str:
@@ -123,10 +124,6 @@ def timm_architecture(name: str) -> str:
 
 def _plain(name: Any) -> str:
     return _WRAPPERS.sub('', str(name))
-
-
-def _first_names(names: List[str], count: int = 3) -> str:
-    return ', '.join(names[:count]) + (f' and {len(names) - count} more' if len(names) > count else '')
 
 
 def adapted_modules(model: nn.Module, keys: Tuple[str, ...] = ('first_conv', 'classifier')) -> Tuple[str, ...]:

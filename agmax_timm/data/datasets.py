@@ -3,7 +3,7 @@ import logging
 import os
 from collections import Counter
 from importlib.resources import files
-from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterable, List, Optional, Sequence, Tuple
 
 import numpy as np
 import timm.data
@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 from torchvision.datasets import ImageFolder
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
+from ..command_line import listed
 from .class_map import read_class_map
 from .classes import ModelClasses, check_evaluation, class_names, class_outputs, class_to_idx  # noqa: F401
 from .decoding import ConvertedIterable, DecodedDataset, with_policy
@@ -140,7 +141,7 @@ def _hint_at_class(root: str, split: str) -> str:
     classes = [name for name in _folders(root) if name.lower() not in _SPLITS]
     if not classes:
         return ''
-    return f'; if {split!r} is a class beside {_some(classes)}, sort all classes into folders train and val'
+    return f'; if {split!r} is a class beside {_quoted(classes)}, sort all classes into folders train and val'
 
 
 def _torch_name(name: str) -> Optional[str]:
@@ -363,14 +364,14 @@ def nested(dataset: Optional[Dataset]) -> str:
     if not parts:
         return ''
     inner, above = ({path[index]: None for path in parts} for index in (-1, -2))
-    return (f'{reader.root}: classes are the innermost folders: {_some(list(inner))}, and not {_some(list(above))} '
+    return (f'{reader.root}: classes are the innermost folders: {_quoted(inner)}, and not {_quoted(above)} '
             'above them')
 
 
 def left_out(dataset: Optional[Dataset]) -> str:
     """A line on class folders with images that --class-map leaves out, '' without any."""
     names = getattr(getattr(dataset, 'reader', None), 'left_out', None)
-    return f'{dataset.reader.root}: --class-map leaves out the images of {_some(sorted(names))}' if names else ''
+    return f'{dataset.reader.root}: --class-map leaves out the images of {_quoted(sorted(names))}' if names else ''
 
 
 def _label_span(dataset: Optional[Dataset]) -> Optional[Tuple[int, int]]:
@@ -414,7 +415,7 @@ def _check_empty_folders(dataset: Optional[Dataset]) -> None:
     empty = sorted(entry.name for entry in os.scandir(root)
                    if entry.is_dir() and entry.name not in filled and not entry.name.startswith('.'))
     if empty:
-        raise DataError(f'{root}: no images in class folder(s) {_some(empty)}: fill or remove them')
+        raise DataError(f'{root}: no images in class folder(s) {_quoted(empty)}: fill or remove them')
 
 
 def _check_same_classes(train: Dict[Any, int], validation: Dict[Any, int]) -> None:
@@ -426,13 +427,12 @@ def _check_same_classes(train: Dict[Any, int], validation: Dict[Any, int]) -> No
     _, missing = evaluated.compare(train)
     if not (moved or extra or missing):
         return
-    parts = [f'{_some(sorted(missing))} missing from the validation split'] if missing else []
-    parts += [f'{_some(sorted(extra))} only in the validation split'] if extra else []
+    parts = [f'{_quoted(sorted(missing))} missing from the validation split'] if missing else []
+    parts += [f'{_quoted(sorted(extra))} only in the validation split'] if extra else []
     raise DataError('the classes of the two splits differ: ' + '; '.join(parts or [trained.describe(moved)])
                     + ': make them equal, or give --class-map')
 
 
-def _some(names: List[Any], most: int = 8) -> str:
-    """Names in quotes, with what cannot be seen in them as an escape."""
-    shown = ', '.join(map(repr, names[:most]))
-    return shown if len(names) <= most else f'{shown} and {len(names) - most} more'
+def _quoted(names: Iterable[Any]) -> str:
+    """The first names in quotes, invisible characters as escapes."""
+    return listed([repr(name) for name in names])

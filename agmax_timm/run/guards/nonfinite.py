@@ -9,6 +9,7 @@ import torch.distributed as dist
 from timm.task import TrainingTask
 from timm.utils import unwrap_model
 
+from ...command_line import listed
 from ...data.resumable import ResumableLoader
 from ...durable import replacing
 from ..losses import NonFiniteError, Update
@@ -97,7 +98,9 @@ class BrokenUpdates:
             return ''
         indices = [self.loader.indices(update.first_batch + i) for i in range(len(update.losses))]
         known = [index for batch in indices if batch for index in batch]
-        words = f'samples {_listed(known)}' if known else 'samples of unknown index'
+        # With scheduled resolutions an index comes with the size of its image.
+        known = [index[0] if isinstance(index, tuple) else index for index in known]
+        words = f'samples {listed(known)}' if known else 'samples of unknown index'
         if self.folder is not None and self.count < _MOST_FILES and update.input is not None:
             words += f', kept in {self._write(update, verdict, indices)}'
         return f'on rank {self.args.rank} {words}' if self.args.distributed else words
@@ -127,9 +130,3 @@ def _on_host(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _on_host(part) for name, part in value.items()}
     return value.detach().cpu() if isinstance(value, torch.Tensor) else value
-
-
-def _listed(indices: List[Any], most: int = 8) -> str:
-    indices = [index[0] if isinstance(index, tuple) else index for index in indices]  # with their scheduled size
-    shown = ', '.join(map(str, indices[:most]))
-    return shown if len(indices) <= most else f'{shown} and {len(indices) - most} more'

@@ -12,6 +12,7 @@ import torch
 from timm import utils
 from timm.utils.distributed import is_distributed_env
 
+from ...command_line import listed
 from .interruption import EXIT_STATUS, StopSignals
 from .presence import Presence
 
@@ -105,8 +106,7 @@ class _Start(threading.Thread):
         """Which ranks have not started, as a sentence."""
         place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         ranks = [0] if self._missing is None else self._missing
-        named = ', '.join(map(str, ranks[:8])) + (f' and {len(ranks) - 8} more' if len(ranks) > 8 else '')
-        return f'Rank {self.rank} waits for rank {named} of {self.world_size} to start, at {place}.'
+        return f'Rank {self.rank} waits for rank {listed(ranks)} of {self.world_size} to start, at {place}.'
 
     def _tell(self) -> None:
         presence = None
