@@ -8,7 +8,7 @@ MARK = '\ufeff'  # the byte-order mark
 
 
 def read_text(path: str, most: int = -1) -> str:
-    """Text of a file.
+    """Return the text of a file, without byte-order mark.
 
     Args:
         path: Path of the file.
@@ -28,11 +28,12 @@ def read_text(path: str, most: int = -1) -> str:
 @contextmanager
 def without_mark(path: str) -> Iterator[str]:
     """The path of a text file, or of a copy without its byte-order mark, for libraries that refuse the mark."""
+    mark = MARK.encode()
     with open(path, 'rb') as file:
-        content = file.read() if file.read(3) == MARK.encode() else None
-    if content is None:
-        yield path
-        return
+        if file.read(len(mark)) != mark:
+            yield path
+            return
+        content = file.read()
     with tempfile.TemporaryDirectory() as folder:
         copy = os.path.join(folder, os.path.basename(path))
         with open(copy, 'wb') as file:

@@ -1,4 +1,4 @@
-"""Classes by name: what the data calls them, and whether a model means the same by its outputs."""
+"""Names of classes: those of the data, those of a model's outputs, and whether they are in the same order."""
 import itertools
 import logging
 import unicodedata
@@ -29,8 +29,8 @@ class ModelClasses:
     Args:
         source: The file or model that they come from, for messages.
         names: Name of each output [K].
-        others: Further names of outputs: a class map can give one output several.
-        titles: Names for people, where the others are keys; they are names as well [K].
+        others: Further pairs (name, index): a class map can give an output several names.
+        titles: Description of each output [K], such as the words for a synset. Descriptions count as names.
     """
     source: str
     names: Sequence[str]
@@ -49,8 +49,8 @@ class ModelClasses:
             found: Index of each class of the data.
 
         Returns:
-            Classes that are here at another index, and those that are not here. Outputs that are only numbered have
-            no names, so nothing is missing from them.
+            (moved, unknown): classes that the model has at another index, and classes of the data that it does not
+            have, with their indices. A model whose outputs are only numbered has no names: nothing is unknown.
         """
         known: Dict[Any, Set[int]] = {}
         for name, index in self._all():
@@ -65,7 +65,7 @@ class ModelClasses:
         return moved, {} if self.only_numbers else unknown
 
     def class_map(self) -> Dict[Any, int]:
-        """The output of each name that stands for one alone."""
+        """Index by name, without names that several outputs share."""
         outputs: Dict[Any, Set[int]] = {}
         for name, index in self._all():
             outputs.setdefault(name, set()).add(index)
@@ -86,21 +86,24 @@ class ModelClasses:
 
 
 def normalised(name: Any) -> Any:
-    """A name as it is compared. File systems spell accents in two ways; what is no text is left as it is."""
+    """The NFC form of a name, for comparisons: file systems spell accents in two ways. Numbers stay as they are."""
     return unicodedata.normalize('NFC', name) if isinstance(name, str) else name
 
 
 def same_names(names: Sequence[str], others: Sequence[str]) -> bool:
-    """Whether two lists name the same classes in the same order; outputs beyond a list are named by their numbers."""
-    count = max(len(names), len(others))
-    padded = ([*map(normalised, known), *map(str, range(len(known), count))] for known in (names, others))
-    return next(padded) == next(padded)
+    """Whether two lists name the same classes in the same order. Indices continue the shorter list."""
+    indices = index_names(max(len(names), len(others)))
+
+    def padded(known: Sequence[str]) -> List[str]:
+        return [*map(normalised, known), *indices[len(known):]]
+
+    return padded(names) == padded(others)
 
 
 def class_to_idx(dataset: Optional[Dataset]) -> Dict[Any, int]:
-    """Index of each class by its name, or by the number that a class map replaces; empty where it is not known."""
+    """Index of each class by its name, or by the number that a class map replaces; empty if the data has no classes."""
     reader = getattr(dataset, 'reader', None)
-    # timm's tar reader has a name of its own for it.
+    # timm's tar reader calls it class_name_to_idx.
     known = (getattr(dataset, 'class_to_idx', None), getattr(reader, 'class_to_idx', None),
              getattr(reader, 'class_name_to_idx', None))
     source_names = getattr(reader, '_source_names', None) or {}
@@ -108,7 +111,7 @@ def class_to_idx(dataset: Optional[Dataset]) -> Dict[Any, int]:
 
 
 def class_outputs(dataset: Dataset, valid_labels: Optional[Sequence[int]] = None) -> Dict[Any, int]:
-    """The output of a model that each class of the data stands for.
+    """Index of the model's output for each class of the data.
 
     Args:
         valid_labels: Output for each class of the data; None for the outputs in their order.
@@ -138,12 +141,12 @@ def check_evaluation(
 
     Args:
         classes: Those of the model, None where it does not name them.
-        found: Output of the model that each class of the data stands for, empty where that is not known.
+        found: See class_outputs; empty where that is not known.
         num_outputs: Outputs of the model.
-        in_order: Whether the outputs go by the order of the classes, and nobody chose them.
+        in_order: Whether class i of the data is output i of the model, without a choice of the user.
 
     Raises:
-        DataError: more classes than outputs, or a class that is another output of the model: its labels are wrong.
+        DataError: more classes than outputs, or a class at another index than in the model, so that labels are wrong.
     """
     if not found:
         return
@@ -166,7 +169,7 @@ def check_evaluation(
 
 
 def summary(datasets: Mapping[str, Optional[Dataset]]) -> str:
-    """One line that says what was read: classes, and of each split the images and the files left out by ending.
+    """One line on the data that was opened: classes, and for each split images and files left out by their ending.
 
     Args:
         datasets: Data sets by their split.
@@ -181,7 +184,7 @@ def summary(datasets: Mapping[str, Optional[Dataset]]) -> str:
 
 
 def describe_others(others: Mapping[str, int]) -> str:
-    """The number of files left out by ending, in brackets; '' without any."""
+    """The numbers of files left out, by their ending, in brackets; '' without any."""
     listed = ', '.join(f"{count} {ending or 'without ending'}" for ending, count in sorted(others.items()))
     return f' (left out: {listed})' if listed else ''
 

@@ -22,7 +22,7 @@ from ..distillation import AgMaxDistillationTask
 from ..task import AgMaxTask
 from ..text_file import without_mark
 from .build import Precision
-from .flags.checks import mixing
+from .flags.checks import loss_name, mixing
 
 _logger = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ def build_criterion(args: argparse.Namespace) -> nn.Module:
         OptionError: weights or statistics of other classes, options of another loss.
     """
     multi_label = args.task == 'multilabel'
-    name = args.loss or ('bce' if multi_label else 'ce')
+    name = loss_name(args)
     try:
         stats = _read_by(load_class_stats, args.class_stats)
     except (ValueError, OSError, TypeError, KeyError) as error:
@@ -82,7 +82,7 @@ def build_criterion(args: argparse.Namespace) -> nn.Module:
 
 
 def _read_by(read: Callable, value: Any, *args) -> Any:
-    """What a function of timm reads from a file, or from a value that names none."""
+    """Return read(value, *args); if value is a file, `read` gets the path of a copy without byte-order mark."""
     if not isinstance(value, str) or not os.path.isfile(value):
         return read(value, *args)
     with without_mark(value) as path:

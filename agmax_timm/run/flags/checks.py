@@ -66,6 +66,11 @@ def in_sequence(args: argparse.Namespace) -> bool:
     return kind_of(args) in ('hfids', 'tfds', 'wds')
 
 
+def loss_name(args: argparse.Namespace) -> str:
+    """The loss by its name in --loss, whose default depends on the task."""
+    return args.loss or ('bce' if args.task == 'multilabel' else 'ce')
+
+
 def mixing(args: argparse.Namespace) -> bool:
     """Whether the options ask for MixUp or CutMix."""
     return args.mixup > 0. or args.cutmix > 0. or args.cutmix_minmax is not None
@@ -116,11 +121,11 @@ def _check_task(args: argparse.Namespace, error: Callable) -> None:
     if args.task == 'multilabel' and args.num_classes is None:
         error('--task multilabel needs the number of labels: add --num-classes N')
     if args.tta > 1:
-        error(f'--tta {args.tta} averages {args.tta} predictions in a row, which are of different images: no loader of '
-              'evaluation gives several views of one; drop it')
+        error(f'--tta {args.tta} averages {args.tta} predictions in a row, which are of different images: no '
+              'evaluation loader gives several views of one; drop it')
 
 
-# Losses of timm by the targets that they are for.
+# Losses of timm by task, and those that only take hard targets.
 _LOSSES = {
     'classification': ('ce', 'bce', 'asl', 'poly', 'jsd'),
     'multilabel': ('bce', 'asl', 'poly', 'twoway', 'zlpr', 'db'),
@@ -129,14 +134,14 @@ _HARD_TARGETS = {'classification': ('asl',), 'multilabel': ('twoway', 'zlpr')}
 
 
 def _check_loss(args: argparse.Namespace, error: Callable) -> None:
-    """Refuse targets that the loss does not take, as timm does when it makes the loss."""
+    """Refuse targets that the loss does not take. timm refuses them when it makes the loss."""
     if args.loss is None:
         return
     if args.loss not in _LOSSES[args.task]:
         error(f"--loss {args.loss} is not for --task {args.task}: use one of {', '.join(_LOSSES[args.task])}")
     if args.loss in _HARD_TARGETS[args.task]:
         softening = {'mixup': args.mixup, 'cutmix': args.cutmix, 'cutmix_minmax': args.cutmix_minmax}
-        if args.task == 'multilabel':  # the one for one class an image smooths by itself
+        if args.task == 'multilabel':  # asl of one class an image applies --smoothing to hard targets itself
             softening['smoothing'] = args.smoothing
         for name, value in softening.items():
             if value:

@@ -1,14 +1,15 @@
-"""Options that do nothing beside other options, as data: one line each, for a warning in place of silence.
+"""A table of the options that have no effect because of other options, and a warning for each. timm does not warn.
 
-`names` have no effect where `when` holds of the options, and `words` say beside which option that is. A warning comes
-for values other than the defaults alone, so a file of all options of a run gives the warnings of that run.
+The options `names` have no effect if `when(args)` is true; `words` name the other option. Only values that differ from
+the defaults give a warning, so a file of all options of a run gives the warnings of that run.
 """
 import argparse
 import math
 from typing import Any, Callable, Iterator, NamedTuple, Tuple
 
 from ...command_line import Parser, flag_of
-from .checks import mixing
+from .checks import loss_name, mixing
+from .source import kind_of
 
 
 class Idle(NamedTuple):
@@ -19,12 +20,8 @@ class Idle(NamedTuple):
 
 
 def without(needed: str, *names: str) -> Idle:
-    """Options that belong to another one, which is off or not set."""
+    """Options that only have an effect with the option `needed`."""
     return Idle(names, lambda args: not getattr(args, needed), f'without {flag_of(needed)}')
-
-
-def _kind(args: argparse.Namespace) -> str:
-    return args.dataset.partition('/')[0].lower() if '/' in args.dataset else ''
 
 
 def _by_frequency(args: argparse.Namespace, *kinds: str) -> bool:
@@ -32,14 +29,10 @@ def _by_frequency(args: argparse.Namespace, *kinds: str) -> bool:
     return not {args.loss_class_weight, args.loss_pos_weight}.isdisjoint(kinds)
 
 
-def _loss(args: argparse.Namespace) -> str:
-    return args.loss or ('bce' if args.task == 'multilabel' else 'ce')
-
-
 _BOTH = (
-    Idle(('dataset_download',), lambda args: _kind(args) not in ('torch', 'hfids', 'tfds'),
+    Idle(('dataset_download',), lambda args: kind_of(args) not in ('torch', 'hfids', 'tfds'),
          'without --dataset torch/, hfids/ or tfds/'),
-    Idle(('dataset_trust_remote_code',), lambda args: _kind(args) not in ('hfds', 'hfids'),
+    Idle(('dataset_trust_remote_code',), lambda args: kind_of(args) not in ('hfds', 'hfids'),
          'without --dataset hfds/ or hfids/'),
     without('amp', 'amp_dtype'),
     without('torchcompile', 'torchcompile_mode'),
@@ -101,14 +94,14 @@ _TRAINING = (
     without('naflex_patch_sizes', 'naflex_patch_size_probs'),
     # task and loss
     Idle(('multilabel_threshold',), lambda args: args.task != 'multilabel', 'without --task multilabel'),
-    *(Idle(names, lambda args, name=name: _loss(args) != name, f'without --loss {name}') for name, names in (
+    *(Idle(names, lambda args, name=name: loss_name(args) != name, f'without --loss {name}') for name, names in (
         ('asl', ('asl_gamma_pos', 'asl_gamma_neg', 'asl_clip')),
         ('poly', ('poly_epsilon', 'poly_gamma', 'poly_alpha')),
         ('twoway', ('twoway_tp', 'twoway_tn')),
         ('db', ('db_neg_scale', 'db_init_bias', 'db_focal_gamma')))),
     Idle(('asl_gamma_neg',), lambda args: args.task != 'multilabel' and not args.smoothing, 'with --smoothing 0'),
     Idle(('asl_clip',), lambda args: args.task != 'multilabel', 'without --task multilabel'),
-    Idle(('class_stats',), lambda args: _loss(args) != 'db' and not _by_frequency(
+    Idle(('class_stats',), lambda args: loss_name(args) != 'db' and not _by_frequency(
         args, 'inv_freq', 'effective_num', 'neg_pos'), 'without --loss db or a weight of the loss by frequency'),
     Idle(('loss_weight_power',), lambda args: not _by_frequency(args, 'inv_freq', 'neg_pos'),
          'without --loss-class-weight inv_freq or --loss-pos-weight neg_pos'),
@@ -188,7 +181,7 @@ def surprises_of_run(
         epochs: int,
         evaluations: int,
 ) -> Iterator[str]:
-    """What the options of a run will not do, as far as its learning rate and its length say.
+    """Warnings about options that have no effect, or an unexpected one, at a run's learning rate and length.
 
     Args:
         args: Options, `lr` and `distributed` resolved.
@@ -222,7 +215,7 @@ def surprises_of_run(
 
 
 def _decay_for(updates: int) -> float:
-    """A decay that leaves at most a hundredth of the first weights after so many updates; 1 - decay has two digits."""
+    """The decay, of two digits in 1 - decay, at which the first weights are 1 % or less of the average at the end."""
     rate = 1. - 0.01 ** (1. / (updates - 1))
     digits = 1 - math.floor(math.log10(rate))
     return 1. - math.ceil(rate * 10 ** digits) / 10 ** digits

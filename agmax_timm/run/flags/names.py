@@ -13,7 +13,6 @@ from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 from timm.utils import world_info_from_env
 
 from ...command_line import OptionError, nearest
-from ...data.datasets import check_split
 from ...silence import silenced
 from ...untrusted import one_line
 
@@ -24,7 +23,7 @@ REFUSED = (ValueError, TypeError, AssertionError, KeyError, IndexError, Arithmet
 
 
 def check_train_names(args: argparse.Namespace) -> None:
-    """Raise OptionError for a device, model, optimizer, schedule or policy that is not there, DataError for no data.
+    """Raise OptionError for a device, model, optimizer, schedule or policy that does not exist.
 
     Draws random numbers: to be called before the seed is set.
     """
@@ -37,8 +36,6 @@ def check_train_names(args: argparse.Namespace) -> None:
     check_schedule(args)
     if args.aa and not args.no_aug:
         check_policy(args.aa)
-    for split in filter(None, (args.train_split, args.val_split)):
-        check_split(args.dataset, args.data_dir, split)
 
 
 def check_device(name: str) -> None:
@@ -156,7 +153,7 @@ def check_policy(policy: str) -> None:
 
 
 def _try(flags: str, make: Callable[[], Any]) -> Any:
-    """What `make` returns, a stand-in of what the run builds later; raise OptionError where it cannot be made."""
+    """Return make(), a stand-in for what the run builds later. Raise OptionError if it cannot be made."""
     try:
         with silenced():
             return make()

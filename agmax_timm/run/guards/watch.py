@@ -26,9 +26,9 @@ class Verdict:
     here: List[str]  # those of this rank
     save: bool = False
     stop: bool = False
-    late: bool = False  # broken is the gradient of the update before, which was made
+    late: bool = False  # the gradient of the previous update, which was made, is the broken one
     skipped: bool = False  # the loss scaler left the update out: a gradient is NaN or infinite
-    scale: Optional[float] = None  # factor of the loss from then on
+    scale: Optional[float] = None  # the loss scale after a skipped update
 
     @property
     def made(self) -> bool:
@@ -80,7 +80,7 @@ class Watch:
         """What was found of the update, on all ranks. Call it before the optimizer steps."""
         (save, stop, late, *everywhere), (_, _, late_here, *here) = self._reading.read()
         self._losses = self._late = self._reading = None
-        if late:  # the losses of this update are broken by the weights which that gradient left
+        if late:  # that gradient has broken the weights, and so the losses of this update
             return Verdict([GRADIENT], [GRADIENT] if late_here else [], late=True)
         return Verdict(
             _named(self.names, everywhere), _named(self.names, here), save=bool(save), stop=bool(stop))
@@ -94,7 +94,7 @@ class Watch:
         """What was found of the gradients of the last update, on all ranks. Waits for the device."""
         (late,), (here,) = _Reading(self._late.reshape(1).to(torch.uint8), self.distributed).read()
         self._late = None
-        return Verdict([GRADIENT] * late, [GRADIENT] * here, late=bool(late))
+        return Verdict([GRADIENT] if late else [], [GRADIENT] if here else [], late=bool(late))
 
     def check_gradients(self, parameters: List[nn.Parameter], verdict: Verdict) -> Optional[torch.Tensor]:
         """Add to the verdict what the backward pass of the update left.
