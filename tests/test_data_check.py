@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from agmax_timm.data.datasets import DataError, check_classes, check_labels, create_dataset
+from agmax_timm.data.checks import check_classes, check_labels
+from agmax_timm.data.datasets import DataError, create_dataset
 from agmax_timm.run import commands, data_check
 
 

@@ -9,7 +9,8 @@ import pytest
 from timm.data.readers.reader_image_folder import ReaderImageFolder
 from timm.utils.misc import natural_key
 
-from agmax_timm.data.datasets import DataError, check_classes, create_dataset
+from agmax_timm.data.checks import check_classes
+from agmax_timm.data.datasets import DataError, create_dataset
 from agmax_timm.data.folder import FolderReader, _natural_keys
 
 # Case pairs, digits of several scripts and of none (a superscript), characters around the digits in ASCII, three

@@ -11,8 +11,8 @@ from PIL import Image
 from timm.data import MultiLabelTarget
 from torch.utils.data import DataLoader
 
-from agmax_timm.data.datasets import DataError, check_labels
-from agmax_timm.data.errors import LabelError
+from agmax_timm.data.checks import check_labels
+from agmax_timm.data.errors import DataError, LabelError
 from agmax_timm.data.labels import check_column, class_index
 from agmax_timm.data.shards import open_dataset, share_evaluation
 from agmax_timm.run import commands, training, validation

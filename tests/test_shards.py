@@ -27,7 +27,9 @@ import torch.distributed as dist
 from PIL import Image
 
 from agmax_timm import create_two_view_loader
-from agmax_timm.data.datasets import DataError, check_classes, class_names
+from agmax_timm.data.checks import check_classes
+from agmax_timm.data.classes import class_names
+from agmax_timm.data.errors import DataError
 from agmax_timm.data.shards import check_delivered, open_dataset
 from agmax_timm.run import epochs as run_epochs
 from agmax_timm.run import training, validation

@@ -11,7 +11,8 @@ import pytest
 
 from agmax_timm.command_line import as_line
 from agmax_timm.data.class_map import read_class_map
-from agmax_timm.data.datasets import DataError, class_names, create_dataset
+from agmax_timm.data.classes import class_names
+from agmax_timm.data.datasets import DataError, create_dataset
 from agmax_timm.option_file import read_mapping
 from agmax_timm.predict import list_images
 from agmax_timm.run.config import parse_train_args

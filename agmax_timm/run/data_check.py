@@ -11,9 +11,9 @@ from tqdm import tqdm
 
 from ..checkpoint import saved_options
 from ..command_line import OptionError
+from ..data.checks import check_different, check_folders, check_labels, left_out, nested
 from ..data.classes import ModelClasses, check_evaluation, class_names, class_outputs, summary
-from ..data.datasets import DataError, check_different, check_folders, check_labels, left_out, nested
-from ..data.errors import WorkerError
+from ..data.errors import DataError, WorkerError
 from ..data.labels import check_column
 from ..data.scan import Inventory, duplicates, scan
 from ..data.shards import open_dataset

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from timm import utils
 from timm.task import ClassificationEvaluator, evaluation_sample_limit
 
-from ..data.datasets import class_names
+from ..data.classes import class_names
 from ..data.errors import DamagedError
 from ..untrusted import one_line
 from . import loaders, optimization, reporting

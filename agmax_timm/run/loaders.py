@@ -12,8 +12,9 @@ from timm.data.target_transforms import MultiLabelTarget
 from torch.utils.data import Dataset, IterableDataset
 
 from ..command_line import OptionError, flag_of
+from ..data.checks import check_classes, check_different
 from ..data.classes import summary
-from ..data.datasets import DEMO, check_classes, check_different, check_split
+from ..data.datasets import DEMO, check_split
 from ..data.loader import create_train_loader
 from ..data.modes import mode_of_channels, why_not_loaded
 from ..data.naflex import create_naflex_train_loader

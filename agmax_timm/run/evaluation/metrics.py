@@ -11,8 +11,9 @@ from timm.task import ClassificationEvaluator, MultiLabelClassificationEvaluator
 from torch.utils.data import Dataset
 
 from ...command_line import OptionError
+from ...data.checks import check_evaluated_classes
 from ...data.classes import ModelClasses, check_evaluation, class_names, class_to_idx
-from ...data.datasets import DataError, check_evaluated_classes
+from ...data.errors import DataError
 from ...robustness.calibration import CalibrationBins
 from ...text_file import read_text, without_mark
 from .analysis import class_counts, shares
