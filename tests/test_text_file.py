@@ -40,8 +40,8 @@ def criterion_weights(path, flag):
 
 def published(path):
     study = Study(path='study.yaml', title='', data='', base=Level(), augmentations=[Level()], settings=[Level()],
-                  methods=[Level('a'), Level('b')], seeds=[0], baseline='a', metric='top1', epoch='last',
-                  published=str(path))
+                  methods=[Level('a'), Level('b')], seeds=[0], baseline='a', comparisons=[], metric='top1',
+                  epoch='last', published=str(path))
     return read_published(study)
 
 
