@@ -14,14 +14,14 @@ from .checkpoint import SavedModel, saved_run
 from .licence import license_in_folder, license_name, license_of_card
 from .untrusted import CheckpointError
 
-# A repository on the Hub and the name of a licence, each None where it is not known. Empty: training starts from none.
+# 'name' of a repository on the Hub and 'license', each None if unknown. Empty if training starts without weights.
 Base = Dict[str, Optional[str]]
 
 _LOCATIONS = {'url', 'file', 'state_dict', 'hf_hub_id', 'hf_hub_filename'}
 
 
 def find_base(args: argparse.Namespace, model: nn.Module) -> Base:
-    """The weights that a run of train.py starts from. Reads the card of a repository or folder, if it has one.
+    """Return the weights that a run of train.py starts from. Reads the model card of a repository or folder, if any.
 
     Args:
         args: Options of the run.
@@ -37,7 +37,7 @@ def find_base(args: argparse.Namespace, model: nn.Module) -> Base:
         return {}
     config = model.pretrained_cfg
     source, name = parse_model_name(args.model)
-    if source is None and overlay.keys() & _LOCATIONS:  # not the weights whose licence timm knows
+    if source is None and overlay.keys() & _LOCATIONS:  # other weights than those whose licence timm knows
         config = {**config, 'license': overlay.get('license')}
     license = license_name(config.get('license'))
     if source == 'hf-hub':
@@ -49,18 +49,18 @@ def find_base(args: argparse.Namespace, model: nn.Module) -> Base:
 
 
 def base_of(saved: SavedModel) -> Base:
-    """The weights that training of a model started from, by its record, or by its options where that is older."""
+    """The weights that training of a model started from: from its record, or from its options if that has none."""
     return saved.base if saved.base is not None else _base_of_options(saved.options, saved.architecture)
 
 
 def license_of(saved: SavedModel) -> Optional[str]:
-    """The licence of a model: chosen with --license, otherwise that of its base; None where none is known."""
+    """The licence of a model: that of --license, otherwise that of its base; None if unknown."""
     return license_name(saved.options.get('license')) or base_of(saved).get('license')
 
 
 def base_of_file(path: str) -> Base:
-    """The base of a run that starts from a checkpoint or weights file: what that itself is under."""
-    with suppress(CheckpointError):  # told where the file is loaded
+    """The base of a run that starts from a checkpoint or weights file: the base and the licence of that file."""
+    with suppress(CheckpointError):  # loading the file reports it
         options, record = saved_run(path)
         base = record['base'] if 'base' in record else _base_of_options(options)
         return {'name': base.get('name'), 'license': license_name(options.get('license')) or base.get('license')}
@@ -74,7 +74,7 @@ def _license_in_repository(repo_id: str, revision: Optional[str]) -> Optional[st
 
 
 def _base_of_options(options: Dict[str, Any], architecture: str = '') -> Base:
-    """Of checkpoints without a record of it: weights that timm lists, those of a file or folder are not known."""
+    """The base by the options of a run whose checkpoint does not record it. That of a file or folder is unknown."""
     if not options.get('pretrained') or any(options.get(name) for name in ('pretrained_path', 'initial_checkpoint')):
         return {}
     source, _, name = (options.get('model') or architecture).rpartition(':')

@@ -25,7 +25,7 @@ STATE = 'agmax_state'
 # timm's train.py validates so, whatever the model's own.
 _CROP_OF_TRAINING = {'crop_mode': 'center'}
 _FILES = {'best': 'model_best.pth.tar', 'last': 'last.pth.tar'}
-# Weights of a folder in timm's layout: all else is in config.json beside them.
+# Files of a folder in timm's layout: the configuration, and the possible names of the weights.
 _CONFIG, _WEIGHTS = 'config.json', ('model.safetensors', 'pytorch_model.bin')
 # Arguments of create_model that say where weights come from: never taken from a file, which has its own.
 _NOT_OF_A_MODEL = ('pretrained', 'pretrained_cfg', 'pretrained_cfg_overlay', 'checkpoint_path', 'cache_dir',
@@ -48,9 +48,9 @@ class SavedModel:
     metrics: Dict[str, float] = field(default_factory=dict)  # of these weights in validation; 'epoch'
     versions: Dict[str, str] = field(default_factory=dict)  # of agmax_timm, timm, torch, python
     base: Optional[Dict[str, Optional[str]]] = None  # see base.find_base; None where it is not recorded
-    weights: str = ''  # which of the run's they are, in words
+    weights: str = ''  # which weights of the run they are, in words
     images: Dict[str, int] = field(default_factory=dict)  # numbers of images: 'train', 'validation'
-    chosen_by: str = ''  # the metric by which the run chose this epoch, '' if it was not chosen so
+    chosen_by: str = ''  # the metric by which the run chose this epoch, '' for a last or single epoch
     source: str = ''  # the file it was read from
     run_dir: Optional[str] = None  # the folder of the run that wrote it, where it was read from there
 
@@ -84,7 +84,7 @@ def read_model(
     Args:
         path: Folder of a run or in timm's layout, a checkpoint, or a state dict as .pth or .safetensors. Weights in a
             folder of timm's layout are described by its config.json.
-        use_ema: Whether to read the EMA of the weights; None for what the run ranked by, see choose_ema.
+        use_ema: Whether to read the EMA of the weights; None for the weights that the run ranked by, see choose_ema.
         which: 'best' or 'last' checkpoint of a run's folder.
         architecture: timm's name of the model, for files that do not say.
         num_classes: Outputs, for files that do not say and whose tensors do not show it.
@@ -135,18 +135,18 @@ def find_file(path: str, which: str = 'best') -> str:
 
 
 def chosen_by_ema(options: Dict[str, Any]) -> bool:
-    """Whether a run of these options ranked its checkpoints by the EMA of their weights: that is what it evaluated."""
+    """Whether a run with these options evaluated, and so ranked its checkpoints by, the EMA of the weights."""
     evaluated = options.get('val_split', 'validation') != ''
     return bool(evaluated and options.get('model_ema') and not options.get('model_ema_force_cpu'))
 
 
 def choose_ema(options: Dict[str, Any], use_ema: Optional[bool]) -> bool:
-    """Whether to take the EMA: as asked for, or, if that is None, by what the run of these options ranked."""
+    """Return `use_ema`; if that is None, whether a run with these options ranked its checkpoints by the EMA."""
     return chosen_by_ema(options) if use_ema is None else use_ema
 
 
 def describe_weights(options: Dict[str, Any], use_ema: bool) -> str:
-    """Which weights of a run are taken, in words for people."""
+    """Describe in words which weights of a run are taken."""
     if not (options.get('model_ema') or use_ema):
         return 'the weights as trained'
     kind, other = 'the weights without averaging', 'their EMA'
@@ -180,17 +180,17 @@ def _recorded(
 
 
 def recorded_model(record: Dict[str, Any], model: nn.Module, options: Dict[str, Any]) -> SavedModel:
-    """What a checkpoint of a run will hold of a model, as it is now.
+    """What read_model would return for a checkpoint of a run that saves the model now.
 
     Args:
         record: See record.make_record.
-        options: Of the run.
+        options: Options of the run.
     """
     return _recorded(record['architecture'], dict(state_dict=_classifier(model.state_dict()), options=options), record)
 
 
 def _unrecorded(architecture: str, known: Dict[str, Any], given: Dict[str, Any]) -> SavedModel:
-    """From what is given, the options of timm's train.py, where there are any, and else the shapes of the tensors."""
+    """Describe a model without a record by `given`, then the options of timm's train.py, then the tensor shapes."""
     options, tensors = known['options'], known['state_dict']
     model_args = resolve_model_input_args(architecture, options, **{
         'num_classes': options.get('num_classes') or _width(architecture, 'classifier', tensors, 0),
@@ -233,7 +233,7 @@ def _options(checkpoint: Dict[str, Any]) -> Dict[str, Any]:
 
 
 def _images(checkpoint: Dict[str, Any]) -> Dict[str, int]:
-    """Numbers of images of the splits, as far as the checkpoint of a run says them."""
+    """Number of images of each split that the checkpoint of a run records."""
     data = (checkpoint.get(STATE) or {}).get('data') or {}
     counts = {split: (data.get(split) or {}).get('samples') for split in ('train', 'validation')}
     return {split: int(count) for split, count in counts.items() if count is not None}
@@ -244,8 +244,7 @@ def _model_args(saved: Dict[str, Any]) -> Dict[str, Any]:
 
 
 def _width(architecture: str, layer: str, tensors: Dict[str, torch.Tensor], dim: int) -> Optional[int]:
-    """A dimension of the weights of a model's layer 'classifier' or 'first_conv', of several the first; None if it has
-    none such."""
+    """A dimension of the weights of a model's first 'classifier' or 'first_conv'; None if the file lacks the layer."""
     names = getattr(get_pretrained_cfg(architecture), layer, None) or ()
     name = names if isinstance(names, str) else next(iter(names), None)
     weight = tensors.get(f'{name}.weight')
@@ -253,7 +252,7 @@ def _width(architecture: str, layer: str, tensors: Dict[str, torch.Tensor], dim:
 
 
 def _read(path: str, mmap: bool = False) -> Dict[str, Any]:
-    """read_file, with the record that config.json amounts to for the weights of a folder in timm's layout."""
+    """Read a file. For weights in a folder of timm's layout, add a record made from config.json beside them."""
     checkpoint = read_file(path, mmap)
     config = os.path.join(os.path.dirname(path), _CONFIG)
     if os.path.basename(path) not in _WEIGHTS or not os.path.isfile(config):
@@ -290,8 +289,8 @@ def load_weights(path: str, model: nn.Module, use_ema: bool = False) -> None:
 def saved_options(path: str) -> Dict[str, Any]:
     """The options of the run that wrote a checkpoint, empty where the file does not hold any.
 
-    Its record wins: it knows the model where the options name a folder or repository, all that timm resolved, and what
-    the file of a class map held (then a dict from class to index).
+    Values of its record replace the options: the record knows the model if the options name a folder or repository,
+    all that timm resolved, and the content of the class map (then a dict from class to index).
     """
     checkpoint = _read(path, mmap=True)
     if is_original(checkpoint):
@@ -312,7 +311,7 @@ def saved_options(path: str) -> Dict[str, Any]:
 
 
 def saved_run(path: str) -> Tuple[Dict[str, Any], Dict[str, Any]]:
-    """The options of the run that wrote a file, as that resolved them, and its record; each empty where it has none.
+    """The resolved options of the run that wrote a file, and its record; each empty if the file has none.
 
     Raises:
         CheckpointError: as read_file.
@@ -323,7 +322,7 @@ def saved_run(path: str) -> Tuple[Dict[str, Any], Dict[str, Any]]:
 
 
 def _class_map(record: Dict[str, Any], path: str) -> Any:
-    """What the class map of a run held; of runs that did not keep it the file, or where that is gone their names."""
+    """The class map that a run recorded. For older runs its path, or if the file is gone their class names as a map."""
     if record.get('class_map'):
         return dict(record['class_map'])
     if os.path.exists(path) or not record['class_names']:
@@ -359,7 +358,7 @@ def _tensors(checkpoint: Dict[str, Any], path: str, use_ema: bool = False) -> Di
 
 
 def _classifier(tensors: Dict[str, torch.Tensor]) -> Dict[str, torch.Tensor]:
-    """timm's split batch norm evaluates by its first part alone: the others are of training."""
+    """Rename the tensors as timm does. Drop the parts of split batch norm that are only used in training."""
     return {name: value for name, value in clean_state_dict(tensors).items() if '.aux_bn.' not in name}
 
 

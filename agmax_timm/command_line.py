@@ -11,7 +11,8 @@ from typing import Any, Callable, Iterable, Sequence, Tuple, Union
 YIELDING = ('check_data', 'image_memory', 'corruptions_dir', 'severities', 'stress', 'attack', 'report', 'report_dir')
 
 
-# What other programs call an option, and what it may be here: the first that a command has, or what else does it.
+# Names that other programs give an option, and ours: the first that the command has is proposed. A word after the name
+# is its value; `torchrun ...` is proposed in place of an option.
 _SYNONYMS = {
     'accumulate': ('grad_accum_steps',),
     'apex_amp': ('amp',),
@@ -72,9 +73,9 @@ class OptionError(ValueError):
 
 
 def quiet_in_pipes(command: Callable) -> Callable:
-    """Decorate a command: it ends without a traceback when the reader of its output does, as in `command | head`.
+    """Decorate a command: it ends without a traceback if the reader of its output ends, as in `command | head`.
 
-    The exit status is then 141, that of a command which the signal SIGPIPE ends.
+    The exit status is then 141, as if the signal SIGPIPE had ended the process.
     """
     @wraps(command)
     def run(*args, **kwargs):
@@ -82,7 +83,7 @@ def quiet_in_pipes(command: Callable) -> Callable:
             try:
                 return command(*args, **kwargs)
             finally:
-                sys.stdout.flush()  # Python would do so at its end, and complain
+                sys.stdout.flush()  # at its exit, Python would print the error of this call
         except BrokenPipeError:
             if not drop_output():
                 raise
@@ -91,7 +92,7 @@ def quiet_in_pipes(command: Callable) -> Callable:
 
 
 def print_if_read(text: str) -> None:
-    """Print a text; the work goes on where nobody reads it any more."""
+    """Print a text, or drop it if the reader of stdout is gone."""
     try:
         print(text, flush=True)
     except BrokenPipeError:
@@ -100,7 +101,7 @@ def print_if_read(text: str) -> None:
 
 
 def drop_output() -> bool:
-    """Drop further output if the reader of stdout is gone. Returns whether it is: other pipes break as well."""
+    """Drop all further output if the reader of stdout is gone. Returns whether it is; another pipe may have broken."""
     descriptor = sys.stdout.fileno()
     poll = select.poll()
     poll.register(descriptor, select.POLLOUT)
@@ -113,7 +114,7 @@ def drop_output() -> bool:
 
 
 class _HelpFormatter(argparse.HelpFormatter):
-    """Show every default, as it is typed. An option without a default says in its help what happens without it."""
+    """Show every default, as it is typed. The help of an option without a default says what happens without it."""
 
     def _get_help_string(self, action: argparse.Action):
         default = default_text(action)
@@ -121,7 +122,7 @@ class _HelpFormatter(argparse.HelpFormatter):
 
 
 def default_text(action: argparse.Action) -> str:
-    """The default of an option as it is typed on a command line, '' where the option is off or not set."""
+    """The default of an option as it is typed on a command line, '' if the option is off or not set."""
     default = action.default
     if default is None or default is False or default == argparse.SUPPRESS:
         return ''
@@ -173,7 +174,7 @@ def listed(items: Sequence[Any], most: int = 8) -> str:
 
 
 def add_weights_flags(parser: argparse.ArgumentParser) -> None:
-    """Add --use-ema and --raw, as `use_ema`: True, False, or None for the weights that the run ranked by."""
+    """Add --use-ema and --raw. They set `use_ema` to True or False; None means the weights that the run ranked by."""
     group = parser.add_mutually_exclusive_group()
     group.add_argument('--use-ema', action='store_true', default=None,
                        help='the EMA of the weights (default: the weights by which the run ranked its checkpoints)')
@@ -211,7 +212,7 @@ def memory(value: Union[float, str]) -> str:
 
 
 def nearest_option(name: str, known: Iterable[str]) -> str:
-    """As nearest, for flags or the names of options in a file: what other programs call so comes before letters."""
+    """As nearest, for flags or names of options in a file. Names that other programs use are tried first."""
     known = list(known)
     spelled = {other.lstrip('-').replace('-', '_'): other for other in known}
     for meant in _SYNONYMS.get(name.lstrip('-').replace('-', '_'), ()):
@@ -259,13 +260,13 @@ class KeyValues(argparse.Action):
 
 
 def add_dataset_flag(group: Any) -> None:
-    """Add --hub-dataset, for what the Hub calls the data: a folder does not say."""
+    """Add --hub-dataset. The name of the data on the Hub is not known from a folder."""
     group.add_argument('--hub-dataset', default='', metavar='OWNER/NAME',
                        help="the training data's name on the Hub, for the model card")
 
 
 def add_model_flags(parser: Parser) -> None:
-    """Flags for a file of weights that does not say which model it holds; see checkpoint.read_model."""
+    """Add flags for weights files that do not say which model they hold; see checkpoint.read_model."""
     parser.add_argument('--model', metavar='NAME', help='name in timm, for files that do not say')
     parser.add_argument('--num-classes', type=int, metavar='N', help='outputs, for files that do not say')
     parser.add_argument('--model-kwargs', nargs='*', default={}, action=KeyValues, metavar='KEY=VALUE',

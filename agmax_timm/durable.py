@@ -63,7 +63,7 @@ def link(source: str, path: str) -> None:
             os.replace(scratch, path)
             return _sync_folder(path)
         except FileNotFoundError:
-            continue  # clean() of another process, since a link to a whole file cannot be locked
+            continue  # clean() of another process removed the link, which cannot be locked
         except BaseException:
             with suppress(OSError):
                 os.unlink(scratch)
@@ -81,11 +81,11 @@ def cut(path: str, size: int) -> None:
 def clean(folder: str, name: str = '') -> List[str]:
     """Remove what killed processes left unfinished in a folder, and return its names.
 
-    Files of processes that live stay, on this and on other machines: their writers have locked them. On a file system
-    without locks, a file counts as left behind when it has not changed for a day.
+    Files of processes that live stay, also those of other machines, because their writers have locked them. On a file
+    system without locks, a file counts as left behind after a day without changes.
 
     Args:
-        name: Only what was to become the file or folder of this name; '' for all.
+        name: Name of the finished file or folder, to remove its unfinished ones alone; '' for all.
     """
     removed = []
     with suppress(OSError):
@@ -98,11 +98,11 @@ def clean(folder: str, name: str = '') -> List[str]:
 
 @contextmanager
 def _scratch(path: str, make: Callable[[str], Any]) -> Iterator[str]:
-    """The path of what `make` makes beside `path`, locked against clean(); removed if it is still there at the end."""
+    """The path of what `make` makes beside `path`, locked against clean(). Removed at the end if it is still there."""
     clean(os.path.dirname(path) or '.', os.path.basename(path))
     scratch, lock = '', None
     try:
-        while lock is None:  # else clean() of another process found it between the two calls
+        while lock is None:  # clean() of another process can remove it between the two calls
             scratch = _scratch_name(path)
             make(scratch)
             lock = _lock(scratch)
@@ -118,7 +118,7 @@ def _scratch(path: str, make: Callable[[str], Any]) -> Iterator[str]:
 
 
 def _scratch_name(path: str) -> str:
-    """A name that no other process or thread uses. Draws nothing from the random state of training."""
+    """A name that no other process or thread uses. The random state of training stays as it is."""
     return f'{path}.{secrets.token_hex(4)}{UNFINISHED}'
 
 
@@ -126,7 +126,7 @@ def _remove_dead(path: str) -> bool:
     """Remove an unfinished file or folder, unless its writer lives. Returns whether it was removed."""
     lock = _lock(path)
     try:
-        if lock is None or lock == _NO_LOCKS and time.time() - os.stat(path).st_ctime < _STALE:
+        if lock is None or (lock == _NO_LOCKS and time.time() - os.stat(path).st_ctime < _STALE):
             return False
         _remove(path)
         return True
@@ -153,7 +153,8 @@ def _lock(path: str) -> Optional[int]:
     if fcntl is None:
         return _NO_LOCKS
     try:
-        descriptor = os.open(path, os.O_RDONLY if os.path.isdir(path) else os.O_RDWR)  # NFS locks what can be written
+        # NFS only locks files that are open for writing.
+        descriptor = os.open(path, os.O_RDONLY if os.path.isdir(path) else os.O_RDWR)
     except OSError:
         return None
     try:
@@ -169,7 +170,7 @@ def _lock(path: str) -> Optional[int]:
 
 def _unlock(lock: Optional[int]) -> None:
     if lock not in (None, _NO_LOCKS):
-        fcntl.flock(lock, fcntl.LOCK_UN)  # for forked processes as well, which have the same lock
+        fcntl.flock(lock, fcntl.LOCK_UN)  # closing is not enough: forked processes share the lock
         os.close(lock)
 
 

@@ -1,11 +1,11 @@
-"""Options that timm's train.py no longer has, as published option files still hold them, and what they are today."""
+"""Options that timm's train.py no longer has but published option files still hold, and their present names."""
 from typing import Any, Callable, Dict, NamedTuple
 
 from .command_line import flag_of
 
 
 class Former(NamedTuple):
-    """A former option: what takes its place, and the options that mean the same as its value, {} if none do."""
+    """A former option: its successor, and a function from its value to equal options of today, {} if none is equal."""
     today: str
     options: Callable[[Any], Dict[str, Any]] = lambda value: {}
 
@@ -37,17 +37,17 @@ FORMER = {
     'repp': _when_true(remode='pixel'),
     'use_wandb': _when_true(log_wandb=True),
     'wandb_project_name': _renamed('wandb_project'),
-    # Distillation had another temperature.
+    # No equal values: distillation had another temperature.
     'alpha_kd': Former('--distill-loss-weight'),
     'use_kd_only_loss': Former('--task-loss-weight 0'),
-    # No options, but in the files of those who wrote down all that a run knew.
+    # These were never options. Files that people dumped from the namespace of a run hold them.
     'prefetcher': Former('--no-prefetcher', lambda value: {'no_prefetcher': True} if value is False else {}),
     **dict.fromkeys(('num_gpu', 'distributed', 'world_size', 'rank'), Former('torchrun --nproc-per-node')),
 }
 
 
 def with_todays_names(config: Dict[Any, Any], warn: Callable[[str], Any]) -> Dict[Any, Any]:
-    """The options of a file, former ones replaced by those that mean the same; options under today's names win.
+    """Replace former options by their equals of today. Options that the file gives under today's names win.
 
     Args:
         config: Options by name, as read.

@@ -1,4 +1,4 @@
-"""Names of classes: those that a published model carries, and ImageNet's words for its synsets."""
+"""Names of classes in published models, and ImageNet's words for its synsets."""
 import re
 from functools import lru_cache
 from typing import Any, Dict, List, Optional, Sequence
@@ -11,18 +11,18 @@ _SYNSET = re.compile(r'n\d{8}')
 
 
 def index_names(count: int) -> List[str]:
-    """Names that a published model has where nobody knows them: its indices.
+    """Return the indices of classes as text, which a published model has in place of unknown names.
 
-    Without names, transformers would take a model of as many classes as ImageNet for one of ImageNet.
+    Without names, transformers would label a model of as many classes as ImageNet with those of ImageNet.
     """
     return [str(index) for index in range(count)]
 
 
 def known_names(names: Any, count: int) -> Optional[List[str]]:
-    """Names of `count` classes by index, None where they are missing, not as many, or only index_names.
+    """Return the names of `count` classes by index. None if they are missing, another number, or only indices.
 
     Args:
-        names: What a record or a config.json holds.
+        names: Value of a record or a config.json, of any type.
     """
     if not isinstance(names, (list, tuple)) or len(names) != count:
         return None
@@ -31,9 +31,9 @@ def known_names(names: Any, count: int) -> Optional[List[str]]:
 
 
 def describe(names: Sequence[str]) -> Dict[str, str]:
-    """Descriptions of class names where some are synsets of ImageNet: {'n12620546': 'hip, rose hip, rosehip'}.
+    """Describe class names of which some are synsets of ImageNet: {'n12620546': 'hip, rose hip, rosehip'}.
 
-    Other names describe themselves: timm wants a description of every class. Empty where none is a synset.
+    timm needs a description of every class, so other names describe themselves. Empty if no name is a synset.
     """
     described = {name: _words(name) for name in names}
     return described if any(name != words for name, words in described.items()) else {}

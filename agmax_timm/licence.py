@@ -1,4 +1,4 @@
-"""Licences of weights: the names that the Hub lists, the flag that chooses one, and how metadata state it."""
+"""Licences of weights: the identifiers that the Hub lists, --license, and the licence in metadata of a model."""
 import argparse
 import os
 import re
@@ -43,11 +43,11 @@ def check_license(value: Optional[str]) -> None:
     prefix, _, name = value.partition(':')
     if prefix != _OTHER or not _NAME.fullmatch(name):
         raise LicenseError(f"--license {value}: the Hub does not list such a licence{nearest(value.lower(), LISTED)}; "
-                           'one that it does not list is other:NAME, in a-z, 0-9, -, . and +')
+                           'for another licence use other:NAME, with a-z, 0-9, -, . and + in NAME')
 
 
 def license_name(value: Any) -> Optional[str]:
-    """The name of a licence in the metadata of a model, in lower case; None where they state none."""
+    """The name of a licence in the metadata of a model, in lower case; None if they state none."""
     if not isinstance(value, str):
         return None
     name = re.sub('[^a-z0-9.+-]+', '-', value.strip().lower().removeprefix(f'{_OTHER}:')).strip('-')
@@ -55,7 +55,7 @@ def license_name(value: Any) -> Optional[str]:
 
 
 def license_of_card(metadata: Dict[str, Any]) -> Optional[str]:
-    """The name of the licence in the metadata of a model card, None where they state none."""
+    """The name of the licence in the metadata of a model card, None if they state none."""
     return license_name(metadata.get('license')) or license_name(metadata.get('license_name'))
 
 
@@ -68,7 +68,7 @@ def license_in_folder(folder: str) -> Optional[str]:
 
 
 def license_fields(name: Optional[str]) -> Dict[str, str]:
-    """How the metadata of a model card state a licence: one that the Hub does not list by `license_name`."""
+    """Metadata of a model card for a licence. One that the Hub does not list is `other` with a `license_name`."""
     if name is None:
         return {'license': _OTHER}
     return {'license': name} if name in LISTED else {'license': _OTHER, 'license_name': name}

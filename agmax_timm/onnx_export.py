@@ -1,5 +1,6 @@
-"""A classifier in ONNX, for any number of images, once ONNX Runtime gives its logits."""
+"""Export of a classifier to ONNX, for any number of images, checked against ONNX Runtime."""
 import importlib.util
+import math
 import os
 from typing import Dict
 
@@ -13,14 +14,14 @@ from .silence import silenced
 FILE = 'model.onnx'
 # Batch sizes to compare. The first is that of the export.
 _BATCHES = (2, 1, 5)
-# Largest difference of a logit, relative to the largest logit: other kernels add in another order.
+# Largest accepted difference of a logit, relative to the largest logit. Kernels differ in the order of their sums.
 _TOLERANCE = 1e-3
-# A file of ONNX holds 2 GB at most; with more, the tensors are in a second file.
+# A file of ONNX holds 2 GB at most. Tensors of larger models go into a second file.
 _MOST_BYTES = 1.8e9
 
 
 def require_onnx() -> None:
-    """Raise HubError, with the remedy, where a package of the extra `onnx` is missing."""
+    """Raise HubError, with the remedy, if a package of the extra `onnx` is missing."""
     for package in ('onnx', 'onnxruntime', 'onnxscript'):
         if importlib.util.find_spec(package) is None:
             raise HubError(f"--onnx needs {package}: pip install 'agmax_timm[onnx]'")
@@ -75,4 +76,4 @@ def _difference(path: str, model: torch.nn.Module, inputs: Dict[int, torch.Tenso
         expected = model(input)
         found = torch.from_numpy(session.run(['logits'], {'pixel_values': input.numpy()})[0])
         differences.append(((found - expected).abs().max() / expected.abs().max()).item())
-    return max(differences, key=lambda difference: (difference != difference, difference))  # NaN is the largest
+    return max(differences, key=lambda difference: math.inf if math.isnan(difference) else difference)

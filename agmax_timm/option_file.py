@@ -38,10 +38,10 @@ def read_mapping(path: str) -> Dict[Any, Any]:
 
 
 def convert_options(config: Dict[Any, Any], parser: Parser, where: str = '') -> Dict[str, Any]:
-    """Options by their names in `parser`, values of its flags' own types. Former names are warned of.
+    """Options by their names in `parser`, values of its flags' own types. Warns of names that timm no longer has.
 
     Args:
-        where: What warnings begin with, such as the path of the file.
+        where: Begin of the warnings, such as the path of the file.
 
     Raises:
         ValueError: an option that it does not declare, one that is there twice, or a value that is none of it.

@@ -19,8 +19,7 @@ class PredictError(ValueError):
 
 @quiet_in_pipes
 def main(argv: Optional[List[str]] = None) -> None:
-    """The command. Exit status 2, with one line, where nothing can be predicted; 1 where an image cannot, or a loader
-    worker died."""
+    """The command. Exit status 2 with one line if nothing can be predicted, 1 if an image cannot or a worker died."""
     parser = _parser()
     args = parser.parse_args(argv)
     if args.topk < 1 or args.batch_size < 1 or args.workers < 0:
@@ -67,8 +66,8 @@ def list_images(names: List[str], endings: Optional[str] = None, others: Optiona
     """Paths of the images that are named: files as they are, folders with all that is in them, '-' for stdin.
 
     Args:
-        endings: Of images in folders, as --input-key of train.py has them; None for timm's.
-        others: Files in folders that are no images by their ending are added here, by that ending.
+        endings: Endings of images in folders, in the form of --input-key of train.py; None for timm's.
+        others: Counter of the other files in folders by ending, changed in place.
 
     Raises:
         PredictError: there are none.

@@ -1,4 +1,4 @@
-"""What others get of a run's options: a recipe that works on any machine, and names no person and no folder."""
+"""The published form of a run's options: a recipe that works on any machine, and names no person and no folder."""
 import os
 import re
 from typing import Any, Dict
@@ -6,7 +6,7 @@ from typing import Any, Dict
 from .run.flags.kinds import FILES, FILES_OR_NUMBERS, LAUNCHER, PERSONAL
 from .run.options import train_parser
 
-# Options that name a source before a folder.
+# The source that an option may name in front of a folder.
 _SOURCE = re.compile(r'(?:local-dir|file):(?://)?|(?:hfds|hfids|tfds|wds|torch)/', re.IGNORECASE)
 _ABSOLUTE = re.compile(r'~|[/\\]|[A-Za-z]:[/\\]')
 _NAME = r'''[^\s/\\'",;|<>]+'''
@@ -19,13 +19,13 @@ _SECRETS = {
 
 
 def recipe(options: Dict[str, Any]) -> Dict[str, Any]:
-    """The options that make a run on any machine, a file for train.py -c; without those that are not set.
+    """Return the options that repeat a run on any machine, as a file for train.py -c.
 
-    Left out are options of the machine, the process and the person. Files have their names alone: whoever repeats the
-    run puts them into the working folder.
+    Options that are not set, and those of the machine, the process and the person, are left out. Paths of files are
+    reduced to the file name: whoever repeats the run puts the files into the working folder.
 
     Args:
-        options: Options of a run; those that train.py does not have are left out, such as an older timm's.
+        options: Options of a run. Those that train.py does not have, such as an older timm's, are left out.
     """
     known = {action.dest for action in train_parser()._actions}
     return {name: _portable_option(name, value) for name, value in sorted(options.items())
@@ -33,9 +33,9 @@ def recipe(options: Dict[str, Any]) -> Dict[str, Any]:
 
 
 def portable(value: Any) -> Any:
-    """A value of an option, or several in lists and dictionaries, without folders of a machine and without secrets.
+    """Remove the folders of a machine and secrets from a value of an option, also inside lists and dictionaries.
 
-    Of an absolute path the last name stays, `hfds//home/ann/birds` is `hfds/./birds`.
+    An absolute path is reduced to its last name: `hfds//home/ann/birds` becomes `hfds/./birds`.
     """
     if isinstance(value, dict):
         return {key: portable(item) for key, item in value.items()}
@@ -47,14 +47,14 @@ def portable(value: Any) -> Any:
     source = match[0] if match else ''
     rest = value[len(source):]
     of_data = source.endswith('/') and not source.endswith('//')
-    if _ABSOLUTE.match(rest) or source and (os.path.exists(rest) or not of_data):
-        here = './' if of_data else ''  # else it would be the name of a data set
+    if _ABSOLUTE.match(rest) or (source and (os.path.exists(rest) or not of_data)):
+        here = './' if of_data else ''  # without it, the rest would be the name of a data set on the Hub
         return source.removesuffix('//') + here + last_name(rest)
     return redact(value)
 
 
 def redact(text: str) -> str:
-    """A text in which of absolute paths the last name stays, and secrets are replaced."""
+    """Return a text with absolute paths reduced to their last name, and secrets replaced."""
     text = _IN_TEXT.sub(r'\1', text.replace('file://', ''))
     for pattern, replacement in _SECRETS.items():
         text = pattern.sub(replacement, text)
@@ -62,11 +62,12 @@ def redact(text: str) -> str:
 
 
 def last_name(path: str) -> str:
-    """The name of a file or folder without those that it is in, on any system."""
+    """The last name of a path of any system."""
     return re.split(r'[/\\]', path.rstrip('/\\'))[-1]
 
 
 def _portable_option(name: str, value: Any) -> Any:
-    if name in FILES or name in FILES_OR_NUMBERS and isinstance(value, str) and re.search(r'[/\\]', value):
+    names_file = name in FILES_OR_NUMBERS and isinstance(value, str) and re.search(r'[/\\]', value)
+    if name in FILES or names_file:
         return last_name(value)
     return portable(value)

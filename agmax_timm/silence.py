@@ -1,4 +1,4 @@
-"""Checks on objects that nobody uses: they may fail, but they do not speak."""
+"""Checks on stand-ins, which may raise but must not log or warn."""
 import logging
 import warnings
 from contextlib import contextmanager
@@ -7,7 +7,7 @@ from typing import Iterator
 
 @contextmanager
 def silenced() -> Iterator[None]:
-    """Drop log records and warnings, of every library, for work on a stand-in: they would not be true of the run."""
+    """Drop log records and warnings of every library. Those about a stand-in would not be true of the run."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:

@@ -106,7 +106,7 @@ class AgMaxModule(nn.Module):
 
 
 class AgMaxTask(TrainingTask):
-    """AgMax for any classifier of timm or with num_classes, in the slot of timm.task.ClassificationTask.
+    """AgMax for any classifier, in place of timm.task.ClassificationTask. Models that are not timm's need num_classes.
 
     The model that is evaluated, averaged (EMA), exported and checkpointed is the plain classifier; the Q-network
     travels in a checkpoint's `task_state`. Marginals are over the images of one forward pass on all ranks. Under
@@ -193,7 +193,7 @@ class AgMaxTask(TrainingTask):
         if len(images) % 2 or len(target) != len(images):
             raise ValueError(f'two views need input [2B, C, H, W] and as many targets, got input {[*images.shape]} and '
                              f'target {[*target.shape]}: load with create_two_view_loader')
-        # Once, since on a GPU the host waits for it. The compiler cannot branch on values.
+        # Once, because on a GPU the host waits for the result. The compiler cannot branch on values.
         if not self._targets_are_checked and not torch.compiler.is_compiling():
             check_targets(target)
             self._targets_are_checked = True

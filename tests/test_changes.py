@@ -74,7 +74,7 @@ def test_another_number_of_samples_within_an_epoch_is_one_line(folder, argv, cap
 
 def test_every_name_is_that_of_a_flag_and_has_one_fate():
     tables = (changes._FIXED, changes._FIXED_WITH_OPTIMIZER, changes._FIXED_WITHIN_EPOCH, changes._SCHEDULE,
-              changes._OF_NO_ACCOUNT)
+              changes._NOT_COMPARED)
     count = Counter(name for table in tables for name in table)
     assert set(count) <= NAMES | OF_THE_LAUNCHER, set(count) - NAMES
     assert max(count.values()) == 1, count.most_common(3)
@@ -90,7 +90,7 @@ def test_a_flag_that_differs_is_refused_told_or_of_no_account(name):
             changes.compare_options(args, saved, within_epoch=False)
         return
     lines, same_schedule = changes.compare_options(args, saved, within_epoch=False)
-    assert lines == ([] if name in changes._OF_NO_ACCOUNT else [f'{flag} {changes._shown(vars(args)[name])} in place '
+    assert lines == ([] if name in changes._NOT_COMPARED else [f'{flag} {changes._shown(vars(args)[name])} in place '
                                                                 'of other'])
     assert same_schedule == (name not in changes._SCHEDULE)
     if name in changes._FIXED_WITHIN_EPOCH:

@@ -1,4 +1,4 @@
-"""Gradients of the terms of AgMax at the logits, against that of the cross-entropy: what batch size and classes change.
+"""Gradients of the terms of AgMax at the logits, relative to that of the cross-entropy, by batch size and classes.
 
 The logits are synthetic. An image has a random class, and its logits are standard normal plus a margin for that class;
 each view adds normal noise of its own. The margin is chosen such that the mean probability of the true class is the
@@ -74,15 +74,15 @@ def synthetic_logits(
 
 
 def gradients(z1: torch.Tensor, z2: torch.Tensor, target: torch.Tensor) -> Dict[str, float]:
-    """Compare the gradients of the terms at the logits of both views.
+    """Compare the gradients of the terms of AgMax with that of the cross-entropy, at the logits of both views.
 
     Args:
         z1, z2: Logits of the two views [B, K].
         target: Class indices [B].
 
     Returns:
-        'entropy', 'divergence': norm of the gradient against that of the cross-entropy; 'cosine': of the angle between
-        the gradients of entropy term and cross-entropy; 'nats': value of the divergence, with the published weight.
+        'entropy', 'divergence': norm of the gradient, divided by that of the cross-entropy; 'cosine': cosine of the
+        angle between the gradients of entropy term and cross-entropy; 'nats': divergence with the published weight.
     """
     logits = torch.stack([z1, z2]).requires_grad_()
     agreement, divergence = agreement_terms(*logits, logits.mean(0).detach())

@@ -59,8 +59,8 @@ def check_evaluated_classes(
     """Compare the classes of evaluation data with those of the model, whose head stays as it is.
 
     Args:
-        classes: Those of the model, None where it does not name them.
-        class_map: The map that the data was opened with.
+        classes: Classes of the model, None if it does not name them.
+        class_map: Class map with which the data was opened.
         valid_labels: Output of the model for each class of the data; None for the outputs in their order.
 
     Raises:
@@ -95,9 +95,10 @@ def _check_known_classes(
 
 
 def check_labels(dataset: Optional[Dataset], num_classes: Optional[int], evaluation: bool = False) -> None:
-    """Raise DataError for labels that are negative, or past the outputs of the model where that is not None.
+    """Raise DataError for negative labels, and labels past the model's outputs if num_classes is not None.
 
-    They are known for class maps, torchvision's data sets with `targets`, and integer columns of hfds/.
+    These labels are known before the samples are read: class maps, torchvision's data sets with `targets`, and
+    integer columns of hfds/.
 
     Args:
         evaluation: Whether the model is trained already, so that its number of outputs cannot change.
@@ -119,13 +120,13 @@ def check_labels(dataset: Optional[Dataset], num_classes: Optional[int], evaluat
 
 
 def nested(dataset: Optional[Dataset]) -> str:
-    """A line on folders within class folders: timm takes the innermost folders for the classes. '' without any."""
+    """A line on folders within class folders, '' without any. As in timm, the innermost folders are the classes."""
     reader = getattr(dataset, 'reader', None)
     if isinstance(reader, FolderReader):
         folders = reader.folders
     elif isinstance(reader, ReaderImageInTar):
         folders = sorted({os.path.dirname(member.path) for member, *_ in reader.samples})
-        common = os.path.commonpath(folders)  # of one class alone, the class itself
+        common = os.path.commonpath(folders)  # with a single class, its own folder
         folders = [os.path.relpath(folder, common) for folder in folders]
     else:
         return ''
@@ -144,7 +145,7 @@ def left_out(dataset: Optional[Dataset]) -> str:
 
 
 def _label_span(dataset: Optional[Dataset]) -> Optional[Tuple[int, int]]:
-    """Lowest and highest label, None where that would take reading the samples."""
+    """Lowest and highest label, None if they are only known from reading the samples."""
     reader = getattr(dataset, 'reader', None)
     labels = getattr(dataset, 'targets', None)
     if isinstance(reader, FolderReader):

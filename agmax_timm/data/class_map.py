@@ -10,17 +10,17 @@ from .errors import DataError
 
 
 def read_class_map(class_map: Any, *folders: Optional[str]) -> Optional[Dict[Any, int]]:
-    """Index by class, as timm.data.readers.class_map.load_class_map reads it, without what is certainly a mistake.
+    """Read a class map as timm.data.readers.class_map.load_class_map does, but refuse certain mistakes.
 
     Args:
         class_map: Text file (.txt) with a class name on each line, in order; pickled dict (.pkl); or a dict.
         *folders: Folders in which a relative path is searched as well.
 
     Returns:
-        The dict; None where class_map is None or ''.
+        Index by class; None if class_map is None or ''.
 
     Raises:
-        DataError: no such file, another kind of file, an empty line, or a name that is there twice.
+        DataError: no such file, another kind of file, an empty line, or a name on two lines.
     """
     if not class_map or isinstance(class_map, dict):
         return class_map or None
@@ -42,7 +42,7 @@ def _read_names(path: str) -> Dict[str, int]:
     names: Dict[str, int] = {}
     lines = read_text(path).split('\n')
     if not lines[-1]:
-        lines.pop()  # the end of the last line
+        lines.pop()  # the last line ends with a newline
     for index, line in enumerate(lines):
         name = line.strip()
         if not name:
@@ -58,7 +58,7 @@ def _read_names(path: str) -> Dict[str, int]:
 def _read_pickle(path: str) -> Dict[Any, int]:
     try:
         class_to_idx = load_class_map(path)
-    except Exception as error:  # whatever a damaged file leads to in pickle
+    except Exception as error:  # a damaged file can make pickle raise anything
         raise ValueError(f'not a pickled dict: {error}') from error
     for name, index in class_to_idx.items():
         if not isinstance(index, Integral):

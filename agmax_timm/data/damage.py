@@ -19,7 +19,7 @@ class Damage:
     def __init__(self, reader, max_share: Optional[float] = None):
         self.reader = reader
         self.max_share = max_share
-        self.deferred = False  # whether too many are an error only of check(), which a run calls between updates
+        self.deferred = False  # if True, found() does not raise for too many; a run calls check() between updates
         self.flags = torch.zeros(len(reader), dtype=torch.uint8).share_memory_()
         self._told = torch.zeros_like(self.flags)
 
@@ -27,7 +27,7 @@ class Damage:
         """Note a damaged sample.
 
         Raises:
-            DamagedError: none may be, or now there are too many and that is not deferred.
+            DamagedError: no sample may be damaged, or there are now too many and the check is not deferred.
         """
         self.flags[index] = 1
         if self.max_share is None:
@@ -50,7 +50,7 @@ class Damage:
     @property
     def too_many(self) -> bool:
         """Whether more samples are damaged than may be."""
-        # Asked after each update, and mostly there are none: any() takes 0.1 ms for a million samples.
+        # Called after each update, mostly without any damaged: any() takes 0.1 ms for a million samples.
         return bool(self.flags.any()) and self.count() > (self.max_share or 0) * len(self.flags)
 
     def count(self) -> int:
@@ -65,7 +65,7 @@ class Damage:
         self.flags[torch.tensor(list(indices), dtype=torch.long)] = 1
 
     def restore(self, indices: Iterable[int]) -> None:
-        """Mark what a run had found that goes on. If too many, they ended it and may be repaired: count from none."""
+        """Mark the samples that a resumed run had found, but none if they were too many: they may be repaired now."""
         self.mark(indices)
         if self.too_many:
             self.flags.zero_()

@@ -22,7 +22,7 @@ DEMO = 'demo'
 TRAIN_SPLITS = ('train', 'training')
 EVAL_SPLITS = ('val', 'valid', 'validation', 'eval', 'evaluation')
 _SPLITS = (*TRAIN_SPLITS, *EVAL_SPLITS, 'test')
-# Of timm's names of torchvision's data sets: those for which any split but train is the test set, and folders.
+# timm's names of torchvision's data sets: those whose test set timm opens for any split but train, and folders.
 _TORCH_BASIC = ('cifar10', 'cifar100', 'mnist', 'kmnist', 'fashion_mnist', 'qmnist')
 _TORCH_FOLDERS = ('folder', 'image_folder')
 
@@ -64,15 +64,16 @@ def create_dataset(
         max_damaged: Optional[float] = None,
         **kwargs,
 ) -> Dataset:
-    """timm.data.create_dataset, which see, and `name='demo'` for the built-in data. Folders have a reader of our own.
+    """Create a data set as timm.data.create_dataset does, or the built-in data for `name='demo'`.
+
+    Folders are read by FolderReader.
 
     Args:
         max_damaged: Share of the samples, in [0, 1], that may be replaced by the next because they cannot be decoded;
-            None for an error at the first. Of data sets that are opened through timm's ImageDataset.
+            None for an error at the first. Has an effect for data sets that timm opens through its ImageDataset.
 
     Raises:
-        DataError: no folder, or a folder without one for the split that holds folders for others: timm would read
-            all of them as one data set.
+        DataError: no folder, or only folders of other splits, which timm would read as one data set.
     """
     if name == DEMO:
         return DemoDataset(split, kwargs.get('input_img_mode', 'RGB'))
@@ -86,9 +87,9 @@ def create_dataset(
 
 
 def check_split(name: str, root: Optional[str], split: str) -> None:
-    """Raise DataError for a split that is not there, or that timm would take for a whole one or for another one.
+    """Raise DataError for a split that is missing, or for which timm would open a whole or another split.
 
-    The demo and data that knows its splits by name (hfds/, hfids/, tfds/, wds/) refuse other ones when opened.
+    The demo and data with named splits (hfds/, hfids/, tfds/, wds/) are not checked: opening them refuses other names.
     """
     torch_name = _torch_name(name)
     if name == DEMO or ('/' in name and torch_name is None):
@@ -136,7 +137,7 @@ def quoted(names: Iterable[Any]) -> str:
 
 
 def _hint_at_class(root: str, split: str) -> str:
-    """The end of a message about the folder `split` of `root`: it may be a class of that name, beside others."""
+    """End of a message on the folder `split` of `root`: the folder may be a class of that name."""
     classes = [name for name in folders_in(root) if name.lower() not in _SPLITS]
     if not classes:
         return ''
@@ -150,7 +151,7 @@ def _torch_name(name: str) -> Optional[str]:
 
 
 def _open(name: str, root: Optional[str], split: str, max_damaged: Optional[float], **kwargs) -> Dataset:
-    """A data set by our reader of folders, and by timm's factory for all else."""
+    """Open folders by our reader, and other data by timm's factory."""
     in_folders = '/' not in name or _torch_name(name) in _TORCH_FOLDERS
     folder = root
     if in_folders and os.path.isdir(root) and kwargs.get('search_split', True):
@@ -197,14 +198,20 @@ def _open_folder(
 
 
 def _outside_of_classes(source: str, image: str, root: Optional[str] = None) -> DataError:
-    """The error for an image in no class folder, which timm makes a class without a name; `root` holds the split."""
+    """Make the error for an image outside of class folders, for which timm makes a class without a name.
+
+    Args:
+        source: Folder or tar file of the split.
+        image: Name of the image.
+        root: Folder of the data set.
+    """
     hint = '' if root in (None, source) else _hint_at_class(root, os.path.basename(source))
     return DataError(f'{source} has images outside of class folders, such as {image!r}: move each into the folder of '
                      f'its class, or out of {source}{hint}')
 
 
 def _leave_out_hidden(reader: ReaderImageInTar, renumber: bool) -> None:
-    """Leave out what is no image of timm's index of a tar file, see is_hidden.
+    """Remove hidden files from timm's index of a tar file, see is_hidden.
 
     Args:
         reader: timm's reader, changed in place.
@@ -222,14 +229,14 @@ def _leave_out_hidden(reader: ReaderImageInTar, renumber: bool) -> None:
             kept, reader.targets = np.unique(reader.targets, return_inverse=True)
             reader.class_name_to_idx = {reader.class_idx_to_name[index]: new for new, index in enumerate(kept.tolist())}
             reader.class_idx_to_name = {index: name for name, index in reader.class_name_to_idx.items()}
-    for name in ('', '.'):  # that timm gives the folder of 'image.jpg' and of './image.jpg'
+    for name in ('', '.'):  # timm's names for the folders of 'image.jpg' and './image.jpg'
         if name in reader.class_name_to_idx:
             first = reader.targets.tolist().index(reader.class_name_to_idx[name])
             raise _outside_of_classes(reader.root, reader.filename(first))
 
 
 class TorchFolder(ImageFolder):
-    """torchvision's ImageFolder without hidden folders, AppleDouble files, and images that it would not read."""
+    """torchvision's ImageFolder without hidden folders and AppleDouble files. Refuses images that it would ignore."""
 
     def __init__(self, root: str, **kwargs):
         self.other_files: Counter = Counter()  # as FolderReader.other_files

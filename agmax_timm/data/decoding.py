@@ -15,9 +15,10 @@ from .damage import Damage
 from .errors import DamagedError
 from .labels import NO_CLASS_OF_MAP, check_shards, label_error, to_target
 
-_DECODING_READERS = ('ReaderWds', 'ReaderHfids')  # timm's that decode images; their modules need packages to import
+# timm's readers that decode images, by name: importing their modules needs further packages.
+_DECODING_READERS = ('ReaderWds', 'ReaderHfids')
 
-_MOST_IN_A_ROW = 100  # damaged samples that one sample stands for before too many of them are an error at once
+_MOST_IN_A_ROW = 100  # damaged samples in a row, after which too many are an error even if the check is deferred
 
 
 class UndecodableError(ValueError):
@@ -49,7 +50,7 @@ def decode(file: BinaryIO, mode: Optional[str] = 'RGB') -> Image.Image:
 
 
 def convert(image: Image.Image, mode: str) -> Image.Image:
-    """PIL's convert(mode) of an image that was read from a file, but 16 bits of gray to the upper 8 where PIL clips."""
+    """Convert an image from a file by PIL, except 16 bits of gray to their upper 8 bits, which PIL would clip."""
     if has_16_bits(image) and not mode.startswith(('I', 'F')):
         image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
     return image.convert(mode)
@@ -112,18 +113,18 @@ class DecodedDataset(ImageDataset):
                 return self.load(number)
             except UndecodableError as error:
                 self.damage.found(number, str(error))
-                if tried >= _MOST_IN_A_ROW:  # as where the disk is gone
+                if tried >= _MOST_IN_A_ROW:  # for example, the disk is gone
                     self.damage.check()
         first = self.damage.path(next(self._from(index)))
         raise DamagedError(f'none of the {len(self)} samples can be decoded, such as {first}')
 
     def _from(self, index: int) -> Iterator[int]:
-        """All samples in their order, from one on."""
+        """Indices of all samples in order, from `index` on, and around the end."""
         first = range(len(self))[index]  # counts from the end where negative
         return chain(range(first, len(self)), range(first))
 
     def _name(self, index: int) -> str:
-        """The name of a sample, or of the one that takes its place."""
+        """The name of a sample, or if it is damaged, of the sample that takes its place."""
         return self.damage.path(next(number for number in self._from(index) if not self.damage.flags[number]))
 
     def load(self, index: int) -> Tuple[Any, ...]:
@@ -146,10 +147,10 @@ class DecodedDataset(ImageDataset):
 
 
 class ConvertedIterable(IterableImageDataset):
-    """timm's IterableImageDataset with convert(), where its reader decodes files (wds/, hfids/), and checked labels.
+    """timm's IterableImageDataset with checked labels, and with convert() for readers that decode (wds/, hfids/).
 
     Args:
-        dataset: That of timm; its reader no longer converts.
+        dataset: timm's data set. Its reader is changed in place: it no longer converts images.
     """
 
     def __init__(self, dataset: IterableImageDataset):
@@ -195,7 +196,7 @@ class NamingLoader:
 
 
 def with_policy(dataset: Dataset, max_damaged: Optional[float]) -> Dataset:
-    """A data set of timm's factory with our decoding, or where that is not ours with our error."""
+    """Give a data set of timm's factory our decoding, or our error if torchvision decodes."""
     if type(dataset) is IterableImageDataset:
         return ConvertedIterable(dataset)
     if type(dataset) is ImageDataset:

@@ -20,7 +20,7 @@ from .classes import normalised
 
 _logger = logging.getLogger(__name__)
 
-APPLE_DOUBLE = '._'  # begins the names of files in which macOS keeps attributes of another file
+APPLE_DOUBLE = '._'  # prefix of files in which macOS keeps the attributes of another file
 Run = Tuple[str, bytes]  # a folder, and names of successive samples in it, joined by \0
 
 
@@ -29,7 +29,7 @@ class FolderReader(Reader):
 
     Where names differ only in case or leading zeros ('a' and 'A', '1' and '01') timm's order is that of os.walk for
     files, which is kept, and that of a set for classes, which changes from process to process: here such classes are
-    in the order of their names. Other than timm's reader, this one skips hidden folders and AppleDouble files.
+    in the order of their names. Unlike timm's reader, this one skips hidden folders and AppleDouble files.
 
     Args:
         root: Folder to search, links to folders included.
@@ -38,8 +38,8 @@ class FolderReader(Reader):
 
     Attributes:
         class_to_idx: Index of each class.
-        left_out: Folders with images that class_map does not name.
-        other_files: Number of files that are no images by their ending, by that ending; hidden ones do not count.
+        left_out: Names of class folders with images that class_map lacks.
+        other_files: Number of files with endings that are not of images, by ending; hidden files do not count.
 
     Raises:
         RuntimeError: no images.
@@ -117,7 +117,7 @@ class FolderReader(Reader):
 
 
 def _with_spellings(class_to_idx: Dict[str, int], labels: List[str]) -> Dict[str, int]:
-    """A class map that also has the labels that it spells in another way of Unicode."""
+    """Add the labels to a class map that differ from its names only in their Unicode form."""
     spelt = {normalised(name): index for name, index in class_to_idx.items()}
     others = {label: spelt[normalised(label)] for label in labels
               if label not in class_to_idx and normalised(label) in spelt}
@@ -181,8 +181,11 @@ def _run(folder: str, names: List[str]) -> Run:
 
 
 def _list(root: str, folder: str, types: Collection[str], others: Counter) -> Tuple[List[str], List[str]]:
-    """Images and folders in a folder, but for those that is_hidden, in the order of the file system; other files are
-    counted by ending."""
+    """Images and folders in a folder without hidden ones, in the order of the file system.
+
+    Args:
+        others: Counts other files by their ending, changed in place.
+    """
     images, subfolders = [], []
     try:
         with os.scandir(os.path.join(root, folder)) as entries:

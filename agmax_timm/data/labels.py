@@ -1,4 +1,4 @@
-"""Labels that are to be the indices of classes: exact ones are taken, others are refused with sample and value."""
+"""Labels that have to be class indices. Exact ones are taken; others are refused with sample and value."""
 import json
 import reprlib
 from functools import partial
@@ -17,14 +17,14 @@ NO_CLASS_OF_MAP = 'it is no class of --class-map'
 
 
 def class_index(label: Any, num_classes: Optional[int] = None) -> int:
-    """A label as the index of a class. Bools and whole floats are exact, and so are taken.
+    """Return a label as a class index. Bools and whole floats are exact, so they are taken.
 
     Args:
         label: Label of a sample.
         num_classes: Number of outputs of the model; None if unknown.
 
     Raises:
-        ValueError: it is no index; the message says why, and the remedy.
+        ValueError: the label is no class index; the message has the reason and the remedy.
     """
     if label is None:
         raise ValueError('it has no class: leave it out of the data, or label it')
@@ -49,7 +49,7 @@ def to_target(
         name: Callable[[], str],
         num_classes: Optional[int] = None,
 ) -> Any:
-    """What a data set gives for a label: its index, or what the transform of the data set makes of it.
+    """Return the target for a label: its class index, or the result of the data set's transform.
 
     Args:
         label: Label of a sample, as timm's reader gives it.
@@ -64,7 +64,7 @@ def to_target(
         return transform(label)
     try:
         return class_index(label, num_classes) if transform is None else transform(label)
-    except (ValueError, TypeError, RuntimeError, OverflowError) as error:  # the others are torch's, of no numbers
+    except (ValueError, TypeError, RuntimeError, OverflowError) as error:  # torch raises the last three for non-numbers
         raise label_error(name(), label, error) from error
 
 
@@ -73,10 +73,10 @@ def label_error(sample: str, label: Any, reason: Any) -> LabelError:
 
 
 def check_column(dataset: Dataset, num_classes: Optional[int] = None) -> None:
-    """Raise LabelError for a label of hfds/ that is no class index; all labels are read, without the images.
+    """Raise LabelError for a label of hfds/ that is no class index. Reads all labels, but no images.
 
     Args:
-        dataset: Any data set; others, and those of several labels an image, are not checked.
+        dataset: Any data set. Other kinds of data, and several labels an image, are not checked.
         num_classes: Number of outputs of the model; None if unknown.
     """
     reader = getattr(dataset, 'reader', None)
@@ -95,7 +95,7 @@ def check_column(dataset: Dataset, num_classes: Optional[int] = None) -> None:
 
 
 def _labels(reader: Any) -> Iterator[Any]:
-    """Labels of timm's reader of hfds/, but for a column of whole numbers without nulls: all are indices."""
+    """Labels of timm's reader of hfds/. None for a column of integers without nulls, which need no check."""
     key, rows = reader.label_key, reader.dataset
     if key in rows.features and not reader.remap_class:
         column = rows.with_format('arrow')[key]
@@ -124,7 +124,7 @@ def _init_with_labels(dataset: Dataset, reader: Any) -> None:
 
 
 def _with_index(dataset: Dataset, reader: Any, sample: Dict[str, Any]) -> Dict[str, Any]:
-    """The raw sample of a shard, if its label is an index."""
+    """Return a raw sample of a shard. Raises LabelError if its label is no class index."""
     key = reader.target_keys or reader.target_key or reader.split_info.alt_label
     name = f"sample {sample['__key__']!r} of {sample['__url__']}"
     if not key:
@@ -135,7 +135,7 @@ def _with_index(dataset: Dataset, reader: Any, sample: Dict[str, Any]) -> Dict[s
         try:
             fields = json.loads(sample.get('json', '{}'))
         except ValueError:
-            return sample  # the same
+            return sample  # timm warns and leaves it out
         missing = [field for field in (key if isinstance(key, tuple) else [key]) if not has_field(fields, field)]
         if missing:
             there = ', '.join(map(repr, fields)) or 'none'
@@ -151,7 +151,7 @@ def _with_index(dataset: Dataset, reader: Any, sample: Dict[str, Any]) -> Dict[s
 
 
 def _number(label: Any) -> Any:
-    """The number that a text holds; other labels as they are."""
+    """Convert a label that is text to a number; other labels stay as they are."""
     for kind in (int, float):
         try:
             return kind(label) if isinstance(label, str) else label

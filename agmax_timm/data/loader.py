@@ -131,9 +131,9 @@ def create_two_view_loader(
 ):
     """timm's training loader with two views of every image: each image is decoded once and augmented twice.
 
-    Every kind of data set that timm opens works, map-style or iterable. The transform of `dataset` is set here. Where
-    there is none (Subset, random_split, ConcatDataset, a data set of your own), the views are made of the PIL images
-    that it gives, and the data set is left as it is.
+    Every kind of data set that timm opens works, map-style or iterable. Its `transform` is set here. For data sets
+    without that attribute (Subset, random_split, ConcatDataset, your own), the loader transforms the PIL images that
+    they return, and does not change the data set.
     Iteration gives view-major images [2B, C, H, W] (all first views, then all second views), with class indices [2B]
     or, mixed, soft targets [2B, K]: what AgMaxTask takes.
 
@@ -152,8 +152,8 @@ def create_two_view_loader(
         image_memory: A share of the free memory, as '0.1', or an amount, as '8G': images that fit into it are decoded
             once, now, and kept as uint8. '0' keeps none.
         channels_last: The model is in channels_last: so may views be in memory, where that takes no time.
-        distributed: Whether each rank gets a share of the images. None follows the process group, also one that is
-            made after the loader, and gives each epoch an order of its own. True is timm's: call
+        distributed: Whether each rank gets a share of the images. None follows the process group, also if it is
+            made after the loader, and shuffles each epoch anew. True behaves as in timm: call
             `loader.sampler.set_epoch` before each epoch.
         **kwargs: Further arguments of timm.data.create_loader, `train_crop_mode='pad'` among them (an eighth of the
             size as padding, then a random crop). `device` is CUDA where there is one, else the CPU.

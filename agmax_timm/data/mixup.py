@@ -73,7 +73,7 @@ class TwoViewMixup(SharedSwitch, Mixup):
             raise ValueError(f"mixup mode must be one of {', '.join(MIXUP_MODES)}, got '{self.mode}'")
         if not (self.mixup_alpha > 0. or self.cutmix_alpha > 0.):
             raise ValueError('mixup needs mixup_alpha > 0, cutmix_alpha > 0 or a cutmix_minmax')
-        if 'num_classes' not in kwargs:  # timm would make targets of 1000 classes
+        if 'num_classes' not in kwargs:  # timm's default is 1000
             raise ValueError('mixup needs num_classes, the number of columns of its targets: give that of the model')
         # Decided once for both views below; timm's draws of lambda then always mix.
         self.image_prob, self.mix_prob = self.mix_prob, 1.
@@ -179,7 +179,7 @@ class TwoViewCollate(FastCollateMixup):
 
     Args:
         mixup: None, or a dict of TwoViewMixup's arguments.
-        levels: Refuse views of floating-point numbers, for timm's prefetcher, which normalises levels 0 to 255.
+        levels: Whether to refuse floating-point views, because timm's prefetcher expects levels from 0 to 255.
     """
 
     def __init__(self, mixup: Optional[Dict[str, Any]] = None, *, levels: bool = False):

@@ -1,5 +1,4 @@
-"""PIL modes of images, and names that data options take. For the command line as well: imports nothing of this package.
-"""
+"""PIL modes of images, and values of data options. Imports nothing of this package, so the command line can use it."""
 from typing import Any, Dict
 
 from PIL.ImageMode import getmode
@@ -9,8 +8,8 @@ MIXUP_MODES = ('batch', 'pair', 'elem')
 BACKENDS = ('auto', 'timm', 'fast')
 
 _COLOURS = ('L', 'LA', 'RGB', 'RGBA', 'RGBX', 'CMYK', 'YCbCr', 'HSV')
-# The modes in which PIL can do a step of augmentation and keep the mode, by the argument of timm's create_loader that
-# asks for the step. Crops and flips work in all modes.
+# Modes that a step of augmentation takes and keeps, by the argument of timm's create_loader for the step. Crops and
+# flips work in all modes.
 _MODES_OF_STEPS = {
     'auto_augment': ('L', 'RGB'),  # every policy has steps that work by tables of levels
     'grayscale_prob': ('L', 'RGB'),  # torchvision returns gray as L or RGB
@@ -21,12 +20,12 @@ _DEFAULT_JITTER = 0.4  # timm's
 
 
 def mode_of_channels(channels: int) -> str:
-    """The PIL mode that images of so many channels are read in, where none is named."""
+    """The default PIL mode for a number of channels."""
     return {2: 'LA', 3: 'RGB', 4: 'RGBA'}.get(channels, 'L')
 
 
 def why_not_loaded(mode: str, prefetcher: bool) -> str:
-    """Why a loader cannot give the pixels of a PIL mode as they are, with the remedy; '' where it can.
+    """Why a loader cannot return the pixels of a PIL mode unchanged, with the remedy; '' if it can.
 
     timm's prefetcher keeps 8 bits of each value, modulo 256. Without it, wider integers cannot be normalised.
     """
@@ -42,7 +41,7 @@ def why_not_loaded(mode: str, prefetcher: bool) -> str:
 def check_mode(dataset: Any, channels: int, kwargs: Dict[str, Any]) -> None:
     """Raise ValueError for a PIL mode that the prefetcher or a step of augmentation does not take.
 
-    A loader worker would die of it, or pixels would be others than the images hold.
+    Such a mode would end a loader worker, or change pixels.
 
     Args:
         dataset: Data set; its `input_img_mode` is the mode, if it has one.

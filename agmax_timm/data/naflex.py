@@ -56,7 +56,7 @@ def create_naflex_train_loader(
         two_views: bool = False,
         **kwargs,
 ):
-    """timm.data.create_naflex_loader for training, which see, with one view or two.
+    """Create timm.data.create_naflex_loader's training loader, with one view or two.
 
     Args:
         dataset: Data set that can be indexed.

@@ -1,7 +1,7 @@
-"""Each rank its own share of the samples, also where the process group is made after the loader.
+"""Shares of the samples for each rank, also if the process group is made after the loader.
 
-Lightning makes it when training begins, and calls set_epoch; accelerate makes it before. Both leave a loader alone that
-is no torch DataLoader, and shard one that is.
+Lightning makes the group when training begins, and calls set_epoch; accelerate makes it before. Both shard a torch
+DataLoader, and do not change other loaders.
 """
 from typing import Any, Iterator, Optional
 
@@ -12,12 +12,12 @@ from ..distributed import world_size
 
 
 class RankSampler(Sampler):
-    """The sampler of a loader, replaced when the number of ranks changes. Every pass over it is an epoch of its own.
+    """A sampler that is replaced when the number of ranks changes. Every pass over it has the order of a new epoch.
 
     Args:
-        sampler: The sampler, for the ranks that there are now.
+        sampler: Sampler for the present number of ranks.
         batch_size: Images of a rank in a batch.
-        dataset: Data set to share among other ranks; None if that cannot be done any more.
+        dataset: Data set of the sampler; None if it cannot be shared among another number of ranks.
     """
 
     def __init__(self, sampler: Sampler, batch_size: Optional[int], dataset: Optional[Dataset] = None):
@@ -30,7 +30,7 @@ class RankSampler(Sampler):
         self._follow_group()
         indices = iter(self.sampler)
         if hasattr(self.sampler, 'epoch'):
-            self.sampler.epoch += 1  # set_epoch(0), set_epoch(1) and so on, by whoever calls it, change nothing then
+            self.sampler.epoch += 1  # the number that set_epoch gives, if a framework calls it before the next pass
         return indices
 
     def __len__(self) -> int:
@@ -62,7 +62,7 @@ def check_batch(dataset: Dataset, batch_size: int, ranks: int) -> None:
 
 
 def check_group(dataset: Dataset, is_dataloader: bool) -> None:
-    """Raise ValueError if the ranks that there are now cannot share the data unless the user says how.
+    """Raise ValueError if several ranks can only share the data after a decision of the user.
 
     Args:
         dataset: Data set of the loader.
@@ -82,18 +82,18 @@ def check_group(dataset: Dataset, is_dataloader: bool) -> None:
 
 
 def follow_group(loader: Any, data_loader: DataLoader) -> None:
-    """Let a loader share its samples among the ranks that there are when an epoch begins.
+    """Make a loader share its samples among the ranks that exist when an epoch begins.
 
     Args:
-        loader: Training loader, changed in place. A DataLoader is left alone: Lightning and accelerate shard it.
-        data_loader: The DataLoader in it.
+        loader: Training loader, changed in place. A DataLoader stays as it is: Lightning and accelerate shard it.
+        data_loader: DataLoader inside the loader.
     """
     if loader is data_loader:
         return
     batches = data_loader.batch_sampler
     if isinstance(data_loader, MultiEpochsDataLoader):
         batches = batches.sampler
-    # Batches of several sizes were planned for a number of samples.
+    # Batches of several sizes are planned for a fixed number of samples.
     can_share = data_loader.batch_size is not None and not isinstance(data_loader.dataset, IterableDataset)
     batches.sampler = RankSampler(
         batches.sampler, data_loader.batch_size, data_loader.dataset if can_share else None)

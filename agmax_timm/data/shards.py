@@ -39,7 +39,7 @@ def open_dataset(
         samples_flag: str = '--num-samples',
         **kwargs,
 ) -> Dataset:
-    """create_dataset of datasets.py, which see, with the checks that data in shards needs.
+    """Open a data set by datasets.create_dataset, with the checks that data in shards needs.
 
     Args:
         workers: Loader workers of each rank that will read the data.

@@ -11,7 +11,7 @@ from .random_state import kept_random_state
 
 _logger = logging.getLogger(__name__)
 
-_DRAWS = 64  # of a transform that seems to draw nothing
+_DRAWS = 64  # calls of a transform, all with the same result, after which it counts as constant
 
 
 class TwoViews:
@@ -35,12 +35,12 @@ class TwoViews:
 
 
 class TransformedDataset(Dataset):
-    """Samples of a data set that transforms no images, with the `transform` of this one applied to them.
+    """A data set around another one, whose images it transforms by its attribute `transform`.
 
-    The data set itself is left as it is, so the two parts of a random_split have a transform each.
+    The inner data set stays as it is, so the two parts of a random_split can have different transforms.
 
     Args:
-        dataset: Data set of samples (PIL image, class index), with an index.
+        dataset: Map-style data set of samples (PIL image, class index).
     """
 
     def __init__(self, dataset: Dataset):
@@ -63,10 +63,10 @@ class TransformedDataset(Dataset):
 
 
 def with_transform(dataset: Dataset) -> Dataset:
-    """Return a data set whose attribute `transform` is applied to its images: this one, or one around it.
+    """Return a data set that applies its attribute `transform`: the given one, or a TransformedDataset around it.
 
-    torch's Subset and ConcatDataset ignore the attribute, and a data set that has none would as well. One that has
-    the attribute and ignores it is found by the collate function, see pair_of.
+    torch's Subset and ConcatDataset ignore the attribute, and so do data sets without it. The collate function finds
+    those that have the attribute and ignore it, see pair_of.
     """
     if isinstance(dataset, IterableDataset):
         return dataset
@@ -76,7 +76,7 @@ def with_transform(dataset: Dataset) -> Dataset:
 
 
 def warn_of_equal_views(transforms: Iterable[Callable[[Image.Image], torch.Tensor]], mode: str) -> None:
-    """Log a warning if these transforms make two views of an image that are the same.
+    """Log a warning if all transforms make two equal views of an image.
 
     Args:
         transforms: All training transforms of a loader that neither mixes nor erases.
@@ -89,15 +89,15 @@ def warn_of_equal_views(transforms: Iterable[Callable[[Image.Image], torch.Tenso
 
 
 def _is_constant(transform: Callable[[Image.Image], torch.Tensor], mode: str) -> bool:
-    """Whether a transform makes the same of an image of noise each time, its random interpolation left aside."""
-    sizes = (64, 64), (72, 48)  # crops of some area fit into one of them alone
+    """Whether a transform gives the same result for an image of noise each time, except for its interpolation."""
+    sizes = (64, 64), (72, 48)  # some crops only fit into, and so are random in, one of them
     transform = copy.deepcopy(transform)
     for step in getattr(transform, 'transforms', []):
         if isinstance(getattr(step, 'interpolation', None), tuple):
             step.interpolation = step.interpolation[0]
     try:
         images = [Image.merge('RGB', [Image.effect_noise(size, 64) for _ in range(3)]).convert(mode) for size in sizes]
-    except ValueError:  # a mode that PIL makes of no other
+    except ValueError:  # PIL cannot convert to this mode
         return False
     with kept_random_state():
         for image in images:

@@ -155,7 +155,7 @@ def build_run(args: argparse.Namespace, signals: StopSignals, watchdog: Watchdog
 
 
 def warn_of_surprises(built: Built) -> None:
-    """Warn of options that do nothing, or something else, in a run of this learning rate and length."""
+    """Log warnings about options that have no effect, or an unexpected one, in this run."""
     evaluations = sum(map(built.is_evaluated, range(1, built.stop_epoch + 1)))
     for line in idle.surprises_of_run(built.args, built.updates_per_epoch, built.stop_epoch, evaluations):
         _logger.warning(line)
@@ -204,10 +204,10 @@ def _begin(args: argparse.Namespace, signals: StopSignals, auto: bool) -> torch.
 
 
 def _try_end(args: argparse.Namespace, model: torch.nn.Module, record: Dict[str, Any]) -> None:
-    """Do with the untrained model what --push-to-hub and --report do at the end of a run.
+    """Try with the untrained model what --push-to-hub and --report do at the end of a run.
 
     Raises:
-        OptionError: it cannot be done with this model.
+        OptionError: it fails with this model.
     """
     saved = recorded_model(record, model, vars(args))
     try:

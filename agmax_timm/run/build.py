@@ -58,7 +58,7 @@ def init_device(
 
     Args:
         signals: Signals that end the wait for other processes.
-        alone: Whether the command is one process by nature, whatever its launcher says.
+        alone: Whether the command always runs as one process, even if a launcher sets variables of several.
     """
     if args.device.startswith('cuda') and not torch.cuda.is_available():
         args.device = 'cpu'
@@ -75,7 +75,7 @@ def init_device(
 
 
 def _check_gpus(args: argparse.Namespace) -> None:
-    """Raise OptionError where this process is one of more than there are GPUs."""
+    """Raise OptionError if the machine has more processes than GPUs, and none is left for this one."""
     local_rank, _, _ = utils.world_info_from_env()
     if not args.device.startswith('cuda') or not utils.is_distributed_env():
         return
@@ -127,7 +127,7 @@ def create_named_model(name: str, **kwargs) -> nn.Module:
 
 
 def _unfit_checkpoint(name: str, error: Exception, checkpoint_path: str, **kwargs) -> str:
-    """Why the weights of --initial-checkpoint cannot be loaded into a model; `error` is timm's reason."""
+    """Message on weights of --initial-checkpoint that do not fit the model; `error` is timm's reason."""
     with suppress(Exception), silenced():
         model, weights = create_model(name, **{**kwargs, 'pretrained': False}), load_state_dict(checkpoint_path)
         head = adapted_modules(model, ('classifier',))
@@ -248,7 +248,7 @@ def input_channels(args: argparse.Namespace) -> Optional[int]:
 
 
 def _init_head(args: argparse.Namespace, model: nn.Module) -> None:
-    """Scale the weights and the bias of the head, and set its bias, where the options ask for it."""
+    """Apply --head-init-scale to weights and bias of the head, and --head-init-bias to its bias."""
     given = {name: getattr(args, name) for name in ('head_init_scale', 'head_init_bias')}
     flags = ' and '.join(f'{flag_of(name)} {value}' for name, value in given.items() if value is not None)
     if not flags:
@@ -296,7 +296,7 @@ def script_model(args: argparse.Namespace, model: nn.Module) -> nn.Module:
     """
     try:
         return torch.jit.script(model)
-    except Exception as error:  # whatever its compiler does not take
+    except Exception as error:  # its compiler raises many types
         raise OptionError(f'--torchscript: {args.model} cannot be scripted: {one_line(error)[:200]}') from error
 
 

@@ -71,7 +71,7 @@ def read_config(path: str, parser: argparse.ArgumentParser) -> Dict[str, Any]:
 
 
 def _resolve_data(args: argparse.Namespace, parser: Parser) -> None:
-    """--data-dir wins over DIR, as in timm: a file of options may hold the one, the command line the other."""
+    """Take the data from --data-dir, or else from DIR, as timm does. An option file may have set one of them."""
     if args.data and args.data_dir and args.data != args.data_dir:
         parser.warn(f'{args.data!r} has no effect with --data-dir {args.data_dir!r}')
     args.data_dir = args.data_dir or args.data

@@ -1,4 +1,4 @@
-"""--check-data: every image of the data is read once; what is wrong with them is told and written. No model, no GPU."""
+"""--check-data: read every image of the data once, print and write what is wrong. Needs no GPU."""
 import argparse
 import csv
 import os
@@ -45,8 +45,7 @@ def run_train(args: argparse.Namespace) -> None:
 
 
 def run_validate(args: argparse.Namespace) -> None:
-    """validate.py --check-data: its split, as the model that is named is evaluated on it; data-check.csv in the current
-    folder."""
+    """validate.py --check-data: check its split for the models that the options name. Writes ./data-check.csv."""
     _run(args, [args.split], '')
 
 
@@ -82,11 +81,11 @@ def check_data(
     """Print what each split holds.
 
     Args:
-        models: Classes of the models that are to be evaluated on the data, or to be trained on.
+        models: Classes of the models that are to be evaluated or trained on the data.
 
     Returns:
         Samples that cannot be decoded, samples with the bytes of another, class folders without an image, classes that
-        differ between splits, and classes that are other outputs of the models.
+        differ between splits, and classes that a model has at another index.
 
     Raises:
         DataError: no such data, or data without an index of files.
@@ -166,7 +165,7 @@ def _spread(values) -> str:
 
 
 def _models(args: argparse.Namespace) -> List[ModelClasses]:
-    """Classes of the models that the options name. The options of a checkpoint are taken on, as in an evaluation."""
+    """Classes of the models that the options name. Adopts the options of a checkpoint, as an evaluation does."""
     if 'resume' in args:
         paths = [args.resume] if args.resume not in ('', 'auto') else []
         return [classes for classes in map(classes_in, paths) if classes is not None]

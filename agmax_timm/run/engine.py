@@ -169,7 +169,7 @@ def evaluate(
         if on_batch is not None:
             on_batch(batch_index)
     metrics = evaluator.compute(distributed=args.distributed)
-    warn_of_loss(loader, num_samples, device)  # it meets the other ranks, so behind what tells that one has failed
+    warn_of_loss(loader, num_samples, device)  # a collective: compute() has shown that no rank failed
     return metrics
 
 

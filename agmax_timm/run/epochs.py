@@ -38,7 +38,7 @@ class EvaluationStopped(Exception):
 
 
 class EvaluationFailed(RuntimeError):
-    """An evaluation that another rank ended by an error of its own."""
+    """An evaluation that ended because another rank raised an error."""
 
     def __init__(self):
         super().__init__('the evaluation failed on another rank, which says why')
@@ -122,7 +122,7 @@ class Epochs:
         distribute_batch_norm(args, built.task.get_trainable_module())
         try:
             self.damaged.after_epoch()
-        except DamagedError:  # of all ranks together, and on each of them
+        except DamagedError:  # raised on all ranks, which count together
             self._save_trained(position.epoch, losses, built.state.random_state())
             self.keeper.leave(f'the end of epoch {position.epoch}, before its evaluation')
         return metrics
@@ -154,7 +154,7 @@ class Epochs:
                 self._save_trained(epoch, losses, random)
                 self.keeper.leave(f'the end of epoch {epoch}, before its evaluation')
             except Exception as error:
-                if not args.fsdp:  # with it, ranks do not come together again
+                if not args.fsdp:  # other ranks may wait in a forward pass, so a collective would hang
                     self._save_failed(epoch, losses, random, error)
                 raise
             state.evaluated = True
@@ -166,7 +166,7 @@ class Epochs:
         if built.scheduler is not None:
             built.scheduler.step(epoch + 1, metric)
         self.keeper.save_epoch(epoch, metric, raw=raw, ema=ema)
-        if self.trackers is not None:  # behind the save, which an error of theirs leaves whole
+        if self.trackers is not None:  # after the save, so that an error of a tracker loses nothing
             self.trackers.row(row)
         check_finite(args, epoch, selected)
         self.stopped = self.early_stop.agreed(self.results)
@@ -176,12 +176,12 @@ class Epochs:
         self.keeper.save_within(Position(epoch, len(self.built.loader_train), trained=True), losses, random)
 
     def _save_failed(self, epoch: int, losses: RunningLosses, random: Dict[str, Any], error: Exception) -> None:
-        """Save an epoch whose evaluation failed, whatever the error: its updates are not lost. A collective.
+        """Save an epoch whose evaluation failed by any error, so that its updates are not lost. A collective.
 
         Raises:
             SaveError: the disk refuses it.
         """
-        traceback.clear_frames(error.__traceback__)  # they hold the batch that memory may have run out with
+        traceback.clear_frames(error.__traceback__)  # free the batch: the error may be a lack of memory
         _logger.error(f'The evaluation of epoch {epoch} failed: {one_line(error)[:300]}')
         self._save_trained(epoch, losses, random)
         self.keeper.close()
@@ -221,13 +221,13 @@ class Epochs:
         return metrics
 
     def _agree(self, outcome: int) -> None:
-        """Meet the other ranks in an evaluation, each with its outcome; the largest counts for all.
+        """Exchange outcomes of an evaluation with the other ranks. The worst one counts for all. A collective.
 
         Raises:
-            EvaluationStopped, EvaluationFailed: that of any rank.
+            EvaluationStopped, EvaluationFailed: the outcome of any rank.
         """
         args = self.args
-        if args.distributed and not (args.fsdp and outcome == _FAILED):  # the others wait within a forward pass
+        if args.distributed and not (args.fsdp and outcome == _FAILED):  # with --fsdp others wait in a forward pass
             of_all = torch.tensor(outcome, dtype=torch.uint8, device=self.built.device)
             dist.all_reduce(of_all, dist.ReduceOp.MAX)
             outcome = int(of_all)
@@ -236,7 +236,7 @@ class Epochs:
 
 
 class _Together:
-    """An evaluator whose compute, in which all ranks meet, first sees whether each of them got there."""
+    """An evaluator that checks, before its collective compute(), that no rank has failed."""
 
     def __init__(self, evaluator: ClassificationEvaluator, agree: Callable[[int], None]):
         self.update, self.summary = evaluator.update, evaluator.summary

@@ -1,4 +1,4 @@
-"""The classes that a model was trained on, as its checkpoint, its configuration or ImageNet's lists name them."""
+"""The classes that a model was trained on, from its checkpoint, its configuration or ImageNet's lists."""
 import argparse
 import logging
 from typing import Any, List, Optional
@@ -19,12 +19,12 @@ _logger = logging.getLogger(__name__)
 
 
 def classes_of(model: nn.Module, name: str, checkpoint: str = '') -> Optional[ModelClasses]:
-    """The classes of a model's outputs, None where nobody names them.
+    """The classes of a model's outputs, None if unknown.
 
     Args:
         model: The model, as timm created it.
         name: Its name in timm, or a folder or repository with its scheme.
-        checkpoint: The file that its weights are from; '' for those of its name.
+        checkpoint: File of its weights; '' for the pretrained weights of its name.
     """
     if checkpoint:
         classes = classes_in(checkpoint)
@@ -38,7 +38,7 @@ def classes_of(model: nn.Module, name: str, checkpoint: str = '') -> Optional[Mo
 
 
 def classes_in(checkpoint: str) -> Optional[ModelClasses]:
-    """The classes that a checkpoint names, None where it names none."""
+    """The classes that a checkpoint names, None if it names none."""
     record = saved_record(checkpoint)
     names = _by_index(record.get('class_names'))
     return _named(checkpoint, names, len(names), record.get('class_map'))
@@ -57,7 +57,7 @@ def imagenet_classes(name: str, num_classes: int) -> Optional[ModelClasses]:
 
 
 def map_of_model(args: argparse.Namespace, classes: Optional[ModelClasses]) -> Any:
-    """The class map of an evaluation: --class-map as it is, but for `model` the names of the model.
+    """The class map of an evaluation: that of --class-map, or a map of the model's names for `model`.
 
     Raises:
         OptionError: the model does not name its classes.
@@ -77,7 +77,7 @@ def _named(
         class_map: Any = None,
         descriptions: Any = None,
 ) -> Optional[ModelClasses]:
-    """Classes as a file has them, None where they are not those of the outputs."""
+    """Make ModelClasses from the fields of a file. None if the names are missing or not one for each output."""
     names = _by_index(names)
     if not names or len(names) != num_classes:
         return None
@@ -89,7 +89,7 @@ def _named(
 
 
 def _by_index(names: Any) -> List[str]:
-    """Names in the order of the outputs, of a list, or of a dict by index as the Hub's configurations may have."""
+    """Names in the order of the outputs, from a list or a dict by index. Empty if they are incomplete."""
     if isinstance(names, dict):
         indices = {str(index): name for index, name in names.items()}
         names = [indices.get(str(index)) for index in range(len(indices))]
@@ -99,7 +99,7 @@ def _by_index(names: Any) -> List[str]:
 
 
 def warn_of_other_classes(args: argparse.Namespace, model: nn.Module, dataset: Dataset) -> None:
-    """Warn where training starts from a head whose outputs are the classes of the data in another order."""
+    """Warn if training starts from a head that has the classes of the data in another order."""
     if not (args.initial_checkpoint or args.pretrained) or not utils.is_primary(args):
         return
     flag = '--initial-checkpoint' if args.initial_checkpoint else '--pretrained'
@@ -111,7 +111,7 @@ def warn_of_other_classes(args: argparse.Namespace, model: nn.Module, dataset: D
 
 
 def check_teacher(args: argparse.Namespace, task: nn.Module, dataset: Dataset) -> None:
-    """Refuse a teacher of --kd-model-name whose outputs are the classes of the data in another order.
+    """Refuse a teacher of --kd-model-name that has the classes of the data in another order.
 
     Raises:
         OptionError: the teacher has a class of the data at another index.

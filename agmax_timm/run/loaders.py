@@ -200,7 +200,7 @@ def build_train_loader(
 
 
 def _with_flags(message: str) -> str:
-    """A message about arguments of a loader, with the flags that they come from."""
+    """Replace names of loader arguments in a message by those of their flags."""
     for name in ('augment_backend', 'color_jitter', 'grayscale_prob', 'gaussian_blur_prob'):
         message = message.replace(name, flag_of(name))
     return message.replace('auto_augment', flag_of('aa'))
@@ -245,10 +245,10 @@ def patch_size(model: nn.Module, choices: Optional[Sequence[int]] = None) -> Tup
     """Height and width of a patch of a NaFlex model.
 
     Args:
-        choices: Sides of the patches that the model is to take in training (--naflex-patch-sizes).
+        choices: Sides of the patches in training (--naflex-patch-sizes).
 
     Raises:
-        OptionError: another kind of model, which does not take patches, or not patches of these sizes.
+        OptionError: the model does not take patches, or not patches of these sizes.
     """
     if not hasattr(model, 'get_patch_size'):
         raise OptionError(f'--naflex-loader needs a model that takes patches, such as naflexvit_base_patch16_gap; '

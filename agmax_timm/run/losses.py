@@ -35,7 +35,7 @@ class Update:
         self.input, self.target = input, target
 
     def without_batch(self) -> 'Update':
-        """The same update without its images and targets, which take memory."""
+        """A copy of the update without images and targets, to free their memory."""
         update = Update(self.epoch, self.first_batch)
         update.losses = self.losses
         return update

@@ -11,9 +11,10 @@ _MARGIN = 300.  # seconds
 
 
 def outlast(seconds: float) -> None:
-    """Let collectives wait longer than `seconds`, after which a watchdog ends the job and says which rank hangs.
+    """Set the timeout of collectives to more than `seconds`, after which a watchdog ends the job.
 
-    torch's own timeout (10 minutes for NCCL) would abort the job first and name the collective alone.
+    The watchdog says which rank hangs. torch's own timeout (10 minutes for NCCL) would abort the job first, and only
+    name the collective.
     """
     name = 'set_timeout' if hasattr(distributed_c10d, 'set_timeout') else '_set_pg_timeout'  # before torch 2.14
     getattr(distributed_c10d, name)(timedelta(seconds=seconds + _MARGIN))
@@ -21,10 +22,10 @@ def outlast(seconds: float) -> None:
 
 @contextmanager
 def ending_process_group() -> Iterator[None]:
-    """End the process group with the block.
+    """Destroy the process group at the end of the block.
 
-    After an error the traceback is printed first and the group is aborted: to destroy it could wait for ever for ranks
-    that are in a collective.
+    After an error, the traceback is printed first and the group is aborted. Destroying it could wait for ever for
+    ranks that are in a collective.
 
     Raises:
         SystemExit: with status 1, in place of an error whose traceback was printed.

@@ -30,7 +30,7 @@ class _ConsoleHandler(logging.StreamHandler):
 
 
 def begin() -> None:
-    """Settle whether this process is one of several of a job, and set up its log."""
+    """Set up the log. Outside of srun, leave the SLURM allocation and warn of that."""
     warning = leave_allocation()
     setup_logging(primary=world_info_from_env()[1] == 0)
     if warning:

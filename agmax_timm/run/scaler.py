@@ -6,11 +6,10 @@ from timm.utils import NativeScaler, dispatch_clip_grad
 
 
 class LossScaler(NativeScaler):
-    """timm.utils.NativeScaler, whose one call is split where the host may read what it decides upon.
+    """timm.utils.NativeScaler with separate calls for the backward pass and the update.
 
-    NativeScaler launches the backward pass and makes the update at once. Whatever is to be read before the update is
-    then read before the backward pass is launched, and the device has nothing to do meanwhile. The checkpoint state is
-    that of NativeScaler.
+    NativeScaler does both in one call. The host would have to read the losses before that call, and the device would
+    be idle meanwhile. Here the host reads them between the two calls. The checkpoint state is that of NativeScaler.
     """
 
     def backward(self, loss: torch.Tensor, create_graph: bool = False) -> None:
@@ -35,7 +34,7 @@ class LossScaler(NativeScaler):
         self._scaler.unscale_(optimizer)
         if clip_grad is not None:
             dispatch_clip_grad(parameters, value=clip_grad, mode=clip_mode)
-        # Read before the step, which reads the same: behind the step it would wait for the optimizer.
+        # The step reads the same flags. Reading them after the step would wait for the optimizer.
         finite = not any(flag.item() for flag in self._scaler._found_inf_per_device(optimizer).values())
         self._scaler.step(optimizer)
         self._scaler.update()

@@ -49,7 +49,7 @@ class Step:
         self._module = task.get_trainable_module()
         self._parameters = list(self._module.parameters())  # once: the walk to them costs as much as their norm
         self._second_order = getattr(optimizer, 'is_second_order', False)
-        self._before: Optional[Update] = None  # the last one that was made, where its gradients are read with the next
+        self._before: Optional[Update] = None  # the previous update, if its gradients are still to be checked
 
     def begin_epoch(self) -> None:
         self._module.train()
@@ -78,7 +78,7 @@ class Step:
         return self._make(update) if last else None
 
     def finish(self) -> None:
-        """Read what is still unread of the last update. Call it before its weights are used or saved."""
+        """Check the gradients of the last update if that is still to do. Call it before weights are used or saved."""
         if self._before is not None:
             self._check_before(self.watch.read_late())
 
@@ -123,7 +123,7 @@ class Step:
         return verdict
 
     def _check_before(self, verdict: Verdict) -> None:
-        """Hand over the update before if its gradients, which the optimizer has used by now, were not finite."""
+        """Call on_broken for the previous update if its gradients were not finite. The optimizer has used them."""
         before, self._before = self._before, None
         if verdict.late:
             self.on_broken(before, verdict)

@@ -45,7 +45,8 @@ def run(args: argparse.Namespace) -> None:
     the run is complete but not published, 74 if the last state could not be written, 75 if the run was asked to end,
     has saved and can go on.
     """
-    with StopSignals() as signals, ending_process_group():  # torchrun sends SIGTERM to those that leave second
+    # Signals are handled to the end: torchrun sends SIGTERM to the processes that outlive the first.
+    with StopSignals() as signals, ending_process_group():
         _run(args, signals)
 
 
@@ -141,7 +142,7 @@ def publish_run(args: argparse.Namespace, output_dir: str) -> str:
     """Publish the best weights.
 
     Returns:
-        '', or why they are not published. Nothing is raised: the run itself is complete, and its report is still due.
+        '', or the reason why they are not published. Raises nothing: the report of the run is still to be written.
     """
     logger = logging.getLogger('train')
     destination = (args.push_to_hub, args.hub_private, args.hub_revision or None, args.hub_pr, None, args.hub_dataset,

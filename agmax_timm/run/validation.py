@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    """Exit status of an evaluation that was made; other errors end the process."""
+    """Evaluate, and return the exit status. Errors that prevent an evaluation end the process."""
     try:
         device = start(args)
         jobs = bulk.list_jobs(args)
@@ -108,7 +108,7 @@ def validate(args: argparse.Namespace) -> Dict[str, Any]:
 
 
 def start(args: argparse.Namespace) -> torch.device:
-    """Logging, processes and device, once whatever the number of models. What cannot be read is told first."""
+    """Set up logging, processes and device, once for all models. Checks first that the data exists."""
     reporting.begin()
     loaders.check_roots(args, args.split)
     names.check_device(args.device)

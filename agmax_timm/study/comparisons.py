@@ -1,4 +1,4 @@
-"""The comparisons that a study names: differences of means over the augmentations, paired by seed."""
+"""Comparisons in a study's file: differences of means over the augmentations, paired by seed."""
 from dataclasses import dataclass
 from statistics import mean
 from typing import Dict, List
@@ -32,7 +32,7 @@ def _seed_means(rows: List[Row], setting: str, method: str) -> Dict[int, float]:
 
 
 def write_comparisons(comparisons: List[Comparison], path: str) -> None:
-    """comparisons.csv: unrounded."""
+    """Write comparisons.csv, with numbers that are not rounded."""
     write_rows(path, [{
         'setting': one.setting,
         'method': one.method,
@@ -45,7 +45,7 @@ def write_comparisons(comparisons: List[Comparison], path: str) -> None:
 
 
 def comparisons_markdown(study: Study, comparisons: List[Comparison]) -> str:
-    """A section of table.md."""
+    """Return the section of table.md on the comparisons."""
     lines = [line(['setting', 'comparison', 'difference', '95 % interval', 'pairs']), '|' + '---|' * 5]
     lines += [line([one.setting, f'{one.method} minus {one.other}', signed(one.difference.mean),
                     interval(one.difference), str(one.difference.n)]) for one in comparisons]

@@ -17,7 +17,7 @@ from ..run.flags.checks import METRICS
 from ..run.flags.kinds import KEEPING, LAUNCHER
 from .definition import Level, Study, StudyError
 
-# Options that decide where, how fast and how watched a run is, not what it computes.
+# Options with no effect on the result of a run.
 _MAY_CHANGE = {*KEEPING, *LAUNCHER, 'data', 'data_dir', 'resume', 'workers'}
 
 

@@ -12,7 +12,7 @@ from .table import aggregate, markdown, write_results, write_table
 
 
 def report(study: Study, outcomes: List[Outcome], published: Published, folder: str) -> str:
-    """Write them into a folder; comparisons.csv only if the study names comparisons.
+    """Write the files into a folder; comparisons.csv only if the study has comparisons.
 
     Returns:
         The text of table.md.

@@ -36,7 +36,7 @@ class Runner:
     def __init__(self, runs: List[Run], jobs: int, devices: List[str]):
         self.runs = runs
         self.devices = [devices[slot % len(devices)] if devices else '' for slot in range(jobs)]
-        # A run is one process, whatever started the study.
+        # A run is one process, also if a launcher started the study.
         self.environment = {name: value for name, value in environment().items() if name not in LAUNCHER}
         self.environment.setdefault('OMP_NUM_THREADS', str(max(1, cores() // jobs)))
         self.waiting: Deque[Run] = deque(runs)

@@ -60,7 +60,7 @@ class FastCollate(TwoViewCollate):
         return images.permute(0, 3, 1, 2), target
 
     def _targets(self, targets: List[Any]) -> torch.Tensor:
-        """Class indices [B], or for one view the targets of several labels [B, K] as they are."""
+        """Class indices [B]; with one view also the targets [B, K] of several labels an image."""
         if self.two_views:
             return class_indices(targets)
         target = default_collate(targets)

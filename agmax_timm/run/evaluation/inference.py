@@ -35,7 +35,7 @@ class Subject:
     model: nn.Module
     data_config: Dict[str, Any]
     num_classes: int
-    classes: Optional[ModelClasses]  # None where nobody names them
+    classes: Optional[ModelClasses]  # None if unknown
     param_count: int
     patch_size: Optional[Tuple[int, int]]  # of a NaFlex model
 
@@ -101,7 +101,7 @@ def _check_devices(args: argparse.Namespace, device: torch.device) -> None:
 
 
 def _check_head(args: argparse.Namespace, model: nn.Module) -> None:
-    """Raise OptionError where --num-classes would put an untrained head in the place of that of the weights."""
+    """Raise OptionError if --num-classes would replace the head of the weights by an untrained one."""
     outputs = (getattr(model, 'pretrained_cfg', None) or {}).get('num_classes')
     if args.num_classes is not None and outputs not in (None, args.num_classes):
         raise OptionError(f'--num-classes {args.num_classes}: the weights of --model {args.model} have {outputs} '

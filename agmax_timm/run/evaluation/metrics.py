@@ -112,11 +112,11 @@ def set_targets(
 
     Args:
         num_classes: Outputs of the model.
-        classes: Their names, None where they are not known.
+        classes: Classes of the model, None if unknown.
 
     Raises:
-        DataError: the data has more classes than the model has outputs, or --valid-labels lines; a class is another
-            output of the model.
+        DataError: the data has more classes than the model has outputs, or than --valid-labels has lines; the model
+            has a class at another index.
     """
     if args.task == 'multilabel':
         if '/' not in args.dataset:  # a checkpoint of such a task, without the flags
@@ -185,7 +185,7 @@ def read_valid_labels(path: str, num_outputs: int) -> List[int]:
         lines = read_text(path).split('\n')
     except (OSError, ValueError) as error:
         raise OptionError(f'--valid-labels {path}: {error}') from error
-    outputs: Dict[int, int] = {}  # and the line of each
+    outputs: Dict[int, int] = {}  # line by output
     for number, line in enumerate(lines, 1):
         for word in line.split():
             where = f'--valid-labels {path}, line {number}'

@@ -43,7 +43,7 @@ class Predictor:
         self.args = args
         self.device = build.init_device(args, alone=True)
         self.subject, self.precision, run_options = validation.prepare(args, self.device)
-        self.weights = (  # which they are, in words; '' for those of a published model
+        self.weights = (  # which weights are used, in words; '' for a published model
             f'{args.checkpoint}: {describe_weights(run_options, args.use_ema)}' if args.checkpoint else '')
         classes = self.subject.classes
         self.class_names = None if classes is None else classes.titles or classes.names
@@ -152,13 +152,13 @@ def options_of(
     if not saved:
         weights = read_model(checkpoint, use_ema, 'best', model, num_classes, model_kwargs)
         known.update(num_classes=weights.num_classes, in_chans=weights.in_chans)
-        if model_kwargs:  # of which one may be the size
+        if model_kwargs:  # they may include the input size
             given['input_size'] = weights.data_config['input_size']
     known = {name: value for name, value in known.items() if value is not None}
     return validate_options(checkpoint=checkpoint, use_ema=use_ema, **known, **given)
 
 
 def image_endings(checkpoint: str) -> Optional[str]:
-    """The --input-key of a run on a folder, by which the images in folders are found; None for timm's endings."""
+    """The --input-key of a run on a folder, which has the endings of its images; None for timm's endings."""
     saved = saved_options(checkpoint) if checkpoint else {}
     return None if saved.get('dataset') else saved.get('input_key')

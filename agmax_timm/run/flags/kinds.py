@@ -1,16 +1,16 @@
-"""Options by what other commands must know of them."""
+"""Groups of options, for commands that treat them differently."""
 
-# Of the launcher and the machine.
+# Options of the launcher and the machine.
 LAUNCHER = ('local_rank', 'rank', 'world_size', 'distributed', 'device', 'device_modules')
-# Files and folders of the machine, accounts and wishes of the person: no part of a recipe.
+# Files and folders of the machine, accounts and choices of the person. They are not part of a recipe.
 PERSONAL = (
     'config', 'data', 'data_dir', 'output', 'experiment', 'resume', 'no_resume_opt', 'start_epoch', 'dry_run',
     'check_data', 'log_tensorboard', 'log_wandb', 'wandb_project', 'wandb_tags', 'wandb_resume_id', 'push_to_hub',
     'hub_private', 'hub_revision', 'hub_pr', 'hub_replace_card', 'hub_replace_files', 'hub_dataset', 'license')
-# Files that decide what is trained: a recipe has their names.
+# Files that decide what is trained. A recipe has their names without folders.
 FILES = ('class_map', 'class_stats', 'initial_checkpoint', 'pretrained_path')
 FILES_OR_NUMBERS = ('loss_class_weight', 'loss_pos_weight')
-# Options without effect on the result: what is watched, kept and told of a run, and how fast it is.
+# Options with no effect on the result: monitoring, saving, publishing and speed.
 KEEPING = (
     'output', 'experiment', 'log_interval', 'save_images', 'report', 'recovery_interval', 'checkpoint_hist',
     'nan_policy', 'hang_timeout', 'max_damaged', 'check_data', 'dataset_download',

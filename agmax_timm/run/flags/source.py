@@ -1,4 +1,4 @@
-"""Options of the data that some kinds of data ignore: there they are refused. timm takes them in silence."""
+"""Options of the data, refused for kinds of data that ignore them. timm ignores them in silence."""
 import argparse
 import os
 from typing import Any, Callable
@@ -7,7 +7,7 @@ from ...command_line import flag_of
 
 _ALL_BUT_TORCH = ('folder', 'tar', 'hfds', 'hfids', 'tfds', 'wds')
 _NUMBERS = {'train_num_samples': 'train_split', 'val_num_samples': 'val_split', 'num_samples': 'split'}
-# The kinds of data that take an option. Parts of splits are known to what opens them, see data.datasets.check_split.
+# The kinds of data that take an option. For parts of splits see data.datasets.check_split.
 _TAKEN_BY = {
     **{name: ('hfids', 'wds') for name in _NUMBERS},
     'epoch_repeats': ('hfids', 'tfds'),
@@ -26,7 +26,7 @@ def kind_of(args: argparse.Namespace) -> str:
 
 
 def check_source(args: argparse.Namespace, error: Callable[[str], Any]) -> None:
-    """Hand the first option that the data would ignore to `error`, as a line with the remedy."""
+    """Call `error` for an option that the data would ignore, with a line that has the remedy."""
     kind = kind_of(args)
     data = f'--dataset {args.dataset}' if args.dataset else {'tar': 'a tar file'}.get(kind, 'a folder')
     for name, kinds in _TAKEN_BY.items():

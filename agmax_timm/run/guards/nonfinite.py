@@ -25,8 +25,8 @@ _REMEDY = 'a smaller --lr, --clip-grad, more --warmup-epochs, --amp-dtype bfloat
 class BrokenUpdates:
     """Ends the run at the first broken update, or leaves such updates out, as --nan-policy says.
 
-    Updates that the loss scaler skips are no reason to end, unless they do not stop: a scale that starts high has to
-    come down.
+    Updates that the loss scaler skips do not end the run, unless too many follow each other: the scale starts high and
+    has to come down.
 
     Args:
         args: Options.
@@ -41,7 +41,7 @@ class BrokenUpdates:
         self.folder: Optional[str] = None  # where files go, on every rank; None: nowhere
         self.count = 0
         self.skipped = 0  # by the loss scaler
-        self._next = -1  # number of the batch behind the last one, in all epochs
+        self._next = -1  # number of the batch after the last broken update, counted over all epochs
         self._in_a_row = 0
 
     def __call__(self, update: Update, verdict: Verdict) -> None:
@@ -84,7 +84,7 @@ class BrokenUpdates:
         return f'update {update.first_batch // self.args.grad_accum_steps + 1} of epoch {update.epoch}'
 
     def _found(self, update: Update, verdict: Verdict) -> str:
-        """Where it is broken, on all ranks. A collective where there are several."""
+        """Samples and files of the broken update on all ranks. A collective."""
         found = [self._describe(update, verdict)]
         if self.args.distributed:
             of_ranks = [None] * self.args.world_size

@@ -12,7 +12,7 @@ _PERIODS = 3  # without a word, until a process counts as silent
 
 
 class Presence:
-    """This process's part; it is of a watching thread, and goes without where there is no store.
+    """One process's heartbeat. Runs in the watchdog thread; does nothing without a store.
 
     Args:
         args: Options, of which `rank` and `world_size` count.
@@ -54,7 +54,7 @@ class Presence:
         return [rank for rank, word in enumerate(after) if word == before[rank] and word != _LEFT.encode()]
 
     def absent(self) -> Optional[List[int]]:
-        """The ranks that have never told anything; None where there is no store."""
+        """The ranks that have sent no heartbeat yet; None without a store."""
         words = self._read()
         return [rank for rank, word in enumerate(words) if not word] if words else None
 

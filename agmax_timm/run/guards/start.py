@@ -1,4 +1,4 @@
-"""The start of a job: how many processes it has by its launcher, and how they wait for each other."""
+"""The start of a job: the number of its processes by its launcher, and the wait until all have started."""
 import argparse
 import logging
 import os
@@ -18,17 +18,18 @@ from .presence import Presence
 
 _logger = logging.getLogger('train')
 
-# Variables by which timm knows a launcher's size and ranks.
+# Variables from which timm reads the number of processes and the ranks.
 LAUNCHER = (
     'WORLD_SIZE', 'RANK', 'LOCAL_RANK', 'SLURM_NTASKS', 'SLURM_PROCID', 'SLURM_LOCALID', 'PMI_SIZE', 'PMI_RANK',
     'MPI_LOCALRANKID', 'OMPI_COMM_WORLD_SIZE', 'OMPI_COMM_WORLD_RANK', 'OMPI_COMM_WORLD_LOCAL_RANK')
-PATIENCE = 30.  # seconds of waiting for other ranks, after which it is said for whom
-_INTERVAL = 2.  # seconds between two looks for other ranks
+PATIENCE = 30.  # seconds of waiting, after which a warning names the missing ranks
+_INTERVAL = 2.  # seconds between two checks for other ranks
 
 
 def leave_allocation() -> str:
-    """Make this process one of its own where SLURM's variables are those of an allocation, in which srun did not start
-    it: a batch script, salloc, a notebook. They give a number of tasks that nobody starts.
+    """Remove SLURM's variables if srun did not start this process, so that it runs alone.
+
+    In a batch script, under salloc and in a notebook they give a number of tasks that nobody starts.
 
     Returns:
         A warning, '' where nothing was changed.
@@ -45,7 +46,7 @@ def leave_allocation() -> str:
 
 @contextmanager
 def one_process() -> Iterator[None]:
-    """Let timm see a single process, whatever the launcher: for commands that do not share their work."""
+    """Hide the launcher from timm, for commands that always run as one process."""
     kept = {name: os.environ.pop(name) for name in LAUNCHER if name in os.environ}
     try:
         yield
@@ -54,11 +55,12 @@ def one_process() -> Iterator[None]:
 
 
 def join(args: argparse.Namespace, signals: Optional[StopSignals] = None) -> torch.device:
-    """timm's init_distributed_device. While this process waits for others of its job, it says for whom, and ends when
-    a signal asks it to: torch itself waits in C++, where Python gets no signal.
+    """Call timm's init_distributed_device, with a warning about missing ranks, and a wait that signals can end.
+
+    torch waits in C++, where Python handles no signals.
 
     Args:
-        signals: Signals that ask the process to end. It ends with the exit status of a run that can start again.
+        signals: Signals that end the process, with the exit status of a run that can be started again.
     """
     if not is_distributed_env():
         return utils.init_distributed_device(args)
@@ -77,19 +79,19 @@ def join(args: argparse.Namespace, signals: Optional[StopSignals] = None) -> tor
         raise start.error
     device = torch.device(args.device)
     if device.type == 'cuda' and device.index is not None:
-        torch.cuda.set_device(device)  # of this thread
+        torch.cuda.set_device(device)  # timm set it in the other thread only
     return device
 
 
 class _Start(threading.Thread):
-    """Joins the process group. Beside it a second thread tells the other ranks that this one is there."""
+    """Thread that joins the process group. A second thread tells the other ranks that this one has started."""
 
     def __init__(self, args: argparse.Namespace):
         super().__init__(name='start', daemon=True)
         self.args = args
         self.error: Optional[BaseException] = None
         _, self.rank, self.world_size = utils.world_info_from_env()
-        self._missing: Optional[List[int]] = None  # None: rank 0 was not reached
+        self._missing: Optional[List[int]] = None  # ranks; None if rank 0 was not reached
         self._done = threading.Event()
         self.start()
         threading.Thread(target=self._tell, name='presence', daemon=True).start()
@@ -111,7 +113,7 @@ class _Start(threading.Thread):
     def _tell(self) -> None:
         presence = None
         while not self._done.wait(_INTERVAL):
-            if self._missing is None:  # none is reached yet
+            if self._missing is None:  # not connected yet
                 presence = Presence(argparse.Namespace(rank=self.rank, world_size=self.world_size), period=_INTERVAL)
             presence.tell()
             self._missing = presence.absent()

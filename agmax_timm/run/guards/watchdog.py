@@ -15,8 +15,8 @@ from .presence import Presence
 # Functions in which a rank meets the others: collectives, and DDP's within the forward and backward pass.
 _WAITING = {'all_reduce', 'broadcast', 'barrier', 'all_gather', 'gather', 'all_gather_object', 'gather_object',
             '_pre_forward', '_engine_run_backward'}
-# Collectives of NCCL return at once. The host waits for them where it reads from the device: in torch's Python function
-# or, as methods of tensors have no frame of their own, in a line that calls one.
+# Collectives of NCCL return at once. The host waits for them when it reads from the device: in torch's function
+# `synchronize`, or in a line that calls a method of a tensor, which has no frame of its own.
 _READING = re.compile(r'\.(item|tolist|cpu|numpy|synchronize)\(|\.to\(|\bbool\(|\bfloat\(')
 
 
@@ -88,6 +88,6 @@ class Watchdog:
         return f'it hangs in {frame.name}, {frame.filename}:{frame.lineno}'
 
     def _reads(self, frame: traceback.FrameSummary) -> bool:
-        """Whether the main thread reads from a device, behind whose collectives it then waits."""
+        """Whether the main thread reads from a device, so that it may wait for a collective there."""
         on_cpu = self.args.device.startswith('cpu')
         return not on_cpu and (frame.name == 'synchronize' or bool(_READING.search(frame.line or '')))

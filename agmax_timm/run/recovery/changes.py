@@ -23,11 +23,11 @@ _SCHEDULE = (
     'warmup_epochs', 'warmup_prefix', 'min_lr', 'cooldown_epochs', 'patience_epochs', 'decay_milestones',
     'decay_epochs', 'decay_rate', 'lr_noise', 'lr_noise_pct', 'lr_noise_std', 'lr_cycle_mul', 'lr_cycle_decay',
     'lr_cycle_limit', 'lr_k_decay', 'lr_decay_fn', 'lr_stable_timescale')
-# What a checkpoint takes the place of, or what is told or refused on its own.
+# Options of the start, which a checkpoint replaces, and options that other code compares.
 _START = ('resume', 'no_resume_opt', 'start_epoch', 'stop_epoch', 'early_stop', 'early_stop_metric',
           'early_stop_min_delta', 'pretrained', 'pretrained_path', 'initial_checkpoint', 'head_init_scale',
           'head_init_bias', 'agmax_init_std', 'workers', 'data')
-_OF_NO_ACCOUNT = LAUNCHER + _START + KEEPING
+_NOT_COMPARED = LAUNCHER + _START + KEEPING
 
 
 def compare_options(args: argparse.Namespace, saved: Dict[str, Any], within_epoch: bool) -> Tuple[List[str], bool]:
@@ -45,7 +45,7 @@ def compare_options(args: argparse.Namespace, saved: Dict[str, Any], within_epoc
         OptionError: one that cannot change.
     """
     differ = [name for name, value in vars(args).items()
-              if name in saved and name not in _OF_NO_ACCOUNT and _plain(saved[name]) != _plain(value)]
+              if name in saved and name not in _NOT_COMPARED and _plain(saved[name]) != _plain(value)]
     fixed = _FIXED + (() if args.no_resume_opt else _FIXED_WITH_OPTIMIZER)
     sized_by_epochs = ('epochs',) if args.train_size_schedule == 'progressive' else ()
     for name in differ:

@@ -56,7 +56,7 @@ class Keeper:
         self.log_position = lambda: 0
         self.damage = damage_of(state.loader.dataset)
         if self.damage is not None:
-            self.damage.deferred = True  # so that no update is lost: see wishes
+            self.damage.deferred = True  # wishes() asks for the end, so that the run saves first
         self._updates = 0  # of the epoch
         self._saved_at = time.monotonic()
 
@@ -118,12 +118,12 @@ class Keeper:
         self._saved_at = time.monotonic()
 
     def close(self) -> None:
-        """Return when all is on disk, or raise SaveError."""
+        """Wait until all is on disk. Raises SaveError if it cannot be written."""
         if self.saver is not None:
             self.saver.close()
 
     def leave(self, where: str) -> None:
-        """Raise Interrupted when all is on disk, DamagedError if that was the reason, or SaveError."""
+        """Wait until all is on disk, then raise Interrupted, or DamagedError for too many damaged images."""
         self.close()
         if self.damage is not None and self.damage.too_many:
             _logger.info(f'Saved at {where}. {GOES_ON}.')

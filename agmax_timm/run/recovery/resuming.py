@@ -36,7 +36,7 @@ class Before:
         state = checkpoint.get(STATE)
         saved = checkpoint.get('args')
         position = Position(**state['position']) if state else Position()
-        # Of an epoch that is trained only the evaluation is left, which depends on no other option or sample.
+        # After training of an epoch only its evaluation is left, which does not depend on the training samples.
         within = bool(position.batch) and not position.trained and args.start_epoch is None
         changed, same_schedule = [], False
         if isinstance(saved, argparse.Namespace):
@@ -76,7 +76,7 @@ class Before:
 
 
 def _recorded_data(checkpoint: Dict[str, Any]) -> Dict[str, Any]:
-    """What the record of a checkpoint without a state says of the data."""
+    """The description of the data in the record of a checkpoint that has no state."""
     record = checkpoint.get(RECORD)
     names = record.get('class_names') if isinstance(record, dict) else None
     return {'train': {'classes': names}} if names else {}

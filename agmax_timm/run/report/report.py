@@ -127,7 +127,7 @@ def make_report(
 
 
 def report_at_end(run_dir: str, device: str, on_batch: Callable[[], None]) -> None:
-    """The report of the run that this process has just done. What goes wrong is told: the run itself is complete."""
+    """Write the report of the run that this process has completed. Errors are logged, not raised."""
     try:
         _logger.info(f'Report: {make_report(run_dir, device=device, in_run=True, on_batch=on_batch)}')
     except Exception as error:
@@ -267,14 +267,15 @@ def _check_measured(
         checkpoint: str,
         use_ema: bool,
 ) -> None:
-    """Raise DataError where the weights are further from what training measured than numerics explain."""
+    """Raise DataError if the metric differs from that of training by more than numerics can explain."""
     name = 'map' if saved['task'] == 'multilabel' else 'top1'
     before = _measured_in_training(record, use_ema).get(name)
-    # Without --dist-bn each rank was evaluated with statistics of its own.
+    # Without --dist-bn each rank evaluated with its own statistics.
     unequal_ranks = (saved.get('world_size') or 1) > 1 and not saved['dist_bn']
     if before is None or saved['tta'] or unequal_ranks:
         return
-    now, tolerance = evaluation.metrics[name], max(1., 2 * 100. / max(1, evaluation.images))  # 1 point or 2 images
+    now = evaluation.metrics[name]
+    tolerance = max(1., 2 * 100. / max(1, evaluation.images))  # one point, or two images
     if abs(now - before) > tolerance:
         raise DataError(f"{checkpoint} has {name} {now:.4g} on {saved['data_dir'] or saved['dataset']}, split "
                         f"{saved['val_split']}, and training measured {before:.4g}: give the data of the run, with the "
