@@ -12,7 +12,7 @@ from .base import Base, base_of
 from .checkpoint import SavedModel
 from .labels import describe, known_names
 from .licence import license_fields
-from .measured import measured, unrepeatable
+from .measured import describe_input, measured, unrepeatable
 from .recipe import portable
 from .run.settings import validate_command
 
@@ -380,13 +380,9 @@ def _measurement(saved: SavedModel) -> str:
     dataset, split = dataset_of(options), portable(options.get('val_split'))
     where = (f' on {dataset[1]}' if dataset else '') + (f', split {split}' if split else '')
     epoch = f" after epoch {saved.metrics['epoch']:.0f} (counted from 0)" if 'epoch' in saved.metrics else ''
-    size, crop = '{1} x {2}'.format(*saved.data_config['input_size']), saved.data_config.get('crop_pct')
-    mode = f", in {options['input_img_mode']}" if options.get('input_img_mode') else ''
-    if options.get('naflex_loader'):
-        return (f"Measured in validation{where}{epoch}, of images in their own aspect at up to "
-                f"{options['naflex_max_seq_len']} patches (NaFlex){mode}. The code above, which crops to {size}, is "
-                'not what was measured.')
-    return f'Measured in validation{where}{epoch}, at {size}' + (f', crop {crop:g}{mode}.' if crop else f'{mode}.')
+    naflex = bool(options.get('naflex_loader'))
+    other = ' The code above resizes and crops to one size: that was not measured.' if naflex else ''
+    return f'Measured in validation{where}{epoch}, {describe_input(options, saved.data_config)}.{other}'
 
 
 def _chosen_by(saved: SavedModel) -> str:

@@ -12,6 +12,7 @@ from .command_line import Parser, add_dataset_flag, add_model_flags, add_weights
 from .durable import scratch_folder
 from .hub import HubError, check_dataset, stage
 from .licence import LicenseError, add_license_flag, check_license
+from .measured import measured
 from .onnx_export import FILE as ONNX
 from .onnx_export import require_onnx, write_onnx
 from .untrusted import CheckpointError, read_file
@@ -38,9 +39,9 @@ def main(argv: Optional[List[str]] = None) -> None:
     except (CheckpointError, ExportError, HubError, LicenseError, OSError) as error:
         parser.exit(2, f'{parser.prog}: error: {error}\n')
     classes = f'{saved.num_classes} classes' + (', named' if saved.class_names else '')
-    measured = ''.join(f', {name} {saved.metrics[name]:g}' for name in ('top1', 'top5') if name in saved.metrics)
+    metrics = ''.join(f', {name} {value:g}' for name, value in measured(saved).items() if name in ('top1', 'top5'))
     print(f'{saved.source}: {saved.weights}\n'
-          f'{saved.architecture}, {classes}{measured}\n'
+          f'{saved.architecture}, {classes}{metrics}\n'
           f"Reloaded with equal logits: timm.create_model('local-dir:{args.folder}', pretrained=True)")
     if args.onnx:
         print(f'{os.path.join(args.folder, ONNX)}: the logits of ONNX Runtime differ by up to {difference:.1g} of the '

@@ -1,6 +1,6 @@
 """What a run measured of its model, as far as the folder that it is staged in can repeat it."""
 import math
-from typing import Dict
+from typing import Any, Dict, Mapping
 
 from .checkpoint import SavedModel
 
@@ -23,6 +23,20 @@ def unrepeatable(saved: SavedModel) -> str:
     if options.get('class_map') and not _names_hold(saved):
         return 'the class map of the run has names that are not those of the outputs (`--class-map`)'
     return ''
+
+
+def describe_input(options: Mapping[str, Any], data_config: Mapping[str, Any]) -> str:
+    """The images of an evaluation, as the end of a sentence: 'at 32 x 32, crop 0.9'.
+
+    Args:
+        options: Of the run.
+        data_config: Of the model: input_size (C, H, W), crop_pct.
+    """
+    mode = f", in {options['input_img_mode']}" if options.get('input_img_mode') else ''
+    if options.get('naflex_loader'):
+        return f"of images in their own aspect at up to {options['naflex_max_seq_len']} patches (NaFlex){mode}"
+    crop = data_config.get('crop_pct')
+    return 'at {1} x {2}'.format(*data_config['input_size']) + (f', crop {crop:g}' if crop else '') + mode
 
 
 def _names_hold(saved: SavedModel) -> bool:

@@ -252,6 +252,7 @@ def test_what_is_made_of_patches_is_shown_and_evaluated_as_in_training(photos, p
     shown = {kind: [attributes for name, attributes, around in page.elements if name == 'img'
                     and any(class_ == kind for _, class_ in around)] for kind in ('pair', 'mistakes')}
     assert len(shown['pair']) == 2 * 8
+    assert 'of images in their own aspect at up to 9 patches (NaFlex).' in (tmp_path / 'run/report.html').read_text()
     results = results_of(photos, '--checkpoint', tmp_path / 'run' / 'model_best.pth.tar', '--naflex-loader', '-b', 8)
     saved = saved_record(str(tmp_path / 'run' / 'model_best.pth.tar'))['metrics']['raw']
     assert results['loss'] == saved['loss'] and results['top1'] == round(saved['top1'], 4)

@@ -19,6 +19,7 @@ from ...data.classes import class_names, summary
 from ...data.datasets import DataError
 from ...data.errors import WorkerError
 from ...data.workers import names_dead_workers
+from ...measured import describe_input
 from ...recipe import portable, recipe, redact
 from ...untrusted import CheckpointError, one_line
 from .. import build, folder, loaders, reporting, validation
@@ -317,10 +318,8 @@ def _notes(
 ) -> List[str]:
     if evaluation is None:
         return ['The run has no validation data: nothing was evaluated.']
-    size = ' x '.join(map(str, evaluation.data_config['input_size'][1:]))
-    crop = evaluation.data_config['crop_pct']
     notes = [f'Measured with {os.path.basename(checkpoint)}, {describe_weights(saved, use_ema)}, on the split '
-             f"{portable(saved['val_split'])}, at {size}, crop {crop:g}."]
+             f"{portable(saved['val_split'])}, {describe_input(saved, evaluation.data_config)}."]
     before = _measured_in_training(record, use_ema)
     if before:
         notes.append('Training measured of these weights: '
