@@ -5,10 +5,11 @@ import re
 import select
 import sys
 from functools import wraps
-from typing import Any, Callable, Iterable, Sequence, Tuple, Union
+from typing import Any, Callable, Iterable, Optional, Sequence, Tuple, Union
 
 # Flags of ours that begin as one of timm's does.
-YIELDING = ('check_data', 'image_memory', 'corruptions_dir', 'severities', 'stress', 'attack', 'report', 'report_dir')
+YIELDING = ('check_data', 'image_memory', 'corruptions_dir', 'severities', 'stress', 'attack', 'report', 'report_dir',
+            'no_pin_mem')
 
 
 # Names that other programs give an option, and ours: the first that the command has is proposed. A word after the name
@@ -180,6 +181,19 @@ def add_weights_flags(parser: argparse.ArgumentParser) -> None:
                        help='the EMA of the weights (default: the weights by which the run ranked its checkpoints)')
     group.add_argument('--raw', action='store_false', dest='use_ema', default=None,
                        help='the weights without averaging')
+
+
+def add_pinning_flags(parser: argparse._ActionsContainer) -> None:
+    """Add --pin-mem and --no-pin-mem, as `pin_mem` and `no_pin_mem`."""
+    parser.add_argument('--pin-mem', action='store_true',
+                        help='batches go to the device from pinned memory (default: where it is CUDA)')
+    parser.add_argument('--no-pin-mem', action='store_true',
+                        help='they do not: pinned memory cannot be swapped out')
+
+
+def pinning(args: argparse.Namespace) -> Optional[bool]:
+    """Whether the flags ask for pinned memory, None for what is usual on the device."""
+    return False if args.no_pin_mem else args.pin_mem or None
 
 
 def flag_of(name: str) -> str:

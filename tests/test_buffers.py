@@ -1,5 +1,6 @@
 """Batches in memory that is used again: what a worker sends by number against the same batches sent whole."""
 import pickle
+import time
 from functools import partial
 from multiprocessing import resource_sharer
 from multiprocessing.reduction import ForkingPickler
@@ -13,7 +14,11 @@ from timm.utils import random_seed
 from agmax_timm import create_two_view_loader
 from agmax_timm.data import buffers
 from agmax_timm.data.buffers import Buffers, Courier
+from agmax_timm.data.datasets import create_dataset
 from agmax_timm.data.resumable import make_resumable
+from agmax_timm.run.build import Precision
+from agmax_timm.run.config import parse_train_args, parse_validate_args
+from agmax_timm.run.loaders import _loader_kwargs
 
 CPU = torch.device('cpu')
 IMAGES = 40  # 10 batches of 4
@@ -107,13 +112,32 @@ KINDS = {
 }
 
 
-@pytest.mark.filterwarnings('ignore:.*pin_memory')
+@pytest.fixture
+def pins(monkeypatch):
+    """The shapes of tensors that were pinned: copied, slowly, by torch's thread, as where there is an accelerator."""
+    shapes = []
+
+    def pin_memory(tensor, device=None):
+        time.sleep(.002)
+        shapes.append(tuple(tensor.shape))
+        return tensor.clone()
+    monkeypatch.setattr(torch.Tensor, 'pin_memory', pin_memory)
+    for name, value in dict(is_available=True, set_device_index=None, current_device_index=0,
+                            current_accelerator=torch.device('cuda')).items():
+        monkeypatch.setattr(torch.accelerator, name, lambda *args, value=value, **kwargs: value)
+    return shapes
+
+
 @pytest.mark.parametrize('kind', KINDS)
-def test_batches_are_those_of_a_loader_that_sends_them_whole(dataset, kind):
+def test_batches_are_those_of_a_loader_that_sends_them_whole(dataset, kind, request):
+    if kind == 'pinned':
+        pinned = request.getfixturevalue('pins')
+
     def epochs(wrapped):
         random_seed(3)
         loader = create_two_view_loader(
-            dataset(), (3, 8, 8), 4, num_workers=2, device=CPU, mean=(.5,) * 3, std=(.5,) * 3, **KINDS[kind])
+            dataset(), (3, 8, 8), 4, num_workers=2, device=CPU, mean=(.5,) * 3, std=(.5,) * 3,
+            **({} if kind == 'pinned' and not wrapped else KINDS[kind]))
         if wrapped:
             loader, _ = make_resumable(loader, CPU)
         return [(x.clone(), target.clone()) for _ in range(3) for x, target in loader]
@@ -122,6 +146,8 @@ def test_batches_are_those_of_a_loader_that_sends_them_whole(dataset, kind):
     for (x, target), (expected_x, expected_target) in zip(ours, expected):
         assert torch.equal(x, expected_x) and torch.equal(target, expected_target)
         assert target.dtype == expected_target.dtype
+    if kind == 'pinned':
+        assert sorted(pinned) == sorted([(8, 3, 8, 8), (8,)] * 30)
 
 
 def test_memory_of_workers_that_have_ended_is_freed(dataset):
@@ -160,3 +186,63 @@ def test_no_socket_is_opened_but_for_what_is_new(dataset, monkeypatch):
     loader, _ = make_resumable(loader, CPU)
     assert sum(1 for _ in range(3) for _ in loader) == 3 * IMAGES // 4
     assert len(opened) == 2 * 3
+
+
+# Copies to a device that read late
+
+SOURCES = {
+    'files': dict(),
+    'small images in memory': dict(image_memory='1M', train_crop_mode='pad'),
+    'mixed': dict(mixup=dict(mixup_alpha=1., num_classes=IMAGES)),
+}
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    root = tmp_path_factory.mktemp('images')
+    for number, pixels in enumerate(np.random.RandomState(0).randint(0, 256, (IMAGES, 8, 8, 3), dtype=np.uint8)):
+        (root / 'train' / str(number % 2)).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(root / 'train' / str(number % 2) / f'{number}.png')
+    return root
+
+
+def loader_for(device, dataset, workers=2, **kwargs):
+    """The torch loader of a training loader for a device that need not be here."""
+    with pytest.MonkeyPatch.context() as patch:
+        tensor = torch.tensor
+        patch.setattr(torch, 'tensor', lambda *args, device=None, **kwargs: tensor(*args, **kwargs))  # mean and std
+        loader = create_two_view_loader(
+            dataset, (3, 8, 8), 4, num_workers=workers, device=torch.device(device), mean=(.5,) * 3, std=(.5,) * 3,
+            augment_backend='fast', color_jitter=None, **kwargs)
+    return loader.loader
+
+
+@pytest.mark.parametrize('source, workers', [
+    ('files', 0), ('files', 2), ('small images in memory', 2), ('small images in memory', 0), ('mixed', 2)])
+@pytest.mark.parametrize('device, pin_memory, reused', [
+    ('cpu', None, True), ('cuda', None, True), ('cuda', False, False), ('xpu', None, False), ('mps', None, False)])
+def test_no_batch_is_overwritten_before_a_device_reads_it(
+        folder, pins, source, workers, device, pin_memory, reused):
+    """Not even by a device that reads nothing before the epoch is over."""
+    loader = loader_for(
+        device, create_dataset('', str(folder), 'train'), workers, pin_memory=pin_memory, **SOURCES[source])
+    assert (loader.dataset.batches is not None) == source.startswith('small')
+    batches = [(images, images.clone()) for images, _ in loader]
+    overwritten = [not torch.equal(late, at_once) for late, at_once in batches]
+    assert len(batches) == IMAGES // 4
+    assert any(overwritten) is (device == 'cpu')  # which has read a batch when it asks for the next
+    assert len(pins) == (2 * len(batches) if device == 'cuda' and reused else 0)
+    assert loader.collate_fn._buffers.reused is reused
+
+
+@pytest.mark.parametrize('device, default', [('cpu', False), ('cuda', True), ('xpu', False)])
+def test_memory_is_pinned_where_the_device_is_cuda(dataset, device, default):
+    for asked, expected in ((None, default), (True, True), (False, False)):
+        assert loader_for(device, dataset(), pin_memory=asked).pin_memory is expected
+    assert loader_for(device, dataset()).pin_memory is default
+    config = dict(mean=(.5,) * 3, std=(.5,) * 3)
+    for parse in (parse_train_args, parse_validate_args):
+        for flags, expected in (([], default), (['--pin-mem'], True), (['--no-pin-mem'], False)):
+            args = parse(['data', *flags])
+            args.distributed = False
+            assert _loader_kwargs(args, config, torch.device(device), Precision())['pin_memory'] is expected

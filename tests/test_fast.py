@@ -309,6 +309,20 @@ def test_a_batch_is_jittered_as_pil_images_are(photographs, jitter):
     assert difference.abs().max() <= 1.01 and difference.square().mean() < .01
 
 
+def test_what_is_drawn_for_a_gpu_is_pinned(jitter, monkeypatch):
+    """From other memory the copy waits for the device: for all steps that timm's prefetcher lets it wait for."""
+    pinned = []
+    monkeypatch.setattr(torch.Tensor, 'pin_memory', lambda values: pinned.append(values.shape) or values.clone())
+    images, levels = torch.rand(6, 3, 4, 4), (torch.zeros(1, 3, 1, 1), torch.ones(1, 3, 1, 1) / 255)
+    for expected, device_jitter in (([], DeviceJitter(jitter, *levels)),
+                                    ([(6, 3), (6, 3)], DeviceJitter(jitter, *levels, pinned=True))):
+        torch.manual_seed(0)
+        jittered = device_jitter(images)
+        assert pinned == expected
+    torch.manual_seed(0)
+    assert torch.equal(jittered, DeviceJitter(jitter, *levels)(images))
+
+
 def test_device_jitter_draws_torchvisions_distribution(jitter):
     device_jitter = DeviceJitter(jitter, torch.zeros(1, 3, 1, 1), torch.ones(1, 3, 1, 1))
     steps, factors = device_jitter.draw(6000)

@@ -21,6 +21,7 @@ MULTILABEL = '--task multilabel --num-classes 3 --dataset hfds/x'
 TRAINING = [
     ('--dataset-download', '--dataset-download', 'without --dataset torch/, hfids/ or tfds/'),
     ('--dataset-trust-remote-code', '--dataset-trust-remote-code', 'without --dataset hfds/ or hfids/'),
+    ('--pin-mem --no-pin-mem', '--pin-mem', 'with --no-pin-mem'),
     ('--amp-dtype bfloat16', '--amp-dtype', 'without --amp'),
     ('--torchcompile-mode max-autotune', '--torchcompile-mode', 'without --torchcompile'),
     ('--val-split= -vb 8', '--validation-batch-size', 'without --val-split'),
@@ -96,6 +97,7 @@ TRAINING = [
 VALIDATION = [
     ('--dataset-download', '--dataset-download', 'without --dataset torch/, hfids/ or tfds/'),
     ('--dataset-trust-remote-code', '--dataset-trust-remote-code', 'without --dataset hfds/ or hfids/'),
+    ('--pin-mem --no-pin-mem', '--pin-mem', 'with --no-pin-mem'),
     ('--amp-dtype bfloat16', '--amp-dtype', 'without --amp'),
     ('--torchcompile-mode max-autotune', '--torchcompile-mode', 'without --torchcompile'),
     ('--pretrained --checkpoint FILE', '--pretrained', 'with --checkpoint, whose weights replace it'),

@@ -39,12 +39,12 @@ OURS = {
     '--augment-backend', '--check-data', '--cutout', '--dry-run', '--early-stop', '--early-stop-metric',
     '--early-stop-min-delta', '--fsdp', '--hang-timeout', '--hub-dataset', '--hub-pr', '--hub-private',
     '--hub-replace-card', '--hub-replace-files', '--hub-revision', '--image-memory', '--license', '--lighting',
-    '--log-tensorboard', '--max-damaged', '--nan-policy', '--push-to-hub', '--report',
+    '--log-tensorboard', '--max-damaged', '--nan-policy', '--no-pin-mem', '--push-to-hub', '--report',
 }
 OURS_IN_VALIDATION = {
     '--agreement', '--attack', '--attack-eps', '--attack-norm', '--attack-step-size', '--attack-steps', '--calibration',
-    '--corruptions', '--corruptions-dir', '--naflex-patchify-channels-first', '--report-dir', '--severities',
-    '--stress',
+    '--corruptions', '--corruptions-dir', '--naflex-patchify-channels-first', '--no-pin-mem', '--report-dir',
+    '--severities', '--stress',
 }
 # Choices that timm asserts later, or never.
 STRICTER = {'--amp-dtype': ('float16', 'bfloat16'), '--model-dtype': ('float32', 'float16', 'bfloat16'),

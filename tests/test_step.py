@@ -12,6 +12,7 @@ from torch.nn.utils import get_total_norm
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from agmax_timm import AgMaxTask
+from agmax_timm.data.loader import DeviceMixupLoader
 from agmax_timm.distillation import AgMaxDistillationTask
 from agmax_timm.loss import AGREEMENT_KINDS
 from agmax_timm.run import engine
@@ -171,6 +172,19 @@ def gpu_copies(monkeypatch):
 def test_a_list_made_into_a_tensor_on_the_gpu_would_be_seen(gpu_copies):
     torch.tensor([True], device='cuda')
     assert gpu_copies.seen == [('cpu', 'cuda', 'waits')]
+
+
+def test_batches_without_the_prefetcher_go_to_a_gpu_without_a_wait(gpu_copies):
+    device, args = torch.device('cuda'), Namespace(no_prefetcher=True, channels_last=True)
+    images, target = torch.zeros(2 * IMAGES, 3, 32, 32), torch.zeros(2 * IMAGES, dtype=torch.long)
+    patches = dict(patches=torch.zeros(2 * IMAGES, 4, 12), patch_valid=torch.zeros(2 * IMAGES, 4), seq_len=4)
+    gpu_copies.seen.clear()
+    moved = [*engine._to_device(images, target, args, device, Precision()),
+             *engine._to_device(patches, target, args, device, Precision(model_dtype=torch.bfloat16)),
+             *next(iter(DeviceMixupLoader([(images, target)], lambda *batch: batch, device)))]
+    assert gpu_copies.seen == [('cpu', 'cuda', 'goes on')] * 7
+    assert {value.device.type for value in moved if torch.is_tensor(value)} == {'cuda'}
+    assert moved[2]['patches'].dtype == torch.bfloat16 and moved[2]['seq_len'] == 4
 
 
 @pytest.mark.parametrize('kind', AGREEMENT_KINDS)

@@ -1,7 +1,7 @@
 """Flags of the measurements. Imports nothing heavy: --help is fast."""
 from typing import Any, Dict, List, Optional
 
-from ..command_line import Parser
+from ..command_line import Parser, add_pinning_flags
 from ..processes import cores
 from .recipes import RECIPES, SMALL_RECIPES
 
@@ -106,6 +106,7 @@ def _training(parser: Parser) -> None:
     parser.add_argument('--recipe', default='standard', choices=[*RECIPES], metavar='NAME',
                         help=f'augmentation, of {", ".join(RECIPES)}')
     _network(parser)
+    add_pinning_flags(parser.add_mutually_exclusive_group())
 
 
 def _run(parser: Parser) -> None:

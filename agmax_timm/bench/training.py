@@ -7,6 +7,8 @@ from typing import Any, Callable, Dict
 import torch
 from torch.utils.data import DataLoader
 
+from ..command_line import pinning
+from ..data.buffers import is_pinned
 from ..data.datasets import create_dataset
 from ..data.resumable import make_resumable
 from ..run.build import build_precision, create_named_model
@@ -50,16 +52,17 @@ def measure(args: argparse.Namespace) -> Result:
             **ratios,
             'waits %': 100 * (1 - ratios['ratio']) if name.startswith(_TRAINING) else None,
         })
+    memory = 'pinned memory' if is_pinned(pinning(args), device) else 'memory not pinned'
     return Result(
         f'ratio: views a second against steps of {args.model} on {2 * args.batch_size} views of {args.img_size} x '
-        f'{args.img_size} that are at hand; {args.recipe}, {args.workers} workers; {describe(device)}', rows)
+        f'{args.img_size} that are at hand; {args.recipe}, {args.workers} workers, {memory}; {describe(device)}', rows)
 
 
 def _loader(name: str, root: str, args: argparse.Namespace, device: torch.device) -> Any:
     """As train.py has it."""
     loader = build_prefetched(
         name, root, (3, args.img_size, args.img_size), args.batch_size, args.workers, RECIPES[args.recipe], device,
-        channels_last=args.channels_last)
+        channels_last=args.channels_last, pin_memory=pinning(args))
     return make_resumable(loader, device)[0]
 
 

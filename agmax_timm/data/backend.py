@@ -50,11 +50,15 @@ def take_backend(
     _logger.info(f'Augmentation by timm: {reason}.')
 
 
-def use_batches(dataset: Dataset, views: int) -> None:
-    """Make the views of small images in memory a batch at a time, where their transform allows it."""
+def use_batches(dataset: Dataset, views: int, reused: bool) -> None:
+    """Make the views of small images in memory a batch at a time, where their transform allows it.
+
+    Args:
+        reused: Whether memory of batches is used again.
+    """
     if getattr(dataset, 'memory', None) and dataset.decode is not decode and dataset.target_transform is None:
         from .fast.small import small_batches
-        dataset.batches = small_batches(dataset.memory, dataset.transform, views)
+        dataset.batches = small_batches(dataset.memory, dataset.transform, views, reused)
 
 
 def views_of(dataset: Dataset) -> str:

@@ -15,18 +15,43 @@ _keys = itertools.count()
 _couriers: 'WeakValueDictionary[int, Courier]' = WeakValueDictionary()  # of the main process, by key
 
 
+def is_pinned(wanted: Optional[bool], device: torch.device) -> bool:
+    """Whether batches are copied to pinned memory on their way to a device; None is where the device is CUDA.
+
+    timm's prefetcher lets the copy to the device wait for the steps before it. From pinned memory only the device
+    waits, from other memory this process does.
+    """
+    return device.type == 'cuda' if wanted is None else wanted
+
+
+def is_reusable(device: torch.device, pinned: bool) -> bool:
+    """Whether memory of batches can be written again once the next batches were asked for.
+
+    A copy to a device may read later than it returns. The CPU copies at once; and torch copies a batch to pinned
+    memory before it gives it. A driver of CUDA may do as much for other memory, which is not promised.
+    """
+    return device.type == 'cpu' or (device.type == 'cuda' and pinned)
+
+
 class Buffers:
     """Memory of batches, in turn, of each shape: a fresh one costs more time in page faults than what is written.
 
     What a worker process takes is shared with the main process, which so reads it where it was written.
+
+    Args:
+        reused: Whether memory is used again, see is_reusable.
     """
 
-    def __init__(self):
+    def __init__(self, reused: bool = True):
+        self.reused = reused
         self._rings: Dict[Tuple[int, ...], List[torch.Tensor]] = {}
 
     def take(self, shape: Tuple[int, ...]) -> torch.Tensor:
-        """A tensor of uint8 of this shape, whose content is that of some batch before."""
+        """A tensor of uint8 of this shape, with any content."""
         in_worker = get_worker_info() is not None
+        if not self.reused:
+            fresh = torch.empty(shape, dtype=torch.uint8)
+            return fresh.share_memory_() if in_worker else fresh
         ring = self._rings.setdefault(shape, [])
         if len(ring) < (_IN_USE if in_worker else 1):
             ring.append(torch.empty(shape, dtype=torch.uint8))

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from ..distributed import world_size
 from .augment import Chain, CutOut, extend_transform, pad_and_crop, replace_transforms, transforms_of
 from .backend import take_backend, use_batches
+from .buffers import is_pinned, is_reusable
 from .free_memory import memory_limit
 from .memory import keep_decoded
 from .mixup import CollateMixup, TwoViewCollate, TwoViewMixup
@@ -31,6 +32,7 @@ def create_train_loader(
         augment_backend: str = 'auto',
         image_memory: str = '0',
         channels_last: bool = False,
+        pin_memory: Optional[bool] = None,
         **kwargs,
 ):
     """timm's training loader, extended by CutOut, lighting, pad-and-crop, mixing and a second view.
@@ -68,6 +70,7 @@ def create_train_loader(
 
     prefetch = kwargs.get('use_prefetcher', True)
     device = torch.device(kwargs.pop('device', None) or ('cuda' if torch.cuda.is_available() else 'cpu'))
+    pin_memory = is_pinned(pin_memory, device)
     collate = None
     if two_views:
         dataset = with_transform(dataset)
@@ -84,6 +87,7 @@ def create_train_loader(
         train_crop_mode=None if crop_mode == 'pad' else crop_mode,
         collate_fn=collate,
         device=device,
+        pin_memory=pin_memory,
         **kwargs,
     )
 
@@ -106,7 +110,7 @@ def create_train_loader(
     if kept and kwargs.get('num_workers', 1) and sys.platform == 'linux':
         _data_loader(loader).multiprocessing_context = 'fork'  # newer than 3.13, Python starts them in another way
     if two_views or mixup is None:
-        use_batches(loader.dataset, views=2 if two_views else 1)
+        use_batches(loader.dataset, views=2 if two_views else 1, reused=is_reusable(device, pin_memory))
     if two_views:
         replace_transforms(loader.dataset, [TwoViews(transform) for transform in transforms_of(loader.dataset)])
     if mixup is not None and not prefetch:
@@ -126,6 +130,7 @@ def create_two_view_loader(
         augment_backend: str = 'auto',
         image_memory: str = '0',
         channels_last: bool = False,
+        pin_memory: Optional[bool] = None,
         distributed: Optional[bool] = None,
         **kwargs,
 ):
@@ -152,6 +157,8 @@ def create_two_view_loader(
         image_memory: A share of the free memory, as '0.1', or an amount, as '8G': images that fit into it are decoded
             once, now, and kept as uint8. '0' keeps none.
         channels_last: The model is in channels_last: so may views be in memory, where that takes no time.
+        pin_memory: Whether batches go to the device from pinned memory. None is where the device is CUDA: the copy of a
+            batch then overlaps the steps before it.
         distributed: Whether each rank gets a share of the images. None follows the process group, also if it is
             made after the loader, and shuffles each epoch anew. True behaves as in timm: call
             `loader.sampler.set_epoch` before each epoch.
@@ -173,7 +180,7 @@ def create_two_view_loader(
     loader = create_train_loader(
         dataset, input_size, batch_size, mixup=mixup, cutout=cutout, lighting=lighting, two_views=True,
         augment_backend=augment_backend, image_memory=image_memory, channels_last=channels_last,
-        distributed=distributed, **kwargs)
+        pin_memory=pin_memory, distributed=distributed, **kwargs)
     if follow:
         follow_group(loader, _data_loader(loader))
     return loader
@@ -197,7 +204,7 @@ class DeviceMixupLoader:
 
     def __iter__(self):
         for input, target in self.loader:
-            yield self.mixup(input.to(self.device, self.dtype), target.to(self.device))
+            yield self.mixup(*to_device(input, target, self.device, self.dtype))
 
     def __len__(self) -> int:
         return len(self.loader)
@@ -221,6 +228,26 @@ class DeviceMixupLoader:
     @mixup_enabled.setter
     def mixup_enabled(self, enabled: bool) -> None:
         self.mixup.mixup_enabled = enabled
+
+
+def to_device(
+        input: Any,
+        target: torch.Tensor,
+        device: torch.device,
+        dtype: Optional[torch.dtype] = None,
+) -> Tuple[Any, torch.Tensor]:
+    """Copy a batch without the prefetcher; from pinned memory to CUDA, this process goes on.
+
+    Args:
+        input: Images, or a dictionary of NaFlex whose patches are converted.
+        dtype: Dtype of the images; None is as they are.
+    """
+    wait = dict(non_blocking=device.type == 'cuda')
+    target = target.to(device, **wait)
+    if not isinstance(input, dict):
+        return input.to(device=device, dtype=dtype, **wait), target
+    moved = {name: value.to(device, **wait) for name, value in input.items() if torch.is_tensor(value)}
+    return {**input, **moved, 'patches': moved['patches'].to(dtype=dtype)}, target
 
 
 def _data_loader(loader: Any) -> DataLoader:

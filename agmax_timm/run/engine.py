@@ -10,6 +10,7 @@ import torch.nn as nn
 from timm.task import ClassificationEvaluator, evaluation_sample_limit
 
 from ..data.decoding import check_damage
+from ..data.loader import to_device
 from ..data.shards import check_delivered, warn_of_loss
 from ..data.workers import batches_of
 from .build import Precision
@@ -210,12 +211,7 @@ def _to_device(
         precision: Precision,
 ) -> Tuple[Input, torch.Tensor]:
     if args.no_prefetcher:
-        target = target.to(device=device)
-        if isinstance(input, dict):
-            moved = {name: value.to(device=device) for name, value in input.items() if torch.is_tensor(value)}
-            input = {**input, **moved, 'patches': moved['patches'].to(dtype=precision.model_dtype)}
-        else:
-            input = input.to(device=device, dtype=precision.model_dtype)
+        input, target = to_device(input, target, device, precision.model_dtype)
     if args.channels_last and isinstance(input, torch.Tensor):
         input = input.contiguous(memory_format=torch.channels_last)
     return input, target

@@ -11,7 +11,8 @@ from timm.data import create_loader, create_naflex_loader
 from timm.data.target_transforms import MultiLabelTarget
 from torch.utils.data import Dataset, IterableDataset
 
-from ..command_line import OptionError, flag_of
+from ..command_line import OptionError, flag_of, pinning
+from ..data.buffers import is_pinned
 from ..data.checks import check_classes, check_different
 from ..data.classes import summary
 from ..data.datasets import DEMO, check_split
@@ -103,7 +104,7 @@ def _loader_kwargs(args: argparse.Namespace, data_config: Dict, device: torch.de
         **channels,
         mean=data_config['mean'],
         std=data_config['std'],
-        pin_memory=args.pin_mem,
+        pin_memory=is_pinned(pinning(args), device),
         img_dtype=precision.model_dtype or torch.float32,
         device=device,
         distributed=args.distributed,

@@ -14,18 +14,19 @@ from .small import ViewBatch
 class FastCollate(TwoViewCollate):
     """Collate samples of one view, or of two view-major, and mix two views where mixup is given.
 
-    A batch is overwritten when the loader has given so many others that timm's PrefetchLoader, which copies what it
-    reads, has long done so. To keep a batch, copy it.
+    Where memory is reused, a batch is overwritten when the loader has given so many others that timm's PrefetchLoader,
+    which copies what it reads, has long done so. To keep a batch, copy it.
 
     Args:
         mixup: None, or a dict of TwoViewMixup's arguments, for two views.
         two_views: Whether a sample holds two views.
+        reused: Whether memory of batches is used again.
     """
 
-    def __init__(self, mixup: Optional[Dict[str, Any]] = None, two_views: bool = True):
+    def __init__(self, mixup: Optional[Dict[str, Any]] = None, two_views: bool = True, reused: bool = True):
         super().__init__(mixup)
         self.two_views = two_views
-        self._buffers = Buffers()
+        self._buffers = Buffers(reused)
 
     def __call__(self, batch: Union[List[Tuple], ViewBatch], _=None) -> Tuple[torch.Tensor, torch.Tensor]:
         """

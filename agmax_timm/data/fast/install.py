@@ -7,6 +7,7 @@ from timm.data.loader import PrefetchLoader
 from torchvision.transforms import ColorJitter, Compose
 
 from ..augment import Chain, replace_transforms, transforms_of
+from ..buffers import is_reusable
 from ..decoding import DecodedDataset
 from .collate import FastCollate
 from .decoding import decode_array
@@ -34,13 +35,13 @@ def work_on_arrays(
     if type(base) is DecodedDataset and base.input_img_mode == 'RGB':
         base.decode = decode_array
     if two_views or mixup is None:
-        loader.loader.collate_fn = FastCollate(mixup, two_views)
+        loader.loader.collate_fn = FastCollate(mixup, two_views, is_reusable(loader.device, loader.loader.pin_memory))
     loader.loader.worker_init_fn = _OneThread(loader.loader.worker_init_fn)
     on_device = []
     if not channels_last:
         on_device.append(torch.Tensor.contiguous)  # a layout that the weights do not have costs time in each layer
     if jitter is not None:
-        on_device.append(DeviceJitter(jitter, loader.mean, loader.std))
+        on_device.append(DeviceJitter(jitter, loader.mean, loader.std, loader.loader.pin_memory))
     loader.random_erasing = Chain(*on_device, loader.random_erasing)
     return f', colour jitter on {loader.device}' if jitter is not None else ''
 

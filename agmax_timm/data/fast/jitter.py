@@ -19,14 +19,22 @@ class DeviceJitter:
     Args:
         jitter: transforms.ColorJitter without hue.
         mean, std: Of the normalisation, in levels, [1, 3, 1, 1] on the device.
+        pinned: Whether what is drawn goes to the device from pinned memory.
     """
 
-    def __init__(self, jitter: transforms.ColorJitter, mean: torch.Tensor, std: torch.Tensor):
+    def __init__(
+            self,
+            jitter: transforms.ColorJitter,
+            mean: torch.Tensor,
+            std: torch.Tensor,
+            pinned: bool = False,
+    ):
         # An image of factor 1 stays as it is.
         self.ranges = torch.tensor([limits or (1., 1.) for limits in (
             jitter.brightness, jitter.contrast, jitter.saturation)])
         self.mean = mean
         self.std = std
+        self.pinned = pinned
         self.luma = torch.tensor(_LUMA, device=mean.device).view(1, 3, 1, 1)
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
@@ -37,7 +45,10 @@ class DeviceJitter:
         Returns:
             The images, jittered.
         """
-        steps, factors = (drawn.to(images.device, non_blocking=True) for drawn in self.draw(len(images)))
+        drawn = self.draw(len(images))
+        if self.pinned:
+            drawn = [values.pin_memory() for values in drawn]
+        steps, factors = (values.to(images.device, non_blocking=True) for values in drawn)
         levels = jitter_levels((images * self.std + self.mean).round_(), steps, factors, self.luma)
         return levels.sub_(self.mean).div_(self.std)
 

@@ -28,18 +28,27 @@ class SmallBatches:
         flip: Probability of a horizontal flip.
         steps: What follows, an image at a time.
         views: Views of each image.
+        reused: Whether memory of batches is used again.
     """
 
-    def __init__(self, memory: ImageMemory, crop: transforms.RandomCrop, flip: float, steps: List[Step], views: int):
+    def __init__(
+            self,
+            memory: ImageMemory,
+            crop: transforms.RandomCrop,
+            flip: float,
+            steps: List[Step],
+            views: int,
+            reused: bool = True,
+    ):
         self.memory = memory
         self.padding = crop.padding[1], crop.padding[0]  # of height, width
         self.flip = flip
         self.steps = steps
         self.views = views
-        self._buffers = Buffers()
+        self._buffers = Buffers(reused)
 
     def __call__(self, indices: Sequence[int]) -> ViewBatch:
-        """The views of these images. Their memory is used again, see Buffers."""
+        """The views of these images. Their memory may be used again, see Buffers."""
         samples = [self.memory.get(index) for index in indices]
         height, width, channels = samples[0][0].shape
         count = self.views * len(samples)
@@ -57,7 +66,12 @@ class SmallBatches:
         return ViewBatch(images, torch.tensor([target for _, target in samples]))
 
 
-def small_batches(memory: ImageMemory, transform: ArrayTransform, views: int) -> Optional[SmallBatches]:
+def small_batches(
+        memory: ImageMemory,
+        transform: ArrayTransform,
+        views: int,
+        reused: bool,
+) -> Optional[SmallBatches]:
     """SmallBatches for a transform of data in memory, None where it does other things than to pad, crop and flip first,
     or where images are not of the size of the crop."""
     crop, *steps = transform.transform.transforms[:-1]
@@ -69,7 +83,8 @@ def small_batches(memory: ImageMemory, transform: ArrayTransform, views: int) ->
     flip = 0.
     if steps and isinstance(steps[0], transforms.RandomHorizontalFlip):
         flip = steps.pop(0).p
-    return SmallBatches(memory, crop, flip, transform.steps[len(transform.steps) - len(steps):], views)
+    return SmallBatches(memory, crop, flip, transform.steps[len(transform.steps) - len(steps):], views,
+                        reused)
 
 
 def _write_shifted(written: np.ndarray, pixels: np.ndarray, top: int, left: int, flip: bool) -> None:

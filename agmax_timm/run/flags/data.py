@@ -1,5 +1,5 @@
 """Flags of the data: where it is, how it is loaded, how it is augmented and mixed."""
-from ...command_line import memory
+from ...command_line import add_pinning_flags, memory
 from ...data.modes import BACKENDS
 
 
@@ -33,7 +33,7 @@ def train_data(group):
                        help='images a process in a batch; with --agmax, twice as many views')
     group.add_argument('-vb', '--validation-batch-size', type=int, metavar='N', help='(default: --batch-size)')
     group.add_argument('-j', '--workers', type=int, default=4, metavar='N', help='loader processes')
-    group.add_argument('--pin-mem', action='store_true', help='pin host memory')
+    add_pinning_flags(group)
     group.add_argument('--no-prefetcher', action='store_true', help='normalise and mix outside of the prefetcher')
     group.add_argument('--use-multi-epochs-loader', action='store_true', help='keep the loader going between epochs')
     group.add_argument('--image-memory', type=memory, default='0.1', metavar='SHARE',
@@ -51,7 +51,7 @@ def validation_data(group):
     group.add_argument('--num-samples', type=int, metavar='N', help='images in the split, for iterable data sets')
     group.add_argument('-b', '--batch-size', type=int, default=256, metavar='N', help='batch size')
     group.add_argument('-j', '--workers', type=int, default=4, metavar='N', help='loader processes')
-    group.add_argument('--pin-mem', action='store_true', help='pin host memory')
+    add_pinning_flags(group)
     group.add_argument('--no-prefetcher', action='store_true', help='normalise in the workers, not on the device')
 
 

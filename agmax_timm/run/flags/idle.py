@@ -34,6 +34,7 @@ _BOTH = (
          'without --dataset torch/, hfids/ or tfds/'),
     Idle(('dataset_trust_remote_code',), lambda args: kind_of(args) not in ('hfds', 'hfids'),
          'without --dataset hfds/ or hfids/'),
+    Idle(('pin_mem',), lambda args: args.no_pin_mem, 'with --no-pin-mem'),
     without('amp', 'amp_dtype'),
     without('torchcompile', 'torchcompile_mode'),
 )

@@ -14,7 +14,7 @@ FILES_OR_NUMBERS = ('loss_class_weight', 'loss_pos_weight')
 KEEPING = (
     'output', 'experiment', 'log_interval', 'save_images', 'report', 'recovery_interval', 'checkpoint_hist',
     'nan_policy', 'hang_timeout', 'max_damaged', 'check_data', 'dataset_download',
-    'dataset_trust_remote_code', 'pin_mem', 'synchronize_step', 'dry_run', 'log_tensorboard', 'log_wandb',
+    'dataset_trust_remote_code', 'pin_mem', 'no_pin_mem', 'synchronize_step', 'dry_run', 'log_tensorboard', 'log_wandb',
     'wandb_project', 'wandb_tags', 'wandb_resume_id', 'push_to_hub', 'hub_private', 'hub_revision', 'hub_pr',
     'hub_replace_card', 'hub_replace_files', 'hub_dataset', 'license')
 # What decides how the model of a run is evaluated. The config.json of an exported folder says the first.

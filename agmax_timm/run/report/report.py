@@ -38,8 +38,8 @@ _logger = logging.getLogger('train')
 
 FILE = 'report.html'
 # Options of the run that decide where its validation data is and in which numbers it is computed.
-_OF_EVALUATION = ('data_dir', 'dataset', 'workers', 'pin_mem', 'no_prefetcher', 'amp', 'amp_dtype', 'model_dtype',
-                  'channels_last', 'fast_norm', 'naflex_loader', 'naflex_max_seq_len', 'seed')
+_OF_EVALUATION = ('data_dir', 'dataset', 'workers', 'pin_mem', 'no_pin_mem', 'no_prefetcher', 'amp', 'amp_dtype',
+                  'model_dtype', 'channels_last', 'fast_norm', 'naflex_loader', 'naflex_max_seq_len', 'seed')
 _MOST_VIEWS = 8
 
 
@@ -168,7 +168,7 @@ def _evaluation_options(
         workers: Optional[int],
         use_ema: bool,
 ) -> argparse.Namespace:
-    options = {name: saved[name] for name in _OF_EVALUATION}
+    options = {name: saved[name] for name in _OF_EVALUATION if name in saved}  # not all in runs of former versions
     if workers is not None:
         options['workers'] = workers
     return validate_options(
