@@ -81,7 +81,9 @@ def hub(tmp_path_factory, monkeypatch):
     """A Hub on this machine, and the token of its user `me`."""
     with hub_server.serve(tmp_path_factory.mktemp('hub')) as server:
         server.add_user('hf_write', 'me')
-        monkeypatch.setattr(constants, 'ENDPOINT', server.url)
+        monkeypatch.setattr(constants, 'ENDPOINT', server.url)  # what HF_ENDPOINT sets at import, and the next
+        monkeypatch.setattr(
+            constants, 'HUGGINGFACE_CO_URL_TEMPLATE', server.url + '/{repo_id}/resolve/{revision}/{filename}')
         monkeypatch.setattr(constants, 'HF_HUB_DISABLE_XET', True)
         monkeypatch.setenv('HF_TOKEN', 'hf_write')
         yield server
