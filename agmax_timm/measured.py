@@ -1,4 +1,4 @@
-"""What a run measured of its model, as far as the folder that it is staged in can repeat it."""
+"""Metrics of a run that an evaluation of the published model can repeat."""
 import math
 from typing import Any, Dict, Mapping
 
@@ -13,7 +13,7 @@ def measured(saved: SavedModel) -> Dict[str, float]:
 
 
 def unrepeatable(saved: SavedModel) -> str:
-    """Why the staged model cannot be evaluated as its run did, as the end of a sentence; '' where it can."""
+    """Why an evaluation of the staged model cannot repeat that of its run, as the end of a sentence; '' if it can."""
     options = saved.options
     if (options.get('tta') or 0) > 1:
         return f'the run averaged the predictions of each {options["tta"]} images in a row (`--tta`)'
@@ -29,8 +29,8 @@ def describe_input(options: Mapping[str, Any], data_config: Mapping[str, Any]) -
     """The images of an evaluation, as the end of a sentence: 'at 32 x 32, crop 0.9'.
 
     Args:
-        options: Of the run.
-        data_config: Of the model: input_size (C, H, W), crop_pct.
+        options: Options of the run.
+        data_config: Data configuration of the model, with input_size (C, H, W) and crop_pct.
     """
     mode = f", in {options['input_img_mode']}" if options.get('input_img_mode') else ''
     if options.get('naflex_loader'):

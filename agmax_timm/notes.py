@@ -1,4 +1,4 @@
-"""Options that a published model keeps among the notes of its pretrained_cfg: timm leaves those alone."""
+"""Options of a published model in the notes of its pretrained_cfg, which timm does not interpret."""
 from typing import Any, Dict, List, Mapping
 
 from PIL import Image
@@ -10,11 +10,11 @@ _MODE = 'input_img_mode='
 
 
 def notes_of(options: Mapping[str, Any], in_chans: int) -> List[str]:
-    """The notes of a model: its task and the PIL mode of its images, where they are not the usual ones.
+    """The notes of a model: its task and the PIL mode of its images, if they are not the defaults.
 
     Args:
-        options: Of its run.
-        in_chans: Channels of its input.
+        options: Options of its run.
+        in_chans: Number of channels of its input.
     """
     notes = [SEVERAL_LABELS] if options.get('task') == SEVERAL_LABELS else []
     mode = options.get('input_img_mode')
@@ -22,7 +22,7 @@ def notes_of(options: Mapping[str, Any], in_chans: int) -> List[str]:
 
 
 def noted_options(pretrained_cfg: Mapping[str, Any]) -> Dict[str, str]:
-    """The options among the notes of a model; empty for models of others."""
+    """The options in the notes of a model; empty for models of other programs."""
     notes = [note for note in pretrained_cfg.get('notes') or () if isinstance(note, str)]
     modes = [note.removeprefix(_MODE) for note in notes if note.startswith(_MODE)]
     return {**({'task': SEVERAL_LABELS} if SEVERAL_LABELS in notes else {}),

@@ -1,7 +1,7 @@
 """Training loaders: timm's, with what its augmentation lacks, and with two views."""
 import sys
 from functools import partial
-from typing import Any, Dict, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Dict, Optional, Sequence, Tuple, Union
 
 import torch
 import torch.distributed as dist
@@ -40,33 +40,11 @@ def create_train_loader(
     See create_two_view_loader, which this is with `two_views=True`. With one view and none of the extensions it is
     timm.data.create_loader to the last random draw.
     """
-    if mixup is not None and batch_size % 2:
-        raise ValueError(f'mixup needs an even batch_size, got {batch_size}: use {max(2, batch_size - 1)} or '
-                         f'{batch_size + 1}')
-    if isinstance(dataset, IterableDataset):
-        _check_iterable(dataset, batch_size, kwargs)
-    else:
-        check_batch(dataset, batch_size, ranks=dist.get_world_size() if kwargs.get('distributed') else 1)
     crop_mode = kwargs.pop('train_crop_mode', None)
-    if crop_mode is not None and crop_mode not in CROP_MODES:
-        raise ValueError(f"train_crop_mode must be one of {', '.join(CROP_MODES)}, got '{crop_mode}'")
-    if kwargs.get('no_aug') and (cutout or lighting or crop_mode == 'pad'):
-        raise ValueError('no_aug turns augmentation off, but cutout, lighting or train_crop_mode pad asks for some')
-    if two_views and kwargs.get('num_aug_splits'):
-        raise ValueError('two views cannot be combined with num_aug_splits')
-    if crop_mode == 'pad' and kwargs.get('input_size_choices'):
-        raise ValueError('train_crop_mode pad is for one input_size, not for input_size_choices')
-
-    if augment_backend not in BACKENDS:
-        raise ValueError(f"augment_backend must be one of {', '.join(BACKENDS)}, got '{augment_backend}'")
-    if augment_backend == 'fast' and kwargs.get('num_aug_splits'):
-        raise ValueError('augment_backend fast: num_aug_splits has no fast equal; timm or auto do it')
-
     channels = input_size[0] if isinstance(input_size, Sequence) and len(input_size) == 3 else len(
         kwargs.get('mean', 'RGB'))
-    if lighting and (channels != 3 or getattr(dataset, 'input_img_mode', 'RGB') != 'RGB'):
-        raise ValueError(f'lighting needs RGB images, got lighting {lighting} for images of another mode: leave it out')
-    check_mode(dataset, channels, kwargs)
+    _check_arguments(
+        dataset, batch_size, channels, mixup, cutout, lighting, two_views, augment_backend, crop_mode, kwargs)
 
     prefetch = kwargs.get('use_prefetcher', True)
     device = torch.device(kwargs.pop('device', None) or ('cuda' if torch.cuda.is_available() else 'cpu'))
@@ -91,15 +69,10 @@ def create_train_loader(
         **kwargs,
     )
 
-    if crop_mode == 'pad' or lighting or (cutout and not prefetch):
-        crop = None
-        if crop_mode == 'pad':
-            crop = pad_and_crop(_height_width(input_size), kwargs.get('interpolation', 'bilinear'))
-        extend = partial(extend_transform, crop=crop, lighting=lighting, cutout=0 if prefetch else cutout)
-        replace_transforms(loader.dataset, [extend(transform) for transform in transforms_of(loader.dataset)])
-    if cutout and prefetch:
-        # The prefetcher's own place for what comes after normalisation.
-        loader.random_erasing = Chain(loader.random_erasing, CutOut(cutout))
+    crop = None
+    if crop_mode == 'pad':
+        crop = pad_and_crop(_height_width(input_size), kwargs.get('interpolation', 'bilinear'))
+    _extend_augmentation(loader, crop, lighting, cutout, prefetch)
     mixes = mixup is not None and mixup.get('prob', 1.) > 0.
     if two_views and not mixes and getattr(loader, 'random_erasing', None) is None:
         mode = getattr(dataset, 'input_img_mode', None) or mode_of_channels(channels)
@@ -117,6 +90,53 @@ def create_train_loader(
         mix = TwoViewMixup(**mixup) if two_views else Mixup(**mixup)
         loader = DeviceMixupLoader(loader, mix, device, kwargs.get('img_dtype', torch.float32))
     return loader
+
+
+def _check_arguments(
+        dataset: Dataset,
+        batch_size: int,
+        channels: int,
+        mixup: Optional[Dict[str, Any]],
+        cutout: int,
+        lighting: float,
+        two_views: bool,
+        augment_backend: str,
+        crop_mode: Optional[str],
+        kwargs: Dict[str, Any],
+) -> None:
+    """Raise ValueError for arguments of create_train_loader that do not fit each other or the data set."""
+    if mixup is not None and batch_size % 2:
+        raise ValueError(f'mixup needs an even batch_size, got {batch_size}: use {max(2, batch_size - 1)} or '
+                         f'{batch_size + 1}')
+    if isinstance(dataset, IterableDataset):
+        _check_iterable(dataset, batch_size, kwargs)
+    else:
+        check_batch(dataset, batch_size, ranks=dist.get_world_size() if kwargs.get('distributed') else 1)
+    if crop_mode is not None and crop_mode not in CROP_MODES:
+        raise ValueError(f"train_crop_mode must be one of {', '.join(CROP_MODES)}, got '{crop_mode}'")
+    if kwargs.get('no_aug') and (cutout or lighting or crop_mode == 'pad'):
+        raise ValueError('no_aug turns augmentation off, but cutout, lighting or train_crop_mode pad asks for some')
+    if two_views and kwargs.get('num_aug_splits'):
+        raise ValueError('two views cannot be combined with num_aug_splits')
+    if crop_mode == 'pad' and kwargs.get('input_size_choices'):
+        raise ValueError('train_crop_mode pad is for one input_size, not for input_size_choices')
+    if augment_backend not in BACKENDS:
+        raise ValueError(f"augment_backend must be one of {', '.join(BACKENDS)}, got '{augment_backend}'")
+    if augment_backend == 'fast' and kwargs.get('num_aug_splits'):
+        raise ValueError('augment_backend fast: num_aug_splits has no fast equal; timm or auto do it')
+    if lighting and (channels != 3 or getattr(dataset, 'input_img_mode', 'RGB') != 'RGB'):
+        raise ValueError(f'lighting needs RGB images, got lighting {lighting} for images of another mode: leave it out')
+    check_mode(dataset, channels, kwargs)
+
+
+def _extend_augmentation(loader: Any, crop: Optional[Callable], lighting: float, cutout: int, prefetch: bool) -> None:
+    """Add the augmentation that timm lacks to a loader."""
+    if crop is not None or lighting or (cutout and not prefetch):
+        extend = partial(extend_transform, crop=crop, lighting=lighting, cutout=0 if prefetch else cutout)
+        replace_transforms(loader.dataset, [extend(transform) for transform in transforms_of(loader.dataset)])
+    if cutout and prefetch:
+        # The prefetcher erases after it has normalised.
+        loader.random_erasing = Chain(loader.random_erasing, CutOut(cutout))
 
 
 def create_two_view_loader(
