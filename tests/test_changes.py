@@ -4,8 +4,8 @@ from argparse import Namespace
 from collections import Counter
 
 import pytest
+from exact import FLAGS, StopAfter, assert_equal, outcome
 from run_files import epochs_in, load
-from test_exact_resume import FLAGS, StopAfter, assert_equal, outcome
 
 from agmax_timm.command_line import OptionError
 from agmax_timm.run import training

@@ -6,61 +6,17 @@ from pathlib import Path
 import datasets
 import pytest
 import torch
+from exact import FLAGS, StopAfter, assert_equal, outcome
 from run_files import load
+from scaling import scale_float16
 from test_shards import write_parquet, write_shards
 
 from agmax_timm.run import training
 from agmax_timm.run.config import parse_train_args
-from agmax_timm.run.guards.interruption import Interrupted, StopSignals
+from agmax_timm.run.guards.interruption import Interrupted
 from agmax_timm.run.recovery.state import _generator_states, _load_generator_states
 
 REPOSITORY = Path(__file__).parent.parent
-FLAGS = ['--model', 'test_resnet', '--num-classes', '3', '--img-size', '32', '-b', '2', '--warmup-epochs', '0',
-         '--lr', '0.05', '--log-interval', '2', '--epochs', '3', '--drop', '0.1', '--checkpoint-hist', '2']
-
-
-class StopAfter(StopSignals):
-    """Signals that ask to end once they were looked at so many times: after each update and evaluated batch."""
-
-    def __init__(self, looks):
-        self.looks = looks
-
-    def check_start(self, args, device):
-        """None comes before training."""
-
-    @property
-    def received(self):
-        self.looks -= 1
-        return 'SIGTERM' if self.looks < 0 else None
-
-
-def outcome(folder):
-    """All that a run leaves that does not tell the time."""
-    last = load(folder / 'last.pth.tar')
-    kept = {name: last.get(name) for name in ('state_dict', 'state_dict_ema', 'task_state', 'task_state_ema',
-                                              'optimizer', 'epoch', 'metric')}
-    state = last['agmax_state']
-    lines = [line.split(' ', 2)[2] for line in (folder / 'train.log').read_text().splitlines() if 'Train: ' in line]
-    return dict(
-        kept, summary=(folder / 'summary.csv').read_text(), random=state['ranks'], results=state['results'],
-        best=load(folder / 'model_best.pth.tar')['state_dict'], saver=last['saver'],
-        losses=[line.split('  Time')[0] for line in lines],
-        files=sorted(path.name for path in folder.iterdir() if 'recovery' not in path.name))
-
-
-def assert_equal(ours, expected, where=''):
-    if isinstance(expected, dict):
-        assert ours.keys() == expected.keys(), where
-        for name in expected:
-            assert_equal(ours[name], expected[name], f'{where}.{name}')
-    elif isinstance(expected, (list, tuple)):
-        assert len(ours) == len(expected), where
-        for number, values in enumerate(zip(ours, expected)):
-            assert_equal(*values, f'{where}[{number}]')
-    elif isinstance(expected, torch.Tensor):
-        assert torch.equal(ours, expected), where
-    else:
-        assert ours == expected, where
 
 
 @pytest.fixture
@@ -99,6 +55,16 @@ def test_interrupted_runs_end_as_those_that_were_not(run, flags, stops):
     expected = outcome(run('whole', flags.split()))
     for number, looks in enumerate(stops):
         assert_equal(outcome(run(f'interrupted-{number}', flags.split(), looks)), expected)
+
+
+def test_interrupted_runs_in_float16_go_on_with_their_scale(run, monkeypatch):
+    """The first updates are skipped, and the scale grows again: both count updates over an interruption."""
+    scale_float16(monkeypatch, init_scale=2. ** 127, growth_interval=3)
+    flags = '-j 0 --agmax --amp --model-ema --model-ema-decay 0.9 --sched-on-updates'.split()
+    expected = outcome(run('whole', flags))
+    assert expected['amp_scaler']['scale'] < 2. ** 127 and expected['amp_scaler']['_growth_tracker']
+    for number, looks in enumerate([(2,), (10, 3)]):
+        assert_equal(outcome(run(f'interrupted-{number}', flags, looks)), expected)
 
 
 @pytest.mark.parametrize('kind', ['wds', 'hfids'])

@@ -18,8 +18,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from exact import FLAGS, assert_equal, outcome
+from poison import poison_gradients, poison_losses
 from run_files import load
-from test_exact_resume import FLAGS, assert_equal, outcome
 
 REPOSITORY = Path(__file__).parent.parent
 KILLS = int(os.environ.get('AGMAX_KILLS', 3))
@@ -238,51 +239,23 @@ def test_a_broken_update_is_kept_to_look_at(photos, tmp_path, monkeypatch, capsy
 
 def test_a_broken_update_is_left_out(photos, tmp_path, monkeypatch):
     """With --nan-policy skip: one bad batch, whose update, average and statistics are not made."""
-    from agmax_timm.loss import AgMaxLoss
     from agmax_timm.run import training as train
     from agmax_timm.run.config import parse_train_args
-    seen, forward = [], AgMaxLoss.forward
-
-    def poisoned(self, logits, joint, target):
-        seen.append(len(logits))
-        result = forward(self, logits, joint, target)
-        return {**result, 'ce': result['ce'] * float('nan')} if len(seen) == 3 else result
-
-    monkeypatch.setattr(AgMaxLoss, 'forward', poisoned)
+    poison_losses(monkeypatch, {3})
     argv = [str(photos), *FLAGS, '-j', '0', '--agmax', '--epochs', '1', '--output', str(tmp_path)]
     with pytest.raises(RuntimeError, match='update 3 of epoch 0: ce not finite, samples .*The update was not made'):
         train.train(parse_train_args([*argv, '--experiment', 'stopped']))
-    seen.clear()
+    poison_losses(monkeypatch, {3})
     results = train.train(parse_train_args([*argv, '--experiment', 'run', '--nan-policy', 'skip']))
     assert all(torch.tensor(list(results[0]['train'].values())).isfinite())
     assert all(value.isfinite().all() for value in load(tmp_path / 'run' / 'last.pth.tar')['state_dict'].values())
     assert 'Left out: update 3 of epoch 0' in (tmp_path / 'run' / 'train.log').read_text()
 
 
-class _BrokenGradient(torch.autograd.Function):
-    """A number whose gradient is not one."""
-
-    @staticmethod
-    def forward(ctx, value):
-        return value.clone()
-
-    @staticmethod
-    def backward(ctx, gradient):
-        return gradient * float('nan')
-
-
 def test_a_gradient_that_is_not_finite_makes_no_update(photos, tmp_path, monkeypatch, capsys):
     """The loss is finite, so only the gradients tell."""
-    from agmax_timm.loss import AgMaxLoss
     from agmax_timm.run import training as train
-    seen, forward = [], AgMaxLoss.forward
-
-    def poisoned(self, logits, joint, target):
-        seen.append(len(logits))
-        result = forward(self, logits, joint, target)
-        return {**result, 'loss': _BrokenGradient.apply(result['loss'])} if len(seen) == 3 else result
-
-    monkeypatch.setattr(AgMaxLoss, 'forward', poisoned)
+    poison_gradients(monkeypatch, {3})
     argv = [str(photos), *FLAGS, '-j', '0', '--agmax', '--epochs', '1', '--output', str(tmp_path)]
     with pytest.raises(SystemExit) as exit_info:
         train.main([*argv, '--experiment', 'stopped', '--recovery-interval', '1'])
@@ -297,7 +270,7 @@ def test_a_gradient_that_is_not_finite_makes_no_update(photos, tmp_path, monkeyp
     assert newest['agmax_state']['position']['batch'] == 2
     assert all(value.isfinite().all() for value in newest['state_dict'].values())
 
-    seen.clear()
+    poison_gradients(monkeypatch, {3})
     train.main([*argv, '--experiment', 'skipped', '--nan-policy', 'skip'])
     assert 'Left out: update 3 of epoch 0: gradient not finite' in (tmp_path / 'skipped' / 'train.log').read_text()
     assert all(value.isfinite().all() for value in load(tmp_path / 'skipped' / 'last.pth.tar')['state_dict'].values())
@@ -309,19 +282,6 @@ def scaled(monkeypatch):
     from agmax_timm.run import build
     from agmax_timm.run.scaler import LossScaler
     monkeypatch.setattr(build, 'build_precision', lambda args, device: build.Precision(scaler=LossScaler('cpu')))
-
-
-def poison_gradients(monkeypatch, updates):
-    """Make the gradients of these forward passes NaN, and leave the losses as they are."""
-    from agmax_timm.loss import AgMaxLoss
-    seen, forward = [], AgMaxLoss.forward
-
-    def poisoned(self, logits, joint, target):
-        seen.append(len(logits))
-        result = forward(self, logits, joint, target)
-        return {**result, 'loss': _BrokenGradient.apply(result['loss'])} if len(seen) in updates else result
-
-    monkeypatch.setattr(AgMaxLoss, 'forward', poisoned)
 
 
 def test_a_scale_that_does_not_stop_falling_ends_the_run(photos, tmp_path, monkeypatch, capsys, scaled):

@@ -5,9 +5,9 @@ from concurrent.futures import ThreadPoolExecutor, wait
 
 import pytest
 import torch
+from exact import FLAGS, assert_equal, outcome
 from ranks import finish_ranks, logs, start_ranks
 from run_files import epochs_in, load
-from test_exact_resume import FLAGS, assert_equal, outcome
 
 from agmax_timm.data.errors import DamagedError, WorkerError
 from agmax_timm.run import epochs, training

@@ -8,6 +8,7 @@ import timm
 import torch
 import torch.distributed as dist
 import torch.multiprocessing
+from scaling import cpu_scaler
 from torch.distributed.tensor import DTensor
 
 from agmax_timm.command_line import OptionError
@@ -21,6 +22,7 @@ from agmax_timm.run.step import Step
 RANKS = 2
 CLASSES = 5
 CPU = torch.device('cpu')
+SCALE = 2. ** 18  # so large that the gradients of the first updates overflow in float16
 # Model and flags; each with an EMA, 2 epochs of 3 batches, and both sets of weights evaluated after each.
 CASES = {
     'agmax': ('test_vit', '--agmax --opt adamw --lr 1e-3 --clip-grad 0.1 --grad-accum-steps 2 --grad-checkpointing'),
@@ -28,6 +30,7 @@ CASES = {
     'one view': ('test_efficientnet', '--opt lamb --lr 1e-3 --clip-grad 1 --layer-decay 0.7 --model-ema-warmup'),
     'statistics of each rank': ('test_resnet', '--agmax --lr 0.1 --no-ddp-bb --dist-bn broadcast --channels-last'),
     'bfloat16': ('test_vit', '--agmax --amp --amp-dtype bfloat16 --opt lion --lr 1e-4 --clip-grad 1'),
+    'float16': ('test_vit', '--agmax --amp --opt adamw --lr 1e-3 --clip-grad 1'),
     'compiled': ('test_vit', '--agmax --torchcompile eager --lr 0.1'),
 }
 # Runs of train.py on photos: (--fsdp, epochs, run to go on from).
@@ -63,6 +66,8 @@ def build_all(args, architecture, rank, dtype):
         model.to(memory_format=torch.channels_last)
     precision = build.build_precision(args, CPU)
     precision.model_dtype = dtype
+    if args.amp and args.amp_dtype == 'float16':
+        precision.scaler = cpu_scaler(init_scale=SCALE)
     task = build_task(args, model, CPU, precision)
     optimizer = optimization.build_optimizer(args, task)
     optimization.build_ema(args, task)
@@ -93,7 +98,8 @@ def train_case(name, fsdp, rank):
     parts = [*task.get_trainable_module().parameters(), *task.get_trainable_module(ema=True).parameters(),
              *(value for values in optimizer.state.values() for value in values.values() if value.ndim)]
     local = sum((part.to_local() if isinstance(part, DTensor) else part).numel() for part in parts)
-    return dict(saved=saved, metrics=metrics, share=local / sum(part.numel() for part in parts))
+    scale = precision.scaler and precision.scaler.scale
+    return dict(saved=saved, metrics=metrics, scale=scale, share=local / sum(part.numel() for part in parts))
 
 
 def complaints(rank):
@@ -165,17 +171,26 @@ def load_run(folder, name):
 @pytest.mark.parametrize('name', CASES)
 def test_shards_do_what_ddp_does_each_rank_with_its_share(folder, name):
     # AMP is for float32 weights, and torch.compile may take another path through attention.
-    tolerances = {'bfloat16': dict(rtol=1e-4, atol=1e-6), 'compiled': dict(rtol=1e-6, atol=1e-9)}
+    tolerances = {'bfloat16': dict(rtol=1e-4, atol=1e-6), 'float16': dict(rtol=1e-4, atol=1e-6),
+                  'compiled': dict(rtol=1e-6, atol=1e-9)}
     tolerance = tolerances.get(name, dict(rtol=1e-9, atol=1e-12))
     shares = []
     for rank in range(RANKS):
         expected, sharded = torch.load(folder / f'{name}-{rank}.pt')
         torch.testing.assert_close(sharded['metrics'], expected['metrics'], **tolerance)
         torch.testing.assert_close(sharded['saved'], expected['saved'], **tolerance)
+        assert sharded['scale'] == expected['scale']
         assert expected['share'] == 1
         shares.append(sharded['share'])
     assert sum(shares) == pytest.approx(1)
     assert max(shares) < 0.52
+
+
+def test_ranks_in_float16_skip_the_same_updates_and_make_the_others(folder):
+    results = [result for rank in range(RANKS) for result in torch.load(folder / f'float16-{rank}.pt')]
+    scale, = {result['scale'] for result in results}
+    steps, = {int(result['saved']['optimizer']['state'][0]['step']) for result in results}
+    assert 0 < steps < 6 and scale == SCALE / 2 ** (6 - steps)
 
 
 def test_one_shard_that_is_not_finite_stops_every_rank(folder):

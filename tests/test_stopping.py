@@ -5,8 +5,8 @@ from argparse import Namespace
 
 import pytest
 import torch
+from exact import FLAGS, StopAfter, assert_equal, outcome
 from run_files import load
-from test_exact_resume import FLAGS, StopAfter, assert_equal, outcome
 
 from agmax_timm.run import reporting, training
 from agmax_timm.run.config import parse_train_args
