@@ -138,11 +138,9 @@ def run_train(name, rank, folder, photos):
     vars(args).update(fsdp=fsdp, dist_url=f'file://{folder}/store {name}?rank={rank}&world_size={RANKS}')
     os.environ.update(WORLD_SIZE=str(RANKS), RANK=str(rank), LOCAL_RANK=str(rank))
     training.train(args)
-    dist.barrier()
-    dist.destroy_process_group()
 
 
-def run_rank(rank, folder, photos):
+def run_rank(rank, folder, photos, barrier):
     torch.set_num_threads(1)
     if sys.platform == 'linux':
         os.environ.setdefault('GLOO_SOCKET_IFNAME', 'lo')
@@ -154,12 +152,14 @@ def run_rank(rank, folder, photos):
     dist.destroy_process_group()
     for name in RUNS:
         run_train(name, rank, folder, photos)
+        barrier.wait()  # the first rank writes on when the process group has ended
 
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory, photos):
     folder = tmp_path_factory.mktemp('ranks')
-    torch.multiprocessing.spawn(run_rank, (folder, photos), nprocs=RANKS)
+    barrier = torch.multiprocessing.get_context('spawn').Barrier(RANKS)
+    torch.multiprocessing.spawn(run_rank, (folder, photos, barrier), nprocs=RANKS)
     return folder
 
 
