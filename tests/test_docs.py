@@ -4,6 +4,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+from gpu.table import BEGIN, END, render, sections
 
 from agmax_timm.run.config import parse_train_args, parse_validate_args
 
@@ -36,3 +37,23 @@ def test_links_and_files_are_there(path):
         assert (path.parent / target).exists(), target
     for target in re.findall(r'`((?:tests|tools|hparams|docs|agmax_timm)/[\w./-]+)`', text):
         assert (DOCS.parent / target).exists(), target
+
+
+def test_the_table_of_devices_has_every_section_of_the_suite_for_gpus():
+    table = (DOCS / 'performance.md').read_text().split(BEGIN)[1].split(END)[0]
+    rows = [line.split(' | ')[0].removeprefix('| ') for line in table.strip().split('\n\n')[0].splitlines()]
+    assert rows[2:] == list(sections().values())
+
+
+def test_the_table_of_devices_claims_only_what_ran():
+    def results(kind, **outcomes):
+        tests = {f'test_amp.py::{name}': dict(outcome=outcome, measured={}) for name, outcome in outcomes.items()}
+        return dict(machine=dict(device='H100' if kind == 'cuda' else 'CPU', kind=kind, torch='2.11.0+cu'), tests=tests)
+
+    on_cpu, on_gpu = results('cpu', a='passed', b='skipped'), results('cuda', a='passed', b='failed')
+    heads = [render(files)[0] for files in ([on_cpu], [on_gpu, on_cpu])]
+    assert heads == ['| what | CUDA | CPU form, torch 2.11.0 |',
+                     '| what | H100, torch 2.11.0 | CPU form, torch 2.11.0 |']
+    amp = [next(line for line in render(files) if line.startswith('| AMP')) for files in ([on_cpu], [on_gpu, on_cpu])]
+    assert amp[0].endswith('| not run | 1 passed, 1 skipped |')
+    assert amp[1].endswith('| 1 passed, 1 failed | 1 passed, 1 skipped |')

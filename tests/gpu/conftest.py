@@ -1,0 +1,156 @@
+"""What is claimed of CUDA, proven where CUDA is. docs/performance.md says how to run it.
+
+Without CUDA one test is skipped and no other is collected. `--device cpu` runs the CPU form of all: it shows that the
+tests work, and nothing of CUDA.
+"""
+import json
+import os
+import platform
+from pathlib import Path
+
+os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')  # deterministic; read when CUDA begins
+
+import pytest
+import timm
+import torch
+import torchvision
+from exact import FLAGS, StopAfter
+from scaling import scale_float16
+
+from agmax_timm.run import training
+from agmax_timm.run.config import parse_train_args
+from agmax_timm.run.guards.interruption import Interrupted
+
+NO_CUDA = 'no CUDA device: pytest tests/gpu --device cpu runs the CPU form'
+
+
+def pytest_addoption(parser):
+    parser.addoption('--device', default='cuda', choices=('cuda', 'cpu'), help='of tests/gpu: cpu for its CPU form')
+    parser.addoption('--gpu-json', default='gpu.json', metavar='FILE', help='results of tests/gpu')
+
+
+def device_name(config):
+    return config.getoption('--device', 'cuda')  # the default where pytest came here too late to add the option
+
+
+def is_missing(config):
+    return device_name(config) == 'cuda' and not torch.cuda.is_available()
+
+
+def pytest_configure(config):
+    config.addinivalue_line('markers', 'timing: measures time, so that nothing else may run meanwhile')
+    if not hasattr(config, 'workerinput'):  # the process that hears of all tests
+        config.pluginmanager.register(Results(config))
+
+
+def pytest_ignore_collect(collection_path, config):
+    if collection_path.name.startswith('test_') and collection_path.name != 'test_environment.py':
+        return is_missing(config) or None
+
+
+def pytest_collection_modifyitems(config, items):
+    alone = pytest.mark.skip(reason='measures time: run it alone, with -m timing -n 0')
+    for item in items:
+        if item.get_closest_marker('timing') and hasattr(config, 'workerinput'):
+            item.add_marker(alone)
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    if is_missing(config):
+        terminalreporter.write_line(f'tests/gpu skipped: {NO_CUDA}')
+
+
+class Results:
+    """Writes gpu.json: the machine and, of each test, the outcome, the seconds and what it measured.
+
+    Results of earlier commands on the same machine stay in the file.
+    """
+
+    def __init__(self, config):
+        self.config = config
+        self.tests = {}
+
+    def pytest_runtest_logreport(self, report):
+        name = report.nodeid.partition('tests/gpu/')[2]
+        if name and (report.when == 'call' or report.outcome != 'passed'):
+            self.tests[name] = dict(
+                outcome=report.outcome, seconds=round(report.duration, 2), measured=dict(report.user_properties))
+
+    def pytest_sessionfinish(self):
+        if all(test['outcome'] == 'skipped' for test in self.tests.values()):
+            return
+        path = Path(self.config.getoption('--gpu-json', 'gpu.json'))
+        found = dict(machine=describe_machine(device_name(self.config)), tests={})
+        if path.exists():
+            before = json.loads(path.read_text())
+            if before['machine'] == found['machine']:
+                found = before
+        ran = {name: test for name, test in self.tests.items()
+               if test['outcome'] != 'skipped' or name not in found['tests']}
+        found['tests'].update(ran)
+        path.write_text(json.dumps(found, indent=1) + '\n')
+
+
+def describe_machine(device):
+    return dict(
+        device=torch.cuda.get_device_name() if device == 'cuda' else 'CPU', kind=device, torch=torch.__version__,
+        cuda=torch.version.cuda if device == 'cuda' else None, timm=timm.__version__,
+        torchvision=torchvision.__version__, python=platform.python_version(), cores=os.cpu_count())
+
+
+@pytest.fixture(scope='session')
+def device(request):
+    if is_missing(request.config):
+        pytest.skip(NO_CUDA)
+    return torch.device(device_name(request.config))
+
+
+@pytest.fixture
+def cuda(device):
+    """The device of a test that has no CPU form."""
+    if device.type != 'cuda':
+        pytest.skip('has no CPU form')
+    return device
+
+
+SETTINGS = [(torch.backends.cuda.matmul, 'allow_tf32'), (torch.backends.cudnn, 'allow_tf32'),
+            (torch.backends.cudnn, 'benchmark')]
+
+
+@pytest.fixture(autouse=True)
+def settings(device, monkeypatch):
+    """Function: TF32 and cudnn's search, off at first and as before after the test; float16 has a scaler on a CPU too.
+
+    Runs set them for their process.
+    """
+    def switch(*values):
+        for (owner, name), value in zip(SETTINGS, values):
+            setattr(owner, name, value)  # monkeypatch would delete these at the end: they are not in the module's dict
+
+    before = [getattr(owner, name) for owner, name in SETTINGS]
+    switch(False, False, False)
+    if device.type == 'cpu':
+        scale_float16(monkeypatch)
+    yield switch
+    switch(*before)
+
+
+@pytest.fixture
+def argv(device, photos, tmp_path):
+    """Function: the command line of a run of 6 updates an epoch on photos."""
+    return lambda name, *flags: [
+        str(photos), *FLAGS, '--agmax', '-j', '0', '--device', device.type, '--output', str(tmp_path), '--experiment',
+        name, *map(str, flags)]
+
+
+@pytest.fixture
+def run(argv, tmp_path):
+    """Function: a run that was interrupted after each number of looks for signals; returns its folder."""
+    def start(name, *flags, stops=()):
+        line = argv(name, *flags, *([] if '--resume' in flags else ['--resume', 'auto']))
+        for looks in stops:
+            with pytest.raises(Interrupted):
+                training.train(parse_train_args(line), StopAfter(looks))
+        training.train(parse_train_args(line))
+        return tmp_path / name
+    return start

@@ -1,0 +1,47 @@
+"""Memory: constant over epochs, and the peak of AgMax against cross-entropy on as many views."""
+import gc
+
+import torch
+from timm.task import ClassificationTask
+
+from agmax_timm import AgMaxTask
+
+from .updates import BFLOAT16, batches, make_network, make_step, make_task, options, synchronize, train
+
+
+def allocated(device, most=False):
+    """Bytes of tensors on a GPU; those of a CPU are not counted."""
+    if device.type == 'cpu':
+        return 0
+    synchronize(device)
+    return torch.cuda.max_memory_allocated() if most else torch.cuda.memory_allocated()
+
+
+def test_no_epoch_leaves_anything_behind(device, record_property):
+    task = make_task(device, 'resnet18' if device.type == 'cuda' else 'test_resnet')
+    task.setup_ema()
+    step, data, seen = make_step(task, device, options(**BFLOAT16)), batches(device, 4, images=8, size=64), []
+    for _ in range(12 if device.type == 'cuda' else 3):
+        train(step, data)
+        seen.append(allocated(device))
+    record_property('MiB after an epoch', seen[-1] / 2 ** 20)
+    assert len(set(seen[2:])) == 1, seen
+
+
+def test_the_peak_is_that_of_the_views_and_the_q_network(device, record_property):
+    """ResNet-50: the Q-network's 12.3 M parameters are 141 MiB as weights, gradients and momentum."""
+    name, images, size = ('resnet50', 128, 224) if device.type == 'cuda' else ('test_resnet', 2, 32)
+    data, peaks = batches(device, 3, images=images, size=size, classes=1000), []
+    for agmax in (False, True):
+        gc.collect()
+        network = make_network(device, name, classes=1000).to(memory_format=torch.channels_last)
+        task = AgMaxTask(network, verbose=False) if agmax else ClassificationTask(
+            network, torch.nn.CrossEntropyLoss(), verbose=False)
+        if device.type == 'cuda':
+            torch.cuda.reset_peak_memory_stats()
+        train(make_step(task, device, options(agmax=agmax, channels_last=True, **BFLOAT16)), data)
+        peaks.append(allocated(device, most=True) / 2 ** 20)
+        del network, task
+    record_property('MiB, cross-entropy', peaks[0])
+    record_property('MiB, AgMax', peaks[1])
+    assert peaks[1] - peaks[0] < 300

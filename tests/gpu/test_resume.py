@@ -1,0 +1,45 @@
+"""Resume to the last bit in float32, float16 and bfloat16, and on another kind of device."""
+import pytest
+import torch
+from exact import assert_equal, outcome
+
+from agmax_timm.run import build
+
+PRECISIONS = {'float32': [], 'float16': ['--amp'], 'bfloat16': ['--amp', '--amp-dtype', 'bfloat16']}
+RANDOM = ['--model', 'test_vit', '--model-ema', '--model-ema-decay', '0.9', '--clip-grad', '1', '--opt', 'adamw',
+          '--color-jitter', '0.4', '--reprob', '0.5', '--remode', 'pixel', '--cutout', '8', '--epochs', '2']
+
+
+@pytest.fixture
+def deterministic(monkeypatch):
+    """Kernels that give the same bits each time, as far as torch has them."""
+    init_device = build.init_device
+
+    def without_search(*args):
+        device = init_device(*args)
+        torch.backends.cudnn.benchmark = False  # it may choose another kernel in each run
+        return device
+
+    monkeypatch.setattr(build, 'init_device', without_search)
+    torch.backends.cudnn.deterministic = True
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)
+    torch.backends.cudnn.deterministic = False
+
+
+@pytest.mark.parametrize('precision', PRECISIONS)
+def test_interrupted_runs_end_as_those_that_were_not(device, run, deterministic, precision):
+    flags = [*RANDOM, *PRECISIONS[precision]]
+    whole = outcome(run('whole', *flags))
+    assert_equal(outcome(run('again', *flags)), whole)  # or what follows says nothing
+    assert_equal(outcome(run('interrupted', *flags, stops=(2, 9))), whole)
+    assert (whole['amp_scaler'] is not None) == (precision == 'float16')
+    assert ('device' in whole['random'][0]['loader']['random']) == (device.type == 'cuda')
+
+
+@pytest.mark.parametrize('flags', [['--device', 'cpu'], ['--model-ema-force-cpu']], ids=str)
+def test_a_checkpoint_goes_on_elsewhere(run, tmp_path, flags):
+    run('first', *RANDOM, '--recovery-interval', '3')
+    folder = run('second', *RANDOM, *flags, '--resume', tmp_path / 'first' / 'recovery-1-2.pth.tar')
+    assert (folder / 'last.pth.tar').exists()
