@@ -402,6 +402,10 @@ def test_check_data_compares_with_the_model(ema_run, exported, links, photos, tm
     assert 'of the data is' not in out and "--class-map leaves out the images of 'formica rufa'" in out
     status, out = checked(capsys, commands.train, data, '--resume', ema_run / 'last.pth.tar')
     assert status == 1 and "train: class 0 of the data is 'bee', 'ant' there" in out
+    experiment = ['--output', ema_run.parent, '--experiment', ema_run.name, '--resume', 'auto']
+    for words in (experiment, ['--initial-checkpoint', ema_run / 'last.pth.tar']):
+        status, out = checked(capsys, commands.train, data, *words)
+        assert status == 1 and "train: class 0 of the data is 'bee', 'ant' there" in out
 
 
 # ---- Other kinds of data ----
@@ -436,6 +440,22 @@ def test_names_of_a_hugging_face_data_set(tmp_path, refusal, results_of):
     words = [*parquet(tmp_path / 'mixed', ['cat', 'bee', 'ant'], label=[0, 1, 2, 2]), '--checkpoint', checkpoint]
     same = parquet(tmp_path / 'sorted', NAMES, label=[2, 1, 0, 0])
     assert results_of(*words, '--class-map', 'model') == results_of(*same, '--checkpoint', checkpoint)
+
+
+def test_labels_past_the_named_classes(tmp_path, refusal, results_of, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    padded = named_weights(tmp_path / 'weights.pth', [*NAMES, '3', '4', '5'])  # trained with more outputs than classes
+    numbered = named_weights(tmp_path / 'numbered.pth', list('012345'))
+    inside = parquet(tmp_path / 'inside', None, label=[0, 1, 2, 2])
+    results_of(*inside, '--checkpoint', padded)
+    from_1 = parquet(tmp_path / 'from_1', None, label=[1, 2, 3, 3])
+    message = 'the data has the labels 1 to 3: class indices count from 0: subtract 1'
+    assert message in refusal(*from_1, '--checkpoint', padded, built=True)
+    in_sequence = [*from_1, '--dataset', f"hfids/{tmp_path / 'from_1'}", '--num-samples', '4']
+    assert 'the model has the classes 0 to 2' in refusal(*in_sequence, '--checkpoint', padded, built=True)
+    results_of(*from_1, '--checkpoint', numbered)  # nobody knows what its outputs are
+    status, out = checked(capsys, commands.validate, *from_1, '--checkpoint', padded)
+    assert status == 1 and f'validation: {message}' in out and out.count(message) == 1
 
 
 def test_several_labels_an_image_are_compared_too(tmp_path, refusal, results_of):

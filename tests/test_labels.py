@@ -36,8 +36,8 @@ def test_exact_labels_are_taken(label, index):
 
 @pytest.mark.parametrize('label, reason', [
     (None, 'no class'), ('cat', '--class-map'), ('2', '--class-map'), (b'2', '--class-map'), (1.5, 'whole number'),
-    (NAN, 'whole number'), (float('inf'), 'whole number'), (-1, 'count from 0'), (3, 'outputs 0 to 2'),
-    (3., 'outputs 0 to 2'), ([1], 'one class index'), (np.array([1, 0]), 'one class index'), (1j, 'whole number')])
+    (NAN, 'whole number'), (float('inf'), 'whole number'), (-1, 'count from 0'), (3, 'classes 0 to 2'),
+    (3., 'classes 0 to 2'), ([1], 'one class index'), (np.array([1, 0]), 'one class index'), (1j, 'whole number')])
 def test_other_labels_are_refused(label, reason):
     with pytest.raises(ValueError, match=reason):
         class_index(label, 3)
@@ -63,7 +63,7 @@ COLUMNS = {
     'invisible': (['a\u200b'], value('string'), 3, ('sample 0', r"'a\u200b'", '--class-map')),
     'fraction': ([0., 1.5], value('float32'), 3, ('sample 1', '1.5', 'whole number')),
     'NaN': ([0., NAN], value('float64'), 3, ('sample 1', 'nan', 'whole number')),
-    'float past the outputs': ([0., 3.], value('float32'), 3, ('sample 1', '3.0', 'outputs 0 to 2')),
+    'float past the outputs': ([0., 3.], value('float32'), 3, ('sample 1', '3.0', 'classes 0 to 2')),
     'lists': ([[0], [1, 2]], datasets.Sequence(value('int64')), 3, ('sample 0', '[0]', '--task multilabel')),
     'whole floats': ([0., 2., 1.], value('float32'), 3, None),
     'bools': ([False, True, True], value('bool'), 2, None),
@@ -112,7 +112,7 @@ def test_labels_that_count_from_1(tmp_path):
         check_labels(dataset, 3)
     dataset = open_dataset(f'hfids/{folder}', str(tmp_path / 'cache'), 'train', num_samples=3)
     check_labels(dataset, 3)
-    with pytest.raises(LabelError, match='sample 2 has the label 3: the model has the outputs 0 to 2, and .* from 0'):
+    with pytest.raises(LabelError, match='sample 2 has the label 3: the model has the classes 0 to 2, and .* from 0'):
         list(dataset)
 
 
@@ -168,7 +168,7 @@ def read_shard(tmp_path, labels, num_classes=3, workers=0, share=False, training
 # The content of .cls, and the value and the reason that are told of the last sample.
 SHARDS = [
     ([b'0', b'cat'], "'cat'", 'number'), ([b'0', b'1.5'], "'1.5'", 'whole number'), ([b'0', b''], "''", 'number'),
-    ([b'0', b'-1'], "'-1'", 'count from 0'), ([b'1', b'2', b'3'], "'3'", 'outputs 0 to 2'),
+    ([b'0', b'-1'], "'-1'", 'count from 0'), ([b'1', b'2', b'3'], "'3'", 'classes 0 to 2'),
     ([b'0', b'nan'], "'nan'", 'whole number'),
 ]
 
@@ -189,7 +189,7 @@ def test_exact_labels_in_shards(tmp_path):
 
 @pytest.mark.parametrize('label, told', [
     (1.5, 'the label 1.5: a class index is a whole number'), (None, 'the label None: it has no class'),
-    ('cat', "the label 'cat'"), (3, 'the label 3: the model has the outputs 0 to 2'), ([0, 1], 'the label [0, 1]')])
+    ('cat', "the label 'cat'"), (3, 'the label 3: the model has the classes 0 to 2'), ([0, 1], 'the label [0, 1]')])
 def test_labels_in_json_files(tmp_path, label, told):
     labels = [json.dumps({'kind': value}).encode() for value in (0, label)]
     with pytest.raises(LabelError) as caught:

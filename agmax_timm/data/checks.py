@@ -70,7 +70,19 @@ def check_evaluated_classes(
         check_folders(dataset, None)
     _warn_of_folders(dataset)
     check_evaluation(classes, class_outputs(dataset, valid_labels), num_outputs, valid_labels is None)
-    check_labels(dataset, num_outputs if valid_labels is None else len(valid_labels), evaluation=True)
+    check_labels(dataset, labels_of_model(dataset, classes, num_outputs, valid_labels), evaluation=True)
+
+
+def labels_of_model(
+        dataset: Dataset,
+        classes: Optional[ModelClasses],
+        num_outputs: int,
+        valid_labels: Optional[Sequence[int]] = None,
+) -> int:
+    """Number of labels that evaluation data can have: without names, that of the classes that the model names."""
+    if valid_labels is not None:
+        return len(valid_labels)
+    return min(classes.count, num_outputs) if classes is not None and not class_to_idx(dataset) else num_outputs
 
 
 def _warn_of_folders(dataset: Optional[Dataset]) -> None:
@@ -115,8 +127,10 @@ def check_labels(dataset: Optional[Dataset], num_classes: Optional[int], evaluat
     if low < 0:
         raise DataError(f'the data has the label {low}: labels count from 0; give --class-map or data with labels')
     if num_classes is not None and high >= num_classes:
-        remedy = 'it is a model of other classes' if evaluation else f'use --num-classes {high + 1}'
-        raise DataError(f'the data has labels up to {high}, the model {num_classes} outputs: {remedy}')
+        outputs, remedy = 'outputs', f'use --num-classes {high + 1}'
+        if evaluation:
+            outputs, remedy = 'classes', 'it is a model of other classes'
+        raise DataError(f'the data has labels up to {high}, the model {num_classes} {outputs}: {remedy}')
 
 
 def nested(dataset: Optional[Dataset]) -> str:

@@ -42,6 +42,12 @@ class ModelClasses:
         """Whether the outputs have their indices in place of names."""
         return bool(self.names) and list(self.names) == index_names(len(self.names))
 
+    @property
+    def count(self) -> int:
+        """Number of classes. Outputs behind them were not trained: they have their indices in place of names."""
+        named = [index for index, name in enumerate(self.names) if name != str(index)]
+        return named[-1] + 1 if named else len(self.names)
+
     def compare(self, found: Mapping[Any, int]) -> Tuple[List[Moved], Dict[str, int]]:
         """Compare the classes of data with these, by their names after Unicode NFC normalisation.
 

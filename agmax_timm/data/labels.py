@@ -39,7 +39,7 @@ def class_index(label: Any, num_classes: Optional[int] = None) -> int:
     if label < 0:
         raise ValueError('class indices count from 0')
     if num_classes is not None and label >= num_classes:
-        raise ValueError(f'the model has the outputs 0 to {num_classes - 1}, and class indices count from 0')
+        raise ValueError(f'the model has the classes 0 to {num_classes - 1}, and class indices count from 0')
     return int(label)
 
 

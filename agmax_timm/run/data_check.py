@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from ..checkpoint import saved_options
 from ..command_line import OptionError
-from ..data.checks import check_different, check_folders, check_labels, left_out, nested
+from ..data.checks import check_different, check_folders, check_labels, labels_of_model, left_out, nested
 from ..data.classes import ModelClasses, check_evaluation, class_names, class_outputs, summary
 from ..data.errors import DataError, WorkerError
 from ..data.labels import check_column
@@ -24,7 +24,7 @@ from .build import create_named_model, input_channels
 from .evaluation import bulk
 from .evaluation.metrics import read_valid_labels
 from .flags.checks import in_sequence
-from .folder import check_writable, writing
+from .folder import check_writable, resolve_resume, writing
 from .known_classes import classes_in, classes_of, map_of_model
 from .validation import adopt_options
 
@@ -167,7 +167,8 @@ def _spread(values) -> str:
 def _models(args: argparse.Namespace) -> List[ModelClasses]:
     """Classes of the models that the options name. Adopts the options of a checkpoint, as an evaluation does."""
     if 'resume' in args:
-        paths = [args.resume] if args.resume not in ('', 'auto') else []
+        resolve_resume(args)
+        paths = filter(None, (args.resume, args.initial_checkpoint))
         return [classes for classes in map(classes_in, paths) if classes is not None]
     jobs = bulk.list_jobs(args)
     if jobs is not None:
@@ -212,6 +213,9 @@ def _of_models(args: argparse.Namespace, dataset: ImageDataset, models: Sequence
         outputs = len(classes.names)
         labels = read_valid_labels(args.valid_labels, outputs) if getattr(args, 'valid_labels', '') else None
         problems += _told(check_evaluation, classes, class_outputs(dataset, labels), outputs)
+        known = labels_of_model(dataset, classes, outputs, labels)
+        if known < outputs:  # labels past the outputs are told by --num-classes
+            problems += _told(check_labels, dataset, known, True)
     return problems
 
 
