@@ -38,7 +38,7 @@ def check_classes(train: Dataset, validation: Optional[Dataset], num_classes: in
         class_map: The user's own map from class name to index; with one, splits may differ.
 
     Raises:
-        DataError: class folders without an image, classes in one split alone, fewer outputs than classes, labels that
+        DataError: class folders without an image, classes in only one split, fewer outputs than classes, labels that
             are no output.
     """
     known = class_to_idx(train)
@@ -173,7 +173,7 @@ def _label_span(dataset: Optional[Dataset]) -> Optional[Tuple[int, int]]:
 
 
 def check_folders(train: Dataset, validation: Optional[Dataset]) -> None:
-    """Raise DataError for class folders without an image and for classes in one split alone."""
+    """Raise DataError for class folders without an image and for classes in only one split."""
     for dataset in (train, validation):
         _check_empty_folders(dataset)
     _check_same_classes(class_to_idx(train), class_to_idx(validation))

@@ -84,7 +84,7 @@ def warn_of_equal_views(transforms: Iterable[Callable[[Image.Image], torch.Tenso
     """
     if all(_is_constant(transform, mode) for transform in transforms):
         _logger.warning(
-            'The two views of an image are the same, or differ in the interpolation alone: no random crop, flip or '
+            'The two views of an image are the same, or only differ in the interpolation: no random crop, flip or '
             'colour is left of the augmentation, no erasing and no mixing.')
 
 

@@ -258,7 +258,7 @@ def patch_size(model: nn.Module, choices: Optional[Sequence[int]] = None) -> Tup
     interpolates = getattr(getattr(model, 'embeds', None), 'patch_interpolator', None) is not None
     if not interpolates and any((side, side) != own for side in choices or ()):
         sizes = ' '.join(map(str, choices))
-        raise OptionError(f'--naflex-patch-sizes {sizes}: the model takes patches of {own[0]} x {own[1]} alone: add '
+        raise OptionError(f'--naflex-patch-sizes {sizes}: the model only takes patches of {own[0]} x {own[1]}: add '
                           '--model-kwargs enable_patch_interpolator=True, or drop it')
     return own
 

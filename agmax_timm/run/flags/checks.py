@@ -145,7 +145,7 @@ def _check_loss(args: argparse.Namespace, error: Callable) -> None:
             softening['smoothing'] = args.smoothing
         for name, value in softening.items():
             if value:
-                error(f'{flag_of(name)} gives soft targets, --loss {args.loss} takes hard ones alone: drop it, or use '
+                error(f'{flag_of(name)} gives soft targets, --loss {args.loss} only takes hard ones: drop it, or use '
                       '--loss bce')
     if args.loss == 'db' and not args.class_stats:
         error('--loss db needs the number of images of each class: add --class-stats FILE')
