@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from timm.data.readers.reader_image_folder import ReaderImageFolder
 
-from agmax_timm.bench import command, epochs, fresh, memory, objective, options, passes, report, startup
+from agmax_timm.bench import command, epochs, fresh, memory, objective, options, passes, pipelines, report, startup
 from agmax_timm.bench import step as step_bench
 from agmax_timm.bench import training as training_bench
 from agmax_timm.data.folder import FolderReader
@@ -184,6 +184,21 @@ def test_training(photos, measured, flags):
         'steps alone', 'images decoded', TIMM, FAST, f'training, {TIMM}', f'training, {FAST}')]
     for row in rows[-2:]:
         assert float(row['waits %']) == pytest.approx(100 - 100 * float(row['ratio']))
+
+
+@pytest.mark.parametrize('flags, pin_memory, said', [
+    ([], None, 'memory not pinned'), (['--pin-mem'], True, 'pinned memory'),
+    (['--no-pin-mem'], False, 'memory not pinned')])
+def test_training_from_pinned_memory_and_without(photos, monkeypatch, flags, pin_memory, said):
+    asked = []
+    monkeypatch.setattr(training_bench, 'build_prefetched', lambda *args, **kwargs: (
+        asked.append(kwargs['pin_memory']), build_prefetched(*args, **{**kwargs, 'pin_memory': False}))[1])
+    monkeypatch.setattr(passes, 'interleaved', lambda configurations, repeats: {
+        name: [passes.Pass(1., 1., 1)] for name in configurations})
+    build_prefetched = pipelines.build_prefetched
+    args = options.parse(['training', str(photos), '--device', 'cpu', '-j', '0', '--quick', *flags])
+    assert f', 0 workers, {said}; cpu' in training_bench.measure(args).caption
+    assert asked == [pin_memory] * 2
 
 
 def test_a_loader_that_training_waits_for(photos, measured, monkeypatch):

@@ -12,6 +12,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 from sklearn.metrics import precision_recall_fscore_support
 from torchvision.transforms.functional import to_tensor
@@ -286,6 +287,14 @@ def test_files_are_told_without_their_folders():
     options = vars(parse_train_args(['/data/x', '--class-map', __file__]))
     command = train_command(options, processes=4)
     assert command.startswith('torchrun --nproc-per-node 4 train.py DIR ') and '--class-map test_report.py' in command
+
+
+def test_a_run_of_a_former_version_need_not_know_every_option(run_copy):
+    options = yaml.safe_load((run_copy / 'args.yaml').read_text())
+    del options['no_pin_mem']
+    (run_copy / 'args.yaml').write_text(yaml.safe_dump(options))
+    command.main([str(run_copy), '--device', 'cpu', '-j', '0'])
+    check_page((run_copy / 'report.html').read_text())
 
 
 def test_data_elsewhere(run_copy, photos, tmp_path, capsys):

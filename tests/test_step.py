@@ -1,4 +1,5 @@
 """What an update costs besides the model's passes: no wait for the device, no work done twice, one graph to compile."""
+import time
 from argparse import Namespace
 from contextlib import nullcontext
 
@@ -66,6 +67,26 @@ def train(task, batches, device='cpu', losses=None, watched=True, scaler=None, *
     step = Step(task, optimizer, args, device, precision, watch=Watch(args, device) if watched else None)
     engine.train_one_epoch(0, step, batches, losses=losses)
     return {name: value.clone() for name, value in task.get_trainable_module().state_dict().items()}
+
+
+def test_data_in_the_log_is_the_time_of_the_loader():
+    class Late(list):
+        def __iter__(self):
+            for each in super().__iter__():
+                time.sleep(.03)
+                yield each
+
+    class SlowStep(Step):
+        def __call__(self, *args, **kwargs):
+            time.sleep(.1)
+            return super().__call__(*args, **kwargs)
+
+    task, device, args = create_task(), torch.device('cpu'), Namespace(**OPTIONS)
+    step = SlowStep(task, torch.optim.SGD(task.parameters(), lr=0.), args, device, Precision())
+    told = []
+    engine.train_one_epoch(0, step, Late(batch() for _ in range(UPDATES)), on_log=told.append)
+    total = told[-1].total
+    assert UPDATES * .03 <= total.data_seconds <= total.seconds - UPDATES * .1
 
 
 # No wait for the device

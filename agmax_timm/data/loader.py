@@ -178,7 +178,7 @@ def create_two_view_loader(
             once, now, and kept as uint8. '0' keeps none.
         channels_last: The model is in channels_last: so may views be in memory, where that takes no time.
         pin_memory: Whether batches go to the device from pinned memory. None is where the device is CUDA: the copy of a
-            batch then overlaps the steps before it.
+            batch can then overlap the steps before it.
         distributed: Whether each rank gets a share of the images. None follows the process group, also if it is
             made after the loader, and shuffles each epoch anew. True behaves as in timm: call
             `loader.sampler.set_epoch` before each epoch.
