@@ -120,3 +120,41 @@ def test_each_command_names_a_worker_that_dies(command, photos, ema_run, tmp_pat
     assert not os.path.exists('rows')
     assert 'error: a loader worker died: DataLoader worker (pid' in last and last.endswith(
         '--resume auto goes on' if command == 'train' else 'Use fewer --workers')
+
+
+def _pin_memory_loop(error):
+    raise error
+
+
+@pytest.mark.parametrize('target, error, told', [
+    (_pin_memory_loop, ConnectionResetError('lost'), False), (_pin_memory_loop, EOFError('lost'), False),
+    (_pin_memory_loop, ValueError('bad'), True), (lambda error: _pin_memory_loop(error), EOFError('other'), True)])
+def test_a_pin_thread_that_loses_a_worker_is_one_line(monkeypatch, target, error, told):
+    """The thread of torch's ends before the system tells that the worker is dead."""
+    tracebacks = []
+    monkeypatch.setattr(threading, 'excepthook', lambda args: tracebacks.append(args.exc_value))
+    before = threading.excepthook
+
+    def batches():
+        yield 0
+        thread = threading.Thread(target=target, args=(error,))
+        thread.start()
+        thread.join()
+        raise RuntimeError('Pin memory thread exited unexpectedly')
+
+    def killed(signal_of_death):
+        raise RuntimeError('DataLoader worker (pid 7) is killed by signal: Killed.')
+    monkeypatch.setattr('agmax_timm.data.workers.time.sleep', killed)
+    with pytest.raises(WorkerError, match='a loader worker died: DataLoader worker .pid 7.'):
+        names_dead_workers(lambda: list(batches_of(batches())))()
+    assert tracebacks == ([error] if told else [])
+    assert threading.excepthook is before
+
+
+def test_other_errors_of_a_loader_are_not_waited_for(monkeypatch):
+    def batches():
+        raise RuntimeError('something else')
+        yield
+    monkeypatch.setattr('agmax_timm.data.workers.time.sleep', lambda seconds: pytest.fail('waits'))
+    with pytest.raises(RuntimeError, match='something else'):
+        list(batches_of(batches()))

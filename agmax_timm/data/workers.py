@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 import time
 from contextlib import contextmanager
 from functools import lru_cache, wraps
@@ -104,18 +105,36 @@ def batches_of(loader: Iterable) -> Iterator[Any]:
     torch's that names it.
 
     The sockets of a process that was killed are closed before it is known to be dead: whoever reads the images of a
-    batch from it then is told of a connection.
+    batch from it then is told of a connection. With pinned memory that is a thread of torch's, which ends by it.
     """
     try:
-        with sigterm_waits(loader):
-            batches = iter(loader)
-            first = [*islice(batches, 1)]  # with which timm's prefetcher starts the workers
-        while first:
-            yield first.pop()  # not kept here for the rest of the epoch
-        yield from batches
-    except (ConnectionError, EOFError):
-        time.sleep(_SETTLED)  # ended by the error that torch raises when the system tells it of a dead worker
+        with _quiet_pin_thread():
+            with sigterm_waits(loader):
+                batches = iter(loader)
+                first = [*islice(batches, 1)]  # with which timm's prefetcher starts the workers
+            while first:
+                yield first.pop()  # not kept here for the rest of the epoch
+            yield from batches
+    except (ConnectionError, EOFError, RuntimeError) as error:
+        if not isinstance(error, RuntimeError) or 'Pin memory thread exited' in str(error):
+            time.sleep(_SETTLED)  # ended by the error that torch raises when the system tells it of a dead worker
         raise
+
+
+@contextmanager
+def _quiet_pin_thread() -> Iterator[None]:
+    """Print no traceback of torch's pin-memory thread for a lost connection to a worker, whose death is an error."""
+    hook = threading.excepthook
+
+    def tell(args: Any) -> None:
+        lost = issubclass(args.exc_type, (ConnectionError, EOFError))
+        if not (lost and args.thread is not None and '_pin_memory_loop' in args.thread.name):
+            hook(args)
+    threading.excepthook = tell
+    try:
+        yield
+    finally:
+        threading.excepthook = hook
 
 
 @contextmanager
