@@ -52,7 +52,7 @@ def resume(
     if epoch and 'metric' not in checkpoint and (
             STATE not in checkpoint or checkpoint[STATE]['position']['epoch'] < epoch):
         epoch -= 1
-        if verbose:
+        if verbose and (STATE not in checkpoint or optimizer is None):  # else its caller restores the position, too
             _logger.warning(f'{path} was written within epoch {epoch}, which is trained again from its start.')
     return epoch
 

@@ -96,6 +96,7 @@ def test_a_damaged_image_is_repaired_and_nothing_is_trained_again(argv, photos, 
     path.write_bytes(content)
     training.main(argv)
     assert 'Train: 0 [' not in caplog.text.split('Training epochs')[-1]
+    assert 'trained again' not in caplog.text
     assert_equal(outcome(tmp_path / 'run'), whole)
 
 
