@@ -8,7 +8,7 @@ import timm
 import torch
 import torch.distributed as dist
 import torch.multiprocessing
-from scaling import cpu_scaler
+from scaling import make_scaler
 from torch.distributed.tensor import DTensor
 
 from agmax_timm.command_line import OptionError
@@ -67,7 +67,7 @@ def build_all(args, architecture, rank, dtype):
     precision = build.build_precision(args, CPU)
     precision.model_dtype = dtype
     if args.amp and args.amp_dtype == 'float16':
-        precision.scaler = cpu_scaler(init_scale=SCALE)
+        precision.scaler = make_scaler(init_scale=SCALE)
     task = build_task(args, model, CPU, precision)
     optimizer = optimization.build_optimizer(args, task)
     optimization.build_ema(args, task)
