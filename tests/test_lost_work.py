@@ -9,8 +9,8 @@ from exact import FLAGS, assert_equal, outcome
 from ranks import finish_ranks, logs, start_ranks
 from run_files import epochs_in, load
 
-from agmax_timm.data.errors import DamagedError, WorkerError
-from agmax_timm.run import epochs, training
+from agmax_timm.data.errors import DamagedError, LabelError, WorkerError
+from agmax_timm.run import engine, epochs, training
 from agmax_timm.run.config import parse_train_args
 from agmax_timm.run.tracking import Trackers
 from agmax_timm.saver import RecordSaver
@@ -83,6 +83,29 @@ def test_a_run_goes_on_to_the_result_of_one_that_nothing_happened_to(
     assert (tmp_path / 'run' / f'recovery-{epoch}-5.pth.tar').exists()
     training.train(parse_train_args(argv))
     assert_equal(outcome(tmp_path / 'run'), whole)
+
+
+def test_a_bad_label_within_an_epoch_costs_no_update(argv, tmp_path, monkeypatch, capsys):
+    """Labels of data in sequence are known when they are read. What is saved is what a recovery file would be."""
+    training.main([*argv, '--experiment', 'whole', '--recovery-interval', '4', '--epochs', '1'])
+    expected = load(tmp_path / 'whole' / 'recovery-0-3.pth.tar')
+    batches_of = engine.batches_of
+
+    def failing(loader):
+        for number, batch in enumerate(batches_of(loader)):
+            if number == 4:
+                raise LabelError("sample 'x' has the label 'fly': a class index is a number")
+            yield batch
+
+    monkeypatch.setattr(engine, 'batches_of', failing)
+    assert fail(argv, capsys, 2).endswith("error: sample 'x' has the label 'fly': a class index is a number")
+    kept = load(tmp_path / 'run' / 'recovery-0-3.pth.tar')
+    for name in ('state_dict', 'state_dict_ema', 'optimizer', 'task_state'):
+        assert_equal(kept[name], expected[name])
+    assert kept['agmax_state']['position'] == expected['agmax_state']['position']
+    monkeypatch.undo()
+    training.main(argv)
+    assert epochs_in(tmp_path / 'run') == [0, 1]
 
 
 def test_a_damaged_image_is_repaired_and_nothing_is_trained_again(argv, photos, tmp_path, whole, capsys, caplog):

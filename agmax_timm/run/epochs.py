@@ -13,7 +13,7 @@ from timm import utils
 from timm.task import ClassificationEvaluator, evaluation_sample_limit
 
 from ..data.classes import class_names
-from ..data.errors import DamagedError
+from ..data.errors import DamagedError, LabelError
 from ..untrusted import one_line
 from . import loaders, optimization, reporting
 from .assembly import Built
@@ -108,17 +108,27 @@ class Epochs:
     def _train(self, position: Position, losses: RunningLosses) -> Dict[str, float]:
         """Mean losses of the epoch."""
         built, args = self.built, self.args
+        updated = position.batch  # batches of the epoch whose update is done
 
         def on_update(batches: int, verdict: Verdict) -> None:
+            nonlocal updated
+            updated = batches
             self.reporter.updated()
             self.keeper.after_update(position.epoch, batches, losses, verdict)
 
         step = Step(
             built.task, built.optimizer, args, built.device, built.precision,
             loaders.build_loss_scale(args, built.loader_train), built.watch, built.on_broken)
-        metrics, _ = train_one_epoch(
-            position.epoch, step, built.loader_train, built.scheduler, self._on_log, on_update, losses, position.batch,
-            built.updates_per_epoch)
+        try:
+            metrics, _ = train_one_epoch(
+                position.epoch, step, built.loader_train, built.scheduler, self._on_log, on_update, losses,
+                position.batch, built.updates_per_epoch)
+        except LabelError:
+            if updated and not args.distributed:  # other ranks are in a collective and cannot save
+                self.keeper.save_within(Position(position.epoch, updated), losses)
+                self.keeper.close()
+                _logger.info(f'Saved at epoch {position.epoch}, batch {updated}. {GOES_ON}.')
+            raise
         distribute_batch_norm(args, built.task.get_trainable_module())
         try:
             self.damaged.after_epoch()
