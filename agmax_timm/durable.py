@@ -108,7 +108,7 @@ def _scratch(path: str, make: Callable[[str], Any]) -> Iterator[str]:
             lock = _lock(scratch)
         yield scratch
     except OSError as error:
-        if error.filename in (None, scratch):
+        if error.errno is not None and error.filename in (None, scratch):  # others have a message of their own
             error.filename = path
         raise
     finally:

@@ -34,7 +34,8 @@ def main(argv: Optional[List[str]] = None) -> None:
         if args.onnx:
             require_onnx()
         saved = read_source(args)
-        saved.options['hub_dataset'] = args.hub_dataset or saved.options.get('hub_dataset')
+        dataset = args.hub_dataset or saved.options.get('hub_dataset')
+        saved = replace(saved, options={**saved.options, 'hub_dataset': dataset})
         difference = _write(saved, args.folder, args.onnx, args.license)
     except (CheckpointError, ExportError, HubError, LicenseError, OSError) as error:
         parser.exit(2, f'{parser.prog}: error: {error}\n')

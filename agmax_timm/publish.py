@@ -3,6 +3,7 @@ import logging
 import os
 import shlex
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, Iterator, List, Optional, Tuple, Type
 
 from .checkpoint import read_model
@@ -81,7 +82,8 @@ def publish_source(
         folder = os.path.join(source if os.path.isdir(source) else os.path.dirname(source), 'hub')
         saved = read_model(source, use_ema)
         _logger.info(f'{saved.source}: {saved.weights}')
-        saved.options['hub_dataset'] = hub_dataset or saved.options.get('hub_dataset')
+        dataset = hub_dataset or saved.options.get('hub_dataset')
+        saved = replace(saved, options={**saved.options, 'hub_dataset': dataset})
         with _going_on(DISK_ERRORS, source, repo_id, private, revision, create_pr, use_ema, hub_dataset, license,
                        replace_card, replace_files):
             stage(saved, folder, license)

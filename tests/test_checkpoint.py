@@ -54,6 +54,7 @@ def test_a_checkpoint_says_what_reproduces_its_weights(ema_run, photos):
         'class_names': ['ant', 'bee', 'cat'],
         'data_config': {'input_size': (3, 32, 32), 'interpolation': 'bilinear', 'mean': (0.5,) * 3, 'std': (0.5,) * 3,
                         'crop_pct': 0.95, 'crop_mode': 'center'},
+        'base': {},
         'metric_name': 'top1',
         'versions': {'agmax_timm': agmax_timm.__version__, 'timm': timm.__version__, 'torch': str(torch.__version__),
                      'python': platform.python_version()},

@@ -146,12 +146,12 @@ def test_checkpoints_without_a_record_of_their_base(make_saved, tmp_path):
 
 
 @pytest.mark.parametrize('value, message', [
-    ('apache2', "--license apache2: the Hub does not list such a licence, did you mean apache-2.0?; one that it does "
-                'not list is other:NAME'),
+    ('apache2', '--license apache2: the Hub does not list such a licence, did you mean apache-2.0?; for another '
+                'licence use other:NAME'),
     ('MIT', 'did you mean mit?'),
     ('other', 'the Hub does not list such a licence'),
     ('other:', 'the Hub does not list such a licence'),
-    ('other:Bee Licence', 'in a-z, 0-9, -, . and +'),
+    ('other:Bee Licence', 'with a-z, 0-9, -, . and + in NAME'),
 ])
 def test_a_licence_that_cannot_be(value, message, tmp_path, capsys):
     with pytest.raises(LicenseError) as error:

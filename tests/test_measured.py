@@ -41,7 +41,7 @@ RUNS = {
 }
 WITHOUT_EFFECT = {
     'help', 'data', 'data_dir', 'workers', 'pin_mem', 'check_data', 'dataset_download', 'dataset_trust_remote_code',
-    'device', 'seed', 'pretrained', 'batch_size', 'dataset', 'naflex_loader'}
+    'device', 'seed', 'pretrained', 'batch_size', 'dataset', 'naflex_loader', 'no_pin_mem'}
 
 
 def card_of(run, folder):

@@ -40,7 +40,7 @@ def test_a_command_that_prints_ends_quietly():
 def test_export_and_predict_end_quietly_after_their_work(photos, tmp_path):
     torch.save(create_model('test_resnet', num_classes=3).state_dict(), tmp_path / 'weights.pth')
     error, status = unread(['-m', 'agmax_timm.export', tmp_path / 'weights.pth', tmp_path / 'out', '--model',
-                            'test_resnet'])
+                            'test_resnet', '--license', 'mit'])
     assert (error, status) == ('', SIGPIPE) and (tmp_path / 'out' / 'model.safetensors').exists()
     error, status = unread(['-m', 'agmax_timm.predict', f'local-dir:{tmp_path}/out', photos / 'val', '-j', '0'])
     assert status == SIGPIPE and 'rror' not in error

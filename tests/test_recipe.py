@@ -30,8 +30,9 @@ VALID = {
 }
 FLAGS_BESIDE = {
     'wandb_resume_id': ['--resume', 'DIR/last.pth'], 'no_resume_opt': ['--resume', 'DIR/last.pth'],
-    'hub_private': ['--push-to-hub', 'a/b'], 'hub_revision': ['--push-to-hub', 'a/b'],
-    'hub_pr': ['--push-to-hub', 'a/b'], 'jsd_loss': ['--aug-splits', '2'], 'pretrained_path': ['--pretrained'],
+    **dict.fromkeys(('hub_private', 'hub_revision', 'hub_pr', 'hub_replace_card', 'hub_replace_files'),
+                    ['--push-to-hub', 'a/b']),
+    'jsd_loss': ['--aug-splits', '2'], 'pretrained_path': ['--pretrained'],
 }
 
 
