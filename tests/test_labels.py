@@ -56,7 +56,7 @@ def value(kind):
     return datasets.Value(kind)
 
 
-# Labels, their column, number of outputs, and the sample, the value and the reason that are told; None: they are taken.
+# Labels, their column, number of outputs, and sample, value and reason in the message; None where they are taken.
 COLUMNS = {
     'null': ([0, 1, None], value('int64'), 3, ('sample 2', 'None', 'no class')),
     'string': (['cat', 'dog', 'cat'], value('string'), 3, ('sample 0', "'cat'", '--class-map')),
@@ -165,7 +165,7 @@ def read_shard(tmp_path, labels, num_classes=3, workers=0, share=False, training
     return [target for _, targets in DataLoader(dataset, 2, num_workers=workers) for target in targets.tolist()]
 
 
-# The content of .cls, and the value and the reason that are told of the last sample.
+# The content of .cls; value and reason in the message on the last sample.
 SHARDS = [
     ([b'0', b'cat'], "'cat'", 'number'), ([b'0', b'1.5'], "'1.5'", 'whole number'), ([b'0', b''], "''", 'number'),
     ([b'0', b'-1'], "'-1'", 'count from 0'), ([b'1', b'2', b'3'], "'3'", 'classes 0 to 2'),

@@ -104,8 +104,8 @@ def batches_of(loader: Iterable) -> Iterator[Any]:
     """A loader's batches. A signal to the whole job meets no worker that starts; where a worker dies, the error is
     torch's that names it.
 
-    The sockets of a process that was killed are closed before it is known to be dead: whoever reads the images of a
-    batch from it then is told of a connection. With pinned memory that is a thread of torch's, which ends by it.
+    The sockets of a killed process close before the system reports its death. Reading a batch from it then raises a
+    ConnectionError, with pinned memory in torch's thread, which ends with it.
     """
     try:
         with _quiet_pin_thread():
