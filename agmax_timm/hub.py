@@ -18,7 +18,7 @@ from .staging import CARD, FILES, load_folder, stage
 from .update import ChangedError, Remote, Update, plan_update
 
 __all__ = ['ChangedError', 'HubError', 'check_dataset', 'check_destination', 'check_name', 'check_revision',
-           'check_update', 'load_folder', 'publish', 'stage', 'upload']
+           'check_update', 'load_folder', 'publish', 'stage']
 
 # Seconds before each further attempt where the Hub is busy or out of reach; Retry-After wins, up to the longest.
 WAITS = (1., 2., 4., 8., 16.)
@@ -101,6 +101,7 @@ def publish(
         replace_card: bool = False,
         replace_files: bool = False,
         license_chosen: bool = False,
+        checked: bool = False,
 ) -> str:
     """Upload a staged folder as one commit, into a repository and branch that are made where they are missing.
 
@@ -118,6 +119,7 @@ def publish(
         replace_card: Write README.md without regard to what is there.
         replace_files: Overwrite and delete other files without regard to who wrote them.
         license_chosen: The licence was asked for, so that it replaces another one.
+        checked: The folder was just staged or loaded, and is not checked again.
 
     Returns:
         The address of the commit or pull request.
@@ -126,25 +128,8 @@ def publish(
         ChangedError: something that was changed on the Hub would be overwritten.
         HubError: the folder does not load, or the Hub refuses or stays out of reach. Nothing is committed then.
     """
-    load_folder(folder)
-    return upload(folder, repo_id, token, private, revision, create_pr, endpoint, waits, replace_card, replace_files,
-                  license_chosen)
-
-
-def upload(
-        folder: Union[str, Path],
-        repo_id: str,
-        token: Optional[str] = None,
-        private: bool = False,
-        revision: Optional[str] = None,
-        create_pr: bool = False,
-        endpoint: Optional[str] = None,
-        waits: Sequence[float] = WAITS,
-        replace_card: bool = False,
-        replace_files: bool = False,
-        license_chosen: bool = False,
-) -> str:
-    """As publish, without its check of the folder: for one that was just staged or checked."""
+    if not checked:
+        load_folder(folder)
     folder = Path(folder)
     check_name(repo_id)
     check_revision(revision)

@@ -8,7 +8,7 @@ from typing import Any, Iterator, List, Optional, Tuple, Type
 
 from .checkpoint import read_model
 from .command_line import Parser, add_dataset_flag, add_weights_flags, quiet_in_pipes
-from .hub import ChangedError, HubError, check_dataset, check_destination, load_folder, stage, upload
+from .hub import ChangedError, HubError, check_dataset, check_destination, load_folder, publish, stage
 from .licence import LicenseError, add_license_flag, check_license
 from .staging import CONFIG, DISK_ERRORS, change_license
 from .untrusted import CheckpointError
@@ -91,8 +91,9 @@ def publish_source(
     # The folder holds what was chosen for it, except that a licence was chosen.
     with _going_on((Exception,), folder, repo_id, private, revision, create_pr, None, '', license, replace_card,
                    replace_files):
-        return upload(folder, repo_id, private=private, revision=revision, create_pr=create_pr,
-                      replace_card=replace_card, replace_files=replace_files, license_chosen=bool(license))
+        return publish(
+            folder, repo_id, private=private, revision=revision, create_pr=create_pr, replace_card=replace_card,
+            replace_files=replace_files, license_chosen=bool(license), checked=True)
 
 
 @contextmanager

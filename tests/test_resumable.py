@@ -295,7 +295,7 @@ def test_the_state_of_a_device_is_for_its_kind_alone(monkeypatch, noted, device,
     saved['device'] += 7
     if not noted:
         del saved['device_type']
-        taken = size == 16  # that is all that can be told of it
+        taken = size == 16  # nothing else about it is known
     module, device = Module(size), torch.device(device)
     monkeypatch.setattr(torch, 'get_device_module', lambda device: module)
     draws()
