@@ -15,6 +15,7 @@ _HOMES = {
     'QNet': '.task',
     'TwoViewCollate': '.data.mixup',
     'TwoViews': '.data.views',
+    'create_dataset': '.data.sources.datasets',
     'create_two_view_loader': '.data.loader',
 }
 

@@ -7,11 +7,11 @@ from typing import Any, Dict, List, Optional
 
 from timm.models import create_model, is_model
 
-from .checkpoint import SavedModel
-from .command_line import Parser, quiet_in_pipes
-from .hub import HubError, stage
-from .models import filter_checkpoint, is_original, original_options, timm_architecture
-from .untrusted import CheckpointError, read_file
+from .base.command_line import Parser, quiet_in_pipes
+from .base.safe_load import CheckpointError, read_file
+from .weights.checkpoint import SavedModel
+from .weights.hub import HubError, stage
+from .weights.models import filter_checkpoint, is_original, original_options, timm_architecture
 
 
 @quiet_in_pipes

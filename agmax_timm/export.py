@@ -7,15 +7,15 @@ from typing import Any, Dict, List, Optional
 
 import torch
 
-from .checkpoint import RECORD, SavedModel, choose_ema, read_model
-from .command_line import Parser, add_dataset_flag, add_model_flags, add_weights_flags, quiet_in_pipes
-from .durable import scratch_folder
-from .hub import HubError, check_dataset, stage
-from .licence import LicenseError, add_license_flag, check_license
-from .measured import measured
-from .onnx_export import FILE as ONNX
-from .onnx_export import require_onnx, write_onnx
-from .untrusted import CheckpointError, read_file
+from .base.atomic_write import scratch_folder
+from .base.command_line import Parser, add_dataset_flag, add_model_flags, add_weights_flags, quiet_in_pipes
+from .base.licences import LicenseError, add_license_flag, check_license
+from .base.safe_load import CheckpointError, read_file
+from .weights.checkpoint import RECORD, SavedModel, choose_ema, read_model
+from .weights.hub import HubError, check_dataset, stage
+from .weights.measured import measured
+from .weights.onnx_export import FILE as ONNX
+from .weights.onnx_export import require_onnx, write_onnx
 
 
 class ExportError(ValueError):

@@ -9,7 +9,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from .distributed import global_mean, world_size
+from .base.distributed import global_mean, world_size
 
 AGREEMENT_KINDS = ('mi', 'mse', 'kl', 'ce')
 

@@ -8,9 +8,9 @@ from collections import Counter
 from contextlib import contextmanager
 from typing import IO, Any, Callable, Dict, Iterable, Iterator, List, Optional
 
-from .command_line import Parser, add_model_flags, add_weights_flags, as_line, flag_of, quiet_in_pipes
-from .processes import fork_workers, kept_imports
-from .text_file import MARK
+from .base.command_line import Parser, add_model_flags, add_weights_flags, as_line, flag_of, quiet_in_pipes
+from .base.processes import fork_workers, kept_imports
+from .base.text_file import MARK
 
 
 class PredictError(ValueError):
@@ -25,13 +25,13 @@ def main(argv: Optional[List[str]] = None) -> None:
     if args.topk < 1 or args.batch_size < 1 or args.workers < 0:
         parser.error('--topk and --batch-size must be 1 or more, --workers 0 or more')
     with kept_imports():
-        from .command_line import OptionError
-        from .data.classes import describe_names, describe_others
-        from .data.datasets import DataError
-        from .data.errors import WorkerError
+        from .base.command_line import OptionError
+        from .base.data_errors import WorkerError
+        from .base.safe_load import CheckpointError
+        from .data.sources.classes import describe_names, describe_others
+        from .data.sources.datasets import DataError
         from .data.workers import names_dead_workers
-        from .run.evaluation.prediction import Predictor, image_endings
-        from .untrusted import CheckpointError
+        from .evaluation.prediction import Predictor, image_endings
     fork_workers()
     try:
         options = _options(args)
@@ -72,7 +72,7 @@ def list_images(names: List[str], endings: Optional[str] = None, others: Optiona
     Raises:
         PredictError: there are none.
     """
-    from .data.folder import FolderReader
+    from .data.sources.folder import FolderReader
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors='surrogateescape')  # names of files may be any bytes
     paths = []
@@ -95,8 +95,8 @@ def list_images(names: List[str], endings: Optional[str] = None, others: Optiona
 
 def _options(args: Any) -> Any:
     """Those of validate.py for the model that is asked for."""
-    from .checkpoint import find_file
-    from .run.evaluation.prediction import options_of
+    from .evaluation.prediction import options_of
+    from .weights.checkpoint import find_file
     common = dict(device=args.device, batch_size=args.batch_size, workers=args.workers, amp=args.amp)
     if os.path.exists(args.model_or_run):
         which = 'last' if args.last else 'best'
@@ -156,7 +156,7 @@ def _opened(path: Optional[str]) -> Iterator[IO]:
         sys.stdout.reconfigure(errors='surrogateescape')
         yield sys.stdout
         return
-    from .durable import replacing
+    from .base.atomic_write import replacing
     with replacing(path, 'w', newline='', encoding='utf-8', errors='surrogateescape') as f:
         yield f
 

@@ -6,12 +6,12 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Iterator, List, Optional, Tuple, Type
 
-from .checkpoint import read_model
-from .command_line import Parser, add_dataset_flag, add_weights_flags, quiet_in_pipes
-from .hub import ChangedError, HubError, check_dataset, check_destination, load_folder, publish, stage
-from .licence import LicenseError, add_license_flag, check_license
-from .staging import CONFIG, DISK_ERRORS, change_license
-from .untrusted import CheckpointError
+from .base.command_line import Parser, add_dataset_flag, add_weights_flags, quiet_in_pipes
+from .base.licences import LicenseError, add_license_flag, check_license
+from .base.safe_load import CheckpointError
+from .weights.checkpoint import read_model
+from .weights.hub import ChangedError, HubError, check_dataset, check_destination, load_folder, publish, stage
+from .weights.staging import CONFIG, DISK_ERRORS, change_license
 
 _logger = logging.getLogger(__name__)
 

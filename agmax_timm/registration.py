@@ -8,9 +8,9 @@ _REGISTRY = 'timm.models'
 
 
 def register_with_timm() -> None:
-    """Import .models now if timm's models are imported, else right after they will be."""
+    """Import .weights.models now if timm's models are imported, else right after they will be."""
     if _REGISTRY in sys.modules:
-        import_module('.models', __package__)
+        import_module('.weights.models', __package__)
     else:
         sys.meta_path.insert(0, _AfterTimm())
 
@@ -28,7 +28,7 @@ class _AfterTimm(MetaPathFinder):
 
             def execute_and_register(module):
                 execute(module)
-                import_module('.models', __package__)
+                import_module('.weights.models', __package__)
 
             spec.loader.exec_module = execute_and_register
         return spec

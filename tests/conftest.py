@@ -19,9 +19,10 @@ from timm.models import create_model
 from timm.utils import random_seed
 from torch.utils.data import Dataset
 
-from agmax_timm.checkpoint import SavedModel
-from agmax_timm.run import training, validation
-from agmax_timm.staging import stage
+from agmax_timm.evaluation import validation
+from agmax_timm.training import run as training
+from agmax_timm.weights.checkpoint import SavedModel
+from agmax_timm.weights.staging import stage
 
 CLASSES = ('ant', 'bee', 'cat')
 PER_CLASS = 4

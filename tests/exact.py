@@ -2,7 +2,7 @@
 import torch
 from run_files import load
 
-from agmax_timm.run.guards.interruption import StopSignals
+from agmax_timm.base.signals import StopSignals
 
 # 6 updates of training and 6 batches of validation an epoch.
 FLAGS = ['--model', 'test_resnet', '--num-classes', '3', '--img-size', '32', '-b', '2', '--warmup-epochs', '0',

@@ -30,7 +30,7 @@ def run_rank(environment, log, function, args):
 def start_ranks(world_size, folder, function, *args, environment=torchrun_environment):
     """Processes that call function(*args), where an argument may be a function of the rank; output in rank-N.log."""
     context = torch.multiprocessing.get_context('forkserver')
-    context.set_forkserver_preload(['agmax_timm.run.training', 'agmax_timm.run.validation'])
+    context.set_forkserver_preload(['agmax_timm.training.run', 'agmax_timm.evaluation.validation'])
     common = dict(MASTER_ADDR='127.0.0.1', MASTER_PORT=free_port())
     if sys.platform == 'linux':
         common['GLOO_SOCKET_IFNAME'] = 'lo'

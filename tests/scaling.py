@@ -3,8 +3,8 @@ from contextlib import nullcontext
 
 import torch
 
-from agmax_timm.run import build
-from agmax_timm.run.scaler import LossScaler
+from agmax_timm.assembly import model
+from agmax_timm.assembly.loss_scaler import LossScaler
 
 
 def make_scaler(device_type='cpu', **options):
@@ -19,7 +19,7 @@ def scale_float16(monkeypatch, **options):
 
     On a CPU they compute in float32: float16 is a hundred times slower there. A scale of 2 ** 127 overflows in it.
     """
-    build_precision = build.build_precision
+    build_precision = model.build_precision
 
     def with_scaler(args, device):
         precision = build_precision(args, device)
@@ -29,4 +29,4 @@ def scale_float16(monkeypatch, **options):
                 precision.autocast = nullcontext
         return precision
 
-    monkeypatch.setattr(build, 'build_precision', with_scaler)
+    monkeypatch.setattr(model, 'build_precision', with_scaler)

@@ -5,9 +5,9 @@ import torch
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 from torchvision.transforms.functional import pil_to_tensor
 
-from agmax_timm.run.evaluation.analysis import Pair, analyse, calibration, confused_pairs, confusion, per_class
-from agmax_timm.run.evaluation.outcomes import Outcomes
-from agmax_timm.run.pictures import ToPicture
+from agmax_timm.data.pictures import ToPicture
+from agmax_timm.evaluation.analysis import Pair, analyse, calibration, confused_pairs, confusion, per_class
+from agmax_timm.evaluation.outcomes import Outcomes
 
 TARGET = torch.tensor([0, 0, 0, 1, 1, 2])
 PREDICTION = torch.tensor([0, 1, 1, 1, 2, 0])

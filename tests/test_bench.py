@@ -19,14 +19,14 @@ from timm.data.readers.reader_image_folder import ReaderImageFolder
 from agmax_timm.bench import command, epochs, fresh, memory, objective, options, passes, pipelines, report, startup
 from agmax_timm.bench import step as step_bench
 from agmax_timm.bench import training as training_bench
-from agmax_timm.data.folder import FolderReader
 from agmax_timm.data.mixup import TwoViewCollate
-from agmax_timm.run import training
+from agmax_timm.data.sources.folder import FolderReader
 from agmax_timm.task import AgMaxTask
+from agmax_timm.training import run as training
 
 pytest.importorskip('cv2')
 simplejpeg = pytest.importorskip('simplejpeg')
-FastCollate = pytest.importorskip('agmax_timm.data.fast.collate').FastCollate
+FastCollate = pytest.importorskip('agmax_timm.data.arrays.collate').FastCollate
 
 REPOSITORY = Path(__file__).parent.parent
 ONE, TIMM, FAST = 'timm, one view', 'two views, timm', 'two views, fast'

@@ -12,13 +12,13 @@ from PIL import Image
 from timm.utils import random_seed
 
 from agmax_timm import create_two_view_loader
-from agmax_timm.data import buffers
-from agmax_timm.data.buffers import Buffers, Courier
-from agmax_timm.data.datasets import create_dataset
-from agmax_timm.data.resumable import make_resumable
-from agmax_timm.run.build import Precision
-from agmax_timm.run.config import parse_train_args, parse_validate_args
-from agmax_timm.run.loaders import _loader_kwargs
+from agmax_timm.assembly.loaders import _loader_kwargs
+from agmax_timm.assembly.model import Precision
+from agmax_timm.data.memory import buffers
+from agmax_timm.data.memory.buffers import Buffers, Courier
+from agmax_timm.data.resumption.loader import make_resumable
+from agmax_timm.data.sources.datasets import create_dataset
+from agmax_timm.options.parse import parse_train_args, parse_validate_args
 
 CPU = torch.device('cpu')
 IMAGES = 40  # 10 batches of 4

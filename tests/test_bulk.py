@@ -10,10 +10,10 @@ from conftest import SMALL_VALIDATION
 from ranks import finish_ranks, logs, start_ranks
 from timm.models import create_model, list_models
 
-from agmax_timm.run import loaders, validation
-from agmax_timm.run.config import parse_validate_args
-from agmax_timm.run.evaluation import bulk, inference
-from agmax_timm.staging import stage
+from agmax_timm.assembly import loaders
+from agmax_timm.evaluation import bulk, inference, validation
+from agmax_timm.options.parse import parse_validate_args
+from agmax_timm.weights.staging import stage
 
 RESNET = ['--model', 'test_resnet', '--num-classes', '3', '--img-size', '32']
 

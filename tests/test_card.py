@@ -10,10 +10,10 @@ import pytest
 from huggingface_hub import ModelCard
 from PIL import Image
 
-from agmax_timm.base import base_of
-from agmax_timm.card import dataset_of, hub_dataset_of, model_card, tag_of
-from agmax_timm.checkpoint import read_model
-from agmax_timm.staging import FILES, recipe, stage
+from agmax_timm.weights.base_model import base_of
+from agmax_timm.weights.card import dataset_of, hub_dataset_of, model_card, tag_of
+from agmax_timm.weights.checkpoint import read_model
+from agmax_timm.weights.staging import FILES, recipe, stage
 
 
 def card_of(saved, **kwargs):

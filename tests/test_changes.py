@@ -7,12 +7,12 @@ import pytest
 from exact import FLAGS, StopAfter, assert_equal, outcome
 from run_files import epochs_in, load
 
-from agmax_timm.command_line import OptionError
-from agmax_timm.run import training
-from agmax_timm.run.config import parse_train_args
-from agmax_timm.run.guards.interruption import Interrupted
-from agmax_timm.run.options import train_parser
-from agmax_timm.run.recovery import changes
+from agmax_timm.base.command_line import OptionError
+from agmax_timm.base.signals import Interrupted
+from agmax_timm.options.parse import parse_train_args
+from agmax_timm.options.parsers import train_parser
+from agmax_timm.training import run as training
+from agmax_timm.training.checkpoints import compatibility
 
 NAMES = {action.dest for action in train_parser()._actions} - {'help', 'config'}
 OF_THE_LAUNCHER = {'rank', 'world_size', 'distributed'}
@@ -73,8 +73,8 @@ def test_another_number_of_samples_within_an_epoch_is_one_line(folder, argv, cap
 
 
 def test_every_name_is_that_of_a_flag_and_has_one_fate():
-    tables = (changes._FIXED, changes._FIXED_WITH_OPTIMIZER, changes._FIXED_WITHIN_EPOCH, changes._SCHEDULE,
-              changes._NOT_COMPARED)
+    tables = (compatibility._FIXED, compatibility._FIXED_WITH_OPTIMIZER, compatibility._FIXED_WITHIN_EPOCH,
+              compatibility._SCHEDULE, compatibility._NOT_COMPARED)
     count = Counter(name for table in tables for name in table)
     assert set(count) <= NAMES | OF_THE_LAUNCHER, set(count) - NAMES
     assert max(count.values()) == 1, count.most_common(3)
@@ -85,27 +85,27 @@ def test_a_flag_that_differs_is_refused_told_or_of_no_account(name):
     args = Namespace(**{**vars(parse_train_args(['data'])), 'resume': 'FILE'})
     saved = {**vars(args), name: 'other'}
     flag = '--' + name.replace('_', '-')
-    if name in changes._FIXED + changes._FIXED_WITH_OPTIMIZER:
+    if name in compatibility._FIXED + compatibility._FIXED_WITH_OPTIMIZER:
         with pytest.raises(OptionError, match=f'cannot go on with {flag} '):
-            changes.compare_options(args, saved, within_epoch=False)
+            compatibility.compare_options(args, saved, within_epoch=False)
         return
-    lines, same_schedule = changes.compare_options(args, saved, within_epoch=False)
-    assert lines == ([] if name in changes._NOT_COMPARED else [f'{flag} {changes._shown(vars(args)[name])} in place '
-                                                                'of other'])
-    assert same_schedule == (name not in changes._SCHEDULE)
-    if name in changes._FIXED_WITHIN_EPOCH:
+    lines, same_schedule = compatibility.compare_options(args, saved, within_epoch=False)
+    shown = compatibility._shown(vars(args)[name])
+    assert lines == ([] if name in compatibility._NOT_COMPARED else [f'{flag} {shown} in place of other'])
+    assert same_schedule == (name not in compatibility._SCHEDULE)
+    if name in compatibility._FIXED_WITHIN_EPOCH:
         with pytest.raises(OptionError, match=f'would be another with {flag} '):
-            changes.compare_options(args, saved, within_epoch=True)
+            compatibility.compare_options(args, saved, within_epoch=True)
 
 
 def test_epochs_decide_the_sizes_of_a_progressive_schedule():
     args = Namespace(**{**vars(parse_train_args(['data'])), 'resume': 'FILE', 'epochs': 3})
     saved = {**vars(args), 'epochs': 4}
-    assert changes.compare_options(args, saved, within_epoch=True)[0] == ['--epochs 3 in place of 4']
+    assert compatibility.compare_options(args, saved, within_epoch=True)[0] == ['--epochs 3 in place of 4']
     args.train_size_schedule = saved['train_size_schedule'] = 'progressive'
-    assert changes.compare_options(args, saved, within_epoch=False)[0] == ['--epochs 3 in place of 4']
+    assert compatibility.compare_options(args, saved, within_epoch=False)[0] == ['--epochs 3 in place of 4']
     with pytest.raises(OptionError, match='would be another with --epochs 3 in place of 4'):
-        changes.compare_options(args, saved, within_epoch=True)
+        compatibility.compare_options(args, saved, within_epoch=True)
 
 
 def test_flags_of_no_account_change_nothing_that_is_computed(folder, argv, tmp_path, caplog):

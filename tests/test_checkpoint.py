@@ -18,12 +18,19 @@ from timm.task import ClassificationTask
 from timm.utils import CheckpointSaver
 
 import agmax_timm
-from agmax_timm.checkpoint import choose_ema, chosen_by_ema, describe_weights, load_weights, read_model, saved_options
-from agmax_timm.record import make_record
-from agmax_timm.resume import resume
-from agmax_timm.run import training
-from agmax_timm.saver import RecordSaver
-from agmax_timm.untrusted import CheckpointError
+from agmax_timm.base.safe_load import CheckpointError
+from agmax_timm.training import run as training
+from agmax_timm.training.checkpoints.saver import RecordSaver
+from agmax_timm.weights.checkpoint import (
+    choose_ema,
+    chosen_by_ema,
+    describe_weights,
+    load_weights,
+    read_model,
+    saved_options,
+)
+from agmax_timm.weights.metadata import make_record
+from agmax_timm.weights.resume import resume
 
 INPUT = torch.linspace(-1, 1, 2 * 3 * 32 * 32).reshape(2, 3, 32, 32)
 

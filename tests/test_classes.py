@@ -14,12 +14,15 @@ from run_files import load
 from timm.data import ImageNetInfo
 from timm.models import create_model
 
-from agmax_timm import export, predict, report
-from agmax_timm.data.classes import ModelClasses, check_evaluation, same_names, summary
-from agmax_timm.data.datasets import DataError, create_dataset
-from agmax_timm.run import commands, known_classes, training
-from agmax_timm.run.evaluation import inference
-from agmax_timm.run.report.report import make_report
+from agmax_timm import export, predict
+from agmax_timm.assembly import known_classes
+from agmax_timm.commands import scripts
+from agmax_timm.data.sources.classes import ModelClasses, check_evaluation, same_names, summary
+from agmax_timm.data.sources.datasets import DataError, create_dataset
+from agmax_timm.evaluation import inference
+from agmax_timm.report import command as report
+from agmax_timm.report.report import make_report
+from agmax_timm.training import run as training
 
 NAMES = ['ant', 'bee', 'cat']
 OF_MODEL = '--class-map model'
@@ -57,8 +60,8 @@ def exported(ema_run, tmp_path_factory):
 
 def predictions(run_dir, photos, split='val', classes=NAMES):
     """Indices that a run's best weights predict, by class folder, computed without validate.py."""
-    from agmax_timm.checkpoint import find_file
-    from agmax_timm.run.evaluation.prediction import Predictor, options_of
+    from agmax_timm.evaluation.prediction import Predictor, options_of
+    from agmax_timm.weights.checkpoint import find_file
     predictor = Predictor(options_of(find_file(str(run_dir)), device='cpu', workers=0))
     return {name: predictor.logits([str(path) for path in sorted((photos / split / name).iterdir())]).argmax(1).tolist()
             for name in classes}
@@ -393,18 +396,18 @@ def test_check_data_compares_with_the_model(ema_run, exported, links, photos, tm
     monkeypatch.chdir(tmp_path)
     data = links('data', **{'bee': 'bee', 'cat': 'cat', 'formica rufa': 'ant'})
     for words in (['--checkpoint', ema_run / 'last.pth.tar'], ['--checkpoint', ema_run], ['--model', exported]):
-        status, out = checked(capsys, commands.validate, data, '--split', 'val', *words)
+        status, out = checked(capsys, scripts.validate, data, '--split', 'val', *words)
         assert status == 1 and "val: class 0 of the data is 'bee', 'ant' there" in out
         assert "Data: val 12 images; 3 classes: 'bee', 'cat', 'formica rufa'" in out
-        status, out = checked(capsys, commands.validate, photos, *words)
+        status, out = checked(capsys, scripts.validate, photos, *words)
         assert status == 0 and out.endswith('0 problem(s), see data-check.csv\n')
-    status, out = checked(capsys, commands.validate, data, *words, '--class-map', 'model')
+    status, out = checked(capsys, scripts.validate, data, *words, '--class-map', 'model')
     assert 'of the data is' not in out and "--class-map leaves out the images of 'formica rufa'" in out
-    status, out = checked(capsys, commands.train, data, '--resume', ema_run / 'last.pth.tar')
+    status, out = checked(capsys, scripts.train, data, '--resume', ema_run / 'last.pth.tar')
     assert status == 1 and "train: class 0 of the data is 'bee', 'ant' there" in out
     experiment = ['--output', ema_run.parent, '--experiment', ema_run.name, '--resume', 'auto']
     for words in (experiment, ['--initial-checkpoint', ema_run / 'last.pth.tar']):
-        status, out = checked(capsys, commands.train, data, *words)
+        status, out = checked(capsys, scripts.train, data, *words)
         assert status == 1 and "train: class 0 of the data is 'bee', 'ant' there" in out
 
 
@@ -454,7 +457,7 @@ def test_labels_past_the_named_classes(tmp_path, refusal, results_of, monkeypatc
     in_sequence = [*from_1, '--dataset', f"hfids/{tmp_path / 'from_1'}", '--num-samples', '4']
     assert 'the model has the classes 0 to 2' in refusal(*in_sequence, '--checkpoint', padded, built=True)
     results_of(*from_1, '--checkpoint', numbered)  # nobody knows what its outputs are
-    status, out = checked(capsys, commands.validate, *from_1, '--checkpoint', padded)
+    status, out = checked(capsys, scripts.validate, *from_1, '--checkpoint', padded)
     assert status == 1 and f'validation: {message}' in out and out.count(message) == 1
 
 

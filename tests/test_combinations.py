@@ -9,9 +9,9 @@ import pytest
 import torch
 from timm.models import create_model, save_for_hf
 
-from agmax_timm.run import training
-from agmax_timm.run.config import parse_train_args
-from agmax_timm.run.flags.combinations import NOT_WITH_AGMAX
+from agmax_timm.options.combinations import NOT_WITH_AGMAX
+from agmax_timm.options.parse import parse_train_args
+from agmax_timm.training import run as training
 
 TABLE = Path(__file__).parent.parent / 'docs' / 'timm.md'
 ROWS = re.findall(r'^\| ([^|]+?) \| `([^`]+)` \| (works|refused)', TABLE.read_text(), flags=re.MULTILINE)

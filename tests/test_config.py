@@ -3,11 +3,11 @@ import pytest
 import yaml
 from timm.loss import LOSS_TYPES, create_classification_loss
 
-from agmax_timm.command_line import _SYNONYMS
-from agmax_timm.former_options import FORMER
-from agmax_timm.run.config import explicit_options, parse_train_args, parse_validate_args
-from agmax_timm.run.flags.ranges import ANY_NUMBER, RANGES
-from agmax_timm.run.options import train_parser, validate_parser
+from agmax_timm.base.command_line import _SYNONYMS
+from agmax_timm.options.former_names import FORMER
+from agmax_timm.options.parse import explicit_options, parse_train_args, parse_validate_args
+from agmax_timm.options.parsers import train_parser, validate_parser
+from agmax_timm.options.ranges import ANY_NUMBER, RANGES
 
 
 @pytest.fixture

@@ -11,11 +11,13 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from agmax_timm.data.datasets import create_dataset
-from agmax_timm.data.errors import DamagedError
-from agmax_timm.run import reporting, training, validation
-from agmax_timm.run.guards import damaged
-from agmax_timm.run.guards.damaged import DamageReport
+from agmax_timm.base.data_errors import DamagedError
+from agmax_timm.data.sources.datasets import create_dataset
+from agmax_timm.evaluation import validation
+from agmax_timm.training import run as training
+from agmax_timm.training.guards import damaged
+from agmax_timm.training.guards.damaged import DamageReport
+from agmax_timm.training.output import log
 
 NAFLEX = ['--model', 'naflexvit_base_patch16_gap', '--model-kwargs', 'embed_dim=16', 'depth=1', 'num_heads=2',
           '--naflex-loader', '--naflex-max-seq-len', '9']
@@ -65,7 +67,7 @@ def test_names_that_are_not_text_and_a_disk_that_is_full(data, tmp_path, monkeyp
         f.write(b'text')
     dataset = create_dataset('', str(data), 'train', max_damaged=1.)
     assert len([*dataset]) == 13
-    for logger in (damaged, reporting):  # names that no test report could hold
+    for logger in (damaged, log):  # names that no test report could hold
         monkeypatch.setattr(logger, '_logger', types.SimpleNamespace(warning=told.append))
     DamageReport(dataset, torch.device('cpu'), str(tmp_path)).after_epoch()
     assert len(told) == 1 and (tmp_path / 'damaged.csv').read_bytes() == b'path,reason\r\n%s,not an image\r\n' % name
@@ -125,7 +127,7 @@ def test_an_evaluation_stops_at_the_first(workers, train_once, data, capsys):
 
 
 def test_missing_data_is_told_before_the_model_is_built(data, capsys, monkeypatch):
-    monkeypatch.setattr('agmax_timm.run.build.build_model', None)
+    monkeypatch.setattr('agmax_timm.assembly.model.build_model', None)
     shutil.rmtree(data / 'val')
     assert "no folder for split 'validation'" in error_of(training.main, flags(data), capsys)
 

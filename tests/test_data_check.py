@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from agmax_timm.data.checks import check_classes, check_labels
-from agmax_timm.data.datasets import DataError, create_dataset
-from agmax_timm.run import commands, data_check
+from agmax_timm.commands import check_data as data_check
+from agmax_timm.commands import scripts
+from agmax_timm.data.sources.checks import check_classes, check_labels
+from agmax_timm.data.sources.datasets import DataError, create_dataset
 
 
 @pytest.fixture
@@ -22,7 +23,7 @@ def data(photos, tmp_path):
     return root
 
 
-def checked(tmp_path, *argv, script=commands.train):
+def checked(tmp_path, *argv, script=scripts.train):
     """Exit status, and rows of data-check.csv."""
     with pytest.raises(SystemExit) as caught:
         script(['--check-data', '-j', '0', *argv])
@@ -74,7 +75,7 @@ def test_everything_at_once(workers, data, tmp_path, capsys):
 def test_three_copies_are_two_problems(data, tmp_path):
     for name in ('x.jpg', 'y.jpg'):
         shutil.copy(data / 'val' / 'ant' / '000.jpg', data / 'val' / 'ant' / name)
-    _, rows = checked(tmp_path, str(data), '--split', 'val', script=commands.validate)
+    _, rows = checked(tmp_path, str(data), '--split', 'val', script=scripts.validate)
     original = data / 'val' / 'ant' / '000.jpg'
     assert [(row[1][-5:], row[2]) for row in rows] == [
         (name, f'same bytes as {original} (val)') for name in ('x.jpg', 'y.jpg')]
@@ -123,7 +124,7 @@ def test_the_folder_of_the_csv(data, tmp_path):
 ])
 def test_data_that_cannot_be_checked(argv, part, data, tmp_path, capsys):
     with pytest.raises(SystemExit) as caught:
-        commands.train(['--check-data', *argv])
+        scripts.train(['--check-data', *argv])
     error = capsys.readouterr().err
     assert caught.value.code == 2 and part in error and error.count('\n') == 1
     assert not (tmp_path / 'data-check.csv').exists()
@@ -173,12 +174,12 @@ def test_negative_numbers_in_a_class_map(data):
 def test_progress_is_one_step_an_image(data, monkeypatch, capsys):
     monkeypatch.setattr('sys.stderr.isatty', lambda: True, raising=False)
     with pytest.raises(SystemExit):
-        commands.train(['--check-data', '-j', '0', str(data)])
+        scripts.train(['--check-data', '-j', '0', str(data)])
     assert '12/12' in capsys.readouterr().err
 
 
 def test_memory_is_a_few_bytes_a_sample(data):
-    from agmax_timm.data.scan import Finding, Inventory
+    from agmax_timm.data.sources.scan import Finding, Inventory
     reader = create_dataset('', str(data), 'train').reader
     inventory = Inventory('train', reader)
     for index in range(1000):
@@ -191,7 +192,7 @@ def test_a_folder_that_cannot_be_written_is_one_line_before_anything_is_read(dat
     monkeypatch.setattr(data_check, 'check_data', lambda *args: 1 / 0)
     (tmp_path / 'file').write_text('')
     with pytest.raises(SystemExit) as caught:
-        commands.train(['--check-data', '--output', str(tmp_path / 'file' / 'below'), '-j', '0', str(data)])
+        scripts.train(['--check-data', '--output', str(tmp_path / 'file' / 'below'), '-j', '0', str(data)])
     error = capsys.readouterr().err
     assert caught.value.code == 2 and '--output' in error and str(tmp_path / 'file') in error and error.count('\n') == 1
 

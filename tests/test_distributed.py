@@ -18,10 +18,10 @@ import torch.multiprocessing
 from torch import nn
 
 from agmax_timm import AgMaxTask
+from agmax_timm.base.distributed import global_mean
 from agmax_timm.distillation import AgMaxDistillationTask
-from agmax_timm.distributed import global_mean
 from agmax_timm.loss import agreement_terms
-from agmax_timm.run.guards.watch import Watch
+from agmax_timm.training.guards.finite_check import Watch
 
 WORLD_SIZES = (1, 2, 4)
 UNEQUAL = {1: [8], 2: [3, 5], 4: [1, 4, 2, 1]}

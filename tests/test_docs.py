@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from gpu.table import BEGIN, END, render, sections
 
-from agmax_timm.run.config import parse_train_args, parse_validate_args
+from agmax_timm.options.parse import parse_train_args, parse_validate_args
 
 DOCS = Path(__file__).parent.parent / 'docs'
 PARSERS = {'train.py': parse_train_args, 'validate.py': parse_validate_args}

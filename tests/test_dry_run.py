@@ -8,11 +8,13 @@ import pytest
 import torch
 from test_saver import make_saver
 
-from agmax_timm.run import build, dry_run, training
-from agmax_timm.run import folder as run_folder
-from agmax_timm.run.config import parse_train_args
-from agmax_timm.run.logfile import LogFile
-from agmax_timm.run.recovery.keeping import most_files
+from agmax_timm.assembly import model as build
+from agmax_timm.options.parse import parse_train_args
+from agmax_timm.training import dry_run
+from agmax_timm.training import run as training
+from agmax_timm.training.checkpoints.manager import most_files
+from agmax_timm.training.output import run_folder
+from agmax_timm.training.output.log_file import LogFile
 
 FLAGS = ['--model', 'test_resnet', '--num-classes', '3', '--img-size', '32', '-b', '4', '-j', '0', '--lr', '0.05',
          '--warmup-epochs', '0', '--epochs', '4', '--checkpoint-hist', '2', '--experiment', 'run']

@@ -12,10 +12,10 @@ from argparse import Namespace
 import pytest
 import torch
 
-from agmax_timm import durable
-from agmax_timm.background import Background, snapshot
-from agmax_timm.processes import environment
-from agmax_timm.untrusted import CheckpointError, read_file
+from agmax_timm.base import atomic_write
+from agmax_timm.base.background import Background, snapshot
+from agmax_timm.base.processes import environment
+from agmax_timm.base.safe_load import CheckpointError, read_file
 
 
 def equal(a, b):
@@ -86,11 +86,11 @@ def test_what_is_cut_short_empty_or_garbage_is_found(small, tmp_path):
 def test_a_file_is_replaced_whole(tmp_path):
     path = str(tmp_path / 'summary.csv')
     for text in ('one', 'two'):
-        with durable.replacing(path, 'w') as f:
+        with atomic_write.replacing(path, 'w') as f:
             f.write(text)
             assert text == 'one' or open(path).read() == 'one'
         assert open(path).read() == text
-    with pytest.raises(RuntimeError), durable.replacing(path, 'w') as f:
+    with pytest.raises(RuntimeError), atomic_write.replacing(path, 'w') as f:
         f.write('three')
         raise RuntimeError
     assert open(path).read() == 'two'
@@ -107,14 +107,14 @@ def test_file_and_folder_are_on_disk_before_anyone_relies_on_them(tmp_path, monk
             folder = name == 'fsync' and os.path.samestat(os.fstat(args[0]), os.stat(tmp_path))
             calls.append(name + (' folder' if folder else ''))
             return function(*args)
-        monkeypatch.setattr(durable.os, name, call)
+        monkeypatch.setattr(atomic_write.os, name, call)
 
     for name in ('fsync', 'replace', 'link'):
         recorded(name)
     path = str(tmp_path / 'last.pth.tar')
-    with durable.replacing(path) as f:
+    with atomic_write.replacing(path) as f:
         f.write(b'x')
-    durable.link(path, str(tmp_path / 'checkpoint-0.pth.tar'))
+    atomic_write.link(path, str(tmp_path / 'checkpoint-0.pth.tar'))
     assert calls == ['fsync', 'replace', 'fsync folder', 'link', 'replace', 'fsync folder']
 
 
@@ -127,9 +127,9 @@ def test_a_link_takes_the_place_of_a_file(links, tmp_path, monkeypatch):
     if not links:
         def refuse(*_):
             raise OSError(errno.EPERM, 'no hard links here')
-        monkeypatch.setattr(durable.os, 'link', refuse)
+        monkeypatch.setattr(atomic_write.os, 'link', refuse)
     for _ in range(2):  # the second time they are one file already
-        durable.link(source, path)
+        atomic_write.link(source, path)
         assert open(path).read() == source
         assert sorted(os.listdir(tmp_path)) == ['a', 'b']
     assert os.path.samefile(source, path) == links
@@ -138,14 +138,14 @@ def test_a_link_takes_the_place_of_a_file(links, tmp_path, monkeypatch):
 def test_a_full_disk_is_told_with_the_name_of_the_file(tmp_path, file_size_limit):
     path = str(tmp_path / 'summary.csv')
     with pytest.raises(OSError, match="File too large: '.*/summary.csv'$"), file_size_limit(50_000):
-        with durable.replacing(path) as f:
+        with atomic_write.replacing(path) as f:
             f.write(b'x' * 100_000)
     assert os.listdir(tmp_path) == []
 
 
 def test_a_folder_that_is_not_there_is_told_with_the_name_of_the_file(tmp_path):
     path = str(tmp_path / 'missing' / 'summary.csv')
-    with pytest.raises(FileNotFoundError) as error, durable.replacing(path):
+    with pytest.raises(FileNotFoundError) as error, atomic_write.replacing(path):
         pass
     assert error.value.filename == path
 
@@ -157,23 +157,23 @@ def test_a_file_system_may_refuse_to_sync_a_folder_but_not_fail_to(tmp_path, mon
         if os.path.samestat(os.fstat(descriptor), os.stat(tmp_path)):
             raise OSError(code, os.strerror(code))
         fsync(descriptor)
-    monkeypatch.setattr(durable.os, 'fsync', refuse)
-    with durable.replacing(str(tmp_path / 'a')) as f:
+    monkeypatch.setattr(atomic_write.os, 'fsync', refuse)
+    with atomic_write.replacing(str(tmp_path / 'a')) as f:
         f.write(b'x')
     code = errno.EIO
-    with pytest.raises(OSError), durable.replacing(str(tmp_path / 'a')) as f:
+    with pytest.raises(OSError), atomic_write.replacing(str(tmp_path / 'a')) as f:
         f.write(b'y')
 
 
 def test_clean_and_cut(tmp_path):
     for name in ('a.unfinished', 'b', 'c.pth.tar.unfinished'):
         (tmp_path / name).write_text('0123456789')
-    assert durable.clean(str(tmp_path)) == ['a.unfinished', 'c.pth.tar.unfinished']
+    assert atomic_write.clean(str(tmp_path)) == ['a.unfinished', 'c.pth.tar.unfinished']
     assert os.listdir(tmp_path) == ['b']
     for size, left in ((20, 10), (4, 4)):
-        durable.cut(str(tmp_path / 'b'), size)
+        atomic_write.cut(str(tmp_path / 'b'), size)
         assert (tmp_path / 'b').stat().st_size == left
-    durable.cut(str(tmp_path / 'missing'), 0)
+    atomic_write.cut(str(tmp_path / 'missing'), 0)
     assert os.listdir(tmp_path) == ['b']
 
 
@@ -213,7 +213,7 @@ def test_two_processes_replace_one_file(tmp_path, writer):
     path = tmp_path / 'results.csv'
     other = writer(path)
     assert len(list(tmp_path.glob('results.csv.*.unfinished'))) == 1
-    with durable.replacing(str(path), 'w') as file:
+    with atomic_write.replacing(str(path), 'w') as file:
         file.write('of the second')
     assert path.read_text() == 'of the second'
     assert other.communicate('go on\n', timeout=60) == ('', '') and other.returncode == 0
@@ -225,11 +225,11 @@ def test_two_processes_replace_one_file(tmp_path, writer):
 def test_only_what_a_dead_process_left_is_cleaned(kind, tmp_path, writer):
     other = writer(tmp_path / 'hub', kind)
     left, = os.listdir(tmp_path)
-    assert durable.clean(str(tmp_path)) == [] and os.listdir(tmp_path) == [left]
+    assert atomic_write.clean(str(tmp_path)) == [] and os.listdir(tmp_path) == [left]
     other.kill()
     other.wait()
-    assert durable.clean(str(tmp_path), 'hu') == []  # of another name
-    assert durable.clean(str(tmp_path), 'hub') == [left] and os.listdir(tmp_path) == []
+    assert atomic_write.clean(str(tmp_path), 'hu') == []  # of another name
+    assert atomic_write.clean(str(tmp_path), 'hub') == [left] and os.listdir(tmp_path) == []
 
 
 def test_the_next_write_of_a_file_cleans_what_a_killed_process_left_of_it(tmp_path, writer):
@@ -238,7 +238,7 @@ def test_the_next_write_of_a_file_cleans_what_a_killed_process_left_of_it(tmp_pa
     other.wait()
     (tmp_path / 'results.csv.unfinished').write_text('as older versions called it')
     (tmp_path / 'another.csv.unfinished').write_text('of another file')
-    with durable.replacing(str(tmp_path / 'results.csv'), 'w') as file:
+    with atomic_write.replacing(str(tmp_path / 'results.csv'), 'w') as file:
         file.write('x')
     assert sorted(os.listdir(tmp_path)) == ['another.csv.unfinished', 'results.csv']
 
@@ -247,13 +247,13 @@ def test_the_next_write_of_a_file_cleans_what_a_killed_process_left_of_it(tmp_pa
 def test_without_locks_a_file_is_left_behind_when_nobody_wrote_to_it_for_a_day(age, stays, tmp_path, monkeypatch):
     def no_locks(*_):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
-    monkeypatch.setattr(durable.fcntl, 'flock', no_locks)
+    monkeypatch.setattr(atomic_write.fcntl, 'flock', no_locks)
     path = tmp_path / 'results.csv.0a1b2c3d.unfinished'
     path.write_text('x')
     later = time.time() + age
-    monkeypatch.setattr(durable.time, 'time', lambda: later)
-    assert durable.clean(str(tmp_path)) == ([] if stays else [path.name])
-    with durable.replacing(str(tmp_path / 'results.csv'), 'w') as file:
+    monkeypatch.setattr(atomic_write.time, 'time', lambda: later)
+    assert atomic_write.clean(str(tmp_path)) == ([] if stays else [path.name])
+    with atomic_write.replacing(str(tmp_path / 'results.csv'), 'w') as file:
         file.write('y')
     assert (tmp_path / 'results.csv').read_text() == 'y' and path.exists() == stays
 
@@ -263,11 +263,11 @@ def test_a_link_that_another_process_cleans_is_made_again(tmp_path, monkeypatch)
 
     def late(source, path):
         if not taken:
-            taken.append(durable.clean(str(tmp_path)))
+            taken.append(atomic_write.clean(str(tmp_path)))
         replace(source, path)
     (tmp_path / 'last').write_text('x')
-    monkeypatch.setattr(durable.os, 'replace', late)
-    durable.link(str(tmp_path / 'last'), str(tmp_path / 'best'))
+    monkeypatch.setattr(atomic_write.os, 'replace', late)
+    atomic_write.link(str(tmp_path / 'last'), str(tmp_path / 'best'))
     assert len(taken[0]) == 1 and os.path.samefile(tmp_path / 'last', tmp_path / 'best')
     assert sorted(os.listdir(tmp_path)) == ['best', 'last']
 

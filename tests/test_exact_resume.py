@@ -11,10 +11,10 @@ from run_files import load
 from scaling import scale_float16
 from test_shards import write_parquet, write_shards
 
-from agmax_timm.run import training
-from agmax_timm.run.config import parse_train_args
-from agmax_timm.run.guards.interruption import Interrupted
-from agmax_timm.run.recovery.state import _generator_states, _load_generator_states
+from agmax_timm.base.signals import Interrupted
+from agmax_timm.options.parse import parse_train_args
+from agmax_timm.training import run as training
+from agmax_timm.training.checkpoints.state import _generator_states, _load_generator_states
 
 REPOSITORY = Path(__file__).parent.parent
 

@@ -14,10 +14,11 @@ import timm
 import torch
 from run_files import load
 
-from agmax_timm import checkpoint, export, onnx_export, predict
-from agmax_timm.checkpoint import read_model
-from agmax_timm.run import training
-from agmax_timm.staging import stage
+from agmax_timm import export, predict
+from agmax_timm.training import run as training
+from agmax_timm.weights import checkpoint, onnx_export
+from agmax_timm.weights.checkpoint import read_model
+from agmax_timm.weights.staging import stage
 
 MODELS = {
     'test_efficientnet': ('--bn-eps', '0.1', '--in-chans', '1', '--gp', 'max', '--img-size', '32', '--crop-pct', '0.7',

@@ -16,16 +16,16 @@ from torchvision.transforms import functional
 
 from agmax_timm import create_two_view_loader
 from agmax_timm.data.backend import views_of
-from agmax_timm.data.datasets import create_dataset
-from agmax_timm.data.decoding import UndecodableError, decode
 from agmax_timm.data.loader import create_train_loader
+from agmax_timm.data.sources.datasets import create_dataset
+from agmax_timm.data.sources.decoding import UndecodableError, decode
 
 pytest.importorskip('cv2')
 pytest.importorskip('simplejpeg')
 
-from agmax_timm.data.fast.decoding import decode_array
-from agmax_timm.data.fast.jitter import DeviceJitter
-from agmax_timm.data.fast.transform import ArrayTransform, UnequalError, on_arrays
+from agmax_timm.data.arrays.decoding import decode_array
+from agmax_timm.data.arrays.jitter import DeviceJitter
+from agmax_timm.data.arrays.transform import ArrayTransform, UnequalError, on_arrays
 
 CPU = torch.device('cpu')
 

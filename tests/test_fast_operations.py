@@ -13,8 +13,8 @@ from agmax_timm.data.augment import _RGB_EIGENVALUES, _RGB_EIGENVECTORS, Lightin
 
 cv2 = pytest.importorskip('cv2')
 
-from agmax_timm.data.fast import blur, colour, geometry  # noqa: E402
-from agmax_timm.data.fast.operations import OPERATIONS  # noqa: E402
+from agmax_timm.data.arrays import blur, colour, geometry  # noqa: E402
+from agmax_timm.data.arrays.operations import OPERATIONS  # noqa: E402
 
 BILINEAR, BICUBIC, NEAREST = Image.Resampling.BILINEAR, Image.Resampling.BICUBIC, Image.Resampling.NEAREST
 FILL = (124, 116, 104)

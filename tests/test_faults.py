@@ -219,7 +219,7 @@ def test_a_broken_update_is_kept_to_look_at(photos, tmp_path, monkeypatch, capsy
     from timm.models import create_model
 
     from agmax_timm import AgMaxTask
-    from agmax_timm.run import training as train
+    from agmax_timm.training import run as train
     with pytest.raises(SystemExit) as exit_info:
         train.main([str(photos), *FLAGS, '-j', '0', '--agmax', '--lr', '1e30', '--drop', '0', '--output',
                     str(tmp_path), '--experiment', 'run'])
@@ -239,8 +239,8 @@ def test_a_broken_update_is_kept_to_look_at(photos, tmp_path, monkeypatch, capsy
 
 def test_a_broken_update_is_left_out(photos, tmp_path, monkeypatch):
     """With --nan-policy skip: one bad batch, whose update, average and statistics are not made."""
-    from agmax_timm.run import training as train
-    from agmax_timm.run.config import parse_train_args
+    from agmax_timm.options.parse import parse_train_args
+    from agmax_timm.training import run as train
     poison_losses(monkeypatch, {3})
     argv = [str(photos), *FLAGS, '-j', '0', '--agmax', '--epochs', '1', '--output', str(tmp_path)]
     with pytest.raises(RuntimeError, match='update 3 of epoch 0: ce not finite, samples .*The update was not made'):
@@ -254,7 +254,7 @@ def test_a_broken_update_is_left_out(photos, tmp_path, monkeypatch):
 
 def test_a_gradient_that_is_not_finite_makes_no_update(photos, tmp_path, monkeypatch, capsys):
     """The loss is finite, so only the gradients tell."""
-    from agmax_timm.run import training as train
+    from agmax_timm.training import run as train
     poison_gradients(monkeypatch, {3})
     argv = [str(photos), *FLAGS, '-j', '0', '--agmax', '--epochs', '1', '--output', str(tmp_path)]
     with pytest.raises(SystemExit) as exit_info:
@@ -279,14 +279,14 @@ def test_a_gradient_that_is_not_finite_makes_no_update(photos, tmp_path, monkeyp
 @pytest.fixture
 def scaled(monkeypatch):
     """Runs on a CPU scale their losses, as those in float16 on a GPU do."""
-    from agmax_timm.run import build
-    from agmax_timm.run.scaler import LossScaler
+    from agmax_timm.assembly import model as build
+    from agmax_timm.assembly.loss_scaler import LossScaler
     monkeypatch.setattr(build, 'build_precision', lambda args, device: build.Precision(scaler=LossScaler('cpu')))
 
 
 def test_a_scale_that_does_not_stop_falling_ends_the_run(photos, tmp_path, monkeypatch, capsys, scaled):
     """From 2 ** 16, the seventeenth skipped update in a row brings the scale below 1."""
-    from agmax_timm.run import training as train
+    from agmax_timm.training import run as train
     poison_gradients(monkeypatch, range(1, 100))
     with pytest.raises(SystemExit) as exit_info:
         train.main([str(photos), *FLAGS, '-j', '0', '--agmax', '--epochs', '9', '--output', str(tmp_path),
@@ -300,7 +300,7 @@ def test_a_scale_that_does_not_stop_falling_ends_the_run(photos, tmp_path, monke
 
 
 def test_single_skipped_updates_are_counted_in_the_log(photos, tmp_path, monkeypatch, scaled):
-    from agmax_timm.run import training as train
+    from agmax_timm.training import run as train
     poison_gradients(monkeypatch, {1, 4})
     train.main([str(photos), *FLAGS, '-j', '0', '--agmax', '--epochs', '1', '--output', str(tmp_path),
                 '--experiment', 'run'])
@@ -314,18 +314,18 @@ def test_single_skipped_updates_are_counted_in_the_log(photos, tmp_path, monkeyp
     (3, []), (6, []), (3, ['--recovery-interval', '3'])], ids=['next', 'end of the epoch', 'before a save'])
 def test_a_gradient_that_is_found_late_is_that_of_its_own_update(photos, tmp_path, monkeypatch, capsys, update, flags):
     """As on a GPU: the gradients of an update are read with the next, at the end of the epoch or before a save."""
-    from agmax_timm.run import training as train
-    from agmax_timm.run.guards import watch
-    begin = watch.Watch.__init__
+    from agmax_timm.training import run as train
+    from agmax_timm.training.guards import finite_check
+    begin = finite_check.Watch.__init__
 
     def late(self, *args):
         begin(self, *args)
         self.at_once = False
 
-    monkeypatch.setattr(watch.Watch, '__init__', late)
+    monkeypatch.setattr(finite_check.Watch, '__init__', late)
     poison_gradients(monkeypatch, {update})
     indices = []
-    from agmax_timm.data.resumable import ResumableLoader
+    from agmax_timm.data.resumption.loader import ResumableLoader
     known = ResumableLoader.indices
     monkeypatch.setattr(ResumableLoader, 'indices', lambda self, number: (
         indices.append((number, known(self, number))), indices[-1][1])[1])
@@ -343,8 +343,8 @@ def test_a_gradient_that_is_found_late_is_that_of_its_own_update(photos, tmp_pat
 
 def test_recovery_files_by_the_clock(photos, tmp_path, monkeypatch):
     """Each update takes 4 s of this clock, so 10 s have gone by after the third, and again after the sixth."""
-    from agmax_timm.run import training as train
-    from agmax_timm.run.recovery import keeping
+    from agmax_timm.training import run as train
+    from agmax_timm.training.checkpoints import manager
     clock, written = [0.], []
 
     class Clock:
@@ -352,7 +352,7 @@ def test_recovery_files_by_the_clock(photos, tmp_path, monkeypatch):
         def monotonic():
             return clock[0]
 
-    wishes, save_within = keeping.Keeper.wishes, keeping.Keeper.save_within
+    wishes, save_within = manager.Keeper.wishes, manager.Keeper.save_within
 
     def slow(self):
         clock[0] += 4.
@@ -362,9 +362,9 @@ def test_recovery_files_by_the_clock(photos, tmp_path, monkeypatch):
         written.append((position.epoch, position.batch))
         save_within(self, position, *args)
 
-    monkeypatch.setattr(keeping, 'time', Clock)
-    monkeypatch.setattr(keeping.Keeper, 'wishes', slow)
-    monkeypatch.setattr(keeping.Keeper, 'save_within', noted)
+    monkeypatch.setattr(manager, 'time', Clock)
+    monkeypatch.setattr(manager.Keeper, 'wishes', slow)
+    monkeypatch.setattr(manager.Keeper, 'save_within', noted)
     train.main([str(photos), *FLAGS, '-j', '0', '--epochs', '2', '--output', str(tmp_path), '--experiment', 'run',
                 '--recovery-interval', '10s'])
     assert written == [(0, 3), (0, 6), (1, 3), (1, 6)]

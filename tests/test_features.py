@@ -20,13 +20,13 @@ from timm.loss import (
 from timm.models import create_model
 from timm.task import MultiLabelClassificationEvaluator
 
-from agmax_timm.command_line import OptionError
-from agmax_timm.run import training
-from agmax_timm.run.build import Precision, import_device_modules
-from agmax_timm.run.config import parse_train_args
-from agmax_timm.run.engine import evaluate
-from agmax_timm.run.objective import build_criterion, build_task
-from agmax_timm.run.optimization import build_optimizer
+from agmax_timm.assembly.model import Precision, import_device_modules
+from agmax_timm.assembly.objective import build_criterion, build_task
+from agmax_timm.assembly.optimizer import build_optimizer
+from agmax_timm.base.command_line import OptionError
+from agmax_timm.options.parse import parse_train_args
+from agmax_timm.training import run as training
+from agmax_timm.training.loop import evaluate
 
 SMALL = ['--model', 'test_resnet', '--num-classes', '3', '--img-size', '32', '-b', '4', '-j', '0',
          '--warmup-epochs', '0', '--lr', '0.05', '--epochs', '1']

@@ -1,8 +1,8 @@
 """How much memory a process may take: amounts and shares, and what machine and control groups leave."""
 import pytest
 
-from agmax_timm.data import free_memory as module
-from agmax_timm.data.free_memory import free_memory, memory_limit
+from agmax_timm.data.memory import free_memory as module
+from agmax_timm.data.memory.free_memory import free_memory, memory_limit
 
 GIB = 2 ** 30
 

@@ -8,12 +8,13 @@ import pytest
 from run_files import load
 from test_exact_resume import FLAGS, StopAfter
 
-from agmax_timm import durable
-from agmax_timm.run import epochs, training
-from agmax_timm.run.config import parse_train_args
-from agmax_timm.run.guards.interruption import Interrupted
-from agmax_timm.run.guards.watch import Watch
-from agmax_timm.run.step import Step
+from agmax_timm.base import atomic_write
+from agmax_timm.base.signals import Interrupted
+from agmax_timm.options.parse import parse_train_args
+from agmax_timm.training import epochs
+from agmax_timm.training import run as training
+from agmax_timm.training.guards.finite_check import Watch
+from agmax_timm.training.step import Step
 
 
 class Killed(BaseException):
@@ -74,13 +75,13 @@ def test_a_schedule_led_by_a_metric_goes_on_whatever_the_number_of_epochs(train)
 
 
 def test_a_milestone_that_a_kill_prevented_is_made_up_for(train, monkeypatch):
-    link = durable.link
+    link = atomic_write.link
 
     def killed(source, path):
         if 'milestone' in os.path.basename(path):  # the folder is named after the test
             raise Killed
         link(source, path)
-    monkeypatch.setattr(durable, 'link', killed)
+    monkeypatch.setattr(atomic_write, 'link', killed)
     with pytest.raises(Killed):
         train('--save-epochs', 2)
     monkeypatch.undo()

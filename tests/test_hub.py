@@ -24,13 +24,14 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import load_file, save_file
 
 import agmax_timm.publish
-from agmax_timm.base import find_base
-from agmax_timm.command_line import OptionError
-from agmax_timm.hub import HubError, check_destination, publish
-from agmax_timm.run import build, training
-from agmax_timm.run.build import create_named_model
-from agmax_timm.run.config import parse_train_args
-from agmax_timm.staging import load_folder, stage, try_staging
+from agmax_timm.assembly import model as build
+from agmax_timm.assembly.model import create_named_model
+from agmax_timm.base.command_line import OptionError
+from agmax_timm.options.parse import parse_train_args
+from agmax_timm.training import run as training
+from agmax_timm.weights.base_model import find_base
+from agmax_timm.weights.hub import HubError, check_destination, publish
+from agmax_timm.weights.staging import load_folder, stage, try_staging
 
 REPOSITORY = Path(__file__).parent.parent
 OWNER_SCOPE = [{'entity': {'type': 'user', 'name': 'ann'}, 'permissions': ['repo.content.read', 'repo.write']}]

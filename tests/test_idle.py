@@ -11,10 +11,10 @@ from timm.data import create_transform
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 
-from agmax_timm.run.config import parse_train_args, parse_validate_args
-from agmax_timm.run.flags import idle, names
-from agmax_timm.run.objective import build_criterion
-from agmax_timm.run.options import train_parser, validate_parser
+from agmax_timm.assembly.objective import build_criterion
+from agmax_timm.options import timm_names, without_effect
+from agmax_timm.options.parse import parse_train_args, parse_validate_args
+from agmax_timm.options.parsers import train_parser, validate_parser
 
 MULTILABEL = '--task multilabel --num-classes 3 --dataset hfds/x'
 # Options, and what is said to have no effect (without the words before and behind).
@@ -124,7 +124,7 @@ def options(**given):
 
 
 def is_idle(args, *given):
-    return any(name in row.names and row.when(args) for row in idle._TRAINING for name in given)
+    return any(name in row.names and row.when(args) for row in without_effect._TRAINING for name in given)
 
 
 def warnings_of(capsys, parse, words, file):
@@ -139,7 +139,7 @@ def warnings_of(capsys, parse, words, file):
 def unchecked(monkeypatch):
     """Parse without the checks that refuse: a table row can be seen where another rule comes first."""
     for name in ('check_train_args', 'check_validate_args', 'check_combinations'):
-        monkeypatch.setattr(f'agmax_timm.run.config.{name}', lambda *args: None)
+        monkeypatch.setattr(f'agmax_timm.options.parse.{name}', lambda *args: None)
 
 
 @pytest.mark.parametrize('parse, prog, examples', [
@@ -155,7 +155,8 @@ def test_each_idle_option_is_named(capsys, tmp_path, unchecked, parse, prog, exa
 
 
 @pytest.mark.parametrize('table, examples, parse', [
-    (idle._TRAINING, TRAINING, parse_train_args), (idle._VALIDATION, VALIDATION, parse_validate_args)],
+    (without_effect._TRAINING, TRAINING, parse_train_args),
+    (without_effect._VALIDATION, VALIDATION, parse_validate_args)],
     ids=['train', 'validate'])
 def test_each_row_of_the_table_has_an_example(table, examples, parse):
     for row in table:
@@ -164,7 +165,8 @@ def test_each_row_of_the_table_has_an_example(table, examples, parse):
         assert any(flag in flags and reason.startswith(prefix) for _, flag, reason in examples), row
 
 
-@pytest.mark.parametrize('table, parser', [(idle._TRAINING, train_parser()), (idle._VALIDATION, validate_parser())],
+@pytest.mark.parametrize('table, parser', [(without_effect._TRAINING, train_parser()),
+                                           (without_effect._VALIDATION, validate_parser())],
                          ids=['train', 'validate'])
 def test_the_table_names_options(table, parser):
     declared = {action.dest for action in parser._actions}
@@ -290,10 +292,10 @@ def test_options_of_losses_have_no_effect_where_the_table_says_so(tmp_path, task
 @pytest.mark.parametrize('opt, taken', [('sgd', True), ('adamw', False), ('rmsprop', True), ('lion', False),
                                         ('lookahead_adam', False), ('muon', True)])
 def test_momentum_of_optimizers_that_have_none(caplog, opt, taken):
-    names.check_optimizer(parse_train_args(['data', '--opt', opt, '--momentum', '0.8']))
+    timm_names.check_optimizer(parse_train_args(['data', '--opt', opt, '--momentum', '0.8']))
     assert (f'--momentum has no effect: --opt {opt} has none' not in caplog.text) is taken
     caplog.clear()
-    names.check_optimizer(parse_train_args(['data', '--opt', opt]))
+    timm_names.check_optimizer(parse_train_args(['data', '--opt', opt]))
     assert not caplog.records
 
 
@@ -302,7 +304,7 @@ def test_momentum_of_optimizers_that_have_none(caplog, opt, taken):
 def surprises(words, updates_per_epoch=10, epochs=5, evaluations=5, lr=0.1, distributed=False):
     args = parse_train_args(['data', '--epochs', str(epochs), '--warmup-epochs', '0', *words.split()])
     args = argparse.Namespace(**{**vars(args), 'lr': lr, 'distributed': distributed})
-    return list(idle.surprises_of_run(args, updates_per_epoch, epochs, evaluations))
+    return list(without_effect.surprises_of_run(args, updates_per_epoch, epochs, evaluations))
 
 
 @pytest.mark.parametrize('words, line', [

@@ -11,8 +11,11 @@ import pytest
 import torch
 from test_exact_resume import FLAGS
 
-from agmax_timm.data.datasets import create_dataset
-from agmax_timm.run import assembly, build, loaders, training
+from agmax_timm.assembly import loaders
+from agmax_timm.assembly import model as build
+from agmax_timm.data.sources.datasets import create_dataset
+from agmax_timm.training import create_run
+from agmax_timm.training import run as training
 
 REPOSITORY = Path(__file__).parent.parent
 # What a signal comes in, and what is then no longer done.
@@ -39,14 +42,14 @@ def argv(photos, tmp_path):
 
 def patch(monkeypatch, step, function):
     module, name = step.split('.')
-    monkeypatch.setattr(getattr(assembly, module), name, function)
+    monkeypatch.setattr(getattr(create_run, module), name, function)
 
 
 @pytest.mark.parametrize('step, after', STEPS)
 @pytest.mark.parametrize('name', ['SIGTERM', 'SIGUSR1', 'SIGINT'])
 def test_a_run_that_has_not_begun_leaves_nothing(argv, tmp_path, monkeypatch, capsys, step, after, name):
     module, function = step.split('.')
-    original = getattr(getattr(assembly, module), function)
+    original = getattr(getattr(create_run, module), function)
 
     def asked(*args):
         os.kill(os.getpid(), getattr(signal, name))

@@ -11,11 +11,13 @@ from PIL import Image
 from timm.data import MultiLabelTarget
 from torch.utils.data import DataLoader
 
-from agmax_timm.data.checks import check_labels
-from agmax_timm.data.errors import DataError, LabelError
-from agmax_timm.data.labels import check_column, class_index
-from agmax_timm.data.shards import open_dataset, share_evaluation
-from agmax_timm.run import commands, training, validation
+from agmax_timm.base.data_errors import DataError, LabelError
+from agmax_timm.commands import scripts
+from agmax_timm.data.sources.checks import check_labels
+from agmax_timm.data.sources.labels import check_column, class_index
+from agmax_timm.data.sources.shards import open_dataset, share_evaluation
+from agmax_timm.evaluation import validation
+from agmax_timm.training import run as training
 
 NAN = float('nan')
 SMALL = ['--model', 'test_resnet', '--num-classes', '3', '--img-size', '32', '-j', '0', '-b', '2', '--device', 'cpu']
@@ -219,7 +221,7 @@ def test_every_command_ends_with_one_line(tmp_path, monkeypatch, capsys, weights
     name, *check = command.split()
     script = {'train': training.main, 'validate': validation.main}[name]
     if check:
-        script = {'train': commands.train, 'validate': commands.validate}[name]
+        script = {'train': scripts.train, 'validate': scripts.validate}[name]
     elif name == 'validate':
         check = ['--checkpoint', weights()[0]]
     with pytest.raises(SystemExit) as end:
@@ -251,6 +253,6 @@ def test_check_data_counts_whole_floats(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     folder = write_parquet(tmp_path / 'data', [0., 2., 2.], value('float32'), splits=['train'])
     with pytest.raises(SystemExit) as end:
-        commands.train(['--dataset', f'hfds/{folder}', '--data-dir', str(tmp_path / 'cache'), '--check-data', '-j', '0',
+        scripts.train(['--dataset', f'hfds/{folder}', '--data-dir', str(tmp_path / 'cache'), '--check-data', '-j', '0',
                         '--val-split', ''])
     assert end.value.code == 0 and 'train: 3 images, 2 classes, 1 to 2' in capsys.readouterr().out

@@ -12,12 +12,12 @@ from run_files import load
 from timm.models import get_pretrained_cfg
 
 from agmax_timm import export
-from agmax_timm.base import base_of_file, find_base
-from agmax_timm.checkpoint import RECORD
-from agmax_timm.licence import LISTED, LicenseError, check_license
-from agmax_timm.run.config import parse_train_args
-from agmax_timm.run.training import main as train
-from agmax_timm.staging import recipe, stage
+from agmax_timm.base.licences import LISTED, LicenseError, check_license
+from agmax_timm.options.parse import parse_train_args
+from agmax_timm.training.run import main as train
+from agmax_timm.weights.base_model import base_of_file, find_base
+from agmax_timm.weights.checkpoint import RECORD
+from agmax_timm.weights.staging import recipe, stage
 
 NON_COMMERCIAL = 'resnet50.fb_swsl_ig1b_ft_in1k'  # cc-by-nc-4.0, where timm's default of resnet50 is apache-2.0
 

@@ -6,7 +6,7 @@ from ranks import finish_ranks, logs, start_ranks
 from torch.utils.data import IterableDataset
 
 from agmax_timm import create_two_view_loader
-from agmax_timm.data.datasets import create_dataset
+from agmax_timm.data.sources.datasets import create_dataset
 
 RANKS, IMAGES, EPOCHS = 2, 12, 3
 MIXUP = {'mixup_alpha': 1., 'num_classes': IMAGES}

@@ -9,11 +9,12 @@ from exact import FLAGS, assert_equal, outcome
 from ranks import finish_ranks, logs, start_ranks
 from run_files import epochs_in, load
 
-from agmax_timm.data.errors import DamagedError, LabelError, WorkerError
-from agmax_timm.run import engine, epochs, training
-from agmax_timm.run.config import parse_train_args
-from agmax_timm.run.tracking import Trackers
-from agmax_timm.saver import RecordSaver
+from agmax_timm.base.data_errors import DamagedError, LabelError, WorkerError
+from agmax_timm.options.parse import parse_train_args
+from agmax_timm.training import epochs, loop
+from agmax_timm.training import run as training
+from agmax_timm.training.checkpoints.saver import RecordSaver
+from agmax_timm.training.output.trackers import Trackers
 
 GOES_ON = re.compile(r'Saved at the end of epoch (\d), before its evaluation\. The same command goes on from there')
 
@@ -89,7 +90,7 @@ def test_a_bad_label_within_an_epoch_costs_no_update(argv, tmp_path, monkeypatch
     """Labels of data in sequence are known when they are read. What is saved is what a recovery file would be."""
     training.main([*argv, '--experiment', 'whole', '--recovery-interval', '4', '--epochs', '1'])
     expected = load(tmp_path / 'whole' / 'recovery-0-3.pth.tar')
-    batches_of = engine.batches_of
+    batches_of = loop.batches_of
 
     def failing(loader):
         for number, batch in enumerate(batches_of(loader)):
@@ -97,7 +98,7 @@ def test_a_bad_label_within_an_epoch_costs_no_update(argv, tmp_path, monkeypatch
                 raise LabelError("sample 'x' has the label 'fly': a class index is a number")
             yield batch
 
-    monkeypatch.setattr(engine, 'batches_of', failing)
+    monkeypatch.setattr(loop, 'batches_of', failing)
     assert fail(argv, capsys, 2).endswith("error: sample 'x' has the label 'fly': a class index is a number")
     kept = load(tmp_path / 'run' / 'recovery-0-3.pth.tar')
     for name in ('state_dict', 'state_dict_ema', 'optimizer', 'task_state'):

@@ -7,14 +7,14 @@ import datasets
 import pytest
 from PIL import Image
 
-from agmax_timm.card import model_card
-from agmax_timm.checkpoint import read_model
-from agmax_timm.measured import measured, unrepeatable
-from agmax_timm.run.evaluation.prediction import Predictor, options_of
-from agmax_timm.run.flags.kinds import OF_ARITHMETIC, OF_EVALUATION, OF_INPUT
-from agmax_timm.run.options import train_parser, validate_parser
-from agmax_timm.run.settings import validate_command
-from agmax_timm.staging import stage
+from agmax_timm.evaluation.prediction import Predictor, options_of
+from agmax_timm.options.kinds import OF_ARITHMETIC, OF_EVALUATION, OF_INPUT
+from agmax_timm.options.parsers import train_parser, validate_parser
+from agmax_timm.options.settings import validate_command
+from agmax_timm.weights.card import model_card
+from agmax_timm.weights.checkpoint import read_model
+from agmax_timm.weights.measured import measured, unrepeatable
+from agmax_timm.weights.staging import stage
 
 TINY = ['--model', 'test_resnet', '--img-size', '32', '--epochs', '1']
 NAFLEX = ['--model', 'naflexvit_base_patch16_gap', '--model-kwargs', 'embed_dim=16', 'depth=1', 'num_heads=2',

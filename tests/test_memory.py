@@ -12,12 +12,12 @@ from conftest import CLASSES, PER_CLASS
 from timm.utils import random_seed
 
 from agmax_timm import create_two_view_loader
-from agmax_timm.data import memory
-from agmax_timm.data.datasets import create_dataset
-from agmax_timm.data.errors import DamagedError
+from agmax_timm.base.data_errors import DamagedError
 from agmax_timm.data.loader import create_train_loader
-from agmax_timm.data.memory import keep_decoded
+from agmax_timm.data.memory import images as memory
+from agmax_timm.data.memory.images import keep_decoded
 from agmax_timm.data.mixup import TwoViewMixup
+from agmax_timm.data.sources.datasets import create_dataset
 
 CPU = torch.device('cpu')
 COUNT = PER_CLASS * len(CLASSES)
@@ -262,7 +262,7 @@ def test_data_of_timms_own_factory_is_told_not_to_be_kept(photos, caplog):
     create_two_view_loader(dataset, 16, 4, num_workers=0, device=CPU)
     assert not [record for record in caplog.records if record.levelname == 'WARNING']
     create_two_view_loader(dataset, 16, 4, num_workers=0, device=CPU, image_memory='1G')
-    assert 'agmax_timm.data.datasets.create_dataset' in caplog.text
+    assert 'agmax_timm.create_dataset' in caplog.text
 
 
 def test_the_number_of_images_kept_is_told(tmp_path, caplog):

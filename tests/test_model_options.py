@@ -3,11 +3,12 @@ import pytest
 import torch
 from timm.models import create_model
 
-from agmax_timm.command_line import OptionError
-from agmax_timm.run import build, loaders
-from agmax_timm.run.config import parse_train_args, validate_options
-from agmax_timm.run.evaluation.inference import build_subject
-from agmax_timm.run.flags import names
+from agmax_timm.assembly import loaders
+from agmax_timm.assembly import model as build
+from agmax_timm.base.command_line import OptionError
+from agmax_timm.evaluation.inference import build_subject
+from agmax_timm.options import timm_names
+from agmax_timm.options.parse import parse_train_args, validate_options
 
 CPU = torch.device('cpu')
 VIT = ['--model-kwargs', 'embed_dim=16', 'depth=1', 'num_heads=2', 'img_size=32']
@@ -146,12 +147,12 @@ def test_a_model_without_branches_to_fuse(caplog, tmp_path, model, warned):
 
 def test_warnings_of_optimizers_come_from_the_first_process_alone(caplog, monkeypatch):
     args = parse_train_args(['data', '--opt', 'sgd', '--opt-eps', '0.1'])
-    names.check_optimizer(args)
+    timm_names.check_optimizer(args)
     assert caplog.text.count('--opt-eps has no effect: --opt sgd has none') == 1
     monkeypatch.setenv('RANK', '1')
     monkeypatch.setenv('WORLD_SIZE', '2')
     monkeypatch.setenv('LOCAL_RANK', '1')
-    names.check_optimizer(args)
+    timm_names.check_optimizer(args)
     assert caplog.text.count('no effect') == 1
 
 
@@ -166,7 +167,7 @@ def test_warnings_of_optimizers_come_from_the_first_process_alone(caplog, monkey
 ])
 def test_cuda_graphs_accumulate_no_gradients(monkeypatch, argv, message):
     def check(*more):
-        names.check_compiler(parse_train_args(['data', *argv.split(), *more]))
+        timm_names.check_compiler(parse_train_args(['data', *argv.split(), *more]))
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
     if message is None:
         check('--grad-accum-steps', '2')
@@ -176,7 +177,7 @@ def test_cuda_graphs_accumulate_no_gradients(monkeypatch, argv, message):
     said = str(error.value)
     assert said.startswith(f'{message}, in which --grad-accum-steps 2 gives wrong gradients: use --torchcompile')
     remedy = said.partition(': use ')[2].partition(' or ')[0].split()  # is taken
-    names.check_compiler(parse_train_args(['data', *argv.split(), *remedy, '--grad-accum-steps', '2']))
+    timm_names.check_compiler(parse_train_args(['data', *argv.split(), *remedy, '--grad-accum-steps', '2']))
     check('--grad-accum-steps', '1')
     check('--grad-accum-steps', '2', '--device', 'cpu')
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)  # the CPU stands in

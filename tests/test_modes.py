@@ -10,12 +10,13 @@ from PIL import Image
 from timm.data import create_transform
 from timm.utils import random_seed
 
-from agmax_timm.command_line import OptionError
-from agmax_timm.data.datasets import create_dataset
+from agmax_timm.assembly import loaders
+from agmax_timm.assembly import model as build
+from agmax_timm.base.command_line import OptionError
 from agmax_timm.data.loader import create_train_loader
-from agmax_timm.run import build, loaders
-from agmax_timm.run.config import parse_train_args
-from agmax_timm.run.flags.ranges import NAMES
+from agmax_timm.data.sources.datasets import create_dataset
+from agmax_timm.options.parse import parse_train_args
+from agmax_timm.options.ranges import NAMES
 
 SIDE = 32
 MODES = NAMES['input_img_mode'][1:]

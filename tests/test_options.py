@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 from timm.loss import LOSS_TYPES
 
-from agmax_timm.command_line import YIELDING, KeyValues
+from agmax_timm.base.command_line import YIELDING, KeyValues
 from agmax_timm.loss import AGREEMENT_KINDS
-from agmax_timm.run.config import parse_train_args, parse_validate_args
-from agmax_timm.run.options import train_parser, validate_parser
+from agmax_timm.options.parse import parse_train_args, parse_validate_args
+from agmax_timm.options.parsers import train_parser, validate_parser
 
 REPOSITORY = Path(__file__).parent.parent
 PARSERS = {'train': train_parser, 'validate': validate_parser}

@@ -20,10 +20,10 @@ from contextlib import contextmanager
 import pytest
 import yaml
 
-from agmax_timm.command_line import KeyValues
-from agmax_timm.run import training
-from agmax_timm.run.config import parse_train_args, parse_validate_args
-from agmax_timm.run.options import train_parser, validate_parser
+from agmax_timm.base.command_line import KeyValues
+from agmax_timm.options.parse import parse_train_args, parse_validate_args
+from agmax_timm.options.parsers import train_parser, validate_parser
+from agmax_timm.training import run as training
 
 COUNT = int(os.environ.get('AGMAX_FUZZ', 100))
 RUNS = int(os.environ.get('AGMAX_FUZZ_RUNS', 12))

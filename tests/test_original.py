@@ -8,10 +8,10 @@ import torch
 from original_networks import NAMES, names_and_digest, original_checkpoint, original_network
 from torch import nn
 
-from agmax_timm.checkpoint import load_weights, saved_options
-from agmax_timm.models import is_original, original_to_timm, timm_architecture
-from agmax_timm.run import validation
-from agmax_timm.untrusted import CheckpointError
+from agmax_timm.base.safe_load import CheckpointError
+from agmax_timm.evaluation import validation
+from agmax_timm.weights.checkpoint import load_weights, saved_options
+from agmax_timm.weights.models import is_original, original_to_timm, timm_architecture
 
 torch.set_num_threads(1)
 

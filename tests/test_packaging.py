@@ -20,7 +20,7 @@ def wheel(tmp_path_factory):
 
 def test_the_wheel_carries_the_demo_and_the_licences_and_is_small(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
-    assert {'agmax_timm/data/demo.npz', 'agmax_timm/data/LICENSE.fashion-mnist', 'agmax_timm/run/training.py'} <= names
+    assert {'agmax_timm/data/demo.npz', 'agmax_timm/data/LICENSE.fashion-mnist', 'agmax_timm/training/run.py'} <= names
     assert not [name for name in names if name.startswith(('tests', 'tools', 'hparams'))]
     assert any(name.endswith('/LICENSE') for name in names)
     assert wheel.stat().st_size < 4e6
@@ -31,8 +31,9 @@ def test_the_commands_of_the_wheel_work_from_another_folder(wheel, tmp_path):
     zipfile.ZipFile(wheel).extractall(site)
     entry_points = next(site.glob('*.dist-info/entry_points.txt')).read_text()
     for command in ('train', 'validate'):
-        assert f'agmax-{command} = agmax_timm.run.commands:{command}' in entry_points
-        code = f'import sys; sys.path.insert(0, r"{site}"); from agmax_timm.run.commands import {command} as command; '
+        assert f'agmax-{command} = agmax_timm.commands.scripts:{command}' in entry_points
+        code = (f'import sys; sys.path.insert(0, r"{site}"); '
+                f'from agmax_timm.commands.scripts import {command} as command; ')
         completed = subprocess.run(
             [sys.executable, '-c', code + 'command(["--help"])'],
             cwd=tmp_path, capture_output=True, text=True, check=True)

@@ -5,7 +5,7 @@ from PIL import Image
 from timm.data.naflex_transforms import patchify_image
 from torchvision.transforms.functional import pil_to_tensor
 
-from agmax_timm.run.pictures import ToPicture, label_text, save_views
+from agmax_timm.data.pictures import ToPicture, label_text, save_views
 
 
 @pytest.mark.parametrize('target, text', [

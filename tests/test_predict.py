@@ -17,12 +17,11 @@ from timm.models import create_model
 from timm.utils import random_seed
 
 from agmax_timm import export, predict
-from agmax_timm.checkpoint import read_model
-from agmax_timm.run import validation
-from agmax_timm.run.config import parse_validate_args
-from agmax_timm.run.evaluation import prediction
-from agmax_timm.run.known_classes import classes_of
-from agmax_timm.staging import stage
+from agmax_timm.assembly.known_classes import classes_of
+from agmax_timm.evaluation import prediction, validation
+from agmax_timm.options.parse import parse_validate_args
+from agmax_timm.weights.checkpoint import read_model
+from agmax_timm.weights.staging import stage
 
 SMALL = ['-j', '0', '-b', '4', '--device', 'cpu']
 

@@ -6,7 +6,7 @@ from argparse import Namespace
 import pytest
 import torch.distributed as dist
 
-from agmax_timm.run.guards.presence import Presence
+from agmax_timm.base.presence import Presence
 
 PERIOD = 0.1
 

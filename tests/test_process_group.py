@@ -11,10 +11,11 @@ from ranks import finish_ranks, free_port, logs, start_ranks
 from test_scale import FLAGS, pictures  # noqa: F401
 
 from agmax_timm import AgMaxTask
-from agmax_timm.command_line import OptionError
-from agmax_timm.run import build, process_group, training
-from agmax_timm.run.guards.watch import _Reading
-from agmax_timm.run.guards.watchdog import Watchdog
+from agmax_timm.assembly import model, process_group
+from agmax_timm.base.command_line import OptionError
+from agmax_timm.training import run as training
+from agmax_timm.training.guards.finite_check import _Reading
+from agmax_timm.training.guards.watchdog import Watchdog
 
 
 def fail_on_one_rank(rank, data, output):
@@ -84,7 +85,7 @@ def test_more_processes_than_gpus_are_refused_in_one_line(monkeypatch):
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
     monkeypatch.setattr(torch.cuda, 'device_count', lambda: 1)
     with pytest.raises(OptionError, match='process 2 of this machine has no GPU, it sees 1: .*--nproc-per-node 1'):
-        build.init_device(Namespace(device='cuda'))
+        model.init_device(Namespace(device='cuda'))
 
 
 # What the watchdog says of a rank that waits

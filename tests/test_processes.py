@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from agmax_timm.processes import kept_imports
+from agmax_timm.base.processes import kept_imports
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -46,7 +46,7 @@ def test_workers_are_forked_unless_the_process_was_told_another_way():
         'import multiprocessing, multiprocessing.context as context, sys\n'
         'context._default_context._default_context = context._concrete_contexts["forkserver"]\n'  # as Python 3.14
         'if sys.argv[1:]:\n    multiprocessing.set_start_method(sys.argv[1])\n'
-        'from agmax_timm.processes import fork_workers\n'
+        'from agmax_timm.base.processes import fork_workers\n'
         'fork_workers()\nfork_workers()\n'
         'print(multiprocessing.get_start_method())')
     for told, expected in ((), 'fork'), (('spawn',), 'spawn'), (('forkserver',), 'forkserver'):

@@ -11,9 +11,11 @@ import pytest
 import timm
 from huggingface_hub import constants
 
-from agmax_timm import export, predict, publish, report
-from agmax_timm.run import training, validation
+from agmax_timm import export, predict, publish
+from agmax_timm.evaluation import validation
+from agmax_timm.report import command as report
 from agmax_timm.study import command as study
+from agmax_timm.training import run as training
 
 REPOSITORY = Path(__file__).parent.parent
 README = (REPOSITORY / 'README.md').read_text()

@@ -6,14 +6,14 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 
-from agmax_timm.option_file import convert_options
-from agmax_timm.recipe import portable, recipe, redact
-from agmax_timm.run.config import parse_train_args
-from agmax_timm.run.flags.kinds import FILES, FILES_OR_NUMBERS, KEEPING, LAUNCHER, PERSONAL
-from agmax_timm.run.options import train_parser
-from agmax_timm.run.report.page import Report, page
-from agmax_timm.run.settings import changed_options, train_command
-from agmax_timm.staging import stage
+from agmax_timm.options.kinds import FILES, FILES_OR_NUMBERS, KEEPING, LAUNCHER, PERSONAL
+from agmax_timm.options.option_file import convert_options
+from agmax_timm.options.parse import parse_train_args
+from agmax_timm.options.parsers import train_parser
+from agmax_timm.options.recipe import portable, recipe, redact
+from agmax_timm.options.settings import changed_options, train_command
+from agmax_timm.report.page import Report, page
+from agmax_timm.weights.staging import stage
 
 PERSON = 'ann-smith'
 ACTIONS = {action.dest: action for action in train_parser()._actions if action.dest not in ('help', 'config')}
@@ -97,7 +97,8 @@ def test_the_recipe_of_every_option_is_a_file_of_train_and_names_nobody(folder):
 
 @pytest.mark.parametrize('name', ACTIONS)
 def test_recipe_and_command_of_each_option_are_accepted_and_say_the_same(name, folder, tmp_path, monkeypatch):
-    monkeypatch.setattr('agmax_timm.run.config.check_combinations', lambda *_: None)  # each option alone has no effect
+    # Each option alone has no effect.
+    monkeypatch.setattr('agmax_timm.options.parse.check_combinations', lambda *_: None)
     words = words_of(name, folder)
     if name not in ('data', 'data_dir'):
         words = ['DIR', *words]

@@ -13,11 +13,13 @@ from timm.task import ClassificationTask
 from torchvision.transforms import InterpolationMode
 
 from agmax_timm import AgMaxTask, TwoViews
-from agmax_timm.run import build, loaders, optimization
-from agmax_timm.run.config import parse_train_args, parse_validate_args
-from agmax_timm.run.flags.checks import mixing
-from agmax_timm.run.objective import build_task
-from agmax_timm.run.options import train_parser
+from agmax_timm.assembly import loaders
+from agmax_timm.assembly import model as build
+from agmax_timm.assembly import optimizer as optimization
+from agmax_timm.assembly.objective import build_task
+from agmax_timm.options.checks import mixing
+from agmax_timm.options.parse import parse_train_args, parse_validate_args
+from agmax_timm.options.parsers import train_parser
 
 torch.set_num_threads(1)  # small tensors: more threads only wait for each other
 

@@ -19,10 +19,10 @@ from original_networks import original_checkpoint, original_network
 from safetensors.torch import save_file
 from timm.models import save_for_hf, set_pretrained_check_hash
 
-import agmax_timm.models
-from agmax_timm.models import original_to_timm
-from agmax_timm.run import validation
-from agmax_timm.untrusted import CheckpointError
+import agmax_timm.weights.models
+from agmax_timm.base.safe_load import CheckpointError
+from agmax_timm.evaluation import validation
+from agmax_timm.weights.models import original_to_timm
 
 torch.set_num_threads(1)
 
@@ -300,7 +300,7 @@ def test_validate_says_in_one_line_that_there_is_no_network(photos, capsys, monk
     assert end.value.code == 2
     *log, error = capsys.readouterr().err.splitlines()
     assert not [line for line in log if 'Traceback' in line]
-    assert agmax_timm.models.default_cfgs['agmax_resnet50'].default.url in error and 'unreachable' in error
+    assert agmax_timm.weights.models.default_cfgs['agmax_resnet50'].default.url in error and 'unreachable' in error
 
 
 # ---- What becomes of the models ----

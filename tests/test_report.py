@@ -17,16 +17,16 @@ from PIL import Image
 from sklearn.metrics import precision_recall_fscore_support
 from torchvision.transforms.functional import to_tensor
 
-from agmax_timm import report as command
-from agmax_timm.checkpoint import read_model, saved_options, saved_record
-from agmax_timm.run import training, validation
-from agmax_timm.run.config import parse_train_args, parse_validate_args
-from agmax_timm.run.options import train_parser
-from agmax_timm.run.report import report
-from agmax_timm.run.report.charts import line_chart, ticks
-from agmax_timm.run.report.markup import Html, picture, tag
-from agmax_timm.run.settings import changed_options, train_command
-from agmax_timm.staging import recipe
+from agmax_timm.evaluation import validation
+from agmax_timm.options.parse import parse_train_args, parse_validate_args
+from agmax_timm.options.parsers import train_parser
+from agmax_timm.options.settings import changed_options, train_command
+from agmax_timm.report import command, report
+from agmax_timm.report.charts import line_chart, ticks
+from agmax_timm.report.markup import Html, picture, tag
+from agmax_timm.training import run as training
+from agmax_timm.weights.checkpoint import read_model, saved_options, saved_record
+from agmax_timm.weights.staging import recipe
 
 HOSTILE = {'ant': '<script>alert(1)<script>', 'bee': '"><img src=x onerror=alert(2)>', 'cat': "'&amp; ]]>"}
 VOID = {'meta', 'img', 'br'}

@@ -7,9 +7,10 @@ import pytest
 import torch
 from test_exact_resume import FLAGS
 
-from agmax_timm.run import reporting, training
-from agmax_timm.run.config import parse_train_args
-from agmax_timm.run.engine import Progress, Span
+from agmax_timm.options.parse import parse_train_args
+from agmax_timm.training import run as training
+from agmax_timm.training.loop import Progress, Span
+from agmax_timm.training.output import log as reporting
 
 CONTROL = re.compile(r'[\x00-\x08\x0b-\x1f\x7f]')  # but tabs, which timm indents with
 

@@ -10,8 +10,8 @@ from timm.data import create_dataset, create_loader
 from timm.utils import random_seed
 
 from agmax_timm import create_two_view_loader
-from agmax_timm.data.random_state import get_random_state, is_of_device, kept_random_state, set_random_state
-from agmax_timm.data.resumable import ResumeError, make_resumable, start_workers
+from agmax_timm.base.random_state import get_random_state, is_of_device, kept_random_state, set_random_state
+from agmax_timm.data.resumption.loader import ResumeError, make_resumable, start_workers
 
 CPU = torch.device('cpu')
 IMAGES = 22  # 5 batches of 4, and a remainder that is dropped

@@ -16,11 +16,13 @@ from timm.models import create_model
 from timm.optim import create_optimizer_v2
 from timm.task import ClassificationTask
 
-from agmax_timm.record import make_record
-from agmax_timm.resume import resume
-from agmax_timm.run import build, epochs, training
-from agmax_timm.run.config import parse_train_args
-from agmax_timm.saver import create_saver
+from agmax_timm.assembly import model as build
+from agmax_timm.options.parse import parse_train_args
+from agmax_timm.training import epochs
+from agmax_timm.training import run as training
+from agmax_timm.training.checkpoints.saver import create_saver
+from agmax_timm.weights.metadata import make_record
+from agmax_timm.weights.resume import resume
 
 SMALL = ['--model', 'test_resnet', '--num-classes', '3', '--img-size', '32', '-b', '4', '-j', '0',
          '--warmup-epochs', '0', '--lr', '0.05', '--log-interval', '1']

@@ -17,13 +17,13 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, ImageNetInfo,
 from timm.models import create_model
 from timm.utils import random_seed
 
-from agmax_timm.robustness.attacks import pgd, random_start
-from agmax_timm.robustness.calibration import expected_calibration_error
-from agmax_timm.robustness.corruptions import ALEXNET_ERRORS
-from agmax_timm.robustness.seeding import sample_seed
-from agmax_timm.run import robustness, validation
-from agmax_timm.run.config import parse_validate_args
-from agmax_timm.run.evaluation import inference
+from agmax_timm.evaluation import inference, validation
+from agmax_timm.evaluation.calibration import expected_calibration_error
+from agmax_timm.evaluation.robustness import measures
+from agmax_timm.evaluation.robustness.attacks import pgd, random_start
+from agmax_timm.evaluation.robustness.corruptions import ALEXNET_ERRORS
+from agmax_timm.evaluation.robustness.seeding import sample_seed
+from agmax_timm.options.parse import parse_validate_args
 
 SIZE = 32
 RESNET = ['--model', 'test_resnet', '--num-classes', '3', '--img-size', str(SIZE)]
@@ -114,14 +114,14 @@ class Watched(torch.nn.Module):
 @pytest.fixture
 def passes(monkeypatch):
     """List of what is evaluated in each pass: inputs [N, 3, H, W], and the metrics."""
-    seen, evaluate = [], robustness.evaluate
+    seen, evaluate = [], measures.evaluate
 
     def watched(model, *args, **kwargs):
         watched = Watched(model)
         metrics = evaluate(watched, *args, **kwargs)
         seen.append((torch.cat(watched.inputs), metrics))
         return metrics
-    monkeypatch.setattr(robustness, 'evaluate', watched)
+    monkeypatch.setattr(measures, 'evaluate', watched)
     return seen
 
 
@@ -170,7 +170,7 @@ def attack_of(rank=0, ranks=1, epsilon=4.):
     subject = types.SimpleNamespace(
         model=torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 256, 3)), num_classes=3,
         data_config=dict(mean=IMAGENET_DEFAULT_MEAN, std=IMAGENET_DEFAULT_STD))
-    return robustness.Attack(args, subject, torch.device('cpu'), robustness.Precision(), epsilon)
+    return measures.Attack(args, subject, torch.device('cpu'), measures.Precision(), epsilon)
 
 
 def test_every_level_of_a_pixel_is_the_same_to_the_bit_after_an_attack_of_nothing():
@@ -258,10 +258,10 @@ def test_the_classes_of_corrupted_images_are_those_of_the_data(textures, weights
 
 def test_mean_corruption_error_is_for_imagenet_c(monkeypatch, textures, corrupted, weights, results_of):
     """All 15 at all severities, of ImageNet's classes: then AlexNet is what errors are relative to."""
-    listed = [robustness.Corruption(name, severity, str(corrupted / 'dark' / '4'))
+    listed = [measures.Corruption(name, severity, str(corrupted / 'dark' / '4'))
               for name in ALEXNET_ERRORS for severity in range(1, 6)]
-    monkeypatch.setattr(robustness, 'list_corruptions', lambda args: listed)
-    monkeypatch.setattr(robustness.Evaluation, 'run', lambda *args, **kwargs: dict(top1=60.))
+    monkeypatch.setattr(measures, 'list_corruptions', lambda args: listed)
+    monkeypatch.setattr(measures.Evaluation, 'run', lambda *args, **kwargs: dict(top1=60.))
     monkeypatch.setattr(ImageNetInfo, 'label_names', lambda self: ['cat', 'ant', 'bee'])
     results = results_of(textures, *RESNET, '--checkpoint', weights()[0], '--corruptions-dir', corrupted)
     assert results['mce'] == pytest.approx(np.mean([4000 / error for error in ALEXNET_ERRORS.values()]), abs=1e-3)

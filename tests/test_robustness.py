@@ -13,10 +13,10 @@ from timm.models import create_model
 from torch.utils.data import DataLoader
 
 from agmax_timm.data.augment import replace_transforms
-from agmax_timm.robustness.agreement import AgreementEvaluator
-from agmax_timm.robustness.attacks import fgsm, pgd, random_start
-from agmax_timm.robustness.calibration import expected_calibration_error
-from agmax_timm.robustness.corruptions import (
+from agmax_timm.evaluation.calibration import expected_calibration_error
+from agmax_timm.evaluation.robustness.agreement import AgreementEvaluator
+from agmax_timm.evaluation.robustness.attacks import fgsm, pgd, random_start
+from agmax_timm.evaluation.robustness.corruptions import (
     ALEXNET_ERRORS,
     Corrupt,
     corruption_names,
@@ -24,9 +24,9 @@ from agmax_timm.robustness.corruptions import (
     mean_corruption_error,
     summarize,
 )
-from agmax_timm.robustness.seeding import SeededDataset, sample_seed
-from agmax_timm.robustness.stress import before_tensor, stress_transform
-from agmax_timm.robustness.table import by_epsilon, by_severity, labels, markdown, write_report
+from agmax_timm.evaluation.robustness.seeding import SeededDataset, sample_seed
+from agmax_timm.evaluation.robustness.stress import before_tensor, stress_transform
+from agmax_timm.evaluation.robustness.table import by_epsilon, by_severity, labels, markdown, write_report
 
 # ---- Attacks ----
 

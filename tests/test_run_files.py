@@ -11,11 +11,14 @@ from argparse import Namespace
 import pytest
 from run_files import epochs_in
 
-from agmax_timm import durable
-from agmax_timm.run import assembly, build, epochs, reporting, training
-from agmax_timm.run import folder as run_folder
-from agmax_timm.run.logfile import LogFile
-from agmax_timm.untrusted import read_file, verify
+from agmax_timm.assembly import model as build
+from agmax_timm.base import atomic_write
+from agmax_timm.base.safe_load import read_file, verify
+from agmax_timm.training import create_run, epochs
+from agmax_timm.training import run as training
+from agmax_timm.training.output import log as reporting
+from agmax_timm.training.output import run_folder
+from agmax_timm.training.output.log_file import LogFile
 
 SMALL = ['--model', 'test_resnet', '--num-classes', '3', '--img-size', '32', '-b', '4', '-j', '0',
          '--warmup-epochs', '0', '--lr', '0.05', '--log-interval', '1', '--experiment', 'run']
@@ -151,7 +154,7 @@ def test_a_run_on_a_full_disk_ends_in_status_74(photos, disk, capsys, caplog):
 
 def test_a_disk_that_has_room_again_ends_well(photos, tmp_path, caplog, monkeypatch, file_size_limit):
     full = contextlib.ExitStack()
-    begin, distribute = assembly.create_saver, epochs.distribute_batch_norm
+    begin, distribute = create_run.create_saver, epochs.distribute_batch_norm
 
     def fill(*args):
         full.enter_context(file_size_limit(100))
@@ -164,7 +167,7 @@ def test_a_disk_that_has_room_again_ends_well(photos, tmp_path, caplog, monkeypa
                 time.sleep(.01)
             full.close()
         distribute(*args)
-    monkeypatch.setattr(assembly, 'create_saver', fill)
+    monkeypatch.setattr(create_run, 'create_saver', fill)
     monkeypatch.setattr(epochs, 'distribute_batch_norm', free)
     with full:
         training.main([str(photos), *SMALL, '--epochs', '2', '--output', str(tmp_path)])
@@ -196,7 +199,7 @@ def test_a_log_line_is_whole_or_not_there(tmp_path, monkeypatch, file_size_limit
         logger.warning('c' * 50)
         assert path.read_text().splitlines() == [
             'a' * 50, '(lines that could not be written are missing here)', 'c' * 50]
-        durable.cut(str(path), position)
+        atomic_write.cut(str(path), position)
         logger.warning('d')
         assert path.read_text() == 'a' * 50 + '\nd\n'
     finally:

@@ -10,11 +10,11 @@ import pytest
 import torch
 from timm.task import ClassificationTask
 
-from agmax_timm import durable
-from agmax_timm import saver as saver_module
-from agmax_timm.newest import checkpoint_names, newest_checkpoint
-from agmax_timm.saver import RecordSaver, SaveError, create_saver
-from agmax_timm.untrusted import read_file, verify
+from agmax_timm.base import atomic_write
+from agmax_timm.base.safe_load import read_file, verify
+from agmax_timm.training.checkpoints import saver as saver_module
+from agmax_timm.training.checkpoints.saver import RecordSaver, SaveError, create_saver
+from agmax_timm.weights.find import checkpoint_names, newest_checkpoint
 
 LAST, BEST = 'last.pth.tar', 'model_best.pth.tar'
 
@@ -162,7 +162,7 @@ def test_a_process_may_die_at_every_step(links, memory_path, monkeypatch):
         if path is None:
             continue
 
-        durable.clean(str(folder))
+        atomic_write.clean(str(folder))
         saver = make_saver(folder)
         saver.load_state_dict_from_checkpoint(path)
         if saver.best_epoch is not None:
@@ -172,7 +172,7 @@ def test_a_process_may_die_at_every_step(links, memory_path, monkeypatch):
         saver.save_checkpoint(4, 9.)
         saver.close()
         assert [epoch_of(folder / name) for name in (LAST, BEST)] == [4, 4]
-        assert not [name for name in os.listdir(folder) if name.endswith(durable.UNFINISHED)]
+        assert not [name for name in os.listdir(folder) if name.endswith(atomic_write.UNFINISHED)]
         if complete:
             return
     raise AssertionError('the sequence did not end')

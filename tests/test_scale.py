@@ -26,10 +26,12 @@ from timm.loss import SoftTargetCrossEntropy
 from timm.task import ClassificationTask
 
 from agmax_timm import AgMaxTask
+from agmax_timm.assembly.model import Precision
 from agmax_timm.data.mixup import TwoViewMixup
-from agmax_timm.run import engine, training, validation
-from agmax_timm.run.build import Precision
-from agmax_timm.run.step import Step
+from agmax_timm.evaluation import validation
+from agmax_timm.training import loop
+from agmax_timm.training import run as training
+from agmax_timm.training.step import Step
 
 REPOSITORY = Path(__file__).parent.parent
 CLASSES, TRAIN_IMAGES, EVAL_IMAGES = 8, 24, 23
@@ -144,7 +146,7 @@ def train_share(rank, world_size, two_views, accum_steps, dtype):
                      no_prefetcher=False, channels_last=False, clip_grad=1., clip_mode='norm', log_interval=2,
                      synchronize_step=False)
     step = Step(task, optimizer, args, torch.device('cpu'), Precision())
-    mean, _ = engine.train_one_epoch(0, step, loader)
+    mean, _ = loop.train_one_epoch(0, step, loader)
     states = [task.get_trainable_module(ema=ema).state_dict() for ema in (False, True)]
     states = [{name.removeprefix('module.'): value for name, value in state.items()} for state in states]
     return dict(losses=torch.tensor(list(mean.values()), dtype=torch.float64), weights=states[0], ema=states[1])

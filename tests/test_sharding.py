@@ -11,13 +11,17 @@ import torch.multiprocessing
 from scaling import make_scaler
 from torch.distributed.tensor import DTensor
 
-from agmax_timm.command_line import OptionError
-from agmax_timm.run import build, engine, epochs, optimization, sharding, training
-from agmax_timm.run.config import parse_train_args
-from agmax_timm.run.engine import NonFiniteError
-from agmax_timm.run.objective import build_task
-from agmax_timm.run.recovery import keeping
-from agmax_timm.run.step import Step
+from agmax_timm.assembly import model as build
+from agmax_timm.assembly import optimizer as optimization
+from agmax_timm.assembly import sharding
+from agmax_timm.assembly.objective import build_task
+from agmax_timm.base.command_line import OptionError
+from agmax_timm.options.parse import parse_train_args
+from agmax_timm.training import epochs, loop
+from agmax_timm.training import run as training
+from agmax_timm.training.checkpoints import manager
+from agmax_timm.training.loop import NonFiniteError
+from agmax_timm.training.step import Step
 
 RANKS = 2
 CLASSES = 5
@@ -85,13 +89,13 @@ def train_case(name, fsdp, rank):
     metrics = []
     for epoch in range(2):
         step = Step(task, optimizer, args, CPU, precision)
-        losses, _ = engine.train_one_epoch(epoch, step, batches(rank, args.agmax, dtype))
+        losses, _ = loop.train_one_epoch(epoch, step, batches(rank, args.agmax, dtype))
         metrics.append(losses)
         for ema in (False, True):
             epochs.distribute_batch_norm(args, task.get_trainable_module(ema=ema))
-            metrics.append(engine.evaluate(
+            metrics.append(loop.evaluate(
                 task.get_eval_model(ema=ema), batches(rank, False, dtype), args, CPU, precision, log_interval=1))
-    keeping.check_weights(task)
+    manager.check_weights(task)
     state = sharding.WholeState(task, optimizer, keep=True)
     state.gather()
     saved = {**state.get_checkpoint_state(), **state.get_checkpoint_state(ema=True), 'optimizer': state.state_dict()}
@@ -109,7 +113,7 @@ def complaints(rank):
     if rank == 1:
         task.get_trainable_module().model.head.weight.to_local().detach().fill_(torch.nan)
     with pytest.raises(NonFiniteError) as error:
-        keeping.check_weights(task)
+        manager.check_weights(task)
     task, optimizer = build_task(args, Scaled(4, 2), CPU, build.Precision()), None
     with pytest.raises(OptionError) as other:
         sharding.shard_task(task, optimizer, CPU)

@@ -27,15 +27,16 @@ import torch.distributed as dist
 from PIL import Image
 
 from agmax_timm import create_two_view_loader
-from agmax_timm.data.checks import check_classes
-from agmax_timm.data.classes import class_names
-from agmax_timm.data.errors import DataError
-from agmax_timm.data.shards import check_delivered, open_dataset
-from agmax_timm.run import epochs as run_epochs
-from agmax_timm.run import training, validation
-from agmax_timm.run.build import Precision
-from agmax_timm.run.engine import evaluate
-from agmax_timm.run.loaders import build_eval_loader
+from agmax_timm.assembly.loaders import build_eval_loader
+from agmax_timm.assembly.model import Precision
+from agmax_timm.base.data_errors import DataError
+from agmax_timm.data.sources.checks import check_classes
+from agmax_timm.data.sources.classes import class_names
+from agmax_timm.data.sources.shards import check_delivered, open_dataset
+from agmax_timm.evaluation import validation
+from agmax_timm.training import epochs as run_epochs
+from agmax_timm.training import run as training
+from agmax_timm.training.loop import evaluate
 
 CLASSES = ('ant', 'bee', 'cat')
 # Uneven, and the last reader of four has the least.
@@ -425,7 +426,7 @@ def test_no_folder_and_no_host(fail, tmp_path, serve, sources):
 
 
 def test_a_host_that_takes_connections_and_says_nothing(fail, monkeypatch):
-    monkeypatch.setattr('agmax_timm.data.shards.URL_TIMEOUT', 0.3)
+    monkeypatch.setattr('agmax_timm.data.sources.shards.URL_TIMEOUT', 0.3)
     with socket.create_server(('127.0.0.1', 0)) as silent:
         url = f'http://127.0.0.1:{silent.getsockname()[1]}'
         assert f'{url} does not answer' in fail('--data-dir', url, *WDS)
@@ -568,5 +569,5 @@ def test_what_hugging_face_cannot_open_is_one_line(sources, fail, kind, argv, wo
 
 @pytest.mark.parametrize('package, name', [('webdataset', 'wds/x'), ('datasets', 'hfds/x'), ('datasets', 'hfids/x')])
 def test_a_package_that_is_not_installed(shards, fail, monkeypatch, package, name):
-    monkeypatch.setattr('agmax_timm.data.shards.find_spec', {package: None}.get)
+    monkeypatch.setattr('agmax_timm.data.sources.shards.find_spec', {package: None}.get)
     assert f'pip install {package}' in fail('--dataset', name, '--data-dir', shards)

@@ -8,11 +8,11 @@ from timm.optim import list_optimizers
 from timm.task import ClassificationTask
 from torch import nn
 
-from agmax_timm.command_line import OptionError
-from agmax_timm.run import optimization
-from agmax_timm.run.config import parse_train_args
-from agmax_timm.run.flags import names
-from agmax_timm.silence import silenced
+from agmax_timm.assembly import optimizer
+from agmax_timm.base.command_line import OptionError
+from agmax_timm.base.silence import silenced
+from agmax_timm.options import timm_names
+from agmax_timm.options.parse import parse_train_args
 
 
 def options(*argv):
@@ -34,24 +34,24 @@ def test_silence_ends_with_its_block(caplog, recwarn):
 @pytest.mark.parametrize('flags', [['--layer-decay', '0.5'], []], ids=['layer decay', 'none'])
 def test_checks_of_optimizers_say_nothing(caplog, recwarn, flags):
     for opt in list_optimizers(exclude_filters=['bnb*', 'fused*']):
-        names.check_optimizer(options('--opt', opt, *flags))
+        timm_names.check_optimizer(options('--opt', opt, *flags))
     assert not caplog.records and not recwarn.list
 
 
 @pytest.mark.parametrize('sched', ['cosine', 'step', 'multistep', 'poly', 'tanh', 'plateau', 'constant'])
 def test_checks_of_schedules_say_nothing(caplog, recwarn, sched):
-    names.check_schedule(options('--sched', sched, '--lr-noise', '0.2', '0.8'))
+    timm_names.check_schedule(options('--sched', sched, '--lr-noise', '0.2', '0.8'))
     assert not caplog.records and not recwarn.list
 
 
 def test_layer_decay_is_reported_of_the_model_that_is_trained(caplog):
     args = options('--opt', 'adamw', '--layer-decay', '0.5')
-    optimization.build_optimizer(args, ClassificationTask(create_model('test_resnet', num_classes=3), verbose=False))
+    optimizer.build_optimizer(args, ClassificationTask(create_model('test_resnet', num_classes=3), verbose=False))
     assert 'no effect' not in caplog.text
-    optimization.build_optimizer(args, ClassificationTask(nn.Linear(2, 2), verbose=False))
+    optimizer.build_optimizer(args, ClassificationTask(nn.Linear(2, 2), verbose=False))
     assert 'no effect' in caplog.text, 'one layer has no layers to decay over'
 
 
 def test_what_a_check_finds_is_still_an_error():
     with pytest.raises(OptionError, match='--opt sgd'):
-        names.check_optimizer(options('--opt', 'sgd', '--opt-kwargs', 'nosuch=1'))
+        timm_names.check_optimizer(options('--opt', 'sgd', '--opt-kwargs', 'nosuch=1'))

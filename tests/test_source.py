@@ -8,9 +8,10 @@ import torch
 from PIL import Image
 from test_shards import write_parquet, write_shards
 
-from agmax_timm.data.datasets import DataError, create_dataset
-from agmax_timm.run import loaders, training
-from agmax_timm.run.config import parse_train_args, parse_validate_args
+from agmax_timm.assembly import loaders
+from agmax_timm.data.sources.datasets import DataError, create_dataset
+from agmax_timm.options.parse import parse_train_args, parse_validate_args
+from agmax_timm.training import run as training
 
 CONFIG = {'input_size': (3, 16, 16)}
 

@@ -12,9 +12,9 @@ import yaml
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from agmax_timm.hub_error import HubError
-from agmax_timm.run.config import parse_train_args
-from agmax_timm.staging import FILES, load_folder, recipe, stage
+from agmax_timm.options.parse import parse_train_args
+from agmax_timm.weights.hub_error import HubError
+from agmax_timm.weights.staging import FILES, load_folder, recipe, stage
 
 
 def test_every_file_is_there_and_no_pickle(staged):

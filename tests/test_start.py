@@ -7,11 +7,12 @@ import pytest
 import torch.distributed as dist
 from ranks import start_ranks, torchrun_environment
 
-from agmax_timm import export, predict, report
+from agmax_timm import export, predict
+from agmax_timm.assembly import job_start
+from agmax_timm.assembly.job_start import LAUNCHER
 from agmax_timm.bench import command as bench
-from agmax_timm.run import training
-from agmax_timm.run.guards import start
-from agmax_timm.run.guards.start import LAUNCHER
+from agmax_timm.report import command as report
+from agmax_timm.training import run as training
 
 SMALL = ['--num-classes', '3', '-b', '4', '-j', '0', '--model', 'test_resnet', '--img-size', '32', '--device', 'cpu']
 TORCHRUN = dict(RANK='1', LOCAL_RANK='1', WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', MASTER_PORT='1')
@@ -54,10 +55,10 @@ def test_an_allocation_without_srun_is_one_process_and_one_warning(
 def test_only_an_allocation_is_left(variables, warns, no_group, monkeypatch):
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    assert bool(start.leave_allocation()) == warns
+    assert bool(job_start.leave_allocation()) == warns
     assert [name for name in variables if name in LAUNCHER and name not in os.environ] == (
         [name for name in variables if name in LAUNCHER] if warns else [])
-    assert not start.leave_allocation()
+    assert not job_start.leave_allocation()
 
 
 @pytest.mark.parametrize('variables', [TORCHRUN, SRUN, ALLOCATIONS['batch script']])
@@ -80,7 +81,7 @@ def test_commands_of_one_process_start_no_group(
 
 
 def train_with_patience(seconds, argv):
-    start.PATIENCE, start._INTERVAL = seconds, .5
+    job_start.PATIENCE, job_start._INTERVAL = seconds, .5
     training.main(argv)
 
 

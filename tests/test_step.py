@@ -13,16 +13,16 @@ from torch.nn.utils import get_total_norm
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from agmax_timm import AgMaxTask
+from agmax_timm.assembly.loss_scaler import LossScaler
+from agmax_timm.assembly.model import Precision
 from agmax_timm.data.loader import DeviceMixupLoader
 from agmax_timm.distillation import AgMaxDistillationTask
 from agmax_timm.loss import AGREEMENT_KINDS
-from agmax_timm.run import engine
-from agmax_timm.run.build import Precision
-from agmax_timm.run.guards import watch as watching
-from agmax_timm.run.guards.watch import Verdict, Watch
-from agmax_timm.run.losses import RunningLosses, Update
-from agmax_timm.run.scaler import LossScaler
-from agmax_timm.run.step import Step
+from agmax_timm.training import loop
+from agmax_timm.training.guards import finite_check as watching
+from agmax_timm.training.guards.finite_check import Verdict, Watch
+from agmax_timm.training.losses import RunningLosses, Update
+from agmax_timm.training.step import Step
 
 torch.set_num_threads(1)  # small tensors: more threads only wait for each other
 
@@ -65,7 +65,7 @@ def train(task, batches, device='cpu', losses=None, watched=True, scaler=None, *
     optimizer = torch.optim.SGD(task.get_trainable_module().parameters(), lr=0.1, momentum=0.9, weight_decay=0.01)
     precision = Precision(scaler=scaler)
     step = Step(task, optimizer, args, device, precision, watch=Watch(args, device) if watched else None)
-    engine.train_one_epoch(0, step, batches, losses=losses)
+    loop.train_one_epoch(0, step, batches, losses=losses)
     return {name: value.clone() for name, value in task.get_trainable_module().state_dict().items()}
 
 
@@ -84,7 +84,7 @@ def test_data_in_the_log_is_the_time_of_the_loader():
     task, device, args = create_task(), torch.device('cpu'), Namespace(**OPTIONS)
     step = SlowStep(task, torch.optim.SGD(task.parameters(), lr=0.), args, device, Precision())
     told = []
-    engine.train_one_epoch(0, step, Late(batch() for _ in range(UPDATES)), on_log=told.append)
+    loop.train_one_epoch(0, step, Late(batch() for _ in range(UPDATES)), on_log=told.append)
     total = told[-1].total
     assert UPDATES * .03 <= total.data_seconds <= total.seconds - UPDATES * .1
 
@@ -200,8 +200,8 @@ def test_batches_without_the_prefetcher_go_to_a_gpu_without_a_wait(gpu_copies):
     images, target = torch.zeros(2 * IMAGES, 3, 32, 32), torch.zeros(2 * IMAGES, dtype=torch.long)
     patches = dict(patches=torch.zeros(2 * IMAGES, 4, 12), patch_valid=torch.zeros(2 * IMAGES, 4), seq_len=4)
     gpu_copies.seen.clear()
-    moved = [*engine._to_device(images, target, args, device, Precision()),
-             *engine._to_device(patches, target, args, device, Precision(model_dtype=torch.bfloat16)),
+    moved = [*loop._to_device(images, target, args, device, Precision()),
+             *loop._to_device(patches, target, args, device, Precision(model_dtype=torch.bfloat16)),
              *next(iter(DeviceMixupLoader([(images, target)], lambda *batch: batch, device)))]
     assert gpu_copies.seen == [('cpu', 'cuda', 'goes on')] * 7
     assert {value.device.type for value in moved if torch.is_tensor(value)} == {'cuda'}
@@ -347,7 +347,7 @@ def test_a_skipped_update_moves_neither_average_nor_schedule():
     found = []
     step = Step(task, torch.optim.SGD(task.parameters(), lr=0.1), args, device, Precision(scaler=scaler),
                 watch=Watch(args, device), on_broken=lambda *broken: found.append(broken))
-    engine.train_one_epoch(0, step, [batch() for _ in range(4)], scheduler=Schedule())
+    loop.train_one_epoch(0, step, [batch() for _ in range(4)], scheduler=Schedule())
     assert moves == [('ema', 2), ('schedule', 2), ('ema', 4), ('schedule', 4)]
     assert [update.first_batch for update, _ in found] == overflowing
     assert [verdict.scale for _, verdict in found] == [2. ** 15, 2. ** 14]

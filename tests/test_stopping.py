@@ -8,10 +8,11 @@ import torch
 from exact import FLAGS, StopAfter, assert_equal, outcome
 from run_files import load
 
-from agmax_timm.run import reporting, training
-from agmax_timm.run.config import parse_train_args
-from agmax_timm.run.guards.interruption import Interrupted
-from agmax_timm.run.stopping import EarlyStop
+from agmax_timm.base.signals import Interrupted
+from agmax_timm.options.parse import parse_train_args
+from agmax_timm.training import run as training
+from agmax_timm.training.early_stopping import EarlyStop
+from agmax_timm.training.output import log
 
 NAN = math.nan
 # No top-1 is 101 percent better than another: the run stops as many evaluations after the first one as asked for.
@@ -47,7 +48,7 @@ def test_the_evaluations_without_a_better_metric_are_counted(values, patience, m
 
 @pytest.fixture
 def argv(photos, memory_path, monkeypatch):
-    monkeypatch.setattr(reporting, 'plot_curves', lambda *paths: None)  # which takes most of the time
+    monkeypatch.setattr(log, 'plot_curves', lambda *paths: None)  # which takes most of the time
     return [str(photos), *FLAGS, '-b', '4', '-j', '0', '--epochs', '6', '--output', str(memory_path), '--resume',
             'auto', *NEVER_BETTER]
 

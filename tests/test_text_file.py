@@ -9,20 +9,20 @@ from argparse import Namespace
 
 import pytest
 
-from agmax_timm.command_line import as_line
-from agmax_timm.data.class_map import read_class_map
-from agmax_timm.data.classes import class_names
-from agmax_timm.data.datasets import DataError, create_dataset
-from agmax_timm.option_file import read_mapping
+from agmax_timm.assembly.objective import build_criterion
+from agmax_timm.base.command_line import as_line
+from agmax_timm.base.text_file import read_text, without_mark
+from agmax_timm.data.sources.class_map import read_class_map
+from agmax_timm.data.sources.classes import class_names
+from agmax_timm.data.sources.datasets import DataError, create_dataset
+from agmax_timm.evaluation import metrics
+from agmax_timm.evaluation.bulk import list_jobs
+from agmax_timm.options.option_file import read_mapping
+from agmax_timm.options.parse import parse_train_args
 from agmax_timm.predict import list_images
-from agmax_timm.run.config import parse_train_args
-from agmax_timm.run.evaluation import metrics
-from agmax_timm.run.evaluation.bulk import list_jobs
-from agmax_timm.run.objective import build_criterion
-from agmax_timm.run.reporting import read_curves
 from agmax_timm.study.definition import Level, Study
 from agmax_timm.study.published import read_published
-from agmax_timm.text_file import read_text, without_mark
+from agmax_timm.training.output.log import read_curves
 
 MARK = b'\xef\xbb\xbf'
 

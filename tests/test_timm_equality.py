@@ -22,7 +22,7 @@ from timm.scheduler import create_scheduler_v2
 from timm.task import ClassificationTask, FeatureDistillationTask, LogitDistillationTask, TokenDistillationTask
 from timm.utils import dispatch_clip_grad, random_seed
 
-from agmax_timm.run import training
+from agmax_timm.training import run as training
 
 CPU = torch.device('cpu')
 MEAN = STD = (0.5,) * 3

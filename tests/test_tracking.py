@@ -6,10 +6,11 @@ from types import ModuleType
 import pytest
 from test_exact_resume import FLAGS, StopAfter
 
-from agmax_timm.command_line import OptionError
-from agmax_timm.run import reporting, training
-from agmax_timm.run.config import parse_train_args
-from agmax_timm.run.guards.interruption import Interrupted
+from agmax_timm.base.command_line import OptionError
+from agmax_timm.base.signals import Interrupted
+from agmax_timm.options.parse import parse_train_args
+from agmax_timm.training import run as training
+from agmax_timm.training.output import log as reporting
 
 UPDATES = 6  # an epoch
 

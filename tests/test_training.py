@@ -19,9 +19,11 @@ from timm.scheduler import create_scheduler_v2
 from timm.utils import random_seed
 
 from agmax_timm import AgMaxTask, create_two_view_loader
-from agmax_timm.run import engine, training, validation
-from agmax_timm.run.build import Precision
-from agmax_timm.run.step import Step
+from agmax_timm.assembly.model import Precision
+from agmax_timm.evaluation import validation
+from agmax_timm.training import loop as engine
+from agmax_timm.training import run as training
+from agmax_timm.training.step import Step
 
 REPOSITORY = Path(__file__).parent.parent
 SMALL = ['--model', 'test_resnet', '--num-classes', '3', '--img-size', '32', '-b', '4', '-j', '0',

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from agmax_timm.staging import stage
+from agmax_timm.weights.staging import stage
 
 # One of each family of architectures that the tests train: side of the input, further arguments of create_model.
 VIT = dict(embed_dim=32, depth=2, num_heads=2)

@@ -6,8 +6,8 @@ import pytest
 from huggingface_hub import ModelCard
 from huggingface_hub.utils.sha import git_hash
 
-from agmax_timm.card import model_card
-from agmax_timm.update import ChangedError, Remote, plan_update
+from agmax_timm.weights.card import model_card
+from agmax_timm.weights.update import ChangedError, Remote, plan_update
 
 FILES = {'config.json': ('c1',), 'model.safetensors': ('w1',), 'summary.csv': ('s1',)}
 AS_TEXT = {'config.json': ('c2',), 'model.safetensors': ('w2',)}

@@ -12,10 +12,9 @@ from PIL import Image
 from timm.data import create_dataset, create_loader
 from torch.utils.data import Dataset
 
-from agmax_timm import report
-from agmax_timm.run import validation
-from agmax_timm.run.config import parse_validate_args
-from agmax_timm.run.evaluation import inference
+from agmax_timm.evaluation import inference, validation
+from agmax_timm.options.parse import parse_validate_args
+from agmax_timm.report import command as report
 
 
 @pytest.fixture

@@ -10,12 +10,13 @@ from multiprocessing.reduction import DupFd
 import pytest
 from torch.utils.data import DataLoader, get_worker_info
 
-from agmax_timm import predict, report
-from agmax_timm.data.errors import WorkerError
-from agmax_timm.data.folder import FolderReader
+from agmax_timm import predict
+from agmax_timm.base.data_errors import WorkerError
+from agmax_timm.commands import scripts
+from agmax_timm.data.sources.folder import FolderReader
 from agmax_timm.data.workers import WorkerInit, batches_of, leave_signals, names_dead_workers
-from agmax_timm.run import commands
-from agmax_timm.run.evaluation.prediction import _Files
+from agmax_timm.evaluation.prediction import _Files
+from agmax_timm.report import command as report
 
 
 class _Lost:
@@ -107,9 +108,9 @@ def test_each_command_names_a_worker_that_dies(command, photos, ema_run, tmp_pat
     monkeypatch.chdir(tmp_path)
     model = ['--model', 'test_resnet', '--img-size', '32', '--num-classes', '3', '-j', '1', '-b', '4', str(photos)]
     run, words = {
-        'train': (commands.train, ['--output', str(tmp_path), *model]),
-        'validate': (commands.validate, ['--checkpoint', str(ema_run / 'model_best.pth.tar'), *model]),
-        'train --check-data': (commands.train, ['--check-data', '-j', '1', str(photos)]),
+        'train': (scripts.train, ['--output', str(tmp_path), *model]),
+        'validate': (scripts.validate, ['--checkpoint', str(ema_run / 'model_best.pth.tar'), *model]),
+        'train --check-data': (scripts.train, ['--check-data', '-j', '1', str(photos)]),
         'report': (report.main, [str(ema_run), '-j', '1']),
         'predict': (predict.main, [str(ema_run), str(photos), '-j', '1', '--device', 'cpu', '--output', 'rows']),
     }[command]

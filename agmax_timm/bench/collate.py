@@ -15,7 +15,7 @@ _MIXUP = dict(mixup_alpha=0.8, num_classes=1000)
 
 def measure(args: argparse.Namespace) -> Result:
     try:
-        from ..data.fast.collate import FastCollate
+        from ..data.arrays.collate import FastCollate
     except ImportError as error:
         raise ValueError(f"{error.name} is not installed: pip install 'agmax_timm[fast]'") from error
     draw = np.random.default_rng(0)

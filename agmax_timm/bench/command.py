@@ -3,8 +3,8 @@ import sys
 from importlib import import_module
 from typing import List, Optional
 
-from ..command_line import as_line, quiet_in_pipes
-from ..processes import fork_workers
+from ..base.command_line import as_line, quiet_in_pipes
+from ..base.processes import fork_workers
 from .options import parse
 
 

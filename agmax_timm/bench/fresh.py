@@ -3,7 +3,7 @@ import subprocess
 import sys
 from typing import List
 
-from ..processes import environment
+from ..base.processes import environment
 
 
 def start(argv: List[str]) -> subprocess.Popen:

@@ -6,9 +6,9 @@ from typing import Iterator
 
 import numpy as np
 
-from ..data.datasets import create_dataset
-from ..data.errors import DataError
-from ..data.folder import FolderReader
+from ..base.data_errors import DataError
+from ..data.sources.datasets import create_dataset
+from ..data.sources.folder import FolderReader
 
 
 @contextmanager

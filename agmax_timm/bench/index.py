@@ -10,8 +10,8 @@ from typing import Dict, Iterator, Optional
 from timm.data.readers.reader_image_folder import ReaderImageFolder
 from torch.utils.data import DataLoader
 
-from ..data.datasets import check_root, find_split
-from ..data.folder import FolderReader
+from ..data.sources.datasets import check_root, find_split
+from ..data.sources.folder import FolderReader
 from . import passes
 from .report import Result
 

@@ -4,7 +4,7 @@ from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from ..processes import cores
+from ..base.processes import cores
 
 _PACKAGES = ('torch', 'timm', 'torchvision', 'pillow', 'opencv-python-headless', 'simplejpeg')
 

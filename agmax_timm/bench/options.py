@@ -1,8 +1,8 @@
 """Flags of the measurements. Imports nothing heavy: --help is fast."""
 from typing import Any, Dict, List, Optional
 
-from ..command_line import Parser, add_pinning_flags
-from ..processes import cores
+from ..base.command_line import Parser, add_pinning_flags
+from ..base.processes import cores
 from .recipes import RECIPES, SMALL_RECIPES
 
 # What --quick takes instead of the defaults, where a sub-command has the flag.

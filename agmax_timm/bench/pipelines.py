@@ -5,9 +5,9 @@ import timm.data
 import torch
 from torch.utils.data import DataLoader
 
-from ..data.datasets import create_dataset
-from ..data.errors import DataError
+from ..base.data_errors import DataError
 from ..data.loader import create_train_loader, create_two_view_loader
+from ..data.sources.datasets import create_dataset
 from .recipes import Recipe
 
 TIMM = 'timm, one view'

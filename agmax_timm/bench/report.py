@@ -5,7 +5,7 @@ import os
 from dataclasses import dataclass
 from typing import Dict, List, Union
 
-from .. import durable
+from ..base import atomic_write
 
 _logger = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ def table(rows: List[Row]) -> str:
 def save(result: Result, folder: str, name: str, machine: str) -> None:
     """Write the rows, and the machine in each, to name.csv, and their ratios to name.png if there is matplotlib."""
     os.makedirs(folder, exist_ok=True)
-    with durable.replacing(os.path.join(folder, f'{name}.csv'), 'w') as file:
+    with atomic_write.replacing(os.path.join(folder, f'{name}.csv'), 'w') as file:
         writer = csv.DictWriter(file, [*result.rows[0], 'machine'], lineterminator='\n')
         writer.writeheader()
         writer.writerows({**row, 'machine': machine} for row in result.rows)
@@ -59,7 +59,7 @@ def draw(result: Result, path: str, machine: str) -> None:
     axes.axvline(1., color='black', linewidth=.8)
     axes.set_title(result.caption, fontsize=8)
     axes.set_xlabel(machine, fontsize=5)
-    with durable.replacing(path) as file:
+    with atomic_write.replacing(path) as file:
         figure.savefig(file, dpi=110, format='png')
 
 

@@ -7,7 +7,7 @@ from functools import partial
 from statistics import median
 from typing import List
 
-from ..data.datasets import create_dataset
+from ..data.sources.datasets import create_dataset
 from . import fresh, passes
 from .report import Result
 from .startup import TRAIN

@@ -3,7 +3,7 @@ import argparse
 
 from PIL import Image
 
-from ..data.datasets import create_dataset
+from ..data.sources.datasets import create_dataset
 from .images import some_images
 from .loader import compare
 from .pipelines import IN_MEMORY, TIMM

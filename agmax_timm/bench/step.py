@@ -6,8 +6,8 @@ from typing import Callable
 
 import torch
 
-from ..run.build import Precision, build_precision, create_named_model, init_device
-from ..run.flags.names import REFUSED
+from ..assembly.model import Precision, build_precision, create_named_model, init_device
+from ..options.timm_names import REFUSED
 from ..task import AgMaxTask
 from . import passes
 from .report import Result

@@ -7,12 +7,12 @@ from typing import Any, Callable, Dict
 import torch
 from torch.utils.data import DataLoader
 
-from ..command_line import pinning
-from ..data.buffers import is_pinned
-from ..data.datasets import create_dataset
-from ..data.resumable import make_resumable
-from ..run.build import build_precision, create_named_model
-from ..run.flags.names import REFUSED
+from ..assembly.model import build_precision, create_named_model
+from ..base.command_line import pinning
+from ..data.memory.buffers import is_pinned
+from ..data.resumption.loader import make_resumable
+from ..data.sources.datasets import create_dataset
+from ..options.timm_names import REFUSED
 from ..task import AgMaxTask
 from . import passes
 from .images import some_images
@@ -90,7 +90,7 @@ def _trainer(args: argparse.Namespace, device: torch.device, classes: int) -> Ca
 
 def _decoder(root: str, args: argparse.Namespace) -> DataLoader:
     """What no loader can be faster than: files read and decoded, by the fast backend's decoder, and no more."""
-    from ..data.fast.decoding import decode_array
+    from ..data.arrays.decoding import decode_array
     dataset = create_dataset('', root=root, split='train')
     dataset.decode = decode_array
     dataset.transform = lambda image: None

@@ -1,0 +1,1 @@
+"""From files to two augmented views of every image."""

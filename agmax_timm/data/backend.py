@@ -5,8 +5,8 @@ from typing import Any, Dict, Optional
 from timm.data.loader import PrefetchLoader
 from torch.utils.data import Dataset
 
-from .decoding import decode
-from .errors import UnequalError
+from ..base.data_errors import UnequalError
+from .sources.decoding import decode
 
 _logger = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ def take_backend(
     reason = _why_not(loader, channels)
     if not reason:
         try:
-            from .fast.install import work_on_arrays
+            from .arrays.install import work_on_arrays
             where = work_on_arrays(loader, mixup, two_views, channels_last)
         except ImportError as error:
             reason = f"{error.name} is not installed: pip install 'agmax_timm[fast]'"
@@ -57,7 +57,7 @@ def use_batches(dataset: Dataset, views: int, reused: bool) -> None:
         reused: Whether memory of batches is used again.
     """
     if getattr(dataset, 'memory', None) and dataset.decode is not decode and dataset.target_transform is None:
-        from .fast.small import small_batches
+        from .arrays.small import small_batches
         dataset.batches = small_batches(dataset.memory, dataset.transform, views, reused)
 
 

@@ -8,14 +8,14 @@ import torch.distributed as dist
 from timm.data import AugMixDataset, Mixup, create_loader
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from ..distributed import world_size
+from ..base.distributed import world_size
+from ..base.image_modes import BACKENDS, CROP_MODES, check_mode, mode_of_channels
 from .augment import Chain, CutOut, extend_transform, pad_and_crop, replace_transforms, transforms_of
 from .backend import take_backend, use_batches
-from .buffers import is_pinned, is_reusable
-from .free_memory import memory_limit
-from .memory import keep_decoded
+from .memory.buffers import is_pinned, is_reusable
+from .memory.free_memory import memory_limit
+from .memory.images import keep_decoded
 from .mixup import CollateMixup, TwoViewCollate, TwoViewMixup
-from .modes import BACKENDS, CROP_MODES, check_mode, mode_of_channels
 from .ranks import check_batch, check_group, follow_group
 from .views import TwoViews, warn_of_equal_views, with_transform
 

@@ -15,7 +15,7 @@ from timm.data import FastCollateMixup, Mixup
 from timm.data.mixup import cutmix_bbox_and_lam, one_hot
 from torch.utils.data import default_collate
 
-from .modes import MIXUP_MODES
+from ..base.image_modes import MIXUP_MODES
 
 
 class SharedSwitch:

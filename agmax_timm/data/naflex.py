@@ -6,7 +6,7 @@ import torch
 from timm.data import NaFlexMixup, create_naflex_loader
 from torch.utils.data import Dataset, Subset, default_collate
 
-from .modes import check_mode, mode_of_channels
+from ..base.image_modes import check_mode, mode_of_channels
 from .views import TwoViews, warn_of_equal_views
 
 _logger = logging.getLogger(__name__)

@@ -8,7 +8,7 @@ from typing import Any, Iterator, Optional
 from timm.data.loader import MultiEpochsDataLoader
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset, RandomSampler, Sampler
 
-from ..distributed import world_size
+from ..base.distributed import world_size
 
 
 class RankSampler(Sampler):

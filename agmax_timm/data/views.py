@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from torch.utils.data import ConcatDataset, Dataset, IterableDataset, Subset
 
-from .random_state import kept_random_state
+from ..base.random_state import kept_random_state
 
 _logger = logging.getLogger(__name__)
 

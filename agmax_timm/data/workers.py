@@ -14,9 +14,9 @@ from typing import Any, Callable, Dict, Iterable, Iterator, Optional, Tuple, Typ
 
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from .errors import WorkerError
-from .random_state import get_generator_state, get_process_state, set_generator_state, set_process_state
-from .shards import shuffling
+from ..base.data_errors import WorkerError
+from ..base.random_state import get_generator_state, get_process_state, set_generator_state, set_process_state
+from .sources.shards import shuffling
 
 _SETTLED = 2.  # seconds that a process which was killed may take to end
 

@@ -4,7 +4,7 @@ import shlex
 import sys
 from typing import Dict, List, Optional
 
-from ..command_line import as_line, quiet_in_pipes
+from ..base.command_line import as_line, quiet_in_pipes
 from .cost import epochs_of, updates_and_views
 from .definition import Study, StudyError, read_study
 from .options import PROG, parse

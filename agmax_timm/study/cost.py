@@ -38,8 +38,8 @@ def _images(args: argparse.Namespace) -> Optional[int]:
         return None
     if args.dataset != 'demo' and not os.path.exists(args.data_dir or ''):
         return None
-    from ..data.datasets import create_dataset
-    from ..data.errors import DataError
+    from ..base.data_errors import DataError
+    from ..data.sources.datasets import create_dataset
     try:
         return len(create_dataset(
             args.dataset, root=args.data_dir, split=args.train_split, class_map=args.class_map, download=False))

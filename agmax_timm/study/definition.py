@@ -4,9 +4,9 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, Dict, List, Tuple
 
-from ..command_line import Parser, nearest
-from ..option_file import convert_options, read_mapping
-from ..run.options import train_parser
+from ..base.command_line import Parser, nearest
+from ..options.option_file import convert_options, read_mapping
+from ..options.parsers import train_parser
 
 _KEYS = ('title', 'data', 'base', 'augmentations', 'settings', 'methods', 'seeds', 'baseline', 'comparisons',
          'metric', 'epoch', 'published')

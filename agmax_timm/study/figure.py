@@ -2,7 +2,7 @@
 import logging
 from typing import List
 
-from .. import durable
+from ..base import atomic_write
 from .definition import Study
 from .table import Row
 
@@ -47,7 +47,7 @@ def draw(study: Study, rows: List[Row], path: str) -> None:
     legend = figure.legend(fontsize=7, ncols=min(4, len(methods) + 1), loc='outside lower center')
     for name in legend.get_texts():
         name.set_parse_math(False)  # a $ is a $
-    with durable.replacing(path) as file:
+    with atomic_write.replacing(path) as file:
         figure.savefig(file, dpi=130, format='png')
 
 

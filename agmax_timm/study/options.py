@@ -2,7 +2,7 @@
 import argparse
 from typing import List, Optional
 
-from ..command_line import Parser
+from ..base.command_line import Parser
 
 PROG = 'python -m agmax_timm.study'
 

@@ -11,10 +11,10 @@ from typing import Any, Dict, List
 
 import yaml
 
-from ..option_file import read_mapping
-from ..run.config import parse_train_args
-from ..run.flags.checks import METRICS
-from ..run.flags.kinds import KEEPING, LAUNCHER
+from ..options.checks import METRICS
+from ..options.kinds import KEEPING, LAUNCHER
+from ..options.option_file import read_mapping
+from ..options.parse import parse_train_args
 from .definition import Level, Study, StudyError
 
 # Options with no effect on the result of a run.

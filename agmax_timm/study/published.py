@@ -4,8 +4,8 @@ import io
 import math
 from typing import Dict, Tuple
 
-from ..command_line import nearest
-from ..text_file import read_text
+from ..base.command_line import nearest
+from ..base.text_file import read_text
 from .definition import Level, Study, StudyError
 
 _COLUMNS = ('augmentation', 'setting', 'method', 'value')

@@ -2,7 +2,7 @@
 import os
 from typing import List
 
-from .. import durable
+from ..base import atomic_write
 from .comparisons import compare, comparisons_markdown, write_comparisons
 from .definition import Study
 from .figure import draw
@@ -25,7 +25,7 @@ def report(study: Study, outcomes: List[Outcome], published: Published, folder: 
         comparisons = compare(study, rows)
         write_comparisons(comparisons, os.path.join(folder, 'comparisons.csv'))
         text += comparisons_markdown(study, comparisons)
-    with durable.replacing(os.path.join(folder, 'table.md'), 'w', encoding='utf-8') as file:
+    with atomic_write.replacing(os.path.join(folder, 'table.md'), 'w', encoding='utf-8') as file:
         file.write(text)
     draw(study, rows, os.path.join(folder, 'figure.png'))
     return text

@@ -9,10 +9,10 @@ from typing import Deque, Dict, List, Tuple
 
 from tqdm import tqdm
 
-from .. import durable
-from ..processes import cores, environment
-from ..run.guards.interruption import EXIT_STATUS, StopSignals
-from ..run.guards.start import LAUNCHER
+from ..assembly.job_start import LAUNCHER
+from ..base import atomic_write
+from ..base.processes import cores, environment
+from ..base.signals import EXIT_STATUS, StopSignals
 from .cost import epochs_of
 from .outcome import epochs_done, has_summary, is_complete, last_error, mark_complete
 from .plan import Run
@@ -84,7 +84,7 @@ class Runner:
 
     def _start(self, run: Run, device: str) -> subprocess.Popen:
         os.makedirs(run.cell.folder, exist_ok=True)
-        with durable.replacing(run.cell.options_path, 'w', encoding='utf-8') as file:
+        with atomic_write.replacing(run.cell.options_path, 'w', encoding='utf-8') as file:
             file.write(run.cell.recipe)
         with open(run.log_path, 'wb') as log:
             # In a session of its own: Ctrl-C on the terminal comes once, from here.

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from statistics import mean
 from typing import Dict, Iterable, List, Optional
 
-from .. import durable
+from ..base import atomic_write
 from .definition import Level, Study
 from .intervals import Difference, paired_difference, sample_deviation
 from .outcome import Outcome
@@ -153,7 +153,7 @@ def _place(cell: Cell) -> tuple:
 
 
 def write_rows(path: str, rows: List[dict]) -> None:
-    with durable.replacing(path, 'w', newline='', encoding='utf-8') as file:
+    with atomic_write.replacing(path, 'w', newline='', encoding='utf-8') as file:
         writer = csv.DictWriter(file, [*rows[0]], lineterminator='\n')
         writer.writeheader()
         writer.writerows(rows)

@@ -1,5 +1,5 @@
 """One run of a study, in a process of its own: train.py, wherever the package is."""
-from ..run.commands import train
+from ..commands.scripts import train
 
 if __name__ == '__main__':
     train()

@@ -17,9 +17,9 @@ import torchvision
 from exact import FLAGS, StopAfter
 from scaling import scale_float16
 
-from agmax_timm.run import training
-from agmax_timm.run.config import parse_train_args
-from agmax_timm.run.guards.interruption import Interrupted
+from agmax_timm.base.signals import Interrupted
+from agmax_timm.options.parse import parse_train_args
+from agmax_timm.training import run as training
 
 NO_CUDA = 'no CUDA device: pytest tests/gpu --device cpu runs the CPU form'
 

@@ -3,14 +3,14 @@ import pytest
 import torch
 from timm.utils import ModelEmaV3
 
-from agmax_timm.run import build
+from agmax_timm.assembly import model
 
 from .updates import BFLOAT16, FLOAT16, batches, distance, make_step, make_task, options, train, train_and_read, weights
 
 
 def test_float16_alone_has_a_scaler(device):
-    assert build.build_precision(options(**FLOAT16), device).scaler is not None
-    assert build.build_precision(options(**BFLOAT16), device).scaler is None
+    assert model.build_precision(options(**FLOAT16), device).scaler is not None
+    assert model.build_precision(options(**BFLOAT16), device).scaler is None
 
 
 @pytest.mark.parametrize('clip', [{}, dict(clip_grad=0.5)], ids=str)

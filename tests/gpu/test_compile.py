@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from agmax_timm.run.config import parse_train_args
+from agmax_timm.options.parse import parse_train_args
 
 from .updates import BFLOAT16, batches, distance, make_step, make_task, options, train, train_and_read, weights
 

@@ -5,13 +5,13 @@ import torch.distributed as dist
 from ranks import finish_ranks, free_port, logs, start_ranks
 from run_files import epochs_in, load
 
-from agmax_timm import distributed
-from agmax_timm.run import training
-from agmax_timm.run.config import parse_train_args
-from agmax_timm.run.guards.interruption import StopSignals
-from agmax_timm.run.guards.watch import Watch
-from agmax_timm.run.losses import RunningLosses
-from agmax_timm.run.sharding import shard_task, whole
+from agmax_timm.assembly.sharding import shard_task, whole
+from agmax_timm.base import distributed
+from agmax_timm.base.signals import StopSignals
+from agmax_timm.options.parse import parse_train_args
+from agmax_timm.training import run as training
+from agmax_timm.training.guards.finite_check import Watch
+from agmax_timm.training.losses import RunningLosses
 
 from .updates import FLOAT16, batches, distance, make_step, make_task, options, train
 

@@ -3,9 +3,9 @@ from argparse import Namespace
 
 import torch
 
-from agmax_timm.run import build
+from agmax_timm.assembly import model
 
 
 def test_a_run_takes_the_device_with_timms_settings(device):
-    assert build.init_device(Namespace(device=device.type)).type == device.type
+    assert model.init_device(Namespace(device=device.type)).type == device.type
     assert torch.backends.cuda.matmul.allow_tf32 == torch.backends.cudnn.benchmark == (device.type == 'cuda')

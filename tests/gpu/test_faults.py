@@ -8,8 +8,8 @@ from poison import poison_gradients, poison_losses
 from ranks import finish_ranks, logs, start_ranks
 from run_files import load
 
-from agmax_timm.run import training
-from agmax_timm.run.guards.watchdog import Watchdog
+from agmax_timm.training import run as training
+from agmax_timm.training.guards.watchdog import Watchdog
 
 from .updates import keep_busy
 

@@ -3,7 +3,7 @@ import pytest
 import torch
 from torchvision import transforms
 
-from agmax_timm.data.fast.jitter import DeviceJitter, jitter_levels
+from agmax_timm.data.arrays.jitter import DeviceJitter, jitter_levels
 from agmax_timm.loss import AGREEMENT_KINDS, agreement_terms
 
 from .updates import batches, distance, make_network, make_step, make_task, options, train, weights

@@ -9,7 +9,7 @@ from PIL import Image
 from timm.utils import random_seed
 
 from agmax_timm import create_two_view_loader
-from agmax_timm.data.resumable import make_resumable
+from agmax_timm.data.resumption.loader import make_resumable
 
 from .updates import keep_busy, synchronize
 

@@ -4,7 +4,7 @@ import torch
 from exact import assert_equal, outcome
 from scaling import scale_float16
 
-from agmax_timm.run import build
+from agmax_timm.assembly import model as build
 
 PRECISIONS = {'float32': [], 'float16': ['--amp'], 'bfloat16': ['--amp', '--amp-dtype', 'bfloat16']}
 RANDOM = ['--model', 'test_vit', '--model-ema', '--model-ema-decay', '0.9', '--clip-grad', '1', '--opt', 'adamw',

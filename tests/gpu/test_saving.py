@@ -3,8 +3,8 @@ import time
 
 import torch
 
-from agmax_timm.background import snapshot
-from agmax_timm.run.recovery.keeping import check_weights
+from agmax_timm.base.background import snapshot
+from agmax_timm.training.checkpoints.manager import check_weights
 
 from .updates import keep_busy, make_task, synchronize
 

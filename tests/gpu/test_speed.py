@@ -8,9 +8,9 @@ from PIL import Image
 from timm.task import ClassificationTask
 
 from agmax_timm import AgMaxTask
+from agmax_timm.assembly import model as build
 from agmax_timm.bench import options as bench_options
 from agmax_timm.bench import passes, training
-from agmax_timm.run import build
 
 from .updates import batches, make_network, make_step, options, synchronize, train
 

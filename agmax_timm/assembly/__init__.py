@@ -1,0 +1,1 @@
+"""From options to objects: device, model, data loaders, loss, optimizer, sharding."""

@@ -1,0 +1,119 @@
+"""The start of a job: the number of its processes by its launcher, and the wait until all have started."""
+import argparse
+import logging
+import os
+import sys
+import threading
+import time
+from contextlib import contextmanager
+from typing import Iterator, List, Optional
+
+import torch
+from timm import utils
+from timm.utils.distributed import is_distributed_env
+
+from ..base.command_line import listed
+from ..base.presence import Presence
+from ..base.signals import EXIT_STATUS, StopSignals
+
+_logger = logging.getLogger('train')
+
+# Variables from which timm reads the number of processes and the ranks.
+LAUNCHER = (
+    'WORLD_SIZE', 'RANK', 'LOCAL_RANK', 'SLURM_NTASKS', 'SLURM_PROCID', 'SLURM_LOCALID', 'PMI_SIZE', 'PMI_RANK',
+    'MPI_LOCALRANKID', 'OMPI_COMM_WORLD_SIZE', 'OMPI_COMM_WORLD_RANK', 'OMPI_COMM_WORLD_LOCAL_RANK')
+PATIENCE = 30.  # seconds of waiting, after which a warning names the missing ranks
+_INTERVAL = 2.  # seconds between two checks for other ranks
+
+
+def leave_allocation() -> str:
+    """Remove SLURM's variables if srun did not start this process, so that it runs alone.
+
+    In a batch script, under salloc and in a notebook they give a number of tasks that nobody starts.
+
+    Returns:
+        A warning, '' where nothing was changed.
+    """
+    tasks = os.environ.get('SLURM_NTASKS', '1')
+    in_step = int(os.environ.get('SLURM_STEP_NUM_TASKS', '1')) > 1
+    if 'WORLD_SIZE' in os.environ or tasks == '1' or in_step:
+        return ''
+    for name in ('SLURM_NTASKS', 'SLURM_PROCID', 'SLURM_LOCALID'):
+        os.environ.pop(name, None)
+    return (f'SLURM has {tasks} tasks for this job, but srun did not start this process: it runs alone. '
+            'To start all of them, use srun.')
+
+
+@contextmanager
+def one_process() -> Iterator[None]:
+    """Hide the launcher from timm, for commands that always run as one process."""
+    kept = {name: os.environ.pop(name) for name in LAUNCHER if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(kept)
+
+
+def join(args: argparse.Namespace, signals: Optional[StopSignals] = None) -> torch.device:
+    """Call timm's init_distributed_device, with a warning about missing ranks, and a wait that signals can end.
+
+    torch waits in C++, where Python handles no signals.
+
+    Args:
+        signals: Signals that end the process, with the exit status of a run that can be started again.
+    """
+    if not is_distributed_env():
+        return utils.init_distributed_device(args)
+    start = _Start(args)
+    begun, said = time.monotonic(), False
+    while start.is_alive():
+        start.join(.1)
+        if signals is not None and signals.received:
+            print(f'{os.path.basename(sys.argv[0])}: error: {signals.received}: nothing was begun. {start.waits_for()}',
+                  file=sys.stderr, flush=True)
+            os._exit(EXIT_STATUS)  # torch's thread cannot be stopped
+        if not said and time.monotonic() - begun > PATIENCE:
+            _logger.warning(start.waits_for())
+            said = True
+    if start.error is not None:
+        raise start.error
+    device = torch.device(args.device)
+    if device.type == 'cuda' and device.index is not None:
+        torch.cuda.set_device(device)  # timm set it in the other thread only
+    return device
+
+
+class _Start(threading.Thread):
+    """Thread that joins the process group. A second thread tells the other ranks that this one has started."""
+
+    def __init__(self, args: argparse.Namespace):
+        super().__init__(name='start', daemon=True)
+        self.args = args
+        self.error: Optional[BaseException] = None
+        _, self.rank, self.world_size = utils.world_info_from_env()
+        self._missing: Optional[List[int]] = None  # ranks; None if rank 0 was not reached
+        self._done = threading.Event()
+        self.start()
+        threading.Thread(target=self._tell, name='presence', daemon=True).start()
+
+    def run(self) -> None:
+        try:
+            utils.init_distributed_device(self.args)
+        except BaseException as error:
+            self.error = error
+        finally:
+            self._done.set()
+
+    def waits_for(self) -> str:
+        """Which ranks have not started, as a sentence."""
+        place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        ranks = [0] if self._missing is None else self._missing
+        return f'Rank {self.rank} waits for rank {listed(ranks)} of {self.world_size} to start, at {place}.'
+
+    def _tell(self) -> None:
+        presence = None
+        while not self._done.wait(_INTERVAL):
+            if self._missing is None:  # not connected yet
+                presence = Presence(argparse.Namespace(rank=self.rank, world_size=self.world_size), period=_INTERVAL)
+            presence.tell()
+            self._missing = presence.absent()

@@ -1,0 +1,130 @@
+"""The classes that a model was trained on, from its checkpoint, its configuration or ImageNet's lists."""
+import argparse
+import logging
+from typing import Any, List, Optional
+
+import torch.nn as nn
+from timm import utils
+from timm.data import ImageNetInfo, infer_imagenet_subset
+from timm.models import parse_model_name
+from torch.utils.data import Dataset
+
+from ..base.class_labels import describe
+from ..base.command_line import OptionError
+from ..data.sources.classes import ModelClasses, class_to_idx
+from ..options.paths import CLASSES_OF_MODEL
+from ..weights.checkpoint import saved_record
+
+_logger = logging.getLogger(__name__)
+
+
+def classes_of(model: nn.Module, name: str, checkpoint: str = '') -> Optional[ModelClasses]:
+    """The classes of a model's outputs, None if unknown.
+
+    Args:
+        model: The model, as timm created it.
+        name: Its name in timm, or a folder or repository with its scheme.
+        checkpoint: File of its weights; '' for the pretrained weights of its name.
+    """
+    if checkpoint:
+        classes = classes_in(checkpoint)
+        return classes if classes is not None and len(classes.names) == model.num_classes else None
+    config = getattr(model, 'pretrained_cfg', None) or {}
+    if config.get('num_classes') != model.num_classes:  # the head is a new one
+        return None
+    if config.get('label_names'):
+        return _named(name, config['label_names'], model.num_classes, descriptions=config.get('label_descriptions'))
+    return imagenet_classes(name, model.num_classes)
+
+
+def classes_in(checkpoint: str) -> Optional[ModelClasses]:
+    """The classes that a checkpoint names, None if it names none."""
+    record = saved_record(checkpoint)
+    names = _by_index(record.get('class_names'))
+    return _named(checkpoint, names, len(names), record.get('class_map'))
+
+
+def imagenet_classes(name: str, num_classes: int) -> Optional[ModelClasses]:
+    """ImageNet's classes of timm's own weights, by synset and by word, None for other models."""
+    scheme, path = parse_model_name(name)[:2]
+    subset = infer_imagenet_subset(dict(num_classes=num_classes))
+    if subset is None or (scheme and not (scheme == 'hf-hub' and path.startswith('timm/'))):
+        return None
+    info = ImageNetInfo(subset)
+    titles = info.label_descriptions()
+    words = [(word, index) for index, title in enumerate(titles) for word in title.split(', ')]
+    return ModelClasses(name, info.label_names(), words, titles)
+
+
+def map_of_model(args: argparse.Namespace, classes: Optional[ModelClasses]) -> Any:
+    """The class map of an evaluation: that of --class-map, or a map of the model's names for `model`.
+
+    Raises:
+        OptionError: the model does not name its classes.
+    """
+    if args.class_map != CLASSES_OF_MODEL:
+        return args.class_map
+    if classes is None:
+        raise OptionError(f'--class-map {CLASSES_OF_MODEL}: {args.checkpoint or args.model} does not name its classes: '
+                          'give a file')
+    return classes.class_map()
+
+
+def _named(
+        source: str,
+        names: Any,
+        num_classes: int,
+        class_map: Any = None,
+        descriptions: Any = None,
+) -> Optional[ModelClasses]:
+    """Make ModelClasses from the fields of a file. None if the names are missing or not one for each output."""
+    names = _by_index(names)
+    if not names or len(names) != num_classes:
+        return None
+    if not isinstance(descriptions, dict):
+        descriptions = describe(names)
+    titles = [str(descriptions.get(name, name)) for name in names] if descriptions else []
+    others = class_map.items() if isinstance(class_map, dict) else ()
+    return ModelClasses(source, names, [item for item in others if isinstance(item[1], int)], titles)
+
+
+def _by_index(names: Any) -> List[str]:
+    """Names in the order of the outputs, from a list or a dict by index. Empty if they are incomplete."""
+    if isinstance(names, dict):
+        indices = {str(index): name for index, name in names.items()}
+        names = [indices.get(str(index)) for index in range(len(indices))]
+    if not isinstance(names, (list, tuple)) or any(name is None for name in names):
+        return []
+    return list(map(str, names))
+
+
+def warn_of_other_classes(args: argparse.Namespace, model: nn.Module, dataset: Dataset) -> None:
+    """Warn if training starts from a head that has the classes of the data in another order."""
+    if not (args.initial_checkpoint or args.pretrained) or not utils.is_primary(args):
+        return
+    flag = '--initial-checkpoint' if args.initial_checkpoint else '--pretrained'
+    classes = classes_of(model, args.model, args.initial_checkpoint)
+    moved = classes.compare(class_to_idx(dataset))[0] if classes is not None else []
+    if moved:
+        _logger.warning(f'{flag}: {classes.describe(moved)}: the head starts as one of other classes; a --class-map in '
+                        'the order of the weights keeps it')
+
+
+def check_teacher(args: argparse.Namespace, task: nn.Module, dataset: Dataset) -> None:
+    """Refuse a teacher of --kd-model-name that has the classes of the data in another order.
+
+    Raises:
+        OptionError: the teacher has a class of the data at another index.
+    """
+    if not args.kd_model_name or args.kd_distill_type == 'feature':
+        return
+    teacher = utils.unwrap_model(task.teacher.model)
+    config = getattr(teacher, 'pretrained_cfg', None) or {}
+    if config.get('num_classes') != teacher.num_classes and utils.is_primary(args):
+        _logger.warning(f"--kd-model-name {args.kd_model_name} has weights of {config.get('num_classes')} classes: its "
+                        f'head of {teacher.num_classes} classes is untrained')
+    classes = classes_of(teacher, args.kd_model_name)
+    moved = classes.compare(class_to_idx(dataset))[0] if classes is not None else []
+    if moved:
+        raise OptionError(f'--kd-model-name {args.kd_model_name}: {classes.describe(moved)}: use a teacher of the same '
+                          'classes, or a --class-map in its order')

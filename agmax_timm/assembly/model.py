@@ -1,0 +1,317 @@
+"""From options to what is trained: device, precision, model, and how the processes share it.
+
+Everything is built in the order of timm's script, so that a run without --agmax draws the same random numbers.
+"""
+import argparse
+import importlib
+import logging
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Callable, Dict, Optional, Tuple
+
+import torch
+import torch.nn as nn
+from timm import utils
+from timm.data import resolve_data_config
+from timm.layers import convert_splitbn_model, convert_sync_batchnorm, set_fast_norm
+from timm.models import create_model, load_state_dict
+from timm.task import TrainingTask
+
+from ..base.command_line import OptionError, flag_of
+from ..base.safe_load import one_line
+from ..base.signals import StopSignals
+from ..base.silence import silenced
+from ..options.timm_names import REFUSED, check_model
+from ..weights.models import adapted_modules, misfits
+from . import job_start, process_group
+from .loss_scaler import LossScaler
+from .sharding import shard_task
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Precision:
+    """Numbers of a run: autocast context, loss scaler (float16 on CUDA alone), dtype of the weights (None: float32)."""
+    autocast: Callable = nullcontext
+    scaler: Optional[LossScaler] = None
+    model_dtype: Optional[torch.dtype] = None
+
+
+def import_device_modules(args: argparse.Namespace) -> None:
+    """Backends of devices that torch itself does not know."""
+    for module in args.device_modules or ():
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise OptionError(f'--device-modules {module}: {error}') from error
+
+
+def init_device(
+        args: argparse.Namespace,
+        signals: Optional[StopSignals] = None,
+        alone: bool = False,
+) -> torch.device:
+    """The process's device, with its process group where there are several; the CPU where there is no CUDA.
+
+    Args:
+        signals: Signals that end the wait for other processes.
+        alone: Whether the command always runs as one process, even if a launcher sets variables of several.
+    """
+    if args.device.startswith('cuda') and not torch.cuda.is_available():
+        args.device = 'cpu'
+        _logger.info('No CUDA device: running on the CPU.')
+    if torch.cuda.is_available():
+        torch.backends.cuda.matmul.allow_tf32 = True
+        torch.backends.cudnn.benchmark = True
+    with job_start.one_process() if alone else nullcontext():
+        _check_gpus(args)
+        device = job_start.join(args, signals)
+    if args.distributed and getattr(args, 'hang_timeout', 0):
+        process_group.outlast(args.hang_timeout)
+    return device
+
+
+def _check_gpus(args: argparse.Namespace) -> None:
+    """Raise OptionError if the machine has more processes than GPUs, and none is left for this one."""
+    local_rank, _, _ = utils.world_info_from_env()
+    if not args.device.startswith('cuda') or not utils.is_distributed_env():
+        return
+    count = torch.cuda.device_count()
+    if local_rank >= count:
+        raise OptionError(
+            f'process {local_rank + 1} of this machine has no GPU, it sees {count}: start one process a GPU, with '
+            f'torchrun --nproc-per-node {count}, and in SLURM let each task see all GPUs of its machine '
+            '(--gpus-per-node)')
+
+
+def build_precision(args: argparse.Namespace, device: torch.device) -> Precision:
+    if not args.amp:
+        return Precision(model_dtype=getattr(torch, args.model_dtype) if args.model_dtype else None)
+    dtype = getattr(torch, args.amp_dtype)
+    scaler = LossScaler(device=device.type) if device.type == 'cuda' and dtype == torch.float16 else None
+    # With --fsdp a cache would keep a copy of every layer's weights until the end of the forward pass.
+    cache = not getattr(args, 'fsdp', False)
+    return Precision(partial(torch.autocast, device_type=device.type, dtype=dtype, cache_enabled=cache), scaler)
+
+
+def set_backend_options(args: argparse.Namespace) -> None:
+    """What timm and torch keep for the whole process, set before a model is created."""
+    if args.fuser:
+        try:
+            utils.set_jit_fuser(args.fuser)
+        except (AttributeError, RuntimeError) as error:
+            raise OptionError(f'--fuser {args.fuser}: torch {torch.__version__} has no such fuser') from error
+    if args.fast_norm:
+        set_fast_norm()
+
+
+def create_named_model(name: str, **kwargs) -> nn.Module:
+    """timm.create_model, with an error of one line for a name that timm lacks or a source that it cannot load."""
+    check_model('--model', name)
+    try:
+        return create_model(name, **kwargs)
+    except (TypeError, AssertionError) as error:  # an argument or value that this model does not take
+        raise OptionError(f'--model {name} does not take all of --model-kwargs, --gp, --bn-*, --drop-*: '
+                          f'{one_line(error)}') from error
+    except Exception as error:
+        # Whatever a folder or a repository made by others may hold; weights that are not there or do not fit; values
+        # of arguments that only a model knows.
+        if kwargs.get('checkpoint_path'):
+            raise OptionError(_unfit_checkpoint(name, error, **kwargs)) from error
+        if ':' not in name and not isinstance(error, (*REFUSED, AttributeError, OSError)):
+            raise
+        raise OptionError(f'--model {name}: {one_line(error)[:500]}') from error
+
+
+def _unfit_checkpoint(name: str, error: Exception, checkpoint_path: str, **kwargs) -> str:
+    """Message on weights of --initial-checkpoint that do not fit the model; `error` is timm's reason."""
+    with suppress(Exception), silenced():
+        model, weights = create_model(name, **{**kwargs, 'pretrained': False}), load_state_dict(checkpoint_path)
+        head = adapted_modules(model, ('classifier',))
+        classes = {len(weights[key]) for key in weights if key.startswith(head)}
+        if len(classes) == 1 and not misfits(weights, model, adapted=head):
+            return (f'--initial-checkpoint {checkpoint_path} has {classes.pop()} classes, the model '
+                    f'{model.num_classes}: use --pretrained --pretrained-path {checkpoint_path}, which starts with a '
+                    'new head, or another --num-classes')
+    return f'--initial-checkpoint {checkpoint_path} is not a checkpoint of --model {name}: {one_line(error)[:500]}'
+
+
+def build_model(args: argparse.Namespace, device: torch.device, precision: Precision) -> Tuple[nn.Module, Dict]:
+    """The model on its device, and its data configuration. Sets args.num_classes to the model's where it is None."""
+    set_backend_options(args)
+    overlay = dict(args.pretrained_cfg_overlay)
+    if args.pretrained_path:
+        overlay = dict(file=args.pretrained_path, num_classes=-1, **overlay)  # -1 makes timm adapt the head
+    pretrained = dict(pretrained_cfg_overlay=overlay) if overlay else {}
+    model = create_named_model(
+        args.model,
+        pretrained=args.pretrained,
+        in_chans=input_channels(args),
+        num_classes=args.num_classes,
+        drop_rate=args.drop,
+        drop_path_rate=args.drop_path,
+        drop_block_rate=args.drop_block,
+        global_pool=args.gp,
+        bn_momentum=args.bn_momentum,
+        bn_eps=args.bn_eps,
+        scriptable=args.torchscript or None,
+        checkpoint_path=args.initial_checkpoint,
+        **pretrained,
+        **args.model_kwargs,
+    )
+    _init_head(args, model)
+    args.num_classes = model.num_classes if args.num_classes is None else args.num_classes
+    if args.grad_checkpointing:
+        _checkpoint_gradients(args, model)
+    if utils.is_primary(args):
+        count = sum(parameter.numel() for parameter in model.parameters())
+        _logger.info(f'Model {args.model} created, param count: {count}')
+    data_config = build_data_config(args, model)
+    data_config['crop_mode'] = 'center'  # timm's train.py validates so, whatever the model's own
+
+    _warn_without_batch_norm(args, model)
+    if args.split_bn:
+        model = convert_splitbn_model(model, max(args.aug_splits, 2))
+    # --fsdp: in host memory until it is sharded
+    model.to(device=None if args.fsdp else device, dtype=precision.model_dtype)
+    if args.channels_last:
+        model.to(memory_format=torch.channels_last)
+    if not (args.fsdp or args.naflex_loader):
+        try_input(args, model, data_config, model.num_classes)
+    if args.distributed and args.sync_bn:
+        if device.type == 'cpu':
+            raise OptionError('--sync-bn needs an accelerator, got --device cpu: use --dist-bn reduce')
+        args.dist_bn = ''  # the statistics are already those of all ranks
+        model = convert_sync_batchnorm(model)
+    return model, data_config
+
+
+def build_data_config(args: argparse.Namespace, model: nn.Module, use_test_size: bool = False) -> Dict[str, Any]:
+    """timm's data configuration, with the size, mean and std of as many channels as --in-chans asks for."""
+    try:
+        config = resolve_data_config(
+            vars(args), model=model, use_test_size=use_test_size, verbose=utils.is_primary(args))
+    except AssertionError as error:
+        raise OptionError('--mean and --std need one value, or as many as there are channels') from error
+    channels = input_channels(args) or model.pretrained_cfg['input_size'][0]
+    config['input_size'] = (channels, *config['input_size'][1:])
+    for name in ('mean', 'std'):
+        if len(config[name]) != channels:
+            config[name] = (sum(config[name]) / len(config[name]),) * channels
+    return config
+
+
+def try_input(args: argparse.Namespace, model: nn.Module, data_config: Dict[str, Any], num_classes: int) -> None:
+    """Show one empty image to the model on its device: whether it takes this size, its channels, and gives classes.
+
+    Raises:
+        OptionError: it does not.
+    """
+    size = data_config['input_size']
+    like = next(model.parameters())
+    training = model.training
+    alone = [module.register_forward_pre_hook(_one_value) for module in model.modules()
+             if isinstance(module, nn.modules.batchnorm._BatchNorm) and _images(args) == 1]
+    try:
+        with torch.no_grad():
+            output = model.eval()(torch.zeros(1, *size, device=like.device, dtype=like.dtype))
+    except REFUSED as error:
+        raise OptionError(f'--model {args.model} does not take images of {" x ".join(map(str, size))}, by --img-size, '
+                          f'--input-size, --in-chans or --model-kwargs: {one_line(error)[:300]}') from error
+    finally:
+        model.train(training)
+        for hook in alone:
+            hook.remove()
+    if torch.is_tensor(output) and output.shape != (1, num_classes):
+        raise OptionError(f'--model {args.model} gives {tuple(output.shape)[1:]}, not {num_classes} classes: '
+                          'leave out --gp and --model-kwargs that change its head')
+
+
+def _images(args: argparse.Namespace) -> int:
+    """Images that the model is trained on at a time, 0 where it is not."""
+    return args.batch_size * (2 if args.agmax else 1) if 'agmax' in args else 0
+
+
+def _one_value(module: nn.Module, inputs: Tuple[torch.Tensor]) -> None:
+    if inputs[0].numel() == inputs[0].shape[1]:
+        raise ValueError('--batch-size 1 leaves batch norm a single value: use 2 or more')
+
+
+def input_channels(args: argparse.Namespace) -> Optional[int]:
+    """Channels that the options ask for, None for the model's own."""
+    if args.in_chans is not None:
+        return args.in_chans
+    return args.input_size[0] if args.input_size is not None else None
+
+
+def _init_head(args: argparse.Namespace, model: nn.Module) -> None:
+    """Apply --head-init-scale to weights and bias of the head, and --head-init-bias to its bias."""
+    given = {name: getattr(args, name) for name in ('head_init_scale', 'head_init_bias')}
+    flags = ' and '.join(f'{flag_of(name)} {value}' for name, value in given.items() if value is not None)
+    if not flags:
+        return
+    head = model.get_classifier() if hasattr(model, 'get_classifier') else None
+    if not torch.is_tensor(getattr(head, 'weight', None)):
+        raise OptionError(f'{flags} is for a model with one linear layer as its head, --model {args.model} has '
+                          f'{_describe_head(head)}: drop it')
+    if args.head_init_bias is not None and head.bias is None:
+        raise OptionError(f'--head-init-bias {args.head_init_bias} needs a head with a bias: drop it')
+    with torch.no_grad():
+        for parameter in head.parameters() if args.head_init_scale is not None else ():
+            parameter.mul_(args.head_init_scale)
+    if args.head_init_bias is not None:
+        nn.init.constant_(head.bias, args.head_init_bias)
+
+
+def _describe_head(head: Any) -> str:
+    if isinstance(head, (tuple, list, nn.ModuleList)):
+        return f'{len(head)} heads'
+    return 'no head' if head is None or isinstance(head, nn.Identity) else f'a {type(head).__name__}'
+
+
+def _warn_without_batch_norm(args: argparse.Namespace, model: nn.Module) -> None:
+    if not utils.is_primary(args) or any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules()):
+        return
+    for name in ('split_bn', 'sync_bn'):
+        if getattr(args, name):
+            _logger.warning(f'{flag_of(name)} has no effect: --model {args.model} has no batch norm')
+
+
+def _checkpoint_gradients(args: argparse.Namespace, model: nn.Module) -> None:
+    try:
+        model.set_grad_checkpointing(enable=True)
+    except (AssertionError, AttributeError) as error:  # timm's models without it assert, others lack the method
+        raise OptionError(f'--grad-checkpointing: --model {args.model} does not have it: drop it, or use a smaller '
+                          '--batch-size with --grad-accum-steps') from error
+
+
+def script_model(args: argparse.Namespace, model: nn.Module) -> nn.Module:
+    """The model compiled by TorchScript.
+
+    Raises:
+        OptionError: TorchScript cannot compile it.
+    """
+    try:
+        return torch.jit.script(model)
+    except Exception as error:  # its compiler raises many types
+        raise OptionError(f'--torchscript: {args.model} cannot be scripted: {one_line(error)[:200]}') from error
+
+
+def compile_and_distribute(
+        args: argparse.Namespace,
+        task: TrainingTask,
+        optimizer: torch.optim.Optimizer,
+        device: torch.device,
+) -> None:
+    """Shards where asked for, then torch.compile, then else DDP around what is compiled."""
+    if args.fsdp:
+        shard_task(task, optimizer, device, broadcast_buffers=not args.no_ddp_bb)
+    if args.torchcompile:
+        task.compile(backend=args.torchcompile, mode=args.torchcompile_mode)
+        task.compile_ema(backend=args.torchcompile, mode=args.torchcompile_mode)
+    if args.distributed and not args.fsdp:
+        device_ids = [device] if device.type == 'cuda' else None
+        buffers = dict(broadcast_buffers=False) if args.no_ddp_bb else {}  # naming the default warns since torch 2.15
+        task.prepare_distributed(device_ids=device_ids, **buffers)

@@ -1,0 +1,221 @@
+"""--fsdp: weights, gradients, optimizer and EMA in shards, a part on each rank, by torch's fully_shard (FSDP2).
+
+A run builds and resumes on whole weights, in host memory; then they are sharded. From then on a layer is whole only
+while it computes, and a checkpoint is gathered from all ranks into what one process would have written.
+"""
+import argparse
+from contextlib import contextmanager
+from typing import Any, Dict, Iterator, Optional
+
+import torch
+import torch.distributed as dist
+import torch.nn as nn
+from timm import utils
+from timm.models import group_parameters
+from timm.optim import auto_group_layers
+from timm.task import TrainingTask
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from ..base.command_line import OptionError
+from ..options.checks import in_sequence
+
+# Those of timm's whose updates of shards were found equal to their updates of whole weights. With others that would
+# be an error at the first update, a rank that waits for ever (kron) or silently another update (muon).
+OPTIMIZERS = (
+    'adabelief', 'adadelta', 'adagrad', 'adam', 'adamax', 'adamc', 'adamw', 'adamwlegacy', 'adan', 'adanw', 'adopt',
+    'adoptc', 'adoptw', 'lamb', 'lambc', 'lambcd', 'lambcw', 'lambw', 'laprop', 'lapropc', 'larc', 'lars', 'lion',
+    'lionc', 'madgrad', 'madgradw', 'momentum', 'nadam', 'nadamc', 'nadamlegacy', 'nadamw', 'nesterov', 'nesterovw',
+    'nlarc', 'nlars', 'radabelief', 'radam', 'radamlegacy', 'radamw', 'rmsprop', 'rmsproptf', 'rmsproptfc',
+    'rmsproptfw', 'sgd', 'sgdc', 'sgdw')
+
+
+def check_sharding(args: argparse.Namespace) -> None:
+    """Refuse what cannot be sharded. Call it when args.distributed is known."""
+    if not args.distributed:
+        raise OptionError('--fsdp shards over the processes of a job, and this is one process: start it with '
+                          'torchrun --nproc-per-node 2 (or more) train.py, or drop --fsdp')
+    if args.opt.lower() not in OPTIMIZERS:
+        raise OptionError(f'--opt {args.opt} is not one of those that update shards as they do whole weights: with '
+                          '--fsdp use adamw, lamb, lion, sgd or another that docs/scale.md lists')
+    if args.kd_model_name:
+        raise OptionError(f'--kd-model-name {args.kd_model_name}: a teacher beside shards is untried: drop --fsdp')
+    if args.val_split and in_sequence(args):
+        raise OptionError(f"--dataset {args.dataset} may give ranks unequal numbers of batches in validation, and with "
+                          "--fsdp they compute each batch together: use hfds/ or a folder, or --val-split ''")
+    if args.clip_grad is not None and args.clip_mode == 'agc':
+        raise OptionError('--clip-mode agc changes norms of whole weights in place, which --fsdp has in shards: use '
+                          '--clip-mode norm or value')
+    if args.model_ema and args.model_ema_force_cpu:
+        raise OptionError('--model-ema-force-cpu keeps a whole EMA on every rank, --fsdp a shard: drop one of them')
+    if args.model_ema and args.model_dtype == 'bfloat16':
+        raise OptionError('--model-ema rounds bfloat16 weights at random, which --fsdp has in shards: use --amp '
+                          '--amp-dtype bfloat16 in place of --model-dtype bfloat16')
+
+
+def shard_task(
+        task: TrainingTask,
+        optimizer: torch.optim.Optimizer,
+        device: torch.device,
+        broadcast_buffers: bool = True,
+) -> None:
+    """Shard what a task trains, its EMA and the optimizer's state over all ranks, each from the weights of rank 0.
+
+    Args:
+        task: Task whose modules are whole, on any device; its EMA, if it is to have one, is set up.
+        optimizer: Of the task's parameters, with its state if it was resumed.
+        device: Where the shards go.
+        broadcast_buffers: Let the running statistics of BatchNorm follow rank 0, as DDP does by default.
+
+    Raises:
+        OptionError: a weight or state that cannot be sharded; the message names it.
+    """
+    mesh = init_device_mesh(device.type, (dist.get_world_size(),))
+    trained = utils.unwrap_model(task.get_trainable_module())
+    whole = dict(trained.named_parameters())
+    for ema in (False, True) if task.has_ema() else (False,):
+        module = utils.unwrap_model(task.get_trainable_module(ema=ema))
+        _share_weights(module, device)
+        _shard_module(module, utils.unwrap_model(task.get_eval_model(ema=ema)), mesh)
+    if task.has_ema():
+        # torch's foreach functions refuse shards of parameters beside whole buffers
+        task.get_trainable_module(ema=True).foreach = False
+    shards = dict(trained.named_parameters())
+    _shard_optimizer(optimizer, {parameter: shards[name] for name, parameter in whole.items()})
+    _stand_in_for_ddp(trained, broadcast_buffers)
+
+
+def _share_weights(module: nn.Module, device: torch.device) -> None:
+    """Copy rank 0's weights and buffers to all ranks; one at a time is on the device."""
+    for name, parameter in module.named_parameters():
+        if parameter.ndim == 0:
+            raise OptionError(f'--fsdp cannot shard {name}, a single number: train {type(module).__name__} without it')
+        parameter.data = parameter.data.contiguous()  # not channels_last: fully_shard takes none
+    for tensor in module.state_dict().values():
+        shared = tensor.to(device)
+        dist.broadcast(shared, 0)
+        tensor.copy_(shared)
+
+
+def _shard_module(module: nn.Module, model: nn.Module, mesh: DeviceMesh) -> None:
+    """Shard each layer of the model by itself, then what is left of the model, then of the module it is part of."""
+    parts = list(find_layers(model)) + [model] + ([module] if module is not model else [])
+    for part in parts:
+        fully_shard(part, mesh=mesh, reshard_after_forward=True)
+
+
+def find_layers(model: nn.Module) -> Iterator[nn.Module]:
+    """The items of Sequentials and ModuleLists that lie inside one layer, as timm counts them for layer decay.
+
+    That is a block of a ViT, a ResNet, a ConvNeXt. Containers and single operations are none: models call the items
+    of the former themselves, and read the weights of the latter.
+    """
+    containers = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+    if hasattr(model, 'group_matcher'):
+        layer_of = group_parameters(model, model.group_matcher(coarse=False), reverse=True)
+    else:
+        layer_of = auto_group_layers(model)
+
+    def visit(module: nn.Module, prefix: str) -> Iterator[nn.Module]:
+        for name, child in module.named_children():
+            path = f'{prefix}{name}.'
+            layers = {layer for parameter, layer in layer_of.items() if parameter.startswith(path)}
+            composed = not isinstance(child, containers) and next(child.children(), None) is not None
+            if isinstance(module, containers) and composed and len(layers) == 1:
+                yield child
+            else:
+                yield from visit(child, path)
+
+    return visit(model, '')
+
+
+def _shard_optimizer(optimizer: torch.optim.Optimizer, shard_of: Dict[nn.Parameter, nn.Parameter]) -> None:
+    """Let an optimizer go on with shards in place of whole parameters, and of its state for each."""
+    def shard(value: Any, like: DTensor) -> Any:
+        if not isinstance(value, torch.Tensor) or value.ndim == 0:
+            return value
+        if value.shape != like.shape:
+            raise OptionError(f'--fsdp cannot shard the state of {type(optimizer).__name__}: it is not that of single '
+                              'weights. Use another --opt, such as adamw or sgd')
+        return distribute_tensor(value.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
+
+    for group in optimizer.param_groups:
+        group['params'] = [shard_of[parameter] for parameter in group['params']]
+    state = {shard_of[parameter]: {name: shard(value, shard_of[parameter]) for name, value in values.items()}
+             for parameter, values in optimizer.state.items()}
+    optimizer.state.clear()
+    optimizer.state.update(state)
+
+
+def _stand_in_for_ddp(module: nn.Module, broadcast_buffers: bool) -> None:
+    """Give a sharded module DDP's no_sync(), and DDP's broadcast of running statistics before each update."""
+    accumulating, update_begins = False, True
+
+    @contextmanager
+    def no_sync() -> Iterator[None]:
+        nonlocal accumulating
+        accumulating = True
+        module.set_requires_gradient_sync(False)
+        try:
+            yield
+        finally:
+            accumulating = False
+            module.set_requires_gradient_sync(True)
+
+    def before_forward(*_) -> None:
+        nonlocal update_begins
+        if update_begins and module.training:
+            utils.distribute_bn(module, dist.get_world_size(), reduce=False)
+        update_begins = not accumulating
+
+    module.no_sync = no_sync  # timm's tasks ask their module for it
+    if broadcast_buffers:
+        module.register_forward_pre_hook(before_forward)
+
+
+def whole(value: torch.Tensor) -> torch.Tensor:
+    """The tensor itself, or all of a sharded one; then a collective of all ranks."""
+    return value.full_tensor() if isinstance(value, DTensor) else value
+
+
+class WholeState:
+    """Stands for a sharded task and its optimizer where the saver asks for their state: that of the last gather().
+
+    Args:
+        keep: Whether this rank keeps what is gathered, in host memory.
+    """
+
+    def __init__(self, task: TrainingTask, optimizer: torch.optim.Optimizer, keep: bool):
+        self.task = task
+        self.optimizer = optimizer
+        self.keep = keep
+        self._state: Optional[Dict[str, Any]] = None
+
+    def gather(self) -> None:
+        """A collective: every rank calls it before the one that writes does write. One tensor at a time is whole."""
+        self._state = self._gather({
+            'raw': self.task.get_checkpoint_state(),
+            'ema': self.task.get_checkpoint_state(ema=True),
+            'optimizer': self.optimizer.state_dict(),
+        })
+
+    def _gather(self, value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: self._gather(item) for key, item in value.items()}
+        if isinstance(value, (list, tuple)):
+            return type(value)(self._gather(item) for item in value)
+        if isinstance(value, torch.Tensor):
+            value = whole(value.detach())
+            return value.cpu() if self.keep else None
+        return value
+
+    def get_trainable_module(self) -> nn.Module:
+        return self.task.get_trainable_module()
+
+    def get_checkpoint_state(self, ema: bool = False, **_) -> Dict[str, Any]:
+        return self._state['ema' if ema else 'raw']
+
+    def state_dict(self) -> Dict[str, Any]:
+        """The optimizer's."""
+        return self._state['optimizer']

@@ -1,0 +1,1 @@
+"""Tools without options, timm or AgMax: errors, text, files, console, signals, processes."""

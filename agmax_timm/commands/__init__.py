@@ -1,0 +1,1 @@
+"""Entry points of train.py and validate.py."""

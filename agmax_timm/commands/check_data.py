@@ -1,0 +1,228 @@
+"""--check-data: read every image of the data once, print and write what is wrong. Needs no GPU."""
+import argparse
+import csv
+import os
+import sys
+from typing import Callable, List, NamedTuple, Sequence
+
+import numpy as np
+from timm.data import ImageDataset
+from tqdm import tqdm
+
+from ..assembly.known_classes import classes_in, classes_of, map_of_model
+from ..assembly.model import create_named_model, input_channels
+from ..base.command_line import OptionError
+from ..base.data_errors import DataError, WorkerError
+from ..base.safe_load import CheckpointError
+from ..data.sources.checks import check_different, check_folders, check_labels, labels_of_model, left_out, nested
+from ..data.sources.classes import ModelClasses, check_evaluation, class_names, class_outputs, summary
+from ..data.sources.labels import check_column
+from ..data.sources.scan import Inventory, duplicates, scan
+from ..data.sources.shards import open_dataset
+from ..data.workers import names_dead_workers
+from ..evaluation import bulk
+from ..evaluation.metrics import read_valid_labels
+from ..evaluation.validation import adopt_options
+from ..options.checks import in_sequence
+from ..training.output import log
+from ..training.output.run_folder import check_writable, resolve_resume, writing
+from ..weights.checkpoint import saved_options
+
+MOST_LINES = 10
+FILE = 'data-check.csv'
+
+
+class Problem(NamedTuple):
+    """A row of data-check.csv; without a path, a problem of the whole split."""
+    split: str
+    path: str
+    problem: str
+
+
+def run_train(args: argparse.Namespace) -> None:
+    """train.py --check-data: both splits, data-check.csv in --output or the current folder."""
+    _run(args, list(dict.fromkeys(filter(None, (args.train_split, args.val_split)))), args.output)
+
+
+def run_validate(args: argparse.Namespace) -> None:
+    """validate.py --check-data: check its split for the models that the options name. Writes ./data-check.csv."""
+    _run(args, [args.split], '')
+
+
+def _run(args: argparse.Namespace, splits: List[str], folder: str) -> None:
+    """Exit status 0 without problems, 1 with some or where a loader worker died, 2 for data that cannot be opened."""
+    path = os.path.join(folder, FILE)
+    sys.stdout.reconfigure(errors='backslashreplace')  # names of files need not be text
+    try:
+        with writing(folder):
+            check_writable(folder)  # before all images are read
+        models = _models(args)
+        problems = check_data(args, splits, models)
+        with writing(folder):
+            os.makedirs(folder or '.', exist_ok=True)
+            with open(path, 'w', newline='', errors='surrogateescape') as f:
+                writer = csv.writer(f)
+                writer.writerow(Problem._fields)
+                writer.writerows(problems)
+    except (DataError, OptionError, CheckpointError) as error:
+        log.exit_with_error(2, error)
+    except WorkerError as error:
+        log.exit_with_error(1, error)
+    print(f'{len(problems)} problem(s), see {path}')
+    sys.exit(int(bool(problems)))
+
+
+@names_dead_workers
+def check_data(
+        args: argparse.Namespace,
+        splits: List[str],
+        models: Sequence[ModelClasses] = (),
+) -> List[Problem]:
+    """Print what each split holds.
+
+    Args:
+        models: Classes of the models that are to be evaluated or trained on the data.
+
+    Returns:
+        Samples that cannot be decoded, samples with the bytes of another, class folders without an image, classes that
+        differ between splits, and classes that a model has at another index.
+
+    Raises:
+        DataError: no such data, or data without an index of files.
+        WorkerError: a loader worker died.
+    """
+    datasets = [_open(args, split) for split in splits]
+    if len(datasets) == 2:
+        check_different(*datasets)
+    print(summary(dict(zip(splits, datasets))))
+    inventories = []
+    problems: List[Problem] = []
+    for split, dataset in zip(splits, datasets):
+        inventories.append(_scan(split, dataset, args.workers))
+        print('\n'.join(describe(inventories[-1], len(class_names(dataset) or ()))))
+        if nested(dataset):
+            print(f'  {nested(dataset)}')
+        problems += [Problem(split, inventories[-1].path(index), reason)
+                     for index, reason in inventories[-1].damaged.items()]
+    problems += _of_classes(args, splits, datasets, models)
+    copies = list(duplicates(inventories))
+    leaks = sum(copy.leak for copy in copies)
+    print(f'duplicates: {len(copies) - leaks} within a split, {leaks} across splits')
+    problems += [Problem(copy.split, copy.path, f'same bytes as {copy.original} ({copy.original_split})')
+                 for copy in copies]
+    return problems
+
+
+def _open(args: argparse.Namespace, split: str) -> ImageDataset:
+    refusal = DataError(f"--check-data reads folders, tar files and hfds/, got --dataset '{args.dataset}'")
+    if in_sequence(args):
+        raise refusal
+    dataset = open_dataset(
+        args.dataset, root=args.data_dir, split=split, class_map=args.class_map, download=args.dataset_download,
+        input_key=args.input_key, target_key=args.target_key, trust_remote_code=args.dataset_trust_remote_code,
+        **(dict(target_format=args.target_format) if args.target_format else {}))
+    if not isinstance(dataset, ImageDataset):
+        raise refusal
+    if args.task != 'multilabel':
+        check_column(dataset)
+    return dataset
+
+
+def _scan(split: str, dataset: ImageDataset, workers: int) -> Inventory:
+    inventory = Inventory(split, dataset.reader)
+    with tqdm(total=len(dataset), desc=split, unit='image', file=sys.stderr, dynamic_ncols=True,
+              disable=not sys.stderr.isatty()) as bar:
+        for findings in scan(dataset.reader, workers):
+            for finding in findings:
+                inventory.add(finding)
+            bar.update(len(findings))
+            bar.set_postfix(damaged=len(inventory.damaged), refresh=False)
+    return inventory
+
+
+def describe(inventory: Inventory, num_classes: int) -> List[str]:
+    """Lines about a split: images, classes and images of each, sizes, modes, and the first that are damaged."""
+    counts = [inventory.classes[index] for index in range(num_classes)] or list(inventory.classes.values())
+    modes = ', '.join(f'{mode} {count}' for mode, count in inventory.modes.most_common())
+    lines = [f'{inventory.split}: {len(inventory.reader)} images, {len(counts)} classes, '
+             f'{_spread(counts)} images a class']
+    if inventory.widths:
+        lines.append(f'  width {_spread(inventory.widths)}, height {_spread(inventory.heights)}')
+        lines.append(f'  modes: {modes}; rotated by EXIF: {inventory.rotated}')
+    lines.append(f'  damaged: {len(inventory.damaged)}')
+    shown = list(inventory.damaged.items())[:MOST_LINES]
+    lines += [f'    {inventory.path(index)}: {reason}' for index, reason in shown]
+    if len(inventory.damaged) > MOST_LINES:
+        lines.append(f'    and {len(inventory.damaged) - MOST_LINES} more')
+    return lines
+
+
+def _spread(values) -> str:
+    if not len(values):
+        return 'no'
+    values = np.asarray(values)
+    return f'{values.min()} to {values.max()} (median {np.median(values):g})'
+
+
+def _models(args: argparse.Namespace) -> List[ModelClasses]:
+    """Classes of the models that the options name. Adopts the options of a checkpoint, as an evaluation does."""
+    if 'resume' in args:
+        resolve_resume(args)
+        paths = filter(None, (args.resume, args.initial_checkpoint))
+        return [classes for classes in map(classes_in, paths) if classes is not None]
+    jobs = bulk.list_jobs(args)
+    if jobs is not None:
+        found = [classes_in(job.checkpoint) for job in jobs if job.checkpoint]
+    elif args.checkpoint:
+        adopt_options(args, saved_options(args.checkpoint))
+        found = [classes_in(args.checkpoint)]
+    elif 'model' in args.explicit:
+        model = create_named_model(
+            args.model, num_classes=args.num_classes, in_chans=input_channels(args), global_pool=args.gp,
+            **args.model_kwargs)
+        found = [classes_of(model, args.model)]
+    else:
+        found = []
+    args.class_map = map_of_model(args, found[0] if found else None)
+    return [classes for classes in found if classes is not None]
+
+
+def _of_classes(
+        args: argparse.Namespace,
+        splits: List[str],
+        datasets: List[ImageDataset],
+        models: Sequence[ModelClasses],
+) -> List[Problem]:
+    """Folders and classes that training would stop at or warn of, as rows."""
+    problems = [Problem(split, '', problem) for split, dataset in zip(splits, datasets)
+                for problem in (*_told(check_labels, dataset, args.num_classes, 'split' in args), left_out(dataset),
+                                *_of_models(args, dataset, models)) if problem]
+    if not args.class_map:
+        empty = [Problem(split, '', problem) for split, dataset in zip(splits, datasets)
+                 for problem in _told(check_folders, dataset, None)]
+        differing = _told(check_folders, *datasets) if len(datasets) == 2 and not empty else []
+        problems += empty + [Problem(splits[1], '', problem) for problem in differing]
+    for problem in problems:
+        print(f'{problem.split}: {problem.problem}')
+    return problems
+
+
+def _of_models(args: argparse.Namespace, dataset: ImageDataset, models: Sequence[ModelClasses]) -> List[str]:
+    problems = []
+    for classes in models:
+        outputs = len(classes.names)
+        labels = read_valid_labels(args.valid_labels, outputs) if getattr(args, 'valid_labels', '') else None
+        problems += _told(check_evaluation, classes, class_outputs(dataset, labels), outputs)
+        known = labels_of_model(dataset, classes, outputs, labels)
+        if known < outputs:  # labels past the outputs are told by --num-classes
+            problems += _told(check_labels, dataset, known, True)
+    return problems
+
+
+def _told(check: Callable, *args) -> List[str]:
+    """What a check says, as a list of one or none."""
+    try:
+        check(*args)
+    except DataError as error:
+        return [str(error)]
+    return []

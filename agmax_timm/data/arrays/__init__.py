@@ -1,0 +1,1 @@
+"""The fast augmentation backend: timm's transforms on NumPy arrays, by OpenCV."""

@@ -1,0 +1,82 @@
+"""Batches of views on arrays, laid out and mixed where they are read, in memory that is used again."""
+from typing import Any, Dict, List, Optional, Tuple, Union
+
+import cv2
+import numpy as np
+import torch
+from torch.utils.data import default_collate
+
+from ..memory.buffers import Buffers
+from ..mixup import Mix, TwoViewCollate, class_indices, pair_of
+from .small import ViewBatch
+
+
+class FastCollate(TwoViewCollate):
+    """Collate samples of one view, or of two view-major, and mix two views where mixup is given.
+
+    Where memory is reused, a batch is overwritten when the loader has given so many others that timm's PrefetchLoader,
+    which copies what it reads, has long done so. To keep a batch, copy it.
+
+    Args:
+        mixup: None, or a dict of TwoViewMixup's arguments, for two views.
+        two_views: Whether a sample holds two views.
+        reused: Whether memory of batches is used again.
+    """
+
+    def __init__(self, mixup: Optional[Dict[str, Any]] = None, two_views: bool = True, reused: bool = True):
+        super().__init__(mixup)
+        self.two_views = two_views
+        self._buffers = Buffers(reused)
+
+    def __call__(self, batch: Union[List[Tuple], ViewBatch], _=None) -> Tuple[torch.Tensor, torch.Tensor]:
+        """
+        Args:
+            batch: B samples (view, class index) or ((view, view), class index), views [3, H, W], uint8; or a ViewBatch.
+
+        Returns:
+            View-major images [B, 3, H, W] or [2B, 3, H, W], uint8, channels last in memory, and class indices [B] or
+            [2B] or, mixed, soft targets [2B, K].
+        """
+        if isinstance(batch, ViewBatch):
+            if self.mixup is None:
+                return batch.images.permute(0, 3, 1, 2), batch.target.repeat(len(batch.images) // len(batch.target))
+            views, target = [list(view) for view in np.split(batch.images.numpy(), 2)], batch.target
+        else:
+            samples = [pair_of(sample) if self.two_views else sample[:1] for sample in batch]
+            views = [[view.permute(1, 2, 0).numpy() for view in same] for same in zip(*samples)]
+            target = self._targets([sample[1] for sample in batch])
+        images = self._buffers.take((len(views) * len(target), *views[0][0].shape))
+        places = np.split(images.numpy(), len(views))
+        if self.mixup is None:
+            for view, place in zip(views, places):
+                for pixels, written in zip(view, place):
+                    written[...] = pixels
+            target = target.repeat(len(views), *[1] * (target.ndim - 1))
+        else:
+            height, width, channels = views[0][0].shape
+            mixes = self.mixup.draw((len(target), channels, height, width))
+            for view, place, mix in zip(views, places, mixes):
+                write_mixed(view, place, mix)
+            target = torch.cat([self.mixup.soft_targets(target, mix) for mix in mixes])
+        return images.permute(0, 3, 1, 2), target
+
+    def _targets(self, targets: List[Any]) -> torch.Tensor:
+        """Class indices [B]; with one view also the targets [B, K] of several labels an image."""
+        if self.two_views:
+            return class_indices(targets)
+        target = default_collate(targets)
+        return target.long() if target.ndim == 1 else target
+
+
+def write_mixed(view: List[np.ndarray], place: np.ndarray, mix: Mix) -> None:
+    """Write the images of a view [H, W, 3] into their place in a batch [B, H, W, 3], mixed and rounded."""
+    for i, (pixels, written) in enumerate(zip(view, place)):
+        if mix.partner[i] == i:
+            written[...] = pixels
+        elif i in mix.boxes:
+            yl, yh, xl, xh = mix.boxes[i]
+            written[...] = pixels
+            written[yl:yh, xl:xh] = view[mix.partner[i]][yl:yh, xl:xh]
+        else:
+            kept = float(mix.kept[i])
+            cv2.addWeighted(pixels, kept, view[mix.partner[i]], 1. - kept, 0., dst=written)

@@ -1,0 +1,241 @@
+"""timm's training transforms on arrays: the same steps in the same order, with the same random draws.
+
+timm and torchvision draw everything as before; only what is done to the pixels is done by faster means. From one random
+state both make the same view, but for the levels that docs/performance.md states.
+"""
+import copy
+import random
+from functools import partial, singledispatch
+from typing import Any, Callable, Sequence, Tuple, Union
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from timm.data import auto_augment
+from timm.data.transforms import MaybePILToTensor, RandomResizedCropAndInterpolation, interp_mode_to_str
+from torchvision import transforms
+
+from ...base.data_errors import UnequalError
+from ..augment import Lighting
+from . import blur, colour
+from .operations import OPERATIONS
+
+Step = Callable[[np.ndarray], np.ndarray]  # of pixels [H, W, 3], uint8
+
+_RESIZES = ('bilinear', 'bicubic')
+
+
+class ArrayTransform:
+    """timm's training transform, on arrays.
+
+    Args:
+        transform: transforms.Compose of timm.data.create_transform, extended or not, that ends in a uint8 tensor.
+
+    Raises:
+        UnequalError: a step has no equal on arrays.
+    """
+
+    def __init__(self, transform: transforms.Compose):
+        *steps, last = transform.transforms
+        if type(last) is not MaybePILToTensor:
+            raise UnequalError('pixels that the workers normalise')
+        self.transform = transform
+        self.steps = [on_arrays(step) for step in steps]
+
+    def __call__(self, image: Union[Image.Image, np.ndarray]) -> torch.Tensor:
+        """
+        Args:
+            image: RGB image, or its pixels [H, W, 3], uint8.
+
+        Returns:
+            A view [3, height, width], uint8, its channels last in memory.
+        """
+        pixels = np.array(image) if isinstance(image, Image.Image) else image
+        if pixels.ndim != 3 or pixels.shape[2] != 3:
+            raise ValueError(f'images must be RGB, got pixels of {pixels.shape}: use augment_backend timm')
+        for step in self.steps:
+            pixels = step(pixels)
+        return torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)
+
+    def __repr__(self) -> str:
+        return f'{type(self).__name__}({self.transform})'
+
+
+@singledispatch
+def on_arrays(step: Any) -> Step:
+    """The equal of a transform of PIL images. Raises UnequalError where there is none."""
+    raise UnequalError(type(step).__name__)
+
+
+@on_arrays.register
+def _(step: transforms.Compose) -> Step:
+    return partial(_in_turn, [on_arrays(inner) for inner in step.transforms])
+
+
+@on_arrays.register
+def _(step: transforms.RandomApply) -> Step:
+    return partial(_apply, step, [on_arrays(inner) for inner in step.transforms])
+
+
+@on_arrays.register
+def _(step: RandomResizedCropAndInterpolation) -> Step:
+    modes = step.interpolation if isinstance(step.interpolation, tuple) else (step.interpolation,)
+    return partial(_resized_crop, step, [_resize_name(mode) for mode in modes])
+
+
+@on_arrays.register
+def _(step: transforms.Resize) -> Step:
+    if isinstance(step.size, int) or len(step.size) != 2:
+        raise UnequalError('Resize of the smaller side')
+    return partial(resize, size=tuple(step.size), mode=_resize_name(step.interpolation))
+
+
+@on_arrays.register
+def _(step: transforms.RandomCrop) -> Step:
+    if step.pad_if_needed or step.padding_mode != 'constant' or step.fill or len(step.padding) != 2:
+        raise UnequalError(f'RandomCrop with padding {step.padding_mode}')
+    return partial(_pad_and_crop, step)
+
+
+@on_arrays.register
+def _(step: transforms.RandomHorizontalFlip) -> Step:
+    return partial(_flip, step, 1)
+
+
+@on_arrays.register
+def _(step: transforms.RandomVerticalFlip) -> Step:
+    return partial(_flip, step, 0)
+
+
+@on_arrays.register
+def _(step: transforms.ColorJitter) -> Step:
+    return partial(_jitter, step)
+
+
+@on_arrays.register
+def _(step: transforms.RandomGrayscale) -> Step:
+    return partial(_grayscale, step)
+
+
+@on_arrays.register
+def _(step: transforms.GaussianBlur) -> Step:
+    if step.kernel_size[0] != step.kernel_size[1]:
+        raise UnequalError(f'GaussianBlur of {step.kernel_size}')
+    return partial(_gaussian_blur, step)
+
+
+@on_arrays.register
+def _(step: Lighting) -> Step:
+    return partial(_lighting, step)
+
+
+@on_arrays.register
+def _(step: auto_augment.AutoAugment) -> Step:
+    return auto_augment.AutoAugment([[_operation(op) for op in sub_policy] for sub_policy in step.policy])
+
+
+@on_arrays.register
+def _(step: auto_augment.RandAugment) -> Step:
+    return auto_augment.RandAugment([_operation(op) for op in step.ops], step.num_layers, step.choice_weights)
+
+
+@on_arrays.register
+def _(step: auto_augment.AugMixAugment) -> Step:
+    if step.blended:
+        raise UnequalError('AugMix with b1')
+    return _AugMix([_operation(op) for op in step.ops], step.alpha, step.width, step.depth)
+
+
+# What the steps do; partial() of functions, since worker processes may be sent them.
+
+def _in_turn(steps: Sequence[Step], pixels: np.ndarray) -> np.ndarray:
+    for step in steps:
+        pixels = step(pixels)
+    return pixels
+
+
+def _apply(step: transforms.RandomApply, steps: Sequence[Step], pixels: np.ndarray) -> np.ndarray:
+    return pixels if step.p < torch.rand(1) else _in_turn(steps, pixels)
+
+
+def _resized_crop(step: RandomResizedCropAndInterpolation, modes: Sequence[str], pixels: np.ndarray) -> np.ndarray:
+    top, left, height, width = step.get_params(_planes(pixels), step.scale, step.ratio)
+    mode = random.choice(modes) if len(modes) > 1 else modes[0]
+    return resize(pixels[top:top + height, left:left + width], step.size, mode)
+
+
+def _pad_and_crop(step: transforms.RandomCrop, pixels: np.ndarray) -> np.ndarray:
+    width, height = step.padding
+    padded = cv2.copyMakeBorder(pixels, height, height, width, width, cv2.BORDER_CONSTANT)
+    top, left, rows, columns = step.get_params(_planes(padded), step.size)
+    return padded[top:top + rows, left:left + columns]
+
+
+def _flip(step: Any, axis: int, pixels: np.ndarray) -> np.ndarray:
+    return cv2.flip(pixels, axis) if torch.rand(1) < step.p else pixels
+
+
+def _jitter(step: transforms.ColorJitter, pixels: np.ndarray) -> np.ndarray:
+    adjust = colour.adjust_brightness, colour.adjust_contrast, colour.adjust_saturation, colour.adjust_hue
+    order, *factors = step.get_params(step.brightness, step.contrast, step.saturation, step.hue)
+    for number in order.tolist():
+        if factors[number] is not None:
+            pixels = adjust[number](pixels, factors[number])
+    return pixels
+
+
+def _grayscale(step: transforms.RandomGrayscale, pixels: np.ndarray) -> np.ndarray:
+    return colour.grayscale(pixels) if torch.rand(1) < step.p else pixels
+
+
+def _gaussian_blur(step: transforms.GaussianBlur, pixels: np.ndarray) -> np.ndarray:
+    return blur.convolve_gaussian(pixels, step.kernel_size[0], step.get_params(*step.sigma))
+
+
+def _lighting(step: Lighting, pixels: np.ndarray) -> np.ndarray:
+    return colour.lighting(pixels, step.draw_shift().numpy())
+
+
+class _AugMix(auto_augment.AugMixAugment):
+    """timm's AugMix with its draws: the weighted sum of chains of operations, blended with the image."""
+
+    def _apply_basic(self, pixels: np.ndarray, weights: np.ndarray, share: float) -> np.ndarray:
+        total = np.zeros(pixels.shape, np.float32)
+        for weight in weights:
+            depth = self.depth if self.depth > 0 else np.random.randint(1, 4)
+            total += weight * _in_turn(np.random.choice(self.ops, depth, replace=True), pixels).astype(np.float32)
+        return colour.blend(pixels, total.clip(0, 255).astype(np.uint8), share)
+
+
+def resize(pixels: np.ndarray, size: Tuple[int, int], mode: str) -> np.ndarray:
+    """PIL's resize of pixels [H, W, 3] to (height, width), by torch's antialiased one: 'bilinear' or 'bicubic'."""
+    if pixels.shape[:2] == tuple(size):
+        return pixels
+    if not pixels.size:  # a crop of less than half a pixel of a tiny image, which PIL makes black
+        return np.zeros((*size, 3), np.uint8)
+    # With the batch's own stride torch sees that channels are last in memory, and keeps them there.
+    planes = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2)
+    return F.interpolate(planes, tuple(size), mode=mode, antialias=True)[0].permute(1, 2, 0).numpy()
+
+
+def _planes(pixels: np.ndarray) -> torch.Tensor:
+    """As a tensor [3, H, W], whose size is all that is looked at."""
+    return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def _resize_name(mode: Any) -> str:
+    name = interp_mode_to_str(mode)
+    if name not in _RESIZES:
+        raise UnequalError(f'interpolation {name}')
+    return name
+
+
+def _operation(op: auto_augment.AugmentOp) -> auto_augment.AugmentOp:
+    """timm's operation of a policy, with its draws, on arrays."""
+    if op.name not in OPERATIONS:
+        raise UnequalError(op.name)
+    op = copy.copy(op)
+    op.aug_fn = OPERATIONS[op.name]
+    return op

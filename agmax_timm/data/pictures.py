@@ -1,0 +1,129 @@
+"""Grids of training images as the network sees them, the views of an image side by side over their labels."""
+import math
+import os
+from typing import Any, Dict, List, Optional, Tuple
+
+import torch
+from PIL import Image, ImageDraw
+from torchvision.transforms.functional import to_pil_image
+
+from ..base import atomic_write
+from ..training.losses import Input
+
+_CAPTION_HEIGHT = 14
+_MARGIN = 4
+
+
+class ToPicture:
+    """What the network sees of an image, as people see it: normalisation undone, patches put together (NaFlex).
+
+    Args:
+        data_config: 'mean', 'std' and 'input_size' (C, H, W).
+        patch_size: Height and width of the model's patches; those of another number of pixels are square, as
+            --naflex-patch-sizes are. None for a model of images.
+        patches_channels_first: Whether the pixels of a patch are laid out channel by channel.
+    """
+
+    def __init__(
+            self,
+            data_config: Dict[str, Any],
+            patch_size: Optional[Tuple[int, int]] = None,
+            patches_channels_first: bool = False,
+    ):
+        self.channels = data_config['input_size'][0]
+        self.mean, self.std = (torch.tensor(data_config[name])[-self.channels:, None, None] for name in ('mean', 'std'))
+        self.patch_size = patch_size
+        self.patches_channels_first = patches_channels_first
+
+    def __call__(self, input: Input, index: int) -> Image.Image:
+        """The image of this index in a batch: in colour, of its first three channels, or in gray, of its first."""
+        if isinstance(input, torch.Tensor):
+            x = input[index]
+        else:
+            x = self._join(*(input[name][index] for name in ('patches', 'patch_coord', 'patch_valid')))
+        x = x.float().cpu() * self.std + self.mean
+        return to_pil_image(x.clamp(0, 1)[:3] if self.channels >= 3 else x.clamp(0, 1)[:1]).convert('RGB')
+
+    def _join(self, patches: torch.Tensor, coord: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+        """The image [C, H, W] of its patches [N, P * Q * C] or [N, P, Q, C], placed by row and column [N, 2]."""
+        patches, (rows, columns) = patches[valid], coord[valid].T
+        pixels = patches[0].numel() // self.channels
+        size = self.patch_size
+        if size is None or math.prod(size) != pixels:
+            size = (math.isqrt(pixels),) * 2
+        if self.patches_channels_first:
+            patches = patches.view(-1, self.channels, *size)
+        else:
+            patches = patches.view(-1, *size, self.channels).permute(0, 3, 1, 2)
+        grid = patches.new_zeros(int(rows.max()) + 1, int(columns.max()) + 1, self.channels, *size)
+        grid[rows, columns] = patches
+        return grid.permute(2, 0, 3, 1, 4).flatten(3).flatten(1, 2)
+
+
+def save_views(
+        path: str,
+        input: Input,
+        target: torch.Tensor,
+        to_picture: ToPicture,
+        class_names: Optional[List[str]] = None,
+        views: int = 2,
+        most: int = 16,
+        min_side: int = 112,
+) -> None:
+    """Write a picture with a row for each image, its views beside each other, each over its mixed labels.
+
+    Args:
+        path: Image file to write.
+        input: Normalised view-major images [views * B, C, H, W], or the patches of such.
+        target: Class indices [views * B] or soft targets [views * B, K].
+        to_picture: Makes pictures of the input.
+        class_names: Names by index.
+        views: Views of an image.
+        most: Images to show.
+        min_side: Smaller images are enlarged to this height, in pixels.
+    """
+    batch_size = len(target) // views
+    rows = [[v * batch_size + i for v in range(views)] for i in range(min(most, batch_size))]
+    images = {index: to_picture(input, index) for row in rows for index in row}
+    tallest, widest = (max(sides) for sides in zip(*((image.height, image.width) for image in images.values())))
+    scale = max(1, -(-min_side // tallest))
+    height, width = tallest * scale + _CAPTION_HEIGHT + _MARGIN, widest * scale + _MARGIN
+    columns = max(1, int(len(rows) ** 0.5) // 2) if len(rows) > 4 else 1
+    lines = -(-len(rows) // columns)
+    sheet = Image.new('RGB', (columns * (views * width + 3 * _MARGIN), lines * height), 'white')
+    draw = ImageDraw.Draw(sheet)
+    for place, row in enumerate(rows):
+        left, top = place // lines * (views * width + 3 * _MARGIN), place % lines * height
+        for v, index in enumerate(row):
+            image = images[index]
+            image = image.resize((image.width * scale, image.height * scale), Image.NEAREST)
+            sheet.paste(image, (left + v * width, top))
+            caption = _fit(draw, label_text(target[index], class_names), width - _MARGIN)
+            draw.text((left + v * width, top + image.height), caption, fill='black')
+    with atomic_write.replacing(path) as f:
+        sheet.save(f, format=Image.registered_extensions()[os.path.splitext(path)[1].lower()])
+
+
+def label_text(target: torch.Tensor, class_names: Optional[List[str]] = None, most: int = 2) -> str:
+    """'cat', or for a mixed label 'cat 0.62 + dog 0.38'; the even floor of label smoothing is left out."""
+    def name(index: int) -> str:
+        return class_names[index] if class_names and index < len(class_names) else str(index)
+
+    if target.ndim == 0:
+        return name(int(target))
+    if target.sum() > 1.5 or not target.any():  # several labels, each whole
+        return ', '.join(name(index) for index in target.nonzero().flatten().tolist())
+    # Of two classes the least may be a share of the mix.
+    above = target - target.min() if len(target) > 2 else target
+    shares = above / above.sum()
+    top = [index for index in shares.topk(min(most, len(shares))).indices.tolist() if shares[index] > 0.005]
+    if len(top) == 1:
+        return name(top[0])
+    return ' + '.join(f'{name(index)} {shares[index]:.2f}' for index in top)
+
+
+def _fit(draw: ImageDraw.ImageDraw, text: str, width: int) -> str:
+    text = ' '.join(text.split())
+    while draw.textlength(text) > width and len(text) > 1:
+        text = text[:-1]
+    return text

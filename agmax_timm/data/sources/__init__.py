@@ -1,0 +1,1 @@
+"""Which images there are: data sets, folders, shards, classes, decoding, damaged files."""

@@ -1,0 +1,216 @@
+"""Checks of opened data sets: classes, class folders and labels that do not fit fail before training begins."""
+import logging
+import os
+from typing import Any, Dict, Optional, Sequence, Tuple
+
+import numpy as np
+from timm.data.readers.reader_image_folder import ReaderImageFolder
+from timm.data.readers.reader_image_in_tar import ReaderImageInTar
+from torch.utils.data import Dataset
+
+from ...base.data_errors import DataError
+from .classes import ModelClasses, check_evaluation, class_outputs, class_to_idx
+from .datasets import TorchFolder, folders_in, quoted
+from .decoding import ConvertedIterable
+from .folder import FolderReader
+from .labels import check_column
+
+_logger = logging.getLogger(__name__)
+
+
+def check_different(train: Dataset, validation: Dataset) -> None:
+    """Raise DataError where timm, finding no folder for either split, opened the same images for both."""
+    readers = [dataset if isinstance(dataset, TorchFolder) else getattr(dataset, 'reader', None)
+               for dataset in (train, validation)]
+    # Readers of named splits have them all under one root.
+    roots = [getattr(reader, 'root', None) for reader in readers if not _has_splits(reader)]
+    if len(roots) == 2 and roots[0] is not None and roots[0] == roots[1]:
+        raise DataError(f"{roots[0]} would be both training and validation data: sort it into folders train and val, "
+                        "or train without validation, --val-split ''")
+
+
+def check_classes(train: Dataset, validation: Optional[Dataset], num_classes: int, class_map: str = '') -> None:
+    """Compare the classes of both splits, and their number with the width of the head.
+
+    Args:
+        train, validation: Data sets; those that do not know their classes are not checked.
+        num_classes: Outputs of the model.
+        class_map: The user's own map from class name to index; with one, splits may differ.
+
+    Raises:
+        DataError: class folders without an image, classes in only one split, fewer outputs than classes, labels that
+            are no output.
+    """
+    known = class_to_idx(train)
+    if known:
+        _check_known_classes(train, validation, known, num_classes, class_map)
+    for dataset in (train, validation):
+        check_labels(dataset, num_classes)
+        _warn_of_folders(dataset)
+
+
+def check_evaluated_classes(
+        dataset: Dataset,
+        classes: Optional[ModelClasses],
+        num_outputs: int,
+        class_map: Any = '',
+        valid_labels: Optional[Sequence[int]] = None,
+) -> None:
+    """Compare the classes of evaluation data with those of the model, whose head stays as it is.
+
+    Args:
+        classes: Classes of the model, None if it does not name them.
+        class_map: Class map with which the data was opened.
+        valid_labels: Output of the model for each class of the data; None for the outputs in their order.
+
+    Raises:
+        DataError: class folders without an image, labels that are no output, and as check_evaluation.
+    """
+    if not class_map:
+        check_folders(dataset, None)
+    _warn_of_folders(dataset)
+    check_evaluation(classes, class_outputs(dataset, valid_labels), num_outputs, valid_labels is None)
+    check_labels(dataset, labels_of_model(dataset, classes, num_outputs, valid_labels), evaluation=True)
+
+
+def labels_of_model(
+        dataset: Dataset,
+        classes: Optional[ModelClasses],
+        num_outputs: int,
+        valid_labels: Optional[Sequence[int]] = None,
+) -> int:
+    """Number of labels that evaluation data can have: without names, that of the classes that the model names."""
+    if valid_labels is not None:
+        return len(valid_labels)
+    return min(classes.count, num_outputs) if classes is not None and not class_to_idx(dataset) else num_outputs
+
+
+def _warn_of_folders(dataset: Optional[Dataset]) -> None:
+    for line in filter(None, (left_out(dataset), nested(dataset))):
+        _logger.warning(line)
+
+
+def _check_known_classes(
+        train: Dataset,
+        validation: Optional[Dataset],
+        known: Dict[Any, int],
+        num_classes: int,
+        class_map: str,
+) -> None:
+    if not class_map:
+        check_folders(train, validation)
+    width = max(known.values()) + 1
+    if num_classes < width:
+        raise DataError(f'the data has {width} classes, the model {num_classes} outputs: use --num-classes {width}')
+    if num_classes > width:
+        _logger.warning(f'The data has {width} classes, the model {num_classes} outputs: --num-classes {width} fits.')
+
+
+def check_labels(dataset: Optional[Dataset], num_classes: Optional[int], evaluation: bool = False) -> None:
+    """Raise DataError for negative labels, and labels past the model's outputs if num_classes is not None.
+
+    These labels are known before the samples are read: class maps, torchvision's data sets with `targets`, and
+    integer columns of hfds/.
+
+    Args:
+        evaluation: Whether the model is trained already, so that its number of outputs cannot change.
+    """
+    check_column(dataset, num_classes)
+    if isinstance(dataset, ConvertedIterable):
+        dataset.num_classes = num_classes  # its labels are checked when they are read
+    span = _label_span(dataset)
+    if span is None:
+        return
+    low, high = span
+    if low == 1 and high == num_classes:
+        raise DataError(f'the data has the labels 1 to {high}: class indices count from 0: subtract 1')
+    if low < 0:
+        raise DataError(f'the data has the label {low}: labels count from 0; give --class-map or data with labels')
+    if num_classes is not None and high >= num_classes:
+        outputs, remedy = 'outputs', f'use --num-classes {high + 1}'
+        if evaluation:
+            outputs, remedy = 'classes', 'it is a model of other classes'
+        raise DataError(f'the data has labels up to {high}, the model {num_classes} {outputs}: {remedy}')
+
+
+def nested(dataset: Optional[Dataset]) -> str:
+    """A line on folders within class folders, '' without any. As in timm, the innermost folders are the classes."""
+    reader = getattr(dataset, 'reader', None)
+    if isinstance(reader, FolderReader):
+        folders = reader.folders
+    elif isinstance(reader, ReaderImageInTar):
+        folders = sorted({os.path.dirname(member.path) for member, *_ in reader.samples})
+        common = os.path.commonpath(folders)  # with a single class, its own folder
+        folders = [os.path.relpath(folder, common) for folder in folders]
+    else:
+        return ''
+    parts = [folder.split(os.sep) for folder in folders if os.sep in folder]
+    if not parts:
+        return ''
+    inner, above = ({path[index]: None for path in parts} for index in (-1, -2))
+    return (f'{reader.root}: classes are the innermost folders: {quoted(inner)}, and not {quoted(above)} '
+            'above them')
+
+
+def left_out(dataset: Optional[Dataset]) -> str:
+    """A line on class folders with images that --class-map leaves out, '' without any."""
+    names = getattr(getattr(dataset, 'reader', None), 'left_out', None)
+    return f'{dataset.reader.root}: --class-map leaves out the images of {quoted(sorted(names))}' if names else ''
+
+
+def _label_span(dataset: Optional[Dataset]) -> Optional[Tuple[int, int]]:
+    """Lowest and highest label, None if they are only known from reading the samples."""
+    reader = getattr(dataset, 'reader', None)
+    labels = getattr(dataset, 'targets', None)
+    if isinstance(reader, FolderReader):
+        labels = list(reader.class_to_idx.values())
+    elif hasattr(reader, 'label_key') and not reader.remap_class:
+        column = reader.dataset.features.get(reader.label_key)
+        if getattr(column, 'dtype', '').startswith('int'):
+            labels = reader.dataset.with_format('numpy')[reader.label_key][:]
+    labels = np.asarray(labels if labels is not None else [])
+    return (labels.min().item(), labels.max().item()) if labels.size and labels.dtype.kind in 'iu' else None
+
+
+def check_folders(train: Dataset, validation: Optional[Dataset]) -> None:
+    """Raise DataError for class folders without an image and for classes in only one split."""
+    for dataset in (train, validation):
+        _check_empty_folders(dataset)
+    _check_same_classes(class_to_idx(train), class_to_idx(validation))
+
+
+def _has_splits(reader: Any) -> bool:
+    """Whether timm's reader finds a split by its name (hfds/, hfids/, tfds/, wds/), not as a folder."""
+    return hasattr(reader, 'split') or hasattr(reader, 'split_info')
+
+
+def _check_empty_folders(dataset: Optional[Dataset]) -> None:
+    """timm numbers the classes that have images: an empty folder shifts every label after it."""
+    reader = getattr(dataset, 'reader', None)
+    if isinstance(reader, FolderReader):
+        folders = reader.folders
+    elif isinstance(reader, ReaderImageFolder):
+        folders = {os.path.dirname(path) for path, _ in reader.samples}
+        folders = [os.path.relpath(folder, reader.root) for folder in folders]
+    else:
+        return
+    root = reader.root
+    filled = {folder.split(os.sep)[0] for folder in folders}
+    empty = [name for name in folders_in(root) if name not in filled]
+    if empty:
+        raise DataError(f'{root}: no images in class folder(s) {quoted(empty)}: fill or remove them')
+
+
+def _check_same_classes(train: Dict[Any, int], validation: Dict[Any, int]) -> None:
+    if not train or not validation:
+        return
+    trained, evaluated = (ModelClasses(f'the {split} split', [], list(known.items()))
+                          for split, known in (('training', train), ('validation', validation)))
+    moved, extra = trained.compare(validation)
+    _, missing = evaluated.compare(train)
+    if not (moved or extra or missing):
+        return
+    parts = [f'{quoted(sorted(missing))} missing from the validation split'] if missing else []
+    parts += [f'{quoted(sorted(extra))} only in the validation split'] if extra else []
+    raise DataError('the classes of the two splits differ: ' + '; '.join(parts or [trained.describe(moved)])
+                    + ': make them equal, or give --class-map')

@@ -1,0 +1,66 @@
+"""Files of --class-map: which class has which index."""
+import os
+from numbers import Integral
+from typing import Any, Dict, Optional
+
+from timm.data.readers.class_map import load_class_map
+
+from ...base.data_errors import DataError
+from ...base.text_file import read_text
+
+
+def read_class_map(class_map: Any, *folders: Optional[str]) -> Optional[Dict[Any, int]]:
+    """Read a class map as timm.data.readers.class_map.load_class_map does, but refuse certain mistakes.
+
+    Args:
+        class_map: Text file (.txt) with a class name on each line, in order; pickled dict (.pkl); or a dict.
+        *folders: Folders in which a relative path is searched as well.
+
+    Returns:
+        Index by class; None if class_map is None or ''.
+
+    Raises:
+        DataError: no such file, another kind of file, an empty line, or a name on two lines.
+    """
+    if not class_map or isinstance(class_map, dict):
+        return class_map or None
+    paths = [os.path.join(folder, class_map) for folder in ('', *filter(None, folders))]
+    path = next(filter(os.path.isfile, paths), None)
+    if path is None:
+        raise DataError(f'--class-map {class_map}: no such file')
+    kind = os.path.splitext(path)[1].lower()
+    if kind not in ('.txt', '.pkl'):
+        raise DataError(f'--class-map {class_map}: must be a text file (.txt) with a class name on each line, or a '
+                        'pickled dict (.pkl)')
+    try:
+        return _read_names(path) if kind == '.txt' else _read_pickle(path)
+    except (ValueError, OSError) as error:
+        raise DataError(f'--class-map {class_map}: {error}') from error
+
+
+def _read_names(path: str) -> Dict[str, int]:
+    names: Dict[str, int] = {}
+    lines = read_text(path).split('\n')
+    if not lines[-1]:
+        lines.pop()  # the last line ends with a newline
+    for index, line in enumerate(lines):
+        name = line.strip()
+        if not name:
+            raise ValueError(f'line {index + 1} is empty: remove it, each line is a class')
+        if name in names:
+            raise ValueError(f'line {index + 1}: {name!r} is in line {names[name] + 1} as well: remove one of them')
+        names[name] = index
+    if not names:
+        raise ValueError('the file is empty')
+    return names
+
+
+def _read_pickle(path: str) -> Dict[Any, int]:
+    try:
+        class_to_idx = load_class_map(path)
+    except Exception as error:  # a damaged file can make pickle raise anything
+        raise ValueError(f'not a pickled dict: {error}') from error
+    for name, index in class_to_idx.items():
+        if not isinstance(index, Integral):
+            raise ValueError(f'{name!r} has the index {index!r}: indices are whole numbers')
+    return {name: int(index) for name, index in class_to_idx.items()}

@@ -1,0 +1,210 @@
+"""Names of classes: those of the data, those of a model's outputs, and whether they are in the same order."""
+import itertools
+import logging
+import unicodedata
+from dataclasses import dataclass, field
+from typing import Any, Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Set, Tuple
+
+from torch.utils.data import Dataset
+
+from ...base.class_labels import index_names
+from ...base.data_errors import DataError
+
+_logger = logging.getLogger(__name__)
+
+_MOST_NAMES = 10
+
+
+class Moved(NamedTuple):
+    """A class that the data and a model have at different indices."""
+    name: str
+    index: int
+    index_of_model: int
+
+
+@dataclass(frozen=True)
+class ModelClasses:
+    """The names of a model's outputs.
+
+    Args:
+        source: The file or model that they come from, for messages.
+        names: Name of each output [K].
+        others: Further pairs (name, index): a class map can give an output several names.
+        titles: Description of each output [K], such as the words for a synset. Descriptions count as names.
+    """
+    source: str
+    names: Sequence[str]
+    others: Sequence[Tuple[Any, int]] = field(default=(), repr=False)
+    titles: Sequence[str] = field(default=(), repr=False)
+
+    @property
+    def only_numbers(self) -> bool:
+        """Whether the outputs have their indices in place of names."""
+        return bool(self.names) and list(self.names) == index_names(len(self.names))
+
+    @property
+    def count(self) -> int:
+        """Number of classes. Outputs behind them were not trained: they have their indices in place of names."""
+        named = [index for index, name in enumerate(self.names) if name != str(index)]
+        return named[-1] + 1 if named else len(self.names)
+
+    def compare(self, found: Mapping[Any, int]) -> Tuple[List[Moved], Dict[str, int]]:
+        """Compare the classes of data with these, by their names after Unicode NFC normalisation.
+
+        Args:
+            found: Index of each class of the data.
+
+        Returns:
+            (moved, unknown): classes that the model has at another index, and classes of the data that it does not
+            have, with their indices. A model whose outputs are only numbered has no names: nothing is unknown.
+        """
+        known: Dict[Any, Set[int]] = {}
+        for name, index in self._all():
+            known.setdefault(normalised(name), set()).add(index)
+        moved, unknown = [], {}
+        for name, index in sorted(found.items(), key=lambda item: item[1]):
+            indices = known.get(normalised(name))
+            if indices is None:
+                unknown[name] = index
+            elif index not in indices:
+                moved.append(Moved(name, index, min(indices)))
+        return moved, {} if self.only_numbers else unknown
+
+    def class_map(self) -> Dict[Any, int]:
+        """Index by name, without names that several outputs share."""
+        outputs: Dict[Any, Set[int]] = {}
+        for name, index in self._all():
+            outputs.setdefault(name, set()).add(index)
+        return {name: min(indices) for name, indices in outputs.items() if len(indices) == 1}
+
+    def _all(self) -> Iterator[Tuple[Any, int]]:
+        for index, name in itertools.chain(enumerate(self.names), enumerate(self.titles)):
+            yield name, index
+        yield from self.others
+
+    def describe(self, moved: Sequence[Moved]) -> str:
+        """One line about the first class that moved."""
+        first = moved[0]
+        there = f', {self.names[first.index]!r} there' if first.index < len(self.names) else ''
+        more = f'; {len(moved) - 1} more differ' if len(moved) > 1 else ''
+        return (f'class {first.index} of the data is {first.name!r}{there}: {self.source} has {first.name!r} as class '
+                f'{first.index_of_model}{more}')
+
+
+def normalised(name: Any) -> Any:
+    """The NFC form of a name, for comparisons: file systems spell accents in two ways. Numbers stay as they are."""
+    return unicodedata.normalize('NFC', name) if isinstance(name, str) else name
+
+
+def same_names(names: Sequence[str], others: Sequence[str]) -> bool:
+    """Whether two lists name the same classes in the same order. Indices continue the shorter list."""
+    indices = index_names(max(len(names), len(others)))
+
+    def padded(known: Sequence[str]) -> List[str]:
+        return [*map(normalised, known), *indices[len(known):]]
+
+    return padded(names) == padded(others)
+
+
+def class_to_idx(dataset: Optional[Dataset]) -> Dict[Any, int]:
+    """Index of each class by its name, or by the number that a class map replaces; empty if the data has no classes."""
+    reader = getattr(dataset, 'reader', None)
+    # timm's tar reader calls it class_name_to_idx.
+    known = (getattr(dataset, 'class_to_idx', None), getattr(reader, 'class_to_idx', None),
+             getattr(reader, 'class_name_to_idx', None))
+    source_names = getattr(reader, '_source_names', None) or {}
+    return {source_names.get(name, name): index for name, index in (next(filter(None, known), None) or {}).items()}
+
+
+def class_outputs(dataset: Dataset, valid_labels: Optional[Sequence[int]] = None) -> Dict[Any, int]:
+    """Index of the model's output for each class of the data.
+
+    Args:
+        valid_labels: Output for each class of the data; None for the outputs in their order.
+    """
+    found = class_to_idx(dataset)
+    if valid_labels is None:
+        return found
+    return {name: valid_labels[index] for name, index in found.items() if 0 <= index < len(valid_labels)}
+
+
+def class_names(dataset: Optional[Dataset]) -> Optional[List[str]]:
+    """Class names by index, None where the data set does not know them."""
+    known = class_to_idx(dataset)
+    if not known or any(not isinstance(name, str) for name in known):
+        return None
+    names = {index: name for name, index in known.items()}
+    return [names.get(i, str(i)) for i in range(max(names) + 1)]
+
+
+def check_evaluation(
+        classes: Optional[ModelClasses],
+        found: Mapping[Any, int],
+        num_outputs: int,
+        in_order: bool = True,
+) -> None:
+    """Compare the classes of evaluation data with those of the model.
+
+    Args:
+        classes: Those of the model, None where it does not name them.
+        found: See class_outputs; empty where that is not known.
+        num_outputs: Outputs of the model.
+        in_order: Whether class i of the data is output i of the model, without a choice of the user.
+
+    Raises:
+        DataError: more classes than outputs, or a class at another index than in the model, so that labels are wrong.
+    """
+    if not found:
+        return
+    moved, unknown = classes.compare(found) if classes is not None else ([], {})
+    if moved:
+        raise DataError(f'{classes.describe(moved)}: validate.py --class-map model numbers the classes as the model '
+                        'does')
+    width = max(found.values()) + 1
+    if width > num_outputs:
+        raise DataError(f'the data has {width} classes, the model {num_outputs} outputs: it is a model of other '
+                        'classes')
+    if unknown:
+        name, index = next(iter(unknown.items()))
+        more = f', and {len(unknown) - 1} more are unknown to it' if len(unknown) > 1 else ''
+        _logger.warning(f'class {index} of the data is {name!r}, of {classes.source} {classes.names[index]!r}{more}: '
+                        'is that the same class by another name?')
+    elif (classes is None or classes.only_numbers) and in_order and width < num_outputs:
+        _logger.warning(f'The data has {width} classes, the model {num_outputs} outputs, whose names are not known: '
+                        f'the labels are right only if the classes are its first {width}.')
+
+
+def summary(datasets: Mapping[str, Optional[Dataset]]) -> str:
+    """One line on the data that was opened: classes, and for each split images and files left out by their ending.
+
+    Args:
+        datasets: Data sets by their split.
+    """
+    parts = []
+    for split, dataset in datasets.items():
+        if dataset is not None:
+            others = getattr(getattr(dataset, 'reader', dataset), 'other_files', {})
+            parts.append(f'{split} {_length(dataset)} images{describe_others(others)}')
+    names = next(filter(None, map(class_names, datasets.values())), None)
+    return f"Data: {'; '.join(parts)}; {describe_names(names)}"
+
+
+def describe_others(others: Mapping[str, int]) -> str:
+    """The numbers of files left out, by their ending, in brackets; '' without any."""
+    listed = ', '.join(f"{count} {ending or 'without ending'}" for ending, count in sorted(others.items()))
+    return f' (left out: {listed})' if listed else ''
+
+
+def describe_names(names: Optional[Sequence[str]]) -> str:
+    """The number of classes and the first of their names."""
+    if not names:
+        return 'classes without names'
+    more = ', ...' if len(names) > _MOST_NAMES else ''
+    return f"{len(names)} classes: {', '.join(map(repr, names[:_MOST_NAMES]))}{more}"
+
+
+def _length(dataset: Dataset) -> str:
+    try:
+        return str(len(dataset))
+    except (TypeError, NotImplementedError):
+        return 'an unknown number of'

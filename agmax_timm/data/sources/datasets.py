@@ -1,0 +1,258 @@
+"""Data sets: timm's factory, its splits, our readers of folders, and the built-in demo."""
+import os
+from collections import Counter
+from importlib.resources import files
+from typing import Any, Callable, Dict, Iterable, List, Optional, Tuple
+
+import numpy as np
+import timm.data
+from PIL import Image
+from timm.data.readers.reader_image_in_tar import ReaderImageInTar
+from torch.utils.data import Dataset
+from torchvision.datasets import ImageFolder
+from torchvision.datasets.folder import IMG_EXTENSIONS
+
+from ...base.command_line import listed
+from ...base.data_errors import DataError
+from .class_map import read_class_map
+from .decoding import DecodedDataset, with_policy
+from .folder import FolderReader, is_hidden
+
+DEMO = 'demo'
+TRAIN_SPLITS = ('train', 'training')
+EVAL_SPLITS = ('val', 'valid', 'validation', 'eval', 'evaluation')
+_SPLITS = (*TRAIN_SPLITS, *EVAL_SPLITS, 'test')
+# timm's names of torchvision's data sets: those whose test set timm opens for any split but train, and folders.
+_TORCH_BASIC = ('cifar10', 'cifar100', 'mnist', 'kmnist', 'fashion_mnist', 'qmnist')
+_TORCH_FOLDERS = ('folder', 'image_folder')
+
+
+class DemoDataset(Dataset):
+    """The built-in demo: a class-balanced subset of Fashion-MNIST, 28 x 28, 10 classes; 1,000 images to train on and
+    4,000 to validate on. Images and labels are under the MIT licence of Zalando SE (see LICENSE.fashion-mnist).
+
+    Args:
+        split: timm's name of a split, 'train' or 'validation' or a synonym.
+        input_img_mode: PIL mode of the images, 'L' or 'RGB'.
+    """
+
+    def __init__(self, split: str = 'train', input_img_mode: str = 'RGB'):
+        if split not in TRAIN_SPLITS + EVAL_SPLITS:
+            raise DataError(f"the demo data has the splits train and validation, got '{split}'")
+        part = 'train' if split in TRAIN_SPLITS else 'val'
+        with files('agmax_timm.data').joinpath('demo.npz').open('rb') as f, np.load(f, allow_pickle=False) as data:
+            self.images, self.targets = data[f'{part}_images'], data[f'{part}_labels']
+            self.class_to_idx = {str(name): i for i, name in enumerate(data['class_names'])}
+        self.input_img_mode = input_img_mode
+        self.transform = None
+        self.target_transform = None
+
+    def __getitem__(self, index: int):
+        image, target = Image.fromarray(self.images[index]).convert(self.input_img_mode), int(self.targets[index])
+        if self.transform is not None:
+            image = self.transform(image)
+        return image, target if self.target_transform is None else self.target_transform(target)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+def create_dataset(
+        name: str,
+        root: Optional[str] = None,
+        split: str = 'validation',
+        max_damaged: Optional[float] = None,
+        **kwargs,
+) -> Dataset:
+    """Create a data set as timm.data.create_dataset does, or the built-in data for `name='demo'`.
+
+    Folders are read by FolderReader.
+
+    Args:
+        max_damaged: Share of the samples, in [0, 1], that may be replaced by the next because they cannot be decoded;
+            None for an error at the first. Has an effect for data sets that timm opens through its ImageDataset.
+
+    Raises:
+        DataError: no folder, or only folders of other splits, which timm would read as one data set.
+    """
+    if name == DEMO:
+        return DemoDataset(split, kwargs.get('input_img_mode', 'RGB'))
+    check_split(name, root, split)
+    try:
+        return _open(name, root, split, max_damaged, **kwargs)
+    except DataError:
+        raise
+    except (RuntimeError, OSError, ValueError, AssertionError, KeyError) as error:  # timm asserts on unknown names
+        raise DataError(f"--dataset '{name}', {root}, split '{split}': {error or type(error).__name__}") from error
+
+
+def check_split(name: str, root: Optional[str], split: str) -> None:
+    """Raise DataError for a split that is missing, or for which timm would open a whole or another split.
+
+    The demo and data with named splits (hfds/, hfids/, tfds/, wds/) are not checked: opening them refuses other names.
+    """
+    torch_name = _torch_name(name)
+    if name == DEMO or ('/' in name and torch_name is None):
+        return
+    if '[' in split:
+        raise DataError(f'split {split!r}: only hfds/ and tfds/ take a part of a split: name a whole one, or a folder '
+                        'that holds the part')
+    if torch_name in _TORCH_BASIC and split not in _SPLITS:
+        raise DataError(f'--dataset {name} has the splits train and validation, got {split!r}')
+    if torch_name is None or torch_name in _TORCH_FOLDERS:
+        check_root(root, split)
+
+
+def check_root(root: Optional[str], split: str) -> None:
+    """Raise DataError unless timm's folder reader finds `split` under `root`, or `root` is itself one split."""
+    if not root:
+        raise DataError('no data: give the folder of the data set, as DIR or --data-dir DIR, or --dataset demo')
+    if not os.path.exists(root):
+        raise DataError(f'no such folder or tar file: {root}')
+    if not os.path.isdir(root):
+        return
+    if find_split(root, split):
+        return
+    others = [name for name in folders_in(root) if name.lower() in _SPLITS]
+    if others:
+        raise DataError(f"{root} has no folder for split '{split}', only {', '.join(others)}: name the split to use"
+                        + _hint_at_class(root, others[0]))
+
+
+def find_split(root: str, split: str) -> Optional[str]:
+    """What timm opens in the folder `root` for a split: its own name, else the first synonym; None without one."""
+    synonyms = next((names for names in (TRAIN_SPLITS, EVAL_SPLITS) if split in names), ())
+    return next(filter(os.path.exists, (os.path.join(root, name) for name in (split, *synonyms))), None)
+
+
+def folders_in(root: str) -> List[str]:
+    """Names of the folders in a folder, without hidden ones."""
+    with os.scandir(root) as entries:
+        return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith('.'))
+
+
+def quoted(names: Iterable[Any]) -> str:
+    """The first names in quotes, with escapes for invisible characters, and the number of the others."""
+    return listed([repr(name) for name in names])
+
+
+def _hint_at_class(root: str, split: str) -> str:
+    """End of a message on the folder `split` of `root`: the folder may be a class of that name."""
+    classes = [name for name in folders_in(root) if name.lower() not in _SPLITS]
+    if not classes:
+        return ''
+    return f'; if {split!r} is a class beside {quoted(classes)}, sort all classes into folders train and val'
+
+
+def _torch_name(name: str) -> Optional[str]:
+    """timm's name of a torchvision data set, None for other kinds of data."""
+    kind, slash, _ = name.partition('/')
+    return name.split('/', 2)[-1].lower() if slash and kind.lower() == 'torch' else None
+
+
+def _open(name: str, root: Optional[str], split: str, max_damaged: Optional[float], **kwargs) -> Dataset:
+    """Open folders by our reader, and other data by timm's factory."""
+    in_folders = '/' not in name or _torch_name(name) in _TORCH_FOLDERS
+    folder = root
+    if in_folders and os.path.isdir(root) and kwargs.get('search_split', True):
+        folder = find_split(root, split) or root
+    kwargs['class_map'] = read_class_map(kwargs.get('class_map'), root, folder)
+    if in_folders and os.path.isdir(folder):
+        if '/' not in name:
+            return _open_folder(folder, root, max_damaged, **kwargs)
+        transforms = {key: kwargs.get(key) for key in ('transform', 'target_transform')}
+        return with_policy(TorchFolder(folder, **transforms), max_damaged)
+    dataset = timm.data.create_dataset(name, root=root, split=split, **kwargs)
+    if isinstance(getattr(dataset, 'reader', None), ReaderImageInTar):
+        _leave_out_hidden(dataset.reader, renumber=not kwargs.get('class_map'))
+    return with_policy(dataset, max_damaged)
+
+
+def _open_folder(
+        folder: str,
+        root: str,
+        max_damaged: Optional[float],
+        class_map: Any = None,
+        input_key: Optional[str] = None,
+        target_key: Optional[str] = None,
+        load_bytes: bool = False,
+        input_img_mode: str = 'RGB',
+        transform: Optional[Callable] = None,
+        target_transform: Optional[Callable] = None,
+        **_,
+) -> Dataset:
+    """timm's data set over our reader. What else create_dataset takes is for other kinds of data, to timm as well."""
+    if target_key:
+        raise DataError(f"--target-key '{target_key}': the targets of {folder} are its folders: leave the flag out")
+    reader = FolderReader(folder, class_map, input_key)
+    if reader.outside:
+        raise _outside_of_classes(folder, reader.outside, root)
+    return DecodedDataset(
+        reader,
+        max_damaged,
+        load_bytes=load_bytes,
+        input_img_mode=input_img_mode,
+        transform=transform,
+        target_transform=target_transform,
+    )
+
+
+def _outside_of_classes(source: str, image: str, root: Optional[str] = None) -> DataError:
+    """Make the error for an image outside of class folders, for which timm makes a class without a name.
+
+    Args:
+        source: Folder or tar file of the split.
+        image: Name of the image.
+        root: Folder of the data set.
+    """
+    hint = '' if root in (None, source) else _hint_at_class(root, os.path.basename(source))
+    return DataError(f'{source} has images outside of class folders, such as {image!r}: move each into the folder of '
+                     f'its class, or out of {source}{hint}')
+
+
+def _leave_out_hidden(reader: ReaderImageInTar, renumber: bool) -> None:
+    """Remove hidden files from timm's index of a tar file, see is_hidden.
+
+    Args:
+        reader: timm's reader, changed in place.
+        renumber: Number the classes that remain, in timm's order.
+
+    Raises:
+        DataError: no images, or images outside of folders.
+    """
+    visible = np.array([not is_hidden(member.path) for member, *_ in reader.samples])
+    if not visible.any():
+        raise DataError(f'found 0 images in {reader.root}')
+    if not visible.all():
+        reader.samples, reader.targets = reader.samples[visible], reader.targets[visible]
+        if renumber:
+            kept, reader.targets = np.unique(reader.targets, return_inverse=True)
+            reader.class_name_to_idx = {reader.class_idx_to_name[index]: new for new, index in enumerate(kept.tolist())}
+            reader.class_idx_to_name = {index: name for name, index in reader.class_name_to_idx.items()}
+    for name in ('', '.'):  # timm's names for the folders of 'image.jpg' and './image.jpg'
+        if name in reader.class_name_to_idx:
+            first = reader.targets.tolist().index(reader.class_name_to_idx[name])
+            raise _outside_of_classes(reader.root, reader.filename(first))
+
+
+class TorchFolder(ImageFolder):
+    """torchvision's ImageFolder without hidden folders and AppleDouble files. Refuses images that it would ignore."""
+
+    def __init__(self, root: str, **kwargs):
+        self.other_files: Counter = Counter()  # as FolderReader.other_files
+        super().__init__(root, is_valid_file=self._is_image, **kwargs)
+
+    def find_classes(self, directory: str) -> Tuple[List[str], Dict[str, int]]:
+        for entry in os.scandir(directory):
+            if not entry.is_dir() and self._is_image(entry.path):
+                raise _outside_of_classes(directory, entry.name)
+        classes = folders_in(directory)
+        return classes, {name: index for index, name in enumerate(classes)}
+
+    def _is_image(self, path: str) -> bool:
+        visible = not is_hidden(os.path.relpath(path, self.root))
+        if path.lower().endswith(IMG_EXTENSIONS):
+            return visible
+        if visible and not os.path.basename(path).startswith('.'):
+            self.other_files[os.path.splitext(path)[1].lower()] += 1
+        return False

@@ -1,0 +1,231 @@
+"""From files to images: timm's pixels but for 16 bits, and one policy for what cannot be decoded."""
+import os
+import tarfile
+import warnings
+from functools import partial
+from itertools import chain, count
+from typing import Any, BinaryIO, Callable, Iterator, List, Optional, Tuple
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+from timm.data import ImageDataset, IterableImageDataset
+from torch.utils.data import Dataset
+
+from ...base.data_errors import DamagedError
+from .damage import Damage
+from .labels import NO_CLASS_OF_MAP, check_shards, label_error, to_target
+
+# timm's readers that decode images, by name: importing their modules needs further packages.
+_DECODING_READERS = ('ReaderWds', 'ReaderHfids')
+
+_MOST_IN_A_ROW = 100  # damaged samples in a row, after which too many are an error even if the check is deferred
+
+
+class UndecodableError(ValueError):
+    """A file that is no whole image; the message is the reason, without the path."""
+
+
+def decode(file: BinaryIO, mode: Optional[str] = 'RGB') -> Image.Image:
+    """Decode a file as timm does, PIL's convert(mode), but 16 bits of gray to the upper 8 where PIL clips.
+
+    Args:
+        file: Open file of an image.
+        mode: PIL mode of the image that is returned; empty or None for the file's own.
+
+    Raises:
+        UndecodableError: PIL cannot make a whole image of it, whatever it raises then.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore', Image.DecompressionBombWarning)  # the error at twice its size stays
+            image = Image.open(file)
+            if mode:
+                return convert(image, mode)
+            image.load()
+            return image
+    except MemoryError:
+        raise
+    except Exception as error:  # on garbage PIL's plugins raise SyntaxError, ValueError, TypeError and others
+        raise UndecodableError(reason_of(error, file)) from error
+
+
+def convert(image: Image.Image, mode: str) -> Image.Image:
+    """Convert an image from a file by PIL, except 16 bits of gray to their upper 8 bits, which PIL would clip."""
+    if has_16_bits(image) and not mode.startswith(('I', 'F')):
+        image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
+    return image.convert(mode)
+
+
+def why_undecodable(path: str) -> str:
+    """The reason that decode() gives for a file, '' for what is no file, as a name in a tar file."""
+    if not os.path.exists(path):
+        return ''
+    try:
+        with open(path, 'rb') as file:
+            decode(file)
+    except OSError as error:
+        return reason_of(error)
+    except UndecodableError as error:
+        return str(error)
+    return 'it could be decoded when tried again'
+
+
+def has_16_bits(image: Image.Image) -> bool:
+    """Whether an opened file is of 16-bit gray, as PIL's mode I;16, or I in PGM files."""
+    return image.mode.startswith('I;16') or (image.mode == 'I' and image.format in ('PNG', 'PPM'))
+
+
+class DecodedDataset(ImageDataset):
+    """timm's ImageDataset with decode(), and with Damage in place of its ten silent retries.
+
+    A damaged sample is replaced by the next that is not, as in timm, or it is an error: see Damage. For the rest the
+    images, targets and random draws are timm's.
+
+    Args:
+        reader: timm's reader of files and targets.
+        max_damaged: Share of the samples, in [0, 1], that may be replaced; None for none.
+        **kwargs: Arguments of timm.data.ImageDataset.
+    """
+
+    def __init__(self, reader, max_damaged: Optional[float] = None, **kwargs):
+        super().__init__(getattr(reader, 'root', ''), reader=reader, **kwargs)
+        self.damage = Damage(reader, max_damaged)
+        self.decode: Callable = decode
+        self.memory: Any = None  # see keep_decoded
+        self.batches: Optional[Callable] = None  # see SmallBatches
+
+    def __getitem__(self, index: int) -> Tuple[Any, ...]:
+        image, target, *features = self._next_sample(index)
+        if self.transform is not None:
+            image = self.transform(image)
+        target = -1 if target is None else to_target(target, self.target_transform, partial(self._name, index))
+        return (image, target) if self.additional_features is None else (image, target, *features)
+
+    def __getitems__(self, indices: List[int]) -> Any:
+        """The samples of a batch, all at once where that is faster; called by torch's loaders."""
+        if self.batches is None or not indices or not self.memory.at_hand:
+            return [self[index] for index in indices]
+        return self.batches(indices)
+
+    def _next_sample(self, index: int) -> Tuple[Any, ...]:
+        for tried, number in enumerate(self._from(index), 1):
+            try:
+                return self.load(number)
+            except UndecodableError as error:
+                self.damage.found(number, str(error))
+                if tried >= _MOST_IN_A_ROW:  # for example, the disk is gone
+                    self.damage.check()
+        first = self.damage.path(next(self._from(index)))
+        raise DamagedError(f'none of the {len(self)} samples can be decoded, such as {first}')
+
+    def _from(self, index: int) -> Iterator[int]:
+        """Indices of all samples in order, from `index` on, and around the end."""
+        first = range(len(self))[index]  # counts from the end where negative
+        return chain(range(first, len(self)), range(first))
+
+    def _name(self, index: int) -> str:
+        """The name of a sample, or if it is damaged, of the sample that takes its place."""
+        return self.damage.path(next(number for number in self._from(index) if not self.damage.flags[number]))
+
+    def load(self, index: int) -> Tuple[Any, ...]:
+        """The image (PIL's, or pixels by another `decode`), its target and features of a sample, not transformed.
+
+        Raises:
+            UndecodableError: it is no whole image, or cannot be read.
+        """
+        kept = self.memory.get(index) if self.memory is not None else None
+        if kept is not None:
+            pixels, target = kept
+            if self.decode is decode:
+                return Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels), target
+            return pixels, target
+        try:
+            file, *rest = self.reader[index]
+            return (file.read() if self.load_bytes else self.decode(file, self.input_img_mode), *rest)
+        except (OSError, tarfile.TarError) as error:
+            raise UndecodableError(reason_of(error)) from error
+
+
+class ConvertedIterable(IterableImageDataset):
+    """timm's IterableImageDataset with checked labels, and with convert() for readers that decode (wds/, hfids/).
+
+    Args:
+        dataset: timm's data set. Its reader is changed in place: it no longer converts images.
+    """
+
+    def __init__(self, dataset: IterableImageDataset):
+        super().__init__('', dataset.reader, transform=dataset.transform, target_transform=dataset.target_transform)
+        self.num_classes: Optional[int] = None  # outputs of the model, if known
+        self.remaps = self.reader.remap_class
+        self.input_img_mode = ''
+        if type(self.reader).__name__ in _DECODING_READERS:
+            self.input_img_mode, self.reader.input_img_mode = self.reader.input_img_mode, ''
+        if type(self.reader).__name__ == 'ReaderWds':
+            check_shards(self)
+
+    def __iter__(self) -> Iterator[Tuple[Any, Any]]:
+        samples = iter(self.reader)
+        for number in count():
+            try:
+                image, label = next(samples)
+            except StopIteration:
+                return
+            except KeyError as error:
+                if not self.remaps:
+                    raise
+                raise label_error(f'sample {number}', error.args[0], NO_CLASS_OF_MAP) from error
+            image = convert(image, self.input_img_mode) if self.input_img_mode else image
+            image = image if self.transform is None else self.transform(image)
+            name = partial('sample {}'.format, number)
+            yield image, to_target(label, self.target_transform, name, self.num_classes)
+
+
+class NamingLoader:
+    """A `loader` of torchvision's data sets of files that names the file which cannot be decoded."""
+
+    def __init__(self, loader: Callable[[str], Any]):
+        self.loader = loader
+
+    def __call__(self, path: str) -> Any:
+        try:
+            return self.loader(path)
+        except MemoryError:
+            raise
+        except Exception as error:
+            raise DamagedError(f'{path} cannot be decoded: {reason_of(error)}: repair it or take it out') from error
+
+
+def with_policy(dataset: Dataset, max_damaged: Optional[float]) -> Dataset:
+    """Give a data set of timm's factory our decoding, or our error if torchvision decodes."""
+    if type(dataset) is IterableImageDataset:
+        return ConvertedIterable(dataset)
+    if type(dataset) is ImageDataset:
+        names = ('load_bytes', 'input_img_mode', 'transform', 'target_transform', 'additional_features')
+        return DecodedDataset(dataset.reader, max_damaged, **{name: getattr(dataset, name) for name in names})
+    if callable(getattr(dataset, 'loader', None)):
+        dataset.loader = NamingLoader(dataset.loader)
+    return dataset
+
+
+def damage_of(dataset: Optional[Dataset]) -> Optional[Damage]:
+    """The Damage of a data set, or of the one that it wraps; None where nothing keeps count."""
+    while dataset is not None and not hasattr(dataset, 'damage'):
+        dataset = getattr(dataset, 'base_dataset', getattr(dataset, 'dataset', None))  # NaFlex; Subset and others
+    return getattr(dataset, 'damage', None)
+
+
+def check_damage(loader) -> None:
+    """Raise DamagedError where more was damaged than may be: timm's NaFlex loader makes a warning of a worker's."""
+    damage = damage_of(getattr(loader, 'dataset', None))
+    if damage is not None:
+        damage.check()
+
+
+def reason_of(error: Exception, file: Optional[BinaryIO] = None) -> str:
+    """Why a file cannot be decoded, in one line without the path."""
+    if isinstance(error, UnidentifiedImageError):
+        empty = file is not None and file.seek(0, 2) == 0
+        return 'empty file' if empty else 'not an image'
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return ' '.join(str(error).split()) or type(error).__name__

@@ -1,0 +1,160 @@
+"""Labels that have to be class indices. Exact ones are taken; others are refused with sample and value."""
+import json
+import reprlib
+from functools import partial
+from numbers import Integral, Real
+from typing import Any, Callable, Dict, Iterator, Optional
+
+import numpy as np
+from timm.data import MultiLabelTarget
+from timm.data.readers.class_map import remap_target
+from timm.data.readers.targets import get_field, has_field
+from torch.utils.data import Dataset
+
+from ...base.data_errors import LabelError
+
+NO_CLASS_OF_MAP = 'it is no class of --class-map'
+
+
+def class_index(label: Any, num_classes: Optional[int] = None) -> int:
+    """Return a label as a class index. Bools and whole floats are exact, so they are taken.
+
+    Args:
+        label: Label of a sample.
+        num_classes: Number of outputs of the model; None if unknown.
+
+    Raises:
+        ValueError: the label is no class index; the message has the reason and the remedy.
+    """
+    if label is None:
+        raise ValueError('it has no class: leave it out of the data, or label it')
+    if isinstance(label, (str, bytes)):
+        raise ValueError('a class index is a number: give --class-map FILE with a class name on each line')
+    if isinstance(label, (list, tuple, dict)) or getattr(label, 'ndim', 0):
+        raise ValueError('one class index is expected: several labels of an image need --task multilabel')
+    if not isinstance(label, (Real, np.bool_)) or label != label or label in (float('inf'), -float('inf')):
+        raise ValueError('a class index is a whole number')
+    if not isinstance(label, Integral) and int(label) != label:
+        raise ValueError('a class index is a whole number')
+    if label < 0:
+        raise ValueError('class indices count from 0')
+    if num_classes is not None and label >= num_classes:
+        raise ValueError(f'the model has the classes 0 to {num_classes - 1}, and class indices count from 0')
+    return int(label)
+
+
+def to_target(
+        label: Any,
+        transform: Optional[Callable],
+        name: Callable[[], str],
+        num_classes: Optional[int] = None,
+) -> Any:
+    """Return the target for a label: its class index, or the result of the data set's transform.
+
+    Args:
+        label: Label of a sample, as timm's reader gives it.
+        transform: The transform of labels; None for one class index.
+        name: Function that returns the name of the sample.
+        num_classes: Number of outputs of the model; None if unknown.
+
+    Raises:
+        LabelError: the label is no index, or not the indices or the vector that MultiLabelTarget takes.
+    """
+    if transform is not None and not isinstance(transform, MultiLabelTarget):
+        return transform(label)
+    try:
+        return class_index(label, num_classes) if transform is None else transform(label)
+    except (ValueError, TypeError, RuntimeError, OverflowError) as error:  # torch raises the last three for non-numbers
+        raise label_error(name(), label, error) from error
+
+
+def label_error(sample: str, label: Any, reason: Any) -> LabelError:
+    return LabelError(f'{sample} has the label {reprlib.repr(label)}: {reason}')
+
+
+def check_column(dataset: Dataset, num_classes: Optional[int] = None) -> None:
+    """Raise LabelError for a label of hfds/ that is no class index. Reads all labels, but no images.
+
+    Args:
+        dataset: Any data set. Other kinds of data, and several labels an image, are not checked.
+        num_classes: Number of outputs of the model; None if unknown.
+    """
+    reader = getattr(dataset, 'reader', None)
+    if not hasattr(reader, 'label_key') or isinstance(dataset.target_transform, MultiLabelTarget):
+        return
+    for number, label in enumerate(_labels(reader)):
+        sample = f'sample {number} of split {reader.split!r}'
+        try:
+            index = remap_target(label, reader.class_to_idx, reader._source_names) if reader.remap_class else label
+        except (KeyError, TypeError):
+            raise label_error(sample, label, NO_CLASS_OF_MAP) from None
+        try:
+            class_index(index, num_classes)
+        except ValueError as error:
+            raise label_error(sample, label, error) from error
+
+
+def _labels(reader: Any) -> Iterator[Any]:
+    """Labels of timm's reader of hfds/. None for a column of integers without nulls, which need no check."""
+    key, rows = reader.label_key, reader.dataset
+    if key in rows.features and not reader.remap_class:
+        column = rows.with_format('arrow')[key]
+        if not column.null_count and str(column.type).startswith(('int', 'uint')):
+            return
+    for row in rows.select_columns([key if key in rows.features else key.split('/')[0]]):
+        yield get_field(row, key)
+
+
+def check_shards(dataset: Dataset) -> None:
+    """Make timm's data set of wds/ raise LabelError for a label that is no class index.
+
+    timm leaves out samples with a name in place of an index, and cuts fractions.
+
+    Args:
+        dataset: Data set of timm's ReaderWds, which is changed in place. Its attribute `num_classes` is the number of
+            outputs of the model, None if unknown.
+    """
+    dataset.reader._lazy_init = partial(_init_with_labels, dataset, dataset.reader)
+
+
+def _init_with_labels(dataset: Dataset, reader: Any) -> None:
+    import webdataset
+    type(reader)._lazy_init(reader)
+    reader.ds.pipeline.insert(-2, webdataset.map(partial(_with_index, dataset, reader)))  # before timm decodes
+
+
+def _with_index(dataset: Dataset, reader: Any, sample: Dict[str, Any]) -> Dict[str, Any]:
+    """Return a raw sample of a shard. Raises LabelError if its label is no class index."""
+    key = reader.target_keys or reader.target_key or reader.split_info.alt_label
+    name = f"sample {sample['__key__']!r} of {sample['__url__']}"
+    if not key:
+        if 'cls' not in sample:
+            return sample  # timm warns and leaves it out
+        label = sample['cls'].decode('utf-8', 'replace').strip()
+    else:
+        try:
+            fields = json.loads(sample.get('json', '{}'))
+        except ValueError:
+            return sample  # timm warns and leaves it out
+        missing = [field for field in (key if isinstance(key, tuple) else [key]) if not has_field(fields, field)]
+        if missing:
+            there = ', '.join(map(repr, fields)) or 'none'
+            raise LabelError(f'{name} has no field {missing[0]!r} in a json file, only {there}: check --target-key')
+        label = None if isinstance(key, tuple) else get_field(fields, key)
+        if isinstance(key, tuple) or isinstance(label, list) or label == -1:  # -1: timm leaves it out
+            return sample
+    try:
+        index = class_index(_number(label), None if reader.remap_class else dataset.num_classes)
+    except ValueError as error:
+        raise label_error(name, label, error) from error
+    return sample if key else {**sample, 'cls': b'%d' % index}
+
+
+def _number(label: Any) -> Any:
+    """Convert a label that is text to a number; other labels stay as they are."""
+    for kind in (int, float):
+        try:
+            return kind(label) if isinstance(label, str) else label
+        except ValueError:
+            pass
+    raise ValueError('a class index is a number')

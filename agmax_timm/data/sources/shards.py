@@ -1,0 +1,269 @@
+"""Data that is read in shards (wds/, hfids/): what can go wrong is found before training, and evaluation is exact.
+
+timm gives each loader worker of each rank whole shards. In training every one of them reads on from the start of its
+own until it has its part of the epoch, in whole batches. In evaluation timm does the same on several ranks, where it
+repeats some samples and drops others; share_evaluation() reads each of them once.
+"""
+import logging
+import math
+import os
+import random
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from http.client import HTTPException
+from importlib.util import find_spec
+from typing import Iterator, Optional
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
+
+import torch
+import torch.distributed as dist
+from timm.data import IterableImageDataset
+from torch.utils.data import Dataset
+
+from ...base.data_errors import LabelError
+from .datasets import DataError, create_dataset
+
+_logger = logging.getLogger(__name__)
+
+URL_TIMEOUT = 10.  # seconds
+_TAR_BLOCK = 512  # bytes; the last of a tar file is zero
+
+
+def open_dataset(
+        name: str,
+        root: Optional[str] = None,
+        split: str = 'validation',
+        workers: int = 0,
+        samples_flag: str = '--num-samples',
+        **kwargs,
+) -> Dataset:
+    """Open a data set by datasets.create_dataset, with the checks that data in shards needs.
+
+    Args:
+        workers: Loader workers of each rank that will read the data.
+        samples_flag: The flag for the number of samples of this split, for messages.
+
+    Raises:
+        DataError: no root, a host that does not answer, shards that are missing or cut off, fewer shards than readers
+            in training, a split whose number of samples is unknown.
+    """
+    kind = name.partition('/')[0].lower() if '/' in name else ''
+    if kind == 'wds':
+        _check_source(root)
+    package = {'wds': 'webdataset', 'hfds': 'datasets', 'hfids': 'datasets'}.get(kind)
+    if package and find_spec(package) is None:
+        raise DataError(f'--dataset {name} needs a package that is not installed: pip install {package}')
+    try:
+        dataset = create_dataset(name, root=root, split=split, **kwargs)
+    except DataError as error:
+        if 'num_samples' not in str(error):
+            raise
+        raise _unknown_length(name, split, samples_flag) from error
+    if kind in ('wds', 'hfids'):
+        if not dataset.reader.num_samples:
+            raise _unknown_length(name, split, samples_flag)
+        if kind == 'wds':
+            _check_shards(root, split, dataset.reader.split_info.filenames)
+    if package:
+        # A reader in sequence is bound to the process that it is first used in.
+        probe = create_dataset(name, root, split, **{**kwargs, 'is_training': False}) if kind != 'hfds' else dataset
+        _check_first_sample(probe, f"--dataset {name}: the first sample of split '{split}'")
+    if kind in ('wds', 'hfids') and kwargs.get('is_training'):
+        _check_readers(dataset.reader, name, split, max(1, workers))
+    return dataset
+
+
+def share_evaluation(dataset: Dataset, batch_size: int) -> None:
+    """Make a wds/ data set give each of its samples once, over all ranks and workers together. Others do already.
+
+    Args:
+        dataset: Data set for evaluation, changed in place.
+        batch_size: Batch size of its loader.
+    """
+    if isinstance(dataset, IterableImageDataset) and _in_shards(dataset.reader):
+        dataset.reader = EvaluationShards(dataset.reader, batch_size)
+
+
+class EvaluationShards:
+    """A reader of this rank's part of the shards, in which timm's, taking itself for the only rank, pads nothing.
+
+    Args:
+        reader: timm's ReaderWds of the whole split, changed in place.
+        batch_size: Batch size of the loader.
+    """
+
+    def __init__(self, reader, batch_size: int):
+        info, rank, ranks = reader.split_info, reader.dist_rank, reader.dist_num_replicas
+        self.reader = reader
+        self.batch_size = batch_size
+        self.num_samples = reader.num_samples  # of all ranks
+        self.num_workers = 1
+        self.class_to_idx = reader.class_to_idx
+        lengths = list(info.shard_lengths)
+        if len(lengths) != len(info.filenames):  # unknown: as if they were equal
+            lengths = [self.num_samples / len(info.filenames)] * len(info.filenames)
+        self.shard_lengths = lengths[rank::ranks]
+        reader.split_info = replace(info, filenames=tuple(info.filenames[rank::ranks]))
+        reader.dist_rank, reader.dist_num_replicas = 0, 1
+
+    def set_loader_cfg(self, num_workers: Optional[int] = None) -> None:
+        self.num_workers = max(1, num_workers or 0)
+        self.reader.set_loader_cfg(num_workers=num_workers)
+
+    def set_epoch(self, count: int) -> None:
+        self.reader.set_epoch(count)
+
+    def __iter__(self) -> Iterator:
+        return iter(self.reader if self.shard_lengths else ())
+
+    def __len__(self) -> int:
+        """Samples of this rank, those of each worker rounded up to whole batches: the loader's length is then right."""
+        shares = (sum(self.shard_lengths[worker::self.num_workers]) for worker in range(self.num_workers))
+        return sum(math.ceil(share / self.batch_size) * self.batch_size for share in shares)
+
+
+def shuffling(dataset: Dataset) -> Optional[random.Random]:
+    """The generator by which this process shuffles the samples of wds/ for training, None where there is none.
+
+    timm seeds it once and it goes on from epoch to epoch, so an epoch can be read again only from its state.
+    """
+    reader = dataset.reader if isinstance(dataset, IterableImageDataset) else None
+    if not _in_shards(reader) or not reader.is_training:
+        return None
+    if reader.ds is None:
+        reader._lazy_init()
+    return next(stage.kw['rng'] for stage in reader.ds.pipeline if 'rng' in getattr(stage, 'kw', ()))
+
+
+def warn_of_loss(loader, count: int, device: torch.device) -> None:
+    """Warn where the evaluation of an iterable data set saw more or fewer samples than the split has.
+
+    Args:
+        loader: Loader that was evaluated.
+        count: Samples that this rank saw; the sum over ranks is taken here.
+        device: Device for that sum.
+    """
+    if not isinstance(getattr(loader, 'dataset', None), IterableImageDataset):
+        return
+    expected = getattr(loader.dataset.reader, 'num_samples', None)
+    counts = torch.tensor(count, device=device)
+    if dist.is_initialized():
+        dist.all_reduce(counts)
+    if expected and counts.item() != expected and (not dist.is_initialized() or dist.get_rank() == 0):
+        _logger.warning(f'Evaluated {counts.item()} samples where the split should have {expected}: shards or samples '
+                        'could not be read, or that number is wrong')
+
+
+def check_delivered(num_batches: int, announced: int) -> None:
+    """Raise DataError where an iterable training set gave fewer batches than its length: ranks would wait forever."""
+    if num_batches < announced:
+        raise DataError(f'the training data ended after {num_batches} of {announced} batches: shards or samples '
+                        'could not be read, see the warnings above; check the shards, --input-key and --target-key')
+
+
+def _in_shards(reader) -> bool:
+    """Whether this is timm's reader of wds/."""
+    if reader is None:
+        return False
+    from timm.data.readers.reader_wds import ReaderWds  # imports webdataset where it is installed
+    return isinstance(reader, ReaderWds)
+
+
+def _unknown_length(name: str, split: str, samples_flag: str) -> DataError:
+    hint = " or SPLIT|N" if name.lower().startswith('wds/') else ''
+    return DataError(f"--dataset {name}: the number of samples of split '{split}' is unknown, and with it the length "
+                     f'of an epoch: give {samples_flag} N{hint}')
+
+
+def _check_first_sample(dataset: Dataset, where: str) -> None:
+    """Raise DataError unless a sample can be read under --input-key and --target-key, of the first shard if any."""
+    reader = dataset.reader
+    try:
+        if not isinstance(dataset, IterableImageDataset):
+            reader[0]
+            return
+        reader.dist_rank, reader.dist_num_replicas = 0, 1
+        if _in_shards(reader):
+            reader.split_info = replace(reader.split_info, filenames=tuple(reader.split_info.filenames[:1]))
+        next(iter(dataset))
+    except StopIteration:
+        raise DataError(f'{where} cannot be read, see the warnings above: check --input-key, --target-key') from None
+    except LabelError:
+        raise
+    except Exception as error:  # whatever a missing key leads to in timm
+        raise DataError(f'{where} cannot be read: {error}: check split, --input-key, --target-key') from error
+
+
+def _check_readers(reader, name: str, split: str, workers: int) -> None:
+    """A reader without a shard would give nothing, and the other ranks would wait for it."""
+    ranks = reader.dist_num_replicas
+    if hasattr(reader, 'builder'):  # hfids/: ranks share shards where these do not divide evenly, workers never do
+        if reader.download:
+            return
+        shards = reader.builder.as_streaming_dataset(split=split).num_shards
+        most = shards // ranks if shards % ranks == 0 else shards
+        remedy = f"more files, or --dataset {name.replace('hfids/', 'hfds/', 1)}"
+    else:
+        shards = len(reader.split_info.filenames)
+        most = shards // ranks
+        remedy = f'{ranks * workers} shards or more'
+    if workers <= most:
+        return
+    fewer = f'--workers {most}' if most else f'{shards} process(es) at most'
+    raise DataError(f"--dataset {name}: split '{split}' has {shards} shard(s) for {ranks} rank(s) x {workers} "
+                    f'worker(s), and none can be shared: use {fewer}, or {remedy}')
+
+
+def _is_url(path: str) -> bool:
+    return path.startswith(('http://', 'https://'))
+
+
+def _check_source(root: Optional[str]) -> None:
+    """timm reads _info.json first, and over a dead host for a quarter of an hour."""
+    if not root:
+        raise DataError('no data: give the folder or URL of the shards, as DIR or --data-dir DIR')
+    if _is_url(root):
+        if not shutil.which('curl'):
+            raise DataError(f'webdataset reads {root} with curl, which is not installed')
+        try:
+            urlopen(Request(os.path.join(root, '_info.json'), method='HEAD'), timeout=URL_TIMEOUT).close()
+        except (OSError, HTTPException, ValueError) as error:
+            if isinstance(error, HTTPError) and error.code < 500:
+                return  # it answers; the file may be missing
+            raise DataError(f'--data-dir {root} does not answer: {error}') from error
+    elif '://' not in root and not root.startswith('pipe:') and not os.path.isdir(root):
+        raise DataError(f'no such folder: {root}')
+
+
+def _check_shards(root: str, split: str, filenames) -> None:
+    """Raise DataError for a shard that is not there or not whole."""
+    paths = [os.path.join(root, name) for name in filenames]
+    with ThreadPoolExecutor(16) as pool:
+        for path, problem in zip(paths, pool.map(_shard_problem, paths)):
+            if problem:
+                pool.shutdown(cancel_futures=True)
+                raise DataError(f"split '{split}', shard {path}: {problem}")
+
+
+def _shard_problem(path: str) -> Optional[str]:
+    """What is wrong with a shard, as far as its size and its last block tell; nothing for sources unknown here."""
+    try:
+        if _is_url(path):
+            with urlopen(Request(path, headers={'Range': f'bytes=-{_TAR_BLOCK}'}), timeout=URL_TIMEOUT) as response:
+                whole = response.status == 200  # the server knows no ranges
+                length = response.headers.get('Content-Length' if whole else 'Content-Range', '').split('/')[-1]
+                size, end = int(length) if length.isdigit() else None, None if whole else response.read()
+        elif '://' in path or path.startswith('pipe:'):
+            return None
+        else:
+            with open(path, 'rb') as f:
+                size = f.seek(0, os.SEEK_END)
+                f.seek(max(0, size - _TAR_BLOCK))
+                end = f.read()
+    except (OSError, HTTPException, ValueError) as error:
+        return f'{error}' if _is_url(path) else f'{getattr(error, "strerror", None) or error}'
+    if path.split('?')[0].endswith('.tar') and (size == 0 or (size or 0) % _TAR_BLOCK or (end and any(end))):
+        return f'cut off after {size} bytes, a tar file ends in blocks of zeros: copy or make it again'
+    return None

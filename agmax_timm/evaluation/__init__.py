@@ -1,0 +1,1 @@
+"""Evaluating models: one evaluation, metrics, many checkpoints, prediction."""

@@ -1,0 +1,227 @@
+"""What is measured: timm's evaluators, and on top of them the classes and labels that the options name."""
+import argparse
+import logging
+import os
+from typing import Any, Dict, List, Optional
+
+import torch
+import torch.distributed as dist
+from timm.data import MultiLabelTarget, RealLabelsImagenet
+from timm.task import ClassificationEvaluator, MultiLabelClassificationEvaluator, evaluation_sample_limit
+from torch.utils.data import Dataset
+
+from ..base.command_line import OptionError
+from ..base.data_errors import DataError
+from ..base.text_file import read_text, without_mark
+from ..data.sources.checks import check_evaluated_classes
+from ..data.sources.classes import ModelClasses, check_evaluation, class_names, class_to_idx
+from .analysis import class_counts, shares
+from .calibration import CalibrationBins
+
+_logger = logging.getLogger('validate')
+
+
+class LabelEvaluator(ClassificationEvaluator):
+    """timm's evaluator of one class an image, for other labels than all classes of the data.
+
+    Args:
+        device: Device of the running totals.
+        max_samples: Images of this rank, without the padding of a distributed sampler.
+        valid_labels: The output that stands for each class of the data; None for all in their order.
+        real_labels: timm's real labels, for the files of this rank in their order: they give top-1 and top-5.
+        average: Precision, recall and F1 as well: 'micro', 'macro' or 'weighted'.
+        calibration: Expected calibration error as well, of the same outputs as the loss.
+    """
+
+    def __init__(
+            self,
+            device: Optional[torch.device] = None,
+            *,
+            max_samples: Optional[int] = None,
+            valid_labels: Optional[List[int]] = None,
+            real_labels: Optional[RealLabelsImagenet] = None,
+            average: Optional[str] = None,
+            calibration: bool = False,
+    ):
+        self.calibration = calibration
+        self.valid_labels = valid_labels
+        self.real_labels = real_labels
+        self.average = average
+        super().__init__(device, max_samples=max_samples)
+
+    def reset(self) -> None:
+        super().reset()
+        self.class_counts: Optional[torch.Tensor] = None  # by class, see class_counts
+        self.bins = CalibrationBins(device=self.device) if self.calibration else None
+
+    @torch.no_grad()
+    def update(self, output: torch.Tensor, target: torch.Tensor) -> None:
+        """Add a batch: logits [B, outputs of the model], targets [B]."""
+        if self.max_samples is not None:
+            count = max(0, self.max_samples - self.num_samples)
+            output, target = output[:count], target[:count]
+        chosen = output if self.valid_labels is None else output[:, self.valid_labels]
+        if self.real_labels is not None and len(output):
+            if self.valid_labels is not None:  # real labels are numbers of all outputs
+                output = torch.full_like(output, -torch.inf)
+                output[:, self.valid_labels] = chosen
+            self.real_labels.add_result(output)
+        super().update(chosen, target)
+        if self.bins is not None:
+            self.bins.update(chosen, target)
+        if self.average is not None:
+            counts = class_counts(chosen.argmax(1), target, chosen.shape[1])
+            self.class_counts = counts if self.class_counts is None else self.class_counts + counts
+
+    def compute(self, distributed: bool = False) -> Dict[str, float]:
+        """Metrics over all ranks, in percent but for the loss."""
+        metrics = super().compute(distributed)
+        if self.real_labels is not None:
+            metrics.update(self._real_accuracy(distributed))
+        if self.average is not None:
+            metrics.update(self._precision_and_recall(distributed))
+        if self.bins is not None:
+            metrics['ece'] = 100. * self.bins.compute(distributed)[0]
+        return metrics
+
+    def _real_accuracy(self, distributed: bool) -> Dict[str, float]:
+        hits = [self.real_labels.is_correct[k] for k in self.real_labels.topk]
+        counts = torch.tensor([len(hits[0])] + [sum(map(int, hit)) for hit in hits], device=self.device)
+        if distributed:
+            dist.all_reduce(counts)
+        count, top1, top5 = counts.tolist()
+        return dict(top1=100 * top1 / max(1, count), top5=100 * top5 / max(1, count))
+
+    def _precision_and_recall(self, distributed: bool) -> Dict[str, float]:
+        counts = [None if self.class_counts is None else self.class_counts.cpu()]
+        if distributed:  # a rank without a batch does not know the number of classes
+            counts *= dist.get_world_size()
+            dist.all_gather_object(counts, counts[0])
+        averages = shares(sum(of_rank for of_rank in counts if of_rank is not None)).average(self.average)
+        names = (f'{self.average}_{name}' for name in ('precision', 'recall', 'f1_score'))
+        return {name: 100. * value for name, value in zip(names, averages)}
+
+
+def set_targets(
+        args: argparse.Namespace,
+        dataset: Dataset,
+        num_classes: int,
+        classes: Optional[ModelClasses] = None,
+) -> None:
+    """Make the data set give what the task compares, and compare its classes with those of the model.
+
+    Args:
+        num_classes: Outputs of the model.
+        classes: Classes of the model, None if unknown.
+
+    Raises:
+        DataError: the data has more classes than the model has outputs, or than --valid-labels has lines; the model
+            has a class at another index.
+    """
+    if args.task == 'multilabel':
+        if '/' not in args.dataset:  # a checkpoint of such a task, without the flags
+            raise DataError(f"the model gives several labels an image, --dataset '{args.dataset}' holds one: use "
+                            '--task classification, or data with several')
+        check_evaluation(classes, class_to_idx(dataset), num_classes)
+        dataset.target_transform = MultiLabelTarget(num_classes, dense=args.target_format == 'multihot')
+        return
+    if not args.valid_labels:
+        check_evaluated_classes(dataset, classes, num_classes, args.class_map)
+        return
+    outputs, found = read_valid_labels(args.valid_labels, num_classes), len(class_names(dataset) or ())
+    if found > len(outputs):
+        raise DataError(f'--valid-labels {args.valid_labels} has {len(outputs)} lines, the data {found} classes: it '
+                        'takes one line a class, in the order of the classes')
+    _check_subset(args.valid_labels, class_names(dataset))
+    check_evaluated_classes(dataset, classes, num_classes, args.class_map, outputs)
+
+
+def _check_subset(path: str, classes: Optional[List[str]]) -> None:
+    """Beside timm's own indices are the names of the classes that they are for: raise DataError for other ones."""
+    names = path.replace('_indices.txt', '_synsets.txt')
+    if classes is None or names == path or not os.path.isfile(names):
+        return
+    expected = read_text(names).split()
+    other = sorted(set(classes) ^ set(expected))
+    if classes != expected:
+        raise DataError(f'--valid-labels {os.path.basename(path)} is for {len(expected)} classes by the names of their '
+                        f"folders, from {expected[0]} on; the data has {len(classes)}"
+                        + (f', and {other[0]} is only in one of both' if other else ' in another order'))
+
+
+def create_evaluator(
+        args: argparse.Namespace,
+        dataset: Dataset,
+        loader: Any,
+        num_classes: int,
+        device: torch.device,
+) -> ClassificationEvaluator:
+    """The evaluator that the options ask for: of several labels an image, or of one."""
+    common = dict(max_samples=evaluation_sample_limit(loader))
+    if args.task == 'multilabel':
+        return MultiLabelClassificationEvaluator(device, threshold=args.multilabel_threshold, **common)
+    return LabelEvaluator(
+        device,
+        valid_labels=labels_of_data(args, num_classes),
+        real_labels=open_real_labels(args, dataset, num_classes) if args.real_labels else None,
+        average=args.metrics_avg,
+        calibration=args.calibration,
+        **common,
+    )
+
+
+def labels_of_data(args: argparse.Namespace, num_outputs: int) -> Optional[List[int]]:
+    """The output of the model for each class of the data, by --valid-labels; None for all outputs in their order."""
+    return read_valid_labels(args.valid_labels, num_outputs) if args.valid_labels else None
+
+
+def read_valid_labels(path: str, num_outputs: int) -> List[int]:
+    """The output of the model for each class of the data, a line each.
+
+    Raises:
+        OptionError: the file cannot be read, or a line is no index of an output.
+    """
+    try:
+        lines = read_text(path).split('\n')
+    except (OSError, ValueError) as error:
+        raise OptionError(f'--valid-labels {path}: {error}') from error
+    outputs: Dict[int, int] = {}  # line by output
+    for number, line in enumerate(lines, 1):
+        for word in line.split():
+            where = f'--valid-labels {path}, line {number}'
+            if not word.isdecimal() or int(word) >= num_outputs:
+                raise OptionError(f'{where}: {word!r} is no output of the model, which has 0 to {num_outputs - 1}')
+            if int(word) in outputs:
+                raise OptionError(f'{where}: {word} is in line {outputs[int(word)]} as well: an output can stand for '
+                                  'one class')
+            outputs[int(word)] = number
+    if not outputs:
+        raise OptionError(f'--valid-labels {path} is empty')
+    return list(outputs)
+
+
+def open_real_labels(args: argparse.Namespace, dataset: Dataset, num_outputs: int) -> RealLabelsImagenet:
+    """timm's real labels for the files that this rank evaluates.
+
+    Raises:
+        OptionError: the data has no file names, or they or the labels are not those of ImageNet's validation set.
+    """
+    path = args.real_labels
+    try:
+        files = dataset.filenames(basename=True)
+    except (AttributeError, AssertionError, NotImplementedError) as error:
+        raise OptionError(f'--real-labels {path} goes by file names, which this data set does not give: use a folder '
+                          'or tar file') from error
+    try:
+        with without_mark(path) as readable:
+            labels = RealLabelsImagenet(files, real_json=readable, topk=(1, min(5, num_outputs)))
+    except AssertionError as error:
+        raise OptionError(f'--real-labels {path} is not for these {len(files)} images: it has another number of '
+                          'labels') from error
+    except (OSError, ValueError) as error:
+        raise OptionError(f'--real-labels {path}: {error}') from error
+    unknown = next((name for name in files if name not in labels.real_labels), None)
+    if unknown is not None:
+        raise OptionError(f'--real-labels {path} is for ILSVRC2012_val_00000001.JPEG and on, the data has {unknown}')
+    labels.filenames = files[args.rank::args.world_size]  # as the distributed sampler deals them out
+    return labels

@@ -1,0 +1,166 @@
+"""Predictions for files of images: the model and the preprocessing that validate.py would have, the k best classes."""
+import argparse
+from dataclasses import dataclass, field
+from typing import Any, Dict, Iterator, List, Optional, Tuple
+
+import torch
+from PIL import Image
+from timm.data.readers.reader import Reader
+
+from ..assembly import loaders
+from ..assembly import model as build
+from ..base.class_labels import SEVERAL_LABELS
+from ..base.safe_load import CheckpointError
+from ..data.sources.decoding import DecodedDataset, UndecodableError
+from ..options import timm_names
+from ..options.parse import validate_options
+from ..training.loop import outputs_of
+from ..weights.checkpoint import choose_ema, describe_weights, read_model, saved_options
+from ..weights.limits import noted_options
+from . import validation
+
+
+@dataclass
+class Prediction:
+    """The best classes of an image, the first the most probable; none where `error` says why."""
+    path: str
+    classes: List[int] = field(default_factory=list)
+    probabilities: List[float] = field(default_factory=list)
+    error: str = ''
+
+
+class Predictor:
+    """A model that is ready to classify files.
+
+    Args:
+        args: Options of validate.py that name a model, see options_of.
+
+    Raises:
+        OptionError: there is no such model or device.
+        CheckpointError: the checkpoint cannot be used.
+    """
+
+    def __init__(self, args: argparse.Namespace):
+        timm_names.check_device(args.device)
+        self.args = args
+        self.device = build.init_device(args, alone=True)
+        self.subject, self.precision, run_options = validation.prepare(args, self.device)
+        self.weights = (  # which weights are used, in words; '' for a published model
+            f'{args.checkpoint}: {describe_weights(run_options, args.use_ema)}' if args.checkpoint else '')
+        classes = self.subject.classes
+        self.class_names = None if classes is None else classes.titles or classes.names
+        published = {} if args.checkpoint else noted_options(self.subject.model.pretrained_cfg)
+        self.several_labels = SEVERAL_LABELS in (args.task, published.get('task'))
+
+    def name_of(self, index: int) -> str:
+        return self.class_names[index] if self.class_names else str(index)
+
+    def predict(self, paths: List[str], topk: int = 5) -> Iterator[Prediction]:
+        """The predictions of images, in their order, as batches are done."""
+        topk = min(topk, self.subject.num_classes)
+        done = 0
+        for dataset, logits in self._logits(paths):
+            probabilities = logits.sigmoid() if self.several_labels else logits.softmax(dim=1)
+            best = probabilities.topk(topk, dim=1)
+            for classes, values in zip(best.indices.tolist(), best.values.tolist()):
+                error = dataset.why(done)
+                if not error and not all(0 <= value <= 1 for value in values):
+                    error = 'the outputs of the model are not finite'
+                yield Prediction(paths[done], error=error) if error else Prediction(paths[done], classes, values)
+                done += 1
+
+    def logits(self, paths: List[str]) -> torch.Tensor:
+        """Logits [N, K], float32 on the CPU, of images that all can be decoded."""
+        return torch.cat([logits for _, logits in self._logits(paths)])
+
+    def _logits(self, paths: List[str]) -> Iterator[Tuple['ImageFiles', torch.Tensor]]:
+        dataset = ImageFiles(paths, loaders.image_mode(self.args, self.subject.data_config))
+        loader = validation.build_loader(self.args, dataset, self.subject, self.device, self.precision)
+        for _, output, _ in outputs_of(self.subject.model, loader, self.args, self.device, self.precision):
+            yield dataset, output.float().cpu()
+
+
+class ImageFiles(DecodedDataset):
+    """Files without targets; an image that cannot be decoded is noted, and blank.
+
+    Args:
+        paths: Paths of the files.
+        mode: PIL mode of the images.
+    """
+
+    def __init__(self, paths: List[str], mode: str):
+        super().__init__(_Files(paths), max_damaged=1., input_img_mode=mode)
+
+    def why(self, index: int) -> str:
+        """Why an image is blank, '' if it is not. Known when its batch is there."""
+        if not self.damage.flags[index]:
+            return ''
+        try:
+            self.load(index)
+        except UndecodableError as error:
+            return str(error)
+        return 'it could be decoded when tried again'
+
+    def _next_sample(self, index: int) -> Tuple[Any, ...]:
+        try:
+            return self.load(index)
+        except UndecodableError as error:
+            self.damage.found(index, str(error))
+            return Image.new(self.input_img_mode, (32, 32)), None
+
+
+class _Files(Reader):
+    """timm's reader of paths that are known."""
+
+    def __init__(self, paths: List[str]):
+        super().__init__()
+        self.paths = paths
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int):
+        return open(self.paths[index], 'rb'), None
+
+    def _filename(self, index: int, basename: bool = False, absolute: bool = False) -> str:
+        return self.paths[index]
+
+
+def options_of(
+        checkpoint: str = '',
+        model: Optional[str] = None,
+        num_classes: Optional[int] = None,
+        model_kwargs: Optional[Dict[str, Any]] = None,
+        **given: Any,
+) -> argparse.Namespace:
+    """Options of validate.py for a checkpoint, or for pretrained weights by timm's name of the model.
+
+    Args:
+        checkpoint: A file; what it does not say of its model is read off its tensors.
+        model: timm's name, for a checkpoint that does not say.
+        num_classes, model_kwargs: As in checkpoint.read_model.
+        **given: Further options; `use_ema` may be None, for the weights that the run ranked by.
+
+    Raises:
+        CheckpointError: the file cannot be read, or nobody says which model it holds.
+    """
+    if not checkpoint:
+        return validate_options(model=model, pretrained=True, **given)
+    saved = saved_options(checkpoint)
+    if model is None and not saved.get('model'):
+        raise CheckpointError(f'{checkpoint} does not say which model of timm it holds: name it with --model')
+    use_ema = choose_ema(saved, given.pop('use_ema', False))
+    known = dict(model=model, num_classes=num_classes, model_kwargs=model_kwargs)
+    if not saved:
+        weights = read_model(checkpoint, use_ema, 'best', model, num_classes, model_kwargs)
+        known.update(num_classes=weights.num_classes, in_chans=weights.in_chans)
+        if model_kwargs:  # they may include the input size
+            given['input_size'] = weights.data_config['input_size']
+    known = {name: value for name, value in known.items() if value is not None}
+    return validate_options(checkpoint=checkpoint, use_ema=use_ema, **known, **given)
+
+
+def image_endings(checkpoint: str) -> Optional[str]:
+    """The --input-key of a run on a folder, which has the endings of its images; None for timm's endings."""
+    saved = saved_options(checkpoint) if checkpoint else {}
+    return None if saved.get('dataset') else saved.get('input_key')

@@ -1,0 +1,1 @@
+"""Evaluation on corrupted, attacked and augmented images."""

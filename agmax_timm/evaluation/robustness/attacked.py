@@ -1,0 +1,81 @@
+"""Attacks on batches as validate.py's loaders give them, with the unit, the norm and the steps of the options."""
+import argparse
+from typing import Optional
+
+import torch
+
+from ...assembly.model import Precision
+from ..inference import Subject
+from ..metrics import labels_of_data
+from .attacks import pgd, random_start
+from .seeding import sample_seed
+
+EPSILONS = {'linf': (1., 2., 4., 8.), 'l2': (0.25, 0.5, 1., 2.)}
+_UNITS = {'linf': 1. / 255., 'l2': 1.}
+
+
+class Attack:
+    """Turns batches as the loader gives them, normalised, into attacked ones; called in the order of the data.
+
+    Args:
+        epsilon: In the unit of --attack-eps.
+    """
+
+    def __init__(
+            self,
+            args: argparse.Namespace,
+            subject: Subject,
+            device: torch.device,
+            precision: Precision,
+            epsilon: float,
+    ):
+        self.model, config = subject.model, subject.data_config
+        self.mean, self.std = (torch.tensor(config[name], device=device).view(1, -1, 1, 1)
+                               for name in ('mean', 'std'))
+        self.valid_labels = labels_of_data(args, subject.num_classes)
+        # Without a loss scale float16 would make 0 of small gradients: they are taken in float32.
+        half = args.amp and args.amp_dtype == 'float16'
+        self.autocast = Precision().autocast if half else precision.autocast
+        self.args = args
+        unit = _UNITS[args.attack_norm]
+        self.epsilon = epsilon * unit
+        one_step = args.attack == 'fgsm'
+        self.steps = 1 if one_step else args.attack_steps
+        self.step_size = self.epsilon if one_step else args.attack_step_size and args.attack_step_size * unit
+        self.next_index = args.rank  # as the distributed sampler deals them out
+
+    def __call__(self, input: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """
+        Args:
+            input: Normalised images [B, C, H, W].
+            target: Their classes [B].
+
+        Returns:
+            Normalised images [B, C, H, W] whose pixels are in [0, 1].
+        """
+        with torch.inference_mode(False), torch.enable_grad():
+            input, target = input.clone(), target.clone()  # those made in inference mode have no gradients
+            pixels = (input * self.std + self.mean).clamp(0., 1.)
+
+            def normalized(images: torch.Tensor) -> torch.Tensor:
+                return input + (images - pixels) / self.std  # the input itself, to the bit, where nothing is changed
+
+            def logits(images: torch.Tensor) -> torch.Tensor:
+                with self.autocast():
+                    output = self.model(normalized(images))
+                output = output[0] if isinstance(output, (tuple, list)) else output
+                return output if self.valid_labels is None else output[:, self.valid_labels]
+
+            attacked = pgd(logits, pixels, target, self.epsilon, self.args.attack_norm, self.steps, self.step_size,
+                           self._start(pixels))
+            return normalized(attacked).detach()
+
+    def _start(self, pixels: torch.Tensor) -> Optional[torch.Tensor]:
+        """By the number of the image in the data: neither batches nor ranks change it."""
+        count, ranks = len(pixels), self.args.world_size
+        indices = range(self.next_index, self.next_index + count * ranks, ranks)
+        self.next_index = indices.stop
+        if self.args.attack == 'fgsm':
+            return None
+        seeds = [sample_seed(self.args.seed, index) for index in indices]
+        return random_start(pixels.shape[1:], self.epsilon, self.args.attack_norm, seeds).to(pixels.device)

@@ -1,0 +1,91 @@
+"""Several models side by side: robustness.csv with all numbers, robustness.md with those to compare, a figure."""
+import csv
+import logging
+import os
+import re
+from typing import Any, Dict, List, Optional
+
+from ...base.atomic_write import replacing
+
+Row = Dict[str, Any]
+
+_logger = logging.getLogger(__name__)
+_BY_SEVERITY = re.compile(r'(.+)_([1-5])_err')
+_BY_EPSILON = re.compile(r'(fgsm|pgd)_(linf|l2)_(.+)_top1')
+# Of all columns of results, those that are no measure of a model.
+_NOT_COMPARED = ('model', 'top1_err', 'top5_err', 'param_count', 'img_size', 'crop_pct', 'interpolation', 'checkpoint',
+                 'aliases', 'error')
+
+
+def write_report(folder: str, rows: List[Row]) -> None:
+    """Write robustness.csv, robustness.md and, with matplotlib, robustness.png; each changes at once or not at all."""
+    os.makedirs(folder, exist_ok=True)
+    with replacing(os.path.join(folder, 'robustness.csv'), 'w', newline='', errors='surrogateescape') as f:
+        writer = csv.DictWriter(f, fieldnames=list(dict.fromkeys(name for row in rows for name in row)))
+        writer.writeheader()
+        writer.writerows(rows)
+    with replacing(os.path.join(folder, 'robustness.md'), 'w', encoding='utf-8', errors='backslashreplace') as f:
+        f.write(markdown(rows))
+    draw(os.path.join(folder, 'robustness.png'), rows)
+
+
+def markdown(rows: List[Row]) -> str:
+    """A table with a column for each model and a row for each measure; severities are in the CSV alone."""
+    names = [name for name in dict.fromkeys(name for row in rows for name in row)
+             if name not in _NOT_COMPARED and not _BY_SEVERITY.fullmatch(name)]
+    lines = [['', *labels(rows)], ['---', *['---:'] * len(rows)]]
+    lines += [[name, *(_shown(row.get(name)) for row in rows)] for name in names]
+    failed = [f"{label}: {row['error']}" for label, row in zip(labels(rows), rows) if 'error' in row]
+    return ''.join(f"| {' | '.join(line)} |\n" for line in lines) + ''.join(f'\n{line}\n' for line in failed)
+
+
+def labels(rows: List[Row]) -> List[str]:
+    """A short name for each: the checkpoint's way from where all of them are, else the model's name."""
+    paths = [os.path.abspath(row['checkpoint']) for row in rows if row.get('checkpoint')]
+    root = os.path.commonpath(map(os.path.dirname, paths)) if paths else ''
+    return [os.path.relpath(os.path.abspath(row['checkpoint']), root).replace('|', r'\|') if row.get('checkpoint')
+            else row['model'].replace('|', r'\|') for row in rows]
+
+
+def draw(path: str, rows: List[Row]) -> None:
+    """Error by severity and accuracy by the bound of the attack, a line for each model; nothing without either."""
+    curves = [(label, by_severity(row), by_epsilon(row)) for label, row in zip(labels(rows), rows)]
+    if not any(severities or epsilons for _, severities, epsilons in curves):
+        return
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        _logger.info('No robustness.png: install matplotlib (the extra "plot") for it.')
+        return
+    figure = Figure(figsize=(10, 4), layout='constrained')
+    corrupted, attacked = figure.subplots(1, 2)
+    for label, severities, epsilons in curves:
+        corrupted.plot(list(severities), list(severities.values()), marker='o', label=label)
+        attacked.plot(list(epsilons), list(epsilons.values()), marker='o', label=label)
+    corrupted.set(xlabel='severity, 0 for none', ylabel='mean top-1 error of the corruptions (%)')
+    attacked.set(xlabel='bound of the attack, 0 for none', ylabel='top-1 accuracy (%)')
+    corrupted.legend(fontsize='small')
+    with replacing(path) as f:
+        figure.savefig(f, format='png', dpi=120)
+
+
+def by_severity(row: Row) -> Dict[int, float]:
+    """Mean top-1 error of all corruptions by severity, 0 for that of the images as they are; empty without any."""
+    errors: Dict[int, List[float]] = {}
+    for name, value in row.items():
+        match = _BY_SEVERITY.fullmatch(name)
+        if match:
+            errors.setdefault(int(match[2]), []).append(value)
+    if not errors:
+        return {}
+    return {0: row['top1_err'], **{severity: sum(values) / len(values) for severity, values in sorted(errors.items())}}
+
+
+def by_epsilon(row: Row) -> Dict[float, float]:
+    """Top-1 accuracy by the attack's bound, 0 for the images as they are; empty without any."""
+    attacked = {float(match[3]): row[match[0]] for match in map(_BY_EPSILON.fullmatch, row) if match}
+    return {0.: row['top1'], **dict(sorted(attacked.items()))} if attacked else {}
+
+
+def _shown(value: Optional[float]) -> str:
+    return '' if value is None else f'{value:.4g}' if abs(value) < 1 else f'{value:.2f}'

@@ -1,0 +1,280 @@
+"""An evaluation, from the command line to the results."""
+import argparse
+import csv
+import json
+import logging
+import math
+import os
+import sys
+from collections import OrderedDict
+from functools import partial
+from typing import Any, Dict, Iterator, List, Optional, Tuple, Union
+
+import torch
+from timm import utils
+from torch.utils.data import Dataset
+
+from ..assembly import loaders
+from ..assembly import model as build
+from ..assembly.process_group import ending_process_group
+from ..base import atomic_write
+from ..base.command_line import OptionError, print_if_read
+from ..base.data_errors import WorkerError
+from ..base.safe_load import CheckpointError
+from ..data.sources.classes import summary
+from ..data.sources.datasets import DataError
+from ..data.sources.shards import open_dataset
+from ..data.workers import names_dead_workers
+from ..options import timm_names
+from ..options.kinds import OF_EVALUATION, OF_INPUT
+from ..options.parse import parse_validate_args
+from ..training.loop import evaluate
+from ..training.output import log
+from ..weights.checkpoint import saved_options
+from . import bulk
+from .inference import Subject, build_subject
+from .metrics import create_evaluator, set_targets
+from .robustness import measures
+from .robustness.table import write_report
+
+_METRICS = {  # and what their complements to 100 are called
+    'classification': {'top1': 'top1_err', 'top5': 'top5_err'},
+    'multilabel': {'map': None, 'micro_f1': None, 'macro_f1': None, 'sample_f1': None},
+}
+
+_logger = logging.getLogger('validate')
+
+
+def main(argv: Optional[List[str]] = None) -> None:
+    """validate.py with a command line of one's own; see run."""
+    run(parse_validate_args(argv))
+
+
+def run(args: argparse.Namespace) -> None:
+    """validate.py: prints and writes one model's results as a dict, those of several, best first, as a list of dicts.
+
+    Exit status 2 for options, data or checkpoints that cannot be used, where one model was asked for; 1 where every
+    one of several failed, or --retry, or a loader worker died; 130 if interrupted, and what was done by then is
+    printed.
+    """
+    with ending_process_group():
+        status = _run(args)
+    if status:
+        sys.exit(status)
+
+
+def _run(args: argparse.Namespace) -> int:
+    """Evaluate, and return the exit status. Errors that prevent an evaluation end the process."""
+    try:
+        device = start(args)
+        jobs = bulk.list_jobs(args)
+        evaluate_one = partial(validate_model, device=device)
+        if jobs is not None:
+            return run_jobs(args, jobs, evaluate_one)
+        results = bulk.validate_with_retry(args, evaluate_one) if args.retry else evaluate_one(args)
+        written = report(args, results)
+        show(args, results)
+        return int(not written or 'error' in results)
+    except (OptionError, DataError, CheckpointError) as error:
+        log.exit_with_error(2, error)
+    except WorkerError as error:
+        log.exit_with_error(1, error)
+    except KeyboardInterrupt:
+        log.exit_with_error(130, RuntimeError('interrupted: the evaluation is not complete, there is no result'))
+
+
+def run_jobs(args: argparse.Namespace, jobs: List[bulk.Job], evaluate_one) -> int:
+    """Evaluate one after the other; the results file is complete after each. Returns the exit status."""
+    _logger.info(f'Evaluating {len(jobs)}: ' + ', '.join(job.checkpoint or job.model for job in jobs))
+    results, interrupted, written = [], False, True
+    try:
+        for row in bulk.run_jobs(args, jobs, evaluate_one):
+            results = bulk.ranked([*results, row])
+            written = report(args, results)
+    except KeyboardInterrupt:
+        interrupted = True
+    failed = sum('error' in row for row in results)
+    if failed:
+        _logger.warning(f'{failed} of {len(results)} failed: see their "error".')
+    show(args, results)
+    return 130 if interrupted else int(not written or failed == len(results))
+
+
+def validate(args: argparse.Namespace) -> Dict[str, Any]:
+    """Evaluate one model as the options say.
+
+    Returns:
+        Top-1 and top-5 accuracy and error in percent (mAP and F1 of --task multilabel), what other metrics the options
+        ask for, mean loss, and what was evaluated.
+    """
+    return validate_model(args, start(args))
+
+
+def start(args: argparse.Namespace) -> torch.device:
+    """Set up logging, processes and device, once for all models. Checks first that the data exists."""
+    log.begin()
+    loaders.check_roots(args, args.split)
+    timm_names.check_device(args.device)
+    timm_names.check_compiler(args)
+    measures.check(args)
+    if args.checkpoint and not os.path.isdir(args.checkpoint):
+        saved_options(args.checkpoint)
+    return build.init_device(args)
+
+
+@names_dead_workers
+def validate_model(args: argparse.Namespace, device: torch.device) -> Dict[str, Any]:
+    """What validate does for one model, on a device that is ready."""
+    subject, precision, run_options = prepare(args, device)
+    dataset = open_split(args, subject.data_config)
+    _logger.info(summary({args.split: dataset}))
+    set_targets(args, dataset, subject.num_classes, subject.classes)
+    loader = build_loader(args, dataset, subject, device, precision)
+    evaluator = create_evaluator(args, dataset, loader, subject.num_classes, device)
+    try:
+        metrics = evaluate(
+            subject.model, loader, args, device, precision, args.log_freq,
+            on_log=log.log_evaluation_step('Test') if utils.is_primary(args) else None,
+            evaluator=bulk.TogetherEvaluator(evaluator, args) if args.distributed else evaluator)
+    except ZeroDivisionError as error:
+        if not args.crop_border_pixels:
+            raise
+        raise OptionError(
+            f'--crop-border-pixels {args.crop_border_pixels} leaves nothing of an image: use fewer') from error
+    results = summarize(args, subject, metrics)
+    evaluation = measures.Evaluation(args, subject, dataset, device, precision)
+    results.update(measures.measure(evaluation, open_split, run_options))
+    return log.finite(results)  # JSON has no word for others than null
+
+
+def prepare(args: argparse.Namespace, device: torch.device) -> Tuple[Subject, build.Precision, Dict[str, Any]]:
+    """The model that the options name, its numbers, and the options of the run that wrote its checkpoint, which
+    complete those that were given."""
+    run_options = saved_options(args.checkpoint) if args.checkpoint else {}
+    adopt_options(args, run_options)
+    precision = build.build_precision(args, device)
+    utils.random_seed(args.seed)
+    return build_subject(args, device, precision), precision, run_options
+
+
+def build_loader(
+        args: argparse.Namespace,
+        dataset: Dataset,
+        subject: Subject,
+        device: torch.device,
+        precision: build.Precision,
+):
+    """Images in the order of the data set, as the model is to see them."""
+    return loaders.build_eval_loader(
+        args, dataset, subject.data_config, device, precision, args.batch_size, subject.patch_size,
+        args.crop_border_pixels, args.tf_preprocessing)
+
+
+def open_split(args: argparse.Namespace, data_config: Dict[str, Any]) -> Dataset:
+    return open_dataset(
+        args.dataset,
+        root=args.data_dir,
+        split=args.split,
+        download=args.dataset_download,
+        class_map=args.class_map,
+        num_samples=args.num_samples,
+        input_key=args.input_key,
+        input_img_mode=loaders.image_mode(args, data_config),
+        target_key=args.target_key,
+        trust_remote_code=args.dataset_trust_remote_code,
+        seed=args.seed,
+        **(dict(load_bytes=True) if args.tf_preprocessing else {}),
+        **(dict(target_format=args.target_format) if args.target_format else {}),
+    )
+
+
+def summarize(args: argparse.Namespace, subject: Subject, metrics: Dict[str, float]) -> Dict[str, Any]:
+    """The results: timm's keys in timm's order, then the loss and the checkpoint."""
+    results = OrderedDict(model=args.model)
+    for name, complement in _METRICS[args.task].items():
+        results[name] = round(metrics[name], 4)
+        if complement is not None:
+            results[complement] = round(100 - metrics[name], 4)
+    results.update((name, round(value, 4)) for name, value in metrics.items() if name not in (*results, 'loss'))
+    results.update(
+        param_count=round(subject.param_count / 1e6, 2),
+        img_size=subject.data_config['input_size'][-1],
+        crop_pct=subject.data_config['crop_pct'],
+        interpolation=subject.data_config['interpolation'],
+        loss=metrics['loss'],
+    )
+    if not math.isfinite(metrics['loss']):
+        _logger.warning(f"The loss of {args.model} is {metrics['loss']}: 'loss' is null in the results.")
+    if args.checkpoint:
+        results['checkpoint'] = args.checkpoint
+    _logger.info(' * ' + ' '.join(_shown(results, args.task, metrics)))
+    return results
+
+
+def _shown(results: Dict[str, Any], task: str, metrics: Dict[str, float]) -> Iterator[str]:
+    """Each metric as timm logs it: Acc@1 and Acc@5 with their complements."""
+    titles = {'top1': 'Acc@1', 'top5': 'Acc@5'}
+    for name in metrics:
+        if name != 'loss':
+            complement = _METRICS[task].get(name)
+            yield f'{titles.get(name, name)} {results[name]:.3f}' + (
+                f' ({results[complement]:.3f})' if complement else '')
+
+
+def adopt_options(args: argparse.Namespace, saved: Dict[str, Any]) -> None:
+    """Evaluate a checkpoint as the run that wrote it did, but for what the command line says."""
+    if not saved:
+        return
+    explicit = set(args.explicit)
+    if explicit & {'img_size', 'input_size', 'in_chans'}:
+        explicit |= {'img_size', 'input_size', 'in_chans'}
+    adopted = {name: saved[name] for name in (*OF_INPUT, *OF_EVALUATION) if name in saved and name not in explicit}
+    if 'batch_size' not in explicit:
+        adopted['batch_size'] = saved.get('validation_batch_size') or saved.get('batch_size') or args.batch_size
+    adopted['use_train_size'] = True
+    if saved.get('naflex_loader') and not args.naflex_loader:
+        _logger.warning('The run was evaluated with --naflex-loader, this is not: images are made to be of one size')
+    changed = {name: value for name, value in adopted.items() if value != getattr(args, name)}
+    if changed:
+        _logger.info('From the checkpoint: ' + ', '.join(
+            f'{name} of {len(value)} names' if name == 'class_map' and isinstance(value, dict) else f'{name} {value}'
+            for name, value in changed.items()))
+    vars(args).update(adopted)
+
+
+Results = Union[Dict[str, Any], List[Dict[str, Any]]]
+
+
+def report(args: argparse.Namespace, results: Results) -> bool:
+    """Write --results-file and --report-dir, if they are asked for. Returns whether they could be written."""
+    if not utils.is_primary(args):
+        return True
+    try:
+        if args.results_file:
+            write_results(args.results_file, results, args.results_format)
+        if args.report_dir:
+            write_report(args.report_dir, results if isinstance(results, list) else [results])
+    except OSError as error:
+        path = error.filename or args.results_file or args.report_dir
+        _logger.error(f'cannot write {path}: {error.strerror or error}: the results are on stdout')
+        return False
+    return True
+
+
+def show(args: argparse.Namespace, results: Results) -> None:
+    """Print the results behind timm's mark, for scripts."""
+    if utils.is_primary(args):
+        print_if_read(f'--result\n{json.dumps(results, indent=4)}')
+
+
+def write_results(path: str, results: Results, format: str = 'csv') -> None:
+    """Write results to a file, as CSV with a row each or as JSON. The file changes at once or not at all."""
+    rows = results if isinstance(results, list) else [results]
+    special = os.path.exists(path) and not os.path.isfile(path)  # a device or a pipe
+    with open(path, 'w', newline='') if special else atomic_write.replacing(path, 'w', newline='') as f:
+        if format == 'json':
+            json.dump(results, f, indent=4)
+            return
+        writer = csv.DictWriter(f, fieldnames=list(dict.fromkeys(name for row in rows for name in row)))
+        writer.writeheader()
+        writer.writerows(rows)

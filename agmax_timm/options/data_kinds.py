@@ -1,0 +1,51 @@
+"""Options of the data, refused for kinds of data that ignore them. timm ignores them in silence."""
+import argparse
+import os
+from typing import Any, Callable
+
+from ..base.command_line import flag_of
+
+_ALL_BUT_TORCH = ('folder', 'tar', 'hfds', 'hfids', 'tfds', 'wds')
+_NUMBERS = {'train_num_samples': 'train_split', 'val_num_samples': 'val_split', 'num_samples': 'split'}
+# The kinds of data that take an option. For parts of splits see data.datasets.check_split.
+_TAKEN_BY = {
+    **{name: ('hfids', 'wds') for name in _NUMBERS},
+    'epoch_repeats': ('hfids', 'tfds'),
+    'class_map': _ALL_BUT_TORCH,
+    'input_key': ('folder', 'hfds', 'hfids', 'tfds', 'wds'),
+    'target_key': ('hfds', 'hfids', 'tfds', 'wds'),
+}
+
+
+def kind_of(args: argparse.Namespace) -> str:
+    """The kind of data: 'folder', 'tar', 'demo', or the type in front of the name, in lower case."""
+    kind = args.dataset.partition('/')[0]
+    if args.dataset:
+        return kind.lower()
+    return 'tar' if os.path.isfile(args.data_dir or '') else 'folder'
+
+
+def check_source(args: argparse.Namespace, error: Callable[[str], Any]) -> None:
+    """Call `error` for an option that the data would ignore, with a line that has the remedy."""
+    kind = kind_of(args)
+    data = f'--dataset {args.dataset}' if args.dataset else {'tar': 'a tar file'}.get(kind, 'a folder')
+    for name, kinds in _TAKEN_BY.items():
+        value = getattr(args, name, None)
+        if value and kind not in kinds:
+            error(f'{flag_of(name)} {value} does nothing on {data}: {_remedy(args, name, kind)}')
+    repeats = getattr(args, 'epoch_repeats', 0.)
+    if 0. < repeats < 1.:
+        error(f'--epoch-repeats {repeats:g} does nothing on {data}: an epoch is one pass or more')
+
+
+def _remedy(args: argparse.Namespace, name: str, kind: str) -> str:
+    if name == 'epoch_repeats':
+        return 'use --train-num-samples for a longer epoch' if kind == 'wds' else 'use more --epochs'
+    if name in _NUMBERS and kind in ('hfds', 'tfds'):
+        split = _NUMBERS[name]
+        return f"use {flag_of(split)} '{getattr(args, split)}[:{getattr(args, name)}]'"
+    if name in _NUMBERS and kind in ('folder', 'tar'):
+        return 'its images are counted: drop it, or name a folder with fewer images'
+    if name == 'target_key' and kind in ('folder', 'tar'):
+        return 'its targets are folders: drop it'
+    return 'drop it'

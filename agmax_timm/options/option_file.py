@@ -1,0 +1,118 @@
+"""Files of options: lines of "option: value" in YAML, each value of its flag's own type."""
+import argparse
+import reprlib
+from collections import Counter
+from typing import Any, Dict
+
+import yaml
+
+from ..base.command_line import Parser, is_plain, nearest_option
+from ..base.text_file import read_text
+from .former_names import with_todays_names
+
+_LONGEST = 100_000  # characters of a file: all options there are take a tenth of it
+_SCALARS = tuple(f'tag:yaml.org,2002:{kind}' for kind in ('str', 'int', 'float', 'bool', 'null'))
+
+
+def read_mapping(path: str) -> Dict[Any, Any]:
+    """The lines of "key: value" of a YAML file of plain values, none where it is empty.
+
+    Raises:
+        ValueError: it cannot be read, or is another kind of file.
+    """
+    try:
+        text = read_text(path, _LONGEST + 1)
+        if len(text) > _LONGEST:
+            raise ValueError(f'longer than {_LONGEST} characters, so not a file of options')
+        config = yaml.load(text, _Loader)
+    except RecursionError:
+        raise ValueError('nested too deeply, so not a file of options') from None
+    except OSError as error:
+        raise ValueError(error.strerror or error) from error
+    except (OverflowError, yaml.YAMLError) as error:
+        raise ValueError(error) from error
+    config = {} if config is None else config
+    if not isinstance(config, dict):
+        raise ValueError(f'expected lines of "option: value", found a {type(config).__name__}')
+    return config
+
+
+def convert_options(config: Dict[Any, Any], parser: Parser, where: str = '') -> Dict[str, Any]:
+    """Options by their names in `parser`, values of its flags' own types. Warns of names that timm no longer has.
+
+    Args:
+        where: Begin of the warnings, such as the path of the file.
+
+    Raises:
+        ValueError: an option that it does not declare, one that is there twice, or a value that is none of it.
+    """
+    actions = {action.dest: action for action in parser._actions if action.dest not in ('help', 'config')}
+    options = {}
+    for key, value in with_todays_names(config, lambda line: parser.warn(where + line)).items():
+        name = reprlib.repr(key) if not isinstance(key, str) else key.replace('-', '_')
+        if name not in actions:
+            raise ValueError(f"unknown option '{name}'{nearest_option(name, actions)}")
+        if name in options:
+            raise ValueError(f'{key} is there twice: drop one of them')
+        try:
+            options[name] = _convert(actions[name], value)
+        except ValueError as error:
+            raise ValueError(f'{key}: {error}') from error
+    return options
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML of plain values, where a key that is there twice is an error: which of its values was meant?"""
+
+    def flatten_mapping(self, node):
+        names = Counter(key.value for key, _ in node.value if key.tag in _SCALARS)
+        twice = [name for name, times in names.items() if times > 1]
+        if twice:
+            raise ValueError(f'{twice[0]!r} is there twice: drop one of them')
+        super().flatten_mapping(node)
+        if len(node.value) > _LONGEST:  # merged over and over
+            raise ValueError('more entries than a file of options has')
+
+
+def _convert(action: argparse.Action, value: Any) -> Any:
+    """A YAML value as the flag's own type."""
+    if value is None and (action.default is None or action.default == ''):
+        return action.default
+    if isinstance(action, argparse._StoreTrueAction):
+        if not isinstance(value, bool):
+            raise _expected('true or false', value)
+        return value
+    if action.nargs == '*':
+        if not isinstance(value, dict) or not is_plain(value):
+            raise _expected('lines of "key: value"', value)
+        return value
+    if action.nargs in ('+', 3):
+        if not isinstance(value, list):
+            raise _expected('a list', value)
+        if action.nargs == 3 and len(value) != 3:
+            raise _expected('three values', value)
+        if not value and action.default != []:
+            raise _expected('one value or more', value)
+        return [_convert_scalar(action, item) for item in value]
+    return _convert_scalar(action, value)
+
+
+def _convert_scalar(action: argparse.Action, value: Any) -> Any:
+    kind = action.type or str
+    if not isinstance(value, (int, float, str)) or isinstance(value, bool) or (
+            kind is str and not isinstance(value, str)):
+        raise _expected(kind.__name__ + (' in quotes' if kind is str else ''), value)
+    try:
+        converted = kind(value)
+    except (ValueError, OverflowError):
+        raise _expected(kind.__name__, value) from None
+    if isinstance(value, float) and converted != value and kind is int:
+        raise _expected('int', value)
+    if action.choices is not None and converted not in action.choices:
+        raise _expected(f"one of {', '.join(map(str, action.choices))}", value)
+    return converted
+
+
+def _expected(what: str, value: Any) -> ValueError:
+    """Values may be huge: YAML's references make much of little."""
+    return ValueError(f'expected {what}, got {reprlib.repr(value)}')

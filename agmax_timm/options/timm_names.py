@@ -1,0 +1,172 @@
+"""What timm and torch must know of the options, asked before a model is built: names, and arguments by name."""
+import argparse
+import difflib
+import logging
+import re
+from typing import Any, Callable
+
+import torch
+from timm.data import auto_augment
+from timm.models import is_model, list_models
+from timm.optim import create_optimizer_v2, get_optimizer_info, list_optimizers, optimizer_kwargs
+from timm.scheduler import create_scheduler_v2, scheduler_kwargs
+from timm.utils import world_info_from_env
+
+from ..base.command_line import OptionError, nearest
+from ..base.safe_load import one_line
+from ..base.silence import silenced
+
+_logger = logging.getLogger('train')
+_SCHEDULES = ('cosine', 'tanh', 'step', 'multistep', 'plateau', 'poly', 'wsd', 'rsqrt', 'constant', 'none')
+# What timm, torch and Python raise of an argument that cannot be.
+REFUSED = (ValueError, TypeError, AssertionError, KeyError, IndexError, ArithmeticError, ImportError, RuntimeError)
+
+
+def check_train_names(args: argparse.Namespace) -> None:
+    """Raise OptionError for a device, model, optimizer, schedule or policy that does not exist.
+
+    Draws random numbers: to be called before the seed is set.
+    """
+    check_device(args.device)
+    check_model('--model', args.model)
+    if args.kd_model_name:
+        check_model('--kd-model-name', args.kd_model_name)
+    check_compiler(args)
+    check_optimizer(args)
+    check_schedule(args)
+    if args.aa and not args.no_aug:
+        check_policy(args.aa)
+
+
+def check_device(name: str) -> None:
+    """Raise OptionError for a device that torch does not know or this machine does not have."""
+    try:
+        device = torch.device(name)
+        if device.type == 'meta':
+            raise RuntimeError('it holds no numbers')
+        if device.type != 'cuda':  # the CPU stands in for it
+            torch.empty(1, device=device)
+        elif torch.cuda.is_available() and (device.index or 0) >= torch.cuda.device_count():
+            raise RuntimeError(f'there are {torch.cuda.device_count()} CUDA devices')
+    except (RuntimeError, AssertionError, NotImplementedError, ModuleNotFoundError) as error:
+        raise OptionError(f"--device {name}: {one_line(error)[:200]}: use cuda or cpu") from error
+
+
+def check_model(flag: str, name: str) -> None:
+    """Raise OptionError for a name that timm does not have, those with a source before a colon aside."""
+    if ':' in name or is_model(name):
+        return
+    base = name.partition('.')[0].lower()
+    similar = list_models(f"*{re.sub('[^a-z0-9_]', '', base)}*")[:5] if base else []
+    similar = similar or difflib.get_close_matches(base, list_models(), n=3)
+    hint = f": did you mean {', '.join(similar)}?" if similar else ': see timm.list_models()'
+    raise OptionError(f'{flag} {name}: timm has no such model{hint}')
+
+
+def check_compiler(args: argparse.Namespace) -> None:
+    """Raise OptionError for a backend or a mode that torch.compile does not have, or that gives wrong gradients."""
+    if not args.torchcompile:
+        return
+    backends = torch.compiler.list_backends(exclude_tags=())
+    if args.torchcompile not in backends:
+        raise OptionError(f"--torchcompile {args.torchcompile}: torch has no such backend"
+                          f'{nearest(args.torchcompile, backends)}')
+    if args.torchcompile_mode:
+        modes = [*torch._inductor.list_mode_options()]
+        if args.torchcompile_mode not in modes:
+            raise OptionError(f"--torchcompile-mode must be one of {', '.join(modes)}, got '{args.torchcompile_mode}'")
+    _check_cuda_graphs(args)
+
+
+def _check_cuda_graphs(args: argparse.Namespace) -> None:
+    """Raise OptionError where a CUDA graph would write over the gradients of the batch before."""
+    if (getattr(args, 'grad_accum_steps', 1) == 1 or not torch.cuda.is_available()
+            or torch.device(args.device).type != 'cuda'):
+        return
+    mode = args.torchcompile_mode
+    flag, remedy = None, ''
+    if args.torchcompile == 'cudagraphs':
+        flag, remedy = '--torchcompile cudagraphs', '--torchcompile inductor'
+    elif args.torchcompile == 'inductor' and mode and torch._inductor.list_mode_options()[mode].get(
+            'triton.cudagraphs'):
+        flag, remedy = f'--torchcompile-mode {mode}', '--torchcompile-mode default or max-autotune-no-cudagraphs'
+    if flag is not None:
+        raise OptionError(f'{flag} records CUDA graphs, in which --grad-accum-steps {args.grad_accum_steps} gives '
+                          f'wrong gradients: use {remedy}')
+
+
+def check_optimizer(args: argparse.Namespace) -> None:
+    """Raise OptionError for an optimizer that timm cannot make, arguments that it does not take, or other betas."""
+    name = args.opt.lower().removeprefix('lookahead_')
+    try:
+        info = get_optimizer_info(name)
+    except ValueError as error:
+        hint = nearest(name, list_optimizers())
+        raise OptionError(f"--opt {args.opt}: timm has no such optimizer{hint}") from error
+    for flag, values, taken in (('--opt-betas', args.opt_betas, info.has_betas),
+                                ('--opt-eps', args.opt_eps, info.has_eps),
+                                ('--momentum', None if args.momentum == 0.9 else args.momentum, info.has_momentum)):
+        if values is not None and not taken and world_info_from_env()[1] == 0:
+            _logger.warning(f'{flag} has no effect: --opt {args.opt} has none.')
+    if args.opt_betas is not None and info.has_betas and len(args.opt_betas) != info.num_betas:
+        raise OptionError(f'--opt-betas: {args.opt} takes {info.num_betas}, got {len(args.opt_betas)}')
+    kwargs = dict(optimizer_kwargs(cfg=args), lr=1. if args.lr is None else args.lr)
+    _try(f'--opt {args.opt}, --opt-kwargs', lambda: create_optimizer_v2(_Tiny(), **kwargs, **args.opt_kwargs))
+
+
+def check_schedule(args: argparse.Namespace) -> None:
+    """Raise OptionError for a schedule that timm does not have, cannot follow, or that ends before the run does."""
+    if args.sched not in _SCHEDULES:
+        raise OptionError(f"--sched {args.sched}: timm has no such schedule{nearest(args.sched, _SCHEDULES)}")
+    flags = f'--sched {args.sched}, --epochs, --warmup-*, --decay-*, --lr-*'
+    optimizer = torch.optim.SGD(_Tiny().parameters(), lr=1.)
+    updates = 1000 if args.sched_on_updates else 1  # as many as there are in no small number of batches
+    scheduler, epochs = _try(flags, lambda: create_scheduler_v2(
+        optimizer, **scheduler_kwargs(args, decreasing_metric=True), updates_per_epoch=updates))
+    check_epochs(args, epochs)
+    if scheduler is None:
+        return
+    step = scheduler.step_update if args.sched_on_updates else scheduler.step
+    _try(flags, lambda: [step(epoch * updates, 0.) for epoch in range(min(epochs, 1000))])
+
+
+def check_epochs(args: argparse.Namespace, epochs: int) -> None:
+    """Raise OptionError where --stop-epoch or --start-epoch is past the last of `epochs`."""
+    if args.stop_epoch is not None and args.stop_epoch > epochs:
+        raise OptionError(f'--stop-epoch {args.stop_epoch} is past the last epoch: there are {epochs}')
+    if args.start_epoch is not None and args.start_epoch >= epochs:
+        raise OptionError(f'--start-epoch {args.start_epoch} is past the last epoch: there are {epochs}, from 0 on')
+
+
+def check_policy(policy: str) -> None:
+    """Raise OptionError for an augmentation that timm does not have, or of which it would leave out a part."""
+    kind, *sections = policy.split('-')
+    for section in sections:
+        if not re.search(r'\d', section) and not (kind == 'rand' and section.startswith('t')):
+            raise OptionError(f"--aa {policy}: '{section}' has no number, so timm would leave it out, as in rand-m9-n2")
+        if any(float(number) > 1000 for number in re.findall(r'\d+', section) if not section.startswith('mstd')):
+            raise OptionError(f"--aa {policy}: '{section}' is more than any policy has: use 1000 or less")
+    make = (auto_augment.rand_augment_transform if policy.startswith('rand') else
+            auto_augment.augment_and_mix_transform if policy.startswith('augmix') else
+            auto_augment.auto_augment_transform)
+    _try(f'--aa {policy}', lambda: make(policy, dict(translate_const=10, img_mean=(0, 0, 0))))
+
+
+def _try(flags: str, make: Callable[[], Any]) -> Any:
+    """Return make(), a stand-in for what the run builds later. Raise OptionError if it cannot be made."""
+    try:
+        with silenced():
+            return make()
+    except REFUSED as error:
+        raise OptionError(f'{flags}: {one_line(error)}') from error
+
+
+class _Tiny(torch.nn.Module):
+    """The least that optimizers and their groups of layers can be made for."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(2, 2))
+
+    def group_matcher(self, coarse: bool = False):
+        return dict(stem='weight')

@@ -1,0 +1,330 @@
+"""The report of a run: its folder is read, its best weights are evaluated once more, and report.html is written."""
+import argparse
+import logging
+import os
+import shlex
+from dataclasses import dataclass
+from typing import Any, Callable, Dict, List, Optional, Tuple
+
+import torch
+from PIL import Image
+from timm import utils
+from torch.utils.data import Dataset
+
+from ..assembly import loaders
+from ..assembly import model as build
+from ..base import atomic_write
+from ..base.command_line import OptionError
+from ..base.data_errors import WorkerError
+from ..base.safe_load import CheckpointError, one_line
+from ..data.pictures import ToPicture, label_text
+from ..data.sources.classes import class_names, summary
+from ..data.sources.datasets import DataError
+from ..data.workers import names_dead_workers
+from ..evaluation import validation
+from ..evaluation.analysis import Analysis
+from ..evaluation.metrics import create_evaluator, set_targets
+from ..evaluation.outcomes import Mistake, Outcomes
+from ..options import timm_names
+from ..options.parse import read_config, validate_options
+from ..options.parsers import train_parser
+from ..options.recipe import portable, recipe, redact
+from ..options.settings import changed_options, train_command
+from ..training.loop import outputs_of
+from ..training.output import log, run_folder
+from ..weights.card import dataset_of
+from ..weights.checkpoint import choose_ema, describe_weights, find_file, saved_options, saved_record
+from ..weights.measured import describe_input
+from .page import Report, page
+
+_logger = logging.getLogger('train')
+
+FILE = 'report.html'
+# Options of the run that decide where its validation data is and in which numbers it is computed.
+_OF_EVALUATION = ('data_dir', 'dataset', 'workers', 'pin_mem', 'no_pin_mem', 'no_prefetcher', 'amp', 'amp_dtype',
+                  'model_dtype', 'channels_last', 'fast_norm', 'naflex_loader', 'naflex_max_seq_len', 'seed')
+_MOST_VIEWS = 8
+
+
+@dataclass
+class _Evaluation:
+    """What the best weights give on the validation data."""
+    metrics: Dict[str, float]
+    images: int
+    param_count: int
+    data_config: Dict[str, Any]
+    patch_size: Optional[Tuple[int, int]]  # NaFlex
+    num_classes: int
+    class_names: Optional[List[str]]
+    analysis: Optional[Analysis]  # of one class an image
+    mistakes: List[Tuple[Mistake, str]]
+
+
+@names_dead_workers
+def make_report(
+        run_dir: str,
+        data_dir: Optional[str] = None,
+        device: str = 'cuda',
+        workers: Optional[int] = None,
+        in_run: bool = False,
+        on_batch: Optional[Callable[[], None]] = None,
+        use_ema: Optional[bool] = None,
+) -> str:
+    """Write report.html into the folder of a run.
+
+    Args:
+        data_dir: Where its data is now, None for where it was.
+        device: To evaluate on; the CPU where there is no CUDA.
+        workers: Loader processes, None for as many as in the run.
+        in_run: Whether the run's own process calls, on its first rank alone: the device is that of the run.
+        on_batch: Called after each batch of the evaluation.
+        use_ema: Whether to evaluate the EMA of the weights; None for the weights that the run ranked by.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        CheckpointError: there is no best checkpoint, or it cannot be read.
+        OptionError: no run, or the model cannot be built.
+        DataError: the data is not there or not the run's.
+        OSError: the page cannot be written.
+        WorkerError: a loader worker died.
+    """
+    given = read_options(run_dir)
+    checkpoint = find_file(run_dir)
+    saved = {**vars(train_parser().parse_args([])), **saved_options(checkpoint)}
+    if data_dir is not None:
+        saved['data_dir'] = data_dir
+    use_ema = choose_ema(saved, use_ema)
+    _logger.info(f'{checkpoint}: {describe_weights(saved, use_ema)}')
+    args = _evaluation_options(saved, checkpoint, device, workers, use_ema)
+    device = _init_device(args, in_run)
+    record = saved_record(checkpoint)
+    evaluation = _evaluate(args, device, on_batch) if saved['val_split'] else None
+    if evaluation is not None:
+        _check_measured(evaluation, saved, record, checkpoint, use_ema)
+    report = Report(
+        title=os.path.basename(os.path.abspath(run_dir)),
+        about=_about(saved),
+        headline=_headline(evaluation, saved),
+        notes=_notes(evaluation, saved, record, checkpoint, use_ema),
+        command=train_command(given, saved.get('world_size') or 1),
+        changed=changed_options(given),
+        options=recipe(given),
+        versions=dict(record.get('versions') or {}),
+        curves=_curves(run_folder.summary_path(run_dir)),
+        class_names=record.get('class_names') or (evaluation.class_names if evaluation is not None else None),
+    )
+    if evaluation is not None:
+        report.analysis, report.mistakes = evaluation.analysis, evaluation.mistakes
+    try:
+        data_config = evaluation.data_config if evaluation is not None else record.get('data_config')
+        patch_size = evaluation.patch_size if evaluation is not None else None
+        report.views = training_views(saved, data_config, device, report.class_names, patch_size) if data_config else []
+    except (DataError, OptionError) as error:
+        report.notes.append(f'No training images are shown: {redact(str(error))}')
+    path = os.path.join(run_dir, FILE)
+    # Names of files may be any bytes.
+    with atomic_write.replacing(path, 'w', encoding='utf-8', errors='backslashreplace') as f:
+        f.write(page(report))
+    return path
+
+
+def report_at_end(run_dir: str, device: str, on_batch: Callable[[], None]) -> None:
+    """Write the report of the run that this process has completed. Errors are logged, not raised."""
+    try:
+        _logger.info(f'Report: {make_report(run_dir, device=device, in_run=True, on_batch=on_batch)}')
+    except Exception as error:
+        expected = isinstance(error, (OptionError, DataError, CheckpointError, OSError, WorkerError))
+        command = shlex.join(['python', '-m', 'agmax_timm.report', run_dir])
+        _logger.error(f'Training is complete, but without a report: {one_line(error)}; to make it: {command}',
+                      exc_info=not expected)
+
+
+def _curves(summary: str) -> Dict[str, Dict[str, List[Tuple[int, float]]]]:
+    """Those of a summary.csv, none where it is not there or not one of ours."""
+    if not os.path.isfile(summary):
+        return {}
+    try:
+        return log.read_curves(summary)
+    except (ValueError, KeyError, TypeError) as error:
+        _logger.warning(f'{summary} is damaged, the page is without curves: {one_line(error)}')
+        return {}
+
+
+def read_options(run_dir: str) -> Dict[str, Any]:
+    """The options of a run as they were given.
+
+    Raises:
+        OptionError: it is no folder of a run.
+    """
+    path = os.path.join(run_dir, 'args.yaml')
+    if not os.path.isfile(path):
+        raise OptionError(f'{run_dir} is no folder of a run: it has no args.yaml')
+    return read_config(path, train_parser())
+
+
+def _evaluation_options(
+        saved: Dict[str, Any],
+        checkpoint: str,
+        device: str,
+        workers: Optional[int],
+        use_ema: bool,
+) -> argparse.Namespace:
+    options = {name: saved[name] for name in _OF_EVALUATION if name in saved}  # not all in runs of former versions
+    if workers is not None:
+        options['workers'] = workers
+    return validate_options(
+        **options, checkpoint=checkpoint, use_ema=use_ema, split=saved['val_split'],
+        num_samples=saved['val_num_samples'], device=device)
+
+
+def _init_device(args: argparse.Namespace, in_run: bool) -> torch.device:
+    if in_run:  # whose processes know each other already; this one goes on alone
+        vars(args).update(distributed=False, rank=0, local_rank=0, world_size=1)
+        return torch.device(args.device)
+    timm_names.check_device(args.device)
+    return build.init_device(args, alone=True)
+
+
+@torch.inference_mode()
+def _evaluate(args: argparse.Namespace, device: torch.device, on_batch: Optional[Callable[[], None]]) -> _Evaluation:
+    """As validate.py evaluates the checkpoint, and what became of each image."""
+    subject, precision, _ = validation.prepare(args, device)
+    dataset = validation.open_split(args, subject.data_config)
+    _logger.info(summary({args.split: dataset}))
+    set_targets(args, dataset, subject.num_classes, subject.classes)
+    loader = validation.build_loader(args, dataset, subject, device, precision)
+    evaluator = create_evaluator(args, dataset, loader, subject.num_classes, device)
+    to_picture = ToPicture(subject.data_config, subject.patch_size, args.naflex_patchify_channels_first)
+    outcomes = Outcomes(to_picture) if args.task == 'classification' else None
+    images = 0
+    for index, (input, output, target) in enumerate(outputs_of(subject.model, loader, args, device, precision)):
+        images += len(output)
+        evaluator.update(output, target)
+        if outcomes is not None:
+            outcomes.update(input, output, target)
+        if index % args.log_freq == 0:
+            log.log_evaluation_step('Report')(index, len(loader), evaluator.summary())
+        if on_batch is not None:
+            on_batch()
+    mistakes = outcomes.mistakes if outcomes is not None else []
+    analysis = outcomes.analyse(subject.num_classes) if outcomes is not None else None
+    return _Evaluation(
+        evaluator.compute(), images, subject.param_count, subject.data_config, subject.patch_size,
+        subject.num_classes, class_names(dataset), analysis,
+        [(mistake, _file_name(dataset, mistake.index)) for mistake in mistakes])
+
+
+def _file_name(dataset: Dataset, index: int) -> str:
+    """Within the data; '' where samples have no names or no order."""
+    try:
+        return dataset.reader.filename(index)
+    except (AttributeError, AssertionError, NotImplementedError):
+        return ''
+
+
+def training_views(
+        saved: Dict[str, Any],
+        data_config: Dict[str, Any],
+        device: torch.device,
+        class_names: Optional[List[str]] = None,
+        patch_size: Optional[Tuple[int, int]] = None,
+) -> List[Tuple[List[Image.Image], str]]:
+    """Images of a training batch as the run's options make it, each with its views and their labels.
+
+    Args:
+        saved: Options of the run.
+        data_config: Input size and normalisation.
+        patch_size: Of the model, for a run on patches, of which none are shown without it.
+
+    Raises:
+        DataError: the training data is not there.
+        OptionError: options that do not fit it.
+    """
+    if saved['naflex_loader'] and patch_size is None:
+        return []
+    # One batch, in this process, of one size; repeats are dealt out to processes.
+    args = argparse.Namespace(**{
+        **saved, 'val_split': '', 'workers': 0, 'batch_size': min(saved['batch_size'], 2 * _MOST_VIEWS),
+        'train_img_sizes': None, 'aug_repeats': 0, 'use_multi_epochs_loader': False, 'image_memory': '0',
+        'dataset_download': False, 'distributed': False, 'rank': 0, 'world_size': 1})
+    utils.random_seed(args.seed)
+    dataset, _ = loaders.build_datasets(args, data_config)
+    loader = loaders.build_train_loader(args, dataset, data_config, device, build.Precision(), patch_size)
+    input, target = next(iter(loader))
+    to_picture = ToPicture(data_config, patch_size, args.naflex_patchify_channels_first)
+    views = 2 if args.agmax else max(1, args.aug_splits)
+    images = len(target) // views
+    shown = []
+    for first in range(min(images, _MOST_VIEWS)):
+        places = range(first, len(target), images)
+        labels = dict.fromkeys(label_text(target[i], class_names) for i in places)
+        shown.append(([to_picture(input, i) for i in places], ' | '.join(labels)))
+    return shown
+
+
+def _check_measured(
+        evaluation: _Evaluation,
+        saved: Dict[str, Any],
+        record: Dict[str, Any],
+        checkpoint: str,
+        use_ema: bool,
+) -> None:
+    """Raise DataError if the metric differs from that of training by more than numerics can explain."""
+    name = 'map' if saved['task'] == 'multilabel' else 'top1'
+    before = _measured_in_training(record, use_ema).get(name)
+    # Without --dist-bn each rank evaluated with its own statistics.
+    unequal_ranks = (saved.get('world_size') or 1) > 1 and not saved['dist_bn']
+    if before is None or saved['tta'] or unequal_ranks:
+        return
+    now = evaluation.metrics[name]
+    tolerance = max(1., 2 * 100. / max(1, evaluation.images))  # one point, or two images
+    if abs(now - before) > tolerance:
+        raise DataError(f"{checkpoint} has {name} {now:.4g} on {saved['data_dir'] or saved['dataset']}, split "
+                        f"{saved['val_split']}, and training measured {before:.4g}: give the data of the run, with the "
+                        'labels that it had')
+
+
+def _measured_in_training(record: Dict[str, Any], use_ema: bool) -> Dict[str, float]:
+    return (record.get('metrics') or {}).get('ema' if use_ema else 'raw') or {}
+
+
+def _about(saved: Dict[str, Any]) -> str:
+    dataset = dataset_of(saved)
+    return (f"{portable(saved['model'])}" + (f' on {dataset[1]}' if dataset else '')
+            + (', with AgMax' if saved['agmax'] else '') + f", {saved['epochs']} epochs.")
+
+
+def _headline(evaluation: Optional[_Evaluation], saved: Dict[str, Any]) -> List[Tuple[str, str]]:
+    if evaluation is None:
+        return []
+    titles = {'top1': 'top-1 (%)', 'top5': 'top-5 (%)', 'map': 'mAP (%)', 'micro_f1': 'micro F1 (%)',
+              'macro_f1': 'macro F1 (%)', 'sample_f1': 'sample F1 (%)', 'loss': 'loss'}
+    metrics = dict(evaluation.metrics)
+    if evaluation.num_classes <= 5:
+        metrics.pop('top5', None)
+    cards = [(title, f'{metrics[name]:.4g}' if name == 'loss' else f'{metrics[name]:.2f}')
+             for name, title in titles.items() if name in metrics]
+    if evaluation.analysis is not None:
+        cards += [('macro F1 (%)', f"{100 * evaluation.analysis.per_class.average('macro')[2]:.2f}"),
+                  ('calibration error (%)', f'{100 * evaluation.analysis.calibration.error:.2f}')]
+    return [*cards, ('images', f'{evaluation.images:,}'), ('parameters', f'{evaluation.param_count / 1e6:.2f} M')]
+
+
+def _notes(
+        evaluation: Optional[_Evaluation],
+        saved: Dict[str, Any],
+        record: Dict[str, Any],
+        checkpoint: str,
+        use_ema: bool,
+) -> List[str]:
+    if evaluation is None:
+        return ['The run has no validation data: nothing was evaluated.']
+    notes = [f'Measured with {os.path.basename(checkpoint)}, {describe_weights(saved, use_ema)}, on the split '
+             f"{portable(saved['val_split'])}, {describe_input(saved, evaluation.data_config)}."]
+    before = _measured_in_training(record, use_ema)
+    if before:
+        notes.append('Training measured of these weights: '
+                     + ', '.join(f'{name} {value:.4g}' for name, value in before.items()) + '.')
+    return notes

@@ -1,0 +1,1 @@
+"""A training run: from its creation over epochs and updates to its last checkpoint."""

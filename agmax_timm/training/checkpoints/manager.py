@@ -1,0 +1,159 @@
+"""When a run saves, and what: after an epoch, within one at intervals, and when it is asked to end."""
+import argparse
+import logging
+import time
+from typing import Any, Dict, Iterable, Optional, Tuple
+
+import torch
+from timm.task import TrainingTask
+
+from ...assembly.sharding import WholeState, whole
+from ...base.command_line import parse_interval
+from ...base.signals import Interrupted, StopSignals
+from ...data.sources.decoding import damage_of
+from ..guards.finite_check import Verdict
+from ..guards.watchdog import Watchdog
+from ..losses import NonFiniteError, RunningLosses
+from ..output import log as reporting
+from ..output import run_folder
+from .saver import RecordSaver
+from .state import Position, RunState
+
+_logger = logging.getLogger('train')
+GOES_ON = 'The same command goes on from there with --resume auto (and --experiment), or with --resume FILE'
+
+
+class Keeper:
+    """Writes the checkpoints and the summary of a run; every rank has one, the first one writes.
+
+    Args:
+        args: Options.
+        task: What is trained.
+        state: The rest of what the run depends on.
+        signals: Those that ask the run to end.
+        watchdog: Told of every update.
+        gathered: With --fsdp, the whole state.
+    """
+
+    def __init__(
+            self,
+            args: argparse.Namespace,
+            task: TrainingTask,
+            state: RunState,
+            signals: StopSignals,
+            watchdog: Watchdog,
+            gathered: Optional[WholeState] = None,
+    ):
+        self.args = args
+        self.task = task
+        self.state = state
+        self.signals = signals
+        self.watchdog = watchdog
+        self.gathered = gathered
+        self.interval, self.unit = parse_interval(args.recovery_interval)
+        self.output_dir: Optional[str] = None  # these three on the first rank
+        self.saver: Optional[RecordSaver] = None
+        self.constants: Dict[str, Any] = {}  # what else goes into every state
+        self.log_position = lambda: 0
+        self.damage = damage_of(state.loader.dataset)
+        if self.damage is not None:
+            self.damage.deferred = True  # wishes() asks for the end, so that the run saves first
+        self._updates = 0  # of the epoch
+        self._saved_at = time.monotonic()
+
+    def begin_epoch(self, updates: int) -> None:
+        """Count from the updates that are done of an epoch."""
+        self._updates = updates
+
+    def wishes(self) -> Tuple[bool, bool]:
+        """Whether to save, and to stop, after this update; for Watch."""
+        self.watchdog.beat()
+        self._updates += 1
+        due = False
+        if self.interval and self.unit == 'updates':
+            due = self._updates % self.interval == 0
+        elif self.interval and self.args.rank == 0:
+            due = time.monotonic() - self._saved_at >= self.interval
+        asked = self.signals.received is not None
+        return due, asked or (self.damage is not None and self.damage.too_many)
+
+    def after_update(self, epoch: int, batches: int, losses: RunningLosses, verdict: Verdict) -> None:
+        """
+        Raises:
+            Interrupted: the run was asked to end; it is saved.
+            DamagedError: more training images are damaged than may be; it is saved.
+        """
+        if not verdict.save and not verdict.stop:
+            return
+        if losses.count:  # no update of the epoch may have been whole
+            losses.read(f'by batch {batches} of epoch {epoch}')
+        if verdict.stop and self.damage is not None:
+            self.damage.gather(self.state.device)
+        self.save_within(Position(epoch, batches), losses)
+        if verdict.stop:
+            self.leave(f'epoch {epoch}, batch {batches}')
+
+    def save_within(self, position: Position, losses: RunningLosses, random: Optional[Dict[str, Any]] = None) -> None:
+        """Write a recovery file. A collective."""
+        check_weights(self.task)
+        if self.gathered is not None:
+            self.gathered.gather()
+        state = self.state.state_dict(position, losses, random)
+        if self.saver is not None:
+            self.saver.save_recovery(position.epoch, position.batch - 1, state=self._complete(state))
+        self._saved_at = time.monotonic()
+
+    def save_epoch(self, epoch: int, metric: Optional[float], **metrics: Optional[Dict[str, float]]) -> None:
+        """Write the checkpoint of an epoch that is done, and the summary. A collective."""
+        check_weights(self.task)
+        if self.gathered is not None:
+            self.gathered.gather()
+        state = self.state.state_dict(Position(epoch + 1))
+        if self.saver is not None:
+            path = run_folder.summary_path(self.output_dir)
+            with reporting.tolerated(path):
+                reporting.write_summary(path, self.state.history.rows)
+            self.saver.save_checkpoint(epoch, metric, state=self._complete(state), **metrics)
+            if epoch + 1 in self.args.save_epochs:
+                self.saver.save_milestone(epoch + 1)
+        self._saved_at = time.monotonic()
+
+    def close(self) -> None:
+        """Wait until all is on disk. Raises SaveError if it cannot be written."""
+        if self.saver is not None:
+            self.saver.close()
+
+    def leave(self, where: str) -> None:
+        """Wait until all is on disk, then raise Interrupted, or DamagedError for too many damaged images."""
+        self.close()
+        if self.damage is not None and self.damage.too_many:
+            _logger.info(f'Saved at {where}. {GOES_ON}.')
+            self.damage.check()
+        raise Interrupted(f'{self.signals.name}: saved at {where}. {GOES_ON}')
+
+    def _complete(self, state: Dict[str, Any]) -> Dict[str, Any]:
+        damaged = self.damage.indices() if self.damage is not None else []
+        return {**state, **self.constants, 'log': self.log_position(), 'damaged': damaged}
+
+
+def most_files(args: argparse.Namespace, epochs: Iterable[int]) -> int:
+    """The most checkpoints that there are at a time, names of one file counted once.
+
+    They are the best, the last, milestones, two within epochs, and the next one while it is written.
+
+    Args:
+        epochs: Numbers of epochs that an evaluation follows.
+    """
+    epochs = set(epochs)
+    kept = args.checkpoint_hist + len(epochs & set(args.save_epochs)) + 1
+    return min(len(epochs), kept + 1) + (2 if args.recovery_interval else 0)
+
+
+def check_weights(task: TrainingTask) -> None:
+    """Raise NonFiniteError rather than save weights that are NaN or infinite: a finite loss can leave such behind."""
+    state = task.get_trainable_module().state_dict()
+    finite = {name: whole(value.isfinite().all()) for name, value in state.items() if value.is_floating_point()}
+    if not torch.stack(list(finite.values())).all():
+        broken = [name for name, value in finite.items() if not value]
+        raise NonFiniteError(f'{broken[0]} and {len(broken) - 1} more of the weights are not finite: nothing was saved '
+                             'of them. Try a smaller --lr, --clip-grad or more --warmup-epochs')

@@ -1,0 +1,95 @@
+"""Going on from a checkpoint: what it holds, what changed since, where the run begins."""
+import argparse
+import logging
+from dataclasses import dataclass
+from typing import Any, Dict, List, Optional, Tuple
+
+from timm import utils
+
+from ...base.command_line import OptionError
+from ...base.safe_load import read_file
+from ...weights.checkpoint import RECORD, STATE
+from ..losses import RunningLosses
+from .compatibility import compare_data, compare_options, compare_views
+from .state import History, Position, RunState
+
+_logger = logging.getLogger('train')
+
+
+@dataclass
+class Before:
+    """What a checkpoint says of the run that wrote it."""
+    state: Optional[Dict[str, Any]]  # None: of timm's script, or of a version that kept none
+    same_schedule: bool
+    exact: bool  # whether to go on from the state
+    changed: List[str]
+
+    @classmethod
+    def read(cls, args: argparse.Namespace, data: Dict[str, Any]) -> 'Before':
+        """Read a checkpoint, and compare it with the options and data.
+
+        Raises:
+            OptionError: what cannot change did.
+            CheckpointError: the file cannot be read.
+        """
+        checkpoint = read_file(args.resume, mmap=True)
+        state = checkpoint.get(STATE)
+        saved = checkpoint.get('args')
+        position = Position(**state['position']) if state else Position()
+        # After training of an epoch only its evaluation is left, which does not depend on the training samples.
+        within = bool(position.batch) and not position.trained and args.start_epoch is None
+        changed, same_schedule = [], False
+        if isinstance(saved, argparse.Namespace):
+            changed, same_schedule = compare_options(args, vars(saved), within)
+        of_data = compare_data(args, data, state['data'] if state else _recorded_data(checkpoint))
+        if within and of_data:
+            raise OptionError(f'--resume {args.resume} is within an epoch, and there are {of_data[0]}: restore the '
+                              'data, or use a checkpoint of a whole epoch')
+        exact = state is not None and args.start_epoch is None and not args.no_resume_opt
+        if not exact and utils.is_primary(args):
+            reason = ('--start-epoch' if args.start_epoch is not None else '--no-resume-opt' if state is not None
+                      else f'{args.resume} holds no random state')
+            _logger.warning(f'{reason}: the run goes on, but is not the one that an uninterrupted run would have been.')
+        other_views = compare_views(data, state['data']) if state else ''
+        if other_views and utils.is_primary(args):
+            _logger.warning(f'{other_views}: the run goes on, but is not the one that it would have been.')
+        if (changed or of_data) and utils.is_primary(args):
+            _logger.info(f"Not as in the checkpoint: {', '.join(changed + of_data)}")
+        return cls(state, same_schedule, exact, changed + of_data)
+
+    def restore(self, state: RunState, primary: bool) -> Tuple[Position, Optional[RunningLosses]]:
+        """Set all that the run depends on; call it when everything is built."""
+        found = state.load_state_dict(self.state, self.same_schedule)
+        if found['changed'] and primary:
+            _logger.warning(f"Going on with {', '.join(found['changed'])}: no sample of the epoch is repeated or left "
+                            'out, but the run is not the one that an uninterrupted run would have been.')
+        if found['left_out'] and primary:
+            _logger.warning(f"The checkpoint has random states of another kind of device for "
+                            f"{' and '.join(found['left_out'])}, which are left out: the run goes on, but is not the "
+                            'one that an uninterrupted run would have been.')
+        return found['position'], found['losses']
+
+    def keep_history(self, state: RunState, position: Position) -> None:
+        """For a run that begins otherwise than the checkpoint says: what was told of the epochs before that."""
+        state.history = History(*([told for told in self.state[name] if told['epoch'] < position.epoch]
+                                  for name in ('rows', 'results')))
+
+
+def _recorded_data(checkpoint: Dict[str, Any]) -> Dict[str, Any]:
+    """The description of the data in the record of a checkpoint that has no state."""
+    record = checkpoint.get(RECORD)
+    names = record.get('class_names') if isinstance(record, dict) else None
+    return {'train': {'classes': names}} if names else {}
+
+
+def find_start(
+        args: argparse.Namespace,
+        before: Optional[Before],
+        resume_epoch: Optional[int],
+) -> Tuple[Position, Optional[RunningLosses]]:
+    """Where training begins: by --start-epoch, by the state of the checkpoint, else by its epoch."""
+    if args.start_epoch is not None:
+        return Position(args.start_epoch), None
+    if before is not None and before.exact:
+        return Position(**before.state['position']), None
+    return Position(resume_epoch or 0), None

@@ -1,0 +1,237 @@
+"""What a run depends on besides its weights and optimizer: with it, a run that goes on is the run that never stopped.
+
+It is kept in the checkpoint, in tensors and plain values, with the part of each rank.
+"""
+import argparse
+import random
+from dataclasses import dataclass, field
+from typing import Any, Dict, List, Optional, Tuple
+
+import torch
+import torch.distributed as dist
+from timm.task import TrainingTask
+from timm.utils import random_seed, unwrap_model
+
+from ...base.random_state import fits_generator, get_random_state, is_of_device, set_random_state
+from ...base.safe_load import CheckpointError
+from ...data.resumption.loader import ResumableLoader, ResumeError, start_workers
+from ..losses import RunningLosses
+
+_FORMAT = 1
+
+
+@dataclass
+class Position:
+    """What comes next: a batch of an epoch, or (trained) the epoch's evaluation."""
+    epoch: int = 0
+    batch: int = 0
+    trained: bool = False
+
+
+@dataclass
+class History:
+    """What a run has told so far."""
+    rows: List[Dict[str, Any]] = field(default_factory=list)  # of summary.csv
+    results: List[Dict[str, Any]] = field(default_factory=list)  # of --result
+
+
+class RunState:
+    """The parts of a run whose state is kept.
+
+    Args:
+        args: Options.
+        task: What is trained, as it is wrapped for training.
+        optimizer: Its optimizer.
+        loader: The training loader.
+        loader_eval: The evaluation loader, None without one.
+        device: Device of training.
+    """
+
+    def __init__(
+            self,
+            args: argparse.Namespace,
+            task: TrainingTask,
+            optimizer: torch.optim.Optimizer,
+            loader: ResumableLoader,
+            loader_eval: Any,
+            device: torch.device,
+    ):
+        self.args = args
+        self.task = task
+        self.optimizer = optimizer
+        self.loader = loader
+        self.loader_eval = loader_eval
+        self.device = device
+        self.scheduler: Any = None
+        self.history = History()
+        self.evaluated = False  # whether the evaluation loader has been used
+
+    def state_dict(
+            self,
+            position: Position,
+            losses: Optional[RunningLosses] = None,
+            random: Optional[Dict[str, Any]] = None,
+    ) -> Optional[Dict[str, Any]]:
+        """The state, on the first rank. A collective where there are several.
+
+        Args:
+            position: What comes next.
+            losses: Those of the epoch so far.
+            random: Random state to go on with, where it is not the present one.
+        """
+        rank_state = {
+            'loader': self.loader.state_dict(0 if position.trained else position.batch),
+            'losses': None if losses is None else losses.state_dict(),
+            'buffers': [[buffer.detach().cpu().clone() for buffer in module.buffers()] for module in self._modules()]
+            if self.args.distributed else [],
+        }
+        if random is not None:
+            rank_state['random'] = {**random, 'process': torch.frombuffer(
+                bytearray(random['process']), dtype=torch.uint8)}
+        ranks = [rank_state]
+        if self.args.distributed:
+            ranks = [None] * self.args.world_size if self.args.rank == 0 else None
+            dist.gather_object(rank_state, ranks)
+        if self.args.rank != 0:
+            return None
+        return {
+            'format': _FORMAT,
+            'position': vars(position).copy(),
+            'ranks': ranks,
+            'lr': [group['lr'] for group in self.optimizer.param_groups],
+            'scheduler': _scheduler_state(self.scheduler),
+            'generators': {name: _generator_states(owner) for name, owner, _ in self._owners()},
+            'rows': [dict(row) for row in self.history.rows],
+            'results': list(self.history.results),
+            'evaluated': self.evaluated,
+        }
+
+    def load_state_dict(self, state: Dict[str, Any], same_schedule: bool, exact_order: bool = True) -> Dict[str, Any]:
+        """Go on from a state; call it last, when all is built and wrapped.
+
+        Args:
+            same_schedule: Whether the options of the schedule are those of before.
+
+        Returns:
+            'position'; 'losses' of the epoch so far (None between epochs); 'changed', what is not as it was; and
+            'left_out', what has random states of another kind of device.
+
+        Raises:
+            CheckpointError: the position is within an epoch that cannot be taken up on other ranks, workers or data.
+        """
+        position = Position(**state['position'])
+        ranks = state['ranks']
+        same_ranks = len(ranks) == self.args.world_size
+        mine = ranks[self.args.rank if same_ranks else 0]
+        if not same_ranks:
+            random_seed(self.args.seed + 1 + position.epoch, self.args.rank)
+        try:
+            loader = {**mine['loader'], 'random': None} if position.trained else mine['loader']
+            changed = self.loader.load_state_dict(loader, position.epoch)
+        except ResumeError as error:
+            raise CheckpointError(
+                f'--resume {self.args.resume} is within epoch {position.epoch} and cannot go on with {error}: use what '
+                'it was made with, or a checkpoint of a whole epoch') from error
+        if not position.trained:
+            position.batch = self.loader.first_batch
+        if same_ranks:
+            for module, buffers in zip(self._modules(), mine['buffers']):
+                for buffer, saved in zip(module.buffers(), buffers):
+                    buffer.data.copy_(saved)
+        if same_schedule:
+            _load_scheduler_state(self.scheduler, state['scheduler'])
+            for group, lr in zip(self.optimizer.param_groups, state['lr']):
+                group['lr'] = lr
+        random = mine['random'] if position.trained else mine['loader']['random']
+        left_out = [] if is_of_device(random, self.device) else ['training']
+        for name, owner, device in self._owners():
+            if not _load_generator_states(owner, state['generators'].get(name, {}), device):
+                left_out.append('the EMA' if name == 'ema' else f'the {name}')
+        self.history = History(list(state['rows']), list(state['results']))
+        self.evaluated = state['evaluated']
+        if self.evaluated and self.loader_eval is not None:
+            start_workers(self.loader_eval)
+        if position.trained:
+            set_random_state({**random, 'process': random['process'].numpy().tobytes()}, self.device)
+        return {'position': position, 'changed': changed, 'left_out': left_out,
+                'losses': self._losses(ranks, mine, same_ranks)}
+
+    def random_state(self) -> Dict[str, Any]:
+        return get_random_state(self.device)
+
+    def _losses(self, ranks: List[Dict], mine: Dict, same_ranks: bool) -> Optional[RunningLosses]:
+        saved = mine['losses']
+        if saved is None:
+            return None
+        if not same_ranks and saved['sums'] is not None:  # each of the new ranks has their mean
+            sums = sum(rank['losses']['sums'] for rank in ranks) / len(ranks)
+            saved = {**saved, 'sums': sums, 'count': sum(rank['losses']['count'] for rank in ranks) / len(ranks)}
+        losses = RunningLosses(self.device, self.args.distributed)
+        losses.load_state_dict(saved)
+        return losses
+
+    def _modules(self) -> List[torch.nn.Module]:
+        modules = [unwrap_model(self.task.get_trainable_module())]
+        if self.task.has_ema():
+            modules.append(unwrap_model(self.task.get_trainable_module(ema=True)))
+        return modules
+
+    def _owners(self) -> List[Tuple[str, Any, torch.device]]:
+        """Owners of random generators, some optimizers and an EMA in bfloat16, with the device that they draw on."""
+        owners = [('optimizer', self.optimizer, self.device)]
+        if self.task.has_ema():
+            ema = self.task.get_trainable_module(ema=True)
+            owners.append(('ema', ema, next(ema.parameters()).device))
+        return owners
+
+
+def _generator_states(owner: Any) -> Dict[str, Any]:
+    states = {}
+    for name, value in vars(owner).items():
+        if isinstance(value, torch.Generator):
+            states[name] = {'device_type': value.device.type, 'state': value.get_state()}
+        elif isinstance(value, random.Random):
+            states[name] = value.getstate()
+    return states
+
+
+def _load_generator_states(owner: Any, states: Dict[str, Any], device: torch.device) -> bool:
+    """Set what _generator_states returned, but for states of another kind of device.
+
+    Returns:
+        Whether all were set.
+    """
+    complete = True
+    for name, state in states.items():
+        generator = getattr(owner, name, None)
+        if isinstance(generator, torch.Generator):
+            complete = _load_generator_state(owner, name, state, device) and complete
+        elif isinstance(generator, random.Random):
+            generator.setstate(state)
+    return complete
+
+
+def _load_generator_state(owner: Any, name: str, saved: Any, device: torch.device) -> bool:
+    kind, state = (None, saved) if isinstance(saved, torch.Tensor) else (saved['device_type'], saved['state'])
+    for generator in (getattr(owner, name), torch.Generator(device)):  # Adahessian moves its own with the first step
+        if fits_generator(state, kind, generator.get_state(), generator.device):
+            generator.set_state(state)
+            setattr(owner, name, generator)
+            return True
+    return False
+
+
+def _scheduler_state(scheduler: Any) -> Dict[str, Any]:
+    """What a schedule by a metric remembers (timm saves a part of it); all others follow from the position."""
+    inner = getattr(scheduler, 'lr_scheduler', None)
+    if inner is None:
+        return {}
+    plain = {name: value for name, value in inner.state_dict().items()
+             if isinstance(value, (int, float, str, list)) or value is None}
+    return {'inner': plain, 'restore_lr': scheduler.restore_lr}
+
+
+def _load_scheduler_state(scheduler: Any, state: Dict[str, Any]) -> None:
+    if state and hasattr(scheduler, 'lr_scheduler'):
+        scheduler.lr_scheduler.load_state_dict(state['inner'])
+        scheduler.restore_lr = state['restore_lr']

@@ -1,0 +1,274 @@
+"""From options to a run that is ready to begin: all of it built, and set to where it goes on."""
+import argparse
+import logging
+import math
+from dataclasses import dataclass
+from typing import Any, Dict, List, Optional, Tuple
+
+import torch
+from timm import utils
+from timm.task import TrainingTask
+from torch.utils.data import Dataset
+
+from ..assembly import loaders, sharding
+from ..assembly import model as build
+from ..assembly import optimizer as optimization
+from ..assembly.known_classes import check_teacher, warn_of_other_classes
+from ..assembly.objective import build_task
+from ..base.command_line import OptionError
+from ..base.random_state import kept_random_state
+from ..base.safe_load import CheckpointError
+from ..base.signals import StopSignals
+from ..base.silence import silenced
+from ..data.backend import views_of
+from ..data.resumption.loader import ResumableLoader, make_resumable
+from ..data.sources.classes import class_names, class_to_idx
+from ..options import timm_names, without_effect
+from ..weights.base_model import find_base
+from ..weights.checkpoint import recorded_model
+from ..weights.hub import ChangedError, HubError, check_destination, check_update
+from ..weights.metadata import make_record
+from ..weights.resume import resume, resume_ema
+from ..weights.staging import try_staging
+from .checkpoints import compatibility, resuming
+from .checkpoints.manager import Keeper
+from .checkpoints.saver import create_saver
+from .checkpoints.state import Position, RunState
+from .guards.finite_check import Watch
+from .guards.nonfinite import BrokenUpdates
+from .guards.watchdog import Watchdog
+from .losses import RunningLosses
+from .output import run_folder
+from .output import trackers as tracking
+
+_logger = logging.getLogger('train')
+
+
+@dataclass
+class Built:
+    """A run that is ready to begin."""
+    args: argparse.Namespace
+    device: torch.device
+    precision: build.Precision
+    data_config: Dict[str, Any]
+    patch_size: Optional[Tuple[int, int]]  # of a NaFlex model
+    dataset_train: Dataset
+    loader_train: Any
+    loader_eval: Any  # None without validation
+    task: TrainingTask
+    optimizer: torch.optim.Optimizer
+    scheduler: Any
+    state: RunState
+    keeper: Keeper
+    watch: Watch
+    on_broken: BrokenUpdates
+    record: Dict[str, Any]  # see record.make_record
+    data: Dict[str, Any]  # see changes.describe_data
+    before: Optional[resuming.Before]  # None for a run that begins
+    position: Position
+    losses: Optional[RunningLosses]  # of the epoch so far, None between epochs
+    updates_per_epoch: int
+    done_updates: int
+    num_epochs: int
+    stop_epoch: int
+
+    @property
+    def metric_name(self) -> str:
+        """What ranks the checkpoints."""
+        return self.record['metric_name']
+
+    @property
+    def decreasing(self) -> bool:
+        """Whether less of that metric is better."""
+        return self.metric_name == 'loss'
+
+    @property
+    def evaluated_epochs(self) -> List[int]:
+        """Numbers of epochs, from 1 on, that an evaluation is still to follow."""
+        return [done for done in range(self.position.epoch + 1, self.stop_epoch + 1) if self.is_evaluated(done)]
+
+    def is_evaluated(self, done: int) -> bool:
+        """Whether an evaluation and a checkpoint follow so many epochs."""
+        of_options = (self.stop_epoch, self.num_epochs, *self.args.save_epochs)
+        return done % self.args.val_interval == 0 or done in of_options
+
+
+def build_run(args: argparse.Namespace, signals: StopSignals, watchdog: Watchdog) -> Built:
+    """Everything that the options ask for. Only what the run depends on is touched: nothing is written yet.
+
+    Raises:
+        OptionError: options do not fit each other, the data, the model or the checkpoint.
+        DataError, CheckpointError, UnsupportedModelError, HubError: that cannot be used.
+        Interrupted: the run was asked to end.
+    """
+    auto = args.resume == 'auto'  # until the file is found
+    device = _begin(args, signals, auto)
+    primary = utils.is_primary(args)
+    utils.random_seed(args.seed, args.rank)
+    precision = build.build_precision(args, device)
+    model, data_config = build.build_model(args, device, precision)
+    signals.check_start(args, device)
+    dataset_train, dataset_eval = loaders.build_datasets(args, data_config)
+    signals.check_start(args, device)
+    patch_size = loaders.patch_size(model, args.naflex_patch_sizes) if args.naflex_loader else None
+    loader_train, loader_eval, resumable = _build_loaders(
+        args, patch_size, dataset_train, dataset_eval, data_config, device, precision)
+    metric_name = args.eval_metric if loader_eval is not None else 'loss'
+    warn_of_other_classes(args, model, dataset_train)
+    record = make_record(
+        model, args.model, data_config, class_names(dataset_train), metric_name,
+        class_to_idx(dataset_train) if args.class_map else None, find_base(args, model) if primary else None)
+    if primary:
+        _try_end(args, model, record)
+    if args.torchscript:
+        model = build.script_model(args, model)
+    task = build_task(args, model, device, precision)
+    check_teacher(args, task, dataset_train)
+    optimizer = optimization.build_optimizer(args, task)
+
+    data = {**compatibility.describe_data(dataset_train, dataset_eval), 'views': views_of(loader_train.dataset)}
+    before = resuming.Before.read(args, data) if args.resume else None
+    resume_epoch = _resume_weights(args, task, optimizer, precision, auto)
+    build.compile_and_distribute(args, task, optimizer, device)
+    gathered = sharding.WholeState(task, optimizer, keep=primary) if args.fsdp else None
+
+    updates_per_epoch = math.ceil(len(loader_train) / args.grad_accum_steps)
+    scheduler, num_epochs = optimization.build_scheduler(args, optimizer, updates_per_epoch)
+    state = RunState(args, task, optimizer, resumable, loader_eval, device)
+    state.scheduler = scheduler
+    position, losses = resuming.find_start(args, before, resume_epoch)
+    timm_names.check_epochs(args, num_epochs)
+    done_updates = position.epoch * updates_per_epoch + math.ceil(position.batch / args.grad_accum_steps)
+    optimization.advance_scheduler(scheduler, position.epoch, done_updates if args.sched_on_updates else None)
+    keeper = Keeper(args, task, state, signals, watchdog, gathered)
+    if before is not None and before.exact:
+        position, losses = before.restore(state, primary)
+        if keeper.damage is not None:
+            keeper.damage.restore(i for i in before.state['damaged'] if i < len(dataset_train))
+    elif before is not None and before.state is not None:
+        before.keep_history(state, position)
+    watch = Watch(args, device, keeper.wishes)
+    on_broken = BrokenUpdates(args, task, resumable)
+    signals.check_start(args, device)
+    return Built(
+        args=args, device=device, precision=precision, data_config=data_config, patch_size=patch_size,
+        dataset_train=dataset_train, loader_train=loader_train, loader_eval=loader_eval, task=task, optimizer=optimizer,
+        scheduler=scheduler, state=state, keeper=keeper, watch=watch, on_broken=on_broken, record=record, data=data,
+        before=before, position=position, losses=losses, updates_per_epoch=updates_per_epoch, done_updates=done_updates,
+        num_epochs=num_epochs, stop_epoch=args.stop_epoch or num_epochs)
+
+
+def warn_of_surprises(built: Built) -> None:
+    """Log warnings about options that have no effect, or an unexpected one, in this run."""
+    evaluations = sum(map(built.is_evaluated, range(1, built.stop_epoch + 1)))
+    for line in without_effect.surprises_of_run(built.args, built.updates_per_epoch, built.stop_epoch, evaluations):
+        _logger.warning(line)
+
+
+def open_output(built: Built, options: Dict[str, Any]) -> tracking.Trackers:
+    """Make the folder of a run and what writes into it. On the first rank alone.
+
+    Args:
+        options: As given, before anything was resolved.
+    """
+    args, keeper, before = built.args, built.keeper, built.before
+    line = run_folder.line_to_write(args, options['resume'] == 'auto', before.state if before is not None else None)
+    keeper.constants = {'data': built.data, 'line': line}
+    output_dir, log = run_folder.open_folder(args, options, built.data_config['input_size'][-1], before)
+    keeper.output_dir, keeper.log_position = output_dir, log.position
+    keeper.saver = create_saver(
+        output_dir, keeper.gathered or built.task, keeper.gathered or built.optimizer, args, built.record,
+        built.precision.scaler, built.decreasing)
+    same_folder = run_folder.goes_on(args, output_dir)
+    if same_folder:
+        keeper.saver.load_state_dict_from_checkpoint(args.resume)
+    trackers = tracking.Trackers(
+        args, output_dir, built.updates_per_epoch, built.done_updates, built.state.history.rows, same_folder)
+    _logger.info(f'Training epochs {built.position.epoch} to {built.stop_epoch} of {built.num_epochs}, '
+                 f'{built.updates_per_epoch} updates each, into {output_dir}')
+    warn_of_surprises(built)
+    return trackers
+
+
+def _begin(args: argparse.Namespace, signals: StopSignals, auto: bool) -> torch.device:
+    """What can be refused before anything is built; then the process group and its device."""
+    tracking.require_trackers(args)
+    loaders.check_roots(args, args.train_split, args.val_split)
+    run_folder.resolve_resume(args)
+    run_folder.check_folder(args, auto, lock=not args.dry_run)
+    build.import_device_modules(args)
+    timm_names.check_train_names(args)
+    device = build.init_device(args, signals)
+    signals.check_start(args, device)  # and behind all that takes long: nothing is begun before open_folder
+    if args.fsdp:
+        sharding.check_sharding(args)
+    if args.push_to_hub and utils.is_primary(args):
+        check_destination(args.push_to_hub, private=args.hub_private, create_pr=args.hub_pr)
+    return device
+
+
+def _try_end(args: argparse.Namespace, model: torch.nn.Module, record: Dict[str, Any]) -> None:
+    """Try with the untrained model what --push-to-hub and --report do at the end of a run.
+
+    Raises:
+        OptionError: it fails with this model.
+    """
+    saved = recorded_model(record, model, vars(args))
+    try:
+        if args.push_to_hub:
+            flag = f'--push-to-hub {args.push_to_hub}'
+            try_staging(saved, lambda staged: check_update(
+                staged, args.push_to_hub, None, args.hub_revision or None, replace_card=args.hub_replace_card,
+                replace_files=args.hub_replace_files, license_chosen=bool(args.license)))
+        elif args.report:
+            flag = '--report'
+            with kept_random_state(), silenced():
+                saved.create_model()
+    except ChangedError as error:
+        raise OptionError(f"{flag}: {str(error).replace('--replace-', '--hub-replace-')}") from error
+    except (HubError, CheckpointError) as error:
+        raise OptionError(f'{flag}: {error}: leave the flag out, or choose another --model') from error
+
+
+def _build_loaders(
+        args: argparse.Namespace,
+        patch_size: Optional[Tuple[int, int]],
+        dataset_train: Dataset,
+        dataset_eval: Optional[Dataset],
+        data_config: Dict[str, Any],
+        device: torch.device,
+        precision: build.Precision,
+) -> Tuple[Any, Any, ResumableLoader]:
+    """The loaders of training and of evaluation, and what knows the position of the first."""
+    loader_train = loaders.build_train_loader(args, dataset_train, data_config, device, precision, patch_size)
+    loader_train, resumable = make_resumable(loader_train, device, args.world_size, args.rank)
+    optimization.set_learning_rate(args, loaders.average_batch_size(args, loader_train))
+    loader_eval = None
+    if dataset_eval is not None:
+        loader_eval = loaders.build_eval_loader(
+            args, dataset_eval, data_config, device, precision, args.validation_batch_size or args.batch_size,
+            patch_size)
+    return loader_train, loader_eval, resumable
+
+
+def _resume_weights(
+        args: argparse.Namespace,
+        task: TrainingTask,
+        optimizer: torch.optim.Optimizer,
+        precision: build.Precision,
+        verified: bool,
+) -> Optional[int]:
+    """Weights, optimizer and EMA of --resume; the EMA is made in between, from weights that are there already.
+
+    Returns:
+        The epoch that the checkpoint says to go on with, None without one.
+    """
+    resume_epoch = None
+    if args.resume:
+        resumed = (None, None) if args.no_resume_opt else (optimizer, precision.scaler)
+        resume_epoch = resume(args.resume, task, *resumed, verbose=utils.is_primary(args), verified=verified)
+    run_folder.check_same_start(args, resume_epoch)
+    optimization.build_ema(args, task)
+    if args.resume and args.model_ema:
+        resume_ema(args.resume, task)
+    return resume_epoch

@@ -1,0 +1,230 @@
+"""--dry-run: what a run would take, told after a few seconds of it. Nothing is written."""
+import argparse
+import logging
+import os
+import shutil
+import sys
+import time
+from typing import Any, List, Tuple
+
+import torch
+from timm.task import TrainingTask, evaluation_sample_limit
+from timm.utils import is_primary, unwrap_model
+from tqdm import tqdm
+
+from ..assembly.optimizer import mean_lr
+from ..data.backend import views_of
+from ..weights.find import checkpoint_names
+from .checkpoints.manager import most_files
+from .checkpoints.saver import create_saver
+from .checkpoints.state import Position
+from .create_run import Built
+from .guards.finite_check import Verdict, Watch
+from .loop import evaluate, train_one_epoch
+from .losses import RunningLosses
+from .output import run_folder as folder
+from .step import Step
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
+
+_logger = logging.getLogger('train')
+SECONDS = 5.  # of updates behind the first one, which waits for data and may compile, and of evaluated batches
+EVALUATED = 5  # batches at least, where there are as many; one update at least
+
+
+class _Enough(Exception):
+    """There is enough to tell."""
+
+
+def tell_plan(built: Built) -> None:
+    """Print what the run would take, measured on the updates that it would begin with. Every rank calls it.
+
+    Raises:
+        Interrupted: it was asked to end.
+    """
+    seconds, rate = time_updates(built)
+    built.keeper.signals.check_start(built.args, built.device)
+    evaluation = time_evaluation(built) if built.loader_eval is not None else 0.
+    size = checkpoint_size(built)
+    if is_primary(built.args):
+        lines = plan(built, seconds, rate, evaluation, size)
+        width = max(len(title) for title, _ in lines)
+        print('\n'.join(f'{title:<{width}}  {text}' for title, text in lines))
+
+
+def plan(built: Built, seconds: float, rate: float, evaluation: float, size: int) -> List[Tuple[str, str]]:
+    """Lines of a title and a text.
+
+    Args:
+        seconds: Of an update.
+        rate: Images a second, of all ranks.
+        evaluation: Seconds of an evaluation of one set of weights.
+        size: Bytes of a checkpoint.
+    """
+    args = built.args
+    todo = max(0, built.stop_epoch * built.updates_per_epoch - built.done_updates)
+    views = f', {2 * rate:.1f} views/s' if args.agmax else ''
+    evaluations = len(built.evaluated_epochs)
+    weights = 2 if built.task.has_ema() and not args.model_ema_force_cpu else 1
+    return [
+        ('epochs', f'{max(0, built.stop_epoch - built.position.epoch)} to go, of {built.num_epochs}'),
+        ('updates', f'{built.updates_per_epoch} an epoch, {todo} to go'),
+        ('batch', _batch(args)),
+        ('learning rate', _rates(built)),
+        ('parameters', _parameters(built.task)),
+        ('ranks', f'{args.world_size} on {built.device.type}'),
+        ('augmentation', f'{views_of(built.loader_train.dataset)}, {_kept(built.loader_train.dataset)}'),
+        ('speed', f'{rate:.1f} images/s{views}, {seconds:.3f} s an update'),
+        ('training', tqdm.format_interval(todo * seconds)),
+        ('evaluation', f'{tqdm.format_interval(evaluations * weights * evaluation)}, {evaluations} times '
+                       f'{weights * evaluation:.1f} s' if built.loader_eval is not None else 'none'),
+        ('memory', _memory(built.device)),
+        ('checkpoints', _disk(args, size, most_files(args, built.evaluated_epochs))),
+    ]
+
+
+def _batch(args: argparse.Namespace) -> str:
+    """Images and views of a forward pass on one rank. -b counts images; memory goes by views."""
+    if args.naflex_loader or args.train_img_sizes:
+        return 'of several sizes'
+    views = 2 if args.agmax else max(1, args.aug_splits)
+    return f'{args.batch_size} images, {views * args.batch_size} views on each rank'
+
+
+def time_updates(built: Built) -> Tuple[float, float]:
+    """Seconds an update, and images a second of all ranks, over a few seconds of the epoch that comes next."""
+    args, device, first = built.args, built.device, built.position
+    losses = RunningLosses(device, args.distributed)
+    marks = [(time.perf_counter(), 0)]  # after each update: time, and images of this rank so far
+
+    def wishes() -> Tuple[bool, bool]:
+        _, stop = built.keeper.wishes()
+        return False, stop or (len(marks) > 1 and time.perf_counter() - marks[1][0] > SECONDS)
+
+    def on_update(batches: int, verdict: Verdict) -> None:
+        if len(marks) == 1:
+            _synchronize(device)
+        marks.append((time.perf_counter(), losses.count))
+        if verdict.stop:  # on all ranks alike
+            raise _Enough
+
+    step = Step(
+        built.task, built.optimizer, args, device, built.precision, watch=Watch(args, device, wishes),
+        on_broken=built.on_broken)
+    try:
+        train_one_epoch(
+            first.epoch, step, built.loader_train, built.scheduler, on_update=on_update, losses=losses,
+            first_batch=0 if first.trained else first.batch, updates_per_epoch=built.updates_per_epoch)
+    except _Enough:
+        pass
+    _synchronize(device)
+    updates = len(marks) - 1
+    begun, images = marks[1 if updates > 1 else 0]
+    seconds = time.perf_counter() - begun
+    return seconds / max(1, updates - 1), (losses.count - images) * args.world_size / seconds
+
+
+def time_evaluation(built: Built) -> float:
+    """Seconds of the evaluation of one set of weights, from its first batches."""
+    args, device, loader = built.args, built.device, built.loader_eval
+    evaluator = built.task.create_evaluator(max_samples=evaluation_sample_limit(loader))
+    marks = [time.perf_counter()]
+
+    def on_batch(batch_index: int) -> None:
+        built.keeper.watchdog.beat()
+        _synchronize(device)
+        marks.append(time.perf_counter())
+        batches = len(marks) - 1
+        late = args.fsdp or marks[-1] - marks[1] > SECONDS  # with --fsdp ranks compute each batch together
+        if batches >= len(loader) or (batches >= EVALUATED and late):
+            raise _Enough
+
+    try:
+        evaluate(built.task.get_eval_model(), loader, args, device, built.precision, args.log_interval,
+                 on_batch=on_batch, evaluator=evaluator)
+    except _Enough:
+        pass
+    if len(marks) > 2:
+        del marks[0]
+    return (marks[-1] - marks[0]) / max(1, len(marks) - 1) * len(loader)
+
+
+def checkpoint_size(built: Built) -> int:
+    """Bytes of a checkpoint, with the state that the optimizer has by now; on the first rank. A collective."""
+    gathered = built.keeper.gathered
+    if gathered is not None:
+        gathered.gather()
+    state = built.keeper.state.state_dict(Position(built.position.epoch))
+    if not is_primary(built.args):
+        return 0
+    saver = create_saver('', gathered or built.task, gathered or built.optimizer, built.args, built.record,
+                         built.precision.scaler)
+    return saver.measure(built.position.epoch, state)
+
+
+def _rates(built: Built) -> str:
+    """The learning rate at the start of the first epoch to come, of the last one, and where it is largest."""
+    args, scheduler = built.args, built.scheduler
+    if scheduler is None:
+        return f'{mean_lr(built.optimizer):.3g} throughout'
+    if args.sched == 'plateau':
+        return f'plateau, {mean_lr(built.optimizer):.3g} until --eval-metric gets no better'
+    first, last = built.position.epoch, max(built.position.epoch, built.stop_epoch - 1)
+    rates = {}
+    for epoch in sorted({*range(first, last, max(1, (last - first) // 1000)), last}):
+        if args.sched_on_updates:
+            scheduler.step_update(epoch * built.updates_per_epoch)
+        else:
+            scheduler.step(epoch)
+        rates[epoch] = mean_lr(built.optimizer)
+    top = max(rates, key=rates.get)
+    return f'{args.sched}, ' + ', '.join(f'{rates[epoch]:.3g} in epoch {epoch}' for epoch in sorted({first, top, last}))
+
+
+def _parameters(task: TrainingTask) -> str:
+    model = sum(parameter.numel() for parameter in unwrap_model(task.get_eval_model()).parameters())
+    trained = sum(parameter.numel() for parameter in task.get_trainable_module().parameters())
+    beside = f', and {trained - model} that only training has' if trained > model else ''
+    return f'{model}{beside}'
+
+
+def _kept(dataset: Any) -> str:
+    memory = getattr(dataset, 'memory', None)
+    return f'images are {"not " * (memory is None)}kept in memory' + (f', {_size(memory.num_bytes)}' if memory else '')
+
+
+def _memory(device: torch.device) -> str:
+    """The peak of this process so far."""
+    if device.type == 'cuda':
+        return f'{_size(torch.cuda.max_memory_allocated(device))} of {torch.cuda.get_device_name(device)} at most'
+    if resource is None:
+        return 'unknown on this system'
+    unit = 1 if sys.platform == 'darwin' else 1024
+    return f'{_size(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)} of host memory at most, without workers'
+
+
+def _disk(args: argparse.Namespace, size: int, files: int) -> str:
+    """Checkpoints against the free space; a warning where they will not fit."""
+    path = folder.run_folder(args)
+    there = {(stat.st_dev, stat.st_ino): stat.st_size for stat in (
+        os.stat(os.path.join(path, name)) for name in checkpoint_names(path))}
+    place = os.path.abspath(path)
+    while not os.path.isdir(place):
+        place = os.path.dirname(place)
+    free = shutil.disk_usage(place).free + sum(there.values())
+    if files * size > free:
+        _logger.warning(f'{files} checkpoints of {_size(size)} will not fit into the {_size(free)} that are free in '
+                        f'{place}: use a smaller --checkpoint-hist, or another --output')
+    return f'{_size(size)} each, {files} at most: {_size(files * size)}, and {_size(free)} are free in {place}'
+
+
+def _size(num_bytes: int) -> str:
+    return f'{num_bytes / 2 ** 30:.2f} GiB' if num_bytes >= 2 ** 30 else f'{num_bytes / 2 ** 20:.2f} MiB'
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type != 'cpu':
+        torch.accelerator.synchronize()

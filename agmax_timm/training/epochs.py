@@ -1,0 +1,295 @@
+"""The epochs of a run: each is trained, evaluated, told and kept."""
+import argparse
+import logging
+import math
+import os
+import traceback
+from contextlib import suppress
+from typing import Any, Callable, Dict, List, Optional
+
+import torch
+import torch.distributed as dist
+from timm import utils
+from timm.task import ClassificationEvaluator, evaluation_sample_limit
+
+from ..assembly import loaders
+from ..assembly import optimizer as optimization
+from ..base.data_errors import DamagedError, LabelError
+from ..base.safe_load import one_line
+from ..data.pictures import ToPicture, save_views
+from ..data.sources.classes import class_names
+from ..options.checks import in_sequence, mixing
+from .checkpoints.manager import GOES_ON
+from .checkpoints.state import Position
+from .create_run import Built
+from .early_stopping import EarlyStop
+from .guards.damaged import DamageReport
+from .guards.finite_check import Verdict
+from .loop import Progress, evaluate, train_one_epoch
+from .losses import NonFiniteError, RunningLosses
+from .output import log
+from .output.trackers import Trackers
+from .step import Step
+
+_logger = logging.getLogger('train')
+_GOES_ON, _STOPPED, _FAILED = range(3)  # outcomes of an evaluation, the worst last
+
+
+class EvaluationStopped(Exception):
+    """An evaluation that was asked to end."""
+
+
+class EvaluationFailed(RuntimeError):
+    """An evaluation that ended because another rank raised an error."""
+
+    def __init__(self):
+        super().__init__('the evaluation failed on another rank, which says why')
+
+
+class Epochs:
+    """What is left of a run.
+
+    Args:
+        built: The run. Its keeper has a folder on the first rank.
+        trackers: Told of losses and metrics; None on other ranks.
+        folder: That of the first rank, on every rank.
+    """
+
+    def __init__(self, built: Built, trackers: Optional[Trackers], folder: Optional[str]):
+        self.built = built
+        self.args = built.args
+        self.keeper = built.keeper
+        self.trackers = trackers
+        self.primary = utils.is_primary(built.args)
+        built.on_broken.folder = folder
+        self.damaged = DamageReport(built.dataset_train, built.device, built.keeper.output_dir)
+        self.early_stop = EarlyStop(built.args, built.metric_name)
+        self.reporter = log.Reporter(
+            built.stop_epoch * built.updates_per_epoch, built.done_updates, built.num_epochs, self.primary)
+        self.stopped = self.early_stop.agreed(self.results)  # why, in words
+        self.trained = built.position.epoch < built.stop_epoch and not self.stopped  # whether there is anything to do
+
+    @property
+    def results(self) -> List[Dict[str, Any]]:
+        """Of each epoch that was evaluated, its number and its metrics in training and validation."""
+        return self.built.state.history.results
+
+    def run(self) -> None:
+        """Train to the end, or to where the run stops early.
+
+        Raises:
+            Interrupted: the run was asked to end, and has saved.
+            NonFiniteError: a loss or a metric is not finite, and the run is to stop at such.
+            DamagedError: more images cannot be decoded than may be.
+            EvaluationFailed: another rank could not evaluate.
+        """
+        position, losses = self.built.position, self.built.losses
+        for epoch in range(position.epoch, self.built.stop_epoch if self.trained else position.epoch):
+            self._epoch(position if epoch == position.epoch else Position(epoch), losses)
+            losses = None
+            if self.stopped:
+                break
+        self.reporter.close()
+        self.damaged.at_end()
+
+    def _epoch(self, position: Position, losses: Optional[RunningLosses]) -> None:
+        """Train what is left of an epoch, and evaluate it where an evaluation follows."""
+        built, args, epoch, done = self.built, self.args, position.epoch, position.epoch + 1
+        losses = losses or RunningLosses(built.device, args.distributed)
+        begin_epoch(args, built.loader_train, epoch)
+        self.keeper.begin_epoch(position.batch // args.grad_accum_steps)
+        if position.trained:
+            train_metrics = losses.read(f'in epoch {epoch}')[1]
+        else:
+            train_metrics = self._train(position, losses)
+        if built.is_evaluated(done):
+            self._evaluate(epoch, train_metrics, losses)
+        elif built.scheduler is not None:
+            built.scheduler.step(done, metric=None)
+
+    def _train(self, position: Position, losses: RunningLosses) -> Dict[str, float]:
+        """Mean losses of the epoch."""
+        built, args = self.built, self.args
+        updated = position.batch  # batches of the epoch whose update is done
+
+        def on_update(batches: int, verdict: Verdict) -> None:
+            nonlocal updated
+            updated = batches
+            self.reporter.updated()
+            self.keeper.after_update(position.epoch, batches, losses, verdict)
+
+        step = Step(
+            built.task, built.optimizer, args, built.device, built.precision,
+            loaders.build_loss_scale(args, built.loader_train), built.watch, built.on_broken)
+        try:
+            metrics, _ = train_one_epoch(
+                position.epoch, step, built.loader_train, built.scheduler, self._on_log, on_update, losses,
+                position.batch, built.updates_per_epoch)
+        except LabelError:
+            if updated and not args.distributed:  # other ranks are in a collective and cannot save
+                self.keeper.save_within(Position(position.epoch, updated), losses)
+                self.keeper.close()
+                _logger.info(f'Saved at epoch {position.epoch}, batch {updated}. {GOES_ON}.')
+            raise
+        distribute_batch_norm(args, built.task.get_trainable_module())
+        try:
+            self.damaged.after_epoch()
+        except DamagedError:  # raised on all ranks, which count together
+            self._save_trained(position.epoch, losses, built.state.random_state())
+            self.keeper.leave(f'the end of epoch {position.epoch}, before its evaluation')
+        return metrics
+
+    def _on_log(self, progress: Progress) -> None:
+        built = self.built
+        self.reporter.train_step(progress, optimization.mean_lr(built.optimizer))
+        if self.trackers is not None:
+            self.trackers.update(progress)
+        if self.args.save_images and self.primary:
+            path = os.path.join(self.keeper.output_dir, f'views-{progress.epoch}-{progress.update_index}.png')
+            with log.tolerated(path):
+                to_picture = ToPicture(
+                    built.data_config, built.patch_size, self.args.naflex_patchify_channels_first)
+                save_views(path, progress.input, progress.target, to_picture, class_names(built.dataset_train),
+                           views=2 if self.args.agmax else 1)
+
+    def _evaluate(self, epoch: int, train_metrics: Dict[str, float], losses: RunningLosses) -> None:
+        """Evaluate an epoch, tell of it, save it, and see whether the run ends with it."""
+        built, args, state = self.built, self.args, self.built.state
+        random = state.random_state()
+        raw = ema = None
+        if built.loader_eval is not None:
+            try:
+                raw = self._measure(epoch)
+                if built.task.has_ema() and not args.model_ema_force_cpu:
+                    ema = self._measure(epoch, ema=True)
+            except EvaluationStopped:
+                self._save_trained(epoch, losses, random)
+                self.keeper.leave(f'the end of epoch {epoch}, before its evaluation')
+            except Exception as error:
+                if not args.fsdp:  # other ranks may wait in a forward pass, so a collective would hang
+                    self._save_failed(epoch, losses, random, error)
+                raise
+            state.evaluated = True
+        selected = ema or raw or train_metrics
+        self.results.append({'epoch': epoch, 'train': train_metrics, **({'validation': selected} if raw else {})})
+        row = log.summary_row(epoch, train_metrics, optimization.mean_lr(built.optimizer), raw, ema)
+        state.history.rows.append(row)
+        metric = selected[built.metric_name]
+        if built.scheduler is not None:
+            built.scheduler.step(epoch + 1, metric)
+        self.keeper.save_epoch(epoch, metric, raw=raw, ema=ema)
+        if self.trackers is not None:  # after the save, so that an error of a tracker loses nothing
+            self.trackers.row(row)
+        check_finite(args, epoch, selected)
+        self.stopped = self.early_stop.agreed(self.results)
+
+    def _save_trained(self, epoch: int, losses: RunningLosses, random: Dict[str, Any]) -> None:
+        """Save an epoch whose evaluation is still to come. A collective."""
+        self.keeper.save_within(Position(epoch, len(self.built.loader_train), trained=True), losses, random)
+
+    def _save_failed(self, epoch: int, losses: RunningLosses, random: Dict[str, Any], error: Exception) -> None:
+        """Save an epoch whose evaluation failed by any error, so that its updates are not lost. A collective.
+
+        Raises:
+            SaveError: the disk refuses it.
+        """
+        traceback.clear_frames(error.__traceback__)  # free the batch: the error may be a lack of memory
+        _logger.error(f'The evaluation of epoch {epoch} failed: {one_line(error)[:300]}')
+        self._save_trained(epoch, losses, random)
+        self.keeper.close()
+        _logger.info(f'Saved at the end of epoch {epoch}, before its evaluation. {GOES_ON}.')
+
+    def _measure(self, epoch: int, ema: bool = False) -> Dict[str, float]:
+        """Metrics of the model or of its EMA.
+
+        Raises:
+            EvaluationStopped: on all ranks, where a signal asks one of them to end.
+            EvaluationFailed: another rank raised an error of its own.
+        """
+        built, args, keeper = self.built, self.args, self.keeper
+        name = 'Test (EMA)' if ema else 'Test'
+        if ema:
+            distribute_batch_norm(args, built.task.get_trainable_module(ema=True))
+        evaluator = built.task.create_evaluator(max_samples=evaluation_sample_limit(built.loader_eval))
+
+        def on_batch(batch_index: int) -> None:
+            keeper.watchdog.beat()
+            if args.distributed and (in_sequence(args) or batch_index % args.log_interval):
+                return  # ranks may have unequal numbers of batches; they agree at intervals
+            self._agree(_STOPPED if keeper.signals.received is not None else _GOES_ON)
+
+        try:
+            metrics = evaluate(
+                built.task.get_eval_model(ema=ema), built.loader_eval, args, built.device, built.precision,
+                args.log_interval, on_log=log.log_evaluation_step(name) if self.primary else None,
+                on_batch=on_batch, evaluator=_Together(evaluator, self._agree))
+        except (EvaluationStopped, EvaluationFailed):
+            raise
+        except Exception:
+            with suppress(EvaluationFailed):
+                self._agree(_FAILED)
+            raise
+        self.reporter.evaluation(f'{name} {epoch}', metrics)
+        return metrics
+
+    def _agree(self, outcome: int) -> None:
+        """Exchange outcomes of an evaluation with the other ranks. The worst one counts for all. A collective.
+
+        Raises:
+            EvaluationStopped, EvaluationFailed: the outcome of any rank.
+        """
+        args = self.args
+        if args.distributed and not (args.fsdp and outcome == _FAILED):  # with --fsdp others wait in a forward pass
+            of_all = torch.tensor(outcome, dtype=torch.uint8, device=self.built.device)
+            dist.all_reduce(of_all, dist.ReduceOp.MAX)
+            outcome = int(of_all)
+        if outcome != _GOES_ON:
+            raise EvaluationFailed if outcome == _FAILED else EvaluationStopped
+
+
+class _Together:
+    """An evaluator that checks, before its collective compute(), that no rank has failed."""
+
+    def __init__(self, evaluator: ClassificationEvaluator, agree: Callable[[int], None]):
+        self.update, self.summary = evaluator.update, evaluator.summary
+        self.evaluator, self.agree = evaluator, agree
+
+    def compute(self, distributed: bool = False) -> Dict[str, float]:
+        self.agree(_GOES_ON)
+        return self.evaluator.compute(distributed)
+
+
+def check_finite(args: argparse.Namespace, epoch: int, metrics: Dict[str, float]) -> None:
+    """
+    Raises:
+        NonFiniteError: a metric is NaN or infinite, and the run is to stop at such. The weights, which are finite, are
+            saved by then.
+    """
+    broken = [f'{name} is {value}' for name, value in metrics.items() if not math.isfinite(value)]
+    if not broken:
+        return
+    message = f"the evaluation after epoch {epoch}: {', '.join(broken)}"
+    if args.nan_policy == 'stop':
+        raise NonFiniteError(f'{message}. The epoch was saved, but not as the best')
+    _logger.warning(f'{message}: it does not count as the best.')
+
+
+def distribute_batch_norm(args: argparse.Namespace, model: torch.nn.Module) -> None:
+    """Make the statistics of batch norm those of all ranks, as --dist-bn says."""
+    if args.distributed and args.dist_bn in ('broadcast', 'reduce'):
+        utils.distribute_bn(model, args.world_size, args.dist_bn == 'reduce')
+
+
+def begin_epoch(args: argparse.Namespace, loader: Any, epoch: int) -> None:
+    """Make the training loader ready for an epoch."""
+    set_epoch(loader, epoch)
+    if mixing(args) and args.mixup_off_epoch and epoch >= args.mixup_off_epoch:
+        loader.mixup_enabled = False
+
+
+def set_epoch(loader: Any, epoch: int) -> None:
+    """Tell data set and sampler the epoch, where they want to know."""
+    sampler = loader.batch_sampler if hasattr(loader.batch_sampler, 'set_epoch') else loader.sampler
+    for part in (loader.dataset, sampler):
+        if hasattr(part, 'set_epoch'):
+            part.set_epoch(epoch)

@@ -1,0 +1,1 @@
+"""Protection of a training run from non-finite values, hangs and damaged images."""

@@ -1,0 +1,66 @@
+"""What a run tells of images that cannot be decoded: each once, all of them at the end, and in damaged.csv."""
+import csv
+import logging
+import os
+from typing import Dict, Optional
+
+import torch
+from torch.utils.data import Dataset
+
+from ...data.sources.decoding import why_undecodable
+from ..output.log import tolerated
+
+_logger = logging.getLogger('train')
+MOST_LINES = 10
+
+
+class DamageReport:
+    """Tells of the damaged samples of the training data; nothing for data sets that do not know theirs.
+
+    Args:
+        dataset: Training data.
+        device: Device that the ranks' collectives work on.
+        output_dir: Folder for damaged.csv; None on ranks that do not report.
+    """
+
+    def __init__(self, dataset: Dataset, device: torch.device, output_dir: Optional[str] = None):
+        self.damage = getattr(dataset, 'damage', None)
+        self.device = device
+        self.output_dir = output_dir
+        self.reasons: Dict[int, str] = {}
+
+    def after_epoch(self) -> None:
+        """Warn of what is new, over all ranks. Every rank must call it.
+
+        Raises:
+            DamagedError: more than --max-damaged, on every rank.
+        """
+        if self.damage is None:
+            return
+        self.damage.gather(self.device)
+        new = self.damage.untold()
+        if new and self.output_dir:
+            self.reasons.update((index, why_undecodable(self.damage.path(index))) for index in new)
+            self._warn(new, f'{len(new)} more training images cannot be decoded, others took their place')
+            path = os.path.join(self.output_dir, 'damaged.csv')
+            with tolerated(path):
+                self._write(path)
+        self.damage.check()
+
+    def at_end(self) -> None:
+        """Tell of all, as the last lines of a run."""
+        if self.reasons:
+            self._warn(sorted(self.reasons), f'{len(self.reasons)} of {len(self.damage.flags)} training images could '
+                                             f'not be decoded, see {os.path.join(self.output_dir, "damaged.csv")}')
+
+    def _warn(self, indices, title: str) -> None:
+        lines = [f'  {self.damage.path(index)}: {self.reasons[index]}' for index in indices[:MOST_LINES]]
+        if len(indices) > MOST_LINES:
+            lines.append(f'  and {len(indices) - MOST_LINES} more')
+        _logger.warning('\n'.join([f'{title}:', *lines]))
+
+    def _write(self, path: str) -> None:
+        with open(path, 'w', newline='', errors='surrogateescape') as f:
+            writer = csv.writer(f)
+            writer.writerow(('path', 'reason'))
+            writer.writerows((self.damage.path(index), self.reasons[index]) for index in sorted(self.reasons))

@@ -1,0 +1,140 @@
+"""Once an update, all ranks agree: whether a loss or gradient is broken, whether to save, whether to stop.
+
+The losses are looked at on the device after the forward pass, and what all ranks found is read before the optimizer
+steps. On a GPU that copy is under way while the backward pass runs, so the device never waits for it. Gradients are
+looked at before the step where that costs no wait, on the CPU and with --nan-policy skip; on a GPU, without it, they
+are read with the next update.
+"""
+import argparse
+from dataclasses import dataclass
+from typing import Any, Callable, Dict, List, Optional, Tuple
+
+import torch
+import torch.distributed as dist
+import torch.nn as nn
+from torch.nn.utils import get_total_norm
+
+from ...assembly.sharding import whole
+
+GRADIENT = 'gradient'
+
+
+@dataclass
+class Verdict:
+    """What all ranks agreed on about an update."""
+    broken: List[str]  # losses by name, or 'gradient', that are NaN or infinite on any rank
+    here: List[str]  # those of this rank
+    save: bool = False
+    stop: bool = False
+    late: bool = False  # the gradient of the previous update, which was made, is the broken one
+    skipped: bool = False  # the loss scaler left the update out: a gradient is NaN or infinite
+    scale: Optional[float] = None  # the loss scale after a skipped update
+
+    @property
+    def made(self) -> bool:
+        """Whether the optimizer stepped."""
+        return not self.broken and not self.skipped
+
+
+class Watch:
+    """The state of all ranks.
+
+    Args:
+        args: Options, of which `distributed` and `nan_policy` count.
+        device: Device of the losses.
+        wishes: Gives whether this rank wants to save, and to stop, after the update. None: never.
+    """
+
+    def __init__(
+            self,
+            args: argparse.Namespace,
+            device: torch.device,
+            wishes: Optional[Callable[[], Tuple[bool, bool]]] = None,
+    ):
+        self.device = device
+        self.distributed = args.distributed
+        self.skips = args.nan_policy == 'skip'  # broken updates are left out
+        self.at_once = device.type == 'cpu' or self.skips
+        self.wishes = wishes or (lambda: (False, False))
+        self.names: Tuple[str, ...] = ()
+        self._losses: Optional[torch.Tensor] = None  # which are broken on this rank, in the update so far
+        self._late: Optional[torch.Tensor] = None  # whether the gradients of the last update were
+        self._reading: Optional[_Reading] = None
+
+    def look(self, result: Dict[str, Any], last: bool) -> None:
+        """Note the losses of a batch; after the last one of an update, ask the other ranks."""
+        losses = {name: value for name, value in result.items() if name != 'output'}
+        self.names = tuple(losses)
+        broken = ~torch.stack([value.detach() for value in losses.values()]).isfinite()
+        self._losses = broken if self._losses is None else self._losses | broken
+        if not last:
+            return
+        save, stop = self.wishes()
+        late = self._late if self._late is not None else broken.new_zeros(())
+        # Filled on the device: a list would be copied to it, and the host would wait for that.
+        told = [torch.full((1,), wish, device=self.device) for wish in (save, stop)]
+        flags = torch.cat([*told, late.reshape(1), self._losses]).to(torch.uint8)
+        self._reading = _Reading(flags, self.distributed)
+
+    def agree(self) -> Verdict:
+        """What was found of the update, on all ranks. Call it before the optimizer steps."""
+        (save, stop, late, *everywhere), (_, _, late_here, *here) = self._reading.read()
+        self._losses = self._late = self._reading = None
+        if late:  # that gradient has broken the weights, and so the losses of this update
+            return Verdict([GRADIENT], [GRADIENT] if late_here else [], late=True)
+        return Verdict(
+            _named(self.names, everywhere), _named(self.names, here), save=bool(save), stop=bool(stop))
+
+    @property
+    def has_late(self) -> bool:
+        """Whether the gradients of the last update are still to be read."""
+        return self._late is not None
+
+    def read_late(self) -> Verdict:
+        """What was found of the gradients of the last update, on all ranks. Waits for the device."""
+        (late,), (here,) = _Reading(self._late.reshape(1).to(torch.uint8), self.distributed).read()
+        self._late = None
+        return Verdict([GRADIENT] if late else [], [GRADIENT] if here else [], late=bool(late))
+
+    def check_gradients(self, parameters: List[nn.Parameter], verdict: Verdict) -> Optional[torch.Tensor]:
+        """Add to the verdict what the backward pass of the update left.
+
+        Returns:
+            Norm of all gradients, for who clips by it; None where it was not needed.
+        """
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        if not gradients or verdict.broken:
+            return None
+        norm = get_total_norm(gradients)
+        broken = ~whole(norm).isfinite()
+        if not self.at_once:
+            self._late = broken
+        elif broken.item():
+            verdict.broken.append(GRADIENT)
+            verdict.here.append(GRADIENT)
+        return norm
+
+
+class _Reading:
+    """Flags on their way to the host, with the largest of all ranks."""
+
+    def __init__(self, flags: torch.Tensor, distributed: bool):
+        both = torch.stack([flags, flags])
+        if distributed:
+            dist.all_reduce(both[0], dist.ReduceOp.MAX)
+        on_gpu = both.device.type == 'cuda'  # others copy at once
+        self.host = both.to('cpu', non_blocking=on_gpu)
+        self.copied = torch.cuda.Event() if on_gpu else None
+        if on_gpu:
+            self.copied.record()
+
+    def read(self) -> Tuple[List[int], List[int]]:
+        if self.copied is not None:
+            self.copied.synchronize()
+        return tuple(self.host.tolist())
+
+
+def _named(names: Tuple[str, ...], flags: List[int]) -> List[str]:
+    """The losses that are broken; their sum only where no part of it is."""
+    broken = [name for name, flag in zip(names, flags) if flag]
+    return [name for name in broken if name != 'loss'] or broken

@@ -1,0 +1,132 @@
+"""What happens to an update whose losses or gradients are NaN or infinite, and what is kept of it to look at."""
+import argparse
+import logging
+import os
+from typing import Any, List, Optional
+
+import torch
+import torch.distributed as dist
+from timm.task import TrainingTask
+from timm.utils import unwrap_model
+
+from ...assembly.sharding import whole
+from ...base.atomic_write import replacing
+from ...base.command_line import listed
+from ...data.resumption.loader import ResumableLoader
+from ..losses import NonFiniteError, Update
+from .finite_check import GRADIENT, Verdict
+
+_logger = logging.getLogger('train')
+_MOST_FILES = 10
+_MOST_IN_A_ROW = 50
+_REMEDY = 'a smaller --lr, --clip-grad, more --warmup-epochs, --amp-dtype bfloat16'
+
+
+class BrokenUpdates:
+    """Ends the run at the first broken update, or leaves such updates out, as --nan-policy says.
+
+    Updates that the loss scaler skips do not end the run, unless too many follow each other: the scale starts high and
+    has to come down.
+
+    Args:
+        args: Options.
+        task: Task that is trained.
+        loader: Training loader, which knows the indices of a batch.
+    """
+
+    def __init__(self, args: argparse.Namespace, task: TrainingTask, loader: ResumableLoader):
+        self.args = args
+        self.task = task
+        self.loader = loader
+        self.folder: Optional[str] = None  # where files go, on every rank; None: nowhere
+        self.count = 0
+        self.skipped = 0  # by the loss scaler
+        self._next = -1  # number of the batch after the last broken update, counted over all epochs
+        self._in_a_row = 0
+
+    def __call__(self, update: Update, verdict: Verdict) -> None:
+        """
+        Raises:
+            NonFiniteError: on all ranks, at the first one, or with --nan-policy skip after 50 in a row; for updates
+                that the loss scaler skips, after 50 in a row or at a scale below 1.
+        """
+        first_batch = update.epoch * len(self.loader.loader) + update.first_batch
+        self._in_a_row = self._in_a_row + 1 if first_batch == self._next else 1
+        self._next = first_batch + len(update.losses)
+        if verdict.skipped:
+            self._skipped(update, verdict)
+            return
+        found = self._found(update, verdict)
+        self.count += 1
+        message = f"{self._name(update)}: {', '.join(verdict.broken)} not finite, {found}"
+        if verdict.late:
+            raise NonFiniteError(f'{message}. It was found after the update was made, and nothing was saved since. Try '
+                                 f'{_REMEDY}')
+        if self.args.nan_policy == 'stop':
+            raise NonFiniteError(f'{message}. The update was not made, and nothing was saved of it. Try {_REMEDY} or '
+                                 '--nan-policy skip')
+        if self._in_a_row >= _MOST_IN_A_ROW:
+            raise NonFiniteError(f'{message}: the last of {self._in_a_row} updates in a row. Try a smaller --lr')
+        if self.args.rank == 0:
+            _logger.warning(f'Left out: {message}')
+
+    def _skipped(self, update: Update, verdict: Verdict) -> None:
+        self.skipped += 1
+        if verdict.scale < 1 or self._in_a_row >= _MOST_IN_A_ROW:
+            raise NonFiniteError(
+                f'{self._name(update)}: gradient not finite, {self._found(update, verdict)}. The loss scaler skipped '
+                f'{self._in_a_row} updates in a row, its scale is {verdict.scale:g}. Try {_REMEDY}')
+        if self.args.rank == 0:
+            _logger.info(f'Skipped {self._name(update)}: a gradient is not finite in float16. The loss scale is now '
+                         f'{verdict.scale:g}; skipped so far: {self.skipped}')
+
+    def _name(self, update: Update) -> str:
+        return f'update {update.first_batch // self.args.grad_accum_steps + 1} of epoch {update.epoch}'
+
+    def _found(self, update: Update, verdict: Verdict) -> str:
+        """Samples and files of the broken update on all ranks. A collective."""
+        found = [self._describe(update, verdict)]
+        if self.args.distributed:
+            of_ranks = [None] * self.args.world_size
+            dist.all_gather_object(of_ranks, found[0])
+            found = of_ranks
+        return '; '.join(text for text in found if text)
+
+    def _describe(self, update: Update, verdict: Verdict) -> str:
+        """Samples of this rank and the file with its batch, '' where this rank is not broken."""
+        if not verdict.here and not verdict.skipped:
+            return ''
+        indices = [self.loader.indices(update.first_batch + i) for i in range(len(update.losses))]
+        known = [index for batch in indices if batch for index in batch]
+        # With scheduled resolutions an index comes with the size of its image.
+        known = [index[0] if isinstance(index, tuple) else index for index in known]
+        words = f'samples {listed(known)}' if known else 'samples of unknown index'
+        if self.folder is not None and self.count < _MOST_FILES and update.input is not None:
+            words += f', kept in {self._write(update, verdict, indices)}'
+        return f'on rank {self.args.rank} {words}' if self.args.distributed else words
+
+    def _write(self, update: Update, verdict: Verdict, indices: List[Any]) -> str:
+        """One forward pass of `weights`, in training mode, on `input` and `target` gives the broken losses again."""
+        number = update.first_batch // self.args.grad_accum_steps
+        path = os.path.join(self.folder, f'broken-{update.epoch}-{number}-rank{self.args.rank}.pth')
+        module = unwrap_model(self.task.get_trainable_module())
+        weights = {} if self.args.fsdp else {
+            name: whole(value).detach().cpu() for name, value in module.state_dict().items()}
+        content = {
+            'epoch': update.epoch, 'update': number, 'rank': self.args.rank, 'broken': verdict.here or [GRADIENT],
+            'losses': [{name: value.item() for name, value in values.items()} for values, _ in update.losses],
+            'indices': indices, 'input': _on_host(update.input), 'target': _on_host(update.target),
+            'weights': weights, 'model': self.args.model, 'num_classes': self.args.num_classes,
+        }
+        try:
+            with replacing(path) as f:
+                torch.save(content, f)
+        except OSError as error:
+            return f'nothing, {error}'
+        return path
+
+
+def _on_host(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _on_host(part) for name, part in value.items()}
+    return value.detach().cpu() if isinstance(value, torch.Tensor) else value

@@ -1,0 +1,93 @@
+"""A run in which nothing happens any more ends, and says which rank hangs and where."""
+import argparse
+import faulthandler
+import os
+import re
+import sys
+import threading
+import time
+import traceback
+from typing import Optional
+
+from ...base.presence import Presence
+from ...base.signals import EXIT_STATUS
+
+# Functions in which a rank meets the others: collectives, and DDP's within the forward and backward pass.
+_WAITING = {'all_reduce', 'broadcast', 'barrier', 'all_gather', 'gather', 'all_gather_object', 'gather_object',
+            '_pre_forward', '_engine_run_backward'}
+# Collectives of NCCL return at once. The host waits for them when it reads from the device: in torch's function
+# `synchronize`, or in a line that calls a method of a tensor, which has no frame of its own.
+_READING = re.compile(r'\.(item|tolist|cpu|numpy|synchronize)\(|\.to\(|\bbool\(|\bfloat\(')
+
+
+class Watchdog:
+    """While entered, ends the process if there is no beat for --hang-timeout seconds.
+
+    A rank that hangs makes all others wait for it: each says what it does, so one of them names the cause. Where it
+    cannot, its process being stopped or lost, the others name it.
+
+    Args:
+        args: Options.
+    """
+
+    def __init__(self, args: argparse.Namespace):
+        self.args = args
+        self.seconds = args.hang_timeout
+        self.period = min(10., self.seconds / 4)
+        self.presence: Optional[Presence] = None  # of several ranks, from the first beat on
+        self._last: Optional[float] = None  # none before the first beat: compiling takes its time
+        self._done = threading.Event()
+
+    def __enter__(self) -> 'Watchdog':
+        if self.seconds:
+            threading.Thread(target=self._guard, name='watchdog', daemon=True).start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.end()
+
+    def end(self) -> None:
+        """Watch no more: what follows takes its time."""
+        self._done.set()
+
+    def beat(self) -> None:
+        """An update or a batch of evaluation is done."""
+        self._last = time.monotonic()
+
+    def _guard(self) -> None:
+        woke = time.monotonic()
+        while not self._done.wait(self.period):
+            slept, woke = time.monotonic() - woke, time.monotonic()
+            if self._last is None:
+                continue
+            if slept > 2 * self.period:  # this process itself was stopped, as that of a job that is suspended
+                self._last += slept - self.period
+            if self.args.distributed:
+                self.presence = self.presence or Presence(self.args, self.period)
+                self.presence.tell()
+            if time.monotonic() - self._last > self.seconds:
+                self._end()
+
+    def _end(self) -> None:
+        place = self._place()
+        if self.presence is not None:
+            self.presence.leave()
+        print(f'{os.path.basename(sys.argv[0])}: error: rank {self.args.rank}: nothing has happened for '
+              f'{self.seconds:g} s (--hang-timeout), {place}. Go on with --resume auto', file=sys.stderr)
+        faulthandler.dump_traceback(all_threads=True)
+        sys.stderr.flush()
+        os._exit(EXIT_STATUS)
+
+    def _place(self) -> str:
+        stack = traceback.extract_stack(sys._current_frames()[threading.main_thread().ident])
+        if self.args.distributed and (any(frame.name in _WAITING for frame in stack) or self._reads(stack[-1])):
+            silent = self.presence.silent()
+            missing = f": rank {', '.join(map(str, silent))} does not answer" if silent else ''
+            return f'it waits for the other ranks{missing}'
+        frame = stack[-1]
+        return f'it hangs in {frame.name}, {frame.filename}:{frame.lineno}'
+
+    def _reads(self, frame: traceback.FrameSummary) -> bool:
+        """Whether the main thread reads from a device, so that it may wait for a collective there."""
+        on_cpu = self.args.device.startswith('cpu')
+        return not on_cpu and (frame.name == 'synchronize' or bool(_READING.search(frame.line or '')))

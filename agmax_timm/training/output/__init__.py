@@ -1,0 +1,1 @@
+"""What a training run writes: its folder, log, summary and trackers."""

@@ -1,0 +1,238 @@
+"""What a run tells: log, progress bar, summary.csv, curves.png."""
+import csv
+import logging
+import math
+import os
+import sys
+import time
+from contextlib import contextmanager
+from typing import Any, Dict, Iterator, List, Optional, Tuple
+
+from timm.utils import setup_default_logging, world_info_from_env
+from tqdm import tqdm
+
+from ...assembly.job_start import leave_allocation
+from ...base import atomic_write
+from ...base.command_line import as_line
+from ..loop import Progress
+from .log_file import LogFile
+
+_logger = logging.getLogger('train')
+# Lines of single updates: on a terminal the progress bar stands for them, the log file has them either way.
+_steps = logging.getLogger('train.steps')
+
+
+class _ConsoleHandler(logging.StreamHandler):
+    """Write above a progress bar instead of through it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=sys.stderr)
+
+
+def begin() -> None:
+    """Set up the log. Outside of srun, leave the SLURM allocation and warn of that."""
+    warning = leave_allocation()
+    setup_logging(primary=world_info_from_env()[1] == 0)
+    if warning:
+        _logger.warning(warning)
+
+
+def setup_logging(primary: bool = True) -> None:
+    """Log to the console as timm does; on ranks other than the first, warnings alone."""
+    setup_default_logging(logging.INFO if primary else logging.WARNING)
+    if primary and sys.stderr.isatty():
+        plain = logging.root.handlers[-1]
+        console = _ConsoleHandler()
+        console.setFormatter(plain.formatter)
+        console.addFilter(lambda record: record.name != _steps.name)
+        logging.root.handlers[-1] = console
+
+
+def log_to_file(path: str) -> LogFile:
+    """Append every log line to a file as well, no longer to that of a run before in this process."""
+    for handler in [handler for handler in logging.root.handlers if isinstance(handler, LogFile)]:
+        logging.root.removeHandler(handler)
+        handler.close()
+    handler = LogFile(path)
+    logging.root.addHandler(handler)
+    return handler
+
+
+@contextmanager
+def tolerated(path: str) -> Iterator[None]:
+    """Go on without a file that training does not need, where the disk refuses it; one line says so."""
+    try:
+        yield
+    except OSError as error:
+        _logger.warning(f'cannot write {error.filename or path}: {error.strerror or error}: training goes on')
+
+
+class Reporter:
+    """Tells of training while it runs: log lines in timm's format, on a terminal a bar over the whole run with ETA.
+
+    Args:
+        total_updates: Updates of the whole run.
+        done_updates: Updates done before, in a resumed run.
+        num_epochs: Epochs of the whole run.
+        primary: Whether this process reports.
+    """
+
+    def __init__(self, total_updates: int, done_updates: int = 0, num_epochs: int = 0, primary: bool = True):
+        self.primary = primary
+        self.num_epochs = num_epochs
+        self.total_updates = total_updates
+        self.done_updates = done_updates
+        self.start = time.perf_counter()
+        self.bar = tqdm(
+            total=total_updates, initial=done_updates, unit='update', file=sys.stderr, dynamic_ncols=True,
+            disable=not (primary and sys.stderr.isatty()))
+
+    def updated(self) -> None:
+        self.bar.update()
+
+    def train_step(self, progress: Progress, lr: float) -> None:
+        if not self.primary:
+            return
+        _steps.info(f'{train_line(progress, lr)}  ETA: {self._eta(progress)}')
+        self.bar.set_description(f'Epoch {progress.epoch + 1}/{self.num_epochs}', refresh=False)
+        self.bar.set_postfix({name: f'{value:.3g}' for name, value in progress.mean.items()}, refresh=False)
+
+    def _eta(self, progress: Progress) -> str:
+        """Time to the end of the run, by the mean of all updates of this process with the evaluations between them."""
+        done = progress.epoch * progress.updates_per_epoch + progress.update_index + 1
+        seconds = (time.perf_counter() - self.start) / max(1, done - self.done_updates)
+        return tqdm.format_interval(seconds * max(0, self.total_updates - done))
+
+    def evaluation(self, name: str, metrics: Dict[str, float]) -> None:
+        if self.primary:
+            _logger.info(f"{name}: Loss: {metrics['loss']:.4f}{_percentages(metrics)}")
+
+    def close(self) -> None:
+        self.bar.close()
+
+
+def train_line(progress: Progress, lr: float) -> str:
+    """timm's log line, with the parts of the loss behind it. Images a second, whatever the number of views."""
+    done = progress.update_index + 1
+    lap, total = progress.lap, progress.total
+    losses = '  '.join(
+        f"{_title(name)}: {value:#.3g} ({progress.mean[name]:#.3g})" for name, value in progress.last.items())
+    return (
+        f'Train: {progress.epoch} [{progress.update_index:>4d}/{progress.updates_per_epoch} '
+        f'({100. * done / progress.updates_per_epoch:>3.0f}%)]  '
+        f'{losses}  '
+        f'Time: {lap.seconds / max(1, lap.updates):.3f}s, {lap.images / lap.seconds:>7.2f}/s  '
+        f'({total.seconds / total.updates:.3f}s, {total.images / total.seconds:>7.2f}/s)  '
+        f'LR: {lr:.3e}  '
+        f'Data: {lap.data_seconds / max(1, lap.updates):.3f} ({total.data_seconds / total.updates:.3f})'
+    )
+
+
+def evaluation_line(name: str, batch_index: int, num_batches: int, metrics: Dict[str, float]) -> str:
+    return f"{name}: [{batch_index:>4d}/{num_batches - 1}]  Loss: {metrics['loss']:>6.3f}{_percentages(metrics)}"
+
+
+def _percentages(metrics: Dict[str, float]) -> str:
+    titles = {'top1': 'Acc@1', 'top5': 'Acc@5', 'map': 'mAP'}
+    return ''.join(
+        f'  {titles.get(name, name)}: {value:>7.3f}' for name, value in metrics.items() if name != 'loss')
+
+
+def log_evaluation_step(name: str):
+    """An on_log for engine.evaluate that writes its lines."""
+    return lambda *progress: _steps.info(evaluation_line(name, *progress))
+
+
+def summary_row(
+        epoch: int,
+        train: Dict[str, float],
+        lr: float,
+        raw: Optional[Dict[str, float]],
+        ema: Optional[Dict[str, float]],
+) -> Dict[str, Any]:
+    """A row of summary.csv: timm's columns first, where `eval_` is the EMA's if there is one, then ours."""
+    selected = ema or raw or {}
+    row = {'epoch': epoch, 'train_loss': train['loss']}
+    row.update({f'eval_{name}': value for name, value in selected.items()})
+    row['lr'] = lr
+    row.update({f'train_{name}': value for name, value in train.items() if name != 'loss'})
+    if ema:
+        row.update({f'raw_{name}': value for name, value in raw.items()})
+        row.update({f'ema_{name}': value for name, value in ema.items()})
+    return row
+
+
+def write_summary(path: str, rows: List[Dict[str, Any]]) -> None:
+    """Write summary.csv with these rows and no others: whole or not at all.
+
+    Args:
+        rows: By column; one that a row lacks is empty. Columns are in the order in which they appear.
+
+    Raises:
+        OSError: the disk refuses it, and the file is as it was.
+    """
+    with atomic_write.replacing(path, 'w', newline='') as f:
+        writer = csv.DictWriter(f, fieldnames=list(dict.fromkeys(name for row in rows for name in row)))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def plot_curves(summary_path: str, output_path: str) -> None:
+    """Draw loss parts, top-1 and learning rate over the epochs of a summary.csv. Needs the extra `plot`."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        _logger.info('No curves.png: install matplotlib (the extra "plot") for it.')
+        return
+    panels = read_curves(summary_path)
+    figure = Figure(figsize=(12, 3.6), layout='constrained')
+    for axes, (name, lines) in zip(figure.subplots(1, len(panels)), panels.items()):
+        for column, points in lines.items():
+            axes.plot(*zip(*points), marker='.', label=column)
+        axes.set(title=name, xlabel='epoch')
+        if axes.lines:
+            axes.legend()
+    with atomic_write.replacing(output_path) as f:
+        figure.savefig(f, dpi=110, format='png')
+
+
+def read_curves(summary_path: str) -> Dict[str, Dict[str, List[Tuple[int, float]]]]:
+    """The columns of a summary.csv that are drawn: by panel, each with its points (epoch from 1, value)."""
+    with open(summary_path, newline='', encoding='utf-8-sig') as f:  # editors add a byte-order mark
+        rows = list(csv.DictReader(f))
+    title, metric = ('mAP (%)', 'map') if rows and 'eval_map' in rows[0] else ('top-1 (%)', 'top1')
+    averaged = rows and rows[0].get(f'ema_{metric}')
+    panels = {
+        'loss': ['train_loss', 'train_ce', 'train_agreement', 'train_divergence', 'eval_loss'],
+        title: [f'raw_{metric}', f'ema_{metric}'] if averaged else [f'eval_{metric}'],
+        'learning rate': ['lr'],
+    }
+    return {name: {
+        column: [(int(row['epoch']) + 1, float(row[column])) for row in rows if row[column]]
+        for column in columns if rows and rows[0].get(column)} for name, columns in panels.items()}
+
+
+def _title(name: str) -> str:
+    return 'CE' if name == 'ce' else name.capitalize()
+
+
+def best_last(results: List[Dict[str, Any]], metric: str, decreasing: bool, most: int = 10) -> List[Dict[str, Any]]:
+    """The best epochs that have the metric, best last, as timm prints them behind --result."""
+    values = [(result.get('validation', result['train']).get(metric), result) for result in results]
+    ranked = sorted((pair for pair in values if pair[0] is not None), key=lambda pair: pair[0], reverse=decreasing)
+    return [result for _, result in ranked[-most:]]
+
+
+def finite(value: Any) -> Any:
+    """With None in place of numbers that JSON does not know."""
+    if isinstance(value, dict):
+        return {name: finite(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def exit_with_error(status: int, error: Exception) -> None:
+    """End the process with one line on stderr, below a progress bar if there is one."""
+    tqdm.write(f"{os.path.basename(sys.argv[0])}: error: {as_line(error)}", file=sys.stderr)
+    sys.exit(status)

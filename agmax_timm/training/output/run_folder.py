@@ -1,0 +1,210 @@
+"""The folder of a run: its name, what it records of the run, and going on in it."""
+import argparse
+import errno
+import logging
+import os
+import tempfile
+from contextlib import contextmanager
+from datetime import datetime
+from typing import Any, Dict, Iterator, Optional, Tuple
+
+import torch.distributed as dist
+import yaml
+from timm import utils
+from timm.models import safe_model_name
+
+from ...base import atomic_write
+from ...base.command_line import OptionError
+from ...weights.find import checkpoint_names, newest_checkpoint, next_line
+from . import log as reporting
+from .log_file import LogFile
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+_logger = logging.getLogger('train')
+
+
+def resolve_resume(args: argparse.Namespace) -> None:
+    """Settle --resume auto: the newest checkpoint of --experiment that is whole, or a fresh run where there is none.
+
+    Raises:
+        OptionError: there are checkpoints, and all of them are damaged.
+    """
+    if args.resume != 'auto':
+        return
+    folder = run_folder(args)
+    path, damaged = newest_checkpoint(folder)
+    reasons = '; '.join(reason for _, reason in damaged)
+    if damaged and path is None:
+        raise OptionError(f'--resume auto: no checkpoint in {folder} is whole ({reasons}): name a good one with '
+                          '--resume FILE, or start afresh with another --experiment')
+    if damaged and _first_rank():
+        _logger.warning(f'{reasons}: going on from {path}')
+    args.resume = path or ''
+
+
+def check_folder(args: argparse.Namespace, auto: bool = False, lock: bool = True) -> None:
+    """Refuse, before anything is built, a folder that cannot be written or that holds another run.
+
+    Args:
+        auto: Whether it was --resume auto: without a checkpoint, a folder of nothing but logs is gone on with.
+        lock: Have it for this process alone; that leaves a file in it.
+
+    Raises:
+        OptionError: the message names the folder and what to do.
+    """
+    folder = run_folder(args)
+    if args.experiment and os.path.isdir(folder) and not goes_on(args, folder):
+        held = checkpoint_names(folder)
+        if os.path.exists(summary_path(folder)) and not auto:
+            held.append('summary.csv')
+        if held:
+            raise OptionError(f'{folder} holds another run ({held[0]}): go on with it by --resume auto, or start '
+                              'afresh with another --experiment')
+    if _first_rank():
+        with writing(folder):
+            check_writable(folder)
+            if args.experiment and os.path.isdir(folder) and lock:
+                _lock(folder)
+
+
+def _first_rank() -> bool:
+    return utils.world_info_from_env()[1] == 0
+
+
+def check_writable(folder: str) -> None:
+    """Raise OSError where neither a folder nor a file in it could be made."""
+    while not os.path.lexists(folder):
+        folder = os.path.dirname(folder) or '.'
+    with tempfile.TemporaryFile(dir=folder, buffering=0) as f:
+        f.write(b'x')
+
+
+@contextmanager
+def writing(folder: str) -> Iterator[None]:
+    """Raise OptionError, with what to do, where a file in a folder cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise OptionError(f'cannot write {error.filename or folder}: {error.strerror or error}: give a folder that '
+                          'can be written with --output') from error
+
+
+_locks: Dict[str, Any] = {}  # open files, by folder: the system lets go of them when the process ends
+
+
+def _lock(folder: str) -> None:
+    """Have a folder for this process alone, as long as it lives.
+
+    Raises:
+        OptionError: another process has it.
+    """
+    folder = os.path.realpath(folder)
+    if fcntl is None or folder in _locks:
+        return
+    file = open(os.path.join(folder, '.lock'), 'a')
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.close()
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            raise OptionError(
+                f'another process trains in {folder}: wait for it, or use another --experiment') from error
+        _logger.warning(f'{folder} cannot be locked ({error.strerror}): no other process may train in it')
+    else:
+        _locks[folder] = file
+
+
+def check_same_start(args: argparse.Namespace, resume_epoch: Optional[int]) -> None:
+    """Raise OptionError where ranks found different checkpoints, as on machines that do not share the folder.
+
+    Args:
+        resume_epoch: Epoch that this rank's checkpoint goes on with, None without one.
+    """
+    if not args.distributed:
+        return
+    epochs = [None] * args.world_size
+    dist.all_gather_object(epochs, resume_epoch)
+    others = [rank for rank, epoch in enumerate(epochs) if epoch != epochs[0]]
+    if others:
+        said = [f'goes on with epoch {epoch}' if epoch is not None else 'finds no checkpoint' for epoch in epochs]
+        raise OptionError(f'--resume: rank 0 {said[0]}, rank {others[0]} {said[others[0]]}: give every machine '
+                          f'the same files, --output {_parent(args)} on storage that all of them share')
+
+
+def open_folder(
+        args: argparse.Namespace,
+        options: Dict[str, Any],
+        img_size: int,
+        before: Any = None,
+) -> Tuple[str, LogFile]:
+    """Create or enter the run's folder, named as timm names it, with the options as args.yaml and the log in train.log.
+
+    A run that goes on in its own folder goes on with the log and the summary of its checkpoint.
+
+    Args:
+        options: Options as given.
+        img_size: Side of the input, for the name.
+        before: What the checkpoint holds that the run was resumed from, None without one.
+
+    Raises:
+        OptionError: the folder cannot be written, or another process has it.
+    """
+    stamp = datetime.now().strftime('%Y%m%d-%H%M%S')
+    name = args.experiment or f'{stamp}-{safe_model_name(args.model)}-{img_size}'
+    folder = os.path.join(_parent(args), name)
+    with writing(folder):
+        os.makedirs(folder, exist_ok=True)
+        _lock(folder)
+        atomic_write.clean(folder)
+        log_path = os.path.join(folder, 'train.log')
+        if before is not None and before.exact and goes_on(args, folder):
+            atomic_write.cut(log_path, before.state['log'])
+            if before.state['rows']:
+                reporting.write_summary(summary_path(folder), before.state['rows'])
+        log = reporting.log_to_file(log_path)
+        with atomic_write.replacing(os.path.join(folder, 'args.yaml'), 'w') as f:
+            yaml.safe_dump(options, f, default_flow_style=False)
+    return folder, log
+
+
+def share_path(args: argparse.Namespace, path: Optional[str]) -> Optional[str]:
+    """The first rank's path, on all ranks."""
+    paths = [path]
+    if args.distributed:
+        dist.broadcast_object_list(paths, 0)
+    return paths[0]
+
+
+def goes_on(args: argparse.Namespace, folder: Optional[str]) -> bool:
+    """Whether the run was resumed from a checkpoint in its own folder."""
+    return bool(args.resume and folder) and os.path.realpath(os.path.dirname(args.resume)) == os.path.realpath(folder)
+
+
+def line_to_write(args: argparse.Namespace, auto: bool, state: Optional[Dict[str, Any]]) -> int:
+    """Number of the line of checkpoints that the run writes; see newest.line_of.
+
+    Args:
+        auto: Whether it was --resume auto.
+        state: That of the checkpoint, None without one.
+    """
+    folder = os.path.dirname(args.resume)
+    if not auto and args.experiment and goes_on(args, run_folder(args)):
+        return next_line(folder)
+    return (state or {}).get('line', 0) if auto else 0
+
+
+def summary_path(folder: str) -> str:
+    return os.path.join(folder, 'summary.csv')
+
+
+def run_folder(args: argparse.Namespace) -> str:
+    """The folder of --experiment, or the one that a run without a name makes its own in."""
+    return os.path.join(_parent(args), args.experiment)
+
+
+def _parent(args: argparse.Namespace) -> str:
+    return args.output or os.path.join('output', 'train')

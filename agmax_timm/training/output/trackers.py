@@ -1,0 +1,156 @@
+"""Weights & Biases and TensorBoard: the rows of summary.csv, and the losses at log intervals."""
+import argparse
+import os
+from typing import Any, Callable, Dict, List, Optional
+
+from ...base.command_line import OptionError
+from ...base.safe_load import one_line
+from ..loop import Progress
+from . import log as reporting
+
+
+def require_trackers(args: argparse.Namespace) -> None:
+    """Raise OptionError, before anything is built, where --log-wandb or --log-tensorboard cannot work."""
+    if args.log_wandb:
+        try:
+            import wandb  # noqa: F401
+        except ImportError as error:
+            raise OptionError('--log-wandb needs the package wandb: pip install wandb, or drop it') from error
+    if args.log_tensorboard:
+        try:
+            import torch.utils.tensorboard  # noqa: F401
+        except ImportError as error:
+            raise OptionError(
+                '--log-tensorboard needs the package tensorboard: pip install tensorboard, or drop it') from error
+
+
+class Trackers:
+    """Those that the options ask for; the first rank has them.
+
+    The losses of an update are at the number of updates before it, in TensorBoard the row of an epoch at that of all
+    updates to its end, in Weights & Biases at that of its epoch. A run that goes on tells some of them again:
+    TensorBoard drops what it had of those, Weights & Biases shows both.
+
+    Args:
+        args: Options.
+        folder: Of the run.
+        updates_per_epoch: Updates of an epoch.
+        done_updates: Updates before this process.
+        rows: Of summary.csv so far, where the run goes on.
+        same_folder: Whether it goes on in its own folder, with what was written there.
+
+    Raises:
+        OptionError: Weights & Biases cannot be logged to.
+    """
+
+    def __init__(
+            self,
+            args: argparse.Namespace,
+            folder: str,
+            updates_per_epoch: int,
+            done_updates: int,
+            rows: List[Dict[str, Any]],
+            same_folder: bool,
+    ):
+        self.updates_per_epoch = updates_per_epoch
+        self.wandb = _Wandb(args, os.path.basename(folder)) if args.log_wandb else None
+        self.board = None
+        if args.log_tensorboard:
+            self.board = _Board(os.path.join(folder, 'tensorboard'), done_updates if same_folder else None)
+            for row in rows:
+                if not same_folder or self._end_of(row) >= done_updates:
+                    self.board.write(row, self._end_of(row))
+
+    def row(self, row: Dict[str, Any]) -> None:
+        """Tell of an epoch."""
+        if self.wandb is not None:
+            self.wandb.write(row)
+        if self.board is not None:
+            self.board.write(row, self._end_of(row))
+
+    def update(self, progress: Progress) -> None:
+        """Tell of the losses of an update."""
+        values = {f'update_{name}': value for name, value in progress.last.items()}
+        step = progress.epoch * self.updates_per_epoch + progress.update_index
+        if self.wandb is not None:
+            self.wandb.write({'update': step, **values})
+        if self.board is not None:
+            self.board.write(values, step)
+
+    def finish(self) -> None:
+        for tracker in (self.wandb, self.board):
+            if tracker is not None:
+                tracker.close()
+
+    def _end_of(self, row: Dict[str, Any]) -> int:
+        return (row['epoch'] + 1) * self.updates_per_epoch
+
+
+class _Board:
+    """TensorBoard's files in a folder. A disk that refuses them ends them, not the run.
+
+    Args:
+        folder: Folder of the files.
+        purge_step: From this step on, what is there does not count any more; None: all counts.
+    """
+
+    def __init__(self, folder: str, purge_step: Optional[int]):
+        from torch.utils.tensorboard import SummaryWriter
+        self.folder = folder
+        self.writer = None
+        with reporting.tolerated(folder):
+            self.writer = SummaryWriter(folder, purge_step=purge_step)
+
+    def write(self, values: Dict[str, Any], step: int) -> None:
+        def add(writer: Any) -> None:
+            for name, value in values.items():
+                if name != 'epoch':
+                    writer.add_scalar(name, value, step)
+            writer.flush()  # a process that is killed would leave a gap
+        self._try(add)
+
+    def close(self) -> None:
+        self._try(lambda writer: writer.close())
+
+    def _try(self, work: Callable[[Any], None]) -> None:
+        writer, self.writer = self.writer, None
+        if writer is not None:
+            with reporting.tolerated(self.folder):
+                work(writer)
+                self.writer = writer
+
+
+class _Wandb:
+    """A run of Weights & Biases, where rows are shown over their `epoch` and losses of updates over their `update`.
+
+    Args:
+        args: Options.
+        name: Of the run.
+
+    Raises:
+        OptionError: it cannot be started.
+    """
+
+    def __init__(self, args: argparse.Namespace, name: str):
+        import wandb
+        try:
+            self.run = wandb.init(
+                project=args.wandb_project,
+                name=name,
+                config=vars(args),
+                tags=args.wandb_tags,
+                id=args.wandb_resume_id or None,
+                resume='must' if args.wandb_resume_id else None,
+            )
+        except wandb.Error as error:
+            reason = one_line(error).rstrip('.')
+            raise OptionError(
+                f'--log-wandb: {reason}: try wandb login, or WANDB_MODE=offline in the environment') from error
+        self.run.define_metric('*', step_metric='epoch')
+        self.run.define_metric('update_*', step_metric='update')
+
+    def write(self, values: Dict[str, Any]) -> None:
+        self.run.log(values)
+
+    def close(self) -> None:
+        self.run.finish()

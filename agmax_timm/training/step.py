@@ -1,0 +1,150 @@
+"""An update: the gradients of its batches, what is found broken of them, and the optimizer's step."""
+import argparse
+from contextlib import nullcontext
+from typing import Callable, Optional
+
+import torch
+from timm.task import TrainingTask
+from timm.utils import dispatch_clip_grad
+from torch.nn.utils import clip_grads_with_norm_
+
+from ..assembly.model import Precision
+from .guards.finite_check import Verdict, Watch
+from .losses import Input, Update
+
+
+class Step:
+    """Makes updates of a task.
+
+    Args:
+        task: What is trained; gives the losses of a batch.
+        optimizer: Of its parameters.
+        args: Options.
+        device: Device of the task.
+        precision: Dtypes, and the scaler of the loss where there is one.
+        loss_scale: Factor of a batch's gradient by its number of images, where batches differ in size.
+        watch: Looks at losses and gradients before each update.
+        on_broken: Called with an update whose losses or gradients are not finite; it may raise.
+    """
+
+    def __init__(
+            self,
+            task: TrainingTask,
+            optimizer: torch.optim.Optimizer,
+            args: argparse.Namespace,
+            device: torch.device,
+            precision: Precision,
+            loss_scale: Optional[Callable[[int], float]] = None,
+            watch: Optional[Watch] = None,
+            on_broken: Optional[Callable[[Update, Verdict], None]] = None,
+    ):
+        self.task = task
+        self.optimizer = optimizer
+        self.args = args
+        self.device = device
+        self.precision = precision
+        self.loss_scale = loss_scale
+        self.watch = watch
+        self.on_broken = on_broken or (lambda update, verdict: None)
+        self._module = task.get_trainable_module()
+        self._parameters = list(self._module.parameters())  # once: the walk to them costs as much as their norm
+        self._second_order = getattr(optimizer, 'is_second_order', False)
+        self._before: Optional[Update] = None  # the previous update, if its gradients are still to be checked
+
+    def begin_epoch(self) -> None:
+        self._module.train()
+        self.optimizer.zero_grad()
+
+    def __call__(
+            self,
+            update: Update,
+            input: Input,
+            target: torch.Tensor,
+            batches: int = 1,
+            last: bool = True,
+    ) -> Optional[Verdict]:
+        """Add the gradient of a batch and, with the last one of an update, make it or leave it out.
+
+        Args:
+            update: To which the batch belongs.
+            input, target: The batch, on the device.
+            batches: Number of batches in the update.
+            last: Whether this is the last of them.
+
+        Returns:
+            What the watch of all ranks found of the update; None before the last batch, and without a watch.
+        """
+        self._accumulate(update, input, target, batches, last)
+        return self._make(update) if last else None
+
+    def finish(self) -> None:
+        """Check the gradients of the last update if that is still to do. Call it before weights are used or saved."""
+        if self._before is not None:
+            self._check_before(self.watch.read_late())
+
+    def _accumulate(self, update: Update, input: Input, target: torch.Tensor, batches: int, last: bool) -> None:
+        """Launch forward and backward pass of a batch."""
+        if self.watch is not None and self.watch.skips and not update.losses:
+            update.keep_buffers(self._module)
+        with nullcontext() if last else self.task.no_sync():
+            with self.precision.autocast():
+                result = self.task(input, target)
+            images = len(target) // (2 if self.args.agmax else 1)
+            update.add(result, images, input, target)
+            if self.watch is not None:
+                self.watch.look(result, last=last)
+            loss = result['loss'] / batches if batches > 1 else result['loss']
+            if self.loss_scale is not None:
+                loss = self.loss_scale(images) * loss
+            if self.precision.scaler is None:
+                loss.backward(create_graph=self._second_order)
+            else:
+                self.precision.scaler.backward(loss, create_graph=self._second_order)
+
+    def _make(self, update: Update) -> Optional[Verdict]:
+        """Step, unless losses or gradients are broken."""
+        verdict = norm = None
+        if self.watch is not None:
+            verdict = self.watch.agree()
+            self._check_before(verdict)
+            if self.precision.scaler is None:  # the scaler looks at gradients itself
+                norm = self.watch.check_gradients(self._parameters, verdict)
+        if verdict is not None and verdict.broken:
+            self.on_broken(update, verdict)
+            update.restore_buffers(self._module)
+        elif not self._optimize(norm) and verdict is not None:
+            verdict.skipped, verdict.scale = True, self.precision.scaler.scale
+            self.on_broken(update, verdict)
+        if self.watch is not None and self.watch.has_late:
+            self._before = update.without_batch()
+            if verdict.save or verdict.stop:
+                self.finish()
+        self.optimizer.zero_grad()
+        return verdict
+
+    def _check_before(self, verdict: Verdict) -> None:
+        """Call on_broken for the previous update if its gradients were not finite. The optimizer has used them."""
+        before, self._before = self._before, None
+        if verdict.late:
+            self.on_broken(before, verdict)
+
+    def _optimize(self, norm: Optional[torch.Tensor]) -> bool:
+        """Clip the gradients, and step.
+
+        Args:
+            norm: That of all gradients, where it is known: clipping by norm need not read them again.
+
+        Returns:
+            Whether the update was made; the scaler leaves out those whose gradients are not finite.
+        """
+        args, parameters = self.args, None
+        if args.clip_grad is not None:
+            parameters = self.task.get_clip_parameters(exclude_head='agc' in args.clip_mode)
+        if self.precision.scaler is not None:
+            return self.precision.scaler.step(self.optimizer, args.clip_grad, args.clip_mode, parameters)
+        if args.clip_grad is not None and args.clip_mode == 'norm' and norm is not None:
+            clip_grads_with_norm_(parameters, args.clip_grad, norm)
+        elif args.clip_grad is not None:
+            dispatch_clip_grad(parameters, value=args.clip_grad, mode=args.clip_mode)
+        self.optimizer.step()
+        return True

@@ -1,0 +1,1 @@
+"""Reading and writing weights: checkpoints, exported folders, model card, Hugging Face Hub."""

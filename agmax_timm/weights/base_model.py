@@ -1,0 +1,86 @@
+"""The weights that a run starts from: their name on the Hub, and the licence under which they were published."""
+import argparse
+from contextlib import suppress
+from typing import Any, Dict, Optional
+
+import torch.nn as nn
+import yaml
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import HTTPError
+from huggingface_hub.repocard import metadata_load
+from timm.models import get_pretrained_cfg, parse_model_name
+
+from ..base.licences import license_in_folder, license_name, license_of_card
+from ..base.safe_load import CheckpointError
+from .checkpoint import SavedModel, saved_run
+
+# 'name' of a repository on the Hub and 'license', each None if unknown. Empty if training starts without weights.
+Base = Dict[str, Optional[str]]
+
+_LOCATIONS = {'url', 'file', 'state_dict', 'hf_hub_id', 'hf_hub_filename'}
+
+
+def find_base(args: argparse.Namespace, model: nn.Module) -> Base:
+    """Return the weights that a run of train.py starts from. Reads the model card of a repository or folder, if any.
+
+    Args:
+        args: Options of the run.
+        model: As timm created it, with the configuration of the weights that it loaded.
+    """
+    overlay = args.pretrained_cfg_overlay
+    path = args.resume or args.initial_checkpoint
+    if not path and args.pretrained:
+        path = args.pretrained_path or overlay.get('file')
+    if path:
+        return base_of_file(path)
+    if not args.pretrained:
+        return {}
+    config = model.pretrained_cfg
+    source, name = parse_model_name(args.model)
+    if source is None and overlay.keys() & _LOCATIONS:  # other weights than those whose licence timm knows
+        config = {**config, 'license': overlay.get('license')}
+    license = license_name(config.get('license'))
+    if source == 'hf-hub':
+        repo_id, _, revision = name.partition('@')
+        return {'name': repo_id, 'license': _license_in_repository(repo_id, revision or None) or license}
+    if source == 'local-dir':
+        return {'name': None, 'license': license_in_folder(name) or license}
+    return {'name': config.get('hf_hub_id'), 'license': license}
+
+
+def base_of(saved: SavedModel) -> Base:
+    """The weights that training of a model started from: from its record, or from its options if that has none."""
+    return saved.base if saved.base is not None else _base_of_options(saved.options, saved.architecture)
+
+
+def license_of(saved: SavedModel) -> Optional[str]:
+    """The licence of a model: that of --license, otherwise that of its base; None if unknown."""
+    return license_name(saved.options.get('license')) or base_of(saved).get('license')
+
+
+def base_of_file(path: str) -> Base:
+    """The base of a run that starts from a checkpoint or weights file: the base and the licence of that file."""
+    with suppress(CheckpointError):  # loading the file reports it
+        options, record = saved_run(path)
+        base = record['base'] if 'base' in record else _base_of_options(options)
+        return {'name': base.get('name'), 'license': license_name(options.get('license')) or base.get('license')}
+    return {'name': None, 'license': None}
+
+
+def _license_in_repository(repo_id: str, revision: Optional[str]) -> Optional[str]:
+    with suppress(HTTPError, OSError, ValueError, yaml.YAMLError):
+        return license_of_card(metadata_load(hf_hub_download(repo_id, 'README.md', revision=revision)) or {})
+    return None
+
+
+def _base_of_options(options: Dict[str, Any], architecture: str = '') -> Base:
+    """The base by the options of a run whose checkpoint does not record it. That of a file or folder is unknown."""
+    if not options.get('pretrained') or any(options.get(name) for name in ('pretrained_path', 'initial_checkpoint')):
+        return {}
+    source, _, name = (options.get('model') or architecture).rpartition(':')
+    if source:
+        return {'name': name.split('@')[0] if source in ('hf_hub', 'hf-hub') else None, 'license': None}
+    config = get_pretrained_cfg(name)
+    if config is None:
+        return {}
+    return {'name': config.hf_hub_id, 'license': license_name(config.license)}

@@ -1,0 +1,371 @@
+"""What a checkpoint or weights file holds, ours or timm's: a classifier, the options of its run, its record."""
+import argparse
+import json
+import os
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Dict, List, Optional, Tuple
+
+import timm
+import torch
+import torch.nn as nn
+from timm.data import resolve_data_config, resolve_input_data_config
+from timm.models import clean_state_dict, get_pretrained_cfg, is_model, resolve_model_input_args
+from timm.models._hub import load_model_config_from_path
+
+from ..base.class_labels import known_names
+from ..base.licences import license_in_folder, license_name
+from ..base.safe_load import CheckpointError, one_line, read_file
+from .limits import noted_options
+from .models import is_original, misfits, original_options, original_to_timm, timm_architecture
+
+# The keys of a checkpoint that are ours; all others are timm's.
+RECORD = 'agmax_timm'
+STATE = 'agmax_state'
+# timm's train.py validates so, whatever the model's own.
+_CROP_OF_TRAINING = {'crop_mode': 'center'}
+_FILES = {'best': 'model_best.pth.tar', 'last': 'last.pth.tar'}
+# Files of a folder in timm's layout: the configuration, and the possible names of the weights.
+_CONFIG, _WEIGHTS = 'config.json', ('model.safetensors', 'pytorch_model.bin')
+# Arguments of create_model that say where weights come from: never taken from a file, which has its own.
+_NOT_OF_A_MODEL = ('pretrained', 'pretrained_cfg', 'pretrained_cfg_overlay', 'checkpoint_path', 'cache_dir',
+                   'features_only')
+
+
+@dataclass
+class SavedModel:
+    """A trained classifier with all that reproduces it."""
+    architecture: str  # timm's model name, as given to create_model
+    state_dict: Dict[str, torch.Tensor]  # the plain classifier's
+    num_classes: int
+    in_chans: int = 3
+    global_pool: Optional[str] = None
+    model_args: Dict[str, Any] = field(default_factory=dict)  # further keyword arguments of create_model
+    class_names: Optional[List[str]] = None  # by index
+    class_map: Optional[Dict[Any, int]] = None  # what --class-map held, where the run kept it
+    data_config: Dict[str, Any] = field(default_factory=dict)  # input_size, interpolation, mean, std, crop_pct, _mode
+    options: Dict[str, Any] = field(default_factory=dict)  # resolved options of the run
+    metrics: Dict[str, float] = field(default_factory=dict)  # of these weights in validation; 'epoch'
+    versions: Dict[str, str] = field(default_factory=dict)  # of agmax_timm, timm, torch, python
+    base: Optional[Dict[str, Optional[str]]] = None  # see base.find_base; None where it is not recorded
+    weights: str = ''  # which weights of the run they are, in words
+    images: Dict[str, int] = field(default_factory=dict)  # numbers of images: 'train', 'validation'
+    chosen_by: str = ''  # the metric by which the run chose this epoch, '' for a last or single epoch
+    source: str = ''  # the file it was read from
+    run_dir: Optional[str] = None  # the folder of the run that wrote it, where it was read from there
+
+    def create_model(self) -> nn.Module:
+        """The timm model with these weights, in evaluation mode.
+
+        Raises:
+            CheckpointError: timm cannot build the model, or the tensors are not those of it; both are named.
+        """
+        args = dict(num_classes=self.num_classes, in_chans=self.in_chans, global_pool=self.global_pool)
+        args.update(self.model_args)
+        try:
+            model = timm.create_model(self.architecture, **args)
+        except Exception as error:
+            raise CheckpointError(
+                f'{self.source}: timm cannot build {self.architecture} with {args}: {one_line(error)}') from error
+        _load_strictly(model, self.state_dict, self.source)
+        return model.eval()
+
+
+def read_model(
+        path: str,
+        use_ema: Optional[bool] = False,
+        which: str = 'best',
+        architecture: Optional[str] = None,
+        num_classes: Optional[int] = None,
+        model_kwargs: Optional[Dict[str, Any]] = None,
+) -> SavedModel:
+    """Read a classifier from a run or a file: ours, timm's, or weights alone.
+
+    Args:
+        path: Folder of a run or in timm's layout, a checkpoint, or a state dict as .pth or .safetensors. Weights in a
+            folder of timm's layout are described by its config.json.
+        use_ema: Whether to read the EMA of the weights; None for the weights that the run ranked by, see choose_ema.
+        which: 'best' or 'last' checkpoint of a run's folder.
+        architecture: timm's name of the model, for files that do not say.
+        num_classes: Outputs, for files that do not say and whose tensors do not show it.
+        model_kwargs: Further arguments of create_model, for files that do not say.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, not plain tensors, does not say its architecture, holds no EMA,
+            or (where it has no record) its tensors are not the model's.
+    """
+    file = find_file(path, which)
+    checkpoint = _read(file)
+    if is_original(checkpoint):
+        raise CheckpointError(f'{file} is a checkpoint of the original AgMax: python -m agmax_timm.convert takes it')
+    folder, options = os.path.dirname(file) or '.', _options(checkpoint)
+    use_ema = choose_ema(options, use_ema)
+    known = dict(
+        state_dict=_tensors(checkpoint, file, use_ema),
+        options=options,
+        weights=describe_weights(options, use_ema),
+        source=file,
+        run_dir=folder if os.path.isfile(os.path.join(folder, 'args.yaml')) else None,
+        metrics={'epoch': checkpoint['epoch']} if isinstance(checkpoint.get('epoch'), int) else {},
+    )
+    with _believed(file):
+        record = checkpoint.get(RECORD)
+        said = known['options'].get('model') or checkpoint.get('arch') if record is None else record['architecture']
+        architecture = architecture or said
+        if not isinstance(architecture, str) or ':' in architecture or not is_model(architecture):
+            raise CheckpointError(f"{file} does not say which model of timm it holds"
+                                  f"{f' ({architecture} is none)' if architecture else ''}: name it with --model")
+        known['images'] = _images(checkpoint)
+        if os.path.basename(file) == _FILES['best']:
+            known['chosen_by'] = (record or {}).get('metric_name') or options.get('eval_metric') or ''
+        given = {**({'num_classes': num_classes} if num_classes else {}), **_model_args(model_kwargs or {})}
+        if record is None:
+            return _unrecorded(architecture, known, given)
+        if timm_architecture(architecture) == record['architecture'] and given.items() <= record['model_args'].items():
+            known['metrics'].update(record['metrics'].get('ema' if use_ema else 'raw', {}))
+        return _recorded(architecture, known, record, given)
+
+
+def find_file(path: str, which: str = 'best') -> str:
+    """The 'best' or 'last' checkpoint of a run's folder, the weights of a folder in timm's layout; a file as it is."""
+    if not os.path.isdir(path):
+        return path
+    layout = [os.path.join(path, name) for name in _WEIGHTS if os.path.isfile(os.path.join(path, _CONFIG))]
+    return next(filter(os.path.isfile, layout), os.path.join(path, _FILES[which]))
+
+
+def chosen_by_ema(options: Dict[str, Any]) -> bool:
+    """Whether a run with these options evaluated, and so ranked its checkpoints by, the EMA of the weights."""
+    evaluated = options.get('val_split', 'validation') != ''
+    return bool(evaluated and options.get('model_ema') and not options.get('model_ema_force_cpu'))
+
+
+def choose_ema(options: Dict[str, Any], use_ema: Optional[bool]) -> bool:
+    """Return `use_ema`; if that is None, whether a run with these options ranked its checkpoints by the EMA."""
+    return chosen_by_ema(options) if use_ema is None else use_ema
+
+
+def describe_weights(options: Dict[str, Any], use_ema: bool) -> str:
+    """Describe in words which weights of a run are taken."""
+    if not (options.get('model_ema') or use_ema):
+        return 'the weights as trained'
+    kind, other = 'the weights without averaging', 'their EMA'
+    if use_ema:
+        kind, other = 'the EMA of the weights', 'those without averaging'
+    if use_ema == chosen_by_ema(options):
+        return f'{kind}, by which the run ranked its checkpoints'
+    return f'{kind}; the run ranked its checkpoints by {other}'
+
+
+def _recorded(
+        architecture: str,
+        known: Dict[str, Any],
+        record: Dict[str, Any],
+        given: Optional[Dict[str, Any]] = None,
+) -> SavedModel:
+    model_args = {**_model_args(record['model_args']), **(given or {})}
+    return SavedModel(
+        architecture,
+        num_classes=model_args.pop('num_classes'),
+        in_chans=model_args.pop('in_chans', 3),
+        global_pool=model_args.pop('global_pool', None),
+        model_args=model_args,
+        class_names=record['class_names'],
+        class_map=record.get('class_map'),
+        data_config=dict(record['data_config']),
+        versions=dict(record['versions']),
+        base=record.get('base'),
+        **known,
+    )
+
+
+def recorded_model(record: Dict[str, Any], model: nn.Module, options: Dict[str, Any]) -> SavedModel:
+    """What read_model would return for a checkpoint of a run that saves the model now.
+
+    Args:
+        record: See record.make_record.
+        options: Options of the run.
+    """
+    return _recorded(record['architecture'], dict(state_dict=_classifier(model.state_dict()), options=options), record)
+
+
+def _unrecorded(architecture: str, known: Dict[str, Any], given: Dict[str, Any]) -> SavedModel:
+    """Describe a model without a record by `given`, then the options of timm's train.py, then the tensor shapes."""
+    options, tensors = known['options'], known['state_dict']
+    model_args = resolve_model_input_args(architecture, options, **{
+        'num_classes': options.get('num_classes') or _width(architecture, 'classifier', tensors, 0),
+        'in_chans': options.get('in_chans') or _width(architecture, 'first_conv', tensors, 1),
+        'global_pool': options.get('gp'),
+        'bn_momentum': options.get('bn_momentum'),
+        'bn_eps': options.get('bn_eps'),
+        **_model_args(options.get('model_kwargs') or {}),
+        **given,
+    })
+    for name in ('model_name', 'pretrained_cfg'):
+        del model_args[name]
+    saved = SavedModel(
+        architecture,
+        num_classes=model_args.pop('num_classes', 1000),
+        in_chans=model_args.pop('in_chans', 3),
+        global_pool=model_args.pop('global_pool', None),
+        model_args=model_args,
+        **known,
+    )
+    evaluation = {**_CROP_OF_TRAINING, **options} if options else {}
+    saved.data_config = resolve_input_data_config(saved.create_model(), evaluation, use_test_size=not options)
+    return saved
+
+
+@contextmanager
+def _believed(path: str):
+    """Turn what a file says wrongly of itself into CheckpointError."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, AssertionError, RuntimeError, OSError) as error:
+        raise CheckpointError(f'what {path} says of its model is damaged: {one_line(error)}') from error
+
+
+def _options(checkpoint: Dict[str, Any]) -> Dict[str, Any]:
+    args = checkpoint.get('args')
+    return dict(vars(args)) if isinstance(args, argparse.Namespace) else {}
+
+
+def _images(checkpoint: Dict[str, Any]) -> Dict[str, int]:
+    """Number of images of each split that the checkpoint of a run records."""
+    data = (checkpoint.get(STATE) or {}).get('data') or {}
+    counts = {split: (data.get(split) or {}).get('samples') for split in ('train', 'validation')}
+    return {split: int(count) for split, count in counts.items() if count is not None}
+
+
+def _model_args(saved: Dict[str, Any]) -> Dict[str, Any]:
+    return {name: value for name, value in saved.items() if name not in _NOT_OF_A_MODEL}
+
+
+def _width(architecture: str, layer: str, tensors: Dict[str, torch.Tensor], dim: int) -> Optional[int]:
+    """A dimension of the weights of a model's first 'classifier' or 'first_conv'; None if the file lacks the layer."""
+    names = getattr(get_pretrained_cfg(architecture), layer, None) or ()
+    name = names if isinstance(names, str) else next(iter(names), None)
+    weight = tensors.get(f'{name}.weight')
+    return weight.shape[dim] if weight is not None and weight.ndim > dim else None
+
+
+def _read(path: str, mmap: bool = False) -> Dict[str, Any]:
+    """Read a file. For weights in a folder of timm's layout, add a record made from config.json beside them."""
+    checkpoint = read_file(path, mmap)
+    config = os.path.join(os.path.dirname(path), _CONFIG)
+    if os.path.basename(path) not in _WEIGHTS or not os.path.isfile(config):
+        return checkpoint
+    with _believed(config):
+        with open(config, encoding='utf-8') as f:
+            if 'architecture' not in json.load(f):  # of another library
+                return checkpoint
+        published, architecture, model_args = load_model_config_from_path(os.path.dirname(path) or '.')
+        return {
+            'state_dict': checkpoint,
+            'args': argparse.Namespace(**noted_options(published)),
+            RECORD: {
+                'architecture': architecture,
+                'model_args': {'num_classes': published['num_classes'], **model_args},
+                'class_names': known_names(published.get('label_names'), published['num_classes']),
+                'data_config': resolve_data_config(pretrained_cfg=published, verbose=False),
+                'versions': {},
+                'metrics': {},
+                'base': {'name': None, 'license': license_in_folder(os.path.dirname(path) or '.')
+                         or license_name(published.get('license'))},
+            }}
+
+
+def load_weights(path: str, model: nn.Module, use_ema: bool = False) -> None:
+    """Load the classifier of a checkpoint or weights file, every tensor of it.
+
+    Raises:
+        CheckpointError: as read_model.
+    """
+    _load_strictly(model, _tensors(_read(path), path, use_ema), path)
+
+
+def saved_options(path: str) -> Dict[str, Any]:
+    """The options of the run that wrote a checkpoint, empty where the file does not hold any.
+
+    Values of its record replace the options: the record knows the model if the options name a folder or repository,
+    all that timm resolved, and the content of the class map (then a dict from class to index).
+    """
+    checkpoint = _read(path, mmap=True)
+    if is_original(checkpoint):
+        return original_options(checkpoint)
+    options = _options(checkpoint)
+    if options:
+        options.update(_CROP_OF_TRAINING)
+    if RECORD in checkpoint:
+        with _believed(path):
+            record = checkpoint[RECORD]
+            model_args = _model_args(record['model_args'])
+            options.update(record['data_config'], model=record['architecture'], gp=model_args.pop('global_pool', None))
+            options.update((name, model_args.pop(name)) for name in ('num_classes', 'in_chans') if name in model_args)
+            options['model_kwargs'] = model_args
+            if options.get('class_map'):
+                options['class_map'] = _class_map(record, options['class_map'])
+    return options
+
+
+def saved_run(path: str) -> Tuple[Dict[str, Any], Dict[str, Any]]:
+    """The resolved options of the run that wrote a file, and its record; each empty if the file has none.
+
+    Raises:
+        CheckpointError: as read_file.
+    """
+    checkpoint = _read(path, mmap=True)
+    record = checkpoint.get(RECORD)
+    return _options(checkpoint), record if isinstance(record, dict) else {}
+
+
+def _class_map(record: Dict[str, Any], path: str) -> Any:
+    """The class map that a run recorded. For older runs its path, or if the file is gone their class names as a map."""
+    if record.get('class_map'):
+        return dict(record['class_map'])
+    if os.path.exists(path) or not record['class_names']:
+        return path
+    return {name: index for index, name in enumerate(record['class_names'])}
+
+
+def saved_record(path: str) -> Dict[str, Any]:
+    """The record in a checkpoint (see record.make_record), empty where it has none.
+
+    Raises:
+        CheckpointError: as read_file.
+    """
+    return saved_run(path)[1]
+
+
+def _tensors(checkpoint: Dict[str, Any], path: str, use_ema: bool = False) -> Dict[str, torch.Tensor]:
+    """The classifier in what a file holds, by timm's names."""
+    if is_original(checkpoint) and not use_ema:
+        try:
+            return original_to_timm(checkpoint)
+        except CheckpointError as error:
+            raise CheckpointError(f'{path}: {error}') from error
+    keys = ('state_dict_ema', 'model_ema') if use_ema else ('state_dict', 'model')
+    tensors = next((checkpoint[key] for key in keys if checkpoint.get(key) is not None), None)
+    if tensors is None and use_ema:
+        raise CheckpointError(f'{path} holds no EMA weights: drop --use-ema, or give --raw')
+    tensors = checkpoint if tensors is None else tensors
+    if not isinstance(tensors, dict) or not tensors or not all(
+            isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in tensors.items()):
+        raise CheckpointError(f'{path} holds no weights of a model')
+    return _classifier(tensors)
+
+
+def _classifier(tensors: Dict[str, torch.Tensor]) -> Dict[str, torch.Tensor]:
+    """Rename the tensors as timm does. Drop the parts of split batch norm that are only used in training."""
+    return {name: value for name, value in clean_state_dict(tensors).items() if '.aux_bn.' not in name}
+
+
+def _load_strictly(model: nn.Module, tensors: Dict[str, torch.Tensor], path: str) -> None:
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
+        problems = misfits(tensors, model) or one_line(error)
+        name = getattr(model, 'pretrained_cfg', {}).get('architecture', type(model).__name__)
+        raise CheckpointError(f'{path} does not fit {name}: {problems}') from error

@@ -1,0 +1,95 @@
+"""The newest checkpoint of a run's folder that is whole."""
+import os
+from contextlib import suppress
+from typing import Any, Dict, List, Optional, Tuple
+
+from ..base.safe_load import CheckpointError, read_file, verify
+from .checkpoint import STATE
+
+SUFFIX = '.pth.tar'
+_SCRATCH_OF_TIMM = ('tmp.pth.tar', 'recovery_tmp.pth.tar')
+_FIRST = ('last', 'checkpoint', 'recovery', 'milestone')  # of files that hold the same state
+
+
+def checkpoint_names(folder: str) -> List[str]:
+    """Names of the checkpoints in a folder, sorted; none where there is no folder."""
+    if not os.path.isdir(folder):
+        return []
+    return sorted(name for name in os.listdir(folder) if name.endswith(SUFFIX) and name not in _SCRATCH_OF_TIMM)
+
+
+def newest_checkpoint(folder: str) -> Tuple[Optional[str], List[Tuple[str, str]]]:
+    """Find where a run goes on: in its last line of checkpoints (see line_of), at the latest position.
+
+    Returns:
+        The path of the newest checkpoint that is whole, None where there is none; path and reason (a sentence that
+        begins with the path) of each that is damaged and newer, or too damaged to say how new it is.
+    """
+    damaged, candidates = [], []
+    for name in checkpoint_names(folder):
+        path = os.path.join(folder, name)
+        try:
+            checkpoint = read_file(path, mmap=True)
+            position = position_of(checkpoint)
+        except CheckpointError as error:
+            damaged.append((path, str(error)))
+        else:
+            if position is not None:
+                candidates.append(((line_of(checkpoint), position), path))
+    candidates.sort(key=lambda candidate: _rank(candidate[1]))
+    candidates.sort(key=lambda candidate: candidate[0], reverse=True)
+    found = {}  # hard links are one file, which is read once
+    for _, path in candidates:
+        reason = _damage(path, found)
+        if reason is None:
+            return path, damaged
+        damaged.append((path, reason))
+    return None, damaged
+
+
+def position_of(checkpoint: Dict[str, Any]) -> Optional[Tuple[int, int]]:
+    """Epoch and batch that a checkpoint goes on with, None if it does not say."""
+    epoch = checkpoint.get('epoch')
+    if not isinstance(epoch, int):
+        return None
+    if 'metric' in checkpoint:  # of a finished epoch; timm's first format counted it
+        return (epoch + 1 if checkpoint.get('version', 1) > 1 else epoch), 0
+    try:
+        position = checkpoint[STATE]['position']
+        return int(position['epoch']), int(position['batch'])
+    except (KeyError, TypeError, ValueError):
+        return epoch, 0
+
+
+def line_of(checkpoint: Dict[str, Any]) -> int:
+    """How often the run had gone back to an older checkpoint of its folder by then: what it left is passed over."""
+    state = checkpoint.get(STATE)
+    return state.get('line', 0) if isinstance(state, dict) else 0
+
+
+def next_line(folder: str) -> int:
+    """The number of a line that a run begins where it goes back to a checkpoint of its folder."""
+    lines = [0]
+    for name in checkpoint_names(folder):
+        with suppress(CheckpointError):
+            lines.append(line_of(read_file(os.path.join(folder, name), mmap=True)))
+    return max(lines) + 1
+
+
+def _rank(path: str) -> int:
+    kind = os.path.basename(path).split('.')[0].split('-')[0]
+    return _FIRST.index(kind) if kind in _FIRST else len(_FIRST)
+
+
+def _damage(path: str, found: Dict[Tuple[int, int], str]) -> Optional[str]:
+    """Why a file cannot be used, None if it can."""
+    try:
+        stat = os.stat(path)
+        file = stat.st_dev, stat.st_ino
+        if file in found:
+            return f'{path} is the same file as {os.path.basename(found[file])}'
+        found[file] = path
+        verify(path)
+    except (OSError, CheckpointError) as error:
+        return str(error)
+    return None

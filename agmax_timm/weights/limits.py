@@ -1,0 +1,29 @@
+"""Options of a published model in the notes of its pretrained_cfg, which timm does not interpret."""
+from typing import Any, Dict, List, Mapping
+
+from PIL import Image
+
+from ..base.class_labels import SEVERAL_LABELS
+from ..base.image_modes import mode_of_channels
+
+_MODE = 'input_img_mode='
+
+
+def notes_of(options: Mapping[str, Any], in_chans: int) -> List[str]:
+    """The notes of a model: its task and the PIL mode of its images, if they are not the defaults.
+
+    Args:
+        options: Options of its run.
+        in_chans: Number of channels of its input.
+    """
+    notes = [SEVERAL_LABELS] if options.get('task') == SEVERAL_LABELS else []
+    mode = options.get('input_img_mode')
+    return notes + ([_MODE + mode] if mode and mode != mode_of_channels(in_chans) else [])
+
+
+def noted_options(pretrained_cfg: Mapping[str, Any]) -> Dict[str, str]:
+    """The options in the notes of a model; empty for models of other programs."""
+    notes = [note for note in pretrained_cfg.get('notes') or () if isinstance(note, str)]
+    modes = [note.removeprefix(_MODE) for note in notes if note.startswith(_MODE)]
+    return {**({'task': SEVERAL_LABELS} if SEVERAL_LABELS in notes else {}),
+            **({'input_img_mode': modes[0]} if modes and modes[0] in Image.MODES else {})}

@@ -1,0 +1,50 @@
+"""What a checkpoint says of its weights, to use them again: plain types alone, which plain timm leaves alone."""
+import platform
+from typing import Any, Dict, List, Optional
+
+import timm
+import torch
+import torch.nn as nn
+from timm.models import parse_model_name
+from timm.models._input import get_model_args
+
+from .. import __version__
+from .models import timm_architecture
+
+
+def make_record(
+        model: nn.Module,
+        name: str,
+        data_config: Dict[str, Any],
+        class_names: Optional[List[str]] = None,
+        metric_name: str = 'top1',
+        class_map: Optional[Dict[Any, int]] = None,
+        base: Optional[Dict[str, Optional[str]]] = None,
+) -> Dict[str, Any]:
+    """What reproduces the weights of a model, besides the run's options; plain types alone.
+
+    Args:
+        model: The classifier, as timm created it.
+        name: Name it was created by.
+        data_config: How it is evaluated: input_size (C, H, W), interpolation, mean, std, crop_pct, crop_mode.
+        class_names: By index, None if unknown; outputs beyond them are named by their index.
+        metric_name: The metric that ranks the checkpoints.
+        class_map: Content of --class-map, so that the file is not needed again; None without one.
+        base: Weights that training started from, see base.find_base.
+    """
+    if parse_model_name(name)[0]:  # a folder or repository, which may be gone when the checkpoint is read
+        name = model.pretrained_cfg['architecture']
+    if class_names is not None:
+        class_names = class_names + [str(i) for i in range(len(class_names), model.num_classes)]
+    return {
+        'architecture': timm_architecture(name),
+        'model_args': get_model_args(model),
+        'class_names': class_names,
+        **({'class_map': class_map} if class_map else {}),
+        'data_config': dict(data_config),
+        'metric_name': metric_name,
+        'base': base,
+        'versions': {'agmax_timm': __version__, 'timm': timm.__version__, 'torch': str(torch.__version__),
+                     'python': platform.python_version()},
+        'metrics': {},
+    }

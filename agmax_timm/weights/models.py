@@ -1,0 +1,257 @@
+"""The original's weights: its tensors under timm's names, and its four released models in timm's registry.
+
+Original: https://github.com/roatienza/agmax
+"""
+import logging
+import os
+import pickle
+import re
+from dataclasses import replace
+from typing import Any, Dict, Optional, Tuple, Union
+from urllib.parse import urlparse
+
+import torch
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.models import generate_default_cfgs, load_state_dict, model_entrypoint, register_model, resolve_pretrained_cfg
+from torch import Tensor, nn
+
+from ..base.atomic_write import scratch_folder
+from ..base.command_line import listed
+from ..base.safe_load import CheckpointError
+
+# Where timm's models keep their head; the original's networks keep theirs beside the features, as `classifier`.
+_HEADS = ('head.fc', 'head', 'classifier', 'fc')
+_WRAPPERS = re.compile(r'^(module\.)?(backbone\.)?')
+_FILE_HASH = re.compile(r'-([a-f0-9]{8,64})\.')
+
+_logger = logging.getLogger(__name__)
+
+
+def is_original(checkpoint: Any) -> bool:
+    """Whether an unpickled file is a checkpoint of the original, with AgMax or without."""
+    tensors = checkpoint.get('model_state_dict') if isinstance(checkpoint, dict) else None
+    return isinstance(tensors, dict) and any(_plain(name).startswith('feature_extractor.') for name in tensors)
+
+
+def original_to_timm(checkpoint: Dict[str, Any]) -> Dict[str, Tensor]:
+    """The classifier of a checkpoint of the original under timm's names, without the Q-network.
+
+    Networks of its own (ResNet) have timm's names already. Those it took from timm (RegNet, EfficientNet) lie under
+    `features.`, with timm's head unused: that one is dropped, and its place taken by the original's `classifier`.
+
+    Raises:
+        CheckpointError: a tensor that no such checkpoint holds, by name.
+    """
+    tensors = checkpoint['model_state_dict']
+    plain_names = {_plain(name) for name in tensors}
+    head = next((head for head in _HEADS if f'feature_extractor.features.{head}.weight' in plain_names), None)
+    unused = {f'feature_extractor.features.{head}.{kind}' for kind in ('weight', 'bias')}
+    state_dict = {}
+    for name, tensor in tensors.items():
+        plain = _plain(name)
+        if plain in unused or plain.startswith('qnet.model.'):
+            continue
+        source, _, rest = plain.partition('.')
+        timm_name = f"{head or 'fc'}.{rest}" if source == 'classifier' else rest.removeprefix('features.')
+        if source not in ('feature_extractor', 'classifier') or timm_name in state_dict or not torch.is_tensor(tensor):
+            raise CheckpointError(f'{name} is not a tensor of the original AgMax')
+        state_dict[timm_name] = tensor
+    return state_dict
+
+
+def original_options(checkpoint: Dict[str, Any], img_size: Optional[int] = None) -> Dict[str, Any]:
+    """How the original evaluates a checkpoint, as options of validate.py: classes, input and normalisation.
+
+    The shorter side of an image is resized to 32 pixels more than the central crop.
+
+    Args:
+        img_size: Side of the crop (default: the published, 224 for its ResNets and 256 for networks of timm's).
+    """
+    tensors = {_plain(name): tensor for name, tensor in checkpoint['model_state_dict'].items()}
+    of_timm = any(name.startswith('feature_extractor.features.') for name in tensors)
+    img_size = img_size or (256 if of_timm else 224)
+    head = tensors.get('classifier.weight')
+    return dict(
+        num_classes=head.shape[0] if torch.is_tensor(head) and head.ndim == 2 else None,
+        input_size=(3, img_size, img_size),
+        interpolation='bilinear',
+        mean=IMAGENET_DEFAULT_MEAN,
+        std=IMAGENET_DEFAULT_STD,
+        crop_pct=img_size / (img_size + 32),
+    )
+
+
+def filter_checkpoint(state_dict: Dict[str, Any], model: nn.Module) -> Dict[str, Any]:
+    """timm's `filter_fn`: the tensors of an original checkpoint, checked against the model; anything else as it is.
+
+    Raises:
+        CheckpointError: a tensor is missing, unexpected, or of another shape, but for what timm adapts: the stem
+            to the input channels and the head to the classes.
+    """
+    if not is_original(state_dict):
+        return state_dict
+    state_dict = original_to_timm(state_dict)
+    problems = misfits(state_dict, model, adapted_modules(model))
+    if problems:
+        architecture = getattr(model, 'pretrained_cfg', {}).get('architecture') or type(model).__name__
+        raise CheckpointError(f'does not fit {architecture}: {problems}')
+    return state_dict
+
+
+def misfits(state_dict: Dict[str, Tensor], model: nn.Module, adapted: Tuple[str, ...] = ()) -> str:
+    """What keeps tensors from being exactly those of a model, '' if nothing does.
+
+    Args:
+        adapted: Prefixes of the tensors whose shape does not matter, nor whether the model has them.
+    """
+    own = model.state_dict()
+    missing = [name for name in own if name not in state_dict]
+    unexpected = [name for name in state_dict if name not in own and not name.startswith(adapted)]
+    shapes = [f'{name} {list(tensor.shape)} in place of {list(own[name].shape)}' for name, tensor in state_dict.items()
+              if name in own and tensor.shape != own[name].shape and not name.startswith(adapted)]
+    named = dict(missing=missing, unexpected=unexpected, shapes=shapes)
+    return '; '.join(f'{problem} {listed(names, 3)}' for problem, names in named.items() if names)
+
+
+def timm_architecture(name: str) -> str:
+    """timm's own architecture behind a model name, without a tag: 'resnet50' for 'agmax_resnet50.cutmix_aa_in1k'.
+
+    What is published under it needs nothing of ours to load.
+    """
+    architecture = name.split('.', 1)[0]
+    return architecture.removeprefix('agmax_') if architecture in default_cfgs else architecture
+
+
+def _plain(name: Any) -> str:
+    return _WRAPPERS.sub('', str(name))
+
+
+def adapted_modules(model: nn.Module, keys: Tuple[str, ...] = ('first_conv', 'classifier')) -> Tuple[str, ...]:
+    """Prefixes of the tensors that timm adapts when it loads pretrained weights: the stem's, the head's."""
+    config = getattr(model, 'pretrained_cfg', {})
+    modules = []
+    for key in keys:
+        value = config.get(key) or ()
+        modules += [value] if isinstance(value, str) else value
+    return tuple(f'{module}.' for module in modules)
+
+
+# ---- The release, in timm's registry ----
+
+def _released(file: str, description: str) -> Dict[str, Any]:
+    return dict(
+        url=f'https://github.com/roatienza/agmax/releases/download/agmax-0.1.0/{file}',
+        num_classes=1000,
+        input_size=(3, 224, 224),
+        pool_size=(7, 7),
+        crop_pct=0.875,
+        interpolation='bilinear',
+        mean=IMAGENET_DEFAULT_MEAN,
+        std=IMAGENET_DEFAULT_STD,
+        first_conv='conv1',
+        classifier='fc',
+        license='apache-2.0',  # LICENSE of its repository, which says nothing else of the weights
+        description=description,
+        origin_url='https://github.com/roatienza/agmax',
+        paper_name='Improving Model Generalization by Agreement of Learned Representations from Data Augmentation',
+        paper_ids='arXiv:2110.10536',
+    )
+
+
+default_cfgs = generate_default_cfgs({
+    'agmax_resnet50.cutmix_aa_in1k': _released(
+        'imagenet-agmax-ResNet50-cutmix-auto_augment-79.12-mlp-2048.pth',
+        'AgMax, CutMix, AutoAugment; ImageNet-1k top-1 79.12'),
+    'agmax_resnet50.baseline_cutmix_aa_in1k': _released(
+        'imagenet-standard-ResNet50-cutmix-auto_augment-78.5.pth',
+        'The baseline without AgMax, CutMix, AutoAugment; ImageNet-1k top-1 78.5'),
+    'agmax_resnet101.cutmix_aa_in1k': _released(
+        'imagenet-agmax-mi-ResNet101-cutmix-auto_augment-81.19-mlp-4096.pth',
+        'AgMax, CutMix, AutoAugment; ImageNet-1k top-1 81.19'),
+    'agmax_resnet101.baseline_cutmix_aa_in1k': _released(
+        'imagenet-standard-ResNet101-cutmix-auto_augment-80.69.pth',
+        'The baseline without AgMax, CutMix, AutoAugment; ImageNet-1k top-1 80.69'),
+})
+
+
+@register_model
+def agmax_resnet50(pretrained: bool = False, **kwargs) -> nn.Module:
+    """ResNet-50, timm's, with the weights of the AgMax release."""
+    return _create_released('agmax_resnet50', pretrained, **kwargs)
+
+
+@register_model
+def agmax_resnet101(pretrained: bool = False, **kwargs) -> nn.Module:
+    """ResNet-101, timm's, with the weights of the AgMax release."""
+    return _create_released('agmax_resnet101', pretrained, **kwargs)
+
+
+def _create_released(
+        name: str,
+        pretrained: bool,
+        pretrained_cfg: Any = None,
+        pretrained_cfg_overlay: Optional[Dict[str, Any]] = None,
+        cache_dir: Optional[Union[str, os.PathLike]] = None,
+        **kwargs,
+) -> nn.Module:
+    """timm's model under our configuration; the files it loads may be the original's or timm's.
+
+    Raises:
+        CheckpointError: the weights cannot be downloaded, are damaged, not plain tensors, or of another model.
+    """
+    cfg = resolve_pretrained_cfg(name, pretrained_cfg, pretrained_cfg_overlay)
+    # timm's own name, so that what is saved of the model needs nothing of ours to load.
+    cfg = replace(cfg, architecture=timm_architecture(name))
+    source = 'in memory' if cfg.state_dict else cfg.file or cfg.hf_hub_id or cfg.url  # timm's order
+    if pretrained and source and source == cfg.url:
+        source = _download(cfg.url, cache_dir)
+    try:
+        model = model_entrypoint(cfg.architecture)(
+            pretrained, pretrained_cfg=cfg, pretrained_filter_fn=filter_checkpoint, cache_dir=cache_dir, **kwargs)
+    except (CheckpointError, RuntimeError, pickle.UnpicklingError, EOFError, FileNotFoundError) as error:
+        if not pretrained:
+            raise
+        raise CheckpointError(f'{name}: cannot use weights {source}: {_one_line(error)}') from error
+    model.register_load_state_dict_pre_hook(_rename_while_loading)
+    return model
+
+
+def _rename_while_loading(model: nn.Module, state_dict: Dict[str, Any], prefix: str, *_) -> None:
+    """timm's `checkpoint_path` takes no filter: the model itself renames what it is given."""
+    if not prefix and is_original(state_dict):
+        tensors = original_to_timm(state_dict)
+        state_dict.clear()
+        state_dict.update(tensors)
+
+
+def _download(url: str, cache_dir: Optional[Union[str, os.PathLike]] = None) -> str:
+    """The path in torch's cache where timm looks for a URL, downloaded if it is not there yet.
+
+    Unlike torch.hub, which keeps a download that was cut off and then fails on it for ever, nothing enters the cache
+    that cannot be read as tensors. The release has no published hashes, and the digits in its file names, which
+    torch.hub takes for some when asked to check them, are accuracies; a hash of 8 digits or more is checked.
+
+    Raises:
+        CheckpointError: the file cannot be downloaded or kept, or is not plain tensors.
+    """
+    folder = str(cache_dir or os.path.join(torch.hub.get_dir(), 'checkpoints'))
+    filename = os.path.basename(urlparse(url).path)
+    path = os.path.join(folder, filename)
+    if os.path.exists(path):
+        return path
+    expected = _FILE_HASH.search(filename)
+    _logger.info(f'Downloading {url} to {path}')
+    try:
+        os.makedirs(folder, exist_ok=True)
+        with scratch_folder(path) as partial:
+            download = os.path.join(partial, filename)
+            torch.hub.download_url_to_file(url, download, expected and expected.group(1), progress=False)
+            load_state_dict(download)
+            os.replace(download, path)  # atomic: several processes may download at once
+    except Exception as error:
+        raise CheckpointError(f'cannot use the download of {url} to {path}: {_one_line(error)}') from error
+    return path
+
+
+def _one_line(error: Exception) -> str:
+    return ' '.join(str(error).split()) or type(error).__name__

@@ -1,0 +1,80 @@
+"""Going on from a training checkpoint: its weights, Q-network, optimizer, scaler and EMA."""
+import logging
+from typing import Any, Dict, List, Optional
+
+import torch
+from timm.task import TrainingTask, load_task_ema_checkpoint, resume_task_checkpoint
+
+from ..base.safe_load import CheckpointError, one_line, read_file, verify
+from .checkpoint import STATE
+
+_logger = logging.getLogger(__name__)
+
+# Options of an optimizer that are not taken from the checkpoint.
+_KEPT = ('lr', 'weight_decay', 'momentum', 'betas', 'eps', 'alpha')
+
+
+def resume(
+        path: str,
+        task: TrainingTask,
+        optimizer: Optional[torch.optim.Optimizer] = None,
+        scaler: Any = None,
+        verbose: bool = True,
+        verified: bool = False,
+) -> Optional[int]:
+    """Load a training checkpoint into the task (without its EMA), and the optimizer and scaler if given.
+
+    The optimizer keeps the learning rate, the weight decay and the like that it was created with: timm's resume puts
+    the saved ones in their place, and options that changed would have no effect.
+
+    Args:
+        verified: The file was found whole just now, and need not be read for that again.
+
+    Returns:
+        The epoch to go on with, None if the file does not say: the one after a finished epoch, and for a recovery file
+        the epoch that it was written in, from its start.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, not plain tensors, or of another model.
+    """
+    if not verified:
+        verify(path)
+    checkpoint = read_file(path, mmap=True)
+    groups = optimizer.param_groups if optimizer is not None else []
+    created = [{name: group[name] for name in _KEPT if name in group} for group in groups]
+    try:
+        epoch = resume_task_checkpoint(task, path, optimizer=optimizer, loss_scaler=scaler, log_info=verbose)
+    except Exception as error:
+        raise CheckpointError(f'cannot use checkpoint {path}: {one_line(error)}') from error
+    if optimizer is not None:
+        _keep_options(optimizer, created, verbose)
+    # A recovery file: only a finished epoch has a metric, and a state that says so.
+    if epoch and 'metric' not in checkpoint and (
+            STATE not in checkpoint or checkpoint[STATE]['position']['epoch'] < epoch):
+        epoch -= 1
+        if verbose and (STATE not in checkpoint or optimizer is None):  # else its caller restores the position, too
+            _logger.warning(f'{path} was written within epoch {epoch}, which is trained again from its start.')
+    return epoch
+
+
+def _keep_options(optimizer: torch.optim.Optimizer, created: List[Dict[str, Any]], verbose: bool) -> None:
+    """Set the options of an optimizer's groups to those it was created with, and tell which ones changed."""
+    changed = {}
+    for group, options in zip(optimizer.param_groups, created):
+        for name, value in options.items():
+            saved = group.get(f'initial_{name}', group.get(name))
+            if _plain(saved) != _plain(value):
+                changed[name] = f'{name} {value} in place of {saved}'
+            group[name] = value
+        group.pop('initial_lr', None)  # the scheduler sets it from the learning rate
+    if changed and verbose:
+        _logger.info(f"Not as in the checkpoint: {', '.join(changed.values())}")
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def resume_ema(path: str, task: TrainingTask) -> None:
+    """Load the EMA of a training checkpoint, or its raw weights where it has none."""
+    load_task_ema_checkpoint(task, path)

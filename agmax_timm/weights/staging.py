@@ -1,0 +1,253 @@
+"""A folder in the layout of timm's models on the Hub: made, and proven by loading it back."""
+import json
+import os
+import re
+import shutil
+import tempfile
+from logging import getLogger
+from pathlib import Path
+from typing import Callable, List, Optional, Sequence, Tuple, Union
+
+import timm
+import torch
+import yaml
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from timm.models import is_model
+from timm.models._hub import save_config_for_hf
+
+from ..base.atomic_write import replacing, scratch_folder
+from ..base.class_labels import SEVERAL_LABELS, describe, index_names, known_names
+from ..base.licences import check_license, license_name
+from ..base.random_state import kept_random_state
+from ..base.silence import silenced
+from ..options.recipe import recipe
+from .base_model import base_of, license_of
+from .card import PAPER_ID, PAPER_NAME, model_card, tag_of, with_license
+from .checkpoint import SavedModel
+from .hub_error import HubError, reason, told
+from .limits import notes_of
+from .measured import unrepeatable
+
+CONFIG, WEIGHTS, CARD, RECIPE, SUMMARY, CURVES = FILES = (
+    'config.json', 'model.safetensors', 'README.md', 'train_hparams.yaml', 'summary.csv', 'curves.png')
+
+# What timm's configuration says of the weights that training started from, and not of these.
+_OF_SOURCE = (
+    'url', 'file', 'state_dict', 'hf_hub_id', 'hf_hub_filename', 'source', 'label_offset', 'label_names',
+    'label_descriptions', 'license', 'description', 'origin_url', 'paper_name', 'paper_ids', 'notes')
+_LOCATIONS = ('url', 'file', 'state_dict', 'hf_hub_id', 'hf_hub_filename', 'source')
+
+# Reasons why a folder cannot be written that may pass. safetensors has an error of its own for a full disk.
+DISK_ERRORS = (OSError, SafetensorError)
+
+_logger = getLogger(__name__)
+
+
+def stage(saved: SavedModel, folder: Union[str, Path], license: Optional[str] = None) -> None:
+    """Write a model into a folder as timm and the Hub know it, once what was written is proven to load.
+
+    The files are `FILES`: config.json, model.safetensors and README.md, train_hparams.yaml where the options are
+    known, summary.csv and curves.png where the run has them. They replace those of the folder all at once.
+
+    Args:
+        saved: What was trained.
+        license: Of the weights, as --license takes it (default: that of license_of).
+
+    Raises:
+        LicenseError: the Hub does not list the licence.
+        HubError: the folder cannot be written, or does not give the model's logits back. Nothing of it stays then.
+    """
+    check_license(license)
+    folder = Path(folder).absolute()
+    with told(f'cannot stage {folder}', (OSError, ValueError, RuntimeError, SafetensorError)):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with scratch_folder(str(folder)) as temporary:
+            staged = Path(temporary)
+            _write(saved, staged, license)
+            if not _compare(saved, staged).isfinite().all():
+                raise HubError(f'the logits of {saved.source or saved.architecture} are not finite: nothing to publish')
+            folder.mkdir(exist_ok=True)
+            for name in FILES:
+                if (staged / name).exists():
+                    os.replace(staged / name, folder / name)
+                else:
+                    (folder / name).unlink(missing_ok=True)
+
+
+def try_staging(saved: SavedModel, check: Callable[[Path], None] = lambda folder: None) -> None:
+    """Stage a model into a folder that is removed again, so that a run that is to be published fails before training.
+
+    Draws nothing from the random state. A temporary folder that is full is only warned of: others decide at the end.
+
+    Args:
+        check: What else is to be tried with the folder.
+
+    Raises:
+        HubError: it cannot be staged, or what `check` raises.
+    """
+    try:
+        with kept_random_state(), silenced(), tempfile.TemporaryDirectory() as folder:
+            with told('cannot stage this model', (OSError, ValueError, RuntimeError, SafetensorError)):
+                _write(saved, Path(folder))
+                _compare(saved, Path(folder))
+            check(Path(folder))
+    except (HubError, OSError) as error:
+        cause = error.__cause__ if isinstance(error, HubError) else error
+        if not isinstance(cause, DISK_ERRORS):
+            raise
+        _logger.warning(f'It was not tried whether this model can be published: {reason(cause)}')
+
+
+def change_license(folder: Union[str, Path], license: str) -> None:
+    """State another licence in config.json and README.md of a staged folder, as --license takes it.
+
+    Raises:
+        HubError: the files cannot be read or written.
+    """
+    with told(f'cannot state a licence in {folder}', (OSError, ValueError)):
+        config = json.loads(Path(folder, CONFIG).read_text(encoding='utf-8'))
+        config['pretrained_cfg']['license'] = license_name(license)
+        texts = {CONFIG: json.dumps(config, indent=2)}
+        if Path(folder, CARD).is_file():
+            texts[CARD] = with_license(Path(folder, CARD).read_text(encoding='utf-8'), license_name(license))
+        for name, text in texts.items():
+            with replacing(str(Path(folder, name)), 'w', encoding='utf-8') as f:
+                f.write(text)
+
+
+def load_folder(folder: Union[str, Path]) -> torch.nn.Module:
+    """The model of a staged folder, in eval mode, once everything in the folder is found to fit.
+
+    Raises:
+        HubError: a file is missing, damaged or a link; the configuration names weights elsewhere, or a model that
+            timm does not have; the weights are not the model's.
+    """
+    folder = Path(folder)
+    for name in (CONFIG, WEIGHTS):
+        if not (folder / name).is_file():
+            raise HubError(f'{folder} holds no {name}: it is no staged folder')
+    for name in FILES:
+        if (folder / name).is_symlink():
+            raise HubError(f'{folder / name} is a link: put the file itself there')
+    _check_config(folder / CONFIG)
+    with told(f'{folder / CONFIG}: timm cannot build its model', Exception):
+        model = timm.create_model(f'local-dir:{folder}')
+    _check_tensors(folder / WEIGHTS, model)
+    with told(f'{folder} does not load', Exception):
+        return timm.create_model(f'local-dir:{folder}', pretrained=True).eval()
+
+
+def _write(saved: SavedModel, folder: Path, license: Optional[str] = None) -> None:
+    model = saved.create_model()
+    license = _choose_license(saved, license)
+    ours = dict(tag=tag_of(saved), license=license)
+    notes = notes_of(saved.options, saved.in_chans)
+    if notes:
+        ours.update(notes=notes)
+    if saved.options.get('agmax'):
+        ours.update(paper_name=PAPER_NAME, paper_ids=PAPER_ID)
+    model.pretrained_cfg = {**{k: v for k, v in model.pretrained_cfg.items() if k not in _OF_SOURCE}, **ours}
+    architecture = model.pretrained_cfg['architecture']
+    _write_config(saved, model, folder / CONFIG)
+    # Clones, since safetensors refuses tensors that share memory; with the metadata by which others know their kind.
+    tensors = {name: value.clone(memory_format=torch.contiguous_format) for name, value in model.state_dict().items()}
+    save_file(tensors, folder / WEIGHTS, metadata={'format': 'pt'})
+    shutil.copymode(folder / CONFIG, folder / WEIGHTS)  # safetensors leaves it to its owner alone
+
+    made_by = recipe(saved.options) if saved.options.get('model') else {}  # else nobody knows the run
+    if made_by:
+        (folder / RECIPE).write_text(yaml.safe_dump(made_by, default_flow_style=None), encoding='utf-8')
+    for name in () if unrepeatable(saved) else (SUMMARY, CURVES):
+        source = Path(saved.run_dir or '', name)
+        if saved.run_dir and source.is_file():
+            shutil.copyfile(source, folder / name)
+    embedding, features = _shapes(folder, saved.data_config['input_size'])
+    card = model_card(
+        saved, architecture, embedding, features, recipe=made_by, curves=(folder / CURVES).exists(), license=license)
+    (folder / CARD).write_text(str(card), encoding='utf-8')
+
+
+def _choose_license(saved: SavedModel, license: Optional[str]) -> Optional[str]:
+    """The licence that was chosen, otherwise that of the base, with a line in the log on what its owner has to know."""
+    license, base = license_name(license) or license_of(saved), base_of(saved)
+    if license is None:
+        _logger.warning('No licence is stated: choose one with --license')
+    elif base.get('license') not in (None, license):
+        _logger.warning(f"{base['name'] or 'What'}, from which training started, is under {base['license']}, and these "
+                        f'weights are staged under {license}: see whether they may be')
+    return license
+
+
+def _write_config(saved: SavedModel, model: torch.nn.Module, path: Path) -> None:
+    """Write config.json as timm does, so that transformers loads it too.
+
+    transformers takes the number of classes from the top level, and fails where model_args repeats it. Where there are
+    no names it takes those of ImageNet by the number of classes.
+    """
+    names = known_names(saved.class_names, saved.num_classes)
+    labels = dict(label_names=names or index_names(saved.num_classes), label_descriptions=describe(names or []))
+    if saved.options.get('task') == SEVERAL_LABELS:
+        labels['problem_type'] = 'multi_label_classification'
+    save_config_for_hf(model, path, model_config=labels, data_config=saved.data_config)
+    config = json.loads(path.read_text(encoding='utf-8'))
+    config['model_args'].pop('num_classes')
+    path.write_text(json.dumps(config, indent=2), encoding='utf-8')
+
+
+@torch.inference_mode()
+def _compare(saved: SavedModel, folder: Path) -> torch.Tensor:
+    """The logits of what a folder was made from. Raises HubError unless the folder gives the very same."""
+    input = torch.randn(2, *saved.data_config['input_size'], generator=torch.Generator().manual_seed(0))
+    expected, loaded = saved.create_model()(input), load_folder(folder)(input)
+    if not torch.allclose(expected, loaded, rtol=0, atol=0, equal_nan=True):
+        raise HubError(f'what was staged does not give the logits of {saved.source or saved.architecture}: they differ '
+                       f'by up to {(expected - loaded).abs().max():g}')
+    return expected
+
+
+@torch.inference_mode()
+def _shapes(folder: Path, input_size: Sequence[int]) -> Tuple[List[int], List[List[int]]]:
+    """Shapes of one image's embedding, and of its feature maps: none where the model has no such."""
+    input = torch.zeros(1, *input_size)
+    with silenced():  # models of other weights, made for their shapes
+        embedding = timm.create_model(f'local-dir:{folder}', num_classes=0).eval()(input)
+    try:
+        with silenced():
+            features = timm.create_model(f'local-dir:{folder}', features_only=True).eval()(input)
+    except Exception as error:  # each architecture that has none says so in its own way
+        _logger.info(f'The card shows no feature maps: {reason(error)}')
+        features = []
+    return list(embedding.shape), [list(feature.shape) for feature in features]
+
+
+def _check_config(path: Path) -> None:
+    try:
+        config = json.loads(path.read_text(encoding='utf-8'))
+    except (OSError, ValueError, RecursionError) as error:
+        raise HubError(f'{path} is no JSON: {reason(error)}') from None
+    parts = [config.get(name, {}) if isinstance(config, dict) else None for name in ('pretrained_cfg', 'model_args')]
+    if not all(isinstance(part, dict) for part in parts) or 'pretrained_cfg' not in config:
+        raise HubError(f'{path} has no pretrained_cfg as timm writes it')
+    architecture = config.get('architecture')
+    if not isinstance(architecture, str) or not is_model(architecture):
+        raise HubError(f'{path}: timm has no architecture {architecture!r}')
+    for name in _LOCATIONS:
+        if parts[0].get(name):
+            raise HubError(f'{path}: {name} {parts[0][name]!r} leads to weights elsewhere, and what is published '
+                           'carries its own: remove it')
+    for name, value in parts[1].items():
+        if isinstance(value, str) and re.search(r'[/\\]|\.\.', value):
+            raise HubError(f'{path}: model_args {name} {value!r} is a path: remove it')
+
+
+def _check_tensors(path: Path, model: torch.nn.Module) -> None:
+    """Raise HubError unless a safetensors file holds the model's tensors, in name and shape; reads its header alone."""
+    with told(f'{path} is not sound', Exception):
+        with safe_open(path, framework='pt') as f:
+            found = {name: list(f.get_slice(name).get_shape()) for name in f.keys()}
+    wanted = {name: list(value.shape) for name, value in model.state_dict().items()}
+    for name in sorted(wanted.keys() | found.keys()):
+        if wanted.get(name) != found.get(name):
+            raise HubError(f"{path} does not fit {CONFIG}: {name} is {found.get(name, 'missing')}, the model has "
+                           f"{wanted.get(name, 'none')}")
