@@ -3,7 +3,7 @@
     python -m agmax_timm.convert imagenet-standard-ResNet50-cutmix-auto_augment-78.5.pth FOLDER --model resnet50
 """
 import os
-from typing import Any, Dict, List, Optional
+from typing import Any
 
 from timm.models import create_model, is_model
 
@@ -15,7 +15,7 @@ from .weights.models import filter_checkpoint, is_original, original_options, ti
 
 
 @quiet_in_pipes
-def main(argv: Optional[List[str]] = None) -> None:
+def main(argv: list[str] | None = None) -> None:
     """The command. Exit status 2 for a checkpoint that cannot be used or a folder that cannot be written."""
     parser = Parser(prog='python -m agmax_timm.convert', description=__doc__.splitlines()[0])
     parser.add_argument('checkpoint', metavar='CHECKPOINT', help='file of the original, .pth')
@@ -34,7 +34,7 @@ def main(argv: Optional[List[str]] = None) -> None:
     print(f"{args.folder}: load it with timm.create_model('local-dir:{args.folder}', pretrained=True)")
 
 
-def read_original(path: str, model: str, img_size: Optional[int] = None) -> SavedModel:
+def read_original(path: str, model: str, img_size: int | None = None) -> SavedModel:
     """The classifier of a checkpoint of the original, with the data configuration it was evaluated with.
 
     Args:
@@ -67,7 +67,7 @@ def read_original(path: str, model: str, img_size: Optional[int] = None) -> Save
     )
 
 
-def _metrics(checkpoint: Dict[str, Any]) -> Dict[str, float]:
+def _metrics(checkpoint: dict[str, Any]) -> dict[str, float]:
     """The epoch, counted from 0, and the accuracies in percent where they are of these weights, not of an earlier."""
     epoch = checkpoint.get('epoch')
     values = dict(epoch=epoch - 1 if isinstance(epoch, int) else None)

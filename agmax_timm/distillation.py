@@ -4,7 +4,8 @@ Distillation: 'Distilling the Knowledge in a Neural Network', https://arxiv.org/
 timm.task.LogitDistillationTask weights it.
 """
 import logging
-from typing import Any, Dict, Optional, Sequence, Tuple, Union
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn as nn
@@ -39,7 +40,7 @@ def distillation_loss(logits: torch.Tensor, teacher_logits: torch.Tensor, temper
         return temperature ** 2 * F.kl_div(log_q, log_p, reduction='batchmean', log_target=True)
 
 
-def loss_weights(distill: Optional[float] = None, task: Optional[float] = None) -> Tuple[float, float]:
+def loss_weights(distill: float | None = None, task: float | None = None) -> tuple[float, float]:
     """Weights (distillation, classification) as timm's distillation tasks fill in those that are None.
 
     The classification alone given: they add up to 1. Otherwise what is not given is 1.
@@ -80,17 +81,17 @@ class AgMaxDistillationTask(AgMaxTask):
     def __init__(
             self,
             model: nn.Module,
-            teacher: Union[str, nn.Module, DistillationTeacher],
-            criterion: Optional[Criterion] = None,
+            teacher: str | nn.Module | DistillationTeacher,
+            criterion: Criterion | None = None,
             *,
-            teacher_pretrained_path: Optional[str] = None,
-            teacher_pretrained_cfg_overlay: Optional[Dict[str, Any]] = None,
+            teacher_pretrained_path: str | None = None,
+            teacher_pretrained_cfg_overlay: dict[str, Any] | None = None,
             loss_type: str = 'kl',
-            distill_loss_weight: Optional[float] = None,
-            task_loss_weight: Optional[float] = None,
+            distill_loss_weight: float | None = None,
+            task_loss_weight: float | None = None,
             temperature: float = 1.0,
-            mean: Optional[Sequence[float]] = None,
-            std: Optional[Sequence[float]] = None,
+            mean: Sequence[float] | None = None,
+            std: Sequence[float] | None = None,
             **agmax,
     ):
         if loss_type != 'kl':
@@ -129,7 +130,7 @@ class AgMaxDistillationTask(AgMaxTask):
         self.teacher.eval()
         return self
 
-    def forward(self, input: torch.Tensor, target: torch.Tensor) -> Dict[str, torch.Tensor]:
+    def forward(self, input: torch.Tensor, target: torch.Tensor) -> dict[str, torch.Tensor]:
         """
         Args:
             input: View-major images [2B, C, H, W]: all first views, then all second views.
@@ -150,7 +151,7 @@ class AgMaxDistillationTask(AgMaxTask):
         loss = loss + self.loss.weight * parts['agreement'] + parts['divergence']
         return {**parts, 'loss': loss, 'kd_loss': kd_loss}
 
-    def compile(self, backend: str = 'inductor', mode: Optional[str] = None, **compile_kwargs) -> nn.Module:
+    def compile(self, backend: str = 'inductor', mode: str | None = None, **compile_kwargs) -> nn.Module:
         """As AgMaxTask, and the teacher.
 
         Returns:

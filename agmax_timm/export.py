@@ -3,7 +3,7 @@ import argparse
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Dict, List, Optional
+from typing import Any
 
 import torch
 
@@ -23,7 +23,7 @@ class ExportError(ValueError):
 
 
 @quiet_in_pipes
-def main(argv: Optional[List[str]] = None) -> None:
+def main(argv: list[str] | None = None) -> None:
     """The command. Exit status 2 for what cannot be read or written, in one line."""
     parser = _parser()
     args = parser.parse_args(argv)
@@ -87,8 +87,8 @@ def check_empty(folder: str) -> None:
 def average_models(
         run_dir: str,
         count: int,
-        use_ema: Optional[bool] = False,
-        architecture: Optional[str] = None,
+        use_ema: bool | None = False,
+        architecture: str | None = None,
 ) -> SavedModel:
     """The mean of the weights of the best checkpoints of a run, as timm's avg_checkpoints takes it: in float64.
 
@@ -119,7 +119,7 @@ def average_models(
     return replace(best, state_dict=tensors, metrics={}, weights=weights, source=' + '.join(paths))
 
 
-def best_checkpoints(run_dir: str, count: int) -> List[str]:
+def best_checkpoints(run_dir: str, count: int) -> list[str]:
     """Paths of the `count` best `checkpoint-N` of a run's folder, the best first, of equals the earlier one.
 
     Raises:
@@ -141,13 +141,13 @@ def best_checkpoints(run_dir: str, count: int) -> List[str]:
     return [path for _, _, path in sorted(ranked)[:count]]
 
 
-def _lower_is_better(checkpoint: Dict[str, Any]) -> bool:
+def _lower_is_better(checkpoint: dict[str, Any]) -> bool:
     """By the record of ours, by the options of timm's."""
     name = checkpoint.get(RECORD, {}).get('metric_name') or getattr(checkpoint.get('args'), 'eval_metric', None)
     return name == 'loss'
 
 
-def _shapes(tensors: Dict[str, torch.Tensor]) -> Dict[str, torch.Size]:
+def _shapes(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Size]:
     return {name: value.shape for name, value in tensors.items()}
 
 

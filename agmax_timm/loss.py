@@ -3,7 +3,7 @@
 Paper: 'Improving Model Generalization by Agreement of Learned Representations from Data Augmentation',
 https://arxiv.org/abs/2110.10536
 """
-from typing import Callable, Dict, Optional, Tuple
+from collections.abc import Callable
 
 import torch
 import torch.nn as nn
@@ -24,7 +24,7 @@ def mutual_information_terms(
         z2: torch.Tensor,
         z12: torch.Tensor,
         divergence_weight: float = 4.0,
-) -> Tuple[torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Mutual-information form of AgMax, section 3 of https://arxiv.org/abs/2110.10536.
 
     Args:
@@ -47,10 +47,10 @@ def mutual_information_terms(
 def agreement_terms(
         z1: torch.Tensor,
         z2: torch.Tensor,
-        z12: Optional[torch.Tensor] = None,
+        z12: torch.Tensor | None = None,
         kind: str = 'mi',
         divergence_weight: float = 4.0,
-) -> Tuple[torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Agreement of two views and divergence from their joint prediction, each to be minimised.
 
     'mi' is the published objective; 'mse', 'kl' and 'ce' are its alternatives, which need no Q-network and have no
@@ -113,7 +113,7 @@ class AgMaxLoss(nn.Module):
 
     def __init__(
             self,
-            criterion: Optional[Criterion] = None,
+            criterion: Criterion | None = None,
             kind: str = 'mi',
             weight: float = 1.0,
             divergence_weight: float = 4.0,
@@ -132,9 +132,9 @@ class AgMaxLoss(nn.Module):
     def forward(
             self,
             logits: torch.Tensor,
-            joint_logits: Optional[torch.Tensor],
+            joint_logits: torch.Tensor | None,
             target: torch.Tensor,
-    ) -> Dict[str, torch.Tensor]:
+    ) -> dict[str, torch.Tensor]:
         """
         Args:
             logits: View-major logits [2B, K]: all first views, then all second views.

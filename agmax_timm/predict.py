@@ -5,8 +5,9 @@ import json
 import os
 import sys
 from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import IO, Any, Callable, Dict, Iterable, Iterator, List, Optional
+from typing import IO, Any
 
 from .base.command_line import Parser, add_model_flags, add_weights_flags, as_line, flag_of, quiet_in_pipes
 from .base.processes import fork_workers, kept_imports
@@ -18,7 +19,7 @@ class PredictError(ValueError):
 
 
 @quiet_in_pipes
-def main(argv: Optional[List[str]] = None) -> None:
+def main(argv: list[str] | None = None) -> None:
     """The command. Exit status 2 with one line if nothing can be predicted, 1 if an image cannot or a worker died."""
     parser = _parser()
     args = parser.parse_args(argv)
@@ -40,7 +41,7 @@ def main(argv: Optional[List[str]] = None) -> None:
         predictor = Predictor(options)
         failed = 0
 
-        def rows() -> Iterator[Dict[str, Any]]:
+        def rows() -> Iterator[dict[str, Any]]:
             nonlocal failed
             for prediction in predictor.predict(paths, args.topk):
                 failed += bool(prediction.error)
@@ -62,7 +63,7 @@ def main(argv: Optional[List[str]] = None) -> None:
         parser.exit(1, f'{parser.prog}: {failed} of {len(paths)} images could not be predicted: see their error\n')
 
 
-def list_images(names: List[str], endings: Optional[str] = None, others: Optional[Counter] = None) -> List[str]:
+def list_images(names: list[str], endings: str | None = None, others: Counter | None = None) -> list[str]:
     """Paths of the images that are named: files as they are, folders with all that is in them, '-' for stdin.
 
     Args:
@@ -116,7 +117,7 @@ def _options(args: Any) -> Any:
     return options_of(model=args.model_or_run, **common)
 
 
-def _row(prediction: Any, name_of: Callable[[int], str]) -> Dict[str, Any]:
+def _row(prediction: Any, name_of: Callable[[int], str]) -> dict[str, Any]:
     if prediction.error:
         return dict(image=prediction.path, error=prediction.error)
     return dict(image=prediction.path, predictions=[
@@ -124,13 +125,13 @@ def _row(prediction: Any, name_of: Callable[[int], str]) -> Dict[str, Any]:
         for index, probability in zip(prediction.classes, prediction.probabilities)])
 
 
-def _write_table(rows: Iterable[Dict[str, Any]], f: IO) -> None:
+def _write_table(rows: Iterable[dict[str, Any]], f: IO) -> None:
     for row in rows:
         best = [f"{entry['class']} {entry['probability']:.4f}" for entry in row.get('predictions', ())]
         print('  '.join([row['image'], *(best or [f"error: {row['error']}"])]), file=f, flush=True)
 
 
-def _write_csv(rows: Iterable[Dict[str, Any]], f: IO) -> None:
+def _write_csv(rows: Iterable[dict[str, Any]], f: IO) -> None:
     """A line for each of the classes of an image, with its rank from 1; one line for an error."""
     writer = csv.writer(f, lineterminator='\n')
     writer.writerow(('image', 'rank', 'class', 'index', 'probability', 'error'))
@@ -141,7 +142,7 @@ def _write_csv(rows: Iterable[Dict[str, Any]], f: IO) -> None:
             writer.writerow((row['image'], '', '', '', '', row['error']))
 
 
-def _write_json(rows: Iterable[Dict[str, Any]], f: IO) -> None:
+def _write_json(rows: Iterable[dict[str, Any]], f: IO) -> None:
     json.dump(list(rows), f, indent=1)
     f.write('\n')
 
@@ -150,7 +151,7 @@ _FORMATS = {'table': _write_table, 'csv': _write_csv, 'json': _write_json}
 
 
 @contextmanager
-def _opened(path: Optional[str]) -> Iterator[IO]:
+def _opened(path: str | None) -> Iterator[IO]:
     """A file that is written whole or not at all, or stdout. Names of files may be any bytes."""
     if path is None:
         sys.stdout.reconfigure(errors='surrogateescape')

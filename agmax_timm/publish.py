@@ -2,9 +2,10 @@
 import logging
 import os
 import shlex
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, Iterator, List, Optional, Tuple, Type
+from typing import Any
 
 from .base.command_line import Parser, add_dataset_flag, add_weights_flags, quiet_in_pipes
 from .base.licences import LicenseError, add_license_flag, check_license
@@ -17,7 +18,7 @@ _logger = logging.getLogger(__name__)
 
 
 @quiet_in_pipes
-def main(argv: Optional[List[str]] = None) -> None:
+def main(argv: list[str] | None = None) -> None:
     """The command. Prints the address of the commit; exit status 2, with one line, where nothing was published."""
     parser = Parser(prog='python -m agmax_timm.publish', description=__doc__.split(':')[0] + '.')
     parser.add_argument('source', metavar='RUN_OR_FOLDER',
@@ -49,9 +50,9 @@ def publish_source(
         source: str,
         repo_id: str,
         private: bool = False,
-        revision: Optional[str] = None,
+        revision: str | None = None,
         create_pr: bool = False,
-        use_ema: Optional[bool] = None,
+        use_ema: bool | None = None,
         hub_dataset: str = '',
         license: str = '',
         replace_card: bool = False,
@@ -97,7 +98,7 @@ def publish_source(
 
 
 @contextmanager
-def _going_on(causes: Tuple[Type[Exception], ...], source: str, *destination: Any) -> Iterator[None]:
+def _going_on(causes: tuple[type[Exception], ...], source: str, *destination: Any) -> Iterator[None]:
     """Add the command that goes on to a HubError with one of these causes: others come back however often it is tried.
 
     That of a ChangedError overwrites what was changed.
@@ -114,14 +115,14 @@ def _going_on(causes: Tuple[Type[Exception], ...], source: str, *destination: An
         raise HubError(f"{error}. {source} stays; to go on: {' '.join(words)}") from error
 
 
-def _check_choice(folder: str, use_ema: Optional[bool], hub_dataset: str) -> None:
+def _check_choice(folder: str, use_ema: bool | None, hub_dataset: str) -> None:
     """Raise HubError where a choice is made of what a staged folder holds already."""
     flags = [*_weights_flags(use_ema), *(['--hub-dataset'] if hub_dataset else [])]
     if flags:
         raise HubError(f"{folder} is staged already: drop {' and '.join(flags)}, or name the run")
 
 
-def _weights_flags(use_ema: Optional[bool]) -> List[str]:
+def _weights_flags(use_ema: bool | None) -> list[str]:
     return [] if use_ema is None else ['--use-ema' if use_ema else '--raw']
 
 
@@ -129,9 +130,9 @@ def command_of(
         source: str,
         repo_id: str,
         private: bool,
-        revision: Optional[str],
+        revision: str | None,
         create_pr: bool,
-        use_ema: Optional[bool] = None,
+        use_ema: bool | None = None,
         hub_dataset: str = '',
         license: str = '',
         replace_card: bool = False,

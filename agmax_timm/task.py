@@ -1,6 +1,7 @@
 """AgMax as a timm training task: one network, two views, and a Q-network that never leaves training."""
 import logging
-from typing import Any, Callable, Dict, List, Optional, Set, Tuple
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn as nn
@@ -37,7 +38,7 @@ class QNet(nn.Sequential):
         hidden: Width of the hidden layer, None for the method's rule (see default_hidden).
     """
 
-    def __init__(self, num_classes: int, hidden: Optional[int] = None, device=None, dtype=None):
+    def __init__(self, num_classes: int, hidden: int | None = None, device=None, dtype=None):
         if hidden is None:
             hidden = default_hidden(num_classes)
         if num_classes < 2 or hidden < 1:
@@ -64,13 +65,13 @@ class QNet(nn.Sequential):
 class AgMaxModule(nn.Module):
     """All that is trained: the model on the 2B views at once, then the Q-network on the pairs of logits."""
 
-    def __init__(self, model: nn.Module, qnet: Optional[QNet], num_classes: int):
+    def __init__(self, model: nn.Module, qnet: QNet | None, num_classes: int):
         super().__init__()
         self.model = model
         self.qnet = qnet
         self.num_classes = num_classes
 
-    def no_weight_decay(self) -> Set[str]:
+    def no_weight_decay(self) -> set[str]:
         names = getattr(self.model, 'no_weight_decay', set)()
         return {f'model.{name}' for name in names}
 
@@ -83,7 +84,7 @@ class AgMaxModule(nn.Module):
         last_layer = max(layers.values())
         return lambda name: layers.get(name.removeprefix('model.'), last_layer)
 
-    def forward(self, input: torch.Tensor) -> Tuple[torch.Tensor, Optional[torch.Tensor]]:
+    def forward(self, input: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """
         Args:
             input: View-major images [2B, C, H, W].
@@ -144,17 +145,17 @@ class AgMaxTask(TrainingTask):
     def __init__(
             self,
             model: nn.Module,
-            criterion: Optional[Criterion] = None,
+            criterion: Criterion | None = None,
             *,
             kind: str = 'mi',
             weight: float = 1.0,
             divergence_weight: float = 4.0,
-            hidden: Optional[int] = None,
-            init_std: Optional[float] = None,
-            device: Optional[torch.device] = None,
-            dtype: Optional[torch.dtype] = None,
+            hidden: int | None = None,
+            init_std: float | None = None,
+            device: torch.device | None = None,
+            dtype: torch.dtype | None = None,
             verbose: bool = True,
-            num_classes: Optional[int] = None,
+            num_classes: int | None = None,
     ):
         reference = next(model.parameters())
         super().__init__(device=device or reference.device, dtype=dtype or reference.dtype, verbose=verbose)
@@ -176,7 +177,7 @@ class AgMaxTask(TrainingTask):
             name = getattr(self.loss.criterion, '__name__', type(self.loss.criterion).__name__)
             _logger.info(f'AgMaxTask: {self.loss.extra_repr()}, criterion={name}{units}')
 
-    def forward(self, input: torch.Tensor, target: torch.Tensor) -> Dict[str, torch.Tensor]:
+    def forward(self, input: torch.Tensor, target: torch.Tensor) -> dict[str, torch.Tensor]:
         """
         Args:
             input: View-major images [2B, C, H, W]: all first views, then all second views. For NaFlex models the dict
@@ -201,12 +202,12 @@ class AgMaxTask(TrainingTask):
         parts = self.loss(logits, joint_logits, target)
         return {'loss': parts.pop('loss'), 'output': logits, **parts}
 
-    def prepare_distributed(self, device_ids: Optional[list] = None, **ddp_kwargs) -> 'AgMaxTask':
+    def prepare_distributed(self, device_ids: list | None = None, **ddp_kwargs) -> 'AgMaxTask':
         """Wrap the model and the Q-network in one DistributedDataParallel. device_ids must be None on a CPU."""
         self.trainable_module = DistributedDataParallel(self.trainable_module, device_ids=device_ids, **ddp_kwargs)
         return self
 
-    def compile(self, backend: str = 'inductor', mode: Optional[str] = None, **compile_kwargs) -> nn.Module:
+    def compile(self, backend: str = 'inductor', mode: str | None = None, **compile_kwargs) -> nn.Module:
         """Compile training (model and Q-network) and evaluation (the model). The loss stays outside, as timm's do.
 
         Returns:
@@ -217,7 +218,7 @@ class AgMaxTask(TrainingTask):
         self.trainable_module = torch.compile(self.trainable_module, **kwargs)
         return self.eval_model
 
-    def get_eval_model(self, module: Optional[nn.Module] = None, ema: bool = False) -> Optional[nn.Module]:
+    def get_eval_model(self, module: nn.Module | None = None, ema: bool = False) -> nn.Module | None:
         """The plain classifier, or its EMA, without the Q-network; compiled where compile() was called."""
         resolved = super().get_eval_model(module=module, ema=ema)
         if resolved is None:
@@ -225,7 +226,7 @@ class AgMaxTask(TrainingTask):
         unwrapped = unwrap_model(resolved)
         return unwrapped.model if isinstance(unwrapped, AgMaxModule) else resolved
 
-    def get_clip_parameters(self, exclude_head: bool = False) -> List[nn.Parameter]:
+    def get_clip_parameters(self, exclude_head: bool = False) -> list[nn.Parameter]:
         """All trained parameters, without those of the classifier head (agc) if exclude_head."""
         trained: AgMaxModule = unwrap_model(self.trainable_module)
         parameters = list(trained.parameters())
@@ -239,16 +240,16 @@ class AgMaxTask(TrainingTask):
         head_ids = {id(parameter) for head in heads for parameter in head.parameters()}
         return [parameter for parameter in parameters if id(parameter) not in head_ids]
 
-    def get_task_state(self, module: Optional[nn.Module] = None, ema: bool = False) -> Dict[str, Any]:
+    def get_task_state(self, module: nn.Module | None = None, ema: bool = False) -> dict[str, Any]:
         """The Q-network's tensors as {'qnet': state_dict}, empty without one."""
         qnet = self._qnet(module, ema)
         return {} if qnet is None else {'qnet': qnet.state_dict()}
 
     def load_task_state(
             self,
-            state: Optional[Dict[str, Any]],
+            state: dict[str, Any] | None,
             strict: bool = True,
-            module: Optional[nn.Module] = None,
+            module: nn.Module | None = None,
             ema: bool = False,
     ) -> None:
         """Load what get_task_state returned. A checkpoint without a Q-network leaves this task's as it is."""
@@ -262,7 +263,7 @@ class AgMaxTask(TrainingTask):
         elif strict:
             raise ValueError(f"the checkpoint holds a Q-network, but agreement kind '{self.loss.kind}' has none")
 
-    def _qnet(self, module: Optional[nn.Module], ema: bool) -> Optional[QNet]:
+    def _qnet(self, module: nn.Module | None, ema: bool) -> QNet | None:
         module = module if module is not None else self.get_trainable_module(ema=ema)
         return None if module is None else unwrap_model(module).qnet
 

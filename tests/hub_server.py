@@ -15,7 +15,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Dict, List, Optional, Tuple
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 import yaml
@@ -41,14 +40,14 @@ class File:
 class Commit:
     oid: str
     title: str
-    files: Dict[str, File]
+    files: dict[str, File]
     description: str = ''
 
 
 @dataclass
 class Repo:
     private: bool
-    branches: Dict[str, List[Commit]] = field(default_factory=dict)
+    branches: dict[str, list[Commit]] = field(default_factory=dict)
 
 
 @dataclass
@@ -60,7 +59,7 @@ class Fault:
     method: str
     path: str
     status: int
-    headers: Dict[str, str]
+    headers: dict[str, str]
     message: str
     times: int
 
@@ -84,10 +83,10 @@ class Hub:
     def __init__(self, folder: Path):
         self.storage = folder
         self.url = self.storage_url = ''
-        self.users: Dict[str, dict] = {}
-        self.repos: Dict[str, Repo] = {}
-        self.requests: List[Tuple[str, str]] = []
-        self.faults: List[Fault] = []
+        self.users: dict[str, dict] = {}
+        self.repos: dict[str, Repo] = {}
+        self.requests: list[tuple[str, str]] = []
+        self.faults: list[Fault] = []
         self.lock = threading.RLock()
 
     def add_user(self, token: str, name: str, role: str = 'write', orgs=(), scoped=None) -> None:
@@ -104,7 +103,7 @@ class Hub:
         headers = {name.replace('_', '-'): str(value) for name, value in headers.items()}
         self.faults.append(Fault(method, path, status, headers, message, times))
 
-    def fault(self, method: str, path: str) -> Optional[Fault]:
+    def fault(self, method: str, path: str) -> Fault | None:
         with self.lock:
             for fault in self.faults:
                 if fault.method == method and fault.times and re.search(fault.path, path):
@@ -114,7 +113,7 @@ class Hub:
     def count(self, method: str, path: str) -> int:
         return sum(m == method and bool(re.search(path, p)) for m, p in self.requests)
 
-    def files(self, repo_id: str, revision: str = 'main') -> Dict[str, File]:
+    def files(self, repo_id: str, revision: str = 'main') -> dict[str, File]:
         return self.repos[repo_id].branches[revision][-1].files
 
     # Requests, each returning (body,), (body, status) or (body, status, headers).
@@ -287,7 +286,7 @@ def is_name(value) -> bool:
     return isinstance(value, str)
 
 
-def card_problems(data: dict) -> List[str]:
+def card_problems(data: dict) -> list[str]:
     """What the Hub refuses in the metadata of a model card."""
     problems = [f'"{name}" must be a {kind.__name__}' for name, kind in TYPES.items()
                 if name in data and not isinstance(data[name], kind)]

@@ -137,9 +137,9 @@ def test_a_link_takes_the_place_of_a_file(links, tmp_path, monkeypatch):
 
 def test_a_full_disk_is_told_with_the_name_of_the_file(tmp_path, file_size_limit):
     path = str(tmp_path / 'summary.csv')
-    with pytest.raises(OSError, match="File too large: '.*/summary.csv'$"), file_size_limit(50_000):
-        with atomic_write.replacing(path) as f:
-            f.write(b'x' * 100_000)
+    with (pytest.raises(OSError, match="File too large: '.*/summary.csv'$"), file_size_limit(50_000),
+          atomic_write.replacing(path) as f):
+        f.write(b'x' * 100_000)
     assert os.listdir(tmp_path) == []
 
 

@@ -5,8 +5,8 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Iterator, List, Optional
 
 import torch
 from timm import utils
@@ -54,7 +54,7 @@ def one_process() -> Iterator[None]:
         os.environ.update(kept)
 
 
-def join(args: argparse.Namespace, signals: Optional[StopSignals] = None) -> torch.device:
+def join(args: argparse.Namespace, signals: StopSignals | None = None) -> torch.device:
     """Call timm's init_distributed_device, with a warning about missing ranks, and a wait that signals can end.
 
     torch waits in C++, where Python handles no signals.
@@ -89,9 +89,9 @@ class _Start(threading.Thread):
     def __init__(self, args: argparse.Namespace):
         super().__init__(name='start', daemon=True)
         self.args = args
-        self.error: Optional[BaseException] = None
+        self.error: BaseException | None = None
         _, self.rank, self.world_size = utils.world_info_from_env()
-        self._missing: Optional[List[int]] = None  # ranks; None if rank 0 was not reached
+        self._missing: list[int] | None = None  # ranks; None if rank 0 was not reached
         self._done = threading.Event()
         self.start()
         threading.Thread(target=self._tell, name='presence', daemon=True).start()

@@ -1,7 +1,7 @@
 """The classes that a model was trained on, from its checkpoint, its configuration or ImageNet's lists."""
 import argparse
 import logging
-from typing import Any, List, Optional
+from typing import Any
 
 import torch.nn as nn
 from timm import utils
@@ -18,7 +18,7 @@ from ..weights.checkpoint import saved_record
 _logger = logging.getLogger(__name__)
 
 
-def classes_of(model: nn.Module, name: str, checkpoint: str = '') -> Optional[ModelClasses]:
+def classes_of(model: nn.Module, name: str, checkpoint: str = '') -> ModelClasses | None:
     """The classes of a model's outputs, None if unknown.
 
     Args:
@@ -37,14 +37,14 @@ def classes_of(model: nn.Module, name: str, checkpoint: str = '') -> Optional[Mo
     return imagenet_classes(name, model.num_classes)
 
 
-def classes_in(checkpoint: str) -> Optional[ModelClasses]:
+def classes_in(checkpoint: str) -> ModelClasses | None:
     """The classes that a checkpoint names, None if it names none."""
     record = saved_record(checkpoint)
     names = _by_index(record.get('class_names'))
     return _named(checkpoint, names, len(names), record.get('class_map'))
 
 
-def imagenet_classes(name: str, num_classes: int) -> Optional[ModelClasses]:
+def imagenet_classes(name: str, num_classes: int) -> ModelClasses | None:
     """ImageNet's classes of timm's own weights, by synset and by word, None for other models."""
     scheme, path = parse_model_name(name)[:2]
     subset = infer_imagenet_subset(dict(num_classes=num_classes))
@@ -56,7 +56,7 @@ def imagenet_classes(name: str, num_classes: int) -> Optional[ModelClasses]:
     return ModelClasses(name, info.label_names(), words, titles)
 
 
-def map_of_model(args: argparse.Namespace, classes: Optional[ModelClasses]) -> Any:
+def map_of_model(args: argparse.Namespace, classes: ModelClasses | None) -> Any:
     """The class map of an evaluation: that of --class-map, or a map of the model's names for `model`.
 
     Raises:
@@ -76,7 +76,7 @@ def _named(
         num_classes: int,
         class_map: Any = None,
         descriptions: Any = None,
-) -> Optional[ModelClasses]:
+) -> ModelClasses | None:
     """Make ModelClasses from the fields of a file. None if the names are missing or not one for each output."""
     names = _by_index(names)
     if not names or len(names) != num_classes:
@@ -88,7 +88,7 @@ def _named(
     return ModelClasses(source, names, [item for item in others if isinstance(item[1], int)], titles)
 
 
-def _by_index(names: Any) -> List[str]:
+def _by_index(names: Any) -> list[str]:
     """Names in the order of the outputs, from a list or a dict by index. Empty if they are incomplete."""
     if isinstance(names, dict):
         indices = {str(index): name for index, name in names.items()}

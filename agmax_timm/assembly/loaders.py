@@ -1,7 +1,8 @@
 """From options to data: data sets that were checked, training and evaluation loaders."""
 import argparse
 import logging
-from typing import Any, Callable, Dict, Optional, Sequence, Tuple
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn as nn
@@ -35,7 +36,7 @@ def check_roots(args: argparse.Namespace, *splits: str) -> None:
         check_split(args.dataset, args.data_dir, split)
 
 
-def build_datasets(args: argparse.Namespace, data_config: Dict) -> Tuple[Dataset, Optional[Dataset]]:
+def build_datasets(args: argparse.Namespace, data_config: dict) -> tuple[Dataset, Dataset | None]:
     """Training and validation data (None for --val-split ''), checked against each other and the model."""
     train = _open_split(args, data_config, args.train_split, args.train_num_samples, is_training=True,
                         seed=args.seed, repeats=args.epoch_repeats, samples_flag='--train-num-samples',
@@ -52,7 +53,7 @@ def build_datasets(args: argparse.Namespace, data_config: Dict) -> Tuple[Dataset
     return train, validation
 
 
-def _open_split(args: argparse.Namespace, data_config: Dict, split: str, num_samples: Optional[int], **kwargs):
+def _open_split(args: argparse.Namespace, data_config: dict, split: str, num_samples: int | None, **kwargs):
     return open_dataset(
         args.dataset,
         root=args.data_dir,
@@ -71,7 +72,7 @@ def _open_split(args: argparse.Namespace, data_config: Dict, split: str, num_sam
     )
 
 
-def label_kwargs(args: argparse.Namespace) -> Dict[str, Any]:
+def label_kwargs(args: argparse.Namespace) -> dict[str, Any]:
     """What opens a data set of several labels an image; nothing for one class an image."""
     if args.task != 'multilabel':
         return {}
@@ -81,7 +82,7 @@ def label_kwargs(args: argparse.Namespace) -> Dict[str, Any]:
     )
 
 
-def image_mode(args: argparse.Namespace, data_config: Dict) -> str:
+def image_mode(args: argparse.Namespace, data_config: dict) -> str:
     """PIL mode that images are converted to.
 
     Raises:
@@ -98,7 +99,7 @@ def image_mode(args: argparse.Namespace, data_config: Dict) -> str:
     return mode
 
 
-def _loader_kwargs(args: argparse.Namespace, data_config: Dict, device: torch.device, precision: Precision) -> Dict:
+def _loader_kwargs(args: argparse.Namespace, data_config: dict, device: torch.device, precision: Precision) -> dict:
     channels = dict(channels=data_config['input_size'][0]) if args.naflex_loader else {}
     return dict(
         **channels,
@@ -112,7 +113,7 @@ def _loader_kwargs(args: argparse.Namespace, data_config: Dict, device: torch.de
     )
 
 
-def mixup_kwargs(args: argparse.Namespace) -> Optional[Dict[str, Any]]:
+def mixup_kwargs(args: argparse.Namespace) -> dict[str, Any] | None:
     """Arguments of timm.data.Mixup, None where nothing is mixed."""
     if not mixing(args):
         return None
@@ -132,10 +133,10 @@ def mixup_kwargs(args: argparse.Namespace) -> Optional[Dict[str, Any]]:
 def build_train_loader(
         args: argparse.Namespace,
         dataset: Dataset,
-        data_config: Dict,
+        data_config: dict,
         device: torch.device,
         precision: Precision,
-        patch_size: Optional[Tuple[int, int]] = None,
+        patch_size: tuple[int, int] | None = None,
 ):
     """Training loader, of two views with --agmax; --naflex-loader needs the model's patch size.
 
@@ -207,7 +208,7 @@ def _with_flags(message: str) -> str:
     return message.replace('auto_augment', flag_of('aa'))
 
 
-def _resolution_kwargs(args: argparse.Namespace) -> Dict[str, Any]:
+def _resolution_kwargs(args: argparse.Namespace) -> dict[str, Any]:
     if args.train_img_sizes is None:
         return {}
     return dict(
@@ -223,7 +224,7 @@ def _resolution_kwargs(args: argparse.Namespace) -> Dict[str, Any]:
     )
 
 
-def _naflex_kwargs(args: argparse.Namespace, patch_size: Tuple[int, int]) -> Dict[str, Any]:
+def _naflex_kwargs(args: argparse.Namespace, patch_size: tuple[int, int]) -> dict[str, Any]:
     mixup = mixup_kwargs(args)
     if mixup is not None:
         mixup.update(mixup_off_epoch=args.mixup_off_epoch)
@@ -242,7 +243,7 @@ def _naflex_kwargs(args: argparse.Namespace, patch_size: Tuple[int, int]) -> Dic
     )
 
 
-def patch_size(model: nn.Module, choices: Optional[Sequence[int]] = None) -> Tuple[int, int]:
+def patch_size(model: nn.Module, choices: Sequence[int] | None = None) -> tuple[int, int]:
     """Height and width of a patch of a NaFlex model.
 
     Args:
@@ -268,7 +269,7 @@ def average_batch_size(args: argparse.Namespace, loader) -> float:
     return getattr(loader.batch_sampler, 'average_batch_size', float(args.batch_size))
 
 
-def build_loss_scale(args: argparse.Namespace, loader) -> Optional[Callable[[int], float]]:
+def build_loss_scale(args: argparse.Namespace, loader) -> Callable[[int], float] | None:
     """Factor of the loss of a batch by its number of images, None where all batches count alike."""
     mode = args.naflex_loss_scale if args.naflex_loader else args.variable_batch_loss_scale
     if mode == 'none' or not (args.naflex_loader or args.train_img_sizes):
@@ -280,12 +281,12 @@ def build_loss_scale(args: argparse.Namespace, loader) -> Optional[Callable[[int
 def build_eval_loader(
         args: argparse.Namespace,
         dataset: Dataset,
-        data_config: Dict,
+        data_config: dict,
         device: torch.device,
         precision: Precision,
         batch_size: int,
-        patch_size: Optional[Tuple[int, int]] = None,
-        crop_border_pixels: Optional[int] = None,
+        patch_size: tuple[int, int] | None = None,
+        crop_border_pixels: int | None = None,
         tf_preprocessing: bool = False,
 ):
     """Loader in the order of the data set, for training's validation and for validate.py alike."""

@@ -1,5 +1,5 @@
 """timm's loss scaler in two halves: the backward pass of a batch, and the update."""
-from typing import Iterable, Optional
+from collections.abc import Iterable
 
 import torch
 from timm.utils import NativeScaler, dispatch_clip_grad
@@ -19,9 +19,9 @@ class LossScaler(NativeScaler):
     def step(
             self,
             optimizer: torch.optim.Optimizer,
-            clip_grad: Optional[float] = None,
+            clip_grad: float | None = None,
             clip_mode: str = 'norm',
-            parameters: Optional[Iterable[torch.nn.Parameter]] = None,
+            parameters: Iterable[torch.nn.Parameter] | None = None,
     ) -> bool:
         """Unscale the gradients, clip them, step where they are finite, and update the scale. Waits for the device.
 

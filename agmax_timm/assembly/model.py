@@ -5,10 +5,11 @@ Everything is built in the order of timm's script, so that a run without --agmax
 import argparse
 import importlib
 import logging
+from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Callable, Dict, Optional, Tuple
+from typing import Any
 
 import torch
 import torch.nn as nn
@@ -35,8 +36,8 @@ _logger = logging.getLogger(__name__)
 class Precision:
     """Numbers of a run: autocast context, loss scaler (float16 on CUDA alone), dtype of the weights (None: float32)."""
     autocast: Callable = nullcontext
-    scaler: Optional[LossScaler] = None
-    model_dtype: Optional[torch.dtype] = None
+    scaler: LossScaler | None = None
+    model_dtype: torch.dtype | None = None
 
 
 def import_device_modules(args: argparse.Namespace) -> None:
@@ -50,7 +51,7 @@ def import_device_modules(args: argparse.Namespace) -> None:
 
 def init_device(
         args: argparse.Namespace,
-        signals: Optional[StopSignals] = None,
+        signals: StopSignals | None = None,
         alone: bool = False,
 ) -> torch.device:
     """The process's device, with its process group where there are several; the CPU where there is no CUDA.
@@ -138,7 +139,7 @@ def _unfit_checkpoint(name: str, error: Exception, checkpoint_path: str, **kwarg
     return f'--initial-checkpoint {checkpoint_path} is not a checkpoint of --model {name}: {one_line(error)[:500]}'
 
 
-def build_model(args: argparse.Namespace, device: torch.device, precision: Precision) -> Tuple[nn.Module, Dict]:
+def build_model(args: argparse.Namespace, device: torch.device, precision: Precision) -> tuple[nn.Module, dict]:
     """The model on its device, and its data configuration. Sets args.num_classes to the model's where it is None."""
     set_backend_options(args)
     overlay = dict(args.pretrained_cfg_overlay)
@@ -188,7 +189,7 @@ def build_model(args: argparse.Namespace, device: torch.device, precision: Preci
     return model, data_config
 
 
-def build_data_config(args: argparse.Namespace, model: nn.Module, use_test_size: bool = False) -> Dict[str, Any]:
+def build_data_config(args: argparse.Namespace, model: nn.Module, use_test_size: bool = False) -> dict[str, Any]:
     """timm's data configuration, with the size, mean and std of as many channels as --in-chans asks for."""
     try:
         config = resolve_data_config(
@@ -203,7 +204,7 @@ def build_data_config(args: argparse.Namespace, model: nn.Module, use_test_size:
     return config
 
 
-def try_input(args: argparse.Namespace, model: nn.Module, data_config: Dict[str, Any], num_classes: int) -> None:
+def try_input(args: argparse.Namespace, model: nn.Module, data_config: dict[str, Any], num_classes: int) -> None:
     """Show one empty image to the model on its device: whether it takes this size, its channels, and gives classes.
 
     Raises:
@@ -234,12 +235,12 @@ def _images(args: argparse.Namespace) -> int:
     return args.batch_size * (2 if args.agmax else 1) if 'agmax' in args else 0
 
 
-def _one_value(module: nn.Module, inputs: Tuple[torch.Tensor]) -> None:
+def _one_value(module: nn.Module, inputs: tuple[torch.Tensor]) -> None:
     if inputs[0].numel() == inputs[0].shape[1]:
         raise ValueError('--batch-size 1 leaves batch norm a single value: use 2 or more')
 
 
-def input_channels(args: argparse.Namespace) -> Optional[int]:
+def input_channels(args: argparse.Namespace) -> int | None:
     """Channels that the options ask for, None for the model's own."""
     if args.in_chans is not None:
         return args.in_chans

@@ -2,7 +2,8 @@
 import argparse
 import logging
 import os
-from typing import Any, Callable, Dict
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn as nn
@@ -102,7 +103,7 @@ def _per_class(args: argparse.Namespace, flag: str, values: torch.Tensor) -> tor
     return values
 
 
-def _options_of(args: argparse.Namespace, *names: str) -> Dict[str, Any]:
+def _options_of(args: argparse.Namespace, *names: str) -> dict[str, Any]:
     return {name: getattr(args, name) for name in names}
 
 
@@ -110,7 +111,7 @@ def _distillation_task(
         args: argparse.Namespace,
         model: nn.Module,
         criterion: nn.Module,
-        common: Dict[str, Any],
+        common: dict[str, Any],
 ) -> TrainingTask:
     common = dict(common, criterion=criterion, **_options_of(args, 'distill_loss_weight', 'task_loss_weight'))
     if args.kd_distill_type == 'feature':
@@ -138,7 +139,7 @@ def _distillation_task(
     )
 
 
-def _agmax_task(args: argparse.Namespace, model: nn.Module, criterion: nn.Module, common: Dict) -> AgMaxTask:
+def _agmax_task(args: argparse.Namespace, model: nn.Module, criterion: nn.Module, common: dict) -> AgMaxTask:
     images = args.batch_size * args.world_size
     if args.agmax_loss == 'mi' and images < 2:
         raise OptionError(f'--agmax needs 2 images or more in a batch, got --batch-size {args.batch_size}: over 1 '

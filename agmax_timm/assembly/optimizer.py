@@ -1,7 +1,7 @@
 """From options to how weights change: learning rate, optimizer, their average, schedule."""
 import argparse
 import logging
-from typing import Any, Optional, Tuple
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -66,7 +66,7 @@ def build_scheduler(
         args: argparse.Namespace,
         optimizer: torch.optim.Optimizer,
         updates_per_epoch: int,
-) -> Tuple[Any, int]:
+) -> tuple[Any, int]:
     """timm's scheduler (None for --sched none), and the number of epochs with warm-up and cool-down."""
     try:
         return create_scheduler_v2(
@@ -78,7 +78,7 @@ def build_scheduler(
         raise OptionError(f'--sched {args.sched}: {one_line(error)}') from error
 
 
-def advance_scheduler(scheduler: Any, epoch: int, num_updates: Optional[int] = None) -> None:
+def advance_scheduler(scheduler: Any, epoch: int, num_updates: int | None = None) -> None:
     """Set the learning rate of an epoch that a run starts with; for a schedule by updates, num_updates before it."""
     if scheduler is None:
         return

@@ -1,8 +1,8 @@
 """The process group of a command: its timeout, and its end."""
 import sys
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Iterator
 
 import torch.distributed as dist
 from torch.distributed import distributed_c10d

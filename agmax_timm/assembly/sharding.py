@@ -4,8 +4,9 @@ A run builds and resumes on whole weights, in host memory; then they are sharded
 while it computes, and a checkpoint is gathered from all ranks into what one process would have written.
 """
 import argparse
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Dict, Iterator, Optional
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -130,7 +131,7 @@ def find_layers(model: nn.Module) -> Iterator[nn.Module]:
     return visit(model, '')
 
 
-def _shard_optimizer(optimizer: torch.optim.Optimizer, shard_of: Dict[nn.Parameter, nn.Parameter]) -> None:
+def _shard_optimizer(optimizer: torch.optim.Optimizer, shard_of: dict[nn.Parameter, nn.Parameter]) -> None:
     """Let an optimizer go on with shards in place of whole parameters, and of its state for each."""
     def shard(value: Any, like: DTensor) -> Any:
         if not isinstance(value, torch.Tensor) or value.ndim == 0:
@@ -190,7 +191,7 @@ class WholeState:
         self.task = task
         self.optimizer = optimizer
         self.keep = keep
-        self._state: Optional[Dict[str, Any]] = None
+        self._state: dict[str, Any] | None = None
 
     def gather(self) -> None:
         """A collective: every rank calls it before the one that writes does write. One tensor at a time is whole."""
@@ -213,9 +214,9 @@ class WholeState:
     def get_trainable_module(self) -> nn.Module:
         return self.task.get_trainable_module()
 
-    def get_checkpoint_state(self, ema: bool = False, **_) -> Dict[str, Any]:
+    def get_checkpoint_state(self, ema: bool = False, **_) -> dict[str, Any]:
         return self._state['ema' if ema else 'raw']
 
-    def state_dict(self) -> Dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """The optimizer's."""
         return self._state['optimizer']

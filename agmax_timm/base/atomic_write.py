@@ -4,8 +4,9 @@ import os
 import secrets
 import shutil
 import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import IO, Any, Callable, Iterator, List, Optional
+from typing import IO, Any
 
 try:
     import fcntl
@@ -78,7 +79,7 @@ def cut(path: str, size: int) -> None:
             os.fsync(f.fileno())
 
 
-def clean(folder: str, name: str = '') -> List[str]:
+def clean(folder: str, name: str = '') -> list[str]:
     """Remove what killed processes left unfinished in a folder, and return its names.
 
     Files of processes that live stay, also those of other machines, because their writers have locked them. On a file
@@ -90,9 +91,9 @@ def clean(folder: str, name: str = '') -> List[str]:
     removed = []
     with suppress(OSError):
         for found in sorted(os.listdir(folder)):
-            if found.endswith(UNFINISHED) and found.startswith(f'{name}.' if name else ''):
-                if _remove_dead(os.path.join(folder, found)):
-                    removed.append(found)
+            unfinished = found.endswith(UNFINISHED) and found.startswith(f'{name}.' if name else '')
+            if unfinished and _remove_dead(os.path.join(folder, found)):
+                removed.append(found)
     return removed
 
 
@@ -143,7 +144,7 @@ def _remove(path: str) -> None:
         os.unlink(path)
 
 
-def _lock(path: str) -> Optional[int]:
+def _lock(path: str) -> int | None:
     """Lock a file or folder, without waiting.
 
     Returns:
@@ -168,7 +169,7 @@ def _lock(path: str) -> Optional[int]:
         return None if error.errno in (errno.EWOULDBLOCK, errno.EACCES, errno.ENOENT) else _NO_LOCKS
 
 
-def _unlock(lock: Optional[int]) -> None:
+def _unlock(lock: int | None) -> None:
     if lock not in (None, _NO_LOCKS):
         fcntl.flock(lock, fcntl.LOCK_UN)  # closing is not enough: forked processes share the lock
         os.close(lock)

@@ -1,7 +1,8 @@
 """Work beside training: a copy of the state on the host, and one thread that has it to itself."""
 import copy
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from typing import Any, Callable, Dict, Optional, Tuple
+from typing import Any
 
 import torch
 
@@ -14,7 +15,7 @@ def snapshot(state: Any) -> Any:
     return _copy(state, {})
 
 
-def _copy(value: Any, storages: Dict[int, Tuple[torch.UntypedStorage, torch.UntypedStorage]]) -> Any:
+def _copy(value: Any, storages: dict[int, tuple[torch.UntypedStorage, torch.UntypedStorage]]) -> Any:
     if isinstance(value, dict):
         copied = copy.copy(value)  # an OrderedDict keeps its attributes, a state dict its versions
         copied.update((key, _copy(item, storages)) for key, item in value.items())
@@ -26,7 +27,7 @@ def _copy(value: Any, storages: Dict[int, Tuple[torch.UntypedStorage, torch.Unty
     return copy.deepcopy(value)
 
 
-def _copy_tensor(value: torch.Tensor, storages: Dict[int, Tuple]) -> torch.Tensor:
+def _copy_tensor(value: torch.Tensor, storages: dict[int, tuple]) -> torch.Tensor:
     source = value.untyped_storage()
     if source._cdata not in storages:  # the source is kept with its copy: its address is no other's meanwhile
         storages[source._cdata] = source, source.clone() if source.device.type == 'cpu' else source.cpu()
@@ -44,7 +45,7 @@ class Background:
     def __init__(self, enabled: bool = True):
         self.enabled = enabled
         self._pool = ThreadPoolExecutor(1, 'writer')  # its thread begins with the first piece of work
-        self._future: Optional[Future] = None
+        self._future: Future | None = None
 
     def run(self, work: Callable[[], None]) -> None:
         """Begin with a piece of work when the one before is done."""

@@ -1,7 +1,8 @@
 """Names of classes in published models, and ImageNet's words for its synsets."""
 import re
+from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any, Dict, List, Optional, Sequence
+from typing import Any
 
 from timm.data import ImageNetInfo
 
@@ -10,7 +11,7 @@ SEVERAL_LABELS = 'multilabel'
 _SYNSET = re.compile(r'n\d{8}')
 
 
-def index_names(count: int) -> List[str]:
+def index_names(count: int) -> list[str]:
     """Return the indices of classes as text, which a published model has in place of unknown names.
 
     Without names, transformers would label a model of as many classes as ImageNet with those of ImageNet.
@@ -18,7 +19,7 @@ def index_names(count: int) -> List[str]:
     return [str(index) for index in range(count)]
 
 
-def known_names(names: Any, count: int) -> Optional[List[str]]:
+def known_names(names: Any, count: int) -> list[str] | None:
     """Return the names of `count` classes by index. None if they are missing, another number, or only indices.
 
     Args:
@@ -30,7 +31,7 @@ def known_names(names: Any, count: int) -> Optional[List[str]]:
     return names if names != index_names(count) else None
 
 
-def describe(names: Sequence[str]) -> Dict[str, str]:
+def describe(names: Sequence[str]) -> dict[str, str]:
     """Describe class names of which some are synsets of ImageNet: {'n12620546': 'hip, rose hip, rosehip'}.
 
     timm needs a description of every class, so other names describe themselves. Empty if no name is a synset.

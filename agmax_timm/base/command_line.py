@@ -4,8 +4,9 @@ import os
 import re
 import select
 import sys
+from collections.abc import Callable, Iterable, Sequence
 from functools import wraps
-from typing import Any, Callable, Iterable, Optional, Sequence, Tuple, Union
+from typing import Any
 
 # Flags of ours that begin as one of timm's does.
 YIELDING = ('check_data', 'image_memory', 'corruptions_dir', 'severities', 'stress', 'attack', 'report', 'report_dir',
@@ -191,7 +192,7 @@ def add_pinning_flags(parser: argparse._ActionsContainer) -> None:
                         help='they do not: pinned memory cannot be swapped out')
 
 
-def pinning(args: argparse.Namespace) -> Optional[bool]:
+def pinning(args: argparse.Namespace) -> bool | None:
     """Whether the flags ask for pinned memory, None for what is usual on the device."""
     return False if args.no_pin_mem else args.pin_mem or None
 
@@ -201,13 +202,13 @@ def flag_of(name: str) -> str:
     return '--' + name.replace('_', '-')
 
 
-def interval(value: Union[int, str]) -> Union[int, str]:
+def interval(value: int | str) -> int | str:
     """Type of a number of updates, an int, or of seconds, as given: '600s'."""
     number, unit = parse_interval(value)
     return number if unit == 'updates' else str(value)
 
 
-def parse_interval(value: Union[int, str]) -> Tuple[Union[int, float], str]:
+def parse_interval(value: int | str) -> tuple[int | float, str]:
     """The number and the unit, 'updates' or 'seconds', of an interval; raise ValueError where it is none."""
     text = str(value)
     number, unit = (float(text[:-1]), 'seconds') if text.endswith('s') else (int(value), 'updates')
@@ -216,7 +217,7 @@ def parse_interval(value: Union[int, str]) -> Tuple[Union[int, float], str]:
     return number, unit
 
 
-def memory(value: Union[float, str]) -> str:
+def memory(value: float | str) -> str:
     """Type of an amount of memory, as given: a share of what is free in [0, 1], or an amount as '8G' or '500M'."""
     text = str(value)
     amount = text[-1:].upper() in ('G', 'M')

@@ -1,5 +1,5 @@
 """PIL modes of images, and values of data options. Imports nothing of this package, so the command line can use it."""
-from typing import Any, Dict
+from typing import Any
 
 from PIL.ImageMode import getmode
 
@@ -38,7 +38,7 @@ def why_not_loaded(mode: str, prefetcher: bool) -> str:
     return f'the prefetcher takes 8 bits a channel: {remedy}' + (', or add --no-prefetcher' if kind in 'bf' else '')
 
 
-def check_mode(dataset: Any, channels: int, kwargs: Dict[str, Any]) -> None:
+def check_mode(dataset: Any, channels: int, kwargs: dict[str, Any]) -> None:
     """Raise ValueError for a PIL mode that the prefetcher or a step of augmentation does not take.
 
     Such a mode would end a loader worker, or change pixels.

@@ -3,7 +3,7 @@ import argparse
 import os
 import re
 from contextlib import suppress
-from typing import Any, Dict, Optional
+from typing import Any
 
 import yaml
 
@@ -36,7 +36,7 @@ def add_license_flag(group: argparse._ActionsContainer) -> None:
                             'the weights that training started from, otherwise none is stated)')
 
 
-def check_license(value: Optional[str]) -> None:
+def check_license(value: str | None) -> None:
     """Raise LicenseError unless it is empty, an identifier of the Hub's list, or other:NAME."""
     if not value or value in LISTED:
         return
@@ -46,7 +46,7 @@ def check_license(value: Optional[str]) -> None:
                            'for another licence use other:NAME, with a-z, 0-9, -, . and + in NAME')
 
 
-def license_name(value: Any) -> Optional[str]:
+def license_name(value: Any) -> str | None:
     """The name of a licence in the metadata of a model, in lower case; None if they state none."""
     if not isinstance(value, str):
         return None
@@ -54,12 +54,12 @@ def license_name(value: Any) -> Optional[str]:
     return None if name in ('', _OTHER) else name
 
 
-def license_of_card(metadata: Dict[str, Any]) -> Optional[str]:
+def license_of_card(metadata: dict[str, Any]) -> str | None:
     """The name of the licence in the metadata of a model card, None if they state none."""
     return license_name(metadata.get('license')) or license_name(metadata.get('license_name'))
 
 
-def license_in_folder(folder: str) -> Optional[str]:
+def license_in_folder(folder: str) -> str | None:
     """The name of the licence that README.md of a folder states, None without one."""
     from huggingface_hub.repocard import metadata_load
     with suppress(OSError, ValueError, yaml.YAMLError):
@@ -67,7 +67,7 @@ def license_in_folder(folder: str) -> Optional[str]:
     return None
 
 
-def license_fields(name: Optional[str]) -> Dict[str, str]:
+def license_fields(name: str | None) -> dict[str, str]:
     """Metadata of a model card for a licence. One that the Hub does not list is `other` with a `license_name`."""
     if name is None:
         return {'license': _OTHER}

@@ -3,7 +3,6 @@ import argparse
 import os
 import time
 from datetime import timedelta
-from typing import List, Optional
 
 import torch.distributed as dist
 
@@ -22,7 +21,7 @@ class Presence:
     def __init__(self, args: argparse.Namespace, period: float):
         self.args = args
         self.period = period
-        self._store: Optional[dist.TCPStore] = None  # a connection of its own: the job's may be in use for long
+        self._store: dist.TCPStore | None = None  # a connection of its own: the job's may be in use for long
         self._count = 0
         self._works = True
 
@@ -44,7 +43,7 @@ class Presence:
         """Tell that this process ends, and is not to be taken for one that was stopped."""
         self.tell(_LEFT)
 
-    def silent(self) -> List[int]:
+    def silent(self) -> list[int]:
         """The ranks that are not heard of for some periods, which it takes; none where there is no store."""
         before = self._read()
         for _ in range(_PERIODS):
@@ -53,12 +52,12 @@ class Presence:
         after = self._read()
         return [rank for rank, word in enumerate(after) if word == before[rank] and word != _LEFT.encode()]
 
-    def absent(self) -> Optional[List[int]]:
+    def absent(self) -> list[int] | None:
         """The ranks that have sent no heartbeat yet; None without a store."""
         words = self._read()
         return [rank for rank, word in enumerate(words) if not word] if words else None
 
-    def _read(self) -> List[bytes]:
+    def _read(self) -> list[bytes]:
         if not self._works:
             return []
         try:

@@ -3,14 +3,14 @@ import gc
 import multiprocessing
 import os
 import sys
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Dict, Iterator
 
 _HOME = str(Path(__file__).parents[2])
 
 
-def environment() -> Dict[str, str]:
+def environment() -> dict[str, str]:
     """This process's environment, in which Python finds this package wherever it is."""
     paths = [_HOME, *filter(None, [os.environ.get('PYTHONPATH')])]
     return {**os.environ, 'PYTHONPATH': os.pathsep.join(paths)}

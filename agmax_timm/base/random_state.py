@@ -4,8 +4,9 @@ About 8 KB and 0.1 ms a copy, so one can be taken with every batch.
 """
 import random
 import struct
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Dict, Iterator, Optional
+from typing import Any
 
 import numpy as np
 import torch
@@ -50,7 +51,7 @@ def torch_state(state: bytes) -> torch.Tensor:
     return torch.frombuffer(bytearray(state[_PYTHON.size + _NUMPY.size:]), dtype=torch.uint8)
 
 
-def get_random_state(device: Optional[torch.device] = None) -> Dict[str, Any]:
+def get_random_state(device: torch.device | None = None) -> dict[str, Any]:
     """State of the process's generators ('process', bytes) and of an accelerator's.
 
     That of an accelerator is a uint8 tensor, 'device', beside the type of the accelerator, 'device_type'.
@@ -62,14 +63,14 @@ def get_random_state(device: Optional[torch.device] = None) -> Dict[str, Any]:
     return state
 
 
-def set_random_state(state: Dict[str, Any], device: Optional[torch.device] = None) -> None:
+def set_random_state(state: dict[str, Any], device: torch.device | None = None) -> None:
     """Set what get_random_state returned; a device's part is left out where it is of another kind of device."""
     set_process_state(state['process'])
     if device is not None and device.type != 'cpu' and is_of_device(state, device):
         torch.get_device_module(device).set_rng_state(state['device'], device)
 
 
-def is_of_device(state: Dict[str, Any], device: torch.device) -> bool:
+def is_of_device(state: dict[str, Any], device: torch.device) -> bool:
     """Whether a random state was taken on this kind of device."""
     if device.type == 'cpu' or 'device' not in state:
         return device.type == 'cpu' and 'device' not in state
@@ -77,7 +78,7 @@ def is_of_device(state: Dict[str, Any], device: torch.device) -> bool:
     return fits_generator(state['device'], state.get('device_type'), present, device)
 
 
-def fits_generator(state: torch.Tensor, kind: Optional[str], present: torch.Tensor, device: torch.device) -> bool:
+def fits_generator(state: torch.Tensor, kind: str | None, present: torch.Tensor, device: torch.device) -> bool:
     """Whether a generator of torch can take a state.
 
     Args:

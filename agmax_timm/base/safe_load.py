@@ -5,7 +5,7 @@ import pickle
 import re
 import warnings
 import zipfile
-from typing import Any, Dict
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -18,7 +18,7 @@ class CheckpointError(ValueError):
     """A file of weights that cannot be used; the message names the file and why."""
 
 
-def read_file(path: str, mmap: bool = False) -> Dict[str, Any]:
+def read_file(path: str, mmap: bool = False) -> dict[str, Any]:
     """All that a file holds, as long as that is tensors and plain values.
 
     Args:

@@ -2,7 +2,7 @@
 import argparse
 import signal
 import threading
-from typing import Any, Optional
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -20,7 +20,7 @@ class StopSignals:
     """While entered, notes signals in place of dying of them. A second Ctrl-C ends the process at once."""
 
     def __init__(self):
-        self.received: Optional[str] = None  # the first one's name
+        self.received: str | None = None  # the first one's name
         self._handlers = {}
 
     def __enter__(self) -> 'StopSignals':
@@ -64,5 +64,5 @@ class StopSignals:
             self.received = signal.Signals(number).name
 
 
-def _number(name: str) -> Optional[int]:
+def _number(name: str) -> int | None:
     return getattr(signal, name, None)  # SIGUSR1 is not on every system

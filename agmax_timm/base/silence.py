@@ -1,8 +1,8 @@
 """Checks on stand-ins, which may raise but must not log or warn."""
 import logging
 import warnings
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Iterator
 
 
 @contextmanager

@@ -1,8 +1,8 @@
 """Text files of users: UTF-8, with or without the byte-order mark that editors on Windows write."""
 import os
 import tempfile
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Iterator
 
 MARK = '\ufeff'  # the byte-order mark
 

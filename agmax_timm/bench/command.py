@@ -1,7 +1,6 @@
 """The command line of the measurements: a module of each sub-command's name measures, its result is reported here."""
 import sys
 from importlib import import_module
-from typing import List, Optional
 
 from ..base.command_line import as_line, quiet_in_pipes
 from ..base.processes import fork_workers
@@ -9,7 +8,7 @@ from .options import parse
 
 
 @quiet_in_pipes
-def main(argv: Optional[List[str]] = None) -> None:
+def main(argv: list[str] | None = None) -> None:
     """The command. Prints a table; exit status 2, with one line, for what cannot be measured."""
     args = parse(argv)
     from . import report

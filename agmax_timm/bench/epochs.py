@@ -8,8 +8,9 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Dict, Iterator, List, Optional
+from typing import Any
 
 from torch.utils.data import DataLoader
 
@@ -18,7 +19,7 @@ from .pipelines import build
 _INTERVAL = 0.1  # seconds
 
 
-def read(epochs: int, **options) -> Dict[str, Any]:
+def read(epochs: int, **options) -> dict[str, Any]:
     """Read a loader, of which the options are build()'s, for so many epochs.
 
     Returns:
@@ -26,7 +27,7 @@ def read(epochs: int, **options) -> Dict[str, Any]:
     """
     before = _shared_mib()
     loader = build(**options)
-    peaks: List[float] = []
+    peaks: list[float] = []
     views = 0
     for _ in range(epochs):
         with _watched(before) as peak:
@@ -47,7 +48,7 @@ def _read_epoch(loader: DataLoader) -> int:
 
 
 @contextmanager
-def _watched(before: Optional[float]) -> Iterator[Dict[str, float]]:
+def _watched(before: float | None) -> Iterator[dict[str, float]]:
     """The most memory in `mib` of this process and its workers, from here to the end.
 
     Args:
@@ -84,7 +85,7 @@ def _own_mib(pid: int) -> float:
     return (kib['Pss:'] - kib.get('Pss_Shmem:', 0)) / 1024
 
 
-def _shared_mib() -> Optional[float]:
+def _shared_mib() -> float | None:
     """Shared memory of the machine, which also holds batches that are under way: no process has them then. None where
     it or the memory of a process cannot be told."""
     if not os.path.exists('/proc/self/smaps_rollup'):

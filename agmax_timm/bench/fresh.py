@@ -1,18 +1,17 @@
 """Commands of this package in processes of their own."""
 import subprocess
 import sys
-from typing import List
 
 from ..base.processes import environment
 
 
-def start(argv: List[str]) -> subprocess.Popen:
+def start(argv: list[str]) -> subprocess.Popen:
     """Start this Python with arguments, and with this package wherever it is. Both outputs are one."""
     return subprocess.Popen(
         [sys.executable, *argv], env=environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
-def wait_for(argv: List[str], mark: str) -> str:
+def wait_for(argv: list[str], mark: str) -> str:
     """The first line with a mark in it of what a process writes, which is then ended; the last line without a mark.
 
     Raises:

@@ -1,8 +1,8 @@
 """The images that loaders are measured on: some of a folder, by links, so that timm's loader finds the very same."""
 import os
 import tempfile
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Iterator
 
 import numpy as np
 

@@ -3,9 +3,9 @@ import argparse
 import os
 import random
 import tempfile
+from collections.abc import Iterator
 from contextlib import contextmanager
 from statistics import median
-from typing import Dict, Iterator, Optional
 
 from timm.data.readers.reader_image_folder import ReaderImageFolder
 from torch.utils.data import DataLoader
@@ -40,7 +40,7 @@ def _open(reader, root: str):
     return lambda: len(reader(root))
 
 
-def _memory(reader) -> Dict[str, Optional[float]]:
+def _memory(reader) -> dict[str, float | None]:
     """Bytes of the index for each image, where it knows them, and private memory of a worker in MiB."""
     def collate(indices):
         for index in indices:

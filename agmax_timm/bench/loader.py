@@ -1,7 +1,7 @@
 """Views a second of loaders."""
 import argparse
+from collections.abc import Sequence
 from statistics import median
-from typing import Dict, List, Sequence, Tuple
 
 from . import passes
 from .images import some_images
@@ -22,12 +22,12 @@ def measure(args: argparse.Namespace) -> Result:
 def compare(
         args: argparse.Namespace,
         root: str,
-        size: Tuple[int, int, int],
+        size: tuple[int, int, int],
         names: Sequence[str],
-        recipes: Dict[str, Recipe],
-) -> List[Row]:
+        recipes: dict[str, Recipe],
+) -> list[Row]:
     """A row for each of args.recipes, or of all, and each pipeline; ratios are to the first pipeline."""
-    rows: List[Row] = []
+    rows: list[Row] = []
     for recipe in args.recipes or recipes:
         with passes.one_thread():
             loaders = {

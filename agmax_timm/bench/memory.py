@@ -3,7 +3,7 @@ import argparse
 import json
 import random
 from statistics import median
-from typing import Any, Dict, List
+from typing import Any
 
 from . import fresh
 from .images import some_images
@@ -15,7 +15,7 @@ _TWICE = f'{TIMM}, twice the batch'  # as many views in a batch as two views hav
 
 def measure(args: argparse.Namespace) -> Result:
     names = [TIMM, _TWICE, *TWO_VIEWS, *(IN_MEMORY if args.memory else ())]
-    found: Dict[str, List[Dict[str, Any]]] = {name: [] for name in names}
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     with some_images(args.folder, args.split, args.images) as root:
         for repeat in range(args.repeats):
             for name in random.Random(repeat).sample(names, len(names)):
@@ -30,12 +30,12 @@ def measure(args: argparse.Namespace) -> Result:
         f'{args.epochs} epochs', rows)
 
 
-def read_epochs(**options) -> Dict[str, Any]:
+def read_epochs(**options) -> dict[str, Any]:
     """What epochs.py prints of a loader, in a fresh process: views, and peaks of memory in MiB, of each epoch."""
     return json.loads(fresh.wait_for(['-m', 'agmax_timm.bench.epochs', json.dumps(options)], '"peaks"'))
 
 
-def _row(name: str, own: List[Dict[str, Any]], base: List[Dict[str, Any]], kind: str) -> Row:
+def _row(name: str, own: list[dict[str, Any]], base: list[dict[str, Any]], kind: str) -> Row:
     pairs = [max(one['peaks']) / max(other['peaks']) for one, other in zip(own, base)]
     epochs = [median(peaks) for peaks in zip(*(one['peaks'] for one in own))]
     return {

@@ -7,7 +7,6 @@ its weights.
 """
 import argparse
 from statistics import mean
-from typing import Dict, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -48,7 +47,7 @@ def synthetic_logits(
         classes: int,
         confidence: float,
         seed: int,
-) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Make logits of two views with a given mean probability of the true class.
 
     Args:
@@ -73,7 +72,7 @@ def synthetic_logits(
     return *(logits + margin * true_class), target
 
 
-def gradients(z1: torch.Tensor, z2: torch.Tensor, target: torch.Tensor) -> Dict[str, float]:
+def gradients(z1: torch.Tensor, z2: torch.Tensor, target: torch.Tensor) -> dict[str, float]:
     """Compare the gradients of the terms of AgMax with that of the cross-entropy, at the logits of both views.
 
     Args:

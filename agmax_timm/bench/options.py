@@ -1,5 +1,5 @@
 """Flags of the measurements. Imports nothing heavy: --help is fast."""
-from typing import Any, Dict, List, Optional
+from typing import Any
 
 from ..base.command_line import Parser, add_pinning_flags
 from ..base.processes import cores
@@ -11,7 +11,7 @@ _QUICK = dict(
 
 _AT_LEAST = dict(images=1, batch_size=2, img_size=8, repeats=1, num_classes=2, steps=1, epochs=1, workers=0)
 
-_COMMANDS: Dict[str, str] = {
+_COMMANDS: dict[str, str] = {
     'loader': "views a second of timm's loader with one view, and of both backends with two",
     'small': 'the same for small images, kept in memory',
     'collate': 'two-view MixUp of a batch of uint8 images',
@@ -25,7 +25,7 @@ _COMMANDS: Dict[str, str] = {
 }
 
 
-def parse(argv: Optional[List[str]] = None):
+def parse(argv: list[str] | None = None):
     """The options of one sub-command, its name in `command`."""
     parser = Parser(prog='python -m agmax_timm.bench', description='Measure speed and memory on your own data.')
     commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
@@ -66,7 +66,7 @@ def _data(parser: Parser, batch_size: int) -> None:
     parser.add_argument('-b', '--batch-size', type=int, default=batch_size, metavar='N', help='images in a batch')
 
 
-def _recipes(parser: Parser, known: Dict[str, Any]) -> None:
+def _recipes(parser: Parser, known: dict[str, Any]) -> None:
     parser.add_argument('--recipes', nargs='+', choices=[*known], metavar='NAME',
                         help=f'augmentations, of {", ".join(known)} (default: all)')
 

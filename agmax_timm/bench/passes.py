@@ -4,10 +4,10 @@ import os
 import random
 import resource
 import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import median
-from typing import Callable, Dict, Iterator, List
 
 import torch
 
@@ -20,10 +20,10 @@ class Pass:
     count: int  # of what was done, such as views
 
 
-Passes = Dict[str, List[Pass]]  # by configuration, one of each repetition
+Passes = dict[str, list[Pass]]  # by configuration, one of each repetition
 
 
-def interleaved(configurations: Dict[str, Callable[[], int]], repeats: int, warm: bool = True) -> Passes:
+def interleaved(configurations: dict[str, Callable[[], int]], repeats: int, warm: bool = True) -> Passes:
     """Measure each configuration once in each repetition, the order drawn anew.
 
     Args:
@@ -46,7 +46,7 @@ def interleaved(configurations: Dict[str, Callable[[], int]], repeats: int, warm
     return passes
 
 
-def ratios(passes: Passes, name: str, baseline: str, value: Callable[[Pass], float]) -> Dict[str, float]:
+def ratios(passes: Passes, name: str, baseline: str, value: Callable[[Pass], float]) -> dict[str, float]:
     """Columns `ratio`, `least` and `most`: of a configuration's value to the baseline's in the same repetition."""
     pairs = [value(own) / value(base) for own, base in zip(passes[name], passes[baseline])]
     return dict(ratio=median(pairs), least=min(pairs), most=max(pairs))

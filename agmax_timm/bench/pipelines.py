@@ -1,5 +1,5 @@
 """The loaders that are measured against each other, by name: timm's own with one view, ours with two."""
-from typing import Any, Dict, Tuple, Union
+from typing import Any
 
 import timm.data
 import torch
@@ -11,12 +11,12 @@ from ..data.sources.datasets import create_dataset
 from .recipes import Recipe
 
 TIMM = 'timm, one view'
-TWO_VIEWS: Dict[str, Dict[str, Any]] = {
+TWO_VIEWS: dict[str, dict[str, Any]] = {
     'two views, timm': dict(augment_backend='timm'),
     'two views, fast': dict(augment_backend='fast'),
 }
 _HALF = '0.5'  # of the free memory
-IN_MEMORY: Dict[str, Dict[str, Any]] = {
+IN_MEMORY: dict[str, dict[str, Any]] = {
     f'{name}, in memory': dict(options, image_memory=_HALF) for name, options in TWO_VIEWS.items()}
 _OURS = {**TWO_VIEWS, **IN_MEMORY}
 
@@ -29,11 +29,11 @@ def build(name: str, root: str, **options) -> DataLoader:
 def build_prefetched(
         name: str,
         root: str,
-        size: Tuple[int, int, int],
+        size: tuple[int, int, int],
         batch_size: int,
         workers: int,
         recipe: Recipe,
-        device: Union[str, torch.device] = 'cpu',
+        device: str | torch.device = 'cpu',
         **kwargs,
 ) -> Any:
     """The pipeline of this name, whose batches are normalised on the device.

@@ -1,9 +1,9 @@
 """Augmentations that loaders are measured with: arguments of create_two_view_loader."""
-from typing import Any, Dict
+from typing import Any
 
-Recipe = Dict[str, Any]
+Recipe = dict[str, Any]
 
-RECIPES: Dict[str, Recipe] = {
+RECIPES: dict[str, Recipe] = {
     'standard': {},
     'nojitter': dict(color_jitter=None),
     'aa': dict(auto_augment='original'),
@@ -15,7 +15,7 @@ RECIPES: Dict[str, Recipe] = {
 BASELINES = {'nojitter': 'standard'}
 
 _PAD = dict(train_crop_mode='pad', color_jitter=None)
-SMALL_RECIPES: Dict[str, Recipe] = {
+SMALL_RECIPES: dict[str, Recipe] = {
     'cropflip': _PAD,
     'aa': dict(_PAD, auto_augment='original'),
 }

@@ -3,23 +3,22 @@ import csv
 import logging
 import os
 from dataclasses import dataclass
-from typing import Dict, List, Union
 
 from ..base import atomic_write
 
 _logger = logging.getLogger(__name__)
 
-Row = Dict[str, Union[str, float, None]]
+Row = dict[str, str | float | None]
 
 
 @dataclass
 class Result:
     """Rows of the same columns, those of text first: the ones that name a row. `ratio`, `least`, `most` are drawn."""
     caption: str  # what the ratio is of
-    rows: List[Row]
+    rows: list[Row]
 
 
-def table(rows: List[Row]) -> str:
+def table(rows: list[Row]) -> str:
     """The rows under their columns' names, text to the left and numbers to the right."""
     columns = [*rows[0]]
     cells = [columns, *([_text(row[column]) for column in columns] for row in rows)]
@@ -63,7 +62,7 @@ def draw(result: Result, path: str, machine: str) -> None:
         figure.savefig(file, dpi=110, format='png')
 
 
-def _text(value: Union[str, float, None]) -> str:
+def _text(value: str | float | None) -> str:
     """Three digits or more."""
     if isinstance(value, str):
         return value

@@ -5,7 +5,6 @@ import shlex
 import tempfile
 from functools import partial
 from statistics import median
-from typing import List
 
 from ..data.sources.datasets import create_dataset
 from . import fresh, passes
@@ -42,11 +41,11 @@ def measure(args: argparse.Namespace) -> Result:
         f'{2 * args.batch_size} and twice the epochs; {describe(device)}; {args.model} {args.flags}'.rstrip(), rows)
 
 
-def _lengths(batch_size: int, epochs: int) -> List[str]:
+def _lengths(batch_size: int, epochs: int) -> list[str]:
     """Both evaluate once, after the last epoch."""
     return [f'--batch-size={batch_size}', f'--epochs={epochs}', f'--val-interval={epochs}']
 
 
-def _run(argv: List[str]) -> int:
+def _run(argv: list[str]) -> int:
     fresh.wait_for(argv, '')
     return 1

@@ -1,8 +1,8 @@
 """A training step of AgMax against cross-entropy on the same views."""
 import argparse
 import copy
+from collections.abc import Callable
 from statistics import median
-from typing import Callable
 
 import torch
 

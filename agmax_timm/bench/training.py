@@ -1,8 +1,9 @@
 """Training from files against its parts: images decoded, views made, steps on views that are at hand."""
 import argparse
+from collections.abc import Callable
 from functools import partial
 from statistics import median
-from typing import Any, Callable, Dict
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
@@ -32,7 +33,7 @@ def measure(args: argparse.Namespace) -> Result:
         train = _trainer(args, device, classes=len(create_dataset('', root=root, split='train').reader.class_to_idx))
         loader = next(iter(loaders.values()))
         batch = next(iter(loader))
-        configurations: Dict[str, Callable[[], int]] = {
+        configurations: dict[str, Callable[[], int]] = {
             _STEPS: lambda: train([batch] * len(loader)),
             _DECODED: partial(_decode, _decoder(root, args)),
             **{name: partial(run, loader) for name, loader in loaders.items()},

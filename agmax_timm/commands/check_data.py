@@ -3,7 +3,8 @@ import argparse
 import csv
 import os
 import sys
-from typing import Callable, List, NamedTuple, Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from timm.data import ImageDataset
@@ -49,7 +50,7 @@ def run_validate(args: argparse.Namespace) -> None:
     _run(args, [args.split], '')
 
 
-def _run(args: argparse.Namespace, splits: List[str], folder: str) -> None:
+def _run(args: argparse.Namespace, splits: list[str], folder: str) -> None:
     """Exit status 0 without problems, 1 with some or where a loader worker died, 2 for data that cannot be opened."""
     path = os.path.join(folder, FILE)
     sys.stdout.reconfigure(errors='backslashreplace')  # names of files need not be text
@@ -75,9 +76,9 @@ def _run(args: argparse.Namespace, splits: List[str], folder: str) -> None:
 @names_dead_workers
 def check_data(
         args: argparse.Namespace,
-        splits: List[str],
+        splits: list[str],
         models: Sequence[ModelClasses] = (),
-) -> List[Problem]:
+) -> list[Problem]:
     """Print what each split holds.
 
     Args:
@@ -96,7 +97,7 @@ def check_data(
         check_different(*datasets)
     print(summary(dict(zip(splits, datasets))))
     inventories = []
-    problems: List[Problem] = []
+    problems: list[Problem] = []
     for split, dataset in zip(splits, datasets):
         inventories.append(_scan(split, dataset, args.workers))
         print('\n'.join(describe(inventories[-1], len(class_names(dataset) or ()))))
@@ -140,7 +141,7 @@ def _scan(split: str, dataset: ImageDataset, workers: int) -> Inventory:
     return inventory
 
 
-def describe(inventory: Inventory, num_classes: int) -> List[str]:
+def describe(inventory: Inventory, num_classes: int) -> list[str]:
     """Lines about a split: images, classes and images of each, sizes, modes, and the first that are damaged."""
     counts = [inventory.classes[index] for index in range(num_classes)] or list(inventory.classes.values())
     modes = ', '.join(f'{mode} {count}' for mode, count in inventory.modes.most_common())
@@ -164,7 +165,7 @@ def _spread(values) -> str:
     return f'{values.min()} to {values.max()} (median {np.median(values):g})'
 
 
-def _models(args: argparse.Namespace) -> List[ModelClasses]:
+def _models(args: argparse.Namespace) -> list[ModelClasses]:
     """Classes of the models that the options name. Adopts the options of a checkpoint, as an evaluation does."""
     if 'resume' in args:
         resolve_resume(args)
@@ -189,10 +190,10 @@ def _models(args: argparse.Namespace) -> List[ModelClasses]:
 
 def _of_classes(
         args: argparse.Namespace,
-        splits: List[str],
-        datasets: List[ImageDataset],
+        splits: list[str],
+        datasets: list[ImageDataset],
         models: Sequence[ModelClasses],
-) -> List[Problem]:
+) -> list[Problem]:
     """Folders and classes that training would stop at or warn of, as rows."""
     problems = [Problem(split, '', problem) for split, dataset in zip(splits, datasets)
                 for problem in (*_told(check_labels, dataset, args.num_classes, 'split' in args), left_out(dataset),
@@ -207,7 +208,7 @@ def _of_classes(
     return problems
 
 
-def _of_models(args: argparse.Namespace, dataset: ImageDataset, models: Sequence[ModelClasses]) -> List[str]:
+def _of_models(args: argparse.Namespace, dataset: ImageDataset, models: Sequence[ModelClasses]) -> list[str]:
     problems = []
     for classes in models:
         outputs = len(classes.names)
@@ -219,7 +220,7 @@ def _of_models(args: argparse.Namespace, dataset: ImageDataset, models: Sequence
     return problems
 
 
-def _told(check: Callable, *args) -> List[str]:
+def _told(check: Callable, *args) -> list[str]:
     """What a check says, as a list of one or none."""
     try:
         check(*args)

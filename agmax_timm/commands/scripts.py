@@ -1,5 +1,4 @@
 """The commands. Options are parsed first: torch and timm take seconds to import, --help need not wait for them."""
-from typing import List, Optional
 
 from ..base.command_line import quiet_in_pipes
 from ..base.processes import fork_workers, kept_imports
@@ -7,7 +6,7 @@ from ..options.parse import parse_train_args, parse_validate_args
 
 
 @quiet_in_pipes
-def train(argv: Optional[List[str]] = None) -> None:
+def train(argv: list[str] | None = None) -> None:
     """train.py, agmax-train."""
     args = parse_train_args(argv)
     fork_workers()
@@ -20,7 +19,7 @@ def train(argv: Optional[List[str]] = None) -> None:
 
 
 @quiet_in_pipes
-def validate(argv: Optional[List[str]] = None) -> None:
+def validate(argv: list[str] | None = None) -> None:
     """validate.py, agmax-validate."""
     args = parse_validate_args(argv)
     fork_workers()

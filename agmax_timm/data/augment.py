@@ -1,5 +1,5 @@
 """Augmentations of the published AgMax runs that timm's transforms lack: CutOut, PCA lighting, pad-and-crop."""
-from typing import Callable, List, Optional, Tuple
+from collections.abc import Callable
 
 import torch
 from PIL import Image
@@ -93,7 +93,7 @@ class Lighting:
         return f'{type(self).__name__}(std={self.std})'
 
 
-def pad_and_crop(size: Tuple[int, int], interpolation: str) -> transforms.Compose:
+def pad_and_crop(size: tuple[int, int], interpolation: str) -> transforms.Compose:
     """The CIFAR crop: resize where needed, pad an eighth of the size with black on each side, crop at random.
 
     Args:
@@ -107,7 +107,7 @@ def pad_and_crop(size: Tuple[int, int], interpolation: str) -> transforms.Compos
 
 def extend_transform(
         transform: transforms.Compose,
-        crop: Optional[Callable] = None,
+        crop: Callable | None = None,
         lighting: float = 0.,
         cutout: int = 0,
 ) -> transforms.Compose:
@@ -119,7 +119,7 @@ def extend_transform(
         lighting: Standard deviation of PCA lighting, just before the image becomes a tensor; 0 is off.
         cutout: Side of the CutOut square, after the normalisation, so only where the transform has one; 0 is off.
     """
-    steps: List[Callable] = list(transform.transforms)
+    steps: list[Callable] = list(transform.transforms)
     if crop is not None:
         steps[0] = crop
     if lighting:
@@ -130,12 +130,12 @@ def extend_transform(
     return transforms.Compose(steps)
 
 
-def transforms_of(dataset: Dataset) -> List[Callable]:
+def transforms_of(dataset: Dataset) -> list[Callable]:
     """The transform of a data set, or those of its scheduled sizes."""
     return list(dataset.transforms) if isinstance(dataset, ScheduledTransformDataset) else [dataset.transform]
 
 
-def replace_transforms(dataset: Dataset, transforms: List[Callable]) -> None:
+def replace_transforms(dataset: Dataset, transforms: list[Callable]) -> None:
     """Put others in the place of transforms_of(dataset)."""
     if isinstance(dataset, ScheduledTransformDataset):
         dataset.transforms = tuple(transforms)

@@ -1,6 +1,6 @@
 """What pixels a training loader works on: PIL images by timm, or arrays where every step has its fast equal."""
 import logging
-from typing import Any, Dict, Optional
+from typing import Any
 
 from timm.data.loader import PrefetchLoader
 from torch.utils.data import Dataset
@@ -16,7 +16,7 @@ def take_backend(
         loader: Any,
         channels: int,
         two_views: bool,
-        mixup: Optional[Dict[str, Any]],
+        mixup: dict[str, Any] | None,
         channels_last: bool = False,
 ) -> None:
     """Let a loader of timm's work on arrays, its transforms, decoding and collate replaced, or leave it as it is.

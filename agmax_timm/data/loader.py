@@ -1,7 +1,8 @@
 """Training loaders: timm's, with what its augmentation lacks, and with two views."""
 import sys
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Callable, Dict, Optional, Sequence, Tuple, Union
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -22,17 +23,17 @@ from .views import TwoViews, warn_of_equal_views, with_transform
 
 def create_train_loader(
         dataset: Dataset,
-        input_size: Union[int, Tuple[int, int], Tuple[int, int, int]],
+        input_size: int | tuple[int, int] | tuple[int, int, int],
         batch_size: int,
         *,
-        mixup: Optional[Dict[str, Any]] = None,
+        mixup: dict[str, Any] | None = None,
         cutout: int = 0,
         lighting: float = 0.,
         two_views: bool = False,
         augment_backend: str = 'auto',
         image_memory: str = '0',
         channels_last: bool = False,
-        pin_memory: Optional[bool] = None,
+        pin_memory: bool | None = None,
         **kwargs,
 ):
     """timm's training loader, extended by CutOut, lighting, pad-and-crop, mixing and a second view.
@@ -96,13 +97,13 @@ def _check_arguments(
         dataset: Dataset,
         batch_size: int,
         channels: int,
-        mixup: Optional[Dict[str, Any]],
+        mixup: dict[str, Any] | None,
         cutout: int,
         lighting: float,
         two_views: bool,
         augment_backend: str,
-        crop_mode: Optional[str],
-        kwargs: Dict[str, Any],
+        crop_mode: str | None,
+        kwargs: dict[str, Any],
 ) -> None:
     """Raise ValueError for arguments of create_train_loader that do not fit each other or the data set."""
     if mixup is not None and batch_size % 2:
@@ -129,7 +130,7 @@ def _check_arguments(
     check_mode(dataset, channels, kwargs)
 
 
-def _extend_augmentation(loader: Any, crop: Optional[Callable], lighting: float, cutout: int, prefetch: bool) -> None:
+def _extend_augmentation(loader: Any, crop: Callable | None, lighting: float, cutout: int, prefetch: bool) -> None:
     """Add the augmentation that timm lacks to a loader."""
     if crop is not None or lighting or (cutout and not prefetch):
         extend = partial(extend_transform, crop=crop, lighting=lighting, cutout=0 if prefetch else cutout)
@@ -141,17 +142,17 @@ def _extend_augmentation(loader: Any, crop: Optional[Callable], lighting: float,
 
 def create_two_view_loader(
         dataset: Dataset,
-        input_size: Union[int, Tuple[int, int], Tuple[int, int, int]],
+        input_size: int | tuple[int, int] | tuple[int, int, int],
         batch_size: int,
         *,
-        mixup: Optional[Dict[str, Any]] = None,
+        mixup: dict[str, Any] | None = None,
         cutout: int = 0,
         lighting: float = 0.,
         augment_backend: str = 'auto',
         image_memory: str = '0',
         channels_last: bool = False,
-        pin_memory: Optional[bool] = None,
-        distributed: Optional[bool] = None,
+        pin_memory: bool | None = None,
+        distributed: bool | None = None,
         **kwargs,
 ):
     """timm's training loader with two views of every image: each image is decoded once and augmented twice.
@@ -254,8 +255,8 @@ def to_device(
         input: Any,
         target: torch.Tensor,
         device: torch.device,
-        dtype: Optional[torch.dtype] = None,
-) -> Tuple[Any, torch.Tensor]:
+        dtype: torch.dtype | None = None,
+) -> tuple[Any, torch.Tensor]:
     """Copy a batch without the prefetcher; from pinned memory to CUDA, this process goes on.
 
     Args:
@@ -275,7 +276,7 @@ def _data_loader(loader: Any) -> DataLoader:
     return loader if isinstance(loader, DataLoader) else loader.loader
 
 
-def _check_iterable(dataset: IterableDataset, batch_size: int, kwargs: Dict[str, Any]) -> None:
+def _check_iterable(dataset: IterableDataset, batch_size: int, kwargs: dict[str, Any]) -> None:
     """Raise ValueError for what timm cannot do with data in shards, or would do with another number of batches."""
     for name in ('num_aug_repeats', 'use_multi_epochs_loader'):
         if kwargs.get(name):
@@ -286,7 +287,7 @@ def _check_iterable(dataset: IterableDataset, batch_size: int, kwargs: Dict[str,
                          f'its samples by: give create_dataset batch_size={batch_size}')
 
 
-def _height_width(input_size: Union[int, Sequence[int]]) -> Tuple[int, int]:
+def _height_width(input_size: int | Sequence[int]) -> tuple[int, int]:
     if isinstance(input_size, int):
         return input_size, input_size
     return tuple(input_size[-2:])

@@ -6,8 +6,9 @@ distributions of lambda, the boxes, the area correction, the label smoothing.
 Papers: mixup, https://arxiv.org/abs/1710.09412; CutMix, https://arxiv.org/abs/1905.04899; per view as in AgMax,
 https://arxiv.org/abs/2110.10536
 """
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ class SharedSwitch:
     Persistent workers hold a copy of the collate function made when they started; only what is shared reaches them.
     """
 
-    _switch: Optional[torch.Tensor] = None
+    _switch: torch.Tensor | None = None
 
     @property
     def mixup_enabled(self) -> bool:
@@ -47,7 +48,7 @@ class Mix:
     chosen: np.ndarray  # indices of those that are
     partner: np.ndarray  # with which [B]
     kept: np.ndarray  # the share of itself that each keeps [B], float32
-    boxes: Dict[int, Tuple[int, int, int, int]]  # for CutMix (top, bottom, left, right), by index
+    boxes: dict[int, tuple[int, int, int, int]]  # for CutMix (top, bottom, left, right), by index
 
 
 class TwoViewMixup(SharedSwitch, Mixup):
@@ -78,7 +79,7 @@ class TwoViewMixup(SharedSwitch, Mixup):
         # Decided once for both views below; timm's draws of lambda then always mix.
         self.image_prob, self.mix_prob = self.mix_prob, 1.
 
-    def __call__(self, input: torch.Tensor, target: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
+    def __call__(self, input: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """
         Args:
             input: View-major images [2B, C, H, W], uint8 or floating point; changed in place.
@@ -112,7 +113,7 @@ class TwoViewMixup(SharedSwitch, Mixup):
         num_pairs = np.random.binomial(batch_size // 2, self.image_prob)
         return np.random.permutation(batch_size)[:2 * num_pairs]
 
-    def draw(self, shape: Sequence[int]) -> List['Mix']:
+    def draw(self, shape: Sequence[int]) -> list['Mix']:
         """What to mix in each of the two views of a batch.
 
         Args:
@@ -156,7 +157,7 @@ class TwoViewMixup(SharedSwitch, Mixup):
             shape: Sequence[int],
             chosen: np.ndarray,
             partner: np.ndarray,
-    ) -> Tuple[np.ndarray, Dict[int, Tuple[int, int, int, int]]]:
+    ) -> tuple[np.ndarray, dict[int, tuple[int, int, int, int]]]:
         """The share of itself that each image keeps [B], and for CutMix the box that comes from its partner."""
         images = np.arange(len(partner))
         # Images of one slot are mixed alike: the whole view, the two of a pair, or each on its own.
@@ -182,7 +183,7 @@ class TwoViewCollate(FastCollateMixup):
         levels: Whether to refuse floating-point views, because timm's prefetcher expects levels from 0 to 255.
     """
 
-    def __init__(self, mixup: Optional[Dict[str, Any]] = None, *, levels: bool = False):
+    def __init__(self, mixup: dict[str, Any] | None = None, *, levels: bool = False):
         self.mixup = TwoViewMixup(**mixup) if mixup is not None else None
         self.levels = levels
 
@@ -195,7 +196,7 @@ class TwoViewCollate(FastCollateMixup):
         if self.mixup is not None:
             self.mixup.mixup_enabled = enabled
 
-    def __call__(self, batch: List[Tuple], _=None) -> Tuple[torch.Tensor, torch.Tensor]:
+    def __call__(self, batch: list[tuple], _=None) -> tuple[torch.Tensor, torch.Tensor]:
         """
         Args:
             batch: B samples ((view, view), class index), the views tensors [C, H, W] of any dtype.
@@ -234,7 +235,7 @@ def pair_of(sample: Any) -> Sequence[torch.Tensor]:
                      'transform to the image and return what that gives')
 
 
-def class_indices(targets: List[Any]) -> torch.Tensor:
+def class_indices(targets: list[Any]) -> torch.Tensor:
     """Collate the class indices of the images of one view [B].
 
     Raises:

@@ -1,6 +1,7 @@
 """NaFlex training loaders (images as patches, each at its own aspect): timm's, and with two views of every image."""
 import logging
-from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from timm.data import NaFlexMixup, create_naflex_loader
@@ -21,7 +22,7 @@ class TwoViewMajor:
         mixup: None, or called with images and targets of one view, as timm.data.NaFlexMixup.
     """
 
-    def __init__(self, mixup: Optional[Callable] = None):
+    def __init__(self, mixup: Callable | None = None):
         self.mixup = mixup
 
     def set_epoch(self, epoch: int) -> None:
@@ -30,9 +31,9 @@ class TwoViewMajor:
 
     def __call__(
             self,
-            pairs: List[Tuple[torch.Tensor, torch.Tensor]],
+            pairs: list[tuple[torch.Tensor, torch.Tensor]],
             targets: Sequence[Any],
-    ) -> Tuple[List[torch.Tensor], List[torch.Tensor]]:
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         """
         Args:
             pairs: Both views of B images, each [C, H, W] of its own size.
@@ -52,7 +53,7 @@ class TwoViewMajor:
 def create_naflex_train_loader(
         dataset: Dataset,
         *,
-        mixup: Optional[Dict[str, Any]] = None,
+        mixup: dict[str, Any] | None = None,
         two_views: bool = False,
         **kwargs,
 ):
@@ -87,7 +88,7 @@ def create_naflex_train_loader(
     return loader
 
 
-def _single_images(sizes: List[int]) -> int:
+def _single_images(sizes: list[int]) -> int:
     """Number of batches of one image at the end: timm fills batches by multiples of 8, and one has no marginals."""
     spare = len(sizes) - next((i for i in range(len(sizes), 0, -1) if sizes[i - 1] > 1), 0)
     if spare >= 8 or sizes.count(1) > spare:

@@ -1,7 +1,7 @@
 """Grids of training images as the network sees them, the views of an image side by side over their labels."""
 import math
 import os
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any
 
 import torch
 from PIL import Image, ImageDraw
@@ -26,8 +26,8 @@ class ToPicture:
 
     def __init__(
             self,
-            data_config: Dict[str, Any],
-            patch_size: Optional[Tuple[int, int]] = None,
+            data_config: dict[str, Any],
+            patch_size: tuple[int, int] | None = None,
             patches_channels_first: bool = False,
     ):
         self.channels = data_config['input_size'][0]
@@ -65,7 +65,7 @@ def save_views(
         input: Input,
         target: torch.Tensor,
         to_picture: ToPicture,
-        class_names: Optional[List[str]] = None,
+        class_names: list[str] | None = None,
         views: int = 2,
         most: int = 16,
         min_side: int = 112,
@@ -104,7 +104,7 @@ def save_views(
         sheet.save(f, format=Image.registered_extensions()[os.path.splitext(path)[1].lower()])
 
 
-def label_text(target: torch.Tensor, class_names: Optional[List[str]] = None, most: int = 2) -> str:
+def label_text(target: torch.Tensor, class_names: list[str] | None = None, most: int = 2) -> str:
     """'cat', or for a mixed label 'cat 0.62 + dog 0.38'; the even floor of label smoothing is left out."""
     def name(index: int) -> str:
         return class_names[index] if class_names and index < len(class_names) else str(index)

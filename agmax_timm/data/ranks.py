@@ -3,7 +3,8 @@
 Lightning makes the group when training begins, and calls set_epoch; accelerate makes it before. Both shard a torch
 DataLoader, and do not change other loaders.
 """
-from typing import Any, Iterator, Optional
+from collections.abc import Iterator
+from typing import Any
 
 from timm.data.loader import MultiEpochsDataLoader
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset, RandomSampler, Sampler
@@ -20,7 +21,7 @@ class RankSampler(Sampler):
         dataset: Data set of the sampler; None if it cannot be shared among another number of ranks.
     """
 
-    def __init__(self, sampler: Sampler, batch_size: Optional[int], dataset: Optional[Dataset] = None):
+    def __init__(self, sampler: Sampler, batch_size: int | None, dataset: Dataset | None = None):
         self.sampler = sampler
         self.batch_size = batch_size
         self.dataset = dataset

@@ -1,7 +1,8 @@
 """Two views of an image: one decode, one transform, two draws."""
 import copy
 import logging
-from typing import Any, Callable, Iterable, Optional, Tuple
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from PIL import Image
@@ -27,7 +28,7 @@ class TwoViews:
     def __init__(self, transform: Callable[[Any], Any]):
         self.transform = transform
 
-    def __call__(self, image: Any) -> Tuple[Any, Any]:
+    def __call__(self, image: Any) -> tuple[Any, Any]:
         return self.transform(image), self.transform(image)
 
     def __repr__(self) -> str:
@@ -45,12 +46,12 @@ class TransformedDataset(Dataset):
 
     def __init__(self, dataset: Dataset):
         self.dataset = dataset
-        self.transform: Optional[Callable[[Image.Image], Any]] = None
+        self.transform: Callable[[Image.Image], Any] | None = None
 
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, index: int) -> Tuple:
+    def __getitem__(self, index: int) -> tuple:
         """Return the sample with its image transformed. Raises ValueError if there is no PIL image in it."""
         sample = self.dataset[index]
         is_tuple = isinstance(sample, (tuple, list))

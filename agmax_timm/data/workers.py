@@ -6,11 +6,12 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from functools import lru_cache, wraps
+from functools import cache, wraps
 from itertools import islice
 from types import TracebackType
-from typing import Any, Callable, Dict, Iterable, Iterator, Optional, Tuple, Type
+from typing import Any
 
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
@@ -33,7 +34,7 @@ class Report:
         self.collate = collate
         self.send = send
 
-    def __call__(self, samples: Any) -> Tuple[Any, Optional[Tuple[int, bytes]]]:
+    def __call__(self, samples: Any) -> tuple[Any, tuple[int, bytes] | None]:
         trained = isinstance(samples, list) and not samples
         batch = None if trained else self.collate(samples)
         worker = get_worker_info()
@@ -51,10 +52,10 @@ class WorkerInit:
         nice: By how much the priority of the worker is below that of the main process.
     """
 
-    def __init__(self, init: Optional[Callable[[int], None]], nice: int = 0):
+    def __init__(self, init: Callable[[int], None] | None, nice: int = 0):
         self.init = init
         self.nice = nice
-        self.states: Dict[int, bytes] = {}
+        self.states: dict[int, bytes] = {}
         self._done = _end_of_process()
 
     def _leave_if_done(self, *_) -> None:
@@ -80,13 +81,13 @@ class WorkerInit:
             set_shuffle_state(state[size:], get_worker_info().dataset)
 
 
-def _tell_but_lost_connection(kind: Type[BaseException], error: BaseException, traceback: TracebackType) -> None:
+def _tell_but_lost_connection(kind: type[BaseException], error: BaseException, traceback: TracebackType) -> None:
     """For the thread that gives memory to the main process: if that leaves in between, it has said why."""
     if not issubclass(kind, (ConnectionError, EOFError)):
         sys.__excepthook__(kind, error, traceback)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _end_of_process() -> Any:
     """A flag that workers see: whether this process is at its end."""
     done = multiprocessing.RawValue('b')

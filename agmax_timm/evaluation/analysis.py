@@ -1,6 +1,6 @@
 """What predictions say beyond accuracy: each class, which classes are taken for which, and what confidence is worth."""
 from dataclasses import dataclass
-from typing import List, NamedTuple, Optional, Tuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ class PerClass(NamedTuple):
     support: Tensor  # images of the class
     predicted: Tensor  # images that were taken for it
 
-    def average(self, how: str) -> Tuple[float, float, float]:
+    def average(self, how: str) -> tuple[float, float, float]:
         """Precision, recall and F1 as one number each, as scikit-learn has it.
 
         Args:
@@ -54,8 +54,8 @@ class Analysis:
     """All of it, of one class an image."""
     per_class: PerClass
     calibration: Calibration
-    confused: List[Pair]  # the most frequent first
-    confusion: Optional[Tensor]  # [K, K], None of more than MOST_CLASSES
+    confused: list[Pair]  # the most frequent first
+    confusion: Tensor | None  # [K, K], None of more than MOST_CLASSES
 
 
 def analyse(prediction: Tensor, confidence: Tensor, target: Tensor, num_classes: int) -> Analysis:
@@ -80,7 +80,7 @@ def confusion(prediction: Tensor, target: Tensor, num_classes: int) -> Tensor:
     return torch.bincount(pairs, minlength=num_classes ** 2).reshape(num_classes, num_classes)
 
 
-def confused_pairs(prediction: Tensor, target: Tensor, num_classes: int, most: int = 20) -> List[Pair]:
+def confused_pairs(prediction: Tensor, target: Tensor, num_classes: int, most: int = 20) -> list[Pair]:
     """The most frequent mistakes: the confusion matrix off its diagonal, which is never made for this."""
     wrong = prediction != target
     pairs, counts = (target.long() * num_classes + prediction)[wrong].unique(return_counts=True)

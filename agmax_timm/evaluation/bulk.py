@@ -6,8 +6,9 @@ import glob
 import logging
 import os
 from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -41,7 +42,7 @@ class RankError(RuntimeError):
         self.again = again
 
 
-def list_jobs(args: argparse.Namespace) -> Optional[List[Job]]:
+def list_jobs(args: argparse.Namespace) -> list[Job] | None:
     """The evaluations that the options ask for; None for one model.
 
     --checkpoint FOLDER: every checkpoint in it, once. --model all, a pattern or a text file: every model of that name
@@ -64,7 +65,7 @@ def list_jobs(args: argparse.Namespace) -> Optional[List[Job]]:
     return [Job(name) for name in names] or None
 
 
-def _checkpoints(folder: str) -> Iterator[List[str]]:
+def _checkpoints(folder: str) -> Iterator[list[str]]:
     """Each file of weights in natural order, and behind it the other names that are hard links of it."""
     paths = [path for pattern in _WEIGHTS for path in glob.glob(os.path.join(glob.escape(folder), pattern))
              if not os.path.basename(path).startswith('broken-')]  # an update that was left out, no weights
@@ -77,7 +78,7 @@ def _checkpoints(folder: str) -> Iterator[List[str]]:
     return ([first, ' '.join(map(os.path.basename, others))] for first, *others in files.values())
 
 
-def _names_in(path: str) -> List[str]:
+def _names_in(path: str) -> list[str]:
     try:
         names = [line.strip() for line in read_text(path).split('\n') if line.strip()]
     except (OSError, ValueError) as error:
@@ -87,7 +88,7 @@ def _names_in(path: str) -> List[str]:
     return names
 
 
-def run_jobs(args: argparse.Namespace, jobs: Iterable[Job], validate: Callable) -> Iterator[Dict[str, Any]]:
+def run_jobs(args: argparse.Namespace, jobs: Iterable[Job], validate: Callable) -> Iterator[dict[str, Any]]:
     """The results of each job, made from the options as they were given: nothing passes from one to the next.
 
     Args:
@@ -103,7 +104,7 @@ def run_jobs(args: argparse.Namespace, jobs: Iterable[Job], validate: Callable) 
         yield results
 
 
-def validate_with_retry(args: argparse.Namespace, validate: Callable) -> Dict[str, Any]:
+def validate_with_retry(args: argparse.Namespace, validate: Callable) -> dict[str, Any]:
     """Results, with a smaller batch as often as timm.utils.check_batch_size_retry sees a chance in it.
 
     Returns:
@@ -140,7 +141,7 @@ class TogetherEvaluator:
         self.update, self.summary = evaluator.update, evaluator.summary
         self.evaluator, self.args = evaluator, args
 
-    def compute(self, distributed: bool = True) -> Dict[str, float]:
+    def compute(self, distributed: bool = True) -> dict[str, float]:
         worst = _worst(self.args, 0)
         if worst:
             raise RankError(again=worst == 1)
@@ -162,6 +163,6 @@ def _free_memory() -> None:
         torch.cuda.empty_cache()
 
 
-def ranked(results: List[Dict[str, Any]]) -> List[Dict[str, Any]]:
+def ranked(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Best first, by top-1 or, of several labels an image, by mAP; behind them, in their order, those that failed."""
     return sorted(results, key=lambda row: -row.get('top1', row.get('map', -1.)))

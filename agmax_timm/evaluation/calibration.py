@@ -2,7 +2,7 @@
 
 C. Guo and others, 'On Calibration of Modern Neural Networks', arXiv 1706.04599, section 2.
 """
-from typing import List, NamedTuple, Optional, Tuple
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -25,7 +25,7 @@ class CalibrationBins:
         device: Of the running totals.
     """
 
-    def __init__(self, bins: int = 15, device: Optional[torch.device] = None):
+    def __init__(self, bins: int = 15, device: torch.device | None = None):
         self.bins = bins
         dtype = torch.float32 if device is not None and torch.device(device).type == 'mps' else torch.float64
         self.totals = torch.zeros(3, bins, dtype=dtype, device=device)  # images, confidence, hits
@@ -43,7 +43,7 @@ class CalibrationBins:
         added = torch.stack([torch.ones_like(confidence), confidence, correct.to(confidence.dtype)])
         self.totals.index_add_(1, place, added)
 
-    def compute(self, distributed: bool = False) -> Tuple[float, List[Bin]]:
+    def compute(self, distributed: bool = False) -> tuple[float, list[Bin]]:
         """The error in [0, 1], over all ranks where distributed, and the bins that it is made of."""
         totals = self.totals.clone()
         if distributed:
@@ -60,7 +60,7 @@ def expected_calibration_error(
         logits: torch.Tensor,
         target: torch.Tensor,
         bins: int = 15,
-) -> Tuple[float, List[Bin]]:
+) -> tuple[float, list[Bin]]:
     """The mean distance of confidence and accuracy, by bins of confidence of equal width.
 
     Args:

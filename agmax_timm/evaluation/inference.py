@@ -2,7 +2,7 @@
 import argparse
 import logging
 from dataclasses import dataclass
-from typing import Any, Dict, Optional, Tuple
+from typing import Any
 
 import torch
 import torch.nn as nn
@@ -33,11 +33,11 @@ _logger = logging.getLogger('validate')
 class Subject:
     """A model that is ready to be evaluated, and what can no longer be asked of it once it is wrapped."""
     model: nn.Module
-    data_config: Dict[str, Any]
+    data_config: dict[str, Any]
     num_classes: int
-    classes: Optional[ModelClasses]  # None if unknown
+    classes: ModelClasses | None  # None if unknown
     param_count: int
-    patch_size: Optional[Tuple[int, int]]  # of a NaFlex model
+    patch_size: tuple[int, int] | None  # of a NaFlex model
 
 
 def build_subject(args: argparse.Namespace, device: torch.device, precision: Precision) -> Subject:
@@ -108,7 +108,7 @@ def _check_head(args: argparse.Namespace, model: nn.Module) -> None:
                           'outputs, and an untrained head would take their place: leave it out')
 
 
-def _pool_at_test_time(args: argparse.Namespace, model: nn.Module, data_config: Dict) -> Tuple[nn.Module, Dict]:
+def _pool_at_test_time(args: argparse.Namespace, model: nn.Module, data_config: dict) -> tuple[nn.Module, dict]:
     """Average windows of the training size, where the input is larger: the whole image is then looked at."""
     config = model.pretrained_cfg
     larger = all(asked > own for asked, own in zip(data_config['input_size'][1:], config['input_size'][1:]))

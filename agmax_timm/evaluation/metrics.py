@@ -2,7 +2,7 @@
 import argparse
 import logging
 import os
-from typing import Any, Dict, List, Optional
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -35,12 +35,12 @@ class LabelEvaluator(ClassificationEvaluator):
 
     def __init__(
             self,
-            device: Optional[torch.device] = None,
+            device: torch.device | None = None,
             *,
-            max_samples: Optional[int] = None,
-            valid_labels: Optional[List[int]] = None,
-            real_labels: Optional[RealLabelsImagenet] = None,
-            average: Optional[str] = None,
+            max_samples: int | None = None,
+            valid_labels: list[int] | None = None,
+            real_labels: RealLabelsImagenet | None = None,
+            average: str | None = None,
             calibration: bool = False,
     ):
         self.calibration = calibration
@@ -51,7 +51,7 @@ class LabelEvaluator(ClassificationEvaluator):
 
     def reset(self) -> None:
         super().reset()
-        self.class_counts: Optional[torch.Tensor] = None  # by class, see class_counts
+        self.class_counts: torch.Tensor | None = None  # by class, see class_counts
         self.bins = CalibrationBins(device=self.device) if self.calibration else None
 
     @torch.no_grad()
@@ -73,7 +73,7 @@ class LabelEvaluator(ClassificationEvaluator):
             counts = class_counts(chosen.argmax(1), target, chosen.shape[1])
             self.class_counts = counts if self.class_counts is None else self.class_counts + counts
 
-    def compute(self, distributed: bool = False) -> Dict[str, float]:
+    def compute(self, distributed: bool = False) -> dict[str, float]:
         """Metrics over all ranks, in percent but for the loss."""
         metrics = super().compute(distributed)
         if self.real_labels is not None:
@@ -84,7 +84,7 @@ class LabelEvaluator(ClassificationEvaluator):
             metrics['ece'] = 100. * self.bins.compute(distributed)[0]
         return metrics
 
-    def _real_accuracy(self, distributed: bool) -> Dict[str, float]:
+    def _real_accuracy(self, distributed: bool) -> dict[str, float]:
         hits = [self.real_labels.is_correct[k] for k in self.real_labels.topk]
         counts = torch.tensor([len(hits[0])] + [sum(map(int, hit)) for hit in hits], device=self.device)
         if distributed:
@@ -92,7 +92,7 @@ class LabelEvaluator(ClassificationEvaluator):
         count, top1, top5 = counts.tolist()
         return dict(top1=100 * top1 / max(1, count), top5=100 * top5 / max(1, count))
 
-    def _precision_and_recall(self, distributed: bool) -> Dict[str, float]:
+    def _precision_and_recall(self, distributed: bool) -> dict[str, float]:
         counts = [None if self.class_counts is None else self.class_counts.cpu()]
         if distributed:  # a rank without a batch does not know the number of classes
             counts *= dist.get_world_size()
@@ -106,7 +106,7 @@ def set_targets(
         args: argparse.Namespace,
         dataset: Dataset,
         num_classes: int,
-        classes: Optional[ModelClasses] = None,
+        classes: ModelClasses | None = None,
 ) -> None:
     """Make the data set give what the task compares, and compare its classes with those of the model.
 
@@ -136,7 +136,7 @@ def set_targets(
     check_evaluated_classes(dataset, classes, num_classes, args.class_map, outputs)
 
 
-def _check_subset(path: str, classes: Optional[List[str]]) -> None:
+def _check_subset(path: str, classes: list[str] | None) -> None:
     """Beside timm's own indices are the names of the classes that they are for: raise DataError for other ones."""
     names = path.replace('_indices.txt', '_synsets.txt')
     if classes is None or names == path or not os.path.isfile(names):
@@ -170,12 +170,12 @@ def create_evaluator(
     )
 
 
-def labels_of_data(args: argparse.Namespace, num_outputs: int) -> Optional[List[int]]:
+def labels_of_data(args: argparse.Namespace, num_outputs: int) -> list[int] | None:
     """The output of the model for each class of the data, by --valid-labels; None for all outputs in their order."""
     return read_valid_labels(args.valid_labels, num_outputs) if args.valid_labels else None
 
 
-def read_valid_labels(path: str, num_outputs: int) -> List[int]:
+def read_valid_labels(path: str, num_outputs: int) -> list[int]:
     """The output of the model for each class of the data, a line each.
 
     Raises:
@@ -185,7 +185,7 @@ def read_valid_labels(path: str, num_outputs: int) -> List[int]:
         lines = read_text(path).split('\n')
     except (OSError, ValueError) as error:
         raise OptionError(f'--valid-labels {path}: {error}') from error
-    outputs: Dict[int, int] = {}  # line by output
+    outputs: dict[int, int] = {}  # line by output
     for number, line in enumerate(lines, 1):
         for word in line.split():
             where = f'--valid-labels {path}, line {number}'

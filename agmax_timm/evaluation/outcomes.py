@@ -1,6 +1,5 @@
 """What became of each image of an evaluation, and the mistakes that the model was most sure of."""
 from dataclasses import dataclass
-from typing import List
 
 import torch
 from PIL import Image
@@ -32,8 +31,8 @@ class Outcomes:
         self.to_picture = to_picture
         self.most = most
         self.count = 0
-        self.mistakes: List[Mistake] = []  # the most confident first
-        self._batches: List[torch.Tensor] = []
+        self.mistakes: list[Mistake] = []  # the most confident first
+        self._batches: list[torch.Tensor] = []
 
     def update(self, input: Input, output: torch.Tensor, target: torch.Tensor) -> None:
         """Add a batch: what the model saw, its logits [B, K], true classes [B]."""

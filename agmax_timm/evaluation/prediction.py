@@ -1,7 +1,8 @@
 """Predictions for files of images: the model and the preprocessing that validate.py would have, the k best classes."""
 import argparse
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, Dict, Iterator, List, Optional, Tuple
+from typing import Any
 
 import torch
 from PIL import Image
@@ -24,8 +25,8 @@ from . import validation
 class Prediction:
     """The best classes of an image, the first the most probable; none where `error` says why."""
     path: str
-    classes: List[int] = field(default_factory=list)
-    probabilities: List[float] = field(default_factory=list)
+    classes: list[int] = field(default_factory=list)
+    probabilities: list[float] = field(default_factory=list)
     error: str = ''
 
 
@@ -55,7 +56,7 @@ class Predictor:
     def name_of(self, index: int) -> str:
         return self.class_names[index] if self.class_names else str(index)
 
-    def predict(self, paths: List[str], topk: int = 5) -> Iterator[Prediction]:
+    def predict(self, paths: list[str], topk: int = 5) -> Iterator[Prediction]:
         """The predictions of images, in their order, as batches are done."""
         topk = min(topk, self.subject.num_classes)
         done = 0
@@ -69,11 +70,11 @@ class Predictor:
                 yield Prediction(paths[done], error=error) if error else Prediction(paths[done], classes, values)
                 done += 1
 
-    def logits(self, paths: List[str]) -> torch.Tensor:
+    def logits(self, paths: list[str]) -> torch.Tensor:
         """Logits [N, K], float32 on the CPU, of images that all can be decoded."""
         return torch.cat([logits for _, logits in self._logits(paths)])
 
-    def _logits(self, paths: List[str]) -> Iterator[Tuple['ImageFiles', torch.Tensor]]:
+    def _logits(self, paths: list[str]) -> Iterator[tuple['ImageFiles', torch.Tensor]]:
         dataset = ImageFiles(paths, loaders.image_mode(self.args, self.subject.data_config))
         loader = validation.build_loader(self.args, dataset, self.subject, self.device, self.precision)
         for _, output, _ in outputs_of(self.subject.model, loader, self.args, self.device, self.precision):
@@ -88,7 +89,7 @@ class ImageFiles(DecodedDataset):
         mode: PIL mode of the images.
     """
 
-    def __init__(self, paths: List[str], mode: str):
+    def __init__(self, paths: list[str], mode: str):
         super().__init__(_Files(paths), max_damaged=1., input_img_mode=mode)
 
     def why(self, index: int) -> str:
@@ -101,7 +102,7 @@ class ImageFiles(DecodedDataset):
             return str(error)
         return 'it could be decoded when tried again'
 
-    def _next_sample(self, index: int) -> Tuple[Any, ...]:
+    def _next_sample(self, index: int) -> tuple[Any, ...]:
         try:
             return self.load(index)
         except UndecodableError as error:
@@ -112,7 +113,7 @@ class ImageFiles(DecodedDataset):
 class _Files(Reader):
     """timm's reader of paths that are known."""
 
-    def __init__(self, paths: List[str]):
+    def __init__(self, paths: list[str]):
         super().__init__()
         self.paths = paths
 
@@ -128,9 +129,9 @@ class _Files(Reader):
 
 def options_of(
         checkpoint: str = '',
-        model: Optional[str] = None,
-        num_classes: Optional[int] = None,
-        model_kwargs: Optional[Dict[str, Any]] = None,
+        model: str | None = None,
+        num_classes: int | None = None,
+        model_kwargs: dict[str, Any] | None = None,
         **given: Any,
 ) -> argparse.Namespace:
     """Options of validate.py for a checkpoint, or for pretrained weights by timm's name of the model.
@@ -160,7 +161,7 @@ def options_of(
     return validate_options(checkpoint=checkpoint, use_ema=use_ema, **known, **given)
 
 
-def image_endings(checkpoint: str) -> Optional[str]:
+def image_endings(checkpoint: str) -> str | None:
     """The --input-key of a run on a folder, which has the endings of its images; None for timm's endings."""
     saved = saved_options(checkpoint) if checkpoint else {}
     return None if saved.get('dataset') else saved.get('input_key')

@@ -7,8 +7,9 @@ import math
 import os
 import sys
 from collections import OrderedDict
+from collections.abc import Iterator
 from functools import partial
-from typing import Any, Dict, Iterator, List, Optional, Tuple, Union
+from typing import Any
 
 import torch
 from timm import utils
@@ -45,7 +46,7 @@ _METRICS = {  # and what their complements to 100 are called
 _logger = logging.getLogger('validate')
 
 
-def main(argv: Optional[List[str]] = None) -> None:
+def main(argv: list[str] | None = None) -> None:
     """validate.py with a command line of one's own; see run."""
     run(parse_validate_args(argv))
 
@@ -83,7 +84,7 @@ def _run(args: argparse.Namespace) -> int:
         log.exit_with_error(130, RuntimeError('interrupted: the evaluation is not complete, there is no result'))
 
 
-def run_jobs(args: argparse.Namespace, jobs: List[bulk.Job], evaluate_one) -> int:
+def run_jobs(args: argparse.Namespace, jobs: list[bulk.Job], evaluate_one) -> int:
     """Evaluate one after the other; the results file is complete after each. Returns the exit status."""
     _logger.info(f'Evaluating {len(jobs)}: ' + ', '.join(job.checkpoint or job.model for job in jobs))
     results, interrupted, written = [], False, True
@@ -100,7 +101,7 @@ def run_jobs(args: argparse.Namespace, jobs: List[bulk.Job], evaluate_one) -> in
     return 130 if interrupted else int(not written or failed == len(results))
 
 
-def validate(args: argparse.Namespace) -> Dict[str, Any]:
+def validate(args: argparse.Namespace) -> dict[str, Any]:
     """Evaluate one model as the options say.
 
     Returns:
@@ -123,7 +124,7 @@ def start(args: argparse.Namespace) -> torch.device:
 
 
 @names_dead_workers
-def validate_model(args: argparse.Namespace, device: torch.device) -> Dict[str, Any]:
+def validate_model(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     """What validate does for one model, on a device that is ready."""
     subject, precision, run_options = prepare(args, device)
     dataset = open_split(args, subject.data_config)
@@ -147,7 +148,7 @@ def validate_model(args: argparse.Namespace, device: torch.device) -> Dict[str, 
     return log.finite(results)  # JSON has no word for others than null
 
 
-def prepare(args: argparse.Namespace, device: torch.device) -> Tuple[Subject, build.Precision, Dict[str, Any]]:
+def prepare(args: argparse.Namespace, device: torch.device) -> tuple[Subject, build.Precision, dict[str, Any]]:
     """The model that the options name, its numbers, and the options of the run that wrote its checkpoint, which
     complete those that were given."""
     run_options = saved_options(args.checkpoint) if args.checkpoint else {}
@@ -170,7 +171,7 @@ def build_loader(
         args.crop_border_pixels, args.tf_preprocessing)
 
 
-def open_split(args: argparse.Namespace, data_config: Dict[str, Any]) -> Dataset:
+def open_split(args: argparse.Namespace, data_config: dict[str, Any]) -> Dataset:
     return open_dataset(
         args.dataset,
         root=args.data_dir,
@@ -188,7 +189,7 @@ def open_split(args: argparse.Namespace, data_config: Dict[str, Any]) -> Dataset
     )
 
 
-def summarize(args: argparse.Namespace, subject: Subject, metrics: Dict[str, float]) -> Dict[str, Any]:
+def summarize(args: argparse.Namespace, subject: Subject, metrics: dict[str, float]) -> dict[str, Any]:
     """The results: timm's keys in timm's order, then the loss and the checkpoint."""
     results = OrderedDict(model=args.model)
     for name, complement in _METRICS[args.task].items():
@@ -211,7 +212,7 @@ def summarize(args: argparse.Namespace, subject: Subject, metrics: Dict[str, flo
     return results
 
 
-def _shown(results: Dict[str, Any], task: str, metrics: Dict[str, float]) -> Iterator[str]:
+def _shown(results: dict[str, Any], task: str, metrics: dict[str, float]) -> Iterator[str]:
     """Each metric as timm logs it: Acc@1 and Acc@5 with their complements."""
     titles = {'top1': 'Acc@1', 'top5': 'Acc@5'}
     for name in metrics:
@@ -221,7 +222,7 @@ def _shown(results: Dict[str, Any], task: str, metrics: Dict[str, float]) -> Ite
                 f' ({results[complement]:.3f})' if complement else '')
 
 
-def adopt_options(args: argparse.Namespace, saved: Dict[str, Any]) -> None:
+def adopt_options(args: argparse.Namespace, saved: dict[str, Any]) -> None:
     """Evaluate a checkpoint as the run that wrote it did, but for what the command line says."""
     if not saved:
         return
@@ -242,7 +243,7 @@ def adopt_options(args: argparse.Namespace, saved: Dict[str, Any]) -> None:
     vars(args).update(adopted)
 
 
-Results = Union[Dict[str, Any], List[Dict[str, Any]]]
+Results = dict[str, Any] | list[dict[str, Any]]
 
 
 def report(args: argparse.Namespace, results: Results) -> bool:

@@ -2,7 +2,7 @@
 import argparse
 import importlib.util
 import os
-from typing import Callable, Set
+from collections.abc import Callable
 
 from ..base.command_line import Parser, flag_of
 from ..base.licences import LicenseError, check_license
@@ -19,7 +19,7 @@ METRICS = {
 _DATASETS = ('torch', 'hfds', 'hfids', 'tfds', 'wds')
 
 
-def resolve_task(args: argparse.Namespace, given: Set[str]) -> None:
+def resolve_task(args: argparse.Namespace, given: set[str]) -> None:
     """Settle what other options decide, where the user gave no value of their own (`given`: the names they gave).
 
     --bce-loss and --jsd-loss are names of --loss; several labels an image are ranked by mAP and not smoothed.

@@ -1,6 +1,6 @@
 """Combinations of options of train.py that cannot be: one line each, with both flags and the way out."""
 import argparse
-from typing import Callable
+from collections.abc import Callable
 
 from ..base.command_line import Parser, flag_of
 from .checks import in_sequence, mixing

@@ -1,7 +1,8 @@
 """Options of the data, refused for kinds of data that ignore them. timm ignores them in silence."""
 import argparse
 import os
-from typing import Any, Callable
+from collections.abc import Callable
+from typing import Any
 
 from ..base.command_line import flag_of
 

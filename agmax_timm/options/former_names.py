@@ -1,5 +1,6 @@
 """Options that timm's train.py no longer has but published option files still hold, and their present names."""
-from typing import Any, Callable, Dict, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from ..base.command_line import flag_of
 
@@ -7,7 +8,7 @@ from ..base.command_line import flag_of
 class Former(NamedTuple):
     """A former option: its successor, and a function from its value to equal options of today, {} if none is equal."""
     today: str
-    options: Callable[[Any], Dict[str, Any]] = lambda value: {}
+    options: Callable[[Any], dict[str, Any]] = lambda value: {}
 
 
 def _renamed(name: str) -> Former:
@@ -46,7 +47,7 @@ FORMER = {
 }
 
 
-def with_todays_names(config: Dict[Any, Any], warn: Callable[[str], Any]) -> Dict[Any, Any]:
+def with_todays_names(config: dict[Any, Any], warn: Callable[[str], Any]) -> dict[Any, Any]:
     """Replace former options by their equals of today. Options that the file gives under today's names win.
 
     Args:

@@ -2,7 +2,7 @@
 import argparse
 import reprlib
 from collections import Counter
-from typing import Any, Dict
+from typing import Any
 
 import yaml
 
@@ -14,7 +14,7 @@ _LONGEST = 100_000  # characters of a file: all options there are take a tenth o
 _SCALARS = tuple(f'tag:yaml.org,2002:{kind}' for kind in ('str', 'int', 'float', 'bool', 'null'))
 
 
-def read_mapping(path: str) -> Dict[Any, Any]:
+def read_mapping(path: str) -> dict[Any, Any]:
     """The lines of "key: value" of a YAML file of plain values, none where it is empty.
 
     Raises:
@@ -37,7 +37,7 @@ def read_mapping(path: str) -> Dict[Any, Any]:
     return config
 
 
-def convert_options(config: Dict[Any, Any], parser: Parser, where: str = '') -> Dict[str, Any]:
+def convert_options(config: dict[Any, Any], parser: Parser, where: str = '') -> dict[str, Any]:
     """Options by their names in `parser`, values of its flags' own types. Warns of names that timm no longer has.
 
     Args:

@@ -1,7 +1,7 @@
 """From the command line and YAML files to checked options: every mistake is one line, before anything is built."""
 import argparse
 import copy
-from typing import Any, Dict, List, Optional, Set
+from typing import Any
 
 from ..base.command_line import Parser
 from .checks import check_train_args, check_validate_args, resolve_task
@@ -12,7 +12,7 @@ from .paths import timms_labels
 from .without_effect import warn_of_idle
 
 
-def parse_train_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
+def parse_train_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Options of train.py: defaults, then the files of -c in their order, then the command line.
 
     Exits with status 2 and one line for anything that is unknown, of the wrong type or impossible together.
@@ -33,7 +33,7 @@ def parse_train_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
     return args
 
 
-def parse_validate_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
+def parse_validate_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Options of validate.py; `args.explicit` holds the names of those that the command line gives."""
     parser = validate_parser()
     args = parser.parse_args(argv)
@@ -53,7 +53,7 @@ def validate_options(**given: Any) -> argparse.Namespace:
     return args
 
 
-def explicit_options(parser: argparse.ArgumentParser, argv: Optional[List[str]] = None) -> Set[str]:
+def explicit_options(parser: argparse.ArgumentParser, argv: list[str] | None = None) -> set[str]:
     """Names of the options that the command line gives, defaults left out."""
     silent = copy.deepcopy(parser)
     silent.print_help = parser.print_help  # with the defaults
@@ -62,7 +62,7 @@ def explicit_options(parser: argparse.ArgumentParser, argv: Optional[List[str]] 
     return set(vars(silent.parse_args(argv)))
 
 
-def read_config(path: str, parser: argparse.ArgumentParser) -> Dict[str, Any]:
+def read_config(path: str, parser: argparse.ArgumentParser) -> dict[str, Any]:
     """Options from a YAML file, their names and values checked against those that `parser` declares."""
     try:
         return convert_options(read_mapping(path), parser, f'--config {path}: ')

@@ -3,7 +3,8 @@ import argparse
 import glob
 import importlib.util
 import os
-from typing import Any, Callable
+from collections.abc import Callable
+from typing import Any
 
 from ..base.command_line import flag_of
 

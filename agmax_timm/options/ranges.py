@@ -4,7 +4,8 @@ A new flag is one word in RANGES (or, with its reason, in ANY_NUMBER); a test te
 """
 import argparse
 import math
-from typing import Any, Callable
+from collections.abc import Callable
+from typing import Any
 
 from ..base.command_line import flag_of
 from ..base.image_modes import CROP_MODES, MIXUP_MODES

@@ -1,7 +1,7 @@
 """The published form of a run's options: a recipe that works on any machine, and names no person and no folder."""
 import os
 import re
-from typing import Any, Dict
+from typing import Any
 
 from .kinds import FILES, FILES_OR_NUMBERS, LAUNCHER, PERSONAL
 from .parsers import train_parser
@@ -18,7 +18,7 @@ _SECRETS = {
 }
 
 
-def recipe(options: Dict[str, Any]) -> Dict[str, Any]:
+def recipe(options: dict[str, Any]) -> dict[str, Any]:
     """Return the options that repeat a run on any machine, as a file for train.py -c.
 
     Options that are not set, and those of the machine, the process and the person, are left out. Paths of files are

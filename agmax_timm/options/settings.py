@@ -1,7 +1,7 @@
 """The options of a run as people read them: what differs from the defaults, and the command that repeats it."""
 import argparse
 import shlex
-from typing import Any, Dict, List, Tuple
+from typing import Any
 
 from .kinds import OF_ARITHMETIC, OF_EVALUATION
 from .parsers import train_parser, validate_parser
@@ -9,7 +9,7 @@ from .paths import CLASSES_OF_MODEL
 from .recipe import portable, recipe
 
 
-def changed_options(options: Dict[str, Any]) -> Dict[str, Tuple[Any, Any]]:
+def changed_options(options: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
     """The value and the default of each option that was changed; without those of the machine and its folders.
 
     Args:
@@ -20,7 +20,7 @@ def changed_options(options: Dict[str, Any]) -> Dict[str, Tuple[Any, Any]]:
             if value != parser.get_default(name)}
 
 
-def train_command(options: Dict[str, Any], processes: int = 1) -> str:
+def train_command(options: dict[str, Any], processes: int = 1) -> str:
     """The command that makes the run again; DIR stands for the folder of the data.
 
     Args:
@@ -34,7 +34,7 @@ def train_command(options: Dict[str, Any], processes: int = 1) -> str:
     return shlex.join(words)
 
 
-def validate_command(options: Dict[str, Any], model: str) -> str:
+def validate_command(options: dict[str, Any], model: str) -> str:
     """The command that evaluates an exported model as its run did; DIR stands for the folder of the data.
 
     Args:
@@ -56,7 +56,7 @@ def validate_command(options: Dict[str, Any], model: str) -> str:
     return f'python validate.py {data}--model {model} --pretrained {shlex.join(words)}'.rstrip()
 
 
-def _words(action: argparse.Action, value: Any) -> List[str]:
+def _words(action: argparse.Action, value: Any) -> list[str]:
     flag = next(flag for flag in action.option_strings if flag.startswith('--'))
     if isinstance(action, argparse._StoreTrueAction):
         return [flag]
@@ -68,5 +68,5 @@ def _words(action: argparse.Action, value: Any) -> List[str]:
     return [f'{flag}={value}'] if value.startswith('-') else [flag, value]
 
 
-def _actions(parser: argparse.ArgumentParser) -> Dict[str, argparse.Action]:
+def _actions(parser: argparse.ArgumentParser) -> dict[str, argparse.Action]:
     return {action.dest: action for action in parser._actions}

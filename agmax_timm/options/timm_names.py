@@ -3,7 +3,8 @@ import argparse
 import difflib
 import logging
 import re
-from typing import Any, Callable
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from timm.data import auto_augment

@@ -5,7 +5,8 @@ the defaults give a warning, so a file of all options of a run gives the warning
 """
 import argparse
 import math
-from typing import Any, Callable, Iterator, NamedTuple, Tuple
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 from ..base.command_line import Parser, flag_of
 from .checks import loss_name, mixing
@@ -14,7 +15,7 @@ from .data_kinds import kind_of
 
 class Idle(NamedTuple):
     """Options without effect; braces in `words` are filled in with the values of other options."""
-    names: Tuple[str, ...]
+    names: tuple[str, ...]
     when: Callable[[argparse.Namespace], Any]
     words: str
 

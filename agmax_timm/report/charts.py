@@ -1,17 +1,16 @@
 """Charts as SVG, drawn with the page's colours."""
 import math
-from typing import Dict, List, Tuple
 
 from ..evaluation.analysis import Calibration
 from .markup import Html, join, tag
 
-Points = List[Tuple[float, float]]
+Points = list[tuple[float, float]]
 _WIDTH, _HEIGHT = 320, 200
 _LEFT, _RIGHT, _TOP, _BOTTOM = 44, 8, 8, 22
 _MARKED = 40  # points of a line, up to which each has a dot
 
 
-def line_chart(title: str, series: Dict[str, Points]) -> Html:
+def line_chart(title: str, series: dict[str, Points]) -> Html:
     """Lines over epochs with their last values. Points that are not finite are left out."""
     series = {name: [point for point in points if all(map(math.isfinite, point))] for name, points in series.items()}
     series = {name: points for name, points in series.items() if points}
@@ -56,7 +55,7 @@ class _Frame:
     def __init__(self, left: float, right: float, low: float, high: float):
         self.x, self.y = (left, right), (low, high)
 
-    def place(self, x: float, y: float) -> Tuple[float, float]:
+    def place(self, x: float, y: float) -> tuple[float, float]:
         return (_LEFT + _share(x, *self.x) * (_WIDTH - _LEFT - _RIGHT),
                 _HEIGHT - _BOTTOM - _share(y, *self.y) * (_HEIGHT - _TOP - _BOTTOM))
 
@@ -72,7 +71,7 @@ class _Frame:
         return join(parts)
 
 
-def ticks(low: float, high: float, most: int = 5) -> List[float]:
+def ticks(low: float, high: float, most: int = 5) -> list[float]:
     """Round numbers from low to high, `most` at most; the number itself where both are one."""
     if high <= low:
         return [low]

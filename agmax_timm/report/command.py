@@ -1,12 +1,11 @@
 """One page on a run, for any browser: python -m agmax_timm.report RUN_FOLDER [DATA]"""
-from typing import List, Optional
 
 from ..base.command_line import Parser, add_weights_flags, as_line, quiet_in_pipes
 from ..base.processes import fork_workers, kept_imports
 
 
 @quiet_in_pipes
-def main(argv: Optional[List[str]] = None) -> None:
+def main(argv: list[str] | None = None) -> None:
     """The command. Prints the path of the page, or one line on why there is none: exit status 2, 1 if a worker died."""
     parser = _parser()
     args = parser.parse_args(argv)

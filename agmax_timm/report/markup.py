@@ -1,8 +1,9 @@
 """HTML and SVG as text in which nothing is left unescaped by mistake: what is not `Html` is escaped."""
 import base64
 import io
+from collections.abc import Iterable, Sequence
 from html import escape
-from typing import Any, Iterable, Optional, Sequence
+from typing import Any
 
 from PIL import Image
 
@@ -27,7 +28,7 @@ def join(parts: Iterable[Any]) -> Html:
         part if isinstance(part, Html) else escape(str(part)) for part in parts if part is not None))
 
 
-def table(head: Sequence[Any], rows: Iterable[Sequence[Any]], class_: Optional[str] = None) -> Html:
+def table(head: Sequence[Any], rows: Iterable[Sequence[Any]], class_: str | None = None) -> Html:
     """A table that scrolls sideways where it is too wide; the first cell names its row. Others may be `td` already."""
     def cell(content: Any) -> Html:
         return content if isinstance(content, Html) and content.startswith('<td') else tag('td', content)

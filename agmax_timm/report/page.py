@@ -1,6 +1,6 @@
 """report.html: what is known of a run on one page that needs no other file, no script and no network."""
 from dataclasses import dataclass, field
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any
 
 import yaml
 from PIL import Image
@@ -80,17 +80,17 @@ class Report:
     """All that the page says, as text, numbers and pictures."""
     title: str
     about: str  # a line on what was trained and evaluated
-    headline: List[Tuple[str, str]]  # name and value
-    notes: List[str]
+    headline: list[tuple[str, str]]  # name and value
+    notes: list[str]
     command: str
-    changed: Dict[str, Tuple[Any, Any]]  # option: value, default
-    options: Dict[str, Any]
-    versions: Dict[str, str]
-    curves: Dict[str, Dict[str, Points]]
-    views: List[Tuple[List[Image.Image], str]] = field(default_factory=list)  # of an image, and its label
-    analysis: Optional[Analysis] = None
-    mistakes: List[Tuple[Mistake, str]] = field(default_factory=list)  # and the name of the file
-    class_names: Optional[List[str]] = None
+    changed: dict[str, tuple[Any, Any]]  # option: value, default
+    options: dict[str, Any]
+    versions: dict[str, str]
+    curves: dict[str, dict[str, Points]]
+    views: list[tuple[list[Image.Image], str]] = field(default_factory=list)  # of an image, and its label
+    analysis: Analysis | None = None
+    mistakes: list[tuple[Mistake, str]] = field(default_factory=list)  # and the name of the file
+    class_names: list[str] | None = None
 
     def name_of(self, index: int) -> str:
         known = self.class_names

@@ -3,8 +3,9 @@ import argparse
 import logging
 import os
 import shlex
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Callable, Dict, List, Optional, Tuple
+from typing import Any
 
 import torch
 from PIL import Image
@@ -49,26 +50,26 @@ _MOST_VIEWS = 8
 @dataclass
 class _Evaluation:
     """What the best weights give on the validation data."""
-    metrics: Dict[str, float]
+    metrics: dict[str, float]
     images: int
     param_count: int
-    data_config: Dict[str, Any]
-    patch_size: Optional[Tuple[int, int]]  # NaFlex
+    data_config: dict[str, Any]
+    patch_size: tuple[int, int] | None  # NaFlex
     num_classes: int
-    class_names: Optional[List[str]]
-    analysis: Optional[Analysis]  # of one class an image
-    mistakes: List[Tuple[Mistake, str]]
+    class_names: list[str] | None
+    analysis: Analysis | None  # of one class an image
+    mistakes: list[tuple[Mistake, str]]
 
 
 @names_dead_workers
 def make_report(
         run_dir: str,
-        data_dir: Optional[str] = None,
+        data_dir: str | None = None,
         device: str = 'cuda',
-        workers: Optional[int] = None,
+        workers: int | None = None,
         in_run: bool = False,
-        on_batch: Optional[Callable[[], None]] = None,
-        use_ema: Optional[bool] = None,
+        on_batch: Callable[[], None] | None = None,
+        use_ema: bool | None = None,
 ) -> str:
     """Write report.html into the folder of a run.
 
@@ -141,7 +142,7 @@ def report_at_end(run_dir: str, device: str, on_batch: Callable[[], None]) -> No
                       exc_info=not expected)
 
 
-def _curves(summary: str) -> Dict[str, Dict[str, List[Tuple[int, float]]]]:
+def _curves(summary: str) -> dict[str, dict[str, list[tuple[int, float]]]]:
     """Those of a summary.csv, none where it is not there or not one of ours."""
     if not os.path.isfile(summary):
         return {}
@@ -152,7 +153,7 @@ def _curves(summary: str) -> Dict[str, Dict[str, List[Tuple[int, float]]]]:
         return {}
 
 
-def read_options(run_dir: str) -> Dict[str, Any]:
+def read_options(run_dir: str) -> dict[str, Any]:
     """The options of a run as they were given.
 
     Raises:
@@ -165,10 +166,10 @@ def read_options(run_dir: str) -> Dict[str, Any]:
 
 
 def _evaluation_options(
-        saved: Dict[str, Any],
+        saved: dict[str, Any],
         checkpoint: str,
         device: str,
-        workers: Optional[int],
+        workers: int | None,
         use_ema: bool,
 ) -> argparse.Namespace:
     options = {name: saved[name] for name in _OF_EVALUATION if name in saved}  # not all in runs of former versions
@@ -188,7 +189,7 @@ def _init_device(args: argparse.Namespace, in_run: bool) -> torch.device:
 
 
 @torch.inference_mode()
-def _evaluate(args: argparse.Namespace, device: torch.device, on_batch: Optional[Callable[[], None]]) -> _Evaluation:
+def _evaluate(args: argparse.Namespace, device: torch.device, on_batch: Callable[[], None] | None) -> _Evaluation:
     """As validate.py evaluates the checkpoint, and what became of each image."""
     subject, precision, _ = validation.prepare(args, device)
     dataset = validation.open_split(args, subject.data_config)
@@ -225,12 +226,12 @@ def _file_name(dataset: Dataset, index: int) -> str:
 
 
 def training_views(
-        saved: Dict[str, Any],
-        data_config: Dict[str, Any],
+        saved: dict[str, Any],
+        data_config: dict[str, Any],
         device: torch.device,
-        class_names: Optional[List[str]] = None,
-        patch_size: Optional[Tuple[int, int]] = None,
-) -> List[Tuple[List[Image.Image], str]]:
+        class_names: list[str] | None = None,
+        patch_size: tuple[int, int] | None = None,
+) -> list[tuple[list[Image.Image], str]]:
     """Images of a training batch as the run's options make it, each with its views and their labels.
 
     Args:
@@ -266,8 +267,8 @@ def training_views(
 
 def _check_measured(
         evaluation: _Evaluation,
-        saved: Dict[str, Any],
-        record: Dict[str, Any],
+        saved: dict[str, Any],
+        record: dict[str, Any],
         checkpoint: str,
         use_ema: bool,
 ) -> None:
@@ -286,17 +287,17 @@ def _check_measured(
                         'labels that it had')
 
 
-def _measured_in_training(record: Dict[str, Any], use_ema: bool) -> Dict[str, float]:
+def _measured_in_training(record: dict[str, Any], use_ema: bool) -> dict[str, float]:
     return (record.get('metrics') or {}).get('ema' if use_ema else 'raw') or {}
 
 
-def _about(saved: Dict[str, Any]) -> str:
+def _about(saved: dict[str, Any]) -> str:
     dataset = dataset_of(saved)
     return (f"{portable(saved['model'])}" + (f' on {dataset[1]}' if dataset else '')
             + (', with AgMax' if saved['agmax'] else '') + f", {saved['epochs']} epochs.")
 
 
-def _headline(evaluation: Optional[_Evaluation], saved: Dict[str, Any]) -> List[Tuple[str, str]]:
+def _headline(evaluation: _Evaluation | None, saved: dict[str, Any]) -> list[tuple[str, str]]:
     if evaluation is None:
         return []
     titles = {'top1': 'top-1 (%)', 'top5': 'top-5 (%)', 'map': 'mAP (%)', 'micro_f1': 'micro F1 (%)',
@@ -313,12 +314,12 @@ def _headline(evaluation: Optional[_Evaluation], saved: Dict[str, Any]) -> List[
 
 
 def _notes(
-        evaluation: Optional[_Evaluation],
-        saved: Dict[str, Any],
-        record: Dict[str, Any],
+        evaluation: _Evaluation | None,
+        saved: dict[str, Any],
+        record: dict[str, Any],
         checkpoint: str,
         use_ema: bool,
-) -> List[str]:
+) -> list[str]:
     if evaluation is None:
         return ['The run has no validation data: nothing was evaluated.']
     notes = [f'Measured with {os.path.basename(checkpoint)}, {describe_weights(saved, use_ema)}, on the split '

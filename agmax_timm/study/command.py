@@ -2,7 +2,6 @@
 import os
 import shlex
 import sys
-from typing import Dict, List, Optional
 
 from ..base.command_line import as_line, quiet_in_pipes
 from .cost import epochs_of, updates_and_views
@@ -13,7 +12,7 @@ from .published import Published, read_published
 
 
 @quiet_in_pipes
-def main(argv: Optional[List[str]] = None) -> None:
+def main(argv: list[str] | None = None) -> None:
     """The command. Its exit status is 0, or
 
     2 for a study that cannot be, 1 if runs failed, 75 if it was asked to end and can go on.
@@ -49,7 +48,7 @@ def main(argv: Optional[List[str]] = None) -> None:
         sys.exit(status)
 
 
-def tell(runs: List[Run]) -> None:
+def tell(runs: list[Run]) -> None:
     """Print the commands, and what they cost."""
     from .outcome import is_complete
     for run in runs:
@@ -63,14 +62,14 @@ def tell(runs: List[Run]) -> None:
           f'{sum(map(is_complete, runs))} runs are complete')
 
 
-def check_data(study: Study, runs: List[Run]) -> None:
+def check_data(study: Study, runs: list[Run]) -> None:
     """Raise StudyError where a folder of data is not there: every run would fail of it."""
     for folder in {run.args.data_dir for run in runs if run.args.data_dir and '/' not in run.args.dataset}:
         if not os.path.exists(folder):
             raise StudyError(f'{study.path}: data: no folder or tar file {folder}: name another one with --data DIR')
 
 
-def carry_out(study: Study, runs: List[Run], published: Published, output: str, jobs: int, devices: List[str]) -> int:
+def carry_out(study: Study, runs: list[Run], published: Published, output: str, jobs: int, devices: list[str]) -> int:
     """Train what is not complete, and report on all.
 
     Returns:
@@ -88,10 +87,10 @@ def carry_out(study: Study, runs: List[Run], published: Published, output: str, 
 
 def tell_results(
         study: Study,
-        runs: List[Run],
+        runs: list[Run],
         published: Published,
         output: str,
-        errors: Optional[Dict[str, str]] = None,
+        errors: dict[str, str] | None = None,
 ) -> bool:
     """Write and print what the runs gave so far.
 

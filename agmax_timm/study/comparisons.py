@@ -1,7 +1,6 @@
 """Comparisons in a study's file: differences of means over the augmentations, paired by seed."""
 from dataclasses import dataclass
 from statistics import mean
-from typing import Dict, List
 
 from .definition import Study
 from .intervals import Difference, paired_difference
@@ -17,7 +16,7 @@ class Comparison:
     difference: Difference
 
 
-def compare(study: Study, rows: List[Row]) -> List[Comparison]:
+def compare(study: Study, rows: list[Row]) -> list[Comparison]:
     """Compute the comparisons of a study, in the order of the file, for each setting."""
     return [
         Comparison(setting.name, method, other, paired_difference(
@@ -25,13 +24,13 @@ def compare(study: Study, rows: List[Row]) -> List[Comparison]:
         for setting in study.settings for method, other in study.comparisons]
 
 
-def _seed_means(rows: List[Row], setting: str, method: str) -> Dict[int, float]:
+def _seed_means(rows: list[Row], setting: str, method: str) -> dict[int, float]:
     """Mean over the augmentations by seed. Seeds that lack an augmentation are left out."""
     values = [row.values for row in rows if (row.cell.setting, row.cell.method) == (setting, method)]
     return {seed: mean(one[seed] for one in values) for seed in values[0] if all(seed in one for one in values)}
 
 
-def write_comparisons(comparisons: List[Comparison], path: str) -> None:
+def write_comparisons(comparisons: list[Comparison], path: str) -> None:
     """Write comparisons.csv, with numbers that are not rounded."""
     write_rows(path, [{
         'setting': one.setting,
@@ -44,7 +43,7 @@ def write_comparisons(comparisons: List[Comparison], path: str) -> None:
     } for one in comparisons])
 
 
-def comparisons_markdown(study: Study, comparisons: List[Comparison]) -> str:
+def comparisons_markdown(study: Study, comparisons: list[Comparison]) -> str:
     """Return the section of table.md on the comparisons."""
     lines = [line(['setting', 'comparison', 'difference', '95 % interval', 'pairs']), '|' + '---|' * 5]
     lines += [line([one.setting, f'{one.method} minus {one.other}', signed(one.difference.mean),

@@ -2,7 +2,6 @@
 import argparse
 import math
 import os
-from typing import Dict, List, Optional, Tuple
 
 from .plan import Run
 
@@ -13,11 +12,11 @@ def epochs_of(args: argparse.Namespace) -> int:
     return args.stop_epoch or whole
 
 
-def updates_and_views(runs: List[Run]) -> Optional[Tuple[int, int]]:
+def updates_and_views(runs: list[Run]) -> tuple[int, int] | None:
     """Updates, and views that pass the networks in training, of all runs; None where the data cannot be counted, or
     its batches are of several sizes."""
     updates = views = 0
-    counted: Dict[tuple, Optional[int]] = {}
+    counted: dict[tuple, int | None] = {}
     for args in (run.args for run in runs):
         data = (args.dataset, args.data_dir, args.train_split, args.class_map, args.train_num_samples)
         if data not in counted:
@@ -30,7 +29,7 @@ def updates_and_views(runs: List[Run]) -> Optional[Tuple[int, int]]:
     return updates, views
 
 
-def _images(args: argparse.Namespace) -> Optional[int]:
+def _images(args: argparse.Namespace) -> int | None:
     """Training images, None where they are not on this machine or only counted by reading them."""
     if args.train_num_samples:
         return args.train_num_samples

@@ -2,7 +2,7 @@
 import os
 import re
 from dataclasses import dataclass, field
-from typing import Any, Dict, List, Tuple
+from typing import Any
 
 from ..base.command_line import Parser, nearest
 from ..options.option_file import convert_options, read_mapping
@@ -24,8 +24,8 @@ class StudyError(ValueError):
 class Level:
     """One value of what varies: a name, and the options that it stands for."""
     name: str = ''
-    options: Dict[str, Any] = field(default_factory=dict)
-    sources: List[str] = field(default_factory=list)  # files and options that they are made of, for people
+    options: dict[str, Any] = field(default_factory=dict)
+    sources: list[str] = field(default_factory=list)  # files and options that they are made of, for people
 
     @property
     def folder(self) -> str:
@@ -40,12 +40,12 @@ class Study:
     title: str
     data: str  # '' for none
     base: Level
-    augmentations: List[Level]
-    settings: List[Level]
-    methods: List[Level]
-    seeds: List[int]
+    augmentations: list[Level]
+    settings: list[Level]
+    methods: list[Level]
+    seeds: list[int]
     baseline: str  # a method's name
-    comparisons: List[Tuple[str, str]]  # pairs of methods, the first minus the second
+    comparisons: list[tuple[str, str]]  # pairs of methods, the first minus the second
     metric: str
     epoch: str  # last or best
     published: str  # path, '' for none
@@ -99,14 +99,14 @@ def _read(path: str) -> Study:
     return study
 
 
-def _axis(content: Dict[str, Any], key: str, home: str, parser: Parser) -> List[Level]:
+def _axis(content: dict[str, Any], key: str, home: str, parser: Parser) -> list[Level]:
     if key not in content:
         return [Level()]
     values = content[key]
     if not isinstance(values, dict) or not values:
         raise StudyError(f'{key}: expected lines of "name: options", one or more, got {values!r:.60}')
     levels = [_level(f'{key}: {name}', str(name), value, home, parser) for name, value in values.items()]
-    folders: Dict[str, str] = {}
+    folders: dict[str, str] = {}
     for level in levels:
         if not level.folder or len(level.folder) > 100:
             raise StudyError(f"{key}: '{level.name:.120}' makes no name of a folder: use letters and digits, "
@@ -140,7 +140,7 @@ def _level(where: str, name: str, value: Any, home: str, parser: Parser) -> Leve
     return level
 
 
-def _seeds(value: Any) -> List[int]:
+def _seeds(value: Any) -> list[int]:
     if not isinstance(value, list) or not value:
         raise StudyError(f'seeds: expected a list of one number or more, as [0, 1, 2], got {value!r:.60}')
     for seed in value:
@@ -151,7 +151,7 @@ def _seeds(value: Any) -> List[int]:
     return value
 
 
-def _comparisons(value: Any, methods: List[str]) -> List[Tuple[str, str]]:
+def _comparisons(value: Any, methods: list[str]) -> list[tuple[str, str]]:
     if not isinstance(value, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in value):
         raise StudyError(f'comparisons: expected a list of pairs of methods, as [[AgMax, baseline]], got {value!r:.60}')
     for name in (name for pair in value for name in pair):
@@ -161,14 +161,14 @@ def _comparisons(value: Any, methods: List[str]) -> List[Tuple[str, str]]:
     return [(method, other) for method, other in value]
 
 
-def _text(content: Dict[str, Any], key: str) -> str:
+def _text(content: dict[str, Any], key: str) -> str:
     value = content.get(key)
     if value is not None and not isinstance(value, (str, int, float)):
         raise StudyError(f'{key}: expected a name, got {value!r:.60}')
     return '' if value is None else str(value)
 
 
-def _path(content: Dict[str, Any], key: str, home: str) -> str:
+def _path(content: dict[str, Any], key: str, home: str) -> str:
     value = content.get(key)
     if value is not None and not isinstance(value, str):
         raise StudyError(f'{key}: expected a path, got {value!r:.60}')

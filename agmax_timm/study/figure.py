@@ -1,6 +1,5 @@
 """The figure of a study: for each augmentation and setting, the methods side by side."""
 import logging
-from typing import List
 
 from ..base import atomic_write
 from .definition import Study
@@ -9,7 +8,7 @@ from .table import Row
 _logger = logging.getLogger(__name__)
 
 
-def draw(study: Study, rows: List[Row], path: str) -> None:
+def draw(study: Study, rows: list[Row], path: str) -> None:
     """Bars of the means, error bars of the sample standard deviations, diamonds of published numbers.
 
     Needs the extra `plot`.
@@ -51,7 +50,7 @@ def draw(study: Study, rows: List[Row], path: str) -> None:
         figure.savefig(file, dpi=130, format='png')
 
 
-def _limits(rows: List[Row]):
+def _limits(rows: list[Row]):
     """Of the axis: all that is drawn, and a margin, so that differences are seen."""
     ends = [row.mean + sign * (row.deviation or 0.) for row in rows for sign in (-1, 1)]
     ends += [row.published for row in rows if row.published is not None]

@@ -2,7 +2,6 @@
 import math
 from dataclasses import dataclass
 from statistics import mean, stdev
-from typing import Dict, Optional
 
 CONFIDENCE = 0.95
 
@@ -11,18 +10,18 @@ CONFIDENCE = 0.95
 class Difference:
     """Of two methods over the seeds that both have: the mean of the differences within a seed."""
     n: int  # pairs
-    mean: Optional[float] = None  # None without a pair
-    low: Optional[float] = None  # None with fewer than two: one difference says nothing of its spread
-    high: Optional[float] = None
+    mean: float | None = None  # None without a pair
+    low: float | None = None  # None with fewer than two: one difference says nothing of its spread
+    high: float | None = None
 
 
-def sample_deviation(values) -> Optional[float]:
+def sample_deviation(values) -> float | None:
     """Sample standard deviation, n - 1 below the root; None of fewer than two values."""
     values = list(values)
     return stdev(values) if len(values) > 1 else None
 
 
-def paired_difference(values: Dict[int, float], baseline: Dict[int, float]) -> Difference:
+def paired_difference(values: dict[int, float], baseline: dict[int, float]) -> Difference:
     """The mean difference with its 95 % confidence interval by Student's t.
 
     Args:

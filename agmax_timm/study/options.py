@@ -1,13 +1,12 @@
 """Flags of the study command. Imports nothing heavy: --help is fast."""
 import argparse
-from typing import List, Optional
 
 from ..base.command_line import Parser
 
 PROG = 'python -m agmax_timm.study'
 
 
-def parse(argv: Optional[List[str]] = None) -> argparse.Namespace:
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(prog=PROG, description='Train every augmentation with every method and seed of a file, and '
                                            'compare the methods. The same command goes on where it was stopped.')
     parser.add_argument('study', metavar='STUDY.yaml', help='what is compared, see docs/studies.md')

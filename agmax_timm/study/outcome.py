@@ -4,7 +4,6 @@ import math
 import os
 import re
 from dataclasses import dataclass
-from typing import Optional
 
 from .plan import Run
 
@@ -17,8 +16,8 @@ class Outcome:
     """A row of results.csv."""
     run: Run
     status: str  # complete, failed, interrupted or missing
-    value: Optional[float] = None  # of the metric, where it is complete
-    epoch: Optional[int] = None  # whose value it is, from 0 on
+    value: float | None = None  # of the metric, where it is complete
+    epoch: int | None = None  # whose value it is, from 0 on
     error: str = ''  # a line, where it failed
 
 

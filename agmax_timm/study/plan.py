@@ -7,7 +7,7 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from itertools import product
-from typing import Any, Dict, List
+from typing import Any
 
 import yaml
 
@@ -27,8 +27,8 @@ class Cell:
     augmentation: str
     setting: str
     method: str
-    options: Dict[str, Any]
-    sources: List[str]
+    options: dict[str, Any]
+    sources: list[str]
     folder: str
 
     @property
@@ -72,12 +72,12 @@ class Run:
         """What the process wrote; the log of the run itself is in its folder."""
         return f'{self.folder}.log'
 
-    def command(self, device: str = '') -> List[str]:
+    def command(self, device: str = '') -> list[str]:
         return [sys.executable, '-m', 'agmax_timm.study.train', *_arguments(
             self.cell, self.seed, self.data, self.cell.options_path), *(['--device', device] if device else [])]
 
 
-def make_runs(study: Study, data: str, output: str) -> List[Run]:
+def make_runs(study: Study, data: str, output: str) -> list[Run]:
     """The runs of a study, seed by seed, so that what is there early is all of the table with few seeds.
 
     Args:
@@ -94,7 +94,7 @@ def make_runs(study: Study, data: str, output: str) -> List[Run]:
             for seed in study.seeds for cell, args in zip(cells, parsed)]
 
 
-def check_unchanged(study: Study, runs: List[Run]) -> None:
+def check_unchanged(study: Study, runs: list[Run]) -> None:
     """Raise StudyError where the folder of a run holds one of other options."""
     for run in runs:
         path = os.path.join(run.folder, 'args.yaml')
@@ -110,8 +110,8 @@ def check_unchanged(study: Study, runs: List[Run]) -> None:
                                  f'have {value}: remove that folder, or give another --output')
 
 
-def _cell(study: Study, levels: List[Level], output: str) -> Cell:
-    options: Dict[str, Any] = {}
+def _cell(study: Study, levels: list[Level], output: str) -> Cell:
+    options: dict[str, Any] = {}
     for level in (study.base, *levels):
         options.update(level.options)
     return Cell(
@@ -146,7 +146,7 @@ def _parse(study: Study, cell: Cell, data: str) -> argparse.Namespace:
     return args
 
 
-def _arguments(cell: Cell, seed: int, data: str, options_path: str) -> List[str]:
+def _arguments(cell: Cell, seed: int, data: str, options_path: str) -> list[str]:
     """Of train.py."""
     return [*([data] if data else []), '-c', options_path, '--seed', str(seed), '--output', cell.folder,
             '--experiment', f'seed-{seed}', '--resume', 'auto']

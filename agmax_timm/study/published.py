@@ -2,7 +2,6 @@
 import csv
 import io
 import math
-from typing import Dict, Tuple
 
 from ..base.command_line import nearest
 from ..base.text_file import read_text
@@ -10,7 +9,7 @@ from .definition import Level, Study, StudyError
 
 _COLUMNS = ('augmentation', 'setting', 'method', 'value')
 
-Published = Dict[Tuple[str, ...], float]  # by augmentation, setting and method
+Published = dict[tuple[str, ...], float]  # by augmentation, setting and method
 
 
 def read_published(study: Study) -> Published:

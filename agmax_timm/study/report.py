@@ -1,6 +1,5 @@
 """What a study writes: results.csv, table.csv, comparisons.csv, table.md and figure.png."""
 import os
-from typing import List
 
 from ..base import atomic_write
 from .comparisons import compare, comparisons_markdown, write_comparisons
@@ -11,7 +10,7 @@ from .published import Published
 from .table import aggregate, markdown, write_results, write_table
 
 
-def report(study: Study, outcomes: List[Outcome], published: Published, folder: str) -> str:
+def report(study: Study, outcomes: list[Outcome], published: Published, folder: str) -> str:
     """Write the files into a folder; comparisons.csv only if the study has comparisons.
 
     Returns:

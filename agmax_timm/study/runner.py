@@ -5,7 +5,6 @@ import subprocess
 import sys
 import time
 from collections import deque
-from typing import Deque, Dict, List, Tuple
 
 from tqdm import tqdm
 
@@ -33,15 +32,15 @@ class Runner:
         devices: Of train.py's --device, taken in turn by the jobs; none for its default.
     """
 
-    def __init__(self, runs: List[Run], jobs: int, devices: List[str]):
+    def __init__(self, runs: list[Run], jobs: int, devices: list[str]):
         self.runs = runs
         self.devices = [devices[slot % len(devices)] if devices else '' for slot in range(jobs)]
         # A run is one process, also if a launcher started the study.
         self.environment = {name: value for name, value in environment().items() if name not in LAUNCHER}
         self.environment.setdefault('OMP_NUM_THREADS', str(max(1, cores() // jobs)))
-        self.waiting: Deque[Run] = deque(runs)
-        self.running: Dict[int, Tuple[Run, subprocess.Popen]] = {}  # by slot
-        self.errors: Dict[str, str] = {}  # a line of each failed run, by its folder
+        self.waiting: deque[Run] = deque(runs)
+        self.running: dict[int, tuple[Run, subprocess.Popen]] = {}  # by slot
+        self.errors: dict[str, str] = {}  # a line of each failed run, by its folder
         self.bar = None
 
     def run(self) -> bool:

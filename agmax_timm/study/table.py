@@ -1,9 +1,9 @@
 """The table of a study: means over seeds, differences from the baseline, published numbers; as CSV and Markdown."""
 import csv
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from statistics import mean
-from typing import Dict, Iterable, List, Optional
 
 from ..base import atomic_write
 from .definition import Level, Study
@@ -17,18 +17,18 @@ from .published import Published
 class Row:
     """One cell of the study, over its seeds."""
     cell: Cell
-    values: Dict[int, float]  # by seed
-    baseline: Dict[int, float]  # of the baseline, beside it; its own where it is the baseline
+    values: dict[int, float]  # by seed
+    baseline: dict[int, float]  # of the baseline, beside it; its own where it is the baseline
     is_baseline: bool
-    published: Optional[float] = None
-    published_difference: Optional[float] = None
+    published: float | None = None
+    published_difference: float | None = None
 
     @property
-    def mean(self) -> Optional[float]:
+    def mean(self) -> float | None:
         return mean(self.values.values()) if self.values else None
 
     @property
-    def deviation(self) -> Optional[float]:
+    def deviation(self) -> float | None:
         return sample_deviation(self.values.values())
 
     @property
@@ -36,11 +36,11 @@ class Row:
         return Difference(0) if self.is_baseline else paired_difference(self.values, self.baseline)
 
 
-def aggregate(study: Study, outcomes: Iterable[Outcome], published: Published) -> List[Row]:
+def aggregate(study: Study, outcomes: Iterable[Outcome], published: Published) -> list[Row]:
     """A row for each cell, in the order of the file."""
     outcomes = list(outcomes)
     cells = {outcome.run.cell.folder: outcome.run.cell for outcome in outcomes}
-    values: Dict[tuple, Dict[int, float]] = {_place(cell): {} for cell in cells.values()}
+    values: dict[tuple, dict[int, float]] = {_place(cell): {} for cell in cells.values()}
     for outcome in outcomes:
         if outcome.value is not None:
             values[_place(outcome.run.cell)][outcome.run.seed] = outcome.value
@@ -69,7 +69,7 @@ def write_results(study: Study, outcomes: Iterable[Outcome], path: str) -> None:
     } for outcome in outcomes])
 
 
-def write_table(rows: List[Row], path: str) -> None:
+def write_table(rows: list[Row], path: str) -> None:
     """table.csv: the numbers of the table, unrounded."""
     write_rows(path, [{
         'augmentation': row.cell.augmentation,
@@ -87,7 +87,7 @@ def write_table(rows: List[Row], path: str) -> None:
     } for row in rows])
 
 
-def markdown(study: Study, rows: List[Row], outcomes: List[Outcome]) -> str:
+def markdown(study: Study, rows: list[Row], outcomes: list[Outcome]) -> str:
     """table.md: the same for people."""
     axes = {'augmentation': study.augmentations, 'setting': study.settings, 'method': study.methods}
     named = [axis for axis, levels in axes.items() if levels != [Level()]]
@@ -104,12 +104,12 @@ def markdown(study: Study, rows: List[Row], outcomes: List[Outcome]) -> str:
     return '\n\n'.join([f'# {study.title}', _caption(study, rows), '\n'.join(lines), *_gaps(outcomes)]) + '\n'
 
 
-def line(cells: List[str]) -> str:
+def line(cells: list[str]) -> str:
     escaped = [cell.replace('|', r'\|') for cell in cells]
     return f'| {" | ".join(escaped)} |'
 
 
-def _caption(study: Study, rows: List[Row]) -> str:
+def _caption(study: Study, rows: list[Row]) -> str:
     chosen = 'the last epoch' if study.epoch == 'last' else 'the best epoch, chosen on the same images'
     text = (f"{study.metric} of {chosen} on the validation data: mean ± sample standard deviation over n seeds of "
             f"{', '.join(map(str, study.seeds))}. Differences are from {study.baseline} with the same seed; their "
@@ -119,7 +119,7 @@ def _caption(study: Study, rows: List[Row]) -> str:
     return text
 
 
-def _gaps(outcomes: List[Outcome]) -> List[str]:
+def _gaps(outcomes: list[Outcome]) -> list[str]:
     """What the table lacks: failures by name, what is still to be trained by number."""
     lacking = [outcome for outcome in outcomes if outcome.value is None]
     if not lacking:
@@ -140,11 +140,11 @@ def interval(difference: Difference) -> str:
     return 'none of one pair' if difference.n else ''
 
 
-def _number(value: Optional[float]) -> str:
+def _number(value: float | None) -> str:
     return '-' if value is None else f'{value:.2f}'
 
 
-def signed(value: Optional[float]) -> str:
+def signed(value: float | None) -> str:
     return '' if value is None else f'{value:+.2f}'
 
 
@@ -152,7 +152,7 @@ def _place(cell: Cell) -> tuple:
     return cell.augmentation, cell.setting, cell.method
 
 
-def write_rows(path: str, rows: List[dict]) -> None:
+def write_rows(path: str, rows: list[dict]) -> None:
     with atomic_write.replacing(path, 'w', newline='', encoding='utf-8') as file:
         writer = csv.DictWriter(file, [*rows[0]], lineterminator='\n')
         writer.writeheader()

@@ -3,7 +3,7 @@ import argparse
 import logging
 import math
 from dataclasses import dataclass
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any
 
 import torch
 from timm import utils
@@ -50,8 +50,8 @@ class Built:
     args: argparse.Namespace
     device: torch.device
     precision: build.Precision
-    data_config: Dict[str, Any]
-    patch_size: Optional[Tuple[int, int]]  # of a NaFlex model
+    data_config: dict[str, Any]
+    patch_size: tuple[int, int] | None  # of a NaFlex model
     dataset_train: Dataset
     loader_train: Any
     loader_eval: Any  # None without validation
@@ -62,11 +62,11 @@ class Built:
     keeper: Keeper
     watch: Watch
     on_broken: BrokenUpdates
-    record: Dict[str, Any]  # see record.make_record
-    data: Dict[str, Any]  # see changes.describe_data
-    before: Optional[resuming.Before]  # None for a run that begins
+    record: dict[str, Any]  # see record.make_record
+    data: dict[str, Any]  # see changes.describe_data
+    before: resuming.Before | None  # None for a run that begins
     position: Position
-    losses: Optional[RunningLosses]  # of the epoch so far, None between epochs
+    losses: RunningLosses | None  # of the epoch so far, None between epochs
     updates_per_epoch: int
     done_updates: int
     num_epochs: int
@@ -83,7 +83,7 @@ class Built:
         return self.metric_name == 'loss'
 
     @property
-    def evaluated_epochs(self) -> List[int]:
+    def evaluated_epochs(self) -> list[int]:
         """Numbers of epochs, from 1 on, that an evaluation is still to follow."""
         return [done for done in range(self.position.epoch + 1, self.stop_epoch + 1) if self.is_evaluated(done)]
 
@@ -165,7 +165,7 @@ def warn_of_surprises(built: Built) -> None:
         _logger.warning(line)
 
 
-def open_output(built: Built, options: Dict[str, Any]) -> tracking.Trackers:
+def open_output(built: Built, options: dict[str, Any]) -> tracking.Trackers:
     """Make the folder of a run and what writes into it. On the first rank alone.
 
     Args:
@@ -207,7 +207,7 @@ def _begin(args: argparse.Namespace, signals: StopSignals, auto: bool) -> torch.
     return device
 
 
-def _try_end(args: argparse.Namespace, model: torch.nn.Module, record: Dict[str, Any]) -> None:
+def _try_end(args: argparse.Namespace, model: torch.nn.Module, record: dict[str, Any]) -> None:
     """Try with the untrained model what --push-to-hub and --report do at the end of a run.
 
     Raises:
@@ -232,13 +232,13 @@ def _try_end(args: argparse.Namespace, model: torch.nn.Module, record: Dict[str,
 
 def _build_loaders(
         args: argparse.Namespace,
-        patch_size: Optional[Tuple[int, int]],
+        patch_size: tuple[int, int] | None,
         dataset_train: Dataset,
-        dataset_eval: Optional[Dataset],
-        data_config: Dict[str, Any],
+        dataset_eval: Dataset | None,
+        data_config: dict[str, Any],
         device: torch.device,
         precision: build.Precision,
-) -> Tuple[Any, Any, ResumableLoader]:
+) -> tuple[Any, Any, ResumableLoader]:
     """The loaders of training and of evaluation, and what knows the position of the first."""
     loader_train = loaders.build_train_loader(args, dataset_train, data_config, device, precision, patch_size)
     loader_train, resumable = make_resumable(loader_train, device, args.world_size, args.rank)
@@ -257,7 +257,7 @@ def _resume_weights(
         optimizer: torch.optim.Optimizer,
         precision: build.Precision,
         verified: bool,
-) -> Optional[int]:
+) -> int | None:
     """Weights, optimizer and EMA of --resume; the EMA is made in between, from weights that are there already.
 
     Returns:

@@ -5,7 +5,8 @@ import os
 import shutil
 import sys
 import time
-from typing import Any, List, Tuple
+from contextlib import suppress
+from typing import Any
 
 import torch
 from timm.task import TrainingTask, evaluation_sample_limit
@@ -55,7 +56,7 @@ def tell_plan(built: Built) -> None:
         print('\n'.join(f'{title:<{width}}  {text}' for title, text in lines))
 
 
-def plan(built: Built, seconds: float, rate: float, evaluation: float, size: int) -> List[Tuple[str, str]]:
+def plan(built: Built, seconds: float, rate: float, evaluation: float, size: int) -> list[tuple[str, str]]:
     """Lines of a title and a text.
 
     Args:
@@ -94,13 +95,13 @@ def _batch(args: argparse.Namespace) -> str:
     return f'{args.batch_size} images, {views * args.batch_size} views on each rank'
 
 
-def time_updates(built: Built) -> Tuple[float, float]:
+def time_updates(built: Built) -> tuple[float, float]:
     """Seconds an update, and images a second of all ranks, over a few seconds of the epoch that comes next."""
     args, device, first = built.args, built.device, built.position
     losses = RunningLosses(device, args.distributed)
     marks = [(time.perf_counter(), 0)]  # after each update: time, and images of this rank so far
 
-    def wishes() -> Tuple[bool, bool]:
+    def wishes() -> tuple[bool, bool]:
         _, stop = built.keeper.wishes()
         return False, stop or (len(marks) > 1 and time.perf_counter() - marks[1][0] > SECONDS)
 
@@ -114,12 +115,10 @@ def time_updates(built: Built) -> Tuple[float, float]:
     step = Step(
         built.task, built.optimizer, args, device, built.precision, watch=Watch(args, device, wishes),
         on_broken=built.on_broken)
-    try:
+    with suppress(_Enough):
         train_one_epoch(
             first.epoch, step, built.loader_train, built.scheduler, on_update=on_update, losses=losses,
             first_batch=0 if first.trained else first.batch, updates_per_epoch=built.updates_per_epoch)
-    except _Enough:
-        pass
     _synchronize(device)
     updates = len(marks) - 1
     begun, images = marks[1 if updates > 1 else 0]
@@ -142,11 +141,9 @@ def time_evaluation(built: Built) -> float:
         if batches >= len(loader) or (batches >= EVALUATED and late):
             raise _Enough
 
-    try:
+    with suppress(_Enough):
         evaluate(built.task.get_eval_model(), loader, args, device, built.precision, args.log_interval,
                  on_batch=on_batch, evaluator=evaluator)
-    except _Enough:
-        pass
     if len(marks) > 2:
         del marks[0]
     return (marks[-1] - marks[0]) / max(1, len(marks) - 1) * len(loader)

@@ -5,7 +5,7 @@ uninterrupted one would have.
 """
 import argparse
 import math
-from typing import Any, Dict, List
+from typing import Any
 
 import torch.distributed as dist
 
@@ -21,7 +21,7 @@ class EarlyStop:
         self.args = args
         self.metric = args.early_stop_metric or metric
 
-    def reason(self, results: List[Dict[str, Any]]) -> str:
+    def reason(self, results: list[dict[str, Any]]) -> str:
         """Why the run ends after these evaluations, in words; '' where it goes on.
 
         Args:
@@ -41,7 +41,7 @@ class EarlyStop:
         delta = f' by more than {self.args.early_stop_min_delta:g}' if self.args.early_stop_min_delta else ''
         return f'no better {self.metric}{since}{delta} in {waited} evaluation{"s" * (waited > 1)}'
 
-    def agreed(self, results: List[Dict[str, Any]]) -> str:
+    def agreed(self, results: list[dict[str, Any]]) -> str:
         """The first rank's reason, on all ranks. A collective where there are several."""
         reasons = [self.reason(results)]
         if self.args.early_stop and self.args.distributed:

@@ -4,8 +4,9 @@ import logging
 import math
 import os
 import traceback
+from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, Callable, Dict, List, Optional
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -55,7 +56,7 @@ class Epochs:
         folder: That of the first rank, on every rank.
     """
 
-    def __init__(self, built: Built, trackers: Optional[Trackers], folder: Optional[str]):
+    def __init__(self, built: Built, trackers: Trackers | None, folder: str | None):
         self.built = built
         self.args = built.args
         self.keeper = built.keeper
@@ -70,7 +71,7 @@ class Epochs:
         self.trained = built.position.epoch < built.stop_epoch and not self.stopped  # whether there is anything to do
 
     @property
-    def results(self) -> List[Dict[str, Any]]:
+    def results(self) -> list[dict[str, Any]]:
         """Of each epoch that was evaluated, its number and its metrics in training and validation."""
         return self.built.state.history.results
 
@@ -92,7 +93,7 @@ class Epochs:
         self.reporter.close()
         self.damaged.at_end()
 
-    def _epoch(self, position: Position, losses: Optional[RunningLosses]) -> None:
+    def _epoch(self, position: Position, losses: RunningLosses | None) -> None:
         """Train what is left of an epoch, and evaluate it where an evaluation follows."""
         built, args, epoch, done = self.built, self.args, position.epoch, position.epoch + 1
         losses = losses or RunningLosses(built.device, args.distributed)
@@ -107,7 +108,7 @@ class Epochs:
         elif built.scheduler is not None:
             built.scheduler.step(done, metric=None)
 
-    def _train(self, position: Position, losses: RunningLosses) -> Dict[str, float]:
+    def _train(self, position: Position, losses: RunningLosses) -> dict[str, float]:
         """Mean losses of the epoch."""
         built, args = self.built, self.args
         updated = position.batch  # batches of the epoch whose update is done
@@ -152,7 +153,7 @@ class Epochs:
                 save_views(path, progress.input, progress.target, to_picture, class_names(built.dataset_train),
                            views=2 if self.args.agmax else 1)
 
-    def _evaluate(self, epoch: int, train_metrics: Dict[str, float], losses: RunningLosses) -> None:
+    def _evaluate(self, epoch: int, train_metrics: dict[str, float], losses: RunningLosses) -> None:
         """Evaluate an epoch, tell of it, save it, and see whether the run ends with it."""
         built, args, state = self.built, self.args, self.built.state
         random = state.random_state()
@@ -183,11 +184,11 @@ class Epochs:
         check_finite(args, epoch, selected)
         self.stopped = self.early_stop.agreed(self.results)
 
-    def _save_trained(self, epoch: int, losses: RunningLosses, random: Dict[str, Any]) -> None:
+    def _save_trained(self, epoch: int, losses: RunningLosses, random: dict[str, Any]) -> None:
         """Save an epoch whose evaluation is still to come. A collective."""
         self.keeper.save_within(Position(epoch, len(self.built.loader_train), trained=True), losses, random)
 
-    def _save_failed(self, epoch: int, losses: RunningLosses, random: Dict[str, Any], error: Exception) -> None:
+    def _save_failed(self, epoch: int, losses: RunningLosses, random: dict[str, Any], error: Exception) -> None:
         """Save an epoch whose evaluation failed by any error, so that its updates are not lost. A collective.
 
         Raises:
@@ -199,7 +200,7 @@ class Epochs:
         self.keeper.close()
         _logger.info(f'Saved at the end of epoch {epoch}, before its evaluation. {GOES_ON}.')
 
-    def _measure(self, epoch: int, ema: bool = False) -> Dict[str, float]:
+    def _measure(self, epoch: int, ema: bool = False) -> dict[str, float]:
         """Metrics of the model or of its EMA.
 
         Raises:
@@ -254,12 +255,12 @@ class _Together:
         self.update, self.summary = evaluator.update, evaluator.summary
         self.evaluator, self.agree = evaluator, agree
 
-    def compute(self, distributed: bool = False) -> Dict[str, float]:
+    def compute(self, distributed: bool = False) -> dict[str, float]:
         self.agree(_GOES_ON)
         return self.evaluator.compute(distributed)
 
 
-def check_finite(args: argparse.Namespace, epoch: int, metrics: Dict[str, float]) -> None:
+def check_finite(args: argparse.Namespace, epoch: int, metrics: dict[str, float]) -> None:
     """
     Raises:
         NonFiniteError: a metric is NaN or infinite, and the run is to stop at such. The weights, which are finite, are

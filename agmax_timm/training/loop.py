@@ -2,8 +2,9 @@
 import argparse
 import math
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Callable, Dict, Iterator, Optional, Tuple
+from typing import Any
 
 import torch
 import torch.nn as nn
@@ -43,8 +44,8 @@ class Progress:
     epoch: int
     update_index: int
     updates_per_epoch: int
-    last: Dict[str, float]
-    mean: Dict[str, float]
+    last: dict[str, float]
+    mean: dict[str, float]
     lap: Span
     total: Span
     input: Input
@@ -56,12 +57,12 @@ def train_one_epoch(
         step: Step,
         loader,
         scheduler: Any = None,
-        on_log: Optional[Callable[[Progress], None]] = None,
-        on_update: Optional[Callable[[int, Verdict], None]] = None,
-        losses: Optional[RunningLosses] = None,
+        on_log: Callable[[Progress], None] | None = None,
+        on_update: Callable[[int, Verdict], None] | None = None,
+        losses: RunningLosses | None = None,
         first_batch: int = 0,
-        updates_per_epoch: Optional[int] = None,
-) -> Tuple[Dict[str, float], float]:
+        updates_per_epoch: int | None = None,
+) -> tuple[dict[str, float], float]:
     """Train for one pass over the loader, or for what is left of it.
 
     Args:
@@ -144,11 +145,11 @@ def evaluate(
         device: torch.device,
         precision: Precision,
         log_interval: int,
-        on_log: Optional[Callable[..., None]] = None,
-        on_batch: Optional[Callable[[int], None]] = None,
-        evaluator: Optional[ClassificationEvaluator] = None,
-        perturb: Optional[Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = None,
-) -> Dict[str, float]:
+        on_log: Callable[..., None] | None = None,
+        on_batch: Callable[[int], None] | None = None,
+        evaluator: ClassificationEvaluator | None = None,
+        perturb: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
+) -> dict[str, float]:
     """Metrics over every sample once, whatever the number of ranks: loss, top-1 and top-5 in percent by default.
 
     Args:
@@ -181,8 +182,8 @@ def outputs_of(
         args: argparse.Namespace,
         device: torch.device,
         precision: Precision,
-        perturb: Optional[Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = None,
-) -> Iterator[Tuple[Input, torch.Tensor, torch.Tensor]]:
+        perturb: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
+) -> Iterator[tuple[Input, torch.Tensor, torch.Tensor]]:
     """What the model sees, its logits [B, K] and the targets, batch by batch.
 
     Args:
@@ -209,7 +210,7 @@ def _to_device(
         args: argparse.Namespace,
         device: torch.device,
         precision: Precision,
-) -> Tuple[Input, torch.Tensor]:
+) -> tuple[Input, torch.Tensor]:
     if args.no_prefetcher:
         input, target = to_device(input, target, device, precision.model_dtype)
     if args.channels_last and isinstance(input, torch.Tensor):

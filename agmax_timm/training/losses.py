@@ -1,13 +1,13 @@
 """The losses of training: of the batches of one update, and of an epoch, read from the device only when asked."""
 import math
 from collections import OrderedDict
-from typing import Any, Dict, List, Optional, Tuple, Union
+from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.nn as nn
 
-Input = Union[torch.Tensor, Dict[str, torch.Tensor]]  # images [B, C, H, W], or the patches of images (NaFlex)
+Input = torch.Tensor | dict[str, torch.Tensor]  # images [B, C, H, W], or the patches of images (NaFlex)
 
 
 class NonFiniteError(RuntimeError):
@@ -25,12 +25,12 @@ class Update:
     def __init__(self, epoch: int, first_batch: int):
         self.epoch = epoch
         self.first_batch = first_batch
-        self.losses: List[Tuple[Dict[str, torch.Tensor], int]] = []  # of each batch, with its number of images
-        self.input: Optional[Input] = None  # of the last batch
-        self.target: Optional[torch.Tensor] = None
-        self._buffers: List[torch.Tensor] = []
+        self.losses: list[tuple[dict[str, torch.Tensor], int]] = []  # of each batch, with its number of images
+        self.input: Input | None = None  # of the last batch
+        self.target: torch.Tensor | None = None
+        self._buffers: list[torch.Tensor] = []
 
-    def add(self, result: Dict[str, torch.Tensor], images: int, input: Input, target: torch.Tensor) -> None:
+    def add(self, result: dict[str, torch.Tensor], images: int, input: Input, target: torch.Tensor) -> None:
         self.losses.append(({name: value.detach() for name, value in result.items() if name != 'output'}, images))
         self.input, self.target = input, target
 
@@ -64,29 +64,29 @@ class RunningLosses:
         self.device = device
         self.dtype = torch.float32 if device.type == 'mps' else torch.float64
         self.distributed = distributed
-        self.names: Tuple[str, ...] = ()
+        self.names: tuple[str, ...] = ()
         self.last = self.sums = None
         self.count = 0
 
-    def state_dict(self) -> Dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """This rank's sums, in host memory."""
         tensors = {name: None if value is None else value.cpu() for name, value in (('last', self.last),
                                                                                     ('sums', self.sums))}
         return {'names': list(self.names), 'count': self.count, **tensors}
 
-    def load_state_dict(self, state: Dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         self.names, self.count = tuple(state['names']), state['count']
         for name in ('last', 'sums'):
             setattr(self, name, None if state[name] is None else state[name].to(self.device))
 
-    def update(self, losses: Dict[str, torch.Tensor], count: int) -> None:
+    def update(self, losses: dict[str, torch.Tensor], count: int) -> None:
         """Add the losses of one batch, scalars by name, with its number of images."""
         self.names = tuple(losses)
         self.last = torch.stack([loss.detach() for loss in losses.values()]).to(self.dtype)
         self.sums = self.last * count if self.sums is None else self.sums + self.last * count
         self.count += count
 
-    def read(self, when: str) -> Tuple[Dict[str, float], Dict[str, float]]:
+    def read(self, when: str) -> tuple[dict[str, float], dict[str, float]]:
         """Losses of the last batch and their means so far. Waits for the device, and for the other ranks.
 
         Raises:

@@ -3,7 +3,7 @@ import argparse
 import json
 import logging
 import os
-from typing import Any, Dict, List, Optional
+from typing import Any
 
 from timm import utils
 
@@ -35,7 +35,7 @@ class NotPublishedError(RuntimeError):
     """A run is complete and was to be published, but was not; the message says why."""
 
 
-def main(argv: Optional[List[str]] = None) -> None:
+def main(argv: list[str] | None = None) -> None:
     """train.py with a command line of one's own; see run."""
     run(parse_train_args(argv))
 
@@ -70,7 +70,7 @@ def _run(args: argparse.Namespace, signals: StopSignals) -> None:
 
 
 @names_dead_workers
-def train(args: argparse.Namespace, signals: Optional[StopSignals] = None) -> List[Dict[str, Any]]:
+def train(args: argparse.Namespace, signals: StopSignals | None = None) -> list[dict[str, Any]]:
     """Train as the options say.
 
     Args:
@@ -89,7 +89,7 @@ def train(args: argparse.Namespace, signals: Optional[StopSignals] = None) -> Li
         return _train(args, signals or StopSignals(), watchdog)
 
 
-def _train(args: argparse.Namespace, signals: StopSignals, watchdog: Watchdog) -> List[Dict[str, Any]]:
+def _train(args: argparse.Namespace, signals: StopSignals, watchdog: Watchdog) -> list[dict[str, Any]]:
     options = dict(vars(args))  # as given, before anything is resolved
     log.begin()
     built = build_run(args, signals, watchdog)

@@ -1,7 +1,7 @@
 """An update: the gradients of its batches, what is found broken of them, and the optimizer's step."""
 import argparse
+from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Callable, Optional
 
 import torch
 from timm.task import TrainingTask
@@ -34,9 +34,9 @@ class Step:
             args: argparse.Namespace,
             device: torch.device,
             precision: Precision,
-            loss_scale: Optional[Callable[[int], float]] = None,
-            watch: Optional[Watch] = None,
-            on_broken: Optional[Callable[[Update, Verdict], None]] = None,
+            loss_scale: Callable[[int], float] | None = None,
+            watch: Watch | None = None,
+            on_broken: Callable[[Update, Verdict], None] | None = None,
     ):
         self.task = task
         self.optimizer = optimizer
@@ -49,7 +49,7 @@ class Step:
         self._module = task.get_trainable_module()
         self._parameters = list(self._module.parameters())  # once: the walk to them costs as much as their norm
         self._second_order = getattr(optimizer, 'is_second_order', False)
-        self._before: Optional[Update] = None  # the previous update, if its gradients are still to be checked
+        self._before: Update | None = None  # the previous update, if its gradients are still to be checked
 
     def begin_epoch(self) -> None:
         self._module.train()
@@ -62,7 +62,7 @@ class Step:
             target: torch.Tensor,
             batches: int = 1,
             last: bool = True,
-    ) -> Optional[Verdict]:
+    ) -> Verdict | None:
         """Add the gradient of a batch and, with the last one of an update, make it or leave it out.
 
         Args:
@@ -101,7 +101,7 @@ class Step:
             else:
                 self.precision.scaler.backward(loss, create_graph=self._second_order)
 
-    def _make(self, update: Update) -> Optional[Verdict]:
+    def _make(self, update: Update) -> Verdict | None:
         """Step, unless losses or gradients are broken."""
         verdict = norm = None
         if self.watch is not None:
@@ -128,7 +128,7 @@ class Step:
         if verdict.late:
             self.on_broken(before, verdict)
 
-    def _optimize(self, norm: Optional[torch.Tensor]) -> bool:
+    def _optimize(self, norm: torch.Tensor | None) -> bool:
         """Clip the gradients, and step.
 
         Args:

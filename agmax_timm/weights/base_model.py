@@ -1,7 +1,7 @@
 """The weights that a run starts from: their name on the Hub, and the licence under which they were published."""
 import argparse
 from contextlib import suppress
-from typing import Any, Dict, Optional
+from typing import Any
 
 import torch.nn as nn
 import yaml
@@ -15,7 +15,7 @@ from ..base.safe_load import CheckpointError
 from .checkpoint import SavedModel, saved_run
 
 # 'name' of a repository on the Hub and 'license', each None if unknown. Empty if training starts without weights.
-Base = Dict[str, Optional[str]]
+Base = dict[str, str | None]
 
 _LOCATIONS = {'url', 'file', 'state_dict', 'hf_hub_id', 'hf_hub_filename'}
 
@@ -53,7 +53,7 @@ def base_of(saved: SavedModel) -> Base:
     return saved.base if saved.base is not None else _base_of_options(saved.options, saved.architecture)
 
 
-def license_of(saved: SavedModel) -> Optional[str]:
+def license_of(saved: SavedModel) -> str | None:
     """The licence of a model: that of --license, otherwise that of its base; None if unknown."""
     return license_name(saved.options.get('license')) or base_of(saved).get('license')
 
@@ -67,13 +67,13 @@ def base_of_file(path: str) -> Base:
     return {'name': None, 'license': None}
 
 
-def _license_in_repository(repo_id: str, revision: Optional[str]) -> Optional[str]:
+def _license_in_repository(repo_id: str, revision: str | None) -> str | None:
     with suppress(HTTPError, OSError, ValueError, yaml.YAMLError):
         return license_of_card(metadata_load(hf_hub_download(repo_id, 'README.md', revision=revision)) or {})
     return None
 
 
-def _base_of_options(options: Dict[str, Any], architecture: str = '') -> Base:
+def _base_of_options(options: dict[str, Any], architecture: str = '') -> Base:
     """The base by the options of a run whose checkpoint does not record it. That of a file or folder is unknown."""
     if not options.get('pretrained') or any(options.get(name) for name in ('pretrained_path', 'initial_checkpoint')):
         return {}

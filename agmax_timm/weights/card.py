@@ -1,7 +1,8 @@
 """The model card of a trained classifier: what the Hub reads of it, and what people do. Only what is known is said."""
 import os
 import re
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from collections.abc import Sequence
+from typing import Any
 
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
@@ -65,9 +66,9 @@ def model_card(
         architecture: str,
         embedding_shape: Sequence[int],
         feature_shapes: Sequence[Sequence[int]] = (),
-        recipe: Optional[Dict[str, Any]] = None,
+        recipe: dict[str, Any] | None = None,
         curves: bool = False,
-        license: Optional[str] = None,
+        license: str | None = None,
 ) -> ModelCard:
     """The card of a staged folder.
 
@@ -94,7 +95,7 @@ def model_card(
     return ModelCard(f'---\n{metadata.to_yaml()}\n---\n\n{body}')
 
 
-def published_card(card: str, repo_id: str, revision: Optional[str] = None) -> str:
+def published_card(card: str, repo_id: str, revision: str | None = None) -> str:
     """The card of a staged folder with the name of a repository in place of the folder's, for timm and transformers.
 
     Args:
@@ -113,7 +114,7 @@ def tag_of(saved: SavedModel) -> str:
     return '_'.join([method, re.sub(r'\W+', '_', dataset[0].split('/')[-1])] if dataset else [method])
 
 
-def hub_dataset_of(options: Dict[str, Any]) -> Optional[str]:
+def hub_dataset_of(options: dict[str, Any]) -> str | None:
     """Identifier on the Hub of the data a run saw: by --hub-dataset, or of hfds/ and hfids/ that are no folders."""
     if options.get('hub_dataset'):
         return options['hub_dataset']
@@ -121,7 +122,7 @@ def hub_dataset_of(options: Dict[str, Any]) -> Optional[str]:
     return name if kind in ('hfds', 'hfids') and is_repo_id(name) and not os.path.exists(name) else None
 
 
-def dataset_of(options: Dict[str, Any]) -> Optional[Tuple[str, str]]:
+def dataset_of(options: dict[str, Any]) -> tuple[str, str] | None:
     """Identifier and name of the data a run saw: the Hub's for its data sets, otherwise the folder's own name."""
     name = options.get('dataset') or ''
     identifier = hub_dataset_of(options)
@@ -144,7 +145,7 @@ def is_repo_id(name: str) -> bool:
     return True
 
 
-def _metadata(saved: SavedModel, title: str, license: Optional[str]) -> ModelCardData:
+def _metadata(saved: SavedModel, title: str, license: str | None) -> ModelCardData:
     dataset, hub_dataset = dataset_of(saved.options), hub_dataset_of(saved.options)
     results = [
         EvalResult(
@@ -165,7 +166,7 @@ def _metadata(saved: SavedModel, title: str, license: Optional[str]) -> ModelCar
     )
 
 
-def _accuracies(saved: SavedModel) -> Dict[str, float]:
+def _accuracies(saved: SavedModel) -> dict[str, float]:
     """Measured metrics in percent; top-5 says something of more than five classes alone."""
     values = measured(saved)
     return {name: round(values[name], 4) for name in _METRICS
@@ -177,7 +178,7 @@ def _several_labels(saved: SavedModel) -> bool:
     return saved.options.get('task') == 'multilabel'
 
 
-def _about(saved: SavedModel, architecture: str, license: Optional[str]) -> str:
+def _about(saved: SavedModel, architecture: str, license: str | None) -> str:
     options, dataset = saved.options, dataset_of(saved.options)
     channels, height, width = saved.data_config['input_size']
     sentences = [f'An image classifier: {architecture} of '
@@ -216,7 +217,7 @@ def _classes(saved: SavedModel) -> str:
     return '\n'.join(['## Classes', '', *shown, *(more if len(names) > _MOST_CLASSES else [])])
 
 
-def license_row(license: Optional[str], base: Base) -> str:
+def license_row(license: str | None, base: Base) -> str:
     """The line of a card on its licence."""
     if license is None:
         return f'{_LICENSE_ROW} none is stated: whoever publishes this model has to choose one'
@@ -233,7 +234,7 @@ def with_license(card: str, license: str) -> str:
     return join_card({**metadata, **license_fields(license)}, body)
 
 
-def join_sections(rest: str, sections: Dict[str, str]) -> str:
+def join_sections(rest: str, sections: dict[str, str]) -> str:
     """Text with sections at their marks; one without a mark follows the section before it. Other marks are removed."""
     rest = re.sub(r'\n*' + _BEGIN % r'(\w+)', lambda match: match[0] if match[1] in sections else '', rest)
     before = ''
@@ -249,7 +250,7 @@ def join_sections(rest: str, sections: Dict[str, str]) -> str:
     return rest
 
 
-def split_sections(body: str) -> Tuple[Dict[str, str], str]:
+def split_sections(body: str) -> tuple[dict[str, str], str]:
     """Our sections in the text of a card, and the text around them with a mark in the place of each.
 
     Raises:
@@ -266,7 +267,7 @@ def split_sections(body: str) -> Tuple[Dict[str, str], str]:
     return sections, rest
 
 
-def split_card(card: str) -> Tuple[Dict[str, Any], str]:
+def split_card(card: str) -> tuple[dict[str, Any], str]:
     """The metadata of a card and its text. Raises ValueError where the metadata are not a mapping in YAML."""
     match = REGEX_YAML_BLOCK.search(card)
     try:
@@ -278,7 +279,7 @@ def split_card(card: str) -> Tuple[Dict[str, Any], str]:
     return metadata, card[match.end():] if match else card
 
 
-def join_card(metadata: Dict[str, Any], body: str) -> str:
+def join_card(metadata: dict[str, Any], body: str) -> str:
     return f'---\n{yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True)}---\n{body}'
 
 
@@ -319,7 +320,7 @@ def _usage(saved: SavedModel, embedding_shape: Sequence[int], feature_shapes: Se
     return '## Usage\n\n' + '\n\n'.join(blocks)
 
 
-def _image_mode(saved: SavedModel) -> Optional[str]:
+def _image_mode(saved: SavedModel) -> str | None:
     """The PIL mode that images are converted to, None where it is not known."""
     return saved.options.get('input_img_mode') or {1: 'L', 3: 'RGB'}.get(saved.in_chans)
 
@@ -338,7 +339,7 @@ def _transformers_usage(saved: SavedModel) -> str:
         '    logits = model(pixel_values=input).logits'])
 
 
-def _training(saved: SavedModel, recipe: Optional[Dict[str, Any]]) -> str:
+def _training(saved: SavedModel, recipe: dict[str, Any] | None) -> str:
     if not recipe:
         return ''
     known = {**portable(saved.options), **recipe}
@@ -411,7 +412,7 @@ def _citations() -> str:
     return '## Citation\n\n' + '\n\n'.join(f'```bibtex\n{entry}\n```' for entry in (_AGMAX_CITATION, _TIMM_CITATION))
 
 
-def _python(lines: List[str]) -> str:
+def _python(lines: list[str]) -> str:
     return '\n'.join(['```python', *lines, '```'])
 
 

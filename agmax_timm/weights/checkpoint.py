@@ -4,7 +4,7 @@ import json
 import os
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any
 
 import timm
 import torch
@@ -36,23 +36,23 @@ _NOT_OF_A_MODEL = ('pretrained', 'pretrained_cfg', 'pretrained_cfg_overlay', 'ch
 class SavedModel:
     """A trained classifier with all that reproduces it."""
     architecture: str  # timm's model name, as given to create_model
-    state_dict: Dict[str, torch.Tensor]  # the plain classifier's
+    state_dict: dict[str, torch.Tensor]  # the plain classifier's
     num_classes: int
     in_chans: int = 3
-    global_pool: Optional[str] = None
-    model_args: Dict[str, Any] = field(default_factory=dict)  # further keyword arguments of create_model
-    class_names: Optional[List[str]] = None  # by index
-    class_map: Optional[Dict[Any, int]] = None  # what --class-map held, where the run kept it
-    data_config: Dict[str, Any] = field(default_factory=dict)  # input_size, interpolation, mean, std, crop_pct, _mode
-    options: Dict[str, Any] = field(default_factory=dict)  # resolved options of the run
-    metrics: Dict[str, float] = field(default_factory=dict)  # of these weights in validation; 'epoch'
-    versions: Dict[str, str] = field(default_factory=dict)  # of agmax_timm, timm, torch, python
-    base: Optional[Dict[str, Optional[str]]] = None  # see base.find_base; None where it is not recorded
+    global_pool: str | None = None
+    model_args: dict[str, Any] = field(default_factory=dict)  # further keyword arguments of create_model
+    class_names: list[str] | None = None  # by index
+    class_map: dict[Any, int] | None = None  # what --class-map held, where the run kept it
+    data_config: dict[str, Any] = field(default_factory=dict)  # input_size, interpolation, mean, std, crop_pct, _mode
+    options: dict[str, Any] = field(default_factory=dict)  # resolved options of the run
+    metrics: dict[str, float] = field(default_factory=dict)  # of these weights in validation; 'epoch'
+    versions: dict[str, str] = field(default_factory=dict)  # of agmax_timm, timm, torch, python
+    base: dict[str, str | None] | None = None  # see base.find_base; None where it is not recorded
     weights: str = ''  # which weights of the run they are, in words
-    images: Dict[str, int] = field(default_factory=dict)  # numbers of images: 'train', 'validation'
+    images: dict[str, int] = field(default_factory=dict)  # numbers of images: 'train', 'validation'
     chosen_by: str = ''  # the metric by which the run chose this epoch, '' for a last or single epoch
     source: str = ''  # the file it was read from
-    run_dir: Optional[str] = None  # the folder of the run that wrote it, where it was read from there
+    run_dir: str | None = None  # the folder of the run that wrote it, where it was read from there
 
     def create_model(self) -> nn.Module:
         """The timm model with these weights, in evaluation mode.
@@ -73,11 +73,11 @@ class SavedModel:
 
 def read_model(
         path: str,
-        use_ema: Optional[bool] = False,
+        use_ema: bool | None = False,
         which: str = 'best',
-        architecture: Optional[str] = None,
-        num_classes: Optional[int] = None,
-        model_kwargs: Optional[Dict[str, Any]] = None,
+        architecture: str | None = None,
+        num_classes: int | None = None,
+        model_kwargs: dict[str, Any] | None = None,
 ) -> SavedModel:
     """Read a classifier from a run or a file: ours, timm's, or weights alone.
 
@@ -134,18 +134,18 @@ def find_file(path: str, which: str = 'best') -> str:
     return next(filter(os.path.isfile, layout), os.path.join(path, _FILES[which]))
 
 
-def chosen_by_ema(options: Dict[str, Any]) -> bool:
+def chosen_by_ema(options: dict[str, Any]) -> bool:
     """Whether a run with these options evaluated, and so ranked its checkpoints by, the EMA of the weights."""
     evaluated = options.get('val_split', 'validation') != ''
     return bool(evaluated and options.get('model_ema') and not options.get('model_ema_force_cpu'))
 
 
-def choose_ema(options: Dict[str, Any], use_ema: Optional[bool]) -> bool:
+def choose_ema(options: dict[str, Any], use_ema: bool | None) -> bool:
     """Return `use_ema`; if that is None, whether a run with these options ranked its checkpoints by the EMA."""
     return chosen_by_ema(options) if use_ema is None else use_ema
 
 
-def describe_weights(options: Dict[str, Any], use_ema: bool) -> str:
+def describe_weights(options: dict[str, Any], use_ema: bool) -> str:
     """Describe in words which weights of a run are taken."""
     if not (options.get('model_ema') or use_ema):
         return 'the weights as trained'
@@ -159,9 +159,9 @@ def describe_weights(options: Dict[str, Any], use_ema: bool) -> str:
 
 def _recorded(
         architecture: str,
-        known: Dict[str, Any],
-        record: Dict[str, Any],
-        given: Optional[Dict[str, Any]] = None,
+        known: dict[str, Any],
+        record: dict[str, Any],
+        given: dict[str, Any] | None = None,
 ) -> SavedModel:
     model_args = {**_model_args(record['model_args']), **(given or {})}
     return SavedModel(
@@ -179,7 +179,7 @@ def _recorded(
     )
 
 
-def recorded_model(record: Dict[str, Any], model: nn.Module, options: Dict[str, Any]) -> SavedModel:
+def recorded_model(record: dict[str, Any], model: nn.Module, options: dict[str, Any]) -> SavedModel:
     """What read_model would return for a checkpoint of a run that saves the model now.
 
     Args:
@@ -189,7 +189,7 @@ def recorded_model(record: Dict[str, Any], model: nn.Module, options: Dict[str, 
     return _recorded(record['architecture'], dict(state_dict=_classifier(model.state_dict()), options=options), record)
 
 
-def _unrecorded(architecture: str, known: Dict[str, Any], given: Dict[str, Any]) -> SavedModel:
+def _unrecorded(architecture: str, known: dict[str, Any], given: dict[str, Any]) -> SavedModel:
     """Describe a model without a record by `given`, then the options of timm's train.py, then the tensor shapes."""
     options, tensors = known['options'], known['state_dict']
     model_args = resolve_model_input_args(architecture, options, **{
@@ -227,23 +227,23 @@ def _believed(path: str):
         raise CheckpointError(f'what {path} says of its model is damaged: {one_line(error)}') from error
 
 
-def _options(checkpoint: Dict[str, Any]) -> Dict[str, Any]:
+def _options(checkpoint: dict[str, Any]) -> dict[str, Any]:
     args = checkpoint.get('args')
     return dict(vars(args)) if isinstance(args, argparse.Namespace) else {}
 
 
-def _images(checkpoint: Dict[str, Any]) -> Dict[str, int]:
+def _images(checkpoint: dict[str, Any]) -> dict[str, int]:
     """Number of images of each split that the checkpoint of a run records."""
     data = (checkpoint.get(STATE) or {}).get('data') or {}
     counts = {split: (data.get(split) or {}).get('samples') for split in ('train', 'validation')}
     return {split: int(count) for split, count in counts.items() if count is not None}
 
 
-def _model_args(saved: Dict[str, Any]) -> Dict[str, Any]:
+def _model_args(saved: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in saved.items() if name not in _NOT_OF_A_MODEL}
 
 
-def _width(architecture: str, layer: str, tensors: Dict[str, torch.Tensor], dim: int) -> Optional[int]:
+def _width(architecture: str, layer: str, tensors: dict[str, torch.Tensor], dim: int) -> int | None:
     """A dimension of the weights of a model's first 'classifier' or 'first_conv'; None if the file lacks the layer."""
     names = getattr(get_pretrained_cfg(architecture), layer, None) or ()
     name = names if isinstance(names, str) else next(iter(names), None)
@@ -251,7 +251,7 @@ def _width(architecture: str, layer: str, tensors: Dict[str, torch.Tensor], dim:
     return weight.shape[dim] if weight is not None and weight.ndim > dim else None
 
 
-def _read(path: str, mmap: bool = False) -> Dict[str, Any]:
+def _read(path: str, mmap: bool = False) -> dict[str, Any]:
     """Read a file. For weights in a folder of timm's layout, add a record made from config.json beside them."""
     checkpoint = read_file(path, mmap)
     config = os.path.join(os.path.dirname(path), _CONFIG)
@@ -286,7 +286,7 @@ def load_weights(path: str, model: nn.Module, use_ema: bool = False) -> None:
     _load_strictly(model, _tensors(_read(path), path, use_ema), path)
 
 
-def saved_options(path: str) -> Dict[str, Any]:
+def saved_options(path: str) -> dict[str, Any]:
     """The options of the run that wrote a checkpoint, empty where the file does not hold any.
 
     Values of its record replace the options: the record knows the model if the options name a folder or repository,
@@ -310,7 +310,7 @@ def saved_options(path: str) -> Dict[str, Any]:
     return options
 
 
-def saved_run(path: str) -> Tuple[Dict[str, Any], Dict[str, Any]]:
+def saved_run(path: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """The resolved options of the run that wrote a file, and its record; each empty if the file has none.
 
     Raises:
@@ -321,7 +321,7 @@ def saved_run(path: str) -> Tuple[Dict[str, Any], Dict[str, Any]]:
     return _options(checkpoint), record if isinstance(record, dict) else {}
 
 
-def _class_map(record: Dict[str, Any], path: str) -> Any:
+def _class_map(record: dict[str, Any], path: str) -> Any:
     """The class map that a run recorded. For older runs its path, or if the file is gone their class names as a map."""
     if record.get('class_map'):
         return dict(record['class_map'])
@@ -330,7 +330,7 @@ def _class_map(record: Dict[str, Any], path: str) -> Any:
     return {name: index for index, name in enumerate(record['class_names'])}
 
 
-def saved_record(path: str) -> Dict[str, Any]:
+def saved_record(path: str) -> dict[str, Any]:
     """The record in a checkpoint (see record.make_record), empty where it has none.
 
     Raises:
@@ -339,7 +339,7 @@ def saved_record(path: str) -> Dict[str, Any]:
     return saved_run(path)[1]
 
 
-def _tensors(checkpoint: Dict[str, Any], path: str, use_ema: bool = False) -> Dict[str, torch.Tensor]:
+def _tensors(checkpoint: dict[str, Any], path: str, use_ema: bool = False) -> dict[str, torch.Tensor]:
     """The classifier in what a file holds, by timm's names."""
     if is_original(checkpoint) and not use_ema:
         try:
@@ -357,12 +357,12 @@ def _tensors(checkpoint: Dict[str, Any], path: str, use_ema: bool = False) -> Di
     return _classifier(tensors)
 
 
-def _classifier(tensors: Dict[str, torch.Tensor]) -> Dict[str, torch.Tensor]:
+def _classifier(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Rename the tensors as timm does. Drop the parts of split batch norm that are only used in training."""
     return {name: value for name, value in clean_state_dict(tensors).items() if '.aux_bn.' not in name}
 
 
-def _load_strictly(model: nn.Module, tensors: Dict[str, torch.Tensor], path: str) -> None:
+def _load_strictly(model: nn.Module, tensors: dict[str, torch.Tensor], path: str) -> None:
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:

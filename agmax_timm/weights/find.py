@@ -1,7 +1,7 @@
 """The newest checkpoint of a run's folder that is whole."""
 import os
 from contextlib import suppress
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any
 
 from ..base.safe_load import CheckpointError, read_file, verify
 from .checkpoint import STATE
@@ -11,14 +11,14 @@ _SCRATCH_OF_TIMM = ('tmp.pth.tar', 'recovery_tmp.pth.tar')
 _FIRST = ('last', 'checkpoint', 'recovery', 'milestone')  # of files that hold the same state
 
 
-def checkpoint_names(folder: str) -> List[str]:
+def checkpoint_names(folder: str) -> list[str]:
     """Names of the checkpoints in a folder, sorted; none where there is no folder."""
     if not os.path.isdir(folder):
         return []
     return sorted(name for name in os.listdir(folder) if name.endswith(SUFFIX) and name not in _SCRATCH_OF_TIMM)
 
 
-def newest_checkpoint(folder: str) -> Tuple[Optional[str], List[Tuple[str, str]]]:
+def newest_checkpoint(folder: str) -> tuple[str | None, list[tuple[str, str]]]:
     """Find where a run goes on: in its last line of checkpoints (see line_of), at the latest position.
 
     Returns:
@@ -47,7 +47,7 @@ def newest_checkpoint(folder: str) -> Tuple[Optional[str], List[Tuple[str, str]]
     return None, damaged
 
 
-def position_of(checkpoint: Dict[str, Any]) -> Optional[Tuple[int, int]]:
+def position_of(checkpoint: dict[str, Any]) -> tuple[int, int] | None:
     """Epoch and batch that a checkpoint goes on with, None if it does not say."""
     epoch = checkpoint.get('epoch')
     if not isinstance(epoch, int):
@@ -61,7 +61,7 @@ def position_of(checkpoint: Dict[str, Any]) -> Optional[Tuple[int, int]]:
         return epoch, 0
 
 
-def line_of(checkpoint: Dict[str, Any]) -> int:
+def line_of(checkpoint: dict[str, Any]) -> int:
     """How often the run had gone back to an older checkpoint of its folder by then: what it left is passed over."""
     state = checkpoint.get(STATE)
     return state.get('line', 0) if isinstance(state, dict) else 0
@@ -81,7 +81,7 @@ def _rank(path: str) -> int:
     return _FIRST.index(kind) if kind in _FIRST else len(_FIRST)
 
 
-def _damage(path: str, found: Dict[Tuple[int, int], str]) -> Optional[str]:
+def _damage(path: str, found: dict[tuple[int, int], str]) -> str | None:
     """Why a file cannot be used, None if it can."""
     try:
         stat = os.stat(path)

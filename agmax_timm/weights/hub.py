@@ -1,10 +1,11 @@
 """Publishing a staged folder on the Hugging Face Hub: asked for beforehand, uploaded as one commit, tried again."""
 import re
 import time
+from collections.abc import Callable, Sequence
 from logging import getLogger
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple, Union
+from typing import Any
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import HTTPError, LocalTokenNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
@@ -33,10 +34,10 @@ for _client in ('httpx', 'httpx2'):
 
 def check_destination(
         repo_id: str,
-        token: Optional[str] = None,
+        token: str | None = None,
         private: bool = False,
         create_pr: bool = False,
-        endpoint: Optional[str] = None,
+        endpoint: str | None = None,
         waits: Sequence[float] = WAITS,
 ) -> None:
     """Whether publishing to a repository can succeed, as far as the Hub tells beforehand; arguments as in publish.
@@ -83,20 +84,20 @@ def check_dataset(name: str) -> None:
         raise HubError(f'--hub-dataset {name} is no name of a data set on the Hub: {line(str(error))}') from None
 
 
-def check_revision(revision: Optional[str]) -> None:
+def check_revision(revision: str | None) -> None:
     """Raise HubError unless it can be the name of a branch, or None."""
     if revision and (re.fullmatch(r'\w[\w./-]*', revision) is None or re.search(r'\.\.|//|[./]$|\.lock$', revision)):
         raise HubError(f"'{revision}' cannot be a branch: use letters, digits, '-', '_', '.' and '/'")
 
 
 def publish(
-        folder: Union[str, Path],
+        folder: str | Path,
         repo_id: str,
-        token: Optional[str] = None,
+        token: str | None = None,
         private: bool = False,
-        revision: Optional[str] = None,
+        revision: str | None = None,
         create_pr: bool = False,
-        endpoint: Optional[str] = None,
+        endpoint: str | None = None,
         waits: Sequence[float] = WAITS,
         replace_card: bool = False,
         replace_files: bool = False,
@@ -136,7 +137,7 @@ def publish(
     api = HfApi(endpoint=endpoint, token=token)
     flags = (replace_card, replace_files, license_chosen)
 
-    def commit() -> Tuple[Any, Update]:
+    def commit() -> tuple[Any, Update]:
         """Anew for every attempt: an earlier one may have had its effect, and the client marks what it has done."""
         remote = _read_remote(api, repo_id, revision)
         operations, update = _plan(folder, repo_id, revision, remote, *flags)
@@ -163,11 +164,11 @@ def publish(
 
 
 def check_update(
-        folder: Union[str, Path],
+        folder: str | Path,
         repo_id: str,
-        token: Optional[str] = None,
-        revision: Optional[str] = None,
-        endpoint: Optional[str] = None,
+        token: str | None = None,
+        revision: str | None = None,
+        endpoint: str | None = None,
         waits: Sequence[float] = WAITS,
         replace_card: bool = False,
         replace_files: bool = False,
@@ -189,7 +190,7 @@ def check_update(
         _plan(Path(folder), repo_id, revision, remote, replace_card, replace_files, license_chosen)
 
 
-def _read_remote(api: HfApi, repo_id: str, revision: Optional[str]) -> Optional[Remote]:
+def _read_remote(api: HfApi, repo_id: str, revision: str | None) -> Remote | None:
     """What a branch holds, None where there is no such repository or branch."""
     try:
         commit = api.repo_info(repo_id, revision=revision).sha
@@ -209,12 +210,12 @@ def _read_remote(api: HfApi, repo_id: str, revision: Optional[str]) -> Optional[
 def _plan(
         folder: Path,
         repo_id: str,
-        revision: Optional[str],
-        remote: Optional[Remote],
+        revision: str | None,
+        remote: Remote | None,
         replace_card: bool,
         replace_files: bool,
         license_chosen: bool,
-) -> Tuple[List[Union[CommitOperationAdd, CommitOperationDelete]], Update]:
+) -> tuple[list[CommitOperationAdd | CommitOperationDelete], Update]:
     """The operations of a commit, and what they change. Raises ChangedError as plan_update."""
     additions = [CommitOperationAdd(name, str(folder / name)) for name in FILES
                  if name != CARD and (folder / name).is_file()]
@@ -231,7 +232,7 @@ def _plan(
     return [*additions, *cards, *deletions], update
 
 
-def _identifiers(addition: CommitOperationAdd) -> Tuple[str, ...]:
+def _identifiers(addition: CommitOperationAdd) -> tuple[str, ...]:
     """By which the Hub may know a file: the SHA-256 of LFS files, git's SHA-1 of others."""
     info = addition.upload_info
     with addition.as_file() as file:
@@ -239,7 +240,7 @@ def _identifiers(addition: CommitOperationAdd) -> Tuple[str, ...]:
     return (info.sha256.hex(), *in_git)
 
 
-def _check_permission(repo_id: str, user: Dict[str, Any]) -> None:
+def _check_permission(repo_id: str, user: dict[str, Any]) -> None:
     """Raise HubError if the answer of whoami-v2 leaves no way to write to the repository."""
     owner, name = repo_id.split('/')[0].lower(), user['name']
     organizations = {entry['name'].lower(): entry for entry in user.get('orgs', [])}

@@ -1,6 +1,5 @@
 """What goes wrong with the Hub and its folders, in one line."""
 from contextlib import contextmanager
-from typing import Optional
 
 from huggingface_hub.errors import HfHubHTTPError, HTTPError  # the HTTP client's own, httpx or httpx2
 
@@ -9,7 +8,7 @@ class HubError(ValueError):
     """What cannot be staged or published; the message says why, and what to do."""
 
 
-def status(error: Exception) -> Optional[int]:
+def status(error: Exception) -> int | None:
     """HTTP status of an answer, None where there was none; of its cause for what the client raises in its stead."""
     if not isinstance(error, HTTPError) and error.__cause__ is not None:
         return status(error.__cause__)

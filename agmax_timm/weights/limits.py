@@ -1,5 +1,6 @@
 """Options of a published model in the notes of its pretrained_cfg, which timm does not interpret."""
-from typing import Any, Dict, List, Mapping
+from collections.abc import Mapping
+from typing import Any
 
 from PIL import Image
 
@@ -9,7 +10,7 @@ from ..base.image_modes import mode_of_channels
 _MODE = 'input_img_mode='
 
 
-def notes_of(options: Mapping[str, Any], in_chans: int) -> List[str]:
+def notes_of(options: Mapping[str, Any], in_chans: int) -> list[str]:
     """The notes of a model: its task and the PIL mode of its images, if they are not the defaults.
 
     Args:
@@ -21,7 +22,7 @@ def notes_of(options: Mapping[str, Any], in_chans: int) -> List[str]:
     return notes + ([_MODE + mode] if mode and mode != mode_of_channels(in_chans) else [])
 
 
-def noted_options(pretrained_cfg: Mapping[str, Any]) -> Dict[str, str]:
+def noted_options(pretrained_cfg: Mapping[str, Any]) -> dict[str, str]:
     """The options in the notes of a model; empty for models of other programs."""
     notes = [note for note in pretrained_cfg.get('notes') or () if isinstance(note, str)]
     modes = [note.removeprefix(_MODE) for note in notes if note.startswith(_MODE)]

@@ -1,11 +1,12 @@
 """Metrics of a run that an evaluation of the published model can repeat."""
 import math
-from typing import Any, Dict, Mapping
+from collections.abc import Mapping
+from typing import Any
 
 from .checkpoint import SavedModel
 
 
-def measured(saved: SavedModel) -> Dict[str, float]:
+def measured(saved: SavedModel) -> dict[str, float]:
     """The metrics that are to be published: finite, and repeatable."""
     if unrepeatable(saved):
         return {}

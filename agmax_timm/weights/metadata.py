@@ -1,6 +1,6 @@
 """What a checkpoint says of its weights, to use them again: plain types alone, which plain timm leaves alone."""
 import platform
-from typing import Any, Dict, List, Optional
+from typing import Any
 
 import timm
 import torch
@@ -15,12 +15,12 @@ from .models import timm_architecture
 def make_record(
         model: nn.Module,
         name: str,
-        data_config: Dict[str, Any],
-        class_names: Optional[List[str]] = None,
+        data_config: dict[str, Any],
+        class_names: list[str] | None = None,
         metric_name: str = 'top1',
-        class_map: Optional[Dict[Any, int]] = None,
-        base: Optional[Dict[str, Optional[str]]] = None,
-) -> Dict[str, Any]:
+        class_map: dict[Any, int] | None = None,
+        base: dict[str, str | None] | None = None,
+) -> dict[str, Any]:
     """What reproduces the weights of a model, besides the run's options; plain types alone.
 
     Args:

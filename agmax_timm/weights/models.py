@@ -7,7 +7,7 @@ import os
 import pickle
 import re
 from dataclasses import replace
-from typing import Any, Dict, Optional, Tuple, Union
+from typing import Any
 from urllib.parse import urlparse
 
 import torch
@@ -33,7 +33,7 @@ def is_original(checkpoint: Any) -> bool:
     return isinstance(tensors, dict) and any(_plain(name).startswith('feature_extractor.') for name in tensors)
 
 
-def original_to_timm(checkpoint: Dict[str, Any]) -> Dict[str, Tensor]:
+def original_to_timm(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
     """The classifier of a checkpoint of the original under timm's names, without the Q-network.
 
     Networks of its own (ResNet) have timm's names already. Those it took from timm (RegNet, EfficientNet) lie under
@@ -59,7 +59,7 @@ def original_to_timm(checkpoint: Dict[str, Any]) -> Dict[str, Tensor]:
     return state_dict
 
 
-def original_options(checkpoint: Dict[str, Any], img_size: Optional[int] = None) -> Dict[str, Any]:
+def original_options(checkpoint: dict[str, Any], img_size: int | None = None) -> dict[str, Any]:
     """How the original evaluates a checkpoint, as options of validate.py: classes, input and normalisation.
 
     The shorter side of an image is resized to 32 pixels more than the central crop.
@@ -81,7 +81,7 @@ def original_options(checkpoint: Dict[str, Any], img_size: Optional[int] = None)
     )
 
 
-def filter_checkpoint(state_dict: Dict[str, Any], model: nn.Module) -> Dict[str, Any]:
+def filter_checkpoint(state_dict: dict[str, Any], model: nn.Module) -> dict[str, Any]:
     """timm's `filter_fn`: the tensors of an original checkpoint, checked against the model; anything else as it is.
 
     Raises:
@@ -98,7 +98,7 @@ def filter_checkpoint(state_dict: Dict[str, Any], model: nn.Module) -> Dict[str,
     return state_dict
 
 
-def misfits(state_dict: Dict[str, Tensor], model: nn.Module, adapted: Tuple[str, ...] = ()) -> str:
+def misfits(state_dict: dict[str, Tensor], model: nn.Module, adapted: tuple[str, ...] = ()) -> str:
     """What keeps tensors from being exactly those of a model, '' if nothing does.
 
     Args:
@@ -126,7 +126,7 @@ def _plain(name: Any) -> str:
     return _WRAPPERS.sub('', str(name))
 
 
-def adapted_modules(model: nn.Module, keys: Tuple[str, ...] = ('first_conv', 'classifier')) -> Tuple[str, ...]:
+def adapted_modules(model: nn.Module, keys: tuple[str, ...] = ('first_conv', 'classifier')) -> tuple[str, ...]:
     """Prefixes of the tensors that timm adapts when it loads pretrained weights: the stem's, the head's."""
     config = getattr(model, 'pretrained_cfg', {})
     modules = []
@@ -138,7 +138,7 @@ def adapted_modules(model: nn.Module, keys: Tuple[str, ...] = ('first_conv', 'cl
 
 # ---- The release, in timm's registry ----
 
-def _released(file: str, description: str) -> Dict[str, Any]:
+def _released(file: str, description: str) -> dict[str, Any]:
     return dict(
         url=f'https://github.com/roatienza/agmax/releases/download/agmax-0.1.0/{file}',
         num_classes=1000,
@@ -190,8 +190,8 @@ def _create_released(
         name: str,
         pretrained: bool,
         pretrained_cfg: Any = None,
-        pretrained_cfg_overlay: Optional[Dict[str, Any]] = None,
-        cache_dir: Optional[Union[str, os.PathLike]] = None,
+        pretrained_cfg_overlay: dict[str, Any] | None = None,
+        cache_dir: str | os.PathLike | None = None,
         **kwargs,
 ) -> nn.Module:
     """timm's model under our configuration; the files it loads may be the original's or timm's.
@@ -216,7 +216,7 @@ def _create_released(
     return model
 
 
-def _rename_while_loading(model: nn.Module, state_dict: Dict[str, Any], prefix: str, *_) -> None:
+def _rename_while_loading(model: nn.Module, state_dict: dict[str, Any], prefix: str, *_) -> None:
     """timm's `checkpoint_path` takes no filter: the model itself renames what it is given."""
     if not prefix and is_original(state_dict):
         tensors = original_to_timm(state_dict)
@@ -224,7 +224,7 @@ def _rename_while_loading(model: nn.Module, state_dict: Dict[str, Any], prefix: 
         state_dict.update(tensors)
 
 
-def _download(url: str, cache_dir: Optional[Union[str, os.PathLike]] = None) -> str:
+def _download(url: str, cache_dir: str | os.PathLike | None = None) -> str:
     """The path in torch's cache where timm looks for a URL, downloaded if it is not there yet.
 
     Unlike torch.hub, which keeps a download that was cut off and then fails on it for ever, nothing enters the cache

@@ -2,7 +2,6 @@
 import importlib.util
 import math
 import os
-from typing import Dict
 
 import torch
 from timm.layers import set_layer_config
@@ -68,7 +67,7 @@ def _remove_traces(path: str) -> None:
 
 
 @torch.inference_mode()
-def _difference(path: str, model: torch.nn.Module, inputs: Dict[int, torch.Tensor]) -> float:
+def _difference(path: str, model: torch.nn.Module, inputs: dict[int, torch.Tensor]) -> float:
     import onnxruntime
     session = onnxruntime.InferenceSession(path, providers=['CPUExecutionProvider'])
     differences = []

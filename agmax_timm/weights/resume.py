@@ -1,6 +1,6 @@
 """Going on from a training checkpoint: its weights, Q-network, optimizer, scaler and EMA."""
 import logging
-from typing import Any, Dict, List, Optional
+from typing import Any
 
 import torch
 from timm.task import TrainingTask, load_task_ema_checkpoint, resume_task_checkpoint
@@ -17,11 +17,11 @@ _KEPT = ('lr', 'weight_decay', 'momentum', 'betas', 'eps', 'alpha')
 def resume(
         path: str,
         task: TrainingTask,
-        optimizer: Optional[torch.optim.Optimizer] = None,
+        optimizer: torch.optim.Optimizer | None = None,
         scaler: Any = None,
         verbose: bool = True,
         verified: bool = False,
-) -> Optional[int]:
+) -> int | None:
     """Load a training checkpoint into the task (without its EMA), and the optimizer and scaler if given.
 
     The optimizer keeps the learning rate, the weight decay and the like that it was created with: timm's resume puts
@@ -57,7 +57,7 @@ def resume(
     return epoch
 
 
-def _keep_options(optimizer: torch.optim.Optimizer, created: List[Dict[str, Any]], verbose: bool) -> None:
+def _keep_options(optimizer: torch.optim.Optimizer, created: list[dict[str, Any]], verbose: bool) -> None:
     """Set the options of an optimizer's groups to those it was created with, and tell which ones changed."""
     changed = {}
     for group, options in zip(optimizer.param_groups, created):

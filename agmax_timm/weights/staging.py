@@ -4,9 +4,9 @@ import os
 import re
 import shutil
 import tempfile
+from collections.abc import Callable, Sequence
 from logging import getLogger
 from pathlib import Path
-from typing import Callable, List, Optional, Sequence, Tuple, Union
 
 import timm
 import torch
@@ -44,7 +44,7 @@ DISK_ERRORS = (OSError, SafetensorError)
 _logger = getLogger(__name__)
 
 
-def stage(saved: SavedModel, folder: Union[str, Path], license: Optional[str] = None) -> None:
+def stage(saved: SavedModel, folder: str | Path, license: str | None = None) -> None:
     """Write a model into a folder as timm and the Hub know it, once what was written is proven to load.
 
     The files are `FILES`: config.json, model.safetensors and README.md, train_hparams.yaml where the options are
@@ -99,7 +99,7 @@ def try_staging(saved: SavedModel, check: Callable[[Path], None] = lambda folder
         _logger.warning(f'It was not tried whether this model can be published: {reason(cause)}')
 
 
-def change_license(folder: Union[str, Path], license: str) -> None:
+def change_license(folder: str | Path, license: str) -> None:
     """State another licence in config.json and README.md of a staged folder, as --license takes it.
 
     Raises:
@@ -116,7 +116,7 @@ def change_license(folder: Union[str, Path], license: str) -> None:
                 f.write(text)
 
 
-def load_folder(folder: Union[str, Path]) -> torch.nn.Module:
+def load_folder(folder: str | Path) -> torch.nn.Module:
     """The model of a staged folder, in eval mode, once everything in the folder is found to fit.
 
     Raises:
@@ -138,7 +138,7 @@ def load_folder(folder: Union[str, Path]) -> torch.nn.Module:
         return timm.create_model(f'local-dir:{folder}', pretrained=True).eval()
 
 
-def _write(saved: SavedModel, folder: Path, license: Optional[str] = None) -> None:
+def _write(saved: SavedModel, folder: Path, license: str | None = None) -> None:
     model = saved.create_model()
     license = _choose_license(saved, license)
     ours = dict(tag=tag_of(saved), license=license)
@@ -168,7 +168,7 @@ def _write(saved: SavedModel, folder: Path, license: Optional[str] = None) -> No
     (folder / CARD).write_text(str(card), encoding='utf-8')
 
 
-def _choose_license(saved: SavedModel, license: Optional[str]) -> Optional[str]:
+def _choose_license(saved: SavedModel, license: str | None) -> str | None:
     """The licence that was chosen, otherwise that of the base, with a line in the log on what its owner has to know."""
     license, base = license_name(license) or license_of(saved), base_of(saved)
     if license is None:
@@ -207,7 +207,7 @@ def _compare(saved: SavedModel, folder: Path) -> torch.Tensor:
 
 
 @torch.inference_mode()
-def _shapes(folder: Path, input_size: Sequence[int]) -> Tuple[List[int], List[List[int]]]:
+def _shapes(folder: Path, input_size: Sequence[int]) -> tuple[list[int], list[list[int]]]:
     """Shapes of one image's embedding, and of its feature maps: none where the model has no such."""
     input = torch.zeros(1, *input_size)
     with silenced():  # models of other weights, made for their shapes
@@ -243,9 +243,8 @@ def _check_config(path: Path) -> None:
 
 def _check_tensors(path: Path, model: torch.nn.Module) -> None:
     """Raise HubError unless a safetensors file holds the model's tensors, in name and shape; reads its header alone."""
-    with told(f'{path} is not sound', Exception):
-        with safe_open(path, framework='pt') as f:
-            found = {name: list(f.get_slice(name).get_shape()) for name in f.keys()}
+    with told(f'{path} is not sound', Exception), safe_open(path, framework='pt') as f:
+        found = {name: list(f.get_slice(name).get_shape()) for name in f}
     wanted = {name: list(value.shape) for name, value in model.state_dict().items()}
     for name in sorted(wanted.keys() | found.keys()):
         if wanted.get(name) != found.get(name):

@@ -7,7 +7,7 @@ import hashlib
 import json
 import re
 from dataclasses import dataclass, field
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any
 
 from ..base.licences import license_of_card
 from .card import OUR_TAGS, join_card, join_sections, split_card, split_sections, with_license
@@ -23,7 +23,7 @@ _OF_MODELS = re.compile(r'preprocessor_config\.json|[^/]+\.(safetensors|bin|onnx
 class ChangedError(HubError):
     """Something was changed on the Hub that publishing would overwrite; `flags` are those that do so all the same."""
 
-    def __init__(self, message: str, flags: List[str]):
+    def __init__(self, message: str, flags: list[str]):
         super().__init__(message)
         self.flags = flags
 
@@ -33,21 +33,21 @@ class Remote:
     """A branch on the Hub: its commit, the content of its card, and by their paths what identifies its files."""
     commit: str
     card: str = ''
-    files: Dict[str, str] = field(default_factory=dict)
+    files: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass
 class Update:
     """What a commit does: the card it writes, the files it deletes, and both in words."""
     card: str
-    deletions: List[str]
-    lines: List[str]
+    deletions: list[str]
+    lines: list[str]
 
 
 def plan_update(
-        remote: Optional[Remote],
+        remote: Remote | None,
         card: str,
-        files: Dict[str, Tuple[str, ...]],
+        files: dict[str, tuple[str, ...]],
         replace_card: bool = False,
         replace_files: bool = False,
         license_chosen: bool = False,
@@ -93,10 +93,10 @@ def plan_update(
 
 
 def _compare_files(
-        found: Dict[str, str],
-        files: Dict[str, Tuple[str, ...]],
-        written: Dict[str, str],
-) -> Tuple[List[str], List[str]]:
+        found: dict[str, str],
+        files: dict[str, tuple[str, ...]],
+        written: dict[str, str],
+) -> tuple[list[str], list[str]]:
     """Names of files that others wrote and that are in the way, and of files of ours that no longer belong there."""
     changed, deletions = [], []
     for name, identifier in found.items():
@@ -118,10 +118,10 @@ class _Merge:
         written: The card that was made, with the licence that the owner chose if it states none.
     """
 
-    def __init__(self, metadata: Dict[str, str], sections: Dict[str, str]):
+    def __init__(self, metadata: dict[str, str], sections: dict[str, str]):
         self.metadata, self.sections = metadata, sections
-        self.conflicts: List[str] = []
-        self.kept: List[str] = []
+        self.conflicts: list[str] = []
+        self.kept: list[str] = []
         self.written = ''
 
     def run(self, theirs: str, new: str, is_model: bool, license_chosen: bool) -> str:
@@ -160,7 +160,7 @@ class _Merge:
             return theirs.removesuffix(their_body) + body
         return join_card(metadata, body)
 
-    def _choose(self, name: str, written: Optional[str], theirs: Any, new: Any, forced: bool = False) -> Any:
+    def _choose(self, name: str, written: str | None, theirs: Any, new: Any, forced: bool = False) -> Any:
         """One part of a card, None for a part that is not there; `written` is the digest of what we wrote."""
         if theirs == new or forced or _digest(theirs) == written:
             return new
@@ -181,7 +181,7 @@ class _Merge:
         return theirs if their_text else new
 
 
-def _digests(card: str, written: str) -> Dict[str, Any]:
+def _digests(card: str, written: str) -> dict[str, Any]:
     """The record of a card: its metadata as they were made, its sections as they were written."""
     metadata, body = split_card(card)
     sections, _ = split_sections(split_card(written)[1] if written else body)
@@ -189,13 +189,13 @@ def _digests(card: str, written: str) -> Dict[str, Any]:
             'sections': {name: _digest(text) for name, text in sections.items()}}
 
 
-def _digest(value: Any) -> Optional[str]:
+def _digest(value: Any) -> str | None:
     if value is None:
         return None
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
-def _read_record(card: str) -> Dict[str, Dict[str, str]]:
+def _read_record(card: str) -> dict[str, dict[str, str]]:
     """What the card says that was written, {} where it says nothing that can be read."""
     match = _RECORD.search(card)
     try:
@@ -206,17 +206,17 @@ def _read_record(card: str) -> Dict[str, Dict[str, str]]:
             if isinstance(part, dict) and all(isinstance(value, str) for value in part.values())}
 
 
-def _with_record(card: str, record: Dict[str, Any]) -> str:
+def _with_record(card: str, record: dict[str, Any]) -> str:
     return f'{_RECORD.sub("", card).rstrip()}\n\n<!-- agmax_timm wrote {json.dumps(record)} -->\n'
 
 
 def _describe(
         remote: Remote,
         card: str,
-        files: Dict[str, Tuple[str, ...]],
-        deletions: List[str],
-        kept: List[str],
-) -> List[str]:
+        files: dict[str, tuple[str, ...]],
+        deletions: list[str],
+        kept: list[str],
+) -> list[str]:
     """A line for each kind of change."""
     changes = {'added': [], 'replaced': [], 'unchanged': []}
     for name, identifiers in files.items():

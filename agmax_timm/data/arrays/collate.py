@@ -1,5 +1,5 @@
 """Batches of views on arrays, laid out and mixed where they are read, in memory that is used again."""
-from typing import Any, Dict, List, Optional, Tuple, Union
+from typing import Any
 
 import cv2
 import numpy as np
@@ -23,12 +23,12 @@ class FastCollate(TwoViewCollate):
         reused: Whether memory of batches is used again.
     """
 
-    def __init__(self, mixup: Optional[Dict[str, Any]] = None, two_views: bool = True, reused: bool = True):
+    def __init__(self, mixup: dict[str, Any] | None = None, two_views: bool = True, reused: bool = True):
         super().__init__(mixup)
         self.two_views = two_views
         self._buffers = Buffers(reused)
 
-    def __call__(self, batch: Union[List[Tuple], ViewBatch], _=None) -> Tuple[torch.Tensor, torch.Tensor]:
+    def __call__(self, batch: list[tuple] | ViewBatch, _=None) -> tuple[torch.Tensor, torch.Tensor]:
         """
         Args:
             batch: B samples (view, class index) or ((view, view), class index), views [3, H, W], uint8; or a ViewBatch.
@@ -60,7 +60,7 @@ class FastCollate(TwoViewCollate):
             target = torch.cat([self.mixup.soft_targets(target, mix) for mix in mixes])
         return images.permute(0, 3, 1, 2), target
 
-    def _targets(self, targets: List[Any]) -> torch.Tensor:
+    def _targets(self, targets: list[Any]) -> torch.Tensor:
         """Class indices [B]; with one view also the targets [B, K] of several labels an image."""
         if self.two_views:
             return class_indices(targets)
@@ -68,7 +68,7 @@ class FastCollate(TwoViewCollate):
         return target.long() if target.ndim == 1 else target
 
 
-def write_mixed(view: List[np.ndarray], place: np.ndarray, mix: Mix) -> None:
+def write_mixed(view: list[np.ndarray], place: np.ndarray, mix: Mix) -> None:
     """Write the images of a view [H, W, 3] into their place in a batch [B, H, W, 3], mixed and rounded."""
     for i, (pixels, written) in enumerate(zip(view, place)):
         if mix.partner[i] == i:

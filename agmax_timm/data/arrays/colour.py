@@ -4,7 +4,7 @@ Each function has the arguments of timm's or torchvision's function of its name;
 over two to every operation, are ignored. No image is changed in place; it may be returned itself where nothing changes.
 """
 import math
-from typing import Callable
+from collections.abc import Callable
 
 import cv2
 import numpy as np

@@ -8,7 +8,7 @@ Filters other than bilinear and bicubic are PIL's own.
 """
 import math
 import random
-from typing import Callable, Optional, Sequence, Tuple, Union
+from collections.abc import Callable, Sequence
 
 import cv2
 import numpy as np
@@ -17,8 +17,8 @@ from timm.data import auto_augment
 
 from .truncation import TRUNCATE
 
-Fill = Optional[Tuple[int, int, int]]
-Resample = Union[int, Sequence[int]]
+Fill = tuple[int, int, int] | None
+Resample = int | Sequence[int]
 
 _BILINEAR, _BICUBIC = Image.Resampling.BILINEAR, Image.Resampling.BICUBIC
 _LARGEST = 2 ** 15 - 2  # side of an image that cv2.remap takes
@@ -145,7 +145,7 @@ def _centres(count: int) -> np.ndarray:
     return np.arange(count) + .5
 
 
-def _inside(slope: float, offset: np.ndarray, size: int) -> Tuple[np.ndarray, np.ndarray]:
+def _inside(slope: float, offset: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
     """First and one past the last column x of each row with 0 <= slope * (x + 0.5) + offset < size; slope is not 0."""
     at_start, at_end = -offset / slope - .5, (size - offset) / slope - .5
     if slope > 0.:

@@ -1,5 +1,6 @@
 """Put arrays in the place of PIL images in a loader of timm's: its transforms, decoding and collate."""
-from typing import Any, Callable, Dict, List, Optional, Tuple
+from collections.abc import Callable
+from typing import Any
 
 import cv2
 import torch
@@ -17,7 +18,7 @@ from .transform import ArrayTransform
 
 def work_on_arrays(
         loader: PrefetchLoader,
-        mixup: Optional[Dict[str, Any]],
+        mixup: dict[str, Any] | None,
         two_views: bool,
         channels_last: bool,
 ) -> str:
@@ -47,10 +48,10 @@ def work_on_arrays(
 
 
 def _split_jitter(
-        transforms: List[Compose],
+        transforms: list[Compose],
         loader: PrefetchLoader,
-        mixup: Optional[Dict[str, Any]],
-) -> Tuple[List[Compose], Optional[ColorJitter]]:
+        mixup: dict[str, Any] | None,
+) -> tuple[list[Compose], ColorJitter | None]:
     """Take colour jitter that is the last step out of the transforms, where batches go to a device that can do it.
 
     What is mixed in the collate is jittered before, by the workers.

@@ -1,5 +1,4 @@
 """Colour jitter of a whole batch on its device, with the steps of torchvision's on PIL images."""
-from typing import Tuple
 
 import torch
 from torchvision import transforms
@@ -52,7 +51,7 @@ class DeviceJitter:
         levels = jitter_levels((images * self.std + self.mean).round_(), steps, factors, self.luma)
         return levels.sub_(self.mean).div_(self.std)
 
-    def draw(self, count: int) -> Tuple[torch.Tensor, torch.Tensor]:
+    def draw(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The step that is an image's first, second and third [count, 3], and its factor there [count, 3]."""
         steps = torch.rand(count, 3).argsort(1)
         low, high = self.ranges.T

@@ -6,11 +6,11 @@ What is drawn within an operation is drawn alike, so the random numbers of a run
 OpenCV's number of threads is a setting of the whole process, so nothing here changes it. A process that loads data
 beside others, such as a loader's worker, calls cv2.setNumThreads(0) when it starts.
 """
-from typing import Callable, Dict
+from collections.abc import Callable
 
 from . import blur, colour, geometry
 
-OPERATIONS: Dict[str, Callable] = {
+OPERATIONS: dict[str, Callable] = {
     'AutoContrast': colour.auto_contrast,
     'Equalize': colour.equalize,
     'Invert': colour.invert,

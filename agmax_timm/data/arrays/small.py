@@ -2,7 +2,8 @@
 
 Offsets and flips are drawn for the whole batch, so they are other draws than timm's, from the same distribution.
 """
-from typing import List, NamedTuple, Optional, Sequence
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -36,7 +37,7 @@ class SmallBatches:
             memory: ImageMemory,
             crop: transforms.RandomCrop,
             flip: float,
-            steps: List[Step],
+            steps: list[Step],
             views: int,
             reused: bool = True,
     ):
@@ -71,7 +72,7 @@ def small_batches(
         transform: ArrayTransform,
         views: int,
         reused: bool,
-) -> Optional[SmallBatches]:
+) -> SmallBatches | None:
     """SmallBatches for a transform of data in memory, None where it does other things than to pad, crop and flip first,
     or where images are not of the size of the crop."""
     crop, *steps = transform.transform.transforms[:-1]

@@ -5,8 +5,9 @@ state both make the same view, but for the levels that docs/performance.md state
 """
 import copy
 import random
+from collections.abc import Callable, Sequence
 from functools import partial, singledispatch
-from typing import Any, Callable, Sequence, Tuple, Union
+from typing import Any
 
 import cv2
 import numpy as np
@@ -44,7 +45,7 @@ class ArrayTransform:
         self.transform = transform
         self.steps = [on_arrays(step) for step in steps]
 
-    def __call__(self, image: Union[Image.Image, np.ndarray]) -> torch.Tensor:
+    def __call__(self, image: Image.Image | np.ndarray) -> torch.Tensor:
         """
         Args:
             image: RGB image, or its pixels [H, W, 3], uint8.
@@ -209,7 +210,7 @@ class _AugMix(auto_augment.AugMixAugment):
         return colour.blend(pixels, total.clip(0, 255).astype(np.uint8), share)
 
 
-def resize(pixels: np.ndarray, size: Tuple[int, int], mode: str) -> np.ndarray:
+def resize(pixels: np.ndarray, size: tuple[int, int], mode: str) -> np.ndarray:
     """PIL's resize of pixels [H, W, 3] to (height, width), by torch's antialiased one: 'bilinear' or 'bicubic'."""
     if pixels.shape[:2] == tuple(size):
         return pixels

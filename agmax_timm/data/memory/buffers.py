@@ -1,7 +1,7 @@
 """Memory of batches that is used again, and its way from the worker that writes it to the process that reads it."""
 import itertools
 import os
-from typing import Any, Dict, List, Optional, Set, Tuple
+from typing import Any
 from weakref import WeakValueDictionary
 
 import numpy as np
@@ -10,12 +10,12 @@ from torch.utils.data import get_worker_info
 
 # Batches of a worker that may be in use at a time: torch asks for 2 ahead, and the prefetcher reads one.
 _IN_USE = 3
-_numbers: Dict[int, int] = {}  # of the buffers of this worker, by address
+_numbers: dict[int, int] = {}  # of the buffers of this worker, by address
 _keys = itertools.count()
 _couriers: 'WeakValueDictionary[int, Courier]' = WeakValueDictionary()  # of the main process, by key
 
 
-def is_pinned(wanted: Optional[bool], device: torch.device) -> bool:
+def is_pinned(wanted: bool | None, device: torch.device) -> bool:
     """Whether batches are copied to pinned memory on their way to a device; None is where the device is CUDA.
 
     timm's prefetcher lets the copy to the device wait for the steps before it. From pinned memory only the device
@@ -44,9 +44,9 @@ class Buffers:
 
     def __init__(self, reused: bool = True):
         self.reused = reused
-        self._rings: Dict[Tuple[int, ...], List[torch.Tensor]] = {}
+        self._rings: dict[tuple[int, ...], list[torch.Tensor]] = {}
 
-    def take(self, shape: Tuple[int, ...]) -> torch.Tensor:
+    def take(self, shape: tuple[int, ...]) -> torch.Tensor:
         """A tensor of uint8 of this shape, with any content."""
         in_worker = get_worker_info() is not None
         if not self.reused:
@@ -73,8 +73,8 @@ class Courier:
 
     def __init__(self):
         self._key = next(_keys)
-        self._sent: Set[int] = set()  # in a worker: numbers
-        self._received: Dict[Tuple[int, int], torch.Tensor] = {}  # in the main process: by process and number
+        self._sent: set[int] = set()  # in a worker: numbers
+        self._received: dict[tuple[int, int], torch.Tensor] = {}  # in the main process: by process and number
         _couriers[self._key] = self
 
     def __call__(self, batch: Any) -> Any:
@@ -99,10 +99,10 @@ class Courier:
 class _InBuffer:
     """A batch that is again what it was where it is unpickled, be it only to be thrown away."""
 
-    def __init__(self, message: Tuple):
+    def __init__(self, message: tuple):
         self._message = message
 
-    def __reduce__(self) -> Tuple:
+    def __reduce__(self) -> tuple:
         return _arrive, self._message
 
 
@@ -110,9 +110,9 @@ def _arrive(
         key: int,
         process: int,
         number: int,
-        images: Optional[torch.Tensor],
+        images: torch.Tensor | None,
         target: Any,
-) -> Tuple[torch.Tensor, Any]:
+) -> tuple[torch.Tensor, Any]:
     received = _couriers[key]._received
     if images is not None:
         received[process, number] = images

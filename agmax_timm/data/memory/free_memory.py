@@ -1,9 +1,9 @@
 """How much memory a process may still take: of its machine, of its control groups, and of its share in a job."""
 import os
 import re
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Iterator
 
 
 def memory_limit(amount: str) -> int:

@@ -2,9 +2,9 @@
 import logging
 import mmap
 import os
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Iterator, List, Optional, Tuple
 
 import numpy as np
 from timm.data import ImageDataset
@@ -33,7 +33,7 @@ class ImageMemory:
     """
 
     def __init__(self, count: int, num_bytes: int):
-        self._pixels: Optional[np.ndarray] = np.frombuffer(mmap.mmap(-1, max(1, num_bytes)), np.uint8)
+        self._pixels: np.ndarray | None = np.frombuffer(mmap.mmap(-1, max(1, num_bytes)), np.uint8)
         self._shapes = np.zeros((count, 3), np.int32)
         self._starts = np.zeros(count, np.int64)
         self._targets = np.zeros(count, np.int64)
@@ -48,7 +48,7 @@ class ImageMemory:
         self.num_bytes += pixels.size
         return True
 
-    def get(self, index: int) -> Optional[Tuple[np.ndarray, int]]:
+    def get(self, index: int) -> tuple[np.ndarray, int] | None:
         """Pixels [H, W, C], not to be written to, and target; None of an image that is not kept."""
         height, width, channels = self._shapes[index].tolist()
         if not height or self._pixels is None:
@@ -58,7 +58,7 @@ class ImageMemory:
         return pixels.reshape(height, width, channels), int(self._targets[index])
 
     @property
-    def common_shape(self) -> Optional[Tuple[int, int, int]]:
+    def common_shape(self) -> tuple[int, int, int] | None:
         """Height, width and channels of all images, None where they differ or one is not kept."""
         first = tuple(self._shapes[0].tolist())
         return first if first[0] and (self._shapes == first).all() else None
@@ -105,13 +105,13 @@ def keep_decoded(dataset: Dataset, limit: int) -> bool:
     return True
 
 
-def _sizes(dataset: DecodedDataset, indices: List[int]) -> List[int]:
+def _sizes(dataset: DecodedDataset, indices: list[int]) -> list[int]:
     """Bytes of the pixels of these images, one at a time, without those that cannot be decoded."""
     decoded = (_decode(dataset, index) for index in indices)
     return [found[0].size for found in decoded if found is not None]
 
 
-def _decode_all(dataset: DecodedDataset, threads: int) -> Iterator[Optional[Tuple[np.ndarray, int]]]:
+def _decode_all(dataset: DecodedDataset, threads: int) -> Iterator[tuple[np.ndarray, int] | None]:
     """What _decode gives of each image, in their order."""
     decode = partial(_decode, dataset)
     if threads == 1:
@@ -122,7 +122,7 @@ def _decode_all(dataset: DecodedDataset, threads: int) -> Iterator[Optional[Tupl
             yield from pool.map(decode, range(start, min(start + _CHUNK, len(dataset))))
 
 
-def _decode(dataset: DecodedDataset, index: int) -> Optional[Tuple[np.ndarray, int]]:
+def _decode(dataset: DecodedDataset, index: int) -> tuple[np.ndarray, int] | None:
     try:
         image, target = dataset.load(int(index))
     except UndecodableError:

@@ -8,7 +8,8 @@ their place is taken by empty ones, so that each worker goes on with its own.
 Data read in sequence has no index to go by. It is read again from the start of the epoch, and thrown away.
 """
 from collections import deque
-from typing import Any, Dict, Iterator, List, Optional, Tuple
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 from timm.data.loader import MultiEpochsDataLoader
@@ -54,17 +55,17 @@ class ResumableLoader:
         self._init = loader.worker_init_fn = WorkerInit(loader.worker_init_fn, nice)
         self._order = None if isinstance(loader.dataset, IterableDataset) else wrap_order(loader)
 
-        self._resumed: Optional[Dict[str, Any]] = None
-        self._length: Optional[int] = None  # of an epoch that another number of ranks began
-        self._dealt: Optional[Dict[str, Any]] = None  # what this rank was dealt of it, see _deal
-        self._base: Optional[torch.Tensor] = None  # torch's state when the seed of the workers was drawn
-        self._start: Dict[int, bytes] = {}  # states of the workers at the start of the epoch
-        self._workers: Dict[int, bytes] = {}  # and after the batches that have been trained
+        self._resumed: dict[str, Any] | None = None
+        self._length: int | None = None  # of an epoch that another number of ranks began
+        self._dealt: dict[str, Any] | None = None  # what this rank was dealt of it, see _deal
+        self._base: torch.Tensor | None = None  # torch's state when the seed of the workers was drawn
+        self._start: dict[int, bytes] = {}  # states of the workers at the start of the epoch
+        self._workers: dict[int, bytes] = {}  # and after the batches that have been trained
         self._shuffle = b''  # that of this process, where it reads data in sequence, at the start of the epoch
         self._turn = self._next_turn = 0  # the worker that makes the first batch of the epoch; and of the next
         self._reports: deque = deque()  # (number of the batch, worker, its state after it)
-        self._before: Dict[int, Dict[str, Any]] = {}  # state of this process before a batch was made
-        self._indices: Dict[int, List[Any]] = {}
+        self._before: dict[int, dict[str, Any]] = {}  # state of this process before a batch was made
+        self._indices: dict[int, list[Any]] = {}
 
     def __getattr__(self, name: str) -> Any:
         if name == 'loader':  # not there yet, as when a copy is made
@@ -99,7 +100,7 @@ class ResumableLoader:
         self._length = None
         self._free_buffers()
 
-    def state_dict(self, done: int) -> Dict[str, Any]:
+    def state_dict(self, done: int) -> dict[str, Any]:
         """Where this process stands, in plain values and tensors.
 
         Args:
@@ -128,7 +129,7 @@ class ResumableLoader:
         }
         return to_tensors(state)
 
-    def load_state_dict(self, state: Dict[str, Any], epoch: int) -> List[str]:
+    def load_state_dict(self, state: dict[str, Any], epoch: int) -> list[str]:
         """Let the next pass go on where state_dict was called.
 
         Args:
@@ -172,11 +173,11 @@ class ResumableLoader:
         """Number of the batch that the next pass begins with."""
         return self._resumed['done'] if self._resumed is not None else 0
 
-    def indices(self, number: int) -> Optional[List[Any]]:
+    def indices(self, number: int) -> list[Any] | None:
         """Indices in the data set of a batch of late, None where there are none or it is too long ago."""
         return self._indices.get(number)
 
-    def _shape(self) -> Dict[str, int]:
+    def _shape(self) -> dict[str, int]:
         batch_size = getattr(self.loader.batch_sampler, 'batch_size', None)
         samples = len(self.loader.dataset) if self._order is not None else 0
         return {'ranks': self.ranks, 'batch size': batch_size or 0, 'workers': self.loader.num_workers,
@@ -205,7 +206,7 @@ class ResumableLoader:
             return self.loader.iterator is not None
         return self.loader.persistent_workers and self.loader._iterator is not None
 
-    def _open(self, state: Optional[Dict[str, Any]]) -> Iterator[Any]:
+    def _open(self, state: dict[str, Any] | None) -> Iterator[Any]:
         """An iterator of the loader, its workers and its order as they were. Sets the random state of this process."""
         if state is None:
             if not self._is_open():
@@ -242,7 +243,7 @@ class ResumableLoader:
                 self._order.given.popleft()
         return iter(self.loader)
 
-    def _skip(self, batches: Iterator[Any], state: Dict[str, Any]) -> int:
+    def _skip(self, batches: Iterator[Any], state: dict[str, Any]) -> int:
         """Pass over the batches that were trained; returns the number of the next one."""
         for _ in range(state['done']):
             _, report = next(batches)
@@ -278,7 +279,7 @@ class ResumableLoader:
         if not self._opens_once:
             self._courier.forget()
 
-    def _remember(self, number: int, before: Dict[str, Any], report: Optional[Tuple[int, bytes]]) -> None:
+    def _remember(self, number: int, before: dict[str, Any], report: tuple[int, bytes] | None) -> None:
         # While a batch is made, timm's prefetcher holds the one before it, and what is older has been trained.
         while self._reports and self._reports[0][0] < number - 1:
             _, worker, state = self._reports.popleft()
@@ -291,7 +292,7 @@ class ResumableLoader:
             self._indices[number] = self._order.given.popleft()
             self._indices.pop(number - _REMEMBERED, None)
 
-    def _deal_rest(self, state: Dict[str, Any], epoch: int) -> None:
+    def _deal_rest(self, state: dict[str, Any], epoch: int) -> None:
         """Give what is left of an epoch to the ranks that there are now."""
         rest = self._order.remaining(state, epoch, self.loader.dataset)
         size = self._shape()['batch size']
@@ -309,7 +310,7 @@ class ResumableLoader:
         self._length = len(self._order.rest)
 
 
-def make_resumable(loader: Any, device: torch.device, ranks: int = 1, rank: int = 0) -> Tuple[Any, ResumableLoader]:
+def make_resumable(loader: Any, device: torch.device, ranks: int = 1, rank: int = 0) -> tuple[Any, ResumableLoader]:
     """Put a ResumableLoader in the place of the DataLoader inside one of timm's or our loaders.
 
     Returns:

@@ -1,6 +1,7 @@
 """The order of the samples of an epoch: how it was drawn, what is left of it."""
 from collections import deque
-from typing import Any, Dict, Iterator, List, Optional
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 from timm.data.loader import MultiEpochsDataLoader
@@ -18,12 +19,12 @@ class Order:
 
     def __init__(self, batches: Any):
         self.batches = batches
-        self.drawn: List[torch.Tensor] = []  # of the pass in progress, then of a next one that has begun ahead
+        self.drawn: list[torch.Tensor] = []  # of the pass in progress, then of a next one that has begun ahead
         self.coming: deque = deque()  # states to draw the next passes from
         self.given: deque = deque()  # indices of the batches that are being made
         self.lead = 0  # empty batches before the next pass, which give the first to another worker
         self.skip = 0  # empty batches in place of the first of it
-        self.rest: Optional[List[List[int]]] = None
+        self.rest: list[list[int]] | None = None
 
     def __getattr__(self, name: str) -> Any:
         if name == 'batches':
@@ -33,7 +34,7 @@ class Order:
     def __len__(self) -> int:
         return len(self.batches)
 
-    def __iter__(self) -> Iterator[List[Any]]:
+    def __iter__(self) -> Iterator[list[Any]]:
         if self.coming:
             torch.set_rng_state(self.coming.popleft())
         self.drawn.append(torch.get_rng_state())
@@ -47,7 +48,7 @@ class Order:
             self.given.append(batch)
             yield batch
 
-    def remaining(self, state: Dict[str, Any], epoch: int, dataset: Any) -> List[int]:
+    def remaining(self, state: dict[str, Any], epoch: int, dataset: Any) -> list[int]:
         """The samples of an epoch that its ranks had not trained, in their order."""
         ranks, trained = state['shape']['ranks'], state['done'] * state['shape']['batch size']
         if ranks == 1:

@@ -1,5 +1,5 @@
 """The position of a ResumableLoader as a checkpoint holds it: plain values and tensors."""
-from typing import Any, Dict, Optional
+from typing import Any
 
 import torch
 
@@ -15,9 +15,9 @@ def to_tensors(value: Any) -> Any:
     return value
 
 
-def to_bytes(state: Dict[str, Any]) -> Dict[str, Any]:
+def to_bytes(state: dict[str, Any]) -> dict[str, Any]:
     """The inverse of to_tensors, for what ResumableLoader.state_dict returns."""
-    def random(value: Optional[Dict[str, Any]]) -> Optional[Dict[str, Any]]:
+    def random(value: dict[str, Any] | None) -> dict[str, Any] | None:
         return None if value is None else {**value, 'process': value['process'].numpy().tobytes()}
     workers = {worker: value.numpy().tobytes() for worker, value in state['worker_states'].items()}
     return {**state, 'random': random(state['random']), 'before': random(state['before']), 'worker_states': workers,

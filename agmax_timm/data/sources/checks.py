@@ -1,7 +1,8 @@
 """Checks of opened data sets: classes, class folders and labels that do not fit fail before training begins."""
 import logging
 import os
-from typing import Any, Dict, Optional, Sequence, Tuple
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from timm.data.readers.reader_image_folder import ReaderImageFolder
@@ -29,7 +30,7 @@ def check_different(train: Dataset, validation: Dataset) -> None:
                         "or train without validation, --val-split ''")
 
 
-def check_classes(train: Dataset, validation: Optional[Dataset], num_classes: int, class_map: str = '') -> None:
+def check_classes(train: Dataset, validation: Dataset | None, num_classes: int, class_map: str = '') -> None:
     """Compare the classes of both splits, and their number with the width of the head.
 
     Args:
@@ -51,10 +52,10 @@ def check_classes(train: Dataset, validation: Optional[Dataset], num_classes: in
 
 def check_evaluated_classes(
         dataset: Dataset,
-        classes: Optional[ModelClasses],
+        classes: ModelClasses | None,
         num_outputs: int,
         class_map: Any = '',
-        valid_labels: Optional[Sequence[int]] = None,
+        valid_labels: Sequence[int] | None = None,
 ) -> None:
     """Compare the classes of evaluation data with those of the model, whose head stays as it is.
 
@@ -75,9 +76,9 @@ def check_evaluated_classes(
 
 def labels_of_model(
         dataset: Dataset,
-        classes: Optional[ModelClasses],
+        classes: ModelClasses | None,
         num_outputs: int,
-        valid_labels: Optional[Sequence[int]] = None,
+        valid_labels: Sequence[int] | None = None,
 ) -> int:
     """Number of labels that evaluation data can have: without names, that of the classes that the model names."""
     if valid_labels is not None:
@@ -85,15 +86,15 @@ def labels_of_model(
     return min(classes.count, num_outputs) if classes is not None and not class_to_idx(dataset) else num_outputs
 
 
-def _warn_of_folders(dataset: Optional[Dataset]) -> None:
+def _warn_of_folders(dataset: Dataset | None) -> None:
     for line in filter(None, (left_out(dataset), nested(dataset))):
         _logger.warning(line)
 
 
 def _check_known_classes(
         train: Dataset,
-        validation: Optional[Dataset],
-        known: Dict[Any, int],
+        validation: Dataset | None,
+        known: dict[Any, int],
         num_classes: int,
         class_map: str,
 ) -> None:
@@ -106,7 +107,7 @@ def _check_known_classes(
         _logger.warning(f'The data has {width} classes, the model {num_classes} outputs: --num-classes {width} fits.')
 
 
-def check_labels(dataset: Optional[Dataset], num_classes: Optional[int], evaluation: bool = False) -> None:
+def check_labels(dataset: Dataset | None, num_classes: int | None, evaluation: bool = False) -> None:
     """Raise DataError for negative labels, and labels past the model's outputs if num_classes is not None.
 
     These labels are known before the samples are read: class maps, torchvision's data sets with `targets`, and
@@ -133,7 +134,7 @@ def check_labels(dataset: Optional[Dataset], num_classes: Optional[int], evaluat
         raise DataError(f'the data has labels up to {high}, the model {num_classes} {outputs}: {remedy}')
 
 
-def nested(dataset: Optional[Dataset]) -> str:
+def nested(dataset: Dataset | None) -> str:
     """A line on folders within class folders, '' without any. As in timm, the innermost folders are the classes."""
     reader = getattr(dataset, 'reader', None)
     if isinstance(reader, FolderReader):
@@ -152,13 +153,13 @@ def nested(dataset: Optional[Dataset]) -> str:
             'above them')
 
 
-def left_out(dataset: Optional[Dataset]) -> str:
+def left_out(dataset: Dataset | None) -> str:
     """A line on class folders with images that --class-map leaves out, '' without any."""
     names = getattr(getattr(dataset, 'reader', None), 'left_out', None)
     return f'{dataset.reader.root}: --class-map leaves out the images of {quoted(sorted(names))}' if names else ''
 
 
-def _label_span(dataset: Optional[Dataset]) -> Optional[Tuple[int, int]]:
+def _label_span(dataset: Dataset | None) -> tuple[int, int] | None:
     """Lowest and highest label, None if they are only known from reading the samples."""
     reader = getattr(dataset, 'reader', None)
     labels = getattr(dataset, 'targets', None)
@@ -172,7 +173,7 @@ def _label_span(dataset: Optional[Dataset]) -> Optional[Tuple[int, int]]:
     return (labels.min().item(), labels.max().item()) if labels.size and labels.dtype.kind in 'iu' else None
 
 
-def check_folders(train: Dataset, validation: Optional[Dataset]) -> None:
+def check_folders(train: Dataset, validation: Dataset | None) -> None:
     """Raise DataError for class folders without an image and for classes in only one split."""
     for dataset in (train, validation):
         _check_empty_folders(dataset)
@@ -184,7 +185,7 @@ def _has_splits(reader: Any) -> bool:
     return hasattr(reader, 'split') or hasattr(reader, 'split_info')
 
 
-def _check_empty_folders(dataset: Optional[Dataset]) -> None:
+def _check_empty_folders(dataset: Dataset | None) -> None:
     """timm numbers the classes that have images: an empty folder shifts every label after it."""
     reader = getattr(dataset, 'reader', None)
     if isinstance(reader, FolderReader):
@@ -201,7 +202,7 @@ def _check_empty_folders(dataset: Optional[Dataset]) -> None:
         raise DataError(f'{root}: no images in class folder(s) {quoted(empty)}: fill or remove them')
 
 
-def _check_same_classes(train: Dict[Any, int], validation: Dict[Any, int]) -> None:
+def _check_same_classes(train: dict[Any, int], validation: dict[Any, int]) -> None:
     if not train or not validation:
         return
     trained, evaluated = (ModelClasses(f'the {split} split', [], list(known.items()))

@@ -1,7 +1,7 @@
 """Files of --class-map: which class has which index."""
 import os
 from numbers import Integral
-from typing import Any, Dict, Optional
+from typing import Any
 
 from timm.data.readers.class_map import load_class_map
 
@@ -9,7 +9,7 @@ from ...base.data_errors import DataError
 from ...base.text_file import read_text
 
 
-def read_class_map(class_map: Any, *folders: Optional[str]) -> Optional[Dict[Any, int]]:
+def read_class_map(class_map: Any, *folders: str | None) -> dict[Any, int] | None:
     """Read a class map as timm.data.readers.class_map.load_class_map does, but refuse certain mistakes.
 
     Args:
@@ -38,8 +38,8 @@ def read_class_map(class_map: Any, *folders: Optional[str]) -> Optional[Dict[Any
         raise DataError(f'--class-map {class_map}: {error}') from error
 
 
-def _read_names(path: str) -> Dict[str, int]:
-    names: Dict[str, int] = {}
+def _read_names(path: str) -> dict[str, int]:
+    names: dict[str, int] = {}
     lines = read_text(path).split('\n')
     if not lines[-1]:
         lines.pop()  # the last line ends with a newline
@@ -55,7 +55,7 @@ def _read_names(path: str) -> Dict[str, int]:
     return names
 
 
-def _read_pickle(path: str) -> Dict[Any, int]:
+def _read_pickle(path: str) -> dict[Any, int]:
     try:
         class_to_idx = load_class_map(path)
     except Exception as error:  # a damaged file can make pickle raise anything

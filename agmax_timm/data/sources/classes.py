@@ -2,8 +2,9 @@
 import itertools
 import logging
 import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Set, Tuple
+from typing import Any, NamedTuple
 
 from torch.utils.data import Dataset
 
@@ -34,7 +35,7 @@ class ModelClasses:
     """
     source: str
     names: Sequence[str]
-    others: Sequence[Tuple[Any, int]] = field(default=(), repr=False)
+    others: Sequence[tuple[Any, int]] = field(default=(), repr=False)
     titles: Sequence[str] = field(default=(), repr=False)
 
     @property
@@ -48,7 +49,7 @@ class ModelClasses:
         named = [index for index, name in enumerate(self.names) if name != str(index)]
         return named[-1] + 1 if named else len(self.names)
 
-    def compare(self, found: Mapping[Any, int]) -> Tuple[List[Moved], Dict[str, int]]:
+    def compare(self, found: Mapping[Any, int]) -> tuple[list[Moved], dict[str, int]]:
         """Compare the classes of data with these, by their names after Unicode NFC normalisation.
 
         Args:
@@ -58,7 +59,7 @@ class ModelClasses:
             (moved, unknown): classes that the model has at another index, and classes of the data that it does not
             have, with their indices. A model whose outputs are only numbered has no names: nothing is unknown.
         """
-        known: Dict[Any, Set[int]] = {}
+        known: dict[Any, set[int]] = {}
         for name, index in self._all():
             known.setdefault(normalised(name), set()).add(index)
         moved, unknown = [], {}
@@ -70,14 +71,14 @@ class ModelClasses:
                 moved.append(Moved(name, index, min(indices)))
         return moved, {} if self.only_numbers else unknown
 
-    def class_map(self) -> Dict[Any, int]:
+    def class_map(self) -> dict[Any, int]:
         """Index by name, without names that several outputs share."""
-        outputs: Dict[Any, Set[int]] = {}
+        outputs: dict[Any, set[int]] = {}
         for name, index in self._all():
             outputs.setdefault(name, set()).add(index)
         return {name: min(indices) for name, indices in outputs.items() if len(indices) == 1}
 
-    def _all(self) -> Iterator[Tuple[Any, int]]:
+    def _all(self) -> Iterator[tuple[Any, int]]:
         for index, name in itertools.chain(enumerate(self.names), enumerate(self.titles)):
             yield name, index
         yield from self.others
@@ -100,13 +101,13 @@ def same_names(names: Sequence[str], others: Sequence[str]) -> bool:
     """Whether two lists name the same classes in the same order. Indices continue the shorter list."""
     indices = index_names(max(len(names), len(others)))
 
-    def padded(known: Sequence[str]) -> List[str]:
+    def padded(known: Sequence[str]) -> list[str]:
         return [*map(normalised, known), *indices[len(known):]]
 
     return padded(names) == padded(others)
 
 
-def class_to_idx(dataset: Optional[Dataset]) -> Dict[Any, int]:
+def class_to_idx(dataset: Dataset | None) -> dict[Any, int]:
     """Index of each class by its name, or by the number that a class map replaces; empty if the data has no classes."""
     reader = getattr(dataset, 'reader', None)
     # timm's tar reader calls it class_name_to_idx.
@@ -116,7 +117,7 @@ def class_to_idx(dataset: Optional[Dataset]) -> Dict[Any, int]:
     return {source_names.get(name, name): index for name, index in (next(filter(None, known), None) or {}).items()}
 
 
-def class_outputs(dataset: Dataset, valid_labels: Optional[Sequence[int]] = None) -> Dict[Any, int]:
+def class_outputs(dataset: Dataset, valid_labels: Sequence[int] | None = None) -> dict[Any, int]:
     """Index of the model's output for each class of the data.
 
     Args:
@@ -128,7 +129,7 @@ def class_outputs(dataset: Dataset, valid_labels: Optional[Sequence[int]] = None
     return {name: valid_labels[index] for name, index in found.items() if 0 <= index < len(valid_labels)}
 
 
-def class_names(dataset: Optional[Dataset]) -> Optional[List[str]]:
+def class_names(dataset: Dataset | None) -> list[str] | None:
     """Class names by index, None where the data set does not know them."""
     known = class_to_idx(dataset)
     if not known or any(not isinstance(name, str) for name in known):
@@ -138,7 +139,7 @@ def class_names(dataset: Optional[Dataset]) -> Optional[List[str]]:
 
 
 def check_evaluation(
-        classes: Optional[ModelClasses],
+        classes: ModelClasses | None,
         found: Mapping[Any, int],
         num_outputs: int,
         in_order: bool = True,
@@ -174,7 +175,7 @@ def check_evaluation(
                         f'the labels are right only if the classes are its first {width}.')
 
 
-def summary(datasets: Mapping[str, Optional[Dataset]]) -> str:
+def summary(datasets: Mapping[str, Dataset | None]) -> str:
     """One line on the data that was opened: classes, and for each split images and files left out by their ending.
 
     Args:
@@ -195,7 +196,7 @@ def describe_others(others: Mapping[str, int]) -> str:
     return f' (left out: {listed})' if listed else ''
 
 
-def describe_names(names: Optional[Sequence[str]]) -> str:
+def describe_names(names: Sequence[str] | None) -> str:
     """The number of classes and the first of their names."""
     if not names:
         return 'classes without names'

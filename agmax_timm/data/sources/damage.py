@@ -1,5 +1,5 @@
 """Which samples of a data set cannot be decoded, known to its loader's workers and to the main process alike."""
-from typing import Iterable, List, Optional
+from collections.abc import Iterable
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ class Damage:
         max_share: Share of the samples, in [0, 1], that may be damaged; None if none may, as in evaluation.
     """
 
-    def __init__(self, reader, max_share: Optional[float] = None):
+    def __init__(self, reader, max_share: float | None = None):
         self.reader = reader
         self.max_share = max_share
         self.deferred = False  # if True, found() does not raise for too many; a run calls check() between updates
@@ -56,7 +56,7 @@ class Damage:
     def count(self) -> int:
         return int(np.count_nonzero(self.flags.numpy()))  # torch's sum takes 7 times as long
 
-    def indices(self) -> List[int]:
+    def indices(self) -> list[int]:
         """Damaged samples found so far, in order."""
         return self.flags.nonzero().flatten().tolist()
 
@@ -70,7 +70,7 @@ class Damage:
         if self.too_many:
             self.flags.zero_()
 
-    def untold(self) -> List[int]:
+    def untold(self) -> list[int]:
         """Damaged samples that no call gave before, in order."""
         new = self.flags > self._told
         self._told |= new

@@ -1,8 +1,9 @@
 """Data sets: timm's factory, its splits, our readers of folders, and the built-in demo."""
 import os
 from collections import Counter
+from collections.abc import Callable, Iterable
 from importlib.resources import files
-from typing import Any, Callable, Dict, Iterable, List, Optional, Tuple
+from typing import Any
 
 import numpy as np
 import timm.data
@@ -59,9 +60,9 @@ class DemoDataset(Dataset):
 
 def create_dataset(
         name: str,
-        root: Optional[str] = None,
+        root: str | None = None,
         split: str = 'validation',
-        max_damaged: Optional[float] = None,
+        max_damaged: float | None = None,
         **kwargs,
 ) -> Dataset:
     """Create a data set as timm.data.create_dataset does, or the built-in data for `name='demo'`.
@@ -86,7 +87,7 @@ def create_dataset(
         raise DataError(f"--dataset '{name}', {root}, split '{split}': {error or type(error).__name__}") from error
 
 
-def check_split(name: str, root: Optional[str], split: str) -> None:
+def check_split(name: str, root: str | None, split: str) -> None:
     """Raise DataError for a split that is missing, or for which timm would open a whole or another split.
 
     The demo and data with named splits (hfds/, hfids/, tfds/, wds/) are not checked: opening them refuses other names.
@@ -103,7 +104,7 @@ def check_split(name: str, root: Optional[str], split: str) -> None:
         check_root(root, split)
 
 
-def check_root(root: Optional[str], split: str) -> None:
+def check_root(root: str | None, split: str) -> None:
     """Raise DataError unless timm's folder reader finds `split` under `root`, or `root` is itself one split."""
     if not root:
         raise DataError('no data: give the folder of the data set, as DIR or --data-dir DIR, or --dataset demo')
@@ -119,13 +120,13 @@ def check_root(root: Optional[str], split: str) -> None:
                         + _hint_at_class(root, others[0]))
 
 
-def find_split(root: str, split: str) -> Optional[str]:
+def find_split(root: str, split: str) -> str | None:
     """What timm opens in the folder `root` for a split: its own name, else the first synonym; None without one."""
     synonyms = next((names for names in (TRAIN_SPLITS, EVAL_SPLITS) if split in names), ())
     return next(filter(os.path.exists, (os.path.join(root, name) for name in (split, *synonyms))), None)
 
 
-def folders_in(root: str) -> List[str]:
+def folders_in(root: str) -> list[str]:
     """Names of the folders in a folder, without hidden ones."""
     with os.scandir(root) as entries:
         return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith('.'))
@@ -144,13 +145,13 @@ def _hint_at_class(root: str, split: str) -> str:
     return f'; if {split!r} is a class beside {quoted(classes)}, sort all classes into folders train and val'
 
 
-def _torch_name(name: str) -> Optional[str]:
+def _torch_name(name: str) -> str | None:
     """timm's name of a torchvision data set, None for other kinds of data."""
     kind, slash, _ = name.partition('/')
     return name.split('/', 2)[-1].lower() if slash and kind.lower() == 'torch' else None
 
 
-def _open(name: str, root: Optional[str], split: str, max_damaged: Optional[float], **kwargs) -> Dataset:
+def _open(name: str, root: str | None, split: str, max_damaged: float | None, **kwargs) -> Dataset:
     """Open folders by our reader, and other data by timm's factory."""
     in_folders = '/' not in name or _torch_name(name) in _TORCH_FOLDERS
     folder = root
@@ -171,14 +172,14 @@ def _open(name: str, root: Optional[str], split: str, max_damaged: Optional[floa
 def _open_folder(
         folder: str,
         root: str,
-        max_damaged: Optional[float],
+        max_damaged: float | None,
         class_map: Any = None,
-        input_key: Optional[str] = None,
-        target_key: Optional[str] = None,
+        input_key: str | None = None,
+        target_key: str | None = None,
         load_bytes: bool = False,
         input_img_mode: str = 'RGB',
-        transform: Optional[Callable] = None,
-        target_transform: Optional[Callable] = None,
+        transform: Callable | None = None,
+        target_transform: Callable | None = None,
         **_,
 ) -> Dataset:
     """timm's data set over our reader. What else create_dataset takes is for other kinds of data, to timm as well."""
@@ -197,7 +198,7 @@ def _open_folder(
     )
 
 
-def _outside_of_classes(source: str, image: str, root: Optional[str] = None) -> DataError:
+def _outside_of_classes(source: str, image: str, root: str | None = None) -> DataError:
     """Make the error for an image outside of class folders, for which timm makes a class without a name.
 
     Args:
@@ -242,7 +243,7 @@ class TorchFolder(ImageFolder):
         self.other_files: Counter = Counter()  # as FolderReader.other_files
         super().__init__(root, is_valid_file=self._is_image, **kwargs)
 
-    def find_classes(self, directory: str) -> Tuple[List[str], Dict[str, int]]:
+    def find_classes(self, directory: str) -> tuple[list[str], dict[str, int]]:
         for entry in os.scandir(directory):
             if not entry.is_dir() and self._is_image(entry.path):
                 raise _outside_of_classes(directory, entry.name)

@@ -2,9 +2,10 @@
 import os
 import tarfile
 import warnings
+from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import chain, count
-from typing import Any, BinaryIO, Callable, Iterator, List, Optional, Tuple
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -25,7 +26,7 @@ class UndecodableError(ValueError):
     """A file that is no whole image; the message is the reason, without the path."""
 
 
-def decode(file: BinaryIO, mode: Optional[str] = 'RGB') -> Image.Image:
+def decode(file: BinaryIO, mode: str | None = 'RGB') -> Image.Image:
     """Decode a file as timm does, PIL's convert(mode), but 16 bits of gray to the upper 8 where PIL clips.
 
     Args:
@@ -87,27 +88,27 @@ class DecodedDataset(ImageDataset):
         **kwargs: Arguments of timm.data.ImageDataset.
     """
 
-    def __init__(self, reader, max_damaged: Optional[float] = None, **kwargs):
+    def __init__(self, reader, max_damaged: float | None = None, **kwargs):
         super().__init__(getattr(reader, 'root', ''), reader=reader, **kwargs)
         self.damage = Damage(reader, max_damaged)
         self.decode: Callable = decode
         self.memory: Any = None  # see keep_decoded
-        self.batches: Optional[Callable] = None  # see SmallBatches
+        self.batches: Callable | None = None  # see SmallBatches
 
-    def __getitem__(self, index: int) -> Tuple[Any, ...]:
+    def __getitem__(self, index: int) -> tuple[Any, ...]:
         image, target, *features = self._next_sample(index)
         if self.transform is not None:
             image = self.transform(image)
         target = -1 if target is None else to_target(target, self.target_transform, partial(self._name, index))
         return (image, target) if self.additional_features is None else (image, target, *features)
 
-    def __getitems__(self, indices: List[int]) -> Any:
+    def __getitems__(self, indices: list[int]) -> Any:
         """The samples of a batch, all at once where that is faster; called by torch's loaders."""
         if self.batches is None or not indices or not self.memory.at_hand:
             return [self[index] for index in indices]
         return self.batches(indices)
 
-    def _next_sample(self, index: int) -> Tuple[Any, ...]:
+    def _next_sample(self, index: int) -> tuple[Any, ...]:
         for tried, number in enumerate(self._from(index), 1):
             try:
                 return self.load(number)
@@ -127,7 +128,7 @@ class DecodedDataset(ImageDataset):
         """The name of a sample, or if it is damaged, of the sample that takes its place."""
         return self.damage.path(next(number for number in self._from(index) if not self.damage.flags[number]))
 
-    def load(self, index: int) -> Tuple[Any, ...]:
+    def load(self, index: int) -> tuple[Any, ...]:
         """The image (PIL's, or pixels by another `decode`), its target and features of a sample, not transformed.
 
         Raises:
@@ -155,7 +156,7 @@ class ConvertedIterable(IterableImageDataset):
 
     def __init__(self, dataset: IterableImageDataset):
         super().__init__('', dataset.reader, transform=dataset.transform, target_transform=dataset.target_transform)
-        self.num_classes: Optional[int] = None  # outputs of the model, if known
+        self.num_classes: int | None = None  # outputs of the model, if known
         self.remaps = self.reader.remap_class
         self.input_img_mode = ''
         if type(self.reader).__name__ in _DECODING_READERS:
@@ -163,7 +164,7 @@ class ConvertedIterable(IterableImageDataset):
         if type(self.reader).__name__ == 'ReaderWds':
             check_shards(self)
 
-    def __iter__(self) -> Iterator[Tuple[Any, Any]]:
+    def __iter__(self) -> Iterator[tuple[Any, Any]]:
         samples = iter(self.reader)
         for number in count():
             try:
@@ -195,7 +196,7 @@ class NamingLoader:
             raise DamagedError(f'{path} cannot be decoded: {reason_of(error)}: repair it or take it out') from error
 
 
-def with_policy(dataset: Dataset, max_damaged: Optional[float]) -> Dataset:
+def with_policy(dataset: Dataset, max_damaged: float | None) -> Dataset:
     """Give a data set of timm's factory our decoding, or our error if torchvision decodes."""
     if type(dataset) is IterableImageDataset:
         return ConvertedIterable(dataset)
@@ -207,7 +208,7 @@ def with_policy(dataset: Dataset, max_damaged: Optional[float]) -> Dataset:
     return dataset
 
 
-def damage_of(dataset: Optional[Dataset]) -> Optional[Damage]:
+def damage_of(dataset: Dataset | None) -> Damage | None:
     """The Damage of a data set, or of the one that it wraps; None where nothing keeps count."""
     while dataset is not None and not hasattr(dataset, 'damage'):
         dataset = getattr(dataset, 'base_dataset', getattr(dataset, 'dataset', None))  # NaFlex; Subset and others
@@ -221,7 +222,7 @@ def check_damage(loader) -> None:
         damage.check()
 
 
-def reason_of(error: Exception, file: Optional[BinaryIO] = None) -> str:
+def reason_of(error: Exception, file: BinaryIO | None = None) -> str:
     """Why a file cannot be decoded, in one line without the path."""
     if isinstance(error, UnidentifiedImageError):
         empty = file is not None and file.seek(0, 2) == 0

@@ -7,9 +7,10 @@ import logging
 import os
 import re
 from collections import Counter
+from collections.abc import Collection
 from itertools import groupby
 from operator import itemgetter
-from typing import Any, Collection, Dict, List, Optional, Tuple
+from typing import Any
 
 import numpy as np
 from timm.data.readers.img_extensions import get_img_extensions
@@ -21,7 +22,7 @@ from .classes import normalised
 _logger = logging.getLogger(__name__)
 
 APPLE_DOUBLE = '._'  # prefix of files in which macOS keeps the attributes of another file
-Run = Tuple[str, bytes]  # a folder, and names of successive samples in it, joined by \0
+Run = tuple[str, bytes]  # a folder, and names of successive samples in it, joined by \0
 
 
 class FolderReader(Reader):
@@ -46,7 +47,7 @@ class FolderReader(Reader):
         ValueError: a link that leads back to a folder above it.
     """
 
-    def __init__(self, root: str, class_map: Any = '', input_key: Optional[str] = None):
+    def __init__(self, root: str, class_map: Any = '', input_key: str | None = None):
         super().__init__()
         self.root = os.fspath(root)
         class_to_idx = read_class_map(class_map, self.root)
@@ -58,7 +59,7 @@ class FolderReader(Reader):
             class_to_idx = {label: index for index, label in enumerate(_natural_sort(labels))}
         else:
             class_to_idx = _with_spellings(class_to_idx, labels)
-        self.class_to_idx: Dict[str, int] = class_to_idx
+        self.class_to_idx: dict[str, int] = class_to_idx
         self.left_out = frozenset(labels) - set(class_to_idx)  # by class_map
         if labels and len(self.left_out) == len(labels):
             raise RuntimeError(f'found 0 images in {self.root} for --class-map: it names no folder there, such as '
@@ -68,7 +69,7 @@ class FolderReader(Reader):
             raise RuntimeError(f'found 0 images in {self.root} and its folders: they end in {", ".join(sorted(types))}')
         self._index(runs)
 
-    def _index(self, runs: List[Run]) -> None:
+    def _index(self, runs: list[Run]) -> None:
         folders = {folder: number for number, folder in enumerate(dict.fromkeys(folder for folder, _ in runs))}
         self._folders = _Strings(os.fsencode('\0'.join(folders)))
         self._targets = np.array([self.class_to_idx[os.path.basename(folder)] for folder in folders])
@@ -77,7 +78,7 @@ class FolderReader(Reader):
         self._numbers = numbers.repeat([names.count(b'\0') + 1 for _, names in runs])  # folder of each sample
 
     @property
-    def folders(self) -> List[str]:
+    def folders(self) -> list[str]:
         """Folders that samples are in, relative to the root."""
         return [self._folders[number] for number in range(len(self._folders))]
 
@@ -88,7 +89,7 @@ class FolderReader(Reader):
         return self._names[int((self._numbers == folders.index('')).argmax())] if '' in folders else ''
 
     @property
-    def samples(self) -> List[Tuple[str, int]]:
+    def samples(self) -> list[tuple[str, int]]:
         """timm's list of paths and targets, made anew at each call."""
         return [self._sample(index) for index in range(len(self))]
 
@@ -104,7 +105,7 @@ class FolderReader(Reader):
         path, target = self._sample(index)
         return open(path, 'rb'), target
 
-    def _sample(self, index: int) -> Tuple[str, int]:
+    def _sample(self, index: int) -> tuple[str, int]:
         return self._filename(index, absolute=True), self._targets[self._numbers[index]].item()
 
     def _filename(self, index: int, basename: bool = False, absolute: bool = False) -> str:
@@ -116,7 +117,7 @@ class FolderReader(Reader):
         return os.path.join(self.root, name) if absolute else name
 
 
-def _with_spellings(class_to_idx: Dict[str, int], labels: List[str]) -> Dict[str, int]:
+def _with_spellings(class_to_idx: dict[str, int], labels: list[str]) -> dict[str, int]:
     """Add the labels to a class map that differ from its names only in their Unicode form."""
     spelt = {normalised(name): index for name, index in class_to_idx.items()}
     others = {label: spelt[normalised(label)] for label in labels
@@ -158,7 +159,7 @@ def is_hidden(path: str) -> bool:
     return name.startswith(APPLE_DOUBLE) or any(folder.startswith('.') and folder.strip('.') for folder in folders)
 
 
-def _scan(root: str, folder: str, types: Collection[str], others: Counter) -> List[Run]:
+def _scan(root: str, folder: str, types: Collection[str], others: Counter) -> list[Run]:
     """Images of `folder`, a path relative to the root, and of those in it, in natural order of their whole paths."""
     images, subfolders = _list(root, folder, types, others)
     if not subfolders:
@@ -176,11 +177,11 @@ def _scan(root: str, folder: str, types: Collection[str], others: Counter) -> Li
     return runs
 
 
-def _run(folder: str, names: List[str]) -> Run:
+def _run(folder: str, names: list[str]) -> Run:
     return folder, os.fsencode('\0'.join(names))
 
 
-def _list(root: str, folder: str, types: Collection[str], others: Counter) -> Tuple[List[str], List[str]]:
+def _list(root: str, folder: str, types: Collection[str], others: Counter) -> tuple[list[str], list[str]]:
     """Images and folders in a folder without hidden ones, in the order of the file system.
 
     Args:
@@ -225,7 +226,7 @@ def _check_link(link: str, root: str, folder: str) -> None:
         folder = os.path.dirname(folder)
 
 
-def _merge(inner: List[List[Run]]) -> List[Run]:
+def _merge(inner: list[list[Run]]) -> list[Run]:
     """One order for folders that differ only in case or leading zeros, and so interleave in timm's order."""
     paths = [(folder, name) for runs in inner for folder, names in runs for name in os.fsdecode(names).split('\0')]
     keys = _natural_keys([os.path.join(*path) for path in paths])
@@ -233,12 +234,12 @@ def _merge(inner: List[List[Run]]) -> List[Run]:
     return [_run(folder, [name for _, name in group]) for folder, group in groupby(paths, itemgetter(0))]
 
 
-def _natural_sort(names: List[str]) -> List[str]:
+def _natural_sort(names: list[str]) -> list[str]:
     keys = _natural_keys(names)
     return [names[i] for i in sorted(range(len(names)), key=keys.__getitem__)]
 
 
-def _natural_keys(names: List[str]) -> List[str]:
+def _natural_keys(names: list[str]) -> list[str]:
     """Strings that compare as timm's natural_key of the names does, all made at once, for names without \\0.
 
     natural_key is a list of lower-case text and numbers in turn. Where two such lists first differ, one that ends is

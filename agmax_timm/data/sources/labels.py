@@ -1,9 +1,10 @@
 """Labels that have to be class indices. Exact ones are taken; others are refused with sample and value."""
 import json
 import reprlib
+from collections.abc import Callable, Iterator
 from functools import partial
 from numbers import Integral, Real
-from typing import Any, Callable, Dict, Iterator, Optional
+from typing import Any
 
 import numpy as np
 from timm.data import MultiLabelTarget
@@ -16,7 +17,7 @@ from ...base.data_errors import LabelError
 NO_CLASS_OF_MAP = 'it is no class of --class-map'
 
 
-def class_index(label: Any, num_classes: Optional[int] = None) -> int:
+def class_index(label: Any, num_classes: int | None = None) -> int:
     """Return a label as a class index. Bools and whole floats are exact, so they are taken.
 
     Args:
@@ -45,9 +46,9 @@ def class_index(label: Any, num_classes: Optional[int] = None) -> int:
 
 def to_target(
         label: Any,
-        transform: Optional[Callable],
+        transform: Callable | None,
         name: Callable[[], str],
-        num_classes: Optional[int] = None,
+        num_classes: int | None = None,
 ) -> Any:
     """Return the target for a label: its class index, or the result of the data set's transform.
 
@@ -72,7 +73,7 @@ def label_error(sample: str, label: Any, reason: Any) -> LabelError:
     return LabelError(f'{sample} has the label {reprlib.repr(label)}: {reason}')
 
 
-def check_column(dataset: Dataset, num_classes: Optional[int] = None) -> None:
+def check_column(dataset: Dataset, num_classes: int | None = None) -> None:
     """Raise LabelError for a label of hfds/ that is no class index. Reads all labels, but no images.
 
     Args:
@@ -123,7 +124,7 @@ def _init_with_labels(dataset: Dataset, reader: Any) -> None:
     reader.ds.pipeline.insert(-2, webdataset.map(partial(_with_index, dataset, reader)))  # before timm decodes
 
 
-def _with_index(dataset: Dataset, reader: Any, sample: Dict[str, Any]) -> Dict[str, Any]:
+def _with_index(dataset: Dataset, reader: Any, sample: dict[str, Any]) -> dict[str, Any]:
     """Return a raw sample of a shard. Raises LabelError if its label is no class index."""
     key = reader.target_keys or reader.target_key or reader.split_info.alt_label
     name = f"sample {sample['__key__']!r} of {sample['__url__']}"

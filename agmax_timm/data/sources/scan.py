@@ -4,8 +4,9 @@ import io
 import tarfile
 from array import array
 from collections import Counter
+from collections.abc import Iterator
 from contextlib import closing
-from typing import Any, Iterator, List, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -64,7 +65,7 @@ def _is_rotated(image: Image.Image) -> bool:
         return False
 
 
-def scan(reader: Reader, workers: int = 0, batch_size: int = 64) -> Iterator[List[Finding]]:
+def scan(reader: Reader, workers: int = 0, batch_size: int = 64) -> Iterator[list[Finding]]:
     """Findings in the order of the reader, in lists of batch_size."""
     return iter(DataLoader(ScanDataset(reader), batch_size, num_workers=workers, collate_fn=list))
 
@@ -121,7 +122,7 @@ class Duplicate(NamedTuple):
         return self.split != self.original_split
 
 
-def duplicates(inventories: List[Inventory]) -> Iterator[Duplicate]:
+def duplicates(inventories: list[Inventory]) -> Iterator[Duplicate]:
     """Samples with the bytes of an earlier one, over all splits; those that cannot be decoded are left out."""
     if not inventories:
         return

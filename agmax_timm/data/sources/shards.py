@@ -9,11 +9,11 @@ import math
 import os
 import random
 import shutil
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from http.client import HTTPException
 from importlib.util import find_spec
-from typing import Iterator, Optional
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
@@ -33,7 +33,7 @@ _TAR_BLOCK = 512  # bytes; the last of a tar file is zero
 
 def open_dataset(
         name: str,
-        root: Optional[str] = None,
+        root: str | None = None,
         split: str = 'validation',
         workers: int = 0,
         samples_flag: str = '--num-samples',
@@ -108,7 +108,7 @@ class EvaluationShards:
         reader.split_info = replace(info, filenames=tuple(info.filenames[rank::ranks]))
         reader.dist_rank, reader.dist_num_replicas = 0, 1
 
-    def set_loader_cfg(self, num_workers: Optional[int] = None) -> None:
+    def set_loader_cfg(self, num_workers: int | None = None) -> None:
         self.num_workers = max(1, num_workers or 0)
         self.reader.set_loader_cfg(num_workers=num_workers)
 
@@ -124,7 +124,7 @@ class EvaluationShards:
         return sum(math.ceil(share / self.batch_size) * self.batch_size for share in shares)
 
 
-def shuffling(dataset: Dataset) -> Optional[random.Random]:
+def shuffling(dataset: Dataset) -> random.Random | None:
     """The generator by which this process shuffles the samples of wds/ for training, None where there is none.
 
     timm seeds it once and it goes on from epoch to epoch, so an epoch can be read again only from its state.
@@ -220,7 +220,7 @@ def _is_url(path: str) -> bool:
     return path.startswith(('http://', 'https://'))
 
 
-def _check_source(root: Optional[str]) -> None:
+def _check_source(root: str | None) -> None:
     """timm reads _info.json first, and over a dead host for a quarter of an hour."""
     if not root:
         raise DataError('no data: give the folder or URL of the shards, as DIR or --data-dir DIR')
@@ -247,7 +247,7 @@ def _check_shards(root: str, split: str, filenames) -> None:
                 raise DataError(f"split '{split}', shard {path}: {problem}")
 
 
-def _shard_problem(path: str) -> Optional[str]:
+def _shard_problem(path: str) -> str | None:
     """What is wrong with a shard, as far as its size and its last block tell; nothing for sources unknown here."""
     try:
         if _is_url(path):

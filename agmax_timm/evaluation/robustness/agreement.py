@@ -1,6 +1,5 @@
 """Agreement of a classifier with itself on two augmented views of an image: what AgMax rewards in training."""
 from collections import OrderedDict
-from typing import Dict, Optional
 
 import torch
 import torch.distributed as dist
@@ -17,7 +16,7 @@ class AgreementEvaluator:
         valid_labels: The outputs that are classes of the data; None for all.
     """
 
-    def __init__(self, device: Optional[torch.device] = None, max_samples: Optional[int] = None, valid_labels=None):
+    def __init__(self, device: torch.device | None = None, max_samples: int | None = None, valid_labels=None):
         self.max_samples = max_samples
         self.valid_labels = valid_labels
         self.num_samples = 0
@@ -40,17 +39,17 @@ class AgreementEvaluator:
         divergence = difference.sum() / 2
         self.totals += torch.stack([torch.full_like(divergence, len(views[0])), same.to(divergence.dtype), divergence])
 
-    def summary(self) -> Dict[str, float]:
+    def summary(self) -> dict[str, float]:
         """'agreement' in percent, 'agreement_kl' in nats, of this rank."""
         return self._read(self.totals)
 
-    def compute(self, distributed: bool = False) -> Dict[str, float]:
+    def compute(self, distributed: bool = False) -> dict[str, float]:
         """The same of all ranks."""
         totals = self.totals.clone()
         if distributed:
             dist.all_reduce(totals)
         return self._read(totals)
 
-    def _read(self, totals: torch.Tensor) -> Dict[str, float]:
+    def _read(self, totals: torch.Tensor) -> dict[str, float]:
         count, same, divergence = totals.tolist()
         return OrderedDict(agreement=100 * same / max(count, 1), agreement_kl=divergence / max(count, 1))

@@ -1,6 +1,5 @@
 """Attacks on batches as validate.py's loaders give them, with the unit, the norm and the steps of the options."""
 import argparse
-from typing import Optional
 
 import torch
 
@@ -70,7 +69,7 @@ class Attack:
                            self._start(pixels))
             return normalized(attacked).detach()
 
-    def _start(self, pixels: torch.Tensor) -> Optional[torch.Tensor]:
+    def _start(self, pixels: torch.Tensor) -> torch.Tensor | None:
         """By the number of the image in the data: neither batches nor ranks change it."""
         count, ranks = len(pixels), self.args.world_size
         indices = range(self.next_index, self.next_index + count * ranks, ranks)

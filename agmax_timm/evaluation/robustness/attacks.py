@@ -3,7 +3,7 @@
 FGSM: I. Goodfellow and others, arXiv 1412.6572; PGD: A. Madry and others, arXiv 1706.06083. Pixels are in [0, 1] and
 stay there: the bounds are those of images, before any normalisation.
 """
-from typing import Callable, Iterable, Optional
+from collections.abc import Callable, Iterable
 
 import torch
 import torch.nn.functional as F
@@ -40,8 +40,8 @@ def pgd(
         epsilon: float,
         norm: str = 'linf',
         steps: int = 10,
-        step_size: Optional[float] = None,
-        start: Optional[torch.Tensor] = None,
+        step_size: float | None = None,
+        start: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Projected gradient descent: steps up the loss, after each of which the change is cut to what is allowed.
 

@@ -5,7 +5,7 @@ arXiv 1903.12261. Corruptions as images are read are those of the package imagec
 """
 import inspect
 import os
-from typing import Dict, List, Mapping, Optional, Sequence, Tuple
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from PIL import Image
@@ -21,7 +21,7 @@ ALEXNET_ERRORS = {
     'jpeg_compression': 60.6500,
 }
 
-Errors = Mapping[Tuple[str, int], float]  # top-1 error in percent by name and severity
+Errors = Mapping[tuple[str, int], float]  # top-1 error in percent by name and severity
 
 
 class Corrupt:
@@ -49,7 +49,7 @@ class Corrupt:
         return f'{type(self).__name__}({self.name}, severity={self.severity})'
 
 
-def corruption_names() -> List[str]:
+def corruption_names() -> list[str]:
     """Names of the corruptions that can be made as images are read: the 15 of ImageNet-C's mean, and its 4 others.
 
     Raises:
@@ -62,7 +62,7 @@ def corruption_names() -> List[str]:
     return list(get_corruption_names('all'))
 
 
-def find_corruptions(folder: str) -> Dict[str, Dict[int, str]]:
+def find_corruptions(folder: str) -> dict[str, dict[int, str]]:
     """Folders of corrupted images by name and severity: those of FOLDER/NAME/1 to 5, or, as ImageNet-C is unpacked,
     FOLDER/GROUP/NAME/1 to 5."""
     found = {}
@@ -75,12 +75,12 @@ def find_corruptions(folder: str) -> Dict[str, Dict[int, str]]:
     return {name: severities for name, severities in sorted(found.items()) if severities}
 
 
-def _severities(folder: str) -> Dict[int, str]:
+def _severities(folder: str) -> dict[int, str]:
     folders = {severity: os.path.join(folder, str(severity)) for severity in SEVERITIES}
     return {severity: path for severity, path in folders.items() if os.path.isdir(path)}
 
 
-def summarize(errors: Errors, imagenet_c: bool = False) -> Dict[str, float]:
+def summarize(errors: Errors, imagenet_c: bool = False) -> dict[str, float]:
     """Each corruption's mean error over its severities, and the mean of those.
 
     Args:
@@ -101,7 +101,7 @@ def summarize(errors: Errors, imagenet_c: bool = False) -> Dict[str, float]:
     return summary
 
 
-def mean_corruption_error(errors: Errors) -> Optional[float]:
+def mean_corruption_error(errors: Errors) -> float | None:
     """mCE in percent: errors relative to AlexNet's, then their mean; None where one of the 15 x 5 is missing."""
     if any((name, severity) not in errors for name in ALEXNET_ERRORS for severity in SEVERITIES):
         return None
@@ -114,6 +114,6 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
-def _folders(path: str) -> List[str]:
+def _folders(path: str) -> list[str]:
     with os.scandir(path) as entries:
         return sorted(entry.name for entry in entries if entry.is_dir())

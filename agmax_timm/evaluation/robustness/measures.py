@@ -5,8 +5,9 @@ import logging
 import os
 import re
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Callable, Dict, List, NamedTuple, Optional
+from typing import Any, NamedTuple
 
 import torch
 from timm import utils
@@ -41,7 +42,7 @@ class Corruption(NamedTuple):
     """A corruption to evaluate; without a path it is made as images are read."""
     name: str
     severity: int
-    path: Optional[str] = None
+    path: str | None = None
 
 
 @dataclass
@@ -56,11 +57,11 @@ class Evaluation:
     def run(
             self,
             name: str,
-            dataset: Optional[Dataset] = None,
-            change: Optional[Callable[[Any], Any]] = None,
-            perturb: Optional[Callable] = None,
+            dataset: Dataset | None = None,
+            change: Callable[[Any], Any] | None = None,
+            perturb: Callable | None = None,
             **data_config,
-    ) -> Dict[str, float]:
+    ) -> dict[str, float]:
         """Metrics of one pass.
 
         Args:
@@ -82,11 +83,11 @@ class Evaluation:
 
     def evaluate(
             self,
-            name: Optional[str],
+            name: str | None,
             loader: Any,
             evaluator: Any,
-            perturb: Optional[Callable] = None,
-    ) -> Dict[str, float]:
+            perturb: Callable | None = None,
+    ) -> dict[str, float]:
         """The same with a loader and an evaluator; without a name there are no log lines."""
         args = self.args
         return evaluate(
@@ -103,9 +104,9 @@ def check(args: argparse.Namespace) -> None:
 
 def measure(
         evaluation: Evaluation,
-        open_split: Callable[[argparse.Namespace, Dict[str, Any]], Dataset],
-        run_options: Dict[str, Any],
-) -> Dict[str, float]:
+        open_split: Callable[[argparse.Namespace, dict[str, Any]], Dataset],
+        run_options: dict[str, Any],
+) -> dict[str, float]:
     """All that the options ask for, in percent but for agreement_kl.
 
     Args:
@@ -134,7 +135,7 @@ def measure(
 
 # ---- Agreement ----
 
-def measure_agreement(evaluation: Evaluation, run_options: Dict[str, Any]) -> Dict[str, float]:
+def measure_agreement(evaluation: Evaluation, run_options: dict[str, Any]) -> dict[str, float]:
     """'agreement' in percent and 'agreement_kl' in nats, of two views of each image by the training transform."""
     evaluation = copy.copy(evaluation)
     args = evaluation.args = copy.copy(evaluation.args)
@@ -151,7 +152,7 @@ def measure_agreement(evaluation: Evaluation, run_options: Dict[str, Any]) -> Di
     return evaluation.evaluate(None, loader, evaluator)
 
 
-def _training_transform(evaluation: Evaluation, run_options: Dict[str, Any]) -> Any:
+def _training_transform(evaluation: Evaluation, run_options: dict[str, Any]) -> Any:
     """Two views by the augmentation of the run, without mixing, or by timm's default."""
     args = train_parser().parse_args([])
     vars(args).update((name, value) for name, value in run_options.items() if name in args)
@@ -166,7 +167,7 @@ def _training_transform(evaluation: Evaluation, run_options: Dict[str, Any]) -> 
 
 # ---- Corruptions ----
 
-def list_corruptions(args: argparse.Namespace) -> List[Corruption]:
+def list_corruptions(args: argparse.Namespace) -> list[Corruption]:
     """The corruptions that the options ask for.
 
     Raises:
@@ -200,7 +201,7 @@ def list_corruptions(args: argparse.Namespace) -> List[Corruption]:
     return [Corruption(name, severity) for name in names for severity in severities]
 
 
-def _chosen(words: List[str], known: List[str], where: str) -> List[str]:
+def _chosen(words: list[str], known: list[str], where: str) -> list[str]:
     """The names that words stand for, each once."""
     subsets = {'all': known, 'common': [name for name in known if name in ALEXNET_ERRORS]}
     names = list(dict.fromkeys(name for word in words for name in subsets.get(word, [word])))
@@ -210,7 +211,7 @@ def _chosen(words: List[str], known: List[str], where: str) -> List[str]:
     return names
 
 
-def measure_corruptions(evaluation: Evaluation, open_split: Callable) -> Dict[str, float]:
+def measure_corruptions(evaluation: Evaluation, open_split: Callable) -> dict[str, float]:
     """Top-1 error of each corruption and severity, 'NAME_SEVERITY_err', then the means, see summarize."""
     args, config = evaluation.args, evaluation.subject.data_config
     listed = list_corruptions(args)
@@ -232,7 +233,7 @@ def measure_corruptions(evaluation: Evaluation, open_split: Callable) -> Dict[st
         path is not None for _, _, path in listed))}
 
 
-def _check_images(args: argparse.Namespace, config: Dict[str, Any]) -> None:
+def _check_images(args: argparse.Namespace, config: dict[str, Any]) -> None:
     mode = loaders.image_mode(args, config)
     if mode != 'RGB':
         raise OptionError(f'--corruptions are for RGB images, the model takes {mode}: drop it')
@@ -270,7 +271,7 @@ def measure_stress(evaluation: Evaluation, kind: str) -> float:
     return metrics['top1']
 
 
-def measure_attacks(evaluation: Evaluation) -> Dict[str, float]:
+def measure_attacks(evaluation: Evaluation) -> dict[str, float]:
     """Top-1 accuracy of each bound, 'ATTACK_NORM_EPS_top1', as for instance 'pgd_linf_4_top1'."""
     args = evaluation.args
     for parameter in evaluation.subject.model.parameters():

@@ -2,7 +2,8 @@
 
 The two of the original implementation of AgMax, in torchvision's and timm's form.
 """
-from typing import Any, Callable, List, Tuple
+from collections.abc import Callable
+from typing import Any
 
 from timm.data.transforms import RandomResizedCropAndInterpolation
 from torchvision import transforms
@@ -12,7 +13,7 @@ _JITTER = 1.  # brightness, contrast and saturation by a factor from 0 to 2
 _CROP_SCALE = (0.2, 1.)  # share of the area
 
 
-def stress_transform(kind: str, transform: transforms.Compose, size: Tuple[int, int], interpolation: str):
+def stress_transform(kind: str, transform: transforms.Compose, size: tuple[int, int], interpolation: str):
     """An evaluation transform under stress.
 
     Args:
@@ -33,7 +34,7 @@ def before_tensor(transform: transforms.Compose, step: Callable[[Any], Any]) -> 
     return transforms.Compose([*before, step, *after])
 
 
-def _split(transform: transforms.Compose) -> Tuple[List[Callable], List[Callable]]:
+def _split(transform: transforms.Compose) -> tuple[list[Callable], list[Callable]]:
     """Steps of images, steps from the one on that makes a tensor of them."""
     steps = list(transform.transforms)
     at = next(i for i, step in enumerate(steps) if type(step).__name__.endswith('ToTensor'))

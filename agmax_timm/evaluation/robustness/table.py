@@ -3,11 +3,11 @@ import csv
 import logging
 import os
 import re
-from typing import Any, Dict, List, Optional
+from typing import Any
 
 from ...base.atomic_write import replacing
 
-Row = Dict[str, Any]
+Row = dict[str, Any]
 
 _logger = logging.getLogger(__name__)
 _BY_SEVERITY = re.compile(r'(.+)_([1-5])_err')
@@ -17,7 +17,7 @@ _NOT_COMPARED = ('model', 'top1_err', 'top5_err', 'param_count', 'img_size', 'cr
                  'aliases', 'error')
 
 
-def write_report(folder: str, rows: List[Row]) -> None:
+def write_report(folder: str, rows: list[Row]) -> None:
     """Write robustness.csv, robustness.md and, with matplotlib, robustness.png; each changes at once or not at all."""
     os.makedirs(folder, exist_ok=True)
     with replacing(os.path.join(folder, 'robustness.csv'), 'w', newline='', errors='surrogateescape') as f:
@@ -29,7 +29,7 @@ def write_report(folder: str, rows: List[Row]) -> None:
     draw(os.path.join(folder, 'robustness.png'), rows)
 
 
-def markdown(rows: List[Row]) -> str:
+def markdown(rows: list[Row]) -> str:
     """A table with a column for each model and a row for each measure; severities are in the CSV alone."""
     names = [name for name in dict.fromkeys(name for row in rows for name in row)
              if name not in _NOT_COMPARED and not _BY_SEVERITY.fullmatch(name)]
@@ -39,7 +39,7 @@ def markdown(rows: List[Row]) -> str:
     return ''.join(f"| {' | '.join(line)} |\n" for line in lines) + ''.join(f'\n{line}\n' for line in failed)
 
 
-def labels(rows: List[Row]) -> List[str]:
+def labels(rows: list[Row]) -> list[str]:
     """A short name for each: the checkpoint's way from where all of them are, else the model's name."""
     paths = [os.path.abspath(row['checkpoint']) for row in rows if row.get('checkpoint')]
     root = os.path.commonpath(map(os.path.dirname, paths)) if paths else ''
@@ -47,7 +47,7 @@ def labels(rows: List[Row]) -> List[str]:
             else row['model'].replace('|', r'\|') for row in rows]
 
 
-def draw(path: str, rows: List[Row]) -> None:
+def draw(path: str, rows: list[Row]) -> None:
     """Error by severity and accuracy by the bound of the attack, a line for each model; nothing without either."""
     curves = [(label, by_severity(row), by_epsilon(row)) for label, row in zip(labels(rows), rows)]
     if not any(severities or epsilons for _, severities, epsilons in curves):
@@ -69,9 +69,9 @@ def draw(path: str, rows: List[Row]) -> None:
         figure.savefig(f, format='png', dpi=120)
 
 
-def by_severity(row: Row) -> Dict[int, float]:
+def by_severity(row: Row) -> dict[int, float]:
     """Mean top-1 error of all corruptions by severity, 0 for that of the images as they are; empty without any."""
-    errors: Dict[int, List[float]] = {}
+    errors: dict[int, list[float]] = {}
     for name, value in row.items():
         match = _BY_SEVERITY.fullmatch(name)
         if match:
@@ -81,11 +81,11 @@ def by_severity(row: Row) -> Dict[int, float]:
     return {0: row['top1_err'], **{severity: sum(values) / len(values) for severity, values in sorted(errors.items())}}
 
 
-def by_epsilon(row: Row) -> Dict[float, float]:
+def by_epsilon(row: Row) -> dict[float, float]:
     """Top-1 accuracy by the attack's bound, 0 for the images as they are; empty without any."""
     attacked = {float(match[3]): row[match[0]] for match in map(_BY_EPSILON.fullmatch, row) if match}
     return {0.: row['top1'], **dict(sorted(attacked.items()))} if attacked else {}
 
 
-def _shown(value: Optional[float]) -> str:
+def _shown(value: float | None) -> str:
     return '' if value is None else f'{value:.4g}' if abs(value) < 1 else f'{value:.2f}'

@@ -1,6 +1,6 @@
 """What changed between a checkpoint and the options and data that are to go on from it."""
 import argparse
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any
 
 from torch.utils.data import Dataset, IterableDataset
 
@@ -30,7 +30,7 @@ _START = ('resume', 'no_resume_opt', 'start_epoch', 'stop_epoch', 'early_stop', 
 _NOT_COMPARED = LAUNCHER + _START + KEEPING
 
 
-def compare_options(args: argparse.Namespace, saved: Dict[str, Any], within_epoch: bool) -> Tuple[List[str], bool]:
+def compare_options(args: argparse.Namespace, saved: dict[str, Any], within_epoch: bool) -> tuple[list[str], bool]:
     """Name the options that differ from those that a checkpoint was made with.
 
     Args:
@@ -62,9 +62,9 @@ def compare_options(args: argparse.Namespace, saved: Dict[str, Any], within_epoc
     return lines, not set(differ) & set(_SCHEDULE) - no_part
 
 
-def describe_data(train: Dataset, validation: Optional[Dataset]) -> Dict[str, Any]:
+def describe_data(train: Dataset, validation: Dataset | None) -> dict[str, Any]:
     """The number of samples (None if read in sequence) and the class names (None if unknown) of both splits."""
-    def describe(dataset: Optional[Dataset]) -> Optional[Dict[str, Any]]:
+    def describe(dataset: Dataset | None) -> dict[str, Any] | None:
         if dataset is None:
             return None
         samples = None if isinstance(dataset, IterableDataset) else len(dataset)
@@ -72,7 +72,7 @@ def describe_data(train: Dataset, validation: Optional[Dataset]) -> Dict[str, An
     return {'train': describe(train), 'validation': describe(validation)}
 
 
-def compare_views(now: Dict[str, Any], saved: Dict[str, Any]) -> str:
+def compare_views(now: dict[str, Any], saved: dict[str, Any]) -> str:
     """A line if views are made in another way than before, which memory and packages decide too, '' if not.
 
     Args:
@@ -83,7 +83,7 @@ def compare_views(now: Dict[str, Any], saved: Dict[str, Any]) -> str:
         f"views are made {now['views']} in place of {before}, see --augment-backend and --image-memory")
 
 
-def compare_data(args: argparse.Namespace, now: Dict[str, Any], saved: Dict[str, Any]) -> List[str]:
+def compare_data(args: argparse.Namespace, now: dict[str, Any], saved: dict[str, Any]) -> list[str]:
     """Name what of the data changed since a checkpoint.
 
     Raises:

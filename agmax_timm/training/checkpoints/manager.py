@@ -2,7 +2,8 @@
 import argparse
 import logging
 import time
-from typing import Any, Dict, Iterable, Optional, Tuple
+from collections.abc import Iterable
+from typing import Any
 
 import torch
 from timm.task import TrainingTask
@@ -42,7 +43,7 @@ class Keeper:
             state: RunState,
             signals: StopSignals,
             watchdog: Watchdog,
-            gathered: Optional[WholeState] = None,
+            gathered: WholeState | None = None,
     ):
         self.args = args
         self.task = task
@@ -51,9 +52,9 @@ class Keeper:
         self.watchdog = watchdog
         self.gathered = gathered
         self.interval, self.unit = parse_interval(args.recovery_interval)
-        self.output_dir: Optional[str] = None  # these three on the first rank
-        self.saver: Optional[RecordSaver] = None
-        self.constants: Dict[str, Any] = {}  # what else goes into every state
+        self.output_dir: str | None = None  # these three on the first rank
+        self.saver: RecordSaver | None = None
+        self.constants: dict[str, Any] = {}  # what else goes into every state
         self.log_position = lambda: 0
         self.damage = damage_of(state.loader.dataset)
         if self.damage is not None:
@@ -65,7 +66,7 @@ class Keeper:
         """Count from the updates that are done of an epoch."""
         self._updates = updates
 
-    def wishes(self) -> Tuple[bool, bool]:
+    def wishes(self) -> tuple[bool, bool]:
         """Whether to save, and to stop, after this update; for Watch."""
         self.watchdog.beat()
         self._updates += 1
@@ -93,7 +94,7 @@ class Keeper:
         if verdict.stop:
             self.leave(f'epoch {epoch}, batch {batches}')
 
-    def save_within(self, position: Position, losses: RunningLosses, random: Optional[Dict[str, Any]] = None) -> None:
+    def save_within(self, position: Position, losses: RunningLosses, random: dict[str, Any] | None = None) -> None:
         """Write a recovery file. A collective."""
         check_weights(self.task)
         if self.gathered is not None:
@@ -103,7 +104,7 @@ class Keeper:
             self.saver.save_recovery(position.epoch, position.batch - 1, state=self._complete(state))
         self._saved_at = time.monotonic()
 
-    def save_epoch(self, epoch: int, metric: Optional[float], **metrics: Optional[Dict[str, float]]) -> None:
+    def save_epoch(self, epoch: int, metric: float | None, **metrics: dict[str, float] | None) -> None:
         """Write the checkpoint of an epoch that is done, and the summary. A collective."""
         check_weights(self.task)
         if self.gathered is not None:
@@ -131,7 +132,7 @@ class Keeper:
             self.damage.check()
         raise Interrupted(f'{self.signals.name}: saved at {where}. {GOES_ON}')
 
-    def _complete(self, state: Dict[str, Any]) -> Dict[str, Any]:
+    def _complete(self, state: dict[str, Any]) -> dict[str, Any]:
         damaged = self.damage.indices() if self.damage is not None else []
         return {**state, **self.constants, 'log': self.log_position(), 'damaged': damaged}
 

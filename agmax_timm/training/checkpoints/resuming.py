@@ -2,7 +2,7 @@
 import argparse
 import logging
 from dataclasses import dataclass
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any
 
 from timm import utils
 
@@ -19,13 +19,13 @@ _logger = logging.getLogger('train')
 @dataclass
 class Before:
     """What a checkpoint says of the run that wrote it."""
-    state: Optional[Dict[str, Any]]  # None: of timm's script, or of a version that kept none
+    state: dict[str, Any] | None  # None: of timm's script, or of a version that kept none
     same_schedule: bool
     exact: bool  # whether to go on from the state
-    changed: List[str]
+    changed: list[str]
 
     @classmethod
-    def read(cls, args: argparse.Namespace, data: Dict[str, Any]) -> 'Before':
+    def read(cls, args: argparse.Namespace, data: dict[str, Any]) -> 'Before':
         """Read a checkpoint, and compare it with the options and data.
 
         Raises:
@@ -57,7 +57,7 @@ class Before:
             _logger.info(f"Not as in the checkpoint: {', '.join(changed + of_data)}")
         return cls(state, same_schedule, exact, changed + of_data)
 
-    def restore(self, state: RunState, primary: bool) -> Tuple[Position, Optional[RunningLosses]]:
+    def restore(self, state: RunState, primary: bool) -> tuple[Position, RunningLosses | None]:
         """Set all that the run depends on; call it when everything is built."""
         found = state.load_state_dict(self.state, self.same_schedule)
         if found['changed'] and primary:
@@ -75,7 +75,7 @@ class Before:
                                   for name in ('rows', 'results')))
 
 
-def _recorded_data(checkpoint: Dict[str, Any]) -> Dict[str, Any]:
+def _recorded_data(checkpoint: dict[str, Any]) -> dict[str, Any]:
     """The description of the data in the record of a checkpoint that has no state."""
     record = checkpoint.get(RECORD)
     names = record.get('class_names') if isinstance(record, dict) else None
@@ -84,9 +84,9 @@ def _recorded_data(checkpoint: Dict[str, Any]) -> Dict[str, Any]:
 
 def find_start(
         args: argparse.Namespace,
-        before: Optional[Before],
-        resume_epoch: Optional[int],
-) -> Tuple[Position, Optional[RunningLosses]]:
+        before: Before | None,
+        resume_epoch: int | None,
+) -> tuple[Position, RunningLosses | None]:
     """Where training begins: by --start-epoch, by the state of the checkpoint, else by its epoch."""
     if args.start_epoch is not None:
         return Position(args.start_epoch), None

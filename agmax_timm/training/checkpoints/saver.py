@@ -8,10 +8,11 @@ import logging
 import math
 import os
 import re
+from collections.abc import Callable
 from contextlib import suppress
 from glob import escape as glob_escape
 from glob import glob
-from typing import Any, Callable, Dict, List, Optional, Tuple
+from typing import Any
 
 import torch
 from timm.task import TrainingTask
@@ -40,21 +41,21 @@ class RecordSaver(CheckpointSaver):
         background: Write in a thread, from a copy of the state on the host; one file at a time.
     """
 
-    def __init__(self, task: TrainingTask, record: Dict[str, Any], background: bool = False, **kwargs):
+    def __init__(self, task: TrainingTask, record: dict[str, Any], background: bool = False, **kwargs):
         super().__init__(model=task.get_trainable_module(), task=task, **kwargs)
         self.record = record
-        self.error: Optional[SaveError] = None  # of the last save, None if it was written
-        self._newest: Optional[str] = None
+        self.error: SaveError | None = None  # of the last save, None if it was written
+        self._newest: str | None = None
         self._background = Background(background)
 
     def save_checkpoint(
             self,
             epoch: int,
-            metric: Optional[float] = None,
-            raw: Optional[Dict[str, float]] = None,
-            ema: Optional[Dict[str, float]] = None,
-            state: Optional[Dict[str, Any]] = None,
-    ) -> Tuple[Optional[float], Optional[int]]:
+            metric: float | None = None,
+            raw: dict[str, float] | None = None,
+            ema: dict[str, float] | None = None,
+            state: dict[str, Any] | None = None,
+    ) -> tuple[float | None, int | None]:
         """Save `last`, and as timm ranks them `checkpoint-N` and `model_best`.
 
         Args:
@@ -79,13 +80,13 @@ class RecordSaver(CheckpointSaver):
         self._run(write, path)
         return self.best_metric, self.best_epoch
 
-    def measure(self, epoch: int, state: Optional[Dict[str, Any]] = None) -> int:
+    def measure(self, epoch: int, state: dict[str, Any] | None = None) -> int:
         """Bytes of a checkpoint of what there is now; nothing is written."""
         counter = _Counter()
         torch.save(self._content(epoch, 0., {}, state), counter)
         return counter.size
 
-    def save_recovery(self, epoch: int, batch_idx: int = 0, state: Optional[Dict[str, Any]] = None) -> None:
+    def save_recovery(self, epoch: int, batch_idx: int = 0, state: dict[str, Any] | None = None) -> None:
         """Save within an epoch; this file and the one before it are kept, of an earlier process too.
 
         Args:
@@ -168,7 +169,7 @@ class RecordSaver(CheckpointSaver):
                 _logger.error(f'{self.error}. Training goes on; the next save tries again.')
         self._background.run(attempt)
 
-    def _content(self, epoch: int, metric: Optional[float], metrics: Dict[str, Any], state: Any) -> Dict[str, Any]:
+    def _content(self, epoch: int, metric: float | None, metrics: dict[str, Any], state: Any) -> dict[str, Any]:
         """What timm saves, and what is ours; a copy where it is written in the background."""
         arch = type(self.model).__name__.lower() if self.args is None else self.args.model
         content = {'epoch': epoch, 'arch': arch, 'optimizer': self.optimizer.state_dict(), 'version': 2}
@@ -186,7 +187,7 @@ class RecordSaver(CheckpointSaver):
             content[STATE] = state
         return snapshot(content) if self._background.enabled else content
 
-    def _write(self, content: Dict[str, Any], path: str) -> None:
+    def _write(self, content: dict[str, Any], path: str) -> None:
         with atomic_write.replacing(path) as f:
             try:
                 torch.save(content, f)
@@ -196,7 +197,7 @@ class RecordSaver(CheckpointSaver):
                 raise
         self._newest = path
 
-    def _rank(self, path: str, epoch: int, metric: Optional[float]) -> None:
+    def _rank(self, path: str, epoch: int, metric: float | None) -> None:
         """Give a file its place among the best, and only then remove the one that has none any more."""
         metric = metric if _ranks(metric) else None
         kept = self._checkpoint_path(epoch)
@@ -232,7 +233,7 @@ class RecordSaver(CheckpointSaver):
         return os.path.join(self.checkpoint_dir, name + self.extension)
 
 
-def _age(path: str) -> Tuple[float, List[int]]:
+def _age(path: str) -> tuple[float, list[int]]:
     """To sort recovery files by: when they were written; epoch and batch where a file system sees no difference."""
     return os.path.getmtime(path), [*map(int, re.findall(r'\d+', os.path.basename(path)))]
 
@@ -247,7 +248,7 @@ class _Counter(io.RawIOBase):
         return written
 
 
-def _ranks(metric: Optional[float]) -> bool:
+def _ranks(metric: float | None) -> bool:
     return metric is not None and not math.isnan(metric)
 
 
@@ -256,7 +257,7 @@ def create_saver(
         task: TrainingTask,
         optimizer: torch.optim.Optimizer,
         args: argparse.Namespace,
-        record: Dict[str, Any],
+        record: dict[str, Any],
         scaler: Any = None,
         decreasing: bool = False,
 ) -> RecordSaver:

@@ -5,7 +5,7 @@ It is kept in the checkpoint, in tensors and plain values, with the part of each
 import argparse
 import random
 from dataclasses import dataclass, field
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -31,8 +31,8 @@ class Position:
 @dataclass
 class History:
     """What a run has told so far."""
-    rows: List[Dict[str, Any]] = field(default_factory=list)  # of summary.csv
-    results: List[Dict[str, Any]] = field(default_factory=list)  # of --result
+    rows: list[dict[str, Any]] = field(default_factory=list)  # of summary.csv
+    results: list[dict[str, Any]] = field(default_factory=list)  # of --result
 
 
 class RunState:
@@ -69,9 +69,9 @@ class RunState:
     def state_dict(
             self,
             position: Position,
-            losses: Optional[RunningLosses] = None,
-            random: Optional[Dict[str, Any]] = None,
-    ) -> Optional[Dict[str, Any]]:
+            losses: RunningLosses | None = None,
+            random: dict[str, Any] | None = None,
+    ) -> dict[str, Any] | None:
         """The state, on the first rank. A collective where there are several.
 
         Args:
@@ -106,7 +106,7 @@ class RunState:
             'evaluated': self.evaluated,
         }
 
-    def load_state_dict(self, state: Dict[str, Any], same_schedule: bool, exact_order: bool = True) -> Dict[str, Any]:
+    def load_state_dict(self, state: dict[str, Any], same_schedule: bool, exact_order: bool = True) -> dict[str, Any]:
         """Go on from a state; call it last, when all is built and wrapped.
 
         Args:
@@ -156,10 +156,10 @@ class RunState:
         return {'position': position, 'changed': changed, 'left_out': left_out,
                 'losses': self._losses(ranks, mine, same_ranks)}
 
-    def random_state(self) -> Dict[str, Any]:
+    def random_state(self) -> dict[str, Any]:
         return get_random_state(self.device)
 
-    def _losses(self, ranks: List[Dict], mine: Dict, same_ranks: bool) -> Optional[RunningLosses]:
+    def _losses(self, ranks: list[dict], mine: dict, same_ranks: bool) -> RunningLosses | None:
         saved = mine['losses']
         if saved is None:
             return None
@@ -170,13 +170,13 @@ class RunState:
         losses.load_state_dict(saved)
         return losses
 
-    def _modules(self) -> List[torch.nn.Module]:
+    def _modules(self) -> list[torch.nn.Module]:
         modules = [unwrap_model(self.task.get_trainable_module())]
         if self.task.has_ema():
             modules.append(unwrap_model(self.task.get_trainable_module(ema=True)))
         return modules
 
-    def _owners(self) -> List[Tuple[str, Any, torch.device]]:
+    def _owners(self) -> list[tuple[str, Any, torch.device]]:
         """Owners of random generators, some optimizers and an EMA in bfloat16, with the device that they draw on."""
         owners = [('optimizer', self.optimizer, self.device)]
         if self.task.has_ema():
@@ -185,7 +185,7 @@ class RunState:
         return owners
 
 
-def _generator_states(owner: Any) -> Dict[str, Any]:
+def _generator_states(owner: Any) -> dict[str, Any]:
     states = {}
     for name, value in vars(owner).items():
         if isinstance(value, torch.Generator):
@@ -195,7 +195,7 @@ def _generator_states(owner: Any) -> Dict[str, Any]:
     return states
 
 
-def _load_generator_states(owner: Any, states: Dict[str, Any], device: torch.device) -> bool:
+def _load_generator_states(owner: Any, states: dict[str, Any], device: torch.device) -> bool:
     """Set what _generator_states returned, but for states of another kind of device.
 
     Returns:
@@ -221,7 +221,7 @@ def _load_generator_state(owner: Any, name: str, saved: Any, device: torch.devic
     return False
 
 
-def _scheduler_state(scheduler: Any) -> Dict[str, Any]:
+def _scheduler_state(scheduler: Any) -> dict[str, Any]:
     """What a schedule by a metric remembers (timm saves a part of it); all others follow from the position."""
     inner = getattr(scheduler, 'lr_scheduler', None)
     if inner is None:
@@ -231,7 +231,7 @@ def _scheduler_state(scheduler: Any) -> Dict[str, Any]:
     return {'inner': plain, 'restore_lr': scheduler.restore_lr}
 
 
-def _load_scheduler_state(scheduler: Any, state: Dict[str, Any]) -> None:
+def _load_scheduler_state(scheduler: Any, state: dict[str, Any]) -> None:
     if state and hasattr(scheduler, 'lr_scheduler'):
         scheduler.lr_scheduler.load_state_dict(state['inner'])
         scheduler.restore_lr = state['restore_lr']

@@ -2,7 +2,6 @@
 import csv
 import logging
 import os
-from typing import Dict, Optional
 
 import torch
 from torch.utils.data import Dataset
@@ -23,11 +22,11 @@ class DamageReport:
         output_dir: Folder for damaged.csv; None on ranks that do not report.
     """
 
-    def __init__(self, dataset: Dataset, device: torch.device, output_dir: Optional[str] = None):
+    def __init__(self, dataset: Dataset, device: torch.device, output_dir: str | None = None):
         self.damage = getattr(dataset, 'damage', None)
         self.device = device
         self.output_dir = output_dir
-        self.reasons: Dict[int, str] = {}
+        self.reasons: dict[int, str] = {}
 
     def after_epoch(self) -> None:
         """Warn of what is new, over all ranks. Every rank must call it.

@@ -6,8 +6,9 @@ looked at before the step where that costs no wait, on the CPU and with --nan-po
 are read with the next update.
 """
 import argparse
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Callable, Dict, List, Optional, Tuple
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -22,13 +23,13 @@ GRADIENT = 'gradient'
 @dataclass
 class Verdict:
     """What all ranks agreed on about an update."""
-    broken: List[str]  # losses by name, or 'gradient', that are NaN or infinite on any rank
-    here: List[str]  # those of this rank
+    broken: list[str]  # losses by name, or 'gradient', that are NaN or infinite on any rank
+    here: list[str]  # those of this rank
     save: bool = False
     stop: bool = False
     late: bool = False  # the gradient of the previous update, which was made, is the broken one
     skipped: bool = False  # the loss scaler left the update out: a gradient is NaN or infinite
-    scale: Optional[float] = None  # the loss scale after a skipped update
+    scale: float | None = None  # the loss scale after a skipped update
 
     @property
     def made(self) -> bool:
@@ -49,19 +50,19 @@ class Watch:
             self,
             args: argparse.Namespace,
             device: torch.device,
-            wishes: Optional[Callable[[], Tuple[bool, bool]]] = None,
+            wishes: Callable[[], tuple[bool, bool]] | None = None,
     ):
         self.device = device
         self.distributed = args.distributed
         self.skips = args.nan_policy == 'skip'  # broken updates are left out
         self.at_once = device.type == 'cpu' or self.skips
         self.wishes = wishes or (lambda: (False, False))
-        self.names: Tuple[str, ...] = ()
-        self._losses: Optional[torch.Tensor] = None  # which are broken on this rank, in the update so far
-        self._late: Optional[torch.Tensor] = None  # whether the gradients of the last update were
-        self._reading: Optional[_Reading] = None
+        self.names: tuple[str, ...] = ()
+        self._losses: torch.Tensor | None = None  # which are broken on this rank, in the update so far
+        self._late: torch.Tensor | None = None  # whether the gradients of the last update were
+        self._reading: _Reading | None = None
 
-    def look(self, result: Dict[str, Any], last: bool) -> None:
+    def look(self, result: dict[str, Any], last: bool) -> None:
         """Note the losses of a batch; after the last one of an update, ask the other ranks."""
         losses = {name: value for name, value in result.items() if name != 'output'}
         self.names = tuple(losses)
@@ -96,7 +97,7 @@ class Watch:
         self._late = None
         return Verdict([GRADIENT] if late else [], [GRADIENT] if here else [], late=bool(late))
 
-    def check_gradients(self, parameters: List[nn.Parameter], verdict: Verdict) -> Optional[torch.Tensor]:
+    def check_gradients(self, parameters: list[nn.Parameter], verdict: Verdict) -> torch.Tensor | None:
         """Add to the verdict what the backward pass of the update left.
 
         Returns:
@@ -128,13 +129,13 @@ class _Reading:
         if on_gpu:
             self.copied.record()
 
-    def read(self) -> Tuple[List[int], List[int]]:
+    def read(self) -> tuple[list[int], list[int]]:
         if self.copied is not None:
             self.copied.synchronize()
         return tuple(self.host.tolist())
 
 
-def _named(names: Tuple[str, ...], flags: List[int]) -> List[str]:
+def _named(names: tuple[str, ...], flags: list[int]) -> list[str]:
     """The losses that are broken; their sum only where no part of it is."""
     broken = [name for name, flag in zip(names, flags) if flag]
     return [name for name in broken if name != 'loss'] or broken

@@ -2,7 +2,7 @@
 import argparse
 import logging
 import os
-from typing import Any, List, Optional
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -38,7 +38,7 @@ class BrokenUpdates:
         self.args = args
         self.task = task
         self.loader = loader
-        self.folder: Optional[str] = None  # where files go, on every rank; None: nowhere
+        self.folder: str | None = None  # where files go, on every rank; None: nowhere
         self.count = 0
         self.skipped = 0  # by the loss scaler
         self._next = -1  # number of the batch after the last broken update, counted over all epochs
@@ -105,7 +105,7 @@ class BrokenUpdates:
             words += f', kept in {self._write(update, verdict, indices)}'
         return f'on rank {self.args.rank} {words}' if self.args.distributed else words
 
-    def _write(self, update: Update, verdict: Verdict, indices: List[Any]) -> str:
+    def _write(self, update: Update, verdict: Verdict, indices: list[Any]) -> str:
         """One forward pass of `weights`, in training mode, on `input` and `target` gives the broken losses again."""
         number = update.first_batch // self.args.grad_accum_steps
         path = os.path.join(self.folder, f'broken-{update.epoch}-{number}-rank{self.args.rank}.pth')

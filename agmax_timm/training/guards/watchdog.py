@@ -7,7 +7,6 @@ import sys
 import threading
 import time
 import traceback
-from typing import Optional
 
 from ...base.presence import Presence
 from ...base.signals import EXIT_STATUS
@@ -34,8 +33,8 @@ class Watchdog:
         self.args = args
         self.seconds = args.hang_timeout
         self.period = min(10., self.seconds / 4)
-        self.presence: Optional[Presence] = None  # of several ranks, from the first beat on
-        self._last: Optional[float] = None  # none before the first beat: compiling takes its time
+        self.presence: Presence | None = None  # of several ranks, from the first beat on
+        self._last: float | None = None  # none before the first beat: compiling takes its time
         self._done = threading.Event()
 
     def __enter__(self) -> 'Watchdog':

@@ -5,8 +5,9 @@ import math
 import os
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Dict, Iterator, List, Optional, Tuple
+from typing import Any
 
 from timm.utils import setup_default_logging, world_info_from_env
 from tqdm import tqdm
@@ -103,7 +104,7 @@ class Reporter:
         seconds = (time.perf_counter() - self.start) / max(1, done - self.done_updates)
         return tqdm.format_interval(seconds * max(0, self.total_updates - done))
 
-    def evaluation(self, name: str, metrics: Dict[str, float]) -> None:
+    def evaluation(self, name: str, metrics: dict[str, float]) -> None:
         if self.primary:
             _logger.info(f"{name}: Loss: {metrics['loss']:.4f}{_percentages(metrics)}")
 
@@ -128,11 +129,11 @@ def train_line(progress: Progress, lr: float) -> str:
     )
 
 
-def evaluation_line(name: str, batch_index: int, num_batches: int, metrics: Dict[str, float]) -> str:
+def evaluation_line(name: str, batch_index: int, num_batches: int, metrics: dict[str, float]) -> str:
     return f"{name}: [{batch_index:>4d}/{num_batches - 1}]  Loss: {metrics['loss']:>6.3f}{_percentages(metrics)}"
 
 
-def _percentages(metrics: Dict[str, float]) -> str:
+def _percentages(metrics: dict[str, float]) -> str:
     titles = {'top1': 'Acc@1', 'top5': 'Acc@5', 'map': 'mAP'}
     return ''.join(
         f'  {titles.get(name, name)}: {value:>7.3f}' for name, value in metrics.items() if name != 'loss')
@@ -145,11 +146,11 @@ def log_evaluation_step(name: str):
 
 def summary_row(
         epoch: int,
-        train: Dict[str, float],
+        train: dict[str, float],
         lr: float,
-        raw: Optional[Dict[str, float]],
-        ema: Optional[Dict[str, float]],
-) -> Dict[str, Any]:
+        raw: dict[str, float] | None,
+        ema: dict[str, float] | None,
+) -> dict[str, Any]:
     """A row of summary.csv: timm's columns first, where `eval_` is the EMA's if there is one, then ours."""
     selected = ema or raw or {}
     row = {'epoch': epoch, 'train_loss': train['loss']}
@@ -162,7 +163,7 @@ def summary_row(
     return row
 
 
-def write_summary(path: str, rows: List[Dict[str, Any]]) -> None:
+def write_summary(path: str, rows: list[dict[str, Any]]) -> None:
     """Write summary.csv with these rows and no others: whole or not at all.
 
     Args:
@@ -196,7 +197,7 @@ def plot_curves(summary_path: str, output_path: str) -> None:
         figure.savefig(f, dpi=110, format='png')
 
 
-def read_curves(summary_path: str) -> Dict[str, Dict[str, List[Tuple[int, float]]]]:
+def read_curves(summary_path: str) -> dict[str, dict[str, list[tuple[int, float]]]]:
     """The columns of a summary.csv that are drawn: by panel, each with its points (epoch from 1, value)."""
     with open(summary_path, newline='', encoding='utf-8-sig') as f:  # editors add a byte-order mark
         rows = list(csv.DictReader(f))
@@ -216,7 +217,7 @@ def _title(name: str) -> str:
     return 'CE' if name == 'ce' else name.capitalize()
 
 
-def best_last(results: List[Dict[str, Any]], metric: str, decreasing: bool, most: int = 10) -> List[Dict[str, Any]]:
+def best_last(results: list[dict[str, Any]], metric: str, decreasing: bool, most: int = 10) -> list[dict[str, Any]]:
     """The best epochs that have the metric, best last, as timm prints them behind --result."""
     values = [(result.get('validation', result['train']).get(metric), result) for result in results]
     ranked = sorted((pair for pair in values if pair[0] is not None), key=lambda pair: pair[0], reverse=decreasing)

@@ -4,9 +4,10 @@ import errno
 import logging
 import os
 import tempfile
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
-from typing import Any, Dict, Iterator, Optional, Tuple
+from typing import Any
 
 import torch.distributed as dist
 import yaml
@@ -93,7 +94,7 @@ def writing(folder: str) -> Iterator[None]:
                           'can be written with --output') from error
 
 
-_locks: Dict[str, Any] = {}  # open files, by folder: the system lets go of them when the process ends
+_locks: dict[str, Any] = {}  # open files, by folder: the system lets go of them when the process ends
 
 
 def _lock(folder: str) -> None:
@@ -118,7 +119,7 @@ def _lock(folder: str) -> None:
         _locks[folder] = file
 
 
-def check_same_start(args: argparse.Namespace, resume_epoch: Optional[int]) -> None:
+def check_same_start(args: argparse.Namespace, resume_epoch: int | None) -> None:
     """Raise OptionError where ranks found different checkpoints, as on machines that do not share the folder.
 
     Args:
@@ -137,10 +138,10 @@ def check_same_start(args: argparse.Namespace, resume_epoch: Optional[int]) -> N
 
 def open_folder(
         args: argparse.Namespace,
-        options: Dict[str, Any],
+        options: dict[str, Any],
         img_size: int,
         before: Any = None,
-) -> Tuple[str, LogFile]:
+) -> tuple[str, LogFile]:
     """Create or enter the run's folder, named as timm names it, with the options as args.yaml and the log in train.log.
 
     A run that goes on in its own folder goes on with the log and the summary of its checkpoint.
@@ -171,7 +172,7 @@ def open_folder(
     return folder, log
 
 
-def share_path(args: argparse.Namespace, path: Optional[str]) -> Optional[str]:
+def share_path(args: argparse.Namespace, path: str | None) -> str | None:
     """The first rank's path, on all ranks."""
     paths = [path]
     if args.distributed:
@@ -179,12 +180,12 @@ def share_path(args: argparse.Namespace, path: Optional[str]) -> Optional[str]:
     return paths[0]
 
 
-def goes_on(args: argparse.Namespace, folder: Optional[str]) -> bool:
+def goes_on(args: argparse.Namespace, folder: str | None) -> bool:
     """Whether the run was resumed from a checkpoint in its own folder."""
     return bool(args.resume and folder) and os.path.realpath(os.path.dirname(args.resume)) == os.path.realpath(folder)
 
 
-def line_to_write(args: argparse.Namespace, auto: bool, state: Optional[Dict[str, Any]]) -> int:
+def line_to_write(args: argparse.Namespace, auto: bool, state: dict[str, Any] | None) -> int:
     """Number of the line of checkpoints that the run writes; see newest.line_of.
 
     Args:

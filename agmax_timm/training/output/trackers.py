@@ -1,7 +1,8 @@
 """Weights & Biases and TensorBoard: the rows of summary.csv, and the losses at log intervals."""
 import argparse
 import os
-from typing import Any, Callable, Dict, List, Optional
+from collections.abc import Callable
+from typing import Any
 
 from ...base.command_line import OptionError
 from ...base.safe_load import one_line
@@ -49,7 +50,7 @@ class Trackers:
             folder: str,
             updates_per_epoch: int,
             done_updates: int,
-            rows: List[Dict[str, Any]],
+            rows: list[dict[str, Any]],
             same_folder: bool,
     ):
         self.updates_per_epoch = updates_per_epoch
@@ -61,7 +62,7 @@ class Trackers:
                 if not same_folder or self._end_of(row) >= done_updates:
                     self.board.write(row, self._end_of(row))
 
-    def row(self, row: Dict[str, Any]) -> None:
+    def row(self, row: dict[str, Any]) -> None:
         """Tell of an epoch."""
         if self.wandb is not None:
             self.wandb.write(row)
@@ -82,7 +83,7 @@ class Trackers:
             if tracker is not None:
                 tracker.close()
 
-    def _end_of(self, row: Dict[str, Any]) -> int:
+    def _end_of(self, row: dict[str, Any]) -> int:
         return (row['epoch'] + 1) * self.updates_per_epoch
 
 
@@ -94,14 +95,14 @@ class _Board:
         purge_step: From this step on, what is there does not count any more; None: all counts.
     """
 
-    def __init__(self, folder: str, purge_step: Optional[int]):
+    def __init__(self, folder: str, purge_step: int | None):
         from torch.utils.tensorboard import SummaryWriter
         self.folder = folder
         self.writer = None
         with reporting.tolerated(folder):
             self.writer = SummaryWriter(folder, purge_step=purge_step)
 
-    def write(self, values: Dict[str, Any], step: int) -> None:
+    def write(self, values: dict[str, Any], step: int) -> None:
         def add(writer: Any) -> None:
             for name, value in values.items():
                 if name != 'epoch':
@@ -149,7 +150,7 @@ class _Wandb:
         self.run.define_metric('*', step_metric='epoch')
         self.run.define_metric('update_*', step_metric='update')
 
-    def write(self, values: Dict[str, Any]) -> None:
+    def write(self, values: dict[str, Any]) -> None:
         self.run.log(values)
 
     def close(self) -> None:
