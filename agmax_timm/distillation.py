@@ -78,6 +78,9 @@ class AgMaxDistillationTask(AgMaxTask):
             normalised over another number of channels; see also AgMaxTask.
     """
 
+    student_mean: torch.Tensor
+    student_std: torch.Tensor
+
     def __init__(
             self,
             model: nn.Module,
@@ -113,14 +116,14 @@ class AgMaxDistillationTask(AgMaxTask):
                 device=self.device,
                 dtype=self.dtype,
             )
-        self.teacher = teacher.to(self.device).requires_grad_(False).eval()
+        self.teacher: Any = teacher.to(self.device).requires_grad_(False).eval()
         self._check_teacher(getattr(unwrap_model(teacher.model), 'num_classes', self.num_classes))
 
         config = getattr(student, 'pretrained_cfg', {})
         self._register_channels('student_mean', config.get('mean', IMAGENET_DEFAULT_MEAN) if mean is None else mean)
         self._register_channels('student_std', config.get('std', IMAGENET_DEFAULT_STD) if std is None else std)
-        self._normalised_alike = (torch.equal(self.student_mean, self.teacher.mean_kd)
-                                  and torch.equal(self.student_std, self.teacher.std_kd))
+        self._normalised_alike = (torch.equal(self.student_mean, teacher.get_buffer('mean_kd'))
+                                  and torch.equal(self.student_std, teacher.get_buffer('std_kd')))
         if self.verbose:
             _logger.info(f'{type(self).__name__}: task_weight={self.task_loss_weight}, '
                          f'distill_weight={self.distill_loss_weight}, temperature={temperature}')
@@ -151,7 +154,8 @@ class AgMaxDistillationTask(AgMaxTask):
         loss = loss + self.loss.weight * parts['agreement'] + parts['divergence']
         return {**parts, 'loss': loss, 'kd_loss': kd_loss}
 
-    def compile(self, backend: str = 'inductor', mode: str | None = None, **compile_kwargs) -> nn.Module:
+    def compile(self, backend: str = 'inductor', mode: str | None = None,  # type: ignore[override]  # timm's
+                **compile_kwargs) -> nn.Module:
         """As AgMaxTask, and the teacher.
 
         Returns:

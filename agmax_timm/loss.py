@@ -85,7 +85,7 @@ def agreement_terms(
 
     with torch.autocast(z1.device.type, enabled=False):
         z1, z2 = _at_least_float32(z1), _at_least_float32(z2)
-        if kind == 'mi':
+        if kind == 'mi' and z12 is not None:
             return mutual_information_terms(z1, z2, _at_least_float32(z12), divergence_weight)
         if kind == 'mse':
             agreement = F.mse_loss(z1, z2)
@@ -156,7 +156,8 @@ class AgMaxLoss(nn.Module):
         if not isinstance(ce, torch.Tensor) or ce.numel() != 1:
             got = f'a tensor {[*ce.shape]}' if isinstance(ce, torch.Tensor) else type(ce).__name__
             raise ValueError(f"the criterion must return a scalar, got {got}: give one with reduction='mean'")
-        agreement, divergence = agreement_terms(*logits.chunk(2), joint_logits, self.kind, self.divergence_weight)
+        z1, z2 = logits.chunk(2)
+        agreement, divergence = agreement_terms(z1, z2, joint_logits, self.kind, self.divergence_weight)
         return {
             'loss': ce + self.weight * agreement + divergence,
             'ce': ce,

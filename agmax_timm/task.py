@@ -1,7 +1,7 @@
 """AgMax as a timm training task: one network, two views, and a Q-network that never leaves training."""
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn as nn
@@ -59,7 +59,7 @@ class QNet(nn.Sequential):
             Joint logits [B, K].
         """
         with torch.autocast(logits.device.type, enabled=False):
-            return super().forward(logits.to(self[0].weight.dtype))
+            return super().forward(logits.to(cast(nn.Linear, self[0]).weight.dtype))
 
 
 class AgMaxModule(nn.Module):
@@ -72,13 +72,14 @@ class AgMaxModule(nn.Module):
         self.num_classes = num_classes
 
     def no_weight_decay(self) -> set[str]:
-        names = getattr(self.model, 'no_weight_decay', set)()
+        names: set[str] = getattr(self.model, 'no_weight_decay', set)()
         return {f'model.{name}' for name in names}
 
     def group_matcher(self, coarse: bool = False) -> Callable[[str], int]:
         """Layers of the model as timm orders them; the Q-network learns at the rate of the last one."""
-        if hasattr(self.model, 'group_matcher'):
-            layers = group_parameters(self.model, self.model.group_matcher(coarse=coarse), reverse=True)
+        matcher = getattr(self.model, 'group_matcher', None)
+        if matcher is not None:
+            layers = group_parameters(self.model, matcher(coarse=coarse), reverse=True)
         else:
             layers = auto_group_layers(self.model)
         last_layer = max(layers.values())
@@ -169,7 +170,7 @@ class AgMaxTask(TrainingTask):
         self._targets_are_checked = False
         self.loss = AgMaxLoss(criterion, kind, weight, divergence_weight).to(self.device)
         qnet = QNet(num_classes, hidden, device=self.device, dtype=self.dtype) if kind == 'mi' else None
-        self.trainable_module = AgMaxModule(model, qnet, num_classes)
+        self.trainable_module: Any = AgMaxModule(model, qnet, num_classes)  # later compiled, or within DDP
         if init_std is not None:
             init_normal(self.trainable_module, init_std)
         if verbose:
@@ -207,14 +208,15 @@ class AgMaxTask(TrainingTask):
         self.trainable_module = DistributedDataParallel(self.trainable_module, device_ids=device_ids, **ddp_kwargs)
         return self
 
-    def compile(self, backend: str = 'inductor', mode: str | None = None, **compile_kwargs) -> nn.Module:
+    def compile(self, backend: str = 'inductor', mode: str | None = None,  # type: ignore[override]  # timm's
+                **compile_kwargs) -> nn.Module:
         """Compile training (model and Q-network) and evaluation (the model). The loss stays outside, as timm's do.
 
         Returns:
             The compiled model for evaluation.
         """
         kwargs = dict(backend=backend, mode=mode, **compile_kwargs)
-        self.eval_model = torch.compile(self.trainable_module.model, **kwargs)
+        self.eval_model = cast(nn.Module, torch.compile(self.trainable_module.model, **kwargs))
         self.trainable_module = torch.compile(self.trainable_module, **kwargs)
         return self.eval_model
 
@@ -232,10 +234,11 @@ class AgMaxTask(TrainingTask):
         parameters = list(trained.parameters())
         if not exclude_head:
             return parameters
-        if not hasattr(trained.model, 'get_classifier'):
+        get_classifier = getattr(trained.model, 'get_classifier', None)
+        if get_classifier is None:
             raise ValueError(f'{type(trained.model).__name__} has no get_classifier, which names the head that '
                              'exclude_head leaves out')
-        heads = trained.model.get_classifier()
+        heads = get_classifier()
         heads = heads if isinstance(heads, (tuple, list)) else (heads,)
         head_ids = {id(parameter) for head in heads for parameter in head.parameters()}
         return [parameter for parameter in parameters if id(parameter) not in head_ids]

@@ -11,7 +11,7 @@ from typing import IO, Any
 try:
     import fcntl
 except ImportError:  # Windows, where a file that is open cannot be removed anyway
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]  # locks are then left out
 
 # The end of the name of a file or folder until it is whole; a killed process leaves such a file behind.
 UNFINISHED = '.unfinished'

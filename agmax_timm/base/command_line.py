@@ -120,7 +120,8 @@ class _HelpFormatter(argparse.HelpFormatter):
 
     def _get_help_string(self, action: argparse.Action):
         default = default_text(action)
-        return action.help + f' (default: {default})'.replace('%', '%%') if default else action.help
+        text = action.help or ''
+        return text + f' (default: {default})'.replace('%', '%%') if default else text
 
 
 def default_text(action: argparse.Action) -> str:
@@ -205,7 +206,7 @@ def flag_of(name: str) -> str:
 def interval(value: int | str) -> int | str:
     """Type of a number of updates, an int, or of seconds, as given: '600s'."""
     number, unit = parse_interval(value)
-    return number if unit == 'updates' else str(value)
+    return int(number) if unit == 'updates' else str(value)
 
 
 def parse_interval(value: int | str) -> tuple[int | float, str]:
@@ -247,7 +248,8 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 def _distance(a: str, b: str) -> int:
     """Letters to add, to drop, to change, and neighbours to swap, to get from one word to the other."""
-    before, row = [], list(range(len(b) + 1))
+    before: list[int] = []
+    row = list(range(len(b) + 1))
     for i, letter in enumerate(a, 1):
         older, before, row = before, row, [i]
         for j, other in enumerate(b, 1):

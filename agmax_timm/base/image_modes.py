@@ -29,7 +29,7 @@ def why_not_loaded(mode: str, prefetcher: bool) -> str:
 
     timm's prefetcher keeps 8 bits of each value, modulo 256. Without it, wider integers cannot be normalised.
     """
-    kind, size = getmode(mode).typestr[-2:]
+    kind, size = tuple(getmode(mode).typestr[-2:])
     if (kind, size) == ('u', '1') or not (prefetcher or kind in 'iu'):
         return ''
     remedy = 'use L, the upper 8 bits of 16' if kind != 'b' else 'use L'

@@ -58,11 +58,12 @@ class Presence:
         return [rank for rank, word in enumerate(words) if not word] if words else None
 
     def _read(self) -> list[bytes]:
-        if not self._works:
+        store = self._store
+        if store is None or not self._works:
             return []
         try:
             keys = map(_key, range(self.args.world_size))
-            return [self._store.get(key) if self._store.check([key]) else b'' for key in keys]  # else get would wait
+            return [store.get(key) if store.check([key]) else b'' for key in keys]  # else get would wait
         except RuntimeError:  # the store is gone
             self._works = False
             return []

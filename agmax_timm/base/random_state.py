@@ -6,7 +6,7 @@ import random
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -30,7 +30,7 @@ def set_generator_state(state: bytes, generator: Any = random) -> None:
 
 def get_process_state() -> bytes:
     """State of the global generators of Python, NumPy and torch's CPU in this process."""
-    _, key, position, has_gauss, cached = np.random.get_state()
+    _, key, position, has_gauss, cached = cast(tuple, np.random.get_state())
     return b''.join((
         get_generator_state(),
         _NUMPY.pack(*key.tolist(), position, has_gauss, cached),
@@ -56,7 +56,7 @@ def get_random_state(device: torch.device | None = None) -> dict[str, Any]:
 
     That of an accelerator is a uint8 tensor, 'device', beside the type of the accelerator, 'device_type'.
     """
-    state = {'process': get_process_state()}
+    state: dict[str, Any] = {'process': get_process_state()}
     if device is not None and device.type != 'cpu':
         state['device'] = torch.get_device_module(device).get_rng_state(device)
         state['device_type'] = device.type

@@ -1,11 +1,11 @@
 """Augmentations of the published AgMax runs that timm's transforms lack: CutOut, PCA lighting, pad-and-crop."""
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from PIL import Image
 from timm.data.scheduled_sampler import ScheduledTransformDataset
 from timm.data.transforms import str_to_interp_mode
-from torch.utils.data import Dataset
 from torchvision import transforms
 
 # Principal components of ImageNet's RGB values in [0, 1], from 'ImageNet Classification with Deep Convolutional Neural
@@ -130,12 +130,12 @@ def extend_transform(
     return transforms.Compose(steps)
 
 
-def transforms_of(dataset: Dataset) -> list[Callable]:
+def transforms_of(dataset: Any) -> list[Callable]:
     """The transform of a data set, or those of its scheduled sizes."""
     return list(dataset.transforms) if isinstance(dataset, ScheduledTransformDataset) else [dataset.transform]
 
 
-def replace_transforms(dataset: Dataset, transforms: list[Callable]) -> None:
+def replace_transforms(dataset: Any, transforms: list[Callable]) -> None:
     """Put others in the place of transforms_of(dataset)."""
     if isinstance(dataset, ScheduledTransformDataset):
         dataset.transforms = tuple(transforms)

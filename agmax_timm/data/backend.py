@@ -50,7 +50,7 @@ def take_backend(
     _logger.info(f'Augmentation by timm: {reason}.')
 
 
-def use_batches(dataset: Dataset, views: int, reused: bool) -> None:
+def use_batches(dataset: Any, views: int, reused: bool) -> None:
     """Make the views of small images in memory a batch at a time, where their transform allows it.
 
     Args:

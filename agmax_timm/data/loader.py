@@ -22,7 +22,7 @@ from .views import TwoViews, warn_of_equal_views, with_transform
 
 
 def create_train_loader(
-        dataset: Dataset,
+        dataset: Any,
         input_size: int | tuple[int, int] | tuple[int, int, int],
         batch_size: int,
         *,
@@ -50,7 +50,7 @@ def create_train_loader(
     prefetch = kwargs.get('use_prefetcher', True)
     device = torch.device(kwargs.pop('device', None) or ('cuda' if torch.cuda.is_available() else 'cpu'))
     pin_memory = is_pinned(pin_memory, device)
-    collate = None
+    collate: Any = None
     if two_views:
         dataset = with_transform(dataset)
         collate = TwoViewCollate(mixup if prefetch else None, levels=prefetch)
@@ -263,11 +263,11 @@ def to_device(
         input: Images, or a dictionary of NaFlex whose patches are converted.
         dtype: Dtype of the images; None is as they are.
     """
-    wait = dict(non_blocking=device.type == 'cuda')
-    target = target.to(device, **wait)
+    on_cuda = device.type == 'cuda'
+    target = target.to(device, non_blocking=on_cuda)
     if not isinstance(input, dict):
-        return input.to(device=device, dtype=dtype, **wait), target
-    moved = {name: value.to(device, **wait) for name, value in input.items() if torch.is_tensor(value)}
+        return input.to(device=device, dtype=dtype, non_blocking=on_cuda), target
+    moved = {name: value.to(device, non_blocking=on_cuda) for name, value in input.items() if torch.is_tensor(value)}
     return {**input, **moved, 'patches': moved['patches'].to(dtype=dtype)}, target
 
 
@@ -290,4 +290,4 @@ def _check_iterable(dataset: IterableDataset, batch_size: int, kwargs: dict[str,
 def _height_width(input_size: int | Sequence[int]) -> tuple[int, int]:
     if isinstance(input_size, int):
         return input_size, input_size
-    return tuple(input_size[-2:])
+    return input_size[-2], input_size[-1]

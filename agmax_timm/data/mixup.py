@@ -216,7 +216,7 @@ class TwoViewCollate(FastCollateMixup):
         return (input, target) if self.mixup is None else self.mixup(input, target)
 
 
-def pair_of(sample: Any) -> Sequence[torch.Tensor]:
+def pair_of(sample: Any) -> Any:
     """Return the two views of a sample, each [C, H, W].
 
     Raises:

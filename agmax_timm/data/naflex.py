@@ -1,11 +1,11 @@
 """NaFlex training loaders (images as patches, each at its own aspect): timm's, and with two views of every image."""
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from timm.data import NaFlexMixup, create_naflex_loader
-from torch.utils.data import Dataset, Subset, default_collate
+from torch.utils.data import Subset, default_collate
 
 from ..base.image_modes import check_mode, mode_of_channels
 from .views import TwoViews, warn_of_equal_views
@@ -22,7 +22,7 @@ class TwoViewMajor:
         mixup: None, or called with images and targets of one view, as timm.data.NaFlexMixup.
     """
 
-    def __init__(self, mixup: Callable | None = None):
+    def __init__(self, mixup: NaFlexMixup | None = None):
         self.mixup = mixup
 
     def set_epoch(self, epoch: int) -> None:
@@ -42,16 +42,16 @@ class TwoViewMajor:
         Returns:
             2B images and 2B targets, all first views, then all second views.
         """
-        targets = default_collate(list(targets))
+        labels = default_collate(list(targets))
         views = [list(view) for view in zip(*pairs)]
         if self.mixup is None:
-            return views[0] + views[1], [*targets, *targets]
-        mixed = [self.mixup(view, targets) for view in views]
+            return views[0] + views[1], [*labels, *labels]
+        mixed = [self.mixup(view, labels) for view in views]
         return mixed[0][0] + mixed[1][0], [*mixed[0][1], *mixed[1][1]]
 
 
 def create_naflex_train_loader(
-        dataset: Dataset,
+        dataset: Any,
         *,
         mixup: dict[str, Any] | None = None,
         two_views: bool = False,
@@ -75,12 +75,13 @@ def create_naflex_train_loader(
         dataset, is_training=True, mixup_fn=TwoViewMajor(mix) if two_views else mix, **kwargs)
     if not two_views:
         return loader
-    spare = _single_images([size for _, size in loader.dataset._canonical_batch_schedule])
+    batches: Any = loader.dataset
+    spare = _single_images([size for _, size in batches._canonical_batch_schedule])
     if spare:
         _logger.warning(f'{len(dataset)} images leave {spare} alone in batches: without the last of the data set.')
         dataset = Subset(dataset, range(len(dataset) - spare))
         return create_naflex_train_loader(dataset, mixup=mixup, two_views=True, **kwargs)
-    transforms = loader.dataset.transforms
+    transforms = batches.transforms
     erases = kwargs.get('re_prob') and not kwargs.get('no_aug')
     if mix is None and not erases:
         warn_of_equal_views(transforms.values(), mode_of_channels(kwargs.get('channels', 3)))

@@ -96,7 +96,7 @@ def save_views(
         left, top = place // lines * (views * width + 3 * _MARGIN), place % lines * height
         for v, index in enumerate(row):
             image = images[index]
-            image = image.resize((image.width * scale, image.height * scale), Image.NEAREST)
+            image = image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
             sheet.paste(image, (left + v * width, top))
             caption = _fit(draw, label_text(target[index], class_names), width - _MARGIN)
             draw.text((left + v * width, top + image.height), caption, fill='black')

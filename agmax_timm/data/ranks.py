@@ -21,7 +21,7 @@ class RankSampler(Sampler):
         dataset: Data set of the sampler; None if it cannot be shared among another number of ranks.
     """
 
-    def __init__(self, sampler: Sampler, batch_size: int | None, dataset: Dataset | None = None):
+    def __init__(self, sampler: Any, batch_size: int | None, dataset: Any = None):
         self.sampler = sampler
         self.batch_size = batch_size
         self.dataset = dataset
@@ -47,7 +47,7 @@ class RankSampler(Sampler):
         ranks = world_size()
         if ranks == self.ranks:
             return
-        if self.dataset is None:
+        if self.dataset is None or self.batch_size is None:
             raise ValueError(f'the loader was made for {self.ranks} process(es), now there are {ranks}, which would '
                              'train on the same images: make data set and loader after the process group')
         check_batch(self.dataset, self.batch_size, ranks)
@@ -55,7 +55,7 @@ class RankSampler(Sampler):
         self.ranks = ranks
 
 
-def check_batch(dataset: Dataset, batch_size: int, ranks: int) -> None:
+def check_batch(dataset: Any, batch_size: int, ranks: int) -> None:
     """Raise ValueError if the share of a rank does not fill a batch."""
     if len(dataset) < batch_size * ranks:
         raise ValueError(f'batch_size {batch_size} on {ranks} process(es) is more than the data set of '
@@ -91,7 +91,7 @@ def follow_group(loader: Any, data_loader: DataLoader) -> None:
     """
     if loader is data_loader:
         return
-    batches = data_loader.batch_sampler
+    batches: Any = data_loader.batch_sampler
     if isinstance(data_loader, MultiEpochsDataLoader):
         batches = batches.sampler
     # Batches of several sizes are planned for a fixed number of samples.

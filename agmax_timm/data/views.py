@@ -44,7 +44,7 @@ class TransformedDataset(Dataset):
         dataset: Map-style data set of samples (PIL image, class index).
     """
 
-    def __init__(self, dataset: Dataset):
+    def __init__(self, dataset: Any):
         self.dataset = dataset
         self.transform: Callable[[Image.Image], Any] | None = None
 

@@ -78,10 +78,12 @@ class WorkerInit:
         if worker in self.states:
             state, size = self.states[worker], len(get_process_state())
             set_process_state(state[:size])
-            set_shuffle_state(state[size:], get_worker_info().dataset)
+            info = get_worker_info()
+            assert info is not None
+            set_shuffle_state(state[size:], info.dataset)
 
 
-def _tell_but_lost_connection(kind: type[BaseException], error: BaseException, traceback: TracebackType) -> None:
+def _tell_but_lost_connection(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
     """For the thread that gives memory to the main process: if that leaves in between, it has said why."""
     if not issubclass(kind, (ConnectionError, EOFError)):
         sys.__excepthook__(kind, error, traceback)

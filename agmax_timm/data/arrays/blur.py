@@ -35,9 +35,9 @@ def gaussian_blur_rand(image: np.ndarray, factor: float, **_) -> np.ndarray:
     """Blur with a radius drawn from 0.1 to 2 * factor, as timm draws it."""
     radius = random.uniform(.1, 2. * factor)
     # The boxes in one dimension, then in the other, each rounded: PIL's order.
-    for _ in range(_BOX_BLURS):
+    for _pass in range(_BOX_BLURS):
         image = cv2.filter2D(image, -1, _box(radius), borderType=cv2.BORDER_REPLICATE)
-    for _ in range(_BOX_BLURS):
+    for _pass in range(_BOX_BLURS):
         image = cv2.filter2D(image, -1, _box(radius).T, borderType=cv2.BORDER_REPLICATE)
     return image
 

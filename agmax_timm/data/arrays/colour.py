@@ -67,7 +67,7 @@ def lighting(image: np.ndarray, shift: np.ndarray) -> np.ndarray:
         image: uint8 [H, W, 3].
         shift: Levels [3], as the PCA lighting draws them.
     """
-    return cv2.add(image, (*np.rint(np.asarray(shift)).tolist(), 0.))
+    return cv2.add(image, np.array([*np.rint(np.asarray(shift)), 0.]))
 
 
 def invert(image: np.ndarray, **_) -> np.ndarray:
@@ -76,13 +76,13 @@ def invert(image: np.ndarray, **_) -> np.ndarray:
 
 def solarize(image: np.ndarray, thresh: float, **_) -> np.ndarray:
     """Invert the levels that are not below the threshold."""
-    _, inverted = cv2.threshold(image, math.ceil(thresh) - 1, 255, cv2.THRESH_BINARY)
+    inverted = cv2.threshold(image, math.ceil(thresh) - 1, 255, cv2.THRESH_BINARY)[1]
     return cv2.bitwise_xor(image, inverted)
 
 
 def solarize_add(image: np.ndarray, add: int, thresh: float = 128, **_) -> np.ndarray:
     """Add to the levels that are below the threshold; add is not negative."""
-    _, added = cv2.threshold(image, math.ceil(thresh) - 1, min(255, add), cv2.THRESH_BINARY_INV)
+    added = cv2.threshold(image, math.ceil(thresh) - 1, min(255, add), cv2.THRESH_BINARY_INV)[1]
     return cv2.add(image, added)
 
 

@@ -132,7 +132,7 @@ def _smoothstep(position: np.ndarray) -> np.ndarray:
 
 def _draw(resample: Resample) -> int:
     """The filter; drawn where there are several, as timm's operations draw it."""
-    return random.choice(resample) if isinstance(resample, (list, tuple)) else resample
+    return resample if isinstance(resample, int) else random.choice(resample)
 
 
 def _by_timm(operation: Callable, image: np.ndarray, amount: float, fill: Fill, resample: int) -> np.ndarray:
@@ -217,10 +217,9 @@ def _slide_rows(image: np.ndarray, shifts: np.ndarray, fill: Fill, resample: int
 def _weights(t: np.ndarray, resample: int) -> np.ndarray:
     """Weights of 2 or 4 neighbours [N, 2 or 4] of a position t in [0, 1) between the middle two [N]."""
     s = 1. - t
-    if resample == _BILINEAR:
-        weights = s, t
-    else:
-        weights = -t * s * s, 1. - t * t * (1. + s), 1. - s * s * (1. + t), -s * t * t
+    weights = [s, t]
+    if resample != _BILINEAR:
+        weights = [-t * s * s, 1. - t * t * (1. + s), 1. - s * s * (1. + t), -s * t * t]
     return np.stack(weights, 1).astype(np.float32)
 
 

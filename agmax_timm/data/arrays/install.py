@@ -38,12 +38,12 @@ def work_on_arrays(
     if two_views or mixup is None:
         loader.loader.collate_fn = FastCollate(mixup, two_views, is_reusable(loader.device, loader.loader.pin_memory))
     loader.loader.worker_init_fn = _OneThread(loader.loader.worker_init_fn)
-    on_device = []
+    on_device: list[Callable] = []
     if not channels_last:
         on_device.append(torch.Tensor.contiguous)  # a layout that the weights do not have costs time in each layer
     if jitter is not None:
         on_device.append(DeviceJitter(jitter, loader.mean, loader.std, loader.loader.pin_memory))
-    loader.random_erasing = Chain(*on_device, loader.random_erasing)
+    loader.random_erasing = Chain(*on_device, loader.random_erasing)  # type: ignore[assignment]  # any function
     return f', colour jitter on {loader.device}' if jitter is not None else ''
 
 
@@ -66,7 +66,7 @@ def _split_jitter(
 class _OneThread:
     """Start a worker without threads of OpenCV's, beside the other workers."""
 
-    def __init__(self, init: Callable[[int], None]):
+    def __init__(self, init: Any):
         self.init = init
 
     def __call__(self, worker: int) -> None:

@@ -46,7 +46,7 @@ class DeviceJitter:
         """
         drawn = self.draw(len(images))
         if self.pinned:
-            drawn = [values.pin_memory() for values in drawn]
+            drawn = drawn[0].pin_memory(), drawn[1].pin_memory()
         steps, factors = (values.to(images.device, non_blocking=True) for values in drawn)
         levels = jitter_levels((images * self.std + self.mean).round_(), steps, factors, self.luma)
         return levels.sub_(self.mean).div_(self.std)

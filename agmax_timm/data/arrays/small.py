@@ -50,7 +50,7 @@ class SmallBatches:
 
     def __call__(self, indices: Sequence[int]) -> ViewBatch:
         """The views of these images. Their memory may be used again, see Buffers."""
-        samples = [self.memory.get(index) for index in indices]
+        samples = [self.memory.get_kept(index) for index in indices]
         height, width, channels = samples[0][0].shape
         count = self.views * len(samples)
         images = self._buffers.take((count, height, width, channels))

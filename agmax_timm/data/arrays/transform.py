@@ -206,7 +206,7 @@ class _AugMix(auto_augment.AugMixAugment):
         total = np.zeros(pixels.shape, np.float32)
         for weight in weights:
             depth = self.depth if self.depth > 0 else np.random.randint(1, 4)
-            total += weight * _in_turn(np.random.choice(self.ops, depth, replace=True), pixels).astype(np.float32)
+            total += weight * _in_turn(list(np.random.choice(self.ops, depth, replace=True)), pixels).astype(np.float32)
         return colour.blend(pixels, total.clip(0, 255).astype(np.uint8), share)
 
 

@@ -35,7 +35,7 @@ def free_memory() -> int:
 def _processes() -> int:
     """Those of the job on this machine, by torchrun or by SLURM, which says '8(x2)' for two machines of eight."""
     said = os.environ.get('LOCAL_WORLD_SIZE') or os.environ.get('SLURM_STEP_TASKS_PER_NODE') or '1'
-    return int(re.match(r'\d+', said).group())
+    return int(re.findall(r'\d+', said)[0])
 
 
 def _free_in_groups(mounted: Path = Path('/sys/fs/cgroup'), own: Path = Path('/proc/self/cgroup')) -> Iterator[int]:

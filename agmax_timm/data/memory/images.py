@@ -41,7 +41,7 @@ class ImageMemory:
 
     def add(self, index: int, pixels: np.ndarray, target: int) -> bool:
         """Keep an image [H, W, C], uint8, and its target. Returns whether there was room."""
-        if self.num_bytes + pixels.size > len(self._pixels):
+        if self._pixels is None or self.num_bytes + pixels.size > len(self._pixels):
             return False
         self._pixels[self.num_bytes:self.num_bytes + pixels.size] = pixels.reshape(-1)
         self._shapes[index], self._starts[index], self._targets[index] = pixels.shape, self.num_bytes, target
@@ -50,12 +50,13 @@ class ImageMemory:
 
     def get(self, index: int) -> tuple[np.ndarray, int] | None:
         """Pixels [H, W, C], not to be written to, and target; None of an image that is not kept."""
-        height, width, channels = self._shapes[index].tolist()
-        if not height or self._pixels is None:
-            return None
-        start = self._starts[index]
-        pixels = self._pixels[start:start + height * width * channels]
-        return pixels.reshape(height, width, channels), int(self._targets[index])
+        return None if self._pixels is None or not self._shapes[index, 0] else self.get_kept(index)
+
+    def get_kept(self, index: int) -> tuple[np.ndarray, int]:
+        """Pixels and target of an image that is kept, in a process that has the images."""
+        assert self._pixels is not None
+        start, shape = self._starts[index], self._shapes[index]
+        return self._pixels[start:start + shape.prod()].reshape(shape), int(self._targets[index])
 
     @property
     def common_shape(self) -> tuple[int, int, int] | None:

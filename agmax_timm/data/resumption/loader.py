@@ -24,7 +24,8 @@ from .position import to_bytes, to_tensors
 _NICE = 2  # of workers beside a step on the CPU: as much as it takes, since other programs may want the cores
 _REMEMBERED = 256  # batches whose indices are at hand
 # What of a position says nothing to another number of ranks or workers.
-_OF_ANOTHER_SHAPE = {'before': None, 'base': None, 'order': [], 'turn': 0, 'worker_states': {}, 'shuffle': b''}
+_OF_ANOTHER_SHAPE: dict[str, Any] = {
+    'before': None, 'base': None, 'order': [], 'turn': 0, 'worker_states': {}, 'shuffle': b''}
 
 
 class ResumeError(ValueError):
@@ -53,7 +54,9 @@ class ResumableLoader:
         # A worker that takes a core from one thread of a step on the CPU lets all of its threads wait for that one.
         nice = _NICE if device.type == 'cpu' else 0
         self._init = loader.worker_init_fn = WorkerInit(loader.worker_init_fn, nice)
-        self._order = None if isinstance(loader.dataset, IterableDataset) else wrap_order(loader)
+        self._order: Any = None  # an Order, except for data that is read in sequence
+        if not isinstance(loader.dataset, IterableDataset):
+            self._order = wrap_order(loader)
 
         self._resumed: dict[str, Any] | None = None
         self._length: int | None = None  # of an epoch that another number of ranks began
@@ -83,7 +86,7 @@ class ResumableLoader:
         if state is not None and state['done']:
             number = self._skip(batches, state)
             self._next_turn = self._turn_after(number)
-        after_first = state['random'] if number and state['before'] is not None else None
+        after_first = state['random'] if state is not None and number and state['before'] is not None else None
         while True:
             before = get_random_state(self.device)
             try:
@@ -179,7 +182,8 @@ class ResumableLoader:
 
     def _shape(self) -> dict[str, int]:
         batch_size = getattr(self.loader.batch_sampler, 'batch_size', None)
-        samples = len(self.loader.dataset) if self._order is not None else 0
+        dataset: Any = self.loader.dataset
+        samples = len(dataset) if self._order is not None else 0
         return {'ranks': self.ranks, 'batch size': batch_size or 0, 'workers': self.loader.num_workers,
                 'samples': samples}
 

@@ -57,7 +57,7 @@ class Order:
                 return list(RandomSampler(dataset))[trained:]
         parts = []
         for rank in range(ranks):
-            sampler = DistributedSampler(dataset, ranks, rank)
+            sampler: DistributedSampler = DistributedSampler(dataset, ranks, rank)
             sampler.set_epoch(epoch)
             parts.append(list(sampler))
         order = [index for indices in zip(*parts) for index in indices]
@@ -65,7 +65,7 @@ class Order:
 
 
 def wrap_order(loader: DataLoader) -> Order:
-    sampler = loader.batch_sampler
+    sampler: Any = loader.batch_sampler
     if isinstance(loader, MultiEpochsDataLoader):
         order = sampler.sampler = Order(sampler.sampler)
     else:

@@ -107,7 +107,7 @@ def _check_known_classes(
         _logger.warning(f'The data has {width} classes, the model {num_classes} outputs: --num-classes {width} fits.')
 
 
-def check_labels(dataset: Dataset | None, num_classes: int | None, evaluation: bool = False) -> None:
+def check_labels(dataset: Any, num_classes: int | None, evaluation: bool = False) -> None:
     """Raise DataError for negative labels, and labels past the model's outputs if num_classes is not None.
 
     These labels are known before the samples are read: class maps, torchvision's data sets with `targets`, and
@@ -155,13 +155,14 @@ def nested(dataset: Dataset | None) -> str:
 
 def left_out(dataset: Dataset | None) -> str:
     """A line on class folders with images that --class-map leaves out, '' without any."""
-    names = getattr(getattr(dataset, 'reader', None), 'left_out', None)
-    return f'{dataset.reader.root}: --class-map leaves out the images of {quoted(sorted(names))}' if names else ''
+    reader: Any = getattr(dataset, 'reader', None)
+    names = getattr(reader, 'left_out', None)
+    return f'{reader.root}: --class-map leaves out the images of {quoted(sorted(names))}' if names else ''
 
 
 def _label_span(dataset: Dataset | None) -> tuple[int, int] | None:
     """Lowest and highest label, None if they are only known from reading the samples."""
-    reader = getattr(dataset, 'reader', None)
+    reader: Any = getattr(dataset, 'reader', None)
     labels = getattr(dataset, 'targets', None)
     if isinstance(reader, FolderReader):
         labels = list(reader.class_to_idx.values())
@@ -191,8 +192,7 @@ def _check_empty_folders(dataset: Dataset | None) -> None:
     if isinstance(reader, FolderReader):
         folders = reader.folders
     elif isinstance(reader, ReaderImageFolder):
-        folders = {os.path.dirname(path) for path, _ in reader.samples}
-        folders = [os.path.relpath(folder, reader.root) for folder in folders]
+        folders = [*{os.path.relpath(os.path.dirname(path), reader.root) for path, _ in reader.samples}]
     else:
         return
     root = reader.root

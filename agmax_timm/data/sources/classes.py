@@ -4,7 +4,7 @@ import logging
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch.utils.data import Dataset
 
@@ -16,7 +16,8 @@ _logger = logging.getLogger(__name__)
 _MOST_NAMES = 10
 
 
-class Moved(NamedTuple):
+@dataclass(frozen=True)
+class Moved:
     """A class that the data and a model have at different indices."""
     name: str
     index: int
@@ -158,14 +159,14 @@ def check_evaluation(
     if not found:
         return
     moved, unknown = classes.compare(found) if classes is not None else ([], {})
-    if moved:
+    if classes is not None and moved:
         raise DataError(f'{classes.describe(moved)}: validate.py --class-map model numbers the classes as the model '
                         'does')
     width = max(found.values()) + 1
     if width > num_outputs:
         raise DataError(f'the data has {width} classes, the model {num_outputs} outputs: it is a model of other '
                         'classes')
-    if unknown:
+    if classes is not None and unknown:
         name, index = next(iter(unknown.items()))
         more = f', and {len(unknown) - 1} more are unknown to it' if len(unknown) > 1 else ''
         _logger.warning(f'class {index} of the data is {name!r}, of {classes.source} {classes.names[index]!r}{more}: '
@@ -204,7 +205,7 @@ def describe_names(names: Sequence[str] | None) -> str:
     return f"{len(names)} classes: {', '.join(map(repr, names[:_MOST_NAMES]))}{more}"
 
 
-def _length(dataset: Dataset) -> str:
+def _length(dataset: Any) -> str:
     try:
         return str(len(dataset))
     except (TypeError, NotImplementedError):

@@ -64,7 +64,7 @@ def create_dataset(
         split: str = 'validation',
         max_damaged: float | None = None,
         **kwargs,
-) -> Dataset:
+) -> Any:
     """Create a data set as timm.data.create_dataset does, or the built-in data for `name='demo'`.
 
     Folders are read by FolderReader.
@@ -154,8 +154,8 @@ def _torch_name(name: str) -> str | None:
 def _open(name: str, root: str | None, split: str, max_damaged: float | None, **kwargs) -> Dataset:
     """Open folders by our reader, and other data by timm's factory."""
     in_folders = '/' not in name or _torch_name(name) in _TORCH_FOLDERS
-    folder = root
-    if in_folders and os.path.isdir(root) and kwargs.get('search_split', True):
+    folder = root or ''
+    if in_folders and root and os.path.isdir(root) and kwargs.get('search_split', True):
         folder = find_split(root, split) or root
     kwargs['class_map'] = read_class_map(kwargs.get('class_map'), root, folder)
     if in_folders and os.path.isdir(folder):
@@ -171,7 +171,7 @@ def _open(name: str, root: str | None, split: str, max_damaged: float | None, **
 
 def _open_folder(
         folder: str,
-        root: str,
+        root: str | None,
         max_damaged: float | None,
         class_map: Any = None,
         input_key: str | None = None,

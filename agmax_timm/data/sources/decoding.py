@@ -196,15 +196,16 @@ class NamingLoader:
             raise DamagedError(f'{path} cannot be decoded: {reason_of(error)}: repair it or take it out') from error
 
 
-def with_policy(dataset: Dataset, max_damaged: float | None) -> Dataset:
+def with_policy(dataset: Any, max_damaged: float | None) -> Any:
     """Give a data set of timm's factory our decoding, or our error if torchvision decodes."""
     if type(dataset) is IterableImageDataset:
         return ConvertedIterable(dataset)
     if type(dataset) is ImageDataset:
         names = ('load_bytes', 'input_img_mode', 'transform', 'target_transform', 'additional_features')
         return DecodedDataset(dataset.reader, max_damaged, **{name: getattr(dataset, name) for name in names})
-    if callable(getattr(dataset, 'loader', None)):
-        dataset.loader = NamingLoader(dataset.loader)
+    loader = getattr(dataset, 'loader', None)
+    if callable(loader):
+        dataset.loader = NamingLoader(loader)
     return dataset
 
 

@@ -31,17 +31,19 @@ def class_index(label: Any, num_classes: int | None = None) -> int:
         raise ValueError('it has no class: leave it out of the data, or label it')
     if isinstance(label, (str, bytes)):
         raise ValueError('a class index is a number: give --class-map FILE with a class name on each line')
-    if isinstance(label, (list, tuple, dict)) or getattr(label, 'ndim', 0):
+    if isinstance(label, (list, tuple, dict)) or getattr(label, 'ndim', False):
         raise ValueError('one class index is expected: several labels of an image need --task multilabel')
-    if not isinstance(label, (Real, np.bool_)) or label != label or label in (float('inf'), -float('inf')):
+    if isinstance(label, Integral):
+        index = int(label)
+    elif isinstance(label, (Real, np.bool_)) and float(label).is_integer():
+        index = int(float(label))
+    else:
         raise ValueError('a class index is a whole number')
-    if not isinstance(label, Integral) and int(label) != label:
-        raise ValueError('a class index is a whole number')
-    if label < 0:
+    if index < 0:
         raise ValueError('class indices count from 0')
-    if num_classes is not None and label >= num_classes:
+    if num_classes is not None and index >= num_classes:
         raise ValueError(f'the model has the classes 0 to {num_classes - 1}, and class indices count from 0')
-    return int(label)
+    return index
 
 
 def to_target(
@@ -73,14 +75,14 @@ def label_error(sample: str, label: Any, reason: Any) -> LabelError:
     return LabelError(f'{sample} has the label {reprlib.repr(label)}: {reason}')
 
 
-def check_column(dataset: Dataset, num_classes: int | None = None) -> None:
+def check_column(dataset: Any, num_classes: int | None = None) -> None:
     """Raise LabelError for a label of hfds/ that is no class index. Reads all labels, but no images.
 
     Args:
         dataset: Any data set. Other kinds of data, and several labels an image, are not checked.
         num_classes: Number of outputs of the model; None if unknown.
     """
-    reader = getattr(dataset, 'reader', None)
+    reader: Any = getattr(dataset, 'reader', None)
     if not hasattr(reader, 'label_key') or isinstance(dataset.target_transform, MultiLabelTarget):
         return
     for number, label in enumerate(_labels(reader)):
@@ -106,7 +108,7 @@ def _labels(reader: Any) -> Iterator[Any]:
         yield get_field(row, key)
 
 
-def check_shards(dataset: Dataset) -> None:
+def check_shards(dataset: Any) -> None:
     """Make timm's data set of wds/ raise LabelError for a label that is no class index.
 
     timm leaves out samples with a name in place of an index, and cuts fractions.
@@ -124,7 +126,7 @@ def _init_with_labels(dataset: Dataset, reader: Any) -> None:
     reader.ds.pipeline.insert(-2, webdataset.map(partial(_with_index, dataset, reader)))  # before timm decodes
 
 
-def _with_index(dataset: Dataset, reader: Any, sample: dict[str, Any]) -> dict[str, Any]:
+def _with_index(dataset: Any, reader: Any, sample: dict[str, Any]) -> dict[str, Any]:
     """Return a raw sample of a shard. Raises LabelError if its label is no class index."""
     key = reader.target_keys or reader.target_key or reader.split_info.alt_label
     name = f"sample {sample['__key__']!r} of {sample['__url__']}"

@@ -6,6 +6,7 @@ from array import array
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,7 +19,8 @@ from .decoding import UndecodableError, decode, reason_of
 _EXIF_ORIENTATION = 274
 
 
-class Finding(NamedTuple):
+@dataclass(frozen=True)
+class Finding:
     """What a sample is: size in pixels, PIL mode and orientation of the file, digest of its bytes; why it is none."""
     index: int
     target: Any = None
@@ -37,7 +39,7 @@ class ScanDataset(Dataset):
         reader: timm's reader of files and targets.
     """
 
-    def __init__(self, reader: Reader):
+    def __init__(self, reader: Any):
         self.reader = reader
 
     def __len__(self) -> int:
@@ -85,7 +87,7 @@ class Inventory:
         self.modes: Counter = Counter()
         self.widths, self.heights = array('I'), array('I')
         self.rotated = 0
-        self.damaged = {}
+        self.damaged: dict[int, str] = {}
         self._digests = bytearray()
 
     def add(self, finding: Finding) -> None:

@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from http.client import HTTPException
 from importlib.util import find_spec
+from typing import Any
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
@@ -38,7 +39,7 @@ def open_dataset(
         workers: int = 0,
         samples_flag: str = '--num-samples',
         **kwargs,
-) -> Dataset:
+) -> Any:
     """Open a data set by datasets.create_dataset, with the checks that data in shards needs.
 
     Args:
@@ -65,7 +66,7 @@ def open_dataset(
         if not dataset.reader.num_samples:
             raise _unknown_length(name, split, samples_flag)
         if kind == 'wds':
-            _check_shards(root, split, dataset.reader.split_info.filenames)
+            _check_shards(root or '', split, dataset.reader.split_info.filenames)
     if package:
         # A reader in sequence is bound to the process that it is first used in.
         probe = create_dataset(name, root, split, **{**kwargs, 'is_training': False}) if kind != 'hfds' else dataset
@@ -129,7 +130,7 @@ def shuffling(dataset: Dataset) -> random.Random | None:
 
     timm seeds it once and it goes on from epoch to epoch, so an epoch can be read again only from its state.
     """
-    reader = dataset.reader if isinstance(dataset, IterableImageDataset) else None
+    reader: Any = dataset.reader if isinstance(dataset, IterableImageDataset) else None
     if not _in_shards(reader) or not reader.is_training:
         return None
     if reader.ds is None:
@@ -177,7 +178,7 @@ def _unknown_length(name: str, split: str, samples_flag: str) -> DataError:
                      f'of an epoch: give {samples_flag} N{hint}')
 
 
-def _check_first_sample(dataset: Dataset, where: str) -> None:
+def _check_first_sample(dataset: Any, where: str) -> None:
     """Raise DataError unless a sample can be read under --input-key and --target-key, of the first shard if any."""
     reader = dataset.reader
     try:
