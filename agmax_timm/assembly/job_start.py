@@ -10,7 +10,6 @@ from contextlib import contextmanager
 
 import torch
 from timm import utils
-from timm.utils.distributed import is_distributed_env
 
 from ..base.command_line import listed
 from ..base.presence import Presence
@@ -62,7 +61,7 @@ def join(args: argparse.Namespace, signals: StopSignals | None = None) -> torch.
     Args:
         signals: Signals that end the process, with the exit status of a run that can be started again.
     """
-    if not is_distributed_env():
+    if not utils.is_distributed_env():
         return utils.init_distributed_device(args)
     start = _Start(args)
     begun, said = time.monotonic(), False

@@ -61,7 +61,7 @@ def license_of_card(metadata: dict[str, Any]) -> str | None:
 
 def license_in_folder(folder: str) -> str | None:
     """The name of the licence that README.md of a folder states, None without one."""
-    from huggingface_hub.repocard import metadata_load
+    from huggingface_hub import metadata_load
     with suppress(OSError, ValueError, yaml.YAMLError):
         return license_of_card(metadata_load(os.path.join(folder, 'README.md')) or {})
     return None

@@ -3,11 +3,9 @@ import argparse
 from contextlib import suppress
 from typing import Any
 
-import torch.nn as nn
 import yaml
-from huggingface_hub import hf_hub_download
+from huggingface_hub import hf_hub_download, metadata_load
 from huggingface_hub.errors import HTTPError
-from huggingface_hub.repocard import metadata_load
 from timm.models import get_pretrained_cfg, parse_model_name
 
 from ..base.licences import license_in_folder, license_name, license_of_card
@@ -20,7 +18,7 @@ Base = dict[str, str | None]
 _LOCATIONS = {'url', 'file', 'state_dict', 'hf_hub_id', 'hf_hub_filename'}
 
 
-def find_base(args: argparse.Namespace, model: nn.Module) -> Base:
+def find_base(args: argparse.Namespace, model: Any) -> Base:
     """Return the weights that a run of train.py starts from. Reads the model card of a repository or folder, if any.
 
     Args:

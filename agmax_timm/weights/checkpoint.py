@@ -60,8 +60,8 @@ class SavedModel:
         Raises:
             CheckpointError: timm cannot build the model, or the tensors are not those of it; both are named.
         """
-        args = dict(num_classes=self.num_classes, in_chans=self.in_chans, global_pool=self.global_pool)
-        args.update(self.model_args)
+        args: dict[str, Any] = {'num_classes': self.num_classes, 'in_chans': self.in_chans,
+                                'global_pool': self.global_pool, **self.model_args}
         try:
             model = timm.create_model(self.architecture, **args)
         except Exception as error:
@@ -100,7 +100,7 @@ def read_model(
         raise CheckpointError(f'{file} is a checkpoint of the original AgMax: python -m agmax_timm.convert takes it')
     folder, options = os.path.dirname(file) or '.', _options(checkpoint)
     use_ema = choose_ema(options, use_ema)
-    known = dict(
+    known: dict[str, Any] = dict(
         state_dict=_tensors(checkpoint, file, use_ema),
         options=options,
         weights=describe_weights(options, use_ema),

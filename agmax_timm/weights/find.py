@@ -38,7 +38,7 @@ def newest_checkpoint(folder: str) -> tuple[str | None, list[tuple[str, str]]]:
                 candidates.append(((line_of(checkpoint), position), path))
     candidates.sort(key=lambda candidate: _rank(candidate[1]))
     candidates.sort(key=lambda candidate: candidate[0], reverse=True)
-    found = {}  # hard links are one file, which is read once
+    found: dict[tuple[int, int], str] = {}  # hard links are one file, which is read once
     for _, path in candidates:
         reason = _damage(path, found)
         if reason is None:

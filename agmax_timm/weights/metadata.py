@@ -4,16 +4,14 @@ from typing import Any
 
 import timm
 import torch
-import torch.nn as nn
-from timm.models import parse_model_name
-from timm.models._input import get_model_args
+from timm.models import get_model_args, parse_model_name
 
 from .. import __version__
 from .models import timm_architecture
 
 
 def make_record(
-        model: nn.Module,
+        model: Any,
         name: str,
         data_config: dict[str, Any],
         class_names: list[str] | None = None,

@@ -129,7 +129,7 @@ def _plain(name: Any) -> str:
 def adapted_modules(model: nn.Module, keys: tuple[str, ...] = ('first_conv', 'classifier')) -> tuple[str, ...]:
     """Prefixes of the tensors that timm adapts when it loads pretrained weights: the stem's, the head's."""
     config = getattr(model, 'pretrained_cfg', {})
-    modules = []
+    modules: list[str] = []
     for key in keys:
         value = config.get(key) or ()
         modules += [value] if isinstance(value, str) else value
@@ -199,7 +199,7 @@ def _create_released(
     Raises:
         CheckpointError: the weights cannot be downloaded, are damaged, not plain tensors, or of another model.
     """
-    cfg = resolve_pretrained_cfg(name, pretrained_cfg, pretrained_cfg_overlay)
+    cfg: Any = resolve_pretrained_cfg(name, pretrained_cfg, pretrained_cfg_overlay)
     # timm's own name, so that what is saved of the model needs nothing of ours to load.
     cfg = replace(cfg, architecture=timm_architecture(name))
     source = 'in memory' if cfg.state_dict else cfg.file or cfg.hf_hub_id or cfg.url  # timm's order
