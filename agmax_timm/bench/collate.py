@@ -8,7 +8,7 @@ import torch
 
 from ..data.mixup import TwoViewCollate
 from . import passes
-from .report import Result
+from .report import Result, Row
 
 _MIXUP = dict(mixup_alpha=0.8, num_classes=1000)
 
@@ -40,7 +40,7 @@ def measure(args: argparse.Namespace) -> Result:
     with passes.one_thread():
         measured = passes.interleaved(configurations, args.repeats)
     base = next(iter(configurations))
-    rows = [{
+    rows: list[Row] = [{
         'collate': name,
         'views': measured[name][0].count,
         'ms': 1000 * median(map(passes.seconds, measured[name])),

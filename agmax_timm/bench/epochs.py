@@ -42,7 +42,7 @@ def _read_epoch(loader: DataLoader) -> int:
     views, start = 0, time.perf_counter()
     for index, (images, _) in enumerate(loader):
         if not index and loader.num_workers:
-            time.sleep(loader.prefetch_factor * (time.perf_counter() - start))
+            time.sleep((loader.prefetch_factor or 0) * (time.perf_counter() - start))
         views += len(images)
     return views
 
@@ -57,9 +57,10 @@ def _watched(before: float | None) -> Iterator[dict[str, float]]:
     peak, done = dict(mib=0.), threading.Event()
 
     def look():
-        pids = [os.getpid(), *(child.pid for child in multiprocessing.active_children())]
-        own = sum(map(_rss_mib if before is None else _own_mib, pids))
-        peak['mib'] = max(peak['mib'], own + (0. if before is None else _shared_mib() - before))
+        pids = [os.getpid(), *(child.pid for child in multiprocessing.active_children() if child.pid)]
+        own = sum(_rss_mib(pid) if before is None else _own_mib(pid) for pid in pids)
+        shared = 0. if before is None else (_shared_mib() or 0.) - before
+        peak['mib'] = max(peak['mib'], own + shared)
 
     def watch():
         while not done.wait(_INTERVAL):

@@ -19,6 +19,7 @@ def wait_for(argv: list[str], mark: str) -> str:
     """
     line = ''
     process = start(argv)
+    assert process.stdout is not None
     try:
         for line in process.stdout:
             if mark and mark in line:

@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from statistics import median
+from typing import Any
 
 from timm.data.readers.reader_image_folder import ReaderImageFolder
 from torch.utils.data import DataLoader
@@ -40,7 +41,7 @@ def _open(reader, root: str):
     return lambda: len(reader(root))
 
 
-def _memory(reader) -> dict[str, float | None]:
+def _memory(reader: Any) -> dict[str, float | None]:
     """Bytes of the index for each image, where it knows them, and private memory of a worker in MiB."""
     def collate(indices):
         for index in indices:
@@ -48,7 +49,8 @@ def _memory(reader) -> dict[str, float | None]:
         return _private_mib()
 
     batch_size = max(1, len(reader) // 100)
-    grown = list(DataLoader(range(len(reader)), batch_size, shuffle=True, num_workers=1, collate_fn=collate))
+    indices: Any = range(len(reader))
+    grown = list(DataLoader(indices, batch_size, shuffle=True, num_workers=1, collate_fn=collate))
     nbytes = getattr(reader, 'nbytes', None)
     return {'bytes/image': nbytes and nbytes / len(reader)} | {
         f'MiB after {part}%': grown[max(1, len(grown) * part // 100) - 1] for part in _PARTS}

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from ..loss import agreement_terms
-from .report import Result
+from .report import Result, Row
 
 VIEW_NOISE = 0.5  # standard deviation
 # Images in a batch, classes, mean probability of the true class.
@@ -26,7 +26,7 @@ def measure(args: argparse.Namespace) -> Result:
     settings = SETTINGS
     if args.batch_size or args.num_classes:
         settings = [(args.batch_size or 256, args.num_classes or 1000, confidence) for confidence in _CONFIDENCES]
-    rows = []
+    rows: list[Row] = []
     for images, classes, confidence in settings:
         found = [gradients(*synthetic_logits(images, classes, confidence, seed)) for seed in range(args.repeats)]
         entropy = [one['entropy'] for one in found]
@@ -84,7 +84,7 @@ def gradients(z1: torch.Tensor, z2: torch.Tensor, target: torch.Tensor) -> dict[
         angle between the gradients of entropy term and cross-entropy; 'nats': divergence with the published weight.
     """
     logits = torch.stack([z1, z2]).requires_grad_()
-    agreement, divergence = agreement_terms(*logits, logits.mean(0).detach())
+    agreement, divergence = agreement_terms(logits[0], logits[1], logits.mean(0).detach())
     terms = (F.cross_entropy(logits.flatten(0, 1), target.repeat(2)), agreement, divergence)
     plain, entropy, distance = (torch.autograd.grad(term, logits, retain_graph=True)[0].flatten() for term in terms)
     return {

@@ -4,7 +4,7 @@ import os
 import random
 import resource
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import median
@@ -23,7 +23,7 @@ class Pass:
 Passes = dict[str, list[Pass]]  # by configuration, one of each repetition
 
 
-def interleaved(configurations: dict[str, Callable[[], int]], repeats: int, warm: bool = True) -> Passes:
+def interleaved(configurations: Mapping[str, Callable[[], int]], repeats: int, warm: bool = True) -> Passes:
     """Measure each configuration once in each repetition, the order drawn anew.
 
     Args:
@@ -68,7 +68,7 @@ def cpu_seconds() -> float:
         _cpu_seconds_of(child.pid) for child in multiprocessing.active_children())
 
 
-def _cpu_seconds_of(pid: int) -> float:
+def _cpu_seconds_of(pid: int | None) -> float:
     try:
         with open(f'/proc/{pid}/stat') as file:
             fields = file.read().rpartition(')')[2].split()
@@ -83,7 +83,7 @@ def one_thread() -> Iterator[None]:
     try:
         import cv2
     except ImportError:
-        cv2 = None
+        cv2 = None  # type: ignore[assignment]  # tested for below
     threads, cv_threads = torch.get_num_threads(), cv2.getNumThreads() if cv2 else 0
     torch.set_num_threads(1)
     if cv2:

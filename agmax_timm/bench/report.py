@@ -3,12 +3,13 @@ import csv
 import logging
 import os
 from dataclasses import dataclass
+from typing import Any
 
 from ..base import atomic_write
 
 _logger = logging.getLogger(__name__)
 
-Row = dict[str, str | float | None]
+Row = dict[str, Any]  # text, numbers, or None
 
 
 @dataclass

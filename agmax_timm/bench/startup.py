@@ -5,7 +5,7 @@ from functools import partial
 from statistics import median
 
 from . import fresh, passes
-from .report import Result
+from .report import Result, Row
 
 TRAIN = 'from agmax_timm.commands.scripts import train; train()'
 FLAGS = ['--dataset', 'demo', '--model', 'test_resnet', '--num-classes', '10', '--img-size', '28', '--agmax',
@@ -28,7 +28,7 @@ def measure(args: argparse.Namespace) -> Result:
             name: partial(_run, [*argv, *(['--output', output] if mark else [])], mark)
             for name, (argv, mark) in COMMANDS.items()}
         measured = passes.interleaved(configurations, args.repeats, warm=not args.quick)
-    rows = [{
+    rows: list[Row] = [{
         'command': name,
         's': median(map(passes.seconds, measured[name])),
         **passes.ratios(measured, name, _BASE, passes.seconds),
@@ -37,6 +37,6 @@ def measure(args: argparse.Namespace) -> Result:
     return Result('ratio: seconds against import timm; the demo data, test_resnet, one step included', rows)
 
 
-def _run(argv, mark: str) -> int:
+def _run(argv: list[str], mark: str) -> int:
     fresh.wait_for(argv, mark)
     return 1

@@ -18,7 +18,7 @@ _PLAIN, _AGMAX = 'cross-entropy', 'AgMax'
 def measure(args: argparse.Namespace) -> Result:
     device = find_device(args)
     memory_format = torch.channels_last if args.channels_last else torch.contiguous_format
-    model = create_named_model(args.model, num_classes=args.num_classes).to(device, memory_format=memory_format)
+    model = create_named_model(args.model, num_classes=args.num_classes).to(device).to(memory_format=memory_format)
     task = AgMaxTask(copy.deepcopy(model), verbose=False)
     if args.torchcompile:
         task.compile()

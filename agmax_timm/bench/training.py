@@ -70,7 +70,7 @@ def _loader(name: str, root: str, args: argparse.Namespace, device: torch.device
 def _trainer(args: argparse.Namespace, device: torch.device, classes: int) -> Callable[[Any], int]:
     """A function that trains on batches, and returns how many views it had when the device is done."""
     memory_format = torch.channels_last if args.channels_last else torch.contiguous_format
-    model = create_named_model(args.model, num_classes=max(2, classes)).to(device, memory_format=memory_format)
+    model = create_named_model(args.model, num_classes=max(2, classes)).to(device).to(memory_format=memory_format)
     task = AgMaxTask(model, verbose=False)
     if args.torchcompile:
         task.compile()

@@ -25,15 +25,15 @@ def draw(study: Study, rows: list[Row], path: str) -> None:
     groups = list(dict.fromkeys(row.cell.group for row in rows))
     methods = [method.name for method in study.methods]
     width = .8 / len(methods)
-    colours = colormaps['tab10' if len(methods) <= 10 else 'tab20'].colors
+    colours = colormaps['tab10' if len(methods) <= 10 else 'tab20']
     figure = Figure(figsize=(max(5, 1.2 + .32 * len(groups) * (len(methods) + 1)), 3.8), layout='constrained')
     axes = figure.subplots()
     for number, method in enumerate(methods):
         own = [row for row in shown if row.cell.method == method]
         places = [groups.index(row.cell.group) + (number - (len(methods) - 1) / 2) * width for row in own]
         deviations = [row.deviation if row.deviation is not None else float('nan') for row in own]  # nan: no bar
-        axes.bar(places, [row.mean for row in own], .92 * width, yerr=deviations, capsize=2, label=method,
-                 color=colours[number % len(colours)], error_kw=dict(linewidth=.9))
+        axes.bar(places, [row.mean or 0. for row in own], .92 * width, yerr=deviations, capsize=2, label=method,
+                 color=colours(number % colours.N), error_kw=dict(linewidth=.9))
         published = [(place, row.published) for place, row in zip(places, own) if row.published is not None]
         if published:
             axes.plot(*zip(*published), 'D', color='black', markersize=3,
@@ -52,7 +52,7 @@ def draw(study: Study, rows: list[Row], path: str) -> None:
 
 def _limits(rows: list[Row]):
     """Of the axis: all that is drawn, and a margin, so that differences are seen."""
-    ends = [row.mean + sign * (row.deviation or 0.) for row in rows for sign in (-1, 1)]
+    ends = [(row.mean or 0.) + sign * (row.deviation or 0.) for row in rows for sign in (-1, 1)]
     ends += [row.published for row in rows if row.published is not None]
     margin = .15 * (max(ends) - min(ends)) or 1.
     return min(ends) - 2 * margin, max(ends) + margin

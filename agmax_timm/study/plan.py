@@ -110,12 +110,15 @@ def check_unchanged(study: Study, runs: list[Run]) -> None:
                                  f'have {value}: remove that folder, or give another --output')
 
 
-def _cell(study: Study, levels: list[Level], output: str) -> Cell:
+def _cell(study: Study, levels: tuple[Level, Level, Level], output: str) -> Cell:
     options: dict[str, Any] = {}
     for level in (study.base, *levels):
         options.update(level.options)
+    augmentation, setting, method = levels
     return Cell(
-        *(level.name for level in levels),
+        augmentation.name,
+        setting.name,
+        method.name,
         options=options,
         sources=[source for level in (study.base, *levels) for source in level.sources],
         folder=os.path.join(output, *(level.folder for level in levels if level.folder)),

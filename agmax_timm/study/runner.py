@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from collections import deque
+from typing import Any
 
 from tqdm import tqdm
 
@@ -41,7 +42,7 @@ class Runner:
         self.waiting: deque[Run] = deque(runs)
         self.running: dict[int, tuple[Run, subprocess.Popen]] = {}  # by slot
         self.errors: dict[str, str] = {}  # a line of each failed run, by its folder
-        self.bar = None
+        self.bar: Any = None  # tqdm's, while it runs
 
     def run(self) -> bool:
         """Run to the end.

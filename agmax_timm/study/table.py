@@ -49,7 +49,7 @@ def aggregate(study: Study, outcomes: Iterable[Outcome], published: Published) -
         beside = (*_place(cell)[:2], study.baseline)
         is_baseline = cell.method == study.baseline
         own, base = published.get(_place(cell)), published.get(beside)
-        difference = own - base if not is_baseline and None not in (own, base) else None
+        difference = own - base if not is_baseline and own is not None and base is not None else None
         rows.append(Row(cell, values[_place(cell)], values[beside], is_baseline, own, difference))
     return rows
 
