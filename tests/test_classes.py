@@ -345,6 +345,16 @@ def test_the_report_refuses_a_number_that_is_not_the_runs(ema_run, links, tmp_pa
     assert not (run / 'report.html').exists()
 
 
+def test_the_report_names_no_flag_that_it_does_not_have(ema_run, links, tmp_path, capsys):
+    data = links('data', **{'bee': 'bee', 'cat': 'cat', 'formica rufa': 'ant'})
+    run = shutil.copytree(ema_run, tmp_path / 'run')
+    with pytest.raises(SystemExit) as end:
+        report.main([str(run), str(data), '--device', 'cpu', '-j', '0'])
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert end.value.code == 2 and "class 0 of the data is 'bee', 'ant' there" in line
+    assert line.endswith(': give the data of the run, with the classes that it had') and '--class-map' not in line
+
+
 # ---- What was read ----
 
 @pytest.fixture
@@ -406,9 +416,14 @@ def test_check_data_compares_with_the_model(ema_run, exported, links, photos, tm
     status, out = checked(capsys, scripts.train, data, '--resume', ema_run / 'last.pth.tar')
     assert status == 1 and "train: class 0 of the data is 'bee', 'ant' there" in out
     experiment = ['--output', ema_run.parent, '--experiment', ema_run.name, '--resume', 'auto']
-    for words in (experiment, ['--initial-checkpoint', ema_run / 'last.pth.tar']):
+    others = (['--initial-checkpoint', ema_run / 'last.pth.tar'], ['--model', exported, '--pretrained'],
+              ['--model', 'test_resnet', '--num-classes', '3', '--kd-model-name', exported])
+    for words in (experiment, *others):
         status, out = checked(capsys, scripts.train, data, *words)
-        assert status == 1 and "train: class 0 of the data is 'bee', 'ant' there" in out
+        assert status == 1 and "train: class 0 of the data is 'bee', 'ant' there" in out and OF_MODEL not in out
+    unused = ['--model', exported], [*others[-1], '--kd-distill-type', 'feature']  # heads that are not used
+    for folder, words in [*((photos, words) for words in others), *((data, words) for words in unused)]:
+        assert 'of the data is' not in checked(capsys, scripts.train, folder, *words)[1]
 
 
 # ---- Other kinds of data ----

@@ -108,9 +108,9 @@ def set_backend_options(args: argparse.Namespace) -> None:
         set_fast_norm()
 
 
-def create_named_model(name: str, **kwargs) -> nn.Module:
+def create_named_model(name: str, flag: str = '--model', **kwargs) -> nn.Module:
     """timm.create_model, with an error of one line for a name that timm lacks or a source that it cannot load."""
-    check_model('--model', name)
+    check_model(flag, name)
     try:
         return create_model(name, **kwargs)
     except (TypeError, AssertionError) as error:  # an argument or value that this model does not take
@@ -123,7 +123,7 @@ def create_named_model(name: str, **kwargs) -> nn.Module:
             raise OptionError(_unfit_checkpoint(name, error, **kwargs)) from error
         if ':' not in name and not isinstance(error, (*REFUSED, AttributeError, OSError)):
             raise
-        raise OptionError(f'--model {name}: {one_line(error)[:500]}') from error
+        raise OptionError(f'{flag} {name}: {one_line(error)[:500]}') from error
 
 
 def _unfit_checkpoint(name: str, error: Exception, checkpoint_path: str, **kwargs) -> str:

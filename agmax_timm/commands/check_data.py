@@ -169,8 +169,13 @@ def _models(args: argparse.Namespace) -> list[ModelClasses]:
     """Classes of the models that the options name. Adopts the options of a checkpoint, as an evaluation does."""
     if 'resume' in args:
         resolve_resume(args)
-        paths = filter(None, (args.resume, args.initial_checkpoint))
-        return [classes for classes in map(classes_in, paths) if classes is not None]
+        found = list(map(classes_in, filter(None, (args.resume, args.initial_checkpoint))))
+        if args.pretrained and not found:
+            found.append(_classes_of_name(args))
+        if args.kd_model_name and args.kd_distill_type != 'feature':
+            teacher = create_named_model(args.kd_model_name, '--kd-model-name', num_classes=args.num_classes)
+            found.append(classes_of(teacher, args.kd_model_name))
+        return [classes for classes in found if classes is not None]
     jobs = bulk.list_jobs(args)
     if jobs is not None:
         found = [classes_in(job.checkpoint) for job in jobs if job.checkpoint]
@@ -178,14 +183,19 @@ def _models(args: argparse.Namespace) -> list[ModelClasses]:
         adopt_options(args, saved_options(args.checkpoint))
         found = [classes_in(args.checkpoint)]
     elif 'model' in args.explicit:
-        model = create_named_model(
-            args.model, num_classes=args.num_classes, in_chans=input_channels(args), global_pool=args.gp,
-            **args.model_kwargs)
-        found = [classes_of(model, args.model)]
+        found = [_classes_of_name(args)]
     else:
         found = []
     args.class_map = map_of_model(args, found[0] if found else None)
     return [classes for classes in found if classes is not None]
+
+
+def _classes_of_name(args: argparse.Namespace) -> ModelClasses | None:
+    """Classes of --model, whose weights are not loaded."""
+    model = create_named_model(
+        args.model, num_classes=args.num_classes, in_chans=input_channels(args), global_pool=args.gp,
+        **args.model_kwargs)
+    return classes_of(model, args.model)
 
 
 def _of_classes(

@@ -22,13 +22,14 @@ from ..base import atomic_write
 from ..base.command_line import OptionError, print_if_read
 from ..base.data_errors import WorkerError
 from ..base.safe_load import CheckpointError
-from ..data.sources.classes import summary
+from ..data.sources.classes import MovedClassError, summary
 from ..data.sources.datasets import DataError
 from ..data.sources.shards import open_dataset
 from ..data.workers import names_dead_workers
 from ..options import timm_names
 from ..options.kinds import OF_EVALUATION, OF_INPUT
 from ..options.parse import parse_validate_args
+from ..options.paths import CLASSES_OF_MODEL
 from ..training.loop import evaluate
 from ..training.output import log
 from ..weights.checkpoint import saved_options
@@ -129,7 +130,10 @@ def validate_model(args: argparse.Namespace, device: torch.device) -> dict[str, 
     subject, precision, run_options = prepare(args, device)
     dataset = open_split(args, subject.data_config)
     _logger.info(summary({args.split: dataset}))
-    set_targets(args, dataset, subject.num_classes, subject.classes)
+    try:
+        set_targets(args, dataset, subject.num_classes, subject.classes)
+    except MovedClassError as error:
+        raise DataError(f'{error}: --class-map {CLASSES_OF_MODEL} numbers the classes as the model does') from error
     loader = build_loader(args, dataset, subject, device, precision)
     evaluator = create_evaluator(args, dataset, loader, subject.num_classes, device)
     try:

@@ -19,7 +19,7 @@ from ..base.command_line import OptionError
 from ..base.data_errors import WorkerError
 from ..base.safe_load import CheckpointError, one_line
 from ..data.pictures import ToPicture, label_text
-from ..data.sources.classes import class_names, summary
+from ..data.sources.classes import MovedClassError, class_names, summary
 from ..data.sources.datasets import DataError
 from ..data.workers import names_dead_workers
 from ..evaluation import validation
@@ -194,7 +194,10 @@ def _evaluate(args: argparse.Namespace, device: torch.device, on_batch: Callable
     subject, precision, _ = validation.prepare(args, device)
     dataset = validation.open_split(args, subject.data_config)
     _logger.info(summary({args.split: dataset}))
-    set_targets(args, dataset, subject.num_classes, subject.classes)
+    try:
+        set_targets(args, dataset, subject.num_classes, subject.classes)
+    except MovedClassError as error:
+        raise DataError(f'{error}: give the data of the run, with the classes that it had') from error
     loader = validation.build_loader(args, dataset, subject, device, precision)
     evaluator = create_evaluator(args, dataset, loader, subject.num_classes, device)
     to_picture = ToPicture(subject.data_config, subject.patch_size, args.naflex_patchify_channels_first)

@@ -16,6 +16,10 @@ _logger = logging.getLogger(__name__)
 _MOST_NAMES = 10
 
 
+class MovedClassError(DataError):
+    """The data has a class at another index than the model."""
+
+
 @dataclass(frozen=True)
 class Moved:
     """A class that the data and a model have at different indices."""
@@ -154,14 +158,14 @@ def check_evaluation(
         in_order: Whether class i of the data is output i of the model, without a choice of the user.
 
     Raises:
-        DataError: more classes than outputs, or a class at another index than in the model, so that labels are wrong.
+        DataError: more classes than outputs.
+        MovedClassError: a class at another index than in the model, so that labels are wrong.
     """
     if not found:
         return
     moved, unknown = classes.compare(found) if classes is not None else ([], {})
     if classes is not None and moved:
-        raise DataError(f'{classes.describe(moved)}: validate.py --class-map model numbers the classes as the model '
-                        'does')
+        raise MovedClassError(classes.describe(moved))
     width = max(found.values()) + 1
     if width > num_outputs:
         raise DataError(f'the data has {width} classes, the model {num_outputs} outputs: it is a model of other '
