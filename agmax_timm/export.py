@@ -2,6 +2,7 @@
 import argparse
 import os
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from .base.atomic_write import scratch_folder
 from .base.command_line import Parser, add_dataset_flag, add_model_flags, add_weights_flags, quiet_in_pipes
 from .base.licences import LicenseError, add_license_flag, check_license
 from .base.safe_load import CheckpointError, read_file
+from .evaluation.published import compare_on_data
 from .weights.checkpoint import RECORD, SavedModel, choose_ema, read_model
 from .weights.hub import HubError, check_dataset, stage
 from .weights.measured import measured
@@ -52,12 +54,12 @@ def main(argv: list[str] | None = None) -> None:
 def _write(saved: SavedModel, folder: str, onnx: bool, license: str) -> float:
     """Stage a model and, if asked for, write it in ONNX; both or nothing. Returns as write_onnx."""
     if not onnx:
-        stage(saved, folder, license)
+        stage(saved, folder, license, partial(compare_on_data, saved))
         return 0.
     os.makedirs(os.path.dirname(os.path.abspath(folder)), exist_ok=True)
     with scratch_folder(os.path.abspath(folder)) as scratch:
         difference = write_onnx(saved, scratch)
-        stage(saved, folder, license)
+        stage(saved, folder, license, partial(compare_on_data, saved))
         for name in os.listdir(scratch):
             os.replace(os.path.join(scratch, name), os.path.join(folder, name))
     return difference

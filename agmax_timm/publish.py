@@ -5,11 +5,13 @@ import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from .base.command_line import Parser, add_dataset_flag, add_weights_flags, quiet_in_pipes
 from .base.licences import LicenseError, add_license_flag, check_license
 from .base.safe_load import CheckpointError
+from .evaluation.published import compare_on_data
 from .weights.checkpoint import read_model
 from .weights.hub import ChangedError, HubError, check_dataset, check_destination, load_folder, publish, stage
 from .weights.staging import CONFIG, DISK_ERRORS, change_license
@@ -57,6 +59,7 @@ def publish_source(
         license: str = '',
         replace_card: bool = False,
         replace_files: bool = False,
+        in_run: bool = False,
 ) -> str:
     """Publish a run, a checkpoint or a staged folder; what is not staged yet is staged beside it, in `hub`.
 
@@ -65,6 +68,7 @@ def publish_source(
         hub_dataset: Name of the training data on the Hub, '' where the run or nobody knows it.
         license: As --license takes it (default: that of base.license_of, or of the staged folder).
         replace_card, replace_files: As for hub.publish.
+        in_run: As for compare_on_data.
 
     Returns:
         The address of the commit or pull request.
@@ -87,7 +91,7 @@ def publish_source(
         saved = replace(saved, options={**saved.options, 'hub_dataset': dataset})
         with _going_on(DISK_ERRORS, source, repo_id, private, revision, create_pr, use_ema, hub_dataset, license,
                        replace_card, replace_files):
-            stage(saved, folder, license)
+            stage(saved, folder, license, partial(compare_on_data, saved, in_run=in_run))
         license = license or saved.options.get('license') or ''
     # The folder holds what was chosen for it, except that a licence was chosen.
     with _going_on((Exception,), folder, repo_id, private, revision, create_pr, None, '', license, replace_card,

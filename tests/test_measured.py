@@ -1,20 +1,27 @@
 """The numbers on a card: the command beside them gives them again, to the digit, or there are none and a reason."""
+import json
 import re
 import shlex
+import shutil
 from dataclasses import replace
+from functools import partial
 
 import datasets
 import pytest
 from PIL import Image
 
+from agmax_timm import export, publish
 from agmax_timm.evaluation.prediction import Predictor, options_of
+from agmax_timm.evaluation.published import compare_on_data
 from agmax_timm.options.kinds import OF_ARITHMETIC, OF_EVALUATION, OF_INPUT
 from agmax_timm.options.parsers import train_parser, validate_parser
 from agmax_timm.options.settings import validate_command
+from agmax_timm.weights import staging
 from agmax_timm.weights.card import model_card
 from agmax_timm.weights.checkpoint import read_model
+from agmax_timm.weights.hub import HubError
 from agmax_timm.weights.measured import measured, unrepeatable
-from agmax_timm.weights.staging import stage
+from agmax_timm.weights.staging import load_folder, stage
 
 TINY = ['--model', 'test_resnet', '--img-size', '32', '--epochs', '1']
 NAFLEX = ['--model', 'naflexvit_base_patch16_gap', '--model-kwargs', 'embed_dim=16', 'depth=1', 'num_heads=2',
@@ -186,3 +193,74 @@ def test_words_of_the_command_are_quoted():
 def test_a_card_without_options_has_no_command(make_saved):
     card = model_card(make_saved(options={}), 'test_resnet', [1, 96]).content
     assert 'validate.py' not in card
+
+
+# ---- The staged folder and its run on the images of the run ----
+
+def staged_wrongly(saved, folder, change):
+    """Stage a folder whose config.json is changed, with the check that export and publish make."""
+    def spoil_and_check(staged):
+        config = json.loads((staged / 'config.json').read_text())
+        change(config['pretrained_cfg'])
+        (staged / 'config.json').write_text(json.dumps(config))
+        load_folder(staged)  # plain timm has no objection
+        compare_on_data(saved, staged)
+    stage(saved, folder, check=spoil_and_check)
+
+
+@pytest.mark.parametrize('kind', ['plain', 'HSV', 'float pixels', 'size, crop and colours', 'configuration', 'NaFlex'])
+def test_staged_folder_gives_the_logits_of_its_run(kind, train_once, tmp_path, caplog):
+    with caplog.at_level('INFO'):
+        staged_wrongly(read_model(str(train_once(*RUNS[kind])), use_ema=None), tmp_path / 'hub', lambda config: None)
+    assert 'The staged folder gives the logits of the run on 12 validation images' in caplog.text
+
+
+@pytest.mark.parametrize('kind, change, said', [
+    ('plain', dict(mean=[0.4, 0.5, 0.6]), 'mean is [0.4, 0.5, 0.6], of the run (0.5, 0.5, 0.5)'),
+    ('plain', dict(std=[0.4, 0.5, 0.6]), 'std is [0.4, 0.5, 0.6]'),
+    ('plain', dict(crop_pct=0.7), 'crop_pct is 0.7, of the run 0.95'),
+    ('plain', dict(crop_mode='squash'), 'crop_mode is squash, of the run center'),
+    ('plain', dict(interpolation='nearest'), 'interpolation is nearest, of the run bilinear'),
+    ('plain', dict(input_size=[3, 48, 48]), 'input_size is (3, 48, 48), of the run (3, 32, 32)'),
+    ('plain', dict(notes=['input_img_mode=HSV']), 'input_img_mode is HSV, of the run RGB'),
+    ('HSV', dict(notes=[]), 'input_img_mode is RGB, of the run HSV'),
+    ('NaFlex', dict(interpolation='nearest'), 'interpolation is nearest, of the run bicubic'),
+])
+def test_folder_with_another_preprocessing_is_refused(kind, change, said, train_once, tmp_path):
+    saved = read_model(str(train_once(*RUNS[kind])), use_ema=None)
+    with pytest.raises(HubError) as error:
+        staged_wrongly(saved, tmp_path / 'hub', lambda config: config.update(change))
+    assert 'does not give the logits of ' in str(error.value) and f': {said}' in str(error.value)
+    assert '\n' not in str(error.value) and not (tmp_path / 'hub').exists()
+
+
+def test_mode_of_another_number_of_channels_is_refused(train_once, tmp_path):
+    saved = read_model(str(train_once(*TINY)), use_ema=None)
+    with pytest.raises(HubError, match='does not take the validation images of the run: .* CMYK has 4 channels'):
+        staged_wrongly(saved, tmp_path / 'hub', lambda config: config.update(notes=['input_img_mode=CMYK']))
+
+
+@pytest.mark.parametrize('command', ['export', 'publish'])
+def test_commands_check_the_preprocessing(command, train_once, tmp_path, monkeypatch, capsys):
+    run = shutil.copytree(train_once(*TINY), tmp_path / 'run')
+    write = staging.save_config_for_hf
+    monkeypatch.setattr(staging, 'save_config_for_hf', lambda *args, data_config, **kwargs: write(
+        *args, data_config={**data_config, 'crop_pct': 0.6}, **kwargs))
+    monkeypatch.setattr(publish, 'check_destination', lambda *args, **kwargs: None)
+    argv = {'export': [run, tmp_path / 'hub'], 'publish': [run, 'ann/net']}[command]
+    with pytest.raises(SystemExit) as end:
+        {'export': export, 'publish': publish}[command].main(list(map(str, argv)))
+    assert end.value.code == 2 and 'crop_pct is 0.6, of the run 0.95' in capsys.readouterr().err.splitlines()[-1]
+    assert not list(tmp_path.rglob('config.json'))
+
+
+@pytest.mark.parametrize('options, reason', [
+    (dict(data_dir='/nowhere'), '/nowhere'), (dict(val_split=''), 'the run had none'),
+    (dict(dataset='hfds/ann/bees'), '--dataset hfds/ann/bees is on the Hub'),
+    (dict(model=None), 'the options of the run are not known')])
+def test_data_that_is_not_there_is_said(options, reason, train_once, tmp_path, caplog):
+    saved = read_model(str(train_once(*TINY)), use_ema=None)
+    saved = replace(saved, options={**saved.options, **options})
+    stage(saved, tmp_path / 'hub', check=partial(compare_on_data, saved))
+    said, = (line for line in caplog.messages if 'preprocessing' in line)
+    assert 'is not checked, without validation data: ' in said and reason in said

@@ -43,14 +43,18 @@ def build_datasets(args: argparse.Namespace, data_config: dict) -> tuple[Dataset
                         max_damaged=args.max_damaged)
     validation = None
     if args.val_split:
-        validation = _open_split(args, data_config, args.val_split, args.val_num_samples, is_training=False,
-                                 samples_flag='--val-num-samples')
+        validation = open_validation(args, data_config)
         if args.val_split != args.train_split:
             check_different(train, validation)
     if utils.is_primary(args):
         _logger.info(summary({args.train_split: train, args.val_split: validation}))
     check_classes(train, validation, args.num_classes, args.class_map)
     return train, validation
+
+
+def open_validation(args: argparse.Namespace, data_config: dict) -> Dataset:
+    return _open_split(args, data_config, args.val_split, args.val_num_samples, is_training=False,
+                       samples_flag='--val-num-samples')
 
 
 def _open_split(args: argparse.Namespace, data_config: dict, split: str, num_samples: int | None, **kwargs):

@@ -150,7 +150,7 @@ def publish_run(args: argparse.Namespace, output_dir: str) -> str:
     destination = (args.push_to_hub, args.hub_private, args.hub_revision or None, args.hub_pr, None, args.hub_dataset,
                    args.license, args.hub_replace_card, args.hub_replace_files)
     try:
-        logger.info(f'Published: {publish_source(output_dir, *destination)}')
+        logger.info(f'Published: {publish_source(output_dir, *destination, in_run=True)}')
         return ''
     except (HubError, CheckpointError) as error:
         return f'training is complete, but not published: {error}'

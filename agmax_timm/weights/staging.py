@@ -44,7 +44,12 @@ DISK_ERRORS = (OSError, SafetensorError)
 _logger = getLogger(__name__)
 
 
-def stage(saved: SavedModel, folder: str | Path, license: str | None = None) -> None:
+def stage(
+        saved: SavedModel,
+        folder: str | Path,
+        license: str | None = None,
+        check: Callable[[Path], None] = lambda folder: None,
+) -> None:
     """Write a model into a folder as timm and the Hub know it, once what was written is proven to load.
 
     The files are `FILES`: config.json, model.safetensors and README.md, train_hparams.yaml where the options are
@@ -53,10 +58,12 @@ def stage(saved: SavedModel, folder: str | Path, license: str | None = None) -> 
     Args:
         saved: What was trained.
         license: Of the weights, as --license takes it (default: that of license_of).
+        check: Further check of the staged folder, which may raise HubError.
 
     Raises:
         LicenseError: the Hub does not list the licence.
-        HubError: the folder cannot be written, or does not give the model's logits back. Nothing of it stays then.
+        HubError: the folder cannot be written, does not give the model's logits back, or fails the check. Nothing of
+            it stays then.
     """
     check_license(license)
     folder = Path(folder).absolute()
@@ -67,6 +74,7 @@ def stage(saved: SavedModel, folder: str | Path, license: str | None = None) -> 
             _write(saved, staged, license)
             if not _compare(saved, staged).isfinite().all():
                 raise HubError(f'the logits of {saved.source or saved.architecture} are not finite: nothing to publish')
+            check(staged)
             folder.mkdir(exist_ok=True)
             for name in FILES:
                 if (staged / name).exists():

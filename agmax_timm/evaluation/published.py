@@ -1,0 +1,92 @@
+"""Compare a staged folder with its run on validation images, which each side prepares by its own configuration."""
+import argparse
+import itertools
+from logging import getLogger
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn as nn
+from timm.data import resolve_model_data_config
+
+from ..assembly import loaders
+from ..assembly.model import Precision
+from ..base.data_errors import DataError
+from ..options.parsers import train_parser
+from ..weights.card import hub_dataset_of
+from ..weights.checkpoint import SavedModel
+from ..weights.hub_error import HubError, reason, told
+from ..weights.limits import noted_options
+from ..weights.staging import load_folder
+
+_BATCHES, _BATCH_SIZE = 2, 8
+
+_logger = getLogger(__name__)
+
+
+def compare_on_data(saved: SavedModel, folder: Path, in_run: bool = False) -> None:
+    """Check that a staged folder gives the logits of its run for the first images of the run's validation data.
+
+    The model, the data configuration and the image mode of the folder are those that plain timm reads from config.json.
+    The data is optional: a warning says why it cannot be read.
+
+    Args:
+        saved: Model that was staged.
+        folder: Staged folder.
+        in_run: Whether the run's own process calls, so that a data set of the Hub is on this machine.
+
+    Raises:
+        HubError: the logits differ, or the model does not take the images that config.json describes.
+    """
+    try:
+        options = _options(saved, in_run)
+        mode = options['input_img_mode'] = loaders.image_mode(argparse.Namespace(**options), saved.data_config)
+        expected = _logits(saved.create_model(), saved.data_config, options)
+    except Exception as error:  # every kind of data has errors of its own
+        _logger.warning(f'The preprocessing of the staged folder is not checked, without validation data: '
+                        f'{reason(error)}')
+        return
+    with told('what was staged does not take the validation images of the run', Exception):
+        model = load_folder(folder)
+        config = resolve_model_data_config(model)
+        options['input_img_mode'] = noted_options(model.pretrained_cfg).get('input_img_mode')
+        options['input_img_mode'] = loaders.image_mode(argparse.Namespace(**options), config)
+        found = _logits(model, config, options)
+    if not torch.equal(expected, found):
+        own = {**saved.data_config, 'input_img_mode': mode}
+        published = {**config, 'input_img_mode': options['input_img_mode']}
+        others = '; '.join(f'{name} is {published.get(name)}, of the run {value}' for name, value in own.items()
+                           if _as_list(value) != _as_list(published.get(name)))
+        raise HubError(
+            f'what was staged does not give the logits of {saved.source} on {len(expected)} validation images: they '
+            f'differ by up to {(expected - found).abs().max():.3g}{others and f": {others}"}')
+    _logger.info(f'The staged folder gives the logits of the run on {len(expected)} validation images')
+
+
+def _options(saved: SavedModel, in_run: bool) -> dict[str, Any]:
+    """Options of the run, to read its validation data in this process. Raises DataError if it cannot be here."""
+    options = {
+        **vars(train_parser().parse_args([])), **saved.options, 'class_map': saved.class_map, 'workers': 0,
+        'dataset_download': False, 'distributed': False, 'rank': 0, 'world_size': 1}
+    if not saved.options.get('model'):
+        raise DataError('the options of the run are not known')
+    if not options['val_split']:
+        raise DataError('the run had none')
+    if not in_run and hub_dataset_of({**options, 'hub_dataset': ''}):
+        raise DataError(f"--dataset {options['dataset']} is on the Hub")
+    return options
+
+
+@torch.inference_mode()
+def _logits(model: nn.Module, data_config: dict[str, Any], options: dict[str, Any]) -> torch.Tensor:
+    """Logits of the first validation images, float32 on the CPU."""
+    args = argparse.Namespace(**options)
+    patch_size = loaders.patch_size(model) if args.naflex_loader else None
+    loader = loaders.build_eval_loader(
+        args, loaders.open_validation(args, data_config), data_config, torch.device('cpu'), Precision(), _BATCH_SIZE,
+        patch_size)
+    return torch.cat([model(input) for input, _ in itertools.islice(loader, _BATCHES)])
+
+
+def _as_list(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
