@@ -10,8 +10,9 @@ from timm.models import create_model, is_model
 from .base.command_line import Parser, quiet_in_pipes
 from .base.safe_load import CheckpointError, read_file
 from .weights.checkpoint import SavedModel
-from .weights.hub import HubError, stage
+from .weights.hub_error import HubError
 from .weights.models import filter_checkpoint, is_original, original_options, timm_architecture
+from .weights.staging import stage
 
 
 @quiet_in_pipes

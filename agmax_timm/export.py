@@ -14,10 +14,11 @@ from .base.licences import LicenseError, add_license_flag, check_license
 from .base.safe_load import CheckpointError, read_file
 from .evaluation.published import compare_on_data
 from .weights.checkpoint import RECORD, SavedModel, choose_ema, read_model
-from .weights.hub import HubError, check_dataset, stage
+from .weights.hub import HubError, check_dataset
 from .weights.measured import measured
 from .weights.onnx_export import FILE as ONNX
 from .weights.onnx_export import require_onnx, write_onnx
+from .weights.staging import stage
 
 
 class ExportError(ValueError):
@@ -35,9 +36,7 @@ def main(argv: list[str] | None = None) -> None:
         check_dataset(args.hub_dataset)
         if args.onnx:
             require_onnx()
-        saved = read_source(args)
-        dataset = args.hub_dataset or saved.options.get('hub_dataset')
-        saved = replace(saved, options={**saved.options, 'hub_dataset': dataset})
+        saved = read_source(args).with_dataset(args.hub_dataset)
         difference = _write(saved, args.folder, args.onnx, args.license)
     except (CheckpointError, ExportError, HubError, LicenseError, OSError) as error:
         parser.exit(2, f'{parser.prog}: error: {error}\n')

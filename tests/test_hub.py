@@ -29,8 +29,9 @@ from agmax_timm.assembly.model import create_named_model
 from agmax_timm.base.command_line import OptionError
 from agmax_timm.options.parse import parse_train_args
 from agmax_timm.training import run as training
+from agmax_timm.weights import publishing
 from agmax_timm.weights.base_model import find_base
-from agmax_timm.weights.hub import HubError, check_destination, publish
+from agmax_timm.weights.hub import Destination, HubError, check_destination, publish
 from agmax_timm.weights.staging import load_folder, stage, try_staging
 
 REPOSITORY = Path(__file__).parent.parent
@@ -63,7 +64,7 @@ def hub(server, monkeypatch):
 def upload(hub, staged):
     """Function: publish as ann, without waits between attempts."""
     def upload(folder=staged, repo_id='ann/net', waits=(0., 0.), **kwargs):
-        return publish(folder, repo_id, token='hf_write', endpoint=hub.url, waits=waits, **kwargs)
+        return publish(folder, Destination(repo_id, token='hf_write', endpoint=hub.url, waits=waits, **kwargs))
     return upload
 
 
@@ -125,9 +126,9 @@ def test_private_is_private_and_never_public_by_accident(hub, upload):
     with pytest.raises(HubError, match='ann/open exists and is public: make it private'):
         upload(repo_id='ann/open', private=True)
     with pytest.raises(HubError, match='ann/open exists and is public'):
-        check_destination('ann/open', 'hf_write', private=True, endpoint=hub.url)
-    check_destination('ann/net', 'hf_write', private=True, endpoint=hub.url)
-    check_destination('ann/new', 'hf_write', private=True, endpoint=hub.url)
+        check_destination(Destination('ann/open', token='hf_write', private=True, endpoint=hub.url))
+    check_destination(Destination('ann/net', token='hf_write', private=True, endpoint=hub.url))
+    check_destination(Destination('ann/new', token='hf_write', private=True, endpoint=hub.url))
     assert hub.files('ann/open') == before
 
 
@@ -240,7 +241,7 @@ def test_the_command_names_the_flags_that_overwrite(hub, command, upload, staged
 @pytest.mark.parametrize('token, repo_id', [
     ('hf_write', 'ann/net'), ('hf_write', 'Ann/net'), ('hf_write', 'lab/net'), ('hf_fine', 'ann/net')])
 def test_who_may_write(hub, token, repo_id):
-    check_destination(repo_id, token, endpoint=hub.url)
+    check_destination(Destination(repo_id, token=token, endpoint=hub.url))
 
 
 @pytest.mark.parametrize('token, repo_id, message', [
@@ -253,27 +254,27 @@ def test_who_may_write(hub, token, repo_id):
 ])
 def test_who_may_not_is_told_beforehand(hub, token, repo_id, message):
     with pytest.raises(HubError) as error:
-        check_destination(repo_id, token, endpoint=hub.url)
+        check_destination(Destination(repo_id, token=token, endpoint=hub.url))
     assert message in one_line(error)
 
 
 def test_a_pull_request_to_others_needs_a_token_that_writes(hub):
-    check_destination('bob/net', 'hf_write', create_pr=True, endpoint=hub.url)
+    check_destination(Destination('bob/net', token='hf_write', create_pr=True, endpoint=hub.url))
     with pytest.raises(HubError, match='the token of ann can only read'):
-        check_destination('bob/net', 'hf_read', create_pr=True, endpoint=hub.url)
+        check_destination(Destination('bob/net', token='hf_read', create_pr=True, endpoint=hub.url))
 
 
 def test_no_token_is_told(hub, monkeypatch, tmp_path):
     monkeypatch.delenv('HF_TOKEN', raising=False)
     monkeypatch.setattr(constants, 'HF_TOKEN_PATH', str(tmp_path / 'none'))
     with pytest.raises(HubError, match='no token of the Hugging Face Hub: log in with `hf auth login`, or set'):
-        check_destination('ann/net', endpoint=hub.url)
+        check_destination(Destination('ann/net', endpoint=hub.url))
     assert hub.requests == []
 
 
 def test_a_hub_out_of_reach_is_told_after_some_attempts(caplog):
     with pytest.raises(HubError) as error:
-        check_destination('ann/net', 'hf_write', endpoint='http://127.0.0.1:9', waits=(0., 0.))
+        check_destination(Destination('ann/net', token='hf_write', endpoint='http://127.0.0.1:9', waits=(0., 0.)))
     assert 'does not tell whose the token is' in one_line(error)
     assert sum('trying again' in record.message for record in caplog.records) == 2
 
@@ -486,7 +487,7 @@ def command(hub, monkeypatch, saved):
     monkeypatch.setattr(constants, 'ENDPOINT', hub.url)  # what HF_ENDPOINT sets at import
     monkeypatch.setattr(constants, 'HUGGINGFACE_CO_URL_TEMPLATE', hub.url + '/{repo_id}/resolve/{revision}/{filename}')
     monkeypatch.setenv('HF_TOKEN', 'hf_write')
-    monkeypatch.setattr(agmax_timm.publish, 'read_model', lambda path, use_ema: saved)
+    monkeypatch.setattr(publishing, 'read_model', lambda path, use_ema: saved)
     return lambda *words: agmax_timm.publish.main([str(word) for word in words])
 
 
@@ -590,7 +591,7 @@ def test_the_licence_is_stated_in_what_is_published(hub, command, staged, tmp_pa
 def test_the_command_that_goes_on_takes_the_same_weights(hub, command, tmp_path, monkeypatch, capsys):
     def fail(*args):
         raise HubError('no room') from OSError()
-    monkeypatch.setattr(agmax_timm.publish, 'stage', fail)
+    monkeypatch.setattr(publishing, 'stage', fail)
     with pytest.raises(SystemExit):
         command(tmp_path, 'ann/net', '--raw', '--license', 'mit')
     assert capsys.readouterr().err.endswith(
@@ -609,7 +610,7 @@ def test_no_failure_of_publishing_is_raised_before_the_report(monkeypatch, caplo
 def test_a_failure_that_comes_back_names_no_command(hub, command, saved, staged, tmp_path, monkeypatch, capsys):
     """Of what cannot be staged, and of a staged folder that is not sound."""
     broken = dataclasses.replace(saved, state_dict={**saved.state_dict, 'fc.bias': torch.full((3,), float('nan'))})
-    monkeypatch.setattr(agmax_timm.publish, 'read_model', lambda path, use_ema=False: broken)
+    monkeypatch.setattr(publishing, 'read_model', lambda path, use_ema=False: broken)
     folder = shutil.copytree(staged, tmp_path / 'hub')
     HOSTILE['missing tensor'][0](folder)
     for source, said in ((tmp_path, 'are not finite: nothing to publish'), (folder, 'fc.bias is missing')):
@@ -652,7 +653,7 @@ def test_from_training_to_plain_timm(hub, environment, photos, tmp_path):
     published = run(command, environment, cwd=REPOSITORY)
     assert published.stdout == f"{hub.url}/ann/net/commit/{hub.repos['ann/net'].branches['v2'][-1].oid}\n"
     files = hub.files('ann/net', 'v2')
-    publish(folder, 'ann/net', token='hf_write', endpoint=hub.url)
+    publish(folder, Destination('ann/net', token='hf_write', endpoint=hub.url))
 
     card = ModelCard(files['README.md'].content.decode())
     accuracy = card.data.eval_results[0].metric_value

@@ -26,7 +26,7 @@ from ..data.sources.classes import class_names, class_to_idx
 from ..options import timm_names, without_effect
 from ..weights.base_model import find_base
 from ..weights.checkpoint import recorded_model
-from ..weights.hub import ChangedError, HubError, check_destination, check_update
+from ..weights.hub import ChangedError, Destination, HubError, check_destination, check_update
 from ..weights.metadata import make_record
 from ..weights.resume import resume, resume_ema
 from ..weights.staging import try_staging
@@ -203,8 +203,14 @@ def _begin(args: argparse.Namespace, signals: StopSignals, auto: bool) -> torch.
     if args.fsdp:
         sharding.check_sharding(args)
     if args.push_to_hub and utils.is_primary(args):
-        check_destination(args.push_to_hub, private=args.hub_private, create_pr=args.hub_pr)
+        check_destination(destination_of(args))
     return device
+
+
+def destination_of(args: argparse.Namespace) -> Destination:
+    """Where --push-to-hub publishes."""
+    return Destination(args.push_to_hub, args.hub_private, args.hub_revision, args.hub_pr, args.hub_replace_card,
+                       args.hub_replace_files, args.license)
 
 
 def _try_end(args: argparse.Namespace, model: torch.nn.Module, record: dict[str, Any]) -> None:
@@ -217,9 +223,7 @@ def _try_end(args: argparse.Namespace, model: torch.nn.Module, record: dict[str,
     try:
         if args.push_to_hub:
             flag = f'--push-to-hub {args.push_to_hub}'
-            try_staging(saved, lambda staged: check_update(
-                staged, args.push_to_hub, None, args.hub_revision or None, replace_card=args.hub_replace_card,
-                replace_files=args.hub_replace_files, license_chosen=bool(args.license)))
+            try_staging(saved, lambda staged: check_update(staged, destination_of(args)))
         elif args.report:
             flag = '--report'
             with kept_random_state(), silenced():

@@ -3,6 +3,7 @@ import argparse
 import json
 import logging
 import os
+from functools import partial
 from typing import Any
 
 from timm import utils
@@ -14,14 +15,15 @@ from ..base.safe_load import CheckpointError
 from ..base.signals import EXIT_STATUS, Interrupted, StopSignals
 from ..data.sources.datasets import DataError
 from ..data.workers import names_dead_workers
+from ..evaluation.published import compare_on_data
 from ..options.parse import parse_train_args
-from ..publish import command_of, publish_source
 from ..report.report import report_at_end
 from ..task import UnsupportedModelError
 from ..weights.hub import HubError
+from ..weights.publishing import publish_command, publish_source
 from . import dry_run
 from .checkpoints.saver import SaveError
-from .create_run import Built, build_run, open_output, warn_of_surprises
+from .create_run import Built, build_run, destination_of, open_output, warn_of_surprises
 from .epochs import Epochs, EvaluationFailed, begin_epoch
 from .guards.watchdog import Watchdog
 from .losses import NonFiniteError
@@ -147,14 +149,13 @@ def publish_run(args: argparse.Namespace, output_dir: str) -> str:
         '', or the reason why they are not published. Raises nothing: the report of the run is still to be written.
     """
     logger = logging.getLogger('train')
-    destination = (args.push_to_hub, args.hub_private, args.hub_revision or None, args.hub_pr, None, args.hub_dataset,
-                   args.license, args.hub_replace_card, args.hub_replace_files)
+    what = (output_dir, destination_of(args), None, args.hub_dataset)
     try:
-        logger.info(f'Published: {publish_source(output_dir, *destination, in_run=True)}')
+        logger.info(f'Published: {publish_source(*what, partial(compare_on_data, in_run=True))}')
         return ''
     except (HubError, CheckpointError) as error:
         return f'training is complete, but not published: {error}'
     except Exception as error:
         logger.exception('Not published')
         return (f'training is complete, but not published: {type(error).__name__}; to go on: '
-                + command_of(output_dir, *destination))
+                + publish_command(*what))

@@ -3,7 +3,7 @@ import argparse
 import json
 import os
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import timm
@@ -53,6 +53,10 @@ class SavedModel:
     chosen_by: str = ''  # the metric by which the run chose this epoch, '' for a last or single epoch
     source: str = ''  # the file it was read from
     run_dir: str | None = None  # the folder of the run that wrote it, where it was read from there
+
+    def with_dataset(self, name: str) -> 'SavedModel':
+        """Return it with this name of the training data on the Hub; '' keeps the name that the run gave."""
+        return replace(self, options={**self.options, 'hub_dataset': name or self.options.get('hub_dataset')})
 
     def create_model(self) -> nn.Module:
         """The timm model with these weights, in evaluation mode.

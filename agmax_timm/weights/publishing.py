@@ -1,0 +1,92 @@
+"""Stage a run or a checkpoint and publish it, or publish a folder that is staged already."""
+import os
+import shlex
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from logging import getLogger
+from pathlib import Path
+
+from .checkpoint import SavedModel, read_model
+from .hub import Destination, publish
+from .hub_error import HubError
+from .staging import CONFIG, DISK_ERRORS, change_license, load_folder, stage
+
+_logger = getLogger(__name__)
+
+
+def publish_source(
+        source: str,
+        to: Destination,
+        use_ema: bool | None = None,
+        hub_dataset: str = '',
+        check: Callable[[SavedModel, Path], None] = lambda saved, folder: None,
+) -> str:
+    """Publish a run, a checkpoint or a staged folder; what is not staged yet is staged beside it, in `hub`.
+
+    Args:
+        use_ema: Whether to take the EMA of the weights; None for the weights that the run ranked by.
+        hub_dataset: Name of the training data on the Hub, '' where the run or nobody knows it.
+        check: Further check of what is staged here, with its folder, which may raise HubError.
+
+    Returns:
+        The address of the commit or pull request.
+
+    Raises:
+        CheckpointError: there is nothing to publish.
+        HubError: it failed. The message ends with the command that goes on where trying again can help.
+    """
+    folder = source
+    if os.path.isfile(os.path.join(source, CONFIG)):
+        flags = [word for word in _choice(use_ema, hub_dataset) if word.startswith('--')]
+        if flags:
+            raise HubError(f"{source} is staged already: drop {' and '.join(flags)}, or name the run")
+        load_folder(source)
+        if to.license:
+            change_license(source, to.license)
+    else:
+        folder = os.path.join(source if os.path.isdir(source) else os.path.dirname(source), 'hub')
+        saved = read_model(source, use_ema)
+        _logger.info(f'{saved.source}: {saved.weights}')
+        saved = saved.with_dataset(hub_dataset)
+        with _naming_command(DISK_ERRORS, source, to, use_ema, hub_dataset):
+            stage(saved, folder, to.license, partial(check, saved))
+        to = replace(to, license=to.license or saved.options.get('license') or '')
+    # The folder holds what was chosen for it, except that a licence was chosen.
+    with _naming_command((Exception,), folder, to):
+        return publish(folder, to, checked=True)
+
+
+def publish_command(source: str, to: Destination, use_ema: bool | None = None, hub_dataset: str = '') -> str:
+    """The command that publishes a run or a folder in the same way."""
+    words = ['python', '-m', 'agmax_timm.publish', source, to.repo_id, *_choice(use_ema, hub_dataset), *to.flags]
+    return shlex.join(words)
+
+
+def _choice(use_ema: bool | None, hub_dataset: str) -> list[str]:
+    """The flags that choose what is staged of a run."""
+    weights = [] if use_ema is None else ['--use-ema' if use_ema else '--raw']
+    return weights + (['--hub-dataset', hub_dataset] if hub_dataset else [])
+
+
+@contextmanager
+def _naming_command(
+        causes: tuple[type[Exception], ...],
+        source: str,
+        to: Destination,
+        use_ema: bool | None = None,
+        hub_dataset: str = '',
+) -> Iterator[None]:
+    """Add the command that goes on to a HubError with one of these causes. Others would come back.
+
+    The command after a ChangedError overwrites what was changed.
+    """
+    try:
+        yield
+    except HubError as error:
+        if not isinstance(error.__cause__ or error, causes):
+            raise
+        command = publish_command(source, to, use_ema, hub_dataset)
+        flags = ''.join(f' {flag}' for flag in getattr(error, 'flags', ()))
+        raise HubError(f'{error}. {source} stays; to go on: {command}{flags}') from error
