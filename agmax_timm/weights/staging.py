@@ -252,7 +252,7 @@ def _check_config(path: Path) -> None:
 def _check_tensors(path: Path, model: torch.nn.Module) -> None:
     """Raise HubError unless a safetensors file holds the model's tensors, in name and shape; reads its header alone."""
     with told(f'{path} is not sound', Exception), safe_open(path, framework='pt') as f:
-        found = {name: list(f.get_slice(name).get_shape()) for name in f}
+        found = {name: list(f.get_slice(name).get_shape()) for name in f.keys()}  # noqa: SIM118 (it is no mapping)
     wanted = {name: list(value.shape) for name, value in model.state_dict().items()}
     for name in sorted(wanted.keys() | found.keys()):
         if wanted.get(name) != found.get(name):
