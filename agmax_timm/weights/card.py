@@ -2,6 +2,7 @@
 import os
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -9,7 +10,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.repocard import REGEX_YAML_BLOCK
 from huggingface_hub.utils import validate_repo_id
 
-from ..base.class_labels import describe, known_names
+from ..base.class_labels import SEVERAL_LABELS, describe, known_names
 from ..base.licences import license_fields
 from ..options.recipe import portable
 from ..options.settings import validate_command
@@ -19,11 +20,11 @@ from .measured import describe_input, measured, unrepeatable
 
 # What timm calls the folder of a card; see published_card.
 _HERE = "'local-dir:.'"
+_TEMPLATE = Path(__file__).with_name('card.md.jinja')
 PAPER_NAME = 'Improving Model Generalization by Agreement of Learned Representations from Data Augmentation'
 PAPER_ID = 'arXiv:2110.10536'
 
 _DEMO = ('fashion_mnist', 'a subset of Fashion-MNIST')
-_MOST_CLASSES = 100
 # Sections stand between marks, so that publishing again replaces them, and nothing else.
 _BEGIN, _END = '<!-- agmax_timm: %s -->', '<!-- agmax_timm: end of %s -->'
 OUR_TAGS = ('image-classification', 'timm', 'agmax')
@@ -41,24 +42,6 @@ _HYPERPARAMETERS = (
     'agmax_divergence_weight', 'agmax_units', 'agmax_init_std', 'smoothing', 'bce_loss', 'mixup', 'cutmix',
     'cutmix_minmax', 'aa', 'cutout', 'lighting', 'color_jitter', 'reprob', 'train_crop_mode', 'scale', 'drop',
     'drop_path', 'model_ema', 'model_ema_decay', 'amp', 'seed')
-
-_AGMAX_CITATION = f"""@inproceedings{{atienza2022agmax,
-  author    = {{Atienza, Rowel}},
-  title     = {{{PAPER_NAME}}},
-  booktitle = {{Proceedings of the IEEE/CVF Winter Conference on Applications of Computer Vision (WACV)}},
-  year      = {{2022}},
-  eprint    = {{{PAPER_ID.removeprefix('arXiv:')}}},
-  archivePrefix = {{arXiv}}
-}}"""
-_TIMM_CITATION = """@misc{rw2019timm,
-  author    = {Ross Wightman},
-  title     = {PyTorch Image Models},
-  year      = {2019},
-  publisher = {GitHub},
-  journal   = {GitHub repository},
-  doi       = {10.5281/zenodo.4414861},
-  howpublished = {\\url{https://github.com/huggingface/pytorch-image-models}}
-}"""
 
 
 def model_card(
@@ -81,18 +64,48 @@ def model_card(
         curves: Whether the folder holds curves.png.
         license: Name of the licence, None to state none.
     """
-    metadata = _metadata(saved, f'{architecture}.{tag_of(saved)}', license)
-    sections = {
-        'about': _about(saved, architecture, license),
-        'classes': _classes(saved),
-        'usage': _usage(saved, embedding_shape, feature_shapes),
-        'training': _training(saved, recipe),
-        'results': _results(saved, curves),
-        'limits': _limits(saved),
-        'citation': _citations(),
-    }
-    body = join_sections('', {name: text for name, text in sections.items() if text})
-    return ModelCard(f'---\n{metadata.to_yaml()}\n---\n\n{body}')
+    options, base, dataset, scores = saved.options, base_of(saved), dataset_of(saved.options), _scores(saved)
+    title = f'{architecture}.{tag_of(saved)}'
+    names = known_names(saved.class_names, saved.num_classes) or []
+    results = {_METRICS[name][0]: f'{value:.4f}' for name, value in scores.items()}
+    if 'loss' in measured(saved):
+        results['Loss'] = f"{saved.metrics['loss']:.4f}"
+    split = portable(options.get('val_split'))
+    chosen_by = f'its {saved.chosen_by} on the split {split}' if split else 'its loss in training'
+    return ModelCard.from_template(
+        _metadata(saved, title, license, scores),
+        template_path=str(_TEMPLATE),
+        saved=saved,
+        options=options,
+        title=title,
+        architecture=architecture,
+        dataset=dataset and dataset[1],
+        base=base,
+        license_row=license_row(license, base),
+        paper_name=PAPER_NAME,
+        paper_number=PAPER_ID.removeprefix('arXiv:'),
+        input_size=saved.data_config['input_size'],
+        parameters=sum(value.numel() for name, value in saved.state_dict.items()
+                       if value.is_floating_point() and 'running_' not in name),
+        mode=options.get('input_img_mode') or {1: 'L', 3: 'RGB'}.get(saved.in_chans),
+        several_labels=options.get('task') == SEVERAL_LABELS,
+        names=names,
+        described=bool(describe(names)),
+        classes=_class_lines(names),
+        embedding_shape=list(embedding_shape),
+        feature_shapes=list(map(list, feature_shapes)),
+        scores=scores,
+        results=results,
+        split=split,
+        measured_input=describe_input(options, saved.data_config) if results else '',
+        command=validate_command(options, _HERE) if options.get('model') else '',
+        unrepeatable=unrepeatable(saved) if not saved.metrics.keys().isdisjoint(_METRICS) else '',
+        chosen_by=chosen_by if saved.chosen_by and split is not None else '',
+        curves=curves,
+        recipe=_hyperparameters(options, recipe or {}),
+        data_dir=options.get('data_dir'),
+        versions=', '.join(f'{name} {version}' for name, version in saved.versions.items()),
+    )
 
 
 def published_card(card: str, repo_id: str, revision: str | None = None) -> str:
@@ -145,7 +158,7 @@ def is_repo_id(name: str) -> bool:
     return True
 
 
-def _metadata(saved: SavedModel, title: str, license: str | None) -> ModelCardData:
+def _metadata(saved: SavedModel, title: str, license: str | None, scores: dict[str, float]) -> ModelCardData:
     dataset, hub_dataset = dataset_of(saved.options), hub_dataset_of(saved.options)
     results = [
         EvalResult(
@@ -153,7 +166,7 @@ def _metadata(saved: SavedModel, title: str, license: str | None) -> ModelCardDa
             dataset_type=dataset[0], dataset_name=dataset[1],
             dataset_split=portable(saved.options.get('val_split')) or None,
             metric_type=_METRICS[name][1], metric_name=_METRICS[name][0], metric_value=value)
-        for name, value in _accuracies(saved).items()] if dataset else []
+        for name, value in scores.items()] if dataset else []
     return ModelCardData(
         library_name='timm',
         pipeline_tag='image-classification',
@@ -166,55 +179,24 @@ def _metadata(saved: SavedModel, title: str, license: str | None) -> ModelCardDa
     )
 
 
-def _accuracies(saved: SavedModel) -> dict[str, float]:
-    """Measured metrics in percent; top-5 says something of more than five classes alone."""
+def _scores(saved: SavedModel) -> dict[str, float]:
+    """Measured metrics in percent. Top-5 is informative only with more than five classes."""
     values = measured(saved)
     return {name: round(values[name], 4) for name in _METRICS
             if name in values and (name != 'top5' or saved.num_classes > 5)}
 
 
-def _several_labels(saved: SavedModel) -> bool:
-    """Whether an image has any number of labels instead of one class."""
-    return saved.options.get('task') == 'multilabel'
-
-
-def _about(saved: SavedModel, architecture: str, license: str | None) -> str:
-    options, dataset = saved.options, dataset_of(saved.options)
-    channels, height, width = saved.data_config['input_size']
-    sentences = [f'An image classifier: {architecture} of '
-                 '[timm](https://github.com/huggingface/pytorch-image-models)'
-                 + (f', trained on {dataset[1]}.' if dataset else '.')]
-    if options.get('agmax'):
-        sentences.append(
-            f'It was trained with AgMax ([{PAPER_NAME}](https://arxiv.org/abs/{PAPER_ID.removeprefix("arXiv:")})): '
-            'two augmented views of every image, and a regulariser that rewards predictions that agree. '
-            'What is here is the plain classifier; timm alone loads it.')
-    rows = [f'- **Input:** {channels} x {height} x {width}', f'- **Classes:** {saved.num_classes}']
-    if saved.images:
-        titles = {'train': 'to train on', 'validation': 'to validate on'}
-        counts = ', '.join(f'{saved.images[split]:,} {titles[split]}' for split in titles if split in saved.images)
-        rows.append(f'- **Images:** {counts}')
-    parameters = sum(value.numel() for name, value in saved.state_dict.items()
-                     if value.is_floating_point() and 'running_' not in name)
-    which = f'; {saved.weights}' if saved.weights else ''
-    rows.append(f'- **Weights:** {parameters / 1e6:.2f} million, safetensors{which}')
-    base = base_of(saved)
-    if base.get('name'):
-        rows.append(f"- **Fine-tuned from:** {base['name']}")
-    rows.append(license_row(license, base))
-    return f'# {architecture}.{tag_of(saved)}\n\n' + ' '.join(sentences) + '\n\n' + '\n'.join(rows)
-
-
-def _classes(saved: SavedModel) -> str:
-    """The names by index, of the first classes where there are many."""
-    names = known_names(saved.class_names, saved.num_classes)
-    if not names:
-        return ''
+def _class_lines(names: Sequence[str]) -> list[str]:
+    """Names of classes as Markdown, with the words for a synset."""
     words = describe(names)
-    shown = [f'{index}. {_inline(name)}' + (f': {words[name]}' if words.get(name, name) != name else '')
-             for index, name in enumerate(names[:_MOST_CLASSES])]
-    more = [f'\nAnd {len(names) - _MOST_CLASSES} more: see `label_names` in [config.json](config.json).']
-    return '\n'.join(['## Classes', '', *shown, *(more if len(names) > _MOST_CLASSES else [])])
+    return [_inline(name) + (f': {words[name]}' if words.get(name, name) != name else '') for name in names]
+
+
+def _hyperparameters(options: dict[str, Any], recipe: dict[str, Any]) -> dict[str, str]:
+    """The options of the table, with their values as Markdown; empty without a recipe."""
+    known = {**portable(options), **recipe} if recipe else {}
+    return {name: _plain(known[name]) for name in _HYPERPARAMETERS
+            if known.get(name) not in (None, False, '', 0, []) and (recipe.get('agmax') or 'agmax' not in name)}
 
 
 def license_row(license: str | None, base: Base) -> str:
@@ -281,139 +263,6 @@ def split_card(card: str) -> tuple[dict[str, Any], str]:
 
 def join_card(metadata: dict[str, Any], body: str) -> str:
     return f'---\n{yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True)}---\n{body}'
-
-
-def _usage(saved: SavedModel, embedding_shape: Sequence[int], feature_shapes: Sequence[Sequence[int]]) -> str:
-    mode = _image_mode(saved)
-    lines = ['import timm', 'import torch']
-    if mode:
-        lines.append('from PIL import Image')
-    lines += ['', f"model = timm.create_model({_HERE}, pretrained=True).eval()"]
-    if mode:
-        lines += ['config = timm.data.resolve_model_data_config(model)',
-                  'transform = timm.data.create_transform(**config, is_training=False)',
-                  f"input = transform(Image.open('image.jpg').convert('{mode}')).unsqueeze(0)"]
-    else:
-        lines.append(f"input = torch.rand(1, {', '.join(map(str, saved.data_config['input_size']))})")
-    probabilities = 'sigmoid()' if _several_labels(saved) else 'softmax(-1)'
-    lines += ['', 'with torch.inference_mode():',
-              f'    probabilities, classes = model(input).{probabilities}.topk({min(5, saved.num_classes)})']
-    names = known_names(saved.class_names, saved.num_classes)
-    if names:
-        lines.append("names = [model.pretrained_cfg['label_names'][index] for index in classes[0]]")
-        if describe(names):
-            lines.append("names = [model.pretrained_cfg['label_descriptions'][name] for name in names]")
-        lines.append('print(names, probabilities)')
-    else:
-        lines.append('print(classes, probabilities)')
-    blocks = ['### Classification\n\n' + _python(lines), '### With transformers\n\n' + _transformers_usage(saved)]
-    if feature_shapes:
-        blocks.append('### Feature maps\n\n' + _python([
-            f"backbone = timm.create_model({_HERE}, pretrained=True, features_only=True).eval()",
-            'with torch.inference_mode():',
-            '    maps = backbone(input)',
-            *(f'# {list(shape)}' for shape in feature_shapes)]))
-    blocks.append('### Embeddings\n\n' + _python([
-        f"encoder = timm.create_model({_HERE}, pretrained=True, num_classes=0).eval()",
-        'with torch.inference_mode():',
-        f'    embedding = encoder(input)  # {list(embedding_shape)}']))
-    return '## Usage\n\n' + '\n\n'.join(blocks)
-
-
-def _image_mode(saved: SavedModel) -> str | None:
-    """The PIL mode that images are converted to, None where it is not known."""
-    return saved.options.get('input_img_mode') or {1: 'L', 3: 'RGB'}.get(saved.in_chans)
-
-
-def _transformers_usage(saved: SavedModel) -> str:
-    """Its pipeline turns every image into RGB: other models get the input of the snippet for timm."""
-    if _image_mode(saved) == 'RGB':
-        return _python([
-            'from transformers import pipeline', '',
-            "classifier = pipeline('image-classification', '.')",
-            "print(classifier('image.jpg'))"])
-    return _python([
-        'from transformers import AutoModelForImageClassification', '',
-        "model = AutoModelForImageClassification.from_pretrained('.')",
-        'with torch.inference_mode():',
-        '    logits = model(pixel_values=input).logits'])
-
-
-def _training(saved: SavedModel, recipe: dict[str, Any] | None) -> str:
-    if not recipe:
-        return ''
-    known = {**portable(saved.options), **recipe}
-    rows = [f'| {name} | {_plain(known[name])} |' for name in _HYPERPARAMETERS
-            if known.get(name) not in (None, False, '', 0, []) and (recipe.get('agmax') or 'agmax' not in name)]
-    versions = ', '.join(f'{name} {version}' for name, version in saved.versions.items())
-    return '\n'.join([
-        '## Training', '',
-        'With agmax_timm' + (f' ({versions})' if versions else '') + '; every option is in '
-        '[train_hparams.yaml](train_hparams.yaml), from which the run can be made again:', '',
-        '```bash', f"python train.py {'DIR ' if known.get('data_dir') else ''}-c train_hparams.yaml", '```', '',
-        '| option | value |', '|---|---|', *rows])
-
-
-def _results(saved: SavedModel, curves: bool) -> str:
-    values = {_METRICS[name][0]: f'{value:.4f}' for name, value in _accuracies(saved).items()}
-    if 'loss' in measured(saved):
-        values['Loss'] = f"{saved.metrics['loss']:.4f}"
-    lines = []
-    if values:
-        lines += [_measurement(saved), '',
-                  f"| {' | '.join(values)} |", '|---' * len(values) + '|', f"| {' | '.join(values.values())} |"]
-        if saved.options.get('model'):
-            lines += ['', "agmax_timm's validate.py gives them again:", '',
-                      '```bash', validate_command(saved.options, _HERE), '```']
-    elif unrepeatable(saved) and not saved.metrics.keys().isdisjoint(_METRICS):
-        lines.append(f'No number is given, as the model does not repeat it: {unrepeatable(saved)}.')
-    chosen = _chosen_by(saved)
-    if chosen:
-        lines += [*([''] if lines else []), f'The epoch was chosen by {chosen}.']
-    if curves:
-        lines += [*([''] if lines else []), '![Loss, accuracy and learning rate by epoch](curves.png)']
-    return '\n'.join(['## Results', '', *lines]) if lines else ''
-
-
-def _measurement(saved: SavedModel) -> str:
-    """What was measured: of which data, when, and of which input."""
-    options = saved.options
-    dataset, split = dataset_of(options), portable(options.get('val_split'))
-    where = (f' on {dataset[1]}' if dataset else '') + (f', split {split}' if split else '')
-    epoch = f" after epoch {saved.metrics['epoch']:.0f} (counted from 0)" if 'epoch' in saved.metrics else ''
-    naflex = bool(options.get('naflex_loader'))
-    other = ' The code above resizes and crops to one size: that was not measured.' if naflex else ''
-    return f'Measured in validation{where}{epoch}, {describe_input(options, saved.data_config)}.{other}'
-
-
-def _chosen_by(saved: SavedModel) -> str:
-    """What chose the epoch, '' where nothing did or nobody knows."""
-    split = saved.options.get('val_split')
-    if not saved.chosen_by or split is None:
-        return ''
-    return f'its {saved.chosen_by} on the split {portable(split)}' if split else 'its loss in training'
-
-
-def _limits(saved: SavedModel) -> str:
-    lines = ['- It knows no other classes: an image of something else gets the probabilities of these.']
-    if _accuracies(saved):
-        lines.append('- It was measured on the data above alone. Its accuracy on other data, on damaged images or '
-                     'under attack is not known.')
-        if saved.options.get('val_split') and _chosen_by(saved):
-            lines.append('- The images that it was measured on also chose the epoch: expect less on new ones.')
-    elif unrepeatable(saved):
-        lines.append('- Its accuracy is not known.')
-    else:
-        lines.append('- Nobody has measured these weights.')
-    return '\n'.join(['## Limits', '', *lines])
-
-
-def _citations() -> str:
-    return '## Citation\n\n' + '\n\n'.join(f'```bibtex\n{entry}\n```' for entry in (_AGMAX_CITATION, _TIMM_CITATION))
-
-
-def _python(lines: list[str]) -> str:
-    return '\n'.join(['```python', *lines, '```'])
 
 
 def _inline(text: str) -> str:
