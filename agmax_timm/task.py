@@ -210,7 +210,9 @@ class AgMaxTask(TrainingTask):
 
     def compile(self, backend: str = 'inductor', mode: str | None = None,  # type: ignore[override]  # timm's
                 **compile_kwargs) -> nn.Module:
-        """Compile training (model and Q-network) and evaluation (the model). The loss stays outside, as timm's do.
+        """Compile training (model and Q-network, and the loss) and evaluation (the model).
+
+        The loss is compiled without CUDA graphs: its collective over the ranks cannot be part of one.
 
         Returns:
             The compiled model for evaluation.
@@ -218,6 +220,8 @@ class AgMaxTask(TrainingTask):
         kwargs = dict(backend=backend, mode=mode, **compile_kwargs)
         self.eval_model = cast(nn.Module, torch.compile(self.trainable_module.model, **kwargs))
         self.trainable_module = torch.compile(self.trainable_module, **kwargs)
+        if backend != 'cudagraphs':
+            self.loss.compile(**{**kwargs, 'mode': None if mode in ('reduce-overhead', 'max-autotune') else mode})
         return self.eval_model
 
     def get_eval_model(self, module: nn.Module | None = None, ema: bool = False) -> nn.Module | None:

@@ -22,6 +22,7 @@ from agmax_timm.base.distributed import global_mean
 from agmax_timm.distillation import AgMaxDistillationTask
 from agmax_timm.loss import agreement_terms
 from agmax_timm.training.guards.finite_check import Watch
+from agmax_timm.training.losses import BatchLosses
 
 WORLD_SIZES = (1, 2, 4)
 UNEQUAL = {1: [8], 2: [3, 5], 4: [1, 4, 2, 1]}
@@ -103,7 +104,7 @@ def collectives(rank, world_size):
         with reduced(forward):
             result = task(*share(rank, [8 // world_size] * world_size))
         with reduced(looked):
-            watch.look(result, last=True)
+            watch.look(BatchLosses.of(result, 8 // world_size), last=True)
         with reduced(backward):
             result['loss'].backward()
             watch.check_gradients([*task.trainable_module.parameters()], watch.agree())

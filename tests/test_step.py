@@ -1,6 +1,7 @@
 """What an update costs besides the model's passes: no wait for the device, no work done twice, one graph to compile."""
 import time
 from argparse import Namespace
+from collections import Counter
 from contextlib import nullcontext
 
 import pytest
@@ -21,7 +22,7 @@ from agmax_timm.loss import AGREEMENT_KINDS
 from agmax_timm.training import loop
 from agmax_timm.training.guards import finite_check as watching
 from agmax_timm.training.guards.finite_check import Verdict, Watch
-from agmax_timm.training.losses import RunningLosses, Update
+from agmax_timm.training.losses import BatchLosses, RunningLosses, Update
 from agmax_timm.training.step import Step
 
 torch.set_num_threads(1)  # small tensors: more threads only wait for each other
@@ -60,7 +61,7 @@ def batch(device='cpu', soft=False):
 
 
 def train(task, batches, device='cpu', losses=None, watched=True, scaler=None, **options):
-    """The weights after an epoch of engine.train_one_epoch."""
+    """The weights after an epoch of loop.train_one_epoch."""
     device, args = torch.device(device), Namespace(**{**OPTIONS, **options})
     optimizer = torch.optim.SGD(task.get_trainable_module().parameters(), lr=0.1, momentum=0.9, weight_decay=0.01)
     precision = Precision(scaler=scaler)
@@ -216,9 +217,9 @@ def test_losses_and_watch_take_a_gpu_without_a_wait(gpu_copies, kind):
     losses, (input, target) = RunningLosses(device), batch(device)
     gpu_copies.seen.clear()
     for last in (False, True):
-        result = task(input, target)
-        watch.look(result, last)
-        losses.update({name: value for name, value in result.items() if name != 'output'}, IMAGES)
+        of_batch = BatchLosses.of(task(input, target), IMAGES)
+        watch.look(of_batch, last)
+        losses.update(of_batch)
     for parameter in task.get_clip_parameters():
         parameter.grad = torch.empty_like(parameter)
     watch.check_gradients([*task.get_trainable_module().parameters()], Verdict([], []))
@@ -259,6 +260,63 @@ def test_gradients_are_measured_once_to_be_watched_and_clipped(build):
     torch.testing.assert_close(watched, expected, rtol=0, atol=0)
     task.get_trainable_module().load_state_dict(start)
     assert not torch.equal(list(train(task, batches).values())[0], list(expected.values())[0]), 'it clips'
+
+
+VIEWS = {'view', 't', 'transpose', 'detach', 'expand', 'select', 'slice', 'split', 'split_with_sizes', 'unsqueeze',
+         'squeeze', '_unsafe_view', '_reshape_alias', 'alias', 'permute', 'unbind', 'as_strided', 'lift_fresh', 'empty',
+         'empty_like', 'empty_strided', 'new_empty', 'new_empty_strided', 'isnan'}  # the last one is on the host
+
+
+class Operators(TorchDispatchMode):
+    """Counts operators by name, without those that compute nothing. On a GPU each launches a kernel or more."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.overloadpacket.__name__ not in VIEWS:
+            self.names[func.overloadpacket.__name__] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def operators_of_an_update(train_updates):
+    """Operators by name of the third update of three."""
+    counts = []
+    for updates in (2, 3):
+        with Operators() as operators:
+            train_updates(updates)
+        counts.append(operators.names)
+    return counts[1] - counts[0]
+
+
+@pytest.mark.parametrize('build, most', [
+    (create_task, 55), (lambda: create_task(kind='mse'), 16),
+    (lambda: ClassificationTask(timm.create_model('test_resnet', num_classes=CLASSES), torch.nn.CrossEntropyLoss(),
+                                verbose=False), 8)], ids=['agmax', 'mse', 'plain'])
+def test_operators_of_an_update_besides_those_of_plain_training(build, most):
+    """docs/performance.md states the figures."""
+    model = timm.create_model('test_resnet', num_classes=CLASSES)
+
+    def plain_updates(count):
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, foreach=True)
+        for _ in range(count):
+            input, target = batch()
+            torch.nn.functional.cross_entropy(model(input), target).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+    def updates(count):
+        device, args = torch.device('cpu'), Namespace(**OPTIONS)
+        watch = Watch(args, device)
+        watch.at_once = False  # as on a GPU
+        optimizer = torch.optim.SGD(task.get_trainable_module().parameters(), lr=0.1, momentum=0.9, foreach=True)
+        step = Step(task, optimizer, args, device, Precision(), watch=watch)
+        loop.train_one_epoch(0, step, [batch() for _ in range(count)], losses=UnreadLosses(device))
+
+    task = build()
+    more = operators_of_an_update(updates) - operators_of_an_update(plain_updates)
+    assert more.total() <= most, more
 
 
 # Scaled losses, as float16 needs them
@@ -385,4 +443,4 @@ def test_what_a_task_compiles_is_one_graph(kind):
     task.compile(backend=note, fullgraph=True)
     for _ in range(2):
         task(*batch())['loss'].backward()
-    assert len(graphs) == 1
+    assert len(graphs) == 2, 'the model with its Q-network, and the loss'

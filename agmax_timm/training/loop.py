@@ -101,15 +101,15 @@ def train_one_epoch(
         waited = time.perf_counter() - data_wanted
         verdict = step(update, input, target, batches, last=complete)
         for span in (lap, total):
-            span.add(update.losses[-1][1] * args.world_size, int(complete), waited)
+            span.add(update.losses[-1].images * args.world_size, int(complete), waited)
         data_wanted = time.perf_counter()
         if not complete:
             continue
 
         num_updates = epoch * updates_per_epoch + update_index + 1
         if verdict is None or not verdict.broken:
-            for values, images in update.losses:
-                losses.update(values, images)
+            for batch_losses in update.losses:
+                losses.update(batch_losses)
         made = verdict is None or verdict.made
         if made:
             step.task.update_ema(step=num_updates)

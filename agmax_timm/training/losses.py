@@ -1,6 +1,7 @@
 """The losses of training: of the batches of one update, and of an epoch, read from the device only when asked."""
 import math
 from collections import OrderedDict
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,6 +15,20 @@ class NonFiniteError(RuntimeError):
     """A loss or metric that is NaN or infinite; the message names which, and when."""
 
 
+@dataclass
+class BatchLosses:
+    """Losses of one batch, in one tensor on the device."""
+    names: tuple[str, ...]  # 'loss', then its parts
+    values: torch.Tensor  # [len(names)]
+    images: int  # number of images, whatever the number of views
+
+    @classmethod
+    def of(cls, result: dict[str, torch.Tensor], images: int) -> 'BatchLosses':
+        """The losses in the result of a task."""
+        losses = {name: value.detach() for name, value in result.items() if name != 'output'}
+        return cls(tuple(losses), torch.stack(list(losses.values())), images)
+
+
 class Update:
     """The batches of one update, until it is made or left out.
 
@@ -25,13 +40,13 @@ class Update:
     def __init__(self, epoch: int, first_batch: int):
         self.epoch = epoch
         self.first_batch = first_batch
-        self.losses: list[tuple[dict[str, torch.Tensor], int]] = []  # of each batch, with its number of images
+        self.losses: list[BatchLosses] = []
         self.input: Input | None = None  # of the last batch
         self.target: torch.Tensor | None = None
         self._buffers: list[torch.Tensor] = []
 
-    def add(self, result: dict[str, torch.Tensor], images: int, input: Input, target: torch.Tensor) -> None:
-        self.losses.append(({name: value.detach() for name, value in result.items() if name != 'output'}, images))
+    def add(self, losses: BatchLosses, input: Input, target: torch.Tensor) -> None:
+        self.losses.append(losses)
         self.input, self.target = input, target
 
     def without_batch(self) -> 'Update':
@@ -70,8 +85,8 @@ class RunningLosses:
 
     def state_dict(self) -> dict[str, Any]:
         """This rank's sums, in host memory."""
-        tensors = {name: None if value is None else value.cpu() for name, value in (('last', self.last),
-                                                                                    ('sums', self.sums))}
+        tensors = {name: None if value is None else value.to('cpu', self.dtype)
+                   for name, value in (('last', self.last), ('sums', self.sums))}
         return {'names': list(self.names), 'count': self.count, **tensors}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -79,12 +94,13 @@ class RunningLosses:
         for name in ('last', 'sums'):
             setattr(self, name, None if state[name] is None else state[name].to(self.device))
 
-    def update(self, losses: dict[str, torch.Tensor], count: int) -> None:
-        """Add the losses of one batch, scalars by name, with its number of images."""
-        self.names = tuple(losses)
-        self.last = torch.stack([loss.detach() for loss in losses.values()]).to(self.dtype)
-        self.sums = self.last * count if self.sums is None else self.sums + self.last * count
-        self.count += count
+    def update(self, losses: BatchLosses) -> None:
+        """Add the losses of one batch."""
+        self.names, self.last = losses.names, losses.values
+        if self.sums is None:
+            self.sums = torch.zeros_like(self.last, dtype=self.dtype)
+        self.sums = torch.add(self.sums, self.last, alpha=losses.images)
+        self.count += losses.images
 
     def read(self, when: str) -> tuple[dict[str, float], dict[str, float]]:
         """Losses of the last batch and their means so far. Waits for the device, and for the other ranks.
@@ -92,7 +108,7 @@ class RunningLosses:
         Raises:
             NonFiniteError: a loss was NaN or infinite in any batch so far, on any rank.
         """
-        values = torch.stack([self.last, self.sums / self.count])
+        values = torch.stack([self.last.to(self.dtype), self.sums / self.count])
         if self.distributed:
             dist.all_reduce(values)
             values /= dist.get_world_size()

@@ -10,7 +10,7 @@ from torch.nn.utils import clip_grads_with_norm_
 
 from ..assembly.model import Precision
 from .guards.finite_check import Verdict, Watch
-from .losses import Input, Update
+from .losses import BatchLosses, Input, Update
 
 
 class Step:
@@ -90,9 +90,10 @@ class Step:
             with self.precision.autocast():
                 result = self.task(input, target)
             images = len(target) // (2 if self.args.agmax else 1)
-            update.add(result, images, input, target)
+            losses = BatchLosses.of(result, images)
+            update.add(losses, input, target)
             if self.watch is not None:
-                self.watch.look(result, last=last)
+                self.watch.look(losses, last=last)
             loss = result['loss'] / batches if batches > 1 else result['loss']
             if self.loss_scale is not None:
                 loss = self.loss_scale(images) * loss

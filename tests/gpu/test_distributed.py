@@ -11,7 +11,7 @@ from agmax_timm.base.signals import StopSignals
 from agmax_timm.options.parse import parse_train_args
 from agmax_timm.training import run as training
 from agmax_timm.training.guards.finite_check import Watch
-from agmax_timm.training.losses import RunningLosses
+from agmax_timm.training.losses import BatchLosses, RunningLosses
 
 from .updates import FLOAT16, batches, distance, make_step, make_task, options, train
 
@@ -33,11 +33,11 @@ def test_every_collective_of_the_package(device, group, monkeypatch):
         mean = distributed.global_mean(local, 4)
     torch.testing.assert_close(mean, local)
     watch = Watch(args, device, lambda: (True, False))
-    watch.look({'loss': torch.ones((), device=device), 'ce': torch.full((), torch.nan, device=device)}, last=True)
+    watch.look(BatchLosses(('loss', 'ce'), torch.tensor([1., torch.nan], device=device), 4), last=True)
     verdict = watch.agree()
     assert verdict.broken == ['ce'] and verdict.save and not verdict.stop
     losses = RunningLosses(device, distributed=True)
-    losses.update({'loss': torch.ones((), device=device)}, 4)
+    losses.update(BatchLosses(('loss',), torch.ones(1, device=device), 4))
     assert losses.read('')[1]['loss'] == 1.
 
 

@@ -6,9 +6,9 @@ looked at before the step where that costs no wait, on the CPU and with --nan-po
 are read with the next update.
 """
 import argparse
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -16,6 +16,7 @@ import torch.nn as nn
 from torch.nn.utils import get_total_norm
 
 from ...assembly.sharding import whole
+from ..losses import BatchLosses
 
 GRADIENT = 'gradient'
 
@@ -58,24 +59,19 @@ class Watch:
         self.at_once = device.type == 'cpu' or self.skips
         self.wishes = wishes or (lambda: (False, False))
         self.names: tuple[str, ...] = ()
-        self._losses: torch.Tensor | None = None  # which are broken on this rank, in the update so far
-        self._late: torch.Tensor | None = None  # whether the gradients of the last update were
+        self._losses: torch.Tensor | None = None  # of the update so far: 0, or NaN where one is not finite
+        self._late: torch.Tensor | None = None  # the same of the gradients of the last update
         self._reading: _Reading | None = None
 
-    def look(self, result: dict[str, Any], last: bool) -> None:
+    def look(self, losses: BatchLosses, last: bool) -> None:
         """Note the losses of a batch; after the last one of an update, ask the other ranks."""
-        losses = {name: value for name, value in result.items() if name != 'output'}
-        self.names = tuple(losses)
-        broken = ~torch.stack([value.detach() for value in losses.values()]).isfinite()
-        self._losses = broken if self._losses is None else self._losses | broken
+        self.names = losses.names
+        values = losses.values * 0  # one kernel, where isfinite() takes four
+        self._losses = values if self._losses is None else self._losses + values
         if not last:
             return
-        save, stop = self.wishes()
-        late = self._late if self._late is not None else broken.new_zeros(())
-        # Filled on the device: a list would be copied to it, and the host would wait for that.
-        told = [torch.full((1,), wish, device=self.device) for wish in (save, stop)]
-        flags = torch.cat([*told, late.reshape(1), self._losses]).to(torch.uint8)
-        self._reading = _Reading(flags, self.distributed)
+        late = self._late if self._late is not None else values.new_zeros(1)
+        self._reading = _Reading(torch.cat([late, self._losses]), self.distributed, self.wishes())
 
     def agree(self) -> Verdict:
         """What was found of the update, on all ranks. Call it before the optimizer steps."""
@@ -84,7 +80,7 @@ class Watch:
         if late:  # that gradient has broken the weights, and so the losses of this update
             return Verdict([GRADIENT], [GRADIENT] if late_here else [], late=True)
         return Verdict(
-            _named(self.names, everywhere), _named(self.names, here), save=bool(save), stop=bool(stop))
+            _named(self.names, everywhere), _named(self.names, here), save=save, stop=stop)
 
     @property
     def has_late(self) -> bool:
@@ -93,9 +89,9 @@ class Watch:
 
     def read_late(self) -> Verdict:
         """What was found of the gradients of the last update, on all ranks. Waits for the device."""
-        (late,), (here,) = _Reading(self._late.reshape(1).to(torch.uint8), self.distributed).read()
+        (_, _, late), (_, _, here) = _Reading(self._late, self.distributed).read()
         self._late = None
-        return Verdict([GRADIENT] if late else [], [GRADIENT] if here else [], late=bool(late))
+        return Verdict([GRADIENT] if late else [], [GRADIENT] if here else [], late=late)
 
     def check_gradients(self, parameters: list[nn.Parameter], verdict: Verdict) -> torch.Tensor | None:
         """Add to the verdict what the backward pass of the update left.
@@ -107,35 +103,47 @@ class Watch:
         if not gradients or verdict.broken:
             return None
         norm = get_total_norm(gradients)
-        broken = ~whole(norm).isfinite()
         if not self.at_once:
-            self._late = broken
-        elif broken.item():
+            self._late = whole(norm).reshape(1) * 0
+        elif not math.isfinite(whole(norm).item()):
             verdict.broken.append(GRADIENT)
             verdict.here.append(GRADIENT)
         return norm
 
 
 class _Reading:
-    """Flags on their way to the host, with the largest of all ranks."""
+    """Flags on their way to the host, those of all ranks together and those of this one.
 
-    def __init__(self, flags: torch.Tensor, distributed: bool):
-        both = torch.stack([flags, flags])
+    Args:
+        values: Of 0 or NaN, which means a flag; on the device.
+        wishes: Whether this rank wants to save, and to stop.
+    """
+
+    def __init__(self, values: torch.Tensor, distributed: bool, wishes: tuple[bool, bool] = (False, False)):
+        self.wishes = [*map(bool, wishes)]
+        rows = values[None]
         if distributed:
-            dist.all_reduce(both[0], dist.ReduceOp.MAX)
-        on_gpu = both.device.type == 'cuda'  # others copy at once
-        self.host = both.to('cpu', non_blocking=on_gpu)
+            # Filled on the device: a list would be copied to it, and the host would wait for that.
+            told = [torch.full((1,), torch.nan if wish else 0., device=values.device) for wish in wishes]
+            rows = torch.cat([*told, values]).repeat(2, 1)
+            dist.all_reduce(rows[0])  # NaN of any rank stays in the sum
+        on_gpu = rows.device.type == 'cuda'  # others copy at once
+        self.host = rows.to('cpu', non_blocking=on_gpu)
         self.copied = torch.cuda.Event() if on_gpu else None
         if on_gpu:
             self.copied.record()
 
-    def read(self) -> tuple[list[int], list[int]]:
+    def read(self) -> tuple[list[bool], list[bool]]:
+        """Flags of all ranks and of this rank, with the wishes first. Waits for the copy."""
         if self.copied is not None:
             self.copied.synchronize()
-        return tuple(self.host.tolist())
+        rows = self.host.isnan().tolist()
+        if len(rows) == 1:
+            rows = [self.wishes + rows[0]] * 2
+        return rows[0], rows[1]
 
 
-def _named(names: tuple[str, ...], flags: list[int]) -> list[str]:
+def _named(names: tuple[str, ...], flags: list[bool]) -> list[str]:
     """The losses that are broken; their sum only where no part of it is."""
     broken = [name for name, flag in zip(names, flags) if flag]
     return [name for name in broken if name != 'loss'] or broken

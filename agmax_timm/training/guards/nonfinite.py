@@ -114,7 +114,7 @@ class BrokenUpdates:
             name: whole(value).detach().cpu() for name, value in module.state_dict().items()}
         content = {
             'epoch': update.epoch, 'update': number, 'rank': self.args.rank, 'broken': verdict.here or [GRADIENT],
-            'losses': [{name: value.item() for name, value in values.items()} for values, _ in update.losses],
+            'losses': [dict(zip(losses.names, losses.values.tolist())) for losses in update.losses],
             'indices': indices, 'input': _on_host(update.input), 'target': _on_host(update.target),
             'weights': weights, 'model': self.args.model, 'num_classes': self.args.num_classes,
         }
