@@ -122,6 +122,15 @@ def test_speed_is_measured_on_two_updates_or_a_few_seconds(plan, monkeypatch):
     assert len(updates) == 2
 
 
+def test_memory_is_what_the_allocator_reserved(monkeypatch):
+    """That is what runs out, and more than the tensors take."""
+    device = torch.device('cuda')
+    for name, value in dict(max_memory_reserved=3 * 2 ** 30, max_memory_allocated=2 ** 30, get_device_name='A GPU',
+                            get_device_properties=Namespace(total_memory=80 * 2 ** 30)).items():
+        monkeypatch.setattr(torch.cuda, name, lambda of, value=value: value if of is device else None)
+    assert dry_run._memory(device) == '3.00 GiB reserved at most, of 80.00 GiB of A GPU; tensors took 1.00 GiB'
+
+
 def test_what_is_left_of_a_run_and_nothing_is_touched(plan, at_two_seconds, photos, tmp_path):
     output = ['--output', str(tmp_path / 'output')]
     training.train(parse_train_args([str(photos), *FLAGS, *output, '--stop-epoch', '3']))

@@ -3,6 +3,7 @@ import io
 import pickle
 import random
 import time
+import weakref
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from conftest import PER_CLASS
 from PIL import Image
 from timm.data import auto_augment
 from timm.utils import random_seed
+from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision import transforms
 from torchvision.transforms import functional
 
@@ -23,6 +25,7 @@ from agmax_timm.data.sources.decoding import UndecodableError, decode
 pytest.importorskip('cv2')
 pytest.importorskip('simplejpeg')
 
+from agmax_timm.data.arrays import jitter as jitters
 from agmax_timm.data.arrays.decoding import decode_array
 from agmax_timm.data.arrays.jitter import DeviceJitter
 from agmax_timm.data.arrays.transform import ArrayTransform, UnequalError, on_arrays
@@ -289,10 +292,12 @@ def to_levels(image):
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
-def test_a_batch_is_jittered_as_pil_images_are(photographs, jitter):
+@pytest.mark.parametrize('dtype', jitters.DTYPES, ids=str)
+def test_a_batch_is_jittered_as_pil_images_are(photographs, jitter, dtype, monkeypatch):
     """Each image by its own factors in its own order."""
     images = [image.resize((40, 30)) for image in photographs] * 12
-    device_jitter = DeviceJitter(jitter, *torch.tensor([[120., 110., 100.], [60., 57., 50.]]).view(2, 1, 3, 1, 1))
+    mean, std = torch.tensor([[123.675, 116.28, 103.53], [58.395, 57.12, 57.375]], dtype=dtype).view(2, 1, 3, 1, 1)
+    device_jitter = DeviceJitter(jitter, mean, std)
     steps, factors = device_jitter.draw(len(images))
     assert len(set(map(tuple, steps.tolist()))) == 6
     adjust = functional.adjust_brightness, functional.adjust_contrast, functional.adjust_saturation
@@ -302,11 +307,45 @@ def test_a_batch_is_jittered_as_pil_images_are(photographs, jitter):
             image = adjust[step](image, factor)
         expected.append(to_levels(image))
     levels = torch.stack([to_levels(image) for image in images]).float()
-    normalised = (levels - device_jitter.mean) / device_jitter.std
+    normalised = (levels.to(dtype) - mean) / std  # as timm's prefetcher does it
     device_jitter.draw = lambda count: (steps, factors)
-    found = device_jitter(normalised) * device_jitter.std + device_jitter.mean
+    whole = device_jitter(normalised.clone())
+    found = whole.float() * device_jitter.std + device_jitter.mean
+    rounding = 0. if dtype == torch.float32 else .13
     difference = found - torch.stack(expected)
-    assert difference.abs().max() <= 1.01 and difference.square().mean() < .01
+    assert difference.abs().max() <= 1.01 + rounding and difference.square().mean() < .01
+    monkeypatch.setattr(jitters, '_CHUNK', 7 * 3 * 40 * 30)  # 7 images
+    assert torch.equal(device_jitter(normalised), whole) and len(images) % 7
+
+
+class Peak(TorchDispatchMode):
+    """Follows the bytes of tensors that operators make."""
+
+    def __init__(self):
+        super().__init__()
+        self.live, self.most = {}, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        given = {value.untyped_storage().data_ptr() for value in args if isinstance(value, torch.Tensor)}
+        for value in made if isinstance(made, (tuple, list)) else [made]:
+            storage = value.untyped_storage()
+            if storage.data_ptr() not in given:
+                self.live[id(value)] = storage.nbytes()
+                weakref.finalize(value, self.live.pop, id(value))
+        self.most = max(self.most, sum(self.live.values()))
+        return made
+
+
+@pytest.mark.parametrize('dtype, chunks', [(torch.float32, 1.), (torch.float16, 2.)])
+def test_jitter_takes_the_memory_of_a_chunk(jitter, monkeypatch, dtype, chunks):
+    images, levels = torch.rand(64, 3, 32, 32, dtype=dtype), torch.tensor([[0.], [1.]])
+    device_jitter = DeviceJitter(jitter, *levels.view(2, 1, 1, 1, 1))
+    monkeypatch.setattr(jitters, '_CHUNK', 8 * 3 * 32 * 32)
+    with Peak() as peak:
+        device_jitter(images)
+    chunk = 4 * jitters._CHUNK
+    assert .5 * chunk < peak.most < 1.1 * chunks * chunk
 
 
 def test_what_is_drawn_for_a_gpu_is_pinned(jitter, monkeypatch):
@@ -317,7 +356,7 @@ def test_what_is_drawn_for_a_gpu_is_pinned(jitter, monkeypatch):
     for expected, device_jitter in (([], DeviceJitter(jitter, *levels)),
                                     ([(6, 3), (6, 3)], DeviceJitter(jitter, *levels, pinned=True))):
         torch.manual_seed(0)
-        jittered = device_jitter(images)
+        jittered = device_jitter(images.clone())
         assert pinned == expected
     torch.manual_seed(0)
     assert torch.equal(jittered, DeviceJitter(jitter, *levels)(images))
@@ -354,10 +393,10 @@ def test_the_jitter_of_another_device_is_done_there(photographs, memory_dataset)
         names = [type(function).__name__ for function in loader.random_erasing.functions]
         return 'ColorJitter' in repr(dataset.transform), 'DeviceJitter' in names
     meta = torch.device('meta')  # any that is not the CPU
-    for kwargs in ({}, dict(cutout=8, re_prob=.5)):
+    for kwargs in ({}, dict(cutout=8, re_prob=.5), dict(img_dtype=torch.float16)):
         assert build(meta, **kwargs) == (False, True)
     for device, kwargs in (
             (CPU, {}), (meta, dict(mixup=dict(mixup_alpha=1., num_classes=8))), (meta, dict(lighting=.1)),
             (meta, dict(color_jitter=(.1, .1, .1, .1))), (meta, dict(color_jitter_prob=.5)),
-            (meta, dict(img_dtype=torch.bfloat16))):
+            (meta, dict(img_dtype=torch.bfloat16))):  # whose levels are not exact
         assert build(device, **kwargs) == (True, False)

@@ -196,7 +196,9 @@ def _kept(dataset: Any) -> str:
 def _memory(device: torch.device) -> str:
     """The peak of this process so far."""
     if device.type == 'cuda':
-        return f'{_size(torch.cuda.max_memory_allocated(device))} of {torch.cuda.get_device_name(device)} at most'
+        total = _size(torch.cuda.get_device_properties(device).total_memory)
+        return (f'{_size(torch.cuda.max_memory_reserved(device))} reserved at most, of {total} of '
+                f'{torch.cuda.get_device_name(device)}; tensors took {_size(torch.cuda.max_memory_allocated(device))}')
     if resource is None:
         return 'unknown on this system'
     unit = 1 if sys.platform == 'darwin' else 1024

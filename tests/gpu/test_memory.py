@@ -1,10 +1,13 @@
 """Memory: constant over epochs, and the peak of AgMax against cross-entropy on as many views."""
 import gc
 
+import pytest
 import torch
 from timm.task import ClassificationTask
+from torchvision import transforms
 
 from agmax_timm import AgMaxTask
+from agmax_timm.data.arrays.jitter import DTYPES, DeviceJitter
 
 from .updates import BFLOAT16, batches, make_network, make_step, make_task, options, synchronize, train
 
@@ -26,6 +29,20 @@ def test_no_epoch_leaves_anything_behind(device, record_property):
         seen.append(allocated(device))
     record_property('MiB after an epoch', seen[-1] / 2 ** 20)
     assert len(set(seen[2:])) == 1, seen
+
+
+@pytest.mark.parametrize('dtype', DTYPES, ids=str)
+def test_jitter_takes_less_than_a_batch(device, record_property, dtype):
+    images = torch.rand((256, 3, 224, 224) if device.type == 'cuda' else (2, 3, 32, 32), device=device, dtype=dtype)
+    mean, std = torch.zeros(1, 3, 1, 1, device=device), torch.ones(1, 3, 1, 1, device=device)
+    jitter = DeviceJitter(transforms.ColorJitter(0.4, 0.4, 0.4), mean, std)
+    if device.type == 'cuda':
+        torch.cuda.reset_peak_memory_stats()
+    before = allocated(device)
+    jitter(images)
+    peak = (allocated(device, most=True) - before) / 2 ** 20
+    record_property('MiB beyond the batch', peak)
+    assert peak < 80
 
 
 def test_the_peak_is_that_of_the_views_and_the_q_network(device, record_property):

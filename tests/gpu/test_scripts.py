@@ -57,7 +57,7 @@ def test_a_dry_run_tells_the_memory_of_the_device(device):
     model = ['--model', 'resnet50', '--amp', '-b', 64] if on_gpu else ['-b', 8]
     output, errors = start('train.py', *DEMO, '--dry-run', '--device', device, *model).communicate(timeout=200)
     line = next(line for line in output.splitlines() if line.strip().startswith('memory'))
-    assert (torch.cuda.get_device_name() if on_gpu else 'host memory') in line, errors
+    assert (f'of {torch.cuda.get_device_name()}; tensors took' if on_gpu else 'host memory') in line, errors
 
 
 def test_a_gpu_that_is_not_there_is_refused(cuda, tmp_path):

@@ -12,7 +12,7 @@ from ..memory.buffers import is_reusable
 from ..sources.decoding import DecodedDataset
 from .collate import FastCollate
 from .decoding import decode_array
-from .jitter import DeviceJitter
+from .jitter import DTYPES, DeviceJitter
 from .transform import ArrayTransform
 
 
@@ -57,7 +57,7 @@ def _split_jitter(
     What is mixed in the collate is jittered before, by the workers.
     """
     *_, jitter, _ = transforms[0].transforms
-    if (loader.device.type == 'cpu' or mixup is not None or loader.img_dtype != torch.float32
+    if (loader.device.type == 'cpu' or mixup is not None or loader.img_dtype not in DTYPES
             or type(jitter) is not ColorJitter or jitter.hue is not None):
         return transforms, None
     return [Compose([*transform.transforms[:-2], transform.transforms[-1]]) for transform in transforms], jitter

@@ -5,6 +5,8 @@ from torchvision import transforms
 
 _LUMA = (19595 / 65536, 38470 / 65536, 7471 / 65536)  # PIL's
 _BRIGHTNESS, _CONTRAST, _SATURATION = range(3)
+DTYPES = torch.float32, torch.float16  # normalised images of bfloat16 round to levels that are up to 1 off
+_CHUNK = 2 ** 23  # values that are jittered at once: 35 MiB beside the batch, 70 MiB for float16
 
 
 class DeviceJitter:
@@ -13,7 +15,7 @@ class DeviceJitter:
     Each is a blend of the image with black, with its mean luma, or with the luma of each pixel, so that one expression
     does whichever of the three is an image's turn. Levels are cut off and clipped after each step, as PIL's are.
 
-    It stands behind the normalisation, where timm's prefetcher has a place for it, and takes that back.
+    timm's prefetcher calls it after the normalisation, which it undoes first and repeats at the end.
 
     Args:
         jitter: transforms.ColorJitter without hue.
@@ -31,25 +33,29 @@ class DeviceJitter:
         # An image of factor 1 stays as it is.
         self.ranges = torch.tensor([limits or (1., 1.) for limits in (
             jitter.brightness, jitter.contrast, jitter.saturation)])
-        self.mean = mean
-        self.std = std
+        self.mean = mean.float()
+        self.std = std.float()
         self.pinned = pinned
-        self.luma = torch.tensor(_LUMA, device=mean.device).view(1, 3, 1, 1)
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        """
+        """Jitter images in place, in chunks that are computed in float32.
+
         Args:
-            images: Normalised images [N, 3, H, W], float32.
+            images: Normalised images [N, 3, H, W] of one of DTYPES.
 
         Returns:
-            The images, jittered.
+            The same images.
         """
         drawn = self.draw(len(images))
         if self.pinned:
             drawn = drawn[0].pin_memory(), drawn[1].pin_memory()
         steps, factors = (values.to(images.device, non_blocking=True) for values in drawn)
-        levels = jitter_levels((images * self.std + self.mean).round_(), steps, factors, self.luma)
-        return levels.sub_(self.mean).div_(self.std)
+        count = max(1, _CHUNK // images[0].numel())
+        for chunk, *drawn in zip(images.split(count), steps.split(count), factors.split(count)):
+            levels = chunk.float()  # the chunk itself, or a copy of float16
+            jitter_levels(levels.mul_(self.std).add_(self.mean).round_(), *drawn)
+            chunk.copy_(levels.sub_(self.mean).div_(self.std))
+        return images
 
     def draw(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The step that is an image's first, second and third [count, 3], and its factor there [count, 3]."""
@@ -59,16 +65,12 @@ class DeviceJitter:
         return steps, factors.gather(1, steps)
 
 
-def jitter_levels(
-        levels: torch.Tensor,
-        steps: torch.Tensor,
-        factors: torch.Tensor,
-        luma: torch.Tensor,
-) -> torch.Tensor:
-    """Jitter levels [N, 3, H, W], whole numbers as float32, by the steps and factors of DeviceJitter.draw."""
+def jitter_levels(levels: torch.Tensor, steps: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
+    """Jitter levels [N, 3, H, W] in place, whole numbers in float32, by the steps and factors of DeviceJitter.draw."""
+    red, green, blue = levels.split(1, dim=1)
     for step, factor in zip(steps.T[..., None, None, None], factors.T[..., None, None, None]):
-        gray = (levels * luma).sum(1, keepdim=True).add_(.5).floor_()
+        gray = (red * _LUMA[0]).add_(green, alpha=_LUMA[1]).add_(blue, alpha=_LUMA[2]).add_(.5).floor_()
         mean = gray.mean((2, 3), keepdim=True).add_(.5).floor_()
         other = torch.where(step == _SATURATION, gray, torch.where(step == _CONTRAST, mean, 0.))
-        levels = torch.lerp(other, levels, factor).clamp_(0, 255).floor_()
+        torch.lerp(other, levels, factor, out=levels).clamp_(0, 255).floor_()
     return levels
