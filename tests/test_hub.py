@@ -441,10 +441,11 @@ HOSTILE = {
     'shape that is not its size': (lambda f: write_header(f, entry([0, 64], (400, 400))), 'is not sound: '),
     'truncated': (lambda f: (f / 'model.safetensors').write_bytes((f / 'model.safetensors').read_bytes()[:-9]),
                   'is not sound: '),
-    'missing tensor': (lambda f: edit_weights(f, lambda t: t.pop('fc.bias')), 'fc.bias is missing, the model has [3]'),
+    'missing tensor': (lambda f: edit_weights(f, lambda t: t.pop('fc.bias')),
+                       'does not fit config.json: missing fc.bias'),
     'tensor too many': (lambda f: edit_weights(f, lambda t: t.update(extra=torch.ones(2))),
-                        'extra is [2], the model has none'),
-    'other classes': (lambda f: edit_config(f, lambda c: c.update(num_classes=9)), 'fc.bias is [3], the model has [9]'),
+                        'does not fit config.json: unexpected extra'),
+    'other classes': (lambda f: edit_config(f, lambda c: c.update(num_classes=9)), 'fc.bias [3] in place of [9]'),
     'other architecture': (lambda f: edit_config(f, lambda c: c.update(architecture='test_vit')), 'config.json'),
     'unknown architecture': (lambda f: edit_config(f, lambda c: c.update(architecture='../../net')),
                              "timm has no architecture '../../net'"),
@@ -613,7 +614,7 @@ def test_a_failure_that_comes_back_names_no_command(hub, command, saved, staged,
     monkeypatch.setattr(publishing, 'read_model', lambda path, use_ema=False: broken)
     folder = shutil.copytree(staged, tmp_path / 'hub')
     HOSTILE['missing tensor'][0](folder)
-    for source, said in ((tmp_path, 'are not finite: nothing to publish'), (folder, 'fc.bias is missing')):
+    for source, said in ((tmp_path, 'are not finite: nothing to publish'), (folder, 'missing fc.bias')):
         with pytest.raises(SystemExit) as status:
             command(source, 'ann/net')
         told = capsys.readouterr().err.splitlines()[-1]

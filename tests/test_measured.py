@@ -230,7 +230,7 @@ def test_folder_with_another_preprocessing_is_refused(kind, change, said, train_
     saved = read_model(str(train_once(*RUNS[kind])), use_ema=None)
     with pytest.raises(HubError) as error:
         staged_wrongly(saved, tmp_path / 'hub', lambda config: config.update(change))
-    assert 'does not give the logits of ' in str(error.value) and f': {said}' in str(error.value)
+    assert 'does not give the logits of ' in str(error.value) and f'; {said}' in str(error.value)
     assert '\n' not in str(error.value) and not (tmp_path / 'hub').exists()
 
 

@@ -145,7 +145,7 @@ def build_model(args: argparse.Namespace, device: torch.device, precision: Preci
     overlay = dict(args.pretrained_cfg_overlay)
     if args.pretrained_path:
         overlay = dict(file=args.pretrained_path, num_classes=-1, **overlay)  # -1 makes timm adapt the head
-    pretrained = dict(pretrained_cfg_overlay=overlay) if overlay else {}
+    pretrained: dict[str, Any] = dict(pretrained_cfg_overlay=overlay) if overlay else {}
     model = create_named_model(
         args.model,
         pretrained=args.pretrained,

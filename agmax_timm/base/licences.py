@@ -67,7 +67,7 @@ def license_in_folder(folder: str) -> str | None:
     return None
 
 
-def license_fields(name: str | None) -> dict[str, str]:
+def license_fields(name: str | None) -> dict[str, Any]:
     """Metadata of a model card for a licence. One that the Hub does not list is `other` with a `license_name`."""
     if name is None:
         return {'license': _OTHER}

@@ -40,26 +40,21 @@ def compare_on_data(saved: SavedModel, folder: Path, in_run: bool = False) -> No
     """
     try:
         options = _options(saved, in_run)
-        mode = options['input_img_mode'] = loaders.image_mode(argparse.Namespace(**options), saved.data_config)
-        expected = _logits(saved.create_model(), saved.data_config, options)
+        expected, own = _evaluate(saved.create_model(), saved.data_config, options)
     except Exception as error:  # every kind of data has errors of its own
-        _logger.warning(f'The preprocessing of the staged folder is not checked, without validation data: '
+        _logger.warning('The preprocessing of the staged folder is not checked, without validation data: '
                         f'{reason(error)}')
         return
     with told('what was staged does not take the validation images of the run', Exception):
-        model = load_folder(folder)
-        config = resolve_model_data_config(model)
-        options['input_img_mode'] = noted_options(model.pretrained_cfg).get('input_img_mode')
-        options['input_img_mode'] = loaders.image_mode(argparse.Namespace(**options), config)
-        found = _logits(model, config, options)
+        model: Any = load_folder(folder)
+        mode = noted_options(model.pretrained_cfg).get('input_img_mode')
+        found, published = _evaluate(model, resolve_model_data_config(model), {**options, 'input_img_mode': mode})
     if not torch.equal(expected, found):
-        own = {**saved.data_config, 'input_img_mode': mode}
-        published = {**config, 'input_img_mode': options['input_img_mode']}
-        others = '; '.join(f'{name} is {published.get(name)}, of the run {value}' for name, value in own.items()
-                           if _as_list(value) != _as_list(published.get(name)))
+        others = ''.join(f'; {name} is {published.get(name)}, of the run {value}' for name, value in own.items()
+                         if _as_list(value) != _as_list(published.get(name)))
         raise HubError(
             f'what was staged does not give the logits of {saved.source} on {len(expected)} validation images: they '
-            f'differ by up to {(expected - found).abs().max():.3g}{others and f": {others}"}')
+            f'differ by up to {(expected - found).abs().max():.3g}{others}')
     _logger.info(f'The staged folder gives the logits of the run on {len(expected)} validation images')
 
 
@@ -78,14 +73,19 @@ def _options(saved: SavedModel, in_run: bool) -> dict[str, Any]:
 
 
 @torch.inference_mode()
-def _logits(model: nn.Module, data_config: dict[str, Any], options: dict[str, Any]) -> torch.Tensor:
-    """Logits of the first validation images, float32 on the CPU."""
+def _evaluate(
+        model: nn.Module,
+        data_config: dict[str, Any],
+        options: dict[str, Any],
+) -> tuple[torch.Tensor, dict[str, Any]]:
+    """Logits of the first validation images [N, K], float32 on the CPU, and the preprocessing of the images."""
     args = argparse.Namespace(**options)
+    dataset = loaders.open_validation(args, data_config)
     patch_size = loaders.patch_size(model) if args.naflex_loader else None
     loader = loaders.build_eval_loader(
-        args, loaders.open_validation(args, data_config), data_config, torch.device('cpu'), Precision(), _BATCH_SIZE,
-        patch_size)
-    return torch.cat([model(input) for input, _ in itertools.islice(loader, _BATCHES)])
+        args, dataset, data_config, torch.device('cpu'), Precision(), _BATCH_SIZE, patch_size)
+    logits = torch.cat([model(input) for input, _ in itertools.islice(loader, _BATCHES)])
+    return logits, {**data_config, 'input_img_mode': loaders.image_mode(args, data_config)}
 
 
 def _as_list(value: Any) -> Any:

@@ -207,7 +207,7 @@ def license_row(license: str | None, base: Base) -> str:
     return f'{_LICENSE_ROW} {license}{of_base}'
 
 
-def with_license(card: str, license: str) -> str:
+def with_license(card: str, license: str | None) -> str:
     """A card with another licence in its metadata and in its text."""
     metadata, body = split_card(card)
     for name in ('license_name', 'license_link'):

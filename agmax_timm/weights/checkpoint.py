@@ -17,7 +17,7 @@ from ..base.class_labels import known_names
 from ..base.licences import license_in_folder, license_name
 from ..base.safe_load import CheckpointError, one_line, read_file
 from .limits import noted_options
-from .models import is_original, misfits, original_options, original_to_timm, timm_architecture
+from .models import check_fit, is_original, original_options, original_to_timm, timm_architecture
 
 # The keys of a checkpoint that are ours; all others are timm's.
 RECORD = 'agmax_timm'
@@ -370,6 +370,5 @@ def _load_strictly(model: nn.Module, tensors: dict[str, torch.Tensor], path: str
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:
-        problems = misfits(tensors, model) or one_line(error)
-        name = getattr(model, 'pretrained_cfg', {}).get('architecture', type(model).__name__)
-        raise CheckpointError(f'{path} does not fit {name}: {problems}') from error
+        check_fit(tensors, model, source=path)
+        raise CheckpointError(f'{path} does not load: {one_line(error)}') from error

@@ -9,7 +9,13 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, RepoFile
-from huggingface_hub.errors import HTTPError, LocalTokenNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HTTPError,
+    LocalTokenNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 from huggingface_hub.utils import validate_repo_id
 from huggingface_hub.utils.sha import git_hash
 
@@ -87,7 +93,7 @@ class Destination:
                 passing = not once_heard if code is None else code in (408, 412, 429) or code >= 500
                 if not passing:
                     raise
-                after = error.response.headers.get('Retry-After', '') if code else ''
+                after = error.response.headers.get('Retry-After', '') if isinstance(error, HfHubHTTPError) else ''
                 wait = min(float(after), _LONGEST_WAIT) if after.isdigit() else wait
                 _logger.warning(f'Hugging Face Hub: {reason(error)}; trying again in {wait:g} s')
                 time.sleep(wait)
@@ -182,7 +188,7 @@ def publish(folder: str | Path, to: Destination, checked: bool = False) -> str:
         if to.private:
             to.call(lambda: _check_private(to))
         if to.branch and not to.branch.startswith('refs/'):
-            to.call(lambda: api.create_branch(to.repo_id, branch=to.branch, exist_ok=True))
+            to.call(lambda: api.create_branch(to.repo_id, branch=str(to.branch), exist_ok=True))
         answer, update = to.call(commit, once_heard=to.create_pr)
     for change in update.lines:
         _logger.info(f'{to.repo_id}: {change}')
@@ -212,7 +218,7 @@ def _read_remote(to: Destination) -> Remote | None:
         commit = api.repo_info(to.repo_id, revision=to.revision or None).sha
     except (RepositoryNotFoundError, RevisionNotFoundError):
         return None
-    remote = Remote(commit)
+    remote = Remote(commit or '')
     for entry in api.list_repo_tree(to.repo_id, recursive=True, revision=commit):
         if isinstance(entry, RepoFile):
             remote.files[entry.path] = entry.lfs.sha256 if entry.lfs else entry.blob_id

@@ -8,7 +8,7 @@ class HubError(ValueError):
     """What cannot be staged or published; the message says why, and what to do."""
 
 
-def status(error: Exception) -> int | None:
+def status(error: BaseException) -> int | None:
     """HTTP status of an answer, None where there was none; of its cause for what the client raises in its stead."""
     if not isinstance(error, HTTPError) and error.__cause__ is not None:
         return status(error.__cause__)

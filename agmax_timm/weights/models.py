@@ -91,11 +91,21 @@ def filter_checkpoint(state_dict: dict[str, Any], model: nn.Module) -> dict[str,
     if not is_original(state_dict):
         return state_dict
     state_dict = original_to_timm(state_dict)
-    problems = misfits(state_dict, model, adapted_modules(model))
+    check_fit(state_dict, model, adapted_modules(model))
+    return state_dict
+
+
+def check_fit(
+        state_dict: dict[str, Tensor],
+        model: nn.Module,
+        adapted: tuple[str, ...] = (),
+        source: str = '',
+) -> None:
+    """Raise CheckpointError unless tensors are exactly those of a model; arguments as for misfits."""
+    problems = misfits(state_dict, model, adapted)
     if problems:
         architecture = getattr(model, 'pretrained_cfg', {}).get('architecture') or type(model).__name__
-        raise CheckpointError(f'does not fit {architecture}: {problems}')
-    return state_dict
+        raise CheckpointError(f'{source} does not fit {architecture}: {problems}'.lstrip())
 
 
 def misfits(state_dict: dict[str, Tensor], model: nn.Module, adapted: tuple[str, ...] = ()) -> str:

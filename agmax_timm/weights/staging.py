@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from logging import getLogger
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -28,6 +29,7 @@ from .checkpoint import SavedModel
 from .hub_error import HubError, reason, told
 from .limits import notes_of
 from .measured import unrepeatable
+from .models import misfits
 
 CONFIG, WEIGHTS, CARD, RECIPE, SUMMARY, CURVES = FILES = (
     'config.json', 'model.safetensors', 'README.md', 'train_hparams.yaml', 'summary.csv', 'curves.png')
@@ -147,15 +149,16 @@ def load_folder(folder: str | Path) -> torch.nn.Module:
 
 
 def _write(saved: SavedModel, folder: Path, license: str | None = None) -> None:
-    model = saved.create_model()
+    model: Any = saved.create_model()
     license = _choose_license(saved, license)
-    ours = dict(tag=tag_of(saved), license=license)
     notes = notes_of(saved.options, saved.in_chans)
-    if notes:
-        ours.update(notes=notes)
-    if saved.options.get('agmax'):
-        ours.update(paper_name=PAPER_NAME, paper_ids=PAPER_ID)
-    model.pretrained_cfg = {**{k: v for k, v in model.pretrained_cfg.items() if k not in _OF_SOURCE}, **ours}
+    model.pretrained_cfg = {
+        **{name: value for name, value in model.pretrained_cfg.items() if name not in _OF_SOURCE},
+        'tag': tag_of(saved),
+        'license': license,
+        **({'notes': notes} if notes else {}),
+        **({'paper_name': PAPER_NAME, 'paper_ids': PAPER_ID} if saved.options.get('agmax') else {}),
+    }
     architecture = model.pretrained_cfg['architecture']
     _write_config(saved, model, folder / CONFIG)
     # Clones, since safetensors refuses tensors that share memory; with the metadata by which others know their kind.
@@ -197,7 +200,7 @@ def _write_config(saved: SavedModel, model: torch.nn.Module, path: Path) -> None
     labels = dict(label_names=names or index_names(saved.num_classes), label_descriptions=describe(names or []))
     if saved.options.get('task') == SEVERAL_LABELS:
         labels['problem_type'] = 'multi_label_classification'
-    save_config_for_hf(model, path, model_config=labels, data_config=saved.data_config)
+    save_config_for_hf(model, str(path), model_config=labels, data_config=saved.data_config)
     config = json.loads(path.read_text(encoding='utf-8'))
     config['model_args'].pop('num_classes')
     path.write_text(json.dumps(config, indent=2), encoding='utf-8')
@@ -234,17 +237,18 @@ def _check_config(path: Path) -> None:
         config = json.loads(path.read_text(encoding='utf-8'))
     except (OSError, ValueError, RecursionError) as error:
         raise HubError(f'{path} is no JSON: {reason(error)}') from None
-    parts = [config.get(name, {}) if isinstance(config, dict) else None for name in ('pretrained_cfg', 'model_args')]
-    if not all(isinstance(part, dict) for part in parts) or 'pretrained_cfg' not in config:
+    config = config if isinstance(config, dict) else {}
+    pretrained_cfg, model_args = config.get('pretrained_cfg'), config.get('model_args', {})
+    if not isinstance(pretrained_cfg, dict) or not isinstance(model_args, dict):
         raise HubError(f'{path} has no pretrained_cfg as timm writes it')
     architecture = config.get('architecture')
     if not isinstance(architecture, str) or not is_model(architecture):
         raise HubError(f'{path}: timm has no architecture {architecture!r}')
     for name in _LOCATIONS:
-        if parts[0].get(name):
-            raise HubError(f'{path}: {name} {parts[0][name]!r} leads to weights elsewhere, and what is published '
+        if pretrained_cfg.get(name):
+            raise HubError(f'{path}: {name} {pretrained_cfg[name]!r} leads to weights elsewhere, and what is published '
                            'carries its own: remove it')
-    for name, value in parts[1].items():
+    for name, value in model_args.items():
         if isinstance(value, str) and re.search(r'[/\\]|\.\.', value):
             raise HubError(f'{path}: model_args {name} {value!r} is a path: remove it')
 
@@ -252,9 +256,7 @@ def _check_config(path: Path) -> None:
 def _check_tensors(path: Path, model: torch.nn.Module) -> None:
     """Raise HubError unless a safetensors file holds the model's tensors, in name and shape; reads its header alone."""
     with told(f'{path} is not sound', Exception), safe_open(path, framework='pt') as f:
-        found = {name: list(f.get_slice(name).get_shape()) for name in f.keys()}  # noqa: SIM118 (it is no mapping)
-    wanted = {name: list(value.shape) for name, value in model.state_dict().items()}
-    for name in sorted(wanted.keys() | found.keys()):
-        if wanted.get(name) != found.get(name):
-            raise HubError(f"{path} does not fit {CONFIG}: {name} is {found.get(name, 'missing')}, the model has "
-                           f"{wanted.get(name, 'none')}")
+        names = f.keys()
+        found = {name: torch.empty(f.get_slice(name).get_shape(), device='meta') for name in names}
+    if misfits(found, model):
+        raise HubError(f'{path} does not fit {CONFIG}: {misfits(found, model)}')

@@ -98,7 +98,8 @@ def _compare_files(
         written: dict[str, str],
 ) -> tuple[list[str], list[str]]:
     """Names of files that others wrote and that are in the way, and of files of ours that no longer belong there."""
-    changed, deletions = [], []
+    changed: list[str] = []
+    deletions: list[str] = []
     for name, identifier in found.items():
         ours = identifier[:16] in written.get(name, '').split()
         if name in files:
@@ -218,7 +219,7 @@ def _describe(
         kept: list[str],
 ) -> list[str]:
     """A line for each kind of change."""
-    changes = {'added': [], 'replaced': [], 'unchanged': []}
+    changes: dict[str, list[str]] = {'added': [], 'replaced': [], 'unchanged': []}
     for name, identifiers in files.items():
         found = remote.files.get(name)
         changes['added' if found is None else 'unchanged' if found in identifiers else 'replaced'].append(name)
