@@ -7,31 +7,31 @@ from typing import Any
 
 from timm.models import create_model, is_model
 
-from .base.command_line import Parser, quiet_in_pipes
-from .base.safe_load import CheckpointError, read_file
+from .base.command import command
+from .base.command_line import Parser
+from .base.errors import CheckpointError
+from .base.safe_load import read_file
 from .weights.checkpoint import SavedModel
-from .weights.hub_error import HubError
 from .weights.models import filter_checkpoint, is_original, original_options, timm_architecture
 from .weights.staging import stage
 
+PROG = 'python -m agmax_timm.convert'
 
-@quiet_in_pipes
+
+@command(PROG)
 def main(argv: list[str] | None = None) -> None:
     """The command. Exit status 2 for a checkpoint that cannot be used or a folder that cannot be written."""
-    parser = Parser(prog='python -m agmax_timm.convert', description=__doc__.splitlines()[0])
+    parser = Parser(prog=PROG, description=__doc__.splitlines()[0])
     parser.add_argument('checkpoint', metavar='CHECKPOINT', help='file of the original, .pth')
     parser.add_argument('folder', metavar='FOLDER', help='folder to write: safetensors, config.json and a model card')
     parser.add_argument('--model', required=True, metavar='NAME', help="timm's name of its network, as resnet101")
     parser.add_argument('--img-size', type=int, metavar='N',
                         help='crop to evaluate at (default: the published, 224 for ResNet and 256 for others)')
     args = parser.parse_args(argv)
-    try:
-        stage(read_original(args.checkpoint, args.model, args.img_size), args.folder)
-        with open(os.path.join(args.folder, 'README.md'), 'a', encoding='utf-8') as card:
-            card.write(f'\n## Origin\n\nConverted from `{os.path.basename(args.checkpoint)}`, a checkpoint of the '
-                       '[original AgMax](https://github.com/roatienza/agmax).\n')
-    except (CheckpointError, HubError, OSError) as error:
-        parser.exit(2, f'{parser.prog}: error: {error}\n')
+    stage(read_original(args.checkpoint, args.model, args.img_size), args.folder)
+    with open(os.path.join(args.folder, 'README.md'), 'a', encoding='utf-8') as card:
+        card.write(f'\n## Origin\n\nConverted from `{os.path.basename(args.checkpoint)}`, a checkpoint of the '
+                   '[original AgMax](https://github.com/roatienza/agmax).\n')
     print(f"{args.folder}: load it with timm.create_model('local-dir:{args.folder}', pretrained=True)")
 
 

@@ -9,37 +9,33 @@ from typing import Any
 import torch
 
 from .base.atomic_write import scratch_folder
-from .base.command_line import Parser, add_dataset_flag, add_model_flags, add_weights_flags, quiet_in_pipes
-from .base.licences import LicenseError, add_license_flag, check_license
-from .base.safe_load import CheckpointError, read_file
+from .base.command import command
+from .base.command_line import Parser, add_dataset_flag, add_model_flags, add_weights_flags
+from .base.errors import OptionError
+from .base.licences import add_license_flag, check_license
+from .base.safe_load import read_file
 from .evaluation.published import compare_on_data
 from .weights.checkpoint import RECORD, SavedModel, choose_ema, read_model
-from .weights.hub import HubError, check_dataset
+from .weights.hub import check_dataset
 from .weights.measured import measured
 from .weights.onnx_export import FILE as ONNX
 from .weights.onnx_export import require_onnx, write_onnx
 from .weights.staging import stage
 
-
-class ExportError(ValueError):
-    """What was asked for cannot be exported so; the message names the flag or folder and the remedy."""
+PROG = 'python -m agmax_timm.export'
 
 
-@quiet_in_pipes
+@command(PROG)
 def main(argv: list[str] | None = None) -> None:
-    """The command. Exit status 2 for what cannot be read or written, in one line."""
-    parser = _parser()
-    args = parser.parse_args(argv)
-    try:
-        check_empty(args.folder)
-        check_license(args.license)
-        check_dataset(args.hub_dataset)
-        if args.onnx:
-            require_onnx()
-        saved = read_source(args).with_dataset(args.hub_dataset)
-        difference = _write(saved, args.folder, args.onnx, args.license)
-    except (CheckpointError, ExportError, HubError, LicenseError, OSError) as error:
-        parser.exit(2, f'{parser.prog}: error: {error}\n')
+    """The command. Write the folder, and print what it holds."""
+    args = _parser().parse_args(argv)
+    check_empty(args.folder)
+    check_license(args.license)
+    check_dataset(args.hub_dataset)
+    if args.onnx:
+        require_onnx()
+    saved = read_source(args).with_dataset(args.hub_dataset)
+    difference = _write(saved, args.folder, args.onnx, args.license)
     classes = f'{saved.num_classes} classes' + (', named' if saved.class_names else '')
     metrics = ''.join(f', {name} {value:g}' for name, value in measured(saved).items() if name in ('top1', 'top5'))
     print(f'{saved.source}: {saved.weights}\n'
@@ -69,20 +65,20 @@ def read_source(args: argparse.Namespace) -> SavedModel:
 
     Raises:
         CheckpointError: as read_model.
-        ExportError: as average_models.
+        OptionError: as average_models.
     """
     if args.average is None:
         which = 'last' if args.last else 'best'
         return read_model(args.source, args.use_ema, which, args.model, args.num_classes, args.model_kwargs)
     if args.last:
-        raise ExportError(f'--average {args.average} is of the best checkpoints: drop --last')
+        raise OptionError(f'--average {args.average} is of the best checkpoints: drop --last')
     return average_models(args.source, args.average, args.use_ema, args.model)
 
 
 def check_empty(folder: str) -> None:
-    """Raise ExportError where something would be overwritten."""
+    """Raise OptionError where something would be overwritten."""
     if os.path.lexists(folder) and (not os.path.isdir(folder) or os.listdir(folder)):
-        raise ExportError(f'{folder} is there and not an empty folder: name a new one')
+        raise OptionError(f'{folder} is there and not an empty folder: name a new one')
 
 
 def average_models(
@@ -99,7 +95,7 @@ def average_models(
 
     Raises:
         CheckpointError: as read_model.
-        ExportError: no folder, fewer than `count` ranked checkpoints, or not all of one model.
+        OptionError: no folder, fewer than `count` ranked checkpoints, or not all of one model.
     """
     paths = best_checkpoints(run_dir, count)
     best = read_model(paths[0], use_ema, architecture=architecture)
@@ -109,7 +105,7 @@ def average_models(
     for path in paths[1:]:
         tensors = read_model(path, use_ema, architecture=architecture).state_dict
         if _shapes(tensors) != _shapes(best.state_dict):
-            raise ExportError(f'{path} is of another model than {paths[0]}: their tensors differ')
+            raise OptionError(f'{path} is of another model than {paths[0]}: their tensors differ')
         for name, total in sums.items():
             total += tensors[name]
     tensors = dict(best.state_dict)
@@ -125,12 +121,12 @@ def best_checkpoints(run_dir: str, count: int) -> list[str]:
 
     Raises:
         CheckpointError: one of them cannot be read.
-        ExportError: as average_models.
+        OptionError: as average_models.
     """
     if count < 1:
-        raise ExportError(f'--average must be 1 or more, got {count}')
+        raise OptionError(f'--average must be 1 or more, got {count}')
     if not os.path.isdir(run_dir):
-        raise ExportError(f'--average {count} needs the folder of a run, {run_dir} is none')
+        raise OptionError(f'--average {count} needs the folder of a run, {run_dir} is none')
     ranked = []
     for path in map(str, Path(run_dir).glob('checkpoint-*.pth.tar')):
         checkpoint = read_file(path, mmap=True)
@@ -138,7 +134,7 @@ def best_checkpoints(run_dir: str, count: int) -> list[str]:
             cost = checkpoint['metric'] if _lower_is_better(checkpoint) else -checkpoint['metric']
             ranked.append((cost, checkpoint['epoch'], path))
     if len(ranked) < count:
-        raise ExportError(f'--average {count}: {run_dir} holds {len(ranked)} checkpoints with a metric')
+        raise OptionError(f'--average {count}: {run_dir} holds {len(ranked)} checkpoints with a metric')
     return [path for _, _, path in sorted(ranked)[:count]]
 
 
@@ -154,7 +150,7 @@ def _shapes(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Size]:
 
 def _parser() -> Parser:
     parser = Parser(
-        prog='python -m agmax_timm.export',
+        prog=PROG,
         description="Write a trained classifier as timm keeps one: timm.create_model('local-dir:FOLDER', "
                     'pretrained=True) loads it, with nothing else installed, and did so before this says done.')
     parser.add_argument('source', metavar='SOURCE', help="a run's folder, a checkpoint, or weights as .safetensors")

@@ -9,58 +9,46 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import IO, Any
 
-from .base.command_line import Parser, add_model_flags, add_weights_flags, as_line, flag_of, quiet_in_pipes
-from .base.processes import fork_workers, kept_imports
+from .base.command import command
+from .base.command_line import Parser, add_model_flags, add_weights_flags, flag_of
+from .base.errors import OptionError
+from .base.processes import kept_imports
 from .base.text_file import MARK
 
-
-class PredictError(ValueError):
-    """What was asked for cannot be predicted so; the message names the argument and the remedy."""
+PROG = 'python -m agmax_timm.predict'
 
 
-@quiet_in_pipes
-def main(argv: list[str] | None = None) -> None:
-    """The command. Exit status 2 with one line if nothing can be predicted, 1 if an image cannot or a worker died."""
+@command(PROG)
+def main(argv: list[str] | None = None) -> int:
+    """The command. Return the exit status: 1 if an image cannot be predicted, else 0."""
     parser = _parser()
     args = parser.parse_args(argv)
     if args.topk < 1 or args.batch_size < 1 or args.workers < 0:
         parser.error('--topk and --batch-size must be 1 or more, --workers 0 or more')
     with kept_imports():
-        from .base.command_line import OptionError
-        from .base.data_errors import WorkerError
-        from .base.safe_load import CheckpointError
         from .data.sources.classes import describe_names, describe_others
-        from .data.sources.datasets import DataError
-        from .data.workers import names_dead_workers
         from .evaluation.prediction import Predictor, image_endings
-    fork_workers()
-    try:
-        options = _options(args)
-        others: Counter = Counter()
-        paths = list_images(args.images, image_endings(options.checkpoint), others)
-        predictor = Predictor(options)
-        failed = 0
+    options = _options(args)
+    others: Counter = Counter()
+    paths = list_images(args.images, image_endings(options.checkpoint), others)
+    predictor = Predictor(options)
+    failed = 0
 
-        def rows() -> Iterator[dict[str, Any]]:
-            nonlocal failed
-            for prediction in predictor.predict(paths, args.topk):
-                failed += bool(prediction.error)
-                yield _row(prediction, predictor.name_of)
+    def rows() -> Iterator[dict[str, Any]]:
+        nonlocal failed
+        for prediction in predictor.predict(paths, args.topk):
+            failed += bool(prediction.error)
+            yield _row(prediction, predictor.name_of)
 
-        with _opened(args.output) as f:
-            if predictor.weights:
-                print(f'{parser.prog}: {predictor.weights}', file=sys.stderr)
-            print(f'{parser.prog}: {len(paths)} images{describe_others(others)}; '
-                  f'{describe_names(predictor.class_names)}', file=sys.stderr)
-            names_dead_workers(_FORMATS[args.format])(rows(), f)
-    except BrokenPipeError:  # see quiet_in_pipes
-        raise
-    except (PredictError, OptionError, CheckpointError, DataError, OSError) as error:
-        parser.exit(2, f"{parser.prog}: error: {as_line(error)}\n")
-    except WorkerError as error:
-        parser.exit(1, f'{parser.prog}: error: {as_line(error)}\n')
+    with _opened(args.output) as f:
+        if predictor.weights:
+            print(f'{PROG}: {predictor.weights}', file=sys.stderr)
+        print(f'{PROG}: {len(paths)} images{describe_others(others)}; '
+              f'{describe_names(predictor.class_names)}', file=sys.stderr)
+        _FORMATS[args.format](rows(), f)
     if failed:
-        parser.exit(1, f'{parser.prog}: {failed} of {len(paths)} images could not be predicted: see their error\n')
+        print(f'{PROG}: {failed} of {len(paths)} images could not be predicted: see their error', file=sys.stderr)
+    return int(failed > 0)
 
 
 def list_images(names: list[str], endings: str | None = None, others: Counter | None = None) -> list[str]:
@@ -71,7 +59,7 @@ def list_images(names: list[str], endings: str | None = None, others: Counter | 
         others: Counter of the other files in folders by ending, changed in place.
 
     Raises:
-        PredictError: there are none.
+        OptionError: there are none.
     """
     from .data.sources.folder import FolderReader
     if isinstance(sys.stdin, io.TextIOWrapper):
@@ -86,11 +74,11 @@ def list_images(names: list[str], endings: str | None = None, others: Counter | 
                     if others is not None:
                         others.update(reader.other_files)
                 except (RuntimeError, ValueError) as error:  # no images, or a circle of links
-                    raise PredictError(f'{path}: {error}') from error
+                    raise OptionError(f'{path}: {error}') from error
             elif path:
                 paths.append(path)
     if not paths:
-        raise PredictError('no images: stdin names none')
+        raise OptionError('no images: stdin names none')
     return paths
 
 
@@ -102,18 +90,18 @@ def _options(args: Any) -> Any:
     if os.path.exists(args.model_or_run):
         which = 'last' if args.last else 'best'
         if args.pretrained:
-            raise PredictError(f'{args.model_or_run} is a file or folder, --pretrained of a name in timm: drop it')
+            raise OptionError(f'{args.model_or_run} is a file or folder, --pretrained of a name in timm: drop it')
         if os.path.isfile(os.path.join(args.model_or_run, 'config.json')):
-            raise PredictError(f"{args.model_or_run} is a folder of timm's: name it local-dir:{args.model_or_run}")
+            raise OptionError(f"{args.model_or_run} is a folder of timm's: name it local-dir:{args.model_or_run}")
         return options_of(find_file(args.model_or_run, which), args.model, args.num_classes, args.model_kwargs or None,
                           use_ema=args.use_ema, **common)
     given = [flag_of(name) for name in ('last', 'model', 'num_classes', 'model_kwargs') if getattr(args, name)]
     given += [] if args.use_ema is None else ['--use-ema' if args.use_ema else '--raw']
     if given:
-        raise PredictError(f"no such file or folder: {args.model_or_run}; {', '.join(given)} need one")
+        raise OptionError(f"no such file or folder: {args.model_or_run}; {', '.join(given)} need one")
     if not (args.pretrained or ':' in args.model_or_run):
-        raise PredictError(f'no such file or folder: {args.model_or_run}; for the pretrained weights of a name in timm '
-                           'add --pretrained')
+        raise OptionError(f'no such file or folder: {args.model_or_run}; for the pretrained weights of a name in timm '
+                          'add --pretrained')
     return options_of(model=args.model_or_run, **common)
 
 
@@ -164,7 +152,7 @@ def _opened(path: str | None) -> Iterator[IO]:
 
 def _parser() -> Parser:
     parser = Parser(
-        prog='python -m agmax_timm.predict',
+        prog=PROG,
         description='The most probable classes of images, preprocessed as validate.py does for the same weights.')
     parser.add_argument('model_or_run', metavar='MODEL', help="a run's folder, a checkpoint, hf_hub:OWNER/NAME, "
                         'local-dir:DIR, or with --pretrained a name in timm')

@@ -1,18 +1,20 @@
 """Publish a run, or a folder that is staged already: python -m agmax_timm.publish RUN_OR_FOLDER OWNER/NAME"""
 import logging
 
-from .base.command_line import Parser, add_dataset_flag, add_weights_flags, quiet_in_pipes
-from .base.licences import LicenseError, add_license_flag, check_license
-from .base.safe_load import CheckpointError
+from .base.command import command
+from .base.command_line import Parser, add_dataset_flag, add_weights_flags
+from .base.licences import add_license_flag, check_license
 from .evaluation.published import compare_on_data
-from .weights.hub import Destination, HubError, check_dataset, check_destination
+from .weights.hub import Destination, check_dataset, check_destination
 from .weights.publishing import publish_source
 
+PROG = 'python -m agmax_timm.publish'
 
-@quiet_in_pipes
+
+@command(PROG)
 def main(argv: list[str] | None = None) -> None:
-    """The command. Prints the address of the commit; exit status 2, with one line, where nothing was published."""
-    parser = Parser(prog='python -m agmax_timm.publish', description=__doc__.split(':')[0] + '.')
+    """The command. Print the address of the commit or pull request."""
+    parser = Parser(prog=PROG, description=__doc__.split(':')[0] + '.')
     parser.add_argument('source', metavar='RUN_OR_FOLDER',
                         help="a run's folder, a checkpoint, or a staged folder")
     parser.add_argument('repo_id', metavar='OWNER/NAME', help='repository, made if it is missing')
@@ -30,13 +32,10 @@ def main(argv: list[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format='%(message)s')
     to = Destination(args.repo_id, args.private, args.revision, args.pr, args.replace_card, args.replace_files,
                      args.license)
-    try:
-        check_license(args.license)
-        check_dataset(args.hub_dataset)
-        check_destination(to)
-        print(publish_source(args.source, to, args.use_ema, args.hub_dataset, compare_on_data))
-    except (HubError, CheckpointError, LicenseError) as error:
-        parser.exit(2, f'{parser.prog}: error: {error}\n')
+    check_license(args.license)
+    check_dataset(args.hub_dataset)
+    check_destination(to)
+    print(publish_source(args.source, to, args.use_ema, args.hub_dataset, compare_on_data))
 
 
 if __name__ == '__main__':

@@ -11,6 +11,7 @@ from timm.task import TrainingTask
 from timm.utils import unwrap_model
 from torch.nn.parallel import DistributedDataParallel
 
+from .base.errors import UserError
 from .loss import AgMaxLoss, Criterion
 
 _logger = logging.getLogger(__name__)
@@ -23,7 +24,7 @@ def default_hidden(num_classes: int) -> int:
     return width * 4 if num_classes >= 1000 else width
 
 
-class UnsupportedModelError(ValueError):
+class UnsupportedModelError(UserError, ValueError):
     """A model whose outputs in training AgMax cannot pair; the message names it."""
 
 

@@ -19,8 +19,8 @@ from timm.models import create_model
 from timm.utils import random_seed
 from torch.utils.data import Dataset
 
-from agmax_timm.evaluation import validation
-from agmax_timm.training import run as training
+from agmax_timm.commands import train as train_cli
+from agmax_timm.commands import validate as validate_cli
 from agmax_timm.weights.checkpoint import SavedModel
 from agmax_timm.weights.staging import stage
 
@@ -146,7 +146,7 @@ def train_once(photos, tmp_path_factory):
         if argv not in folders:
             output = tmp_path_factory.mktemp('runs')
             handlers, level = list(logging.root.handlers), logging.root.level
-            training.main([
+            train_cli.main([
                 str(photos), '--num-classes', '3', '-b', '4', '-j', '0', '--warmup-epochs', '0', '--lr', '0.05',
                 '--output', str(output), '--experiment', 'run', *argv])
             for handler in set(logging.root.handlers) - set(handlers):  # a run leaves them to its process
@@ -171,7 +171,7 @@ def results_of(capsys):
     def run(*words, status=0):
         capsys.readouterr()
         try:
-            validation.main([*SMALL_VALIDATION, *map(str, words)])
+            validate_cli.main([*SMALL_VALIDATION, *map(str, words)])
             ended = 0
         except SystemExit as end:
             ended = end.code
@@ -187,7 +187,7 @@ def refusal(capsys):
     def run(*words, built=False):
         capsys.readouterr()
         with pytest.raises(SystemExit) as end:
-            validation.main([*map(str, words), *SMALL_VALIDATION])
+            validate_cli.main([*map(str, words), *SMALL_VALIDATION])
         assert end.value.code == 2
         captured = capsys.readouterr()
         assert captured.out == '' and 'Traceback' not in captured.err

@@ -20,3 +20,12 @@ def summary(folder):
 def epochs_in(folder):
     """The epochs that summary.csv has a row for."""
     return [int(row['epoch']) for row in summary(folder)]
+
+
+def status_of(command, argv):
+    """The exit status of a command that is called with these arguments."""
+    try:
+        command(argv)
+    except SystemExit as end:
+        return end.code
+    return 0

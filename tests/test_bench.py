@@ -19,10 +19,10 @@ from timm.data.readers.reader_image_folder import ReaderImageFolder
 from agmax_timm.bench import command, epochs, fresh, memory, objective, options, passes, pipelines, report, startup
 from agmax_timm.bench import step as step_bench
 from agmax_timm.bench import training as training_bench
+from agmax_timm.commands import train as train_cli
 from agmax_timm.data.mixup import TwoViewCollate
 from agmax_timm.data.sources.folder import FolderReader
 from agmax_timm.task import AgMaxTask
-from agmax_timm.training import run as training
 
 pytest.importorskip('cv2')
 simplejpeg = pytest.importorskip('simplejpeg')
@@ -274,7 +274,7 @@ def test_startup(measured, monkeypatch):
 
 
 def test_a_run_says_when_it_made_its_first_step(tmp_path, caplog):
-    training.main([*startup.FLAGS, '--output', str(tmp_path), '--val-split', ''])
+    train_cli.main([*startup.FLAGS, '--output', str(tmp_path), '--val-split', ''])
     lines = [record.getMessage() for record in caplog.records if startup.FIRST_STEP in record.getMessage()]
     assert '0/20' in lines[0]
 
@@ -290,24 +290,25 @@ def test_a_process_that_fails_is_told_by_its_last_line():
 
 
 @pytest.mark.parametrize('argv, message', [
-    (['loader', '/no/such/folder'], 'loader: error: no such folder'),
-    (['small', '/no/such/folder'], 'small: error: no such folder'),
-    (['memory', '/no/such/folder'], 'memory: error: no such folder'),
-    (['index', '/no/such/folder'], 'index: error: no such folder'),
-    (['index', '0'], 'index: error: DIR_OR_COUNT must be'),
+    (['loader', '/no/such/folder'], 'bench: error: no such folder'),
+    (['small', '/no/such/folder'], 'bench: error: no such folder'),
+    (['memory', '/no/such/folder'], 'bench: error: no such folder'),
+    (['index', '/no/such/folder'], 'bench: error: no such folder'),
+    (['index', '0'], 'bench: error: DIR_OR_COUNT must be'),
     (['loader', 'PHOTOS', '--recipes', 'jitter'], "loader: error: argument --recipes: invalid choice: 'jitter'"),
     (['loader', 'PHOTOS', '--images', '0'], 'loader: error: --images must be 1 or more, got 0'),
-    (['loader', 'PHOTOS', '-b', '20', '--quick'], 'loader: error: batch_size 20 .* use 8 or less'),
-    (['loader', 'PHOTOS', '-b', '3', '--recipes', 'mixup', '--quick'], 'loader: error: mixup needs an even'),
-    (['step', '--model', 'resnet_fifty'], 'step: error: --model resnet_fifty: timm has no such model'),
-    (['step', '--device', 'abacus', '--quick'], 'step: error: --device abacus: '),
-    (['training', '/no/such/folder'], 'training: error: no such folder'),
-    (['training', 'PHOTOS', '--model', 'resnet_fifty', '--quick'], 'training: error: --model resnet_fifty: timm'),
-    (['run', '/no/such/folder', '--timm-script', __file__], 'run: error: no such folder'),
-    (['run', 'PHOTOS', '--timm-script', '/no/script.py'], 'run: error: --timm-script /no/script.py is no file'),
-    (['run', 'PHOTOS', '--timm-script', 'SCRIPT', '--quick'], 'run: error: a process of python .* ended: unknown flag'),
+    (['loader', 'PHOTOS', '-b', '20', '--quick'], 'bench: error: batch_size 20 .* use 8 or less'),
+    (['loader', 'PHOTOS', '-b', '3', '--recipes', 'mixup', '--quick'], 'bench: error: mixup needs an even'),
+    (['step', '--model', 'resnet_fifty'], 'bench: error: --model resnet_fifty: timm has no such model'),
+    (['step', '--device', 'abacus', '--quick'], 'bench: error: --device abacus: '),
+    (['training', '/no/such/folder'], 'bench: error: no such folder'),
+    (['training', 'PHOTOS', '--model', 'resnet_fifty', '--quick'], 'bench: error: --model resnet_fifty: timm'),
+    (['run', '/no/such/folder', '--timm-script', __file__], 'bench: error: no such folder'),
+    (['run', 'PHOTOS', '--timm-script', '/no/script.py'], 'bench: error: --timm-script /no/script.py is no file'),
+    (['run', 'PHOTOS', '--timm-script', 'SCRIPT', '--quick'],
+     'bench: error: a process of python .* ended: unknown flag'),
     (['step', '--model', 'vit_tiny_patch16_224', '--quick', '--device', 'cpu'],
-     'step: error: --model vit_tiny_patch16_224, --img-size 32: '),
+     'bench: error: --model vit_tiny_patch16_224, --img-size 32: '),
     ([], 'bench: error: the following arguments are required: COMMAND'),
 ])
 def test_errors_are_one_line(argv, message, photos, tmp_path, capsys):

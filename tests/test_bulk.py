@@ -11,6 +11,7 @@ from ranks import finish_ranks, logs, start_ranks
 from timm.models import create_model, list_models
 
 from agmax_timm.assembly import loaders
+from agmax_timm.commands import validate as validate_cli
 from agmax_timm.evaluation import bulk, inference, validation
 from agmax_timm.options.parse import parse_validate_args
 from agmax_timm.weights.staging import stage
@@ -120,9 +121,9 @@ def test_an_interruption_keeps_what_is_done(folder, photos, results_of, monkeypa
 
 def test_a_results_file_is_never_half_written(tmp_path):
     path = tmp_path / 'results.json'
-    validation.write_results(str(path), [dict(top1=1.)], 'json')
+    validate_cli.write_results(str(path), [dict(top1=1.)], 'json')
     with pytest.raises(TypeError):
-        validation.write_results(str(path), [dict(top1=2.), dict(top1=object())], 'json')
+        validate_cli.write_results(str(path), [dict(top1=2.), dict(top1=object())], 'json')
     assert json.loads(path.read_text()) == [dict(top1=1.)]
 
 
@@ -157,7 +158,7 @@ def test_a_checkpoints_own_batch_size_shrinks_too(ema_run, photos, monkeypatch):
         raise RuntimeError('CUDA out of memory')
     monkeypatch.setattr(loaders, 'build_eval_loader', never)
     with pytest.raises(SystemExit) as end:
-        validation.main([str(photos), '--checkpoint', str(ema_run / 'last.pth.tar'), '--retry', '-j', '0',
+        validate_cli.main([str(photos), '--checkpoint', str(ema_run / 'last.pth.tar'), '--retry', '-j', '0',
                          '--device', 'cpu'])
     assert end.value.code == 1 and tried == [4, 3, 2, 1]
 
@@ -171,7 +172,7 @@ def validate_in_little_memory(rank, words):
             raise RuntimeError('out of memory')
         return build(args, *rest)
     loaders.build_eval_loader = limited
-    validation.main(words)
+    validate_cli.main(words)
 
 
 def test_ranks_agree_with_one_process(folder, imagenet, results_of):

@@ -7,8 +7,9 @@ import pytest
 from exact import FLAGS, StopAfter, assert_equal, outcome
 from run_files import epochs_in, load
 
-from agmax_timm.base.command_line import OptionError
+from agmax_timm.base.errors import OptionError
 from agmax_timm.base.signals import Interrupted
+from agmax_timm.commands import train as train_cli
 from agmax_timm.options.parse import parse_train_args
 from agmax_timm.options.parsers import train_parser
 from agmax_timm.training import run as training
@@ -35,7 +36,7 @@ def test_a_renamed_class_is_one_line(folder, argv, capsys):
     for split in ('train', 'val'):
         (folder / split / 'cat').rename(folder / split / 'dog')
     with pytest.raises(SystemExit) as exit_info:
-        training.main(argv)
+        train_cli.main(argv)
     assert exit_info.value.code == 2
     line = capsys.readouterr().err.strip().splitlines()[-1]
     assert 'the classes of the train data changed since (without cat)' in line
@@ -66,7 +67,7 @@ def test_another_number_of_samples_within_an_epoch_is_one_line(folder, argv, cap
         training.train(parse_train_args(argv), StopAfter(2))
     (folder / 'train' / 'ant' / '000.jpg').unlink()
     with pytest.raises(SystemExit) as exit_info:
-        training.main(argv)
+        train_cli.main(argv)
     assert exit_info.value.code == 2
     line = capsys.readouterr().err.strip().splitlines()[-1]
     assert 'is within an epoch, and there are 11 samples in the train data in place of 12: restore the data' in line

@@ -18,8 +18,8 @@ from timm.task import ClassificationTask
 from timm.utils import CheckpointSaver
 
 import agmax_timm
-from agmax_timm.base.safe_load import CheckpointError
-from agmax_timm.training import run as training
+from agmax_timm.base.errors import CheckpointError
+from agmax_timm.commands import train as train_cli
 from agmax_timm.training.checkpoints.saver import RecordSaver
 from agmax_timm.weights.checkpoint import (
     choose_ema,
@@ -354,7 +354,7 @@ def test_a_wrong_file_to_resume_is_one_line(photos, tmp_path, capsys):
     path = tmp_path / 'vit.pth.tar'
     torch.save({'state_dict': timm.create_model('test_vit').state_dict()}, path)
     with pytest.raises(SystemExit) as exit_info:
-        training.main([str(photos), '--model', 'test_resnet', '--num-classes', '3', '-b', '4', '-j', '0',
+        train_cli.main([str(photos), '--model', 'test_resnet', '--num-classes', '3', '-b', '4', '-j', '0',
                        '--resume', str(path), '--output', str(tmp_path)])
     assert exit_info.value.code == 2
     assert str(path) in capsys.readouterr().err.strip().splitlines()[-1]

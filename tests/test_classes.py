@@ -10,19 +10,20 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from run_files import load
+from run_files import load, status_of
 from timm.data import ImageNetInfo
 from timm.models import create_model
 
 from agmax_timm import export, predict
 from agmax_timm.assembly import known_classes
-from agmax_timm.commands import scripts
+from agmax_timm.base.errors import DataError
+from agmax_timm.commands import train as train_cli
+from agmax_timm.commands import validate as validate_cli
 from agmax_timm.data.sources.classes import ModelClasses, check_evaluation, same_names, summary
-from agmax_timm.data.sources.datasets import DataError, create_dataset
+from agmax_timm.data.sources.datasets import create_dataset
 from agmax_timm.evaluation import inference
 from agmax_timm.report import command as report
 from agmax_timm.report.report import make_report
-from agmax_timm.training import run as training
 
 NAMES = ['ant', 'bee', 'cat']
 OF_MODEL = '--class-map model'
@@ -300,20 +301,20 @@ FEW = ['--model', 'test_resnet', '--num-classes', '3', '--img-size', '32', '-b',
 def test_training_from_the_same_classes_in_another_order_is_told(kind, ema_run, exported, photos, links, caplog):
     words = [*FEW, kind, str(ema_run / 'last.pth.tar')] if kind == '--initial-checkpoint' else [
         *FEW, '--model', exported, kind]
-    training.main([str(photos), *words])
+    train_cli.main([str(photos), *words])
     other = links('other', x='ant', y='bee', z='cat')
-    training.main([str(other), *words])
+    train_cli.main([str(other), *words])
     assert 'the head starts as one of other classes' not in caplog.text
-    training.main([str(links('data', bee='bee', cat='cat', dog='ant')), *words])
+    train_cli.main([str(links('data', bee='bee', cat='cat', dog='ant')), *words])
     lines = [record.message for record in caplog.records if 'the head starts as one of other' in record.message]
     assert len(lines) == 1 and lines[0].startswith(kind) and "class 0 of the data is 'bee', 'ant' there" in lines[0]
 
 
 def test_a_teacher_of_other_classes_is_refused(exported, photos, links, capsys):
     words = [*FEW, '--kd-model-name', exported]
-    training.main([str(photos), *words])
+    train_cli.main([str(photos), *words])
     with pytest.raises(SystemExit) as end:
-        training.main([str(links('data', bee='bee', cat='cat', dog='ant')), *words])
+        train_cli.main([str(links('data', bee='bee', cat='cat', dog='ant')), *words])
     assert end.value.code == 2
     line = capsys.readouterr().err.splitlines()[-1]
     assert '--kd-model-name' in line and "class 0 of the data is 'bee', 'ant' there" in line
@@ -324,9 +325,9 @@ def test_resuming_weights_alone_compares_their_classes(ema_run, photos, links, t
     del checkpoint['agmax_state']
     torch.save(checkpoint, tmp_path / 'last.pth.tar')
     words = [*FEW, '--agmax', '--epochs', '9', '--no-resume-opt', '--resume', str(tmp_path / 'last.pth.tar')]
-    training.main([str(photos), *words])
+    train_cli.main([str(photos), *words])
     with pytest.raises(SystemExit) as end:
-        training.main([str(links('data', bee='bee', cat='cat', dog='ant')), *words])
+        train_cli.main([str(links('data', bee='bee', cat='cat', dog='ant')), *words])
     assert end.value.code == 2
     assert 'the classes of the train data changed since (without ant)' in capsys.readouterr().err
 
@@ -372,7 +373,7 @@ ALL = "3 classes: 'ant', 'bee', 'cat'"
 
 
 def test_training_and_evaluation_say_what_they_read(untidy, ema_run, tmp_path, results_of, caplog):
-    training.main([str(untidy), *FEW])
+    train_cli.main([str(untidy), *FEW])
     results_of(untidy, '--checkpoint', ema_run / 'last.pth.tar')
     make_report(str(shutil.copytree(ema_run, tmp_path / 'run')), str(untidy), device='cpu', workers=0)
     lines = [record.message for record in caplog.records if record.message.startswith('Data: ')]
@@ -397,33 +398,32 @@ def test_at_most_ten_names_on_one_line(tmp_path):
 # ---- --check-data ----
 
 def checked(capsys, script, *argv):
-    with pytest.raises(SystemExit) as end:
-        script([*map(str, argv), '--check-data', '-j', '0'])
-    return end.value.code, capsys.readouterr().out
+    status = status_of(script, [*map(str, argv), '--check-data', '-j', '0'])
+    return status, capsys.readouterr().out
 
 
 def test_check_data_compares_with_the_model(ema_run, exported, links, photos, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     data = links('data', **{'bee': 'bee', 'cat': 'cat', 'formica rufa': 'ant'})
     for words in (['--checkpoint', ema_run / 'last.pth.tar'], ['--checkpoint', ema_run], ['--model', exported]):
-        status, out = checked(capsys, scripts.validate, data, '--split', 'val', *words)
+        status, out = checked(capsys, validate_cli.main, data, '--split', 'val', *words)
         assert status == 1 and "val: class 0 of the data is 'bee', 'ant' there" in out
         assert "Data: val 12 images; 3 classes: 'bee', 'cat', 'formica rufa'" in out
-        status, out = checked(capsys, scripts.validate, photos, *words)
+        status, out = checked(capsys, validate_cli.main, photos, *words)
         assert status == 0 and out.endswith('0 problem(s), see data-check.csv\n')
-    status, out = checked(capsys, scripts.validate, data, *words, '--class-map', 'model')
+    status, out = checked(capsys, validate_cli.main, data, *words, '--class-map', 'model')
     assert 'of the data is' not in out and "--class-map leaves out the images of 'formica rufa'" in out
-    status, out = checked(capsys, scripts.train, data, '--resume', ema_run / 'last.pth.tar')
+    status, out = checked(capsys, train_cli.main, data, '--resume', ema_run / 'last.pth.tar')
     assert status == 1 and "train: class 0 of the data is 'bee', 'ant' there" in out
     experiment = ['--output', ema_run.parent, '--experiment', ema_run.name, '--resume', 'auto']
     others = (['--initial-checkpoint', ema_run / 'last.pth.tar'], ['--model', exported, '--pretrained'],
               ['--model', 'test_resnet', '--num-classes', '3', '--kd-model-name', exported])
     for words in (experiment, *others):
-        status, out = checked(capsys, scripts.train, data, *words)
+        status, out = checked(capsys, train_cli.main, data, *words)
         assert status == 1 and "train: class 0 of the data is 'bee', 'ant' there" in out and OF_MODEL not in out
     unused = ['--model', exported], [*others[-1], '--kd-distill-type', 'feature']  # heads that are not used
     for folder, words in [*((photos, words) for words in others), *((data, words) for words in unused)]:
-        assert 'of the data is' not in checked(capsys, scripts.train, folder, *words)[1]
+        assert 'of the data is' not in checked(capsys, train_cli.main, folder, *words)[1]
 
 
 # ---- Other kinds of data ----
@@ -472,7 +472,7 @@ def test_labels_past_the_named_classes(tmp_path, refusal, results_of, monkeypatc
     in_sequence = [*from_1, '--dataset', f"hfids/{tmp_path / 'from_1'}", '--num-samples', '4']
     assert 'the model has the classes 0 to 2' in refusal(*in_sequence, '--checkpoint', padded, built=True)
     results_of(*from_1, '--checkpoint', numbered)  # nobody knows what its outputs are
-    status, out = checked(capsys, scripts.validate, *from_1, '--checkpoint', padded)
+    status, out = checked(capsys, validate_cli.main, *from_1, '--checkpoint', padded)
     assert status == 1 and f'validation: {message}' in out and out.count(message) == 1
 
 

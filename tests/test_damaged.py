@@ -11,10 +11,10 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from agmax_timm.base.data_errors import DamagedError
+from agmax_timm.base.errors import DamagedError
+from agmax_timm.commands import train as train_cli
+from agmax_timm.commands import validate as validate_cli
 from agmax_timm.data.sources.datasets import create_dataset
-from agmax_timm.evaluation import validation
-from agmax_timm.training import run as training
 from agmax_timm.training.guards import damaged
 from agmax_timm.training.guards.damaged import DamageReport
 from agmax_timm.training.output import log
@@ -49,7 +49,7 @@ def test_a_run_tells_once_an_epoch_and_at_its_end(data, caplog):
     for name in ('ant/000.jpg', 'cat/010.jpg'):
         (data / 'train' / name).write_bytes(b'')
     with caplog.at_level(logging.WARNING):
-        training.main(flags(data, '--max-damaged', '0.2', '-j', '2', '--agmax'))
+        train_cli.main(flags(data, '--max-damaged', '0.2', '-j', '2', '--agmax'))
     warnings = [record.getMessage() for record in caplog.records if record.name == 'train']
     assert len(warnings) == 2  # the first epoch, the end; nothing is new in the second epoch
     assert warnings[0].startswith('2 more training images cannot') and warnings[1].startswith('2 of 12 training images')
@@ -82,7 +82,7 @@ def test_names_that_are_not_text_and_a_disk_that_is_full(data, tmp_path, monkeyp
 
 def test_good_data_says_nothing(data, caplog):
     with caplog.at_level(logging.WARNING):
-        training.main(flags(data, '--epochs', '1', '--max-damaged', '0'))
+        train_cli.main(flags(data, '--epochs', '1', '--max-damaged', '0'))
     assert 'decoded' not in caplog.text and not (data.parent / 'run' / 'damaged.csv').exists()
 
 
@@ -92,19 +92,19 @@ def test_too_many_stop_the_run_with_one_line(more, data, capsys):
     for path in (data / 'train').glob('*/*.jpg'):
         path.write_bytes(path.read_bytes()[:300])
     (data / 'train' / 'ant' / '000.jpg').write_bytes((data / 'val' / 'ant' / '000.jpg').read_bytes())
-    line = error_of(training.main, flags(data, '--max-damaged', '0.5', *more), capsys)
+    line = error_of(train_cli.main, flags(data, '--max-damaged', '0.5', *more), capsys)
     assert ' of 12 samples' in line and '--max-damaged 0.5' in line and '--check-data' in line and '.jpg' in line
     assert not (data.parent / 'run' / 'last.pth.tar').exists()
 
 
 def test_the_default_share_is_a_hundredth(data, capsys):
     (data / 'train' / 'ant' / '000.jpg').write_bytes(b'')
-    assert '1 of 12 samples (8.33%)' in error_of(training.main, flags(data), capsys)
+    assert '1 of 12 samples (8.33%)' in error_of(train_cli.main, flags(data), capsys)
 
 
 @pytest.mark.parametrize('share', ['-0.1', '1.5'])
 def test_a_share_that_is_none(share, data, capsys):
-    line = error_of(training.main, flags(data, '--max-damaged', share), capsys)
+    line = error_of(train_cli.main, flags(data, '--max-damaged', share), capsys)
     assert '--max-damaged must be between 0 and 1' in line
 
 
@@ -112,7 +112,7 @@ def test_a_share_that_is_none(share, data, capsys):
 def test_validation_in_a_run_stops_at_the_first(more, data, capsys):
     path = data / 'val' / 'bee' / '005.jpg'
     path.write_bytes(b'no photograph')
-    line = error_of(training.main, flags(data, '--max-damaged', '1', *more), capsys)
+    line = error_of(train_cli.main, flags(data, '--max-damaged', '1', *more), capsys)
     assert str(path) in line and 'cannot be decoded' in line
 
 
@@ -122,14 +122,14 @@ def test_an_evaluation_stops_at_the_first(workers, train_once, data, capsys):
     path = data / 'val' / 'bee' / '005.jpg'
     path.write_bytes(path.read_bytes()[:300])
     argv = [str(data), '--checkpoint', str(checkpoint), '-b', '4', '-j', workers]
-    line = error_of(validation.main, argv, capsys)
+    line = error_of(validate_cli.main, argv, capsys)
     assert f'{path} cannot be decoded: ' in line and '--check-data' in line
 
 
 def test_missing_data_is_told_before_the_model_is_built(data, capsys, monkeypatch):
     monkeypatch.setattr('agmax_timm.assembly.model.build_model', None)
     shutil.rmtree(data / 'val')
-    assert "no folder for split 'validation'" in error_of(training.main, flags(data), capsys)
+    assert "no folder for split 'validation'" in error_of(train_cli.main, flags(data), capsys)
 
 
 def run_rank(rank, root, found):

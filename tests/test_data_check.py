@@ -7,11 +7,14 @@ import datasets
 import numpy as np
 import pytest
 from PIL import Image
+from run_files import status_of
 
+from agmax_timm.base.errors import DataError
 from agmax_timm.commands import check_data as data_check
-from agmax_timm.commands import scripts
+from agmax_timm.commands import train as train_cli
+from agmax_timm.commands import validate as validate_cli
 from agmax_timm.data.sources.checks import check_classes, check_labels
-from agmax_timm.data.sources.datasets import DataError, create_dataset
+from agmax_timm.data.sources.datasets import create_dataset
 
 
 @pytest.fixture
@@ -23,12 +26,11 @@ def data(photos, tmp_path):
     return root
 
 
-def checked(tmp_path, *argv, script=scripts.train):
+def checked(tmp_path, *argv, script=train_cli.main):
     """Exit status, and rows of data-check.csv."""
-    with pytest.raises(SystemExit) as caught:
-        script(['--check-data', '-j', '0', *argv])
+    status = status_of(script, ['--check-data', '-j', '0', *argv])
     with open(tmp_path / 'data-check.csv', newline='', errors='surrogateescape') as f:
-        return caught.value.code, [tuple(row) for row in csv.reader(f)][1:]
+        return status, [tuple(row) for row in csv.reader(f)][1:]
 
 
 @pytest.fixture(autouse=True)
@@ -75,7 +77,7 @@ def test_everything_at_once(workers, data, tmp_path, capsys):
 def test_three_copies_are_two_problems(data, tmp_path):
     for name in ('x.jpg', 'y.jpg'):
         shutil.copy(data / 'val' / 'ant' / '000.jpg', data / 'val' / 'ant' / name)
-    _, rows = checked(tmp_path, str(data), '--split', 'val', script=scripts.validate)
+    _, rows = checked(tmp_path, str(data), '--split', 'val', script=validate_cli.main)
     original = data / 'val' / 'ant' / '000.jpg'
     assert [(row[1][-5:], row[2]) for row in rows] == [
         (name, f'same bytes as {original} (val)') for name in ('x.jpg', 'y.jpg')]
@@ -124,7 +126,7 @@ def test_the_folder_of_the_csv(data, tmp_path):
 ])
 def test_data_that_cannot_be_checked(argv, part, data, tmp_path, capsys):
     with pytest.raises(SystemExit) as caught:
-        scripts.train(['--check-data', *argv])
+        train_cli.main(['--check-data', *argv])
     error = capsys.readouterr().err
     assert caught.value.code == 2 and part in error and error.count('\n') == 1
     assert not (tmp_path / 'data-check.csv').exists()
@@ -173,8 +175,7 @@ def test_negative_numbers_in_a_class_map(data):
 
 def test_progress_is_one_step_an_image(data, monkeypatch, capsys):
     monkeypatch.setattr('sys.stderr.isatty', lambda: True, raising=False)
-    with pytest.raises(SystemExit):
-        scripts.train(['--check-data', '-j', '0', str(data)])
+    train_cli.main(['--check-data', '-j', '0', str(data)])
     assert '12/12' in capsys.readouterr().err
 
 
@@ -192,7 +193,7 @@ def test_a_folder_that_cannot_be_written_is_one_line_before_anything_is_read(dat
     monkeypatch.setattr(data_check, 'check_data', lambda *args: 1 / 0)
     (tmp_path / 'file').write_text('')
     with pytest.raises(SystemExit) as caught:
-        scripts.train(['--check-data', '--output', str(tmp_path / 'file' / 'below'), '-j', '0', str(data)])
+        train_cli.main(['--check-data', '--output', str(tmp_path / 'file' / 'below'), '-j', '0', str(data)])
     error = capsys.readouterr().err
     assert caught.value.code == 2 and '--output' in error and str(tmp_path / 'file') in error and error.count('\n') == 1
 

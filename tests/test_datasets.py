@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from agmax_timm.base.errors import DataError
 from agmax_timm.data.sources.checks import check_classes, check_different
 from agmax_timm.data.sources.classes import class_names
-from agmax_timm.data.sources.datasets import DataError, DemoDataset, create_dataset
+from agmax_timm.data.sources.datasets import DemoDataset, create_dataset
 
 TRAIN_NAMES = ['train', 'training']
 EVAL_NAMES = ['val', 'valid', 'validation', 'eval', 'evaluation']

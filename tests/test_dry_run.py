@@ -9,6 +9,7 @@ import torch
 from test_saver import make_saver
 
 from agmax_timm.assembly import model as build
+from agmax_timm.commands import train as train_cli
 from agmax_timm.options.parse import parse_train_args
 from agmax_timm.training import dry_run
 from agmax_timm.training import run as training
@@ -151,7 +152,7 @@ def test_what_is_left_of_a_run_and_nothing_is_touched(plan, at_two_seconds, phot
 ])
 def test_what_cannot_work_is_the_same_line(photos, tmp_path, capsys, flags, words):
     with pytest.raises(SystemExit) as exit_info:
-        training.main([str(photos), *FLAGS, '--dry-run', '--output', str(tmp_path / 'output'), *flags])
+        train_cli.main([str(photos), *FLAGS, '--dry-run', '--output', str(tmp_path / 'output'), *flags])
     assert exit_info.value.code in (1, 2)
     assert words in capsys.readouterr().err.strip().splitlines()[-1]
     assert not (tmp_path / 'output').exists()

@@ -14,8 +14,9 @@ import torch
 
 from agmax_timm.base import atomic_write
 from agmax_timm.base.background import Background, snapshot
+from agmax_timm.base.errors import CheckpointError
 from agmax_timm.base.processes import environment
-from agmax_timm.base.safe_load import CheckpointError, read_file
+from agmax_timm.base.safe_load import read_file
 
 
 def equal(a, b):

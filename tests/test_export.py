@@ -15,7 +15,7 @@ import torch
 from run_files import load
 
 from agmax_timm import export, predict
-from agmax_timm.training import run as training
+from agmax_timm.commands import train as train_cli
 from agmax_timm.weights import checkpoint, onnx_export
 from agmax_timm.weights.checkpoint import read_model
 from agmax_timm.weights.staging import stage
@@ -133,7 +133,7 @@ def test_validate_crops_as_the_configuration_says(ema_run, validate, tmp_path):
 def test_what_is_trained_on_from_a_folder_outlives_it(ema_run, photos, validate, tmp_path):
     source = tmp_path / 'source'
     run([ema_run, source])
-    training.main([
+    train_cli.main([
         str(photos), '--model', f'local-dir:{source}', '--pretrained', '--img-size', '48', '-b', '4', '-j', '0',
         '--epochs', '1', '--lr', '0.001', '--warmup-epochs', '0', '--output', str(tmp_path), '--experiment', 'tuned'])
     shutil.rmtree(source)

@@ -22,6 +22,8 @@ from exact import FLAGS, assert_equal, outcome
 from poison import poison_gradients, poison_losses
 from run_files import load
 
+from agmax_timm.commands import train as train_cli
+
 REPOSITORY = Path(__file__).parent.parent
 KILLS = int(os.environ.get('AGMAX_KILLS', 3))
 # 6 updates of training and 6 batches of validation an epoch.
@@ -219,9 +221,8 @@ def test_a_broken_update_is_kept_to_look_at(photos, tmp_path, monkeypatch, capsy
     from timm.models import create_model
 
     from agmax_timm import AgMaxTask
-    from agmax_timm.training import run as train
     with pytest.raises(SystemExit) as exit_info:
-        train.main([str(photos), *FLAGS, '-j', '0', '--agmax', '--lr', '1e30', '--drop', '0', '--output',
+        train_cli.main([str(photos), *FLAGS, '-j', '0', '--agmax', '--lr', '1e30', '--drop', '0', '--output',
                     str(tmp_path), '--experiment', 'run'])
     assert exit_info.value.code == 1
     message = capsys.readouterr().err.strip().splitlines()[-1]
@@ -254,11 +255,10 @@ def test_a_broken_update_is_left_out(photos, tmp_path, monkeypatch):
 
 def test_a_gradient_that_is_not_finite_makes_no_update(photos, tmp_path, monkeypatch, capsys):
     """The loss is finite, so only the gradients tell."""
-    from agmax_timm.training import run as train
     poison_gradients(monkeypatch, {3})
     argv = [str(photos), *FLAGS, '-j', '0', '--agmax', '--epochs', '1', '--output', str(tmp_path)]
     with pytest.raises(SystemExit) as exit_info:
-        train.main([*argv, '--experiment', 'stopped', '--recovery-interval', '1'])
+        train_cli.main([*argv, '--experiment', 'stopped', '--recovery-interval', '1'])
     assert exit_info.value.code == 1
     message = capsys.readouterr().err.strip().splitlines()[-1]
     path, = (tmp_path / 'stopped').glob('broken-*.pth')
@@ -271,7 +271,7 @@ def test_a_gradient_that_is_not_finite_makes_no_update(photos, tmp_path, monkeyp
     assert all(value.isfinite().all() for value in newest['state_dict'].values())
 
     poison_gradients(monkeypatch, {3})
-    train.main([*argv, '--experiment', 'skipped', '--nan-policy', 'skip'])
+    train_cli.main([*argv, '--experiment', 'skipped', '--nan-policy', 'skip'])
     assert 'Left out: update 3 of epoch 0: gradient not finite' in (tmp_path / 'skipped' / 'train.log').read_text()
     assert all(value.isfinite().all() for value in load(tmp_path / 'skipped' / 'last.pth.tar')['state_dict'].values())
 
@@ -286,10 +286,9 @@ def scaled(monkeypatch):
 
 def test_a_scale_that_does_not_stop_falling_ends_the_run(photos, tmp_path, monkeypatch, capsys, scaled):
     """From 2 ** 16, the seventeenth skipped update in a row brings the scale below 1."""
-    from agmax_timm.training import run as train
     poison_gradients(monkeypatch, range(1, 100))
     with pytest.raises(SystemExit) as exit_info:
-        train.main([str(photos), *FLAGS, '-j', '0', '--agmax', '--epochs', '9', '--output', str(tmp_path),
+        train_cli.main([str(photos), *FLAGS, '-j', '0', '--agmax', '--epochs', '9', '--output', str(tmp_path),
                     '--experiment', 'run'])
     assert exit_info.value.code == 1
     message = capsys.readouterr().err.strip().splitlines()[-1]
@@ -300,9 +299,8 @@ def test_a_scale_that_does_not_stop_falling_ends_the_run(photos, tmp_path, monke
 
 
 def test_single_skipped_updates_are_counted_in_the_log(photos, tmp_path, monkeypatch, scaled):
-    from agmax_timm.training import run as train
     poison_gradients(monkeypatch, {1, 4})
-    train.main([str(photos), *FLAGS, '-j', '0', '--agmax', '--epochs', '1', '--output', str(tmp_path),
+    train_cli.main([str(photos), *FLAGS, '-j', '0', '--agmax', '--epochs', '1', '--output', str(tmp_path),
                 '--experiment', 'run'])
     log = (tmp_path / 'run' / 'train.log').read_text()
     assert 'Skipped update 1 of epoch 0' in log and 'now 32768; skipped so far: 1' in log
@@ -314,7 +312,6 @@ def test_single_skipped_updates_are_counted_in_the_log(photos, tmp_path, monkeyp
     (3, []), (6, []), (3, ['--recovery-interval', '3'])], ids=['next', 'end of the epoch', 'before a save'])
 def test_a_gradient_that_is_found_late_is_that_of_its_own_update(photos, tmp_path, monkeypatch, capsys, update, flags):
     """As on a GPU: the gradients of an update are read with the next, at the end of the epoch or before a save."""
-    from agmax_timm.training import run as train
     from agmax_timm.training.guards import finite_check
     begin = finite_check.Watch.__init__
 
@@ -330,7 +327,7 @@ def test_a_gradient_that_is_found_late_is_that_of_its_own_update(photos, tmp_pat
     monkeypatch.setattr(ResumableLoader, 'indices', lambda self, number: (
         indices.append((number, known(self, number))), indices[-1][1])[1])
     with pytest.raises(SystemExit) as exit_info:
-        train.main([str(photos), *FLAGS, '-j', '0', '--agmax', '--epochs', '2', '--output', str(tmp_path),
+        train_cli.main([str(photos), *FLAGS, '-j', '0', '--agmax', '--epochs', '2', '--output', str(tmp_path),
                     '--experiment', 'run', *flags])
     assert exit_info.value.code == 1
     errors = capsys.readouterr().err
@@ -343,7 +340,6 @@ def test_a_gradient_that_is_found_late_is_that_of_its_own_update(photos, tmp_pat
 
 def test_recovery_files_by_the_clock(photos, tmp_path, monkeypatch):
     """Each update takes 4 s of this clock, so 10 s have gone by after the third, and again after the sixth."""
-    from agmax_timm.training import run as train
     from agmax_timm.training.checkpoints import manager
     clock, written = [0.], []
 
@@ -365,7 +361,7 @@ def test_recovery_files_by_the_clock(photos, tmp_path, monkeypatch):
     monkeypatch.setattr(manager, 'time', Clock)
     monkeypatch.setattr(manager.Keeper, 'wishes', slow)
     monkeypatch.setattr(manager.Keeper, 'save_within', noted)
-    train.main([str(photos), *FLAGS, '-j', '0', '--epochs', '2', '--output', str(tmp_path), '--experiment', 'run',
+    train_cli.main([str(photos), *FLAGS, '-j', '0', '--epochs', '2', '--output', str(tmp_path), '--experiment', 'run',
                 '--recovery-interval', '10s'])
     assert written == [(0, 3), (0, 6), (1, 3), (1, 6)]
     files = sorted(path.name for path in (tmp_path / 'run').glob('recovery-*'))

@@ -23,7 +23,7 @@ from timm.task import MultiLabelClassificationEvaluator
 from agmax_timm.assembly.model import Precision, import_device_modules
 from agmax_timm.assembly.objective import build_criterion, build_task
 from agmax_timm.assembly.optimizer import build_optimizer
-from agmax_timm.base.command_line import OptionError
+from agmax_timm.base.errors import OptionError
 from agmax_timm.options.parse import parse_train_args
 from agmax_timm.training import run as training
 from agmax_timm.training.loop import evaluate

@@ -9,8 +9,9 @@ import pytest
 from timm.data.readers.reader_image_folder import ReaderImageFolder
 from timm.utils.misc import natural_key
 
+from agmax_timm.base.errors import DataError
 from agmax_timm.data.sources.checks import check_classes
-from agmax_timm.data.sources.datasets import DataError, create_dataset
+from agmax_timm.data.sources.datasets import create_dataset
 from agmax_timm.data.sources.folder import FolderReader, _natural_keys
 
 # Case pairs, digits of several scripts and of none (a superscript), characters around the digits in ASCII, three

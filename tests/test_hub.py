@@ -26,9 +26,9 @@ from safetensors.torch import load_file, save_file
 import agmax_timm.publish
 from agmax_timm.assembly import model as build
 from agmax_timm.assembly.model import create_named_model
-from agmax_timm.base.command_line import OptionError
+from agmax_timm.base.errors import OptionError
+from agmax_timm.commands import train as train_cli
 from agmax_timm.options.parse import parse_train_args
-from agmax_timm.training import run as training
 from agmax_timm.weights import publishing
 from agmax_timm.weights.base_model import find_base
 from agmax_timm.weights.hub import Destination, HubError, check_destination, publish
@@ -214,11 +214,11 @@ def test_changes_on_the_hub_are_told_before_training(hub, command, upload, photo
     edit_on_hub(hub, 'ann/net', 'README.md', lambda content: content.replace(b'66.6667 |', b'99.0000 |'))
     words = [str(photos), *SMALL, '--output', str(tmp_path), '--push-to-hub', 'ann/net']
     with pytest.raises(SystemExit) as status:
-        training.main(words)
+        train_cli.main(words)
     told = capsys.readouterr().err.splitlines()[-1]
     assert status.value.code == 2 and '--push-to-hub ann/net: ann/net: on the Hub, README.md was changed' in told
     assert told.endswith(': --hub-replace-card writes it anew') and list(tmp_path.iterdir()) == []
-    training.main([*words, '--hub-replace-card'])
+    train_cli.main([*words, '--hub-replace-card'])
     assert b'99.0000' not in hub.files('ann/net')['README.md'].content
 
 
@@ -602,9 +602,9 @@ def test_the_command_that_goes_on_takes_the_same_weights(hub, command, tmp_path,
 def test_no_failure_of_publishing_is_raised_before_the_report(monkeypatch, caplog, tmp_path):
     def fail(*args):
         raise KeyError('surprise')
-    monkeypatch.setattr(training, 'publish_source', fail)
-    failure = training.publish_run(parse_train_args(['DIR', '--push-to-hub', 'ann/net', '--hub-pr']), str(tmp_path))
-    assert f'not published: KeyError; to go on: python -m agmax_timm.publish {tmp_path} ann/net --pr' in failure
+    monkeypatch.setattr(publishing, 'publish_source', fail)
+    failure = train_cli.publish_run(parse_train_args(['DIR', '--push-to-hub', 'ann/net', '--hub-pr']), str(tmp_path))
+    assert f'KeyError; to go on: python -m agmax_timm.publish {tmp_path} ann/net --pr' in failure
     assert 'surprise' in caplog.text
 
 
@@ -715,7 +715,7 @@ def unbuildable(monkeypatch):
 def test_what_cannot_be_staged_is_refused_before_training(
         hub, command, unbuildable, photos, tmp_path, capsys, flags):
     with pytest.raises(SystemExit) as status:
-        training.main([str(photos), *SMALL, '--output', str(tmp_path), *flags])
+        train_cli.main([str(photos), *SMALL, '--output', str(tmp_path), *flags])
     told = capsys.readouterr().err.splitlines()[-1]
     assert status.value.code == 2 and f"error: {' '.join(flags)}: " in told and 'no second one' in told
     assert list(tmp_path.iterdir()) == []
@@ -725,7 +725,7 @@ def test_trying_costs_no_random_number(saved, photos, tmp_path, hub, command, ca
     """A run that is to be published has the numbers of one that is not; models are tried as they are built."""
     for name in ('plain', 'published'):
         flags = ['--push-to-hub', 'ann/net', '--report'] if name == 'published' else []
-        training.main([str(photos), *SMALL, '--agmax', '--output', str(tmp_path), *flags, '--experiment', name])
+        train_cli.main([str(photos), *SMALL, '--agmax', '--output', str(tmp_path), *flags, '--experiment', name])
     states = [load(tmp_path / name / 'last.pth.tar')['state_dict'] for name in ('plain', 'published')]
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 

@@ -13,9 +13,9 @@ from test_exact_resume import FLAGS
 
 from agmax_timm.assembly import loaders
 from agmax_timm.assembly import model as build
+from agmax_timm.commands import train as train_cli
 from agmax_timm.data.sources.datasets import create_dataset
 from agmax_timm.training import create_run
-from agmax_timm.training import run as training
 
 REPOSITORY = Path(__file__).parent.parent
 # What a signal comes in, and what is then no longer done.
@@ -24,14 +24,15 @@ STEPS = [('build.init_device', 'build.build_model'), ('build.build_model', 'load
          ('build.compile_and_distribute', 'folder.open_folder')]
 SCRIPT = """
 import os, signal, sys
-from agmax_timm.run import build, training
+from agmax_timm.assembly import model as build
+from agmax_timm.commands import train as train_cli
 build_model = build.build_model
 def asked(*args):
     if os.environ['RANK'] == '1':
         os.kill(os.getpid(), signal.SIGTERM)
     return build_model(*args)
 build.build_model = asked
-training.main(sys.argv[1:])
+train_cli.main(sys.argv[1:])
 """
 
 
@@ -58,7 +59,7 @@ def test_a_run_that_has_not_begun_leaves_nothing(argv, tmp_path, monkeypatch, ca
     patch(monkeypatch, step, asked)
     patch(monkeypatch, after, None)  # it would fail
     with pytest.raises(SystemExit) as exit_info:
-        training.main(argv)
+        train_cli.main(argv)
     assert exit_info.value.code == 75
     line = capsys.readouterr().err.strip().splitlines()[-1]
     assert line.endswith(f'error: {name}: nothing was begun. The same command starts again')
@@ -66,12 +67,12 @@ def test_a_run_that_has_not_begun_leaves_nothing(argv, tmp_path, monkeypatch, ca
 
 
 def test_a_run_that_goes_on_says_from_where_it_would_have(argv, tmp_path, monkeypatch, capsys):
-    training.main([*argv, '--stop-epoch', '1'])
+    train_cli.main([*argv, '--stop-epoch', '1'])
     before = {path.name: path.read_bytes() for path in (tmp_path / 'run').glob('*.pth.tar')}
     init_device = build.init_device
     patch(monkeypatch, 'build.init_device', lambda *args: os.kill(os.getpid(), signal.SIGTERM) or init_device(*args))
     with pytest.raises(SystemExit) as exit_info:
-        training.main(argv)
+        train_cli.main(argv)
     assert exit_info.value.code == 75
     line = capsys.readouterr().err.strip().splitlines()[-1]
     path = tmp_path / 'run' / 'checkpoint-0.pth.tar'

@@ -11,13 +11,12 @@ from PIL import Image
 from timm.data import MultiLabelTarget
 from torch.utils.data import DataLoader
 
-from agmax_timm.base.data_errors import DataError, LabelError
-from agmax_timm.commands import scripts
+from agmax_timm.base.errors import DataError, LabelError
+from agmax_timm.commands import train as train_cli
+from agmax_timm.commands import validate as validate_cli
 from agmax_timm.data.sources.checks import check_labels
 from agmax_timm.data.sources.labels import check_column, class_index
 from agmax_timm.data.sources.shards import open_dataset, share_evaluation
-from agmax_timm.evaluation import validation
-from agmax_timm.training import run as training
 
 NAN = float('nan')
 SMALL = ['--model', 'test_resnet', '--num-classes', '3', '--img-size', '32', '-j', '0', '-b', '2', '--device', 'cpu']
@@ -219,9 +218,9 @@ def test_every_command_ends_with_one_line(tmp_path, monkeypatch, capsys, weights
     labels, feature, _, told = COLUMNS[case]
     folder = write_parquet(tmp_path / 'data', labels, feature)
     name, *check = command.split()
-    script = {'train': training.main, 'validate': validation.main}[name]
+    script = {'train': train_cli.main, 'validate': validate_cli.main}[name]
     if check:
-        script = {'train': scripts.train, 'validate': scripts.validate}[name]
+        script = {'train': train_cli.main, 'validate': validate_cli.main}[name]
     elif name == 'validate':
         check = ['--checkpoint', weights()[0]]
     with pytest.raises(SystemExit) as end:
@@ -240,9 +239,9 @@ def test_a_label_that_is_found_while_reading_ends_a_run_with_one_line(tmp_path, 
     argv = ['--dataset', 'wds/x', '--data-dir', str(tmp_path), *SMALL, '-j', workers]
     with pytest.raises(SystemExit) as end:
         if script == 'train':
-            training.main([*argv, '--train-split', 'x.tar|4', '--val-split', '', '--output', str(tmp_path / 'output')])
+            train_cli.main([*argv, '--train-split', 'x.tar|4', '--val-split', '', '--output', str(tmp_path / 'output')])
         else:
-            validation.main([*argv, '--split', 'x.tar|4', '--checkpoint', weights()[0]])
+            validate_cli.main([*argv, '--split', 'x.tar|4', '--checkpoint', weights()[0]])
     error = capsys.readouterr().err
     assert end.value.code == 2 and 'Traceback' not in error
     line, = [line for line in error.splitlines() if 'error:' in line]
@@ -252,7 +251,6 @@ def test_a_label_that_is_found_while_reading_ends_a_run_with_one_line(tmp_path, 
 def test_check_data_counts_whole_floats(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     folder = write_parquet(tmp_path / 'data', [0., 2., 2.], value('float32'), splits=['train'])
-    with pytest.raises(SystemExit) as end:
-        scripts.train(['--dataset', f'hfds/{folder}', '--data-dir', str(tmp_path / 'cache'), '--check-data', '-j', '0',
-                        '--val-split', ''])
-    assert end.value.code == 0 and 'train: 3 images, 2 classes, 1 to 2' in capsys.readouterr().out
+    train_cli.main(['--dataset', f'hfds/{folder}', '--data-dir', str(tmp_path / 'cache'), '--check-data', '-j', '0',
+                    '--val-split', ''])
+    assert 'train: 3 images, 2 classes, 1 to 2' in capsys.readouterr().out

@@ -12,7 +12,8 @@ from run_files import load
 from timm.models import get_pretrained_cfg
 
 from agmax_timm import export
-from agmax_timm.base.licences import LISTED, LicenseError, check_license
+from agmax_timm.base.errors import OptionError
+from agmax_timm.base.licences import LISTED, check_license
 from agmax_timm.options.parse import parse_train_args
 from agmax_timm.training.run import main as train
 from agmax_timm.weights.base_model import base_of_file, find_base
@@ -154,7 +155,7 @@ def test_checkpoints_without_a_record_of_their_base(make_saved, tmp_path):
     ('other:Bee Licence', 'with a-z, 0-9, -, . and + in NAME'),
 ])
 def test_a_licence_that_cannot_be(value, message, tmp_path, capsys):
-    with pytest.raises(LicenseError) as error:
+    with pytest.raises(OptionError) as error:
         check_license(value)
     assert message in str(error.value)
     for command in (lambda: parse_train_args(['DIR', '--license', value]),

@@ -9,7 +9,8 @@ from exact import FLAGS, assert_equal, outcome
 from ranks import finish_ranks, logs, start_ranks
 from run_files import epochs_in, load
 
-from agmax_timm.base.data_errors import DamagedError, LabelError, WorkerError
+from agmax_timm.base.errors import DamagedError, LabelError
+from agmax_timm.commands import train as train_cli
 from agmax_timm.options.parse import parse_train_args
 from agmax_timm.training import epochs, loop
 from agmax_timm.training import run as training
@@ -39,7 +40,7 @@ def whole(photos, tmp_path_factory):
 def fail(argv, capsys, status):
     """The last line of a run that ends with this status."""
     with pytest.raises(SystemExit) as end:
-        training.main(argv)
+        train_cli.main(argv)
     assert end.value.code == status
     return capsys.readouterr().err.strip().splitlines()[-1]
 
@@ -62,7 +63,7 @@ def damaged():
 
 # Of 6 evaluations by batches of 2, the batch in which one fails: the raw weights', the EMA's; of epoch 0 and of 1.
 @pytest.mark.parametrize('batch, failure, error', [
-    (1, damaged, DamagedError), (9, label_out_of_range, IndexError), (9, dead_worker, WorkerError),
+    (1, damaged, DamagedError), (9, label_out_of_range, IndexError), (9, dead_worker, RuntimeError),
     (14, out_of_memory, torch.OutOfMemoryError)])
 def test_a_run_goes_on_to_the_result_of_one_that_nothing_happened_to(
         argv, tmp_path, whole, monkeypatch, caplog, batch, failure, error):
@@ -88,7 +89,7 @@ def test_a_run_goes_on_to_the_result_of_one_that_nothing_happened_to(
 
 def test_a_bad_label_within_an_epoch_costs_no_update(argv, tmp_path, monkeypatch, capsys):
     """Labels of data in sequence are known when they are read. What is saved is what a recovery file would be."""
-    training.main([*argv, '--experiment', 'whole', '--recovery-interval', '4', '--epochs', '1'])
+    train_cli.main([*argv, '--experiment', 'whole', '--recovery-interval', '4', '--epochs', '1'])
     expected = load(tmp_path / 'whole' / 'recovery-0-3.pth.tar')
     batches_of = loop.batches_of
 
@@ -105,7 +106,7 @@ def test_a_bad_label_within_an_epoch_costs_no_update(argv, tmp_path, monkeypatch
         assert_equal(kept[name], expected[name])
     assert kept['agmax_state']['position'] == expected['agmax_state']['position']
     monkeypatch.undo()
-    training.main(argv)
+    train_cli.main(argv)
     assert epochs_in(tmp_path / 'run') == [0, 1]
 
 
@@ -118,7 +119,7 @@ def test_a_damaged_image_is_repaired_and_nothing_is_trained_again(argv, photos, 
     for _ in range(2):  # found again, nothing more is lost
         assert f'{path} cannot be decoded' in fail(argv, capsys, status=2)
     path.write_bytes(content)
-    training.main(argv)
+    train_cli.main(argv)
     assert 'Train: 0 [' not in caplog.text.split('Training epochs')[-1]
     assert 'trained again' not in caplog.text
     assert_equal(outcome(tmp_path / 'run'), whole)
@@ -132,7 +133,7 @@ def test_a_damaged_image_is_taken_out(argv, photos, tmp_path, capsys, caplog):
     argv[0] = str(data)
     fail(argv, capsys, status=2)
     path.unlink()
-    training.main(argv)
+    train_cli.main(argv)
     assert '11 samples in the validation data in place of 12' in caplog.text
     assert epochs_in(tmp_path / 'run') == [0, 1]
 
@@ -146,10 +147,10 @@ def test_too_many_damaged_training_images_cost_no_update(photos, tmp_path, capsy
     argv = [str(data), *FLAGS, '-j', '0', '--agmax', '--epochs', '2', '--output', str(tmp_path), '--resume', 'auto',
             *more]
     whole, run = [*argv, '--experiment', 'whole'], [*argv, '--experiment', 'run']
-    training.main([*whole, '--max-damaged', '1'])
+    train_cli.main([*whole, '--max-damaged', '1'])
     assert '--max-damaged 0.1' in fail([*run, '--max-damaged', '0.1'], capsys, status=2)
     assert [path.name for path in (tmp_path / 'run').glob('recovery-0-*.pth.tar')]
-    training.main([*run, '--max-damaged', '1'])
+    train_cli.main([*run, '--max-damaged', '1'])
     assert_equal(outcome(tmp_path / 'run'), outcome(tmp_path / 'whole'))
 
 
@@ -164,7 +165,7 @@ def test_repaired_training_images_are_counted_from_none(photos, tmp_path, capsys
     fail(argv, capsys, status=2)
     for name in names:
         (data / 'train' / name).write_bytes(contents[name])
-    training.main(argv)
+    train_cli.main(argv)
     assert epochs_in(tmp_path / 'run') == [0, 1]
     assert load(tmp_path / 'run' / 'last.pth.tar')['agmax_state']['damaged'] == []
 
@@ -206,7 +207,7 @@ def failing_rank(argv, failing):
             on_batch(index)
         return evaluate(*args, on_batch=counted, **kwargs)
     epochs.evaluate = once
-    training.main(argv)
+    train_cli.main(argv)
 
 
 def test_all_ranks_save_where_one_fails(photos, tmp_path):
@@ -217,6 +218,6 @@ def test_all_ranks_save_where_one_fails(photos, tmp_path):
     told = logs(tmp_path / 'first')
     assert statuses == [1, 2], told
     assert 'the evaluation failed on another rank' in told and 'a.jpg cannot be decoded' in told
-    assert finish_ranks(start_ranks(2, tmp_path / 'again', training.main, run)) == [0, 0]
-    assert finish_ranks(start_ranks(2, tmp_path / 'expected', training.main, expected)) == [0, 0]
+    assert finish_ranks(start_ranks(2, tmp_path / 'again', train_cli.main, run)) == [0, 0]
+    assert finish_ranks(start_ranks(2, tmp_path / 'expected', train_cli.main, expected)) == [0, 0]
     assert_equal(outcome(tmp_path / 'run'), outcome(tmp_path / 'whole'))

@@ -12,7 +12,7 @@ from conftest import CLASSES, PER_CLASS
 from timm.utils import random_seed
 
 from agmax_timm import create_two_view_loader
-from agmax_timm.base.data_errors import DamagedError
+from agmax_timm.base.errors import DamagedError
 from agmax_timm.data.loader import create_train_loader
 from agmax_timm.data.memory import images as memory
 from agmax_timm.data.memory.images import keep_decoded

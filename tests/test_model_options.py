@@ -5,7 +5,7 @@ from timm.models import create_model
 
 from agmax_timm.assembly import loaders
 from agmax_timm.assembly import model as build
-from agmax_timm.base.command_line import OptionError
+from agmax_timm.base.errors import OptionError
 from agmax_timm.evaluation.inference import build_subject
 from agmax_timm.options import timm_names
 from agmax_timm.options.parse import parse_train_args, validate_options

@@ -12,7 +12,7 @@ from timm.utils import random_seed
 
 from agmax_timm.assembly import loaders
 from agmax_timm.assembly import model as build
-from agmax_timm.base.command_line import OptionError
+from agmax_timm.base.errors import OptionError
 from agmax_timm.data.loader import create_train_loader
 from agmax_timm.data.sources.datasets import create_dataset
 from agmax_timm.options.parse import parse_train_args

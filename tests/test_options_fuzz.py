@@ -21,9 +21,9 @@ import pytest
 import yaml
 
 from agmax_timm.base.command_line import KeyValues
+from agmax_timm.commands import train as train_cli
 from agmax_timm.options.parse import parse_train_args, parse_validate_args
 from agmax_timm.options.parsers import train_parser, validate_parser
-from agmax_timm.training import run as training
 
 COUNT = int(os.environ.get('AGMAX_FUZZ', 100))
 RUNS = int(os.environ.get('AGMAX_FUZZ_RUNS', 12))
@@ -316,7 +316,7 @@ def test_runs(photos, tmp_path, capsys):
         folder = tmp_path / f'run{number}'
         with time_limit(120, argv):
             try:
-                training.run(args)
+                train_cli.run(args)
             except SystemExit as error:
                 lines = [line for line in capsys.readouterr().err.splitlines() if ': error: ' in line]
                 assert len(lines) == 1 and 'Traceback' not in lines[0], (shlex.join(argv), lines)

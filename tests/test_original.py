@@ -8,8 +8,8 @@ import torch
 from original_networks import NAMES, names_and_digest, original_checkpoint, original_network
 from torch import nn
 
-from agmax_timm.base.safe_load import CheckpointError
-from agmax_timm.evaluation import validation
+from agmax_timm.base.errors import CheckpointError
+from agmax_timm.commands import validate as validate_cli
 from agmax_timm.weights.checkpoint import load_weights, saved_options
 from agmax_timm.weights.models import is_original, original_to_timm, timm_architecture
 
@@ -193,7 +193,7 @@ def test_a_payload_is_refused_in_one_line_and_not_executed(key, save, tmp_path, 
             use(path)
         assert path in str(error.value) and 'mkdir' in str(error.value) and '\n' not in str(error.value)
     with pytest.raises(SystemExit) as end:
-        validation.main([str(photos), '--model', 'test_resnet', '--num-classes', '3', '--checkpoint', path])
+        validate_cli.main([str(photos), '--model', 'test_resnet', '--num-classes', '3', '--checkpoint', path])
     assert end.value.code == 2
     captured = capsys.readouterr()
     assert len(captured.err.splitlines()) == 1 and path in captured.err

@@ -32,11 +32,11 @@ def test_the_commands_of_the_wheel_work_from_another_folder(wheel, tmp_path):
     zipfile.ZipFile(wheel).extractall(site)
     entry_points = next(site.glob('*.dist-info/entry_points.txt')).read_text()
     for command in ('train', 'validate'):
-        assert f'agmax-{command} = agmax_timm.commands.scripts:{command}' in entry_points
+        assert f'agmax-{command} = agmax_timm.commands.{command}:main' in entry_points
         code = (f'import sys; sys.path.insert(0, r"{site}"); '
-                f'from agmax_timm.commands.scripts import {command} as command; ')
+                f'from agmax_timm.commands.{command} import main; ')
         completed = subprocess.run(
-            [sys.executable, '-c', code + 'command(["--help"])'],
+            [sys.executable, '-c', code + 'main(["--help"])'],
             cwd=tmp_path, capture_output=True, text=True, check=True)
         assert '--model' in completed.stdout
 

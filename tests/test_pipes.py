@@ -57,7 +57,7 @@ def test_a_run_whose_output_nobody_reads_is_complete(photos, tmp_path):
 
 
 def test_another_broken_pipe_is_an_error():
-    code = ('import os; from agmax_timm.base.command_line import quiet_in_pipes\n'
-            'def fail():\n    raise BrokenPipeError("of a worker")\nquiet_in_pipes(fail)()')
+    code = ('from agmax_timm.base.command import command\n'
+            'def fail():\n    raise BrokenPipeError("of a worker")\ncommand()(fail)()')
     completed = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=REPOSITORY)
     assert completed.returncode == 1 and 'of a worker' in completed.stderr

@@ -12,8 +12,9 @@ from test_scale import FLAGS, pictures  # noqa: F401
 
 from agmax_timm import AgMaxTask
 from agmax_timm.assembly import model, process_group
-from agmax_timm.base.command_line import OptionError
-from agmax_timm.training import run as training
+from agmax_timm.base.errors import OptionError
+from agmax_timm.commands import train as train_cli
+from agmax_timm.report import report as report_module
 from agmax_timm.training.guards.finite_check import _Reading
 from agmax_timm.training.guards.watchdog import Watchdog
 
@@ -31,7 +32,7 @@ def fail_on_one_rank(rank, data, output):
         return forward(self, input, target)
 
     AgMaxTask.forward = failing
-    training.main([data, *FLAGS, '--agmax', '-b', '2', '--output', output, '--experiment', 'run'])
+    train_cli.main([data, *FLAGS, '--agmax', '-b', '2', '--output', output, '--experiment', 'run'])
 
 
 def test_an_error_on_one_rank_is_told_and_ends_all(pictures, tmp_path):  # noqa: F811
@@ -57,8 +58,8 @@ def report_alone(rank, data, output):
             assert time.monotonic() < end, 'the other rank waits for the report'
             time.sleep(0.05)
 
-    dist.destroy_process_group, training.report_at_end = destroy_together, report
-    training.main([data, *FLAGS, '--epochs', '1', '--report', '-b', '2', '--output', output, '--experiment', 'run'])
+    dist.destroy_process_group, report_module.report_at_end = destroy_together, report
+    train_cli.main([data, *FLAGS, '--epochs', '1', '--report', '-b', '2', '--output', output, '--experiment', 'run'])
     if rank == 1:
         (Path(output) / 'left').touch()
 

@@ -12,10 +12,10 @@ import timm
 from huggingface_hub import constants
 
 from agmax_timm import export, predict, publish
-from agmax_timm.evaluation import validation
+from agmax_timm.commands import train as train_cli
+from agmax_timm.commands import validate as validate_cli
 from agmax_timm.report import command as report
 from agmax_timm.study import command as study
-from agmax_timm.training import run as training
 
 REPOSITORY = Path(__file__).parent.parent
 README = (REPOSITORY / 'README.md').read_text()
@@ -44,7 +44,7 @@ def test_the_demo_command(tmp_path, monkeypatch, photos):
     words = words_of(command.split(' && ')[-1], photos)
     assert words[:2] == ['.venv/bin/python', 'train.py']
     monkeypatch.chdir(tmp_path)
-    training.main([*words[2:], '--epochs', '1', '-j', '0'])
+    train_cli.main([*words[2:], '--epochs', '1', '-j', '0'])
     assert len(list(tmp_path.glob('output/train/*-test_resnet-28/model_best.pth.tar'))) == 1
 
 
@@ -62,10 +62,10 @@ def test_train_and_validate(tmp_path, monkeypatch, photos, capsys):
         words = words_of(command, photos)
         assert words[:2] == ['python', 'train.py']
         shutil.rmtree(tmp_path / 'output', ignore_errors=True)  # a run enters no folder of another
-        training.main([*words[2:], *SMALL])
+        train_cli.main([*words[2:], *SMALL])
     words = words_of(BASH[5], photos)
     assert words[:2] == ['python', 'validate.py']
-    validation.main([*words[2:], '-j', '0'])
+    validate_cli.main([*words[2:], '-j', '0'])
     assert '"top1"' in capsys.readouterr().out
 
     words = words_of(BASH[6], photos)
@@ -95,7 +95,7 @@ def test_share(tmp_path, monkeypatch, photos, hub, capsys):
     monkeypatch.chdir(tmp_path)
     words = words_of(BASH[8], photos)
     assert words[:2] == ['python', 'train.py']
-    training.main([*words[2:], *SMALL])
+    train_cli.main([*words[2:], *SMALL])
     assert list(hub.repos) == ['me/resnet50.agmax']
 
     words = words_of(BASH[9], photos)

@@ -20,8 +20,8 @@ from safetensors.torch import save_file
 from timm.models import save_for_hf, set_pretrained_check_hash
 
 import agmax_timm.weights.models
-from agmax_timm.base.safe_load import CheckpointError
-from agmax_timm.evaluation import validation
+from agmax_timm.base.errors import CheckpointError
+from agmax_timm.commands import validate as validate_cli
 from agmax_timm.weights.models import original_to_timm
 
 torch.set_num_threads(1)
@@ -296,7 +296,7 @@ def test_validate_says_in_one_line_that_there_is_no_network(photos, capsys, monk
         raise OSError('Network is unreachable')
     monkeypatch.setattr(torch.hub, 'urlopen', no_network)
     with pytest.raises(SystemExit) as end:
-        validation.main([str(photos), '--model', NAME, '--pretrained', '-j', '0'])
+        validate_cli.main([str(photos), '--model', NAME, '--pretrained', '-j', '0'])
     assert end.value.code == 2
     *log, error = capsys.readouterr().err.splitlines()
     assert not [line for line in log if 'Traceback' in line]

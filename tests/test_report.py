@@ -17,6 +17,7 @@ from PIL import Image
 from sklearn.metrics import precision_recall_fscore_support
 from torchvision.transforms.functional import to_tensor
 
+from agmax_timm.commands import train as train_cli
 from agmax_timm.evaluation import validation
 from agmax_timm.options.parse import parse_train_args, parse_validate_args
 from agmax_timm.options.parsers import train_parser
@@ -24,7 +25,6 @@ from agmax_timm.options.settings import changed_options, train_command
 from agmax_timm.report import command, report
 from agmax_timm.report.charts import line_chart, ticks
 from agmax_timm.report.markup import Html, picture, tag
-from agmax_timm.training import run as training
 from agmax_timm.weights.checkpoint import read_model, saved_options, saved_record
 from agmax_timm.weights.staging import recipe
 
@@ -108,7 +108,7 @@ def hostile_photos(photos, tmp_path_factory):
 def hostile_run(hostile_photos, tmp_path_factory):
     """Folder of a run with --report on classes whose names are HTML, and the class names in order."""
     output = tmp_path_factory.mktemp('secret-output')
-    training.main([
+    train_cli.main([
         str(hostile_photos), '--num-classes', '3', '-b', '4', '-j', '0', '--epochs', '2', '--model', 'test_resnet',
         '--img-size', '32', '--agmax', '--report', '--lr', '0.05', '--warmup-epochs', '0', '--color-jitter', '0',
         '--output', str(output), '--experiment', '<i>run'])
@@ -243,7 +243,7 @@ def test_the_views_are_the_training_images(hostile_run, photo_numbers):
 
 
 def test_what_is_made_of_patches_is_shown_and_evaluated_as_in_training(photos, photo_numbers, results_of, tmp_path):
-    training.main([
+    train_cli.main([
         str(photos), '--num-classes', '3', '-b', '8', '-j', '0', '--epochs', '1', '--agmax', '--report',
         '--save-images', '--model', 'naflexvit_base_patch16_gap', '--model-kwargs', 'embed_dim=16', 'depth=1',
         'num_heads=2', '--naflex-loader', '--naflex-train-seq-lens', '4', '--naflex-max-seq-len', '9',
@@ -338,7 +338,7 @@ def test_a_report_that_fails_does_not_fail_the_run(photos, tmp_path, monkeypatch
     def fail(*args, **kwargs):
         raise OSError('no space')
     monkeypatch.setattr(report, 'make_report', fail)
-    training.main([
+    train_cli.main([
         str(photos), '--num-classes', '3', '-b', '4', '-j', '0', '--epochs', '1', '--model', 'test_resnet',
         '--img-size', '32', '--report', '--output', str(tmp_path), '--experiment', 'run'])
     log = (tmp_path / 'run' / 'train.log').read_text()

@@ -10,8 +10,9 @@ from timm.data import create_dataset, create_loader
 from timm.utils import random_seed
 
 from agmax_timm import create_two_view_loader
+from agmax_timm.base.errors import CheckpointError
 from agmax_timm.base.random_state import get_random_state, is_of_device, kept_random_state, set_random_state
-from agmax_timm.data.resumption.loader import ResumeError, make_resumable, start_workers
+from agmax_timm.data.resumption.loader import make_resumable, start_workers
 
 CPU = torch.device('cpu')
 IMAGES = 22  # 5 batches of 4, and a remainder that is dropped
@@ -197,7 +198,7 @@ def test_the_rest_that_was_dealt_anew_is_gone_on_with(images, tmp_path):
                 break
         state = saved(resumable.state_dict(stop), tmp_path / 'state.pth')
     assert sorted(trained) == list(range(22))
-    with pytest.raises(ResumeError, match='dealt anew before'):
+    with pytest.raises(CheckpointError, match='dealt anew before'):
         open_loader(images(), batch_size=4, num_workers=0)[1].load_state_dict(state, 0)
 
 
@@ -206,11 +207,11 @@ def test_a_position_that_cannot_be_taken_up_says_why(images, memory_dataset):
     next(iter(loader))
     state = resumable.state_dict(1)
     scheduled = create_two_view_loader(images(), (3, 8, 8), 4, device=CPU, input_size_choices=[8, 16])
-    with pytest.raises(ResumeError, match='2 ranks in place of 1'):
+    with pytest.raises(CheckpointError, match='2 ranks in place of 1'):
         make_resumable(scheduled, CPU, ranks=2)[1].load_state_dict(state, 0)
     fewer = images()
     fewer.images = fewer.images[:20]
-    with pytest.raises(ResumeError, match='20 samples, and had 22'):
+    with pytest.raises(CheckpointError, match='20 samples, and had 22'):
         open_loader(fewer)[1].load_state_dict(state, 0)
 
 

@@ -17,6 +17,7 @@ from timm.optim import create_optimizer_v2
 from timm.task import ClassificationTask
 
 from agmax_timm.assembly import model as build
+from agmax_timm.commands import train as train_cli
 from agmax_timm.options.parse import parse_train_args
 from agmax_timm.training import epochs
 from agmax_timm.training import run as training
@@ -197,7 +198,7 @@ def test_an_interrupted_run_does_not_end_as_if_it_were_complete(photos, tmp_path
         raise KeyboardInterrupt
     monkeypatch.setattr(epochs, 'train_one_epoch', interrupted)
     with pytest.raises(KeyboardInterrupt):
-        training.main([str(photos), *SMALL, '--output', str(tmp_path), '--experiment', 'run'])
+        train_cli.main([str(photos), *SMALL, '--output', str(tmp_path), '--experiment', 'run'])
 
 
 @pytest.mark.parametrize('argv, words', [

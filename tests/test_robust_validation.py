@@ -17,6 +17,7 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, ImageNetInfo,
 from timm.models import create_model
 from timm.utils import random_seed
 
+from agmax_timm.commands import validate as validate_cli
 from agmax_timm.evaluation import inference, validation
 from agmax_timm.evaluation.calibration import expected_calibration_error
 from agmax_timm.evaluation.robustness import measures
@@ -353,7 +354,7 @@ ALL = ['--calibration', '--agreement', '--stress', 'crop', '--attack', 'pgd', '-
 def test_ranks_agree_with_one_process(textures, corrupted, weights, results_of, tmp_path):
     words = [str(textures), *RESNET, '--checkpoint', weights()[0], *ALL, '--corruptions-dir', str(corrupted),
              '--results-file', str(tmp_path / 'ranks'), '--results-format', 'json', '--report-dir', str(tmp_path / 'r')]
-    ranks = start_ranks(2, tmp_path / 'logs', validation.main, [*words, *SMALL_VALIDATION])
+    ranks = start_ranks(2, tmp_path / 'logs', validate_cli.main, [*words, *SMALL_VALIDATION])
     assert finish_ranks(ranks) == [0, 0], logs(tmp_path / 'logs')
     of_ranks, of_one = json.loads((tmp_path / 'ranks').read_text()), results_of(*words)
     assert of_ranks == {name: pytest.approx(value, rel=1e-4) if isinstance(value, float) else value

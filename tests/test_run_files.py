@@ -14,8 +14,8 @@ from run_files import epochs_in
 from agmax_timm.assembly import model as build
 from agmax_timm.base import atomic_write
 from agmax_timm.base.safe_load import read_file, verify
+from agmax_timm.commands import train as train_cli
 from agmax_timm.training import create_run, epochs
-from agmax_timm.training import run as training
 from agmax_timm.training.output import log as reporting
 from agmax_timm.training.output import run_folder
 from agmax_timm.training.output.log_file import LogFile
@@ -28,7 +28,7 @@ SMALL = ['--model', 'test_resnet', '--num-classes', '3', '--img-size', '32', '-b
 def two_epochs(photos, tmp_path_factory):
     output = tmp_path_factory.mktemp('two')
     handlers = list(logging.root.handlers)
-    training.main([str(photos), *SMALL, '--epochs', '3', '--stop-epoch', '2', '--output', str(output)])
+    train_cli.main([str(photos), *SMALL, '--epochs', '3', '--stop-epoch', '2', '--output', str(output)])
     logging.root.handlers = handlers
     return output / 'run'
 
@@ -66,7 +66,7 @@ def test_a_damaged_last_checkpoint_is_passed_over_and_replaced(run, photos, tmp_
     for name in ('last.pth.tar', 'checkpoint-1.pth.tar', 'model_best.pth.tar'):
         damage(run / name)
     (run / 'last.pth.tar.unfinished').write_bytes(b'PK')
-    training.main([str(photos), *SMALL, '--epochs', '3', '--stop-epoch', '2', '--output', str(tmp_path),
+    train_cli.main([str(photos), *SMALL, '--epochs', '3', '--stop-epoch', '2', '--output', str(tmp_path),
                    '--resume', 'auto'])
     warned, = [record.getMessage() for record in caplog.records if 'is damaged' in record.getMessage()]
     assert 'run/last.pth.tar is damaged: ' in warned and warned.endswith('going on from ' + str(
@@ -82,7 +82,7 @@ def test_only_damaged_checkpoints_are_no_fresh_start(run, photos, tmp_path, caps
     for path in run.glob('*.pth.tar'):
         path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(SystemExit) as ended:
-        training.main([str(photos), *SMALL, '--output', str(tmp_path), '--resume', 'auto'])
+        train_cli.main([str(photos), *SMALL, '--output', str(tmp_path), '--resume', 'auto'])
     assert ended.value.code == 2
     error, = capsys.readouterr().err.strip().splitlines()[-1:]
     assert f'--resume auto: no checkpoint in {run} is whole' in error and 'another --experiment' in error
@@ -92,7 +92,7 @@ def test_only_damaged_checkpoints_are_no_fresh_start(run, photos, tmp_path, caps
 def test_a_damaged_file_that_is_named_is_an_error(run, photos, tmp_path):
     damage(run / 'checkpoint-1.pth.tar')
     with pytest.raises(SystemExit):
-        training.main([str(photos), *SMALL, '--epochs', '3', '--output', str(tmp_path), '--resume',
+        train_cli.main([str(photos), *SMALL, '--epochs', '3', '--output', str(tmp_path), '--resume',
                        str(run / 'checkpoint-1.pth.tar')])
 
 
@@ -130,7 +130,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(photos, tmp_path, disk, mon
     (tmp_path / 'file').write_text('')
     for output in (tmp_path / 'file', disk('-o', 'ro')):
         with pytest.raises(SystemExit) as ended:
-            training.main([str(photos), *SMALL, '--output', str(output)])
+            train_cli.main([str(photos), *SMALL, '--output', str(output)])
         assert ended.value.code == 2
         message = capsys.readouterr().err.splitlines()[-1]
         assert str(output) in message and '--output' in message
@@ -144,7 +144,7 @@ def test_a_run_on_a_full_disk_ends_in_status_74(photos, disk, capsys, caplog):
     with open(output / 'other', 'wb') as f:  # leaves room for logs, and none for a checkpoint
         f.write(bytes(2_600_000))
     with pytest.raises(SystemExit) as ended:
-        training.main([str(photos), *SMALL, '--epochs', '2', '--output', str(output)])
+        train_cli.main([str(photos), *SMALL, '--epochs', '2', '--output', str(output)])
     assert ended.value.code == 74
     assert 'last.pth.tar: No space left on device; there is no checkpoint yet' in capsys.readouterr().err
     assert caplog.text.count('Training goes on; the next save tries again') == 2
@@ -170,7 +170,7 @@ def test_a_disk_that_has_room_again_ends_well(photos, tmp_path, caplog, monkeypa
     monkeypatch.setattr(create_run, 'create_saver', fill)
     monkeypatch.setattr(epochs, 'distribute_batch_norm', free)
     with full:
-        training.main([str(photos), *SMALL, '--epochs', '2', '--output', str(tmp_path)])
+        train_cli.main([str(photos), *SMALL, '--epochs', '2', '--output', str(tmp_path)])
     told = [record.getMessage() for record in caplog.records if 'cannot write' in record.getMessage()]
     for name in ('train.log', 'summary.csv', 'last.pth.tar'):
         assert len([line for line in told if f'cannot write {tmp_path}/run/{name}: File too large' in line]) == 1

@@ -27,10 +27,10 @@ from timm.task import ClassificationTask
 
 from agmax_timm import AgMaxTask
 from agmax_timm.assembly.model import Precision
+from agmax_timm.commands import train as train_cli
+from agmax_timm.commands import validate as validate_cli
 from agmax_timm.data.mixup import TwoViewMixup
-from agmax_timm.evaluation import validation
 from agmax_timm.training import loop
-from agmax_timm.training import run as training
 from agmax_timm.training.step import Step
 
 REPOSITORY = Path(__file__).parent.parent
@@ -69,7 +69,7 @@ def slurm_environment(rank, world_size):
 def train_on_ranks(world_size, folder, pictures, *flags, **kwargs):
     """Folder of a run of train.py on this many ranks."""
     argv = [str(pictures), *FLAGS, '--output', str(folder), '--experiment', 'run', *flags]
-    ranks = start_ranks(world_size, folder, training.main, argv, **kwargs)
+    ranks = start_ranks(world_size, folder, train_cli.main, argv, **kwargs)
     assert finish_ranks(ranks) == [0] * world_size, logs(folder)
     return folder / 'run'
 
@@ -245,7 +245,7 @@ def test_validation_is_the_same_on_any_number_of_ranks(pictures, one_process, tm
         path = tmp_path / f'{world_size}.json'
         argv = [str(pictures), '--checkpoint', checkpoint, '-b', '4', '-j', '0', '--device', 'cpu',
                 '--results-file', str(path), '--results-format', 'json']
-        ranks = start_ranks(world_size, tmp_path / str(world_size), validation.main, argv)
+        ranks = start_ranks(world_size, tmp_path / str(world_size), validate_cli.main, argv)
         assert finish_ranks(ranks) == [0] * world_size, logs(tmp_path / str(world_size))
         results.append(json.loads(path.read_text()))
     losses = [result.pop('loss') for result in results]
@@ -262,7 +262,7 @@ def test_resuming_needs_the_same_checkpoint_on_every_rank(pictures, one_process,
     def argv(rank):
         return [str(pictures), *FLAGS, *AGMAX, '-b', '12', '--output', str(outputs[rank]), '--experiment', 'run',
                 '--resume', 'auto']
-    assert finish_ranks(start_ranks(2, tmp_path, training.main, argv)) == [2, 2]
+    assert finish_ranks(start_ranks(2, tmp_path, train_cli.main, argv)) == [2, 2]
     assert 'error: --resume: rank 0 goes on with epoch 4, rank 1 finds no checkpoint: ' in logs(tmp_path)
     assert 'Traceback' not in logs(tmp_path)
 
@@ -285,7 +285,7 @@ def has_epochs(folder):
 
 def test_a_dead_rank_without_torchrun_ends_the_other(pictures, tmp_path):
     argv = [str(pictures), *FLAGS, *AGMAX, *LONG, '-b', '12', '--output', str(tmp_path), '--experiment', 'run']
-    ranks = start_ranks(2, tmp_path, training.main, argv, environment=slurm_environment)
+    ranks = start_ranks(2, tmp_path, train_cli.main, argv, environment=slurm_environment)
     wait_for(lambda: has_epochs(tmp_path / 'run'), 'epochs')
     ranks[1].kill()
     assert finish_ranks(ranks, MINUTE) == [1, -signal.SIGKILL]
@@ -340,7 +340,8 @@ def test_torchrun_ends_with_the_name_of_a_killed_rank_and_leaves_nobody(pictures
 DIES_ONCE = """
 import os
 import signal
-from agmax_timm.run import epochs, training
+from agmax_timm.commands import train as train_cli
+from agmax_timm.training import epochs
 
 goes_on = epochs.set_epoch
 
@@ -352,7 +353,7 @@ def dies_once(loader, epoch):
 
 
 epochs.set_epoch = dies_once
-training.main()
+train_cli.main()
 """
 
 

@@ -15,7 +15,7 @@ from agmax_timm.assembly import model as build
 from agmax_timm.assembly import optimizer as optimization
 from agmax_timm.assembly import sharding
 from agmax_timm.assembly.objective import build_task
-from agmax_timm.base.command_line import OptionError
+from agmax_timm.base.errors import OptionError
 from agmax_timm.options.parse import parse_train_args
 from agmax_timm.training import epochs, loop
 from agmax_timm.training import run as training

@@ -30,13 +30,13 @@ from PIL import Image
 from agmax_timm import create_two_view_loader
 from agmax_timm.assembly.loaders import build_eval_loader
 from agmax_timm.assembly.model import Precision
-from agmax_timm.base.data_errors import DataError
+from agmax_timm.base.errors import DataError
+from agmax_timm.commands import train as train_cli
+from agmax_timm.commands import validate as validate_cli
 from agmax_timm.data.sources.checks import check_classes
 from agmax_timm.data.sources.classes import class_names
 from agmax_timm.data.sources.shards import check_delivered, open_dataset
-from agmax_timm.evaluation import validation
 from agmax_timm.training import epochs as run_epochs
-from agmax_timm.training import run as training
 from agmax_timm.training.loop import evaluate
 
 CLASSES = ('ant', 'bee', 'cat')
@@ -257,7 +257,7 @@ def run_rank(rank, sources, folder, port):
         for i, (experiment, argv) in enumerate(runs.items()):
             os.environ['MASTER_PORT'] = str(port + i)
             try:
-                training.main(['--data-dir', root, '--dataset', name, *SMALL, '--output', str(folder), '--experiment',
+                train_cli.main(['--data-dir', root, '--dataset', name, *SMALL, '--output', str(folder), '--experiment',
                                experiment, *argv])
             except SystemExit as error:
                 status[experiment] = error.code
@@ -355,7 +355,7 @@ def test_two_ranks_train_and_validate_as_validate_alone_does(ranks, sources, cap
     with open(ranks / 'run' / 'summary.csv', newline='') as f:
         row = next(csv.DictReader(f))
     name, root = sources['wds']
-    validation.main(['--data-dir', root, '--dataset', name, '--split', 'val', '-j', '0', '--checkpoint',
+    validate_cli.main(['--data-dir', root, '--dataset', name, '--split', 'val', '-j', '0', '--checkpoint',
                      str(ranks / 'run' / 'last.pth.tar')])
     alone = json.loads(capsys.readouterr().out.split('--result\n')[1])
     assert round(float(row['eval_top1']), 4) == alone['top1']
@@ -377,8 +377,8 @@ def test_fewer_shards_than_readers_is_an_error_on_every_rank(ranks, experiment, 
 @pytest.fixture
 def fail(capsys, tmp_path):
     """Function: the line that train.py, or validate.py, ends with, status 2."""
-    def run(*argv, main=training.main):
-        options = [*SMALL, '--output', str(tmp_path), '--experiment', 'run'] if main is training.main else []
+    def run(*argv, main=train_cli.main):
+        options = [*SMALL, '--output', str(tmp_path), '--experiment', 'run'] if main is train_cli.main else []
         start = time.monotonic()
         with pytest.raises(SystemExit) as exit_info:
             main([*options, *map(str, argv)])
@@ -410,7 +410,7 @@ def test_what_shards_cannot_do_is_one_line(sources, fail, argv, words):
 
 def test_validate_needs_the_number_too(sources, ranks, fail):
     line = fail('--data-dir', sources['wds'][1], '--dataset', 'wds/x', '--split', 'val-{0..3}.tar', '--checkpoint',
-                ranks / 'run' / 'last.pth.tar', main=validation.main)
+                ranks / 'run' / 'last.pth.tar', main=validate_cli.main)
     assert '--num-samples N' in line
 
 
@@ -465,7 +465,7 @@ def test_shards_that_go_while_training(shards, tmp_path, capsys, monkeypatch):
         return train_one_epoch(*args)
     monkeypatch.setattr(run_epochs, 'train_one_epoch', without_shards)
     with pytest.raises(SystemExit) as exit_info:
-        training.main([*SMALL, '--output', str(tmp_path), '--data-dir', str(shards), *WDS])
+        train_cli.main([*SMALL, '--output', str(tmp_path), '--data-dir', str(shards), *WDS])
     assert exit_info.value.code == 2 and 'after 0 of 5 batches' in capsys.readouterr().err
 
 
@@ -493,7 +493,7 @@ def test_fewer_samples_than_a_rank_reads_in_evaluation(shards):
 
 
 def train_once(tmp_path, *argv):
-    training.main([*SMALL, '--output', str(tmp_path), '--experiment', 'run', *map(str, argv)])
+    train_cli.main([*SMALL, '--output', str(tmp_path), '--experiment', 'run', *map(str, argv)])
     with open(tmp_path / 'run' / 'summary.csv', newline='') as f:
         return next(csv.DictReader(f))
 

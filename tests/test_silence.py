@@ -9,7 +9,7 @@ from timm.task import ClassificationTask
 from torch import nn
 
 from agmax_timm.assembly import optimizer
-from agmax_timm.base.command_line import OptionError
+from agmax_timm.base.errors import OptionError
 from agmax_timm.base.silence import silenced
 from agmax_timm.options import timm_names
 from agmax_timm.options.parse import parse_train_args

@@ -9,9 +9,10 @@ from PIL import Image
 from test_shards import write_parquet, write_shards
 
 from agmax_timm.assembly import loaders
-from agmax_timm.data.sources.datasets import DataError, create_dataset
+from agmax_timm.base.errors import DataError
+from agmax_timm.commands import train as train_cli
+from agmax_timm.data.sources.datasets import create_dataset
 from agmax_timm.options.parse import parse_train_args, parse_validate_args
-from agmax_timm.training import run as training
 
 CONFIG = {'input_size': (3, 16, 16)}
 
@@ -147,7 +148,7 @@ def test_the_number_of_samples_to_evaluate(sources, kind, capsys):
 @pytest.mark.parametrize('argv', [['--train-split', 'train[:50%]'], ['--train-num-samples', '6']])
 def test_train_py_ends_before_it_writes(photos, tmp_path, argv, capsys):
     with pytest.raises(SystemExit) as end:
-        training.main([str(photos), '--model', 'test_resnet', '--output', str(tmp_path / 'output'), *argv])
+        train_cli.main([str(photos), '--model', 'test_resnet', '--output', str(tmp_path / 'output'), *argv])
     assert end.value.code == 2 and not (tmp_path / 'output').exists()
     assert len([line for line in capsys.readouterr().err.splitlines() if 'error:' in line]) == 1
 

@@ -11,8 +11,8 @@ from agmax_timm import export, predict
 from agmax_timm.assembly import job_start
 from agmax_timm.assembly.job_start import LAUNCHER
 from agmax_timm.bench import command as bench
+from agmax_timm.commands import train as train_cli
 from agmax_timm.report import command as report
-from agmax_timm.training import run as training
 
 SMALL = ['--num-classes', '3', '-b', '4', '-j', '0', '--model', 'test_resnet', '--img-size', '32', '--device', 'cpu']
 TORCHRUN = dict(RANK='1', LOCAL_RANK='1', WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', MASTER_PORT='1')
@@ -39,7 +39,7 @@ def test_an_allocation_without_srun_is_one_process_and_one_warning(
         variables, no_group, photos, ema_run, tmp_path, monkeypatch, caplog, results_of):
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    training.main([str(photos), *SMALL, '--epochs', '1', '--output', str(tmp_path), '--experiment', 'run'])
+    train_cli.main([str(photos), *SMALL, '--epochs', '1', '--output', str(tmp_path), '--experiment', 'run'])
     assert (tmp_path / 'run' / 'last.pth.tar').is_file()
     warned = [record.getMessage() for record in caplog.records if 'srun' in record.getMessage()]
     assert warned == ['SLURM has 8 tasks for this job, but srun did not start this process: it runs alone. '
@@ -82,7 +82,7 @@ def test_commands_of_one_process_start_no_group(
 
 def train_with_patience(seconds, argv):
     job_start.PATIENCE, job_start._INTERVAL = seconds, .5
-    training.main(argv)
+    train_cli.main(argv)
 
 
 @pytest.mark.parametrize('started, says', [

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from agmax_timm.base.errors import OptionError
 from agmax_timm.study import command, intervals, outcome, plan, runner
-from agmax_timm.study.definition import StudyError, read_study
+from agmax_timm.study.definition import read_study
 from agmax_timm.study.outcome import Outcome
 from agmax_timm.study.plan import make_runs
 from agmax_timm.study.published import read_published
@@ -152,7 +153,7 @@ def test_comparisons_are_of_means_over_the_augmentations_within_a_seed(tmp_path)
     ('AgMax', ['comparisons: expected a list of pairs']), ([['AgMax']], ['comparisons: expected a list of pairs']),
     ([['AgMx', 'baseline']], ["comparisons: 'AgMx' is no method", 'did you mean AgMax?', 'there are baseline, AgMax'])])
 def test_comparisons_that_cannot_be(value, words, tmp_path):
-    with pytest.raises(StudyError) as error:
+    with pytest.raises(OptionError) as error:
         read_study(write_study(tmp_path, comparisons=value))
     for word in words:
         assert word in str(error.value)
@@ -381,7 +382,7 @@ def test_runs_that_exist_may_have_other_options_without_effect_on_the_result(tmp
     if allowed:
         plan.check_unchanged(now, runs)
     else:
-        with pytest.raises(StudyError, match=f'was trained with {[*option][0]} .*now to have {[*option.values()][0]}'):
+        with pytest.raises(OptionError, match=f'was trained with {[*option][0]} .*now to have {[*option.values()][0]}'):
             plan.check_unchanged(now, runs)
 
 
@@ -464,7 +465,7 @@ def test_files_that_are_none(content, words, tmp_path, capsys):
     ('# nothing\n', ['must have the columns', 'got none'])])
 def test_published_numbers_that_do_not_fit(text, words, tmp_path):
     (tmp_path / 'published.csv').write_text(text)
-    with pytest.raises(StudyError) as error:
+    with pytest.raises(OptionError) as error:
         read_published(read_study(write_study(tmp_path, published='published.csv')))
     for word in [str(tmp_path / 'published.csv'), *words]:
         assert word in str(error.value)

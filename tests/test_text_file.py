@@ -10,11 +10,12 @@ from argparse import Namespace
 import pytest
 
 from agmax_timm.assembly.objective import build_criterion
-from agmax_timm.base.command_line import as_line
+from agmax_timm.base.errors import DataError
+from agmax_timm.base.text import one_line
 from agmax_timm.base.text_file import read_text, without_mark
 from agmax_timm.data.sources.class_map import read_class_map
 from agmax_timm.data.sources.classes import class_names
-from agmax_timm.data.sources.datasets import DataError, create_dataset
+from agmax_timm.data.sources.datasets import create_dataset
 from agmax_timm.evaluation import metrics
 from agmax_timm.evaluation.bulk import list_jobs
 from agmax_timm.options.option_file import read_mapping
@@ -169,7 +170,7 @@ def test_valid_labels_that_stand_for_two_classes(tmp_path):
     ('caf\udce9 é 日', r'caf\udce9 é 日'),
 ])
 def test_every_character_of_a_message_can_be_seen(message, line):
-    assert as_line(ValueError(message)) == line
+    assert one_line(ValueError(message)) == line
 
 
 def test_a_flag_with_the_end_of_a_line_is_shown(capsys):

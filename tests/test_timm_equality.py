@@ -22,7 +22,7 @@ from timm.scheduler import create_scheduler_v2
 from timm.task import ClassificationTask, FeatureDistillationTask, LogitDistillationTask, TokenDistillationTask
 from timm.utils import dispatch_clip_grad, random_seed
 
-from agmax_timm.training import run as training
+from agmax_timm.commands import train as train_cli
 
 CPU = torch.device('cpu')
 MEAN = STD = (0.5,) * 3
@@ -93,7 +93,7 @@ class Reference:
 def run(photos, tmp_path):
     """Function: the raw and EMA weights of a run of train.py with these flags."""
     def weights(*argv):
-        training.main([str(photos), *SMALL, '--output', str(tmp_path), '--experiment', 'run', *argv])
+        train_cli.main([str(photos), *SMALL, '--output', str(tmp_path), '--experiment', 'run', *argv])
         with torch.serialization.safe_globals([Namespace]):
             checkpoint = torch.load(tmp_path / 'run' / 'last.pth.tar', weights_only=True)
         return checkpoint['state_dict'], checkpoint.get('state_dict_ema')

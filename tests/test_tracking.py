@@ -6,7 +6,7 @@ from types import ModuleType
 import pytest
 from test_exact_resume import FLAGS, StopAfter
 
-from agmax_timm.base.command_line import OptionError
+from agmax_timm.base.errors import OptionError
 from agmax_timm.base.signals import Interrupted
 from agmax_timm.options.parse import parse_train_args
 from agmax_timm.training import run as training

@@ -20,9 +20,9 @@ from timm.utils import random_seed
 
 from agmax_timm import AgMaxTask, create_two_view_loader
 from agmax_timm.assembly.model import Precision
-from agmax_timm.evaluation import validation
+from agmax_timm.commands import train as train_cli
+from agmax_timm.commands import validate as validate_cli
 from agmax_timm.training import loop as engine
-from agmax_timm.training import run as training
 from agmax_timm.training.step import Step
 
 REPOSITORY = Path(__file__).parent.parent
@@ -34,7 +34,7 @@ SMALL = ['--model', 'test_resnet', '--num-classes', '3', '--img-size', '32', '-b
 def train(photos, tmp_path):
     """Function: a run of train.py with these flags on the photos; returns its folder."""
     def run(*argv, experiment='run'):
-        training.main([str(photos), *SMALL, '--output', str(tmp_path), '--experiment', experiment, *argv])
+        train_cli.main([str(photos), *SMALL, '--output', str(tmp_path), '--experiment', experiment, *argv])
         return tmp_path / experiment
     return run
 
@@ -44,7 +44,7 @@ def validate(photos, capsys):
     """Function: the results that validate.py prints."""
     def run(*argv):
         capsys.readouterr()
-        validation.main([str(photos), '-j', '0', *map(str, argv)])
+        validate_cli.main([str(photos), '-j', '0', *map(str, argv)])
         return json.loads(capsys.readouterr().out.split('--result\n')[1])
     return run
 

@@ -12,6 +12,7 @@ from PIL import Image
 from timm.data import create_dataset, create_loader
 from torch.utils.data import Dataset
 
+from agmax_timm.commands import validate as validate_cli
 from agmax_timm.evaluation import inference, validation
 from agmax_timm.options.parse import parse_validate_args
 from agmax_timm.report import command as report
@@ -312,7 +313,7 @@ def test_an_interruption_of_the_only_model_is_one_line(weights, photos, monkeypa
         raise KeyboardInterrupt
     monkeypatch.setattr(validation, 'evaluate', interrupted)
     with pytest.raises(SystemExit) as end:
-        validation.main([str(photos), '--model', 'test_resnet', '--num-classes', '3', '--checkpoint', weights()[0],
+        validate_cli.main([str(photos), '--model', 'test_resnet', '--num-classes', '3', '--checkpoint', weights()[0],
                          '--img-size', '32', *SMALL_VALIDATION])
     captured = capsys.readouterr()
     assert end.value.code == 130 and captured.out == ''
@@ -345,7 +346,7 @@ def test_classes_at_other_places_than_in_training(command, ema_run, photos, tmp_
     (tmp_path / 'val' / 'ant').mkdir()
     (tmp_path / 'val' / 'ant' / '0.jpg').symlink_to(next((photos / 'val' / 'ant').iterdir()))
     if command == 'validate':
-        validation.main([str(tmp_path), '--checkpoint', str(ema_run / 'last.pth.tar'), *SMALL_VALIDATION])
+        validate_cli.main([str(tmp_path), '--checkpoint', str(ema_run / 'last.pth.tar'), *SMALL_VALIDATION])
 
 
 def test_classes_by_other_names_are_told(ema_run, photos, tmp_path, results_of, caplog):

@@ -11,10 +11,11 @@ import pytest
 from torch.utils.data import DataLoader, get_worker_info
 
 from agmax_timm import predict
-from agmax_timm.base.data_errors import WorkerError
-from agmax_timm.commands import scripts
+from agmax_timm.base.errors import WorkerError, as_user_error
+from agmax_timm.commands import train as train_cli
+from agmax_timm.commands import validate as validate_cli
 from agmax_timm.data.sources.folder import FolderReader
-from agmax_timm.data.workers import WorkerInit, batches_of, leave_signals, names_dead_workers
+from agmax_timm.data.workers import WorkerInit, batches_of, leave_signals
 from agmax_timm.evaluation.prediction import _Files
 from agmax_timm.report import command as report
 
@@ -31,7 +32,6 @@ def _lose(process):
     raise ConnectionResetError('connection reset')
 
 
-@names_dead_workers
 def _send(message):
     """A worker's batch that is this."""
     for _ in batches_of(DataLoader([0], num_workers=1, collate_fn=lambda samples: message())):
@@ -39,8 +39,9 @@ def _send(message):
 
 
 def test_a_worker_is_named_whose_connection_ends_first():
-    with pytest.raises(WorkerError, match=r'a loader worker died: DataLoader worker \(pid \d+\) is killed by signal'):
+    with pytest.raises(RuntimeError, match=r'DataLoader worker \(pid \d+\) is killed by signal') as raised:
         _send(_Lost)
+    assert isinstance(as_user_error(raised.value), WorkerError)
 
 
 class _Offer:
@@ -89,7 +90,7 @@ def test_what_is_no_death_is_passed_on(monkeypatch):
     monkeypatch.setattr('agmax_timm.data.workers._SETTLED', 0.1)
     with pytest.raises(RuntimeError, match='Caught RuntimeError in DataLoader worker process 0') as caught:
         _send(_fail)
-    assert not isinstance(caught.value, WorkerError) and 'of the data' in str(caught.value)
+    assert as_user_error(caught.value) is None and 'of the data' in str(caught.value)
     with pytest.raises(ConnectionRefusedError):
         next(batches_of(_refused() for _ in range(1)))
 
@@ -108,9 +109,9 @@ def test_each_command_names_a_worker_that_dies(command, photos, ema_run, tmp_pat
     monkeypatch.chdir(tmp_path)
     model = ['--model', 'test_resnet', '--img-size', '32', '--num-classes', '3', '-j', '1', '-b', '4', str(photos)]
     run, words = {
-        'train': (scripts.train, ['--output', str(tmp_path), *model]),
-        'validate': (scripts.validate, ['--checkpoint', str(ema_run / 'model_best.pth.tar'), *model]),
-        'train --check-data': (scripts.train, ['--check-data', '-j', '1', str(photos)]),
+        'train': (train_cli.main, ['--output', str(tmp_path), *model]),
+        'validate': (validate_cli.main, ['--checkpoint', str(ema_run / 'model_best.pth.tar'), *model]),
+        'train --check-data': (train_cli.main, ['--check-data', '-j', '1', str(photos)]),
         'report': (report.main, [str(ema_run), '-j', '1']),
         'predict': (predict.main, [str(ema_run), str(photos), '-j', '1', '--device', 'cpu', '--output', 'rows']),
     }[command]
@@ -146,8 +147,8 @@ def test_a_pin_thread_that_loses_a_worker_is_one_line(monkeypatch, target, error
     def killed(signal_of_death):
         raise RuntimeError('DataLoader worker (pid 7) is killed by signal: Killed.')
     monkeypatch.setattr('agmax_timm.data.workers.time.sleep', killed)
-    with pytest.raises(WorkerError, match='a loader worker died: DataLoader worker .pid 7.'):
-        names_dead_workers(lambda: list(batches_of(batches())))()
+    with pytest.raises(RuntimeError, match='DataLoader worker .pid 7.'):
+        list(batches_of(batches()))
     assert tracebacks == ([error] if told else [])
     assert threading.excepthook is before
 

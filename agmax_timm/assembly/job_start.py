@@ -11,9 +11,9 @@ from contextlib import contextmanager
 import torch
 from timm import utils
 
-from ..base.command_line import listed
 from ..base.presence import Presence
 from ..base.signals import EXIT_STATUS, StopSignals
+from ..base.text import listed
 
 _logger = logging.getLogger('train')
 

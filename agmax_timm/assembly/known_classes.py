@@ -10,7 +10,7 @@ from timm.models import parse_model_name
 from torch.utils.data import Dataset
 
 from ..base.class_labels import describe
-from ..base.command_line import OptionError
+from ..base.errors import OptionError
 from ..data.sources.classes import ModelClasses, class_to_idx
 from ..options.paths import CLASSES_OF_MODEL
 from ..weights.checkpoint import saved_record

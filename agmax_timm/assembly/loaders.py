@@ -12,7 +12,8 @@ from timm.data import create_loader, create_naflex_loader
 from timm.data.target_transforms import MultiLabelTarget
 from torch.utils.data import Dataset, IterableDataset
 
-from ..base.command_line import OptionError, flag_of, pinning
+from ..base.command_line import flag_of, pinning
+from ..base.errors import OptionError
 from ..base.image_modes import mode_of_channels, why_not_loaded
 from ..data.loader import create_train_loader
 from ..data.memory.buffers import is_pinned

@@ -19,10 +19,11 @@ from timm.layers import convert_splitbn_model, convert_sync_batchnorm, set_fast_
 from timm.models import create_model, load_state_dict
 from timm.task import TrainingTask
 
-from ..base.command_line import OptionError, flag_of
-from ..base.safe_load import one_line
+from ..base.command_line import flag_of
+from ..base.errors import OptionError
 from ..base.signals import StopSignals
 from ..base.silence import silenced
+from ..base.text import one_line
 from ..options.timm_names import REFUSED, check_model
 from ..weights.models import adapted_modules, misfits
 from . import job_start, process_group

@@ -18,7 +18,7 @@ from timm.task import (
     TrainingTask,
 )
 
-from ..base.command_line import OptionError
+from ..base.errors import OptionError
 from ..base.text_file import without_mark
 from ..distillation import AgMaxDistillationTask
 from ..options.checks import loss_name, mixing

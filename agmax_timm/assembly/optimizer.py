@@ -10,8 +10,8 @@ from timm.optim import create_optimizer_v2, optimizer_kwargs
 from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 from timm.task import TrainingTask
 
-from ..base.command_line import OptionError
-from ..base.safe_load import one_line
+from ..base.errors import OptionError
+from ..base.text import one_line
 from ..options.timm_names import REFUSED
 
 _logger = logging.getLogger(__name__)

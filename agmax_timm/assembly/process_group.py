@@ -7,6 +7,9 @@ from datetime import timedelta
 import torch.distributed as dist
 from torch.distributed import distributed_c10d
 
+from ..base.command import print_error
+from ..base.errors import as_user_error
+
 _MARGIN = 300.  # seconds
 
 
@@ -24,25 +27,21 @@ def outlast(seconds: float) -> None:
 def ending_process_group() -> Iterator[None]:
     """Destroy the process group at the end of the block.
 
-    After an error, the traceback is printed first and the group is aborted. Destroying it could wait for ever for
-    ranks that are in a collective.
+    After an error, the error is printed first and the group is aborted. Destroying it could wait for ever for ranks
+    that are in a collective.
 
     Raises:
-        SystemExit: with status 1, in place of an error whose traceback was printed.
+        SystemExit: in place of an error that was printed, with its exit status.
     """
     try:
         yield
     except BaseException as error:
         if not dist.is_initialized():
             raise
-        unexpected = isinstance(error, Exception)
-        if unexpected:
-            sys.excepthook(*sys.exc_info())  # torch's, which puts the rank before each line
+        end = error if isinstance(error, SystemExit) else SystemExit(_print(error))
         sys.stderr.flush()
         distributed_c10d._abort_process_group()
-        if unexpected:
-            sys.exit(1)
-        raise
+        raise end from None
     end_process_group()
 
 
@@ -50,3 +49,12 @@ def end_process_group() -> None:
     """Destroy the process group, if there is one. All ranks call it at the same time."""
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def _print(error: BaseException) -> int:
+    """Print an error. Return the exit status."""
+    known = as_user_error(error)
+    if known is not None:
+        return print_error(known)
+    sys.excepthook(type(error), error, error.__traceback__)  # torch's, which puts the rank before each line
+    return 1

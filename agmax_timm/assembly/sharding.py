@@ -19,7 +19,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from ..base.command_line import OptionError
+from ..base.errors import OptionError
 from ..options.checks import in_sequence
 
 # Those of timm's whose updates of shards were found equal to their updates of whole weights. With others that would

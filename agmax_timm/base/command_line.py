@@ -1,12 +1,11 @@
 """The parser of every command: errors of one line, defaults that say something. Imports nothing heavy."""
 import argparse
 import os
-import re
-import select
 import sys
-from collections.abc import Callable, Iterable, Sequence
-from functools import wraps
+from collections.abc import Iterable
 from typing import Any
+
+from .text import nearest, one_line
 
 # Flags of ours that begin as one of timm's does.
 YIELDING = ('check_data', 'image_memory', 'corruptions_dir', 'severities', 'stress', 'attack', 'report', 'report_dir',
@@ -67,54 +66,6 @@ _SYNONYMS = {
 }
 
 
-_EX_SIGPIPE = 128 + 13
-
-
-class OptionError(ValueError):
-    """Options that turned out not to fit what was built; the message names the flag, the value and the remedy."""
-
-
-def quiet_in_pipes(command: Callable) -> Callable:
-    """Decorate a command: it ends without a traceback if the reader of its output ends, as in `command | head`.
-
-    The exit status is then 141, as if the signal SIGPIPE had ended the process.
-    """
-    @wraps(command)
-    def run(*args, **kwargs):
-        try:
-            try:
-                return command(*args, **kwargs)
-            finally:
-                sys.stdout.flush()  # at its exit, Python would print the error of this call
-        except BrokenPipeError:
-            if not drop_output():
-                raise
-            sys.exit(_EX_SIGPIPE)
-    return run
-
-
-def print_if_read(text: str) -> None:
-    """Print a text, or drop it if the reader of stdout is gone."""
-    try:
-        print(text, flush=True)
-    except BrokenPipeError:
-        if not drop_output():
-            raise
-
-
-def drop_output() -> bool:
-    """Drop all further output if the reader of stdout is gone. Returns whether it is; another pipe may have broken."""
-    descriptor = sys.stdout.fileno()
-    poll = select.poll()
-    poll.register(descriptor, select.POLLOUT)
-    if not any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0)):
-        return False
-    null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, descriptor)
-    os.close(null)
-    return True
-
-
 class _HelpFormatter(argparse.HelpFormatter):
     """Show every default, as it is typed. The help of an option without a default says what happens without it."""
 
@@ -151,7 +102,7 @@ class Parser(argparse.ArgumentParser):
         return namespace
 
     def error(self, message: str):
-        self.exit(2, f'{self.prog}: error: {as_line(message)} (--help lists all flags)\n')
+        self.exit(2, f'{self.prog}: error: {one_line(message)} (--help lists all flags)\n')
 
     def _get_option_tuples(self, option_string: str):
         """The flags that an abbreviation may stand for: --check is timm's --checkpoint, as it is without ours."""
@@ -161,19 +112,7 @@ class Parser(argparse.ArgumentParser):
     def warn(self, message: str) -> None:
         """Tell of an option before there is a log: the first of several processes does."""
         if os.environ.get('RANK', '0') == '0':
-            print(f"{self.prog}: warning: {as_line(message)}", file=sys.stderr)
-
-
-def as_line(message: Any) -> str:
-    """A message as one line in which every character can be seen: names of files may hold any bytes."""
-    line = ' '.join(re.split('[ \n\t]+', str(message).strip(' \n\t')))
-    return ''.join(char if char.isprintable() else char.encode('unicode_escape').decode() for char in line)
-
-
-def listed(items: Sequence[Any], most: int = 8) -> str:
-    """The first items, separated by commas, and the number of the others: 'a, b and 3 more'."""
-    shown = ', '.join(map(str, items[:most]))
-    return shown if len(items) <= most else f'{shown} and {len(items) - most} more'
+            print(f"{self.prog}: warning: {one_line(message)}", file=sys.stderr)
 
 
 def add_weights_flags(parser: argparse.ArgumentParser) -> None:
@@ -238,25 +177,6 @@ def nearest_option(name: str, known: Iterable[str]) -> str:
         if rest.startswith('--'):
             return f', did you mean {meant}?'
     return nearest(name, known)
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """', did you mean X?' of the known name with the fewest other letters, nothing where most of them are others."""
-    best = min(known, key=lambda other: _distance(name, other))
-    return f', did you mean {best}?' if _distance(name, best) <= 1 + len(name) // 3 else ''
-
-
-def _distance(a: str, b: str) -> int:
-    """Letters to add, to drop, to change, and neighbours to swap, to get from one word to the other."""
-    before: list[int] = []
-    row = list(range(len(b) + 1))
-    for i, letter in enumerate(a, 1):
-        older, before, row = before, row, [i]
-        for j, other in enumerate(b, 1):
-            row.append(min(before[j] + 1, row[j - 1] + 1, before[j - 1] + (letter != other)))
-            if i > 1 and j > 1 and (letter, other) == (b[j - 2], a[i - 2]):
-                row[j] = min(row[j], older[j - 2] + 1)
-    return row[-1]
 
 
 class KeyValues(argparse.Action):

@@ -7,7 +7,8 @@ from typing import Any
 
 import yaml
 
-from .command_line import nearest
+from .errors import OptionError
+from .text import nearest
 
 # Identifiers of https://huggingface.co/docs/hub/repositories-licenses (August 2026). The client has no list of them,
 # and the Hub refuses a card with another one.
@@ -26,10 +27,6 @@ _OTHER = 'other'
 _NAME = re.compile(r'[a-z0-9][a-z0-9.+-]*')
 
 
-class LicenseError(ValueError):
-    """A value that --license does not take; the message says what it takes."""
-
-
 def add_license_flag(group: argparse._ActionsContainer) -> None:
     group.add_argument('--license', default='', metavar='ID',
                        help="licence of the weights, an identifier of the Hub's list or other:NAME (default: that of "
@@ -37,13 +34,13 @@ def add_license_flag(group: argparse._ActionsContainer) -> None:
 
 
 def check_license(value: str | None) -> None:
-    """Raise LicenseError unless it is empty, an identifier of the Hub's list, or other:NAME."""
+    """Raise OptionError unless it is empty, an identifier of the Hub's list, or other:NAME."""
     if not value or value in LISTED:
         return
     prefix, _, name = value.partition(':')
     if prefix != _OTHER or not _NAME.fullmatch(name):
-        raise LicenseError(f"--license {value}: the Hub does not list such a licence{nearest(value.lower(), LISTED)}; "
-                           'for another licence use other:NAME, with a-z, 0-9, -, . and + in NAME')
+        raise OptionError(f"--license {value}: the Hub does not list such a licence{nearest(value.lower(), LISTED)}; "
+                          'for another licence use other:NAME, with a-z, 0-9, -, . and + in NAME')
 
 
 def license_name(value: Any) -> str | None:

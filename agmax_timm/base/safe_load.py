@@ -10,12 +10,11 @@ from typing import Any
 import safetensors.torch
 import torch
 
+from .errors import CheckpointError
+from .text import one_line
+
 # Of a part of a zip file; torch leaves the tensors of such a part as the memory happened to be.
 _IS_FOLDER = 0x10
-
-
-class CheckpointError(ValueError):
-    """A file of weights that cannot be used; the message names the file and why."""
 
 
 def read_file(path: str, mmap: bool = False) -> dict[str, Any]:
@@ -84,7 +83,3 @@ def _check_there(path: str) -> None:
         raise CheckpointError(f'no such checkpoint: {path}')
     if not os.path.getsize(path):
         raise CheckpointError(f'{path} is empty')
-
-
-def one_line(error: Exception) -> str:
-    return ' '.join(str(error).split()) or type(error).__name__

@@ -7,13 +7,16 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from .errors import UserError
+
 EXIT_STATUS = 75  # EX_TEMPFAIL: try again
 # SIGUSR1 is how SLURM warns of the end of the time (--signal=USR1@120).
 _NAMES = ('SIGTERM', 'SIGUSR1', 'SIGINT')
 
 
-class Interrupted(Exception):
-    """A run that was asked to end and has saved what there is; the message says by what and where it goes on."""
+class Interrupted(UserError):
+    """A run that was asked to end and has saved its state. The message names the signal and where the run continues."""
+    exit_status = EXIT_STATUS
 
 
 class StopSignals:

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from ..base.data_errors import DataError
+from ..base.errors import DataError
 from ..data.sources.datasets import create_dataset
 from ..data.sources.folder import FolderReader
 

@@ -5,7 +5,7 @@ import timm.data
 import torch
 from torch.utils.data import DataLoader
 
-from ..base.data_errors import DataError
+from ..base.errors import DataError
 from ..data.loader import create_train_loader, create_two_view_loader
 from ..data.sources.datasets import create_dataset
 from .recipes import Recipe

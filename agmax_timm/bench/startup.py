@@ -7,7 +7,7 @@ from statistics import median
 from . import fresh, passes
 from .report import Result, Row
 
-TRAIN = 'from agmax_timm.commands.scripts import train; train()'
+TRAIN = 'from agmax_timm.commands.train import main; main()'
 FLAGS = ['--dataset', 'demo', '--model', 'test_resnet', '--num-classes', '10', '--img-size', '28', '--agmax',
          '-b', '50', '-j', '0', '--epochs', '1', '--log-interval', '1']
 FIRST_STEP = 'Train: 0 ['

@@ -12,20 +12,16 @@ from tqdm import tqdm
 
 from ..assembly.known_classes import classes_in, classes_of, map_of_model
 from ..assembly.model import create_named_model, input_channels
-from ..base.command_line import OptionError
-from ..base.data_errors import DataError, WorkerError
-from ..base.safe_load import CheckpointError
+from ..base.errors import DataError
 from ..data.sources.checks import check_different, check_folders, check_labels, labels_of_model, left_out, nested
 from ..data.sources.classes import ModelClasses, check_evaluation, class_names, class_outputs, summary
 from ..data.sources.labels import check_column
 from ..data.sources.scan import Inventory, duplicates, scan
 from ..data.sources.shards import open_dataset
-from ..data.workers import names_dead_workers
 from ..evaluation import bulk
 from ..evaluation.metrics import read_valid_labels
 from ..evaluation.validation import adopt_options
 from ..options.checks import in_sequence
-from ..training.output import log
 from ..training.output.run_folder import check_writable, resolve_resume, writing
 from ..weights.checkpoint import saved_options
 
@@ -40,40 +36,33 @@ class Problem(NamedTuple):
     problem: str
 
 
-def run_train(args: argparse.Namespace) -> None:
+def check_train(args: argparse.Namespace) -> int:
     """train.py --check-data: both splits, data-check.csv in --output or the current folder."""
-    _run(args, list(dict.fromkeys(filter(None, (args.train_split, args.val_split)))), args.output)
+    return _check(args, list(dict.fromkeys(filter(None, (args.train_split, args.val_split)))), args.output)
 
 
-def run_validate(args: argparse.Namespace) -> None:
+def check_validate(args: argparse.Namespace) -> int:
     """validate.py --check-data: check its split for the models that the options name. Writes ./data-check.csv."""
-    _run(args, [args.split], '')
+    return _check(args, [args.split], '')
 
 
-def _run(args: argparse.Namespace, splits: list[str], folder: str) -> None:
-    """Exit status 0 without problems, 1 with some or where a loader worker died, 2 for data that cannot be opened."""
+def _check(args: argparse.Namespace, splits: list[str], folder: str) -> int:
+    """Return the exit status: 0 without problems, else 1."""
     path = os.path.join(folder, FILE)
     sys.stdout.reconfigure(errors='backslashreplace')  # names of files need not be text
-    try:
-        with writing(folder):
-            check_writable(folder)  # before all images are read
-        models = _models(args)
-        problems = check_data(args, splits, models)
-        with writing(folder):
-            os.makedirs(folder or '.', exist_ok=True)
-            with open(path, 'w', newline='', errors='surrogateescape') as f:
-                writer = csv.writer(f)
-                writer.writerow(Problem._fields)
-                writer.writerows(problems)
-    except (DataError, OptionError, CheckpointError) as error:
-        log.exit_with_error(2, error)
-    except WorkerError as error:
-        log.exit_with_error(1, error)
+    with writing(folder):
+        check_writable(folder)  # before all images are read
+    problems = check_data(args, splits, _models(args))
+    with writing(folder):
+        os.makedirs(folder or '.', exist_ok=True)
+        with open(path, 'w', newline='', errors='surrogateescape') as f:
+            writer = csv.writer(f)
+            writer.writerow(Problem._fields)
+            writer.writerows(problems)
     print(f'{len(problems)} problem(s), see {path}')
-    sys.exit(int(bool(problems)))
+    return int(bool(problems))
 
 
-@names_dead_workers
 def check_data(
         args: argparse.Namespace,
         splits: list[str],
@@ -90,7 +79,6 @@ def check_data(
 
     Raises:
         DataError: no such data, or data without an index of files.
-        WorkerError: a loader worker died.
     """
     datasets = [_open(args, split) for split in splits]
     if len(datasets) == 2:

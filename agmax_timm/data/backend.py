@@ -5,7 +5,6 @@ from typing import Any
 from timm.data.loader import PrefetchLoader
 from torch.utils.data import Dataset
 
-from ..base.data_errors import UnequalError
 from .sources.decoding import decode
 
 _logger = logging.getLogger(__name__)
@@ -40,7 +39,7 @@ def take_backend(
             where = work_on_arrays(loader, mixup, two_views, channels_last)
         except ImportError as error:
             reason = f"{error.name} is not installed: pip install 'agmax_timm[fast]'"
-        except UnequalError as error:
+        except NotImplementedError as error:
             reason = f'no fast equal of {error}'
         else:
             _logger.info(f'Augmentation on arrays: each step has its fast equal{where}.')

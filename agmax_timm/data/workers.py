@@ -8,14 +8,13 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from functools import cache, wraps
+from functools import cache
 from itertools import islice
 from types import TracebackType
 from typing import Any
 
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from ..base.data_errors import WorkerError
 from ..base.random_state import get_generator_state, get_process_state, set_generator_state, set_process_state
 from .sources.shards import shuffling
 
@@ -154,24 +153,6 @@ def sigterm_waits(loader: Any) -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def names_dead_workers(function: Callable) -> Callable:
-    """Let a function raise WorkerError for a loader worker that dies meanwhile.
-
-    A decorator, not a context: torch raises wherever the main process is, between a block and the end of its context
-    as well.
-    """
-    @wraps(function)
-    def named(*args, **kwargs):
-        try:
-            return function(*args, **kwargs)
-        except RuntimeError as error:
-            if 'DataLoader worker (pid' not in str(error):  # what a worker itself raised comes with its number
-                raise
-            reason = ' '.join(str(error).split())[:300]
-            raise WorkerError(f'a loader worker died: {reason}. Out of memory? Use fewer --workers') from error
-    return named
 
 
 def get_shuffle_state(dataset: Dataset) -> bytes:

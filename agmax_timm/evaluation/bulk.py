@@ -15,8 +15,8 @@ import torch.distributed as dist
 from timm.models import is_model, list_models
 from timm.utils import check_batch_size_retry, decay_batch_step, natural_key
 
-from ..base.command_line import OptionError
-from ..base.safe_load import one_line
+from ..base.errors import OptionError, as_user_error
+from ..base.text import one_line
 from ..base.text_file import read_text
 
 # Pretrained weights whose outputs are not the thousand classes of ImageNet: left out of --model all, as timm does.
@@ -115,7 +115,7 @@ def validate_with_retry(args: argparse.Namespace, validate: Callable) -> dict[st
         try:
             return validate(options)
         except Exception as error:  # whatever a model, its weights or its data have wrong is to be in its results
-            message, again = one_line(error), _try_again(error, options)
+            message, again = one_line(as_user_error(error) or error), _try_again(error, options)
         batch_size = decay_batch_step(options.batch_size) if again else 0
         if not batch_size:
             _logger.error(f'{options.model} failed: {message}')

@@ -21,7 +21,7 @@ from ..assembly.model import (
     set_backend_options,
     try_input,
 )
-from ..base.command_line import OptionError
+from ..base.errors import OptionError
 from ..data.sources.classes import ModelClasses
 from ..weights.checkpoint import load_weights
 from ..weights.limits import noted_options

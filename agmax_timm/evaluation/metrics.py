@@ -10,8 +10,7 @@ from timm.data import MultiLabelTarget, RealLabelsImagenet
 from timm.task import ClassificationEvaluator, MultiLabelClassificationEvaluator, evaluation_sample_limit
 from torch.utils.data import Dataset
 
-from ..base.command_line import OptionError
-from ..base.data_errors import DataError
+from ..base.errors import DataError, OptionError
 from ..base.text_file import read_text, without_mark
 from ..data.sources.checks import check_evaluated_classes
 from ..data.sources.classes import ModelClasses, check_evaluation, class_names, class_to_idx

@@ -11,7 +11,7 @@ from timm.data.readers.reader import Reader
 from ..assembly import loaders
 from ..assembly import model as build
 from ..base.class_labels import SEVERAL_LABELS
-from ..base.safe_load import CheckpointError
+from ..base.errors import CheckpointError
 from ..data.sources.decoding import DecodedDataset, UndecodableError
 from ..options import timm_names
 from ..options.parse import validate_options

@@ -11,7 +11,7 @@ from timm.data import resolve_model_data_config
 
 from ..assembly import loaders
 from ..assembly.model import Precision
-from ..base.data_errors import DataError
+from ..base.errors import DataError
 from ..options.parsers import train_parser
 from ..weights.card import hub_dataset_of
 from ..weights.checkpoint import SavedModel

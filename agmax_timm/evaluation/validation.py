@@ -1,14 +1,10 @@
-"""An evaluation, from the command line to the results."""
+"""The evaluation of one model, from its options to the results."""
 import argparse
-import csv
-import json
 import logging
 import math
 import os
-import sys
 from collections import OrderedDict
 from collections.abc import Iterator
-from functools import partial
 from typing import Any
 
 import torch
@@ -17,18 +13,11 @@ from torch.utils.data import Dataset
 
 from ..assembly import loaders
 from ..assembly import model as build
-from ..assembly.process_group import ending_process_group
-from ..base import atomic_write
-from ..base.command_line import OptionError, print_if_read
-from ..base.data_errors import WorkerError
-from ..base.safe_load import CheckpointError
+from ..base.errors import DataError, OptionError
 from ..data.sources.classes import MovedClassError, summary
-from ..data.sources.datasets import DataError
 from ..data.sources.shards import open_dataset
-from ..data.workers import names_dead_workers
 from ..options import timm_names
 from ..options.kinds import OF_EVALUATION, OF_INPUT
-from ..options.parse import parse_validate_args
 from ..options.paths import CLASSES_OF_MODEL
 from ..training.loop import evaluate
 from ..training.output import log
@@ -37,7 +26,6 @@ from . import bulk
 from .inference import Subject, build_subject
 from .metrics import create_evaluator, set_targets
 from .robustness import measures
-from .robustness.table import write_report
 
 _METRICS = {  # and what their complements to 100 are called
     'classification': {'top1': 'top1_err', 'top5': 'top5_err'},
@@ -45,61 +33,6 @@ _METRICS = {  # and what their complements to 100 are called
 }
 
 _logger = logging.getLogger('validate')
-
-
-def main(argv: list[str] | None = None) -> None:
-    """validate.py with a command line of one's own; see run."""
-    run(parse_validate_args(argv))
-
-
-def run(args: argparse.Namespace) -> None:
-    """validate.py: prints and writes one model's results as a dict, those of several, best first, as a list of dicts.
-
-    Exit status 2 for options, data or checkpoints that cannot be used, where one model was asked for; 1 where every
-    one of several failed, or --retry, or a loader worker died; 130 if interrupted, and what was done by then is
-    printed.
-    """
-    with ending_process_group():
-        status = _run(args)
-    if status:
-        sys.exit(status)
-
-
-def _run(args: argparse.Namespace) -> int:
-    """Evaluate, and return the exit status. Errors that prevent an evaluation end the process."""
-    try:
-        device = start(args)
-        jobs = bulk.list_jobs(args)
-        evaluate_one = partial(validate_model, device=device)
-        if jobs is not None:
-            return run_jobs(args, jobs, evaluate_one)
-        results = bulk.validate_with_retry(args, evaluate_one) if args.retry else evaluate_one(args)
-        written = report(args, results)
-        show(args, results)
-        return int(not written or 'error' in results)
-    except (OptionError, DataError, CheckpointError) as error:
-        log.exit_with_error(2, error)
-    except WorkerError as error:
-        log.exit_with_error(1, error)
-    except KeyboardInterrupt:
-        log.exit_with_error(130, RuntimeError('interrupted: the evaluation is not complete, there is no result'))
-
-
-def run_jobs(args: argparse.Namespace, jobs: list[bulk.Job], evaluate_one) -> int:
-    """Evaluate one after the other; the results file is complete after each. Returns the exit status."""
-    _logger.info(f'Evaluating {len(jobs)}: ' + ', '.join(job.checkpoint or job.model for job in jobs))
-    results, interrupted, written = [], False, True
-    try:
-        for row in bulk.run_jobs(args, jobs, evaluate_one):
-            results = bulk.ranked([*results, row])
-            written = report(args, results)
-    except KeyboardInterrupt:
-        interrupted = True
-    failed = sum('error' in row for row in results)
-    if failed:
-        _logger.warning(f'{failed} of {len(results)} failed: see their "error".')
-    show(args, results)
-    return 130 if interrupted else int(not written or failed == len(results))
 
 
 def validate(args: argparse.Namespace) -> dict[str, Any]:
@@ -124,7 +57,6 @@ def start(args: argparse.Namespace) -> torch.device:
     return build.init_device(args)
 
 
-@names_dead_workers
 def validate_model(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     """What validate does for one model, on a device that is ready."""
     subject, precision, run_options = prepare(args, device)
@@ -245,41 +177,3 @@ def adopt_options(args: argparse.Namespace, saved: dict[str, Any]) -> None:
             f'{name} of {len(value)} names' if name == 'class_map' and isinstance(value, dict) else f'{name} {value}'
             for name, value in changed.items()))
     vars(args).update(adopted)
-
-
-Results = dict[str, Any] | list[dict[str, Any]]
-
-
-def report(args: argparse.Namespace, results: Results) -> bool:
-    """Write --results-file and --report-dir, if they are asked for. Returns whether they could be written."""
-    if not utils.is_primary(args):
-        return True
-    try:
-        if args.results_file:
-            write_results(args.results_file, results, args.results_format)
-        if args.report_dir:
-            write_report(args.report_dir, results if isinstance(results, list) else [results])
-    except OSError as error:
-        path = error.filename or args.results_file or args.report_dir
-        _logger.error(f'cannot write {path}: {error.strerror or error}: the results are on stdout')
-        return False
-    return True
-
-
-def show(args: argparse.Namespace, results: Results) -> None:
-    """Print the results behind timm's mark, for scripts."""
-    if utils.is_primary(args):
-        print_if_read(f'--result\n{json.dumps(results, indent=4)}')
-
-
-def write_results(path: str, results: Results, format: str = 'csv') -> None:
-    """Write results to a file, as CSV with a row each or as JSON. The file changes at once or not at all."""
-    rows = results if isinstance(results, list) else [results]
-    special = os.path.exists(path) and not os.path.isfile(path)  # a device or a pipe
-    with open(path, 'w', newline='') if special else atomic_write.replacing(path, 'w', newline='') as f:
-        if format == 'json':
-            json.dump(results, f, indent=4)
-            return
-        writer = csv.DictWriter(f, fieldnames=list(dict.fromkeys(name for row in rows for name in row)))
-        writer.writeheader()
-        writer.writerows(rows)

@@ -5,7 +5,8 @@ import os
 from collections.abc import Callable
 
 from ..base.command_line import Parser, flag_of
-from ..base.licences import LicenseError, check_license
+from ..base.errors import OptionError
+from ..base.licences import check_license
 from .data_kinds import check_source, kind_of
 from .paths import check_paths
 from .ranges import check_ranges
@@ -253,7 +254,7 @@ def _check_run(args: argparse.Namespace, error: Callable) -> None:
 def _check_hub(args: argparse.Namespace, error: Callable) -> None:
     try:
         check_license(args.license)
-    except LicenseError as problem:
+    except OptionError as problem:
         error(str(problem))
     if args.hub_dataset:
         from ..weights.hub import HubError, check_dataset

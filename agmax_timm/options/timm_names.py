@@ -13,9 +13,9 @@ from timm.optim import create_optimizer_v2, get_optimizer_info, list_optimizers,
 from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 from timm.utils import world_info_from_env
 
-from ..base.command_line import OptionError, nearest
-from ..base.safe_load import one_line
+from ..base.errors import OptionError
 from ..base.silence import silenced
+from ..base.text import nearest, one_line
 
 _logger = logging.getLogger('train')
 _SCHEDULES = ('cosine', 'tanh', 'step', 'multistep', 'plateau', 'poly', 'wsd', 'rsqrt', 'constant', 'none')

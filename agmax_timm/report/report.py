@@ -15,13 +15,10 @@ from torch.utils.data import Dataset
 from ..assembly import loaders
 from ..assembly import model as build
 from ..base import atomic_write
-from ..base.command_line import OptionError
-from ..base.data_errors import WorkerError
-from ..base.safe_load import CheckpointError, one_line
+from ..base.errors import DataError, OptionError, as_user_error
+from ..base.text import one_line
 from ..data.pictures import ToPicture, label_text
 from ..data.sources.classes import MovedClassError, class_names, summary
-from ..data.sources.datasets import DataError
-from ..data.workers import names_dead_workers
 from ..evaluation import validation
 from ..evaluation.analysis import Analysis
 from ..evaluation.metrics import create_evaluator, set_targets
@@ -61,7 +58,6 @@ class _Evaluation:
     mistakes: list[tuple[Mistake, str]]
 
 
-@names_dead_workers
 def make_report(
         run_dir: str,
         data_dir: str | None = None,
@@ -89,7 +85,6 @@ def make_report(
         OptionError: no run, or the model cannot be built.
         DataError: the data is not there or not the run's.
         OSError: the page cannot be written.
-        WorkerError: a loader worker died.
     """
     given = read_options(run_dir)
     checkpoint = find_file(run_dir)
@@ -136,10 +131,10 @@ def report_at_end(run_dir: str, device: str, on_batch: Callable[[], None]) -> No
     try:
         _logger.info(f'Report: {make_report(run_dir, device=device, in_run=True, on_batch=on_batch)}')
     except Exception as error:
-        expected = isinstance(error, (OptionError, DataError, CheckpointError, OSError, WorkerError))
+        known = as_user_error(error)
         command = shlex.join(['python', '-m', 'agmax_timm.report', run_dir])
-        _logger.error(f'Training is complete, but without a report: {one_line(error)}; to make it: {command}',
-                      exc_info=not expected)
+        _logger.error(f'Training is complete, but without a report: {one_line(known or error)}; to make it: {command}',
+                      exc_info=known is None)
 
 
 def _curves(summary: str) -> dict[str, dict[str, list[tuple[int, float]]]]:

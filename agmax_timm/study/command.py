@@ -1,51 +1,37 @@
 """The study command, from the command line to the figure."""
 import os
 import shlex
-import sys
 
-from ..base.command_line import as_line, quiet_in_pipes
+from ..base.command import command
+from ..base.errors import OptionError
 from .cost import epochs_of, updates_and_views
-from .definition import Study, StudyError, read_study
+from .definition import Study, read_study
 from .options import PROG, parse
 from .plan import Run, check_unchanged, make_runs
 from .published import Published, read_published
 
 
-@quiet_in_pipes
-def main(argv: list[str] | None = None) -> None:
-    """The command. Its exit status is 0, or
-
-    2 for a study that cannot be, 1 if runs failed, 75 if it was asked to end and can go on.
-    """
+@command(PROG)
+def main(argv: list[str] | None = None) -> int:
+    """The command. Return the exit status: 1 if runs failed, else 0."""
     args = parse(argv)
-    try:
-        study = read_study(args.study)
-        name = os.path.splitext(os.path.basename(args.study))[0]
-        output = args.output or os.path.join('output', 'study', name)
-        runs = make_runs(study, study.data if args.data is None else args.data, output)
-        published = read_published(study)
-        check_unchanged(study, runs)
-        if args.dry_run:
-            tell(runs)
-            return
-        if args.table:
-            if not os.path.isdir(output):
-                raise StudyError(f'--table: no folder {output}: train the study first, or name its --output')
-            tell_results(study, runs, published, output)
-            return
-        check_data(study, runs)
-        os.makedirs(output, exist_ok=True)
-        status = carry_out(study, runs, published, output, args.jobs, args.devices)
-    except BrokenPipeError:  # see quiet_in_pipes
-        raise
-    except (StudyError, OSError) as error:
-        print(f'{PROG}: error: {as_line(error)}', file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print(f'{PROG}: error: killed with its runs. The same command goes on from what they saved', file=sys.stderr)
-        sys.exit(130)
-    if status:
-        sys.exit(status)
+    study = read_study(args.study)
+    name = os.path.splitext(os.path.basename(args.study))[0]
+    output = args.output or os.path.join('output', 'study', name)
+    runs = make_runs(study, study.data if args.data is None else args.data, output)
+    published = read_published(study)
+    check_unchanged(study, runs)
+    if args.dry_run:
+        tell(runs)
+        return 0
+    if args.table:
+        if not os.path.isdir(output):
+            raise OptionError(f'--table: no folder {output}: train the study first, or name its --output')
+        tell_results(study, runs, published, output)
+        return 0
+    check_data(study, runs)
+    os.makedirs(output, exist_ok=True)
+    return carry_out(study, runs, published, output, args.jobs, args.devices)
 
 
 def tell(runs: list[Run]) -> None:
@@ -63,10 +49,10 @@ def tell(runs: list[Run]) -> None:
 
 
 def check_data(study: Study, runs: list[Run]) -> None:
-    """Raise StudyError where a folder of data is not there: every run would fail of it."""
+    """Raise OptionError where a folder of data is not there: every run would fail of it."""
     for folder in {run.args.data_dir for run in runs if run.args.data_dir and '/' not in run.args.dataset}:
         if not os.path.exists(folder):
-            raise StudyError(f'{study.path}: data: no folder or tar file {folder}: name another one with --data DIR')
+            raise OptionError(f'{study.path}: data: no folder or tar file {folder}: name another one with --data DIR')
 
 
 def carry_out(study: Study, runs: list[Run], published: Published, output: str, jobs: int, devices: list[str]) -> int:
@@ -74,14 +60,20 @@ def carry_out(study: Study, runs: list[Run], published: Published, output: str, 
 
     Returns:
         Exit status.
+
+    Raises:
+        Interrupted: a signal asked the study to end.
     """
-    from .runner import EXIT_STATUS, Runner
+    from ..base.signals import Interrupted
+    from .runner import Runner
     runner = Runner(runs, jobs, devices)
-    stopped = runner.run()
+    try:
+        stopped = runner.run()
+    except KeyboardInterrupt as error:
+        raise type(error)('killed with its runs. The same command goes on from what they saved') from None
     whole = tell_results(study, runs, published, output, runner.errors)
     if stopped:
-        print(f'{PROG}: error: asked to end. The same command goes on', file=sys.stderr)
-        return EXIT_STATUS
+        raise Interrupted('asked to end. The same command goes on')
     return int(not whole)
 
 

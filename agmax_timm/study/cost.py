@@ -37,7 +37,7 @@ def _images(args: argparse.Namespace) -> int | None:
         return None
     if args.dataset != 'demo' and not os.path.exists(args.data_dir or ''):
         return None
-    from ..base.data_errors import DataError
+    from ..base.errors import DataError
     from ..data.sources.datasets import create_dataset
     try:
         return len(create_dataset(

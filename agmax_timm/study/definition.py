@@ -4,7 +4,9 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..base.command_line import Parser, nearest
+from ..base.command_line import Parser
+from ..base.errors import OptionError
+from ..base.text import nearest
 from ..options.option_file import convert_options, read_mapping
 from ..options.parsers import train_parser
 
@@ -14,10 +16,6 @@ _EPOCHS = ('last', 'best')
 # The study gives them to each run itself.
 _OF_THE_STUDY = {'data': 'data', 'data_dir': 'data', 'seed': 'seeds', 'output': '--output', 'experiment': '--output',
                  'resume': '--output'}
-
-
-class StudyError(ValueError):
-    """A study that cannot be; the message names the file, the value and the remedy."""
 
 
 @dataclass
@@ -55,26 +53,23 @@ def read_study(path: str) -> Study:
     """Read STUDY.yaml; paths in it are relative to its folder.
 
     Raises:
-        StudyError: anything in it, or in a recipe that it names, that cannot be used.
+        OptionError: anything in it, or in a recipe that it names, that cannot be used.
     """
     try:
         return _read(path)
-    except StudyError as error:
-        raise StudyError(f'{path}: {error}') from error
+    except ValueError as error:
+        raise OptionError(f'{path}: {error}') from error
 
 
 def _read(path: str) -> Study:
-    try:
-        content = read_mapping(path)
-    except ValueError as error:
-        raise StudyError(error) from error
+    content = read_mapping(path)
     for key in content:
         if key not in _KEYS:
-            raise StudyError(f"unknown key '{key}'{nearest(str(key), _KEYS)}: there are {', '.join(_KEYS)}")
+            raise OptionError(f"unknown key '{key}'{nearest(str(key), _KEYS)}: there are {', '.join(_KEYS)}")
     home, parser = os.path.dirname(path), train_parser()
     methods = _axis(content, 'methods', home, parser)
     if methods == [Level()]:
-        raise StudyError('no methods: name at least one, as in "methods: {agmax: {agmax: true}}"')
+        raise OptionError('no methods: name at least one, as in "methods: {agmax: {agmax: true}}"')
     study = Study(
         path=path,
         title=_text(content, 'title') or os.path.splitext(os.path.basename(path))[0],
@@ -92,10 +87,10 @@ def _read(path: str) -> Study:
     )
     names = [method.name for method in methods]
     if study.baseline not in names:
-        raise StudyError(f"baseline: '{study.baseline}' is no method{nearest(study.baseline, names)}: "
-                         f"there are {', '.join(names)}")
+        raise OptionError(f"baseline: '{study.baseline}' is no method{nearest(study.baseline, names)}: "
+                          f"there are {', '.join(names)}")
     if study.epoch not in _EPOCHS:
-        raise StudyError(f"epoch: must be {' or '.join(_EPOCHS)}, got '{study.epoch}'")
+        raise OptionError(f"epoch: must be {' or '.join(_EPOCHS)}, got '{study.epoch}'")
     return study
 
 
@@ -104,16 +99,16 @@ def _axis(content: dict[str, Any], key: str, home: str, parser: Parser) -> list[
         return [Level()]
     values = content[key]
     if not isinstance(values, dict) or not values:
-        raise StudyError(f'{key}: expected lines of "name: options", one or more, got {values!r:.60}')
+        raise OptionError(f'{key}: expected lines of "name: options", one or more, got {values!r:.60}')
     levels = [_level(f'{key}: {name}', str(name), value, home, parser) for name, value in values.items()]
     folders: dict[str, str] = {}
     for level in levels:
         if not level.folder or len(level.folder) > 100:
-            raise StudyError(f"{key}: '{level.name:.120}' makes no name of a folder: use letters and digits, "
-                             '100 at most')
+            raise OptionError(f"{key}: '{level.name:.120}' makes no name of a folder: use letters and digits, "
+                              '100 at most')
         if level.folder in folders:
-            raise StudyError(f"{key}: '{level.name}' and '{folders[level.folder]}' would have the same folder, "
-                             f'{level.folder}: rename one')
+            raise OptionError(f"{key}: '{level.name}' and '{folders[level.folder]}' would have the same folder, "
+                              f'{level.folder}: rename one')
         folders[level.folder] = level.name
     return levels
 
@@ -127,14 +122,14 @@ def _level(where: str, name: str, value: Any, home: str, parser: Parser) -> Leve
         elif isinstance(part, dict):
             source, path = ', '.join(f'{key}: {option}' for key, option in part.items()), ''
         else:
-            raise StudyError(f'{where}: expected the path of a recipe, or "option: value", got {part!r:.60}')
+            raise OptionError(f'{where}: expected the path of a recipe, or "option: value", got {part!r:.60}')
         try:
             options = convert_options(read_mapping(path) if path else part, parser)
         except ValueError as error:
-            raise StudyError(f'{where}: {path}{": " if path else ""}{error}') from error
+            raise OptionError(f'{where}: {path}{": " if path else ""}{error}') from error
         for option in options:
             if option in _OF_THE_STUDY:
-                raise StudyError(f'{where}: {option} is set by the study for each run: use {_OF_THE_STUDY[option]}')
+                raise OptionError(f'{where}: {option} is set by the study for each run: use {_OF_THE_STUDY[option]}')
         level.options.update(options)
         level.sources.append(source)
     return level
@@ -142,34 +137,35 @@ def _level(where: str, name: str, value: Any, home: str, parser: Parser) -> Leve
 
 def _seeds(value: Any) -> list[int]:
     if not isinstance(value, list) or not value:
-        raise StudyError(f'seeds: expected a list of one number or more, as [0, 1, 2], got {value!r:.60}')
+        raise OptionError(f'seeds: expected a list of one number or more, as [0, 1, 2], got {value!r:.60}')
     for seed in value:
         if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
-            raise StudyError(f'seeds: expected whole numbers from 0 on, got {seed!r:.60}')
+            raise OptionError(f'seeds: expected whole numbers from 0 on, got {seed!r:.60}')
         if value.count(seed) > 1:
-            raise StudyError(f'seeds: {seed} is there twice: drop one of them')
+            raise OptionError(f'seeds: {seed} is there twice: drop one of them')
     return value
 
 
 def _comparisons(value: Any, methods: list[str]) -> list[tuple[str, str]]:
     if not isinstance(value, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in value):
-        raise StudyError(f'comparisons: expected a list of pairs of methods, as [[AgMax, baseline]], got {value!r:.60}')
+        raise OptionError(
+            f'comparisons: expected a list of pairs of methods, as [[AgMax, baseline]], got {value!r:.60}')
     for name in (name for pair in value for name in pair):
         if name not in methods:
-            raise StudyError(f"comparisons: '{name}' is no method{nearest(str(name), methods)}: "
-                             f"there are {', '.join(methods)}")
+            raise OptionError(f"comparisons: '{name}' is no method{nearest(str(name), methods)}: "
+                              f"there are {', '.join(methods)}")
     return [(method, other) for method, other in value]
 
 
 def _text(content: dict[str, Any], key: str) -> str:
     value = content.get(key)
     if value is not None and not isinstance(value, (str, int, float)):
-        raise StudyError(f'{key}: expected a name, got {value!r:.60}')
+        raise OptionError(f'{key}: expected a name, got {value!r:.60}')
     return '' if value is None else str(value)
 
 
 def _path(content: dict[str, Any], key: str, home: str) -> str:
     value = content.get(key)
     if value is not None and not isinstance(value, str):
-        raise StudyError(f'{key}: expected a path, got {value!r:.60}')
+        raise OptionError(f'{key}: expected a path, got {value!r:.60}')
     return os.path.normpath(os.path.join(home, value)) if value else ''

@@ -11,11 +11,12 @@ from typing import Any
 
 import yaml
 
+from ..base.errors import OptionError
 from ..options.checks import METRICS
 from ..options.kinds import KEEPING, LAUNCHER
 from ..options.option_file import read_mapping
 from ..options.parse import parse_train_args
-from .definition import Level, Study, StudyError
+from .definition import Level, Study
 
 # Options with no effect on the result of a run.
 _MAY_CHANGE = {*KEEPING, *LAUNCHER, 'data', 'data_dir', 'resume', 'workers'}
@@ -85,7 +86,7 @@ def make_runs(study: Study, data: str, output: str) -> list[Run]:
         output: Folder of the study.
 
     Raises:
-        StudyError: options that train.py refuses.
+        OptionError: options that train.py refuses.
     """
     cells = [_cell(study, levels, output)
              for levels in product(study.augmentations, study.settings, study.methods)]
@@ -95,7 +96,7 @@ def make_runs(study: Study, data: str, output: str) -> list[Run]:
 
 
 def check_unchanged(study: Study, runs: list[Run]) -> None:
-    """Raise StudyError where the folder of a run holds one of other options."""
+    """Raise OptionError where the folder of a run holds one of other options."""
     for run in runs:
         path = os.path.join(run.folder, 'args.yaml')
         if not os.path.exists(path):
@@ -103,10 +104,10 @@ def check_unchanged(study: Study, runs: list[Run]) -> None:
         try:
             before = read_mapping(path)
         except ValueError as error:
-            raise StudyError(f'{path}: {error}: remove {run.folder}, or give another --output') from error
+            raise OptionError(f'{path}: {error}: remove {run.folder}, or give another --output') from error
         for name, value in vars(run.args).items():
             if name not in _MAY_CHANGE and name in before and before[name] != value:
-                raise StudyError(f'{study.path}: {run.folder} was trained with {name} {before[name]}, and is now to '
+                raise OptionError(f'{study.path}: {run.folder} was trained with {name} {before[name]}, and is now to '
                                  f'have {value}: remove that folder, or give another --output')
 
 
@@ -138,14 +139,14 @@ def _parse(study: Study, cell: Cell, data: str) -> argparse.Namespace:
         except SystemExit:
             line = heard.getvalue().strip().splitlines()[-1]
             message = line.partition('error: ')[2].removesuffix(' (--help lists all flags)')
-            raise StudyError(f'{study.path}: {cell.name}: {message}') from None
+            raise OptionError(f'{study.path}: {cell.name}: {message}') from None
     metrics = METRICS[args.task]
     if study.metric not in metrics:
-        raise StudyError(f"{study.path}: metric: must be one of {', '.join(metrics)}, got '{study.metric}'")
+        raise OptionError(f"{study.path}: metric: must be one of {', '.join(metrics)}, got '{study.metric}'")
     if not args.val_split:
-        raise StudyError(f"{study.path}: {cell.name}: val_split is '': a study compares metrics of validation data")
+        raise OptionError(f"{study.path}: {cell.name}: val_split is '': a study compares metrics of validation data")
     if not args.data_dir and args.dataset != 'demo' and '/' not in args.dataset:
-        raise StudyError(f'{study.path}: no data: give its folder with --data DIR, or "dataset: demo" in base')
+        raise OptionError(f'{study.path}: no data: give its folder with --data DIR, or "dataset: demo" in base')
     return args
 
 

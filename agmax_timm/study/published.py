@@ -3,9 +3,10 @@ import csv
 import io
 import math
 
-from ..base.command_line import nearest
+from ..base.errors import OptionError
+from ..base.text import nearest
 from ..base.text_file import read_text
-from .definition import Level, Study, StudyError
+from .definition import Level, Study
 
 _COLUMNS = ('augmentation', 'setting', 'method', 'value')
 
@@ -16,30 +17,30 @@ def read_published(study: Study) -> Published:
     """The numbers of a study's file, none without one.
 
     Raises:
-        StudyError: it cannot be read, or names what the study does not have.
+        OptionError: it cannot be read, or names what the study does not have.
     """
     if not study.published:
         return {}
     try:
         text = read_text(study.published)
     except (OSError, ValueError) as error:
-        raise StudyError(f'{study.path}: published: {error}') from error
+        raise OptionError(f'{study.path}: published: {error}') from error
     reader = csv.DictReader(line for line in io.StringIO(text) if line.strip() and not line.startswith('#'))
     axes = dict(zip(_COLUMNS, (study.augmentations, study.settings, study.methods)))
     needed = [column for column in _COLUMNS if column == 'value' or axes[column] != [Level()]]
     if reader.fieldnames is None or set(reader.fieldnames) != set(needed):
-        raise StudyError(f"{study.published}: must have the columns {', '.join(needed)}, "
-                         f"got {', '.join(reader.fieldnames or ['none'])}")
+        raise OptionError(f"{study.published}: must have the columns {', '.join(needed)}, "
+                          f"got {', '.join(reader.fieldnames or ['none'])}")
     published: Published = {}
     for row in reader:
         for column, levels in axes.items():
             names = [level.name for level in levels]
             if row.setdefault(column, '') not in names:
-                raise StudyError(f"{study.published}: {column} '{row[column]}' is not in {study.path}"
-                                 f'{nearest(row[column] or "", names)}: drop the line or rename it')
+                raise OptionError(f"{study.published}: {column} '{row[column]}' is not in {study.path}"
+                                  f'{nearest(row[column] or "", names)}: drop the line or rename it')
         place = tuple(row[column] for column in axes)
         if place in published:
-            raise StudyError(f"{study.published}: {', '.join(filter(None, place))} is there twice: drop one of them")
+            raise OptionError(f"{study.published}: {', '.join(filter(None, place))} is there twice: drop one of them")
         published[place] = _number(row['value'], study.published)
     return published
 
@@ -50,5 +51,5 @@ def _number(text: str, path: str) -> float:
     except (TypeError, ValueError):
         value = math.nan
     if not math.isfinite(value):
-        raise StudyError(f'{path}: value must be a number, got {text!r}')
+        raise OptionError(f'{path}: value must be a number, got {text!r}')
     return value

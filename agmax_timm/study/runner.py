@@ -102,7 +102,7 @@ class Runner:
             if status == 0 and has_summary(run):
                 mark_complete(run)
                 self._say(f'{run.name}: complete')
-            elif status == EXIT_STATUS or (asked and status == -signal.SIGTERM):
+            elif status == EXIT_STATUS or (asked and status in (-signal.SIGTERM, 128 + signal.SIGTERM)):
                 self._say(f'{run.name}: interrupted')
             else:
                 self.errors[run.folder] = last_error(run.log_path, status)

@@ -15,9 +15,8 @@ from ..assembly import model as build
 from ..assembly import optimizer as optimization
 from ..assembly.known_classes import check_teacher, warn_of_other_classes
 from ..assembly.objective import build_task
-from ..base.command_line import OptionError
+from ..base.errors import CheckpointError, OptionError
 from ..base.random_state import kept_random_state
-from ..base.safe_load import CheckpointError
 from ..base.signals import StopSignals
 from ..base.silence import silenced
 from ..data.backend import views_of

@@ -15,8 +15,8 @@ from timm.task import ClassificationEvaluator, evaluation_sample_limit
 
 from ..assembly import loaders
 from ..assembly import optimizer as optimization
-from ..base.data_errors import DamagedError, LabelError
-from ..base.safe_load import one_line
+from ..base.errors import DamagedError, LabelError, UserError
+from ..base.text import one_line
 from ..data.pictures import ToPicture, save_views
 from ..data.sources.classes import class_names
 from ..options.checks import in_sequence, mixing
@@ -40,8 +40,9 @@ class EvaluationStopped(Exception):
     """An evaluation that was asked to end."""
 
 
-class EvaluationFailed(RuntimeError):
+class EvaluationFailed(UserError, RuntimeError):
     """An evaluation that ended because another rank raised an error."""
+    exit_status = 1
 
     def __init__(self):
         super().__init__('the evaluation failed on another rank, which says why')

@@ -8,11 +8,14 @@ import torch
 import torch.distributed as dist
 import torch.nn as nn
 
+from ..base.errors import UserError
+
 Input = torch.Tensor | dict[str, torch.Tensor]  # images [B, C, H, W], or the patches of images (NaFlex)
 
 
-class NonFiniteError(RuntimeError):
-    """A loss or metric that is NaN or infinite; the message names which, and when."""
+class NonFiniteError(UserError, RuntimeError):
+    """A loss, gradient, weight or metric that is NaN or infinite. The message names it and the update or epoch."""
+    exit_status = 1
 
 
 @dataclass

@@ -8,8 +8,8 @@ from huggingface_hub import hf_hub_download, metadata_load
 from huggingface_hub.errors import HTTPError
 from timm.models import get_pretrained_cfg, parse_model_name
 
+from ..base.errors import CheckpointError
 from ..base.licences import license_in_folder, license_name, license_of_card
-from ..base.safe_load import CheckpointError
 from .checkpoint import SavedModel, saved_run
 
 # 'name' of a repository on the Hub and 'license', each None if unknown. Empty if training starts without weights.

@@ -14,8 +14,10 @@ from timm.models import clean_state_dict, get_pretrained_cfg, is_model, resolve_
 from timm.models._hub import load_model_config_from_path
 
 from ..base.class_labels import known_names
+from ..base.errors import CheckpointError
 from ..base.licences import license_in_folder, license_name
-from ..base.safe_load import CheckpointError, one_line, read_file
+from ..base.safe_load import read_file
+from ..base.text import one_line
 from .limits import noted_options
 from .models import check_fit, is_original, original_options, original_to_timm, timm_architecture
 

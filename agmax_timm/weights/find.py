@@ -3,7 +3,8 @@ import os
 from contextlib import suppress
 from typing import Any
 
-from ..base.safe_load import CheckpointError, read_file, verify
+from ..base.errors import CheckpointError
+from ..base.safe_load import read_file, verify
 from .checkpoint import STATE
 
 SUFFIX = '.pth.tar'

@@ -19,8 +19,9 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import validate_repo_id
 from huggingface_hub.utils.sha import git_hash
 
+from ..base.text import one_line
 from .card import published_card
-from .hub_error import HubError, line, reason, status, told
+from .hub_error import HubError, reason, status, told
 from .staging import CARD, FILES, load_folder
 from .update import ChangedError, Remote, Update, plan_update
 
@@ -105,7 +106,7 @@ def check_name(repo_id: str) -> None:
     try:
         validate_repo_id(repo_id)
     except ValueError as error:
-        raise HubError(line(str(error))) from None
+        raise HubError(one_line(error)) from None
     if '/' not in repo_id:
         raise HubError(f"expected OWNER/NAME, got '{repo_id}'")
 
@@ -115,7 +116,7 @@ def check_dataset(name: str) -> None:
     try:
         validate_repo_id(name or None)
     except ValueError as error:
-        raise HubError(f'--hub-dataset {name} is no name of a data set on the Hub: {line(str(error))}') from None
+        raise HubError(f'--hub-dataset {name} is no name of a data set on the Hub: {one_line(error)}') from None
 
 
 def check_revision(revision: str | None) -> None:

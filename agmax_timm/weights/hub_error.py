@@ -3,9 +3,12 @@ from contextlib import contextmanager
 
 from huggingface_hub.errors import HfHubHTTPError, HTTPError  # the HTTP client's own, httpx or httpx2
 
+from ..base.errors import UserError
+from ..base.text import one_line
 
-class HubError(ValueError):
-    """What cannot be staged or published; the message says why, and what to do."""
+
+class HubError(UserError, ValueError):
+    """A model that cannot be staged or published. The message has the reason and the remedy."""
 
 
 def status(error: BaseException) -> int | None:
@@ -18,16 +21,12 @@ def status(error: BaseException) -> int | None:
 def reason(error: BaseException) -> str:
     """An error as part of a line."""
     if isinstance(error, HfHubHTTPError):
-        return line(f'{error.response.status_code} {error.server_message or error.response.reason_phrase}')
+        return one_line(f'{error.response.status_code} {error.server_message or error.response.reason_phrase}')
     if isinstance(error, RuntimeError) and error.__cause__ is not None:
-        return f'{line(str(error))} {reason(error.__cause__)}'
+        return f'{one_line(error)} {reason(error.__cause__)}'
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    return line(str(error)) or type(error).__name__
-
-
-def line(text: str) -> str:
-    return ' '.join(text.split())
+    return one_line(error)
 
 
 @contextmanager

@@ -16,8 +16,8 @@ from timm.models import generate_default_cfgs, load_state_dict, model_entrypoint
 from torch import Tensor, nn
 
 from ..base.atomic_write import scratch_folder
-from ..base.command_line import listed
-from ..base.safe_load import CheckpointError
+from ..base.errors import CheckpointError
+from ..base.text import listed, one_line
 
 # Where timm's models keep their head; the original's networks keep theirs beside the features, as `classifier`.
 _HEADS = ('head.fc', 'head', 'classifier', 'fc')
@@ -221,7 +221,7 @@ def _create_released(
     except (CheckpointError, RuntimeError, pickle.UnpicklingError, EOFError, FileNotFoundError) as error:
         if not pretrained:
             raise
-        raise CheckpointError(f'{name}: cannot use weights {source}: {_one_line(error)}') from error
+        raise CheckpointError(f'{name}: cannot use weights {source}: {one_line(error)}') from error
     model.register_load_state_dict_pre_hook(_rename_while_loading)
     return model
 
@@ -259,9 +259,5 @@ def _download(url: str, cache_dir: str | os.PathLike | None = None) -> str:
             load_state_dict(download)
             os.replace(download, path)  # atomic: several processes may download at once
     except Exception as error:
-        raise CheckpointError(f'cannot use the download of {url} to {path}: {_one_line(error)}') from error
+        raise CheckpointError(f'cannot use the download of {url} to {path}: {one_line(error)}') from error
     return path
-
-
-def _one_line(error: Exception) -> str:
-    return ' '.join(str(error).split()) or type(error).__name__

@@ -5,7 +5,9 @@ from typing import Any
 import torch
 from timm.task import TrainingTask, load_task_ema_checkpoint, resume_task_checkpoint
 
-from ..base.safe_load import CheckpointError, one_line, read_file, verify
+from ..base.errors import CheckpointError
+from ..base.safe_load import read_file, verify
+from ..base.text import one_line
 from .checkpoint import STATE
 
 _logger = logging.getLogger(__name__)

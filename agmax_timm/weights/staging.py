@@ -63,7 +63,7 @@ def stage(
         check: Further check of the staged folder, which may raise HubError.
 
     Raises:
-        LicenseError: the Hub does not list the licence.
+        OptionError: the Hub does not list the licence.
         HubError: the folder cannot be written, does not give the model's logits back, or fails the check. Nothing of
             it stays then.
     """

@@ -8,7 +8,7 @@ from poison import poison_gradients, poison_losses
 from ranks import finish_ranks, logs, start_ranks
 from run_files import load
 
-from agmax_timm.training import run as training
+from agmax_timm.commands import train as train_cli
 from agmax_timm.training.guards.watchdog import Watchdog
 
 from .updates import keep_busy
@@ -17,7 +17,7 @@ from .updates import keep_busy
 def fail(argv, capsys):
     """The last line of a run that ends with status 1."""
     with pytest.raises(SystemExit) as end:
-        training.main(argv)
+        train_cli.main(argv)
     assert end.value.code == 1
     return capsys.readouterr().err.strip().splitlines()[-1]
 

@@ -28,7 +28,7 @@ def work_on_arrays(
         What the log should tell besides.
 
     Raises:
-        UnequalError: a step of the transforms has no equal on arrays; nothing is changed then.
+        NotImplementedError: a step of the transforms has no equal on arrays; nothing is changed then.
     """
     on_host, jitter = _split_jitter(transforms_of(loader.dataset), loader, mixup)
     replace_transforms(loader.dataset, [ArrayTransform(transform) for transform in on_host])

@@ -18,7 +18,6 @@ from timm.data import auto_augment
 from timm.data.transforms import MaybePILToTensor, RandomResizedCropAndInterpolation, interp_mode_to_str
 from torchvision import transforms
 
-from ...base.data_errors import UnequalError
 from ..augment import Lighting
 from . import blur, colour
 from .operations import OPERATIONS
@@ -35,13 +34,13 @@ class ArrayTransform:
         transform: transforms.Compose of timm.data.create_transform, extended or not, that ends in a uint8 tensor.
 
     Raises:
-        UnequalError: a step has no equal on arrays.
+        NotImplementedError: a step has no equal on arrays.
     """
 
     def __init__(self, transform: transforms.Compose):
         *steps, last = transform.transforms
         if type(last) is not MaybePILToTensor:
-            raise UnequalError('pixels that the workers normalise')
+            raise NotImplementedError('pixels that the workers normalise')
         self.transform = transform
         self.steps = [on_arrays(step) for step in steps]
 
@@ -66,8 +65,8 @@ class ArrayTransform:
 
 @singledispatch
 def on_arrays(step: Any) -> Step:
-    """The equal of a transform of PIL images. Raises UnequalError where there is none."""
-    raise UnequalError(type(step).__name__)
+    """The equal of a transform of PIL images. Raises NotImplementedError where there is none."""
+    raise NotImplementedError(type(step).__name__)
 
 
 @on_arrays.register
@@ -89,14 +88,14 @@ def _(step: RandomResizedCropAndInterpolation) -> Step:
 @on_arrays.register
 def _(step: transforms.Resize) -> Step:
     if isinstance(step.size, int) or len(step.size) != 2:
-        raise UnequalError('Resize of the smaller side')
+        raise NotImplementedError('Resize of the smaller side')
     return partial(resize, size=tuple(step.size), mode=_resize_name(step.interpolation))
 
 
 @on_arrays.register
 def _(step: transforms.RandomCrop) -> Step:
     if step.pad_if_needed or step.padding_mode != 'constant' or step.fill or len(step.padding) != 2:
-        raise UnequalError(f'RandomCrop with padding {step.padding_mode}')
+        raise NotImplementedError(f'RandomCrop with padding {step.padding_mode}')
     return partial(_pad_and_crop, step)
 
 
@@ -123,7 +122,7 @@ def _(step: transforms.RandomGrayscale) -> Step:
 @on_arrays.register
 def _(step: transforms.GaussianBlur) -> Step:
     if step.kernel_size[0] != step.kernel_size[1]:
-        raise UnequalError(f'GaussianBlur of {step.kernel_size}')
+        raise NotImplementedError(f'GaussianBlur of {step.kernel_size}')
     return partial(_gaussian_blur, step)
 
 
@@ -145,7 +144,7 @@ def _(step: auto_augment.RandAugment) -> Step:
 @on_arrays.register
 def _(step: auto_augment.AugMixAugment) -> Step:
     if step.blended:
-        raise UnequalError('AugMix with b1')
+        raise NotImplementedError('AugMix with b1')
     return _AugMix([_operation(op) for op in step.ops], step.alpha, step.width, step.depth)
 
 
@@ -229,14 +228,14 @@ def _planes(pixels: np.ndarray) -> torch.Tensor:
 def _resize_name(mode: Any) -> str:
     name = interp_mode_to_str(mode)
     if name not in _RESIZES:
-        raise UnequalError(f'interpolation {name}')
+        raise NotImplementedError(f'interpolation {name}')
     return name
 
 
 def _operation(op: auto_augment.AugmentOp) -> auto_augment.AugmentOp:
     """timm's operation of a policy, with its draws, on arrays."""
     if op.name not in OPERATIONS:
-        raise UnequalError(op.name)
+        raise NotImplementedError(op.name)
     op = copy.copy(op)
     op.aug_fn = OPERATIONS[op.name]
     return op

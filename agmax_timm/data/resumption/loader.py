@@ -15,6 +15,7 @@ import torch
 from timm.data.loader import MultiEpochsDataLoader
 from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, IterableDataset, RandomSampler
 
+from ...base.errors import CheckpointError
 from ...base.random_state import get_random_state, kept_random_state, set_random_state, torch_state
 from ..memory.buffers import Courier
 from ..workers import Report, WorkerInit, get_shuffle_state, set_shuffle_state, sigterm_waits
@@ -26,10 +27,6 @@ _REMEMBERED = 256  # batches whose indices are at hand
 # What of a position says nothing to another number of ranks or workers.
 _OF_ANOTHER_SHAPE: dict[str, Any] = {
     'before': None, 'base': None, 'order': [], 'turn': 0, 'worker_states': {}, 'shuffle': b''}
-
-
-class ResumeError(ValueError):
-    """A position in an epoch that cannot be taken up as the loader is now; the message says what differs."""
 
 
 class ResumableLoader:
@@ -144,7 +141,7 @@ class ResumableLoader:
             What cannot be as it was, in words; empty if all is.
 
         Raises:
-            ResumeError: an epoch in progress that cannot be dealt anew to what there is now.
+            CheckpointError: an epoch in progress that cannot be dealt anew to what there is now.
         """
         state = to_bytes(state)
         was, now = state['shape'], self._shape()
@@ -152,7 +149,7 @@ class ResumableLoader:
         dealt_anew = was['ranks'] != now['ranks'] or was['batch size'] != now['batch size']
         if state.get('dealt') is not None:
             if dealt_anew:
-                raise ResumeError(f"{', '.join(changed)}: the rest of the epoch was dealt anew before")
+                raise CheckpointError(f"{', '.join(changed)}: the rest of the epoch was dealt anew before")
             self._deal(**state['dealt'])
         if not changed:
             self._resumed = state
@@ -162,9 +159,9 @@ class ResumableLoader:
                 self._resumed = {**state, **_OF_ANOTHER_SHAPE}
             return changed
         if was['samples'] != now['samples']:
-            raise ResumeError(f"the data has {now['samples']} samples, and had {was['samples']}")
+            raise CheckpointError(f"the data has {now['samples']} samples, and had {was['samples']}")
         if self._order is None or (dealt_anew and not self._can_be_dealt_anew):
-            raise ResumeError(', '.join(changed))
+            raise CheckpointError(', '.join(changed))
         if dealt_anew:
             self._deal_rest(state, epoch)
         else:

@@ -9,7 +9,7 @@ from timm.data.readers.reader_image_folder import ReaderImageFolder
 from timm.data.readers.reader_image_in_tar import ReaderImageInTar
 from torch.utils.data import Dataset
 
-from ...base.data_errors import DataError
+from ...base.errors import DataError
 from .classes import ModelClasses, check_evaluation, class_outputs, class_to_idx
 from .datasets import TorchFolder, folders_in, quoted
 from .decoding import ConvertedIterable

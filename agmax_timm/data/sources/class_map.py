@@ -5,7 +5,7 @@ from typing import Any
 
 from timm.data.readers.class_map import load_class_map
 
-from ...base.data_errors import DataError
+from ...base.errors import DataError
 from ...base.text_file import read_text
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from torch.utils.data import Dataset
 
 from ...base.class_labels import index_names
-from ...base.data_errors import DataError
+from ...base.errors import DataError
 
 _logger = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from ...base.data_errors import DamagedError
+from ...base.errors import DamagedError
 
 
 class Damage:

@@ -13,8 +13,8 @@ from torch.utils.data import Dataset
 from torchvision.datasets import ImageFolder
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from ...base.command_line import listed
-from ...base.data_errors import DataError
+from ...base.errors import DataError
+from ...base.text import listed
 from .class_map import read_class_map
 from .decoding import DecodedDataset, with_policy
 from .folder import FolderReader, is_hidden

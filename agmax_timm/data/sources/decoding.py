@@ -12,7 +12,7 @@ from PIL import Image, UnidentifiedImageError
 from timm.data import ImageDataset, IterableImageDataset
 from torch.utils.data import Dataset
 
-from ...base.data_errors import DamagedError
+from ...base.errors import DamagedError
 from .damage import Damage
 from .labels import NO_CLASS_OF_MAP, check_shards, label_error, to_target
 

@@ -12,7 +12,7 @@ from timm.data.readers.class_map import remap_target
 from timm.data.readers.targets import get_field, has_field
 from torch.utils.data import Dataset
 
-from ...base.data_errors import LabelError
+from ...base.errors import LabelError
 
 NO_CLASS_OF_MAP = 'it is no class of --class-map'
 

@@ -23,8 +23,8 @@ import torch.distributed as dist
 from timm.data import IterableImageDataset
 from torch.utils.data import Dataset
 
-from ...base.data_errors import LabelError
-from .datasets import DataError, create_dataset
+from ...base.errors import DataError, LabelError
+from .datasets import create_dataset
 
 _logger = logging.getLogger(__name__)
 

@@ -17,12 +17,11 @@ from torch.utils.data import Dataset
 
 from ...assembly import loaders
 from ...assembly.model import Precision
-from ...base.command_line import OptionError
-from ...base.safe_load import one_line
+from ...base.errors import DataError, OptionError
+from ...base.text import one_line
 from ...data.augment import replace_transforms, transforms_of
 from ...data.mixup import TwoViewCollate
 from ...data.sources.classes import class_names, same_names
-from ...data.sources.datasets import DataError
 from ...options.parsers import train_parser
 from ...training.loop import evaluate
 from ...training.output import log as reporting

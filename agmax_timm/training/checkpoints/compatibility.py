@@ -4,7 +4,8 @@ from typing import Any
 
 from torch.utils.data import Dataset, IterableDataset
 
-from ...base.command_line import OptionError, flag_of
+from ...base.command_line import flag_of
+from ...base.errors import OptionError
 from ...data.sources.classes import class_names, normalised, same_names
 from ...options.kinds import KEEPING, LAUNCHER
 

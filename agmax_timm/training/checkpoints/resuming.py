@@ -6,7 +6,7 @@ from typing import Any
 
 from timm import utils
 
-from ...base.command_line import OptionError
+from ...base.errors import OptionError
 from ...base.safe_load import read_file
 from ...weights.checkpoint import RECORD, STATE
 from ..losses import RunningLosses

@@ -20,14 +20,16 @@ from timm.utils import CheckpointSaver
 
 from ...base import atomic_write
 from ...base.background import Background, snapshot
+from ...base.errors import UserError
 from ...base.safe_load import read_file
 from ...weights.checkpoint import RECORD, STATE
 
 _logger = logging.getLogger(__name__)
 
 
-class SaveError(RuntimeError):
-    """The newest state of a run could not be written; the message names the file, why, and what there is instead."""
+class SaveError(UserError, RuntimeError):
+    """The newest state of a run cannot be written. The message names the file, the reason and the newest valid file."""
+    exit_status = 74  # EX_IOERR of sysexits.h
 
 
 class RecordSaver(CheckpointSaver):

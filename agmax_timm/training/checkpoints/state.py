@@ -12,9 +12,9 @@ import torch.distributed as dist
 from timm.task import TrainingTask
 from timm.utils import random_seed, unwrap_model
 
+from ...base.errors import CheckpointError
 from ...base.random_state import fits_generator, get_random_state, is_of_device, set_random_state
-from ...base.safe_load import CheckpointError
-from ...data.resumption.loader import ResumableLoader, ResumeError, start_workers
+from ...data.resumption.loader import ResumableLoader, start_workers
 from ..losses import RunningLosses
 
 _FORMAT = 1
@@ -128,7 +128,7 @@ class RunState:
         try:
             loader = {**mine['loader'], 'random': None} if position.trained else mine['loader']
             changed = self.loader.load_state_dict(loader, position.epoch)
-        except ResumeError as error:
+        except CheckpointError as error:
             raise CheckpointError(
                 f'--resume {self.args.resume} is within epoch {position.epoch} and cannot go on with {error}: use what '
                 'it was made with, or a checkpoint of a whole epoch') from error

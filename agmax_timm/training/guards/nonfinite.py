@@ -11,7 +11,7 @@ from timm.utils import unwrap_model
 
 from ...assembly.sharding import whole
 from ...base.atomic_write import replacing
-from ...base.command_line import listed
+from ...base.text import listed
 from ...data.resumption.loader import ResumableLoader
 from ..losses import NonFiniteError, Update
 from .finite_check import GRADIENT, Verdict

@@ -2,7 +2,6 @@
 import csv
 import logging
 import math
-import os
 import sys
 import time
 from collections.abc import Iterator
@@ -14,7 +13,6 @@ from tqdm import tqdm
 
 from ...assembly.job_start import leave_allocation
 from ...base import atomic_write
-from ...base.command_line import as_line
 from ..loop import Progress
 from .log_file import LogFile
 
@@ -231,9 +229,3 @@ def finite(value: Any) -> Any:
     if isinstance(value, list):
         return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def exit_with_error(status: int, error: Exception) -> None:
-    """End the process with one line on stderr, below a progress bar if there is one."""
-    tqdm.write(f"{os.path.basename(sys.argv[0])}: error: {as_line(error)}", file=sys.stderr)
-    sys.exit(status)

@@ -15,7 +15,7 @@ from timm import utils
 from timm.models import safe_model_name
 
 from ...base import atomic_write
-from ...base.command_line import OptionError
+from ...base.errors import OptionError
 from ...weights.find import checkpoint_names, newest_checkpoint, next_line
 from . import log as reporting
 from .log_file import LogFile

@@ -4,8 +4,8 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from ...base.command_line import OptionError
-from ...base.safe_load import one_line
+from ...base.errors import OptionError
+from ...base.text import one_line
 from ..loop import Progress
 from . import log as reporting
 

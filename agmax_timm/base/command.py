@@ -1,0 +1,89 @@
+"""The frame in which every command runs: the same errors, signals and pipes end each of them in the same way."""
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from typing import Any
+
+from .errors import UserError, as_user_error
+from .pipes import drop_output, drop_unread_output
+from .processes import fork_workers
+from .text import one_line
+
+_EX_SIGPIPE = 128 + 13
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which ends a command as Ctrl-C does: files and processes are cleaned up."""
+    exit_status = 128 + signal.SIGTERM
+
+
+def command(prog: str | None = None) -> Callable[[Callable[..., int | None]], Callable[..., None]]:
+    """Decorate the main function of a command, which parses the command line, runs, and returns its exit status.
+
+    An error that a user can act on is printed as one line, see errors.as_user_error; it has the exit status. Other
+    errors pass. Where the reader of the output has ended, the command ends quietly, as if by the signal SIGPIPE.
+
+    Args:
+        prog: Name of the command in messages. By default that of the script.
+    """
+    def decorate(main: Callable[..., int | None]) -> Callable[..., None]:
+        @wraps(main)
+        def run(*args: Any, **kwargs: Any) -> None:
+            status: int | None
+            try:
+                fork_workers()
+                with _sigterm_as_error():
+                    try:
+                        status = main(*args, **kwargs)
+                    finally:
+                        sys.stdout.flush()  # otherwise Python prints the error of this call when it ends
+            except BrokenPipeError:
+                if not drop_unread_output():
+                    raise
+                status = _EX_SIGPIPE
+            except (Exception, KeyboardInterrupt) as error:
+                known = as_user_error(error)
+                if known is None:
+                    raise
+                status = print_error(known, prog)
+            if status:
+                sys.exit(status)
+        return run
+    return decorate
+
+
+def print_error(error: UserError, prog: str | None = None) -> int:
+    """Print an error as one line on stderr, below a progress bar if there is one. Return the exit status."""
+    from tqdm import tqdm
+    tqdm.write(f'{prog or os.path.basename(sys.argv[0])}: error: {one_line(error)}', file=sys.stderr)
+    try:
+        sys.stdout.flush()
+    except OSError:  # the disk is full; Python would try again when it ends, and print an error of its own
+        drop_output()
+    return error.exit_status
+
+
+@contextmanager
+def _sigterm_as_error() -> Iterator[None]:
+    """Raise Terminated at SIGTERM.
+
+    Not in a job of several processes. Its launcher ends them by SIGTERM, and a process that waits for the others
+    cannot handle a signal.
+    """
+    several = any(int(os.environ.get(name) or 1) > 1 for name in ('WORLD_SIZE', 'SLURM_NTASKS'))
+    if several or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _terminate(number: int, frame: Any) -> None:
+    raise Terminated('terminated')

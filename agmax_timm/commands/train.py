@@ -1,0 +1,77 @@
+"""train.py and agmax-train: train, then publish and report."""
+import argparse
+import logging
+from functools import partial
+from typing import Any
+
+from ..base.command import command
+from ..base.errors import UserError, WorkerError, as_user_error
+from ..base.processes import kept_imports
+from ..options.parse import parse_train_args
+
+_logger = logging.getLogger('train')
+
+
+class NotPublishedError(UserError, RuntimeError):
+    """A run that is complete but could not be published. The message has the reason."""
+    exit_status = 69  # EX_UNAVAILABLE of sysexits.h
+
+
+@command()
+def main(argv: list[str] | None = None) -> int | None:
+    """The command. docs/reliability.md has its exit statuses."""
+    return run(parse_train_args(argv))
+
+
+def run(args: argparse.Namespace) -> int | None:
+    """Run the command with options that are parsed. Return its exit status."""
+    with kept_imports():  # torch and timm take seconds to import, so --help does not wait for them
+        from ..assembly.process_group import ending_process_group
+        from ..base.signals import StopSignals
+        from ..training.run import train
+        from .check_data import check_train
+    if args.check_data:
+        return check_train(args)
+    # Signals are handled to the end: torchrun sends SIGTERM to the processes that outlive the first.
+    with StopSignals() as signals, ending_process_group():
+        try:
+            train(args, signals, partial(_publish_and_report, args))
+        except Exception as error:
+            known = as_user_error(error)
+            if isinstance(known, WorkerError):
+                raise WorkerError(f'{known}; --resume auto goes on') from error
+            raise
+    return None
+
+
+def _publish_and_report(args: argparse.Namespace, output_dir: str, watchdog: Any) -> None:
+    """Do what --push-to-hub and --report ask for, after a run that is complete.
+
+    Raises:
+        NotPublishedError: publishing failed. The report is written first.
+    """
+    from ..report.report import report_at_end
+    failure = ''
+    if args.push_to_hub:
+        watchdog.end()
+        failure = publish_run(args, output_dir)
+    if args.report:
+        report_at_end(output_dir, args.device, watchdog.beat)
+    if failure:
+        raise NotPublishedError(f'training is complete, but not published: {failure}')
+
+
+def publish_run(args: argparse.Namespace, output_dir: str) -> str:
+    """Publish the best weights. Return the reason if that fails, else ''."""
+    from ..evaluation.published import compare_on_data
+    from ..training.create_run import destination_of
+    from ..weights.publishing import publish_command, publish_source
+    what = (output_dir, destination_of(args), None, args.hub_dataset)
+    try:
+        _logger.info(f'Published: {publish_source(*what, partial(compare_on_data, in_run=True))}')
+        return ''
+    except UserError as error:
+        return str(error)
+    except Exception as error:
+        _logger.exception('Not published')
+        return f'{type(error).__name__}; to go on: {publish_command(*what)}'

@@ -1,0 +1,110 @@
+"""validate.py and agmax-validate: evaluate one model or several, print and write the results."""
+import argparse
+import csv
+import json
+import logging
+import os
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from ..base import atomic_write
+from ..base.command import command
+from ..base.errors import as_user_error
+from ..base.pipes import print_if_read
+from ..base.processes import kept_imports
+from ..options.parse import parse_validate_args
+
+_logger = logging.getLogger('validate')
+Results = dict[str, Any] | list[dict[str, Any]]
+
+
+@command()
+def main(argv: list[str] | None = None) -> int | None:
+    """The command. Print and write the results of one model as a dict, those of several, best first, as a list.
+
+    Exit status 2 for options, data or checkpoints that cannot be used, where one model was asked for; 1 where every
+    one of several failed, or --retry, or a loader worker died; 130 if interrupted.
+    """
+    return run(parse_validate_args(argv))
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command with options that are parsed. Return its exit status."""
+    with kept_imports():  # torch and timm take seconds to import, so --help does not wait for them
+        from ..assembly.process_group import ending_process_group
+        from ..evaluation import bulk
+        from ..evaluation.validation import start, validate_model
+        from .check_data import check_validate
+    if args.check_data:
+        return check_validate(args)
+    with ending_process_group():
+        evaluate_one = partial(validate_model, device=start(args))
+        jobs = bulk.list_jobs(args)
+        if jobs is not None:
+            return _run_jobs(args, jobs, evaluate_one)
+        try:
+            results = bulk.validate_with_retry(args, evaluate_one) if args.retry else evaluate_one(args)
+        except KeyboardInterrupt as error:
+            raise type(error)(f'{as_user_error(error)}: the evaluation is not complete, there is no result') from None
+        written = _write(args, results)
+        _show(args, results)
+        return int(not written or 'error' in results)
+
+
+def _run_jobs(args: argparse.Namespace, jobs: list[Any], evaluate_one: Callable) -> int:
+    """Evaluate one after the other; the results file is complete after each. Return the exit status."""
+    from ..evaluation import bulk
+    _logger.info(f'Evaluating {len(jobs)}: ' + ', '.join(job.checkpoint or job.model for job in jobs))
+    results, interruption, written = [], None, True
+    try:
+        for row in bulk.run_jobs(args, jobs, evaluate_one):
+            results = bulk.ranked([*results, row])
+            written = _write(args, results)
+    except KeyboardInterrupt as error:
+        interruption = error
+    failed = sum('error' in row for row in results)
+    if failed:
+        _logger.warning(f'{failed} of {len(results)} failed: see their "error".')
+    _show(args, results)
+    if interruption is not None:
+        raise type(interruption)(f'{as_user_error(interruption)}: {len(results)} of {len(jobs)} were evaluated')
+    return int(not written or failed == len(results))
+
+
+def _write(args: argparse.Namespace, results: Results) -> bool:
+    """Write --results-file and --report-dir, if they are asked for. Return whether they could be written."""
+    from timm.utils import is_primary
+
+    from ..evaluation.robustness.table import write_report
+    if not is_primary(args):
+        return True
+    try:
+        if args.results_file:
+            write_results(args.results_file, results, args.results_format)
+        if args.report_dir:
+            write_report(args.report_dir, results if isinstance(results, list) else [results])
+    except OSError as error:
+        path = error.filename or args.results_file or args.report_dir
+        _logger.error(f'cannot write {path}: {error.strerror or error}: the results are on stdout')
+        return False
+    return True
+
+
+def _show(args: argparse.Namespace, results: Results) -> None:
+    """Print the results behind timm's mark, for scripts."""
+    if getattr(args, 'rank', 0) == 0:
+        print_if_read(f'--result\n{json.dumps(results, indent=4)}')
+
+
+def write_results(path: str, results: Results, format: str = 'csv') -> None:
+    """Write results to a file, as CSV with a row each or as JSON. The file changes at once or not at all."""
+    rows = results if isinstance(results, list) else [results]
+    special = os.path.exists(path) and not os.path.isfile(path)  # a device or a pipe
+    with open(path, 'w', newline='') if special else atomic_write.replacing(path, 'w', newline='') as f:
+        if format == 'json':
+            json.dump(results, f, indent=4)
+            return
+        writer = csv.DictWriter(f, fieldnames=list(dict.fromkeys(name for row in rows for name in row)))
+        writer.writeheader()
+        writer.writerows(rows)
