@@ -56,7 +56,8 @@ def _run_jobs(args: argparse.Namespace, jobs: list[Any], evaluate_one: Callable)
     """Evaluate one after the other; the results file is complete after each. Return the exit status."""
     from ..evaluation import bulk
     _logger.info(f'Evaluating {len(jobs)}: ' + ', '.join(job.checkpoint or job.model for job in jobs))
-    results, interruption, written = [], None, True
+    results: list[dict[str, Any]] = []
+    interruption, written = None, True
     try:
         for row in bulk.run_jobs(args, jobs, evaluate_one):
             results = bulk.ranked([*results, row])
