@@ -15,7 +15,7 @@ from .base.errors import OptionError
 from .base.licences import add_license_flag, check_license
 from .base.safe_load import read_file
 from .evaluation.published import compare_on_data
-from .weights.checkpoint import RECORD, SavedModel, choose_ema, read_model
+from .weights.checkpoint import METADATA, SavedModel, choose_ema, read_model
 from .weights.hub import check_dataset
 from .weights.measured import measured
 from .weights.onnx_export import FILE as ONNX
@@ -139,8 +139,8 @@ def best_checkpoints(run_dir: str, count: int) -> list[str]:
 
 
 def _lower_is_better(checkpoint: dict[str, Any]) -> bool:
-    """By the record of ours, by the options of timm's."""
-    name = checkpoint.get(RECORD, {}).get('metric_name') or getattr(checkpoint.get('args'), 'eval_metric', None)
+    """By the metadata of ours, by the options of timm's."""
+    name = checkpoint.get(METADATA, {}).get('metric_name') or getattr(checkpoint.get('args'), 'eval_metric', None)
     return name == 'loss'
 
 

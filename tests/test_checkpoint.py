@@ -12,15 +12,15 @@ from dataclasses import replace
 import pytest
 import safetensors.torch
 import timm
+import timm.utils
 import torch
 from run_files import load, summary
 from timm.task import ClassificationTask
-from timm.utils import CheckpointSaver
 
 import agmax_timm
 from agmax_timm.base.errors import CheckpointError
 from agmax_timm.commands import train as train_cli
-from agmax_timm.training.checkpoints.saver import RecordSaver
+from agmax_timm.training.checkpoints.saver import CheckpointSaver
 from agmax_timm.weights.checkpoint import (
     choose_ema,
     chosen_by_ema,
@@ -29,7 +29,7 @@ from agmax_timm.weights.checkpoint import (
     read_model,
     saved_options,
 )
-from agmax_timm.weights.metadata import make_record
+from agmax_timm.weights.metadata import make_metadata
 from agmax_timm.weights.resume import resume
 
 INPUT = torch.linspace(-1, 1, 2 * 3 * 32 * 32).reshape(2, 3, 32, 32)
@@ -43,7 +43,7 @@ def logits(model, input=INPUT):
 def save_timm(path, classifier, **args):
     """A checkpoint as timm's train.py saves it."""
     folder = os.path.dirname(path)
-    saver = CheckpointSaver(
+    saver = timm.utils.CheckpointSaver(
         classifier, torch.optim.SGD(classifier.parameters(), lr=0.1), args=Namespace(**args),
         checkpoint_dir=folder, recovery_dir=folder, task=ClassificationTask(classifier, torch.nn.CrossEntropyLoss()))
     saver.save_checkpoint(4, metric=50.)
@@ -81,8 +81,8 @@ def test_every_checkpoint_has_the_metrics_of_its_own_epoch(ema_run):
 def test_a_recovery_file_has_no_metrics_of_the_epoch_before(tmp_path):
     model = timm.create_model('test_resnet', num_classes=3)
     task = ClassificationTask(model, torch.nn.CrossEntropyLoss())
-    saver = RecordSaver(
-        task, make_record(model, 'test_resnet', {}), optimizer=torch.optim.SGD(model.parameters(), lr=0.1),
+    saver = CheckpointSaver(
+        task, make_metadata(model, 'test_resnet', {}), optimizer=torch.optim.SGD(model.parameters(), lr=0.1),
         args=Namespace(model='test_resnet'), checkpoint_dir=str(tmp_path), recovery_dir=str(tmp_path))
     saver.save_checkpoint(0, 50., raw={'top1': 50.}, ema=None)
     saver.save_recovery(1, 7)
@@ -92,8 +92,8 @@ def test_a_recovery_file_has_no_metrics_of_the_epoch_before(tmp_path):
 
 def test_outputs_beyond_the_classes_are_named_by_their_index():
     model = timm.create_model('test_resnet', num_classes=5)
-    assert make_record(model, 'test_resnet', {}, ['ant', 'bee'])['class_names'] == ['ant', 'bee', '2', '3', '4']
-    assert make_record(model, 'test_resnet', {})['class_names'] is None
+    assert make_metadata(model, 'test_resnet', {}, ['ant', 'bee'])['class_names'] == ['ant', 'bee', '2', '3', '4']
+    assert make_metadata(model, 'test_resnet', {})['class_names'] is None
 
 
 def test_class_names_are_in_the_order_of_the_class_map(train_once, tmp_path_factory):

@@ -21,7 +21,7 @@ from agmax_timm import AgMaxTask
 from agmax_timm.base.distributed import global_mean
 from agmax_timm.distillation import AgMaxDistillationTask
 from agmax_timm.loss import agreement_terms
-from agmax_timm.training.guards.finite_check import Watch
+from agmax_timm.training.guards.finite_check import FiniteCheck
 from agmax_timm.training.losses import BatchLosses
 
 WORLD_SIZES = (1, 2, 4)
@@ -99,7 +99,7 @@ def collectives(rank, world_size):
     outcome = {}
     for kind in ('mi', 'mse'):
         task = build_task(kind).prepare_distributed()
-        watch = Watch(Namespace(distributed=True, nan_policy='stop'), torch.device('cpu'))
+        watch = FiniteCheck(Namespace(distributed=True, nan_policy='stop'), torch.device('cpu'))
         forward, looked, backward = [], [], []
         with reduced(forward):
             result = task(*share(rank, [8 // world_size] * world_size))

@@ -313,13 +313,13 @@ def test_single_skipped_updates_are_counted_in_the_log(photos, tmp_path, monkeyp
 def test_a_gradient_that_is_found_late_is_that_of_its_own_update(photos, tmp_path, monkeypatch, capsys, update, flags):
     """As on a GPU: the gradients of an update are read with the next, at the end of the epoch or before a save."""
     from agmax_timm.training.guards import finite_check
-    begin = finite_check.Watch.__init__
+    begin = finite_check.FiniteCheck.__init__
 
     def late(self, *args):
         begin(self, *args)
         self.at_once = False
 
-    monkeypatch.setattr(finite_check.Watch, '__init__', late)
+    monkeypatch.setattr(finite_check.FiniteCheck, '__init__', late)
     poison_gradients(monkeypatch, {update})
     indices = []
     from agmax_timm.data.resumption.loader import ResumableLoader
@@ -348,19 +348,19 @@ def test_recovery_files_by_the_clock(photos, tmp_path, monkeypatch):
         def monotonic():
             return clock[0]
 
-    wishes, save_within = manager.Keeper.wishes, manager.Keeper.save_within
+    requests, save_within = manager.CheckpointManager.requests, manager.CheckpointManager.save_within
 
     def slow(self):
         clock[0] += 4.
-        return wishes(self)
+        return requests(self)
 
     def noted(self, position, *args):
         written.append((position.epoch, position.batch))
         save_within(self, position, *args)
 
     monkeypatch.setattr(manager, 'time', Clock)
-    monkeypatch.setattr(manager.Keeper, 'wishes', slow)
-    monkeypatch.setattr(manager.Keeper, 'save_within', noted)
+    monkeypatch.setattr(manager.CheckpointManager, 'requests', slow)
+    monkeypatch.setattr(manager.CheckpointManager, 'save_within', noted)
     train_cli.main([str(photos), *FLAGS, '-j', '0', '--epochs', '2', '--output', str(tmp_path), '--experiment', 'run',
                 '--recovery-interval', '10s'])
     assert written == [(0, 3), (0, 6), (1, 3), (1, 6)]

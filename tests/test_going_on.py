@@ -13,7 +13,7 @@ from agmax_timm.base.signals import Interrupted
 from agmax_timm.options.parse import parse_train_args
 from agmax_timm.training import epochs
 from agmax_timm.training import run as training
-from agmax_timm.training.guards.finite_check import Watch
+from agmax_timm.training.guards.finite_check import FiniteCheck
 from agmax_timm.training.step import Step
 
 
@@ -58,12 +58,12 @@ def test_an_epoch_that_goes_on_in_larger_batches_comes_to_its_end(train):
 
 def test_an_epoch_that_begins_with_a_broken_update_is_no_obstacle_to_saving(train, monkeypatch):
     """6 updates an epoch; the first one of the second epoch is found broken, and left out."""
-    agree, number = Watch.agree, itertools.count(1)
+    agree, number = FiniteCheck.agree, itertools.count(1)
 
     def found(watch):
         verdict = agree(watch)
         return replace(verdict, broken=['loss']) if next(number) == 7 else verdict
-    monkeypatch.setattr(Watch, 'agree', found)
+    monkeypatch.setattr(FiniteCheck, 'agree', found)
     assert (train('--nan-policy', 'skip', '--val-interval', 3, looks=6) / 'recovery-1-0.pth.tar').exists()
 
 

@@ -17,7 +17,7 @@ from agmax_timm.base.licences import LISTED, check_license
 from agmax_timm.options.parse import parse_train_args
 from agmax_timm.training.run import main as train
 from agmax_timm.weights.base_model import base_of_file, find_base
-from agmax_timm.weights.checkpoint import RECORD
+from agmax_timm.weights.checkpoint import METADATA
 from agmax_timm.weights.staging import recipe, stage
 
 NON_COMMERCIAL = 'resnet50.fb_swsl_ig1b_ft_in1k'  # cc-by-nc-4.0, where timm's default of resnet50 is apache-2.0
@@ -118,7 +118,7 @@ def test_two_generations(restricted, photos, tmp_path, capsys):
            '--experiment', 'second'])
     train([*small, '--resume', str(tmp_path / 'second' / 'last.pth.tar'), '--epochs', '2', '--experiment', 'third'])
     for name in ('first', 'second', 'third'):
-        record = load(tmp_path / name / 'last.pth.tar')[RECORD]
+        record = load(tmp_path / name / 'last.pth.tar')[METADATA]
         assert record['base'] == {'name': None, 'license': 'cc-by-nc-4.0'}
         export.main([str(tmp_path / name), str(tmp_path / name / 'hub')])
         assert stated(tmp_path / name / 'hub')[:2] == ('cc-by-nc-4.0', 'cc-by-nc-4.0')
@@ -131,7 +131,7 @@ def test_two_generations(restricted, photos, tmp_path, capsys):
 def test_a_choice_is_kept_by_those_who_go_on_from_it(make_saved, tmp_path):
     saved = make_saved()
     torch.save({'state_dict': saved.state_dict, 'args': Namespace(license='cc-by-nc-sa-4.0'),
-                RECORD: {'base': {'name': 'ann/bees', 'license': 'mit'}}}, tmp_path / 'x.pth.tar')
+                METADATA: {'base': {'name': 'ann/bees', 'license': 'mit'}}}, tmp_path / 'x.pth.tar')
     assert base_of_file(str(tmp_path / 'x.pth.tar')) == {'name': 'ann/bees', 'license': 'cc-by-nc-sa-4.0'}
     assert 'license' not in recipe({'license': 'mit'})
 

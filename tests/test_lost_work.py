@@ -14,7 +14,7 @@ from agmax_timm.commands import train as train_cli
 from agmax_timm.options.parse import parse_train_args
 from agmax_timm.training import epochs, loop
 from agmax_timm.training import run as training
-from agmax_timm.training.checkpoints.saver import RecordSaver
+from agmax_timm.training.checkpoints.saver import CheckpointSaver
 from agmax_timm.training.output.trackers import Trackers
 
 GOES_ON = re.compile(r'Saved at the end of epoch (\d), before its evaluation\. The same command goes on from there')
@@ -175,7 +175,7 @@ def test_where_the_disk_refuses_the_status_is_another(argv, monkeypatch, capsys)
 
     def full(*args, **kwargs):
         raise OSError(28, 'No space left on device')
-    monkeypatch.setattr(RecordSaver, '_write', full)
+    monkeypatch.setattr(CheckpointSaver, '_write', full)
     assert 'No space left on device; there is no checkpoint yet' in fail(argv, capsys, status=74)
 
 

@@ -25,7 +25,7 @@ from agmax_timm.options.settings import changed_options, train_command
 from agmax_timm.report import command, report
 from agmax_timm.report.charts import line_chart, ticks
 from agmax_timm.report.markup import Html, picture, tag
-from agmax_timm.weights.checkpoint import read_model, saved_options, saved_record
+from agmax_timm.weights.checkpoint import read_model, saved_metadata, saved_options
 from agmax_timm.weights.staging import recipe
 
 HOSTILE = {'ant': '<script>alert(1)<script>', 'bee': '"><img src=x onerror=alert(2)>', 'cat': "'&amp; ]]>"}
@@ -255,7 +255,7 @@ def test_what_is_made_of_patches_is_shown_and_evaluated_as_in_training(photos, p
     assert len(shown['pair']) == 2 * 8
     assert 'of images in their own aspect at up to 9 patches (NaFlex).' in (tmp_path / 'run/report.html').read_text()
     results = results_of(photos, '--checkpoint', tmp_path / 'run' / 'model_best.pth.tar', '--naflex-loader', '-b', 8)
-    saved = saved_record(str(tmp_path / 'run' / 'model_best.pth.tar'))['metrics']['raw']
+    saved = saved_metadata(str(tmp_path / 'run' / 'model_best.pth.tar'))['metrics']['raw']
     assert results['loss'] == saved['loss'] and results['top1'] == round(saved['top1'], 4)
     assert len(shown['mistakes']) == 12 - round(0.12 * results['top1'])
     numbers = [photo_numbers(to_tensor(image_of(attributes))[None]).item() for attributes in shown['pair']]

@@ -22,7 +22,7 @@ from agmax_timm.options.parse import parse_train_args
 from agmax_timm.training import epochs
 from agmax_timm.training import run as training
 from agmax_timm.training.checkpoints.saver import create_saver
-from agmax_timm.weights.metadata import make_record
+from agmax_timm.weights.metadata import make_metadata
 from agmax_timm.weights.resume import resume
 
 SMALL = ['--model', 'test_resnet', '--num-classes', '3', '--img-size', '32', '-b', '4', '-j', '0',
@@ -166,7 +166,7 @@ def test_the_last_and_the_best_are_there_at_every_instant(tmp_path, monkeypatch,
     model = create_model('test_resnet', num_classes=3)
     task = ClassificationTask(model, verbose=False)
     optimizer = create_optimizer_v2(model, 'sgd', lr=0.1)
-    record = make_record(model, 'test_resnet', {})
+    record = make_metadata(model, 'test_resnet', {})
     saver = create_saver(str(tmp_path), task, optimizer, Namespace(checkpoint_hist=3, model='test_resnet'), record)
     saver.save_checkpoint(0, 1.)
     saver.close()

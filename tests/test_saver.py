@@ -13,7 +13,7 @@ from timm.task import ClassificationTask
 from agmax_timm.base import atomic_write
 from agmax_timm.base.safe_load import read_file, verify
 from agmax_timm.training.checkpoints import saver as saver_module
-from agmax_timm.training.checkpoints.saver import RecordSaver, SaveError, create_saver
+from agmax_timm.training.checkpoints.saver import CheckpointSaver, SaveError, create_saver
 from agmax_timm.weights.find import checkpoint_names, newest_checkpoint
 
 LAST, BEST = 'last.pth.tar', 'model_best.pth.tar'
@@ -313,6 +313,6 @@ def test_files_that_do_not_say_how_new_they_are(tmp_path):
 
 def test_a_saver_of_ones_own_writes_before_it_returns(tmp_path):
     model = torch.nn.Linear(2, 2)
-    RecordSaver(ClassificationTask(model, verbose=False), {'metrics': {}}, checkpoint_dir=str(tmp_path),
+    CheckpointSaver(ClassificationTask(model, verbose=False), {'metrics': {}}, checkpoint_dir=str(tmp_path),
                 optimizer=torch.optim.SGD(model.parameters(), lr=0.1)).save_checkpoint(0, 1.)
     assert sorted(os.listdir(tmp_path)) == ['checkpoint-0.pth.tar', LAST, BEST]

@@ -21,7 +21,7 @@ from agmax_timm.distillation import AgMaxDistillationTask
 from agmax_timm.loss import AGREEMENT_KINDS
 from agmax_timm.training import loop
 from agmax_timm.training.guards import finite_check as watching
-from agmax_timm.training.guards.finite_check import Verdict, Watch
+from agmax_timm.training.guards.finite_check import CheckResult, FiniteCheck
 from agmax_timm.training.losses import BatchLosses, RunningLosses, Update
 from agmax_timm.training.step import Step
 
@@ -65,7 +65,7 @@ def train(task, batches, device='cpu', losses=None, watched=True, scaler=None, *
     device, args = torch.device(device), Namespace(**{**OPTIONS, **options})
     optimizer = torch.optim.SGD(task.get_trainable_module().parameters(), lr=0.1, momentum=0.9, weight_decay=0.01)
     precision = Precision(scaler=scaler)
-    step = Step(task, optimizer, args, device, precision, watch=Watch(args, device) if watched else None)
+    step = Step(task, optimizer, args, device, precision, finite_check=FiniteCheck(args, device) if watched else None)
     loop.train_one_epoch(0, step, batches, losses=losses)
     return {name: value.clone() for name, value in task.get_trainable_module().state_dict().items()}
 
@@ -138,7 +138,7 @@ def copies(monkeypatch):
 def assert_no_wait(copies, task, batches, updates=UPDATES, **options):
     copies.seen.clear()
     train(task, batches, 'meta', UnreadLosses(torch.device('meta')), **options)
-    # The flags of the watch, which wait on no GPU (see below), and behind the epoch those of its last gradients.
+    # The flags of the finite_check, which wait on no GPU (see below), and behind the epoch those of its last gradients.
     assert copies.seen == [('meta', 'cpu', 'waits')] * (updates + 1)
 
 
@@ -213,16 +213,16 @@ def test_batches_without_the_prefetcher_go_to_a_gpu_without_a_wait(gpu_copies):
 def test_losses_and_watch_take_a_gpu_without_a_wait(gpu_copies, kind):
     device = torch.device('cuda')
     task = create_task(device, kind=kind)
-    watch = Watch(Namespace(**OPTIONS), device, wishes=lambda: (True, False))
+    finite_check = FiniteCheck(Namespace(**OPTIONS), device, requests=lambda: (True, False))
     losses, (input, target) = RunningLosses(device), batch(device)
     gpu_copies.seen.clear()
     for last in (False, True):
         of_batch = BatchLosses.of(task(input, target), IMAGES)
-        watch.look(of_batch, last)
+        finite_check.look(of_batch, last)
         losses.update(of_batch)
     for parameter in task.get_clip_parameters():
         parameter.grad = torch.empty_like(parameter)
-    watch.check_gradients([*task.get_trainable_module().parameters()], Verdict([], []))
+    finite_check.check_gradients([*task.get_trainable_module().parameters()], CheckResult([], []))
     assert gpu_copies.seen == [('cuda', 'cpu', 'goes on')], 'the flags of the watch'
 
 
@@ -308,10 +308,10 @@ def test_operators_of_an_update_besides_those_of_plain_training(build, most):
 
     def updates(count):
         device, args = torch.device('cpu'), Namespace(**OPTIONS)
-        watch = Watch(args, device)
-        watch.at_once = False  # as on a GPU
+        finite_check = FiniteCheck(args, device)
+        finite_check.at_once = False  # as on a GPU
         optimizer = torch.optim.SGD(task.get_trainable_module().parameters(), lr=0.1, momentum=0.9, foreach=True)
-        step = Step(task, optimizer, args, device, Precision(), watch=watch)
+        step = Step(task, optimizer, args, device, Precision(), finite_check=finite_check)
         loop.train_one_epoch(0, step, [batch() for _ in range(count)], losses=UnreadLosses(device))
 
     task = build()
@@ -371,12 +371,12 @@ def events(monkeypatch):
 def test_all_passes_of_an_update_are_launched_before_the_host_waits(events, dtype, policy, accum_steps):
     """As on a GPU, where the gradients are read with the next update unless broken ones are to be left out."""
     device, args = torch.device('cpu'), Namespace(**{**OPTIONS, 'nan_policy': policy, 'grad_accum_steps': accum_steps})
-    watch, task = Watch(args, device), create_task()
-    watch.at_once = policy == 'skip'
+    finite_check, task = FiniteCheck(args, device), create_task()
+    finite_check.at_once = policy == 'skip'
     precision = Precision(
         nullcontext if dtype == 'float32' else lambda: torch.autocast('cpu', dtype=getattr(torch, dtype)),
         LossScaler('cpu') if dtype == 'float16' else None)
-    step = Step(task, torch.optim.SGD(task.parameters(), lr=0.1), args, device, precision, watch=watch)
+    step = Step(task, torch.optim.SGD(task.parameters(), lr=0.1), args, device, precision, finite_check=finite_check)
     step.begin_epoch()
     for index in range(2):
         events.clear()
@@ -404,7 +404,7 @@ def test_a_skipped_update_moves_neither_average_nor_schedule():
     device, args = torch.device('cpu'), Namespace(**OPTIONS)
     found = []
     step = Step(task, torch.optim.SGD(task.parameters(), lr=0.1), args, device, Precision(scaler=scaler),
-                watch=Watch(args, device), on_broken=lambda *broken: found.append(broken))
+                finite_check=FiniteCheck(args, device), on_broken=lambda *broken: found.append(broken))
     loop.train_one_epoch(0, step, [batch() for _ in range(4)], scheduler=Schedule())
     assert moves == [('ema', 2), ('schedule', 2), ('ema', 4), ('schedule', 4)]
     assert [update.first_batch for update, _ in found] == overflowing

@@ -13,7 +13,7 @@ from ..base.class_labels import describe
 from ..base.errors import OptionError
 from ..data.sources.classes import ModelClasses, class_to_idx
 from ..options.paths import CLASSES_OF_MODEL
-from ..weights.checkpoint import saved_record
+from ..weights.checkpoint import saved_metadata
 
 _logger = logging.getLogger(__name__)
 
@@ -39,9 +39,9 @@ def classes_of(model: nn.Module, name: str, checkpoint: str = '') -> ModelClasse
 
 def classes_in(checkpoint: str) -> ModelClasses | None:
     """The classes that a checkpoint names, None if it names none."""
-    record = saved_record(checkpoint)
-    names = _by_index(record.get('class_names'))
-    return _named(checkpoint, names, len(names), record.get('class_map'))
+    metadata = saved_metadata(checkpoint)
+    names = _by_index(metadata.get('class_names'))
+    return _named(checkpoint, names, len(names), metadata.get('class_map'))
 
 
 def imagenet_classes(name: str, num_classes: int) -> ModelClasses | None:

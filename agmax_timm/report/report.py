@@ -31,7 +31,7 @@ from ..options.settings import changed_options, train_command
 from ..training.loop import outputs_of
 from ..training.output import log, run_folder
 from ..weights.card import dataset_of
-from ..weights.checkpoint import choose_ema, describe_weights, find_file, saved_options, saved_record
+from ..weights.checkpoint import choose_ema, describe_weights, find_file, saved_metadata, saved_options
 from ..weights.measured import describe_input
 from .page import Report, page
 
@@ -95,26 +95,26 @@ def make_report(
     _logger.info(f'{checkpoint}: {describe_weights(saved, use_ema)}')
     args = _evaluation_options(saved, checkpoint, device, workers, use_ema)
     device = _init_device(args, in_run)
-    record = saved_record(checkpoint)
+    metadata = saved_metadata(checkpoint)
     evaluation = _evaluate(args, device, on_batch) if saved['val_split'] else None
     if evaluation is not None:
-        _check_measured(evaluation, saved, record, checkpoint, use_ema)
+        _check_measured(evaluation, saved, metadata, checkpoint, use_ema)
     report = Report(
         title=os.path.basename(os.path.abspath(run_dir)),
         about=_about(saved),
         headline=_headline(evaluation, saved),
-        notes=_notes(evaluation, saved, record, checkpoint, use_ema),
+        notes=_notes(evaluation, saved, metadata, checkpoint, use_ema),
         command=train_command(given, saved.get('world_size') or 1),
         changed=changed_options(given),
         options=recipe(given),
-        versions=dict(record.get('versions') or {}),
+        versions=dict(metadata.get('versions') or {}),
         curves=_curves(run_folder.summary_path(run_dir)),
-        class_names=record.get('class_names') or (evaluation.class_names if evaluation is not None else None),
+        class_names=metadata.get('class_names') or (evaluation.class_names if evaluation is not None else None),
     )
     if evaluation is not None:
         report.analysis, report.mistakes = evaluation.analysis, evaluation.mistakes
     try:
-        data_config = evaluation.data_config if evaluation is not None else record.get('data_config')
+        data_config = evaluation.data_config if evaluation is not None else metadata.get('data_config')
         patch_size = evaluation.patch_size if evaluation is not None else None
         report.views = training_views(saved, data_config, device, report.class_names, patch_size) if data_config else []
     except (DataError, OptionError) as error:
@@ -266,13 +266,13 @@ def training_views(
 def _check_measured(
         evaluation: _Evaluation,
         saved: dict[str, Any],
-        record: dict[str, Any],
+        metadata: dict[str, Any],
         checkpoint: str,
         use_ema: bool,
 ) -> None:
     """Raise DataError if the metric differs from that of training by more than numerics can explain."""
     name = 'map' if saved['task'] == 'multilabel' else 'top1'
-    before = _measured_in_training(record, use_ema).get(name)
+    before = _measured_in_training(metadata, use_ema).get(name)
     # Without --dist-bn each rank evaluated with its own statistics.
     unequal_ranks = (saved.get('world_size') or 1) > 1 and not saved['dist_bn']
     if before is None or saved['tta'] or unequal_ranks:
@@ -285,8 +285,8 @@ def _check_measured(
                         'labels that it had')
 
 
-def _measured_in_training(record: dict[str, Any], use_ema: bool) -> dict[str, float]:
-    return (record.get('metrics') or {}).get('ema' if use_ema else 'raw') or {}
+def _measured_in_training(metadata: dict[str, Any], use_ema: bool) -> dict[str, float]:
+    return (metadata.get('metrics') or {}).get('ema' if use_ema else 'raw') or {}
 
 
 def _about(saved: dict[str, Any]) -> str:
@@ -314,7 +314,7 @@ def _headline(evaluation: _Evaluation | None, saved: dict[str, Any]) -> list[tup
 def _notes(
         evaluation: _Evaluation | None,
         saved: dict[str, Any],
-        record: dict[str, Any],
+        metadata: dict[str, Any],
         checkpoint: str,
         use_ema: bool,
 ) -> list[str]:
@@ -322,7 +322,7 @@ def _notes(
         return ['The run has no validation data: nothing was evaluated.']
     notes = [f'Measured with {os.path.basename(checkpoint)}, {describe_weights(saved, use_ema)}, on the split '
              f"{portable(saved['val_split'])}, {describe_input(saved, evaluation.data_config)}."]
-    before = _measured_in_training(record, use_ema)
+    before = _measured_in_training(metadata, use_ema)
     if before:
         notes.append('Training measured of these weights: '
                      + ', '.join(f'{name} {value:.4g}' for name, value in before.items()) + '.')

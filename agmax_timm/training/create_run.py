@@ -1,4 +1,4 @@
-"""From options to a run that is ready to begin: all of it built, and set to where it goes on."""
+"""From options to a run that is ready to begin: all of it run, and set to where it goes on."""
 import argparse
 import logging
 import math
@@ -24,16 +24,16 @@ from ..data.resumption.loader import ResumableLoader, make_resumable
 from ..data.sources.classes import class_names, class_to_idx
 from ..options import timm_names, without_effect
 from ..weights.base_model import find_base
-from ..weights.checkpoint import recorded_model
+from ..weights.checkpoint import model_of_metadata
 from ..weights.hub import ChangedError, Destination, HubError, check_destination, check_update
-from ..weights.metadata import make_record
+from ..weights.metadata import make_metadata
 from ..weights.resume import resume, resume_ema
 from ..weights.staging import try_staging
 from .checkpoints import compatibility, resuming
-from .checkpoints.manager import Keeper
+from .checkpoints.manager import CheckpointManager
 from .checkpoints.saver import create_saver
 from .checkpoints.state import Position, RunState
-from .guards.finite_check import Watch
+from .guards.finite_check import FiniteCheck
 from .guards.nonfinite import BrokenUpdates
 from .guards.watchdog import Watchdog
 from .losses import RunningLosses
@@ -44,7 +44,7 @@ _logger = logging.getLogger('train')
 
 
 @dataclass
-class Built:
+class TrainingRun:
     """A run that is ready to begin."""
     args: argparse.Namespace
     device: torch.device
@@ -58,12 +58,12 @@ class Built:
     optimizer: torch.optim.Optimizer
     scheduler: Any
     state: RunState
-    keeper: Keeper
-    watch: Watch
+    checkpoints: CheckpointManager
+    finite_check: FiniteCheck
     on_broken: BrokenUpdates
-    record: dict[str, Any]  # see record.make_record
+    metadata: dict[str, Any]  # see metadata.make_metadata
     data: dict[str, Any]  # see changes.describe_data
-    before: resuming.Before | None  # None for a run that begins
+    resumed: resuming.ResumedRun | None  # None for a run that begins
     position: Position
     losses: RunningLosses | None  # of the epoch so far, None between epochs
     updates_per_epoch: int
@@ -74,7 +74,7 @@ class Built:
     @property
     def metric_name(self) -> str:
         """What ranks the checkpoints."""
-        return self.record['metric_name']
+        return self.metadata['metric_name']
 
     @property
     def decreasing(self) -> bool:
@@ -92,7 +92,7 @@ class Built:
         return done % self.args.val_interval == 0 or done in of_options
 
 
-def build_run(args: argparse.Namespace, signals: StopSignals, watchdog: Watchdog) -> Built:
+def create_run(args: argparse.Namespace, signals: StopSignals, watchdog: Watchdog) -> TrainingRun:
     """Everything that the options ask for. Only what the run depends on is touched: nothing is written yet.
 
     Raises:
@@ -114,11 +114,11 @@ def build_run(args: argparse.Namespace, signals: StopSignals, watchdog: Watchdog
         args, patch_size, dataset_train, dataset_eval, data_config, device, precision)
     metric_name = args.eval_metric if loader_eval is not None else 'loss'
     warn_of_other_classes(args, model, dataset_train)
-    record = make_record(
+    metadata = make_metadata(
         model, args.model, data_config, class_names(dataset_train), metric_name,
         class_to_idx(dataset_train) if args.class_map else None, find_base(args, model) if primary else None)
     if primary:
-        _try_end(args, model, record)
+        _try_end(args, model, metadata)
     if args.torchscript:
         model = build.script_model(args, model)
     task = build_task(args, model, device, precision)
@@ -126,7 +126,7 @@ def build_run(args: argparse.Namespace, signals: StopSignals, watchdog: Watchdog
     optimizer = optimization.build_optimizer(args, task)
 
     data = {**compatibility.describe_data(dataset_train, dataset_eval), 'views': views_of(loader_train.dataset)}
-    before = resuming.Before.read(args, data) if args.resume else None
+    resumed = resuming.ResumedRun.read(args, data) if args.resume else None
     resume_epoch = _resume_weights(args, task, optimizer, precision, auto)
     build.compile_and_distribute(args, task, optimizer, device)
     gathered = sharding.WholeState(task, optimizer, keep=primary) if args.fsdp else None
@@ -135,62 +135,63 @@ def build_run(args: argparse.Namespace, signals: StopSignals, watchdog: Watchdog
     scheduler, num_epochs = optimization.build_scheduler(args, optimizer, updates_per_epoch)
     state = RunState(args, task, optimizer, resumable, loader_eval, device)
     state.scheduler = scheduler
-    position, losses = resuming.find_start(args, before, resume_epoch)
+    position, losses = resuming.find_start(args, resumed, resume_epoch)
     timm_names.check_epochs(args, num_epochs)
     done_updates = position.epoch * updates_per_epoch + math.ceil(position.batch / args.grad_accum_steps)
     optimization.advance_scheduler(scheduler, position.epoch, done_updates if args.sched_on_updates else None)
-    keeper = Keeper(args, task, state, signals, watchdog, gathered)
-    if before is not None and before.exact:
-        position, losses = before.restore(state, primary)
-        if keeper.damage is not None:
-            keeper.damage.restore(i for i in before.state['damaged'] if i < len(dataset_train))
-    elif before is not None and before.state is not None:
-        before.keep_history(state, position)
-    watch = Watch(args, device, keeper.wishes)
+    checkpoints = CheckpointManager(args, task, state, signals, watchdog, gathered)
+    if resumed is not None and resumed.exact:
+        position, losses = resumed.restore(state, primary)
+        if checkpoints.damage is not None:
+            checkpoints.damage.restore(i for i in resumed.state['damaged'] if i < len(dataset_train))
+    elif resumed is not None and resumed.state is not None:
+        resumed.keep_history(state, position)
+    finite_check = FiniteCheck(args, device, checkpoints.requests)
     on_broken = BrokenUpdates(args, task, resumable)
     signals.check_start(args, device)
-    return Built(
+    return TrainingRun(
         args=args, device=device, precision=precision, data_config=data_config, patch_size=patch_size,
         dataset_train=dataset_train, loader_train=loader_train, loader_eval=loader_eval, task=task, optimizer=optimizer,
-        scheduler=scheduler, state=state, keeper=keeper, watch=watch, on_broken=on_broken, record=record, data=data,
-        before=before, position=position, losses=losses, updates_per_epoch=updates_per_epoch, done_updates=done_updates,
-        num_epochs=num_epochs, stop_epoch=args.stop_epoch or num_epochs)
+        scheduler=scheduler, state=state, checkpoints=checkpoints, finite_check=finite_check,
+        on_broken=on_broken, metadata=metadata, data=data, resumed=resumed, position=position, losses=losses,
+        updates_per_epoch=updates_per_epoch, done_updates=done_updates, num_epochs=num_epochs,
+        stop_epoch=args.stop_epoch or num_epochs)
 
 
-def warn_of_surprises(built: Built) -> None:
+def warn_of_surprises(run: TrainingRun) -> None:
     """Log warnings about options that have no effect, or an unexpected one, in this run."""
-    evaluations = sum(map(built.is_evaluated, range(1, built.stop_epoch + 1)))
-    for line in without_effect.surprises_of_run(built.args, built.updates_per_epoch, built.stop_epoch, evaluations):
+    evaluations = sum(map(run.is_evaluated, range(1, run.stop_epoch + 1)))
+    for line in without_effect.surprises_of_run(run.args, run.updates_per_epoch, run.stop_epoch, evaluations):
         _logger.warning(line)
 
 
-def open_output(built: Built, options: dict[str, Any]) -> tracking.Trackers:
+def open_output(run: TrainingRun, options: dict[str, Any]) -> tracking.Trackers:
     """Make the folder of a run and what writes into it. On the first rank alone.
 
     Args:
         options: As given, before anything was resolved.
     """
-    args, keeper, before = built.args, built.keeper, built.before
-    line = run_folder.line_to_write(args, options['resume'] == 'auto', before.state if before is not None else None)
-    keeper.constants = {'data': built.data, 'line': line}
-    output_dir, log = run_folder.open_folder(args, options, built.data_config['input_size'][-1], before)
-    keeper.output_dir, keeper.log_position = output_dir, log.position
-    keeper.saver = create_saver(
-        output_dir, keeper.gathered or built.task, keeper.gathered or built.optimizer, args, built.record,
-        built.precision.scaler, built.decreasing)
+    args, checkpoints, resumed = run.args, run.checkpoints, run.resumed
+    line = run_folder.branch_to_write(args, options['resume'] == 'auto', resumed.state if resumed is not None else None)
+    checkpoints.constants = {'data': run.data, 'line': line}
+    output_dir, log = run_folder.open_folder(args, options, run.data_config['input_size'][-1], resumed)
+    checkpoints.output_dir, checkpoints.log_position = output_dir, log.position
+    checkpoints.saver = create_saver(
+        output_dir, checkpoints.gathered or run.task, checkpoints.gathered or run.optimizer, args, run.metadata,
+        run.precision.scaler, run.decreasing)
     same_folder = run_folder.goes_on(args, output_dir)
     if same_folder:
-        keeper.saver.load_state_dict_from_checkpoint(args.resume)
+        checkpoints.saver.load_state_dict_from_checkpoint(args.resume)
     trackers = tracking.Trackers(
-        args, output_dir, built.updates_per_epoch, built.done_updates, built.state.history.rows, same_folder)
-    _logger.info(f'Training epochs {built.position.epoch} to {built.stop_epoch} of {built.num_epochs}, '
-                 f'{built.updates_per_epoch} updates each, into {output_dir}')
-    warn_of_surprises(built)
+        args, output_dir, run.updates_per_epoch, run.done_updates, run.state.history.rows, same_folder)
+    _logger.info(f'Training epochs {run.position.epoch} to {run.stop_epoch} of {run.num_epochs}, '
+                 f'{run.updates_per_epoch} updates each, into {output_dir}')
+    warn_of_surprises(run)
     return trackers
 
 
 def _begin(args: argparse.Namespace, signals: StopSignals, auto: bool) -> torch.device:
-    """What can be refused before anything is built; then the process group and its device."""
+    """What can be refused before anything is run; then the process group and its device."""
     tracking.require_trackers(args)
     loaders.check_roots(args, args.train_split, args.val_split)
     run_folder.resolve_resume(args)
@@ -212,13 +213,13 @@ def destination_of(args: argparse.Namespace) -> Destination:
                        args.hub_replace_files, args.license)
 
 
-def _try_end(args: argparse.Namespace, model: torch.nn.Module, record: dict[str, Any]) -> None:
+def _try_end(args: argparse.Namespace, model: torch.nn.Module, metadata: dict[str, Any]) -> None:
     """Try with the untrained model what --push-to-hub and --report do at the end of a run.
 
     Raises:
         OptionError: it fails with this model.
     """
-    saved = recorded_model(record, model, vars(args))
+    saved = model_of_metadata(metadata, model, vars(args))
     try:
         if args.push_to_hub:
             flag = f'--push-to-hub {args.push_to_hub}'

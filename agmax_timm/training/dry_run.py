@@ -19,8 +19,8 @@ from ..weights.find import checkpoint_names
 from .checkpoints.manager import most_files
 from .checkpoints.saver import create_saver
 from .checkpoints.state import Position
-from .create_run import Built
-from .guards.finite_check import Verdict, Watch
+from .create_run import TrainingRun
+from .guards.finite_check import CheckResult, FiniteCheck
 from .loop import evaluate, train_one_epoch
 from .losses import RunningLosses
 from .output import run_folder as folder
@@ -40,23 +40,23 @@ class _Enough(Exception):
     """There is enough to tell."""
 
 
-def tell_plan(built: Built) -> None:
+def print_plan(run: TrainingRun) -> None:
     """Print what the run would take, measured on the updates that it would begin with. Every rank calls it.
 
     Raises:
         Interrupted: it was asked to end.
     """
-    seconds, rate = time_updates(built)
-    built.keeper.signals.check_start(built.args, built.device)
-    evaluation = time_evaluation(built) if built.loader_eval is not None else 0.
-    size = checkpoint_size(built)
-    if is_primary(built.args):
-        lines = plan(built, seconds, rate, evaluation, size)
+    seconds, rate = time_updates(run)
+    run.checkpoints.signals.check_start(run.args, run.device)
+    evaluation = time_evaluation(run) if run.loader_eval is not None else 0.
+    size = checkpoint_size(run)
+    if is_primary(run.args):
+        lines = plan(run, seconds, rate, evaluation, size)
         width = max(len(title) for title, _ in lines)
         print('\n'.join(f'{title:<{width}}  {text}' for title, text in lines))
 
 
-def plan(built: Built, seconds: float, rate: float, evaluation: float, size: int) -> list[tuple[str, str]]:
+def plan(run: TrainingRun, seconds: float, rate: float, evaluation: float, size: int) -> list[tuple[str, str]]:
     """Lines of a title and a text.
 
     Args:
@@ -65,25 +65,25 @@ def plan(built: Built, seconds: float, rate: float, evaluation: float, size: int
         evaluation: Seconds of an evaluation of one set of weights.
         size: Bytes of a checkpoint.
     """
-    args = built.args
-    todo = max(0, built.stop_epoch * built.updates_per_epoch - built.done_updates)
+    args = run.args
+    todo = max(0, run.stop_epoch * run.updates_per_epoch - run.done_updates)
     views = f', {2 * rate:.1f} views/s' if args.agmax else ''
-    evaluations = len(built.evaluated_epochs)
-    weights = 2 if built.task.has_ema() and not args.model_ema_force_cpu else 1
+    evaluations = len(run.evaluated_epochs)
+    weights = 2 if run.task.has_ema() and not args.model_ema_force_cpu else 1
     return [
-        ('epochs', f'{max(0, built.stop_epoch - built.position.epoch)} to go, of {built.num_epochs}'),
-        ('updates', f'{built.updates_per_epoch} an epoch, {todo} to go'),
+        ('epochs', f'{max(0, run.stop_epoch - run.position.epoch)} to go, of {run.num_epochs}'),
+        ('updates', f'{run.updates_per_epoch} an epoch, {todo} to go'),
         ('batch', _batch(args)),
-        ('learning rate', _rates(built)),
-        ('parameters', _parameters(built.task)),
-        ('ranks', f'{args.world_size} on {built.device.type}'),
-        ('augmentation', f'{views_of(built.loader_train.dataset)}, {_kept(built.loader_train.dataset)}'),
+        ('learning rate', _rates(run)),
+        ('parameters', _parameters(run.task)),
+        ('ranks', f'{args.world_size} on {run.device.type}'),
+        ('augmentation', f'{views_of(run.loader_train.dataset)}, {_kept(run.loader_train.dataset)}'),
         ('speed', f'{rate:.1f} images/s{views}, {seconds:.3f} s an update'),
         ('training', tqdm.format_interval(todo * seconds)),
         ('evaluation', f'{tqdm.format_interval(evaluations * weights * evaluation)}, {evaluations} times '
-                       f'{weights * evaluation:.1f} s' if built.loader_eval is not None else 'none'),
-        ('memory', _memory(built.device)),
-        ('checkpoints', _disk(args, size, most_files(args, built.evaluated_epochs))),
+                       f'{weights * evaluation:.1f} s' if run.loader_eval is not None else 'none'),
+        ('memory', _memory(run.device)),
+        ('checkpoints', _disk(args, size, most_files(args, run.evaluated_epochs))),
     ]
 
 
@@ -95,17 +95,17 @@ def _batch(args: argparse.Namespace) -> str:
     return f'{args.batch_size} images, {views * args.batch_size} views on each rank'
 
 
-def time_updates(built: Built) -> tuple[float, float]:
+def time_updates(run: TrainingRun) -> tuple[float, float]:
     """Seconds an update, and images a second of all ranks, over a few seconds of the epoch that comes next."""
-    args, device, first = built.args, built.device, built.position
+    args, device, first = run.args, run.device, run.position
     losses = RunningLosses(device, args.distributed)
     marks = [(time.perf_counter(), 0)]  # after each update: time, and images of this rank so far
 
-    def wishes() -> tuple[bool, bool]:
-        _, stop = built.keeper.wishes()
+    def requests() -> tuple[bool, bool]:
+        _, stop = run.checkpoints.requests()
         return False, stop or (len(marks) > 1 and time.perf_counter() - marks[1][0] > SECONDS)
 
-    def on_update(batches: int, verdict: Verdict) -> None:
+    def on_update(batches: int, verdict: CheckResult) -> None:
         if len(marks) == 1:
             _synchronize(device)
         marks.append((time.perf_counter(), losses.count))
@@ -113,12 +113,12 @@ def time_updates(built: Built) -> tuple[float, float]:
             raise _Enough
 
     step = Step(
-        built.task, built.optimizer, args, device, built.precision, watch=Watch(args, device, wishes),
-        on_broken=built.on_broken)
+        run.task, run.optimizer, args, device, run.precision, finite_check=FiniteCheck(args, device, requests),
+        on_broken=run.on_broken)
     with suppress(_Enough):
         train_one_epoch(
-            first.epoch, step, built.loader_train, built.scheduler, on_update=on_update, losses=losses,
-            first_batch=0 if first.trained else first.batch, updates_per_epoch=built.updates_per_epoch)
+            first.epoch, step, run.loader_train, run.scheduler, on_update=on_update, losses=losses,
+            first_batch=0 if first.trained else first.batch, updates_per_epoch=run.updates_per_epoch)
     _synchronize(device)
     updates = len(marks) - 1
     begun, images = marks[1 if updates > 1 else 0]
@@ -126,14 +126,14 @@ def time_updates(built: Built) -> tuple[float, float]:
     return seconds / max(1, updates - 1), (losses.count - images) * args.world_size / seconds
 
 
-def time_evaluation(built: Built) -> float:
+def time_evaluation(run: TrainingRun) -> float:
     """Seconds of the evaluation of one set of weights, from its first batches."""
-    args, device, loader = built.args, built.device, built.loader_eval
-    evaluator = built.task.create_evaluator(max_samples=evaluation_sample_limit(loader))
+    args, device, loader = run.args, run.device, run.loader_eval
+    evaluator = run.task.create_evaluator(max_samples=evaluation_sample_limit(loader))
     marks = [time.perf_counter()]
 
     def on_batch(batch_index: int) -> None:
-        built.keeper.watchdog.beat()
+        run.checkpoints.watchdog.beat()
         _synchronize(device)
         marks.append(time.perf_counter())
         batches = len(marks) - 1
@@ -142,41 +142,41 @@ def time_evaluation(built: Built) -> float:
             raise _Enough
 
     with suppress(_Enough):
-        evaluate(built.task.get_eval_model(), loader, args, device, built.precision, args.log_interval,
+        evaluate(run.task.get_eval_model(), loader, args, device, run.precision, args.log_interval,
                  on_batch=on_batch, evaluator=evaluator)
     if len(marks) > 2:
         del marks[0]
     return (marks[-1] - marks[0]) / max(1, len(marks) - 1) * len(loader)
 
 
-def checkpoint_size(built: Built) -> int:
+def checkpoint_size(run: TrainingRun) -> int:
     """Bytes of a checkpoint, with the state that the optimizer has by now; on the first rank. A collective."""
-    gathered = built.keeper.gathered
+    gathered = run.checkpoints.gathered
     if gathered is not None:
         gathered.gather()
-    state = built.keeper.state.state_dict(Position(built.position.epoch))
-    if not is_primary(built.args):
+    state = run.checkpoints.state.state_dict(Position(run.position.epoch))
+    if not is_primary(run.args):
         return 0
-    saver = create_saver('', gathered or built.task, gathered or built.optimizer, built.args, built.record,
-                         built.precision.scaler)
-    return saver.measure(built.position.epoch, state)
+    saver = create_saver('', gathered or run.task, gathered or run.optimizer, run.args, run.metadata,
+                         run.precision.scaler)
+    return saver.measure(run.position.epoch, state)
 
 
-def _rates(built: Built) -> str:
+def _rates(run: TrainingRun) -> str:
     """The learning rate at the start of the first epoch to come, of the last one, and where it is largest."""
-    args, scheduler = built.args, built.scheduler
+    args, scheduler = run.args, run.scheduler
     if scheduler is None:
-        return f'{mean_lr(built.optimizer):.3g} throughout'
+        return f'{mean_lr(run.optimizer):.3g} throughout'
     if args.sched == 'plateau':
-        return f'plateau, {mean_lr(built.optimizer):.3g} until --eval-metric gets no better'
-    first, last = built.position.epoch, max(built.position.epoch, built.stop_epoch - 1)
+        return f'plateau, {mean_lr(run.optimizer):.3g} until --eval-metric gets no better'
+    first, last = run.position.epoch, max(run.position.epoch, run.stop_epoch - 1)
     rates = {}
     for epoch in sorted({*range(first, last, max(1, (last - first) // 1000)), last}):
         if args.sched_on_updates:
-            scheduler.step_update(epoch * built.updates_per_epoch)
+            scheduler.step_update(epoch * run.updates_per_epoch)
         else:
             scheduler.step(epoch)
-        rates[epoch] = mean_lr(built.optimizer)
+        rates[epoch] = mean_lr(run.optimizer)
     top = max(rates, key=rates.get)
     return f'{args.sched}, ' + ', '.join(f'{rates[epoch]:.3g} in epoch {epoch}' for epoch in sorted({first, top, last}))
 

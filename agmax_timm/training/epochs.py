@@ -22,10 +22,10 @@ from ..data.sources.classes import class_names
 from ..options.checks import in_sequence, mixing
 from .checkpoints.manager import GOES_ON
 from .checkpoints.state import Position
-from .create_run import Built
+from .create_run import TrainingRun
 from .early_stopping import EarlyStop
 from .guards.damaged import DamageReport
-from .guards.finite_check import Verdict
+from .guards.finite_check import CheckResult
 from .loop import Progress, evaluate, train_one_epoch
 from .losses import NonFiniteError, RunningLosses
 from .output import log
@@ -52,31 +52,31 @@ class Epochs:
     """What is left of a run.
 
     Args:
-        built: The run. Its keeper has a folder on the first rank.
+        run: The run. Its checkpoints has a folder on the first rank.
         trackers: Told of losses and metrics; None on other ranks.
         folder: That of the first rank, on every rank.
     """
 
-    def __init__(self, built: Built, trackers: Trackers | None, folder: str | None):
-        self.built = built
-        self.args = built.args
-        self.keeper = built.keeper
+    def __init__(self, run: TrainingRun, trackers: Trackers | None, folder: str | None):
+        self.run = run
+        self.args = run.args
+        self.checkpoints = run.checkpoints
         self.trackers = trackers
-        self.primary = utils.is_primary(built.args)
-        built.on_broken.folder = folder
-        self.damaged = DamageReport(built.dataset_train, built.device, built.keeper.output_dir)
-        self.early_stop = EarlyStop(built.args, built.metric_name)
+        self.primary = utils.is_primary(run.args)
+        run.on_broken.folder = folder
+        self.damaged = DamageReport(run.dataset_train, run.device, run.checkpoints.output_dir)
+        self.early_stop = EarlyStop(run.args, run.metric_name)
         self.reporter = log.Reporter(
-            built.stop_epoch * built.updates_per_epoch, built.done_updates, built.num_epochs, self.primary)
+            run.stop_epoch * run.updates_per_epoch, run.done_updates, run.num_epochs, self.primary)
         self.stopped = self.early_stop.agreed(self.results)  # why, in words
-        self.trained = built.position.epoch < built.stop_epoch and not self.stopped  # whether there is anything to do
+        self.trained = run.position.epoch < run.stop_epoch and not self.stopped  # whether there is anything to do
 
     @property
     def results(self) -> list[dict[str, Any]]:
         """Of each epoch that was evaluated, its number and its metrics in training and validation."""
-        return self.built.state.history.results
+        return self.run.state.history.results
 
-    def run(self) -> None:
+    def train(self) -> None:
         """Train to the end, or to where the run stops early.
 
         Raises:
@@ -85,8 +85,8 @@ class Epochs:
             DamagedError: more images cannot be decoded than may be.
             EvaluationFailed: another rank could not evaluate.
         """
-        position, losses = self.built.position, self.built.losses
-        for epoch in range(position.epoch, self.built.stop_epoch if self.trained else position.epoch):
+        position, losses = self.run.position, self.run.losses
+        for epoch in range(position.epoch, self.run.stop_epoch if self.trained else position.epoch):
             self._epoch(position if epoch == position.epoch else Position(epoch), losses)
             losses = None
             if self.stopped:
@@ -96,77 +96,77 @@ class Epochs:
 
     def _epoch(self, position: Position, losses: RunningLosses | None) -> None:
         """Train what is left of an epoch, and evaluate it where an evaluation follows."""
-        built, args, epoch, done = self.built, self.args, position.epoch, position.epoch + 1
-        losses = losses or RunningLosses(built.device, args.distributed)
-        begin_epoch(args, built.loader_train, epoch)
-        self.keeper.begin_epoch(position.batch // args.grad_accum_steps)
+        run, args, epoch, done = self.run, self.args, position.epoch, position.epoch + 1
+        losses = losses or RunningLosses(run.device, args.distributed)
+        begin_epoch(args, run.loader_train, epoch)
+        self.checkpoints.begin_epoch(position.batch // args.grad_accum_steps)
         if position.trained:
             train_metrics = losses.read(f'in epoch {epoch}')[1]
         else:
             train_metrics = self._train(position, losses)
-        if built.is_evaluated(done):
+        if run.is_evaluated(done):
             self._evaluate(epoch, train_metrics, losses)
-        elif built.scheduler is not None:
-            built.scheduler.step(done, metric=None)
+        elif run.scheduler is not None:
+            run.scheduler.step(done, metric=None)
 
     def _train(self, position: Position, losses: RunningLosses) -> dict[str, float]:
         """Mean losses of the epoch."""
-        built, args = self.built, self.args
+        run, args = self.run, self.args
         updated = position.batch  # batches of the epoch whose update is done
 
-        def on_update(batches: int, verdict: Verdict) -> None:
+        def on_update(batches: int, verdict: CheckResult) -> None:
             nonlocal updated
             updated = batches
             self.reporter.updated()
-            self.keeper.after_update(position.epoch, batches, losses, verdict)
+            self.checkpoints.after_update(position.epoch, batches, losses, verdict)
 
         step = Step(
-            built.task, built.optimizer, args, built.device, built.precision,
-            loaders.build_loss_scale(args, built.loader_train), built.watch, built.on_broken)
+            run.task, run.optimizer, args, run.device, run.precision,
+            loaders.build_loss_scale(args, run.loader_train), run.finite_check, run.on_broken)
         try:
             metrics, _ = train_one_epoch(
-                position.epoch, step, built.loader_train, built.scheduler, self._on_log, on_update, losses,
-                position.batch, built.updates_per_epoch)
+                position.epoch, step, run.loader_train, run.scheduler, self._on_log, on_update, losses,
+                position.batch, run.updates_per_epoch)
         except LabelError:
             if updated and not args.distributed:  # other ranks are in a collective and cannot save
-                self.keeper.save_within(Position(position.epoch, updated), losses)
-                self.keeper.close()
+                self.checkpoints.save_within(Position(position.epoch, updated), losses)
+                self.checkpoints.close()
                 _logger.info(f'Saved at epoch {position.epoch}, batch {updated}. {GOES_ON}.')
             raise
-        distribute_batch_norm(args, built.task.get_trainable_module())
+        distribute_batch_norm(args, run.task.get_trainable_module())
         try:
             self.damaged.after_epoch()
         except DamagedError:  # raised on all ranks, which count together
-            self._save_trained(position.epoch, losses, built.state.random_state())
-            self.keeper.leave(f'the end of epoch {position.epoch}, before its evaluation')
+            self._save_trained(position.epoch, losses, run.state.random_state())
+            self.checkpoints.leave(f'the end of epoch {position.epoch}, before its evaluation')
         return metrics
 
     def _on_log(self, progress: Progress) -> None:
-        built = self.built
-        self.reporter.train_step(progress, optimization.mean_lr(built.optimizer))
+        run = self.run
+        self.reporter.train_step(progress, optimization.mean_lr(run.optimizer))
         if self.trackers is not None:
             self.trackers.update(progress)
         if self.args.save_images and self.primary:
-            path = os.path.join(self.keeper.output_dir, f'views-{progress.epoch}-{progress.update_index}.png')
+            path = os.path.join(self.checkpoints.output_dir, f'views-{progress.epoch}-{progress.update_index}.png')
             with log.tolerated(path):
                 to_picture = ToPicture(
-                    built.data_config, built.patch_size, self.args.naflex_patchify_channels_first)
-                save_views(path, progress.input, progress.target, to_picture, class_names(built.dataset_train),
+                    run.data_config, run.patch_size, self.args.naflex_patchify_channels_first)
+                save_views(path, progress.input, progress.target, to_picture, class_names(run.dataset_train),
                            views=2 if self.args.agmax else 1)
 
     def _evaluate(self, epoch: int, train_metrics: dict[str, float], losses: RunningLosses) -> None:
         """Evaluate an epoch, tell of it, save it, and see whether the run ends with it."""
-        built, args, state = self.built, self.args, self.built.state
+        run, args, state = self.run, self.args, self.run.state
         random = state.random_state()
         raw = ema = None
-        if built.loader_eval is not None:
+        if run.loader_eval is not None:
             try:
                 raw = self._measure(epoch)
-                if built.task.has_ema() and not args.model_ema_force_cpu:
+                if run.task.has_ema() and not args.model_ema_force_cpu:
                     ema = self._measure(epoch, ema=True)
             except EvaluationStopped:
                 self._save_trained(epoch, losses, random)
-                self.keeper.leave(f'the end of epoch {epoch}, before its evaluation')
+                self.checkpoints.leave(f'the end of epoch {epoch}, before its evaluation')
             except Exception as error:
                 if not args.fsdp:  # other ranks may wait in a forward pass, so a collective would hang
                     self._save_failed(epoch, losses, random, error)
@@ -174,12 +174,12 @@ class Epochs:
             state.evaluated = True
         selected = ema or raw or train_metrics
         self.results.append({'epoch': epoch, 'train': train_metrics, **({'validation': selected} if raw else {})})
-        row = log.summary_row(epoch, train_metrics, optimization.mean_lr(built.optimizer), raw, ema)
+        row = log.summary_row(epoch, train_metrics, optimization.mean_lr(run.optimizer), raw, ema)
         state.history.rows.append(row)
-        metric = selected[built.metric_name]
-        if built.scheduler is not None:
-            built.scheduler.step(epoch + 1, metric)
-        self.keeper.save_epoch(epoch, metric, raw=raw, ema=ema)
+        metric = selected[run.metric_name]
+        if run.scheduler is not None:
+            run.scheduler.step(epoch + 1, metric)
+        self.checkpoints.save_epoch(epoch, metric, raw=raw, ema=ema)
         if self.trackers is not None:  # after the save, so that an error of a tracker loses nothing
             self.trackers.row(row)
         check_finite(args, epoch, selected)
@@ -187,7 +187,7 @@ class Epochs:
 
     def _save_trained(self, epoch: int, losses: RunningLosses, random: dict[str, Any]) -> None:
         """Save an epoch whose evaluation is still to come. A collective."""
-        self.keeper.save_within(Position(epoch, len(self.built.loader_train), trained=True), losses, random)
+        self.checkpoints.save_within(Position(epoch, len(self.run.loader_train), trained=True), losses, random)
 
     def _save_failed(self, epoch: int, losses: RunningLosses, random: dict[str, Any], error: Exception) -> None:
         """Save an epoch whose evaluation failed by any error, so that its updates are not lost. A collective.
@@ -198,7 +198,7 @@ class Epochs:
         traceback.clear_frames(error.__traceback__)  # free the batch: the error may be a lack of memory
         _logger.error(f'The evaluation of epoch {epoch} failed: {one_line(error)[:300]}')
         self._save_trained(epoch, losses, random)
-        self.keeper.close()
+        self.checkpoints.close()
         _logger.info(f'Saved at the end of epoch {epoch}, before its evaluation. {GOES_ON}.')
 
     def _measure(self, epoch: int, ema: bool = False) -> dict[str, float]:
@@ -208,21 +208,21 @@ class Epochs:
             EvaluationStopped: on all ranks, where a signal asks one of them to end.
             EvaluationFailed: another rank raised an error of its own.
         """
-        built, args, keeper = self.built, self.args, self.keeper
+        run, args, checkpoints = self.run, self.args, self.checkpoints
         name = 'Test (EMA)' if ema else 'Test'
         if ema:
-            distribute_batch_norm(args, built.task.get_trainable_module(ema=True))
-        evaluator = built.task.create_evaluator(max_samples=evaluation_sample_limit(built.loader_eval))
+            distribute_batch_norm(args, run.task.get_trainable_module(ema=True))
+        evaluator = run.task.create_evaluator(max_samples=evaluation_sample_limit(run.loader_eval))
 
         def on_batch(batch_index: int) -> None:
-            keeper.watchdog.beat()
+            checkpoints.watchdog.beat()
             if args.distributed and (in_sequence(args) or batch_index % args.log_interval):
                 return  # ranks may have unequal numbers of batches; they agree at intervals
-            self._agree(_STOPPED if keeper.signals.received is not None else _GOES_ON)
+            self._agree(_STOPPED if checkpoints.signals.received is not None else _GOES_ON)
 
         try:
             metrics = evaluate(
-                built.task.get_eval_model(ema=ema), built.loader_eval, args, built.device, built.precision,
+                run.task.get_eval_model(ema=ema), run.loader_eval, args, run.device, run.precision,
                 args.log_interval, on_log=log.log_evaluation_step(name) if self.primary else None,
                 on_batch=on_batch, evaluator=_Together(evaluator, self._agree))
         except (EvaluationStopped, EvaluationFailed):
@@ -242,7 +242,7 @@ class Epochs:
         """
         args = self.args
         if args.distributed and not (args.fsdp and outcome == _FAILED):  # with --fsdp others wait in a forward pass
-            of_all = torch.tensor(outcome, dtype=torch.uint8, device=self.built.device)
+            of_all = torch.tensor(outcome, dtype=torch.uint8, device=self.run.device)
             dist.all_reduce(of_all, dist.ReduceOp.MAX)
             outcome = int(of_all)
         if outcome != _GOES_ON:

@@ -15,7 +15,7 @@ from ..data.loader import to_device
 from ..data.sources.decoding import check_damage
 from ..data.sources.shards import check_delivered, warn_of_loss
 from ..data.workers import batches_of
-from .guards.finite_check import Verdict
+from .guards.finite_check import CheckResult
 from .losses import Input, NonFiniteError, RunningLosses, Update
 from .step import Step
 
@@ -58,7 +58,7 @@ def train_one_epoch(
         loader,
         scheduler: Any = None,
         on_log: Callable[[Progress], None] | None = None,
-        on_update: Callable[[int, Verdict], None] | None = None,
+        on_update: Callable[[int, CheckResult], None] | None = None,
         losses: RunningLosses | None = None,
         first_batch: int = 0,
         updates_per_epoch: int | None = None,
@@ -68,7 +68,7 @@ def train_one_epoch(
     Args:
         step: Makes the updates.
         on_log: Called with a Progress at log intervals and after the last update, on every rank.
-        on_update: Called after each update with the number of batches done in the epoch and the watch's verdict.
+        on_update: Called after each update with the number of batches done in the epoch and the result of its check.
         losses: Those of the epoch so far, with first_batch the number of the next batch.
         updates_per_epoch: Of a whole epoch, where this one is not.
 

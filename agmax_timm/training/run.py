@@ -12,7 +12,7 @@ from ..assembly.process_group import end_process_group
 from ..base.pipes import print_if_read
 from ..base.signals import StopSignals
 from . import dry_run
-from .create_run import Built, build_run, open_output, warn_of_surprises
+from .create_run import TrainingRun, create_run, open_output, warn_of_surprises
 from .epochs import Epochs, begin_epoch
 from .guards.watchdog import Watchdog
 from .output import log, run_folder
@@ -51,31 +51,31 @@ def _train(
 ) -> list[dict[str, Any]]:
     options = dict(vars(args))  # as given, before anything is resolved
     log.begin()
-    built = build_run(args, signals, watchdog)
+    training_run = create_run(args, signals, watchdog)
     if args.dry_run:
         if utils.is_primary(args):
-            warn_of_surprises(built)
-        begin_epoch(args, built.loader_train, built.position.epoch)
-        dry_run.tell_plan(built)
+            warn_of_surprises(training_run)
+        begin_epoch(args, training_run.loader_train, training_run.position.epoch)
+        dry_run.print_plan(training_run)
         return []
-    trackers = open_output(built, options) if utils.is_primary(args) else None
-    epochs = Epochs(built, trackers, run_folder.share_path(args, built.keeper.output_dir))
-    epochs.run()
+    trackers = open_output(training_run, options) if utils.is_primary(args) else None
+    epochs = Epochs(training_run, trackers, run_folder.share_path(args, training_run.checkpoints.output_dir))
+    epochs.train()
     end_process_group()  # the other ranks need not wait for a report or an upload
     if utils.is_primary(args):
-        finish(built, epochs, trackers)
+        finish(training_run, epochs, trackers)
         if on_complete is not None and epochs.results:
-            on_complete(built.keeper.output_dir, watchdog)
+            on_complete(training_run.checkpoints.output_dir, watchdog)
     return epochs.results
 
 
-def finish(built: Built, epochs: Epochs, trackers: tracking.Trackers) -> None:
+def finish(training_run: TrainingRun, epochs: Epochs, trackers: tracking.Trackers) -> None:
     """Wait until all is on disk, and say what a run says at its end."""
     logger = logging.getLogger('train')
-    saver, output_dir, results = built.keeper.saver, built.keeper.output_dir, epochs.results
+    saver, output_dir, results = training_run.checkpoints.saver, training_run.checkpoints.output_dir, epochs.results
     saver.wait()
     if epochs.stopped:
-        logger.info(f"Stopped after epoch {results[-1]['epoch']} by --early-stop {built.args.early_stop}: "
+        logger.info(f"Stopped after epoch {results[-1]['epoch']} by --early-stop {training_run.args.early_stop}: "
                     f'{epochs.stopped}.')
     if not epochs.trained:
         logger.info(f'Nothing to train: {output_dir} is complete.')
@@ -86,7 +86,7 @@ def finish(built: Built, epochs: Epochs, trackers: tracking.Trackers) -> None:
         with log.tolerated(curves):
             log.plot_curves(run_folder.summary_path(output_dir), curves)
     trackers.finish()
-    best = log.best_last(results, built.metric_name, built.decreasing)
+    best = log.best_last(results, training_run.metric_name, training_run.decreasing)
     if epochs.stopped:
         best[-1] = {**best[-1], 'early_stop': epochs.stopped}
     print_if_read(f'--result\n{json.dumps(log.finite(best), indent=4)}')

@@ -9,7 +9,7 @@ from timm.utils import dispatch_clip_grad
 from torch.nn.utils import clip_grads_with_norm_
 
 from ..assembly.model import Precision
-from .guards.finite_check import Verdict, Watch
+from .guards.finite_check import CheckResult, FiniteCheck
 from .losses import BatchLosses, Input, Update
 
 
@@ -23,7 +23,7 @@ class Step:
         device: Device of the task.
         precision: Dtypes, and the scaler of the loss where there is one.
         loss_scale: Factor of a batch's gradient by its number of images, where batches differ in size.
-        watch: Looks at losses and gradients before each update.
+        finite_check: Looks at losses and gradients before each update.
         on_broken: Called with an update whose losses or gradients are not finite; it may raise.
     """
 
@@ -35,8 +35,8 @@ class Step:
             device: torch.device,
             precision: Precision,
             loss_scale: Callable[[int], float] | None = None,
-            watch: Watch | None = None,
-            on_broken: Callable[[Update, Verdict], None] | None = None,
+            finite_check: FiniteCheck | None = None,
+            on_broken: Callable[[Update, CheckResult], None] | None = None,
     ):
         self.task = task
         self.optimizer = optimizer
@@ -44,7 +44,7 @@ class Step:
         self.device = device
         self.precision = precision
         self.loss_scale = loss_scale
-        self.watch = watch
+        self.finite_check = finite_check
         self.on_broken = on_broken or (lambda update, verdict: None)
         self._module = task.get_trainable_module()
         self._parameters = list(self._module.parameters())  # once: the walk to them costs as much as their norm
@@ -62,7 +62,7 @@ class Step:
             target: torch.Tensor,
             batches: int = 1,
             last: bool = True,
-    ) -> Verdict | None:
+    ) -> CheckResult | None:
         """Add the gradient of a batch and, with the last one of an update, make it or leave it out.
 
         Args:
@@ -72,7 +72,7 @@ class Step:
             last: Whether this is the last of them.
 
         Returns:
-            What the watch of all ranks found of the update; None before the last batch, and without a watch.
+            What the check of all ranks found of the update; None before the last batch, and without a check.
         """
         self._accumulate(update, input, target, batches, last)
         return self._make(update) if last else None
@@ -80,11 +80,11 @@ class Step:
     def finish(self) -> None:
         """Check the gradients of the last update if that is still to do. Call it before weights are used or saved."""
         if self._before is not None:
-            self._check_before(self.watch.read_late())
+            self._check_before(self.finite_check.read_late())
 
     def _accumulate(self, update: Update, input: Input, target: torch.Tensor, batches: int, last: bool) -> None:
         """Launch forward and backward pass of a batch."""
-        if self.watch is not None and self.watch.skips and not update.losses:
+        if self.finite_check is not None and self.finite_check.skips and not update.losses:
             update.keep_buffers(self._module)
         with nullcontext() if last else self.task.no_sync():
             with self.precision.autocast():
@@ -92,8 +92,8 @@ class Step:
             images = len(target) // (2 if self.args.agmax else 1)
             losses = BatchLosses.of(result, images)
             update.add(losses, input, target)
-            if self.watch is not None:
-                self.watch.look(losses, last=last)
+            if self.finite_check is not None:
+                self.finite_check.look(losses, last=last)
             loss = result['loss'] / batches if batches > 1 else result['loss']
             if self.loss_scale is not None:
                 loss = self.loss_scale(images) * loss
@@ -102,28 +102,28 @@ class Step:
             else:
                 self.precision.scaler.backward(loss, create_graph=self._second_order)
 
-    def _make(self, update: Update) -> Verdict | None:
+    def _make(self, update: Update) -> CheckResult | None:
         """Step, unless losses or gradients are broken."""
         verdict = norm = None
-        if self.watch is not None:
-            verdict = self.watch.agree()
+        if self.finite_check is not None:
+            verdict = self.finite_check.agree()
             self._check_before(verdict)
             if self.precision.scaler is None:  # the scaler looks at gradients itself
-                norm = self.watch.check_gradients(self._parameters, verdict)
+                norm = self.finite_check.check_gradients(self._parameters, verdict)
         if verdict is not None and verdict.broken:
             self.on_broken(update, verdict)
             update.restore_buffers(self._module)
         elif not self._optimize(norm) and verdict is not None:
             verdict.skipped, verdict.scale = True, self.precision.scaler.scale
             self.on_broken(update, verdict)
-        if self.watch is not None and self.watch.has_late:
+        if self.finite_check is not None and self.finite_check.has_late:
             self._before = update.without_batch()
             if verdict.save or verdict.stop:
                 self.finish()
         self.optimizer.zero_grad()
         return verdict
 
-    def _check_before(self, verdict: Verdict) -> None:
+    def _check_before(self, verdict: CheckResult) -> None:
         """Call on_broken for the previous update if its gradients were not finite. The optimizer has used them."""
         before, self._before = self._before, None
         if verdict.late:

@@ -47,7 +47,7 @@ def find_base(args: argparse.Namespace, model: Any) -> Base:
 
 
 def base_of(saved: SavedModel) -> Base:
-    """The weights that training of a model started from: from its record, or from its options if that has none."""
+    """The weights that training of a model started from: from its metadata, or from its options if that has none."""
     return saved.base if saved.base is not None else _base_of_options(saved.options, saved.architecture)
 
 
@@ -59,8 +59,8 @@ def license_of(saved: SavedModel) -> str | None:
 def base_of_file(path: str) -> Base:
     """The base of a run that starts from a checkpoint or weights file: the base and the licence of that file."""
     with suppress(CheckpointError):  # loading the file reports it
-        options, record = saved_run(path)
-        base = record['base'] if 'base' in record else _base_of_options(options)
+        options, metadata = saved_run(path)
+        base = metadata['base'] if 'base' in metadata else _base_of_options(options)
         return {'name': base.get('name'), 'license': license_name(options.get('license')) or base.get('license')}
     return {'name': None, 'license': None}
 

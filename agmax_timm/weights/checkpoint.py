@@ -1,4 +1,4 @@
-"""What a checkpoint or weights file holds, ours or timm's: a classifier, the options of its run, its record."""
+"""What a checkpoint or weights file holds, ours or timm's: a classifier, the options of its run, its metadata."""
 import argparse
 import json
 import os
@@ -22,7 +22,7 @@ from .limits import noted_options
 from .models import check_fit, is_original, original_options, original_to_timm, timm_architecture
 
 # The keys of a checkpoint that are ours; all others are timm's.
-RECORD = 'agmax_timm'
+METADATA = 'agmax_timm'
 STATE = 'agmax_state'
 # timm's train.py validates so, whatever the model's own.
 _CROP_OF_TRAINING = {'crop_mode': 'center'}
@@ -98,7 +98,7 @@ def read_model(
 
     Raises:
         CheckpointError: the file is missing, damaged, not plain tensors, does not say its architecture, holds no EMA,
-            or (where it has no record) its tensors are not the model's.
+            or (where it has no metadata) its tensors are not the model's.
     """
     file = find_file(path, which)
     checkpoint = _read(file)
@@ -115,21 +115,22 @@ def read_model(
         metrics={'epoch': checkpoint['epoch']} if isinstance(checkpoint.get('epoch'), int) else {},
     )
     with _believed(file):
-        record = checkpoint.get(RECORD)
-        said = known['options'].get('model') or checkpoint.get('arch') if record is None else record['architecture']
+        metadata = checkpoint.get(METADATA)
+        said = known['options'].get('model') or checkpoint.get('arch') if metadata is None else metadata['architecture']
         architecture = architecture or said
         if not isinstance(architecture, str) or ':' in architecture or not is_model(architecture):
             raise CheckpointError(f"{file} does not say which model of timm it holds"
                                   f"{f' ({architecture} is none)' if architecture else ''}: name it with --model")
         known['images'] = _images(checkpoint)
         if os.path.basename(file) == _FILES['best']:
-            known['chosen_by'] = (record or {}).get('metric_name') or options.get('eval_metric') or ''
+            known['chosen_by'] = (metadata or {}).get('metric_name') or options.get('eval_metric') or ''
         given = {**({'num_classes': num_classes} if num_classes else {}), **_model_args(model_kwargs or {})}
-        if record is None:
-            return _unrecorded(architecture, known, given)
-        if timm_architecture(architecture) == record['architecture'] and given.items() <= record['model_args'].items():
-            known['metrics'].update(record['metrics'].get('ema' if use_ema else 'raw', {}))
-        return _recorded(architecture, known, record, given)
+        if metadata is None:
+            return _without_metadata(architecture, known, given)
+        same_model = timm_architecture(architecture) == metadata['architecture']
+        if same_model and given.items() <= metadata['model_args'].items():
+            known['metrics'].update(metadata['metrics'].get('ema' if use_ema else 'raw', {}))
+        return _with_metadata(architecture, known, metadata, given)
 
 
 def find_file(path: str, which: str = 'best') -> str:
@@ -163,40 +164,41 @@ def describe_weights(options: dict[str, Any], use_ema: bool) -> str:
     return f'{kind}; the run ranked its checkpoints by {other}'
 
 
-def _recorded(
+def _with_metadata(
         architecture: str,
         known: dict[str, Any],
-        record: dict[str, Any],
+        metadata: dict[str, Any],
         given: dict[str, Any] | None = None,
 ) -> SavedModel:
-    model_args = {**_model_args(record['model_args']), **(given or {})}
+    model_args = {**_model_args(metadata['model_args']), **(given or {})}
     return SavedModel(
         architecture,
         num_classes=model_args.pop('num_classes'),
         in_chans=model_args.pop('in_chans', 3),
         global_pool=model_args.pop('global_pool', None),
         model_args=model_args,
-        class_names=record['class_names'],
-        class_map=record.get('class_map'),
-        data_config=dict(record['data_config']),
-        versions=dict(record['versions']),
-        base=record.get('base'),
+        class_names=metadata['class_names'],
+        class_map=metadata.get('class_map'),
+        data_config=dict(metadata['data_config']),
+        versions=dict(metadata['versions']),
+        base=metadata.get('base'),
         **known,
     )
 
 
-def recorded_model(record: dict[str, Any], model: nn.Module, options: dict[str, Any]) -> SavedModel:
+def model_of_metadata(metadata: dict[str, Any], model: nn.Module, options: dict[str, Any]) -> SavedModel:
     """What read_model would return for a checkpoint of a run that saves the model now.
 
     Args:
-        record: See record.make_record.
+        metadata: See metadata.make_metadata.
         options: Options of the run.
     """
-    return _recorded(record['architecture'], dict(state_dict=_classifier(model.state_dict()), options=options), record)
+    known = dict(state_dict=_classifier(model.state_dict()), options=options)
+    return _with_metadata(metadata['architecture'], known, metadata)
 
 
-def _unrecorded(architecture: str, known: dict[str, Any], given: dict[str, Any]) -> SavedModel:
-    """Describe a model without a record by `given`, then the options of timm's train.py, then the tensor shapes."""
+def _without_metadata(architecture: str, known: dict[str, Any], given: dict[str, Any]) -> SavedModel:
+    """Describe a model without a metadata by `given`, then the options of timm's train.py, then the tensor shapes."""
     options, tensors = known['options'], known['state_dict']
     model_args = resolve_model_input_args(architecture, options, **{
         'num_classes': options.get('num_classes') or _width(architecture, 'classifier', tensors, 0),
@@ -258,7 +260,7 @@ def _width(architecture: str, layer: str, tensors: dict[str, torch.Tensor], dim:
 
 
 def _read(path: str, mmap: bool = False) -> dict[str, Any]:
-    """Read a file. For weights in a folder of timm's layout, add a record made from config.json beside them."""
+    """Read a file. For weights in a folder of timm's layout, add a metadata made from config.json beside them."""
     checkpoint = read_file(path, mmap)
     config = os.path.join(os.path.dirname(path), _CONFIG)
     if os.path.basename(path) not in _WEIGHTS or not os.path.isfile(config):
@@ -271,7 +273,7 @@ def _read(path: str, mmap: bool = False) -> dict[str, Any]:
         return {
             'state_dict': checkpoint,
             'args': argparse.Namespace(**noted_options(published)),
-            RECORD: {
+            METADATA: {
                 'architecture': architecture,
                 'model_args': {'num_classes': published['num_classes'], **model_args},
                 'class_names': known_names(published.get('label_names'), published['num_classes']),
@@ -295,7 +297,7 @@ def load_weights(path: str, model: nn.Module, use_ema: bool = False) -> None:
 def saved_options(path: str) -> dict[str, Any]:
     """The options of the run that wrote a checkpoint, empty where the file does not hold any.
 
-    Values of its record replace the options: the record knows the model if the options name a folder or repository,
+    Values of its metadata replace the options: the metadata knows the model if the options name a folder or repository,
     all that timm resolved, and the content of the class map (then a dict from class to index).
     """
     checkpoint = _read(path, mmap=True)
@@ -304,40 +306,41 @@ def saved_options(path: str) -> dict[str, Any]:
     options = _options(checkpoint)
     if options:
         options.update(_CROP_OF_TRAINING)
-    if RECORD in checkpoint:
+    if METADATA in checkpoint:
         with _believed(path):
-            record = checkpoint[RECORD]
-            model_args = _model_args(record['model_args'])
-            options.update(record['data_config'], model=record['architecture'], gp=model_args.pop('global_pool', None))
+            metadata = checkpoint[METADATA]
+            model_args = _model_args(metadata['model_args'])
+            options.update(
+                metadata['data_config'], model=metadata['architecture'], gp=model_args.pop('global_pool', None))
             options.update((name, model_args.pop(name)) for name in ('num_classes', 'in_chans') if name in model_args)
             options['model_kwargs'] = model_args
             if options.get('class_map'):
-                options['class_map'] = _class_map(record, options['class_map'])
+                options['class_map'] = _class_map(metadata, options['class_map'])
     return options
 
 
 def saved_run(path: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The resolved options of the run that wrote a file, and its record; each empty if the file has none.
+    """The resolved options of the run that wrote a file, and its metadata; each empty if the file has none.
 
     Raises:
         CheckpointError: as read_file.
     """
     checkpoint = _read(path, mmap=True)
-    record = checkpoint.get(RECORD)
-    return _options(checkpoint), record if isinstance(record, dict) else {}
+    metadata = checkpoint.get(METADATA)
+    return _options(checkpoint), metadata if isinstance(metadata, dict) else {}
 
 
-def _class_map(record: dict[str, Any], path: str) -> Any:
+def _class_map(metadata: dict[str, Any], path: str) -> Any:
     """The class map that a run recorded. For older runs its path, or if the file is gone their class names as a map."""
-    if record.get('class_map'):
-        return dict(record['class_map'])
-    if os.path.exists(path) or not record['class_names']:
+    if metadata.get('class_map'):
+        return dict(metadata['class_map'])
+    if os.path.exists(path) or not metadata['class_names']:
         return path
-    return {name: index for index, name in enumerate(record['class_names'])}
+    return {name: index for index, name in enumerate(metadata['class_names'])}
 
 
-def saved_record(path: str) -> dict[str, Any]:
-    """The record in a checkpoint (see record.make_record), empty where it has none.
+def saved_metadata(path: str) -> dict[str, Any]:
+    """The metadata in a checkpoint (see metadata.make_metadata), empty where it has none.
 
     Raises:
         CheckpointError: as read_file.

@@ -20,7 +20,7 @@ def checkpoint_names(folder: str) -> list[str]:
 
 
 def newest_checkpoint(folder: str) -> tuple[str | None, list[tuple[str, str]]]:
-    """Find where a run goes on: in its last line of checkpoints (see line_of), at the latest position.
+    """Find where a run goes on: in its last line of checkpoints (see branch_of), at the latest position.
 
     Returns:
         The path of the newest checkpoint that is whole, None where there is none; path and reason (a sentence that
@@ -36,7 +36,7 @@ def newest_checkpoint(folder: str) -> tuple[str | None, list[tuple[str, str]]]:
             damaged.append((path, str(error)))
         else:
             if position is not None:
-                candidates.append(((line_of(checkpoint), position), path))
+                candidates.append(((branch_of(checkpoint), position), path))
     candidates.sort(key=lambda candidate: _rank(candidate[1]))
     candidates.sort(key=lambda candidate: candidate[0], reverse=True)
     found: dict[tuple[int, int], str] = {}  # hard links are one file, which is read once
@@ -62,7 +62,7 @@ def position_of(checkpoint: dict[str, Any]) -> tuple[int, int] | None:
         return epoch, 0
 
 
-def line_of(checkpoint: dict[str, Any]) -> int:
+def branch_of(checkpoint: dict[str, Any]) -> int:
     """How often the run had gone back to an older checkpoint of its folder by then: what it left is passed over."""
     state = checkpoint.get(STATE)
     return state.get('line', 0) if isinstance(state, dict) else 0
@@ -73,7 +73,7 @@ def next_line(folder: str) -> int:
     lines = [0]
     for name in checkpoint_names(folder):
         with suppress(CheckpointError):
-            lines.append(line_of(read_file(os.path.join(folder, name), mmap=True)))
+            lines.append(branch_of(read_file(os.path.join(folder, name), mmap=True)))
     return max(lines) + 1
 
 

@@ -10,7 +10,7 @@ from .. import __version__
 from .models import timm_architecture
 
 
-def make_record(
+def make_metadata(
         model: Any,
         name: str,
         data_config: dict[str, Any],

@@ -10,7 +10,7 @@ from agmax_timm.base import distributed
 from agmax_timm.base.signals import StopSignals
 from agmax_timm.options.parse import parse_train_args
 from agmax_timm.training import run as training
-from agmax_timm.training.guards.finite_check import Watch
+from agmax_timm.training.guards.finite_check import FiniteCheck
 from agmax_timm.training.losses import BatchLosses, RunningLosses
 
 from .updates import FLOAT16, batches, distance, make_step, make_task, options, train
@@ -32,7 +32,7 @@ def test_every_collective_of_the_package(device, group, monkeypatch):
         patch.setattr(distributed, 'world_size', lambda: 2)  # of one rank it would be the mean itself
         mean = distributed.global_mean(local, 4)
     torch.testing.assert_close(mean, local)
-    watch = Watch(args, device, lambda: (True, False))
+    watch = FiniteCheck(args, device, lambda: (True, False))
     watch.look(BatchLosses(('loss', 'ce'), torch.tensor([1., torch.nan], device=device), 4), last=True)
     verdict = watch.agree()
     assert verdict.broken == ['ce'] and verdict.save and not verdict.stop

@@ -11,7 +11,7 @@ from test_step import OPTIONS, UnreadLosses
 from agmax_timm import AgMaxTask
 from agmax_timm.assembly import model
 from agmax_timm.training import loop
-from agmax_timm.training.guards.finite_check import Watch
+from agmax_timm.training.guards.finite_check import FiniteCheck
 from agmax_timm.training.losses import RunningLosses
 from agmax_timm.training.step import Step
 
@@ -49,8 +49,8 @@ def batches(device, count, images=8, size=32, classes=10, soft=False, dtype=None
 
 def make_step(task, device, args, optimizer=None, on_broken=None):
     optimizer = optimizer or torch.optim.SGD(task.get_trainable_module().parameters(), lr=0.05, momentum=0.9)
-    return Step(task, optimizer, args, device, model.build_precision(args, device), watch=Watch(args, device),
-                on_broken=on_broken)
+    return Step(task, optimizer, args, device, model.build_precision(args, device),
+                finite_check=FiniteCheck(args, device), on_broken=on_broken)
 
 
 def train(step, data):

@@ -254,7 +254,7 @@ def test_the_configuration_of_a_published_model(tmp_path):
 
 
 def test_the_arguments_that_made_a_model():
-    """Checkpoints that name all arguments of their model: make_record() in weights/metadata.py."""
+    """Checkpoints that name all arguments of their model: make_metadata() in weights/metadata.py."""
     args = get_model_args(create_model('test_vit', num_classes=2, in_chans=1, img_size=32))
     assert args.items() >= {'num_classes': 2, 'in_chans': 1, 'img_size': (32, 32)}.items()
     assert create_model('test_vit', **args).patch_embed.img_size == (32, 32)

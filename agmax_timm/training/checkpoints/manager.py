@@ -12,19 +12,19 @@ from ...assembly.sharding import WholeState, whole
 from ...base.command_line import parse_interval
 from ...base.signals import Interrupted, StopSignals
 from ...data.sources.decoding import damage_of
-from ..guards.finite_check import Verdict
+from ..guards.finite_check import CheckResult
 from ..guards.watchdog import Watchdog
 from ..losses import NonFiniteError, RunningLosses
 from ..output import log as reporting
 from ..output import run_folder
-from .saver import RecordSaver
+from .saver import CheckpointSaver
 from .state import Position, RunState
 
 _logger = logging.getLogger('train')
 GOES_ON = 'The same command goes on from there with --resume auto (and --experiment), or with --resume FILE'
 
 
-class Keeper:
+class CheckpointManager:
     """Writes the checkpoints and the summary of a run; every rank has one, the first one writes.
 
     Args:
@@ -53,12 +53,12 @@ class Keeper:
         self.gathered = gathered
         self.interval, self.unit = parse_interval(args.recovery_interval)
         self.output_dir: str | None = None  # these three on the first rank
-        self.saver: RecordSaver | None = None
+        self.saver: CheckpointSaver | None = None
         self.constants: dict[str, Any] = {}  # what else goes into every state
         self.log_position = lambda: 0
         self.damage = damage_of(state.loader.dataset)
         if self.damage is not None:
-            self.damage.deferred = True  # wishes() asks for the end, so that the run saves first
+            self.damage.deferred = True  # requests() asks for the end, so that the run saves first
         self._updates = 0  # of the epoch
         self._saved_at = time.monotonic()
 
@@ -66,8 +66,8 @@ class Keeper:
         """Count from the updates that are done of an epoch."""
         self._updates = updates
 
-    def wishes(self) -> tuple[bool, bool]:
-        """Whether to save, and to stop, after this update; for Watch."""
+    def requests(self) -> tuple[bool, bool]:
+        """Whether to save, and to stop, after this update; for FiniteCheck."""
         self.watchdog.beat()
         self._updates += 1
         due = False
@@ -78,7 +78,7 @@ class Keeper:
         asked = self.signals.received is not None
         return due, asked or (self.damage is not None and self.damage.too_many)
 
-    def after_update(self, epoch: int, batches: int, losses: RunningLosses, verdict: Verdict) -> None:
+    def after_update(self, epoch: int, batches: int, losses: RunningLosses, verdict: CheckResult) -> None:
         """
         Raises:
             Interrupted: the run was asked to end; it is saved.

@@ -8,7 +8,7 @@ from timm import utils
 
 from ...base.errors import OptionError
 from ...base.safe_load import read_file
-from ...weights.checkpoint import RECORD, STATE
+from ...weights.checkpoint import METADATA, STATE
 from ..losses import RunningLosses
 from .compatibility import compare_data, compare_options, compare_views
 from .state import History, Position, RunState
@@ -17,7 +17,7 @@ _logger = logging.getLogger('train')
 
 
 @dataclass
-class Before:
+class ResumedRun:
     """What a checkpoint says of the run that wrote it."""
     state: dict[str, Any] | None  # None: of timm's script, or of a version that kept none
     same_schedule: bool
@@ -25,7 +25,7 @@ class Before:
     changed: list[str]
 
     @classmethod
-    def read(cls, args: argparse.Namespace, data: dict[str, Any]) -> 'Before':
+    def read(cls, args: argparse.Namespace, data: dict[str, Any]) -> 'ResumedRun':
         """Read a checkpoint, and compare it with the options and data.
 
         Raises:
@@ -41,7 +41,7 @@ class Before:
         changed, same_schedule = [], False
         if isinstance(saved, argparse.Namespace):
             changed, same_schedule = compare_options(args, vars(saved), within)
-        of_data = compare_data(args, data, state['data'] if state else _recorded_data(checkpoint))
+        of_data = compare_data(args, data, state['data'] if state else _saved_data(checkpoint))
         if within and of_data:
             raise OptionError(f'--resume {args.resume} is within an epoch, and there are {of_data[0]}: restore the '
                               'data, or use a checkpoint of a whole epoch')
@@ -75,16 +75,16 @@ class Before:
                                   for name in ('rows', 'results')))
 
 
-def _recorded_data(checkpoint: dict[str, Any]) -> dict[str, Any]:
-    """The description of the data in the record of a checkpoint that has no state."""
-    record = checkpoint.get(RECORD)
-    names = record.get('class_names') if isinstance(record, dict) else None
+def _saved_data(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """The description of the data in the metadata of a checkpoint that has no state."""
+    metadata = checkpoint.get(METADATA)
+    names = metadata.get('class_names') if isinstance(metadata, dict) else None
     return {'train': {'classes': names}} if names else {}
 
 
 def find_start(
         args: argparse.Namespace,
-        before: Before | None,
+        before: ResumedRun | None,
         resume_epoch: int | None,
 ) -> tuple[Position, RunningLosses | None]:
     """Where training begins: by --start-epoch, by the state of the checkpoint, else by its epoch."""

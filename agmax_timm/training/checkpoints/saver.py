@@ -1,6 +1,6 @@
-"""What a run writes: timm's checkpoints, and in each a record of what reproduces its weights.
+"""What a run writes: timm's checkpoints, and in each metadata that reproduces its weights.
 
-Plain timm loads them, with nothing of this package: the record holds plain types, and the Q-network is apart.
+Plain timm loads them, with nothing of this package: the metadata holds plain types, and the Q-network is apart.
 """
 import argparse
 import io
@@ -14,15 +14,15 @@ from glob import escape as glob_escape
 from glob import glob
 from typing import Any
 
+import timm.utils
 import torch
 from timm.task import TrainingTask
-from timm.utils import CheckpointSaver
 
 from ...base import atomic_write
 from ...base.background import Background, snapshot
 from ...base.errors import UserError
 from ...base.safe_load import read_file
-from ...weights.checkpoint import RECORD, STATE
+from ...weights.checkpoint import METADATA, STATE
 
 _logger = logging.getLogger(__name__)
 
@@ -32,8 +32,8 @@ class SaveError(UserError, RuntimeError):
     exit_status = 74  # EX_IOERR of sysexits.h
 
 
-class RecordSaver(CheckpointSaver):
-    """timm's saver of timm's files, each with a record (see record.make_record) and the metrics of its weights.
+class CheckpointSaver(timm.utils.CheckpointSaver):
+    """timm's saver of timm's files, each with metadata (see make_metadata) and the metrics of its weights.
 
     A file is written whole or not at all, and others are removed when it is safe: `last` and `model_best` are there
     from the first checkpoint on, whenever the process ends. If the disk refuses, the log says so, what is there stays,
@@ -43,9 +43,9 @@ class RecordSaver(CheckpointSaver):
         background: Write in a thread, from a copy of the state on the host; one file at a time.
     """
 
-    def __init__(self, task: TrainingTask, record: dict[str, Any], background: bool = False, **kwargs):
+    def __init__(self, task: TrainingTask, metadata: dict[str, Any], background: bool = False, **kwargs):
         super().__init__(model=task.get_trainable_module(), task=task, **kwargs)
-        self.record = record
+        self.metadata = metadata
         self.error: SaveError | None = None  # of the last save, None if it was written
         self._newest: str | None = None
         self._background = Background(background)
@@ -126,8 +126,8 @@ class RecordSaver(CheckpointSaver):
         self.load_state_dict({**saved, 'checkpoint_files': files, 'pending': (None, None)})
         if not _ranks(self.best_metric):
             self.best_metric = self.best_epoch = None
-        ranked_by = checkpoint.get(RECORD, {}).get('metric_name')
-        same_metric = ranked_by in (None, self.record.get('metric_name'))
+        ranked_by = checkpoint.get(METADATA, {}).get('metric_name')
+        same_metric = ranked_by in (None, self.metadata.get('metric_name'))
         if not same_metric:  # any value that comes is before what another metric ranked
             self.best_metric = self.best_epoch = None
             self.checkpoint_files = [(file, None) for file, _ in self.checkpoint_files]
@@ -184,7 +184,7 @@ class RecordSaver(CheckpointSaver):
         if metric is not None:
             content['metric'] = metric
         content['saver'] = self.state_dict(epoch, metric)
-        content[RECORD] = {**self.record, 'metrics': metrics}
+        content[METADATA] = {**self.metadata, 'metrics': metrics}
         if state is not None:
             content[STATE] = state
         return snapshot(content) if self._background.enabled else content
@@ -259,21 +259,21 @@ def create_saver(
         task: TrainingTask,
         optimizer: torch.optim.Optimizer,
         args: argparse.Namespace,
-        record: dict[str, Any],
+        metadata: dict[str, Any],
         scaler: Any = None,
         decreasing: bool = False,
-) -> RecordSaver:
+) -> CheckpointSaver:
     """The saver of `last`, `model_best` and the best `checkpoint-N`, with the Q-network apart in `task_state`.
 
     It writes in the background: close() it at the end of a run.
 
     Args:
-        record: See record.make_record.
+        metadata: See metadata.make_metadata.
         decreasing: Whether a lower metric is better.
     """
-    return RecordSaver(
+    return CheckpointSaver(
         task,
-        record,
+        metadata,
         optimizer=optimizer,
         args=args,
         amp_scaler=scaler,

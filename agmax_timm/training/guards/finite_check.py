@@ -22,7 +22,7 @@ GRADIENT = 'gradient'
 
 
 @dataclass
-class Verdict:
+class CheckResult:
     """What all ranks agreed on about an update."""
     broken: list[str]  # losses by name, or 'gradient', that are NaN or infinite on any rank
     here: list[str]  # those of this rank
@@ -38,26 +38,26 @@ class Verdict:
         return not self.broken and not self.skipped
 
 
-class Watch:
+class FiniteCheck:
     """The state of all ranks.
 
     Args:
         args: Options, of which `distributed` and `nan_policy` count.
         device: Device of the losses.
-        wishes: Gives whether this rank wants to save, and to stop, after the update. None: never.
+        requests: Gives whether this rank wants to save, and to stop, after the update. None: never.
     """
 
     def __init__(
             self,
             args: argparse.Namespace,
             device: torch.device,
-            wishes: Callable[[], tuple[bool, bool]] | None = None,
+            requests: Callable[[], tuple[bool, bool]] | None = None,
     ):
         self.device = device
         self.distributed = args.distributed
         self.skips = args.nan_policy == 'skip'  # broken updates are left out
         self.at_once = device.type == 'cpu' or self.skips
-        self.wishes = wishes or (lambda: (False, False))
+        self.requests = requests or (lambda: (False, False))
         self.names: tuple[str, ...] = ()
         self._losses: torch.Tensor | None = None  # of the update so far: 0, or NaN where one is not finite
         self._late: torch.Tensor | None = None  # the same of the gradients of the last update
@@ -71,15 +71,15 @@ class Watch:
         if not last:
             return
         late = self._late if self._late is not None else values.new_zeros(1)
-        self._reading = _Reading(torch.cat([late, self._losses]), self.distributed, self.wishes())
+        self._reading = _Reading(torch.cat([late, self._losses]), self.distributed, self.requests())
 
-    def agree(self) -> Verdict:
+    def agree(self) -> CheckResult:
         """What was found of the update, on all ranks. Call it before the optimizer steps."""
         (save, stop, late, *everywhere), (_, _, late_here, *here) = self._reading.read()
         self._losses = self._late = self._reading = None
         if late:  # that gradient has broken the weights, and so the losses of this update
-            return Verdict([GRADIENT], [GRADIENT] if late_here else [], late=True)
-        return Verdict(
+            return CheckResult([GRADIENT], [GRADIENT] if late_here else [], late=True)
+        return CheckResult(
             _named(self.names, everywhere), _named(self.names, here), save=save, stop=stop)
 
     @property
@@ -87,13 +87,13 @@ class Watch:
         """Whether the gradients of the last update are still to be read."""
         return self._late is not None
 
-    def read_late(self) -> Verdict:
+    def read_late(self) -> CheckResult:
         """What was found of the gradients of the last update, on all ranks. Waits for the device."""
         (_, _, late), (_, _, here) = _Reading(self._late, self.distributed).read()
         self._late = None
-        return Verdict([GRADIENT] if late else [], [GRADIENT] if here else [], late=late)
+        return CheckResult([GRADIENT] if late else [], [GRADIENT] if here else [], late=late)
 
-    def check_gradients(self, parameters: list[nn.Parameter], verdict: Verdict) -> torch.Tensor | None:
+    def check_gradients(self, parameters: list[nn.Parameter], verdict: CheckResult) -> torch.Tensor | None:
         """Add to the verdict what the backward pass of the update left.
 
         Returns:
@@ -116,15 +116,15 @@ class _Reading:
 
     Args:
         values: Of 0 or NaN, which means a flag; on the device.
-        wishes: Whether this rank wants to save, and to stop.
+        requests: Whether this rank wants to save, and to stop.
     """
 
-    def __init__(self, values: torch.Tensor, distributed: bool, wishes: tuple[bool, bool] = (False, False)):
-        self.wishes = [*map(bool, wishes)]
+    def __init__(self, values: torch.Tensor, distributed: bool, requests: tuple[bool, bool] = (False, False)):
+        self.requests = [*map(bool, requests)]
         rows = values[None]
         if distributed:
             # Filled on the device: a list would be copied to it, and the host would wait for that.
-            told = [torch.full((1,), torch.nan if wish else 0., device=values.device) for wish in wishes]
+            told = [torch.full((1,), torch.nan if wish else 0., device=values.device) for wish in requests]
             rows = torch.cat([*told, values]).repeat(2, 1)
             dist.all_reduce(rows[0])  # NaN of any rank stays in the sum
         on_gpu = rows.device.type == 'cuda'  # others copy at once
@@ -134,12 +134,12 @@ class _Reading:
             self.copied.record()
 
     def read(self) -> tuple[list[bool], list[bool]]:
-        """Flags of all ranks and of this rank, with the wishes first. Waits for the copy."""
+        """Flags of all ranks and of this rank, with the requests first. Waits for the copy."""
         if self.copied is not None:
             self.copied.synchronize()
         rows = self.host.isnan().tolist()
         if len(rows) == 1:
-            rows = [self.wishes + rows[0]] * 2
+            rows = [self.requests + rows[0]] * 2
         return rows[0], rows[1]
 
 

@@ -14,7 +14,7 @@ from ...base.atomic_write import replacing
 from ...base.text import listed
 from ...data.resumption.loader import ResumableLoader
 from ..losses import NonFiniteError, Update
-from .finite_check import GRADIENT, Verdict
+from .finite_check import GRADIENT, CheckResult
 
 _logger = logging.getLogger('train')
 _MOST_FILES = 10
@@ -44,7 +44,7 @@ class BrokenUpdates:
         self._next = -1  # number of the batch after the last broken update, counted over all epochs
         self._in_a_row = 0
 
-    def __call__(self, update: Update, verdict: Verdict) -> None:
+    def __call__(self, update: Update, verdict: CheckResult) -> None:
         """
         Raises:
             NonFiniteError: on all ranks, at the first one, or with --nan-policy skip after 50 in a row; for updates
@@ -70,7 +70,7 @@ class BrokenUpdates:
         if self.args.rank == 0:
             _logger.warning(f'Left out: {message}')
 
-    def _skipped(self, update: Update, verdict: Verdict) -> None:
+    def _skipped(self, update: Update, verdict: CheckResult) -> None:
         self.skipped += 1
         if verdict.scale < 1 or self._in_a_row >= _MOST_IN_A_ROW:
             raise NonFiniteError(
@@ -83,7 +83,7 @@ class BrokenUpdates:
     def _name(self, update: Update) -> str:
         return f'update {update.first_batch // self.args.grad_accum_steps + 1} of epoch {update.epoch}'
 
-    def _found(self, update: Update, verdict: Verdict) -> str:
+    def _found(self, update: Update, verdict: CheckResult) -> str:
         """Samples and files of the broken update on all ranks. A collective."""
         found = [self._describe(update, verdict)]
         if self.args.distributed:
@@ -92,7 +92,7 @@ class BrokenUpdates:
             found = of_ranks
         return '; '.join(text for text in found if text)
 
-    def _describe(self, update: Update, verdict: Verdict) -> str:
+    def _describe(self, update: Update, verdict: CheckResult) -> str:
         """Samples of this rank and the file with its batch, '' where this rank is not broken."""
         if not verdict.here and not verdict.skipped:
             return ''
@@ -105,7 +105,7 @@ class BrokenUpdates:
             words += f', kept in {self._write(update, verdict, indices)}'
         return f'on rank {self.args.rank} {words}' if self.args.distributed else words
 
-    def _write(self, update: Update, verdict: Verdict, indices: list[Any]) -> str:
+    def _write(self, update: Update, verdict: CheckResult, indices: list[Any]) -> str:
         """One forward pass of `weights`, in training mode, on `input` and `target` gives the broken losses again."""
         number = update.first_batch // self.args.grad_accum_steps
         path = os.path.join(self.folder, f'broken-{update.epoch}-{number}-rank{self.args.rank}.pth')

@@ -46,7 +46,7 @@ class Watchdog:
         self.end()
 
     def end(self) -> None:
-        """Watch no more: what follows takes its time."""
+        """FiniteCheck no more: what follows takes its time."""
         self._done.set()
 
     def beat(self) -> None:

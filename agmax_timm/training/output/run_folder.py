@@ -185,8 +185,8 @@ def goes_on(args: argparse.Namespace, folder: str | None) -> bool:
     return bool(args.resume and folder) and os.path.realpath(os.path.dirname(args.resume)) == os.path.realpath(folder)
 
 
-def line_to_write(args: argparse.Namespace, auto: bool, state: dict[str, Any] | None) -> int:
-    """Number of the line of checkpoints that the run writes; see newest.line_of.
+def branch_to_write(args: argparse.Namespace, auto: bool, state: dict[str, Any] | None) -> int:
+    """Number of the line of checkpoints that the run writes; see newest.branch_of.
 
     Args:
         auto: Whether it was --resume auto.
