@@ -391,7 +391,7 @@ def test_at_most_ten_names_on_one_line(tmp_path):
         (tmp_path / name).mkdir()
         Image.new('RGB', (8, 8)).save(tmp_path / name / 'image.png')
     line = summary({'val': create_dataset('', str(tmp_path), 'val')})
-    assert line == ("Data: val 12 images; 12 classes: '0', '1', '2', '3', '4', '5', '6', '7', '8', '9', ...")
+    assert line == ("Data: val 12 images; 12 classes: '0', '1', '2', '3', '4', '5', '6', '7', '8', '9' and 2 more")
     assert '\n' not in summary({'val': create_dataset('', str(tmp_path), 'val', class_map={'new\nline': 0})})
 
 

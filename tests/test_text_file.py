@@ -178,3 +178,10 @@ def test_a_flag_with_the_end_of_a_line_is_shown(capsys):
     with pytest.raises(SystemExit):
         parse_train_args(['data', '--class-map', 'map.txt\r'])
     assert re.search(r'--class-map map\.txt\\r: no such file', capsys.readouterr().err)
+
+
+@pytest.mark.parametrize('message, most, line', [
+    (ValueError(), None, 'ValueError'), ('', None, ''), ('a\r\nb', None, 'a b'), ('a' * 9, 9, 'a' * 9),
+    ('a' * 10, 9, 'a' * 6 + '...')])
+def test_one_line_names_errors_without_text_and_shortens(message, most, line):
+    assert one_line(message, most) == line

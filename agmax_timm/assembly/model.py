@@ -124,7 +124,7 @@ def create_named_model(name: str, flag: str = '--model', **kwargs) -> nn.Module:
             raise OptionError(_unfit_checkpoint(name, error, **kwargs)) from error
         if ':' not in name and not isinstance(error, (*REFUSED, AttributeError, OSError)):
             raise
-        raise OptionError(f'{flag} {name}: {one_line(error)[:500]}') from error
+        raise OptionError(f'{flag} {name}: {one_line(error, 500)}') from error
 
 
 def _unfit_checkpoint(name: str, error: Exception, checkpoint_path: str, **kwargs) -> str:
@@ -137,7 +137,7 @@ def _unfit_checkpoint(name: str, error: Exception, checkpoint_path: str, **kwarg
             return (f'--initial-checkpoint {checkpoint_path} has {classes.pop()} classes, the model '
                     f'{model.num_classes}: use --pretrained --pretrained-path {checkpoint_path}, which starts with a '
                     'new head, or another --num-classes')
-    return f'--initial-checkpoint {checkpoint_path} is not a checkpoint of --model {name}: {one_line(error)[:500]}'
+    return f'--initial-checkpoint {checkpoint_path} is not a checkpoint of --model {name}: {one_line(error, 500)}'
 
 
 def build_model(args: argparse.Namespace, device: torch.device, precision: Precision) -> tuple[nn.Module, dict]:
@@ -221,7 +221,7 @@ def try_input(args: argparse.Namespace, model: nn.Module, data_config: dict[str,
             output = model.eval()(torch.zeros(1, *size, device=like.device, dtype=like.dtype))
     except REFUSED as error:
         raise OptionError(f'--model {args.model} does not take images of {" x ".join(map(str, size))}, by --img-size, '
-                          f'--input-size, --in-chans or --model-kwargs: {one_line(error)[:300]}') from error
+                          f'--input-size, --in-chans or --model-kwargs: {one_line(error, 300)}') from error
     finally:
         model.train(training)
         for hook in alone:
@@ -298,7 +298,7 @@ def script_model(args: argparse.Namespace, model: nn.Module) -> nn.Module:
     try:
         return torch.jit.script(model)
     except Exception as error:  # its compiler raises many types
-        raise OptionError(f'--torchscript: {args.model} cannot be scripted: {one_line(error)[:200]}') from error
+        raise OptionError(f'--torchscript: {args.model} cannot be scripted: {one_line(error, 200)}') from error
 
 
 def compile_and_distribute(

@@ -5,6 +5,7 @@ import os
 import re
 from dataclasses import dataclass
 
+from ..base.text import one_line
 from .plan import Run
 
 _COMPLETE = 'complete'  # a file in the folder of a run that ended with exit status 0
@@ -65,11 +66,11 @@ def last_error(log_path: str, status: int) -> str:
     """Why a process ended, in a line: the last that it wrote, and the signal that killed it."""
     with open(log_path, 'rb') as file:
         text = _tail(file, 16384).decode('utf-8', 'replace')
-    lines = [' '.join(line.split()) for line in text.splitlines() if line.strip()]
+    lines = [line for line in text.splitlines() if line.strip()]
     errors = [line for line in lines if 'error' in line.lower()]
     line = (errors or lines or ['it said nothing'])[-1]
     how = f'killed by signal {-status}: ' if status < 0 else f'exit status {status}: '
-    return f'{how}{line[:400]}'
+    return f'{how}{one_line(line, 400)}'
 
 
 def epochs_done(run: Run) -> float:

@@ -196,7 +196,7 @@ class Epochs:
             SaveError: the disk refuses it.
         """
         traceback.clear_frames(error.__traceback__)  # free the batch: the error may be a lack of memory
-        _logger.error(f'The evaluation of epoch {epoch} failed: {one_line(error)[:300]}')
+        _logger.error(f'The evaluation of epoch {epoch} failed: {one_line(error, 300)}')
         self._save_trained(epoch, losses, random)
         self.checkpoints.close()
         _logger.info(f'Saved at the end of epoch {epoch}, before its evaluation. {GOES_ON}.')

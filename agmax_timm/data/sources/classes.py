@@ -10,6 +10,7 @@ from torch.utils.data import Dataset
 
 from ...base.class_labels import index_names
 from ...base.errors import DataError
+from ...base.text import listed
 
 _logger = logging.getLogger(__name__)
 
@@ -197,16 +198,15 @@ def summary(datasets: Mapping[str, Dataset | None]) -> str:
 
 def describe_others(others: Mapping[str, int]) -> str:
     """The numbers of files left out, by their ending, in brackets; '' without any."""
-    listed = ', '.join(f"{count} {ending or 'without ending'}" for ending, count in sorted(others.items()))
-    return f' (left out: {listed})' if listed else ''
+    counts = ', '.join(f"{count} {ending or 'without ending'}" for ending, count in sorted(others.items()))
+    return f' (left out: {counts})' if counts else ''
 
 
 def describe_names(names: Sequence[str] | None) -> str:
     """The number of classes and the first of their names."""
     if not names:
         return 'classes without names'
-    more = ', ...' if len(names) > _MOST_NAMES else ''
-    return f"{len(names)} classes: {', '.join(map(repr, names[:_MOST_NAMES]))}{more}"
+    return f'{len(names)} classes: {listed([*map(repr, names)], _MOST_NAMES)}'
 
 
 def _length(dataset: Any) -> str:

@@ -6,6 +6,7 @@ import torch
 import torch.distributed as dist
 
 from ...base.errors import DamagedError
+from ...base.text import listed
 
 
 class Damage:
@@ -41,7 +42,7 @@ class Damage:
         if not self.too_many:
             return
         count = self.count()
-        first = ', '.join(map(self.path, self.indices()[:3])) + (', ...' if count > 3 else '')
+        first = listed([*map(self.path, self.indices())], 3)
         limit = 'none may be' if self.max_share is None else f'more than --max-damaged {self.max_share:g}'
         raise DamagedError(f'{count} of {len(self.flags)} samples ({count / len(self.flags):.2%}) cannot be decoded, '
                            f'{limit}: {first}: repair them or take them out, --check-data lists all'

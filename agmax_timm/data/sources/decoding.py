@@ -13,6 +13,7 @@ from timm.data import ImageDataset, IterableImageDataset
 from torch.utils.data import Dataset
 
 from ...base.errors import DamagedError
+from ...base.text import one_line
 from .damage import Damage
 from .labels import NO_CLASS_OF_MAP, check_shards, label_error, to_target
 
@@ -230,4 +231,4 @@ def reason_of(error: Exception, file: BinaryIO | None = None) -> str:
         return 'empty file' if empty else 'not an image'
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    return ' '.join(str(error).split()) or type(error).__name__
+    return one_line(error)

@@ -6,6 +6,7 @@ from torch.utils.data import Dataset, IterableDataset
 
 from ...base.command_line import flag_of
 from ...base.errors import OptionError
+from ...base.text import listed
 from ...data.sources.classes import class_names, normalised, same_names
 from ...options.kinds import KEEPING, LAUNCHER
 
@@ -99,7 +100,7 @@ def compare_data(args: argparse.Namespace, now: dict[str, Any], saved: dict[str,
         if classes and known and not same_names(classes, known):
             gone = [name for name in known if name not in classes]
             new = [name for name in classes if name not in known]
-            what = f"without {', '.join(gone[:4])}" if gone else f"with {', '.join(new[:4])}" if new else 'reordered'
+            what = f'without {listed(gone, 4)}' if gone else f'with {listed(new, 4)}' if new else 'reordered'
             raise OptionError(f'--resume {args.resume}: the classes of the {split} data changed since ({what}): '
                               'restore them, or start from the weights with --initial-checkpoint')
         if before.get('samples', description['samples']) != description['samples']:
