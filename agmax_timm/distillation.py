@@ -1,4 +1,4 @@
-"""AgMax with a teacher: the logits of both views also follow those of a frozen network that sees both views.
+"""AgMax with a teacher: a frozen network sees both views, and the student's logits also follow the teacher's.
 
 Distillation: 'Distilling the Knowledge in a Neural Network', https://arxiv.org/abs/1503.02531, weighted as
 timm.task.LogitDistillationTask weights it.
@@ -21,9 +21,9 @@ _logger = logging.getLogger(__name__)
 
 
 def distillation_loss(logits: torch.Tensor, teacher_logits: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
-    """T^2 KL(softmax(teacher / T) || softmax(student / T)), section 2 of https://arxiv.org/abs/1503.02531.
+    """Return T^2 KL(softmax(teacher / T) || softmax(student / T)), section 2 of https://arxiv.org/abs/1503.02531.
 
-    Half-precision logits are raised to float32, and autocast is left.
+    Half-precision logits are converted to float32, and autocast is off.
 
     Args:
         logits: Logits of the student [N, K].
@@ -31,7 +31,7 @@ def distillation_loss(logits: torch.Tensor, teacher_logits: torch.Tensor, temper
         temperature: Temperature T of both softmaxes.
 
     Returns:
-        Mean over the N rows: scalar in nats, in float32, or float64 for float64 logits.
+        Mean over the N rows: a scalar in nats, in float32, or in float64 for float64 logits.
     """
     dtype = torch.promote_types(logits.dtype, torch.float32)
     with torch.autocast(logits.device.type, enabled=False):
@@ -41,9 +41,9 @@ def distillation_loss(logits: torch.Tensor, teacher_logits: torch.Tensor, temper
 
 
 def loss_weights(distill: float | None = None, task: float | None = None) -> tuple[float, float]:
-    """Weights (distillation, classification) as timm's distillation tasks fill in those that are None.
+    """Return the weights (distillation, classification), with the defaults of timm's distillation tasks for None.
 
-    The classification alone given: they add up to 1. Otherwise what is not given is 1.
+    If only the classification weight is given, both add up to 1. Otherwise a missing weight is 1.
     """
     if distill is None:
         distill = 1.0 if task is None else 1.0 - task
@@ -51,31 +51,33 @@ def loss_weights(distill: float | None = None, task: float | None = None) -> tup
 
 
 class AgMaxDistillationTask(AgMaxTask):
-    """AgMaxTask with a frozen teacher, in the slot of timm.task.LogitDistillationTask.
+    """AgMaxTask with a frozen teacher. Replaces timm.task.LogitDistillationTask.
 
     loss = task_weight * ce + distill_weight * kd + weight * agreement + divergence, where ce and kd are means over
-    the 2B views. Without AgMax's terms that is timm's task on the same 2B images, without kd it is AgMaxTask.
+    the 2B views. Without AgMax's terms, this is timm's task on the same 2B images. Without kd, it is AgMaxTask.
 
-    The teacher stays in evaluation mode and gets no gradients; it is in no checkpoint, average or optimizer.
+    The teacher stays in evaluation mode and gets no gradients. It is not part of checkpoints, EMA or optimizer.
 
     Args:
-        model: Student, a classifier whose `num_classes` is K.
-        teacher: Teacher of K classes: a timm DistillationTeacher, a module, or the name of a timm model, which is
-            created with pretrained weights, and with the student's number of classes and input channels.
-        criterion: Classification loss on [2B, K] logits, a module or a function that returns a scalar. Cross-entropy
-            on class indices or soft targets when None.
-        teacher_pretrained_path: File of the teacher's weights, for a name.
-        teacher_pretrained_cfg_overlay: Changes to the teacher's pretrained_cfg, for a name.
-        loss_type: Distillation loss, 'kl' alone as in timm.
-        distill_loss_weight, task_loss_weight: Weights of kd and ce, None as loss_weights fills them in.
+        model: Student, a classifier. Its attribute `num_classes` is K.
+        teacher: Teacher with K classes: a timm DistillationTeacher, a module, or the name of a timm model. A model of
+            that name is created with pretrained weights and the student's number of classes and input channels.
+        criterion: Classification loss on logits [2B, K], a module or a function that returns a scalar. None is
+            cross-entropy on class indices or soft targets.
+        teacher_pretrained_path: File of the teacher's weights, if teacher is a name.
+        teacher_pretrained_cfg_overlay: Changes to the teacher's pretrained_cfg, if teacher is a name.
+        loss_type: Distillation loss. Only 'kl' exists, as in timm.
+        distill_loss_weight: Weight of kd, or None (see loss_weights).
+        task_loss_weight: Weight of ce, or None (see loss_weights).
         temperature: Temperature of the distillation (typically 1 to 4).
-        mean, std: What the input was normalised with, a value a channel. The student's pretrained_cfg when None. The
-            teacher's input is normalised anew with its own.
-        **agmax: Further arguments of AgMaxTask.
+        mean: Mean that the input was normalised with, one value per channel; the student's pretrained_cfg when None.
+            The teacher gets the input normalised with its own mean and std.
+        std: Standard deviation that the input was normalised with, one value per channel, like mean.
+        **agmax: Further keyword arguments of AgMaxTask.
 
     Raises:
-        ValueError: unknown loss_type, a temperature of 0 or below, a teacher of another number of classes, or one
-            normalised over another number of channels; see also AgMaxTask.
+        ValueError: The loss_type is unknown, the temperature is not above 0, or the teacher has another number of
+            classes or input channels. See also AgMaxTask.
     """
 
     student_mean: torch.Tensor
@@ -134,13 +136,14 @@ class AgMaxDistillationTask(AgMaxTask):
         return self
 
     def forward(self, input: torch.Tensor, target: torch.Tensor) -> dict[str, torch.Tensor]:
-        """
+        """Return the loss, its parts and the logits of a batch.
+
         Args:
-            input: View-major images [2B, C, H, W]: all first views, then all second views.
-            target: Class indices [2B] or soft targets [2B, K], view-major as the images.
+            input: Images [2B, C, H, W]: all first views, then all second views.
+            target: Class indices [2B] or soft targets [2B, K], in the order of the images.
 
         Returns:
-            As AgMaxTask, 'ce' unweighted, and 'kd_loss', the unweighted loss of distillation.
+            The dictionary of AgMaxTask, with 'ce' unweighted, and with 'kd_loss', the unweighted distillation loss.
         """
         parts = super().forward(input, target)
         with torch.no_grad():
@@ -156,7 +159,7 @@ class AgMaxDistillationTask(AgMaxTask):
 
     def compile(self, backend: str = 'inductor', mode: str | None = None,  # type: ignore[override]  # timm's
                 **compile_kwargs) -> nn.Module:
-        """As AgMaxTask, and the teacher.
+        """Compile the teacher and what AgMaxTask compiles.
 
         Returns:
             The compiled model for evaluation.

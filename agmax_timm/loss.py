@@ -1,4 +1,4 @@
-"""AgMax: two views of an image should be classified alike, and the batch as a whole diversely.
+"""The AgMax objective: both views of an image get the same prediction, and a batch uses many classes.
 
 Paper: 'Improving Model Generalization by Agreement of Learned Representations from Data Augmentation',
 https://arxiv.org/abs/2110.10536
@@ -15,7 +15,7 @@ AGREEMENT_KINDS = ('mi', 'mse', 'kl', 'ce')
 
 Criterion = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
-# Floor of a marginal probability inside the logarithm: the published one, float64's machine epsilon.
+# Smallest marginal probability inside the logarithm. The published value: float64's machine epsilon.
 EPSILON = torch.finfo(torch.float64).eps
 
 
@@ -25,16 +25,18 @@ def mutual_information_terms(
         z12: torch.Tensor,
         divergence_weight: float = 4.0,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mutual-information form of AgMax, section 3 of https://arxiv.org/abs/2110.10536.
+    """Return the mutual-information form of the AgMax terms, section 3 of https://arxiv.org/abs/2110.10536.
 
     Args:
-        z1, z2: Logits of the two views [B, K].
+        z1: Logits of the first view [B, K].
+        z2: Logits of the second view [B, K].
         z12: Logits of the Q-network on both views [B, K].
         divergence_weight: Weight of the L1 distance.
 
     Returns:
-        agreement: Minus the mean entropy of the three marginals over the whole job's batch; nats in [-ln K, 0].
-        divergence: Weighted mean L1 distance between the joint prediction and those of the two views.
+        (agreement, divergence): Scalars. The agreement is the mean negative entropy of the three marginals over the
+            images of all ranks, in nats, in [-ln K, 0]. The divergence is the weighted mean L1 distance between the
+            joint prediction and the predictions of the two views, in [0, 2 * divergence_weight / K].
     """
     p = torch.stack([z1, z2, z12]).softmax(dim=-1)  # in one tensor: a third of the kernels, forward and backward
     marginals = global_mean(p.mean(dim=1), count=len(z1))
@@ -51,25 +53,27 @@ def agreement_terms(
         kind: str = 'mi',
         divergence_weight: float = 4.0,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Agreement of two views and divergence from their joint prediction, each to be minimised.
+    """Return the agreement of two views and their divergence from the joint prediction. Training minimises both.
 
-    'mi' is the published objective; 'mse', 'kl' and 'ce' are its alternatives, which need no Q-network and have no
-    divergence: mean((z1 - z2)^2), KL(p2 || p1), and the mean over B x K entries of -p1 ln p2.
+    'mi' is the published objective. Its alternatives need no Q-network and have a divergence of 0: 'mse' is
+    mean((z1 - z2)^2), 'kl' is KL(p2 || p1) summed over classes and averaged over images, and 'ce' is the mean of
+    -p1 ln p2 over the B x K entries.
 
-    Half-precision logits are raised to float32, and autocast is left: p ln p is not finite in float16.
+    Half-precision logits are converted to float32 and autocast is off, because p ln p is not finite in float16.
 
     Args:
-        z1, z2: Logits of the two views [B, K].
-        z12: Logits of the Q-network on both views [B, K], for 'mi' alone.
-        kind: One of 'mi', 'mse', 'kl', 'ce'.
-        divergence_weight: Weight of the divergence, for 'mi' alone.
+        z1: Logits of the first view [B, K].
+        z2: Logits of the second view [B, K].
+        z12: Logits of the Q-network on both views [B, K]. Required by 'mi', ignored by the other kinds.
+        kind: Form of the agreement: 'mi', 'mse', 'kl' or 'ce'.
+        divergence_weight: Weight of the divergence. Used by 'mi' only.
 
     Returns:
-        (agreement, divergence): scalars in float32, or float64 for float64 logits. Under a process group, the marginals
-        of 'mi' are those of the whole job; averaged over equal ranks, every term is that of one process.
+        (agreement, divergence): Scalars in float32, or in float64 for float64 logits. Under a process group, the
+            marginals of 'mi' are those of all ranks. The mean of a term over equal ranks is the term of one process.
 
     Raises:
-        ValueError: unknown kind, views of different shapes, 'mi' without z12 or with a batch of one image.
+        ValueError: The kind is unknown, the views have different shapes, or 'mi' has no z12 or only one image.
     """
     if kind not in AGREEMENT_KINDS:
         raise ValueError(f"agreement kind must be one of {', '.join(AGREEMENT_KINDS)}, got '{kind}'")
@@ -97,18 +101,19 @@ def agreement_terms(
 
 
 class AgMaxLoss(nn.Module):
-    """Classification loss of both views plus their agreement: ce + weight * agreement + divergence.
+    """Classification loss of both views plus AgMax's terms: ce + weight * agreement + divergence.
 
     Args:
-        criterion: Classification loss on [2B, K] logits, a module or a function that returns a scalar. Cross-entropy
-            on class indices or soft targets when None.
-        kind: Agreement, one of 'mi' (the published one), 'mse', 'kl', 'ce'.
+        criterion: Classification loss on logits [2B, K], a module or a function that returns a scalar. None is
+            cross-entropy on class indices or soft targets.
+        kind: Form of the agreement: 'mi' (as published), 'mse', 'kl' or 'ce'.
         weight: Weight of the agreement.
-        divergence_weight: Weight of the divergence, for 'mi' alone.
+        divergence_weight: Weight of the divergence. Used by 'mi' only.
 
     Raises:
-        ValueError: unknown kind, a class as criterion; from forward, logits that do not pair (see also
-            agreement_terms), soft targets of another number of classes, or a criterion that returns no scalar.
+        ValueError: The kind is unknown or the criterion is a class. Raised by forward if the logits are not pairs of
+            views (see also agreement_terms), if soft targets have another number of classes, or if the criterion does
+            not return a scalar.
     """
 
     def __init__(
@@ -135,11 +140,12 @@ class AgMaxLoss(nn.Module):
             joint_logits: torch.Tensor | None,
             target: torch.Tensor,
     ) -> dict[str, torch.Tensor]:
-        """
+        """Return the loss and its parts.
+
         Args:
-            logits: View-major logits [2B, K]: all first views, then all second views.
-            joint_logits: Logits of the Q-network [B, K], None for the kinds without one.
-            target: Class indices [2B] or soft targets [2B, K], view-major as the logits.
+            logits: Logits [2B, K]: all first views, then all second views.
+            joint_logits: Logits of the Q-network [B, K]. None for kinds without a Q-network.
+            target: Class indices [2B] or soft targets [2B, K], in the order of the logits.
 
         Returns:
             Dictionary of scalars: 'loss', and its parts 'ce', 'agreement' (unweighted) and 'divergence' (weighted).

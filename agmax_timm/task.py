@@ -1,4 +1,4 @@
-"""AgMax as a timm training task: one network, two views, and a Q-network that never leaves training."""
+"""AgMax as a timm training task: one network, two views, and a Q-network that is used in training only."""
 import logging
 from collections.abc import Callable
 from typing import Any, cast
@@ -18,25 +18,33 @@ _logger = logging.getLogger(__name__)
 
 
 def default_hidden(num_classes: int) -> int:
-    """The method's width of the Q-network: 128 below 100 classes, 512 below 1000, 4096 below 10,000, and so on."""
+    """Return the published number of hidden units of the Q-network: 128 below 100 classes, 512 below 1,000.
+
+    4,096 below 10,000, 8,192 below 100,000, and twice as many for each further power of ten.
+    """
     digits = len(str(num_classes)) - 1  # floor(log10 K) without rounding
     width = 128 * (2 ** digits if digits > 1 else 1)
     return width * 4 if num_classes >= 1000 else width
 
 
 class UnsupportedModelError(UserError, ValueError):
-    """A model whose outputs in training AgMax cannot pair; the message names it."""
+    """A model does not return one tensor of logits in training. The message names the model."""
 
 
 class QNet(nn.Sequential):
-    """Q-network: the joint prediction of two views from the logits of both, section 3 of arXiv 2110.10536.
+    """Q-network: joint logits of two views from the logits of both, section 3 of https://arxiv.org/abs/2110.10536.
 
-    Linear(2K -> hidden), ReLU, Linear(hidden -> K), in the precision of its parameters also under autocast: logits
-    that are large in float16 would overflow.
+    The layers are Linear(2K, hidden), ReLU and Linear(hidden, K). They compute in the precision of their parameters,
+    also under autocast, because large logits would overflow in float16.
 
     Args:
         num_classes: Number of classes K.
-        hidden: Width of the hidden layer, None for the method's rule (see default_hidden).
+        hidden: Number of hidden units. None is the published rule (see default_hidden).
+        device: Device of the parameters.
+        dtype: Dtype of the parameters.
+
+    Raises:
+        ValueError: There are fewer than 2 classes or no hidden units.
     """
 
     def __init__(self, num_classes: int, hidden: int | None = None, device=None, dtype=None):
@@ -52,9 +60,10 @@ class QNet(nn.Sequential):
         )
 
     def forward(self, logits: torch.Tensor) -> torch.Tensor:
-        """
+        """Return the joint logits.
+
         Args:
-            logits: Logits of the first view beside those of the second [B, 2K].
+            logits: Logits of the first view, concatenated with those of the second view [B, 2K].
 
         Returns:
             Joint logits [B, K].
@@ -64,7 +73,7 @@ class QNet(nn.Sequential):
 
 
 class AgMaxModule(nn.Module):
-    """All that is trained: the model on the 2B views at once, then the Q-network on the pairs of logits."""
+    """The trained module: the model on all 2B views at once, then the Q-network on the pairs of logits."""
 
     def __init__(self, model: nn.Module, qnet: QNet | None, num_classes: int):
         super().__init__()
@@ -77,7 +86,7 @@ class AgMaxModule(nn.Module):
         return {f'model.{name}' for name in names}
 
     def group_matcher(self, coarse: bool = False) -> Callable[[str], int]:
-        """Layers of the model as timm orders them; the Q-network learns at the rate of the last one."""
+        """Return the function from a parameter to its layer, for layer decay. The Q-network is in the last layer."""
         matcher = getattr(self.model, 'group_matcher', None)
         if matcher is not None:
             layers = group_parameters(self.model, matcher(coarse=coarse), reverse=True)
@@ -87,12 +96,16 @@ class AgMaxModule(nn.Module):
         return lambda name: layers.get(name.removeprefix('model.'), last_layer)
 
     def forward(self, input: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """
+        """Return the logits of all views and the joint logits.
+
         Args:
-            input: View-major images [2B, C, H, W].
+            input: Images [2B, C, H, W]: all first views, then all second views.
 
         Returns:
-            Logits [2B, K], joint logits [B, K] (None without a Q-network).
+            (logits, joint_logits): Logits [2B, K]; joint logits [B, K], or None without a Q-network.
+
+        Raises:
+            UnsupportedModelError: The model does not return one tensor [2B, K].
         """
         logits = self.model(input)
         if not isinstance(logits, torch.Tensor) or logits.ndim != 2:
@@ -109,31 +122,32 @@ class AgMaxModule(nn.Module):
 
 
 class AgMaxTask(TrainingTask):
-    """AgMax for any classifier, in place of timm.task.ClassificationTask. Models that are not timm's need num_classes.
+    """Train a classifier with AgMax. Replaces timm.task.ClassificationTask.
 
-    The model that is evaluated, averaged (EMA), exported and checkpointed is the plain classifier; the Q-network
-    travels in a checkpoint's `task_state`. Marginals are over the images of one forward pass on all ranks. Under
-    gradient accumulation that is the micro-batch: the loss of an update is the mean over its micro-batches, each with
-    the marginals of its own, and the agreement is never below that of the whole update (entropy is concave).
+    The model that is evaluated, averaged (EMA), exported and saved is the plain classifier. The Q-network is saved in a
+    checkpoint's `task_state`. Marginals are over the images of one forward pass on all ranks. Under gradient
+    accumulation, each batch of an update has its own marginals, and the loss is the mean over these batches. The
+    agreement is then never below that of the whole update, because entropy is concave.
 
     Args:
-        model: Classifier to train, its `num_classes` is K.
-        criterion: Classification loss on [2B, K] logits, a module or a function that returns a scalar. Cross-entropy
-            on class indices or soft targets when None.
-        kind: Agreement, one of 'mi' (the published one), 'mse', 'kl', 'ce'; only 'mi' has a Q-network.
+        model: Classifier to train. Its attribute `num_classes` is K.
+        criterion: Classification loss on logits [2B, K], a module or a function that returns a scalar. None is
+            cross-entropy on class indices or soft targets.
+        kind: Form of the agreement: 'mi' (as published), 'mse', 'kl' or 'ce'. Only 'mi' has a Q-network.
         weight: Weight of the agreement.
         divergence_weight: Weight of the divergence.
-        hidden: Hidden units of the Q-network, None for the method's rule.
+        hidden: Number of hidden units of the Q-network. None is the published rule (see default_hidden).
         init_std: Standard deviation of new normal weights for all Linear and Conv layers of the model and the
-            Q-network (the published ImageNet runs: 0.2). None leaves their own initial weights.
-        device: Device of the Q-network and the criterion; the model's when None.
-        dtype: Dtype of the Q-network; the model's when None.
-        verbose: Log what is trained.
-        num_classes: Number of classes K, for a model without the attribute; None for the model's.
+            Q-network. The published ImageNet runs used 0.2. None keeps the present weights.
+        device: Device of the Q-network and the criterion. None is the model's.
+        dtype: Dtype of the Q-network. None is the model's.
+        verbose: Whether to log the settings.
+        num_classes: Number of classes K of a model without the attribute `num_classes`.
 
     Raises:
-        ValueError: unknown kind or no classes; from forward, an input that is not pairs of views, or a model that
-            does not return one tensor of K logits an image; from the first forward, targets that are not pairs.
+        ValueError: The kind is unknown, or there are fewer than 2 classes. Raised by forward if the input is not pairs
+            of views, or if the model does not return one tensor of K logits per image. Raised by the first forward if
+            the targets of the two views differ or are no distributions.
 
     Examples:
 
@@ -180,14 +194,16 @@ class AgMaxTask(TrainingTask):
             _logger.info(f'AgMaxTask: {self.loss.extra_repr()}, criterion={name}{units}')
 
     def forward(self, input: torch.Tensor, target: torch.Tensor) -> dict[str, torch.Tensor]:
-        """
+        """Return the loss, its parts and the logits of a batch.
+
         Args:
-            input: View-major images [2B, C, H, W]: all first views, then all second views. For NaFlex models the dict
-                of their patches [2B, N, P].
-            target: Class indices [2B] or soft targets [2B, K], view-major as the images.
+            input: Images [2B, C, H, W]: all first views, then all second views. For NaFlex models, the dict of their
+                patches [2B, N, P].
+            target: Class indices [2B] or soft targets [2B, K], in the order of the images.
 
         Returns:
-            'loss' for backward, 'output' logits [2B, K], and the parts of the loss 'ce', 'agreement', 'divergence'.
+            Dictionary of 'loss' (for backward), 'output' (logits [2B, K]), and the parts of the loss 'ce', 'agreement'
+            and 'divergence'.
         """
         images = input['patches'] if isinstance(input, dict) else input
         if not isinstance(images, torch.Tensor):
@@ -205,15 +221,20 @@ class AgMaxTask(TrainingTask):
         return {'loss': parts.pop('loss'), 'output': logits, **parts}
 
     def prepare_distributed(self, device_ids: list | None = None, **ddp_kwargs) -> 'AgMaxTask':
-        """Wrap the model and the Q-network in one DistributedDataParallel. device_ids must be None on a CPU."""
+        """Wrap the model and the Q-network in one DistributedDataParallel.
+
+        Args:
+            device_ids: Device of this process in a list. None on a CPU.
+            **ddp_kwargs: Further arguments of DistributedDataParallel.
+        """
         self.trainable_module = DistributedDataParallel(self.trainable_module, device_ids=device_ids, **ddp_kwargs)
         return self
 
     def compile(self, backend: str = 'inductor', mode: str | None = None,  # type: ignore[override]  # timm's
                 **compile_kwargs) -> nn.Module:
-        """Compile training (model and Q-network, and the loss) and evaluation (the model).
+        """Compile the trained module (model and Q-network), the loss and the evaluated model.
 
-        The loss is compiled without CUDA graphs: its collective over the ranks cannot be part of one.
+        The loss is compiled without CUDA graphs, because its collective over the ranks cannot be part of one.
 
         Returns:
             The compiled model for evaluation.
@@ -226,7 +247,7 @@ class AgMaxTask(TrainingTask):
         return self.eval_model
 
     def get_eval_model(self, module: nn.Module | None = None, ema: bool = False) -> nn.Module | None:
-        """The plain classifier, or its EMA, without the Q-network; compiled where compile() was called."""
+        """Return the plain classifier or its EMA, without the Q-network; compiled if compile() was called."""
         resolved = super().get_eval_model(module=module, ema=ema)
         if resolved is None:
             return None
@@ -234,7 +255,14 @@ class AgMaxTask(TrainingTask):
         return unwrapped.model if isinstance(unwrapped, AgMaxModule) else resolved
 
     def get_clip_parameters(self, exclude_head: bool = False) -> list[nn.Parameter]:
-        """All trained parameters, without those of the classifier head (agc) if exclude_head."""
+        """Return the trained parameters.
+
+        Args:
+            exclude_head: Whether to leave out the classifier head, as adaptive gradient clipping does.
+
+        Raises:
+            ValueError: The head is to be left out, and the model has no `get_classifier`.
+        """
         trained: AgMaxModule = unwrap_model(self.trainable_module)
         parameters = list(trained.parameters())
         if not exclude_head:
@@ -249,7 +277,7 @@ class AgMaxTask(TrainingTask):
         return [parameter for parameter in parameters if id(parameter) not in head_ids]
 
     def get_task_state(self, module: nn.Module | None = None, ema: bool = False) -> dict[str, Any]:
-        """The Q-network's tensors as {'qnet': state_dict}, empty without one."""
+        """Return {'qnet': state_dict}, or an empty dict without a Q-network."""
         qnet = self._qnet(module, ema)
         return {} if qnet is None else {'qnet': qnet.state_dict()}
 
@@ -260,7 +288,11 @@ class AgMaxTask(TrainingTask):
             module: nn.Module | None = None,
             ema: bool = False,
     ) -> None:
-        """Load what get_task_state returned. A checkpoint without a Q-network leaves this task's as it is."""
+        """Load a state of get_task_state. A state without a Q-network keeps the present one, with a warning.
+
+        Raises:
+            ValueError: The state has a Q-network, this task has none, and strict is True.
+        """
         qnet = self._qnet(module, ema)
         if not state or 'qnet' not in state:
             if qnet is not None:
@@ -277,7 +309,7 @@ class AgMaxTask(TrainingTask):
 
 
 def check_targets(target: torch.Tensor) -> None:
-    """Raise ValueError for targets [2B] that differ between the views, or [2B, K] that are no distributions."""
+    """Raise ValueError if class indices [2B] differ between the views, or soft targets [2B, K] do not add up to 1."""
     if target.ndim == 1 and not torch.equal(*target.chunk(2)):
         raise ValueError('the targets of the two views differ: input and target must hold all first views, then all '
                          'second views of the same images; load with create_two_view_loader')
@@ -289,7 +321,7 @@ def check_targets(target: torch.Tensor) -> None:
 
 
 def init_normal(module: nn.Module, std: float) -> None:
-    """Draw the weights of every Linear and Conv layer from N(0, std), as the published ImageNet runs did."""
+    """Draw the weights of every Linear and Conv layer from N(0, std), as in the published ImageNet runs."""
     for layer in module.modules():
         if isinstance(layer, (nn.Linear, nn.modules.conv._ConvNd)):
             nn.init.normal_(layer.weight, std=std)

@@ -1,4 +1,5 @@
 """The commands in docs/ are ones that the command lines take, and what docs/ names is there."""
+import importlib.util
 import re
 import shlex
 from pathlib import Path
@@ -7,8 +8,12 @@ import pytest
 from gpu.table import BEGIN, END, render, sections
 
 from agmax_timm.options.parse import parse_train_args, parse_validate_args
+from agmax_timm.options.parsers import train_parser, validate_parser
 
 DOCS = Path(__file__).parent.parent / 'docs'
+_spec = importlib.util.spec_from_file_location('docs_pages', DOCS.parent / 'tools' / 'docs_pages.py')
+docs_pages = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(docs_pages)
 PARSERS = {'train.py': parse_train_args, 'validate.py': parse_validate_args}
 COMMANDS = [
     (path.name, ' '.join(command.split()))
@@ -57,3 +62,36 @@ def test_the_table_of_devices_claims_only_what_ran():
     amp = [next(line for line in render(files) if line.startswith('| AMP')) for files in ([on_cpu], [on_gpu, on_cpu])]
     assert amp[0].endswith('| not run | 1 passed, 1 skipped |')
     assert amp[1].endswith('| 1 passed, 1 failed | 1 passed, 1 skipped |')
+
+
+REFERENCE_PAGES = {'trouble.md'}
+
+
+@pytest.mark.parametrize('path', sorted(DOCS.rglob('*.md')), ids=lambda path: path.name)
+def test_tables_of_pages_for_beginners_are_short(path):
+    tables = re.findall(r'(?:^\|.*\n)+', path.read_text() + '\n', re.M)
+    assert path.name in REFERENCE_PAGES or all(table.count('\n') - 2 <= 40 for table in tables)
+
+
+def test_every_page_is_in_the_navigation():
+    text = (DOCS.parent / 'mkdocs.yml').read_text()
+    pages = re.findall(r': ([\w/]+\.md)$', text, re.M)
+    assert sorted(pages) == sorted(
+        [str(path.relative_to(DOCS)) for path in DOCS.rglob('*.md')] + [name.lower() for name in docs_pages.ADDED])
+
+
+@pytest.mark.parametrize('script, parser', [('train', train_parser()), ('validate', validate_parser())])
+def test_the_reference_has_every_flag_with_its_help(script, parser):
+    rows = [line for line in docs_pages.on_page_markdown(f'<!-- flags: {script} -->').splitlines() if line[:3] == '| `']
+    assert all(len(re.findall(r'(?<!\\)\|', row)) == 5 for row in rows)
+    shown = [name for row in rows for name in re.findall(r'`(-[^`]+)`', row.split(' | ')[0])]
+    assert sorted(shown) == sorted(name for action in parser._actions for name in action.option_strings)
+    smoothing = next((row for row in rows if '`--smoothing`' in row), None)
+    assert script == 'validate' or '`0.1`' in smoothing.split(' | ')[2]
+
+
+def test_the_changelog_has_each_group_once():
+    for release in (DOCS.parent / 'CHANGELOG.md').read_text().split('\n## ')[1:]:
+        groups = re.findall(r'^### (.+)', release, re.M)
+        assert groups == [name for name in ('Added', 'Changed', 'Deprecated', 'Removed', 'Fixed', 'Security')
+                          if name in groups]

@@ -1,4 +1,4 @@
-"""Training loaders: timm's, with what its augmentation lacks, and with two views."""
+"""Training loaders: timm's loader, with further augmentations and with two views."""
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -36,10 +36,10 @@ def create_train_loader(
         pin_memory: bool | None = None,
         **kwargs,
 ):
-    """timm's training loader, extended by CutOut, lighting, pad-and-crop, mixing and a second view.
+    """Return timm's training loader, extended by CutOut, lighting, pad-and-crop, mixing and a second view.
 
-    See create_two_view_loader, which this is with `two_views=True`. With one view and none of the extensions it is
-    timm.data.create_loader to the last random draw.
+    The arguments are those of create_two_view_loader, which calls this function with `two_views=True`. With one view
+    and no extension, the result is that of timm.data.create_loader, to the last random draw.
     """
     crop_mode = kwargs.pop('train_crop_mode', None)
     channels = input_size[0] if isinstance(input_size, Sequence) and len(input_size) == 3 else len(
@@ -155,44 +155,46 @@ def create_two_view_loader(
         distributed: bool | None = None,
         **kwargs,
 ):
-    """timm's training loader with two views of every image: each image is decoded once and augmented twice.
+    """Return timm's training loader with two views of every image. Each image is decoded once and augmented twice.
 
-    Every kind of data set that timm opens works, map-style or iterable. Its `transform` is set here. For data sets
+    Iteration gives batches for AgMaxTask: images [2B, C, H, W], all first views and then all second views, with class
+    indices [2B] or, with mixup, soft targets [2B, K].
+
+    Every kind of data set that timm opens works, map-style or iterable. The loader sets its `transform`. For data sets
     without that attribute (Subset, random_split, ConcatDataset, your own), the loader transforms the PIL images that
     they return, and does not change the data set.
-    Iteration gives view-major images [2B, C, H, W] (all first views, then all second views), with class indices [2B]
-    or, mixed, soft targets [2B, K]: what AgMaxTask takes.
 
     Args:
-        dataset: Data set of samples (image, class index): with a `transform` attribute, as of
-            timm.data.create_dataset, or of PIL images.
-        input_size: Size of a view, (channels, height, width), (height, width) or a side.
-        batch_size: Images B in a batch; a batch holds 2B views.
-        mixup: None, or a dict of timm.data.Mixup's arguments: per view, own lambda and own random partners (see
-            TwoViewMixup). Mixed in the collate as uint8, or on the device with `use_prefetcher=False`. Set
-            `loader.mixup_enabled = False` to turn it off between epochs, persistent workers included.
-        cutout: Side in pixels of a CutOut square per view, after normalisation; 0 is off.
-        lighting: Standard deviation of PCA lighting per view; 0 is off.
-        augment_backend: 'timm' for its transforms of PIL images; 'fast' for their equals on arrays, of which
-            docs/performance.md states the differences in levels; 'auto' for fast where each step has its equal.
-        image_memory: A share of the free memory, as '0.1', or an amount, as '8G': images that fit into it are decoded
-            once, now, and kept as uint8. '0' keeps none.
-        channels_last: The model is in channels_last: so may views be in memory, where that takes no time.
-        pin_memory: Whether batches go to the device from pinned memory. None is where the device is CUDA: the copy of a
-            batch can then overlap the steps before it.
+        dataset: Data set of samples (image, class index). It has a `transform` attribute, like those of
+            timm.data.create_dataset, or returns PIL images.
+        input_size: Size of a view in pixels: (channels, height, width), (height, width) or one side.
+        batch_size: Number of images B in a batch. A batch has 2B views.
+        mixup: Dict of timm.data.Mixup's arguments, or None. Each view has its own lambda and its own random partners
+            (see TwoViewMixup). Images are mixed in the collate function as uint8, or on the device with
+            `use_prefetcher=False`. `loader.mixup_enabled = False` turns mixing off between epochs, also in persistent
+            workers.
+        cutout: Side in pixels of a CutOut square in each view, after normalisation. 0 is off.
+        lighting: Standard deviation of PCA lighting in each view. 0 is off.
+        augment_backend: 'timm' augments PIL images. 'fast' augments arrays; docs/performance.md states the differences
+            in levels. 'auto' is 'fast' if each step has a fast equal, else 'timm'.
+        image_memory: Share of the free memory, such as '0.1', or an amount, such as '8G'. If all images fit, they are
+            decoded once, in this call, and kept as uint8. '0' keeps none.
+        channels_last: Whether the model is in channels_last. Views may then have this layout if it costs no time.
+        pin_memory: Whether batches go to the device from pinned memory, so that the copy of a batch can overlap the
+            steps before it. None pins if the device is CUDA.
         distributed: Whether each rank gets a share of the images. None follows the process group, also if it is
-            made after the loader, and shuffles each epoch anew. True behaves as in timm: call
+            created after the loader, and shuffles anew in each epoch. True is as in timm: call
             `loader.sampler.set_epoch` before each epoch.
-        **kwargs: Further arguments of timm.data.create_loader, `train_crop_mode='pad'` among them (an eighth of the
-            size as padding, then a random crop). `device` is CUDA where there is one, else the CPU.
+        **kwargs: Further arguments of timm.data.create_loader. In addition, `train_crop_mode='pad'` pads an eighth of
+            the size on each side and takes a random crop. `device` is CUDA if available, else the CPU.
 
     Returns:
         Iterable of (input, target) with the attributes of timm's loader.
 
     Raises:
-        ValueError: an odd batch with mixup, mixup without num_classes, a data set smaller than a batch, unknown modes
-            or combinations, ranks that cannot share the data; from iteration, samples without a PIL image or a class
-            index, or a data set that ignores its `transform`.
+        ValueError: The batch is odd with mixup, mixup has no num_classes, the data set is smaller than a batch, a mode
+            is unknown, options cannot be combined, or the ranks cannot share the data. Raised by iteration if a sample
+            has no PIL image or no class index, or if the data set ignores its `transform`.
     """
     follow = distributed is None
     if follow:
@@ -208,11 +210,11 @@ def create_two_view_loader(
 
 
 class DeviceMixupLoader:
-    """Move batches to the device and mix them there: a mixing loader without the prefetcher.
+    """A loader that moves batches to the device and mixes them there, without timm's prefetcher.
 
     Args:
         loader: DataLoader of (input, target) on the CPU.
-        mixup: Called with input and target on the device.
+        mixup: Function that mixes (input, target) on the device.
         device: Device of the batches.
         dtype: Dtype of the images.
     """
@@ -257,11 +259,13 @@ def to_device(
         device: torch.device,
         dtype: torch.dtype | None = None,
 ) -> tuple[Any, torch.Tensor]:
-    """Copy a batch without the prefetcher; from pinned memory to CUDA, this process goes on.
+    """Copy a batch to a device. A copy from pinned memory to CUDA does not block this process.
 
     Args:
-        input: Images, or a dictionary of NaFlex whose patches are converted.
-        dtype: Dtype of the images; None is as they are.
+        input: Images, or a NaFlex dictionary, of which the patches are converted.
+        target: Targets of the images.
+        device: Device to copy to.
+        dtype: Dtype of the images. None keeps it.
     """
     on_cuda = device.type == 'cuda'
     target = target.to(device, non_blocking=on_cuda)
@@ -272,12 +276,12 @@ def to_device(
 
 
 def _data_loader(loader: Any) -> DataLoader:
-    """torch's, within a prefetching one or by itself."""
+    """Return torch's DataLoader of a loader, with or without timm's prefetcher."""
     return loader if isinstance(loader, DataLoader) else loader.loader
 
 
 def _check_iterable(dataset: IterableDataset, batch_size: int, kwargs: dict[str, Any]) -> None:
-    """Raise ValueError for what timm cannot do with data in shards, or would do with another number of batches."""
+    """Raise ValueError for options that data in sequence does not have, or a batch size that differs from its own."""
     for name in ('num_aug_repeats', 'use_multi_epochs_loader'):
         if kwargs.get(name):
             raise ValueError(f'{name} needs a data set with an index; one that is read in sequence has none')

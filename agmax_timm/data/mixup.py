@@ -1,9 +1,9 @@
-"""MixUp and CutMix for two views: each view its own lambda and its own random partners.
+"""MixUp and CutMix for two views: each view has its own lambda and its own random partners.
 
-timm mixes image i with image B-1-i, so two views would get the same partner. Everything else is timm's: the
-distributions of lambda, the boxes, the area correction, the label smoothing.
+timm mixes image i with image B-1-i, so both views would get the same partner. Everything else is timm's: the
+distribution of lambda, the boxes, the area correction and the label smoothing.
 
-Papers: mixup, https://arxiv.org/abs/1710.09412; CutMix, https://arxiv.org/abs/1905.04899; per view as in AgMax,
+Papers: MixUp, https://arxiv.org/abs/1710.09412; CutMix, https://arxiv.org/abs/1905.04899; mixing per view as in AgMax,
 https://arxiv.org/abs/2110.10536
 """
 from collections.abc import Sequence
@@ -20,9 +20,9 @@ from ..base.image_modes import MIXUP_MODES
 
 
 class SharedSwitch:
-    """Mixin for timm.data.Mixup: `mixup_enabled` in shared memory.
+    """Mixin for timm.data.Mixup that keeps `mixup_enabled` in shared memory.
 
-    Persistent workers hold a copy of the collate function made when they started; only what is shared reaches them.
+    Persistent workers have their own copy of the collate function, so only shared memory reaches them.
     """
 
     _switch: torch.Tensor | None = None
@@ -39,31 +39,32 @@ class SharedSwitch:
 
 
 class CollateMixup(SharedSwitch, FastCollateMixup):
-    """timm's FastCollateMixup for one view, with a switch that reaches persistent workers."""
+    """timm's FastCollateMixup for one view, with a `mixup_enabled` that reaches persistent workers."""
 
 
 @dataclass
 class Mix:
     """How the images of a view are mixed."""
-    chosen: np.ndarray  # indices of those that are
-    partner: np.ndarray  # with which [B]
-    kept: np.ndarray  # the share of itself that each keeps [B], float32
-    boxes: dict[int, tuple[int, int, int, int]]  # for CutMix (top, bottom, left, right), by index
+    chosen: np.ndarray  # indices of the images that are mixed
+    partner: np.ndarray  # index of the partner of each image [B]
+    kept: np.ndarray  # lambda of each image, its own share in the mix [B], float32
+    boxes: dict[int, tuple[int, int, int, int]]  # CutMix box (top, bottom, left, right) by index of the image
 
 
 class TwoViewMixup(SharedSwitch, Mixup):
-    """Mix a view-major batch in place, each view with its own lambda and its own random partners.
+    """Mix a batch of two views in place, each view with its own lambda and its own random partners.
 
-    Whether an image is mixed at all is drawn once for both views; which of MixUp and CutMix, lambda, box and partner
-    are drawn for each. A uint8 batch is blended in float32 and rounded, so the same distribution holds in a collate
-    and, on normalised floats, on the device.
+    Whether an image is mixed is drawn once for both views. The choice of MixUp or CutMix, lambda, box and partner are
+    drawn for each view. uint8 images are blended in float32 and rounded. So mixing uint8 images in a collate function
+    has the same distribution as mixing normalised floats on the device.
 
     Args:
-        As timm.data.Mixup (without multi_label): mixup_alpha, cutmix_alpha, cutmix_minmax, prob, switch_prob, mode
-        ('batch', 'pair' or 'elem'), correct_lam, label_smoothing, num_classes.
+        **kwargs: Arguments of timm.data.Mixup: mixup_alpha, cutmix_alpha, cutmix_minmax, prob, switch_prob, mode
+            ('batch', 'pair' or 'elem'), correct_lam, label_smoothing, and num_classes, which must be given.
 
     Raises:
-        ValueError: unknown mode, nothing to mix, no num_classes, multi_label; from a call, an odd number of images.
+        ValueError: The mode is unknown, no alpha is above 0, num_classes is missing, or multi_label is set. Raised by a
+            call if the number of images is odd.
     """
 
     def __init__(self, **kwargs):
@@ -80,13 +81,15 @@ class TwoViewMixup(SharedSwitch, Mixup):
         self.image_prob, self.mix_prob = self.mix_prob, 1.
 
     def __call__(self, input: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """
+        """Return the mixed images and their soft targets.
+
         Args:
-            input: View-major images [2B, C, H, W], uint8 or floating point; changed in place.
+            input: Images [2B, C, H, W]: all first views, then all second views. uint8 or floating point; changed in
+                place.
             target: Class indices [2B].
 
         Returns:
-            The mixed images [2B, C, H, W], soft targets [2B, K].
+            (input, target): Mixed images [2B, C, H, W] and soft targets [2B, K].
         """
         if len(input) % 4:
             raise ValueError(f'mixup needs an even number of images in two views, got {len(input)} views')
@@ -103,7 +106,7 @@ class TwoViewMixup(SharedSwitch, Mixup):
         return input, torch.cat([self.soft_targets(y, mix) for y, mix in zip(target.chunk(2), mixes)])
 
     def _choose_images(self, batch_size: int) -> np.ndarray:
-        """Indices of the images that are mixed: all or none, or a random subset of whole pairs or of elements."""
+        """Return the indices of the images to mix: all or none, or a random subset of pairs or of single images."""
         if not self.mixup_enabled:
             return np.arange(0)
         if self.mode == 'batch':
@@ -114,10 +117,10 @@ class TwoViewMixup(SharedSwitch, Mixup):
         return np.random.permutation(batch_size)[:2 * num_pairs]
 
     def draw(self, shape: Sequence[int]) -> list['Mix']:
-        """What to mix in each of the two views of a batch.
+        """Draw how each of the two views of a batch is mixed.
 
         Args:
-            shape: That of one view, (B, C, H, W).
+            shape: Shape of one view, (B, C, H, W).
         """
         if shape[0] % 2:
             raise ValueError(f'mixup needs an even number of images in two views, got {shape[0]}')
@@ -131,7 +134,7 @@ class TwoViewMixup(SharedSwitch, Mixup):
         return Mix(chosen, partner, *self._draw_amounts(shape, chosen, partner))
 
     def soft_targets(self, target: torch.Tensor, mix: 'Mix') -> torch.Tensor:
-        """Targets [B, K] of a view that is mixed so, from class indices [B]."""
+        """Return the soft targets [B, K] of a mixed view, from class indices [B]."""
         off_value = self.label_smoothing / self.num_classes
         labels = one_hot(target, self.num_classes, on_value=1. - self.label_smoothing + off_value, off_value=off_value)
         if not len(mix.chosen):
@@ -140,7 +143,7 @@ class TwoViewMixup(SharedSwitch, Mixup):
         return labels * kept + labels[torch.as_tensor(mix.partner, device=labels.device)] * (1. - kept)
 
     def _draw_partners(self, batch_size: int, chosen: np.ndarray) -> np.ndarray:
-        """A random partner for each chosen image, never itself; itself for the others [B]."""
+        """Return the index of a random partner for each chosen image [B]. Other images have their own index."""
         partner = np.arange(batch_size)
         if self.mode == 'pair':
             order = np.random.permutation(chosen)
@@ -158,9 +161,9 @@ class TwoViewMixup(SharedSwitch, Mixup):
             chosen: np.ndarray,
             partner: np.ndarray,
     ) -> tuple[np.ndarray, dict[int, tuple[int, int, int, int]]]:
-        """The share of itself that each image keeps [B], and for CutMix the box that comes from its partner."""
+        """Return the lambda of each image [B], and for CutMix the box that is taken from its partner."""
         images = np.arange(len(partner))
-        # Images of one slot are mixed alike: the whole view, the two of a pair, or each on its own.
+        # Images of one slot share a lambda: the whole view, the two images of a pair, or a single image.
         slots = {'batch': np.zeros_like(images), 'pair': np.minimum(images, partner), 'elem': images}[self.mode]
         lam, use_cutmix = self._params_per_elem(slots.max() + 1)
         slot_boxes = {}
@@ -174,13 +177,13 @@ class TwoViewMixup(SharedSwitch, Mixup):
 
 
 class TwoViewCollate(FastCollateMixup):
-    """Collate samples of two views view-major, and mix them where mixup is given.
+    """Collate samples with two views: all first views, then all second views. Mixes them if mixup is given.
 
-    A FastCollateMixup in name only, since that is the type whose `mixup_enabled` timm's PrefetchLoader passes on.
+    It inherits from FastCollateMixup only because timm's PrefetchLoader sets `mixup_enabled` on this type alone.
 
     Args:
-        mixup: None, or a dict of TwoViewMixup's arguments.
-        levels: Whether to refuse floating-point views, because timm's prefetcher expects levels from 0 to 255.
+        mixup: Dict of TwoViewMixup's arguments. None does not mix.
+        levels: Whether to refuse floating-point views. timm's prefetcher expects levels from 0 to 255.
     """
 
     def __init__(self, mixup: dict[str, Any] | None = None, *, levels: bool = False):
@@ -197,15 +200,16 @@ class TwoViewCollate(FastCollateMixup):
             self.mixup.mixup_enabled = enabled
 
     def __call__(self, batch: list[tuple], _=None) -> tuple[torch.Tensor, torch.Tensor]:
-        """
+        """Return a batch.
+
         Args:
-            batch: B samples ((view, view), class index), the views tensors [C, H, W] of any dtype.
+            batch: B samples ((view, view), class index). The views are tensors [C, H, W] of any dtype.
 
         Returns:
-            View-major images [2B, C, H, W], and class indices [2B] or, mixed, soft targets [2B, K].
+            (input, target): Images [2B, C, H, W], and class indices [2B] or, with mixup, soft targets [2B, K].
 
         Raises:
-            ValueError: samples of another form, see pair_of and class_indices.
+            ValueError: A sample has another form, see pair_of and class_indices.
         """
         pairs = [pair_of(sample) for sample in batch]
         input = torch.stack([pair[v] for v in range(2) for pair in pairs])
@@ -220,7 +224,7 @@ def pair_of(sample: Any) -> Any:
     """Return the two views of a sample, each [C, H, W].
 
     Raises:
-        ValueError: the sample holds anything else, such as one image of three channels or three views.
+        ValueError: The sample has anything else, such as one image with three channels, or three views.
     """
     views = sample[0] if isinstance(sample, (tuple, list)) else sample
     if (isinstance(views, (tuple, list, torch.Tensor)) and len(views) == 2
@@ -236,10 +240,10 @@ def pair_of(sample: Any) -> Any:
 
 
 def class_indices(targets: list[Any]) -> torch.Tensor:
-    """Collate the class indices of the images of one view [B].
+    """Collate the class indices of the images of one view to a tensor [B].
 
     Raises:
-        ValueError: a target is no class index, such as several labels of an image.
+        ValueError: A target is not a class index, such as several labels of one image.
     """
     target = default_collate(targets)
     if isinstance(target, torch.Tensor) and target.ndim == 1:

@@ -1,4 +1,4 @@
-"""Two views of an image: one decode, one transform, two draws."""
+"""Two views of an image: it is decoded once, and one random transform is applied twice."""
 import copy
 import logging
 from collections.abc import Callable, Iterable
@@ -12,17 +12,16 @@ from ..base.random_state import kept_random_state
 
 _logger = logging.getLogger(__name__)
 
-_DRAWS = 64  # calls of a transform, all with the same result, after which it counts as constant
+_DRAWS = 64  # number of calls with the same result after which a transform counts as constant
 
 
 class TwoViews:
-    """Apply one random transform twice, independently, to one decoded image.
+    """Apply a random transform twice, independently, to one decoded image. Returns a tuple of two views.
 
-    It stands where the transform stood, so every kind of dataset that takes a transform gives two views: an image
-    becomes a tuple of two.
+    It replaces the transform of a data set, so every kind of data set with a transform can give two views.
 
     Args:
-        transform: Random transform of one image.
+        transform: Random transform of an image.
     """
 
     def __init__(self, transform: Callable[[Any], Any]):
@@ -36,9 +35,9 @@ class TwoViews:
 
 
 class TransformedDataset(Dataset):
-    """A data set around another one, whose images it transforms by its attribute `transform`.
+    """A wrapper of a data set that transforms its images with the attribute `transform`.
 
-    The inner data set stays as it is, so the two parts of a random_split can have different transforms.
+    The wrapped data set is not changed, so the two parts of a random_split can have different transforms.
 
     Args:
         dataset: Map-style data set of samples (PIL image, class index).
@@ -52,7 +51,7 @@ class TransformedDataset(Dataset):
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> tuple:
-        """Return the sample with its image transformed. Raises ValueError if there is no PIL image in it."""
+        """Return the sample with its image transformed. Raises ValueError if the sample has no PIL image."""
         sample = self.dataset[index]
         is_tuple = isinstance(sample, (tuple, list))
         if not is_tuple or len(sample) < 2 or not isinstance(sample[0], Image.Image):
@@ -66,8 +65,8 @@ class TransformedDataset(Dataset):
 def with_transform(dataset: Dataset) -> Dataset:
     """Return a data set that applies its attribute `transform`: the given one, or a TransformedDataset around it.
 
-    torch's Subset and ConcatDataset ignore the attribute, and so do data sets without it. The collate function finds
-    those that have the attribute and ignore it, see pair_of.
+    torch's Subset and ConcatDataset ignore the attribute. Data sets that have the attribute and ignore it are found by
+    the collate function, see pair_of.
     """
     if isinstance(dataset, IterableDataset):
         return dataset
@@ -77,10 +76,10 @@ def with_transform(dataset: Dataset) -> Dataset:
 
 
 def warn_of_equal_views(transforms: Iterable[Callable[[Image.Image], torch.Tensor]], mode: str) -> None:
-    """Log a warning if all transforms make two equal views of an image.
+    """Log a warning if every transform always gives the same view of an image.
 
     Args:
-        transforms: All training transforms of a loader that neither mixes nor erases.
+        transforms: All training transforms of a loader without mixing and erasing.
         mode: PIL mode of the images.
     """
     if all(_is_constant(transform, mode) for transform in transforms):
@@ -90,8 +89,8 @@ def warn_of_equal_views(transforms: Iterable[Callable[[Image.Image], torch.Tenso
 
 
 def _is_constant(transform: Callable[[Image.Image], torch.Tensor], mode: str) -> bool:
-    """Whether a transform gives the same result for an image of noise each time, except for its interpolation."""
-    sizes = (64, 64), (72, 48)  # some crops only fit into, and so are random in, one of them
+    """Return whether a transform gives the same result for an image of noise each time, except for interpolation."""
+    sizes = (64, 64), (72, 48)  # some crops are random in one of these sizes only
     transform = copy.deepcopy(transform)
     for step in getattr(transform, 'transforms', []):
         if isinstance(getattr(step, 'interpolation', None), tuple):
