@@ -1,6 +1,5 @@
 """validate.py and agmax-validate: evaluate one model or several, print and write the results."""
 import argparse
-import csv
 import json
 import logging
 import os
@@ -11,6 +10,7 @@ from typing import Any
 from ..base import atomic_write
 from ..base.command import command
 from ..base.errors import as_user_error
+from ..base.output_files import write_rows
 from ..base.pipes import print_if_read
 from ..base.processes import kept_imports
 from ..options.parse import parse_validate_args
@@ -106,6 +106,4 @@ def write_results(path: str, results: Results, format: str = 'csv') -> None:
         if format == 'json':
             json.dump(results, f, indent=4)
             return
-        writer = csv.DictWriter(f, fieldnames=list(dict.fromkeys(name for row in rows for name in row)))
-        writer.writeheader()
-        writer.writerows(rows)
+        write_rows(f, rows)

@@ -1,15 +1,13 @@
 """Several models side by side: robustness.csv with all numbers, robustness.md with those to compare, a figure."""
-import csv
-import logging
 import os
 import re
 from typing import Any
 
 from ...base.atomic_write import replacing
+from ...base.output_files import save_figure, write_rows
 
 Row = dict[str, Any]
 
-_logger = logging.getLogger(__name__)
 _BY_SEVERITY = re.compile(r'(.+)_([1-5])_err')
 _BY_EPSILON = re.compile(r'(fgsm|pgd)_(linf|l2)_(.+)_top1')
 # Of all columns of results, those that are no measure of a model.
@@ -21,9 +19,7 @@ def write_report(folder: str, rows: list[Row]) -> None:
     """Write robustness.csv, robustness.md and, with matplotlib, robustness.png; each changes at once or not at all."""
     os.makedirs(folder, exist_ok=True)
     with replacing(os.path.join(folder, 'robustness.csv'), 'w', newline='', errors='surrogateescape') as f:
-        writer = csv.DictWriter(f, fieldnames=list(dict.fromkeys(name for row in rows for name in row)))
-        writer.writeheader()
-        writer.writerows(rows)
+        write_rows(f, rows)
     with replacing(os.path.join(folder, 'robustness.md'), 'w', encoding='utf-8', errors='backslashreplace') as f:
         f.write(markdown(rows))
     draw(os.path.join(folder, 'robustness.png'), rows)
@@ -52,21 +48,17 @@ def draw(path: str, rows: list[Row]) -> None:
     curves = [(label, by_severity(row), by_epsilon(row)) for label, row in zip(labels(rows), rows)]
     if not any(severities or epsilons for _, severities, epsilons in curves):
         return
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        _logger.info('No robustness.png: install matplotlib (the extra "plot") for it.')
-        return
-    figure = Figure(figsize=(10, 4), layout='constrained')
-    corrupted, attacked = figure.subplots(1, 2)
-    for label, severities, epsilons in curves:
-        corrupted.plot(list(severities), list(severities.values()), marker='o', label=label)
-        attacked.plot(list(epsilons), list(epsilons.values()), marker='o', label=label)
-    corrupted.set(xlabel='severity, 0 for none', ylabel='mean top-1 error of the corruptions (%)')
-    attacked.set(xlabel='bound of the attack, 0 for none', ylabel='top-1 accuracy (%)')
-    corrupted.legend(fontsize='small')
-    with replacing(path) as f:
-        figure.savefig(f, format='png', dpi=120)
+
+    def plot(figure) -> None:
+        corrupted, attacked = figure.subplots(1, 2)
+        for label, severities, epsilons in curves:
+            corrupted.plot(list(severities), list(severities.values()), marker='o', label=label)
+            attacked.plot(list(epsilons), list(epsilons.values()), marker='o', label=label)
+        corrupted.set(xlabel='severity, 0 for none', ylabel='mean top-1 error of the corruptions (%)')
+        attacked.set(xlabel='bound of the attack, 0 for none', ylabel='top-1 accuracy (%)')
+        corrupted.legend(fontsize='small')
+
+    save_figure(path, plot, dpi=120, figsize=(10, 4))
 
 
 def by_severity(row: Row) -> dict[int, float]:

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from ...assembly.job_start import leave_allocation
 from ...base import atomic_write
+from ...base.output_files import save_figure, write_rows
 from ..loop import Progress
 from .log_file import LogFile
 
@@ -171,28 +172,22 @@ def write_summary(path: str, rows: list[dict[str, Any]]) -> None:
         OSError: the disk refuses it, and the file is as it was.
     """
     with atomic_write.replacing(path, 'w', newline='') as f:
-        writer = csv.DictWriter(f, fieldnames=list(dict.fromkeys(name for row in rows for name in row)))
-        writer.writeheader()
-        writer.writerows(rows)
+        write_rows(f, rows)
 
 
 def plot_curves(summary_path: str, output_path: str) -> None:
     """Draw loss parts, top-1 and learning rate over the epochs of a summary.csv. Needs the extra `plot`."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        _logger.info('No curves.png: install matplotlib (the extra "plot") for it.')
-        return
     panels = read_curves(summary_path)
-    figure = Figure(figsize=(12, 3.6), layout='constrained')
-    for axes, (name, lines) in zip(figure.subplots(1, len(panels)), panels.items()):
-        for column, points in lines.items():
-            axes.plot(*zip(*points), marker='.', label=column)
-        axes.set(title=name, xlabel='epoch')
-        if axes.lines:
-            axes.legend()
-    with atomic_write.replacing(output_path) as f:
-        figure.savefig(f, dpi=110, format='png')
+
+    def draw(figure) -> None:
+        for axes, (name, lines) in zip(figure.subplots(1, len(panels)), panels.items()):
+            for column, points in lines.items():
+                axes.plot(*zip(*points), marker='.', label=column)
+            axes.set(title=name, xlabel='epoch')
+            if axes.lines:
+                axes.legend()
+
+    save_figure(output_path, draw, figsize=(12, 3.6))
 
 
 def read_curves(summary_path: str) -> dict[str, dict[str, list[tuple[int, float]]]]:
