@@ -19,12 +19,14 @@ from torchvision.transforms.functional import to_tensor
 
 from agmax_timm.commands import train as train_cli
 from agmax_timm.evaluation import validation
+from agmax_timm.evaluation.analysis import analyse
+from agmax_timm.evaluation.outcomes import Mistake
 from agmax_timm.options.parse import parse_train_args, parse_validate_args
 from agmax_timm.options.parsers import train_parser
 from agmax_timm.options.settings import changed_options, train_command
 from agmax_timm.report import command, report
 from agmax_timm.report.charts import line_chart, ticks
-from agmax_timm.report.markup import Html, picture, tag
+from agmax_timm.report.page import Report, inline, render
 from agmax_timm.weights.checkpoint import read_model, saved_metadata, saved_options
 from agmax_timm.weights.staging import recipe
 
@@ -304,6 +306,14 @@ def test_data_elsewhere(run_copy, photos, tmp_path, capsys):
     assert 'No training images are shown' in text and 'Most confident mistakes' in text
 
 
+def test_validation_data_is_never_shown_as_training_data(run_copy, photos):
+    """A folder of classes without folders of splits is opened for both splits."""
+    command.main([str(run_copy), str(photos / 'val'), '--device', 'cpu', '-j', '0'])
+    text = ''.join(check_page((run_copy / 'report.html').read_text()).text)
+    assert 'No training images are shown: val would be both training and validation data' in text
+    assert 'Training images as the network saw them' not in text and 'Most confident mistakes' in text
+
+
 def test_a_run_without_validation(train_once, tmp_path):
     folder = train_once('--model', 'test_resnet', '--img-size', '32', '--epochs', '1', '--val-split', '')
     folder = shutil.copytree(folder, tmp_path / 'run')
@@ -346,9 +356,21 @@ def test_a_report_that_fails_does_not_fail_the_run(photos, tmp_path, monkeypatch
     assert json.loads(capsys.readouterr().out.split('--result\n')[1])
 
 
-def test_what_is_not_html_is_escaped():
-    assert tag('p', '<&">', Html('<b>x</b>'), title='"<') == '<p title="&quot;&lt;">&lt;&amp;&quot;&gt;<b>x</b></p>'
-    assert tag('img', src='x', class_=None) == '<img src="x">'
+def test_every_text_of_the_page_is_escaped():
+    texts = [f'<i onclick="{number}">&amp;\'</i>' for number in range(19)]
+    (title, about, card, value, note, command, option, given, default, setting, chosen, package, version, panel, line,
+     label, name, other, file) = texts
+    report = Report(
+        title=title, about=about, headline=[(card, value)], notes=[note], command=command,
+        changed={option: (given, default)}, options={setting: chosen}, versions={package: version},
+        curves={panel: {line: [(1, 2.)]}}, views=[([Image.new('RGB', (4, 4))], label)], class_names=[name, other],
+        analysis=analyse(torch.tensor([1, 0]), torch.tensor([0.5, 1.]), torch.tensor([0, 0]), 2),
+        mistakes=[(Mistake(0, 0, 1, 0.5, Image.new('RGB', (4, 4))), file)])
+    page = check_page(render(report))
+    shown = ''.join(page.text).replace("''", "'")  # YAML doubles the quotes of options
+    assert [text for text in texts if text not in shown] == []
+    assert [image['alt'] for image in page.all('img')] == [f'{name}, taken for {other}', label]
+    assert page.all('svg')[0]['aria-label'] == panel and page.all('i') == [{'class': 's0'}]
 
 
 @pytest.mark.parametrize('low, high, expected', [
@@ -368,13 +390,14 @@ def test_ticks_are_few_and_within_whatever_the_values():
 
 
 def test_a_line_is_in_its_frame_and_leaves_out_what_is_not_finite():
-    chart = Page(line_chart('<loss>', {'a': [(1, 2.), (2, float('nan')), (3, 4.)], 'b': [(1, float('inf'))]}))
-    points = [[float(value) for value in point.split(',')] for point in chart.all('polyline')[0]['points'].split()]
-    assert points == [[44, 178], [312, 8]] and len(chart.all('polyline')) == 1
-    assert line_chart('nothing', {'a': []}) == ''
+    title, frame, lines = line_chart('loss', {'a': [(1, 2.), (2, float('nan')), (3, 4.)], 'b': [(1, float('inf'))]})
+    assert [(frame.x(x), frame.y(y)) for x, y in lines['a']] == [(44, 178), (312, 8)]
+    assert title == 'loss' and [*lines] == ['a'] and line_chart('nothing', {'a': []}) is None
 
 
-def test_a_small_picture_keeps_its_pixels():
-    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (20, 30, 3), dtype=np.uint8))
-    source = Page(picture(image, 'noise')).all('img')[0]['src']
-    assert Image.open(io.BytesIO(base64.b64decode(source.partition(',')[2]))).tobytes() == image.tobytes()
+def test_a_small_picture_keeps_its_pixels_and_a_large_one_is_made_small():
+    pixels = np.random.default_rng(0).integers(0, 255, (400, 300, 3), dtype=np.uint8)
+    small = Image.fromarray(pixels[:20, :30])
+    assert image_of(dict(src=inline(small)['source'])).tobytes() == small.tobytes()
+    large = inline(Image.fromarray(pixels))
+    assert image_of(dict(src=large['source'])).size == (large['width'], large['height']) == (168, 224)

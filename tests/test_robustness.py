@@ -13,9 +13,9 @@ from timm.models import create_model
 from torch.utils.data import DataLoader
 
 from agmax_timm.data.augment import replace_transforms
-from agmax_timm.evaluation.calibration import expected_calibration_error
+from agmax_timm.evaluation.calibration import CalibrationBins
 from agmax_timm.evaluation.robustness.agreement import AgreementEvaluator
-from agmax_timm.evaluation.robustness.attacks import fgsm, pgd, random_start
+from agmax_timm.evaluation.robustness.attacks import pgd, random_start
 from agmax_timm.evaluation.robustness.corruptions import (
     ALEXNET_ERRORS,
     Corrupt,
@@ -44,6 +44,10 @@ def margin(model, images, target):
     """Logit of the other class less that of the own, which attacks raise."""
     logits = model(images)
     return (logits[:, 1] - logits[:, 0]) * (1 - 2 * target)
+
+
+def fgsm(model, images, target, epsilon, norm='linf'):
+    return pgd(model, images, target, epsilon, norm, steps=1, step_size=epsilon)
 
 
 @pytest.mark.parametrize('norm, dual', [('linf', 1), ('l2', 2)])
@@ -287,10 +291,16 @@ def test_stress_takes_the_place_of_its_step_alone(gradient_dataset):
 
 # ---- Calibration and agreement ----
 
+def calibration_of(logits, target):
+    totals = CalibrationBins()
+    totals.update(logits, target)
+    return totals.compute()
+
+
 def test_calibration_error_by_hand():
     """Confidences 0.9 (3 of 4 right) and 0.6 (1 of 2 right): (4 * |0.9 - 0.75| + 2 * |0.6 - 0.5|) / 6."""
     logits = torch.tensor([[0.9, 0.1]] * 4 + [[0.4, 0.6]] * 2, dtype=torch.float64).log()
-    error, bins = expected_calibration_error(logits, torch.tensor([0, 0, 0, 1, 1, 0]))
+    error, bins = calibration_of(logits, torch.tensor([0, 0, 0, 1, 1, 0]))
     assert error == pytest.approx((4 * 0.15 + 2 * 0.1) / 6)
     assert len(bins) == 15 and [(b.count, round(b.confidence, 9), b.accuracy) for b in bins if b.count] == [
         (2, 0.6, 0.5), (4, 0.9, 0.75)]
@@ -307,10 +317,10 @@ def test_calibration_error_of_many_against_a_loop():
         if inside:
             hits = np.mean([prediction[n].item() == target[n].item() for n in inside])
             expected += len(inside) / 500 * abs(hits - np.mean([confidence[n].item() for n in inside]))
-    assert expected_calibration_error(logits, target)[0] == pytest.approx(expected, rel=1e-9)
+    assert calibration_of(logits, target).error == pytest.approx(expected, rel=1e-9)
     # Certain and right: nothing to correct, and 1 belongs to the last bin.
     certain = torch.eye(3) * 1e4
-    error, bins = expected_calibration_error(certain, torch.arange(3))
+    error, bins = calibration_of(certain, torch.arange(3))
     assert error == 0. and bins[-1].count == 3
 
 

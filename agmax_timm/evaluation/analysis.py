@@ -1,49 +1,43 @@
-"""What predictions say beyond accuracy: each class, which classes are taken for which, and what confidence is worth."""
+"""Analysis of predictions: metrics of each class, confusion between classes, calibration."""
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .calibration import CalibrationBins
+from .calibration import Calibration, CalibrationBins
 
-# Classes of which a whole confusion matrix can still be looked at.
+# Largest number of classes whose confusion matrix is shown.
 MOST_CLASSES = 30
 
 
 class PerClass(NamedTuple):
-    """Of each class [K]: precision, recall and F1 as shares, 0 where they are 0 / 0; numbers of images."""
+    """Precision, recall and F1 of each class [K] as shares, 0 for 0 / 0, and numbers of images."""
     precision: Tensor
     recall: Tensor
     f1: Tensor
     support: Tensor  # images of the class
-    predicted: Tensor  # images that were taken for it
+    predicted: Tensor  # images that are predicted as the class
 
     def average(self, how: str) -> tuple[float, float, float]:
-        """Precision, recall and F1 as one number each, as scikit-learn has it.
+        """Return the averages of precision, recall and F1, as scikit-learn defines them.
 
         Args:
-            how: 'macro', the mean over classes that there are or that are predicted; 'weighted', by the number of
-                images of each; 'micro', of all images as if they were of one class.
+            how: 'macro': mean over the classes that occur or are predicted; 'weighted': mean weighted by the number
+                of images of each class; 'micro': accuracy over all images.
         """
         if how == 'micro':
             accuracy = ((self.recall * self.support).sum() / self.support.sum().clamp(min=1)).item()
             return accuracy, accuracy, accuracy
         weights = self.support if how == 'weighted' else self.support + self.predicted > 0
         weights = weights.double() / weights.sum().clamp(min=1)
-        return tuple((weights * of_classes).sum().item() for of_classes in self[:3])
+        precision, recall, f1 = ((weights * of_classes).sum().item() for of_classes in self[:3])
+        return precision, recall, f1
 
 
-class Calibration(NamedTuple):
-    """Bins of equal width over confidence, [bins] each but for `error`, the expected calibration error as a share."""
-    error: float
-    count: Tensor  # of images
-    confidence: Tensor  # mean of the bin, 0 where it is empty
-    accuracy: Tensor  # share of the bin that is right, 0 where it is empty
-
-
-class Pair(NamedTuple):
-    """A class, another that is predicted in its place, and of how many images."""
+@dataclass(frozen=True)
+class Pair:
+    """Number of images of one class that are predicted as another."""
     target: int
     prediction: int
     count: int
@@ -51,7 +45,7 @@ class Pair(NamedTuple):
 
 @dataclass
 class Analysis:
-    """All of it, of one class an image."""
+    """Analysis of predictions for data with one class an image."""
     per_class: PerClass
     calibration: Calibration
     confused: list[Pair]  # the most frequent first
@@ -67,9 +61,11 @@ def analyse(prediction: Tensor, confidence: Tensor, target: Tensor, num_classes:
         target: True class of each image [N].
         num_classes: K; all classes are below it.
     """
+    bins = CalibrationBins(device=confidence.device)
+    bins.add(confidence, prediction == target)
     return Analysis(
-        per_class(prediction, target, num_classes),
-        calibration(confidence, prediction == target),
+        shares(class_counts(prediction, target, num_classes)),
+        bins.compute(),
         confused_pairs(prediction, target, num_classes),
         confusion(prediction, target, num_classes) if num_classes <= MOST_CLASSES else None)
 
@@ -86,12 +82,7 @@ def confused_pairs(prediction: Tensor, target: Tensor, num_classes: int, most: i
     pairs, counts = (target.long() * num_classes + prediction)[wrong].unique(return_counts=True)
     order = counts.argsort(descending=True, stable=True)[:most]
     frequent = zip(pairs[order].tolist(), counts[order].tolist())
-    return [Pair(*divmod(pair, num_classes), count) for pair, count in frequent]
-
-
-def per_class(prediction: Tensor, target: Tensor, num_classes: int) -> PerClass:
-    """Precision, recall and F1 of each class."""
-    return shares(class_counts(prediction, target, num_classes))
+    return [Pair(pair // num_classes, pair % num_classes, count) for pair, count in frequent]
 
 
 def class_counts(prediction: Tensor, target: Tensor, num_classes: int) -> Tensor:
@@ -114,21 +105,3 @@ def shares(counts: Tensor) -> PerClass:
         support,
         predicted)
 
-
-def calibration(confidence: Tensor, correct: Tensor, bins: int = 15) -> Calibration:
-    """Expected calibration error (ECE), M. P. Naeini et al. 2015, with the bins of C. Guo et al., arXiv 1706.04599.
-
-    Bin m of M holds the confidences in (m / M, (m + 1) / M]. The error is the mean over images of the distance between
-    the confidence and the accuracy of their bins.
-
-    Args:
-        confidence: Probability of the predicted class of each image [N].
-        correct: Whether that is the true class [N].
-        bins: M.
-    """
-    totals = CalibrationBins(bins, confidence.device)
-    totals.add(confidence, correct)
-    error, of_bins = totals.compute()
-    _, _, count, mean_confidence, accuracy = zip(*of_bins)
-    return Calibration(error, torch.tensor(count), torch.tensor(mean_confidence, dtype=torch.double),
-                       torch.tensor(accuracy, dtype=torch.double))

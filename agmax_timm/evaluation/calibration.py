@@ -2,19 +2,27 @@
 
 C. Guo and others, 'On Calibration of Modern Neural Networks', arXiv 1706.04599, section 2.
 """
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 
 
-class Bin(NamedTuple):
+@dataclass(frozen=True)
+class Bin:
     """Images whose confidence is in (low, high]: how many, their mean confidence and accuracy in [0, 1]."""
     low: float
     high: float
     count: int
     confidence: float
     accuracy: float
+
+
+class Calibration(NamedTuple):
+    """Expected calibration error as a share, and the bins that it is made of."""
+    error: float
+    bins: list[Bin]
 
 
 class CalibrationBins:
@@ -43,34 +51,15 @@ class CalibrationBins:
         added = torch.stack([torch.ones_like(confidence), confidence, correct.to(confidence.dtype)])
         self.totals.index_add_(1, place, added)
 
-    def compute(self, distributed: bool = False) -> tuple[float, list[Bin]]:
-        """The error in [0, 1], over all ranks where distributed, and the bins that it is made of."""
+    def compute(self, distributed: bool = False) -> Calibration:
+        """Return the error and the bins, over all ranks if distributed."""
         totals = self.totals.clone()
         if distributed:
             dist.all_reduce(totals)
         count, confidence, hits = totals.cpu()
         error = ((confidence - hits).abs().sum() / count.sum().clamp(min=1)).item()
         mean = totals.cpu() / count.clamp(min=1)
-        return error, [
+        return Calibration(error, [
             Bin(i / self.bins, (i + 1) / self.bins, int(count[i]), mean[1, i].item(), mean[2, i].item())
-            for i in range(self.bins)]
+            for i in range(self.bins)])
 
-
-def expected_calibration_error(
-        logits: torch.Tensor,
-        target: torch.Tensor,
-        bins: int = 15,
-) -> tuple[float, list[Bin]]:
-    """The mean distance of confidence and accuracy, by bins of confidence of equal width.
-
-    Args:
-        logits: Outputs [N, K]; log-probabilities are logits, too.
-        target: Classes [N].
-        bins: Their number.
-
-    Returns:
-        The error in [0, 1], and the bins.
-    """
-    totals = CalibrationBins(bins, logits.device)
-    totals.update(logits, target)
-    return totals.compute()

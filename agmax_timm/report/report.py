@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from PIL import Image
 from timm import utils
-from torch.utils.data import Dataset
 
 from ..assembly import loaders
 from ..assembly import model as build
@@ -21,6 +20,7 @@ from ..data.pictures import ToPicture, label_text
 from ..data.sources.classes import MovedClassError, class_names, summary
 from ..evaluation import validation
 from ..evaluation.analysis import Analysis
+from ..evaluation.inference import Subject
 from ..evaluation.metrics import create_evaluator, set_targets
 from ..evaluation.outcomes import Mistake, Outcomes
 from ..options import timm_names
@@ -33,7 +33,7 @@ from ..training.output import log, run_folder
 from ..weights.card import dataset_of
 from ..weights.checkpoint import choose_ema, describe_weights, find_file, saved_metadata, saved_options
 from ..weights.measured import describe_input
-from .page import Report, page
+from .page import Report, render
 
 _logger = logging.getLogger('train')
 
@@ -45,17 +45,30 @@ _MOST_VIEWS = 8
 
 
 @dataclass
+class _Run:
+    """A run by what is in its folder."""
+    folder: str
+    given: dict[str, Any]  # options as they were given
+    options: dict[str, Any]  # options as the best checkpoint has them, with defaults for those that it lacks
+    checkpoint: str
+    metadata: dict[str, Any]  # metadata of the checkpoint
+    use_ema: bool
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Metrics that training measured of the weights; empty if it measured none."""
+        return (self.metadata.get('metrics') or {}).get('ema' if self.use_ema else 'raw') or {}
+
+
+@dataclass
 class _Evaluation:
-    """What the best weights give on the validation data."""
+    """Results of the best weights on the validation data."""
     metrics: dict[str, float]
     images: int
-    param_count: int
-    data_config: dict[str, Any]
-    patch_size: tuple[int, int] | None  # NaFlex
-    num_classes: int
+    subject: Subject
     class_names: list[str] | None
     analysis: Analysis | None  # of one class an image
-    mistakes: list[tuple[Mistake, str]]
+    mistakes: list[tuple[Mistake, str]]  # and the names of their files
 
 
 def make_report(
@@ -70,9 +83,9 @@ def make_report(
     """Write report.html into the folder of a run.
 
     Args:
-        data_dir: Where its data is now, None for where it was.
-        device: To evaluate on; the CPU where there is no CUDA.
-        workers: Loader processes, None for as many as in the run.
+        data_dir: Folder of the data; None for the run's own.
+        device: Device of the evaluation; the CPU is used if there is no CUDA.
+        workers: Loader processes; None for the run's own number.
         in_run: Whether the run's own process calls, on its first rank alone: the device is that of the run.
         on_batch: Called after each batch of the evaluation.
         use_ema: Whether to evaluate the EMA of the weights; None for the weights that the run ranked by.
@@ -86,43 +99,18 @@ def make_report(
         DataError: the data is not there or not the run's.
         OSError: the page cannot be written.
     """
-    given = read_options(run_dir)
-    checkpoint = find_file(run_dir)
-    saved = {**vars(train_parser().parse_args([])), **saved_options(checkpoint)}
-    if data_dir is not None:
-        saved['data_dir'] = data_dir
-    use_ema = choose_ema(saved, use_ema)
-    _logger.info(f'{checkpoint}: {describe_weights(saved, use_ema)}')
-    args = _evaluation_options(saved, checkpoint, device, workers, use_ema)
-    device = _init_device(args, in_run)
-    metadata = saved_metadata(checkpoint)
-    evaluation = _evaluate(args, device, on_batch) if saved['val_split'] else None
-    if evaluation is not None:
-        _check_measured(evaluation, saved, metadata, checkpoint, use_ema)
-    report = Report(
-        title=os.path.basename(os.path.abspath(run_dir)),
-        about=_about(saved),
-        headline=_headline(evaluation, saved),
-        notes=_notes(evaluation, saved, metadata, checkpoint, use_ema),
-        command=train_command(given, saved.get('world_size') or 1),
-        changed=changed_options(given),
-        options=recipe(given),
-        versions=dict(metadata.get('versions') or {}),
-        curves=_curves(run_folder.summary_path(run_dir)),
-        class_names=metadata.get('class_names') or (evaluation.class_names if evaluation is not None else None),
-    )
-    if evaluation is not None:
-        report.analysis, report.mistakes = evaluation.analysis, evaluation.mistakes
-    try:
-        data_config = evaluation.data_config if evaluation is not None else metadata.get('data_config')
-        patch_size = evaluation.patch_size if evaluation is not None else None
-        report.views = training_views(saved, data_config, device, report.class_names, patch_size) if data_config else []
-    except (DataError, OptionError) as error:
-        report.notes.append(f'No training images are shown: {redact(str(error))}')
+    run = _read_run(run_dir, data_dir, use_ema)
+    args = _evaluation_options(run, device, workers)
+    evaluated_on = _init_device(args, in_run)
+    evaluation = None
+    if run.options['val_split']:
+        evaluation = _evaluate(args, evaluated_on, on_batch)
+        _check_measured(run, evaluation)
+    text = render(_collect(run, evaluation, evaluated_on))
     path = os.path.join(run_dir, FILE)
     # Names of files may be any bytes.
     with atomic_write.replacing(path, 'w', encoding='utf-8', errors='backslashreplace') as f:
-        f.write(page(report))
+        f.write(text)
     return path
 
 
@@ -148,30 +136,27 @@ def _curves(summary: str) -> dict[str, dict[str, list[tuple[int, float]]]]:
         return {}
 
 
-def read_options(run_dir: str) -> dict[str, Any]:
-    """The options of a run as they were given.
-
-    Raises:
-        OptionError: it is no folder of a run.
-    """
+def _read_run(run_dir: str, data_dir: str | None, use_ema: bool | None) -> _Run:
     path = os.path.join(run_dir, 'args.yaml')
     if not os.path.isfile(path):
         raise OptionError(f'{run_dir} is no folder of a run: it has no args.yaml')
-    return read_config(path, train_parser())
+    given = read_config(path, train_parser())
+    checkpoint = find_file(run_dir)
+    options = {**vars(train_parser().parse_args([])), **saved_options(checkpoint)}
+    if data_dir is not None:
+        options['data_dir'] = data_dir
+    use_ema = choose_ema(options, use_ema)
+    _logger.info(f'{checkpoint}: {describe_weights(options, use_ema)}')
+    return _Run(run_dir, given, options, checkpoint, saved_metadata(checkpoint), use_ema)
 
 
-def _evaluation_options(
-        saved: dict[str, Any],
-        checkpoint: str,
-        device: str,
-        workers: int | None,
-        use_ema: bool,
-) -> argparse.Namespace:
+def _evaluation_options(run: _Run, device: str, workers: int | None) -> argparse.Namespace:
+    saved = run.options
     options = {name: saved[name] for name in _OF_EVALUATION if name in saved}  # not all in runs of former versions
     if workers is not None:
         options['workers'] = workers
     return validate_options(
-        **options, checkpoint=checkpoint, use_ema=use_ema, split=saved['val_split'],
+        **options, checkpoint=run.checkpoint, use_ema=run.use_ema, split=saved['val_split'],
         num_samples=saved['val_num_samples'], device=device)
 
 
@@ -185,7 +170,7 @@ def _init_device(args: argparse.Namespace, in_run: bool) -> torch.device:
 
 @torch.inference_mode()
 def _evaluate(args: argparse.Namespace, device: torch.device, on_batch: Callable[[], None] | None) -> _Evaluation:
-    """As validate.py evaluates the checkpoint, and what became of each image."""
+    """Evaluate the checkpoint as validate.py does, and keep the outcome of each image."""
     subject, precision, _ = validation.prepare(args, device)
     dataset = validation.open_split(args, subject.data_config)
     _logger.info(summary({args.split: dataset}))
@@ -210,13 +195,12 @@ def _evaluate(args: argparse.Namespace, device: torch.device, on_batch: Callable
     mistakes = outcomes.mistakes if outcomes is not None else []
     analysis = outcomes.analyse(subject.num_classes) if outcomes is not None else None
     return _Evaluation(
-        evaluator.compute(), images, subject.param_count, subject.data_config, subject.patch_size,
-        subject.num_classes, class_names(dataset), analysis,
+        evaluator.compute(), images, subject, class_names(dataset), analysis,
         [(mistake, _file_name(dataset, mistake.index)) for mistake in mistakes])
 
 
-def _file_name(dataset: Dataset, index: int) -> str:
-    """Within the data; '' where samples have no names or no order."""
+def _file_name(dataset: Any, index: int) -> str:
+    """Return the name of a file within the data; '' if samples have no names or no order."""
     try:
         return dataset.reader.filename(index)
     except (AttributeError, AssertionError, NotImplementedError):
@@ -230,22 +214,22 @@ def training_views(
         class_names: list[str] | None = None,
         patch_size: tuple[int, int] | None = None,
 ) -> list[tuple[list[Image.Image], str]]:
-    """Images of a training batch as the run's options make it, each with its views and their labels.
+    """Return images of a training batch, each with its views and their labels.
 
     Args:
         saved: Options of the run.
         data_config: Input size and normalisation.
-        patch_size: Of the model, for a run on patches, of which none are shown without it.
+        patch_size: Patch size of the model. Without it, a run on patches shows none.
 
     Raises:
-        DataError: the training data is not there.
-        OptionError: options that do not fit it.
+        DataError: the training data is not there, or is the validation data.
+        OptionError: the options do not fit the data.
     """
     if saved['naflex_loader'] and patch_size is None:
         return []
     # One batch, in this process, of one size; repeats are dealt out to processes.
     args = argparse.Namespace(**{
-        **saved, 'val_split': '', 'workers': 0, 'batch_size': min(saved['batch_size'], 2 * _MOST_VIEWS),
+        **saved, 'workers': 0, 'batch_size': min(saved['batch_size'], 2 * _MOST_VIEWS),
         'train_img_sizes': None, 'aug_repeats': 0, 'use_multi_epochs_loader': False, 'image_memory': '0',
         'dataset_download': False, 'distributed': False, 'rank': 0, 'world_size': 1})
     utils.random_seed(args.seed)
@@ -263,16 +247,38 @@ def training_views(
     return shown
 
 
-def _check_measured(
-        evaluation: _Evaluation,
-        saved: dict[str, Any],
-        metadata: dict[str, Any],
-        checkpoint: str,
-        use_ema: bool,
-) -> None:
+def _collect(run: _Run, evaluation: _Evaluation | None, device: torch.device) -> Report:
+    """Gather the content of the page."""
+    report = Report(
+        title=os.path.basename(os.path.abspath(run.folder)),
+        about=_about(run.options),
+        headline=_headline(evaluation) if evaluation else [],
+        notes=_notes(run, evaluation) if evaluation else ['The run has no validation data: nothing was evaluated.'],
+        command=train_command(run.given, run.options.get('world_size') or 1),
+        changed=changed_options(run.given),
+        options=recipe(run.given),
+        versions=dict(run.metadata.get('versions') or {}),
+        curves=_curves(run_folder.summary_path(run.folder)),
+        class_names=run.metadata.get('class_names'),
+    )
+    data_config, patch_size = run.metadata.get('data_config'), None
+    if evaluation is not None:
+        report.analysis, report.mistakes = evaluation.analysis, evaluation.mistakes
+        report.class_names = report.class_names or evaluation.class_names
+        data_config, patch_size = evaluation.subject.data_config, evaluation.subject.patch_size
+    try:
+        if data_config:
+            report.views = training_views(run.options, data_config, device, report.class_names, patch_size)
+    except (DataError, OptionError) as error:
+        report.notes.append(f'No training images are shown: {redact(str(error))}')
+    return report
+
+
+def _check_measured(run: _Run, evaluation: _Evaluation) -> None:
     """Raise DataError if the metric differs from that of training by more than numerics can explain."""
+    saved = run.options
     name = 'map' if saved['task'] == 'multilabel' else 'top1'
-    before = _measured_in_training(metadata, use_ema).get(name)
+    before = run.metrics.get(name)
     # Without --dist-bn each rank evaluated with its own statistics.
     unequal_ranks = (saved.get('world_size') or 1) > 1 and not saved['dist_bn']
     if before is None or saved['tta'] or unequal_ranks:
@@ -280,13 +286,9 @@ def _check_measured(
     now = evaluation.metrics[name]
     tolerance = max(1., 2 * 100. / max(1, evaluation.images))  # one point, or two images
     if abs(now - before) > tolerance:
-        raise DataError(f"{checkpoint} has {name} {now:.4g} on {saved['data_dir'] or saved['dataset']}, split "
+        raise DataError(f"{run.checkpoint} has {name} {now:.4g} on {saved['data_dir'] or saved['dataset']}, split "
                         f"{saved['val_split']}, and training measured {before:.4g}: give the data of the run, with the "
                         'labels that it had')
-
-
-def _measured_in_training(metadata: dict[str, Any], use_ema: bool) -> dict[str, float]:
-    return (metadata.get('metrics') or {}).get('ema' if use_ema else 'raw') or {}
 
 
 def _about(saved: dict[str, Any]) -> str:
@@ -295,35 +297,25 @@ def _about(saved: dict[str, Any]) -> str:
             + (', with AgMax' if saved['agmax'] else '') + f", {saved['epochs']} epochs.")
 
 
-def _headline(evaluation: _Evaluation | None, saved: dict[str, Any]) -> list[tuple[str, str]]:
-    if evaluation is None:
-        return []
+def _headline(evaluation: _Evaluation) -> list[tuple[str, str]]:
     titles = {'top1': 'top-1 (%)', 'top5': 'top-5 (%)', 'map': 'mAP (%)', 'micro_f1': 'micro F1 (%)',
               'macro_f1': 'macro F1 (%)', 'sample_f1': 'sample F1 (%)', 'loss': 'loss'}
-    metrics = dict(evaluation.metrics)
-    if evaluation.num_classes <= 5:
-        metrics.pop('top5', None)
-    cards = [(title, f'{metrics[name]:.4g}' if name == 'loss' else f'{metrics[name]:.2f}')
-             for name, title in titles.items() if name in metrics]
+    if evaluation.subject.num_classes <= 5:
+        del titles['top5']
+    cards = [(title, f'{evaluation.metrics[name]:.4g}' if name == 'loss' else f'{evaluation.metrics[name]:.2f}')
+             for name, title in titles.items() if name in evaluation.metrics]
     if evaluation.analysis is not None:
         cards += [('macro F1 (%)', f"{100 * evaluation.analysis.per_class.average('macro')[2]:.2f}"),
                   ('calibration error (%)', f'{100 * evaluation.analysis.calibration.error:.2f}')]
-    return [*cards, ('images', f'{evaluation.images:,}'), ('parameters', f'{evaluation.param_count / 1e6:.2f} M')]
+    return [*cards, ('images', f'{evaluation.images:,}'),
+            ('parameters', f'{evaluation.subject.param_count / 1e6:.2f} M')]
 
 
-def _notes(
-        evaluation: _Evaluation | None,
-        saved: dict[str, Any],
-        metadata: dict[str, Any],
-        checkpoint: str,
-        use_ema: bool,
-) -> list[str]:
-    if evaluation is None:
-        return ['The run has no validation data: nothing was evaluated.']
-    notes = [f'Measured with {os.path.basename(checkpoint)}, {describe_weights(saved, use_ema)}, on the split '
-             f"{portable(saved['val_split'])}, {describe_input(saved, evaluation.data_config)}."]
-    before = _measured_in_training(metadata, use_ema)
-    if before:
+def _notes(run: _Run, evaluation: _Evaluation) -> list[str]:
+    notes = [f'Measured with {os.path.basename(run.checkpoint)}, {describe_weights(run.options, run.use_ema)}, on the '
+             f"split {portable(run.options['val_split'])}, "
+             f'{describe_input(run.options, evaluation.subject.data_config)}.']
+    if run.metrics:
         notes.append('Training measured of these weights: '
-                     + ', '.join(f'{name} {value:.4g}' for name, value in before.items()) + '.')
+                     + ', '.join(f'{name} {value:.4g}' for name, value in run.metrics.items()) + '.')
     return notes

@@ -11,28 +11,6 @@ import torch.nn.functional as F
 NORMS = ('linf', 'l2')
 
 
-def fgsm(
-        model: Callable[[torch.Tensor], torch.Tensor],
-        images: torch.Tensor,
-        target: torch.Tensor,
-        epsilon: float,
-        norm: str = 'linf',
-) -> torch.Tensor:
-    """One step of length epsilon up the loss: along the signs of its gradient, or along the gradient itself for l2.
-
-    Args:
-        model: From images in [0, 1] to logits [B, K].
-        images: Images [B, C, H, W] in [0, 1].
-        target: Their classes [B].
-        epsilon: Distance in `norm`, in units of pixels in [0, 1].
-        norm: 'linf': the largest change of a value; 'l2': the Euclidean length of all changes of an image.
-
-    Returns:
-        Other images [B, C, H, W] in [0, 1].
-    """
-    return pgd(model, images, target, epsilon, norm, steps=1, step_size=epsilon)
-
-
 def pgd(
         model: Callable[[torch.Tensor], torch.Tensor],
         images: torch.Tensor,
@@ -45,8 +23,15 @@ def pgd(
 ) -> torch.Tensor:
     """Projected gradient descent: steps up the loss, after each of which the change is cut to what is allowed.
 
+    One step of length epsilon is FGSM.
+
     Args:
-        model, images, target, epsilon, norm: As in fgsm.
+        model: From images in [0, 1] to logits [B, K].
+        images: Images [B, C, H, W] in [0, 1].
+        target: Their classes [B].
+        epsilon: Distance in `norm`, in units of pixels in [0, 1].
+        norm: 'linf': the largest change of a value; 'l2': the Euclidean length of all changes of an image.
+        steps: Number of steps along the signs of the gradient, or along the gradient itself for l2.
         step_size: Length of a step in `norm`; None: 2.5 * epsilon / steps, as published.
         start: Change to begin with [B, C, H, W], see random_start; None for none.
 
