@@ -16,9 +16,7 @@ import torch
 from PIL import Image
 from timm.data.readers.reader_image_folder import ReaderImageFolder
 
-from agmax_timm.bench import command, epochs, fresh, memory, objective, options, passes, pipelines, report, startup
-from agmax_timm.bench import step as step_bench
-from agmax_timm.bench import training as training_bench
+from agmax_timm.bench import command, memory, network, objective, options, passes, pipelines, processes, report
 from agmax_timm.commands import train as train_cli
 from agmax_timm.data.mixup import TwoViewCollate
 from agmax_timm.data.sources.folder import FolderReader
@@ -78,7 +76,7 @@ def done(monkeypatch):
     interleaved = passes.interleaved
     monkeypatch.setattr(passes, 'interleaved', recorded)
     for owner, name, what in (
-            (Image, 'open', 'PIL'), (simplejpeg, 'decode_jpeg', 'simplejpeg'), (step_bench.Update, '__call__', 'steps'),
+            (Image, 'open', 'PIL'), (simplejpeg, 'decode_jpeg', 'simplejpeg'), (network.Update, '__call__', 'steps'),
             (AgMaxTask, 'forward', 'AgMax'), (timm.data.FastCollateMixup, '__call__', 'MixUp of timm'),
             (TwoViewCollate, '__call__', 'MixUp of two views'), (FastCollate, '__call__', 'MixUp of arrays'),
             (ReaderImageFolder, '__init__', 'index of timm'), (FolderReader, '__init__', 'index')):
@@ -191,13 +189,13 @@ def test_training(photos, measured, flags):
     (['--no-pin-mem'], False, 'memory not pinned')])
 def test_training_from_pinned_memory_and_without(photos, monkeypatch, flags, pin_memory, said):
     asked = []
-    monkeypatch.setattr(training_bench, 'build_prefetched', lambda *args, **kwargs: (
+    monkeypatch.setattr(network, 'build_prefetched', lambda *args, **kwargs: (
         asked.append(kwargs['pin_memory']), build_prefetched(*args, **{**kwargs, 'pin_memory': False}))[1])
     monkeypatch.setattr(passes, 'interleaved', lambda configurations, repeats: {
         name: [passes.Pass(1., 1., 1)] for name in configurations})
     build_prefetched = pipelines.build_prefetched
     args = options.parse(['training', str(photos), '--device', 'cpu', '-j', '0', '--quick', *flags])
-    assert f', 0 workers, {said}; cpu' in training_bench.measure(args).caption
+    assert f', 0 workers, {said}; cpu' in network.training(args).caption
     assert asked == [pin_memory] * 2
 
 
@@ -208,8 +206,8 @@ def test_a_loader_that_training_waits_for(photos, measured, monkeypatch):
         transform = loader.dataset.transform
         loader.dataset.transform = lambda image: (time.sleep(.06), transform(image))[1]
         return loader
-    build_prefetched = training_bench.build_prefetched
-    monkeypatch.setattr(training_bench, 'build_prefetched', late)
+    build_prefetched = network.build_prefetched
+    monkeypatch.setattr(network, 'build_prefetched', late)
     rows = measured('training', photos, '--device', 'cpu', '-j', 0)
     assert min(float(row['waits %']) for row in rows[-2:]) > 50
 
@@ -244,12 +242,12 @@ def test_index(measured, photos, source):
 def test_memory(photos, measured, monkeypatch):
     """The epochs in this process, for time; their peaks replaced by known ones."""
     def read(argv, mark):
-        assert argv[:2] == ['-m', 'agmax_timm.bench.epochs'] and mark == '"peaks"'
-        found = epochs.read(**json.loads(argv[-1]))
+        assert argv[:2] == ['-m', 'agmax_timm.bench.memory'] and mark == '"peaks"'
+        found = memory.read(**json.loads(argv[-1]))
         assert len(found['peaks']) == 3 and min(found['peaks']) > 10 and found['kind'] in ('memory', 'RSS')
         peaks = [100., 150., 170.] if json.loads(argv[-1])['name'] == FAST else [100., 85., 70.]
         return json.dumps(dict(found, kind='memory', peaks=peaks))
-    monkeypatch.setattr(memory.fresh, 'wait_for', read)
+    monkeypatch.setattr(processes, 'wait_for', read)
     rows = measured('memory', photos, '-j', 1)
     assert columns(rows, 'loader', 'views', 'peak memory MiB', 'ratio', 'growth MiB/epoch') == [
         (ONE, '8', '100.0', '1.0', '-15.0'), (f'{ONE}, twice the batch', '8', '100.0', '1.0', '-15.0'),
@@ -265,28 +263,28 @@ def test_memory_is_read_in_a_process_of_its_own(photos):
 
 def test_startup(measured, monkeypatch):
     """Of processes that only say what the real ones do."""
-    says = f"import time; print('{startup.FIRST_STEP}   0/20]', flush=True); time.sleep(100)"
-    monkeypatch.setattr(startup, 'COMMANDS', {
-        'import timm': (['-c', ''], ''), 'first training step': (['-c', says], startup.FIRST_STEP)})
+    says = f"import time; print('{processes.FIRST_STEP}   0/20]', flush=True); time.sleep(100)"
+    monkeypatch.setattr(processes, 'COMMANDS', {
+        'import timm': (['-c', ''], ''), 'first training step': (['-c', says], processes.FIRST_STEP)})
     rows = measured('startup')
     assert columns(rows, 'command') == [('import timm',), ('first training step',)]
     assert float(rows[1]['s']) < 50
 
 
 def test_a_run_says_when_it_made_its_first_step(tmp_path, caplog):
-    train_cli.main([*startup.FLAGS, '--output', str(tmp_path), '--val-split', ''])
-    lines = [record.getMessage() for record in caplog.records if startup.FIRST_STEP in record.getMessage()]
+    train_cli.main([*processes.FLAGS, '--output', str(tmp_path), '--val-split', ''])
+    lines = [record.getMessage() for record in caplog.records if processes.FIRST_STEP in record.getMessage()]
     assert '0/20' in lines[0]
 
 
 def test_a_process_that_fails_is_told_by_its_last_line():
     with pytest.raises(ValueError, match='ended: ValueError: too few'):
-        fresh.wait_for(['-c', 'print("one"); raise ValueError("too few")'], 'never')
+        processes.wait_for(['-c', 'print("one"); raise ValueError("too few")'], 'never')
     with pytest.raises(ValueError, match='ended: ValueError: too few'):
-        fresh.wait_for(['-c', 'raise ValueError("too few")'], '')
+        processes.wait_for(['-c', 'raise ValueError("too few")'], '')
     with pytest.raises(ValueError, match='ended: one'):
-        fresh.wait_for(['-c', 'print("one")'], 'never')
-    assert fresh.wait_for(['-c', 'print("one")'], '') == 'one\n'
+        processes.wait_for(['-c', 'print("one")'], 'never')
+    assert processes.wait_for(['-c', 'print("one")'], '') == 'one\n'
 
 
 @pytest.mark.parametrize('argv, message', [

@@ -1,1 +1,1 @@
-"""Measurements on your own data and machine of what docs/performance.md says: python -m agmax_timm.bench --help"""
+"""Measurements of speed and memory, as in docs/performance.md: python -m agmax_timm.bench --help"""

@@ -1,9 +1,12 @@
-"""The command line of the measurements: a module of each sub-command's name measures, its result is reported here."""
+"""The command line of the measurements. A function of each sub-command's name measures."""
 from importlib import import_module
 
 from ..base.command import command
 from ..base.errors import OptionError
 from .options import parse
+
+_MODULES = dict(loader='loaders', small='loaders', step='network', training='network', run='processes',
+                startup='processes')
 
 
 @command('python -m agmax_timm.bench')
@@ -11,11 +14,11 @@ def main(argv: list[str] | None = None) -> None:
     """The command. Print a table, and write it if --output is given."""
     args = parse(argv)
     from . import report
-    from .machine import describe
-    machine = describe()
+    machine = report.describe_machine()
     print(machine, flush=True)
+    module = import_module(f'.{_MODULES.get(args.command, args.command)}', __package__)
     try:
-        result = import_module(f'.{args.command}', __package__).measure(args)
+        result = getattr(module, args.command)(args)
     except ValueError as error:  # arguments that the loaders or the model refuse
         raise OptionError(str(error)) from error
     print(f'{result.caption}\n{report.table(result.rows)}')

@@ -5,7 +5,7 @@ import random
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from statistics import median
+from functools import partial
 from typing import Any
 
 from timm.data.readers.reader_image_folder import ReaderImageFolder
@@ -21,32 +21,29 @@ _IN_A_CLASS = 1000
 _PARTS = (1, 12, 50, 100)  # percent of the samples
 
 
-def measure(args: argparse.Namespace) -> Result:
+def index(args: argparse.Namespace) -> Result:
     with _folder(args.source) as root:
-        measured = passes.interleaved(
-            {name: _open(reader, root) for name, reader in _READERS.items()}, args.repeats)
-        rows = [{
-            'index': name,
-            'images': measured[name][0].count,
-            's': median(map(passes.seconds, measured[name])),
-            **passes.ratios(measured, name, 'timm', passes.seconds),
-            'CPU s': median(one.cpu_seconds for one in measured[name]),
-            **_memory(reader(root)),
-        } for name, reader in _READERS.items()]
+        measured = passes.interleaved({
+            name: partial(_open, reader, root) for name, reader in _READERS.items()}, args.repeats)
+        rows = passes.rows(measured, 'index', {
+            'images': passes.count, 's': passes.seconds, 'ratio': passes.seconds, 'CPU s': passes.cpu})
+        for row in rows:
+            row.update(_memory(_READERS[row['index']](root)))
     return Result("ratio: seconds to open the folder against timm's reader; private MiB of a worker after parts of the "
                   'samples, in random order', rows)
 
 
-def _open(reader, root: str):
-    return lambda: len(reader(root))
+def _open(reader: Any, root: str) -> int:
+    return len(reader(root))
 
 
 def _memory(reader: Any) -> dict[str, float | None]:
-    """Bytes of the index for each image, where it knows them, and private memory of a worker in MiB."""
+    """Return the bytes of the index for each image, if it knows them, and the private memory of a worker in MiB."""
     def collate(indices):
-        for index in indices:
-            reader[index][0].close()
-        return _private_mib()
+        for place in indices:
+            reader[place][0].close()
+        private = [mib for kind, mib in passes.sizes('/proc/self/smaps_rollup').items() if kind.startswith('Private_')]
+        return sum(private) if private else float('nan')
 
     batch_size = max(1, len(reader) // 100)
     indices: Any = range(len(reader))
@@ -56,17 +53,9 @@ def _memory(reader: Any) -> dict[str, float | None]:
         f'MiB after {part}%': grown[max(1, len(grown) * part // 100) - 1] for part in _PARTS}
 
 
-def _private_mib() -> float:
-    try:
-        with open('/proc/self/smaps_rollup') as lines:
-            return sum(int(line.split()[1]) for line in lines if line.startswith('Private_')) / 1024
-    except OSError:
-        return float('nan')
-
-
 @contextmanager
 def _folder(source: str) -> Iterator[str]:
-    """The folder of training images in `source`, or a temporary one of so many empty files."""
+    """Yield the folder of training images in `source`, or a temporary one with that number of empty files."""
     if not source.isdecimal():
         check_root(source, 'train')
         yield find_split(source, 'train') or source

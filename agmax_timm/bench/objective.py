@@ -22,7 +22,7 @@ SETTINGS = [
 _CONFIDENCES = (0.4, 0.77, 0.95)
 
 
-def measure(args: argparse.Namespace) -> Result:
+def objective(args: argparse.Namespace) -> Result:
     settings = SETTINGS
     if args.batch_size or args.num_classes:
         settings = [(args.batch_size or 256, args.num_classes or 1000, confidence) for confidence in _CONFIDENCES]

@@ -5,19 +5,22 @@ import random
 import resource
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from operator import attrgetter
 from statistics import median
 
 import torch
 
+from .report import Row
+
 
 @dataclass
 class Pass:
-    """What one pass took."""
+    """Cost of one pass."""
     seconds: float
-    cpu_seconds: float  # of this process and its children, nan where those of children cannot be read
-    count: int  # of what was done, such as views
+    cpu_seconds: float  # of this process and its children; nan if those of children cannot be read
+    count: int  # amount of work, such as views
 
 
 Passes = dict[str, list[Pass]]  # by configuration, one of each repetition
@@ -46,23 +49,48 @@ def interleaved(configurations: Mapping[str, Callable[[], int]], repeats: int, w
     return passes
 
 
+def rows(passes: Passes, title: str, columns: Mapping[str, Callable[[Pass], float]], baseline: str = '') -> list[Row]:
+    """Return a row for each configuration, with its name in the column `title`.
+
+    Args:
+        columns: Functions of a pass by the name of their column, which holds the median over the repetitions. The
+            column `ratio` becomes three, see ratios().
+        baseline: Configuration that ratios refer to; the first one by default.
+    """
+    table: list[Row] = []
+    for name, own in passes.items():
+        row: Row = {title: name}
+        for column, value in columns.items():
+            if column == 'ratio':
+                row.update(ratios(passes, name, baseline or next(iter(passes)), value))
+            else:
+                middle = median(map(value, own))
+                row[column] = int(middle) if isinstance(value(own[0]), int) else middle
+        table.append(row)
+    return table
+
+
 def ratios(passes: Passes, name: str, baseline: str, value: Callable[[Pass], float]) -> dict[str, float]:
-    """Columns `ratio`, `least` and `most`: of a configuration's value to the baseline's in the same repetition."""
-    pairs = [value(own) / value(base) for own, base in zip(passes[name], passes[baseline])]
-    return dict(ratio=median(pairs), least=min(pairs), most=max(pairs))
+    """Return `ratio`, `least` and `most` of a configuration's value to the baseline's in the same repetition."""
+    return summary([value(own) / value(base) for own, base in zip(passes[name], passes[baseline])])
 
 
-def seconds(one: Pass) -> float:
-    return one.seconds
+def summary(values: list[float]) -> dict[str, float]:
+    """Return the median and the extremes as the columns `ratio`, `least` and `most`."""
+    return dict(ratio=median(values), least=min(values), most=max(values))
+
+
+# Columns of rows().
+count, seconds, cpu = map(attrgetter, ('count', 'seconds', 'cpu_seconds'))
 
 
 def rate(one: Pass) -> float:
-    """Of what was done, a second."""
+    """Return the work a second."""
     return one.count / one.seconds
 
 
 def cpu_seconds() -> float:
-    """CPU seconds of this process, of children that have ended, and of loader workers that run."""
+    """Return the CPU seconds of this process, of children that have ended, and of loader workers that run."""
     ended = resource.getrusage(resource.RUSAGE_CHILDREN)
     return time.process_time() + ended.ru_utime + ended.ru_stime + sum(
         _cpu_seconds_of(child.pid) for child in multiprocessing.active_children())
@@ -77,9 +105,16 @@ def _cpu_seconds_of(pid: int | None) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf('SC_CLK_TCK')
 
 
+def sizes(path: str) -> dict[str, float]:
+    """Return the MiB of each line "NAME: N kB" of a file in /proc; empty without that file."""
+    with suppress(OSError), open(path) as file:
+        return {line.split(':')[0]: int(line.split()[1]) / 1024 for line in file if line.endswith(' kB\n')}
+    return {}
+
+
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """This process on one thread of torch and OpenCV, so that one core does all that is measured."""
+    """Run torch and OpenCV on one thread, so that one core does all the work that is measured."""
     try:
         import cv2
     except ImportError:

@@ -1,6 +1,11 @@
 """The loaders that are measured against each other, by name: timm's own with one view, ours with two."""
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import timm.data
 import torch
 from torch.utils.data import DataLoader
@@ -8,21 +13,49 @@ from torch.utils.data import DataLoader
 from ..base.errors import DataError
 from ..data.loader import create_train_loader, create_two_view_loader
 from ..data.sources.datasets import create_dataset
+from ..data.sources.folder import FolderReader
 from .recipes import Recipe
 
 TIMM = 'timm, one view'
 TWO_VIEWS: dict[str, dict[str, Any]] = {
-    'two views, timm': dict(augment_backend='timm'),
-    'two views, fast': dict(augment_backend='fast'),
-}
+    f'two views, {backend}': dict(augment_backend=backend) for backend in ('timm', 'fast')}
 _HALF = '0.5'  # of the free memory
 IN_MEMORY: dict[str, dict[str, Any]] = {
     f'{name}, in memory': dict(options, image_memory=_HALF) for name, options in TWO_VIEWS.items()}
-_OURS = {**TWO_VIEWS, **IN_MEMORY}
+
+
+@contextmanager
+def some_images(folder: str, split: str, count: int) -> Iterator[str]:
+    """Make a temporary folder of class folders with links to images, so that timm's loader reads the same files.
+
+    Args:
+        count: Images, evenly spaced over the folder; all of them if it has fewer.
+
+    Raises:
+        DataError: it is not a folder of images.
+    """
+    reader = getattr(create_dataset('', root=folder, split=split), 'reader', None)
+    if not isinstance(reader, FolderReader):
+        raise DataError(f'{folder} is not a folder of images')
+    with tempfile.TemporaryDirectory() as links:
+        for index in np.linspace(0, len(reader) - 1, min(count, len(reader))).astype(int).tolist():
+            path = os.path.join(links, 'train', reader.filename(index))
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            os.symlink(os.path.abspath(reader.filename(index, absolute=True)), path)
+        yield links
+
+
+def open_images(root: str) -> Any:
+    """Return the data set of a folder that some_images made."""
+    return create_dataset('', root=root, split='train')
+
+
+def count_classes(root: str) -> int:
+    return max(2, len(open_images(root).reader.class_to_idx))
 
 
 def build(name: str, root: str, **options) -> DataLoader:
-    """The torch loader inside timm's prefetcher, whose batches are uint8; see build_prefetched."""
+    """Build the torch loader inside timm's prefetcher, whose batches are uint8; see build_prefetched."""
     return build_prefetched(name, root, **options).loader
 
 
@@ -36,7 +69,7 @@ def build_prefetched(
         device: str | torch.device = 'cpu',
         **kwargs,
 ) -> Any:
-    """The pipeline of this name, whose batches are normalised on the device.
+    """Build the pipeline of this name, whose batches are normalised on the device.
 
     Args:
         name: TIMM, or one of TWO_VIEWS and IN_MEMORY.
@@ -49,17 +82,19 @@ def build_prefetched(
     """
     common = dict(
         input_size=size, batch_size=batch_size, num_workers=workers, device=torch.device(device),
-        interpolation='random', **_sized(recipe, root), **kwargs)
+        interpolation='random', **recipe, **kwargs)
+    if 'mixup' in recipe:
+        common['mixup'] = dict(recipe['mixup'], num_classes=count_classes(root))
     if name == TIMM:
         return _timm_loader(root, **common)
-    loader = create_two_view_loader(create_dataset('', root=root, split='train'), **common, **_OURS[name])
+    loader = create_two_view_loader(open_images(root), **common, **{**TWO_VIEWS, **IN_MEMORY}[name])
     if name in IN_MEMORY and loader.dataset.memory is None:
         raise DataError(f'the images, decoded, are more than {_HALF} of the free memory: use fewer --images')
     return loader
 
 
 def run(loader: DataLoader) -> int:
-    """One epoch, its batches dropped. Returns how many views there were."""
+    """Read one epoch and drop its batches. Returns the number of views."""
     return sum(len(images) for images, _ in loader)
 
 
@@ -69,11 +104,3 @@ def _timm_loader(root: str, mixup: Any = None, **kwargs) -> Any:
         return create_train_loader(dataset, augment_backend='timm', **kwargs)
     collate = timm.data.FastCollateMixup(**mixup) if mixup else None
     return timm.data.create_loader(dataset, is_training=True, collate_fn=collate, **kwargs)
-
-
-def _sized(recipe: Recipe, root: str) -> Recipe:
-    """The recipe, its mixing told the number of classes."""
-    if 'mixup' not in recipe:
-        return recipe
-    classes = len(create_dataset('', root=root, split='train').reader.class_to_idx)
-    return dict(recipe, mixup=dict(recipe['mixup'], num_classes=max(2, classes)))

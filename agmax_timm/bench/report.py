@@ -1,26 +1,28 @@
-"""What a measurement tells: an aligned table, a CSV file, a chart of the ratios."""
-import csv
-import logging
+"""Output of a measurement: an aligned table, a CSV file, a chart of the ratios, and a line about the machine."""
 import os
+import platform
+from contextlib import suppress
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 from ..base import atomic_write
-
-_logger = logging.getLogger(__name__)
+from ..base.output_files import save_figure, write_rows
+from ..base.processes import cores
 
 Row = dict[str, Any]  # text, numbers, or None
 
 
 @dataclass
 class Result:
-    """Rows of the same columns, those of text first: the ones that name a row. `ratio`, `least`, `most` are drawn."""
-    caption: str  # what the ratio is of
+    """Rows of the same columns, text first. The columns `ratio`, `least` and `most` are drawn."""
+    caption: str  # says what is divided by what
     rows: list[Row]
 
 
 def table(rows: list[Row]) -> str:
-    """The rows under their columns' names, text to the left and numbers to the right."""
+    """Return the rows below the names of their columns, text to the left and numbers to the right."""
     columns = [*rows[0]]
     cells = [columns, *([_text(row[column]) for column in columns] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*cells)]
@@ -32,39 +34,51 @@ def table(rows: list[Row]) -> str:
 
 
 def save(result: Result, folder: str, name: str, machine: str) -> None:
-    """Write the rows, and the machine in each, to name.csv, and their ratios to name.png if there is matplotlib."""
+    """Write the rows, and the machine in each, to name.csv, and their ratios to name.png if matplotlib is installed."""
     os.makedirs(folder, exist_ok=True)
-    with atomic_write.replacing(os.path.join(folder, f'{name}.csv'), 'w') as file:
-        writer = csv.DictWriter(file, [*result.rows[0], 'machine'], lineterminator='\n')
-        writer.writeheader()
-        writer.writerows({**row, 'machine': machine} for row in result.rows)
-    draw(result, os.path.join(folder, f'{name}.png'), machine)
-
-
-def draw(result: Result, path: str, machine: str) -> None:
-    """Bars of the ratios from the least to the most of all repetitions. Needs the extra `plot`."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        _logger.warning(f'No {path}: install matplotlib (the extra "plot") for it.')
-        return
+    with atomic_write.replacing(os.path.join(folder, f'{name}.csv'), 'w', newline='') as file:
+        write_rows(file, [{**row, 'machine': machine} for row in result.rows], line_end='\n')
     rows = result.rows[::-1]  # the first on top
+    save_figure(os.path.join(folder, f'{name}.png'), lambda figure: _draw(figure, rows, result.caption, machine),
+                figsize=(9, 1.4 + .35 * len(rows)))
+
+
+def _draw(figure: Any, rows: list[Row], caption: str, machine: str) -> None:
+    """Draw bars of the ratios, with their extremes."""
     labels = [': '.join(value for value in row.values() if isinstance(value, str)) for row in rows]
     spread = [[row['ratio'] - row['least'] for row in rows], [row['most'] - row['ratio'] for row in rows]]
-    figure = Figure(figsize=(9, 1.4 + .35 * len(rows)), layout='constrained')
     axes = figure.subplots()
     bars = axes.barh(range(len(rows)), [row['ratio'] for row in rows], xerr=spread, capsize=3)
     axes.bar_label(bars, [f" {row['ratio']:.2f}" for row in rows], label_type='center', color='white')
     axes.set_yticks(range(len(rows)), labels)
     axes.axvline(1., color='black', linewidth=.8)
-    axes.set_title(result.caption, fontsize=8)
+    axes.set_title(caption, fontsize=8)
     axes.set_xlabel(machine, fontsize=5)
-    with atomic_write.replacing(path) as file:
-        figure.savefig(file, dpi=110, format='png')
+
+
+def describe_machine() -> str:
+    """Return the model of the CPU, the cores that this process may use, and the versions of packages."""
+    packages = ('torch', 'timm', 'torchvision', 'pillow', 'opencv-python-headless', 'simplejpeg')
+    return f'{_cpu()}, {cores()} cores; Python {platform.python_version()}, ' + ', '.join(
+        f'{package} {_version(package)}' for package in packages)
+
+
+def _cpu() -> str:
+    with suppress(OSError):
+        for line in Path('/proc/cpuinfo').read_text().splitlines():
+            if line.startswith('model name'):
+                return line.partition(':')[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _version(package: str) -> str:
+    with suppress(PackageNotFoundError):
+        return version(package)
+    return 'missing'
 
 
 def _text(value: str | float | None) -> str:
-    """Three digits or more."""
+    """Return a value with three digits or more."""
     if isinstance(value, str):
         return value
     if value is None or value != value:

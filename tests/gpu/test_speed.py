@@ -9,8 +9,8 @@ from timm.task import ClassificationTask
 
 from agmax_timm import AgMaxTask
 from agmax_timm.assembly import model as build
+from agmax_timm.bench import network, passes
 from agmax_timm.bench import options as bench_options
-from agmax_timm.bench import passes, training
 
 from .updates import batches, make_network, make_step, options, synchronize, train
 
@@ -98,7 +98,7 @@ def test_waiting_for_data_by_backend(device, record_property, pictures):
     flags = ['--amp', '--amp-dtype', 'bfloat16', '--channels-last', '-b', '128', '-j', '14', '--repeats', '2']
     small = ['--model', 'test_resnet', '--img-size', '32', '-b', '4', '-j', '0', '--repeats', '1']
     words = ['training', str(pictures), '--device', device.type, '--images', '4096', *(flags if on_gpu else small)]
-    rows = training.measure(bench_options.parse(words)).rows
+    rows = network.training(bench_options.parse(words)).rows
     for row in rows:
         record_property(f"{row['of']}: views/s", row['views/s'])
         if row['waits %'] is not None:
