@@ -11,12 +11,12 @@ import pytest
 import yaml
 
 from agmax_timm.base.errors import OptionError
-from agmax_timm.study import command, intervals, outcome, plan, runner
+from agmax_timm.study import command, outcome, plan, results, runner
 from agmax_timm.study.definition import read_study
 from agmax_timm.study.outcome import Outcome
 from agmax_timm.study.plan import make_runs
 from agmax_timm.study.published import read_published
-from agmax_timm.study.report import report
+from agmax_timm.study.tables import write_tables
 
 STUDIES = sorted((Path(__file__).parents[1] / 'hparams' / 'studies').glob('*.yaml'))
 SMALL = dict(model='test_resnet', num_classes=3, img_size=32, batch_size=4, epochs=1, workers=0, warmup_epochs=0)
@@ -43,24 +43,24 @@ def read_rows(path):
 
 @pytest.mark.parametrize('freedom, t', TABLE.items())
 def test_quantiles_are_those_of_the_table(freedom, t):
-    assert intervals.t_quantile(freedom) == pytest.approx(t, abs=5e-4)
+    assert results.t_quantile(freedom) == pytest.approx(t, abs=5e-4)
 
 
 def test_quantiles_and_intervals_are_those_of_scipy():
     stats = pytest.importorskip('scipy.stats')
     for freedom in range(1, 60):
         for confidence in (0.5, 0.95, 0.999):
-            assert intervals.t_quantile(freedom, confidence) == pytest.approx(
+            assert results.t_quantile(freedom, confidence) == pytest.approx(
                 stats.t.ppf((1 + confidence) / 2, freedom), rel=1e-9)
     values, baseline = {3: 84.5, 1: 85.3, 2: 85.1, 0: 86.}, {0: 85., 1: 84.2, 2: 83.8, 3: 84.9}
     theirs = stats.ttest_rel([values[seed] for seed in range(4)], [baseline[seed] for seed in range(4)])
-    ours = intervals.paired_difference(values, baseline)
+    ours = results.paired_difference(values, baseline)
     assert (ours.low, ours.high) == pytest.approx(tuple(theirs.confidence_interval()), rel=1e-9)
 
 
 def test_an_interval_by_hand():
     # Differences 1, 2, 3: mean 2, deviation 1, half width 4.302653 / sqrt(3) = 2.484138. Seeds of one are left out.
-    found = intervals.paired_difference({0: 11., 7: 22., 2: 43., 5: 0.}, {2: 40., 0: 10., 7: 20., 9: 100.})
+    found = results.paired_difference({0: 11., 7: 22., 2: 43., 5: 0.}, {2: 40., 0: 10., 7: 20., 9: 100.})
     assert (found.n, found.mean) == (3, 2.)
     assert (found.low, found.high) == pytest.approx((2 - 2.484138, 2 + 2.484138), abs=1e-6)
 
@@ -68,7 +68,7 @@ def test_an_interval_by_hand():
 def test_intervals_are_paired():
     """Seeds that are 10 points apart, and a difference of about 1 within each."""
     baseline = {0: 50., 1: 60., 2: 70.}
-    found = intervals.paired_difference({0: 51., 1: 61.1, 2: 70.9}, baseline)
+    found = results.paired_difference({0: 51., 1: 61.1, 2: 70.9}, baseline)
     assert found.mean == pytest.approx(1.)
     assert found.high - found.mean == pytest.approx(4.302653 * .1 / math.sqrt(3), abs=1e-6)
     unpaired = 2.776445 * math.sqrt(2 * 10 ** 2 / 3)  # of two groups of deviation 10
@@ -76,9 +76,9 @@ def test_intervals_are_paired():
 
 
 def test_one_pair_has_no_interval():
-    assert intervals.paired_difference({0: 2.}, {0: 1., 1: 5.}) == intervals.Difference(1, 1., None, None)
-    assert intervals.paired_difference({0: 2.}, {1: 5.}) == intervals.Difference(0)
-    assert intervals.sample_deviation([3.]) is None
+    assert results.paired_difference({0: 2.}, {0: 1., 1: 5.}) == results.Difference(1, 1., None, None)
+    assert results.paired_difference({0: 2.}, {1: 5.}) == results.Difference(0)
+    assert results.sample_deviation([3.]) is None
 
 
 # Tables
@@ -105,7 +105,7 @@ def test_the_table_of_made_up_outcomes(fake, tmp_path):
          ('AgMax', 0): 11., ('AgMax', 1): 22., ('AgMax', 2): 63., ('mse', 1): 19.},
         methods={'baseline': {}, 'AgMax': {'agmax': True}, 'mse': {'agmax': True, 'agmax_loss': 'mse'}},
         seeds=[0, 1, 2], published='published.csv')
-    text = report(study, outcomes, read_published(study), str(folder))
+    text = write_tables(study, outcomes, read_published(study), str(folder))
 
     rows = read_rows(folder / 'table.csv')
     assert [row['method'] for row in rows] == ['baseline', 'AgMax', 'mse']
@@ -141,7 +141,7 @@ def test_comparisons_are_of_means_over_the_augmentations_within_a_seed(tmp_path)
         Outcome(run, 'complete', values[run.cell.augmentation, run.cell.method][run.seed], 0)
         if run.seed < len(values[run.cell.augmentation, run.cell.method]) else Outcome(run, 'missing')
         for run in make_runs(study, 'data', str(tmp_path))]
-    text = report(study, outcomes, read_published(study), str(tmp_path))
+    text = write_tables(study, outcomes, read_published(study), str(tmp_path))
     there, back = read_rows(tmp_path / 'comparisons.csv')
     assert (there['method'], there['minus'], there['pairs'], there['difference']) == ('AgMax', 'two views', '3', '2')
     assert (float(there['low']), float(there['high'])) == pytest.approx((2 - 2.484138, 2 + 2.484138), abs=1e-6)
@@ -169,7 +169,7 @@ def test_the_table_is_written_beside_a_study_that_writes_it_as_well(fake, monkey
             write = csv.DictWriter.writerows
             monkeypatch.setattr(csv.DictWriter, 'writerows', lambda *args: (
                 os.write(begin, b'.'), os.read(allowed, 1), write(*args)))
-            report(study, outcomes, {}, str(folder))
+            write_tables(study, outcomes, {}, str(folder))
             os._exit(0)
         finally:
             os._exit(1)
@@ -189,7 +189,7 @@ def test_names_may_hold_what_means_something_in_tables_and_formulas(fake):
         {(name, seed): 10. + seed for name in names for seed in (0, 1)}, title=r'cost $\5 and $6',
         methods={name: {'agmax': number > 0, 'smoothing': number / 10} for number, name in enumerate(names)},
         seeds=[0, 1])
-    text = report(study, outcomes, {}, str(folder))
+    text = write_tables(study, outcomes, {}, str(folder))
     assert r'| Ag \| Max | 10.50 ± 0.71 |' in text and (folder / 'figure.png').stat().st_size > 5000
 
 
@@ -198,7 +198,7 @@ def test_baselines_are_of_the_same_augmentation_and_setting(fake):
         {}, augmentations={'none': None, 'flip': {'vflip': 0.5}}, settings={'a': {'lr': 0.1}, 'b': {'lr': 0.2}})
     for number, one in enumerate(outcomes):
         one.value, one.status = float(number ** 2), 'complete'
-    report(study, outcomes, {}, str(folder))
+    write_tables(study, outcomes, {}, str(folder))
     rows = read_rows(folder / 'table.csv')
     by_run = {tuple(row[axis] for axis in ('augmentation', 'setting', 'method', 'seed')): float(row['top1'])
               for row in read_rows(folder / 'results.csv')}

@@ -93,7 +93,7 @@ def tell_results(
         Whether all of them have a result.
     """
     from .outcome import read_outcome
-    from .report import report
+    from .tables import write_tables
     outcomes = [read_outcome(run, study.metric, study.epoch, (errors or {}).get(run.folder, '')) for run in runs]
-    print(report(study, outcomes, published, output))
+    print(write_tables(study, outcomes, published, output))
     return all(outcome.value is not None for outcome in outcomes)

@@ -1,32 +1,25 @@
 """The figure of a study: for each augmentation and setting, the methods side by side."""
-import logging
 
-from ..base import atomic_write
+from ..base.output_files import save_figure
 from .definition import Study
-from .table import Row
-
-_logger = logging.getLogger(__name__)
+from .results import Row
 
 
 def draw(study: Study, rows: list[Row], path: str) -> None:
-    """Bars of the means, error bars of the sample standard deviations, diamonds of published numbers.
-
-    Needs the extra `plot`.
-    """
-    try:
-        from matplotlib import colormaps
-        from matplotlib.figure import Figure
-    except ImportError:
-        _logger.warning(f'No {path}: install matplotlib (the extra "plot") for it.')
-        return
+    """Draw bars of the means, error bars of the sample standard deviations, and diamonds of published numbers."""
     shown = [row for row in rows if row.mean is not None]
     if not shown:
         return
     groups = list(dict.fromkeys(row.cell.group for row in rows))
+    width = max(5, 1.2 + .32 * len(groups) * (len(study.methods) + 1))
+    save_figure(path, lambda figure: _plot(figure, study, shown, groups), dpi=130, figsize=(width, 3.8))
+
+
+def _plot(figure, study: Study, shown: list[Row], groups: list[str]) -> None:
+    from matplotlib import colormaps
     methods = [method.name for method in study.methods]
     width = .8 / len(methods)
     colours = colormaps['tab10' if len(methods) <= 10 else 'tab20']
-    figure = Figure(figsize=(max(5, 1.2 + .32 * len(groups) * (len(methods) + 1)), 3.8), layout='constrained')
     axes = figure.subplots()
     for number, method in enumerate(methods):
         own = [row for row in shown if row.cell.method == method]
@@ -46,12 +39,10 @@ def draw(study: Study, rows: list[Row], path: str) -> None:
     legend = figure.legend(fontsize=7, ncols=min(4, len(methods) + 1), loc='outside lower center')
     for name in legend.get_texts():
         name.set_parse_math(False)  # a $ is a $
-    with atomic_write.replacing(path) as file:
-        figure.savefig(file, dpi=130, format='png')
 
 
 def _limits(rows: list[Row]):
-    """Of the axis: all that is drawn, and a margin, so that differences are seen."""
+    """Return limits of the axis around everything that is drawn, so that differences can be seen."""
     ends = [(row.mean or 0.) + sign * (row.deviation or 0.) for row in rows for sign in (-1, 1)]
     ends += [row.published for row in rows if row.published is not None]
     margin = .15 * (max(ends) - min(ends)) or 1.

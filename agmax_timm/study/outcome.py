@@ -1,14 +1,15 @@
-"""What became of a run, by what is in its folder."""
+"""Outcome of a run, read from its folder."""
 import csv
 import math
 import os
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 
 from ..base.text import one_line
 from .plan import Run
 
-_COMPLETE = 'complete'  # a file in the folder of a run that ended with exit status 0
+_COMPLETE = 'complete'  # name of a file in the folder of a run that ended with exit status 0
 _STEP = re.compile(rb'Train: (\d+) \[ *(\d+)/(\d+)')
 
 
@@ -17,9 +18,9 @@ class Outcome:
     """A row of results.csv."""
     run: Run
     status: str  # complete, failed, interrupted or missing
-    value: float | None = None  # of the metric, where it is complete
-    epoch: int | None = None  # whose value it is, from 0 on
-    error: str = ''  # a line, where it failed
+    value: float | None = None  # of the metric, if it is complete
+    epoch: int | None = None  # epoch of the value, from 0 on
+    error: str = ''  # one line, if it failed
 
 
 def mark_complete(run: Run) -> None:
@@ -36,12 +37,12 @@ def has_summary(run: Run) -> bool:
 
 
 def read_outcome(run: Run, metric: str, epoch: str, error: str = '') -> Outcome:
-    """The value of a complete run.
+    """Return the outcome of a run, with its value if it is complete.
 
     Args:
-        metric: A column of summary.csv behind `eval_`.
-        epoch: last or best.
-        error: Why it ended, where it just did so without being complete.
+        metric: Name of a column of summary.csv without `eval_`.
+        epoch: 'last' or 'best'.
+        error: Reason why the run has just failed, if it has.
     """
     if not is_complete(run):
         begun = os.path.exists(os.path.join(run.folder, 'args.yaml'))
@@ -63,7 +64,7 @@ def read_outcome(run: Run, metric: str, epoch: str, error: str = '') -> Outcome:
 
 
 def last_error(log_path: str, status: int) -> str:
-    """Why a process ended, in a line: the last that it wrote, and the signal that killed it."""
+    """Return why a process ended, in one line: its exit status or signal, and the last error that it wrote."""
     with open(log_path, 'rb') as file:
         text = _tail(file, 16384).decode('utf-8', 'replace')
     lines = [line for line in text.splitlines() if line.strip()]
@@ -74,12 +75,10 @@ def last_error(log_path: str, status: int) -> str:
 
 
 def epochs_done(run: Run) -> float:
-    """Epochs that a run has trained so far, with the part of the present one."""
-    try:
-        with open(os.path.join(run.folder, 'train.log'), 'rb') as file:
-            steps = _STEP.findall(_tail(file, 8192))
-    except OSError:
-        return 0.
+    """Return the epochs that a run has trained so far, with the part of the present one."""
+    steps = []
+    with suppress(OSError), open(os.path.join(run.folder, 'train.log'), 'rb') as file:
+        steps = _STEP.findall(_tail(file, 8192))
     if not steps:
         return 0.
     epoch, update, updates = map(int, steps[-1])

@@ -33,6 +33,11 @@ class Cell:
     folder: str
 
     @property
+    def place(self) -> tuple[str, str, str]:
+        """The names of augmentation, setting and method."""
+        return self.augmentation, self.setting, self.method
+
+    @property
     def group(self) -> str:
         """What is the same for all methods side by side."""
         return ', '.join(filter(None, (self.augmentation, self.setting)))

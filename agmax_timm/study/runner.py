@@ -22,15 +22,15 @@ _BAR_INTERVAL = 1.
 
 
 class Runner:
-    """Runs what is not complete.
+    """Trains the runs that are not complete.
 
-    A run that fails is told, and the others go on. A signal that asks this process to end is passed on to the runs,
-    which save and leave; a second Ctrl-C kills them.
+    A run that fails does not stop the others. A signal that asks this process to end is passed on to the runs, which
+    save and end. A second Ctrl-C kills them.
 
     Args:
         runs: All runs of the study.
         jobs: Runs at a time.
-        devices: Of train.py's --device, taken in turn by the jobs; none for its default.
+        devices: Values of --device of train.py, which the jobs take in turn; empty for its default.
     """
 
     def __init__(self, runs: list[Run], jobs: int, devices: list[str]):
@@ -41,15 +41,11 @@ class Runner:
         self.environment.setdefault('OMP_NUM_THREADS', str(max(1, cores() // jobs)))
         self.waiting: deque[Run] = deque(runs)
         self.running: dict[int, tuple[Run, subprocess.Popen]] = {}  # by slot
-        self.errors: dict[str, str] = {}  # a line of each failed run, by its folder
+        self.errors: dict[str, str] = {}  # one line for each failed run, by its folder
         self.bar: Any = None  # tqdm's, while it runs
 
     def run(self) -> bool:
-        """Run to the end.
-
-        Returns:
-            Whether a signal ended it before.
-        """
+        """Train to the end, or to a signal. Returns whether there was a signal."""
         with self._open_bar() as self.bar, StopSignals() as signals:
             try:
                 passed_on, last_look = False, time.monotonic()
@@ -93,7 +89,7 @@ class Runner:
                 stderr=subprocess.STDOUT, start_new_session=True)
 
     def _reap(self, asked: bool) -> None:
-        """Take note of the processes that have ended."""
+        """Handle the processes that have ended."""
         for slot, (run, process) in list(self.running.items()):
             status = process.poll()
             if status is None:
@@ -113,7 +109,7 @@ class Runner:
                     file=sys.stderr, dynamic_ncols=True, disable=not sys.stderr.isatty())
 
     def _epochs(self) -> float:
-        """Epochs that are trained; those of a complete run are all of its."""
+        """Return the number of epochs that are trained."""
         return round(sum(epochs_of(run.args) if is_complete(run) else min(epochs_of(run.args), epochs_done(run))
                          for run in self.runs), 1)
 

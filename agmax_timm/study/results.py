@@ -1,0 +1,126 @@
+"""Results over the seeds: means, sample standard deviations, and confidence intervals of paired differences."""
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from statistics import mean, stdev
+
+from .definition import Study
+from .outcome import Outcome
+from .plan import Cell
+from .published import Published
+
+CONFIDENCE = 0.95
+
+
+@dataclass
+class Difference:
+    """Mean of the differences of two methods within a seed, over the seeds that both have."""
+    n: int  # pairs
+    mean: float | None = None  # None without a pair
+    low: float | None = None  # None with fewer than two pairs: one difference has no spread
+    high: float | None = None
+
+
+@dataclass
+class Row:
+    """One cell of the study, over its seeds."""
+    cell: Cell
+    values: dict[int, float]  # by seed
+    deviation: float | None
+    difference: Difference  # from the baseline of the same augmentation and setting; none of the baseline itself
+    published: float | None = None
+    published_difference: float | None = None
+
+    @property
+    def mean(self) -> float | None:
+        return mean(self.values.values()) if self.values else None
+
+
+@dataclass
+class Comparison:
+    """One method minus another, in one setting."""
+    setting: str
+    method: str
+    other: str
+    difference: Difference
+
+
+def aggregate(study: Study, outcomes: Iterable[Outcome], published: Published) -> list[Row]:
+    """Return a row for each cell, in the order of the file."""
+    cells: dict[tuple, Cell] = {}
+    values: dict[tuple, dict[int, float]] = {}
+    for outcome in outcomes:
+        place = outcome.run.cell.place
+        cells[place] = outcome.run.cell
+        values.setdefault(place, {})
+        if outcome.value is not None:
+            values[place][outcome.run.seed] = outcome.value
+    rows = []
+    for place, cell in cells.items():
+        row = Row(cell, values[place], sample_deviation(values[place].values()), Difference(0), published.get(place))
+        if cell.method != study.baseline:
+            beside = (*place[:2], study.baseline)
+            row.difference = paired_difference(values[place], values[beside])
+            if row.published is not None and beside in published:
+                row.published_difference = row.published - published[beside]
+        rows.append(row)
+    return rows
+
+
+def compare(study: Study, rows: list[Row]) -> list[Comparison]:
+    """Return the differences of means over the augmentations, paired by seed, that the study's file names."""
+    return [
+        Comparison(setting.name, method, other, paired_difference(
+            _seed_means(rows, setting.name, method), _seed_means(rows, setting.name, other)))
+        for setting in study.settings for method, other in study.comparisons]
+
+
+def _seed_means(rows: list[Row], setting: str, method: str) -> dict[int, float]:
+    """Return means over the augmentations by seed. Seeds that lack an augmentation are left out."""
+    values = [row.values for row in rows if (row.cell.setting, row.cell.method) == (setting, method)]
+    return {seed: mean(one[seed] for one in values) for seed in values[0] if all(seed in one for one in values)}
+
+
+def sample_deviation(values) -> float | None:
+    """Return the sample standard deviation, None of fewer than two values."""
+    values = list(values)
+    return stdev(values) if len(values) > 1 else None
+
+
+def paired_difference(values: dict[int, float], baseline: dict[int, float]) -> Difference:
+    """Return the mean difference with its 95 % confidence interval by Student's t.
+
+    Args:
+        values, baseline: Metrics by seed; seeds that one of them lacks are left out.
+    """
+    differences = [value - baseline[seed] for seed, value in values.items() if seed in baseline]
+    if not differences:
+        return Difference(0)
+    centre, deviation, n = mean(differences), sample_deviation(differences), len(differences)
+    if deviation is None:
+        return Difference(n, centre)
+    half = t_quantile(n - 1) * deviation / math.sqrt(n)
+    return Difference(n, centre, centre - half, centre + half)
+
+
+def t_quantile(freedom: int, confidence: float = CONFIDENCE) -> float:
+    """Return the two-sided quantile of Student's distribution with `freedom` degrees of freedom.
+
+    The share within t has a closed form in the angle atan(t / sqrt(freedom)): Abramowitz and Stegun 26.7.3, 26.7.4.
+    """
+    low, high = 0., math.pi / 2
+    for _ in range(100):  # to the last bit
+        angle = (low + high) / 2
+        low, high = (angle, high) if _share_within(angle, freedom) < confidence else (low, angle)
+    return math.sqrt(freedom) * math.tan(low)
+
+
+def _share_within(angle: float, freedom: int) -> float:
+    odd = freedom % 2
+    term = total = math.cos(angle) if odd else 1.
+    for k in range(2 + odd, freedom, 2):
+        term *= math.cos(angle) ** 2 * (k - 1) / k
+        total += term
+    if not odd:
+        return math.sin(angle) * total
+    return 2 / math.pi * (angle + math.sin(angle) * (total if freedom > 1 else 0.))
