@@ -1,6 +1,5 @@
 """What is measured: timm's evaluators, and on top of them the classes and labels that the options name."""
 import argparse
-import logging
 import os
 from typing import Any
 
@@ -16,8 +15,6 @@ from ..data.sources.checks import check_evaluated_classes
 from ..data.sources.classes import ModelClasses, check_evaluation, class_names, class_to_idx
 from .analysis import class_counts, shares
 from .calibration import CalibrationBins
-
-_logger = logging.getLogger('validate')
 
 
 class LabelEvaluator(ClassificationEvaluator):

@@ -8,7 +8,6 @@ from typing import Any
 from timm.data.transforms import RandomResizedCropAndInterpolation
 from torchvision import transforms
 
-STRESSES = ('jitter', 'crop')
 _JITTER = 1.  # brightness, contrast and saturation by a factor from 0 to 2
 _CROP_SCALE = (0.2, 1.)  # share of the area
 

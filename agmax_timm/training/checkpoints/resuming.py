@@ -22,7 +22,6 @@ class ResumedRun:
     state: dict[str, Any] | None  # None: of timm's script, or of a version that kept none
     same_schedule: bool
     exact: bool  # whether to go on from the state
-    changed: list[str]
 
     @classmethod
     def read(cls, args: argparse.Namespace, data: dict[str, Any]) -> 'ResumedRun':
@@ -55,7 +54,7 @@ class ResumedRun:
             _logger.warning(f'{other_views}: the run goes on, but is not the one that it would have been.')
         if (changed or of_data) and utils.is_primary(args):
             _logger.info(f"Not as in the checkpoint: {', '.join(changed + of_data)}")
-        return cls(state, same_schedule, exact, changed + of_data)
+        return cls(state, same_schedule, exact)
 
     def restore(self, state: RunState, primary: bool) -> tuple[Position, RunningLosses | None]:
         """Set all that the run depends on; call it when everything is built."""

@@ -106,7 +106,7 @@ class RunState:
             'evaluated': self.evaluated,
         }
 
-    def load_state_dict(self, state: dict[str, Any], same_schedule: bool, exact_order: bool = True) -> dict[str, Any]:
+    def load_state_dict(self, state: dict[str, Any], same_schedule: bool) -> dict[str, Any]:
         """Go on from a state; call it last, when all is built and wrapped.
 
         Args:
