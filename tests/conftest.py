@@ -17,41 +17,14 @@ import torch
 from PIL import Image
 from timm.models import create_model
 from timm.utils import random_seed
-from torch.utils.data import Dataset
 
 from agmax_timm.commands import train as train_cli
 from agmax_timm.commands import validate as validate_cli
 from agmax_timm.weights.checkpoint import SavedModel
 from agmax_timm.weights.staging import stage
-
-CLASSES = ('ant', 'bee', 'cat')
-PER_CLASS = 4
-SMALL_VALIDATION = ['-j', '0', '-b', '5', '--device', 'cpu']
-
-
-def gradient_image(height, width, blue=0):
-    """Red is the column and green the row, 0 to 255, so a crop can be read from its pixels; blue is constant."""
-    pixels = np.zeros((height, width, 3), dtype=np.uint8)
-    pixels[..., 0] = np.linspace(0, 255, width)[None, :]
-    pixels[..., 1] = np.linspace(0, 255, height)[:, None]
-    pixels[..., 2] = blue
-    return Image.fromarray(pixels)
-
-
-class MemoryDataset(Dataset):
-    """Images in memory with their index, or a label each, as target."""
-
-    def __init__(self, images, targets=None):
-        self.images = images
-        self.targets = range(len(images)) if targets is None else targets
-        self.transform = None
-
-    def __getitem__(self, index):
-        image = self.images[index].copy()
-        return image if self.transform is None else self.transform(image), self.targets[index]
-
-    def __len__(self):
-        return len(self.images)
+from tests.helpers import scale
+from tests.helpers.flags import SMALL_VALIDATION
+from tests.helpers.images import CLASSES, PER_CLASS, MemoryDataset, gradient_image
 
 
 @pytest.fixture(autouse=True)
@@ -262,3 +235,17 @@ def staged(saved, tmp_path_factory):
     folder = tmp_path_factory.mktemp('staged') / 'hub'
     stage(saved, folder)
     return folder
+
+
+@pytest.fixture(scope='session')
+def pictures(tmp_path_factory):
+    """Folder with the splits train and val of random images in class folders; no number of ranks divides val."""
+    root = tmp_path_factory.mktemp('pictures')
+    generator = np.random.default_rng(0)
+    for split, count in (('train', scale.TRAIN_IMAGES), ('val', scale.EVAL_IMAGES)):
+        for number in range(count):
+            folder = root / split / 'abcdefgh'[number % scale.CLASSES]
+            folder.mkdir(parents=True, exist_ok=True)
+            pixels = generator.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / f'{number:03d}.png')
+    return root

@@ -5,10 +5,10 @@ import os
 import pytest
 import timm
 import torch
-from original_networks import original_checkpoint, original_network
 from safetensors import safe_open
 
 from agmax_timm import convert
+from tests.helpers.original_networks import original_checkpoint, original_network
 
 torch.set_num_threads(1)
 

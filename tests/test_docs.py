@@ -2,15 +2,15 @@
 import importlib.util
 import re
 import shlex
-from pathlib import Path
 
 import pytest
-from gpu.table import BEGIN, END, render, sections
 
 from agmax_timm.options.parse import parse_train_args, parse_validate_args
 from agmax_timm.options.parsers import train_parser, validate_parser
+from tests.gpu.table import BEGIN, END, render, sections
+from tests.helpers.paths import REPOSITORY
 
-DOCS = Path(__file__).parent.parent / 'docs'
+DOCS = REPOSITORY / 'docs'
 _spec = importlib.util.spec_from_file_location('docs_pages', DOCS.parent / 'tools' / 'docs_pages.py')
 docs_pages = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(docs_pages)

@@ -12,13 +12,13 @@ import pytest
 import safetensors.torch
 import timm
 import torch
-from run_files import load
 
 from agmax_timm import export, predict
 from agmax_timm.commands import train as train_cli
 from agmax_timm.weights import checkpoint, onnx_export
 from agmax_timm.weights.checkpoint import read_model
 from agmax_timm.weights.staging import stage
+from tests.helpers.run_files import load
 
 MODELS = {
     'test_efficientnet': ('--bn-eps', '0.1', '--in-chans', '1', '--gp', 'max', '--img-size', '32', '--crop-pct', '0.7',

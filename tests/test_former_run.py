@@ -3,19 +3,20 @@ import csv
 import shutil
 from pathlib import Path
 
-import hub_server
 import numpy as np
 import pytest
 import timm
 import torch
 from huggingface_hub import ModelCard, constants
 from PIL import Image
-from run_files import load
 from safetensors.torch import load as load_tensors
 from safetensors.torch import load_file
 
-from agmax_timm import export, predict, publish, report
-from agmax_timm.run import training
+from agmax_timm import export, predict, publish
+from agmax_timm.report import command as report
+from agmax_timm.training import run as training
+from tests.helpers import hub_server
+from tests.helpers.run_files import load
 
 FORMER = Path(__file__).parent / 'fixtures' / 'run_0_1'
 DATA = Path('data')

@@ -2,11 +2,10 @@
 import subprocess
 import sys
 import zipfile
-from pathlib import Path
 
 import pytest
 
-REPOSITORY = Path(__file__).parent.parent
+from tests.helpers.paths import REPOSITORY
 
 
 @pytest.fixture(scope='module')

@@ -11,7 +11,6 @@ import pytest
 import timm
 import torch
 from PIL import Image
-from run_files import load
 from timm.data import ImageNetInfo
 from timm.models import create_model
 from timm.utils import random_seed
@@ -22,6 +21,7 @@ from agmax_timm.evaluation import prediction, validation
 from agmax_timm.options.parse import parse_validate_args
 from agmax_timm.weights.checkpoint import read_model
 from agmax_timm.weights.staging import stage
+from tests.helpers.run_files import load
 
 SMALL = ['-j', '0', '-b', '4', '--device', 'cpu']
 

@@ -4,9 +4,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
-import hub_server
 import pytest
 import timm
 from huggingface_hub import constants
@@ -16,8 +14,9 @@ from agmax_timm.commands import train as train_cli
 from agmax_timm.commands import validate as validate_cli
 from agmax_timm.report import command as report
 from agmax_timm.study import command as study
+from tests.helpers import hub_server
+from tests.helpers.paths import REPOSITORY
 
-REPOSITORY = Path(__file__).parent.parent
 README = (REPOSITORY / 'README.md').read_text()
 BASH = re.findall(r'```bash\n(.*?)\n```', README, re.S)
 PYTHON = re.findall(r'```python\n(.*?)\n```', README, re.S)

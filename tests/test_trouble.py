@@ -1,11 +1,11 @@
 """docs/trouble.md quotes messages that the package has, and flags that its commands take."""
 import ast
 import re
-from pathlib import Path
 
 import pytest
 
-REPOSITORY = Path(__file__).parent.parent
+from tests.helpers.paths import REPOSITORY
+
 TEXT = (REPOSITORY / 'docs' / 'trouble.md').read_text()
 OF_OTHERS = {'--nproc-per-node', '--shm-size'}
 OF_TORCH = {'CUDA out of memory'}

@@ -14,12 +14,12 @@ import pytest
 import timm
 import torch
 import torchvision
-from exact import FLAGS, StopAfter
-from scaling import scale_float16
 
 from agmax_timm.base.signals import Interrupted
 from agmax_timm.options.parse import parse_train_args
 from agmax_timm.training import run as training
+from tests.helpers.exact import FLAGS, StopAfter
+from tests.helpers.scaling import scale_float16
 
 NO_CUDA = 'no CUDA device: pytest tests/gpu --device cpu runs the CPU form'
 

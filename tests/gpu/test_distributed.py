@@ -2,8 +2,6 @@
 import pytest
 import torch
 import torch.distributed as dist
-from ranks import finish_ranks, free_port, logs, start_ranks
-from run_files import epochs_in, load
 
 from agmax_timm.assembly.sharding import shard_task, whole
 from agmax_timm.base import distributed
@@ -12,6 +10,8 @@ from agmax_timm.options.parse import parse_train_args
 from agmax_timm.training import run as training
 from agmax_timm.training.guards.finite_check import FiniteCheck
 from agmax_timm.training.losses import BatchLosses, RunningLosses
+from tests.helpers.ranks import finish_ranks, free_port, logs, start_ranks
+from tests.helpers.run_files import epochs_in, load
 
 from .updates import FLOAT16, batches, distance, make_step, make_task, options, train
 

@@ -4,12 +4,12 @@ from argparse import Namespace
 
 import pytest
 import torch
-from poison import poison_gradients, poison_losses
-from ranks import finish_ranks, logs, start_ranks
-from run_files import load
 
 from agmax_timm.commands import train as train_cli
 from agmax_timm.training.guards.watchdog import Watchdog
+from tests.helpers.poison import poison_gradients, poison_losses
+from tests.helpers.ranks import finish_ranks, logs, start_ranks
+from tests.helpers.run_files import load
 
 from .updates import keep_busy
 

@@ -1,10 +1,10 @@
 """Resume to the last bit in float32, float16 and bfloat16, and on another kind of device."""
 import pytest
 import torch
-from exact import assert_equal, outcome
-from scaling import scale_float16
 
 from agmax_timm.assembly import model as build
+from tests.helpers.exact import assert_equal, outcome
+from tests.helpers.scaling import scale_float16
 
 PRECISIONS = {'float32': [], 'float16': ['--amp'], 'bfloat16': ['--amp', '--amp-dtype', 'bfloat16']}
 RANDOM = ['--model', 'test_vit', '--model-ema', '--model-ema-decay', '0.9', '--clip-grad', '1', '--opt', 'adamw',

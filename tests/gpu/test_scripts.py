@@ -5,12 +5,12 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
 
-REPOSITORY = Path(__file__).parent.parent.parent
+from tests.helpers.paths import REPOSITORY
+
 DEMO = ['-c', 'hparams/demo.yaml', '--log-interval', '5']
 
 

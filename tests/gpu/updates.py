@@ -6,7 +6,6 @@ from functools import cache
 
 import timm
 import torch
-from test_step import OPTIONS, UnreadLosses
 
 from agmax_timm import AgMaxTask
 from agmax_timm.assembly import model
@@ -14,6 +13,7 @@ from agmax_timm.training import loop
 from agmax_timm.training.guards.finite_check import FiniteCheck
 from agmax_timm.training.losses import RunningLosses
 from agmax_timm.training.step import Step
+from tests.helpers.updates import OPTIONS, UnreadLosses
 
 BFLOAT16, FLOAT16 = dict(amp=True, amp_dtype='bfloat16'), dict(amp=True, amp_dtype='float16')
 

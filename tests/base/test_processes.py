@@ -1,0 +1,52 @@
+"""How processes of this package begin."""
+import gc
+import subprocess
+import sys
+import weakref
+
+import pytest
+
+from agmax_timm.base.processes import kept_imports
+from tests.helpers.paths import REPOSITORY
+
+
+@pytest.fixture
+def thawed():
+    yield
+    gc.unfreeze()
+
+
+class Circle:
+    """Garbage that the collector alone finds."""
+
+    def __init__(self):
+        self.itself = self
+
+
+@pytest.mark.parametrize('collects', [True, False])
+def test_imports_are_kept_from_the_collector_and_it_goes_on_as_it_was(collects, thawed):
+    gc.enable() if collects else gc.disable()
+    try:
+        with pytest.raises(ImportError), kept_imports():
+            assert not gc.isenabled()
+            kept = weakref.ref(Circle())
+            raise ImportError
+        assert gc.isenabled() == collects
+        later = weakref.ref(Circle())
+        gc.collect()
+        assert kept() is not None and later() is None
+    finally:
+        gc.enable()
+
+
+def test_workers_are_forked_unless_the_process_was_told_another_way():
+    script = (
+        'import multiprocessing, multiprocessing.context as context, sys\n'
+        'context._default_context._default_context = context._concrete_contexts["forkserver"]\n'  # as Python 3.14
+        'if sys.argv[1:]:\n    multiprocessing.set_start_method(sys.argv[1])\n'
+        'from agmax_timm.base.processes import fork_workers\n'
+        'fork_workers()\nfork_workers()\n'
+        'print(multiprocessing.get_start_method())')
+    for told, expected in ((), 'fork'), (('spawn',), 'spawn'), (('forkserver',), 'forkserver'):
+        run = subprocess.run([sys.executable, '-c', script, *told], cwd=REPOSITORY, capture_output=True, text=True)
+        assert run.stdout == f'{expected}\n', run.stderr

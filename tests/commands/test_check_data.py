@@ -1,0 +1,205 @@
+"""--check-data: what it counts and finds, against data made for it."""
+import csv
+import os
+import shutil
+
+import datasets
+import numpy as np
+import pytest
+from PIL import Image
+
+from agmax_timm.base.errors import DataError
+from agmax_timm.commands import check_data as data_check
+from agmax_timm.commands import train as train_cli
+from agmax_timm.commands import validate as validate_cli
+from agmax_timm.data.sources.checks import check_classes, check_labels
+from agmax_timm.data.sources.datasets import create_dataset
+from tests.helpers.run_files import status_of
+
+
+@pytest.fixture
+def data(photos, tmp_path):
+    """A copy of the photos: 12 in 3 classes for each split. The blue level of a photo is that of the other split's."""
+    root = shutil.copytree(photos, tmp_path / 'data')
+    for path in (root / 'val').glob('*/*.jpg'):
+        Image.open(path).crop((0, 0, 50, 40)).save(path)
+    return root
+
+
+def checked(tmp_path, *argv, script=train_cli.main):
+    """Exit status, and rows of data-check.csv."""
+    status = status_of(script, ['--check-data', '-j', '0', *argv])
+    with open(tmp_path / 'data-check.csv', newline='', errors='surrogateescape') as f:
+        return status, [tuple(row) for row in csv.reader(f)][1:]
+
+
+@pytest.fixture(autouse=True)
+def in_tmp_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize('workers', ['0', '2'])
+def test_good_data(workers, data, tmp_path, capsys):
+    assert checked(tmp_path, str(data), '-j', workers, '--model', 'no_such_model') == (0, [])
+    text = capsys.readouterr().out
+    for part in ('train: 12 images, 3 classes, 4 to 4 (median 4) images a class', 'width 60 to 64 (median 62)',
+                 'height 48 to 56 (median 52)', 'width 50 to 50', 'modes: RGB 12; rotated by EXIF: 0', 'damaged: 0',
+                 'duplicates: 0 within a split, 0 across splits', '0 problem(s)'):
+        assert part in text
+
+
+@pytest.mark.parametrize('workers', ['0', '2'])
+def test_everything_at_once(workers, data, tmp_path, capsys):
+    train, val = data / 'train', data / 'val'
+    (train / 'ant' / '001.jpg').write_bytes(b'')
+    (val / 'bee' / '006.jpg').write_bytes(b'no image')
+    shutil.copy(train / 'ant' / '000.jpg', train / 'bee' / 'copy.jpg')
+    shutil.copy(train / 'cat' / '010.jpg', val / 'cat' / '011.jpg')
+    Image.new('L', (8, 9)).save(train / 'cat' / '009.jpg')
+    exif = Image.Exif()
+    exif[274] = 6
+    Image.new('RGB', (8, 9)).save(train / 'cat' / '008.jpg', exif=exif)
+    (val / 'wasp').mkdir()
+    status, rows = checked(tmp_path, str(data), '-j', workers)
+    assert status == 1 and sorted(rows) == sorted([
+        ('train', str(train / 'ant' / '001.jpg'), 'empty file'),
+        ('validation', str(val / 'bee' / '006.jpg'), 'not an image'),
+        ('train', str(train / 'bee' / 'copy.jpg'), f"same bytes as {train / 'ant' / '000.jpg'} (train)"),
+        ('validation', str(val / 'cat' / '011.jpg'), f"same bytes as {train / 'cat' / '010.jpg'} (train)"),
+        ('validation', '', f"{val}: no images in class folder(s) 'wasp': fill or remove them"),
+    ])
+    text = capsys.readouterr().out
+    for part in ('modes: RGB 11, L 1; rotated by EXIF: 1', '4 to 5 (median 4)', 'width 8 to 64', 'damaged: 1',
+                 'duplicates: 1 within a split, 1 across splits', '5 problem(s)'):
+        assert part in text
+
+
+def test_three_copies_are_two_problems(data, tmp_path):
+    for name in ('x.jpg', 'y.jpg'):
+        shutil.copy(data / 'val' / 'ant' / '000.jpg', data / 'val' / 'ant' / name)
+    _, rows = checked(tmp_path, str(data), '--split', 'val', script=validate_cli.main)
+    original = data / 'val' / 'ant' / '000.jpg'
+    assert [(row[1][-5:], row[2]) for row in rows] == [
+        (name, f'same bytes as {original} (val)') for name in ('x.jpg', 'y.jpg')]
+
+
+def test_empty_files_are_no_copies_of_each_other(data, tmp_path):
+    for name in ('000.jpg', '001.jpg'):
+        (data / 'train' / 'ant' / name).write_bytes(b'')
+    assert [row[2] for row in checked(tmp_path, str(data))[1]] == ['empty file'] * 2
+
+
+def test_classes_that_differ(data, tmp_path):
+    shutil.rmtree(data / 'val' / 'bee')
+    status, rows = checked(tmp_path, str(data))
+    assert status == 1 and [row[0] for row in rows] == ['validation'] and "'bee' missing" in rows[0][2]
+
+
+def test_a_class_map_that_leaves_images_out(data, tmp_path, caplog):
+    (tmp_path / 'map.txt').write_text('ant\ncat\n')
+    argv = ['--class-map', str(tmp_path / 'map.txt')]
+    status, rows = checked(tmp_path, str(data), *argv)
+    assert status == 1 and [row[0] for row in rows] == ['train', 'validation']
+    assert all("leaves out the images of 'bee'" in row[2] for row in rows)
+    train = create_dataset('', str(data), 'train', class_map=argv[1])
+    check_classes(train, None, 2, class_map=argv[1])
+    assert [record.getMessage() for record in caplog.records] == [rows[0][2]]
+
+
+def test_folders_within_classes_are_no_problem_but_told(data, tmp_path, capsys):
+    for split in ('train', 'val'):
+        (data / split / 'insects').mkdir()
+        for name in ('ant', 'bee'):
+            (data / split / name).rename(data / split / 'insects' / name)
+    assert checked(tmp_path, str(data)) == (0, [])
+    text = capsys.readouterr().out
+    assert f"{data / 'train'}: classes are the innermost folders: 'ant', 'bee', and not 'insects' above them" in text
+
+
+def test_the_folder_of_the_csv(data, tmp_path):
+    checked(tmp_path / 'deep' / 'er', str(data), '--output', str(tmp_path / 'deep' / 'er'))
+
+
+@pytest.mark.parametrize('argv, part', [
+    (['nowhere'], 'no such folder'), (['--dataset', 'demo'], "--dataset 'demo'"),
+    (['data/train'], 'would be both training and validation data'), (['--dataset', 'wds/x', 'data'], 'wds/x'),
+])
+def test_data_that_cannot_be_checked(argv, part, data, tmp_path, capsys):
+    with pytest.raises(SystemExit) as caught:
+        train_cli.main(['--check-data', *argv])
+    error = capsys.readouterr().err
+    assert caught.value.code == 2 and part in error and error.count('\n') == 1
+    assert not (tmp_path / 'data-check.csv').exists()
+
+
+def parquet(tmp_path, labels, images=None):
+    """hfds/ data of these files, black images by default, with these labels, numbers without names."""
+    folder = tmp_path / 'parquet'
+    folder.mkdir()
+    columns = dict(image=images or [Image.new('RGB', (8, 8))] * len(labels), label=labels)
+    features = datasets.Features(image=datasets.Image(), label=datasets.Value('int64'))
+    datasets.Dataset.from_dict(columns, features).to_parquet(folder / 'train.parquet')
+    return create_dataset(f'hfds/{folder}', str(tmp_path / 'cache'), 'train', input_key='image', target_key='label')
+
+
+@pytest.mark.parametrize('labels, num_classes, part', [
+    ([0, 2, 1], 3, None), ([0, 3, 1], 3, 'labels up to 3, the model 3 outputs: use --num-classes 4'),
+    ([0, -1], 3, 'label -1'), ([0, 9], None, None),
+])
+def test_labels_out_of_range(labels, num_classes, part, tmp_path):
+    dataset = parquet(tmp_path, labels)
+    if part is None:
+        return check_labels(dataset, num_classes)
+    with pytest.raises(DataError, match=part):
+        check_labels(dataset, num_classes)
+    with pytest.raises(DataError, match=part):
+        check_classes(dataset, None, num_classes)
+
+
+def test_hugging_face_data(tmp_path, capsys):
+    images = [dict(path=None, bytes=content) for content in (b'no image', b'neither')]
+    dataset = parquet(tmp_path, [0, 1, 1], [*images, Image.new('RGB', (8, 8))])
+    with pytest.raises(DataError, match='sample 1 cannot be decoded: not an image'):
+        dataset[1]
+    argv = ['--dataset', f'hfds/{tmp_path}/parquet', '--val-split', '', '--data-dir', str(tmp_path / 'cache'),
+            '--input-key', 'image', '--target-key', 'label']
+    assert checked(tmp_path, *argv) == (1, [('train', f'sample {index}', 'not an image') for index in (0, 1)])
+    assert 'train: 3 images, 2 classes, 1 to 2' in capsys.readouterr().out
+
+
+def test_negative_numbers_in_a_class_map(data):
+    train = create_dataset('', str(data), 'train', class_map={'ant': -1, 'bee': 0, 'cat': 1})
+    with pytest.raises(DataError, match='label -1'):
+        check_classes(train, None, 3, class_map='map')
+
+
+def test_progress_is_one_step_an_image(data, monkeypatch, capsys):
+    monkeypatch.setattr('sys.stderr.isatty', lambda: True, raising=False)
+    train_cli.main(['--check-data', '-j', '0', str(data)])
+    assert '12/12' in capsys.readouterr().err
+
+
+def test_memory_is_a_few_bytes_a_sample(data):
+    from agmax_timm.data.sources.scan import Finding, Inventory
+    reader = create_dataset('', str(data), 'train').reader
+    inventory = Inventory('train', reader)
+    for index in range(1000):
+        inventory.add(Finding(index, np.int64(index % 3), 3, 4, 'RGB', False, bytes(16)))
+    assert inventory.digests.nbytes + 4 * (len(inventory.widths) + len(inventory.heights)) == 24 * 1000
+    assert inventory.classes == {0: 334, 1: 333, 2: 333}
+
+
+def test_a_folder_that_cannot_be_written_is_one_line_before_anything_is_read(data, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(data_check, 'check_data', lambda *args: 1 / 0)
+    (tmp_path / 'file').write_text('')
+    with pytest.raises(SystemExit) as caught:
+        train_cli.main(['--check-data', '--output', str(tmp_path / 'file' / 'below'), '-j', '0', str(data)])
+    error = capsys.readouterr().err
+    assert caught.value.code == 2 and '--output' in error and str(tmp_path / 'file') in error and error.count('\n') == 1
+
+
+def test_names_that_are_not_text(data, tmp_path, capsys):
+    name = os.fsencode(data) + b'/train/ant/\xff\xe9.jpg'
+    with open(name, 'wb') as f:
+        f.write(b'text')
+    assert any(os.fsencode(row[1]).endswith(b'\xff\xe9.jpg') for row in checked(tmp_path, str(data))[1])

@@ -1,0 +1,63 @@
+"""Commands whose reader ends before they do: `command | head`."""
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from timm.models import create_model
+
+from tests.helpers.paths import REPOSITORY
+
+TRAIN = ['--model', 'test_resnet', '--num-classes', '3', '--img-size', '32', '-b', '4', '-j', '0', '--epochs', '1',
+         '--warmup-epochs', '0', '--lr', '0.05', '--experiment', 'run', '--device', 'cpu']
+SIGPIPE = 128 + 13
+
+
+def unread(words, **kwargs):
+    """Exit status and stderr of a command whose output nobody reads."""
+    reader, writer = os.pipe()
+    process = subprocess.Popen([sys.executable, *map(str, words)], stdout=writer, stderr=subprocess.PIPE, text=True,
+                               cwd=REPOSITORY, **kwargs)
+    os.close(writer)
+    os.close(reader)
+    return process.communicate()[1], process.returncode
+
+
+@pytest.mark.parametrize('words', [
+    ['train.py', '--help'], ['validate.py', '--help'], ['-m', 'agmax_timm.bench', '--help'],
+    ['-m', 'agmax_timm.export', '--help']])
+def test_help_ends_quietly(words):
+    error, status = unread(words)
+    assert error == '' and status in (0, SIGPIPE)  # argparse hides that nobody reads
+
+
+def test_a_command_that_prints_ends_quietly():
+    error, status = unread(['-m', 'agmax_timm.study', 'hparams/studies/ablation_pocket.yaml', '--dry-run'])
+    assert (error, status) == ('', SIGPIPE)
+
+
+def test_export_and_predict_end_quietly_after_their_work(photos, tmp_path):
+    torch.save(create_model('test_resnet', num_classes=3).state_dict(), tmp_path / 'weights.pth')
+    error, status = unread(['-m', 'agmax_timm.export', tmp_path / 'weights.pth', tmp_path / 'out', '--model',
+                            'test_resnet', '--license', 'mit'])
+    assert (error, status) == ('', SIGPIPE) and (tmp_path / 'out' / 'model.safetensors').exists()
+    error, status = unread(['-m', 'agmax_timm.predict', f'local-dir:{tmp_path}/out', photos / 'val', '-j', '0'])
+    assert status == SIGPIPE and 'rror' not in error
+
+
+def test_a_run_whose_output_nobody_reads_is_complete(photos, tmp_path):
+    """Report and status come after the results that cannot be printed."""
+    error, status = unread(['train.py', photos, *TRAIN, '--output', tmp_path, '--report'])
+    assert status == 0 and 'BrokenPipe' not in error and 'Traceback' not in error
+    assert (tmp_path / 'run' / 'report.html').exists()
+    error, status = unread(['validate.py', photos, '--checkpoint', tmp_path / 'run' / 'last.pth.tar', '-j', '0',
+                            '--results-file', tmp_path / 'results.csv'])
+    assert status == 0 and 'BrokenPipe' not in error and (tmp_path / 'results.csv').exists()
+
+
+def test_another_broken_pipe_is_an_error():
+    code = ('from agmax_timm.base.command import command\n'
+            'def fail():\n    raise BrokenPipeError("of a worker")\ncommand()(fail)()')
+    completed = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=REPOSITORY)
+    assert completed.returncode == 1 and 'of a worker' in completed.stderr

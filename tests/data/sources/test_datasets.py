@@ -1,0 +1,323 @@
+"""Data sets: the built-in demo, and mistakes that fail before training does."""
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+from collections import Counter
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from agmax_timm.base.errors import DataError
+from agmax_timm.data.sources.checks import check_classes, check_different
+from agmax_timm.data.sources.classes import class_names
+from agmax_timm.data.sources.datasets import DemoDataset, create_dataset
+from tests.helpers.paths import REPOSITORY
+
+TRAIN_NAMES = ['train', 'training']
+EVAL_NAMES = ['val', 'valid', 'validation', 'eval', 'evaluation']
+
+
+@pytest.fixture
+def data(photos, tmp_path):
+    """A copy of the photos that a test may spoil: classes ant, bee and cat in train and val."""
+    return shutil.copytree(photos, tmp_path / 'data')
+
+
+def both(root):
+    return [create_dataset('', str(root), split) for split in ('train', 'validation')]
+
+
+@pytest.mark.parametrize('split, size', [
+    *((name, 1000) for name in TRAIN_NAMES), *((name, 4000) for name in EVAL_NAMES),
+])
+def test_demo_splits(split, size):
+    dataset = create_dataset('demo', split=split)
+    assert len(dataset) == size
+    targets = [dataset[i][1] for i in range(size)]
+    assert all(type(target) is int for target in targets)
+    assert np.bincount(targets).tolist() == [size // 10] * 10
+
+
+def test_demo_folders_hold_the_demo_in_three_parts(tmp_path):
+    tool = REPOSITORY / 'tools' / 'demo_folders.py'
+    subprocess.run([sys.executable, str(tool), str(tmp_path / 'demo')], check=True)
+    images = {split: {} for split in ('train', 'tune', 'val')}
+    for split, found in images.items():
+        for path in (tmp_path / 'demo' / split).glob('*/*.png'):
+            found[np.asarray(Image.open(path)).tobytes()] = path.parent.name
+        assert sorted(Counter(found.values()).values()) == [{'train': 100}.get(split, 200)] * 10
+    assert not images['tune'].keys() & images['val'].keys()
+    for split, expected in ('train', images['train']), ('val', images['tune'] | images['val']):
+        demo = DemoDataset(split)
+        names = list(demo.class_to_idx)
+        assert expected == {image.tobytes(): names[target] for image, target in zip(demo.images, demo.targets)}
+
+
+def test_demo_splits_share_no_image():
+    train, validation = [{image.tobytes() for image in DemoDataset(split).images} for split in ('train', 'val')]
+    assert not train & validation
+
+
+@pytest.mark.parametrize('mode', ['L', 'RGB'])
+def test_demo_images(mode):
+    dataset = create_dataset('demo', split='train', input_img_mode=mode)
+    image, target = dataset[3]
+    assert image.mode == mode and image.size == (28, 28)
+    assert np.asarray(image.convert('L')).std() > 10
+    dataset.transform, dataset.target_transform = (lambda image: image.size), (lambda target: -target)
+    assert dataset[3] == ((28, 28), -target)
+
+
+@pytest.mark.parametrize('mode', ['L', 'RGB'])
+def test_demo_is_never_written(tmp_path, monkeypatch, mode):
+    monkeypatch.chdir(tmp_path)
+    dataset = create_dataset('demo', root=str(tmp_path / 'nothing'), split='train', input_img_mode=mode)
+    image, _ = dataset[0]
+    before = image.tobytes()
+    image.paste(255, (0, 0, 28, 28)) if mode == 'L' else image.paste((255,) * 3, (0, 0, 28, 28))
+    assert image.tobytes() != before and dataset[0][0].tobytes() == before
+    assert not os.listdir(tmp_path)
+
+
+def test_demo_split_that_is_not_there():
+    with pytest.raises(DataError, match="'test'"):
+        create_dataset('demo', split='test')
+
+
+def test_demo_class_names():
+    names = class_names(create_dataset('demo', split='train'))
+    assert len(names) == len(set(names)) == 10 and all(isinstance(name, str) for name in names)
+    assert names == class_names(create_dataset('demo', split='validation'))
+
+
+def test_class_names_of_a_folder(photos):
+    assert class_names(create_dataset('', str(photos), 'train')) == ['ant', 'bee', 'cat']
+    assert class_names(create_dataset('torch/folder', str(photos), 'train')) == ['ant', 'bee', 'cat']
+
+
+def test_class_names_with_gaps(photos):
+    dataset = create_dataset('', str(photos), 'train', class_map={'ant': 0, 'cat': 2})
+    assert class_names(dataset) == ['ant', '1', 'cat']
+
+
+def test_class_names_unknown(memory_dataset):
+    assert class_names(memory_dataset([])) is None
+
+
+def make_tar(photos, path, folder='.'):
+    with tarfile.open(path, 'w') as tar:
+        tar.add(photos / 'train', arcname=folder)
+    return create_dataset('', str(path), 'train')
+
+
+def test_tar_knows_its_classes(photos, tmp_path):
+    dataset = make_tar(photos, tmp_path / 'train.tar')
+    assert len(dataset) == 12 and class_names(dataset) == ['ant', 'bee', 'cat']
+    check_classes(dataset, create_dataset('', str(photos), 'val'), 3)
+    with pytest.raises(DataError, match='--num-classes 3'):
+        check_classes(dataset, None, 2)
+
+
+@pytest.mark.parametrize('root', [None, ''])
+def test_no_data_given(root):
+    with pytest.raises(DataError, match='--data-dir DIR, or --dataset demo'):
+        create_dataset('', root, 'train')
+
+
+@pytest.mark.parametrize('name', ['missing', 'missing.tar'])
+def test_root_that_is_not_there(tmp_path, name):
+    with pytest.raises(DataError, match=name):
+        create_dataset('', str(tmp_path / name), 'train')
+
+
+def test_root_without_images(tmp_path):
+    (tmp_path / 'note.txt').write_text('not an image')
+    with pytest.raises(DataError, match="split 'train'.*0 images"):
+        create_dataset('', str(tmp_path), 'train')
+
+
+@pytest.mark.parametrize('split, gone, there', [
+    ('train', 'train', 'val'), ('validation', 'val', 'train'), ('test', 'val', 'train'), ('val', 'val', 'train'),
+])
+def test_split_missing_beside_others(data, split, gone, there):
+    shutil.rmtree(data / gone)
+    with pytest.raises(DataError, match=f"split '{split}', only {there}"):
+        create_dataset('', str(data), split)
+
+
+@pytest.mark.parametrize('folder, names', [('train', TRAIN_NAMES), ('val', EVAL_NAMES)])
+def test_split_synonyms(data, folder, names):
+    (data / 'val' / 'ant' / '000.jpg').unlink()  # so the sizes tell which split it is
+    for on_disk in names:
+        os.rename(data / folder, data / on_disk)
+        folder = on_disk
+        sizes = {len(create_dataset('', str(data), name)) for name in names}
+        assert sizes == ({12} if names is TRAIN_NAMES else {11})
+
+
+@pytest.mark.parametrize('split', ['train', 'validation', 'test', 'anything'])
+def test_root_that_is_itself_a_split(data, split):
+    assert len(create_dataset('', str(data / 'train'), split)) == 12
+
+
+def test_split_that_is_a_folder_of_that_name(data):
+    os.rename(data / 'val', data / 'holdout')
+    assert len(create_dataset('', str(data), 'holdout')) == 12
+
+
+def test_classes_that_fit(data, caplog):
+    with caplog.at_level(logging.WARNING):
+        check_classes(*both(data), 3)
+        check_classes(create_dataset('', str(data), 'train'), None, 3)
+        check_classes(DemoDataset('train'), DemoDataset('validation'), 10)
+    assert not caplog.records
+
+
+@pytest.mark.parametrize('split', ['train', 'val'])
+def test_empty_class_folder(data, split):
+    for name in ('aardvark', 'zebra'):
+        (data / split / name).mkdir()
+    with pytest.raises(DataError, match=rf"{split}: .*'aardvark', 'zebra'"):
+        check_classes(*both(data), 3)
+
+
+def hide_images(root):
+    """Add images in hidden folders and AppleDouble files, before and behind all others, to a folder of classes."""
+    for path in ('.ipynb_checkpoints/0.jpg', 'ant/.thumbs/9.jpg', 'ant/._000.jpg', 'cat/._0.JPG', '.Trash/a/fly/9.jpg'):
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        Image.new('RGB', (8, 8)).save(root / path, format='JPEG')
+
+
+@pytest.mark.parametrize('kind', ['folder', 'torch/folder', 'tar', 'tar with a folder around'])
+def test_hidden_folders_and_files_are_neither_classes_nor_images(data, tmp_path, kind):
+    root = data / 'train'
+    (root / 'bee' / '.own.jpg').write_bytes((root / 'bee' / '004.jpg').read_bytes())  # timm reads it, and torchvision
+
+    def read():
+        if kind.startswith('tar'):
+            dataset = make_tar(data, tmp_path / 'train.tar', 'photos/train' if 'around' in kind else '.')
+        else:
+            dataset = create_dataset('' if kind == 'folder' else kind, str(root), 'train')
+        return [(image.tobytes(), target) for image, target in dataset], class_names(dataset)
+    before = read()
+    assert len(before[0]) == 13 and before[1] == ['ant', 'bee', 'cat']
+    hide_images(root)
+    assert read() == before
+
+
+def test_hidden_images_do_not_shift_the_labels_of_a_class_map(data, tmp_path):
+    hide_images(data / 'train')
+    (tmp_path / 'map.txt').write_text('x\nfly\ncat\nant\n')
+    with tarfile.open(tmp_path / 'train.tar', 'w') as tar:
+        tar.add(data / 'train', arcname='.')
+    dataset = create_dataset('', str(tmp_path / 'train.tar'), 'train', class_map=str(tmp_path / 'map.txt'))
+    assert [dataset[i][1] for i in range(len(dataset))] == [3] * 4 + [2] * 4
+
+
+@pytest.mark.parametrize('kind', ['folder', 'torch/folder', 'tar'])
+def test_images_beside_class_folders_are_refused(data, tmp_path, kind):
+    Image.new('RGB', (8, 8)).save(data / 'train' / 'pre\tview.jpg')
+    with pytest.raises(DataError, match=r"outside of class folders, such as '(\./)?pre\\tview\.jpg': move each"):
+        if kind == 'tar':
+            make_tar(data, tmp_path / 'train.tar')
+        else:
+            create_dataset('' if kind == 'folder' else kind, str(data), 'train')
+
+
+@pytest.mark.parametrize('name', ['train', 'Test', 'valid'])
+@pytest.mark.parametrize('split', ['train', 'validation'])
+def test_a_class_that_is_named_like_a_split(data, name, split):
+    root = data / 'train'
+    (root / 'cat').rename(root / name)
+    with pytest.raises(DataError) as caught:
+        create_dataset('', str(root), split)
+    assert f"; if {name!r} is a class beside 'ant', 'bee', sort all classes into folders" in str(caught.value)
+    assert len(create_dataset('', str(data), 'train')) == 12  # one level above there is no doubt
+
+
+@pytest.mark.parametrize('kind', ['folder', 'tar'])
+def test_folders_within_classes_are_told(data, tmp_path, caplog, kind):
+    for name in ('ant', 'bee', 'cat'):
+        for year in ('2019', '2020'):
+            (data / 'train' / name / year).mkdir()
+        for path in (data / 'train' / name).glob('*.jpg'):
+            path.rename(path.parent / ('2019' if int(path.stem) % 2 else '2020') / path.name)
+    dataset = make_tar(data, tmp_path / 'x.tar') if kind == 'tar' else create_dataset('', str(data), 'train')
+    check_classes(dataset, None, 2)
+    assert caplog.messages == [f"{dataset.reader.root}: classes are the innermost folders: '2019', '2020', and not "
+                               "'ant', 'bee', 'cat' above them"]
+
+
+def test_flat_classes_are_not_told_of(data, tmp_path, caplog):
+    for dataset in (make_tar(data, tmp_path / 'x.tar'), make_tar(data, tmp_path / 'y.tar', 'photos/train'),
+                    create_dataset('', str(data), 'train')):
+        check_classes(dataset, None, 3)
+    assert not caplog.messages
+
+
+@pytest.mark.parametrize('folders, split', [(('Train', 'Val'), 'train'), (('TRAIN', 'VAL'), 'validation')])
+def test_splits_in_capitals_are_not_read_as_one(data, folders, split):
+    for old, new in zip(('train', 'val'), folders):
+        (data / old).rename(data / new)
+    with pytest.raises(DataError, match=f"no folder for split '{split}', only {folders[0]}, {folders[1]}: name"):
+        create_dataset('', str(data), split)
+
+
+@pytest.mark.parametrize('name', ['', 'torch/image_folder'])
+def test_one_folder_for_both_splits(data, name):
+    datasets = [create_dataset(name, str(data / 'train'), split) for split in ('train', 'validation')]
+    with pytest.raises(DataError, match='would be both training and validation data'):
+        check_different(*datasets)
+
+
+@pytest.mark.parametrize('gone_from, message', [
+    ('val', "'bee' missing from the validation split"), ('train', "'bee' only in the validation split"),
+])
+def test_class_in_one_split_only(data, gone_from, message):
+    shutil.rmtree(data / gone_from / 'bee')
+    with pytest.raises(DataError, match=f'{message}.*--class-map'):
+        check_classes(*both(data), 3)
+
+
+def test_many_classes_are_not_all_named(data):
+    for i in range(12):
+        folder = data / 'train' / f'extra{i:02d}'
+        folder.mkdir()
+        Image.new('RGB', (8, 8)).save(folder / 'image.png')
+    with pytest.raises(DataError, match="'extra00', .*'extra07' and 4 more missing") as caught:
+        check_classes(*both(data), 15)
+    assert 'extra08' not in str(caught.value)
+
+
+def test_class_map_settles_differences(data, tmp_path):
+    shutil.rmtree(data / 'val' / 'bee')
+    (data / 'train' / 'empty').mkdir()
+    class_map = tmp_path / 'map.txt'
+    class_map.write_text('ant\nbee\ncat\n')
+    datasets = [create_dataset('', str(data), split, class_map=str(class_map)) for split in ('train', 'validation')]
+    check_classes(*datasets, 3, class_map=str(class_map))
+    assert {datasets[1][i][1] for i in range(len(datasets[1]))} == {0, 2}
+    with pytest.raises(DataError, match='--num-classes 3'):
+        check_classes(*datasets, 2, class_map=str(class_map))
+
+
+@pytest.mark.parametrize('num_classes', [1, 2])
+def test_head_too_narrow(photos, num_classes):
+    with pytest.raises(DataError, match=f'3 classes, the model {num_classes} outputs: use --num-classes 3'):
+        check_classes(*both(photos), num_classes)
+
+
+def test_head_too_wide(photos, caplog):
+    with caplog.at_level(logging.WARNING):
+        check_classes(*both(photos), 1000)
+    assert [record.levelname for record in caplog.records] == ['WARNING']
+    assert '--num-classes 3' in caplog.text
+
+
+def test_data_without_known_classes_is_not_checked(memory_dataset, photos):
+    check_classes(memory_dataset([]), None, 1)
+    check_classes(create_dataset('', str(photos), 'train'), memory_dataset([]), 3)

@@ -1,0 +1,53 @@
+"""Runs that are interrupted, and all that must not differ from those that are not."""
+import torch
+
+from agmax_timm.base.signals import StopSignals
+from tests.helpers.run_files import load
+
+# 6 updates of training and 6 batches of validation an epoch.
+FLAGS = ['--model', 'test_resnet', '--num-classes', '3', '--img-size', '32', '-b', '2', '--warmup-epochs', '0',
+         '--lr', '0.05', '--log-interval', '2', '--epochs', '3', '--drop', '0.1', '--checkpoint-hist', '2']
+
+
+class StopAfter(StopSignals):
+    """Signals that ask to end once they were looked at so many times: after each update and evaluated batch."""
+
+    def __init__(self, looks):
+        self.looks = looks
+
+    def check_start(self, args, device):
+        """None comes before training."""
+
+    @property
+    def received(self):
+        self.looks -= 1
+        return 'SIGTERM' if self.looks < 0 else None
+
+
+def outcome(folder):
+    """All that a run leaves that does not tell the time."""
+    last = load(folder / 'last.pth.tar')
+    kept = {name: last.get(name) for name in ('state_dict', 'state_dict_ema', 'task_state', 'task_state_ema',
+                                              'optimizer', 'amp_scaler', 'epoch', 'metric')}
+    state = last['agmax_state']
+    lines = [line.split(' ', 2)[2] for line in (folder / 'train.log').read_text().splitlines() if 'Train: ' in line]
+    return dict(
+        kept, summary=(folder / 'summary.csv').read_text(), random=state['ranks'], results=state['results'],
+        best=load(folder / 'model_best.pth.tar')['state_dict'], saver=last['saver'],
+        losses=[line.split('  Time')[0] for line in lines],
+        files=sorted(path.name for path in folder.iterdir() if 'recovery' not in path.name))
+
+
+def assert_equal(ours, expected, where=''):
+    if isinstance(expected, dict):
+        assert ours.keys() == expected.keys(), where
+        for name in expected:
+            assert_equal(ours[name], expected[name], f'{where}.{name}')
+    elif isinstance(expected, (list, tuple)):
+        assert len(ours) == len(expected), where
+        for number, values in enumerate(zip(ours, expected)):
+            assert_equal(*values, f'{where}[{number}]')
+    elif isinstance(expected, torch.Tensor):
+        assert torch.equal(ours, expected), where
+    else:
+        assert ours == expected, where

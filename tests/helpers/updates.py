@@ -1,0 +1,13 @@
+"""Options of an update, and losses that nothing reads."""
+from agmax_timm.training.losses import RunningLosses
+
+OPTIONS = dict(agmax=True, grad_accum_steps=1, distributed=False, no_prefetcher=False, channels_last=False,
+               clip_grad=None, clip_mode='norm', world_size=1, synchronize_step=False, log_interval=100,
+               nan_policy='stop')
+
+
+class UnreadLosses(RunningLosses):
+    """An epoch without a log interval, and without its end, where reading is meant to wait."""
+
+    def read(self, when):
+        return {}, {}

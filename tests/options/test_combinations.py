@@ -1,0 +1,59 @@
+"""The table of docs/timm.md, row by row: what works with --agmax runs, what is refused is refused by name."""
+import csv
+import math
+import re
+from argparse import Namespace
+
+import pytest
+import torch
+from timm.models import create_model, save_for_hf
+
+from agmax_timm.options.combinations import NOT_WITH_AGMAX
+from agmax_timm.options.parse import parse_train_args
+from agmax_timm.training import run as training
+from tests.helpers.paths import REPOSITORY
+
+TABLE = REPOSITORY / 'docs' / 'timm.md'
+ROWS = re.findall(r'^\| ([^|]+?) \| `([^`]+)` \| (works|refused)', TABLE.read_text(), flags=re.MULTILINE)
+SMALL = ['--model', 'test_resnet', '--num-classes', '3', '--img-size', '32', '-b', '4', '-vb', '6', '-j', '0',
+         '--warmup-epochs', '0', '--lr', '0.001', '--epochs', '1', '--agmax', '--train-interpolation', 'bilinear']
+
+
+@pytest.fixture(scope='module')
+def teacher(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('teacher')
+    save_for_hf(create_model('test_resnet', num_classes=3), str(folder))
+    return f'local-dir:{folder}'
+
+
+@pytest.mark.parametrize('feature, flags', [row[:2] for row in ROWS if row[2] == 'works'], ids=lambda text: text[:30])
+def test_what_works(photos, tmp_path, teacher, feature, flags):
+    argv = [teacher if flag == 'TEACHER' else flag for flag in flags.split()]
+    results = training.train(parse_train_args(
+        [str(photos), *SMALL, *argv, '--output', str(tmp_path), '--experiment', 'run']))
+    parts = results[-1]['train']
+    assert all(math.isfinite(value) for value in parts.values())
+    assert -math.log(3) - 1e-3 <= parts['agreement'] < 0. < parts['divergence'], 'the marginals of 3 classes'
+    with torch.serialization.safe_globals([Namespace]):
+        checkpoint = torch.load(tmp_path / 'run' / 'last.pth.tar', weights_only=True)
+    assert set(checkpoint['task_state']) == {'qnet'}
+    args = checkpoint['args']
+    model = create_model(args.model, num_classes=3, in_chans=args.in_chans or 3, **args.model_kwargs)
+    model.load_state_dict(checkpoint['state_dict'])
+    with open(tmp_path / 'run' / 'summary.csv', newline='') as f:
+        assert len(list(csv.DictReader(f))) == 1
+
+
+@pytest.mark.parametrize('feature, flags', [row[:2] for row in ROWS if row[2] == 'refused'], ids=lambda text: text[:30])
+def test_what_is_refused(capsys, feature, flags):
+    with pytest.raises(SystemExit) as exit_info:
+        parse_train_args(['DIR', *SMALL, *flags.split()])
+    message = capsys.readouterr().err
+    assert exit_info.value.code == 2 and message.count('\n') == 1
+    assert '--agmax' in message and any(flag in message for flag in flags.split() if flag.startswith('--')), message
+
+
+def test_the_table_names_all_that_is_refused():
+    documented = ' '.join(flags for _, flags, state in ROWS if state == 'refused')
+    assert all(flag.split()[-1] in documented for flag, *_ in NOT_WITH_AGMAX)
+    assert len([row for row in ROWS if row[2] == 'refused']) == len(NOT_WITH_AGMAX)

@@ -1,0 +1,128 @@
+"""What may differ from a checkpoint when a run goes on: data and options, told, refused or passed over in silence."""
+import shutil
+from argparse import Namespace
+from collections import Counter
+
+import pytest
+
+from agmax_timm.base.errors import OptionError
+from agmax_timm.base.signals import Interrupted
+from agmax_timm.commands import train as train_cli
+from agmax_timm.options.parse import parse_train_args
+from agmax_timm.options.parsers import train_parser
+from agmax_timm.training import run as training
+from agmax_timm.training.checkpoints import compatibility
+from tests.helpers.exact import FLAGS, StopAfter, assert_equal, outcome
+from tests.helpers.run_files import epochs_in, load
+
+NAMES = {action.dest for action in train_parser()._actions} - {'help', 'config'}
+OF_THE_LAUNCHER = {'rank', 'world_size', 'distributed'}
+
+
+@pytest.fixture
+def folder(photos, tmp_path):
+    """A copy of the photos, to be changed."""
+    return shutil.copytree(photos, tmp_path / 'photos')
+
+
+@pytest.fixture
+def argv(folder, tmp_path):
+    return [str(folder), *FLAGS, '-j', '0', '--output', str(tmp_path), '--experiment', 'run', '--resume', 'auto']
+
+
+def test_a_renamed_class_is_one_line(folder, argv, capsys):
+    """The outputs of the model would mean something else, in silence where the order stays."""
+    training.train(parse_train_args([*argv, '--stop-epoch', '1']))
+    for split in ('train', 'val'):
+        (folder / split / 'cat').rename(folder / split / 'dog')
+    with pytest.raises(SystemExit) as exit_info:
+        train_cli.main(argv)
+    assert exit_info.value.code == 2
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert 'the classes of the train data changed since (without cat)' in line
+    assert 'restore them, or start from the weights with --initial-checkpoint' in line
+
+
+def test_another_number_of_samples_is_told_between_epochs(folder, argv, tmp_path, caplog):
+    training.train(parse_train_args([*argv, '--stop-epoch', '1']))
+    (folder / 'train' / 'ant' / '000.jpg').unlink()
+    training.train(parse_train_args(argv))
+    assert 'Not as in the checkpoint: 11 samples in the train data in place of 12' in caplog.text
+    assert epochs_in(tmp_path / 'run') == [0, 1, 2]
+
+
+def test_views_that_are_made_in_another_way_are_told(argv, caplog):
+    """Free memory and installed packages decide it too, so it is told even where no option changed."""
+    pytest.importorskip('cv2')
+    argv += ['--agmax', '--image-memory', '0']
+    training.train(parse_train_args([*argv, '--stop-epoch', '1']))
+    training.train(parse_train_args([*argv, '--stop-epoch', '2']))
+    assert 'views are made' not in caplog.text
+    training.train(parse_train_args([*argv, '--augment-backend', 'timm']))
+    assert 'views are made by timm in place of from arrays' in caplog.text
+
+
+def test_another_number_of_samples_within_an_epoch_is_one_line(folder, argv, capsys):
+    with pytest.raises(Interrupted):
+        training.train(parse_train_args(argv), StopAfter(2))
+    (folder / 'train' / 'ant' / '000.jpg').unlink()
+    with pytest.raises(SystemExit) as exit_info:
+        train_cli.main(argv)
+    assert exit_info.value.code == 2
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert 'is within an epoch, and there are 11 samples in the train data in place of 12: restore the data' in line
+
+
+def test_every_name_is_that_of_a_flag_and_has_one_fate():
+    tables = (compatibility._FIXED, compatibility._FIXED_WITH_OPTIMIZER, compatibility._FIXED_WITHIN_EPOCH,
+              compatibility._SCHEDULE, compatibility._NOT_COMPARED)
+    count = Counter(name for table in tables for name in table)
+    assert set(count) <= NAMES | OF_THE_LAUNCHER, set(count) - NAMES
+    assert max(count.values()) == 1, count.most_common(3)
+
+
+@pytest.mark.parametrize('name', sorted(NAMES))
+def test_a_flag_that_differs_is_refused_told_or_of_no_account(name):
+    args = Namespace(**{**vars(parse_train_args(['data'])), 'resume': 'FILE'})
+    saved = {**vars(args), name: 'other'}
+    flag = '--' + name.replace('_', '-')
+    if name in compatibility._FIXED + compatibility._FIXED_WITH_OPTIMIZER:
+        with pytest.raises(OptionError, match=f'cannot go on with {flag} '):
+            compatibility.compare_options(args, saved, within_epoch=False)
+        return
+    lines, same_schedule = compatibility.compare_options(args, saved, within_epoch=False)
+    shown = compatibility._shown(vars(args)[name])
+    assert lines == ([] if name in compatibility._NOT_COMPARED else [f'{flag} {shown} in place of other'])
+    assert same_schedule == (name not in compatibility._SCHEDULE)
+    if name in compatibility._FIXED_WITHIN_EPOCH:
+        with pytest.raises(OptionError, match=f'would be another with {flag} '):
+            compatibility.compare_options(args, saved, within_epoch=True)
+
+
+def test_epochs_decide_the_sizes_of_a_progressive_schedule():
+    args = Namespace(**{**vars(parse_train_args(['data'])), 'resume': 'FILE', 'epochs': 3})
+    saved = {**vars(args), 'epochs': 4}
+    assert compatibility.compare_options(args, saved, within_epoch=True)[0] == ['--epochs 3 in place of 4']
+    args.train_size_schedule = saved['train_size_schedule'] = 'progressive'
+    assert compatibility.compare_options(args, saved, within_epoch=False)[0] == ['--epochs 3 in place of 4']
+    with pytest.raises(OptionError, match='would be another with --epochs 3 in place of 4'):
+        compatibility.compare_options(args, saved, within_epoch=True)
+
+
+def test_flags_of_no_account_change_nothing_that_is_computed(folder, argv, tmp_path, caplog):
+    """All at once, within an epoch: the weights are those of the run without them, and nothing is said of them."""
+    argv += ['--agmax', '--mixup', '0.2', '--epochs', '2']
+    training.train(parse_train_args([*argv, '--experiment', 'whole']))
+    with pytest.raises(Interrupted):
+        training.train(parse_train_args(argv), StopAfter(2))
+    weights = str(tmp_path / 'whole' / 'last.pth.tar')
+    training.train(parse_train_args([
+        *argv, '--nan-policy', 'skip', '--hang-timeout', '600', '--max-damaged', '0.5', '--recovery-interval', '2',
+        '--checkpoint-hist', '5', '--save-images', '--log-interval', '1', '--synchronize-step',
+        '--head-init-scale', '2', '--head-init-bias', '1', '--initial-checkpoint', weights]))
+    assert 'Not as in the checkpoint' not in caplog.text
+    ours, expected = (load(tmp_path / name / 'last.pth.tar') for name in ('run', 'whole'))
+    for name in ('state_dict', 'task_state', 'optimizer', 'metric'):
+        assert_equal(ours[name], expected[name], name)
+    assert_equal(ours['agmax_state']['ranks'], expected['agmax_state']['ranks'])
+    assert outcome(tmp_path / 'run')['summary'] == outcome(tmp_path / 'whole')['summary']

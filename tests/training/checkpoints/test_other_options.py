@@ -1,0 +1,135 @@
+"""Runs that go on with other options than those they were interrupted with, or from where a process was killed."""
+import csv
+import itertools
+import os
+from dataclasses import replace
+
+import pytest
+
+from agmax_timm.base import atomic_write
+from agmax_timm.base.signals import Interrupted
+from agmax_timm.options.parse import parse_train_args
+from agmax_timm.training import epochs
+from agmax_timm.training import run as training
+from agmax_timm.training.guards.finite_check import FiniteCheck
+from agmax_timm.training.step import Step
+from tests.helpers.exact import FLAGS, StopAfter
+from tests.helpers.run_files import load
+
+
+class Killed(BaseException):
+    """The end of a process, which runs nothing any more."""
+
+
+@pytest.fixture
+def train(photos, tmp_path):
+    """Function: train in one folder, interrupted after so many looks; returns the folder."""
+    def start(*flags, looks=None):
+        args = parse_train_args([
+            str(photos), *FLAGS, '-j', '0', '--output', str(tmp_path), '--experiment', 'run', '--resume', 'auto',
+            *map(str, flags)])
+        if looks is None:
+            training.train(args)
+        else:
+            with pytest.raises(Interrupted):
+                training.train(args, StopAfter(looks))
+        return tmp_path / 'run'
+    return start
+
+
+def rows_of(folder):
+    with open(folder / 'summary.csv', newline='') as f:
+        return list(csv.DictReader(f))
+
+
+def test_without_its_optimizer_a_run_trains_the_epoch_again_and_keeps_what_it_told(train, caplog):
+    """6 updates and 6 batches of validation an epoch: it is interrupted in the second one, which is the last."""
+    train('--epochs', 2, looks=14)
+    folder = train('--epochs', 2, '--no-resume-opt')
+    assert 'Training epochs 1 to 2' in caplog.text and 'trained again from its start' in caplog.text
+    assert [row['epoch'] for row in rows_of(folder)] == ['0', '1']
+
+
+def test_an_epoch_that_goes_on_in_larger_batches_comes_to_its_end(train):
+    """12 images: one batch of 2 is trained, two of 4 are left, and 2 images that fill none."""
+    train('--epochs', 1, looks=0)
+    assert len(rows_of(train('--epochs', 1, '-b', 4))) == 1
+
+
+def test_an_epoch_that_begins_with_a_broken_update_is_no_obstacle_to_saving(train, monkeypatch):
+    """6 updates an epoch; the first one of the second epoch is found broken, and left out."""
+    agree, number = FiniteCheck.agree, itertools.count(1)
+
+    def found(watch):
+        verdict = agree(watch)
+        return replace(verdict, broken=['loss']) if next(number) == 7 else verdict
+    monkeypatch.setattr(FiniteCheck, 'agree', found)
+    assert (train('--nan-policy', 'skip', '--val-interval', 3, looks=6) / 'recovery-1-0.pth.tar').exists()
+
+
+def test_a_schedule_led_by_a_metric_goes_on_whatever_the_number_of_epochs(train):
+    plateau = ('--sched', 'plateau', '--patience-epochs', 0, '--decay-rate', 0.1)
+    whole = [row['lr'] for row in rows_of(train(*plateau, '--epochs', 4, '--experiment', 'whole').parent / 'whole')]
+    train(*plateau, '--epochs', 3, '--stop-epoch', 2)
+    assert [row['lr'] for row in rows_of(train(*plateau, '--epochs', 4))] == whole and len(set(whole)) > 1
+
+
+def test_a_milestone_that_a_kill_prevented_is_made_up_for(train, monkeypatch):
+    link = atomic_write.link
+
+    def killed(source, path):
+        if 'milestone' in os.path.basename(path):  # the folder is named after the test
+            raise Killed
+        link(source, path)
+    monkeypatch.setattr(atomic_write, 'link', killed)
+    with pytest.raises(Killed):
+        train('--save-epochs', 2)
+    monkeypatch.undo()
+    folder = train('--save-epochs', 2)
+    assert load(folder / 'milestone-2.pth.tar')['epoch'] == 1 and len(rows_of(folder)) == 3
+
+
+def test_another_metric_ranks_anew(train):
+    folder = train('--eval-metric', 'top5', '--epochs', 4, '--stop-epoch', 2)
+    train('--eval-metric', 'top1', '--epochs', 4)
+    best = load(folder / 'model_best.pth.tar')
+    later = [float(row['eval_top1']) for row in rows_of(folder)[2:]]
+    assert best['epoch'] >= 2 and best['metric'] == pytest.approx(max(later))
+
+
+def test_a_run_that_gets_validation_later_ends_with_its_results(train, capsys):
+    train('--val-split', '', '--epochs', 2, '--stop-epoch', 1)
+    capsys.readouterr()
+    train('--epochs', 2, '--early-stop', 5)
+    assert '"top1"' in capsys.readouterr().out
+
+
+def test_options_of_the_optimizer_have_effect(train, caplog):
+    train('--opt', 'adamw', '--epochs', 2, '--stop-epoch', 1)
+    folder = train('--opt', 'adamw', '--epochs', 2, '--opt-betas', 0.5, 0.5, '--opt-eps', '1e-2')
+    assert 'eps 0.01 in place of 1e-08' in caplog.text
+    for group in load(folder / 'last.pth.tar')['optimizer']['param_groups']:
+        assert group['eps'] == 0.01 and list(group['betas']) == [0.5, 0.5]
+
+
+def test_batches_made_ahead_and_an_epoch_without_mixing_are_refused(photos, capsys):
+    words = ['--mixup', '0.2', '--mixup-off-epoch', '1', '--use-multi-epochs-loader']
+    with pytest.raises(SystemExit) as end:
+        parse_train_args([str(photos), *words, '-j', '2'])
+    assert end.value.code == 2 and '--mixup-off-epoch 1 comes too late' in capsys.readouterr().err
+    for fine in (['-j', '0'], ['-j', '2', '--mixup', '0']):
+        parse_train_args([str(photos), *words, *fine])
+
+
+def test_the_first_update_of_what_is_left_counts_the_batches_that_it_has(train, monkeypatch):
+    """An update is three batches of 2: of batches of 3, numbers 2 and 3 are left, the end of one and another one."""
+    counts = []
+
+    class Counted(Step):
+        def __call__(self, update, input, target, batches=1, last=True):
+            counts.append(batches)
+            return super().__call__(update, input, target, batches, last)
+    train('--grad-accum-steps', 3, '--epochs', 1, looks=0)
+    monkeypatch.setattr(epochs, 'Step', Counted)
+    train('--grad-accum-steps', 3, '--epochs', 1, '-b', 3)
+    assert counts == [1, 1]

@@ -1,0 +1,239 @@
+"""Going on with a run: in its own folder, from a recovery file, with options that changed; files are never missing."""
+import csv
+import math
+import os
+import shutil
+import subprocess
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from timm.models import create_model
+from timm.optim import create_optimizer_v2
+from timm.task import ClassificationTask
+
+from agmax_timm.assembly import model as build
+from agmax_timm.commands import train as train_cli
+from agmax_timm.options.parse import parse_train_args
+from agmax_timm.training import epochs
+from agmax_timm.training import run as training
+from agmax_timm.training.checkpoints.saver import create_saver
+from agmax_timm.weights.metadata import make_metadata
+from agmax_timm.weights.resume import resume
+from tests.helpers.run_files import epochs_in, load
+
+SMALL = ['--model', 'test_resnet', '--num-classes', '3', '--img-size', '32', '-b', '4', '-j', '0',
+         '--warmup-epochs', '0', '--lr', '0.05', '--log-interval', '1']
+
+
+@pytest.fixture
+def train(photos, tmp_path):
+    """Function: results of a run of train.py with these flags on the photos, in the folder `run`."""
+    def run(*argv):
+        return training.train(parse_train_args(
+            [str(photos), *SMALL, '--output', str(tmp_path), '--experiment', 'run', *argv]))
+    return run
+
+
+def test_auto_starts_goes_on_and_has_nothing_to_do(train, tmp_path, caplog):
+    folder = tmp_path / 'run'
+    flags = ['--agmax', '--epochs', '4', '--resume', 'auto', '--checkpoint-hist', '2']
+    assert [result['epoch'] for result in train(*flags, '--stop-epoch', '2')] == [0, 1]
+    assert [result['epoch'] for result in train(*flags)] == [0, 1, 2, 3]
+    assert epochs_in(folder) == [0, 1, 2, 3]
+    assert load(folder / 'last.pth.tar')['epoch'] == 3
+    assert len(list(folder.glob('checkpoint-*.pth.tar'))) == 2, 'the history of before counts'
+    with open(folder / 'summary.csv', newline='') as f:
+        top1 = [float(row['eval_top1']) for row in csv.DictReader(f)]
+    assert load(folder / 'model_best.pth.tar')['epoch'] == top1.index(max(top1))
+    assert yaml.safe_load((folder / 'args.yaml').read_text())['resume'] == 'auto'
+
+    before = {path.name: path.read_bytes() for path in folder.glob('*.csv')}
+    assert [result['epoch'] for result in train(*flags)] == [0, 1, 2, 3]
+    assert {path.name: path.read_bytes() for path in folder.glob('*.csv')} == before
+    assert 'Nothing to train' in caplog.text
+
+
+def test_rows_of_epochs_that_are_trained_again_are_replaced(train, tmp_path):
+    train('--epochs', '3')
+    train('--epochs', '3', '--resume', str(tmp_path / 'run' / 'checkpoint-0.pth.tar'))
+    assert epochs_in(tmp_path / 'run') == [0, 1, 2]
+
+
+def test_auto_goes_on_with_what_was_gone_back_to(train, tmp_path):
+    """Not with the later epochs of before, which are still there."""
+    again = ['--epochs', '4', '--lr', '0.01', '--resume']
+    first = str(tmp_path / 'run' / 'checkpoint-0.pth.tar')
+    train('--epochs', '4', '--recovery-interval', '2')
+    train(*again, first)
+    expected = load(tmp_path / 'run' / 'last.pth.tar')['state_dict']
+    train(*again, first, '--stop-epoch', '2')
+    assert (tmp_path / 'run' / 'checkpoint-3.pth.tar').exists()
+    train(*again, 'auto')
+    ours = load(tmp_path / 'run' / 'last.pth.tar')
+    assert ours['epoch'] == 3 and epochs_in(tmp_path / 'run') == [0, 1, 2, 3]
+    assert all(torch.equal(value, expected[name]) for name, value in ours['state_dict'].items())
+    train(*again, 'auto')
+    assert load(tmp_path / 'run' / 'last.pth.tar')['agmax_state']['line'] == 2
+
+
+def test_a_fresh_run_does_not_enter_the_folder_of_another(train, tmp_path, monkeypatch):
+    train('--epochs', '1')
+    before = {path.name: path.read_bytes() for path in (tmp_path / 'run').iterdir()}
+    monkeypatch.setattr(build, 'build_model', None)  # it is refused before
+    with pytest.raises(ValueError, match='/run holds another run .checkpoint-0.pth.tar.: go on with it by --resume '
+                                         'auto, or start afresh with another --experiment'):
+        train('--epochs', '1')
+    assert {path.name: path.read_bytes() for path in (tmp_path / 'run').iterdir()} == before
+
+
+def test_milestones_are_kept_and_evaluated(train, tmp_path):
+    train('--epochs', '4', '--stop-epoch', '3', '--save-epochs', '1', '3', '--val-interval', '4')
+    assert epochs_in(tmp_path / 'run') == [0, 2]
+    assert load(tmp_path / 'run' / 'milestone-1.pth.tar')['epoch'] == 0
+    assert load(tmp_path / 'run' / 'milestone-3.pth.tar')['epoch'] == 2
+
+
+def test_the_schedule_does_not_know_of_the_stop(train, tmp_path):
+    train('--epochs', '4', '--stop-epoch', '2')
+    with open(tmp_path / 'run' / 'summary.csv', newline='') as f:
+        stopped = [row['lr'] for row in csv.DictReader(f)]
+    shutil.rmtree(tmp_path / 'run')
+    train('--epochs', '4')
+    with open(tmp_path / 'run' / 'summary.csv', newline='') as f:
+        assert [row['lr'] for row in csv.DictReader(f)][:2] == stopped
+
+
+def test_a_stop_past_the_end_is_one_line(train):
+    with pytest.raises(ValueError, match='--stop-epoch 3 is past the last epoch: there are 2'):
+        train('--epochs', '2', '--stop-epoch', '3')
+
+
+def test_a_recovery_file_does_not_skip_the_rest_of_its_epoch(train, tmp_path, caplog):
+    """timm's script goes on with the next one."""
+    flags = ['--epochs', '2', '--recovery-interval', '2', '--mixup', '0.2']
+    whole = train(*flags)
+    path = tmp_path / 'run' / 'recovery-1-1.pth.tar'
+    assert train(*flags, '--resume', str(path)) == whole
+
+    checkpoint = load(path)
+    del checkpoint['agmax_state']  # as in one of timm's
+    torch.save(checkpoint, path)
+    results = train(*flags, '--resume', str(path), '--experiment', 'other')
+    assert [result['epoch'] for result in results] == [1]
+    assert 'written within epoch 1' in caplog.text and 'holds no random state' in caplog.text
+
+
+def test_a_new_learning_rate_takes_effect(train, tmp_path, caplog):
+    """timm's script goes on with the saved one, and is silent about it."""
+    train('--epochs', '2', '--stop-epoch', '1', '--sched', 'none', '--weight-decay', '0.1')
+    train('--epochs', '2', '--sched', 'none', '--lr', '0.01', '--weight-decay', '0.2', '--resume', 'auto')
+    optimizer = load(tmp_path / 'run' / 'last.pth.tar')['optimizer']
+    assert {group['lr'] for group in optimizer['param_groups']} == {0.01}
+    assert {group['weight_decay'] for group in optimizer['param_groups']} == {0., 0.2}
+    assert 'Not as in the checkpoint: lr 0.01 in place of 0.05, weight_decay 0.2 in place of 0.1' in caplog.text
+
+
+def test_the_schedule_follows_a_new_learning_rate(train, tmp_path):
+    train('--epochs', '4', '--stop-epoch', '2')
+    train('--epochs', '4', '--resume', 'auto', '--lr', '0.01')
+    with open(tmp_path / 'run' / 'summary.csv', newline='') as f:
+        rates = [float(row['lr']) for row in csv.DictReader(f)]
+    cosine = [(1 + math.cos(math.pi * epoch / 4)) / 2 for epoch in range(4)]
+    assert rates == pytest.approx([0.05 * cosine[0], 0.05 * cosine[1], 0.01 * cosine[2], 0.01 * cosine[3]])
+
+
+def test_the_same_options_leave_the_optimizer_as_it_was(train, tmp_path, caplog):
+    train('--epochs', '2', '--stop-epoch', '1', '--layer-decay', '0.7')
+    path = str(tmp_path / 'run' / 'last.pth.tar')
+    model = create_model('test_resnet', num_classes=3)
+    task = ClassificationTask(model, verbose=False)
+    optimizer = create_optimizer_v2(model, 'sgd', lr=0.05, weight_decay=2e-5, momentum=0.9, layer_decay=0.7)
+    assert resume(path, task, optimizer) == 1
+    saved = load(path)['optimizer']
+    for group, expected in zip(optimizer.param_groups, saved['param_groups']):
+        assert group['lr'] == expected['initial_lr'] and group['weight_decay'] == expected['weight_decay']
+    torch.testing.assert_close(optimizer.state_dict()['state'], saved['state'], rtol=0, atol=0)
+    assert 'Not as in the checkpoint' not in caplog.text
+
+
+@pytest.mark.parametrize('broken', ['', 'os.link'])
+def test_the_last_and_the_best_are_there_at_every_instant(tmp_path, monkeypatch, broken):
+    """timm's saver removes a file before its successor has the name."""
+    model = create_model('test_resnet', num_classes=3)
+    task = ClassificationTask(model, verbose=False)
+    optimizer = create_optimizer_v2(model, 'sgd', lr=0.1)
+    record = make_metadata(model, 'test_resnet', {})
+    saver = create_saver(str(tmp_path), task, optimizer, Namespace(checkpoint_hist=3, model='test_resnet'), record)
+    saver.save_checkpoint(0, 1.)
+    saver.close()
+
+    files = [tmp_path / name for name in ('last.pth.tar', 'model_best.pth.tar')]
+    states = []
+
+    def observe(name, function):
+        def observed(*args):
+            states.extend(path.exists() for path in files)
+            if name == broken == 'os.link':
+                raise OSError('no hard links here')
+            return function(*args)
+        monkeypatch.setattr(name, observed)
+
+    for name in ('os.replace', 'os.link', 'os.unlink', 'os.remove', 'shutil.copy2'):
+        observe(name, getattr(shutil if name.startswith('shutil') else os, name.split('.')[1]))
+    saver.save_checkpoint(1, 2.)
+    saver.close()
+    monkeypatch.undo()
+    assert states and all(states)
+    assert [load(path)['epoch'] for path in files] == [1, 1]
+    assert not list(Path(tmp_path).glob('*.unfinished'))
+
+
+def test_an_interrupted_run_does_not_end_as_if_it_were_complete(photos, tmp_path, monkeypatch):
+    """timm's script ends in exit status 0."""
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+    monkeypatch.setattr(epochs, 'train_one_epoch', interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train_cli.main([str(photos), *SMALL, '--output', str(tmp_path), '--experiment', 'run'])
+
+
+@pytest.mark.parametrize('argv, words', [
+    (['--opt', 'adamw'], '--opt adamw in place of sgd'),
+    (['--agmax'], '--agmax True in place of False'),
+    (['--gp', 'max'], '--gp max in place of None'),
+])
+def test_what_cannot_change_is_refused(train, tmp_path, argv, words):
+    train('--epochs', '2', '--stop-epoch', '1')
+    with pytest.raises(ValueError, match=words):
+        train('--epochs', '2', '--resume', 'auto', *argv)
+
+
+RESUME_IN_PLAIN_TIMM = """
+import sys
+sys.modules['agmax_timm'] = None
+import timm, torch
+model = timm.create_model('test_resnet', num_classes=3)
+epoch = timm.models.resume_checkpoint(model, sys.argv[1])
+torch.save((epoch, model.state_dict()), sys.argv[2])
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+try:
+    timm.models.resume_checkpoint(model, sys.argv[1], optimizer)
+except ValueError as error:
+    print(error)
+"""
+
+
+def test_plain_timm_resumes_a_checkpoint_of_agmax_without_its_optimizer(ema_run, tmp_path):
+    """What timm's train.py does with --no-resume-opt, and without."""
+    path = ema_run / 'last.pth.tar'
+    completed = subprocess.run([sys.executable, '-I', '-c', RESUME_IN_PLAIN_TIMM, path, tmp_path / 'resumed.pth'],
+                               check=True, capture_output=True, text=True)
+    epoch, found = torch.load(tmp_path / 'resumed.pth', weights_only=True)
+    expected = load(path)
+    assert epoch == expected['epoch'] + 1
+    assert all(torch.equal(found[name], value) for name, value in expected['state_dict'].items())
+    assert 'parameter group' in completed.stdout

@@ -1,0 +1,368 @@
+"""Real runs, hurt while they train: what they leave goes on to the result of the run that nothing happened to.
+
+The short form is part of the suite. The long one kills as often as it is told, and prints what docs/reliability.md
+reports:
+
+    AGMAX_KILLS=50 pytest tests/training/guards/test_faults.py -k killed -s
+"""
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+import torch
+
+from agmax_timm.commands import train as train_cli
+from tests.helpers.exact import FLAGS, assert_equal, outcome
+from tests.helpers.paths import REPOSITORY
+from tests.helpers.poison import poison_gradients, poison_losses
+from tests.helpers.run_files import load
+
+KILLS = int(os.environ.get('AGMAX_KILLS', 3))
+# 6 updates of training and 6 batches of validation an epoch.
+LONG = [*FLAGS, '--agmax', '--mixup', '0.2', '--model-ema', '--model-ema-decay', '0.9', '-j', '0', '--epochs', '15',
+        '--val-interval', '5', '--recovery-interval', '1']
+INTERRUPTED = 75
+
+
+def start(photos, output, name, *flags, ranks=1, **kwargs):
+    launcher = [] if ranks == 1 else ['-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', str(ranks)]
+    return subprocess.Popen(
+        [sys.executable, *launcher, str(REPOSITORY / 'train.py'), str(photos), *LONG, *flags, '--output', str(output),
+         '--experiment', name, '--resume', 'auto'],
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True, **kwargs)
+
+
+def wait_for(condition, process, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def training(folder):
+    """Whether a run is under way: it has written something within an epoch."""
+    return any(folder.glob('recovery-*.pth.tar'))
+
+
+def finish(process):
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    return errors
+
+
+@pytest.fixture(scope='module')
+def whole(photos, tmp_path_factory):
+    """What the run leaves to which nothing happens."""
+    output = tmp_path_factory.mktemp('whole')
+    finish(start(photos, output, 'run'))
+    return outcome(output / 'run')
+
+
+@pytest.mark.parametrize('name', ['SIGTERM', 'SIGUSR1', 'SIGINT'])
+def test_a_signal_ends_the_update_saves_and_leaves_with_its_status(photos, tmp_path, whole, name):
+    process = start(photos, tmp_path, 'run')
+    wait_for(lambda: training(tmp_path / 'run'), process)
+    os.killpg(process.pid, getattr(signal, name))  # loader workers get it too, as under SLURM
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == INTERRUPTED, errors
+    assert re.match(f'train.py: error: {name}: saved at (the end of )?epoch ', errors.splitlines()[-1])
+    finish(start(photos, tmp_path, 'run'))
+    assert_equal(outcome(tmp_path / 'run'), whole)
+
+
+def test_workers_leave_signals_to_the_main_process(photos, tmp_path):
+    process = start(photos, tmp_path, 'run', '-j', '2', '--epochs', '400')
+    wait_for(lambda: training(tmp_path / 'run'), process)
+    os.killpg(process.pid, signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == INTERRUPTED, errors
+    assert 'DataLoader worker' not in errors
+
+
+def test_a_second_interrupt_ends_at_once(photos, tmp_path):
+    process = start(photos, tmp_path, 'run', '--epochs', '4000')
+    wait_for(lambda: training(tmp_path / 'run'), process)
+    os.kill(process.pid, signal.SIGSTOP)  # both arrive before the update is done
+    os.kill(process.pid, signal.SIGINT)
+    os.kill(process.pid, signal.SIGCONT)
+    os.kill(process.pid, signal.SIGINT)
+    process.communicate(timeout=60)
+    assert process.returncode in (INTERRUPTED, -signal.SIGINT, 1)
+
+
+def test_killed_runs_end_as_if_nothing_had_happened(photos, tmp_path, whole):
+    """SIGKILL at random instants, within the writing of files too: a file is written after every update."""
+    draw, killed, restarts = random.Random(0), 0, 0
+    while killed < KILLS:
+        process = start(photos, tmp_path, 'run')
+        restarts += 1
+        before = time.time()
+        try:
+            wait_for(lambda before=before: any(path.stat().st_mtime > before for path in (
+                tmp_path / 'run').glob('recovery-*.pth.tar')), process)
+        except (AssertionError, FileNotFoundError):
+            if process.poll() == 0:
+                (tmp_path / 'run').rename(tmp_path / f'run-{restarts}')  # complete: once more from the start
+                assert_equal(outcome(tmp_path / f'run-{restarts}'), whole)
+                continue
+            if process.poll() is not None:
+                raise
+        time.sleep(draw.random() * 0.5)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        killed += 1
+        folder = tmp_path / 'run'
+        for name in ('last.pth.tar', 'model_best.pth.tar'):
+            if any(folder.glob('checkpoint-*.pth.tar')):
+                load(folder / name)
+    finish(start(photos, tmp_path, 'run'))
+    assert_equal(outcome(tmp_path / 'run'), whole)
+    print(f'\n{killed} kills, {restarts + 1} starts, 0 bytes different')
+
+
+def test_a_damaged_checkpoint_is_passed_over_by_name(photos, tmp_path, whole):
+    process = start(photos, tmp_path, 'run')
+    wait_for(lambda: training(tmp_path / 'run') and any((tmp_path / 'run').glob('checkpoint-*')), process)
+    os.killpg(process.pid, signal.SIGTERM)
+    process.communicate(timeout=60)
+    newest = max((tmp_path / 'run').glob('recovery-*'), key=lambda path: [*map(int, re.findall(r'\d+', path.name))])
+    content = bytearray(newest.read_bytes())
+    content[len(content) // 2] ^= 4
+    newest.write_bytes(content)
+    errors = finish(start(photos, tmp_path, 'run'))
+    line = next(line for line in errors.splitlines() if newest.name in line)
+    assert 'damaged' in line and 'going on from' in line
+    assert_equal(outcome(tmp_path / 'run'), whole)
+
+
+def test_a_dead_worker_is_named(photos, tmp_path):
+    process = start(photos, tmp_path, 'run', '-j', '2', '--epochs', '400')
+    wait_for(lambda: training(tmp_path / 'run'), process)
+    children = Path(f'/proc/{process.pid}/task/{process.pid}/children').read_text().split()
+    os.kill(int(children[-1]), signal.SIGKILL)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert errors.splitlines()[-1].startswith('train.py: error: a loader worker died: DataLoader worker (pid')
+
+
+def test_a_run_that_is_suspended_goes_on(photos, tmp_path):
+    process = start(photos, tmp_path, 'run', '--hang-timeout', '2')
+    wait_for(lambda: training(tmp_path / 'run'), process)
+    os.kill(process.pid, signal.SIGSTOP)
+    time.sleep(3.5)
+    os.kill(process.pid, signal.SIGCONT)
+    time.sleep(1)  # in which the watchdog would have ended it
+    assert process.poll() is None
+    process.terminate()
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == INTERRUPTED and 'SIGTERM: saved at' in errors
+
+
+def test_a_rank_that_hangs_is_named(photos, tmp_path):
+    process = start(photos, tmp_path, 'run', '--epochs', '4000', '--hang-timeout', '3', ranks=2)
+    wait_for(lambda: training(tmp_path / 'run'), process)
+    ranks = Path(f'/proc/{process.pid}/task/{process.pid}/children').read_text().split()
+    def kill():
+        for number in (process.pid, *map(int, ranks)):
+            with suppress(ProcessLookupError):
+                os.kill(number, signal.SIGKILL)
+    os.kill(int(ranks[1]), signal.SIGSTOP)
+    alarm = threading.Timer(60, kill)  # torchrun itself waits for half a minute before it ends a rank that is stopped
+    alarm.start()
+    said = ('nothing has happened for 3 s (--hang-timeout), it waits for the other ranks: rank 1 does not answer. '
+            'Go on with --resume auto')
+    lines = []
+    for line in process.stderr:
+        lines.append(line)
+        if said in line:
+            break
+    alarm.cancel()
+    kill()
+    process.wait()
+    assert said in lines[-1], lines
+
+
+def test_two_ranks_stop_together_and_go_on(photos, tmp_path):
+    finish(start(photos, tmp_path, 'whole', '--epochs', '10', ranks=2))
+    process = start(photos, tmp_path, 'run', '--epochs', '10', ranks=2)
+    wait_for(lambda: training(tmp_path / 'run'), process)
+    ranks = Path(f'/proc/{process.pid}/task/{process.pid}/children').read_text().split()
+    os.kill(int(ranks[1]), signal.SIGUSR1)  # one of them alone
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 1, 'torchrun has a status of its own'
+    assert f'exitcode  : {INTERRUPTED}' in errors
+    assert re.search('saved at (the end of )?epoch', errors)
+    finish(start(photos, tmp_path, 'run', '--epochs', '10', ranks=2))
+    assert_equal(outcome(tmp_path / 'run'), outcome(tmp_path / 'whole'))
+
+
+def test_another_number_of_ranks_goes_on_and_says_so(photos, tmp_path):
+    process = start(photos, tmp_path, 'run', '--epochs', '10')
+    wait_for(lambda: training(tmp_path / 'run'), process)
+    os.kill(process.pid, signal.SIGTERM)
+    process.communicate(timeout=60)
+    errors = finish(start(photos, tmp_path, 'run', '--epochs', '10', '-b', '1', '--mixup', '0', ranks=2))
+    assert '2 ranks in place of 1' in errors and '--batch-size 1 in place of 2' in errors
+    rows = (tmp_path / 'run' / 'summary.csv').read_text().splitlines()
+    assert [row.split(',')[0] for row in rows[1:]] == ['4', '9']
+
+
+def test_a_broken_update_is_kept_to_look_at(photos, tmp_path, monkeypatch, capsys):
+    """The file gives the broken loss again, in one forward pass."""
+    from timm.models import create_model
+
+    from agmax_timm import AgMaxTask
+    with pytest.raises(SystemExit) as exit_info:
+        train_cli.main([str(photos), *FLAGS, '-j', '0', '--agmax', '--lr', '1e30', '--drop', '0', '--output',
+                    str(tmp_path), '--experiment', 'run'])
+    assert exit_info.value.code == 1
+    message = capsys.readouterr().err.strip().splitlines()[-1]
+    path = next((tmp_path / 'run').glob('broken-*.pth'))
+    kept = torch.load(path, weights_only=True)
+    assert str(path) in message and 'not finite, samples' in message
+    assert ', '.join(map(str, kept['indices'][0])) in message
+    task = AgMaxTask(create_model(kept['model'], num_classes=kept['num_classes']), verbose=False)
+    task.get_trainable_module().load_state_dict(kept['weights'])
+    task.get_trainable_module().train()
+    torch.manual_seed(0)
+    losses = task(kept['input'], kept['target'])
+    assert not losses[kept['broken'][0]].isfinite()
+
+
+def test_a_broken_update_is_left_out(photos, tmp_path, monkeypatch):
+    """With --nan-policy skip: one bad batch, whose update, average and statistics are not made."""
+    from agmax_timm.options.parse import parse_train_args
+    from agmax_timm.training import run as train
+    poison_losses(monkeypatch, {3})
+    argv = [str(photos), *FLAGS, '-j', '0', '--agmax', '--epochs', '1', '--output', str(tmp_path)]
+    with pytest.raises(RuntimeError, match='update 3 of epoch 0: ce not finite, samples .*The update was not made'):
+        train.train(parse_train_args([*argv, '--experiment', 'stopped']))
+    poison_losses(monkeypatch, {3})
+    results = train.train(parse_train_args([*argv, '--experiment', 'run', '--nan-policy', 'skip']))
+    assert all(torch.tensor(list(results[0]['train'].values())).isfinite())
+    assert all(value.isfinite().all() for value in load(tmp_path / 'run' / 'last.pth.tar')['state_dict'].values())
+    assert 'Left out: update 3 of epoch 0' in (tmp_path / 'run' / 'train.log').read_text()
+
+
+def test_a_gradient_that_is_not_finite_makes_no_update(photos, tmp_path, monkeypatch, capsys):
+    """The loss is finite, so only the gradients tell."""
+    poison_gradients(monkeypatch, {3})
+    argv = [str(photos), *FLAGS, '-j', '0', '--agmax', '--epochs', '1', '--output', str(tmp_path)]
+    with pytest.raises(SystemExit) as exit_info:
+        train_cli.main([*argv, '--experiment', 'stopped', '--recovery-interval', '1'])
+    assert exit_info.value.code == 1
+    message = capsys.readouterr().err.strip().splitlines()[-1]
+    path, = (tmp_path / 'stopped').glob('broken-*.pth')
+    kept = torch.load(path, weights_only=True)
+    assert kept['broken'] == ['gradient'] and kept['losses'][0]['loss'] < float('inf')
+    samples = ', '.join(map(str, kept['indices'][0]))
+    assert f'update 3 of epoch 0: gradient not finite, samples {samples}, kept in {path}' in message
+    newest = load(tmp_path / 'stopped' / 'recovery-0-1.pth.tar')
+    assert newest['agmax_state']['position']['batch'] == 2
+    assert all(value.isfinite().all() for value in newest['state_dict'].values())
+
+    poison_gradients(monkeypatch, {3})
+    train_cli.main([*argv, '--experiment', 'skipped', '--nan-policy', 'skip'])
+    assert 'Left out: update 3 of epoch 0: gradient not finite' in (tmp_path / 'skipped' / 'train.log').read_text()
+    assert all(value.isfinite().all() for value in load(tmp_path / 'skipped' / 'last.pth.tar')['state_dict'].values())
+
+
+@pytest.fixture
+def scaled(monkeypatch):
+    """Runs on a CPU scale their losses, as those in float16 on a GPU do."""
+    from agmax_timm.assembly import model as build
+    from agmax_timm.assembly.loss_scaler import LossScaler
+    monkeypatch.setattr(build, 'build_precision', lambda args, device: build.Precision(scaler=LossScaler('cpu')))
+
+
+def test_a_scale_that_does_not_stop_falling_ends_the_run(photos, tmp_path, monkeypatch, capsys, scaled):
+    """From 2 ** 16, the seventeenth skipped update in a row brings the scale below 1."""
+    poison_gradients(monkeypatch, range(1, 100))
+    with pytest.raises(SystemExit) as exit_info:
+        train_cli.main([str(photos), *FLAGS, '-j', '0', '--agmax', '--epochs', '9', '--output', str(tmp_path),
+                    '--experiment', 'run'])
+    assert exit_info.value.code == 1
+    message = capsys.readouterr().err.strip().splitlines()[-1]
+    assert 'update 5 of epoch 2: gradient not finite, samples' in message
+    assert 'skipped 17 updates in a row, its scale is 0.5' in message and '--amp-dtype bfloat16' in message
+    kept = torch.load(next((tmp_path / 'run').glob('broken-*.pth')), weights_only=True)
+    assert kept['broken'] == ['gradient'] and (kept['epoch'], kept['update']) == (2, 4)  # counted from 0
+
+
+def test_single_skipped_updates_are_counted_in_the_log(photos, tmp_path, monkeypatch, scaled):
+    poison_gradients(monkeypatch, {1, 4})
+    train_cli.main([str(photos), *FLAGS, '-j', '0', '--agmax', '--epochs', '1', '--output', str(tmp_path),
+                '--experiment', 'run'])
+    log = (tmp_path / 'run' / 'train.log').read_text()
+    assert 'Skipped update 1 of epoch 0' in log and 'now 32768; skipped so far: 1' in log
+    assert 'Skipped update 4 of epoch 0' in log and 'now 16384; skipped so far: 2' in log
+    assert load(tmp_path / 'run' / 'last.pth.tar')['amp_scaler']['scale'] == 2. ** 14
+
+
+@pytest.mark.parametrize('update, flags', [
+    (3, []), (6, []), (3, ['--recovery-interval', '3'])], ids=['next', 'end of the epoch', 'before a save'])
+def test_a_gradient_that_is_found_late_is_that_of_its_own_update(photos, tmp_path, monkeypatch, capsys, update, flags):
+    """As on a GPU: the gradients of an update are read with the next, at the end of the epoch or before a save."""
+    from agmax_timm.training.guards import finite_check
+    begin = finite_check.FiniteCheck.__init__
+
+    def late(self, *args):
+        begin(self, *args)
+        self.at_once = False
+
+    monkeypatch.setattr(finite_check.FiniteCheck, '__init__', late)
+    poison_gradients(monkeypatch, {update})
+    indices = []
+    from agmax_timm.data.resumption.loader import ResumableLoader
+    known = ResumableLoader.indices
+    monkeypatch.setattr(ResumableLoader, 'indices', lambda self, number: (
+        indices.append((number, known(self, number))), indices[-1][1])[1])
+    with pytest.raises(SystemExit) as exit_info:
+        train_cli.main([str(photos), *FLAGS, '-j', '0', '--agmax', '--epochs', '2', '--output', str(tmp_path),
+                    '--experiment', 'run', *flags])
+    assert exit_info.value.code == 1
+    errors = capsys.readouterr().err
+    (number, samples), = indices
+    assert number == update - 1 and len(samples) == 2
+    message = errors.strip().splitlines()[-1]
+    assert f"update {update} of epoch 0: gradient not finite, samples {', '.join(map(str, samples))}. It was" in message
+    assert 'Test:' not in errors and not list((tmp_path / 'run').glob('*.pth*'))
+
+
+def test_recovery_files_by_the_clock(photos, tmp_path, monkeypatch):
+    """Each update takes 4 s of this clock, so 10 s have gone by after the third, and again after the sixth."""
+    from agmax_timm.training.checkpoints import manager
+    clock, written = [0.], []
+
+    class Clock:
+        @staticmethod
+        def monotonic():
+            return clock[0]
+
+    requests, save_within = manager.CheckpointManager.requests, manager.CheckpointManager.save_within
+
+    def slow(self):
+        clock[0] += 4.
+        return requests(self)
+
+    def noted(self, position, *args):
+        written.append((position.epoch, position.batch))
+        save_within(self, position, *args)
+
+    monkeypatch.setattr(manager, 'time', Clock)
+    monkeypatch.setattr(manager.CheckpointManager, 'requests', slow)
+    monkeypatch.setattr(manager.CheckpointManager, 'save_within', noted)
+    train_cli.main([str(photos), *FLAGS, '-j', '0', '--epochs', '2', '--output', str(tmp_path), '--experiment', 'run',
+                '--recovery-interval', '10s'])
+    assert written == [(0, 3), (0, 6), (1, 3), (1, 6)]
+    files = sorted(path.name for path in (tmp_path / 'run').glob('recovery-*'))
+    assert files == ['recovery-1-2.pth.tar', 'recovery-1-5.pth.tar']

@@ -1,0 +1,109 @@
+"""Signals that come before there is anything to save: while data is indexed, the model built, the ranks joined."""
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+from argparse import Namespace
+
+import pytest
+import torch
+
+from agmax_timm.assembly import loaders
+from agmax_timm.assembly import model as build
+from agmax_timm.commands import train as train_cli
+from agmax_timm.data.sources.datasets import create_dataset
+from agmax_timm.training import create_run
+from tests.helpers.exact import FLAGS
+from tests.helpers.paths import REPOSITORY
+
+# What a signal comes in, and what is then no longer done.
+STEPS = [('build.init_device', 'build.build_model'), ('build.build_model', 'loaders.build_datasets'),
+         ('loaders.build_datasets', 'loaders.build_train_loader'),
+         ('build.compile_and_distribute', 'run_folder.open_folder')]
+SCRIPT = """
+import os, signal, sys
+from agmax_timm.assembly import model as build
+from agmax_timm.commands import train as train_cli
+build_model = build.build_model
+def asked(*args):
+    if os.environ['RANK'] == '1':
+        os.kill(os.getpid(), signal.SIGTERM)
+    return build_model(*args)
+build.build_model = asked
+train_cli.main(sys.argv[1:])
+"""
+
+
+@pytest.fixture
+def argv(photos, tmp_path):
+    return [str(photos), *FLAGS, '-j', '0', '--output', str(tmp_path), '--experiment', 'run', '--resume', 'auto']
+
+
+def patch(monkeypatch, step, function):
+    module, name = step.split('.')
+    monkeypatch.setattr(getattr(create_run, module), name, function)
+
+
+@pytest.mark.parametrize('step, after', STEPS)
+@pytest.mark.parametrize('name', ['SIGTERM', 'SIGUSR1', 'SIGINT'])
+def test_a_run_that_has_not_begun_leaves_nothing(argv, tmp_path, monkeypatch, capsys, step, after, name):
+    module, function = step.split('.')
+    original = getattr(getattr(create_run, module), function)
+
+    def asked(*args):
+        os.kill(os.getpid(), getattr(signal, name))
+        return original(*args)
+
+    patch(monkeypatch, step, asked)
+    patch(monkeypatch, after, None)  # it would fail
+    with pytest.raises(SystemExit) as exit_info:
+        train_cli.main(argv)
+    assert exit_info.value.code == 75
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert line.endswith(f'error: {name}: nothing was begun. The same command starts again')
+    assert not (tmp_path / 'run').exists()
+
+
+def test_a_run_that_goes_on_says_from_where_it_would_have(argv, tmp_path, monkeypatch, capsys):
+    train_cli.main([*argv, '--stop-epoch', '1'])
+    before = {path.name: path.read_bytes() for path in (tmp_path / 'run').glob('*.pth.tar')}
+    init_device = build.init_device
+    patch(monkeypatch, 'build.init_device', lambda *args: os.kill(os.getpid(), signal.SIGTERM) or init_device(*args))
+    with pytest.raises(SystemExit) as exit_info:
+        train_cli.main(argv)
+    assert exit_info.value.code == 75
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    path = tmp_path / 'run' / 'checkpoint-0.pth.tar'
+    assert f'SIGTERM: nothing was trained since {path.with_name("last.pth.tar")}' in line
+    assert {path.name: path.read_bytes() for path in (tmp_path / 'run').glob('*.pth.tar')} == before
+
+
+def test_all_ranks_leave_where_one_is_asked_to(argv, tmp_path):
+    script = tmp_path / 'train.py'
+    script.write_text(SCRIPT)
+    process = subprocess.run(
+        [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2', str(script), *argv],
+        capture_output=True, text=True, timeout=120, env={**os.environ, 'PYTHONPATH': str(REPOSITORY)})
+    assert process.returncode == 1, 'torchrun has a status of its own'
+    assert 'SIGTERM: nothing was begun' in process.stderr
+    assert 'a signal to another rank: nothing was begun' in process.stderr
+    assert 'exitcode  : 75' in process.stderr
+
+
+@pytest.mark.parametrize('prefetch', [True, False])
+def test_a_signal_to_the_whole_job_leaves_the_workers_of_an_evaluation(photos, prefetch):
+    args = Namespace(workers=2, distributed=False, pin_mem=False, no_pin_mem=False, naflex_loader=False,
+                     no_prefetcher=not prefetch, channels_last=False)
+    config = dict(input_size=(3, 32, 32), interpolation='bilinear', crop_pct=1., crop_mode='center', mean=(0.5,) * 3,
+                  std=(0.5,) * 3)
+    dataset = create_dataset('', str(photos), 'val')
+    loader = loaders.build_eval_loader(args, dataset, config, torch.device('cpu'), build.Precision(), 1)
+    targets = []
+    for _, target in loader:
+        targets += target.tolist()
+        if len(targets) == 2:  # a batch of each worker: both have begun
+            for worker in multiprocessing.active_children():
+                for name in ('SIGINT', 'SIGUSR1', 'SIGTERM'):
+                    os.kill(worker.pid, getattr(signal, name))
+    assert targets == [target for _, target in dataset]

@@ -1,0 +1,217 @@
+"""A run's folder: whose it is, what goes on in it after damage, and what happens when the disk refuses."""
+import contextlib
+import io
+import logging
+import os
+import shutil
+import subprocess
+import time
+from argparse import Namespace
+
+import pytest
+
+from agmax_timm.assembly import model as build
+from agmax_timm.base import atomic_write
+from agmax_timm.base.safe_load import read_file, verify
+from agmax_timm.commands import train as train_cli
+from agmax_timm.training import create_run, epochs
+from agmax_timm.training.output import log as reporting
+from agmax_timm.training.output import run_folder
+from agmax_timm.training.output.log_file import LogFile
+from tests.helpers.run_files import epochs_in
+
+SMALL = ['--model', 'test_resnet', '--num-classes', '3', '--img-size', '32', '-b', '4', '-j', '0',
+         '--warmup-epochs', '0', '--lr', '0.05', '--log-interval', '1', '--experiment', 'run']
+
+
+@pytest.fixture(scope='module')
+def two_epochs(photos, tmp_path_factory):
+    output = tmp_path_factory.mktemp('two')
+    handlers = list(logging.root.handlers)
+    train_cli.main([str(photos), *SMALL, '--epochs', '3', '--stop-epoch', '2', '--output', str(output)])
+    logging.root.handlers = handlers
+    return output / 'run'
+
+
+@pytest.fixture
+def run(two_epochs, tmp_path):
+    """Folder of a run that was stopped after two of three epochs, a copy, its files no links of each other."""
+    return shutil.copytree(two_epochs, tmp_path / 'run')
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """Function: a file system of its own, of so many KiB; and its folder."""
+    path = tmp_path / 'disk'
+    path.mkdir()
+
+    def mount(*options):
+        made = subprocess.run(['mount', '-t', 'tmpfs', *options, 'tmpfs', path], capture_output=True)
+        if made.returncode:
+            pytest.skip('no file system can be mounted here')
+        return path
+    yield mount
+    subprocess.run(['umount', '-l', path], capture_output=True)
+
+
+def damage(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+# Going on after damage
+
+def test_a_damaged_last_checkpoint_is_passed_over_and_replaced(run, photos, tmp_path, caplog):
+    for name in ('last.pth.tar', 'checkpoint-1.pth.tar', 'model_best.pth.tar'):
+        damage(run / name)
+    (run / 'last.pth.tar.unfinished').write_bytes(b'PK')
+    train_cli.main([str(photos), *SMALL, '--epochs', '3', '--stop-epoch', '2', '--output', str(tmp_path),
+                   '--resume', 'auto'])
+    warned, = [record.getMessage() for record in caplog.records if 'is damaged' in record.getMessage()]
+    assert 'run/last.pth.tar is damaged: ' in warned and warned.endswith('going on from ' + str(
+        run / 'checkpoint-0.pth.tar'))
+    assert epochs_in(run) == [0, 1]
+    for path in run.glob('*.pth.tar'):
+        verify(str(path))
+    assert read_file(str(run / 'last.pth.tar'))['epoch'] == 1
+    assert not list(run.glob('*.unfinished'))
+
+
+def test_only_damaged_checkpoints_are_no_fresh_start(run, photos, tmp_path, capsys):
+    for path in run.glob('*.pth.tar'):
+        path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(SystemExit) as ended:
+        train_cli.main([str(photos), *SMALL, '--output', str(tmp_path), '--resume', 'auto'])
+    assert ended.value.code == 2
+    error, = capsys.readouterr().err.strip().splitlines()[-1:]
+    assert f'--resume auto: no checkpoint in {run} is whole' in error and 'another --experiment' in error
+    assert all(path.name in error for path in run.glob('*.pth.tar'))
+
+
+def test_a_damaged_file_that_is_named_is_an_error(run, photos, tmp_path):
+    damage(run / 'checkpoint-1.pth.tar')
+    with pytest.raises(SystemExit):
+        train_cli.main([str(photos), *SMALL, '--epochs', '3', '--output', str(tmp_path), '--resume',
+                       str(run / 'checkpoint-1.pth.tar')])
+
+
+# Whose folder it is
+
+def test_logs_without_a_checkpoint_are_gone_on_with_by_auto_alone(tmp_path):
+    (tmp_path / 'run').mkdir()
+    (tmp_path / 'run' / 'summary.csv').write_text('epoch\n0\n')
+    args = Namespace(output=str(tmp_path), experiment='run', resume='')
+    run_folder.check_folder(args, auto=True)
+    with pytest.raises(ValueError, match='holds another run .summary.csv'):
+        run_folder.check_folder(args)
+
+
+def test_two_processes_do_not_train_in_one_folder(tmp_path):
+    if run_folder.fcntl is None:
+        pytest.skip('no locks here')
+    args = Namespace(output=str(tmp_path), experiment='run', resume='')
+    (tmp_path / 'run').mkdir()
+    run_folder.check_folder(args)
+    run_folder.check_folder(args)  # this process has it
+    child = os.fork()
+    if child == 0:
+        try:
+            run_folder._locks.clear()
+            run_folder.check_folder(args)
+        except ValueError as error:
+            os._exit(3 if 'another process trains in' in str(error) else 4)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 3
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(photos, tmp_path, disk, monkeypatch, capsys):
+    monkeypatch.setattr(build, 'build_model', None)  # it is refused before
+    (tmp_path / 'file').write_text('')
+    for output in (tmp_path / 'file', disk('-o', 'ro')):
+        with pytest.raises(SystemExit) as ended:
+            train_cli.main([str(photos), *SMALL, '--output', str(output)])
+        assert ended.value.code == 2
+        message = capsys.readouterr().err.splitlines()[-1]
+        assert str(output) in message and '--output' in message
+        assert 'name another one' in message or 'give a folder that can be written' in message
+
+
+# A disk that refuses
+
+def test_a_run_on_a_full_disk_ends_in_status_74(photos, disk, capsys, caplog):
+    output = disk('-o', 'size=3m')
+    with open(output / 'other', 'wb') as f:  # leaves room for logs, and none for a checkpoint
+        f.write(bytes(2_600_000))
+    with pytest.raises(SystemExit) as ended:
+        train_cli.main([str(photos), *SMALL, '--epochs', '2', '--output', str(output)])
+    assert ended.value.code == 74
+    assert 'last.pth.tar: No space left on device; there is no checkpoint yet' in capsys.readouterr().err
+    assert caplog.text.count('Training goes on; the next save tries again') == 2
+    assert epochs_in(output / 'run') == [0, 1]
+    assert not list((output / 'run').glob('*.unfinished'))
+
+
+def test_a_disk_that_has_room_again_ends_well(photos, tmp_path, caplog, monkeypatch, file_size_limit):
+    full = contextlib.ExitStack()
+    begin, distribute = create_run.create_saver, epochs.distribute_batch_norm
+
+    def fill(*args):
+        full.enter_context(file_size_limit(100))
+        return begin(*args)
+
+    def free(*args):
+        if 'Train: 1' in caplog.text:
+            end = time.monotonic() + 60
+            while 'last.pth.tar: File too large' not in caplog.text and time.monotonic() < end:  # a thread writes it
+                time.sleep(.01)
+            full.close()
+        distribute(*args)
+    monkeypatch.setattr(create_run, 'create_saver', fill)
+    monkeypatch.setattr(epochs, 'distribute_batch_norm', free)
+    with full:
+        train_cli.main([str(photos), *SMALL, '--epochs', '2', '--output', str(tmp_path)])
+    told = [record.getMessage() for record in caplog.records if 'cannot write' in record.getMessage()]
+    for name in ('train.log', 'summary.csv', 'last.pth.tar'):
+        assert len([line for line in told if f'cannot write {tmp_path}/run/{name}: File too large' in line]) == 1
+    assert epochs_in(tmp_path / 'run') == [0, 1]
+    verify(str(tmp_path / 'run' / 'last.pth.tar'))
+    log = (tmp_path / 'run' / 'train.log').read_text()
+    assert 'are missing here' in log and log.endswith('\n')
+
+
+def test_a_log_line_is_whole_or_not_there(tmp_path, monkeypatch, file_size_limit):
+    path, console = tmp_path / 'train.log', io.StringIO()
+    handler = LogFile(str(path))
+    handler.setFormatter(logging.Formatter('%(message)s'))
+    logger = logging.getLogger('train')
+    monkeypatch.setattr(logger, 'handlers', [handler, logging.StreamHandler(console)])
+    monkeypatch.setattr(logger, 'propagate', False)  # pytest's own files are limited too
+    monkeypatch.setattr(logging, 'raiseExceptions', True)
+    try:
+        logger.warning('a' * 50)
+        position = handler.position()
+        assert position == path.stat().st_size == 51
+        with file_size_limit(80):
+            for _ in range(3):
+                logger.warning('b' * 50)
+            assert path.read_text() == 'a' * 50 + '\n'
+        logger.warning('c' * 50)
+        assert path.read_text().splitlines() == [
+            'a' * 50, '(lines that could not be written are missing here)', 'c' * 50]
+        atomic_write.cut(str(path), position)
+        logger.warning('d')
+        assert path.read_text() == 'a' * 50 + '\nd\n'
+    finally:
+        handler.close()
+    told = f'cannot write {path}: File too large: the console has the lines that it lacks'
+    assert sorted(set(console.getvalue().splitlines())) == ['a' * 50, 'b' * 50, told, 'c' * 50, 'd']
+    assert console.getvalue().count('cannot write') == 1
+
+
+def test_a_summary_has_the_columns_of_all_rows(tmp_path):
+    path = str(tmp_path / 'summary.csv')
+    rows = [{'epoch': 0, 'train_loss': 2.5}, {'epoch': 1, 'train_loss': 0.1 + 0.2, 'ema_top1': 5.}]
+    reporting.write_summary(path, rows)
+    assert open(path, newline='').read() == (
+        'epoch,train_loss,ema_top1\r\n0,2.5,\r\n1,0.30000000000000004,5.0\r\n')

@@ -1,0 +1,158 @@
+"""What --dry-run tells, against closed forms and real runs; it leaves nothing."""
+import logging
+import math
+import shutil
+from argparse import Namespace
+
+import pytest
+import torch
+
+from agmax_timm.assembly import model as build
+from agmax_timm.commands import train as train_cli
+from agmax_timm.options.parse import parse_train_args
+from agmax_timm.training import dry_run
+from agmax_timm.training import run as training
+from agmax_timm.training.checkpoints.manager import most_files
+from agmax_timm.training.output import run_folder
+from agmax_timm.training.output.log_file import LogFile
+from tests.helpers.saver import make_saver
+
+FLAGS = ['--model', 'test_resnet', '--num-classes', '3', '--img-size', '32', '-b', '4', '-j', '0', '--lr', '0.05',
+         '--warmup-epochs', '0', '--epochs', '4', '--checkpoint-hist', '2', '--experiment', 'run']
+
+
+@pytest.fixture
+def plan(photos, tmp_path, capsys):
+    """Function: the lines of a dry run with these flags on the photos, texts by title."""
+    def run(*flags):
+        capsys.readouterr()
+        assert training.train(parse_train_args(
+            [str(photos), *FLAGS, '--output', str(tmp_path / 'output'), '--dry-run', *flags])) == []
+        lines = capsys.readouterr().out.splitlines()
+        return {title: text.strip() for title, _, text in (line.partition('  ') for line in lines)}
+    return run
+
+
+@pytest.fixture
+def at_two_seconds(monkeypatch):
+    """An update takes 2 seconds, with 4 images in one; an evaluation 3."""
+    monkeypatch.setattr(dry_run, 'time_updates', lambda built: (2., 2.))
+    monkeypatch.setattr(dry_run, 'time_evaluation', lambda built: 3.)
+
+
+def test_epochs_updates_times_and_rates(plan, at_two_seconds, tmp_path):
+    """12 images are 3 batches of 4."""
+    told = plan('--agmax', '--model-ema', '--val-interval', '2')
+    assert told['epochs'] == '4 to go, of 4' and told['updates'] == '3 an epoch, 12 to go'
+    assert told['batch'] == '4 images, 8 views on each rank'
+    assert told['speed'] == '2.0 images/s, 4.0 views/s, 2.000 s an update'
+    assert told['training'] == '00:24' and told['evaluation'] == '00:12, 2 times 6.0 s', 'of the EMA as well'
+    pixels = 2 * (48 + 52 + 56) * (64 + 60) * 3
+    assert told['ranks'] == '1 on cpu'
+    assert told['augmentation'].endswith(f', images are kept in memory, {pixels / 2 ** 20:.2f} MiB')
+    last = 0.05 * (1 + math.cos(math.pi * 3 / 4)) / 2
+    assert told['learning rate'] == f'cosine, 0.05 in epoch 0, {last:.3g} in epoch 3'
+    assert not (tmp_path / 'output').exists()
+
+
+def test_batches_of_an_update_warm_up_and_no_validation(plan, at_two_seconds):
+    told = plan('--grad-accum-steps', '2', '--stop-epoch', '3', '--warmup-epochs', '2', '--warmup-lr', '0.01',
+                '--sched-on-updates', '--val-split', '', '--image-memory', '0')
+    assert told['epochs'] == '3 to go, of 4' and told['updates'] == '2 an epoch, 6 to go'
+    assert told['batch'] == '4 images, 4 views on each rank'
+    assert told['speed'] == '2.0 images/s, 2.000 s an update' and told['evaluation'] == 'none'
+    assert told['augmentation'] == 'by timm, images are not kept in memory'
+    last = 0.05 * (1 + math.cos(math.pi * 4 / 8)) / 2  # after 4 of 8 updates, where the warm-up ends
+    assert told['learning rate'] == f'cosine, 0.01 in epoch 0, 0.03 in epoch 1, {last:.3g} in epoch 2'
+
+
+def test_parameters_and_disk_are_those_of_the_run(plan, photos, tmp_path, monkeypatch, caplog):
+    flags = ['--agmax', '--opt', 'adamw', '--model-ema']
+    told = plan(*flags)
+    training.train(parse_train_args([str(photos), *FLAGS, *flags, '--output', str(tmp_path), '--epochs', '1']))
+    checkpoint = torch.load(tmp_path / 'run' / 'last.pth.tar', weights_only=False)
+    model = build.create_model('test_resnet', num_classes=3)
+    count = sum(parameter.numel() for parameter in model.parameters())
+    beside = sum(value.numel() for value in checkpoint['task_state']['qnet'].values())
+    assert told['parameters'] == f'{count}, and {beside} that only training has'
+    size, *_ = told['checkpoints'].split()
+    assert float(size) == pytest.approx((tmp_path / 'run' / 'last.pth.tar').stat().st_size / 2 ** 20, rel=0.02)
+    assert ' MiB each, 4 at most: ' in told['checkpoints'] and 'will not fit' not in caplog.text
+
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, 'disk_usage', lambda path: usage._replace(free=2 ** 20))
+    assert '1.00 MiB are free in' in plan(*flags)['checkpoints']
+    assert '4 checkpoints of ' in caplog.text and 'will not fit into the 1.00 MiB' in caplog.text
+
+
+@pytest.mark.parametrize('epochs, history, milestones', [(8, 2, []), (8, 2, [5, 6, 9]), (3, 2, []), (2, 4, [1]),
+                                                         (1, 1, [])])
+def test_the_most_files_are_those_that_a_saver_leaves_with_the_next(epochs, history, milestones, tmp_path):
+    """Metrics get worse, so that the last is none of the best."""
+    saver = make_saver(tmp_path, history=history)
+    most = 0
+    for epoch in range(epochs):
+        most = max(most, 1 + len({path.stat().st_ino for path in tmp_path.iterdir()}))
+        saver.save_checkpoint(epoch, -epoch)
+        if epoch + 1 in milestones:
+            saver.save_milestone(epoch + 1)
+        saver.wait()
+    saver.close()
+    args = Namespace(checkpoint_hist=history, save_epochs=milestones, recovery_interval=0)
+    assert most_files(args, range(1, epochs + 1)) == most
+    args.recovery_interval = 100
+    assert most_files(args, range(1, epochs + 1)) == most + 2
+
+
+def test_speed_is_measured_on_two_updates_or_a_few_seconds(plan, monkeypatch):
+    updates = []
+    train = dry_run.train_one_epoch
+
+    def counted(*args, on_update, **kwargs):
+        train(*args, on_update=lambda *told: (updates.append(told), on_update(*told)), **kwargs)
+
+    monkeypatch.setattr(dry_run, 'train_one_epoch', counted)
+    told = plan()
+    assert len(updates) == 3, 'all of the epoch takes less'
+    rate, _, seconds = (told['speed'].split()[at] for at in (0, 1, 2))
+    assert float(rate) * float(seconds) == pytest.approx(4, rel=0.1), 'images of a batch'
+    assert told['memory'].endswith('GiB of host memory at most, without workers') or 'MiB' in told['memory']
+    del updates[:]
+    monkeypatch.setattr(dry_run, 'SECONDS', 0.)
+    plan('--agmax')
+    assert len(updates) == 2
+
+
+def test_memory_is_what_the_allocator_reserved(monkeypatch):
+    """That is what runs out, and more than the tensors take."""
+    device = torch.device('cuda')
+    for name, value in dict(max_memory_reserved=3 * 2 ** 30, max_memory_allocated=2 ** 30, get_device_name='A GPU',
+                            get_device_properties=Namespace(total_memory=80 * 2 ** 30)).items():
+        monkeypatch.setattr(torch.cuda, name, lambda of, value=value: value if of is device else None)
+    assert dry_run._memory(device) == '3.00 GiB reserved at most, of 80.00 GiB of A GPU; tensors took 1.00 GiB'
+
+
+def test_what_is_left_of_a_run_and_nothing_is_touched(plan, at_two_seconds, photos, tmp_path):
+    output = ['--output', str(tmp_path / 'output')]
+    training.train(parse_train_args([str(photos), *FLAGS, *output, '--stop-epoch', '3']))
+    (tmp_path / 'output' / 'run' / '.lock').unlink()
+    run_folder._locks.clear()
+    logging.root.removeHandler(next(handler for handler in logging.root.handlers if isinstance(handler, LogFile)))
+    before = {path.name: path.read_bytes() for path in (tmp_path / 'output' / 'run').iterdir()}
+    told = plan('--resume', 'auto')
+    assert told['epochs'] == '1 to go, of 4' and told['updates'] == '3 an epoch, 3 to go'
+    assert {path.name: path.read_bytes() for path in (tmp_path / 'output' / 'run').iterdir()} == before
+    with pytest.raises(ValueError, match='holds another run'):
+        plan()
+
+
+@pytest.mark.parametrize('flags, words', [
+    (['--num-classes', '2'], 'the data has 3 classes'),
+    (['--lr', '1e30', '--agmax'], 'not finite'),
+])
+def test_what_cannot_work_is_the_same_line(photos, tmp_path, capsys, flags, words):
+    with pytest.raises(SystemExit) as exit_info:
+        train_cli.main([str(photos), *FLAGS, '--dry-run', '--output', str(tmp_path / 'output'), *flags])
+    assert exit_info.value.code in (1, 2)
+    assert words in capsys.readouterr().err.strip().splitlines()[-1]
+    assert not (tmp_path / 'output').exists()

@@ -1,0 +1,300 @@
+"""Runs of train.py and validate.py, start to end, against loops written out with timm's parts."""
+import json
+import math
+import pickle
+import re
+import subprocess
+import sys
+from argparse import Namespace
+
+import pytest
+import torch
+from timm.data import create_dataset, create_loader
+from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
+from timm.models import create_model
+from timm.optim import create_optimizer_v2
+from timm.scheduler import create_scheduler_v2
+from timm.utils import random_seed
+
+from agmax_timm import AgMaxTask, create_two_view_loader
+from agmax_timm.assembly.model import Precision
+from agmax_timm.commands import train as train_cli
+from agmax_timm.commands import validate as validate_cli
+from agmax_timm.training import loop as engine
+from agmax_timm.training.step import Step
+from tests.helpers.paths import REPOSITORY
+from tests.helpers.run_files import load, summary
+
+SMALL = ['--model', 'test_resnet', '--num-classes', '3', '--img-size', '32', '-b', '4', '-j', '0',
+         '--warmup-epochs', '0', '--lr', '0.05', '--log-interval', '1']
+
+
+@pytest.fixture
+def train(photos, tmp_path):
+    """Function: a run of train.py with these flags on the photos; returns its folder."""
+    def run(*argv, experiment='run'):
+        train_cli.main([str(photos), *SMALL, '--output', str(tmp_path), '--experiment', experiment, *argv])
+        return tmp_path / experiment
+    return run
+
+
+@pytest.fixture
+def validate(photos, capsys):
+    """Function: the results that validate.py prints."""
+    def run(*argv):
+        capsys.readouterr()
+        validate_cli.main([str(photos), '-j', '0', *map(str, argv)])
+        return json.loads(capsys.readouterr().out.split('--result\n')[1])
+    return run
+
+
+def reference_run(photos, two_views, epochs, accum_steps=1, mixup=None, model_ema_decay=None):
+    """The same training as a plain loop over timm's parts; validation only draws its random numbers."""
+    random_seed(42, 0)
+    model = create_model('test_resnet', num_classes=3)
+    train_set = create_dataset('', str(photos), split='train', is_training=True)
+    eval_set = create_dataset('', str(photos), split='val')
+    # Flags' defaults where they differ from create_loader's; mean and std are the model's.
+    common = dict(mean=(0.5,) * 3, std=(0.5,) * 3, device=torch.device('cpu'), num_workers=0)
+    loader_kwargs = dict(interpolation='random', scale=[0.08, 1.0], ratio=[3 / 4, 4 / 3], **common)
+    if two_views:
+        loader = create_two_view_loader(train_set, (3, 32, 32), 4, mixup=mixup, **loader_kwargs)
+    else:
+        loader = create_loader(train_set, (3, 32, 32), 4, is_training=True, **loader_kwargs)
+    eval_loader = create_loader(eval_set, (3, 32, 32), 4, crop_pct=0.95, **common)
+    criterion = SoftTargetCrossEntropy() if mixup else LabelSmoothingCrossEntropy(0.1)
+    task = AgMaxTask(model, criterion) if two_views else None
+    trained = task.get_trainable_module() if two_views else model
+    optimizer = create_optimizer_v2(trained, 'sgd', lr=0.05, weight_decay=2e-5, momentum=0.9)
+    scheduler, _ = create_scheduler_v2(optimizer, 'cosine', num_epochs=epochs, warmup_lr=1e-5)
+    for epoch in range(epochs):
+        trained.train()
+        batches = list(loader)
+        updates = [batches[i:i + accum_steps] for i in range(0, len(batches), accum_steps)]
+        for update in updates:
+            optimizer.zero_grad()
+            for input, target in update:
+                loss = task(input, target)['loss'] if two_views else criterion(model(input), target)
+                (loss / len(update)).backward()
+            optimizer.step()
+        model.eval()
+        for _ in eval_loader:
+            pass
+        scheduler.step(epoch + 1)
+    return model, task
+
+
+@pytest.mark.parametrize('accum_steps', [1, 2], ids=['', 'accumulation with a remainder'])
+@pytest.mark.parametrize('two_views', [False, True], ids=['plain', 'agmax'])
+def test_a_run_equals_a_plain_loop_to_the_last_bit(train, photos, two_views, accum_steps):
+    flags = ['--agmax'] if two_views else []
+    folder = train('--epochs', '2', '--grad-accum-steps', str(accum_steps), *flags)
+    expected, task = reference_run(photos, two_views, epochs=2, accum_steps=accum_steps)
+    checkpoint = load(folder / 'last.pth.tar')
+    torch.testing.assert_close(checkpoint['state_dict'], dict(expected.state_dict()), rtol=0, atol=0)
+    if two_views:
+        torch.testing.assert_close(
+            checkpoint['task_state']['qnet'], dict(task.get_task_state()['qnet']), rtol=0, atol=0)
+
+
+def test_a_mixed_run_equals_a_plain_loop_to_the_last_bit(train, photos):
+    folder = train('--epochs', '1', '--agmax', '--cutmix', '1', '--mixup', '0.5', '--mixup-mode', 'elem')
+    mixup = dict(mixup_alpha=0.5, cutmix_alpha=1., mode='elem', label_smoothing=0.1, num_classes=3)
+    expected, _ = reference_run(photos, True, epochs=1, mixup=mixup)
+    torch.testing.assert_close(
+        load(folder / 'last.pth.tar')['state_dict'], dict(expected.state_dict()), rtol=0, atol=0)
+
+
+def test_validate_repeats_what_training_reported_raw_and_ema(train, validate):
+    folder = train('--agmax', '--epochs', '2', '--model-ema', '--model-ema-decay', '0.5')
+    row = summary(folder)[-1]
+    for prefix, flags in (('raw', []), ('ema', ['--use-ema'])):
+        results = validate('--checkpoint', folder / 'last.pth.tar', *flags)
+        assert results['loss'] == float(row[f'{prefix}_loss'])
+        assert results['top1'] == round(float(row[f'{prefix}_top1']), 4)
+        assert results['top5'] == round(float(row[f'{prefix}_top5']), 4)
+    assert row['raw_loss'] != row['ema_loss']
+    assert row['eval_loss'] == row['ema_loss']
+
+
+def test_validate_under_torchrun_counts_every_image_once(train, validate, photos, tmp_path):
+    folder = train('--agmax', '--epochs', '1')
+    odd = tmp_path / 'odd'
+    for i, path in enumerate(sorted((photos / 'val').rglob('*.jpg'))):
+        if i != 5:  # 11 images: the sampler pads the second of two ranks
+            link = odd / path.parent.name / path.name
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(path)
+    checkpoint = str(folder / 'last.pth.tar')
+    single = validate('--data-dir', odd, '--checkpoint', checkpoint)
+    completed = subprocess.run(
+        [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2',
+         str(REPOSITORY / 'validate.py'), str(odd), '-j', '0', '--checkpoint', checkpoint],
+        capture_output=True, text=True, check=True)
+    double = json.loads(completed.stdout.split('--result\n')[1])
+    assert (double['top1'], double['top5']) == (single['top1'], single['top5'])
+    assert math.isclose(double['loss'], single['loss'], rel_tol=1e-6)
+
+
+def test_two_ranks_train_and_report_as_one_run(photos, tmp_path):
+    completed = subprocess.run(
+        [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2',
+         str(REPOSITORY / 'train.py'), str(photos), *SMALL, '-b', '2', '--agmax', '--epochs', '2', '--model-ema',
+         '--clip-grad', '1', '--grad-accum-steps', '2', '--output', str(tmp_path), '--experiment', 'run'],
+        capture_output=True, text=True, check=True)
+    rows = summary(tmp_path / 'run')
+    assert [row['epoch'] for row in rows] == ['0', '1']
+    assert completed.stdout.count('--result') == 1
+    lines = [line for line in completed.stderr.splitlines() if line.startswith('Train: ')]
+    assert len(lines) == 2 * 2, 'every update once: 12 images in 3 batches of 2 x 2, 2 batches an update'
+
+
+def test_two_ranks_without_an_accelerator_cannot_synchronise_batch_norm(photos, tmp_path):
+    completed = subprocess.run(
+        [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2',
+         str(REPOSITORY / 'train.py'), str(photos), *SMALL, '--sync-bn', '--device', 'cpu', '--output', str(tmp_path)],
+        capture_output=True, text=True)
+    assert completed.returncode != 0
+    assert 'error: --sync-bn needs an accelerator, got --device cpu' in completed.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_checkpoint_loads_in_plain_timm(train, tmp_path):
+    folder = train('--agmax', '--epochs', '1', '--channels-last')
+    code = (
+        'import sys, timm\n'
+        f'm = timm.create_model("test_resnet", num_classes=3, checkpoint_path=r"{folder / "last.pth.tar"}")\n'
+        'print(sum(p.sum().item() for p in m.parameters()), "agmax_timm" in sys.modules)\n')
+    completed = subprocess.run(
+        [sys.executable, '-I', '-c', code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    total, imported = completed.stdout.split()
+    model = create_model('test_resnet', num_classes=3)
+    model.load_state_dict(load(folder / 'last.pth.tar')['state_dict'])
+    assert float(total) == sum(p.sum().item() for p in model.parameters())
+    assert imported == 'False'
+
+
+def test_resume_goes_on_after_the_epoch_of_the_checkpoint(train):
+    folder = train('--agmax', '--epochs', '4', '--model-ema')
+    resumed = train('--agmax', '--epochs', '4', '--model-ema', '--resume', str(folder / 'checkpoint-1.pth.tar'),
+                    experiment='resumed')
+    assert summary(resumed) == summary(folder), 'what went before and what came after'
+
+
+def test_the_files_of_a_run(train):
+    folder = train(
+        '--agmax', '--epochs', '2', '--mixup', '1', '--save-images', '--model-ema', '--recovery-interval', '2')
+    names = {path.name for path in folder.iterdir()}
+    assert {'args.yaml', 'summary.csv', 'train.log', 'curves.png', 'last.pth.tar', 'model_best.pth.tar',
+            'checkpoint-0.pth.tar', 'checkpoint-1.pth.tar', 'views-0-0.png', 'recovery-1-1.pth.tar'} <= names
+    assert list(summary(folder)[0]) == [
+        'epoch', 'train_loss', 'eval_loss', 'eval_top1', 'eval_top5', 'lr',
+        'train_ce', 'train_agreement', 'train_divergence',
+        'raw_loss', 'raw_top1', 'raw_top5', 'ema_loss', 'ema_top1', 'ema_top5']
+    row = {name: float(value) for name, value in summary(folder)[0].items()}
+    parts = row['train_ce'] + row['train_agreement'] + row['train_divergence']
+    assert math.isclose(row['train_loss'], parts, abs_tol=1e-5)
+    line = next(line for line in (folder / 'train.log').read_text().splitlines() if 'Train: 1 [' in line)
+    number = r'-?[\d.]+(e[+-]?\d+)?'
+    assert re.search(
+        rf'Train: 1 \[   0/3 \( 33%\)\]  Loss: {number} \({number}\)  CE: {number} \({number}\)  '
+        rf'Agreement: {number} \({number}\)  Divergence: {number} \({number}\)  '
+        rf'Time: {number}s, +{number}/s  \({number}s, +{number}/s\)  LR: {number}  Data: {number} \({number}\)', line)
+
+
+def test_result_lists_the_best_epoch_last(train, capsys):
+    folder = train('--agmax', '--epochs', '3')
+    results = json.loads(capsys.readouterr().out.split('--result\n')[1])
+    top1 = [result['validation']['top1'] for result in results]
+    assert top1 == sorted(top1)
+    assert top1[-1] == max(float(row['eval_top1']) for row in summary(folder))
+    assert load(folder / 'model_best.pth.tar')['metric'] == top1[-1]
+
+
+def test_not_a_number_ends_the_run_and_reaches_no_checkpoint(train, tmp_path, capsys):
+    with pytest.raises(SystemExit) as exit_info:
+        train('--agmax', '--epochs', '3', '--lr', '1e30')
+    assert exit_info.value.code == 1
+    message = capsys.readouterr().err.strip().splitlines()[-1]
+    assert 'nan' in message and 'ce' in message and 'update' in message
+    assert not list((tmp_path / 'run').glob('*.pth.tar'))
+    assert not (tmp_path / 'run' / 'summary.csv').exists()
+
+
+@pytest.mark.parametrize('flags', ['--in-chans 1', '--input-size 1 32 48', '--input-size 3 48 32 --channels-last',
+                                   '--in-chans 1 --no-prefetcher --cutout 8 --mixup 1 --bce-loss',
+                                   '--amp --amp-dtype bfloat16 --lighting 0.1 --train-crop-mode pad',
+                                   '--torchcompile eager --model-ema --layer-decay 0.7 --clip-grad 1 --clip-mode agc'])
+def test_flags_of_a_users_day(train, validate, flags):
+    folder = train('--agmax', '--epochs', '1', *flags.split())
+    row = summary(folder)[0]
+    amp = ['--amp', '--amp-dtype', 'bfloat16'] if '--amp' in flags else []
+    layout = [flag for flag in ('--no-prefetcher', '--channels-last') if flag in flags]
+    results = validate('--checkpoint', folder / 'last.pth.tar', *amp, *layout)
+    assert results['loss'] == float(row['raw_loss' if '--model-ema' in flags else 'eval_loss'])
+
+
+def test_without_validation_the_loss_selects(train):
+    folder = train('--agmax', '--epochs', '2', '--val-split', '')
+    rows = summary(folder)
+    assert 'eval_top1' not in rows[0]
+    assert load(folder / 'model_best.pth.tar')['metric'] == min(float(row['train_loss']) for row in rows)
+
+
+def test_the_device_is_read_at_log_intervals_alone(photos, monkeypatch):
+    """On a GPU each such read would wait for it."""
+    reads = []
+    for name in ('item', 'tolist', '__bool__', '__float__', '__int__', 'numpy'):
+        original = getattr(torch.Tensor, name)
+        monkeypatch.setattr(torch.Tensor, name, lambda self, *args, _name=name, _original=original, **kwargs: (
+            reads.append(_name), _original(self, *args, **kwargs))[1])
+    args = Namespace(agmax=True, grad_accum_steps=1, distributed=False, no_prefetcher=False, channels_last=False,
+                     clip_grad=None, clip_mode='norm', world_size=1, synchronize_step=False, log_interval=4)
+    batches = [(torch.randn(8, 3, 32, 32), torch.randint(3, (4,)).repeat(2)) for _ in range(8)]
+    task = AgMaxTask(create_model('test_resnet', num_classes=3))
+    task(*batches[0])  # the first forward pass compares the targets of both views
+    reads.clear()
+    task.setup_ema()
+    optimizer = create_optimizer_v2(task.get_trainable_module(), 'sgd', lr=0.01)
+    reports = []
+    step = Step(task, optimizer, args, torch.device('cpu'), Precision())
+    engine.train_one_epoch(0, step, batches, on_log=reports.append)
+    assert [report.update_index for report in reports] == [0, 4, 7]
+    assert reads == ['tolist'] * 4, 'one for each report, and one for the means of the epoch'
+
+
+@pytest.mark.parametrize('argv, words', [
+    (['--model', 'resnet1001'], ['--model', 'resnet1001']),
+    (['--num-classes', '2'], ['3 classes', '--num-classes 3']),
+    (['-b', '64'], ['64', '12 images']),
+    (['--val-split', 'nowhere'], ['nowhere', 'train']),
+    (['--data-dir', 'nowhere'], ['nowhere']),
+    (['--resume', 'nowhere.pth.tar'], ['nowhere.pth.tar']),
+    (['--dataset', 'torch/nothing'], ['torch/nothing']),
+    (['--dataset', 'wds/nothing', '--train-split', 'x'], ['wds/nothing', "'x'"]),
+])
+def test_what_cannot_be_built_is_one_line(train, capsys, tmp_path, argv, words):
+    with pytest.raises(SystemExit) as exit_info:
+        train('--agmax', '--epochs', '1', *argv)
+    assert exit_info.value.code == 2
+    message = capsys.readouterr().err.strip().splitlines()[-1]
+    assert 'error:' in message and all(word in message for word in words), message
+    assert not (tmp_path / 'run').exists()
+
+
+def test_a_folder_without_splits_is_not_validated_on_itself(train, photos, capsys):
+    with pytest.raises(SystemExit) as exit_info:
+        train('--agmax', '--data-dir', str(photos / 'train'))
+    assert exit_info.value.code == 2
+    assert "--val-split ''" in capsys.readouterr().err.splitlines()[-1]
+    assert 'eval_top1' not in summary(train('--epochs', '1', '--data-dir', str(photos / 'train'), '--val-split', ''))[0]
+
+
+def test_validate_refuses_what_is_not_a_checkpoint(validate, tmp_path, capsys):
+    path = tmp_path / 'evil.pth.tar'
+    path.write_bytes(pickle.dumps(print))
+    for checkpoint in (path, tmp_path / 'nowhere.pth'):
+        with pytest.raises(SystemExit) as exit_info:
+            validate('--model', 'test_resnet', '--checkpoint', checkpoint)
+        assert exit_info.value.code == 2
+        assert checkpoint.name in capsys.readouterr().err
