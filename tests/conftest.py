@@ -25,6 +25,14 @@ from agmax_timm.weights.staging import stage
 from tests.helpers import scale
 from tests.helpers.flags import SMALL_VALIDATION
 from tests.helpers.images import CLASSES, PER_CLASS, MemoryDataset, gradient_image
+from tests.helpers.slow import is_slow
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m chooses
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if is_slow(item):
+            item.add_marker('slow')
 
 
 @pytest.fixture(autouse=True)

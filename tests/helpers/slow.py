@@ -1,0 +1,33 @@
+"""Which tests are slow: those that start a training run or a process, themselves or in a fixture or helper they use."""
+from types import CodeType, FunctionType
+
+from agmax_timm.training import run
+
+PROCESSES = {'subprocess', 'multiprocessing', 'start_ranks', 'fork'}
+RUNS = {'main', 'train'}
+
+
+def is_slow(item):
+    """Whether a collected test starts a training run or a process."""
+    fixtures = [each[-1].func for name, each in item._fixtureinfo.name2fixturedefs.items() if name in item.fixturenames]
+    seen = set()
+    return any(_starts(function, seen) for function in (item.function, *fixtures))
+
+
+def _starts(function, seen):
+    if not isinstance(function, FunctionType) or function in seen or not function.__module__.startswith('tests.'):
+        return False
+    seen.add(function)
+    names = set(_names(function.__code__))
+    values = [function.__globals__.get(name) for name in names]
+    return (
+        not names.isdisjoint(PROCESSES)
+        or not names.isdisjoint(RUNS) and any(value is run for value in values)
+        or any(value is run.main or _starts(value, seen) for value in values))
+
+
+def _names(code):
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _names(constant)
