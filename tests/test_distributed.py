@@ -2,8 +2,6 @@
 
 In float64, with a ViT: BatchNorm's statistics differ from rank to rank, so with it no two sizes of a job are equal.
 """
-import os
-import sys
 import warnings
 from argparse import Namespace
 from contextlib import closing
@@ -14,7 +12,6 @@ import pytest
 import timm
 import torch
 import torch.distributed as dist
-import torch.multiprocessing
 from torch import nn
 
 from agmax_timm import AgMaxTask
@@ -23,6 +20,7 @@ from agmax_timm.distillation import AgMaxDistillationTask
 from agmax_timm.loss import agreement_terms
 from agmax_timm.training.guards.finite_check import FiniteCheck
 from agmax_timm.training.losses import BatchLosses
+from tests.helpers.ranks import finish_ranks, logs, no_environment, start_ranks
 
 WORLD_SIZES = (1, 2, 4)
 UNEQUAL = {1: [8], 2: [3, 5], 4: [1, 4, 2, 1]}
@@ -164,10 +162,7 @@ def check_rank(rank, world_size):
 
 
 def run_rank(rank, folder):
-    """All sizes of a job in one set of processes: each takes seconds to import torch."""
-    torch.set_num_threads(1)
-    if sys.platform == 'linux':
-        os.environ.setdefault('GLOO_SOCKET_IFNAME', 'lo')
+    """All sizes of a job in one set of processes."""
     for world_size in WORLD_SIZES:
         if rank < world_size:
             dist.init_process_group('gloo', f'file://{folder}/store{world_size}', rank=rank, world_size=world_size)
@@ -179,7 +174,8 @@ def run_rank(rank, folder):
 @pytest.fixture(scope='module')
 def outcomes(tmp_path_factory):
     folder = tmp_path_factory.mktemp('ranks')
-    torch.multiprocessing.spawn(run_rank, (folder,), nprocs=max(WORLD_SIZES))
+    ranks = start_ranks(max(WORLD_SIZES), folder / 'logs', run_rank, int, folder, environment=no_environment)
+    assert finish_ranks(ranks) == [0] * len(ranks), logs(folder / 'logs')
     return {size: [torch.load(folder / f'{size}-{rank}.pt') for rank in range(size)] for size in WORLD_SIZES}
 
 

@@ -1,6 +1,5 @@
 """--fsdp must do what DDP does: two processes train each way on the same batches, and what they leave is compared."""
 import os
-import sys
 from argparse import Namespace
 
 import pytest
@@ -21,6 +20,7 @@ from agmax_timm.training import run as training
 from agmax_timm.training.checkpoints import manager
 from agmax_timm.training.loop import NonFiniteError
 from agmax_timm.training.step import Step
+from tests.helpers.ranks import finish_ranks, logs, no_environment, start_ranks
 from tests.helpers.scaling import make_scaler
 
 RANKS = 2
@@ -145,9 +145,6 @@ def run_train(name, rank, folder, photos):
 
 
 def run_rank(rank, folder, photos, barrier):
-    torch.set_num_threads(1)
-    if sys.platform == 'linux':
-        os.environ.setdefault('GLOO_SOCKET_IFNAME', 'lo')
     dist.init_process_group('gloo', f'file://{folder}/store', rank=rank, world_size=RANKS)
     for name in CASES:
         torch.save([train_case(name, fsdp, rank) for fsdp in (False, True)], f'{folder}/{name}-{rank}.pt')
@@ -163,7 +160,8 @@ def run_rank(rank, folder, photos, barrier):
 def folder(tmp_path_factory, photos):
     folder = tmp_path_factory.mktemp('ranks')
     barrier = torch.multiprocessing.get_context('spawn').Barrier(RANKS)
-    torch.multiprocessing.spawn(run_rank, (folder, photos, barrier), nprocs=RANKS)
+    ranks = start_ranks(RANKS, folder / 'logs', run_rank, int, folder, photos, barrier, environment=no_environment)
+    assert finish_ranks(ranks) == [0] * RANKS, logs(folder / 'logs')
     return folder
 
 

@@ -7,6 +7,8 @@ import time
 import torch
 import torch.multiprocessing
 
+PRELOADED = ['agmax_timm.training.run', 'agmax_timm.evaluation.validation', 'torch._dynamo', 'torch.distributed.fsdp']
+
 
 def free_port():
     with socket.socket() as s:
@@ -18,8 +20,13 @@ def torchrun_environment(rank, world_size):
     return dict(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE=world_size)
 
 
+def no_environment(rank, world_size):
+    return {}
+
+
 def run_rank(environment, log, function, args):
     torch.set_num_threads(1)
+    torch.multiprocessing.set_start_method(None, force=True)  # not the server's: loader workers start as elsewhere
     os.environ.update({name: str(value) for name, value in environment.items()})
     with open(log, 'w') as f:
         os.dup2(f.fileno(), 1)
@@ -30,7 +37,7 @@ def run_rank(environment, log, function, args):
 def start_ranks(world_size, folder, function, *args, environment=torchrun_environment):
     """Processes that call function(*args), where an argument may be a function of the rank; output in rank-N.log."""
     context = torch.multiprocessing.get_context('forkserver')
-    context.set_forkserver_preload(['agmax_timm.training.run', 'agmax_timm.evaluation.validation'])
+    context.set_forkserver_preload(PRELOADED)
     common = dict(MASTER_ADDR='127.0.0.1', MASTER_PORT=free_port())
     if sys.platform == 'linux':
         common['GLOO_SOCKET_IFNAME'] = 'lo'
