@@ -175,7 +175,7 @@ def run_rank(rank, folder):
 def outcomes(tmp_path_factory):
     folder = tmp_path_factory.mktemp('ranks')
     ranks = start_ranks(max(WORLD_SIZES), folder / 'logs', run_rank, int, folder, environment=no_environment)
-    assert finish_ranks(ranks) == [0] * len(ranks), logs(folder / 'logs')
+    assert finish_ranks(ranks, 600) == [0] * len(ranks), logs(folder / 'logs')
     return {size: [torch.load(folder / f'{size}-{rank}.pt') for rank in range(size)] for size in WORLD_SIZES}
 
 

@@ -161,7 +161,7 @@ def folder(tmp_path_factory, photos):
     folder = tmp_path_factory.mktemp('ranks')
     barrier = torch.multiprocessing.get_context('spawn').Barrier(RANKS)
     ranks = start_ranks(RANKS, folder / 'logs', run_rank, int, folder, photos, barrier, environment=no_environment)
-    assert finish_ranks(ranks) == [0] * RANKS, logs(folder / 'logs')
+    assert finish_ranks(ranks, 600) == [0] * RANKS, logs(folder / 'logs')
     return folder
 
 
