@@ -13,8 +13,8 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import load_file
 
 from agmax_timm import export, predict, publish
+from agmax_timm.commands import train
 from agmax_timm.report import command as report
-from agmax_timm.training import run as training
 from tests.helpers import hub_server
 from tests.helpers.run_files import load
 
@@ -55,7 +55,7 @@ def assert_close(ours, expected, where=''):
 
 def test_it_is_resumed_within_its_epoch_and_ends_as_if_never_stopped():
     expected = load(Path('whole') / 'last.pth.tar')
-    training.main(['-c', str(RUN / 'args.yaml')])  # has --resume auto
+    train.main(['-c', str(RUN / 'args.yaml')])  # has --resume auto
     ours = load(RUN / 'last.pth.tar')
     for name in ('state_dict', 'state_dict_ema', 'task_state', 'task_state_ema', 'optimizer', 'epoch', 'metric'):
         assert_close(ours[name], expected[name], name)

@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 from importlib import import_module
-from pathlib import Path
 
 import pytest
 import torch
@@ -17,8 +16,8 @@ from agmax_timm.bench import command as bench
 from agmax_timm.commands import train, validate
 from agmax_timm.report import command as report
 from agmax_timm.study import command as study
+from tests.helpers.paths import REPOSITORY
 
-REPOSITORY = Path(__file__).parent.parent
 DEMO = ['--dataset', 'demo', '--model', 'test_resnet', '--device', 'cpu']
 STUDY = str(REPOSITORY / 'hparams' / 'studies' / 'ablation_pocket.yaml')
 # The main function, its arguments, and the function at the heart of the command that meets the fault.

@@ -1,10 +1,11 @@
 """Which tests are slow: those that start a training run or a process, themselves or in a fixture or helper they use."""
 from types import CodeType, FunctionType
 
+from agmax_timm.commands import train
 from agmax_timm.training import run
 
 PROCESSES = {'subprocess', 'multiprocessing', 'start_ranks', 'fork'}
-RUNS = {'main', 'train'}
+RUNS = {(train, 'main'), (run, 'train')}
 
 
 def is_slow(item):
@@ -22,8 +23,8 @@ def _starts(function, seen):
     values = [function.__globals__.get(name) for name in names]
     return (
         not names.isdisjoint(PROCESSES)
-        or not names.isdisjoint(RUNS) and any(value is run for value in values)
-        or any(value is run.main or _starts(value, seen) for value in values))
+        or any(name in names and any(value is module for value in values) for module, name in RUNS)
+        or any(value is train.main or value is run.train or _starts(value, seen) for value in values))
 
 
 def _names(code):

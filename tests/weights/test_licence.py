@@ -13,8 +13,8 @@ from timm.models import get_pretrained_cfg
 from agmax_timm import export
 from agmax_timm.base.errors import OptionError
 from agmax_timm.base.licences import LISTED, check_license
+from agmax_timm.commands.train import main as train
 from agmax_timm.options.parse import parse_train_args
-from agmax_timm.training.run import main as train
 from agmax_timm.weights.base_model import base_of_file, find_base
 from agmax_timm.weights.checkpoint import METADATA
 from agmax_timm.weights.staging import recipe, stage
