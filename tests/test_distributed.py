@@ -97,15 +97,15 @@ def collectives(rank, world_size):
     outcome = {}
     for kind in ('mi', 'mse'):
         task = build_task(kind).prepare_distributed()
-        watch = FiniteCheck(Namespace(distributed=True, nan_policy='stop'), torch.device('cpu'))
+        check = FiniteCheck(Namespace(distributed=True, nan_policy='stop'), torch.device('cpu'))
         forward, looked, backward = [], [], []
         with reduced(forward):
             result = task(*share(rank, [8 // world_size] * world_size))
         with reduced(looked):
-            watch.look(BatchLosses.of(result, 8 // world_size), last=True)
+            check.look(BatchLosses.of(result, 8 // world_size), last=True)
         with reduced(backward):
             result['loss'].backward()
-            watch.check_gradients([*task.trainable_module.parameters()], watch.agree())
+            check.check_gradients([*task.trainable_module.parameters()], check.agree())
         outcome[kind] = forward, looked, backward
     return outcome
 

@@ -15,6 +15,7 @@ from torch.utils.data import Dataset, IterableDataset
 from ..base.command_line import flag_of, pinning
 from ..base.errors import OptionError
 from ..base.image_modes import mode_of_channels, why_not_loaded
+from ..data.device import Input, to_device
 from ..data.loader import create_train_loader
 from ..data.memory.buffers import is_pinned
 from ..data.naflex import create_naflex_train_loader
@@ -326,3 +327,18 @@ def build_eval_loader(
         )
     leave_signals(loader)
     return loader
+
+
+def prepare_batch(
+        args: argparse.Namespace,
+        input: Input,
+        target: torch.Tensor,
+        device: torch.device,
+        precision: Precision,
+) -> tuple[Input, torch.Tensor]:
+    """Return a batch of a loader on the device, in the dtype and memory format of the model."""
+    if args.no_prefetcher:
+        input, target = to_device(input, target, device, precision.model_dtype)
+    if args.channels_last and isinstance(input, torch.Tensor):
+        input = input.contiguous(memory_format=torch.channels_last)
+    return input, target

@@ -13,6 +13,7 @@ from ..base.distributed import world_size
 from ..base.image_modes import BACKENDS, CROP_MODES, check_mode, mode_of_channels
 from .augment import Chain, CutOut, extend_transform, pad_and_crop, replace_transforms, transforms_of
 from .backend import take_backend, use_batches
+from .device import DeviceMixupLoader
 from .memory.buffers import is_pinned, is_reusable
 from .memory.free_memory import memory_limit
 from .memory.images import keep_decoded
@@ -207,72 +208,6 @@ def create_two_view_loader(
     if follow:
         follow_group(loader, _data_loader(loader))
     return loader
-
-
-class DeviceMixupLoader:
-    """A loader that moves batches to the device and mixes them there, without timm's prefetcher.
-
-    Args:
-        loader: DataLoader of (input, target) on the CPU.
-        mixup: Function that mixes (input, target) on the device.
-        device: Device of the batches.
-        dtype: Dtype of the images.
-    """
-
-    def __init__(self, loader, mixup: Mixup, device: torch.device, dtype: torch.dtype = torch.float32):
-        self.loader = loader
-        self.mixup = mixup
-        self.device = device
-        self.dtype = dtype
-
-    def __iter__(self):
-        for input, target in self.loader:
-            yield self.mixup(*to_device(input, target, self.device, self.dtype))
-
-    def __len__(self) -> int:
-        return len(self.loader)
-
-    @property
-    def dataset(self):
-        return self.loader.dataset
-
-    @property
-    def sampler(self):
-        return self.loader.sampler
-
-    @property
-    def batch_sampler(self):
-        return self.loader.batch_sampler
-
-    @property
-    def mixup_enabled(self) -> bool:
-        return self.mixup.mixup_enabled
-
-    @mixup_enabled.setter
-    def mixup_enabled(self, enabled: bool) -> None:
-        self.mixup.mixup_enabled = enabled
-
-
-def to_device(
-        input: Any,
-        target: torch.Tensor,
-        device: torch.device,
-        dtype: torch.dtype | None = None,
-) -> tuple[Any, torch.Tensor]:
-    """Copy a batch to a device. A copy from pinned memory to CUDA does not block this process.
-
-    Args:
-        input: Images, or a NaFlex dictionary, of which the patches are converted.
-        target: Targets of the images.
-        device: Device to copy to.
-        dtype: Dtype of the images. None keeps it.
-    """
-    on_cuda = device.type == 'cuda'
-    target = target.to(device, non_blocking=on_cuda)
-    if not isinstance(input, dict):
-        return input.to(device=device, dtype=dtype, non_blocking=on_cuda), target
-    moved = {name: value.to(device, non_blocking=on_cuda) for name, value in input.items() if torch.is_tensor(value)}
-    return {**input, **moved, 'patches': moved['patches'].to(dtype=dtype)}, target
 
 
 def _data_loader(loader: Any) -> DataLoader:

@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw
 from torchvision.transforms.functional import to_pil_image
 
 from ..base import atomic_write
-from ..training.losses import Input
+from .device import Input
 
 _CAPTION_HEIGHT = 14
 _MARGIN = 4

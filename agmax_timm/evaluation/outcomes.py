@@ -4,8 +4,8 @@ from dataclasses import dataclass
 import torch
 from PIL import Image
 
+from ..data.device import Input
 from ..data.pictures import ToPicture
-from ..training.losses import Input
 from .analysis import Analysis, analyse
 
 

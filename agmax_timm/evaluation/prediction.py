@@ -15,10 +15,10 @@ from ..base.errors import CheckpointError
 from ..data.sources.decoding import DecodedDataset, UndecodableError
 from ..options import timm_names
 from ..options.parse import validate_options
-from ..training.loop import outputs_of
 from ..weights.checkpoint import choose_ema, describe_weights, read_model, saved_options
 from ..weights.limits import noted_options
 from . import validation
+from .evaluate import outputs_of
 
 
 @dataclass

@@ -13,17 +13,18 @@ from torch.utils.data import Dataset
 
 from ..assembly import loaders
 from ..assembly import model as build
+from ..assembly.console import begin_log
 from ..base.errors import DataError, OptionError
 from ..data.sources.classes import MovedClassError, summary
 from ..data.sources.shards import open_dataset
 from ..options import timm_names
 from ..options.kinds import OF_EVALUATION, OF_INPUT
 from ..options.paths import CLASSES_OF_MODEL
-from ..training.loop import evaluate
-from ..training.output import log
 from ..weights.checkpoint import saved_options
 from . import bulk
+from .evaluate import evaluate
 from .inference import Subject, build_subject
+from .log import finite, log_steps
 from .metrics import create_evaluator, set_targets
 from .robustness import measures
 
@@ -47,7 +48,7 @@ def validate(args: argparse.Namespace) -> dict[str, Any]:
 
 def start(args: argparse.Namespace) -> torch.device:
     """Set up logging, processes and device, once for all models. Checks first that the data exists."""
-    log.begin()
+    begin_log()
     loaders.check_roots(args, args.split)
     timm_names.check_device(args.device)
     timm_names.check_compiler(args)
@@ -71,7 +72,7 @@ def validate_model(args: argparse.Namespace, device: torch.device) -> dict[str, 
     try:
         metrics = evaluate(
             subject.model, loader, args, device, precision, args.log_freq,
-            on_log=log.log_evaluation_step('Test') if utils.is_primary(args) else None,
+            on_log=log_steps('Test') if utils.is_primary(args) else None,
             evaluator=bulk.TogetherEvaluator(evaluator, args) if args.distributed else evaluator)
     except ZeroDivisionError as error:
         if not args.crop_border_pixels:
@@ -81,7 +82,7 @@ def validate_model(args: argparse.Namespace, device: torch.device) -> dict[str, 
     results = summarize(args, subject, metrics)
     evaluation = measures.Evaluation(args, subject, dataset, device, precision)
     results.update(measures.measure(evaluation, open_split, run_options))
-    return log.finite(results)  # JSON has no word for others than null
+    return finite(results)  # JSON has no word for others than null
 
 
 def prepare(args: argparse.Namespace, device: torch.device) -> tuple[Subject, build.Precision, dict[str, Any]]:

@@ -12,9 +12,9 @@ def main(argv: list[str] | None = None) -> None:
     """The command. Print the path of the page."""
     args = _parser().parse_args(argv)
     with kept_imports():
-        from ..training.output import log
+        from ..assembly.console import setup_logging
         from .report import make_report
-    log.setup_logging()
+    setup_logging()
     print(make_report(args.folder, args.data, args.device, args.workers, use_ema=args.use_ema))
 
 

@@ -20,7 +20,9 @@ from ..data.pictures import ToPicture, label_text
 from ..data.sources.classes import MovedClassError, class_names, summary
 from ..evaluation import validation
 from ..evaluation.analysis import Analysis
+from ..evaluation.evaluate import outputs_of
 from ..evaluation.inference import Subject
+from ..evaluation.log import log_steps
 from ..evaluation.metrics import create_evaluator, set_targets
 from ..evaluation.outcomes import Mistake, Outcomes
 from ..options import timm_names
@@ -28,7 +30,6 @@ from ..options.parse import read_config, validate_options
 from ..options.parsers import train_parser
 from ..options.recipe import portable, recipe, redact
 from ..options.settings import changed_options, train_command
-from ..training.loop import outputs_of
 from ..training.output import log, run_folder
 from ..weights.card import dataset_of
 from ..weights.checkpoint import choose_ema, describe_weights, find_file, saved_metadata, saved_options
@@ -189,7 +190,7 @@ def _evaluate(args: argparse.Namespace, device: torch.device, on_batch: Callable
         if outcomes is not None:
             outcomes.update(input, output, target)
         if index % args.log_freq == 0:
-            log.log_evaluation_step('Report')(index, len(loader), evaluator.summary())
+            log_steps('Report')(index, len(loader), evaluator.summary())
         if on_batch is not None:
             on_batch()
     mistakes = outcomes.mistakes if outcomes is not None else []

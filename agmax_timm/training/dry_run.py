@@ -15,13 +15,14 @@ from tqdm import tqdm
 
 from ..assembly.optimizer import mean_lr
 from ..data.backend import views_of
+from ..evaluation.evaluate import evaluate
 from ..weights.find import checkpoint_names
 from .checkpoints.manager import most_files
 from .checkpoints.saver import create_saver
 from .checkpoints.state import Position
 from .create_run import TrainingRun
 from .guards.finite_check import CheckResult, FiniteCheck
-from .loop import evaluate, train_one_epoch
+from .loop import train_one_epoch
 from .losses import RunningLosses
 from .output import run_folder as folder
 from .step import Step
@@ -105,11 +106,11 @@ def time_updates(run: TrainingRun) -> tuple[float, float]:
         _, stop = run.checkpoints.requests()
         return False, stop or (len(marks) > 1 and time.perf_counter() - marks[1][0] > SECONDS)
 
-    def on_update(batches: int, verdict: CheckResult) -> None:
+    def on_update(batches: int, checked: CheckResult) -> None:
         if len(marks) == 1:
             _synchronize(device)
         marks.append((time.perf_counter(), losses.count))
-        if verdict.stop:  # on all ranks alike
+        if checked.stop:  # on all ranks alike
             raise _Enough
 
     step = Step(

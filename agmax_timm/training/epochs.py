@@ -19,6 +19,8 @@ from ..base.errors import DamagedError, LabelError, UserError
 from ..base.text import one_line
 from ..data.pictures import ToPicture, save_views
 from ..data.sources.classes import class_names
+from ..evaluation.evaluate import evaluate
+from ..evaluation.log import log_steps
 from ..options.checks import in_sequence, mixing
 from .checkpoints.manager import GOES_ON
 from .checkpoints.state import Position
@@ -26,7 +28,7 @@ from .create_run import TrainingRun
 from .early_stopping import EarlyStop
 from .guards.damaged import DamageReport
 from .guards.finite_check import CheckResult
-from .loop import Progress, evaluate, train_one_epoch
+from .loop import Progress, train_one_epoch
 from .losses import NonFiniteError, RunningLosses
 from .output import log
 from .output.trackers import Trackers
@@ -114,11 +116,11 @@ class Epochs:
         run, args = self.run, self.args
         updated = position.batch  # batches of the epoch whose update is done
 
-        def on_update(batches: int, verdict: CheckResult) -> None:
+        def on_update(batches: int, checked: CheckResult) -> None:
             nonlocal updated
             updated = batches
             self.reporter.updated()
-            self.checkpoints.after_update(position.epoch, batches, losses, verdict)
+            self.checkpoints.after_update(position.epoch, batches, losses, checked)
 
         step = Step(
             run.task, run.optimizer, args, run.device, run.precision,
@@ -223,7 +225,7 @@ class Epochs:
         try:
             metrics = evaluate(
                 run.task.get_eval_model(ema=ema), run.loader_eval, args, run.device, run.precision,
-                args.log_interval, on_log=log.log_evaluation_step(name) if self.primary else None,
+                args.log_interval, on_log=log_steps(name) if self.primary else None,
                 on_batch=on_batch, evaluator=_Together(evaluator, self._agree))
         except (EvaluationStopped, EvaluationFailed):
             raise

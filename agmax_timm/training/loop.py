@@ -1,5 +1,4 @@
-"""One epoch of training; one evaluation. Neither waits for the device but where something is read."""
-import argparse
+"""One epoch of training. The host waits for the device only where a value is read."""
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -7,22 +6,20 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.nn as nn
-from timm.task import ClassificationEvaluator, evaluation_sample_limit
 
-from ..assembly.model import Precision
-from ..data.loader import to_device
+from ..assembly.loaders import prepare_batch
+from ..data.device import Input
 from ..data.sources.decoding import check_damage
-from ..data.sources.shards import check_delivered, warn_of_loss
+from ..data.sources.shards import check_delivered
 from ..data.workers import batches_of
 from .guards.finite_check import CheckResult
-from .losses import Input, NonFiniteError, RunningLosses, Update
+from .losses import NonFiniteError, RunningLosses, Update
 from .step import Step
 
 
 @dataclass
 class Span:
-    """A stretch of training: seconds since it began, images and updates of all ranks, seconds of waiting for data."""
+    """A period of training: its start, images and updates of all ranks, and seconds of waiting for data."""
     images: int = 0
     updates: int = 0
     data_seconds: float = 0.
@@ -40,7 +37,7 @@ class Span:
 
 @dataclass
 class Progress:
-    """Where an epoch stands: losses of the last batch and their means, time since the last report and in all."""
+    """Position in an epoch: losses of the last batch and their means, the time since the last log and in total."""
     epoch: int
     update_index: int
     updates_per_epoch: int
@@ -63,156 +60,119 @@ def train_one_epoch(
         first_batch: int = 0,
         updates_per_epoch: int | None = None,
 ) -> tuple[dict[str, float], float]:
-    """Train for one pass over the loader, or for what is left of it.
+    """Train for one pass over the loader, or for the rest of one.
 
     Args:
         step: Makes the updates.
         on_log: Called with a Progress at log intervals and after the last update, on every rank.
-        on_update: Called after each update with the number of batches done in the epoch and the result of its check.
-        losses: Those of the epoch so far, with first_batch the number of the next batch.
-        updates_per_epoch: Of a whole epoch, where this one is not.
+        on_update: Called after each update with the number of batches done in the epoch and the result of the check.
+        losses: Losses of the epoch so far, for a first_batch above 0.
+        first_batch: Number of the first batch of the loader in the epoch.
+        updates_per_epoch: Number of updates of a whole epoch, if the loader has another number.
 
     Returns:
-        Mean losses by name, 'loss' first, then the parts that the task names; images of all ranks a second.
+        Mean losses by name, 'loss' first, then its parts; images of all ranks per second.
 
     Raises:
         NonFiniteError: at the next log interval after a loss that is NaN or infinite.
         DamagedError: more images than --max-damaged cannot be decoded.
     """
-    args, device = step.args, step.device
-    num_batches = len(loader)
-    updates_in_epoch = math.ceil(num_batches / args.grad_accum_steps)
-    updates_per_epoch = updates_per_epoch or updates_in_epoch
-    losses = losses or RunningLosses(device, args.distributed)
-    lap, total = Span(), Span()
-    update = Update(epoch, first_batch)
-    data_wanted = time.perf_counter()
+    losses = losses or RunningLosses(step.device, step.args.distributed)
+    return _Epoch(epoch, step, loader, scheduler, on_log, on_update, losses, first_batch, updates_per_epoch).train()
 
-    batch_index = first_batch - 1
-    step.begin_epoch()
-    for batch_index, (input, target) in enumerate(batches_of(loader), first_batch):
-        update_index = batch_index // args.grad_accum_steps
-        # The last update of an epoch may have fewer batches, and the first of one that goes on with other batches.
-        first = update_index * args.grad_accum_steps
-        batches = min(first + args.grad_accum_steps, num_batches) - max(first, first_batch)
-        last_batch = batch_index == num_batches - 1
-        complete = last_batch or (batch_index + 1) % args.grad_accum_steps == 0
-        input, target = _to_device(input, target, args, device, step.precision)
-        waited = time.perf_counter() - data_wanted
-        verdict = step(update, input, target, batches, last=complete)
-        for span in (lap, total):
-            span.add(update.losses[-1].images * args.world_size, int(complete), waited)
-        data_wanted = time.perf_counter()
-        if not complete:
-            continue
 
-        num_updates = epoch * updates_per_epoch + update_index + 1
-        if verdict is None or not verdict.broken:
+@dataclass
+class _Epoch:
+    """An epoch in progress; see train_one_epoch."""
+    number: int
+    step: Step
+    loader: Any
+    scheduler: Any
+    on_log: Callable[[Progress], None] | None
+    on_update: Callable[[int, CheckResult], None] | None
+    losses: RunningLosses
+    first_batch: int
+    updates_per_epoch: int | None
+
+    def __post_init__(self) -> None:
+        self.num_batches = len(self.loader)
+        self.accumulate = self.step.args.grad_accum_steps
+        self.num_updates = math.ceil(self.num_batches / self.accumulate)
+        self.lap, self.total = Span(), Span()
+
+    def train(self) -> tuple[dict[str, float], float]:
+        update = Update(self.number, self.first_batch)
+        done = self.first_batch  # batches of the epoch
+        self.step.begin_epoch()
+        for done, (input, target, waited) in enumerate(self._batches(), self.first_batch + 1):
+            complete = done == self.num_batches or done % self.accumulate == 0
+            self.step.accumulate(update, input, target, self._size(done - 1), last=complete)
+            self._count(update.losses[-1].images, complete, waited)
+            if complete:
+                self._after_update(update, self.step.make(update), done, input, target)
+                update = Update(self.number, done)
+        return self._finish(done)
+
+    def _batches(self) -> Iterator[tuple[Input, torch.Tensor, float]]:
+        """Batches on the device, each with the seconds that this process waited for it."""
+        begin = time.perf_counter()
+        for input, target in batches_of(self.loader):
+            input, target = prepare_batch(self.step.args, input, target, self.step.device, self.step.precision)
+            yield input, target, time.perf_counter() - begin
+            begin = time.perf_counter()
+
+    def _size(self, batch: int) -> int:
+        """Number of batches in the update of this one.
+
+        The last update of an epoch may have fewer, and the first of an epoch that was resumed with other batches.
+        """
+        first = batch // self.accumulate * self.accumulate
+        return min(first + self.accumulate, self.num_batches) - max(first, self.first_batch)
+
+    def _count(self, images: int, updates: int, waited: float) -> None:
+        for span in (self.lap, self.total):
+            span.add(images * self.step.args.world_size, updates, waited)
+
+    def _after_update(
+            self,
+            update: Update,
+            checked: CheckResult,
+            done: int,
+            input: Input,
+            target: torch.Tensor,
+    ) -> None:
+        """Update the mean losses, EMA, log and schedule. An update that was left out moves no EMA and no schedule."""
+        index = (done - 1) // self.accumulate
+        updates_in_all = self.number * (self.updates_per_epoch or self.num_updates) + index + 1
+        if not checked.broken:
             for batch_losses in update.losses:
-                losses.update(batch_losses)
-        made = verdict is None or verdict.made
-        if made:
-            step.task.update_ema(step=num_updates)
-        update = Update(epoch, batch_index + 1)
-        if args.synchronize_step and device.type != 'cpu':
+                self.losses.update(batch_losses)
+        if checked.made:
+            self.step.task.update_ema(step=updates_in_all)
+        if self.step.args.synchronize_step and self.step.device.type != 'cpu':
             torch.accelerator.synchronize()
-        if on_log is not None and losses.count and (update_index % args.log_interval == 0 or last_batch):
-            last, mean = losses.read(f'by update {update_index + 1} of epoch {epoch}')
-            on_log(Progress(epoch, update_index, updates_in_epoch, last, mean, lap, total, input, target))
-            lap = Span()
-        if made and scheduler is not None:
-            scheduler.step_update(num_updates=num_updates)
-        if on_update is not None:
-            on_update(batch_index + 1, verdict)
-        data_wanted = time.perf_counter()
+        if index % self.step.args.log_interval == 0 or done == self.num_batches:
+            self._log(index, input, target)
+        if checked.made and self.scheduler is not None:
+            self.scheduler.step_update(num_updates=updates_in_all)
+        if self.on_update is not None:
+            self.on_update(done, checked)
 
-    step.finish()
-    check_damage(loader)
-    check_delivered(batch_index + 1, num_batches)
-    if hasattr(step.optimizer, 'sync_lookahead'):
-        step.optimizer.sync_lookahead()
-    if not losses.count:
-        raise NonFiniteError(f'every update of epoch {epoch} was broken and left out. Try a smaller --lr')
-    _, mean = losses.read(f'in epoch {epoch}')
-    return mean, total.images / total.seconds
+    def _log(self, index: int, input: Input, target: torch.Tensor) -> None:
+        if self.on_log is None or not self.losses.count:
+            return
+        last, mean = self.losses.read(f'by update {index + 1} of epoch {self.number}')
+        self.on_log(Progress(self.number, index, self.num_updates, last, mean, self.lap, self.total, input, target))
+        self.lap = Span()
 
-
-@torch.inference_mode()
-def evaluate(
-        model: nn.Module,
-        loader,
-        args: argparse.Namespace,
-        device: torch.device,
-        precision: Precision,
-        log_interval: int,
-        on_log: Callable[..., None] | None = None,
-        on_batch: Callable[[int], None] | None = None,
-        evaluator: ClassificationEvaluator | None = None,
-        perturb: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
-) -> dict[str, float]:
-    """Metrics over every sample once, whatever the number of ranks: loss, top-1 and top-5 in percent by default.
-
-    Args:
-        log_interval: Batches between calls of on_log(batch index, number of batches, metrics so far).
-        on_batch: Called after each batch with its number; it may raise.
-        evaluator: Another one of timm's protocol: update(output, target), summary(), compute(distributed).
-        perturb: From a batch's input and target to the input that is evaluated in its place.
-
-    Raises:
-        DamagedError: an image cannot be decoded.
-    """
-    evaluator = evaluator or ClassificationEvaluator(device, max_samples=evaluation_sample_limit(loader))
-    num_samples = 0
-    for batch_index, (_, output, target) in enumerate(outputs_of(model, loader, args, device, precision, perturb)):
-        num_samples += len(output)
-        evaluator.update(output, target)
-        if on_log is not None and (batch_index % log_interval == 0 or batch_index == len(loader) - 1):
-            on_log(batch_index, len(loader), evaluator.summary())
-        if on_batch is not None:
-            on_batch(batch_index)
-    metrics = evaluator.compute(distributed=args.distributed)
-    warn_of_loss(loader, num_samples, device)  # a collective: compute() has shown that no rank failed
-    return metrics
-
-
-@torch.inference_mode()
-def outputs_of(
-        model: nn.Module,
-        loader,
-        args: argparse.Namespace,
-        device: torch.device,
-        precision: Precision,
-        perturb: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
-) -> Iterator[tuple[Input, torch.Tensor, torch.Tensor]]:
-    """What the model sees, its logits [B, K] and the targets, batch by batch.
-
-    Args:
-        perturb: From a batch's input and target to the input that is evaluated in its place.
-
-    Raises:
-        DamagedError: an image cannot be decoded.
-    """
-    model.eval()
-    for input, target in batches_of(loader):
-        input, target = _to_device(input, target, args, device, precision)
-        if perturb is not None:
-            input = perturb(input, target)
-        with precision.autocast():
-            output = model(input)
-        output = output[0] if isinstance(output, (tuple, list)) else output
-        yield input, output, target
-    check_damage(loader)
-
-
-def _to_device(
-        input: Input,
-        target: torch.Tensor,
-        args: argparse.Namespace,
-        device: torch.device,
-        precision: Precision,
-) -> tuple[Input, torch.Tensor]:
-    if args.no_prefetcher:
-        input, target = to_device(input, target, device, precision.model_dtype)
-    if args.channels_last and isinstance(input, torch.Tensor):
-        input = input.contiguous(memory_format=torch.channels_last)
-    return input, target
+    def _finish(self, done: int) -> tuple[dict[str, float], float]:
+        """Check that the epoch is complete, and return its mean losses and images per second."""
+        self.step.finish()
+        check_damage(self.loader)
+        check_delivered(done, self.num_batches)
+        if hasattr(self.step.optimizer, 'sync_lookahead'):
+            self.step.optimizer.sync_lookahead()
+        if not self.losses.count:
+            raise NonFiniteError(f'every update of epoch {self.number} was broken and left out. Try a smaller --lr')
+        _, mean = self.losses.read(f'in epoch {self.number}')
+        return mean, self.total.images / self.total.seconds

@@ -9,8 +9,7 @@ import torch.distributed as dist
 import torch.nn as nn
 
 from ..base.errors import UserError
-
-Input = torch.Tensor | dict[str, torch.Tensor]  # images [B, C, H, W], or the patches of images (NaFlex)
+from ..data.device import Input
 
 
 class NonFiniteError(UserError, RuntimeError):

@@ -8,9 +8,11 @@ from typing import Any
 
 from timm import utils
 
+from ..assembly.console import begin_log
 from ..assembly.process_group import end_process_group
 from ..base.pipes import print_if_read
 from ..base.signals import StopSignals
+from ..evaluation.log import finite
 from . import dry_run
 from .create_run import TrainingRun, create_run, open_output, warn_of_surprises
 from .epochs import Epochs, begin_epoch
@@ -50,7 +52,7 @@ def _train(
         on_complete: Callable[[str, Watchdog], None] | None,
 ) -> list[dict[str, Any]]:
     options = dict(vars(args))  # as given, before anything is resolved
-    log.begin()
+    begin_log()
     training_run = create_run(args, signals, watchdog)
     if args.dry_run:
         if utils.is_primary(args):
@@ -89,5 +91,5 @@ def finish(training_run: TrainingRun, epochs: Epochs, trackers: tracking.Tracker
     best = log.best_last(results, training_run.metric_name, training_run.decreasing)
     if epochs.stopped:
         best[-1] = {**best[-1], 'early_stop': epochs.stopped}
-    print_if_read(f'--result\n{json.dumps(log.finite(best), indent=4)}')
+    print_if_read(f'--result\n{json.dumps(finite(best), indent=4)}')
     saver.close()

@@ -1,4 +1,4 @@
-"""An update: the gradients of its batches, what is found broken of them, and the optimizer's step."""
+"""An update: the gradients of its batches, the check for values that are not finite, and the optimizer's step."""
 import argparse
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -9,21 +9,22 @@ from timm.utils import dispatch_clip_grad
 from torch.nn.utils import clip_grads_with_norm_
 
 from ..assembly.model import Precision
+from ..data.device import Input
 from .guards.finite_check import CheckResult, FiniteCheck
-from .losses import BatchLosses, Input, Update
+from .losses import BatchLosses, Update
 
 
 class Step:
     """Makes updates of a task.
 
     Args:
-        task: What is trained; gives the losses of a batch.
-        optimizer: Of its parameters.
+        task: Task that is trained.
+        optimizer: Optimizer of its parameters.
         args: Options.
         device: Device of the task.
-        precision: Dtypes, and the scaler of the loss where there is one.
+        precision: Dtypes, and the scaler of the loss if there is one.
         loss_scale: Factor of a batch's gradient by its number of images, where batches differ in size.
-        finite_check: Looks at losses and gradients before each update.
+        finite_check: Checks losses and gradients before each update. None: no check.
         on_broken: Called with an update whose losses or gradients are not finite; it may raise.
     """
 
@@ -45,7 +46,7 @@ class Step:
         self.precision = precision
         self.loss_scale = loss_scale
         self.finite_check = finite_check
-        self.on_broken = on_broken or (lambda update, verdict: None)
+        self.on_broken = on_broken or (lambda update, checked: None)
         self._module = task.get_trainable_module()
         self._parameters = list(self._module.parameters())  # once: the walk to them costs as much as their norm
         self._second_order = getattr(optimizer, 'is_second_order', False)
@@ -55,35 +56,22 @@ class Step:
         self._module.train()
         self.optimizer.zero_grad()
 
-    def __call__(
+    def accumulate(
             self,
             update: Update,
             input: Input,
             target: torch.Tensor,
             batches: int = 1,
             last: bool = True,
-    ) -> CheckResult | None:
-        """Add the gradient of a batch and, with the last one of an update, make it or leave it out.
+    ) -> None:
+        """Launch forward and backward pass of a batch, which add its gradient.
 
         Args:
-            update: To which the batch belongs.
+            update: Update of the batch.
             input, target: The batch, on the device.
             batches: Number of batches in the update.
             last: Whether this is the last of them.
-
-        Returns:
-            What the check of all ranks found of the update; None before the last batch, and without a check.
         """
-        self._accumulate(update, input, target, batches, last)
-        return self._make(update) if last else None
-
-    def finish(self) -> None:
-        """Check the gradients of the last update if that is still to do. Call it before weights are used or saved."""
-        if self._before is not None:
-            self._check_before(self.finite_check.read_late())
-
-    def _accumulate(self, update: Update, input: Input, target: torch.Tensor, batches: int, last: bool) -> None:
-        """Launch forward and backward pass of a batch."""
         if self.finite_check is not None and self.finite_check.skips and not update.losses:
             update.keep_buffers(self._module)
         with nullcontext() if last else self.task.no_sync():
@@ -102,38 +90,48 @@ class Step:
             else:
                 self.precision.scaler.backward(loss, create_graph=self._second_order)
 
-    def _make(self, update: Update) -> CheckResult | None:
-        """Step, unless losses or gradients are broken."""
-        verdict = norm = None
+    def make(self, update: Update) -> CheckResult:
+        """Make an update whose batches are accumulated, or leave it out if losses or gradients are not finite.
+
+        Returns:
+            The result of the check on all ranks.
+        """
+        checked, norm = CheckResult([], []), None
         if self.finite_check is not None:
-            verdict = self.finite_check.agree()
-            self._check_before(verdict)
-            if self.precision.scaler is None:  # the scaler looks at gradients itself
-                norm = self.finite_check.check_gradients(self._parameters, verdict)
-        if verdict is not None and verdict.broken:
-            self.on_broken(update, verdict)
+            checked = self.finite_check.agree()
+            self._check_before(checked)
+            if self.precision.scaler is None:  # the scaler checks gradients itself
+                norm = self.finite_check.check_gradients(self._parameters, checked)
+        if checked.broken:
+            self.on_broken(update, checked)
             update.restore_buffers(self._module)
-        elif not self._optimize(norm) and verdict is not None:
-            verdict.skipped, verdict.scale = True, self.precision.scaler.scale
-            self.on_broken(update, verdict)
+        elif not self._optimize(norm):
+            checked.skipped, checked.scale = True, self.precision.scaler.scale
+            if self.finite_check is not None:
+                self.on_broken(update, checked)
         if self.finite_check is not None and self.finite_check.has_late:
             self._before = update.without_batch()
-            if verdict.save or verdict.stop:
+            if checked.save or checked.stop:
                 self.finish()
         self.optimizer.zero_grad()
-        return verdict
+        return checked
 
-    def _check_before(self, verdict: CheckResult) -> None:
+    def finish(self) -> None:
+        """Check the gradients of the last update if that is still to do. Call it before weights are used or saved."""
+        if self._before is not None:
+            self._check_before(self.finite_check.read_late())
+
+    def _check_before(self, checked: CheckResult) -> None:
         """Call on_broken for the previous update if its gradients were not finite. The optimizer has used them."""
         before, self._before = self._before, None
-        if verdict.late:
-            self.on_broken(before, verdict)
+        if checked.late:
+            self.on_broken(before, checked)
 
     def _optimize(self, norm: torch.Tensor | None) -> bool:
         """Clip the gradients, and step.
 
         Args:
-            norm: That of all gradients, where it is known: clipping by norm need not read them again.
+            norm: Norm of all gradients if it is known, so that clipping by norm need not read them again.
 
         Returns:
             Whether the update was made; the scaler leaves out those whose gradients are not finite.

@@ -14,6 +14,7 @@ from agmax_timm.assembly import optimizer as optimization
 from agmax_timm.assembly import sharding
 from agmax_timm.assembly.objective import build_task
 from agmax_timm.base.errors import OptionError
+from agmax_timm.evaluation.evaluate import evaluate
 from agmax_timm.options.parse import parse_train_args
 from agmax_timm.training import epochs, loop
 from agmax_timm.training import run as training
@@ -93,7 +94,7 @@ def train_case(name, fsdp, rank):
         metrics.append(losses)
         for ema in (False, True):
             epochs.distribute_batch_norm(args, task.get_trainable_module(ema=ema))
-            metrics.append(loop.evaluate(
+            metrics.append(evaluate(
                 task.get_eval_model(ema=ema), batches(rank, False, dtype), args, CPU, precision, log_interval=1))
     manager.check_weights(task)
     state = sharding.WholeState(task, optimizer, keep=True)

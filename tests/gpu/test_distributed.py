@@ -32,10 +32,10 @@ def test_every_collective_of_the_package(device, group, monkeypatch):
         patch.setattr(distributed, 'world_size', lambda: 2)  # of one rank it would be the mean itself
         mean = distributed.global_mean(local, 4)
     torch.testing.assert_close(mean, local)
-    watch = FiniteCheck(args, device, lambda: (True, False))
-    watch.look(BatchLosses(('loss', 'ce'), torch.tensor([1., torch.nan], device=device), 4), last=True)
-    verdict = watch.agree()
-    assert verdict.broken == ['ce'] and verdict.save and not verdict.stop
+    check = FiniteCheck(args, device, lambda: (True, False))
+    check.look(BatchLosses(('loss', 'ce'), torch.tensor([1., torch.nan], device=device), 4), last=True)
+    checked = check.agree()
+    assert checked.broken == ['ce'] and checked.save and not checked.stop
     losses = RunningLosses(device, distributed=True)
     losses.update(BatchLosses(('loss',), torch.ones(1, device=device), 4))
     assert losses.read('')[1]['loss'] == 1.

@@ -24,9 +24,9 @@ from agmax_timm.assembly.model import Precision, import_device_modules
 from agmax_timm.assembly.objective import build_criterion, build_task
 from agmax_timm.assembly.optimizer import build_optimizer
 from agmax_timm.base.errors import OptionError
+from agmax_timm.evaluation.evaluate import evaluate
 from agmax_timm.options.parse import parse_train_args
 from agmax_timm.training import run as training
-from agmax_timm.training.loop import evaluate
 
 SMALL = ['--model', 'test_resnet', '--num-classes', '3', '--img-size', '32', '-b', '4', '-j', '0',
          '--warmup-epochs', '0', '--lr', '0.05', '--epochs', '1']

@@ -106,7 +106,7 @@ def share(batch, rank, world_size, views):
 
 
 def train_share(rank, world_size, two_views, accum_steps, dtype):
-    """An epoch of engine.train_one_epoch on this rank's share: mean losses, all weights, all averaged weights."""
+    """An epoch of loop.train_one_epoch on this rank's share: mean losses, all weights, all averaged weights."""
     torch.manual_seed(0)
     model = timm.create_model('test_vit', num_classes=CLASSES, img_size=32).to(dtype)
     if two_views:

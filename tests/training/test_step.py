@@ -14,13 +14,14 @@ from torch.nn.utils import get_total_norm
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from agmax_timm import AgMaxTask
+from agmax_timm.assembly.loaders import prepare_batch
 from agmax_timm.assembly.loss_scaler import LossScaler
 from agmax_timm.assembly.model import Precision
-from agmax_timm.data.loader import DeviceMixupLoader
+from agmax_timm.data.device import DeviceMixupLoader
 from agmax_timm.distillation import AgMaxDistillationTask
 from agmax_timm.loss import AGREEMENT_KINDS
 from agmax_timm.training import loop
-from agmax_timm.training.guards import finite_check as watching
+from agmax_timm.training.guards import finite_check
 from agmax_timm.training.guards.finite_check import CheckResult, FiniteCheck
 from agmax_timm.training.losses import BatchLosses, RunningLosses, Update
 from agmax_timm.training.step import Step
@@ -74,9 +75,9 @@ def test_data_in_the_log_is_the_time_of_the_loader():
                 yield each
 
     class SlowStep(Step):
-        def __call__(self, *args, **kwargs):
+        def accumulate(self, *args, **kwargs):
             time.sleep(.1)
-            return super().__call__(*args, **kwargs)
+            super().accumulate(*args, **kwargs)
 
     task, device, args = create_task(), torch.device('cpu'), Namespace(**OPTIONS)
     step = SlowStep(task, torch.optim.SGD(task.parameters(), lr=0.), args, device, Precision())
@@ -127,7 +128,7 @@ def copies(monkeypatch):
 def assert_no_wait(copies, task, batches, updates=UPDATES, **options):
     copies.seen.clear()
     train(task, batches, 'meta', UnreadLosses(torch.device('meta')), **options)
-    # The flags of the finite_check, which wait on no GPU (see below), and behind the epoch those of its last gradients.
+    # The flags of the check, which wait on no GPU (see below), and behind the epoch those of its last gradients.
     assert copies.seen == [('meta', 'cpu', 'waits')] * (updates + 1)
 
 
@@ -190,8 +191,8 @@ def test_batches_without_the_prefetcher_go_to_a_gpu_without_a_wait(gpu_copies):
     images, target = torch.zeros(2 * IMAGES, 3, 32, 32), torch.zeros(2 * IMAGES, dtype=torch.long)
     patches = dict(patches=torch.zeros(2 * IMAGES, 4, 12), patch_valid=torch.zeros(2 * IMAGES, 4), seq_len=4)
     gpu_copies.seen.clear()
-    moved = [*loop._to_device(images, target, args, device, Precision()),
-             *loop._to_device(patches, target, args, device, Precision(model_dtype=torch.bfloat16)),
+    moved = [*prepare_batch(args, images, target, device, Precision()),
+             *prepare_batch(args, patches, target, device, Precision(model_dtype=torch.bfloat16)),
              *next(iter(DeviceMixupLoader([(images, target)], lambda *batch: batch, device)))]
     assert gpu_copies.seen == [('cpu', 'cuda', 'goes on')] * 7
     assert {value.device.type for value in moved if torch.is_tensor(value)} == {'cuda'}
@@ -202,16 +203,16 @@ def test_batches_without_the_prefetcher_go_to_a_gpu_without_a_wait(gpu_copies):
 def test_losses_and_watch_take_a_gpu_without_a_wait(gpu_copies, kind):
     device = torch.device('cuda')
     task = create_task(device, kind=kind)
-    finite_check = FiniteCheck(Namespace(**OPTIONS), device, requests=lambda: (True, False))
+    check = FiniteCheck(Namespace(**OPTIONS), device, requests=lambda: (True, False))
     losses, (input, target) = RunningLosses(device), batch(device)
     gpu_copies.seen.clear()
     for last in (False, True):
         of_batch = BatchLosses.of(task(input, target), IMAGES)
-        finite_check.look(of_batch, last)
+        check.look(of_batch, last)
         losses.update(of_batch)
     for parameter in task.get_clip_parameters():
         parameter.grad = torch.empty_like(parameter)
-    finite_check.check_gradients([*task.get_trainable_module().parameters()], CheckResult([], []))
+    check.check_gradients([*task.get_trainable_module().parameters()], CheckResult([], []))
     assert gpu_copies.seen == [('cuda', 'cpu', 'goes on')], 'the flags of the watch'
 
 
@@ -297,10 +298,10 @@ def test_operators_of_an_update_besides_those_of_plain_training(build, most):
 
     def updates(count):
         device, args = torch.device('cpu'), Namespace(**OPTIONS)
-        finite_check = FiniteCheck(args, device)
-        finite_check.at_once = False  # as on a GPU
+        check = FiniteCheck(args, device)
+        check.at_once = False  # as on a GPU
         optimizer = torch.optim.SGD(task.get_trainable_module().parameters(), lr=0.1, momentum=0.9, foreach=True)
-        step = Step(task, optimizer, args, device, Precision(), finite_check=finite_check)
+        step = Step(task, optimizer, args, device, Precision(), finite_check=check)
         loop.train_one_epoch(0, step, [batch() for _ in range(count)], losses=UnreadLosses(device))
 
     task = build()
@@ -349,7 +350,7 @@ def events(monkeypatch):
     note(AgMaxTask, 'forward', 'forward')
     note(torch.Tensor, 'backward', 'backward')
     note(torch.optim.SGD, 'step', 'step')
-    note(watching._Reading, 'read', 'wait for flags')
+    note(finite_check._Reading, 'read', 'wait for flags')
     note(torch.Tensor, 'item', 'wait for gradients')
     return seen
 
@@ -360,18 +361,19 @@ def events(monkeypatch):
 def test_all_passes_of_an_update_are_launched_before_the_host_waits(events, dtype, policy, accum_steps):
     """As on a GPU, where the gradients are read with the next update unless broken ones are to be left out."""
     device, args = torch.device('cpu'), Namespace(**{**OPTIONS, 'nan_policy': policy, 'grad_accum_steps': accum_steps})
-    finite_check, task = FiniteCheck(args, device), create_task()
-    finite_check.at_once = policy == 'skip'
+    check, task = FiniteCheck(args, device), create_task()
+    check.at_once = policy == 'skip'
     precision = Precision(
         nullcontext if dtype == 'float32' else lambda: torch.autocast('cpu', dtype=getattr(torch, dtype)),
         LossScaler('cpu') if dtype == 'float16' else None)
-    step = Step(task, torch.optim.SGD(task.parameters(), lr=0.1), args, device, precision, finite_check=finite_check)
+    step = Step(task, torch.optim.SGD(task.parameters(), lr=0.1), args, device, precision, finite_check=check)
     step.begin_epoch()
     for index in range(2):
         events.clear()
         update = Update(0, index)
         for number in range(accum_steps):
-            step(update, *batch(), accum_steps, last=number == accum_steps - 1)
+            step.accumulate(update, *batch(), accum_steps, last=number == accum_steps - 1)
+        step.make(update)
         waits = ['wait for gradients'] if dtype == 'float16' or policy == 'skip' else []
         scaled = ['wait for gradients'] if dtype == 'float16' else []  # torch's scaler reads them once more
         assert events == ['forward', 'backward'] * accum_steps + ['wait for flags', *waits, *scaled, 'step']
@@ -397,7 +399,7 @@ def test_a_skipped_update_moves_neither_average_nor_schedule():
     loop.train_one_epoch(0, step, [batch() for _ in range(4)], scheduler=Schedule())
     assert moves == [('ema', 2), ('schedule', 2), ('ema', 4), ('schedule', 4)]
     assert [update.first_batch for update, _ in found] == overflowing
-    assert [verdict.scale for _, verdict in found] == [2. ** 15, 2. ** 14]
+    assert [checked.scale for _, checked in found] == [2. ** 15, 2. ** 14]
 
 
 # One graph to compile

@@ -23,10 +23,10 @@ from ...data.augment import replace_transforms, transforms_of
 from ...data.mixup import TwoViewCollate
 from ...data.sources.classes import class_names, same_names
 from ...options.parsers import train_parser
-from ...training.loop import evaluate
-from ...training.output import log as reporting
 from .. import bulk
+from ..evaluate import evaluate
 from ..inference import Subject
+from ..log import log_steps
 from ..metrics import create_evaluator, labels_of_data
 from .agreement import AgreementEvaluator
 from .attacked import EPSILONS, Attack
@@ -91,7 +91,7 @@ class Evaluation:
         args = self.args
         return evaluate(
             self.subject.model, loader, args, self.device, self.precision, args.log_freq,
-            on_log=reporting.log_evaluation_step(name) if name and utils.is_primary(args) else None,
+            on_log=log_steps(name) if name and utils.is_primary(args) else None,
             evaluator=bulk.TogetherEvaluator(evaluator, args) if args.distributed else evaluator,
             perturb=perturb)
 

@@ -78,20 +78,20 @@ class CheckpointManager:
         asked = self.signals.received is not None
         return due, asked or (self.damage is not None and self.damage.too_many)
 
-    def after_update(self, epoch: int, batches: int, losses: RunningLosses, verdict: CheckResult) -> None:
+    def after_update(self, epoch: int, batches: int, losses: RunningLosses, checked: CheckResult) -> None:
         """
         Raises:
             Interrupted: the run was asked to end; it is saved.
             DamagedError: more training images are damaged than may be; it is saved.
         """
-        if not verdict.save and not verdict.stop:
+        if not checked.save and not checked.stop:
             return
         if losses.count:  # no update of the epoch may have been whole
             losses.read(f'by batch {batches} of epoch {epoch}')
-        if verdict.stop and self.damage is not None:
+        if checked.stop and self.damage is not None:
             self.damage.gather(self.state.device)
         self.save_within(Position(epoch, batches), losses)
-        if verdict.stop:
+        if checked.stop:
             self.leave(f'epoch {epoch}, batch {batches}')
 
     def save_within(self, position: Position, losses: RunningLosses, random: dict[str, Any] | None = None) -> None:

@@ -1,9 +1,8 @@
-"""Once an update, all ranks agree: whether a loss or gradient is broken, whether to save, whether to stop.
+"""All ranks agree on each update: whether a loss or gradient is not finite, whether to save, whether to stop.
 
-The losses are looked at on the device after the forward pass, and what all ranks found is read before the optimizer
-steps. On a GPU that copy is under way while the backward pass runs, so the device never waits for it. Gradients are
-looked at before the step where that costs no wait, on the CPU and with --nan-policy skip; on a GPU, without it, they
-are read with the next update.
+Losses are checked on the device after the forward pass. What all ranks found is read before the optimizer steps: on a
+GPU that copy is made during the backward pass, so the device never waits for it. Gradients are checked before the step
+where that costs no wait, on the CPU and with --nan-policy skip. On a GPU without it they are read with the next update.
 """
 import argparse
 import math
@@ -23,8 +22,8 @@ GRADIENT = 'gradient'
 
 @dataclass
 class CheckResult:
-    """What all ranks agreed on about an update."""
-    broken: list[str]  # losses by name, or 'gradient', that are NaN or infinite on any rank
+    """Result of the check of an update, the same on all ranks but for `here`."""
+    broken: list[str]  # names of losses, or 'gradient', that are NaN or infinite on any rank
     here: list[str]  # those of this rank
     save: bool = False
     stop: bool = False
@@ -39,12 +38,12 @@ class CheckResult:
 
 
 class FiniteCheck:
-    """The state of all ranks.
+    """Checks losses and gradients of updates, and exchanges the results and requests of all ranks.
 
     Args:
-        args: Options, of which `distributed` and `nan_policy` count.
+        args: Options; `distributed` and `nan_policy` are read.
         device: Device of the losses.
-        requests: Gives whether this rank wants to save, and to stop, after the update. None: never.
+        requests: Returns whether this rank requests to save, and to stop, after the update. None: never.
     """
 
     def __init__(
@@ -64,7 +63,7 @@ class FiniteCheck:
         self._reading: _Reading | None = None
 
     def look(self, losses: BatchLosses, last: bool) -> None:
-        """Note the losses of a batch; after the last one of an update, ask the other ranks."""
+        """Check the losses of a batch. After the last batch of an update, send the results to the other ranks."""
         self.names = losses.names
         values = losses.values * 0  # one kernel, where isfinite() takes four
         self._losses = values if self._losses is None else self._losses + values
@@ -74,13 +73,12 @@ class FiniteCheck:
         self._reading = _Reading(torch.cat([late, self._losses]), self.distributed, self.requests())
 
     def agree(self) -> CheckResult:
-        """What was found of the update, on all ranks. Call it before the optimizer steps."""
+        """Return the results of the update on all ranks. Call it before the optimizer steps."""
         (save, stop, late, *everywhere), (_, _, late_here, *here) = self._reading.read()
         self._losses = self._late = self._reading = None
         if late:  # that gradient has broken the weights, and so the losses of this update
             return CheckResult([GRADIENT], [GRADIENT] if late_here else [], late=True)
-        return CheckResult(
-            _named(self.names, everywhere), _named(self.names, here), save=save, stop=stop)
+        return CheckResult(_named(self.names, everywhere), _named(self.names, here), save=save, stop=stop)
 
     @property
     def has_late(self) -> bool:
@@ -88,44 +86,45 @@ class FiniteCheck:
         return self._late is not None
 
     def read_late(self) -> CheckResult:
-        """What was found of the gradients of the last update, on all ranks. Waits for the device."""
+        """Return the results of the last update's gradients on all ranks. Waits for the device."""
         (_, _, late), (_, _, here) = _Reading(self._late, self.distributed).read()
         self._late = None
         return CheckResult([GRADIENT] if late else [], [GRADIENT] if here else [], late=late)
 
-    def check_gradients(self, parameters: list[nn.Parameter], verdict: CheckResult) -> torch.Tensor | None:
-        """Add to the verdict what the backward pass of the update left.
+    def check_gradients(self, parameters: list[nn.Parameter], checked: CheckResult) -> torch.Tensor | None:
+        """Check gradients, and add the result to that of the losses unless it is to be read with the next update.
 
         Returns:
-            Norm of all gradients, for who clips by it; None where it was not needed.
+            Norm of all gradients, for clipping by norm; None if it was not computed.
         """
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        if not gradients or verdict.broken:
+        if not gradients or checked.broken:
             return None
         norm = get_total_norm(gradients)
         if not self.at_once:
             self._late = whole(norm).reshape(1) * 0
         elif not math.isfinite(whole(norm).item()):
-            verdict.broken.append(GRADIENT)
-            verdict.here.append(GRADIENT)
+            checked.broken.append(GRADIENT)
+            checked.here.append(GRADIENT)
         return norm
 
 
 class _Reading:
-    """Flags on their way to the host, those of all ranks together and those of this one.
+    """Copy of flags to the host: flags of all ranks together, and flags of this rank.
 
     Args:
-        values: Of 0 or NaN, which means a flag; on the device.
-        requests: Whether this rank wants to save, and to stop.
+        values: Flags on the device, NaN if set and else 0.
+        distributed: Whether there are other ranks.
+        requests: Further flags, which this process has set: whether to save, and to stop.
     """
 
     def __init__(self, values: torch.Tensor, distributed: bool, requests: tuple[bool, bool] = (False, False)):
         self.requests = [*map(bool, requests)]
         rows = values[None]
         if distributed:
-            # Filled on the device: a list would be copied to it, and the host would wait for that.
-            told = [torch.full((1,), torch.nan if wish else 0., device=values.device) for wish in requests]
-            rows = torch.cat([*told, values]).repeat(2, 1)
+            # Filled on the device: the host would wait for the copy of a list.
+            flags = [torch.full((1,), torch.nan if flag else 0., device=values.device) for flag in requests]
+            rows = torch.cat([*flags, values]).repeat(2, 1)
             dist.all_reduce(rows[0])  # NaN of any rank stays in the sum
         on_gpu = rows.device.type == 'cuda'  # others copy at once
         self.host = rows.to('cpu', non_blocking=on_gpu)
@@ -134,7 +133,7 @@ class _Reading:
             self.copied.record()
 
     def read(self) -> tuple[list[bool], list[bool]]:
-        """Flags of all ranks and of this rank, with the requests first. Waits for the copy."""
+        """Return the flags of all ranks and those of this rank, the requests first. Waits for the copy."""
         if self.copied is not None:
             self.copied.synchronize()
         rows = self.host.isnan().tolist()
@@ -144,6 +143,6 @@ class _Reading:
 
 
 def _named(names: tuple[str, ...], flags: list[bool]) -> list[str]:
-    """The losses that are broken; their sum only where no part of it is."""
+    """Return the names of the losses that are flagged; that of their sum only if no part of it is."""
     broken = [name for name, flag in zip(names, flags) if flag]
     return [name for name in broken if name != 'loss'] or broken

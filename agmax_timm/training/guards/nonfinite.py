@@ -44,7 +44,7 @@ class BrokenUpdates:
         self._next = -1  # number of the batch after the last broken update, counted over all epochs
         self._in_a_row = 0
 
-    def __call__(self, update: Update, verdict: CheckResult) -> None:
+    def __call__(self, update: Update, checked: CheckResult) -> None:
         """
         Raises:
             NonFiniteError: on all ranks, at the first one, or with --nan-policy skip after 50 in a row; for updates
@@ -53,13 +53,13 @@ class BrokenUpdates:
         first_batch = update.epoch * len(self.loader.loader) + update.first_batch
         self._in_a_row = self._in_a_row + 1 if first_batch == self._next else 1
         self._next = first_batch + len(update.losses)
-        if verdict.skipped:
-            self._skipped(update, verdict)
+        if checked.skipped:
+            self._skipped(update, checked)
             return
-        found = self._found(update, verdict)
+        found = self._found(update, checked)
         self.count += 1
-        message = f"{self._name(update)}: {', '.join(verdict.broken)} not finite, {found}"
-        if verdict.late:
+        message = f"{self._name(update)}: {', '.join(checked.broken)} not finite, {found}"
+        if checked.late:
             raise NonFiniteError(f'{message}. It was found after the update was made, and nothing was saved since. Try '
                                  f'{_REMEDY}')
         if self.args.nan_policy == 'stop':
@@ -70,31 +70,31 @@ class BrokenUpdates:
         if self.args.rank == 0:
             _logger.warning(f'Left out: {message}')
 
-    def _skipped(self, update: Update, verdict: CheckResult) -> None:
+    def _skipped(self, update: Update, checked: CheckResult) -> None:
         self.skipped += 1
-        if verdict.scale < 1 or self._in_a_row >= _MOST_IN_A_ROW:
+        if checked.scale < 1 or self._in_a_row >= _MOST_IN_A_ROW:
             raise NonFiniteError(
-                f'{self._name(update)}: gradient not finite, {self._found(update, verdict)}. The loss scaler skipped '
-                f'{self._in_a_row} updates in a row, its scale is {verdict.scale:g}. Try {_REMEDY}')
+                f'{self._name(update)}: gradient not finite, {self._found(update, checked)}. The loss scaler skipped '
+                f'{self._in_a_row} updates in a row, its scale is {checked.scale:g}. Try {_REMEDY}')
         if self.args.rank == 0:
             _logger.info(f'Skipped {self._name(update)}: a gradient is not finite in float16. The loss scale is now '
-                         f'{verdict.scale:g}; skipped so far: {self.skipped}')
+                         f'{checked.scale:g}; skipped so far: {self.skipped}')
 
     def _name(self, update: Update) -> str:
         return f'update {update.first_batch // self.args.grad_accum_steps + 1} of epoch {update.epoch}'
 
-    def _found(self, update: Update, verdict: CheckResult) -> str:
+    def _found(self, update: Update, checked: CheckResult) -> str:
         """Samples and files of the broken update on all ranks. A collective."""
-        found = [self._describe(update, verdict)]
+        found = [self._describe(update, checked)]
         if self.args.distributed:
             of_ranks = [None] * self.args.world_size
             dist.all_gather_object(of_ranks, found[0])
             found = of_ranks
         return '; '.join(text for text in found if text)
 
-    def _describe(self, update: Update, verdict: CheckResult) -> str:
+    def _describe(self, update: Update, checked: CheckResult) -> str:
         """Samples of this rank and the file with its batch, '' where this rank is not broken."""
-        if not verdict.here and not verdict.skipped:
+        if not checked.here and not checked.skipped:
             return ''
         indices = [self.loader.indices(update.first_batch + i) for i in range(len(update.losses))]
         known = [index for batch in indices if batch for index in batch]
@@ -102,10 +102,10 @@ class BrokenUpdates:
         known = [index[0] if isinstance(index, tuple) else index for index in known]
         words = f'samples {listed(known)}' if known else 'samples of unknown index'
         if self.folder is not None and self.count < _MOST_FILES and update.input is not None:
-            words += f', kept in {self._write(update, verdict, indices)}'
+            words += f', kept in {self._write(update, checked, indices)}'
         return f'on rank {self.args.rank} {words}' if self.args.distributed else words
 
-    def _write(self, update: Update, verdict: CheckResult, indices: list[Any]) -> str:
+    def _write(self, update: Update, checked: CheckResult, indices: list[Any]) -> str:
         """One forward pass of `weights`, in training mode, on `input` and `target` gives the broken losses again."""
         number = update.first_batch // self.args.grad_accum_steps
         path = os.path.join(self.folder, f'broken-{update.epoch}-{number}-rank{self.args.rank}.pth')
@@ -113,7 +113,7 @@ class BrokenUpdates:
         weights = {} if self.args.fsdp else {
             name: whole(value).detach().cpu() for name, value in module.state_dict().items()}
         content = {
-            'epoch': update.epoch, 'update': number, 'rank': self.args.rank, 'broken': verdict.here or [GRADIENT],
+            'epoch': update.epoch, 'update': number, 'rank': self.args.rank, 'broken': checked.here or [GRADIENT],
             'losses': [dict(zip(losses.names, losses.values.tolist())) for losses in update.losses],
             'indices': indices, 'input': _on_host(update.input), 'target': _on_host(update.target),
             'weights': weights, 'model': self.args.model, 'num_classes': self.args.num_classes,

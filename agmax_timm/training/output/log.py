@@ -1,51 +1,22 @@
 """What a run tells: log, progress bar, summary.csv, curves.png."""
 import csv
 import logging
-import math
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from timm.utils import setup_default_logging, world_info_from_env
 from tqdm import tqdm
 
-from ...assembly.job_start import leave_allocation
+from ...assembly.console import steps_logger
 from ...base import atomic_write
 from ...base.output_files import save_figure, write_rows
+from ...evaluation.log import result_line
 from ..loop import Progress
 from .log_file import LogFile
 
 _logger = logging.getLogger('train')
-# Lines of single updates: on a terminal the progress bar stands for them, the log file has them either way.
-_steps = logging.getLogger('train.steps')
-
-
-class _ConsoleHandler(logging.StreamHandler):
-    """Write above a progress bar instead of through it."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record), file=sys.stderr)
-
-
-def begin() -> None:
-    """Set up the log. Outside of srun, leave the SLURM allocation and warn of that."""
-    warning = leave_allocation()
-    setup_logging(primary=world_info_from_env()[1] == 0)
-    if warning:
-        _logger.warning(warning)
-
-
-def setup_logging(primary: bool = True) -> None:
-    """Log to the console as timm does; on ranks other than the first, warnings alone."""
-    setup_default_logging(logging.INFO if primary else logging.WARNING)
-    if primary and sys.stderr.isatty():
-        plain = logging.root.handlers[-1]
-        console = _ConsoleHandler()
-        console.setFormatter(plain.formatter)
-        console.addFilter(lambda record: record.name != _steps.name)
-        logging.root.handlers[-1] = console
 
 
 def log_to_file(path: str) -> LogFile:
@@ -93,7 +64,7 @@ class Reporter:
     def train_step(self, progress: Progress, lr: float) -> None:
         if not self.primary:
             return
-        _steps.info(f'{train_line(progress, lr)}  ETA: {self._eta(progress)}')
+        steps_logger.info(f'{train_line(progress, lr)}  ETA: {self._eta(progress)}')
         self.bar.set_description(f'Epoch {progress.epoch + 1}/{self.num_epochs}', refresh=False)
         self.bar.set_postfix({name: f'{value:.3g}' for name, value in progress.mean.items()}, refresh=False)
 
@@ -105,7 +76,7 @@ class Reporter:
 
     def evaluation(self, name: str, metrics: dict[str, float]) -> None:
         if self.primary:
-            _logger.info(f"{name}: Loss: {metrics['loss']:.4f}{_percentages(metrics)}")
+            _logger.info(result_line(name, metrics))
 
     def close(self) -> None:
         self.bar.close()
@@ -126,21 +97,6 @@ def train_line(progress: Progress, lr: float) -> str:
         f'LR: {lr:.3e}  '
         f'Data: {lap.data_seconds / max(1, lap.updates):.3f} ({total.data_seconds / total.updates:.3f})'
     )
-
-
-def evaluation_line(name: str, batch_index: int, num_batches: int, metrics: dict[str, float]) -> str:
-    return f"{name}: [{batch_index:>4d}/{num_batches - 1}]  Loss: {metrics['loss']:>6.3f}{_percentages(metrics)}"
-
-
-def _percentages(metrics: dict[str, float]) -> str:
-    titles = {'top1': 'Acc@1', 'top5': 'Acc@5', 'map': 'mAP'}
-    return ''.join(
-        f'  {titles.get(name, name)}: {value:>7.3f}' for name, value in metrics.items() if name != 'loss')
-
-
-def log_evaluation_step(name: str):
-    """An on_log for engine.evaluate that writes its lines."""
-    return lambda *progress: _steps.info(evaluation_line(name, *progress))
 
 
 def summary_row(
@@ -215,12 +171,3 @@ def best_last(results: list[dict[str, Any]], metric: str, decreasing: bool, most
     values = [(result.get('validation', result['train']).get(metric), result) for result in results]
     ranked = sorted((pair for pair in values if pair[0] is not None), key=lambda pair: pair[0], reverse=decreasing)
     return [result for _, result in ranked[-most:]]
-
-
-def finite(value: Any) -> Any:
-    """With None in place of numbers that JSON does not know."""
-    if isinstance(value, dict):
-        return {name: finite(item) for name, item in value.items()}
-    if isinstance(value, list):
-        return [finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

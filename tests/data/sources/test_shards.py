@@ -32,8 +32,8 @@ from agmax_timm.commands import validate as validate_cli
 from agmax_timm.data.sources.checks import check_classes
 from agmax_timm.data.sources.classes import class_names
 from agmax_timm.data.sources.shards import check_delivered, open_dataset
+from agmax_timm.evaluation.evaluate import evaluate
 from agmax_timm.training import epochs as run_epochs
-from agmax_timm.training.loop import evaluate
 from tests.helpers.images import CLASSES
 from tests.helpers.shards import LENGTHS, write_parquet, write_shards
 

@@ -61,8 +61,8 @@ def test_an_epoch_that_begins_with_a_broken_update_is_no_obstacle_to_saving(trai
     agree, number = FiniteCheck.agree, itertools.count(1)
 
     def found(watch):
-        verdict = agree(watch)
-        return replace(verdict, broken=['loss']) if next(number) == 7 else verdict
+        checked = agree(watch)
+        return replace(checked, broken=['loss']) if next(number) == 7 else checked
     monkeypatch.setattr(FiniteCheck, 'agree', found)
     assert (train('--nan-policy', 'skip', '--val-interval', 3, looks=6) / 'recovery-1-0.pth.tar').exists()
 
@@ -126,9 +126,9 @@ def test_the_first_update_of_what_is_left_counts_the_batches_that_it_has(train, 
     counts = []
 
     class Counted(Step):
-        def __call__(self, update, input, target, batches=1, last=True):
+        def accumulate(self, update, input, target, batches=1, last=True):
             counts.append(batches)
-            return super().__call__(update, input, target, batches, last)
+            super().accumulate(update, input, target, batches, last)
     train('--grad-accum-steps', 3, '--epochs', 1, looks=0)
     monkeypatch.setattr(epochs, 'Step', Counted)
     train('--grad-accum-steps', 3, '--epochs', 1, '-b', 3)

@@ -1,0 +1,73 @@
+"""Batches on their way to the device, where timm's prefetcher does not move them."""
+from typing import Any
+
+import torch
+from timm.data import Mixup
+
+Input = torch.Tensor | dict[str, torch.Tensor]  # images [B, C, H, W], or the patches of images (NaFlex)
+
+
+def to_device(
+        input: Any,
+        target: torch.Tensor,
+        device: torch.device,
+        dtype: torch.dtype | None = None,
+) -> tuple[Any, torch.Tensor]:
+    """Copy a batch to a device. A copy from pinned memory to CUDA does not block this process.
+
+    Args:
+        input: Images, or a NaFlex dictionary, of which the patches are converted.
+        target: Targets of the images.
+        device: Device to copy to.
+        dtype: Dtype of the images. None keeps it.
+    """
+    on_cuda = device.type == 'cuda'
+    target = target.to(device, non_blocking=on_cuda)
+    if not isinstance(input, dict):
+        return input.to(device=device, dtype=dtype, non_blocking=on_cuda), target
+    moved = {name: value.to(device, non_blocking=on_cuda) for name, value in input.items() if torch.is_tensor(value)}
+    return {**input, **moved, 'patches': moved['patches'].to(dtype=dtype)}, target
+
+
+class DeviceMixupLoader:
+    """A loader that moves batches to the device and mixes them there, without timm's prefetcher.
+
+    Args:
+        loader: DataLoader of (input, target) on the CPU.
+        mixup: Function that mixes (input, target) on the device.
+        device: Device of the batches.
+        dtype: Dtype of the images.
+    """
+
+    def __init__(self, loader, mixup: Mixup, device: torch.device, dtype: torch.dtype = torch.float32):
+        self.loader = loader
+        self.mixup = mixup
+        self.device = device
+        self.dtype = dtype
+
+    def __iter__(self):
+        for input, target in self.loader:
+            yield self.mixup(*to_device(input, target, self.device, self.dtype))
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    @property
+    def dataset(self):
+        return self.loader.dataset
+
+    @property
+    def sampler(self):
+        return self.loader.sampler
+
+    @property
+    def batch_sampler(self):
+        return self.loader.batch_sampler
+
+    @property
+    def mixup_enabled(self) -> bool:
+        return self.mixup.mixup_enabled
+
+    @mixup_enabled.setter
+    def mixup_enabled(self, enabled: bool) -> None:
+        self.mixup.mixup_enabled = enabled

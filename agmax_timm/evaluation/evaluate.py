@@ -1,0 +1,81 @@
+"""One evaluation of a model: its metrics, or its outputs batch by batch."""
+import argparse
+from collections.abc import Callable, Iterator
+
+import torch
+import torch.nn as nn
+from timm.task import ClassificationEvaluator, evaluation_sample_limit
+
+from ..assembly import loaders
+from ..assembly.model import Precision
+from ..data.device import Input
+from ..data.sources.decoding import check_damage
+from ..data.sources.shards import warn_of_loss
+from ..data.workers import batches_of
+
+
+@torch.inference_mode()
+def evaluate(
+        model: nn.Module,
+        loader,
+        args: argparse.Namespace,
+        device: torch.device,
+        precision: Precision,
+        log_interval: int,
+        on_log: Callable[..., None] | None = None,
+        on_batch: Callable[[int], None] | None = None,
+        evaluator: ClassificationEvaluator | None = None,
+        perturb: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
+) -> dict[str, float]:
+    """Metrics over every sample once, whatever the number of ranks: loss, top-1 and top-5 in percent by default.
+
+    Args:
+        log_interval: Batches between calls of on_log(batch index, number of batches, metrics so far).
+        on_batch: Called after each batch with its number; it may raise.
+        evaluator: Another one of timm's protocol: update(output, target), summary(), compute(distributed).
+        perturb: From a batch's input and target to the input that is evaluated in its place.
+
+    Raises:
+        DamagedError: an image cannot be decoded.
+    """
+    evaluator = evaluator or ClassificationEvaluator(device, max_samples=evaluation_sample_limit(loader))
+    num_samples = 0
+    for batch_index, (_, output, target) in enumerate(outputs_of(model, loader, args, device, precision, perturb)):
+        num_samples += len(output)
+        evaluator.update(output, target)
+        if on_log is not None and (batch_index % log_interval == 0 or batch_index == len(loader) - 1):
+            on_log(batch_index, len(loader), evaluator.summary())
+        if on_batch is not None:
+            on_batch(batch_index)
+    metrics = evaluator.compute(distributed=args.distributed)
+    warn_of_loss(loader, num_samples, device)  # a collective: compute() has shown that no rank failed
+    return metrics
+
+
+@torch.inference_mode()
+def outputs_of(
+        model: nn.Module,
+        loader,
+        args: argparse.Namespace,
+        device: torch.device,
+        precision: Precision,
+        perturb: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
+) -> Iterator[tuple[Input, torch.Tensor, torch.Tensor]]:
+    """What the model sees, its logits [B, K] and the targets, batch by batch.
+
+    Args:
+        perturb: From a batch's input and target to the input that is evaluated in its place.
+
+    Raises:
+        DamagedError: an image cannot be decoded.
+    """
+    model.eval()
+    for input, target in batches_of(loader):
+        input, target = loaders.prepare_batch(args, input, target, device, precision)
+        if perturb is not None:
+            input = perturb(input, target)
+        with precision.autocast():
+            output = model(input)
+        output = output[0] if isinstance(output, (tuple, list)) else output
+        yield input, output, target
+    check_damage(loader)

@@ -1,0 +1,34 @@
+"""Lines of an evaluation in the log, in timm's format, and its metrics as JSON."""
+import math
+from collections.abc import Callable
+from typing import Any
+
+from ..assembly.console import steps_logger
+
+
+def step_line(name: str, batch_index: int, num_batches: int, metrics: dict[str, float]) -> str:
+    return f"{name}: [{batch_index:>4d}/{num_batches - 1}]  Loss: {metrics['loss']:>6.3f}{_percentages(metrics)}"
+
+
+def log_steps(name: str) -> Callable[[int, int, dict[str, float]], None]:
+    """Return a function that logs lines of an evaluation; for `on_log` of evaluate."""
+    return lambda *progress: steps_logger.info(step_line(name, *progress))
+
+
+def result_line(name: str, metrics: dict[str, float]) -> str:
+    return f"{name}: Loss: {metrics['loss']:.4f}{_percentages(metrics)}"
+
+
+def _percentages(metrics: dict[str, float]) -> str:
+    titles = {'top1': 'Acc@1', 'top5': 'Acc@5', 'map': 'mAP'}
+    return ''.join(
+        f'  {titles.get(name, name)}: {value:>7.3f}' for name, value in metrics.items() if name != 'loss')
+
+
+def finite(value: Any) -> Any:
+    """Return the value with None in place of NaN and infinite numbers, which JSON does not have."""
+    if isinstance(value, dict):
+        return {name: finite(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
