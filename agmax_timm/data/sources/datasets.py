@@ -65,16 +65,20 @@ def create_dataset(
         max_damaged: float | None = None,
         **kwargs,
 ) -> Any:
-    """Create a data set as timm.data.create_dataset does, or the built-in data for `name='demo'`.
+    """Create a data set like timm.data.create_dataset, or the built-in data for `name='demo'`.
 
-    Folders are read by FolderReader.
+    A folder of images is read with a compact index, and its images can be kept in memory.
 
     Args:
-        max_damaged: Share of the samples, in [0, 1], that may be replaced by the next because they cannot be decoded;
-            None for an error at the first. Has an effect for data sets that timm opens through its ImageDataset.
+        name: Kind of data set as in timm, such as 'hfds/NAME' or 'wds/NAME'. '' is a folder or a tar file.
+        root: Folder or tar file of the data.
+        split: Name of the split.
+        max_damaged: Share of the samples, in [0, 1], that may be replaced because they cannot be decoded. None raises
+            an error at the first one. Used by kinds that timm opens through its ImageDataset.
+        **kwargs: Further arguments of timm.data.create_dataset.
 
     Raises:
-        DataError: no folder, or only folders of other splits, which timm would read as one data set.
+        DataError: The data cannot be opened, or the root has no folder for the split but folders for others.
     """
     if name == DEMO:
         return DemoDataset(split, kwargs.get('input_img_mode', 'RGB'))
