@@ -12,7 +12,7 @@ from agmax_timm.options.parse import parse_train_args
 from agmax_timm.options.parsers import train_parser
 from agmax_timm.options.recipe import portable, recipe, redact
 from agmax_timm.options.settings import changed_options, train_command
-from agmax_timm.report.page import Report, page
+from agmax_timm.report.page import Report, render
 from agmax_timm.weights.staging import stage
 
 PERSON = 'ann-smith'
@@ -129,7 +129,7 @@ def test_nothing_that_is_staged_or_reported_names_a_person_or_a_folder(folder, m
             assert PERSON not in content and str(tmp_path) not in content, path
         card = ModelCard.load(tmp_path / 'hub' / 'README.md')
         assert '| class_map' not in card.content and 'split val' in card.text
-    text = page(Report(title='run', about='', headline=[], notes=[], command=train_command(run),
+    text = render(Report(title='run', about='', headline=[], notes=[], command=train_command(run),
                        changed=changed_options(run), options=recipe(run), versions={}, curves={}))
     assert PERSON not in text and str(tmp_path) not in text
 
