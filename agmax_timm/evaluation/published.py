@@ -15,7 +15,7 @@ from ..base.errors import DataError
 from ..options.parsers import train_parser
 from ..weights.card import hub_dataset_of
 from ..weights.checkpoint import SavedModel
-from ..weights.hub_error import HubError, reason, told
+from ..weights.hub_error import HubError, as_hub_error, reason
 from ..weights.limits import noted_options
 from ..weights.staging import load_folder
 
@@ -45,7 +45,7 @@ def compare_on_data(saved: SavedModel, folder: Path, in_run: bool = False) -> No
         _logger.warning('The preprocessing of the staged folder is not checked, without validation data: '
                         f'{reason(error)}')
         return
-    with told('what was staged does not take the validation images of the run', Exception):
+    with as_hub_error('what was staged does not take the validation images of the run', Exception):
         model: Any = load_folder(folder)
         mode = noted_options(model.pretrained_cfg).get('input_img_mode')
         found, published = _evaluate(model, resolve_model_data_config(model), {**options, 'input_img_mode': mode})

@@ -21,7 +21,7 @@ from huggingface_hub.utils.sha import git_hash
 
 from ..base.text import one_line
 from .card import published_card
-from .hub_error import HubError, reason, status, told
+from .hub_error import HubError, as_hub_error, reason, status
 from .staging import CARD, FILES, load_folder
 from .update import ChangedError, Remote, Update, plan_update
 
@@ -79,20 +79,20 @@ class Destination:
         return [word for name, value in given.items() if value
                 for word in (f'--{name}', *([value] if isinstance(value, str) else []))]
 
-    def call(self, function: Callable[[], Any], once_heard: bool = False) -> Any:
-        """Call a function, and again after errors that may pass. The client itself does so for the content of files.
+    def call(self, function: Callable[[], Any], repeatable: bool = True) -> Any:
+        """Call a function, and repeat it after temporary errors. The client itself repeats the upload of files.
 
         Args:
-            once_heard: Whether to give up if no answer came, because the call may have had its effect.
+            repeatable: Whether to repeat a call that was not answered. It may have had its effect.
         """
         for wait in self.waits:
             try:
                 return function()
             except HTTPError as error:
                 code = status(error)
-                # 412: another commit came between.
-                passing = not once_heard if code is None else code in (408, 412, 429) or code >= 500
-                if not passing:
+                # 412: somebody else committed in the meantime.
+                temporary = repeatable if code is None else code in (408, 412, 429) or code >= 500
+                if not temporary:
                     raise
                 after = error.response.headers.get('Retry-After', '') if isinstance(error, HfHubHTTPError) else ''
                 wait = min(float(after), _LONGEST_WAIT) if after.isdigit() else wait
@@ -126,10 +126,10 @@ def check_revision(revision: str | None) -> None:
 
 
 def check_destination(to: Destination) -> None:
-    """Check that publishing can succeed, as far as the Hub tells beforehand.
+    """Check the name, the token and its permissions before training.
 
     Raises:
-        HubError: the name is malformed, there is no valid token, or it may not write there.
+        HubError: the name is malformed, there is no valid token, or the token cannot write there.
     """
     check_name(to.repo_id)
     log_in = 'log in with `hf auth login`, or set HF_TOKEN'
@@ -143,25 +143,25 @@ def check_destination(to: Destination) -> None:
         raise HubError(f'the Hugging Face Hub does not tell whose the token is: {reason(error)}') from error
     _check_permission(to, user)
     if to.private:
-        with told(f'cannot look up {to.repo_id}'):
+        with as_hub_error(f'cannot look up {to.repo_id}'):
             to.call(lambda: _check_private(to))
 
 
 def publish(folder: str | Path, to: Destination, checked: bool = False) -> str:
-    """Upload a staged folder as one commit, into a repository and branch that are made where they are missing.
+    """Upload a staged folder as one commit. Create the repository and the branch if they are missing.
 
-    The folder is checked first, as by load_folder. Only `FILES` are uploaded, whatever else lies there. What was
-    changed on the Hub since it was written stays, see update.plan_update, and files of a former model are deleted.
+    The folder is checked first, see load_folder. Only `FILES` are uploaded. Changes that were made on the Hub are kept,
+    see update.plan_update. Files of a former model are deleted.
 
     Args:
-        checked: Whether the folder was just staged or loaded, and is not checked again.
+        checked: Whether the folder was checked already.
 
     Returns:
         The address of the commit or pull request.
 
     Raises:
-        ChangedError: something that was changed on the Hub would be overwritten.
-        HubError: the folder does not load, or the Hub refuses or stays out of reach. Nothing is committed then.
+        ChangedError: a change that was made on the Hub would be overwritten.
+        HubError: the folder does not load, or the Hub refuses the commit or is out of reach. Nothing is committed.
     """
     if not checked:
         load_folder(folder)
@@ -171,7 +171,7 @@ def publish(folder: str | Path, to: Destination, checked: bool = False) -> str:
     api = to.api
 
     def commit() -> tuple[Any, Update]:
-        """Anew for every attempt: an earlier one may have had its effect, and the client marks what it has done."""
+        """Plan every attempt anew: the one before may have had its effect, and the client marks operations as done."""
         remote = _read_remote(to)
         operations, update = _plan(folder, to, remote)
         return api.create_commit(
@@ -184,36 +184,36 @@ def publish(folder: str | Path, to: Destination, checked: bool = False) -> str:
             parent_commit=remote.commit if remote is not None else None,
         ), update
 
-    with told(f'cannot upload {folder} to {to.repo_id}'):
+    with as_hub_error(f'cannot upload {folder} to {to.repo_id}'):
         to.call(lambda: api.create_repo(to.repo_id, private=to.private or None, exist_ok=True))
         if to.private:
             to.call(lambda: _check_private(to))
         if to.branch and not to.branch.startswith('refs/'):
             to.call(lambda: api.create_branch(to.repo_id, branch=str(to.branch), exist_ok=True))
-        answer, update = to.call(commit, once_heard=to.create_pr)
+        answer, update = to.call(commit, repeatable=not to.create_pr)
     for change in update.lines:
         _logger.info(f'{to.repo_id}: {change}')
     return str(answer.pr_url or answer.commit_url)
 
 
 def check_update(folder: str | Path, to: Destination) -> None:
-    """Check that a folder like this one can be published, by what is in the repository.
+    """Check that the files in the repository allow a folder like this one to be published.
 
     Raises:
-        ChangedError: something that was changed on the Hub would be overwritten.
-        HubError: the Hub does not tell.
+        ChangedError: a change that was made on the Hub would be overwritten.
+        HubError: the Hub does not answer.
     """
     try:
-        with told(f'cannot look up {to.repo_id}'):
+        with as_hub_error(f'cannot look up {to.repo_id}'):
             remote = to.call(lambda: _read_remote(to))
     except HubError as error:
-        raise HubError(str(error)) from None  # try_staging lets pass what a disk causes, by the class of the cause
-    with told(f'cannot read {folder}'):
+        raise HubError(str(error)) from None  # try_staging only warns if the cause is an OSError
+    with as_hub_error(f'cannot read {folder}'):
         _plan(Path(folder), to, remote)
 
 
 def _read_remote(to: Destination) -> Remote | None:
-    """What a branch holds, None where there is no such repository or branch."""
+    """Return the content of a branch, None if there is no such repository or branch."""
     api = to.api
     try:
         commit = api.repo_info(to.repo_id, revision=to.revision or None).sha
@@ -235,7 +235,7 @@ def _plan(
         to: Destination,
         remote: Remote | None,
 ) -> tuple[list[CommitOperationAdd | CommitOperationDelete], Update]:
-    """The operations of a commit, and what they change. Raises ChangedError as plan_update."""
+    """Return the operations of a commit, and what they change. Raises ChangedError as plan_update."""
     additions = [CommitOperationAdd(name, str(folder / name)) for name in FILES
                  if name != CARD and (folder / name).is_file()]
     card = (folder / CARD).read_text(encoding='utf-8') if (folder / CARD).is_file() else ''
@@ -251,7 +251,7 @@ def _plan(
 
 
 def _identifiers(addition: CommitOperationAdd) -> tuple[str, ...]:
-    """By which the Hub may know a file: the SHA-256 of LFS files, git's SHA-1 of others."""
+    """Return the identifiers that the Hub may give to a file: SHA-256 for LFS files, git's SHA-1 for others."""
     info = addition.upload_info
     with addition.as_file() as file:
         in_git = (git_hash(file.read()),) if info.size < _LARGEST_IN_GIT else ()
@@ -259,7 +259,11 @@ def _identifiers(addition: CommitOperationAdd) -> tuple[str, ...]:
 
 
 def _check_permission(to: Destination, user: dict[str, Any]) -> None:
-    """Raise HubError if the answer of whoami-v2 leaves no way to write to the repository, or open a pull request."""
+    """Raise HubError if the user of a token cannot write to the repository or open a pull request.
+
+    Args:
+        user: Answer of whoami-v2.
+    """
     name, token = user['name'], user.get('auth', {}).get('accessToken', {})
     if to.create_pr:
         if token.get('role') == 'read':

@@ -1,4 +1,4 @@
-"""What goes wrong with the Hub and its folders, in one line."""
+"""Errors of publishing, in one line."""
 from contextlib import contextmanager
 
 from huggingface_hub.errors import HfHubHTTPError, HTTPError  # the HTTP client's own, httpx or httpx2
@@ -12,14 +12,14 @@ class HubError(UserError, ValueError):
 
 
 def status(error: BaseException) -> int | None:
-    """HTTP status of an answer, None where there was none; of its cause for what the client raises in its stead."""
+    """Return the HTTP status of an error of the client, or of its cause; None if no answer came."""
     if not isinstance(error, HTTPError) and error.__cause__ is not None:
         return status(error.__cause__)
     return error.response.status_code if isinstance(error, HfHubHTTPError) else None
 
 
 def reason(error: BaseException) -> str:
-    """An error as part of a line."""
+    """Return the message of an error on one line."""
     if isinstance(error, HfHubHTTPError):
         return one_line(f'{error.response.status_code} {error.server_message or error.response.reason_phrase}')
     if isinstance(error, RuntimeError) and error.__cause__ is not None:
@@ -30,8 +30,8 @@ def reason(error: BaseException) -> str:
 
 
 @contextmanager
-def told(what: str, errors=(HTTPError, OSError, ValueError, RuntimeError)):
-    """Turn errors into HubError: `what`, and the reason, in one line."""
+def as_hub_error(what: str, errors=(HTTPError, OSError, ValueError, RuntimeError)):
+    """Turn errors into HubError: `what` and the reason on one line."""
     try:
         yield
     except HubError:

@@ -26,7 +26,7 @@ from ..options.recipe import recipe
 from .base_model import base_of, license_of
 from .card import PAPER_ID, PAPER_NAME, model_card, tag_of, with_license
 from .checkpoint import SavedModel
-from .hub_error import HubError, reason, told
+from .hub_error import HubError, as_hub_error, reason
 from .limits import notes_of
 from .measured import unrepeatable
 from .models import misfits
@@ -69,7 +69,7 @@ def stage(
     """
     check_license(license)
     folder = Path(folder).absolute()
-    with told(f'cannot stage {folder}', (OSError, ValueError, RuntimeError, SafetensorError)):
+    with as_hub_error(f'cannot stage {folder}', (OSError, ValueError, RuntimeError, SafetensorError)):
         folder.parent.mkdir(parents=True, exist_ok=True)
         with scratch_folder(str(folder)) as temporary:
             staged = Path(temporary)
@@ -98,7 +98,7 @@ def try_staging(saved: SavedModel, check: Callable[[Path], None] = lambda folder
     """
     try:
         with kept_random_state(), silenced(), tempfile.TemporaryDirectory() as folder:
-            with told('cannot stage this model', (OSError, ValueError, RuntimeError, SafetensorError)):
+            with as_hub_error('cannot stage this model', (OSError, ValueError, RuntimeError, SafetensorError)):
                 _write(saved, Path(folder))
                 _compare(saved, Path(folder))
             check(Path(folder))
@@ -115,7 +115,7 @@ def change_license(folder: str | Path, license: str) -> None:
     Raises:
         HubError: the files cannot be read or written.
     """
-    with told(f'cannot state a licence in {folder}', (OSError, ValueError)):
+    with as_hub_error(f'cannot state a licence in {folder}', (OSError, ValueError)):
         config = json.loads(Path(folder, CONFIG).read_text(encoding='utf-8'))
         config['pretrained_cfg']['license'] = license_name(license)
         texts = {CONFIG: json.dumps(config, indent=2)}
@@ -141,10 +141,10 @@ def load_folder(folder: str | Path) -> torch.nn.Module:
         if (folder / name).is_symlink():
             raise HubError(f'{folder / name} is a link: put the file itself there')
     _check_config(folder / CONFIG)
-    with told(f'{folder / CONFIG}: timm cannot build its model', Exception):
+    with as_hub_error(f'{folder / CONFIG}: timm cannot build its model', Exception):
         model = timm.create_model(f'local-dir:{folder}')
     _check_tensors(folder / WEIGHTS, model)
-    with told(f'{folder} does not load', Exception):
+    with as_hub_error(f'{folder} does not load', Exception):
         return timm.create_model(f'local-dir:{folder}', pretrained=True).eval()
 
 
@@ -255,7 +255,7 @@ def _check_config(path: Path) -> None:
 
 def _check_tensors(path: Path, model: torch.nn.Module) -> None:
     """Raise HubError unless a safetensors file holds the model's tensors, in name and shape; reads its header alone."""
-    with told(f'{path} is not sound', Exception), safe_open(path, framework='pt') as f:
+    with as_hub_error(f'{path} is not sound', Exception), safe_open(path, framework='pt') as f:
         names = f.keys()
         found = {name: torch.empty(f.get_slice(name).get_shape(), device='meta') for name in names}
     if misfits(found, model):
