@@ -15,7 +15,7 @@ import torch
 
 from agmax_timm import export, predict
 from agmax_timm.commands import train as train_cli
-from agmax_timm.weights import checkpoint, onnx_export
+from agmax_timm.weights import averaging, checkpoint, onnx_export
 from agmax_timm.weights.checkpoint import read_model
 from agmax_timm.weights.staging import stage
 from tests.helpers.run_files import load
@@ -285,9 +285,9 @@ def test_the_mean_of_the_best_checkpoints(ema_run, tmp_path, flags, key, count):
 
 
 def test_a_mean_has_no_metrics_and_names_its_files(ema_run):
-    saved = export.average_models(str(ema_run), 2, use_ema=None)
+    saved = averaging.average_models(str(ema_run), 2, use_ema=None)
     assert saved.metrics == {} and saved.class_names == ['ant', 'bee', 'cat']
-    assert saved.source == ' + '.join(export.best_checkpoints(str(ema_run), 2))
+    assert saved.source == ' + '.join(averaging.best_checkpoints(str(ema_run), 2))
     assert saved.weights == (
         'the mean of 2 checkpoints: the EMA of the weights, by which the run ranked its checkpoints')
 
@@ -307,22 +307,22 @@ def test_of_a_loss_the_lowest_are_the_best(tmp_path):
     write_run(tmp_path / 'loss', [0.9, 0.1, 0.2, 0.7], eval_metric='loss')
     write_run(tmp_path / 'top1', [9., 1., 2., 7.], eval_metric='top1')
     for name, mean in (('loss', 1.5), ('top1', 1.5)):
-        tensors = export.average_models(str(tmp_path / name), 2).state_dict
+        tensors = averaging.average_models(str(tmp_path / name), 2).state_dict
         assert (tensors['fc.weight'] == mean).all()
-    assert export.average_models(str(tmp_path / 'loss'), 1).state_dict['fc.weight'][0, 0] == 1
-    assert export.average_models(str(tmp_path / 'top1'), 1).state_dict['fc.weight'][0, 0] == 0
+    assert averaging.average_models(str(tmp_path / 'loss'), 1).state_dict['fc.weight'][0, 0] == 1
+    assert averaging.average_models(str(tmp_path / 'top1'), 1).state_dict['fc.weight'][0, 0] == 0
 
 
 def test_of_equals_the_earlier_is_better(tmp_path):
     write_run(tmp_path / 'run', [1., 3., 3., 2.], eval_metric='top1')
-    assert [path[-9] for path in export.best_checkpoints(str(tmp_path / 'run'), 4)] == ['1', '2', '3', '0']
+    assert [path[-9] for path in averaging.best_checkpoints(str(tmp_path / 'run'), 4)] == ['1', '2', '3', '0']
 
 
 def test_a_run_without_validation_is_ranked_by_its_loss(train_once):
     folder = train_once('--model', 'test_resnet', '--img-size', '32', '--epochs', '3', '--val-split', '')
     losses = {epoch: load(folder / f'checkpoint-{epoch}.pth.tar')['metric'] for epoch in range(3)}
     best = sorted(losses, key=losses.get)
-    assert [path.rsplit('-', 1)[1] for path in export.best_checkpoints(str(folder), 3)] == [
+    assert [path.rsplit('-', 1)[1] for path in averaging.best_checkpoints(str(folder), 3)] == [
         f'{epoch}.pth.tar' for epoch in best]
     assert read_model(str(folder)).metrics == {'epoch': best[0]}
 

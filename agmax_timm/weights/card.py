@@ -1,4 +1,4 @@
-"""The model card of a trained classifier: what the Hub reads of it, and what people do. Only what is known is said."""
+"""The model card of a trained classifier: the facts that are known. card.md.jinja puts them into words."""
 import os
 import re
 from collections.abc import Sequence
@@ -18,14 +18,14 @@ from .base_model import Base, base_of
 from .checkpoint import SavedModel
 from .measured import describe_input, measured, unrepeatable
 
-# What timm calls the folder of a card; see published_card.
+# Name of the folder of a card in timm; see published_card.
 _HERE = "'local-dir:.'"
 _TEMPLATE = Path(__file__).with_name('card.md.jinja')
 PAPER_NAME = 'Improving Model Generalization by Agreement of Learned Representations from Data Augmentation'
 PAPER_ID = 'arXiv:2110.10536'
 
 _DEMO = ('fashion_mnist', 'a subset of Fashion-MNIST')
-# Sections stand between marks, so that publishing again replaces them, and nothing else.
+# Marks around our sections. Publishing again replaces only what is between them.
 _BEGIN, _END = '<!-- agmax_timm: %s -->', '<!-- agmax_timm: end of %s -->'
 OUR_TAGS = ('image-classification', 'timm', 'agmax')
 # Names of metrics in the card's table, and their types on the Hub.
@@ -53,14 +53,14 @@ def model_card(
         curves: bool = False,
         license: str | None = None,
 ) -> ModelCard:
-    """The card of a staged folder.
+    """Return the card of a staged folder.
 
     Args:
-        saved: What was trained.
+        saved: Trained model.
         architecture: timm's name of the model, without source and tag.
-        embedding_shape: Shape of one image's embedding [1, C].
-        feature_shapes: Shapes of its feature maps [1, C, H, W], none for a model that has no such.
-        recipe: Options that make the run, as in train_hparams.yaml, if known.
+        embedding_shape: Shape of the embedding of one image [1, C].
+        feature_shapes: Shapes of its feature maps [1, C, H, W]; empty if the model gives none.
+        recipe: Options that repeat the run, as in train_hparams.yaml, if known.
         curves: Whether the folder holds curves.png.
         license: Name of the licence, None to state none.
     """
@@ -109,7 +109,7 @@ def model_card(
 
 
 def published_card(card: str, repo_id: str, revision: str | None = None) -> str:
-    """The card of a staged folder with the name of a repository in place of the folder's, for timm and transformers.
+    """Replace the folder in the snippets of a card, for timm and transformers, by a repository on the Hub.
 
     Args:
         revision: Branch, None for the default one.
@@ -121,14 +121,14 @@ def published_card(card: str, repo_id: str, revision: str | None = None) -> str:
 
 
 def tag_of(saved: SavedModel) -> str:
-    """timm's tag of the weights, method and data set: agmax_imagenet, without the data set where it is not known."""
+    """Return timm's tag of the weights: method and data set, such as agmax_imagenet; the method if no data is known."""
     method = 'agmax' if saved.options.get('agmax') else 'plain' if saved.options.get('model') else 'agmax_timm'
     dataset = dataset_of(saved.options)
     return '_'.join([method, re.sub(r'\W+', '_', dataset[0].split('/')[-1])] if dataset else [method])
 
 
 def hub_dataset_of(options: dict[str, Any]) -> str | None:
-    """Identifier on the Hub of the data a run saw: by --hub-dataset, or of hfds/ and hfids/ that are no folders."""
+    """Return the name of the training data on the Hub: --hub-dataset, or that of hfds/ and hfids/."""
     if options.get('hub_dataset'):
         return options['hub_dataset']
     kind, _, name = (options.get('dataset') or '').partition('/')
@@ -136,7 +136,7 @@ def hub_dataset_of(options: dict[str, Any]) -> str | None:
 
 
 def dataset_of(options: dict[str, Any]) -> tuple[str, str] | None:
-    """Identifier and name of the data a run saw: the Hub's for its data sets, otherwise the folder's own name."""
+    """Return identifier and name of the training data: from the Hub, otherwise from the last name of its folder."""
     name = options.get('dataset') or ''
     identifier = hub_dataset_of(options)
     if identifier:
@@ -145,12 +145,12 @@ def dataset_of(options: dict[str, Any]) -> tuple[str, str] | None:
         return _DEMO
     if not name or '/' not in name:
         name = os.path.abspath(options.get('data_dir') or options.get('data') or '/')
-    name = os.path.basename(name)  # of a folder, whose path is nobody's business
+    name = os.path.basename(name)  # no path of the machine
     return (re.sub(r'[^\w.-]+', '-', name).lower(), name) if name else None
 
 
 def is_repo_id(name: str) -> bool:
-    """Whether the Hub takes this as the name of a repository, by the rule of its client."""
+    """Whether this is a valid name of a repository on the Hub."""
     try:
         validate_repo_id(name)
     except ValueError:
@@ -200,7 +200,7 @@ def _hyperparameters(options: dict[str, Any], recipe: dict[str, Any]) -> dict[st
 
 
 def license_row(license: str | None, base: Base) -> str:
-    """The line of a card on its licence."""
+    """Return the line of a card about its licence."""
     if license is None:
         return f'{_LICENSE_ROW} none is stated: whoever publishes this model has to choose one'
     of_base = ', that of the weights from which training started' if license == base.get('license') else ''
@@ -208,7 +208,7 @@ def license_row(license: str | None, base: Base) -> str:
 
 
 def with_license(card: str, license: str | None) -> str:
-    """A card with another licence in its metadata and in its text."""
+    """Replace the licence in the metadata and in the text of a card."""
     metadata, body = split_card(card)
     for name in ('license_name', 'license_link'):
         metadata.pop(name, None)
@@ -217,7 +217,7 @@ def with_license(card: str, license: str | None) -> str:
 
 
 def join_sections(rest: str, sections: dict[str, str]) -> str:
-    """Text with sections at their marks; one without a mark follows the section before it. Other marks are removed."""
+    """Insert sections at their marks. A section without a mark follows the one before it. Other marks are removed."""
     rest = re.sub(r'\n*' + _BEGIN % r'(\w+)', lambda match: match[0] if match[1] in sections else '', rest)
     before = ''
     for name, text in sections.items():
@@ -233,10 +233,10 @@ def join_sections(rest: str, sections: dict[str, str]) -> str:
 
 
 def split_sections(body: str) -> tuple[dict[str, str], str]:
-    """Our sections in the text of a card, and the text around them with a mark in the place of each.
+    """Split the text of a card into our sections and the other text, which keeps a mark for each section.
 
     Raises:
-        ValueError: a mark has no counterpart.
+        ValueError: the end of a section is missing.
     """
     sections = {}
 
@@ -250,7 +250,7 @@ def split_sections(body: str) -> tuple[dict[str, str], str]:
 
 
 def split_card(card: str) -> tuple[dict[str, Any], str]:
-    """The metadata of a card and its text. Raises ValueError where the metadata are not a mapping in YAML."""
+    """Split a card into metadata and text. Raises ValueError if the metadata are not a mapping in YAML."""
     match = REGEX_YAML_BLOCK.search(card)
     try:
         metadata = (yaml.safe_load(match[2]) if match else None) or {}
@@ -266,7 +266,7 @@ def join_card(metadata: dict[str, Any], body: str) -> str:
 
 
 def _inline(text: str) -> str:
-    """Text as code of Markdown, whatever is in it: names of folders are anything."""
+    """Return text as inline code of Markdown, also if it contains backquotes or line ends."""
     line = ' '.join(text.split())
     fence = '`' * (1 + max(map(len, re.findall('`+', line)), default=0))
     return f'{fence} {line} {fence}' if '`' in line else f'`{line}`'

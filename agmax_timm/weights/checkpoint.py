@@ -1,4 +1,4 @@
-"""What a checkpoint or weights file holds, ours or timm's: a classifier, the options of its run, its metadata."""
+"""Read checkpoints and weights files, ours or timm's: the classifier, the options of its run, its metadata."""
 import argparse
 import json
 import os
@@ -114,7 +114,7 @@ def read_model(
         run_dir=folder if os.path.isfile(os.path.join(folder, 'args.yaml')) else None,
         metrics={'epoch': checkpoint['epoch']} if isinstance(checkpoint.get('epoch'), int) else {},
     )
-    with _believed(file):
+    with _damage_reported(file):
         metadata = checkpoint.get(METADATA)
         said = known['options'].get('model') or checkpoint.get('arch') if metadata is None else metadata['architecture']
         architecture = architecture or said
@@ -134,7 +134,7 @@ def read_model(
 
 
 def find_file(path: str, which: str = 'best') -> str:
-    """The 'best' or 'last' checkpoint of a run's folder, the weights of a folder in timm's layout; a file as it is."""
+    """Return the file to read: of a run its 'best' or 'last' checkpoint, of a folder in timm's layout its weights."""
     if not os.path.isdir(path):
         return path
     layout = [os.path.join(path, name) for name in _WEIGHTS if os.path.isfile(os.path.join(path, _CONFIG))]
@@ -170,13 +170,9 @@ def _with_metadata(
         metadata: dict[str, Any],
         given: dict[str, Any] | None = None,
 ) -> SavedModel:
-    model_args = {**_model_args(metadata['model_args']), **(given or {})}
     return SavedModel(
         architecture,
-        num_classes=model_args.pop('num_classes'),
-        in_chans=model_args.pop('in_chans', 3),
-        global_pool=model_args.pop('global_pool', None),
-        model_args=model_args,
+        **_fields({**_model_args(metadata['model_args']), **(given or {})}),
         class_names=metadata['class_names'],
         class_map=metadata.get('class_map'),
         data_config=dict(metadata['data_config']),
@@ -209,24 +205,16 @@ def _without_metadata(architecture: str, known: dict[str, Any], given: dict[str,
         **_model_args(options.get('model_kwargs') or {}),
         **given,
     })
-    for name in ('model_name', 'pretrained_cfg'):
-        del model_args[name]
-    saved = SavedModel(
-        architecture,
-        num_classes=model_args.pop('num_classes', 1000),
-        in_chans=model_args.pop('in_chans', 3),
-        global_pool=model_args.pop('global_pool', None),
-        model_args=model_args,
-        **known,
-    )
+    del model_args['model_name']
+    saved = SavedModel(architecture, **_fields({'num_classes': 1000, **_model_args(model_args)}), **known)
     evaluation = {**_CROP_OF_TRAINING, **options} if options else {}
     saved.data_config = resolve_input_data_config(saved.create_model(), evaluation, use_test_size=not options)
     return saved
 
 
 @contextmanager
-def _believed(path: str):
-    """Turn what a file says wrongly of itself into CheckpointError."""
+def _damage_reported(path: str):
+    """Turn errors about the description of a model in a file into CheckpointError."""
     try:
         yield
     except CheckpointError:
@@ -251,6 +239,12 @@ def _model_args(saved: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in saved.items() if name not in _NOT_OF_A_MODEL}
 
 
+def _fields(model_args: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of create_model as fields of SavedModel."""
+    named = {name: model_args[name] for name in ('num_classes', 'in_chans', 'global_pool') if name in model_args}
+    return {**named, 'model_args': {name: value for name, value in model_args.items() if name not in named}}
+
+
 def _width(architecture: str, layer: str, tensors: dict[str, torch.Tensor], dim: int) -> int | None:
     """A dimension of the weights of a model's first 'classifier' or 'first_conv'; None if the file lacks the layer."""
     names = getattr(get_pretrained_cfg(architecture), layer, None) or ()
@@ -265,7 +259,7 @@ def _read(path: str, mmap: bool = False) -> dict[str, Any]:
     config = os.path.join(os.path.dirname(path), _CONFIG)
     if os.path.basename(path) not in _WEIGHTS or not os.path.isfile(config):
         return checkpoint
-    with _believed(config):
+    with _damage_reported(config):
         with open(config, encoding='utf-8') as f:
             if 'architecture' not in json.load(f):  # of another library
                 return checkpoint
@@ -307,7 +301,7 @@ def saved_options(path: str) -> dict[str, Any]:
     if options:
         options.update(_CROP_OF_TRAINING)
     if METADATA in checkpoint:
-        with _believed(path):
+        with _damage_reported(path):
             metadata = checkpoint[METADATA]
             model_args = _model_args(metadata['model_args'])
             options.update(
@@ -349,7 +343,7 @@ def saved_metadata(path: str) -> dict[str, Any]:
 
 
 def _tensors(checkpoint: dict[str, Any], path: str, use_ema: bool = False) -> dict[str, torch.Tensor]:
-    """The classifier in what a file holds, by timm's names."""
+    """Return the tensors of the classifier in a file, by timm's names."""
     if is_original(checkpoint) and not use_ema:
         try:
             return original_to_timm(checkpoint)

@@ -203,11 +203,8 @@ def check_update(folder: str | Path, to: Destination) -> None:
         ChangedError: a change that was made on the Hub would be overwritten.
         HubError: the Hub does not answer.
     """
-    try:
-        with as_hub_error(f'cannot look up {to.repo_id}'):
-            remote = to.call(lambda: _read_remote(to))
-    except HubError as error:
-        raise HubError(str(error)) from None  # try_staging only warns if the cause is an OSError
+    with as_hub_error(f'cannot look up {to.repo_id}'):
+        remote = to.call(lambda: _read_remote(to))
     with as_hub_error(f'cannot read {folder}'):
         _plan(Path(folder), to, remote)
 

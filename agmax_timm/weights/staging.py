@@ -1,4 +1,4 @@
-"""A folder in the layout of timm's models on the Hub: made, and proven by loading it back."""
+"""Write a model into a folder in the layout of timm's models on the Hub, and check the folder by loading it."""
 import json
 import os
 import re
@@ -34,13 +34,13 @@ from .models import misfits
 CONFIG, WEIGHTS, CARD, RECIPE, SUMMARY, CURVES = FILES = (
     'config.json', 'model.safetensors', 'README.md', 'train_hparams.yaml', 'summary.csv', 'curves.png')
 
-# What timm's configuration says of the weights that training started from, and not of these.
+# Entries of timm's configuration that describe the weights that training started from.
 _OF_SOURCE = (
     'url', 'file', 'state_dict', 'hf_hub_id', 'hf_hub_filename', 'source', 'label_offset', 'label_names',
     'label_descriptions', 'license', 'description', 'origin_url', 'paper_name', 'paper_ids', 'notes')
 _LOCATIONS = ('url', 'file', 'state_dict', 'hf_hub_id', 'hf_hub_filename', 'source')
 
-# Reasons why a folder cannot be written that may pass. safetensors has an error of its own for a full disk.
+# Errors of a disk, which may be temporary. safetensors has an error of its own for a full disk.
 DISK_ERRORS = (OSError, SafetensorError)
 
 _logger = getLogger(__name__)
@@ -52,20 +52,20 @@ def stage(
         license: str | None = None,
         check: Callable[[Path], None] = lambda folder: None,
 ) -> None:
-    """Write a model into a folder as timm and the Hub know it, once what was written is proven to load.
+    """Write a model into a folder in timm's layout. The files replace those of the folder after the checks.
 
-    The files are `FILES`: config.json, model.safetensors and README.md, train_hparams.yaml where the options are
-    known, summary.csv and curves.png where the run has them. They replace those of the folder all at once.
+    The files are `FILES`: config.json, model.safetensors and README.md; train_hparams.yaml if the options of the run
+    are known; summary.csv and curves.png if the run has them.
 
     Args:
-        saved: What was trained.
-        license: Of the weights, as --license takes it (default: that of license_of).
-        check: Further check of the staged folder, which may raise HubError.
+        saved: Trained model.
+        license: Licence of the weights, as --license takes it; by default that of license_of.
+        check: Further check of the staged folder, which may raise HubError. It may add files.
 
     Raises:
         OptionError: the Hub does not list the licence.
-        HubError: the folder cannot be written, does not give the model's logits back, or fails the check. Nothing of
-            it stays then.
+        HubError: the folder cannot be written, does not give the logits of the model, or fails the check. The folder
+            is left unchanged.
     """
     check_license(license)
     folder = Path(folder).absolute()
@@ -79,32 +79,34 @@ def stage(
             check(staged)
             folder.mkdir(exist_ok=True)
             for name in FILES:
-                if (staged / name).exists():
-                    os.replace(staged / name, folder / name)
-                else:
+                if not (staged / name).exists():
                     (folder / name).unlink(missing_ok=True)
+            for path in staged.iterdir():
+                os.replace(path, folder / path.name)
 
 
 def try_staging(saved: SavedModel, check: Callable[[Path], None] = lambda folder: None) -> None:
-    """Stage a model into a folder that is removed again, so that a run that is to be published fails before training.
+    """Stage a model into a temporary folder, so that a run with --push-to-hub fails before training.
 
-    Draws nothing from the random state. A temporary folder that is full is only warned of: others decide at the end.
+    The random state is unchanged. A full temporary folder is only a warning: the run is published from another folder.
 
     Args:
-        check: What else is to be tried with the folder.
+        check: Further check of the staged folder.
 
     Raises:
-        HubError: it cannot be staged, or what `check` raises.
+        HubError: the model cannot be staged, or the check fails.
     """
+    staged = False
     try:
         with kept_random_state(), silenced(), tempfile.TemporaryDirectory() as folder:
             with as_hub_error('cannot stage this model', (OSError, ValueError, RuntimeError, SafetensorError)):
                 _write(saved, Path(folder))
                 _compare(saved, Path(folder))
+            staged = True
             check(Path(folder))
     except (HubError, OSError) as error:
         cause = error.__cause__ if isinstance(error, HubError) else error
-        if not isinstance(cause, DISK_ERRORS):
+        if staged or not isinstance(cause, DISK_ERRORS):
             raise
         _logger.warning(f'It was not tried whether this model can be published: {reason(cause)}')
 
@@ -127,11 +129,11 @@ def change_license(folder: str | Path, license: str) -> None:
 
 
 def load_folder(folder: str | Path) -> torch.nn.Module:
-    """The model of a staged folder, in eval mode, once everything in the folder is found to fit.
+    """Load the model of a staged folder in eval mode, after a check of every file.
 
     Raises:
         HubError: a file is missing, damaged or a link; the configuration names weights elsewhere, or a model that
-            timm does not have; the weights are not the model's.
+            timm does not have; the weights do not fit the model.
     """
     folder = Path(folder)
     for name in (CONFIG, WEIGHTS):
@@ -180,7 +182,7 @@ def _write(saved: SavedModel, folder: Path, license: str | None = None) -> None:
 
 
 def _choose_license(saved: SavedModel, license: str | None) -> str | None:
-    """The licence that was chosen, otherwise that of the base, with a line in the log on what its owner has to know."""
+    """Return the licence that was chosen, otherwise that of the base. Warn if there is none, or if they differ."""
     license, base = license_name(license) or license_of(saved), base_of(saved)
     if license is None:
         _logger.warning('No licence is stated: choose one with --license')
@@ -193,8 +195,8 @@ def _choose_license(saved: SavedModel, license: str | None) -> str | None:
 def _write_config(saved: SavedModel, model: torch.nn.Module, path: Path) -> None:
     """Write config.json as timm does, so that transformers loads it too.
 
-    transformers takes the number of classes from the top level, and fails where model_args repeats it. Where there are
-    no names it takes those of ImageNet by the number of classes.
+    transformers takes the number of classes from the top level, and fails if model_args repeats it. Without names, it
+    gives a model of as many classes as ImageNet the names of ImageNet.
     """
     names = known_names(saved.class_names, saved.num_classes)
     labels = dict(label_names=names or index_names(saved.num_classes), label_descriptions=describe(names or []))
@@ -208,7 +210,7 @@ def _write_config(saved: SavedModel, model: torch.nn.Module, path: Path) -> None
 
 @torch.inference_mode()
 def _compare(saved: SavedModel, folder: Path) -> torch.Tensor:
-    """The logits of what a folder was made from. Raises HubError unless the folder gives the very same."""
+    """Return the logits of a model for random input. Raises HubError unless its staged folder gives the same logits."""
     input = torch.randn(2, *saved.data_config['input_size'], generator=torch.Generator().manual_seed(0))
     expected, loaded = saved.create_model()(input), load_folder(folder)(input)
     if not torch.allclose(expected, loaded, rtol=0, atol=0, equal_nan=True):
@@ -219,7 +221,7 @@ def _compare(saved: SavedModel, folder: Path) -> torch.Tensor:
 
 @torch.inference_mode()
 def _shapes(folder: Path, input_size: Sequence[int]) -> tuple[list[int], list[list[int]]]:
-    """Shapes of one image's embedding, and of its feature maps: none where the model has no such."""
+    """Return the shapes of the embedding and of the feature maps of an image; no maps if the model gives none."""
     input = torch.zeros(1, *input_size)
     with silenced():  # models of other weights, made for their shapes
         embedding = timm.create_model(f'local-dir:{folder}', num_classes=0).eval()(input)
@@ -254,7 +256,7 @@ def _check_config(path: Path) -> None:
 
 
 def _check_tensors(path: Path, model: torch.nn.Module) -> None:
-    """Raise HubError unless a safetensors file holds the model's tensors, in name and shape; reads its header alone."""
+    """Raise HubError unless a safetensors file has the tensors of the model by name and shape."""
     with as_hub_error(f'{path} is not sound', Exception), safe_open(path, framework='pt') as f:
         names = f.keys()
         found = {name: torch.empty(f.get_slice(name).get_shape(), device='meta') for name in names}

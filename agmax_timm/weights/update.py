@@ -1,7 +1,7 @@
-"""What a commit changes where a repository holds a model already: nothing that its owner changed since we wrote it.
+"""Plan a commit to a repository that holds a model, so that changes of its owner are kept.
 
-The card ends with a comment that records digests of what was written: of the metadata by key, of the sections by name,
-and of the other files. What does not fit its digest any more was changed by somebody else.
+The card ends with a comment that records digests of what we wrote: of the metadata by key, of the sections by name, and
+of the other files. A part whose digest differs was changed by somebody else.
 """
 import hashlib
 import json
@@ -16,12 +16,12 @@ from .staging import CARD, FILES
 
 _RECORD = re.compile(r'\n*<!-- agmax_timm wrote (\{.*\}) -->[ \t]*\n?')
 _LICENSE = ('license', 'license_name', 'license_link')
-# Files by which other programs load a model, or prepare its images.
+# Files with which other programs load a model or prepare its images.
 _OF_MODELS = re.compile(r'preprocessor_config\.json|[^/]+\.(safetensors|bin|onnx|h5|msgpack|ckpt|pth|pt|index\.json)')
 
 
 class ChangedError(HubError):
-    """Something was changed on the Hub that publishing would overwrite; `flags` are those that do so all the same."""
+    """Publishing would overwrite changes that were made on the Hub. The `flags` allow it."""
 
     def __init__(self, message: str, flags: list[str]):
         super().__init__(message)
@@ -30,7 +30,7 @@ class ChangedError(HubError):
 
 @dataclass
 class Remote:
-    """A branch on the Hub: its commit, the content of its card, and by their paths what identifies its files."""
+    """A branch on the Hub: its commit, its README.md, and the identifier of each file by its path."""
     commit: str
     card: str = ''
     files: dict[str, str] = field(default_factory=dict)
@@ -38,7 +38,7 @@ class Remote:
 
 @dataclass
 class Update:
-    """What a commit does: the card it writes, the files it deletes, and both in words."""
+    """Content of a commit: the card to write, the files to delete, and a description of all changes."""
     card: str
     deletions: list[str]
     lines: list[str]
@@ -52,18 +52,17 @@ def plan_update(
         replace_files: bool = False,
         license_chosen: bool = False,
 ) -> Update:
-    """What to commit, so that what was changed on the Hub since it was written stays.
+    """Plan a commit that keeps the changes that were made on the Hub since we wrote it.
 
     Args:
-        remote: What is there, None without a repository or branch.
-        card: README.md that was made for these files.
-        files: By their names, the identifiers that the Hub may give to the other files.
-        replace_card: Whether to write README.md without regard to what is there.
-        replace_files: Whether to overwrite and delete other files without regard to who wrote them.
-        license_chosen: Whether the licence was asked for, so that it replaces another one.
+        remote: Branch on the Hub; None without a repository or branch.
+        card: README.md of the model.
+        files: Identifiers that the Hub may give to each of the other files, by name.
+        replace_card, replace_files: As for Destination.
+        license_chosen: Whether the licence replaces another one.
 
     Raises:
-        ChangedError: it cannot stay.
+        ChangedError: a change would be overwritten.
     """
     remote = remote or Remote('')
     record = _read_record(remote.card)
@@ -97,7 +96,7 @@ def _compare_files(
         files: dict[str, tuple[str, ...]],
         written: dict[str, str],
 ) -> tuple[list[str], list[str]]:
-    """Names of files that others wrote and that are in the way, and of files of ours that no longer belong there."""
+    """Return the files of others that would be replaced, and our files that are not part of the new model."""
     changed: list[str] = []
     deletions: list[str] = []
     for name, identifier in found.items():
@@ -111,12 +110,12 @@ def _compare_files(
 
 
 class _Merge:
-    """Two cards become one: every part that one side alone changed is as that side has it.
+    """Merge of two cards. A part that only one side changed is taken from that side.
 
     Attributes:
         conflicts: Parts that both sides changed.
-        kept: Parts that are as the owner has them.
-        written: The card that was made, with the licence that the owner chose if it states none.
+        kept: Parts that are taken from the Hub.
+        written: The new card; if it states no licence, with that of the Hub.
     """
 
     def __init__(self, metadata: dict[str, str], sections: dict[str, str]):
@@ -126,10 +125,10 @@ class _Merge:
         self.written = ''
 
     def run(self, theirs: str, new: str, is_model: bool, license_chosen: bool) -> str:
-        """The merged card, where there are no conflicts.
+        """Return the merged card, which is valid without conflicts.
 
         Args:
-            is_model: Whether text of no known origin describes another model.
+            is_model: Whether the text on the Hub describes a model that was not published from here.
             license_chosen: As for plan_update.
         """
         theirs = theirs.replace('\r\n', '\n')
@@ -162,7 +161,7 @@ class _Merge:
         return join_card(metadata, body)
 
     def _choose(self, name: str, written: str | None, theirs: Any, new: Any, forced: bool = False) -> Any:
-        """One part of a card, None for a part that is not there; `written` is the digest of what we wrote."""
+        """Return one part of the merged card, None if it has no such part; `written` is the digest of what we wrote."""
         if theirs == new or forced or _digest(theirs) == written:
             return new
         if name == 'tags' and isinstance(theirs, list):
@@ -173,7 +172,7 @@ class _Merge:
         return theirs
 
     def _choose_rest(self, theirs: str, new: str, is_model: bool) -> str:
-        """The text outside of our sections, with their places."""
+        """Return the text outside of our sections, with marks for the sections."""
         their_text, new_text = (' '.join(join_sections(rest, {}).split()) for rest in (theirs, new))
         if their_text and (is_model or new_text not in ('', their_text)):
             self.conflicts.append('text')
@@ -183,7 +182,7 @@ class _Merge:
 
 
 def _digests(card: str, written: str) -> dict[str, Any]:
-    """The record of a card: its metadata as they were made, its sections as they were written."""
+    """Return the record of a card: digests of the metadata that we made and of the sections that we wrote."""
     metadata, body = split_card(card)
     sections, _ = split_sections(split_card(written)[1] if written else body)
     return {'metadata': {name: _digest(value) for name, value in metadata.items()},
@@ -197,7 +196,7 @@ def _digest(value: Any) -> str | None:
 
 
 def _read_record(card: str) -> dict[str, dict[str, str]]:
-    """What the card says that was written, {} where it says nothing that can be read."""
+    """Return the record in a card; empty if there is none or it is damaged."""
     match = _RECORD.search(card)
     try:
         record = json.loads(match[1]) if match else {}
@@ -218,7 +217,7 @@ def _describe(
         deletions: list[str],
         kept: list[str],
 ) -> list[str]:
-    """A line for each kind of change."""
+    """Return a line for each kind of change."""
     changes: dict[str, list[str]] = {'added': [], 'replaced': [], 'unchanged': []}
     for name, identifiers in files.items():
         found = remote.files.get(name)
