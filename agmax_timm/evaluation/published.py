@@ -1,7 +1,7 @@
 """Compare a staged folder with its run on validation images, which each side prepares by its own configuration."""
 import argparse
 import itertools
-from logging import getLogger
+from logging import INFO, WARNING, getLogger
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +42,9 @@ def compare_on_data(saved: SavedModel, folder: Path, in_run: bool = False) -> No
         options = _options(saved, in_run)
         expected, own = _evaluate(saved.create_model(), saved.data_config, options)
     except Exception as error:  # every kind of data has errors of its own
-        _logger.warning('The preprocessing of the staged folder is not checked, without validation data: '
-                        f'{reason(error)}')
+        # Weights alone come from no run, so nothing is missing.
+        _logger.log(WARNING if saved.options.get('model') else INFO, 'The preprocessing of the staged folder is not '
+                    f'checked, without validation data: {reason(error)}')
         return
     with as_hub_error('what was staged does not take the validation images of the run', Exception):
         model: Any = load_folder(folder)
