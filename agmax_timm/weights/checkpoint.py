@@ -183,7 +183,7 @@ def _with_metadata(
 
 
 def model_of_metadata(metadata: dict[str, Any], model: nn.Module, options: dict[str, Any]) -> SavedModel:
-    """What read_model would return for a checkpoint of a run that saves the model now.
+    """Return what read_model returns for a checkpoint that the run would save now.
 
     Args:
         metadata: See metadata.make_metadata.
@@ -289,7 +289,7 @@ def load_weights(path: str, model: nn.Module, use_ema: bool = False) -> None:
 
 
 def saved_options(path: str) -> dict[str, Any]:
-    """The options of the run that wrote a checkpoint, empty where the file does not hold any.
+    """Return the options of the run that wrote a checkpoint; empty if the file holds none.
 
     Values of its metadata replace the options: the metadata knows the model if the options name a folder or repository,
     all that timm resolved, and the content of the class map (then a dict from class to index).
@@ -314,7 +314,7 @@ def saved_options(path: str) -> dict[str, Any]:
 
 
 def saved_run(path: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The resolved options of the run that wrote a file, and its metadata; each empty if the file has none.
+    """Return the resolved options of the run that wrote a file, and its metadata. Each is empty if the file has none.
 
     Raises:
         CheckpointError: as read_file.
@@ -325,7 +325,7 @@ def saved_run(path: str) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _class_map(metadata: dict[str, Any], path: str) -> Any:
-    """The class map that a run recorded. For older runs its path, or if the file is gone their class names as a map."""
+    """Return the class map of a run. Older runs recorded its path; if that is gone, use their class names."""
     if metadata.get('class_map'):
         return dict(metadata['class_map'])
     if os.path.exists(path) or not metadata['class_names']:
@@ -334,7 +334,7 @@ def _class_map(metadata: dict[str, Any], path: str) -> Any:
 
 
 def saved_metadata(path: str) -> dict[str, Any]:
-    """The metadata in a checkpoint (see metadata.make_metadata), empty where it has none.
+    """Return the metadata in a checkpoint (see metadata.make_metadata); empty if it has none.
 
     Raises:
         CheckpointError: as read_file.
