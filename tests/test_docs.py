@@ -1,5 +1,4 @@
 """The commands in docs/ are ones that the command lines take, and what docs/ names is there."""
-import importlib.util
 import re
 import shlex
 
@@ -9,11 +8,9 @@ from agmax_timm.options.parse import parse_train_args, parse_validate_args
 from agmax_timm.options.parsers import train_parser, validate_parser
 from tests.gpu.table import BEGIN, END, render, sections
 from tests.helpers.paths import REPOSITORY
+from tools import docs_pages
 
 DOCS = REPOSITORY / 'docs'
-_spec = importlib.util.spec_from_file_location('docs_pages', DOCS.parent / 'tools' / 'docs_pages.py')
-docs_pages = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(docs_pages)
 PARSERS = {'train.py': parse_train_args, 'validate.py': parse_validate_args}
 COMMANDS = [
     (path.name, ' '.join(command.split()))
@@ -35,7 +32,10 @@ def test_there_are_commands():
     assert len(COMMANDS) >= 8
 
 
-@pytest.mark.parametrize('path', [*DOCS.glob('*.md'), DOCS.parent / 'README.md'], ids=lambda path: path.name)
+PAGES = [*sorted(DOCS.rglob('*.md')), *(REPOSITORY / name for name in ('README.md', 'CONTRIBUTING.md', 'CHANGELOG.md'))]
+
+
+@pytest.mark.parametrize('path', PAGES, ids=lambda path: path.name)
 def test_links_and_files_are_there(path):
     text = path.read_text()
     for target in re.findall(r'\]\((?!https?:)([^)#]+)\)', text):
