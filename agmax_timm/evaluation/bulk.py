@@ -71,7 +71,7 @@ def _checkpoints(folder: str) -> Iterator[list[str]]:
              if not os.path.basename(path).startswith('broken-')]  # an update that was left out, no weights
     if not paths:
         raise OptionError(f"--checkpoint {folder}: no {', '.join(_WEIGHTS)} in this folder")
-    files = OrderedDict()
+    files: dict[tuple[int, int], list[str]] = {}
     for path in sorted(paths, key=natural_key):
         stat = os.stat(path)
         files.setdefault((stat.st_dev, stat.st_ino), []).append(path)

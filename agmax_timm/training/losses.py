@@ -82,7 +82,8 @@ class RunningLosses:
         self.dtype = torch.float32 if device.type == 'mps' else torch.float64
         self.distributed = distributed
         self.names: tuple[str, ...] = ()
-        self.last = self.sums = None
+        self.last: torch.Tensor | None = None
+        self.sums: torch.Tensor | None = None
         self.count = 0
 
     def state_dict(self) -> dict[str, Any]:
@@ -110,6 +111,7 @@ class RunningLosses:
         Raises:
             NonFiniteError: a loss was NaN or infinite in any batch so far, on any rank.
         """
+        assert self.last is not None and self.sums is not None
         values = torch.stack([self.last.to(self.dtype), self.sums / self.count])
         if self.distributed:
             dist.all_reduce(values)

@@ -27,7 +27,7 @@ class AgreementEvaluator:
     def update(self, output: torch.Tensor, target: torch.Tensor) -> None:
         """Add a batch: logits [2B, K], all first views before all second ones; the target counts for nothing."""
         output = output if self.valid_labels is None else output[:, self.valid_labels]
-        views = output.to(self.totals.dtype).log_softmax(1).chunk(2)
+        views = [*output.to(self.totals.dtype).log_softmax(1).chunk(2)]
         if self.max_samples is not None:
             views = [view[:max(0, self.max_samples - self.num_samples)] for view in views]
         self.num_samples += len(views[0])

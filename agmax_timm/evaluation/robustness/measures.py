@@ -7,6 +7,7 @@ import re
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -113,7 +114,7 @@ def measure(
         run_options: Options of the run that wrote the checkpoint, where they are known.
     """
     args = evaluation.args
-    columns = OrderedDict()
+    columns: dict[str, float] = {}
     if args.task == 'multilabel':  # a checkpoint of such a task, without the flags
         if any((args.agreement, args.corruptions, args.corruptions_dir, args.stress, args.attack, args.calibration)):
             raise OptionError('--corruptions, --stress, --agreement, --calibration and --attack are for one class an '
@@ -221,7 +222,7 @@ def measure_corruptions(evaluation: Evaluation, open_split: Callable) -> dict[st
         title = f'{name} {severity}'
         if path is None:
             corrupt = Corrupt(name, severity)
-            metrics = evaluation.run(title, change=lambda transform, step=corrupt: before_tensor(transform, step))
+            metrics = evaluation.run(title, change=partial(before_tensor, step=corrupt))
         else:
             dataset = _open_corrupted(evaluation, open_split, path)
             # As published: such images are cropped already.

@@ -36,7 +36,7 @@ class SeededDataset(Dataset):
         seed: Of all samples.
     """
 
-    def __init__(self, dataset: Dataset, seed: int):
+    def __init__(self, dataset: Any, seed: int):
         self.dataset = dataset
         self.seed = seed
 

@@ -66,7 +66,7 @@ def compare_options(args: argparse.Namespace, saved: dict[str, Any], within_epoc
 
 def describe_data(train: Dataset, validation: Dataset | None) -> dict[str, Any]:
     """The number of samples (None if read in sequence) and the class names (None if unknown) of both splits."""
-    def describe(dataset: Dataset | None) -> dict[str, Any] | None:
+    def describe(dataset: Any) -> dict[str, Any] | None:
         if dataset is None:
             return None
         samples = None if isinstance(dataset, IterableDataset) else len(dataset)

@@ -111,7 +111,7 @@ class CheckpointManager:
             self.gathered.gather()
         state = self.state.state_dict(Position(epoch + 1))
         if self.saver is not None:
-            path = run_folder.summary_path(self.output_dir)
+            path = run_folder.summary_path(self.output_dir or '')
             with reporting.tolerated(path):
                 reporting.write_summary(path, self.state.history.rows)
             self.saver.save_checkpoint(epoch, metric, state=self._complete(state), **metrics)
@@ -132,9 +132,9 @@ class CheckpointManager:
             self.damage.check()
         raise Interrupted(f'{self.signals.name}: saved at {where}. {GOES_ON}')
 
-    def _complete(self, state: dict[str, Any]) -> dict[str, Any]:
+    def _complete(self, state: dict[str, Any] | None) -> dict[str, Any]:
         damaged = self.damage.indices() if self.damage is not None else []
-        return {**state, **self.constants, 'log': self.log_position(), 'damaged': damaged}
+        return {**(state or {}), **self.constants, 'log': self.log_position(), 'damaged': damaged}
 
 
 def most_files(args: argparse.Namespace, epochs: Iterable[int]) -> int:
@@ -152,7 +152,8 @@ def most_files(args: argparse.Namespace, epochs: Iterable[int]) -> int:
 
 def check_weights(task: TrainingTask) -> None:
     """Raise NonFiniteError rather than save weights that are NaN or infinite: a finite loss can leave such behind."""
-    state = task.get_trainable_module().state_dict()
+    module: Any = task.get_trainable_module()
+    state = module.state_dict()
     finite = {name: whole(value.isfinite().all()) for name, value in state.items() if value.is_floating_point()}
     if not torch.stack(list(finite.values())).all():
         broken = [name for name, value in finite.items() if not value]

@@ -37,7 +37,8 @@ class ResumedRun:
         position = Position(**state['position']) if state else Position()
         # After training of an epoch only its evaluation is left, which does not depend on the training samples.
         within = bool(position.batch) and not position.trained and args.start_epoch is None
-        changed, same_schedule = [], False
+        changed: list[str] = []
+        same_schedule = False
         if isinstance(saved, argparse.Namespace):
             changed, same_schedule = compare_options(args, vars(saved), within)
         of_data = compare_data(args, data, state['data'] if state else _saved_data(checkpoint))
@@ -58,6 +59,7 @@ class ResumedRun:
 
     def restore(self, state: RunState, primary: bool) -> tuple[Position, RunningLosses | None]:
         """Set all that the run depends on; call it when everything is built."""
+        assert self.state is not None
         found = state.load_state_dict(self.state, self.same_schedule)
         if found['changed'] and primary:
             _logger.warning(f"Going on with {', '.join(found['changed'])}: no sample of the epoch is repeated or left "
@@ -70,6 +72,7 @@ class ResumedRun:
 
     def keep_history(self, state: RunState, position: Position) -> None:
         """For a run that begins otherwise than the checkpoint says: what was told of the epochs before that."""
+        assert self.state is not None
         state.history = History(*([told for told in self.state[name] if told['epoch'] < position.epoch]
                                   for name in ('rows', 'results')))
 
@@ -89,6 +92,6 @@ def find_start(
     """Where training begins: by --start-epoch, by the state of the checkpoint, else by its epoch."""
     if args.start_epoch is not None:
         return Position(args.start_epoch), None
-    if before is not None and before.exact:
+    if before is not None and before.exact and before.state is not None:
         return Position(**before.state['position']), None
     return Position(resume_epoch or 0), None

@@ -84,7 +84,7 @@ class CheckpointSaver(timm.utils.CheckpointSaver):
 
     def measure(self, epoch: int, state: dict[str, Any] | None = None) -> int:
         """Bytes of a checkpoint of what there is now; nothing is written."""
-        counter = _Counter()
+        counter: Any = _Counter()
         torch.save(self._content(epoch, 0., {}, state), counter)
         return counter.size
 

@@ -88,7 +88,7 @@ class RunState:
         if random is not None:
             rank_state['random'] = {**random, 'process': torch.frombuffer(
                 bytearray(random['process']), dtype=torch.uint8)}
-        ranks = [rank_state]
+        ranks: list[Any] | None = [rank_state]
         if self.args.distributed:
             ranks = [None] * self.args.world_size if self.args.rank == 0 else None
             dist.gather_object(rank_state, ranks)
@@ -178,15 +178,15 @@ class RunState:
 
     def _owners(self) -> list[tuple[str, Any, torch.device]]:
         """Owners of random generators, some optimizers and an EMA in bfloat16, with the device that they draw on."""
-        owners = [('optimizer', self.optimizer, self.device)]
+        owners: list[tuple[str, Any, torch.device]] = [('optimizer', self.optimizer, self.device)]
         if self.task.has_ema():
-            ema = self.task.get_trainable_module(ema=True)
+            ema: Any = self.task.get_trainable_module(ema=True)
             owners.append(('ema', ema, next(ema.parameters()).device))
         return owners
 
 
 def _generator_states(owner: Any) -> dict[str, Any]:
-    states = {}
+    states: dict[str, Any] = {}
     for name, value in vars(owner).items():
         if isinstance(value, torch.Generator):
             states[name] = {'device_type': value.device.type, 'state': value.get_state()}

@@ -2,6 +2,7 @@
 import csv
 import logging
 import os
+from typing import Any
 
 import torch
 from torch.utils.data import Dataset
@@ -23,7 +24,7 @@ class DamageReport:
     """
 
     def __init__(self, dataset: Dataset, device: torch.device, output_dir: str | None = None):
-        self.damage = getattr(dataset, 'damage', None)
+        self.damage: Any = getattr(dataset, 'damage', None)
         self.device = device
         self.output_dir = output_dir
         self.reasons: dict[int, str] = {}
@@ -49,8 +50,9 @@ class DamageReport:
     def at_end(self) -> None:
         """Tell of all, as the last lines of a run."""
         if self.reasons:
+            path = os.path.join(self.output_dir or '', 'damaged.csv')
             self._warn(sorted(self.reasons), f'{len(self.reasons)} of {len(self.damage.flags)} training images could '
-                                             f'not be decoded, see {os.path.join(self.output_dir, "damaged.csv")}')
+                                             f'not be decoded, see {path}')
 
     def _warn(self, indices, title: str) -> None:
         lines = [f'  {self.damage.path(index)}: {self.reasons[index]}' for index in indices[:MOST_LINES]]

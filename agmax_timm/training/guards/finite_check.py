@@ -29,7 +29,7 @@ class CheckResult:
     stop: bool = False
     late: bool = False  # the gradient of the previous update, which was made, is the broken one
     skipped: bool = False  # the loss scaler left the update out: a gradient is NaN or infinite
-    scale: float | None = None  # the loss scale after a skipped update
+    scale: float = float('inf')  # the loss scale after a skipped update
 
     @property
     def made(self) -> bool:
@@ -74,6 +74,7 @@ class FiniteCheck:
 
     def agree(self) -> CheckResult:
         """Return the results of the update on all ranks. Call it before the optimizer steps."""
+        assert self._reading is not None
         (save, stop, late, *everywhere), (_, _, late_here, *here) = self._reading.read()
         self._losses = self._late = self._reading = None
         if late:  # that gradient has broken the weights, and so the losses of this update
@@ -87,6 +88,7 @@ class FiniteCheck:
 
     def read_late(self) -> CheckResult:
         """Return the results of the last update's gradients on all ranks. Waits for the device."""
+        assert self._late is not None
         (_, _, late), (_, _, here) = _Reading(self._late, self.distributed).read()
         self._late = None
         return CheckResult([GRADIENT] if late else [], [GRADIENT] if here else [], late=late)
@@ -129,7 +131,7 @@ class _Reading:
         on_gpu = rows.device.type == 'cuda'  # others copy at once
         self.host = rows.to('cpu', non_blocking=on_gpu)
         self.copied = torch.cuda.Event() if on_gpu else None
-        if on_gpu:
+        if self.copied is not None:
             self.copied.record()
 
     def read(self) -> tuple[list[bool], list[bool]]:

@@ -87,9 +87,8 @@ class BrokenUpdates:
         """Samples and files of the broken update on all ranks. A collective."""
         found = [self._describe(update, checked)]
         if self.args.distributed:
-            of_ranks = [None] * self.args.world_size
-            dist.all_gather_object(of_ranks, found[0])
-            found = of_ranks
+            found *= self.args.world_size
+            dist.all_gather_object(found, found[0])
         return '; '.join(text for text in found if text)
 
     def _describe(self, update: Update, checked: CheckResult) -> str:
@@ -108,7 +107,7 @@ class BrokenUpdates:
     def _write(self, update: Update, checked: CheckResult, indices: list[Any]) -> str:
         """One forward pass of `weights`, in training mode, on `input` and `target` gives the broken losses again."""
         number = update.first_batch // self.args.grad_accum_steps
-        path = os.path.join(self.folder, f'broken-{update.epoch}-{number}-rank{self.args.rank}.pth')
+        path = os.path.join(self.folder or '', f'broken-{update.epoch}-{number}-rank{self.args.rank}.pth')
         module = unwrap_model(self.task.get_trainable_module())
         weights = {} if self.args.fsdp else {
             name: whole(value).detach().cpu() for name, value in module.state_dict().items()}

@@ -78,9 +78,9 @@ class Watchdog:
         os._exit(EXIT_STATUS)
 
     def _place(self) -> str:
-        stack = traceback.extract_stack(sys._current_frames()[threading.main_thread().ident])
+        stack = traceback.extract_stack(sys._current_frames()[threading.main_thread().ident or 0])
         if self.args.distributed and (any(frame.name in _WAITING for frame in stack) or self._reads(stack[-1])):
-            silent = self.presence.silent()
+            silent = self.presence.silent() if self.presence is not None else []
             missing = f": rank {', '.join(map(str, silent))} does not answer" if silent else ''
             return f'it waits for the other ranks{missing}'
         frame = stack[-1]

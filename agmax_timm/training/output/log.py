@@ -112,7 +112,7 @@ def summary_row(
     row.update({f'eval_{name}': value for name, value in selected.items()})
     row['lr'] = lr
     row.update({f'train_{name}': value for name, value in train.items() if name != 'loss'})
-    if ema:
+    if raw and ema:
         row.update({f'raw_{name}': value for name, value in raw.items()})
         row.update({f'ema_{name}': value for name, value in ema.items()})
     return row

@@ -23,7 +23,7 @@ from .log_file import LogFile
 try:
     import fcntl
 except ImportError:  # Windows
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]  # locks are then left out
 
 _logger = logging.getLogger('train')
 
@@ -127,7 +127,7 @@ def check_same_start(args: argparse.Namespace, resume_epoch: int | None) -> None
     """
     if not args.distributed:
         return
-    epochs = [None] * args.world_size
+    epochs = [resume_epoch] * args.world_size
     dist.all_gather_object(epochs, resume_epoch)
     others = [rank for rank, epoch in enumerate(epochs) if epoch != epochs[0]]
     if others:
@@ -182,7 +182,7 @@ def share_path(args: argparse.Namespace, path: str | None) -> str | None:
 
 def goes_on(args: argparse.Namespace, folder: str | None) -> bool:
     """Whether the run was resumed from a checkpoint in its own folder."""
-    return bool(args.resume and folder) and os.path.realpath(os.path.dirname(args.resume)) == os.path.realpath(folder)
+    return bool(args.resume and folder and os.path.realpath(os.path.dirname(args.resume)) == os.path.realpath(folder))
 
 
 def branch_to_write(args: argparse.Namespace, auto: bool, state: dict[str, Any] | None) -> int:
