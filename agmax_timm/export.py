@@ -29,7 +29,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.onnx:
         require_onnx()
     saved = read_source(args).with_dataset(args.hub_dataset)
-    differences = []
+    differences: list[float] = []
 
     def check(staged: Path) -> None:
         compare_on_data(saved, staged)

@@ -1,15 +1,15 @@
 """The weights that a run starts from: their name on the Hub, and the licence under which they were published."""
 import argparse
+import os
 from contextlib import suppress
 from typing import Any
 
-import yaml
-from huggingface_hub import hf_hub_download, metadata_load
+from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HTTPError
 from timm.models import get_pretrained_cfg, parse_model_name
 
 from ..base.errors import CheckpointError
-from ..base.licences import license_in_folder, license_name, license_of_card
+from ..base.licences import license_in_folder, license_name
 from .checkpoint import SavedModel, saved_run
 
 # 'name' of a repository on the Hub and 'license', each None if unknown. Empty if training starts without weights.
@@ -66,8 +66,8 @@ def base_of_file(path: str) -> Base:
 
 
 def _license_in_repository(repo_id: str, revision: str | None) -> str | None:
-    with suppress(HTTPError, OSError, ValueError, yaml.YAMLError):
-        return license_of_card(metadata_load(hf_hub_download(repo_id, 'README.md', revision=revision)) or {})
+    with suppress(HTTPError, OSError, ValueError):
+        return license_in_folder(os.path.dirname(hf_hub_download(repo_id, 'README.md', revision=revision)))
     return None
 
 

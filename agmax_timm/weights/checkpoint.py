@@ -241,8 +241,11 @@ def _model_args(saved: dict[str, Any]) -> dict[str, Any]:
 
 def _fields(model_args: dict[str, Any]) -> dict[str, Any]:
     """Arguments of create_model as fields of SavedModel."""
-    named = {name: model_args[name] for name in ('num_classes', 'in_chans', 'global_pool') if name in model_args}
-    return {**named, 'model_args': {name: value for name, value in model_args.items() if name not in named}}
+    fields: dict[str, Any] = {'model_args': dict(model_args)}
+    for name in ('num_classes', 'in_chans', 'global_pool'):
+        if name in model_args:
+            fields[name] = fields['model_args'].pop(name)
+    return fields
 
 
 def _width(architecture: str, layer: str, tensors: dict[str, torch.Tensor], dim: int) -> int | None:
