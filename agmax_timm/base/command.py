@@ -9,7 +9,7 @@ from functools import wraps
 from typing import Any
 
 from .errors import UserError, as_user_error
-from .pipes import drop_output, drop_unread_output
+from .pipes import drop_unread_output
 from .processes import fork_workers
 from .text import one_line
 
@@ -60,29 +60,26 @@ def print_error(error: UserError, prog: str | None = None) -> int:
     """Print an error as one line on stderr, below a progress bar if there is one. Return the exit status."""
     from tqdm import tqdm
     tqdm.write(f'{prog or os.path.basename(sys.argv[0])}: error: {one_line(error)}', file=sys.stderr)
-    try:
-        sys.stdout.flush()
-    except OSError:  # the disk is full; Python would try again when it ends, and print an error of its own
-        drop_output()
     return error.exit_status
 
 
 @contextmanager
 def _sigterm_as_error() -> Iterator[None]:
-    """Raise Terminated at SIGTERM.
+    """Raise Terminated at SIGTERM, unless the program that calls the command handles or ignores it.
 
     Not in a job of several processes. Its launcher ends them by SIGTERM, and a process that waits for the others
     cannot handle a signal.
     """
     several = any(int(os.environ.get(name) or 1) > 1 for name in ('WORLD_SIZE', 'SLURM_NTASKS'))
-    if several or threading.current_thread() is not threading.main_thread():
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if several or not in_main_thread or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
         yield
         return
-    before = signal.signal(signal.SIGTERM, _terminate)
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _terminate(number: int, frame: Any) -> None:

@@ -19,16 +19,12 @@ def drop_unread_output() -> bool:
     Returns:
         Whether the reader has ended. If not, another pipe is broken.
     """
+    descriptor = sys.stdout.fileno()
     poll = select.poll()
-    poll.register(sys.stdout.fileno(), select.POLLOUT)
+    poll.register(descriptor, select.POLLOUT)
     if not any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0)):
         return False
-    drop_output()
-    return True
-
-
-def drop_output() -> None:
-    """Drop all further output, including buffered output that could not be written."""
     null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, sys.stdout.fileno())
+    os.dup2(null, descriptor)
     os.close(null)
+    return True
