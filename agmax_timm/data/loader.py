@@ -47,51 +47,61 @@ def create_train_loader(
         kwargs.get('mean', 'RGB'))
     _check_arguments(
         dataset, batch_size, channels, mixup, cutout, lighting, two_views, augment_backend, crop_mode, kwargs)
-
     prefetch = kwargs.get('use_prefetcher', True)
+    splits = kwargs.get('num_aug_splits')
     device = torch.device(kwargs.pop('device', None) or ('cuda' if torch.cuda.is_available() else 'cpu'))
     pin_memory = is_pinned(pin_memory, device)
-    collate: Any = None
+
     if two_views:
         dataset = with_transform(dataset)
-        collate = TwoViewCollate(mixup if prefetch else None, levels=prefetch)
-    elif mixup is not None and prefetch:
-        collate = CollateMixup(**mixup)
-    if kwargs.get('num_aug_splits'):
-        dataset = AugMixDataset(dataset, num_splits=kwargs['num_aug_splits'])
     loader = create_loader(
-        dataset,
+        AugMixDataset(dataset, num_splits=splits) if splits else dataset,
         input_size,
         batch_size,
         is_training=True,
         train_crop_mode=None if crop_mode == 'pad' else crop_mode,
-        collate_fn=collate,
+        collate_fn=_collate(mixup, two_views, prefetch),
         device=device,
         pin_memory=pin_memory,
         **kwargs,
     )
-
     crop = None
     if crop_mode == 'pad':
         crop = pad_and_crop(_height_width(input_size), kwargs.get('interpolation', 'bilinear'))
     _extend_augmentation(loader, crop, lighting, cutout, prefetch)
-    mixes = mixup is not None and mixup.get('prob', 1.) > 0.
-    if two_views and not mixes and getattr(loader, 'random_erasing', None) is None:
-        mode = getattr(dataset, 'input_img_mode', None) or mode_of_channels(channels)
-        warn_of_equal_views(transforms_of(loader.dataset), mode)
-    if not kwargs.get('num_aug_splits'):
+    if two_views:
+        _warn_of_equal_views(loader, mixup, getattr(dataset, 'input_img_mode', None) or mode_of_channels(channels))
+    if not splits:
         take_backend(augment_backend, loader, channels, two_views, mixup, channels_last)
-    kept = keep_decoded(getattr(loader.dataset, 'dataset', loader.dataset), memory_limit(image_memory))
-    if kept and kwargs.get('num_workers', 1) and sys.platform == 'linux':
-        _data_loader(loader).multiprocessing_context = 'fork'  # newer than 3.13, Python starts them in another way
+    _keep_in_memory(loader, image_memory, workers=kwargs.get('num_workers', 1))
     if two_views or mixup is None:
         use_batches(loader.dataset, views=2 if two_views else 1, reused=is_reusable(device, pin_memory))
     if two_views:
         replace_transforms(loader.dataset, [TwoViews(transform) for transform in transforms_of(loader.dataset)])
-    if mixup is not None and not prefetch:
-        mix = TwoViewMixup(**mixup) if two_views else Mixup(**mixup)
-        loader = DeviceMixupLoader(loader, mix, device, kwargs.get('img_dtype', torch.float32))
-    return loader
+    if mixup is None or prefetch:
+        return loader
+    mix = TwoViewMixup(**mixup) if two_views else Mixup(**mixup)
+    return DeviceMixupLoader(loader, mix, device, kwargs.get('img_dtype', torch.float32))
+
+
+def _collate(mixup: dict[str, Any] | None, two_views: bool, prefetch: bool) -> Any:
+    """Return the collate function of a loader, None for timm's. Without the prefetcher, the device mixes."""
+    if two_views:
+        return TwoViewCollate(mixup if prefetch else None, levels=prefetch)
+    return CollateMixup(**mixup) if mixup is not None and prefetch else None
+
+
+def _warn_of_equal_views(loader: Any, mixup: dict[str, Any] | None, mode: str) -> None:
+    mixes = mixup is not None and mixup.get('prob', 1.) > 0.
+    if not mixes and getattr(loader, 'random_erasing', None) is None:
+        warn_of_equal_views(transforms_of(loader.dataset), mode)
+
+
+def _keep_in_memory(loader: Any, image_memory: str, workers: int) -> None:
+    """Decode the images of a loader and keep them, if they fit into the memory. Its workers then share them."""
+    in_memory = keep_decoded(getattr(loader.dataset, 'dataset', loader.dataset), memory_limit(image_memory))
+    if in_memory and workers and sys.platform == 'linux':
+        _data_loader(loader).multiprocessing_context = 'fork'  # Python newer than 3.13 starts workers in another way
 
 
 def _check_arguments(

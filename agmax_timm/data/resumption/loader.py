@@ -1,18 +1,16 @@
-"""A training loader that can be left after any batch and taken up again there, in another process, to the last bit.
+"""A training loader that can stop after any batch and resume there, in another process, to the last bit.
 
-It stands between timm's prefetcher and torch's DataLoader, changes nothing that they do, and keeps what the next batch
+It is placed between timm's prefetcher and torch's DataLoader and does not change them. It records what the next batch
 depends on: how the order of the epoch was drawn, the random state of the main process before the batch was made, and
-that of each worker process, which comes with the worker's batches. Batches that were trained are not loaded again:
-their place is taken by empty ones, so that each worker goes on with its own.
+the random state of each worker, which comes with the worker's batches. Batches that were trained are not loaded again:
+empty batches replace them, so that each worker continues with its own.
 
-Data read in sequence has no index to go by. It is read again from the start of the epoch, and thrown away.
+Data that is read in sequence has no indices. It is read again from the start of the epoch, without training on it.
 """
-from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
 import torch
-from timm.data.loader import MultiEpochsDataLoader
 from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, IterableDataset, RandomSampler
 
 from ...base.errors import CheckpointError
@@ -21,23 +19,23 @@ from ..memory.buffers import Courier
 from ..workers import Report, WorkerInit, get_shuffle_state, set_shuffle_state, sigterm_waits
 from .order import wrap_order
 from .position import to_bytes, to_tensors
+from .workers import Iterators, WorkerStates
 
-_NICE = 2  # of workers beside a step on the CPU: as much as it takes, since other programs may want the cores
-_REMEMBERED = 256  # batches whose indices are at hand
-# What of a position says nothing to another number of ranks or workers.
-_OF_ANOTHER_SHAPE: dict[str, Any] = {
-    'before': None, 'base': None, 'order': [], 'turn': 0, 'worker_states': {}, 'shuffle': b''}
+_NICE = 2  # niceness of workers beside a step on the CPU: as much as it needs, since other programs may want the cores
+_REMEMBERED = 256  # batches whose indices are kept
+# The part of a state that is reset when the number of ranks or workers changed.
+_RESET: dict[str, Any] = {'before': None, 'base': None, 'order': [], 'turn': 0, 'worker_states': {}, 'shuffle': b''}
 
 
 class ResumableLoader:
-    """Stands for a DataLoader of training.
+    """A DataLoader of training whose position can be saved and loaded.
 
     Args:
         loader: DataLoader, or timm's MultiEpochsDataLoader; its collate function, worker init function and batch
             sampler are wrapped in place.
         device: Device of training, whose random state belongs to the position.
         ranks: Number of processes that share the data.
-        rank: This one's number.
+        rank: Number of this process.
     """
 
     def __init__(self, loader: DataLoader, device: torch.device, ranks: int = 1, rank: int = 0):
@@ -54,16 +52,15 @@ class ResumableLoader:
         self._order: Any = None  # an Order, except for data that is read in sequence
         if not isinstance(loader.dataset, IterableDataset):
             self._order = wrap_order(loader)
+        self._iterators = Iterators(loader, self._order)
 
-        self._resumed: dict[str, Any] | None = None
-        self._length: int | None = None  # of an epoch that another number of ranks began
-        self._dealt: dict[str, Any] | None = None  # what this rank was dealt of it, see _deal
+        self._resumed: dict[str, Any] | None = None  # state to begin the next pass from
+        self._share: dict[str, Any] | None = None  # this rank's share of an epoch that other ranks began, see _take
+        self._length: int | None = None  # number of batches of such an epoch
         self._base: torch.Tensor | None = None  # torch's state when the seed of the workers was drawn
-        self._start: dict[int, bytes] = {}  # states of the workers at the start of the epoch
-        self._workers: dict[int, bytes] = {}  # and after the batches that have been trained
-        self._shuffle = b''  # that of this process, where it reads data in sequence, at the start of the epoch
-        self._turn = self._next_turn = 0  # the worker that makes the first batch of the epoch; and of the next
-        self._reports: deque = deque()  # (number of the batch, worker, its state after it)
+        self._workers = WorkerStates()
+        self._shuffle = b''  # state at the start of the epoch, of this process if it reads data in sequence
+        self._turn = self._next_turn = 0  # workers that make the first batch of this epoch and of the next one
         self._before: dict[int, dict[str, Any]] = {}  # state of this process before a batch was made
         self._indices: dict[int, list[Any]] = {}
 
@@ -77,95 +74,87 @@ class ResumableLoader:
 
     def __iter__(self) -> Iterator[Any]:
         state, self._resumed = self._resumed, None
-        self._dealt = state.get('dealt') if state is not None else None
-        self._forget_epoch()
-        batches, number = self._open(state), 0
-        if state is not None and state['done']:
-            number = self._skip(batches, state)
-            self._next_turn = self._turn_after(number)
-        after_first = state['random'] if state is not None and number and state['before'] is not None else None
-        while True:
-            before = get_random_state(self.device)
-            try:
-                batch, report = next(batches)
-            except StopIteration:
-                break
-            self._remember(number, before, report)
+        self._begin_epoch()
+        self._share = state.get('dealt') if state is not None else None
+        number, after_first = 0, None
+        if state is None:
+            batches = self._open()
+        else:
+            batches = self._reopen(state)
+            if state['done']:
+                number = self._skip(batches, state)
+                after_first = state['random'] if state['before'] is not None else None
+        before = get_random_state(self.device)
+        for batch, report in batches:
+            self._record(number, before, report)
             number += 1
-            self._next_turn = self._turn_after(number)
+            self._next_turn = self._iterators.worker_of(number, self._turn)
             yield batch
             if after_first is not None:  # the first batch was made ahead of the interruption, the next one after it
                 set_random_state(after_first, self.device)
                 after_first = None
+            before = get_random_state(self.device)
         self._length = None
         self._free_buffers()
 
     def state_dict(self, done: int) -> dict[str, Any]:
-        """Where this process stands, in plain values and tensors.
+        """Return the position of this process, in plain values and tensors.
 
         Args:
             done: Batches of the epoch that were trained; 0 between two epochs.
         """
-        if self._resumed is not None:  # not one batch since it was loaded
+        if self._resumed is not None:  # no batch was made since it was loaded
             return to_tensors({**self._resumed, 'random': self._resumed['random'] or get_random_state(self.device)})
-        while self._reports and (not done or self._reports[0][0] < done):
-            _, worker, state = self._reports.popleft()
-            self._workers[worker] = state
-        replayed = self._order is None and done
-        workers = self._start if replayed else self._workers if done or self._opens_once else {}
-        order = [] if self._order is None else self._order.drawn[0 if done else 1:]
-        before = self._before.get(done) if done else None
-        state = {
+        self._workers.trained_before(done or None)
+        in_sequence = self._order is None and done  # read again from the start of the epoch
+        workers = self._workers.trained if done or self._iterators.one_for_all else {}
+        return to_tensors({
             'done': done,
             'random': get_random_state(self.device),
-            'before': before,
+            'before': self._before.get(done) if done else None,
             'base': self._base,
-            'order': order,
+            'order': [] if self._order is None else self._order.drawn[0 if done else 1:],
             'turn': self._turn if done else self._next_turn,
-            'worker_states': dict(workers),
-            'shuffle': self._shuffle if replayed else self._shuffle_state(),
+            'worker_states': dict(self._workers.at_start if in_sequence else workers),
+            'shuffle': self._shuffle if in_sequence else self._shuffle_state(),
             'shape': self._shape(),
-            'dealt': self._dealt if done else None,
-        }
-        return to_tensors(state)
+            'dealt': self._share if done else None,
+        })
 
     def load_state_dict(self, state: dict[str, Any], epoch: int) -> list[str]:
-        """Let the next pass go on where state_dict was called.
+        """Let the next pass begin where state_dict was called.
 
         Args:
             state: What state_dict returned, on this rank, or on rank 0 where their number differs. Between two epochs
                 its 'random' may be None: the random state is that of the process when the pass begins.
-            epoch: Epoch of the next pass; the sampler is told.
+            epoch: Epoch of the next pass, which the sampler is told.
 
         Returns:
-            What cannot be as it was, in words; empty if all is.
+            What cannot be as it was, in words; empty if nothing.
 
         Raises:
-            CheckpointError: an epoch in progress that cannot be dealt anew to what there is now.
+            CheckpointError: an epoch in progress that cannot be shared by the present ranks.
         """
         state = to_bytes(state)
         was, now = state['shape'], self._shape()
         changed = [f'{now[name]} {name} in place of {was[name]}' for name in now if was[name] != now[name]]
-        dealt_anew = was['ranks'] != now['ranks'] or was['batch size'] != now['batch size']
+        other_shares = was['ranks'] != now['ranks'] or was['batch size'] != now['batch size']
         if state.get('dealt') is not None:
-            if dealt_anew:
+            if other_shares:
                 raise CheckpointError(f"{', '.join(changed)}: the rest of the epoch was dealt anew before")
-            self._deal(**state['dealt'])
+            self._take(**state['dealt'])
         if not changed:
             self._resumed = state
-            return []
-        if not state['done']:
-            if not dealt_anew:
-                self._resumed = {**state, **_OF_ANOTHER_SHAPE}
-            return changed
-        if was['samples'] != now['samples']:
+        elif not state['done']:
+            self._resumed = None if other_shares else {**state, **_RESET}
+        elif was['samples'] != now['samples']:
             raise CheckpointError(f"the data has {now['samples']} samples, and had {was['samples']}")
-        if self._order is None or (dealt_anew and not self._can_be_dealt_anew):
+        elif self._order is None or (other_shares and not _has_one_order(self.loader, self._order)):
             raise CheckpointError(', '.join(changed))
-        if dealt_anew:
-            self._deal_rest(state, epoch)
+        elif other_shares:
+            self._resumed = {**state, **_RESET, **self._share_rest(state, epoch)}
         else:
-            self._resumed = {**state, **_OF_ANOTHER_SHAPE, 'order': state['order']}
+            self._resumed = {**state, **_RESET, 'order': state['order']}
         return changed
 
     @property
@@ -174,7 +163,7 @@ class ResumableLoader:
         return self._resumed['done'] if self._resumed is not None else 0
 
     def indices(self, number: int) -> list[Any] | None:
-        """Indices in the data set of a batch of late, None where there are none or it is too long ago."""
+        """Return the indices of a recent batch in the data set; None for older batches and data without indices."""
         return self._indices.get(number)
 
     def _shape(self) -> dict[str, int]:
@@ -184,135 +173,103 @@ class ResumableLoader:
         return {'ranks': self.ranks, 'batch size': batch_size or 0, 'workers': self.loader.num_workers,
                 'samples': samples}
 
-    @property
-    def _can_be_dealt_anew(self) -> bool:
-        """Whether all ranks together go through one order of the samples, whatever their number."""
-        batches = self._order.batches
-        return type(self.loader) is DataLoader and type(batches) is BatchSampler and isinstance(
-            batches.sampler, (RandomSampler, DistributedSampler))
-
-    def _turn_after(self, number: int) -> int:
-        """The worker that makes the batch of this number; all of them if they begin anew with each epoch."""
-        if not isinstance(self.loader, MultiEpochsDataLoader) or not self.loader.num_workers:
-            return self._next_turn
-        return (self._turn + number) % self.loader.num_workers
-
-    @property
-    def _opens_once(self) -> bool:
-        """Whether one iterator of torch's serves all epochs, and the seed of the workers is drawn once."""
-        return isinstance(self.loader, MultiEpochsDataLoader) or self.loader.persistent_workers
-
-    def _is_open(self) -> bool:
-        if isinstance(self.loader, MultiEpochsDataLoader):
-            return self.loader.iterator is not None
-        return self.loader.persistent_workers and self.loader._iterator is not None
-
-    def _open(self, state: dict[str, Any] | None) -> Iterator[Any]:
-        """An iterator of the loader, its workers and its order as they were. Sets the random state of this process."""
-        if state is None:
-            if not self._is_open():
-                self._base = torch.get_rng_state()
-            return iter(self.loader)
-        if state['random'] is None:
-            state['random'] = get_random_state(self.device)
-        set_random_state(state['random'], self.device)
-        order, done = list(state['order']), state['done']
-        again = done or (self._opens_once and state['base'] is not None)  # the iterator has been opened before
-        if again and state['base'] is not None:
-            torch.set_rng_state(state['base'])
-        self._base = torch.get_rng_state()
-        self._init.states = dict(state['worker_states'])
-        self._workers, self._start = dict(state['worker_states']), dict(state['worker_states'])
-        if self._order is not None:
-            self._order.skip = done
-            self._order.coming.extend(order or ([torch_state(state['random']['process'])] if again else []))
-        self._turn = state['turn']
-        self._shuffle = state['shuffle']
-        set_shuffle_state(self._shuffle, self.loader.dataset)
-        batches = self._iterate()
-        self._init.states = {}
-        if again and not done and (order or self._order is None or not self._order.drawn):
-            set_random_state(state['random'], self.device)
-        return batches
-
-    def _iterate(self) -> Iterator[Any]:
-        if isinstance(self.loader, MultiEpochsDataLoader):
-            self._order.lead = self._turn
-            self.loader.iterator = DataLoader.__iter__(self.loader)  # timm makes it with the first batch
-            for _ in range(self._turn):
-                next(self.loader.iterator)
-                self._order.given.popleft()
-        return iter(self.loader)
-
-    def _skip(self, batches: Iterator[Any], state: dict[str, Any]) -> int:
-        """Pass over the batches that were trained; returns the number of the next one."""
-        for _ in range(state['done']):
-            _, report = next(batches)
-            if self._order is None and report is not None:  # made again: it may be the last one of its worker
-                worker, self._workers[worker] = report
-        if self._order is not None:
-            for _ in range(state['done']):
-                self._order.given.popleft()
-        set_random_state(state['before'] or state['random'], self.device)
-        return state['done']
-
-    def _shuffle_state(self) -> bytes:
-        return b'' if self.loader.num_workers else get_shuffle_state(self.loader.dataset)
-
-    def _forget_epoch(self) -> None:
-        while self._reports:
-            _, worker, state = self._reports.popleft()
-            self._workers[worker] = state
-        if not self._opens_once:
-            self._workers.clear()
+    def _begin_epoch(self) -> None:
+        """Forget the epoch before."""
+        self._workers.begin_epoch(same_workers=self._iterators.one_for_all)
         self._free_buffers()
-        self._start = dict(self._workers)
         self._shuffle = self._shuffle_state()
         self._turn = self._next_turn
         self._before.clear()
         self._indices.clear()
         if self._order is not None:
             del self._order.drawn[:1]
-            if not isinstance(self.loader, MultiEpochsDataLoader):
+            if not self._iterators.multi_epochs:
                 self._order.given.clear()
 
+    def _open(self) -> Iterator[Any]:
+        if not self._iterators.is_open:
+            self._base = torch.get_rng_state()
+        return iter(self.loader)
+
+    def _reopen(self, state: dict[str, Any]) -> Iterator[Any]:
+        """Return an iterator with workers and order as they were. Sets the random state of this process."""
+        if state['random'] is None:
+            state['random'] = get_random_state(self.device)
+        set_random_state(state['random'], self.device)
+        order, done = list(state['order']), state['done']
+        was_open = done or (self._iterators.one_for_all and state['base'] is not None)
+        if was_open and state['base'] is not None:
+            torch.set_rng_state(state['base'])
+        self._base = torch.get_rng_state()
+        self._workers.load(state['worker_states'])
+        if self._order is not None:
+            self._order.skip = done
+            self._order.coming.extend(order or ([torch_state(state['random']['process'])] if was_open else []))
+        self._turn = state['turn']
+        self._shuffle = state['shuffle']
+        set_shuffle_state(self._shuffle, self.loader.dataset)
+        self._init.states = dict(state['worker_states'])
+        batches = self._iterators.begin(self._turn)
+        self._init.states = {}
+        if was_open and not done and (order or self._order is None or not self._order.drawn):
+            set_random_state(state['random'], self.device)
+        return batches
+
+    def _skip(self, batches: Iterator[Any], state: dict[str, Any]) -> int:
+        """Pass over the batches that were trained. Return the number of the next one."""
+        for _ in range(state['done']):
+            _, report = next(batches)
+            if self._order is not None:
+                self._order.given.popleft()
+            elif report is not None:  # made again: it may be the last one of its worker
+                worker, self._workers.trained[worker] = report
+        set_random_state(state['before'] or state['random'], self.device)
+        self._next_turn = self._iterators.worker_of(state['done'], self._turn)
+        return state['done']
+
+    def _shuffle_state(self) -> bytes:
+        return b'' if self.loader.num_workers else get_shuffle_state(self.loader.dataset)
+
     def _free_buffers(self) -> None:
-        if not self._opens_once:
+        if not self._iterators.one_for_all:
             self._courier.forget()
 
-    def _remember(self, number: int, before: dict[str, Any], report: tuple[int, bytes] | None) -> None:
-        # While a batch is made, timm's prefetcher holds the one before it, and what is older has been trained.
-        while self._reports and self._reports[0][0] < number - 1:
-            _, worker, state = self._reports.popleft()
-            self._workers[worker] = state
-        if report is not None:
-            self._reports.append((number, *report))
+    def _record(self, number: int, before: dict[str, Any], report: tuple[int, bytes] | None) -> None:
+        """Record what a batch was made from."""
+        # While a batch is made, timm's prefetcher holds the one before it, and older ones have been trained.
+        self._workers.trained_before(number - 1)
+        self._workers.add(number, report)
         self._before[number] = before
         self._before.pop(number - 2, None)
         if self._order is not None:
             self._indices[number] = self._order.given.popleft()
             self._indices.pop(number - _REMEMBERED, None)
 
-    def _deal_rest(self, state: dict[str, Any], epoch: int) -> None:
-        """Give what is left of an epoch to the ranks that there are now."""
+    def _share_rest(self, state: dict[str, Any], epoch: int) -> dict[str, Any]:
+        """Share the rest of an epoch among the present ranks. Return the changes of the state."""
         rest = self._order.remaining(state, epoch, self.loader.dataset)
         size = self._shape()['batch size']
         mine = rest[self.rank::self.ranks][:len(rest) // self.ranks]
-        was = state['shape']
-        done = state['done'] * was['batch size'] * was['ranks'] // (size * self.ranks)
-        self._deal(done, torch.tensor(mine[:len(mine) // size * size], dtype=torch.int64).view(-1, size))
-        self._resumed = {**state, **_OF_ANOTHER_SHAPE, 'done': done, 'random': get_random_state(self.device),
-                         'shape': self._shape(), 'dealt': self._dealt}
+        trained = state['done'] * state['shape']['batch size'] * state['shape']['ranks']
+        done = trained // (size * self.ranks)
+        self._take(done, torch.tensor(mine[:len(mine) // size * size], dtype=torch.int64).view(-1, size))
+        return {'done': done, 'random': get_random_state(self.device), 'shape': self._shape(), 'dealt': self._share}
 
-    def _deal(self, first: int, batches: torch.Tensor) -> None:
+    def _take(self, first: int, batches: torch.Tensor) -> None:
         """Let the next pass have these indices [N, B] from batch `first` on."""
-        self._dealt = {'first': first, 'batches': batches}
+        self._share = {'first': first, 'batches': batches}
         self._order.rest = [[]] * first + batches.tolist()
         self._length = len(self._order.rest)
 
 
+def _has_one_order(loader: DataLoader, order: Any) -> bool:
+    """Whether all ranks together take one order of the samples, for any number of ranks."""
+    return type(loader) is DataLoader and type(order.batches) is BatchSampler and isinstance(
+        order.batches.sampler, (RandomSampler, DistributedSampler))
+
+
 def make_resumable(loader: Any, device: torch.device, ranks: int = 1, rank: int = 0) -> tuple[Any, ResumableLoader]:
-    """Put a ResumableLoader in the place of the DataLoader inside one of timm's or our loaders.
+    """Replace the DataLoader in a loader of timm or this package by a ResumableLoader.
 
     Returns:
         The loader to iterate over, and the ResumableLoader inside it.
