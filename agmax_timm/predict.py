@@ -12,8 +12,8 @@ from typing import IO, Any
 from .base.command import command
 from .base.command_line import Parser, add_model_flags, add_weights_flags, flag_of
 from .base.errors import OptionError
-from .base.processes import kept_imports
-from .base.text_file import MARK
+from .base.processes import imports_without_gc
+from .base.text_file import BYTE_ORDER_MARK
 
 PROG = 'python -m agmax_timm.predict'
 
@@ -25,7 +25,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.topk < 1 or args.batch_size < 1 or args.workers < 0:
         parser.error('--topk and --batch-size must be 1 or more, --workers 0 or more')
-    with kept_imports():
+    with imports_without_gc():
         from .data.sources.classes import describe_names, describe_others
         from .evaluation.prediction import Predictor, image_endings
     options = _options(args)
@@ -66,7 +66,8 @@ def list_images(names: list[str], endings: str | None = None, others: Counter | 
         sys.stdin.reconfigure(errors='surrogateescape')  # names of files may be any bytes
     paths = []
     for name in names:
-        for path in (line.rstrip('\r\n').removeprefix(MARK) for line in sys.stdin) if name == '-' else [name]:
+        from_stdin = (line.rstrip('\r\n').removeprefix(BYTE_ORDER_MARK) for line in sys.stdin)
+        for path in from_stdin if name == '-' else [name]:
             if os.path.isdir(path):
                 try:
                     reader = FolderReader(path, input_key=endings)

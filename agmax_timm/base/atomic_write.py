@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, whatever stops the process, the machine or the disk in between."""
+"""Atomic writes: a file is replaced completely or not at all, even if the process, the machine or the disk fails."""
 import errno
 import os
 import secrets
@@ -11,26 +11,28 @@ from typing import IO, Any
 try:
     import fcntl
 except ImportError:  # Windows, where a file that is open cannot be removed anyway
-    fcntl = None  # type: ignore[assignment]  # locks are then left out
+    fcntl = None  # type: ignore[assignment]  # no file is locked then
 
-# The end of the name of a file or folder until it is whole; a killed process leaves such a file behind.
+# Suffix of the name of a file or folder that is being written. A killed process leaves it behind.
 UNFINISHED = '.unfinished'
-_STALE = 24 * 3600.  # seconds without a change after which a writer is taken for dead, on file systems without locks
+_STALE = 24 * 3600.  # seconds without a change after which a writer counts as dead, on file systems without locks
 _NO_LOCKS = -1
 _NO_SYNC_OF_FOLDERS = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)
 
 
 @contextmanager
 def replacing(path: str, mode: str = 'wb', **open_args) -> Iterator[IO]:
-    """A file to write to, which takes the place of `path` when it is whole and on disk.
+    """Open a new file for writing, which replaces `path` once it is complete and on disk.
 
-    Several processes and threads may replace the same file: each writes a file of its own, and the last one stays.
+    Several processes and threads may replace the same file. Each writes its own file, and the last one stays.
 
     Args:
-        mode: And further arguments, of open(): 'w' or 'wb'.
+        path: Path of the file to replace.
+        mode: Mode of open(), 'w' or 'wb'.
+        **open_args: Further arguments of open().
 
     Raises:
-        OSError: with the file's name; `path` is as it was, and no other file is left.
+        OSError: The file cannot be written. The error names `path`, which is unchanged. No other file is left.
     """
     with _scratch(path, lambda name: open(name, 'xb').close()) as scratch:
         with open(scratch, mode, **open_args) as f:
@@ -43,15 +45,15 @@ def replacing(path: str, mode: str = 'wb', **open_args) -> Iterator[IO]:
 
 @contextmanager
 def scratch_folder(path: str) -> Iterator[str]:
-    """The path of a new folder beside `path`, which is removed at the end."""
+    """Create a folder beside `path`, give its path, and remove it at the end."""
     with _scratch(path, os.mkdir) as scratch:
         yield scratch
 
 
 def link(source: str, path: str) -> None:
-    """Let `path` name the same file as `source`, at once; a copy of it on file systems without hard links."""
+    """Make `path` a hard link to `source`, atomically. On file systems without hard links, it is a copy."""
     if os.path.exists(path) and os.path.samefile(source, path):
-        return  # os.replace would leave the second name of one file where it is
+        return  # os.replace does nothing for two names of one file, so the scratch name would stay
     while True:
         scratch = _scratch_name(path)
         try:
@@ -64,29 +66,30 @@ def link(source: str, path: str) -> None:
             os.replace(scratch, path)
             return _sync_folder(path)
         except FileNotFoundError:
-            continue  # clean() of another process removed the link, which cannot be locked
+            continue  # remove_unfinished() of another process removed the link, which cannot be locked
         except BaseException:
             with suppress(OSError):
                 os.unlink(scratch)
             raise
 
 
-def cut(path: str, size: int) -> None:
-    """Leave the first `size` bytes of a file, all of it where it is shorter; a missing file stays missing."""
+def truncate(path: str, size: int) -> None:
+    """Cut a file off after `size` bytes. Shorter and missing files are not changed."""
     if os.path.exists(path) and os.path.getsize(path) > size:
         with open(path, 'rb+') as f:
             f.truncate(size)
             os.fsync(f.fileno())
 
 
-def clean(folder: str, name: str = '') -> list[str]:
-    """Remove what killed processes left unfinished in a folder, and return its names.
+def remove_unfinished(folder: str, name: str = '') -> list[str]:
+    """Remove unfinished files that killed processes left in a folder. Return their names.
 
-    Files of processes that live stay, also those of other machines, because their writers have locked them. On a file
-    system without locks, a file counts as left behind after a day without changes.
+    Running processes have locked their files, also on other machines, so these files stay. On a file system without
+    locks, a file counts as left behind after a day without changes.
 
     Args:
-        name: Name of the finished file or folder, to remove its unfinished ones alone; '' for all.
+        folder: Folder to search.
+        name: Name of the finished file or folder whose unfinished versions are removed; '' for all.
     """
     removed = []
     with suppress(OSError):
@@ -99,17 +102,17 @@ def clean(folder: str, name: str = '') -> list[str]:
 
 @contextmanager
 def _scratch(path: str, make: Callable[[str], Any]) -> Iterator[str]:
-    """The path of what `make` makes beside `path`, locked against clean(). Removed at the end if it is still there."""
-    clean(os.path.dirname(path) or '.', os.path.basename(path))
+    """Create a file or folder beside `path` by `make`, lock it, give its path, and remove it at the end."""
+    remove_unfinished(os.path.dirname(path) or '.', os.path.basename(path))
     scratch, lock = '', None
     try:
-        while lock is None:  # clean() of another process can remove it between the two calls
+        while lock is None:  # remove_unfinished() of another process can remove it between the two calls
             scratch = _scratch_name(path)
             make(scratch)
             lock = _lock(scratch)
         yield scratch
     except OSError as error:
-        if error.errno is not None and error.filename in (None, scratch):  # others have a message of their own
+        if error.errno is not None and error.filename in (None, scratch):  # other errors name their file
             error.filename = path
         raise
     finally:
@@ -119,19 +122,19 @@ def _scratch(path: str, make: Callable[[str], Any]) -> Iterator[str]:
 
 
 def _scratch_name(path: str) -> str:
-    """A name that no other process or thread uses. The random state of training stays as it is."""
+    """Return a name that no other process or thread uses. Does not draw from the random state of training."""
     return f'{path}.{secrets.token_hex(4)}{UNFINISHED}'
 
 
 def _remove_dead(path: str) -> bool:
-    """Remove an unfinished file or folder, unless its writer lives. Returns whether it was removed."""
+    """Remove an unfinished file or folder unless its writer runs. Return whether it was removed."""
     lock = _lock(path)
     try:
         if lock is None or (lock == _NO_LOCKS and time.time() - os.stat(path).st_ctime < _STALE):
             return False
         _remove(path)
         return True
-    except OSError:  # not ours to remove, or another process was faster
+    except OSError:  # no permission, or another process was faster
         return False
     finally:
         _unlock(lock)
@@ -145,11 +148,11 @@ def _remove(path: str) -> None:
 
 
 def _lock(path: str) -> int | None:
-    """Lock a file or folder, without waiting.
+    """Lock a file or folder without waiting.
 
     Returns:
-        A descriptor for _unlock(), _NO_LOCKS where the file system has none, None where another process has locked or
-        removed it.
+        Descriptor for _unlock(); _NO_LOCKS on a file system without locks; None if another process has locked or
+        removed the file.
     """
     if fcntl is None:
         return _NO_LOCKS
@@ -171,15 +174,15 @@ def _lock(path: str) -> int | None:
 
 def _unlock(lock: int | None) -> None:
     if lock not in (None, _NO_LOCKS):
-        fcntl.flock(lock, fcntl.LOCK_UN)  # closing is not enough: forked processes share the lock
+        fcntl.flock(lock, fcntl.LOCK_UN)  # closing does not suffice, because forked processes share the lock
         os.close(lock)
 
 
 def _sync_folder(path: str) -> None:
-    """Bring the name of a file to disk, where the file system can."""
+    """Write the name of a file to disk, if the file system supports it."""
     try:
         folder = os.open(os.path.dirname(path) or '.', os.O_RDONLY)
-    except PermissionError:  # a folder that can be written but not read; on Windows, any
+    except PermissionError:  # the folder can be written but not read, as every folder on Windows
         return
     try:
         os.fsync(folder)

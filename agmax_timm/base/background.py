@@ -1,4 +1,4 @@
-"""Work beside training: a copy of the state on the host, and one thread that has it to itself."""
+"""Work in the background of training: a copy of the state on the host, and a thread that writes it."""
 import copy
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -8,9 +8,9 @@ import torch
 
 
 def snapshot(state: Any) -> Any:
-    """A copy on the host of nested dicts, lists and tuples of tensors and plain values.
+    """Copy nested dicts, lists and tuples of tensors and plain values to the host.
 
-    Tensors that share memory share it in the copy: torch.save writes the same file of it.
+    Tensors that share memory also share it in the copy, so torch.save writes the same file.
     """
     return _copy(state, {})
 
@@ -29,34 +29,34 @@ def _copy(value: Any, storages: dict[int, tuple[torch.UntypedStorage, torch.Unty
 
 def _copy_tensor(value: torch.Tensor, storages: dict[int, tuple]) -> torch.Tensor:
     source = value.untyped_storage()
-    if source._cdata not in storages:  # the source is kept with its copy: its address is no other's meanwhile
+    if source._cdata not in storages:  # the source is kept with its copy, so that its address is not used again
         storages[source._cdata] = source, source.clone() if source.device.type == 'cpu' else source.cpu()
     copied = torch.empty(0, dtype=value.dtype)
     return copied.set_(storages[source._cdata][1], value.storage_offset(), value.shape, value.stride())
 
 
 class Background:
-    """Runs one piece of work at a time in a thread; the process does not end before it is done.
+    """Run one function at a time in a thread. The process does not end before the function has returned.
 
     Args:
-        enabled: Run it in its own thread, and not at once.
+        enabled: Whether to use a thread. If not, functions run in the calling thread.
     """
 
     def __init__(self, enabled: bool = True):
         self.enabled = enabled
-        self._pool = ThreadPoolExecutor(1, 'writer')  # its thread begins with the first piece of work
+        self._pool = ThreadPoolExecutor(1, 'writer')  # starts its thread with the first call
         self._future: Future | None = None
 
     def run(self, work: Callable[[], None]) -> None:
-        """Begin with a piece of work when the one before is done."""
+        """Wait for the previous function, then start `work`."""
         self.wait()
         if not self.enabled:
             return work()
         self._future = self._pool.submit(work)
 
     def wait(self) -> None:
-        """Return when the work is done, and raise here what it raised."""
+        """Wait for the function, and raise its exception, if any."""
         if self._future is not None:
-            wait([self._future])  # a signal may end this by an error: the work is then still to be waited for
+            wait([self._future])  # a signal can raise here; the function is then still waited for later
             future, self._future = self._future, None
             future.result()

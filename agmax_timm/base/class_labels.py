@@ -6,24 +6,25 @@ from typing import Any
 
 from timm.data import ImageNetInfo
 
-# The task of a model with several labels an image, among the notes of its pretrained_cfg.
+# Task of a model with several labels per image, in the notes of its pretrained_cfg.
 SEVERAL_LABELS = 'multilabel'
 _SYNSET = re.compile(r'n\d{8}')
 
 
 def index_names(count: int) -> list[str]:
-    """Return the indices of classes as text, which a published model has in place of unknown names.
+    """Return the indices of classes as text. A published model has them in place of unknown names.
 
-    Without names, transformers would label a model of as many classes as ImageNet with those of ImageNet.
+    Without names, transformers would give ImageNet's names to a model with as many classes as ImageNet.
     """
     return [str(index) for index in range(count)]
 
 
 def known_names(names: Any, count: int) -> list[str] | None:
-    """Return the names of `count` classes by index. None if they are missing, another number, or only indices.
+    """Return the names of `count` classes by index. None if names are missing, or are only indices.
 
     Args:
-        names: Value of a record or a config.json, of any type.
+        names: Value in a checkpoint or a config.json, of any type.
+        count: Number of classes.
     """
     if not isinstance(names, (list, tuple)) or len(names) != count:
         return None
@@ -32,7 +33,7 @@ def known_names(names: Any, count: int) -> list[str] | None:
 
 
 def describe(names: Sequence[str]) -> dict[str, str]:
-    """Describe class names of which some are synsets of ImageNet: {'n12620546': 'hip, rose hip, rosehip'}.
+    """Return the descriptions of classes named by ImageNet's synsets: {'n12620546': 'hip, rose hip, rosehip'}.
 
     timm needs a description of every class, so other names describe themselves. Empty if no name is a synset.
     """
@@ -43,11 +44,11 @@ def describe(names: Sequence[str]) -> dict[str, str]:
 def _words(name: str) -> str:
     try:
         return _imagenet().label_name_to_description(name) if _SYNSET.fullmatch(name) else name
-    except KeyError:  # no synset of ImageNet
+    except KeyError:  # not in ImageNet
         return name
 
 
 @lru_cache(maxsize=1)
 def _imagenet() -> ImageNetInfo:
-    """timm's tables, which describe the synsets of all its subsets."""
+    """Return timm's tables of ImageNet, which describe the synsets of all its subsets."""
     return ImageNetInfo()

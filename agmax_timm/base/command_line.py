@@ -1,4 +1,4 @@
-"""The parser of every command: errors of one line, defaults that say something. Imports nothing heavy."""
+"""The parser of every command: errors of one line, defaults as they are typed. Imports neither torch nor timm."""
 import argparse
 import os
 import sys
@@ -7,13 +7,13 @@ from typing import Any
 
 from .text import nearest, one_line
 
-# Flags of ours that begin as one of timm's does.
+# Options of this package that start like an option of timm. An abbreviation of both stands for that of timm.
 YIELDING = ('check_data', 'image_memory', 'corruptions_dir', 'severities', 'stress', 'attack', 'report', 'report_dir',
             'no_pin_mem')
 
 
-# Names that other programs give an option, and ours: the first that the command has is proposed. A word after the name
-# is its value; `torchrun ...` is proposed in place of an option.
+# Options by their names in other programs. The first one that the command has is proposed. A word after the option is
+# its value; `torchrun ...` is proposed in place of an option.
 _SYNONYMS = {
     'accumulate': ('grad_accum_steps',),
     'apex_amp': ('amp',),
@@ -67,7 +67,7 @@ _SYNONYMS = {
 
 
 class _HelpFormatter(argparse.HelpFormatter):
-    """Show every default, as it is typed. The help of an option without a default says what happens without it."""
+    """Add to each help text the default, as it is typed. Options without a default describe what happens then."""
 
     def _get_help_string(self, action: argparse.Action):
         default = default_text(action)
@@ -76,7 +76,7 @@ class _HelpFormatter(argparse.HelpFormatter):
 
 
 def default_text(action: argparse.Action) -> str:
-    """The default of an option as it is typed on a command line, '' if the option is off or not set."""
+    """Return the default of an option as it is typed on a command line, '' if the option is off or not set."""
     default = action.default
     if default is None or default is False or default == argparse.SUPPRESS:
         return ''
@@ -84,7 +84,7 @@ def default_text(action: argparse.Action) -> str:
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line, without the usage of all flags before it."""
+    """A parser whose errors are one line, without the usage of all flags."""
 
     def __init__(self, **kwargs):
         super().__init__(formatter_class=_HelpFormatter, **kwargs)
@@ -105,18 +105,18 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f'{self.prog}: error: {one_line(message)} (--help lists all flags)\n')
 
     def _get_option_tuples(self, option_string: str):
-        """The flags that an abbreviation may stand for: --check is timm's --checkpoint, as it is without ours."""
+        """Return the flags that an abbreviation may stand for. --check is timm's --checkpoint, not --check-data."""
         matches = super()._get_option_tuples(option_string)
         return [match for match in matches if match[0].dest not in YIELDING] or matches
 
     def warn(self, message: str) -> None:
-        """Tell of an option before there is a log: the first of several processes does."""
+        """Print a warning about an option, before the log exists. Only the first of several processes prints it."""
         if os.environ.get('RANK', '0') == '0':
             print(f"{self.prog}: warning: {one_line(message)}", file=sys.stderr)
 
 
 def add_weights_flags(parser: argparse.ArgumentParser) -> None:
-    """Add --use-ema and --raw. They set `use_ema` to True or False; None means the weights that the run ranked by."""
+    """Add --use-ema and --raw. They set `use_ema` to True or False; None is the weights that the run ranked."""
     group = parser.add_mutually_exclusive_group()
     group.add_argument('--use-ema', action='store_true', default=None,
                        help='the EMA of the weights (default: the weights by which the run ranked its checkpoints)')
@@ -133,23 +133,23 @@ def add_pinning_flags(parser: argparse._ActionsContainer) -> None:
 
 
 def pinning(args: argparse.Namespace) -> bool | None:
-    """Whether the flags ask for pinned memory, None for what is usual on the device."""
+    """Whether the flags ask for pinned memory. None is the default of the device."""
     return False if args.no_pin_mem else args.pin_mem or None
 
 
 def flag_of(name: str) -> str:
-    """The flag of an option: '--batch-size' of 'batch_size'."""
+    """Return the flag of an option: '--batch-size' for 'batch_size'."""
     return '--' + name.replace('_', '-')
 
 
 def interval(value: int | str) -> int | str:
-    """Type of a number of updates, an int, or of seconds, as given: '600s'."""
+    """Convert an interval: a number of updates to an int; seconds, such as '600s', stay text."""
     number, unit = parse_interval(value)
     return int(number) if unit == 'updates' else str(value)
 
 
 def parse_interval(value: int | str) -> tuple[int | float, str]:
-    """The number and the unit, 'updates' or 'seconds', of an interval; raise ValueError where it is none."""
+    """Return the number and the unit, 'updates' or 'seconds', of an interval. Raise ValueError if it is invalid."""
     text = str(value)
     number, unit = (float(text[:-1]), 'seconds') if text.endswith('s') else (int(value), 'updates')
     if not 0 <= number < float('inf') or (unit == 'seconds' and not number):
@@ -158,16 +158,19 @@ def parse_interval(value: int | str) -> tuple[int | float, str]:
 
 
 def memory(value: float | str) -> str:
-    """Type of an amount of memory, as given: a share of what is free in [0, 1], or an amount as '8G' or '500M'."""
+    """Check an amount of memory: a share of the free memory in [0, 1], or an amount such as '8G' or '500M'."""
     text = str(value)
     amount = text[-1:].upper() in ('G', 'M')
     if not 0. <= float(text[:-1] if amount else text) <= (float('inf') if amount else 1.):
-        raise argparse.ArgumentTypeError(f"takes a share in [0, 1], or an amount as 8G or 500M, got '{value}'")
+        raise argparse.ArgumentTypeError(f"takes a share in [0, 1], or an amount such as 8G or 500M, got '{value}'")
     return text
 
 
 def nearest_option(name: str, known: Iterable[str]) -> str:
-    """As nearest, for flags or names of options in a file. Names that other programs use are tried first."""
+    """Return ', did you mean X?' for a misspelt flag or option, '' if none is similar. See nearest.
+
+    Names of options in other programs are tried first.
+    """
     known = list(known)
     spelled = {other.lstrip('-').replace('-', '_'): other for other in known}
     for meant in _SYNONYMS.get(name.lstrip('-').replace('-', '_'), ()):
@@ -184,7 +187,7 @@ class KeyValues(argparse.Action):
 
     def __call__(self, parser, namespace, values, option_string=None):
         from timm.utils import ParseKwargs
-        broken = [value for value in values if value and not value.partition('=')[0] * value.count('=')]
+        broken = [value for value in values if value and value.find('=') < 1]
         if broken:
             parser.error(f"{option_string} takes KEY=VALUE, got '{broken[0]}'")
         try:
@@ -193,17 +196,17 @@ class KeyValues(argparse.Action):
             parser.error(f'{option_string} has a value that is nested too deeply')
         for key, value in getattr(namespace, self.dest).items():
             if not is_plain(value):
-                parser.error(f'{option_string} {key} takes a number, a word, or lists of such, got {value!r}')
+                parser.error(f'{option_string} {key} takes a number, a word, or a list of these, got {value!r}')
 
 
 def add_dataset_flag(group: Any) -> None:
-    """Add --hub-dataset. The name of the data on the Hub is not known from a folder."""
+    """Add --hub-dataset, because a folder does not contain the data's name on the Hub."""
     group.add_argument('--hub-dataset', default='', metavar='OWNER/NAME',
                        help="the training data's name on the Hub, for the model card")
 
 
 def add_model_flags(parser: Parser) -> None:
-    """Add flags for weights files that do not say which model they hold; see checkpoint.read_model."""
+    """Add flags for files of weights that do not name their model; see checkpoint.read_model."""
     parser.add_argument('--model', metavar='NAME', help='name in timm, for files that do not say')
     parser.add_argument('--num-classes', type=int, metavar='N', help='outputs, for files that do not say')
     parser.add_argument('--model-kwargs', nargs='*', default={}, action=KeyValues, metavar='KEY=VALUE',
@@ -211,9 +214,9 @@ def add_model_flags(parser: Parser) -> None:
 
 
 def is_plain(value: Any) -> bool:
-    """Whether it is what a YAML file holds of options: numbers, strings, lists and dictionaries, 10,000 at most in all.
+    """Whether a value consists of at most 10,000 numbers, strings, lists and dictionaries, as options in YAML do.
 
-    References can make a file of a few lines mean any number.
+    The number is limited because YAML references can expand a few lines to billions of values.
     """
     todo, count = [value], 0
     while todo:

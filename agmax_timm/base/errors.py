@@ -40,7 +40,7 @@ class SampleError(DataError):
 
 
 class DamagedError(SampleError):
-    """Samples that cannot be decoded: one in evaluation, too many in training."""
+    """Samples that cannot be decoded: one sample in evaluation, too many samples in training."""
 
 
 class LabelError(SampleError):
@@ -53,15 +53,15 @@ class WorkerError(UserError, RuntimeError):
 
 
 class MemoryLimitError(UserError, RuntimeError):
-    """Memory of the device or of the machine that does not suffice."""
+    """Too little memory on the device or the machine."""
     exit_status = 1
 
 
 def as_user_error(error: BaseException) -> UserError | None:
-    """Return an error of any library as one that a user can act on, None if the traceback is of more use.
+    """Convert an error of any library to one that a user can act on. None if the traceback is more useful.
 
-    These are: an error of the operating system, such as a full disk; a loader worker that died; too little memory; a
-    package of an extra that is not installed; Ctrl-C and SIGTERM.
+    Converted are: an error of the operating system, such as a full disk; a loader worker that died; too little memory;
+    a package of an extra that is not installed; Ctrl-C and SIGTERM.
     """
     if isinstance(error, UserError):
         return error

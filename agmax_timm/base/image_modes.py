@@ -8,11 +8,11 @@ MIXUP_MODES = ('batch', 'pair', 'elem')
 BACKENDS = ('auto', 'timm', 'fast')
 
 _COLOURS = ('L', 'LA', 'RGB', 'RGBA', 'RGBX', 'CMYK', 'YCbCr', 'HSV')
-# Modes that a step of augmentation takes and keeps, by the argument of timm's create_loader for the step. Crops and
-# flips work in all modes.
+# Modes that an augmentation accepts and keeps, by its argument of timm's create_loader. Crops and flips work in all
+# modes.
 _MODES_OF_STEPS = {
-    'auto_augment': ('L', 'RGB'),  # every policy has steps that work by tables of levels
-    'grayscale_prob': ('L', 'RGB'),  # torchvision returns gray as L or RGB
+    'auto_augment': ('L', 'RGB'),  # every policy has operations that use a lookup table of levels
+    'grayscale_prob': ('L', 'RGB'),  # torchvision returns gray images as L or RGB
     'color_jitter': _COLOURS,
     'gaussian_blur_prob': (*_COLOURS, 'F'),
 }
@@ -20,12 +20,12 @@ _DEFAULT_JITTER = 0.4  # timm's
 
 
 def mode_of_channels(channels: int) -> str:
-    """The default PIL mode for a number of channels."""
+    """Return the default PIL mode for a number of channels."""
     return {2: 'LA', 3: 'RGB', 4: 'RGBA'}.get(channels, 'L')
 
 
 def why_not_loaded(mode: str, prefetcher: bool) -> str:
-    """Why a loader cannot return the pixels of a PIL mode unchanged, with the remedy; '' if it can.
+    """Return why a loader cannot return the pixels of a PIL mode unchanged, with the remedy. '' if it can.
 
     timm's prefetcher keeps 8 bits of each value, modulo 256. Without it, wider integers cannot be normalised.
     """
@@ -39,9 +39,9 @@ def why_not_loaded(mode: str, prefetcher: bool) -> str:
 
 
 def check_mode(dataset: Any, channels: int, kwargs: dict[str, Any]) -> None:
-    """Raise ValueError for a PIL mode that the prefetcher or a step of augmentation does not take.
+    """Raise ValueError for a PIL mode that the prefetcher or an augmentation does not accept.
 
-    Such a mode would end a loader worker, or change pixels.
+    Such a mode would crash a loader worker, or change pixels.
 
     Args:
         dataset: Data set; its `input_img_mode` is the mode, if it has one.

@@ -1,4 +1,4 @@
-"""Licences of weights: the identifiers that the Hub lists, --license, and the licence in metadata of a model."""
+"""Licences of weights: the Hub's identifiers, the flag --license, and the licence in a model's metadata."""
 import argparse
 import os
 import re
@@ -10,8 +10,8 @@ import yaml
 from .errors import OptionError
 from .text import nearest
 
-# Identifiers of https://huggingface.co/docs/hub/repositories-licenses (August 2026). The client has no list of them,
-# and the Hub refuses a card with another one.
+# Identifiers of https://huggingface.co/docs/hub/repositories-licenses (August 2026). huggingface_hub has no list of
+# them, and the Hub refuses a card with any other identifier.
 LISTED = frozenset("""
     afl-3.0 agpl-3.0 apache-2.0 apple-amlr apple-ascl artistic-2.0 bigcode-openrail-m bigscience-bloom-rail-1.0
     bigscience-openrail-m bsd bsd-2-clause bsd-3-clause bsd-3-clause-clear bsl-1.0 c-uda cc cc-by-2.0 cc-by-2.5
@@ -34,7 +34,7 @@ def add_license_flag(group: argparse._ActionsContainer) -> None:
 
 
 def check_license(value: str | None) -> None:
-    """Raise OptionError unless it is empty, an identifier of the Hub's list, or other:NAME."""
+    """Raise OptionError unless the value is empty, an identifier of the Hub's list, or other:NAME."""
     if not value or value in LISTED:
         return
     prefix, _, name = value.partition(':')
@@ -44,7 +44,7 @@ def check_license(value: str | None) -> None:
 
 
 def license_name(value: Any) -> str | None:
-    """The name of a licence in the metadata of a model, in lower case; None if they state none."""
+    """Return the name of a licence in a model's metadata, in lower case. None if there is none."""
     if not isinstance(value, str):
         return None
     name = re.sub('[^a-z0-9.+-]+', '-', value.strip().lower().removeprefix(f'{_OTHER}:')).strip('-')
@@ -52,12 +52,12 @@ def license_name(value: Any) -> str | None:
 
 
 def license_of_card(metadata: dict[str, Any]) -> str | None:
-    """The name of the licence in the metadata of a model card, None if they state none."""
+    """Return the name of the licence in the metadata of a model card. None if there is none."""
     return license_name(metadata.get('license')) or license_name(metadata.get('license_name'))
 
 
 def license_in_folder(folder: str) -> str | None:
-    """The name of the licence that README.md of a folder states, None without one."""
+    """Return the name of the licence in README.md of a folder. None if there is none."""
     from huggingface_hub import metadata_load
     with suppress(OSError, ValueError, yaml.YAMLError):
         return license_of_card(metadata_load(os.path.join(folder, 'README.md')) or {})
@@ -65,7 +65,7 @@ def license_in_folder(folder: str) -> str | None:
 
 
 def license_fields(name: str | None) -> dict[str, Any]:
-    """Metadata of a model card for a licence. One that the Hub does not list is `other` with a `license_name`."""
+    """Return a model card's metadata for a licence: `other` with a `license_name` if the Hub does not list it."""
     if name is None:
         return {'license': _OTHER}
     return {'license': name} if name in LISTED else {'license': _OTHER, 'license_name': name}

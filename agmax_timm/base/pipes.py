@@ -1,4 +1,4 @@
-"""Standard output whose reader has ended, as in `command | head`."""
+"""Standard output to a process that has ended, as in `command | head`."""
 import os
 import select
 import sys

@@ -1,4 +1,4 @@
-"""What processes of this package need to know: where it is, how many cores there are for them, how they begin."""
+"""Processes of this package: their environment, the cores that they may use, and how they start."""
 import gc
 import multiprocessing
 import os
@@ -11,41 +11,41 @@ _HOME = str(Path(__file__).parents[2])
 
 
 def environment() -> dict[str, str]:
-    """This process's environment, in which Python finds this package wherever it is."""
+    """Return the environment for a new process, in which Python finds this package."""
     paths = [_HOME, *filter(None, [os.environ.get('PYTHONPATH')])]
     return {**os.environ, 'PYTHONPATH': os.pathsep.join(paths)}
 
 
 def cores() -> int:
-    """Cores that this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
 
 def fork_workers() -> None:
-    """Fork loader workers on Linux, unless this process was told another way.
+    """Set the start method of loader workers to fork on Linux, unless this process has set another one.
 
-    Newer than 3.13, Python starts them from a server: each would import torch anew, have a copy of all that is in
-    memory, and end when a signal to the whole job ends the server, before the main process has saved.
+    From version 3.14, Python starts workers from a server. Each worker would import torch again and copy the data in
+    memory. A signal to the whole job would end the server and the workers before the main process has saved.
     """
     if sys.platform == 'linux' and multiprocessing.get_start_method(allow_none=True) is None:
         multiprocessing.set_start_method('fork')
 
 
 @contextmanager
-def kept_imports() -> Iterator[None]:
-    """Import what stays for the life of the process, and keep the garbage collector away from it.
+def imports_without_gc() -> Iterator[None]:
+    """Exclude the objects of the modules that are imported inside from garbage collection.
 
-    It would walk through all objects of torch and timm again and again: for a fifth of the time of their import, and
-    for a second at the end of the process. Nothing is done if torch was imported before.
+    The collector would traverse all objects of torch and timm repeatedly: a fifth of their import time, and a second at
+    the end of the process. Does nothing if torch is already imported.
     """
     if 'torch' in sys.modules:
         yield
         return
-    collects = gc.isenabled()
+    was_enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
         gc.freeze()
-        if collects:
+        if was_enabled:
             gc.enable()

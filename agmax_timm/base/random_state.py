@@ -1,6 +1,6 @@
-"""The random state of a process: all that augmentation, mixing and dropout draw from, as plain bytes.
+"""The random state of a process as plain bytes. Augmentation, mixing and dropout draw from it.
 
-About 8 KB and 0.1 ms a copy, so one can be taken with every batch.
+A copy takes about 8 KB and 0.1 ms, so one can be taken with every batch.
 """
 import random
 import struct
@@ -11,25 +11,26 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-_PYTHON = struct.Struct('<625I?d')  # words of the Mersenne Twister with its place in them; the normal number put aside
+# Words and position of the Mersenne Twister, then the cached normal number.
+_PYTHON = struct.Struct('<625I?d')
 _NUMPY = struct.Struct('<624IIId')
 _PYTHON_VERSION, _NUMPY_NAME = 3, 'MT19937'
 
 
 def get_generator_state(generator: Any = random) -> bytes:
-    """State of a random.Random; by default of Python's global one."""
+    """Return the state of a random.Random, by default of Python's global one."""
     _, words, gauss = generator.getstate()
     return _PYTHON.pack(*words, gauss is not None, gauss or 0.)
 
 
 def set_generator_state(state: bytes, generator: Any = random) -> None:
-    """Set what get_generator_state returned."""
+    """Set a state of get_generator_state."""
     *words, has_gauss, gauss = _PYTHON.unpack_from(state)
     generator.setstate((_PYTHON_VERSION, tuple(words), gauss if has_gauss else None))
 
 
 def get_process_state() -> bytes:
-    """State of the global generators of Python, NumPy and torch's CPU in this process."""
+    """Return the state of the global generators of Python, NumPy and torch's CPU in this process."""
     _, key, position, has_gauss, cached = cast(tuple, np.random.get_state())
     return b''.join((
         get_generator_state(),
@@ -39,7 +40,7 @@ def get_process_state() -> bytes:
 
 
 def set_process_state(state: bytes) -> None:
-    """Set what get_process_state returned."""
+    """Set a state of get_process_state."""
     set_generator_state(state)
     *key, position, has_gauss, cached = _NUMPY.unpack_from(state, _PYTHON.size)
     np.random.set_state((_NUMPY_NAME, np.array(key, np.uint32), position, has_gauss, cached))
@@ -47,14 +48,15 @@ def set_process_state(state: bytes) -> None:
 
 
 def torch_state(state: bytes) -> torch.Tensor:
-    """The part of torch's CPU generator, as torch.set_rng_state takes it."""
+    """Return the state of torch's CPU generator, for torch.set_rng_state, from a state of get_process_state."""
     return torch.frombuffer(bytearray(state[_PYTHON.size + _NUMPY.size:]), dtype=torch.uint8)
 
 
 def get_random_state(device: torch.device | None = None) -> dict[str, Any]:
-    """State of the process's generators ('process', bytes) and of an accelerator's.
+    """Return the state of the generators of this process and its accelerator.
 
-    That of an accelerator is a uint8 tensor, 'device', beside the type of the accelerator, 'device_type'.
+    Returns:
+        Dictionary of 'process' (bytes) and, for an accelerator, 'device' (its state, a uint8 tensor) and 'device_type'.
     """
     state: dict[str, Any] = {'process': get_process_state()}
     if device is not None and device.type != 'cpu':
@@ -64,14 +66,14 @@ def get_random_state(device: torch.device | None = None) -> dict[str, Any]:
 
 
 def set_random_state(state: dict[str, Any], device: torch.device | None = None) -> None:
-    """Set what get_random_state returned; a device's part is left out where it is of another kind of device."""
+    """Set a state of get_random_state. The state of another type of accelerator is ignored."""
     set_process_state(state['process'])
     if device is not None and device.type != 'cpu' and is_of_device(state, device):
         torch.get_device_module(device).set_rng_state(state['device'], device)
 
 
 def is_of_device(state: dict[str, Any], device: torch.device) -> bool:
-    """Whether a random state was taken on this kind of device."""
+    """Whether a state of get_random_state was taken on this type of device."""
     if device.type == 'cpu' or 'device' not in state:
         return device.type == 'cpu' and 'device' not in state
     present = torch.get_device_module(device).get_rng_state(device)
@@ -79,12 +81,12 @@ def is_of_device(state: dict[str, Any], device: torch.device) -> bool:
 
 
 def fits_generator(state: torch.Tensor, kind: str | None, present: torch.Tensor, device: torch.device) -> bool:
-    """Whether a generator of torch can take a state.
+    """Whether a generator of torch accepts a state.
 
     Args:
-        state: The state, uint8.
-        kind: Type of the device that it is of, None where a former version did not note it: its size tells then.
-        present: The state that the generator has now.
+        state: State of a generator, uint8.
+        kind: Type of the device of the state; None in a checkpoint of a former version, which is checked by size.
+        present: Present state of the generator, uint8.
         device: Device of the generator.
     """
     return kind in (None, device.type) and len(state) == len(present)
@@ -92,7 +94,7 @@ def fits_generator(state: torch.Tensor, kind: str | None, present: torch.Tensor,
 
 @contextmanager
 def kept_random_state() -> Iterator[None]:
-    """Let nothing that happens inside draw from the process's generators."""
+    """Restore the random state of the process at the end."""
     state = get_process_state()
     try:
         yield

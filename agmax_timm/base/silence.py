@@ -1,4 +1,4 @@
-"""Checks on stand-ins, which may raise but must not log or warn."""
+"""No log records and warnings, for checks on substitutes of the real objects."""
 import logging
 import warnings
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def silenced() -> Iterator[None]:
-    """Drop log records and warnings of every library. Those about a stand-in would not be true of the run."""
+    """Drop log records and warnings of every library, because those about a substitute are not true of the run."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:

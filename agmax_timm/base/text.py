@@ -1,4 +1,4 @@
-"""Text of messages: one line, lists of names, and the known name that a misspelt one is closest to."""
+"""Text of messages: one line, lists of names, and proposals for misspelt names."""
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -7,11 +7,11 @@ from typing import Any
 def one_line(message: Any, most: int | None = None) -> str:
     """Return a message or the text of an error as one line.
 
-    Characters that cannot be printed are shown as escape sequences: names of files can hold any bytes.
+    Characters that cannot be printed become escape sequences, because names of files can hold any bytes.
 
     Args:
-        message: Text, or an error. An error without text is named by its type.
-        most: Number of characters after which the line is shortened.
+        message: Text or an error. An error without text is replaced by the name of its type.
+        most: Maximum number of characters. Longer lines are cut off and end in '...'.
     """
     text = ' '.join(re.split(r'(?:[ \t]|\r?\n)+', str(message).strip(' \n\t')))
     if not text and isinstance(message, BaseException):
@@ -21,7 +21,7 @@ def one_line(message: Any, most: int | None = None) -> str:
 
 
 def listed(items: Sequence[Any], most: int = 8) -> str:
-    """Return the first items, separated by commas, and the number of the others: 'a, b and 3 more'."""
+    """Return the first items, separated by commas, and the number of other items: 'a, b and 3 more'."""
     shown = ', '.join(map(str, items[:most]))
     return shown if len(items) <= most else f'{shown} and {len(items) - most} more'
 
@@ -33,7 +33,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def edit_distance(a: str, b: str) -> int:
-    """Return the Damerau-Levenshtein distance: letters to insert, delete or replace, and neighbours to swap."""
+    """Return the Damerau-Levenshtein distance: the number of insertions, deletions, replacements and swaps."""
     before: list[int] = []
     row = list(range(len(b) + 1))
     for i, letter in enumerate(a, 1):

@@ -1,22 +1,22 @@
-"""Text files of users: UTF-8, with or without the byte-order mark that editors on Windows write."""
+"""Text files in UTF-8, with or without the byte-order mark that editors on Windows write."""
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-MARK = '\ufeff'  # the byte-order mark
+BYTE_ORDER_MARK = '\ufeff'
 
 
 def read_text(path: str, most: int = -1) -> str:
-    """Return the text of a file, without byte-order mark.
+    """Return the text of a file, without a byte-order mark.
 
     Args:
         path: Path of the file.
-        most: Number of characters to read at most, all if negative.
+        most: Maximum number of characters to read; all if negative.
 
     Raises:
-        OSError: it cannot be read.
-        ValueError: it is in another encoding.
+        OSError: The file cannot be read.
+        ValueError: The file has another encoding.
     """
     try:
         with open(path, encoding='utf-8-sig') as file:
@@ -27,8 +27,8 @@ def read_text(path: str, most: int = -1) -> str:
 
 @contextmanager
 def without_mark(path: str) -> Iterator[str]:
-    """The path of a text file, or of a copy without its byte-order mark, for libraries that refuse the mark."""
-    mark = MARK.encode()
+    """Give the path of a text file, or of a copy without byte-order mark, for libraries that refuse the mark."""
+    mark = BYTE_ORDER_MARK.encode()
     with open(path, 'rb') as file:
         if file.read(len(mark)) != mark:
             yield path

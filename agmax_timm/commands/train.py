@@ -6,7 +6,7 @@ from typing import Any
 
 from ..base.command import command
 from ..base.errors import UserError, WorkerError, as_user_error
-from ..base.processes import kept_imports
+from ..base.processes import imports_without_gc
 from ..options.parse import parse_train_args
 
 _logger = logging.getLogger('train')
@@ -25,7 +25,7 @@ def main(argv: list[str] | None = None) -> int | None:
 
 def run(args: argparse.Namespace) -> int | None:
     """Run the command with options that are parsed. Return its exit status."""
-    with kept_imports():  # torch and timm take seconds to import, so --help does not wait for them
+    with imports_without_gc():  # torch and timm take seconds to import, so --help does not wait for them
         from ..assembly.process_group import ending_process_group
         from ..base.signals import StopSignals
         from ..training.run import train

@@ -12,7 +12,7 @@ from ..base.command import command
 from ..base.errors import as_user_error
 from ..base.output_files import write_rows
 from ..base.pipes import print_if_read
-from ..base.processes import kept_imports
+from ..base.processes import imports_without_gc
 from ..options.parse import parse_validate_args
 
 _logger = logging.getLogger('validate')
@@ -31,7 +31,7 @@ def main(argv: list[str] | None = None) -> int | None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command with options that are parsed. Return its exit status."""
-    with kept_imports():  # torch and timm take seconds to import, so --help does not wait for them
+    with imports_without_gc():  # torch and timm take seconds to import, so --help does not wait for them
         from ..assembly.process_group import ending_process_group
         from ..evaluation import bulk
         from ..evaluation.validation import start, validate_model

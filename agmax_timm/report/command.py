@@ -2,7 +2,7 @@
 
 from ..base.command import command
 from ..base.command_line import Parser, add_weights_flags
-from ..base.processes import kept_imports
+from ..base.processes import imports_without_gc
 
 PROG = 'python -m agmax_timm.report'
 
@@ -11,7 +11,7 @@ PROG = 'python -m agmax_timm.report'
 def main(argv: list[str] | None = None) -> None:
     """The command. Print the path of the page."""
     args = _parser().parse_args(argv)
-    with kept_imports():
+    with imports_without_gc():
         from ..assembly.console import setup_logging
         from .report import make_report
     setup_logging()

@@ -169,12 +169,12 @@ def test_a_file_system_may_refuse_to_sync_a_folder_but_not_fail_to(tmp_path, mon
 def test_clean_and_cut(tmp_path):
     for name in ('a.unfinished', 'b', 'c.pth.tar.unfinished'):
         (tmp_path / name).write_text('0123456789')
-    assert atomic_write.clean(str(tmp_path)) == ['a.unfinished', 'c.pth.tar.unfinished']
+    assert atomic_write.remove_unfinished(str(tmp_path)) == ['a.unfinished', 'c.pth.tar.unfinished']
     assert os.listdir(tmp_path) == ['b']
     for size, left in ((20, 10), (4, 4)):
-        atomic_write.cut(str(tmp_path / 'b'), size)
+        atomic_write.truncate(str(tmp_path / 'b'), size)
         assert (tmp_path / 'b').stat().st_size == left
-    atomic_write.cut(str(tmp_path / 'missing'), 0)
+    atomic_write.truncate(str(tmp_path / 'missing'), 0)
     assert os.listdir(tmp_path) == ['b']
 
 
@@ -226,11 +226,11 @@ def test_two_processes_replace_one_file(tmp_path, writer):
 def test_only_what_a_dead_process_left_is_cleaned(kind, tmp_path, writer):
     other = writer(tmp_path / 'hub', kind)
     left, = os.listdir(tmp_path)
-    assert atomic_write.clean(str(tmp_path)) == [] and os.listdir(tmp_path) == [left]
+    assert atomic_write.remove_unfinished(str(tmp_path)) == [] and os.listdir(tmp_path) == [left]
     other.kill()
     other.wait()
-    assert atomic_write.clean(str(tmp_path), 'hu') == []  # of another name
-    assert atomic_write.clean(str(tmp_path), 'hub') == [left] and os.listdir(tmp_path) == []
+    assert atomic_write.remove_unfinished(str(tmp_path), 'hu') == []  # of another name
+    assert atomic_write.remove_unfinished(str(tmp_path), 'hub') == [left] and os.listdir(tmp_path) == []
 
 
 def test_the_next_write_of_a_file_cleans_what_a_killed_process_left_of_it(tmp_path, writer):
@@ -253,7 +253,7 @@ def test_without_locks_a_file_is_left_behind_when_nobody_wrote_to_it_for_a_day(a
     path.write_text('x')
     later = time.time() + age
     monkeypatch.setattr(atomic_write.time, 'time', lambda: later)
-    assert atomic_write.clean(str(tmp_path)) == ([] if stays else [path.name])
+    assert atomic_write.remove_unfinished(str(tmp_path)) == ([] if stays else [path.name])
     with atomic_write.replacing(str(tmp_path / 'results.csv'), 'w') as file:
         file.write('y')
     assert (tmp_path / 'results.csv').read_text() == 'y' and path.exists() == stays
@@ -264,7 +264,7 @@ def test_a_link_that_another_process_cleans_is_made_again(tmp_path, monkeypatch)
 
     def late(source, path):
         if not taken:
-            taken.append(atomic_write.clean(str(tmp_path)))
+            taken.append(atomic_write.remove_unfinished(str(tmp_path)))
         replace(source, path)
     (tmp_path / 'last').write_text('x')
     monkeypatch.setattr(atomic_write.os, 'replace', late)

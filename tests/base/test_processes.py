@@ -6,7 +6,7 @@ import weakref
 
 import pytest
 
-from agmax_timm.base.processes import kept_imports
+from agmax_timm.base.processes import imports_without_gc
 from tests.helpers.paths import REPOSITORY
 
 
@@ -28,7 +28,7 @@ def test_imports_are_kept_from_the_collector_and_it_goes_on_as_it_was(collects, 
     monkeypatch.delitem(sys.modules, 'torch')  # as in a process that has just begun
     gc.enable() if collects else gc.disable()
     try:
-        with pytest.raises(ImportError), kept_imports():
+        with pytest.raises(ImportError), imports_without_gc():
             assert not gc.isenabled()
             kept = weakref.ref(Circle())
             raise ImportError

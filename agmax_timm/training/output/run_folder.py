@@ -160,10 +160,10 @@ def open_folder(
     with writing(folder):
         os.makedirs(folder, exist_ok=True)
         _lock(folder)
-        atomic_write.clean(folder)
+        atomic_write.remove_unfinished(folder)
         log_path = os.path.join(folder, 'train.log')
         if before is not None and before.exact and goes_on(args, folder):
-            atomic_write.cut(log_path, before.state['log'])
+            atomic_write.truncate(log_path, before.state['log'])
             if before.state['rows']:
                 reporting.write_summary(summary_path(folder), before.state['rows'])
         log = reporting.log_to_file(log_path)

@@ -155,7 +155,7 @@ def test_a_process_may_die_at_every_step(links, memory_path, monkeypatch):
         if path is None:
             continue
 
-        atomic_write.clean(str(folder))
+        atomic_write.remove_unfinished(str(folder))
         saver = make_saver(folder)
         saver.load_state_dict_from_checkpoint(path)
         if saver.best_epoch is not None:

@@ -199,7 +199,7 @@ def test_a_log_line_is_whole_or_not_there(tmp_path, monkeypatch, file_size_limit
         logger.warning('c' * 50)
         assert path.read_text().splitlines() == [
             'a' * 50, '(lines that could not be written are missing here)', 'c' * 50]
-        atomic_write.cut(str(path), position)
+        atomic_write.truncate(str(path), position)
         logger.warning('d')
         assert path.read_text() == 'a' * 50 + '\nd\n'
     finally:
