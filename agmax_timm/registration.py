@@ -1,7 +1,6 @@
 """The original's models enter timm's registry with timm itself, so that nobody waits for timm who does not use it."""
 import sys
 from importlib import import_module
-from importlib.abc import MetaPathFinder
 from importlib.machinery import PathFinder
 
 _REGISTRY = 'timm.models'
@@ -15,8 +14,8 @@ def register_with_timm() -> None:
         sys.meta_path.insert(0, _AfterTimm())
 
 
-class _AfterTimm(MetaPathFinder):
-    """Finds timm.models as Python does, and adds one step behind its import."""
+class _AfterTimm:
+    """Finds timm.models as Python does, and adds one step after its import. importlib.abc would slow down --help."""
 
     def find_spec(self, name, path, target=None):
         if name != _REGISTRY:

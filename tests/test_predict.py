@@ -315,7 +315,7 @@ def test_the_images_of_a_folder_are_those_that_the_run_takes(ema_run, photos, ru
     checkpoint = torch.load(ema_run / 'last.pth.tar', weights_only=False)
     for dataset, key, expected in (
             ('', '.dat', ['a.dat', 'c.DAT']), ('hfds/x', '.dat', ['b.jpg']), ('', None, ['b.jpg'])):
-        checkpoint['args'].dataset, checkpoint['args'].input_key = dataset, key
+        checkpoint['args'].update(dataset=dataset, input_key=key)
         torch.save(checkpoint, tmp_path / 'run.pth.tar')
         found = json.loads(run(tmp_path / 'run.pth.tar', folder, '--format', 'json'))
         assert [row['image'] for row in found] == [str(folder / name) for name in expected]

@@ -4,6 +4,8 @@ import re
 
 import pytest
 
+from agmax_timm.options.declare import declared
+from agmax_timm.options.parsers import TrainOptions, ValidateOptions
 from tests.helpers.paths import REPOSITORY
 
 TEXT = (REPOSITORY / 'docs' / 'trouble.md').read_text()
@@ -26,7 +28,9 @@ TREES = [ast.parse(path.read_text()) for path in (REPOSITORY / 'agmax_timm').rgl
 MESSAGES = '\n'.join(text for tree in TREES for text in map(text_of, ast.walk(tree)) if text)
 FLAGS = {'--help'} | {
     text_of(word) for tree in TREES for call in ast.walk(tree)
-    if isinstance(call, ast.Call) and getattr(call.func, 'attr', '') == 'add_argument' for word in call.args}
+    if isinstance(call, ast.Call) and getattr(call.func, 'attr', '') == 'add_argument' for word in call.args} | {
+    flag for options in (TrainOptions, ValidateOptions) for option in declared(options).values()
+    for flag in option.flags}
 
 
 @pytest.mark.parametrize('quote', QUOTES)

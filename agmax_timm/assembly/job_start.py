@@ -1,5 +1,4 @@
 """The start of a job: the number of its processes by its launcher, and the wait until all have started."""
-import argparse
 import logging
 import os
 import sys
@@ -10,6 +9,7 @@ from contextlib import contextmanager
 
 import torch
 from timm import utils
+from timm.utils.distributed import init_distributed_device_so
 
 from ..base.presence import Presence
 from ..base.signals import EXIT_STATUS, StopSignals
@@ -53,7 +53,7 @@ def one_process() -> Iterator[None]:
         os.environ.update(kept)
 
 
-def join(args: argparse.Namespace, signals: StopSignals | None = None) -> torch.device:
+def join(device: str, signals: StopSignals | None = None) -> torch.device:
     """Call timm's init_distributed_device, with a warning about missing ranks, and a wait that signals can end.
 
     torch waits in C++, where Python handles no signals.
@@ -62,8 +62,8 @@ def join(args: argparse.Namespace, signals: StopSignals | None = None) -> torch.
         signals: Signals that end the process, with the exit status of a run that can be started again.
     """
     if not utils.is_distributed_env():
-        return utils.init_distributed_device(args)
-    start = _Start(args)
+        return torch.device(init_distributed_device_so(device)['device'])
+    start = _Start(device)
     begun, said = time.monotonic(), False
     while start.is_alive():
         start.join(.1)
@@ -76,18 +76,18 @@ def join(args: argparse.Namespace, signals: StopSignals | None = None) -> torch.
             said = True
     if start.error is not None:
         raise start.error
-    device = torch.device(args.device)
-    if device.type == 'cuda' and device.index is not None:
-        torch.cuda.set_device(device)  # timm set it in the other thread only
-    return device
+    joined = torch.device(start.device)
+    if joined.type == 'cuda' and joined.index is not None:
+        torch.cuda.set_device(joined)  # timm set it in the other thread only
+    return joined
 
 
 class _Start(threading.Thread):
     """Thread that joins the process group. A second thread tells the other ranks that this one has started."""
 
-    def __init__(self, args: argparse.Namespace):
+    def __init__(self, device: str):
         super().__init__(name='start', daemon=True)
-        self.args = args
+        self.device = device
         self.error: BaseException | None = None
         _, self.rank, self.world_size = utils.world_info_from_env()
         self._missing: list[int] | None = None  # ranks; None if rank 0 was not reached
@@ -97,7 +97,7 @@ class _Start(threading.Thread):
 
     def run(self) -> None:
         try:
-            utils.init_distributed_device(self.args)
+            self.device = init_distributed_device_so(self.device)['device']
         except BaseException as error:
             self.error = error
         finally:
@@ -113,6 +113,6 @@ class _Start(threading.Thread):
         presence = None
         while not self._done.wait(_INTERVAL):
             if self._missing is None:  # not connected yet
-                presence = Presence(argparse.Namespace(rank=self.rank, world_size=self.world_size), period=_INTERVAL)
+                presence = Presence(self.rank, self.world_size, period=_INTERVAL)
             presence.tell()
             self._missing = presence.absent()

@@ -1,5 +1,4 @@
 """The classes that a model was trained on, from its checkpoint, its configuration or ImageNet's lists."""
-import argparse
 import logging
 from typing import Any
 
@@ -10,8 +9,11 @@ from timm.models import parse_model_name
 from torch.utils.data import Dataset
 
 from ..base.class_labels import describe
+from ..base.distributed import is_primary
 from ..base.errors import OptionError
 from ..data.sources.classes import ModelClasses, class_to_idx
+from ..options.model import Distillation, TrainModel
+from ..options.parsers import ValidateOptions
 from ..options.paths import CLASSES_OF_MODEL
 from ..weights.checkpoint import saved_metadata
 
@@ -56,17 +58,17 @@ def imagenet_classes(name: str, num_classes: int) -> ModelClasses | None:
     return ModelClasses(name, info.label_names(), words, titles)
 
 
-def map_of_model(args: argparse.Namespace, classes: ModelClasses | None) -> Any:
+def map_of_model(options: ValidateOptions, classes: ModelClasses | None) -> Any:
     """The class map of an evaluation: that of --class-map, or a map of the model's names for `model`.
 
     Raises:
         OptionError: the model does not name its classes.
     """
-    if args.class_map != CLASSES_OF_MODEL:
-        return args.class_map
+    if options.class_map != CLASSES_OF_MODEL:
+        return options.class_map
     if classes is None:
-        raise OptionError(f'--class-map {CLASSES_OF_MODEL}: {args.checkpoint or args.model} does not name its classes: '
-                          'give a file')
+        raise OptionError(f'--class-map {CLASSES_OF_MODEL}: {options.checkpoint or options.model} does not name its '
+                          'classes: give a file')
     return classes.class_map()
 
 
@@ -98,33 +100,33 @@ def _by_index(names: Any) -> list[str]:
     return list(map(str, names))
 
 
-def warn_of_other_classes(args: argparse.Namespace, model: nn.Module, dataset: Dataset) -> None:
+def warn_of_other_classes(options: TrainModel, model: nn.Module, dataset: Dataset) -> None:
     """Warn if training starts from a head that has the classes of the data in another order."""
-    if not (args.initial_checkpoint or args.pretrained) or not utils.is_primary(args):
+    if not (options.initial_checkpoint or options.pretrained) or not is_primary():
         return
-    flag = '--initial-checkpoint' if args.initial_checkpoint else '--pretrained'
-    classes = classes_of(model, args.model, args.initial_checkpoint)
+    flag = '--initial-checkpoint' if options.initial_checkpoint else '--pretrained'
+    classes = classes_of(model, options.model, options.initial_checkpoint)
     moved = classes.compare(class_to_idx(dataset))[0] if classes is not None else []
     if moved:
         _logger.warning(f'{flag}: {classes.describe(moved)}: the head starts as one of other classes; a --class-map in '
                         'the order of the weights keeps it')
 
 
-def check_teacher(args: argparse.Namespace, task: nn.Module, dataset: Dataset) -> None:
+def check_teacher(options: Distillation, task: nn.Module, dataset: Dataset) -> None:
     """Refuse a teacher of --kd-model-name that has the classes of the data in another order.
 
     Raises:
         OptionError: the teacher has a class of the data at another index.
     """
-    if not args.kd_model_name or args.kd_distill_type == 'feature':
+    if not options.kd_model_name or options.kd_distill_type == 'feature':
         return
     teacher = utils.unwrap_model(task.teacher.model)
     config = getattr(teacher, 'pretrained_cfg', None) or {}
-    if config.get('num_classes') != teacher.num_classes and utils.is_primary(args):
-        _logger.warning(f"--kd-model-name {args.kd_model_name} has weights of {config.get('num_classes')} classes: its "
-                        f'head of {teacher.num_classes} classes is untrained')
-    classes = classes_of(teacher, args.kd_model_name)
+    if config.get('num_classes') != teacher.num_classes and is_primary():
+        _logger.warning(f"--kd-model-name {options.kd_model_name} has weights of {config.get('num_classes')} classes: "
+                        f'its head of {teacher.num_classes} classes is untrained')
+    classes = classes_of(teacher, options.kd_model_name)
     moved = classes.compare(class_to_idx(dataset))[0] if classes is not None else []
     if moved:
-        raise OptionError(f'--kd-model-name {args.kd_model_name}: {classes.describe(moved)}: use a teacher of the same '
-                          'classes, or a --class-map in its order')
+        raise OptionError(f'--kd-model-name {options.kd_model_name}: {classes.describe(moved)}: use a teacher of the '
+                          'same classes, or a --class-map in its order')

@@ -2,7 +2,6 @@
 
 Everything is built in the order of timm's script, so that a run without --agmax draws the same random numbers.
 """
-import argparse
 import importlib
 import logging
 from collections.abc import Callable
@@ -20,13 +19,17 @@ from timm.models import create_model, load_state_dict
 from timm.task import TrainingTask
 
 from ..base.command_line import flag_of
+from ..base.distributed import is_distributed, is_primary
 from ..base.errors import OptionError
 from ..base.signals import StopSignals
 from ..base.silence import silenced
 from ..base.text import one_line
+from ..options.device import Device, TrainDevice
+from ..options.model import Model, TrainModel
+from ..options.parsers import AnyOptions, TrainOptions
 from ..options.timm_names import REFUSED, check_model
 from ..weights.models import adapted_modules, misfits
-from . import job_start, process_group
+from . import job_start
 from .loss_scaler import LossScaler
 from .sharding import shard_task
 
@@ -41,9 +44,9 @@ class Precision:
     model_dtype: torch.dtype | None = None
 
 
-def import_device_modules(args: argparse.Namespace) -> None:
+def import_device_modules(options: TrainDevice) -> None:
     """Backends of devices that torch itself does not know."""
-    for module in args.device_modules or ():
+    for module in options.device_modules or ():
         try:
             importlib.import_module(module)
         except ImportError as error:
@@ -51,34 +54,32 @@ def import_device_modules(args: argparse.Namespace) -> None:
 
 
 def init_device(
-        args: argparse.Namespace,
+        name: str,
         signals: StopSignals | None = None,
         alone: bool = False,
 ) -> torch.device:
     """The process's device, with its process group where there are several; the CPU where there is no CUDA.
 
     Args:
+        name: Value of --device.
         signals: Signals that end the wait for other processes.
         alone: Whether the command always runs as one process, even if a launcher sets variables of several.
     """
-    if args.device.startswith('cuda') and not torch.cuda.is_available():
-        args.device = 'cpu'
+    if name.startswith('cuda') and not torch.cuda.is_available():
+        name = 'cpu'
         _logger.info('No CUDA device: running on the CPU.')
     if torch.cuda.is_available():
         torch.backends.cuda.matmul.allow_tf32 = True
         torch.backends.cudnn.benchmark = True
     with job_start.one_process() if alone else nullcontext():
-        _check_gpus(args)
-        device = job_start.join(args, signals)
-    if args.distributed and getattr(args, 'hang_timeout', 0):
-        process_group.outlast(args.hang_timeout)
-    return device
+        _check_gpus(name)
+        return job_start.join(name, signals)
 
 
-def _check_gpus(args: argparse.Namespace) -> None:
+def _check_gpus(device: str) -> None:
     """Raise OptionError if the machine has more processes than GPUs, and none is left for this one."""
     local_rank, _, _ = utils.world_info_from_env()
-    if not args.device.startswith('cuda') or not utils.is_distributed_env():
+    if not device.startswith('cuda') or not utils.is_distributed_env():
         return
     count = torch.cuda.device_count()
     if local_rank >= count:
@@ -88,24 +89,24 @@ def _check_gpus(args: argparse.Namespace) -> None:
             '(--gpus-per-node)')
 
 
-def build_precision(args: argparse.Namespace, device: torch.device) -> Precision:
-    if not args.amp:
-        return Precision(model_dtype=getattr(torch, args.model_dtype) if args.model_dtype else None)
-    dtype = getattr(torch, args.amp_dtype)
+def build_precision(options: Device, device: torch.device) -> Precision:
+    if not options.amp:
+        return Precision(model_dtype=getattr(torch, options.model_dtype) if options.model_dtype else None)
+    dtype = getattr(torch, options.amp_dtype)
     scaler = LossScaler(device=device.type) if device.type == 'cuda' and dtype == torch.float16 else None
     # With --fsdp a cache would keep a copy of every layer's weights until the end of the forward pass.
-    cache = not getattr(args, 'fsdp', False)
+    cache = not (isinstance(options, TrainDevice) and options.fsdp)
     return Precision(partial(torch.autocast, device_type=device.type, dtype=dtype, cache_enabled=cache), scaler)
 
 
-def set_backend_options(args: argparse.Namespace) -> None:
+def set_backend_options(options: Model) -> None:
     """What timm and torch keep for the whole process, set before a model is created."""
-    if args.fuser:
+    if options.fuser:
         try:
-            utils.set_jit_fuser(args.fuser)
+            utils.set_jit_fuser(options.fuser)
         except (AttributeError, RuntimeError) as error:
-            raise OptionError(f'--fuser {args.fuser}: torch {torch.__version__} has no such fuser') from error
-    if args.fast_norm:
+            raise OptionError(f'--fuser {options.fuser}: torch {torch.__version__} has no such fuser') from error
+    if options.fast_norm:
         set_fast_norm()
 
 
@@ -140,64 +141,62 @@ def _unfit_checkpoint(name: str, error: Exception, checkpoint_path: str, **kwarg
     return f'--initial-checkpoint {checkpoint_path} is not a checkpoint of --model {name}: {one_line(error, 500)}'
 
 
-def build_model(args: argparse.Namespace, device: torch.device, precision: Precision) -> tuple[nn.Module, dict]:
-    """The model on its device, and its data configuration. Sets args.num_classes to the model's where it is None."""
-    set_backend_options(args)
-    overlay = dict(args.pretrained_cfg_overlay)
-    if args.pretrained_path:
-        overlay = dict(file=args.pretrained_path, num_classes=-1, **overlay)  # -1 makes timm adapt the head
+def build_model(options: TrainOptions, device: torch.device, precision: Precision) -> tuple[nn.Module, dict]:
+    """The model on its device, and its data configuration."""
+    set_backend_options(options)
+    overlay = dict(options.pretrained_cfg_overlay)
+    if options.pretrained_path:
+        overlay = dict(file=options.pretrained_path, num_classes=-1, **overlay)  # -1 makes timm adapt the head
     pretrained: dict[str, Any] = dict(pretrained_cfg_overlay=overlay) if overlay else {}
     model = create_named_model(
-        args.model,
-        pretrained=args.pretrained,
-        in_chans=input_channels(args),
-        num_classes=args.num_classes,
-        drop_rate=args.drop,
-        drop_path_rate=args.drop_path,
-        drop_block_rate=args.drop_block,
-        global_pool=args.gp,
-        bn_momentum=args.bn_momentum,
-        bn_eps=args.bn_eps,
-        scriptable=args.torchscript or None,
-        checkpoint_path=args.initial_checkpoint,
+        options.model,
+        pretrained=options.pretrained,
+        in_chans=input_channels(options),
+        num_classes=options.num_classes,
+        drop_rate=options.drop,
+        drop_path_rate=options.drop_path,
+        drop_block_rate=options.drop_block,
+        global_pool=options.gp,
+        bn_momentum=options.bn_momentum,
+        bn_eps=options.bn_eps,
+        scriptable=options.torchscript or None,
+        checkpoint_path=options.initial_checkpoint,
         **pretrained,
-        **args.model_kwargs,
+        **options.model_kwargs,
     )
-    _init_head(args, model)
-    args.num_classes = model.num_classes if args.num_classes is None else args.num_classes
-    if args.grad_checkpointing:
-        _checkpoint_gradients(args, model)
-    if utils.is_primary(args):
+    _init_head(options, model)
+    if options.grad_checkpointing:
+        _checkpoint_gradients(options, model)
+    if is_primary():
         count = sum(parameter.numel() for parameter in model.parameters())
-        _logger.info(f'Model {args.model} created, param count: {count}')
-    data_config = build_data_config(args, model)
+        _logger.info(f'Model {options.model} created, param count: {count}')
+    data_config = build_data_config(options, model)
     data_config['crop_mode'] = 'center'  # timm's train.py validates so, whatever the model's own
 
-    _warn_without_batch_norm(args, model)
-    if args.split_bn:
-        model = convert_splitbn_model(model, max(args.aug_splits, 2))
+    _warn_without_batch_norm(options, model)
+    if options.split_bn:
+        model = convert_splitbn_model(model, max(options.aug_splits, 2))
     # --fsdp: in host memory until it is sharded
-    model.to(device=None if args.fsdp else device, dtype=precision.model_dtype)
-    if args.channels_last:
+    model.to(device=None if options.fsdp else device, dtype=precision.model_dtype)
+    if options.channels_last:
         model.to(memory_format=torch.channels_last)
-    if not (args.fsdp or args.naflex_loader):
-        try_input(args, model, data_config, model.num_classes)
-    if args.distributed and args.sync_bn:
+    if not (options.fsdp or options.naflex_loader):
+        try_input(options, model, data_config, model.num_classes)
+    if is_distributed() and options.sync_bn:
         if device.type == 'cpu':
             raise OptionError('--sync-bn needs an accelerator, got --device cpu: use --dist-bn reduce')
-        args.dist_bn = ''  # the statistics are already those of all ranks
         model = convert_sync_batchnorm(model)
     return model, data_config
 
 
-def build_data_config(args: argparse.Namespace, model: nn.Module, use_test_size: bool = False) -> dict[str, Any]:
+def build_data_config(options: AnyOptions, model: nn.Module, use_test_size: bool = False) -> dict[str, Any]:
     """timm's data configuration, with the size, mean and std of as many channels as --in-chans asks for."""
     try:
         config = resolve_data_config(
-            vars(args), model=model, use_test_size=use_test_size, verbose=utils.is_primary(args))
+            vars(options), model=model, use_test_size=use_test_size, verbose=is_primary())
     except AssertionError as error:
         raise OptionError('--mean and --std need one value, or as many as there are channels') from error
-    channels = input_channels(args) or model.pretrained_cfg['input_size'][0]
+    channels = input_channels(options) or model.pretrained_cfg['input_size'][0]
     config['input_size'] = (channels, *config['input_size'][1:])
     for name in ('mean', 'std'):
         if len(config[name]) != channels:
@@ -205,7 +204,7 @@ def build_data_config(args: argparse.Namespace, model: nn.Module, use_test_size:
     return config
 
 
-def try_input(args: argparse.Namespace, model: nn.Module, data_config: dict[str, Any], num_classes: int) -> None:
+def try_input(options: AnyOptions, model: nn.Module, data_config: dict[str, Any], num_classes: int) -> None:
     """Show one empty image to the model on its device: whether it takes this size, its channels, and gives classes.
 
     Raises:
@@ -215,25 +214,25 @@ def try_input(args: argparse.Namespace, model: nn.Module, data_config: dict[str,
     like = next(model.parameters())
     training = model.training
     alone = [module.register_forward_pre_hook(_one_value) for module in model.modules()
-             if isinstance(module, nn.modules.batchnorm._BatchNorm) and _images(args) == 1]
+             if isinstance(module, nn.modules.batchnorm._BatchNorm) and _images(options) == 1]
     try:
         with torch.no_grad():
             output = model.eval()(torch.zeros(1, *size, device=like.device, dtype=like.dtype))
     except REFUSED as error:
-        raise OptionError(f'--model {args.model} does not take images of {" x ".join(map(str, size))}, by --img-size, '
-                          f'--input-size, --in-chans or --model-kwargs: {one_line(error, 300)}') from error
+        raise OptionError(f'--model {options.model} does not take images of {" x ".join(map(str, size))}, by '
+                          f'--img-size, --input-size, --in-chans or --model-kwargs: {one_line(error, 300)}') from error
     finally:
         model.train(training)
         for hook in alone:
             hook.remove()
     if torch.is_tensor(output) and output.shape != (1, num_classes):
-        raise OptionError(f'--model {args.model} gives {tuple(output.shape)[1:]}, not {num_classes} classes: '
+        raise OptionError(f'--model {options.model} gives {tuple(output.shape)[1:]}, not {num_classes} classes: '
                           'leave out --gp and --model-kwargs that change its head')
 
 
-def _images(args: argparse.Namespace) -> int:
+def _images(options: AnyOptions) -> int:
     """Images that the model is trained on at a time, 0 where it is not."""
-    return args.batch_size * (2 if args.agmax else 1) if 'agmax' in args else 0
+    return options.batch_size * (2 if options.agmax else 1) if isinstance(options, TrainOptions) else 0
 
 
 def _one_value(module: nn.Module, inputs: tuple[torch.Tensor]) -> None:
@@ -241,30 +240,30 @@ def _one_value(module: nn.Module, inputs: tuple[torch.Tensor]) -> None:
         raise ValueError('--batch-size 1 leaves batch norm a single value: use 2 or more')
 
 
-def input_channels(args: argparse.Namespace) -> int | None:
+def input_channels(options: AnyOptions) -> int | None:
     """Channels that the options ask for, None for the model's own."""
-    if args.in_chans is not None:
-        return args.in_chans
-    return args.input_size[0] if args.input_size is not None else None
+    if options.in_chans is not None:
+        return options.in_chans
+    return options.input_size[0] if options.input_size is not None else None
 
 
-def _init_head(args: argparse.Namespace, model: nn.Module) -> None:
+def _init_head(options: TrainModel, model: nn.Module) -> None:
     """Apply --head-init-scale to weights and bias of the head, and --head-init-bias to its bias."""
-    given = {name: getattr(args, name) for name in ('head_init_scale', 'head_init_bias')}
+    given = {name: getattr(options, name) for name in ('head_init_scale', 'head_init_bias')}
     flags = ' and '.join(f'{flag_of(name)} {value}' for name, value in given.items() if value is not None)
     if not flags:
         return
     head = model.get_classifier() if hasattr(model, 'get_classifier') else None
     if not torch.is_tensor(getattr(head, 'weight', None)):
-        raise OptionError(f'{flags} is for a model with one linear layer as its head, --model {args.model} has '
+        raise OptionError(f'{flags} is for a model with one linear layer as its head, --model {options.model} has '
                           f'{_describe_head(head)}: drop it')
-    if args.head_init_bias is not None and head.bias is None:
-        raise OptionError(f'--head-init-bias {args.head_init_bias} needs a head with a bias: drop it')
+    if options.head_init_bias is not None and head.bias is None:
+        raise OptionError(f'--head-init-bias {options.head_init_bias} needs a head with a bias: drop it')
     with torch.no_grad():
-        for parameter in head.parameters() if args.head_init_scale is not None else ():
-            parameter.mul_(args.head_init_scale)
-    if args.head_init_bias is not None:
-        nn.init.constant_(head.bias, args.head_init_bias)
+        for parameter in head.parameters() if options.head_init_scale is not None else ():
+            parameter.mul_(options.head_init_scale)
+    if options.head_init_bias is not None:
+        nn.init.constant_(head.bias, options.head_init_bias)
 
 
 def _describe_head(head: Any) -> str:
@@ -273,23 +272,23 @@ def _describe_head(head: Any) -> str:
     return 'no head' if head is None or isinstance(head, nn.Identity) else f'a {type(head).__name__}'
 
 
-def _warn_without_batch_norm(args: argparse.Namespace, model: nn.Module) -> None:
-    if not utils.is_primary(args) or any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules()):
+def _warn_without_batch_norm(options: TrainOptions, model: nn.Module) -> None:
+    if not is_primary() or any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules()):
         return
     for name in ('split_bn', 'sync_bn'):
-        if getattr(args, name):
-            _logger.warning(f'{flag_of(name)} has no effect: --model {args.model} has no batch norm')
+        if getattr(options, name):
+            _logger.warning(f'{flag_of(name)} has no effect: --model {options.model} has no batch norm')
 
 
-def _checkpoint_gradients(args: argparse.Namespace, model: nn.Module) -> None:
+def _checkpoint_gradients(options: Model, model: nn.Module) -> None:
     try:
         model.set_grad_checkpointing(enable=True)
     except (AssertionError, AttributeError) as error:  # timm's models without it assert, others lack the method
-        raise OptionError(f'--grad-checkpointing: --model {args.model} does not have it: drop it, or use a smaller '
+        raise OptionError(f'--grad-checkpointing: --model {options.model} does not have it: drop it, or use a smaller '
                           '--batch-size with --grad-accum-steps') from error
 
 
-def script_model(args: argparse.Namespace, model: nn.Module) -> nn.Module:
+def script_model(options: Model, model: nn.Module) -> nn.Module:
     """The model compiled by TorchScript.
 
     Raises:
@@ -298,22 +297,23 @@ def script_model(args: argparse.Namespace, model: nn.Module) -> nn.Module:
     try:
         return torch.jit.script(model)
     except Exception as error:  # its compiler raises many types
-        raise OptionError(f'--torchscript: {args.model} cannot be scripted: {one_line(error, 200)}') from error
+        raise OptionError(f'--torchscript: {options.model} cannot be scripted: {one_line(error, 200)}') from error
 
 
 def compile_and_distribute(
-        args: argparse.Namespace,
+        options: TrainOptions,
         task: TrainingTask,
         optimizer: torch.optim.Optimizer,
         device: torch.device,
 ) -> None:
     """Shards where asked for, then torch.compile, then else DDP around what is compiled."""
-    if args.fsdp:
-        shard_task(task, optimizer, device, broadcast_buffers=not args.no_ddp_bb)
-    if args.torchcompile:
-        task.compile(backend=args.torchcompile, mode=args.torchcompile_mode)
-        task.compile_ema(backend=args.torchcompile, mode=args.torchcompile_mode)
-    if args.distributed and not args.fsdp:
+    if options.fsdp:
+        shard_task(task, optimizer, device, broadcast_buffers=not options.no_ddp_bb)
+    if options.torchcompile:
+        task.compile(backend=options.torchcompile, mode=options.torchcompile_mode)
+        task.compile_ema(backend=options.torchcompile, mode=options.torchcompile_mode)
+    if is_distributed() and not options.fsdp:
         device_ids = [device] if device.type == 'cuda' else None
-        buffers = dict(broadcast_buffers=False) if args.no_ddp_bb else {}  # naming the default warns since torch 2.15
+        # Naming the default warns since torch 2.15.
+        buffers = dict(broadcast_buffers=False) if options.no_ddp_bb else {}
         task.prepare_distributed(device_ids=device_ids, **buffers)

@@ -1,34 +1,37 @@
 """From options to how weights change: learning rate, optimizer, their average, schedule."""
-import argparse
 import logging
+from dataclasses import replace
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from timm import utils
 from timm.optim import create_optimizer_v2, optimizer_kwargs
 from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 from timm.task import TrainingTask
 
+from ..base.distributed import is_distributed, is_primary, world_size
 from ..base.errors import OptionError
 from ..base.text import one_line
+from ..options.parsers import TrainOptions
 from ..options.timm_names import REFUSED
 
 _logger = logging.getLogger(__name__)
 
 
-def set_learning_rate(args: argparse.Namespace, batch_size: float) -> None:
-    """args.lr from --lr-base and the images of an update, where --lr is not given; batch_size images a process."""
-    if args.lr is not None:
-        return
-    images = batch_size * args.world_size * args.grad_accum_steps
-    if not args.lr_base_scale:
-        args.lr_base_scale = 'sqrt' if any(name in args.opt.lower() for name in ('ada', 'lamb')) else 'linear'
-    ratio = images / args.lr_base_size
-    args.lr = args.lr_base * (ratio ** 0.5 if args.lr_base_scale == 'sqrt' else ratio)
-    if utils.is_primary(args):
-        _logger.info(f'Learning rate {args.lr:g}: {args.lr_base:g} at {args.lr_base_size} images, scaled '
-                     f'{args.lr_base_scale} to {images:g} images an update.')
+def with_learning_rate(options: TrainOptions, batch_size: float) -> TrainOptions:
+    """Options with `lr`: without --lr, from --lr-base and the images of an update, batch_size on each process."""
+    if options.lr is not None:
+        return options
+    images = batch_size * world_size() * options.grad_accum_steps
+    scale = options.lr_base_scale
+    if not scale:
+        scale = 'sqrt' if any(name in options.opt.lower() for name in ('ada', 'lamb')) else 'linear'
+    ratio = images / options.lr_base_size
+    lr = options.lr_base * (ratio ** 0.5 if scale == 'sqrt' else ratio)
+    if is_primary():
+        _logger.info(f'Learning rate {lr:g}: {options.lr_base:g} at {options.lr_base_size} images, scaled {scale} to '
+                     f'{images:g} images an update.')
+    return replace(options, lr=lr, lr_base_scale=scale)
 
 
 def mean_lr(optimizer: torch.optim.Optimizer) -> float:
@@ -36,34 +39,34 @@ def mean_lr(optimizer: torch.optim.Optimizer) -> float:
     return sum(rates) / len(rates)
 
 
-def build_optimizer(args: argparse.Namespace, task: TrainingTask) -> torch.optim.Optimizer:
-    kwargs = dict(args.opt_kwargs)
+def build_optimizer(options: TrainOptions, task: TrainingTask) -> torch.optim.Optimizer:
+    kwargs = dict(options.opt_kwargs)
     try:
-        if args.agmax and 'fallback_list' in kwargs:
+        if options.agmax and 'fallback_list' in kwargs:
             # Patterns of the model's own names, which with AgMax are under `model.`.
             kwargs['fallback_list'] = [*kwargs['fallback_list'], *(f'model.{name}' for name in kwargs['fallback_list'])]
-        return create_optimizer_v2(task.get_trainable_module(), **optimizer_kwargs(cfg=args), **kwargs)
+        return create_optimizer_v2(task.get_trainable_module(), **optimizer_kwargs(cfg=options), **kwargs)
     except REFUSED as error:
         raise OptionError(
-            f'--opt {args.opt}: {one_line(error)}: see timm.optim.list_optimizers() and --opt-kwargs') from error
+            f'--opt {options.opt}: {one_line(error)}: see timm.optim.list_optimizers() and --opt-kwargs') from error
 
 
-def build_ema(args: argparse.Namespace, task: TrainingTask) -> None:
+def build_ema(options: TrainOptions, task: TrainingTask) -> None:
     """An EMA that starts from the same weights on every rank: DDP shares rank 0's with the model only later."""
-    if not args.model_ema:
+    if not options.model_ema:
         return
-    if args.distributed and not args.fsdp:
+    if is_distributed() and not options.fsdp:
         for tensor in task.get_trainable_module().state_dict().values():
             dist.broadcast(tensor, 0)
     task.setup_ema(
-        decay=args.model_ema_decay,
-        use_warmup=args.model_ema_warmup,
-        device='cpu' if args.model_ema_force_cpu else None,
+        decay=options.model_ema_decay,
+        use_warmup=options.model_ema_warmup,
+        device='cpu' if options.model_ema_force_cpu else None,
     )
 
 
 def build_scheduler(
-        args: argparse.Namespace,
+        options: TrainOptions,
         optimizer: torch.optim.Optimizer,
         updates_per_epoch: int,
 ) -> tuple[Any, int]:
@@ -71,11 +74,11 @@ def build_scheduler(
     try:
         return create_scheduler_v2(
             optimizer,
-            **scheduler_kwargs(args, decreasing_metric=args.eval_metric == 'loss'),
+            **scheduler_kwargs(options, decreasing_metric=options.eval_metric == 'loss'),
             updates_per_epoch=updates_per_epoch,
         )
     except REFUSED as error:
-        raise OptionError(f'--sched {args.sched}: {one_line(error)}') from error
+        raise OptionError(f'--sched {options.sched}: {one_line(error)}') from error
 
 
 def advance_scheduler(scheduler: Any, epoch: int, num_updates: int | None = None) -> None:

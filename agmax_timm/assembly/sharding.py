@@ -3,7 +3,6 @@
 A run builds and resumes on whole weights, in host memory; then they are sharded. From then on a layer is whole only
 while it computes, and a checkpoint is gathered from all ranks into what one process would have written.
 """
-import argparse
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -19,8 +18,10 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from ..base.distributed import is_distributed
 from ..base.errors import OptionError
 from ..options.checks import in_sequence
+from ..options.parsers import TrainOptions
 
 # Those of timm's whose updates of shards were found equal to their updates of whole weights. With others that would
 # be an error at the first update, a rank that waits for ever (kron) or silently another update (muon).
@@ -32,25 +33,25 @@ OPTIMIZERS = (
     'rmsproptfw', 'sgd', 'sgdc', 'sgdw')
 
 
-def check_sharding(args: argparse.Namespace) -> None:
-    """Refuse what cannot be sharded. Call it when args.distributed is known."""
-    if not args.distributed:
+def check_sharding(options: TrainOptions) -> None:
+    """Refuse what cannot be sharded. Call it when is_distributed() is known."""
+    if not is_distributed():
         raise OptionError('--fsdp shards over the processes of a job, and this is one process: start it with '
                           'torchrun --nproc-per-node 2 (or more) train.py, or drop --fsdp')
-    if args.opt.lower() not in OPTIMIZERS:
-        raise OptionError(f'--opt {args.opt} is not one of those that update shards as they do whole weights: with '
+    if options.opt.lower() not in OPTIMIZERS:
+        raise OptionError(f'--opt {options.opt} is not one of those that update shards as they do whole weights: with '
                           '--fsdp use adamw, lamb, lion, sgd or another that docs/scale.md lists')
-    if args.kd_model_name:
-        raise OptionError(f'--kd-model-name {args.kd_model_name}: a teacher beside shards is untried: drop --fsdp')
-    if args.val_split and in_sequence(args):
-        raise OptionError(f"--dataset {args.dataset} may give ranks unequal numbers of batches in validation, and with "
-                          "--fsdp they compute each batch together: use hfds/ or a folder, or --val-split ''")
-    if args.clip_grad is not None and args.clip_mode == 'agc':
+    if options.kd_model_name:
+        raise OptionError(f'--kd-model-name {options.kd_model_name}: a teacher beside shards is untried: drop --fsdp')
+    if options.val_split and in_sequence(options):
+        raise OptionError(f"--dataset {options.dataset} may give ranks unequal numbers of batches in validation, and "
+                          "with --fsdp they compute each batch together: use hfds/ or a folder, or --val-split ''")
+    if options.clip_grad is not None and options.clip_mode == 'agc':
         raise OptionError('--clip-mode agc changes norms of whole weights in place, which --fsdp has in shards: use '
                           '--clip-mode norm or value')
-    if args.model_ema and args.model_ema_force_cpu:
+    if options.model_ema and options.model_ema_force_cpu:
         raise OptionError('--model-ema-force-cpu keeps a whole EMA on every rank, --fsdp a shard: drop one of them')
-    if args.model_ema and args.model_dtype == 'bfloat16':
+    if options.model_ema and options.model_dtype == 'bfloat16':
         raise OptionError('--model-ema rounds bfloat16 weights at random, which --fsdp has in shards: use --amp '
                           '--amp-dtype bfloat16 in place of --model-dtype bfloat16')
 

@@ -1,4 +1,4 @@
-"""A mean over the whole job that gradients flow through.
+"""The place of this process in the job, and a mean over the whole job that gradients flow through.
 
 AgMax's marginals are not linear in the batch, so they must be taken over the samples of all ranks. The loss would
 otherwise change with the number of ranks.
@@ -7,9 +7,24 @@ import torch
 import torch.distributed as dist
 
 
+def is_distributed() -> bool:
+    """Whether this process is part of a process group."""
+    return dist.is_available() and dist.is_initialized()
+
+
 def world_size() -> int:
     """Number of processes in the default group, 1 where none was initialised."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    return dist.get_world_size() if is_distributed() else 1
+
+
+def rank() -> int:
+    """Number of this process in the default group, 0 where none was initialised."""
+    return dist.get_rank() if is_distributed() else 0
+
+
+def is_primary() -> bool:
+    """Whether this is the first process, which logs and writes for all of them."""
+    return rank() == 0
 
 
 def global_mean(local_mean: torch.Tensor, count: int = 1) -> torch.Tensor:

@@ -1,5 +1,4 @@
 """Which processes of a job still run: each of them tells so now and then, in the store that they met at."""
-import argparse
 import os
 import time
 from datetime import timedelta
@@ -14,12 +13,14 @@ class Presence:
     """One process's heartbeat. Runs in the watchdog thread; does nothing without a store.
 
     Args:
-        args: Options, of which `rank` and `world_size` count.
+        rank: Number of this process.
+        world_size: Number of processes.
         period: Seconds between two calls of tell().
     """
 
-    def __init__(self, args: argparse.Namespace, period: float):
-        self.args = args
+    def __init__(self, rank: int, world_size: int, period: float):
+        self.rank = rank
+        self.world_size = world_size
         self.period = period
         self._store: dist.TCPStore | None = None  # a connection of its own: the job's may be in use for long
         self._count = 0
@@ -35,7 +36,7 @@ class Presence:
                 self._store = dist.TCPStore(
                     os.environ['MASTER_ADDR'], int(os.environ['MASTER_PORT']), is_master=False,
                     wait_for_workers=False, timeout=timedelta(seconds=max(1., self.period)))
-            self._store.set(_key(self.args.rank), word or str(self._count))
+            self._store.set(_key(self.rank), word or str(self._count))
         except (RuntimeError, KeyError, ValueError):
             self._works = False
 
@@ -62,7 +63,7 @@ class Presence:
         if store is None or not self._works:
             return []
         try:
-            keys = map(_key, range(self.args.world_size))
+            keys = map(_key, range(self.world_size))
             return [store.get(key) if store.check([key]) else b'' for key in keys]  # else get would wait
         except RuntimeError:  # the store is gone
             self._works = False

@@ -1,5 +1,4 @@
 """Signals that ask a run to end: it finishes the update, saves, and leaves with a status that says it can go on."""
-import argparse
 import signal
 import threading
 from typing import Any
@@ -7,6 +6,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from .distributed import is_distributed
 from .errors import UserError
 
 EXIT_STATUS = 75  # EX_TEMPFAIL: try again
@@ -35,23 +35,26 @@ class StopSignals:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
 
-    def agreed(self, args: argparse.Namespace, device: torch.device) -> bool:
+    def agreed(self, device: torch.device) -> bool:
         """Whether any rank was asked to end. A collective where there are several."""
         asked = self.received is not None
-        if args.distributed:
+        if is_distributed():
             of_all = torch.tensor(asked, dtype=torch.uint8, device=device)
             dist.all_reduce(of_all, dist.ReduceOp.MAX)
             asked = bool(of_all.item())
         return asked
 
-    def check_start(self, args: argparse.Namespace, device: torch.device) -> None:
+    def check_start(self, resume: str, device: torch.device) -> None:
         """Leave before training begins, all ranks together. A collective where there are several.
+
+        Args:
+            resume: Checkpoint that the run resumes from, '' for none.
 
         Raises:
             Interrupted: any rank was asked to end.
         """
-        if self.agreed(args, device):
-            since = f'nothing was trained since {args.resume}' if args.resume else 'nothing was begun'
+        if self.agreed(device):
+            since = f'nothing was trained since {resume}' if resume else 'nothing was begun'
             raise Interrupted(f'{self.name}: {since}. The same command starts again')
 
     @property

@@ -1,9 +1,9 @@
 """--check-data: read every image of the data once, print and write what is wrong. Needs no GPU."""
-import argparse
 import csv
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -19,9 +19,10 @@ from ..data.sources.labels import check_column
 from ..data.sources.scan import Inventory, duplicates, scan
 from ..data.sources.shards import open_dataset
 from ..evaluation import bulk
-from ..evaluation.metrics import read_valid_labels
-from ..evaluation.validation import adopt_options
+from ..evaluation.inference import adopt_options
+from ..evaluation.metrics import labels_of_data
 from ..options.checks import in_sequence
+from ..options.parsers import AnyOptions, TrainOptions, ValidateOptions
 from ..training.output.run_folder import check_writable, resolve_resume, writing
 from ..weights.checkpoint import saved_options
 
@@ -36,23 +37,24 @@ class Problem(NamedTuple):
     problem: str
 
 
-def check_train(args: argparse.Namespace) -> int:
+def check_train(options: TrainOptions) -> int:
     """train.py --check-data: both splits, data-check.csv in --output or the current folder."""
-    return _check(args, list(dict.fromkeys(filter(None, (args.train_split, args.val_split)))), args.output)
+    return _check(options, list(dict.fromkeys(filter(None, (options.train_split, options.val_split)))), options.output)
 
 
-def check_validate(args: argparse.Namespace) -> int:
+def check_validate(options: ValidateOptions) -> int:
     """validate.py --check-data: check its split for the models that the options name. Writes ./data-check.csv."""
-    return _check(args, [args.split], '')
+    return _check(options, [options.split], '')
 
 
-def _check(args: argparse.Namespace, splits: list[str], folder: str) -> int:
+def _check(options: AnyOptions, splits: list[str], folder: str) -> int:
     """Return the exit status: 0 without problems, else 1."""
     path = os.path.join(folder, FILE)
     sys.stdout.reconfigure(errors='backslashreplace')  # names of files need not be text
     with writing(folder):
         check_writable(folder)  # before all images are read
-    problems = check_data(args, splits, _models(args))
+    options, models = _models(options)
+    problems = check_data(options, splits, models)
     with writing(folder):
         os.makedirs(folder or '.', exist_ok=True)
         with open(path, 'w', newline='', errors='surrogateescape') as f:
@@ -64,7 +66,7 @@ def _check(args: argparse.Namespace, splits: list[str], folder: str) -> int:
 
 
 def check_data(
-        args: argparse.Namespace,
+        options: AnyOptions,
         splits: list[str],
         models: Sequence[ModelClasses] = (),
 ) -> list[Problem]:
@@ -80,20 +82,20 @@ def check_data(
     Raises:
         DataError: no such data, or data without an index of files.
     """
-    datasets = [_open(args, split) for split in splits]
+    datasets = [_open(options, split) for split in splits]
     if len(datasets) == 2:
         check_different(*datasets)
     print(summary(dict(zip(splits, datasets))))
     inventories = []
     problems: list[Problem] = []
     for split, dataset in zip(splits, datasets):
-        inventories.append(_scan(split, dataset, args.workers))
+        inventories.append(_scan(split, dataset, options.workers))
         print('\n'.join(describe(inventories[-1], len(class_names(dataset) or ()))))
         if nested(dataset):
             print(f'  {nested(dataset)}')
         problems += [Problem(split, inventories[-1].path(index), reason)
                      for index, reason in inventories[-1].damaged.items()]
-    problems += _of_classes(args, splits, datasets, models)
+    problems += _of_classes(options, splits, datasets, models)
     copies = list(duplicates(inventories))
     leaks = sum(copy.leak for copy in copies)
     print(f'duplicates: {len(copies) - leaks} within a split, {leaks} across splits')
@@ -102,17 +104,18 @@ def check_data(
     return problems
 
 
-def _open(args: argparse.Namespace, split: str) -> ImageDataset:
-    refusal = DataError(f"--check-data reads folders, tar files and hfds/, got --dataset '{args.dataset}'")
-    if in_sequence(args):
+def _open(options: AnyOptions, split: str) -> ImageDataset:
+    refusal = DataError(f"--check-data reads folders, tar files and hfds/, got --dataset '{options.dataset}'")
+    if in_sequence(options):
         raise refusal
     dataset = open_dataset(
-        args.dataset, root=args.data_dir, split=split, class_map=args.class_map, download=args.dataset_download,
-        input_key=args.input_key, target_key=args.target_key, trust_remote_code=args.dataset_trust_remote_code,
-        **(dict(target_format=args.target_format) if args.target_format else {}))
+        options.dataset, root=options.data_dir, split=split, class_map=options.class_map,
+        download=options.dataset_download, input_key=options.input_key, target_key=options.target_key,
+        trust_remote_code=options.dataset_trust_remote_code,
+        **(dict(target_format=options.target_format) if options.target_format else {}))
     if not isinstance(dataset, ImageDataset):
         raise refusal
-    if args.task != 'multilabel':
+    if options.task != 'multilabel':
         check_column(dataset)
     return dataset
 
@@ -153,50 +156,50 @@ def _spread(values) -> str:
     return f'{values.min()} to {values.max()} (median {np.median(values):g})'
 
 
-def _models(args: argparse.Namespace) -> list[ModelClasses]:
-    """Classes of the models that the options name. Adopts the options of a checkpoint, as an evaluation does."""
-    if 'resume' in args:
-        resolve_resume(args)
-        found = list(map(classes_in, filter(None, (args.resume, args.initial_checkpoint))))
-        if args.pretrained and not found:
-            found.append(_classes_of_name(args))
-        if args.kd_model_name and args.kd_distill_type != 'feature':
-            teacher = create_named_model(args.kd_model_name, '--kd-model-name', num_classes=args.num_classes)
-            found.append(classes_of(teacher, args.kd_model_name))
-        return [classes for classes in found if classes is not None]
-    jobs = bulk.list_jobs(args)
+def _models(options: AnyOptions) -> tuple[AnyOptions, list[ModelClasses]]:
+    """Classes of the models that the options name, and the options, those of a checkpoint adopted as in evaluation."""
+    if isinstance(options, TrainOptions):
+        found = list(map(classes_in, filter(None, (resolve_resume(options).resume, options.initial_checkpoint))))
+        if options.pretrained and not found:
+            found.append(_classes_of_name(options))
+        if options.kd_model_name and options.kd_distill_type != 'feature':
+            teacher = create_named_model(options.kd_model_name, '--kd-model-name', num_classes=options.num_classes)
+            found.append(classes_of(teacher, options.kd_model_name))
+        return options, [classes for classes in found if classes is not None]
+    jobs = bulk.list_jobs(options)
     if jobs is not None:
         found = [classes_in(job.checkpoint) for job in jobs if job.checkpoint]
-    elif args.checkpoint:
-        adopt_options(args, saved_options(args.checkpoint))
-        found = [classes_in(args.checkpoint)]
-    elif 'model' in args.explicit:
-        found = [_classes_of_name(args)]
+    elif options.checkpoint:
+        options = adopt_options(options, saved_options(options.checkpoint))
+        found = [classes_in(options.checkpoint)]
+    elif 'model' in options.given:
+        found = [_classes_of_name(options)]
     else:
         found = []
-    args.class_map = map_of_model(args, found[0] if found else None)
-    return [classes for classes in found if classes is not None]
+    options = replace(options, class_map=map_of_model(options, found[0] if found else None))
+    return options, [classes for classes in found if classes is not None]
 
 
-def _classes_of_name(args: argparse.Namespace) -> ModelClasses | None:
+def _classes_of_name(options: AnyOptions) -> ModelClasses | None:
     """Classes of --model, whose weights are not loaded."""
     model = create_named_model(
-        args.model, num_classes=args.num_classes, in_chans=input_channels(args), global_pool=args.gp,
-        **args.model_kwargs)
-    return classes_of(model, args.model)
+        options.model, num_classes=options.num_classes, in_chans=input_channels(options), global_pool=options.gp,
+        **options.model_kwargs)
+    return classes_of(model, options.model)
 
 
 def _of_classes(
-        args: argparse.Namespace,
+        options: AnyOptions,
         splits: list[str],
         datasets: list[ImageDataset],
         models: Sequence[ModelClasses],
 ) -> list[Problem]:
     """Folders and classes that training would stop at or warn of, as rows."""
+    evaluated = isinstance(options, ValidateOptions)
     problems = [Problem(split, '', problem) for split, dataset in zip(splits, datasets)
-                for problem in (*_told(check_labels, dataset, args.num_classes, 'split' in args), left_out(dataset),
-                                *_of_models(args, dataset, models)) if problem]
-    if not args.class_map:
+                for problem in (*_told(check_labels, dataset, options.num_classes, evaluated), left_out(dataset),
+                                *_of_models(options, dataset, models)) if problem]
+    if not options.class_map:
         empty = [Problem(split, '', problem) for split, dataset in zip(splits, datasets)
                  for problem in _told(check_folders, dataset, None)]
         differing = _told(check_folders, *datasets) if len(datasets) == 2 and not empty else []
@@ -206,11 +209,11 @@ def _of_classes(
     return problems
 
 
-def _of_models(args: argparse.Namespace, dataset: ImageDataset, models: Sequence[ModelClasses]) -> list[str]:
+def _of_models(options: AnyOptions, dataset: ImageDataset, models: Sequence[ModelClasses]) -> list[str]:
     problems = []
     for classes in models:
         outputs = len(classes.names)
-        labels = read_valid_labels(args.valid_labels, outputs) if getattr(args, 'valid_labels', '') else None
+        labels = labels_of_data(options, outputs) if isinstance(options, ValidateOptions) else None
         problems += _told(check_evaluation, classes, class_outputs(dataset, labels), outputs)
         known = labels_of_model(dataset, classes, outputs, labels)
         if known < outputs:  # labels past the outputs are told by --num-classes

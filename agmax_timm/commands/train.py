@@ -1,5 +1,4 @@
 """train.py and agmax-train: train, then publish and report."""
-import argparse
 import logging
 from functools import partial
 from typing import Any
@@ -8,6 +7,8 @@ from ..base.command import command
 from ..base.errors import UserError, WorkerError, as_user_error
 from ..base.processes import imports_without_gc
 from ..options.parse import parse_train_args
+from ..options.parsers import TrainOptions
+from ..options.run import Hub
 
 _logger = logging.getLogger('train')
 
@@ -23,19 +24,19 @@ def main(argv: list[str] | None = None) -> int | None:
     return run(parse_train_args(argv))
 
 
-def run(args: argparse.Namespace) -> int | None:
+def run(options: TrainOptions) -> int | None:
     """Run the command with options that are parsed. Return its exit status."""
     with imports_without_gc():  # torch and timm take seconds to import, so --help does not wait for them
         from ..assembly.process_group import ending_process_group
         from ..base.signals import StopSignals
         from ..training.run import train
         from .check_data import check_train
-    if args.check_data:
-        return check_train(args)
+    if options.check_data:
+        return check_train(options)
     # Signals are handled to the end: torchrun sends SIGTERM to the processes that outlive the first.
     with StopSignals() as signals, ending_process_group():
         try:
-            train(args, signals, partial(_publish_and_report, args))
+            train(options, signals, partial(_publish_and_report, options))
         except Exception as error:
             known = as_user_error(error)
             if isinstance(known, WorkerError):
@@ -44,7 +45,7 @@ def run(args: argparse.Namespace) -> int | None:
     return None
 
 
-def _publish_and_report(args: argparse.Namespace, output_dir: str, watchdog: Any) -> None:
+def _publish_and_report(options: TrainOptions, output_dir: str, watchdog: Any) -> None:
     """Do what --push-to-hub and --report ask for, after a run that is complete.
 
     Raises:
@@ -52,21 +53,21 @@ def _publish_and_report(args: argparse.Namespace, output_dir: str, watchdog: Any
     """
     from ..report.report import report_at_end
     failure = ''
-    if args.push_to_hub:
+    if options.push_to_hub:
         watchdog.end()
-        failure = publish_run(args, output_dir)
-    if args.report:
-        report_at_end(output_dir, args.device, watchdog.beat)
+        failure = publish_run(options, output_dir)
+    if options.report:
+        report_at_end(output_dir, str(watchdog.device), watchdog.beat)
     if failure:
         raise NotPublishedError(f'training is complete, but not published: {failure}')
 
 
-def publish_run(args: argparse.Namespace, output_dir: str) -> str:
+def publish_run(options: Hub, output_dir: str) -> str:
     """Publish the best weights. Return the reason if that fails, else ''."""
     from ..evaluation.published import compare_on_data
     from ..training.create_run import destination_of
     from ..weights.publishing import publish_command, publish_source
-    what = (output_dir, destination_of(args), None, args.hub_dataset)
+    what = (output_dir, destination_of(options), None, options.hub_dataset)
     try:
         _logger.info(f'Published: {publish_source(*what, partial(compare_on_data, in_run=True))}')
         return ''

@@ -1,5 +1,4 @@
 """validate.py and agmax-validate: evaluate one model or several, print and write the results."""
-import argparse
 import json
 import logging
 import os
@@ -14,6 +13,7 @@ from ..base.output_files import write_rows
 from ..base.pipes import print_if_read
 from ..base.processes import imports_without_gc
 from ..options.parse import parse_validate_args
+from ..options.parsers import ValidateOptions
 
 _logger = logging.getLogger('validate')
 Results = dict[str, Any] | list[dict[str, Any]]
@@ -29,72 +29,74 @@ def main(argv: list[str] | None = None) -> int | None:
     return run(parse_validate_args(argv))
 
 
-def run(args: argparse.Namespace) -> int:
+def run(options: ValidateOptions) -> int:
     """Run the command with options that are parsed. Return its exit status."""
     with imports_without_gc():  # torch and timm take seconds to import, so --help does not wait for them
         from ..assembly.process_group import ending_process_group
         from ..evaluation import bulk
         from ..evaluation.validation import start, validate_model
         from .check_data import check_validate
-    if args.check_data:
-        return check_validate(args)
+    if options.check_data:
+        return check_validate(options)
     with ending_process_group():
-        evaluate_one = partial(validate_model, device=start(args))
-        jobs = bulk.list_jobs(args)
+        device = start(options)
+        evaluate_one = partial(validate_model, device=device)
+        jobs = bulk.list_jobs(options)
         if jobs is not None:
-            return _run_jobs(args, jobs, evaluate_one)
+            return _run_jobs(options, jobs, evaluate_one, device)
         try:
-            results = bulk.validate_with_retry(args, evaluate_one) if args.retry else evaluate_one(args)
+            results = (bulk.validate_with_retry(options, evaluate_one, device) if options.retry
+                       else evaluate_one(options))
         except KeyboardInterrupt as error:
             raise type(error)(f'{as_user_error(error)}: the evaluation is not complete, there is no result') from None
-        written = _write(args, results)
-        _show(args, results)
+        written = _write(options, results)
+        _show(results)
         return int(not written or 'error' in results)
 
 
-def _run_jobs(args: argparse.Namespace, jobs: list[Any], evaluate_one: Callable) -> int:
+def _run_jobs(options: ValidateOptions, jobs: list[Any], evaluate_one: Callable, device: Any) -> int:
     """Evaluate one after the other; the results file is complete after each. Return the exit status."""
     from ..evaluation import bulk
     _logger.info(f'Evaluating {len(jobs)}: ' + ', '.join(job.checkpoint or job.model for job in jobs))
     results: list[dict[str, Any]] = []
     interruption, written = None, True
     try:
-        for row in bulk.run_jobs(args, jobs, evaluate_one):
+        for row in bulk.run_jobs(options, jobs, evaluate_one, device):
             results = bulk.ranked([*results, row])
-            written = _write(args, results)
+            written = _write(options, results)
     except KeyboardInterrupt as error:
         interruption = error
     failed = sum('error' in row for row in results)
     if failed:
         _logger.warning(f'{failed} of {len(results)} failed: see their "error".')
-    _show(args, results)
+    _show(results)
     if interruption is not None:
         raise type(interruption)(f'{as_user_error(interruption)}: {len(results)} of {len(jobs)} were evaluated')
     return int(not written or failed == len(results))
 
 
-def _write(args: argparse.Namespace, results: Results) -> bool:
+def _write(options: ValidateOptions, results: Results) -> bool:
     """Write --results-file and --report-dir, if they are asked for. Return whether they could be written."""
-    from timm.utils import is_primary
-
+    from ..base.distributed import is_primary
     from ..evaluation.robustness.table import write_report
-    if not is_primary(args):
+    if not is_primary():
         return True
     try:
-        if args.results_file:
-            write_results(args.results_file, results, args.results_format)
-        if args.report_dir:
-            write_report(args.report_dir, results if isinstance(results, list) else [results])
+        if options.results_file:
+            write_results(options.results_file, results, options.results_format)
+        if options.report_dir:
+            write_report(options.report_dir, results if isinstance(results, list) else [results])
     except OSError as error:
-        path = error.filename or args.results_file or args.report_dir
+        path = error.filename or options.results_file or options.report_dir
         _logger.error(f'cannot write {path}: {error.strerror or error}: the results are on stdout')
         return False
     return True
 
 
-def _show(args: argparse.Namespace, results: Results) -> None:
+def _show(results: Results) -> None:
     """Print the results behind timm's mark, for scripts."""
-    if getattr(args, 'rank', 0) == 0:
+    from ..base.distributed import is_primary
+    if is_primary():
         print_if_read(f'--result\n{json.dumps(results, indent=4)}')
 
 

@@ -1,13 +1,11 @@
 """Many models or checkpoints in one go: which ones, one after the other, and what becomes of those that fail."""
-import argparse
-import copy
 import gc
 import glob
 import logging
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,9 +13,14 @@ import torch.distributed as dist
 from timm.models import is_model, list_models
 from timm.utils import check_batch_size_retry, decay_batch_step, natural_key
 
+from ..base.distributed import is_distributed
 from ..base.errors import OptionError, as_user_error
 from ..base.text import one_line
 from ..base.text_file import read_text
+from ..options.model import ValidationModel
+from ..options.parsers import ValidateOptions
+from ..weights.checkpoint import saved_options
+from .inference import adopt_options
 
 # Pretrained weights whose outputs are not the thousand classes of ImageNet: left out of --model all, as timm does.
 _OTHER_CLASSES = ('*_in21k', '*_in22k', '*in12k', '*_dino', '*fcmae', '*seer')
@@ -42,7 +45,7 @@ class RankError(RuntimeError):
         self.again = again
 
 
-def list_jobs(args: argparse.Namespace) -> list[Job] | None:
+def list_jobs(options: ValidationModel) -> list[Job] | None:
     """The evaluations that the options ask for; None for one model.
 
     --checkpoint FOLDER: every checkpoint in it, once. --model all, a pattern or a text file: every model of that name
@@ -51,17 +54,17 @@ def list_jobs(args: argparse.Namespace) -> list[Job] | None:
     Raises:
         OptionError: a folder without checkpoints, a file without names, several models for one checkpoint.
     """
-    if os.path.isdir(args.checkpoint):
-        return [Job(args.model, *names) for names in _checkpoints(args.checkpoint)]
-    if ':' in args.model or is_model(args.model):
+    if os.path.isdir(options.checkpoint):
+        return [Job(options.model, *names) for names in _checkpoints(options.checkpoint)]
+    if ':' in options.model or is_model(options.model):
         return None
-    names = list_models(pretrained=True, exclude_filters=_OTHER_CLASSES) if args.model == 'all' else list_models(
-        args.model, pretrained=True)
-    if not names and os.path.isfile(args.model):
-        names = _names_in(args.model)
-    if names and args.checkpoint:
-        raise OptionError(f'--checkpoint {args.checkpoint} is of one model, --model {args.model} names {len(names)}: '
-                          'drop one of them')
+    names = list_models(pretrained=True, exclude_filters=_OTHER_CLASSES) if options.model == 'all' else list_models(
+        options.model, pretrained=True)
+    if not names and os.path.isfile(options.model):
+        names = _names_in(options.model)
+    if names and options.checkpoint:
+        raise OptionError(f'--checkpoint {options.checkpoint} is of one model, --model {options.model} names '
+                          f'{len(names)}: drop one of them')
     return [Job(name) for name in names] or None
 
 
@@ -88,71 +91,76 @@ def _names_in(path: str) -> list[str]:
     return names
 
 
-def run_jobs(args: argparse.Namespace, jobs: Iterable[Job], validate: Callable) -> Iterator[dict[str, Any]]:
+def run_jobs(
+        options: ValidateOptions,
+        jobs: Iterable[Job],
+        validate: Callable,
+        device: torch.device,
+) -> Iterator[dict[str, Any]]:
     """The results of each job, made from the options as they were given: nothing passes from one to the next.
 
     Args:
         validate: Function of options that returns results.
     """
     for job in jobs:
-        options = copy.deepcopy(args)
-        options.model, options.checkpoint = job.model, job.checkpoint
         _free_memory()  # of the model before
-        results = validate_with_retry(options, validate)
+        results = validate_with_retry(
+            replace(options, model=job.model, checkpoint=job.checkpoint), validate, device)
         if job.checkpoint:
             results.update(checkpoint=job.checkpoint, aliases=job.aliases)
         yield results
 
 
-def validate_with_retry(args: argparse.Namespace, validate: Callable) -> dict[str, Any]:
+def validate_with_retry(options: ValidateOptions, validate: Callable, device: torch.device) -> dict[str, Any]:
     """Results, with a smaller batch as often as timm.utils.check_batch_size_retry sees a chance in it.
 
     Returns:
         What `validate` returns, or 'model' and 'error' where it failed. With several ranks, all of them fail together.
     """
     while True:
-        options = copy.deepcopy(args)
         try:
+            if options.checkpoint:
+                options = adopt_options(options, saved_options(options.checkpoint))
             return validate(options)
         except Exception as error:  # whatever a model, its weights or its data have wrong is to be in its results
-            message, again = one_line(as_user_error(error) or error), _try_again(error, options)
+            message, again = one_line(as_user_error(error) or error), _try_again(error, device)
         batch_size = decay_batch_step(options.batch_size) if again else 0
         if not batch_size:
             _logger.error(f'{options.model} failed: {message}')
             return OrderedDict(model=options.model, error=message)
         _logger.warning(f'{options.model}: {message}. Once more with --batch-size {batch_size}.')
-        args.batch_size = batch_size
-        args.explicit = {*args.explicit, 'batch_size'}  # a checkpoint's own is not to replace it
+        # As if it were given: a checkpoint's own is not to replace it.
+        options = replace(options, batch_size=batch_size, given=options.given | {'batch_size'})
         _free_memory()
 
 
-def _try_again(error: Exception, args: argparse.Namespace) -> bool:
+def _try_again(error: Exception, device: torch.device) -> bool:
     """Whether a smaller batch may help. All ranks answer the same."""
     if isinstance(error, RankError):
         return error.again
     again = isinstance(error, RuntimeError) and check_batch_size_retry(str(error))
-    return _worst(args, 1 if again else 2) == 1
+    return _worst(device, 1 if again else 2) == 1
 
 
 class TogetherEvaluator:
     """An evaluator of several ranks whose compute raises RankError where another rank has failed on its way to it."""
 
-    def __init__(self, evaluator: Any, args: argparse.Namespace):
+    def __init__(self, evaluator: Any, device: torch.device):
         self.update, self.summary = evaluator.update, evaluator.summary
-        self.evaluator, self.args = evaluator, args
+        self.evaluator, self.device = evaluator, device
 
     def compute(self, distributed: bool = True) -> dict[str, float]:
-        worst = _worst(self.args, 0)
+        worst = _worst(self.device, 0)
         if worst:
             raise RankError(again=worst == 1)
         return self.evaluator.compute(distributed)
 
 
-def _worst(args: argparse.Namespace, outcome: int) -> int:
+def _worst(device: torch.device, outcome: int) -> int:
     """The largest outcome of all ranks: 0 for success, 1 for what may be tried again, 2 for the rest."""
-    if not args.distributed:
+    if not is_distributed():
         return outcome
-    value = torch.tensor(outcome, device=args.device)
+    value = torch.tensor(outcome, device=device)
     dist.all_reduce(value, dist.ReduceOp.MAX)
     return int(value)
 

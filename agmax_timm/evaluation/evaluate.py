@@ -1,5 +1,4 @@
 """One evaluation of a model: its metrics, or its outputs batch by batch."""
-import argparse
 from collections.abc import Callable, Iterator
 
 import torch
@@ -8,17 +7,19 @@ from timm.task import ClassificationEvaluator, evaluation_sample_limit
 
 from ..assembly import loaders
 from ..assembly.model import Precision
+from ..base.distributed import is_distributed
 from ..data.device import Input
 from ..data.sources.decoding import check_damage
 from ..data.sources.shards import warn_of_loss
 from ..data.workers import batches_of
+from ..options.parsers import AnyOptions
 
 
 @torch.inference_mode()
 def evaluate(
         model: nn.Module,
         loader,
-        args: argparse.Namespace,
+        options: AnyOptions,
         device: torch.device,
         precision: Precision,
         log_interval: int,
@@ -40,14 +41,14 @@ def evaluate(
     """
     evaluator = evaluator or ClassificationEvaluator(device, max_samples=evaluation_sample_limit(loader))
     num_samples = 0
-    for batch_index, (_, output, target) in enumerate(outputs_of(model, loader, args, device, precision, perturb)):
+    for batch_index, (_, output, target) in enumerate(outputs_of(model, loader, options, device, precision, perturb)):
         num_samples += len(output)
         evaluator.update(output, target)
         if on_log is not None and (batch_index % log_interval == 0 or batch_index == len(loader) - 1):
             on_log(batch_index, len(loader), evaluator.summary())
         if on_batch is not None:
             on_batch(batch_index)
-    metrics = evaluator.compute(distributed=args.distributed)
+    metrics = evaluator.compute(distributed=is_distributed())
     warn_of_loss(loader, num_samples, device)  # a collective: compute() has shown that no rank failed
     return metrics
 
@@ -56,7 +57,7 @@ def evaluate(
 def outputs_of(
         model: nn.Module,
         loader,
-        args: argparse.Namespace,
+        options: AnyOptions,
         device: torch.device,
         precision: Precision,
         perturb: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
@@ -71,7 +72,7 @@ def outputs_of(
     """
     model.eval()
     for input, target in batches_of(loader):
-        input, target = loaders.prepare_batch(args, input, target, device, precision)
+        input, target = loaders.prepare_batch(options, input, target, device, precision)
         if perturb is not None:
             input = perturb(input, target)
         with precision.autocast():

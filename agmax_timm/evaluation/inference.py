@@ -1,12 +1,10 @@
 """The model as it is evaluated: with its weights, re-parameterised, pooled, scripted or compiled, on its devices."""
-import argparse
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 import torch.nn as nn
-from timm import utils
 from timm.layers import apply_test_time_pool
 from timm.models import reparameterize_model
 
@@ -21,8 +19,13 @@ from ..assembly.model import (
     set_backend_options,
     try_input,
 )
+from ..base.distributed import is_distributed, is_primary, world_size
 from ..base.errors import OptionError
 from ..data.sources.classes import ModelClasses
+from ..options.declare import declared
+from ..options.device import ValidationDevice
+from ..options.model import Model, ValidationModel
+from ..options.parsers import ValidateOptions
 from ..weights.checkpoint import load_weights
 from ..weights.limits import noted_options
 
@@ -32,6 +35,7 @@ _logger = logging.getLogger('validate')
 @dataclass
 class Subject:
     """A model that is ready to be evaluated, and what can no longer be asked of it once it is wrapped."""
+    options: ValidateOptions  # with what the model says itself
     model: nn.Module
     data_config: dict[str, Any]
     num_classes: int
@@ -40,95 +44,118 @@ class Subject:
     patch_size: tuple[int, int] | None  # of a NaFlex model
 
 
-def build_subject(args: argparse.Namespace, device: torch.device, precision: Precision) -> Subject:
+def adopt_options(options: ValidateOptions, saved: dict[str, Any]) -> ValidateOptions:
+    """Options to evaluate a checkpoint as the run that wrote it did, but for what the command line says."""
+    if not saved:
+        return options
+    explicit = set(options.given)
+    if explicit & {'img_size', 'input_size', 'in_chans'}:
+        explicit |= {'img_size', 'input_size', 'in_chans'}
+    adopted = {name: saved[name] for name, option in declared(ValidateOptions).items()
+               if option.evaluation in ('input', 'labels') and name in saved and name not in explicit}
+    if 'batch_size' not in explicit:
+        adopted['batch_size'] = saved.get('validation_batch_size') or saved.get('batch_size') or options.batch_size
+    adopted['use_train_size'] = True
+    if saved.get('naflex_loader') and not options.naflex_loader:
+        _logger.warning('The run was evaluated with --naflex-loader, this is not: images are made to be of one size')
+    changed = {name: value for name, value in adopted.items() if value != getattr(options, name)}
+    if changed:
+        _logger.info('From the checkpoint: ' + ', '.join(
+            f'{name} of {len(value)} names' if name == 'class_map' and isinstance(value, dict) else f'{name} {value}'
+            for name, value in changed.items()))
+    return replace(options, **adopted)
+
+
+def build_subject(options: ValidateOptions, device: torch.device, precision: Precision) -> Subject:
     """The model that the options name, in timm's order of building it.
 
     Raises:
         OptionError: the options ask for what the model, this machine or this version of torch does not have.
         CheckpointError: the checkpoint is not one of this model.
     """
-    _check_devices(args, device)
-    set_backend_options(args)
+    _check_devices(options, device)
+    set_backend_options(options)
     model = create_named_model(
-        args.model,
-        pretrained=args.pretrained or not args.checkpoint,
-        num_classes=args.num_classes,
-        in_chans=input_channels(args),
-        global_pool=args.gp,
-        scriptable=args.torchscript,
-        **args.model_kwargs,
+        options.model,
+        pretrained=options.pretrained or not options.checkpoint,
+        num_classes=options.num_classes,
+        in_chans=input_channels(options),
+        global_pool=options.gp,
+        scriptable=options.torchscript,
+        **options.model_kwargs,
     )
-    if args.checkpoint:
-        load_weights(args.checkpoint, model, args.use_ema)
+    if options.checkpoint:
+        load_weights(options.checkpoint, model, options.use_ema)
     else:
-        _check_head(args, model)
-        args.input_img_mode = args.input_img_mode or noted_options(model.pretrained_cfg).get('input_img_mode')
-    if args.reparam:
+        _check_head(options, model)
+        mode = options.input_img_mode or noted_options(model.pretrained_cfg).get('input_img_mode')
+        options = replace(options, input_img_mode=mode)
+    if options.reparam:
         names = model.state_dict().keys()
         model = reparameterize_model(model)
-        if utils.is_primary(args) and names == model.state_dict().keys():
-            _logger.warning(f'--reparam has no effect: --model {args.model} has no branches to fuse')
+        if is_primary() and names == model.state_dict().keys():
+            _logger.warning(f'--reparam has no effect: --model {options.model} has no branches to fuse')
     num_classes = model.num_classes
-    classes = classes_of(model, args.model, args.checkpoint)
-    args.class_map = map_of_model(args, classes)
+    classes = classes_of(model, options.model, options.checkpoint)
+    options = replace(options, class_map=map_of_model(options, classes))
     param_count = sum(parameter.numel() for parameter in model.parameters())
-    patch_size = loaders.patch_size(model) if args.naflex_loader else None
-    _logger.info(f'Model {args.model} created, param count: {param_count}')
+    patch_size = loaders.patch_size(model) if options.naflex_loader else None
+    _logger.info(f'Model {options.model} created, param count: {param_count}')
 
-    data_config = build_data_config(args, model, use_test_size=not args.use_train_size)
-    if args.test_pool:
-        model, data_config = _pool_at_test_time(args, model, data_config)
+    data_config = build_data_config(options, model, use_test_size=not options.use_train_size)
+    if options.test_pool:
+        model, data_config = _pool_at_test_time(options, model, data_config)
     model = model.to(device=device, dtype=precision.model_dtype)
-    if args.channels_last:
+    if options.channels_last:
         model = model.to(memory_format=torch.channels_last)
-    if not args.naflex_loader:
-        try_input(args, model, data_config, num_classes)
-    model = _compile(args, model)
-    if args.num_gpu > 1:
-        model = nn.DataParallel(model, device_ids=list(range(args.num_gpu)))
-    return Subject(model, data_config, num_classes, classes, param_count, patch_size)
+    if not options.naflex_loader:
+        try_input(options, model, data_config, num_classes)
+    model = _compile(options, model)
+    if options.num_gpu > 1:
+        model = nn.DataParallel(model, device_ids=list(range(options.num_gpu)))
+    return Subject(options, model, data_config, num_classes, classes, param_count, patch_size)
 
 
-def _check_devices(args: argparse.Namespace, device: torch.device) -> None:
-    if args.num_gpu == 1:
+def _check_devices(options: ValidationDevice, device: torch.device) -> None:
+    if options.num_gpu == 1:
         return
-    if args.distributed:
-        raise OptionError(f'--num-gpu {args.num_gpu} is for one process, torchrun started {args.world_size}: drop it')
+    if is_distributed():
+        raise OptionError(f'--num-gpu {options.num_gpu} is for one process, torchrun started {world_size()}: drop it')
     there = torch.cuda.device_count() if device.type == 'cuda' else 0
-    if args.num_gpu > there:
-        raise OptionError(f'--num-gpu {args.num_gpu}, but --device {args.device} has {there} GPUs: use --num-gpu '
+    if options.num_gpu > there:
+        raise OptionError(f'--num-gpu {options.num_gpu}, but --device {device.type} has {there} GPUs: use --num-gpu '
                           f'{max(1, there)}')
 
 
-def _check_head(args: argparse.Namespace, model: nn.Module) -> None:
+def _check_head(options: Model, model: nn.Module) -> None:
     """Raise OptionError if --num-classes would replace the head of the weights by an untrained one."""
     outputs = (getattr(model, 'pretrained_cfg', None) or {}).get('num_classes')
-    if args.num_classes is not None and outputs not in (None, args.num_classes):
-        raise OptionError(f'--num-classes {args.num_classes}: the weights of --model {args.model} have {outputs} '
+    if options.num_classes is not None and outputs not in (None, options.num_classes):
+        raise OptionError(f'--num-classes {options.num_classes}: the weights of --model {options.model} have {outputs} '
                           'outputs, and an untrained head would take their place: leave it out')
 
 
-def _pool_at_test_time(args: argparse.Namespace, model: nn.Module, data_config: dict) -> tuple[nn.Module, dict]:
+def _pool_at_test_time(options: Model, model: nn.Module, data_config: dict) -> tuple[nn.Module, dict]:
     """Average windows of the training size, where the input is larger: the whole image is then looked at."""
     config = model.pretrained_cfg
     larger = all(asked > own for asked, own in zip(data_config['input_size'][1:], config['input_size'][1:]))
     if not larger:
-        _logger.info(f"--test-pool: the input is not larger than {args.model}'s own {config['input_size'][1:]}, so "
+        _logger.info(f"--test-pool: the input is not larger than {options.model}'s own {config['input_size'][1:]}, so "
                      'nothing is pooled')
         return model, data_config
     if not config.get('pool_size'):
-        raise OptionError(f'--test-pool: {args.model} does not end in a map of features to pool over: drop it')
+        raise OptionError(f'--test-pool: {options.model} does not end in a map of features to pool over: drop it')
     model, _ = apply_test_time_pool(model, data_config)
     return model, {**data_config, 'crop_pct': 1.0}
 
 
-def _compile(args: argparse.Namespace, model: nn.Module) -> nn.Module:
-    if args.torchscript:
-        return script_model(args, model)
-    if args.torchcompile:
+def _compile(options: ValidationModel, model: nn.Module) -> nn.Module:
+    if options.torchscript:
+        return script_model(options, model)
+    if options.torchcompile:
         torch.compiler.reset()  # what was compiled before is not to count against torch's limits
-        return torch.compile(model, backend=args.torchcompile, mode=args.torchcompile_mode)
-    if args.aot_autograd:
+        return torch.compile(model, backend=options.torchcompile, mode=options.torchcompile_mode)
+    if options.aot_autograd:
         try:
             from functorch.compile import memory_efficient_fusion
         except ImportError as error:

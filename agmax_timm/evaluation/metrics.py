@@ -1,5 +1,4 @@
 """What is measured: timm's evaluators, and on top of them the classes and labels that the options name."""
-import argparse
 import os
 from typing import Any
 
@@ -9,10 +8,13 @@ from timm.data import MultiLabelTarget, RealLabelsImagenet
 from timm.task import ClassificationEvaluator, MultiLabelClassificationEvaluator, evaluation_sample_limit
 from torch.utils.data import Dataset
 
+from ..base.distributed import rank, world_size
 from ..base.errors import DataError, OptionError
 from ..base.text_file import read_text, without_mark
 from ..data.sources.checks import check_evaluated_classes
 from ..data.sources.classes import ModelClasses, check_evaluation, class_names, class_to_idx
+from ..options.evaluation import Labels
+from ..options.parsers import ValidateOptions
 from .analysis import class_counts, shares
 from .calibration import CalibrationBins
 
@@ -99,7 +101,7 @@ class LabelEvaluator(ClassificationEvaluator):
 
 
 def set_targets(
-        args: argparse.Namespace,
+        options: ValidateOptions,
         dataset: Dataset,
         num_classes: int,
         classes: ModelClasses | None = None,
@@ -114,22 +116,22 @@ def set_targets(
         DataError: the data has more classes than the model has outputs, or than --valid-labels has lines; the model
             has a class at another index.
     """
-    if args.task == 'multilabel':
-        if '/' not in args.dataset:  # a checkpoint of such a task, without the flags
-            raise DataError(f"the model gives several labels an image, --dataset '{args.dataset}' holds one: use "
+    if options.task == 'multilabel':
+        if '/' not in options.dataset:  # a checkpoint of such a task, without the flags
+            raise DataError(f"the model gives several labels an image, --dataset '{options.dataset}' holds one: use "
                             '--task classification, or data with several')
         check_evaluation(classes, class_to_idx(dataset), num_classes)
-        dataset.target_transform = MultiLabelTarget(num_classes, dense=args.target_format == 'multihot')
+        dataset.target_transform = MultiLabelTarget(num_classes, dense=options.target_format == 'multihot')
         return
-    if not args.valid_labels:
-        check_evaluated_classes(dataset, classes, num_classes, args.class_map)
+    if not options.valid_labels:
+        check_evaluated_classes(dataset, classes, num_classes, options.class_map)
         return
-    outputs, found = read_valid_labels(args.valid_labels, num_classes), len(class_names(dataset) or ())
+    outputs, found = read_valid_labels(options.valid_labels, num_classes), len(class_names(dataset) or ())
     if found > len(outputs):
-        raise DataError(f'--valid-labels {args.valid_labels} has {len(outputs)} lines, the data {found} classes: it '
+        raise DataError(f'--valid-labels {options.valid_labels} has {len(outputs)} lines, the data {found} classes: it '
                         'takes one line a class, in the order of the classes')
-    _check_subset(args.valid_labels, class_names(dataset))
-    check_evaluated_classes(dataset, classes, num_classes, args.class_map, outputs)
+    _check_subset(options.valid_labels, class_names(dataset))
+    check_evaluated_classes(dataset, classes, num_classes, options.class_map, outputs)
 
 
 def _check_subset(path: str, classes: list[str] | None) -> None:
@@ -146,7 +148,7 @@ def _check_subset(path: str, classes: list[str] | None) -> None:
 
 
 def create_evaluator(
-        args: argparse.Namespace,
+        options: ValidateOptions,
         dataset: Dataset,
         loader: Any,
         num_classes: int,
@@ -154,21 +156,21 @@ def create_evaluator(
 ) -> ClassificationEvaluator:
     """The evaluator that the options ask for: of several labels an image, or of one."""
     common = dict(max_samples=evaluation_sample_limit(loader))
-    if args.task == 'multilabel':
-        return MultiLabelClassificationEvaluator(device, threshold=args.multilabel_threshold, **common)
+    if options.task == 'multilabel':
+        return MultiLabelClassificationEvaluator(device, threshold=options.multilabel_threshold, **common)
     return LabelEvaluator(
         device,
-        valid_labels=labels_of_data(args, num_classes),
-        real_labels=open_real_labels(args, dataset, num_classes) if args.real_labels else None,
-        average=args.metrics_avg,
-        calibration=args.calibration,
+        valid_labels=labels_of_data(options, num_classes),
+        real_labels=open_real_labels(options, dataset, num_classes) if options.real_labels else None,
+        average=options.metrics_avg,
+        calibration=options.calibration,
         **common,
     )
 
 
-def labels_of_data(args: argparse.Namespace, num_outputs: int) -> list[int] | None:
+def labels_of_data(options: Labels, num_outputs: int) -> list[int] | None:
     """The output of the model for each class of the data, by --valid-labels; None for all outputs in their order."""
-    return read_valid_labels(args.valid_labels, num_outputs) if args.valid_labels else None
+    return read_valid_labels(options.valid_labels, num_outputs) if options.valid_labels else None
 
 
 def read_valid_labels(path: str, num_outputs: int) -> list[int]:
@@ -196,13 +198,13 @@ def read_valid_labels(path: str, num_outputs: int) -> list[int]:
     return list(outputs)
 
 
-def open_real_labels(args: argparse.Namespace, dataset: Dataset, num_outputs: int) -> RealLabelsImagenet:
+def open_real_labels(options: Labels, dataset: Dataset, num_outputs: int) -> RealLabelsImagenet:
     """timm's real labels for the files that this rank evaluates.
 
     Raises:
         OptionError: the data has no file names, or they or the labels are not those of ImageNet's validation set.
     """
-    path = args.real_labels
+    path = options.real_labels
     try:
         files = dataset.filenames(basename=True)
     except (AttributeError, AssertionError, NotImplementedError) as error:
@@ -219,5 +221,5 @@ def open_real_labels(args: argparse.Namespace, dataset: Dataset, num_outputs: in
     unknown = next((name for name in files if name not in labels.real_labels), None)
     if unknown is not None:
         raise OptionError(f'--real-labels {path} is for ILSVRC2012_val_00000001.JPEG and on, the data has {unknown}')
-    labels.filenames = files[args.rank::args.world_size]  # as the distributed sampler deals them out
+    labels.filenames = files[rank()::world_size()]  # as the distributed sampler deals them out
     return labels

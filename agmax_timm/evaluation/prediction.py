@@ -1,5 +1,4 @@
 """Predictions for files of images: the model and the preprocessing that validate.py would have, the k best classes."""
-import argparse
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +14,7 @@ from ..base.errors import CheckpointError
 from ..data.sources.decoding import DecodedDataset, UndecodableError
 from ..options import timm_names
 from ..options.parse import validate_options
+from ..options.parsers import ValidateOptions
 from ..weights.checkpoint import choose_ema, describe_weights, read_model, saved_options
 from ..weights.limits import noted_options
 from . import validation
@@ -34,24 +34,24 @@ class Predictor:
     """A model that is ready to classify files.
 
     Args:
-        args: Options of validate.py that name a model, see options_of.
+        options: Options of validate.py that name a model, see options_of.
 
     Raises:
         OptionError: there is no such model or device.
         CheckpointError: the checkpoint cannot be used.
     """
 
-    def __init__(self, args: argparse.Namespace):
-        timm_names.check_device(args.device)
-        self.args = args
-        self.device = build.init_device(args, alone=True)
-        self.subject, self.precision, run_options = validation.prepare(args, self.device)
+    def __init__(self, options: ValidateOptions):
+        timm_names.check_device(options.device)
+        self.device = build.init_device(options.device, alone=True)
+        self.subject, self.precision, run_options = validation.prepare(options, self.device)
+        self.options = options = self.subject.options
         self.weights = (  # which weights are used, in words; '' for a published model
-            f'{args.checkpoint}: {describe_weights(run_options, args.use_ema)}' if args.checkpoint else '')
+            f'{options.checkpoint}: {describe_weights(run_options, options.use_ema)}' if options.checkpoint else '')
         classes = self.subject.classes
         self.class_names = None if classes is None else classes.titles or classes.names
-        published = {} if args.checkpoint else noted_options(self.subject.model.pretrained_cfg)
-        self.several_labels = SEVERAL_LABELS in (args.task, published.get('task'))
+        published = {} if options.checkpoint else noted_options(self.subject.model.pretrained_cfg)
+        self.several_labels = SEVERAL_LABELS in (options.task, published.get('task'))
 
     def name_of(self, index: int) -> str:
         return self.class_names[index] if self.class_names else str(index)
@@ -75,9 +75,9 @@ class Predictor:
         return torch.cat([logits for _, logits in self._logits(paths)])
 
     def _logits(self, paths: list[str]) -> Iterator[tuple['ImageFiles', torch.Tensor]]:
-        dataset = ImageFiles(paths, loaders.image_mode(self.args, self.subject.data_config))
-        loader = validation.build_loader(self.args, dataset, self.subject, self.device, self.precision)
-        for _, output, _ in outputs_of(self.subject.model, loader, self.args, self.device, self.precision):
+        dataset = ImageFiles(paths, loaders.image_mode(self.options, self.subject.data_config))
+        loader = validation.build_loader(self.options, dataset, self.subject, self.device, self.precision)
+        for _, output, _ in outputs_of(self.subject.model, loader, self.options, self.device, self.precision):
             yield dataset, output.float().cpu()
 
 
@@ -133,7 +133,7 @@ def options_of(
         num_classes: int | None = None,
         model_kwargs: dict[str, Any] | None = None,
         **given: Any,
-) -> argparse.Namespace:
+) -> ValidateOptions:
     """Options of validate.py for a checkpoint, or for pretrained weights by timm's name of the model.
 
     Args:

@@ -1,6 +1,6 @@
 """Compare a staged folder with its run on validation images, which each side prepares by its own configuration."""
-import argparse
 import itertools
+from dataclasses import replace
 from logging import INFO, WARNING, getLogger
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from timm.data import resolve_model_data_config
 from ..assembly import loaders
 from ..assembly.model import Precision
 from ..base.errors import DataError
-from ..options.parsers import train_parser
+from ..options.parsers import TrainOptions, saved_train_options
 from ..weights.card import hub_dataset_of
 from ..weights.checkpoint import SavedModel
 from ..weights.hub_error import HubError, as_hub_error, reason
@@ -49,7 +49,7 @@ def compare_on_data(saved: SavedModel, folder: Path, in_run: bool = False) -> No
     with as_hub_error('what was staged does not take the validation images of the run', Exception):
         model: Any = load_folder(folder)
         mode = noted_options(model.pretrained_cfg).get('input_img_mode')
-        found, published = _evaluate(model, resolve_model_data_config(model), {**options, 'input_img_mode': mode})
+        found, published = _evaluate(model, resolve_model_data_config(model), replace(options, input_img_mode=mode))
     if not torch.equal(expected, found):
         others = ''.join(f'; {name} is {published.get(name)}, of the run {value}' for name, value in own.items()
                          if _as_list(value) != _as_list(published.get(name)))
@@ -59,17 +59,16 @@ def compare_on_data(saved: SavedModel, folder: Path, in_run: bool = False) -> No
     _logger.info(f'The staged folder gives the logits of the run on {len(expected)} validation images')
 
 
-def _options(saved: SavedModel, in_run: bool) -> dict[str, Any]:
+def _options(saved: SavedModel, in_run: bool) -> TrainOptions:
     """Options of the run, to read its validation data in this process. Raises DataError if it cannot be here."""
-    options = {
-        **vars(train_parser().parse_args([])), **saved.options, 'class_map': saved.class_map, 'workers': 0,
-        'dataset_download': False, 'distributed': False, 'rank': 0, 'world_size': 1}
+    options = replace(
+        saved_train_options(saved.options), class_map=saved.class_map, workers=0, dataset_download=False)
     if not saved.options.get('model'):
         raise DataError('the options of the run are not known')
-    if not options['val_split']:
+    if not options.val_split:
         raise DataError('the run had none')
-    if not in_run and hub_dataset_of({**options, 'hub_dataset': ''}):
-        raise DataError(f"--dataset {options['dataset']} is on the Hub")
+    if not in_run and hub_dataset_of({**vars(options), 'hub_dataset': ''}):
+        raise DataError(f"--dataset {options.dataset} is on the Hub")
     return options
 
 
@@ -77,16 +76,15 @@ def _options(saved: SavedModel, in_run: bool) -> dict[str, Any]:
 def _evaluate(
         model: nn.Module,
         data_config: dict[str, Any],
-        options: dict[str, Any],
+        options: TrainOptions,
 ) -> tuple[torch.Tensor, dict[str, Any]]:
     """Logits of the first validation images [N, K], float32 on the CPU, and the preprocessing of the images."""
-    args = argparse.Namespace(**options)
-    dataset = loaders.open_validation(args, data_config)
-    patch_size = loaders.patch_size(model) if args.naflex_loader else None
+    dataset = loaders.open_validation(options, data_config)
+    patch_size = loaders.patch_size(model) if options.naflex_loader else None
     loader = loaders.build_eval_loader(
-        args, dataset, data_config, torch.device('cpu'), Precision(), _BATCH_SIZE, patch_size)
+        options, dataset, data_config, torch.device('cpu'), Precision(), _BATCH_SIZE, patch_size)
     logits = torch.cat([model(input) for input, _ in itertools.islice(loader, _BATCHES)])
-    return logits, {**data_config, 'input_img_mode': loaders.image_mode(args, data_config)}
+    return logits, {**data_config, 'input_img_mode': loaders.image_mode(options, data_config)}
 
 
 def _as_list(value: Any) -> Any:

@@ -1,47 +1,48 @@
 """Combinations of options of train.py that cannot be: one line each, with both flags and the way out."""
-import argparse
 from collections.abc import Callable
 
 from ..base.command_line import Parser, flag_of
 from .checks import in_sequence, mixing
+from .model import TrainModel
+from .parsers import TrainOptions
 
 _AGMAX_OPTIONS = ('agmax_loss', 'agmax_weight', 'agmax_divergence_weight', 'agmax_units', 'agmax_init_std')
 
 # What --agmax cannot be combined with: the flag, whether the options ask for it, why not, and the way out.
 NOT_WITH_AGMAX = (
-    ('--aug-splits', lambda args: args.aug_splits > 0,
+    ('--aug-splits', lambda o: o.aug_splits > 0,
      'makes versions of one crop, the first of them clean, where AgMax draws two views', 'use --aa for both views'),
-    ('--jsd-loss', lambda args: args.loss == 'jsd',
+    ('--jsd-loss', lambda o: o.loss == 'jsd',
      'compares the splits of --aug-splits as AgMax compares its views', 'use --agmax-loss kl or drop one of them'),
-    ('--split-bn', lambda args: args.split_bn,
+    ('--split-bn', lambda o: o.split_bn,
      'gives a clean split statistics of its own, and no view is clean', 'drop it'),
-    ('--resplit', lambda args: args.resplit,
+    ('--resplit', lambda o: o.resplit,
      'erases in half of a batch, which is one view', 'drop it'),
-    ('--no-aug', lambda args: args.no_aug and not mixing(args),
+    ('--no-aug', lambda o: o.no_aug and not mixing(o),
      'makes both views of an image the same', 'drop it, or mix the views by --mixup or --cutmix'),
-    ('--task multilabel', lambda args: args.task == 'multilabel',
+    ('--task multilabel', lambda o: o.task == 'multilabel',
      'has no distribution over classes whose marginals could be taken', 'drop one of them'),
-    ('--kd-distill-type feature', lambda args: args.kd_model_name and args.kd_distill_type == 'feature',
+    ('--kd-distill-type feature', lambda o: o.kd_model_name and o.kd_distill_type == 'feature',
      'trains on features, AgMax on logits alone', 'use --kd-distill-type logit'),
-    ('--kd-distill-type token', lambda args: args.kd_model_name and args.kd_distill_type == 'token',
+    ('--kd-distill-type token', lambda o: o.kd_model_name and o.kd_distill_type == 'token',
      'trains two heads, AgMax pairs the logits of one', 'use --kd-distill-type logit'),
-    ('--torchscript', lambda args: args.torchscript,
+    ('--torchscript', lambda o: o.torchscript,
      'hides the head and the number of classes from AgMax', 'use --torchcompile'),
 )
 
 # The same of --naflex-loader.
 _NOT_WITH_NAFLEX = (
-    ('--train-img-sizes', lambda args: args.train_img_sizes is not None, 'is another way to vary the size'),
-    ('--use-multi-epochs-loader', lambda args: args.use_multi_epochs_loader, 'is another loader'),
-    ('--aug-splits', lambda args: args.aug_splits > 0, 'has a loader of its own'),
-    ('--aug-repeats', lambda args: args.aug_repeats > 0, 'has a sampler of its own'),
-    ('--cutmix-minmax', lambda args: args.cutmix_minmax is not None, 'knows boxes of one size of image: use --cutmix'),
-    ('--mixup-mode', lambda args: args.mixup_mode != 'batch', 'knows images of one size'),
-    ('--kd-model-name', lambda args: args.kd_model_name, 'gives the teacher images, not patches'),
-    ('--cutout', lambda args: args.cutout, 'cuts images, not patches: use --reprob'),
-    ('--lighting', lambda args: args.lighting, 'is for images of one size'),
-    ('--augment-backend fast', lambda args: args.augment_backend == 'fast', 'gives each image a size of its own'),
-    ('--train-crop-mode pad', lambda args: args.train_crop_mode == 'pad', 'is for images of one size'),
+    ('--train-img-sizes', lambda o: o.train_img_sizes is not None, 'is another way to vary the size'),
+    ('--use-multi-epochs-loader', lambda o: o.use_multi_epochs_loader, 'is another loader'),
+    ('--aug-splits', lambda o: o.aug_splits > 0, 'has a loader of its own'),
+    ('--aug-repeats', lambda o: o.aug_repeats > 0, 'has a sampler of its own'),
+    ('--cutmix-minmax', lambda o: o.cutmix_minmax is not None, 'knows boxes of one size of image: use --cutmix'),
+    ('--mixup-mode', lambda o: o.mixup_mode != 'batch', 'knows images of one size'),
+    ('--kd-model-name', lambda o: o.kd_model_name, 'gives the teacher images, not patches'),
+    ('--cutout', lambda o: o.cutout, 'cuts images, not patches: use --reprob'),
+    ('--lighting', lambda o: o.lighting, 'is for images of one size'),
+    ('--augment-backend fast', lambda o: o.augment_backend == 'fast', 'gives each image a size of its own'),
+    ('--train-crop-mode pad', lambda o: o.train_crop_mode == 'pad', 'is for images of one size'),
 )
 
 # Arguments of a model that are flags, so --model-kwargs cannot name them as well.
@@ -52,60 +53,60 @@ _MODEL_ARGUMENTS = dict(
     pretrained_cfg_overlay='--pretrained-cfg-overlay')
 
 
-def check_combinations(args: argparse.Namespace, parser: Parser) -> None:
+def check_combinations(options: TrainOptions, parser: Parser) -> None:
     """Refuse what cannot be combined; `parser` as declared, without files."""
-    _check_splits(args, parser.error)
-    _check_resolutions(args, parser.error)
-    _check_naflex(args, parser.error)
-    _check_mixing(args, parser.error)
-    _check_script(args, parser.error)
-    _check_arguments(args, parser.error)
-    _check_distillation(args, parser.error)
-    _check_agmax(args, parser)
+    _check_splits(options, parser.error)
+    _check_resolutions(options, parser.error)
+    _check_naflex(options, parser.error)
+    _check_mixing(options, parser.error)
+    _check_script(options, parser.error)
+    _check_arguments(options, parser.error)
+    _check_distillation(options, parser.error)
+    _check_agmax(options, parser)
 
 
-def _check_splits(args: argparse.Namespace, error: Callable) -> None:
-    if args.aug_splits and args.no_prefetcher:
+def _check_splits(options: TrainOptions, error: Callable) -> None:
+    if options.aug_splits and options.no_prefetcher:
         error('--aug-splits puts the splits into one batch in the prefetcher: drop --no-prefetcher')
-    if args.aug_splits and args.cutout + args.lighting + (args.train_crop_mode == 'pad'):
+    if options.aug_splits and options.cutout + options.lighting + (options.train_crop_mode == 'pad'):
         error('--aug-splits leaves its first split clean: drop it, or drop --cutout, --lighting, --train-crop-mode pad')
-    if args.split_bn and not (args.aug_splits or args.resplit):
+    if options.split_bn and not (options.aug_splits or options.resplit):
         error('--split-bn splits batch norm as the batch is split: add --aug-splits 2 or --resplit')
-    if args.split_bn and args.sync_bn:
+    if options.split_bn and options.sync_bn:
         error('--split-bn and --sync-bn are two batch norms: drop one of them')
 
 
-def _check_resolutions(args: argparse.Namespace, error: Callable) -> None:
-    sizes = args.train_img_sizes
+def _check_resolutions(options: TrainOptions, error: Callable) -> None:
+    sizes = options.train_img_sizes
     if sizes is None:
         return
     for flag in ('train_batch_sizes', 'train_size_probs'):
-        values = getattr(args, flag)
+        values = getattr(options, flag)
         if values is not None and len(values) != len(sizes):
             error(f'{flag_of(flag)} needs a value for each of the {len(sizes)} --train-img-sizes, got {len(values)}')
-    if args.train_size_probs is not None and not sum(args.train_size_probs) > 0.:
+    if options.train_size_probs is not None and not sum(options.train_size_probs) > 0.:
         error('--train-size-probs must not all be 0')
-    if args.train_size_schedule == 'progressive' and len(sizes) < 2:
+    if options.train_size_schedule == 'progressive' and len(sizes) < 2:
         error('--train-size-schedule progressive goes from one size to another: give --train-img-sizes two or more')
-    for flag, asked in (('--use-multi-epochs-loader', args.use_multi_epochs_loader),
-                        ('--aug-splits', args.aug_splits),
-                        ('--train-crop-mode pad', args.train_crop_mode == 'pad')):
+    for flag, asked in (('--use-multi-epochs-loader', options.use_multi_epochs_loader),
+                        ('--aug-splits', options.aug_splits),
+                        ('--train-crop-mode pad', options.train_crop_mode == 'pad')):
         if asked:
             error(f'{flag} is for one size, --train-img-sizes gives several: drop one of them')
-    if in_sequence(args):
-        error(f'--train-img-sizes needs data that can be indexed, got --dataset {args.dataset}: drop it, or use a '
+    if in_sequence(options):
+        error(f'--train-img-sizes needs data that can be indexed, got --dataset {options.dataset}: drop it, or use a '
               'folder, torch/ or hfds/')
 
 
-def _check_naflex(args: argparse.Namespace, error: Callable) -> None:
-    if not args.naflex_loader:
+def _check_naflex(options: TrainOptions, error: Callable) -> None:
+    if not options.naflex_loader:
         return
     for flag, asked, reason in _NOT_WITH_NAFLEX:
-        if asked(args):
+        if asked(options):
             error(f'{flag} {reason}: drop it, or drop --naflex-loader')
-    if in_sequence(args):
-        error(f'--naflex-loader needs data that can be indexed, got --dataset {args.dataset}: use a folder or hfds/')
-    probs, sizes = args.naflex_patch_size_probs, args.naflex_patch_sizes
+    if in_sequence(options):
+        error(f'--naflex-loader needs data that can be indexed, got --dataset {options.dataset}: use a folder or hfds/')
+    probs, sizes = options.naflex_patch_size_probs, options.naflex_patch_sizes
     if probs is not None and len(probs) != len(sizes or ()):
         error(f'--naflex-patch-size-probs needs a value for each of the {len(sizes or ())} --naflex-patch-sizes, got '
               f'{len(probs)}')
@@ -113,50 +114,50 @@ def _check_naflex(args: argparse.Namespace, error: Callable) -> None:
         error('--naflex-patch-size-probs must not all be 0')
 
 
-def _check_mixing(args: argparse.Namespace, error: Callable) -> None:
-    if args.use_multi_epochs_loader and args.mixup_off_epoch and args.workers and mixing(args):
-        error(f'--mixup-off-epoch {args.mixup_off_epoch} comes too late for batches that --use-multi-epochs-loader '
+def _check_mixing(options: TrainOptions, error: Callable) -> None:
+    if options.use_multi_epochs_loader and options.mixup_off_epoch and options.workers and mixing(options):
+        error(f'--mixup-off-epoch {options.mixup_off_epoch} comes too late for batches that --use-multi-epochs-loader '
               'made ahead: drop one of them, or use -j 0')
 
 
-def _check_script(args: argparse.Namespace, error: Callable) -> None:
-    if not args.torchscript:
+def _check_script(options: TrainOptions, error: Callable) -> None:
+    if not options.torchscript:
         return
-    for flag, asked in (('--torchcompile', args.torchcompile), ('--sync-bn', args.sync_bn),
-                        ('--kd-model-name', args.kd_model_name), ('--naflex-loader', args.naflex_loader),
-                        ('--fsdp', args.fsdp)):
+    for flag, asked in (('--torchcompile', options.torchcompile), ('--sync-bn', options.sync_bn),
+                        ('--kd-model-name', options.kd_model_name), ('--naflex-loader', options.naflex_loader),
+                        ('--fsdp', options.fsdp)):
         if asked:
             error(f'--torchscript cannot be combined with {flag}: drop one of them')
 
 
-def _check_arguments(args: argparse.Namespace, error: Callable) -> None:
+def _check_arguments(options: TrainModel, error: Callable) -> None:
     """Refuse further arguments of the model that flags stand for."""
     for name, flag in _MODEL_ARGUMENTS.items():
-        if name in args.model_kwargs:
+        if name in options.model_kwargs:
             error(f'--model-kwargs {name} has a flag of its own: use {flag}')
-    if args.pretrained_path and {'file', 'num_classes'} & set(args.pretrained_cfg_overlay):
+    if options.pretrained_path and {'file', 'num_classes'} & set(options.pretrained_cfg_overlay):
         error('--pretrained-cfg-overlay cannot set file and num_classes with --pretrained-path: drop them')
 
 
-def _check_distillation(args: argparse.Namespace, error: Callable) -> None:
-    if not args.kd_model_name:
+def _check_distillation(options: TrainOptions, error: Callable) -> None:
+    if not options.kd_model_name:
         return
-    if args.task == 'multilabel':
+    if options.task == 'multilabel':
         error('--kd-model-name distils one distribution over classes: drop it, or drop --task multilabel')
 
 
-def _check_agmax(args: argparse.Namespace, parser: Parser) -> None:
+def _check_agmax(options: TrainOptions, parser: Parser) -> None:
     error = parser.error
-    if not args.agmax:
+    if not options.agmax:
         for name in _AGMAX_OPTIONS:
-            if getattr(args, name) != parser.get_default(name):
+            if getattr(options, name) != parser.get_default(name):
                 error(f'{flag_of(name)} needs --agmax')
         return
     for flag, asked, reason, way_out in NOT_WITH_AGMAX:
-        if asked(args):
+        if asked(options):
             error(f'{flag} cannot be combined with --agmax: it {reason}. To go on, {way_out}')
-    if args.agmax_loss != 'mi' and args.agmax_units is not None:
-        error(f'--agmax-units is for --agmax-loss mi alone: {args.agmax_loss} has no Q-network')
-    if args.agmax_init_std is not None and (args.pretrained or args.initial_checkpoint):
-        flag = '--pretrained' if args.pretrained else '--initial-checkpoint'
+    if options.agmax_loss != 'mi' and options.agmax_units is not None:
+        error(f'--agmax-units is for --agmax-loss mi alone: {options.agmax_loss} has no Q-network')
+    if options.agmax_init_std is not None and (options.pretrained or options.initial_checkpoint):
+        flag = '--pretrained' if options.pretrained else '--initial-checkpoint'
         error(f'--agmax-init-std draws new weights over those of {flag}: drop one of them')

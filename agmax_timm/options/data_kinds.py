@@ -1,10 +1,11 @@
 """Options of the data, refused for kinds of data that ignore them. timm ignores them in silence."""
-import argparse
 import os
 from collections.abc import Callable
 from typing import Any
 
 from ..base.command_line import flag_of
+from .data import DataSet
+from .parsers import AnyOptions
 
 _ALL_BUT_TORCH = ('folder', 'tar', 'hfds', 'hfids', 'tfds', 'wds')
 _NUMBERS = {'train_num_samples': 'train_split', 'val_num_samples': 'val_split', 'num_samples': 'split'}
@@ -18,33 +19,33 @@ _TAKEN_BY = {
 }
 
 
-def kind_of(args: argparse.Namespace) -> str:
+def kind_of(options: DataSet) -> str:
     """The kind of data: 'folder', 'tar', 'demo', or the type in front of the name, in lower case."""
-    kind = args.dataset.partition('/')[0]
-    if args.dataset:
+    kind = options.dataset.partition('/')[0]
+    if options.dataset:
         return kind.lower()
-    return 'tar' if os.path.isfile(args.data_dir or '') else 'folder'
+    return 'tar' if os.path.isfile(options.data_dir or '') else 'folder'
 
 
-def check_source(args: argparse.Namespace, error: Callable[[str], Any]) -> None:
+def check_source(options: DataSet, error: Callable[[str], Any]) -> None:
     """Call `error` for an option that the data would ignore, with a line that has the remedy."""
-    kind = kind_of(args)
-    data = f'--dataset {args.dataset}' if args.dataset else {'tar': 'a tar file'}.get(kind, 'a folder')
+    kind = kind_of(options)
+    data = f'--dataset {options.dataset}' if options.dataset else {'tar': 'a tar file'}.get(kind, 'a folder')
     for name, kinds in _TAKEN_BY.items():
-        value = getattr(args, name, None)
+        value = getattr(options, name, None)
         if value and kind not in kinds:
-            error(f'{flag_of(name)} {value} does nothing on {data}: {_remedy(args, name, kind)}')
-    repeats = getattr(args, 'epoch_repeats', 0.)
+            error(f'{flag_of(name)} {value} does nothing on {data}: {_remedy(options, name, kind)}')
+    repeats = getattr(options, 'epoch_repeats', 0.)
     if 0. < repeats < 1.:
         error(f'--epoch-repeats {repeats:g} does nothing on {data}: an epoch is one pass or more')
 
 
-def _remedy(args: argparse.Namespace, name: str, kind: str) -> str:
+def _remedy(options: AnyOptions, name: str, kind: str) -> str:
     if name == 'epoch_repeats':
         return 'use --train-num-samples for a longer epoch' if kind == 'wds' else 'use more --epochs'
     if name in _NUMBERS and kind in ('hfds', 'tfds'):
         split = _NUMBERS[name]
-        return f"use {flag_of(split)} '{getattr(args, split)}[:{getattr(args, name)}]'"
+        return f"use {flag_of(split)} '{getattr(options, split)}[:{getattr(options, name)}]'"
     if name in _NUMBERS and kind in ('folder', 'tar'):
         return 'its images are counted: drop it, or name a folder with fewer images'
     if name == 'target_key' and kind in ('folder', 'tar'):

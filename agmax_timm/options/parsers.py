@@ -1,70 +1,60 @@
-"""The command lines of train.py and validate.py: timm's flags, and AgMax's own group.
+"""All options of train.py and of validate.py, in the order of their help, and the parsers of their command lines."""
+from collections.abc import Mapping
+from dataclasses import field
+from typing import Any
 
-A flag is declared once, in `flags/`: data.py, model.py, robustness.py, training.py, validation.py. Names, types and
-defaults are those of timm's scripts; what belongs to the package alone is in the groups AgMax and robustness, in
---cutout, --lighting, --augment-backend, --image-memory, --fsdp, --check-data, --max-damaged, --early-stop*, --dry-run,
---log-tensorboard, --report and --hub-*.
-"""
 from ..base.command_line import Parser
-from . import flags_data, flags_model, flags_robustness, flags_training, flags_validation
+from .agmax import AgMax
+from .augmentation import Augmentation, Mixing, Resolutions
+from .data import DataSet, Input, NaFlex, TrainData, TrainNaFlex, ValidationData, ValidationInput
+from .declare import add_options, declared, group
+from .device import TrainDevice, ValidationDevice
+from .evaluation import Labels, Results, Robustness
+from .loss import Loss, Task
+from .model import BatchNorm, Distillation, Ema, TrainModel, ValidationModel
+from .optimization import Optimizer, Schedule
+from .run import Hub, Run, Tracking
+
+
+@group
+class TrainOptions(
+        AgMax, DataSet, TrainData, TrainModel, Input, Augmentation, Mixing, Task, Loss, Optimizer, Schedule, Ema, Run,
+        Tracking, Hub, TrainDevice, BatchNorm, Distillation, Resolutions, TrainNaFlex):
+    """The options of train.py. Names and defaults are those of timm's script."""
+
+
+@group
+class ValidateOptions(
+        DataSet, ValidationData, ValidationModel, ValidationInput, ValidationDevice, Task, Labels, Robustness, Results,
+        NaFlex):
+    """The options of validate.py.
+
+    Attributes:
+        given: Names of the options that the user gave. Others are taken from the run that wrote a checkpoint.
+    """
+    given: frozenset[str] = field(default=frozenset(), repr=False, compare=False)
+
+
+AnyOptions = TrainOptions | ValidateOptions
+
+
+def saved_train_options(saved: Mapping[str, Any]) -> TrainOptions:
+    """Options of a run by any version of train.py: unknown ones are dropped, missing ones have their defaults."""
+    return TrainOptions(**{name: saved[name] for name in declared(TrainOptions) if name in saved})
 
 
 def train_parser() -> Parser:
     """The command line of train.py."""
-    parser = Parser(description='Train a timm model, with AgMax or without.')
+    parser = Parser(usage='train.py [DIR] [OPTION ...]', description='Train a timm model, with AgMax or without.')
     parser.add_argument('-c', '--config', action='append', default=[], metavar='FILE',
                         help='YAML file of options; may be repeated, later files win, flags win over all')
-    flags_training.agmax(parser.add_argument_group('AgMax'))
-    flags_data.dataset(parser, 'train')
-    flags_data.train_data(parser.add_argument_group('training and validation data'))
-    _declare(parser, (
-        ('model', flags_model.model, flags_model.scripting),
-        ('model in training', flags_model.train_model),
-        ('input', flags_data.input),
-        ('device', flags_model.device, flags_model.train_device),
-        ('augmentation', flags_data.augmentation),
-        ('mixing', flags_data.mixing),
-        ('scheduled resolutions', flags_data.resolutions),
-        ('images of native aspect and size (NaFlex)', flags_data.naflex, flags_data.train_naflex),
-        ('task', flags_training.task),
-        ('loss', flags_training.loss),
-        ('distillation', flags_model.distillation),
-        ('optimizer', flags_training.optimizer),
-        ('schedule', flags_training.schedule),
-        ('batch norm', flags_model.batch_norm),
-        ('exponential moving average of the weights (EMA)', flags_model.ema),
-        ('run', flags_training.run),
-        ('TensorBoard, Weights & Biases', flags_training.tracking),
-        ('Hugging Face Hub', flags_training.hub),
-    ))
+    add_options(parser, TrainOptions)
     return parser
 
 
 def validate_parser() -> Parser:
     """The command line of validate.py."""
-    parser = Parser(description='Evaluate a timm model, a checkpoint of train.py, or many of them.')
-    flags_data.dataset(parser, 'evaluate')
-    flags_data.validation_data(parser.add_argument_group('data'))
-    group = parser.add_argument_group('model')
-    flags_model.validation_model(group)
-    flags_model.model(group)
-    flags_model.scripting(group).add_argument('--aot-autograd', action='store_true', help='ahead-of-time autograd')
-    _declare(parser, (
-        ('input', flags_data.input, flags_data.validation_input),
-        ('images of native aspect and size (NaFlex)', flags_data.naflex),
-        ('device', flags_model.device, flags_validation.device),
-        ('task', flags_training.task),
-        ('labels and metrics', flags_validation.labels),
-        ('robustness', flags_robustness.corruptions, flags_robustness.augmented, flags_robustness.attacks,
-         flags_robustness.report),
-        ('results', flags_validation.results),
-    ))
+    parser = Parser(usage='validate.py [DIR] [OPTION ...]',
+                    description='Evaluate a timm model, a checkpoint of train.py, or many of them.')
+    add_options(parser, ValidateOptions)
     return parser
-
-
-def _declare(parser: Parser, groups) -> None:
-    """Add a group for each title, with the flags that the functions behind it declare."""
-    for title, *declare in groups:
-        group = parser.add_argument_group(title)
-        for flags in declare:
-            flags(group)

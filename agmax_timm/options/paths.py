@@ -1,5 +1,4 @@
 """Files and folders that options name: those to be read are there, those to be written can be."""
-import argparse
 import glob
 import importlib.util
 import os
@@ -7,40 +6,41 @@ from collections.abc import Callable
 from typing import Any
 
 from ..base.command_line import flag_of
+from .declare import declared
+from .parsers import AnyOptions, TrainOptions, ValidateOptions
 
-_FILES = ('pretrained_path', 'initial_checkpoint', 'class_stats', 'real_labels', 'valid_labels')
 CLASSES_OF_MODEL = 'model'  # for --class-map of validate.py: the names that the model has
 
 
-def check_paths(args: argparse.Namespace, error: Callable[[str], Any]) -> None:
-    """Hand the first path that cannot be to `error`, as a line with its flag."""
-    for name, value in vars(args).items():
+def check_paths(options: AnyOptions, error: Callable[[str], Any]) -> None:
+    """Pass the first invalid path to `error`, as a line with its flag."""
+    for name, value in vars(options).items():
         if isinstance(value, str) and '\0' in value:
             error(f'{flag_of(name)} must not have a NUL in it, got {value!r}')
-    for name in _FILES:
-        if timms_labels(name, getattr(args, name, '')):
-            continue
-        if name != 'pretrained_path' or args.pretrained:
-            _check_file(name, getattr(args, name, ''), error)
-    if getattr(args, 'resume', '') != 'auto':
-        _check_file('resume', getattr(args, 'resume', ''), error)
+    for name, declaration in declared(type(options)).items():
+        if declaration.is_file and not timms_labels(name, getattr(options, name)) and (
+                name != 'pretrained_path' or options.pretrained):
+            _check_file(name, getattr(options, name), error)
     # timm looks for it in the folder of the split, too.
-    data_dir = glob.escape(args.data_dir or '')
-    of_model = 'checkpoint' in args and args.class_map == CLASSES_OF_MODEL
-    if args.class_map and not of_model and not any(
-            glob.glob(os.path.join(data_dir, folder, glob.escape(args.class_map))) for folder in ('', '*')):
-        _check_file('class_map', args.class_map, error)
-    if getattr(args, 'experiment', ''):
-        _check_experiment(args.experiment, error)
-    if 'output' in args:
-        _check_folder(os.path.join(args.output or 'output', args.experiment), error)
-    if getattr(args, 'report_dir', ''):
-        _check_folder(args.report_dir, error, '--report-dir')
-    if os.path.isdir(getattr(args, 'results_file', '')):
-        error(f'--results-file {args.results_file} is a folder: name a file')
-    folder = os.path.dirname(getattr(args, 'results_file', ''))
+    data_dir = glob.escape(options.data_dir or '')
+    of_model = isinstance(options, ValidateOptions) and options.class_map == CLASSES_OF_MODEL
+    if options.class_map and not of_model and not any(
+            glob.glob(os.path.join(data_dir, folder, glob.escape(options.class_map))) for folder in ('', '*')):
+        _check_file('class_map', options.class_map, error)
+    if isinstance(options, TrainOptions):
+        if options.resume != 'auto':
+            _check_file('resume', options.resume, error)
+        if options.experiment:
+            _check_experiment(options.experiment, error)
+        _check_folder(os.path.join(options.output or 'output', options.experiment), error)
+        return
+    if options.report_dir:
+        _check_folder(options.report_dir, error, '--report-dir')
+    if os.path.isdir(options.results_file):
+        error(f'--results-file {options.results_file} is a folder: name a file')
+    folder = os.path.dirname(options.results_file)
     if folder and not os.path.isdir(folder):
-        error(f'--results-file {args.results_file}: no folder {folder}: make it first')
+        error(f'--results-file {options.results_file}: no folder {folder}: make it first')
 
 
 def timms_labels(name: str, value: str) -> str:

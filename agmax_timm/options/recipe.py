@@ -3,8 +3,8 @@ import os
 import re
 from typing import Any
 
-from .kinds import FILES, FILES_OR_NUMBERS, LAUNCHER, PERSONAL
-from .parsers import train_parser
+from .declare import Option, declared
+from .parsers import TrainOptions
 
 # The source that an option may name in front of a folder.
 _SOURCE = re.compile(r'(?:local-dir|file):(?://)?|(?:hfds|hfids|tfds|wds|torch)/', re.IGNORECASE)
@@ -27,9 +27,9 @@ def recipe(options: dict[str, Any]) -> dict[str, Any]:
     Args:
         options: Options of a run. Those that train.py does not have, such as an older timm's, are left out.
     """
-    known = {action.dest for action in train_parser()._actions}
-    return {name: _portable_option(name, value) for name, value in sorted(options.items())
-            if name in known and name not in LAUNCHER + PERSONAL and value is not None}
+    known = declared(TrainOptions)
+    return {name: _portable_option(known[name], value) for name, value in sorted(options.items())
+            if name in known and known[name].recipe != 'left out' and value is not None}
 
 
 def portable(value: Any) -> Any:
@@ -66,8 +66,8 @@ def last_name(path: str) -> str:
     return re.split(r'[/\\]', path.rstrip('/\\'))[-1]
 
 
-def _portable_option(name: str, value: Any) -> Any:
-    names_file = name in FILES_OR_NUMBERS and isinstance(value, str) and re.search(r'[/\\]', value)
-    if name in FILES or names_file:
+def _portable_option(option: Option, value: Any) -> Any:
+    names_file = option.recipe == 'file name or numbers' and isinstance(value, str) and re.search(r'[/\\]', value)
+    if option.recipe == 'file name' or names_file:
         return last_name(value)
     return portable(value)

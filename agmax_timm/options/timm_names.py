@@ -1,5 +1,4 @@
 """What timm and torch must know of the options, asked before a model is built: names, and arguments by name."""
-import argparse
 import difflib
 import logging
 import re
@@ -16,6 +15,8 @@ from timm.utils import world_info_from_env
 from ..base.errors import OptionError
 from ..base.silence import silenced
 from ..base.text import nearest, one_line
+from .optimization import Schedule
+from .parsers import AnyOptions, TrainOptions
 
 _logger = logging.getLogger('train')
 _SCHEDULES = ('cosine', 'tanh', 'step', 'multistep', 'plateau', 'poly', 'wsd', 'rsqrt', 'constant', 'none')
@@ -23,20 +24,20 @@ _SCHEDULES = ('cosine', 'tanh', 'step', 'multistep', 'plateau', 'poly', 'wsd', '
 REFUSED = (ValueError, TypeError, AssertionError, KeyError, IndexError, ArithmeticError, ImportError, RuntimeError)
 
 
-def check_train_names(args: argparse.Namespace) -> None:
+def check_train_names(options: TrainOptions) -> None:
     """Raise OptionError for a device, model, optimizer, schedule or policy that does not exist.
 
     Draws random numbers: to be called before the seed is set.
     """
-    check_device(args.device)
-    check_model('--model', args.model)
-    if args.kd_model_name:
-        check_model('--kd-model-name', args.kd_model_name)
-    check_compiler(args)
-    check_optimizer(args)
-    check_schedule(args)
-    if args.aa and not args.no_aug:
-        check_policy(args.aa)
+    check_device(options.device)
+    check_model('--model', options.model)
+    if options.kd_model_name:
+        check_model('--kd-model-name', options.kd_model_name)
+    check_compiler(options)
+    check_optimizer(options)
+    check_schedule(options)
+    if options.aa and not options.no_aug:
+        check_policy(options.aa)
 
 
 def check_device(name: str) -> None:
@@ -64,79 +65,81 @@ def check_model(flag: str, name: str) -> None:
     raise OptionError(f'{flag} {name}: timm has no such model{hint}')
 
 
-def check_compiler(args: argparse.Namespace) -> None:
+def check_compiler(options: AnyOptions) -> None:
     """Raise OptionError for a backend or a mode that torch.compile does not have, or that gives wrong gradients."""
-    if not args.torchcompile:
+    if not options.torchcompile:
         return
     backends = torch.compiler.list_backends(exclude_tags=())
-    if args.torchcompile not in backends:
-        raise OptionError(f"--torchcompile {args.torchcompile}: torch has no such backend"
-                          f'{nearest(args.torchcompile, backends)}')
-    if args.torchcompile_mode:
+    if options.torchcompile not in backends:
+        raise OptionError(f"--torchcompile {options.torchcompile}: torch has no such backend"
+                          f'{nearest(options.torchcompile, backends)}')
+    if options.torchcompile_mode:
         modes = [*torch._inductor.list_mode_options()]
-        if args.torchcompile_mode not in modes:
-            raise OptionError(f"--torchcompile-mode must be one of {', '.join(modes)}, got '{args.torchcompile_mode}'")
-    _check_cuda_graphs(args)
+        if options.torchcompile_mode not in modes:
+            raise OptionError(f"--torchcompile-mode must be one of {', '.join(modes)}, got "
+                              f"'{options.torchcompile_mode}'")
+    _check_cuda_graphs(options)
 
 
-def _check_cuda_graphs(args: argparse.Namespace) -> None:
+def _check_cuda_graphs(options: AnyOptions) -> None:
     """Raise OptionError where a CUDA graph would write over the gradients of the batch before."""
-    if (getattr(args, 'grad_accum_steps', 1) == 1 or not torch.cuda.is_available()
-            or torch.device(args.device).type != 'cuda'):
+    if (not isinstance(options, TrainOptions) or options.grad_accum_steps == 1 or not torch.cuda.is_available()
+            or torch.device(options.device).type != 'cuda'):
         return
-    mode = args.torchcompile_mode
+    mode = options.torchcompile_mode
     flag, remedy = None, ''
-    if args.torchcompile == 'cudagraphs':
+    if options.torchcompile == 'cudagraphs':
         flag, remedy = '--torchcompile cudagraphs', '--torchcompile inductor'
-    elif args.torchcompile == 'inductor' and mode and torch._inductor.list_mode_options()[mode].get(
+    elif options.torchcompile == 'inductor' and mode and torch._inductor.list_mode_options()[mode].get(
             'triton.cudagraphs'):
         flag, remedy = f'--torchcompile-mode {mode}', '--torchcompile-mode default or max-autotune-no-cudagraphs'
     if flag is not None:
-        raise OptionError(f'{flag} records CUDA graphs, in which --grad-accum-steps {args.grad_accum_steps} gives '
+        raise OptionError(f'{flag} records CUDA graphs, in which --grad-accum-steps {options.grad_accum_steps} gives '
                           f'wrong gradients: use {remedy}')
 
 
-def check_optimizer(args: argparse.Namespace) -> None:
+def check_optimizer(options: TrainOptions) -> None:
     """Raise OptionError for an optimizer that timm cannot make, arguments that it does not take, or other betas."""
-    name = args.opt.lower().removeprefix('lookahead_')
+    name = options.opt.lower().removeprefix('lookahead_')
     try:
         info = get_optimizer_info(name)
     except ValueError as error:
         hint = nearest(name, list_optimizers())
-        raise OptionError(f"--opt {args.opt}: timm has no such optimizer{hint}") from error
-    for flag, values, taken in (('--opt-betas', args.opt_betas, info.has_betas),
-                                ('--opt-eps', args.opt_eps, info.has_eps),
-                                ('--momentum', None if args.momentum == 0.9 else args.momentum, info.has_momentum)):
+        raise OptionError(f"--opt {options.opt}: timm has no such optimizer{hint}") from error
+    momentum = None if options.momentum == 0.9 else options.momentum
+    for flag, values, taken in (('--opt-betas', options.opt_betas, info.has_betas),
+                                ('--opt-eps', options.opt_eps, info.has_eps),
+                                ('--momentum', momentum, info.has_momentum)):
         if values is not None and not taken and world_info_from_env()[1] == 0:
-            _logger.warning(f'{flag} has no effect: --opt {args.opt} has none.')
-    if args.opt_betas is not None and info.has_betas and len(args.opt_betas) != info.num_betas:
-        raise OptionError(f'--opt-betas: {args.opt} takes {info.num_betas}, got {len(args.opt_betas)}')
-    kwargs = dict(optimizer_kwargs(cfg=args), lr=1. if args.lr is None else args.lr)
-    _try(f'--opt {args.opt}, --opt-kwargs', lambda: create_optimizer_v2(_Tiny(), **kwargs, **args.opt_kwargs))
+            _logger.warning(f'{flag} has no effect: --opt {options.opt} has none.')
+    if options.opt_betas is not None and info.has_betas and len(options.opt_betas) != info.num_betas:
+        raise OptionError(f'--opt-betas: {options.opt} takes {info.num_betas}, got {len(options.opt_betas)}')
+    kwargs = dict(optimizer_kwargs(cfg=options), lr=1. if options.lr is None else options.lr)
+    _try(f'--opt {options.opt}, --opt-kwargs', lambda: create_optimizer_v2(_Tiny(), **kwargs, **options.opt_kwargs))
 
 
-def check_schedule(args: argparse.Namespace) -> None:
+def check_schedule(options: Schedule) -> None:
     """Raise OptionError for a schedule that timm does not have, cannot follow, or that ends before the run does."""
-    if args.sched not in _SCHEDULES:
-        raise OptionError(f"--sched {args.sched}: timm has no such schedule{nearest(args.sched, _SCHEDULES)}")
-    flags = f'--sched {args.sched}, --epochs, --warmup-*, --decay-*, --lr-*'
+    if options.sched not in _SCHEDULES:
+        raise OptionError(f"--sched {options.sched}: timm has no such schedule{nearest(options.sched, _SCHEDULES)}")
+    flags = f'--sched {options.sched}, --epochs, --warmup-*, --decay-*, --lr-*'
     optimizer = torch.optim.SGD(_Tiny().parameters(), lr=1.)
-    updates = 1000 if args.sched_on_updates else 1  # as many as there are in no small number of batches
+    updates = 1000 if options.sched_on_updates else 1  # as many as there are in no small number of batches
     scheduler, epochs = _try(flags, lambda: create_scheduler_v2(
-        optimizer, **scheduler_kwargs(args, decreasing_metric=True), updates_per_epoch=updates))
-    check_epochs(args, epochs)
+        optimizer, **scheduler_kwargs(options, decreasing_metric=True), updates_per_epoch=updates))
+    check_epochs(options, epochs)
     if scheduler is None:
         return
-    step = scheduler.step_update if args.sched_on_updates else scheduler.step
+    step = scheduler.step_update if options.sched_on_updates else scheduler.step
     _try(flags, lambda: [step(epoch * updates, 0.) for epoch in range(min(epochs, 1000))])
 
 
-def check_epochs(args: argparse.Namespace, epochs: int) -> None:
+def check_epochs(options: Schedule, epochs: int) -> None:
     """Raise OptionError where --stop-epoch or --start-epoch is past the last of `epochs`."""
-    if args.stop_epoch is not None and args.stop_epoch > epochs:
-        raise OptionError(f'--stop-epoch {args.stop_epoch} is past the last epoch: there are {epochs}')
-    if args.start_epoch is not None and args.start_epoch >= epochs:
-        raise OptionError(f'--start-epoch {args.start_epoch} is past the last epoch: there are {epochs}, from 0 on')
+    if options.stop_epoch is not None and options.stop_epoch > epochs:
+        raise OptionError(f'--stop-epoch {options.stop_epoch} is past the last epoch: there are {epochs}')
+    if options.start_epoch is not None and options.start_epoch >= epochs:
+        raise OptionError(f'--start-epoch {options.start_epoch} is past the last epoch: there are {epochs}, from 0 on')
 
 
 def check_policy(policy: str) -> None:

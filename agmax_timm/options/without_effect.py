@@ -1,9 +1,8 @@
 """A table of the options that have no effect because of other options, and a warning for each. timm does not warn.
 
-The options `names` have no effect if `when(args)` is true; `words` name the other option. Only values that differ from
-the defaults give a warning, so a file of all options of a run gives the warnings of that run.
+The options `names` have no effect if `when(options)` is true; `words` name the other option. Only values that differ
+from the defaults give a warning, so a file of all options of a run gives the warnings of that run.
 """
-import argparse
 import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -11,31 +10,33 @@ from typing import Any, NamedTuple
 from ..base.command_line import Parser, flag_of
 from .checks import loss_name, mixing
 from .data_kinds import kind_of
+from .loss import Loss
+from .parsers import AnyOptions, TrainOptions
 
 
 class Idle(NamedTuple):
     """Options without effect; braces in `words` are filled in with the values of other options."""
     names: tuple[str, ...]
-    when: Callable[[argparse.Namespace], Any]
+    when: Callable[[Any], Any]
     words: str
 
 
 def without(needed: str, *names: str) -> Idle:
     """Options that only have an effect with the option `needed`."""
-    return Idle(names, lambda args: not getattr(args, needed), f'without {flag_of(needed)}')
+    return Idle(names, lambda options: not getattr(options, needed), f'without {flag_of(needed)}')
 
 
-def _by_frequency(args: argparse.Namespace, *kinds: str) -> bool:
+def _by_frequency(options: Loss, *kinds: str) -> bool:
     """Whether the weights of the loss are of these kinds."""
-    return not {args.loss_class_weight, args.loss_pos_weight}.isdisjoint(kinds)
+    return not {options.loss_class_weight, options.loss_pos_weight}.isdisjoint(kinds)
 
 
 _BOTH = (
-    Idle(('dataset_download',), lambda args: kind_of(args) not in ('torch', 'hfids', 'tfds'),
+    Idle(('dataset_download',), lambda o: kind_of(o) not in ('torch', 'hfids', 'tfds'),
          'without --dataset torch/, hfids/ or tfds/'),
-    Idle(('dataset_trust_remote_code',), lambda args: kind_of(args) not in ('hfds', 'hfids'),
+    Idle(('dataset_trust_remote_code',), lambda o: kind_of(o) not in ('hfds', 'hfids'),
          'without --dataset hfds/ or hfids/'),
-    Idle(('pin_mem',), lambda args: args.no_pin_mem, 'with --no-pin-mem'),
+    Idle(('pin_mem',), lambda o: o.no_pin_mem, 'with --no-pin-mem'),
     without('amp', 'amp_dtype'),
     without('torchcompile', 'torchcompile_mode'),
 )
@@ -60,86 +61,86 @@ _TRAINING = (
     *_BOTH,
     # data
     without('val_split', 'validation_batch_size', 'val_num_samples'),
-    Idle(('eval_metric',), lambda args: not args.val_split and args.task == 'classification', 'without --val-split'),
-    Idle(('image_memory',), lambda args: args.naflex_loader, 'with --naflex-loader'),
-    Idle(('worker_seeding',), lambda args: args.workers == 0, 'with --workers 0'),
+    Idle(('eval_metric',), lambda o: not o.val_split and o.task == 'classification', 'without --val-split'),
+    Idle(('image_memory',), lambda o: o.naflex_loader, 'with --naflex-loader'),
+    Idle(('worker_seeding',), lambda o: o.workers == 0, 'with --workers 0'),
     # model
     without('pretrained', 'pretrained_path'),
-    Idle(('pretrained',), lambda args: args.initial_checkpoint, 'with --initial-checkpoint, whose weights replace it'),
+    Idle(('pretrained',), lambda o: o.initial_checkpoint, 'with --initial-checkpoint, whose weights replace it'),
     without('resume', 'no_resume_opt'),
     without('torchscript', 'fuser'),
-    Idle(('drop_connect',), lambda args: True, 'with any model of timm: use --drop-path'),
+    Idle(('drop_connect',), lambda o: True, 'with any model of timm: use --drop-path'),
     # augmentation
     Idle(('scale', 'ratio', 'train_crop_mode', 'hflip', 'vflip', 'color_jitter', 'color_jitter_prob', 'grayscale_prob',
-          'gaussian_blur_prob', 'aa', 'reprob', 'train_interpolation'), lambda args: args.no_aug, 'with --no-aug'),
-    Idle(('scale', 'ratio'), lambda args: args.train_crop_mode == 'pad', 'with --train-crop-mode pad'),
-    Idle(('train_crop_mode',), lambda args: args.naflex_loader, 'with --naflex-loader'),
-    Idle(('color_jitter', 'color_jitter_prob'), lambda args: args.aa and '3a' not in args.aa and args.color_jitter,
+          'gaussian_blur_prob', 'aa', 'reprob', 'train_interpolation'), lambda o: o.no_aug, 'with --no-aug'),
+    Idle(('scale', 'ratio'), lambda o: o.train_crop_mode == 'pad', 'with --train-crop-mode pad'),
+    Idle(('train_crop_mode',), lambda o: o.naflex_loader, 'with --naflex-loader'),
+    Idle(('color_jitter', 'color_jitter_prob'), lambda o: o.aa and '3a' not in o.aa and o.color_jitter,
          'with --aa {aa}, as in timm: use a policy of 3-augment, such as 3a, or drop one of them'),
-    Idle(('color_jitter_prob',), lambda args: not args.color_jitter, 'with --color-jitter 0'),
+    Idle(('color_jitter_prob',), lambda o: not o.color_jitter, 'with --color-jitter 0'),
     without('reprob', 'remode', 'recount'),
-    Idle(('resplit',), lambda args: not args.reprob and not args.split_bn, 'without --reprob'),
+    Idle(('resplit',), lambda o: not o.reprob and not o.split_bn, 'without --reprob'),
     # mixing
-    Idle(('mixup_prob', 'mixup_mode', 'mixup_off_epoch'), lambda args: not mixing(args),
+    Idle(('mixup_prob', 'mixup_mode', 'mixup_off_epoch'), lambda o: not mixing(o),
          'without --mixup, --cutmix or --cutmix-minmax'),
-    Idle(('mixup_switch_prob',), lambda args: not args.mixup or not (args.cutmix or args.cutmix_minmax),
+    Idle(('mixup_switch_prob',), lambda o: not o.mixup or not (o.cutmix or o.cutmix_minmax),
          'without --mixup and --cutmix together'),
-    Idle(('cutmix',), lambda args: args.cutmix_minmax is not None, 'with --cutmix-minmax, which is another CutMix'),
+    Idle(('cutmix',), lambda o: o.cutmix_minmax is not None, 'with --cutmix-minmax, which is another CutMix'),
     # scheduled resolutions, NaFlex
     without('train_img_sizes', 'train_batch_sizes', 'train_size_probs', 'train_size_schedule',
             'train_size_schedule_spread', 'train_size_random_mix', 'train_batches_per_epoch',
             'variable_batch_loss_scale'),
-    Idle(('train_size_schedule_spread', 'train_size_random_mix'), lambda args: args.train_size_schedule == 'constant',
+    Idle(('train_size_schedule_spread', 'train_size_random_mix'), lambda o: o.train_size_schedule == 'constant',
          'without --train-size-schedule progressive'),
     without('naflex_loader', 'naflex_train_seq_lens', 'naflex_max_seq_len', 'naflex_patch_sizes',
             'naflex_patch_size_probs', 'naflex_loss_scale', 'naflex_patchify_channels_first'),
     without('naflex_patch_sizes', 'naflex_patch_size_probs'),
     # task and loss
-    Idle(('multilabel_threshold',), lambda args: args.task != 'multilabel', 'without --task multilabel'),
-    *(Idle(names, lambda args, name=name: loss_name(args) != name, f'without --loss {name}') for name, names in (
+    Idle(('multilabel_threshold',), lambda o: o.task != 'multilabel', 'without --task multilabel'),
+    *(Idle(names, lambda o, name=name: loss_name(o) != name, f'without --loss {name}') for name, names in (
         ('asl', ('asl_gamma_pos', 'asl_gamma_neg', 'asl_clip')),
         ('poly', ('poly_epsilon', 'poly_gamma', 'poly_alpha')),
         ('twoway', ('twoway_tp', 'twoway_tn')),
         ('db', ('db_neg_scale', 'db_init_bias', 'db_focal_gamma')))),
-    Idle(('asl_gamma_neg',), lambda args: args.task != 'multilabel' and not args.smoothing, 'with --smoothing 0'),
-    Idle(('asl_clip',), lambda args: args.task != 'multilabel', 'without --task multilabel'),
-    Idle(('class_stats',), lambda args: loss_name(args) != 'db' and not _by_frequency(
-        args, 'inv_freq', 'effective_num', 'neg_pos'), 'without --loss db or a weight of the loss by frequency'),
-    Idle(('loss_weight_power',), lambda args: not _by_frequency(args, 'inv_freq', 'neg_pos'),
+    Idle(('asl_gamma_neg',), lambda o: o.task != 'multilabel' and not o.smoothing, 'with --smoothing 0'),
+    Idle(('asl_clip',), lambda o: o.task != 'multilabel', 'without --task multilabel'),
+    Idle(('class_stats',), lambda o: loss_name(o) != 'db' and not _by_frequency(
+        o, 'inv_freq', 'effective_num', 'neg_pos'), 'without --loss db or a weight of the loss by frequency'),
+    Idle(('loss_weight_power',), lambda o: not _by_frequency(o, 'inv_freq', 'neg_pos'),
          'without --loss-class-weight inv_freq or --loss-pos-weight neg_pos'),
-    Idle(('loss_weight_beta',), lambda args: not _by_frequency(args, 'effective_num'),
+    Idle(('loss_weight_beta',), lambda o: not _by_frequency(o, 'effective_num'),
          'without --loss-class-weight effective_num'),
-    Idle(('loss_weight_max',), lambda args: not _by_frequency(args, 'inv_freq', 'effective_num', 'neg_pos'),
+    Idle(('loss_weight_max',), lambda o: not _by_frequency(o, 'inv_freq', 'effective_num', 'neg_pos'),
          'without a weight of the loss by frequency'),
     # distillation
     without('kd_model_name', 'kd_distill_type', 'kd_loss_type', 'kd_temperature', 'kd_student_feature_dim',
             'kd_teacher_feature_dim', 'kd_token_distill_type', 'distill_loss_weight', 'task_loss_weight'),
-    Idle(('kd_student_feature_dim', 'kd_teacher_feature_dim'), lambda args: args.kd_distill_type != 'feature',
+    Idle(('kd_student_feature_dim', 'kd_teacher_feature_dim'), lambda o: o.kd_distill_type != 'feature',
          'without --kd-distill-type feature'),
-    Idle(('kd_token_distill_type',), lambda args: args.kd_distill_type != 'token', 'without --kd-distill-type token'),
-    Idle(('kd_temperature',), lambda args: args.kd_distill_type == 'feature', 'with --kd-distill-type feature'),
-    Idle(('kd_temperature',), lambda args: (args.kd_distill_type, args.kd_token_distill_type) == ('token', 'hard'),
+    Idle(('kd_token_distill_type',), lambda o: o.kd_distill_type != 'token', 'without --kd-distill-type token'),
+    Idle(('kd_temperature',), lambda o: o.kd_distill_type == 'feature', 'with --kd-distill-type feature'),
+    Idle(('kd_temperature',), lambda o: (o.kd_distill_type, o.kd_token_distill_type) == ('token', 'hard'),
          'with --kd-token-distill-type hard'),
     # optimizer
     without('clip_grad', 'clip_mode'),
     without('layer_decay', 'layer_decay_min_scale', 'layer_decay_no_opt_scale'),
     # schedule
-    Idle(('lr_base', 'lr_base_size', 'lr_base_scale'), lambda args: args.lr is not None, 'with --lr'),
-    Idle(('lr_noise', 'sched_on_updates'), lambda args: args.sched == 'none', 'with --sched none'),
-    Idle(('warmup_lr', 'warmup_epochs'), lambda args: args.sched == 'none' and args.warmup_epochs
-         and not args.warmup_prefix, 'with --sched none: use --sched constant'),
-    *(Idle((name,), lambda args, schedules=schedules: args.sched not in schedules, 'with --sched {sched}')
+    Idle(('lr_base', 'lr_base_size', 'lr_base_scale'), lambda o: o.lr is not None, 'with --lr'),
+    Idle(('lr_noise', 'sched_on_updates'), lambda o: o.sched == 'none', 'with --sched none'),
+    Idle(('warmup_lr', 'warmup_epochs'), lambda o: o.sched == 'none' and o.warmup_epochs
+         and not o.warmup_prefix, 'with --sched none: use --sched constant'),
+    *(Idle((name,), lambda o, schedules=schedules: o.sched not in schedules, 'with --sched {sched}')
       for name, schedules in _SCHEDULES.items()),
     without('lr_noise', 'lr_noise_pct', 'lr_noise_std'),
-    Idle(('lr_cycle_mul', 'lr_cycle_decay'), lambda args: args.lr_cycle_limit == 1,
+    Idle(('lr_cycle_mul', 'lr_cycle_decay'), lambda o: o.lr_cycle_limit == 1,
          'without --lr-cycle-limit 2 or more'),
-    Idle(('warmup_lr', 'warmup_prefix'), lambda args: args.warmup_epochs == 0 and args.warmup_lr,
+    Idle(('warmup_lr', 'warmup_prefix'), lambda o: o.warmup_epochs == 0 and o.warmup_lr,
          'with --warmup-epochs 0'),
-    Idle(('decay_milestones',), lambda args: args.decay_milestones[0] >= args.epochs, 'with --epochs {epochs}'),
-    Idle(('decay_epochs',), lambda args: args.sched == 'step' and args.decay_epochs >= args.epochs,
+    Idle(('decay_milestones',), lambda o: o.decay_milestones[0] >= o.epochs, 'with --epochs {epochs}'),
+    Idle(('decay_epochs',), lambda o: o.sched == 'step' and o.decay_epochs >= o.epochs,
          'with --epochs {epochs}'),
     # batch norm, EMA
-    Idle(('dist_bn',), lambda args: args.sync_bn, 'with --sync-bn'),
+    Idle(('dist_bn',), lambda o: o.sync_bn, 'with --sync-bn'),
     without('model_ema', 'model_ema_decay', 'model_ema_warmup', 'model_ema_force_cpu'),
     # run
     without('early_stop', 'early_stop_metric', 'early_stop_min_delta'),
@@ -148,71 +149,73 @@ _TRAINING = (
 
 _VALIDATION = (
     *_BOTH,
-    Idle(('pretrained',), lambda args: args.checkpoint, 'with --checkpoint, whose weights replace it'),
+    Idle(('pretrained',), lambda o: o.checkpoint, 'with --checkpoint, whose weights replace it'),
     without('checkpoint', 'use_ema'),
-    Idle(('fuser',), lambda args: not (args.torchscript or args.aot_autograd),
+    Idle(('fuser',), lambda o: not (o.torchscript or o.aot_autograd),
          'without --torchscript or --aot-autograd'),
-    Idle(('crop_pct', 'crop_mode', 'crop_border_pixels'), lambda args: args.naflex_loader,
+    Idle(('crop_pct', 'crop_mode', 'crop_border_pixels'), lambda o: o.naflex_loader,
          'with --naflex-loader, which shows whole images'),
-    Idle(('crop_pct', 'crop_mode', 'crop_border_pixels'), lambda args: args.tf_preprocessing,
+    Idle(('crop_pct', 'crop_mode', 'crop_border_pixels'), lambda o: o.tf_preprocessing,
          'with --tf-preprocessing'),
     without('naflex_loader', 'naflex_max_seq_len', 'naflex_patchify_channels_first'),
-    Idle(('multilabel_threshold',), lambda args: args.task != 'multilabel' and not args.checkpoint,  # may be of one
+    Idle(('multilabel_threshold',), lambda o: o.task != 'multilabel' and not o.checkpoint,  # may be of one
          'without --task multilabel'),
     without('attack', 'attack_norm', 'attack_eps', 'attack_steps', 'attack_step_size'),
-    Idle(('attack_steps', 'attack_step_size'), lambda args: args.attack == 'fgsm', 'without --attack pgd'),
-    Idle(('severities',), lambda args: not (args.corruptions or args.corruptions_dir),
+    Idle(('attack_steps', 'attack_step_size'), lambda o: o.attack == 'fgsm', 'without --attack pgd'),
+    Idle(('severities',), lambda o: not (o.corruptions or o.corruptions_dir),
          'without --corruptions or --corruptions-dir'),
     without('results_file', 'results_format'),
 )
 
 
-def warn_of_idle(args: argparse.Namespace, parser: Parser, training: bool) -> None:
+def warn_of_idle(options: AnyOptions, parser: Parser, training: bool) -> None:
     """Warn once of each option without effect; `parser` as declared, without files."""
     warned = set()
     for names, when, words in _TRAINING if training else _VALIDATION:
         for name in names:
-            if name not in warned and getattr(args, name) != parser.get_default(name) and when(args):
+            if name not in warned and getattr(options, name) != parser.get_default(name) and when(options):
                 warned.add(name)
-                parser.warn(f'{flag_of(name)} has no effect {words.format(**vars(args))}')
+                parser.warn(f'{flag_of(name)} has no effect {words.format(**vars(options))}')
 
 
 def surprises_of_run(
-        args: argparse.Namespace,
+        options: TrainOptions,
         updates_per_epoch: int,
         epochs: int,
         evaluations: int,
+        distributed: bool,
 ) -> Iterator[str]:
     """Warnings about options that have no effect, or an unexpected one, at a run's learning rate and length.
 
     Args:
-        args: Options, `lr` and `distributed` resolved.
+        options: Options with the learning rate of the run.
         updates_per_epoch: Number of updates in an epoch.
         epochs: Number of epochs of the whole run.
         evaluations: Number of evaluations of the whole run.
+        distributed: Whether the run has several processes.
     """
-    if args.warmup_epochs >= args.epochs and not args.warmup_prefix and args.sched != 'none':
-        yield (f'--warmup-epochs {args.warmup_epochs} is all of --epochs {args.epochs}: the learning rate only rises, '
-               'as in timm')
-    if args.min_lr > args.lr and args.sched in _SCHEDULES['min_lr']:
-        yield f'--min-lr {args.min_lr:g} is above the learning rate of {args.lr:g}, which never falls'
-    if args.warmup_epochs and args.warmup_lr > args.lr and args.sched != 'none':
-        yield f'--warmup-lr {args.warmup_lr:g} is above the learning rate of {args.lr:g}: warm-up lowers it'
-    if args.model_ema and not args.model_ema_warmup:
+    if options.warmup_epochs >= options.epochs and not options.warmup_prefix and options.sched != 'none':
+        yield (f'--warmup-epochs {options.warmup_epochs} is all of --epochs {options.epochs}: the learning rate only '
+               'rises, as in timm')
+    if options.min_lr > options.lr and options.sched in _SCHEDULES['min_lr']:
+        yield f'--min-lr {options.min_lr:g} is above the learning rate of {options.lr:g}, which never falls'
+    if options.warmup_epochs and options.warmup_lr > options.lr and options.sched != 'none':
+        yield f'--warmup-lr {options.warmup_lr:g} is above the learning rate of {options.lr:g}: warm-up lowers it'
+    if options.model_ema and not options.model_ema_warmup:
         updates = epochs * updates_per_epoch
-        share = args.model_ema_decay ** (updates - 1)  # timm's average begins with the weights of the first update
+        share = options.model_ema_decay ** (updates - 1)  # timm's average begins with the weights of the first update
         if updates > 1 and share > 0.1:
-            yield (f'--model-ema-decay {args.model_ema_decay:g} is slow for {updates} updates: {share:.0%} of the '
+            yield (f'--model-ema-decay {options.model_ema_decay:g} is slow for {updates} updates: {share:.0%} of the '
                    f'average at the end are the first weights. Use {_decay_for(updates):g}, or --model-ema-warmup')
-    if mixing(args) and args.mixup_off_epoch >= epochs:
-        yield f'--mixup-off-epoch {args.mixup_off_epoch} has no effect: the run has {epochs} epochs'
-    late = [epoch for epoch in args.save_epochs if epoch > epochs]
+    if mixing(options) and options.mixup_off_epoch >= epochs:
+        yield f'--mixup-off-epoch {options.mixup_off_epoch} has no effect: the run has {epochs} epochs'
+    late = [epoch for epoch in options.save_epochs if epoch > epochs]
     if late:
         yield f"--save-epochs {' '.join(map(str, late))} has no effect: the run has {epochs} epochs"
-    if args.early_stop and args.early_stop >= evaluations:
-        yield f'--early-stop {args.early_stop} has no effect: the run has {evaluations} evaluations'
+    if options.early_stop and options.early_stop >= evaluations:
+        yield f'--early-stop {options.early_stop} has no effect: the run has {evaluations} evaluations'
     for name in ('sync_bn', 'no_ddp_bb'):
-        if getattr(args, name) and not args.distributed:
+        if getattr(options, name) and not distributed:
             yield f'{flag_of(name)} has no effect with one process'
 
 

@@ -1,10 +1,9 @@
 """The report of a run: its folder is read, its best weights are evaluated once more, and report.html is written."""
-import argparse
 import logging
 import os
 import shlex
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -26,8 +25,9 @@ from ..evaluation.log import log_steps
 from ..evaluation.metrics import create_evaluator, set_targets
 from ..evaluation.outcomes import Mistake, Outcomes
 from ..options import timm_names
+from ..options.declare import declared
 from ..options.parse import read_config, validate_options
-from ..options.parsers import train_parser
+from ..options.parsers import ValidateOptions, saved_train_options, train_parser
 from ..options.recipe import portable, recipe, redact
 from ..options.settings import changed_options, train_command
 from ..training.output import log, run_folder
@@ -39,9 +39,6 @@ from .page import Report, render
 _logger = logging.getLogger('train')
 
 FILE = 'report.html'
-# Options of the run that decide where its validation data is and in which numbers it is computed.
-_OF_EVALUATION = ('data_dir', 'dataset', 'workers', 'pin_mem', 'no_pin_mem', 'no_prefetcher', 'amp', 'amp_dtype',
-                  'model_dtype', 'channels_last', 'fast_norm', 'naflex_loader', 'naflex_max_seq_len', 'seed')
 _MOST_VIEWS = 8
 
 
@@ -101,11 +98,11 @@ def make_report(
         OSError: the page cannot be written.
     """
     run = _read_run(run_dir, data_dir, use_ema)
-    args = _evaluation_options(run, device, workers)
-    evaluated_on = _init_device(args, in_run)
+    options = _evaluation_options(run, device, workers)
+    evaluated_on = _init_device(options.device, in_run)
     evaluation = None
     if run.options['val_split']:
-        evaluation = _evaluate(args, evaluated_on, on_batch)
+        evaluation = _evaluate(options, evaluated_on, on_batch)
         _check_measured(run, evaluation)
     text = render(_collect(run, evaluation, evaluated_on))
     path = os.path.join(run_dir, FILE)
@@ -151,9 +148,10 @@ def _read_run(run_dir: str, data_dir: str | None, use_ema: bool | None) -> _Run:
     return _Run(run_dir, given, options, checkpoint, saved_metadata(checkpoint), use_ema)
 
 
-def _evaluation_options(run: _Run, device: str, workers: int | None) -> argparse.Namespace:
+def _evaluation_options(run: _Run, device: str, workers: int | None) -> ValidateOptions:
     saved = run.options
-    options = {name: saved[name] for name in _OF_EVALUATION if name in saved}  # not all in runs of former versions
+    options = {name: saved[name] for name, option in declared(ValidateOptions).items()
+               if option.evaluation in ('data', 'machine', 'precision') and name in saved}
     if workers is not None:
         options['workers'] = workers
     return validate_options(
@@ -161,35 +159,35 @@ def _evaluation_options(run: _Run, device: str, workers: int | None) -> argparse
         num_samples=saved['val_num_samples'], device=device)
 
 
-def _init_device(args: argparse.Namespace, in_run: bool) -> torch.device:
-    if in_run:  # whose processes know each other already; this one goes on alone
-        vars(args).update(distributed=False, rank=0, local_rank=0, world_size=1)
-        return torch.device(args.device)
-    timm_names.check_device(args.device)
-    return build.init_device(args, alone=True)
+def _init_device(name: str, in_run: bool) -> torch.device:
+    if in_run:
+        return torch.device(name)
+    timm_names.check_device(name)
+    return build.init_device(name, alone=True)
 
 
 @torch.inference_mode()
-def _evaluate(args: argparse.Namespace, device: torch.device, on_batch: Callable[[], None] | None) -> _Evaluation:
+def _evaluate(options: ValidateOptions, device: torch.device, on_batch: Callable[[], None] | None) -> _Evaluation:
     """Evaluate the checkpoint as validate.py does, and keep the outcome of each image."""
-    subject, precision, _ = validation.prepare(args, device)
-    dataset = validation.open_split(args, subject.data_config)
-    _logger.info(summary({args.split: dataset}))
+    subject, precision, _ = validation.prepare(options, device)
+    options = subject.options
+    dataset = validation.open_split(options, subject.data_config)
+    _logger.info(summary({options.split: dataset}))
     try:
-        set_targets(args, dataset, subject.num_classes, subject.classes)
+        set_targets(options, dataset, subject.num_classes, subject.classes)
     except MovedClassError as error:
         raise DataError(f'{error}: give the data of the run, with the classes that it had') from error
-    loader = validation.build_loader(args, dataset, subject, device, precision)
-    evaluator = create_evaluator(args, dataset, loader, subject.num_classes, device)
-    to_picture = ToPicture(subject.data_config, subject.patch_size, args.naflex_patchify_channels_first)
-    outcomes = Outcomes(to_picture) if args.task == 'classification' else None
+    loader = validation.build_loader(options, dataset, subject, device, precision)
+    evaluator = create_evaluator(options, dataset, loader, subject.num_classes, device)
+    to_picture = ToPicture(subject.data_config, subject.patch_size, options.naflex_patchify_channels_first)
+    outcomes = Outcomes(to_picture) if options.task == 'classification' else None
     images = 0
-    for index, (input, output, target) in enumerate(outputs_of(subject.model, loader, args, device, precision)):
+    for index, (input, output, target) in enumerate(outputs_of(subject.model, loader, options, device, precision)):
         images += len(output)
         evaluator.update(output, target)
         if outcomes is not None:
             outcomes.update(input, output, target)
-        if index % args.log_freq == 0:
+        if index % options.log_freq == 0:
             log_steps('Report')(index, len(loader), evaluator.summary())
         if on_batch is not None:
             on_batch()
@@ -229,16 +227,15 @@ def training_views(
     if saved['naflex_loader'] and patch_size is None:
         return []
     # One batch, in this process, of one size; repeats are dealt out to processes.
-    args = argparse.Namespace(**{
-        **saved, 'workers': 0, 'batch_size': min(saved['batch_size'], 2 * _MOST_VIEWS),
-        'train_img_sizes': None, 'aug_repeats': 0, 'use_multi_epochs_loader': False, 'image_memory': '0',
-        'dataset_download': False, 'distributed': False, 'rank': 0, 'world_size': 1})
-    utils.random_seed(args.seed)
-    dataset, _ = loaders.build_datasets(args, data_config)
-    loader = loaders.build_train_loader(args, dataset, data_config, device, build.Precision(), patch_size)
+    options = replace(
+        saved_train_options(saved), workers=0, batch_size=min(saved['batch_size'], 2 * _MOST_VIEWS),
+        train_img_sizes=None, aug_repeats=0, use_multi_epochs_loader=False, image_memory='0', dataset_download=False)
+    utils.random_seed(options.seed)
+    dataset, _ = loaders.build_datasets(options, data_config)
+    loader = loaders.build_train_loader(options, dataset, data_config, device, build.Precision(), patch_size)
     input, target = next(iter(loader))
-    to_picture = ToPicture(data_config, patch_size, args.naflex_patchify_channels_first)
-    views = 2 if args.agmax else max(1, args.aug_splits)
+    to_picture = ToPicture(data_config, patch_size, options.naflex_patchify_channels_first)
+    views = 2 if options.agmax else max(1, options.aug_splits)
     images = len(target) // views
     shown = []
     for first in range(min(images, _MOST_VIEWS)):

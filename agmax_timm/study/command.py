@@ -44,13 +44,13 @@ def tell(runs: list[Run]) -> None:
     cost = 'updates and views unknown without the data'
     if counts is not None:
         cost = f'{counts[0]:,} updates, {counts[1]:,} views'
-    print(f'{len(runs)} runs, {sum(epochs_of(run.args) for run in runs):,} epochs, {cost}; '
+    print(f'{len(runs)} runs, {sum(epochs_of(run.options) for run in runs):,} epochs, {cost}; '
           f'{sum(map(is_complete, runs))} runs are complete')
 
 
 def check_data(study: Study, runs: list[Run]) -> None:
     """Raise OptionError where a folder of data is not there: every run would fail of it."""
-    for folder in {run.args.data_dir for run in runs if run.args.data_dir and '/' not in run.args.dataset}:
+    for folder in {run.options.data_dir for run in runs if run.options.data_dir and '/' not in run.options.dataset}:
         if not os.path.exists(folder):
             raise OptionError(f'{study.path}: data: no folder or tar file {folder}: name another one with --data DIR')
 

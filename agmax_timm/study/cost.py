@@ -1,15 +1,16 @@
 """What a study costs, counted before anything is trained."""
-import argparse
 import math
 import os
 
+from ..options.optimization import Schedule
+from ..options.parsers import TrainOptions
 from .plan import Run
 
 
-def epochs_of(args: argparse.Namespace) -> int:
+def epochs_of(options: Schedule) -> int:
     """Epochs of a run, but for the cycles of --lr-cycle-limit."""
-    whole = args.epochs + args.cooldown_epochs + (args.warmup_epochs if args.warmup_prefix else 0)
-    return args.stop_epoch or whole
+    whole = options.epochs + options.cooldown_epochs + (options.warmup_epochs if options.warmup_prefix else 0)
+    return options.stop_epoch or whole
 
 
 def updates_and_views(runs: list[Run]) -> tuple[int, int] | None:
@@ -17,30 +18,32 @@ def updates_and_views(runs: list[Run]) -> tuple[int, int] | None:
     its batches are of several sizes."""
     updates = views = 0
     counted: dict[tuple, int | None] = {}
-    for args in (run.args for run in runs):
-        data = (args.dataset, args.data_dir, args.train_split, args.class_map, args.train_num_samples)
+    for options in (run.options for run in runs):
+        data = (options.dataset, options.data_dir, options.train_split, options.class_map, options.train_num_samples)
         if data not in counted:
-            counted[data] = _images(args)
-        if counted[data] is None or args.train_img_sizes or args.naflex_loader:
+            counted[data] = _images(options)
+        if counted[data] is None or options.train_img_sizes or options.naflex_loader:
             return None
-        batches = counted[data] // args.batch_size  # the incomplete last one is left out
-        updates += epochs_of(args) * math.ceil(batches / args.grad_accum_steps)
-        views += epochs_of(args) * batches * args.batch_size * (2 if args.agmax else max(1, args.aug_splits))
+        batches = counted[data] // options.batch_size  # the incomplete last one is left out
+        updates += epochs_of(options) * math.ceil(batches / options.grad_accum_steps)
+        images = epochs_of(options) * batches * options.batch_size
+        views += images * (2 if options.agmax else max(1, options.aug_splits))
     return updates, views
 
 
-def _images(args: argparse.Namespace) -> int | None:
+def _images(options: TrainOptions) -> int | None:
     """Training images, None where they are not on this machine or only counted by reading them."""
-    if args.train_num_samples:
-        return args.train_num_samples
-    if '/' in args.dataset and not args.dataset.startswith('torch/'):
+    if options.train_num_samples:
+        return options.train_num_samples
+    if '/' in options.dataset and not options.dataset.startswith('torch/'):
         return None
-    if args.dataset != 'demo' and not os.path.exists(args.data_dir or ''):
+    if options.dataset != 'demo' and not os.path.exists(options.data_dir or ''):
         return None
     from ..base.errors import DataError
     from ..data.sources.datasets import create_dataset
     try:
         return len(create_dataset(
-            args.dataset, root=args.data_dir, split=args.train_split, class_map=args.class_map, download=False))
+            options.dataset, root=options.data_dir, split=options.train_split, class_map=options.class_map,
+            download=False))
     except (DataError, TypeError):  # none, or without a length
         return None

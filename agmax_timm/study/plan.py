@@ -1,11 +1,10 @@
 """From a study to its runs: each has options, a folder and a command line, which train.py's own parser accepts."""
-import argparse
 import contextlib
 import io
 import os
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
@@ -13,13 +12,11 @@ import yaml
 
 from ..base.errors import OptionError
 from ..options.checks import METRICS
-from ..options.kinds import KEEPING, LAUNCHER
+from ..options.declare import declared
 from ..options.option_file import read_mapping
 from ..options.parse import parse_train_args
+from ..options.parsers import TrainOptions
 from .definition import Level, Study
-
-# Options with no effect on the result of a run.
-_MAY_CHANGE = {*KEEPING, *LAUNCHER, 'data', 'data_dir', 'resume', 'workers'}
 
 
 @dataclass
@@ -63,7 +60,7 @@ class Run:
     cell: Cell
     seed: int
     data: str
-    args: argparse.Namespace  # options, as train.py parses them
+    options: TrainOptions
 
     @property
     def name(self) -> str:
@@ -96,8 +93,8 @@ def make_runs(study: Study, data: str, output: str) -> list[Run]:
     cells = [_cell(study, levels, output)
              for levels in product(study.augmentations, study.settings, study.methods)]
     parsed = [_parse(study, cell, data) for cell in cells]
-    return [Run(cell, seed, data, argparse.Namespace(**{**vars(args), 'seed': seed, 'experiment': f'seed-{seed}'}))
-            for seed in study.seeds for cell, args in zip(cells, parsed)]
+    return [Run(cell, seed, data, replace(options, seed=seed, experiment=f'seed-{seed}'))
+            for seed in study.seeds for cell, options in zip(cells, parsed)]
 
 
 def check_unchanged(study: Study, runs: list[Run]) -> None:
@@ -110,8 +107,9 @@ def check_unchanged(study: Study, runs: list[Run]) -> None:
             before = read_mapping(path)
         except ValueError as error:
             raise OptionError(f'{path}: {error}: remove {run.folder}, or give another --output') from error
-        for name, value in vars(run.args).items():
-            if name not in _MAY_CHANGE and name in before and before[name] != value:
+        for name, option in declared(TrainOptions).items():
+            value = getattr(run.options, name)
+            if option.affects_result and name in before and before[name] != value:
                 raise OptionError(f'{study.path}: {run.folder} was trained with {name} {before[name]}, and is now to '
                                  f'have {value}: remove that folder, or give another --output')
 
@@ -131,7 +129,7 @@ def _cell(study: Study, levels: tuple[Level, Level, Level], output: str) -> Cell
     )
 
 
-def _parse(study: Study, cell: Cell, data: str) -> argparse.Namespace:
+def _parse(study: Study, cell: Cell, data: str) -> TrainOptions:
     """Options of the first run of a cell, by the command line's own parser and checks."""
     heard = io.StringIO()
     with tempfile.TemporaryDirectory() as folder:
@@ -140,19 +138,19 @@ def _parse(study: Study, cell: Cell, data: str) -> argparse.Namespace:
             file.write(cell.recipe)
         try:
             with contextlib.redirect_stderr(heard):
-                args = parse_train_args(_arguments(cell, study.seeds[0], data, path))
+                options = parse_train_args(_arguments(cell, study.seeds[0], data, path))
         except SystemExit:
             line = heard.getvalue().strip().splitlines()[-1]
             message = line.partition('error: ')[2].removesuffix(' (--help lists all flags)')
             raise OptionError(f'{study.path}: {cell.name}: {message}') from None
-    metrics = METRICS[args.task]
+    metrics = METRICS[options.task]
     if study.metric not in metrics:
         raise OptionError(f"{study.path}: metric: must be one of {', '.join(metrics)}, got '{study.metric}'")
-    if not args.val_split:
+    if not options.val_split:
         raise OptionError(f"{study.path}: {cell.name}: val_split is '': a study compares metrics of validation data")
-    if not args.data_dir and args.dataset != 'demo' and '/' not in args.dataset:
+    if not options.data_dir and options.dataset != 'demo' and '/' not in options.dataset:
         raise OptionError(f'{study.path}: no data: give its folder with --data DIR, or "dataset: demo" in base')
-    return args
+    return options
 
 
 def _arguments(cell: Cell, seed: int, data: str, options_path: str) -> list[str]:

@@ -105,12 +105,12 @@ class Runner:
                 self._say(f'{run.name}: failed: {self.errors[run.folder]}')
 
     def _open_bar(self) -> tqdm:
-        return tqdm(total=sum(epochs_of(run.args) for run in self.runs), initial=self._epochs(), unit='epoch',
+        return tqdm(total=sum(epochs_of(run.options) for run in self.runs), initial=self._epochs(), unit='epoch',
                     file=sys.stderr, dynamic_ncols=True, disable=not sys.stderr.isatty())
 
     def _epochs(self) -> float:
         """Return the number of epochs that are trained."""
-        return round(sum(epochs_of(run.args) if is_complete(run) else min(epochs_of(run.args), epochs_done(run))
+        return round(sum(epochs_of(run.options) if is_complete(run) else min(epochs_of(run.options), epochs_done(run))
                          for run in self.runs), 1)
 
     def _show(self) -> None:

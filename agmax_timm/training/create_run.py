@@ -1,20 +1,20 @@
-"""From options to a run that is ready to begin: all of it run, and set to where it goes on."""
-import argparse
+"""From options to a run that is ready to begin: all of it built, and set to where it goes on."""
 import logging
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from timm import utils
 from timm.task import TrainingTask
+from timm.utils import random_seed
 from torch.utils.data import Dataset
 
-from ..assembly import loaders, sharding
+from ..assembly import loaders, process_group, sharding
 from ..assembly import model as build
 from ..assembly import optimizer as optimization
 from ..assembly.known_classes import check_teacher, warn_of_other_classes
 from ..assembly.objective import build_task
+from ..base.distributed import is_distributed, is_primary, rank, world_size
 from ..base.errors import CheckpointError, OptionError
 from ..base.random_state import kept_random_state
 from ..base.signals import StopSignals
@@ -23,6 +23,8 @@ from ..data.backend import views_of
 from ..data.resumption.loader import ResumableLoader, make_resumable
 from ..data.sources.classes import class_names, class_to_idx
 from ..options import timm_names, without_effect
+from ..options.parsers import TrainOptions
+from ..options.run import Hub
 from ..weights.base_model import find_base
 from ..weights.checkpoint import model_of_metadata
 from ..weights.hub import ChangedError, Destination, HubError, check_destination, check_update
@@ -46,7 +48,7 @@ _logger = logging.getLogger('train')
 @dataclass
 class TrainingRun:
     """A run that is ready to begin."""
-    args: argparse.Namespace
+    options: TrainOptions  # with what the run found out: number of classes, learning rate, checkpoint
     device: torch.device
     precision: build.Precision
     data_config: dict[str, Any]
@@ -88,11 +90,11 @@ class TrainingRun:
 
     def is_evaluated(self, done: int) -> bool:
         """Whether an evaluation and a checkpoint follow so many epochs."""
-        of_options = (self.stop_epoch, self.num_epochs, *self.args.save_epochs)
-        return done % self.args.val_interval == 0 or done in of_options
+        of_options = (self.stop_epoch, self.num_epochs, *self.options.save_epochs)
+        return done % self.options.val_interval == 0 or done in of_options
 
 
-def create_run(args: argparse.Namespace, signals: StopSignals, watchdog: Watchdog) -> TrainingRun:
+def create_run(options: TrainOptions, signals: StopSignals, watchdog: Watchdog) -> TrainingRun:
     """Everything that the options ask for. Only what the run depends on is touched: nothing is written yet.
 
     Raises:
@@ -100,131 +102,144 @@ def create_run(args: argparse.Namespace, signals: StopSignals, watchdog: Watchdo
         DataError, CheckpointError, UnsupportedModelError, HubError: that cannot be used.
         Interrupted: the run was asked to end.
     """
-    auto = args.resume == 'auto'  # until the file is found
-    device = _begin(args, signals, auto)
-    primary = utils.is_primary(args)
-    utils.random_seed(args.seed, args.rank)
-    precision = build.build_precision(args, device)
-    model, data_config = build.build_model(args, device, precision)
-    signals.check_start(args, device)
-    dataset_train, dataset_eval = loaders.build_datasets(args, data_config)
-    signals.check_start(args, device)
-    patch_size = loaders.patch_size(model, args.naflex_patch_sizes) if args.naflex_loader else None
-    loader_train, loader_eval, resumable = _build_loaders(
-        args, patch_size, dataset_train, dataset_eval, data_config, device, precision)
-    metric_name = args.eval_metric if loader_eval is not None else 'loss'
-    warn_of_other_classes(args, model, dataset_train)
+    auto = options.resume == 'auto'  # until the file is found
+    options, device = _begin(options, signals, watchdog)
+    primary = is_primary()
+    random_seed(options.seed, rank())
+    precision = build.build_precision(options, device)
+    model, data_config = build.build_model(options, device, precision)
+    if options.num_classes is None:
+        options = replace(options, num_classes=model.num_classes)
+    if is_distributed() and options.sync_bn:
+        options = replace(options, dist_bn='')  # the statistics are already those of all ranks
+    signals.check_start(options.resume, device)
+    dataset_train, dataset_eval = loaders.build_datasets(options, data_config)
+    signals.check_start(options.resume, device)
+    patch_size = loaders.patch_size(model, options.naflex_patch_sizes) if options.naflex_loader else None
+    options, loader_train, loader_eval, resumable = _build_loaders(
+        options, patch_size, dataset_train, dataset_eval, data_config, device, precision)
+    metric_name = options.eval_metric if loader_eval is not None else 'loss'
+    warn_of_other_classes(options, model, dataset_train)
     metadata = make_metadata(
-        model, args.model, data_config, class_names(dataset_train), metric_name,
-        class_to_idx(dataset_train) if args.class_map else None, find_base(args, model) if primary else None)
+        model, options.model, data_config, class_names(dataset_train), metric_name,
+        class_to_idx(dataset_train) if options.class_map else None, find_base(options, model) if primary else None)
     if primary:
-        _try_end(args, model, metadata)
-    if args.torchscript:
-        model = build.script_model(args, model)
-    task = build_task(args, model, device, precision)
-    check_teacher(args, task, dataset_train)
-    optimizer = optimization.build_optimizer(args, task)
+        _try_end(options, model, metadata)
+    if options.torchscript:
+        model = build.script_model(options, model)
+    task = build_task(options, model, device, precision)
+    check_teacher(options, task, dataset_train)
+    optimizer = optimization.build_optimizer(options, task)
 
     data = {**compatibility.describe_data(dataset_train, dataset_eval), 'views': views_of(loader_train.dataset)}
-    resumed = resuming.ResumedRun.read(args, data) if args.resume else None
-    resume_epoch = _resume_weights(args, task, optimizer, precision, auto)
-    build.compile_and_distribute(args, task, optimizer, device)
-    gathered = sharding.WholeState(task, optimizer, keep=primary) if args.fsdp else None
+    resumed = resuming.ResumedRun.read(options, data) if options.resume else None
+    resume_epoch = _resume_weights(options, task, optimizer, precision, auto)
+    build.compile_and_distribute(options, task, optimizer, device)
+    gathered = sharding.WholeState(task, optimizer, keep=primary) if options.fsdp else None
 
-    updates_per_epoch = math.ceil(len(loader_train) / args.grad_accum_steps)
-    scheduler, num_epochs = optimization.build_scheduler(args, optimizer, updates_per_epoch)
-    state = RunState(args, task, optimizer, resumable, loader_eval, device)
+    updates_per_epoch = math.ceil(len(loader_train) / options.grad_accum_steps)
+    scheduler, num_epochs = optimization.build_scheduler(options, optimizer, updates_per_epoch)
+    state = RunState(options, task, optimizer, resumable, loader_eval, device)
     state.scheduler = scheduler
-    position, losses = resuming.find_start(args, resumed, resume_epoch)
-    timm_names.check_epochs(args, num_epochs)
-    done_updates = position.epoch * updates_per_epoch + math.ceil(position.batch / args.grad_accum_steps)
-    optimization.advance_scheduler(scheduler, position.epoch, done_updates if args.sched_on_updates else None)
-    checkpoints = CheckpointManager(args, task, state, signals, watchdog, gathered)
+    position, losses = resuming.find_start(options, resumed, resume_epoch)
+    timm_names.check_epochs(options, num_epochs)
+    done_updates = position.epoch * updates_per_epoch + math.ceil(position.batch / options.grad_accum_steps)
+    optimization.advance_scheduler(scheduler, position.epoch, done_updates if options.sched_on_updates else None)
+    checkpoints = CheckpointManager(options, task, state, signals, watchdog, gathered)
     if resumed is not None and resumed.exact:
         position, losses = resumed.restore(state, primary)
         if checkpoints.damage is not None:
             checkpoints.damage.restore(i for i in resumed.state['damaged'] if i < len(dataset_train))
     elif resumed is not None and resumed.state is not None:
         resumed.keep_history(state, position)
-    finite_check = FiniteCheck(args, device, checkpoints.requests)
-    on_broken = BrokenUpdates(args, task, resumable)
-    signals.check_start(args, device)
+    finite_check = FiniteCheck(options, device, checkpoints.requests)
+    on_broken = BrokenUpdates(options, task, resumable)
+    signals.check_start(options.resume, device)
     return TrainingRun(
-        args=args, device=device, precision=precision, data_config=data_config, patch_size=patch_size,
+        options=options, device=device, precision=precision, data_config=data_config, patch_size=patch_size,
         dataset_train=dataset_train, loader_train=loader_train, loader_eval=loader_eval, task=task, optimizer=optimizer,
         scheduler=scheduler, state=state, checkpoints=checkpoints, finite_check=finite_check,
         on_broken=on_broken, metadata=metadata, data=data, resumed=resumed, position=position, losses=losses,
         updates_per_epoch=updates_per_epoch, done_updates=done_updates, num_epochs=num_epochs,
-        stop_epoch=args.stop_epoch or num_epochs)
+        stop_epoch=options.stop_epoch or num_epochs)
 
 
 def warn_of_surprises(run: TrainingRun) -> None:
     """Log warnings about options that have no effect, or an unexpected one, in this run."""
     evaluations = sum(map(run.is_evaluated, range(1, run.stop_epoch + 1)))
-    for line in without_effect.surprises_of_run(run.args, run.updates_per_epoch, run.stop_epoch, evaluations):
+    for line in without_effect.surprises_of_run(run.options, run.updates_per_epoch, run.stop_epoch, evaluations,
+                                                 is_distributed()):
         _logger.warning(line)
 
 
-def open_output(run: TrainingRun, options: dict[str, Any]) -> tracking.Trackers:
+def open_output(run: TrainingRun, given: TrainOptions) -> tracking.Trackers:
     """Make the folder of a run and what writes into it. On the first rank alone.
 
     Args:
-        options: As given, before anything was resolved.
+        given: Options as given, before anything was resolved.
     """
-    args, checkpoints, resumed = run.args, run.checkpoints, run.resumed
-    line = run_folder.branch_to_write(args, options['resume'] == 'auto', resumed.state if resumed is not None else None)
+    options, checkpoints, resumed = run.options, run.checkpoints, run.resumed
+    state = resumed.state if resumed is not None else None
+    line = run_folder.branch_to_write(options, given.resume == 'auto', state)
     checkpoints.constants = {'data': run.data, 'line': line}
-    output_dir, log = run_folder.open_folder(args, options, run.data_config['input_size'][-1], resumed)
+    output_dir, log = run_folder.open_folder(options, given, run.data_config['input_size'][-1], resumed)
     checkpoints.output_dir, checkpoints.log_position = output_dir, log.position
     checkpoints.saver = create_saver(
-        output_dir, checkpoints.gathered or run.task, checkpoints.gathered or run.optimizer, args, run.metadata,
+        output_dir, checkpoints.gathered or run.task, checkpoints.gathered or run.optimizer, options, run.metadata,
         run.precision.scaler, run.decreasing)
-    same_folder = run_folder.goes_on(args, output_dir)
+    same_folder = run_folder.goes_on(options, output_dir)
     if same_folder:
-        checkpoints.saver.load_state_dict_from_checkpoint(args.resume)
+        checkpoints.saver.load_state_dict_from_checkpoint(options.resume)
     trackers = tracking.Trackers(
-        args, output_dir, run.updates_per_epoch, run.done_updates, run.state.history.rows, same_folder)
+        options, output_dir, run.updates_per_epoch, run.done_updates, run.state.history.rows, same_folder)
     _logger.info(f'Training epochs {run.position.epoch} to {run.stop_epoch} of {run.num_epochs}, '
                  f'{run.updates_per_epoch} updates each, into {output_dir}')
     warn_of_surprises(run)
     return trackers
 
 
-def _begin(args: argparse.Namespace, signals: StopSignals, auto: bool) -> torch.device:
-    """What can be refused before anything is run; then the process group and its device."""
-    tracking.require_trackers(args)
-    loaders.check_roots(args, args.train_split, args.val_split)
-    run_folder.resolve_resume(args)
-    run_folder.check_folder(args, auto, lock=not args.dry_run)
-    build.import_device_modules(args)
-    timm_names.check_train_names(args)
-    device = build.init_device(args, signals)
-    signals.check_start(args, device)  # and behind all that takes long: nothing is begun before open_folder
-    if args.fsdp:
-        sharding.check_sharding(args)
-    if args.push_to_hub and utils.is_primary(args):
-        check_destination(destination_of(args))
-    return device
+def _begin(
+        options: TrainOptions,
+        signals: StopSignals,
+        watchdog: Watchdog,
+) -> tuple[TrainOptions, torch.device]:
+    """What can be refused before anything is built; then the process group and its device."""
+    tracking.require_trackers(options)
+    loaders.check_roots(options, options.train_split, options.val_split)
+    auto = options.resume == 'auto'  # until the file is found
+    options = run_folder.resolve_resume(options)
+    run_folder.check_folder(options, auto, lock=not options.dry_run)
+    build.import_device_modules(options)
+    timm_names.check_train_names(options)
+    device = watchdog.device = build.init_device(options.device, signals)
+    if is_distributed() and options.hang_timeout:
+        process_group.outlast(options.hang_timeout)
+    signals.check_start(options.resume, device)  # and behind all that takes long: nothing is begun before open_folder
+    if options.fsdp:
+        sharding.check_sharding(options)
+    if options.push_to_hub and is_primary():
+        check_destination(destination_of(options))
+    return options, device
 
 
-def destination_of(args: argparse.Namespace) -> Destination:
+def destination_of(options: Hub) -> Destination:
     """Where --push-to-hub publishes."""
-    return Destination(args.push_to_hub, args.hub_private, args.hub_revision, args.hub_pr, args.hub_replace_card,
-                       args.hub_replace_files, args.license)
+    return Destination(options.push_to_hub, options.hub_private, options.hub_revision, options.hub_pr,
+                       options.hub_replace_card, options.hub_replace_files, options.license)
 
 
-def _try_end(args: argparse.Namespace, model: torch.nn.Module, metadata: dict[str, Any]) -> None:
+def _try_end(options: TrainOptions, model: torch.nn.Module, metadata: dict[str, Any]) -> None:
     """Try with the untrained model what --push-to-hub and --report do at the end of a run.
 
     Raises:
         OptionError: it fails with this model.
     """
-    saved = model_of_metadata(metadata, model, vars(args))
+    saved = model_of_metadata(metadata, model, vars(options))
     try:
-        if args.push_to_hub:
-            flag = f'--push-to-hub {args.push_to_hub}'
-            try_staging(saved, lambda staged: check_update(staged, destination_of(args)))
-        elif args.report:
+        if options.push_to_hub:
+            flag = f'--push-to-hub {options.push_to_hub}'
+            try_staging(saved, lambda staged: check_update(staged, destination_of(options)))
+        elif options.report:
             flag = '--report'
             with kept_random_state(), silenced():
                 saved.create_model()
@@ -235,28 +250,28 @@ def _try_end(args: argparse.Namespace, model: torch.nn.Module, metadata: dict[st
 
 
 def _build_loaders(
-        args: argparse.Namespace,
+        options: TrainOptions,
         patch_size: tuple[int, int] | None,
         dataset_train: Dataset,
         dataset_eval: Dataset | None,
         data_config: dict[str, Any],
         device: torch.device,
         precision: build.Precision,
-) -> tuple[Any, Any, ResumableLoader]:
-    """The loaders of training and of evaluation, and what knows the position of the first."""
-    loader_train = loaders.build_train_loader(args, dataset_train, data_config, device, precision, patch_size)
-    loader_train, resumable = make_resumable(loader_train, device, args.world_size, args.rank)
-    optimization.set_learning_rate(args, loaders.average_batch_size(args, loader_train))
+) -> tuple[TrainOptions, Any, Any, ResumableLoader]:
+    """Options with the learning rate, the loaders of both splits, and what knows the position of the first."""
+    loader_train = loaders.build_train_loader(options, dataset_train, data_config, device, precision, patch_size)
+    loader_train, resumable = make_resumable(loader_train, device, world_size(), rank())
+    options = optimization.with_learning_rate(options, loaders.average_batch_size(options, loader_train))
     loader_eval = None
     if dataset_eval is not None:
         loader_eval = loaders.build_eval_loader(
-            args, dataset_eval, data_config, device, precision, args.validation_batch_size or args.batch_size,
+            options, dataset_eval, data_config, device, precision, options.validation_batch_size or options.batch_size,
             patch_size)
-    return loader_train, loader_eval, resumable
+    return options, loader_train, loader_eval, resumable
 
 
 def _resume_weights(
-        args: argparse.Namespace,
+        options: TrainOptions,
         task: TrainingTask,
         optimizer: torch.optim.Optimizer,
         precision: build.Precision,
@@ -268,11 +283,11 @@ def _resume_weights(
         The epoch that the checkpoint says to go on with, None without one.
     """
     resume_epoch = None
-    if args.resume:
-        resumed = (None, None) if args.no_resume_opt else (optimizer, precision.scaler)
-        resume_epoch = resume(args.resume, task, *resumed, verbose=utils.is_primary(args), verified=verified)
-    run_folder.check_same_start(args, resume_epoch)
-    optimization.build_ema(args, task)
-    if args.resume and args.model_ema:
-        resume_ema(args.resume, task)
+    if options.resume:
+        resumed = (None, None) if options.no_resume_opt else (optimizer, precision.scaler)
+        resume_epoch = resume(options.resume, task, *resumed, verbose=is_primary(), verified=verified)
+    run_folder.check_same_start(options, resume_epoch)
+    optimization.build_ema(options, task)
+    if options.resume and options.model_ema:
+        resume_ema(options.resume, task)
     return resume_epoch

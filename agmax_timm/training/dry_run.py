@@ -1,5 +1,4 @@
 """--dry-run: what a run would take, told after a few seconds of it. Nothing is written."""
-import argparse
 import logging
 import os
 import shutil
@@ -10,12 +9,15 @@ from typing import Any
 
 import torch
 from timm.task import TrainingTask, evaluation_sample_limit
-from timm.utils import is_primary, unwrap_model
+from timm.utils import unwrap_model
 from tqdm import tqdm
 
 from ..assembly.optimizer import mean_lr
+from ..base.distributed import is_distributed, is_primary, world_size
 from ..data.backend import views_of
 from ..evaluation.evaluate import evaluate
+from ..options.parsers import TrainOptions
+from ..options.run import Run
 from ..weights.find import checkpoint_names
 from .checkpoints.manager import most_files
 from .checkpoints.saver import create_saver
@@ -48,10 +50,10 @@ def print_plan(run: TrainingRun) -> None:
         Interrupted: it was asked to end.
     """
     seconds, rate = time_updates(run)
-    run.checkpoints.signals.check_start(run.args, run.device)
+    run.checkpoints.signals.check_start(run.options.resume, run.device)
     evaluation = time_evaluation(run) if run.loader_eval is not None else 0.
     size = checkpoint_size(run)
-    if is_primary(run.args):
+    if is_primary():
         lines = plan(run, seconds, rate, evaluation, size)
         width = max(len(title) for title, _ in lines)
         print('\n'.join(f'{title:<{width}}  {text}' for title, text in lines))
@@ -66,40 +68,40 @@ def plan(run: TrainingRun, seconds: float, rate: float, evaluation: float, size:
         evaluation: Seconds of an evaluation of one set of weights.
         size: Bytes of a checkpoint.
     """
-    args = run.args
+    options = run.options
     todo = max(0, run.stop_epoch * run.updates_per_epoch - run.done_updates)
-    views = f', {2 * rate:.1f} views/s' if args.agmax else ''
+    views = f', {2 * rate:.1f} views/s' if options.agmax else ''
     evaluations = len(run.evaluated_epochs)
-    weights = 2 if run.task.has_ema() and not args.model_ema_force_cpu else 1
+    weights = 2 if run.task.has_ema() and not options.model_ema_force_cpu else 1
     return [
         ('epochs', f'{max(0, run.stop_epoch - run.position.epoch)} to go, of {run.num_epochs}'),
         ('updates', f'{run.updates_per_epoch} an epoch, {todo} to go'),
-        ('batch', _batch(args)),
+        ('batch', _batch(options)),
         ('learning rate', _rates(run)),
         ('parameters', _parameters(run.task)),
-        ('ranks', f'{args.world_size} on {run.device.type}'),
+        ('ranks', f'{world_size()} on {run.device.type}'),
         ('augmentation', f'{views_of(run.loader_train.dataset)}, {_kept(run.loader_train.dataset)}'),
         ('speed', f'{rate:.1f} images/s{views}, {seconds:.3f} s an update'),
         ('training', tqdm.format_interval(todo * seconds)),
         ('evaluation', f'{tqdm.format_interval(evaluations * weights * evaluation)}, {evaluations} times '
                        f'{weights * evaluation:.1f} s' if run.loader_eval is not None else 'none'),
         ('memory', _memory(run.device)),
-        ('checkpoints', _disk(args, size, most_files(args, run.evaluated_epochs))),
+        ('checkpoints', _disk(options, size, most_files(options, run.evaluated_epochs))),
     ]
 
 
-def _batch(args: argparse.Namespace) -> str:
+def _batch(options: TrainOptions) -> str:
     """Images and views of a forward pass on one rank. -b counts images; memory goes by views."""
-    if args.naflex_loader or args.train_img_sizes:
+    if options.naflex_loader or options.train_img_sizes:
         return 'of several sizes'
-    views = 2 if args.agmax else max(1, args.aug_splits)
-    return f'{args.batch_size} images, {views * args.batch_size} views on each rank'
+    views = 2 if options.agmax else max(1, options.aug_splits)
+    return f'{options.batch_size} images, {views * options.batch_size} views on each rank'
 
 
 def time_updates(run: TrainingRun) -> tuple[float, float]:
     """Seconds an update, and images a second of all ranks, over a few seconds of the epoch that comes next."""
-    args, device, first = run.args, run.device, run.position
-    losses = RunningLosses(device, args.distributed)
+    options, device, first = run.options, run.device, run.position
+    losses = RunningLosses(device, is_distributed())
     marks = [(time.perf_counter(), 0)]  # after each update: time, and images of this rank so far
 
     def requests() -> tuple[bool, bool]:
@@ -114,7 +116,7 @@ def time_updates(run: TrainingRun) -> tuple[float, float]:
             raise _Enough
 
     step = Step(
-        run.task, run.optimizer, args, device, run.precision, finite_check=FiniteCheck(args, device, requests),
+        run.task, run.optimizer, options, device, run.precision, finite_check=FiniteCheck(options, device, requests),
         on_broken=run.on_broken)
     with suppress(_Enough):
         train_one_epoch(
@@ -124,12 +126,12 @@ def time_updates(run: TrainingRun) -> tuple[float, float]:
     updates = len(marks) - 1
     begun, images = marks[1 if updates > 1 else 0]
     seconds = time.perf_counter() - begun
-    return seconds / max(1, updates - 1), (losses.count - images) * args.world_size / seconds
+    return seconds / max(1, updates - 1), (losses.count - images) * world_size() / seconds
 
 
 def time_evaluation(run: TrainingRun) -> float:
     """Seconds of the evaluation of one set of weights, from its first batches."""
-    args, device, loader = run.args, run.device, run.loader_eval
+    options, device, loader = run.options, run.device, run.loader_eval
     evaluator = run.task.create_evaluator(max_samples=evaluation_sample_limit(loader))
     marks = [time.perf_counter()]
 
@@ -138,12 +140,12 @@ def time_evaluation(run: TrainingRun) -> float:
         _synchronize(device)
         marks.append(time.perf_counter())
         batches = len(marks) - 1
-        late = args.fsdp or marks[-1] - marks[1] > SECONDS  # with --fsdp ranks compute each batch together
+        late = options.fsdp or marks[-1] - marks[1] > SECONDS  # with --fsdp ranks compute each batch together
         if batches >= len(loader) or (batches >= EVALUATED and late):
             raise _Enough
 
     with suppress(_Enough):
-        evaluate(run.task.get_eval_model(), loader, args, device, run.precision, args.log_interval,
+        evaluate(run.task.get_eval_model(), loader, options, device, run.precision, options.log_interval,
                  on_batch=on_batch, evaluator=evaluator)
     if len(marks) > 2:
         del marks[0]
@@ -156,30 +158,31 @@ def checkpoint_size(run: TrainingRun) -> int:
     if gathered is not None:
         gathered.gather()
     state = run.checkpoints.state.state_dict(Position(run.position.epoch))
-    if not is_primary(run.args):
+    if not is_primary():
         return 0
-    saver = create_saver('', gathered or run.task, gathered or run.optimizer, run.args, run.metadata,
+    saver = create_saver('', gathered or run.task, gathered or run.optimizer, run.options, run.metadata,
                          run.precision.scaler)
     return saver.measure(run.position.epoch, state)
 
 
 def _rates(run: TrainingRun) -> str:
     """The learning rate at the start of the first epoch to come, of the last one, and where it is largest."""
-    args, scheduler = run.args, run.scheduler
+    options, scheduler = run.options, run.scheduler
     if scheduler is None:
         return f'{mean_lr(run.optimizer):.3g} throughout'
-    if args.sched == 'plateau':
+    if options.sched == 'plateau':
         return f'plateau, {mean_lr(run.optimizer):.3g} until --eval-metric gets no better'
     first, last = run.position.epoch, max(run.position.epoch, run.stop_epoch - 1)
     rates = {}
     for epoch in sorted({*range(first, last, max(1, (last - first) // 1000)), last}):
-        if args.sched_on_updates:
+        if options.sched_on_updates:
             scheduler.step_update(epoch * run.updates_per_epoch)
         else:
             scheduler.step(epoch)
         rates[epoch] = mean_lr(run.optimizer)
     top = max(rates, key=rates.get)
-    return f'{args.sched}, ' + ', '.join(f'{rates[epoch]:.3g} in epoch {epoch}' for epoch in sorted({first, top, last}))
+    shown = ', '.join(f'{rates[epoch]:.3g} in epoch {epoch}' for epoch in sorted({first, top, last}))
+    return f'{options.sched}, {shown}'
 
 
 def _parameters(task: TrainingTask) -> str:
@@ -206,9 +209,9 @@ def _memory(device: torch.device) -> str:
     return f'{_size(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)} of host memory at most, without workers'
 
 
-def _disk(args: argparse.Namespace, size: int, files: int) -> str:
+def _disk(options: Run, size: int, files: int) -> str:
     """Checkpoints against the free space; a warning where they will not fit."""
-    path = folder.run_folder(args)
+    path = folder.run_folder(options)
     there = {(stat.st_dev, stat.st_ino): stat.st_size for stat in (
         os.stat(os.path.join(path, name)) for name in checkpoint_names(path))}
     place = os.path.abspath(path)

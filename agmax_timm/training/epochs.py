@@ -1,5 +1,4 @@
 """The epochs of a run: each is trained, evaluated, told and kept."""
-import argparse
 import logging
 import math
 import os
@@ -15,13 +14,17 @@ from timm.task import ClassificationEvaluator, evaluation_sample_limit
 
 from ..assembly import loaders
 from ..assembly import optimizer as optimization
+from ..base.distributed import is_distributed, is_primary, world_size
 from ..base.errors import DamagedError, LabelError, UserError
 from ..base.text import one_line
 from ..data.pictures import ToPicture, save_views
 from ..data.sources.classes import class_names
 from ..evaluation.evaluate import evaluate
 from ..evaluation.log import log_steps
+from ..options.augmentation import Mixing
 from ..options.checks import in_sequence, mixing
+from ..options.model import BatchNorm
+from ..options.run import Run
 from .checkpoints.manager import GOES_ON
 from .checkpoints.state import Position
 from .create_run import TrainingRun
@@ -61,13 +64,13 @@ class Epochs:
 
     def __init__(self, run: TrainingRun, trackers: Trackers | None, folder: str | None):
         self.run = run
-        self.args = run.args
+        self.options = run.options
         self.checkpoints = run.checkpoints
         self.trackers = trackers
-        self.primary = utils.is_primary(run.args)
+        self.primary = is_primary()
         run.on_broken.folder = folder
         self.damaged = DamageReport(run.dataset_train, run.device, run.checkpoints.output_dir)
-        self.early_stop = EarlyStop(run.args, run.metric_name)
+        self.early_stop = EarlyStop(run.options, run.metric_name)
         self.reporter = log.Reporter(
             run.stop_epoch * run.updates_per_epoch, run.done_updates, run.num_epochs, self.primary)
         self.stopped = self.early_stop.agreed(self.results)  # why, in words
@@ -98,10 +101,10 @@ class Epochs:
 
     def _epoch(self, position: Position, losses: RunningLosses | None) -> None:
         """Train what is left of an epoch, and evaluate it where an evaluation follows."""
-        run, args, epoch, done = self.run, self.args, position.epoch, position.epoch + 1
-        losses = losses or RunningLosses(run.device, args.distributed)
-        begin_epoch(args, run.loader_train, epoch)
-        self.checkpoints.begin_epoch(position.batch // args.grad_accum_steps)
+        run, options, epoch, done = self.run, self.options, position.epoch, position.epoch + 1
+        losses = losses or RunningLosses(run.device, is_distributed())
+        begin_epoch(options, run.loader_train, epoch)
+        self.checkpoints.begin_epoch(position.batch // options.grad_accum_steps)
         if position.trained:
             train_metrics = losses.read(f'in epoch {epoch}')[1]
         else:
@@ -113,7 +116,7 @@ class Epochs:
 
     def _train(self, position: Position, losses: RunningLosses) -> dict[str, float]:
         """Mean losses of the epoch."""
-        run, args = self.run, self.args
+        run, options = self.run, self.options
         updated = position.batch  # batches of the epoch whose update is done
 
         def on_update(batches: int, checked: CheckResult) -> None:
@@ -123,19 +126,19 @@ class Epochs:
             self.checkpoints.after_update(position.epoch, batches, losses, checked)
 
         step = Step(
-            run.task, run.optimizer, args, run.device, run.precision,
-            loaders.build_loss_scale(args, run.loader_train), run.finite_check, run.on_broken)
+            run.task, run.optimizer, options, run.device, run.precision,
+            loaders.build_loss_scale(options, run.loader_train), run.finite_check, run.on_broken)
         try:
             metrics, _ = train_one_epoch(
                 position.epoch, step, run.loader_train, run.scheduler, self._on_log, on_update, losses,
                 position.batch, run.updates_per_epoch)
         except LabelError:
-            if updated and not args.distributed:  # other ranks are in a collective and cannot save
+            if updated and not is_distributed():  # other ranks are in a collective and cannot save
                 self.checkpoints.save_within(Position(position.epoch, updated), losses)
                 self.checkpoints.close()
                 _logger.info(f'Saved at epoch {position.epoch}, batch {updated}. {GOES_ON}.')
             raise
-        distribute_batch_norm(args, run.task.get_trainable_module())
+        distribute_batch_norm(options, run.task.get_trainable_module())
         try:
             self.damaged.after_epoch()
         except DamagedError:  # raised on all ranks, which count together
@@ -148,29 +151,29 @@ class Epochs:
         self.reporter.train_step(progress, optimization.mean_lr(run.optimizer))
         if self.trackers is not None:
             self.trackers.update(progress)
-        if self.args.save_images and self.primary:
+        if self.options.save_images and self.primary:
             path = os.path.join(self.checkpoints.output_dir, f'views-{progress.epoch}-{progress.update_index}.png')
             with log.tolerated(path):
                 to_picture = ToPicture(
-                    run.data_config, run.patch_size, self.args.naflex_patchify_channels_first)
+                    run.data_config, run.patch_size, self.options.naflex_patchify_channels_first)
                 save_views(path, progress.input, progress.target, to_picture, class_names(run.dataset_train),
-                           views=2 if self.args.agmax else 1)
+                           views=2 if self.options.agmax else 1)
 
     def _evaluate(self, epoch: int, train_metrics: dict[str, float], losses: RunningLosses) -> None:
         """Evaluate an epoch, tell of it, save it, and see whether the run ends with it."""
-        run, args, state = self.run, self.args, self.run.state
+        run, options, state = self.run, self.options, self.run.state
         random = state.random_state()
         raw = ema = None
         if run.loader_eval is not None:
             try:
                 raw = self._measure(epoch)
-                if run.task.has_ema() and not args.model_ema_force_cpu:
+                if run.task.has_ema() and not options.model_ema_force_cpu:
                     ema = self._measure(epoch, ema=True)
             except EvaluationStopped:
                 self._save_trained(epoch, losses, random)
                 self.checkpoints.leave(f'the end of epoch {epoch}, before its evaluation')
             except Exception as error:
-                if not args.fsdp:  # other ranks may wait in a forward pass, so a collective would hang
+                if not options.fsdp:  # other ranks may wait in a forward pass, so a collective would hang
                     self._save_failed(epoch, losses, random, error)
                 raise
             state.evaluated = True
@@ -184,7 +187,7 @@ class Epochs:
         self.checkpoints.save_epoch(epoch, metric, raw=raw, ema=ema)
         if self.trackers is not None:  # after the save, so that an error of a tracker loses nothing
             self.trackers.row(row)
-        check_finite(args, epoch, selected)
+        check_finite(options, epoch, selected)
         self.stopped = self.early_stop.agreed(self.results)
 
     def _save_trained(self, epoch: int, losses: RunningLosses, random: dict[str, Any]) -> None:
@@ -210,22 +213,22 @@ class Epochs:
             EvaluationStopped: on all ranks, where a signal asks one of them to end.
             EvaluationFailed: another rank raised an error of its own.
         """
-        run, args, checkpoints = self.run, self.args, self.checkpoints
+        run, options, checkpoints = self.run, self.options, self.checkpoints
         name = 'Test (EMA)' if ema else 'Test'
         if ema:
-            distribute_batch_norm(args, run.task.get_trainable_module(ema=True))
+            distribute_batch_norm(options, run.task.get_trainable_module(ema=True))
         evaluator = run.task.create_evaluator(max_samples=evaluation_sample_limit(run.loader_eval))
 
         def on_batch(batch_index: int) -> None:
             checkpoints.watchdog.beat()
-            if args.distributed and (in_sequence(args) or batch_index % args.log_interval):
+            if is_distributed() and (in_sequence(options) or batch_index % options.log_interval):
                 return  # ranks may have unequal numbers of batches; they agree at intervals
             self._agree(_STOPPED if checkpoints.signals.received is not None else _GOES_ON)
 
         try:
             metrics = evaluate(
-                run.task.get_eval_model(ema=ema), run.loader_eval, args, run.device, run.precision,
-                args.log_interval, on_log=log_steps(name) if self.primary else None,
+                run.task.get_eval_model(ema=ema), run.loader_eval, options, run.device, run.precision,
+                options.log_interval, on_log=log_steps(name) if self.primary else None,
                 on_batch=on_batch, evaluator=_Together(evaluator, self._agree))
         except (EvaluationStopped, EvaluationFailed):
             raise
@@ -242,8 +245,8 @@ class Epochs:
         Raises:
             EvaluationStopped, EvaluationFailed: the outcome of any rank.
         """
-        args = self.args
-        if args.distributed and not (args.fsdp and outcome == _FAILED):  # with --fsdp others wait in a forward pass
+        options = self.options
+        if is_distributed() and not (options.fsdp and outcome == _FAILED):  # with --fsdp others wait in a forward pass
             of_all = torch.tensor(outcome, dtype=torch.uint8, device=self.run.device)
             dist.all_reduce(of_all, dist.ReduceOp.MAX)
             outcome = int(of_all)
@@ -263,7 +266,7 @@ class _Together:
         return self.evaluator.compute(distributed)
 
 
-def check_finite(args: argparse.Namespace, epoch: int, metrics: dict[str, float]) -> None:
+def check_finite(options: Run, epoch: int, metrics: dict[str, float]) -> None:
     """
     Raises:
         NonFiniteError: a metric is NaN or infinite, and the run is to stop at such. The weights, which are finite, are
@@ -273,21 +276,21 @@ def check_finite(args: argparse.Namespace, epoch: int, metrics: dict[str, float]
     if not broken:
         return
     message = f"the evaluation after epoch {epoch}: {', '.join(broken)}"
-    if args.nan_policy == 'stop':
+    if options.nan_policy == 'stop':
         raise NonFiniteError(f'{message}. The epoch was saved, but not as the best')
     _logger.warning(f'{message}: it does not count as the best.')
 
 
-def distribute_batch_norm(args: argparse.Namespace, model: torch.nn.Module) -> None:
+def distribute_batch_norm(options: BatchNorm, model: torch.nn.Module) -> None:
     """Make the statistics of batch norm those of all ranks, as --dist-bn says."""
-    if args.distributed and args.dist_bn in ('broadcast', 'reduce'):
-        utils.distribute_bn(model, args.world_size, args.dist_bn == 'reduce')
+    if is_distributed() and options.dist_bn in ('broadcast', 'reduce'):
+        utils.distribute_bn(model, world_size(), options.dist_bn == 'reduce')
 
 
-def begin_epoch(args: argparse.Namespace, loader: Any, epoch: int) -> None:
+def begin_epoch(options: Mixing, loader: Any, epoch: int) -> None:
     """Make the training loader ready for an epoch."""
     set_epoch(loader, epoch)
-    if mixing(args) and args.mixup_off_epoch and epoch >= args.mixup_off_epoch:
+    if mixing(options) and options.mixup_off_epoch and epoch >= options.mixup_off_epoch:
         loader.mixup_enabled = False
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from ..assembly.loaders import prepare_batch
+from ..base.distributed import is_distributed, world_size
 from ..data.device import Input
 from ..data.sources.decoding import check_damage
 from ..data.sources.shards import check_delivered
@@ -77,7 +78,7 @@ def train_one_epoch(
         NonFiniteError: at the next log interval after a loss that is NaN or infinite.
         DamagedError: more images than --max-damaged cannot be decoded.
     """
-    losses = losses or RunningLosses(step.device, step.args.distributed)
+    losses = losses or RunningLosses(step.device, is_distributed())
     return _Epoch(epoch, step, loader, scheduler, on_log, on_update, losses, first_batch, updates_per_epoch).train()
 
 
@@ -96,7 +97,7 @@ class _Epoch:
 
     def __post_init__(self) -> None:
         self.num_batches = len(self.loader)
-        self.accumulate = self.step.args.grad_accum_steps
+        self.accumulate = self.step.options.grad_accum_steps
         self.num_updates = math.ceil(self.num_batches / self.accumulate)
         self.lap, self.total = Span(), Span()
 
@@ -117,7 +118,7 @@ class _Epoch:
         """Batches on the device, each with the seconds that this process waited for it."""
         begin = time.perf_counter()
         for input, target in batches_of(self.loader):
-            input, target = prepare_batch(self.step.args, input, target, self.step.device, self.step.precision)
+            input, target = prepare_batch(self.step.options, input, target, self.step.device, self.step.precision)
             yield input, target, time.perf_counter() - begin
             begin = time.perf_counter()
 
@@ -131,7 +132,7 @@ class _Epoch:
 
     def _count(self, images: int, updates: int, waited: float) -> None:
         for span in (self.lap, self.total):
-            span.add(images * self.step.args.world_size, updates, waited)
+            span.add(images * world_size(), updates, waited)
 
     def _after_update(
             self,
@@ -149,9 +150,9 @@ class _Epoch:
                 self.losses.update(batch_losses)
         if checked.made:
             self.step.task.update_ema(step=updates_in_all)
-        if self.step.args.synchronize_step and self.step.device.type != 'cpu':
+        if self.step.options.synchronize_step and self.step.device.type != 'cpu':
             torch.accelerator.synchronize()
-        if index % self.step.args.log_interval == 0 or done == self.num_batches:
+        if index % self.step.options.log_interval == 0 or done == self.num_batches:
             self._log(index, input, target)
         if checked.made and self.scheduler is not None:
             self.scheduler.step_update(num_updates=updates_in_all)

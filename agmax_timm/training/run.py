@@ -1,18 +1,17 @@
 """A training run, from its options to the last checkpoint."""
-import argparse
 import json
 import logging
 import os
 from collections.abc import Callable
 from typing import Any
 
-from timm import utils
-
 from ..assembly.console import begin_log
 from ..assembly.process_group import end_process_group
+from ..base.distributed import is_primary
 from ..base.pipes import print_if_read
 from ..base.signals import StopSignals
 from ..evaluation.log import finite
+from ..options.parsers import TrainOptions
 from . import dry_run
 from .create_run import TrainingRun, create_run, open_output, warn_of_surprises
 from .epochs import Epochs, begin_epoch
@@ -22,7 +21,7 @@ from .output import trackers as tracking
 
 
 def train(
-        args: argparse.Namespace,
+        options: TrainOptions,
         signals: StopSignals | None = None,
         on_complete: Callable[[str, Watchdog], None] | None = None,
 ) -> list[dict[str, Any]]:
@@ -41,30 +40,30 @@ def train(
         Interrupted: the run was asked to end, and has saved.
         SaveError: the last state could not be written.
     """
-    with Watchdog(args) as watchdog:
-        return _train(args, signals or StopSignals(), watchdog, on_complete)
+    with Watchdog(options.hang_timeout) as watchdog:
+        return _train(options, signals or StopSignals(), watchdog, on_complete)
 
 
 def _train(
-        args: argparse.Namespace,
+        options: TrainOptions,
         signals: StopSignals,
         watchdog: Watchdog,
         on_complete: Callable[[str, Watchdog], None] | None,
 ) -> list[dict[str, Any]]:
-    options = dict(vars(args))  # as given, before anything is resolved
     begin_log()
-    training_run = create_run(args, signals, watchdog)
-    if args.dry_run:
-        if utils.is_primary(args):
+    training_run = create_run(options, signals, watchdog)
+    if options.dry_run:
+        if is_primary():
             warn_of_surprises(training_run)
-        begin_epoch(args, training_run.loader_train, training_run.position.epoch)
+        begin_epoch(options, training_run.loader_train, training_run.position.epoch)
         dry_run.print_plan(training_run)
         return []
-    trackers = open_output(training_run, options) if utils.is_primary(args) else None
-    epochs = Epochs(training_run, trackers, run_folder.share_path(args, training_run.checkpoints.output_dir))
+    primary = is_primary()
+    trackers = open_output(training_run, options) if primary else None
+    epochs = Epochs(training_run, trackers, run_folder.share_path(options, training_run.checkpoints.output_dir))
     epochs.train()
     end_process_group()  # the other ranks need not wait for a report or an upload
-    if utils.is_primary(args):
+    if primary:
         finish(training_run, epochs, trackers)
         if on_complete is not None and epochs.results:
             on_complete(training_run.checkpoints.output_dir, watchdog)
@@ -77,7 +76,7 @@ def finish(training_run: TrainingRun, epochs: Epochs, trackers: tracking.Tracker
     saver, output_dir, results = training_run.checkpoints.saver, training_run.checkpoints.output_dir, epochs.results
     saver.wait()
     if epochs.stopped:
-        logger.info(f"Stopped after epoch {results[-1]['epoch']} by --early-stop {training_run.args.early_stop}: "
+        logger.info(f"Stopped after epoch {results[-1]['epoch']} by --early-stop {training_run.options.early_stop}: "
                     f'{epochs.stopped}.')
     if not epochs.trained:
         logger.info(f'Nothing to train: {output_dir} is complete.')

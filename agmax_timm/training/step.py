@@ -1,5 +1,4 @@
 """An update: the gradients of its batches, the check for values that are not finite, and the optimizer's step."""
-import argparse
 from collections.abc import Callable
 from contextlib import nullcontext
 
@@ -10,6 +9,7 @@ from torch.nn.utils import clip_grads_with_norm_
 
 from ..assembly.model import Precision
 from ..data.device import Input
+from ..options.parsers import TrainOptions
 from .guards.finite_check import CheckResult, FiniteCheck
 from .losses import BatchLosses, Update
 
@@ -20,7 +20,7 @@ class Step:
     Args:
         task: Task that is trained.
         optimizer: Optimizer of its parameters.
-        args: Options.
+        options: Options.
         device: Device of the task.
         precision: Dtypes, and the scaler of the loss if there is one.
         loss_scale: Factor of a batch's gradient by its number of images, where batches differ in size.
@@ -32,7 +32,7 @@ class Step:
             self,
             task: TrainingTask,
             optimizer: torch.optim.Optimizer,
-            args: argparse.Namespace,
+            options: TrainOptions,
             device: torch.device,
             precision: Precision,
             loss_scale: Callable[[int], float] | None = None,
@@ -41,7 +41,7 @@ class Step:
     ):
         self.task = task
         self.optimizer = optimizer
-        self.args = args
+        self.options = options
         self.device = device
         self.precision = precision
         self.loss_scale = loss_scale
@@ -77,7 +77,7 @@ class Step:
         with nullcontext() if last else self.task.no_sync():
             with self.precision.autocast():
                 result = self.task(input, target)
-            images = len(target) // (2 if self.args.agmax else 1)
+            images = len(target) // (2 if self.options.agmax else 1)
             losses = BatchLosses.of(result, images)
             update.add(losses, input, target)
             if self.finite_check is not None:
@@ -136,14 +136,14 @@ class Step:
         Returns:
             Whether the update was made; the scaler leaves out those whose gradients are not finite.
         """
-        args, parameters = self.args, None
-        if args.clip_grad is not None:
-            parameters = self.task.get_clip_parameters(exclude_head='agc' in args.clip_mode)
+        options, parameters = self.options, None
+        if options.clip_grad is not None:
+            parameters = self.task.get_clip_parameters(exclude_head='agc' in options.clip_mode)
         if self.precision.scaler is not None:
-            return self.precision.scaler.step(self.optimizer, args.clip_grad, args.clip_mode, parameters)
-        if args.clip_grad is not None and args.clip_mode == 'norm' and norm is not None:
-            clip_grads_with_norm_(parameters, args.clip_grad, norm)
-        elif args.clip_grad is not None:
-            dispatch_clip_grad(parameters, value=args.clip_grad, mode=args.clip_mode)
+            return self.precision.scaler.step(self.optimizer, options.clip_grad, options.clip_mode, parameters)
+        if options.clip_grad is not None and options.clip_mode == 'norm' and norm is not None:
+            clip_grads_with_norm_(parameters, options.clip_grad, norm)
+        elif options.clip_grad is not None:
+            dispatch_clip_grad(parameters, value=options.clip_grad, mode=options.clip_mode)
         self.optimizer.step()
         return True

@@ -1,5 +1,4 @@
 """The weights that a run starts from: their name on the Hub, and the licence under which they were published."""
-import argparse
 import os
 from contextlib import suppress
 from typing import Any
@@ -10,6 +9,7 @@ from timm.models import get_pretrained_cfg, parse_model_name
 
 from ..base.errors import CheckpointError
 from ..base.licences import license_in_folder, license_name
+from ..options.model import TrainModel
 from .checkpoint import SavedModel, saved_run
 
 # 'name' of a repository on the Hub and 'license', each None if unknown. Empty if training starts without weights.
@@ -18,23 +18,23 @@ Base = dict[str, str | None]
 _LOCATIONS = {'url', 'file', 'state_dict', 'hf_hub_id', 'hf_hub_filename'}
 
 
-def find_base(args: argparse.Namespace, model: Any) -> Base:
+def find_base(options: TrainModel, model: Any) -> Base:
     """Return the weights that a run of train.py starts from. Reads the model card of a repository or folder, if any.
 
     Args:
-        args: Options of the run.
+        options: Options of the run.
         model: As timm created it, with the configuration of the weights that it loaded.
     """
-    overlay = args.pretrained_cfg_overlay
-    path = args.resume or args.initial_checkpoint
-    if not path and args.pretrained:
-        path = args.pretrained_path or overlay.get('file')
+    overlay = options.pretrained_cfg_overlay
+    path = options.resume or options.initial_checkpoint
+    if not path and options.pretrained:
+        path = options.pretrained_path or overlay.get('file')
     if path:
         return base_of_file(path)
-    if not args.pretrained:
+    if not options.pretrained:
         return {}
     config = model.pretrained_cfg
-    source, name = parse_model_name(args.model)
+    source, name = parse_model_name(options.model)
     if source is None and overlay.keys() & _LOCATIONS:  # other weights than those whose licence timm knows
         config = {**config, 'license': overlay.get('license')}
     license = license_name(config.get('license'))

@@ -104,7 +104,7 @@ def read_model(
     checkpoint = _read(file)
     if is_original(checkpoint):
         raise CheckpointError(f'{file} is a checkpoint of the original AgMax: python -m agmax_timm.convert takes it')
-    folder, options = os.path.dirname(file) or '.', _options(checkpoint)
+    folder, options = os.path.dirname(file) or '.', options_in(checkpoint)
     use_ema = choose_ema(options, use_ema)
     known: dict[str, Any] = dict(
         state_dict=_tensors(checkpoint, file, use_ema),
@@ -223,9 +223,10 @@ def _damage_reported(path: str):
         raise CheckpointError(f'what {path} says of its model is damaged: {one_line(error)}') from error
 
 
-def _options(checkpoint: dict[str, Any]) -> dict[str, Any]:
+def options_in(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """Options of the run that wrote a checkpoint, as they are in it; empty without them."""
     args = checkpoint.get('args')
-    return dict(vars(args)) if isinstance(args, argparse.Namespace) else {}
+    return dict(vars(args)) if isinstance(args, argparse.Namespace) else dict(args) if isinstance(args, dict) else {}
 
 
 def _images(checkpoint: dict[str, Any]) -> dict[str, int]:
@@ -269,7 +270,7 @@ def _read(path: str, mmap: bool = False) -> dict[str, Any]:
         published, architecture, model_args = load_model_config_from_path(os.path.dirname(path) or '.')
         return {
             'state_dict': checkpoint,
-            'args': argparse.Namespace(**noted_options(published)),
+            'args': noted_options(published),
             METADATA: {
                 'architecture': architecture,
                 'model_args': {'num_classes': published['num_classes'], **model_args},
@@ -300,7 +301,7 @@ def saved_options(path: str) -> dict[str, Any]:
     checkpoint = _read(path, mmap=True)
     if is_original(checkpoint):
         return original_options(checkpoint)
-    options = _options(checkpoint)
+    options = options_in(checkpoint)
     if options:
         options.update(_CROP_OF_TRAINING)
     if METADATA in checkpoint:
@@ -324,7 +325,7 @@ def saved_run(path: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """
     checkpoint = _read(path, mmap=True)
     metadata = checkpoint.get(METADATA)
-    return _options(checkpoint), metadata if isinstance(metadata, dict) else {}
+    return options_in(checkpoint), metadata if isinstance(metadata, dict) else {}
 
 
 def _class_map(metadata: dict[str, Any], path: str) -> Any:

@@ -13,6 +13,7 @@ from agmax_timm.assembly import model, process_group
 from agmax_timm.base.errors import OptionError
 from agmax_timm.commands import train as train_cli
 from agmax_timm.report import report as report_module
+from agmax_timm.training.guards import watchdog as watchdog_module
 from agmax_timm.training.guards.finite_check import _Reading
 from agmax_timm.training.guards.watchdog import Watchdog
 from tests.helpers.ranks import finish_ranks, free_port, logs, start_ranks
@@ -86,14 +87,15 @@ def test_more_processes_than_gpus_are_refused_in_one_line(monkeypatch):
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
     monkeypatch.setattr(torch.cuda, 'device_count', lambda: 1)
     with pytest.raises(OptionError, match='process 2 of this machine has no GPU, it sees 1: .*--nproc-per-node 1'):
-        model.init_device(Namespace(device='cuda'))
+        model.init_device('cuda')
 
 
 # What the watchdog says of a rank that waits
 
 def place_of(wait, device):
     """What a watchdog says while the main thread is in wait()."""
-    watchdog = Watchdog(Namespace(hang_timeout=1, rank=0, distributed=True, device=device))
+    watchdog = Watchdog(1)
+    watchdog.device = torch.device(device)
     watchdog.presence = Namespace(silent=lambda: [1])
     said = []
     thread = threading.Thread(target=lambda: (time.sleep(0.2), said.append(watchdog._place())))
@@ -121,7 +123,8 @@ def load_a_batch():
     time.sleep(0.5)
 
 
-def test_a_rank_that_waits_for_its_gpu_waits_for_the_others():
+def test_a_rank_that_waits_for_its_gpu_waits_for_the_others(monkeypatch):
+    monkeypatch.setattr(watchdog_module, 'is_distributed', lambda: True)
     assert place_of(wait_for_flags, 'cuda:0') == 'it waits for the other ranks: rank 1 does not answer'
     assert place_of(load_a_batch, 'cuda:0').startswith('it hangs in load_a_batch')
 
@@ -129,8 +132,9 @@ def test_a_rank_that_waits_for_its_gpu_waits_for_the_others():
 def test_a_line_that_reads_from_a_gpu_is_known():
     lines = 'return tuple(self.host.tolist())', 'last = values.tolist()', 'x = loss.item()', 'x.cpu()', "x.to('cpu')"
     stack = [Namespace(name='read', line=line) for line in lines]
-    watchdog = Watchdog(Namespace(hang_timeout=1, rank=0, distributed=True, device='cuda:0'))
+    watchdog = Watchdog(1)
+    watchdog.device = torch.device('cuda:0')
     assert all(watchdog._reads(frame) for frame in stack)
     assert not watchdog._reads(Namespace(name='decode', line='image = Image.open(file)'))
-    watchdog.args.device = 'cpu'
+    watchdog.device = torch.device('cpu')
     assert not any(watchdog._reads(frame) for frame in stack)

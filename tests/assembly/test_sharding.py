@@ -1,17 +1,20 @@
 """--fsdp must do what DDP does: two processes train each way on the same batches, and what they leave is compared."""
 import os
 from argparse import Namespace
+from dataclasses import replace
+from functools import partial
 
 import pytest
 import timm
 import torch
 import torch.distributed as dist
 import torch.multiprocessing
+from timm.utils import distributed
 from torch.distributed.tensor import DTensor
 
+from agmax_timm.assembly import job_start, sharding
 from agmax_timm.assembly import model as build
 from agmax_timm.assembly import optimizer as optimization
-from agmax_timm.assembly import sharding
 from agmax_timm.assembly.objective import build_task
 from agmax_timm.base.errors import OptionError
 from agmax_timm.evaluation.evaluate import evaluate
@@ -49,9 +52,7 @@ RUNS = {
 
 
 def options(flags, **values):
-    args = parse_train_args(flags.split())
-    vars(args).update(dict(fsdp=True, distributed=True, world_size=RANKS), **values)
-    return args
+    return replace(parse_train_args(flags.split()), **{'fsdp': True, **values})
 
 
 def batches(rank, agmax, dtype):
@@ -83,8 +84,8 @@ def build_all(args, architecture, rank, dtype):
 def train_case(name, fsdp, rank):
     """Train as train.py does; returns what a checkpoint would hold, all metrics, and the share of it on this rank."""
     architecture, flags = CASES[name]
-    args = options(f'--batch-size 4 --model-ema --model-ema-decay 0.5 {flags}', fsdp=fsdp, rank=rank)
-    args.torchcompile = args.torchcompile if fsdp else None  # compiled must equal uncompiled
+    args = options(f'--batch-size 4 --model-ema --model-ema-decay 0.5 {flags}', fsdp=fsdp)
+    args = replace(args, torchcompile=args.torchcompile if fsdp else None)  # compiled must equal uncompiled
     dtype = torch.float32 if args.amp else torch.float64
     task, optimizer, precision = build_all(args, architecture, rank, dtype)
     metrics = []
@@ -140,9 +141,10 @@ def run_train(name, rank, folder, photos):
         *'--sched none --opt adamw --lr 1e-3 --warmup-epochs 0 --model-ema --model-ema-decay 0.5'.split(),
         '--recovery-interval', '2',
         '--epochs', str(epochs), '--output', str(folder), '--experiment', name, *resume])
-    vars(args).update(fsdp=fsdp, dist_url=f'file://{folder}/store {name}?rank={rank}&world_size={RANKS}')
+    job_start.init_distributed_device_so = partial(
+        distributed.init_distributed_device_so, dist_url=f'file://{folder}/store {name}?rank={rank}&world_size={RANKS}')
     os.environ.update(WORLD_SIZE=str(RANKS), RANK=str(rank), LOCAL_RANK=str(rank))
-    training.train(args)
+    training.train(replace(args, fsdp=fsdp))
 
 
 def run_rank(rank, folder, photos, barrier):

@@ -1,7 +1,6 @@
 """Of the processes of a job, those that say nothing are named, and no others."""
 import threading
 import time
-from argparse import Namespace
 
 import pytest
 import torch.distributed as dist
@@ -17,7 +16,7 @@ def ranks(monkeypatch):
     store = dist.TCPStore('127.0.0.1', 0, is_master=True, wait_for_workers=False)
     monkeypatch.setenv('MASTER_ADDR', '127.0.0.1')
     monkeypatch.setenv('MASTER_PORT', str(store.port))
-    yield [Presence(Namespace(rank=rank, world_size=4), PERIOD) for rank in range(4)]
+    yield [Presence(rank, 4, PERIOD) for rank in range(4)]
     del store
 
 
@@ -41,7 +40,7 @@ def test_who_runs_and_who_left_is_not_silent(ranks):
 
 def test_without_a_store_nobody_is_named(monkeypatch):
     monkeypatch.delenv('MASTER_ADDR', raising=False)
-    alone = Presence(Namespace(rank=0, world_size=2), PERIOD)
+    alone = Presence(0, 2, PERIOD)
     start = time.monotonic()
     alone.tell()
     assert alone.silent() == []

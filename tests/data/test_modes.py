@@ -15,11 +15,12 @@ from agmax_timm.assembly import model as build
 from agmax_timm.base.errors import OptionError
 from agmax_timm.data.loader import create_train_loader
 from agmax_timm.data.sources.datasets import create_dataset
+from agmax_timm.options.data import DataSet
+from agmax_timm.options.declare import declared
 from agmax_timm.options.parse import parse_train_args
-from agmax_timm.options.ranges import NAMES
 
 SIDE = 32
-MODES = NAMES['input_img_mode'][1:]
+MODES = declared(DataSet)['input_img_mode'].check.names[1:]
 REFUSED_BY_PREFETCHER = ('1', 'I', 'F')
 REFUSED_WITHOUT_IT = ('I',)
 MEAN, STD = 0.25, 0.5
@@ -58,7 +59,7 @@ def batch_of(images, mode, loader, prefetcher, backend):
         str(images), '--model', 'test_resnet', '--num-classes', '4', '-b', '4', '-j', '0', *NEUTRAL, '--device', 'cpu',
         '--in-chans', str(channels), '--input-img-mode', mode, '--augment-backend', backend,
         *(['--agmax'] if loader == 'two views' else []), *([] if prefetcher else ['--no-prefetcher'])])
-    device = build.init_device(args)
+    device = build.init_device(args.device)
     config = dict(input_size=(channels, SIDE, SIDE), mean=(MEAN,) * channels, std=(STD,) * channels,
                   interpolation='bicubic', crop_pct=1., crop_mode='center')
     precision = build.build_precision(args, device)
@@ -162,7 +163,7 @@ def test_sixteen_bits_of_data_in_sequence_become_the_upper_eight(tmp_path, kind,
 ])
 def test_flags_are_named(images, words, message):
     args = parse_train_args([str(images), '--num-classes', '4', '-b', '4', '-j', '0', '--device', 'cpu', *words])
-    device = build.init_device(args)
+    device = build.init_device(args.device)
     channels = args.in_chans or 3
     config = dict(input_size=(channels, SIDE, SIDE), mean=(MEAN,) * channels, std=(STD,) * channels,
                   interpolation='bicubic', crop_pct=1., crop_mode='center')

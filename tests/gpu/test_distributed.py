@@ -26,7 +26,7 @@ def group(device):
 
 def test_every_collective_of_the_package(device, group, monkeypatch):
     args = options(distributed=True, rank=0)
-    assert StopSignals().agreed(args, device) is False
+    assert StopSignals().agreed(device) is False
     local = torch.arange(6., device=device).view(2, 3)
     with monkeypatch.context() as patch:
         patch.setattr(distributed, 'world_size', lambda: 2)  # of one rank it would be the mean itself

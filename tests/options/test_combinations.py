@@ -2,12 +2,12 @@
 import csv
 import math
 import re
-from argparse import Namespace
 
 import pytest
 import torch
 from timm.models import create_model, save_for_hf
 
+from agmax_timm.options import parsers
 from agmax_timm.options.combinations import NOT_WITH_AGMAX
 from agmax_timm.options.parse import parse_train_args
 from agmax_timm.training import run as training
@@ -34,10 +34,9 @@ def test_what_works(photos, tmp_path, teacher, feature, flags):
     parts = results[-1]['train']
     assert all(math.isfinite(value) for value in parts.values())
     assert -math.log(3) - 1e-3 <= parts['agreement'] < 0. < parts['divergence'], 'the marginals of 3 classes'
-    with torch.serialization.safe_globals([Namespace]):
-        checkpoint = torch.load(tmp_path / 'run' / 'last.pth.tar', weights_only=True)
+    checkpoint = torch.load(tmp_path / 'run' / 'last.pth.tar', weights_only=True)
     assert set(checkpoint['task_state']) == {'qnet'}
-    args = checkpoint['args']
+    args = parsers.saved_train_options(checkpoint['args'])
     model = create_model(args.model, num_classes=3, in_chans=args.in_chans or 3, **args.model_kwargs)
     model.load_state_dict(checkpoint['state_dict'])
     with open(tmp_path / 'run' / 'summary.csv', newline='') as f:

@@ -1,13 +1,15 @@
 """Options: precedence, types, and one line for every mistake."""
+from dataclasses import FrozenInstanceError, fields
+
 import pytest
 import yaml
 from timm.loss import LOSS_TYPES, create_classification_loss
 
 from agmax_timm.base.command_line import _SYNONYMS
+from agmax_timm.options.declare import EVALUATION, RECIPE, RESUME, declared, problems
 from agmax_timm.options.former_names import FORMER
-from agmax_timm.options.parse import explicit_options, parse_train_args, parse_validate_args
-from agmax_timm.options.parsers import train_parser, validate_parser
-from agmax_timm.options.ranges import ANY_NUMBER, RANGES
+from agmax_timm.options.parse import given_options, parse_train_args, parse_validate_args
+from agmax_timm.options.parsers import TrainOptions, ValidateOptions, train_parser, validate_parser
 
 
 @pytest.fixture
@@ -137,7 +139,7 @@ def test_a_missing_file_is_one_line(capsys):
     ('--task multilabel --dataset hfds/x', ['--task multilabel', '--num-classes']),
     ('--task multilabel --num-classes 3', ['--task multilabel', 'hfds/']),
     ('--task multilabel --num-classes 3 --dataset hfds/x --eval-metric top1', ['--eval-metric', 'top1', 'map']),
-    ('--multilabel-threshold 1', ['--multilabel-threshold', 'between 0 and 1', '1.0']),
+    ('--multilabel-threshold 1', ['--multilabel-threshold', 'above 0 and below 1', '1.0']),
     ('--target-format multihot', ['--target-format', '--task multilabel']),
     ('--eval-metric map', ['--eval-metric', 'map']),
     ('--resume auto', ['--resume auto', '--experiment']),
@@ -220,8 +222,8 @@ def test_names_of_losses_are_resolved():
 
 def test_the_command_line_is_told_from_the_defaults():
     argv = ['data', '--img-size', '32', '--use-ema']
-    assert explicit_options(validate_parser(), argv) == {'data', 'img_size', 'use_ema'}
-    assert parse_validate_args(argv).explicit == {'data', 'img_size', 'use_ema'}
+    assert given_options(validate_parser(), argv) == {'data': 'data', 'img_size': 32, 'use_ema': True}
+    assert parse_validate_args(argv).given == {'data', 'img_size', 'use_ema'}
 
 
 @pytest.mark.parametrize('parser', [train_parser(), validate_parser()], ids=['train', 'validate'])
@@ -233,13 +235,24 @@ def test_abbreviations_work():
     assert parse_train_args(['data', '--model-ema-d', '0.5']).model_ema_decay == 0.5
 
 
-@pytest.mark.parametrize('parser', [train_parser(), validate_parser()], ids=['train', 'validate'])
-def test_every_flag_of_numbers_has_a_rule(parser):
-    """A new one is a word in run/flags/ranges.py."""
-    numeric = {action.dest for action in parser._actions if action.type in (int, float)}
-    ruled = [name for _, _, names in RANGES for name in names] + list(ANY_NUMBER)
-    assert numeric <= set(ruled)
-    assert len(ruled) == len(set(ruled)), 'one rule each'
+@pytest.mark.parametrize('options', [TrainOptions, ValidateOptions])
+def test_the_declaration_of_every_option_is_complete(options):
+    known = declared(options)
+    for name, option in known.items():
+        assert option.help and option.help[-1] != '.', name
+        assert option.metavar or option.choices or option.kind is bool or option.check or name == 'device', name
+        assert option.check or option.convert or option.kind not in (int, float), f'{name}: a number without a check'
+        assert option.resume in RESUME and option.recipe in RECIPE and option.evaluation in EVALUATION, name
+        assert option.affects_result or option.resume in ('ignored', 'logged'), name
+        assert set(option.needs) <= {*known, *declared(TrainOptions)}, name
+        assert not {*option.synonyms, *option.former} & {*known}, name
+        assert not list(problems(options(**{name: option.default}))), f'{name}: its default is refused'
+    assert {field.name for field in fields(options)} - {'given'} == set(known)
+
+
+def test_options_cannot_be_changed():
+    with pytest.raises(FrozenInstanceError):
+        parse_train_args(['data']).lr = 1.
 
 
 @pytest.mark.parametrize('argv, words', [

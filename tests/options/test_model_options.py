@@ -23,7 +23,6 @@ OTHER_HEADS = [
 
 def built(model, *argv, size='32', classes='3'):
     args = parse_train_args(['data', '--model', model, '--num-classes', classes, '--img-size', size, *argv])
-    args.rank, args.distributed = 0, False
     return build.build_model(args, CPU, build.Precision())[0]
 
 
@@ -140,7 +139,6 @@ def test_options_of_batch_norm_in_a_model_without_it(caplog, flags, model, warne
 def test_a_model_without_branches_to_fuse(caplog, tmp_path, model, warned):
     torch.save(create_model(model, num_classes=3).state_dict(), tmp_path / 'weights.pth')
     args = validate_options(model=model, num_classes=3, reparam=True, checkpoint=str(tmp_path / 'weights.pth'))
-    args.rank, args.distributed = 0, False
     build_subject(args, CPU, build.Precision())
     assert (f'--reparam has no effect: --model {model} has no branches to fuse' in caplog.text) is warned
 

@@ -6,16 +6,19 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 
-from agmax_timm.options.kinds import FILES, FILES_OR_NUMBERS, KEEPING, LAUNCHER, PERSONAL
+from agmax_timm.options.declare import declared
 from agmax_timm.options.option_file import convert_options
 from agmax_timm.options.parse import parse_train_args
-from agmax_timm.options.parsers import train_parser
+from agmax_timm.options.parsers import TrainOptions, train_parser
 from agmax_timm.options.recipe import portable, recipe, redact
 from agmax_timm.options.settings import changed_options, train_command
 from agmax_timm.report.page import Report, render
 from agmax_timm.weights.staging import stage
 
 PERSON = 'ann-smith'
+FILES, FILES_OR_NUMBERS, LEFT_OUT = (
+    [name for name, option in declared(TrainOptions).items() if option.recipe == kind]
+    for kind in ('file name', 'file name or numbers', 'left out'))
 ACTIONS = {action.dest: action for action in train_parser()._actions if action.dest not in ('help', 'config')}
 # Words that an option needs, or that are valid for it; DIR is a folder of the person with the FILES in it.
 VALID = {
@@ -86,7 +89,7 @@ def test_the_recipe_of_every_option_is_a_file_of_train_and_names_nobody(folder):
     default = {name: train_parser().get_default(name) for name in ACTIONS}
     assert [name for name in ACTIONS if options[name] == default[name]] == []
     made = recipe({**options, 'rank': 0, 'world_size': 2, 'explicit': {'lr'}, 'native_amp': True})
-    assert set(made) == set(ACTIONS) - {*LAUNCHER, *PERSONAL}
+    assert set(made) == set(ACTIONS) - set(LEFT_OUT)
     text = yaml.safe_dump(made)
     assert PERSON not in text and str(folder.parent) not in text and '/home' not in text
     assert {name: made[name] for name in FILES} == {name: name for name in FILES}
@@ -105,7 +108,7 @@ def test_recipe_and_command_of_each_option_are_accepted_and_say_the_same(name, f
     try:
         options = vars(parse_train_args(words))
     except SystemExit:  # it needs others beside it: the type at least is right
-        assert name not in PERSONAL + FILES, words
+        assert name not in LEFT_OUT + FILES, words
         made = recipe({name: every_option(folder)[name]})
         assert convert_options(made, train_parser()) == made
         return
@@ -116,7 +119,7 @@ def test_recipe_and_command_of_each_option_are_accepted_and_say_the_same(name, f
     assert command[:3] == ['python', 'train.py', 'DIR']
     assert recipe(vars(parse_train_args(command[2:]))) == made
     assert PERSON not in f'{made} {command}' and (name in changed_options(options)) == (
-        name not in LAUNCHER + PERSONAL)
+        name not in LEFT_OUT)
 
 
 def test_nothing_that_is_staged_or_reported_names_a_person_or_a_folder(folder, make_saved, tmp_path):
@@ -155,7 +158,3 @@ def test_values_without_folders_and_secrets(value, expected):
 def test_messages_without_folders():
     assert redact("no such folder or tar file: /home/ann/birds, see '/tmp/a/b.csv' and https://host/a/b") == (
         "no such folder or tar file: birds, see 'b.csv' and https://host/a/b")
-
-
-def test_options_that_change_no_result_are_options():
-    assert {*KEEPING, *PERSONAL, *FILES, *FILES_OR_NUMBERS} <= {*ACTIONS, 'config'}

@@ -2,6 +2,7 @@
 import math
 import re
 import shlex
+from dataclasses import replace
 
 import pytest
 import timm
@@ -74,12 +75,11 @@ def parse(*names, argv=()):
     """Options of composed recipes, for one process on the CPU."""
     files = [argument for name in names for argument in ('-c', str(REPOSITORY / 'hparams' / f'{name}.yaml'))]
     args = parse_train_args([*files, '--device', 'cpu', *argv])
-    build.init_device(args)
     return args
 
 
 def build_loaders(args, photos):
-    args.data_dir = str(photos)
+    args = replace(args, data_dir=str(photos))
     model, data_config = build.build_model(args, CPU, PRECISION)
     train, validation = loaders.build_datasets(args, data_config)
     return (
@@ -92,7 +92,7 @@ def build_loaders(args, photos):
 def build_optimizer(args):
     model, _ = build.build_model(args, CPU, PRECISION)
     task = build_task(args, model, CPU, PRECISION)
-    optimization.set_learning_rate(args, args.batch_size)
+    args = optimization.with_learning_rate(args, args.batch_size)
     return task, optimization.build_optimizer(args, task)
 
 
@@ -246,7 +246,7 @@ def test_cosine_schedule_of_cifar():
 def test_learning_rate_follows_the_batch(base, images, weight_decay):
     for factor in (1, 2):
         args = parse(base, argv=('-b', str(factor * images)) if factor > 1 else ())
-        optimization.set_learning_rate(args, args.batch_size)
+        args = optimization.with_learning_rate(args, args.batch_size)
         assert (args.batch_size, args.lr) == (factor * images, pytest.approx(factor * 0.1))
     assert args.weight_decay == weight_decay
 

@@ -1,6 +1,6 @@
 """Warnings of options that do nothing: each row of the table by an example, and the table against what timm does."""
-import argparse
 import math
+from dataclasses import replace
 from functools import cache
 from itertools import product
 
@@ -116,11 +116,11 @@ VALIDATION = [
 
 @cache
 def defaults():
-    return vars(parse_train_args(['data']))
+    return parse_train_args(['data'])
 
 
 def options(**given):
-    return argparse.Namespace(**{**defaults(), **given})
+    return replace(defaults(), **given)
 
 
 def is_idle(args, *given):
@@ -303,8 +303,8 @@ def test_momentum_of_optimizers_that_have_none(caplog, opt, taken):
 
 def surprises(words, updates_per_epoch=10, epochs=5, evaluations=5, lr=0.1, distributed=False):
     args = parse_train_args(['data', '--epochs', str(epochs), '--warmup-epochs', '0', *words.split()])
-    args = argparse.Namespace(**{**vars(args), 'lr': lr, 'distributed': distributed})
-    return list(without_effect.surprises_of_run(args, updates_per_epoch, epochs, evaluations))
+    args = replace(args, lr=lr)
+    return list(without_effect.surprises_of_run(args, updates_per_epoch, epochs, evaluations, distributed))
 
 
 @pytest.mark.parametrize('words, line', [

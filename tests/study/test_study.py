@@ -377,7 +377,7 @@ def test_runs_that_exist_may_have_other_options_without_effect_on_the_result(tmp
     for run in make_runs(study, 'data', str(tmp_path / 'out')):
         os.makedirs(run.folder)
         with open(os.path.join(run.folder, 'args.yaml'), 'w') as file:
-            yaml.safe_dump(vars(run.args), file)
+            yaml.safe_dump(vars(run.options), file)
     now = read_study(write_study(tmp_path, base={**SMALL, **option}))
     runs = make_runs(now, 'data', str(tmp_path / 'out'))
     if allowed:
@@ -406,7 +406,7 @@ def test_later_options_win(tmp_path):
     study = read_study(write_study(
         tmp_path, base=[{**SMALL, 'lr': 0.1}, 'recipe.yaml'], augmentations={'a': {'smoothing': 0.2, 'mixup': 0.2}},
         methods={'m': ['recipe.yaml', {'mixup': 0.1, 'agmax': True}], 'n': None}))
-    m, n = (run.args for run in make_runs(study, 'data', str(tmp_path))[:2])
+    m, n = (run.options for run in make_runs(study, 'data', str(tmp_path))[:2])
     assert (m.lr, m.smoothing, m.mixup, m.agmax) == (0.3, 0.3, 0.1, True)
     assert (n.lr, n.smoothing, n.mixup, n.agmax) == (0.3, 0.2, 0.2, False)
 

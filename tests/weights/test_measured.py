@@ -13,8 +13,8 @@ from PIL import Image
 from agmax_timm import export, publish
 from agmax_timm.evaluation.prediction import Predictor, options_of
 from agmax_timm.evaluation.published import compare_on_data
-from agmax_timm.options.kinds import OF_ARITHMETIC, OF_EVALUATION, OF_INPUT
-from agmax_timm.options.parsers import train_parser, validate_parser
+from agmax_timm.options.declare import declared
+from agmax_timm.options.parsers import TrainOptions, ValidateOptions
 from agmax_timm.options.settings import validate_command
 from agmax_timm.weights import staging
 from agmax_timm.weights.card import model_card
@@ -174,11 +174,12 @@ def test_the_numbers_are_of_the_model_that_was_measured(ema_run):
 
 def test_no_option_of_an_evaluation_is_forgotten():
     """Each that train.py and validate.py share is in the folder, in the command, or without effect."""
-    train, validate = ({action.dest for action in parser()._actions} for parser in (train_parser, validate_parser))
-    shared = train & validate
-    assert shared - WITHOUT_EFFECT - set(OF_INPUT) - set(OF_EVALUATION) - set(OF_ARITHMETIC) == set()
+    kinds = {name: option.evaluation for name, option in declared(ValidateOptions).items()
+             if name in declared(TrainOptions)}
+    decisive = ('input', 'data', 'labels', 'precision', 'compilation')
+    assert {name for name, kind in kinds.items() if kind not in decisive} <= WITHOUT_EFFECT
     values = {'class_map': 'map.txt', 'amp_dtype': 'bfloat16', 'multilabel_threshold': 0.3, 'naflex_max_seq_len': 9}
-    for name in ('naflex_loader', *OF_EVALUATION, *OF_ARITHMETIC):
+    for name in (name for name, kind in kinds.items() if kind in decisive[1:] and name != 'dataset'):
         value = values.get(name, True)
         assert f"--{name.replace('_', '-')}" in validate_command({name: value}, 'x').split(), name
 
@@ -186,8 +187,8 @@ def test_no_option_of_an_evaluation_is_forgotten():
 def test_words_of_the_command_are_quoted():
     options = dict(data_dir='/home/ann/data', dataset='', val_split='val[:50%]', batch_size=8, input_key='my image')
     assert validate_command(options, "'local-dir:.'") == (
-        "python validate.py DIR --model 'local-dir:.' --pretrained --input-key 'my image' --split 'val[:50%]' "
-        '--batch-size 8')
+        "python validate.py DIR --model 'local-dir:.' --pretrained --input-key 'my image' "
+        "--batch-size 8 --split 'val[:50%]'")
 
 
 def test_a_card_without_options_has_no_command(make_saved):

@@ -1,9 +1,10 @@
 """Attacks on batches as validate.py's loaders give them, with the unit, the norm and the steps of the options."""
-import argparse
 
 import torch
 
 from ...assembly.model import Precision
+from ...base.distributed import rank, world_size
+from ...options.parsers import ValidateOptions
 from ..inference import Subject
 from ..metrics import labels_of_data
 from .attacks import pgd, random_start
@@ -22,7 +23,7 @@ class Attack:
 
     def __init__(
             self,
-            args: argparse.Namespace,
+            options: ValidateOptions,
             subject: Subject,
             device: torch.device,
             precision: Precision,
@@ -31,17 +32,17 @@ class Attack:
         self.model, config = subject.model, subject.data_config
         self.mean, self.std = (torch.tensor(config[name], device=device).view(1, -1, 1, 1)
                                for name in ('mean', 'std'))
-        self.valid_labels = labels_of_data(args, subject.num_classes)
+        self.valid_labels = labels_of_data(options, subject.num_classes)
         # Without a loss scale float16 would make 0 of small gradients: they are taken in float32.
-        half = args.amp and args.amp_dtype == 'float16'
+        half = options.amp and options.amp_dtype == 'float16'
         self.autocast = Precision().autocast if half else precision.autocast
-        self.args = args
-        unit = _UNITS[args.attack_norm]
+        self.options = options
+        unit = _UNITS[options.attack_norm]
         self.epsilon = epsilon * unit
-        one_step = args.attack == 'fgsm'
-        self.steps = 1 if one_step else args.attack_steps
-        self.step_size = self.epsilon if one_step else args.attack_step_size and args.attack_step_size * unit
-        self.next_index = args.rank  # as the distributed sampler deals them out
+        one_step = options.attack == 'fgsm'
+        self.steps = 1 if one_step else options.attack_steps
+        self.step_size = self.epsilon if one_step else options.attack_step_size and options.attack_step_size * unit
+        self.next_index = rank()  # as the distributed sampler deals them out
 
     def __call__(self, input: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """
@@ -65,16 +66,16 @@ class Attack:
                 output = output[0] if isinstance(output, (tuple, list)) else output
                 return output if self.valid_labels is None else output[:, self.valid_labels]
 
-            attacked = pgd(logits, pixels, target, self.epsilon, self.args.attack_norm, self.steps, self.step_size,
+            attacked = pgd(logits, pixels, target, self.epsilon, self.options.attack_norm, self.steps, self.step_size,
                            self._start(pixels))
             return normalized(attacked).detach()
 
     def _start(self, pixels: torch.Tensor) -> torch.Tensor | None:
         """By the number of the image in the data: neither batches nor ranks change it."""
-        count, ranks = len(pixels), self.args.world_size
+        count, ranks = len(pixels), world_size()
         indices = range(self.next_index, self.next_index + count * ranks, ranks)
         self.next_index = indices.stop
-        if self.args.attack == 'fgsm':
+        if self.options.attack == 'fgsm':
             return None
-        seeds = [sample_seed(self.args.seed, index) for index in indices]
-        return random_start(pixels.shape[1:], self.epsilon, self.args.attack_norm, seeds).to(pixels.device)
+        seeds = [sample_seed(self.options.seed, index) for index in indices]
+        return random_start(pixels.shape[1:], self.epsilon, self.options.attack_norm, seeds).to(pixels.device)

@@ -1,29 +1,28 @@
 """What validate.py measures of a model beside its plain accuracy, as columns of its results."""
-import argparse
-import copy
 import logging
 import os
 import re
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from timm import utils
 from timm.data import ImageNetInfo
 from timm.task import evaluation_sample_limit
 from torch.utils.data import Dataset
 
 from ...assembly import loaders
 from ...assembly.model import Precision
+from ...base.distributed import is_distributed, is_primary
 from ...base.errors import DataError, OptionError
 from ...base.text import one_line
 from ...data.augment import replace_transforms, transforms_of
 from ...data.mixup import TwoViewCollate
 from ...data.sources.classes import class_names, same_names
-from ...options.parsers import train_parser
+from ...options.evaluation import Robustness
+from ...options.parsers import AnyOptions, ValidateOptions, saved_train_options
 from .. import bulk
 from ..evaluate import evaluate
 from ..inference import Subject
@@ -48,7 +47,7 @@ class Corruption(NamedTuple):
 @dataclass
 class Evaluation:
     """A model, the data that it is evaluated on, and how."""
-    args: argparse.Namespace
+    options: ValidateOptions
     subject: Subject
     dataset: Dataset
     device: torch.device
@@ -71,14 +70,15 @@ class Evaluation:
             perturb: See evaluate.
             **data_config: In place of the model's own.
         """
-        args, dataset = self.args, dataset or self.dataset
-        source = SeededDataset(dataset, args.seed) if change is not None else dataset
+        options, dataset = self.options, dataset or self.dataset
+        source = SeededDataset(dataset, options.seed) if change is not None else dataset
         loader = loaders.build_eval_loader(
-            args, source, {**self.subject.data_config, **data_config}, self.device, self.precision, args.batch_size,
-            crop_border_pixels=args.crop_border_pixels, tf_preprocessing=args.tf_preprocessing)
+            options, source, {**self.subject.data_config, **data_config}, self.device, self.precision,
+            options.batch_size, crop_border_pixels=options.crop_border_pixels,
+            tf_preprocessing=options.tf_preprocessing)
         if change is not None:
             replace_transforms(source, [change(transform) for transform in transforms_of(source)])
-        evaluator = create_evaluator(args, dataset, loader, self.subject.num_classes, self.device)
+        evaluator = create_evaluator(options, dataset, loader, self.subject.num_classes, self.device)
         return self.evaluate(name, loader, evaluator, perturb)
 
     def evaluate(
@@ -89,22 +89,22 @@ class Evaluation:
             perturb: Callable | None = None,
     ) -> dict[str, float]:
         """The same with a loader and an evaluator; without a name there are no log lines."""
-        args = self.args
+        options = self.options
         return evaluate(
-            self.subject.model, loader, args, self.device, self.precision, args.log_freq,
-            on_log=log_steps(name) if name and utils.is_primary(args) else None,
-            evaluator=bulk.TogetherEvaluator(evaluator, args) if args.distributed else evaluator,
+            self.subject.model, loader, options, self.device, self.precision, options.log_freq,
+            on_log=log_steps(name) if name and is_primary() else None,
+            evaluator=bulk.TogetherEvaluator(evaluator, self.device) if is_distributed() else evaluator,
             perturb=perturb)
 
 
-def check(args: argparse.Namespace) -> None:
+def check(options: Robustness) -> None:
     """Raise OptionError for corruptions that cannot be had, before a model is built."""
-    list_corruptions(args)
+    list_corruptions(options)
 
 
 def measure(
         evaluation: Evaluation,
-        open_split: Callable[[argparse.Namespace, dict[str, Any]], Dataset],
+        open_split: Callable[[ValidateOptions, dict[str, Any]], Dataset],
         run_options: dict[str, Any],
 ) -> dict[str, float]:
     """All that the options ask for, in percent but for agreement_kl.
@@ -113,20 +113,21 @@ def measure(
         open_split: Opens the data that options name, for the data configuration of a model.
         run_options: Options of the run that wrote the checkpoint, where they are known.
     """
-    args = evaluation.args
+    options = evaluation.options
     columns: dict[str, float] = {}
-    if args.task == 'multilabel':  # a checkpoint of such a task, without the flags
-        if any((args.agreement, args.corruptions, args.corruptions_dir, args.stress, args.attack, args.calibration)):
+    if options.task == 'multilabel':  # a checkpoint of such a task, without the flags
+        if any((options.agreement, options.corruptions, options.corruptions_dir, options.stress, options.attack,
+                options.calibration)):
             raise OptionError('--corruptions, --stress, --agreement, --calibration and --attack are for one class an '
                               'image, the checkpoint is of --task multilabel: drop them')
         return columns
-    if args.agreement:
+    if options.agreement:
         columns.update(measure_agreement(evaluation, run_options))
-    if args.corruptions or args.corruptions_dir:
+    if options.corruptions or options.corruptions_dir:
         columns.update(measure_corruptions(evaluation, open_split))
-    for kind in dict.fromkeys(args.stress):
+    for kind in dict.fromkeys(options.stress):
         columns[f'{kind}_top1'] = measure_stress(evaluation, kind)
-    if args.attack:
+    if options.attack:
         columns.update(measure_attacks(evaluation))
     if columns:
         _logger.info(' * ' + ' '.join(f'{name} {value:.3f}' for name, value in columns.items()))
@@ -137,43 +138,42 @@ def measure(
 
 def measure_agreement(evaluation: Evaluation, run_options: dict[str, Any]) -> dict[str, float]:
     """'agreement' in percent and 'agreement_kl' in nats, of two views of each image by the training transform."""
-    evaluation = copy.copy(evaluation)
-    args = evaluation.args = copy.copy(evaluation.args)
-    args.no_prefetcher = True  # erasing is then a step of the transform, and drawn by sample as the others
-    dataset = SeededDataset(evaluation.dataset, args.seed)
+    # Without the prefetcher, erasing is a step of the transform, and drawn by sample as the others.
+    options = replace(evaluation.options, no_prefetcher=True)
+    evaluation = replace(evaluation, options=options)
+    dataset = SeededDataset(evaluation.dataset, options.seed)
     config = evaluation.subject.data_config
     views = _training_transform(evaluation, run_options)
     loader = loaders.build_eval_loader(
-        args, dataset, config, evaluation.device, evaluation.precision, max(1, args.batch_size // 2))
+        options, dataset, config, evaluation.device, evaluation.precision, max(1, options.batch_size // 2))
     dataset.transform = views
     loader.collate_fn = TwoViewCollate()
     evaluator = AgreementEvaluator(
-        evaluation.device, evaluation_sample_limit(loader), labels_of_data(args, evaluation.subject.num_classes))
+        evaluation.device, evaluation_sample_limit(loader), labels_of_data(options, evaluation.subject.num_classes))
     return evaluation.evaluate(None, loader, evaluator)
 
 
 def _training_transform(evaluation: Evaluation, run_options: dict[str, Any]) -> Any:
     """Two views by the augmentation of the run, without mixing, or by timm's default."""
-    args = train_parser().parse_args([])
-    vars(args).update((name, value) for name, value in run_options.items() if name in args)
-    vars(args).update(  # what makes a transform is left
-        agmax=True, batch_size=1, workers=0, distributed=False, no_prefetcher=True, pin_mem=False, image_memory='0',
+    options = replace(  # what makes a transform is left
+        saved_train_options(run_options),
+        agmax=True, batch_size=1, workers=0, no_prefetcher=True, pin_mem=False, image_memory='0',
         augment_backend='timm', mixup=0., cutmix=0., cutmix_minmax=None, aug_splits=0, aug_repeats=0,
         train_img_sizes=None, naflex_loader=False, use_multi_epochs_loader=False)
     loader = loaders.build_train_loader(
-        args, evaluation.dataset, evaluation.subject.data_config, torch.device('cpu'), evaluation.precision)
+        options, evaluation.dataset, evaluation.subject.data_config, torch.device('cpu'), evaluation.precision)
     return transforms_of(loader.dataset)[0]
 
 
 # ---- Corruptions ----
 
-def list_corruptions(args: argparse.Namespace) -> list[Corruption]:
+def list_corruptions(options: Robustness) -> list[Corruption]:
     """The corruptions that the options ask for.
 
     Raises:
         OptionError: no such corruption, no folder of corrupted images, or the package is not what it should be.
     """
-    folder, severities = args.corruptions_dir, sorted(set(args.severities))
+    folder, severities = options.corruptions_dir, sorted(set(options.severities))
     if folder:
         if not os.path.isdir(folder):
             raise OptionError(f'--corruptions-dir {folder}: no such folder')
@@ -184,17 +184,17 @@ def list_corruptions(args: argparse.Namespace) -> list[Corruption]:
         if unclear:
             raise OptionError(f"--corruptions-dir {folder}: results call severities NAME_1 to NAME_5, as the "
                               f"corruption '{unclear[0]}' is called: rename its folder")
-        names = _chosen(args.corruptions or ['all'], list(found), folder)
+        names = _chosen(options.corruptions or ['all'], list(found), folder)
         listed = [Corruption(name, severity, found[name][severity])
                   for name in names for severity in severities if severity in found[name]]
         if not listed:
             raise OptionError(f"--severities {' '.join(map(str, severities))}: --corruptions-dir {folder} has none of "
                               f"them for {', '.join(names)}")
         return listed
-    if not args.corruptions:
+    if not options.corruptions:
         return []
     try:
-        names = _chosen(args.corruptions, corruption_names(), 'imagecorruptions-imaug')
+        names = _chosen(options.corruptions, corruption_names(), 'imagecorruptions-imaug')
     except ImportError as error:
         raise OptionError(f"--corruptions without --corruptions-dir needs pip install 'agmax_timm[robust]': "
                           f'{one_line(error)}') from error
@@ -213,10 +213,10 @@ def _chosen(words: list[str], known: list[str], where: str) -> list[str]:
 
 def measure_corruptions(evaluation: Evaluation, open_split: Callable) -> dict[str, float]:
     """Top-1 error of each corruption and severity, 'NAME_SEVERITY_err', then the means, see summarize."""
-    args, config = evaluation.args, evaluation.subject.data_config
-    listed = list_corruptions(args)
-    if not args.corruptions_dir:
-        _check_images(args, config)
+    options, config = evaluation.options, evaluation.subject.data_config
+    listed = list_corruptions(options)
+    if not options.corruptions_dir:
+        _check_images(options, config)
     errors = {}
     for name, severity, path in listed:
         title = f'{name} {severity}'
@@ -233,8 +233,8 @@ def measure_corruptions(evaluation: Evaluation, open_split: Callable) -> dict[st
         path is not None for _, _, path in listed))}
 
 
-def _check_images(args: argparse.Namespace, config: dict[str, Any]) -> None:
-    mode = loaders.image_mode(args, config)
+def _check_images(options: AnyOptions, config: dict[str, Any]) -> None:
+    mode = loaders.image_mode(options, config)
     if mode != 'RGB':
         raise OptionError(f'--corruptions are for RGB images, the model takes {mode}: drop it')
     if min(config['input_size'][1:]) < SMALLEST:
@@ -243,13 +243,14 @@ def _check_images(args: argparse.Namespace, config: dict[str, Any]) -> None:
 
 
 def _open_corrupted(evaluation: Evaluation, open_split: Callable, path: str) -> Dataset:
-    args = copy.copy(evaluation.args)
-    if args.class_map and isinstance(args.class_map, str):
-        class_map = os.path.join(args.data_dir or '', args.class_map)
-        if os.path.exists(class_map):
-            args.class_map = os.path.abspath(class_map)
-    args.dataset, args.data_dir, args.split, args.input_key, args.target_key = '', path, '', None, None
-    dataset = open_split(args, evaluation.subject.data_config)
+    options = evaluation.options
+    class_map = options.class_map
+    if options.class_map and isinstance(options.class_map, str):
+        file = os.path.join(options.data_dir or '', options.class_map)
+        class_map = os.path.abspath(file) if os.path.exists(file) else class_map
+    options = replace(
+        options, dataset='', data_dir=path, split='', input_key=None, target_key=None, class_map=class_map)
+    dataset = open_split(options, evaluation.subject.data_config)
     expected, found = class_names(evaluation.dataset), class_names(dataset)
     if expected is not None and not (found and same_names(found, expected)):
         raise DataError(f'--corruptions-dir: {path} has other classes than the data, so other labels: give both the '
@@ -273,12 +274,12 @@ def measure_stress(evaluation: Evaluation, kind: str) -> float:
 
 def measure_attacks(evaluation: Evaluation) -> dict[str, float]:
     """Top-1 accuracy of each bound, 'ATTACK_NORM_EPS_top1', as for instance 'pgd_linf_4_top1'."""
-    args = evaluation.args
+    options = evaluation.options
     for parameter in evaluation.subject.model.parameters():
         parameter.requires_grad_(False)  # gradients of the images alone
     columns = {}
-    for epsilon in dict.fromkeys(args.attack_eps or EPSILONS[args.attack_norm]):
-        name = f'{args.attack}_{args.attack_norm}_{epsilon:g}'
-        attack = Attack(args, evaluation.subject, evaluation.device, evaluation.precision, epsilon)
+    for epsilon in dict.fromkeys(options.attack_eps or EPSILONS[options.attack_norm]):
+        name = f'{options.attack}_{options.attack_norm}_{epsilon:g}'
+        attack = Attack(options, evaluation.subject, evaluation.device, evaluation.precision, epsilon)
         columns[f'{name}_top1'] = evaluation.run(name, perturb=attack)['top1']
     return columns

@@ -1,5 +1,4 @@
 """When a run saves, and what: after an epoch, within one at intervals, and when it is asked to end."""
-import argparse
 import logging
 import time
 from collections.abc import Iterable
@@ -10,8 +9,10 @@ from timm.task import TrainingTask
 
 from ...assembly.sharding import WholeState, whole
 from ...base.command_line import parse_interval
+from ...base.distributed import rank
 from ...base.signals import Interrupted, StopSignals
 from ...data.sources.decoding import damage_of
+from ...options.run import Run
 from ..guards.finite_check import CheckResult
 from ..guards.watchdog import Watchdog
 from ..losses import NonFiniteError, RunningLosses
@@ -28,7 +29,7 @@ class CheckpointManager:
     """Writes the checkpoints and the summary of a run; every rank has one, the first one writes.
 
     Args:
-        args: Options.
+        options: Options.
         task: What is trained.
         state: The rest of what the run depends on.
         signals: Those that ask the run to end.
@@ -38,20 +39,20 @@ class CheckpointManager:
 
     def __init__(
             self,
-            args: argparse.Namespace,
+            options: Run,
             task: TrainingTask,
             state: RunState,
             signals: StopSignals,
             watchdog: Watchdog,
             gathered: WholeState | None = None,
     ):
-        self.args = args
+        self.options = options
         self.task = task
         self.state = state
         self.signals = signals
         self.watchdog = watchdog
         self.gathered = gathered
-        self.interval, self.unit = parse_interval(args.recovery_interval)
+        self.interval, self.unit = parse_interval(options.recovery_interval)
         self.output_dir: str | None = None  # these three on the first rank
         self.saver: CheckpointSaver | None = None
         self.constants: dict[str, Any] = {}  # what else goes into every state
@@ -73,7 +74,7 @@ class CheckpointManager:
         due = False
         if self.interval and self.unit == 'updates':
             due = self._updates % self.interval == 0
-        elif self.interval and self.args.rank == 0:
+        elif self.interval and rank() == 0:
             due = time.monotonic() - self._saved_at >= self.interval
         asked = self.signals.received is not None
         return due, asked or (self.damage is not None and self.damage.too_many)
@@ -115,7 +116,7 @@ class CheckpointManager:
             with reporting.tolerated(path):
                 reporting.write_summary(path, self.state.history.rows)
             self.saver.save_checkpoint(epoch, metric, state=self._complete(state), **metrics)
-            if epoch + 1 in self.args.save_epochs:
+            if epoch + 1 in self.options.save_epochs:
                 self.saver.save_milestone(epoch + 1)
         self._saved_at = time.monotonic()
 
@@ -137,7 +138,7 @@ class CheckpointManager:
         return {**(state or {}), **self.constants, 'log': self.log_position(), 'damaged': damaged}
 
 
-def most_files(args: argparse.Namespace, epochs: Iterable[int]) -> int:
+def most_files(options: Run, epochs: Iterable[int]) -> int:
     """The most checkpoints that there are at a time, names of one file counted once.
 
     They are the best, the last, milestones, two within epochs, and the next one while it is written.
@@ -146,8 +147,8 @@ def most_files(args: argparse.Namespace, epochs: Iterable[int]) -> int:
         epochs: Numbers of epochs that an evaluation follows.
     """
     epochs = set(epochs)
-    kept = args.checkpoint_hist + len(epochs & set(args.save_epochs)) + 1
-    return min(len(epochs), kept + 1) + (2 if args.recovery_interval else 0)
+    kept = options.checkpoint_hist + len(epochs & set(options.save_epochs)) + 1
+    return min(len(epochs), kept + 1) + (2 if options.recovery_interval else 0)
 
 
 def check_weights(task: TrainingTask) -> None:

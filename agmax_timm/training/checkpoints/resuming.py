@@ -1,14 +1,14 @@
 """Going on from a checkpoint: what it holds, what changed since, where the run begins."""
-import argparse
 import logging
 from dataclasses import dataclass
 from typing import Any
 
-from timm import utils
-
+from ...base.distributed import is_primary
 from ...base.errors import OptionError
 from ...base.safe_load import read_file
-from ...weights.checkpoint import METADATA, STATE
+from ...options.optimization import Schedule
+from ...options.parsers import TrainOptions
+from ...weights.checkpoint import METADATA, STATE, options_in
 from ..losses import RunningLosses
 from .compatibility import compare_data, compare_options, compare_views
 from .state import History, Position, RunState
@@ -24,36 +24,36 @@ class ResumedRun:
     exact: bool  # whether to go on from the state
 
     @classmethod
-    def read(cls, args: argparse.Namespace, data: dict[str, Any]) -> 'ResumedRun':
+    def read(cls, options: TrainOptions, data: dict[str, Any]) -> 'ResumedRun':
         """Read a checkpoint, and compare it with the options and data.
 
         Raises:
             OptionError: what cannot change did.
             CheckpointError: the file cannot be read.
         """
-        checkpoint = read_file(args.resume, mmap=True)
+        checkpoint = read_file(options.resume, mmap=True)
         state = checkpoint.get(STATE)
         saved = checkpoint.get('args')
         position = Position(**state['position']) if state else Position()
         # After training of an epoch only its evaluation is left, which does not depend on the training samples.
-        within = bool(position.batch) and not position.trained and args.start_epoch is None
+        within = bool(position.batch) and not position.trained and options.start_epoch is None
         changed: list[str] = []
         same_schedule = False
-        if isinstance(saved, argparse.Namespace):
-            changed, same_schedule = compare_options(args, vars(saved), within)
-        of_data = compare_data(args, data, state['data'] if state else _saved_data(checkpoint))
+        if saved is not None:
+            changed, same_schedule = compare_options(options, options_in(checkpoint), within)
+        of_data = compare_data(options, data, state['data'] if state else _saved_data(checkpoint))
         if within and of_data:
-            raise OptionError(f'--resume {args.resume} is within an epoch, and there are {of_data[0]}: restore the '
+            raise OptionError(f'--resume {options.resume} is within an epoch, and there are {of_data[0]}: restore the '
                               'data, or use a checkpoint of a whole epoch')
-        exact = state is not None and args.start_epoch is None and not args.no_resume_opt
-        if not exact and utils.is_primary(args):
-            reason = ('--start-epoch' if args.start_epoch is not None else '--no-resume-opt' if state is not None
-                      else f'{args.resume} holds no random state')
+        exact = state is not None and options.start_epoch is None and not options.no_resume_opt
+        if not exact and is_primary():
+            reason = ('--start-epoch' if options.start_epoch is not None else '--no-resume-opt' if state is not None
+                      else f'{options.resume} holds no random state')
             _logger.warning(f'{reason}: the run goes on, but is not the one that an uninterrupted run would have been.')
         other_views = compare_views(data, state['data']) if state else ''
-        if other_views and utils.is_primary(args):
+        if other_views and is_primary():
             _logger.warning(f'{other_views}: the run goes on, but is not the one that it would have been.')
-        if (changed or of_data) and utils.is_primary(args):
+        if (changed or of_data) and is_primary():
             _logger.info(f"Not as in the checkpoint: {', '.join(changed + of_data)}")
         return cls(state, same_schedule, exact)
 
@@ -85,13 +85,13 @@ def _saved_data(checkpoint: dict[str, Any]) -> dict[str, Any]:
 
 
 def find_start(
-        args: argparse.Namespace,
+        options: Schedule,
         before: ResumedRun | None,
         resume_epoch: int | None,
 ) -> tuple[Position, RunningLosses | None]:
     """Where training begins: by --start-epoch, by the state of the checkpoint, else by its epoch."""
-    if args.start_epoch is not None:
-        return Position(args.start_epoch), None
+    if options.start_epoch is not None:
+        return Position(options.start_epoch), None
     if before is not None and before.exact and before.state is not None:
         return Position(**before.state['position']), None
     return Position(resume_epoch or 0), None

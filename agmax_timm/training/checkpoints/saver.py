@@ -2,7 +2,6 @@
 
 Plain timm loads them, with nothing of this package: the metadata holds plain types, and the Q-network is apart.
 """
-import argparse
 import io
 import logging
 import math
@@ -20,8 +19,10 @@ from timm.task import TrainingTask
 
 from ...base import atomic_write
 from ...base.background import Background, snapshot
+from ...base.distributed import world_size
 from ...base.errors import UserError
 from ...base.safe_load import read_file
+from ...options.parsers import TrainOptions
 from ...weights.checkpoint import METADATA, STATE
 
 _logger = logging.getLogger(__name__)
@@ -176,7 +177,7 @@ class CheckpointSaver(timm.utils.CheckpointSaver):
         arch = type(self.model).__name__.lower() if self.args is None else self.args.model
         content = {'epoch': epoch, 'arch': arch, 'optimizer': self.optimizer.state_dict(), 'version': 2}
         if self.args is not None:
-            content['args'] = self.args
+            content['args'] = {**vars(self.args), 'world_size': world_size()}
         if self.amp_scaler is not None:
             content[self.amp_scaler.state_dict_key] = self.amp_scaler.state_dict()
         for ema in (False, True):
@@ -258,7 +259,7 @@ def create_saver(
         output_dir: str,
         task: TrainingTask,
         optimizer: torch.optim.Optimizer,
-        args: argparse.Namespace,
+        options: TrainOptions,
         metadata: dict[str, Any],
         scaler: Any = None,
         decreasing: bool = False,
@@ -275,11 +276,11 @@ def create_saver(
         task,
         metadata,
         optimizer=optimizer,
-        args=args,
+        args=options,
         amp_scaler=scaler,
         checkpoint_dir=output_dir,
         recovery_dir=output_dir,
         decreasing=decreasing,
-        max_history=args.checkpoint_hist,
+        max_history=options.checkpoint_hist,
         background=True,
     )

@@ -2,7 +2,6 @@
 
 It is kept in the checkpoint, in tensors and plain values, with the part of each rank.
 """
-import argparse
 import random
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,9 +11,11 @@ import torch.distributed as dist
 from timm.task import TrainingTask
 from timm.utils import random_seed, unwrap_model
 
+from ...base.distributed import is_distributed, rank, world_size
 from ...base.errors import CheckpointError
 from ...base.random_state import fits_generator, get_random_state, is_of_device, set_random_state
 from ...data.resumption.loader import ResumableLoader, start_workers
+from ...options.parsers import TrainOptions
 from ..losses import RunningLosses
 
 _FORMAT = 1
@@ -39,7 +40,7 @@ class RunState:
     """The parts of a run whose state is kept.
 
     Args:
-        args: Options.
+        options: Options.
         task: What is trained, as it is wrapped for training.
         optimizer: Its optimizer.
         loader: The training loader.
@@ -49,14 +50,14 @@ class RunState:
 
     def __init__(
             self,
-            args: argparse.Namespace,
+            options: TrainOptions,
             task: TrainingTask,
             optimizer: torch.optim.Optimizer,
             loader: ResumableLoader,
             loader_eval: Any,
             device: torch.device,
     ):
-        self.args = args
+        self.options = options
         self.task = task
         self.optimizer = optimizer
         self.loader = loader
@@ -83,16 +84,16 @@ class RunState:
             'loader': self.loader.state_dict(0 if position.trained else position.batch),
             'losses': None if losses is None else losses.state_dict(),
             'buffers': [[buffer.detach().cpu().clone() for buffer in module.buffers()] for module in self._modules()]
-            if self.args.distributed else [],
+            if is_distributed() else [],
         }
         if random is not None:
             rank_state['random'] = {**random, 'process': torch.frombuffer(
                 bytearray(random['process']), dtype=torch.uint8)}
         ranks: list[Any] | None = [rank_state]
-        if self.args.distributed:
-            ranks = [None] * self.args.world_size if self.args.rank == 0 else None
+        if is_distributed():
+            ranks = [None] * world_size() if rank() == 0 else None
             dist.gather_object(rank_state, ranks)
-        if self.args.rank != 0:
+        if rank() != 0:
             return None
         return {
             'format': _FORMAT,
@@ -121,17 +122,17 @@ class RunState:
         """
         position = Position(**state['position'])
         ranks = state['ranks']
-        same_ranks = len(ranks) == self.args.world_size
-        mine = ranks[self.args.rank if same_ranks else 0]
+        same_ranks = len(ranks) == world_size()
+        mine = ranks[rank() if same_ranks else 0]
         if not same_ranks:
-            random_seed(self.args.seed + 1 + position.epoch, self.args.rank)
+            random_seed(self.options.seed + 1 + position.epoch, rank())
         try:
             loader = {**mine['loader'], 'random': None} if position.trained else mine['loader']
             changed = self.loader.load_state_dict(loader, position.epoch)
         except CheckpointError as error:
             raise CheckpointError(
-                f'--resume {self.args.resume} is within epoch {position.epoch} and cannot go on with {error}: use what '
-                'it was made with, or a checkpoint of a whole epoch') from error
+                f'--resume {self.options.resume} is within epoch {position.epoch} and cannot go on with {error}: use '
+                'what it was made with, or a checkpoint of a whole epoch') from error
         if not position.trained:
             position.batch = self.loader.first_batch
         if same_ranks:
@@ -166,7 +167,7 @@ class RunState:
         if not same_ranks and saved['sums'] is not None:  # each of the new ranks has their mean
             sums = sum(rank['losses']['sums'] for rank in ranks) / len(ranks)
             saved = {**saved, 'sums': sums, 'count': sum(rank['losses']['count'] for rank in ranks) / len(ranks)}
-        losses = RunningLosses(self.device, self.args.distributed)
+        losses = RunningLosses(self.device, is_distributed())
         losses.load_state_dict(saved)
         return losses
 

@@ -4,7 +4,6 @@ Losses are checked on the device after the forward pass. What all ranks found is
 GPU that copy is made during the backward pass, so the device never waits for it. Gradients are checked before the step
 where that costs no wait, on the CPU and with --nan-policy skip. On a GPU without it they are read with the next update.
 """
-import argparse
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +14,8 @@ import torch.nn as nn
 from torch.nn.utils import get_total_norm
 
 from ...assembly.sharding import whole
+from ...base.distributed import is_distributed
+from ...options.run import Run
 from ..losses import BatchLosses
 
 GRADIENT = 'gradient'
@@ -41,20 +42,20 @@ class FiniteCheck:
     """Checks losses and gradients of updates, and exchanges the results and requests of all ranks.
 
     Args:
-        args: Options; `distributed` and `nan_policy` are read.
+        options: Options; `distributed` and `nan_policy` are read.
         device: Device of the losses.
         requests: Returns whether this rank requests to save, and to stop, after the update. None: never.
     """
 
     def __init__(
             self,
-            args: argparse.Namespace,
+            options: Run,
             device: torch.device,
             requests: Callable[[], tuple[bool, bool]] | None = None,
     ):
         self.device = device
-        self.distributed = args.distributed
-        self.skips = args.nan_policy == 'skip'  # broken updates are left out
+        self.distributed = is_distributed()
+        self.skips = options.nan_policy == 'skip'  # broken updates are left out
         self.at_once = device.type == 'cpu' or self.skips
         self.requests = requests or (lambda: (False, False))
         self.names: tuple[str, ...] = ()

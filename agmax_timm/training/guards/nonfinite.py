@@ -1,5 +1,4 @@
 """What happens to an update whose losses or gradients are NaN or infinite, and what is kept of it to look at."""
-import argparse
 import logging
 import os
 from typing import Any
@@ -11,8 +10,10 @@ from timm.utils import unwrap_model
 
 from ...assembly.sharding import whole
 from ...base.atomic_write import replacing
+from ...base.distributed import is_distributed, rank, world_size
 from ...base.text import listed
 from ...data.resumption.loader import ResumableLoader
+from ...options.parsers import TrainOptions
 from ..losses import NonFiniteError, Update
 from .finite_check import GRADIENT, CheckResult
 
@@ -29,13 +30,13 @@ class BrokenUpdates:
     has to come down.
 
     Args:
-        args: Options.
+        options: Options.
         task: Task that is trained.
         loader: Training loader, which knows the indices of a batch.
     """
 
-    def __init__(self, args: argparse.Namespace, task: TrainingTask, loader: ResumableLoader):
-        self.args = args
+    def __init__(self, options: TrainOptions, task: TrainingTask, loader: ResumableLoader):
+        self.options = options
         self.task = task
         self.loader = loader
         self.folder: str | None = None  # where files go, on every rank; None: nowhere
@@ -62,12 +63,12 @@ class BrokenUpdates:
         if checked.late:
             raise NonFiniteError(f'{message}. It was found after the update was made, and nothing was saved since. Try '
                                  f'{_REMEDY}')
-        if self.args.nan_policy == 'stop':
+        if self.options.nan_policy == 'stop':
             raise NonFiniteError(f'{message}. The update was not made, and nothing was saved of it. Try {_REMEDY} or '
                                  '--nan-policy skip')
         if self._in_a_row >= _MOST_IN_A_ROW:
             raise NonFiniteError(f'{message}: the last of {self._in_a_row} updates in a row. Try a smaller --lr')
-        if self.args.rank == 0:
+        if rank() == 0:
             _logger.warning(f'Left out: {message}')
 
     def _skipped(self, update: Update, checked: CheckResult) -> None:
@@ -76,18 +77,18 @@ class BrokenUpdates:
             raise NonFiniteError(
                 f'{self._name(update)}: gradient not finite, {self._found(update, checked)}. The loss scaler skipped '
                 f'{self._in_a_row} updates in a row, its scale is {checked.scale:g}. Try {_REMEDY}')
-        if self.args.rank == 0:
+        if rank() == 0:
             _logger.info(f'Skipped {self._name(update)}: a gradient is not finite in float16. The loss scale is now '
                          f'{checked.scale:g}; skipped so far: {self.skipped}')
 
     def _name(self, update: Update) -> str:
-        return f'update {update.first_batch // self.args.grad_accum_steps + 1} of epoch {update.epoch}'
+        return f'update {update.first_batch // self.options.grad_accum_steps + 1} of epoch {update.epoch}'
 
     def _found(self, update: Update, checked: CheckResult) -> str:
         """Samples and files of the broken update on all ranks. A collective."""
         found = [self._describe(update, checked)]
-        if self.args.distributed:
-            found *= self.args.world_size
+        if is_distributed():
+            found *= world_size()
             dist.all_gather_object(found, found[0])
         return '; '.join(text for text in found if text)
 
@@ -102,20 +103,20 @@ class BrokenUpdates:
         words = f'samples {listed(known)}' if known else 'samples of unknown index'
         if self.folder is not None and self.count < _MOST_FILES and update.input is not None:
             words += f', kept in {self._write(update, checked, indices)}'
-        return f'on rank {self.args.rank} {words}' if self.args.distributed else words
+        return f'on rank {rank()} {words}' if is_distributed() else words
 
     def _write(self, update: Update, checked: CheckResult, indices: list[Any]) -> str:
         """One forward pass of `weights`, in training mode, on `input` and `target` gives the broken losses again."""
-        number = update.first_batch // self.args.grad_accum_steps
-        path = os.path.join(self.folder or '', f'broken-{update.epoch}-{number}-rank{self.args.rank}.pth')
+        number = update.first_batch // self.options.grad_accum_steps
+        path = os.path.join(self.folder or '', f'broken-{update.epoch}-{number}-rank{rank()}.pth')
         module = unwrap_model(self.task.get_trainable_module())
-        weights = {} if self.args.fsdp else {
+        weights = {} if self.options.fsdp else {
             name: whole(value).detach().cpu() for name, value in module.state_dict().items()}
         content = {
-            'epoch': update.epoch, 'update': number, 'rank': self.args.rank, 'broken': checked.here or [GRADIENT],
+            'epoch': update.epoch, 'update': number, 'rank': rank(), 'broken': checked.here or [GRADIENT],
             'losses': [dict(zip(losses.names, losses.values.tolist())) for losses in update.losses],
             'indices': indices, 'input': _on_host(update.input), 'target': _on_host(update.target),
-            'weights': weights, 'model': self.args.model, 'num_classes': self.args.num_classes,
+            'weights': weights, 'model': self.options.model, 'num_classes': self.options.num_classes,
         }
         try:
             with replacing(path) as f:

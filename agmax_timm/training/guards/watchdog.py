@@ -1,5 +1,4 @@
 """A run in which nothing happens any more ends, and says which rank hangs and where."""
-import argparse
 import faulthandler
 import os
 import re
@@ -8,6 +7,9 @@ import threading
 import time
 import traceback
 
+import torch
+
+from ...base.distributed import is_distributed, rank, world_size
 from ...base.presence import Presence
 from ...base.signals import EXIT_STATUS
 
@@ -26,12 +28,12 @@ class Watchdog:
     cannot, its process being stopped or lost, the others name it.
 
     Args:
-        args: Options.
+        seconds: Value of --hang-timeout; 0: never.
     """
 
-    def __init__(self, args: argparse.Namespace):
-        self.args = args
-        self.seconds = args.hang_timeout
+    def __init__(self, seconds: float):
+        self.seconds = seconds
+        self.device: torch.device | None = None  # once it is known
         self.period = min(10., self.seconds / 4)
         self.presence: Presence | None = None  # of several ranks, from the first beat on
         self._last: float | None = None  # none before the first beat: compiling takes its time
@@ -61,8 +63,8 @@ class Watchdog:
                 continue
             if slept > 2 * self.period:  # this process itself was stopped, as that of a job that is suspended
                 self._last += slept - self.period
-            if self.args.distributed:
-                self.presence = self.presence or Presence(self.args, self.period)
+            if is_distributed():
+                self.presence = self.presence or Presence(rank(), world_size(), self.period)
                 self.presence.tell()
             if time.monotonic() - self._last > self.seconds:
                 self._end()
@@ -71,7 +73,7 @@ class Watchdog:
         place = self._place()
         if self.presence is not None:
             self.presence.leave()
-        print(f'{os.path.basename(sys.argv[0])}: error: rank {self.args.rank}: nothing has happened for '
+        print(f'{os.path.basename(sys.argv[0])}: error: rank {rank()}: nothing has happened for '
               f'{self.seconds:g} s (--hang-timeout), {place}. Go on with --resume auto', file=sys.stderr)
         faulthandler.dump_traceback(all_threads=True)
         sys.stderr.flush()
@@ -79,7 +81,7 @@ class Watchdog:
 
     def _place(self) -> str:
         stack = traceback.extract_stack(sys._current_frames()[threading.main_thread().ident or 0])
-        if self.args.distributed and (any(frame.name in _WAITING for frame in stack) or self._reads(stack[-1])):
+        if is_distributed() and (any(frame.name in _WAITING for frame in stack) or self._reads(stack[-1])):
             silent = self.presence.silent() if self.presence is not None else []
             missing = f": rank {', '.join(map(str, silent))} does not answer" if silent else ''
             return f'it waits for the other ranks{missing}'
@@ -88,5 +90,5 @@ class Watchdog:
 
     def _reads(self, frame: traceback.FrameSummary) -> bool:
         """Whether the main thread reads from a device, so that it may wait for a collective there."""
-        on_cpu = self.args.device.startswith('cpu')
-        return not on_cpu and (frame.name == 'synchronize' or bool(_READING.search(frame.line or '')))
+        on_device = self.device is not None and self.device.type != 'cpu'
+        return on_device and (frame.name == 'synchronize' or bool(_READING.search(frame.line or '')))

@@ -1,11 +1,11 @@
 """The folder of a run: its name, what it records of the run, and going on in it."""
-import argparse
 import errno
 import logging
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -15,7 +15,11 @@ from timm import utils
 from timm.models import safe_model_name
 
 from ...base import atomic_write
+from ...base.distributed import is_distributed, world_size
 from ...base.errors import OptionError
+from ...options.model import TrainModel
+from ...options.parsers import TrainOptions
+from ...options.run import Run
 from ...weights.find import checkpoint_names, newest_checkpoint, next_line
 from . import log as reporting
 from .log_file import LogFile
@@ -28,15 +32,15 @@ except ImportError:  # Windows
 _logger = logging.getLogger('train')
 
 
-def resolve_resume(args: argparse.Namespace) -> None:
+def resolve_resume(options: TrainOptions) -> TrainOptions:
     """Settle --resume auto: the newest checkpoint of --experiment that is whole, or a fresh run where there is none.
 
     Raises:
         OptionError: there are checkpoints, and all of them are damaged.
     """
-    if args.resume != 'auto':
-        return
-    folder = run_folder(args)
+    if options.resume != 'auto':
+        return options
+    folder = run_folder(options)
     path, damaged = newest_checkpoint(folder)
     reasons = '; '.join(reason for _, reason in damaged)
     if damaged and path is None:
@@ -44,10 +48,10 @@ def resolve_resume(args: argparse.Namespace) -> None:
                           '--resume FILE, or start afresh with another --experiment')
     if damaged and _first_rank():
         _logger.warning(f'{reasons}: going on from {path}')
-    args.resume = path or ''
+    return replace(options, resume=path or '')
 
 
-def check_folder(args: argparse.Namespace, auto: bool = False, lock: bool = True) -> None:
+def check_folder(options: TrainOptions, auto: bool = False, lock: bool = True) -> None:
     """Refuse, before anything is built, a folder that cannot be written or that holds another run.
 
     Args:
@@ -57,8 +61,8 @@ def check_folder(args: argparse.Namespace, auto: bool = False, lock: bool = True
     Raises:
         OptionError: the message names the folder and what to do.
     """
-    folder = run_folder(args)
-    if args.experiment and os.path.isdir(folder) and not goes_on(args, folder):
+    folder = run_folder(options)
+    if options.experiment and os.path.isdir(folder) and not goes_on(options, folder):
         held = checkpoint_names(folder)
         if os.path.exists(summary_path(folder)) and not auto:
             held.append('summary.csv')
@@ -68,7 +72,7 @@ def check_folder(args: argparse.Namespace, auto: bool = False, lock: bool = True
     if _first_rank():
         with writing(folder):
             check_writable(folder)
-            if args.experiment and os.path.isdir(folder) and lock:
+            if options.experiment and os.path.isdir(folder) and lock:
                 _lock(folder)
 
 
@@ -119,26 +123,26 @@ def _lock(folder: str) -> None:
         _locks[folder] = file
 
 
-def check_same_start(args: argparse.Namespace, resume_epoch: int | None) -> None:
+def check_same_start(options: Run, resume_epoch: int | None) -> None:
     """Raise OptionError where ranks found different checkpoints, as on machines that do not share the folder.
 
     Args:
         resume_epoch: Epoch that this rank's checkpoint goes on with, None without one.
     """
-    if not args.distributed:
+    if not is_distributed():
         return
-    epochs = [resume_epoch] * args.world_size
+    epochs = [resume_epoch] * world_size()
     dist.all_gather_object(epochs, resume_epoch)
     others = [rank for rank, epoch in enumerate(epochs) if epoch != epochs[0]]
     if others:
         said = [f'goes on with epoch {epoch}' if epoch is not None else 'finds no checkpoint' for epoch in epochs]
         raise OptionError(f'--resume: rank 0 {said[0]}, rank {others[0]} {said[others[0]]}: give every machine '
-                          f'the same files, --output {_parent(args)} on storage that all of them share')
+                          f'the same files, --output {_parent(options)} on storage that all of them share')
 
 
 def open_folder(
-        args: argparse.Namespace,
-        options: dict[str, Any],
+        options: TrainOptions,
+        given: TrainOptions,
         img_size: int,
         before: Any = None,
 ) -> tuple[str, LogFile]:
@@ -147,7 +151,7 @@ def open_folder(
     A run that goes on in its own folder goes on with the log and the summary of its checkpoint.
 
     Args:
-        options: Options as given.
+        given: Options as given.
         img_size: Side of the input, for the name.
         before: What the checkpoint holds that the run was resumed from, None without one.
 
@@ -155,45 +159,46 @@ def open_folder(
         OptionError: the folder cannot be written, or another process has it.
     """
     stamp = datetime.now().strftime('%Y%m%d-%H%M%S')
-    name = args.experiment or f'{stamp}-{safe_model_name(args.model)}-{img_size}'
-    folder = os.path.join(_parent(args), name)
+    name = options.experiment or f'{stamp}-{safe_model_name(options.model)}-{img_size}'
+    folder = os.path.join(_parent(options), name)
     with writing(folder):
         os.makedirs(folder, exist_ok=True)
         _lock(folder)
         atomic_write.remove_unfinished(folder)
         log_path = os.path.join(folder, 'train.log')
-        if before is not None and before.exact and goes_on(args, folder):
+        if before is not None and before.exact and goes_on(options, folder):
             atomic_write.truncate(log_path, before.state['log'])
             if before.state['rows']:
                 reporting.write_summary(summary_path(folder), before.state['rows'])
         log = reporting.log_to_file(log_path)
         with atomic_write.replacing(os.path.join(folder, 'args.yaml'), 'w') as f:
-            yaml.safe_dump(options, f, default_flow_style=False)
+            yaml.safe_dump(dict(vars(given)), f, default_flow_style=False)
     return folder, log
 
 
-def share_path(args: argparse.Namespace, path: str | None) -> str | None:
+def share_path(options: Run, path: str | None) -> str | None:
     """The first rank's path, on all ranks."""
     paths = [path]
-    if args.distributed:
+    if is_distributed():
         dist.broadcast_object_list(paths, 0)
     return paths[0]
 
 
-def goes_on(args: argparse.Namespace, folder: str | None) -> bool:
+def goes_on(options: TrainModel, folder: str | None) -> bool:
     """Whether the run was resumed from a checkpoint in its own folder."""
-    return bool(args.resume and folder and os.path.realpath(os.path.dirname(args.resume)) == os.path.realpath(folder))
+    return bool(options.resume and folder) and (
+        os.path.realpath(os.path.dirname(options.resume)) == os.path.realpath(folder or ''))
 
 
-def branch_to_write(args: argparse.Namespace, auto: bool, state: dict[str, Any] | None) -> int:
+def branch_to_write(options: TrainOptions, auto: bool, state: dict[str, Any] | None) -> int:
     """Number of the line of checkpoints that the run writes; see newest.branch_of.
 
     Args:
         auto: Whether it was --resume auto.
         state: That of the checkpoint, None without one.
     """
-    folder = os.path.dirname(args.resume)
-    if not auto and args.experiment and goes_on(args, run_folder(args)):
+    folder = os.path.dirname(options.resume)
+    if not auto and options.experiment and goes_on(options, run_folder(options)):
         return next_line(folder)
     return (state or {}).get('line', 0) if auto else 0
 
@@ -202,10 +207,10 @@ def summary_path(folder: str) -> str:
     return os.path.join(folder, 'summary.csv')
 
 
-def run_folder(args: argparse.Namespace) -> str:
+def run_folder(options: Run) -> str:
     """The folder of --experiment, or the one that a run without a name makes its own in."""
-    return os.path.join(_parent(args), args.experiment)
+    return os.path.join(_parent(options), options.experiment)
 
 
-def _parent(args: argparse.Namespace) -> str:
-    return args.output or os.path.join('output', 'train')
+def _parent(options: Run) -> str:
+    return options.output or os.path.join('output', 'train')

@@ -1,23 +1,23 @@
 """Weights & Biases and TensorBoard: the rows of summary.csv, and the losses at log intervals."""
-import argparse
 import os
 from collections.abc import Callable
 from typing import Any
 
 from ...base.errors import OptionError
 from ...base.text import one_line
+from ...options.run import Tracking
 from ..loop import Progress
 from . import log as reporting
 
 
-def require_trackers(args: argparse.Namespace) -> None:
+def require_trackers(options: Tracking) -> None:
     """Raise OptionError, before anything is built, where --log-wandb or --log-tensorboard cannot work."""
-    if args.log_wandb:
+    if options.log_wandb:
         try:
             import wandb  # noqa: F401
         except ImportError as error:
             raise OptionError('--log-wandb needs the package wandb: pip install wandb, or drop it') from error
-    if args.log_tensorboard:
+    if options.log_tensorboard:
         try:
             import torch.utils.tensorboard  # noqa: F401
         except ImportError as error:
@@ -33,7 +33,7 @@ class Trackers:
     TensorBoard drops what it had of those, Weights & Biases shows both.
 
     Args:
-        args: Options.
+        options: Options.
         folder: Of the run.
         updates_per_epoch: Updates of an epoch.
         done_updates: Updates before this process.
@@ -46,7 +46,7 @@ class Trackers:
 
     def __init__(
             self,
-            args: argparse.Namespace,
+            options: Tracking,
             folder: str,
             updates_per_epoch: int,
             done_updates: int,
@@ -54,9 +54,9 @@ class Trackers:
             same_folder: bool,
     ):
         self.updates_per_epoch = updates_per_epoch
-        self.wandb = _Wandb(args, os.path.basename(folder)) if args.log_wandb else None
+        self.wandb = _Wandb(options, os.path.basename(folder)) if options.log_wandb else None
         self.board = None
-        if args.log_tensorboard:
+        if options.log_tensorboard:
             self.board = _Board(os.path.join(folder, 'tensorboard'), done_updates if same_folder else None)
             for row in rows:
                 if not same_folder or self._end_of(row) >= done_updates:
@@ -125,23 +125,23 @@ class _Wandb:
     """A run of Weights & Biases, where rows are shown over their `epoch` and losses of updates over their `update`.
 
     Args:
-        args: Options.
+        options: Options.
         name: Of the run.
 
     Raises:
         OptionError: it cannot be started.
     """
 
-    def __init__(self, args: argparse.Namespace, name: str):
+    def __init__(self, options: Tracking, name: str):
         import wandb
         try:
             self.run = wandb.init(
-                project=args.wandb_project,
+                project=options.wandb_project,
                 name=name,
-                config=vars(args),
-                tags=args.wandb_tags,
-                id=args.wandb_resume_id or None,
-                resume='must' if args.wandb_resume_id else None,
+                config=vars(options),
+                tags=options.wandb_tags,
+                id=options.wandb_resume_id or None,
+                resume='must' if options.wandb_resume_id else None,
             )
         except wandb.Error as error:
             reason = one_line(error).rstrip('.')

@@ -244,5 +244,4 @@ def test_memory_is_pinned_where_the_device_is_cuda(dataset, device, default):
     for parse in (parse_train_args, parse_validate_args):
         for flags, expected in (([], default), (['--pin-mem'], True), (['--no-pin-mem'], False)):
             args = parse(['data', *flags])
-            args.distributed = False
             assert _loader_kwargs(args, config, torch.device(device), Precision())['pin_memory'] is expected

@@ -181,7 +181,7 @@ def test_a_class_map_travels_in_the_checkpoint(mapped_run, photos, tmp_path, mon
     right = results_of(*words)
     assert right['top1'] == pytest.approx(100 * np.mean(hits), abs=1e-4)
 
-    reversed_map = Path(load(mapped_run / 'last.pth.tar')['args'].class_map)
+    reversed_map = Path(load(mapped_run / 'last.pth.tar')['args']['class_map'])
     reversed_map.write_text('bee\nant\ncat\n')
     try:
         assert results_of(*words) == right, 'the file is another one now'
@@ -199,7 +199,7 @@ def test_a_checkpoint_that_has_only_the_path_of_its_class_map(
     """As versions before this wrote it."""
     checkpoint = load(mapped_run / 'model_best.pth.tar')
     del checkpoint['agmax_timm']['class_map']
-    checkpoint['args'].class_map = 'classes.txt'
+    checkpoint['args']['class_map'] = 'classes.txt'
     torch.save(checkpoint, tmp_path / 'old.pth.tar')
     monkeypatch.chdir(tmp_path)
     words = [photos, '--checkpoint', tmp_path / 'old.pth.tar']

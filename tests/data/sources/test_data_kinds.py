@@ -102,7 +102,6 @@ TABLE = [(kind, *case) for kind, cases in CASES.items() for case in [([], None),
 def images_of_epoch(argv):
     """Number of training images that are read, and the class of each."""
     args = parse_train_args([*argv, '--num-classes', '10', '-b', '1', '-j', '0'])
-    args.rank = 0
     loaders.check_roots(args, args.train_split, args.val_split)
     train, _ = loaders.build_datasets(args, CONFIG)
     if isinstance(train, torch.utils.data.IterableDataset):

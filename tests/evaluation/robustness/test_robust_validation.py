@@ -18,7 +18,7 @@ from timm.utils import random_seed
 from agmax_timm.commands import validate as validate_cli
 from agmax_timm.evaluation import inference, validation
 from agmax_timm.evaluation.calibration import CalibrationBins
-from agmax_timm.evaluation.robustness import measures
+from agmax_timm.evaluation.robustness import attacked, measures
 from agmax_timm.evaluation.robustness.attacks import pgd, random_start
 from agmax_timm.evaluation.robustness.corruptions import ALEXNET_ERRORS
 from agmax_timm.evaluation.robustness.seeding import sample_seed
@@ -163,10 +163,9 @@ def test_the_start_of_an_attack_is_the_images_own(textures, weights, results_of,
     assert (inputs[0] - inputs[2]).abs().mean() > 1e-3
 
 
-def attack_of(rank=0, ranks=1, epsilon=4.):
+def attack_of(epsilon=4.):
     """An Attack on a linear model of 3 classes, for images of ImageNet's mean and deviation."""
     args = parse_validate_args(['x', '--attack', 'pgd', '--seed', '5'])
-    args.rank, args.world_size = rank, ranks
     torch.manual_seed(0)
     subject = types.SimpleNamespace(
         model=torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 256, 3)), num_classes=3,
@@ -183,11 +182,13 @@ def test_every_level_of_a_pixel_is_the_same_to_the_bit_after_an_attack_of_nothin
     assert pixels.min() >= -1e-6 and pixels.max() <= 1 + 1e-6 and (pixels - levels / 255).abs().max() < 4.001 / 255
 
 
-def test_ranks_start_as_one_process_does():
+def test_ranks_start_as_one_process_does(monkeypatch):
     """The second of two ranks has every other image, from the second on."""
-    attack, images = attack_of(rank=1, ranks=2), torch.zeros(5, 3, 1, 256)
-    starts = torch.cat([attack._start(images[:3]), attack._start(images[:2])])
     of_one = attack_of()._start(torch.zeros(10, 3, 1, 256))
+    monkeypatch.setattr(attacked, 'rank', lambda: 1)
+    monkeypatch.setattr(attacked, 'world_size', lambda: 2)
+    attack, images = attack_of(), torch.zeros(5, 3, 1, 256)
+    starts = torch.cat([attack._start(images[:3]), attack._start(images[:2])])
     assert torch.equal(starts, of_one[1::2]) and not torch.equal(of_one[0], of_one[1])
 
 

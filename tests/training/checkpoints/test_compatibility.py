@@ -1,22 +1,21 @@
 """What may differ from a checkpoint when a run goes on: data and options, told, refused or passed over in silence."""
 import shutil
-from argparse import Namespace
-from collections import Counter
+from dataclasses import replace
 
 import pytest
 
 from agmax_timm.base.errors import OptionError
 from agmax_timm.base.signals import Interrupted
 from agmax_timm.commands import train as train_cli
+from agmax_timm.options.declare import declared
 from agmax_timm.options.parse import parse_train_args
-from agmax_timm.options.parsers import train_parser
+from agmax_timm.options.parsers import TrainOptions
 from agmax_timm.training import run as training
 from agmax_timm.training.checkpoints import compatibility
 from tests.helpers.exact import FLAGS, StopAfter, assert_equal, outcome
 from tests.helpers.run_files import epochs_in, load
 
-NAMES = {action.dest for action in train_parser()._actions} - {'help', 'config'}
-OF_THE_LAUNCHER = {'rank', 'world_size', 'distributed'}
+OPTIONS = declared(TrainOptions)
 
 
 @pytest.fixture
@@ -73,37 +72,40 @@ def test_another_number_of_samples_within_an_epoch_is_one_line(folder, argv, cap
     assert 'is within an epoch, and there are 11 samples in the train data in place of 12: restore the data' in line
 
 
-def test_every_name_is_that_of_a_flag_and_has_one_fate():
-    tables = (compatibility._FIXED, compatibility._FIXED_WITH_OPTIMIZER, compatibility._FIXED_WITHIN_EPOCH,
-              compatibility._SCHEDULE, compatibility._NOT_COMPARED)
-    count = Counter(name for table in tables for name in table)
-    assert set(count) <= NAMES | OF_THE_LAUNCHER, set(count) - NAMES
-    assert max(count.values()) == 1, count.most_common(3)
-
-
-@pytest.mark.parametrize('name', sorted(NAMES))
+@pytest.mark.parametrize('name', sorted(OPTIONS))
 def test_a_flag_that_differs_is_refused_told_or_of_no_account(name):
-    args = Namespace(**{**vars(parse_train_args(['data'])), 'resume': 'FILE'})
+    args = replace(parse_train_args(['data']), resume='FILE')
     saved = {**vars(args), name: 'other'}
-    flag = '--' + name.replace('_', '-')
-    if name in compatibility._FIXED + compatibility._FIXED_WITH_OPTIMIZER:
+    flag, rule = '--' + name.replace('_', '-'), OPTIONS[name].resume
+    if rule in ('refused', 'refused with optimizer'):
         with pytest.raises(OptionError, match=f'cannot go on with {flag} '):
             compatibility.compare_options(args, saved, within_epoch=False)
         return
     lines, same_schedule = compatibility.compare_options(args, saved, within_epoch=False)
     shown = compatibility._shown(vars(args)[name])
-    assert lines == ([] if name in compatibility._NOT_COMPARED else [f'{flag} {shown} in place of other'])
-    assert same_schedule == (name not in compatibility._SCHEDULE)
-    if name in compatibility._FIXED_WITHIN_EPOCH:
+    assert lines == ([] if rule == 'ignored' else [f'{flag} {shown} in place of other'])
+    assert same_schedule == (rule != 'schedule')
+    if rule == 'refused within epoch':
         with pytest.raises(OptionError, match=f'would be another with {flag} '):
             compatibility.compare_options(args, saved, within_epoch=True)
 
 
+def test_a_checkpoint_from_before_an_option_was_made_with_its_default():
+    args = replace(parse_train_args(['data', '--agmax', '--agmax-loss', 'kl']), resume='FILE')
+    saved = {name: value for name, value in vars(args).items() if name not in ('agmax_loss', 'warmup_prefix')}
+    with pytest.raises(OptionError, match='cannot go on with --agmax-loss kl in place of mi'):
+        compatibility.compare_options(args, saved, within_epoch=False)
+    args = replace(args, agmax_loss='mi', warmup_prefix=True)
+    assert compatibility.compare_options(args, saved, within_epoch=False) == (
+        ['--warmup-prefix True in place of False'], False)
+
+
 def test_epochs_decide_the_sizes_of_a_progressive_schedule():
-    args = Namespace(**{**vars(parse_train_args(['data'])), 'resume': 'FILE', 'epochs': 3})
+    args = replace(parse_train_args(['data']), resume='FILE', epochs=3)
     saved = {**vars(args), 'epochs': 4}
     assert compatibility.compare_options(args, saved, within_epoch=True)[0] == ['--epochs 3 in place of 4']
-    args.train_size_schedule = saved['train_size_schedule'] = 'progressive'
+    saved['train_size_schedule'] = 'progressive'
+    args = replace(args, train_size_schedule='progressive')
     assert compatibility.compare_options(args, saved, within_epoch=False)[0] == ['--epochs 3 in place of 4']
     with pytest.raises(OptionError, match='would be another with --epochs 3 in place of 4'):
         compatibility.compare_options(args, saved, within_epoch=True)

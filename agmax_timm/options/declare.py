@@ -1,0 +1,311 @@
+"""How an option is declared: one field of a frozen dataclass, with all that other modules have to know about it."""
+import argparse
+import math
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import MISSING, dataclass, field, fields, replace
+from types import NoneType, UnionType
+from typing import Any, TypeVar, get_args, get_origin
+
+from ..base.command_line import KeyValues, Parser, flag_of
+
+if sys.version_info >= (3, 11):
+    from typing import dataclass_transform
+else:
+    from typing_extensions import dataclass_transform
+
+T = TypeVar('T')
+# Larger numbers overflow somewhere in torch, numpy or the operating system.
+_LARGEST = {int: 2 ** 31 - 1, float: 3.4e38}
+
+# What a checkpoint made with another value of an option means when a run is resumed from it.
+RESUME = (
+    'refused',  # the tensors of the checkpoint would not fit
+    'refused with optimizer',  # unless --no-resume-opt
+    'refused within epoch',  # the rest of the epoch would have other samples
+    'schedule',  # another schedule of the learning rate; the change is logged
+    'logged',
+    'ignored',  # not compared
+)
+# How a recipe that is published holds an option: paths of files are reduced to their names.
+RECIPE = ('value', 'file name', 'file name or numbers', 'left out')
+# What an option decides in an evaluation. Those of the first two are taken from the run that wrote a checkpoint.
+EVALUATION = (
+    'input',  # the model and its input, which the config.json of a published model says as well
+    'labels',  # how images and labels are read
+    'precision',  # the last digits
+    'compilation',  # the last digits, and speed
+    'data',  # which data, and by which loader
+    'machine',  # where the data is, and how it is loaded
+    '',
+)
+
+
+@dataclass(frozen=True)
+class Check:
+    """A condition on a value, or on each of several.
+
+    Attributes:
+        words: What a value must be, as in "must be 1 or more".
+        holds: Whether a number is valid.
+        names: The valid words, in place of `holds`; None for numbers.
+        bounded: Whether `holds` limits the number from above.
+    """
+    words: str
+    holds: Callable[[Any], bool] = lambda value: True
+    names: tuple[str, ...] | None = None
+    bounded: bool = False
+
+
+def at_least(least: int) -> Check:
+    return Check(f'{least} or more', lambda value: value >= least)
+
+
+def above(bound: int) -> Check:
+    return Check(f'above {bound}', lambda value: value > bound)
+
+
+def between(least: float, most: float, unit: str = '') -> Check:
+    return Check(f'between {least} and {most}{unit}', lambda value: least <= value <= most, bounded=True)
+
+
+def above_to(bound: int, most: int, unit: str = '') -> Check:
+    return Check(f'above {bound} and at most {most}{unit}', lambda value: bound < value <= most, bounded=True)
+
+
+def from_to_below(least: int, bound: int) -> Check:
+    return Check(f'{least} or more and below {bound}', lambda value: least <= value < bound, bounded=True)
+
+
+def inside(least: int, most: int) -> Check:
+    return Check(f'above {least} and below {most}', lambda value: least < value < most, bounded=True)
+
+
+def one_of(*names: str) -> Check:
+    """Words that timm or PIL knows; '' among them leaves the choice to it."""
+    listed = ', '.join(filter(None, names)) + (" or ''" if '' in names else '')
+    return Check(f'one of {listed}' if len(names) > 1 else listed, names=names)
+
+
+def any_number(reason: str) -> Check:
+    """Any finite number, for the reason that is given."""
+    return Check('a number')
+
+
+@dataclass
+class Option:
+    """All that is known about an option. See option() for the attributes that a declaration gives."""
+    help: str
+    name: str = ''
+    kind: type = str  # of the value, or of each of several
+    several: bool = False
+    default: Any = None
+    flags: tuple[str, ...] = ()
+    metavar: str | None = None
+    choices: tuple[str, ...] | None = None
+    check: Check | None = None
+    counts: tuple[int, int] | None = None
+    ascending: bool = False
+    convert: Callable[[Any], Any] | None = None
+    nargs: int | str | None = None
+    const: str | None = None
+    exclusive: str = ''
+    yields: bool = False
+    needs: tuple[str, ...] = ()
+    affects_result: bool = True
+    resume: str = 'logged'
+    recipe: str = 'value'
+    evaluation: str = ''
+    card: bool = False
+    is_file: bool = False
+    synonyms: tuple[str, ...] = ()
+    former: tuple[str, ...] = ()
+
+    @property
+    def flag(self) -> str:
+        """The long flag of the option, also of one that is positional."""
+        return next((flag for flag in self.flags if flag.startswith('--')), flag_of(self.name))
+
+    def words(self, value: Any) -> list[str]:
+        """The option with a value, as words of a command line."""
+        if self.kind is bool:
+            return [self.flag]
+        if isinstance(value, dict):
+            return [self.flag, *(f'{key}={item!r}' for key, item in value.items())]
+        if isinstance(value, (list, tuple)):
+            return [self.flag, *map(str, value)]
+        value = str(value)
+        return [f'{self.flag}={value}'] if value.startswith('-') else [self.flag, value]
+
+
+def option(
+        default: Any,
+        help: str,
+        *,
+        metavar: str | None = None,
+        short: str = '',
+        alias: str = '',
+        flag: str | None = None,
+        choices: tuple[str, ...] | None = None,
+        check: Check | None = None,
+        counts: tuple[int, int] | None = None,
+        ascending: bool = False,
+        convert: Callable[[Any], Any] | None = None,
+        nargs: int | str | None = None,
+        const: str | None = None,
+        exclusive: str = '',
+        yields: bool = False,
+        needs: str | tuple[str, ...] = (),
+        affects_result: bool = True,
+        resume: str = '',
+        recipe: str = 'value',
+        evaluation: str = '',
+        card: bool = False,
+        is_file: bool = False,
+        synonyms: tuple[str, ...] = (),
+        former: tuple[str, ...] = (),
+) -> Any:
+    """Declare an option as a field of a group. Its name, type and default are those of the field.
+
+    Args:
+        default: Value without the option.
+        help: What the option does, as a phrase that can be read alone.
+        metavar: Name of the value in the help.
+        short: Short flag, such as '-b'.
+        alias: Second long flag.
+        flag: Long flag, if it is not made from the name; '' for a positional argument.
+        choices: Valid words.
+        check: Condition on the value, for numbers and for words that other libraries define.
+        counts: Smallest and largest number of values.
+        ascending: Whether several values must be sorted.
+        convert: Function from text or a number to the value, in place of the type of the field.
+        nargs: Number of values as in argparse, where the type of the field does not say it.
+        const: Value of the flag without a value, for nargs '?'.
+        exclusive: Name of a set of options of which only one can be given.
+        yields: Whether an abbreviation that fits this option and one of timm's stands for timm's.
+        needs: Options without which this one has no effect.
+        affects_result: Whether the option can change the result of a run. Monitoring, saving, publishing and speed
+            cannot.
+        resume: One of RESUME. By default 'ignored' if the option does not affect the result, else 'logged'.
+        recipe: One of RECIPE.
+        evaluation: One of EVALUATION.
+        card: Whether the model card lists the value.
+        is_file: Whether the value is the path of a file to be read.
+        synonyms: Names in other programs, with '_' for '-'. A word behind a space is the value that is meant.
+        former: Names in earlier versions of timm, accepted in files of options.
+    """
+    declared = Option(
+        help,
+        flags=((short,) if short else ()) + (('--',) if flag is None else (flag,) if flag else ()) + (
+            (alias,) if alias else ()),
+        metavar=metavar, choices=choices, check=check, counts=counts, ascending=ascending, convert=convert,
+        nargs=nargs, const=const, exclusive=exclusive, yields=yields,
+        needs=(needs,) if isinstance(needs, str) else needs, affects_result=affects_result,
+        resume=resume or ('logged' if affects_result else 'ignored'), recipe=recipe, evaluation=evaluation, card=card,
+        is_file=is_file, synonyms=synonyms, former=former)
+    metadata = {'option': declared}
+    if isinstance(default, (list, dict)):
+        return field(default_factory=default.copy, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass_transform(frozen_default=True, field_specifiers=(option,))
+def group(cls: type[T]) -> type[T]:
+    """A frozen dataclass of options. Without methods that nobody calls: they would slow down --help."""
+    return dataclass(frozen=True, eq=False, repr=False)(cls)
+
+
+def declared(options: type) -> dict[str, Option]:
+    """The options of a group, or of all groups of a command, by name and in reading order."""
+    if options not in _declared:
+        _declared[options] = {name: option for group in groups_of(options) for name, option in _options_of(group)}
+    return _declared[options]
+
+
+def groups_of(options: type) -> tuple[type, ...]:
+    """The groups of a command, in reading order; a group itself."""
+    return options.__bases__ if len(options.__bases__) > 1 else (options,)
+
+
+_declared: dict[type, dict[str, Option]] = {}
+
+
+def _options_of(group: Any) -> Iterator[tuple[str, Option]]:
+    return ((field.name, _complete(field)) for field in fields(group) if 'option' in field.metadata)
+
+
+def _complete(field: Any) -> Option:
+    """The declaration of a field, with the name, type and default that the field itself has."""
+    kind = field.type
+    if isinstance(kind, UnionType):
+        kind = next(member for member in get_args(kind) if member is not NoneType)
+    several = get_origin(kind) is list
+    if several:
+        kind, = get_args(kind)
+    declaration = field.metadata['option']
+    default = field.default if field.default is not MISSING else field.default_factory()
+    flags = tuple(flag_of(field.name) if flag == '--' else flag for flag in declaration.flags)
+    return replace(declaration, name=field.name, kind=get_origin(kind) or kind, several=several, default=default,
+                   flags=flags)
+
+
+def add_options(parser: Parser, options: type) -> None:
+    """Add the flags of all groups of a command to a parser."""
+    for group in groups_of(options):
+        container: Any = parser.add_argument_group((group.__doc__ or '').partition('\n')[0].removesuffix('.'))
+        exclusive: dict[str, Any] = {}
+        for declaration in declared(group).values():
+            target = container
+            if declaration.exclusive:
+                name = declaration.exclusive
+                exclusive[name] = target = exclusive.get(name) or container.add_mutually_exclusive_group()
+            add_option(target if declaration.flags else parser, declaration)
+
+
+def add_option(container: Any, declaration: Option) -> argparse.Action:
+    """Add the flag of one option to a parser or a group of it."""
+    arguments: dict[str, Any] = dict(default=declaration.default, help=declaration.help)
+    if declaration.kind is bool:
+        arguments.update(action='store_true')
+    else:
+        kind = None if declaration.kind in (str, dict) else declaration.kind
+        nargs = declaration.nargs or ('+' if declaration.several else None)
+        arguments.update(type=declaration.convert or kind, metavar=declaration.metavar, choices=declaration.choices,
+                         nargs=nargs, const=declaration.const)
+        if declaration.kind is dict:
+            del arguments['choices']
+            arguments.update(nargs='*', action=KeyValues)
+    if declaration.flags:
+        arguments.update(dest=declaration.name)
+    action = container.add_argument(*(declaration.flags or [declaration.name]), **arguments)
+    action.yields, action.synonyms = declaration.yields, declaration.synonyms
+    return action
+
+
+def problems(options: Any) -> Iterator[str]:
+    """What is wrong with the values of options, one line for each: the flag, what it must be, and the value."""
+    for name, declaration in declared(type(options)).items():
+        value = getattr(options, name)
+        if value is not None:
+            yield from _problems(declaration, value)
+
+
+def _problems(declaration: Option, value: Any) -> Iterator[str]:
+    flag, check = declaration.flag, declaration.check
+    if check is not None and check.names is not None:
+        if value not in check.names:
+            yield f'{flag} must be {check.words}, got {value!r}'
+    elif check is not None:
+        each = ' each' if declaration.several else ''
+        for number in value if declaration.several else (value,):
+            if not math.isfinite(number) or not check.holds(number):
+                yield f'{flag} must be {check.words}{each}, got {number}'
+            largest = _LARGEST[type(number)]
+            if abs(number) > largest and not check.bounded:
+                yield f'{flag} must be at most {largest}{each}, got {number}'
+    if declaration.counts is not None:
+        least, most = declaration.counts
+        if not least <= len(value) <= most:
+            yield f"{flag} needs {'two values' if least == most else 'one value or two'}, got {len(value)}"
+    if declaration.ascending and list(value) != sorted(value):
+        yield f"{flag} must go from small to large, got {' '.join(map(str, value))}"
