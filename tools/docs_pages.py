@@ -1,5 +1,4 @@
-"""Hook of mkdocs: fill the reference pages from the commands, add CONTRIBUTING.md and CHANGELOG.md to the site."""
-import argparse
+"""Hook of mkdocs: fill the reference pages from the options, and add CONTRIBUTING.md and CHANGELOG.md to the site."""
 import os
 import re
 import subprocess
@@ -27,36 +26,46 @@ def on_page_markdown(markdown: str, **_) -> str:
 
 
 def flag_tables(script: str) -> str:
-    """Return a Markdown table for each group of flags of train.py or validate.py."""
+    """Return a Markdown table for each group of options of train.py or validate.py."""
     from agmax_timm.options import parsers
-    parser = getattr(parsers, f'{script}_parser')()
-    return '\n\n'.join(_table(group) for group in parser._action_groups if group._group_actions)
+    from agmax_timm.options.declare import groups_of
+    options = {'train': parsers.TrainOptions, 'validate': parsers.ValidateOptions}[script]
+    return '\n\n'.join(_table(group, script) for group in groups_of(options))
 
 
-def _table(group: argparse._ArgumentGroup) -> str:
-    from agmax_timm.base.command_line import default_text
-    title = {'positional arguments': 'data', 'options': 'general'}.get(group.title, group.title)
-    rows = [f'## {title[:1].upper()}{title[1:]}', '', '| flag | value | default | meaning |', '|---|---|---|---|']
-    for action in group._group_actions:
-        flags = ', '.join(f'`{name}`' for name in action.option_strings) or f'`{action.metavar or action.dest}`'
-        default = default_text(action) if action.option_strings else ''
-        rows.append(f"| {flags} | {_value(action)} | {f'`{default}`' if default else ''} | {_cell(action.help)} |")
-    return '\n'.join(rows)
+def _table(group: type, script: str) -> str:
+    from agmax_timm.options.declare import declared
+    title = group.__doc__.partition('\n')[0].removesuffix('.')
+    rows = [['flag', 'value', 'default', 'meaning', 'on resume'], ['---'] * 5]
+    for option in declared(group).values():
+        flags = ', '.join(f'`{flag}`' for flag in option.flags) or f'`{option.metavar or option.name}`'
+        text = option.help.replace('%(const)s', str(option.const))
+        rows.append([flags, _value(option), _default(option.default), _cell(text), option.resume])
+    columns = 5 if script == 'train' else 4
+    return '\n'.join([f'## {title}', '', *(f"| {' | '.join(row[:columns])} |" for row in rows)])
 
 
-def _value(action: argparse.Action) -> str:
-    """What an option takes: its choices, or the name of its value."""
-    if action.nargs == 0:
+def _value(option) -> str:
+    """What an option takes: its choices, or the name of its value and the condition on it."""
+    if option.kind is bool or not option.flags:
         return ''
-    if action.choices:
-        return ', '.join(f'`{choice}`' for choice in action.choices)
-    metavar = action.metavar or action.dest.upper()
-    names = ' '.join(metavar) if isinstance(metavar, tuple) else metavar
-    return f"{names}{' ...' if action.nargs in ('*', '+') else ''}" if action.option_strings else ''
+    if option.choices:
+        return ', '.join(f'`{choice}`' for choice in option.choices)
+    name = option.metavar or option.name.upper()
+    if option.several or option.kind is dict:
+        name += ' ...'
+    return _cell(f'{name}: {option.check.words}' if option.check else name)
+
+
+def _default(value) -> str:
+    """A default as it is typed, '' if the option is off or not set."""
+    if value is None or value is False or value in ('', [], {}):
+        return ''
+    return f"`{' '.join(map(str, value)) if isinstance(value, (list, tuple)) else value}`"
 
 
 def _cell(text: str) -> str:
-    """A help text in a cell of a table."""
+    """A text in a cell of a table."""
     text = text.replace('%%', '%').replace('|', r'\|').replace('<', '&lt;')
     return re.sub(r'(?<![`\w-])(--[a-z][\w-]*)', r'`\1`', text)
 
