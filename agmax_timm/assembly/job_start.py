@@ -46,11 +46,11 @@ def leave_allocation() -> str:
 @contextmanager
 def one_process() -> Iterator[None]:
     """Hide the launcher from timm, for commands that always run as one process."""
-    kept = {name: os.environ.pop(name) for name in LAUNCHER if name in os.environ}
+    hidden = {name: os.environ.pop(name) for name in LAUNCHER if name in os.environ}
     try:
         yield
     finally:
-        os.environ.update(kept)
+        os.environ.update(hidden)
 
 
 def join(device: str, signals: StopSignals | None = None) -> torch.device:
@@ -64,16 +64,16 @@ def join(device: str, signals: StopSignals | None = None) -> torch.device:
     if not utils.is_distributed_env():
         return torch.device(init_distributed_device_so(device)['device'])
     start = _Start(device)
-    begun, said = time.monotonic(), False
+    begun, warned = time.monotonic(), False
     while start.is_alive():
         start.join(.1)
         if signals is not None and signals.received:
             print(f'{os.path.basename(sys.argv[0])}: error: {signals.received}: nothing was begun. {start.waits_for()}',
                   file=sys.stderr, flush=True)
             os._exit(EXIT_STATUS)  # torch's thread cannot be stopped
-        if not said and time.monotonic() - begun > PATIENCE:
+        if not warned and time.monotonic() - begun > PATIENCE:
             _logger.warning(start.waits_for())
-            said = True
+            warned = True
     if start.error is not None:
         raise start.error
     joined = torch.device(start.device)

@@ -38,7 +38,7 @@ _logger = logging.getLogger(__name__)
 
 @dataclass
 class Precision:
-    """Numbers of a run: autocast context, loss scaler (float16 on CUDA alone), dtype of the weights (None: float32)."""
+    """Numbers of a run: autocast context, loss scaler (float16 on CUDA only), dtype of the weights (None: float32)."""
     autocast: Callable = nullcontext
     scaler: LossScaler | None = None
     model_dtype: torch.dtype | None = None
@@ -56,14 +56,14 @@ def import_device_modules(options: TrainDevice) -> None:
 def init_device(
         name: str,
         signals: StopSignals | None = None,
-        alone: bool = False,
+        single_process: bool = False,
 ) -> torch.device:
-    """The process's device, with its process group where there are several; the CPU where there is no CUDA.
+    """Return the device of this process, the CPU if there is no CUDA. Join the process group if there is one.
 
     Args:
         name: Value of --device.
         signals: Signals that end the wait for other processes.
-        alone: Whether the command always runs as one process, even if a launcher sets variables of several.
+        single_process: Whether the command always runs as one process, even if a launcher sets variables of several.
     """
     if name.startswith('cuda') and not torch.cuda.is_available():
         name = 'cpu'
@@ -71,7 +71,7 @@ def init_device(
     if torch.cuda.is_available():
         torch.backends.cuda.matmul.allow_tf32 = True
         torch.backends.cudnn.benchmark = True
-    with job_start.one_process() if alone else nullcontext():
+    with job_start.one_process() if single_process else nullcontext():
         _check_gpus(name)
         return job_start.join(name, signals)
 
@@ -205,16 +205,16 @@ def build_data_config(options: AnyOptions, model: nn.Module, use_test_size: bool
 
 
 def try_input(options: AnyOptions, model: nn.Module, data_config: dict[str, Any], num_classes: int) -> None:
-    """Show one empty image to the model on its device: whether it takes this size, its channels, and gives classes.
+    """Evaluate the model on one empty image of this size.
 
     Raises:
-        OptionError: it does not.
+        OptionError: it does not take the image, or does not return num_classes logits.
     """
     size = data_config['input_size']
     like = next(model.parameters())
     training = model.training
-    alone = [module.register_forward_pre_hook(_one_value) for module in model.modules()
-             if isinstance(module, nn.modules.batchnorm._BatchNorm) and _images(options) == 1]
+    hook_handles = [module.register_forward_pre_hook(_one_value) for module in model.modules()
+                    if isinstance(module, nn.modules.batchnorm._BatchNorm) and _training_batch(options) == 1]
     try:
         with torch.no_grad():
             output = model.eval()(torch.zeros(1, *size, device=like.device, dtype=like.dtype))
@@ -223,15 +223,15 @@ def try_input(options: AnyOptions, model: nn.Module, data_config: dict[str, Any]
                           f'--img-size, --input-size, --in-chans or --model-kwargs: {one_line(error, 300)}') from error
     finally:
         model.train(training)
-        for hook in alone:
-            hook.remove()
+        for handle in hook_handles:
+            handle.remove()
     if torch.is_tensor(output) and output.shape != (1, num_classes):
         raise OptionError(f'--model {options.model} gives {tuple(output.shape)[1:]}, not {num_classes} classes: '
                           'leave out --gp and --model-kwargs that change its head')
 
 
-def _images(options: AnyOptions) -> int:
-    """Images that the model is trained on at a time, 0 where it is not."""
+def _training_batch(options: AnyOptions) -> int:
+    """Return the number of images in a forward pass of training, 0 for a command that does not train."""
     return options.batch_size * (2 if options.agmax else 1) if isinstance(options, TrainOptions) else 0
 
 

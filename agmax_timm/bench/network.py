@@ -134,7 +134,7 @@ def find_device(args: argparse.Namespace) -> torch.device:
     """
     name = args.device
     try:
-        device = init_device(args.device, alone=True)
+        device = init_device(args.device, single_process=True)
         torch.zeros(1, device=device)
     except RuntimeError as error:
         raise ValueError(f'--device {name}: {str(error).splitlines()[0]}') from error

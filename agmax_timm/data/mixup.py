@@ -47,7 +47,7 @@ class Mix:
     """How the images of a view are mixed."""
     chosen: np.ndarray  # indices of the images that are mixed
     partner: np.ndarray  # index of the partner of each image [B]
-    kept: np.ndarray  # lambda of each image, its own share in the mix [B], float32
+    share: np.ndarray  # lambda of each image, its share in its own mix [B], float32
     boxes: dict[int, tuple[int, int, int, int]]  # CutMix box (top, bottom, left, right) by index of the image
 
 
@@ -102,7 +102,7 @@ class TwoViewMixup(SharedSwitch, Mixup):
                     yl, yh, xl, xh = mix.boxes[i]
                     view[i, :, yl:yh, xl:xh] = partner[:, yl:yh, xl:xh]
                 else:
-                    view[i] = _blend(unmixed[i], partner, float(mix.kept[i]))
+                    view[i] = _blend(unmixed[i], partner, float(mix.share[i]))
         return input, torch.cat([self.soft_targets(y, mix) for y, mix in zip(target.chunk(2), mixes)])
 
     def _choose_images(self, batch_size: int) -> np.ndarray:
@@ -139,8 +139,8 @@ class TwoViewMixup(SharedSwitch, Mixup):
         labels = one_hot(target, self.num_classes, on_value=1. - self.label_smoothing + off_value, off_value=off_value)
         if not len(mix.chosen):
             return labels
-        kept = torch.as_tensor(mix.kept, dtype=labels.dtype, device=labels.device)[:, None]
-        return labels * kept + labels[torch.as_tensor(mix.partner, device=labels.device)] * (1. - kept)
+        share = torch.as_tensor(mix.share, dtype=labels.dtype, device=labels.device)[:, None]
+        return labels * share + labels[torch.as_tensor(mix.partner, device=labels.device)] * (1. - share)
 
     def _draw_partners(self, batch_size: int, chosen: np.ndarray) -> np.ndarray:
         """Return the index of a random partner for each chosen image [B]. Other images have their own index."""
@@ -171,9 +171,9 @@ class TwoViewMixup(SharedSwitch, Mixup):
             if use_cutmix[slot]:
                 slot_boxes[slot], lam[slot] = cutmix_bbox_and_lam(
                     shape, lam[slot], ratio_minmax=self.cutmix_minmax, correct_lam=self.correct_lam)
-        kept = np.ones(len(partner), dtype=np.float32)
-        kept[chosen] = lam[slots[chosen]]
-        return kept, {i: slot_boxes[slots[i]] for i in chosen if slots[i] in slot_boxes}
+        share = np.ones(len(partner), dtype=np.float32)
+        share[chosen] = lam[slots[chosen]]
+        return share, {i: slot_boxes[slots[i]] for i in chosen if slots[i] in slot_boxes}
 
 
 class TwoViewCollate(FastCollateMixup):

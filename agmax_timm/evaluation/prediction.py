@@ -43,7 +43,7 @@ class Predictor:
 
     def __init__(self, options: ValidateOptions):
         timm_names.check_device(options.device)
-        self.device = build.init_device(options.device, alone=True)
+        self.device = build.init_device(options.device, single_process=True)
         self.subject, self.precision, run_options = validation.prepare(options, self.device)
         self.options = options = self.subject.options
         self.weights = (  # which weights are used, in words; '' for a published model

@@ -163,7 +163,7 @@ def _init_device(name: str, in_run: bool) -> torch.device:
     if in_run:
         return torch.device(name)
     timm_names.check_device(name)
-    return build.init_device(name, alone=True)
+    return build.init_device(name, single_process=True)
 
 
 @torch.inference_mode()

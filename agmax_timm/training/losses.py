@@ -35,8 +35,8 @@ class Update:
     """The batches of one update, until it is made or left out.
 
     Args:
-        epoch: Its epoch.
-        first_batch: Number of its first batch.
+        epoch: Number of the epoch.
+        first_batch: Number of the first batch in the epoch.
     """
 
     def __init__(self, epoch: int, first_batch: int):
@@ -63,8 +63,8 @@ class Update:
 
     @torch.no_grad()
     def restore_buffers(self, module: nn.Module) -> None:
-        for buffer, kept in zip(module.buffers(), self._buffers):
-            buffer.copy_(kept)
+        for buffer, saved in zip(module.buffers(), self._buffers):
+            buffer.copy_(saved)
 
 
 class RunningLosses:

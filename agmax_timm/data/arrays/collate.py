@@ -78,5 +78,5 @@ def write_mixed(view: list[np.ndarray], place: np.ndarray, mix: Mix) -> None:
             written[...] = pixels
             written[yl:yh, xl:xh] = view[mix.partner[i]][yl:yh, xl:xh]
         else:
-            kept = float(mix.kept[i])
-            cv2.addWeighted(pixels, kept, view[mix.partner[i]], 1. - kept, 0., dst=written)
+            share = float(mix.share[i])
+            cv2.addWeighted(pixels, share, view[mix.partner[i]], 1. - share, 0., dst=written)

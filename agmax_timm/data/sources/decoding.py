@@ -135,9 +135,9 @@ class DecodedDataset(ImageDataset):
         Raises:
             UndecodableError: it is no whole image, or cannot be read.
         """
-        kept = self.memory.get(index) if self.memory is not None else None
-        if kept is not None:
-            pixels, target = kept
+        decoded = self.memory.get(index) if self.memory is not None else None
+        if decoded is not None:
+            pixels, target = decoded
             if self.decode is decode:
                 return Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels), target
             return pixels, target

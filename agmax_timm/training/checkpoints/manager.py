@@ -147,8 +147,8 @@ def most_files(options: Run, epochs: Iterable[int]) -> int:
         epochs: Numbers of epochs that an evaluation follows.
     """
     epochs = set(epochs)
-    kept = options.checkpoint_hist + len(epochs & set(options.save_epochs)) + 1
-    return min(len(epochs), kept + 1) + (2 if options.recovery_interval else 0)
+    files = options.checkpoint_hist + len(epochs & set(options.save_epochs)) + 1
+    return min(len(epochs), files + 1) + (2 if options.recovery_interval else 0)
 
 
 def check_weights(task: TrainingTask) -> None:

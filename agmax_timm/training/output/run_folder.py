@@ -135,8 +135,8 @@ def check_same_start(options: Run, resume_epoch: int | None) -> None:
     dist.all_gather_object(epochs, resume_epoch)
     others = [rank for rank, epoch in enumerate(epochs) if epoch != epochs[0]]
     if others:
-        said = [f'goes on with epoch {epoch}' if epoch is not None else 'finds no checkpoint' for epoch in epochs]
-        raise OptionError(f'--resume: rank 0 {said[0]}, rank {others[0]} {said[others[0]]}: give every machine '
+        start = [f'goes on with epoch {epoch}' if epoch is not None else 'finds no checkpoint' for epoch in epochs]
+        raise OptionError(f'--resume: rank 0 {start[0]}, rank {others[0]} {start[others[0]]}: give every machine '
                           f'the same files, --output {_parent(options)} on storage that all of them share')
 
 
