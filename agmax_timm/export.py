@@ -8,9 +8,9 @@ from .base.command_line import Parser, add_dataset_flag, add_model_flags, add_we
 from .base.errors import OptionError
 from .base.licences import add_license_flag, check_license
 from .evaluation.published import compare_on_data
+from .options.hub_names import check_dataset
 from .weights.averaging import average_models
 from .weights.checkpoint import SavedModel, read_model
-from .weights.hub import check_dataset
 from .weights.measured import measured
 from .weights.onnx_export import FILE as ONNX
 from .weights.onnx_export import require_onnx, write_onnx

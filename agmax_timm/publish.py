@@ -5,7 +5,8 @@ from .base.command import command
 from .base.command_line import Parser, add_dataset_flag, add_weights_flags
 from .base.licences import add_license_flag, check_license
 from .evaluation.published import compare_on_data
-from .weights.hub import Destination, check_dataset, check_destination
+from .options.hub_names import check_dataset
+from .weights.hub import Destination, check_destination
 from .weights.publishing import publish_source
 
 PROG = 'python -m agmax_timm.publish'

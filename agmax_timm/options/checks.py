@@ -272,22 +272,22 @@ def _check_hub(options: Hub, error: Callable) -> None:
     except OptionError as problem:
         error(str(problem))
     if options.hub_dataset:
-        from ..weights.hub import HubError, check_dataset
+        from .hub_names import check_dataset
         try:
             check_dataset(options.hub_dataset)
-        except HubError as problem:
+        except OptionError as problem:
             error(str(problem))
     if not options.push_to_hub:
         for name in ('hub_private', 'hub_revision', 'hub_pr', 'hub_replace_card', 'hub_replace_files'):
             if getattr(options, name):
                 error(f'{flag_of(name)} needs --push-to-hub OWNER/NAME')
         return
-    from ..weights.hub import HubError, check_name, check_revision
+    from .hub_names import check_name, check_revision
     for flag, check, value in (('--push-to-hub', check_name, options.push_to_hub),
                                ('--hub-revision', check_revision, options.hub_revision)):
         try:
             check(value)
-        except HubError as problem:
+        except OptionError as problem:
             error(f'{flag} {value}: {problem}')
     if options.hub_pr and options.hub_revision not in ('', 'main'):
         error('--hub-pr opens a pull request against main: drop it, or drop --hub-revision')

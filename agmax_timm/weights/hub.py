@@ -1,5 +1,4 @@
 """Publish a staged folder on the Hugging Face Hub: checked beforehand, uploaded as one commit, tried again."""
-import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,10 +15,9 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.utils import validate_repo_id
 from huggingface_hub.utils.sha import git_hash
 
-from ..base.text import one_line
+from ..options.hub_names import check_name, check_revision
 from .card import published_card
 from .hub_error import HubError, as_hub_error, reason, status
 from .staging import CARD, FILES, load_folder
@@ -101,35 +99,12 @@ class Destination:
         return function()
 
 
-def check_name(repo_id: str) -> None:
-    """Raise HubError unless it has the form OWNER/NAME that the Hub asks for."""
-    try:
-        validate_repo_id(repo_id)
-    except ValueError as error:
-        raise HubError(one_line(error)) from None
-    if '/' not in repo_id:
-        raise HubError(f"expected OWNER/NAME, got '{repo_id}'")
-
-
-def check_dataset(name: str) -> None:
-    """Raise HubError unless it can be the name of a data set on the Hub, or ''."""
-    try:
-        validate_repo_id(name or None)
-    except ValueError as error:
-        raise HubError(f'--hub-dataset {name} is no name of a data set on the Hub: {one_line(error)}') from None
-
-
-def check_revision(revision: str | None) -> None:
-    """Raise HubError unless it can be the name of a branch, or None."""
-    if revision and (re.fullmatch(r'\w[\w./-]*', revision) is None or re.search(r'\.\.|//|[./]$|\.lock$', revision)):
-        raise HubError(f"'{revision}' cannot be a branch: use letters, digits, '-', '_', '.' and '/'")
-
-
 def check_destination(to: Destination) -> None:
     """Check the name, the token and its permissions before training.
 
     Raises:
-        HubError: the name is malformed, there is no valid token, or the token cannot write there.
+        OptionError: the name is malformed.
+        HubError: there is no valid token, or the token cannot write there.
     """
     check_name(to.repo_id)
     log_in = 'log in with `hf auth login`, or set HF_TOKEN'

@@ -1,0 +1,70 @@
+"""The order of the layers, read from the import statements of the package."""
+import ast
+from functools import cache
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+from tests.helpers.paths import REPOSITORY
+
+PACKAGE = REPOSITORY / 'agmax_timm'
+# Modules of a layer import modules of their own layer and of those before it.
+LAYERS = [
+    {'base'}, {'options', 'data'}, {'loss'}, {'task'}, {'distillation'}, {'weights', 'registration'}, {'assembly'},
+    {'evaluation', 'bench'}, {'training'}, {'report'}, {'export', 'convert', 'predict', 'publish'}, {'commands'},
+    {'study'},
+]
+LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
+
+
+@cache
+def imports():
+    """Modules that each module imports, below the package: {'data.views': {'base.random_state'}}."""
+    paths = {_name(path): path for path in sorted(PACKAGE.rglob('*.py'))}
+    return {name: _imports(name, path, paths) - {name} for name, path in paths.items()}
+
+
+def _name(path: Path) -> str:
+    parts = path.relative_to(PACKAGE).with_suffix('').parts
+    return '.'.join(parts[:-1] if parts[-1] == '__init__' else parts)
+
+
+def _imports(name, path, known):
+    """Modules that a file imports, in functions too."""
+    package = name if path.name == '__init__.py' else name.rpartition('.')[0]
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            parts = package.split('.') if package else []
+            base = '.'.join([*parts[:len(parts) - node.level + 1], *(node.module or '').split('.')]).strip('.')
+            found |= {next((name for name in (f'{base}.{alias.name}'.strip('.'), base) if name in known), base)
+                      for alias in node.names}
+    return found & known.keys()
+
+
+def layer(name):
+    return name.partition('.')[0]
+
+
+def test_every_module_has_a_layer():
+    assert {layer(name) for name in imports()} - LEVEL.keys() == {''}
+
+
+def test_imports_point_down():
+    upward = {f'{name} imports {other}' for name, others in imports().items() if name for other in others
+              if other and LEVEL[layer(other)] > LEVEL[layer(name)]}
+    assert not upward, sorted(upward)
+
+
+def test_layers_of_one_level_do_not_know_each_other():
+    across = {f'{name} imports {other}' for name, others in imports().items() if name for other in others
+              if other and layer(other) != layer(name) and LEVEL[layer(other)] == LEVEL[layer(name)]}
+    assert not across, sorted(across)
+
+
+def test_no_files_import_each_other():
+    TopologicalSorter(imports()).prepare()  # raises CycleError
+
+
+def test_each_folder_says_what_it_is_for():
+    for path in PACKAGE.rglob('__init__.py'):
+        assert ast.get_docstring(ast.parse(path.read_text())), path
