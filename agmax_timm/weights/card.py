@@ -2,6 +2,7 @@
 import os
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from huggingface_hub.utils import validate_repo_id
 
 from ..base.class_labels import SEVERAL_LABELS, describe, known_names
 from ..base.licences import license_fields
+from ..options.declare import declared
+from ..options.parsers import TrainOptions
 from ..options.recipe import portable
 from ..options.settings import validate_command
 from .base_model import Base, base_of
@@ -36,12 +39,7 @@ _METRICS = {
     'micro_f1': ('F1 over labels and images (%)', 'f1'),
 }
 _LICENSE_ROW = '- **Licence:**'
-_HYPERPARAMETERS = (
-    'model', 'pretrained', 'epochs', 'batch_size', 'world_size', 'grad_accum_steps', 'opt', 'lr', 'momentum',
-    'weight_decay', 'sched', 'warmup_epochs', 'layer_decay', 'clip_grad', 'agmax_loss', 'agmax_weight',
-    'agmax_divergence_weight', 'agmax_units', 'agmax_init_std', 'smoothing', 'bce_loss', 'mixup', 'cutmix',
-    'cutmix_minmax', 'aa', 'cutout', 'lighting', 'color_jitter', 'reprob', 'train_crop_mode', 'scale', 'drop',
-    'drop_path', 'model_ema', 'model_ema_decay', 'amp', 'seed')
+
 
 
 def model_card(
@@ -132,7 +130,11 @@ def hub_dataset_of(options: dict[str, Any]) -> str | None:
     if options.get('hub_dataset'):
         return options['hub_dataset']
     kind, _, name = (options.get('dataset') or '').partition('/')
-    return name if kind in ('hfds', 'hfids') and is_repo_id(name) and not os.path.exists(name) else None
+    if kind in ('hfds', 'hfids') and not os.path.exists(name):
+        with suppress(ValueError):
+            validate_repo_id(name)
+            return name
+    return None
 
 
 def dataset_of(options: dict[str, Any]) -> tuple[str, str] | None:
@@ -147,15 +149,6 @@ def dataset_of(options: dict[str, Any]) -> tuple[str, str] | None:
         name = os.path.abspath(options.get('data_dir') or options.get('data') or '/')
     name = os.path.basename(name)  # no path of the machine
     return (re.sub(r'[^\w.-]+', '-', name).lower(), name) if name else None
-
-
-def is_repo_id(name: str) -> bool:
-    """Whether this is a valid name of a repository on the Hub."""
-    try:
-        validate_repo_id(name)
-    except ValueError:
-        return False
-    return True
 
 
 def _metadata(saved: SavedModel, title: str, license: str | None, scores: dict[str, float]) -> ModelCardData:
@@ -195,7 +188,8 @@ def _class_lines(names: Sequence[str]) -> list[str]:
 def _hyperparameters(options: dict[str, Any], recipe: dict[str, Any]) -> dict[str, str]:
     """The options of the table, with their values as Markdown; empty without a recipe."""
     known = {**portable(options), **recipe} if recipe else {}
-    return {name: _plain(known[name]) for name in _HYPERPARAMETERS
+    names = [name for name, option in declared(TrainOptions).items() if option.card]
+    return {name: _plain(known[name]) for name in (*names, 'world_size')
             if known.get(name) not in (None, False, '', 0, []) and (recipe.get('agmax') or 'agmax' not in name)}
 
 

@@ -95,7 +95,7 @@ def test_synsets_are_shown_in_words(make_saved, tmp_path):
 def test_only_options_that_matter_are_in_the_table(saved):
     text = card_of(saved, recipe=recipe(saved.options)).content
     assert re.findall(r'^\| (\w+) \| ', text, re.M)[1:] == [
-        'model', 'epochs', 'batch_size', 'world_size', 'opt', 'lr', 'agmax_weight', 'scale']
+        'agmax_weight', 'batch_size', 'model', 'scale', 'opt', 'epochs', 'lr', 'world_size']
     assert '| scale | [0.08, 1.0] |' in text
 
 
