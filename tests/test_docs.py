@@ -3,7 +3,9 @@ import re
 import shlex
 
 import pytest
+import torch
 
+from agmax_timm import AgMaxLoss
 from agmax_timm.options.parse import parse_train_args, parse_validate_args
 from agmax_timm.options.parsers import train_parser, validate_parser
 from tests.gpu.table import BEGIN, END, render, sections
@@ -96,3 +98,13 @@ def test_the_changelog_has_each_group_once():
         groups = re.findall(r'^### (.+)', release, re.M)
         assert groups == [name for name in ('Added', 'Changed', 'Deprecated', 'Removed', 'Fixed', 'Security')
                           if name in groups]
+
+
+def test_the_guide_to_scripts_has_the_script_of_the_readme_and_a_loss_that_runs():
+    script, loss = re.findall(r'```python\n(.*?)\n```', (DOCS / 'script.md').read_text(), re.S)
+    assert f'```python\n{script}\n```' in (REPOSITORY / 'README.md').read_text()
+    variables = dict(model=torch.nn.Linear(5, 1000), input=torch.randn(8, 5), target=torch.arange(4).repeat(2))
+    exec(loss, variables)
+    assert variables['joint_logits'].shape == (4, 1000)
+    parts = AgMaxLoss()(variables['logits'], variables['joint_logits'], variables['target'])
+    assert variables['loss'] == parts['ce'] + parts['agreement'] + parts['divergence']
