@@ -7,7 +7,8 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import IO, Any
+from io import TextIOWrapper
+from typing import IO, Any, cast
 
 from .base.command import command
 from .base.command_line import Parser, add_model_flags, add_weights_flags, flag_of
@@ -143,7 +144,7 @@ _FORMATS = {'table': _write_table, 'csv': _write_csv, 'json': _write_json}
 def _opened(path: str | None) -> Iterator[IO]:
     """A file that is written whole or not at all, or stdout. Names of files may be any bytes."""
     if path is None:
-        sys.stdout.reconfigure(errors='surrogateescape')
+        cast(TextIOWrapper, sys.stdout).reconfigure(errors='surrogateescape')
         yield sys.stdout
         return
     from .base.atomic_write import replacing

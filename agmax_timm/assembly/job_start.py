@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from timm import utils
@@ -110,7 +111,7 @@ class _Start(threading.Thread):
         return f'Rank {self.rank} waits for rank {listed(ranks)} of {self.world_size} to start, at {place}.'
 
     def _tell(self) -> None:
-        presence = None
+        presence: Any = None
         while not self._done.wait(_INTERVAL):
             if self._missing is None:  # not connected yet
                 presence = Presence(self.rank, self.world_size, period=_INTERVAL)

@@ -20,7 +20,7 @@ from ..weights.checkpoint import saved_metadata
 _logger = logging.getLogger(__name__)
 
 
-def classes_of(model: nn.Module, name: str, checkpoint: str = '') -> ModelClasses | None:
+def classes_of(model: Any, name: str, checkpoint: str = '') -> ModelClasses | None:
     """The classes of a model's outputs, None if unknown.
 
     Args:
@@ -55,7 +55,7 @@ def imagenet_classes(name: str, num_classes: int) -> ModelClasses | None:
     info = ImageNetInfo(subset)
     titles = info.label_descriptions()
     words = [(word, index) for index, title in enumerate(titles) for word in title.split(', ')]
-    return ModelClasses(name, info.label_names(), words, titles)
+    return ModelClasses(name, info.label_names(), words, list(titles))
 
 
 def map_of_model(options: ValidateOptions, classes: ModelClasses | None) -> Any:
@@ -107,12 +107,12 @@ def warn_of_other_classes(options: TrainModel, model: nn.Module, dataset: Datase
     flag = '--initial-checkpoint' if options.initial_checkpoint else '--pretrained'
     classes = classes_of(model, options.model, options.initial_checkpoint)
     moved = classes.compare(class_to_idx(dataset))[0] if classes is not None else []
-    if moved:
+    if classes is not None and moved:
         _logger.warning(f'{flag}: {classes.describe(moved)}: the head starts as one of other classes; a --class-map in '
                         'the order of the weights keeps it')
 
 
-def check_teacher(options: Distillation, task: nn.Module, dataset: Dataset) -> None:
+def check_teacher(options: Distillation, task: Any, dataset: Dataset) -> None:
     """Refuse a teacher of --kd-model-name that has the classes of the data in another order.
 
     Raises:
@@ -127,6 +127,6 @@ def check_teacher(options: Distillation, task: nn.Module, dataset: Dataset) -> N
                         f'its head of {teacher.num_classes} classes is untrained')
     classes = classes_of(teacher, options.kd_model_name)
     moved = classes.compare(class_to_idx(dataset))[0] if classes is not None else []
-    if moved:
+    if classes is not None and moved:
         raise OptionError(f'--kd-model-name {options.kd_model_name}: {classes.describe(moved)}: use a teacher of the '
                           'same classes, or a --class-map in its order')

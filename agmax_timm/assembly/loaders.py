@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-import torch.nn as nn
 from PIL.ImageMode import getmode
 from timm.data import create_loader, create_naflex_loader
 from timm.data.target_transforms import MultiLabelTarget
@@ -51,7 +50,7 @@ def build_datasets(options: TrainOptions, data_config: dict) -> tuple[Dataset, D
             check_different(train, validation)
     if is_primary():
         _logger.info(summary({options.train_split: train, options.val_split: validation}))
-    check_classes(train, validation, options.num_classes, options.class_map)
+    check_classes(train, validation, options.num_classes or 0, options.class_map)
     return train, validation
 
 
@@ -85,7 +84,7 @@ def label_kwargs(options: AnyOptions) -> dict[str, Any]:
         return {}
     return dict(
         target_format=options.target_format,
-        target_transform=MultiLabelTarget(options.num_classes, dense=options.target_format == 'multihot'),
+        target_transform=MultiLabelTarget(options.num_classes or 0, dense=options.target_format == 'multihot'),
     )
 
 
@@ -231,12 +230,12 @@ def _resolution_kwargs(options: TrainOptions) -> dict[str, Any]:
     )
 
 
-def _naflex_kwargs(options: TrainOptions, patch_size: tuple[int, int]) -> dict[str, Any]:
+def _naflex_kwargs(options: TrainOptions, patch_size: tuple[int, int] | None) -> dict[str, Any]:
     mixup = mixup_kwargs(options)
     if mixup is not None:
         mixup.update(mixup_off_epoch=options.mixup_off_epoch)
         del mixup['mode'], mixup['cutmix_minmax']  # of images of one size
-    patches = dict(patch_size=patch_size)
+    patches: dict[str, Any] = dict(patch_size=patch_size)
     if options.naflex_patch_sizes:
         patches = dict(
             patch_size_choices=options.naflex_patch_sizes, patch_size_choice_probs=options.naflex_patch_size_probs)
@@ -250,7 +249,7 @@ def _naflex_kwargs(options: TrainOptions, patch_size: tuple[int, int]) -> dict[s
     )
 
 
-def patch_size(model: nn.Module, choices: Sequence[int] | None = None) -> tuple[int, int]:
+def patch_size(model: Any, choices: Sequence[int] | None = None) -> tuple[int, int]:
     """Height and width of a patch of a NaFlex model.
 
     Args:
@@ -265,7 +264,7 @@ def patch_size(model: nn.Module, choices: Sequence[int] | None = None) -> tuple[
     own = model.get_patch_size()
     interpolates = getattr(getattr(model, 'embeds', None), 'patch_interpolator', None) is not None
     if not interpolates and any((side, side) != own for side in choices or ()):
-        sizes = ' '.join(map(str, choices))
+        sizes = ' '.join(map(str, choices or ()))
         raise OptionError(f'--naflex-patch-sizes {sizes}: the model only takes patches of {own[0]} x {own[1]}: add '
                           '--model-kwargs enable_patch_interpolator=True, or drop it')
     return own
@@ -287,7 +286,7 @@ def build_loss_scale(options: TrainOptions, loader) -> Callable[[int], float] | 
 
 def build_eval_loader(
         options: AnyOptions,
-        dataset: Dataset,
+        dataset: Any,
         data_config: dict,
         device: torch.device,
         precision: Precision,

@@ -110,7 +110,7 @@ def set_backend_options(options: Model) -> None:
         set_fast_norm()
 
 
-def create_named_model(name: str, flag: str = '--model', **kwargs) -> nn.Module:
+def create_named_model(name: str, flag: str = '--model', **kwargs) -> Any:
     """timm.create_model, with an error of one line for a name that timm lacks or a source that it cannot load."""
     check_model(flag, name)
     try:
@@ -141,7 +141,7 @@ def _unfit_checkpoint(name: str, error: Exception, checkpoint_path: str, **kwarg
     return f'--initial-checkpoint {checkpoint_path} is not a checkpoint of --model {name}: {one_line(error, 500)}'
 
 
-def build_model(options: TrainOptions, device: torch.device, precision: Precision) -> tuple[nn.Module, dict]:
+def build_model(options: TrainOptions, device: torch.device, precision: Precision) -> tuple[Any, dict]:
     """The model on its device, and its data configuration."""
     set_backend_options(options)
     overlay = dict(options.pretrained_cfg_overlay)
@@ -189,7 +189,7 @@ def build_model(options: TrainOptions, device: torch.device, precision: Precisio
     return model, data_config
 
 
-def build_data_config(options: AnyOptions, model: nn.Module, use_test_size: bool = False) -> dict[str, Any]:
+def build_data_config(options: AnyOptions, model: Any, use_test_size: bool = False) -> dict[str, Any]:
     """timm's data configuration, with the size, mean and std of as many channels as --in-chans asks for."""
     try:
         config = resolve_data_config(
@@ -247,13 +247,13 @@ def input_channels(options: AnyOptions) -> int | None:
     return options.input_size[0] if options.input_size is not None else None
 
 
-def _init_head(options: TrainModel, model: nn.Module) -> None:
+def _init_head(options: TrainModel, model: Any) -> None:
     """Apply --head-init-scale to weights and bias of the head, and --head-init-bias to its bias."""
     given = {name: getattr(options, name) for name in ('head_init_scale', 'head_init_bias')}
     flags = ' and '.join(f'{flag_of(name)} {value}' for name, value in given.items() if value is not None)
     if not flags:
         return
-    head = model.get_classifier() if hasattr(model, 'get_classifier') else None
+    head: Any = model.get_classifier() if hasattr(model, 'get_classifier') else None
     if not torch.is_tensor(getattr(head, 'weight', None)):
         raise OptionError(f'{flags} is for a model with one linear layer as its head, --model {options.model} has '
                           f'{_describe_head(head)}: drop it')
@@ -280,7 +280,7 @@ def _warn_without_batch_norm(options: TrainOptions, model: nn.Module) -> None:
             _logger.warning(f'{flag_of(name)} has no effect: --model {options.model} has no batch norm')
 
 
-def _checkpoint_gradients(options: Model, model: nn.Module) -> None:
+def _checkpoint_gradients(options: Model, model: Any) -> None:
     try:
         model.set_grad_checkpointing(enable=True)
     except (AssertionError, AttributeError) as error:  # timm's models without it assert, others lack the method

@@ -33,7 +33,7 @@ _logger = logging.getLogger(__name__)
 def build_task(options: TrainOptions, model: nn.Module, device: torch.device, precision: Precision) -> TrainingTask:
     """What one update computes: timm's classification or distillation, or AgMax with either."""
     criterion = build_criterion(options)
-    common = dict(device=device, dtype=precision.model_dtype, verbose=is_primary())
+    common: dict[str, Any] = dict(device=device, dtype=precision.model_dtype, verbose=is_primary())
     try:
         if options.agmax:
             return _agmax_task(options, model, criterion, common)
@@ -106,7 +106,7 @@ def _per_class(options: Model, flag: str, values: torch.Tensor) -> torch.Tensor:
     return values
 
 
-def _options_of(options: TrainOptions, *names: str) -> dict[str, Any]:
+def _options_of(options: Any, *names: str) -> dict[str, Any]:
     return {name: getattr(options, name) for name in names}
 
 
@@ -120,7 +120,7 @@ def _distillation_task(
     if options.kd_distill_type == 'feature':
         return FeatureDistillationTask(
             model,
-            options.kd_model_name,
+            options.kd_model_name or '',
             student_feature_dim=options.kd_student_feature_dim,
             teacher_feature_dim=options.kd_teacher_feature_dim,
             **common,
@@ -128,14 +128,14 @@ def _distillation_task(
     if options.kd_distill_type == 'token':
         return TokenDistillationTask(
             model,
-            options.kd_model_name,
+            options.kd_model_name or '',
             distill_type=options.kd_token_distill_type,
             temperature=options.kd_temperature,
             **common,
         )
     return LogitDistillationTask(
         model,
-        options.kd_model_name,
+        options.kd_model_name or '',
         loss_type=options.kd_loss_type,
         temperature=options.kd_temperature,
         **common,

@@ -45,7 +45,8 @@ def build_optimizer(options: TrainOptions, task: TrainingTask) -> torch.optim.Op
         if options.agmax and 'fallback_list' in kwargs:
             # Patterns of the model's own names, which with AgMax are under `model.`.
             kwargs['fallback_list'] = [*kwargs['fallback_list'], *(f'model.{name}' for name in kwargs['fallback_list'])]
-        return create_optimizer_v2(task.get_trainable_module(), **optimizer_kwargs(cfg=options), **kwargs)
+        module: Any = task.get_trainable_module()
+        return create_optimizer_v2(module, **optimizer_kwargs(cfg=options), **kwargs)
     except REFUSED as error:
         raise OptionError(
             f'--opt {options.opt}: {one_line(error)}: see timm.optim.list_optimizers() and --opt-kwargs') from error
@@ -56,12 +57,13 @@ def build_ema(options: TrainOptions, task: TrainingTask) -> None:
     if not options.model_ema:
         return
     if is_distributed() and not options.fsdp:
-        for tensor in task.get_trainable_module().state_dict().values():
+        module: Any = task.get_trainable_module()
+        for tensor in module.state_dict().values():
             dist.broadcast(tensor, 0)
     task.setup_ema(
         decay=options.model_ema_decay,
         use_warmup=options.model_ema_warmup,
-        device='cpu' if options.model_ema_force_cpu else None,
+        device=torch.device('cpu') if options.model_ema_force_cpu else None,
     )
 
 

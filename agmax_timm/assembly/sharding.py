@@ -82,7 +82,8 @@ def shard_task(
         _shard_module(module, utils.unwrap_model(task.get_eval_model(ema=ema)), mesh)
     if task.has_ema():
         # torch's foreach functions refuse shards of parameters beside whole buffers
-        task.get_trainable_module(ema=True).foreach = False
+        ema_module: Any = task.get_trainable_module(ema=True)
+        ema_module.foreach = False
     shards = dict(trained.named_parameters())
     _shard_optimizer(optimizer, {parameter: shards[name] for name, parameter in whole.items()})
     _stand_in_for_ddp(trained, broadcast_buffers)
@@ -114,8 +115,9 @@ def find_layers(model: nn.Module) -> Iterator[nn.Module]:
     of the former themselves, and read the weights of the latter.
     """
     containers = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
-    if hasattr(model, 'group_matcher'):
-        layer_of = group_parameters(model, model.group_matcher(coarse=False), reverse=True)
+    matcher = getattr(model, 'group_matcher', None)
+    if matcher is not None:
+        layer_of = group_parameters(model, matcher(coarse=False), reverse=True)
     else:
         layer_of = auto_group_layers(model)
 
@@ -132,7 +134,7 @@ def find_layers(model: nn.Module) -> Iterator[nn.Module]:
     return visit(model, '')
 
 
-def _shard_optimizer(optimizer: torch.optim.Optimizer, shard_of: dict[nn.Parameter, nn.Parameter]) -> None:
+def _shard_optimizer(optimizer: torch.optim.Optimizer, shard_of: dict[Any, Any]) -> None:
     """Let an optimizer go on with shards in place of whole parameters, and of its state for each."""
     def shard(value: Any, like: DTensor) -> Any:
         if not isinstance(value, torch.Tensor) or value.ndim == 0:
@@ -150,7 +152,7 @@ def _shard_optimizer(optimizer: torch.optim.Optimizer, shard_of: dict[nn.Paramet
     optimizer.state.update(state)
 
 
-def _stand_in_for_ddp(module: nn.Module, broadcast_buffers: bool) -> None:
+def _stand_in_for_ddp(module: Any, broadcast_buffers: bool) -> None:
     """Give a sharded module DDP's no_sync(), and DDP's broadcast of running statistics before each update."""
     accumulating, update_begins = False, True
 
@@ -192,7 +194,7 @@ class WholeState:
         self.task = task
         self.optimizer = optimizer
         self.keep = keep
-        self._state: dict[str, Any] | None = None
+        self._state: dict[str, Any] = {}
 
     def gather(self) -> None:
         """A collective: every rank calls it before the one that writes does write. One tensor at a time is whole."""
@@ -212,7 +214,7 @@ class WholeState:
             return value.cpu() if self.keep else None
         return value
 
-    def get_trainable_module(self) -> nn.Module:
+    def get_trainable_module(self) -> nn.Module | None:
         return self.task.get_trainable_module()
 
     def get_checkpoint_state(self, ema: bool = False, **_) -> dict[str, Any]:

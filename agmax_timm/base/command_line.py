@@ -3,7 +3,7 @@ import argparse
 import os
 import sys
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NoReturn
 
 from .text import nearest, one_line
 
@@ -101,7 +101,7 @@ class Parser(argparse.ArgumentParser):
                 self.error(f"argument {'/'.join(action.option_strings)}: expected a value, got --")
         return namespace
 
-    def error(self, message: str):
+    def error(self, message: str) -> NoReturn:
         self.exit(2, f'{self.prog}: error: {one_line(message)} (--help lists all flags)\n')
 
     def _get_option_tuples(self, option_string: str):
@@ -132,7 +132,7 @@ def add_pinning_flags(parser: argparse._ActionsContainer) -> None:
                         help='they do not: pinned memory cannot be swapped out')
 
 
-def pinning(args: argparse.Namespace) -> bool | None:
+def pinning(args: Any) -> bool | None:
     """Whether the flags ask for pinned memory. None is the default of the device."""
     return False if args.no_pin_mem else args.pin_mem or None
 

@@ -23,7 +23,7 @@ from .report import Result
 _STEPS, _TRAINING = 'steps alone', 'training'
 
 
-def step(args: argparse.Namespace) -> Result:
+def step(args: Any) -> Result:
     """Measure steps on random images."""
     device = find_device(args)
     model = _create_model(args, device, args.num_classes)
@@ -57,7 +57,7 @@ def step(args: argparse.Namespace) -> Result:
         f'{args.num_classes} classes, against cross-entropy on the same views; {describe(device)}', rows)
 
 
-def training(args: argparse.Namespace) -> Result:
+def training(args: Any) -> Result:
     """Measure training, and its parts: images decoded, views made, steps on views that are at hand."""
     device = find_device(args)
     with some_images(args.folder, args.split, args.images) as root:

@@ -4,7 +4,8 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from io import TextIOWrapper
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from timm.data import ImageDataset
@@ -50,7 +51,7 @@ def check_validate(options: ValidateOptions) -> int:
 def _check(options: AnyOptions, splits: list[str], folder: str) -> int:
     """Return the exit status: 0 without problems, else 1."""
     path = os.path.join(folder, FILE)
-    sys.stdout.reconfigure(errors='backslashreplace')  # names of files need not be text
+    cast(TextIOWrapper, sys.stdout).reconfigure(errors='backslashreplace')  # names of files need not be text
     with writing(folder):
         check_writable(folder)  # before all images are read
     options, models = _models(options)
@@ -108,11 +109,11 @@ def _open(options: AnyOptions, split: str) -> ImageDataset:
     refusal = DataError(f"--check-data reads folders, tar files and hfds/, got --dataset '{options.dataset}'")
     if in_sequence(options):
         raise refusal
+    target_format: dict[str, Any] = dict(target_format=options.target_format) if options.target_format else {}
     dataset = open_dataset(
         options.dataset, root=options.data_dir, split=split, class_map=options.class_map,
         download=options.dataset_download, input_key=options.input_key, target_key=options.target_key,
-        trust_remote_code=options.dataset_trust_remote_code,
-        **(dict(target_format=options.target_format) if options.target_format else {}))
+        trust_remote_code=options.dataset_trust_remote_code, **target_format)
     if not isinstance(dataset, ImageDataset):
         raise refusal
     if options.task != 'multilabel':

@@ -1,5 +1,6 @@
 """One evaluation of a model: its metrics, or its outputs batch by batch."""
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 import torch.nn as nn
@@ -17,7 +18,7 @@ from ..options.parsers import AnyOptions
 
 @torch.inference_mode()
 def evaluate(
-        model: nn.Module,
+        model: Any,
         loader,
         options: AnyOptions,
         device: torch.device,
@@ -25,8 +26,8 @@ def evaluate(
         log_interval: int,
         on_log: Callable[..., None] | None = None,
         on_batch: Callable[[int], None] | None = None,
-        evaluator: ClassificationEvaluator | None = None,
-        perturb: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
+        evaluator: Any = None,
+        perturb: Callable[[Any, torch.Tensor], torch.Tensor] | None = None,
 ) -> dict[str, float]:
     """Metrics over every sample once, whatever the number of ranks: loss, top-1 and top-5 in percent by default.
 
@@ -60,7 +61,7 @@ def outputs_of(
         options: AnyOptions,
         device: torch.device,
         precision: Precision,
-        perturb: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
+        perturb: Callable[[Any, torch.Tensor], torch.Tensor] | None = None,
 ) -> Iterator[tuple[Input, torch.Tensor, torch.Tensor]]:
     """What the model sees, its logits [B, K] and the targets, batch by batch.
 

@@ -36,7 +36,7 @@ _logger = logging.getLogger('validate')
 class Subject:
     """A model that is ready to be evaluated, and what can no longer be asked of it once it is wrapped."""
     options: ValidateOptions  # with what the model says itself
-    model: nn.Module
+    model: Any
     data_config: dict[str, Any]
     num_classes: int
     classes: ModelClasses | None  # None if unknown
@@ -135,7 +135,7 @@ def _check_head(options: Model, model: nn.Module) -> None:
                           'outputs, and an untrained head would take their place: leave it out')
 
 
-def _pool_at_test_time(options: Model, model: nn.Module, data_config: dict) -> tuple[nn.Module, dict]:
+def _pool_at_test_time(options: Model, model: Any, data_config: dict) -> tuple[nn.Module, dict]:
     """Average windows of the training size, where the input is larger: the whole image is then looked at."""
     config = model.pretrained_cfg
     larger = all(asked > own for asked, own in zip(data_config['input_size'][1:], config['input_size'][1:]))
@@ -149,7 +149,7 @@ def _pool_at_test_time(options: Model, model: nn.Module, data_config: dict) -> t
     return model, {**data_config, 'crop_pct': 1.0}
 
 
-def _compile(options: ValidationModel, model: nn.Module) -> nn.Module:
+def _compile(options: ValidationModel, model: nn.Module) -> Any:
     if options.torchscript:
         return script_model(options, model)
     if options.torchcompile:

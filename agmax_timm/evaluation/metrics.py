@@ -83,6 +83,7 @@ class LabelEvaluator(ClassificationEvaluator):
         return metrics
 
     def _real_accuracy(self, distributed: bool) -> dict[str, float]:
+        assert self.real_labels is not None
         hits = [self.real_labels.is_correct[k] for k in self.real_labels.topk]
         counts = torch.tensor([len(hits[0])] + [sum(map(int, hit)) for hit in hits], device=self.device)
         if distributed:
@@ -91,18 +92,20 @@ class LabelEvaluator(ClassificationEvaluator):
         return dict(top1=100 * top1 / max(1, count), top5=100 * top5 / max(1, count))
 
     def _precision_and_recall(self, distributed: bool) -> dict[str, float]:
+        assert self.average is not None
         counts = [None if self.class_counts is None else self.class_counts.cpu()]
         if distributed:  # a rank without a batch does not know the number of classes
             counts *= dist.get_world_size()
             dist.all_gather_object(counts, counts[0])
-        averages = shares(sum(of_rank for of_rank in counts if of_rank is not None)).average(self.average)
+        total = torch.stack([of_rank for of_rank in counts if of_rank is not None]).sum(0)
+        averages = shares(total).average(self.average)
         names = (f'{self.average}_{name}' for name in ('precision', 'recall', 'f1_score'))
         return {name: 100. * value for name, value in zip(names, averages)}
 
 
 def set_targets(
         options: ValidateOptions,
-        dataset: Dataset,
+        dataset: Any,
         num_classes: int,
         classes: ModelClasses | None = None,
 ) -> None:
@@ -198,7 +201,7 @@ def read_valid_labels(path: str, num_outputs: int) -> list[int]:
     return list(outputs)
 
 
-def open_real_labels(options: Labels, dataset: Dataset, num_outputs: int) -> RealLabelsImagenet:
+def open_real_labels(options: Labels, dataset: Any, num_outputs: int) -> RealLabelsImagenet:
     """timm's real labels for the files that this rank evaluates.
 
     Raises:

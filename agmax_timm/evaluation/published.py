@@ -61,8 +61,9 @@ def compare_on_data(saved: SavedModel, folder: Path, in_run: bool = False) -> No
 
 def _options(saved: SavedModel, in_run: bool) -> TrainOptions:
     """Options of the run, to read its validation data in this process. Raises DataError if it cannot be here."""
+    class_map: Any = saved.class_map  # its content, in place of the file
     options = replace(
-        saved_train_options(saved.options), class_map=saved.class_map, workers=0, dataset_download=False)
+        saved_train_options(saved.options), class_map=class_map, workers=0, dataset_download=False)
     if not saved.options.get('model'):
         raise DataError('the options of the run are not known')
     if not options.val_split:

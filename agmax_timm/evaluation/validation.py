@@ -28,7 +28,7 @@ from .log import finite, log_steps
 from .metrics import create_evaluator, set_targets
 from .robustness import measures
 
-_METRICS = {  # and what their complements to 100 are called
+_METRICS: dict[str, dict[str, str | None]] = {  # and what their complements to 100 are called
     'classification': {'top1': 'top1_err', 'top5': 'top5_err'},
     'multilabel': {'map': None, 'micro_f1': None, 'macro_f1': None, 'sample_f1': None},
 }
@@ -110,6 +110,9 @@ def build_loader(
 
 
 def open_split(options: ValidateOptions, data_config: dict[str, Any]) -> Dataset:
+    further: dict[str, Any] = dict(load_bytes=True) if options.tf_preprocessing else {}
+    if options.target_format:
+        further.update(target_format=options.target_format)
     return open_dataset(
         options.dataset,
         root=options.data_dir,
@@ -122,14 +125,13 @@ def open_split(options: ValidateOptions, data_config: dict[str, Any]) -> Dataset
         target_key=options.target_key,
         trust_remote_code=options.dataset_trust_remote_code,
         seed=options.seed,
-        **(dict(load_bytes=True) if options.tf_preprocessing else {}),
-        **(dict(target_format=options.target_format) if options.target_format else {}),
+        **further,
     )
 
 
 def summarize(options: ValidateOptions, subject: Subject, metrics: dict[str, float]) -> dict[str, Any]:
     """The results: timm's keys in timm's order, then the loss and the checkpoint."""
-    results = OrderedDict(model=options.model)
+    results: dict[str, Any] = OrderedDict(model=options.model)
     for name, complement in _METRICS[options.task].items():
         results[name] = round(metrics[name], 4)
         if complement is not None:

@@ -5,7 +5,6 @@ from typing import Any
 
 from ..base.command_line import flag_of
 from .data import DataSet
-from .parsers import AnyOptions
 
 _ALL_BUT_TORCH = ('folder', 'tar', 'hfds', 'hfids', 'tfds', 'wds')
 _NUMBERS = {'train_num_samples': 'train_split', 'val_num_samples': 'val_split', 'num_samples': 'split'}
@@ -40,7 +39,7 @@ def check_source(options: DataSet, error: Callable[[str], Any]) -> None:
         error(f'--epoch-repeats {repeats:g} does nothing on {data}: an epoch is one pass or more')
 
 
-def _remedy(options: AnyOptions, name: str, kind: str) -> str:
+def _remedy(options: DataSet, name: str, kind: str) -> str:
     if name == 'epoch_repeats':
         return 'use --train-num-samples for a longer epoch' if kind == 'wds' else 'use more --epochs'
     if name in _NUMBERS and kind in ('hfds', 'tfds'):

@@ -98,7 +98,7 @@ def _convert(action: argparse.Action, value: Any) -> Any:
 
 
 def _convert_scalar(action: argparse.Action, value: Any) -> Any:
-    kind = action.type or str
+    kind: Any = action.type or str
     if not isinstance(value, (int, float, str)) or isinstance(value, bool) or (
             kind is str and not isinstance(value, str)):
         raise _expected(kind.__name__ + (' in quotes' if kind is str else ''), value)

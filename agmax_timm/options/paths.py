@@ -51,8 +51,9 @@ def timms_labels(name: str, value: str) -> str:
     files = {'real_labels': '_real_labels.json', 'valid_labels': '_indices.txt'}
     if name not in files or not value.replace('-', '').isalnum() or os.path.exists(value):
         return ''
-    package = os.path.dirname(importlib.util.find_spec('timm').origin)
-    path = os.path.join(package, 'data', '_info', value.replace('-', '_') + files[name])
+    timm = importlib.util.find_spec('timm')
+    path = os.path.join(
+        os.path.dirname(timm and timm.origin or ''), 'data', '_info', value.replace('-', '_') + files[name])
     return path if os.path.isfile(path) else ''
 
 

@@ -104,7 +104,7 @@ def check_optimizer(options: TrainOptions) -> None:
     try:
         info = get_optimizer_info(name)
     except ValueError as error:
-        hint = nearest(name, list_optimizers())
+        hint = nearest(name, map(str, list_optimizers()))
         raise OptionError(f"--opt {options.opt}: timm has no such optimizer{hint}") from error
     momentum = None if options.momentum == 0.9 else options.momentum
     for flag, values, taken in (('--opt-betas', options.opt_betas, info.has_betas),

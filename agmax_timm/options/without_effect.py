@@ -4,7 +4,8 @@ The options `names` have no effect if `when(options)` is true; `words` name the 
 from the defaults give a warning, so a file of all options of a run gives the warnings of that run.
 """
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 from ..base.command_line import Parser, flag_of
@@ -24,6 +25,14 @@ class Idle(NamedTuple):
 def without(needed: str, *names: str) -> Idle:
     """Options that only have an effect with the option `needed`."""
     return Idle(names, lambda options: not getattr(options, needed), f'without {flag_of(needed)}')
+
+
+def _has_other_loss(name: str, options: Any) -> bool:
+    return loss_name(options) != name
+
+
+def _has_other_schedule(schedules: Collection[str], options: Any) -> bool:
+    return options.sched not in schedules
 
 
 def _by_frequency(options: Loss, *kinds: str) -> bool:
@@ -97,7 +106,7 @@ _TRAINING = (
     without('naflex_patch_sizes', 'naflex_patch_size_probs'),
     # task and loss
     Idle(('multilabel_threshold',), lambda o: o.task != 'multilabel', 'without --task multilabel'),
-    *(Idle(names, lambda o, name=name: loss_name(o) != name, f'without --loss {name}') for name, names in (
+    *(Idle(names, partial(_has_other_loss, name), f'without --loss {name}') for name, names in (
         ('asl', ('asl_gamma_pos', 'asl_gamma_neg', 'asl_clip')),
         ('poly', ('poly_epsilon', 'poly_gamma', 'poly_alpha')),
         ('twoway', ('twoway_tp', 'twoway_tn')),
@@ -129,7 +138,7 @@ _TRAINING = (
     Idle(('lr_noise', 'sched_on_updates'), lambda o: o.sched == 'none', 'with --sched none'),
     Idle(('warmup_lr', 'warmup_epochs'), lambda o: o.sched == 'none' and o.warmup_epochs
          and not o.warmup_prefix, 'with --sched none: use --sched constant'),
-    *(Idle((name,), lambda o, schedules=schedules: o.sched not in schedules, 'with --sched {sched}')
+    *(Idle((name,), partial(_has_other_schedule, schedules), 'with --sched {sched}')
       for name, schedules in _SCHEDULES.items()),
     without('lr_noise', 'lr_noise_pct', 'lr_noise_std'),
     Idle(('lr_cycle_mul', 'lr_cycle_decay'), lambda o: o.lr_cycle_limit == 1,
@@ -197,10 +206,11 @@ def surprises_of_run(
     if options.warmup_epochs >= options.epochs and not options.warmup_prefix and options.sched != 'none':
         yield (f'--warmup-epochs {options.warmup_epochs} is all of --epochs {options.epochs}: the learning rate only '
                'rises, as in timm')
-    if options.min_lr > options.lr and options.sched in _SCHEDULES['min_lr']:
-        yield f'--min-lr {options.min_lr:g} is above the learning rate of {options.lr:g}, which never falls'
-    if options.warmup_epochs and options.warmup_lr > options.lr and options.sched != 'none':
-        yield f'--warmup-lr {options.warmup_lr:g} is above the learning rate of {options.lr:g}: warm-up lowers it'
+    lr = options.lr or 0.
+    if options.min_lr > lr and options.sched in _SCHEDULES['min_lr']:
+        yield f'--min-lr {options.min_lr:g} is above the learning rate of {lr:g}, which never falls'
+    if options.warmup_epochs and options.warmup_lr > lr and options.sched != 'none':
+        yield f'--warmup-lr {options.warmup_lr:g} is above the learning rate of {lr:g}: warm-up lowers it'
     if options.model_ema and not options.model_ema_warmup:
         updates = epochs * updates_per_epoch
         share = options.model_ema_decay ** (updates - 1)  # timm's average begins with the weights of the first update

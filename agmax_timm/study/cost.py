@@ -22,9 +22,10 @@ def updates_and_views(runs: list[Run]) -> tuple[int, int] | None:
         data = (options.dataset, options.data_dir, options.train_split, options.class_map, options.train_num_samples)
         if data not in counted:
             counted[data] = _images(options)
-        if counted[data] is None or options.train_img_sizes or options.naflex_loader:
+        count = counted[data]
+        if count is None or options.train_img_sizes or options.naflex_loader:
             return None
-        batches = counted[data] // options.batch_size  # the incomplete last one is left out
+        batches = count // options.batch_size  # the incomplete last one is left out
         updates += epochs_of(options) * math.ceil(batches / options.grad_accum_steps)
         images = epochs_of(options) * batches * options.batch_size
         views += images * (2 if options.agmax else max(1, options.aug_splits))

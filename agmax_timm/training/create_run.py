@@ -149,7 +149,8 @@ def create_run(options: TrainOptions, signals: StopSignals, watchdog: Watchdog) 
     if resumed is not None and resumed.exact:
         position, losses = resumed.restore(state, primary)
         if checkpoints.damage is not None:
-            checkpoints.damage.restore(i for i in resumed.state['damaged'] if i < len(dataset_train))
+            found, count = (resumed.state or {})['damaged'], len(loader_train.dataset)
+            checkpoints.damage.restore(i for i in found if i < count)
     elif resumed is not None and resumed.state is not None:
         resumed.keep_history(state, position)
     finite_check = FiniteCheck(options, device, checkpoints.requests)
@@ -284,8 +285,8 @@ def _resume_weights(
     """
     resume_epoch = None
     if options.resume:
-        resumed = (None, None) if options.no_resume_opt else (optimizer, precision.scaler)
-        resume_epoch = resume(options.resume, task, *resumed, verbose=is_primary(), verified=verified)
+        restored: dict[str, Any] = {} if options.no_resume_opt else dict(optimizer=optimizer, scaler=precision.scaler)
+        resume_epoch = resume(options.resume, task, **restored, verbose=is_primary(), verified=verified)
     run_folder.check_same_start(options, resume_epoch)
     optimization.build_ema(options, task)
     if options.resume and options.model_ema:

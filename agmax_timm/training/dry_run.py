@@ -32,7 +32,7 @@ from .step import Step
 try:
     import resource
 except ImportError:  # Windows
-    resource = None
+    resource = None  # type: ignore[assignment]  # peaks of memory are then not known
 
 _logger = logging.getLogger('train')
 SECONDS = 5.  # of updates behind the first one, which waits for data and may compile, and of evaluated batches
@@ -180,14 +180,15 @@ def _rates(run: TrainingRun) -> str:
         else:
             scheduler.step(epoch)
         rates[epoch] = mean_lr(run.optimizer)
-    top = max(rates, key=rates.get)
+    top = max(rates, key=lambda epoch: rates[epoch])
     shown = ', '.join(f'{rates[epoch]:.3g} in epoch {epoch}' for epoch in sorted({first, top, last}))
     return f'{options.sched}, {shown}'
 
 
 def _parameters(task: TrainingTask) -> str:
     model = sum(parameter.numel() for parameter in unwrap_model(task.get_eval_model()).parameters())
-    trained = sum(parameter.numel() for parameter in task.get_trainable_module().parameters())
+    module: Any = task.get_trainable_module()
+    trained = sum(parameter.numel() for parameter in module.parameters())
     beside = f', and {trained - model} that only training has' if trained > model else ''
     return f'{model}{beside}'
 

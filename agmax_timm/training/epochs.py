@@ -152,7 +152,8 @@ class Epochs:
         if self.trackers is not None:
             self.trackers.update(progress)
         if self.options.save_images and self.primary:
-            path = os.path.join(self.checkpoints.output_dir, f'views-{progress.epoch}-{progress.update_index}.png')
+            name = f'views-{progress.epoch}-{progress.update_index}.png'
+            path = os.path.join(self.checkpoints.output_dir or '', name)
             with log.tolerated(path):
                 to_picture = ToPicture(
                     run.data_config, run.patch_size, self.options.naflex_patchify_channels_first)
@@ -281,7 +282,7 @@ def check_finite(options: Run, epoch: int, metrics: dict[str, float]) -> None:
     _logger.warning(f'{message}: it does not count as the best.')
 
 
-def distribute_batch_norm(options: BatchNorm, model: torch.nn.Module) -> None:
+def distribute_batch_norm(options: BatchNorm, model: torch.nn.Module | None) -> None:
     """Make the statistics of batch norm those of all ranks, as --dist-bn says."""
     if is_distributed() and options.dist_bn in ('broadcast', 'reduce'):
         utils.distribute_bn(model, world_size(), options.dist_bn == 'reduce')

@@ -66,14 +66,15 @@ def _train(
     if primary:
         finish(training_run, epochs, trackers)
         if on_complete is not None and epochs.results:
-            on_complete(training_run.checkpoints.output_dir, watchdog)
+            on_complete(training_run.checkpoints.output_dir or '', watchdog)
     return epochs.results
 
 
-def finish(training_run: TrainingRun, epochs: Epochs, trackers: tracking.Trackers) -> None:
+def finish(training_run: TrainingRun, epochs: Epochs, trackers: tracking.Trackers | None) -> None:
     """Wait until all is on disk, and say what a run says at its end."""
     logger = logging.getLogger('train')
     saver, output_dir, results = training_run.checkpoints.saver, training_run.checkpoints.output_dir, epochs.results
+    assert saver is not None and output_dir is not None and trackers is not None  # as on any first rank
     saver.wait()
     if epochs.stopped:
         logger.info(f"Stopped after epoch {results[-1]['epoch']} by --early-stop {training_run.options.early_stop}: "

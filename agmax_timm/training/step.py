@@ -1,6 +1,7 @@
 """An update: the gradients of its batches, the check for values that are not finite, and the optimizer's step."""
 from collections.abc import Callable
 from contextlib import nullcontext
+from typing import Any, cast
 
 import torch
 from timm.task import TrainingTask
@@ -47,7 +48,7 @@ class Step:
         self.loss_scale = loss_scale
         self.finite_check = finite_check
         self.on_broken = on_broken or (lambda update, checked: None)
-        self._module = task.get_trainable_module()
+        self._module = cast(torch.nn.Module, task.get_trainable_module())
         self._parameters = list(self._module.parameters())  # once: the walk to them costs as much as their norm
         self._second_order = getattr(optimizer, 'is_second_order', False)
         self._before: Update | None = None  # the previous update, if its gradients are still to be checked
@@ -97,16 +98,17 @@ class Step:
             The result of the check on all ranks.
         """
         checked, norm = CheckResult([], []), None
+        scaler = self.precision.scaler
         if self.finite_check is not None:
             checked = self.finite_check.agree()
             self._check_before(checked)
-            if self.precision.scaler is None:  # the scaler checks gradients itself
+            if scaler is None:  # the scaler checks gradients itself
                 norm = self.finite_check.check_gradients(self._parameters, checked)
         if checked.broken:
             self.on_broken(update, checked)
             update.restore_buffers(self._module)
-        elif not self._optimize(norm):
-            checked.skipped, checked.scale = True, self.precision.scaler.scale
+        elif not self._optimize(norm) and scaler is not None:
+            checked.skipped, checked.scale = True, scaler.scale
             if self.finite_check is not None:
                 self.on_broken(update, checked)
         if self.finite_check is not None and self.finite_check.has_late:
@@ -118,13 +120,13 @@ class Step:
 
     def finish(self) -> None:
         """Check the gradients of the last update if that is still to do. Call it before weights are used or saved."""
-        if self._before is not None:
+        if self.finite_check is not None and self._before is not None:
             self._check_before(self.finite_check.read_late())
 
     def _check_before(self, checked: CheckResult) -> None:
         """Call on_broken for the previous update if its gradients were not finite. The optimizer has used them."""
         before, self._before = self._before, None
-        if checked.late:
+        if checked.late and before is not None:
             self.on_broken(before, checked)
 
     def _optimize(self, norm: torch.Tensor | None) -> bool:
@@ -136,7 +138,8 @@ class Step:
         Returns:
             Whether the update was made; the scaler leaves out those whose gradients are not finite.
         """
-        options, parameters = self.options, None
+        options = self.options
+        parameters: Any = None
         if options.clip_grad is not None:
             parameters = self.task.get_clip_parameters(exclude_head='agc' in options.clip_mode)
         if self.precision.scaler is not None:

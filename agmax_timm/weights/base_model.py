@@ -26,7 +26,7 @@ def find_base(options: TrainModel, model: Any) -> Base:
         model: As timm created it, with the configuration of the weights that it loaded.
     """
     overlay = options.pretrained_cfg_overlay
-    path = options.resume or options.initial_checkpoint
+    path: str | None = options.resume or options.initial_checkpoint
     if not path and options.pretrained:
         path = options.pretrained_path or overlay.get('file')
     if path:

@@ -51,9 +51,9 @@ class DeviceJitter:
             drawn = drawn[0].pin_memory(), drawn[1].pin_memory()
         steps, factors = (values.to(images.device, non_blocking=True) for values in drawn)
         count = max(1, _CHUNK // images[0].numel())
-        for chunk, *drawn in zip(images.split(count), steps.split(count), factors.split(count)):
+        for chunk, *own in zip(images.split(count), steps.split(count), factors.split(count)):
             levels = chunk.float()  # the chunk itself, or a copy of float16
-            jitter_levels(levels.mul_(self.std).add_(self.mean).round_(), *drawn)
+            jitter_levels(levels.mul_(self.std).add_(self.mean).round_(), *own)
             chunk.copy_(levels.sub_(self.mean).div_(self.std))
         return images
 

@@ -80,7 +80,7 @@ class Inventory:
         reader: timm's reader of it.
     """
 
-    def __init__(self, split: str, reader: Reader):
+    def __init__(self, split: str, reader: Any):
         self.split = split
         self.reader = reader
         self.classes: Counter = Counter()

@@ -257,8 +257,8 @@ def _ranks(metric: float | None) -> bool:
 
 def create_saver(
         output_dir: str,
-        task: TrainingTask,
-        optimizer: torch.optim.Optimizer,
+        task: Any,
+        optimizer: Any,
         options: TrainOptions,
         metadata: dict[str, Any],
         scaler: Any = None,
