@@ -54,8 +54,9 @@ def create_train_loader(
 
     if two_views:
         dataset = with_transform(dataset)
+    read: Any = AugMixDataset(dataset, num_splits=splits) if splits else dataset
     loader = create_loader(
-        AugMixDataset(dataset, num_splits=splits) if splits else dataset,
+        read,
         input_size,
         batch_size,
         is_training=True,
