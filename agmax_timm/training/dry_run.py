@@ -1,4 +1,4 @@
-"""--dry-run: what a run would take, told after a few seconds of it. Nothing is written."""
+"""--dry-run: estimate time, memory and disk use of a run from a few seconds of it. Nothing is written."""
 import logging
 import os
 import shutil
@@ -35,19 +35,19 @@ except ImportError:  # Windows
     resource = None  # type: ignore[assignment]  # peaks of memory are then not known
 
 _logger = logging.getLogger('train')
-SECONDS = 5.  # of updates behind the first one, which waits for data and may compile, and of evaluated batches
-EVALUATED = 5  # batches at least, where there are as many; one update at least
+SECONDS = 5.  # of updates after the first one, which waits for data and may compile; and of evaluated batches
+EVALUATED = 5  # smallest number of evaluated batches, if there are as many
 
 
 class _Enough(Exception):
-    """There is enough to tell."""
+    """Enough was measured."""
 
 
 def print_plan(run: TrainingRun) -> None:
-    """Print what the run would take, measured on the updates that it would begin with. Every rank calls it.
+    """Print the estimate, measured on the first updates of the run. Every rank calls it.
 
     Raises:
-        Interrupted: it was asked to end.
+        Interrupted: a signal asked the run to end.
     """
     seconds, rate = time_updates(run)
     run.checkpoints.signals.check_start(run.options.resume, run.device)
@@ -60,11 +60,11 @@ def print_plan(run: TrainingRun) -> None:
 
 
 def plan(run: TrainingRun, seconds: float, rate: float, evaluation: float, size: int) -> list[tuple[str, str]]:
-    """Lines of a title and a text.
+    """Return the lines of the estimate, each a title and a text.
 
     Args:
-        seconds: Of an update.
-        rate: Images a second, of all ranks.
+        seconds: Seconds of an update.
+        rate: Images of all ranks per second.
         evaluation: Seconds of an evaluation of one set of weights.
         size: Bytes of a checkpoint.
     """
@@ -80,7 +80,7 @@ def plan(run: TrainingRun, seconds: float, rate: float, evaluation: float, size:
         ('learning rate', _rates(run)),
         ('parameters', _parameters(run.task)),
         ('ranks', f'{world_size()} on {run.device.type}'),
-        ('augmentation', f'{views_of(run.loader_train.dataset)}, {_kept(run.loader_train.dataset)}'),
+        ('augmentation', f'{views_of(run.loader_train.dataset)}, {_images_in_memory(run.loader_train.dataset)}'),
         ('speed', f'{rate:.1f} images/s{views}, {seconds:.3f} s an update'),
         ('training', tqdm.format_interval(todo * seconds)),
         ('evaluation', f'{tqdm.format_interval(evaluations * weights * evaluation)}, {evaluations} times '
@@ -91,7 +91,7 @@ def plan(run: TrainingRun, seconds: float, rate: float, evaluation: float, size:
 
 
 def _batch(options: TrainOptions) -> str:
-    """Images and views of a forward pass on one rank. -b counts images; memory goes by views."""
+    """Return the numbers of images and views in a forward pass of one rank. -b counts images, memory follows views."""
     if options.naflex_loader or options.train_img_sizes:
         return 'of several sizes'
     views = 2 if options.agmax else max(1, options.aug_splits)
@@ -99,7 +99,7 @@ def _batch(options: TrainOptions) -> str:
 
 
 def time_updates(run: TrainingRun) -> tuple[float, float]:
-    """Seconds an update, and images a second of all ranks, over a few seconds of the epoch that comes next."""
+    """Return seconds per update, and images of all ranks per second, from a few seconds of the next epoch."""
     options, device, first = run.options, run.device, run.position
     losses = RunningLosses(device, is_distributed())
     marks = [(time.perf_counter(), 0)]  # after each update: time, and images of this rank so far
@@ -130,7 +130,7 @@ def time_updates(run: TrainingRun) -> tuple[float, float]:
 
 
 def time_evaluation(run: TrainingRun) -> float:
-    """Seconds of the evaluation of one set of weights, from its first batches."""
+    """Return the seconds of an evaluation of one set of weights, estimated from its first batches."""
     options, device, loader = run.options, run.device, run.loader_eval
     evaluator = run.task.create_evaluator(max_samples=evaluation_sample_limit(loader))
     marks = [time.perf_counter()]
@@ -153,7 +153,7 @@ def time_evaluation(run: TrainingRun) -> float:
 
 
 def checkpoint_size(run: TrainingRun) -> int:
-    """Bytes of a checkpoint, with the state that the optimizer has by now; on the first rank. A collective."""
+    """Return the bytes of a checkpoint with the optimizer's present state, on the first rank. A collective."""
     gathered = run.checkpoints.gathered
     if gathered is not None:
         gathered.gather()
@@ -166,7 +166,7 @@ def checkpoint_size(run: TrainingRun) -> int:
 
 
 def _rates(run: TrainingRun) -> str:
-    """The learning rate at the start of the first epoch to come, of the last one, and where it is largest."""
+    """Return the learning rates at the start of the next epoch, of the last one, and where it is largest."""
     options, scheduler = run.options, run.scheduler
     if scheduler is None:
         return f'{mean_lr(run.optimizer):.3g} throughout'
@@ -193,13 +193,15 @@ def _parameters(task: TrainingTask) -> str:
     return f'{model}{beside}'
 
 
-def _kept(dataset: Any) -> str:
+def _images_in_memory(dataset: Any) -> str:
     memory = getattr(dataset, 'memory', None)
-    return f'images are {"not " * (memory is None)}kept in memory' + (f', {_size(memory.num_bytes)}' if memory else '')
+    if memory is None:
+        return 'images are not kept in memory'
+    return f'images are kept in memory, {_size(memory.num_bytes)}'
 
 
 def _memory(device: torch.device) -> str:
-    """The peak of this process so far."""
+    """Return the peak of this process so far."""
     if device.type == 'cuda':
         total = _size(torch.cuda.get_device_properties(device).total_memory)
         return (f'{_size(torch.cuda.max_memory_reserved(device))} reserved at most, of {total} of '
@@ -211,7 +213,7 @@ def _memory(device: torch.device) -> str:
 
 
 def _disk(options: Run, size: int, files: int) -> str:
-    """Checkpoints against the free space; a warning where they will not fit."""
+    """Compare the size of the checkpoints with the free space. Warn if they will not fit."""
     path = folder.run_folder(options)
     there = {(stat.st_dev, stat.st_ino): stat.st_size for stat in (
         os.stat(os.path.join(path, name)) for name in checkpoint_names(path))}

@@ -1,4 +1,4 @@
-"""The losses of training: of the batches of one update, and of an epoch, read from the device only when asked."""
+"""Losses of the batches of an update, and sums over an epoch that stay on the device until they are read."""
 import math
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ class BatchLosses:
 
     @classmethod
     def of(cls, result: dict[str, torch.Tensor], images: int) -> 'BatchLosses':
-        """The losses in the result of a task."""
+        """Return the losses in the result of a task."""
         losses = {name: value.detach() for name, value in result.items() if name != 'output'}
         return cls(tuple(losses), torch.stack(list(losses.values())), images)
 
@@ -52,13 +52,13 @@ class Update:
         self.input, self.target = input, target
 
     def without_batch(self) -> 'Update':
-        """A copy of the update without images and targets, to free their memory."""
+        """Return a copy without images and targets, to free their memory."""
         update = Update(self.epoch, self.first_batch)
         update.losses = self.losses
         return update
 
     def keep_buffers(self, module: nn.Module) -> None:
-        """Note the running statistics, which a broken batch changes before it is known to be broken."""
+        """Copy the running statistics: a broken batch changes them before it is known to be broken."""
         self._buffers = [buffer.clone() for buffer in module.buffers()]
 
     @torch.no_grad()
@@ -68,9 +68,9 @@ class Update:
 
 
 class RunningLosses:
-    """Last and mean losses of an epoch, summed on the device in float64 and read only when asked.
+    """Last and mean losses of an epoch, summed on the device in float64.
 
-    Not-a-number stays in a sum, so a look now and then misses none.
+    NaN and infinity stay in a sum, so reading at intervals misses none.
 
     Args:
         device: Device of the losses.
@@ -87,7 +87,7 @@ class RunningLosses:
         self.count = 0
 
     def state_dict(self) -> dict[str, Any]:
-        """This rank's sums, in host memory."""
+        """Return the sums of this rank, in host memory."""
         tensors = {name: None if value is None else value.to('cpu', self.dtype)
                    for name, value in (('last', self.last), ('sums', self.sums))}
         return {'names': list(self.names), 'count': self.count, **tensors}
@@ -106,7 +106,7 @@ class RunningLosses:
         self.count += losses.images
 
     def read(self, when: str) -> tuple[dict[str, float], dict[str, float]]:
-        """Losses of the last batch and their means so far. Waits for the device, and for the other ranks.
+        """Return the losses of the last batch and the means so far. Waits for the device and the other ranks.
 
         Raises:
             NonFiniteError: a loss was NaN or infinite in any batch so far, on any rank.

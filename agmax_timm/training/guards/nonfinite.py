@@ -1,4 +1,4 @@
-"""What happens to an update whose losses or gradients are NaN or infinite, and what is kept of it to look at."""
+"""Updates whose losses or gradients are NaN or infinite: stop or leave them out, and write their batches to files."""
 import logging
 import os
 from typing import Any
@@ -39,7 +39,7 @@ class BrokenUpdates:
         self.options = options
         self.task = task
         self.loader = loader
-        self.folder: str | None = None  # where files go, on every rank; None: nowhere
+        self.folder: str | None = None  # folder of the files, on every rank; None: no files
         self.count = 0
         self.skipped = 0  # by the loss scaler
         self._next = -1  # number of the batch after the last broken update, counted over all epochs
@@ -85,7 +85,7 @@ class BrokenUpdates:
         return f'update {update.first_batch // self.options.grad_accum_steps + 1} of epoch {update.epoch}'
 
     def _found(self, update: Update, checked: CheckResult) -> str:
-        """Samples and files of the broken update on all ranks. A collective."""
+        """Return the samples and files of the broken update on all ranks, in words. A collective."""
         found = [self._describe(update, checked)]
         if is_distributed():
             found *= world_size()
@@ -93,7 +93,7 @@ class BrokenUpdates:
         return '; '.join(text for text in found if text)
 
     def _describe(self, update: Update, checked: CheckResult) -> str:
-        """Samples of this rank and the file with its batch, '' where this rank is not broken."""
+        """Return the samples of this rank and the file with its batch, '' if this rank is not broken."""
         if not checked.here and not checked.skipped:
             return ''
         indices = [self.loader.indices(update.first_batch + i) for i in range(len(update.losses))]
@@ -106,7 +106,7 @@ class BrokenUpdates:
         return f'on rank {rank()} {words}' if is_distributed() else words
 
     def _write(self, update: Update, checked: CheckResult, indices: list[Any]) -> str:
-        """One forward pass of `weights`, in training mode, on `input` and `target` gives the broken losses again."""
+        """Write a file that reproduces the losses: by a forward pass of `weights` in training mode. Return its path."""
         number = update.first_batch // self.options.grad_accum_steps
         path = os.path.join(self.folder or '', f'broken-{update.epoch}-{number}-rank{rank()}.pth')
         module = unwrap_model(self.task.get_trainable_module())
