@@ -144,47 +144,16 @@ def build_train_loader(
         precision: Precision,
         patch_size: tuple[int, int] | None = None,
 ):
-    """Training loader, of two views with --agmax; --naflex-loader needs the model's patch size.
+    """Return the training loader, of two views with --agmax.
+
+    Args:
+        patch_size: Height and width of a patch of the model, for --naflex-loader.
 
     Raises:
         OptionError: options that do not fit the data; the message names them.
     """
-    interpolation = options.train_interpolation
-    if options.no_aug or not interpolation:
-        interpolation = data_config['interpolation']
-    if options.aug_repeats and not is_distributed() and not isinstance(dataset, IterableDataset):
-        raise OptionError(f'--aug-repeats {options.aug_repeats:g} repeats images over processes, got one: use torchrun '
-                          'or drop it')
-    if options.cutmix_minmax is not None:
-        least, most = options.cutmix_minmax
-        for side in data_config['input_size'][1:]:
-            if not int(side * least) < int(side * most):
-                raise OptionError(f'--cutmix-minmax {least:g} {most:g} is less than a pixel of {side}: take them '
-                                  'further apart')
-    common = dict(
-        batch_size=options.batch_size,
-        two_views=options.agmax,
-        no_aug=options.no_aug,
-        re_prob=options.reprob,
-        re_mode=options.remode,
-        re_count=options.recount,
-        re_split=options.resplit,
-        train_crop_mode=options.train_crop_mode,
-        scale=options.scale,
-        ratio=options.ratio,
-        hflip=options.hflip,
-        vflip=options.vflip,
-        color_jitter=options.color_jitter,
-        color_jitter_prob=options.color_jitter_prob,
-        grayscale_prob=options.grayscale_prob,
-        gaussian_blur_prob=options.gaussian_blur_prob,
-        auto_augment=options.aa,
-        num_aug_repeats=options.aug_repeats,
-        interpolation=interpolation,
-        num_workers=options.workers,
-        worker_seeding=options.worker_seeding,
-        **_loader_kwargs(options, data_config, device, precision),
-    )
+    _check_train_options(options, dataset, data_config)
+    common = {**_augmentation_kwargs(options, data_config), **_loader_kwargs(options, data_config, device, precision)}
     try:
         if options.naflex_loader:
             return create_naflex_train_loader(dataset, **common, **_naflex_kwargs(options, patch_size))
@@ -205,6 +174,47 @@ def build_train_loader(
     except (ValueError, AssertionError) as error:  # timm asserts on policies it does not know
         policy = f' (--aa {options.aa})' if options.aa else ''
         raise OptionError(f'training data{policy}: {_with_flags(str(error))}') from error
+
+
+def _check_train_options(options: TrainOptions, dataset: Dataset, data_config: dict) -> None:
+    """Raise OptionError for options that do not fit the data or the number of processes."""
+    if options.aug_repeats and not is_distributed() and not isinstance(dataset, IterableDataset):
+        raise OptionError(f'--aug-repeats {options.aug_repeats:g} repeats images over processes, got one: use torchrun '
+                          'or drop it')
+    if options.cutmix_minmax is not None:
+        least, most = options.cutmix_minmax
+        for side in data_config['input_size'][1:]:
+            if not int(side * least) < int(side * most):
+                raise OptionError(f'--cutmix-minmax {least:g} {most:g} is less than a pixel of {side}: take them '
+                                  'further apart')
+
+
+def _augmentation_kwargs(options: TrainOptions, data_config: dict) -> dict[str, Any]:
+    """Return the arguments of a training loader that both kinds of it take."""
+    interpolation = '' if options.no_aug else options.train_interpolation
+    return dict(
+        batch_size=options.batch_size,
+        two_views=options.agmax,
+        no_aug=options.no_aug,
+        re_prob=options.reprob,
+        re_mode=options.remode,
+        re_count=options.recount,
+        re_split=options.resplit,
+        train_crop_mode=options.train_crop_mode,
+        scale=options.scale,
+        ratio=options.ratio,
+        hflip=options.hflip,
+        vflip=options.vflip,
+        color_jitter=options.color_jitter,
+        color_jitter_prob=options.color_jitter_prob,
+        grayscale_prob=options.grayscale_prob,
+        gaussian_blur_prob=options.gaussian_blur_prob,
+        auto_augment=options.aa,
+        num_aug_repeats=options.aug_repeats,
+        interpolation=interpolation or data_config['interpolation'],
+        num_workers=options.workers,
+        worker_seeding=options.worker_seeding,
+    )
 
 
 def _with_flags(message: str) -> str:
