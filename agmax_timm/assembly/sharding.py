@@ -135,7 +135,7 @@ def find_layers(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def _shard_optimizer(optimizer: torch.optim.Optimizer, shard_of: dict[Any, Any]) -> None:
-    """Let an optimizer go on with shards in place of whole parameters, and of its state for each."""
+    """Replace whole parameters of an optimizer, and its state for each, by their shards."""
     def shard(value: Any, like: DTensor) -> Any:
         if not isinstance(value, torch.Tensor) or value.ndim == 0:
             return value

@@ -1,4 +1,4 @@
-"""Signals that ask a run to end: it finishes the update, saves, and leaves with a status that says it can go on."""
+"""Signals that ask a run to end: it finishes the update, saves, and leaves with a status that says it can continue."""
 import signal
 import threading
 from typing import Any

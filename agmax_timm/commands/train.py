@@ -40,7 +40,7 @@ def run(options: TrainOptions) -> int | None:
         except Exception as error:
             known = as_user_error(error)
             if isinstance(known, WorkerError):
-                raise WorkerError(f'{known}; --resume auto goes on') from error
+                raise WorkerError(f'{known}; --resume auto continues') from error
             raise
     return None
 
@@ -75,4 +75,4 @@ def publish_run(options: Hub, output_dir: str) -> str:
         return str(error)
     except Exception as error:
         _logger.exception('Not published')
-        return f'{type(error).__name__}; to go on: {publish_command(*what)}'
+        return f'{type(error).__name__}; to continue: {publish_command(*what)}'

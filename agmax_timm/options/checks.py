@@ -256,14 +256,14 @@ def _check_precision(options: Device, error: Callable) -> None:
 
 def _check_run(options: TrainOptions, error: Callable) -> None:
     if options.resume == 'auto' and not options.experiment:
-        error('--resume auto goes on in the folder of --experiment NAME: name it')
+        error('--resume auto continues in the folder of --experiment NAME: name it')
     if options.start_epoch is not None and options.stop_epoch is not None and options.start_epoch >= options.stop_epoch:
         error(f'--start-epoch {options.start_epoch} is not before --stop-epoch {options.stop_epoch}: nothing would be '
               'trained')
     if options.seed + int(os.environ.get('WORLD_SIZE', 1)) > 2 ** 32:
         error(f'--seed {options.seed} leaves no seed for the other processes: use a smaller one')
     if options.wandb_resume_id and not options.resume:
-        error(f'--wandb-resume-id {options.wandb_resume_id} goes on with a run: add --resume FILE')
+        error(f'--wandb-resume-id {options.wandb_resume_id} continues with a run: add --resume FILE')
 
 
 def _check_hub(options: Hub, error: Callable) -> None:

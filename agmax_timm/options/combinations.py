@@ -155,7 +155,7 @@ def _check_agmax(options: TrainOptions, parser: Parser) -> None:
         return
     for flag, asked, reason, way_out in NOT_WITH_AGMAX:
         if asked(options):
-            error(f'{flag} cannot be combined with --agmax: it {reason}. To go on, {way_out}')
+            error(f'{flag} cannot be combined with --agmax: it {reason}. To continue, {way_out}')
     if options.agmax_loss != 'mi' and options.agmax_units is not None:
         error(f'--agmax-units is for --agmax-loss mi alone: {options.agmax_loss} has no Q-network')
     if options.agmax_init_std is not None and (options.pretrained or options.initial_checkpoint):

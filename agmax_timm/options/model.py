@@ -39,7 +39,7 @@ class TrainModel(Model):
         metavar='KEY=VALUE')
     initial_checkpoint: str = option('', 'start from these weights',
         metavar='FILE', resume='ignored', recipe='file name', is_file=True, synonyms=('ckpt', 'finetune', 'weights'))
-    resume: str = option('', "go on from this checkpoint; 'auto': from the last one of --experiment, if there is one",
+    resume: str = option('', "resume from this checkpoint; auto: from the last one of --experiment, if it exists",
         metavar='FILE', affects_result=False, recipe='left out')
     no_resume_opt: bool = option(False, 'without its optimizer state',
         needs='resume', resume='ignored', recipe='left out')

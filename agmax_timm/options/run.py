@@ -52,7 +52,7 @@ class Tracking:
         metavar='NAME', needs='log_wandb', affects_result=False, recipe='left out', former=('wandb_project_name',))
     wandb_tags: list[str] = option([], 'tags',
         metavar='TAG', needs='log_wandb', affects_result=False, recipe='left out')
-    wandb_resume_id: str = option('', 'run to go on with, together with --resume',
+    wandb_resume_id: str = option('', 'run to continue with, together with --resume',
         metavar='ID', needs='log_wandb', affects_result=False, recipe='left out')
 
 

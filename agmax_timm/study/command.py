@@ -70,10 +70,10 @@ def carry_out(study: Study, runs: list[Run], published: Published, output: str, 
     try:
         stopped = runner.run()
     except KeyboardInterrupt as error:
-        raise type(error)('killed with its runs. The same command goes on from what they saved') from None
+        raise type(error)('killed with its runs. The same command continues from what they saved') from None
     whole = tell_results(study, runs, published, output, runner.errors)
     if stopped:
-        raise Interrupted('asked to end. The same command goes on')
+        raise Interrupted('asked to end. The same command continues')
     return int(not whole)
 
 

@@ -8,7 +8,7 @@ PROG = 'python -m agmax_timm.study'
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(prog=PROG, description='Train every augmentation with every method and seed of a file, and '
-                                           'compare the methods. The same command goes on where it was stopped.')
+                                           'compare the methods. The same command continues where it was stopped.')
     parser.add_argument('study', metavar='STUDY.yaml', help='what is compared, see docs/studies.md')
     parser.add_argument('--data', metavar='DIR', help='folder of the data; wins over the one in the file')
     parser.add_argument('--output', metavar='DIR', help="folder of the runs and tables (default: output/study/ and the "

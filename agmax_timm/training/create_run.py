@@ -1,4 +1,4 @@
-"""From options to a run that is ready to begin: all of it built, and set to where it goes on."""
+"""Create a training run from options: everything is built, and restored if the run resumes."""
 import logging
 import math
 from dataclasses import dataclass, replace
@@ -47,12 +47,12 @@ _logger = logging.getLogger('train')
 
 @dataclass
 class TrainingRun:
-    """A run that is ready to begin."""
-    options: TrainOptions  # with what the run found out: number of classes, learning rate, checkpoint
+    """A training run that is ready to start."""
+    options: TrainOptions  # resolved: number of classes, learning rate, checkpoint
     device: torch.device
     precision: build.Precision
     data_config: dict[str, Any]
-    patch_size: tuple[int, int] | None  # of a NaFlex model
+    patch_size: tuple[int, int] | None  # for NaFlex models
     dataset_train: Dataset
     loader_train: Any
     loader_eval: Any  # None without validation
@@ -64,10 +64,10 @@ class TrainingRun:
     finite_check: FiniteCheck
     on_broken: BrokenUpdates
     metadata: dict[str, Any]  # see metadata.make_metadata
-    data: dict[str, Any]  # see changes.describe_data
-    resumed: resuming.ResumedRun | None  # None for a run that begins
+    data: dict[str, Any]  # see compatibility.describe_data
+    resumed: resuming.ResumedRun | None  # None for a new run
     position: Position
-    losses: RunningLosses | None  # of the epoch so far, None between epochs
+    losses: RunningLosses | None  # losses of the epoch so far, None between epochs
     updates_per_epoch: int
     done_updates: int
     num_epochs: int
@@ -75,34 +75,35 @@ class TrainingRun:
 
     @property
     def metric_name(self) -> str:
-        """What ranks the checkpoints."""
+        """Metric that ranks the checkpoints."""
         return self.metadata['metric_name']
 
     @property
     def decreasing(self) -> bool:
-        """Whether less of that metric is better."""
+        """Whether a smaller value of that metric is better."""
         return self.metric_name == 'loss'
 
     @property
     def evaluated_epochs(self) -> list[int]:
-        """Numbers of epochs, from 1 on, that an evaluation is still to follow."""
+        """Remaining epochs, counted from 1, that are followed by an evaluation."""
         return [done for done in range(self.position.epoch + 1, self.stop_epoch + 1) if self.is_evaluated(done)]
 
     def is_evaluated(self, done: int) -> bool:
-        """Whether an evaluation and a checkpoint follow so many epochs."""
-        of_options = (self.stop_epoch, self.num_epochs, *self.options.save_epochs)
-        return done % self.options.val_interval == 0 or done in of_options
+        """Whether an evaluation and a checkpoint follow after `done` epochs."""
+        always = (self.stop_epoch, self.num_epochs, *self.options.save_epochs)
+        return done % self.options.val_interval == 0 or done in always
 
 
 def create_run(options: TrainOptions, signals: StopSignals, watchdog: Watchdog) -> TrainingRun:
-    """Everything that the options ask for. Only what the run depends on is touched: nothing is written yet.
+    """Create everything that the options ask for. Nothing is written yet.
 
     Raises:
         OptionError: options do not fit each other, the data, the model or the checkpoint.
-        DataError, CheckpointError, UnsupportedModelError, HubError: that cannot be used.
-        Interrupted: the run was asked to end.
+        DataError, CheckpointError, UnsupportedModelError, HubError: the data, the checkpoint, the model or the
+            repository on the Hub cannot be used.
+        Interrupted: a signal asked the run to end.
     """
-    auto = options.resume == 'auto'  # until the file is found
+    auto = options.resume == 'auto'  # _begin() replaces it by the file
     options, device = _begin(options, signals, watchdog)
     primary = is_primary()
     random_seed(options.seed, rank())
@@ -111,7 +112,7 @@ def create_run(options: TrainOptions, signals: StopSignals, watchdog: Watchdog) 
     if options.num_classes is None:
         options = replace(options, num_classes=model.num_classes)
     if is_distributed() and options.sync_bn:
-        options = replace(options, dist_bn='')  # the statistics are already those of all ranks
+        options = replace(options, dist_bn='')  # sync_bn computes the statistics over all ranks already
     signals.check_start(options.resume, device)
     dataset_train, dataset_eval = loaders.build_datasets(options, data_config)
     signals.check_start(options.resume, device)
@@ -174,15 +175,15 @@ def warn_of_surprises(run: TrainingRun) -> None:
 
 
 def open_output(run: TrainingRun, given: TrainOptions) -> tracking.Trackers:
-    """Make the folder of a run and what writes into it. On the first rank alone.
+    """Create the folder of a run, its checkpoint saver and its trackers. Only the first rank calls it.
 
     Args:
-        given: Options as given, before anything was resolved.
+        given: Options of the user, before anything was resolved.
     """
     options, checkpoints, resumed = run.options, run.checkpoints, run.resumed
     state = resumed.state if resumed is not None else None
-    line = run_folder.branch_to_write(options, given.resume == 'auto', state)
-    checkpoints.constants = {'data': run.data, 'line': line}
+    branch = run_folder.branch_to_write(options, given.resume == 'auto', state)
+    checkpoints.constants = {'data': run.data, 'line': branch}
     output_dir, log = run_folder.open_folder(options, given, run.data_config['input_size'][-1], resumed)
     checkpoints.output_dir, checkpoints.log_position = output_dir, log.position
     checkpoints.saver = create_saver(
@@ -204,7 +205,7 @@ def _begin(
         signals: StopSignals,
         watchdog: Watchdog,
 ) -> tuple[TrainOptions, torch.device]:
-    """What can be refused before anything is built; then the process group and its device."""
+    """Check what can be checked before anything is built, then create the process group and return the device."""
     tracking.require_trackers(options)
     loaders.check_roots(options, options.train_split, options.val_split)
     auto = options.resume == 'auto'  # until the file is found
@@ -215,7 +216,7 @@ def _begin(
     device = watchdog.device = build.init_device(options.device, signals)
     if is_distributed() and options.hang_timeout:
         process_group.outlast(options.hang_timeout)
-    signals.check_start(options.resume, device)  # and behind all that takes long: nothing is begun before open_folder
+    signals.check_start(options.resume, device)  # also after each slow step; nothing is written before open_folder
     if options.fsdp:
         sharding.check_sharding(options)
     if options.push_to_hub and is_primary():
@@ -224,16 +225,16 @@ def _begin(
 
 
 def destination_of(options: Hub) -> Destination:
-    """Where --push-to-hub publishes."""
+    """Return the destination of --push-to-hub."""
     return Destination(options.push_to_hub, options.hub_private, options.hub_revision, options.hub_pr,
                        options.hub_replace_card, options.hub_replace_files, options.license)
 
 
 def _try_end(options: TrainOptions, model: torch.nn.Module, metadata: dict[str, Any]) -> None:
-    """Try with the untrained model what --push-to-hub and --report do at the end of a run.
+    """Try --push-to-hub and --report with the untrained model, so that they do not fail at the end of the run.
 
     Raises:
-        OptionError: it fails with this model.
+        OptionError: one of them fails with this model.
     """
     saved = model_of_metadata(metadata, model, vars(options))
     try:
@@ -259,7 +260,7 @@ def _build_loaders(
         device: torch.device,
         precision: build.Precision,
 ) -> tuple[TrainOptions, Any, Any, ResumableLoader]:
-    """Options with the learning rate, the loaders of both splits, and what knows the position of the first."""
+    """Return options with the learning rate, the loaders of both splits, and the resumable part of the first."""
     loader_train = loaders.build_train_loader(options, dataset_train, data_config, device, precision, patch_size)
     loader_train, resumable = make_resumable(loader_train, device, world_size(), rank())
     options = optimization.with_learning_rate(options, loaders.average_batch_size(options, loader_train))
@@ -278,10 +279,10 @@ def _resume_weights(
         precision: build.Precision,
         verified: bool,
 ) -> int | None:
-    """Weights, optimizer and EMA of --resume; the EMA is made in between, from weights that are there already.
+    """Load weights, optimizer and EMA of --resume. The EMA is created after the weights are loaded.
 
     Returns:
-        The epoch that the checkpoint says to go on with, None without one.
+        The next epoch according to the checkpoint, None without a checkpoint.
     """
     resume_epoch = None
     if options.resume:

@@ -1,6 +1,6 @@
 """--early-stop: a run ends where its evaluations get no better.
 
-What decides is what the run has told so far, and every checkpoint holds that: a run that goes on stops where the
+What decides is what the run has told so far, and every checkpoint holds that: a run that continues stops where the
 uninterrupted one would have.
 """
 import math
@@ -24,7 +24,7 @@ class EarlyStop:
         self.metric = options.early_stop_metric or metric
 
     def reason(self, results: list[dict[str, Any]]) -> str:
-        """Why the run ends after these evaluations, in words; '' where it goes on.
+        """Why the run ends after these evaluations, in words; '' where it continues.
 
         Args:
             results: Of each evaluation so far, as for --result. A metric that is not finite is no improvement.

@@ -20,7 +20,7 @@ def checkpoint_names(folder: str) -> list[str]:
 
 
 def newest_checkpoint(folder: str) -> tuple[str | None, list[tuple[str, str]]]:
-    """Find where a run goes on: in its last line of checkpoints (see branch_of), at the latest position.
+    """Find where a run continues: in its last line of checkpoints (see branch_of), at the latest position.
 
     Returns:
         The path of the newest checkpoint that is whole, None where there is none; path and reason (a sentence that
@@ -49,7 +49,7 @@ def newest_checkpoint(folder: str) -> tuple[str | None, list[tuple[str, str]]]:
 
 
 def position_of(checkpoint: dict[str, Any]) -> tuple[int, int] | None:
-    """Epoch and batch that a checkpoint goes on with, None if it does not say."""
+    """Epoch and batch that a checkpoint continues with, None if it does not say."""
     epoch = checkpoint.get('epoch')
     if not isinstance(epoch, int):
         return None

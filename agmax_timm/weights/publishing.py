@@ -35,7 +35,7 @@ def publish_source(
 
     Raises:
         CheckpointError: there is nothing to publish.
-        HubError: it failed. The message ends with the command that goes on where trying again can help.
+        HubError: it failed. The message ends with the command that continues where trying again can help.
     """
     folder = source
     if os.path.isfile(os.path.join(source, CONFIG)):
@@ -78,7 +78,7 @@ def _naming_command(
         use_ema: bool | None = None,
         hub_dataset: str = '',
 ) -> Iterator[None]:
-    """Add the command that goes on to a HubError with one of these causes. Others would come back.
+    """Add the command that continues to a HubError with one of these causes. Others would come back.
 
     The command after a ChangedError overwrites what was changed.
     """
@@ -89,4 +89,4 @@ def _naming_command(
             raise
         command = publish_command(source, to, use_ema, hub_dataset)
         flags = ''.join(f' {flag}' for flag in getattr(error, 'flags', ()))
-        raise HubError(f'{error}. {source} stays; to go on: {command}{flags}') from error
+        raise HubError(f'{error}. {source} stays; to continue: {command}{flags}') from error

@@ -1,4 +1,4 @@
-"""Going on from a training checkpoint: its weights, Q-network, optimizer, scaler and EMA."""
+"""Continuing from a training checkpoint: its weights, Q-network, optimizer, scaler and EMA."""
 import logging
 from typing import Any
 
@@ -33,8 +33,8 @@ def resume(
         verified: The file was found whole just now, and need not be read for that again.
 
     Returns:
-        The epoch to go on with, None if the file does not say: the one after a finished epoch, and for a recovery file
-        the epoch that it was written in, from its start.
+        The next epoch, None if the file does not say. For a recovery file, the epoch that it was written in, from its
+        start.
 
     Raises:
         CheckpointError: the file is missing, damaged, not plain tensors, or of another model.

@@ -41,7 +41,7 @@ CASES = {
     'float16': ('test_vit', '--agmax --amp --opt adamw --lr 1e-3 --clip-grad 1'),
     'compiled': ('test_vit', '--agmax --torchcompile eager --lr 0.1'),
 }
-# Runs of train.py on photos: (--fsdp, epochs, run to go on from).
+# Runs of train.py on photos: (--fsdp, epochs, run to continue from).
 RUNS = {
     'ddp': (False, 2, None),
     'half ddp': (False, 1, None),

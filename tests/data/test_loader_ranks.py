@@ -13,7 +13,7 @@ MIXUP = {'mixup_alpha': 1., 'num_classes': IMAGES}
 LATE = {  # loaders that are made after the process group
     'prefetcher': {},
     'workers': {'num_workers': 1},
-    'workers that go on': {'num_workers': 1, 'use_multi_epochs_loader': True},
+    'workers that continue': {'num_workers': 1, 'use_multi_epochs_loader': True},
     'mixed on the device': {'use_prefetcher': False, 'mixup': MIXUP},
     'sizes': {'input_size_choices': [8, 16]},
     'repeats': {'num_aug_repeats': 2},
@@ -22,7 +22,7 @@ LATE = {  # loaders that are made after the process group
     'whole, by torch': {'distributed': False, 'use_prefetcher': False},
     'shared, by torch': {'distributed': True, 'use_prefetcher': False},
 }
-EARLY = {name: LATE[name] for name in ('prefetcher', 'workers', 'workers that go on', 'mixed on the device')}
+EARLY = {name: LATE[name] for name in ('prefetcher', 'workers', 'workers that continue', 'mixed on the device')}
 REFUSED = {
     'by torch': ({'use_prefetcher': False}, 'distributed=False for them, distributed=True without them'),
     'batch': ({'batch_size': 7}, 'batch_size 7 on 2 process(es) is more than the data set of 12 images: use 6'),

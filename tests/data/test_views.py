@@ -88,7 +88,7 @@ def test_crops_and_flips_are_independent(gradient_dataset, num_workers):
     count = 1024
     loader = create_two_view_loader(
         gradient_dataset(count), 16, 64, num_workers=num_workers, color_jitter=None, scale=(0.1, 0.6), **LEVELS)
-    # Persistent workers go on into the second epoch.
+    # Persistent workers continue into the second epoch.
     draws = [read_crops(view) for _ in range(2) for view in epoch_by_index(loader)]
     bound = SIGMAS / count ** 0.5
     for a, b in itertools.combinations(draws, 2):

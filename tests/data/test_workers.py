@@ -121,7 +121,7 @@ def test_each_command_names_a_worker_that_dies(command, photos, ema_run, tmp_pat
     last = capfd.readouterr().err.splitlines()[-1]
     assert not os.path.exists('rows')
     assert 'error: a loader worker died: DataLoader worker (pid' in last and last.endswith(
-        '--resume auto goes on' if command == 'train' else 'Use fewer --workers')
+        '--resume auto continues' if command == 'train' else 'Use fewer --workers')
 
 
 def _pin_memory_loop(error):

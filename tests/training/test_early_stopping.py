@@ -20,7 +20,7 @@ NEVER_BETTER = ['--early-stop-min-delta', '101']
 
 
 def stops_after(values, patience, metric='top1', delta=0.):
-    """The number of evaluations that a run has made when it stops, None where it goes on."""
+    """The number of evaluations that a run has made when it stops, None where it continues."""
     stop = EarlyStop(Namespace(early_stop=patience, early_stop_metric=None, early_stop_min_delta=delta,
                                distributed=False), metric)
     results = [{'epoch': epoch, 'train': {}, 'validation': {metric: value}} for epoch, value in enumerate(values)]

@@ -1,4 +1,4 @@
-"""Evaluations that fail at the end of an epoch: what was trained is saved, and goes on as if nothing had happened."""
+"""Evaluations that fail at the end of an epoch: what was trained is saved, and continues as if nothing had happened."""
 import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -17,7 +17,7 @@ from tests.helpers.exact import FLAGS, assert_equal, outcome
 from tests.helpers.ranks import finish_ranks, logs, start_ranks
 from tests.helpers.run_files import epochs_in, load
 
-GOES_ON = re.compile(r'Saved at the end of epoch (\d), before its evaluation\. The same command goes on from there')
+GOES_ON = re.compile(r'Saved at the end of epoch (\d), before its evaluation\. The same command continues from there')
 
 
 @pytest.fixture

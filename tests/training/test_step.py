@@ -112,7 +112,7 @@ class Copies(TorchDispatchMode):
 
     def _note(self, source, destination, non_blocking):
         if source.type != destination.type:
-            self.seen.append((source.type, destination.type, 'goes on' if non_blocking else 'waits'))
+            self.seen.append((source.type, destination.type, 'continues' if non_blocking else 'waits'))
 
 
 @pytest.fixture
@@ -139,7 +139,7 @@ def test_reading_and_copying_would_be_seen(copies):
             read()
     torch.ones(3).to('meta')
     x.to('cpu', non_blocking=True)
-    assert copies.seen == [('cpu', 'meta', 'waits'), ('meta', 'cpu', 'goes on')]
+    assert copies.seen == [('cpu', 'meta', 'waits'), ('meta', 'cpu', 'continues')]
 
 
 @pytest.mark.parametrize('options', [{}, {'clip_grad': 1.0}, {'clip_grad': 0.1, 'clip_mode': 'value'}], ids=str)
@@ -194,7 +194,7 @@ def test_batches_without_the_prefetcher_go_to_a_gpu_without_a_wait(gpu_copies):
     moved = [*prepare_batch(args, images, target, device, Precision()),
              *prepare_batch(args, patches, target, device, Precision(model_dtype=torch.bfloat16)),
              *next(iter(DeviceMixupLoader([(images, target)], lambda *batch: batch, device)))]
-    assert gpu_copies.seen == [('cpu', 'cuda', 'goes on')] * 7
+    assert gpu_copies.seen == [('cpu', 'cuda', 'continues')] * 7
     assert {value.device.type for value in moved if torch.is_tensor(value)} == {'cuda'}
     assert moved[2]['patches'].dtype == torch.bfloat16 and moved[2]['seq_len'] == 4
 
@@ -213,7 +213,7 @@ def test_losses_and_watch_take_a_gpu_without_a_wait(gpu_copies, kind):
     for parameter in task.get_clip_parameters():
         parameter.grad = torch.empty_like(parameter)
     check.check_gradients([*task.get_trainable_module().parameters()], CheckResult([], []))
-    assert gpu_copies.seen == [('cuda', 'cpu', 'goes on')], 'the flags of the watch'
+    assert gpu_copies.seen == [('cuda', 'cpu', 'continues')], 'the flags of the watch'
 
 
 # No work done twice

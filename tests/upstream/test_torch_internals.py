@@ -106,7 +106,7 @@ def test_storages_are_known_by_their_address():
 
 
 def test_a_full_disk_is_the_context_of_the_error_of_torch():
-    """A full disk is told in one line and the run goes on: training/checkpoints/saver.py looks for the OSError behind
+    """A full disk is told in one line and the run continues: training/checkpoints/saver.py looks for the OSError behind
     torch's RuntimeError."""
     class Full:
         def write(self, data):

@@ -228,7 +228,7 @@ def test_the_command_names_the_flags_that_overwrite(hub, command, upload, staged
         command(staged, 'ann/net')
     told = capsys.readouterr().err.splitlines()[-1]
     assert status.value.code == 2 and 'on the Hub, summary.csv were not published from here' in told
-    words = shlex.split(told.split('to go on: ')[1])
+    words = shlex.split(told.split('to continue: ')[1])
     assert words == ['python', '-m', 'agmax_timm.publish', str(staged), 'ann/net', '--replace-files']
     command(*words[3:])
     assert hub.files('ann/net')['summary.csv'].content == (staged / 'summary.csv').read_bytes()
@@ -500,7 +500,7 @@ def test_the_command_stages_a_run_and_goes_on_after_a_failure(hub, command, tmp_
     told = capsys.readouterr().err.splitlines()[-1]
     assert status.value.code == 2 and told.startswith('python -m agmax_timm.publish: error: cannot upload ')
     folder = run_dir / 'hub'
-    words = shlex.split(told.split(f'{folder} stays; to go on: ')[1])
+    words = shlex.split(told.split(f'{folder} stays; to continue: ')[1])
     assert words == [
         'python', '-m', 'agmax_timm.publish', str(folder), 'ann/net', '--private', '--revision', 'v2']
     command(*words[3:])
@@ -529,7 +529,7 @@ def test_a_full_disk_costs_the_staging_alone(hub, command, tmp_path, capsys):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     told = capsys.readouterr().err.splitlines()[-1]
     assert f'cannot stage {tmp_path}/hub: ' in told and 'File too large' in told
-    assert told.endswith(f'{tmp_path} stays; to go on: python -m agmax_timm.publish {tmp_path} ann/net')
+    assert told.endswith(f'{tmp_path} stays; to continue: python -m agmax_timm.publish {tmp_path} ann/net')
     assert list(tmp_path.iterdir()) == [] and not hub.repos
 
 
@@ -603,7 +603,7 @@ def test_no_failure_of_publishing_is_raised_before_the_report(monkeypatch, caplo
         raise KeyError('surprise')
     monkeypatch.setattr(publishing, 'publish_source', fail)
     failure = train_cli.publish_run(parse_train_args(['DIR', '--push-to-hub', 'ann/net', '--hub-pr']), str(tmp_path))
-    assert f'KeyError; to go on: python -m agmax_timm.publish {tmp_path} ann/net --pr' in failure
+    assert f'KeyError; to continue: python -m agmax_timm.publish {tmp_path} ann/net --pr' in failure
     assert 'surprise' in caplog.text
 
 
@@ -617,7 +617,7 @@ def test_a_failure_that_comes_back_names_no_command(hub, command, saved, staged,
         with pytest.raises(SystemExit) as status:
             command(source, 'ann/net')
         told = capsys.readouterr().err.splitlines()[-1]
-        assert status.value.code == 2 and said in told and 'go on' not in told
+        assert status.value.code == 2 and said in told and 'continue' not in told
 
 
 @pytest.fixture
@@ -648,7 +648,7 @@ def test_from_training_to_plain_timm(hub, environment, photos, tmp_path):
     folder = tmp_path / 'run' / 'hub'
     assert len(told) == 1 and f'cannot upload {folder} to ann/net: 403 storage is full' in told[0]
     assert 'Traceback' not in trained.stderr and 'httpx' not in trained.stderr
-    command = shlex.split(re.search(r'to go on: (.*)$', told[0])[1])
+    command = shlex.split(re.search(r'to continue: (.*)$', told[0])[1])
     assert command == ['python', '-m', 'agmax_timm.publish', str(folder), 'ann/net', '--revision', 'v2']
     published = run(command, environment, cwd=REPOSITORY)
     assert published.stdout == f"{hub.url}/ann/net/commit/{hub.repos['ann/net'].branches['v2'][-1].oid}\n"

@@ -128,7 +128,7 @@ class EvaluationShards:
 def shuffling(dataset: Dataset) -> random.Random | None:
     """The generator by which this process shuffles the samples of wds/ for training, None where there is none.
 
-    timm seeds it once and it goes on from epoch to epoch, so an epoch can be read again only from its state.
+    timm seeds it once and it continues from epoch to epoch, so an epoch can be read again only from its state.
     """
     reader: Any = dataset.reader if isinstance(dataset, IterableImageDataset) else None
     if not _in_shards(reader) or not reader.is_training:

@@ -15,7 +15,7 @@ def sample_seed(seed: int, index: int) -> int:
 
 @contextmanager
 def seeded(seed: int):
-    """A context in which the generators of Python, numpy and torch (CPU) begin with a seed; they go on as before it."""
+    """Seed the generators of Python, NumPy and torch (CPU) in a context, and restore their states after it."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     random.seed(seed)
     np.random.seed(seed)

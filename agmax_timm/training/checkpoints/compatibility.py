@@ -1,4 +1,4 @@
-"""What changed between a checkpoint and the options and data that are to go on from it."""
+"""Comparison of the options and data of a run with those of the checkpoint that it resumes."""
 from typing import Any
 
 from torch.utils.data import Dataset, IterableDataset
@@ -18,13 +18,13 @@ def compare_options(options: TrainOptions, saved: dict[str, Any], within_epoch: 
     Args:
         options: Options, resolved as far as those of the checkpoint.
         saved: Those of the checkpoint. An option that did not exist when it was made had its default.
-        within_epoch: Whether it is to go on within an epoch.
+        within_epoch: Whether the checkpoint was written within an epoch.
 
     Returns:
-        A line each, and whether the schedule of the learning rate is as it was.
+        One line for each, and whether the learning rate schedule is unchanged.
 
     Raises:
-        OptionError: one that cannot change.
+        OptionError: an option differs that must not change.
     """
     known = declared(TrainOptions)
     saved = {name: saved.get(name, option.default) for name, option in known.items()}
@@ -37,8 +37,8 @@ def compare_options(options: TrainOptions, saved: dict[str, Any], within_epoch: 
         rule = known[name].resume
         if rule in refused:
             way_out = ' or drop its optimizer with --no-resume-opt' if rule == 'refused with optimizer' else ''
-            raise OptionError(f'--resume {options.resume} cannot go on with {flag_of(name)} {values}: leave it as it '
-                              f'was{way_out}, or start from the weights with --initial-checkpoint')
+            raise OptionError(f'--resume {options.resume} cannot continue with {flag_of(name)} {values}: '
+                              f'leave it as it was{way_out}, or start from the weights with --initial-checkpoint')
         if within_epoch and (rule == 'refused within epoch' or name in sized_by_epochs):
             raise OptionError(f'--resume {options.resume} is within an epoch, whose rest would be another with '
                               f'{flag_of(name)} {values}: leave it as it was, or use a checkpoint of a whole epoch')
@@ -59,7 +59,7 @@ def describe_data(train: Dataset, validation: Dataset | None) -> dict[str, Any]:
 
 
 def compare_views(now: dict[str, Any], saved: dict[str, Any]) -> str:
-    """A line if views are made in another way than before, which memory and packages decide too, '' if not.
+    """Return one line if the views are made in another way than before, else ''. Memory and packages decide that, too.
 
     Args:
         now, saved: Descriptions of the data with the words of views_of().
@@ -70,10 +70,10 @@ def compare_views(now: dict[str, Any], saved: dict[str, Any]) -> str:
 
 
 def compare_data(options: TrainModel, now: dict[str, Any], saved: dict[str, Any]) -> list[str]:
-    """Name what of the data changed since a checkpoint.
+    """Describe how the data changed since a checkpoint, one line for each change.
 
     Raises:
-        OptionError: the classes are others: the outputs of the model would mean something else.
+        OptionError: the classes changed, so the outputs of the model would have another meaning.
     """
     lines = []
     for split in ('train', 'validation'):

@@ -1,4 +1,4 @@
-"""When a run saves, and what: after an epoch, within one at intervals, and when it is asked to end."""
+"""Decides when a run saves: after an epoch, at intervals within an epoch, and when a signal asks it to end."""
 import logging
 import time
 from collections.abc import Iterable
@@ -22,19 +22,19 @@ from .saver import CheckpointSaver
 from .state import Position, RunState
 
 _logger = logging.getLogger('train')
-GOES_ON = 'The same command goes on from there with --resume auto (and --experiment), or with --resume FILE'
+GOES_ON = 'The same command continues from there with --resume auto (and --experiment), or with --resume FILE'
 
 
 class CheckpointManager:
-    """Writes the checkpoints and the summary of a run; every rank has one, the first one writes.
+    """Writes the checkpoints and the summary of a run. Every rank has a manager; only the first rank writes.
 
     Args:
-        options: Options.
-        task: What is trained.
-        state: The rest of what the run depends on.
-        signals: Those that ask the run to end.
-        watchdog: Told of every update.
-        gathered: With --fsdp, the whole state.
+        options: Options about saving.
+        task: Training task.
+        state: State of the run besides weights and optimizer.
+        signals: Signals that ask the run to end.
+        watchdog: Watchdog, which is notified of every update.
+        gathered: The whole state with --fsdp, else None.
     """
 
     def __init__(
@@ -53,22 +53,22 @@ class CheckpointManager:
         self.watchdog = watchdog
         self.gathered = gathered
         self.interval, self.unit = parse_interval(options.recovery_interval)
-        self.output_dir: str | None = None  # these three on the first rank
+        self.output_dir: str | None = None  # this and the next two are set on the first rank
         self.saver: CheckpointSaver | None = None
-        self.constants: dict[str, Any] = {}  # what else goes into every state
+        self.constants: dict[str, Any] = {}  # further entries of every state
         self.log_position = lambda: 0
         self.damage = damage_of(state.loader.dataset)
         if self.damage is not None:
-            self.damage.deferred = True  # requests() asks for the end, so that the run saves first
-        self._updates = 0  # of the epoch
+            self.damage.deferred = True  # requests() ends the run, after it has saved
+        self._updates = 0  # within the epoch
         self._saved_at = time.monotonic()
 
     def begin_epoch(self, updates: int) -> None:
-        """Count from the updates that are done of an epoch."""
+        """Start to count updates, with those of the epoch that are done."""
         self._updates = updates
 
     def requests(self) -> tuple[bool, bool]:
-        """Whether to save, and to stop, after this update; for FiniteCheck."""
+        """Return whether to save and whether to stop after this update. FiniteCheck calls it."""
         self.watchdog.beat()
         self._updates += 1
         due = False
@@ -80,14 +80,15 @@ class CheckpointManager:
         return due, asked or (self.damage is not None and self.damage.too_many)
 
     def after_update(self, epoch: int, batches: int, losses: RunningLosses, checked: CheckResult) -> None:
-        """
+        """Save and stop if any rank requested it before the update.
+
         Raises:
-            Interrupted: the run was asked to end; it is saved.
-            DamagedError: more training images are damaged than may be; it is saved.
+            Interrupted: a signal asked the run to end; the run is saved.
+            DamagedError: too many training images are damaged; the run is saved.
         """
         if not checked.save and not checked.stop:
             return
-        if losses.count:  # no update of the epoch may have been whole
+        if losses.count:  # zero if every update of the epoch was skipped
             losses.read(f'by batch {batches} of epoch {epoch}')
         if checked.stop and self.damage is not None:
             self.damage.gather(self.state.device)
@@ -96,7 +97,7 @@ class CheckpointManager:
             self.leave(f'epoch {epoch}, batch {batches}')
 
     def save_within(self, position: Position, losses: RunningLosses, random: dict[str, Any] | None = None) -> None:
-        """Write a recovery file. A collective."""
+        """Write a recovery file. All ranks must call it."""
         check_weights(self.task)
         if self.gathered is not None:
             self.gathered.gather()
@@ -106,7 +107,7 @@ class CheckpointManager:
         self._saved_at = time.monotonic()
 
     def save_epoch(self, epoch: int, metric: float | None, **metrics: dict[str, float] | None) -> None:
-        """Write the checkpoint of an epoch that is done, and the summary. A collective."""
+        """Write the checkpoint of a finished epoch, and the summary. All ranks must call it."""
         check_weights(self.task)
         if self.gathered is not None:
             self.gathered.gather()
@@ -121,12 +122,16 @@ class CheckpointManager:
         self._saved_at = time.monotonic()
 
     def close(self) -> None:
-        """Wait until all is on disk. Raises SaveError if it cannot be written."""
+        """Wait until everything is on disk.
+
+        Raises:
+            SaveError: the last checkpoint could not be written.
+        """
         if self.saver is not None:
             self.saver.close()
 
     def leave(self, where: str) -> None:
-        """Wait until all is on disk, then raise Interrupted, or DamagedError for too many damaged images."""
+        """Wait until everything is on disk, then raise Interrupted, or DamagedError for too many damaged images."""
         self.close()
         if self.damage is not None and self.damage.too_many:
             _logger.info(f'Saved at {where}. {GOES_ON}.')
@@ -139,12 +144,12 @@ class CheckpointManager:
 
 
 def most_files(options: Run, epochs: Iterable[int]) -> int:
-    """The most checkpoints that there are at a time, names of one file counted once.
+    """Return the largest number of checkpoint files that exist at one time. Hard links count once.
 
-    They are the best, the last, milestones, two within epochs, and the next one while it is written.
+    They are the best, the last, the milestones, two recovery files, and the next file while it is written.
 
     Args:
-        epochs: Numbers of epochs that an evaluation follows.
+        epochs: Epochs, counted from 1, that are followed by an evaluation.
     """
     epochs = set(epochs)
     files = options.checkpoint_hist + len(epochs & set(options.save_epochs)) + 1
@@ -152,7 +157,7 @@ def most_files(options: Run, epochs: Iterable[int]) -> int:
 
 
 def check_weights(task: TrainingTask) -> None:
-    """Raise NonFiniteError rather than save weights that are NaN or infinite: a finite loss can leave such behind."""
+    """Raise NonFiniteError if weights are NaN or infinite, which an update with a finite loss can cause."""
     module: Any = task.get_trainable_module()
     state = module.state_dict()
     finite = {name: whole(value.isfinite().all()) for name, value in state.items() if value.is_floating_point()}

@@ -1,4 +1,4 @@
-"""Going on from a checkpoint: what it holds, what changed since, where the run begins."""
+"""Resuming from a checkpoint: its content, the changes since, and where training starts."""
 import logging
 from dataclasses import dataclass
 from typing import Any
@@ -18,17 +18,17 @@ _logger = logging.getLogger('train')
 
 @dataclass
 class ResumedRun:
-    """What a checkpoint says of the run that wrote it."""
-    state: dict[str, Any] | None  # None: of timm's script, or of a version that kept none
+    """The run that wrote a checkpoint, as far as the checkpoint describes it."""
+    state: dict[str, Any] | None  # None for checkpoints of timm's script and of early versions
     same_schedule: bool
-    exact: bool  # whether to go on from the state
+    exact: bool  # whether the state is restored
 
     @classmethod
     def read(cls, options: TrainOptions, data: dict[str, Any]) -> 'ResumedRun':
         """Read a checkpoint, and compare it with the options and data.
 
         Raises:
-            OptionError: what cannot change did.
+            OptionError: an option or the data changed that must not change.
             CheckpointError: the file cannot be read.
         """
         checkpoint = read_file(options.resume, mmap=True)
@@ -49,36 +49,37 @@ class ResumedRun:
         if not exact and is_primary():
             reason = ('--start-epoch' if options.start_epoch is not None else '--no-resume-opt' if state is not None
                       else f'{options.resume} holds no random state')
-            _logger.warning(f'{reason}: the run goes on, but is not the one that an uninterrupted run would have been.')
+            _logger.warning(
+                f'{reason}: the run continues, but is not the one that an uninterrupted run would have been.')
         other_views = compare_views(data, state['data']) if state else ''
         if other_views and is_primary():
-            _logger.warning(f'{other_views}: the run goes on, but is not the one that it would have been.')
+            _logger.warning(f'{other_views}: the run continues, but is not the one that it would have been.')
         if (changed or of_data) and is_primary():
             _logger.info(f"Not as in the checkpoint: {', '.join(changed + of_data)}")
         return cls(state, same_schedule, exact)
 
     def restore(self, state: RunState, primary: bool) -> tuple[Position, RunningLosses | None]:
-        """Set all that the run depends on; call it when everything is built."""
+        """Restore the whole state. Call it when everything is built."""
         assert self.state is not None
         found = state.load_state_dict(self.state, self.same_schedule)
         if found['changed'] and primary:
-            _logger.warning(f"Going on with {', '.join(found['changed'])}: no sample of the epoch is repeated or left "
-                            'out, but the run is not the one that an uninterrupted run would have been.')
+            _logger.warning(f"Continuing with {', '.join(found['changed'])}: no sample of the epoch is repeated or "
+                            'left out, but the run is not the one that an uninterrupted run would have been.')
         if found['left_out'] and primary:
             _logger.warning(f"The checkpoint has random states of another kind of device for "
-                            f"{' and '.join(found['left_out'])}, which are left out: the run goes on, but is not the "
+                            f"{' and '.join(found['left_out'])}, which are left out: the run continues, but is not the "
                             'one that an uninterrupted run would have been.')
         return found['position'], found['losses']
 
     def keep_history(self, state: RunState, position: Position) -> None:
-        """For a run that begins otherwise than the checkpoint says: what was told of the epochs before that."""
+        """Keep the results of earlier epochs, for a run that starts at another position than the checkpoint."""
         assert self.state is not None
-        state.history = History(*([told for told in self.state[name] if told['epoch'] < position.epoch]
+        state.history = History(*([row for row in self.state[name] if row['epoch'] < position.epoch]
                                   for name in ('rows', 'results')))
 
 
 def _saved_data(checkpoint: dict[str, Any]) -> dict[str, Any]:
-    """The description of the data in the metadata of a checkpoint that has no state."""
+    """Return the description of the data from the metadata of a checkpoint without a state."""
     metadata = checkpoint.get(METADATA)
     names = metadata.get('class_names') if isinstance(metadata, dict) else None
     return {'train': {'classes': names}} if names else {}
@@ -86,12 +87,12 @@ def _saved_data(checkpoint: dict[str, Any]) -> dict[str, Any]:
 
 def find_start(
         options: Schedule,
-        before: ResumedRun | None,
+        resumed: ResumedRun | None,
         resume_epoch: int | None,
 ) -> tuple[Position, RunningLosses | None]:
-    """Where training begins: by --start-epoch, by the state of the checkpoint, else by its epoch."""
+    """Return where training starts: at --start-epoch, at the saved position, or at the epoch of the checkpoint."""
     if options.start_epoch is not None:
         return Position(options.start_epoch), None
-    if before is not None and before.exact and before.state is not None:
-        return Position(**before.state['position']), None
+    if resumed is not None and resumed.exact and resumed.state is not None:
+        return Position(**resumed.state['position']), None
     return Position(resume_epoch or 0), None

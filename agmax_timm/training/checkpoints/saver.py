@@ -116,7 +116,7 @@ class CheckpointSaver(timm.utils.CheckpointSaver):
         return path
 
     def load_state_dict_from_checkpoint(self, checkpoint_path: str) -> bool:
-        """Go on with the ranking of a checkpoint in this folder, and with what was to follow when it was written."""
+        """Continue with the ranking of a checkpoint in this folder, and with what was to follow when it was written."""
         checkpoint = read_file(checkpoint_path, mmap=True)
         self._newest = checkpoint_path
         saved = checkpoint.get('saver')
@@ -169,7 +169,7 @@ class CheckpointSaver(timm.utils.CheckpointSaver):
             except OSError as error:
                 valid = f'{self._newest} is whole' if self._newest else 'there is no checkpoint yet'
                 self.error = SaveError(f'cannot write {error.filename or path}: {error.strerror or error}; {valid}')
-                _logger.error(f'{self.error}. Training goes on; the next save tries again.')
+                _logger.error(f'{self.error}. Training continues; the next save tries again.')
         self._background.run(attempt)
 
     def _content(self, epoch: int, metric: float | None, metrics: dict[str, Any], state: Any) -> dict[str, Any]:

@@ -1,6 +1,6 @@
-"""What a run depends on besides its weights and optimizer: with it, a run that goes on is the run that never stopped.
+"""The state of a run besides its weights and optimizer, which makes resumed runs equal to uninterrupted ones.
 
-It is kept in the checkpoint, in tensors and plain values, with the part of each rank.
+Checkpoints store it as tensors and plain values, with a part for each rank.
 """
 import random
 from dataclasses import dataclass, field
@@ -23,7 +23,7 @@ _FORMAT = 1
 
 @dataclass
 class Position:
-    """What comes next: a batch of an epoch, or (trained) the epoch's evaluation."""
+    """The next batch of an epoch, or (`trained`) the evaluation of the epoch."""
     epoch: int = 0
     batch: int = 0
     trained: bool = False
@@ -31,21 +31,21 @@ class Position:
 
 @dataclass
 class History:
-    """What a run has told so far."""
+    """The results of the epochs so far."""
     rows: list[dict[str, Any]] = field(default_factory=list)  # of summary.csv
     results: list[dict[str, Any]] = field(default_factory=list)  # of --result
 
 
 class RunState:
-    """The parts of a run whose state is kept.
+    """Saves and restores the state of a run.
 
     Args:
         options: Options.
-        task: What is trained, as it is wrapped for training.
-        optimizer: Its optimizer.
-        loader: The training loader.
-        loader_eval: The evaluation loader, None without one.
-        device: Device of training.
+        task: Training task, wrapped for training.
+        optimizer: Optimizer of the task.
+        loader: Training loader.
+        loader_eval: Evaluation loader, or None.
+        device: Device of the task.
     """
 
     def __init__(
@@ -73,12 +73,12 @@ class RunState:
             losses: RunningLosses | None = None,
             random: dict[str, Any] | None = None,
     ) -> dict[str, Any] | None:
-        """The state, on the first rank. A collective where there are several.
+        """Return the state on the first rank, None on others. All ranks must call it.
 
         Args:
-            position: What comes next.
-            losses: Those of the epoch so far.
-            random: Random state to go on with, where it is not the present one.
+            position: Position to resume from.
+            losses: Losses of the epoch so far.
+            random: Random state to save, in place of the present one.
         """
         rank_state = {
             'loader': self.loader.state_dict(0 if position.trained else position.batch),
@@ -108,17 +108,17 @@ class RunState:
         }
 
     def load_state_dict(self, state: dict[str, Any], same_schedule: bool) -> dict[str, Any]:
-        """Go on from a state; call it last, when all is built and wrapped.
+        """Restore a state. Call it last, when everything is built and wrapped.
 
         Args:
-            same_schedule: Whether the options of the schedule are those of before.
+            same_schedule: Whether the options of the learning rate schedule are unchanged.
 
         Returns:
-            'position'; 'losses' of the epoch so far (None between epochs); 'changed', what is not as it was; and
-            'left_out', what has random states of another kind of device.
+            'position'; 'losses' of the epoch so far (None between epochs); 'changed': names of what changed; and
+            'left_out': owners of random states that belong to another kind of device and were not restored.
 
         Raises:
-            CheckpointError: the position is within an epoch that cannot be taken up on other ranks, workers or data.
+            CheckpointError: the position is within an epoch, and ranks, workers or data changed.
         """
         position = Position(**state['position'])
         ranks = state['ranks']
@@ -131,8 +131,8 @@ class RunState:
             changed = self.loader.load_state_dict(loader, position.epoch)
         except CheckpointError as error:
             raise CheckpointError(
-                f'--resume {self.options.resume} is within epoch {position.epoch} and cannot go on with {error}: use '
-                'what it was made with, or a checkpoint of a whole epoch') from error
+                f'--resume {self.options.resume} is within epoch {position.epoch} and cannot continue with {error}: '
+                'use what it was made with, or a checkpoint of a whole epoch') from error
         if not position.trained:
             position.batch = self.loader.first_batch
         if same_ranks:
@@ -197,10 +197,10 @@ def _generator_states(owner: Any) -> dict[str, Any]:
 
 
 def _load_generator_states(owner: Any, states: dict[str, Any], device: torch.device) -> bool:
-    """Set what _generator_states returned, but for states of another kind of device.
+    """Restore the states of _generator_states(), except those of another kind of device.
 
     Returns:
-        Whether all were set.
+        Whether all states were restored.
     """
     complete = True
     for name, state in states.items():
@@ -223,7 +223,7 @@ def _load_generator_state(owner: Any, name: str, saved: Any, device: torch.devic
 
 
 def _scheduler_state(scheduler: Any) -> dict[str, Any]:
-    """What a schedule by a metric remembers (timm saves a part of it); all others follow from the position."""
+    """Return the state of a plateau schedule, of which timm saves a part. Other schedules follow from the position."""
     inner = getattr(scheduler, 'lr_scheduler', None)
     if inner is None:
         return {}

@@ -74,7 +74,7 @@ class Watchdog:
         if self.presence is not None:
             self.presence.leave()
         print(f'{os.path.basename(sys.argv[0])}: error: rank {rank()}: nothing has happened for '
-              f'{self.seconds:g} s (--hang-timeout), {place}. Go on with --resume auto', file=sys.stderr)
+              f'{self.seconds:g} s (--hang-timeout), {place}. Continue with --resume auto', file=sys.stderr)
         faulthandler.dump_traceback(all_threads=True)
         sys.stderr.flush()
         os._exit(EXIT_STATUS)

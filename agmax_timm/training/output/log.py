@@ -31,11 +31,11 @@ def log_to_file(path: str) -> LogFile:
 
 @contextmanager
 def tolerated(path: str) -> Iterator[None]:
-    """Go on without a file that training does not need, where the disk refuses it; one line says so."""
+    """Continue without a file that training does not need, where the disk refuses it; one line says so."""
     try:
         yield
     except OSError as error:
-        _logger.warning(f'cannot write {error.filename or path}: {error.strerror or error}: training goes on')
+        _logger.warning(f'cannot write {error.filename or path}: {error.strerror or error}: training continues')
 
 
 class Reporter:

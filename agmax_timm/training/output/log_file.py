@@ -1,4 +1,4 @@
-"""train.log: whole lines, of a run that goes on when the disk refuses them, and cut where a resumed run goes on."""
+"""train.log: whole lines, of a run that continues when the disk refuses them, and cut where a resumed run continues."""
 import logging
 import os
 

@@ -1,4 +1,4 @@
-"""The folder of a run: its name, what it records of the run, and going on in it."""
+"""The folder of a run: its name, what it records of the run, and continuing in it."""
 import errno
 import logging
 import os
@@ -47,7 +47,7 @@ def resolve_resume(options: TrainOptions) -> TrainOptions:
         raise OptionError(f'--resume auto: no checkpoint in {folder} is whole ({reasons}): name a good one with '
                           '--resume FILE, or start afresh with another --experiment')
     if damaged and _first_rank():
-        _logger.warning(f'{reasons}: going on from {path}')
+        _logger.warning(f'{reasons}: continuing from {path}')
     return replace(options, resume=path or '')
 
 
@@ -55,7 +55,7 @@ def check_folder(options: TrainOptions, auto: bool = False, lock: bool = True) -
     """Refuse, before anything is built, a folder that cannot be written or that holds another run.
 
     Args:
-        auto: Whether it was --resume auto: without a checkpoint, a folder of nothing but logs is gone on with.
+        auto: Whether it was --resume auto: without a checkpoint, a folder of nothing but logs is continued with.
         lock: Have it for this process alone; that leaves a file in it.
 
     Raises:
@@ -67,7 +67,7 @@ def check_folder(options: TrainOptions, auto: bool = False, lock: bool = True) -
         if os.path.exists(summary_path(folder)) and not auto:
             held.append('summary.csv')
         if held:
-            raise OptionError(f'{folder} holds another run ({held[0]}): go on with it by --resume auto, or start '
+            raise OptionError(f'{folder} holds another run ({held[0]}): continue with it by --resume auto, or start '
                               'afresh with another --experiment')
     if _first_rank():
         with writing(folder):
@@ -127,7 +127,7 @@ def check_same_start(options: Run, resume_epoch: int | None) -> None:
     """Raise OptionError where ranks found different checkpoints, as on machines that do not share the folder.
 
     Args:
-        resume_epoch: Epoch that this rank's checkpoint goes on with, None without one.
+        resume_epoch: Epoch that this rank's checkpoint continues with, None without one.
     """
     if not is_distributed():
         return
@@ -135,7 +135,7 @@ def check_same_start(options: Run, resume_epoch: int | None) -> None:
     dist.all_gather_object(epochs, resume_epoch)
     others = [rank for rank, epoch in enumerate(epochs) if epoch != epochs[0]]
     if others:
-        start = [f'goes on with epoch {epoch}' if epoch is not None else 'finds no checkpoint' for epoch in epochs]
+        start = [f'continues with epoch {epoch}' if epoch is not None else 'finds no checkpoint' for epoch in epochs]
         raise OptionError(f'--resume: rank 0 {start[0]}, rank {others[0]} {start[others[0]]}: give every machine '
                           f'the same files, --output {_parent(options)} on storage that all of them share')
 
@@ -148,7 +148,7 @@ def open_folder(
 ) -> tuple[str, LogFile]:
     """Create or enter the run's folder, named as timm names it, with the options as args.yaml and the log in train.log.
 
-    A run that goes on in its own folder goes on with the log and the summary of its checkpoint.
+    A run that continues in its own folder continues with the log and the summary of its checkpoint.
 
     Args:
         given: Options as given.

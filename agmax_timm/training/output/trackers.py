@@ -29,7 +29,7 @@ class Trackers:
     """Those that the options ask for; the first rank has them.
 
     The losses of an update are at the number of updates before it, in TensorBoard the row of an epoch at that of all
-    updates to its end, in Weights & Biases at that of its epoch. A run that goes on tells some of them again:
+    updates to its end, in Weights & Biases at that of its epoch. A run that continues tells some of them again:
     TensorBoard drops what it had of those, Weights & Biases shows both.
 
     Args:
@@ -37,8 +37,8 @@ class Trackers:
         folder: Of the run.
         updates_per_epoch: Updates of an epoch.
         done_updates: Updates before this process.
-        rows: Of summary.csv so far, where the run goes on.
-        same_folder: Whether it goes on in its own folder, with what was written there.
+        rows: Of summary.csv so far, where the run continues.
+        same_folder: Whether it continues in its own folder, with what was written there.
 
     Raises:
         OptionError: Weights & Biases cannot be logged to.

@@ -1,4 +1,4 @@
-"""What may differ from a checkpoint when a run goes on: data and options, told, refused or passed over in silence."""
+"""What may differ from a checkpoint when a run continues: data and options, told, refused or passed over in silence."""
 import shutil
 from dataclasses import replace
 
@@ -78,7 +78,7 @@ def test_a_flag_that_differs_is_refused_told_or_of_no_account(name):
     saved = {**vars(args), name: 'other'}
     flag, rule = '--' + name.replace('_', '-'), OPTIONS[name].resume
     if rule in ('refused', 'refused with optimizer'):
-        with pytest.raises(OptionError, match=f'cannot go on with {flag} '):
+        with pytest.raises(OptionError, match=f'cannot continue with {flag} '):
             compatibility.compare_options(args, saved, within_epoch=False)
         return
     lines, same_schedule = compatibility.compare_options(args, saved, within_epoch=False)
@@ -93,7 +93,7 @@ def test_a_flag_that_differs_is_refused_told_or_of_no_account(name):
 def test_a_checkpoint_from_before_an_option_was_made_with_its_default():
     args = replace(parse_train_args(['data', '--agmax', '--agmax-loss', 'kl']), resume='FILE')
     saved = {name: value for name, value in vars(args).items() if name not in ('agmax_loss', 'warmup_prefix')}
-    with pytest.raises(OptionError, match='cannot go on with --agmax-loss kl in place of mi'):
+    with pytest.raises(OptionError, match='cannot continue with --agmax-loss kl in place of mi'):
         compatibility.compare_options(args, saved, within_epoch=False)
     args = replace(args, agmax_loss='mi', warmup_prefix=True)
     assert compatibility.compare_options(args, saved, within_epoch=False) == (

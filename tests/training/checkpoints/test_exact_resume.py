@@ -150,6 +150,6 @@ def test_a_run_on_a_gpu_goes_on_without_one(run, photos, tmp_path, caplog):
     warnings = [message for message in caplog.messages if 'another kind of device' in message]
     assert warnings == [
         'The checkpoint has random states of another kind of device for training and the EMA, which are left out: the '
-        'run goes on, but is not the one that an uninterrupted run would have been.'] * 2
+        'run continues, but is not the one that an uninterrupted run would have been.'] * 2
     assert_equal(ours, outcome(run('expected', flags)))
     assert len([message for message in caplog.messages if 'another kind of device' in message]) == 2

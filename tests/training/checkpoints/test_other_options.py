@@ -1,4 +1,4 @@
-"""Runs that go on with other options than those they were interrupted with, or from where a process was killed."""
+"""Runs that continue with other options than those they were interrupted with, or from where a process was killed."""
 import csv
 import itertools
 import os

@@ -1,4 +1,4 @@
-"""Going on with a run: in its own folder, from a recovery file, with options that changed; files are never missing."""
+"""Resuming a run: in its own folder, from a recovery file, with changed options; files are never missing."""
 import csv
 import math
 import os
@@ -84,7 +84,7 @@ def test_a_fresh_run_does_not_enter_the_folder_of_another(train, tmp_path, monke
     train('--epochs', '1')
     before = {path.name: path.read_bytes() for path in (tmp_path / 'run').iterdir()}
     monkeypatch.setattr(build, 'build_model', None)  # it is refused before
-    with pytest.raises(ValueError, match='/run holds another run .checkpoint-0.pth.tar.: go on with it by --resume '
+    with pytest.raises(ValueError, match='/run holds another run .checkpoint-0.pth.tar.: continue with it by --resume '
                                          'auto, or start afresh with another --experiment'):
         train('--epochs', '1')
     assert {path.name: path.read_bytes() for path in (tmp_path / 'run').iterdir()} == before
@@ -113,7 +113,7 @@ def test_a_stop_past_the_end_is_one_line(train):
 
 
 def test_a_recovery_file_does_not_skip_the_rest_of_its_epoch(train, tmp_path, caplog):
-    """timm's script goes on with the next one."""
+    """timm's script continues with the next one."""
     flags = ['--epochs', '2', '--recovery-interval', '2', '--mixup', '0.2']
     whole = train(*flags)
     path = tmp_path / 'run' / 'recovery-1-1.pth.tar'
@@ -128,7 +128,7 @@ def test_a_recovery_file_does_not_skip_the_rest_of_its_epoch(train, tmp_path, ca
 
 
 def test_a_new_learning_rate_takes_effect(train, tmp_path, caplog):
-    """timm's script goes on with the saved one, and is silent about it."""
+    """timm's script continues with the saved one, and is silent about it."""
     train('--epochs', '2', '--stop-epoch', '1', '--sched', 'none', '--weight-decay', '0.1')
     train('--epochs', '2', '--sched', 'none', '--lr', '0.01', '--weight-decay', '0.2', '--resume', 'auto')
     optimizer = load(tmp_path / 'run' / 'last.pth.tar')['optimizer']

@@ -202,7 +202,7 @@ def test_a_full_disk_is_told_and_what_is_there_stays(background, tmp_path, caplo
         saver.save_milestone(2)
         with pytest.raises(SaveError, match='cannot write .*last.pth.tar: File too large; .*last.pth.tar is whole'):
             saver.close()
-    assert 'last.pth.tar is whole. Training goes on; the next save tries again' in caplog.text
+    assert 'last.pth.tar is whole. Training continues; the next save tries again' in caplog.text
     assert sorted(os.listdir(tmp_path)) == ['checkpoint-0.pth.tar', LAST, BEST]
     assert epoch_of(tmp_path / LAST) == 0 and saver.best_epoch == 0
     saver.save_checkpoint(2, 1.5)

@@ -77,7 +77,7 @@ def test_names_that_are_not_text_and_a_disk_that_is_full(data, tmp_path, monkeyp
     again = DamageReport(dataset, torch.device('cpu'), str(tmp_path / 'full'))
     dataset.damage._told.zero_()
     again.after_epoch()
-    assert told[2] == f"cannot write {tmp_path / 'full' / 'damaged.csv'}: No space left on device: training goes on"
+    assert told[2] == f"cannot write {tmp_path / 'full' / 'damaged.csv'}: No space left on device: training continues"
 
 
 def test_good_data_says_nothing(data, caplog):

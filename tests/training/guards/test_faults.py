@@ -1,4 +1,4 @@
-"""Real runs, hurt while they train: what they leave goes on to the result of the run that nothing happened to.
+"""Real runs, hurt while they train: what they leave continues to the result of the run that nothing happened to.
 
 The short form is part of the suite. The long one kills as often as it is told, and prints what docs/reliability.md
 reports:
@@ -140,7 +140,7 @@ def test_a_damaged_checkpoint_is_passed_over_by_name(photos, tmp_path, whole):
     newest.write_bytes(content)
     errors = finish(start(photos, tmp_path, 'run'))
     line = next(line for line in errors.splitlines() if newest.name in line)
-    assert 'damaged' in line and 'going on from' in line
+    assert 'damaged' in line and 'continuing from' in line
     assert_equal(outcome(tmp_path / 'run'), whole)
 
 
@@ -179,7 +179,7 @@ def test_a_rank_that_hangs_is_named(photos, tmp_path):
     alarm = threading.Timer(60, kill)  # torchrun itself waits for half a minute before it ends a rank that is stopped
     alarm.start()
     said = ('nothing has happened for 3 s (--hang-timeout), it waits for the other ranks: rank 1 does not answer. '
-            'Go on with --resume auto')
+            'Continue with --resume auto')
     lines = []
     for line in process.stderr:
         lines.append(line)

@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: the time that is left, on a terminal a bar, in a file plain lines."""
+"""What a person sees while a run continues: the time that is left, on a terminal a bar, in a file plain lines."""
 import io
 import re
 import sys

@@ -1,4 +1,4 @@
-"""A run's folder: whose it is, what goes on in it after damage, and what happens when the disk refuses."""
+"""A run's folder: whose it is, what continues in it after damage, and what happens when the disk refuses."""
 import contextlib
 import io
 import logging
@@ -60,7 +60,7 @@ def damage(path):
     path.write_bytes(content)
 
 
-# Going on after damage
+# Continuing after damage
 
 def test_a_damaged_last_checkpoint_is_passed_over_and_replaced(run, photos, tmp_path, caplog):
     for name in ('last.pth.tar', 'checkpoint-1.pth.tar', 'model_best.pth.tar'):
@@ -69,7 +69,7 @@ def test_a_damaged_last_checkpoint_is_passed_over_and_replaced(run, photos, tmp_
     train_cli.main([str(photos), *SMALL, '--epochs', '3', '--stop-epoch', '2', '--output', str(tmp_path),
                    '--resume', 'auto'])
     warned, = [record.getMessage() for record in caplog.records if 'is damaged' in record.getMessage()]
-    assert 'run/last.pth.tar is damaged: ' in warned and warned.endswith('going on from ' + str(
+    assert 'run/last.pth.tar is damaged: ' in warned and warned.endswith('continuing from ' + str(
         run / 'checkpoint-0.pth.tar'))
     assert epochs_in(run) == [0, 1]
     for path in run.glob('*.pth.tar'):
@@ -147,7 +147,7 @@ def test_a_run_on_a_full_disk_ends_in_status_74(photos, disk, capsys, caplog):
         train_cli.main([str(photos), *SMALL, '--epochs', '2', '--output', str(output)])
     assert ended.value.code == 74
     assert 'last.pth.tar: No space left on device; there is no checkpoint yet' in capsys.readouterr().err
-    assert caplog.text.count('Training goes on; the next save tries again') == 2
+    assert caplog.text.count('Training continues; the next save tries again') == 2
     assert epochs_in(output / 'run') == [0, 1]
     assert not list((output / 'run').glob('*.unfinished'))
 

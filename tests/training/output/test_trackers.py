@@ -105,7 +105,7 @@ def test_a_disk_that_refuses_it_does_not_end_the_run(run, board, monkeypatch, ca
         raise OSError(28, 'No space left on device')
     monkeypatch.setattr(board.SummaryWriter, 'flush', refuse)
     assert len(rows_of(run('run'))) == 2
-    assert caplog.text.count('No space left on device: training goes on') == 1
+    assert caplog.text.count('No space left on device: training continues') == 1
 
 
 def test_it_is_missed_before_anything_is_built(run, monkeypatch):
