@@ -48,6 +48,7 @@ def test_timm_loads_the_folder_with_the_logits_of_the_original(name, size, resiz
     assert '81.19' in card and 'original.pth' in card and 'github.com/roatienza/agmax' in card
 
 
+@pytest.mark.slow
 def test_what_is_released_converts_under_timms_own_name(original, tmp_path):
     path, _ = original('resnet50', num_classes=4)
     convert.main([str(path), str(tmp_path / 'folder'), '--model', 'agmax_resnet50.cutmix_aa_in1k', '--img-size', '64'])

@@ -261,6 +261,7 @@ def test_distributed_wraps_the_trained_alone(tmp_path):
     assert task.get_checkpoint_state()['state_dict'].keys() == oracle.get_checkpoint_state()['state_dict'].keys()
 
 
+@pytest.mark.slow
 def test_compiled_equals_uncompiled():
     torch._dynamo.reset()
     task = create_task(init_std=0.2)

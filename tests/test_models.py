@@ -43,6 +43,7 @@ def random_images(rows):
     return torch.randn(rows, 3, SIZE, SIZE, dtype=torch.float64)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', MODELS)
 def test_model_trains(name):
     torch.manual_seed(0)

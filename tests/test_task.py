@@ -449,6 +449,7 @@ def test_adaptive_clipping_spares_the_head():
 
 # Compilation
 
+@pytest.mark.slow
 @pytest.mark.parametrize('backend', ['eager', 'aot_eager'])
 def test_compiled_task_equals_uncompiled(backend):
     torch._dynamo.reset()

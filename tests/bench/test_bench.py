@@ -142,6 +142,7 @@ def test_collate(measured):
         ("timm's, once a view", '8'), (TIMM, '8'), (FAST, '8')]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('flags', [[], ['--amp', '--channels-last']])
 def test_step(measured, flags):
     rows = measured('step', '--device', 'cpu', *flags)
@@ -175,6 +176,7 @@ def test_gradients_of_the_objective_are_those_of_their_formulas():
         'nats': pytest.approx(4 * numpy.mean([abs(p - softmax[2]) for p in softmax[:2]]), rel=1e-12)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('flags', [[], ['--amp', '--amp-dtype', 'bfloat16', '--channels-last', '--recipe', 'mixup']])
 def test_training(photos, measured, flags):
     rows = measured('training', photos, '--device', 'cpu', '-j', 1, *flags)
@@ -219,6 +221,7 @@ with open(sys.argv[0] + '.json', 'w') as file:
 """
 
 
+@pytest.mark.slow
 def test_run(photos, measured, tmp_path):
     """Ours in earnest, and in the place of timm's script one that notes what it is told."""
     script = tmp_path / 'script.py'
@@ -232,6 +235,7 @@ def test_run(photos, measured, tmp_path):
             '--train-split=train', '--num-classes', '--img-size'} <= set(told)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('source', ['count', 'folder'])
 def test_index(measured, photos, source):
     rows = measured('index', *([photos] if source == 'folder' else []))
@@ -239,6 +243,7 @@ def test_index(measured, photos, source):
     assert columns(rows, 'index', 'images') == [('timm', count), ('agmax_timm', count)]
 
 
+@pytest.mark.slow
 def test_memory(photos, measured, monkeypatch):
     """The epochs in this process, for time; their peaks replaced by known ones."""
     def read(argv, mark):
@@ -255,6 +260,7 @@ def test_memory(photos, measured, monkeypatch):
         (FAST, '16', '170.0', '1.7', '20.0')]
 
 
+@pytest.mark.slow
 def test_memory_is_read_in_a_process_of_its_own(photos):
     found = memory.read_epochs(
         name=ONE, root=str(photos), size=(3, 32, 32), batch_size=4, workers=0, recipe={}, epochs=2)

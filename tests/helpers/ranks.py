@@ -1,4 +1,5 @@
 """Ranks of a job, in forks of one server that has imported everything: imports take seconds in a process of its own."""
+import atexit
 import os
 import socket
 import sys
@@ -7,7 +8,8 @@ import time
 import torch
 import torch.multiprocessing
 
-PRELOADED = ['agmax_timm.training.run', 'agmax_timm.evaluation.validation', 'torch._dynamo', 'torch.distributed.fsdp']
+PRELOADED = ['agmax_timm.training.run', 'agmax_timm.evaluation.validation', 'torch._dynamo', 'torch.distributed.fsdp',
+             'pytest', 'tests.helpers.exact']
 
 
 def free_port():
@@ -24,18 +26,26 @@ def no_environment(rank, world_size):
     return {}
 
 
-def run_rank(environment, log, function, args):
+def run_rank(environment, log, own_session, function, args):
+    if own_session:
+        os.setsid()
     torch.set_num_threads(1)
     torch.multiprocessing.set_start_method(None, force=True)  # not the server's: loader workers start as elsewhere
     os.environ.update({name: str(value) for name, value in environment.items()})
     with open(log, 'w') as f:
         os.dup2(f.fileno(), 1)
         os.dup2(f.fileno(), 2)
-    function(*args)
+    try:
+        function(*args)
+    finally:
+        atexit._run_exitfuncs()  # torch ends loader workers there, and processes of multiprocessing leave it out
 
 
-def start_ranks(world_size, folder, function, *args, environment=torchrun_environment):
-    """Processes that call function(*args), where an argument may be a function of the rank; output in rank-N.log."""
+def start_ranks(world_size, folder, function, *args, environment=torchrun_environment, own_session=False):
+    """Processes that call function(*args), where an argument may be a function of the rank; output in rank-N.log.
+
+    Each leads a session with `own_session`, so that a signal can be sent to it and its loader workers.
+    """
     context = torch.multiprocessing.get_context('forkserver')
     context.set_forkserver_preload(PRELOADED)
     common = dict(MASTER_ADDR='127.0.0.1', MASTER_PORT=free_port())
@@ -46,7 +56,8 @@ def start_ranks(world_size, folder, function, *args, environment=torchrun_enviro
     for rank in range(world_size):
         own_args = [arg(rank) if callable(arg) else arg for arg in args]
         own = {**common, **environment(rank, world_size)}
-        ranks.append(context.Process(target=run_rank, args=(own, folder / f'rank-{rank}.log', function, own_args)))
+        ranks.append(context.Process(
+            target=run_rank, args=(own, folder / f'rank-{rank}.log', own_session, function, own_args)))
         ranks[-1].start()
     return ranks
 

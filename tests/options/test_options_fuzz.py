@@ -301,6 +301,7 @@ def check_run(args, folder, argv, capsys):
         assert float(row['lr']) == pytest.approx(args['lr']), argv
 
 
+@pytest.mark.slow
 def test_runs(photos, tmp_path, capsys):
     trained = 0
     for number in range(SEED, SEED + RUNS):

@@ -251,6 +251,7 @@ def test_learning_rate_follows_the_batch(base, images, weight_decay):
     assert args.weight_decay == weight_decay
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('base', BASES)
 def test_model_and_optimizer(base):
     args = parse(base, f'{FAMILY[base]}/standard', 'method/agmax')

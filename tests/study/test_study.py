@@ -332,6 +332,7 @@ def test_a_run_that_trains_nothing_is_not_complete(tmp_path, photos, commands):
     assert read_rows(folder / 'results.csv')[0]['error'] == 'exit status 0: told only'
 
 
+@pytest.mark.slow
 def test_a_study_that_is_stopped_goes_on_and_repeats_nothing(tmp_path, photos, monkeypatch):
     """Of real runs. Stopped when the second has begun; then all are there, and the first is as it was."""
     path, folder = write_study(tmp_path, data=str(photos)), tmp_path / 'out'

@@ -404,6 +404,7 @@ def test_a_skipped_update_moves_neither_average_nor_schedule():
 
 # One graph to compile
 
+@pytest.mark.slow
 @pytest.mark.parametrize('criterion, soft', [
     (None, False), (None, True), (SoftTargetCrossEntropy(), True), (LabelSmoothingCrossEntropy(), False)],
     ids=['hard', 'soft', 'timm-soft', 'timm-smoothed'])
@@ -421,6 +422,7 @@ def test_a_task_and_its_loss_are_one_graph(kind, criterion, soft):
         [parameter.grad for parameter in task.get_clip_parameters()], expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('kind', ['mi', 'mse'])
 def test_what_a_task_compiles_is_one_graph(kind):
     torch._dynamo.reset()

@@ -60,6 +60,7 @@ def test_timm_gives_the_logits_of_the_original(name, agmax, data_parallel, image
     assert loads and all(call['weights_only'] is True for call in loads)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name, agmax', [('resnet50', True), ('resnet101', False)])
 def test_timm_gives_the_logits_of_the_released_networks(name, agmax, images):
     network = original_network(name, agmax, num_classes=1000)

@@ -73,6 +73,7 @@ RECIPES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', RECIPES)
 def test_one_random_state_gives_the_same_view(photographs, memory_dataset, name):
     recipe, most, rms, share = RECIPES[name]

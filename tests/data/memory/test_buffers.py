@@ -128,6 +128,7 @@ def pins(monkeypatch):
     return shapes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('kind', KINDS)
 def test_batches_are_those_of_a_loader_that_sends_them_whole(dataset, kind, request):
     if kind == 'pinned':
@@ -161,6 +162,7 @@ def test_memory_of_workers_that_have_ended_is_freed(dataset):
         assert len(resumable._courier._received) == (2 * 3 if persistent else 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('kind', ['workers of an epoch', 'persistent workers'])
 @pytest.mark.parametrize('left_after', [1, 2, 4, 7])
 def test_a_pass_that_is_left_takes_nothing_from_the_next(dataset, kind, left_after):

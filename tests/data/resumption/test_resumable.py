@@ -85,6 +85,7 @@ def saved(state, path):
     return torch.load(path, weights_only=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('kind', KINDS)
 def test_a_loader_goes_on_as_if_it_had_never_stopped(images, tmp_path, kind):
     """In every epoch: left after each number of batches, three times in a row, and between epochs."""

@@ -9,9 +9,7 @@ import os
 import random
 import re
 import signal
-import subprocess
-import sys
-import threading
+import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -21,8 +19,8 @@ import torch
 
 from agmax_timm.commands import train as train_cli
 from tests.helpers.exact import FLAGS, assert_equal, outcome
-from tests.helpers.paths import REPOSITORY
 from tests.helpers.poison import poison_gradients, poison_losses
+from tests.helpers.ranks import finish_ranks, logs, no_environment, start_ranks, torchrun_environment
 from tests.helpers.run_files import load
 
 KILLS = int(os.environ.get('AGMAX_KILLS', 3))
@@ -32,20 +30,37 @@ LONG = [*FLAGS, '--agmax', '--mixup', '0.2', '--model-ema', '--model-ema-decay',
 INTERRUPTED = 75
 
 
-def start(photos, output, name, *flags, ranks=1, **kwargs):
-    launcher = [] if ranks == 1 else ['-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', str(ranks)]
-    return subprocess.Popen(
-        [sys.executable, *launcher, str(REPOSITORY / 'train.py'), str(photos), *LONG, *flags, '--output', str(output),
-         '--experiment', name, '--resume', 'auto'],
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True, **kwargs)
+class Run:
+    """A run in processes of its own, one a rank, each the leader of its session."""
+
+    def __init__(self, photos, output, name, flags, ranks):
+        argv = [str(photos), *LONG, *flags, '--output', str(output), '--experiment', name, '--resume', 'auto']
+        self.folder = Path(tempfile.mkdtemp(dir=output))
+        self.ranks = start_ranks(ranks, self.folder, train_cli.main, argv, own_session=True,
+                                 environment=torchrun_environment if ranks > 1 else no_environment)
+
+    def signal(self, number, rank=0):
+        """To the rank and its loader workers, as under SLURM."""
+        os.killpg(self.ranks[rank].pid, number)
+
+    def wait_for(self, condition, seconds=60):
+        end = time.monotonic() + seconds
+        while not condition():
+            assert all(rank.is_alive() for rank in self.ranks), logs(self.folder)
+            assert time.monotonic() < end
+            time.sleep(0.02)
+
+    def end(self, *statuses):
+        """What it printed; it has to end with these statuses of its ranks."""
+        found = finish_ranks(self.ranks, 120)
+        assert found == [*statuses], logs(self.folder)
+        return logs(self.folder)
 
 
-def wait_for(condition, process, seconds=60):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None, process.stderr.read()
-        assert time.monotonic() < end
-        time.sleep(0.02)
+@pytest.fixture
+def start(photos, tmp_path):
+    """Function: a run that has begun, in a folder under tmp_path."""
+    return lambda *flags, name='run', ranks=1: Run(photos, tmp_path, name, flags, ranks)
 
 
 def training(folder):
@@ -53,164 +68,135 @@ def training(folder):
     return any(folder.glob('recovery-*.pth.tar'))
 
 
-def finish(process):
-    _, errors = process.communicate(timeout=300)
-    assert process.returncode == 0, errors
-    return errors
-
-
 @pytest.fixture(scope='module')
 def whole(photos, tmp_path_factory):
     """What the run leaves to which nothing happens."""
     output = tmp_path_factory.mktemp('whole')
-    finish(start(photos, output, 'run'))
+    Run(photos, output, 'run', [], 1).end(0)
     return outcome(output / 'run')
 
 
 @pytest.mark.parametrize('name', ['SIGTERM', 'SIGUSR1', 'SIGINT'])
-def test_a_signal_ends_the_update_saves_and_leaves_with_its_status(photos, tmp_path, whole, name):
-    process = start(photos, tmp_path, 'run')
-    wait_for(lambda: training(tmp_path / 'run'), process)
-    os.killpg(process.pid, getattr(signal, name))  # loader workers get it too, as under SLURM
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == INTERRUPTED, errors
-    assert re.match(f'train.py: error: {name}: saved at (the end of )?epoch ', errors.splitlines()[-1])
-    finish(start(photos, tmp_path, 'run'))
+def test_a_signal_ends_the_update_saves_and_leaves_with_its_status(start, tmp_path, whole, name):
+    run = start()
+    run.wait_for(lambda: training(tmp_path / 'run'))
+    run.signal(getattr(signal, name))
+    errors = run.end(INTERRUPTED)
+    assert re.search(f': error: {name}: saved at (the end of )?epoch ', errors.splitlines()[-1])
+    start().end(0)
     assert_equal(outcome(tmp_path / 'run'), whole)
 
 
-def test_workers_leave_signals_to_the_main_process(photos, tmp_path):
-    process = start(photos, tmp_path, 'run', '-j', '2', '--epochs', '400')
-    wait_for(lambda: training(tmp_path / 'run'), process)
-    os.killpg(process.pid, signal.SIGTERM)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == INTERRUPTED, errors
-    assert 'DataLoader worker' not in errors
+def test_workers_leave_signals_to_the_main_process(start, tmp_path):
+    run = start('-j', '2', '--epochs', '400')
+    run.wait_for(lambda: training(tmp_path / 'run'))
+    run.signal(signal.SIGTERM)
+    assert 'DataLoader worker' not in run.end(INTERRUPTED)
 
 
-def test_a_second_interrupt_ends_at_once(photos, tmp_path):
-    process = start(photos, tmp_path, 'run', '--epochs', '4000')
-    wait_for(lambda: training(tmp_path / 'run'), process)
-    os.kill(process.pid, signal.SIGSTOP)  # both arrive before the update is done
-    os.kill(process.pid, signal.SIGINT)
-    os.kill(process.pid, signal.SIGCONT)
-    os.kill(process.pid, signal.SIGINT)
-    process.communicate(timeout=60)
-    assert process.returncode in (INTERRUPTED, -signal.SIGINT, 1)
+def test_a_second_interrupt_ends_at_once(start, tmp_path):
+    run = start('--epochs', '4000')
+    run.wait_for(lambda: training(tmp_path / 'run'))
+    for number in (signal.SIGSTOP, signal.SIGINT, signal.SIGCONT, signal.SIGINT):  # both before the update is done
+        run.signal(number)
+    status, = finish_ranks(run.ranks, 60)
+    assert status in (INTERRUPTED, -signal.SIGINT, 1)
 
 
-def test_killed_runs_end_as_if_nothing_had_happened(photos, tmp_path, whole):
+def test_killed_runs_end_as_if_nothing_had_happened(start, tmp_path, whole):
     """SIGKILL at random instants, within the writing of files too: a file is written after every update."""
     draw, killed, restarts = random.Random(0), 0, 0
     while killed < KILLS:
-        process = start(photos, tmp_path, 'run')
+        run = start()
         restarts += 1
         before = time.time()
         try:
-            wait_for(lambda before=before: any(path.stat().st_mtime > before for path in (
-                tmp_path / 'run').glob('recovery-*.pth.tar')), process)
+            run.wait_for(lambda before=before: any(path.stat().st_mtime > before for path in (
+                tmp_path / 'run').glob('recovery-*.pth.tar')))
         except (AssertionError, FileNotFoundError):
-            if process.poll() == 0:
+            status = run.ranks[0].exitcode
+            if status == 0:
                 (tmp_path / 'run').rename(tmp_path / f'run-{restarts}')  # complete: once more from the start
                 assert_equal(outcome(tmp_path / f'run-{restarts}'), whole)
                 continue
-            if process.poll() is not None:
+            if status is not None:
                 raise
         time.sleep(draw.random() * 0.5)
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+        with suppress(ProcessLookupError):
+            run.signal(signal.SIGKILL)
+        finish_ranks(run.ranks)
         killed += 1
         folder = tmp_path / 'run'
         for name in ('last.pth.tar', 'model_best.pth.tar'):
             if any(folder.glob('checkpoint-*.pth.tar')):
                 load(folder / name)
-    finish(start(photos, tmp_path, 'run'))
+    start().end(0)
     assert_equal(outcome(tmp_path / 'run'), whole)
     print(f'\n{killed} kills, {restarts + 1} starts, 0 bytes different')
 
 
-def test_a_damaged_checkpoint_is_passed_over_by_name(photos, tmp_path, whole):
-    process = start(photos, tmp_path, 'run')
-    wait_for(lambda: training(tmp_path / 'run') and any((tmp_path / 'run').glob('checkpoint-*')), process)
-    os.killpg(process.pid, signal.SIGTERM)
-    process.communicate(timeout=60)
+def test_a_damaged_checkpoint_is_passed_over_by_name(start, tmp_path, whole):
+    run = start()
+    run.wait_for(lambda: training(tmp_path / 'run') and any((tmp_path / 'run').glob('checkpoint-*')))
+    run.signal(signal.SIGTERM)
+    run.end(INTERRUPTED)
     newest = max((tmp_path / 'run').glob('recovery-*'), key=lambda path: [*map(int, re.findall(r'\d+', path.name))])
     content = bytearray(newest.read_bytes())
     content[len(content) // 2] ^= 4
     newest.write_bytes(content)
-    errors = finish(start(photos, tmp_path, 'run'))
+    errors = start().end(0)
     line = next(line for line in errors.splitlines() if newest.name in line)
     assert 'damaged' in line and 'continuing from' in line
     assert_equal(outcome(tmp_path / 'run'), whole)
 
 
-def test_a_dead_worker_is_named(photos, tmp_path):
-    process = start(photos, tmp_path, 'run', '-j', '2', '--epochs', '400')
-    wait_for(lambda: training(tmp_path / 'run'), process)
-    children = Path(f'/proc/{process.pid}/task/{process.pid}/children').read_text().split()
+def test_a_dead_worker_is_named(start, tmp_path):
+    run = start('-j', '2', '--epochs', '400')
+    run.wait_for(lambda: training(tmp_path / 'run'))
+    pid = run.ranks[0].pid
+    children = Path(f'/proc/{pid}/task/{pid}/children').read_text().split()
     os.kill(int(children[-1]), signal.SIGKILL)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 1
-    assert errors.splitlines()[-1].startswith('train.py: error: a loader worker died: DataLoader worker (pid')
+    assert ': error: a loader worker died: DataLoader worker (pid' in run.end(1).splitlines()[-1]
 
 
-def test_a_run_that_is_suspended_goes_on(photos, tmp_path):
-    process = start(photos, tmp_path, 'run', '--hang-timeout', '2')
-    wait_for(lambda: training(tmp_path / 'run'), process)
-    os.kill(process.pid, signal.SIGSTOP)
+def test_a_run_that_is_suspended_goes_on(start, tmp_path):
+    run = start('--hang-timeout', '2')
+    run.wait_for(lambda: training(tmp_path / 'run'))
+    run.signal(signal.SIGSTOP)
     time.sleep(3.5)
-    os.kill(process.pid, signal.SIGCONT)
+    run.signal(signal.SIGCONT)
     time.sleep(1)  # in which the watchdog would have ended it
-    assert process.poll() is None
-    process.terminate()
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == INTERRUPTED and 'SIGTERM: saved at' in errors
+    assert run.ranks[0].is_alive()
+    run.signal(signal.SIGTERM)
+    assert 'SIGTERM: saved at' in run.end(INTERRUPTED)
 
 
-def test_a_rank_that_hangs_is_named(photos, tmp_path):
-    process = start(photos, tmp_path, 'run', '--epochs', '4000', '--hang-timeout', '3', ranks=2)
-    wait_for(lambda: training(tmp_path / 'run'), process)
-    ranks = Path(f'/proc/{process.pid}/task/{process.pid}/children').read_text().split()
-    def kill():
-        for number in (process.pid, *map(int, ranks)):
-            with suppress(ProcessLookupError):
-                os.kill(number, signal.SIGKILL)
-    os.kill(int(ranks[1]), signal.SIGSTOP)
-    alarm = threading.Timer(60, kill)  # torchrun itself waits for half a minute before it ends a rank that is stopped
-    alarm.start()
-    said = ('nothing has happened for 3 s (--hang-timeout), it waits for the other ranks: rank 1 does not answer. '
-            'Continue with --resume auto')
-    lines = []
-    for line in process.stderr:
-        lines.append(line)
-        if said in line:
-            break
-    alarm.cancel()
-    kill()
-    process.wait()
-    assert said in lines[-1], lines
+def test_a_rank_that_hangs_is_named(start, tmp_path):
+    run = start('--epochs', '4000', '--hang-timeout', '3', ranks=2)
+    run.wait_for(lambda: training(tmp_path / 'run'))
+    run.signal(signal.SIGSTOP, rank=1)
+    assert finish_ranks(run.ranks[:1], 60) == [INTERRUPTED]
+    run.signal(signal.SIGKILL, rank=1)
+    assert ('nothing has happened for 3 s (--hang-timeout), it waits for the other ranks: rank 1 does not answer. '
+            'Continue with --resume auto') in run.end(INTERRUPTED, -signal.SIGKILL)
 
 
-def test_two_ranks_stop_together_and_go_on(photos, tmp_path):
-    finish(start(photos, tmp_path, 'whole', '--epochs', '10', ranks=2))
-    process = start(photos, tmp_path, 'run', '--epochs', '10', ranks=2)
-    wait_for(lambda: training(tmp_path / 'run'), process)
-    ranks = Path(f'/proc/{process.pid}/task/{process.pid}/children').read_text().split()
-    os.kill(int(ranks[1]), signal.SIGUSR1)  # one of them alone
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == 1, 'torchrun has a status of its own'
-    assert f'exitcode  : {INTERRUPTED}' in errors
-    assert re.search('saved at (the end of )?epoch', errors)
-    finish(start(photos, tmp_path, 'run', '--epochs', '10', ranks=2))
+def test_two_ranks_stop_together_and_go_on(start, tmp_path):
+    start('--epochs', '10', name='whole', ranks=2).end(0, 0)
+    run = start('--epochs', '10', ranks=2)
+    run.wait_for(lambda: training(tmp_path / 'run'))
+    run.signal(signal.SIGUSR1, rank=1)  # one of them alone
+    assert re.search('saved at (the end of )?epoch', run.end(INTERRUPTED, INTERRUPTED))
+    start('--epochs', '10', ranks=2).end(0, 0)
     assert_equal(outcome(tmp_path / 'run'), outcome(tmp_path / 'whole'))
 
 
-def test_another_number_of_ranks_goes_on_and_says_so(photos, tmp_path):
-    process = start(photos, tmp_path, 'run', '--epochs', '10')
-    wait_for(lambda: training(tmp_path / 'run'), process)
-    os.kill(process.pid, signal.SIGTERM)
-    process.communicate(timeout=60)
-    errors = finish(start(photos, tmp_path, 'run', '--epochs', '10', '-b', '1', '--mixup', '0', ranks=2))
+def test_another_number_of_ranks_goes_on_and_says_so(start, tmp_path):
+    run = start('--epochs', '10')
+    run.wait_for(lambda: training(tmp_path / 'run'))
+    run.signal(signal.SIGTERM)
+    run.end(INTERRUPTED)
+    errors = start('--epochs', '10', '-b', '1', '--mixup', '0', ranks=2).end(0, 0)
     assert '2 ranks in place of 1' in errors and '--batch-size 1 in place of 2' in errors
     rows = (tmp_path / 'run' / 'summary.csv').read_text().splitlines()
     assert [row.split(',')[0] for row in rows[1:]] == ['4', '9']
