@@ -24,26 +24,28 @@ def text_of(node):
     return None
 
 
-TREES = [ast.parse(path.read_text()) for path in (REPOSITORY / 'agmax_timm').rglob('*.py')]
-MESSAGES = '\n'.join(text for tree in TREES for text in map(text_of, ast.walk(tree)) if text)
-FLAGS = {'--help'} | {
-    text_of(word) for tree in TREES for call in ast.walk(tree)
-    if isinstance(call, ast.Call) and getattr(call.func, 'attr', '') == 'add_argument' for word in call.args} | {
-    flag for options in (TrainOptions, ValidateOptions) for option in declared(options).values()
-    for flag in option.flags}
+@pytest.fixture(scope='module')
+def trees():
+    """The syntax trees of the package's files."""
+    return [ast.parse(path.read_text()) for path in (REPOSITORY / 'agmax_timm').rglob('*.py')]
 
 
-@pytest.mark.parametrize('quote', QUOTES)
-def test_every_message_is_in_the_source(quote):
-    assert quote in MESSAGES
+def test_every_message_is_in_the_source(trees):
+    messages = '\n'.join(text for tree in trees for text in map(text_of, ast.walk(tree)) if text)
+    assert [quote for quote in QUOTES if quote not in messages] == []
 
 
-def test_every_flag_is_one():
+def test_every_flag_is_one(trees):
+    flags = {'--help'} | {
+        text_of(word) for tree in trees for call in ast.walk(tree)
+        if isinstance(call, ast.Call) and getattr(call.func, 'attr', '') == 'add_argument' for word in call.args} | {
+        flag for options in (TrainOptions, ValidateOptions) for option in declared(options).values()
+        for flag in option.flags}
     code = ' '.join(re.findall(r'`([^`]+)`', TEXT))
     named = set(re.findall(r'(?<![\w-])--[a-z][\w-]*\*?', code))
     assert len(named) > 80
-    wrong = [flag for flag in named - OF_OTHERS - FLAGS
-             if not (flag.endswith('*') and any(known.startswith(flag[:-1]) for known in FLAGS if known))]
+    wrong = [flag for flag in named - OF_OTHERS - flags
+             if not (flag.endswith('*') and any(known.startswith(flag[:-1]) for known in flags if known))]
     assert not wrong
 
 
