@@ -14,6 +14,7 @@ os.environ.setdefault('OMP_NUM_THREADS', '1')
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 from PIL import Image
 from timm.models import create_model
 from timm.utils import random_seed
@@ -26,6 +27,10 @@ from tests.helpers import scale
 from tests.helpers.flags import SMALL_VALIDATION
 from tests.helpers.images import CLASSES, PER_CLASS, MemoryDataset, gradient_image
 from tests.helpers.slow import is_slow
+
+# The same examples each time, at any speed of the machine.
+settings.register_profile('suite', derandomize=True, database=None, deadline=None, max_examples=50)
+settings.load_profile('suite')
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m chooses
