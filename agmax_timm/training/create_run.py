@@ -189,7 +189,7 @@ def open_output(run: TrainingRun, given: TrainOptions) -> tracking.Trackers:
     checkpoints.saver = create_saver(
         output_dir, checkpoints.gathered or run.task, checkpoints.gathered or run.optimizer, options, run.metadata,
         run.precision.scaler, run.decreasing)
-    same_folder = run_folder.goes_on(options, output_dir)
+    same_folder = run_folder.resumes_in(options, output_dir)
     if same_folder:
         checkpoints.saver.load_state_dict_from_checkpoint(options.resume)
     trackers = tracking.Trackers(

@@ -1,7 +1,7 @@
-"""--early-stop: a run ends where its evaluations get no better.
+"""--early-stop: a run ends when its evaluations stop improving.
 
-What decides is what the run has told so far, and every checkpoint holds that: a run that continues stops where the
-uninterrupted one would have.
+The decision depends on the results so far, which every checkpoint stores. So a resumed run stops after the same epoch
+as an uninterrupted one.
 """
 import math
 from typing import Any
@@ -13,10 +13,11 @@ from ..options.parsers import TrainOptions
 
 
 class EarlyStop:
-    """
+    """Decides whether a run stops early.
+
     Args:
-        options: Options.
-        metric: That ranks the checkpoints: it is watched where --early-stop-metric names no other.
+        options: Options of the run.
+        metric: Metric that ranks the checkpoints, the default of --early-stop-metric.
     """
 
     def __init__(self, options: TrainOptions, metric: str):
@@ -24,16 +25,16 @@ class EarlyStop:
         self.metric = options.early_stop_metric or metric
 
     def reason(self, results: list[dict[str, Any]]) -> str:
-        """Why the run ends after these evaluations, in words; '' where it continues.
+        """Return the reason why the run ends after these evaluations, '' if it continues.
 
         Args:
-            results: Of each evaluation so far, as for --result. A metric that is not finite is no improvement.
+            results: Results of the evaluations so far, as for --result. NaN and infinity are no improvement.
         """
         if not self.options.early_stop:
             return ''
         best, since, waited = math.nan, '', 0
         for result in results:
-            value = result.get('validation', result['train']).get(self.metric, math.nan)  # of a run by another metric
+            value = result.get('validation', result['train']).get(self.metric, math.nan)
             if self._improves(value, best):
                 best, since, waited = value, f" than {value:g} of epoch {result['epoch']}", 0
             else:
@@ -41,10 +42,10 @@ class EarlyStop:
         if waited < self.options.early_stop:
             return ''
         delta = f' by more than {self.options.early_stop_min_delta:g}' if self.options.early_stop_min_delta else ''
-        return f'no better {self.metric}{since}{delta} in {waited} evaluation{"s" * (waited > 1)}'
+        return f'no better {self.metric}{since}{delta} in {waited} evaluation{"s" if waited > 1 else ""}'
 
     def agreed(self, results: list[dict[str, Any]]) -> str:
-        """The first rank's reason, on all ranks. A collective where there are several."""
+        """Return the reason of the first rank, on all ranks. All ranks must call it."""
         reasons = [self.reason(results)]
         if self.options.early_stop and is_distributed():
             dist.broadcast_object_list(reasons, 0)

@@ -1,4 +1,4 @@
-"""The epochs of a run: each is trained, evaluated, told and kept."""
+"""The epochs of a run: each is trained, evaluated, logged and saved."""
 import logging
 import math
 import os
@@ -38,15 +38,15 @@ from .output.trackers import Trackers
 from .step import Step
 
 _logger = logging.getLogger('train')
-_GOES_ON, _STOPPED, _FAILED = range(3)  # outcomes of an evaluation, the worst last
+_CONTINUES, _STOPPED, _FAILED = range(3)  # outcomes of an evaluation, the worst last
 
 
 class EvaluationStopped(Exception):
-    """An evaluation that was asked to end."""
+    """A signal stopped an evaluation."""
 
 
 class EvaluationFailed(UserError, RuntimeError):
-    """An evaluation that ended because another rank raised an error."""
+    """Another rank raised an error during an evaluation."""
     exit_status = 1
 
     def __init__(self):
@@ -54,12 +54,12 @@ class EvaluationFailed(UserError, RuntimeError):
 
 
 class Epochs:
-    """What is left of a run.
+    """Trains the remaining epochs of a run.
 
     Args:
-        run: The run. Its checkpoints has a folder on the first rank.
-        trackers: Told of losses and metrics; None on other ranks.
-        folder: That of the first rank, on every rank.
+        run: The run, with open output on the first rank.
+        trackers: Trackers of losses and metrics; None on other ranks.
+        folder: Folder of the run on the first rank; the same on every rank.
     """
 
     def __init__(self, run: TrainingRun, trackers: Trackers | None, folder: str | None):
@@ -73,22 +73,22 @@ class Epochs:
         self.early_stop = EarlyStop(run.options, run.metric_name)
         self.reporter = log.Reporter(
             run.stop_epoch * run.updates_per_epoch, run.done_updates, run.num_epochs, self.primary)
-        self.stopped = self.early_stop.agreed(self.results)  # why, in words
-        self.trained = run.position.epoch < run.stop_epoch and not self.stopped  # whether there is anything to do
+        self.stopped = self.early_stop.agreed(self.results)  # the reason, '' if the run has not stopped early
+        self.trained = run.position.epoch < run.stop_epoch and not self.stopped  # whether any epoch is left
 
     @property
     def results(self) -> list[dict[str, Any]]:
-        """Of each epoch that was evaluated, its number and its metrics in training and validation."""
+        """Number, training metrics and validation metrics of each evaluated epoch."""
         return self.run.state.history.results
 
     def train(self) -> None:
-        """Train to the end, or to where the run stops early.
+        """Train to the last epoch, or until the run stops early.
 
         Raises:
-            Interrupted: the run was asked to end, and has saved.
-            NonFiniteError: a loss or a metric is not finite, and the run is to stop at such.
-            DamagedError: more images cannot be decoded than may be.
-            EvaluationFailed: another rank could not evaluate.
+            Interrupted: a signal asked the run to end, and it has saved.
+            NonFiniteError: a loss or a metric is not finite, and --nan-policy is stop.
+            DamagedError: more images are damaged than --max-damaged allows.
+            EvaluationFailed: the evaluation failed on another rank.
         """
         position, losses = self.run.position, self.run.losses
         for epoch in range(position.epoch, self.run.stop_epoch if self.trained else position.epoch):
@@ -100,7 +100,7 @@ class Epochs:
         self.damaged.at_end()
 
     def _epoch(self, position: Position, losses: RunningLosses | None) -> None:
-        """Train what is left of an epoch, and evaluate it where an evaluation follows."""
+        """Train the rest of an epoch, and evaluate if an evaluation follows."""
         run, options, epoch, done = self.run, self.options, position.epoch, position.epoch + 1
         losses = losses or RunningLosses(run.device, is_distributed())
         begin_epoch(options, run.loader_train, epoch)
@@ -115,9 +115,9 @@ class Epochs:
             run.scheduler.step(done, metric=None)
 
     def _train(self, position: Position, losses: RunningLosses) -> dict[str, float]:
-        """Mean losses of the epoch."""
+        """Train the rest of an epoch, and return its mean losses."""
         run, options = self.run, self.options
-        updated = position.batch  # batches of the epoch whose update is done
+        updated = position.batch  # batches of the epoch that are part of a finished update
 
         def on_update(batches: int, checked: CheckResult) -> None:
             nonlocal updated
@@ -161,7 +161,7 @@ class Epochs:
                            views=2 if self.options.agmax else 1)
 
     def _evaluate(self, epoch: int, train_metrics: dict[str, float], losses: RunningLosses) -> None:
-        """Evaluate an epoch, tell of it, save it, and see whether the run ends with it."""
+        """Evaluate, log and save an epoch, and decide whether the run stops early."""
         run, options, state = self.run, self.options, self.run.state
         random = state.random_state()
         raw = ema = None
@@ -192,27 +192,27 @@ class Epochs:
         self.stopped = self.early_stop.agreed(self.results)
 
     def _save_trained(self, epoch: int, losses: RunningLosses, random: dict[str, Any]) -> None:
-        """Save an epoch whose evaluation is still to come. A collective."""
+        """Save an epoch before its evaluation. All ranks must call it."""
         self.checkpoints.save_within(Position(epoch, len(self.run.loader_train), trained=True), losses, random)
 
     def _save_failed(self, epoch: int, losses: RunningLosses, random: dict[str, Any], error: Exception) -> None:
-        """Save an epoch whose evaluation failed by any error, so that its updates are not lost. A collective.
+        """Save an epoch whose evaluation failed, so that its updates are not lost. All ranks must call it.
 
         Raises:
-            SaveError: the disk refuses it.
+            SaveError: the file cannot be written.
         """
-        traceback.clear_frames(error.__traceback__)  # free the batch: the error may be a lack of memory
+        traceback.clear_frames(error.__traceback__)  # frees the batch, since the error may be out of memory
         _logger.error(f'The evaluation of epoch {epoch} failed: {one_line(error, 300)}')
         self._save_trained(epoch, losses, random)
         self.checkpoints.close()
         _logger.info(f'Saved at the end of epoch {epoch}, before its evaluation. {GOES_ON}.')
 
     def _measure(self, epoch: int, ema: bool = False) -> dict[str, float]:
-        """Metrics of the model or of its EMA.
+        """Return the metrics of the model or of its EMA.
 
         Raises:
-            EvaluationStopped: on all ranks, where a signal asks one of them to end.
-            EvaluationFailed: another rank raised an error of its own.
+            EvaluationStopped: a signal asked any rank to end; raised on all ranks.
+            EvaluationFailed: another rank raised an error.
         """
         run, options, checkpoints = self.run, self.options, self.checkpoints
         name = 'Test (EMA)' if ema else 'Test'
@@ -224,7 +224,7 @@ class Epochs:
             checkpoints.watchdog.beat()
             if is_distributed() and (in_sequence(options) or batch_index % options.log_interval):
                 return  # ranks may have unequal numbers of batches; they agree at intervals
-            self._agree(_STOPPED if checkpoints.signals.received is not None else _GOES_ON)
+            self._agree(_STOPPED if checkpoints.signals.received is not None else _CONTINUES)
 
         try:
             metrics = evaluate(
@@ -241,37 +241,37 @@ class Epochs:
         return metrics
 
     def _agree(self, outcome: int) -> None:
-        """Exchange outcomes of an evaluation with the other ranks. The worst one counts for all. A collective.
+        """Exchange outcomes of an evaluation with the other ranks. The worst outcome counts. All ranks must call it.
 
         Raises:
-            EvaluationStopped, EvaluationFailed: the outcome of any rank.
+            EvaluationStopped, EvaluationFailed: the worst outcome of all ranks.
         """
         options = self.options
         if is_distributed() and not (options.fsdp and outcome == _FAILED):  # with --fsdp others wait in a forward pass
             of_all = torch.tensor(outcome, dtype=torch.uint8, device=self.run.device)
             dist.all_reduce(of_all, dist.ReduceOp.MAX)
             outcome = int(of_all)
-        if outcome != _GOES_ON:
+        if outcome != _CONTINUES:
             raise EvaluationFailed if outcome == _FAILED else EvaluationStopped
 
 
 class _Together:
-    """An evaluator that checks, before its collective compute(), that no rank has failed."""
+    """An evaluator that checks that no rank has failed before compute(), in which ranks wait for each other."""
 
     def __init__(self, evaluator: ClassificationEvaluator, agree: Callable[[int], None]):
         self.update, self.summary = evaluator.update, evaluator.summary
         self.evaluator, self.agree = evaluator, agree
 
     def compute(self, distributed: bool = False) -> dict[str, float]:
-        self.agree(_GOES_ON)
+        self.agree(_CONTINUES)
         return self.evaluator.compute(distributed)
 
 
 def check_finite(options: Run, epoch: int, metrics: dict[str, float]) -> None:
-    """
+    """Check the metrics of an evaluation. The weights, which are finite, are saved already.
+
     Raises:
-        NonFiniteError: a metric is NaN or infinite, and the run is to stop at such. The weights, which are finite, are
-            saved by then.
+        NonFiniteError: a metric is NaN or infinite, and --nan-policy is stop.
     """
     broken = [f'{name} is {value}' for name, value in metrics.items() if not math.isfinite(value)]
     if not broken:
@@ -283,20 +283,20 @@ def check_finite(options: Run, epoch: int, metrics: dict[str, float]) -> None:
 
 
 def distribute_batch_norm(options: BatchNorm, model: torch.nn.Module | None) -> None:
-    """Make the statistics of batch norm those of all ranks, as --dist-bn says."""
+    """Share the batch norm statistics between ranks, as --dist-bn says."""
     if is_distributed() and options.dist_bn in ('broadcast', 'reduce'):
         utils.distribute_bn(model, world_size(), options.dist_bn == 'reduce')
 
 
 def begin_epoch(options: Mixing, loader: Any, epoch: int) -> None:
-    """Make the training loader ready for an epoch."""
+    """Prepare the training loader for an epoch."""
     set_epoch(loader, epoch)
     if mixing(options) and options.mixup_off_epoch and epoch >= options.mixup_off_epoch:
         loader.mixup_enabled = False
 
 
 def set_epoch(loader: Any, epoch: int) -> None:
-    """Tell data set and sampler the epoch, where they want to know."""
+    """Call set_epoch() of the data set and the sampler, if they have it."""
     sampler = loader.batch_sampler if hasattr(loader.batch_sampler, 'set_epoch') else loader.sampler
     for part in (loader.dataset, sampler):
         if hasattr(part, 'set_epoch'):

@@ -25,19 +25,19 @@ def train(
         signals: StopSignals | None = None,
         on_complete: Callable[[str, Watchdog], None] | None = None,
 ) -> list[dict[str, Any]]:
-    """Train as the options say.
+    """Run a training.
 
     Args:
-        signals: Signals that ask the run to end; None for none.
-        on_complete: Called on the first rank with the folder of the run when all epochs are saved. The watchdog still
-            runs.
+        signals: Signals that ask the run to end.
+        on_complete: Function that the first rank calls after the last save, with the folder of the run and the
+            watchdog, which is still active.
 
     Returns:
-        For each epoch that was evaluated, its number and its metrics in training and validation.
+        Number, training metrics and validation metrics of each evaluated epoch.
 
     Raises:
         UserError: options, data or a checkpoint cannot be used.
-        Interrupted: the run was asked to end, and has saved.
+        Interrupted: a signal asked the run to end, and it has saved.
         SaveError: the last state could not be written.
     """
     with Watchdog(options.hang_timeout) as watchdog:
@@ -71,7 +71,7 @@ def _train(
 
 
 def finish(training_run: TrainingRun, epochs: Epochs, trackers: tracking.Trackers | None) -> None:
-    """Wait until all is on disk, and say what a run says at its end."""
+    """Wait until everything is on disk, and log the summary of the run."""
     logger = logging.getLogger('train')
     saver, output_dir, results = training_run.checkpoints.saver, training_run.checkpoints.output_dir, epochs.results
     assert saver is not None and output_dir is not None and trackers is not None  # as on any first rank

@@ -1,6 +1,6 @@
-"""What a run writes: timm's checkpoints, and in each metadata that reproduces its weights.
+"""Checkpoints: timm's files, each with metadata that describes how to reproduce its metrics.
 
-Plain timm loads them, with nothing of this package: the metadata holds plain types, and the Q-network is apart.
+Plain timm loads them without this package: the metadata holds plain types, and the Q-network is stored separately.
 """
 import io
 import logging
@@ -34,20 +34,20 @@ class SaveError(UserError, RuntimeError):
 
 
 class CheckpointSaver(timm.utils.CheckpointSaver):
-    """timm's saver of timm's files, each with metadata (see make_metadata) and the metrics of its weights.
+    """timm's CheckpointSaver with metadata (see make_metadata) and the metrics of the weights in each file.
 
-    A file is written whole or not at all, and others are removed when it is safe: `last` and `model_best` are there
-    from the first checkpoint on, whenever the process ends. If the disk refuses, the log says so, what is there stays,
-    and the next save tries again.
+    A file is written completely or not at all. Old files are removed only afterwards: `last` and `model_best` exist
+    from the first checkpoint on, whenever the process ends. After a disk error the log has the reason, the files on
+    disk stay, and the next save tries again.
 
     Args:
-        background: Write in a thread, from a copy of the state on the host; one file at a time.
+        background: Whether to write in a thread, from a copy of the state in host memory, one file at a time.
     """
 
     def __init__(self, task: TrainingTask, metadata: dict[str, Any], background: bool = False, **kwargs):
         super().__init__(model=task.get_trainable_module(), task=task, **kwargs)
         self.metadata = metadata
-        self.error: SaveError | None = None  # of the last save, None if it was written
+        self.error: SaveError | None = None  # error of the last save, None if it succeeded
         self._newest: str | None = None
         self._background = Background(background)
 
@@ -59,15 +59,15 @@ class CheckpointSaver(timm.utils.CheckpointSaver):
             ema: dict[str, float] | None = None,
             state: dict[str, Any] | None = None,
     ) -> tuple[float | None, int | None]:
-        """Save `last`, and as timm ranks them `checkpoint-N` and `model_best`.
+        """Save `last`, and `checkpoint-N` and `model_best` by timm's ranking.
 
         Args:
-            metric: That ranks it; not-a-number ranks behind all others.
+            metric: Metric that ranks the checkpoint; NaN ranks last.
             raw, ema: Metrics of the weights in this epoch, each with 'loss', 'top1' and 'top5'.
-            state: Plain values and tensors, for the key 'agmax_state' of the file.
+            state: Plain values and tensors for the key 'agmax_state' of the file.
 
         Returns:
-            Metric and epoch of the best checkpoint that is written: with `background` this one does not count yet.
+            Metric and epoch of the best checkpoint on disk. With `background`, this checkpoint does not count yet.
         """
         self.wait()
         metrics = {'raw': raw, 'ema': ema}
@@ -84,13 +84,13 @@ class CheckpointSaver(timm.utils.CheckpointSaver):
         return self.best_metric, self.best_epoch
 
     def measure(self, epoch: int, state: dict[str, Any] | None = None) -> int:
-        """Bytes of a checkpoint of what there is now; nothing is written."""
+        """Return the size in bytes of a checkpoint of the present state. Nothing is written."""
         counter: Any = _Counter()
         torch.save(self._content(epoch, 0., {}, state), counter)
         return counter.size
 
     def save_recovery(self, epoch: int, batch_idx: int = 0, state: dict[str, Any] | None = None) -> None:
-        """Save within an epoch; this file and the one before it are kept, of an earlier process too.
+        """Save within an epoch. The two newest recovery files are kept, those of earlier processes included.
 
         Args:
             state: As in save_checkpoint.
@@ -108,7 +108,7 @@ class CheckpointSaver(timm.utils.CheckpointSaver):
         self._run(write, path)
 
     def save_milestone(self, completed_epochs: int) -> str:
-        """Keep the checkpoint that was saved last as `milestone-N` for good; nothing if it could not be written."""
+        """Keep the last checkpoint as `milestone-N`. Does nothing if the checkpoint could not be written."""
         path = self._path(f'milestone-{completed_epochs}')
         self.wait()
         if self.error is None:
@@ -116,20 +116,20 @@ class CheckpointSaver(timm.utils.CheckpointSaver):
         return path
 
     def load_state_dict_from_checkpoint(self, checkpoint_path: str) -> bool:
-        """Continue with the ranking of a checkpoint in this folder, and with what was to follow when it was written."""
+        """Restore the ranking from a checkpoint in this folder, and finish what followed its writing."""
         checkpoint = read_file(checkpoint_path, mmap=True)
         self._newest = checkpoint_path
         saved = checkpoint.get('saver')
         if saved is None:
             return False
         files = [(file, value) for file, value in saved['checkpoint_files'] if re.fullmatch(
-            rf'{re.escape(self.save_prefix)}-\d+{re.escape(self.extension)}', file)]  # what is removed is ours
+            rf'{re.escape(self.save_prefix)}-\d+{re.escape(self.extension)}', file)]  # only own files
         self.load_state_dict({**saved, 'checkpoint_files': files, 'pending': (None, None)})
         if not _ranks(self.best_metric):
             self.best_metric = self.best_epoch = None
         ranked_by = checkpoint.get(METADATA, {}).get('metric_name')
         same_metric = ranked_by in (None, self.metadata.get('metric_name'))
-        if not same_metric:  # any value that comes is before what another metric ranked
+        if not same_metric:  # values of another metric cannot be compared
             self.best_metric = self.best_epoch = None
             self.checkpoint_files = [(file, None) for file, _ in self.checkpoint_files]
         epoch, metric = saved.get('pending', (None, None))
@@ -151,17 +151,21 @@ class CheckpointSaver(timm.utils.CheckpointSaver):
         return True
 
     def wait(self) -> None:
-        """Return when nothing is being written any more."""
+        """Wait until nothing is being written."""
         self._background.wait()
 
     def close(self) -> None:
-        """Wait, and raise SaveError if the newest state could not be written."""
+        """Wait until nothing is being written.
+
+        Raises:
+            SaveError: the newest state could not be written.
+        """
         self.wait()
         if self.error is not None:
             raise self.error
 
     def _run(self, work: Callable[[], None], path: str) -> None:
-        """Do work that writes a file, and keep and tell what the disk refused."""
+        """Run a function that writes a file. Log an OSError and keep it as `error`."""
         def attempt() -> None:
             try:
                 work()
@@ -173,7 +177,7 @@ class CheckpointSaver(timm.utils.CheckpointSaver):
         self._background.run(attempt)
 
     def _content(self, epoch: int, metric: float | None, metrics: dict[str, Any], state: Any) -> dict[str, Any]:
-        """What timm saves, and what is ours; a copy where it is written in the background."""
+        """Return the content of a file: timm's keys and ours. For writing in the background, a copy."""
         arch = type(self.model).__name__.lower() if self.args is None else self.args.model
         content = {'epoch': epoch, 'arch': arch, 'optimizer': self.optimizer.state_dict(), 'version': 2}
         if self.args is not None:
@@ -195,26 +199,28 @@ class CheckpointSaver(timm.utils.CheckpointSaver):
             try:
                 torch.save(content, f)
             except RuntimeError as error:
-                if isinstance(error.__context__, OSError):  # torch only says that a position is not as expected
+                if isinstance(error.__context__, OSError):  # torch hides the error of the disk
                     raise error.__context__ from None
                 raise
         self._newest = path
 
     def _rank(self, path: str, epoch: int, metric: float | None) -> None:
-        """Give a file its place among the best, and only then remove the one that has none any more."""
+        """Insert a file into the ranking, then remove the files that drop out of it."""
         metric = metric if _ranks(metric) else None
-        kept = self._checkpoint_path(epoch)
-        others = [(file, value if _ranks(value) else None) for file, value in self.checkpoint_files if file != kept]
-        ranked = [entry for entry in others + [(kept, metric)] if entry[1] is not None]
-        ranked.sort(key=lambda entry: entry[1], reverse=not self.decreasing)  # the earlier of equals is first
-        unranked = [(kept, None)] * (metric is None) + [entry for entry in others if entry[1] is None]
+        own = self._checkpoint_path(epoch)
+        others = [(file, value if _ranks(value) else None) for file, value in self.checkpoint_files if file != own]
+        ranked = [entry for entry in others + [(own, metric)] if entry[1] is not None]
+        ranked.sort(key=lambda entry: entry[1], reverse=not self.decreasing)  # stable
+        unranked = [entry for entry in others if entry[1] is None]
+        if metric is None:
+            unranked.insert(0, (own, None))
         history = (ranked + unranked)[:self.max_history]
 
         best = self._path('model_best')
-        if not os.path.exists(best):  # any file rather than none, wherever the process may end
+        if not os.path.exists(best):  # so that it exists even if the process ends here
             atomic_write.link(path, best)
-        if (kept, metric) in history:
-            atomic_write.link(path, kept)
+        if (own, metric) in history:
+            atomic_write.link(path, own)
         self.checkpoint_files = history
         self._link_best(best)
         for file, _ in others:
@@ -225,7 +231,7 @@ class CheckpointSaver(timm.utils.CheckpointSaver):
         _logger.info(f'Checkpoints, the best first: {listed}')
 
     def _link_best(self, best: str) -> None:
-        """Let `model_best` be the best that is kept if none was better."""
+        """Link `model_best` to the best checkpoint on disk, unless an earlier one was better."""
         first, metric = self.checkpoint_files[0]
         if metric is not None and (self.best_metric is None or self.cmp(metric, self.best_metric)):
             atomic_write.link(first, best)
@@ -237,12 +243,12 @@ class CheckpointSaver(timm.utils.CheckpointSaver):
 
 
 def _age(path: str) -> tuple[float, list[int]]:
-    """To sort recovery files by: when they were written; epoch and batch where a file system sees no difference."""
+    """Return a sort key of recovery files: the time of writing; epoch and batch if the times are equal."""
     return os.path.getmtime(path), [*map(int, re.findall(r'\d+', os.path.basename(path)))]
 
 
 class _Counter(io.RawIOBase):
-    """A file that only counts its bytes."""
+    """A file that counts the bytes written to it, and stores none."""
     size = 0
 
     def write(self, data: Any) -> int:
@@ -264,9 +270,7 @@ def create_saver(
         scaler: Any = None,
         decreasing: bool = False,
 ) -> CheckpointSaver:
-    """The saver of `last`, `model_best` and the best `checkpoint-N`, with the Q-network apart in `task_state`.
-
-    It writes in the background: close() it at the end of a run.
+    """Return a saver that writes in the background. Call close() at the end of the run.
 
     Args:
         metadata: See metadata.make_metadata.

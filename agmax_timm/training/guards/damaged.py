@@ -1,4 +1,4 @@
-"""What a run tells of images that cannot be decoded: each once, all of them at the end, and in damaged.csv."""
+"""Report of images that cannot be decoded: a warning for each, a list at the end of the run, and damaged.csv."""
 import csv
 import logging
 import os
@@ -15,7 +15,7 @@ MOST_LINES = 10
 
 
 class DamageReport:
-    """Tells of the damaged samples of the training data; nothing for data sets that do not know theirs.
+    """Reports the damaged samples of the training data. Does nothing for data sets that do not record them.
 
     Args:
         dataset: Training data.
@@ -30,7 +30,7 @@ class DamageReport:
         self.reasons: dict[int, str] = {}
 
     def after_epoch(self) -> None:
-        """Warn of what is new, over all ranks. Every rank must call it.
+        """Warn of new damaged samples of all ranks. Every rank must call it.
 
         Raises:
             DamagedError: more than --max-damaged, on every rank.
@@ -48,7 +48,7 @@ class DamageReport:
         self.damage.check()
 
     def at_end(self) -> None:
-        """Tell of all, as the last lines of a run."""
+        """List all damaged samples in the last lines of the log."""
         if self.reasons:
             path = os.path.join(self.output_dir or '', 'damaged.csv')
             self._warn(sorted(self.reasons), f'{len(self.reasons)} of {len(self.damage.flags)} training images could '

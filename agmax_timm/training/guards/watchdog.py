@@ -1,4 +1,4 @@
-"""A run in which nothing happens any more ends, and says which rank hangs and where."""
+"""Ends a run that hangs, and names the rank that hangs and its place in the code."""
 import faulthandler
 import os
 import re
@@ -33,10 +33,10 @@ class Watchdog:
 
     def __init__(self, seconds: float):
         self.seconds = seconds
-        self.device: torch.device | None = None  # once it is known
+        self.device: torch.device | None = None  # set when it is known
         self.period = min(10., self.seconds / 4)
-        self.presence: Presence | None = None  # of several ranks, from the first beat on
-        self._last: float | None = None  # none before the first beat: compiling takes its time
+        self.presence: Presence | None = None  # for several ranks, from the first beat on
+        self._last: float | None = None  # None before the first beat, since compiling may take long
         self._done = threading.Event()
 
     def __enter__(self) -> 'Watchdog':
@@ -48,11 +48,11 @@ class Watchdog:
         self.end()
 
     def end(self) -> None:
-        """FiniteCheck no more: what follows takes its time."""
+        """Stop watching. What follows may take long."""
         self._done.set()
 
     def beat(self) -> None:
-        """An update or a batch of evaluation is done."""
+        """Note that an update or a batch of evaluation is done."""
         self._last = time.monotonic()
 
     def _guard(self) -> None:
@@ -61,7 +61,7 @@ class Watchdog:
             slept, woke = time.monotonic() - woke, time.monotonic()
             if self._last is None:
                 continue
-            if slept > 2 * self.period:  # this process itself was stopped, as that of a job that is suspended
+            if slept > 2 * self.period:  # this process itself was suspended
                 self._last += slept - self.period
             if is_distributed():
                 self.presence = self.presence or Presence(rank(), world_size(), self.period)

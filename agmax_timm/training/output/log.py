@@ -1,4 +1,4 @@
-"""What a run tells: log, progress bar, summary.csv, curves.png."""
+"""Log lines, progress bar, summary.csv and curves.png of a run."""
 import csv
 import logging
 import sys
@@ -20,7 +20,7 @@ _logger = logging.getLogger('train')
 
 
 def log_to_file(path: str) -> LogFile:
-    """Append every log line to a file as well, no longer to that of a run before in this process."""
+    """Append every log line to a file, and no longer to the file of an earlier run in this process."""
     for handler in [handler for handler in logging.root.handlers if isinstance(handler, LogFile)]:
         logging.root.removeHandler(handler)
         handler.close()
@@ -31,7 +31,7 @@ def log_to_file(path: str) -> LogFile:
 
 @contextmanager
 def tolerated(path: str) -> Iterator[None]:
-    """Continue without a file that training does not need, where the disk refuses it; one line says so."""
+    """Turn an OSError about a file that training does not need into a warning."""
     try:
         yield
     except OSError as error:
@@ -39,7 +39,7 @@ def tolerated(path: str) -> Iterator[None]:
 
 
 class Reporter:
-    """Tells of training while it runs: log lines in timm's format, on a terminal a bar over the whole run with ETA.
+    """Logs training in timm's format, and shows a progress bar with ETA on a terminal.
 
     Args:
         total_updates: Updates of the whole run.
@@ -69,7 +69,7 @@ class Reporter:
         self.bar.set_postfix({name: f'{value:.3g}' for name, value in progress.mean.items()}, refresh=False)
 
     def _eta(self, progress: Progress) -> str:
-        """Time to the end of the run, by the mean of all updates of this process with the evaluations between them."""
+        """Return the time to the end of the run, from the mean time of an update with its share of the evaluations."""
         done = progress.epoch * progress.updates_per_epoch + progress.update_index + 1
         seconds = (time.perf_counter() - self.start) / max(1, done - self.done_updates)
         return tqdm.format_interval(seconds * max(0, self.total_updates - done))
@@ -83,7 +83,7 @@ class Reporter:
 
 
 def train_line(progress: Progress, lr: float) -> str:
-    """timm's log line, with the parts of the loss behind it. Images a second, whatever the number of views."""
+    """Return timm's log line, with the parts of the loss. Rates count images, not views."""
     done = progress.update_index + 1
     lap, total = progress.lap, progress.total
     losses = '  '.join(
@@ -106,7 +106,7 @@ def summary_row(
         raw: dict[str, float] | None,
         ema: dict[str, float] | None,
 ) -> dict[str, Any]:
-    """A row of summary.csv: timm's columns first, where `eval_` is the EMA's if there is one, then ours."""
+    """Return a row of summary.csv: timm's columns, then ours. `eval_` columns are those of the EMA with --model-ema."""
     selected = ema or raw or {}
     row = {'epoch': epoch, 'train_loss': train['loss']}
     row.update({f'eval_{name}': value for name, value in selected.items()})
@@ -119,13 +119,13 @@ def summary_row(
 
 
 def write_summary(path: str, rows: list[dict[str, Any]]) -> None:
-    """Write summary.csv with these rows and no others: whole or not at all.
+    """Replace summary.csv, completely or not at all.
 
     Args:
-        rows: By column; one that a row lacks is empty. Columns are in the order in which they appear.
+        rows: Values of each row by column. Columns are in the order of their first use; a missing value is empty.
 
     Raises:
-        OSError: the disk refuses it, and the file is as it was.
+        OSError: the file cannot be written, and is unchanged.
     """
     with atomic_write.replacing(path, 'w', newline='') as f:
         write_rows(f, rows)
@@ -147,7 +147,7 @@ def plot_curves(summary_path: str, output_path: str) -> None:
 
 
 def read_curves(summary_path: str) -> dict[str, dict[str, list[tuple[int, float]]]]:
-    """The columns of a summary.csv that are drawn: by panel, each with its points (epoch from 1, value)."""
+    """Return the curves in a summary.csv: by panel and column, points (epoch counted from 1, value)."""
     with open(summary_path, newline='', encoding='utf-8-sig') as f:  # editors add a byte-order mark
         rows = list(csv.DictReader(f))
     title, metric = ('mAP (%)', 'map') if rows and 'eval_map' in rows[0] else ('top-1 (%)', 'top1')
@@ -167,7 +167,7 @@ def _title(name: str) -> str:
 
 
 def best_last(results: list[dict[str, Any]], metric: str, decreasing: bool, most: int = 10) -> list[dict[str, Any]]:
-    """The best epochs that have the metric, best last, as timm prints them behind --result."""
+    """Return the best epochs that have the metric, the best last, as timm prints them after --result."""
     values = [(result.get('validation', result['train']).get(metric), result) for result in results]
     ranked = sorted((pair for pair in values if pair[0] is not None), key=lambda pair: pair[0], reverse=decreasing)
     return [result for _, result in ranked[-most:]]

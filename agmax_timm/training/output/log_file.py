@@ -1,4 +1,4 @@
-"""train.log: whole lines, of a run that continues when the disk refuses them, and cut where a resumed run continues."""
+"""train.log: a log handler that survives disk errors, and whose file can be cut when a run resumes."""
 import logging
 import os
 
@@ -7,9 +7,9 @@ _GAP = b'(lines that could not be written are missing here)\n'
 
 
 class LogFile(logging.Handler):
-    """Appends every log line to a file, at once.
+    """Appends every log line to a file without buffering.
 
-    A line that cannot be written is left out whole: the first time the console says so, and the file where.
+    A line that cannot be written is dropped completely. The console warns once, and the file marks the gap.
 
     Raises:
         OSError: the file cannot be opened.
@@ -18,12 +18,12 @@ class LogFile(logging.Handler):
     def __init__(self, path: str):
         super().__init__()
         self.path = path
-        self._gap = self._told = False
+        self._gap = self._warned = False
         self._file = open(path, 'ab', buffering=0)
         self.setFormatter(logging.Formatter('%(asctime)s %(message)s'))
 
     def position(self) -> int:
-        """Size of the file in bytes, for durable.cut."""
+        """Size of the file in bytes, for atomic_write.truncate."""
         return os.fstat(self._file.fileno()).st_size
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -35,8 +35,8 @@ class LogFile(logging.Handler):
             self._append(_GAP + line if self._gap else line)
             self._gap = False
         except OSError as error:
-            told, self._gap, self._told = self._told, True, True  # before it is told, which comes here again
-            if not told:
+            warned, self._gap, self._warned = self._warned, True, True  # first, since the warning comes here again
+            if not warned:
                 _logger.warning(f'cannot write {self.path}: {error.strerror}: the console has the lines that it lacks')
 
     def _append(self, line: bytes) -> None:

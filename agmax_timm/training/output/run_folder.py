@@ -1,4 +1,4 @@
-"""The folder of a run: its name, what it records of the run, and continuing in it."""
+"""The folder of a run: its name, its files about the run, and resuming in it."""
 import errno
 import logging
 import os
@@ -27,16 +27,16 @@ from .log_file import LogFile
 try:
     import fcntl
 except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]  # locks are then left out
+    fcntl = None  # type: ignore[assignment]  # folders are then not locked
 
 _logger = logging.getLogger('train')
 
 
 def resolve_resume(options: TrainOptions) -> TrainOptions:
-    """Settle --resume auto: the newest checkpoint of --experiment that is whole, or a fresh run where there is none.
+    """Replace --resume auto by the newest valid checkpoint of --experiment, or by '' if the folder has none.
 
     Raises:
-        OptionError: there are checkpoints, and all of them are damaged.
+        OptionError: all checkpoints are damaged.
     """
     if options.resume != 'auto':
         return options
@@ -52,17 +52,17 @@ def resolve_resume(options: TrainOptions) -> TrainOptions:
 
 
 def check_folder(options: TrainOptions, auto: bool = False, lock: bool = True) -> None:
-    """Refuse, before anything is built, a folder that cannot be written or that holds another run.
+    """Check, before anything is built, that the folder can be written and does not hold another run.
 
     Args:
-        auto: Whether it was --resume auto: without a checkpoint, a folder of nothing but logs is continued with.
-        lock: Have it for this process alone; that leaves a file in it.
+        auto: Whether the run was started with --resume auto, which accepts a folder with logs but no checkpoint.
+        lock: Whether to lock the folder for this process, which creates a file in it.
 
     Raises:
-        OptionError: the message names the folder and what to do.
+        OptionError: the folder cannot be used.
     """
     folder = run_folder(options)
-    if options.experiment and os.path.isdir(folder) and not goes_on(options, folder):
+    if options.experiment and os.path.isdir(folder) and not resumes_in(options, folder):
         held = checkpoint_names(folder)
         if os.path.exists(summary_path(folder)) and not auto:
             held.append('summary.csv')
@@ -81,7 +81,7 @@ def _first_rank() -> bool:
 
 
 def check_writable(folder: str) -> None:
-    """Raise OSError where neither a folder nor a file in it could be made."""
+    """Raise OSError if the folder, or a file in it, cannot be created."""
     while not os.path.lexists(folder):
         folder = os.path.dirname(folder) or '.'
     with tempfile.TemporaryFile(dir=folder, buffering=0) as f:
@@ -90,7 +90,7 @@ def check_writable(folder: str) -> None:
 
 @contextmanager
 def writing(folder: str) -> Iterator[None]:
-    """Raise OptionError, with what to do, where a file in a folder cannot be written."""
+    """Turn an OSError about a file in a folder into an OptionError with the remedy."""
     try:
         yield
     except OSError as error:
@@ -98,14 +98,14 @@ def writing(folder: str) -> Iterator[None]:
                           'can be written with --output') from error
 
 
-_locks: dict[str, Any] = {}  # open files, by folder: the system lets go of them when the process ends
+_locks: dict[str, Any] = {}  # open files by folder; the system unlocks them when the process ends
 
 
 def _lock(folder: str) -> None:
-    """Have a folder for this process alone, as long as it lives.
+    """Lock a folder until this process ends.
 
     Raises:
-        OptionError: another process has it.
+        OptionError: another process has locked it.
     """
     folder = os.path.realpath(folder)
     if fcntl is None or folder in _locks:
@@ -124,10 +124,10 @@ def _lock(folder: str) -> None:
 
 
 def check_same_start(options: Run, resume_epoch: int | None) -> None:
-    """Raise OptionError where ranks found different checkpoints, as on machines that do not share the folder.
+    """Raise OptionError if ranks found different checkpoints, as on machines that do not share the folder.
 
     Args:
-        resume_epoch: Epoch that this rank's checkpoint continues with, None without one.
+        resume_epoch: Next epoch according to the checkpoint of this rank, None without a checkpoint.
     """
     if not is_distributed():
         return
@@ -144,19 +144,19 @@ def open_folder(
         options: TrainOptions,
         given: TrainOptions,
         img_size: int,
-        before: Any = None,
+        resumed: Any = None,
 ) -> tuple[str, LogFile]:
-    """Create or enter the run's folder, named as timm names it, with the options as args.yaml and the log in train.log.
+    """Create the folder of a run with timm's name, or open it again, and write args.yaml and train.log in it.
 
-    A run that continues in its own folder continues with the log and the summary of its checkpoint.
+    If a run resumes in its own folder, the log and the summary are cut to those of its checkpoint.
 
     Args:
-        given: Options as given.
-        img_size: Side of the input, for the name.
-        before: What the checkpoint holds that the run was resumed from, None without one.
+        given: Options of the user, before anything was resolved.
+        img_size: Side of the input in pixels, for the name.
+        resumed: The run that the checkpoint describes (ResumedRun), None without a checkpoint.
 
     Raises:
-        OptionError: the folder cannot be written, or another process has it.
+        OptionError: the folder cannot be written, or another process has locked it.
     """
     stamp = datetime.now().strftime('%Y%m%d-%H%M%S')
     name = options.experiment or f'{stamp}-{safe_model_name(options.model)}-{img_size}'
@@ -166,10 +166,10 @@ def open_folder(
         _lock(folder)
         atomic_write.remove_unfinished(folder)
         log_path = os.path.join(folder, 'train.log')
-        if before is not None and before.exact and goes_on(options, folder):
-            atomic_write.truncate(log_path, before.state['log'])
-            if before.state['rows']:
-                reporting.write_summary(summary_path(folder), before.state['rows'])
+        if resumed is not None and resumed.exact and resumes_in(options, folder):
+            atomic_write.truncate(log_path, resumed.state['log'])
+            if resumed.state['rows']:
+                reporting.write_summary(summary_path(folder), resumed.state['rows'])
         log = reporting.log_to_file(log_path)
         with atomic_write.replacing(os.path.join(folder, 'args.yaml'), 'w') as f:
             yaml.safe_dump(dict(vars(given)), f, default_flow_style=False)
@@ -177,28 +177,28 @@ def open_folder(
 
 
 def share_path(options: Run, path: str | None) -> str | None:
-    """The first rank's path, on all ranks."""
+    """Return the path of the first rank, on all ranks."""
     paths = [path]
     if is_distributed():
         dist.broadcast_object_list(paths, 0)
     return paths[0]
 
 
-def goes_on(options: TrainModel, folder: str | None) -> bool:
-    """Whether the run was resumed from a checkpoint in its own folder."""
+def resumes_in(options: TrainModel, folder: str | None) -> bool:
+    """Whether the run resumes from a checkpoint in this folder."""
     return bool(options.resume and folder) and (
         os.path.realpath(os.path.dirname(options.resume)) == os.path.realpath(folder or ''))
 
 
 def branch_to_write(options: TrainOptions, auto: bool, state: dict[str, Any] | None) -> int:
-    """Number of the line of checkpoints that the run writes; see newest.branch_of.
+    """Return the number of the branch of checkpoints that the run writes; see find.branch_of.
 
     Args:
-        auto: Whether it was --resume auto.
-        state: That of the checkpoint, None without one.
+        auto: Whether the run was started with --resume auto.
+        state: State in the checkpoint, None without a checkpoint.
     """
     folder = os.path.dirname(options.resume)
-    if not auto and options.experiment and goes_on(options, run_folder(options)):
+    if not auto and options.experiment and resumes_in(options, run_folder(options)):
         return next_line(folder)
     return (state or {}).get('line', 0) if auto else 0
 
@@ -208,7 +208,7 @@ def summary_path(folder: str) -> str:
 
 
 def run_folder(options: Run) -> str:
-    """The folder of --experiment, or the one that a run without a name makes its own in."""
+    """Return the folder of --experiment, or the parent folder of runs without a name."""
     return os.path.join(_parent(options), options.experiment)
 
 

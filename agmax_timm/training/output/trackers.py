@@ -1,4 +1,4 @@
-"""Weights & Biases and TensorBoard: the rows of summary.csv, and the losses at log intervals."""
+"""Trackers: Weights & Biases and TensorBoard get the rows of summary.csv, and the losses at log intervals."""
 import os
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +11,7 @@ from . import log as reporting
 
 
 def require_trackers(options: Tracking) -> None:
-    """Raise OptionError, before anything is built, where --log-wandb or --log-tensorboard cannot work."""
+    """Raise OptionError if a package for --log-wandb or --log-tensorboard is missing."""
     if options.log_wandb:
         try:
             import wandb  # noqa: F401
@@ -26,22 +26,22 @@ def require_trackers(options: Tracking) -> None:
 
 
 class Trackers:
-    """Those that the options ask for; the first rank has them.
+    """The trackers of a run, on the first rank.
 
-    The losses of an update are at the number of updates before it, in TensorBoard the row of an epoch at that of all
-    updates to its end, in Weights & Biases at that of its epoch. A run that continues tells some of them again:
-    TensorBoard drops what it had of those, Weights & Biases shows both.
+    Losses are logged at the number of updates before them. The row of an epoch is logged at the number of updates
+    after it in TensorBoard, and at its epoch in Weights & Biases. A resumed run logs some values again: TensorBoard
+    replaces the old values, Weights & Biases shows both.
 
     Args:
-        options: Options.
-        folder: Of the run.
-        updates_per_epoch: Updates of an epoch.
-        done_updates: Updates before this process.
-        rows: Of summary.csv so far, where the run continues.
-        same_folder: Whether it continues in its own folder, with what was written there.
+        options: Options of the trackers.
+        folder: Folder of the run.
+        updates_per_epoch: Updates per epoch.
+        done_updates: Updates before the run was resumed.
+        rows: Rows of summary.csv before the run was resumed.
+        same_folder: Whether the run resumes in its own folder.
 
     Raises:
-        OptionError: Weights & Biases cannot be logged to.
+        OptionError: Weights & Biases cannot be started.
     """
 
     def __init__(
@@ -63,14 +63,14 @@ class Trackers:
                     self.board.write(row, self._end_of(row))
 
     def row(self, row: dict[str, Any]) -> None:
-        """Tell of an epoch."""
+        """Log the row of an epoch."""
         if self.wandb is not None:
             self.wandb.write(row)
         if self.board is not None:
             self.board.write(row, self._end_of(row))
 
     def update(self, progress: Progress) -> None:
-        """Tell of the losses of an update."""
+        """Log the losses of an update."""
         values = {f'update_{name}': value for name, value in progress.last.items()}
         step = progress.epoch * self.updates_per_epoch + progress.update_index
         if self.wandb is not None:
@@ -88,11 +88,11 @@ class Trackers:
 
 
 class _Board:
-    """TensorBoard's files in a folder. A disk that refuses them ends them, not the run.
+    """TensorBoard files in a folder. A disk error ends the logging, not the run.
 
     Args:
         folder: Folder of the files.
-        purge_step: From this step on, what is there does not count any more; None: all counts.
+        purge_step: First step whose earlier values are replaced; None keeps all values.
     """
 
     def __init__(self, folder: str, purge_step: int | None):
@@ -107,7 +107,7 @@ class _Board:
             for name, value in values.items():
                 if name != 'epoch':
                     writer.add_scalar(name, value, step)
-            writer.flush()  # a process that is killed would leave a gap
+            writer.flush()  # so that a killed process leaves no gap
         self._try(add)
 
     def close(self) -> None:
@@ -122,14 +122,14 @@ class _Board:
 
 
 class _Wandb:
-    """A run of Weights & Biases, where rows are shown over their `epoch` and losses of updates over their `update`.
+    """A run of Weights & Biases, which plots rows over `epoch` and losses over `update`.
 
     Args:
-        options: Options.
-        name: Of the run.
+        options: Options of the tracker.
+        name: Name of the run.
 
     Raises:
-        OptionError: it cannot be started.
+        OptionError: the run cannot be started.
     """
 
     def __init__(self, options: Tracking, name: str):
