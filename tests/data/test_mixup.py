@@ -123,6 +123,7 @@ def test_other_dtypes_mix_in_place(dtype):
     torch.testing.assert_close(target.double(), expected, rtol=0, atol=1e-2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('mix', ['mixup', 'cutmix'])
 @pytest.mark.parametrize('mode', MODES)
 def test_lambda_is_drawn_for_each_view(mode, mix):
@@ -158,6 +159,7 @@ def test_who_shares_lambda(mode):
         torch.testing.assert_close(own.gather(-1, partners(shares)), own)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('mode', MODES)
 def test_partners_are_uniform_and_never_itself(mode):
     times, batch_size = 700, 8
@@ -180,6 +182,7 @@ def test_pair_partners_are_mutual():
     assert (partner.gather(-1, partner) == torch.arange(8)).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('prob', [0.3, 0.5])
 @pytest.mark.parametrize('mode', MODES)
 def test_whether_to_mix_is_shared_by_the_views(mode, prob):
@@ -232,6 +235,7 @@ def draw_lambdas(mixup, views, times, batch_size=4):
     return torch.cat(draws).numpy()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('mix', [
     {'mixup_alpha': 0.2},
     {'mixup_alpha': 0., 'cutmix_alpha': 1.},

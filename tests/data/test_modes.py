@@ -69,6 +69,7 @@ def batch_of(images, mode, loader, prefetcher, backend):
     return next(iter(loaders.build_train_loader(args, train, config, device, precision)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('mode', MODES)
 def test_every_loader_gives_the_pixels_of_the_file(images, mode):
     for loader, prefetcher, backend in itertools.product(

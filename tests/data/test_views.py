@@ -83,6 +83,7 @@ def test_first_view_leaves_the_image_alone(gradient_dataset, policy):
     assert image.tobytes() == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('num_workers', [0, 2])
 def test_crops_and_flips_are_independent(gradient_dataset, num_workers):
     count = 1024
@@ -101,6 +102,7 @@ def test_crops_and_flips_are_independent(gradient_dataset, num_workers):
     assert len(crops.unique(dim=0)) > 0.98 * len(crops)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('policy', POLICIES[:2])
 @pytest.mark.parametrize('num_workers', [0, 2])
 def test_policies_are_independent(gradient_dataset, policy, num_workers):

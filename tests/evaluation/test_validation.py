@@ -52,6 +52,7 @@ def check(results, logits, target):
 
 # ---- The model ----
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings('ignore:.*torch.jit.script:FutureWarning')
 @pytest.mark.parametrize('flags, kind', [
     ([], 'ResNet'),

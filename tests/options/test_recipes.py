@@ -123,6 +123,7 @@ def commands(name):
 # Composition
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('base, augmentation, method', COMBINATIONS)
 def test_every_combination_builds(base, augmentation, method, photos):
     args = parse(base, augmentation, method, argv=(*SMALL_MODEL, *SMALL_DATA))

@@ -473,6 +473,7 @@ def test_published_numbers_that_do_not_fit(text, words, tmp_path):
         assert word in str(error.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('path', STUDIES, ids=lambda path: path.stem)
 def test_studies_of_this_package(path, tmp_path):
     study = read_study(str(path))

@@ -38,6 +38,7 @@ def loads(monkeypatch):
     return calls
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name, agmax', NAMES)
 def test_the_stand_ins_have_the_tensors_of_the_original(name, agmax):
     with torch.device('meta'):
@@ -45,6 +46,7 @@ def test_the_stand_ins_have_the_tensors_of_the_original(name, agmax):
     assert names_and_digest(nn.DataParallel(network).state_dict()) == NAMES[name, agmax]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('data_parallel', [True, False], ids=['module.', ''])
 @pytest.mark.parametrize('agmax', [True, False], ids=['agmax', 'standard'])
 @pytest.mark.parametrize('name', ['test_resnet', 'regnetx_002', 'regnety_004', 'efficientnet_b0'])

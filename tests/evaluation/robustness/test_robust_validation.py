@@ -126,6 +126,7 @@ def passes(monkeypatch):
     return seen
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings('ignore:.*torch.jit.script:FutureWarning')
 @pytest.mark.parametrize('flags', [
     ['--attack', 'fgsm'], ['--attack', 'pgd', '--attack-steps', '3'],
