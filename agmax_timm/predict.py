@@ -11,10 +11,11 @@ from io import TextIOWrapper
 from typing import IO, Any, cast
 
 from .base.command import command
-from .base.command_line import Parser, add_model_flags, add_weights_flags, flag_of
+from .base.command_line import Parser, flag_of
 from .base.errors import OptionError
 from .base.processes import imports_without_gc
 from .base.text_file import BYTE_ORDER_MARK
+from .options.shared_flags import add_model_flags, add_weights_flags
 
 PROG = 'python -m agmax_timm.predict'
 

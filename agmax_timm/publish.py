@@ -2,10 +2,11 @@
 import logging
 
 from .base.command import command
-from .base.command_line import Parser, add_dataset_flag, add_weights_flags
+from .base.command_line import Parser
 from .base.licences import add_license_flag, check_license
 from .evaluation.published import compare_on_data
 from .options.hub_names import check_dataset
+from .options.shared_flags import add_dataset_flag, add_weights_flags
 from .weights.hub import Destination, check_destination
 from .weights.publishing import publish_source
 

@@ -9,7 +9,7 @@ from timm.data import create_loader, create_naflex_loader
 from timm.data.target_transforms import MultiLabelTarget
 from torch.utils.data import Dataset, IterableDataset
 
-from ..base.command_line import flag_of, pinning
+from ..base.command_line import flag_of
 from ..base.distributed import is_distributed, is_primary, rank, world_size
 from ..base.errors import OptionError
 from ..base.image_modes import mode_of_channels, why_not_loaded
@@ -25,6 +25,7 @@ from ..data.workers import leave_signals
 from ..options.checks import mixing
 from ..options.data import DataSet, Loading
 from ..options.parsers import AnyOptions, TrainOptions
+from ..options.shared_flags import pinning
 from .model import Precision
 
 _logger = logging.getLogger(__name__)

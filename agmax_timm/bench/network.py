@@ -10,9 +10,9 @@ import torch
 from torch.utils.data import DataLoader
 
 from ..assembly.model import Precision, build_precision, create_named_model, init_device
-from ..base.command_line import pinning
 from ..data.memory.buffers import is_pinned
 from ..data.resumption.loader import make_resumable
+from ..options.shared_flags import pinning
 from ..options.timm_names import REFUSED
 from ..task import AgMaxTask
 from . import passes

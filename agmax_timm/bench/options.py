@@ -4,8 +4,9 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from ..base.command_line import Parser, add_pinning_flags, flag_of
+from ..base.command_line import Parser, flag_of
 from ..base.processes import cores
+from ..options.shared_flags import add_pinning_flags
 from .recipes import RECIPES, SMALL_RECIPES
 
 # Values of --quick, for the sub-commands that have the flag.

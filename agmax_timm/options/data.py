@@ -1,7 +1,7 @@
 """The data: where it is, how it is loaded, and the input that the model gets."""
 
-from ..base.command_line import memory
 from .declare import above_to, at_least, between, group, one_of, option
+from .quantities import memory
 
 INTERPOLATIONS = ('nearest', 'bilinear', 'bicubic', 'box', 'hamming', 'lanczos')
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from ..base.command_line import Parser, is_plain, nearest_option
+from ..base.command_line import Parser, is_plain
 from ..base.text_file import read_text
 from .former_names import with_todays_names
 
@@ -51,7 +51,7 @@ def convert_options(config: dict[Any, Any], parser: Parser, where: str = '') -> 
     for key, value in with_todays_names(config, lambda line: parser.warn(where + line)).items():
         name = reprlib.repr(key) if not isinstance(key, str) else key.replace('-', '_')
         if name not in actions:
-            raise ValueError(f"unknown option '{name}'{nearest_option(name, actions)}")
+            raise ValueError(f"unknown option '{name}'{parser.did_you_mean(name)}")
         if name in options:
             raise ValueError(f'{key} is there twice: drop one of them')
         try:

@@ -1,7 +1,7 @@
 """What a run logs, saves and publishes, and when it ends."""
 
-from ..base.command_line import interval
 from .declare import at_least, between, group, one_of, option
+from .quantities import interval
 
 
 @group

@@ -1,5 +1,4 @@
 """What timm and torch must know of the options, asked before a model is built: names, and arguments by name."""
-import difflib
 import logging
 import re
 from collections.abc import Callable
@@ -60,9 +59,8 @@ def check_model(flag: str, name: str) -> None:
         return
     base = name.partition('.')[0].lower()
     similar = list_models(f"*{re.sub('[^a-z0-9_]', '', base)}*")[:5] if base else []
-    similar = similar or difflib.get_close_matches(base, list_models(), n=3)
-    hint = f": did you mean {', '.join(similar)}?" if similar else ': see timm.list_models()'
-    raise OptionError(f'{flag} {name}: timm has no such model{hint}')
+    hint = f", did you mean {', '.join(similar)}?" if similar else nearest(base, list_models())
+    raise OptionError(f"{flag} {name}: timm has no such model{hint or ': see timm.list_models()'}")
 
 
 def check_compiler(options: AnyOptions) -> None:

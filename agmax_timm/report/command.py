@@ -1,8 +1,9 @@
 """One page on a run, for any browser: python -m agmax_timm.report RUN_FOLDER [DATA]"""
 
 from ..base.command import command
-from ..base.command_line import Parser, add_weights_flags
+from ..base.command_line import Parser
 from ..base.processes import imports_without_gc
+from ..options.shared_flags import add_weights_flags
 
 PROG = 'python -m agmax_timm.report'
 

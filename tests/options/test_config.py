@@ -5,7 +5,6 @@ import pytest
 import yaml
 from timm.loss import LOSS_TYPES, create_classification_loss
 
-from agmax_timm.base.command_line import _SYNONYMS
 from agmax_timm.options.declare import EVALUATION, RECIPE, RESUME, declared, problems
 from agmax_timm.options.former_names import FORMER
 from agmax_timm.options.parse import given_options, parse_train_args, parse_validate_args
@@ -335,11 +334,12 @@ def test_hints_are_flags_of_the_command(capsys, flag, hint):
     assert f'did you mean {hint}?' in capsys.readouterr().err
 
 
-def test_every_synonym_is_unknown_and_has_a_meaning():
-    names = [{action.dest for action in parser()._actions} for parser in (train_parser, validate_parser)]
-    for word, meanings in _SYNONYMS.items():
-        assert all(word not in known for known in names)
-        assert any(meaning.partition(' ')[0] in known for meaning in meanings for known in names)
+@pytest.mark.parametrize('options, parser', [(TrainOptions, train_parser), (ValidateOptions, validate_parser)])
+def test_every_synonym_leads_to_its_option(options, parser):
+    for name, option in declared(options).items():
+        for word, _, value in (synonym.partition(' ') for synonym in option.synonyms):
+            assert parser().did_you_mean(word) == f', did you mean {name} {value}'.rstrip() + '?'
+            assert parser().did_you_mean(f"--{word.replace('_', '-')}").startswith(f', did you mean {option.flag}')
 
 
 def test_options_of_other_programs_have_a_hint_in_files_too(config, capsys):

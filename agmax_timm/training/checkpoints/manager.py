@@ -8,10 +8,10 @@ import torch
 from timm.task import TrainingTask
 
 from ...assembly.sharding import WholeState, whole
-from ...base.command_line import parse_interval
 from ...base.distributed import rank
 from ...base.signals import Interrupted, StopSignals
 from ...data.sources.decoding import damage_of
+from ...options.quantities import parse_interval
 from ...options.run import Run
 from ..guards.finite_check import CheckResult
 from ..guards.watchdog import Watchdog

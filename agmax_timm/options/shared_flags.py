@@ -1,0 +1,41 @@
+"""Flags that several commands other than train.py and validate.py share."""
+import argparse
+from typing import Any
+
+from ..base.command_line import KeyValues, Parser
+
+
+def add_weights_flags(parser: argparse.ArgumentParser) -> None:
+    """Add --use-ema and --raw. They set `use_ema` to True or False; None is the weights that the run ranked."""
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument('--use-ema', action='store_true', default=None,
+                       help='the EMA of the weights (default: the weights by which the run ranked its checkpoints)')
+    group.add_argument('--raw', action='store_false', dest='use_ema', default=None,
+                       help='the weights without averaging')
+
+
+def add_model_flags(parser: Parser) -> None:
+    """Add flags for files of weights that do not name their model; see checkpoint.read_model."""
+    parser.add_argument('--model', metavar='NAME', help='name in timm, for files that do not say')
+    parser.add_argument('--num-classes', type=int, metavar='N', help='outputs, for files that do not say')
+    parser.add_argument('--model-kwargs', nargs='*', default={}, action=KeyValues, metavar='KEY=VALUE',
+                        help='further arguments of the model, for files that do not say')
+
+
+def add_dataset_flag(group: Any) -> None:
+    """Add --hub-dataset, because a folder does not contain the data's name on the Hub."""
+    group.add_argument('--hub-dataset', default='', metavar='OWNER/NAME',
+                       help="the training data's name on the Hub, for the model card")
+
+
+def add_pinning_flags(parser: argparse._ActionsContainer) -> None:
+    """Add --pin-mem and --no-pin-mem, as `pin_mem` and `no_pin_mem`."""
+    parser.add_argument('--pin-mem', action='store_true',
+                        help='batches go to the device from pinned memory (default: where it is CUDA)')
+    parser.add_argument('--no-pin-mem', action='store_true',
+                        help='they do not: pinned memory cannot be swapped out')
+
+
+def pinning(args: Any) -> bool | None:
+    """Whether the flags ask for pinned memory. None is the default of the device."""
+    return False if args.no_pin_mem else args.pin_mem or None
