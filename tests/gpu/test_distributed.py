@@ -1,8 +1,11 @@
 """NCCL with one rank, DDP and FSDP2 against one process, two ranks on one GPU by gloo."""
+from functools import partial
+
 import pytest
 import torch
 import torch.distributed as dist
 
+from agmax_timm.assembly import job_start
 from agmax_timm.assembly.sharding import shard_task, whole
 from agmax_timm.base import distributed
 from agmax_timm.base.signals import StopSignals
@@ -70,9 +73,8 @@ def test_ddp_and_fsdp_do_what_one_process_does(device, group, record_property, c
 
 def train_by_gloo(argv):
     """NCCL has no two ranks on one GPU."""
-    args = parse_train_args(argv)
-    args.dist_backend = 'gloo'
-    training.train(args)
+    job_start.init_distributed_device_so = partial(job_start.init_distributed_device_so, dist_backend='gloo')
+    training.train(parse_train_args(argv))
 
 
 def test_two_ranks_on_one_gpu(argv, tmp_path):
