@@ -377,7 +377,8 @@ def test_training_and_evaluation_say_what_they_read(untidy, ema_run, tmp_path, r
     results_of(untidy, '--checkpoint', ema_run / 'last.pth.tar')
     make_report(str(shutil.copytree(ema_run, tmp_path / 'run')), str(untidy), device='cpu', workers=0)
     lines = [record.message for record in caplog.records if record.message.startswith('Data: ')]
-    assert lines == [f'Data: {TRAIN}; {VAL}; {ALL}', *[f'Data: {VAL}; {ALL}'] * 2, f'Data: {TRAIN}; {ALL}']
+    both, evaluated = f'Data: {TRAIN}; {VAL}; {ALL}', f'Data: {VAL}; {ALL}'
+    assert lines == [both, evaluated, evaluated, both]
 
 
 def test_predict_says_what_it_read(untidy, ema_run, capsys):
