@@ -1,1 +1,1 @@
-"""Evaluating models: one evaluation, metrics, many checkpoints, prediction."""
+"""Evaluation of one or several models, metrics, analysis and prediction."""

@@ -12,12 +12,12 @@ MOST_CLASSES = 30
 
 
 class PerClass(NamedTuple):
-    """Precision, recall and F1 of each class [K] as shares, 0 for 0 / 0, and numbers of images."""
+    """Precision, recall and F1 of each class [K] in [0, 1] (0 for 0 / 0), and numbers of images [K]."""
     precision: Tensor
     recall: Tensor
     f1: Tensor
-    support: Tensor  # images of the class
-    predicted: Tensor  # images that are predicted as the class
+    support: Tensor  # number of images of the class
+    predicted: Tensor  # number of images that are predicted as the class
 
     def average(self, how: str) -> tuple[float, float, float]:
         """Return the averages of precision, recall and F1, as scikit-learn defines them.
@@ -31,7 +31,7 @@ class PerClass(NamedTuple):
             return accuracy, accuracy, accuracy
         weights = self.support if how == 'weighted' else self.support + self.predicted > 0
         weights = weights.double() / weights.sum().clamp(min=1)
-        precision, recall, f1 = ((weights * of_classes).sum().item() for of_classes in self[:3])
+        precision, recall, f1 = ((weights * values).sum().item() for values in self[:3])
         return precision, recall, f1
 
 
@@ -45,11 +45,11 @@ class Pair:
 
 @dataclass
 class Analysis:
-    """Analysis of predictions for data with one class an image."""
+    """Analysis of predictions for data with one class per image."""
     per_class: PerClass
     calibration: Calibration
-    confused: list[Pair]  # the most frequent first
-    confusion: Tensor | None  # [K, K], None of more than MOST_CLASSES
+    confused: list[Pair]  # most frequent mistakes first
+    confusion: Tensor | None  # [K, K]; None for more than MOST_CLASSES classes
 
 
 def analyse(prediction: Tensor, confidence: Tensor, target: Tensor, num_classes: int) -> Analysis:
@@ -57,9 +57,9 @@ def analyse(prediction: Tensor, confidence: Tensor, target: Tensor, num_classes:
 
     Args:
         prediction: Most probable class of each image [N].
-        confidence: Its probability [N].
+        confidence: Probability of that class [N].
         target: True class of each image [N].
-        num_classes: K; all classes are below it.
+        num_classes: Number of classes K.
     """
     bins = CalibrationBins(device=confidence.device)
     bins.add(confidence, prediction == target)
@@ -71,13 +71,13 @@ def analyse(prediction: Tensor, confidence: Tensor, target: Tensor, num_classes:
 
 
 def confusion(prediction: Tensor, target: Tensor, num_classes: int) -> Tensor:
-    """Images by true class (rows) and predicted class (columns) [K, K]."""
+    """Return the number of images by true class (rows) and predicted class (columns) [K, K]."""
     pairs = target.long() * num_classes + prediction
     return torch.bincount(pairs, minlength=num_classes ** 2).reshape(num_classes, num_classes)
 
 
 def confused_pairs(prediction: Tensor, target: Tensor, num_classes: int, most: int = 20) -> list[Pair]:
-    """The most frequent mistakes: the confusion matrix off its diagonal, which is never made for this."""
+    """Return the most frequent mistakes. The confusion matrix [K, K] is not built: K may be large."""
     wrong = prediction != target
     pairs, counts = (target.long() * num_classes + prediction)[wrong].unique(return_counts=True)
     order = counts.argsort(descending=True, stable=True)[:most]
@@ -86,17 +86,13 @@ def confused_pairs(prediction: Tensor, target: Tensor, num_classes: int, most: i
 
 
 def class_counts(prediction: Tensor, target: Tensor, num_classes: int) -> Tensor:
-    """Images of each class that are predicted right, that are taken for it, and that are of it [3, K]; they add up."""
+    """Return true positives, predictions and images of each class [3, K]. Counts of batches can be added."""
     right = target[prediction == target]
     return torch.stack([torch.bincount(classes, minlength=num_classes) for classes in (right, prediction, target)])
 
 
 def shares(counts: Tensor) -> PerClass:
-    """Precision, recall and F1 of each class.
-
-    Args:
-        counts: See class_counts.
-    """
+    """Return precision, recall and F1 of each class from the result of class_counts."""
     right, predicted, support = counts
     return PerClass(
         right.double() / predicted.clamp(min=1),

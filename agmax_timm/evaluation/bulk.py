@@ -1,4 +1,4 @@
-"""Many models or checkpoints in one go: which ones, one after the other, and what becomes of those that fail."""
+"""Evaluation of several models or checkpoints, one after the other. A failed one does not stop the others."""
 import gc
 import glob
 import logging
@@ -22,7 +22,7 @@ from ..options.parsers import ValidateOptions
 from ..weights.checkpoint import saved_options
 from .inference import adopt_options
 
-# Pretrained weights whose outputs are not the thousand classes of ImageNet: left out of --model all, as timm does.
+# Pretrained weights for other classes than the 1000 of ImageNet. --model all excludes them, as in timm.
 _OTHER_CLASSES = ('*_in21k', '*_in22k', '*in12k', '*_dino', '*fcmae', '*seer')
 _WEIGHTS = ('*.pth.tar', '*.pth', '*.safetensors')
 
@@ -31,28 +31,29 @@ _logger = logging.getLogger('validate')
 
 @dataclass
 class Job:
-    """One evaluation of several: a model, a checkpoint of it, and other names of the same file."""
+    """One of several evaluations: a model, its checkpoint, and other names of the checkpoint file."""
     model: str
     checkpoint: str = ''
     aliases: str = ''
 
 
 class RankError(RuntimeError):
-    """Another rank has failed, so this one has no result either; `again`: a smaller batch may help it."""
+    """Another rank failed. `can_retry`: whether a smaller batch may help."""
 
-    def __init__(self, again: bool):
+    def __init__(self, can_retry: bool):
         super().__init__('another rank failed')
-        self.again = again
+        self.can_retry = can_retry
 
 
 def list_jobs(options: ValidationModel) -> list[Job] | None:
-    """The evaluations that the options ask for; None for one model.
+    """Return the evaluations that the options ask for, or None for a single model.
 
-    --checkpoint FOLDER: every checkpoint in it, once. --model all, a pattern or a text file: every model of that name
-    that has pretrained weights, or on a line.
+    --checkpoint FOLDER evaluates every checkpoint of the folder once. --model evaluates several models if it is `all`
+    or a pattern of names with pretrained weights, or a text file with one name per line.
 
     Raises:
-        OptionError: a folder without checkpoints, a file without names, several models for one checkpoint.
+        OptionError: the folder has no checkpoints, the file has no names, or one checkpoint is given for several
+            models.
     """
     if os.path.isdir(options.checkpoint):
         return [Job(options.model, *names) for names in _checkpoints(options.checkpoint)]
@@ -69,9 +70,9 @@ def list_jobs(options: ValidationModel) -> list[Job] | None:
 
 
 def _checkpoints(folder: str) -> Iterator[list[str]]:
-    """Each file of weights in natural order, and behind it the other names that are hard links of it."""
+    """Yield the path of each checkpoint file in natural order, and the names of its other hard links."""
     paths = [path for pattern in _WEIGHTS for path in glob.glob(os.path.join(glob.escape(folder), pattern))
-             if not os.path.basename(path).startswith('broken-')]  # an update that was left out, no weights
+             if not os.path.basename(path).startswith('broken-')]  # data of a skipped update, not weights
     if not paths:
         raise OptionError(f"--checkpoint {folder}: no {', '.join(_WEIGHTS)} in this folder")
     files: dict[tuple[int, int], list[str]] = {}
@@ -97,13 +98,13 @@ def run_jobs(
         validate: Callable,
         device: torch.device,
 ) -> Iterator[dict[str, Any]]:
-    """The results of each job, made from the options as they were given: nothing passes from one to the next.
+    """Yield the results of each job. Each job starts from `options`, so no job affects the next one.
 
     Args:
-        validate: Function of options that returns results.
+        validate: Function from options to results.
     """
     for job in jobs:
-        _free_memory()  # of the model before
+        _free_memory()  # the previous model may still use it
         results = validate_with_retry(
             replace(options, model=job.model, checkpoint=job.checkpoint), validate, device)
         if job.checkpoint:
@@ -112,52 +113,52 @@ def run_jobs(
 
 
 def validate_with_retry(options: ValidateOptions, validate: Callable, device: torch.device) -> dict[str, Any]:
-    """Results, with a smaller batch as often as timm.utils.check_batch_size_retry sees a chance in it.
+    """Return the results of an evaluation. Retry with smaller batches after errors that timm regards as retryable.
 
     Returns:
-        What `validate` returns, or 'model' and 'error' where it failed. With several ranks, all of them fail together.
+        The results of `validate`, or 'model' and 'error' if it failed. If one rank fails, all ranks fail.
     """
     while True:
         try:
             if options.checkpoint:
                 options = adopt_options(options, saved_options(options.checkpoint))
             return validate(options)
-        except Exception as error:  # whatever a model, its weights or its data have wrong is to be in its results
-            message, again = one_line(as_user_error(error) or error), _try_again(error, device)
-        batch_size = decay_batch_step(options.batch_size) if again else 0
+        except Exception as error:  # models, weights and data raise many types; the results contain the message
+            message, can_retry = one_line(as_user_error(error) or error), _can_retry(error, device)
+        batch_size = decay_batch_step(options.batch_size) if can_retry else 0
         if not batch_size:
             _logger.error(f'{options.model} failed: {message}')
             return OrderedDict(model=options.model, error=message)
-        _logger.warning(f'{options.model}: {message}. Once more with --batch-size {batch_size}.')
-        # As if it were given: a checkpoint's own is not to replace it.
+        _logger.warning(f'{options.model}: {message}. Retrying with --batch-size {batch_size}.')
+        # Marked as given, so that the batch size of the checkpoint does not replace it.
         options = replace(options, batch_size=batch_size, given=options.given | {'batch_size'})
         _free_memory()
 
 
-def _try_again(error: Exception, device: torch.device) -> bool:
-    """Whether a smaller batch may help. All ranks answer the same."""
+def _can_retry(error: Exception, device: torch.device) -> bool:
+    """Return whether a smaller batch may help. The result is the same on all ranks."""
     if isinstance(error, RankError):
-        return error.again
-    again = isinstance(error, RuntimeError) and check_batch_size_retry(str(error))
-    return _worst(device, 1 if again else 2) == 1
+        return error.can_retry
+    can_retry = isinstance(error, RuntimeError) and check_batch_size_retry(str(error))
+    return _worst_outcome(device, 1 if can_retry else 2) == 1
 
 
 class TogetherEvaluator:
-    """An evaluator of several ranks whose compute raises RankError where another rank has failed on its way to it."""
+    """An evaluator for several ranks. Its compute() raises RankError if another rank failed before it."""
 
     def __init__(self, evaluator: Any, device: torch.device):
         self.update, self.summary = evaluator.update, evaluator.summary
         self.evaluator, self.device = evaluator, device
 
     def compute(self, distributed: bool = True) -> dict[str, float]:
-        worst = _worst(self.device, 0)
+        worst = _worst_outcome(self.device, 0)
         if worst:
-            raise RankError(again=worst == 1)
+            raise RankError(can_retry=worst == 1)
         return self.evaluator.compute(distributed)
 
 
-def _worst(device: torch.device, outcome: int) -> int:
-    """The largest outcome of all ranks: 0 for success, 1 for what may be tried again, 2 for the rest."""
+def _worst_outcome(device: torch.device, outcome: int) -> int:
+    """Return the largest outcome of all ranks: 0 is success, 1 a retryable error, 2 any other error."""
     if not is_distributed():
         return outcome
     value = torch.tensor(outcome, device=device)
@@ -172,5 +173,5 @@ def _free_memory() -> None:
 
 
 def ranked(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Best first, by top-1 or, of several labels an image, by mAP; behind them, in their order, those that failed."""
+    """Return results sorted by top-1, or by mAP for multi-label models, best first. Failed evaluations are last."""
     return sorted(results, key=lambda row: -row.get('top1', row.get('map', -1.)))

@@ -1,4 +1,4 @@
-"""Expected calibration error: whether a classifier that is 80 % sure is right four times of five.
+"""Expected calibration error: the difference between the confidence of a classifier and its accuracy.
 
 C. Guo and others, 'On Calibration of Modern Neural Networks', arXiv 1706.04599, section 2.
 """
@@ -11,7 +11,7 @@ import torch.distributed as dist
 
 @dataclass(frozen=True)
 class Bin:
-    """Images whose confidence is in (low, high]: how many, their mean confidence and accuracy in [0, 1]."""
+    """Number, mean confidence and accuracy, in [0, 1], of the images with a confidence in (low, high]."""
     low: float
     high: float
     count: int
@@ -20,23 +20,23 @@ class Bin:
 
 
 class Calibration(NamedTuple):
-    """Expected calibration error as a share, and the bins that it is made of."""
+    """Expected calibration error in [0, 1], and the bins that it is computed from."""
     error: float
     bins: list[Bin]
 
 
 class CalibrationBins:
-    """Confidences and hits of images, added up by bins of confidence of equal width.
+    """Running totals of confidences and correct predictions in bins of equal width.
 
     Args:
-        bins: Their number.
-        device: Of the running totals.
+        bins: Number of bins.
+        device: Device of the running totals.
     """
 
     def __init__(self, bins: int = 15, device: torch.device | None = None):
         self.bins = bins
         dtype = torch.float32 if device is not None and torch.device(device).type == 'mps' else torch.float64
-        self.totals = torch.zeros(3, bins, dtype=dtype, device=device)  # images, confidence, hits
+        self.totals = torch.zeros(3, bins, dtype=dtype, device=device)  # images, confidence, correct predictions
 
     @torch.no_grad()
     def update(self, logits: torch.Tensor, target: torch.Tensor) -> None:
@@ -45,14 +45,14 @@ class CalibrationBins:
         self.add(confidence, prediction == target)
 
     def add(self, confidence: torch.Tensor, correct: torch.Tensor) -> None:
-        """Add images by the probability of their predicted class [B], and whether that is the true one [B]."""
+        """Add a batch: probability of the predicted class [B], and whether the prediction is correct [B]."""
         confidence = confidence.to(self.totals.dtype)
         place = (confidence * self.bins).ceil().long().sub_(1).clamp_(0, self.bins - 1)
         added = torch.stack([torch.ones_like(confidence), confidence, correct.to(confidence.dtype)])
         self.totals.index_add_(1, place, added)
 
     def compute(self, distributed: bool = False) -> Calibration:
-        """Return the error and the bins, over all ranks if distributed."""
+        """Return the error and the bins; with `distributed`, over all ranks."""
         totals = self.totals.clone()
         if distributed:
             dist.all_reduce(totals)

@@ -29,13 +29,16 @@ def evaluate(
         evaluator: Any = None,
         perturb: Callable[[Any, torch.Tensor], torch.Tensor] | None = None,
 ) -> dict[str, float]:
-    """Metrics over every sample once, whatever the number of ranks: loss, top-1 and top-5 in percent by default.
+    """Evaluate a model. Every sample counts once, for any number of ranks.
 
     Args:
-        log_interval: Batches between calls of on_log(batch index, number of batches, metrics so far).
-        on_batch: Called after each batch with its number; it may raise.
-        evaluator: Another one of timm's protocol: update(output, target), summary(), compute(distributed).
-        perturb: From a batch's input and target to the input that is evaluated in its place.
+        log_interval: Number of batches between calls of on_log(batch index, number of batches, metrics so far).
+        on_batch: Function that is called with the index of each batch after it. It may raise.
+        evaluator: Evaluator with timm's protocol: update(output, target), summary(), compute(distributed).
+        perturb: Function from input and target of a batch to the input that replaces it.
+
+    Returns:
+        Metrics of the evaluator; by default the loss, and top-1 and top-5 accuracy in percent.
 
     Raises:
         DamagedError: an image cannot be decoded.
@@ -50,7 +53,7 @@ def evaluate(
         if on_batch is not None:
             on_batch(batch_index)
     metrics = evaluator.compute(distributed=is_distributed())
-    warn_of_loss(loader, num_samples, device)  # a collective: compute() has shown that no rank failed
+    warn_of_loss(loader, num_samples, device)  # a collective; after compute() no rank has failed
     return metrics
 
 
@@ -63,10 +66,10 @@ def outputs_of(
         precision: Precision,
         perturb: Callable[[Any, torch.Tensor], torch.Tensor] | None = None,
 ) -> Iterator[tuple[Input, torch.Tensor, torch.Tensor]]:
-    """What the model sees, its logits [B, K] and the targets, batch by batch.
+    """Yield the input, the logits [B, K] and the targets of each batch.
 
     Args:
-        perturb: From a batch's input and target to the input that is evaluated in its place.
+        perturb: Function from input and target of a batch to the input that replaces it.
 
     Raises:
         DamagedError: an image cannot be decoded.

@@ -1,4 +1,4 @@
-"""The model as it is evaluated: with its weights, re-parameterised, pooled, scripted or compiled, on its devices."""
+"""The model of an evaluation: created, loaded with weights, optionally re-parameterised, pooled and compiled."""
 import logging
 from dataclasses import dataclass, replace
 from typing import Any
@@ -34,18 +34,18 @@ _logger = logging.getLogger('validate')
 
 @dataclass
 class Subject:
-    """A model that is ready to be evaluated, and what can no longer be asked of it once it is wrapped."""
-    options: ValidateOptions  # with what the model says itself
+    """A model that is ready for evaluation, with attributes that a wrapped model does not have."""
+    options: ValidateOptions  # completed with options of the checkpoint or the pretrained weights
     model: Any
     data_config: dict[str, Any]
     num_classes: int
     classes: ModelClasses | None  # None if unknown
     param_count: int
-    patch_size: tuple[int, int] | None  # of a NaFlex model
+    patch_size: tuple[int, int] | None  # for NaFlex models only
 
 
 def adopt_options(options: ValidateOptions, saved: dict[str, Any]) -> ValidateOptions:
-    """Options to evaluate a checkpoint as the run that wrote it did, but for what the command line says."""
+    """Return the options with those of the run that wrote the checkpoint. Options of the command line win."""
     if not saved:
         return options
     explicit = set(options.given)
@@ -67,10 +67,10 @@ def adopt_options(options: ValidateOptions, saved: dict[str, Any]) -> ValidateOp
 
 
 def build_subject(options: ValidateOptions, device: torch.device, precision: Precision) -> Subject:
-    """The model that the options name, in timm's order of building it.
+    """Create the model that the options name, in the order of timm's script.
 
     Raises:
-        OptionError: the options ask for what the model, this machine or this version of torch does not have.
+        OptionError: the model, the machine or the version of torch does not support an option.
         CheckpointError: the checkpoint is not one of this model.
     """
     _check_devices(options, device)
@@ -121,14 +121,14 @@ def _check_devices(options: ValidationDevice, device: torch.device) -> None:
         return
     if is_distributed():
         raise OptionError(f'--num-gpu {options.num_gpu} is for one process, torchrun started {world_size()}: drop it')
-    there = torch.cuda.device_count() if device.type == 'cuda' else 0
-    if options.num_gpu > there:
-        raise OptionError(f'--num-gpu {options.num_gpu}, but --device {device.type} has {there} GPUs: use --num-gpu '
-                          f'{max(1, there)}')
+    count = torch.cuda.device_count() if device.type == 'cuda' else 0
+    if options.num_gpu > count:
+        raise OptionError(f'--num-gpu {options.num_gpu}, but --device {device.type} has {count} GPUs: use --num-gpu '
+                          f'{max(1, count)}')
 
 
 def _check_head(options: Model, model: nn.Module) -> None:
-    """Raise OptionError if --num-classes would replace the head of the weights by an untrained one."""
+    """Raise OptionError if --num-classes would replace the pretrained head by an untrained one."""
     outputs = (getattr(model, 'pretrained_cfg', None) or {}).get('num_classes')
     if options.num_classes is not None and outputs not in (None, options.num_classes):
         raise OptionError(f'--num-classes {options.num_classes}: the weights of --model {options.model} have {outputs} '
@@ -136,9 +136,9 @@ def _check_head(options: Model, model: nn.Module) -> None:
 
 
 def _pool_at_test_time(options: Model, model: Any, data_config: dict) -> tuple[nn.Module, dict]:
-    """Average windows of the training size, where the input is larger: the whole image is then looked at."""
+    """Average the outputs over windows of the training size if the input is larger. The crop is the whole image."""
     config = model.pretrained_cfg
-    larger = all(asked > own for asked, own in zip(data_config['input_size'][1:], config['input_size'][1:]))
+    larger = all(side > own for side, own in zip(data_config['input_size'][1:], config['input_size'][1:]))
     if not larger:
         _logger.info(f"--test-pool: the input is not larger than {options.model}'s own {config['input_size'][1:]}, so "
                      'nothing is pooled')
@@ -153,7 +153,7 @@ def _compile(options: ValidationModel, model: nn.Module) -> Any:
     if options.torchscript:
         return script_model(options, model)
     if options.torchcompile:
-        torch.compiler.reset()  # what was compiled before is not to count against torch's limits
+        torch.compiler.reset()  # otherwise models compiled before count towards torch's limits
         return torch.compile(model, backend=options.torchcompile, mode=options.torchcompile_mode)
     if options.aot_autograd:
         try:
@@ -166,7 +166,7 @@ def _compile(options: ValidationModel, model: nn.Module) -> Any:
 
 
 class _FixedBatch(nn.Module):
-    """A model that computes only batches of the size of its first one: fills up smaller ones, which come last."""
+    """A model that needs batches of one size. Smaller batches, at the end of the data, are padded."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
@@ -176,5 +176,5 @@ class _FixedBatch(nn.Module):
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         count = len(input)
         self.batch_size = max(self.batch_size, count)
-        filling = input[:1].expand(self.batch_size - count, *input.shape[1:])
-        return self.model(torch.cat([input, filling]))[:count]
+        padding = input[:1].expand(self.batch_size - count, *input.shape[1:])
+        return self.model(torch.cat([input, padding]))[:count]

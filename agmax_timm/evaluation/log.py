@@ -1,4 +1,4 @@
-"""Lines of an evaluation in the log, in timm's format, and its metrics as JSON."""
+"""Log lines of an evaluation in timm's format, and metrics for JSON."""
 import math
 from collections.abc import Callable
 from typing import Any
@@ -6,13 +6,10 @@ from typing import Any
 from ..assembly.console import steps_logger
 
 
-def step_line(name: str, batch_index: int, num_batches: int, metrics: dict[str, float]) -> str:
-    return f"{name}: [{batch_index:>4d}/{num_batches - 1}]  Loss: {metrics['loss']:>6.3f}{_percentages(metrics)}"
-
-
 def log_steps(name: str) -> Callable[[int, int, dict[str, float]], None]:
-    """Return a function that logs lines of an evaluation; for `on_log` of evaluate."""
-    return lambda *progress: steps_logger.info(step_line(name, *progress))
+    """Return a function for `on_log` of evaluate that logs the progress."""
+    return lambda batch_index, num_batches, metrics: steps_logger.info(
+        f"{name}: [{batch_index:>4d}/{num_batches - 1}]  Loss: {metrics['loss']:>6.3f}{_percentages(metrics)}")
 
 
 def result_line(name: str, metrics: dict[str, float]) -> str:

@@ -1,4 +1,4 @@
-"""What is measured: timm's evaluators, and on top of them the classes and labels that the options name."""
+"""Evaluators: timm's, extended by the classes, labels and metrics that the options name."""
 import os
 from typing import Any
 
@@ -20,15 +20,15 @@ from .calibration import CalibrationBins
 
 
 class LabelEvaluator(ClassificationEvaluator):
-    """timm's evaluator of one class an image, for other labels than all classes of the data.
+    """timm's evaluator for one class per image, with a subset of the outputs, real labels and further metrics.
 
     Args:
         device: Device of the running totals.
-        max_samples: Images of this rank, without the padding of a distributed sampler.
-        valid_labels: The output that stands for each class of the data; None for all in their order.
-        real_labels: timm's real labels, for the files of this rank in their order: they give top-1 and top-5.
-        average: Precision, recall and F1 as well: 'micro', 'macro' or 'weighted'.
-        calibration: Expected calibration error as well, of the same outputs as the loss.
+        max_samples: Number of images of this rank, without the padding of a distributed sampler.
+        valid_labels: Output of the model for each class of the data; None for all outputs in their order.
+        real_labels: timm's real labels for the files of this rank in their order. Top-1 and top-5 then refer to them.
+        average: Average of precision, recall and F1: 'micro', 'macro' or 'weighted'; None for no such metrics.
+        calibration: Whether to compute the expected calibration error, from the outputs that the loss uses.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class LabelEvaluator(ClassificationEvaluator):
 
     def reset(self) -> None:
         super().reset()
-        self.class_counts: torch.Tensor | None = None  # by class, see class_counts
+        self.class_counts: torch.Tensor | None = None  # sum of class_counts() over the batches
         self.bins = CalibrationBins(device=self.device) if self.calibration else None
 
     @torch.no_grad()
@@ -60,7 +60,7 @@ class LabelEvaluator(ClassificationEvaluator):
             output, target = output[:count], target[:count]
         chosen = output if self.valid_labels is None else output[:, self.valid_labels]
         if self.real_labels is not None and len(output):
-            if self.valid_labels is not None:  # real labels are numbers of all outputs
+            if self.valid_labels is not None:  # real labels are indices of all outputs
                 output = torch.full_like(output, -torch.inf)
                 output[:, self.valid_labels] = chosen
             self.real_labels.add_result(output)
@@ -72,7 +72,7 @@ class LabelEvaluator(ClassificationEvaluator):
             self.class_counts = counts if self.class_counts is None else self.class_counts + counts
 
     def compute(self, distributed: bool = False) -> dict[str, float]:
-        """Metrics over all ranks, in percent but for the loss."""
+        """Return metrics, in percent except the loss; with `distributed`, over all ranks."""
         metrics = super().compute(distributed)
         if self.real_labels is not None:
             metrics.update(self._real_accuracy(distributed))
@@ -97,7 +97,7 @@ class LabelEvaluator(ClassificationEvaluator):
         if distributed:  # a rank without a batch does not know the number of classes
             counts *= dist.get_world_size()
             dist.all_gather_object(counts, counts[0])
-        total = torch.stack([of_rank for of_rank in counts if of_rank is not None]).sum(0)
+        total = torch.stack([count for count in counts if count is not None]).sum(0)
         averages = shares(total).average(self.average)
         names = (f'{self.average}_{name}' for name in ('precision', 'recall', 'f1_score'))
         return {name: 100. * value for name, value in zip(names, averages)}
@@ -109,18 +109,18 @@ def set_targets(
         num_classes: int,
         classes: ModelClasses | None = None,
 ) -> None:
-    """Make the data set give what the task compares, and compare its classes with those of the model.
+    """Set the targets of the data set for the task, and compare its classes with those of the model.
 
     Args:
-        num_classes: Outputs of the model.
+        num_classes: Number of outputs of the model.
         classes: Classes of the model, None if unknown.
 
     Raises:
-        DataError: the data has more classes than the model has outputs, or than --valid-labels has lines; the model
+        DataError: the data has more classes than the model has outputs or --valid-labels has lines, or the model
             has a class at another index.
     """
     if options.task == 'multilabel':
-        if '/' not in options.dataset:  # a checkpoint of such a task, without the flags
+        if '/' not in options.dataset:  # the task is adopted from the checkpoint
             raise DataError(f"the model gives several labels an image, --dataset '{options.dataset}' holds one: use "
                             '--task classification, or data with several')
         check_evaluation(classes, class_to_idx(dataset), num_classes)
@@ -138,7 +138,7 @@ def set_targets(
 
 
 def _check_subset(path: str, classes: list[str] | None) -> None:
-    """Beside timm's own indices are the names of the classes that they are for: raise DataError for other ones."""
+    """Raise DataError if the data has other classes than timm's file of indices, whose synsets are in a second file."""
     names = path.replace('_indices.txt', '_synsets.txt')
     if classes is None or names == path or not os.path.isfile(names):
         return
@@ -157,7 +157,7 @@ def create_evaluator(
         num_classes: int,
         device: torch.device,
 ) -> ClassificationEvaluator:
-    """The evaluator that the options ask for: of several labels an image, or of one."""
+    """Create the evaluator for the task: one class or several labels per image."""
     common = dict(max_samples=evaluation_sample_limit(loader))
     if options.task == 'multilabel':
         return MultiLabelClassificationEvaluator(device, threshold=options.multilabel_threshold, **common)
@@ -172,21 +172,21 @@ def create_evaluator(
 
 
 def labels_of_data(options: Labels, num_outputs: int) -> list[int] | None:
-    """The output of the model for each class of the data, by --valid-labels; None for all outputs in their order."""
+    """Return the output of the model for each class of the data, or None for all outputs in their order."""
     return read_valid_labels(options.valid_labels, num_outputs) if options.valid_labels else None
 
 
 def read_valid_labels(path: str, num_outputs: int) -> list[int]:
-    """The output of the model for each class of the data, a line each.
+    """Read a file with one line per class of the data: the index of its output of the model.
 
     Raises:
-        OptionError: the file cannot be read, or a line is no index of an output.
+        OptionError: the file cannot be read, or a line is not the index of an output.
     """
     try:
         lines = read_text(path).split('\n')
     except (OSError, ValueError) as error:
         raise OptionError(f'--valid-labels {path}: {error}') from error
-    outputs: dict[int, int] = {}  # line by output
+    outputs: dict[int, int] = {}  # line number by output
     for number, line in enumerate(lines, 1):
         for word in line.split():
             where = f'--valid-labels {path}, line {number}'
@@ -202,10 +202,10 @@ def read_valid_labels(path: str, num_outputs: int) -> list[int]:
 
 
 def open_real_labels(options: Labels, dataset: Any, num_outputs: int) -> RealLabelsImagenet:
-    """timm's real labels for the files that this rank evaluates.
+    """Open timm's real labels for the files that this rank evaluates.
 
     Raises:
-        OptionError: the data has no file names, or they or the labels are not those of ImageNet's validation set.
+        OptionError: the data has no file names, or it is not ImageNet's validation set.
     """
     path = options.real_labels
     try:
@@ -224,5 +224,5 @@ def open_real_labels(options: Labels, dataset: Any, num_outputs: int) -> RealLab
     unknown = next((name for name in files if name not in labels.real_labels), None)
     if unknown is not None:
         raise OptionError(f'--real-labels {path} is for ILSVRC2012_val_00000001.JPEG and on, the data has {unknown}')
-    labels.filenames = files[rank()::world_size()]  # as the distributed sampler deals them out
+    labels.filenames = files[rank()::world_size()]  # as in the distributed sampler
     return labels

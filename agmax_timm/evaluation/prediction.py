@@ -1,4 +1,4 @@
-"""Predictions for files of images: the model and the preprocessing that validate.py would have, the k best classes."""
+"""Predictions for image files: the k most probable classes, with the preprocessing of validate.py."""
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,7 +23,7 @@ from .evaluate import outputs_of
 
 @dataclass
 class Prediction:
-    """The best classes of an image, the first the most probable; none where `error` says why."""
+    """The most probable classes of an image in descending order; empty if there is an `error`."""
     path: str
     classes: list[int] = field(default_factory=list)
     probabilities: list[float] = field(default_factory=list)
@@ -31,13 +31,13 @@ class Prediction:
 
 
 class Predictor:
-    """A model that is ready to classify files.
+    """A classifier of image files.
 
     Args:
-        options: Options of validate.py that name a model, see options_of.
+        options: Options of validate.py that name a model (see options_of).
 
     Raises:
-        OptionError: there is no such model or device.
+        OptionError: the model or the device does not exist.
         CheckpointError: the checkpoint cannot be used.
     """
 
@@ -46,7 +46,7 @@ class Predictor:
         self.device = build.init_device(options.device, single_process=True)
         self.subject, self.precision, run_options = validation.prepare(options, self.device)
         self.options = options = self.subject.options
-        self.weights = (  # which weights are used, in words; '' for a published model
+        self.weights = (  # description of the checkpoint's weights; '' for pretrained weights
             f'{options.checkpoint}: {describe_weights(run_options, options.use_ema)}' if options.checkpoint else '')
         classes = self.subject.classes
         self.class_names = None if classes is None else classes.titles or classes.names
@@ -57,21 +57,21 @@ class Predictor:
         return self.class_names[index] if self.class_names else str(index)
 
     def predict(self, paths: list[str], topk: int = 5) -> Iterator[Prediction]:
-        """The predictions of images, in their order, as batches are done."""
+        """Yield the predictions of images in their order."""
         topk = min(topk, self.subject.num_classes)
-        done = 0
+        index = 0
         for dataset, logits in self._logits(paths):
             probabilities = logits.sigmoid() if self.several_labels else logits.softmax(dim=1)
             best = probabilities.topk(topk, dim=1)
             for classes, values in zip(best.indices.tolist(), best.values.tolist()):
-                error = dataset.why(done)
+                error = dataset.blank_reason(index)
                 if not error and not all(0 <= value <= 1 for value in values):
                     error = 'the outputs of the model are not finite'
-                yield Prediction(paths[done], error=error) if error else Prediction(paths[done], classes, values)
-                done += 1
+                yield Prediction(paths[index], error=error) if error else Prediction(paths[index], classes, values)
+                index += 1
 
     def logits(self, paths: list[str]) -> torch.Tensor:
-        """Logits [N, K], float32 on the CPU, of images that all can be decoded."""
+        """Return the logits [N, K] of images without damage, float32 on the CPU."""
         return torch.cat([logits for _, logits in self._logits(paths)])
 
     def _logits(self, paths: list[str]) -> Iterator[tuple['ImageFiles', torch.Tensor]]:
@@ -82,7 +82,7 @@ class Predictor:
 
 
 class ImageFiles(DecodedDataset):
-    """Files without targets; an image that cannot be decoded is noted, and blank.
+    """Image files without targets. An image that cannot be decoded is recorded and replaced by a blank one.
 
     Args:
         paths: Paths of the files.
@@ -92,8 +92,8 @@ class ImageFiles(DecodedDataset):
     def __init__(self, paths: list[str], mode: str):
         super().__init__(_Files(paths), max_damaged=1., input_img_mode=mode)
 
-    def why(self, index: int) -> str:
-        """Why an image is blank, '' if it is not. Known when its batch is there."""
+    def blank_reason(self, index: int) -> str:
+        """Return why an image is blank, or '' if it is not. Call it after the batch of the image is loaded."""
         if not self.damage.flags[index]:
             return ''
         try:
@@ -111,7 +111,7 @@ class ImageFiles(DecodedDataset):
 
 
 class _Files(Reader):
-    """timm's reader of paths that are known."""
+    """A timm reader for a list of paths."""
 
     def __init__(self, paths: list[str]):
         super().__init__()
@@ -134,16 +134,16 @@ def options_of(
         model_kwargs: dict[str, Any] | None = None,
         **given: Any,
 ) -> ValidateOptions:
-    """Options of validate.py for a checkpoint, or for pretrained weights by timm's name of the model.
+    """Return options of validate.py for a checkpoint, or for pretrained weights by the name of the model in timm.
 
     Args:
-        checkpoint: A file; what it does not say of its model is read off its tensors.
-        model: timm's name, for a checkpoint that does not say.
-        num_classes, model_kwargs: As in checkpoint.read_model.
-        **given: Further options; `use_ema` may be None, for the weights that the run ranked by.
+        checkpoint: Checkpoint file. Properties of the model that it does not store are derived from its tensors.
+        model: Name of the model in timm, for a checkpoint that does not store it.
+        num_classes, model_kwargs: Arguments of checkpoint.read_model.
+        **given: Further options. If `use_ema` is None, the weights are those that the run ranked its epochs by.
 
     Raises:
-        CheckpointError: the file cannot be read, or nobody says which model it holds.
+        CheckpointError: the file cannot be read, or the name of its model is unknown.
     """
     if not checkpoint:
         return validate_options(model=model, pretrained=True, **given)
@@ -162,6 +162,6 @@ def options_of(
 
 
 def image_endings(checkpoint: str) -> str | None:
-    """The --input-key of a run on a folder, which has the endings of its images; None for timm's endings."""
+    """Return --input-key of a run on an image folder: the file endings of its images. None for timm's endings."""
     saved = saved_options(checkpoint) if checkpoint else {}
     return None if saved.get('dataset') else saved.get('input_key')

@@ -1,4 +1,4 @@
-"""Compare a staged folder with its run on validation images, which each side prepares by its own configuration."""
+"""Comparison of a staged folder with its run on validation images, each with its own preprocessing."""
 import itertools
 from dataclasses import replace
 from logging import INFO, WARNING, getLogger
@@ -25,24 +25,24 @@ _logger = getLogger(__name__)
 
 
 def compare_on_data(saved: SavedModel, folder: Path, in_run: bool = False) -> None:
-    """Check that a staged folder gives the logits of its run for the first images of the run's validation data.
+    """Check that a staged folder and its run give equal logits for the first validation images of the run.
 
     The model, the data configuration and the image mode of the folder are those that plain timm reads from config.json.
-    The data is optional: a warning says why it cannot be read.
+    If the data cannot be read, a warning gives the reason.
 
     Args:
         saved: Model that was staged.
         folder: Staged folder.
-        in_run: Whether the run's own process calls, so that a data set of the Hub is on this machine.
+        in_run: Whether the caller is the run itself, so that a data set of the Hub is already downloaded.
 
     Raises:
-        HubError: the logits differ, or the model does not take the images that config.json describes.
+        HubError: the logits differ, or the model does not accept the images that config.json describes.
     """
     try:
         options = _options(saved, in_run)
         expected, own = _evaluate(saved.create_model(), saved.data_config, options)
-    except Exception as error:  # every kind of data has errors of its own
-        # Weights alone come from no run, so nothing is missing.
+    except Exception as error:  # data sets raise many types
+        # Weights without a run have no data, so no warning is needed.
         _logger.log(WARNING if saved.options.get('model') else INFO, 'The preprocessing of the staged folder is not '
                     f'checked, without validation data: {reason(error)}')
         return
@@ -60,8 +60,8 @@ def compare_on_data(saved: SavedModel, folder: Path, in_run: bool = False) -> No
 
 
 def _options(saved: SavedModel, in_run: bool) -> TrainOptions:
-    """Options of the run, to read its validation data in this process. Raises DataError if it cannot be here."""
-    class_map: Any = saved.class_map  # its content, in place of the file
+    """Return the options of the run for reading its validation data here. Raise DataError if that is impossible."""
+    class_map: Any = saved.class_map  # content of the file, which may be missing
     options = replace(
         saved_train_options(saved.options), class_map=class_map, workers=0, dataset_download=False)
     if not saved.options.get('model'):
@@ -79,7 +79,7 @@ def _evaluate(
         data_config: dict[str, Any],
         options: TrainOptions,
 ) -> tuple[torch.Tensor, dict[str, Any]]:
-    """Logits of the first validation images [N, K], float32 on the CPU, and the preprocessing of the images."""
+    """Return the logits of the first validation images [N, K], float32 on the CPU, and their preprocessing."""
     dataset = loaders.open_validation(options, data_config)
     patch_size = loaders.patch_size(model) if options.naflex_loader else None
     loader = loaders.build_eval_loader(

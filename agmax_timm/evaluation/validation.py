@@ -1,4 +1,4 @@
-"""The evaluation of one model, from its options to the results."""
+"""Evaluation of one model from options to results."""
 import logging
 import math
 import os
@@ -28,7 +28,7 @@ from .log import finite, log_steps
 from .metrics import create_evaluator, set_targets
 from .robustness import measures
 
-_METRICS: dict[str, dict[str, str | None]] = {  # and what their complements to 100 are called
+_METRICS: dict[str, dict[str, str | None]] = {  # name of the complement to 100 by metric
     'classification': {'top1': 'top1_err', 'top5': 'top5_err'},
     'multilabel': {'map': None, 'micro_f1': None, 'macro_f1': None, 'sample_f1': None},
 }
@@ -37,29 +37,29 @@ _logger = logging.getLogger('validate')
 
 
 def validate(options: ValidateOptions) -> dict[str, Any]:
-    """Evaluate one model as the options say.
+    """Evaluate one model.
 
     Returns:
-        Top-1 and top-5 accuracy and error in percent (mAP and F1 of --task multilabel), what other metrics the options
-        ask for, mean loss, and what was evaluated.
+        Top-1 and top-5 accuracy and error in percent (mAP and F1 with --task multilabel), further metrics that the
+        options ask for, the mean loss, and properties of the model and its input.
     """
     return validate_model(options, start(options))
 
 
 def start(options: ValidateOptions) -> torch.device:
-    """Set up logging, processes and device, once for all models. Checks first that the data exists."""
+    """Set up logging, the process group and the device, once for all models. Check first that the data exists."""
     begin_log()
     loaders.check_roots(options, options.split)
     timm_names.check_device(options.device)
     timm_names.check_compiler(options)
-    measures.check(options)
+    measures.list_corruptions(options)  # check them before a model is created
     if options.checkpoint and not os.path.isdir(options.checkpoint):
         saved_options(options.checkpoint)
     return build.init_device(options.device)
 
 
 def validate_model(options: ValidateOptions, device: torch.device) -> dict[str, Any]:
-    """What validate does for one model, on a device that is ready."""
+    """Evaluate one model on a device that start() returned."""
     subject, precision, run_options = prepare(options, device)
     options = subject.options
     dataset = open_split(options, subject.data_config)
@@ -83,12 +83,15 @@ def validate_model(options: ValidateOptions, device: torch.device) -> dict[str, 
     results = summarize(options, subject, metrics)
     evaluation = measures.Evaluation(options, subject, dataset, device, precision)
     results.update(measures.measure(evaluation, open_split, run_options))
-    return finite(results)  # JSON has no word for others than null
+    return finite(results)  # JSON has no NaN
 
 
 def prepare(options: ValidateOptions, device: torch.device) -> tuple[Subject, build.Precision, dict[str, Any]]:
-    """The model that the options name, its numbers, and the options of the run that wrote its checkpoint, which
-    complete those that were given."""
+    """Create the model.
+
+    Returns:
+        The model, its precision, and the options of the run that wrote the checkpoint (empty without a checkpoint).
+    """
     run_options = saved_options(options.checkpoint) if options.checkpoint else {}
     options = adopt_options(options, run_options)
     precision = build.build_precision(options, device)
@@ -103,16 +106,16 @@ def build_loader(
         device: torch.device,
         precision: build.Precision,
 ):
-    """Images in the order of the data set, as the model is to see them."""
+    """Return a loader in the order of the data set, with the preprocessing of the model."""
     return loaders.build_eval_loader(
         options, dataset, subject.data_config, device, precision, options.batch_size, subject.patch_size,
         options.crop_border_pixels, options.tf_preprocessing)
 
 
 def open_split(options: ValidateOptions, data_config: dict[str, Any]) -> Dataset:
-    further: dict[str, Any] = dict(load_bytes=True) if options.tf_preprocessing else {}
+    kwargs: dict[str, Any] = dict(load_bytes=True) if options.tf_preprocessing else {}
     if options.target_format:
-        further.update(target_format=options.target_format)
+        kwargs.update(target_format=options.target_format)
     return open_dataset(
         options.dataset,
         root=options.data_dir,
@@ -125,12 +128,12 @@ def open_split(options: ValidateOptions, data_config: dict[str, Any]) -> Dataset
         target_key=options.target_key,
         trust_remote_code=options.dataset_trust_remote_code,
         seed=options.seed,
-        **further,
+        **kwargs,
     )
 
 
 def summarize(options: ValidateOptions, subject: Subject, metrics: dict[str, float]) -> dict[str, Any]:
-    """The results: timm's keys in timm's order, then the loss and the checkpoint."""
+    """Return the results with timm's keys in timm's order, then further metrics, the loss and the checkpoint."""
     results: dict[str, Any] = OrderedDict(model=options.model)
     for name, complement in _METRICS[options.task].items():
         results[name] = round(metrics[name], 4)
@@ -148,12 +151,12 @@ def summarize(options: ValidateOptions, subject: Subject, metrics: dict[str, flo
         _logger.warning(f"The loss of {options.model} is {metrics['loss']}: 'loss' is null in the results.")
     if options.checkpoint:
         results['checkpoint'] = options.checkpoint
-    _logger.info(' * ' + ' '.join(_shown(results, options.task, metrics)))
+    _logger.info(' * ' + ' '.join(_metric_texts(results, options.task, metrics)))
     return results
 
 
-def _shown(results: dict[str, Any], task: str, metrics: dict[str, float]) -> Iterator[str]:
-    """Each metric as timm logs it: Acc@1 and Acc@5 with their complements."""
+def _metric_texts(results: dict[str, Any], task: str, metrics: dict[str, float]) -> Iterator[str]:
+    """Yield the text of each metric in timm's format: Acc@1 and Acc@5 with their complements."""
     titles = {'top1': 'Acc@1', 'top5': 'Acc@5'}
     for name in metrics:
         if name != 'loss':

@@ -186,7 +186,7 @@ def test_ranks_agree_with_one_process(folder, imagenet, results_of):
     ranks = start_ranks(2, folder / 'logs', validate_in_little_memory, lambda rank: rank, [*words, *SMALL_VALIDATION])
     assert finish_ranks(ranks) == [0, 0], logs(folder / 'logs')
     for rank, why in enumerate(('another rank failed', 'out of memory')):
-        assert f'{why}. Once more with --batch-size 4' in (folder / 'logs' / f'rank-{rank}.log').read_text()
+        assert f'{why}. Retrying with --batch-size 4' in (folder / 'logs' / f'rank-{rank}.log').read_text()
     of_ranks = json.loads((folder / 'ranks').read_text())
     of_one = results_of(*words)
     for row, expected in zip(of_ranks, of_one, strict=True):

@@ -1,4 +1,4 @@
-"""Attacks on batches as validate.py's loaders give them, with the unit, the norm and the steps of the options."""
+"""Attacks on normalised batches of validate.py, with the unit, the norm and the steps of the options."""
 
 import torch
 
@@ -15,10 +15,10 @@ _UNITS = {'linf': 1. / 255., 'l2': 1.}
 
 
 class Attack:
-    """Turns batches as the loader gives them, normalised, into attacked ones; called in the order of the data.
+    """A function from a normalised batch to an attacked one. Batches must be in the order of the data set.
 
     Args:
-        epsilon: In the unit of --attack-eps.
+        epsilon: Bound of the attack in the unit of --attack-eps.
     """
 
     def __init__(
@@ -33,7 +33,7 @@ class Attack:
         self.mean, self.std = (torch.tensor(config[name], device=device).view(1, -1, 1, 1)
                                for name in ('mean', 'std'))
         self.valid_labels = labels_of_data(options, subject.num_classes)
-        # Without a loss scale float16 would make 0 of small gradients: they are taken in float32.
+        # Small gradients underflow in float16 without a loss scale, so the attack uses float32.
         half = options.amp and options.amp_dtype == 'float16'
         self.autocast = Precision().autocast if half else precision.autocast
         self.options = options
@@ -42,23 +42,23 @@ class Attack:
         one_step = options.attack == 'fgsm'
         self.steps = 1 if one_step else options.attack_steps
         self.step_size = self.epsilon if one_step else options.attack_step_size and options.attack_step_size * unit
-        self.next_index = rank()  # as the distributed sampler deals them out
+        self.next_index = rank()  # indices as in the distributed sampler
 
     def __call__(self, input: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """
         Args:
             input: Normalised images [B, C, H, W].
-            target: Their classes [B].
+            target: True classes [B].
 
         Returns:
             Normalised images [B, C, H, W] whose pixels are in [0, 1].
         """
         with torch.inference_mode(False), torch.enable_grad():
-            input, target = input.clone(), target.clone()  # those made in inference mode have no gradients
+            input, target = input.clone(), target.clone()  # inference tensors have no gradients
             pixels = (input * self.std + self.mean).clamp(0., 1.)
 
             def normalized(images: torch.Tensor) -> torch.Tensor:
-                return input + (images - pixels) / self.std  # the input itself, to the bit, where nothing is changed
+                return input + (images - pixels) / self.std  # bit-equal to the input if nothing changed
 
             def logits(images: torch.Tensor) -> torch.Tensor:
                 with self.autocast():
@@ -71,7 +71,7 @@ class Attack:
             return normalized(attacked).detach()
 
     def _start(self, pixels: torch.Tensor) -> torch.Tensor | None:
-        """By the number of the image in the data: neither batches nor ranks change it."""
+        """Return random starts that depend on the index of the image, not on batches or ranks."""
         count, ranks = len(pixels), world_size()
         indices = range(self.next_index, self.next_index + count * ranks, ranks)
         self.next_index = indices.stop

@@ -1,7 +1,7 @@
-"""Attacks on images: the small change of the pixels, of all that are allowed, that makes a classifier err.
+"""Adversarial attacks: bounded changes of the pixels that increase the loss of a classifier.
 
-FGSM: I. Goodfellow and others, arXiv 1412.6572; PGD: A. Madry and others, arXiv 1706.06083. Pixels are in [0, 1] and
-stay there: the bounds are those of images, before any normalisation.
+FGSM: I. Goodfellow and others, arXiv 1412.6572; PGD: A. Madry and others, arXiv 1706.06083. Pixels
+are in [0, 1], before and after the attack. Bounds refer to pixels before normalisation.
 """
 from collections.abc import Callable, Iterable
 
@@ -21,22 +21,22 @@ def pgd(
         step_size: float | None = None,
         start: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Projected gradient descent: steps up the loss, after each of which the change is cut to what is allowed.
+    """Attack images by projected gradient descent on the negative loss.
 
     One step of length epsilon is FGSM.
 
     Args:
-        model: From images in [0, 1] to logits [B, K].
+        model: Function from images in [0, 1] to logits [B, K].
         images: Images [B, C, H, W] in [0, 1].
-        target: Their classes [B].
-        epsilon: Distance in `norm`, in units of pixels in [0, 1].
-        norm: 'linf': the largest change of a value; 'l2': the Euclidean length of all changes of an image.
-        steps: Number of steps along the signs of the gradient, or along the gradient itself for l2.
-        step_size: Length of a step in `norm`; None: 2.5 * epsilon / steps, as published.
-        start: Change to begin with [B, C, H, W], see random_start; None for none.
+        target: True classes [B].
+        epsilon: Largest change in `norm`, for pixels in [0, 1].
+        norm: 'linf': largest absolute change of a value; 'l2': Euclidean length of the change of an image.
+        steps: Number of steps along the sign of the gradient for linf, along the gradient for l2.
+        step_size: Length of a step in `norm`; None for 2.5 * epsilon / steps, as published.
+        start: Initial change [B, C, H, W] (see random_start); None for no change.
 
     Returns:
-        Other images [B, C, H, W] in [0, 1].
+        Attacked images [B, C, H, W] in [0, 1].
     """
     if norm not in NORMS:
         raise ValueError(f"norm must be one of {', '.join(NORMS)}, got '{norm}'")
@@ -54,12 +54,12 @@ def random_start(
         norm: str,
         seeds: Iterable[int],
 ) -> torch.Tensor:
-    """Changes that are uniform among those of at most epsilon.
+    """Draw initial changes from the uniform distribution over the ball of radius epsilon.
 
     Args:
-        shape: Of an image, [C, H, W].
-        epsilon: Distance in `norm`.
-        seeds: One for each image: what an image begins with does not depend on its batch.
+        shape: Shape of an image, [C, H, W].
+        epsilon: Radius in `norm`.
+        seeds: Seed of each image, so that its change does not depend on its batch.
 
     Returns:
         Changes [B, C, H, W] on the CPU.
@@ -72,29 +72,29 @@ def _draw(shape, epsilon: float, norm: str, generator: torch.Generator) -> torch
     if norm == 'linf':
         return (2. * torch.rand(shape, generator=generator) - 1.) * epsilon
     direction = torch.randn(shape, generator=generator)
-    # A ball's volume grows with this power of its radius.
+    # The volume of a ball is proportional to its radius to the power of the dimension.
     radius = torch.rand((), generator=generator) ** (1. / direction.numel())
     return direction * (epsilon * radius / direction.norm())
 
 
 def _input_gradient(model: Callable, images: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Gradient of each image's own loss. Where it is no number, there is none."""
+    """Return the gradient of each image's own loss, with 0 in place of NaN and infinite values."""
     images = images.detach().requires_grad_()
     loss = F.cross_entropy(model(images).float(), target, reduction='sum')
     return torch.autograd.grad(loss, images)[0].nan_to_num(0., 0., 0.)
 
 
 def _direction(gradient: torch.Tensor, norm: str) -> torch.Tensor:
-    """The change of length 1 that the loss grows fastest with; none where it does not grow."""
+    """Return the direction of steepest ascent with length 1 in `norm`; 0 if the gradient is 0."""
     if norm == 'linf':
         return gradient.sign()
-    largest = gradient.abs().amax((1, 2, 3), keepdim=True)  # squares of small numbers would be 0
+    largest = gradient.abs().amax((1, 2, 3), keepdim=True)  # squares of small numbers underflow
     gradient = gradient / largest.masked_fill(largest == 0, 1.)
     return gradient / _length(gradient).clamp(min=1.)
 
 
 def _project(change: torch.Tensor, images: torch.Tensor, epsilon: float, norm: str) -> torch.Tensor:
-    """The nearest change of at most epsilon, then the nearest that leaves pixels in [0, 1], which is no longer one."""
+    """Project a change onto the ball of radius epsilon, then clip the pixels to [0, 1], which shortens it."""
     if norm == 'linf':
         change = change.clamp(-epsilon, epsilon)
     else:

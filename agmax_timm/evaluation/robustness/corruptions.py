@@ -1,7 +1,7 @@
-"""Common corruptions: a folder of corrupted images as ImageNet-C is one, or images corrupted as they are read.
+"""Common corruptions: folders of corrupted images such as ImageNet-C, or corruption while images are loaded.
 
 D. Hendrycks and T. Dietterich, 'Benchmarking Neural Network Robustness to Common Corruptions and Perturbations',
-arXiv 1903.12261. Corruptions as images are read are those of the package imagecorruptions-imaug.
+arXiv 1903.12261. Corruption while loading uses the package imagecorruptions-imaug.
 """
 import inspect
 import os
@@ -11,9 +11,9 @@ import numpy as np
 from PIL import Image
 
 SEVERITIES = (1, 2, 3, 4, 5)
-SMALLEST = 32  # pixels of a side that the package takes
-# Top-1 error of AlexNet on ImageNet-C in percent, mean of the five severities, as published with it: what the
-# corruption errors of other networks are relative to.
+SMALLEST = 32  # smallest side, in pixels, that the package accepts
+# Published top-1 errors of AlexNet on ImageNet-C in percent, means over the five severities. They normalise the
+# mean corruption error.
 ALEXNET_ERRORS = {
     'gaussian_noise': 88.6428, 'shot_noise': 89.4468, 'impulse_noise': 92.2640, 'defocus_blur': 81.9880,
     'glass_blur': 82.6268, 'motion_blur': 78.5948, 'zoom_blur': 79.8360, 'snow': 86.6816, 'frost': 82.6572,
@@ -25,11 +25,11 @@ Errors = Mapping[tuple[str, int], float]  # top-1 error in percent by name and s
 
 
 class Corrupt:
-    """Corrupt an RGB image; a transform. Its random numbers are those of numpy's generator, see SeededDataset.
+    """A transform that corrupts an RGB image, with random numbers of numpy's global generator (see SeededDataset).
 
     Args:
-        name: Of a corruption, see corruption_names.
-        severity: 1 to 5.
+        name: Name of a corruption (see corruption_names).
+        severity: Severity from 1 to 5.
     """
 
     def __init__(self, name: str, severity: int):
@@ -40,20 +40,20 @@ class Corrupt:
         from imagecorruptions import corrupt
         from imagecorruptions.corruptions import glass_blur, impulse_noise
 
-        # These two have generators of their own.
-        own = {'seed': int(np.random.randint(2 ** 31))} if self.name in (
-            glass_blur.__name__, impulse_noise.__name__) else {}
-        return Image.fromarray(corrupt(np.array(image), self.severity, self.name, **own))
+        kwargs = {}
+        if self.name in (glass_blur.__name__, impulse_noise.__name__):  # they have their own generators
+            kwargs['seed'] = int(np.random.randint(2 ** 31))
+        return Image.fromarray(corrupt(np.array(image), self.severity, self.name, **kwargs))
 
     def __repr__(self) -> str:
         return f'{type(self).__name__}({self.name}, severity={self.severity})'
 
 
 def corruption_names() -> list[str]:
-    """Names of the corruptions that can be made as images are read: the 15 of ImageNet-C's mean, and its 4 others.
+    """Return the names of the package's corruptions: the 15 of the mean corruption error, and 4 further ones.
 
     Raises:
-        ImportError: the package is not there, or one of its name that is not reproducible.
+        ImportError: the package is missing, or it is the older package of this name, which takes no seed.
     """
     from imagecorruptions import corruptions, get_corruption_names
     if 'seed' not in inspect.signature(corruptions.glass_blur).parameters:
@@ -63,13 +63,15 @@ def corruption_names() -> list[str]:
 
 
 def find_corruptions(folder: str) -> dict[str, dict[int, str]]:
-    """Folders of corrupted images by name and severity: those of FOLDER/NAME/1 to 5, or, as ImageNet-C is unpacked,
-    FOLDER/GROUP/NAME/1 to 5."""
+    """Return the folders of corrupted images by name and severity.
+
+    They are FOLDER/NAME/1 to 5, or FOLDER/GROUP/NAME/1 to 5 as in the archives of ImageNet-C.
+    """
     found = {}
     for name in _folders(folder):
         path = os.path.join(folder, name)
         severities = _severities(path)
-        # Classes may be named 1 to 5 too: a corruption holds no others.
+        # Classes may have names from 1 to 5 too, so a folder with severities is not searched further.
         found.update({name: severities} if severities else {
             inner: _severities(os.path.join(path, inner)) for inner in _folders(path)})
     return {name: severities for name, severities in sorted(found.items()) if severities}
@@ -81,15 +83,15 @@ def _severities(folder: str) -> dict[int, str]:
 
 
 def summarize(errors: Errors, imagenet_c: bool = False) -> dict[str, float]:
-    """Each corruption's mean error over its severities, and the mean of those.
+    """Return the mean error of each corruption over its severities, and the mean over the corruptions.
 
     Args:
         errors: Top-1 errors in percent by (name, severity).
-        imagenet_c: They are of ImageNet-C, so AlexNet's errors may be compared.
+        imagenet_c: Whether the images are those of ImageNet-C, for which AlexNet's errors are known.
 
     Returns:
-        'NAME_err' in percent; 'corruption_err', their mean, in percent; 'mce', the published mean corruption error,
-        where `imagenet_c` and all 15 common corruptions are there at all severities.
+        'NAME_err' for each corruption and 'corruption_err', their mean, in percent. 'mce', the mean corruption error
+        as published, if `imagenet_c` is true and all 15 common corruptions have all severities.
     """
     names = list(dict.fromkeys(name for name, _ in errors))
     means = {name: _mean([error for (other, _), error in errors.items() if other == name]) for name in names}
@@ -102,7 +104,7 @@ def summarize(errors: Errors, imagenet_c: bool = False) -> dict[str, float]:
 
 
 def mean_corruption_error(errors: Errors) -> float | None:
-    """mCE in percent: errors relative to AlexNet's, then their mean; None where one of the 15 x 5 is missing."""
+    """Return the mean of the errors relative to AlexNet's, in percent; None if one of the 15 x 5 errors is missing."""
     if any((name, severity) not in errors for name in ALEXNET_ERRORS for severity in SEVERITIES):
         return None
     return 100. * _mean([

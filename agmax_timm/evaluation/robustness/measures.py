@@ -1,4 +1,4 @@
-"""What validate.py measures of a model beside its plain accuracy, as columns of its results."""
+"""Metrics of robustness in validate.py, as columns of its results."""
 import logging
 import os
 import re
@@ -38,7 +38,7 @@ _logger = logging.getLogger('validate')
 
 
 class Corruption(NamedTuple):
-    """A corruption to evaluate; without a path it is made as images are read."""
+    """A corruption to evaluate. Without a path, images are corrupted while they are loaded."""
     name: str
     severity: int
     path: str | None = None
@@ -46,7 +46,7 @@ class Corruption(NamedTuple):
 
 @dataclass
 class Evaluation:
-    """A model, the data that it is evaluated on, and how."""
+    """A model, its data, and how to evaluate it."""
     options: ValidateOptions
     subject: Subject
     dataset: Dataset
@@ -61,14 +61,14 @@ class Evaluation:
             perturb: Callable | None = None,
             **data_config,
     ) -> dict[str, float]:
-        """Metrics of one pass.
+        """Return the metrics of one pass over the data.
 
         Args:
-            name: Of the log lines.
-            dataset: Other images; None: those of the data.
-            change: From the transform of evaluation to another one, whose draws are then those of the sample.
-            perturb: See evaluate.
-            **data_config: In place of the model's own.
+            name: Name in the log lines.
+            dataset: Data set; None for that of the evaluation.
+            change: Function from the evaluation transform to the one to use, which is then seeded by sample.
+            perturb: Argument of evaluate().
+            **data_config: Values that replace those of the model's data configuration.
         """
         options, dataset = self.options, dataset or self.dataset
         source = SeededDataset(dataset, options.seed) if change is not None else dataset
@@ -88,7 +88,7 @@ class Evaluation:
             evaluator: Any,
             perturb: Callable | None = None,
     ) -> dict[str, float]:
-        """The same with a loader and an evaluator; without a name there are no log lines."""
+        """Return the metrics of one pass over a loader. Without a name, nothing is logged."""
         options = self.options
         return evaluate(
             self.subject.model, loader, options, self.device, self.precision, options.log_freq,
@@ -97,25 +97,20 @@ class Evaluation:
             perturb=perturb)
 
 
-def check(options: Robustness) -> None:
-    """Raise OptionError for corruptions that cannot be had, before a model is built."""
-    list_corruptions(options)
-
-
 def measure(
         evaluation: Evaluation,
         open_split: Callable[[ValidateOptions, dict[str, Any]], Dataset],
         run_options: dict[str, Any],
 ) -> dict[str, float]:
-    """All that the options ask for, in percent but for agreement_kl.
+    """Return all metrics that the options ask for, in percent except agreement_kl.
 
     Args:
-        open_split: Opens the data that options name, for the data configuration of a model.
-        run_options: Options of the run that wrote the checkpoint, where they are known.
+        open_split: Function from options and a data configuration to a data set.
+        run_options: Options of the run that wrote the checkpoint; empty if they are unknown.
     """
     options = evaluation.options
     columns: dict[str, float] = {}
-    if options.task == 'multilabel':  # a checkpoint of such a task, without the flags
+    if options.task == 'multilabel':  # may be adopted from the checkpoint, after the flags were checked
         if any((options.agreement, options.corruptions, options.corruptions_dir, options.stress, options.attack,
                 options.calibration)):
             raise OptionError('--corruptions, --stress, --agreement, --calibration and --attack are for one class an '
@@ -137,8 +132,8 @@ def measure(
 # ---- Agreement ----
 
 def measure_agreement(evaluation: Evaluation, run_options: dict[str, Any]) -> dict[str, float]:
-    """'agreement' in percent and 'agreement_kl' in nats, of two views of each image by the training transform."""
-    # Without the prefetcher, erasing is a step of the transform, and drawn by sample as the others.
+    """Return 'agreement' in percent and 'agreement_kl' in nats for two training views of each image."""
+    # Without the prefetcher, random erasing is part of the transform, and is seeded by sample like its other steps.
     options = replace(evaluation.options, no_prefetcher=True)
     evaluation = replace(evaluation, options=options)
     dataset = SeededDataset(evaluation.dataset, options.seed)
@@ -154,8 +149,8 @@ def measure_agreement(evaluation: Evaluation, run_options: dict[str, Any]) -> di
 
 
 def _training_transform(evaluation: Evaluation, run_options: dict[str, Any]) -> Any:
-    """Two views by the augmentation of the run, without mixing, or by timm's default."""
-    options = replace(  # what makes a transform is left
+    """Return the two-view transform of the run without mixing, or timm's default if the run is unknown."""
+    options = replace(  # only options of the transform keep their values
         saved_train_options(run_options),
         agmax=True, batch_size=1, workers=0, no_prefetcher=True, pin_mem=False, image_memory='0',
         augment_backend='timm', mixup=0., cutmix=0., cutmix_minmax=None, aug_splits=0, aug_repeats=0,
@@ -168,10 +163,10 @@ def _training_transform(evaluation: Evaluation, run_options: dict[str, Any]) -> 
 # ---- Corruptions ----
 
 def list_corruptions(options: Robustness) -> list[Corruption]:
-    """The corruptions that the options ask for.
+    """Return the corruptions that the options ask for.
 
     Raises:
-        OptionError: no such corruption, no folder of corrupted images, or the package is not what it should be.
+        OptionError: a corruption or the folder does not exist, or the package is missing or the wrong one.
     """
     folder, severities = options.corruptions_dir, sorted(set(options.severities))
     if folder:
@@ -184,7 +179,7 @@ def list_corruptions(options: Robustness) -> list[Corruption]:
         if unclear:
             raise OptionError(f"--corruptions-dir {folder}: results call severities NAME_1 to NAME_5, as the "
                               f"corruption '{unclear[0]}' is called: rename its folder")
-        names = _chosen(options.corruptions or ['all'], list(found), folder)
+        names = _expand_names(options.corruptions or ['all'], list(found), folder)
         listed = [Corruption(name, severity, found[name][severity])
                   for name in names for severity in severities if severity in found[name]]
         if not listed:
@@ -194,15 +189,15 @@ def list_corruptions(options: Robustness) -> list[Corruption]:
     if not options.corruptions:
         return []
     try:
-        names = _chosen(options.corruptions, corruption_names(), 'imagecorruptions-imaug')
+        names = _expand_names(options.corruptions, corruption_names(), 'imagecorruptions-imaug')
     except ImportError as error:
         raise OptionError(f"--corruptions without --corruptions-dir needs pip install 'agmax_timm[robust]': "
                           f'{one_line(error)}') from error
     return [Corruption(name, severity) for name in names for severity in severities]
 
 
-def _chosen(words: list[str], known: list[str], where: str) -> list[str]:
-    """The names that words stand for, each once."""
+def _expand_names(words: list[str], known: list[str], where: str) -> list[str]:
+    """Return the names of corruptions without duplicates; `all` and `common` stand for several names."""
     subsets = {'all': known, 'common': [name for name in known if name in ALEXNET_ERRORS]}
     names = list(dict.fromkeys(name for word in words for name in subsets.get(word, [word])))
     for name in names:
@@ -212,7 +207,7 @@ def _chosen(words: list[str], known: list[str], where: str) -> list[str]:
 
 
 def measure_corruptions(evaluation: Evaluation, open_split: Callable) -> dict[str, float]:
-    """Top-1 error of each corruption and severity, 'NAME_SEVERITY_err', then the means, see summarize."""
+    """Return the top-1 error of each corruption and severity, 'NAME_SEVERITY_err', and the means of summarize()."""
     options, config = evaluation.options, evaluation.subject.data_config
     listed = list_corruptions(options)
     if not options.corruptions_dir:
@@ -225,11 +220,11 @@ def measure_corruptions(evaluation: Evaluation, open_split: Callable) -> dict[st
             metrics = evaluation.run(title, change=partial(before_tensor, step=corrupt))
         else:
             dataset = _open_corrupted(evaluation, open_split, path)
-            # As published: such images are cropped already.
+            # The images are already cropped, as those of ImageNet-C.
             metrics = evaluation.run(title, dataset, crop_pct=1.)
         errors[name, severity] = 100. - metrics['top1']
     columns = {f'{name}_{severity}_err': error for (name, severity), error in errors.items()}
-    return {**columns, **summarize(errors, imagenet_c=_of_imagenet(evaluation.dataset) and all(
+    return {**columns, **summarize(errors, imagenet_c=_has_imagenet_classes(evaluation.dataset) and all(
         path is not None for _, _, path in listed))}
 
 
@@ -258,8 +253,8 @@ def _open_corrupted(evaluation: Evaluation, open_split: Callable, path: str) -> 
     return dataset
 
 
-def _of_imagenet(dataset: Dataset) -> bool:
-    """Whether the classes are ImageNet's; those of corrupted images are the same."""
+def _has_imagenet_classes(dataset: Dataset) -> bool:
+    """Return whether the classes are those of ImageNet."""
     return class_names(dataset) == sorted(ImageNetInfo().label_names())
 
 
@@ -273,10 +268,10 @@ def measure_stress(evaluation: Evaluation, kind: str) -> float:
 
 
 def measure_attacks(evaluation: Evaluation) -> dict[str, float]:
-    """Top-1 accuracy of each bound, 'ATTACK_NORM_EPS_top1', as for instance 'pgd_linf_4_top1'."""
+    """Return the top-1 accuracy for each bound as 'ATTACK_NORM_EPS_top1', such as 'pgd_linf_4_top1'."""
     options = evaluation.options
     for parameter in evaluation.subject.model.parameters():
-        parameter.requires_grad_(False)  # gradients of the images alone
+        parameter.requires_grad_(False)  # only gradients of the images are needed
     columns = {}
     for epsilon in dict.fromkeys(options.attack_eps or EPSILONS[options.attack_norm]):
         name = f'{options.attack}_{options.attack_norm}_{epsilon:g}'

@@ -1,4 +1,4 @@
-"""Random transforms that draw the same for a sample, whatever the worker, the rank, the batch and the order."""
+"""Random transforms seeded by sample: results do not depend on worker, rank, batch and order."""
 import random
 from contextlib import contextmanager
 from typing import Any
@@ -9,17 +9,17 @@ from torch.utils.data import Dataset
 
 
 def sample_seed(seed: int, index: int) -> int:
-    """A seed of 32 bits for a sample. Neighbours have nothing in common, which seed + index would have."""
+    """Return a seed of 32 bits for a sample. With seed + index, samples of different seeds would share seeds."""
     return int(np.random.SeedSequence([seed, index]).generate_state(1)[0])
 
 
 @contextmanager
 def seeded(seed: int):
-    """Seed the generators of Python, NumPy and torch (CPU) in a context, and restore their states after it."""
+    """Seed the generators of Python, NumPy and torch (CPU) in a context. Restore their states at its end."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     random.seed(seed)
     np.random.seed(seed)
-    torch.default_generator.manual_seed(seed)  # torch.manual_seed would reach the GPU's as well
+    torch.default_generator.manual_seed(seed)  # torch.manual_seed would also seed the GPUs
     try:
         yield
     finally:
@@ -29,11 +29,11 @@ def seeded(seed: int):
 
 
 class SeededDataset(Dataset):
-    """A data set with an index, each sample of which draws from a seed of its own.
+    """A map-style data set that seeds the generators for each sample.
 
     Args:
-        dataset: Data set with a `transform`, which this one passes on.
-        seed: Of all samples.
+        dataset: Data set with a `transform`.
+        seed: Seed from which the seeds of all samples are derived.
     """
 
     def __init__(self, dataset: Any, seed: int):

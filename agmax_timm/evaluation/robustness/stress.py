@@ -1,6 +1,6 @@
 """Evaluation transforms with a random step: strong colour jitter, or random crops in place of the central one.
 
-The two of the original implementation of AgMax, in torchvision's and timm's form.
+Both are those of the original implementation of AgMax, by transforms of torchvision and timm.
 """
 from collections.abc import Callable
 from typing import Any
@@ -9,17 +9,17 @@ from timm.data.transforms import RandomResizedCropAndInterpolation
 from torchvision import transforms
 
 _JITTER = 1.  # brightness, contrast and saturation by a factor from 0 to 2
-_CROP_SCALE = (0.2, 1.)  # share of the area
+_CROP_SCALE = (0.2, 1.)  # fraction of the area
 
 
 def stress_transform(kind: str, transform: transforms.Compose, size: tuple[int, int], interpolation: str):
-    """An evaluation transform under stress.
+    """Return an evaluation transform with a random step.
 
     Args:
-        kind: 'jitter': colours, after the crop; 'crop': a random resized crop in place of timm's.
+        kind: 'jitter': colour jitter after the crop; 'crop': a random resized crop in place of timm's.
         transform: timm's evaluation transform.
-        size: Height and width.
-        interpolation: timm's name of it, of 'crop'.
+        size: Height and width of the crop.
+        interpolation: timm's name of the interpolation of 'crop'.
     """
     if kind == 'jitter':
         return before_tensor(transform, transforms.ColorJitter(_JITTER, _JITTER, _JITTER))
@@ -28,13 +28,13 @@ def stress_transform(kind: str, transform: transforms.Compose, size: tuple[int, 
 
 
 def before_tensor(transform: transforms.Compose, step: Callable[[Any], Any]) -> transforms.Compose:
-    """The transform with one more step for images of their final size, just before they become tensors."""
+    """Return the transform with a further step directly before the conversion to a tensor."""
     before, after = _split(transform)
     return transforms.Compose([*before, step, *after])
 
 
 def _split(transform: transforms.Compose) -> tuple[list[Callable], list[Callable]]:
-    """Steps of images, steps from the one on that makes a tensor of them."""
+    """Return the steps before the conversion to a tensor, and the steps from it on."""
     steps = list(transform.transforms)
     at = next(i for i, step in enumerate(steps) if type(step).__name__.endswith('ToTensor'))
     return steps[:at], steps[at:]

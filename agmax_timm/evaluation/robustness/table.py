@@ -1,4 +1,4 @@
-"""Several models side by side: robustness.csv with all numbers, robustness.md with those to compare, a figure."""
+"""Comparison of several models: robustness.csv with all numbers, robustness.md with the metrics, a figure."""
 import os
 import re
 from typing import Any
@@ -10,13 +10,13 @@ Row = dict[str, Any]
 
 _BY_SEVERITY = re.compile(r'(.+)_([1-5])_err')
 _BY_EPSILON = re.compile(r'(fgsm|pgd)_(linf|l2)_(.+)_top1')
-# Of all columns of results, those that are no measure of a model.
+# Columns of results that are not metrics to compare.
 _NOT_COMPARED = ('model', 'top1_err', 'top5_err', 'param_count', 'img_size', 'crop_pct', 'interpolation', 'checkpoint',
                  'aliases', 'error')
 
 
 def write_report(folder: str, rows: list[Row]) -> None:
-    """Write robustness.csv, robustness.md and, with matplotlib, robustness.png; each changes at once or not at all."""
+    """Write robustness.csv, robustness.md and, with matplotlib, robustness.png. Each file is replaced atomically."""
     os.makedirs(folder, exist_ok=True)
     with replacing(os.path.join(folder, 'robustness.csv'), 'w', newline='', errors='surrogateescape') as f:
         write_rows(f, rows)
@@ -26,7 +26,7 @@ def write_report(folder: str, rows: list[Row]) -> None:
 
 
 def markdown(rows: list[Row]) -> str:
-    """A table with a column for each model and a row for each measure; severities are in the CSV alone."""
+    """Return a table with a column per model and a row per metric. Single severities are only in the CSV file."""
     names = [name for name in dict.fromkeys(name for row in rows for name in row)
              if name not in _NOT_COMPARED and not _BY_SEVERITY.fullmatch(name)]
     lines = [['', *labels(rows)], ['---', *['---:'] * len(rows)]]
@@ -36,7 +36,7 @@ def markdown(rows: list[Row]) -> str:
 
 
 def labels(rows: list[Row]) -> list[str]:
-    """A short name for each: the checkpoint's way from where all of them are, else the model's name."""
+    """Return a short name of each model: the checkpoint's path below the common folder, or the model's name."""
     paths = [os.path.abspath(row['checkpoint']) for row in rows if row.get('checkpoint')]
     root = os.path.commonpath(map(os.path.dirname, paths)) if paths else ''
     return [os.path.relpath(os.path.abspath(row['checkpoint']), root).replace('|', r'\|') if row.get('checkpoint')
@@ -44,7 +44,7 @@ def labels(rows: list[Row]) -> list[str]:
 
 
 def draw(path: str, rows: list[Row]) -> None:
-    """Error by severity and accuracy by the bound of the attack, a line for each model; nothing without either."""
+    """Draw a line per model: error by severity, and accuracy by the bound of the attack. Nothing without both."""
     curves = [(label, by_severity(row), by_epsilon(row)) for label, row in zip(labels(rows), rows)]
     if not any(severities or epsilons for _, severities, epsilons in curves):
         return
@@ -62,7 +62,7 @@ def draw(path: str, rows: list[Row]) -> None:
 
 
 def by_severity(row: Row) -> dict[int, float]:
-    """Mean top-1 error of all corruptions by severity, 0 for that of the images as they are; empty without any."""
+    """Return the mean top-1 error of all corruptions by severity, 0 for clean images; empty without corruptions."""
     errors: dict[int, list[float]] = {}
     for name, value in row.items():
         match = _BY_SEVERITY.fullmatch(name)
@@ -74,10 +74,12 @@ def by_severity(row: Row) -> dict[int, float]:
 
 
 def by_epsilon(row: Row) -> dict[float, float]:
-    """Top-1 accuracy by the attack's bound, 0 for the images as they are; empty without any."""
+    """Return the top-1 accuracy by the bound of the attack, 0 for clean images; empty without an attack."""
     attacked = {float(match[3]): row[match[0]] for match in map(_BY_EPSILON.fullmatch, row) if match}
     return {0.: row['top1'], **dict(sorted(attacked.items()))} if attacked else {}
 
 
 def _shown(value: float | None) -> str:
-    return '' if value is None else f'{value:.4g}' if abs(value) < 1 else f'{value:.2f}'
+    if value is None:
+        return ''
+    return f'{value:.4g}' if abs(value) < 1 else f'{value:.2f}'
