@@ -14,7 +14,14 @@ from tqdm import tqdm
 from ..assembly.known_classes import classes_in, classes_of, map_of_model
 from ..assembly.model import create_named_model, input_channels
 from ..base.errors import DataError
-from ..data.sources.checks import check_different, check_folders, check_labels, labels_of_model, left_out, nested
+from ..data.sources.checks import (
+    check_different,
+    check_folders,
+    check_labels,
+    describe_left_out,
+    describe_nested,
+    labels_of_model,
+)
 from ..data.sources.classes import ModelClasses, check_evaluation, class_names, class_outputs, summary
 from ..data.sources.labels import check_column
 from ..data.sources.scan import Inventory, duplicates, scan
@@ -92,8 +99,8 @@ def check_data(
     for split, dataset in zip(splits, datasets):
         inventories.append(_scan(split, dataset, options.workers))
         print('\n'.join(describe(inventories[-1], len(class_names(dataset) or ()))))
-        if nested(dataset):
-            print(f'  {nested(dataset)}')
+        if describe_nested(dataset):
+            print(f'  {describe_nested(dataset)}')
         problems += [Problem(split, inventories[-1].path(index), reason)
                      for index, reason in inventories[-1].damaged.items()]
     problems += _of_classes(options, splits, datasets, models)
@@ -198,8 +205,8 @@ def _of_classes(
     """Folders and classes that training would stop at or warn of, as rows."""
     evaluated = isinstance(options, ValidateOptions)
     problems = [Problem(split, '', problem) for split, dataset in zip(splits, datasets)
-                for problem in (*_told(check_labels, dataset, options.num_classes, evaluated), left_out(dataset),
-                                *_of_models(options, dataset, models)) if problem]
+                for problem in (*_told(check_labels, dataset, options.num_classes, evaluated),
+                                describe_left_out(dataset), *_of_models(options, dataset, models)) if problem]
     if not options.class_map:
         empty = [Problem(split, '', problem) for split, dataset in zip(splits, datasets)
                  for problem in _told(check_folders, dataset, None)]

@@ -21,7 +21,7 @@ _RGB_EIGENVECTORS = torch.tensor([
 class CutOut:
     """Fill one square with zeros: after normalisation, the mean colour. https://arxiv.org/abs/1708.04552
 
-    The centre is anywhere in the image, the square is clipped at the border.
+    The centre is anywhere in the image, and the square is clipped at the border.
 
     Args:
         side: Side of the square in pixels.
@@ -33,9 +33,10 @@ class CutOut:
         self.side = side
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        """
+        """Fill a square in each image.
+
         Args:
-            images: Normalised images [N, C, H, W] or [C, H, W], changed in place; each gets a square of its own.
+            images: Normalised images [N, C, H, W] or [C, H, W], changed in place. Each image has its own square.
 
         Returns:
             The images.
@@ -46,7 +47,7 @@ class CutOut:
         return images
 
     def _span(self, count: int, size: int, device: torch.device) -> torch.Tensor:
-        """Whether each position along one axis lies in the square [count, size]."""
+        """Return whether each position along one axis is in the square [count, size]."""
         start = torch.randint(size, (count, 1), device=device) - self.side // 2
         position = torch.arange(size, device=device)
         return (position >= start) & (position < start + self.side)
@@ -56,7 +57,7 @@ class CutOut:
 
 
 class Chain:
-    """Apply functions one after the other, those that are None left out."""
+    """Apply functions in order. A function may be None."""
 
     def __init__(self, *functions):
         self.functions = [function for function in functions if function is not None]
@@ -71,7 +72,7 @@ class Lighting:
     """PCA lighting: shift the colour of an RGB image along ImageNet's principal components (AlexNet, section 4.1).
 
     Args:
-        std: Standard deviation of the normal factor of each component.
+        std: Standard deviation of the factor of each component, which is normally distributed.
     """
 
     def __init__(self, std: float):
@@ -86,7 +87,7 @@ class Lighting:
         return image.point(levels.round_().clamp_(0, 255).byte().flatten().tolist())
 
     def draw_shift(self) -> torch.Tensor:
-        """A random shift of red, green and blue [3], in levels."""
+        """Return a random shift of red, green and blue [3], in levels."""
         return 255. * _RGB_EIGENVECTORS @ (torch.randn(3) * self.std * _RGB_EIGENVALUES)
 
     def __repr__(self) -> str:
@@ -94,11 +95,11 @@ class Lighting:
 
 
 def pad_and_crop(size: tuple[int, int], interpolation: str) -> transforms.Compose:
-    """The CIFAR crop: resize where needed, pad an eighth of the size with black on each side, crop at random.
+    """Return the CIFAR crop: pad an eighth of the size with black on each side, and crop at random.
 
     Args:
-        size: Height and width of the crop; 4 pixels of padding for 32.
-        interpolation: timm's name of the resize for images of another size, 'random' is bilinear.
+        size: Height and width of the crop in pixels. Images of another size are resized first.
+        interpolation: timm's name of the interpolation of that resize. 'random' is bilinear.
     """
     mode = str_to_interp_mode('bilinear' if interpolation == 'random' else interpolation)
     padding = [size[1] // 8, size[0] // 8]
@@ -111,13 +112,13 @@ def extend_transform(
         lighting: float = 0.,
         cutout: int = 0,
 ) -> transforms.Compose:
-    """Put what timm lacks into one of its training transforms: crop, flip, policy or jitter, to tensor[, normalise].
+    """Return a training transform of timm with further augmentations.
 
     Args:
-        transform: timm's training transform.
-        crop: Replaces the first step, the random resized crop.
-        lighting: Standard deviation of PCA lighting, just before the image becomes a tensor; 0 is off.
-        cutout: Side of the CutOut square, after the normalisation, so only where the transform has one; 0 is off.
+        transform: timm's training transform: crop, flip, policy or jitter, conversion to a tensor, normalisation.
+        crop: Transform in place of the first step, the random resized crop. None keeps that step.
+        lighting: Standard deviation of PCA lighting, just before the conversion to a tensor. 0 is off.
+        cutout: Side of the CutOut square in pixels, after the normalisation. 0 is off.
     """
     steps: list[Callable] = list(transform.transforms)
     if crop is not None:
@@ -131,12 +132,12 @@ def extend_transform(
 
 
 def transforms_of(dataset: Any) -> list[Callable]:
-    """The transform of a data set, or those of its scheduled sizes."""
+    """Return the transform of a data set, or the transforms of its scheduled sizes."""
     return list(dataset.transforms) if isinstance(dataset, ScheduledTransformDataset) else [dataset.transform]
 
 
 def replace_transforms(dataset: Any, transforms: list[Callable]) -> None:
-    """Put others in the place of transforms_of(dataset)."""
+    """Set other transforms, in the order of transforms_of(dataset)."""
     if isinstance(dataset, ScheduledTransformDataset):
         dataset.transforms = tuple(transforms)
     else:

@@ -1,4 +1,4 @@
-"""What pixels a training loader works on: PIL images by timm, or arrays where every step has its fast equal."""
+"""The augmentation backend of a training loader: timm on PIL images, or the fast one on arrays."""
 import logging
 from typing import Any
 
@@ -18,42 +18,45 @@ def take_backend(
         mixup: dict[str, Any] | None,
         channels_last: bool = False,
 ) -> None:
-    """Let a loader of timm's work on arrays, its transforms, decoding and collate replaced, or leave it as it is.
+    """Replace transforms, decoding and collate function of a loader by those on arrays, if the backend is fast.
 
     Args:
-        wanted: 'timm', 'fast', or 'auto': fast for two views, if every step has its equal; the log says which.
-        loader: Training loader of timm, its transforms complete for one view.
-        channels: Of the images.
-        mixup: None, or a dict of timm.data.Mixup's arguments.
-        channels_last: Leave the channels last in memory, as they are in arrays.
+        wanted: 'timm', 'fast' or 'auto'. 'auto' is fast for two views if every step has a fast equal.
+        loader: Training loader of timm, with the complete transforms of one view. Changed in place.
+        channels: Number of channels of the images.
+        two_views: Whether the loader gives two views.
+        mixup: Dict of timm.data.Mixup's arguments, or None.
+        channels_last: Whether the channels stay last in memory, as in arrays.
 
     Raises:
-        ValueError: 'fast' for what has no equal on arrays, or without the packages of the extra `fast`.
+        ValueError: 'fast' is wanted, but a step has no fast equal, or a package of the extra `fast` is missing.
     """
     if wanted == 'timm' or (wanted == 'auto' and not two_views):
         return
-    reason = _why_not(loader, channels)
+    reason = _why_not_fast(loader, channels)
     if not reason:
         try:
             from .arrays.install import work_on_arrays
-            where = work_on_arrays(loader, mixup, two_views, channels_last)
+            remark = work_on_arrays(loader, mixup, two_views, channels_last)
         except ImportError as error:
             reason = f"{error.name} is not installed: pip install 'agmax_timm[fast]'"
         except NotImplementedError as error:
-            reason = f'no fast equal of {error}'
+            reason = f'{error} has no fast equal'
         else:
-            _logger.info(f'Augmentation on arrays: each step has its fast equal{where}.')
+            _logger.info(f'Augmentation on arrays{remark}.')
             return
     if wanted == 'fast':
-        raise ValueError(f'augment_backend fast: {reason}; timm or auto do it')
+        raise ValueError(f'augment_backend fast: {reason}: use timm or auto')
     _logger.info(f'Augmentation by timm: {reason}.')
 
 
 def use_batches(dataset: Any, views: int, reused: bool) -> None:
-    """Make the views of small images in memory a batch at a time, where their transform allows it.
+    """Make the views of small images in memory a batch at a time, if their transform allows it.
 
     Args:
-        reused: Whether memory of batches is used again.
+        dataset: Data set, changed in place.
+        views: Number of views of an image.
+        reused: Whether the memory of a batch is reused, see Buffers.
     """
     if getattr(dataset, 'memory', None) and dataset.decode is not decode and dataset.target_transform is None:
         from .arrays.small import small_batches
@@ -61,17 +64,17 @@ def use_batches(dataset: Any, views: int, reused: bool) -> None:
 
 
 def views_of(dataset: Dataset) -> str:
-    """How the views of a training data set are made, in words."""
+    """Return a phrase for how the views of a training data set are made."""
     if getattr(dataset, 'batches', None) is not None:
         return 'from arrays, by batches'
-    transforms = [getattr(dataset, name, None) for name in ('transforms', 'transform')]  # of torchvision: None and one
+    transforms = [getattr(dataset, name, None) for name in ('transforms', 'transform')]  # one, or of scheduled sizes
     return 'from arrays' if 'ArrayTransform' in repr(transforms) else 'by timm'
 
 
-def _why_not(loader: Any, channels: int) -> str:
+def _why_not_fast(loader: Any, channels: int) -> str:
     if not isinstance(loader, PrefetchLoader):
         return 'without the prefetcher, batches are not uint8'
-    base = getattr(loader.dataset, 'dataset', loader.dataset)  # within that of scheduled sizes
+    base = getattr(loader.dataset, 'dataset', loader.dataset)  # scheduled sizes wrap the data set
     if channels != 3 or getattr(base, 'input_img_mode', 'RGB') != 'RGB':
         return 'images are not RGB'
     return ''

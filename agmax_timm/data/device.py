@@ -1,10 +1,10 @@
-"""Batches on their way to the device, where timm's prefetcher does not move them."""
+"""Copies of batches to the device, for loaders without timm's prefetcher."""
 from typing import Any
 
 import torch
 from timm.data import Mixup
 
-Input = torch.Tensor | dict[str, torch.Tensor]  # images [B, C, H, W], or the patches of images (NaFlex)
+Input = torch.Tensor | dict[str, torch.Tensor]  # images [B, C, H, W], or a NaFlex dictionary of their patches
 
 
 def to_device(
@@ -16,10 +16,10 @@ def to_device(
     """Copy a batch to a device. A copy from pinned memory to CUDA does not block this process.
 
     Args:
-        input: Images, or a NaFlex dictionary, of which the patches are converted.
+        input: Images [B, C, H, W], or a NaFlex dictionary of their patches.
         target: Targets of the images.
         device: Device to copy to.
-        dtype: Dtype of the images. None keeps it.
+        dtype: Dtype of the copied images or patches. None keeps their dtype.
     """
     on_cuda = device.type == 'cuda'
     target = target.to(device, non_blocking=on_cuda)

@@ -136,7 +136,7 @@ def _check_arguments(
     if augment_backend not in BACKENDS:
         raise ValueError(f"augment_backend must be one of {', '.join(BACKENDS)}, got '{augment_backend}'")
     if augment_backend == 'fast' and kwargs.get('num_aug_splits'):
-        raise ValueError('augment_backend fast: num_aug_splits has no fast equal; timm or auto do it')
+        raise ValueError('augment_backend fast: num_aug_splits has no fast equal: use timm or auto')
     if lighting and (channels != 3 or getattr(dataset, 'input_img_mode', 'RGB') != 'RGB'):
         raise ValueError(f'lighting needs RGB images, got lighting {lighting} for images of another mode: leave it out')
     check_mode(dataset, channels, kwargs)

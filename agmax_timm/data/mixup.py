@@ -77,7 +77,7 @@ class TwoViewMixup(SharedSwitch, Mixup):
             raise ValueError('mixup needs mixup_alpha > 0, cutmix_alpha > 0 or a cutmix_minmax')
         if 'num_classes' not in kwargs:  # timm's default is 1000
             raise ValueError('mixup needs num_classes, the number of columns of its targets: give that of the model')
-        # Decided once for both views below; timm's draws of lambda then always mix.
+        # Whether to mix is decided once for both views, so timm's draw of lambda must always mix.
         self.image_prob, self.mix_prob = self.mix_prob, 1.
 
     def __call__(self, input: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

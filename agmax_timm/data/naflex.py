@@ -1,4 +1,4 @@
-"""NaFlex training loaders (images as patches, each at its own aspect): timm's, and with two views of every image."""
+"""NaFlex training loaders, with one view or two. NaFlex keeps the aspect ratio of each image and gives its patches."""
 import logging
 from collections.abc import Sequence
 from typing import Any
@@ -14,12 +14,12 @@ _logger = logging.getLogger(__name__)
 
 
 class TwoViewMajor:
-    """Lay the pairs of views of a batch out view-major, and mix each view on its own where mixup is given.
+    """Arrange the views of a batch view-major, and mix each view separately.
 
-    It stands where timm's loader mixes: between the transforms of a batch's images and their patches.
+    timm's loader calls it in place of mixup, after the transforms and before the images are split into patches.
 
     Args:
-        mixup: None, or called with images and targets of one view, as timm.data.NaFlexMixup.
+        mixup: Function that mixes the images and targets of one view, or None.
     """
 
     def __init__(self, mixup: NaFlexMixup | None = None):
@@ -34,13 +34,14 @@ class TwoViewMajor:
             pairs: list[tuple[torch.Tensor, torch.Tensor]],
             targets: Sequence[Any],
     ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        """
+        """Return the images and targets of a batch.
+
         Args:
-            pairs: Both views of B images, each [C, H, W] of its own size.
+            pairs: Two views of each of B images. Each view [C, H, W] has its own size.
             targets: Class index of each image.
 
         Returns:
-            2B images and 2B targets, all first views, then all second views.
+            2B images and 2B targets: all first views, then all second views.
         """
         labels = default_collate(list(targets))
         views = [list(view) for view in zip(*pairs)]
@@ -57,17 +58,19 @@ def create_naflex_train_loader(
         two_views: bool = False,
         **kwargs,
 ):
-    """Create timm.data.create_naflex_loader's training loader, with one view or two.
+    """Return the training loader of timm.data.create_naflex_loader, with one view or two.
+
+    Two views give view-major batches: patches [2B, N, P], and class indices [2B] or soft targets [2B, K]. A batch of
+    one image has no marginals. So up to 7 images per process are left out, from the end of the data set.
 
     Args:
-        dataset: Data set that can be indexed.
-        mixup: None, or a dict of timm.data.NaFlexMixup's arguments.
-        two_views: Give view-major batches: patches [2B, N, P], class indices [2B] or soft targets [2B, K]. Up to 7
-            images a process, the last of the data set, are left out where they would be alone in a batch.
+        dataset: Map-style data set.
+        mixup: Dict of timm.data.NaFlexMixup's arguments, or None.
+        two_views: Whether to give two views of every image.
         **kwargs: Arguments of timm.data.create_naflex_loader; batch_size counts images of the longest sequence.
 
     Raises:
-        ValueError: two views of batches of single images, or images of a mode that the augmentation does not take.
+        ValueError: Batches of two views have one image, or an augmentation does not accept the mode of the images.
     """
     check_mode(dataset, kwargs.get('channels', 3), kwargs)
     mix = NaFlexMixup(**mixup) if mixup is not None else None
@@ -78,7 +81,8 @@ def create_naflex_train_loader(
     batches: Any = loader.dataset
     spare = _single_images([size for _, size in batches._canonical_batch_schedule])
     if spare:
-        _logger.warning(f'{len(dataset)} images leave {spare} alone in batches: without the last of the data set.')
+        _logger.warning(f'Training leaves out the last {spare} of {len(dataset)} images, which would be batches of one '
+                        'image.')
         dataset = Subset(dataset, range(len(dataset) - spare))
         return create_naflex_train_loader(dataset, mixup=mixup, two_views=True, **kwargs)
     transforms = batches.transforms
@@ -90,9 +94,9 @@ def create_naflex_train_loader(
 
 
 def _single_images(sizes: list[int]) -> int:
-    """Number of batches of one image at the end: timm fills batches by multiples of 8, and one has no marginals."""
+    """Return the number of batches of one image at the end. Raise ValueError if there are other batches of one."""
     spare = len(sizes) - next((i for i in range(len(sizes), 0, -1) if sizes[i - 1] > 1), 0)
     if spare >= 8 or sizes.count(1) > spare:
-        raise ValueError('two views need 2 images or more in a batch, and timm fills batches of NaFlex by multiples of '
-                         '8: use a batch_size of 8 or more, and as many images')
+        raise ValueError('two views need 2 images or more in a batch, and timm rounds the batch sizes of NaFlex to '
+                         'multiples of 8: use a batch_size of 8 or more, and 8 images or more')
     return spare

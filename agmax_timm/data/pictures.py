@@ -1,4 +1,4 @@
-"""Grids of training images as the network sees them, the views of an image side by side over their labels."""
+"""Picture files of training batches: the views of each image side by side, with their labels."""
 import math
 import os
 from typing import Any
@@ -15,13 +15,13 @@ _MARGIN = 4
 
 
 class ToPicture:
-    """What the network sees of an image, as people see it: normalisation undone, patches put together (NaFlex).
+    """Convert an input of the network to a picture: undo the normalisation, and join the patches of NaFlex.
 
     Args:
-        data_config: 'mean', 'std' and 'input_size' (C, H, W).
-        patch_size: Height and width of the model's patches; those of another number of pixels are square, as
-            --naflex-patch-sizes are. None for a model of images.
-        patches_channels_first: Whether the pixels of a patch are laid out channel by channel.
+        data_config: Dict of 'mean', 'std' and 'input_size' (C, H, W).
+        patch_size: Height and width of the model's patches, None if the input is images. Patches with another number
+            of pixels are square, like those of --naflex-patch-sizes.
+        patches_channels_first: Whether channels are the first dimension of a patch.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class ToPicture:
         self.patches_channels_first = patches_channels_first
 
     def __call__(self, input: Input, index: int) -> Image.Image:
-        """The image of this index in a batch: in colour, of its first three channels, or in gray, of its first."""
+        """Return the picture of an image of a batch: its first three channels in colour, or its first one in gray."""
         if isinstance(input, torch.Tensor):
             x = input[index]
         else:
@@ -45,7 +45,7 @@ class ToPicture:
         return to_pil_image(x.clamp(0, 1)[:3] if self.channels >= 3 else x.clamp(0, 1)[:1]).convert('RGB')
 
     def _join(self, patches: torch.Tensor, coord: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
-        """The image [C, H, W] of its patches [N, P * Q * C] or [N, P, Q, C], placed by row and column [N, 2]."""
+        """Join patches [N, P * Q * C] or [N, P, Q, C] at their rows and columns [N, 2] to an image [C, H, W]."""
         patches, (rows, columns) = patches[valid], coord[valid].T
         pixels = patches[0].numel() // self.channels
         size = self.patch_size
@@ -70,17 +70,17 @@ def save_views(
         most: int = 16,
         min_side: int = 112,
 ) -> None:
-    """Write a picture with a row for each image, its views beside each other, each over its mixed labels.
+    """Write a picture of a batch. Each row has the views of one image, with their labels below.
 
     Args:
         path: Image file to write.
-        input: Normalised view-major images [views * B, C, H, W], or the patches of such.
+        input: Normalised view-major images [views * B, C, H, W], or a NaFlex dictionary of their patches.
         target: Class indices [views * B] or soft targets [views * B, K].
-        to_picture: Makes pictures of the input.
-        class_names: Names by index.
-        views: Views of an image.
-        most: Images to show.
-        min_side: Smaller images are enlarged to this height, in pixels.
+        to_picture: Function that makes a picture of an image of the input.
+        class_names: Class names by index. None shows indices.
+        views: Number of views of an image.
+        most: Maximum number of images.
+        min_side: Minimum height of a picture in pixels. Smaller pictures are enlarged.
     """
     batch_size = len(target) // views
     rows = [[v * batch_size + i for v in range(views)] for i in range(min(most, batch_size))]
@@ -105,15 +105,21 @@ def save_views(
 
 
 def label_text(target: torch.Tensor, class_names: list[str] | None = None, most: int = 2) -> str:
-    """'cat', or for a mixed label 'cat 0.62 + dog 0.38'; the even floor of label smoothing is left out."""
+    """Return the text of a target: 'cat', or 'cat 0.62 + dog 0.38' if it is mixed, without label smoothing.
+
+    Args:
+        target: Class index, or soft target [K].
+        class_names: Class names by index. None shows indices.
+        most: Maximum number of classes of a mixed target.
+    """
     def name(index: int) -> str:
         return class_names[index] if class_names and index < len(class_names) else str(index)
 
     if target.ndim == 0:
         return name(int(target))
-    if target.sum() > 1.5 or not target.any():  # several labels, each whole
+    if target.sum() > 1.5 or not target.any():  # several labels of one image
         return ', '.join(name(index) for index in target.nonzero().flatten().tolist())
-    # Of two classes the least may be a share of the mix.
+    # The minimum is the floor of label smoothing. With two classes, it may be a share of the mix.
     above = target - target.min() if len(target) > 2 else target
     shares = above / above.sum()
     top = [index for index in shares.topk(min(most, len(shares))).indices.tolist() if shares[index] > 0.005]

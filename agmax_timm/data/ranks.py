@@ -1,7 +1,7 @@
-"""Shares of the samples for each rank, also if the process group is made after the loader.
+"""Shares of the samples for each rank, also if the process group is initialised after the loader.
 
-Lightning makes the group when training begins, and calls set_epoch; accelerate makes it before. Both shard a torch
-DataLoader, and do not change other loaders.
+Lightning initialises the group when training begins, and calls set_epoch. accelerate initialises it before the loader.
+Both shard a torch DataLoader, and do not change other loaders.
 """
 from collections.abc import Iterator
 from typing import Any
@@ -13,12 +13,12 @@ from ..base.distributed import world_size
 
 
 class RankSampler(Sampler):
-    """A sampler that is replaced when the number of ranks changes. Every pass over it has the order of a new epoch.
+    """A sampler that adapts to the number of ranks. Each iteration has a new order.
 
     Args:
         sampler: Sampler for the present number of ranks.
-        batch_size: Images of a rank in a batch.
-        dataset: Data set of the sampler; None if it cannot be shared among another number of ranks.
+        batch_size: Number of images per rank in a batch.
+        dataset: Data set of the sampler. None if another number of ranks cannot share it.
     """
 
     def __init__(self, sampler: Any, batch_size: int | None, dataset: Any = None):
@@ -48,8 +48,8 @@ class RankSampler(Sampler):
         if ranks == self.ranks:
             return
         if self.dataset is None or self.batch_size is None:
-            raise ValueError(f'the loader was made for {self.ranks} process(es), now there are {ranks}, which would '
-                             'train on the same images: make data set and loader after the process group')
+            raise ValueError(f'the loader was created for {self.ranks} process(es), but there are {ranks}, which would '
+                             'train on the same images: create data set and loader after the process group')
         check_batch(self.dataset, self.batch_size, ranks)
         self.sampler = DistributedSampler(self.dataset) if ranks > 1 else RandomSampler(self.dataset)
         self.ranks = ranks
@@ -63,7 +63,7 @@ def check_batch(dataset: Any, batch_size: int, ranks: int) -> None:
 
 
 def check_group(dataset: Dataset, is_dataloader: bool) -> None:
-    """Raise ValueError if several ranks can only share the data after a decision of the user.
+    """Raise ValueError if the user must decide how several ranks share the data.
 
     Args:
         dataset: Data set of the loader.
@@ -75,8 +75,8 @@ def check_group(dataset: Dataset, is_dataloader: bool) -> None:
     if isinstance(dataset, IterableDataset):
         shares = getattr(getattr(dataset, 'reader', None), 'dist_num_replicas', None)
         if shares != ranks:
-            raise ValueError(f'the data set is read in sequence, and not shared among the {ranks} processes: make it '
-                             'after the process group, or share it yourself and give distributed=True')
+            raise ValueError(f'the iterable data set is not shared among the {ranks} processes: create it after the '
+                             'process group, or share it yourself and give distributed=True')
     elif is_dataloader:
         raise ValueError('use_prefetcher=False gives a DataLoader, which Lightning and accelerate share among '
                          'processes: give distributed=False for them, distributed=True without them')
@@ -86,7 +86,7 @@ def follow_group(loader: Any, data_loader: DataLoader) -> None:
     """Make a loader share its samples among the ranks that exist when an epoch begins.
 
     Args:
-        loader: Training loader, changed in place. A DataLoader stays as it is: Lightning and accelerate shard it.
+        loader: Training loader, changed in place. A DataLoader is not changed: Lightning and accelerate shard it.
         data_loader: DataLoader inside the loader.
     """
     if loader is data_loader:

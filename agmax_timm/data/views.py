@@ -65,8 +65,8 @@ class TransformedDataset(Dataset):
 def with_transform(dataset: Dataset) -> Dataset:
     """Return a data set that applies its attribute `transform`: the given one, or a TransformedDataset around it.
 
-    torch's Subset and ConcatDataset ignore the attribute. Data sets that have the attribute and ignore it are found by
-    the collate function, see pair_of.
+    torch's Subset and ConcatDataset ignore the attribute. The collate function refuses samples of other data sets that
+    ignore it, see pair_of.
     """
     if isinstance(dataset, IterableDataset):
         return dataset
@@ -84,8 +84,8 @@ def warn_of_equal_views(transforms: Iterable[Callable[[Image.Image], torch.Tenso
     """
     if all(_is_constant(transform, mode) for transform in transforms):
         _logger.warning(
-            'The two views of an image are the same, or only differ in the interpolation: no random crop, flip or '
-            'colour is left of the augmentation, no erasing and no mixing.')
+            'The two views of an image are the same, or only differ in the interpolation: the augmentation has no '
+            'random crop, flip, colour, erasing or mixing.')
 
 
 def _is_constant(transform: Callable[[Image.Image], torch.Tensor], mode: str) -> bool:

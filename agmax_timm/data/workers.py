@@ -1,4 +1,4 @@
-"""Loader workers that tell their random state, start from one, leave signals to the main process, and die by name."""
+"""Loader workers that report and restore their random state, and leave signals of the job to the main process."""
 import atexit
 import multiprocessing
 import os
@@ -16,17 +16,19 @@ from typing import Any
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from ..base.random_state import get_generator_state, get_process_state, set_generator_state, set_process_state
-from .sources.shards import shuffling
+from .sources.shards import shuffle_generator
 
-_SETTLED = 2.  # seconds that a process which was killed may take to end
+_DEATH_DELAY = 2.  # seconds until the system reports the death of a killed process
 
 
-class Report:
-    """A collate function whose batches bring the random state of the worker that made them.
+class CollateWithState:
+    """A collate function that adds the random state of the worker to a batch.
+
+    An empty list of samples stands for a batch that was trained: no batch is collated.
 
     Args:
         collate: The collate function.
-        send: Called by the worker with a batch, for what is sent in its place.
+        send: Function that the worker applies to the batch before it sends the batch.
     """
 
     def __init__(self, collate: Callable, send: Callable):
@@ -34,8 +36,8 @@ class Report:
         self.send = send
 
     def __call__(self, samples: Any) -> tuple[Any, tuple[int, bytes] | None]:
-        trained = isinstance(samples, list) and not samples
-        batch = None if trained else self.collate(samples)
+        was_trained = isinstance(samples, list) and not samples
+        batch = None if was_trained else self.collate(samples)
         worker = get_worker_info()
         if worker is None:
             return batch, None
@@ -43,33 +45,35 @@ class Report:
 
 
 class WorkerInit:
-    """Start a worker from a random state of before; signals to the whole job, and what is to be said of its end, are
-    the main process's matter.
+    """A worker_init_fn that leaves signals of the job to the main process, and restores a random state of the worker.
 
     Args:
-        init: The loader's own function.
-        nice: By how much the priority of the worker is below that of the main process.
+        init: The previous worker_init_fn of the loader.
+        nice: Niceness of the worker above that of the main process.
+
+    Attributes:
+        states: Random states to restore, by number of the worker.
     """
 
     def __init__(self, init: Callable[[int], None] | None, nice: int = 0):
         self.init = init
         self.nice = nice
         self.states: dict[int, bytes] = {}
-        self._done = _end_of_process()
+        self._main_ends = _main_ends()
 
-    def _leave_if_done(self, *_) -> None:
-        """The main process ends its workers by the signal that may also have been sent to all processes of a job."""
-        if self._done.value:
+    def _exit_if_main_ends(self, *_) -> None:
+        """Handle SIGTERM. The main process ends its workers by it, but it may also be sent to the whole job."""
+        if self._main_ends.value:
             os._exit(0)
 
     def __call__(self, worker: int) -> None:
         for name in ('SIGINT', 'SIGUSR1'):
-            if hasattr(signal, name):  # the last of them is not on every system
+            if hasattr(signal, name):  # Windows has no SIGUSR1
                 signal.signal(getattr(signal, name), signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, self._leave_if_done)
-        sys.excepthook = _tell_but_lost_connection
+        signal.signal(signal.SIGTERM, self._exit_if_main_ends)
+        sys.excepthook = _print_unless_connection_lost
         if hasattr(signal, 'pthread_sigmask'):
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # see sigterm_waits
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # see sigterm_blocked
         if self.nice and hasattr(os, 'nice'):
             os.nice(self.nice)
         if self.init is not None:
@@ -82,57 +86,57 @@ class WorkerInit:
             set_shuffle_state(state[size:], info.dataset)
 
 
-def _tell_but_lost_connection(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
-    """For the thread that gives memory to the main process: if that leaves in between, it has said why."""
+def _print_unless_connection_lost(
+        kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+    """Excepthook of a worker. Its thread that sends memory loses the connection if the main process ends."""
     if not issubclass(kind, (ConnectionError, EOFError)):
         sys.__excepthook__(kind, error, traceback)
 
 
 @cache
-def _end_of_process() -> Any:
-    """A flag that workers see: whether this process is at its end."""
-    done = multiprocessing.RawValue('b')
-    atexit.register(setattr, done, 'value', 1)
-    return done
+def _main_ends() -> Any:
+    """Return a flag in shared memory that is set when this process ends."""
+    flag = multiprocessing.RawValue('b')
+    atexit.register(setattr, flag, 'value', 1)
+    return flag
 
 
 def leave_signals(loader: Any) -> None:
-    """Let signals to the whole job be the main process's matter in the workers of a DataLoader, prefetched or not."""
+    """Make the workers of a DataLoader, prefetched or not, leave signals of the job to the main process."""
     loader = loader if isinstance(loader, DataLoader) else loader.loader
     loader.worker_init_fn = WorkerInit(loader.worker_init_fn)
 
 
 def batches_of(loader: Iterable) -> Iterator[Any]:
-    """A loader's batches. A signal to the whole job meets no worker that starts; where a worker dies, the error is
-    torch's that names it.
+    """Iterate over a loader. SIGTERM does not end its workers while they start, and a dead worker is torch's error.
 
-    The sockets of a killed process close before the system reports its death. Reading a batch from it then raises a
-    ConnectionError, with pinned memory in torch's thread, which ends with it.
+    The sockets of a killed process close before the system reports its death. Reading a batch then raises a
+    ConnectionError. With pinned memory, it is raised in torch's thread, which ends.
     """
     try:
         with _quiet_pin_thread():
-            with sigterm_waits(loader):
+            with sigterm_blocked(loader):
                 batches = iter(loader)
-                first = [*islice(batches, 1)]  # with which timm's prefetcher starts the workers
+                first = [*islice(batches, 1)]  # timm's prefetcher starts the workers with the first batch
             while first:
-                yield first.pop()  # not kept here for the rest of the epoch
+                yield first.pop()  # no reference is kept for the rest of the epoch
             yield from batches
     except (ConnectionError, EOFError, RuntimeError) as error:
         if not isinstance(error, RuntimeError) or 'Pin memory thread exited' in str(error):
-            time.sleep(_SETTLED)  # ended by the error that torch raises when the system tells it of a dead worker
+            time.sleep(_DEATH_DELAY)  # torch's handler of SIGCHLD raises the error that names the worker
         raise
 
 
 @contextmanager
 def _quiet_pin_thread() -> Iterator[None]:
-    """Print no traceback of torch's pin-memory thread for a lost connection to a worker, whose death is an error."""
+    """Suppress the traceback of torch's pin-memory thread for a dead worker, which is an error of its own."""
     hook = threading.excepthook
 
-    def tell(args: Any) -> None:
-        lost = issubclass(args.exc_type, (ConnectionError, EOFError))
-        if not (lost and args.thread is not None and '_pin_memory_loop' in args.thread.name):
+    def print_others(args: Any) -> None:
+        connection_lost = issubclass(args.exc_type, (ConnectionError, EOFError))
+        if not (connection_lost and args.thread is not None and '_pin_memory_loop' in args.thread.name):
             hook(args)
-    threading.excepthook = tell
+    threading.excepthook = print_others
     try:
         yield
     finally:
@@ -140,9 +144,11 @@ def _quiet_pin_thread() -> Iterator[None]:
 
 
 @contextmanager
-def sigterm_waits(loader: Any) -> Iterator[None]:
-    """Let SIGTERM wait in this thread, and in workers that it starts until WorkerInit has left it to the main process:
-    torch's handler, which they have before, would end them."""
+def sigterm_blocked(loader: Any) -> Iterator[None]:
+    """Block SIGTERM in this thread, and in the workers that it starts until WorkerInit has replaced torch's handler.
+
+    torch's handler would end the workers.
+    """
     while hasattr(loader, 'loader'):
         loader = loader.loader
     if not (hasattr(signal, 'pthread_sigmask') and isinstance(getattr(loader, 'worker_init_fn', None), WorkerInit)):
@@ -156,12 +162,12 @@ def sigterm_waits(loader: Any) -> Iterator[None]:
 
 
 def get_shuffle_state(dataset: Dataset) -> bytes:
-    """State of shards.shuffling in this process, empty where there is none."""
-    generator = shuffling(dataset)
+    """Return the state of the generator that shuffles samples in this process, empty if there is none."""
+    generator = shuffle_generator(dataset)
     return b'' if generator is None else get_generator_state(generator)
 
 
 def set_shuffle_state(state: bytes, dataset: Dataset) -> None:
-    """Set what get_shuffle_state returned."""
+    """Set a state of get_shuffle_state."""
     if state:
-        set_generator_state(state, shuffling(dataset))
+        set_generator_state(state, shuffle_generator(dataset))

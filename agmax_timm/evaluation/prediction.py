@@ -100,13 +100,13 @@ class ImageFiles(DecodedDataset):
             self.load(index)
         except UndecodableError as error:
             return str(error)
-        return 'it could be decoded when tried again'
+        return 'the second attempt to decode it succeeded'
 
     def _next_sample(self, index: int) -> tuple[Any, ...]:
         try:
             return self.load(index)
         except UndecodableError as error:
-            self.damage.found(index, str(error))
+            self.damage.record(index, str(error))
             return Image.new(self.input_img_mode, (32, 32)), None
 
 

@@ -87,7 +87,7 @@ def _refused():
 
 
 def test_what_is_no_death_is_passed_on(monkeypatch):
-    monkeypatch.setattr('agmax_timm.data.workers._SETTLED', 0.1)
+    monkeypatch.setattr('agmax_timm.data.workers._DEATH_DELAY', 0.1)
     with pytest.raises(RuntimeError, match='Caught RuntimeError in DataLoader worker process 0') as caught:
         _send(_fail)
     assert as_user_error(caught.value) is None and 'of the data' in str(caught.value)

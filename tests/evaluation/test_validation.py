@@ -356,7 +356,7 @@ def test_classes_by_other_names_are_told(ema_run, photos, tmp_path, results_of, 
         os.symlink(photos / 'val' / name, tmp_path / 'val' / f'{name}s')
     words = ['--checkpoint', ema_run / 'last.pth.tar']
     assert results_of(tmp_path, *words) == results_of(photos, *words)
-    assert caplog.text.count('is that the same class by another name?') == 1
+    assert caplog.text.count('check that both names mean the same class') == 1
 
 
 def test_a_folder_beside_the_demo_is_told_to_have_no_effect(weights, tmp_path, results_of, caplog):

@@ -78,8 +78,8 @@ def test_the_pipeline_of_shards_is_made_late(wds_reader):
 
 
 def test_the_generator_that_shuffles_samples(wds_reader):
-    """--resume within an epoch of wds/: shuffling() in data/sources/shards.py finds the generator of the samples' order
-    by the name `rng`."""
+    """--resume within an epoch of wds/: shuffle_generator() in data/sources/shards.py finds the generator of the
+    samples' order by the name `rng`."""
     reader = wds_reader()
     reader._lazy_init()
     generators = [stage.kw['rng'] for stage in reader.ds.pipeline if 'rng' in getattr(stage, 'kw', ())]

@@ -1,4 +1,4 @@
-"""Sharpness and blur of uint8 arrays [H, W, 3], with the pixels of PIL's filters and of torchvision's blur."""
+"""Sharpness and blur of uint8 arrays [H, W, 3]. The pixels are those of PIL's filters and of torchvision's blur."""
 import math
 import random
 
@@ -14,27 +14,27 @@ _BOX_BLURS = 3
 
 
 def sharpness(image: np.ndarray, factor: float, **_) -> np.ndarray:
-    """Blend with a smoothed image, ImageEnhance.Sharpness; factor 1 is the image, 2 is sharper."""
+    """Blend with a smoothed image, like ImageEnhance.Sharpness. Factor 1 is the image, factor 2 is sharper."""
     smooth = cv2.filter2D(image, -1, _SMOOTH)
-    # PIL's filter leaves the border alone.
+    # PIL's filter does not change the border.
     for border in (np.s_[0], np.s_[-1], np.s_[:, 0], np.s_[:, -1]):
         smooth[border] = image[border]
     return blend(smooth, image, factor)
 
 
 def gaussian_blur(image: np.ndarray, factor: float, **_) -> np.ndarray:
-    """Blur with this radius, by PIL itself.
+    """Blur with the radius `factor`, by PIL.
 
-    A round radius gives the boxes of PIL's blur round weights; then many sums are half-way between two levels, where
-    float32 cannot tell PIL's side: 3 levels off at radius 1.
+    For a whole radius, the weights of PIL's boxes are simple fractions, so many sums are half-way between two levels.
+    float32 would round them to the wrong side: 3 levels difference at radius 1.
     """
     return np.array(auto_augment.gaussian_blur(Image.fromarray(image), factor))
 
 
 def gaussian_blur_rand(image: np.ndarray, factor: float, **_) -> np.ndarray:
-    """Blur with a radius drawn from 0.1 to 2 * factor, as timm draws it."""
+    """Blur with a radius between 0.1 and 2 * factor, drawn as in timm."""
     radius = random.uniform(.1, 2. * factor)
-    # The boxes in one dimension, then in the other, each rounded: PIL's order.
+    # PIL's order: the boxes of one dimension, then those of the other. Each result is rounded.
     for _pass in range(_BOX_BLURS):
         image = cv2.filter2D(image, -1, _box(radius), borderType=cv2.BORDER_REPLICATE)
     for _pass in range(_BOX_BLURS):
@@ -43,10 +43,11 @@ def gaussian_blur_rand(image: np.ndarray, factor: float, **_) -> np.ndarray:
 
 
 def _box(radius: float) -> np.ndarray:
-    """The box [1, N] of which three in a row come close to a Gaussian.
+    """Return the box kernel [1, N] that approximates a Gaussian when it is applied three times.
 
-    A row of equal weights with a smaller one at both ends, which make its variance a third of the Gaussian's.
-    'Theoretical Foundations of Gaussian Convolution by Extended Box Filtering', https://doi.org/10.1007/978-3-642-24785-9_38
+    All weights are equal except the first and the last one. These are smaller, so that the variance is a third of the
+    Gaussian's. See 'Theoretical Foundations of Gaussian Convolution by Extended Box Filtering',
+    https://doi.org/10.1007/978-3-642-24785-9_38
 
     Args:
         radius: Standard deviation of the Gaussian in pixels.
@@ -61,7 +62,7 @@ def _box(radius: float) -> np.ndarray:
 
 
 def convolve_gaussian(image: np.ndarray, kernel_size: int, sigma: float) -> np.ndarray:
-    """torchvision's gaussian_blur of an image: a square kernel, reflection at the border, the nearest level.
+    """Blur like torchvision's gaussian_blur: a square kernel, reflection at the border, rounded to the nearest level.
 
     Args:
         image: uint8 [H, W, 3].
@@ -71,7 +72,7 @@ def convolve_gaussian(image: np.ndarray, kernel_size: int, sigma: float) -> np.n
     distance = np.arange(kernel_size) - kernel_size // 2
     kernel = np.exp(-.5 * (distance / sigma) ** 2)
     kernel /= kernel.sum()
-    # Weights that no level can show only take time.
+    # Smaller weights change no level.
     kernel = kernel[kernel > 1e-6]
     blurred = cv2.sepFilter2D(image, cv2.CV_32F, kernel, kernel, borderType=cv2.BORDER_REFLECT_101)
     return cv2.convertScaleAbs(blurred)

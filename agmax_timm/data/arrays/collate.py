@@ -1,4 +1,4 @@
-"""Batches of views on arrays, laid out and mixed where they are read, in memory that is used again."""
+"""Collation of views on arrays: batches are arranged and mixed in place, in memory that is reused."""
 from typing import Any
 
 import cv2
@@ -12,15 +12,15 @@ from .small import ViewBatch
 
 
 class FastCollate(TwoViewCollate):
-    """Collate samples of one view, or of two view-major, and mix two views where mixup is given.
+    """Collate samples of one view, or samples of two views view-major. Two views are mixed if mixup is given.
 
-    Where memory is reused, a batch is overwritten when the loader has given so many others that timm's PrefetchLoader,
-    which copies what it reads, has long done so. To keep a batch, copy it.
+    Reused memory of a batch is overwritten after some further batches, when timm's PrefetchLoader has copied the batch.
+    To keep a batch, copy it.
 
     Args:
-        mixup: None, or a dict of TwoViewMixup's arguments, for two views.
-        two_views: Whether a sample holds two views.
-        reused: Whether memory of batches is used again.
+        mixup: Dict of TwoViewMixup's arguments, or None. Only for two views.
+        two_views: Whether a sample has two views.
+        reused: Whether the memory of a batch is reused, see Buffers.
     """
 
     def __init__(self, mixup: dict[str, Any] | None = None, two_views: bool = True, reused: bool = True):
@@ -29,13 +29,15 @@ class FastCollate(TwoViewCollate):
         self._buffers = Buffers(reused)
 
     def __call__(self, batch: list[tuple] | ViewBatch, _=None) -> tuple[torch.Tensor, torch.Tensor]:
-        """
+        """Return a batch.
+
         Args:
-            batch: B samples (view, class index) or ((view, view), class index), views [3, H, W], uint8; or a ViewBatch.
+            batch: B samples (view, class index) or ((view, view), class index) with uint8 views [3, H, W]; or a
+                ViewBatch.
 
         Returns:
-            View-major images [B, 3, H, W] or [2B, 3, H, W], uint8, channels last in memory, and class indices [B] or
-            [2B] or, mixed, soft targets [2B, K].
+            (images, target): View-major uint8 images [B, 3, H, W] or [2B, 3, H, W] with channels last in memory, and
+            class indices [B] or [2B] or, with mixup, soft targets [2B, K].
         """
         if isinstance(batch, ViewBatch):
             if self.mixup is None:
@@ -61,7 +63,7 @@ class FastCollate(TwoViewCollate):
         return images.permute(0, 3, 1, 2), target
 
     def _targets(self, targets: list[Any]) -> torch.Tensor:
-        """Class indices [B]; with one view also the targets [B, K] of several labels an image."""
+        """Return class indices [B]. With one view, also targets [B, K] of several labels per image."""
         if self.two_views:
             return class_indices(targets)
         target = default_collate(targets)
@@ -69,7 +71,7 @@ class FastCollate(TwoViewCollate):
 
 
 def write_mixed(view: list[np.ndarray], place: np.ndarray, mix: Mix) -> None:
-    """Write the images of a view [H, W, 3] into their place in a batch [B, H, W, 3], mixed and rounded."""
+    """Mix the images [H, W, 3] of a view, and write them to their place in a batch [B, H, W, 3], rounded."""
     for i, (pixels, written) in enumerate(zip(view, place)):
         if mix.partner[i] == i:
             written[...] = pixels

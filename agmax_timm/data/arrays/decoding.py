@@ -1,4 +1,4 @@
-"""From the bytes of a file to an array: PIL's pixels, for JPEG without PIL."""
+"""Decoding of a file to an array with PIL's pixels. JPEG is decoded without PIL."""
 import io
 from typing import BinaryIO
 
@@ -8,21 +8,21 @@ from PIL import Image
 
 from ..sources.decoding import decode
 
-_COLORS = ('YCbCr', 'RGB', 'Gray')  # of CMYK, libjpeg-turbo and PIL make different RGB
+_COLORS = ('YCbCr', 'RGB', 'Gray')  # libjpeg-turbo and PIL convert CMYK to different RGB
 
 
 def decode_array(file: BinaryIO, mode: str = 'RGB') -> np.ndarray:
-    """Decode a file as decode() does, bit for bit.
+    """Decode a file to the pixels of decode(), bit for bit.
 
     Args:
         file: Open file of an image.
-        mode: 'RGB'; other modes have no array of three channels.
+        mode: 'RGB'.
 
     Returns:
         Pixels [H, W, 3], uint8.
 
     Raises:
-        UndecodableError: as decode().
+        UndecodableError: The file is not a complete image, see decode.
     """
     content = file.read()
     if content[:2] == b'\xff\xd8':
@@ -30,6 +30,6 @@ def decode_array(file: BinaryIO, mode: str = 'RGB') -> np.ndarray:
             height, width, color, _ = simplejpeg.decode_jpeg_header(content)
             if color in _COLORS and height * width <= (Image.MAX_IMAGE_PIXELS or float('inf')):
                 return simplejpeg.decode_jpeg(content)
-        except ValueError:  # damaged, or not for it: PIL says which
+        except ValueError:  # damaged or unsupported; PIL decides
             pass
     return np.array(decode(io.BytesIO(content), mode))

@@ -1,10 +1,9 @@
-"""Rotation, shear and translation of uint8 arrays, with the pixels of PIL's Image.transform.
+"""Rotation, shear and translation of uint8 arrays. The pixels are those of PIL's Image.transform.
 
-PIL interpolates at pixel centres in double precision, repeats the pixels at the border, cuts the result off to an
-integer rather than rounding it, and leaves the fill colour wherever the position is outside the image. Shear and
-translation move each row (or column) as a whole, so that one set of weights serves a row: 2 taps for bilinear, 4 for
-bicubic. A rotation is OpenCV's, whose bicubic kernel is another one (a = -0.75; PIL's is -1), and is turned into PIL's.
-Filters other than bilinear and bicubic are PIL's own.
+PIL interpolates at pixel centres in double precision and repeats the pixels at the border. It truncates the result to
+an integer, and gives the fill colour to positions outside of the image. Shear and translation move each row (or column)
+as a whole, so a row has one set of weights: 2 for bilinear, 4 for bicubic. Rotation uses OpenCV. Its bicubic kernel
+(a = -0.75) is converted to PIL's (a = -1). PIL itself applies other filters than bilinear and bicubic.
 """
 import math
 import random
@@ -21,11 +20,11 @@ Fill = tuple[int, int, int] | None
 Resample = int | Sequence[int]
 
 _BILINEAR, _BICUBIC = Image.Resampling.BILINEAR, Image.Resampling.BICUBIC
-_LARGEST = 2 ** 15 - 2  # side of an image that cv2.remap takes
+_LARGEST = 2 ** 15 - 2  # maximum side of an image for cv2.remap
 
 
 def _is_exact(interpolation: int) -> bool:
-    """Whether cv2.remap interpolates at the very position; older releases round it to 1/32 pixel."""
+    """Whether cv2.remap interpolates at the exact position. Older releases round it to 1/32 pixel."""
     ramp = np.arange(8, dtype=np.float32)[None, :, None].repeat(8, 0).repeat(3, 2)
     x = np.array([[4., 4. + 1 / 64, 4. + 1 / 32]], np.float32)
     return len(np.unique(cv2.remap(ramp, x, np.full_like(x, 4.), interpolation)[..., 0])) == 3
@@ -35,33 +34,33 @@ _IS_EXACT = all(map(_is_exact, (cv2.INTER_LINEAR, cv2.INTER_CUBIC)))
 
 
 def shear_x(image: np.ndarray, factor: float, **kwargs) -> np.ndarray:
-    """Take each pixel from factor * its height further right."""
+    """Shear horizontally: each pixel comes from factor * y pixels further right."""
     return _slide(auto_augment.shear_x, image, factor, factor * _centres(image.shape[0]), **kwargs)
 
 
 def shear_y(image: np.ndarray, factor: float, **kwargs) -> np.ndarray:
-    """Take each pixel from factor * its distance from the left further down."""
+    """Shear vertically: each pixel comes from factor * x pixels further down."""
     return _slide(auto_augment.shear_y, image, factor, factor * _centres(image.shape[1]), down=True, **kwargs)
 
 
 def translate_x_abs(image: np.ndarray, pixels: float, **kwargs) -> np.ndarray:
-    """Take each pixel from so many pixels further right."""
+    """Translate horizontally: each pixel comes from `pixels` pixels further right."""
     return _slide(auto_augment.translate_x_abs, image, pixels, np.full(image.shape[0], float(pixels)), **kwargs)
 
 
 def translate_y_abs(image: np.ndarray, pixels: float, **kwargs) -> np.ndarray:
-    """Take each pixel from so many pixels further down."""
+    """Translate vertically: each pixel comes from `pixels` pixels further down."""
     shifts = np.full(image.shape[1], float(pixels))
     return _slide(auto_augment.translate_y_abs, image, pixels, shifts, down=True, **kwargs)
 
 
 def translate_x_rel(image: np.ndarray, pct: float, **kwargs) -> np.ndarray:
-    """Take each pixel from this fraction of the width further right."""
+    """Translate horizontally: each pixel comes from the fraction `pct` of the width further right."""
     return translate_x_abs(image, pct * image.shape[1], **kwargs)
 
 
 def translate_y_rel(image: np.ndarray, pct: float, **kwargs) -> np.ndarray:
-    """Take each pixel from this fraction of the height further down."""
+    """Translate vertically: each pixel comes from the fraction `pct` of the height further down."""
     return translate_y_abs(image, pct * image.shape[0], **kwargs)
 
 
@@ -71,9 +70,9 @@ def rotate(
         fillcolor: Fill = None,
         resample: Resample = _BICUBIC,
 ) -> np.ndarray:
-    """Rotate counter clockwise around the centre; the size stays.
+    """Rotate counter-clockwise around the centre, without a change of size.
 
-    PIL itself does whole quarters of a turn (it transposes), and what OpenCV does not, or with rounded positions.
+    PIL rotates by multiples of 90 degrees, which it transposes, and whatever OpenCV cannot do exactly.
     """
     resample = _draw(resample)
     by_opencv = _IS_EXACT and resample in (_BILINEAR, _BICUBIC) and max(image.shape) <= _LARGEST
@@ -81,13 +80,13 @@ def rotate(
         return _by_timm(auto_augment.rotate, image, degrees, fillcolor, resample)
 
     height, width = image.shape[:2]
-    # PIL rounds to 15 digits, with the sign of an inverse map.
+    # As in PIL: rounded to 15 digits, with the sign of the inverse rotation.
     angle = -math.radians(degrees % 360.)
     cosine, sine = round(math.cos(angle), 15), round(math.sin(angle), 15)
     rows, columns = _centres(height), _centres(width)
     x_offsets = sine * rows + (cosine * -width / 2 + sine * -height / 2 + width / 2)
     y_offsets = cosine * rows + (-sine * -width / 2 + cosine * -height / 2 + height / 2)
-    # OpenCV counts from the centre of the first pixel.
+    # In OpenCV, position 0 is the centre of the first pixel.
     x = np.add.outer(x_offsets - .5, cosine * columns, dtype=np.float32)
     y = np.add.outer(y_offsets - .5, -sine * columns, dtype=np.float32)
     rotated = (_bilinear if resample == _BILINEAR else _bicubic)(image.astype(np.float32), x, y)
@@ -98,17 +97,17 @@ def rotate(
 
 
 def _bilinear(image: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """PIL's bilinear interpolation of float32 [H, W, 3] at positions [H, W], uint8."""
+    """Interpolate an image, float32 [H, W, 3], at positions [H, W] like PIL's bilinear filter. Returns uint8."""
     return cv2.convertScaleAbs(_interpolate(image, x, y, cv2.INTER_LINEAR), beta=TRUNCATE)
 
 
 def _bicubic(image: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """PIL's bicubic interpolation, to 0.2 levels rms on photographs, of float32 [H, W, 3] at positions [H, W], uint8.
+    """Interpolate an image, float32 [H, W, 3], at positions [H, W] like PIL's bicubic filter. Returns uint8.
 
-    The kernel of a bicubic interpolation is b + a * h. Its first part, b, weighs two neighbours as a bilinear one does
-    whose position between them, t, is moved to t * t * (3 - 2 * t). So along one axis a kernel with a = -1 is 4/3 of
-    OpenCV's, with a = -0.75, less 1/3 of b. Of the product of both axes only h * h is then too small, by 0.25, which
-    the share 1.35 makes up for best on photographs.
+    The difference from PIL is 0.2 levels rms on photographs. A bicubic kernel is b + a * h. The part b is the bilinear
+    kernel for the position t * t * (3 - 2 * t) between two neighbours in place of t. So along one axis, the kernel with
+    a = -1 is 4/3 of OpenCV's (a = -0.75) minus 1/3 of b. In the product of both axes, the term h * h is then too small
+    by 0.25. The factor 1.35 in place of 4/3 gave the smallest difference on photographs.
     """
     cubic = _interpolate(image, x, y, cv2.INTER_CUBIC)
     base = _interpolate(image, _smoothstep(x), _smoothstep(y), cv2.INTER_LINEAR)
@@ -120,7 +119,7 @@ def _interpolate(image: np.ndarray, x: np.ndarray, y: np.ndarray, interpolation:
 
 
 def _smoothstep(position: np.ndarray) -> np.ndarray:
-    """Move t, the part of a position between two pixels, to t * t * (3 - 2 * t)."""
+    """Replace t, the fraction of a position, by t * t * (3 - 2 * t)."""
     whole = np.floor(position)
     t = position - whole
     moved = 3. - 2. * t
@@ -131,22 +130,22 @@ def _smoothstep(position: np.ndarray) -> np.ndarray:
 
 
 def _draw(resample: Resample) -> int:
-    """The filter; drawn where there are several, as timm's operations draw it."""
+    """Return the filter. One of several filters is drawn as in timm's operations."""
     return resample if isinstance(resample, int) else random.choice(resample)
 
 
 def _by_timm(operation: Callable, image: np.ndarray, amount: float, fill: Fill, resample: int) -> np.ndarray:
-    """timm's own operation, on a PIL image."""
+    """Apply timm's operation to a PIL image."""
     return np.array(operation(Image.fromarray(image), amount, fillcolor=fill, resample=resample))
 
 
 def _centres(count: int) -> np.ndarray:
-    """Positions of the centres of so many pixels."""
+    """Return the positions of the centres of `count` pixels."""
     return np.arange(count) + .5
 
 
 def _inside(slope: float, offset: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """First and one past the last column x of each row with 0 <= slope * (x + 0.5) + offset < size; slope is not 0."""
+    """Return the columns x in [first, end) of each row with 0 <= slope * (x + 0.5) + offset < size, for slope != 0."""
     at_start, at_end = -offset / slope - .5, (size - offset) / slope - .5
     if slope > 0.:
         return np.ceil(at_start), np.ceil(at_end)
@@ -154,7 +153,7 @@ def _inside(slope: float, offset: np.ndarray, size: int) -> tuple[np.ndarray, np
 
 
 def _fill_outside(image: np.ndarray, first: np.ndarray, end: np.ndarray, fill: Fill) -> np.ndarray:
-    """Give the colour to all but the columns first to end of each row, in place."""
+    """Fill each row with the colour, in place, except the columns from `first` to `end`."""
     width = image.shape[1]
     columns = np.arange(width, dtype=np.int32)
     first, end = (bound.clip(0, width).astype(np.int32)[:, None] for bound in (first, end))
@@ -174,16 +173,16 @@ def _slide(
         fillcolor: Fill = None,
         resample: Resample = _BICUBIC,
 ) -> np.ndarray:
-    """Take each row from further right, or each column from further down.
+    """Shift each row to the left, or each column up.
 
     Args:
-        operation: timm's operation, for filters other than bilinear and bicubic.
-        image: uint8 [H, W, 3].
-        amount: The operation's argument.
-        shifts: Pixels for each row [H] or column [W].
-        down: Columns.
-        fillcolor: Colour of what comes from outside; None is black.
-        resample: PIL's filter, or several to draw one of.
+        operation: timm's operation, which is used for filters other than bilinear and bicubic.
+        image: Image [H, W, 3], uint8.
+        amount: Argument of the operation.
+        shifts: Shift of each row [H] or column [W] in pixels.
+        down: Whether columns are shifted.
+        fillcolor: Colour of positions outside of the image. None is black.
+        resample: PIL's filter, or several filters of which one is drawn.
     """
     resample = _draw(resample)
     if resample not in (_BILINEAR, _BICUBIC):
@@ -198,8 +197,8 @@ def _slide_rows(image: np.ndarray, shifts: np.ndarray, fill: Fill, resample: int
     whole = np.floor(shifts)
     weights = _weights(shifts - whole, resample)
     neighbours = weights.shape[1]
-    # Two pixels at each side are all the neighbours of a position inside. What a window reads beyond them, of the row
-    # before or after, is outside the image and gets the fill colour.
+    # A position in the image has neighbours up to two pixels outside. Windows may reach into the next or previous row.
+    # Such positions are outside of the image and get the fill colour.
     padded = cv2.copyMakeBorder(image, 1, 1, 2, 2, cv2.BORDER_REPLICATE)
     span, stride = width + neighbours - 1, width + 4
     windows = np.ndarray((padded.size // 3 - span + 1, 3 * span), np.uint8, padded, strides=(3, 1))
@@ -215,7 +214,7 @@ def _slide_rows(image: np.ndarray, shifts: np.ndarray, fill: Fill, resample: int
 
 
 def _weights(t: np.ndarray, resample: int) -> np.ndarray:
-    """Weights of 2 or 4 neighbours [N, 2 or 4] of a position t in [0, 1) between the middle two [N]."""
+    """Return the weights [N, 2 or 4] of the 2 or 4 neighbours of positions t [N], in [0, 1) between the middle two."""
     s = 1. - t
     weights = [s, t]
     if resample != _BILINEAR:
@@ -224,7 +223,7 @@ def _weights(t: np.ndarray, resample: int) -> np.ndarray:
 
 
 def _weighted(rows: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Weighted sum of the neighbours in each row, not below 0 [H, 3 * W], of colours that are interleaved."""
+    """Return the weighted sum of the neighbours in each row [H, 3 * W], at least 0. The colours are interleaved."""
     rows = rows.astype(np.float32)
     width = rows.shape[1] - 3 * (weights.shape[1] - 1)
     total = rows[:, :width] * weights[:, :1]

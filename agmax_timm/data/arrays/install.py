@@ -1,4 +1,4 @@
-"""Put arrays in the place of PIL images in a loader of timm's: its transforms, decoding and collate."""
+"""Changes a loader of timm from PIL images to arrays: its transforms, decoding and collate function."""
 from collections.abc import Callable
 from typing import Any
 
@@ -22,13 +22,13 @@ def work_on_arrays(
         two_views: bool,
         channels_last: bool,
 ) -> str:
-    """Change the loader in place, unless a step has no equal; see take_backend.
+    """Change a loader in place to work on arrays, see take_backend.
 
     Returns:
-        What the log should tell besides.
+        Remark for the log, '' if there is none.
 
     Raises:
-        NotImplementedError: a step of the transforms has no equal on arrays; nothing is changed then.
+        NotImplementedError: A step of the transforms has no equal on arrays. The loader is not changed.
     """
     on_host, jitter = _split_jitter(transforms_of(loader.dataset), loader, mixup)
     replace_transforms(loader.dataset, [ArrayTransform(transform) for transform in on_host])
@@ -40,7 +40,7 @@ def work_on_arrays(
     loader.loader.worker_init_fn = _OneThread(loader.loader.worker_init_fn)
     on_device: list[Callable] = []
     if not channels_last:
-        on_device.append(torch.Tensor.contiguous)  # a layout that the weights do not have costs time in each layer
+        on_device.append(torch.Tensor.contiguous)  # a layout other than that of the weights slows down each layer
     if jitter is not None:
         on_device.append(DeviceJitter(jitter, loader.mean, loader.std, loader.loader.pin_memory))
     loader.random_erasing = Chain(*on_device, loader.random_erasing)  # type: ignore[assignment]  # any function
@@ -52,9 +52,12 @@ def _split_jitter(
         loader: PrefetchLoader,
         mixup: dict[str, Any] | None,
 ) -> tuple[list[Compose], ColorJitter | None]:
-    """Take colour jitter that is the last step out of the transforms, where batches go to a device that can do it.
+    """Remove colour jitter from the transforms if it is the last step and the device can do it.
 
-    What is mixed in the collate is jittered before, by the workers.
+    With mixup, the workers must jitter, because they mix the images afterwards.
+
+    Returns:
+        (transforms, jitter): Transforms of the workers, and the removed jitter or None.
     """
     *_, jitter, _ = transforms[0].transforms
     if (loader.device.type == 'cpu' or mixup is not None or loader.img_dtype not in DTYPES
@@ -64,7 +67,7 @@ def _split_jitter(
 
 
 class _OneThread:
-    """Start a worker without threads of OpenCV's, beside the other workers."""
+    """A worker_init_fn that turns the threads of OpenCV off, because there are other workers."""
 
     def __init__(self, init: Any):
         self.init = init

@@ -1,26 +1,26 @@
-"""Colour jitter of a whole batch on its device, with the steps of torchvision's on PIL images."""
-
+"""Colour jitter of a batch on its device, with the steps of torchvision's jitter of PIL images."""
 import torch
 from torchvision import transforms
 
 _LUMA = (19595 / 65536, 38470 / 65536, 7471 / 65536)  # PIL's
 _BRIGHTNESS, _CONTRAST, _SATURATION = range(3)
-DTYPES = torch.float32, torch.float16  # normalised images of bfloat16 round to levels that are up to 1 off
-_CHUNK = 2 ** 23  # values that are jittered at once: 35 MiB beside the batch, 70 MiB for float16
+DTYPES = torch.float32, torch.float16  # bfloat16 is too inexact: levels would differ by up to 1
+_CHUNK = 2 ** 23  # number of values per chunk: 35 MiB of memory in addition to the batch, 70 MiB for float16
 
 
 class DeviceJitter:
-    """Brightness, contrast and saturation, each image with its own factors in its own random order.
+    """Change brightness, contrast and saturation. Each image has its own factors and its own random order.
 
-    Each is a blend of the image with black, with its mean luma, or with the luma of each pixel, so that one expression
-    does whichever of the three is an image's turn. Levels are cut off and clipped after each step, as PIL's are.
+    The three steps blend the image with black, with its mean luma, and with the luma of each pixel. So one expression
+    does a different step for each image. Levels are truncated and clipped after each step, as in PIL.
 
-    timm's prefetcher calls it after the normalisation, which it undoes first and repeats at the end.
+    timm's prefetcher calls it after the normalisation, which is undone first and repeated at the end.
 
     Args:
         jitter: transforms.ColorJitter without hue.
-        mean, std: Of the normalisation, in levels, [1, 3, 1, 1] on the device.
-        pinned: Whether what is drawn goes to the device from pinned memory.
+        mean: Mean of the normalisation in levels [1, 3, 1, 1], on the device.
+        std: Standard deviation of the normalisation in levels [1, 3, 1, 1], on the device.
+        pinned: Whether the drawn numbers are copied to the device from pinned memory.
     """
 
     def __init__(
@@ -30,7 +30,7 @@ class DeviceJitter:
             std: torch.Tensor,
             pinned: bool = False,
     ):
-        # An image of factor 1 stays as it is.
+        # Factor 1 does not change an image.
         self.ranges = torch.tensor([limits or (1., 1.) for limits in (
             jitter.brightness, jitter.contrast, jitter.saturation)])
         self.mean = mean.float()
@@ -58,7 +58,7 @@ class DeviceJitter:
         return images
 
     def draw(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """The step that is an image's first, second and third [count, 3], and its factor there [count, 3]."""
+        """Return the first, second and third step of each image [count, 3], and their factors [count, 3]."""
         steps = torch.rand(count, 3).argsort(1)
         low, high = self.ranges.T
         factors = low + (high - low) * torch.rand(count, 3)

@@ -1,10 +1,10 @@
 """timm's AutoAugment, RandAugment, AugMix and 3-Augment operations for uint8 arrays [H, W, 3], by timm's names.
 
-timm draws everything; only the function that an AugmentOp calls, its `aug_fn`, is another one with the same arguments.
-What is drawn within an operation is drawn alike, so the random numbers of a run stay the same.
+timm makes all random draws. Only the function of an AugmentOp, its `aug_fn`, is replaced by one with the same arguments
+and the same random draws. So the random numbers of a run do not change.
 
-OpenCV's number of threads is a setting of the whole process, so nothing here changes it. A process that loads data
-beside others, such as a loader's worker, calls cv2.setNumThreads(0) when it starts.
+The number of OpenCV's threads is a setting of the whole process, so this package does not change it. A process that
+loads data together with others, such as a loader worker, calls cv2.setNumThreads(0) when it starts.
 """
 from collections.abc import Callable
 

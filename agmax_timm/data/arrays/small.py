@@ -1,6 +1,6 @@
-"""Small images in memory: pad, crop and flip a batch at a time, where a call for each image costs more than its pixels.
+"""Padding, crop and flip of a batch of small images in memory, for which one call per image takes too much time.
 
-Offsets and flips are drawn for the whole batch, so they are other draws than timm's, from the same distribution.
+Offsets and flips are drawn for the whole batch. The draws have timm's distribution, but are not the same as timm's.
 """
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -15,21 +15,21 @@ from .transform import ArrayTransform, Step
 
 
 class ViewBatch(NamedTuple):
-    """Views of a batch, to be collated: uint8 [V * B, H, W, 3], view-major, and class indices [B]."""
+    """Views of a batch before collation: view-major uint8 images [V * B, H, W, 3], and class indices [B]."""
     images: torch.Tensor
     target: torch.Tensor
 
 
 class SmallBatches:
-    """Views of images that are all of one size and in memory.
+    """Make the views of a batch of images that are in memory and have one size.
 
     Args:
-        memory: The images.
+        memory: Memory of the images.
         crop: transforms.RandomCrop with padding, to the size of the images.
         flip: Probability of a horizontal flip.
-        steps: What follows, an image at a time.
-        views: Views of each image.
-        reused: Whether memory of batches is used again.
+        steps: Further steps, which are applied to each image.
+        views: Number of views of each image.
+        reused: Whether the memory of a batch is reused, see Buffers.
     """
 
     def __init__(
@@ -42,14 +42,14 @@ class SmallBatches:
             reused: bool = True,
     ):
         self.memory = memory
-        self.padding = crop.padding[1], crop.padding[0]  # of height, width
+        self.padding = crop.padding[1], crop.padding[0]  # (vertical, horizontal)
         self.flip = flip
         self.steps = steps
         self.views = views
         self._buffers = Buffers(reused)
 
     def __call__(self, indices: Sequence[int]) -> ViewBatch:
-        """The views of these images. Their memory may be used again, see Buffers."""
+        """Return the views of a batch of images."""
         samples = [self.memory.get_kept(index) for index in indices]
         height, width, channels = samples[0][0].shape
         count = self.views * len(samples)
@@ -59,10 +59,10 @@ class SmallBatches:
         for written, (pixels, _), top, left, flip in zip(
                 images.numpy(), self.views * samples, tops, lefts, flips):
             _write_shifted(written, pixels, top, left, flip)
-            if self.steps:
-                view = written
-                for step in self.steps:
-                    view = step(view)
+            view = written
+            for step in self.steps:
+                view = step(view)
+            if view is not written:
                 written[...] = view
         return ViewBatch(images, torch.tensor([target for _, target in samples]))
 
@@ -73,8 +73,11 @@ def small_batches(
         views: int,
         reused: bool,
 ) -> SmallBatches | None:
-    """SmallBatches for a transform of data in memory, None where it does other things than to pad, crop and flip first,
-    or where images are not of the size of the crop."""
+    """Return the SmallBatches of a transform.
+
+    Returns:
+        None if the first steps are not padding, crop and flip, or if the images do not have the size of the crop.
+    """
     crop, *steps = transform.transform.transforms[:-1]
     if not isinstance(crop, transforms.Compose) or len(crop.transforms) != 2:
         return None
@@ -84,12 +87,11 @@ def small_batches(
     flip = 0.
     if steps and isinstance(steps[0], transforms.RandomHorizontalFlip):
         flip = steps.pop(0).p
-    return SmallBatches(memory, crop, flip, transform.steps[len(transform.steps) - len(steps):], views,
-                        reused)
+    return SmallBatches(memory, crop, flip, transform.steps[len(transform.steps) - len(steps):], views, reused)
 
 
 def _write_shifted(written: np.ndarray, pixels: np.ndarray, top: int, left: int, flip: bool) -> None:
-    """Write the part of an image that starts at (top, left), black where there is none, mirrored if flip."""
+    """Write an image shifted by (-top, -left), with black where no pixel remains, and mirrored if `flip`."""
     height, width = pixels.shape[:2]
     part = pixels[max(0, top):height + min(0, top), max(0, left):width + min(0, left)]
     if top or left:

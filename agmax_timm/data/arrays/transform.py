@@ -1,7 +1,7 @@
 """timm's training transforms on arrays: the same steps in the same order, with the same random draws.
 
-timm and torchvision draw everything as before; only what is done to the pixels is done by faster means. From one random
-state both make the same view, but for the levels that docs/performance.md states.
+timm and torchvision make all random draws. Only the operations on the pixels are replaced by faster ones. From the same
+random state, both give the same view, except for the differences in levels that docs/performance.md states.
 """
 import copy
 import random
@@ -22,7 +22,7 @@ from ..augment import Lighting
 from . import blur, colour
 from .operations import OPERATIONS
 
-Step = Callable[[np.ndarray], np.ndarray]  # of pixels [H, W, 3], uint8
+Step = Callable[[np.ndarray], np.ndarray]  # from pixels [H, W, 3], uint8, to pixels
 
 _RESIZES = ('bilinear', 'bicubic')
 
@@ -31,26 +31,24 @@ class ArrayTransform:
     """timm's training transform, on arrays.
 
     Args:
-        transform: transforms.Compose of timm.data.create_transform, extended or not, that ends in a uint8 tensor.
+        transform: transforms.Compose of timm.data.create_transform or extend_transform that ends in a uint8 tensor.
 
     Raises:
-        NotImplementedError: a step has no equal on arrays.
+        NotImplementedError: A step has no equal on arrays. The message names the step.
     """
 
     def __init__(self, transform: transforms.Compose):
         *steps, last = transform.transforms
         if type(last) is not MaybePILToTensor:
-            raise NotImplementedError('pixels that the workers normalise')
+            raise NotImplementedError('normalisation by the workers')
         self.transform = transform
         self.steps = [on_arrays(step) for step in steps]
 
     def __call__(self, image: Image.Image | np.ndarray) -> torch.Tensor:
-        """
+        """Return a view [3, height, width], uint8, with channels last in memory.
+
         Args:
             image: RGB image, or its pixels [H, W, 3], uint8.
-
-        Returns:
-            A view [3, height, width], uint8, its channels last in memory.
         """
         pixels = np.array(image) if isinstance(image, Image.Image) else image
         if pixels.ndim != 3 or pixels.shape[2] != 3:
@@ -65,7 +63,7 @@ class ArrayTransform:
 
 @singledispatch
 def on_arrays(step: Any) -> Step:
-    """The equal of a transform of PIL images. Raises NotImplementedError where there is none."""
+    """Return the equal of a transform of PIL images. Raise NotImplementedError if there is none."""
     raise NotImplementedError(type(step).__name__)
 
 
@@ -148,7 +146,7 @@ def _(step: auto_augment.AugMixAugment) -> Step:
     return _AugMix([_operation(op) for op in step.ops], step.alpha, step.width, step.depth)
 
 
-# What the steps do; partial() of functions, since worker processes may be sent them.
+# The steps are partial() of these functions, because they must be pickled for worker processes.
 
 def _in_turn(steps: Sequence[Step], pixels: np.ndarray) -> np.ndarray:
     for step in steps:
@@ -210,18 +208,18 @@ class _AugMix(auto_augment.AugMixAugment):
 
 
 def resize(pixels: np.ndarray, size: tuple[int, int], mode: str) -> np.ndarray:
-    """PIL's resize of pixels [H, W, 3] to (height, width), by torch's antialiased one: 'bilinear' or 'bicubic'."""
+    """Resize pixels [H, W, 3] to (height, width) like PIL, by torch's antialiased 'bilinear' or 'bicubic' mode."""
     if pixels.shape[:2] == tuple(size):
         return pixels
-    if not pixels.size:  # a crop of less than half a pixel of a tiny image, which PIL makes black
+    if not pixels.size:  # a crop of less than half a pixel of a tiny image, which is black in PIL
         return np.zeros((*size, 3), np.uint8)
-    # With the batch's own stride torch sees that channels are last in memory, and keeps them there.
+    # The batch dimension is added first, so that torch recognises channels last in memory and keeps that layout.
     planes = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2)
     return F.interpolate(planes, tuple(size), mode=mode, antialias=True)[0].permute(1, 2, 0).numpy()
 
 
 def _planes(pixels: np.ndarray) -> torch.Tensor:
-    """As a tensor [3, H, W], whose size is all that is looked at."""
+    """Convert pixels to a tensor [3, H, W] for get_params, which only uses the size."""
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
@@ -233,7 +231,7 @@ def _resize_name(mode: Any) -> str:
 
 
 def _operation(op: auto_augment.AugmentOp) -> auto_augment.AugmentOp:
-    """timm's operation of a policy, with its draws, on arrays."""
+    """Return timm's operation of a policy, with its draws, on arrays."""
     if op.name not in OPERATIONS:
         raise NotImplementedError(op.name)
     op = copy.copy(op)

@@ -1,5 +1,5 @@
-"""How OpenCV, which rounds a result to the nearest integer, is made to cut it off to an integer as PIL does."""
+"""Truncation of results to integers, as in PIL. OpenCV rounds them to the nearest integer."""
 
-# Added before the rounding. A little more than minus a half, so that a whole number with the error of float32
-# arithmetic (5e-5 at most) stays that number. PIL cuts such a number off by its own last bits: then it is 1 level less.
+# Added before OpenCV rounds. It is slightly more than -0.5, so that a whole number with an error of float32 arithmetic
+# (at most 5e-5) is not changed. PIL may truncate such a number to 1 level less, depending on its last bits.
 TRUNCATE = -.5 + 2. ** -13

@@ -1,4 +1,4 @@
-"""Memory of batches that is used again, and its way from the worker that writes it to the process that reads it."""
+"""Memory of batches that is reused, and its transfer from a worker to the main process."""
 import itertools
 import os
 from typing import Any
@@ -8,38 +8,46 @@ import numpy as np
 import torch
 from torch.utils.data import get_worker_info
 
-# Batches of a worker that may be in use at a time: torch asks for 2 ahead, and the prefetcher reads one.
+# Number of batches of a worker that are in use at the same time: torch requests 2 ahead, and the prefetcher reads one.
 _IN_USE = 3
-_numbers: dict[int, int] = {}  # of the buffers of this worker, by address
+_numbers: dict[int, int] = {}  # numbers of the buffers of this worker, by address
 _keys = itertools.count()
-_couriers: 'WeakValueDictionary[int, Courier]' = WeakValueDictionary()  # of the main process, by key
+_couriers: 'WeakValueDictionary[int, Courier]' = WeakValueDictionary()  # couriers of the main process, by key
 
 
 def is_pinned(wanted: bool | None, device: torch.device) -> bool:
-    """Whether batches are copied to pinned memory on their way to a device; None is where the device is CUDA.
+    """Whether batches are copied to pinned memory before they are copied to a device. By default, if it is CUDA.
 
-    timm's prefetcher lets the copy to the device wait for the steps before it. From pinned memory only the device
-    waits, from other memory this process does.
+    timm's prefetcher makes the copy to the device wait for the previous steps. With pinned memory, only the device
+    waits. With other memory, this process waits.
+
+    Args:
+        wanted: Choice of the user, or None.
+        device: Device of training.
     """
     return device.type == 'cuda' if wanted is None else wanted
 
 
 def is_reusable(device: torch.device, pinned: bool) -> bool:
-    """Whether memory of batches can be written again once the next batches were asked for.
+    """Whether the memory of a batch can be written again after the following batches were requested.
 
-    A copy to a device may read later than it returns. The CPU copies at once; and torch copies a batch to pinned
-    memory before it gives it. A driver of CUDA may do as much for other memory, which is not promised.
+    A copy to a device may return before it has read the memory. On the CPU, the copy is complete. With pinned memory,
+    torch has copied the batch before it gives it. For other memory, CUDA does not promise this.
+
+    Args:
+        device: Device of training.
+        pinned: Whether batches are copied to pinned memory.
     """
     return device.type == 'cpu' or (device.type == 'cuda' and pinned)
 
 
 class Buffers:
-    """Memory of batches, in turn, of each shape: a fresh one costs more time in page faults than what is written.
+    """Reused memory of batches of each shape. Page faults of new memory take more time than writing a batch.
 
-    What a worker process takes is shared with the main process, which so reads it where it was written.
+    A worker writes to shared memory, which the main process reads without a copy.
 
     Args:
-        reused: Whether memory is used again, see is_reusable.
+        reused: Whether memory is reused, see is_reusable.
     """
 
     def __init__(self, reused: bool = True):
@@ -47,7 +55,7 @@ class Buffers:
         self._rings: dict[tuple[int, ...], list[torch.Tensor]] = {}
 
     def take(self, shape: tuple[int, ...]) -> torch.Tensor:
-        """A tensor of uint8 of this shape, with any content."""
+        """Return a uint8 tensor of a shape, with any content."""
         in_worker = get_worker_info() is not None
         if not self.reused:
             fresh = torch.empty(shape, dtype=torch.uint8)
@@ -64,21 +72,21 @@ class Buffers:
 
 
 class Courier:
-    """Let each buffer of a loader's workers come to the main process once, and from then on its number.
+    """Send each buffer of a worker to the main process once, and afterwards only the number of the buffer.
 
-    A tensor in shared memory comes as a file descriptor, for which two processes open a socket: up to a millisecond for
-    the images of each batch, and another one for its targets. The loader has to hold the courier, as its collate
-    function may do, and calls it in a worker.
+    A tensor in shared memory is sent as a file descriptor through a new socket. This takes up to a millisecond for the
+    images of a batch, and another one for its targets. A worker calls the courier with each batch. The loader must keep
+    a reference to it, for example in its collate function.
     """
 
     def __init__(self):
         self._key = next(_keys)
-        self._sent: set[int] = set()  # in a worker: numbers
-        self._received: dict[tuple[int, int], torch.Tensor] = {}  # in the main process: by process and number
+        self._sent: set[int] = set()  # in a worker: numbers of its buffers
+        self._received: dict[tuple[int, int], torch.Tensor] = {}  # in the main process: by worker process and number
         _couriers[self._key] = self
 
     def __call__(self, batch: Any) -> Any:
-        """What a worker sends for a batch: (images, target) with images in a buffer, by number, all else as it is."""
+        """Return what a worker sends for a batch: the number of its buffer, or the batch if it is not in a buffer."""
         if not (isinstance(batch, tuple) and len(batch) == 2 and isinstance(batch[0], torch.Tensor)):
             return batch
         images, target = batch
@@ -88,25 +96,25 @@ class Courier:
         is_new = number not in self._sent
         self._sent.add(number)
         if isinstance(target, torch.Tensor) and target.dtype in (torch.int64, torch.float32):
-            target = target.numpy()  # whose bytes go along with the message
-        return _InBuffer((self._key, os.getpid(), number, images if is_new else None, target))
+            target = target.numpy()  # an array is sent by value
+        return _BufferedBatch((self._key, os.getpid(), number, images if is_new else None, target))
 
     def forget(self) -> None:
-        """Free, in the main process, the memory of workers that have ended."""
+        """Free the memory of workers that have ended. Called in the main process."""
         self._received.clear()
 
 
-class _InBuffer:
-    """A batch that is again what it was where it is unpickled, be it only to be thrown away."""
+class _BufferedBatch:
+    """A batch that is pickled as the arguments of _receive. Unpickling it gives the batch."""
 
     def __init__(self, message: tuple):
         self._message = message
 
     def __reduce__(self) -> tuple:
-        return _arrive, self._message
+        return _receive, self._message
 
 
-def _arrive(
+def _receive(
         key: int,
         process: int,
         number: int,

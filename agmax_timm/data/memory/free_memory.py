@@ -1,4 +1,4 @@
-"""How much memory a process may still take: of its machine, of its control groups, and of its share in a job."""
+"""Free memory: of the machine, of the control groups of this process, and its share in a job."""
 import os
 import re
 from collections.abc import Iterator
@@ -7,25 +7,29 @@ from pathlib import Path
 
 
 def memory_limit(amount: str) -> int:
-    """Bytes of an amount of memory: '0.1' of what is free, shared by the processes of this machine, or '8G', '500M'.
+    """Convert an amount of memory to bytes.
+
+    Args:
+        amount: Share in [0, 1] of the free memory, which the processes of the job on this machine divide. Or an amount
+            such as '8G' or '500M'.
 
     Raises:
-        ValueError: neither.
+        ValueError: The amount has another form.
     """
     unit = {'M': 2 ** 20, 'G': 2 ** 30}.get(str(amount)[-1:].upper())
     number = float(str(amount)[:-1] if unit else amount)
     if not 0. <= number < float('inf') or (not unit and number > 1):
-        raise ValueError(f'memory is a share of what is free in [0, 1], or ends in G or M, got {amount}')
+        raise ValueError(f'memory must be a share in [0, 1] of the free memory, or end in G or M, got {amount}')
     return int(number * (unit or free_memory() // _processes())) if number else 0
 
 
 def free_memory() -> int:
-    """Bytes that this process and others may still take: of the machine, or of a control group where that is less.
+    """Return the free memory of the machine in bytes, or of a control group of this process if that is less.
 
-    What only caches files counts as free. 0 where the system does not say.
+    Memory of the file cache counts as free. 0 if the system does not report it.
     """
     free = 0
-    with suppress(AttributeError, OSError, ValueError):  # not on every system
+    with suppress(AttributeError, OSError, ValueError):  # Windows has no sysconf
         free = os.sysconf('SC_AVPHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
     with suppress(OSError):
         free = 1024 * _value(Path('/proc/meminfo'), 'MemAvailable:', free // 1024)
@@ -33,13 +37,13 @@ def free_memory() -> int:
 
 
 def _processes() -> int:
-    """Those of the job on this machine, by torchrun or by SLURM, which says '8(x2)' for two machines of eight."""
-    said = os.environ.get('LOCAL_WORLD_SIZE') or os.environ.get('SLURM_STEP_TASKS_PER_NODE') or '1'
-    return int(re.findall(r'\d+', said)[0])
+    """Return the number of processes of the job on this machine, from torchrun or SLURM ('8(x2)' on two machines)."""
+    value = os.environ.get('LOCAL_WORLD_SIZE') or os.environ.get('SLURM_STEP_TASKS_PER_NODE') or '1'
+    return int(re.findall(r'\d+', value)[0])
 
 
 def _free_in_groups(mounted: Path = Path('/sys/fs/cgroup'), own: Path = Path('/proc/self/cgroup')) -> Iterator[int]:
-    """Bytes that are left in each control group that this process is in and that has a limit, of both versions."""
+    """Iterate over the free bytes of each control group (version 1 or 2) of this process that has a limit."""
     lines = []
     with suppress(OSError):
         lines = own.read_text().splitlines()
@@ -53,16 +57,16 @@ def _free_in_groups(mounted: Path = Path('/sys/fs/cgroup'), own: Path = Path('/p
         else:
             continue
         group = Path(path.lstrip('/'))
-        for folder in (group, *group.parents):  # the group, unless it is out of a container's sight, and those above it
-            with suppress(OSError, ValueError):  # 'max' where there is no limit
+        for folder in (group, *group.parents):  # in a container, only some of them are visible
+            with suppress(OSError, ValueError):  # the limit is 'max' if there is none
                 left = int((root / folder / limit).read_text()) - int((root / folder / used).read_text())
                 yield left + _value(root / folder / 'memory.stat', cached, 0)
 
 
-def _value(path: Path, name: str, otherwise: int) -> int:
-    """The number behind a name in a file of lines, as of /proc/meminfo."""
+def _value(path: Path, name: str, default: int) -> int:
+    """Return the number after a name in a file such as /proc/meminfo."""
     for line in path.read_text().splitlines():
         words = line.split()
         if words and words[0] == name:
             return int(words[1])
-    return otherwise
+    return default

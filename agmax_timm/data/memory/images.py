@@ -1,4 +1,4 @@
-"""Images that are decoded once and kept as pixels, in memory that loader workers share."""
+"""Images that are decoded once and kept as pixels in memory that loader workers share."""
 import logging
 import mmap
 import os
@@ -18,18 +18,18 @@ from .free_memory import free_memory
 
 _logger = logging.getLogger(__name__)
 
-_PROBES = 64  # images that the size of all is estimated from
+_PROBES = 64  # number of images from which the size of all images is estimated
 _CHUNK = 1024
-_SMALL = 128 * 128 * 3  # bytes of an image up to which one thread is faster than several that wait for Python's lock
-_MODES = ('RGB', 'L')  # that PIL takes an array for
+_SMALL = 128 * 128 * 3  # bytes of an image up to which one thread is faster than several, which wait for Python's lock
+_MODES = ('RGB', 'L')  # modes for which PIL accepts an array
 
 
 class ImageMemory:
-    """Pixels of the images of a data set, by index. Forked processes share them; others do without.
+    """Pixels of the images of a data set, by index. Forked processes share them; other processes have no images.
 
     Args:
         count: Number of images.
-        num_bytes: The most that their pixels take. Memory is taken as they come.
+        num_bytes: Maximum size of the pixels of all images. The system allocates memory when an image is added.
     """
 
     def __init__(self, count: int, num_bytes: int):
@@ -40,7 +40,7 @@ class ImageMemory:
         self.num_bytes = 0
 
     def add(self, index: int, pixels: np.ndarray, target: int) -> bool:
-        """Keep an image [H, W, C], uint8, and its target. Returns whether there was room."""
+        """Keep an image [H, W, C], uint8, and its target. Return whether there was enough memory."""
         if self._pixels is None or self.num_bytes + pixels.size > len(self._pixels):
             return False
         self._pixels[self.num_bytes:self.num_bytes + pixels.size] = pixels.reshape(-1)
@@ -49,24 +49,24 @@ class ImageMemory:
         return True
 
     def get(self, index: int) -> tuple[np.ndarray, int] | None:
-        """Pixels [H, W, C], not to be written to, and target; None of an image that is not kept."""
+        """Return the pixels [H, W, C], which must not be changed, and the target. None if the image is not kept."""
         return None if self._pixels is None or not self._shapes[index, 0] else self.get_kept(index)
 
     def get_kept(self, index: int) -> tuple[np.ndarray, int]:
-        """Pixels and target of an image that is kept, in a process that has the images."""
+        """Return the pixels and the target of an image that is kept, in a process that has the images."""
         assert self._pixels is not None
         start, shape = self._starts[index], self._shapes[index]
         return self._pixels[start:start + shape.prod()].reshape(shape), int(self._targets[index])
 
     @property
     def common_shape(self) -> tuple[int, int, int] | None:
-        """Height, width and channels of all images, None where they differ or one is not kept."""
+        """Height, width and channels of all images. None if they differ or an image is not kept."""
         first = tuple(self._shapes[0].tolist())
         return first if first[0] and (self._shapes == first).all() else None
 
     @property
-    def at_hand(self) -> bool:
-        """Whether this process has the images: it was forked from the one that decoded them, or is that one."""
+    def is_available(self) -> bool:
+        """Whether this process has the images: it decoded them, or was forked from the process that did."""
         return self._pixels is not None
 
     def __getstate__(self):
@@ -74,46 +74,49 @@ class ImageMemory:
 
 
 def keep_decoded(dataset: Dataset, limit: int) -> bool:
-    """Decode the images of a data set now and keep them, if all of them together take no more than `limit` bytes.
+    """Decode the images of a data set and keep them, if all images together fit into `limit` bytes.
 
-    Of folders of images; other data sets are left as they are. Images that cannot be decoded are not kept: they meet
-    the data set's policy when they are loaded.
+    Only for folders of images. Damaged images are not kept: the policy of the data set applies when they are loaded.
+
+    Args:
+        dataset: Data set, changed in place.
+        limit: Maximum size of the pixels in bytes. 0 keeps no images.
 
     Returns:
         Whether images are kept.
     """
     if limit and type(dataset) is ImageDataset:
-        _logger.warning("Images are kept in memory for data of agmax_timm.create_dataset, not of timm's.")
+        _logger.warning('Images are not kept in memory: this needs a data set of agmax_timm.create_dataset.')
     if not limit or type(dataset) is not DecodedDataset or dataset.load_bytes:
         return False
     if dataset.input_img_mode not in _MODES or not isinstance(dataset.reader, FolderReader):
-        return False  # other readers may hold files open that workers must not share
+        return False  # other readers may have open files, which workers must not share
     count = len(dataset)
-    limit = min(limit, free_memory() or limit)  # 0: the system does not say
+    limit = min(limit, free_memory() or limit)  # free_memory() is 0 if the system does not report it
     sizes = _sizes(dataset, np.linspace(0, count - 1, min(count, _PROBES)).astype(int).tolist()) or [0]
     expected = int(np.mean(sizes) * count)
     if expected > limit:
-        _logger.info(f'{count} images would take {_gib(expected)} of memory, more than {_gib(limit)}: not kept there.')
+        _logger.info(f'Images are not kept in memory: {count} images need {_gib(expected)}, the limit is '
+                     f'{_gib(limit)}.')
         return False
     memory = ImageMemory(count, limit)
-    hidden = None if os.environ.get('LOCAL_RANK', '0') == '0' else True  # None: where there is no terminal
+    hidden = None if os.environ.get('LOCAL_RANK', '0') == '0' else True  # None hides the bar without a terminal
     decoded = _decode_all(dataset, threads=cores() if np.mean(sizes) > _SMALL else 1)
     with tqdm(decoded, total=count, desc='Decoding', unit='image', disable=hidden, leave=False) as bar:
         kept = sum(memory.add(index, *found) for index, found in enumerate(bar) if found is not None)
     dataset.memory = memory
-    of_all = '' if kept == count else f' of {count}'
-    _logger.info(f'{kept}{of_all} images are decoded and kept in {_gib(memory.num_bytes)} of memory.')
+    _logger.info(f'{kept} of {count} images are decoded and kept in {_gib(memory.num_bytes)} of memory.')
     return True
 
 
 def _sizes(dataset: DecodedDataset, indices: list[int]) -> list[int]:
-    """Bytes of the pixels of these images, one at a time, without those that cannot be decoded."""
+    """Return the sizes in bytes of the pixels of some images, without damaged ones."""
     decoded = (_decode(dataset, index) for index in indices)
     return [found[0].size for found in decoded if found is not None]
 
 
 def _decode_all(dataset: DecodedDataset, threads: int) -> Iterator[tuple[np.ndarray, int] | None]:
-    """What _decode gives of each image, in their order."""
+    """Iterate over the decoded images in order. A damaged image is None."""
     decode = partial(_decode, dataset)
     if threads == 1:
         yield from map(decode, range(len(dataset)))

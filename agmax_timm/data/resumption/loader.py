@@ -16,7 +16,7 @@ from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, Itera
 from ...base.errors import CheckpointError
 from ...base.random_state import get_random_state, kept_random_state, set_random_state, torch_state
 from ..memory.buffers import Courier
-from ..workers import Report, WorkerInit, get_shuffle_state, set_shuffle_state, sigterm_waits
+from ..workers import CollateWithState, WorkerInit, get_shuffle_state, set_shuffle_state, sigterm_blocked
 from .order import wrap_order
 from .position import to_bytes, to_tensors
 from .workers import Iterators, WorkerStates
@@ -45,7 +45,7 @@ class ResumableLoader:
         self.rank = rank
         self.collate_fn = loader.collate_fn  # for timm's prefetcher, which looks at its type
         self._courier = Courier()
-        loader.collate_fn = Report(loader.collate_fn, self._courier)
+        loader.collate_fn = CollateWithState(loader.collate_fn, self._courier)
         # A worker that takes a core from one thread of a step on the CPU lets all of its threads wait for that one.
         nice = _NICE if device.type == 'cpu' else 0
         self._init = loader.worker_init_fn = WorkerInit(loader.worker_init_fn, nice)
@@ -290,5 +290,5 @@ def start_workers(loader: Any) -> None:
     while not isinstance(loader, DataLoader):
         loader = loader.loader
     if loader.persistent_workers:
-        with kept_random_state(), sigterm_waits(loader):
+        with kept_random_state(), sigterm_blocked(loader):
             iter(loader)

@@ -1,4 +1,4 @@
-"""Checks of opened data sets: classes, class folders and labels that do not fit fail before training begins."""
+"""Checks of opened data sets before training: classes, class folders and labels."""
 import logging
 import os
 from collections.abc import Sequence
@@ -20,27 +20,28 @@ _logger = logging.getLogger(__name__)
 
 
 def check_different(train: Dataset, validation: Dataset) -> None:
-    """Raise DataError where timm, finding no folder for either split, opened the same images for both."""
+    """Raise DataError if timm found no folder for either split and opened the same images for both."""
     readers = [dataset if isinstance(dataset, TorchFolder) else getattr(dataset, 'reader', None)
                for dataset in (train, validation)]
-    # Readers of named splits have them all under one root.
+    # Readers of named splits have one root for all splits.
     roots = [getattr(reader, 'root', None) for reader in readers if not _has_splits(reader)]
     if len(roots) == 2 and roots[0] is not None and roots[0] == roots[1]:
         raise DataError(f"{roots[0]} would be both training and validation data: sort it into folders train and val, "
-                        "or train without validation, --val-split ''")
+                        "or train without validation: --val-split ''")
 
 
 def check_classes(train: Dataset, validation: Dataset | None, num_classes: int, class_map: str = '') -> None:
-    """Compare the classes of both splits, and their number with the width of the head.
+    """Compare the classes of both splits, and their number with the outputs of the model.
 
     Args:
-        train, validation: Data sets; those that do not know their classes are not checked.
-        num_classes: Outputs of the model.
-        class_map: The user's own map from class name to index; with one, splits may differ.
+        train: Training data set. Data sets that do not know their classes are not checked.
+        validation: Validation data set, or None.
+        num_classes: Number of outputs of the model.
+        class_map: The user's map from class name to index. With a map, the splits may have different classes.
 
     Raises:
-        DataError: class folders without an image, classes in only one split, fewer outputs than classes, labels that
-            are no output.
+        DataError: A class folder has no image, a class is in only one split, the model has too few outputs, or a label
+            is not an output.
     """
     known = class_to_idx(train)
     if known:
@@ -57,15 +58,17 @@ def check_evaluated_classes(
         class_map: Any = '',
         valid_labels: Sequence[int] | None = None,
 ) -> None:
-    """Compare the classes of evaluation data with those of the model, whose head stays as it is.
+    """Compare the classes of evaluation data with those of the model.
 
     Args:
+        dataset: Evaluation data set.
         classes: Classes of the model, None if it does not name them.
+        num_outputs: Number of outputs of the model.
         class_map: Class map with which the data was opened.
         valid_labels: Output of the model for each class of the data; None for the outputs in their order.
 
     Raises:
-        DataError: class folders without an image, labels that are no output, and as check_evaluation.
+        DataError: A class folder has no image, a label is not an output, or check_evaluation finds an error.
     """
     if not class_map:
         check_folders(dataset, None)
@@ -80,14 +83,14 @@ def labels_of_model(
         num_outputs: int,
         valid_labels: Sequence[int] | None = None,
 ) -> int:
-    """Number of labels that evaluation data can have: without names, that of the classes that the model names."""
+    """Return the number of labels of evaluation data: without class names, the classes that the model names."""
     if valid_labels is not None:
         return len(valid_labels)
     return min(classes.count, num_outputs) if classes is not None and not class_to_idx(dataset) else num_outputs
 
 
 def _warn_of_folders(dataset: Dataset | None) -> None:
-    for line in filter(None, (left_out(dataset), nested(dataset))):
+    for line in filter(None, (describe_left_out(dataset), describe_nested(dataset))):
         _logger.warning(line)
 
 
@@ -104,17 +107,19 @@ def _check_known_classes(
     if num_classes < width:
         raise DataError(f'the data has {width} classes, the model {num_classes} outputs: use --num-classes {width}')
     if num_classes > width:
-        _logger.warning(f'The data has {width} classes, the model {num_classes} outputs: --num-classes {width} fits.')
+        _logger.warning(f'The data has {width} classes, the model {num_classes} outputs: use --num-classes {width}.')
 
 
 def check_labels(dataset: Any, num_classes: int | None, evaluation: bool = False) -> None:
-    """Raise DataError for negative labels, and labels past the model's outputs if num_classes is not None.
+    """Raise DataError for negative labels, and for labels that are not outputs of the model.
 
-    These labels are known before the samples are read: class maps, torchvision's data sets with `targets`, and
+    Checks the labels that are known before samples are read: class maps, torchvision's data sets with `targets`, and
     integer columns of hfds/.
 
     Args:
-        evaluation: Whether the model is trained already, so that its number of outputs cannot change.
+        dataset: Data set to check.
+        num_classes: Number of outputs of the model; None if unknown.
+        evaluation: Whether the model is already trained, so that its number of outputs cannot change.
     """
     check_column(dataset, num_classes)
     if isinstance(dataset, ConvertedIterable):
@@ -124,18 +129,18 @@ def check_labels(dataset: Any, num_classes: int | None, evaluation: bool = False
         return
     low, high = span
     if low == 1 and high == num_classes:
-        raise DataError(f'the data has the labels 1 to {high}: class indices count from 0: subtract 1')
+        raise DataError(f'the data has the labels 1 to {high}, but class indices start at 0: subtract 1')
     if low < 0:
-        raise DataError(f'the data has the label {low}: labels count from 0; give --class-map or data with labels')
+        raise DataError(f'the data has the label {low}, but labels start at 0: give --class-map or data with labels')
     if num_classes is not None and high >= num_classes:
         outputs, remedy = 'outputs', f'use --num-classes {high + 1}'
         if evaluation:
-            outputs, remedy = 'classes', 'it is a model of other classes'
+            outputs, remedy = 'classes', 'use a model of the same classes'
         raise DataError(f'the data has labels up to {high}, the model {num_classes} {outputs}: {remedy}')
 
 
-def nested(dataset: Dataset | None) -> str:
-    """A line on folders within class folders, '' without any. As in timm, the innermost folders are the classes."""
+def describe_nested(dataset: Dataset | None) -> str:
+    """Return a warning about folders in class folders, '' if there are none. As in timm, inner folders are classes."""
     reader = getattr(dataset, 'reader', None)
     if isinstance(reader, FolderReader):
         folders = reader.folders
@@ -149,19 +154,18 @@ def nested(dataset: Dataset | None) -> str:
     if not parts:
         return ''
     inner, above = ({path[index]: None for path in parts} for index in (-1, -2))
-    return (f'{reader.root}: classes are the innermost folders: {quoted(inner)}, and not {quoted(above)} '
-            'above them')
+    return f'{reader.root}: the classes are the innermost folders {quoted(inner)}, not the folders {quoted(above)}'
 
 
-def left_out(dataset: Dataset | None) -> str:
-    """A line on class folders with images that --class-map leaves out, '' without any."""
+def describe_left_out(dataset: Dataset | None) -> str:
+    """Return a warning about class folders with images that --class-map leaves out, '' if there are none."""
     reader: Any = getattr(dataset, 'reader', None)
     names = getattr(reader, 'left_out', None)
     return f'{reader.root}: --class-map leaves out the images of {quoted(sorted(names))}' if names else ''
 
 
 def _label_span(dataset: Dataset | None) -> tuple[int, int] | None:
-    """Lowest and highest label, None if they are only known from reading the samples."""
+    """Return the lowest and highest label. None if only the samples contain them."""
     reader: Any = getattr(dataset, 'reader', None)
     labels = getattr(dataset, 'targets', None)
     if isinstance(reader, FolderReader):
@@ -175,19 +179,19 @@ def _label_span(dataset: Dataset | None) -> tuple[int, int] | None:
 
 
 def check_folders(train: Dataset, validation: Dataset | None) -> None:
-    """Raise DataError for class folders without an image and for classes in only one split."""
+    """Raise DataError for class folders without an image, and for classes in only one split."""
     for dataset in (train, validation):
         _check_empty_folders(dataset)
     _check_same_classes(class_to_idx(train), class_to_idx(validation))
 
 
 def _has_splits(reader: Any) -> bool:
-    """Whether timm's reader finds a split by its name (hfds/, hfids/, tfds/, wds/), not as a folder."""
+    """Return whether timm's reader finds a split by its name (hfds/, hfids/, tfds/, wds/), not as a folder."""
     return hasattr(reader, 'split') or hasattr(reader, 'split_info')
 
 
 def _check_empty_folders(dataset: Dataset | None) -> None:
-    """timm numbers the classes that have images: an empty folder shifts every label after it."""
+    """Raise DataError for class folders without an image. timm skips them, which shifts the following labels."""
     reader = getattr(dataset, 'reader', None)
     if isinstance(reader, FolderReader):
         folders = reader.folders

@@ -1,4 +1,4 @@
-"""Files of --class-map: which class has which index."""
+"""Files of --class-map, which give the index of each class."""
 import os
 from numbers import Integral
 from typing import Any
@@ -10,17 +10,17 @@ from ...base.text_file import read_text
 
 
 def read_class_map(class_map: Any, *folders: str | None) -> dict[Any, int] | None:
-    """Read a class map as timm.data.readers.class_map.load_class_map does, but refuse certain mistakes.
+    """Read a class map like timm.data.readers.class_map.load_class_map, but refuse mistakes in the file.
 
     Args:
         class_map: Text file (.txt) with a class name on each line, in order; pickled dict (.pkl); or a dict.
-        *folders: Folders in which a relative path is searched as well.
+        *folders: Further folders in which a relative path is searched.
 
     Returns:
-        Index by class; None if class_map is None or ''.
+        Index of each class; None if class_map is None or ''.
 
     Raises:
-        DataError: no such file, another kind of file, an empty line, or a name on two lines.
+        DataError: The file is missing or of another kind, a line is empty, or a name is on two lines.
     """
     if not class_map or isinstance(class_map, dict):
         return class_map or None

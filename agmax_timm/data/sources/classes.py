@@ -1,4 +1,4 @@
-"""Names of classes: those of the data, those of a model's outputs, and whether they are in the same order."""
+"""Names of the classes of data and of a model's outputs, and the check that both have the same order."""
 import itertools
 import logging
 import unicodedata
@@ -31,12 +31,12 @@ class Moved:
 
 @dataclass(frozen=True)
 class ModelClasses:
-    """The names of a model's outputs.
+    """Names of a model's outputs.
 
     Args:
-        source: The file or model that they come from, for messages.
+        source: File or model that contains the names, for messages.
         names: Name of each output [K].
-        others: Further pairs (name, index): a class map can give an output several names.
+        others: Further pairs (name, index), because a class map can give an output several names.
         titles: Description of each output [K], such as the words for a synset. Descriptions count as names.
     """
     source: str
@@ -46,24 +46,24 @@ class ModelClasses:
 
     @property
     def only_numbers(self) -> bool:
-        """Whether the outputs have their indices in place of names."""
+        """Whether the names of the outputs are their indices."""
         return bool(self.names) and list(self.names) == index_names(len(self.names))
 
     @property
     def count(self) -> int:
-        """Number of classes. Outputs behind them were not trained: they have their indices in place of names."""
+        """Number of classes. Further outputs were not trained, and their names are their indices."""
         named = [index for index, name in enumerate(self.names) if name != str(index)]
         return named[-1] + 1 if named else len(self.names)
 
     def compare(self, found: Mapping[Any, int]) -> tuple[list[Moved], dict[str, int]]:
-        """Compare the classes of data with these, by their names after Unicode NFC normalisation.
+        """Compare the classes of data with those of the model, by their names in Unicode's NFC form.
 
         Args:
             found: Index of each class of the data.
 
         Returns:
-            (moved, unknown): classes that the model has at another index, and classes of the data that it does not
-            have, with their indices. A model whose outputs are only numbered has no names: nothing is unknown.
+            (moved, unknown): Classes that the model has at another index, and the indices of classes that the model
+            does not have. If the names of the model are only indices, no class is unknown.
         """
         known: dict[Any, set[int]] = {}
         for name, index in self._all():
@@ -78,7 +78,7 @@ class ModelClasses:
         return moved, {} if self.only_numbers else unknown
 
     def class_map(self) -> dict[Any, int]:
-        """Index by name, without names that several outputs share."""
+        """Return the index of each name, without names that several outputs share."""
         outputs: dict[Any, set[int]] = {}
         for name, index in self._all():
             outputs.setdefault(name, set()).add(index)
@@ -90,21 +90,21 @@ class ModelClasses:
         yield from self.others
 
     def describe(self, moved: Sequence[Moved]) -> str:
-        """One line about the first class that moved."""
+        """Return one line about the first moved class and the number of other moved classes."""
         first = moved[0]
-        there = f', {self.names[first.index]!r} there' if first.index < len(self.names) else ''
+        in_model = f' ({self.names[first.index]!r} in the model)' if first.index < len(self.names) else ''
         more = f'; {len(moved) - 1} more differ' if len(moved) > 1 else ''
-        return (f'class {first.index} of the data is {first.name!r}{there}: {self.source} has {first.name!r} as class '
-                f'{first.index_of_model}{more}')
+        return (f'class {first.index} of the data is {first.name!r}{in_model}: {self.source} has {first.name!r} as '
+                f'class {first.index_of_model}{more}')
 
 
 def normalised(name: Any) -> Any:
-    """The NFC form of a name, for comparisons: file systems spell accents in two ways. Numbers stay as they are."""
+    """Return the NFC form of a name, because file systems encode accents in two ways. Numbers are not changed."""
     return unicodedata.normalize('NFC', name) if isinstance(name, str) else name
 
 
 def same_names(names: Sequence[str], others: Sequence[str]) -> bool:
-    """Whether two lists name the same classes in the same order. Indices continue the shorter list."""
+    """Whether two lists have the same classes in the same order. The shorter list is continued by indices."""
     indices = index_names(max(len(names), len(others)))
 
     def padded(known: Sequence[str]) -> list[str]:
@@ -114,9 +114,9 @@ def same_names(names: Sequence[str], others: Sequence[str]) -> bool:
 
 
 def class_to_idx(dataset: Dataset | None) -> dict[Any, int]:
-    """Index of each class by its name, or by the number that a class map replaces; empty if the data has no classes."""
+    """Return the index of each class by its name, or by its number in data with a class map. Empty if unknown."""
     reader = getattr(dataset, 'reader', None)
-    # timm's tar reader calls it class_name_to_idx.
+    # timm's tar reader has the attribute class_name_to_idx.
     known = (getattr(dataset, 'class_to_idx', None), getattr(reader, 'class_to_idx', None),
              getattr(reader, 'class_name_to_idx', None))
     source_names = getattr(reader, '_source_names', None) or {}
@@ -124,9 +124,10 @@ def class_to_idx(dataset: Dataset | None) -> dict[Any, int]:
 
 
 def class_outputs(dataset: Dataset, valid_labels: Sequence[int] | None = None) -> dict[Any, int]:
-    """Index of the model's output for each class of the data.
+    """Return the index of the model's output for each class of the data.
 
     Args:
+        dataset: Data set.
         valid_labels: Output for each class of the data; None for the outputs in their order.
     """
     found = class_to_idx(dataset)
@@ -136,7 +137,7 @@ def class_outputs(dataset: Dataset, valid_labels: Sequence[int] | None = None) -
 
 
 def class_names(dataset: Dataset | None) -> list[str] | None:
-    """Class names by index, None where the data set does not know them."""
+    """Return the class names by index, None if the data set does not know them."""
     known = class_to_idx(dataset)
     if not known or any(not isinstance(name, str) for name in known):
         return None
@@ -153,14 +154,14 @@ def check_evaluation(
     """Compare the classes of evaluation data with those of the model.
 
     Args:
-        classes: Those of the model, None where it does not name them.
-        found: See class_outputs; empty where that is not known.
-        num_outputs: Outputs of the model.
-        in_order: Whether class i of the data is output i of the model, without a choice of the user.
+        classes: Classes of the model, None if it does not name them.
+        found: Index of each class of the data (see class_outputs); empty if unknown.
+        num_outputs: Number of outputs of the model.
+        in_order: Whether class i of the data is output i of the model, because the user gave no other outputs.
 
     Raises:
-        DataError: more classes than outputs.
-        MovedClassError: a class at another index than in the model, so that labels are wrong.
+        DataError: The data has more classes than the model has outputs.
+        MovedClassError: A class has another index than in the model, so that labels would be wrong.
     """
     if not found:
         return
@@ -169,23 +170,23 @@ def check_evaluation(
         raise MovedClassError(classes.describe(moved))
     width = max(found.values()) + 1
     if width > num_outputs:
-        raise DataError(f'the data has {width} classes, the model {num_outputs} outputs: it is a model of other '
+        raise DataError(f'the data has {width} classes, the model {num_outputs} outputs: use a model of the same '
                         'classes')
     if classes is not None and unknown:
         name, index = next(iter(unknown.items()))
-        more = f', and {len(unknown) - 1} more are unknown to it' if len(unknown) > 1 else ''
-        _logger.warning(f'class {index} of the data is {name!r}, of {classes.source} {classes.names[index]!r}{more}: '
-                        'is that the same class by another name?')
+        more = f'; the model does not know {len(unknown) - 1} more classes of the data' if len(unknown) > 1 else ''
+        _logger.warning(f'class {index} of the data is {name!r}, but {classes.names[index]!r} in {classes.source}: '
+                        f'check that both names mean the same class{more}')
     elif (classes is None or classes.only_numbers) and in_order and width < num_outputs:
         _logger.warning(f'The data has {width} classes, the model {num_outputs} outputs, whose names are not known: '
-                        f'the labels are right only if the classes are its first {width}.')
+                        f'the labels are right only if the classes are the first {width} outputs.')
 
 
 def summary(datasets: Mapping[str, Dataset | None]) -> str:
-    """One line on the data that was opened: classes, and for each split images and files left out by their ending.
+    """Return one line about the data: number of images and of ignored files in each split, and the classes.
 
     Args:
-        datasets: Data sets by their split.
+        datasets: Data set of each split.
     """
     parts = []
     for split, dataset in datasets.items():
@@ -197,13 +198,13 @@ def summary(datasets: Mapping[str, Dataset | None]) -> str:
 
 
 def describe_others(others: Mapping[str, int]) -> str:
-    """The numbers of files left out, by their ending, in brackets; '' without any."""
+    """Return the numbers of ignored files by ending, in brackets. '' if there are none."""
     counts = ', '.join(f"{count} {ending or 'without ending'}" for ending, count in sorted(others.items()))
     return f' (left out: {counts})' if counts else ''
 
 
 def describe_names(names: Sequence[str] | None) -> str:
-    """The number of classes and the first of their names."""
+    """Return the number of classes and the first names."""
     if not names:
         return 'classes without names'
     return f'{len(names)} classes: {listed([*map(repr, names)], _MOST_NAMES)}'

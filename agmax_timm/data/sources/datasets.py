@@ -1,4 +1,4 @@
-"""Data sets: timm's factory, its splits, our readers of folders, and the built-in demo."""
+"""Creation of data sets: timm's factory with checks of its splits, readers of folders, and the built-in demo."""
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -23,17 +23,19 @@ DEMO = 'demo'
 TRAIN_SPLITS = ('train', 'training')
 EVAL_SPLITS = ('val', 'valid', 'validation', 'eval', 'evaluation')
 _SPLITS = (*TRAIN_SPLITS, *EVAL_SPLITS, 'test')
-# timm's names of torchvision's data sets: those whose test set timm opens for any split but train, and folders.
+# timm's names of torchvision's data sets. For the first ones, timm opens the test set for any split except train.
 _TORCH_BASIC = ('cifar10', 'cifar100', 'mnist', 'kmnist', 'fashion_mnist', 'qmnist')
 _TORCH_FOLDERS = ('folder', 'image_folder')
 
 
 class DemoDataset(Dataset):
-    """The built-in demo: a class-balanced subset of Fashion-MNIST, 28 x 28, 10 classes; 1,000 images to train on and
-    4,000 to validate on. Images and labels are under the MIT licence of Zalando SE (see LICENSE.fashion-mnist).
+    """The built-in demo: a class-balanced subset of Fashion-MNIST, 28 x 28 pixels, 10 classes.
+
+    It has 1,000 training images and 4,000 validation images. Images and labels have the MIT licence of Zalando SE (see
+    LICENSE.fashion-mnist).
 
     Args:
-        split: timm's name of a split, 'train' or 'validation' or a synonym.
+        split: 'train', 'validation' or a synonym of timm.
         input_img_mode: PIL mode of the images, 'L' or 'RGB'.
     """
 
@@ -92,16 +94,16 @@ def create_dataset(
 
 
 def check_split(name: str, root: str | None, split: str) -> None:
-    """Raise DataError for a split that is missing, or for which timm would open a whole or another split.
+    """Raise DataError for a split that is missing, or in place of which timm would open another or a whole split.
 
-    The demo and data with named splits (hfds/, hfids/, tfds/, wds/) are not checked: opening them refuses other names.
+    The demo and data with named splits (hfds/, hfids/, tfds/, wds/) are not checked, because opening them checks names.
     """
     torch_name = _torch_name(name)
     if name == DEMO or ('/' in name and torch_name is None):
         return
     if '[' in split:
-        raise DataError(f'split {split!r}: only hfds/ and tfds/ take a part of a split: name a whole one, or a folder '
-                        'that holds the part')
+        raise DataError(f'split {split!r}: only hfds/ and tfds/ take a part of a split: give a whole split, or a '
+                        'folder with the part')
     if torch_name in _TORCH_BASIC and split not in _SPLITS:
         raise DataError(f'--dataset {name} has the splits train and validation, got {split!r}')
     if torch_name is None or torch_name in _TORCH_FOLDERS:
@@ -120,29 +122,29 @@ def check_root(root: str | None, split: str) -> None:
         return
     others = [name for name in folders_in(root) if name.lower() in _SPLITS]
     if others:
-        raise DataError(f"{root} has no folder for split '{split}', only {', '.join(others)}: name the split to use"
+        raise DataError(f"{root} has no folder for split '{split}', only {', '.join(others)}: give the split to use"
                         + _hint_at_class(root, others[0]))
 
 
 def find_split(root: str, split: str) -> str | None:
-    """What timm opens in the folder `root` for a split: its own name, else the first synonym; None without one."""
+    """Return the folder of a split as timm finds it in `root`: the split's name, else a synonym. None if missing."""
     synonyms = next((names for names in (TRAIN_SPLITS, EVAL_SPLITS) if split in names), ())
     return next(filter(os.path.exists, (os.path.join(root, name) for name in (split, *synonyms))), None)
 
 
 def folders_in(root: str) -> list[str]:
-    """Names of the folders in a folder, without hidden ones."""
+    """Return the names of the folders in a folder, without hidden ones."""
     with os.scandir(root) as entries:
         return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith('.'))
 
 
 def quoted(names: Iterable[Any]) -> str:
-    """The first names in quotes, with escapes for invisible characters, and the number of the others."""
+    """Return the first names in quotes, with escapes for invisible characters, and the number of other names."""
     return listed([repr(name) for name in names])
 
 
 def _hint_at_class(root: str, split: str) -> str:
-    """End of a message on the folder `split` of `root`: the folder may be a class of that name."""
+    """Return the end of a message about the folder `split`: it may be a class of that name."""
     classes = [name for name in folders_in(root) if name.lower() not in _SPLITS]
     if not classes:
         return ''
@@ -150,13 +152,13 @@ def _hint_at_class(root: str, split: str) -> str:
 
 
 def _torch_name(name: str) -> str | None:
-    """timm's name of a torchvision data set, None for other kinds of data."""
+    """Return timm's name of a torchvision data set, None for other kinds of data."""
     kind, slash, _ = name.partition('/')
     return name.split('/', 2)[-1].lower() if slash and kind.lower() == 'torch' else None
 
 
 def _open(name: str, root: str | None, split: str, max_damaged: float | None, **kwargs) -> Dataset:
-    """Open folders by our reader, and other data by timm's factory."""
+    """Open folders by FolderReader or TorchFolder, and other data by timm's factory."""
     in_folders = '/' not in name or _torch_name(name) in _TORCH_FOLDERS
     folder = root or ''
     if in_folders and root and os.path.isdir(root) and kwargs.get('search_split', True):
@@ -186,9 +188,9 @@ def _open_folder(
         target_transform: Callable | None = None,
         **_,
 ) -> Dataset:
-    """timm's data set over our reader. What else create_dataset takes is for other kinds of data, to timm as well."""
+    """Open a folder by FolderReader. Other arguments of create_dataset are ignored, as in timm."""
     if target_key:
-        raise DataError(f"--target-key '{target_key}': the targets of {folder} are its folders: leave the flag out")
+        raise DataError(f"--target-key '{target_key}': the targets of {folder} are its folders: omit the flag")
     reader = FolderReader(folder, class_map, input_key)
     if reader.outside:
         raise _outside_of_classes(folder, reader.outside, root)
@@ -203,7 +205,7 @@ def _open_folder(
 
 
 def _outside_of_classes(source: str, image: str, root: str | None = None) -> DataError:
-    """Make the error for an image outside of class folders, for which timm makes a class without a name.
+    """Return the error for an image outside of class folders. timm would create a class without a name for it.
 
     Args:
         source: Folder or tar file of the split.
@@ -220,10 +222,10 @@ def _leave_out_hidden(reader: ReaderImageInTar, renumber: bool) -> None:
 
     Args:
         reader: timm's reader, changed in place.
-        renumber: Number the classes that remain, in timm's order.
+        renumber: Whether to number the remaining classes, in timm's order.
 
     Raises:
-        DataError: no images, or images outside of folders.
+        DataError: There are no images, or images outside of folders.
     """
     visible = np.array([not is_hidden(member.path) for member, *_ in reader.samples])
     if not visible.any():
@@ -241,10 +243,13 @@ def _leave_out_hidden(reader: ReaderImageInTar, renumber: bool) -> None:
 
 
 class TorchFolder(ImageFolder):
-    """torchvision's ImageFolder without hidden folders and AppleDouble files. Refuses images that it would ignore."""
+    """torchvision's ImageFolder without hidden folders and AppleDouble files.
+
+    Raises DataError for images outside of class folders, which torchvision ignores.
+    """
 
     def __init__(self, root: str, **kwargs):
-        self.other_files: Counter = Counter()  # as FolderReader.other_files
+        self.other_files: Counter = Counter()  # see FolderReader
         super().__init__(root, is_valid_file=self._is_image, **kwargs)
 
     def find_classes(self, directory: str) -> tuple[list[str], dict[str, int]]:

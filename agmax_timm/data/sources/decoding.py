@@ -1,4 +1,4 @@
-"""From files to images: timm's pixels but for 16 bits, and one policy for what cannot be decoded."""
+"""Decoding of files to images, with timm's pixels except for 16-bit gray, and the policy for damaged files."""
 import os
 import tarfile
 import warnings
@@ -17,29 +17,29 @@ from ...base.text import one_line
 from .damage import Damage
 from .labels import NO_CLASS_OF_MAP, check_shards, label_error, to_target
 
-# timm's readers that decode images, by name: importing their modules needs further packages.
+# Names of timm's readers that decode images. Importing their modules needs further packages.
 _DECODING_READERS = ('ReaderWds', 'ReaderHfids')
 
-_MOST_IN_A_ROW = 100  # damaged samples in a row, after which too many are an error even if the check is deferred
+_MOST_IN_A_ROW = 100  # number of successive damaged samples after which a deferred check is done
 
 
 class UndecodableError(ValueError):
-    """A file that is no whole image; the message is the reason, without the path."""
+    """A file that is not a complete image. The message is the reason, without the path."""
 
 
 def decode(file: BinaryIO, mode: str | None = 'RGB') -> Image.Image:
-    """Decode a file as timm does, PIL's convert(mode), but 16 bits of gray to the upper 8 where PIL clips.
+    """Decode a file like timm, by PIL's convert(mode), except 16-bit gray (see convert).
 
     Args:
         file: Open file of an image.
-        mode: PIL mode of the image that is returned; empty or None for the file's own.
+        mode: PIL mode of the returned image. None or '' keeps the mode of the file.
 
     Raises:
-        UndecodableError: PIL cannot make a whole image of it, whatever it raises then.
+        UndecodableError: PIL raised any error except MemoryError.
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter('ignore', Image.DecompressionBombWarning)  # the error at twice its size stays
+            warnings.simplefilter('ignore', Image.DecompressionBombWarning)  # PIL raises an error at twice this size
             image = Image.open(file)
             if mode:
                 return convert(image, mode)
@@ -47,19 +47,19 @@ def decode(file: BinaryIO, mode: str | None = 'RGB') -> Image.Image:
             return image
     except MemoryError:
         raise
-    except Exception as error:  # on garbage PIL's plugins raise SyntaxError, ValueError, TypeError and others
+    except Exception as error:  # damaged files make PIL's plugins raise SyntaxError, ValueError, TypeError and others
         raise UndecodableError(reason_of(error, file)) from error
 
 
 def convert(image: Image.Image, mode: str) -> Image.Image:
-    """Convert an image from a file by PIL, except 16 bits of gray to their upper 8 bits, which PIL would clip."""
+    """Convert an image by PIL, except 16-bit gray, which is converted to its upper 8 bits. PIL would clip it."""
     if has_16_bits(image) and not mode.startswith(('I', 'F')):
         image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
     return image.convert(mode)
 
 
 def why_undecodable(path: str) -> str:
-    """The reason that decode() gives for a file, '' for what is no file, as a name in a tar file."""
+    """Return why decode() fails for a file. '' if there is no such file, such as for a name in a tar file."""
     if not os.path.exists(path):
         return ''
     try:
@@ -69,23 +69,23 @@ def why_undecodable(path: str) -> str:
         return reason_of(error)
     except UndecodableError as error:
         return str(error)
-    return 'it could be decoded when tried again'
+    return 'the second attempt to decode it succeeded'
 
 
 def has_16_bits(image: Image.Image) -> bool:
-    """Whether an opened file is of 16-bit gray, as PIL's mode I;16, or I in PGM files."""
+    """Whether an image has 16-bit gray: PIL's mode I;16, or mode I in PNG and PGM files."""
     return image.mode.startswith('I;16') or (image.mode == 'I' and image.format in ('PNG', 'PPM'))
 
 
 class DecodedDataset(ImageDataset):
-    """timm's ImageDataset with decode(), and with Damage in place of its ten silent retries.
+    """timm's ImageDataset with decode(), and with Damage in place of timm's ten silent retries.
 
-    A damaged sample is replaced by the next that is not, as in timm, or it is an error: see Damage. For the rest the
-    images, targets and random draws are timm's.
+    A damaged sample is replaced by the next valid one, as in timm, or raises an error (see Damage). Images, targets and
+    random draws are timm's.
 
     Args:
         reader: timm's reader of files and targets.
-        max_damaged: Share of the samples, in [0, 1], that may be replaced; None for none.
+        max_damaged: Share of the samples, in [0, 1], that may be replaced. None allows no damaged sample.
         **kwargs: Arguments of timm.data.ImageDataset.
     """
 
@@ -104,8 +104,8 @@ class DecodedDataset(ImageDataset):
         return (image, target) if self.additional_features is None else (image, target, *features)
 
     def __getitems__(self, indices: list[int]) -> Any:
-        """The samples of a batch, all at once where that is faster; called by torch's loaders."""
-        if self.batches is None or not indices or not self.memory.at_hand:
+        """Return the samples of a batch, for torch's loaders. They are made together if that is faster."""
+        if self.batches is None or not indices or not self.memory.is_available:
             return [self[index] for index in indices]
         return self.batches(indices)
 
@@ -114,26 +114,26 @@ class DecodedDataset(ImageDataset):
             try:
                 return self.load(number)
             except UndecodableError as error:
-                self.damage.found(number, str(error))
-                if tried >= _MOST_IN_A_ROW:  # for example, the disk is gone
+                self.damage.record(number, str(error))
+                if tried >= _MOST_IN_A_ROW:  # for example, if the disk was disconnected
                     self.damage.check()
         first = self.damage.path(next(self._from(index)))
         raise DamagedError(f'none of the {len(self)} samples can be decoded, such as {first}')
 
     def _from(self, index: int) -> Iterator[int]:
-        """Indices of all samples in order, from `index` on, and around the end."""
-        first = range(len(self))[index]  # counts from the end where negative
+        """Iterate over the indices of all samples, from `index` to the end and then from 0."""
+        first = range(len(self))[index]  # a negative index counts from the end
         return chain(range(first, len(self)), range(first))
 
     def _name(self, index: int) -> str:
-        """The name of a sample, or if it is damaged, of the sample that takes its place."""
+        """Return the name of a sample, or of its replacement if it is damaged."""
         return self.damage.path(next(number for number in self._from(index) if not self.damage.flags[number]))
 
     def load(self, index: int) -> tuple[Any, ...]:
-        """The image (PIL's, or pixels by another `decode`), its target and features of a sample, not transformed.
+        """Return the image of a sample, its target and its features, without transforms.
 
         Raises:
-            UndecodableError: it is no whole image, or cannot be read.
+            UndecodableError: The file cannot be read, or is not a complete image.
         """
         decoded = self.memory.get(index) if self.memory is not None else None
         if decoded is not None:
@@ -152,7 +152,7 @@ class ConvertedIterable(IterableImageDataset):
     """timm's IterableImageDataset with checked labels, and with convert() for readers that decode (wds/, hfids/).
 
     Args:
-        dataset: timm's data set. Its reader is changed in place: it no longer converts images.
+        dataset: timm's data set. Its reader is changed in place, so that it does not convert images.
     """
 
     def __init__(self, dataset: IterableImageDataset):
@@ -183,7 +183,7 @@ class ConvertedIterable(IterableImageDataset):
 
 
 class NamingLoader:
-    """A `loader` of torchvision's data sets of files that names the file which cannot be decoded."""
+    """A `loader` for torchvision's data sets of files. Its error names the file that cannot be decoded."""
 
     def __init__(self, loader: Callable[[str], Any]):
         self.loader = loader
@@ -194,11 +194,11 @@ class NamingLoader:
         except MemoryError:
             raise
         except Exception as error:
-            raise DamagedError(f'{path} cannot be decoded: {reason_of(error)}: repair it or take it out') from error
+            raise DamagedError(f'{path} cannot be decoded: {reason_of(error)}: repair or remove it') from error
 
 
 def with_policy(dataset: Any, max_damaged: float | None) -> Any:
-    """Give a data set of timm's factory our decoding, or our error if torchvision decodes."""
+    """Return a data set of timm with the decoding of this module. If torchvision decodes, errors name the file."""
     if type(dataset) is IterableImageDataset:
         return ConvertedIterable(dataset)
     if type(dataset) is ImageDataset:
@@ -211,21 +211,21 @@ def with_policy(dataset: Any, max_damaged: float | None) -> Any:
 
 
 def damage_of(dataset: Dataset | None) -> Damage | None:
-    """The Damage of a data set, or of the one that it wraps; None where nothing keeps count."""
+    """Return the Damage of a data set or of the data set that it wraps. None if there is none."""
     while dataset is not None and not hasattr(dataset, 'damage'):
-        dataset = getattr(dataset, 'base_dataset', getattr(dataset, 'dataset', None))  # NaFlex; Subset and others
+        dataset = getattr(dataset, 'base_dataset', getattr(dataset, 'dataset', None))  # NaFlex, or Subset and others
     return getattr(dataset, 'damage', None)
 
 
 def check_damage(loader) -> None:
-    """Raise DamagedError where more was damaged than may be: timm's NaFlex loader makes a warning of a worker's."""
+    """Raise DamagedError for too many damaged samples. timm's NaFlex loader only warns of an error in a worker."""
     damage = damage_of(getattr(loader, 'dataset', None))
     if damage is not None:
         damage.check()
 
 
 def reason_of(error: Exception, file: BinaryIO | None = None) -> str:
-    """Why a file cannot be decoded, in one line without the path."""
+    """Return why a file cannot be decoded, in one line without the path."""
     if isinstance(error, UnidentifiedImageError):
         empty = file is not None and file.seek(0, 2) == 0
         return 'empty file' if empty else 'not an image'

@@ -1,7 +1,7 @@
-"""Folders of images, read as timm reads them, from an index that is made fast and that worker processes share.
+"""A reader of folders of images in timm's order, with a compact index that worker processes share.
 
-timm's reader keeps two objects a sample. Counting references to them writes to their pages, so every worker process
-ends up with a copy of its own. Here the index is a few buffers, which nobody writes to.
+timm's reader has two objects per sample. Counting their references writes to their memory pages, so every worker
+process gets its own copy. The index of this reader is a few buffers, which no process writes to.
 """
 import logging
 import os
@@ -26,25 +26,26 @@ Run = tuple[str, bytes]  # a folder, and names of successive samples in it, join
 
 
 class FolderReader(Reader):
-    """The samples and classes of timm's ReaderImageFolder, in its order, in about the bytes of the file names.
+    """A reader with the samples and classes of timm's ReaderImageFolder, in timm's order.
 
-    Where names differ only in case or leading zeros ('a' and 'A', '1' and '01') timm's order is that of os.walk for
-    files, which is kept, and that of a set for classes, which changes from process to process: here such classes are
-    in the order of their names. Unlike timm's reader, this one skips hidden folders and AppleDouble files.
+    The index takes about the memory of the file names. Unlike timm's reader, this one skips hidden folders and
+    AppleDouble files. Names can differ only in case or leading zeros ('a' and 'A', '1' and '01'). Such files are in the
+    order of os.walk, as in timm. Such classes are in the order of their names; in timm, their order changes from
+    process to process.
 
     Args:
-        root: Folder to search, links to folders included.
-        class_map: File of class names or dict from class name to index; other classes are left out.
-        input_key: Extensions with their dot, lower case, separated by ';'; timm's extensions if empty.
+        root: Folder to search. Links to folders are followed.
+        class_map: File of class names or dict from class name to index. Other classes are left out.
+        input_key: File endings with their dot, in lower case, separated by ';'. If empty, timm's endings.
 
     Attributes:
         class_to_idx: Index of each class.
-        left_out: Names of class folders with images that class_map lacks.
-        other_files: Number of files with endings that are not of images, by ending; hidden files do not count.
+        left_out: Names of class folders with images that are not in class_map.
+        other_files: Number of files with other endings, by ending. Hidden files do not count.
 
     Raises:
-        RuntimeError: no images.
-        ValueError: a link that leads back to a folder above it.
+        RuntimeError: There are no images.
+        ValueError: A link leads to the folder that contains it, or to a folder above.
     """
 
     def __init__(self, root: str, class_map: Any = '', input_key: str | None = None):
@@ -60,13 +61,14 @@ class FolderReader(Reader):
         else:
             class_to_idx = _with_spellings(class_to_idx, labels)
         self.class_to_idx: dict[str, int] = class_to_idx
-        self.left_out = frozenset(labels) - set(class_to_idx)  # by class_map
+        self.left_out = frozenset(labels) - set(class_to_idx)
         if labels and len(self.left_out) == len(labels):
-            raise RuntimeError(f'found 0 images in {self.root} for --class-map: it names no folder there, such as '
-                               f'{labels[0]!r}')
+            raise RuntimeError(f'found 0 images in {self.root} for --class-map: it does not have the name of any '
+                               f'folder, such as {labels[0]!r}')
         runs = [run for run in runs if os.path.basename(run[0]) in class_to_idx]
         if not runs:
-            raise RuntimeError(f'found 0 images in {self.root} and its folders: they end in {", ".join(sorted(types))}')
+            raise RuntimeError(f'found 0 images in {self.root} and its folders: images are files that end in '
+                               f'{", ".join(sorted(types))}')
         self._index(runs)
 
     def _index(self, runs: list[Run]) -> None:
@@ -79,23 +81,23 @@ class FolderReader(Reader):
 
     @property
     def folders(self) -> list[str]:
-        """Folders that samples are in, relative to the root."""
+        """Folders of the samples, relative to the root."""
         return [self._folders[number] for number in range(len(self._folders))]
 
     @property
     def outside(self) -> str:
-        """Name of the first image that lies in the root itself, '' without any."""
+        """Name of the first image directly in the root, '' if there is none."""
         folders = self.folders
         return self._names[int((self._numbers == folders.index('')).argmax())] if '' in folders else ''
 
     @property
     def samples(self) -> list[tuple[str, int]]:
-        """timm's list of paths and targets, made anew at each call."""
+        """Paths and targets, as in timm. The list is created at each access."""
         return [self._sample(index) for index in range(len(self))]
 
     @property
     def nbytes(self) -> int:
-        """Bytes that the index takes."""
+        """Size of the index in bytes."""
         return self._folders.nbytes + self._targets.nbytes + self._names.nbytes + self._numbers.nbytes
 
     def __len__(self) -> int:
@@ -109,7 +111,7 @@ class FolderReader(Reader):
         return self._filename(index, absolute=True), self._targets[self._numbers[index]].item()
 
     def _filename(self, index: int, basename: bool = False, absolute: bool = False) -> str:
-        index = range(len(self))[index]  # counts from the end where negative, raises where there is none
+        index = range(len(self))[index]  # a negative index counts from the end; IndexError past the end
         name = self._names[index]
         if basename:
             return name
@@ -118,7 +120,7 @@ class FolderReader(Reader):
 
 
 def _with_spellings(class_to_idx: dict[str, int], labels: list[str]) -> dict[str, int]:
-    """Add the labels to a class map that differ from its names only in their Unicode form."""
+    """Add labels to a class map if they differ from a name only in their Unicode form."""
     spelt = {normalised(name): index for name, index in class_to_idx.items()}
     others = {label: spelt[normalised(label)] for label in labels
               if label not in class_to_idx and normalised(label) in spelt}
@@ -126,10 +128,10 @@ def _with_spellings(class_to_idx: dict[str, int], labels: list[str]) -> dict[str
 
 
 class _Strings:
-    """Strings without \\0, as one buffer and the place of each.
+    """A sequence of strings without \\0, as one buffer and the end of each string.
 
     Args:
-        joined: The encoded strings, joined by \\0.
+        joined: Encoded strings, joined by \\0.
     """
 
     def __init__(self, joined: bytes):
@@ -150,17 +152,17 @@ class _Strings:
 
 
 def is_hidden(path: str) -> bool:
-    """Whether a file lies in a hidden folder, as .ipynb_checkpoints, or is an AppleDouble file, as ._IMG_0001.jpg.
+    """Whether a file is in a hidden folder such as .ipynb_checkpoints, or an AppleDouble file such as ._IMG_0001.jpg.
 
     Args:
-        path: Path in a data set or an archive, with '/'.
+        path: Path in a data set or an archive, separated by '/'.
     """
     *folders, name = path.split('/')
     return name.startswith(APPLE_DOUBLE) or any(folder.startswith('.') and folder.strip('.') for folder in folders)
 
 
 def _scan(root: str, folder: str, types: Collection[str], others: Counter) -> list[Run]:
-    """Images of `folder`, a path relative to the root, and of those in it, in natural order of their whole paths."""
+    """Return the images of a folder, relative to the root, and of its subfolders, in natural order of their paths."""
     images, subfolders = _list(root, folder, types, others)
     if not subfolders:
         return [_run(folder, _natural_sort(images))] if images else []
@@ -182,10 +184,13 @@ def _run(folder: str, names: list[str]) -> Run:
 
 
 def _list(root: str, folder: str, types: Collection[str], others: Counter) -> tuple[list[str], list[str]]:
-    """Images and folders in a folder without hidden ones, in the order of the file system.
+    """Return the visible images and folders in a folder, in the order of the file system.
 
     Args:
-        others: Counts other files by their ending, changed in place.
+        root: Folder of the data set.
+        folder: Folder to list, relative to the root.
+        types: File endings of images.
+        others: Numbers of other files by ending, changed in place.
     """
     images, subfolders = [], []
     try:
@@ -194,7 +199,7 @@ def _list(root: str, folder: str, types: Collection[str], others: Counter) -> tu
                 name = entry.name
                 try:
                     is_folder = entry.is_dir()
-                except OSError:  # a link that leads to itself
+                except OSError:  # a link to itself
                     is_folder = False
                 if is_folder:
                     if name[0] == '.':
@@ -203,31 +208,31 @@ def _list(root: str, folder: str, types: Collection[str], others: Counter) -> tu
                         _check_link(entry.path, root, folder)
                     subfolders.append(name)
                     continue
-                stem, dot, suffix = name.rpartition('.')  # os.path.splitext, in a third of its time
+                stem, dot, suffix = name.rpartition('.')  # takes a third of the time of os.path.splitext
                 ending = (dot + suffix).lower() if stem.strip('.') else ''
                 if ending in types and name[:2] != APPLE_DOUBLE:
                     images.append(name)
                 elif name[0] != '.':
                     others[ending] += 1
     except OSError as error:
-        _logger.warning(f'Left out a folder that cannot be read: {error}')
+        _logger.warning(f'A folder is left out because it cannot be read: {error}')
         return [], []
     return images, subfolders
 
 
 def _check_link(link: str, root: str, folder: str) -> None:
-    """Raise ValueError for a link in `folder` to that or a folder above it, which could be followed for ever."""
+    """Raise ValueError for a link in `folder` to that folder or a folder above, which would be followed forever."""
     while True:
         above = os.path.join(root, folder)
         if os.path.samefile(above, link):
-            raise ValueError(f'the link {link} leads back to the folder {above} that it is in: remove the link')
+            raise ValueError(f'the link {link} leads to the folder {above}, which contains the link: remove the link')
         if not folder:
             return
         folder = os.path.dirname(folder)
 
 
 def _merge(inner: list[list[Run]]) -> list[Run]:
-    """One order for folders that differ only in case or leading zeros, and so interleave in timm's order."""
+    """Merge folders whose names differ only in case or leading zeros. In timm's order, their images interleave."""
     paths = [(folder, name) for runs in inner for folder, names in runs for name in os.fsdecode(names).split('\0')]
     keys = _natural_keys([os.path.join(*path) for path in paths])
     paths = [paths[i] for i in sorted(range(len(paths)), key=keys.__getitem__)]
@@ -240,15 +245,18 @@ def _natural_sort(names: list[str]) -> list[str]:
 
 
 def _natural_keys(names: list[str]) -> list[str]:
-    """Strings that compare as timm's natural_key of the names does, all made at once, for names without \\0.
+    """Return strings that have the same order as timm's natural_key of the names.
 
-    natural_key is a list of lower-case text and numbers in turn. Where two such lists first differ, one that ends is
-    less than a number, and a number less than any other text. So are strings in which all numbers have one width and
-    digits are less than other characters. Superscripts between digits, where natural_key fails, are text here.
+    natural_key is a list of lower-case text and numbers in turn. At the first difference of two lists, the end of a
+    list is less than a number, and a number is less than text. Strings have the same order if all numbers are padded to
+    one width and digits are less than other characters. Superscripts, for which natural_key fails, count as text.
+
+    Args:
+        names: Names without \\0. All keys are computed at once.
     """
     text = '\0'.join(['', *names, '']).lower()
     if not text.isascii():
-        text = re.sub(r'\d+', lambda number: str(int(number[0])), text)  # digits of other scripts
+        text = re.sub(r'\d+', lambda number: str(int(number[0])), text)  # converts digits of other scripts
     characters = np.frombuffer(text.encode('utf-8', 'surrogatepass').translate(_DIGITS_FIRST), np.uint8)
     is_digit = (characters > 0) & (characters <= 10)
     edges = np.flatnonzero(is_digit[1:] != is_digit[:-1]) + 1
@@ -257,10 +265,10 @@ def _natural_keys(names: list[str]) -> list[str]:
     steps = np.ones(len(characters), np.int64)
     steps[starts] += widths.max(initial=0) - widths
     places = steps.cumsum() - 1
-    padded = np.ones(places[-1] + 1, np.uint8)  # of the digit 0
+    padded = np.ones(places[-1] + 1, np.uint8)  # 1 is the digit 0
     padded[places] = characters
     return padded.tobytes().decode('latin-1').split('\0')[1:-1]
 
 
-# For bytes.translate: \0 stays, the digits become 1 to 10, what ASCII has before them 11 to 57; all else stays.
+# For bytes.translate: the digits become 1 to 10, and the characters before them in ASCII become 11 to 57.
 _DIGITS_FIRST = bytes([0, *range(11, 58), *range(1, 11), *range(58, 256)])

@@ -1,4 +1,4 @@
-"""Labels that have to be class indices. Exact ones are taken; others are refused with sample and value."""
+"""Labels as class indices. A label that is not exactly an index is an error, which names sample and value."""
 import json
 import reprlib
 from collections.abc import Callable, Iterator
@@ -18,14 +18,14 @@ NO_CLASS_OF_MAP = 'it is no class of --class-map'
 
 
 def class_index(label: Any, num_classes: int | None = None) -> int:
-    """Return a label as a class index. Bools and whole floats are exact, so they are taken.
+    """Convert a label to a class index. Bools and whole floats are accepted, because they are exact.
 
     Args:
         label: Label of a sample.
         num_classes: Number of outputs of the model; None if unknown.
 
     Raises:
-        ValueError: the label is no class index; the message has the reason and the remedy.
+        ValueError: The label is not a class index. The message has the reason and the remedy.
     """
     if label is None:
         raise ValueError('it has no class: leave it out of the data, or label it')
@@ -40,9 +40,9 @@ def class_index(label: Any, num_classes: int | None = None) -> int:
     else:
         raise ValueError('a class index is a whole number')
     if index < 0:
-        raise ValueError('class indices count from 0')
+        raise ValueError('class indices start at 0')
     if num_classes is not None and index >= num_classes:
-        raise ValueError(f'the model has the classes 0 to {num_classes - 1}, and class indices count from 0')
+        raise ValueError(f'the model has the classes 0 to {num_classes - 1}, and class indices start at 0')
     return index
 
 
@@ -56,18 +56,18 @@ def to_target(
 
     Args:
         label: Label of a sample, as timm's reader gives it.
-        transform: The transform of labels; None for one class index.
+        transform: Transform of labels; None for one class index.
         name: Function that returns the name of the sample.
         num_classes: Number of outputs of the model; None if unknown.
 
     Raises:
-        LabelError: the label is no index, or not the indices or the vector that MultiLabelTarget takes.
+        LabelError: The label is not an index, or MultiLabelTarget does not accept it.
     """
     if transform is not None and not isinstance(transform, MultiLabelTarget):
         return transform(label)
     try:
         return class_index(label, num_classes) if transform is None else transform(label)
-    except (ValueError, TypeError, RuntimeError, OverflowError) as error:  # torch raises the last three for non-numbers
+    except (ValueError, TypeError, RuntimeError, OverflowError) as error:  # torch's errors for what is not a number
         raise label_error(name(), label, error) from error
 
 
@@ -76,10 +76,10 @@ def label_error(sample: str, label: Any, reason: Any) -> LabelError:
 
 
 def check_column(dataset: Any, num_classes: int | None = None) -> None:
-    """Raise LabelError for a label of hfds/ that is no class index. Reads all labels, but no images.
+    """Raise LabelError if a label of hfds/ is not a class index. Reads all labels, but no images.
 
     Args:
-        dataset: Any data set. Other kinds of data, and several labels an image, are not checked.
+        dataset: Data set. Other kinds of data, and data with several labels per image, are not checked.
         num_classes: Number of outputs of the model; None if unknown.
     """
     reader: Any = getattr(dataset, 'reader', None)
@@ -98,7 +98,7 @@ def check_column(dataset: Any, num_classes: int | None = None) -> None:
 
 
 def _labels(reader: Any) -> Iterator[Any]:
-    """Labels of timm's reader of hfds/. None for a column of integers without nulls, which need no check."""
+    """Iterate over the labels of timm's reader of hfds/. Integer columns without nulls are skipped: they are valid."""
     key, rows = reader.label_key, reader.dataset
     if key in rows.features and not reader.remap_class:
         column = rows.with_format('arrow')[key]
@@ -109,13 +109,13 @@ def _labels(reader: Any) -> Iterator[Any]:
 
 
 def check_shards(dataset: Any) -> None:
-    """Make timm's data set of wds/ raise LabelError for a label that is no class index.
+    """Make timm's data set of wds/ raise LabelError if a label is not a class index.
 
-    timm leaves out samples with a name in place of an index, and cuts fractions.
+    timm leaves out samples whose label is a name, and truncates fractions.
 
     Args:
-        dataset: Data set of timm's ReaderWds, which is changed in place. Its attribute `num_classes` is the number of
-            outputs of the model, None if unknown.
+        dataset: Data set with timm's ReaderWds, which is changed in place. Its attribute `num_classes` is the number
+            of outputs of the model, None if unknown.
     """
     dataset.reader._lazy_init = partial(_init_with_labels, dataset, dataset.reader)
 
@@ -127,18 +127,18 @@ def _init_with_labels(dataset: Dataset, reader: Any) -> None:
 
 
 def _with_index(dataset: Any, reader: Any, sample: dict[str, Any]) -> dict[str, Any]:
-    """Return a raw sample of a shard. Raises LabelError if its label is no class index."""
+    """Return a raw sample of a shard. Raise LabelError if its label is not a class index."""
     key = reader.target_keys or reader.target_key or reader.split_info.alt_label
     name = f"sample {sample['__key__']!r} of {sample['__url__']}"
     if not key:
         if 'cls' not in sample:
-            return sample  # timm warns and leaves it out
+            return sample  # timm logs a warning and leaves it out
         label = sample['cls'].decode('utf-8', 'replace').strip()
     else:
         try:
             fields = json.loads(sample.get('json', '{}'))
         except ValueError:
-            return sample  # timm warns and leaves it out
+            return sample  # timm logs a warning and leaves it out
         missing = [field for field in (key if isinstance(key, tuple) else [key]) if not has_field(fields, field)]
         if missing:
             there = ', '.join(map(repr, fields)) or 'none'

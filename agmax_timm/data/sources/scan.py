@@ -1,4 +1,4 @@
-"""Reading a whole data set once, in worker processes: what is in each file, and what cannot be decoded."""
+"""One pass over all files of a data set in worker processes: properties of the images, and damaged files."""
 import hashlib
 import io
 import tarfile
@@ -21,7 +21,10 @@ _EXIF_ORIENTATION = 274
 
 @dataclass(frozen=True)
 class Finding:
-    """What a sample is: size in pixels, PIL mode and orientation of the file, digest of its bytes; why it is none."""
+    """Properties of a sample: target, size in pixels, PIL mode, EXIF rotation, digest of its bytes, and its problem.
+
+    `problem` says why the image cannot be decoded; it is empty if the image is valid.
+    """
     index: int
     target: Any = None
     width: int = 0
@@ -33,7 +36,7 @@ class Finding:
 
 
 class ScanDataset(Dataset):
-    """A Finding for each sample of a reader.
+    """A data set of the Finding of each sample.
 
     Args:
         reader: timm's reader of files and targets.
@@ -63,21 +66,21 @@ class ScanDataset(Dataset):
 def _is_rotated(image: Image.Image) -> bool:
     try:
         return image.getexif().get(_EXIF_ORIENTATION, 1) in range(2, 9)
-    except Exception:  # PIL's on garbage, beside pixels that are whole
+    except Exception:  # damaged EXIF data can make PIL raise anything
         return False
 
 
 def scan(reader: Reader, workers: int = 0, batch_size: int = 64) -> Iterator[list[Finding]]:
-    """Findings in the order of the reader, in lists of batch_size."""
+    """Iterate over lists of `batch_size` findings, in the order of the reader."""
     return iter(DataLoader(ScanDataset(reader), batch_size, num_workers=workers, collate_fn=list))
 
 
 class Inventory:
-    """What a split holds, added up while it is scanned: 24 bytes a sample, whatever the images.
+    """Totals over the findings of a split. Takes 24 bytes of memory per sample.
 
     Args:
         split: Name of the split.
-        reader: timm's reader of it.
+        reader: timm's reader of the split.
     """
 
     def __init__(self, split: str, reader: Any):
@@ -113,7 +116,7 @@ class Inventory:
 
 
 class Duplicate(NamedTuple):
-    """A sample whose bytes are those of an earlier one, of another split if `leak`."""
+    """A sample with the same bytes as an earlier one. `leak` is True if that is in another split."""
     split: str
     path: str
     original: str
@@ -125,7 +128,7 @@ class Duplicate(NamedTuple):
 
 
 def duplicates(inventories: list[Inventory]) -> Iterator[Duplicate]:
-    """Samples with the bytes of an earlier one, over all splits; those that cannot be decoded are left out."""
+    """Find samples with the same bytes as an earlier one, over all splits, without those that cannot be decoded."""
     if not inventories:
         return
     digests = np.concatenate([inventory.digests for inventory in inventories])

@@ -1,8 +1,8 @@
-"""Data that is read in shards (wds/, hfids/): what can go wrong is found before training, and evaluation is exact.
+"""Data in shards (wds/, hfids/): checks before training, and evaluation that reads each sample once.
 
-timm gives each loader worker of each rank whole shards. In training every one of them reads on from the start of its
-own until it has its part of the epoch, in whole batches. In evaluation timm does the same on several ranks, where it
-repeats some samples and drops others; share_evaluation() reads each of them once.
+timm gives whole shards to each loader worker of each rank. In training, a worker starts its shards again until it has
+its part of the epoch, in whole batches. In evaluation on several ranks, timm does the same, so it repeats some samples
+and leaves out others. share_evaluation() corrects this.
 """
 import logging
 import math
@@ -29,7 +29,7 @@ from .datasets import create_dataset
 _logger = logging.getLogger(__name__)
 
 URL_TIMEOUT = 10.  # seconds
-_TAR_BLOCK = 512  # bytes; the last of a tar file is zero
+_TAR_BLOCK = 512  # bytes; the last block of a tar file is zero
 
 
 def open_dataset(
@@ -40,15 +40,19 @@ def open_dataset(
         samples_flag: str = '--num-samples',
         **kwargs,
 ) -> Any:
-    """Open a data set by datasets.create_dataset, with the checks that data in shards needs.
+    """Open a data set by datasets.create_dataset, and check data in shards.
 
     Args:
-        workers: Loader workers of each rank that will read the data.
-        samples_flag: The flag for the number of samples of this split, for messages.
+        name: Kind of data set as in timm, such as 'wds/NAME'.
+        root: Folder or URL of the data.
+        split: Name of the split.
+        workers: Number of loader workers of each rank that will read the data.
+        samples_flag: Flag for the number of samples of this split, for messages.
+        **kwargs: Further arguments of datasets.create_dataset.
 
     Raises:
-        DataError: no root, a host that does not answer, shards that are missing or cut off, fewer shards than readers
-            in training, a split whose number of samples is unknown.
+        DataError: The root is missing, the host does not answer, shards are missing or incomplete, training has fewer
+            shards than readers, or the number of samples is unknown.
     """
     kind = name.partition('/')[0].lower() if '/' in name else ''
     if kind == 'wds':
@@ -68,7 +72,7 @@ def open_dataset(
         if kind == 'wds':
             _check_shards(root or '', split, dataset.reader.split_info.filenames)
     if package:
-        # A reader in sequence is bound to the process that it is first used in.
+        # A new data set, because a reader in sequence belongs to the process that uses it first.
         probe = create_dataset(name, root, split, **{**kwargs, 'is_training': False}) if kind != 'hfds' else dataset
         _check_first_sample(probe, f"--dataset {name}: the first sample of split '{split}'")
     if kind in ('wds', 'hfids') and kwargs.get('is_training'):
@@ -77,18 +81,18 @@ def open_dataset(
 
 
 def share_evaluation(dataset: Dataset, batch_size: int) -> None:
-    """Make a wds/ data set give each of its samples once, over all ranks and workers together. Others do already.
+    """Make a wds/ data set give each sample once over all ranks and workers. Does nothing for other data sets.
 
     Args:
         dataset: Data set for evaluation, changed in place.
-        batch_size: Batch size of its loader.
+        batch_size: Batch size of the loader.
     """
     if isinstance(dataset, IterableImageDataset) and _in_shards(dataset.reader):
         dataset.reader = EvaluationShards(dataset.reader, batch_size)
 
 
 class EvaluationShards:
-    """A reader of this rank's part of the shards, in which timm's, taking itself for the only rank, pads nothing.
+    """A reader of this rank's shards. timm's reader is set to one rank, because it then adds no samples.
 
     Args:
         reader: timm's ReaderWds of the whole split, changed in place.
@@ -103,7 +107,7 @@ class EvaluationShards:
         self.num_workers = 1
         self.class_to_idx = reader.class_to_idx
         lengths = list(info.shard_lengths)
-        if len(lengths) != len(info.filenames):  # unknown: as if they were equal
+        if len(lengths) != len(info.filenames):  # unknown lengths are assumed to be equal
             lengths = [self.num_samples / len(info.filenames)] * len(info.filenames)
         self.shard_lengths = lengths[rank::ranks]
         reader.split_info = replace(info, filenames=tuple(info.filenames[rank::ranks]))
@@ -120,15 +124,15 @@ class EvaluationShards:
         return iter(self.reader if self.shard_lengths else ())
 
     def __len__(self) -> int:
-        """Samples of this rank, those of each worker rounded up to whole batches: the loader's length is then right."""
+        """Return the samples of this rank. Each worker's are rounded up to whole batches, as the loader counts them."""
         shares = (sum(self.shard_lengths[worker::self.num_workers]) for worker in range(self.num_workers))
         return sum(math.ceil(share / self.batch_size) * self.batch_size for share in shares)
 
 
-def shuffling(dataset: Dataset) -> random.Random | None:
-    """The generator by which this process shuffles the samples of wds/ for training, None where there is none.
+def shuffle_generator(dataset: Dataset) -> random.Random | None:
+    """Return the generator that shuffles the training samples of wds/ in this process, None for other data.
 
-    timm seeds it once and it continues from epoch to epoch, so an epoch can be read again only from its state.
+    timm seeds it once for all epochs, so its state is needed to read an epoch again.
     """
     reader: Any = dataset.reader if isinstance(dataset, IterableImageDataset) else None
     if not _in_shards(reader) or not reader.is_training:
@@ -139,12 +143,12 @@ def shuffling(dataset: Dataset) -> random.Random | None:
 
 
 def warn_of_loss(loader, count: int, device: torch.device) -> None:
-    """Warn where the evaluation of an iterable data set saw more or fewer samples than the split has.
+    """Log a warning if the evaluation of an iterable data set had more or fewer samples than the split has.
 
     Args:
         loader: Loader that was evaluated.
-        count: Samples that this rank saw; the sum over ranks is taken here.
-        device: Device for that sum.
+        count: Number of samples that this rank evaluated.
+        device: Device for the sum over all ranks.
     """
     if not isinstance(getattr(loader, 'dataset', None), IterableImageDataset):
         return
@@ -158,28 +162,28 @@ def warn_of_loss(loader, count: int, device: torch.device) -> None:
 
 
 def check_delivered(num_batches: int, announced: int) -> None:
-    """Raise DataError where an iterable training set gave fewer batches than its length: ranks would wait forever."""
+    """Raise DataError if an iterable training set gave fewer batches than its length. Ranks would wait forever."""
     if num_batches < announced:
         raise DataError(f'the training data ended after {num_batches} of {announced} batches: shards or samples '
                         'could not be read, see the warnings above; check the shards, --input-key and --target-key')
 
 
 def _in_shards(reader) -> bool:
-    """Whether this is timm's reader of wds/."""
+    """Return whether a reader is timm's reader of wds/."""
     if reader is None:
         return False
-    from timm.data.readers.reader_wds import ReaderWds  # imports webdataset where it is installed
+    from timm.data.readers.reader_wds import ReaderWds  # imports webdataset if it is installed
     return isinstance(reader, ReaderWds)
 
 
 def _unknown_length(name: str, split: str, samples_flag: str) -> DataError:
     hint = " or SPLIT|N" if name.lower().startswith('wds/') else ''
-    return DataError(f"--dataset {name}: the number of samples of split '{split}' is unknown, and with it the length "
-                     f'of an epoch: give {samples_flag} N{hint}')
+    return DataError(f"--dataset {name}: the number of samples of split '{split}' is unknown, which is the length of "
+                     f'an epoch: give {samples_flag} N{hint}')
 
 
 def _check_first_sample(dataset: Any, where: str) -> None:
-    """Raise DataError unless a sample can be read under --input-key and --target-key, of the first shard if any."""
+    """Raise DataError unless the first sample can be read with --input-key and --target-key."""
     reader = dataset.reader
     try:
         if not isinstance(dataset, IterableImageDataset):
@@ -193,14 +197,14 @@ def _check_first_sample(dataset: Any, where: str) -> None:
         raise DataError(f'{where} cannot be read, see the warnings above: check --input-key, --target-key') from None
     except LabelError:
         raise
-    except Exception as error:  # whatever a missing key leads to in timm
+    except Exception as error:  # a missing key can make timm raise anything
         raise DataError(f'{where} cannot be read: {error}: check split, --input-key, --target-key') from error
 
 
 def _check_readers(reader, name: str, split: str, workers: int) -> None:
-    """A reader without a shard would give nothing, and the other ranks would wait for it."""
+    """Raise DataError if a worker would have no shard. It would give no batch, and the other ranks would wait."""
     ranks = reader.dist_num_replicas
-    if hasattr(reader, 'builder'):  # hfids/: ranks share shards where these do not divide evenly, workers never do
+    if hasattr(reader, 'builder'):  # hfids/: ranks share shards if these do not divide evenly, workers never do
         if reader.download:
             return
         shards = reader.builder.as_streaming_dataset(split=split).num_shards
@@ -222,7 +226,7 @@ def _is_url(path: str) -> bool:
 
 
 def _check_source(root: str | None) -> None:
-    """timm reads _info.json first, and over a dead host for a quarter of an hour."""
+    """Raise DataError if the folder is missing or the host does not answer. timm would wait for 15 minutes."""
     if not root:
         raise DataError('no data: give the folder or URL of the shards, as DIR or --data-dir DIR')
     if _is_url(root):
@@ -232,14 +236,14 @@ def _check_source(root: str | None) -> None:
             urlopen(Request(os.path.join(root, '_info.json'), method='HEAD'), timeout=URL_TIMEOUT).close()
         except (OSError, HTTPException, ValueError) as error:
             if isinstance(error, HTTPError) and error.code < 500:
-                return  # it answers; the file may be missing
+                return  # the host answers, and the file may be missing
             raise DataError(f'--data-dir {root} does not answer: {error}') from error
     elif '://' not in root and not root.startswith('pipe:') and not os.path.isdir(root):
         raise DataError(f'no such folder: {root}')
 
 
 def _check_shards(root: str, split: str, filenames) -> None:
-    """Raise DataError for a shard that is not there or not whole."""
+    """Raise DataError for a shard that is missing or incomplete."""
     paths = [os.path.join(root, name) for name in filenames]
     with ThreadPoolExecutor(16) as pool:
         for path, problem in zip(paths, pool.map(_shard_problem, paths)):
@@ -249,13 +253,14 @@ def _check_shards(root: str, split: str, filenames) -> None:
 
 
 def _shard_problem(path: str) -> str | None:
-    """What is wrong with a shard, as far as its size and its last block tell; nothing for sources unknown here."""
+    """Return what is wrong with a shard, from its size and last block. None if nothing, or if it cannot be checked."""
     try:
         if _is_url(path):
             with urlopen(Request(path, headers={'Range': f'bytes=-{_TAR_BLOCK}'}), timeout=URL_TIMEOUT) as response:
-                whole = response.status == 200  # the server knows no ranges
-                length = response.headers.get('Content-Length' if whole else 'Content-Range', '').split('/')[-1]
-                size, end = int(length) if length.isdigit() else None, None if whole else response.read()
+                no_ranges = response.status == 200  # the server ignores the Range header
+                length = response.headers.get('Content-Length' if no_ranges else 'Content-Range', '').split('/')[-1]
+                size = int(length) if length.isdigit() else None
+                end = None if no_ranges else response.read()
         elif '://' in path or path.startswith('pipe:'):
             return None
         else:
@@ -266,5 +271,5 @@ def _shard_problem(path: str) -> str | None:
     except (OSError, HTTPException, ValueError) as error:
         return f'{error}' if _is_url(path) else f'{getattr(error, "strerror", None) or error}'
     if path.split('?')[0].endswith('.tar') and (size == 0 or (size or 0) % _TAR_BLOCK or (end and any(end))):
-        return f'cut off after {size} bytes, a tar file ends in blocks of zeros: copy or make it again'
+        return f'incomplete, {size} bytes without the zeros that end a tar file: copy or create it again'
     return None

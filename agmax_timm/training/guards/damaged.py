@@ -38,7 +38,7 @@ class DamageReport:
         if self.damage is None:
             return
         self.damage.gather(self.device)
-        new = self.damage.untold()
+        new = self.damage.take_new()
         if new and self.output_dir:
             self.reasons.update((index, why_undecodable(self.damage.path(index))) for index in new)
             self._warn(new, f'{len(new)} more training images cannot be decoded, others took their place')

@@ -194,7 +194,7 @@ def test_steps_that_follow_are_those_of_single_images(small):
     assert (difference.abs() < 5 * error).all()
 
 
-def test_where_the_images_are_not_at_hand_views_are_made_one_by_one(small):
+def test_where_the_images_are_not_available_views_are_made_one_by_one(small):
     dataset, loader = small_loader(small)
     copy = pickle.loads(pickle.dumps(dataset))
     random_seed(0)
@@ -254,7 +254,7 @@ class Pixels(np.ndarray):
 
 def test_more_than_there_is_of_memory(photos):
     dataset = create_dataset('', str(photos), 'train')
-    assert keep_decoded(dataset, 10 ** 20) and dataset.memory.at_hand
+    assert keep_decoded(dataset, 10 ** 20) and dataset.memory.is_available
 
 
 def test_data_of_timms_own_factory_is_told_not_to_be_kept(photos, caplog):

@@ -60,7 +60,7 @@ CLASSES, IMAGE, LABEL = ['--class-map', 'map.txt'], ['--input-key', '.jpg'], ['-
 # By kind of data, with an option: the number of images in an epoch, or parts of the line that refuses it.
 CASES = {
     'folder': [
-        (SLICE, ["split 'train[:50%]'", 'name a whole one']),
+        (SLICE, ["split 'train[:50%]'", 'give a whole split']),
         (CASE, ["no folder for split 'Train', only train, val"]),
         (TRAIN, ['--train-num-samples 6 does nothing on a folder', 'fewer images']),
         (VALIDATION, ['--val-num-samples 6 does nothing on a folder']),

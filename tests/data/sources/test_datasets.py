@@ -248,8 +248,8 @@ def test_folders_within_classes_are_told(data, tmp_path, caplog, kind):
             path.rename(path.parent / ('2019' if int(path.stem) % 2 else '2020') / path.name)
     dataset = make_tar(data, tmp_path / 'x.tar') if kind == 'tar' else create_dataset('', str(data), 'train')
     check_classes(dataset, None, 2)
-    assert caplog.messages == [f"{dataset.reader.root}: classes are the innermost folders: '2019', '2020', and not "
-                               "'ant', 'bee', 'cat' above them"]
+    assert caplog.messages == [f"{dataset.reader.root}: the classes are the innermost folders '2019', '2020', not the "
+                               "folders 'ant', 'bee', 'cat'"]
 
 
 def test_flat_classes_are_not_told_of(data, tmp_path, caplog):
@@ -263,7 +263,7 @@ def test_flat_classes_are_not_told_of(data, tmp_path, caplog):
 def test_splits_in_capitals_are_not_read_as_one(data, folders, split):
     for old, new in zip(('train', 'val'), folders):
         (data / old).rename(data / new)
-    with pytest.raises(DataError, match=f"no folder for split '{split}', only {folders[0]}, {folders[1]}: name"):
+    with pytest.raises(DataError, match=f"no folder for split '{split}', only {folders[0]}, {folders[1]}: give"):
         create_dataset('', str(data), split)
 
 

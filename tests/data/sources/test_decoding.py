@@ -393,15 +393,15 @@ def test_torchvisions_folders_name_the_file(folder):
 
 def test_flags_are_lists_that_can_be_kept(folder):
     damage, other = opened(folder, max_damaged=1.).damage, opened(folder, max_damaged=1.).damage
-    damage.found(7, 'x')
-    damage.found(2, 'x')
-    assert damage.indices() == [2, 7] and damage.untold() == [2, 7] and damage.untold() == []
+    damage.record(7, 'x')
+    damage.record(2, 'x')
+    assert damage.indices() == [2, 7] and damage.take_new() == [2, 7] and damage.take_new() == []
     other.mark(damage.indices())
     other.mark([])
     assert other.indices() == [2, 7] and other.count() == 2
-    damage.found(2, 'x')
-    damage.found(3, 'x')
-    assert damage.untold() == [3]
+    damage.record(2, 'x')
+    damage.record(3, 'x')
+    assert damage.take_new() == [3]
     with pytest.raises(IndexError):
         damage.mark([10])
 
@@ -431,7 +431,7 @@ def test_a_data_set_that_was_sent_shares_its_flags(folder):
     """As to workers that are spawned: pickled by torch's rules."""
     dataset, queue = opened(folder, max_damaged=1.), torch.multiprocessing.get_context('fork').Queue()
     queue.put(dataset)
-    queue.get().damage.found(3, 'x')
+    queue.get().damage.record(3, 'x')
     assert dataset.damage.indices() == [3]
 
 

@@ -175,7 +175,7 @@ def test_index_out_of_range_and_pickling(photos):
 def test_loop_of_links_is_refused(tmp_path, target):
     touch(tmp_path / 'train' / 'ant' / '1.jpg')
     (tmp_path / 'train' / 'ant' / 'again').symlink_to(target)
-    with pytest.raises(DataError, match='again leads back to the folder .*: remove the link'):
+    with pytest.raises(DataError, match='again leads to the folder .*: remove the link'):
         create_dataset('', str(tmp_path), 'train')
 
 
@@ -205,7 +205,7 @@ def test_folder_that_cannot_be_read_is_named(photos, tmp_path, monkeypatch, capl
 
 
 def test_target_key_has_no_meaning_for_folders(photos):
-    with pytest.raises(DataError, match="--target-key 'label'.*leave the flag out"):
+    with pytest.raises(DataError, match="--target-key 'label'.*omit the flag"):
         create_dataset('', str(photos), 'train', target_key='label')
 
 

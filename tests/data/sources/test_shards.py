@@ -387,7 +387,7 @@ def test_a_shard_that_is_cut_off(shards, serve, fail, source, size):
     os.truncate(shards / 'val-1.tar', size)
     root = shards if source == 'folder' else serve(shards, ranges=source == 'url')
     line = fail('--data-dir', root, *WDS)
-    assert 'val-1.tar' in line and f'cut off after {size} bytes' in line
+    assert 'val-1.tar' in line and f'incomplete, {size} bytes' in line
 
 
 @pytest.mark.parametrize('blocks', [6, 7])
