@@ -1,4 +1,4 @@
-"""The original's models enter timm's registry with timm itself, so that nobody waits for timm who does not use it."""
+"""Registration of the original's models with timm when timm is imported. This package does not import timm for it."""
 import sys
 from importlib import import_module
 from importlib.machinery import PathFinder
@@ -7,7 +7,7 @@ _REGISTRY = 'timm.models'
 
 
 def register_with_timm() -> None:
-    """Import .weights.models now if timm's models are imported, else right after they will be."""
+    """Import .weights.models now if timm.models is imported, otherwise when it is."""
     if _REGISTRY in sys.modules:
         import_module('.weights.models', __package__)
     else:
@@ -15,7 +15,7 @@ def register_with_timm() -> None:
 
 
 class _AfterTimm:
-    """Finds timm.models as Python does, and adds one step after its import. importlib.abc would slow down --help."""
+    """A meta path finder that extends the import of timm.models. Importing importlib.abc would slow down --help."""
 
     def find_spec(self, name, path, target=None):
         if name != _REGISTRY:

@@ -115,5 +115,5 @@ class _Start(threading.Thread):
         while not self._done.wait(_INTERVAL):
             if self._missing is None:  # not connected yet
                 presence = Presence(self.rank, self.world_size, period=_INTERVAL)
-            presence.tell()
+            presence.beat()
             self._missing = presence.absent()

@@ -1,4 +1,4 @@
-"""The frame in which every command runs: the same errors, signals and pipes end each of them in the same way."""
+"""The frame of every command: how errors, signals and closed pipes end it."""
 import os
 import signal
 import sys
@@ -17,18 +17,18 @@ _EX_SIGPIPE = 128 + 13
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM, which ends a command as Ctrl-C does: files and processes are cleaned up."""
+    """SIGTERM as an exception. It ends a command like Ctrl-C, so files and processes are cleaned up."""
     exit_status = 128 + signal.SIGTERM
 
 
 def command(prog: str | None = None) -> Callable[[Callable[..., int | None]], Callable[..., None]]:
     """Decorate the main function of a command, which parses the command line, runs, and returns its exit status.
 
-    An error that a user can act on is printed as one line, see errors.as_user_error; it has the exit status. Other
-    errors pass. Where the reader of the output has ended, the command ends quietly, as if by the signal SIGPIPE.
+    An error that a user can act on (see errors.as_user_error) is printed as one line and gives the exit status. Other
+    errors are raised. If the reader of the output has ended, the exit status is that of SIGPIPE, without a message.
 
     Args:
-        prog: Name of the command in messages. By default that of the script.
+        prog: Name of the command in messages. None is the name of the script.
     """
     def decorate(main: Callable[..., int | None]) -> Callable[..., None]:
         @wraps(main)
@@ -40,7 +40,7 @@ def command(prog: str | None = None) -> Callable[[Callable[..., int | None]], Ca
                     try:
                         status = main(*args, **kwargs)
                     finally:
-                        sys.stdout.flush()  # otherwise Python prints the error of this call when it ends
+                        sys.stdout.flush()  # raises here; at the end of the process, Python would print the error
             except BrokenPipeError:
                 if not drop_unread_output():
                     raise
@@ -57,7 +57,7 @@ def command(prog: str | None = None) -> Callable[[Callable[..., int | None]], Ca
 
 
 def print_error(error: UserError, prog: str | None = None) -> int:
-    """Print an error as one line on stderr, below a progress bar if there is one. Return the exit status."""
+    """Print an error as one line on stderr, below any progress bar. Return the exit status."""
     from tqdm import tqdm
     tqdm.write(f'{prog or os.path.basename(sys.argv[0])}: error: {one_line(error)}', file=sys.stderr)
     return error.exit_status
@@ -65,10 +65,10 @@ def print_error(error: UserError, prog: str | None = None) -> int:
 
 @contextmanager
 def _sigterm_as_error() -> Iterator[None]:
-    """Raise Terminated at SIGTERM, unless the program that calls the command handles or ignores it.
+    """Raise Terminated at SIGTERM, unless the calling program handles or ignores it.
 
-    Not in a job of several processes. Its launcher ends them by SIGTERM, and a process that waits for the others
-    cannot handle a signal.
+    Does nothing in a job of several processes. The launcher ends them by SIGTERM, and a process that waits in a
+    collective cannot handle a signal.
     """
     several = any(int(os.environ.get(name) or 1) > 1 for name in ('WORLD_SIZE', 'SLURM_NTASKS'))
     in_main_thread = threading.current_thread() is threading.main_thread()

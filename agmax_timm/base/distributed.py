@@ -1,4 +1,4 @@
-"""The place of this process in the job, and a mean over the whole job that gradients flow through.
+"""The rank of this process, and a differentiable mean over all ranks.
 
 AgMax's marginals are not linear in the batch, so they must be taken over the samples of all ranks. The loss would
 otherwise change with the number of ranks.
@@ -13,12 +13,12 @@ def is_distributed() -> bool:
 
 
 def world_size() -> int:
-    """Number of processes in the default group, 1 where none was initialised."""
+    """Return the number of processes in the default group, 1 without a group."""
     return dist.get_world_size() if is_distributed() else 1
 
 
 def rank() -> int:
-    """Number of this process in the default group, 0 where none was initialised."""
+    """Return the number of this process in the default group, 0 without a group."""
     return dist.get_rank() if is_distributed() else 0
 
 
@@ -28,17 +28,18 @@ def is_primary() -> bool:
 
 
 def global_mean(local_mean: torch.Tensor, count: int = 1) -> torch.Tensor:
-    """Mean over the samples of all ranks, from each rank's mean over its own.
+    """Return the mean over the samples of all ranks, from the mean of each rank.
 
-    The value is the same on every rank. Its gradient reaches this rank's samples alone, scaled so that DDP's average
-    over ranks equals the gradient of one process that holds all samples: one collective forward, none backward.
+    The value is the same on every rank. Its gradient reaches only the samples of this rank. It is scaled so that DDP's
+    average over the ranks equals the gradient of one process with all samples. There is one collective in the forward
+    pass and none in the backward pass.
 
     Args:
-        local_mean: Mean over this rank's samples, any shape, the same on all ranks.
-        count: Number of samples it was taken over; ranks may differ.
+        local_mean: Mean over the samples of this rank, with the same shape on all ranks.
+        count: Number of samples of this rank. Ranks may have different numbers.
 
     Returns:
-        Mean over the samples of all ranks, shaped as local_mean; local_mean itself without a process group.
+        Mean over the samples of all ranks, with the shape of local_mean. Without a process group, local_mean itself.
     """
     ranks = world_size()
     if ranks == 1:

@@ -1,4 +1,4 @@
-"""Which processes of a job still run: each of them tells so now and then, in the store that they met at."""
+"""Heartbeats of the processes of a job, in the store of their process group."""
 import os
 import time
 from datetime import timedelta
@@ -6,28 +6,28 @@ from datetime import timedelta
 import torch.distributed as dist
 
 _LEFT = 'left'
-_PERIODS = 3  # without a word, until a process counts as silent
+_PERIODS = 3  # periods without a heartbeat after which a process counts as silent
 
 
 class Presence:
-    """One process's heartbeat. Runs in the watchdog thread; does nothing without a store.
+    """Heartbeat of one process. Runs in the watchdog thread; does nothing without a store.
 
     Args:
         rank: Number of this process.
         world_size: Number of processes.
-        period: Seconds between two calls of tell().
+        period: Seconds between two heartbeats.
     """
 
     def __init__(self, rank: int, world_size: int, period: float):
         self.rank = rank
         self.world_size = world_size
         self.period = period
-        self._store: dist.TCPStore | None = None  # a connection of its own: the job's may be in use for long
+        self._store: dist.TCPStore | None = None  # a separate connection, because a collective can block the job's
         self._count = 0
         self._works = True
 
-    def tell(self, word: str = '') -> None:
-        """Tell that this process runs."""
+    def beat(self, word: str = '') -> None:
+        """Send a heartbeat."""
         if not self._works:
             return
         self._count += 1
@@ -41,20 +41,20 @@ class Presence:
             self._works = False
 
     def leave(self) -> None:
-        """Tell that this process ends, and is not to be taken for one that was stopped."""
-        self.tell(_LEFT)
+        """Report the regular end of this process, so that it does not count as silent."""
+        self.beat(_LEFT)
 
     def silent(self) -> list[int]:
-        """The ranks that are not heard of for some periods, which it takes; none where there is no store."""
+        """Wait for some periods, and return the ranks that sent no heartbeat. Empty without a store."""
         before = self._read()
         for _ in range(_PERIODS):
-            self.tell()
+            self.beat()
             time.sleep(self.period)
         after = self._read()
         return [rank for rank, word in enumerate(after) if word == before[rank] and word != _LEFT.encode()]
 
     def absent(self) -> list[int] | None:
-        """The ranks that have sent no heartbeat yet; None without a store."""
+        """Return the ranks that have sent no heartbeat yet. None without a store."""
         words = self._read()
         return [rank for rank, word in enumerate(words) if not word] if words else None
 
@@ -64,8 +64,8 @@ class Presence:
             return []
         try:
             keys = map(_key, range(self.world_size))
-            return [store.get(key) if store.check([key]) else b'' for key in keys]  # else get would wait
-        except RuntimeError:  # the store is gone
+            return [store.get(key) if store.check([key]) else b'' for key in keys]  # get waits for a missing key
+        except RuntimeError:  # the process of the store has ended
             self._works = False
             return []
 

@@ -1,4 +1,4 @@
-"""Signals that ask a run to end: it finishes the update, saves, and leaves with a status that says it can continue."""
+"""Signals that ask a run to end. It finishes the update, saves, and exits with a status that means "try again"."""
 import signal
 import threading
 from typing import Any
@@ -20,15 +20,20 @@ class Interrupted(UserError):
 
 
 class StopSignals:
-    """While entered, notes signals in place of dying of them. A second Ctrl-C ends the process at once."""
+    """A context that records signals instead of ending the process. A second Ctrl-C ends the process.
+
+    Attributes:
+        received: Name of the first signal, None before.
+    """
 
     def __init__(self):
-        self.received: str | None = None  # the first one's name
+        self.received: str | None = None
         self._handlers = {}
 
     def __enter__(self) -> 'StopSignals':
-        if threading.current_thread() is threading.main_thread():  # others cannot
-            self._handlers = {number: signal.signal(number, self._note) for number in map(_number, _NAMES) if number}
+        if threading.current_thread() is threading.main_thread():  # Python only allows handlers there
+            numbers = [getattr(signal, name) for name in _NAMES if hasattr(signal, name)]  # Windows has no SIGUSR1
+            self._handlers = {number: signal.signal(number, self._record) for number in numbers}
         return self
 
     def __exit__(self, *_) -> None:
@@ -36,22 +41,23 @@ class StopSignals:
             signal.signal(number, handler)
 
     def agreed(self, device: torch.device) -> bool:
-        """Whether any rank was asked to end. A collective where there are several."""
-        asked = self.received is not None
-        if is_distributed():
-            of_all = torch.tensor(asked, dtype=torch.uint8, device=device)
-            dist.all_reduce(of_all, dist.ReduceOp.MAX)
-            asked = bool(of_all.item())
-        return asked
+        """Whether any rank has received a signal. A collective if there are several ranks."""
+        received = self.received is not None
+        if not is_distributed():
+            return received
+        any_received = torch.tensor(received, dtype=torch.uint8, device=device)
+        dist.all_reduce(any_received, dist.ReduceOp.MAX)
+        return bool(any_received.item())
 
     def check_start(self, resume: str, device: torch.device) -> None:
-        """Leave before training begins, all ranks together. A collective where there are several.
+        """End all ranks before training begins. A collective if there are several ranks.
 
         Args:
             resume: Checkpoint that the run resumes from, '' for none.
+            device: Device for the collective.
 
         Raises:
-            Interrupted: any rank was asked to end.
+            Interrupted: A rank has received a signal.
         """
         if self.agreed(device):
             since = f'nothing was trained since {resume}' if resume else 'nothing was begun'
@@ -59,16 +65,12 @@ class StopSignals:
 
     @property
     def name(self) -> str:
-        """What asked the run to end, for messages."""
+        """Name of the signal for messages."""
         return self.received or 'a signal to another rank'
 
-    def _note(self, number: int, frame: Any) -> None:
+    def _record(self, number: int, frame: Any) -> None:
         if self.received is not None and number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.default_int_handler)
             raise KeyboardInterrupt
         if self.received is None:
             self.received = signal.Signals(number).name
-
-
-def _number(name: str) -> int | None:
-    return getattr(signal, name, None)  # SIGUSR1 is not on every system

@@ -26,10 +26,10 @@ def test_who_runs_and_who_left_is_not_silent(ranks):
 
     def run():
         while not done.wait(PERIOD / 4):
-            runs.tell()
+            runs.beat()
 
     for rank in ranks:
-        rank.tell()
+        rank.beat()
     thread = threading.Thread(target=run)
     thread.start()
     left.leave()
@@ -42,6 +42,6 @@ def test_without_a_store_nobody_is_named(monkeypatch):
     monkeypatch.delenv('MASTER_ADDR', raising=False)
     alone = Presence(0, 2, PERIOD)
     start = time.monotonic()
-    alone.tell()
+    alone.beat()
     assert alone.silent() == []
     assert time.monotonic() - start < 1

@@ -65,7 +65,7 @@ class Watchdog:
                 self._last += slept - self.period
             if is_distributed():
                 self.presence = self.presence or Presence(rank(), world_size(), self.period)
-                self.presence.tell()
+                self.presence.beat()
             if time.monotonic() - self._last > self.seconds:
                 self._end()
 
