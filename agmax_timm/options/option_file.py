@@ -78,7 +78,7 @@ def _convert(action: argparse.Action, value: Any) -> Any:
     """A YAML value as the flag's own type."""
     if value is None and (action.default is None or action.default == ''):
         return action.default
-    if isinstance(action, argparse._StoreTrueAction):
+    if action.nargs == 0:  # a switch
         if not isinstance(value, bool):
             raise _expected('true or false', value)
         return value

@@ -14,14 +14,6 @@ def test_the_actions_of_a_parser():
     assert (added[0].dest, added[0].option_strings) == ('batch_size', ['-b', '--batch-size'])
 
 
-def test_switches_have_a_type_of_their_own():
-    """Option files and the command that repeats a run: options/option_file.py and options/settings.py know a flag
-    without a value by its type."""
-    parser = argparse.ArgumentParser()
-    assert isinstance(parser.add_argument('--amp', action='store_true'), argparse._StoreTrueAction)
-    assert not isinstance(parser.add_argument('--lr'), argparse._StoreTrueAction)
-
-
 def test_abbreviations_ask_one_method():
     """Abbreviated flags of timm's, such as --check for --checkpoint: Parser in base/command_line.py leaves our own
     flags out of what _get_option_tuples() returns."""

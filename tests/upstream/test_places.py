@@ -20,3 +20,5 @@ def test_a_contract_names_a_place_that_exists(name):
     places = [place for place in places if place.endswith('.py') or (PACKAGE / place.split('/')[0]).is_dir()]
     assert places, 'name the file of the package that breaks'
     assert [place for place in places if not (PACKAGE / place).exists()] == []
+    for thing, place in re.findall(r'(\w+\(\)|[A-Z]\w*[a-z])\s+in\s+([\w/]+\.py)', CONTRACTS[name]):
+        assert re.search(rf"^\s*(def|class) {thing.rstrip('()')}\b", (PACKAGE / place).read_text(), re.M), thing

@@ -78,8 +78,8 @@ def test_a_data_set_gets_the_indices_of_a_batch_at_once():
 
 
 def test_the_error_for_a_dead_worker():
-    """One line and not a traceback where a loader worker dies: names_dead_workers() in data/workers.py knows torch's
-    error by these words."""
+    """One line and not a traceback where a loader worker dies: as_user_error() in base/errors.py knows torch's error by
+    these words."""
     loader = DataLoader(Numbers(deadly=2), 1, num_workers=1, multiprocessing_context='fork')
     with pytest.raises(RuntimeError, match=r'DataLoader worker \(pid'):
         try:
