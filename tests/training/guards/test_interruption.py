@@ -2,8 +2,6 @@
 import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 from argparse import Namespace
 
 import pytest
@@ -15,24 +13,12 @@ from agmax_timm.commands import train as train_cli
 from agmax_timm.data.sources.datasets import create_dataset
 from agmax_timm.training import create_run
 from tests.helpers.exact import FLAGS
-from tests.helpers.paths import REPOSITORY
+from tests.helpers.ranks import finish_ranks, logs, start_ranks
 
 # What a signal comes in, and what is then no longer done.
 STEPS = [('build.init_device', 'build.build_model'), ('build.build_model', 'loaders.build_datasets'),
          ('loaders.build_datasets', 'loaders.build_train_loader'),
          ('build.compile_and_distribute', 'run_folder.open_folder')]
-SCRIPT = """
-import os, signal, sys
-from agmax_timm.assembly import model as build
-from agmax_timm.commands import train as train_cli
-build_model = build.build_model
-def asked(*args):
-    if os.environ['RANK'] == '1':
-        os.kill(os.getpid(), signal.SIGTERM)
-    return build_model(*args)
-build.build_model = asked
-train_cli.main(sys.argv[1:])
-"""
 
 
 @pytest.fixture
@@ -79,16 +65,25 @@ def test_a_run_that_goes_on_says_from_where_it_would_have(argv, tmp_path, monkey
     assert {path.name: path.read_bytes() for path in (tmp_path / 'run').glob('*.pth.tar')} == before
 
 
+def ask_rank_1(argv):
+    """A run in which a signal comes to the second rank while its model is built."""
+    build_model = build.build_model
+
+    def asked(*args):
+        if os.environ['RANK'] == '1':
+            os.kill(os.getpid(), signal.SIGTERM)
+        return build_model(*args)
+
+    build.build_model = asked
+    train_cli.main(argv)
+
+
 def test_all_ranks_leave_where_one_is_asked_to(argv, tmp_path):
-    script = tmp_path / 'train.py'
-    script.write_text(SCRIPT)
-    process = subprocess.run(
-        [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2', str(script), *argv],
-        capture_output=True, text=True, timeout=120, env={**os.environ, 'PYTHONPATH': str(REPOSITORY)})
-    assert process.returncode == 1, 'torchrun has a status of its own'
-    assert 'SIGTERM: nothing was begun' in process.stderr
-    assert 'a signal to another rank: nothing was begun' in process.stderr
-    assert 'exitcode  : 75' in process.stderr
+    statuses = finish_ranks(start_ranks(2, tmp_path / 'logs', ask_rank_1, argv))
+    assert statuses == [75, 75], logs(tmp_path / 'logs')
+    first, second = ((tmp_path / 'logs' / f'rank-{rank}.log').read_text() for rank in range(2))
+    assert 'a signal to another rank: nothing was begun' in first
+    assert 'SIGTERM: nothing was begun' in second
 
 
 @pytest.mark.parametrize('prefetch', [True, False])
