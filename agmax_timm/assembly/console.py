@@ -1,4 +1,4 @@
-"""The console log of a command, above its progress bars."""
+"""Console log of a command, compatible with progress bars."""
 import logging
 import sys
 
@@ -8,19 +8,19 @@ from tqdm import tqdm
 from .job_start import leave_allocation
 
 _logger = logging.getLogger('train')
-# Lines of single updates and batches: on a terminal a progress bar replaces them; the log file has them either way.
+# Log of single updates and batches. On a terminal, a progress bar replaces it; the log file always contains it.
 steps_logger = logging.getLogger('train.steps')
 
 
 class _ConsoleHandler(logging.StreamHandler):
-    """Write above a progress bar instead of through it."""
+    """A handler that writes above progress bars."""
 
     def emit(self, record: logging.LogRecord) -> None:
         tqdm.write(self.format(record), file=sys.stderr)
 
 
 def begin_log() -> None:
-    """Set up the log. Outside of srun, leave the SLURM allocation and warn of that."""
+    """Set up the log. Leave the SLURM allocation, with a warning, if srun did not start this process."""
     warning = leave_allocation()
     setup_logging(primary=world_info_from_env()[1] == 0)
     if warning:
@@ -28,7 +28,7 @@ def begin_log() -> None:
 
 
 def setup_logging(primary: bool = True) -> None:
-    """Log to the console as timm does; on ranks other than the first, warnings alone."""
+    """Log to the console as timm does. Ranks other than the first only log warnings."""
     setup_default_logging(logging.INFO if primary else logging.WARNING)
     if primary and sys.stderr.isatty():
         plain = logging.root.handlers[-1]

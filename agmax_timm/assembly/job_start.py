@@ -1,4 +1,4 @@
-"""The start of a job: the number of its processes by its launcher, and the wait until all have started."""
+"""Start of a job: variables of the launcher, and waiting until all processes have started."""
 import logging
 import os
 import sys
@@ -22,17 +22,17 @@ _logger = logging.getLogger('train')
 LAUNCHER = (
     'WORLD_SIZE', 'RANK', 'LOCAL_RANK', 'SLURM_NTASKS', 'SLURM_PROCID', 'SLURM_LOCALID', 'PMI_SIZE', 'PMI_RANK',
     'MPI_LOCALRANKID', 'OMPI_COMM_WORLD_SIZE', 'OMPI_COMM_WORLD_RANK', 'OMPI_COMM_WORLD_LOCAL_RANK')
-PATIENCE = 30.  # seconds of waiting, after which a warning names the missing ranks
+PATIENCE = 30.  # seconds until a warning names the missing ranks
 _INTERVAL = 2.  # seconds between two checks for other ranks
 
 
 def leave_allocation() -> str:
     """Remove SLURM's variables if srun did not start this process, so that it runs alone.
 
-    In a batch script, under salloc and in a notebook they give a number of tasks that nobody starts.
+    In a batch script, under salloc and in a notebook, SLURM_NTASKS counts tasks that are not started.
 
     Returns:
-        A warning, '' where nothing was changed.
+        A warning, or '' if nothing was changed.
     """
     tasks = os.environ.get('SLURM_NTASKS', '1')
     in_step = int(os.environ.get('SLURM_STEP_NUM_TASKS', '1')) > 1
@@ -55,46 +55,46 @@ def one_process() -> Iterator[None]:
 
 
 def join(device: str, signals: StopSignals | None = None) -> torch.device:
-    """Call timm's init_distributed_device, with a warning about missing ranks, and a wait that signals can end.
+    """Call timm's init_distributed_device. Warn about missing ranks, and let signals end the wait.
 
-    torch waits in C++, where Python handles no signals.
+    torch waits in C++, where Python does not handle signals, so the call runs in a second thread.
 
     Args:
-        signals: Signals that end the process, with the exit status of a run that can be started again.
+        signals: Signals that end the process, with the exit status of an interrupted run.
     """
     if not utils.is_distributed_env():
         return torch.device(init_distributed_device_so(device)['device'])
-    start = _Start(device)
-    begun, warned = time.monotonic(), False
-    while start.is_alive():
-        start.join(.1)
+    thread = _JoinThread(device)
+    start, warned = time.monotonic(), False
+    while thread.is_alive():
+        thread.join(.1)
         if signals is not None and signals.received:
-            print(f'{os.path.basename(sys.argv[0])}: error: {signals.received}: nothing was begun. {start.waits_for()}',
-                  file=sys.stderr, flush=True)
+            print(f'{os.path.basename(sys.argv[0])}: error: {signals.received}: nothing was begun. '
+                  f'{thread.waits_for()}', file=sys.stderr, flush=True)
             os._exit(EXIT_STATUS)  # torch's thread cannot be stopped
-        if not warned and time.monotonic() - begun > PATIENCE:
-            _logger.warning(start.waits_for())
+        if not warned and time.monotonic() - start > PATIENCE:
+            _logger.warning(thread.waits_for())
             warned = True
-    if start.error is not None:
-        raise start.error
-    joined = torch.device(start.device)
+    if thread.error is not None:
+        raise thread.error
+    joined = torch.device(thread.device)
     if joined.type == 'cuda' and joined.index is not None:
-        torch.cuda.set_device(joined)  # timm set it in the other thread only
+        torch.cuda.set_device(joined)  # the current device is per thread; timm set it in the other one
     return joined
 
 
-class _Start(threading.Thread):
-    """Thread that joins the process group. A second thread tells the other ranks that this one has started."""
+class _JoinThread(threading.Thread):
+    """A thread that joins the process group. A second thread announces this rank to the others."""
 
     def __init__(self, device: str):
         super().__init__(name='start', daemon=True)
         self.device = device
         self.error: BaseException | None = None
         _, self.rank, self.world_size = utils.world_info_from_env()
-        self._missing: list[int] | None = None  # ranks; None if rank 0 was not reached
+        self._missing: list[int] | None = None  # ranks; None before the connection to rank 0
         self._done = threading.Event()
         self.start()
-        threading.Thread(target=self._tell, name='presence', daemon=True).start()
+        threading.Thread(target=self._announce, name='presence', daemon=True).start()
 
     def run(self) -> None:
         try:
@@ -105,15 +105,15 @@ class _Start(threading.Thread):
             self._done.set()
 
     def waits_for(self) -> str:
-        """Which ranks have not started, as a sentence."""
+        """Return a sentence about the ranks that have not started."""
         place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         ranks = [0] if self._missing is None else self._missing
         return f'Rank {self.rank} waits for rank {listed(ranks)} of {self.world_size} to start, at {place}.'
 
-    def _tell(self) -> None:
+    def _announce(self) -> None:
         presence: Any = None
         while not self._done.wait(_INTERVAL):
-            if self._missing is None:  # not connected yet
+            if self._missing is None:
                 presence = Presence(self.rank, self.world_size, period=_INTERVAL)
             presence.beat()
             self._missing = presence.absent()

@@ -1,4 +1,4 @@
-"""The classes that a model was trained on, from its checkpoint, its configuration or ImageNet's lists."""
+"""Classes that a model was trained on, from its checkpoint, its configuration or ImageNet's lists."""
 import logging
 from typing import Any
 
@@ -21,18 +21,18 @@ _logger = logging.getLogger(__name__)
 
 
 def classes_of(model: Any, name: str, checkpoint: str = '') -> ModelClasses | None:
-    """The classes of a model's outputs, None if unknown.
+    """Return the classes of a model's outputs, or None if they are unknown.
 
     Args:
-        model: The model, as timm created it.
-        name: Its name in timm, or a folder or repository with its scheme.
-        checkpoint: File of its weights; '' for the pretrained weights of its name.
+        model: Model that timm created.
+        name: Name of the model in timm, or a folder or repository with its scheme.
+        checkpoint: File of the weights; '' for the pretrained weights of the name.
     """
     if checkpoint:
         classes = classes_in(checkpoint)
         return classes if classes is not None and len(classes.names) == model.num_classes else None
     config = getattr(model, 'pretrained_cfg', None) or {}
-    if config.get('num_classes') != model.num_classes:  # the head is a new one
+    if config.get('num_classes') != model.num_classes:  # the head is new
         return None
     if config.get('label_names'):
         return _named(name, config['label_names'], model.num_classes, descriptions=config.get('label_descriptions'))
@@ -40,14 +40,14 @@ def classes_of(model: Any, name: str, checkpoint: str = '') -> ModelClasses | No
 
 
 def classes_in(checkpoint: str) -> ModelClasses | None:
-    """The classes that a checkpoint names, None if it names none."""
+    """Return the classes that a checkpoint stores, or None if it stores none."""
     metadata = saved_metadata(checkpoint)
     names = _by_index(metadata.get('class_names'))
     return _named(checkpoint, names, len(names), metadata.get('class_map'))
 
 
 def imagenet_classes(name: str, num_classes: int) -> ModelClasses | None:
-    """ImageNet's classes of timm's own weights, by synset and by word, None for other models."""
+    """Return ImageNet's classes, by synset and by word, for timm's own weights; None for other models."""
     scheme, path = parse_model_name(name)[:2]
     subset = infer_imagenet_subset(dict(num_classes=num_classes))
     if subset is None or (scheme and not (scheme == 'hf-hub' and path.startswith('timm/'))):
@@ -59,10 +59,10 @@ def imagenet_classes(name: str, num_classes: int) -> ModelClasses | None:
 
 
 def map_of_model(options: ValidateOptions, classes: ModelClasses | None) -> Any:
-    """The class map of an evaluation: that of --class-map, or a map of the model's names for `model`.
+    """Return the class map of an evaluation: that of --class-map, or for `--class-map model` that of the model.
 
     Raises:
-        OptionError: the model does not name its classes.
+        OptionError: the names of the model's classes are unknown.
     """
     if options.class_map != CLASSES_OF_MODEL:
         return options.class_map
@@ -79,7 +79,7 @@ def _named(
         class_map: Any = None,
         descriptions: Any = None,
 ) -> ModelClasses | None:
-    """Make ModelClasses from the fields of a file. None if the names are missing or not one for each output."""
+    """Return ModelClasses from the fields of a file, or None unless it has one name for each output."""
     names = _by_index(names)
     if not names or len(names) != num_classes:
         return None
@@ -91,7 +91,7 @@ def _named(
 
 
 def _by_index(names: Any) -> list[str]:
-    """Names in the order of the outputs, from a list or a dict by index. Empty if they are incomplete."""
+    """Return the names, a list or a dict by index, in the order of the outputs; empty if they are incomplete."""
     if isinstance(names, dict):
         indices = {str(index): name for index, name in names.items()}
         names = [indices.get(str(index)) for index in range(len(indices))]
@@ -101,13 +101,12 @@ def _by_index(names: Any) -> list[str]:
 
 
 def warn_of_other_classes(options: TrainModel, model: nn.Module, dataset: Dataset) -> None:
-    """Warn if training starts from a head that has the classes of the data in another order."""
+    """Warn if the pretrained head has the classes of the data in another order."""
     if not (options.initial_checkpoint or options.pretrained) or not is_primary():
         return
     flag = '--initial-checkpoint' if options.initial_checkpoint else '--pretrained'
     classes = classes_of(model, options.model, options.initial_checkpoint)
-    moved = classes.compare(class_to_idx(dataset))[0] if classes is not None else []
-    if classes is not None and moved:
+    if classes is not None and (moved := classes.compare(class_to_idx(dataset))[0]):
         _logger.warning(f'{flag}: {classes.describe(moved)}: the head starts as one of other classes; a --class-map in '
                         'the order of the weights keeps it')
 
@@ -126,7 +125,6 @@ def check_teacher(options: Distillation, task: Any, dataset: Dataset) -> None:
         _logger.warning(f"--kd-model-name {options.kd_model_name} has weights of {config.get('num_classes')} classes: "
                         f'its head of {teacher.num_classes} classes is untrained')
     classes = classes_of(teacher, options.kd_model_name)
-    moved = classes.compare(class_to_idx(dataset))[0] if classes is not None else []
-    if classes is not None and moved:
+    if classes is not None and (moved := classes.compare(class_to_idx(dataset))[0]):
         raise OptionError(f'--kd-model-name {options.kd_model_name}: {classes.describe(moved)}: use a teacher of the '
                           'same classes, or a --class-map in its order')

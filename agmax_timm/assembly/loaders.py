@@ -1,4 +1,4 @@
-"""From options to data: data sets that were checked, training and evaluation loaders."""
+"""Create data sets and loaders from options, and check them against the model."""
 import logging
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -32,7 +32,7 @@ _logger = logging.getLogger(__name__)
 
 
 def check_roots(options: DataSet, *splits: str) -> None:
-    """Raise DataError for data that is not there. The rest waits for the model, which knows the mode of images."""
+    """Raise DataError if the data does not exist. Further checks need the model, which determines the image mode."""
     if options.dataset == DEMO and options.data_dir:
         _logger.warning(f'{options.data_dir} has no effect with --dataset {DEMO}')
     for split in filter(None, splits):
@@ -40,7 +40,7 @@ def check_roots(options: DataSet, *splits: str) -> None:
 
 
 def build_datasets(options: TrainOptions, data_config: dict) -> tuple[Dataset, Dataset | None]:
-    """Training and validation data (None for --val-split ''), checked against each other and the model."""
+    """Open and check the training and validation data. The latter is None for --val-split ''."""
     train = _open_split(options, data_config, options.train_split, options.train_num_samples, is_training=True,
                         seed=options.seed, repeats=options.epoch_repeats, samples_flag='--train-num-samples',
                         max_damaged=options.max_damaged)
@@ -80,7 +80,7 @@ def _open_split(options: AnyOptions, data_config: dict, split: str, num_samples:
 
 
 def label_kwargs(options: AnyOptions) -> dict[str, Any]:
-    """What opens a data set of several labels an image; nothing for one class an image."""
+    """Return the arguments of open_dataset for several labels per image; none for one class per image."""
     if options.task != 'multilabel':
         return {}
     return dict(
@@ -90,10 +90,10 @@ def label_kwargs(options: AnyOptions) -> dict[str, Any]:
 
 
 def image_mode(options: AnyOptions, data_config: dict) -> str:
-    """PIL mode that images are converted to.
+    """Return the PIL mode that images are converted to.
 
     Raises:
-        OptionError: it has another number of channels than the model, or pixels that the loaders do not take.
+        OptionError: the mode has another number of channels than the model, or the loaders do not support it.
     """
     channels = data_config['input_size'][0]
     mode = options.input_img_mode or mode_of_channels(channels)
@@ -121,7 +121,7 @@ def _loader_kwargs(options: AnyOptions, data_config: dict, device: torch.device,
 
 
 def mixup_kwargs(options: TrainOptions) -> dict[str, Any] | None:
-    """Arguments of timm.data.Mixup, None where nothing is mixed."""
+    """Return the arguments of timm.data.Mixup, or None without mixing."""
     if not mixing(options):
         return None
     return dict(
@@ -145,13 +145,13 @@ def build_train_loader(
         precision: Precision,
         patch_size: tuple[int, int] | None = None,
 ):
-    """Return the training loader, of two views with --agmax.
+    """Return the training loader. It has two views per image with --agmax.
 
     Args:
         patch_size: Height and width of a patch of the model, for --naflex-loader.
 
     Raises:
-        OptionError: options that do not fit the data; the message names them.
+        OptionError: an option does not fit the data.
     """
     _check_train_options(options, dataset, data_config)
     common = {**_augmentation_kwargs(options, data_config), **_loader_kwargs(options, data_config, device, precision)}
@@ -172,7 +172,7 @@ def build_train_loader(
             **_resolution_kwargs(options),
             **common,
         )
-    except (ValueError, AssertionError) as error:  # timm asserts on policies it does not know
+    except (ValueError, AssertionError) as error:  # timm asserts on unknown policies
         policy = f' (--aa {options.aa})' if options.aa else ''
         raise OptionError(f'training data{policy}: {_with_flags(str(error))}') from error
 
@@ -191,7 +191,7 @@ def _check_train_options(options: TrainOptions, dataset: Dataset, data_config: d
 
 
 def _augmentation_kwargs(options: TrainOptions, data_config: dict) -> dict[str, Any]:
-    """Return the arguments of a training loader that both kinds of it take."""
+    """Return the arguments that both kinds of training loader share."""
     interpolation = '' if options.no_aug else options.train_interpolation
     return dict(
         batch_size=options.batch_size,
@@ -219,7 +219,7 @@ def _augmentation_kwargs(options: TrainOptions, data_config: dict) -> dict[str, 
 
 
 def _with_flags(message: str) -> str:
-    """Replace names of loader arguments in a message by those of their flags."""
+    """Replace the names of loader arguments in a message by their flags."""
     for name in ('augment_backend', 'color_jitter', 'grayscale_prob', 'gaussian_blur_prob'):
         message = message.replace(name, flag_of(name))
     return message.replace('auto_augment', flag_of('aa'))
@@ -245,7 +245,7 @@ def _naflex_kwargs(options: TrainOptions, patch_size: tuple[int, int] | None) ->
     mixup = mixup_kwargs(options)
     if mixup is not None:
         mixup.update(mixup_off_epoch=options.mixup_off_epoch)
-        del mixup['mode'], mixup['cutmix_minmax']  # of images of one size
+        del mixup['mode'], mixup['cutmix_minmax']  # only for images of one size
     patches: dict[str, Any] = dict(patch_size=patch_size)
     if options.naflex_patch_sizes:
         patches = dict(
@@ -261,13 +261,13 @@ def _naflex_kwargs(options: TrainOptions, patch_size: tuple[int, int] | None) ->
 
 
 def patch_size(model: Any, choices: Sequence[int] | None = None) -> tuple[int, int]:
-    """Height and width of a patch of a NaFlex model.
+    """Return the height and width of a patch of a NaFlex model.
 
     Args:
         choices: Sides of the patches in training (--naflex-patch-sizes).
 
     Raises:
-        OptionError: the model does not take patches, or not patches of these sizes.
+        OptionError: the model does not support patches, or patches of these sizes.
     """
     if not hasattr(model, 'get_patch_size'):
         raise OptionError(f'--naflex-loader needs a model that takes patches, such as naflexvit_base_patch16_gap; '
@@ -282,12 +282,12 @@ def patch_size(model: Any, choices: Sequence[int] | None = None) -> tuple[int, i
 
 
 def average_batch_size(options: Loading, loader) -> float:
-    """Images of a process in a batch, on average over scheduled sizes."""
+    """Return the batch size of a process. For scheduled sizes it is the mean."""
     return getattr(loader.batch_sampler, 'average_batch_size', float(options.batch_size))
 
 
 def build_loss_scale(options: TrainOptions, loader) -> Callable[[int], float] | None:
-    """Factor of the loss of a batch by its number of images, None where all batches count alike."""
+    """Return a function from the number of images of a batch to its loss factor; None for equal factors."""
     mode = options.naflex_loss_scale if options.naflex_loader else options.variable_batch_loss_scale
     if mode == 'none' or not (options.naflex_loader or options.train_img_sizes):
         return None
@@ -306,10 +306,10 @@ def build_eval_loader(
         crop_border_pixels: int | None = None,
         tf_preprocessing: bool = False,
 ):
-    """Loader in the order of the data set, for training's validation and for validate.py alike."""
+    """Return a loader in the order of the data set, for validation in train.py and for validate.py."""
     workers = options.workers
     if is_distributed() and isinstance(dataset, IterableDataset):
-        workers = min(2, workers)  # fewer shards that are padded
+        workers = min(2, workers)  # fewer shards to pad
     if options.naflex_loader:
         loader = create_naflex_loader(
             dataset,

@@ -1,6 +1,6 @@
-"""From options to what is trained: device, precision, model, and how the processes share it.
+"""Create device, precision and model from options, and distribute the model.
 
-Everything is built in the order of timm's script, so that a run without --agmax draws the same random numbers.
+The order is that of timm's script, so that a run without --agmax draws the same random numbers.
 """
 import importlib
 import logging
@@ -38,14 +38,14 @@ _logger = logging.getLogger(__name__)
 
 @dataclass
 class Precision:
-    """Numbers of a run: autocast context, loss scaler (float16 on CUDA only), dtype of the weights (None: float32)."""
+    """Autocast context, loss scaler (only float16 on CUDA), and dtype of the weights (None for float32)."""
     autocast: Callable = nullcontext
     scaler: LossScaler | None = None
     model_dtype: torch.dtype | None = None
 
 
 def import_device_modules(options: TrainDevice) -> None:
-    """Backends of devices that torch itself does not know."""
+    """Import the backends of devices that are not part of torch."""
     for module in options.device_modules or ():
         try:
             importlib.import_module(module)
@@ -100,7 +100,7 @@ def build_precision(options: Device, device: torch.device) -> Precision:
 
 
 def set_backend_options(options: Model) -> None:
-    """What timm and torch keep for the whole process, set before a model is created."""
+    """Set global options of timm and torch. Call it before a model is created."""
     if options.fuser:
         try:
             utils.set_jit_fuser(options.fuser)
@@ -111,16 +111,15 @@ def set_backend_options(options: Model) -> None:
 
 
 def create_named_model(name: str, flag: str = '--model', **kwargs) -> Any:
-    """timm.create_model, with an error of one line for a name that timm lacks or a source that it cannot load."""
+    """Call timm.create_model. Raise OptionError for an unknown name or a source that cannot be loaded."""
     check_model(flag, name)
     try:
         return create_model(name, **kwargs)
-    except (TypeError, AssertionError) as error:  # an argument or value that this model does not take
+    except (TypeError, AssertionError) as error:  # an argument that the model does not support
         raise OptionError(f'--model {name} does not take all of --model-kwargs, --gp, --bn-*, --drop-*: '
                           f'{one_line(error)}') from error
     except Exception as error:
-        # Whatever a folder or a repository made by others may hold; weights that are not there or do not fit; values
-        # of arguments that only a model knows.
+        # Folders and repositories can raise any type. Missing or unfit weights and values of arguments can, too.
         if kwargs.get('checkpoint_path'):
             raise OptionError(_unfit_checkpoint(name, error, **kwargs)) from error
         if ':' not in name and not isinstance(error, (*REFUSED, AttributeError, OSError)):
@@ -129,7 +128,7 @@ def create_named_model(name: str, flag: str = '--model', **kwargs) -> Any:
 
 
 def _unfit_checkpoint(name: str, error: Exception, checkpoint_path: str, **kwargs) -> str:
-    """Message on weights of --initial-checkpoint that do not fit the model; `error` is timm's reason."""
+    """Return a message about an --initial-checkpoint that does not fit the model; `error` is raised by timm."""
     with suppress(Exception), silenced():
         model, weights = create_model(name, **{**kwargs, 'pretrained': False}), load_state_dict(checkpoint_path)
         head = adapted_modules(model, ('classifier',))
@@ -142,7 +141,7 @@ def _unfit_checkpoint(name: str, error: Exception, checkpoint_path: str, **kwarg
 
 
 def build_model(options: TrainOptions, device: torch.device, precision: Precision) -> tuple[Any, dict]:
-    """The model on its device, and its data configuration."""
+    """Return the model on its device, and its data configuration."""
     set_backend_options(options)
     overlay = dict(options.pretrained_cfg_overlay)
     if options.pretrained_path:
@@ -171,12 +170,12 @@ def build_model(options: TrainOptions, device: torch.device, precision: Precisio
         count = sum(parameter.numel() for parameter in model.parameters())
         _logger.info(f'Model {options.model} created, param count: {count}')
     data_config = build_data_config(options, model)
-    data_config['crop_mode'] = 'center'  # timm's train.py validates so, whatever the model's own
+    data_config['crop_mode'] = 'center'  # as timm's train.py, for every model
 
     _warn_without_batch_norm(options, model)
     if options.split_bn:
         model = convert_splitbn_model(model, max(options.aug_splits, 2))
-    # --fsdp: in host memory until it is sharded
+    # with --fsdp, the model stays in host memory until it is sharded
     model.to(device=None if options.fsdp else device, dtype=precision.model_dtype)
     if options.channels_last:
         model.to(memory_format=torch.channels_last)
@@ -190,7 +189,7 @@ def build_model(options: TrainOptions, device: torch.device, precision: Precisio
 
 
 def build_data_config(options: AnyOptions, model: Any, use_test_size: bool = False) -> dict[str, Any]:
-    """timm's data configuration, with the size, mean and std of as many channels as --in-chans asks for."""
+    """Return timm's data configuration, with size, mean and std for the channels of --in-chans."""
     try:
         config = resolve_data_config(
             vars(options), model=model, use_test_size=use_test_size, verbose=is_primary())
@@ -205,15 +204,15 @@ def build_data_config(options: AnyOptions, model: Any, use_test_size: bool = Fal
 
 
 def try_input(options: AnyOptions, model: nn.Module, data_config: dict[str, Any], num_classes: int) -> None:
-    """Evaluate the model on one empty image of this size.
+    """Evaluate the model on one black image.
 
     Raises:
-        OptionError: it does not take the image, or does not return num_classes logits.
+        OptionError: the model does not accept images of this size, or does not return num_classes logits.
     """
     size = data_config['input_size']
     like = next(model.parameters())
     training = model.training
-    hook_handles = [module.register_forward_pre_hook(_one_value) for module in model.modules()
+    hook_handles = [module.register_forward_pre_hook(_refuse_single_value) for module in model.modules()
                     if isinstance(module, nn.modules.batchnorm._BatchNorm) and _training_batch(options) == 1]
     try:
         with torch.no_grad():
@@ -235,13 +234,13 @@ def _training_batch(options: AnyOptions) -> int:
     return options.batch_size * (2 if options.agmax else 1) if isinstance(options, TrainOptions) else 0
 
 
-def _one_value(module: nn.Module, inputs: tuple[torch.Tensor]) -> None:
+def _refuse_single_value(module: nn.Module, inputs: tuple[torch.Tensor]) -> None:
     if inputs[0].numel() == inputs[0].shape[1]:
         raise ValueError('--batch-size 1 leaves batch norm a single value: use 2 or more')
 
 
 def input_channels(options: AnyOptions) -> int | None:
-    """Channels that the options ask for, None for the model's own."""
+    """Return the number of channels that the options ask for, or None for the model's own."""
     if options.in_chans is not None:
         return options.in_chans
     return options.input_size[0] if options.input_size is not None else None
@@ -283,20 +282,20 @@ def _warn_without_batch_norm(options: TrainOptions, model: nn.Module) -> None:
 def _checkpoint_gradients(options: Model, model: Any) -> None:
     try:
         model.set_grad_checkpointing(enable=True)
-    except (AssertionError, AttributeError) as error:  # timm's models without it assert, others lack the method
+    except (AssertionError, AttributeError) as error:  # some of timm's models assert, others lack the method
         raise OptionError(f'--grad-checkpointing: --model {options.model} does not have it: drop it, or use a smaller '
                           '--batch-size with --grad-accum-steps') from error
 
 
 def script_model(options: Model, model: nn.Module) -> nn.Module:
-    """The model compiled by TorchScript.
+    """Compile the model by TorchScript.
 
     Raises:
-        OptionError: TorchScript cannot compile it.
+        OptionError: TorchScript cannot compile the model.
     """
     try:
         return torch.jit.script(model)
-    except Exception as error:  # its compiler raises many types
+    except Exception as error:  # the compiler raises many types
         raise OptionError(f'--torchscript: {options.model} cannot be scripted: {one_line(error, 200)}') from error
 
 
@@ -306,7 +305,7 @@ def compile_and_distribute(
         optimizer: torch.optim.Optimizer,
         device: torch.device,
 ) -> None:
-    """Shards where asked for, then torch.compile, then else DDP around what is compiled."""
+    """Shard the task with --fsdp, compile it, and without --fsdp wrap it in DDP."""
     if options.fsdp:
         shard_task(task, optimizer, device, broadcast_buffers=not options.no_ddp_bb)
     if options.torchcompile:
@@ -314,6 +313,6 @@ def compile_and_distribute(
         task.compile_ema(backend=options.torchcompile, mode=options.torchcompile_mode)
     if is_distributed() and not options.fsdp:
         device_ids = [device] if device.type == 'cuda' else None
-        # Naming the default warns since torch 2.15.
+        # Since torch 2.15, passing the default value causes a warning.
         buffers = dict(broadcast_buffers=False) if options.no_ddp_bb else {}
         task.prepare_distributed(device_ids=device_ids, **buffers)

@@ -1,4 +1,4 @@
-"""From options to what an update minimises: the criterion, and timm's task or ours around it."""
+"""Create the criterion and the training task from options."""
 import logging
 import os
 from collections.abc import Callable
@@ -31,7 +31,8 @@ _logger = logging.getLogger(__name__)
 
 
 def build_task(options: TrainOptions, model: nn.Module, device: torch.device, precision: Precision) -> TrainingTask:
-    """What one update computes: timm's classification or distillation, or AgMax with either."""
+    """Return timm's task for classification or distillation, or the AgMax task for either."""
+    teacher = f'--kd-model-name {options.kd_model_name}' if options.kd_model_name else ''
     criterion = build_criterion(options)
     common: dict[str, Any] = dict(device=device, dtype=precision.model_dtype, verbose=is_primary())
     try:
@@ -40,29 +41,26 @@ def build_task(options: TrainOptions, model: nn.Module, device: torch.device, pr
         if options.kd_model_name:
             return _distillation_task(options, model, criterion, common)
     except ValueError as error:
-        raise OptionError(f"{f'--kd-model-name {options.kd_model_name}' if options.kd_model_name else '--agmax'}: "
-                          f'{error}') from error
-    except (RuntimeError, OSError) as error:  # the teacher could not be made, or takes more memory than there is
-        if not options.kd_model_name and options.agmax_units is None:
+        raise OptionError(f"{teacher or '--agmax'}: {error}") from error
+    except (RuntimeError, OSError) as error:  # no such teacher, or not enough memory for the teacher or the Q-network
+        if not teacher and options.agmax_units is None:
             raise
-        flag = (f'--kd-model-name {options.kd_model_name}' if options.kd_model_name
-                else f'--agmax-units {options.agmax_units}')
-        raise OptionError(f'{flag}: {error}') from error
+        raise OptionError(f"{teacher or f'--agmax-units {options.agmax_units}'}: {error}") from error
     if options.task == 'multilabel':
         return MultiLabelClassificationTask(model, criterion, threshold=options.multilabel_threshold, **common)
     return ClassificationTask(model, criterion, **common)
 
 
 def build_criterion(options: TrainOptions) -> nn.Module:
-    """timm's loss of the options.
+    """Return timm's loss that the options ask for.
 
     Raises:
-        OptionError: weights or statistics of other classes, options of another loss.
+        OptionError: class weights or statistics do not fit the classes, or an option belongs to another loss.
     """
     multi_label = options.task == 'multilabel'
     name = loss_name(options)
     try:
-        stats = _read_by(load_class_stats, options.class_stats)
+        stats = _read_without_mark(load_class_stats, options.class_stats)
     except (ValueError, OSError, TypeError, KeyError) as error:
         raise OptionError(f'--class-stats {options.class_stats}: {error}') from error
     try:
@@ -85,8 +83,8 @@ def build_criterion(options: TrainOptions) -> nn.Module:
         raise OptionError(f'--loss {name}: {error}') from error
 
 
-def _read_by(read: Callable, value: Any, *args) -> Any:
-    """Return read(value, *args); if value is a file, `read` gets the path of a copy without byte-order mark."""
+def _read_without_mark(read: Callable, value: Any, *args) -> Any:
+    """Return read(value, *args). If `value` is a file, pass a copy without byte-order mark."""
     if not isinstance(value, str) or not os.path.isfile(value):
         return read(value, *args)
     with without_mark(value) as path:
@@ -94,7 +92,7 @@ def _read_by(read: Callable, value: Any, *args) -> Any:
 
 
 def _class_weights(options: TrainOptions, flag: str, kind: str, stats: Any) -> Any:
-    weights = _read_by(
+    weights = _read_without_mark(
         resolve_class_weights, getattr(options, flag), kind, stats, options.loss_weight_power, options.loss_weight_beta,
         options.loss_weight_max)
     return _per_class(options, flag, weights) if torch.is_tensor(weights) else weights
@@ -116,41 +114,27 @@ def _distillation_task(
         criterion: nn.Module,
         common: dict[str, Any],
 ) -> TrainingTask:
+    teacher, temperature = options.kd_model_name or '', options.kd_temperature
     common = dict(common, criterion=criterion, **_options_of(options, 'distill_loss_weight', 'task_loss_weight'))
     if options.kd_distill_type == 'feature':
         return FeatureDistillationTask(
-            model,
-            options.kd_model_name or '',
-            student_feature_dim=options.kd_student_feature_dim,
-            teacher_feature_dim=options.kd_teacher_feature_dim,
-            **common,
-        )
+            model, teacher, student_feature_dim=options.kd_student_feature_dim,
+            teacher_feature_dim=options.kd_teacher_feature_dim, **common)
     if options.kd_distill_type == 'token':
         return TokenDistillationTask(
-            model,
-            options.kd_model_name or '',
-            distill_type=options.kd_token_distill_type,
-            temperature=options.kd_temperature,
-            **common,
-        )
-    return LogitDistillationTask(
-        model,
-        options.kd_model_name or '',
-        loss_type=options.kd_loss_type,
-        temperature=options.kd_temperature,
-        **common,
-    )
+            model, teacher, distill_type=options.kd_token_distill_type, temperature=temperature, **common)
+    return LogitDistillationTask(model, teacher, loss_type=options.kd_loss_type, temperature=temperature, **common)
 
 
 def _agmax_task(options: TrainOptions, model: nn.Module, criterion: nn.Module, common: dict) -> AgMaxTask:
-    images = options.batch_size * world_size()
-    if options.agmax_loss == 'mi' and images < 2:
+    batch_size = options.batch_size * world_size()
+    if options.agmax_loss == 'mi' and batch_size < 2:
         raise OptionError(f'--agmax needs 2 images or more in a batch, got --batch-size {options.batch_size}: over 1 '
                           'image the marginal is the prediction itself')
     if options.grad_accum_steps > 1 and options.agmax_loss == 'mi' and is_primary():
         _logger.warning(
             f'--grad-accum-steps {options.grad_accum_steps}: the marginals of AgMax are those of each batch of '
-            f'{images} images, not of the {options.grad_accum_steps} batches of an update.')
+            f'{batch_size} images, not of the {options.grad_accum_steps} batches of an update.')
     common = dict(
         common,
         criterion=criterion,

@@ -1,4 +1,4 @@
-"""From options to how weights change: learning rate, optimizer, their average, schedule."""
+"""Create learning rate, optimizer, EMA and learning-rate schedule from options."""
 import logging
 from dataclasses import replace
 from typing import Any
@@ -19,7 +19,11 @@ _logger = logging.getLogger(__name__)
 
 
 def with_learning_rate(options: TrainOptions, batch_size: float) -> TrainOptions:
-    """Options with `lr`: without --lr, from --lr-base and the images of an update, batch_size on each process."""
+    """Return options with `lr`. Without --lr, it is --lr-base scaled by the number of images of an update.
+
+    Args:
+        batch_size: Number of images of a batch on each process.
+    """
     if options.lr is not None:
         return options
     images = batch_size * world_size() * options.grad_accum_steps
@@ -43,7 +47,7 @@ def build_optimizer(options: TrainOptions, task: TrainingTask) -> torch.optim.Op
     kwargs = dict(options.opt_kwargs)
     try:
         if options.agmax and 'fallback_list' in kwargs:
-            # Patterns of the model's own names, which with AgMax are under `model.`.
+            # The patterns match names of the model, which have the prefix `model.` with AgMax.
             kwargs['fallback_list'] = [*kwargs['fallback_list'], *(f'model.{name}' for name in kwargs['fallback_list'])]
         module: Any = task.get_trainable_module()
         return create_optimizer_v2(module, **optimizer_kwargs(cfg=options), **kwargs)
@@ -53,7 +57,7 @@ def build_optimizer(options: TrainOptions, task: TrainingTask) -> torch.optim.Op
 
 
 def build_ema(options: TrainOptions, task: TrainingTask) -> None:
-    """An EMA that starts from the same weights on every rank: DDP shares rank 0's with the model only later."""
+    """Create the EMA, from the weights of rank 0. DDP broadcasts the weights only later."""
     if not options.model_ema:
         return
     if is_distributed() and not options.fsdp:
@@ -72,7 +76,7 @@ def build_scheduler(
         optimizer: torch.optim.Optimizer,
         updates_per_epoch: int,
 ) -> tuple[Any, int]:
-    """timm's scheduler (None for --sched none), and the number of epochs with warm-up and cool-down."""
+    """Return timm's scheduler (None for --sched none), and the number of epochs with warm-up and cool-down."""
     try:
         return create_scheduler_v2(
             optimizer,
@@ -84,7 +88,7 @@ def build_scheduler(
 
 
 def advance_scheduler(scheduler: Any, epoch: int, num_updates: int | None = None) -> None:
-    """Set the learning rate of an epoch that a run starts with; for a schedule by updates, num_updates before it."""
+    """Set the learning rate for the first epoch of a run, or after num_updates for a schedule by updates."""
     if scheduler is None:
         return
     if num_updates:

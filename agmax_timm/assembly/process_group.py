@@ -1,4 +1,4 @@
-"""The process group of a command: its timeout, and its end."""
+"""Timeout and end of the process group of a command."""
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,8 +16,8 @@ _MARGIN = 300.  # seconds
 def outlast(seconds: float) -> None:
     """Set the timeout of collectives to more than `seconds`, after which a watchdog ends the job.
 
-    The watchdog says which rank hangs. torch's own timeout (10 minutes for NCCL) would abort the job first, and only
-    name the collective.
+    The watchdog names the rank that hangs. torch's own timeout (10 minutes for NCCL) would abort the job first, and
+    only name the collective.
     """
     name = 'set_timeout' if hasattr(distributed_c10d, 'set_timeout') else '_set_pg_timeout'  # before torch 2.14
     getattr(distributed_c10d, name)(timedelta(seconds=seconds + _MARGIN))
@@ -27,11 +27,11 @@ def outlast(seconds: float) -> None:
 def ending_process_group() -> Iterator[None]:
     """Destroy the process group at the end of the block.
 
-    After an error, the error is printed first and the group is aborted. Destroying it could wait for ever for ranks
-    that are in a collective.
+    After an error, print the error and abort the group. Destroying the group could wait forever for ranks in a
+    collective.
 
     Raises:
-        SystemExit: in place of an error that was printed, with its exit status.
+        SystemExit: an error was printed. It has the exit status of the error.
     """
     try:
         yield
@@ -56,5 +56,5 @@ def _print(error: BaseException) -> int:
     known = as_user_error(error)
     if known is not None:
         return print_error(known)
-    sys.excepthook(type(error), error, error.__traceback__)  # torch's, which puts the rank before each line
+    sys.excepthook(type(error), error, error.__traceback__)  # the hook of torch prefixes each line with the rank
     return 1

@@ -1,7 +1,7 @@
-"""--fsdp: weights, gradients, optimizer and EMA in shards, a part on each rank, by torch's fully_shard (FSDP2).
+"""--fsdp: weights, gradients, optimizer state and EMA sharded over the ranks by torch's fully_shard (FSDP2).
 
-A run builds and resumes on whole weights, in host memory; then they are sharded. From then on a layer is whole only
-while it computes, and a checkpoint is gathered from all ranks into what one process would have written.
+The run creates the model and resumes in host memory, and then shards the weights. A layer is gathered only while it
+computes. A checkpoint is gathered from all ranks and equals that of a run without --fsdp.
 """
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,8 +23,8 @@ from ..base.errors import OptionError
 from ..options.checks import in_sequence
 from ..options.parsers import TrainOptions
 
-# Those of timm's whose updates of shards were found equal to their updates of whole weights. With others that would
-# be an error at the first update, a rank that waits for ever (kron) or silently another update (muon).
+# Optimizers of timm whose updates of shards equal their updates of whole weights. Others raise an error at the first
+# update, hang (kron) or compute another update without an error (muon).
 OPTIMIZERS = (
     'adabelief', 'adadelta', 'adagrad', 'adam', 'adamax', 'adamc', 'adamw', 'adamwlegacy', 'adan', 'adanw', 'adopt',
     'adoptc', 'adoptw', 'lamb', 'lambc', 'lambcd', 'lambcw', 'lambw', 'laprop', 'lapropc', 'larc', 'lars', 'lion',
@@ -34,7 +34,7 @@ OPTIMIZERS = (
 
 
 def check_sharding(options: TrainOptions) -> None:
-    """Refuse what cannot be sharded. Call it when is_distributed() is known."""
+    """Raise OptionError for options that --fsdp does not support. Call it after the process group is created."""
     if not is_distributed():
         raise OptionError('--fsdp shards over the processes of a job, and this is one process: start it with '
                           'torchrun --nproc-per-node 2 (or more) train.py, or drop --fsdp')
@@ -62,16 +62,16 @@ def shard_task(
         device: torch.device,
         broadcast_buffers: bool = True,
 ) -> None:
-    """Shard what a task trains, its EMA and the optimizer's state over all ranks, each from the weights of rank 0.
+    """Shard the trained module of a task, its EMA and the optimizer state over all ranks, from the values of rank 0.
 
     Args:
-        task: Task whose modules are whole, on any device; its EMA, if it is to have one, is set up.
-        optimizer: Of the task's parameters, with its state if it was resumed.
-        device: Where the shards go.
-        broadcast_buffers: Let the running statistics of BatchNorm follow rank 0, as DDP does by default.
+        task: Task with whole modules on any device. Its EMA, if any, is already set up.
+        optimizer: Optimizer of the task's parameters, with its state if the run is resumed.
+        device: Device of the shards.
+        broadcast_buffers: Whether to broadcast running statistics of BatchNorm from rank 0, the default of DDP.
 
     Raises:
-        OptionError: a weight or state that cannot be sharded; the message names it.
+        OptionError: a weight or an optimizer state cannot be sharded.
     """
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     trained = utils.unwrap_model(task.get_trainable_module())
@@ -81,20 +81,20 @@ def shard_task(
         _share_weights(module, device)
         _shard_module(module, utils.unwrap_model(task.get_eval_model(ema=ema)), mesh)
     if task.has_ema():
-        # torch's foreach functions refuse shards of parameters beside whole buffers
+        # torch's foreach functions do not accept sharded parameters together with whole buffers
         ema_module: Any = task.get_trainable_module(ema=True)
         ema_module.foreach = False
     shards = dict(trained.named_parameters())
     _shard_optimizer(optimizer, {parameter: shards[name] for name, parameter in whole.items()})
-    _stand_in_for_ddp(trained, broadcast_buffers)
+    _add_ddp_features(trained, broadcast_buffers)
 
 
 def _share_weights(module: nn.Module, device: torch.device) -> None:
-    """Copy rank 0's weights and buffers to all ranks; one at a time is on the device."""
+    """Broadcast the weights and buffers of rank 0. Only one tensor at a time is on the device."""
     for name, parameter in module.named_parameters():
         if parameter.ndim == 0:
             raise OptionError(f'--fsdp cannot shard {name}, a single number: train {type(module).__name__} without it')
-        parameter.data = parameter.data.contiguous()  # not channels_last: fully_shard takes none
+        parameter.data = parameter.data.contiguous()  # fully_shard does not support channels_last
     for tensor in module.state_dict().values():
         shared = tensor.to(device)
         dist.broadcast(shared, 0)
@@ -102,17 +102,16 @@ def _share_weights(module: nn.Module, device: torch.device) -> None:
 
 
 def _shard_module(module: nn.Module, model: nn.Module, mesh: DeviceMesh) -> None:
-    """Shard each layer of the model by itself, then what is left of the model, then of the module it is part of."""
-    parts = list(find_layers(model)) + [model] + ([module] if module is not model else [])
-    for part in parts:
+    """Shard each layer of the model, then the rest of the model, then the rest of the module that contains it."""
+    for part in dict.fromkeys([*find_layers(model), model, module]):
         fully_shard(part, mesh=mesh, reshard_after_forward=True)
 
 
 def find_layers(model: nn.Module) -> Iterator[nn.Module]:
-    """The items of Sequentials and ModuleLists that lie inside one layer, as timm counts them for layer decay.
+    """Return the items of Sequentials and ModuleLists that belong to one layer in timm's layer decay.
 
-    That is a block of a ViT, a ResNet, a ConvNeXt. Containers and single operations are none: models call the items
-    of the former themselves, and read the weights of the latter.
+    They are the blocks of a ViT, ResNet or ConvNeXt. Containers and single operations are excluded: models may call
+    the items of containers themselves, and read the weights of operations.
     """
     containers = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
     matcher = getattr(model, 'group_matcher', None)
@@ -135,7 +134,7 @@ def find_layers(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def _shard_optimizer(optimizer: torch.optim.Optimizer, shard_of: dict[Any, Any]) -> None:
-    """Replace whole parameters of an optimizer, and its state for each, by their shards."""
+    """Replace the parameters of an optimizer, and its state for each parameter, by shards."""
     def shard(value: Any, like: DTensor) -> Any:
         if not isinstance(value, torch.Tensor) or value.ndim == 0:
             return value
@@ -152,8 +151,8 @@ def _shard_optimizer(optimizer: torch.optim.Optimizer, shard_of: dict[Any, Any])
     optimizer.state.update(state)
 
 
-def _stand_in_for_ddp(module: Any, broadcast_buffers: bool) -> None:
-    """Give a sharded module DDP's no_sync(), and DDP's broadcast of running statistics before each update."""
+def _add_ddp_features(module: Any, broadcast_buffers: bool) -> None:
+    """Add DDP's no_sync() to a sharded module, and DDP's broadcast of running statistics before each update."""
     accumulating, update_begins = False, True
 
     @contextmanager
@@ -173,21 +172,21 @@ def _stand_in_for_ddp(module: Any, broadcast_buffers: bool) -> None:
             utils.distribute_bn(module, dist.get_world_size(), reduce=False)
         update_begins = not accumulating
 
-    module.no_sync = no_sync  # timm's tasks ask their module for it
+    module.no_sync = no_sync  # called by timm's tasks
     if broadcast_buffers:
         module.register_forward_pre_hook(before_forward)
 
 
 def whole(value: torch.Tensor) -> torch.Tensor:
-    """The tensor itself, or all of a sharded one; then a collective of all ranks."""
+    """Return the whole tensor. For a sharded tensor, this is a collective of all ranks."""
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
 class WholeState:
-    """Stands for a sharded task and its optimizer where the saver asks for their state: that of the last gather().
+    """State of a sharded task and its optimizer at the last gather(), with the interface that the saver expects.
 
     Args:
-        keep: Whether this rank keeps what is gathered, in host memory.
+        keep: Whether this rank keeps the gathered state, in host memory.
     """
 
     def __init__(self, task: TrainingTask, optimizer: torch.optim.Optimizer, keep: bool):
@@ -197,7 +196,7 @@ class WholeState:
         self._state: dict[str, Any] = {}
 
     def gather(self) -> None:
-        """A collective: every rank calls it before the one that writes does write. One tensor at a time is whole."""
+        """Gather the state. All ranks must call it before one of them writes. One tensor at a time is gathered."""
         self._state = self._gather({
             'raw': self.task.get_checkpoint_state(),
             'ema': self.task.get_checkpoint_state(ema=True),
@@ -221,5 +220,5 @@ class WholeState:
         return self._state['ema' if ema else 'raw']
 
     def state_dict(self) -> dict[str, Any]:
-        """The optimizer's."""
+        """Return the state of the optimizer."""
         return self._state['optimizer']
