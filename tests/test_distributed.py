@@ -97,7 +97,7 @@ def collectives(rank, world_size):
     outcome = {}
     for kind in ('mi', 'mse'):
         task = build_task(kind).prepare_distributed()
-        check = FiniteCheck(Namespace(distributed=True, nan_policy='stop'), torch.device('cpu'))
+        check = FiniteCheck(Namespace(nan_policy='stop'), torch.device('cpu'))
         forward, looked, backward = [], [], []
         with reduced(forward):
             result = task(*share(rank, [8 // world_size] * world_size))

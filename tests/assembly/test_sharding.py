@@ -110,7 +110,7 @@ def train_case(name, fsdp, rank):
 
 def complaints(rank):
     """What is said of a shard, of rank 1, that is not finite; and of a weight without dimensions."""
-    args = options('--agmax', rank=rank)
+    args = options('--agmax')
     task, _, _ = build_all(args, 'test_vit', rank, torch.float32)
     if rank == 1:
         task.get_trainable_module().model.head.weight.to_local().detach().fill_(torch.nan)
@@ -244,15 +244,17 @@ def test_layers_are_the_blocks(architecture, container, depths):
     assert [names[layer] for layer in sharding.find_layers(model)] == expected
 
 
-@pytest.mark.parametrize('flags, values, words', [
-    ('', dict(distributed=False), ['--fsdp', 'torchrun']),
-    ('--clip-grad 1 --clip-mode agc', {}, ['--clip-mode agc', '--fsdp', 'norm']),
-    ('--model-ema --model-ema-force-cpu', {}, ['--model-ema-force-cpu', '--fsdp']),
-    ('--model-ema --model-dtype bfloat16', {}, ['--model-ema', '--model-dtype bfloat16', '--fsdp']),
-    ('--opt muon', {}, ['--opt muon', '--fsdp', 'adamw']),
+@pytest.mark.parametrize('flags, distributed, words', [
+    ('', False, ['--fsdp', 'torchrun']),
+    ('--clip-grad 1 --clip-mode agc', True, ['--clip-mode agc', '--fsdp', 'norm']),
+    ('--model-ema --model-ema-force-cpu', True, ['--model-ema-force-cpu', '--fsdp']),
+    ('--model-ema --model-dtype bfloat16', True, ['--model-ema', '--model-dtype bfloat16', '--fsdp']),
+    ('--opt muon', True, ['--opt muon', '--fsdp', 'adamw']),
 ])
-def test_what_cannot_be_sharded_is_refused(flags, values, words):
+def test_what_cannot_be_sharded_is_refused(flags, distributed, words, monkeypatch):
+    monkeypatch.setattr(sharding, 'is_distributed', lambda: distributed)
     with pytest.raises(OptionError) as error:
-        sharding.check_sharding(options(flags, **values))
+        sharding.check_sharding(options(flags))
     assert all(word in str(error.value) for word in words), error.value
+    monkeypatch.setattr(sharding, 'is_distributed', lambda: True)
     sharding.check_sharding(options('--clip-grad 1 --model-ema --opt adamw'))

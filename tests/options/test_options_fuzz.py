@@ -254,7 +254,8 @@ NOT_RUN = {
     'push_to_hub', 'hub_private', 'hub_revision', 'hub_pr', 'log_wandb', 'pretrained', 'pretrained_path', 'dataset',
     'dataset_download', 'kd_model_name', 'device_modules', 'torchcompile', 'workers', 'stop_epoch', 'output',
     'experiment', 'img_size', 'input_size', 'train_img_sizes', 'data_dir', 'fsdp', 'train_batches_per_epoch', 'model',
-    'epoch_repeats', 'num_classes', 'resume', 'dry_run', 'log_tensorboard', 'torchscript', 'aug_repeats', 'local_rank'}
+    'epoch_repeats', 'num_classes', 'resume', 'dry_run', 'check_data', 'log_tensorboard', 'torchscript',
+    'aug_repeats', 'local_rank'}
 RUN_WORDS = {'aa': ['rand-m9-mstd0.5', 'rand-mX', 'augmix-m3', 'original', '3a', 'rand-n0', 'rand-m9-tweights'],
              'opt': ['adamw', 'lamb', 'foo', 'lion', 'rmsprop', 'adafactor', 'lookahead_sgd', 'x_sgd', 'muon', ''],
              'sched': ['step', 'multistep', 'plateau', 'wsd', 'none', 'poly', 'tanh', 'constant', 'Cosine'],

@@ -258,7 +258,7 @@ def test_model_and_optimizer(base):
     args = parse(base, f'{FAMILY[base]}/standard', 'method/agmax')
     task, optimizer = build_optimizer(args)
     model = task.get_eval_model()
-    assert args.num_classes == (10 if base == CIFAR else 1000)
+    assert model.num_classes == (10 if base == CIFAR else 1000)
     assert sum(parameter.numel() for parameter in model.parameters()) == PARAMETERS[args.model]
 
     assert type(optimizer) is torch.optim.SGD

@@ -111,7 +111,7 @@ def test_metrics_that_there_are_not_are_one_line(flags, words, capsys):
 
 def decide(rank, folder):
     torch.distributed.init_process_group('gloo', f'file://{folder}/store', rank=rank, world_size=2)
-    stop = EarlyStop(Namespace(early_stop=1, early_stop_metric=None, early_stop_min_delta=0., distributed=True), 'loss')
+    stop = EarlyStop(Namespace(early_stop=1, early_stop_metric=None, early_stop_min_delta=0.), 'loss')
     results = [{'epoch': epoch, 'train': {'loss': loss}} for epoch, loss in enumerate((1., 1. + rank * 1e-7 - 5e-8))]
     (folder / f'{rank}').write_text(stop.agreed(results))
     torch.distributed.destroy_process_group()

@@ -70,7 +70,7 @@ def test_several_labels_an_image(tmp_path, labelled, labels):
 def test_labels_count_from_the_threshold_on():
     model = torch.nn.Identity()
     loader = [(torch.tensor([[0., 2.], [-2., 0.5]]), torch.tensor([[1., 1.], [0., 1.]]))]
-    args = Namespace(no_prefetcher=False, channels_last=False, distributed=False)
+    args = Namespace(no_prefetcher=False, channels_last=False)
     for threshold, f1 in ((0.5, 100.), (0.7, 50.)):  # the probabilities are 0.5, 0.88, 0.12 and 0.62
         evaluator = MultiLabelClassificationEvaluator(CPU, threshold=threshold)
         metrics = evaluate(model, loader, args, CPU, Precision(), 1, evaluator=evaluator)

@@ -136,7 +136,7 @@ def read_training(kind, source, workers, epochs=2):
     """Of each epoch: the numbers of the samples, and those of batches delivered and announced."""
     dataset = open_split(kind, source, 'train', workers)
     loader = create_two_view_loader(
-        dataset, 16, BATCH, num_workers=workers, distributed=dist.is_initialized(), mean=LEVELS['mean'],
+        dataset, 16, BATCH, num_workers=workers, mean=LEVELS['mean'],
         std=LEVELS['std'], color_jitter=None, device=CPU)
     epochs_read = []
     for epoch in range(epochs):
@@ -170,7 +170,7 @@ class Recorder(torch.nn.Module):
 def read_evaluation(kind, source, workers, split='val'):
     """The numbers of the samples, the metrics, and the numbers of batches delivered and announced."""
     model = Recorder()
-    args = Namespace(workers=workers, distributed=dist.is_initialized(), pin_mem=False, no_pin_mem=False,
+    args = Namespace(workers=workers, pin_mem=False, no_pin_mem=False,
                      naflex_loader=False, no_prefetcher=False, channels_last=False)
     loader = build_eval_loader(args, open_split(kind, source, split), LEVELS, CPU, Precision(), BATCH)
     metrics = evaluate(model, loader, args, CPU, Precision(), 1)
@@ -394,7 +394,7 @@ def test_a_shard_that_is_cut_off(shards, serve, fail, source, size):
 def test_samples_that_get_lost_while_evaluating_are_reported(shards, caplog, blocks):
     dataset = open_split('wds', ('wds/x', str(shards)), 'val')
     os.truncate(shards / 'val-0.tar', blocks * 512 + 100)
-    args = Namespace(workers=0, distributed=False, pin_mem=False, no_pin_mem=False, naflex_loader=False,
+    args = Namespace(workers=0, pin_mem=False, no_pin_mem=False, naflex_loader=False,
                      no_prefetcher=False, channels_last=False)
     loader = build_eval_loader(args, dataset, LEVELS, CPU, Precision(), BATCH)
     model = Recorder()
@@ -435,7 +435,7 @@ def test_fewer_samples_than_a_rank_reads_in_evaluation(shards):
     """More readers than shards: some have nothing to do."""
     name = 'val-0.tar|7'
     dataset = open_dataset('wds/x', str(shards), name, batch_size=BATCH)
-    args = Namespace(workers=3, distributed=False, pin_mem=False, no_pin_mem=False, naflex_loader=False,
+    args = Namespace(workers=3, pin_mem=False, no_pin_mem=False, naflex_loader=False,
                      no_prefetcher=False)
     loader = build_eval_loader(args, dataset, LEVELS, CPU, Precision(), BATCH)
     assert sorted(n for images, _ in loader for n in numbers_of(images)) == list(range(7))

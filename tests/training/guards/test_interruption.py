@@ -88,7 +88,7 @@ def test_all_ranks_leave_where_one_is_asked_to(argv, tmp_path):
 
 @pytest.mark.parametrize('prefetch', [True, False])
 def test_a_signal_to_the_whole_job_leaves_the_workers_of_an_evaluation(photos, prefetch):
-    args = Namespace(workers=2, distributed=False, pin_mem=False, no_pin_mem=False, naflex_loader=False,
+    args = Namespace(workers=2, pin_mem=False, no_pin_mem=False, naflex_loader=False,
                      no_prefetcher=not prefetch, channels_last=False)
     config = dict(input_size=(3, 32, 32), interpolation='bilinear', crop_pct=1., crop_mode='center', mean=(0.5,) * 3,
                   std=(0.5,) * 3)
