@@ -17,6 +17,8 @@ from torch.distributed import distributed_c10d
 from torch.utils.data import BatchSampler, DataLoader, Dataset, SequentialSampler, get_worker_info
 from torchvision import transforms
 
+from agmax_timm.base.errors import MemoryLimitError, as_user_error
+
 
 class Numbers(Dataset):
     """0 to 3; a worker that is asked for `deadly` dies."""
@@ -86,6 +88,15 @@ def test_the_error_for_a_dead_worker():
             list(loader)
         except (ConnectionError, EOFError):  # the connection is closed before the system reports the death
             time.sleep(2)
+
+
+def test_the_errors_for_too_little_memory():
+    """One line and not a traceback where memory runs out: as_user_error() in base/errors.py knows torch's errors by
+    the name of the class and by the name of the allocator, without importing torch."""
+    assert torch.OutOfMemoryError.__name__ == 'OutOfMemoryError'
+    with pytest.raises(RuntimeError, match='DefaultCPUAllocator') as error:
+        torch.empty(2 ** 60, dtype=torch.uint8)
+    assert isinstance(as_user_error(error.value), MemoryLimitError)
 
 
 def test_the_thread_that_pins_memory():
