@@ -20,7 +20,7 @@ PROG = 'python -m agmax_timm.convert'
 
 @command(PROG)
 def main(argv: list[str] | None = None) -> None:
-    """The command. Exit status 2 for a checkpoint that cannot be used or a folder that cannot be written."""
+    """Run the command. The exit status is 2 if the checkpoint is invalid or the folder cannot be written."""
     parser = Parser(prog=PROG, description=__doc__.splitlines()[0])
     parser.add_argument('checkpoint', metavar='CHECKPOINT', help='file of the original, .pth')
     parser.add_argument('folder', metavar='FOLDER', help='folder to write: safetensors, config.json and a model card')
@@ -36,14 +36,14 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def read_original(path: str, model: str, img_size: int | None = None) -> SavedModel:
-    """The classifier of a checkpoint of the original, with the data configuration it was evaluated with.
+    """Read the classifier of a checkpoint of the original AgMax, with its data configuration.
 
     Args:
-        model: timm's name of its network.
-        img_size: Crop to evaluate at, default: that of the publication.
+        model: Name of the network in timm.
+        img_size: Size of the evaluation crop; None for the published size.
 
     Raises:
-        CheckpointError: the file is missing, damaged, not plain tensors, not the original's, or of another model.
+        CheckpointError: the file is missing or damaged, or is not a checkpoint of the original AgMax for this model.
     """
     architecture = timm_architecture(model)
     if not is_model(architecture):
@@ -53,7 +53,7 @@ def read_original(path: str, model: str, img_size: int | None = None) -> SavedMo
         raise CheckpointError(f'{path} is not a checkpoint of the original AgMax: '
                               'python -m agmax_timm.export takes those of timm and of agmax_timm')
     options = original_options(checkpoint, img_size)
-    num_classes = options.pop('num_classes') or 1000  # whose head is then named as missing
+    num_classes = options.pop('num_classes') or 1000  # the error then reports the missing head
     try:
         state_dict = filter_checkpoint(checkpoint, create_model(architecture, num_classes=num_classes))
     except CheckpointError as error:
@@ -69,7 +69,7 @@ def read_original(path: str, model: str, img_size: int | None = None) -> SavedMo
 
 
 def _metrics(checkpoint: dict[str, Any]) -> dict[str, float]:
-    """The epoch, counted from 0, and the accuracies in percent where they are of these weights, not of an earlier."""
+    """Return the epoch, counted from 0, and the accuracies in percent if they belong to these weights."""
     epoch = checkpoint.get('epoch')
     values = dict(epoch=epoch - 1 if isinstance(epoch, int) else None)
     if epoch == checkpoint.get('best_epoch'):

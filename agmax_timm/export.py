@@ -1,4 +1,4 @@
-"""From a run or a checkpoint to a folder of timm's: python -m agmax_timm.export SOURCE FOLDER"""
+"""Export a run or a checkpoint in timm's format: python -m agmax_timm.export SOURCE FOLDER"""
 import argparse
 import os
 from pathlib import Path
@@ -22,7 +22,7 @@ PROG = 'python -m agmax_timm.export'
 
 @command(PROG)
 def main(argv: list[str] | None = None) -> None:
-    """The command. Write the folder, and print what it holds."""
+    """Run the command. Write the folder, and print a summary."""
     args = _parser().parse_args(argv)
     check_empty(args.folder)
     check_license(args.license)
@@ -52,8 +52,8 @@ def read_source(args: argparse.Namespace) -> SavedModel:
     """Read the model that the options name.
 
     Raises:
-        CheckpointError: as read_model.
-        OptionError: as average_models.
+        CheckpointError: raised by read_model.
+        OptionError: raised by average_models.
     """
     if args.average is None:
         which = 'last' if args.last else 'best'
@@ -64,7 +64,7 @@ def read_source(args: argparse.Namespace) -> SavedModel:
 
 
 def check_empty(folder: str) -> None:
-    """Raise OptionError if something would be overwritten."""
+    """Raise OptionError unless the folder is new or empty."""
     if os.path.lexists(folder) and (not os.path.isdir(folder) or os.listdir(folder)):
         raise OptionError(f'{folder} is there and not an empty folder: name a new one')
 

@@ -22,7 +22,7 @@ PROG = 'python -m agmax_timm.predict'
 
 @command(PROG)
 def main(argv: list[str] | None = None) -> int:
-    """The command. Return the exit status: 1 if an image cannot be predicted, else 0."""
+    """Run the command. Return the exit status: 0 if all images have predictions, else 1."""
     parser = _parser()
     args = parser.parse_args(argv)
     if args.topk < 1 or args.batch_size < 1 or args.workers < 0:
@@ -54,18 +54,18 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def list_images(names: list[str], endings: str | None = None, others: Counter | None = None) -> list[str]:
-    """Paths of the images that are named: files as they are, folders with all that is in them, '-' for stdin.
+    """Return the paths of images. Names are files, folders, which are searched recursively, or '-' for stdin.
 
     Args:
         endings: Endings of images in folders, in the form of --input-key of train.py; None for timm's.
-        others: Counter of the other files in folders by ending, changed in place.
+        others: Counter of the other files in folders by ending. It is updated in place.
 
     Raises:
-        OptionError: there are none.
+        OptionError: there are no images.
     """
     from .data.sources.folder import FolderReader
     if isinstance(sys.stdin, io.TextIOWrapper):
-        sys.stdin.reconfigure(errors='surrogateescape')  # names of files may be any bytes
+        sys.stdin.reconfigure(errors='surrogateescape')  # file names may contain any bytes
     paths = []
     for name in names:
         from_stdin = (line.rstrip('\r\n').removeprefix(BYTE_ORDER_MARK) for line in sys.stdin)
@@ -86,7 +86,7 @@ def list_images(names: list[str], endings: str | None = None, others: Counter | 
 
 
 def _options(args: Any) -> Any:
-    """Those of validate.py for the model that is asked for."""
+    """Return options of validate.py for the model of the command line."""
     from .evaluation.prediction import options_of
     from .weights.checkpoint import find_file
     common = dict(device=args.device, batch_size=args.batch_size, workers=args.workers, amp=args.amp)
@@ -99,7 +99,8 @@ def _options(args: Any) -> Any:
         return options_of(find_file(args.model_or_run, which), args.model, args.num_classes, args.model_kwargs or None,
                           use_ema=args.use_ema, **common)
     given = [flag_of(name) for name in ('last', 'model', 'num_classes', 'model_kwargs') if getattr(args, name)]
-    given += [] if args.use_ema is None else ['--use-ema' if args.use_ema else '--raw']
+    if args.use_ema is not None:
+        given.append('--use-ema' if args.use_ema else '--raw')
     if given:
         raise OptionError(f"no such file or folder: {args.model_or_run}; {', '.join(given)} need one")
     if not (args.pretrained or ':' in args.model_or_run):
@@ -123,7 +124,7 @@ def _write_table(rows: Iterable[dict[str, Any]], f: IO) -> None:
 
 
 def _write_csv(rows: Iterable[dict[str, Any]], f: IO) -> None:
-    """A line for each of the classes of an image, with its rank from 1; one line for an error."""
+    """Write a line per class of an image, with its rank from 1, or one line for an error."""
     writer = csv.writer(f, lineterminator='\n')
     writer.writerow(('image', 'rank', 'class', 'index', 'probability', 'error'))
     for row in rows:
@@ -143,7 +144,7 @@ _FORMATS = {'table': _write_table, 'csv': _write_csv, 'json': _write_json}
 
 @contextmanager
 def _opened(path: str | None) -> Iterator[IO]:
-    """A file that is written whole or not at all, or stdout. Names of files may be any bytes."""
+    """Open a file that is replaced atomically, or stdout. File names may contain any bytes."""
     if path is None:
         cast(TextIOWrapper, sys.stdout).reconfigure(errors='surrogateescape')
         yield sys.stdout

@@ -15,7 +15,7 @@ PROG = 'python -m agmax_timm.publish'
 
 @command(PROG)
 def main(argv: list[str] | None = None) -> None:
-    """The command. Print the address of the commit or pull request."""
+    """Run the command. Print the address of the commit or pull request."""
     parser = Parser(prog=PROG, description=__doc__.split(':')[0] + '.')
     parser.add_argument('source', metavar='RUN_OR_FOLDER',
                         help="a run's folder, a checkpoint, or a staged folder")

@@ -1,4 +1,4 @@
-"""--check-data: read every image of the data once, print and write what is wrong. Needs no GPU."""
+"""--check-data: read every image once, and print and write all problems of the data. No GPU is needed."""
 import csv
 import os
 import sys
@@ -39,26 +39,26 @@ FILE = 'data-check.csv'
 
 
 class Problem(NamedTuple):
-    """A row of data-check.csv; without a path, a problem of the whole split."""
+    """A row of data-check.csv. Without a path, the problem concerns the whole split."""
     split: str
     path: str
     problem: str
 
 
 def check_train(options: TrainOptions) -> int:
-    """train.py --check-data: both splits, data-check.csv in --output or the current folder."""
+    """Check both splits of train.py. Write data-check.csv into --output or the current folder."""
     return _check(options, list(dict.fromkeys(filter(None, (options.train_split, options.val_split)))), options.output)
 
 
 def check_validate(options: ValidateOptions) -> int:
-    """validate.py --check-data: check its split for the models that the options name. Writes ./data-check.csv."""
+    """Check the split of validate.py for the models that the options name. Write ./data-check.csv."""
     return _check(options, [options.split], '')
 
 
 def _check(options: AnyOptions, splits: list[str], folder: str) -> int:
     """Return the exit status: 0 without problems, else 1."""
     path = os.path.join(folder, FILE)
-    cast(TextIOWrapper, sys.stdout).reconfigure(errors='backslashreplace')  # names of files need not be text
+    cast(TextIOWrapper, sys.stdout).reconfigure(errors='backslashreplace')  # file names may contain any bytes
     with writing(folder):
         check_writable(folder)  # before all images are read
     options, models = _models(options)
@@ -103,7 +103,7 @@ def check_data(
             print(f'  {describe_nested(dataset)}')
         problems += [Problem(split, inventories[-1].path(index), reason)
                      for index, reason in inventories[-1].damaged.items()]
-    problems += _of_classes(options, splits, datasets, models)
+    problems += _class_problems(options, splits, datasets, models)
     copies = list(duplicates(inventories))
     leaks = sum(copy.leak for copy in copies)
     print(f'duplicates: {len(copies) - leaks} within a split, {leaks} across splits')
@@ -141,7 +141,7 @@ def _scan(split: str, dataset: ImageDataset, workers: int) -> Inventory:
 
 
 def describe(inventory: Inventory, num_classes: int) -> list[str]:
-    """Lines about a split: images, classes and images of each, sizes, modes, and the first that are damaged."""
+    """Return lines about a split: images, classes, images per class, sizes, modes, first damaged images."""
     counts = [inventory.classes[index] for index in range(num_classes)] or list(inventory.classes.values())
     modes = ', '.join(f'{mode} {count}' for mode, count in inventory.modes.most_common())
     lines = [f'{inventory.split}: {len(inventory.reader)} images, {len(counts)} classes, '
@@ -165,7 +165,7 @@ def _spread(values) -> str:
 
 
 def _models(options: AnyOptions) -> tuple[AnyOptions, list[ModelClasses]]:
-    """Classes of the models that the options name, and the options, those of a checkpoint adopted as in evaluation."""
+    """Return the options, completed by those of a checkpoint, and the classes of the models that they name."""
     if isinstance(options, TrainOptions):
         found = list(map(classes_in, filter(None, (resolve_resume(options).resume, options.initial_checkpoint))))
         if options.pretrained and not found:
@@ -189,48 +189,48 @@ def _models(options: AnyOptions) -> tuple[AnyOptions, list[ModelClasses]]:
 
 
 def _classes_of_name(options: AnyOptions) -> ModelClasses | None:
-    """Classes of --model, whose weights are not loaded."""
+    """Return the classes of --model without loading its weights."""
     model = create_named_model(
         options.model, num_classes=options.num_classes, in_chans=input_channels(options), global_pool=options.gp,
         **options.model_kwargs)
     return classes_of(model, options.model)
 
 
-def _of_classes(
+def _class_problems(
         options: AnyOptions,
         splits: list[str],
         datasets: list[ImageDataset],
         models: Sequence[ModelClasses],
 ) -> list[Problem]:
-    """Folders and classes that training would stop at or warn of, as rows."""
+    """Return problems with folders and classes, which training would refuse or warn about."""
     evaluated = isinstance(options, ValidateOptions)
     problems = [Problem(split, '', problem) for split, dataset in zip(splits, datasets)
-                for problem in (*_told(check_labels, dataset, options.num_classes, evaluated),
-                                describe_left_out(dataset), *_of_models(options, dataset, models)) if problem]
+                for problem in (*_messages(check_labels, dataset, options.num_classes, evaluated),
+                                describe_left_out(dataset), *_model_problems(options, dataset, models)) if problem]
     if not options.class_map:
         empty = [Problem(split, '', problem) for split, dataset in zip(splits, datasets)
-                 for problem in _told(check_folders, dataset, None)]
-        differing = _told(check_folders, *datasets) if len(datasets) == 2 and not empty else []
+                 for problem in _messages(check_folders, dataset, None)]
+        differing = _messages(check_folders, *datasets) if len(datasets) == 2 and not empty else []
         problems += empty + [Problem(splits[1], '', problem) for problem in differing]
     for problem in problems:
         print(f'{problem.split}: {problem.problem}')
     return problems
 
 
-def _of_models(options: AnyOptions, dataset: ImageDataset, models: Sequence[ModelClasses]) -> list[str]:
+def _model_problems(options: AnyOptions, dataset: ImageDataset, models: Sequence[ModelClasses]) -> list[str]:
     problems = []
     for classes in models:
         outputs = len(classes.names)
         labels = labels_of_data(options, outputs) if isinstance(options, ValidateOptions) else None
-        problems += _told(check_evaluation, classes, class_outputs(dataset, labels), outputs)
+        problems += _messages(check_evaluation, classes, class_outputs(dataset, labels), outputs)
         known = labels_of_model(dataset, classes, outputs, labels)
-        if known < outputs:  # labels past the outputs are told by --num-classes
-            problems += _told(check_labels, dataset, known, True)
+        if known < outputs:  # otherwise the check by --num-classes reports them
+            problems += _messages(check_labels, dataset, known, True)
     return problems
 
 
-def _told(check: Callable, *args) -> list[str]:
-    """What a check says, as a list of one or none."""
+def _messages(check: Callable, *args) -> list[str]:
+    """Return the error message of a check in a list, which is empty if the check passes."""
     try:
         check(*args)
     except DataError as error:

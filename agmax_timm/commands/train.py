@@ -1,4 +1,4 @@
-"""train.py and agmax-train: train, then publish and report."""
+"""train.py and agmax-train: train, publish and write the report."""
 import logging
 from functools import partial
 from typing import Any
@@ -14,26 +14,22 @@ _logger = logging.getLogger('train')
 
 
 class NotPublishedError(UserError, RuntimeError):
-    """A run that is complete but could not be published. The message has the reason."""
+    """A complete run could not be published."""
     exit_status = 69  # EX_UNAVAILABLE of sysexits.h
 
 
 @command()
 def main(argv: list[str] | None = None) -> int | None:
-    """The command. docs/reliability.md has its exit statuses."""
-    return run(parse_train_args(argv))
-
-
-def run(options: TrainOptions) -> int | None:
-    """Run the command with options that are parsed. Return its exit status."""
-    with imports_without_gc():  # torch and timm take seconds to import, so --help does not wait for them
+    """Run the command. docs/reliability.md lists the exit statuses."""
+    options = parse_train_args(argv)
+    with imports_without_gc():  # imports take seconds, so --help does without them
         from ..assembly.process_group import ending_process_group
         from ..base.signals import StopSignals
         from ..training.run import train
         from .check_data import check_train
     if options.check_data:
         return check_train(options)
-    # Signals are handled to the end: torchrun sends SIGTERM to the processes that outlive the first.
+    # Signals are handled to the end: torchrun sends SIGTERM to the other processes when the first one ends.
     with StopSignals() as signals, ending_process_group():
         try:
             train(options, signals, partial(_publish_and_report, options))
@@ -46,10 +42,10 @@ def run(options: TrainOptions) -> int | None:
 
 
 def _publish_and_report(options: TrainOptions, output_dir: str, watchdog: Any) -> None:
-    """Do what --push-to-hub and --report ask for, after a run that is complete.
+    """Publish a complete run with --push-to-hub, and write its report with --report.
 
     Raises:
-        NotPublishedError: publishing failed. The report is written first.
+        NotPublishedError: publishing failed. The report is still written.
     """
     from ..report.report import report_at_end
     failure = ''
@@ -63,7 +59,7 @@ def _publish_and_report(options: TrainOptions, output_dir: str, watchdog: Any) -
 
 
 def publish_run(options: Hub, output_dir: str) -> str:
-    """Publish the best weights. Return the reason if that fails, else ''."""
+    """Publish the best weights. Return the reason of a failure, or ''."""
     from ..evaluation.published import compare_on_data
     from ..training.create_run import destination_of
     from ..weights.publishing import publish_command, publish_source

@@ -21,17 +21,13 @@ Results = dict[str, Any] | list[dict[str, Any]]
 
 @command()
 def main(argv: list[str] | None = None) -> int | None:
-    """The command. Print and write the results of one model as a dict, those of several, best first, as a list.
+    """Run the command. The results are a dict for one model, and a list for several models, best first.
 
-    Exit status 2 for options, data or checkpoints that cannot be used, where one model was asked for; 1 where every
-    one of several failed, or --retry, or a loader worker died; 130 if interrupted.
+    Exit status 2: invalid options, data or checkpoint of a single model. 1: all of several models failed, an
+    evaluation with --retry failed, results could not be written, or a loader worker died. 130: interrupted.
     """
-    return run(parse_validate_args(argv))
-
-
-def run(options: ValidateOptions) -> int:
-    """Run the command with options that are parsed. Return its exit status."""
-    with imports_without_gc():  # torch and timm take seconds to import, so --help does not wait for them
+    options = parse_validate_args(argv)
+    with imports_without_gc():  # imports take seconds, so --help does without them
         from ..assembly.process_group import ending_process_group
         from ..evaluation import bulk
         from ..evaluation.validation import start, validate_model
@@ -55,7 +51,7 @@ def run(options: ValidateOptions) -> int:
 
 
 def _run_jobs(options: ValidateOptions, jobs: list[Any], evaluate_one: Callable, device: Any) -> int:
-    """Evaluate one after the other; the results file is complete after each. Return the exit status."""
+    """Evaluate the jobs in turn, and write the results after each. Return the exit status."""
     from ..evaluation import bulk
     _logger.info(f'Evaluating {len(jobs)}: ' + ', '.join(job.checkpoint or job.model for job in jobs))
     results: list[dict[str, Any]] = []
@@ -76,7 +72,7 @@ def _run_jobs(options: ValidateOptions, jobs: list[Any], evaluate_one: Callable,
 
 
 def _write(options: ValidateOptions, results: Results) -> bool:
-    """Write --results-file and --report-dir, if they are asked for. Return whether they could be written."""
+    """Write --results-file and --report-dir, if given. Return whether writing succeeded."""
     from ..base.distributed import is_primary
     from ..evaluation.robustness.table import write_report
     if not is_primary():
@@ -94,14 +90,14 @@ def _write(options: ValidateOptions, results: Results) -> bool:
 
 
 def _show(results: Results) -> None:
-    """Print the results behind timm's mark, for scripts."""
+    """Print the results after timm's marker line, for scripts."""
     from ..base.distributed import is_primary
     if is_primary():
         print_if_read(f'--result\n{json.dumps(results, indent=4)}')
 
 
 def write_results(path: str, results: Results, format: str = 'csv') -> None:
-    """Write results to a file, as CSV with a row each or as JSON. The file changes at once or not at all."""
+    """Write results to a CSV or JSON file. The file is replaced atomically."""
     rows = results if isinstance(results, list) else [results]
     special = os.path.exists(path) and not os.path.isfile(path)  # a device or a pipe
     with open(path, 'w', newline='') if special else atomic_write.replacing(path, 'w', newline='') as f:

@@ -1,4 +1,4 @@
-"""Places and axes of the report's charts, in pixels."""
+"""Axes and coordinates of the charts of the report, in pixels."""
 import math
 from collections.abc import Mapping, Sequence
 
@@ -9,7 +9,7 @@ class Frame:
     """The axes of a chart.
 
     Args:
-        xs, ys: Values to show. The axes reach from the least to the greatest of each.
+        xs, ys: Values to show. The axes range from their minimum to their maximum.
     """
     WIDTH, HEIGHT = 320, 200
     LEFT, RIGHT, TOP, BOTTOM = 44, 312, 8, 178  # ends of the axes
@@ -28,7 +28,7 @@ class Frame:
 
 
 def line_chart(title: str, series: Mapping[str, Points]) -> tuple[str, Frame, dict[str, list]] | None:
-    """Return the title, the axes and the points of a chart without points that are not finite; None without points."""
+    """Return the title, the axes and the finite points of a chart; None without points."""
     finite = {name: [point for point in points if all(map(math.isfinite, point))] for name, points in series.items()}
     finite = {name: points for name, points in finite.items() if points}
     if not finite:
@@ -38,7 +38,7 @@ def line_chart(title: str, series: Mapping[str, Points]) -> tuple[str, Frame, di
 
 
 def ticks(low: float, high: float, most: int = 5) -> list[float]:
-    """Return at most `most` round numbers from low to high; the number itself if both are equal."""
+    """Return at most `most` round numbers from low to high, or [low] if both are equal."""
     if high <= low:
         return [low]
     power = 10. ** math.floor(math.log10((high - low) / (most - 1)))

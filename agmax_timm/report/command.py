@@ -1,4 +1,4 @@
-"""One page on a run, for any browser: python -m agmax_timm.report RUN_FOLDER [DATA]"""
+"""The report command: python -m agmax_timm.report RUN_FOLDER [DATA]"""
 
 from ..base.command import command
 from ..base.command_line import Parser
@@ -10,7 +10,7 @@ PROG = 'python -m agmax_timm.report'
 
 @command(PROG)
 def main(argv: list[str] | None = None) -> None:
-    """The command. Print the path of the page."""
+    """Run the command. Print the path of the page."""
     args = _parser().parse_args(argv)
     with imports_without_gc():
         from ..assembly.console import setup_logging

@@ -1,4 +1,4 @@
-"""report.html: a run on one page that needs no other file, no script and no network. Its form is in page.html.jinja."""
+"""The page report.html, without scripts and external files. The template is page.html.jinja."""
 import base64
 import io
 import os
@@ -13,15 +13,15 @@ from ..evaluation.analysis import Analysis
 from ..evaluation.outcomes import Mistake
 from .charts import Frame, Points, line_chart
 
-_MOST_ROWS = 30  # of a table that is not folded
-_LOWEST = 10  # classes that are shown above a folded table
+_MOST_ROWS = 30  # largest number of rows of a table that is not folded
+_LOWEST = 10  # number of classes that are shown above a folded table
 
 
 @dataclass
 class Report:
-    """The content of the page: text, numbers and pictures."""
+    """Content of the page."""
     title: str
-    about: str  # a line on what was trained and evaluated
+    about: str  # one line about model, data and training
     headline: list[tuple[str, str]]  # name and value
     notes: list[str]
     command: str
@@ -29,9 +29,9 @@ class Report:
     options: dict[str, Any]
     versions: dict[str, str]
     curves: Mapping[str, Mapping[str, Points]]
-    views: list[tuple[list[Image.Image], str]] = field(default_factory=list)  # of an image, and its label
+    views: list[tuple[list[Image.Image], str]] = field(default_factory=list)  # views of an image, and their label
     analysis: Analysis | None = None
-    mistakes: list[tuple[Mistake, str]] = field(default_factory=list)  # and the name of the file
+    mistakes: list[tuple[Mistake, str]] = field(default_factory=list)  # with file names
     class_names: list[str] | None = None
 
     def class_name(self, index: int) -> str:
@@ -40,7 +40,7 @@ class Report:
 
 
 def render(report: Report) -> str:
-    """Return the whole document."""
+    """Return the HTML document."""
     import jinja2
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(os.path.dirname(__file__)), autoescape=True, undefined=jinja2.StrictUndefined,
@@ -58,12 +58,12 @@ def render(report: Report) -> str:
 
 
 def _analysis_values(report: Report, analysis: Analysis) -> dict[str, Any]:
-    """The rows of the tables about the evaluation, and the bins of the calibration."""
-    of_class = analysis.per_class
-    supports = of_class.support.tolist()
-    rows = [[report.class_name(index), *(f'{100 * values[index].item():.1f}' for values in of_class[:3]), support]
+    """Return the rows of the tables about the evaluation, and the calibration bins."""
+    per_class = analysis.per_class
+    supports = per_class.support.tolist()
+    rows = [[report.class_name(index), *(f'{100 * values[index].item():.1f}' for values in per_class[:3]), support]
             for index, support in enumerate(supports)]
-    lowest = sorted((index for index, support in enumerate(supports) if support), key=of_class.f1.tolist().__getitem__)
+    lowest = sorted((index for index, support in enumerate(supports) if support), key=per_class.f1.tolist().__getitem__)
     error, bins = analysis.calibration
     return dict(
         class_rows=rows,
@@ -81,9 +81,9 @@ def _analysis_values(report: Report, analysis: Analysis) -> dict[str, Any]:
 
 
 def inline(image: Image.Image, most: int = 224) -> dict[str, Any]:
-    """Return `source`, `width`, `height` and `small` of an image within the page.
+    """Return `source`, `width`, `height` and `small` of an image that is embedded in the page.
 
-    The image is at most `most` pixels wide and high. The pixels of a small one are kept without loss.
+    The image is at most `most` pixels wide and high. Small images are stored without loss.
     """
     image = image.copy()
     image.thumbnail((most, most))

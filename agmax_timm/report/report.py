@@ -1,4 +1,4 @@
-"""The report of a run: its folder is read, its best weights are evaluated once more, and report.html is written."""
+"""Report of a run: read its folder, evaluate its best weights, and write report.html."""
 import logging
 import os
 import shlex
@@ -44,17 +44,17 @@ _MOST_VIEWS = 8
 
 @dataclass
 class _Run:
-    """A run by what is in its folder."""
+    """Content of the folder of a run."""
     folder: str
-    given: dict[str, Any]  # options as they were given
-    options: dict[str, Any]  # options as the best checkpoint has them, with defaults for those that it lacks
+    given: dict[str, Any]  # options of args.yaml
+    options: dict[str, Any]  # options of the best checkpoint, completed by defaults
     checkpoint: str
     metadata: dict[str, Any]  # metadata of the checkpoint
     use_ema: bool
 
     @property
     def metrics(self) -> dict[str, float]:
-        """Metrics that training measured of the weights; empty if it measured none."""
+        """Metrics of the weights during training; empty if there are none."""
         return (self.metadata.get('metrics') or {}).get('ema' if self.use_ema else 'raw') or {}
 
 
@@ -65,8 +65,8 @@ class _Evaluation:
     images: int
     subject: Subject
     class_names: list[str] | None
-    analysis: Analysis | None  # of one class an image
-    mistakes: list[tuple[Mistake, str]]  # and the names of their files
+    analysis: Analysis | None  # only for one class per image
+    mistakes: list[tuple[Mistake, str]]  # with file names
 
 
 def make_report(
@@ -83,37 +83,37 @@ def make_report(
     Args:
         data_dir: Folder of the data; None for the run's own.
         device: Device of the evaluation; the CPU is used if there is no CUDA.
-        workers: Loader processes; None for the run's own number.
-        in_run: Whether the run's own process calls, on its first rank alone: the device is that of the run.
+        workers: Number of loader processes; None for that of the run.
+        in_run: Whether the caller is rank 0 of the run itself, whose device is already set up.
         on_batch: Called after each batch of the evaluation.
-        use_ema: Whether to evaluate the EMA of the weights; None for the weights that the run ranked by.
+        use_ema: Whether to evaluate the EMA of the weights; None for the weights that the run ranked its epochs by.
 
     Returns:
         The path of the page.
 
     Raises:
-        CheckpointError: there is no best checkpoint, or it cannot be read.
-        OptionError: no run, or the model cannot be built.
-        DataError: the data is not there or not the run's.
+        CheckpointError: the best checkpoint does not exist or cannot be read.
+        OptionError: the folder has no run, or the model cannot be created.
+        DataError: the data does not exist, or is not that of the run.
         OSError: the page cannot be written.
     """
     run = _read_run(run_dir, data_dir, use_ema)
     options = _evaluation_options(run, device, workers)
-    evaluated_on = _init_device(options.device, in_run)
+    evaluation_device = _init_device(options.device, in_run)
     evaluation = None
     if run.options['val_split']:
-        evaluation = _evaluate(options, evaluated_on, on_batch)
+        evaluation = _evaluate(options, evaluation_device, on_batch)
         _check_measured(run, evaluation)
-    text = render(_collect(run, evaluation, evaluated_on))
+    text = render(_collect(run, evaluation, evaluation_device))
     path = os.path.join(run_dir, FILE)
-    # Names of files may be any bytes.
+    # File names may contain any bytes.
     with atomic_write.replacing(path, 'w', encoding='utf-8', errors='backslashreplace') as f:
         f.write(text)
     return path
 
 
 def report_at_end(run_dir: str, device: str, on_batch: Callable[[], None]) -> None:
-    """Write the report of the run that this process has completed. Errors are logged, not raised."""
+    """Write the report of the run of this process. Errors are logged, not raised."""
     try:
         _logger.info(f'Report: {make_report(run_dir, device=device, in_run=True, on_batch=on_batch)}')
     except Exception as error:
@@ -124,7 +124,7 @@ def report_at_end(run_dir: str, device: str, on_batch: Callable[[], None]) -> No
 
 
 def _curves(summary: str) -> dict[str, dict[str, list[tuple[int, float]]]]:
-    """Those of a summary.csv, none where it is not there or not one of ours."""
+    """Return the curves of a summary.csv; none if the file is missing or damaged."""
     if not os.path.isfile(summary):
         return {}
     try:
@@ -168,7 +168,7 @@ def _init_device(name: str, in_run: bool) -> torch.device:
 
 @torch.inference_mode()
 def _evaluate(options: ValidateOptions, device: torch.device, on_batch: Callable[[], None] | None) -> _Evaluation:
-    """Evaluate the checkpoint as validate.py does, and keep the outcome of each image."""
+    """Evaluate the checkpoint as validate.py does, and analyse the predictions."""
     subject, precision, _ = validation.prepare(options, device)
     options = subject.options
     dataset = validation.open_split(options, subject.data_config)
@@ -199,7 +199,7 @@ def _evaluate(options: ValidateOptions, device: torch.device, on_batch: Callable
 
 
 def _file_name(dataset: Any, index: int) -> str:
-    """Return the name of a file within the data; '' if samples have no names or no order."""
+    """Return the name of a file of the data, or '' if samples have no names or no order."""
     try:
         return dataset.reader.filename(index)
     except (AttributeError, AssertionError, NotImplementedError):
@@ -218,15 +218,15 @@ def training_views(
     Args:
         saved: Options of the run.
         data_config: Input size and normalisation.
-        patch_size: Patch size of the model. Without it, a run on patches shows none.
+        patch_size: Patch size of the model. Without it, a run with the NaFlex loader has no views.
 
     Raises:
-        DataError: the training data is not there, or is the validation data.
+        DataError: the training data does not exist, or is the validation data.
         OptionError: the options do not fit the data.
     """
     if saved['naflex_loader'] and patch_size is None:
         return []
-    # One batch, in this process, of one size; repeats are dealt out to processes.
+    # Load one batch of one size in this process. Repeated augmentation needs several processes.
     options = replace(
         saved_train_options(saved), workers=0, batch_size=min(saved['batch_size'], 2 * _MOST_VIEWS),
         train_img_sizes=None, aug_repeats=0, use_multi_epochs_loader=False, image_memory='0', dataset_download=False)
@@ -273,11 +273,11 @@ def _collect(run: _Run, evaluation: _Evaluation | None, device: torch.device) ->
 
 
 def _check_measured(run: _Run, evaluation: _Evaluation) -> None:
-    """Raise DataError if the metric differs from that of training by more than numerics can explain."""
+    """Raise DataError if the metric differs from that of training by more than numerical error."""
     saved = run.options
     name = 'map' if saved['task'] == 'multilabel' else 'top1'
     before = run.metrics.get(name)
-    # Without --dist-bn each rank evaluated with its own statistics.
+    # Without --dist-bn, each rank evaluated with its own batch norm statistics.
     unequal_ranks = (saved.get('world_size') or 1) > 1 and not saved['dist_bn']
     if before is None or saved['tta'] or unequal_ranks:
         return

@@ -1,4 +1,4 @@
-"""The study command, from the command line to the figure."""
+"""The study command."""
 import os
 import shlex
 
@@ -13,7 +13,7 @@ from .published import Published, read_published
 
 @command(PROG)
 def main(argv: list[str] | None = None) -> int:
-    """The command. Return the exit status: 1 if runs failed, else 0."""
+    """Run the command. Return the exit status: 0 if all runs have a result, else 1."""
     args = parse(argv)
     study = read_study(args.study)
     name = os.path.splitext(os.path.basename(args.study))[0]
@@ -22,20 +22,20 @@ def main(argv: list[str] | None = None) -> int:
     published = read_published(study)
     check_unchanged(study, runs)
     if args.dry_run:
-        tell(runs)
+        print_plan(runs)
         return 0
     if args.table:
         if not os.path.isdir(output):
             raise OptionError(f'--table: no folder {output}: train the study first, or name its --output')
-        tell_results(study, runs, published, output)
+        write_results(study, runs, published, output)
         return 0
     check_data(study, runs)
     os.makedirs(output, exist_ok=True)
-    return carry_out(study, runs, published, output, args.jobs, args.devices)
+    return run_study(study, runs, published, output, args.jobs, args.devices)
 
 
-def tell(runs: list[Run]) -> None:
-    """Print the commands, and what they cost."""
+def print_plan(runs: list[Run]) -> None:
+    """Print the commands, and the numbers of epochs, updates and views."""
     from .outcome import is_complete
     for run in runs:
         print(f'# {run.name}: {"; ".join(run.cell.sources)}{" (complete)" if is_complete(run) else ""}')
@@ -49,20 +49,20 @@ def tell(runs: list[Run]) -> None:
 
 
 def check_data(study: Study, runs: list[Run]) -> None:
-    """Raise OptionError where a folder of data is not there: every run would fail of it."""
+    """Raise OptionError if a data folder does not exist, before a run fails."""
     for folder in {run.options.data_dir for run in runs if run.options.data_dir and '/' not in run.options.dataset}:
         if not os.path.exists(folder):
             raise OptionError(f'{study.path}: data: no folder or tar file {folder}: name another one with --data DIR')
 
 
-def carry_out(study: Study, runs: list[Run], published: Published, output: str, jobs: int, devices: list[str]) -> int:
-    """Train what is not complete, and report on all.
+def run_study(study: Study, runs: list[Run], published: Published, output: str, jobs: int, devices: list[str]) -> int:
+    """Train the incomplete runs, and write the results of all runs.
 
     Returns:
         Exit status.
 
     Raises:
-        Interrupted: a signal asked the study to end.
+        Interrupted: a signal ended the study.
     """
     from ..base.signals import Interrupted
     from .runner import Runner
@@ -71,26 +71,26 @@ def carry_out(study: Study, runs: list[Run], published: Published, output: str, 
         stopped = runner.run()
     except KeyboardInterrupt as error:
         raise type(error)('killed with its runs. The same command continues from what they saved') from None
-    whole = tell_results(study, runs, published, output, runner.errors)
+    complete = write_results(study, runs, published, output, runner.errors)
     if stopped:
         raise Interrupted('asked to end. The same command continues')
-    return int(not whole)
+    return int(not complete)
 
 
-def tell_results(
+def write_results(
         study: Study,
         runs: list[Run],
         published: Published,
         output: str,
         errors: dict[str, str] | None = None,
 ) -> bool:
-    """Write and print what the runs gave so far.
+    """Write and print the results of the runs so far.
 
     Args:
-        errors: Why runs have just failed, by their folder.
+        errors: Error message of each failed run by its folder.
 
     Returns:
-        Whether all of them have a result.
+        Whether all runs have a result.
     """
     from .outcome import read_outcome
     from .tables import write_tables

@@ -1,4 +1,4 @@
-"""A study as its file defines it, checked. docs/studies.md has the format."""
+"""Definition of a study, read from its file. docs/studies.md describes the format."""
 import os
 import re
 from dataclasses import dataclass, field
@@ -13,47 +13,47 @@ from ..options.parsers import train_parser
 _KEYS = ('title', 'data', 'base', 'augmentations', 'settings', 'methods', 'seeds', 'baseline', 'comparisons',
          'metric', 'epoch', 'published')
 _EPOCHS = ('last', 'best')
-# The study gives them to each run itself.
-_OF_THE_STUDY = {'data': 'data', 'data_dir': 'data', 'seed': 'seeds', 'output': '--output', 'experiment': '--output',
+# Options that the study sets for each run, and the key or flag that sets them.
+_SET_BY_STUDY = {'data': 'data', 'data_dir': 'data', 'seed': 'seeds', 'output': '--output', 'experiment': '--output',
                  'resume': '--output'}
 
 
 @dataclass
 class Level:
-    """One value of what varies: a name, and the options that it stands for."""
+    """One value of an axis of the study: a name and its options."""
     name: str = ''
     options: dict[str, Any] = field(default_factory=dict)
-    sources: list[str] = field(default_factory=list)  # files and options that they are made of, for people
+    sources: list[str] = field(default_factory=list)  # recipe files and inline options, as text
 
     @property
     def folder(self) -> str:
-        """The name as that of a folder."""
+        """Name of the folder of the level."""
         return re.sub(r'[^\w.]+', '-', self.name.lower()).strip('-.')
 
 
 @dataclass
 class Study:
-    """What is trained and compared. An axis that the file leaves out has one level without a name."""
+    """Definition of a study. An axis that is missing in the file has one level without a name."""
     path: str
     title: str
-    data: str  # '' for none
+    data: str  # data folder, '' for none
     base: Level
     augmentations: list[Level]
     settings: list[Level]
     methods: list[Level]
     seeds: list[int]
-    baseline: str  # a method's name
-    comparisons: list[tuple[str, str]]  # pairs of methods, the first minus the second
+    baseline: str  # name of a method
+    comparisons: list[tuple[str, str]]  # pairs of methods; results are first minus second
     metric: str
     epoch: str  # last or best
-    published: str  # path, '' for none
+    published: str  # path of a CSV file, '' for none
 
 
 def read_study(path: str) -> Study:
-    """Read STUDY.yaml; paths in it are relative to its folder.
+    """Read STUDY.yaml. Paths in the file are relative to its folder.
 
     Raises:
-        OptionError: anything in it, or in a recipe that it names, that cannot be used.
+        OptionError: the file or a recipe that it names has an invalid entry.
     """
     try:
         return _read(path)
@@ -114,9 +114,9 @@ def _axis(content: dict[str, Any], key: str, home: str, parser: Parser) -> list[
 
 
 def _level(where: str, name: str, value: Any, home: str, parser: Parser) -> Level:
-    """Options of a recipe file, of inline options, or of a list of such, later ones winning."""
-    level = Level(name)
-    for part in value if isinstance(value, list) else [] if value is None else [value]:
+    """Return a level with the options of a recipe file, of a mapping, or of a list of both. Later ones win."""
+    level, parts = Level(name), [] if value is None else value
+    for part in parts if isinstance(parts, list) else [parts]:
         if isinstance(part, str):
             source, path = part, os.path.normpath(os.path.join(home, part))
         elif isinstance(part, dict):
@@ -128,8 +128,8 @@ def _level(where: str, name: str, value: Any, home: str, parser: Parser) -> Leve
         except ValueError as error:
             raise OptionError(f'{where}: {path}{": " if path else ""}{error}') from error
         for option in options:
-            if option in _OF_THE_STUDY:
-                raise OptionError(f'{where}: {option} is set by the study for each run: use {_OF_THE_STUDY[option]}')
+            if option in _SET_BY_STUDY:
+                raise OptionError(f'{where}: {option} is set by the study for each run: use {_SET_BY_STUDY[option]}')
         level.options.update(options)
         level.sources.append(source)
     return level

@@ -1,4 +1,4 @@
-"""The figure of a study: for each augmentation and setting, the methods side by side."""
+"""Figure of a study: bars of all methods for each augmentation and setting."""
 
 from ..base.output_files import save_figure
 from .definition import Study
@@ -38,11 +38,11 @@ def _plot(figure, study: Study, shown: list[Row], groups: list[str]) -> None:
     axes.set_title(study.title, fontsize=10, parse_math=False)
     legend = figure.legend(fontsize=7, ncols=min(4, len(methods) + 1), loc='outside lower center')
     for name in legend.get_texts():
-        name.set_parse_math(False)  # a $ is a $
+        name.set_parse_math(False)  # names may contain $
 
 
 def _limits(rows: list[Row]):
-    """Return limits of the axis around everything that is drawn, so that differences can be seen."""
+    """Return the limits of the metric's axis. They are close to the values, so that differences are visible."""
     ends = [(row.mean or 0.) + sign * (row.deviation or 0.) for row in rows for sign in (-1, 1)]
     ends += [row.published for row in rows if row.published is not None]
     margin = .15 * (max(ends) - min(ends)) or 1.

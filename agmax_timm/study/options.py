@@ -1,4 +1,4 @@
-"""Flags of the study command. Imports nothing heavy: --help is fast."""
+"""Flags of the study command. Imports no torch, so that --help is fast."""
 import argparse
 
 from ..base.command_line import Parser

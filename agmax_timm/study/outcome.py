@@ -18,9 +18,9 @@ class Outcome:
     """A row of results.csv."""
     run: Run
     status: str  # complete, failed, interrupted or missing
-    value: float | None = None  # of the metric, if it is complete
-    epoch: int | None = None  # epoch of the value, from 0 on
-    error: str = ''  # one line, if it failed
+    value: float | None = None  # metric, if the run is complete
+    epoch: int | None = None  # epoch of the value, counted from 0
+    error: str = ''  # one line, if the run failed
 
 
 def mark_complete(run: Run) -> None:
@@ -42,11 +42,11 @@ def read_outcome(run: Run, metric: str, epoch: str, error: str = '') -> Outcome:
     Args:
         metric: Name of a column of summary.csv without `eval_`.
         epoch: 'last' or 'best'.
-        error: Reason why the run has just failed, if it has.
+        error: Reason of a failure in this process, if any.
     """
     if not is_complete(run):
-        begun = os.path.exists(os.path.join(run.folder, 'args.yaml'))
-        return Outcome(run, 'failed' if error else 'interrupted' if begun else 'missing', error=error)
+        incomplete = 'interrupted' if os.path.exists(os.path.join(run.folder, 'args.yaml')) else 'missing'
+        return Outcome(run, 'failed' if error else incomplete, error=error)
     path = _summary_path(run)
     try:
         with open(path, newline='', encoding='utf-8-sig') as file:  # editors add a byte-order mark
@@ -54,7 +54,7 @@ def read_outcome(run: Run, metric: str, epoch: str, error: str = '') -> Outcome:
                      if row[f'eval_{metric}']]
         if epoch == 'best':
             found = [pair for pair in found if math.isfinite(pair[0])] or found
-            found.sort(key=lambda pair: pair[0], reverse=metric == 'loss')  # stable: of equals, the later one
+            found.sort(key=lambda pair: pair[0], reverse=metric == 'loss')  # stable: the later one of equal values
         value, of_epoch = found[-1]
     except (OSError, KeyError, ValueError, IndexError) as problem:
         return Outcome(run, 'failed', error=f'no eval_{metric} in {path} ({type(problem).__name__}: {problem})')
@@ -64,7 +64,7 @@ def read_outcome(run: Run, metric: str, epoch: str, error: str = '') -> Outcome:
 
 
 def last_error(log_path: str, status: int) -> str:
-    """Return why a process ended, in one line: its exit status or signal, and the last error that it wrote."""
+    """Return one line with the exit status or signal of a process, and the last error in its log."""
     with open(log_path, 'rb') as file:
         text = _tail(file, 16384).decode('utf-8', 'replace')
     lines = [line for line in text.splitlines() if line.strip()]
@@ -75,7 +75,7 @@ def last_error(log_path: str, status: int) -> str:
 
 
 def epochs_done(run: Run) -> float:
-    """Return the epochs that a run has trained so far, with the part of the present one."""
+    """Return the number of epochs that a run has trained, including the fraction of the current epoch."""
     steps = []
     with suppress(OSError), open(os.path.join(run.folder, 'train.log'), 'rb') as file:
         steps = _STEP.findall(_tail(file, 8192))

@@ -1,4 +1,4 @@
-"""From a study to its runs: each has options, a folder and a command line, which train.py's own parser accepts."""
+"""Runs of a study, with options that train.py's parser accepts, a folder and a command line."""
 import contextlib
 import io
 import os
@@ -21,7 +21,7 @@ from .definition import Level, Study
 
 @dataclass
 class Cell:
-    """What the seeds of one place in the table have in common."""
+    """A cell of the results table: the runs that differ only in their seeds."""
     augmentation: str
     setting: str
     method: str
@@ -31,12 +31,12 @@ class Cell:
 
     @property
     def place(self) -> tuple[str, str, str]:
-        """The names of augmentation, setting and method."""
+        """Names of augmentation, setting and method."""
         return self.augmentation, self.setting, self.method
 
     @property
     def group(self) -> str:
-        """What is the same for all methods side by side."""
+        """Names of augmentation and setting."""
         return ', '.join(filter(None, (self.augmentation, self.setting)))
 
     @property
@@ -49,7 +49,7 @@ class Cell:
 
     @property
     def recipe(self) -> str:
-        """A recipe of these runs, the text of a file for -c."""
+        """Text of the recipe file (for -c) of the runs."""
         return ''.join(f'# {source}\n' for source in self.sources) + yaml.safe_dump(
             self.options, default_flow_style=False, sort_keys=False)
 
@@ -72,7 +72,7 @@ class Run:
 
     @property
     def log_path(self) -> str:
-        """What the process wrote; the log of the run itself is in its folder."""
+        """File for the output of the process. The log of the run is in its folder."""
         return f'{self.folder}.log'
 
     def command(self, device: str = '') -> list[str]:
@@ -81,14 +81,14 @@ class Run:
 
 
 def make_runs(study: Study, data: str, output: str) -> list[Run]:
-    """The runs of a study, seed by seed, so that what is there early is all of the table with few seeds.
+    """Return the runs of a study, ordered by seed, so that the whole table is filled before the second seed starts.
 
     Args:
         data: Folder of the data, '' for none.
         output: Folder of the study.
 
     Raises:
-        OptionError: options that train.py refuses.
+        OptionError: train.py refuses the options of a run.
     """
     cells = [_cell(study, levels, output)
              for levels in product(study.augmentations, study.settings, study.methods)]
@@ -98,7 +98,7 @@ def make_runs(study: Study, data: str, output: str) -> list[Run]:
 
 
 def check_unchanged(study: Study, runs: list[Run]) -> None:
-    """Raise OptionError where the folder of a run holds one of other options."""
+    """Raise OptionError if the folder of a run contains a run with other options."""
     for run in runs:
         path = os.path.join(run.folder, 'args.yaml')
         if not os.path.exists(path):
@@ -130,17 +130,17 @@ def _cell(study: Study, levels: tuple[Level, Level, Level], output: str) -> Cell
 
 
 def _parse(study: Study, cell: Cell, data: str) -> TrainOptions:
-    """Options of the first run of a cell, by the command line's own parser and checks."""
-    heard = io.StringIO()
+    """Parse and check the options of the first run of a cell as train.py does."""
+    stderr = io.StringIO()
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, 'options.yaml')
         with open(path, 'w', encoding='utf-8') as file:
             file.write(cell.recipe)
         try:
-            with contextlib.redirect_stderr(heard):
+            with contextlib.redirect_stderr(stderr):
                 options = parse_train_args(_arguments(cell, study.seeds[0], data, path))
         except SystemExit:
-            line = heard.getvalue().strip().splitlines()[-1]
+            line = stderr.getvalue().strip().splitlines()[-1]
             message = line.partition('error: ')[2].removesuffix(' (--help lists all flags)')
             raise OptionError(f'{study.path}: {cell.name}: {message}') from None
     metrics = METRICS[options.task]
@@ -154,6 +154,6 @@ def _parse(study: Study, cell: Cell, data: str) -> TrainOptions:
 
 
 def _arguments(cell: Cell, seed: int, data: str, options_path: str) -> list[str]:
-    """Of train.py."""
+    """Return the command line of train.py."""
     return [*([data] if data else []), '-c', options_path, '--seed', str(seed), '--output', cell.folder,
             '--experiment', f'seed-{seed}', '--resume', 'auto']

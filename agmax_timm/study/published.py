@@ -1,4 +1,4 @@
-"""Published numbers, to stand beside a study's own: a CSV file that docs/studies.md describes."""
+"""Published results for comparison with those of a study. docs/studies.md describes the CSV file."""
 import csv
 import io
 import math
@@ -14,10 +14,10 @@ Published = dict[tuple[str, ...], float]  # by augmentation, setting and method
 
 
 def read_published(study: Study) -> Published:
-    """The numbers of a study's file, none without one.
+    """Return the numbers of the published file of a study; empty without a file.
 
     Raises:
-        OptionError: it cannot be read, or names what the study does not have.
+        OptionError: the file cannot be read, or has a name that the study does not have.
     """
     if not study.published:
         return {}

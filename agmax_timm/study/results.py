@@ -1,4 +1,4 @@
-"""Results over the seeds: means, sample standard deviations, and confidence intervals of paired differences."""
+"""Statistics over seeds: means, sample standard deviations, and confidence intervals of paired differences."""
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -14,10 +14,10 @@ CONFIDENCE = 0.95
 
 @dataclass
 class Difference:
-    """Mean of the differences of two methods within a seed, over the seeds that both have."""
-    n: int  # pairs
+    """Mean of the paired differences of two methods, over the seeds that both have."""
+    n: int  # number of pairs
     mean: float | None = None  # None without a pair
-    low: float | None = None  # None with fewer than two pairs: one difference has no spread
+    low: float | None = None  # None with fewer than two pairs
     high: float | None = None
 
 
@@ -27,7 +27,7 @@ class Row:
     cell: Cell
     values: dict[int, float]  # by seed
     deviation: float | None
-    difference: Difference  # from the baseline of the same augmentation and setting; none of the baseline itself
+    difference: Difference  # to the baseline; empty for the baseline itself
     published: float | None = None
     published_difference: float | None = None
 
@@ -68,7 +68,7 @@ def aggregate(study: Study, outcomes: Iterable[Outcome], published: Published) -
 
 
 def compare(study: Study, rows: list[Row]) -> list[Comparison]:
-    """Return the differences of means over the augmentations, paired by seed, that the study's file names."""
+    """Return the comparisons of the study: differences of means over the augmentations, paired by seed."""
     return [
         Comparison(setting.name, method, other, paired_difference(
             _seed_means(rows, setting.name, method), _seed_means(rows, setting.name, other)))
@@ -76,13 +76,13 @@ def compare(study: Study, rows: list[Row]) -> list[Comparison]:
 
 
 def _seed_means(rows: list[Row], setting: str, method: str) -> dict[int, float]:
-    """Return means over the augmentations by seed. Seeds that lack an augmentation are left out."""
+    """Return the mean over the augmentations for each seed that has results for all of them."""
     values = [row.values for row in rows if (row.cell.setting, row.cell.method) == (setting, method)]
     return {seed: mean(one[seed] for one in values) for seed in values[0] if all(seed in one for one in values)}
 
 
 def sample_deviation(values) -> float | None:
-    """Return the sample standard deviation, None of fewer than two values."""
+    """Return the sample standard deviation, or None for fewer than two values."""
     values = list(values)
     return stdev(values) if len(values) > 1 else None
 
@@ -91,7 +91,7 @@ def paired_difference(values: dict[int, float], baseline: dict[int, float]) -> D
     """Return the mean difference with its 95 % confidence interval by Student's t.
 
     Args:
-        values, baseline: Metrics by seed; seeds that one of them lacks are left out.
+        values, baseline: Metrics by seed. Only seeds of both are used.
     """
     differences = [value - baseline[seed] for seed, value in values.items() if seed in baseline]
     if not differences:
@@ -109,7 +109,7 @@ def t_quantile(freedom: int, confidence: float = CONFIDENCE) -> float:
     The share within t has a closed form in the angle atan(t / sqrt(freedom)): Abramowitz and Stegun 26.7.3, 26.7.4.
     """
     low, high = 0., math.pi / 2
-    for _ in range(100):  # to the last bit
+    for _ in range(100):  # bisection to full precision
         angle = (low + high) / 2
         low, high = (angle, high) if _share_within(angle, freedom) < confidence else (low, angle)
     return math.sqrt(freedom) * math.tan(low)

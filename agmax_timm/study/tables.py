@@ -12,7 +12,7 @@ from .results import Comparison, Difference, Row, aggregate, compare
 
 
 def write_tables(study: Study, outcomes: list[Outcome], published: Published, folder: str) -> str:
-    """Write the files into a folder; comparisons.csv only if the study has comparisons.
+    """Write the files into a folder. comparisons.csv is only written if the study has comparisons.
 
     Returns:
         The text of table.md.
@@ -100,13 +100,13 @@ def _caption(study: Study, rows: list[Row]) -> str:
 
 
 def _gaps(outcomes: list[Outcome]) -> list[str]:
-    """Return what the table lacks: failed runs by name, and the number of runs that are still to be trained."""
-    lacking = [outcome for outcome in outcomes if outcome.value is None]
-    if not lacking:
+    """Return paragraphs about missing results: number of runs without a result, and errors of failed runs."""
+    missing = [outcome for outcome in outcomes if outcome.value is None]
+    if not missing:
         return []
-    failed = [f'- {outcome.run.name}: {outcome.error}' for outcome in lacking if outcome.status == 'failed']
-    to_train = len(lacking) - len(failed)
-    text = f'{len(lacking)} of {len(outcomes)} runs have no result: {to_train} to train, {len(failed)} failed.'
+    failed = [f'- {outcome.run.name}: {outcome.error}' for outcome in missing if outcome.status == 'failed']
+    to_train = len(missing) - len(failed)
+    text = f'{len(missing)} of {len(outcomes)} runs have no result: {to_train} to train, {len(failed)} failed.'
     return [text, '\n'.join(failed)] if failed else [text]
 
 

@@ -1,4 +1,4 @@
-"""One run of a study, in a process of its own: train.py, wherever the package is."""
+"""train.py as a module, for the processes of a study."""
 from ..commands.train import main
 
 if __name__ == '__main__':

@@ -31,7 +31,7 @@ COMMANDS = {
     'export': (export.main, ['run', 'folder'], 'export.read_model'),
     'convert': (convert.main, ['file.pth', 'folder', '--model', 'resnet50'], 'convert.read_original'),
     'publish': (publish.main, ['run', 'ann/net'], 'publish.check_destination'),
-    'study': (study.main, [STUDY], 'study.command.carry_out'),
+    'study': (study.main, [STUDY], 'study.command.run_study'),
     'bench': (bench.main, ['collate', '--quick'], 'bench.collate.collate'),
 }
 FAULTS = {
