@@ -1,4 +1,4 @@
-"""AgMax with a teacher: a frozen network sees both views, and the student's logits also follow the teacher's.
+"""AgMax with a teacher: a frozen network gets both views, and the student also learns from its logits.
 
 Distillation: 'Distilling the Knowledge in a Neural Network', https://arxiv.org/abs/1503.02531, weighted as
 timm.task.LogitDistillationTask weights it.
@@ -100,9 +100,9 @@ class AgMaxDistillationTask(AgMaxTask):
             **agmax,
     ):
         if loss_type != 'kl':
-            raise ValueError(f"distillation loss must be 'kl', got '{loss_type}'")
+            raise ValueError(f"loss_type must be 'kl', got '{loss_type}'")
         if temperature <= 0:
-            raise ValueError(f'the temperature of distillation must be above 0, got {temperature}')
+            raise ValueError(f'temperature must be above 0, got {temperature}')
         super().__init__(model, criterion, **agmax)
         self.distill_loss_weight, self.task_loss_weight = loss_weights(distill_loss_weight, task_loss_weight)
         self.temperature = temperature
@@ -169,20 +169,20 @@ class AgMaxDistillationTask(AgMaxTask):
 
     def _check_teacher(self, num_classes: int) -> None:
         if num_classes != self.num_classes:
-            raise ValueError(f'the teacher must have the classes of the student, {self.num_classes}, got a teacher of '
-                             f'{num_classes}')
+            raise ValueError(f'the teacher must have the {self.num_classes} classes of the student, got a teacher with '
+                             f'{num_classes} classes')
 
     def _teacher_input(self, input: torch.Tensor) -> torch.Tensor:
-        """As DistillationTeacher.normalize_input, which compares on the device, and waits for it, with every batch."""
+        """Normalise a batch for the teacher, without the wait for the device of DistillationTeacher.normalize_input."""
         if self._normalised_alike:
             return input
         return (input * self.student_std + self.student_mean - self.teacher.mean_kd) / self.teacher.std_kd
 
     def _register_channels(self, name: str, values: Sequence[float]) -> None:
-        """Keep values of the student's normalisation in a buffer [1, C, 1, 1], out of the state."""
+        """Register values of the student's normalisation as a non-persistent buffer [1, C, 1, 1]."""
         channels = self.teacher.mean_kd.numel()
         if len(values) != channels:
-            raise ValueError(f"the teacher's input is normalised over {channels} channels, the student's over "
-                             f'{len(values)}: use a teacher of as many channels')
+            raise ValueError(f"the teacher's normalisation has {channels} channels, the student's has {len(values)}: "
+                             'use a teacher with the same number of channels')
         buffer = torch.tensor(values, device=self.device, dtype=self.dtype).view(1, -1, 1, 1)
         self.register_buffer(name, buffer, persistent=False)

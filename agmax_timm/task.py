@@ -114,8 +114,9 @@ class AgMaxModule(nn.Module):
                 'AgMax cannot pair its outputs. Use a variant of the model without auxiliary heads')
         if logits.shape[1] != self.num_classes:
             raise UnsupportedModelError(
-                f'{type(self.model).__name__} gives {logits.shape[1]} logits, AgMax was made for {self.num_classes} '
-                f'classes: make the model with as many, or give AgMaxTask num_classes={logits.shape[1]}')
+                f'{type(self.model).__name__} gives {logits.shape[1]} logits, AgMax was created for '
+                f'{self.num_classes} classes: create the model with num_classes={self.num_classes}, or give AgMaxTask '
+                f'num_classes={logits.shape[1]}')
         if self.qnet is None:
             return logits, None
         return logits, self.qnet(torch.cat(logits.chunk(2), dim=1))
@@ -212,7 +213,7 @@ class AgMaxTask(TrainingTask):
         if len(images) % 2 or len(target) != len(images):
             raise ValueError(f'two views need input [2B, C, H, W] and as many targets, got input {[*images.shape]} and '
                              f'target {[*target.shape]}: load with create_two_view_loader')
-        # Once, because on a GPU the host waits for the result. The compiler cannot branch on values.
+        # Only once, because on a GPU the host waits for the result. The compiler cannot branch on values.
         if not self._targets_are_checked and not torch.compiler.is_compiling():
             check_targets(target)
             self._targets_are_checked = True
@@ -315,7 +316,7 @@ def check_targets(target: torch.Tensor) -> None:
                          'second views of the same images; load with create_two_view_loader')
     if target.ndim == 2:
         total = target.float().sum(dim=1)
-        if ((total - 1).abs() > 0.05).any():  # float16 is less exact than that over many classes
+        if ((total - 1).abs() > 0.05).any():  # a sum of float16 over many classes has a large rounding error
             raise ValueError(f'soft targets must add up to 1 for each view, got {total.min():g} to {total.max():g}: '
                              'AgMax is for one label an image')
 

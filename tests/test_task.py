@@ -229,7 +229,7 @@ def test_model_that_does_not_say_its_classes():
 
 @pytest.mark.parametrize('kind', ['mi', 'mse'])
 def test_model_of_another_number_of_logits(kind):
-    with pytest.raises(ValueError, match='Plain gives 7 logits, AgMax was made for 10 classes.*num_classes=7'):
+    with pytest.raises(ValueError, match='Plain gives 7 logits, AgMax was created for 10 classes.*num_classes=7'):
         AgMaxTask(Plain(7), kind=kind, num_classes=CLASSES, verbose=False)(*batch())
 
 

@@ -10,7 +10,7 @@ from .sources.decoding import decode
 _logger = logging.getLogger(__name__)
 
 
-def take_backend(
+def select_backend(
         wanted: str,
         loader: Any,
         channels: int,
@@ -50,7 +50,7 @@ def take_backend(
     _logger.info(f'Augmentation by timm: {reason}.')
 
 
-def use_batches(dataset: Any, views: int, reused: bool) -> None:
+def use_batched_views(dataset: Any, views: int, reused: bool) -> None:
     """Make the views of small images in memory a batch at a time, if their transform allows it.
 
     Args:

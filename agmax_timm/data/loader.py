@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from ..base.distributed import world_size
 from ..base.image_modes import BACKENDS, CROP_MODES, check_mode, mode_of_channels
 from .augment import Chain, CutOut, extend_transform, pad_and_crop, replace_transforms, transforms_of
-from .backend import take_backend, use_batches
+from .backend import select_backend, use_batched_views
 from .device import DeviceMixupLoader
 from .memory.buffers import is_pinned, is_reusable
 from .memory.free_memory import memory_limit
@@ -73,10 +73,10 @@ def create_train_loader(
     if two_views:
         _warn_of_equal_views(loader, mixup, getattr(dataset, 'input_img_mode', None) or mode_of_channels(channels))
     if not splits:
-        take_backend(augment_backend, loader, channels, two_views, mixup, channels_last)
+        select_backend(augment_backend, loader, channels, two_views, mixup, channels_last)
     _keep_in_memory(loader, image_memory, workers=kwargs.get('num_workers', 1))
     if two_views or mixup is None:
-        use_batches(loader.dataset, views=2 if two_views else 1, reused=is_reusable(device, pin_memory))
+        use_batched_views(loader.dataset, views=2 if two_views else 1, reused=is_reusable(device, pin_memory))
     if two_views:
         replace_transforms(loader.dataset, [TwoViews(transform) for transform in transforms_of(loader.dataset)])
     if mixup is None or prefetch:

@@ -22,7 +22,7 @@ def work_on_arrays(
         two_views: bool,
         channels_last: bool,
 ) -> str:
-    """Change a loader in place to work on arrays, see take_backend.
+    """Change a loader in place to work on arrays, see select_backend.
 
     Returns:
         Remark for the log, '' if there is none.

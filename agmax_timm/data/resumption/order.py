@@ -1,4 +1,4 @@
-"""The order of the samples of an epoch: how it was drawn, what is left of it."""
+"""The order of the samples of an epoch: the random state that it was drawn from, and the samples that remain."""
 from collections import deque
 from collections.abc import Iterator
 from typing import Any
@@ -11,19 +11,27 @@ from ...base.random_state import kept_random_state
 
 
 class Order:
-    """The batch sampler of a loader, which remembers the random state that its order was drawn from.
+    """A batch sampler that records the random state from which the order of each epoch is drawn.
 
     Args:
-        batches: The batch sampler.
+        batches: The wrapped batch sampler.
+
+    Attributes:
+        drawn: Random states of the present epoch and, if the workers have begun it, of the next one.
+        coming: Random states from which the next epochs are drawn.
+        given: Indices of the batches that are being made.
+        lead: Number of empty batches before the next epoch, so that another worker makes its first batch.
+        skip: Number of batches at the start of the next epoch that are replaced by empty ones.
+        rest: Batches of the next epoch in place of those of the batch sampler, or None.
     """
 
     def __init__(self, batches: Any):
         self.batches = batches
-        self.drawn: list[torch.Tensor] = []  # of the pass in progress, then of a next one that has begun ahead
-        self.coming: deque = deque()  # states to draw the next passes from
-        self.given: deque = deque()  # indices of the batches that are being made
-        self.lead = 0  # empty batches before the next pass, which give the first to another worker
-        self.skip = 0  # empty batches in place of the first of it
+        self.drawn: list[torch.Tensor] = []
+        self.coming: deque[torch.Tensor] = deque()
+        self.given: deque[list[Any]] = deque()
+        self.lead = 0
+        self.skip = 0
         self.rest: list[list[int]] | None = None
 
     def __getattr__(self, name: str) -> Any:
@@ -42,14 +50,21 @@ class Order:
             self.given.append([])
             yield []
         self.lead = 0
-        (skip, self.skip), (rest, self.rest) = (self.skip, 0), (self.rest, None)
+        skip, self.skip = self.skip, 0
+        rest, self.rest = self.rest, None
         for number, batch in enumerate(self.batches if rest is None else rest):
             batch = [] if number < skip else batch
             self.given.append(batch)
             yield batch
 
     def remaining(self, state: dict[str, Any], epoch: int, dataset: Any) -> list[int]:
-        """The samples of an epoch that its ranks had not trained, in their order."""
+        """Return the indices of the samples of an epoch that no rank has trained, in their order.
+
+        Args:
+            state: State of ResumableLoader.state_dict.
+            epoch: Number of the epoch.
+            dataset: Data set of the loader.
+        """
         ranks, trained = state['shape']['ranks'], state['done'] * state['shape']['batch size']
         if ranks == 1:
             with kept_random_state():
@@ -61,14 +76,15 @@ class Order:
             sampler.set_epoch(epoch)
             parts.append(list(sampler))
         order = [index for indices in zip(*parts) for index in indices]
-        return order[:len(dataset)][trained * ranks:]  # without what the samplers fill up with
+        return order[:len(dataset)][trained * ranks:]  # the samplers repeat samples at the end
 
 
 def wrap_order(loader: DataLoader) -> Order:
+    """Replace the batch sampler of a loader by an Order, and return it."""
     sampler: Any = loader.batch_sampler
     if isinstance(loader, MultiEpochsDataLoader):
         order = sampler.sampler = Order(sampler.sampler)
     else:
         order = Order(sampler)
-        object.__setattr__(loader, 'batch_sampler', order)  # torch lets nobody set it
+        object.__setattr__(loader, 'batch_sampler', order)  # DataLoader.__setattr__ refuses it
     return order

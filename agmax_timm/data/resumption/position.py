@@ -1,11 +1,11 @@
-"""The position of a ResumableLoader as a checkpoint holds it: plain values and tensors."""
+"""Conversion of the position of a ResumableLoader to plain values and tensors for a checkpoint."""
 from typing import Any
 
 import torch
 
 
 def to_tensors(value: Any) -> Any:
-    """Bytes as uint8 tensors, which torch reads back without trusting the file; random states may be shared."""
+    """Convert bytes in nested dicts and lists to uint8 tensors, which torch.load reads with weights_only=True."""
     if isinstance(value, bytes):
         return torch.frombuffer(bytearray(value), dtype=torch.uint8) if value else torch.empty(0, dtype=torch.uint8)
     if isinstance(value, dict):
@@ -16,9 +16,13 @@ def to_tensors(value: Any) -> Any:
 
 
 def to_bytes(state: dict[str, Any]) -> dict[str, Any]:
-    """The inverse of to_tensors, for what ResumableLoader.state_dict returns."""
-    def random(value: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Invert to_tensors for a state of ResumableLoader.state_dict."""
+    def random_state(value: dict[str, Any] | None) -> dict[str, Any] | None:
         return None if value is None else {**value, 'process': value['process'].numpy().tobytes()}
-    workers = {worker: value.numpy().tobytes() for worker, value in state['worker_states'].items()}
-    return {**state, 'random': random(state['random']), 'before': random(state['before']), 'worker_states': workers,
-            'shuffle': state['shuffle'].numpy().tobytes()}
+    return {
+        **state,
+        'random': random_state(state['random']),
+        'before': random_state(state['before']),
+        'worker_states': {worker: value.numpy().tobytes() for worker, value in state['worker_states'].items()},
+        'shuffle': state['shuffle'].numpy().tobytes(),
+    }
