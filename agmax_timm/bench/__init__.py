@@ -1,1 +1,1 @@
-"""Measurements of speed and memory, as in docs/performance.md: python -m agmax_timm.bench --help"""
+"""Benchmarks of speed and memory for docs/performance.md: python -m agmax_timm.bench --help"""

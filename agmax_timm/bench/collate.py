@@ -1,4 +1,4 @@
-"""Two-view MixUp of a batch of uint8 images: ours, and timm's collate once for each view."""
+"""Benchmark of two-view MixUp of uint8 images against timm's collate function, called once per view."""
 import argparse
 
 import numpy as np
@@ -19,14 +19,14 @@ def collate(args: argparse.Namespace) -> Result:
         raise ValueError(f"{error.name} is not installed: pip install 'agmax_timm[fast]'") from error
     draw = np.random.default_rng(0)
     pixels = draw.integers(0, 256, (2, args.batch_size, args.img_size, args.img_size, 3), dtype=np.uint8)
-    # The memory layout is that of the transforms: timm's puts the channels first, the fast one last.
-    last = [[torch.from_numpy(image).permute(2, 0, 1) for image in view] for view in pixels]
-    first = [[image.contiguous() for image in view] for view in last]
+    # Memory layout of the transforms: channels first for timm, channels last for the fast backend.
+    channels_last = [[torch.from_numpy(image).permute(2, 0, 1) for image in view] for view in pixels]
+    channels_first = [[image.contiguous() for image in view] for view in channels_last]
     targets = draw.integers(0, 1000, args.batch_size).tolist()
-    timms = timm.data.FastCollateMixup(**_MIXUP)
+    timm_collate = timm.data.FastCollateMixup(**_MIXUP)
 
     def two_calls():
-        return sum(len(timms(list(zip(view, targets)))[0]) for view in first)
+        return sum(len(timm_collate(list(zip(view, targets)))[0]) for view in channels_first)
 
     def one_call(function, views):
         return lambda: len(function(list(zip(zip(*views), targets)))[0])
@@ -34,8 +34,8 @@ def collate(args: argparse.Namespace) -> Result:
     with passes.one_thread():
         measured = passes.interleaved({
             "timm's, once a view": two_calls,
-            'two views, timm': one_call(TwoViewCollate(_MIXUP), first),
-            'two views, fast': one_call(FastCollate(_MIXUP), last),
+            'two views, timm': one_call(TwoViewCollate(_MIXUP), channels_first),
+            'two views, fast': one_call(FastCollate(_MIXUP), channels_last),
         }, args.repeats)
     rows = passes.rows(measured, 'collate', {
         'views': passes.count, 'ms': lambda one: 1000 * one.seconds, 'ratio': passes.rate})

@@ -1,4 +1,4 @@
-"""The command line of the measurements. A function of each sub-command's name measures."""
+"""The bench command. Each sub-command calls the function of its name."""
 from importlib import import_module
 
 from ..base.command import command
@@ -11,7 +11,7 @@ _MODULES = dict(loader='loaders', small='loaders', step='network', training='net
 
 @command('python -m agmax_timm.bench')
 def main(argv: list[str] | None = None) -> None:
-    """The command. Print a table, and write it if --output is given."""
+    """Run the command. Print a table, and write it with --output."""
     args = parse(argv)
     from . import report
     machine = report.describe_machine()
@@ -19,7 +19,7 @@ def main(argv: list[str] | None = None) -> None:
     module = import_module(f'.{_MODULES.get(args.command, args.command)}', __package__)
     try:
         result = getattr(module, args.command)(args)
-    except ValueError as error:  # arguments that the loaders or the model refuse
+    except ValueError as error:  # raised by loaders and models for invalid arguments
         raise OptionError(str(error)) from error
     print(f'{result.caption}\n{report.table(result.rows)}')
     if args.output:

@@ -1,4 +1,4 @@
-"""timm's index of a folder of images against ours: time to open it, and memory of a loader's worker."""
+"""Benchmark of the index of an image folder against timm's: opening time, and memory of a loader worker."""
 import argparse
 import os
 import random
@@ -17,7 +17,7 @@ from . import passes
 from .report import Result
 
 _READERS = {'timm': ReaderImageFolder, 'agmax_timm': FolderReader}
-_IN_A_CLASS = 1000
+_CLASS_SIZE = 1000  # images
 _PARTS = (1, 12, 50, 100)  # percent of the samples
 
 
@@ -38,10 +38,10 @@ def _open(reader: Any, root: str) -> int:
 
 
 def _memory(reader: Any) -> dict[str, float | None]:
-    """Return the bytes of the index for each image, if it knows them, and the private memory of a worker in MiB."""
+    """Return the bytes of the index per image, if known, and the private memory of a worker in MiB."""
     def collate(indices):
-        for place in indices:
-            reader[place][0].close()
+        for index in indices:
+            reader[index][0].close()
         private = [mib for kind, mib in passes.sizes('/proc/self/smaps_rollup').items() if kind.startswith('Private_')]
         return sum(private) if private else float('nan')
 
@@ -64,9 +64,9 @@ def _folder(source: str) -> Iterator[str]:
     if not count:
         raise ValueError('DIR_OR_COUNT must be a folder, or 1 or more, got 0')
     with tempfile.TemporaryDirectory() as root:
-        for number, start in enumerate(range(0, count, _IN_A_CLASS)):
+        for number, start in enumerate(range(0, count, _CLASS_SIZE)):
             folder = f'n{7919 * number:08d}'
             os.mkdir(os.path.join(root, folder))
-            for image in random.sample(range(20 * _IN_A_CLASS), min(_IN_A_CLASS, count - start)):
+            for image in random.sample(range(20 * _CLASS_SIZE), min(_CLASS_SIZE, count - start)):
                 os.close(os.open(os.path.join(root, folder, f'{folder}_{image}.JPEG'), os.O_CREAT))
         yield root

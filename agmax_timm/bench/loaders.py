@@ -1,4 +1,4 @@
-"""Views a second of loaders."""
+"""Benchmarks of loaders in views per second."""
 import argparse
 from collections.abc import Sequence
 from functools import partial
@@ -22,7 +22,7 @@ def loader(args: argparse.Namespace) -> Result:
 
 
 def small(args: argparse.Namespace) -> Result:
-    """Measure loaders of small images that are kept in memory."""
+    """Measure loaders that keep small images in memory."""
     with some_images(args.folder, args.split, args.images) as root:
         with Image.open(open_images(root).reader.filename(0, absolute=True)) as image:
             size = (3, image.height, image.width)
@@ -38,7 +38,7 @@ def _compare(
         names: Sequence[str],
         recipes: dict[str, Recipe],
 ) -> list[Row]:
-    """Return a row for each of args.recipes (default: all) and each pipeline; ratios are to the first pipeline."""
+    """Return a row per recipe and pipeline. Ratios refer to the first pipeline."""
     rows: list[Row] = []
     for recipe in args.recipes or recipes:
         chosen = {name: recipes[recipe] for name in names}

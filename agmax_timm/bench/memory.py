@@ -1,4 +1,4 @@
-"""Memory of the loading processes over several epochs, each loader in a process of its own.
+"""Benchmark of the memory of loading processes over several epochs. Each loader has its own process.
 
     python -m agmax_timm.bench.memory '{"name": ..., "root": ..., ...}'
 
@@ -23,8 +23,8 @@ from . import passes, processes
 from .pipelines import IN_MEMORY, TIMM, TWO_VIEWS, build, some_images
 from .report import Result, Row
 
-_TWICE = f'{TIMM}, twice the batch'  # as many views in a batch as two views have
-_INTERVAL = 0.1  # seconds between looks at the memory
+_TWICE = f'{TIMM}, twice the batch'  # the same number of views per batch as with two views
+_INTERVAL = 0.1  # seconds between two samples of the memory
 
 
 def memory(args: argparse.Namespace) -> Result:
@@ -68,16 +68,16 @@ def read(epochs: int, **options) -> dict[str, Any]:
         options: Arguments of build().
 
     Returns:
-        `peaks` of the memory of this process and its workers in MiB by epoch, their `kind`, and the `views` of an
+        `peaks`: largest memory of this process and its workers in each epoch, in MiB; `kind` of memory; `views` of an
         epoch.
     """
-    # Shared memory holds batches that no process has yet.
+    # Batches in transit are in shared memory that no process has mapped.
     before = passes.sizes('/proc/meminfo')['Shmem'] if passes.sizes('/proc/self/smaps_rollup') else None
     loader = build(**options)
     peaks: list[float] = []
     views = 0
     for _ in range(epochs):
-        with _watched(before) as peak:
+        with _record_peak(before) as peak:
             views = _read_epoch(loader)
         peaks.append(peak['mib'])
     return dict(peaks=peaks, views=views, kind='memory' if before is not None else 'RSS')
@@ -86,7 +86,7 @@ def read(epochs: int, **options) -> dict[str, Any]:
 def _read_epoch(loader: DataLoader) -> int:
     """Read one epoch, and return the number of views.
 
-    The first batch is held until the workers have made all batches that they make ahead, as beside a slow network.
+    Wait after the first batch until the prefetch queues are full, as during training of a slow network.
     """
     views, start = 0, time.perf_counter()
     for index, (images, _) in enumerate(loader):
@@ -97,39 +97,38 @@ def _read_epoch(loader: DataLoader) -> int:
 
 
 @contextmanager
-def _watched(before: float | None) -> Iterator[dict[str, float]]:
-    """Yield a dictionary whose `mib` becomes the most memory that this process and its workers had in the context.
+def _record_peak(before: float | None) -> Iterator[dict[str, float]]:
+    """Yield a dictionary. At the end, its `mib` is the largest memory of this process and its workers in the context.
 
     Args:
-        before: Shared memory of the machine without them; None if it is unknown.
+        before: Shared memory of the machine before the loader was created; None if it is unknown.
     """
     peak, done = dict(mib=0.), threading.Event()
 
-    def look():
+    def sample():
         pids = [os.getpid(), *(child.pid for child in multiprocessing.active_children())]
         own = sum(_memory_of(pid, exact=before is not None) for pid in pids)
         peak['mib'] = max(peak['mib'], own if before is None else own + passes.sizes('/proc/meminfo')['Shmem'] - before)
 
     def watch():
         while not done.wait(_INTERVAL):
-            look()
+            sample()
 
     thread = threading.Thread(target=watch)
     thread.start()
     try:
         yield peak
-        look()  # however short it was
+        sample()  # at least once in a short context
     finally:
         done.set()
         thread.join()
 
 
 def _memory_of(pid: int | None, exact: bool) -> float:
-    """Return the MiB of a process; if exact, without shared memory, and pages of several processes divided among them.
-    """
+    """Return the memory of a process in MiB. If exact, it excludes shared memory and has its share of common pages."""
     if not exact:
         return passes.sizes(f'/proc/{pid}/status').get('VmRSS', 0.)
-    found = passes.sizes(f'/proc/{pid}/smaps_rollup')  # empty if it has ended
+    found = passes.sizes(f'/proc/{pid}/smaps_rollup')  # empty if the process has ended
     return found.get('Pss', 0.) - found.get('Pss_Shmem', 0.)
 
 

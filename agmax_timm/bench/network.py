@@ -1,4 +1,4 @@
-"""Training steps: of AgMax against cross-entropy on the same views, and of training from files against its parts."""
+"""Benchmarks of training steps with AgMax against cross-entropy, and of training from files against its parts."""
 import argparse
 import copy
 from collections.abc import Callable, Iterator
@@ -58,7 +58,7 @@ def step(args: Any) -> Result:
 
 
 def training(args: Any) -> Result:
-    """Measure training, and its parts: images decoded, views made, steps on views that are at hand."""
+    """Measure training and its parts: decoding, creation of views, and steps on views in device memory."""
     device = find_device(args)
     with some_images(args.folder, args.split, args.images) as root:
         loaders = {name: _build_loader(name, root, args, device) for name in TWO_VIEWS}
@@ -82,7 +82,7 @@ def training(args: Any) -> Result:
         with _named_errors(args):
             measured = passes.interleaved({
                 _STEPS: lambda: train([batch] * len(loader)),
-                'images decoded': lambda: 2 * sum(decoder),  # views that could be made of them
+                'images decoded': lambda: 2 * sum(decoder),  # two views per decoded image
                 **{name: partial(run, loader) for name, loader in loaders.items()},
                 **{f'{_TRAINING}, {name}': partial(train, loader) for name, loader in loaders.items()},
             }, args.repeats)
@@ -96,7 +96,7 @@ def training(args: Any) -> Result:
 
 
 class Update:
-    """A step of SGD. The learning rate is small, so that the measurement does not depend on what is learned.
+    """An update by SGD. Its learning rate is small, so that the weights stay almost constant.
 
     Args:
         module: Module whose parameters are updated.
@@ -121,29 +121,28 @@ class Update:
             self.optimizer.step()
 
     def synchronize(self) -> None:
-        """Wait for the work that the device has been given."""
+        """Wait until the device has finished its work."""
         if self.device.type != 'cpu':
             torch.accelerator.synchronize(self.device)
 
 
 def find_device(args: argparse.Namespace) -> torch.device:
-    """Return the device of the options as a run would have it.
+    """Return the device that a run would use.
 
     Raises:
-        ValueError: there is none.
+        ValueError: the device does not exist.
     """
-    name = args.device
     try:
         device = init_device(args.device, single_process=True)
         torch.zeros(1, device=device)
     except RuntimeError as error:
-        raise ValueError(f'--device {name}: {str(error).splitlines()[0]}') from error
+        raise ValueError(f'--device {args.device}: {str(error).splitlines()[0]}') from error
     return device
 
 
 def describe(device: torch.device) -> str:
-    on = torch.cuda.get_device_name(device) if device.type == 'cuda' else f'{torch.get_num_threads()} threads'
-    return f'{device.type}, {on}'
+    hardware = torch.cuda.get_device_name(device) if device.type == 'cuda' else f'{torch.get_num_threads()} threads'
+    return f'{device.type}, {hardware}'
 
 
 def _memory_format(args: argparse.Namespace) -> torch.memory_format:
@@ -164,7 +163,7 @@ def _create_task(args: argparse.Namespace, model: torch.nn.Module) -> AgMaxTask:
 
 @contextmanager
 def _named_errors(args: argparse.Namespace) -> Iterator[None]:
-    """Raise ValueError for a model that does not take the images."""
+    """Raise ValueError if the model does not support the images."""
     try:
         yield
     except REFUSED as error:
@@ -180,7 +179,7 @@ def _build_loader(name: str, root: str, args: argparse.Namespace, device: torch.
 
 
 def _build_decoder(root: str, args: argparse.Namespace) -> DataLoader:
-    """Build a loader that only reads and decodes files, by the fast backend's decoder. No loader can be faster."""
+    """Build a loader that only decodes files with the fast backend: an upper bound of the speed of loaders."""
     from ..data.arrays.decoding import decode_array
     dataset = open_images(root)
     dataset.decode = decode_array

@@ -1,9 +1,8 @@
-"""Gradients of the terms of AgMax at the logits, relative to that of the cross-entropy, by batch size and classes.
+"""Gradients of the AgMax terms at the logits, relative to that of the cross-entropy, by batch size and classes.
 
-The logits are synthetic. An image has a random class, and its logits are standard normal plus a margin for that class;
-each view adds normal noise of its own. The margin is chosen such that the mean probability of the true class is the
-given one. The joint logits are the mean of the two views'. Gradients through the Q-network are left out: they depend on
-its weights.
+The logits are synthetic. An image has a random class, and standard normal logits plus a margin for that class. Each
+view adds independent normal noise. The margin gives the true class the chosen mean probability. The joint logits are
+the mean of the logits of both views. Gradients through the Q-network are excluded: they depend on its weights.
 """
 import argparse
 from statistics import mean
@@ -51,8 +50,8 @@ def synthetic_logits(
     """Make logits of two views with a given mean probability of the true class.
 
     Args:
-        images: Images in the batch, B.
-        classes: Classes, K.
+        images: Number of images in the batch, B.
+        classes: Number of classes, K.
         confidence: Mean probability of the true class over both views.
         seed: Seed of the random numbers.
 
@@ -81,7 +80,7 @@ def gradients(z1: torch.Tensor, z2: torch.Tensor, target: torch.Tensor) -> dict[
 
     Returns:
         'entropy', 'divergence': norm of the gradient, divided by that of the cross-entropy; 'cosine': cosine of the
-        angle between the gradients of entropy term and cross-entropy; 'nats': divergence with the published weight.
+        angle between the gradients of entropy term and cross-entropy; 'nats': weighted divergence.
     """
     logits = torch.stack([z1, z2]).requires_grad_()
     agreement, divergence = agreement_terms(logits[0], logits[1], logits.mean(0).detach())

@@ -1,4 +1,4 @@
-"""Flags of the measurements. Imports nothing heavy: --help is fast."""
+"""Flags of the bench command. Imports no torch, so that --help is fast."""
 from __future__ import annotations
 
 import argparse
@@ -56,8 +56,8 @@ def _recipes(known: dict[str, Any]) -> dict[str, Any]:
 _NETWORK = dict(model='resnet50', img_size=224, device='cuda', amp=False, amp_dtype='float16', channels_last=False,
                 torchcompile=False)
 
-# For each sub-command its help, its repetitions, and its flags: each with its default, or with arguments of
-# add_argument that differ from those above.
+# Help, number of repetitions and flags by sub-command. The value of a flag is its default, or a dict of arguments of
+# add_argument that replace those in _FLAGS.
 _COMMANDS: dict[str, tuple[str, int, dict[str, Any]]] = {
     'loader': ("views a second of timm's loader with one view, and of both backends with two", 5, dict(
         folder=None, split='train', batch_size=64, images=1024, workers=0, recipes=_recipes(RECIPES), img_size=224,
@@ -84,7 +84,7 @@ _COMMANDS: dict[str, tuple[str, int, dict[str, Any]]] = {
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    """Return the options of one sub-command, with its name in `command`."""
+    """Parse the command line. `command` is the name of the sub-command."""
     parser = Parser(prog='python -m agmax_timm.bench', description='Measure speed and memory on your own data.')
     commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
     subparsers = {name: _add(commands, name) for name in _COMMANDS}

@@ -1,4 +1,4 @@
-"""Passes of several configurations, one after the other in shuffled order, so that a slow moment meets all alike."""
+"""Measured passes of several configurations in shuffled order, so that slow periods affect all of them equally."""
 import multiprocessing
 import os
 import random
@@ -19,23 +19,23 @@ from .report import Row
 class Pass:
     """Cost of one pass."""
     seconds: float
-    cpu_seconds: float  # of this process and its children; nan if those of children cannot be read
+    cpu_seconds: float  # of this process and its children; NaN if those of the children are unknown
     count: int  # amount of work, such as views
 
 
-Passes = dict[str, list[Pass]]  # by configuration, one of each repetition
+Passes = dict[str, list[Pass]]  # passes of all repetitions by configuration
 
 
 def interleaved(configurations: Mapping[str, Callable[[], int]], repeats: int, warm: bool = True) -> Passes:
-    """Measure each configuration once in each repetition, the order drawn anew.
+    """Measure each configuration once per repetition, in a new random order.
 
     Args:
-        configurations: By name, functions that do one pass and return how much they did.
-        repeats: Repetitions.
-        warm: Begin with a pass of each that does not count.
+        configurations: Functions by name that run one pass and return the amount of work.
+        repeats: Number of repetitions.
+        warm: Whether to run each configuration once before the measurement.
     """
     passes: Passes = {name: [] for name in configurations}
-    shuffle = random.Random(0).shuffle  # the global state is the augmentation's
+    shuffle = random.Random(0).shuffle  # the augmentations use the global random state
     if warm:
         for run in configurations.values():
             run()
@@ -53,9 +53,9 @@ def rows(passes: Passes, title: str, columns: Mapping[str, Callable[[Pass], floa
     """Return a row for each configuration, with its name in the column `title`.
 
     Args:
-        columns: Functions of a pass by the name of their column, which holds the median over the repetitions. The
-            column `ratio` becomes three, see ratios().
-        baseline: Configuration that ratios refer to; the first one by default.
+        columns: Functions of a pass by column name. Columns have the median over the repetitions. `ratio` gives three
+            columns (see ratios).
+        baseline: Configuration that ratios refer to; '' for the first one.
     """
     table: list[Row] = []
     for name, own in passes.items():
@@ -85,12 +85,12 @@ count, seconds, cpu = map(attrgetter, ('count', 'seconds', 'cpu_seconds'))
 
 
 def rate(one: Pass) -> float:
-    """Return the work a second."""
+    """Return the amount of work per second."""
     return one.count / one.seconds
 
 
 def cpu_seconds() -> float:
-    """Return the CPU seconds of this process, of children that have ended, and of loader workers that run."""
+    """Return the CPU seconds of this process, its ended children and its running loader workers."""
     ended = resource.getrusage(resource.RUSAGE_CHILDREN)
     return time.process_time() + ended.ru_utime + ended.ru_stime + sum(
         _cpu_seconds_of(child.pid) for child in multiprocessing.active_children())
@@ -106,7 +106,7 @@ def _cpu_seconds_of(pid: int | None) -> float:
 
 
 def sizes(path: str) -> dict[str, float]:
-    """Return the MiB of each line "NAME: N kB" of a file in /proc; empty without that file."""
+    """Return the sizes in MiB of the lines "NAME: N kB" of a file in /proc; empty if the file does not exist."""
     with suppress(OSError), open(path) as file:
         return {line.split(':')[0]: int(line.split()[1]) / 1024 for line in file if line.endswith(' kB\n')}
     return {}
@@ -114,7 +114,7 @@ def sizes(path: str) -> dict[str, float]:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Run torch and OpenCV on one thread, so that one core does all the work that is measured."""
+    """Run torch and OpenCV on one thread, so that one core is measured."""
     try:
         import cv2
     except ImportError:

@@ -1,4 +1,4 @@
-"""The loaders that are measured against each other, by name: timm's own with one view, ours with two."""
+"""The loaders of the benchmarks by name: timm's loader with one view, and two-view loaders."""
 import os
 import tempfile
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ from .recipes import Recipe
 TIMM = 'timm, one view'
 TWO_VIEWS: dict[str, dict[str, Any]] = {
     f'two views, {backend}': dict(augment_backend=backend) for backend in ('timm', 'fast')}
-_HALF = '0.5'  # of the free memory
+_HALF = '0.5'  # share of the free memory
 IN_MEMORY: dict[str, dict[str, Any]] = {
     f'{name}, in memory': dict(options, image_memory=_HALF) for name, options in TWO_VIEWS.items()}
 
@@ -29,10 +29,10 @@ def some_images(folder: str, split: str, count: int) -> Iterator[str]:
     """Make a temporary folder of class folders with links to images, so that timm's loader reads the same files.
 
     Args:
-        count: Images, evenly spaced over the folder; all of them if it has fewer.
+        count: Number of images, evenly spaced over the folder; all of them if the folder has fewer.
 
     Raises:
-        DataError: it is not a folder of images.
+        DataError: the folder is not an image folder.
     """
     reader = getattr(create_dataset('', root=folder, split=split), 'reader', None)
     if not isinstance(reader, FolderReader):
@@ -55,7 +55,7 @@ def count_classes(root: str) -> int:
 
 
 def build(name: str, root: str, **options) -> DataLoader:
-    """Build the torch loader inside timm's prefetcher, whose batches are uint8; see build_prefetched."""
+    """Build a pipeline and return the loader inside timm's prefetcher, with uint8 batches (see build_prefetched)."""
     return build_prefetched(name, root, **options).loader
 
 
@@ -69,16 +69,16 @@ def build_prefetched(
         device: str | torch.device = 'cpu',
         **kwargs,
 ) -> Any:
-    """Build the pipeline of this name, whose batches are normalised on the device.
+    """Build a pipeline with timm's prefetcher, which normalises batches on the device.
 
     Args:
         name: TIMM, or one of TWO_VIEWS and IN_MEMORY.
-        root: Folder with the split train.
+        root: Folder with the split `train`.
         size: Channels, height and width of a view.
         **kwargs: Further arguments of create_two_view_loader.
 
     Raises:
-        ValueError: the loader cannot be, the packages of the extra `fast` are missing, or images do not fit in memory.
+        ValueError: an argument is invalid, packages of the extra `fast` are missing, or images do not fit in memory.
     """
     common = dict(
         input_size=size, batch_size=batch_size, num_workers=workers, device=torch.device(device),
@@ -94,13 +94,13 @@ def build_prefetched(
 
 
 def run(loader: DataLoader) -> int:
-    """Read one epoch and drop its batches. Returns the number of views."""
+    """Read one epoch without using the batches. Return the number of views."""
     return sum(len(images) for images, _ in loader)
 
 
 def _timm_loader(root: str, mixup: Any = None, **kwargs) -> Any:
     dataset = timm.data.create_dataset('', root=root, split='train')
-    if kwargs.get('train_crop_mode') == 'pad':  # timm has none: its loader with this one crop of torchvision's
+    if kwargs.get('train_crop_mode') == 'pad':  # timm has no such crop; use its augmentation with torchvision's crop
         return create_train_loader(dataset, augment_backend='timm', **kwargs)
     collate = timm.data.FastCollateMixup(**mixup) if mixup else None
     return timm.data.create_loader(dataset, is_training=True, collate_fn=collate, **kwargs)

@@ -1,4 +1,4 @@
-"""Whole commands in processes of their own: the start of train.py, and its run against timm's training script."""
+"""Benchmarks of whole processes: start of train.py, and runs of train.py against timm's training script."""
 import argparse
 import os
 import shlex
@@ -17,7 +17,7 @@ FLAGS = ['--dataset', 'demo', '--model', 'test_resnet', '--num-classes', '10', '
          '-b', '50', '-j', '0', '--epochs', '1', '--log-interval', '1']
 FIRST_STEP = 'Train: 0 ['
 
-# Arguments of Python, and the text of the output at which the time ends: none for the end of the process.
+# Arguments of Python, and the text in the output that ends the measurement ('' for the end of the process).
 COMMANDS = {
     'import torch': (['-c', 'import torch'], ''),
     'import timm': (['-c', 'import timm'], ''),
@@ -27,7 +27,7 @@ COMMANDS = {
 
 
 def startup(args: argparse.Namespace) -> Result:
-    """Measure the seconds from a command to its first result."""
+    """Measure the time from the start of a command to its first result."""
     with tempfile.TemporaryDirectory() as output:
         measured = passes.interleaved({
             name: partial(_pass, [*argv, *(['--output', output] if mark else [])], mark)
@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> Result:
 
 
 def _lengths(batch_size: int, epochs: int) -> list[str]:
-    """Both evaluate once, after the last epoch."""
+    """Return the flags of the length of a run that evaluates only after the last epoch."""
     return [f'--batch-size={batch_size}', f'--epochs={epochs}', f'--val-interval={epochs}']
 
 
@@ -72,10 +72,10 @@ def _pass(argv: list[str], mark: str = '') -> int:
 
 
 def wait_for(argv: list[str], mark: str) -> str:
-    """Start Python, and end it at the first line of its output that contains `mark`.
+    """Start Python, and kill it at the first line of its output that contains `mark`.
 
     Returns:
-        That line; without a mark, the last line at the end of the process.
+        That line; without a mark, the last line of the output.
 
     Raises:
         ValueError: the process failed, or ended without the mark.

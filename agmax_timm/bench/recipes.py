@@ -1,4 +1,4 @@
-"""Augmentations that loaders are measured with: arguments of create_two_view_loader."""
+"""Augmentations of the benchmarks, as arguments of create_two_view_loader."""
 from typing import Any
 
 Recipe = dict[str, Any]
@@ -11,7 +11,7 @@ RECIPES: dict[str, Recipe] = {
     'mixup': dict(mixup=dict(mixup_alpha=0.8)),
 }
 
-# Recipes whose baseline is timm's loader with another one.
+# Recipe of timm's loader, where it differs from that of the two-view loaders.
 BASELINES = {'nojitter': 'standard'}
 
 _PAD = dict(train_crop_mode='pad', color_jitter=None)

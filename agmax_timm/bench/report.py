@@ -1,4 +1,4 @@
-"""Output of a measurement: an aligned table, a CSV file, a chart of the ratios, and a line about the machine."""
+"""Output of a benchmark: aligned table, CSV file, chart of the ratios, and description of the machine."""
 import os
 import platform
 from contextlib import suppress
@@ -16,13 +16,13 @@ Row = dict[str, Any]  # text, numbers, or None
 
 @dataclass
 class Result:
-    """Rows of the same columns, text first. The columns `ratio`, `least` and `most` are drawn."""
-    caption: str  # says what is divided by what
+    """Rows with the same columns, text first. The chart shows the columns `ratio`, `least` and `most`."""
+    caption: str  # explains the ratio
     rows: list[Row]
 
 
 def table(rows: list[Row]) -> str:
-    """Return the rows below the names of their columns, text to the left and numbers to the right."""
+    """Return a table with a header. Text is aligned to the left, numbers to the right."""
     columns = [*rows[0]]
     cells = [columns, *([_text(row[column]) for column in columns] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*cells)]
@@ -34,17 +34,17 @@ def table(rows: list[Row]) -> str:
 
 
 def save(result: Result, folder: str, name: str, machine: str) -> None:
-    """Write the rows, and the machine in each, to name.csv, and their ratios to name.png if matplotlib is installed."""
+    """Write the rows with the column `machine` to name.csv, and with matplotlib a chart of the ratios to name.png."""
     os.makedirs(folder, exist_ok=True)
     with atomic_write.replacing(os.path.join(folder, f'{name}.csv'), 'w', newline='') as file:
         write_rows(file, [{**row, 'machine': machine} for row in result.rows], line_end='\n')
-    rows = result.rows[::-1]  # the first on top
+    rows = result.rows[::-1]  # the first row is at the top of the chart
     save_figure(os.path.join(folder, f'{name}.png'), lambda figure: _draw(figure, rows, result.caption, machine),
                 figsize=(9, 1.4 + .35 * len(rows)))
 
 
 def _draw(figure: Any, rows: list[Row], caption: str, machine: str) -> None:
-    """Draw bars of the ratios, with their extremes."""
+    """Draw bars of the ratios, with error bars from least to most."""
     labels = [': '.join(value for value in row.values() if isinstance(value, str)) for row in rows]
     spread = [[row['ratio'] - row['least'] for row in rows], [row['most'] - row['ratio'] for row in rows]]
     axes = figure.subplots()
@@ -57,7 +57,7 @@ def _draw(figure: Any, rows: list[Row], caption: str, machine: str) -> None:
 
 
 def describe_machine() -> str:
-    """Return the model of the CPU, the cores that this process may use, and the versions of packages."""
+    """Return the CPU model, the number of usable cores, and versions of packages."""
     packages = ('torch', 'timm', 'torchvision', 'pillow', 'opencv-python-headless', 'simplejpeg')
     return f'{_cpu()}, {cores()} cores; Python {platform.python_version()}, ' + ', '.join(
         f'{package} {_version(package)}' for package in packages)
@@ -78,11 +78,13 @@ def _version(package: str) -> str:
 
 
 def _text(value: str | float | None) -> str:
-    """Return a value with three digits or more."""
+    """Return a value as text, numbers with at least three significant digits."""
     if isinstance(value, str):
         return value
     if value is None or value != value:
         return '-'
     if isinstance(value, int):
         return str(value)
-    return f'{value:.0f}' if abs(value) >= 100 else f'{value:.2f}' if abs(value) >= 1 else f'{value:.3g}'
+    if abs(value) < 1:
+        return f'{value:.3g}'
+    return f'{value:.0f}' if abs(value) >= 100 else f'{value:.2f}'
