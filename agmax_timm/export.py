@@ -59,14 +59,14 @@ def read_source(args: argparse.Namespace) -> SavedModel:
         which = 'last' if args.last else 'best'
         return read_model(args.source, args.use_ema, which, args.model, args.num_classes, args.model_kwargs)
     if args.last:
-        raise OptionError(f'--average {args.average} is of the best checkpoints: drop --last')
+        raise OptionError(f'--average {args.average} averages the best checkpoints: drop --last')
     return average_models(args.source, args.average, args.use_ema, args.model)
 
 
 def check_empty(folder: str) -> None:
     """Raise OptionError unless the folder is new or empty."""
     if os.path.lexists(folder) and (not os.path.isdir(folder) or os.listdir(folder)):
-        raise OptionError(f'{folder} is there and not an empty folder: name a new one')
+        raise OptionError(f'{folder} exists and is not an empty folder: name a new one')
 
 
 def _parser() -> Parser:

@@ -168,7 +168,7 @@ def _parser() -> Parser:
     parser.add_argument('--last', action='store_true', help='the last epoch of a run, not the best')
     parser.add_argument('--pretrained', action='store_true', help="timm's pretrained weights of a name")
     add_model_flags(parser)
-    parser.add_argument('--device', default='cuda', help='cpu where there is no CUDA')
+    parser.add_argument('--device', default='cuda', help='device; the CPU is used without CUDA')
     parser.add_argument('--amp', action='store_true', help='automatic mixed precision')
     parser.add_argument('-b', '--batch-size', type=int, default=64, metavar='N', help='images in a batch')
     parser.add_argument('-j', '--workers', type=int, default=4, metavar='N', help='loader processes')

@@ -42,7 +42,7 @@ def check_sharding(options: TrainOptions) -> None:
         raise OptionError(f'--opt {options.opt} is not one of those that update shards as they do whole weights: with '
                           '--fsdp use adamw, lamb, lion, sgd or another that docs/scale.md lists')
     if options.kd_model_name:
-        raise OptionError(f'--kd-model-name {options.kd_model_name}: a teacher beside shards is untried: drop --fsdp')
+        raise OptionError(f'--kd-model-name {options.kd_model_name}: --fsdp does not support a teacher: drop --fsdp')
     if options.val_split and in_sequence(options):
         raise OptionError(f"--dataset {options.dataset} may give ranks unequal numbers of batches in validation, and "
                           "with --fsdp they compute each batch together: use hfds/ or a folder, or --val-split ''")

@@ -39,7 +39,7 @@ _FLAGS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     'num_classes': _number('--num-classes', help='classes'),
     'steps': _number('--steps', help='steps in a repetition'),
     'epochs': _number('--epochs', help='epochs'),
-    'device': (('--device',), dict(metavar='DEVICE', help='device; the CPU where there is no CUDA')),
+    'device': (('--device',), dict(metavar='DEVICE', help='device; the CPU is used without CUDA')),
     'amp': (('--amp',), dict(action='store_true', help='automatic mixed precision')),
     'amp_dtype': (('--amp-dtype',), dict(choices=('float16', 'bfloat16'), help='lower precision')),
     'channels_last': (('--channels-last',), dict(action='store_true', help='channels-last memory')),

@@ -64,7 +64,7 @@ def list_jobs(options: ValidationModel) -> list[Job] | None:
     if not names and os.path.isfile(options.model):
         names = _names_in(options.model)
     if names and options.checkpoint:
-        raise OptionError(f'--checkpoint {options.checkpoint} is of one model, --model {options.model} names '
+        raise OptionError(f'--checkpoint {options.checkpoint} contains one model, --model {options.model} names '
                           f'{len(names)}: drop one of them')
     return [Job(name) for name in names] or None
 

@@ -211,7 +211,7 @@ def open_real_labels(options: Labels, dataset: Any, num_outputs: int) -> RealLab
     try:
         files = dataset.filenames(basename=True)
     except (AttributeError, AssertionError, NotImplementedError) as error:
-        raise OptionError(f'--real-labels {path} goes by file names, which this data set does not give: use a folder '
+        raise OptionError(f'--real-labels {path} needs file names, which this data set does not have: use a folder '
                           'or tar file') from error
     try:
         with without_mark(path) as readable:

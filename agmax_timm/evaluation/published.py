@@ -46,15 +46,15 @@ def compare_on_data(saved: SavedModel, folder: Path, in_run: bool = False) -> No
         _logger.log(WARNING if saved.options.get('model') else INFO, 'The preprocessing of the staged folder is not '
                     f'checked, without validation data: {reason(error)}')
         return
-    with as_hub_error('what was staged does not take the validation images of the run', Exception):
+    with as_hub_error('the staged folder does not accept the validation images of the run', Exception):
         model: Any = load_folder(folder)
         mode = noted_options(model.pretrained_cfg).get('input_img_mode')
         found, published = _evaluate(model, resolve_model_data_config(model), replace(options, input_img_mode=mode))
     if not torch.equal(expected, found):
-        others = ''.join(f'; {name} is {published.get(name)}, of the run {value}' for name, value in own.items()
+        others = ''.join(f'; {name} is {published.get(name)}, in the run {value}' for name, value in own.items()
                          if _as_list(value) != _as_list(published.get(name)))
         raise HubError(
-            f'what was staged does not give the logits of {saved.source} on {len(expected)} validation images: they '
+            f'the staged folder does not give the logits of {saved.source} on {len(expected)} validation images: they '
             f'differ by up to {(expected - found).abs().max():.3g}{others}')
     _logger.info(f'The staged folder gives the logits of the run on {len(expected)} validation images')
 

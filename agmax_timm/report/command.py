@@ -26,7 +26,7 @@ def _parser() -> Parser:
                     'curves, views, classes, mistakes and calibration on a page that needs no other file.')
     parser.add_argument('folder', metavar='RUN_FOLDER', help="a run's folder, with args.yaml and model_best.pth.tar")
     parser.add_argument('data', nargs='?', metavar='DATA', help='folder of its data (default: where it was)')
-    parser.add_argument('--device', default='cuda', help='cpu where there is no CUDA')
+    parser.add_argument('--device', default='cuda', help='device; the CPU is used without CUDA')
     parser.add_argument('-j', '--workers', type=int, metavar='N', help="loader processes (default: the run's)")
     add_weights_flags(parser)
     return parser

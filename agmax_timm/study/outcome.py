@@ -69,7 +69,7 @@ def last_error(log_path: str, status: int) -> str:
         text = _tail(file, 16384).decode('utf-8', 'replace')
     lines = [line for line in text.splitlines() if line.strip()]
     errors = [line for line in lines if 'error' in line.lower()]
-    line = (errors or lines or ['it said nothing'])[-1]
+    line = (errors or lines or ['no output'])[-1]
     how = f'killed by signal {-status}: ' if status < 0 else f'exit status {status}: '
     return f'{how}{one_line(line, 400)}'
 

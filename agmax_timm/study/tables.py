@@ -95,7 +95,7 @@ def _caption(study: Study, rows: list[Row]) -> str:
             f"{', '.join(map(str, study.seeds))}. Differences are from {study.baseline} with the same seed; their "
             "interval is Student's t over those pairs.")
     if any(row.difference.n == 1 for row in rows):
-        text += ' One seed has neither deviation nor interval: it says nothing of how much seeds differ.'
+        text += ' One seed has neither deviation nor interval: it does not show the variation between seeds.'
     return text
 
 

@@ -214,8 +214,8 @@ def _compare(saved: SavedModel, folder: Path) -> torch.Tensor:
     input = torch.randn(2, *saved.data_config['input_size'], generator=torch.Generator().manual_seed(0))
     expected, loaded = saved.create_model()(input), load_folder(folder)(input)
     if not torch.allclose(expected, loaded, rtol=0, atol=0, equal_nan=True):
-        raise HubError(f'what was staged does not give the logits of {saved.source or saved.architecture}: they differ '
-                       f'by up to {(expected - loaded).abs().max():g}')
+        raise HubError(f'the staged folder does not give the logits of {saved.source or saved.architecture}: they '
+                       f'differ by up to {(expected - loaded).abs().max():g}')
     return expected
 
 

@@ -217,15 +217,15 @@ def test_staged_folder_gives_the_logits_of_its_run(kind, train_once, tmp_path, c
 
 
 @pytest.mark.parametrize('kind, change, said', [
-    ('plain', dict(mean=[0.4, 0.5, 0.6]), 'mean is [0.4, 0.5, 0.6], of the run (0.5, 0.5, 0.5)'),
+    ('plain', dict(mean=[0.4, 0.5, 0.6]), 'mean is [0.4, 0.5, 0.6], in the run (0.5, 0.5, 0.5)'),
     ('plain', dict(std=[0.4, 0.5, 0.6]), 'std is [0.4, 0.5, 0.6]'),
-    ('plain', dict(crop_pct=0.7), 'crop_pct is 0.7, of the run 0.95'),
-    ('plain', dict(crop_mode='squash'), 'crop_mode is squash, of the run center'),
-    ('plain', dict(interpolation='nearest'), 'interpolation is nearest, of the run bilinear'),
-    ('plain', dict(input_size=[3, 48, 48]), 'input_size is (3, 48, 48), of the run (3, 32, 32)'),
-    ('plain', dict(notes=['input_img_mode=HSV']), 'input_img_mode is HSV, of the run RGB'),
-    ('HSV', dict(notes=[]), 'input_img_mode is RGB, of the run HSV'),
-    ('NaFlex', dict(interpolation='nearest'), 'interpolation is nearest, of the run bicubic'),
+    ('plain', dict(crop_pct=0.7), 'crop_pct is 0.7, in the run 0.95'),
+    ('plain', dict(crop_mode='squash'), 'crop_mode is squash, in the run center'),
+    ('plain', dict(interpolation='nearest'), 'interpolation is nearest, in the run bilinear'),
+    ('plain', dict(input_size=[3, 48, 48]), 'input_size is (3, 48, 48), in the run (3, 32, 32)'),
+    ('plain', dict(notes=['input_img_mode=HSV']), 'input_img_mode is HSV, in the run RGB'),
+    ('HSV', dict(notes=[]), 'input_img_mode is RGB, in the run HSV'),
+    ('NaFlex', dict(interpolation='nearest'), 'interpolation is nearest, in the run bicubic'),
 ])
 def test_folder_with_another_preprocessing_is_refused(kind, change, said, train_once, tmp_path):
     saved = read_model(str(train_once(*RUNS[kind])), use_ema=None)
@@ -251,7 +251,7 @@ def test_commands_check_the_preprocessing(command, train_once, tmp_path, monkeyp
     argv = {'export': [run, tmp_path / 'hub'], 'publish': [run, 'ann/net']}[command]
     with pytest.raises(SystemExit) as end:
         {'export': export, 'publish': publish}[command].main(list(map(str, argv)))
-    assert end.value.code == 2 and 'crop_pct is 0.6, of the run 0.95' in capsys.readouterr().err.splitlines()[-1]
+    assert end.value.code == 2 and 'crop_pct is 0.6, in the run 0.95' in capsys.readouterr().err.splitlines()[-1]
     assert not list(tmp_path.rglob('config.json'))
 
 
