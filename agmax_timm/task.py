@@ -318,7 +318,7 @@ def check_targets(target: torch.Tensor) -> None:
         total = target.float().sum(dim=1)
         if ((total - 1).abs() > 0.05).any():  # a sum of float16 over many classes has a large rounding error
             raise ValueError(f'soft targets must add up to 1 for each view, got {total.min():g} to {total.max():g}: '
-                             'AgMax is for one label an image')
+                             'AgMax is for one label per image')
 
 
 def init_normal(module: nn.Module, std: float) -> None:

@@ -120,7 +120,7 @@ SOFT = nn.functional.one_hot(torch.arange(8) % CLASSES, CLASSES).float()
     (SOFT, None),  # each view is mixed with partners of its own
     (0.8 * SOFT + 0.2 / CLASSES, None),
     ((0.8 * SOFT + 0.2 / CLASSES).half(), None),
-    (SOFT + SOFT.roll(1, 1), 'add up to 1 for each view, got 2 to 2: AgMax is for one label an image'),
+    (SOFT + SOFT.roll(1, 1), 'add up to 1 for each view, got 2 to 2: AgMax is for one label per image'),
     (SOFT * (torch.arange(8) > 0)[:, None], 'add up to 1 for each view, got 0 to 1'),
 ])
 def test_targets_must_be_those_of_pairs(target, message):

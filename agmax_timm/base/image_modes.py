@@ -35,7 +35,7 @@ def why_not_loaded(mode: str, prefetcher: bool) -> str:
     remedy = 'use L, the upper 8 bits of 16' if kind != 'b' else 'use L'
     if not prefetcher:
         return f'integers wider than 8 bits cannot be normalised: {remedy}, or F'
-    return f'the prefetcher takes 8 bits a channel: {remedy}' + (', or add --no-prefetcher' if kind in 'bf' else '')
+    return f'the prefetcher takes 8 bits per channel: {remedy}' + (', or add --no-prefetcher' if kind in 'bf' else '')
 
 
 def check_mode(dataset: Any, channels: int, kwargs: dict[str, Any]) -> None:

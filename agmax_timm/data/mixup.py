@@ -69,7 +69,7 @@ class TwoViewMixup(SharedSwitch, Mixup):
 
     def __init__(self, **kwargs):
         if kwargs.get('multi_label'):
-            raise ValueError('mixup of two views has no multi_label: AgMax needs one class index an image')
+            raise ValueError('mixup of two views has no multi_label: AgMax needs one class index per image')
         super().__init__(**kwargs)
         if self.mode not in MIXUP_MODES:
             raise ValueError(f"mixup mode must be one of {', '.join(MIXUP_MODES)}, got '{self.mode}'")
@@ -251,7 +251,7 @@ def class_indices(targets: list[Any]) -> torch.Tensor:
         if (indices == target).all():
             return indices
     got = f'{target.dtype} {[*target.shape]}' if isinstance(target, torch.Tensor) else type(targets[0]).__name__
-    raise ValueError(f'two views need one class index an image, got targets {got}: AgMax is for one label an image')
+    raise ValueError(f'two views need one class index per image, got targets {got}: AgMax is for one label per image')
 
 
 def _blend(x: torch.Tensor, partner: torch.Tensor, lam: float) -> torch.Tensor:

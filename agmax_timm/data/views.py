@@ -57,7 +57,7 @@ class TransformedDataset(Dataset):
         if not is_tuple or len(sample) < 2 or not isinstance(sample[0], Image.Image):
             got = f"({', '.join(type(part).__name__ for part in sample)})" if is_tuple else type(sample).__name__
             raise ValueError(f'two views need samples (PIL image, class index), {type(self.dataset).__name__} gives '
-                             f'{got}: create the data set without a transform of its own, or convert its samples')
+                             f'{got}: create the data set without a transform, or convert its samples')
         image, *rest = sample
         return image if self.transform is None else self.transform(image), *rest
 

@@ -129,7 +129,7 @@ def batches_of(loader: Iterable) -> Iterator[Any]:
 
 @contextmanager
 def _quiet_pin_thread() -> Iterator[None]:
-    """Suppress the traceback of torch's pin-memory thread for a dead worker, which is an error of its own."""
+    """Suppress the traceback of torch's pin-memory thread for a dead worker, which raises another error."""
     hook = threading.excepthook
 
     def print_others(args: Any) -> None:

@@ -121,7 +121,7 @@ def set_targets(
     """
     if options.task == 'multilabel':
         if '/' not in options.dataset:  # the task is adopted from the checkpoint
-            raise DataError(f"the model gives several labels an image, --dataset '{options.dataset}' holds one: use "
+            raise DataError(f"the model gives several labels per image, --dataset '{options.dataset}' holds one: use "
                             '--task classification, or data with several')
         check_evaluation(classes, class_to_idx(dataset), num_classes)
         dataset.target_transform = MultiLabelTarget(num_classes, dense=options.target_format == 'multihot')

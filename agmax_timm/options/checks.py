@@ -29,7 +29,7 @@ _DATASETS = ('torch', 'hfds', 'hfids', 'tfds', 'wds')
 def resolve_task(options: TrainOptions, given: set[str]) -> TrainOptions:
     """Settle what other options decide, where the user gave no value of their own (`given`: the names they gave).
 
-    --bce-loss and --jsd-loss are names of --loss; several labels an image are ranked by mAP and not smoothed.
+    --bce-loss and --jsd-loss are names of --loss; several labels per image are ranked by mAP and not smoothed.
     """
     resolved: dict[str, Any] = {}
     if options.loss is None and (options.jsd_loss or options.bce_loss):

@@ -184,7 +184,7 @@ UNPAIRED = {
     'a stream': (lambda photos: Streamed(), r'got a tensor \[3, 16, 16\]'),
     'streams': (lambda photos: ChainDataset([Streamed()]), r'got a tensor \[3, 16, 16\]'),
     'several labels': (lambda photos: Bare(folder(photos), lambda image, target: (image, torch.tensor([1., 0., 1.]))),
-                       r'one class index an image, got targets torch.float32 \[4, 3\]'),
+                       r'one class index per image, got targets torch.float32 \[4, 3\]'),
     'shares': (lambda photos: Bare(folder(photos), lambda image, target: (image, 0.5)), 'got targets torch.float64'),
     'names': (lambda photos: Bare(folder(photos), lambda image, target: (image, 'ant')), 'got targets str'),
 }
@@ -203,7 +203,7 @@ def test_what_cannot_be_paired(photos, kind, backend):
 
 def test_the_remedy_is_told_from_a_worker(photos):
     loader = create_two_view_loader(UNPAIRED['a transform below'][0](photos), 16, 4, num_workers=1, device='cpu')
-    with pytest.raises(ValueError, match='create the data set without a transform of its own'):
+    with pytest.raises(ValueError, match='create the data set without a transform'):
         next(iter(loader))
 
 

@@ -127,7 +127,7 @@ class ResumableLoader:
         Args:
             state: What state_dict returned, on this rank, or on rank 0 where their number differs. Between two epochs
                 its 'random' may be None: the random state is that of the process when the pass begins.
-            epoch: Epoch of the next pass, which the sampler is told.
+            epoch: Number of the next epoch, for the sampler.
 
         Returns:
             What cannot be as it was, in words; empty if nothing.

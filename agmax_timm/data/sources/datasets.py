@@ -94,7 +94,7 @@ def create_dataset(
 
 
 def check_split(name: str, root: str | None, split: str) -> None:
-    """Raise DataError for a split that is missing, or in place of which timm would open another or a whole split.
+    """Raise DataError for a split that is missing, or for which timm would open other images.
 
     The demo and data with named splits (hfds/, hfids/, tfds/, wds/) are not checked, because opening them checks names.
     """
