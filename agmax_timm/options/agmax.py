@@ -6,14 +6,16 @@ from .declare import above, at_least, group, option
 @group
 class AgMax:
     """AgMax."""
-    agmax: bool = option(False, 'two views of every image, and a reward if they agree', resume='refused')
-    agmax_loss: str = option('mi', 'agreement: mutual information as published, or an alternative',
+    agmax: bool = option(False, 'train on two views of every image and reward agreement between their predictions',
+        resume='refused')
+    agmax_loss: str = option('mi', 'form of the agreement: mutual information as published (mi), or an alternative',
         choices=('mi', 'mse', 'kl', 'ce'), resume='refused', card=True)
-    agmax_weight: float = option(1.0, 'weight of the agreement', metavar='W', check=at_least(0), card=True)
-    agmax_divergence_weight: float = option(4.0, 'weight of the distance from the joint prediction',
+    agmax_weight: float = option(1.0, 'weight of the agreement in the loss', metavar='W', check=at_least(0), card=True)
+    agmax_divergence_weight: float = option(
+        4.0, 'weight of the distance between the predictions of the views and the joint prediction',
         metavar='W', check=at_least(0), card=True)
     agmax_units: int | None = option(None, 'hidden units of the Q-network (default: by the number of classes)',
         metavar='N', check=at_least(1), resume='refused', card=True)
     agmax_init_std: float | None = option(
-        None, "N(0, STD) for all Linear and Conv weights, 0.2 as published (default: the model's own)",
+        None, "standard deviation of initial Linear and Conv weights; 0.2 as published (default: the model's own)",
         metavar='STD', check=above(0), resume='ignored', card=True)

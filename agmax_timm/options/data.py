@@ -9,127 +9,154 @@ INTERPOLATIONS = ('nearest', 'bilinear', 'bicubic', 'box', 'hamming', 'lanczos')
 @group
 class DataSet:
     """Data set."""
-    data: str | None = option(None, 'folder or tar file of the data to train on',
+    data: str | None = option(None, 'folder or tar file of the data',
         flag='', metavar='DIR', nargs='?', affects_result=False, recipe='left out')
-    data_dir: str | None = option(None, 'the same; wins over DIR',
+    data_dir: str | None = option(None, 'folder or tar file of the data; overrides DIR',
         metavar='DIR', affects_result=False, resume='logged', recipe='left out', evaluation='machine',
         synonyms=('data_path',))
     dataset: str = option(
         '',
-        "'demo' (built in), or TYPE/NAME as in timm (torch/, hfds/, hfids/, tfds/, wds/); if empty, DIR is a "
-        'folder or tar file of classes',
+        'data set: demo (built in), or TYPE/NAME as in timm (torch/, hfds/, hfids/, tfds/, wds/); by default DIR '
+        'is a folder or tar file with one folder for each class',
         metavar='NAME', resume='refused within epoch', evaluation='data')
-    dataset_download: bool = option(False, 'let torch/ and tfds/ data sets download', affects_result=False)
-    dataset_trust_remote_code: bool = option(False, 'let hfds/ run code of the data set', affects_result=False)
-    check_data: bool = option(False, 'only read every image of the data, tell what is in it, and write data-check.csv',
+    dataset_download: bool = option(False, 'download data sets of the types torch/, hfids/ and tfds/',
+        affects_result=False)
+    dataset_trust_remote_code: bool = option(
+        False, 'run the code that a data set of the type hfds/ or hfids/ comes with',
+        affects_result=False)
+    check_data: bool = option(False, 'only read every image, print what the data holds and write data-check.csv',
         yields=True, affects_result=False, recipe='left out')
-    class_map: str = option('', 'file of class names in order', metavar='FILE', recipe='file name', evaluation='labels')
-    input_img_mode: str | None = option(None, 'PIL mode (default: RGB, or L for 1 channel)',
+    class_map: str = option(
+        '',
+        "file of class names in the order of their indices; in validate.py also 'model', for the names that the "
+        'model has',
+        metavar='FILE', recipe='file name', evaluation='labels')
+    input_img_mode: str | None = option(None, 'PIL mode of the images (default: RGB, or L for 1 channel)',
         metavar='MODE',
         check=one_of('', '1', 'L', 'P', 'I', 'F', 'LA', 'RGB', 'YCbCr', 'LAB', 'HSV', 'RGBA', 'RGBX', 'CMYK'),
         evaluation='labels')
-    input_key: str | None = option(None, 'key of the image in the data set', metavar='KEY', evaluation='labels')
-    target_key: str | None = option(None, 'key of the label in the data set', metavar='KEY', evaluation='labels')
-    target_format: str | None = option(None, 'labels of --task multilabel (default: indices)',
+    input_key: str | None = option(None, 'key of the image in a sample of the data set',
+        metavar='KEY', evaluation='labels')
+    target_key: str | None = option(None, 'key of the label in a sample of the data set',
+        metavar='KEY', evaluation='labels')
+    target_format: str | None = option(None, 'format of the labels for --task multilabel (default: indices)',
         choices=('indices', 'multihot'), evaluation='labels')
 
 
 @group
 class Loading:
     """Loading of images, in training and evaluation."""
-    batch_size: int = option(128, 'images a process in a batch; with --agmax, twice as many views',
+    batch_size: int = option(128, 'number of images in a batch of one process; --agmax makes two views of each',
         short='-b', metavar='N', check=at_least(1), card=True, synonyms=('bs',))
-    workers: int = option(4, 'loader processes',
+    workers: int = option(4, 'number of loader processes',
         short='-j', metavar='N', check=between(0, 1024), affects_result=False, evaluation='machine',
         synonyms=('num_workers',))
-    pin_mem: bool = option(False, 'batches go to the device from pinned memory (default: where it is CUDA)',
+    pin_mem: bool = option(False, 'copy batches to the device from pinned memory (default: if the device is CUDA)',
         affects_result=False, evaluation='machine')
-    no_pin_mem: bool = option(False, 'they do not: pinned memory cannot be swapped out',
+    no_pin_mem: bool = option(False, 'do not pin memory, which cannot be swapped out',
         yields=True, affects_result=False, evaluation='machine')
-    no_prefetcher: bool = option(False, 'normalise and mix outside of the prefetcher', evaluation='precision')
+    no_prefetcher: bool = option(False, 'normalize images in the loader processes instead of on the device',
+        evaluation='precision')
 
 
 @group
 class TrainData(Loading):
     """Training and validation data."""
-    train_split: str = option('train', 'split to train on', metavar='NAME', resume='refused within epoch')
-    val_split: str = option('validation', "split to validate on, '' for none", metavar='NAME')
-    train_num_samples: int | None = option(None, 'training images, for iterable data sets',
+    train_split: str = option('train', 'name of the split to train on', metavar='NAME', resume='refused within epoch')
+    val_split: str = option('validation', "name of the split to validate on; '' for no validation", metavar='NAME')
+    train_num_samples: int | None = option(None, 'number of training images, for data that is read in sequence',
         metavar='N', check=at_least(1), resume='refused within epoch')
-    val_num_samples: int | None = option(None, 'validation images, for iterable data sets',
+    val_num_samples: int | None = option(None, 'number of validation images, for data that is read in sequence',
         metavar='N', check=at_least(1), needs='val_split')
-    validation_batch_size: int | None = option(None, '(default: --batch-size)',
+    validation_batch_size: int | None = option(
+        None, 'number of images in a batch of validation (default: --batch-size)',
         short='-vb', metavar='N', check=at_least(0), needs='val_split')
-    use_multi_epochs_loader: bool = option(False, 'keep the loader going between epochs', resume='refused within epoch')
+    use_multi_epochs_loader: bool = option(False, 'keep the loader processes between epochs',
+        resume='refused within epoch')
     image_memory: str = option(
         '0.1',
-        'keep the images of a folder decoded if they fit into this share of the free memory, or into an amount as '
-        '8G; 0: never',
+        'keep the images of a folder decoded if they fit into this share of the free memory, or into an amount '
+        'such as 8G; 0: never',
         metavar='SHARE', convert=memory, yields=True)
-    epoch_repeats: float = option(0.0, 'passes an epoch, if iterable',
+    epoch_repeats: float = option(0.0, 'passes over the data in an epoch, for data that is read in sequence',
         metavar='N', check=at_least(0), resume='refused within epoch')
     max_damaged: float = option(
-        0.01, 'stop beyond this share of training images that cannot be decoded; others take their place',
+        0.01,
+        'end the run if more than this share of the training images cannot be decoded; others take the place of a '
+        'few',
         metavar='SHARE', check=between(0, 1), affects_result=False)
-    tta: int = option(0, "timm's average of N predictions in a row; above 1 refused: they are of different images",
+    tta: int = option(
+        0,
+        "number of predictions in a row that timm's script averages; more than 1 is refused, as they are of "
+        'different images',
         metavar='N', check=at_least(0))
 
 
 @group
 class ValidationData(Loading):
     """Loading of the data."""
-    split: str = option('validation', 'split', metavar='NAME')
-    num_samples: int | None = option(None, 'images in the split, for iterable data sets',
+    split: str = option('validation', 'name of the split to evaluate', metavar='NAME')
+    num_samples: int | None = option(None, 'number of images in the split, for data that is read in sequence',
         metavar='N', check=at_least(1))
-    batch_size: int = option(256, 'batch size', short='-b', metavar='N', check=at_least(1), card=True, synonyms=('bs',))
+    batch_size: int = option(256, 'number of images in a batch of one process',
+        short='-b', metavar='N', check=at_least(1), card=True, synonyms=('bs',))
 
 
 @group
 class Input:
     """Input of the model."""
-    img_size: int | None = option(None, "side of the input (default: the model's)",
+    img_size: int | None = option(None, "height and width of the input (default: the model's)",
         metavar='N', check=at_least(1), evaluation='input', synonyms=('image_size', 'imgsz'))
-    input_size: list[int] | None = option(None, 'channels, height and width of the input',
+    input_size: list[int] | None = option(None, "channels, height and width of the input (default: the model's)",
         metavar='N', check=at_least(1), nargs=3, evaluation='input')
-    crop_pct: float | None = option(None, 'centre crop in evaluation',
+    crop_pct: float | None = option(
+        None, "share of the image that the centre crop keeps in evaluation (default: the model's)",
         metavar='PCT', check=between(0.1, 1, ', a share of the side'), evaluation='input')
-    mean: list[float] | None = option(None, 'mean of the pixels in [0, 1]',
+    mean: list[float] | None = option(
+        None, "mean of the pixels in [0, 1], one value or one for each channel (default: the model's)",
         metavar='MEAN', check=between(0, 1, ', for pixels in [0, 1]'), evaluation='input')
-    std: list[float] | None = option(None, 'standard deviation of the pixels',
+    std: list[float] | None = option(
+        None, "standard deviation of the pixels in [0, 1], one value or one for each channel (default: the model's)",
         metavar='STD', check=above_to(0, 1, ', for pixels in [0, 1]'), evaluation='input')
-    interpolation: str = option('', 'resize in evaluation',
+    interpolation: str = option('', "interpolation that resizes images in evaluation (default: the model's)",
         metavar='NAME', check=one_of('', *INTERPOLATIONS), evaluation='input')
 
 
 @group
 class ValidationInput(Input):
     """Input of the model."""
-    use_train_size: bool = option(False, "the model's training size, not its test size")
-    crop_mode: str | None = option(None, 'squash, border or center',
+    use_train_size: bool = option(False, "use the model's input size of training instead of that of its evaluation")
+    crop_mode: str | None = option(
+        None, "crop of images that are not square: squash, border or center (default: the model's)",
         metavar='NAME', check=one_of('', 'squash', 'border', 'center'), evaluation='input')
-    crop_border_pixels: int | None = option(None, 'pixels to trim off the border first', metavar='N', check=at_least(0))
-    tf_preprocessing: bool = option(False, "TensorFlow's resize (needs tensorflow)")
+    crop_border_pixels: int | None = option(None, 'number of pixels to cut off each border before images are resized',
+        metavar='N', check=at_least(0))
+    tf_preprocessing: bool = option(False, "use TensorFlow's resize (needs tensorflow)")
 
 
 @group
 class NaFlex:
     """Images in their own aspect ratio and size (NaFlex)."""
-    naflex_loader: bool = option(False, 'load so (needs a NaFlex model)',
+    naflex_loader: bool = option(
+        False, 'load images in their own aspect ratio as sequences of patches (needs a NaFlex model)',
         resume='refused within epoch', evaluation='data')
-    naflex_max_seq_len: int = option(576, 'patches in evaluation',
+    naflex_max_seq_len: int = option(576, 'largest number of patches of an image in evaluation',
         metavar='N', check=at_least(1), needs='naflex_loader', evaluation='labels')
-    naflex_patchify_channels_first: bool = option(False, 'channels before pixels within a patch',
+    naflex_patchify_channels_first: bool = option(False, 'order the values of a patch by channel, then by pixel',
         needs='naflex_loader', evaluation='labels')
 
 
 @group
 class TrainNaFlex(NaFlex):
     """Images in their own aspect ratio and size (NaFlex)."""
-    naflex_train_seq_lens: list[int] = option([128, 256, 576, 784, 1024], 'patches of a training image, to choose from',
+    naflex_train_seq_lens: list[int] = option(
+        [128, 256, 576, 784, 1024], 'numbers of patches of a training image, one is drawn for each batch',
         metavar='N', check=at_least(1), needs='naflex_loader', resume='refused within epoch')
-    naflex_patch_sizes: list[int] | None = option(None, "sides of a patch to choose from (default: the model's)",
+    naflex_patch_sizes: list[int] | None = option(
+        None, "sides of a patch, one is drawn for each batch (default: the model's)",
         metavar='N', check=at_least(1), needs='naflex_loader', resume='refused within epoch')
-    naflex_patch_size_probs: list[float] | None = option(None, 'share of each (default: equal)',
+    naflex_patch_size_probs: list[float] | None = option(
+        None, 'probability of each of --naflex-patch-sizes (default: equal)',
         metavar='P', check=at_least(0), needs=('naflex_loader', 'naflex_patch_sizes'), resume='refused within epoch')
-    naflex_loss_scale: str = option('linear', 'scale the gradient by the size of the batch',
+    naflex_loss_scale: str = option('linear', 'scale of the gradient by the number of images in a batch',
         choices=('none', 'sqrt', 'linear'), needs='naflex_loader')

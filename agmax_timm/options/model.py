@@ -7,25 +7,26 @@ from .declare import above, any_number, at_least, between, from_to_below, group,
 @group
 class Model:
     """Model."""
-    model: str = option('resnet50', 'name in timm, hf_hub:OWNER/NAME or local-dir:DIR',
+    model: str = option('resnet50', 'name of the model in timm, hf_hub:OWNER/NAME or local-dir:DIR',
         metavar='NAME', resume='refused', evaluation='input', card=True, synonyms=('arch', 'architecture'))
-    pretrained: bool = option(False, 'start from the pretrained weights', resume='ignored', card=True)
-    num_classes: int | None = option(None, "outputs (default: the model's)",
+    pretrained: bool = option(False, 'start from the pretrained weights of the model', resume='ignored', card=True)
+    num_classes: int | None = option(None, "number of classes (default: the model's)",
         metavar='N', check=at_least(1), resume='refused', evaluation='input', synonyms=('nb_classes',))
-    gp: str | None = option(None, 'global pool: fast, avg, max, avgmax, avgmaxc',
+    gp: str | None = option(None, "global pooling: fast, avg, max, avgmax or avgmaxc (default: the model's)",
         metavar='POOL', resume='refused', evaluation='input')
-    in_chans: int | None = option(None, 'input channels (default: 3)',
+    in_chans: int | None = option(None, 'number of input channels (default: 3)',
         metavar='N', check=at_least(1), resume='refused', evaluation='input')
     model_kwargs: dict[str, Any] = option({}, 'further arguments of the model',
         metavar='KEY=VALUE', resume='refused', evaluation='input')
-    fast_norm: bool = option(False, "timm's fast normalisation layers", evaluation='precision')
-    fuser: str = option('', "TorchScript's fuser: te, old or nvfuser",
+    fast_norm: bool = option(False, "use timm's fast normalization layers", evaluation='precision')
+    fuser: str = option('', 'fuser of TorchScript: te, old or nvfuser',
         metavar='NAME', check=one_of('', 'te', 'old', 'legacy', 'nvfuser', 'nvf'), needs='torchscript',
         evaluation='compilation')
     torchcompile_mode: str | None = option(None, 'mode of torch.compile',
         metavar='MODE', needs='torchcompile', evaluation='compilation')
-    torchscript: bool = option(False, 'torch.jit.script the model', exclusive='compiler', evaluation='compilation')
-    torchcompile: str | None = option(None, 'torch.compile (backend: %(const)s)',
+    torchscript: bool = option(False, 'compile the model with torch.jit.script',
+        exclusive='compiler', evaluation='compilation')
+    torchcompile: str | None = option(None, 'compile the model with torch.compile (backend without a value: %(const)s)',
         metavar='BACKEND', nargs='?', const='inductor', exclusive='compiler', evaluation='compilation',
         synonyms=('compile',))
 
@@ -33,85 +34,101 @@ class Model:
 @group
 class TrainModel(Model):
     """Model."""
-    pretrained_path: str | None = option(None, 'this file in place of the pretrained weights',
+    pretrained_path: str | None = option(None, 'file to read instead of the published pretrained weights',
         metavar='FILE', needs='pretrained', resume='ignored', recipe='file name', is_file=True)
-    pretrained_cfg_overlay: dict[str, Any] = option({}, "changes to the pretrained weights' configuration",
+    pretrained_cfg_overlay: dict[str, Any] = option({}, 'changes of the configuration of the pretrained weights',
         metavar='KEY=VALUE')
-    initial_checkpoint: str = option('', 'start from these weights',
+    initial_checkpoint: str = option('', 'file of weights to start from, which fit the model in all layers',
         metavar='FILE', resume='ignored', recipe='file name', is_file=True, synonyms=('ckpt', 'finetune', 'weights'))
-    resume: str = option('', "resume from this checkpoint; auto: from the last one of --experiment, if it exists",
+    resume: str = option('', "checkpoint to resume from; 'auto': the newest one of --experiment, if any",
         metavar='FILE', affects_result=False, recipe='left out')
-    no_resume_opt: bool = option(False, 'without its optimizer state',
+    no_resume_opt: bool = option(False, 'resume without the state of the optimizer',
         needs='resume', resume='ignored', recipe='left out')
-    drop: float = option(0.0, 'dropout', metavar='RATE', check=from_to_below(0, 1), card=True, synonyms=('dropout',))
-    drop_connect: float | None = option(None, 'none, as in timm: use --drop-path',
+    drop: float = option(0.0, 'dropout rate',
+        metavar='RATE', check=from_to_below(0, 1), card=True, synonyms=('dropout',))
+    drop_connect: float | None = option(None, 'no effect, as in timm: use --drop-path',
         metavar='RATE', check=from_to_below(0, 1))
-    drop_path: float | None = option(None, 'stochastic depth', metavar='RATE', check=from_to_below(0, 1), card=True)
-    drop_block: float | None = option(None, 'drop block', metavar='RATE', check=from_to_below(0, 1))
-    bn_momentum: float | None = option(None, "batch norm's momentum", metavar='M', check=between(0, 1))
-    bn_eps: float | None = option(None, "batch norm's epsilon", metavar='EPS', check=above(0))
-    head_init_scale: float | None = option(None, 'scale of the initial head',
+    drop_path: float | None = option(None, 'rate of stochastic depth',
+        metavar='RATE', check=from_to_below(0, 1), card=True)
+    drop_block: float | None = option(None, 'rate of drop block', metavar='RATE', check=from_to_below(0, 1))
+    bn_momentum: float | None = option(None, "momentum of batch norm (default: the model's)",
+        metavar='M', check=between(0, 1))
+    bn_eps: float | None = option(None, "epsilon of batch norm (default: the model's)", metavar='EPS', check=above(0))
+    head_init_scale: float | None = option(None, 'factor of the initial weights of the head',
         metavar='S', check=any_number('a factor of weights, 0 and negative ones are initialisations as well'),
         resume='ignored')
     head_init_bias: float | None = option(None, 'initial bias of the head',
         metavar='B', check=any_number('a logit'), resume='ignored')
-    grad_checkpointing: bool = option(False, 'trade compute for activation memory')
+    grad_checkpointing: bool = option(
+        False, 'recompute activations in the backward pass, which saves memory and costs time')
 
 
 @group
 class ValidationModel(Model):
     """Model."""
     model: str = option(
-        'dpn92', "name, pattern, 'all', or file of names; with --checkpoint, the checkpoint's if not given",
+        'dpn92',
+        "name of the model, a pattern of names, 'all' or a file of names (default with --checkpoint: the "
+        "checkpoint's)",
         short='-m', metavar='NAME', resume='refused', evaluation='input', card=True, synonyms=('arch', 'architecture'))
-    pretrained: bool = option(False, 'pretrained weights; implied without --checkpoint', resume='ignored', card=True)
+    pretrained: bool = option(False, 'use the pretrained weights of the model; implied without --checkpoint',
+        resume='ignored', card=True)
     checkpoint: str = option(
         '',
-        'weights, or a folder of such; what is not given here of model and input is taken from the run that wrote '
-        'it',
+        'file of weights, or folder of such files; options of model and input that are not given are those of the '
+        'run that wrote it',
         metavar='FILE', synonyms=('ckpt', 'weights'))
-    use_ema: bool = option(False, "the checkpoint's EMA weights, where it has them",
+    use_ema: bool = option(False, 'evaluate the EMA of the weights in the checkpoint, if any',
         needs='checkpoint', synonyms=('ema',))
-    reparam: bool = option(False, 'fuse the branches of re-parameterisable layers')
-    test_pool: bool = option(False, "pool over inputs larger than the model's own")
-    aot_autograd: bool = option(False, 'ahead-of-time autograd', exclusive='compiler')
+    reparam: bool = option(False, 'fuse the branches of re-parameterizable layers')
+    test_pool: bool = option(False, "pool over inputs larger than the model's own input size")
+    aot_autograd: bool = option(False, "compile the model with functorch's ahead-of-time autograd",
+        exclusive='compiler')
 
 
 @group
 class BatchNorm:
     """Batch norm."""
-    sync_bn: bool = option(False, 'statistics over all ranks')
-    dist_bn: str = option('reduce', "running statistics an epoch: reduce, broadcast or ''",
+    sync_bn: bool = option(False, 'compute the statistics of batch norm over all processes')
+    dist_bn: str = option(
+        'reduce', "how processes share running statistics after each epoch: reduce, broadcast or '' for not at all",
         check=one_of('', 'broadcast', 'reduce'))
-    split_bn: bool = option(False, 'statistics of each of the --aug-splits apart', resume='refused')
+    split_bn: bool = option(False, 'compute the statistics of batch norm separately for each of --aug-splits',
+        resume='refused')
 
 
 @group
 class Ema:
     """Exponential moving average of the weights (EMA)."""
-    model_ema: bool = option(False, 'keep one, and select the best checkpoint by it', card=True, synonyms=('ema',))
-    model_ema_force_cpu: bool = option(False, 'on the CPU, without validation', needs='model_ema')
-    model_ema_decay: float = option(0.9998, 'of an update',
+    model_ema: bool = option(False, 'keep an EMA of the weights, evaluate it too and rank the checkpoints by it',
+        card=True, synonyms=('ema',))
+    model_ema_force_cpu: bool = option(False, 'keep the EMA on the CPU and do not evaluate it', needs='model_ema')
+    model_ema_decay: float = option(0.9998, 'decay of the EMA in each update',
         metavar='D', check=from_to_below(0, 1), needs='model_ema', card=True, synonyms=('ema_decay',))
-    model_ema_warmup: bool = option(False, 'let the decay grow', needs='model_ema')
+    model_ema_warmup: bool = option(False, 'let the decay of the EMA grow with the updates', needs='model_ema')
 
 
 @group
 class Distillation:
     """Distillation."""
-    kd_model_name: str | None = option(None, 'teacher, with its pretrained weights', metavar='NAME', resume='refused')
-    kd_distill_type: str = option('logit', 'by logits, by pooled features, or by the distillation head of the student',
+    kd_model_name: str | None = option(None, 'name of the teacher in timm, which has its pretrained weights',
+        metavar='NAME', resume='refused')
+    kd_distill_type: str = option(
+        'logit', 'distil by logits, by pooled features, or by the distillation head of the student (token)',
         choices=('logit', 'feature', 'token'), needs='kd_model_name', resume='refused')
-    kd_loss_type: str = option('kl', 'distance of logits', metavar='NAME', check=one_of('kl'), needs='kd_model_name')
+    kd_loss_type: str = option('kl', 'distance between the logits of student and teacher',
+        metavar='NAME', check=one_of('kl'), needs='kd_model_name')
     distill_loss_weight: float | None = option(
-        None, 'weight of the distillation (default: 1, or 1 - --task-loss-weight where that is given)',
+        None, 'weight of the distillation loss (default: 1, or 1 - --task-loss-weight if that is given)',
         metavar='W', check=at_least(0), needs='kd_model_name')
-    task_loss_weight: float | None = option(None, 'weight of the classification loss (default: 1)',
+    task_loss_weight: float | None = option(None, 'weight of the classification loss beside distillation (default: 1)',
         metavar='W', check=at_least(0), needs='kd_model_name')
-    kd_temperature: float = option(4.0, 'of both softmaxes', metavar='T', check=above(0), needs='kd_model_name')
-    kd_student_feature_dim: int | None = option(None, "(default: the student's)",
+    kd_temperature: float = option(4.0, 'temperature of the softmax of student and teacher',
+        metavar='T', check=above(0), needs='kd_model_name')
+    kd_student_feature_dim: int | None = option(None, "number of features of the student (default: the model's)",
         metavar='N', check=at_least(1), needs='kd_model_name')
-    kd_teacher_feature_dim: int | None = option(None, "(default: the teacher's)",
+    kd_teacher_feature_dim: int | None = option(None, "number of features of the teacher (default: the model's)",
         metavar='N', check=at_least(1), needs='kd_model_name')
-    kd_token_distill_type: str = option('soft', "the teacher's distribution, or its first choice",
+    kd_token_distill_type: str = option(
+        'soft', "distil the teacher's distribution (soft) or its most probable class (hard)",
         choices=('soft', 'hard'), needs='kd_model_name')
