@@ -2,11 +2,11 @@
 from collections.abc import Callable
 
 from ..base.command_line import Parser, flag_of
+from .agmax import AgMax
 from .checks import in_sequence, mixing
+from .declare import declared
 from .model import TrainModel
 from .parsers import TrainOptions
-
-_AGMAX_OPTIONS = ('agmax_loss', 'agmax_weight', 'agmax_divergence_weight', 'agmax_units', 'agmax_init_std')
 
 # What --agmax cannot be combined with: the flag, whether the options ask for it, why not, and the way out.
 NOT_WITH_AGMAX = (
@@ -149,8 +149,8 @@ def _check_distillation(options: TrainOptions, error: Callable) -> None:
 def _check_agmax(options: TrainOptions, parser: Parser) -> None:
     error = parser.error
     if not options.agmax:
-        for name in _AGMAX_OPTIONS:
-            if getattr(options, name) != parser.get_default(name):
+        for name, option in declared(AgMax).items():
+            if getattr(options, name) != option.default:
                 error(f'{flag_of(name)} needs --agmax')
         return
     for flag, asked, reason, way_out in NOT_WITH_AGMAX:

@@ -20,7 +20,7 @@ class Model:
         metavar='KEY=VALUE', resume='refused', evaluation='input')
     fast_norm: bool = option(False, "use timm's fast normalization layers", evaluation='precision')
     fuser: str = option('', 'fuser of TorchScript: te, old or nvfuser',
-        metavar='NAME', check=one_of('', 'te', 'old', 'legacy', 'nvfuser', 'nvf'), needs='torchscript',
+        metavar='NAME', check=one_of('', 'te', 'old', 'legacy', 'nvfuser', 'nvf'),
         evaluation='compilation')
     torchcompile_mode: str | None = option(None, 'mode of torch.compile',
         metavar='MODE', needs='torchcompile', evaluation='compilation')

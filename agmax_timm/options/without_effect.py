@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 from ..base.command_line import Parser, flag_of
 from .checks import loss_name, mixing
 from .data_kinds import kind_of
+from .declare import declared
 from .loss import Loss
-from .parsers import AnyOptions, TrainOptions
+from .parsers import AnyOptions, TrainOptions, ValidateOptions
 
 
 class Idle(NamedTuple):
@@ -22,9 +23,18 @@ class Idle(NamedTuple):
     words: str
 
 
-def without(needed: str, *names: str) -> Idle:
-    """Options that only have an effect with the option `needed`."""
-    return Idle(names, lambda options: not getattr(options, needed), f'without {flag_of(needed)}')
+def _without_needed(options: type) -> Iterator[Idle]:
+    """Rows of the options that their declaration says to need another one."""
+    needing: dict[str, list[str]] = {}
+    for name, option in declared(options).items():
+        for needed in option.needs:
+            needing.setdefault(needed, []).append(name)
+    for needed, names in needing.items():
+        yield Idle(tuple(names), partial(_is_off, needed), f'without {flag_of(needed)}')
+
+
+def _is_off(name: str, options: Any) -> bool:
+    return not getattr(options, name)
 
 
 def _has_other_loss(name: str, options: Any) -> bool:
@@ -46,8 +56,6 @@ _BOTH = (
     Idle(('dataset_trust_remote_code',), lambda o: kind_of(o) not in ('hfds', 'hfids'),
          'without --dataset hfds/ or hfids/'),
     Idle(('pin_mem',), lambda o: o.no_pin_mem, 'with --no-pin-mem'),
-    without('amp', 'amp_dtype'),
-    without('torchcompile', 'torchcompile_mode'),
 )
 
 # Which schedules of timm read an option; all of them read those that are not here.
@@ -67,17 +75,15 @@ _SCHEDULES = {
 }
 
 _TRAINING = (
+    *_without_needed(TrainOptions),
     *_BOTH,
     # data
-    without('val_split', 'validation_batch_size', 'val_num_samples'),
     Idle(('eval_metric',), lambda o: not o.val_split and o.task == 'classification', 'without --val-split'),
     Idle(('image_memory',), lambda o: o.naflex_loader, 'with --naflex-loader'),
     Idle(('worker_seeding',), lambda o: o.workers == 0, 'with --workers 0'),
     # model
-    without('pretrained', 'pretrained_path'),
     Idle(('pretrained',), lambda o: o.initial_checkpoint, 'with --initial-checkpoint, whose weights replace it'),
-    without('resume', 'no_resume_opt'),
-    without('torchscript', 'fuser'),
+    Idle(('fuser',), lambda o: not o.torchscript, 'without --torchscript'),
     Idle(('drop_connect',), lambda o: True, 'with any model of timm: use --drop-path'),
     # augmentation
     Idle(('scale', 'ratio', 'train_crop_mode', 'hflip', 'vflip', 'color_jitter', 'color_jitter_prob', 'grayscale_prob',
@@ -87,7 +93,6 @@ _TRAINING = (
     Idle(('color_jitter', 'color_jitter_prob'), lambda o: o.aa and '3a' not in o.aa and o.color_jitter,
          'with --aa {aa}, as in timm: use a policy of 3-augment, such as 3a, or drop one of them'),
     Idle(('color_jitter_prob',), lambda o: not o.color_jitter, 'with --color-jitter 0'),
-    without('reprob', 'remode', 'recount'),
     Idle(('resplit',), lambda o: not o.reprob and not o.split_bn, 'without --reprob'),
     # mixing
     Idle(('mixup_prob', 'mixup_mode', 'mixup_off_epoch'), lambda o: not mixing(o),
@@ -96,14 +101,8 @@ _TRAINING = (
          'without --mixup and --cutmix together'),
     Idle(('cutmix',), lambda o: o.cutmix_minmax is not None, 'with --cutmix-minmax, which is another CutMix'),
     # scheduled resolutions, NaFlex
-    without('train_img_sizes', 'train_batch_sizes', 'train_size_probs', 'train_size_schedule',
-            'train_size_schedule_spread', 'train_size_random_mix', 'train_batches_per_epoch',
-            'variable_batch_loss_scale'),
     Idle(('train_size_schedule_spread', 'train_size_random_mix'), lambda o: o.train_size_schedule == 'constant',
          'without --train-size-schedule progressive'),
-    without('naflex_loader', 'naflex_train_seq_lens', 'naflex_max_seq_len', 'naflex_patch_sizes',
-            'naflex_patch_size_probs', 'naflex_loss_scale', 'naflex_patchify_channels_first'),
-    without('naflex_patch_sizes', 'naflex_patch_size_probs'),
     # task and loss
     Idle(('multilabel_threshold',), lambda o: o.task != 'multilabel', 'without --task multilabel'),
     *(Idle(names, partial(_has_other_loss, name), f'without --loss {name}') for name, names in (
@@ -122,8 +121,6 @@ _TRAINING = (
     Idle(('loss_weight_max',), lambda o: not _by_frequency(o, 'inv_freq', 'effective_num', 'neg_pos'),
          'without a weight of the loss by frequency'),
     # distillation
-    without('kd_model_name', 'kd_distill_type', 'kd_loss_type', 'kd_temperature', 'kd_student_feature_dim',
-            'kd_teacher_feature_dim', 'kd_token_distill_type', 'distill_loss_weight', 'task_loss_weight'),
     Idle(('kd_student_feature_dim', 'kd_teacher_feature_dim'), lambda o: o.kd_distill_type != 'feature',
          'without --kd-distill-type feature'),
     Idle(('kd_token_distill_type',), lambda o: o.kd_distill_type != 'token', 'without --kd-distill-type token'),
@@ -131,8 +128,6 @@ _TRAINING = (
     Idle(('kd_temperature',), lambda o: (o.kd_distill_type, o.kd_token_distill_type) == ('token', 'hard'),
          'with --kd-token-distill-type hard'),
     # optimizer
-    without('clip_grad', 'clip_mode'),
-    without('layer_decay', 'layer_decay_min_scale', 'layer_decay_no_opt_scale'),
     # schedule
     Idle(('lr_base', 'lr_base_size', 'lr_base_scale'), lambda o: o.lr is not None, 'with --lr'),
     Idle(('lr_noise', 'sched_on_updates'), lambda o: o.sched == 'none', 'with --sched none'),
@@ -140,7 +135,6 @@ _TRAINING = (
          and not o.warmup_prefix, 'with --sched none: use --sched constant'),
     *(Idle((name,), partial(_has_other_schedule, schedules), 'with --sched {sched}')
       for name, schedules in _SCHEDULES.items()),
-    without('lr_noise', 'lr_noise_pct', 'lr_noise_std'),
     Idle(('lr_cycle_mul', 'lr_cycle_decay'), lambda o: o.lr_cycle_limit == 1,
          'without --lr-cycle-limit 2 or more'),
     Idle(('warmup_lr', 'warmup_prefix'), lambda o: o.warmup_epochs == 0 and o.warmup_lr,
@@ -150,30 +144,24 @@ _TRAINING = (
          'with --epochs {epochs}'),
     # batch norm, EMA
     Idle(('dist_bn',), lambda o: o.sync_bn, 'with --sync-bn'),
-    without('model_ema', 'model_ema_decay', 'model_ema_warmup', 'model_ema_force_cpu'),
     # run
-    without('early_stop', 'early_stop_metric', 'early_stop_min_delta'),
-    without('log_wandb', 'wandb_project', 'wandb_tags', 'wandb_resume_id'),
 )
 
 _VALIDATION = (
+    *_without_needed(ValidateOptions),
     *_BOTH,
     Idle(('pretrained',), lambda o: o.checkpoint, 'with --checkpoint, whose weights replace it'),
-    without('checkpoint', 'use_ema'),
     Idle(('fuser',), lambda o: not (o.torchscript or o.aot_autograd),
          'without --torchscript or --aot-autograd'),
     Idle(('crop_pct', 'crop_mode', 'crop_border_pixels'), lambda o: o.naflex_loader,
          'with --naflex-loader, which shows whole images'),
     Idle(('crop_pct', 'crop_mode', 'crop_border_pixels'), lambda o: o.tf_preprocessing,
          'with --tf-preprocessing'),
-    without('naflex_loader', 'naflex_max_seq_len', 'naflex_patchify_channels_first'),
     Idle(('multilabel_threshold',), lambda o: o.task != 'multilabel' and not o.checkpoint,  # may be of one
          'without --task multilabel'),
-    without('attack', 'attack_norm', 'attack_eps', 'attack_steps', 'attack_step_size'),
     Idle(('attack_steps', 'attack_step_size'), lambda o: o.attack == 'fgsm', 'without --attack pgd'),
     Idle(('severities',), lambda o: not (o.corruptions or o.corruptions_dir),
          'without --corruptions or --corruptions-dir'),
-    without('results_file', 'results_format'),
 )
 
 
