@@ -49,7 +49,7 @@ class SavedModel:
     options: dict[str, Any] = field(default_factory=dict)  # resolved options of the run
     metrics: dict[str, float] = field(default_factory=dict)  # of these weights in validation; 'epoch'
     versions: dict[str, str] = field(default_factory=dict)  # of agmax_timm, timm, torch, python
-    base: dict[str, str | None] | None = None  # see base.find_base; None where it is not recorded
+    base: dict[str, str | None] | None = None  # see base_model.find_base; None where it is not recorded
     weights: str = ''  # which weights of the run they are, in words
     images: dict[str, int] = field(default_factory=dict)  # numbers of images: 'train', 'validation'
     chosen_by: str = ''  # the metric by which the run chose this epoch, '' for a last or single epoch

@@ -28,7 +28,7 @@ def make_metadata(
         class_names: By index, None if unknown; outputs beyond them are named by their index.
         metric_name: The metric that ranks the checkpoints.
         class_map: Content of --class-map, so that the file is not needed again; None without one.
-        base: Weights that training started from, see base.find_base.
+        base: Weights that training started from, see base_model.find_base.
     """
     if parse_model_name(name)[0]:  # a folder or repository, which may be gone when the checkpoint is read
         name = model.pretrained_cfg['architecture']
