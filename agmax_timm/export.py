@@ -7,7 +7,7 @@ from .base.command import command
 from .base.command_line import Parser
 from .base.errors import OptionError
 from .base.licences import add_license_flag, check_license
-from .evaluation.published import compare_on_data
+from .evaluation.compare_staged import compare_on_data
 from .options.hub_names import check_dataset
 from .options.shared_flags import add_dataset_flag, add_model_flags, add_weights_flags
 from .weights.averaging import average_models

@@ -4,7 +4,7 @@ import logging
 from .base.command import command
 from .base.command_line import Parser
 from .base.licences import add_license_flag, check_license
-from .evaluation.published import compare_on_data
+from .evaluation.compare_staged import compare_on_data
 from .options.hub_names import check_dataset
 from .options.shared_flags import add_dataset_flag, add_weights_flags
 from .weights.hub import Destination, check_destination

@@ -40,7 +40,7 @@ class StopSignals:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
 
-    def agreed(self, device: torch.device) -> bool:
+    def received_by_any(self, device: torch.device) -> bool:
         """Whether any rank has received a signal. A collective if there are several ranks."""
         received = self.received is not None
         if not is_distributed():
@@ -59,7 +59,7 @@ class StopSignals:
         Raises:
             Interrupted: A rank has received a signal.
         """
-        if self.agreed(device):
+        if self.received_by_any(device):
             since = f'nothing was trained since {resume}' if resume else 'nothing was begun'
             raise Interrupted(f'{self.name}: {since}. The same command starts again')
 

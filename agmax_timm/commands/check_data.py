@@ -27,7 +27,7 @@ from ..data.sources.labels import check_column
 from ..data.sources.scan import Inventory, duplicates, scan
 from ..data.sources.shards import open_dataset
 from ..evaluation import bulk
-from ..evaluation.inference import adopt_options
+from ..evaluation.evaluated_model import adopt_options
 from ..evaluation.metrics import labels_of_data
 from ..options.checks import in_sequence
 from ..options.parsers import AnyOptions, TrainOptions, ValidateOptions

@@ -60,7 +60,7 @@ def _publish_and_report(options: TrainOptions, output_dir: str, watchdog: Any) -
 
 def publish_run(options: Hub, output_dir: str) -> str:
     """Publish the best weights. Return the reason of a failure, or ''."""
-    from ..evaluation.published import compare_on_data
+    from ..evaluation.compare_staged import compare_on_data
     from ..training.create_run import destination_of
     from ..weights.publishing import publish_command, publish_source
     what = (output_dir, destination_of(options), None, options.hub_dataset)

@@ -20,7 +20,7 @@ from ..base.text_file import read_text
 from ..options.model import ValidationModel
 from ..options.parsers import ValidateOptions
 from ..weights.checkpoint import saved_options
-from .inference import adopt_options
+from .evaluated_model import adopt_options
 
 # Pretrained weights for other classes than the 1000 of ImageNet. --model all excludes them, as in timm.
 _OTHER_CLASSES = ('*_in21k', '*_in22k', '*in12k', '*_dino', '*fcmae', '*seer')

@@ -23,7 +23,7 @@ from ..options.paths import CLASSES_OF_MODEL
 from ..weights.checkpoint import saved_options
 from . import bulk
 from .evaluate import evaluate
-from .inference import Subject, adopt_options, build_subject
+from .evaluated_model import EvaluatedModel, adopt_options, create_evaluated_model
 from .log import finite, log_steps
 from .metrics import create_evaluator, set_targets
 from .robustness import measures
@@ -86,7 +86,7 @@ def validate_model(options: ValidateOptions, device: torch.device) -> dict[str, 
     return finite(results)  # JSON has no NaN
 
 
-def prepare(options: ValidateOptions, device: torch.device) -> tuple[Subject, build.Precision, dict[str, Any]]:
+def prepare(options: ValidateOptions, device: torch.device) -> tuple[EvaluatedModel, build.Precision, dict[str, Any]]:
     """Create the model.
 
     Returns:
@@ -96,13 +96,13 @@ def prepare(options: ValidateOptions, device: torch.device) -> tuple[Subject, bu
     options = adopt_options(options, run_options)
     precision = build.build_precision(options, device)
     utils.random_seed(options.seed)
-    return build_subject(options, device, precision), precision, run_options
+    return create_evaluated_model(options, device, precision), precision, run_options
 
 
 def build_loader(
         options: ValidateOptions,
         dataset: Dataset,
-        subject: Subject,
+        subject: EvaluatedModel,
         device: torch.device,
         precision: build.Precision,
 ):
@@ -132,7 +132,7 @@ def open_split(options: ValidateOptions, data_config: dict[str, Any]) -> Dataset
     )
 
 
-def summarize(options: ValidateOptions, subject: Subject, metrics: dict[str, float]) -> dict[str, Any]:
+def summarize(options: ValidateOptions, subject: EvaluatedModel, metrics: dict[str, float]) -> dict[str, Any]:
     """Return the results with timm's keys in timm's order, then further metrics, the loss and the checkpoint."""
     results: dict[str, Any] = OrderedDict(model=options.model)
     for name, complement in _METRICS[options.task].items():

@@ -20,16 +20,16 @@ from ..data.sources.classes import MovedClassError, class_names, summary
 from ..evaluation import validation
 from ..evaluation.analysis import Analysis
 from ..evaluation.evaluate import outputs_of
-from ..evaluation.inference import Subject
+from ..evaluation.evaluated_model import EvaluatedModel
 from ..evaluation.log import log_steps
 from ..evaluation.metrics import create_evaluator, set_targets
 from ..evaluation.outcomes import Mistake, Outcomes
 from ..options import timm_names
+from ..options.changed_options import changed_options, train_command
 from ..options.declare import declared
 from ..options.parse import read_config, validate_options
 from ..options.parsers import ValidateOptions, saved_train_options, train_parser
 from ..options.recipe import portable, recipe, redact
-from ..options.settings import changed_options, train_command
 from ..training.output import log, run_folder
 from ..weights.card import dataset_of
 from ..weights.checkpoint import choose_ema, describe_weights, find_file, saved_metadata, saved_options
@@ -63,7 +63,7 @@ class _Evaluation:
     """Results of the best weights on the validation data."""
     metrics: dict[str, float]
     images: int
-    subject: Subject
+    subject: EvaluatedModel
     class_names: list[str] | None
     analysis: Analysis | None  # only for one class per image
     mistakes: list[tuple[Mistake, str]]  # with file names

@@ -13,10 +13,10 @@ from huggingface_hub.utils import validate_repo_id
 
 from ..base.class_labels import SEVERAL_LABELS, describe, known_names
 from ..base.licences import license_fields
+from ..options.changed_options import validate_command
 from ..options.declare import declared
 from ..options.parsers import TrainOptions
 from ..options.recipe import portable
-from ..options.settings import validate_command
 from .base_model import Base, base_of
 from .checkpoint import SavedModel
 from .measured import describe_input, measured, unrepeatable

@@ -12,7 +12,7 @@ from timm.data import create_dataset, create_loader
 from torch.utils.data import Dataset
 
 from agmax_timm.commands import validate as validate_cli
-from agmax_timm.evaluation import inference, validation
+from agmax_timm.evaluation import evaluated_model, validation
 from agmax_timm.options.parse import parse_validate_args
 from agmax_timm.report import command as report
 from tests.helpers.flags import SMALL_VALIDATION
@@ -24,9 +24,9 @@ def subjects(monkeypatch):
     seen = []
 
     def build(*args):
-        seen.append(inference.build_subject(*args))
+        seen.append(evaluated_model.create_evaluated_model(*args))
         return seen[-1]
-    monkeypatch.setattr(validation, 'build_subject', build)
+    monkeypatch.setattr(validation, 'create_evaluated_model', build)
     return seen
 
 

@@ -6,7 +6,7 @@ from timm.models import create_model
 from agmax_timm.assembly import loaders
 from agmax_timm.assembly import model as build
 from agmax_timm.base.errors import OptionError
-from agmax_timm.evaluation.inference import build_subject
+from agmax_timm.evaluation.evaluated_model import create_evaluated_model
 from agmax_timm.options import timm_names
 from agmax_timm.options.parse import parse_train_args, validate_options
 
@@ -139,7 +139,7 @@ def test_options_of_batch_norm_in_a_model_without_it(caplog, flags, model, warne
 def test_a_model_without_branches_to_fuse(caplog, tmp_path, model, warned):
     torch.save(create_model(model, num_classes=3).state_dict(), tmp_path / 'weights.pth')
     args = validate_options(model=model, num_classes=3, reparam=True, checkpoint=str(tmp_path / 'weights.pth'))
-    build_subject(args, CPU, build.Precision())
+    create_evaluated_model(args, CPU, build.Precision())
     assert (f'--reparam has no effect: --model {model} has no branches to fuse' in caplog.text) is warned
 
 

@@ -6,12 +6,12 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 
+from agmax_timm.options.changed_options import changed_options, train_command
 from agmax_timm.options.declare import declared
 from agmax_timm.options.option_file import convert_options
 from agmax_timm.options.parse import parse_train_args
 from agmax_timm.options.parsers import TrainOptions, train_parser
 from agmax_timm.options.recipe import portable, recipe, redact
-from agmax_timm.options.settings import changed_options, train_command
 from agmax_timm.report.page import Report, render
 from agmax_timm.weights.staging import stage
 

@@ -21,9 +21,9 @@ from agmax_timm.commands import train as train_cli
 from agmax_timm.evaluation import validation
 from agmax_timm.evaluation.analysis import analyse
 from agmax_timm.evaluation.outcomes import Mistake
+from agmax_timm.options.changed_options import changed_options, train_command
 from agmax_timm.options.parse import parse_train_args, parse_validate_args
 from agmax_timm.options.parsers import train_parser
-from agmax_timm.options.settings import changed_options, train_command
 from agmax_timm.report import command, report
 from agmax_timm.report.charts import line_chart, ticks
 from agmax_timm.report.page import Report, inline, render

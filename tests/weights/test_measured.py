@@ -11,11 +11,11 @@ import pytest
 from PIL import Image
 
 from agmax_timm import export, publish
+from agmax_timm.evaluation.compare_staged import compare_on_data
 from agmax_timm.evaluation.prediction import Predictor, options_of
-from agmax_timm.evaluation.published import compare_on_data
+from agmax_timm.options.changed_options import validate_command
 from agmax_timm.options.declare import declared
 from agmax_timm.options.parsers import TrainOptions, ValidateOptions
-from agmax_timm.options.settings import validate_command
 from agmax_timm.weights import staging
 from agmax_timm.weights.card import model_card
 from agmax_timm.weights.checkpoint import read_model

@@ -5,7 +5,7 @@ import torch
 from ...assembly.model import Precision
 from ...base.distributed import rank, world_size
 from ...options.parsers import ValidateOptions
-from ..inference import Subject
+from ..evaluated_model import EvaluatedModel
 from ..metrics import labels_of_data
 from .attacks import pgd, random_start
 from .seeding import sample_seed
@@ -24,7 +24,7 @@ class Attack:
     def __init__(
             self,
             options: ValidateOptions,
-            subject: Subject,
+            subject: EvaluatedModel,
             device: torch.device,
             precision: Precision,
             epsilon: float,

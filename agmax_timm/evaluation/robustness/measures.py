@@ -25,7 +25,7 @@ from ...options.evaluation import Robustness
 from ...options.parsers import AnyOptions, ValidateOptions, saved_train_options
 from .. import bulk
 from ..evaluate import evaluate
-from ..inference import Subject
+from ..evaluated_model import EvaluatedModel
 from ..log import log_steps
 from ..metrics import create_evaluator, labels_of_data
 from .agreement import AgreementEvaluator
@@ -48,7 +48,7 @@ class Corruption(NamedTuple):
 class Evaluation:
     """A model, its data, and how to evaluate it."""
     options: ValidateOptions
-    subject: Subject
+    subject: EvaluatedModel
     dataset: Dataset
     device: torch.device
     precision: Precision

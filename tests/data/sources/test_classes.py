@@ -20,7 +20,7 @@ from agmax_timm.commands import train as train_cli
 from agmax_timm.commands import validate as validate_cli
 from agmax_timm.data.sources.classes import ModelClasses, check_evaluation, same_names, summary
 from agmax_timm.data.sources.datasets import create_dataset
-from agmax_timm.evaluation import inference
+from agmax_timm.evaluation import evaluated_model
 from agmax_timm.report import command as report
 from agmax_timm.report.report import make_report
 from tests.helpers.run_files import load, status_of
@@ -251,7 +251,7 @@ def of_imagenet(monkeypatch):
     def create(name, **_):
         torch.manual_seed(0)
         return create_model('test_resnet', num_classes=1000)
-    monkeypatch.setattr(inference, 'create_named_model', create)
+    monkeypatch.setattr(evaluated_model, 'create_named_model', create)
 
 
 def synsets(folder, photos, indices):

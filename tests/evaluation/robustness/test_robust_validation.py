@@ -16,7 +16,7 @@ from timm.models import create_model
 from timm.utils import random_seed
 
 from agmax_timm.commands import validate as validate_cli
-from agmax_timm.evaluation import inference, validation
+from agmax_timm.evaluation import evaluated_model, validation
 from agmax_timm.evaluation.calibration import CalibrationBins
 from agmax_timm.evaluation.robustness import attacked, measures
 from agmax_timm.evaluation.robustness.attacks import pgd, random_start
@@ -443,7 +443,7 @@ def test_subsets_of_imagenets_classes_are_timms(subset, count, results_of, refus
         index = known.index(synset)
         pixels = np.full((SIZE, SIZE, 3), (index % 256, index // 256 * 60, 0), np.uint8)
         Image.fromarray(pixels).save(tmp_path / 'val' / synset / 'x.png')
-    monkeypatch.setattr(inference, 'create_named_model', lambda *args, **kwargs: ReadsItsClass())
+    monkeypatch.setattr(evaluated_model, 'create_named_model', lambda *args, **kwargs: ReadsItsClass())
     words = [tmp_path, '--model', 'test_resnet', '--valid-labels', subset]
     assert len(synsets) == count and results_of(*words, '--crop-pct', 1)['top1'] == 100.
     os.rename(tmp_path / 'val' / synsets[3], tmp_path / 'val' / 'n00000001')

@@ -33,7 +33,7 @@ _logger = logging.getLogger('validate')
 
 
 @dataclass
-class Subject:
+class EvaluatedModel:
     """A model that is ready for evaluation, with attributes that a wrapped model does not have."""
     options: ValidateOptions  # completed with options of the checkpoint or the pretrained weights
     model: Any
@@ -66,7 +66,7 @@ def adopt_options(options: ValidateOptions, saved: dict[str, Any]) -> ValidateOp
     return replace(options, **adopted)
 
 
-def build_subject(options: ValidateOptions, device: torch.device, precision: Precision) -> Subject:
+def create_evaluated_model(options: ValidateOptions, device: torch.device, precision: Precision) -> EvaluatedModel:
     """Create the model that the options name, in the order of timm's script.
 
     Raises:
@@ -113,7 +113,7 @@ def build_subject(options: ValidateOptions, device: torch.device, precision: Pre
     model = _compile(options, model)
     if options.num_gpu > 1:
         model = nn.DataParallel(model, device_ids=list(range(options.num_gpu)))
-    return Subject(options, model, data_config, num_classes, classes, param_count, patch_size)
+    return EvaluatedModel(options, model, data_config, num_classes, classes, param_count, patch_size)
 
 
 def _check_devices(options: ValidationDevice, device: torch.device) -> None:
