@@ -27,9 +27,9 @@ REFUSED = {
     'by torch': ({'use_prefetcher': False}, 'distributed=False for them, distributed=True without them'),
     'batch': ({'batch_size': 7}, 'batch_size 7 on 2 process(es) is more than the data set of 12 images: use 6'),
     'early batch': ({'batch_size': 7}, 'batch_size 7 on 2 process(es) is more than the data set of 12 images: use 6'),
-    'early sizes': ({'input_size_choices': [8, 16]}, 'made for 1 process(es), now there are 2'),
-    'early stream': ({}, 'made for 1 process(es), now there are 2'),
-    'stream': ({}, 'read in sequence, and not shared among the 2 processes'),
+    'early sizes': ({'input_size_choices': [8, 16]}, 'created for 1 process(es), but there are 2'),
+    'early stream': ({}, 'created for 1 process(es), but there are 2'),
+    'stream': ({}, 'not shared among the 2 processes'),
 }
 
 
