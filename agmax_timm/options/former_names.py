@@ -3,6 +3,8 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from ..base.command_line import flag_of
+from .declare import declared
+from .parsers import TrainOptions
 
 
 class Former(NamedTuple):
@@ -20,24 +22,21 @@ def _when_true(**options: Any) -> Former:
 
 
 FORMER = {
+    **{former: _renamed(name) for name, option in declared(TrainOptions).items() for former in option.former},
     'amp_impl': Former('--amp'),
     'apex_amp': _when_true(amp=True),
     'native_amp': _when_true(amp=True),
     'aot_autograd': Former('--torchcompile'),
     'dynamo': _when_true(torchcompile='inductor'),
     'dynamo_backend': Former('--torchcompile'),
-    'aug_repeat': _renamed('aug_repeats'),
     'bn_tf': _when_true(bn_momentum=0.01, bn_eps=0.001),
     'reduce_bn': _when_true(dist_bn='reduce'),
     'initial_batch_size': Former('--batch-size'),
     'validation_batch_size_multiplier': Former('--validation-batch-size'),
-    'iters_to_accum': _renamed('grad_accum_steps'),
     'jsd': _when_true(jsd_loss=True),
-    'milestones': _renamed('decay_milestones'),
     'mixup_elem': _when_true(mixup_mode='elem'),
     'repp': _when_true(remode='pixel'),
     'use_wandb': _when_true(log_wandb=True),
-    'wandb_project_name': _renamed('wandb_project'),
     # No equal values: distillation had another temperature.
     'alpha_kd': Former('--distill-loss-weight'),
     'use_kd_only_loss': Former('--task-loss-weight 0'),
