@@ -188,7 +188,7 @@ def test_modes_of_the_compiler():
 
 
 def test_the_compiler_of_aot_autograd():
-    """--aot-autograd of validate.py: evaluation/inference.py compiles with functorch, which is deprecated."""
+    """--aot-autograd of validate.py: evaluation/evaluated_model.py compiles with functorch, which is deprecated."""
     from functorch.compile import memory_efficient_fusion
     assert callable(memory_efficient_fusion)
 
