@@ -366,6 +366,6 @@ def test_checkpoints_of_two_models_have_no_mean(tmp_path, capsys):
     write_run(tmp_path / 'run', [1., 2.], eval_metric='top1')
     other = load(tmp_path / 'run' / 'checkpoint-0.pth.tar')
     other['state_dict'] = timm.create_model('test_resnet', num_classes=4).state_dict()
-    other['args']['num_classes'] = 4
+    vars(other['args'])['num_classes'] = 4
     torch.save(other, tmp_path / 'run' / 'checkpoint-0.pth.tar')
     assert 'checkpoint-0.pth.tar' in fails(capsys, tmp_path / 'run', tmp_path / 'out', '--average', '2')

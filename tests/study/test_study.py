@@ -314,11 +314,11 @@ time.sleep(30)
     path, folder = write_study(tmp_path, data=str(photos)), tmp_path / 'out'
     reap, signalled = runner.Runner._reap, []
 
-    def signal_when_ready(self, asked):
+    def signal_when_ready(self, interrupted):
         if not signalled and len(list(folder.glob('*/*.ready'))) == 2:
             signalled.append(name)
             os.kill(os.getpid(), getattr(signal, name))
-        reap(self, asked)
+        reap(self, interrupted)
 
     monkeypatch.setattr(runner.Runner, '_reap', signal_when_ready)
     assert run_study(path, '--output', folder, '--jobs', 2) == 75
