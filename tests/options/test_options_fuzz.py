@@ -318,7 +318,7 @@ def test_runs(photos, tmp_path, capsys):
         folder = tmp_path / f'run{number}'
         with time_limit(120, argv):
             try:
-                train_cli.run(args)
+                train_cli.main(argv)
             except SystemExit as error:
                 lines = [line for line in capsys.readouterr().err.splitlines() if ': error: ' in line]
                 assert len(lines) == 1 and 'Traceback' not in lines[0], (shlex.join(argv), lines)

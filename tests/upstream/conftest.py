@@ -9,6 +9,6 @@ import pytest
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item, call):
     report = yield
-    if report.failed:
+    if report.failed and item.obj.__doc__:
         report.sections.append(('What breaks in agmax_timm', item.obj.__doc__))
     return report

@@ -65,8 +65,8 @@ def test_persistent_workers_have_one_iterator():
 
 
 def test_empty_batches_reach_the_collate_function():
-    """--resume within an epoch: data/resumption/order.py gives no indices for batches that were trained, and Report
-    in data/workers.py, a collate function, leaves them out."""
+    """--resume within an epoch: data/resumption/order.py gives no indices for batches that were trained, and
+    CollateWithState in data/workers.py leaves them out."""
     for dataset in Numbers(), InBatches():
         loader = DataLoader(dataset, batch_sampler=[[], [2]], collate_fn=list)
         assert list(loader) in ([[], [2]], [[], [20]])

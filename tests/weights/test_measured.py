@@ -237,7 +237,7 @@ def test_folder_with_another_preprocessing_is_refused(kind, change, said, train_
 
 def test_mode_of_another_number_of_channels_is_refused(train_once, tmp_path):
     saved = read_model(str(train_once(*TINY)), use_ema=None)
-    with pytest.raises(HubError, match='does not take the validation images of the run: .* CMYK has 4 channels'):
+    with pytest.raises(HubError, match='does not accept the validation images of the run: .* CMYK has 4 channels'):
         staged_wrongly(saved, tmp_path / 'hub', lambda config: config.update(notes=['input_img_mode=CMYK']))
 
 

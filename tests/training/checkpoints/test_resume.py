@@ -197,8 +197,9 @@ def test_an_interrupted_run_does_not_end_as_if_it_were_complete(photos, tmp_path
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
     monkeypatch.setattr(epochs, 'train_one_epoch', interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(SystemExit) as status:
         train_cli.main([str(photos), *SMALL, '--output', str(tmp_path), '--experiment', 'run'])
+    assert status.value.code == 130
 
 
 @pytest.mark.parametrize('argv, words', [

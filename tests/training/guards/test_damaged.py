@@ -75,7 +75,7 @@ def test_names_that_are_not_text_and_a_disk_that_is_full(data, tmp_path, monkeyp
     (tmp_path / 'full').mkdir()
     (tmp_path / 'full' / 'damaged.csv').symlink_to('/dev/full')
     again = DamageReport(dataset, torch.device('cpu'), str(tmp_path / 'full'))
-    dataset.damage._told.zero_()
+    dataset.damage._reported.zero_()
     again.after_epoch()
     assert told[2] == f"cannot write {tmp_path / 'full' / 'damaged.csv'}: No space left on device: training continues"
 
