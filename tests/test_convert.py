@@ -24,6 +24,7 @@ def original(tmp_path):
     return make
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name, size, resize', [('test_resnet', 224, 256), ('regnetx_002', 256, 288)])
 @pytest.mark.parametrize('agmax', [True, False], ids=['agmax', 'standard'])
 def test_timm_loads_the_folder_with_the_logits_of_the_original(name, size, resize, agmax, original, tmp_path, capsys):

@@ -90,6 +90,7 @@ def test_weights_are_timms(distill, task):
     assert loss_weights(distill, task) == (oracle.distill_loss_weight, oracle.task_loss_weight)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', ['test_vit', 'test_resnet'])
 @pytest.mark.parametrize('weights', [
     {}, {'distill_loss_weight': 0.7}, {'task_loss_weight': 0.3}, {'distill_loss_weight': 2.0, 'task_loss_weight': 0.4},

@@ -233,6 +233,7 @@ def test_model_of_another_number_of_logits(kind):
         AgMaxTask(Plain(7), kind=kind, num_classes=CLASSES, verbose=False)(*batch())
 
 
+@pytest.mark.slow
 def test_criterion_may_be_a_function(caplog):
     results = []
     for criterion in (None, nn.functional.cross_entropy):

@@ -201,6 +201,7 @@ def test_training_from_pinned_memory_and_without(photos, monkeypatch, flags, pin
     assert asked == [pin_memory] * 2
 
 
+@pytest.mark.slow
 def test_a_loader_that_training_waits_for(photos, measured, monkeypatch):
     """Each batch of views is late by a quarter of a second, a step is not."""
     def late(*args, **kwargs):

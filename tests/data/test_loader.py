@@ -215,6 +215,7 @@ class Tensors(TensorDataset):
         return self.transform(image), target
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('use_prefetcher', [True, False])
 def test_tensors_that_are_transformed(use_prefetcher):
     """The prefetcher would take 255 times the mean from numbers in [0, 1]."""
@@ -335,6 +336,7 @@ def timms_batches(dataset, mixup, use_prefetcher, **kwargs):
     return [mix(*batch) for _ in range(2) for batch in loader]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('mixup', [None, MIXUP, {**MIXUP, 'mode': 'pair'}, {**MIXUP, 'mode': 'elem'}])
 @pytest.mark.parametrize('num_workers', [0, 2])
 @pytest.mark.parametrize('use_prefetcher', [True, False])

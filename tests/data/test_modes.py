@@ -114,6 +114,7 @@ def works(image, step, value):
     return True
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('step, value', STEPS)
 def test_a_step_of_augmentation_works_or_is_refused(images, step, value):
     for mode in set(MODES) - set(REFUSED_WITHOUT_IT):

@@ -170,6 +170,7 @@ def everything_on(dataset, seed, num_workers, use_prefetcher):
     return [batch for _ in range(2) for batch in loader]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('use_prefetcher', [True, False])
 @pytest.mark.parametrize('num_workers', [0, 2])
 def test_reproducible_from_the_seed(gradient_dataset, num_workers, use_prefetcher):

@@ -48,6 +48,7 @@ def test_checkpoints_come_in_natural_order(folder):
         'checkpoint-2.pth.tar', 'checkpoint-10.pth.tar']
 
 
+@pytest.mark.slow
 def test_what_fails_is_a_row_and_the_others_go_on(folder, photos, results_of, capsys):
     (folder / 'checkpoint-5.pth.tar').write_bytes(b'no checkpoint')
     torch.save(create_model('test_resnet', num_classes=4).state_dict(), folder / 'other.pth')
@@ -67,6 +68,7 @@ def test_what_fails_is_a_row_and_the_others_go_on(folder, photos, results_of, ca
     assert all('error' in row for row in results_of(*words, status=1))
 
 
+@pytest.mark.slow
 def test_nothing_passes_from_one_model_to_the_next(photos, make_saved, tmp_path, results_of):
     """The number of classes, the size and the mean of each are its own."""
     folders = {}
@@ -127,6 +129,7 @@ def test_a_results_file_is_never_half_written(tmp_path):
     assert json.loads(path.read_text()) == [dict(top1=1.)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('bulk_mode', [False, True])
 def test_retry_takes_smaller_batches_until_memory_suffices(bulk_mode, folder, photos, results_of, monkeypatch):
     tried, build = [], loaders.build_eval_loader

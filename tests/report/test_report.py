@@ -266,6 +266,7 @@ def test_what_is_made_of_patches_is_shown_and_evaluated_as_in_training(photos, p
     assert (tmp_path / 'run' / 'views-0-0.png').is_file()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('argv', [
     ['/data/x', '--model', 'test_resnet', '--agmax', '--lr', '1e-05', '--experiment', 'x', '--output', '/home/secret'],
     ['--dataset', 'demo', '--val-split', '', '--scale', '0.2', '0.9', '--model-kwargs', 'a=1', 'b=word', 'c=(1,2)'],

@@ -142,6 +142,7 @@ def test_reading_and_copying_would_be_seen(copies):
     assert copies.seen == [('cpu', 'meta', 'waits'), ('meta', 'cpu', 'continues')]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('options', [{}, {'clip_grad': 1.0}, {'clip_grad': 0.1, 'clip_mode': 'value'}], ids=str)
 @pytest.mark.parametrize('kind', AGREEMENT_KINDS)
 def test_no_update_waits_for_the_device(copies, kind, options):
@@ -154,6 +155,7 @@ def test_no_batch_of_an_update_waits_for_the_device(copies):
     assert_no_wait(copies, create_task('meta'), [batch('meta') for _ in range(4)], updates=2, grad_accum_steps=2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('criterion, soft', [
     (None, True), (SoftTargetCrossEntropy(), True), (LabelSmoothingCrossEntropy(), False),
     (BinaryCrossEntropy(), False), (BinaryCrossEntropy(), True)],
@@ -355,6 +357,7 @@ def events(monkeypatch):
     return seen
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('accum_steps', [1, 2])
 @pytest.mark.parametrize('policy', ['stop', 'skip'])
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16', 'float16'])

@@ -302,6 +302,7 @@ def test_flags_that_cannot_be(flags, message, capsys):
 # Faults
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('method, path', [
     ('POST', '/repos/create'), ('POST', '/validate-yaml'), ('POST', '/preupload/'), ('POST', '/objects/batch'),
     ('PUT', '/storage/'), ('POST', '/commit/'), ('POST', '/branch/')])
@@ -311,6 +312,7 @@ def test_a_cut_connection_is_tried_again(hub, upload, method, path):
     assert 'model.safetensors' in hub.files('ann/net', 'v2')
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('status', [429, 500, 502, 503, 504])
 def test_a_busy_hub_is_tried_again(hub, upload, status):
     hub.fail('POST', '/commit/', status, times=2)
@@ -386,6 +388,7 @@ def test_the_server_refuses_cards_as_the_hub_does(hub, upload, staged, tmp_path,
     assert not hub.count('POST', '/commit/')
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('options', [
     {'dataset': '', 'data_dir': '/home/ann/My Photos!'}, {'dataset': '', 'data_dir': '/x/photos-'},
     {'dataset': '', 'data_dir': '/x/a--b'}, {'dataset': 'hfds/../data'}, {'dataset': 'demo'},

@@ -152,6 +152,7 @@ def validate(photos, results_of):
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name, size', [('test_resnet', 224), ('regnetx_002', 256)])
 def test_validate_evaluates_the_file_as_the_original_does(name, size, save, validate):
     network = original_network(name)
@@ -167,6 +168,7 @@ def test_validate_evaluates_the_file_as_the_original_does(name, size, save, vali
     assert results['loss'] > 0
 
 
+@pytest.mark.slow
 def test_flags_win_over_the_originals_evaluation(save, validate):
     path = save(original_checkpoint(original_network('resnet50')))
     results = validate('--model', 'resnet50', '--img-size', 64, '--crop-pct', 0.5, '--checkpoint', path)

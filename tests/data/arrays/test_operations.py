@@ -119,6 +119,7 @@ def test_pixels_of_colours_and_filters(name):
     compare(OPERATIONS[name], auto_augment.NAME_TO_OP[name], *PIXELWISE[name])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('fill', [FILL, None])
 @pytest.mark.parametrize('name', GEOMETRY)
 @pytest.mark.parametrize('resample', [BILINEAR, BICUBIC, NEAREST])
@@ -166,6 +167,7 @@ def test_rounded_positions_are_noticed(monkeypatch, interpolation):
     assert not geometry._is_exact(interpolation)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', OPERATIONS)
 @pytest.mark.parametrize('magnitude_std', [0, .5, float('inf')])
 def test_an_op_of_timm_draws_the_same_with_our_function(name, magnitude_std):

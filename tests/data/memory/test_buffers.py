@@ -219,6 +219,7 @@ def loader_for(device, dataset, workers=2, **kwargs):
     return loader.loader
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('source, workers', [
     ('files', 0), ('files', 2), ('small images in memory', 2), ('small images in memory', 0), ('mixed', 2)])
 @pytest.mark.parametrize('device, pin_memory, reused', [

@@ -78,6 +78,7 @@ def assert_equal(ours, theirs):
         assert ours.filenames(**options) == theirs.filenames(**options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('block', range(5))
 def test_random_trees_are_read_as_timm_does(tmp_path, block):
     read = 0

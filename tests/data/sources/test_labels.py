@@ -72,6 +72,7 @@ COLUMNS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('kind', ['hfds', 'hfids'])
 @pytest.mark.parametrize('case', COLUMNS)
 def test_labels_of_hugging_face_data(tmp_path, kind, case):
@@ -174,6 +175,7 @@ SHARDS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('options', [{}, {'workers': 1}, {'share': True}, {'training': True}], ids=str)
 @pytest.mark.parametrize('labels, shown, reason', SHARDS)
 def test_labels_in_shards(tmp_path, labels, shown, reason, options):
@@ -184,6 +186,7 @@ def test_labels_in_shards(tmp_path, labels, shown, reason, options):
     assert line.startswith(name) and reason in line and '\n' not in line
 
 
+@pytest.mark.slow
 def test_exact_labels_in_shards(tmp_path):
     assert read_shard(tmp_path, [b'0', b'2.0\n', b' 1 ']) == [0, 2, 1]
 

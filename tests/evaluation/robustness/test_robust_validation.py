@@ -366,6 +366,7 @@ def test_ranks_agree_with_one_process(textures, corrupted, weights, results_of, 
     assert {'ece', 'agreement', 'agreement_kl', 'crop_top1', 'dark_err', 'pgd_linf_4_top1'} <= set(of_one)
 
 
+@pytest.mark.slow
 def test_a_folder_of_checkpoints_side_by_side(textures, weights, results_of, tmp_path):
     for seed in (3, 4):
         os.link(weights(seed=seed)[0], tmp_path / f'{seed}.pth')

@@ -23,6 +23,8 @@ from tests.helpers.poison import poison_gradients, poison_losses
 from tests.helpers.ranks import finish_ranks, logs, no_environment, start_ranks, torchrun_environment
 from tests.helpers.run_files import load
 
+pytestmark = pytest.mark.slow
+
 KILLS = int(os.environ.get('AGMAX_KILLS', 3))
 # 6 updates of training and 6 batches of validation an epoch.
 LONG = [*FLAGS, '--agmax', '--mixup', '0.2', '--model-ema', '--model-ema-decay', '0.9', '-j', '0', '--epochs', '15',
