@@ -1,4 +1,4 @@
-"""Values of options that cannot be: one line each, with the flag, the value and the way out."""
+"""Checks of the values of options. Each error is one line with the flag, the value and the remedy."""
 import importlib.util
 import os
 from collections.abc import Callable

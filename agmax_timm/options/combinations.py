@@ -1,4 +1,4 @@
-"""Combinations of options of train.py that cannot be: one line each, with both flags and the way out."""
+"""Checks of options of train.py that exclude each other. Each error is one line with both flags and the remedy."""
 from collections.abc import Callable
 
 from ..base.command_line import Parser, flag_of
@@ -8,7 +8,7 @@ from .declare import declared
 from .model import TrainModel
 from .parsers import TrainOptions
 
-# What --agmax cannot be combined with: the flag, whether the options ask for it, why not, and the way out.
+# Flags that cannot be combined with --agmax: the flag, a test whether it is given, the reason, and the remedy.
 NOT_WITH_AGMAX = (
     ('--aug-splits', lambda o: o.aug_splits > 0,
      'makes versions of one crop, the first of them clean, where AgMax draws two views', 'use --aa for both views'),

@@ -19,7 +19,7 @@ from .parsers import AnyOptions, TrainOptions
 
 _logger = logging.getLogger('train')
 _SCHEDULES = ('cosine', 'tanh', 'step', 'multistep', 'plateau', 'poly', 'wsd', 'rsqrt', 'constant', 'none')
-# What timm, torch and Python raise of an argument that cannot be.
+# Exceptions that timm, torch and Python raise for an invalid argument.
 REFUSED = (ValueError, TypeError, AssertionError, KeyError, IndexError, ArithmeticError, ImportError, RuntimeError)
 
 

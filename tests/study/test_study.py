@@ -1,5 +1,5 @@
 """Studies: the statistics against numbers by hand, the table of made-up outcomes, a small study that is stopped and
-continues, and what is said of files that cannot be."""
+continues, and the messages about invalid files."""
 import csv
 import math
 import os
