@@ -19,17 +19,17 @@ def average_models(
 ) -> SavedModel:
     """Average the weights of the best checkpoints of a run in float64, as timm's avg_checkpoints.py does.
 
-    Only `checkpoint-N` files count, so that no epoch counts twice. Integer tensors, such as the number of batches, are
-    those of the best checkpoint. The mean was never evaluated, so it has no metrics.
+    Only `checkpoint-N` files are read, so no epoch counts twice. Integer tensors, such as the number of batches, are
+    taken from the best checkpoint. The mean was never evaluated, so it has no metrics.
 
     Args:
         run_dir: Folder of the run.
         count: Number of checkpoints.
-        use_ema, architecture: As for read_model.
+        use_ema, architecture: See read_model.
 
     Raises:
-        CheckpointError: as read_model.
-        OptionError: no folder, fewer than `count` ranked checkpoints, or not all of one model.
+        CheckpointError: See read_model.
+        OptionError: The folder is missing, it has fewer than `count` ranked checkpoints, or their models differ.
     """
     paths = best_checkpoints(run_dir, count)
     best = read_model(paths[0], use_ema, architecture=architecture)
@@ -51,11 +51,11 @@ def average_models(
 
 
 def best_checkpoints(run_dir: str, count: int) -> list[str]:
-    """Return the paths of the `count` best `checkpoint-N` of a run's folder, best first. Ties go to the earlier epoch.
+    """Return the paths of the `count` best `checkpoint-N` files of a run, best first. Of equal ones, the earlier epoch.
 
     Raises:
-        CheckpointError: one of them cannot be read.
-        OptionError: as average_models.
+        CheckpointError: A checkpoint cannot be read.
+        OptionError: See average_models.
     """
     if count < 1:
         raise OptionError(f'--average must be 1 or more, got {count}')

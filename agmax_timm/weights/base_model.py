@@ -1,4 +1,4 @@
-"""The weights that a run starts from: their name on the Hub, and the licence under which they were published."""
+"""The weights that a run starts from: their name on the Hub and their licence."""
 import os
 from contextlib import suppress
 from typing import Any
@@ -23,7 +23,7 @@ def find_base(options: TrainModel, model: Any) -> Base:
 
     Args:
         options: Options of the run.
-        model: As timm created it, with the configuration of the weights that it loaded.
+        model: Model as timm created it. Its pretrained_cfg describes the weights that it loaded.
     """
     overlay = options.pretrained_cfg_overlay
     path: str | None = options.resume or options.initial_checkpoint
@@ -47,17 +47,17 @@ def find_base(options: TrainModel, model: Any) -> Base:
 
 
 def base_of(saved: SavedModel) -> Base:
-    """The weights that training of a model started from: from its metadata, or from its options if that has none."""
+    """Return the weights that a trained model started from, according to its metadata, otherwise to its options."""
     return saved.base if saved.base is not None else _base_of_options(saved.options, saved.architecture)
 
 
 def license_of(saved: SavedModel) -> str | None:
-    """The licence of a model: that of --license, otherwise that of its base; None if unknown."""
+    """Return the licence of a model: the value of --license, otherwise the licence of its base. None if unknown."""
     return license_name(saved.options.get('license')) or base_of(saved).get('license')
 
 
 def base_of_file(path: str) -> Base:
-    """The base of a run that starts from a checkpoint or weights file: the base and the licence of that file."""
+    """Return the base and the licence of a checkpoint or weights file that a run starts from."""
     with suppress(CheckpointError):  # loading the file reports it
         options, metadata = saved_run(path)
         base = metadata['base'] if 'base' in metadata else _base_of_options(options)

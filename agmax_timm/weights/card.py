@@ -1,4 +1,4 @@
-"""The model card of a trained classifier: the facts that are known. card.md.jinja puts them into words."""
+"""The facts of the model card of a trained classifier. card.md.jinja puts them into words."""
 import os
 import re
 from collections.abc import Sequence
@@ -230,7 +230,7 @@ def split_sections(body: str) -> tuple[dict[str, str], str]:
     """Split the text of a card into our sections and the other text, which keeps a mark for each section.
 
     Raises:
-        ValueError: the end of a section is missing.
+        ValueError: The end of a section is missing.
     """
     sections = {}
 

@@ -57,14 +57,14 @@ class SavedModel:
     run_dir: str | None = None  # the folder of the run that wrote it, where it was read from there
 
     def with_dataset(self, name: str) -> 'SavedModel':
-        """Return it with this name of the training data on the Hub; '' keeps the name that the run gave."""
+        """Return a copy with another name of the training data on the Hub. '' keeps the name that the run gave."""
         return replace(self, options={**self.options, 'hub_dataset': name or self.options.get('hub_dataset')})
 
     def create_model(self) -> nn.Module:
-        """The timm model with these weights, in evaluation mode.
+        """Create the timm model with these weights, in evaluation mode.
 
         Raises:
-            CheckpointError: timm cannot build the model, or the tensors are not those of it; both are named.
+            CheckpointError: Timm cannot create the model, or the tensors do not fit it. The message names both.
         """
         args: dict[str, Any] = {'num_classes': self.num_classes, 'in_chans': self.in_chans,
                                 'global_pool': self.global_pool, **self.model_args}
@@ -88,17 +88,17 @@ def read_model(
     """Read a classifier from a run or a file: ours, timm's, or weights alone.
 
     Args:
-        path: Folder of a run or in timm's layout, a checkpoint, or a state dict as .pth or .safetensors. Weights in a
-            folder of timm's layout are described by its config.json.
-        use_ema: Whether to read the EMA of the weights; None for the weights that the run ranked by, see choose_ema.
+        path: Folder of a run, folder in timm's layout, checkpoint, or state dict (.pth or .safetensors). In a folder of
+            timm's layout, config.json describes the weights.
+        use_ema: Whether to read the EMA of the weights. None reads the weights that the run ranked, see choose_ema.
         which: 'best' or 'last' checkpoint of a run's folder.
-        architecture: timm's name of the model, for files that do not say.
-        num_classes: Outputs, for files that do not say and whose tensors do not show it.
-        model_kwargs: Further arguments of create_model, for files that do not say.
+        architecture: timm's name of the model, if the file does not store it.
+        num_classes: Number of outputs, if the file does not store it and its tensors do not show it.
+        model_kwargs: Further arguments of create_model, if the file does not store them.
 
     Raises:
-        CheckpointError: the file is missing, damaged, not plain tensors, does not say its architecture, holds no EMA,
-            or (where it has no metadata) its tensors are not the model's.
+        CheckpointError: The file is missing or damaged, holds more than plain tensors, has no EMA or no architecture,
+            or, if it has no metadata, its tensors do not fit the model.
     """
     file = find_file(path, which)
     checkpoint = _read(file)
@@ -134,7 +134,7 @@ def read_model(
 
 
 def find_file(path: str, which: str = 'best') -> str:
-    """Return the file to read: of a run its 'best' or 'last' checkpoint, of a folder in timm's layout its weights."""
+    """Return the file to read: a run's 'best' or 'last' checkpoint, or the weights of a folder in timm's layout"""
     if not os.path.isdir(path):
         return path
     layout = [os.path.join(path, name) for name in _WEIGHTS if os.path.isfile(os.path.join(path, _CONFIG))]
@@ -142,13 +142,13 @@ def find_file(path: str, which: str = 'best') -> str:
 
 
 def chosen_by_ema(options: dict[str, Any]) -> bool:
-    """Whether a run with these options evaluated, and so ranked its checkpoints by, the EMA of the weights."""
+    """Whether a run with these options ranked its checkpoints by the metrics of the EMA."""
     evaluated = options.get('val_split', 'validation') != ''
     return bool(evaluated and options.get('model_ema') and not options.get('model_ema_force_cpu'))
 
 
 def choose_ema(options: dict[str, Any], use_ema: bool | None) -> bool:
-    """Return `use_ema`; if that is None, whether a run with these options ranked its checkpoints by the EMA."""
+    """Return `use_ema`. If it is None, return whether a run with these options ranked its checkpoints by the EMA."""
     return chosen_by_ema(options) if use_ema is None else use_ema
 
 
@@ -224,7 +224,7 @@ def _damage_reported(path: str):
 
 
 def options_in(checkpoint: dict[str, Any]) -> dict[str, Any]:
-    """Options of the run that wrote a checkpoint, as they are in it; empty without them."""
+    """Return the options of the run that wrote a checkpoint, as stored; empty if it stores none."""
     args = checkpoint.get('args')
     return dict(vars(args)) if isinstance(args, argparse.Namespace) else dict(args) if isinstance(args, dict) else {}
 
@@ -284,10 +284,10 @@ def _read(path: str, mmap: bool = False) -> dict[str, Any]:
 
 
 def load_weights(path: str, model: nn.Module, use_ema: bool = False) -> None:
-    """Load the classifier of a checkpoint or weights file, every tensor of it.
+    """Load all tensors of the classifier in a checkpoint or weights file.
 
     Raises:
-        CheckpointError: as read_model.
+        CheckpointError: See read_model.
     """
     _load_strictly(model, _tensors(_read(path), path, use_ema), path)
 
@@ -295,8 +295,8 @@ def load_weights(path: str, model: nn.Module, use_ema: bool = False) -> None:
 def saved_options(path: str) -> dict[str, Any]:
     """Return the options of the run that wrote a checkpoint; empty if the file holds none.
 
-    Values of its metadata replace the options: the metadata knows the model if the options name a folder or repository,
-    all that timm resolved, and the content of the class map (then a dict from class to index).
+    Values of its metadata replace the options. The metadata has the model's name even if the options name a folder or
+    repository, the values that timm resolved, and the content of the class map (a dict from class to index).
     """
     checkpoint = _read(path, mmap=True)
     if is_original(checkpoint):
@@ -321,7 +321,7 @@ def saved_run(path: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the resolved options of the run that wrote a file, and its metadata. Each is empty if the file has none.
 
     Raises:
-        CheckpointError: as read_file.
+        CheckpointError: As read_file.
     """
     checkpoint = _read(path, mmap=True)
     metadata = checkpoint.get(METADATA)
@@ -341,7 +341,7 @@ def saved_metadata(path: str) -> dict[str, Any]:
     """Return the metadata in a checkpoint (see metadata.make_metadata); empty if it has none.
 
     Raises:
-        CheckpointError: as read_file.
+        CheckpointError: As read_file.
     """
     return saved_run(path)[1]
 

@@ -1,4 +1,4 @@
-"""The newest checkpoint of a run's folder that is whole."""
+"""The newest valid checkpoint of a run's folder."""
 import os
 from contextlib import suppress
 from typing import Any
@@ -13,18 +13,18 @@ _FIRST = ('last', 'checkpoint', 'recovery', 'milestone')  # of files that hold t
 
 
 def checkpoint_names(folder: str) -> list[str]:
-    """Names of the checkpoints in a folder, sorted; none where there is no folder."""
+    """Return the sorted names of the checkpoints in a folder. Empty if the folder does not exist."""
     if not os.path.isdir(folder):
         return []
     return sorted(name for name in os.listdir(folder) if name.endswith(SUFFIX) and name not in _SCRATCH_OF_TIMM)
 
 
 def newest_checkpoint(folder: str) -> tuple[str | None, list[tuple[str, str]]]:
-    """Find where a run continues: in its last line of checkpoints (see branch_of), at the latest position.
+    """Find the checkpoint from which a run continues: the latest position of its last branch (see branch_of).
 
     Returns:
-        The path of the newest checkpoint that is whole, None where there is none; path and reason (a sentence that
-        begins with the path) of each that is damaged and newer, or too damaged to say how new it is.
+        (path, damaged): Path of the newest valid checkpoint, or None. Path and reason of each damaged checkpoint that
+        is newer or whose position cannot be read; the reason is a sentence that begins with the path.
     """
     damaged, candidates = [], []
     for name in checkpoint_names(folder):
@@ -49,7 +49,7 @@ def newest_checkpoint(folder: str) -> tuple[str | None, list[tuple[str, str]]]:
 
 
 def position_of(checkpoint: dict[str, Any]) -> tuple[int, int] | None:
-    """Epoch and batch that a checkpoint continues with, None if it does not say."""
+    """Return the epoch and the batch that follow a checkpoint. None if it does not store them."""
     epoch = checkpoint.get('epoch')
     if not isinstance(epoch, int):
         return None
@@ -63,13 +63,13 @@ def position_of(checkpoint: dict[str, Any]) -> tuple[int, int] | None:
 
 
 def branch_of(checkpoint: dict[str, Any]) -> int:
-    """How often the run had gone back to an older checkpoint of its folder by then: what it left is passed over."""
+    """Return how often the run had gone back to an older checkpoint. Checkpoints of earlier branches are ignored."""
     state = checkpoint.get(STATE)
     return state.get('line', 0) if isinstance(state, dict) else 0
 
 
 def next_line(folder: str) -> int:
-    """The number of a line that a run begins where it goes back to a checkpoint of its folder."""
+    """Return the number of the branch of a run that goes back to an older checkpoint of its folder."""
     lines = [0]
     for name in checkpoint_names(folder):
         with suppress(CheckpointError):

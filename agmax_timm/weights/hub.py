@@ -1,4 +1,4 @@
-"""Publish a staged folder on the Hugging Face Hub: checked beforehand, uploaded as one commit, tried again."""
+"""Publish a staged folder on the Hugging Face Hub: check it, upload it as one commit, retry temporary errors."""
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -38,16 +38,17 @@ class Destination:
     """Where a model is published, and what may be overwritten there.
 
     Args:
-        repo_id: OWNER/NAME; made if it is missing.
-        private: Whether a new repository is private; one that exists and is public is refused.
-        revision: Branch, made if it is missing; None or '' for main.
+        repo_id: OWNER/NAME. A missing repository is created.
+        private: Whether a new repository is private. An existing public repository is then refused.
+        revision: Branch; None or '' for main. A missing branch is created.
         create_pr: Whether to open a pull request against the branch instead of writing to it.
-        replace_card: Whether README.md is written without regard to what is there.
-        replace_files: Whether other files are overwritten and deleted without regard to who wrote them.
-        license: Licence that was asked for, so that it replaces another one; '' if none was.
+        replace_card: Whether to overwrite README.md even if it was changed on the Hub.
+        replace_files: Whether to overwrite and delete other files even if they were changed on the Hub.
+        license: Licence that the user gave, which replaces another one; '' if none.
         token: Token of the Hub; None for HF_TOKEN, or that of `hf auth login`.
         endpoint: Address of the Hub; None for HF_ENDPOINT, or huggingface.co.
-        waits: Seconds before each further attempt where the Hub is busy or out of reach. Retry-After takes precedence.
+        waits: Seconds to wait before each further attempt, if the Hub is busy or out of reach. Retry-After takes
+            precedence.
     """
     repo_id: str
     private: bool = False
@@ -62,7 +63,7 @@ class Destination:
 
     @property
     def branch(self) -> str | None:
-        """The branch if it is not the default one."""
+        """Name of the branch, None for the default one."""
         return self.revision if self.revision not in ('', 'main') else None
 
     @property
@@ -71,7 +72,7 @@ class Destination:
 
     @property
     def flags(self) -> list[str]:
-        """The flags of agmax_timm.publish that ask for this."""
+        """Flags of agmax_timm.publish with the same effect."""
         given = {'private': self.private, 'revision': self.revision, 'pr': self.create_pr, 'license': self.license,
                  'replace-card': self.replace_card, 'replace-files': self.replace_files}
         return [word for name, value in given.items() if value
@@ -81,7 +82,7 @@ class Destination:
         """Call a function, and repeat it after temporary errors. The client itself repeats the upload of files.
 
         Args:
-            repeatable: Whether to repeat a call that was not answered. It may have had its effect.
+            repeatable: Whether to repeat a call without an answer. The first call may have had its effect.
         """
         for wait in self.waits:
             try:
@@ -103,8 +104,8 @@ def check_destination(to: Destination) -> None:
     """Check the name, the token and its permissions before training.
 
     Raises:
-        OptionError: the name is malformed.
-        HubError: there is no valid token, or the token cannot write there.
+        OptionError: The name is malformed.
+        HubError: There is no valid token, or the token cannot write there.
     """
     check_name(to.repo_id)
     log_in = 'log in with `hf auth login`, or set HF_TOKEN'
@@ -135,8 +136,8 @@ def publish(folder: str | Path, to: Destination, checked: bool = False) -> str:
         The address of the commit or pull request.
 
     Raises:
-        ChangedError: a change that was made on the Hub would be overwritten.
-        HubError: the folder does not load, or the Hub refuses the commit or is out of reach. Nothing is committed.
+        ChangedError: A change that was made on the Hub would be overwritten.
+        HubError: The folder does not load, or the Hub refuses the commit or is out of reach. Nothing is committed.
     """
     if not checked:
         load_folder(folder)
@@ -175,8 +176,8 @@ def check_update(folder: str | Path, to: Destination) -> None:
     """Check that the files in the repository allow a folder like this one to be published.
 
     Raises:
-        ChangedError: a change that was made on the Hub would be overwritten.
-        HubError: the Hub does not answer.
+        ChangedError: A change that was made on the Hub would be overwritten.
+        HubError: The Hub does not answer.
     """
     with as_hub_error(f'cannot look up {to.repo_id}'):
         remote = to.call(lambda: _read_remote(to))

@@ -11,7 +11,7 @@ _MODE = 'input_img_mode='
 
 
 def notes_of(options: Mapping[str, Any], in_chans: int) -> list[str]:
-    """The notes of a model: its task and the PIL mode of its images, if they are not the defaults.
+    """Return the notes of a model: its task and the PIL mode of its images, if they are not the defaults.
 
     Args:
         options: Options of its run.
@@ -23,7 +23,7 @@ def notes_of(options: Mapping[str, Any], in_chans: int) -> list[str]:
 
 
 def noted_options(pretrained_cfg: Mapping[str, Any]) -> dict[str, str]:
-    """The options in the notes of a model; empty for models of other programs."""
+    """Return the options in the notes of a model. Empty for models of other programs."""
     notes = [note for note in pretrained_cfg.get('notes') or () if isinstance(note, str)]
     modes = [note.removeprefix(_MODE) for note in notes if note.startswith(_MODE)]
     return {**({'task': SEVERAL_LABELS} if SEVERAL_LABELS in notes else {}),

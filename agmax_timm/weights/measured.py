@@ -7,14 +7,14 @@ from .checkpoint import SavedModel
 
 
 def measured(saved: SavedModel) -> dict[str, float]:
-    """The metrics that are to be published: finite, and repeatable."""
+    """Return the metrics to publish: those that are finite and that an evaluation can repeat."""
     if unrepeatable(saved):
         return {}
     return {name: value for name, value in saved.metrics.items() if math.isfinite(value)}
 
 
 def unrepeatable(saved: SavedModel) -> str:
-    """Why an evaluation of the staged model cannot repeat that of its run, as the end of a sentence; '' if it can."""
+    """Return why an evaluation of the staged model cannot repeat that of its run, as the end of a sentence; else ''."""
     options = saved.options
     if (options.get('tta') or 0) > 1:
         return f'the run averaged the predictions of each {options["tta"]} images in a row (`--tta`)'
@@ -27,7 +27,7 @@ def unrepeatable(saved: SavedModel) -> str:
 
 
 def describe_input(options: Mapping[str, Any], data_config: Mapping[str, Any]) -> str:
-    """The images of an evaluation, as the end of a sentence: 'at 32 x 32, crop 0.9'.
+    """Describe the images of an evaluation, as the end of a sentence: 'at 32 x 32, crop 0.9'.
 
     Args:
         options: Options of the run.

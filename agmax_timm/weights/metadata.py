@@ -1,4 +1,4 @@
-"""What a checkpoint says of its weights, to use them again: plain types alone, which plain timm leaves alone."""
+"""Metadata of a checkpoint, with which its weights can be used again. It has plain types only; timm ignores it."""
 import platform
 from typing import Any
 
@@ -19,15 +19,15 @@ def make_metadata(
         class_map: dict[Any, int] | None = None,
         base: dict[str, str | None] | None = None,
 ) -> dict[str, Any]:
-    """What reproduces the weights of a model, besides the run's options; plain types alone.
+    """Return what is needed to use the weights of a model, in addition to the run's options, in plain types.
 
     Args:
-        model: The classifier, as timm created it.
-        name: Name it was created by.
-        data_config: How it is evaluated: input_size (C, H, W), interpolation, mean, std, crop_pct, crop_mode.
-        class_names: By index, None if unknown; outputs beyond them are named by their index.
-        metric_name: The metric that ranks the checkpoints.
-        class_map: Content of --class-map, so that the file is not needed again; None without one.
+        model: Classifier, as timm created it.
+        name: Name with which the model was created.
+        data_config: Preprocessing in evaluation: input_size (C, H, W), interpolation, mean, std, crop_pct, crop_mode.
+        class_names: Class names by index, None if unknown. Further outputs are named by their index.
+        metric_name: Metric that ranks the checkpoints.
+        class_map: Content of --class-map, so that the file is not needed again; None without a class map.
         base: Weights that training started from, see base_model.find_base.
     """
     if parse_model_name(name)[0]:  # a folder or repository, which may be gone when the checkpoint is read

@@ -1,4 +1,4 @@
-"""The original's weights: its tensors under timm's names, and its four released models in timm's registry.
+"""Weights of the original AgMax: conversion to timm's names, and the four released models in timm's registry.
 
 Original: https://github.com/roatienza/agmax
 """
@@ -34,13 +34,13 @@ def is_original(checkpoint: Any) -> bool:
 
 
 def original_to_timm(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
-    """The classifier of a checkpoint of the original under timm's names, without the Q-network.
+    """Convert the classifier of a checkpoint of the original to timm's names, without the Q-network.
 
-    Networks of its own (ResNet) have timm's names already. Those it took from timm (RegNet, EfficientNet) lie under
-    `features.`, with timm's head unused: that one is dropped, and its place taken by the original's `classifier`.
+    The original's own networks (ResNet) have timm's names already. In networks from timm (RegNet, EfficientNet), the
+    names begin with `features.` and timm's head is unused. The original's `classifier` replaces this head.
 
     Raises:
-        CheckpointError: a tensor that no such checkpoint holds, by name.
+        CheckpointError: The checkpoint has an unexpected tensor. The message names it.
     """
     tensors = checkpoint['model_state_dict']
     plain_names = {_plain(name) for name in tensors}
@@ -60,12 +60,13 @@ def original_to_timm(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
 
 
 def original_options(checkpoint: dict[str, Any], img_size: int | None = None) -> dict[str, Any]:
-    """How the original evaluates a checkpoint, as options of validate.py: classes, input and normalisation.
+    """Return the options of validate.py with which the original evaluates a checkpoint.
 
     The shorter side of an image is resized to 32 pixels more than the central crop.
 
     Args:
-        img_size: Side of the crop (default: the published, 224 for its ResNets and 256 for networks of timm's).
+        img_size: Side of the crop in pixels. None is the published side: 224 for the original's ResNets, 256 for
+            networks from timm.
     """
     tensors = {_plain(name): tensor for name, tensor in checkpoint['model_state_dict'].items()}
     of_timm = any(name.startswith('feature_extractor.features.') for name in tensors)
@@ -82,11 +83,11 @@ def original_options(checkpoint: dict[str, Any], img_size: int | None = None) ->
 
 
 def filter_checkpoint(state_dict: dict[str, Any], model: nn.Module) -> dict[str, Any]:
-    """timm's `filter_fn`: the tensors of an original checkpoint, checked against the model; anything else as it is.
+    """Convert and check the tensors of an original checkpoint. Return others unchanged. This is timm's `filter_fn`.
 
     Raises:
-        CheckpointError: a tensor is missing, unexpected, or of another shape, but for what timm adapts: the stem
-            to the input channels and the head to the classes.
+        CheckpointError: A tensor is missing, unexpected, or has another shape. Stem and head may differ, because timm
+            adapts them to the input channels and the classes.
     """
     if not is_original(state_dict):
         return state_dict
@@ -101,7 +102,7 @@ def check_fit(
         adapted: tuple[str, ...] = (),
         source: str = '',
 ) -> None:
-    """Raise CheckpointError unless tensors are exactly those of a model; arguments as for misfits."""
+    """Raise CheckpointError unless tensors are exactly those of a model. See misfits for the arguments."""
     problems = misfits(state_dict, model, adapted)
     if problems:
         architecture = getattr(model, 'pretrained_cfg', {}).get('architecture') or type(model).__name__
@@ -109,10 +110,10 @@ def check_fit(
 
 
 def misfits(state_dict: dict[str, Tensor], model: nn.Module, adapted: tuple[str, ...] = ()) -> str:
-    """What keeps tensors from being exactly those of a model, '' if nothing does.
+    """Return how tensors differ from those of a model, '' if they fit exactly.
 
     Args:
-        adapted: Prefixes of the tensors whose shape does not matter, nor whether the model has them.
+        adapted: Prefixes of tensors that are not compared.
     """
     own = model.state_dict()
     missing = [name for name in own if name not in state_dict]
@@ -124,9 +125,9 @@ def misfits(state_dict: dict[str, Tensor], model: nn.Module, adapted: tuple[str,
 
 
 def timm_architecture(name: str) -> str:
-    """timm's own architecture behind a model name, without a tag: 'resnet50' for 'agmax_resnet50.cutmix_aa_in1k'.
+    """Return timm's architecture for a model name, without tag: 'resnet50' for 'agmax_resnet50.cutmix_aa_in1k'.
 
-    What is published under it needs nothing of ours to load.
+    A model that is published under this name loads without this package.
     """
     architecture = name.split('.', 1)[0]
     return architecture.removeprefix('agmax_') if architecture in default_cfgs else architecture
@@ -137,7 +138,7 @@ def _plain(name: Any) -> str:
 
 
 def adapted_modules(model: nn.Module, keys: tuple[str, ...] = ('first_conv', 'classifier')) -> tuple[str, ...]:
-    """Prefixes of the tensors that timm adapts when it loads pretrained weights: the stem's, the head's."""
+    """Return the prefixes of the tensors that timm adapts to the model: those of stem and head."""
     config = getattr(model, 'pretrained_cfg', {})
     modules: list[str] = []
     for key in keys:
@@ -186,13 +187,13 @@ default_cfgs = generate_default_cfgs({
 
 @register_model
 def agmax_resnet50(pretrained: bool = False, **kwargs) -> nn.Module:
-    """ResNet-50, timm's, with the weights of the AgMax release."""
+    """timm's ResNet-50 with the weights of the AgMax release."""
     return _create_released('agmax_resnet50', pretrained, **kwargs)
 
 
 @register_model
 def agmax_resnet101(pretrained: bool = False, **kwargs) -> nn.Module:
-    """ResNet-101, timm's, with the weights of the AgMax release."""
+    """timm's ResNet-101 with the weights of the AgMax release."""
     return _create_released('agmax_resnet101', pretrained, **kwargs)
 
 
@@ -207,7 +208,7 @@ def _create_released(
     """timm's model under our configuration; the files it loads may be the original's or timm's.
 
     Raises:
-        CheckpointError: the weights cannot be downloaded, are damaged, not plain tensors, or of another model.
+        CheckpointError: The weights cannot be downloaded, are damaged, not plain tensors, or of another model.
     """
     cfg: Any = resolve_pretrained_cfg(name, pretrained_cfg, pretrained_cfg_overlay)
     # timm's own name, so that what is saved of the model needs nothing of ours to load.
@@ -242,7 +243,7 @@ def _download(url: str, cache_dir: str | os.PathLike | None = None) -> str:
     torch.hub takes for some when asked to check them, are accuracies; a hash of 8 digits or more is checked.
 
     Raises:
-        CheckpointError: the file cannot be downloaded or kept, or is not plain tensors.
+        CheckpointError: The file cannot be downloaded or kept, or is not plain tensors.
     """
     folder = str(cache_dir or os.path.join(torch.hub.get_dir(), 'checkpoints'))
     filename = os.path.basename(urlparse(url).path)

@@ -27,7 +27,7 @@ def require_onnx() -> None:
 
 
 def write_onnx(saved: SavedModel, folder: str) -> float:
-    """Write model.onnx: input pixel_values [N, C, H, W], normalised as config.json says; output logits [N, K].
+    """Write model.onnx. Its input is pixel_values [N, C, H, W], normalised as in config.json; its output logits [N, K].
 
     Args:
         folder: An existing folder; weights of more than 2 GB get a second file beside the model.
@@ -36,7 +36,7 @@ def write_onnx(saved: SavedModel, folder: str) -> float:
         The largest difference between the logits of ONNX Runtime and of timm, relative to the largest logit.
 
     Raises:
-        HubError: torch cannot export the model, or ONNX Runtime gives other logits.
+        HubError: Torch cannot export the model, or ONNX Runtime gives other logits.
     """
     with silenced(), set_layer_config(exportable=True):
         model = saved.create_model()

@@ -23,19 +23,19 @@ def publish_source(
         hub_dataset: str = '',
         check: Callable[[SavedModel, Path], None] = lambda saved, folder: None,
 ) -> str:
-    """Publish a run, a checkpoint or a staged folder; what is not staged yet is staged beside it, in `hub`.
+    """Publish a run, a checkpoint or a staged folder. The first two are staged in the folder `hub` beside them.
 
     Args:
-        use_ema: Whether to take the EMA of the weights; None for the weights that the run ranked by.
-        hub_dataset: Name of the training data on the Hub, '' where the run or nobody knows it.
-        check: Further check of what is staged here, with its folder, which may raise HubError.
+        use_ema: Whether to publish the EMA of the weights. None publishes the weights that the run ranked.
+        hub_dataset: Name of the training data on the Hub. '' is the name that the run gave, if any.
+        check: Further check of the staged model and its folder. It may raise HubError.
 
     Returns:
         The address of the commit or pull request.
 
     Raises:
-        CheckpointError: there is nothing to publish.
-        HubError: it failed. The message ends with the command that continues where trying again can help.
+        CheckpointError: There is nothing to publish.
+        HubError: Publishing failed. If a retry can help, the message ends with the command for it.
     """
     folder = source
     if os.path.isfile(os.path.join(source, CONFIG)):
@@ -59,7 +59,7 @@ def publish_source(
 
 
 def publish_command(source: str, to: Destination, use_ema: bool | None = None, hub_dataset: str = '') -> str:
-    """The command that publishes a run or a folder in the same way."""
+    """Return the command that publishes a run or a folder in the same way."""
     words = ['python', '-m', 'agmax_timm.publish', source, to.repo_id, *_choice(use_ema, hub_dataset), *to.flags]
     return shlex.join(words)
 

@@ -26,18 +26,17 @@ def resume(
 ) -> int | None:
     """Load a training checkpoint into the task (without its EMA), and the optimizer and scaler if given.
 
-    The optimizer keeps the learning rate, the weight decay and the like that it was created with: timm's resume puts
-    the saved ones in their place, and options that changed would have no effect.
+    The optimizer keeps the learning rate, weight decay and similar values with which it was created. timm's resume
+    would replace them by the saved values, so changed options would have no effect.
 
     Args:
-        verified: The file was found whole just now, and need not be read for that again.
+        verified: Whether the checksums of the file were verified already.
 
     Returns:
-        The next epoch, None if the file does not say. For a recovery file, the epoch that it was written in, from its
-        start.
+        The next epoch; None if the file does not store it. For a recovery file, the epoch in which it was written.
 
     Raises:
-        CheckpointError: the file is missing, damaged, not plain tensors, or of another model.
+        CheckpointError: The file is missing, damaged, not plain tensors, or of another model.
     """
     if not verified:
         verify(path)
@@ -78,5 +77,5 @@ def _plain(value: Any) -> Any:
 
 
 def resume_ema(path: str, task: TrainingTask) -> None:
-    """Load the EMA of a training checkpoint, or its raw weights where it has none."""
+    """Load the EMA of a training checkpoint, or its raw weights if it has no EMA."""
     load_task_ema_checkpoint(task, path)

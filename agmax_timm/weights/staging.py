@@ -59,12 +59,12 @@ def stage(
 
     Args:
         saved: Trained model.
-        license: Licence of the weights, as --license takes it; by default that of license_of.
+        license: Licence of the weights, in the form of --license. None is the licence of license_of.
         check: Further check of the staged folder, which may raise HubError. It may add files.
 
     Raises:
-        OptionError: the Hub does not list the licence.
-        HubError: the folder cannot be written, does not give the logits of the model, or fails the check. The folder
+        OptionError: The Hub does not list the licence.
+        HubError: The folder cannot be written, does not give the logits of the model, or fails the check. The folder
             is left unchanged.
     """
     check_license(license)
@@ -94,7 +94,7 @@ def try_staging(saved: SavedModel, check: Callable[[Path], None] = lambda folder
         check: Further check of the staged folder.
 
     Raises:
-        HubError: the model cannot be staged, or the check fails.
+        HubError: The model cannot be staged, or the check fails.
     """
     staged = False
     try:
@@ -112,10 +112,10 @@ def try_staging(saved: SavedModel, check: Callable[[Path], None] = lambda folder
 
 
 def change_license(folder: str | Path, license: str) -> None:
-    """State another licence in config.json and README.md of a staged folder, as --license takes it.
+    """Replace the licence in config.json and README.md of a staged folder. It has the form of --license.
 
     Raises:
-        HubError: the files cannot be read or written.
+        HubError: The files cannot be read or written.
     """
     with as_hub_error(f'cannot state a licence in {folder}', (OSError, ValueError)):
         config = json.loads(Path(folder, CONFIG).read_text(encoding='utf-8'))
@@ -132,8 +132,8 @@ def load_folder(folder: str | Path) -> torch.nn.Module:
     """Load the model of a staged folder in eval mode, after a check of every file.
 
     Raises:
-        HubError: a file is missing, damaged or a link; the configuration names weights elsewhere, or a model that
-            timm does not have; the weights do not fit the model.
+        HubError: A file is missing, damaged or a link; the configuration names weights elsewhere or a model that timm
+            does not have; or the weights do not fit the model.
     """
     folder = Path(folder)
     for name in (CONFIG, WEIGHTS):

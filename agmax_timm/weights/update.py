@@ -62,7 +62,7 @@ def plan_update(
         license_chosen: Whether the licence replaces another one.
 
     Raises:
-        ChangedError: a change would be overwritten.
+        ChangedError: A change would be overwritten.
     """
     remote = remote or Remote('')
     record = _read_record(remote.card)
