@@ -1,4 +1,4 @@
-"""The options of a run as people read them: what differs from the defaults, and the command that repeats it."""
+"""The options of a run for readers: those that differ from the defaults, and the command that repeats the run."""
 import shlex
 from typing import Any
 
@@ -9,10 +9,10 @@ from .recipe import portable, recipe
 
 
 def changed_options(options: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """The value and the default of each option that was changed; without those of the machine and its folders.
+    """Return value and default of each changed option, without options of the machine and its folders.
 
     Args:
-        options: As given, as in args.yaml.
+        options: Options of the user, as in args.yaml.
     """
     known = declared(TrainOptions)
     return {name: (value, known[name].default) for name, value in recipe(options).items()
@@ -20,10 +20,10 @@ def changed_options(options: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
 
 
 def train_command(options: dict[str, Any], processes: int = 1) -> str:
-    """The command that makes the run again; DIR stands for the folder of the data.
+    """Return the command that repeats the run. DIR stands for the folder of the data.
 
     Args:
-        processes: Of the run, on all machines together.
+        processes: Number of processes of the run, on all machines together.
     """
     script = ['python', 'train.py'] if processes == 1 else ['torchrun', '--nproc-per-node', str(processes), 'train.py']
     words = script + (['DIR'] if options.get('data_dir') else [])
@@ -33,11 +33,11 @@ def train_command(options: dict[str, Any], processes: int = 1) -> str:
 
 
 def validate_command(options: dict[str, Any], model: str) -> str:
-    """The command that evaluates an exported model as its run did; DIR stands for the folder of the data.
+    """Return the command that evaluates an exported model like its run. DIR stands for the folder of the data.
 
     Args:
-        options: Of the run, resolved.
-        model: Name of the exported model, as the shell takes it.
+        options: Resolved options of the run.
+        model: Name of the exported model, quoted for the shell.
     """
     values = {name: options.get(name) for name, option in declared(ValidateOptions).items()
               if option.evaluation in ('data', 'labels', 'precision', 'compilation')}

@@ -27,9 +27,12 @@ _DATASETS = ('torch', 'hfds', 'hfids', 'tfds', 'wds')
 
 
 def resolve_task(options: TrainOptions, given: set[str]) -> TrainOptions:
-    """Settle what other options decide, where the user gave no value of their own (`given`: the names they gave).
+    """Return the options with the values that follow from other options.
 
-    --bce-loss and --jsd-loss are names of --loss; several labels per image are ranked by mAP and not smoothed.
+    --bce-loss and --jsd-loss choose --loss. Several labels per image are ranked by mAP and not smoothed.
+
+    Args:
+        given: Names of the options that the user gave. Their values stay.
     """
     resolved: dict[str, Any] = {}
     if options.loss is None and (options.jsd_loss or options.bce_loss):
@@ -43,7 +46,7 @@ def resolve_task(options: TrainOptions, given: set[str]) -> TrainOptions:
 
 
 def check_train_args(options: TrainOptions, parser: Parser) -> None:
-    """Refuse values that cannot be, by flag, value and remedy; `parser` as declared, without files."""
+    """Exit with one line, flag, value and remedy, for an invalid value. `parser` has the declared defaults."""
     error = parser.error
     _check_values(options, error)
     check_paths(options, error)
@@ -59,7 +62,7 @@ def check_train_args(options: TrainOptions, parser: Parser) -> None:
 
 
 def check_validate_args(options: ValidateOptions, parser: Parser) -> None:
-    """The same for validate.py."""
+    """Do the same as check_train_args for validate.py."""
     _check_values(options, parser.error)
     check_paths(options, parser.error)
     _check_input(options, parser)
@@ -76,7 +79,7 @@ def in_sequence(options: DataSet) -> bool:
 
 
 def loss_name(options: TrainOptions) -> str:
-    """The loss by its name in --loss, whose default depends on the task."""
+    """Return the name of the loss. The default of --loss depends on the task."""
     return options.loss or ('bce' if options.task == 'multilabel' else 'ce')
 
 

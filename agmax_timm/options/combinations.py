@@ -54,7 +54,7 @@ _MODEL_ARGUMENTS = dict(
 
 
 def check_combinations(options: TrainOptions, parser: Parser) -> None:
-    """Refuse what cannot be combined; `parser` as declared, without files."""
+    """Exit with one line for options that exclude each other. `parser` has the declared defaults."""
     _check_splits(options, parser.error)
     _check_resolutions(options, parser.error)
     _check_naflex(options, parser.error)

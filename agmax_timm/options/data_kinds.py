@@ -19,7 +19,7 @@ _TAKEN_BY = {
 
 
 def kind_of(options: DataSet) -> str:
-    """The kind of data: 'folder', 'tar', 'demo', or the type in front of the name, in lower case."""
+    """Return the kind of data: 'folder', 'tar', 'demo', or the part of the name before the slash, in lower case."""
     kind = options.dataset.partition('/')[0]
     if options.dataset:
         return kind.lower()
@@ -27,7 +27,7 @@ def kind_of(options: DataSet) -> str:
 
 
 def check_source(options: DataSet, error: Callable[[str], Any]) -> None:
-    """Call `error` for an option that the data would ignore, with a line that has the remedy."""
+    """Call `error` with one line, including the remedy, for an option that this kind of data would ignore."""
     kind = kind_of(options)
     data = f'--dataset {options.dataset}' if options.dataset else {'tar': 'a tar file'}.get(kind, 'a folder')
     for name, kinds in _TAKEN_BY.items():

@@ -1,4 +1,4 @@
-"""How an option is declared: one field of a frozen dataclass, with all that other modules have to know about it."""
+"""How an option is declared: one field of a frozen dataclass, with all that other modules need to know about it."""
 import argparse
 import math
 import sys
@@ -43,12 +43,12 @@ EVALUATION = (
 
 @dataclass(frozen=True)
 class Check:
-    """A condition on a value, or on each of several.
+    """A condition on the value of an option, or on each of several values.
 
     Attributes:
-        words: What a value must be, as in "must be 1 or more".
+        words: Text after "must be" in an error message, such as "1 or more".
         holds: Whether a number is valid.
-        names: The valid words, in place of `holds`; None for numbers.
+        names: Valid words, None for numbers.
         bounded: Whether `holds` limits the number from above.
     """
     words: str
@@ -82,19 +82,19 @@ def inside(least: int, most: int) -> Check:
 
 
 def one_of(*names: str) -> Check:
-    """Words that timm or PIL knows; '' among them leaves the choice to it."""
+    """Return a check for words that timm or PIL knows. '' among them leaves the choice to the library."""
     listed = ', '.join(filter(None, names)) + (" or ''" if '' in names else '')
     return Check(f'one of {listed}' if len(names) > 1 else listed, names=names)
 
 
 def any_number(reason: str) -> Check:
-    """Any finite number, for the reason that is given."""
+    """Return a check for any finite number. The reason says why there is no range."""
     return Check('a number')
 
 
 @dataclass
 class Option:
-    """All that is known about an option. See option() for the attributes that a declaration gives."""
+    """The declaration of an option. See option() for its attributes."""
     help: str
     name: str = ''
     kind: type = str  # of the value, or of each of several
@@ -123,11 +123,11 @@ class Option:
 
     @property
     def flag(self) -> str:
-        """The long flag of the option, also of one that is positional."""
+        """Long flag of the option; for a positional argument, the flag of the same name."""
         return next((flag for flag in self.flags if flag.startswith('--')), flag_of(self.name))
 
     def words(self, value: Any) -> list[str]:
-        """The option with a value, as words of a command line."""
+        """Return the words of a command line that set the option to a value."""
         if self.kind is bool:
             return [self.flag]
         if isinstance(value, dict):
@@ -182,7 +182,7 @@ def option(
         nargs: Number of values as in argparse, where the type of the field does not say it.
         const: Value of the flag without a value, for nargs '?'.
         exclusive: Name of a set of options of which only one can be given.
-        yields: Whether an abbreviation that fits this option and one of timm's stands for timm's.
+        yields: Whether an abbreviation of both this option and one of timm's means timm's.
         needs: Options without which this one has no effect.
         affects_result: Whether the option can change the result of a run. Monitoring, saving, publishing and speed
             cannot.
@@ -191,7 +191,7 @@ def option(
         evaluation: One of EVALUATION.
         card: Whether the model card lists the value.
         is_file: Whether the value is the path of a file to be read.
-        synonyms: Names in other programs, with '_' for '-'. A word behind a space is the value that is meant.
+        synonyms: Names in other programs, with '_' for '-'. After a space, the value that the name implies.
         former: Names in earlier versions of timm, accepted in files of options.
     """
     declared = Option(
@@ -211,19 +211,19 @@ def option(
 
 @dataclass_transform(frozen_default=True, field_specifiers=(option,))
 def group(cls: type[T]) -> type[T]:
-    """A frozen dataclass of options. Without methods that nobody calls: they would slow down --help."""
+    """Make a class a frozen dataclass of options, without unused methods, which would slow down --help."""
     return dataclass(frozen=True, eq=False, repr=False)(cls)
 
 
 def declared(options: type) -> dict[str, Option]:
-    """The options of a group, or of all groups of a command, by name and in reading order."""
+    """Return the options of a group or of all groups of a command, by name, in the order of the help."""
     if options not in _declared:
         _declared[options] = {name: option for group in groups_of(options) for name, option in _options_of(group)}
     return _declared[options]
 
 
 def groups_of(options: type) -> tuple[type, ...]:
-    """The groups of a command, in reading order; a group itself."""
+    """Return the groups of a command in the order of the help. For a group, return the group itself."""
     return options.__bases__ if len(options.__bases__) > 1 else (options,)
 
 
@@ -283,7 +283,7 @@ def add_option(container: Any, declaration: Option) -> argparse.Action:
 
 
 def problems(options: Any) -> Iterator[str]:
-    """What is wrong with the values of options, one line for each: the flag, what it must be, and the value."""
+    """Yield one line for each invalid value: the flag, what it must be, and the value."""
     for name, declaration in declared(type(options)).items():
         value = getattr(options, name)
         if value is not None:

@@ -8,7 +8,7 @@ from .parsers import TrainOptions
 
 
 class Former(NamedTuple):
-    """A former option: its successor, and a function from its value to equal options of today, {} if none is equal."""
+    """A former option: its successor, and a function from its value to today's options ({} if there are none)."""
     today: str
     options: Callable[[Any], dict[str, Any]] = lambda value: {}
 
@@ -47,11 +47,11 @@ FORMER = {
 
 
 def with_todays_names(config: dict[Any, Any], warn: Callable[[str], Any]) -> dict[Any, Any]:
-    """Replace former options by their equals of today. Options that the file gives under today's names win.
+    """Replace former options by those of today. Options that the file gives under today's names win.
 
     Args:
-        config: Options by name, as read.
-        warn: Called with one line for each former option.
+        config: Options of a file, by name.
+        warn: Function that is called with one line for each former option.
     """
     former = {key: str(key).replace('-', '_') for key in config if str(key).replace('-', '_') in FORMER}
     today = {key: value for key, value in config.items() if key not in former}

@@ -8,7 +8,7 @@ from ..base.text import one_line
 
 
 def check_name(repo_id: str) -> None:
-    """Raise OptionError unless the name of a repository has the form OWNER/NAME that the Hub asks for."""
+    """Raise OptionError unless the name of a repository has the Hub's form OWNER/NAME."""
     try:
         validate_repo_id(repo_id)
     except ValueError as error:
@@ -18,7 +18,7 @@ def check_name(repo_id: str) -> None:
 
 
 def check_dataset(name: str) -> None:
-    """Raise OptionError unless it can be the name of a data set on the Hub, or ''."""
+    """Raise OptionError unless a name is '' or valid for a data set on the Hub."""
     try:
         validate_repo_id(name or None)
     except ValueError as error:
@@ -26,6 +26,6 @@ def check_dataset(name: str) -> None:
 
 
 def check_revision(revision: str | None) -> None:
-    """Raise OptionError unless it can be the name of a branch, or None."""
+    """Raise OptionError unless a name is None or valid for a branch."""
     if revision and (re.fullmatch(r'\w[\w./-]*', revision) is None or re.search(r'\.\.|//|[./]$|\.lock$', revision)):
         raise OptionError(f"'{revision}' cannot be a branch: use letters, digits, '-', '_', '.' and '/'")

@@ -1,4 +1,4 @@
-"""Files of options: lines of "option: value" in YAML, each value of its flag's own type."""
+"""Option files: lines of "option: value" in YAML. Each value has the type of its flag."""
 import argparse
 import reprlib
 from collections import Counter
@@ -15,10 +15,10 @@ _SCALARS = tuple(f'tag:yaml.org,2002:{kind}' for kind in ('str', 'int', 'float',
 
 
 def read_mapping(path: str) -> dict[Any, Any]:
-    """The lines of "key: value" of a YAML file of plain values, none where it is empty.
+    """Return the lines "key: value" of a YAML file of plain values. Empty for an empty file.
 
     Raises:
-        ValueError: it cannot be read, or is another kind of file.
+        ValueError: The file cannot be read, or has another content.
     """
     try:
         text = read_text(path, _LONGEST + 1)
@@ -38,13 +38,13 @@ def read_mapping(path: str) -> dict[Any, Any]:
 
 
 def convert_options(config: dict[Any, Any], parser: Parser, where: str = '') -> dict[str, Any]:
-    """Options by their names in `parser`, values of its flags' own types. Warns of names that timm no longer has.
+    """Convert the keys and values of a file to options of a parser. Warn of names that timm no longer has.
 
     Args:
-        where: Begin of the warnings, such as the path of the file.
+        where: Start of the warnings, such as the path of the file.
 
     Raises:
-        ValueError: an option that it does not declare, one that is there twice, or a value that is none of it.
+        ValueError: An option is unknown, is given twice, or has an invalid value.
     """
     actions = {action.dest: action for action in parser._actions if action.dest not in ('help', 'config')}
     options = {}
@@ -62,7 +62,7 @@ def convert_options(config: dict[Any, Any], parser: Parser, where: str = '') -> 
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML of plain values, where a key that is there twice is an error: which of its values was meant?"""
+    """A loader of plain values. A key that occurs twice is an error, because one of its values would be ignored."""
 
     def flatten_mapping(self, node):
         names = Counter(key.value for key, _ in node.value if key.tag in _SCALARS)

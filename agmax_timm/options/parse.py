@@ -1,4 +1,4 @@
-"""From the command line and YAML files to checked options: every mistake is one line, before anything is built."""
+"""From the command line and YAML files to checked options. Every mistake is reported as one line."""
 import argparse
 from dataclasses import replace
 from typing import Any
@@ -15,9 +15,9 @@ _NOT_GIVEN = object()
 
 
 def parse_train_args(argv: list[str] | None = None) -> TrainOptions:
-    """Options of train.py: defaults, then the files of -c in their order, then the command line.
+    """Return the options of train.py. The files of -c override the defaults, and the command line overrides the files.
 
-    Exits with status 2 and one line for anything that is unknown, of the wrong type or impossible together.
+    Exits with status 2 and one line for an unknown option, an invalid value, or options that exclude each other.
     """
     parser = train_parser()
     on_command_line = given_options(parser, argv)
@@ -33,7 +33,7 @@ def parse_train_args(argv: list[str] | None = None) -> TrainOptions:
 
 
 def parse_validate_args(argv: list[str] | None = None) -> ValidateOptions:
-    """Options of validate.py, with the names of those that the command line gives."""
+    """Return the options of validate.py. Their attribute `given` has the names on the command line."""
     parser = validate_parser()
     options = _with_data(validate_options(**given_options(parser, argv)), parser)
     check_validate_args(options, parser)
@@ -44,12 +44,12 @@ def parse_validate_args(argv: list[str] | None = None) -> ValidateOptions:
 
 
 def validate_options(**given: Any) -> ValidateOptions:
-    """Options of validate.py from a program: the defaults, but for those that are given."""
+    """Return options of validate.py for a program. Options that are not given have their defaults."""
     return ValidateOptions(**given, given=frozenset(given))
 
 
 def given_options(parser: argparse.ArgumentParser, argv: list[str] | None = None) -> dict[str, Any]:
-    """Options that the command line gives, defaults left out."""
+    """Return the options on the command line, without defaults."""
     unset = argparse.Namespace(**{
         action.dest: _NOT_GIVEN for action in parser._actions if action.dest not in ('help', 'config')})
     values = vars(parser.parse_args(argv, unset))
@@ -59,7 +59,7 @@ def given_options(parser: argparse.ArgumentParser, argv: list[str] | None = None
 
 
 def read_config(path: str, parser: Parser) -> dict[str, Any]:
-    """Options from a YAML file, their names and values checked against those that `parser` declares."""
+    """Return the options in a YAML file. Exit with one line if a name or a value is invalid."""
     try:
         return convert_options(read_mapping(path), parser, f'--config {path}: ')
     except ValueError as error:
@@ -67,7 +67,7 @@ def read_config(path: str, parser: Parser) -> dict[str, Any]:
 
 
 def _with_data(options: Any, parser: Parser) -> Any:
-    """Options with the data from --data-dir, or else from DIR, as in timm. An option file may have set one of them."""
+    """Return options with the data of --data-dir, otherwise of DIR, as in timm. A file may have set one of them."""
     if options.data and options.data_dir and options.data != options.data_dir:
         parser.warn(f'{options.data!r} has no effect with --data-dir {options.data_dir!r}')
     return replace(options, data_dir=options.data_dir or options.data)

@@ -30,7 +30,7 @@ class ValidateOptions(
     """The options of validate.py.
 
     Attributes:
-        given: Names of the options that the user gave. Others are taken from the run that wrote a checkpoint.
+        given: Names of the options that the user gave. Other values may be taken from a checkpoint.
     """
     given: frozenset[str] = field(default=frozenset(), repr=False, compare=False)
 
@@ -39,12 +39,12 @@ AnyOptions = TrainOptions | ValidateOptions
 
 
 def saved_train_options(saved: Mapping[str, Any]) -> TrainOptions:
-    """Options of a run by any version of train.py: unknown ones are dropped, missing ones have their defaults."""
+    """Return the options that any version of train.py saved. Unknown ones are dropped, missing ones have defaults."""
     return TrainOptions(**{name: saved[name] for name in declared(TrainOptions) if name in saved})
 
 
 def train_parser() -> Parser:
-    """The command line of train.py."""
+    """Return the parser of train.py."""
     parser = Parser(usage='train.py [DIR] [OPTION ...]', description='Train a timm model, with AgMax or without.')
     parser.add_argument('-c', '--config', action='append', default=[], metavar='FILE',
                         help='YAML file of options; may be repeated, later files win, flags win over all')
@@ -53,7 +53,7 @@ def train_parser() -> Parser:
 
 
 def validate_parser() -> Parser:
-    """The command line of validate.py."""
+    """Return the parser of validate.py."""
     parser = Parser(usage='validate.py [DIR] [OPTION ...]',
                     description='Evaluate a timm model, a checkpoint of train.py, or many of them.')
     add_options(parser, ValidateOptions)

@@ -1,4 +1,4 @@
-"""Files and folders that options name: those to be read are there, those to be written can be."""
+"""Checks of files and folders in options: inputs exist, and outputs can be written."""
 import glob
 import importlib.util
 import os
@@ -44,9 +44,9 @@ def check_paths(options: AnyOptions, error: Callable[[str], Any]) -> None:
 
 
 def timms_labels(name: str, value: str) -> str:
-    """The file among timm's own that --real-labels imagenet, or --valid-labels imagenet-a, -r and the like, stand for.
+    """Return timm's own file for `--real-labels imagenet`, or for `--valid-labels imagenet-a` and similar names.
 
-    '' for another value, or where a file of the user's has this name. timm is not imported for it.
+    '' for other values, and if the user has a file of this name. timm is not imported.
     """
     files = {'real_labels': '_real_labels.json', 'valid_labels': '_indices.txt'}
     if name not in files or not value.replace('-', '').isalnum() or os.path.exists(value):

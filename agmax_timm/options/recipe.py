@@ -1,4 +1,4 @@
-"""The published form of a run's options: a recipe that works on any machine, and names no person and no folder."""
+"""The published form of a run's options: a recipe for any machine, without names of persons and folders."""
 import os
 import re
 from typing import Any
@@ -21,11 +21,11 @@ _SECRETS = {
 def recipe(options: dict[str, Any]) -> dict[str, Any]:
     """Return the options that repeat a run on any machine, as a file for train.py -c.
 
-    Options that are not set, and those of the machine, the process and the person, are left out. Paths of files are
-    reduced to the file name: whoever repeats the run puts the files into the working folder.
+    Options that are not set are left out, and so are those of the machine, the process and the person. Paths of files
+    are reduced to the file name. To repeat the run, put these files into the working folder.
 
     Args:
-        options: Options of a run. Those that train.py does not have, such as an older timm's, are left out.
+        options: Options of a run. Options that train.py does not have are left out.
     """
     known = declared(TrainOptions)
     return {name: _portable_option(known[name], value) for name, value in sorted(options.items())
@@ -62,7 +62,7 @@ def redact(text: str) -> str:
 
 
 def last_name(path: str) -> str:
-    """The last name of a path of any system."""
+    """Return the last name of a path in the form of any operating system."""
     return re.split(r'[/\\]', path.rstrip('/\\'))[-1]
 
 

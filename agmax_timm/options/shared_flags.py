@@ -6,7 +6,7 @@ from ..base.command_line import KeyValues, Parser
 
 
 def add_weights_flags(parser: argparse.ArgumentParser) -> None:
-    """Add --use-ema and --raw. They set `use_ema` to True or False; None is the weights that the run ranked."""
+    """Add --use-ema and --raw, which set `use_ema` to True and False. None means the weights that the run ranked."""
     group = parser.add_mutually_exclusive_group()
     group.add_argument('--use-ema', action='store_true', default=None,
                        help='the EMA of the weights (default: the weights by which the run ranked its checkpoints)')
@@ -23,7 +23,7 @@ def add_model_flags(parser: Parser) -> None:
 
 
 def add_dataset_flag(group: Any) -> None:
-    """Add --hub-dataset, because a folder does not contain the data's name on the Hub."""
+    """Add --hub-dataset. A data folder does not contain the name of the data on the Hub."""
     group.add_argument('--hub-dataset', default='', metavar='OWNER/NAME',
                        help="the training data's name on the Hub, for the model card")
 

@@ -1,4 +1,4 @@
-"""What timm and torch must know of the options, asked before a model is built: names, and arguments by name."""
+"""Checks of names and arguments in options that timm and torch must know, before a model is built."""
 import logging
 import re
 from collections.abc import Callable
@@ -26,7 +26,7 @@ REFUSED = (ValueError, TypeError, AssertionError, KeyError, IndexError, Arithmet
 def check_train_names(options: TrainOptions) -> None:
     """Raise OptionError for a device, model, optimizer, schedule or policy that does not exist.
 
-    Draws random numbers: to be called before the seed is set.
+    It draws random numbers, so call it before the seed is set.
     """
     check_device(options.device)
     check_model('--model', options.model)
@@ -54,7 +54,7 @@ def check_device(name: str) -> None:
 
 
 def check_model(flag: str, name: str) -> None:
-    """Raise OptionError for a name that timm does not have, those with a source before a colon aside."""
+    """Raise OptionError for a name that timm does not have. Names with a source before a colon are not checked."""
     if ':' in name or is_model(name):
         return
     base = name.partition('.')[0].lower()
@@ -97,7 +97,7 @@ def _check_cuda_graphs(options: AnyOptions) -> None:
 
 
 def check_optimizer(options: TrainOptions) -> None:
-    """Raise OptionError for an optimizer that timm cannot make, arguments that it does not take, or other betas."""
+    """Raise OptionError for an optimizer that timm cannot create, invalid arguments, or a wrong number of betas."""
     name = options.opt.lower().removeprefix('lookahead_')
     try:
         info = get_optimizer_info(name)
@@ -117,12 +117,12 @@ def check_optimizer(options: TrainOptions) -> None:
 
 
 def check_schedule(options: Schedule) -> None:
-    """Raise OptionError for a schedule that timm does not have, cannot follow, or that ends before the run does."""
+    """Raise OptionError for a schedule that timm does not have or cannot use, and for epochs after its end."""
     if options.sched not in _SCHEDULES:
         raise OptionError(f"--sched {options.sched}: timm has no such schedule{nearest(options.sched, _SCHEDULES)}")
     flags = f'--sched {options.sched}, --epochs, --warmup-*, --decay-*, --lr-*'
     optimizer = torch.optim.SGD(_Tiny().parameters(), lr=1.)
-    updates = 1000 if options.sched_on_updates else 1  # as many as there are in no small number of batches
+    updates = 1000 if options.sched_on_updates else 1  # a common number of updates per epoch
     scheduler, epochs = _try(flags, lambda: create_scheduler_v2(
         optimizer, **scheduler_kwargs(options, decreasing_metric=True), updates_per_epoch=updates))
     check_epochs(options, epochs)
@@ -133,7 +133,7 @@ def check_schedule(options: Schedule) -> None:
 
 
 def check_epochs(options: Schedule, epochs: int) -> None:
-    """Raise OptionError where --stop-epoch or --start-epoch is past the last of `epochs`."""
+    """Raise OptionError if --stop-epoch or --start-epoch is larger than the number of epochs."""
     if options.stop_epoch is not None and options.stop_epoch > epochs:
         raise OptionError(f'--stop-epoch {options.stop_epoch} is past the last epoch: there are {epochs}')
     if options.start_epoch is not None and options.start_epoch >= epochs:
@@ -141,7 +141,7 @@ def check_epochs(options: Schedule, epochs: int) -> None:
 
 
 def check_policy(policy: str) -> None:
-    """Raise OptionError for an augmentation that timm does not have, or of which it would leave out a part."""
+    """Raise OptionError for a policy that timm does not have, or of which it would ignore a part."""
     kind, *sections = policy.split('-')
     for section in sections:
         if not re.search(r'\d', section) and not (kind == 'rand' and section.startswith('t')):

@@ -166,7 +166,7 @@ _VALIDATION = (
 
 
 def warn_of_idle(options: AnyOptions, parser: Parser, training: bool) -> None:
-    """Warn once of each option without effect; `parser` as declared, without files."""
+    """Warn once of each option without effect. `parser` has the declared defaults."""
     warned = set()
     for names, when, words in _TRAINING if training else _VALIDATION:
         for name in names:
@@ -182,7 +182,7 @@ def surprises_of_run(
         evaluations: int,
         distributed: bool,
 ) -> Iterator[str]:
-    """Warnings about options that have no effect, or an unexpected one, at a run's learning rate and length.
+    """Yield warnings about options without effect, or with an unexpected one, for a run's learning rate and length.
 
     Args:
         options: Options with the learning rate of the run.

@@ -134,7 +134,7 @@ def read_model(
 
 
 def find_file(path: str, which: str = 'best') -> str:
-    """Return the file to read: a run's 'best' or 'last' checkpoint, or the weights of a folder in timm's layout"""
+    """Return the file to read: a run's 'best' or 'last' checkpoint, or the weights of a folder in timm's layout."""
     if not os.path.isdir(path):
         return path
     layout = [os.path.join(path, name) for name in _WEIGHTS if os.path.isfile(os.path.join(path, _CONFIG))]
