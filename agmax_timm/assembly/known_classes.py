@@ -62,7 +62,7 @@ def map_of_model(options: ValidateOptions, classes: ModelClasses | None) -> Any:
     """Return the class map of an evaluation: that of --class-map, or for `--class-map model` that of the model.
 
     Raises:
-        OptionError: the names of the model's classes are unknown.
+        OptionError: The names of the model's classes are unknown.
     """
     if options.class_map != CLASSES_OF_MODEL:
         return options.class_map
@@ -115,7 +115,7 @@ def check_teacher(options: Distillation, task: Any, dataset: Dataset) -> None:
     """Refuse a teacher of --kd-model-name that has the classes of the data in another order.
 
     Raises:
-        OptionError: the teacher has a class of the data at another index.
+        OptionError: The teacher has a class of the data at another index.
     """
     if not options.kd_model_name or options.kd_distill_type == 'feature':
         return

@@ -93,7 +93,7 @@ def image_mode(options: AnyOptions, data_config: dict) -> str:
     """Return the PIL mode that images are converted to.
 
     Raises:
-        OptionError: the mode has another number of channels than the model, or the loaders do not support it.
+        OptionError: The mode has another number of channels than the model, or the loaders do not support it.
     """
     channels = data_config['input_size'][0]
     mode = options.input_img_mode or mode_of_channels(channels)
@@ -151,7 +151,7 @@ def build_train_loader(
         patch_size: Height and width of a patch of the model, for --naflex-loader.
 
     Raises:
-        OptionError: an option does not fit the data.
+        OptionError: An option does not fit the data.
     """
     _check_train_options(options, dataset, data_config)
     common = {**_augmentation_kwargs(options, data_config), **_loader_kwargs(options, data_config, device, precision)}
@@ -267,7 +267,7 @@ def patch_size(model: Any, choices: Sequence[int] | None = None) -> tuple[int, i
         choices: Sides of the patches in training (--naflex-patch-sizes).
 
     Raises:
-        OptionError: the model does not support patches, or patches of these sizes.
+        OptionError: The model does not support patches, or patches of these sizes.
     """
     if not hasattr(model, 'get_patch_size'):
         raise OptionError(f'--naflex-loader needs a model that takes patches, such as naflexvit_base_patch16_gap; '

@@ -23,13 +23,13 @@ class LossScaler(NativeScaler):
             clip_mode: str = 'norm',
             parameters: Iterable[torch.nn.Parameter] | None = None,
     ) -> bool:
-        """Unscale the gradients, clip them, step where they are finite, and update the scale. Waits for the device.
+        """Unscale and clip the gradients, step if they are finite, and update the scale. Waits for the device.
 
         Args:
             clip_grad, clip_mode, parameters: Arguments of timm.utils.dispatch_clip_grad; None for no clipping.
 
         Returns:
-            Whether the optimizer stepped. It does not where a gradient is NaN or infinite; the scale is then lowered.
+            Whether the optimizer stepped. If a gradient is NaN or infinite, it does not, and the scale is lowered.
         """
         self._scaler.unscale_(optimizer)
         if clip_grad is not None:

@@ -207,7 +207,7 @@ def try_input(options: AnyOptions, model: nn.Module, data_config: dict[str, Any]
     """Evaluate the model on one black image.
 
     Raises:
-        OptionError: the model does not accept images of this size, or does not return num_classes logits.
+        OptionError: The model does not accept images of this size, or does not return num_classes logits.
     """
     size = data_config['input_size']
     like = next(model.parameters())

@@ -55,7 +55,7 @@ def build_criterion(options: TrainOptions) -> nn.Module:
     """Return timm's loss that the options ask for.
 
     Raises:
-        OptionError: class weights or statistics do not fit the classes, or an option belongs to another loss.
+        OptionError: Class weights or statistics do not fit the classes, or an option belongs to another loss.
     """
     multi_label = options.task == 'multilabel'
     name = loss_name(options)

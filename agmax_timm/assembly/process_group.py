@@ -14,7 +14,7 @@ _MARGIN = 300.  # seconds
 
 
 def outlast(seconds: float) -> None:
-    """Set the timeout of collectives to more than `seconds`, after which a watchdog ends the job.
+    """Set the timeout of collectives to more than `seconds`, the timeout of the watchdog.
 
     The watchdog names the rank that hangs. torch's own timeout (10 minutes for NCCL) would abort the job first, and
     only name the collective.
@@ -31,7 +31,7 @@ def ending_process_group() -> Iterator[None]:
     collective.
 
     Raises:
-        SystemExit: an error was printed. It has the exit status of the error.
+        SystemExit: An error was printed. It has the exit status of the error.
     """
     try:
         yield

@@ -71,7 +71,7 @@ def shard_task(
         broadcast_buffers: Whether to broadcast running statistics of BatchNorm from rank 0, the default of DDP.
 
     Raises:
-        OptionError: a weight or an optimizer state cannot be sharded.
+        OptionError: A weight or an optimizer state cannot be sharded.
     """
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     trained = utils.unwrap_model(task.get_trainable_module())

@@ -130,7 +130,7 @@ def find_device(args: argparse.Namespace) -> torch.device:
     """Return the device that a run would use.
 
     Raises:
-        ValueError: the device does not exist.
+        ValueError: The device does not exist.
     """
     try:
         device = init_device(args.device, single_process=True)

@@ -32,7 +32,7 @@ def some_images(folder: str, split: str, count: int) -> Iterator[str]:
         count: Number of images, evenly spaced over the folder; all of them if the folder has fewer.
 
     Raises:
-        DataError: the folder is not an image folder.
+        DataError: The folder is not an image folder.
     """
     reader = getattr(create_dataset('', root=folder, split=split), 'reader', None)
     if not isinstance(reader, FolderReader):
@@ -78,7 +78,7 @@ def build_prefetched(
         **kwargs: Further arguments of create_two_view_loader.
 
     Raises:
-        ValueError: an argument is invalid, packages of the extra `fast` are missing, or images do not fit in memory.
+        ValueError: An argument is invalid, packages of the extra `fast` are missing, or images do not fit in memory.
     """
     common = dict(
         input_size=size, batch_size=batch_size, num_workers=workers, device=torch.device(device),

@@ -78,7 +78,7 @@ def wait_for(argv: list[str], mark: str) -> str:
         That line; without a mark, the last line of the output.
 
     Raises:
-        ValueError: the process failed, or ended without the mark.
+        ValueError: The process failed, or ended without the mark.
     """
     line = ''
     process = subprocess.Popen(

@@ -88,7 +88,7 @@ def check_data(
         differ between splits, and classes that a model has at another index.
 
     Raises:
-        DataError: no such data, or data without an index of files.
+        DataError: No such data, or data without an index of files.
     """
     datasets = [_open(options, split) for split in splits]
     if len(datasets) == 2:

@@ -45,7 +45,7 @@ def _publish_and_report(options: TrainOptions, output_dir: str, watchdog: Any) -
     """Publish a complete run with --push-to-hub, and write its report with --report.
 
     Raises:
-        NotPublishedError: publishing failed. The report is still written.
+        NotPublishedError: Publishing failed. The report is still written.
     """
     from ..report.report import report_at_end
     failure = ''

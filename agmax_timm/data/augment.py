@@ -19,7 +19,7 @@ _RGB_EIGENVECTORS = torch.tensor([
 
 
 class CutOut:
-    """Fill one square with zeros: after normalisation, the mean colour. https://arxiv.org/abs/1708.04552
+    """Fill one square of a normalised image with zeros, the mean colour. https://arxiv.org/abs/1708.04552
 
     The centre is anywhere in the image, and the square is clipped at the border.
 

@@ -108,7 +108,7 @@ def leave_signals(loader: Any) -> None:
 
 
 def batches_of(loader: Iterable) -> Iterator[Any]:
-    """Iterate over a loader. SIGTERM does not end its workers while they start, and a dead worker is torch's error.
+    """Iterate over a loader. SIGTERM does not end workers that are starting. A dead worker raises torch's error.
 
     The sockets of a killed process close before the system reports its death. Reading a batch then raises a
     ConnectionError. With pinned memory, it is raised in torch's thread, which ends.

@@ -52,7 +52,7 @@ def list_jobs(options: ValidationModel) -> list[Job] | None:
     or a pattern of names with pretrained weights, or a text file with one name per line.
 
     Raises:
-        OptionError: the folder has no checkpoints, the file has no names, or one checkpoint is given for several
+        OptionError: The folder has no checkpoints, the file has no names, or one checkpoint is given for several
             models.
     """
     if os.path.isdir(options.checkpoint):

@@ -36,7 +36,7 @@ def compare_on_data(saved: SavedModel, folder: Path, in_run: bool = False) -> No
         in_run: Whether the caller is the run itself, so that a data set of the Hub is already downloaded.
 
     Raises:
-        HubError: the logits differ, or the model does not accept the images that config.json describes.
+        HubError: The logits differ, or the model does not accept the images that config.json describes.
     """
     try:
         options = _options(saved, in_run)

@@ -41,7 +41,7 @@ def evaluate(
         Metrics of the evaluator; by default the loss, and top-1 and top-5 accuracy in percent.
 
     Raises:
-        DamagedError: an image cannot be decoded.
+        DamagedError: An image cannot be decoded.
     """
     evaluator = evaluator or ClassificationEvaluator(device, max_samples=evaluation_sample_limit(loader))
     num_samples = 0
@@ -72,7 +72,7 @@ def outputs_of(
         perturb: Function from input and target of a batch to the input that replaces it.
 
     Raises:
-        DamagedError: an image cannot be decoded.
+        DamagedError: An image cannot be decoded.
     """
     model.eval()
     for input, target in batches_of(loader):

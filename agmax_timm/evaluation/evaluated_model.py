@@ -70,8 +70,8 @@ def create_evaluated_model(options: ValidateOptions, device: torch.device, preci
     """Create the model that the options name, in the order of timm's script.
 
     Raises:
-        OptionError: the model, the machine or the version of torch does not support an option.
-        CheckpointError: the checkpoint is not one of this model.
+        OptionError: The model, the machine or the version of torch does not support an option.
+        CheckpointError: The checkpoint is not one of this model.
     """
     _check_devices(options, device)
     set_backend_options(options)

@@ -116,7 +116,7 @@ def set_targets(
         classes: Classes of the model, None if unknown.
 
     Raises:
-        DataError: the data has more classes than the model has outputs or --valid-labels has lines, or the model
+        DataError: The data has more classes than the model has outputs or --valid-labels has lines, or the model
             has a class at another index.
     """
     if options.task == 'multilabel':
@@ -180,7 +180,7 @@ def read_valid_labels(path: str, num_outputs: int) -> list[int]:
     """Read a file with one line per class of the data: the index of its output of the model.
 
     Raises:
-        OptionError: the file cannot be read, or a line is not the index of an output.
+        OptionError: The file cannot be read, or a line is not the index of an output.
     """
     try:
         lines = read_text(path).split('\n')
@@ -205,7 +205,7 @@ def open_real_labels(options: Labels, dataset: Any, num_outputs: int) -> RealLab
     """Open timm's real labels for the files that this rank evaluates.
 
     Raises:
-        OptionError: the data has no file names, or it is not ImageNet's validation set.
+        OptionError: The data has no file names, or it is not ImageNet's validation set.
     """
     path = options.real_labels
     try:

@@ -37,8 +37,8 @@ class Predictor:
         options: Options of validate.py that name a model (see options_of).
 
     Raises:
-        OptionError: the model or the device does not exist.
-        CheckpointError: the checkpoint cannot be used.
+        OptionError: The model or the device does not exist.
+        CheckpointError: The checkpoint cannot be used.
     """
 
     def __init__(self, options: ValidateOptions):
@@ -143,7 +143,7 @@ def options_of(
         **given: Further options. If `use_ema` is None, the weights are those that the run ranked its epochs by.
 
     Raises:
-        CheckpointError: the file cannot be read, or the name of its model is unknown.
+        CheckpointError: The file cannot be read, or the name of its model is unknown.
     """
     if not checkpoint:
         return validate_options(model=model, pretrained=True, **given)

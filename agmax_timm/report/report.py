@@ -92,10 +92,10 @@ def make_report(
         The path of the page.
 
     Raises:
-        CheckpointError: the best checkpoint does not exist or cannot be read.
-        OptionError: the folder has no run, or the model cannot be created.
-        DataError: the data does not exist, or is not that of the run.
-        OSError: the page cannot be written.
+        CheckpointError: The best checkpoint does not exist or cannot be read.
+        OptionError: The folder has no run, or the model cannot be created.
+        DataError: The data does not exist, or is not that of the run.
+        OSError: The page cannot be written.
     """
     run = _read_run(run_dir, data_dir, use_ema)
     options = _evaluation_options(run, device, workers)
@@ -221,8 +221,8 @@ def training_views(
         patch_size: Patch size of the model. Without it, a run with the NaFlex loader has no views.
 
     Raises:
-        DataError: the training data does not exist, or is the validation data.
-        OptionError: the options do not fit the data.
+        DataError: The training data does not exist, or is the validation data.
+        OptionError: The options do not fit the data.
     """
     if saved['naflex_loader'] and patch_size is None:
         return []

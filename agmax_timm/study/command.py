@@ -62,7 +62,7 @@ def run_study(study: Study, runs: list[Run], published: Published, output: str, 
         Exit status.
 
     Raises:
-        Interrupted: a signal ended the study.
+        Interrupted: A signal ended the study.
     """
     from ..base.signals import Interrupted
     from .runner import Runner

@@ -53,7 +53,7 @@ def read_study(path: str) -> Study:
     """Read STUDY.yaml. Paths in the file are relative to its folder.
 
     Raises:
-        OptionError: the file or a recipe that it names has an invalid entry.
+        OptionError: The file or a recipe that it names has an invalid entry.
     """
     try:
         return _read(path)

@@ -17,7 +17,7 @@ def read_published(study: Study) -> Published:
     """Return the numbers of the published file of a study; empty without a file.
 
     Raises:
-        OptionError: the file cannot be read, or has a name that the study does not have.
+        OptionError: The file cannot be read, or has a name that the study does not have.
     """
     if not study.published:
         return {}

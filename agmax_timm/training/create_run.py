@@ -1,4 +1,4 @@
-"""Create a training run from options: everything is built, and restored if the run resumes."""
+"""Create a training run from options: create all objects, and restore them if the run resumes."""
 import logging
 import math
 from dataclasses import dataclass, replace
@@ -95,13 +95,13 @@ class TrainingRun:
 
 
 def create_run(options: TrainOptions, signals: StopSignals, watchdog: Watchdog) -> TrainingRun:
-    """Create everything that the options ask for. Nothing is written yet.
+    """Create all objects of a run. Nothing is written yet.
 
     Raises:
-        OptionError: options do not fit each other, the data, the model or the checkpoint.
-        DataError, CheckpointError, UnsupportedModelError, HubError: the data, the checkpoint, the model or the
+        OptionError: Options cannot be combined, or do not fit the data, the model or the checkpoint.
+        DataError, CheckpointError, UnsupportedModelError, HubError: The data, the checkpoint, the model or the
             repository on the Hub cannot be used.
-        Interrupted: a signal asked the run to end.
+        Interrupted: A signal asked the run to end.
     """
     auto = options.resume == 'auto'  # _begin() replaces it by the file
     options, device = _begin(options, signals, watchdog)
@@ -167,7 +167,7 @@ def create_run(options: TrainOptions, signals: StopSignals, watchdog: Watchdog) 
 
 
 def warn_of_surprises(run: TrainingRun) -> None:
-    """Log warnings about options that have no effect, or an unexpected one, in this run."""
+    """Log warnings about options without effect, or with an unexpected one, in this run."""
     evaluations = sum(map(run.is_evaluated, range(1, run.stop_epoch + 1)))
     for line in without_effect.surprises_of_run(run.options, run.updates_per_epoch, run.stop_epoch, evaluations,
                                                  is_distributed()):
@@ -234,7 +234,7 @@ def _try_end(options: TrainOptions, model: torch.nn.Module, metadata: dict[str, 
     """Try --push-to-hub and --report with the untrained model, so that they do not fail at the end of the run.
 
     Raises:
-        OptionError: one of them fails with this model.
+        OptionError: One of them fails with this model.
     """
     saved = model_of_metadata(metadata, model, vars(options))
     try:

@@ -47,7 +47,7 @@ def print_plan(run: TrainingRun) -> None:
     """Print the estimate, measured on the first updates of the run. Every rank calls it.
 
     Raises:
-        Interrupted: a signal asked the run to end.
+        Interrupted: A signal asked the run to end.
     """
     seconds, rate = time_updates(run)
     run.checkpoints.signals.check_start(run.options.resume, run.device)

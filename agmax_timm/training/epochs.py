@@ -85,10 +85,10 @@ class Epochs:
         """Train to the last epoch, or until the run stops early.
 
         Raises:
-            Interrupted: a signal asked the run to end, and it has saved.
-            NonFiniteError: a loss or a metric is not finite, and --nan-policy is stop.
-            DamagedError: more images are damaged than --max-damaged allows.
-            EvaluationFailed: the evaluation failed on another rank.
+            Interrupted: A signal asked the run to end, and it has saved.
+            NonFiniteError: A loss or a metric is not finite, and --nan-policy is stop.
+            DamagedError: More images are damaged than --max-damaged allows.
+            EvaluationFailed: The evaluation failed on another rank.
         """
         position, losses = self.run.position, self.run.losses
         for epoch in range(position.epoch, self.run.stop_epoch if self.trained else position.epoch):
@@ -199,7 +199,7 @@ class Epochs:
         """Save an epoch whose evaluation failed, so that its updates are not lost. All ranks must call it.
 
         Raises:
-            SaveError: the file cannot be written.
+            SaveError: The file cannot be written.
         """
         traceback.clear_frames(error.__traceback__)  # frees the batch, since the error may be out of memory
         _logger.error(f'The evaluation of epoch {epoch} failed: {one_line(error, 300)}')
@@ -211,8 +211,8 @@ class Epochs:
         """Return the metrics of the model or of its EMA.
 
         Raises:
-            EvaluationStopped: a signal asked any rank to end; raised on all ranks.
-            EvaluationFailed: another rank raised an error.
+            EvaluationStopped: A signal asked any rank to end; raised on all ranks.
+            EvaluationFailed: Another rank raised an error.
         """
         run, options, checkpoints = self.run, self.options, self.checkpoints
         name = 'Test (EMA)' if ema else 'Test'
@@ -244,7 +244,7 @@ class Epochs:
         """Exchange outcomes of an evaluation with the other ranks. The worst outcome counts. All ranks must call it.
 
         Raises:
-            EvaluationStopped, EvaluationFailed: the worst outcome of all ranks.
+            EvaluationStopped, EvaluationFailed: The worst outcome of all ranks.
         """
         options = self.options
         if is_distributed() and not (options.fsdp and outcome == _FAILED):  # with --fsdp others wait in a forward pass
@@ -271,7 +271,7 @@ def check_finite(options: Run, epoch: int, metrics: dict[str, float]) -> None:
     """Check the metrics of an evaluation. The weights, which are finite, are saved already.
 
     Raises:
-        NonFiniteError: a metric is NaN or infinite, and --nan-policy is stop.
+        NonFiniteError: A metric is NaN or infinite, and --nan-policy is stop.
     """
     broken = [f'{name} is {value}' for name, value in metrics.items() if not math.isfinite(value)]
     if not broken:

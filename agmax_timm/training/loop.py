@@ -64,10 +64,10 @@ def train_one_epoch(
     """Train for one pass over the loader, or for the rest of one.
 
     Args:
-        step: Makes the updates.
-        on_log: Called with a Progress at log intervals and after the last update, on every rank.
-        on_update: Called after each update with the number of batches done in the epoch and the result of the check.
-        losses: Losses of the epoch so far, for a first_batch above 0.
+        step: Object that makes the updates.
+        on_log: Function that is called with a Progress at log intervals and after the last update, on every rank.
+        on_update: Function that is called after each update, with the number of batches done and the check's result.
+        losses: Losses of the epoch so far, if first_batch is above 0.
         first_batch: Number of the first batch of the loader in the epoch.
         updates_per_epoch: Number of updates of a whole epoch, if the loader has another number.
 
@@ -75,8 +75,8 @@ def train_one_epoch(
         Mean losses by name, 'loss' first, then its parts; images of all ranks per second.
 
     Raises:
-        NonFiniteError: at the next log interval after a loss that is NaN or infinite.
-        DamagedError: more images than --max-damaged cannot be decoded.
+        NonFiniteError: At the next log interval after a loss that is NaN or infinite.
+        DamagedError: More images than --max-damaged cannot be decoded.
     """
     losses = losses or RunningLosses(step.device, is_distributed())
     return _Epoch(epoch, step, loader, scheduler, on_log, on_update, losses, first_batch, updates_per_epoch).train()

@@ -32,7 +32,7 @@ class BatchLosses:
 
 
 class Update:
-    """The batches of one update, until it is made or left out.
+    """The batches of an update that is not made or skipped yet.
 
     Args:
         epoch: Number of the epoch.
@@ -58,7 +58,7 @@ class Update:
         return update
 
     def keep_buffers(self, module: nn.Module) -> None:
-        """Copy the running statistics: a broken batch changes them before it is known to be broken."""
+        """Copy the running statistics, because a broken batch changes them before the check."""
         self._buffers = [buffer.clone() for buffer in module.buffers()]
 
     @torch.no_grad()
@@ -70,11 +70,11 @@ class Update:
 class RunningLosses:
     """Last and mean losses of an epoch, summed on the device in float64.
 
-    NaN and infinity stay in a sum, so reading at intervals misses none.
+    A sum stays NaN or infinite, so read() finds these values even if it is called at intervals.
 
     Args:
         device: Device of the losses.
-        distributed: Average over ranks when read.
+        distributed: Whether read() averages over ranks.
     """
 
     def __init__(self, device: torch.device, distributed: bool = False):
@@ -109,7 +109,7 @@ class RunningLosses:
         """Return the losses of the last batch and the means so far. Waits for the device and the other ranks.
 
         Raises:
-            NonFiniteError: a loss was NaN or infinite in any batch so far, on any rank.
+            NonFiniteError: A loss was NaN or infinite in any batch so far, on any rank.
         """
         assert self.last is not None and self.sums is not None
         values = torch.stack([self.last.to(self.dtype), self.sums / self.count])

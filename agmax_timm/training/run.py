@@ -37,8 +37,8 @@ def train(
 
     Raises:
         UserError: options, data or a checkpoint cannot be used.
-        Interrupted: a signal asked the run to end, and it has saved.
-        SaveError: the last state could not be written.
+        Interrupted: A signal asked the run to end, and it has saved.
+        SaveError: The last state could not be written.
     """
     with Watchdog(options.hang_timeout) as watchdog:
         return _train(options, signals or StopSignals(), watchdog, on_complete)

@@ -23,10 +23,10 @@ class Step:
         optimizer: Optimizer of its parameters.
         options: Options.
         device: Device of the task.
-        precision: Dtypes, and the scaler of the loss if there is one.
-        loss_scale: Factor of a batch's gradient by its number of images, where batches differ in size.
-        finite_check: Checks losses and gradients before each update. None: no check.
-        on_broken: Called with an update whose losses or gradients are not finite; it may raise.
+        precision: Dtypes, and the loss scaler if there is one.
+        loss_scale: Function from the number of images of a batch to the factor of its gradient; None for equal factors.
+        finite_check: Check of losses and gradients before each update. None checks nothing.
+        on_broken: Function that is called with an update whose losses or gradients are not finite. It may raise.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Step:
             batches: int = 1,
             last: bool = True,
     ) -> None:
-        """Launch forward and backward pass of a batch, which add its gradient.
+        """Launch the forward and backward pass of a batch, and add its gradient.
 
         Args:
             update: Update of the batch.
@@ -92,7 +92,7 @@ class Step:
                 self.precision.scaler.backward(loss, create_graph=self._second_order)
 
     def make(self, update: Update) -> CheckResult:
-        """Make an update whose batches are accumulated, or leave it out if losses or gradients are not finite.
+        """Make an update from the accumulated batches. Skip it if losses or gradients are not finite.
 
         Returns:
             The result of the check on all ranks.
@@ -119,7 +119,7 @@ class Step:
         return checked
 
     def finish(self) -> None:
-        """Check the gradients of the last update if that is still to do. Call it before weights are used or saved."""
+        """Check the gradients of the last update, if not done yet. Call it before weights are used or saved."""
         if self.finite_check is not None and self._before is not None:
             self._check_before(self.finite_check.read_late())
 

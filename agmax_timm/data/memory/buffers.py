@@ -16,7 +16,7 @@ _couriers: 'WeakValueDictionary[int, Courier]' = WeakValueDictionary()  # courie
 
 
 def is_pinned(wanted: bool | None, device: torch.device) -> bool:
-    """Whether batches are copied to pinned memory before they are copied to a device. By default, if it is CUDA.
+    """Whether batches are copied to pinned memory before they are copied to a device. The default is True for CUDA.
 
     timm's prefetcher makes the copy to the device wait for the previous steps. With pinned memory, only the device
     waits. With other memory, this process waits.
@@ -31,8 +31,8 @@ def is_pinned(wanted: bool | None, device: torch.device) -> bool:
 def is_reusable(device: torch.device, pinned: bool) -> bool:
     """Whether the memory of a batch can be written again after the following batches were requested.
 
-    A copy to a device may return before it has read the memory. On the CPU, the copy is complete. With pinned memory,
-    torch has copied the batch before it gives it. For other memory, CUDA does not promise this.
+    A copy to a device may return before it has read the memory. On the CPU, the copy is then complete. With pinned
+    memory, torch has copied the batch before the loader returns it. For other memory, CUDA gives no guarantee.
 
     Args:
         device: Device of training.

@@ -10,8 +10,8 @@ def memory_limit(amount: str) -> int:
     """Convert an amount of memory to bytes.
 
     Args:
-        amount: Share in [0, 1] of the free memory, which the processes of the job on this machine divide. Or an amount
-            such as '8G' or '500M'.
+        amount: Share in [0, 1] of the free memory, or an amount such as '8G' or '500M'. The processes of the job on
+            this machine divide a share among them.
 
     Raises:
         ValueError: The amount has another form.

@@ -1,11 +1,14 @@
 """A training loader that can stop after any batch and resume there, in another process, to the last bit.
 
-It is placed between timm's prefetcher and torch's DataLoader and does not change them. It records what the next batch
-depends on: how the order of the epoch was drawn, the random state of the main process before the batch was made, and
-the random state of each worker, which comes with the worker's batches. Batches that were trained are not loaded again:
-empty batches replace them, so that each worker continues with its own.
+It is placed between timm's prefetcher and torch's DataLoader and does not change them. It records everything on which
+the next batch depends:
 
-Data that is read in sequence has no indices. It is read again from the start of the epoch, without training on it.
+- the random state from which the order of the epoch was drawn
+- the random state of the main process before the batch was made
+- the random state of each worker, which is sent with the worker's batches
+
+Batches that were trained are not loaded again. Empty batches replace them, so that each worker makes the same batches
+as before. Data that is read in sequence has no indices. It is read again from the start of the epoch, without training.
 """
 from collections.abc import Iterator
 from typing import Any
@@ -33,7 +36,7 @@ class ResumableLoader:
     Args:
         loader: DataLoader, or timm's MultiEpochsDataLoader; its collate function, worker init function and batch
             sampler are wrapped in place.
-        device: Device of training, whose random state belongs to the position.
+        device: Device of training. Its random state is part of the position.
         ranks: Number of processes that share the data.
         rank: Number of this process.
     """
@@ -101,7 +104,7 @@ class ResumableLoader:
         """Return the position of this process, in plain values and tensors.
 
         Args:
-            done: Batches of the epoch that were trained; 0 between two epochs.
+            done: Number of batches of the epoch that were trained; 0 between two epochs.
         """
         if self._resumed is not None:  # no batch was made since it was loaded
             return to_tensors({**self._resumed, 'random': self._resumed['random'] or get_random_state(self.device)})
@@ -122,18 +125,18 @@ class ResumableLoader:
         })
 
     def load_state_dict(self, state: dict[str, Any], epoch: int) -> list[str]:
-        """Let the next pass begin where state_dict was called.
+        """Start the next pass at a position that state_dict returned.
 
         Args:
-            state: What state_dict returned, on this rank, or on rank 0 where their number differs. Between two epochs
-                its 'random' may be None: the random state is that of the process when the pass begins.
+            state: Result of state_dict on this rank, or on rank 0 if the number of ranks changed. Between two epochs,
+                its 'random' may be None. Then the pass begins with the present random state of the process.
             epoch: Number of the next epoch, for the sampler.
 
         Returns:
-            What cannot be as it was, in words; empty if nothing.
+            Descriptions of what cannot be restored; usually empty.
 
         Raises:
-            CheckpointError: an epoch in progress that cannot be shared by the present ranks.
+            CheckpointError: The rest of an epoch cannot be shared by the present ranks.
         """
         state = to_bytes(state)
         was, now = state['shape'], self._shape()

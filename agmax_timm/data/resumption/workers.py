@@ -1,4 +1,4 @@
-"""The workers of a resumable loader: their random states, and the iterators that they make batches for."""
+"""The workers of a resumable loader: their random states, and the iterators of their batches."""
 from collections import deque
 from collections.abc import Iterator
 from typing import Any
@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 class WorkerStates:
     """Random states of the workers after the batches that were trained.
 
-    Workers are ahead of training: a state arrives with its batch, and is used once the batch was trained.
+    Workers are ahead of training. A state arrives with a batch, and is valid after this batch was trained.
     """
 
     def __init__(self) -> None:
@@ -22,12 +22,12 @@ class WorkerStates:
         self.at_start, self.trained = dict(states), dict(states)
 
     def add(self, batch: int, report: tuple[int, bytes] | None) -> None:
-        """Take the state that came with a batch; None from a loader without workers."""
+        """Store the state that arrived with a batch. It is None without workers."""
         if report is not None:
             self._ahead.append((batch, *report))
 
     def trained_before(self, batch: int | None) -> None:
-        """Use the states of batches before this number; of all if None."""
+        """Record that the batches before this number were trained. None means all batches."""
         while self._ahead and (batch is None or self._ahead[0][0] < batch):
             _, worker, state = self._ahead.popleft()
             self.trained[worker] = state
@@ -40,11 +40,11 @@ class WorkerStates:
 
 
 class Iterators:
-    """The iterators of a DataLoader: one for each epoch, or one for all.
+    """The iterators of a DataLoader: a new one in each epoch, or one for all epochs.
 
     Args:
         loader: DataLoader, or timm's MultiEpochsDataLoader.
-        order: Its Order, None for data that is read in sequence.
+        order: Order of the loader, None for data that is read in sequence.
     """
 
     def __init__(self, loader: Any, order: Any):
@@ -61,11 +61,11 @@ class Iterators:
         return self.loader.persistent_workers and self.loader._iterator is not None
 
     def worker_of(self, batch: int, first: int) -> int:
-        """Return the worker that makes a batch, given that of the epoch's first; 0 where each epoch begins with it."""
+        """Return the worker that makes a batch. `first` is the worker of the epoch's first batch."""
         return (first + batch) % self.loader.num_workers if self.multi_epochs and self.loader.num_workers else 0
 
     def begin(self, first: int) -> Iterator[Any]:
-        """Return an iterator whose first batch is made by this worker."""
+        """Return an iterator whose first batch is made by the worker `first`."""
         if self.multi_epochs:
             self.order.lead = first
             self.loader.iterator = DataLoader.__iter__(self.loader)  # timm creates it with the first batch

@@ -53,7 +53,7 @@ def corruption_names() -> list[str]:
     """Return the names of the package's corruptions: the 15 of the mean corruption error, and 4 further ones.
 
     Raises:
-        ImportError: the package is missing, or it is the older package of this name, which takes no seed.
+        ImportError: The package is missing, or it is the older package of this name, which takes no seed.
     """
     from imagecorruptions import corruptions, get_corruption_names
     if 'seed' not in inspect.signature(corruptions.glass_blur).parameters:

@@ -166,7 +166,7 @@ def list_corruptions(options: Robustness) -> list[Corruption]:
     """Return the corruptions that the options ask for.
 
     Raises:
-        OptionError: a corruption or the folder does not exist, or the package is missing or the wrong one.
+        OptionError: A corruption or the folder does not exist, or the package is missing or the wrong one.
     """
     folder, severities = options.corruptions_dir, sorted(set(options.severities))
     if folder:

@@ -13,18 +13,18 @@ from ...options.parsers import TrainOptions
 
 
 def compare_options(options: TrainOptions, saved: dict[str, Any], within_epoch: bool) -> tuple[list[str], bool]:
-    """Name the options that differ from those that a checkpoint was made with.
+    """Return the options that differ from those of a checkpoint.
 
     Args:
-        options: Options, resolved as far as those of the checkpoint.
-        saved: Those of the checkpoint. An option that did not exist when it was made had its default.
+        options: Resolved options of this run.
+        saved: Options in the checkpoint. An option that did not exist at that time has its default.
         within_epoch: Whether the checkpoint was written within an epoch.
 
     Returns:
-        One line for each, and whether the learning rate schedule is unchanged.
+        (changes, same_schedule): One line for each change, and whether the learning rate schedule is unchanged.
 
     Raises:
-        OptionError: an option differs that must not change.
+        OptionError: An option that must not change is different.
     """
     known = declared(TrainOptions)
     saved = {name: saved.get(name, option.default) for name, option in known.items()}
@@ -49,7 +49,7 @@ def compare_options(options: TrainOptions, saved: dict[str, Any], within_epoch: 
 
 
 def describe_data(train: Dataset, validation: Dataset | None) -> dict[str, Any]:
-    """The number of samples (None if read in sequence) and the class names (None if unknown) of both splits."""
+    """Return number of samples (None if read in sequence) and class names (None if unknown) of both splits."""
     def describe(dataset: Any) -> dict[str, Any] | None:
         if dataset is None:
             return None
@@ -59,7 +59,7 @@ def describe_data(train: Dataset, validation: Dataset | None) -> dict[str, Any]:
 
 
 def compare_views(now: dict[str, Any], saved: dict[str, Any]) -> str:
-    """Return one line if the views are made in another way than before, else ''. Memory and packages decide that, too.
+    """Return one line if the views are made in another way than before, else ''. Memory and packages matter, too.
 
     Args:
         now, saved: Descriptions of the data with the words of views_of().
@@ -73,7 +73,7 @@ def compare_data(options: TrainModel, now: dict[str, Any], saved: dict[str, Any]
     """Describe how the data changed since a checkpoint, one line for each change.
 
     Raises:
-        OptionError: the classes changed, so the outputs of the model would have another meaning.
+        OptionError: The classes changed, so the outputs of the model would have another meaning.
     """
     lines = []
     for split in ('train', 'validation'):

@@ -64,7 +64,7 @@ class CheckpointManager:
         self._saved_at = time.monotonic()
 
     def begin_epoch(self, updates: int) -> None:
-        """Start to count updates, with those of the epoch that are done."""
+        """Start to count the updates of an epoch. `updates` of them are already done."""
         self._updates = updates
 
     def requests(self) -> tuple[bool, bool]:
@@ -83,8 +83,8 @@ class CheckpointManager:
         """Save and stop if any rank requested it before the update.
 
         Raises:
-            Interrupted: a signal asked the run to end; the run is saved.
-            DamagedError: too many training images are damaged; the run is saved.
+            Interrupted: A signal asked the run to end; the run is saved.
+            DamagedError: Too many training images are damaged; the run is saved.
         """
         if not checked.save and not checked.stop:
             return
@@ -125,7 +125,7 @@ class CheckpointManager:
         """Wait until everything is on disk.
 
         Raises:
-            SaveError: the last checkpoint could not be written.
+            SaveError: The last checkpoint could not be written.
         """
         if self.saver is not None:
             self.saver.close()
@@ -146,7 +146,7 @@ class CheckpointManager:
 def most_files(options: Run, epochs: Iterable[int]) -> int:
     """Return the largest number of checkpoint files that exist at one time. Hard links count once.
 
-    They are the best, the last, the milestones, two recovery files, and the next file while it is written.
+    Files are the best, the last, the milestones, two recovery files, and the next file while it is written.
 
     Args:
         epochs: Epochs, counted from 1, that are followed by an evaluation.

@@ -18,7 +18,7 @@ _logger = logging.getLogger('train')
 
 @dataclass
 class ResumedRun:
-    """The run that wrote a checkpoint, as far as the checkpoint describes it."""
+    """The run that wrote a checkpoint: what the checkpoint stores about it."""
     state: dict[str, Any] | None  # None for checkpoints of timm's script and of early versions
     same_schedule: bool
     exact: bool  # whether the state is restored
@@ -28,8 +28,8 @@ class ResumedRun:
         """Read a checkpoint, and compare it with the options and data.
 
         Raises:
-            OptionError: an option or the data changed that must not change.
-            CheckpointError: the file cannot be read.
+            OptionError: An option or data that must not change is different.
+            CheckpointError: The file cannot be read.
         """
         checkpoint = read_file(options.resume, mmap=True)
         state = checkpoint.get(STATE)
@@ -59,7 +59,7 @@ class ResumedRun:
         return cls(state, same_schedule, exact)
 
     def restore(self, state: RunState, primary: bool) -> tuple[Position, RunningLosses | None]:
-        """Restore the whole state. Call it when everything is built."""
+        """Restore the whole state. Call it after all objects are created."""
         assert self.state is not None
         found = state.load_state_dict(self.state, self.same_schedule)
         if found['changed'] and primary:

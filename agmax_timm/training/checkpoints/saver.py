@@ -36,9 +36,9 @@ class SaveError(UserError, RuntimeError):
 class CheckpointSaver(timm.utils.CheckpointSaver):
     """timm's CheckpointSaver with metadata (see make_metadata) and the metrics of the weights in each file.
 
-    A file is written completely or not at all. Old files are removed only afterwards: `last` and `model_best` exist
-    from the first checkpoint on, whenever the process ends. After a disk error the log has the reason, the files on
-    disk stay, and the next save tries again.
+    A file is written completely or not at all. Old files are removed only afterwards, so `last` and `model_best` exist
+    from the first checkpoint on, even if the process is killed. After a disk error the log has the reason, the files
+    on disk stay, and the next save tries again.
 
     Args:
         background: Whether to write in a thread, from a copy of the state in host memory, one file at a time.
@@ -67,7 +67,7 @@ class CheckpointSaver(timm.utils.CheckpointSaver):
             state: Plain values and tensors for the key 'agmax_state' of the file.
 
         Returns:
-            Metric and epoch of the best checkpoint on disk. With `background`, this checkpoint does not count yet.
+            (metric, epoch): Those of the best checkpoint on disk. With `background`, the new one is not included yet.
         """
         self.wait()
         metrics = {'raw': raw, 'ema': ema}
@@ -90,7 +90,7 @@ class CheckpointSaver(timm.utils.CheckpointSaver):
         return counter.size
 
     def save_recovery(self, epoch: int, batch_idx: int = 0, state: dict[str, Any] | None = None) -> None:
-        """Save within an epoch. The two newest recovery files are kept, those of earlier processes included.
+        """Save within an epoch. Keep the two newest recovery files, including those of earlier processes.
 
         Args:
             state: As in save_checkpoint.
@@ -116,7 +116,7 @@ class CheckpointSaver(timm.utils.CheckpointSaver):
         return path
 
     def load_state_dict_from_checkpoint(self, checkpoint_path: str) -> bool:
-        """Restore the ranking from a checkpoint in this folder, and finish what followed its writing."""
+        """Restore the ranking from a checkpoint in this folder, and repeat the steps after its writing."""
         checkpoint = read_file(checkpoint_path, mmap=True)
         self._newest = checkpoint_path
         saved = checkpoint.get('saver')
@@ -158,7 +158,7 @@ class CheckpointSaver(timm.utils.CheckpointSaver):
         """Wait until nothing is being written.
 
         Raises:
-            SaveError: the newest state could not be written.
+            SaveError: The newest state could not be written.
         """
         self.wait()
         if self.error is not None:

@@ -23,7 +23,7 @@ _FORMAT = 1
 
 @dataclass
 class Position:
-    """The next batch of an epoch, or (`trained`) the evaluation of the epoch."""
+    """Where a run continues: before a batch of an epoch or, if `trained`, before the evaluation of the epoch."""
     epoch: int = 0
     batch: int = 0
     trained: bool = False
@@ -108,17 +108,17 @@ class RunState:
         }
 
     def load_state_dict(self, state: dict[str, Any], same_schedule: bool) -> dict[str, Any]:
-        """Restore a state. Call it last, when everything is built and wrapped.
+        """Restore a state. Call it after all objects are created and wrapped.
 
         Args:
             same_schedule: Whether the options of the learning rate schedule are unchanged.
 
         Returns:
-            'position'; 'losses' of the epoch so far (None between epochs); 'changed': names of what changed; and
-            'left_out': owners of random states that belong to another kind of device and were not restored.
+            Dictionary of 'position'; 'losses' of the epoch so far (None between epochs); 'changed', the names of what
+            changed; and 'left_out', the owners of random states of another kind of device, which were not restored.
 
         Raises:
-            CheckpointError: the position is within an epoch, and ranks, workers or data changed.
+            CheckpointError: The position is within an epoch, and ranks, workers or data changed.
         """
         position = Position(**state['position'])
         ranks = state['ranks']

@@ -33,7 +33,7 @@ class DamageReport:
         """Warn of new damaged samples of all ranks. Every rank must call it.
 
         Raises:
-            DamagedError: more than --max-damaged, on every rank.
+            DamagedError: More than --max-damaged, on every rank.
         """
         if self.damage is None:
             return

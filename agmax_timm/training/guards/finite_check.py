@@ -1,8 +1,8 @@
 """All ranks agree on each update: whether a loss or gradient is not finite, whether to save, whether to stop.
 
-Losses are checked on the device after the forward pass. What all ranks found is read before the optimizer steps: on a
-GPU that copy is made during the backward pass, so the device never waits for it. Gradients are checked before the step
-where that costs no wait, on the CPU and with --nan-policy skip. On a GPU without it they are read with the next update.
+Losses are checked on the device after the forward pass. The results of all ranks are read before the optimizer's step.
+A GPU copies them during the backward pass, so it never waits for the copy. On the CPU, and with --nan-policy skip,
+gradients are checked before the step. Otherwise this check would make a GPU wait, so it is read with the next update.
 """
 import math
 from collections.abc import Callable
@@ -23,12 +23,12 @@ GRADIENT = 'gradient'
 
 @dataclass
 class CheckResult:
-    """Result of the check of an update, the same on all ranks but for `here`."""
+    """Result of the check of an update. Only `here` differs between ranks."""
     broken: list[str]  # names of losses, or 'gradient', that are NaN or infinite on any rank
-    here: list[str]  # those of this rank
+    here: list[str]  # the same for this rank alone
     save: bool = False
     stop: bool = False
-    late: bool = False  # the gradient of the previous update, which was made, is the broken one
+    late: bool = False  # the broken gradient is that of the previous update, which was made
     skipped: bool = False  # the loss scaler left the update out: a gradient is NaN or infinite
     scale: float = float('inf')  # the loss scale after a skipped update
 
@@ -44,7 +44,8 @@ class FiniteCheck:
     Args:
         options: Options; `distributed` and `nan_policy` are read.
         device: Device of the losses.
-        requests: Returns whether this rank requests to save, and to stop, after the update. None: never.
+        requests: Function that returns whether this rank requests to save, and to stop, after the update. None never
+            requests.
     """
 
     def __init__(
@@ -84,18 +85,18 @@ class FiniteCheck:
 
     @property
     def has_late(self) -> bool:
-        """Whether the gradients of the last update are still to be read."""
+        """Whether the check of the last update's gradients was not read yet."""
         return self._late is not None
 
     def read_late(self) -> CheckResult:
-        """Return the results of the last update's gradients on all ranks. Waits for the device."""
+        """Read the check of the last update's gradients on all ranks. Waits for the device."""
         assert self._late is not None
         (_, _, late), (_, _, here) = _Reading(self._late, self.distributed).read()
         self._late = None
         return CheckResult([GRADIENT] if late else [], [GRADIENT] if here else [], late=late)
 
     def check_gradients(self, parameters: list[nn.Parameter], checked: CheckResult) -> torch.Tensor | None:
-        """Check gradients, and add the result to that of the losses unless it is to be read with the next update.
+        """Check gradients. Add the result to that of the losses, unless it is read with the next update.
 
         Returns:
             Norm of all gradients, for clipping by norm; None if it was not computed.

@@ -26,8 +26,8 @@ _REMEDY = 'a smaller --lr, --clip-grad, more --warmup-epochs, --amp-dtype bfloat
 class BrokenUpdates:
     """Ends the run at the first broken update, or leaves such updates out, as --nan-policy says.
 
-    Updates that the loss scaler skips do not end the run, unless too many follow each other: the scale starts high and
-    has to come down.
+    Updates that the loss scaler skips do not end the run, because its scale starts high and decreases. Too many in a
+    row end it.
 
     Args:
         options: Options.
@@ -48,7 +48,7 @@ class BrokenUpdates:
     def __call__(self, update: Update, checked: CheckResult) -> None:
         """
         Raises:
-            NonFiniteError: on all ranks, at the first one, or with --nan-policy skip after 50 in a row; for updates
+            NonFiniteError: On all ranks, at the first one, or with --nan-policy skip after 50 in a row; for updates
                 that the loss scaler skips, after 50 in a row or at a scale below 1.
         """
         first_batch = update.epoch * len(self.loader.loader) + update.first_batch

@@ -22,13 +22,13 @@ _READING = re.compile(r'\.(item|tolist|cpu|numpy|synchronize)\(|\.to\(|\bbool\(|
 
 
 class Watchdog:
-    """While entered, ends the process if there is no beat for --hang-timeout seconds.
+    """A context that ends the process if there is no beat for --hang-timeout seconds.
 
-    A rank that hangs makes all others wait for it: each says what it does, so one of them names the cause. Where it
-    cannot, its process being stopped or lost, the others name it.
+    If one rank hangs, all others wait for it. Each rank prints its place in the code, so one of them shows the cause.
+    The others name a rank that cannot print, because its process is stopped or lost.
 
     Args:
-        seconds: Value of --hang-timeout; 0: never.
+        seconds: Value of --hang-timeout. 0 never ends the process.
     """
 
     def __init__(self, seconds: float):
@@ -48,11 +48,11 @@ class Watchdog:
         self.end()
 
     def end(self) -> None:
-        """Stop watching. What follows may take long."""
+        """Stop watching, before work that may take long."""
         self._done.set()
 
     def beat(self) -> None:
-        """Note that an update or a batch of evaluation is done."""
+        """Record that an update or a batch of an evaluation is done."""
         self._last = time.monotonic()
 
     def _guard(self) -> None:

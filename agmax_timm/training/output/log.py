@@ -20,7 +20,7 @@ _logger = logging.getLogger('train')
 
 
 def log_to_file(path: str) -> LogFile:
-    """Append every log line to a file, and no longer to the file of an earlier run in this process."""
+    """Append every log line to a file. Close the file of an earlier run in this process."""
     for handler in [handler for handler in logging.root.handlers if isinstance(handler, LogFile)]:
         logging.root.removeHandler(handler)
         handler.close()
@@ -125,7 +125,7 @@ def write_summary(path: str, rows: list[dict[str, Any]]) -> None:
         rows: Values of each row by column. Columns are in the order of their first use; a missing value is empty.
 
     Raises:
-        OSError: the file cannot be written, and is unchanged.
+        OSError: The file cannot be written, and is unchanged.
     """
     with atomic_write.replacing(path, 'w', newline='') as f:
         write_rows(f, rows)
@@ -167,7 +167,7 @@ def _title(name: str) -> str:
 
 
 def best_last(results: list[dict[str, Any]], metric: str, decreasing: bool, most: int = 10) -> list[dict[str, Any]]:
-    """Return the best epochs that have the metric, the best last, as timm prints them after --result."""
+    """Return the best epochs that have the metric, as timm prints them after --result: the best one is last."""
     values = [(result.get('validation', result['train']).get(metric), result) for result in results]
     ranked = sorted((pair for pair in values if pair[0] is not None), key=lambda pair: pair[0], reverse=decreasing)
     return [result for _, result in ranked[-most:]]

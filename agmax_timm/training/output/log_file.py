@@ -12,7 +12,7 @@ class LogFile(logging.Handler):
     A line that cannot be written is dropped completely. The console warns once, and the file marks the gap.
 
     Raises:
-        OSError: the file cannot be opened.
+        OSError: The file cannot be opened.
     """
 
     def __init__(self, path: str):

@@ -36,7 +36,7 @@ def resolve_resume(options: TrainOptions) -> TrainOptions:
     """Replace --resume auto by the newest valid checkpoint of --experiment, or by '' if the folder has none.
 
     Raises:
-        OptionError: all checkpoints are damaged.
+        OptionError: All checkpoints are damaged.
     """
     if options.resume != 'auto':
         return options
@@ -52,14 +52,14 @@ def resolve_resume(options: TrainOptions) -> TrainOptions:
 
 
 def check_folder(options: TrainOptions, auto: bool = False, lock: bool = True) -> None:
-    """Check, before anything is built, that the folder can be written and does not hold another run.
+    """Check that the folder can be written and has no other run, before any object is created.
 
     Args:
         auto: Whether the run was started with --resume auto, which accepts a folder with logs but no checkpoint.
         lock: Whether to lock the folder for this process, which creates a file in it.
 
     Raises:
-        OptionError: the folder cannot be used.
+        OptionError: The folder cannot be used.
     """
     folder = run_folder(options)
     if options.experiment and os.path.isdir(folder) and not resumes_in(options, folder):
@@ -105,7 +105,7 @@ def _lock(folder: str) -> None:
     """Lock a folder until this process ends.
 
     Raises:
-        OptionError: another process has locked it.
+        OptionError: Another process has locked it.
     """
     folder = os.path.realpath(folder)
     if fcntl is None or folder in _locks:
@@ -156,7 +156,7 @@ def open_folder(
         resumed: The run that the checkpoint describes (ResumedRun), None without a checkpoint.
 
     Raises:
-        OptionError: the folder cannot be written, or another process has locked it.
+        OptionError: The folder cannot be written, or another process has locked it.
     """
     stamp = datetime.now().strftime('%Y%m%d-%H%M%S')
     name = options.experiment or f'{stamp}-{safe_model_name(options.model)}-{img_size}'

@@ -129,7 +129,7 @@ class _Wandb:
         name: Name of the run.
 
     Raises:
-        OptionError: the run cannot be started.
+        OptionError: The run cannot be started.
     """
 
     def __init__(self, options: Tracking, name: str):
