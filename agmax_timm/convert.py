@@ -13,7 +13,7 @@ from .base.errors import CheckpointError
 from .base.safe_load import read_file
 from .weights.checkpoint import SavedModel
 from .weights.models import filter_checkpoint, is_original, original_options, timm_architecture
-from .weights.staging import stage
+from .weights.staging import loading_code, stage
 
 PROG = 'python -m agmax_timm.convert'
 
@@ -26,13 +26,14 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument('folder', metavar='FOLDER', help='folder to write: safetensors, config.json and a model card')
     parser.add_argument('--model', required=True, metavar='NAME', help="timm's name of its network, as resnet101")
     parser.add_argument('--img-size', type=int, metavar='N',
-                        help='crop to evaluate at (default: the published, 224 for ResNet and 256 for others)')
+                        help='crop to evaluate at (default: as published, 224 for ResNet, 32 for WideResNet, else 256)')
     args = parser.parse_args(argv)
-    stage(read_original(args.checkpoint, args.model, args.img_size), args.folder)
+    saved = read_original(args.checkpoint, args.model, args.img_size)
+    stage(saved, args.folder)
     with open(os.path.join(args.folder, 'README.md'), 'a', encoding='utf-8') as card:
         card.write(f'\n## Origin\n\nConverted from `{os.path.basename(args.checkpoint)}`, a checkpoint of the '
                    '[original AgMax](https://github.com/roatienza/agmax).\n')
-    print(f"{args.folder}: load it with timm.create_model('local-dir:{args.folder}', pretrained=True)")
+    print(f'{args.folder}: load it with {loading_code(saved, args.folder)}')
 
 
 def read_original(path: str, model: str, img_size: int | None = None) -> SavedModel:

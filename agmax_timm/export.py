@@ -15,7 +15,7 @@ from .weights.checkpoint import SavedModel, read_model
 from .weights.measured import measured
 from .weights.onnx_export import FILE as ONNX
 from .weights.onnx_export import require_onnx, write_onnx
-from .weights.staging import stage
+from .weights.staging import loading_code, stage
 
 PROG = 'python -m agmax_timm.export'
 
@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> None:
     metrics = ''.join(f', {name} {value:g}' for name, value in measured(saved).items() if name in ('top1', 'top5'))
     print(f'{saved.source}: {saved.weights}\n'
           f'{saved.architecture}, {classes}{metrics}\n'
-          f"Reloaded with equal logits: timm.create_model('local-dir:{args.folder}', pretrained=True)")
+          f'Reloaded with equal logits: {loading_code(saved, args.folder)}')
     for difference in differences:
         print(f'{os.path.join(args.folder, ONNX)}: the logits of ONNX Runtime differ by up to {difference:.1g} of the '
               'largest')
@@ -73,7 +73,8 @@ def _parser() -> Parser:
     parser = Parser(
         prog=PROG,
         description="Write a trained classifier as timm keeps one: timm.create_model('local-dir:FOLDER', "
-                    'pretrained=True) loads it, with nothing else installed, and did so before this says done.')
+                    'pretrained=True) loads it, and did so before this says done. Models that this package adds to '
+                    'timm need `import agmax_timm` before, others nothing else.')
     parser.add_argument('source', metavar='SOURCE', help="a run's folder, a checkpoint, or weights as .safetensors")
     parser.add_argument('folder', metavar='FOLDER', help='a new or empty one')
     add_weights_flags(parser)

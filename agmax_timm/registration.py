@@ -1,4 +1,4 @@
-"""Registration of the original's models with timm when timm is imported. This package does not import timm for it."""
+"""Registration of this package's models with timm when timm is imported. This package does not import timm for it."""
 import sys
 from importlib import import_module
 from importlib.machinery import PathFinder

@@ -20,6 +20,7 @@ from ..options.recipe import portable
 from .base_model import Base, base_of
 from .checkpoint import SavedModel
 from .measured import describe_input, measured, unrepeatable
+from .models import package_of
 
 # Name of the folder of a card in timm; see published_card.
 _HERE = "'local-dir:.'"
@@ -77,6 +78,7 @@ def model_card(
         options=options,
         title=title,
         architecture=architecture,
+        package=package_of(architecture),
         dataset=dataset and dataset[1],
         base=base,
         license_row=license_row(license, base),

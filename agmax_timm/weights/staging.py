@@ -29,7 +29,7 @@ from .checkpoint import SavedModel
 from .hub_error import HubError, as_hub_error, reason
 from .limits import notes_of
 from .measured import unrepeatable
-from .models import misfits
+from .models import misfits, package_of
 
 CONFIG, WEIGHTS, CARD, RECIPE, SUMMARY, CURVES = FILES = (
     'config.json', 'model.safetensors', 'README.md', 'train_hparams.yaml', 'summary.csv', 'curves.png')
@@ -126,6 +126,13 @@ def change_license(folder: str | Path, license: str) -> None:
         for name, text in texts.items():
             with replacing(str(Path(folder, name)), 'w', encoding='utf-8') as f:
                 f.write(text)
+
+
+def loading_code(saved: SavedModel, folder: str) -> str:
+    """Return the line of Python that loads a staged folder, with the import of a package that timm needs for it."""
+    package = package_of(saved.architecture)
+    imported = '' if package == 'timm' else f'import {package}; '
+    return f"{imported}timm.create_model('local-dir:{folder}', pretrained=True)"
 
 
 def load_folder(folder: str | Path) -> torch.nn.Module:
