@@ -5,6 +5,7 @@ import os
 import resource
 import signal
 import tempfile
+import weakref
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from hypothesis import settings
 from PIL import Image
 from timm.models import create_model
 from timm.utils import random_seed
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter as WorkersIterator
 
 from agmax_timm.commands import train as train_cli
 from agmax_timm.commands import validate as validate_cli
@@ -49,6 +51,25 @@ def restored_logging():
         logging.root.removeHandler(handler)
         handler.close()
     logging.root.setLevel(level)
+
+
+@pytest.fixture(autouse=True)
+def ended_workers():
+    """End the loader workers that a test leaves in an exception's frames.
+
+    The garbage collector closes their queues before it tells them to end, and then waits 5 seconds for each.
+    """
+    begin, iterators = WorkersIterator.__init__, weakref.WeakSet()
+
+    def recorded(iterator, loader):
+        iterators.add(iterator)
+        begin(iterator, loader)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(WorkersIterator, '__init__', recorded)
+        yield
+    for iterator in iterators:
+        iterator._shutdown_workers()
 
 
 @pytest.fixture
