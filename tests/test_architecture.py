@@ -65,6 +65,21 @@ def test_no_files_import_each_other():
     TopologicalSorter(imports()).prepare()  # raises CycleError
 
 
+def test_no_folders_import_each_other():
+    """A folder imports its subfolders, and they do not import it. data/ and its subfolders still do."""
+    folders = {}
+    for name, others in imports().items():
+        folders.setdefault(folder(name), set()).update(map(folder, others))
+    TopologicalSorter({name: others - {name, ''} for name, others in folders.items()
+                       if name and layer(name) != 'data'}).prepare()
+
+
+def folder(name):
+    """The folder of a module, '' for a module of the package itself."""
+    path = PACKAGE.joinpath(*name.split('.'))
+    return name if path.is_dir() else name.rpartition('.')[0]
+
+
 def test_each_folder_says_what_it_is_for():
     for path in PACKAGE.rglob('__init__.py'):
         assert ast.get_docstring(ast.parse(path.read_text())), path

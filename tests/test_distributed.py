@@ -18,8 +18,8 @@ from agmax_timm import AgMaxTask
 from agmax_timm.base.distributed import global_mean
 from agmax_timm.distillation import AgMaxDistillationTask
 from agmax_timm.loss import agreement_terms
-from agmax_timm.training.guards.finite_check import FiniteCheck
-from agmax_timm.training.losses import BatchLosses
+from agmax_timm.training.updates.finite_check import FiniteCheck
+from agmax_timm.training.updates.losses import BatchLosses
 from tests.helpers.ranks import finish_ranks, logs, no_environment, start_ranks
 
 WORLD_SIZES = (1, 2, 4)

@@ -143,18 +143,11 @@ def _can_retry(error: Exception, device: torch.device) -> bool:
     return _worst_outcome(device, 1 if can_retry else 2) == 1
 
 
-class TogetherEvaluator:
-    """An evaluator for several ranks. Its compute() raises RankError if another rank failed before it."""
-
-    def __init__(self, evaluator: Any, device: torch.device):
-        self.update, self.summary = evaluator.update, evaluator.summary
-        self.evaluator, self.device = evaluator, device
-
-    def compute(self, distributed: bool = True) -> dict[str, float]:
-        worst = _worst_outcome(self.device, 0)
-        if worst:
-            raise RankError(can_retry=worst == 1)
-        return self.evaluator.compute(distributed)
+def check_ranks(device: torch.device) -> None:
+    """Raise RankError if another rank failed. All ranks must call it, or report their error to _can_retry."""
+    worst = _worst_outcome(device, 0)
+    if worst:
+        raise RankError(can_retry=worst == 1)
 
 
 def _worst_outcome(device: torch.device, outcome: int) -> int:

@@ -28,6 +28,7 @@ def evaluate(
         on_batch: Callable[[int], None] | None = None,
         evaluator: Any = None,
         perturb: Callable[[Any, torch.Tensor], torch.Tensor] | None = None,
+        before_compute: Callable[[], None] | None = None,
 ) -> dict[str, float]:
     """Evaluate a model. Every sample counts once, for any number of ranks.
 
@@ -36,6 +37,7 @@ def evaluate(
         on_batch: Function that is called with the index of each batch after it. It may raise.
         evaluator: Evaluator with timm's protocol: update(output, target), summary(), compute(distributed).
         perturb: Function from input and target of a batch to the input that replaces it.
+        before_compute: Function that is called before ranks wait for each other in compute(). It may raise.
 
     Returns:
         Metrics of the evaluator; by default the loss, and top-1 and top-5 accuracy in percent.
@@ -52,6 +54,8 @@ def evaluate(
             on_log(batch_index, len(loader), evaluator.summary())
         if on_batch is not None:
             on_batch(batch_index)
+    if before_compute is not None:
+        before_compute()
     metrics = evaluator.compute(distributed=is_distributed())
     warn_of_loss(loader, num_samples, device)  # a collective; after compute() no rank has failed
     return metrics

@@ -1,18 +1,21 @@
 """The model of an evaluation: created, loaded with weights, optionally re-parameterised, pooled and compiled."""
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 import torch.nn as nn
+from timm import utils
 from timm.layers import apply_test_time_pool
 from timm.models import reparameterize_model
+from torch.utils.data import Dataset
 
 from ..assembly import loaders
 from ..assembly.known_classes import classes_of, map_of_model
 from ..assembly.model import (
     Precision,
     build_data_config,
+    build_precision,
     create_named_model,
     input_channels,
     script_model,
@@ -22,11 +25,12 @@ from ..assembly.model import (
 from ..base.distributed import is_distributed, is_primary, world_size
 from ..base.errors import OptionError
 from ..data.sources.classes import ModelClasses
+from ..data.sources.shards import open_dataset
 from ..options.declare import declared
 from ..options.device import ValidationDevice
 from ..options.model import Model, ValidationModel
 from ..options.parsers import ValidateOptions
-from ..weights.checkpoint import load_weights
+from ..weights.checkpoint import load_weights, saved_options
 from ..weights.limits import noted_options
 
 _logger = logging.getLogger('validate')
@@ -42,6 +46,9 @@ class EvaluatedModel:
     classes: ModelClasses | None  # None if unknown
     param_count: int
     patch_size: tuple[int, int] | None  # for NaFlex models only
+    device: torch.device
+    precision: Precision
+    run_options: dict[str, Any] = field(default_factory=dict)  # of the run that wrote the checkpoint, if known
 
 
 def adopt_options(options: ValidateOptions, saved: dict[str, Any]) -> ValidateOptions:
@@ -64,6 +71,43 @@ def adopt_options(options: ValidateOptions, saved: dict[str, Any]) -> ValidateOp
             f'{name} of {len(value)} names' if name == 'class_map' and isinstance(value, dict) else f'{name} {value}'
             for name, value in changed.items()))
     return replace(options, **adopted)
+
+
+def prepare(options: ValidateOptions, device: torch.device) -> EvaluatedModel:
+    """Create the model, with the options of the run that wrote its checkpoint where the command line has none."""
+    run_options = saved_options(options.checkpoint) if options.checkpoint else {}
+    options = adopt_options(options, run_options)
+    precision = build_precision(options, device)
+    utils.random_seed(options.seed)
+    return replace(create_evaluated_model(options, device, precision), run_options=run_options)
+
+
+def build_loader(subject: EvaluatedModel, dataset: Dataset) -> Any:
+    """Return a loader in the order of the data set, with the preprocessing of the model."""
+    options = subject.options
+    return loaders.build_eval_loader(
+        options, dataset, subject.data_config, subject.device, subject.precision, options.batch_size,
+        subject.patch_size, options.crop_border_pixels, options.tf_preprocessing)
+
+
+def open_split(options: ValidateOptions, data_config: dict[str, Any]) -> Dataset:
+    kwargs: dict[str, Any] = dict(load_bytes=True) if options.tf_preprocessing else {}
+    if options.target_format:
+        kwargs.update(target_format=options.target_format)
+    return open_dataset(
+        options.dataset,
+        root=options.data_dir,
+        split=options.split,
+        download=options.dataset_download,
+        class_map=options.class_map,
+        num_samples=options.num_samples,
+        input_key=options.input_key,
+        input_img_mode=loaders.image_mode(options, data_config),
+        target_key=options.target_key,
+        trust_remote_code=options.dataset_trust_remote_code,
+        seed=options.seed,
+        **kwargs,
+    )
 
 
 def create_evaluated_model(options: ValidateOptions, device: torch.device, precision: Precision) -> EvaluatedModel:
@@ -113,7 +157,7 @@ def create_evaluated_model(options: ValidateOptions, device: torch.device, preci
     model = _compile(options, model)
     if options.num_gpu > 1:
         model = nn.DataParallel(model, device_ids=list(range(options.num_gpu)))
-    return EvaluatedModel(options, model, data_config, num_classes, classes, param_count, patch_size)
+    return EvaluatedModel(options, model, data_config, num_classes, classes, param_count, patch_size, device, precision)
 
 
 def _check_devices(options: ValidationDevice, device: torch.device) -> None:

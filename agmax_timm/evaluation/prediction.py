@@ -17,7 +17,7 @@ from ..options.parse import validate_options
 from ..options.parsers import ValidateOptions
 from ..weights.checkpoint import choose_ema, describe_weights, read_model, saved_options
 from ..weights.limits import noted_options
-from . import validation
+from . import evaluated_model
 from .evaluate import outputs_of
 
 
@@ -43,11 +43,11 @@ class Predictor:
 
     def __init__(self, options: ValidateOptions):
         timm_names.check_device(options.device)
-        self.device = build.init_device(options.device, single_process=True)
-        self.subject, self.precision, run_options = validation.prepare(options, self.device)
+        self.subject = evaluated_model.prepare(options, build.init_device(options.device, single_process=True))
         self.options = options = self.subject.options
-        self.weights = (  # description of the checkpoint's weights; '' for pretrained weights
-            f'{options.checkpoint}: {describe_weights(run_options, options.use_ema)}' if options.checkpoint else '')
+        self.weights = ''  # description of the checkpoint's weights; '' for pretrained weights
+        if options.checkpoint:
+            self.weights = f'{options.checkpoint}: {describe_weights(self.subject.run_options, options.use_ema)}'
         classes = self.subject.classes
         self.class_names = None if classes is None else classes.titles or classes.names
         published = {} if options.checkpoint else noted_options(self.subject.model.pretrained_cfg)
@@ -76,8 +76,8 @@ class Predictor:
 
     def _logits(self, paths: list[str]) -> Iterator[tuple['ImageFiles', torch.Tensor]]:
         dataset = ImageFiles(paths, loaders.image_mode(self.options, self.subject.data_config))
-        loader = validation.build_loader(self.options, dataset, self.subject, self.device, self.precision)
-        for _, output, _ in outputs_of(self.subject.model, loader, self.options, self.device, self.precision):
+        subject, loader = self.subject, evaluated_model.build_loader(self.subject, dataset)
+        for _, output, _ in outputs_of(subject.model, loader, self.options, subject.device, subject.precision):
             yield dataset, output.float().cpu()
 
 

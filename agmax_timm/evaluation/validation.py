@@ -4,29 +4,26 @@ import math
 import os
 from collections import OrderedDict
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
-from timm import utils
-from torch.utils.data import Dataset
 
 from ..assembly import loaders
 from ..assembly import model as build
 from ..assembly.console import begin_log
-from ..base.distributed import is_distributed, is_primary
+from ..base.distributed import is_primary
 from ..base.errors import DataError, OptionError
 from ..data.sources.classes import MovedClassError, summary
-from ..data.sources.shards import open_dataset
 from ..options import timm_names
 from ..options.parsers import ValidateOptions
 from ..options.paths import CLASSES_OF_MODEL
 from ..weights.checkpoint import saved_options
-from . import bulk
+from . import bulk, measures
 from .evaluate import evaluate
-from .evaluated_model import EvaluatedModel, adopt_options, create_evaluated_model
+from .evaluated_model import EvaluatedModel, build_loader, open_split, prepare
 from .log import finite, log_steps
 from .metrics import create_evaluator, set_targets
-from .robustness import measures
 
 _METRICS: dict[str, dict[str, str | None]] = {  # name of the complement to 100 by metric
     'classification': {'top1': 'top1_err', 'top5': 'top5_err'},
@@ -60,7 +57,7 @@ def start(options: ValidateOptions) -> torch.device:
 
 def validate_model(options: ValidateOptions, device: torch.device) -> dict[str, Any]:
     """Evaluate one model on a device that start() returned."""
-    subject, precision, run_options = prepare(options, device)
+    subject = prepare(options, device)
     options = subject.options
     dataset = open_split(options, subject.data_config)
     _logger.info(summary({options.split: dataset}))
@@ -68,68 +65,21 @@ def validate_model(options: ValidateOptions, device: torch.device) -> dict[str, 
         set_targets(options, dataset, subject.num_classes, subject.classes)
     except MovedClassError as error:
         raise DataError(f'{error}: --class-map {CLASSES_OF_MODEL} numbers the classes as the model does') from error
-    loader = build_loader(options, dataset, subject, device, precision)
+    loader = build_loader(subject, dataset)
     evaluator = create_evaluator(options, dataset, loader, subject.num_classes, device)
     try:
         metrics = evaluate(
-            subject.model, loader, options, device, precision, options.log_freq,
-            on_log=log_steps('Test') if is_primary() else None,
-            evaluator=bulk.TogetherEvaluator(evaluator, device) if is_distributed() else evaluator)
+            subject.model, loader, options, device, subject.precision, options.log_freq,
+            on_log=log_steps('Test') if is_primary() else None, evaluator=evaluator,
+            before_compute=partial(bulk.check_ranks, device))
     except ZeroDivisionError as error:
         if not options.crop_border_pixels:
             raise
         raise OptionError(
             f'--crop-border-pixels {options.crop_border_pixels} leaves nothing of an image: use fewer') from error
     results = summarize(options, subject, metrics)
-    evaluation = measures.Evaluation(options, subject, dataset, device, precision)
-    results.update(measures.measure(evaluation, open_split, run_options))
+    results.update(measures.measure(measures.Evaluation(options, subject, dataset)))
     return finite(results)  # JSON has no NaN
-
-
-def prepare(options: ValidateOptions, device: torch.device) -> tuple[EvaluatedModel, build.Precision, dict[str, Any]]:
-    """Create the model.
-
-    Returns:
-        The model, its precision, and the options of the run that wrote the checkpoint (empty without a checkpoint).
-    """
-    run_options = saved_options(options.checkpoint) if options.checkpoint else {}
-    options = adopt_options(options, run_options)
-    precision = build.build_precision(options, device)
-    utils.random_seed(options.seed)
-    return create_evaluated_model(options, device, precision), precision, run_options
-
-
-def build_loader(
-        options: ValidateOptions,
-        dataset: Dataset,
-        subject: EvaluatedModel,
-        device: torch.device,
-        precision: build.Precision,
-):
-    """Return a loader in the order of the data set, with the preprocessing of the model."""
-    return loaders.build_eval_loader(
-        options, dataset, subject.data_config, device, precision, options.batch_size, subject.patch_size,
-        options.crop_border_pixels, options.tf_preprocessing)
-
-
-def open_split(options: ValidateOptions, data_config: dict[str, Any]) -> Dataset:
-    kwargs: dict[str, Any] = dict(load_bytes=True) if options.tf_preprocessing else {}
-    if options.target_format:
-        kwargs.update(target_format=options.target_format)
-    return open_dataset(
-        options.dataset,
-        root=options.data_dir,
-        split=options.split,
-        download=options.dataset_download,
-        class_map=options.class_map,
-        num_samples=options.num_samples,
-        input_key=options.input_key,
-        input_img_mode=loaders.image_mode(options, data_config),
-        target_key=options.target_key,
-        trust_remote_code=options.dataset_trust_remote_code,
-        seed=options.seed,
-        **kwargs,
-    )
 
 
 def summarize(options: ValidateOptions, subject: EvaluatedModel, metrics: dict[str, float]) -> dict[str, Any]:

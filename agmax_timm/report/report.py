@@ -17,10 +17,9 @@ from ..base.errors import DataError, OptionError, as_user_error
 from ..base.text import one_line
 from ..data.pictures import ToPicture, label_text
 from ..data.sources.classes import MovedClassError, class_names, summary
-from ..evaluation import validation
 from ..evaluation.analysis import Analysis
 from ..evaluation.evaluate import outputs_of
-from ..evaluation.evaluated_model import EvaluatedModel
+from ..evaluation.evaluated_model import EvaluatedModel, build_loader, open_split, prepare
 from ..evaluation.log import log_steps
 from ..evaluation.metrics import create_evaluator, set_targets
 from ..evaluation.outcomes import Mistake, Outcomes
@@ -169,20 +168,20 @@ def _init_device(name: str, in_run: bool) -> torch.device:
 @torch.inference_mode()
 def _evaluate(options: ValidateOptions, device: torch.device, on_batch: Callable[[], None] | None) -> _Evaluation:
     """Evaluate the checkpoint as validate.py does, and analyse the predictions."""
-    subject, precision, _ = validation.prepare(options, device)
+    subject = prepare(options, device)
     options = subject.options
-    dataset = validation.open_split(options, subject.data_config)
+    dataset = open_split(options, subject.data_config)
     _logger.info(summary({options.split: dataset}))
     try:
         set_targets(options, dataset, subject.num_classes, subject.classes)
     except MovedClassError as error:
         raise DataError(f'{error}: give the data of the run, with the classes that it had') from error
-    loader = validation.build_loader(options, dataset, subject, device, precision)
+    loader = build_loader(subject, dataset)
     evaluator = create_evaluator(options, dataset, loader, subject.num_classes, device)
     to_picture = ToPicture(subject.data_config, subject.patch_size, options.naflex_patchify_channels_first)
     outcomes = Outcomes(to_picture) if options.task == 'classification' else None
-    images = 0
-    for index, (input, output, target) in enumerate(outputs_of(subject.model, loader, options, device, precision)):
+    outputs, images = outputs_of(subject.model, loader, options, device, subject.precision), 0
+    for index, (input, output, target) in enumerate(outputs):
         images += len(output)
         evaluator.update(output, target)
         if outcomes is not None:

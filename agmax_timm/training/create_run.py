@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from timm.task import TrainingTask
+from timm.task import load_task_ema_checkpoint
 from timm.utils import random_seed
 from torch.utils.data import Dataset
 
@@ -20,7 +20,7 @@ from ..base.random_state import kept_random_state
 from ..base.signals import StopSignals
 from ..base.silence import silenced
 from ..data.backend import views_of
-from ..data.resumption.loader import ResumableLoader, make_resumable
+from ..data.resumption.loader import make_resumable
 from ..data.sources.classes import class_names, class_to_idx
 from ..options import timm_names, without_effect
 from ..options.parsers import TrainOptions
@@ -29,35 +29,30 @@ from ..weights.base_model import find_base
 from ..weights.checkpoint import model_of_metadata
 from ..weights.hub import ChangedError, Destination, HubError, check_destination, check_update
 from ..weights.metadata import make_metadata
-from ..weights.resume import resume, resume_ema
+from ..weights.resume import resume
 from ..weights.staging import try_staging
 from .checkpoints import compatibility, resuming
 from .checkpoints.manager import CheckpointManager
-from .checkpoints.saver import create_saver
 from .checkpoints.state import Position, RunState
-from .guards.finite_check import FiniteCheck
 from .guards.nonfinite import BrokenUpdates
 from .guards.watchdog import Watchdog
-from .losses import RunningLosses
 from .output import run_folder
 from .output import trackers as tracking
+from .updates.finite_check import FiniteCheck
+from .updates.losses import RunningLosses
+from .updates.step import Training
 
 _logger = logging.getLogger('train')
 
 
 @dataclass
-class TrainingRun:
+class TrainingRun(Training):
     """A training run that is ready to start."""
-    options: TrainOptions  # resolved: number of classes, learning rate, checkpoint
-    device: torch.device
-    precision: build.Precision
     data_config: dict[str, Any]
     patch_size: tuple[int, int] | None  # for NaFlex models
     dataset_train: Dataset
     loader_train: Any
     loader_eval: Any  # None without validation
-    task: TrainingTask
-    optimizer: torch.optim.Optimizer
     scheduler: Any
     state: RunState
     checkpoints: CheckpointManager
@@ -105,7 +100,6 @@ def create_run(options: TrainOptions, signals: StopSignals, watchdog: Watchdog) 
     """
     auto = options.resume == 'auto'  # _begin() replaces it by the file
     options, device = _begin(options, signals, watchdog)
-    primary = is_primary()
     random_seed(options.seed, rank())
     precision = build.build_precision(options, device)
     model, data_config = build.build_model(options, device, precision)
@@ -117,51 +111,38 @@ def create_run(options: TrainOptions, signals: StopSignals, watchdog: Watchdog) 
     dataset_train, dataset_eval = loaders.build_datasets(options, data_config)
     signals.check_start(options.resume, device)
     patch_size = loaders.patch_size(model, options.naflex_patch_sizes) if options.naflex_loader else None
-    options, loader_train, loader_eval, resumable = _build_loaders(
-        options, patch_size, dataset_train, dataset_eval, data_config, device, precision)
-    metric_name = options.eval_metric if loader_eval is not None else 'loss'
+    loader_train = loaders.build_train_loader(options, dataset_train, data_config, device, precision, patch_size)
+    loader_train, resumable = make_resumable(loader_train, device, world_size(), rank())
+    options = optimization.with_learning_rate(options, loaders.average_batch_size(options, loader_train))
+    loader_eval = None
+    if dataset_eval is not None:
+        loader_eval = loaders.build_eval_loader(
+            options, dataset_eval, data_config, device, precision, options.validation_batch_size or options.batch_size,
+            patch_size)
     warn_of_other_classes(options, model, dataset_train)
-    metadata = make_metadata(
-        model, options.model, data_config, class_names(dataset_train), metric_name,
-        class_to_idx(dataset_train) if options.class_map else None, find_base(options, model) if primary else None)
-    if primary:
-        _try_end(options, model, metadata)
+    metadata = _describe(options, model, data_config, dataset_train, loader_eval)
     if options.torchscript:
         model = build.script_model(options, model)
     task = build_task(options, model, device, precision)
     check_teacher(options, task, dataset_train)
-    optimizer = optimization.build_optimizer(options, task)
+    training = Training(task, optimization.build_optimizer(options, task), options, device, precision)
 
     data = {**compatibility.describe_data(dataset_train, dataset_eval), 'views': views_of(loader_train.dataset)}
     resumed = resuming.ResumedRun.read(options, data) if options.resume else None
-    resume_epoch = _resume_weights(options, task, optimizer, precision, auto)
-    build.compile_and_distribute(options, task, optimizer, device)
-    gathered = sharding.WholeState(task, optimizer, keep=primary) if options.fsdp else None
-
+    resume_epoch = _resume_weights(training, auto)
+    build.compile_and_distribute(options, task, training.optimizer, device)
     updates_per_epoch = math.ceil(len(loader_train) / options.grad_accum_steps)
-    scheduler, num_epochs = optimization.build_scheduler(options, optimizer, updates_per_epoch)
-    state = RunState(options, task, optimizer, resumable, loader_eval, device)
-    state.scheduler = scheduler
-    position, losses = resuming.find_start(options, resumed, resume_epoch)
+    scheduler, num_epochs = optimization.build_scheduler(options, training.optimizer, updates_per_epoch)
     timm_names.check_epochs(options, num_epochs)
-    done_updates = position.epoch * updates_per_epoch + math.ceil(position.batch / options.grad_accum_steps)
-    optimization.advance_scheduler(scheduler, position.epoch, done_updates if options.sched_on_updates else None)
-    checkpoints = CheckpointManager(options, task, state, signals, watchdog, gathered)
-    if resumed is not None and resumed.exact:
-        position, losses = resumed.restore(state, primary)
-        if checkpoints.damage is not None:
-            found, count = (resumed.state or {})['damaged'], len(loader_train.dataset)
-            checkpoints.damage.restore(i for i in found if i < count)
-    elif resumed is not None and resumed.state is not None:
-        resumed.keep_history(state, position)
-    finite_check = FiniteCheck(options, device, checkpoints.requests)
-    on_broken = BrokenUpdates(options, task, resumable)
+    state = RunState(training, resumable, loader_eval, scheduler)
+    checkpoints = CheckpointManager(training, state, signals, watchdog)
+    position, losses, done_updates = _restore(checkpoints, resumed, resume_epoch, updates_per_epoch)
     signals.check_start(options.resume, device)
     return TrainingRun(
-        options=options, device=device, precision=precision, data_config=data_config, patch_size=patch_size,
-        dataset_train=dataset_train, loader_train=loader_train, loader_eval=loader_eval, task=task, optimizer=optimizer,
-        scheduler=scheduler, state=state, checkpoints=checkpoints, finite_check=finite_check,
-        on_broken=on_broken, metadata=metadata, data=data, resumed=resumed, position=position, losses=losses,
+        **vars(training), data_config=data_config, patch_size=patch_size, dataset_train=dataset_train,
+        loader_train=loader_train, loader_eval=loader_eval, scheduler=scheduler, state=state, checkpoints=checkpoints,
+        finite_check=FiniteCheck(options, device, checkpoints.requests), on_broken=BrokenUpdates(training, resumable),
+        metadata=metadata, data=data, resumed=resumed, position=position, losses=losses,
         updates_per_epoch=updates_per_epoch, done_updates=done_updates, num_epochs=num_epochs,
         stop_epoch=options.stop_epoch or num_epochs)
 
@@ -186,9 +167,7 @@ def open_output(run: TrainingRun, given: TrainOptions) -> tracking.Trackers:
     checkpoints.constants = {'data': run.data, 'line': branch}
     output_dir, log = run_folder.open_folder(options, given, run.data_config['input_size'][-1], resumed)
     checkpoints.output_dir, checkpoints.log_position = output_dir, log.position
-    checkpoints.saver = create_saver(
-        output_dir, checkpoints.gathered or run.task, checkpoints.gathered or run.optimizer, options, run.metadata,
-        run.precision.scaler, run.decreasing)
+    checkpoints.saver = checkpoints.create_saver(output_dir, run.metadata, run.decreasing)
     same_folder = run_folder.resumes_in(options, output_dir)
     if same_folder:
         checkpoints.saver.load_state_dict_from_checkpoint(options.resume)
@@ -200,11 +179,7 @@ def open_output(run: TrainingRun, given: TrainOptions) -> tracking.Trackers:
     return trackers
 
 
-def _begin(
-        options: TrainOptions,
-        signals: StopSignals,
-        watchdog: Watchdog,
-) -> tuple[TrainOptions, torch.device]:
+def _begin(options: TrainOptions, signals: StopSignals, watchdog: Watchdog) -> tuple[TrainOptions, torch.device]:
     """Check what can be checked before anything is built, then create the process group and return the device."""
     tracking.require_trackers(options)
     loaders.check_roots(options, options.train_split, options.val_split)
@@ -230,12 +205,23 @@ def destination_of(options: Hub) -> Destination:
                        options.hub_replace_card, options.hub_replace_files, options.license)
 
 
-def _try_end(options: TrainOptions, model: torch.nn.Module, metadata: dict[str, Any]) -> None:
-    """Try --push-to-hub and --report with the untrained model, so that they do not fail at the end of the run.
+def _describe(
+        options: TrainOptions,
+        model: torch.nn.Module,
+        data_config: dict[str, Any],
+        dataset: Dataset,
+        loader_eval: Any,
+) -> dict[str, Any]:
+    """Return the metadata of the checkpoints. The first rank tries --push-to-hub and --report with the untrained model.
 
     Raises:
-        OptionError: One of them fails with this model.
+        OptionError: One of them would fail with this model at the end of the run.
     """
+    metadata = make_metadata(
+        model, options.model, data_config, class_names(dataset), 'loss' if loader_eval is None else options.eval_metric,
+        class_to_idx(dataset) if options.class_map else None, find_base(options, model) if is_primary() else None)
+    if not is_primary():
+        return metadata
     saved = model_of_metadata(metadata, model, vars(options))
     try:
         if options.push_to_hub:
@@ -249,47 +235,48 @@ def _try_end(options: TrainOptions, model: torch.nn.Module, metadata: dict[str, 
         raise OptionError(f"{flag}: {str(error).replace('--replace-', '--hub-replace-')}") from error
     except (HubError, CheckpointError) as error:
         raise OptionError(f'{flag}: {error}: leave the flag out, or choose another --model') from error
+    return metadata
 
 
-def _build_loaders(
-        options: TrainOptions,
-        patch_size: tuple[int, int] | None,
-        dataset_train: Dataset,
-        dataset_eval: Dataset | None,
-        data_config: dict[str, Any],
-        device: torch.device,
-        precision: build.Precision,
-) -> tuple[TrainOptions, Any, Any, ResumableLoader]:
-    """Return options with the learning rate, the loaders of both splits, and the resumable part of the first."""
-    loader_train = loaders.build_train_loader(options, dataset_train, data_config, device, precision, patch_size)
-    loader_train, resumable = make_resumable(loader_train, device, world_size(), rank())
-    options = optimization.with_learning_rate(options, loaders.average_batch_size(options, loader_train))
-    loader_eval = None
-    if dataset_eval is not None:
-        loader_eval = loaders.build_eval_loader(
-            options, dataset_eval, data_config, device, precision, options.validation_batch_size or options.batch_size,
-            patch_size)
-    return options, loader_train, loader_eval, resumable
-
-
-def _resume_weights(
-        options: TrainOptions,
-        task: TrainingTask,
-        optimizer: torch.optim.Optimizer,
-        precision: build.Precision,
-        verified: bool,
-) -> int | None:
+def _resume_weights(training: Training, verified: bool) -> int | None:
     """Load weights, optimizer and EMA of --resume. The EMA is created after the weights are loaded.
 
     Returns:
         The next epoch according to the checkpoint, None without a checkpoint.
     """
+    options, task = training.options, training.task
     resume_epoch = None
     if options.resume:
-        restored: dict[str, Any] = {} if options.no_resume_opt else dict(optimizer=optimizer, scaler=precision.scaler)
+        restored: dict[str, Any] = {} if options.no_resume_opt else dict(
+            optimizer=training.optimizer, scaler=training.precision.scaler)
         resume_epoch = resume(options.resume, task, **restored, verbose=is_primary(), verified=verified)
     run_folder.check_same_start(options, resume_epoch)
     optimization.build_ema(options, task)
     if options.resume and options.model_ema:
-        resume_ema(options.resume, task)
+        load_task_ema_checkpoint(task, options.resume)
     return resume_epoch
+
+
+def _restore(
+        checkpoints: CheckpointManager,
+        resumed: resuming.ResumedRun | None,
+        resume_epoch: int | None,
+        updates_per_epoch: int,
+) -> tuple[Position, RunningLosses | None, int]:
+    """Restore the state of a run. Call it when everything is built.
+
+    Returns:
+        Where training starts, the losses of the epoch so far (None between epochs), and the number of updates before.
+    """
+    options, state = checkpoints.training.options, checkpoints.state
+    position, losses = resuming.find_start(options, resumed, resume_epoch), None
+    done_updates = position.epoch * updates_per_epoch + math.ceil(position.batch / options.grad_accum_steps)
+    optimization.advance_scheduler(state.scheduler, position.epoch, done_updates if options.sched_on_updates else None)
+    if resumed is not None and resumed.exact:
+        position, losses = resumed.restore(state, is_primary())
+        if checkpoints.damage is not None:
+            found, count = (resumed.state or {})['damaged'], len(state.loader.dataset)
+            checkpoints.damage.restore(i for i in found if i < count)
+    elif resumed is not None and resumed.state is not None:
+        resumed.keep_history(state, position)
+    return position, losses, done_updates

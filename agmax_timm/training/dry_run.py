@@ -20,14 +20,13 @@ from ..options.parsers import TrainOptions
 from ..options.run import Run
 from ..weights.find import checkpoint_names
 from .checkpoints.manager import most_files
-from .checkpoints.saver import create_saver
 from .checkpoints.state import Position
 from .create_run import TrainingRun
-from .guards.finite_check import CheckResult, FiniteCheck
-from .loop import train_one_epoch
-from .losses import RunningLosses
 from .output import run_folder as folder
-from .step import Step
+from .updates.finite_check import CheckResult, FiniteCheck
+from .updates.loop import train_one_epoch
+from .updates.losses import RunningLosses
+from .updates.step import Step
 
 try:
     import resource
@@ -115,9 +114,7 @@ def time_updates(run: TrainingRun) -> tuple[float, float]:
         if checked.stop:  # on all ranks alike
             raise _Enough
 
-    step = Step(
-        run.task, run.optimizer, options, device, run.precision, finite_check=FiniteCheck(options, device, requests),
-        on_broken=run.on_broken)
+    step = Step(run, finite_check=FiniteCheck(options, device, requests), on_broken=run.on_broken)
     with suppress(_Enough):
         train_one_epoch(
             first.epoch, step, run.loader_train, run.scheduler, on_update=on_update, losses=losses,
@@ -154,15 +151,8 @@ def time_evaluation(run: TrainingRun) -> float:
 
 def checkpoint_size(run: TrainingRun) -> int:
     """Return the bytes of a checkpoint with the optimizer's present state, on the first rank. A collective."""
-    gathered = run.checkpoints.gathered
-    if gathered is not None:
-        gathered.gather()
-    state = run.checkpoints.state.state_dict(Position(run.position.epoch))
-    if not is_primary():
-        return 0
-    saver = create_saver('', gathered or run.task, gathered or run.optimizer, run.options, run.metadata,
-                         run.precision.scaler)
-    return saver.measure(run.position.epoch, state)
+    state = run.checkpoints.gather(Position(run.position.epoch))
+    return 0 if state is None else run.checkpoints.create_saver('', run.metadata).measure(run.position.epoch, state)
 
 
 def _rates(run: TrainingRun) -> str:

@@ -3,19 +3,20 @@ import logging
 import math
 import os
 import traceback
-from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from timm import utils
-from timm.task import ClassificationEvaluator, evaluation_sample_limit
+from timm.task import evaluation_sample_limit
 
 from ..assembly import loaders
 from ..assembly import optimizer as optimization
 from ..base.distributed import is_distributed, is_primary, world_size
 from ..base.errors import DamagedError, LabelError, UserError
+from ..base.random_state import get_random_state
 from ..base.text import one_line
 from ..data.pictures import ToPicture, save_views
 from ..data.sources.classes import class_names
@@ -25,17 +26,16 @@ from ..options.augmentation import Mixing
 from ..options.checks import in_sequence, mixing
 from ..options.model import BatchNorm
 from ..options.run import Run
-from .checkpoints.manager import GOES_ON
 from .checkpoints.state import Position
 from .create_run import TrainingRun
 from .early_stopping import EarlyStop
 from .guards.damaged import DamageReport
-from .guards.finite_check import CheckResult
-from .loop import Progress, train_one_epoch
-from .losses import NonFiniteError, RunningLosses
 from .output import log
 from .output.trackers import Trackers
-from .step import Step
+from .updates.finite_check import CheckResult
+from .updates.loop import Progress, train_one_epoch
+from .updates.losses import NonFiniteError, RunningLosses
+from .updates.step import Step
 
 _logger = logging.getLogger('train')
 _CONTINUES, _STOPPED, _FAILED = range(3)  # outcomes of an evaluation, the worst last
@@ -125,9 +125,7 @@ class Epochs:
             self.reporter.updated()
             self.checkpoints.after_update(position.epoch, batches, losses, checked)
 
-        step = Step(
-            run.task, run.optimizer, options, run.device, run.precision,
-            loaders.build_loss_scale(options, run.loader_train), run.finite_check, run.on_broken)
+        step = Step(run, loaders.build_loss_scale(options, run.loader_train), run.finite_check, run.on_broken)
         try:
             metrics, _ = train_one_epoch(
                 position.epoch, step, run.loader_train, run.scheduler, self._on_log, on_update, losses,
@@ -135,15 +133,13 @@ class Epochs:
         except LabelError:
             if updated and not is_distributed():  # other ranks are in a collective and cannot save
                 self.checkpoints.save_within(Position(position.epoch, updated), losses)
-                self.checkpoints.close()
-                _logger.info(f'Saved at epoch {position.epoch}, batch {updated}. {GOES_ON}.')
+                self.checkpoints.close(f'epoch {position.epoch}, batch {updated}')
             raise
         distribute_batch_norm(options, run.task.get_trainable_module())
         try:
             self.damaged.after_epoch()
         except DamagedError:  # raised on all ranks, which count together
-            self._save_trained(position.epoch, losses, run.state.random_state())
-            self.checkpoints.leave(f'the end of epoch {position.epoch}, before its evaluation')
+            self.checkpoints.leave(self._save_trained(position.epoch, losses, get_random_state(run.device)))
         return metrics
 
     def _on_log(self, progress: Progress) -> None:
@@ -163,7 +159,7 @@ class Epochs:
     def _evaluate(self, epoch: int, train_metrics: dict[str, float], losses: RunningLosses) -> None:
         """Evaluate, log and save an epoch, and decide whether the run stops early."""
         run, options, state = self.run, self.options, self.run.state
-        random = state.random_state()
+        random = get_random_state(run.device)
         raw = ema = None
         if run.loader_eval is not None:
             try:
@@ -171,11 +167,12 @@ class Epochs:
                 if run.task.has_ema() and not options.model_ema_force_cpu:
                     ema = self._measure(epoch, ema=True)
             except EvaluationStopped:
-                self._save_trained(epoch, losses, random)
-                self.checkpoints.leave(f'the end of epoch {epoch}, before its evaluation')
+                self.checkpoints.leave(self._save_trained(epoch, losses, random))
             except Exception as error:
                 if not options.fsdp:  # other ranks may wait in a forward pass, so a collective would hang
-                    self._save_failed(epoch, losses, random, error)
+                    traceback.clear_frames(error.__traceback__)  # frees the batch, the error may be out of memory
+                    _logger.error(f'The evaluation of epoch {epoch} failed: {one_line(error, 300)}')
+                    self.checkpoints.close(self._save_trained(epoch, losses, random))
                 raise
             state.evaluated = True
         selected = ema or raw or train_metrics
@@ -191,21 +188,10 @@ class Epochs:
         check_finite(options, epoch, selected)
         self.stopped = self.early_stop.agreed(self.results)
 
-    def _save_trained(self, epoch: int, losses: RunningLosses, random: dict[str, Any]) -> None:
-        """Save an epoch before its evaluation. All ranks must call it."""
+    def _save_trained(self, epoch: int, losses: RunningLosses, random: dict[str, Any]) -> str:
+        """Save an epoch before its evaluation, and return the place in words. All ranks must call it."""
         self.checkpoints.save_within(Position(epoch, len(self.run.loader_train), trained=True), losses, random)
-
-    def _save_failed(self, epoch: int, losses: RunningLosses, random: dict[str, Any], error: Exception) -> None:
-        """Save an epoch whose evaluation failed, so that its updates are not lost. All ranks must call it.
-
-        Raises:
-            SaveError: The file cannot be written.
-        """
-        traceback.clear_frames(error.__traceback__)  # frees the batch, since the error may be out of memory
-        _logger.error(f'The evaluation of epoch {epoch} failed: {one_line(error, 300)}')
-        self._save_trained(epoch, losses, random)
-        self.checkpoints.close()
-        _logger.info(f'Saved at the end of epoch {epoch}, before its evaluation. {GOES_ON}.')
+        return f'the end of epoch {epoch}, before its evaluation'
 
     def _measure(self, epoch: int, ema: bool = False) -> dict[str, float]:
         """Return the metrics of the model or of its EMA.
@@ -229,8 +215,8 @@ class Epochs:
         try:
             metrics = evaluate(
                 run.task.get_eval_model(ema=ema), run.loader_eval, options, run.device, run.precision,
-                options.log_interval, on_log=log_steps(name) if self.primary else None,
-                on_batch=on_batch, evaluator=_Together(evaluator, self._agree))
+                options.log_interval, on_log=log_steps(name) if self.primary else None, on_batch=on_batch,
+                evaluator=evaluator, before_compute=partial(self._agree, _CONTINUES))
         except (EvaluationStopped, EvaluationFailed):
             raise
         except Exception:
@@ -253,18 +239,6 @@ class Epochs:
             outcome = int(of_all)
         if outcome != _CONTINUES:
             raise EvaluationFailed if outcome == _FAILED else EvaluationStopped
-
-
-class _Together:
-    """An evaluator that checks that no rank has failed before compute(), in which ranks wait for each other."""
-
-    def __init__(self, evaluator: ClassificationEvaluator, agree: Callable[[int], None]):
-        self.update, self.summary = evaluator.update, evaluator.summary
-        self.evaluator, self.agree = evaluator, agree
-
-    def compute(self, distributed: bool = False) -> dict[str, float]:
-        self.agree(_CONTINUES)
-        return self.evaluator.compute(distributed)
 
 
 def check_finite(options: Run, epoch: int, metrics: dict[str, float]) -> None:

@@ -3,7 +3,7 @@ import logging
 from typing import Any
 
 import torch
-from timm.task import TrainingTask, load_task_ema_checkpoint, resume_task_checkpoint
+from timm.task import TrainingTask, resume_task_checkpoint
 
 from ..base.errors import CheckpointError
 from ..base.safe_load import read_file, verify
@@ -75,7 +75,3 @@ def _keep_options(optimizer: torch.optim.Optimizer, created: list[dict[str, Any]
 def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
-
-def resume_ema(path: str, task: TrainingTask) -> None:
-    """Load the EMA of a training checkpoint, or its raw weights if it has no EMA."""
-    load_task_ema_checkpoint(task, path)

@@ -14,8 +14,8 @@ from agmax_timm.base.errors import OptionError
 from agmax_timm.commands import train as train_cli
 from agmax_timm.report import report as report_module
 from agmax_timm.training.guards import watchdog as watchdog_module
-from agmax_timm.training.guards.finite_check import _Reading
 from agmax_timm.training.guards.watchdog import Watchdog
+from agmax_timm.training.updates.finite_check import _Reading
 from tests.helpers.ranks import finish_ranks, free_port, logs, start_ranks
 from tests.helpers.scale import FLAGS
 

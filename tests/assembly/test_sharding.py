@@ -19,11 +19,12 @@ from agmax_timm.assembly.objective import build_task
 from agmax_timm.base.errors import OptionError
 from agmax_timm.evaluation.evaluate import evaluate
 from agmax_timm.options.parse import parse_train_args
-from agmax_timm.training import epochs, loop
+from agmax_timm.training import epochs
 from agmax_timm.training import run as training
 from agmax_timm.training.checkpoints import manager
-from agmax_timm.training.loop import NonFiniteError
-from agmax_timm.training.step import Step
+from agmax_timm.training.updates import loop
+from agmax_timm.training.updates.loop import NonFiniteError
+from agmax_timm.training.updates.step import Step, Training
 from tests.helpers.ranks import finish_ranks, logs, no_environment, start_ranks
 from tests.helpers.scaling import make_scaler
 
@@ -90,7 +91,7 @@ def train_case(name, fsdp, rank):
     task, optimizer, precision = build_all(args, architecture, rank, dtype)
     metrics = []
     for epoch in range(2):
-        step = Step(task, optimizer, args, CPU, precision)
+        step = Step(Training(task, optimizer, args, CPU, precision))
         losses, _ = loop.train_one_epoch(epoch, step, batches(rank, args.agmax, dtype))
         metrics.append(losses)
         for ema in (False, True):

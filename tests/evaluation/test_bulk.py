@@ -10,7 +10,7 @@ from timm.models import create_model, list_models
 
 from agmax_timm.assembly import loaders
 from agmax_timm.commands import validate as validate_cli
-from agmax_timm.evaluation import bulk, evaluated_model, validation
+from agmax_timm.evaluation import bulk, evaluated_model
 from agmax_timm.options.parse import parse_validate_args
 from agmax_timm.weights.staging import stage
 from tests.helpers.flags import SMALL_VALIDATION
@@ -114,7 +114,7 @@ def test_an_interruption_keeps_what_is_done(folder, photos, results_of, monkeypa
             raise KeyboardInterrupt
         done.append(args)
         return build(*args)
-    monkeypatch.setattr(validation, 'create_evaluated_model', interrupted)
+    monkeypatch.setattr(evaluated_model, 'create_evaluated_model', interrupted)
     words = [photos, *RESNET, '--checkpoint', folder, '--results-file', folder / 'results', '--results-format', 'json']
     rows = results_of(*words, status=130)
     assert [os.path.basename(row['checkpoint']) for row in rows] == ['checkpoint-2.pth.tar']

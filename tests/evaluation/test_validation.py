@@ -21,12 +21,12 @@ from tests.helpers.flags import SMALL_VALIDATION
 @pytest.fixture
 def subjects(monkeypatch):
     """List of the models that are evaluated, as they are evaluated."""
-    seen = []
+    seen, create = [], evaluated_model.create_evaluated_model
 
     def build(*args):
-        seen.append(evaluated_model.create_evaluated_model(*args))
+        seen.append(create(*args))
         return seen[-1]
-    monkeypatch.setattr(validation, 'create_evaluated_model', build)
+    monkeypatch.setattr(evaluated_model, 'create_evaluated_model', build)
     return seen
 
 
@@ -281,7 +281,7 @@ class SeveralLabels(Dataset):
 def test_several_labels_an_image(format, weights, results_of, monkeypatch):
     path, model = weights(num_classes=4)
     data = SeveralLabels(format == 'multihot')
-    monkeypatch.setattr(validation, 'open_dataset', lambda *args, **kwargs: data)
+    monkeypatch.setattr(evaluated_model, 'open_dataset', lambda *args, **kwargs: data)
     results = results_of('--dataset', 'hfds/x', '--model', 'test_resnet', '--num-classes', 4, '--checkpoint', path,
                          '--img-size', 32, '--task', 'multilabel', '--target-format', format,
                          '--multilabel-threshold', 0.3)

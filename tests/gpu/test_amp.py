@@ -29,14 +29,14 @@ def test_an_update_that_overflows_is_skipped(device):
     assert isinstance(task.trainable_module_ema, ModelEmaV3)
     step, data = make_step(task, device, options(**FLOAT16)), batches(device, 3)
     train(step, data)
-    before, scale = weights(task), step.precision.scaler.scale
+    before, scale = weights(task), step.training.precision.scaler.scale
     average = [value.clone() for value in task.get_trainable_module(ema=True).state_dict().values()]
     overflow = next(task.get_trainable_module().parameters()).register_hook(lambda gradient: gradient * float('inf'))
     train(step, data[:1])
     assert torch.equal(weights(task), before)
     after = task.get_trainable_module(ema=True).state_dict().values()
     assert all(torch.equal(*pair) for pair in zip(after, average))
-    assert step.precision.scaler.scale == scale / 2
+    assert step.training.precision.scaler.scale == scale / 2
     overflow.remove()
     train(step, data[:1])
     assert distance(weights(task), before) > 0

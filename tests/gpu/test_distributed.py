@@ -11,8 +11,8 @@ from agmax_timm.base import distributed
 from agmax_timm.base.signals import StopSignals
 from agmax_timm.options.parse import parse_train_args
 from agmax_timm.training import run as training
-from agmax_timm.training.guards.finite_check import FiniteCheck
-from agmax_timm.training.losses import BatchLosses, RunningLosses
+from agmax_timm.training.updates.finite_check import FiniteCheck
+from agmax_timm.training.updates.losses import BatchLosses, RunningLosses
 from tests.helpers.ranks import finish_ranks, free_port, logs, start_ranks
 from tests.helpers.run_files import epochs_in, load
 

@@ -9,10 +9,10 @@ import torch
 
 from agmax_timm import AgMaxTask
 from agmax_timm.assembly import model
-from agmax_timm.training import loop
-from agmax_timm.training.guards.finite_check import FiniteCheck
-from agmax_timm.training.losses import RunningLosses
-from agmax_timm.training.step import Step
+from agmax_timm.training.updates import loop
+from agmax_timm.training.updates.finite_check import FiniteCheck
+from agmax_timm.training.updates.losses import RunningLosses
+from agmax_timm.training.updates.step import Step, Training
 from tests.helpers.updates import OPTIONS, UnreadLosses
 
 BFLOAT16, FLOAT16 = dict(amp=True, amp_dtype='bfloat16'), dict(amp=True, amp_dtype='float16')
@@ -49,18 +49,18 @@ def batches(device, count, images=8, size=32, classes=10, soft=False, dtype=None
 
 def make_step(task, device, args, optimizer=None, on_broken=None):
     optimizer = optimizer or torch.optim.SGD(task.get_trainable_module().parameters(), lr=0.05, momentum=0.9)
-    return Step(task, optimizer, args, device, model.build_precision(args, device),
+    return Step(Training(task, optimizer, args, device, model.build_precision(args, device)),
                 finite_check=FiniteCheck(args, device), on_broken=on_broken)
 
 
 def train(step, data):
     """One epoch whose losses are not read, which would wait for the device."""
-    loop.train_one_epoch(0, step, data, losses=UnreadLosses(step.device))
+    loop.train_one_epoch(0, step, data, losses=UnreadLosses(step.training.device))
 
 
 def train_and_read(step, data):
     """Mean losses of one epoch."""
-    return loop.train_one_epoch(0, step, data, losses=RunningLosses(step.device))[0]
+    return loop.train_one_epoch(0, step, data, losses=RunningLosses(step.training.device))[0]
 
 
 def weights(task):

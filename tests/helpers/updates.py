@@ -1,5 +1,5 @@
 """Options of an update, and losses that nothing reads."""
-from agmax_timm.training.losses import RunningLosses
+from agmax_timm.training.updates.losses import RunningLosses
 
 OPTIONS = dict(agmax=True, grad_accum_steps=1, distributed=False, no_prefetcher=False, channels_last=False,
                clip_grad=None, clip_mode='norm', world_size=1, synchronize_step=False, log_interval=100,

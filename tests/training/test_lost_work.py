@@ -9,10 +9,11 @@ import torch
 from agmax_timm.base.errors import DamagedError, LabelError
 from agmax_timm.commands import train as train_cli
 from agmax_timm.options.parse import parse_train_args
-from agmax_timm.training import epochs, loop
+from agmax_timm.training import epochs
 from agmax_timm.training import run as training
 from agmax_timm.training.checkpoints.saver import CheckpointSaver
 from agmax_timm.training.output.trackers import Trackers
+from agmax_timm.training.updates import loop
 from tests.helpers.exact import FLAGS, assert_equal, outcome
 from tests.helpers.ranks import finish_ranks, logs, start_ranks
 from tests.helpers.run_files import epochs_in, load

@@ -28,8 +28,8 @@ from agmax_timm.assembly.model import Precision
 from agmax_timm.commands import train as train_cli
 from agmax_timm.commands import validate as validate_cli
 from agmax_timm.data.mixup import TwoViewMixup
-from agmax_timm.training import loop
-from agmax_timm.training.step import Step
+from agmax_timm.training.updates import loop
+from agmax_timm.training.updates.step import Step, Training
 from tests.helpers.paths import REPOSITORY
 from tests.helpers.ranks import finish_ranks, logs, start_ranks
 from tests.helpers.scale import AGMAX, CLASSES, FLAGS
@@ -121,7 +121,7 @@ def train_share(rank, world_size, two_views, accum_steps, dtype):
     args = Namespace(agmax=two_views, grad_accum_steps=accum_steps, world_size=world_size,
                      no_prefetcher=False, channels_last=False, clip_grad=1., clip_mode='norm', log_interval=2,
                      synchronize_step=False)
-    step = Step(task, optimizer, args, torch.device('cpu'), Precision())
+    step = Step(Training(task, optimizer, args, torch.device('cpu'), Precision()))
     mean, _ = loop.train_one_epoch(0, step, loader)
     states = [task.get_trainable_module(ema=ema).state_dict() for ema in (False, True)]
     states = [{name.removeprefix('module.'): value for name, value in state.items()} for state in states]

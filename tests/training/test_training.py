@@ -20,8 +20,8 @@ from agmax_timm import AgMaxTask, create_two_view_loader
 from agmax_timm.assembly.model import Precision
 from agmax_timm.commands import train as train_cli
 from agmax_timm.commands import validate as validate_cli
-from agmax_timm.training import loop
-from agmax_timm.training.step import Step
+from agmax_timm.training.updates import loop
+from agmax_timm.training.updates.step import Step, Training
 from tests.helpers.paths import REPOSITORY
 from tests.helpers.run_files import load, summary
 
@@ -257,7 +257,7 @@ def test_the_device_is_read_at_log_intervals_alone(photos, monkeypatch):
     task.setup_ema()
     optimizer = create_optimizer_v2(task.get_trainable_module(), 'sgd', lr=0.01)
     reports = []
-    step = Step(task, optimizer, args, torch.device('cpu'), Precision())
+    step = Step(Training(task, optimizer, args, torch.device('cpu'), Precision()))
     loop.train_one_epoch(0, step, batches, on_log=reports.append)
     assert [report.update_index for report in reports] == [0, 4, 7]
     assert reads == ['tolist'] * 4, 'one for each report, and one for the means of the epoch'

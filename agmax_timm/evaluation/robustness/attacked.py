@@ -1,12 +1,10 @@
 """Attacks on normalised batches of validate.py, with the unit, the norm and the steps of the options."""
+from typing import Any
 
 import torch
 
 from ...assembly.model import Precision
 from ...base.distributed import rank, world_size
-from ...options.parsers import ValidateOptions
-from ..evaluated_model import EvaluatedModel
-from ..metrics import labels_of_data
 from .attacks import pgd, random_start
 from .seeding import sample_seed
 
@@ -18,24 +16,19 @@ class Attack:
     """A function from a normalised batch to an attacked one. Batches must be in the order of the data set.
 
     Args:
+        subject: The EvaluatedModel that is attacked.
         epsilon: Bound of the attack in the unit of --attack-eps.
+        valid_labels: Outputs of the model for the classes of the data; None for all.
     """
 
-    def __init__(
-            self,
-            options: ValidateOptions,
-            subject: EvaluatedModel,
-            device: torch.device,
-            precision: Precision,
-            epsilon: float,
-    ):
-        self.model, config = subject.model, subject.data_config
-        self.mean, self.std = (torch.tensor(config[name], device=device).view(1, -1, 1, 1)
+    def __init__(self, subject: Any, epsilon: float, valid_labels: list[int] | None = None):
+        options, config = subject.options, subject.data_config
+        self.model, self.valid_labels = subject.model, valid_labels
+        self.mean, self.std = (torch.tensor(config[name], device=subject.device).view(1, -1, 1, 1)
                                for name in ('mean', 'std'))
-        self.valid_labels = labels_of_data(options, subject.num_classes)
         # Small gradients underflow in float16 without a loss scale, so the attack uses float32.
         half = options.amp and options.amp_dtype == 'float16'
-        self.autocast = Precision().autocast if half else precision.autocast
+        self.autocast = Precision().autocast if half else subject.precision.autocast
         self.options = options
         unit = _UNITS[options.attack_norm]
         self.epsilon = epsilon * unit

@@ -5,53 +5,42 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from timm.task import TrainingTask
 
 from ...assembly.sharding import WholeState, whole
-from ...base.distributed import rank
+from ...base.distributed import is_primary, rank
 from ...base.signals import Interrupted, StopSignals
 from ...data.sources.decoding import damage_of
 from ...options.quantities import parse_interval
 from ...options.run import Run
-from ..guards.finite_check import CheckResult
 from ..guards.watchdog import Watchdog
-from ..losses import NonFiniteError, RunningLosses
 from ..output import log as reporting
 from ..output import run_folder
-from .saver import CheckpointSaver
+from ..updates.finite_check import CheckResult
+from ..updates.losses import NonFiniteError, RunningLosses
+from ..updates.step import Training
+from .saver import CheckpointSaver, create_saver
 from .state import Position, RunState
 
 _logger = logging.getLogger('train')
-GOES_ON = 'The same command continues from there with --resume auto (and --experiment), or with --resume FILE'
+_CONTINUE = 'The same command continues from there with --resume auto (and --experiment), or with --resume FILE'
 
 
 class CheckpointManager:
     """Writes the checkpoints and the summary of a run. Every rank has a manager; only the first rank writes.
 
     Args:
-        options: Options about saving.
-        task: Training task.
         state: State of the run besides weights and optimizer.
         signals: Signals that ask the run to end.
         watchdog: Watchdog, which is notified of every update.
-        gathered: The whole state with --fsdp, else None.
     """
 
-    def __init__(
-            self,
-            options: Run,
-            task: TrainingTask,
-            state: RunState,
-            signals: StopSignals,
-            watchdog: Watchdog,
-            gathered: WholeState | None = None,
-    ):
-        self.options = options
-        self.task = task
+    def __init__(self, training: Training, state: RunState, signals: StopSignals, watchdog: Watchdog):
+        self.training = training
         self.state = state
         self.signals = signals
         self.watchdog = watchdog
-        self.gathered = gathered
+        options = training.options
+        self.gathered = WholeState(training.task, training.optimizer, keep=is_primary()) if options.fsdp else None
         self.interval, self.unit = parse_interval(options.recovery_interval)
         self.output_dir: str | None = None  # this and the next two are set on the first rank
         self.saver: CheckpointSaver | None = None
@@ -62,6 +51,12 @@ class CheckpointManager:
             self.damage.deferred = True  # requests() ends the run, after it has saved
         self._updates = 0  # within the epoch
         self._saved_at = time.monotonic()
+
+    def create_saver(self, folder: str, metadata: dict[str, Any], decreasing: bool = False) -> CheckpointSaver:
+        """Return a saver of checkpoints that writes in the background; arguments as for saver.create_saver."""
+        training = self.training
+        return create_saver(folder, self.gathered or training.task, self.gathered or training.optimizer,
+                            training.options, metadata, training.precision.scaler, decreasing)
 
     def begin_epoch(self, updates: int) -> None:
         """Start to count the updates of an epoch. `updates` of them are already done."""
@@ -91,56 +86,65 @@ class CheckpointManager:
         if losses.count:  # zero if every update of the epoch was skipped
             losses.read(f'by batch {batches} of epoch {epoch}')
         if checked.stop and self.damage is not None:
-            self.damage.gather(self.state.device)
+            self.damage.gather(self.training.device)
         self.save_within(Position(epoch, batches), losses)
         if checked.stop:
             self.leave(f'epoch {epoch}, batch {batches}')
 
     def save_within(self, position: Position, losses: RunningLosses, random: dict[str, Any] | None = None) -> None:
         """Write a recovery file. All ranks must call it."""
-        check_weights(self.task)
-        if self.gathered is not None:
-            self.gathered.gather()
-        state = self.state.state_dict(position, losses, random)
+        check_weights(self.training.task)
+        state = self.gather(position, losses, random)
         if self.saver is not None:
-            self.saver.save_recovery(position.epoch, position.batch - 1, state=self._complete(state))
+            self.saver.save_recovery(position.epoch, position.batch - 1, state)
         self._saved_at = time.monotonic()
 
     def save_epoch(self, epoch: int, metric: float | None, **metrics: dict[str, float] | None) -> None:
         """Write the checkpoint of a finished epoch, and the summary. All ranks must call it."""
-        check_weights(self.task)
-        if self.gathered is not None:
-            self.gathered.gather()
-        state = self.state.state_dict(Position(epoch + 1))
+        check_weights(self.training.task)
+        state = self.gather(Position(epoch + 1))
         if self.saver is not None:
             path = run_folder.summary_path(self.output_dir or '')
             with reporting.tolerated(path):
                 reporting.write_summary(path, self.state.history.rows)
-            self.saver.save_checkpoint(epoch, metric, state=self._complete(state), **metrics)
-            if epoch + 1 in self.options.save_epochs:
+            self.saver.save_checkpoint(epoch, metric, state=state, **metrics)
+            if epoch + 1 in self.training.options.save_epochs:
                 self.saver.save_milestone(epoch + 1)
         self._saved_at = time.monotonic()
 
-    def close(self) -> None:
-        """Wait until everything is on disk.
+    def close(self, where: str) -> None:
+        """Wait until everything is on disk, and log how the run continues.
 
         Raises:
             SaveError: The last checkpoint could not be written.
         """
         if self.saver is not None:
             self.saver.close()
+        _logger.info(f'Saved at {where}. {_CONTINUE}.')
 
     def leave(self, where: str) -> None:
         """Wait until everything is on disk, then raise Interrupted, or DamagedError for too many damaged images."""
-        self.close()
         if self.damage is not None and self.damage.too_many:
-            _logger.info(f'Saved at {where}. {GOES_ON}.')
+            self.close(where)
             self.damage.check()
-        raise Interrupted(f'{self.signals.name}: saved at {where}. {GOES_ON}')
+        if self.saver is not None:
+            self.saver.close()
+        raise Interrupted(f'{self.signals.name}: saved at {where}. {_CONTINUE}')
 
-    def _complete(self, state: dict[str, Any] | None) -> dict[str, Any]:
+    def gather(
+            self,
+            position: Position,
+            losses: RunningLosses | None = None,
+            random: dict[str, Any] | None = None,
+    ) -> dict[str, Any] | None:
+        """Return the state to save on the first rank, None on others; see RunState.state_dict. A collective."""
+        if self.gathered is not None:
+            self.gathered.gather()
+        state = self.state.state_dict(position, losses, random)
+        if state is None:
+            return None
         damaged = self.damage.indices() if self.damage is not None else []
-        return {**(state or {}), **self.constants, 'log': self.log_position(), 'damaged': damaged}
+        return {**state, **self.constants, 'log': self.log_position(), 'damaged': damaged}
 
 
 def most_files(options: Run, epochs: Iterable[int]) -> int:
@@ -156,7 +160,7 @@ def most_files(options: Run, epochs: Iterable[int]) -> int:
     return min(len(epochs), files + 1) + (2 if options.recovery_interval else 0)
 
 
-def check_weights(task: TrainingTask) -> None:
+def check_weights(task: Any) -> None:
     """Raise NonFiniteError if weights are NaN or infinite, which an update with a finite loss can cause."""
     module: Any = task.get_trainable_module()
     state = module.state_dict()

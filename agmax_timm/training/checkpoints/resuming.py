@@ -9,7 +9,7 @@ from ...base.safe_load import read_file
 from ...options.optimization import Schedule
 from ...options.parsers import TrainOptions
 from ...weights.checkpoint import METADATA, STATE, options_in
-from ..losses import RunningLosses
+from ..updates.losses import RunningLosses
 from .compatibility import compare_data, compare_options, compare_views
 from .state import History, Position, RunState
 
@@ -85,14 +85,10 @@ def _saved_data(checkpoint: dict[str, Any]) -> dict[str, Any]:
     return {'train': {'classes': names}} if names else {}
 
 
-def find_start(
-        options: Schedule,
-        resumed: ResumedRun | None,
-        resume_epoch: int | None,
-) -> tuple[Position, RunningLosses | None]:
+def find_start(options: Schedule, resumed: ResumedRun | None, resume_epoch: int | None) -> Position:
     """Return where training starts: at --start-epoch, at the saved position, or at the epoch of the checkpoint."""
     if options.start_epoch is not None:
-        return Position(options.start_epoch), None
+        return Position(options.start_epoch)
     if resumed is not None and resumed.exact and resumed.state is not None:
-        return Position(**resumed.state['position']), None
-    return Position(resume_epoch or 0), None
+        return Position(**resumed.state['position'])
+    return Position(resume_epoch or 0)

@@ -277,14 +277,5 @@ def create_saver(
         decreasing: Whether a lower metric is better.
     """
     return CheckpointSaver(
-        task,
-        metadata,
-        optimizer=optimizer,
-        args=options,
-        amp_scaler=scaler,
-        checkpoint_dir=output_dir,
-        recovery_dir=output_dir,
-        decreasing=decreasing,
-        max_history=options.checkpoint_hist,
-        background=True,
-    )
+        task, metadata, background=True, optimizer=optimizer, args=options, amp_scaler=scaler,
+        checkpoint_dir=output_dir, recovery_dir=output_dir, decreasing=decreasing, max_history=options.checkpoint_hist)

@@ -8,15 +8,14 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from timm.task import TrainingTask
 from timm.utils import random_seed, unwrap_model
 
 from ...base.distributed import is_distributed, rank, world_size
 from ...base.errors import CheckpointError
-from ...base.random_state import fits_generator, get_random_state, is_of_device, set_random_state
+from ...base.random_state import fits_generator, is_of_device, set_random_state
 from ...data.resumption.loader import ResumableLoader, start_workers
-from ...options.parsers import TrainOptions
-from ..losses import RunningLosses
+from ..updates.losses import RunningLosses
+from ..updates.step import Training
 
 _FORMAT = 1
 
@@ -36,36 +35,15 @@ class History:
     results: list[dict[str, Any]] = field(default_factory=list)  # of --result
 
 
+@dataclass
 class RunState:
-    """Saves and restores the state of a run.
-
-    Args:
-        options: Options.
-        task: Training task, wrapped for training.
-        optimizer: Optimizer of the task.
-        loader: Training loader.
-        loader_eval: Evaluation loader, or None.
-        device: Device of the task.
-    """
-
-    def __init__(
-            self,
-            options: TrainOptions,
-            task: TrainingTask,
-            optimizer: torch.optim.Optimizer,
-            loader: ResumableLoader,
-            loader_eval: Any,
-            device: torch.device,
-    ):
-        self.options = options
-        self.task = task
-        self.optimizer = optimizer
-        self.loader = loader
-        self.loader_eval = loader_eval
-        self.device = device
-        self.scheduler: Any = None
-        self.history = History()
-        self.evaluated = False  # whether the evaluation loader has been used
+    """Saves and restores the state of a run."""
+    training: Training
+    loader: ResumableLoader
+    loader_eval: Any  # None without validation
+    scheduler: Any = None
+    history: History = field(default_factory=History)
+    evaluated: bool = False  # whether the evaluation loader has been used
 
     def state_dict(
             self,
@@ -99,7 +77,7 @@ class RunState:
             'format': _FORMAT,
             'position': vars(position).copy(),
             'ranks': ranks,
-            'lr': [group['lr'] for group in self.optimizer.param_groups],
+            'lr': [group['lr'] for group in self.training.optimizer.param_groups],
             'scheduler': _scheduler_state(self.scheduler),
             'generators': {name: _generator_states(owner) for name, owner, _ in self._owners()},
             'rows': [dict(row) for row in self.history.rows],
@@ -125,14 +103,14 @@ class RunState:
         same_ranks = len(ranks) == world_size()
         mine = ranks[rank() if same_ranks else 0]
         if not same_ranks:
-            random_seed(self.options.seed + 1 + position.epoch, rank())
+            random_seed(self.training.options.seed + 1 + position.epoch, rank())
         try:
             loader = {**mine['loader'], 'random': None} if position.trained else mine['loader']
             changed = self.loader.load_state_dict(loader, position.epoch)
         except CheckpointError as error:
             raise CheckpointError(
-                f'--resume {self.options.resume} is within epoch {position.epoch} and cannot continue with {error}: '
-                'use what it was made with, or a checkpoint of a whole epoch') from error
+                f'--resume {self.training.options.resume} is within epoch {position.epoch} and cannot continue with '
+                f'{error}: use what it was made with, or a checkpoint of a whole epoch') from error
         if not position.trained:
             position.batch = self.loader.first_batch
         if same_ranks:
@@ -141,10 +119,10 @@ class RunState:
                     buffer.data.copy_(saved)
         if same_schedule:
             _load_scheduler_state(self.scheduler, state['scheduler'])
-            for group, lr in zip(self.optimizer.param_groups, state['lr']):
+            for group, lr in zip(self.training.optimizer.param_groups, state['lr']):
                 group['lr'] = lr
         random = mine['random'] if position.trained else mine['loader']['random']
-        left_out = [] if is_of_device(random, self.device) else ['training']
+        left_out = [] if is_of_device(random, self.training.device) else ['training']
         for name, owner, device in self._owners():
             if not _load_generator_states(owner, state['generators'].get(name, {}), device):
                 left_out.append('the EMA' if name == 'ema' else f'the {name}')
@@ -153,12 +131,9 @@ class RunState:
         if self.evaluated and self.loader_eval is not None:
             start_workers(self.loader_eval)
         if position.trained:
-            set_random_state({**random, 'process': random['process'].numpy().tobytes()}, self.device)
+            set_random_state({**random, 'process': random['process'].numpy().tobytes()}, self.training.device)
         return {'position': position, 'changed': changed, 'left_out': left_out,
                 'losses': self._losses(ranks, mine, same_ranks)}
-
-    def random_state(self) -> dict[str, Any]:
-        return get_random_state(self.device)
 
     def _losses(self, ranks: list[dict], mine: dict, same_ranks: bool) -> RunningLosses | None:
         saved = mine['losses']
@@ -167,21 +142,21 @@ class RunState:
         if not same_ranks and saved['sums'] is not None:  # each of the new ranks has their mean
             sums = sum(rank['losses']['sums'] for rank in ranks) / len(ranks)
             saved = {**saved, 'sums': sums, 'count': sum(rank['losses']['count'] for rank in ranks) / len(ranks)}
-        losses = RunningLosses(self.device, is_distributed())
+        losses = RunningLosses(self.training.device, is_distributed())
         losses.load_state_dict(saved)
         return losses
 
     def _modules(self) -> list[torch.nn.Module]:
-        modules = [unwrap_model(self.task.get_trainable_module())]
-        if self.task.has_ema():
-            modules.append(unwrap_model(self.task.get_trainable_module(ema=True)))
+        modules = [unwrap_model(self.training.task.get_trainable_module())]
+        if self.training.task.has_ema():
+            modules.append(unwrap_model(self.training.task.get_trainable_module(ema=True)))
         return modules
 
     def _owners(self) -> list[tuple[str, Any, torch.device]]:
         """Owners of random generators, some optimizers and an EMA in bfloat16, with the device that they draw on."""
-        owners: list[tuple[str, Any, torch.device]] = [('optimizer', self.optimizer, self.device)]
-        if self.task.has_ema():
-            ema: Any = self.task.get_trainable_module(ema=True)
+        owners: list[tuple[str, Any, torch.device]] = [('optimizer', self.training.optimizer, self.training.device)]
+        if self.training.task.has_ema():
+            ema: Any = self.training.task.get_trainable_module(ema=True)
             owners.append(('ema', ema, next(ema.parameters()).device))
         return owners
 

@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from timm.task import TrainingTask
 from timm.utils import unwrap_model
 
 from ...assembly.sharding import whole
@@ -13,9 +12,9 @@ from ...base.atomic_write import replacing
 from ...base.distributed import is_distributed, rank, world_size
 from ...base.text import listed
 from ...data.resumption.loader import ResumableLoader
-from ...options.parsers import TrainOptions
-from ..losses import NonFiniteError, Update
-from .finite_check import GRADIENT, CheckResult
+from ..updates.finite_check import GRADIENT, CheckResult
+from ..updates.losses import NonFiniteError, Update
+from ..updates.step import Training
 
 _logger = logging.getLogger('train')
 _MOST_FILES = 10
@@ -30,14 +29,12 @@ class BrokenUpdates:
     row end it.
 
     Args:
-        options: Options.
-        task: Task that is trained.
         loader: Training loader, which knows the indices of a batch.
     """
 
-    def __init__(self, options: TrainOptions, task: TrainingTask, loader: ResumableLoader):
-        self.options = options
-        self.task = task
+    def __init__(self, training: Training, loader: ResumableLoader):
+        self.options = training.options
+        self.task = training.task
         self.loader = loader
         self.folder: str | None = None  # folder of the files, on every rank; None: no files
         self.count = 0

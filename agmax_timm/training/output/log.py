@@ -13,7 +13,7 @@ from ...assembly.console import steps_logger
 from ...base import atomic_write
 from ...base.output_files import save_figure, write_rows
 from ...evaluation.log import result_line
-from ..loop import Progress
+from ..updates.loop import Progress
 from .log_file import LogFile
 
 _logger = logging.getLogger('train')

@@ -6,7 +6,7 @@ from typing import Any
 from ...base.errors import OptionError
 from ...base.text import one_line
 from ...options.run import Tracking
-from ..loop import Progress
+from ..updates.loop import Progress
 from . import log as reporting
 
 

@@ -15,10 +15,11 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, ImageNetInfo,
 from timm.models import create_model
 from timm.utils import random_seed
 
+from agmax_timm.assembly.model import Precision
 from agmax_timm.commands import validate as validate_cli
-from agmax_timm.evaluation import evaluated_model, validation
+from agmax_timm.evaluation import evaluated_model, measures
 from agmax_timm.evaluation.calibration import CalibrationBins
-from agmax_timm.evaluation.robustness import attacked, measures
+from agmax_timm.evaluation.robustness import attacked
 from agmax_timm.evaluation.robustness.attacks import pgd, random_start
 from agmax_timm.evaluation.robustness.corruptions import ALEXNET_ERRORS
 from agmax_timm.evaluation.robustness.seeding import sample_seed
@@ -170,8 +171,9 @@ def attack_of(epsilon=4.):
     torch.manual_seed(0)
     subject = types.SimpleNamespace(
         model=torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 256, 3)), num_classes=3,
-        data_config=dict(mean=IMAGENET_DEFAULT_MEAN, std=IMAGENET_DEFAULT_STD))
-    return measures.Attack(args, subject, torch.device('cpu'), measures.Precision(), epsilon)
+        data_config=dict(mean=IMAGENET_DEFAULT_MEAN, std=IMAGENET_DEFAULT_STD),
+        options=args, device=torch.device('cpu'), precision=Precision())
+    return attacked.Attack(subject, epsilon)
 
 
 def test_every_level_of_a_pixel_is_the_same_to_the_bit_after_an_attack_of_nothing():
@@ -330,8 +332,8 @@ def test_agreement_without_augmentation_is_complete(ema_run, photos, results_of,
     results = results_of(*words)
     assert 0 <= results['agreement'] <= 100 and results['agreement_kl'] > 0
     assert results_of(*words)['agreement_kl'] == results['agreement_kl']
-    saved = validation.saved_options
-    monkeypatch.setattr(validation, 'saved_options', lambda path: {**saved(path), 'no_aug': True})
+    saved = evaluated_model.saved_options
+    monkeypatch.setattr(evaluated_model, 'saved_options', lambda path: {**saved(path), 'no_aug': True})
     still = results_of(*words)
     assert still['agreement'] == 100. and still['agreement_kl'] == pytest.approx(0., abs=1e-4)
     assert {name: still[name] for name in still if 'agree' not in name} == {

@@ -11,8 +11,8 @@ from agmax_timm.base.signals import Interrupted
 from agmax_timm.options.parse import parse_train_args
 from agmax_timm.training import epochs
 from agmax_timm.training import run as training
-from agmax_timm.training.guards.finite_check import FiniteCheck
-from agmax_timm.training.step import Step
+from agmax_timm.training.updates.finite_check import FiniteCheck
+from agmax_timm.training.updates.step import Step
 from tests.helpers.exact import FLAGS, StopAfter
 from tests.helpers.run_files import load
 

@@ -300,7 +300,7 @@ def test_single_skipped_updates_are_counted_in_the_log(photos, tmp_path, monkeyp
     (3, []), (6, []), (3, ['--recovery-interval', '3'])], ids=['next', 'end of the epoch', 'before a save'])
 def test_a_gradient_that_is_found_late_is_that_of_its_own_update(photos, tmp_path, monkeypatch, capsys, update, flags):
     """As on a GPU: the gradients of an update are read with the next, at the end of the epoch or before a save."""
-    from agmax_timm.training.guards import finite_check
+    from agmax_timm.training.updates import finite_check
     begin = finite_check.FiniteCheck.__init__
 
     def late(self, *args):

@@ -8,8 +8,8 @@ import torch
 
 from agmax_timm.options.parse import parse_train_args
 from agmax_timm.training import run as training
-from agmax_timm.training.loop import Progress, Span
 from agmax_timm.training.output import log as reporting
+from agmax_timm.training.updates.loop import Progress, Span
 from tests.helpers.exact import FLAGS
 
 CONTROL = re.compile(r'[\x00-\x08\x0b-\x1f\x7f]')  # but tabs, which timm indents with

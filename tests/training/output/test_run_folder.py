@@ -14,7 +14,8 @@ from agmax_timm.assembly import model as build
 from agmax_timm.base import atomic_write
 from agmax_timm.base.safe_load import read_file, verify
 from agmax_timm.commands import train as train_cli
-from agmax_timm.training import create_run, epochs
+from agmax_timm.training import epochs
+from agmax_timm.training.checkpoints import manager
 from agmax_timm.training.output import log as reporting
 from agmax_timm.training.output import run_folder
 from agmax_timm.training.output.log_file import LogFile
@@ -154,7 +155,7 @@ def test_a_run_on_a_full_disk_ends_in_status_74(photos, disk, capsys, caplog):
 
 def test_a_disk_that_has_room_again_ends_well(photos, tmp_path, caplog, monkeypatch, file_size_limit):
     full = contextlib.ExitStack()
-    begin, distribute = create_run.create_saver, epochs.distribute_batch_norm
+    begin, distribute = manager.create_saver, epochs.distribute_batch_norm
 
     def fill(*args):
         full.enter_context(file_size_limit(100))
@@ -167,7 +168,7 @@ def test_a_disk_that_has_room_again_ends_well(photos, tmp_path, caplog, monkeypa
                 time.sleep(.01)
             full.close()
         distribute(*args)
-    monkeypatch.setattr(create_run, 'create_saver', fill)
+    monkeypatch.setattr(manager, 'create_saver', fill)
     monkeypatch.setattr(epochs, 'distribute_batch_norm', free)
     with full:
         train_cli.main([str(photos), *SMALL, '--epochs', '2', '--output', str(tmp_path)])

@@ -20,11 +20,10 @@ from agmax_timm.assembly.model import Precision
 from agmax_timm.data.device import DeviceMixupLoader
 from agmax_timm.distillation import AgMaxDistillationTask
 from agmax_timm.loss import AGREEMENT_KINDS
-from agmax_timm.training import loop
-from agmax_timm.training.guards import finite_check
-from agmax_timm.training.guards.finite_check import CheckResult, FiniteCheck
-from agmax_timm.training.losses import BatchLosses, RunningLosses, Update
-from agmax_timm.training.step import Step
+from agmax_timm.training.updates import finite_check, loop
+from agmax_timm.training.updates.finite_check import CheckResult, FiniteCheck
+from agmax_timm.training.updates.losses import BatchLosses, RunningLosses, Update
+from agmax_timm.training.updates.step import Step, Training
 from tests.helpers.updates import OPTIONS, UnreadLosses
 
 torch.set_num_threads(1)  # small tensors: more threads only wait for each other
@@ -61,8 +60,8 @@ def train(task, batches, device='cpu', losses=None, watched=True, scaler=None, *
     """The weights after an epoch of loop.train_one_epoch."""
     device, args = torch.device(device), Namespace(**{**OPTIONS, **options})
     optimizer = torch.optim.SGD(task.get_trainable_module().parameters(), lr=0.1, momentum=0.9, weight_decay=0.01)
-    precision = Precision(scaler=scaler)
-    step = Step(task, optimizer, args, device, precision, finite_check=FiniteCheck(args, device) if watched else None)
+    training = Training(task, optimizer, args, device, Precision(scaler=scaler))
+    step = Step(training, finite_check=FiniteCheck(args, device) if watched else None)
     loop.train_one_epoch(0, step, batches, losses=losses)
     return {name: value.clone() for name, value in task.get_trainable_module().state_dict().items()}
 
@@ -80,7 +79,7 @@ def test_data_in_the_log_is_the_time_of_the_loader():
             super().accumulate(*args, **kwargs)
 
     task, device, args = create_task(), torch.device('cpu'), Namespace(**OPTIONS)
-    step = SlowStep(task, torch.optim.SGD(task.parameters(), lr=0.), args, device, Precision())
+    step = SlowStep(Training(task, torch.optim.SGD(task.parameters(), lr=0.), args, device, Precision()))
     told = []
     loop.train_one_epoch(0, step, Late(batch() for _ in range(UPDATES)), on_log=told.append)
     total = told[-1].total
@@ -303,7 +302,7 @@ def test_operators_of_an_update_besides_those_of_plain_training(build, most):
         check = FiniteCheck(args, device)
         check.at_once = False  # as on a GPU
         optimizer = torch.optim.SGD(task.get_trainable_module().parameters(), lr=0.1, momentum=0.9, foreach=True)
-        step = Step(task, optimizer, args, device, Precision(), finite_check=check)
+        step = Step(Training(task, optimizer, args, device, Precision()), finite_check=check)
         loop.train_one_epoch(0, step, [batch() for _ in range(count)], losses=UnreadLosses(device))
 
     task = build()
@@ -369,7 +368,7 @@ def test_all_passes_of_an_update_are_launched_before_the_host_waits(events, dtyp
     precision = Precision(
         nullcontext if dtype == 'float32' else lambda: torch.autocast('cpu', dtype=getattr(torch, dtype)),
         LossScaler('cpu') if dtype == 'float16' else None)
-    step = Step(task, torch.optim.SGD(task.parameters(), lr=0.1), args, device, precision, finite_check=check)
+    step = Step(Training(task, torch.optim.SGD(task.parameters(), lr=0.1), args, device, precision), finite_check=check)
     step.begin_epoch()
     for index in range(2):
         events.clear()
@@ -397,7 +396,7 @@ def test_a_skipped_update_moves_neither_average_nor_schedule():
 
     device, args = torch.device('cpu'), Namespace(**OPTIONS)
     found = []
-    step = Step(task, torch.optim.SGD(task.parameters(), lr=0.1), args, device, Precision(scaler=scaler),
+    step = Step(Training(task, torch.optim.SGD(task.parameters(), lr=0.1), args, device, Precision(scaler=scaler)),
                 finite_check=FiniteCheck(args, device), on_broken=lambda *broken: found.append(broken))
     loop.train_one_epoch(0, step, [batch() for _ in range(4)], scheduler=Schedule())
     assert moves == [('ema', 2), ('schedule', 2), ('ema', 4), ('schedule', 4)]

@@ -1,15 +1,15 @@
 """Losses of the batches of an update, and sums over an epoch that stay on the device until they are read."""
 import math
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.nn as nn
 
-from ..base.errors import UserError
-from ..data.device import Input
+from ...base.errors import UserError
+from ...data.device import Input
 
 
 class NonFiniteError(UserError, RuntimeError):
@@ -31,39 +31,23 @@ class BatchLosses:
         return cls(tuple(losses), torch.stack(list(losses.values())), images)
 
 
+@dataclass
 class Update:
-    """The batches of an update that is not made or skipped yet.
-
-    Args:
-        epoch: Number of the epoch.
-        first_batch: Number of the first batch in the epoch.
-    """
-
-    def __init__(self, epoch: int, first_batch: int):
-        self.epoch = epoch
-        self.first_batch = first_batch
-        self.losses: list[BatchLosses] = []
-        self.input: Input | None = None  # of the last batch
-        self.target: torch.Tensor | None = None
-        self._buffers: list[torch.Tensor] = []
-
-    def add(self, losses: BatchLosses, input: Input, target: torch.Tensor) -> None:
-        self.losses.append(losses)
-        self.input, self.target = input, target
-
-    def without_batch(self) -> 'Update':
-        """Return a copy without images and targets, to free their memory."""
-        update = Update(self.epoch, self.first_batch)
-        update.losses = self.losses
-        return update
+    """The batches of an update that is not made or skipped yet."""
+    epoch: int
+    first_batch: int  # number of the first batch in the epoch
+    losses: list[BatchLosses] = field(default_factory=list)  # of each batch
+    input: Input | None = None  # of the last batch
+    target: torch.Tensor | None = None
+    buffers: list[torch.Tensor] = field(default_factory=list)
 
     def keep_buffers(self, module: nn.Module) -> None:
         """Copy the running statistics, because a broken batch changes them before the check."""
-        self._buffers = [buffer.clone() for buffer in module.buffers()]
+        self.buffers = [buffer.clone() for buffer in module.buffers()]
 
     @torch.no_grad()
     def restore_buffers(self, module: nn.Module) -> None:
-        for buffer, saved in zip(module.buffers(), self._buffers):
+        for buffer, saved in zip(module.buffers(), self.buffers):
             buffer.copy_(saved)
 
 

@@ -1,6 +1,7 @@
 """An update: the gradients of its batches, the check for values that are not finite, and the optimizer's step."""
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -8,22 +9,27 @@ from timm.task import TrainingTask
 from timm.utils import dispatch_clip_grad
 from torch.nn.utils import clip_grads_with_norm_
 
-from ..assembly.model import Precision
-from ..data.device import Input
-from ..options.parsers import TrainOptions
-from .guards.finite_check import CheckResult, FiniteCheck
+from ...assembly.model import Precision
+from ...data.device import Input
+from ...options.parsers import TrainOptions
+from .finite_check import CheckResult, FiniteCheck
 from .losses import BatchLosses, Update
+
+
+@dataclass
+class Training:
+    """What is trained, and how."""
+    task: TrainingTask
+    optimizer: torch.optim.Optimizer
+    options: TrainOptions  # resolved: number of classes, learning rate, checkpoint
+    device: torch.device
+    precision: Precision  # dtypes, and the loss scaler if there is one
 
 
 class Step:
     """Makes updates of a task.
 
     Args:
-        task: Task that is trained.
-        optimizer: Optimizer of its parameters.
-        options: Options.
-        device: Device of the task.
-        precision: Dtypes, and the loss scaler if there is one.
         loss_scale: Function from the number of images of a batch to the factor of its gradient; None for equal factors.
         finite_check: Check of losses and gradients before each update. None checks nothing.
         on_broken: Function that is called with an update whose losses or gradients are not finite. It may raise.
@@ -31,65 +37,51 @@ class Step:
 
     def __init__(
             self,
-            task: TrainingTask,
-            optimizer: torch.optim.Optimizer,
-            options: TrainOptions,
-            device: torch.device,
-            precision: Precision,
+            training: Training,
             loss_scale: Callable[[int], float] | None = None,
             finite_check: FiniteCheck | None = None,
             on_broken: Callable[[Update, CheckResult], None] | None = None,
     ):
-        self.task = task
-        self.optimizer = optimizer
-        self.options = options
-        self.device = device
-        self.precision = precision
+        self.training = training
         self.loss_scale = loss_scale
         self.finite_check = finite_check
         self.on_broken = on_broken or (lambda update, checked: None)
-        self._module = cast(torch.nn.Module, task.get_trainable_module())
+        self._module = cast(torch.nn.Module, training.task.get_trainable_module())
         self._parameters = list(self._module.parameters())  # once: the walk to them costs as much as their norm
-        self._second_order = getattr(optimizer, 'is_second_order', False)
+        self._second_order = getattr(training.optimizer, 'is_second_order', False)
         self._before: Update | None = None  # the previous update, if its gradients are still to be checked
 
     def begin_epoch(self) -> None:
         self._module.train()
-        self.optimizer.zero_grad()
+        self.training.optimizer.zero_grad()
 
-    def accumulate(
-            self,
-            update: Update,
-            input: Input,
-            target: torch.Tensor,
-            batches: int = 1,
-            last: bool = True,
-    ) -> None:
+    def accumulate(self, update: Update, input: Input, target: torch.Tensor, batches: int = 1, last: bool = True):
         """Launch the forward and backward pass of a batch, and add its gradient.
 
         Args:
-            update: Update of the batch.
             input, target: The batch, on the device.
             batches: Number of batches in the update.
             last: Whether this is the last of them.
         """
         if self.finite_check is not None and self.finite_check.skips and not update.losses:
             update.keep_buffers(self._module)
-        with nullcontext() if last else self.task.no_sync():
-            with self.precision.autocast():
-                result = self.task(input, target)
-            images = len(target) // (2 if self.options.agmax else 1)
+        task, precision = self.training.task, self.training.precision
+        with nullcontext() if last else task.no_sync():
+            with precision.autocast():
+                result = task(input, target)
+            images = len(target) // (2 if self.training.options.agmax else 1)
             losses = BatchLosses.of(result, images)
-            update.add(losses, input, target)
+            update.losses.append(losses)
+            update.input, update.target = input, target
             if self.finite_check is not None:
                 self.finite_check.look(losses, last=last)
             loss = result['loss'] / batches if batches > 1 else result['loss']
             if self.loss_scale is not None:
                 loss = self.loss_scale(images) * loss
-            if self.precision.scaler is None:
+            if precision.scaler is None:
                 loss.backward(create_graph=self._second_order)
             else:
-                self.precision.scaler.backward(loss, create_graph=self._second_order)
+                precision.scaler.backward(loss, create_graph=self._second_order)
 
     def make(self, update: Update) -> CheckResult:
         """Make an update from the accumulated batches. Skip it if losses or gradients are not finite.
@@ -98,7 +90,7 @@ class Step:
             The result of the check on all ranks.
         """
         checked, norm = CheckResult([], []), None
-        scaler = self.precision.scaler
+        scaler = self.training.precision.scaler
         if self.finite_check is not None:
             checked = self.finite_check.agree()
             self._check_before(checked)
@@ -112,10 +104,10 @@ class Step:
             if self.finite_check is not None:
                 self.on_broken(update, checked)
         if self.finite_check is not None and self.finite_check.has_late:
-            self._before = update.without_batch()
+            self._before = replace(update, input=None, target=None)  # frees their memory
             if checked.save or checked.stop:
                 self.finish()
-        self.optimizer.zero_grad()
+        self.training.optimizer.zero_grad()
         return checked
 
     def finish(self) -> None:
@@ -138,15 +130,15 @@ class Step:
         Returns:
             Whether the update was made; the scaler leaves out those whose gradients are not finite.
         """
-        options = self.options
+        training, options = self.training, self.training.options
         parameters: Any = None
         if options.clip_grad is not None:
-            parameters = self.task.get_clip_parameters(exclude_head='agc' in options.clip_mode)
-        if self.precision.scaler is not None:
-            return self.precision.scaler.step(self.optimizer, options.clip_grad, options.clip_mode, parameters)
+            parameters = training.task.get_clip_parameters(exclude_head='agc' in options.clip_mode)
+        if training.precision.scaler is not None:
+            return training.precision.scaler.step(training.optimizer, options.clip_grad, options.clip_mode, parameters)
         if options.clip_grad is not None and options.clip_mode == 'norm' and norm is not None:
             clip_grads_with_norm_(parameters, options.clip_grad, norm)
         elif options.clip_grad is not None:
             dispatch_clip_grad(parameters, value=options.clip_grad, mode=options.clip_mode)
-        self.optimizer.step()
+        training.optimizer.step()
         return True

@@ -13,26 +13,25 @@ from timm.data import ImageNetInfo
 from timm.task import evaluation_sample_limit
 from torch.utils.data import Dataset
 
-from ...assembly import loaders
-from ...assembly.model import Precision
-from ...base.distributed import is_distributed, is_primary
-from ...base.errors import DataError, OptionError
-from ...base.text import one_line
-from ...data.augment import replace_transforms, transforms_of
-from ...data.mixup import TwoViewCollate
-from ...data.sources.classes import class_names, same_names
-from ...options.evaluation import Robustness
-from ...options.parsers import AnyOptions, ValidateOptions, saved_train_options
-from .. import bulk
-from ..evaluate import evaluate
-from ..evaluated_model import EvaluatedModel
-from ..log import log_steps
-from ..metrics import create_evaluator, labels_of_data
-from .agreement import AgreementEvaluator
-from .attacked import EPSILONS, Attack
-from .corruptions import ALEXNET_ERRORS, SMALLEST, Corrupt, corruption_names, find_corruptions, summarize
-from .seeding import SeededDataset
-from .stress import before_tensor, stress_transform
+from ..assembly import loaders
+from ..base.distributed import is_primary
+from ..base.errors import DataError, OptionError
+from ..base.text import one_line
+from ..data.augment import replace_transforms, transforms_of
+from ..data.mixup import TwoViewCollate
+from ..data.sources.classes import class_names, same_names
+from ..options.evaluation import Robustness
+from ..options.parsers import AnyOptions, ValidateOptions, saved_train_options
+from . import bulk
+from .evaluate import evaluate
+from .evaluated_model import EvaluatedModel, open_split
+from .log import log_steps
+from .metrics import create_evaluator, labels_of_data
+from .robustness.agreement import AgreementEvaluator
+from .robustness.attacked import EPSILONS, Attack
+from .robustness.corruptions import ALEXNET_ERRORS, SMALLEST, Corrupt, corruption_names, find_corruptions, summarize
+from .robustness.seeding import SeededDataset
+from .robustness.stress import before_tensor, stress_transform
 
 _logger = logging.getLogger('validate')
 
@@ -46,12 +45,10 @@ class Corruption(NamedTuple):
 
 @dataclass
 class Evaluation:
-    """A model, its data, and how to evaluate it."""
+    """A model, its data, and the options of their evaluation."""
     options: ValidateOptions
     subject: EvaluatedModel
     dataset: Dataset
-    device: torch.device
-    precision: Precision
 
     def run(
             self,
@@ -70,44 +67,28 @@ class Evaluation:
             perturb: Argument of evaluate().
             **data_config: Values that replace those of the model's data configuration.
         """
-        options, dataset = self.options, dataset or self.dataset
+        options, subject, dataset = self.options, self.subject, dataset or self.dataset
         source = SeededDataset(dataset, options.seed) if change is not None else dataset
         loader = loaders.build_eval_loader(
-            options, source, {**self.subject.data_config, **data_config}, self.device, self.precision,
+            options, source, {**subject.data_config, **data_config}, subject.device, subject.precision,
             options.batch_size, crop_border_pixels=options.crop_border_pixels,
             tf_preprocessing=options.tf_preprocessing)
         if change is not None:
             replace_transforms(source, [change(transform) for transform in transforms_of(source)])
-        evaluator = create_evaluator(options, dataset, loader, self.subject.num_classes, self.device)
+        evaluator = create_evaluator(options, dataset, loader, subject.num_classes, subject.device)
         return self.evaluate(name, loader, evaluator, perturb)
 
-    def evaluate(
-            self,
-            name: str | None,
-            loader: Any,
-            evaluator: Any,
-            perturb: Callable | None = None,
-    ) -> dict[str, float]:
+    def evaluate(self, name: str, loader: Any, evaluator: Any, perturb: Callable | None = None) -> dict[str, float]:
         """Return the metrics of one pass over a loader. Without a name, nothing is logged."""
-        options = self.options
+        options, subject = self.options, self.subject
         return evaluate(
-            self.subject.model, loader, options, self.device, self.precision, options.log_freq,
-            on_log=log_steps(name) if name and is_primary() else None,
-            evaluator=bulk.TogetherEvaluator(evaluator, self.device) if is_distributed() else evaluator,
-            perturb=perturb)
+            subject.model, loader, options, subject.device, subject.precision, options.log_freq,
+            on_log=log_steps(name) if name and is_primary() else None, evaluator=evaluator, perturb=perturb,
+            before_compute=partial(bulk.check_ranks, subject.device))
 
 
-def measure(
-        evaluation: Evaluation,
-        open_split: Callable[[ValidateOptions, dict[str, Any]], Dataset],
-        run_options: dict[str, Any],
-) -> dict[str, float]:
-    """Return all metrics that the options ask for, in percent except agreement_kl.
-
-    Args:
-        open_split: Function from options and a data configuration to a data set.
-        run_options: Options of the run that wrote the checkpoint; empty if they are unknown.
-    """
+def measure(evaluation: Evaluation) -> dict[str, float]:
+    """Return all metrics of robustness that the options ask for, in percent except agreement_kl."""
     options = evaluation.options
     columns: dict[str, float] = {}
     if options.task == 'multilabel':  # may be adopted from the checkpoint, after the flags were checked
@@ -117,9 +98,9 @@ def measure(
                               'image, the checkpoint is of --task multilabel: drop them')
         return columns
     if options.agreement:
-        columns.update(measure_agreement(evaluation, run_options))
+        columns.update(measure_agreement(evaluation))
     if options.corruptions or options.corruptions_dir:
-        columns.update(measure_corruptions(evaluation, open_split))
+        columns.update(measure_corruptions(evaluation))
     for kind in dict.fromkeys(options.stress):
         columns[f'{kind}_top1'] = measure_stress(evaluation, kind)
     if options.attack:
@@ -131,32 +112,32 @@ def measure(
 
 # ---- Agreement ----
 
-def measure_agreement(evaluation: Evaluation, run_options: dict[str, Any]) -> dict[str, float]:
+def measure_agreement(evaluation: Evaluation) -> dict[str, float]:
     """Return 'agreement' in percent and 'agreement_kl' in nats for two training views of each image."""
     # Without the prefetcher, random erasing is part of the transform, and is seeded by sample like its other steps.
     options = replace(evaluation.options, no_prefetcher=True)
     evaluation = replace(evaluation, options=options)
-    dataset = SeededDataset(evaluation.dataset, options.seed)
-    config = evaluation.subject.data_config
-    views = _training_transform(evaluation, run_options)
+    dataset, subject = SeededDataset(evaluation.dataset, options.seed), evaluation.subject
+    views = _training_transform(evaluation)
     loader = loaders.build_eval_loader(
-        options, dataset, config, evaluation.device, evaluation.precision, max(1, options.batch_size // 2))
+        options, dataset, subject.data_config, subject.device, subject.precision, max(1, options.batch_size // 2))
     dataset.transform = views
     loader.collate_fn = TwoViewCollate()
     evaluator = AgreementEvaluator(
-        evaluation.device, evaluation_sample_limit(loader), labels_of_data(options, evaluation.subject.num_classes))
-    return evaluation.evaluate(None, loader, evaluator)
+        subject.device, evaluation_sample_limit(loader), labels_of_data(options, subject.num_classes))
+    return evaluation.evaluate('', loader, evaluator)
 
 
-def _training_transform(evaluation: Evaluation, run_options: dict[str, Any]) -> Any:
+def _training_transform(evaluation: Evaluation) -> Any:
     """Return the two-view transform of the run without mixing, or timm's default if the run is unknown."""
     options = replace(  # only options of the transform keep their values
-        saved_train_options(run_options),
+        saved_train_options(evaluation.subject.run_options),
         agmax=True, batch_size=1, workers=0, no_prefetcher=True, pin_mem=False, image_memory='0',
         augment_backend='timm', mixup=0., cutmix=0., cutmix_minmax=None, aug_splits=0, aug_repeats=0,
         train_img_sizes=None, naflex_loader=False, use_multi_epochs_loader=False)
     loader = loaders.build_train_loader(
-        options, evaluation.dataset, evaluation.subject.data_config, torch.device('cpu'), evaluation.precision)
+        options, evaluation.dataset, evaluation.subject.data_config, torch.device('cpu'),
+        evaluation.subject.precision)
     return transforms_of(loader.dataset)[0]
 
 
@@ -206,7 +187,7 @@ def _expand_names(words: list[str], known: list[str], where: str) -> list[str]:
     return names
 
 
-def measure_corruptions(evaluation: Evaluation, open_split: Callable) -> dict[str, float]:
+def measure_corruptions(evaluation: Evaluation) -> dict[str, float]:
     """Return the top-1 error of each corruption and severity, 'NAME_SEVERITY_err', and the means of summarize()."""
     options, config = evaluation.options, evaluation.subject.data_config
     listed = list_corruptions(options)
@@ -219,7 +200,7 @@ def measure_corruptions(evaluation: Evaluation, open_split: Callable) -> dict[st
             corrupt = Corrupt(name, severity)
             metrics = evaluation.run(title, change=partial(before_tensor, step=corrupt))
         else:
-            dataset = _open_corrupted(evaluation, open_split, path)
+            dataset = _open_corrupted(evaluation, path)
             # The images are already cropped, as those of ImageNet-C.
             metrics = evaluation.run(title, dataset, crop_pct=1.)
         errors[name, severity] = 100. - metrics['top1']
@@ -237,7 +218,7 @@ def _check_images(options: AnyOptions, config: dict[str, Any]) -> None:
                           f"{' x '.join(map(str, config['input_size'][1:]))}: use a larger --img-size, or drop it")
 
 
-def _open_corrupted(evaluation: Evaluation, open_split: Callable, path: str) -> Dataset:
+def _open_corrupted(evaluation: Evaluation, path: str) -> Dataset:
     options = evaluation.options
     class_map = options.class_map
     if options.class_map and isinstance(options.class_map, str):
@@ -275,6 +256,6 @@ def measure_attacks(evaluation: Evaluation) -> dict[str, float]:
     columns = {}
     for epsilon in dict.fromkeys(options.attack_eps or EPSILONS[options.attack_norm]):
         name = f'{options.attack}_{options.attack_norm}_{epsilon:g}'
-        attack = Attack(options, evaluation.subject, evaluation.device, evaluation.precision, epsilon)
+        attack = Attack(evaluation.subject, epsilon, labels_of_data(options, evaluation.subject.num_classes))
         columns[f'{name}_top1'] = evaluation.run(name, perturb=attack)['top1']
     return columns

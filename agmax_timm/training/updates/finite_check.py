@@ -16,7 +16,7 @@ from torch.nn.utils import get_total_norm
 from ...assembly.sharding import whole
 from ...base.distributed import is_distributed
 from ...options.run import Run
-from ..losses import BatchLosses
+from .losses import BatchLosses
 
 GRADIENT = 'gradient'
 
