@@ -22,6 +22,7 @@ from ..base.errors import OptionError
 from ..base.text_file import without_mark
 from ..distillation import AgMaxDistillationTask
 from ..options.checks import loss_name, mixing
+from ..options.declare import picked
 from ..options.model import Distillation, Model
 from ..options.parsers import TrainOptions
 from ..task import AgMaxTask
@@ -75,7 +76,7 @@ def build_criterion(options: TrainOptions) -> nn.Module:
             soft_targets=mixing(options),
             jsd_splits=options.aug_splits,
             **weights,
-            **_options_of(options, 'bce_target_thresh', 'bce_sum', 'asl_gamma_pos', 'asl_gamma_neg', 'asl_clip',
+            **picked(options, 'bce_target_thresh', 'bce_sum', 'asl_gamma_pos', 'asl_gamma_neg', 'asl_clip',
                           'poly_epsilon', 'poly_gamma', 'poly_alpha', 'twoway_tp', 'twoway_tn', 'db_neg_scale',
                           'db_init_bias', 'db_focal_gamma'),
         )
@@ -104,10 +105,6 @@ def _per_class(options: Model, flag: str, values: torch.Tensor) -> torch.Tensor:
     return values
 
 
-def _options_of(options: Any, *names: str) -> dict[str, Any]:
-    return {name: getattr(options, name) for name in names}
-
-
 def _distillation_task(
         options: Distillation,
         model: nn.Module,
@@ -115,7 +112,7 @@ def _distillation_task(
         common: dict[str, Any],
 ) -> TrainingTask:
     teacher, temperature = options.kd_model_name or '', options.kd_temperature
-    common = dict(common, criterion=criterion, **_options_of(options, 'distill_loss_weight', 'task_loss_weight'))
+    common = dict(common, criterion=criterion, **picked(options, 'distill_loss_weight', 'task_loss_weight'))
     if options.kd_distill_type == 'feature':
         return FeatureDistillationTask(
             model, teacher, student_feature_dim=options.kd_student_feature_dim,
@@ -153,6 +150,6 @@ def _agmax_task(options: TrainOptions, model: nn.Module, criterion: nn.Module, c
         temperature=options.kd_temperature,
         mean=options.mean,
         std=options.std,
-        **_options_of(options, 'distill_loss_weight', 'task_loss_weight'),
+        **picked(options, 'distill_loss_weight', 'task_loss_weight'),
         **common,
     )

@@ -5,12 +5,13 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from io import TextIOWrapper
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import numpy as np
 from timm.data import ImageDataset
 from tqdm import tqdm
 
+from ..assembly.datasets import open_split
 from ..assembly.known_classes import classes_in, classes_of, map_of_model
 from ..assembly.model import create_named_model, input_channels
 from ..base.errors import DataError
@@ -25,7 +26,6 @@ from ..data.sources.checks import (
 from ..data.sources.classes import ModelClasses, check_evaluation, class_names, class_outputs, summary
 from ..data.sources.labels import check_column
 from ..data.sources.scan import Inventory, duplicates, scan
-from ..data.sources.shards import open_dataset
 from ..evaluation import bulk
 from ..evaluation.evaluated_model import adopt_options
 from ..evaluation.metrics import labels_of_data
@@ -116,11 +116,7 @@ def _open(options: AnyOptions, split: str) -> ImageDataset:
     refusal = DataError(f"--check-data reads folders, tar files and hfds/, got --dataset '{options.dataset}'")
     if in_sequence(options):
         raise refusal
-    target_format: dict[str, Any] = dict(target_format=options.target_format) if options.target_format else {}
-    dataset = open_dataset(
-        options.dataset, root=options.data_dir, split=split, class_map=options.class_map,
-        download=options.dataset_download, input_key=options.input_key, target_key=options.target_key,
-        trust_remote_code=options.dataset_trust_remote_code, **target_format)
+    dataset = open_split(options, split)
     if not isinstance(dataset, ImageDataset):
         raise refusal
     if options.task != 'multilabel':

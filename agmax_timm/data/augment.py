@@ -1,5 +1,6 @@
 """Augmentations of the published AgMax runs that timm's transforms lack: CutOut, PCA lighting, pad-and-crop."""
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,6 +17,19 @@ _RGB_EIGENVECTORS = torch.tensor([
     [-0.5808, -0.0045, -0.8140],
     [-0.5836, -0.6948, 0.4203],
 ])
+
+
+@dataclass(frozen=True)
+class Extensions:
+    """Arguments of create_train_loader for what it adds to timm's loader, see create_two_view_loader."""
+    two_views: bool = False
+    mixup: dict[str, Any] | None = None
+    cutout: int = 0
+    lighting: float = 0.
+    train_crop_mode: str | None = None
+    augment_backend: str = 'auto'
+    image_memory: str = '0'
+    channels_last: bool = False
 
 
 class CutOut:

@@ -5,39 +5,33 @@ from typing import Any
 from timm.data.loader import PrefetchLoader
 from torch.utils.data import Dataset
 
+from .augment import Extensions
 from .sources.decoding import decode
 
 _logger = logging.getLogger(__name__)
 
 
-def select_backend(
-        wanted: str,
-        loader: Any,
-        channels: int,
-        two_views: bool,
-        mixup: dict[str, Any] | None,
-        channels_last: bool = False,
-) -> None:
+def select_backend(loader: Any, extensions: Extensions, channels: int) -> None:
     """Replace transforms, decoding and collate function of a loader by those on arrays, if the backend is fast.
 
+    `augment_backend='auto'` is fast for two views if every step has a fast equal.
+
     Args:
-        wanted: 'timm', 'fast' or 'auto'. 'auto' is fast for two views if every step has a fast equal.
         loader: Training loader of timm, with the complete transforms of one view. Changed in place.
+        extensions: Extensions of the loader.
         channels: Number of channels of the images.
-        two_views: Whether the loader gives two views.
-        mixup: Dict of timm.data.Mixup's arguments, or None.
-        channels_last: Whether the channels stay last in memory, as in arrays.
 
     Raises:
         ValueError: 'fast' is wanted, but a step has no fast equal, or a package of the extra `fast` is missing.
     """
-    if wanted == 'timm' or (wanted == 'auto' and not two_views):
+    wanted = extensions.augment_backend
+    if wanted == 'timm' or (wanted == 'auto' and not extensions.two_views):
         return
     reason = _why_not_fast(loader, channels)
     if not reason:
         try:
             from .arrays.install import work_on_arrays
-            remark = work_on_arrays(loader, mixup, two_views, channels_last)
+            remark = work_on_arrays(loader, extensions)
         except ImportError as error:
             reason = f"{error.name} is not installed: pip install 'agmax_timm[fast]'"
         except NotImplementedError as error:

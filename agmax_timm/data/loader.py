@@ -1,7 +1,6 @@
 """Training loaders: timm's loader, with further augmentations and with two views."""
 import sys
-from collections.abc import Callable, Sequence
-from functools import partial
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -11,7 +10,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from ..base.distributed import world_size
 from ..base.image_modes import BACKENDS, CROP_MODES, check_mode, mode_of_channels
-from .augment import Chain, CutOut, extend_transform, pad_and_crop, replace_transforms, transforms_of
+from .augment import Chain, CutOut, Extensions, extend_transform, pad_and_crop, replace_transforms, transforms_of
 from .backend import select_backend, use_batched_views
 from .device import DeviceMixupLoader
 from .memory.buffers import is_pinned, is_reusable
@@ -27,56 +26,51 @@ def create_train_loader(
         input_size: int | tuple[int, int] | tuple[int, int, int],
         batch_size: int,
         *,
-        mixup: dict[str, Any] | None = None,
-        cutout: int = 0,
-        lighting: float = 0.,
-        two_views: bool = False,
-        augment_backend: str = 'auto',
-        image_memory: str = '0',
-        channels_last: bool = False,
+        device: Any = None,
         pin_memory: bool | None = None,
         **kwargs,
 ):
-    """Return timm's training loader, extended by CutOut, lighting, pad-and-crop, mixing and a second view.
+    """Return timm's training loader with extensions.
 
-    The arguments are those of create_two_view_loader, which calls this function with `two_views=True`. With one view
-    and no extension, the result is that of timm.data.create_loader, to the last random draw.
+    The arguments are those of create_two_view_loader, and `two_views`. With one view and no extension, the result is
+    that of timm.data.create_loader, to the last random draw.
     """
-    crop_mode = kwargs.pop('train_crop_mode', None)
-    channels = input_size[0] if isinstance(input_size, Sequence) and len(input_size) == 3 else len(
-        kwargs.get('mean', 'RGB'))
-    _check_arguments(
-        dataset, batch_size, channels, mixup, cutout, lighting, two_views, augment_backend, crop_mode, kwargs)
-    prefetch = kwargs.get('use_prefetcher', True)
-    splits = kwargs.get('num_aug_splits')
-    device = torch.device(kwargs.pop('device', None) or ('cuda' if torch.cuda.is_available() else 'cpu'))
+    extensions = Extensions(**{field.name: kwargs.pop(field.name) for field in fields(Extensions)
+                               if field.name in kwargs})
+    size = (input_size,) * 2 if isinstance(input_size, int) else tuple(input_size)
+    channels = size[0] if len(size) == 3 else len(kwargs.get('mean', 'RGB'))
+    _check_arguments(dataset, batch_size, channels, extensions, kwargs)
+    mixup, two_views = extensions.mixup, extensions.two_views
+    prefetch, splits = kwargs.get('use_prefetcher', True), kwargs.get('num_aug_splits')
+    device = torch.device(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
     pin_memory = is_pinned(pin_memory, device)
-
+    collate: Any = None
     if two_views:
         dataset = with_transform(dataset)
+        collate = TwoViewCollate(mixup if prefetch else None, levels=prefetch)
+    elif mixup is not None and prefetch:
+        collate = CollateMixup(**mixup)
+
     read: Any = AugMixDataset(dataset, num_splits=splits) if splits else dataset
-    loader = create_loader(
+    loader: Any = create_loader(
         read,
         input_size,
         batch_size,
         is_training=True,
-        train_crop_mode=None if crop_mode == 'pad' else crop_mode,
-        collate_fn=_collate(mixup, two_views, prefetch),
+        train_crop_mode=None if extensions.train_crop_mode == 'pad' else extensions.train_crop_mode,
+        collate_fn=collate,
         device=device,
         pin_memory=pin_memory,
         **kwargs,
     )
-    crop = None
-    if crop_mode == 'pad':
-        crop = pad_and_crop(_height_width(input_size), kwargs.get('interpolation', 'bilinear'))
-    _extend_augmentation(loader, crop, lighting, cutout, prefetch)
-    if two_views:
-        _warn_of_equal_views(loader, mixup, getattr(dataset, 'input_img_mode', None) or mode_of_channels(channels))
+    _add_augmentation(loader, size, extensions, kwargs)
+    mixes = mixup is not None and mixup.get('prob', 1.) > 0.
+    if two_views and not mixes and getattr(loader, 'random_erasing', None) is None:
+        mode = getattr(dataset, 'input_img_mode', None) or mode_of_channels(channels)
+        warn_of_equal_views(transforms_of(loader.dataset), mode)
     if not splits:
-        select_backend(augment_backend, loader, channels, two_views, mixup, channels_last)
-    _keep_in_memory(loader, image_memory, workers=kwargs.get('num_workers', 1))
-    if two_views or mixup is None:
-        use_batched_views(loader.dataset, views=2 if two_views else 1, reused=is_reusable(device, pin_memory))
+        select_backend(loader, extensions, channels)
+    _keep_in_memory(loader, extensions, reused=is_reusable(device, pin_memory))
     if two_views:
         replace_transforms(loader.dataset, [TwoViews(transform) for transform in transforms_of(loader.dataset)])
     if mixup is None or prefetch:
@@ -85,40 +79,17 @@ def create_train_loader(
     return DeviceMixupLoader(loader, mix, device, kwargs.get('img_dtype', torch.float32))
 
 
-def _collate(mixup: dict[str, Any] | None, two_views: bool, prefetch: bool) -> Any:
-    """Return the collate function of a loader, None for timm's. Without the prefetcher, the device mixes."""
-    if two_views:
-        return TwoViewCollate(mixup if prefetch else None, levels=prefetch)
-    return CollateMixup(**mixup) if mixup is not None and prefetch else None
-
-
-def _warn_of_equal_views(loader: Any, mixup: dict[str, Any] | None, mode: str) -> None:
-    mixes = mixup is not None and mixup.get('prob', 1.) > 0.
-    if not mixes and getattr(loader, 'random_erasing', None) is None:
-        warn_of_equal_views(transforms_of(loader.dataset), mode)
-
-
-def _keep_in_memory(loader: Any, image_memory: str, workers: int) -> None:
-    """Decode the images of a loader and keep them, if they fit into the memory. Its workers then share them."""
-    in_memory = keep_decoded(getattr(loader.dataset, 'dataset', loader.dataset), memory_limit(image_memory))
-    if in_memory and workers and sys.platform == 'linux':
-        _data_loader(loader).multiprocessing_context = 'fork'  # Python newer than 3.13 starts workers in another way
-
-
 def _check_arguments(
         dataset: Dataset,
         batch_size: int,
         channels: int,
-        mixup: dict[str, Any] | None,
-        cutout: int,
-        lighting: float,
-        two_views: bool,
-        augment_backend: str,
-        crop_mode: str | None,
+        extensions: Extensions,
         kwargs: dict[str, Any],
 ) -> None:
     """Raise ValueError for arguments of create_train_loader that do not fit each other or the data set."""
-    if mixup is not None and batch_size % 2:
+    cutout, lighting = extensions.cutout, extensions.lighting
+    backend, crop_mode = extensions.augment_backend, extensions.train_crop_mode
+    if extensions.mixup is not None and batch_size % 2:
         raise ValueError(f'mixup needs an even batch_size, got {batch_size}: use {max(2, batch_size - 1)} or '
                          f'{batch_size + 1}')
     if isinstance(dataset, IterableDataset):
@@ -129,27 +100,41 @@ def _check_arguments(
         raise ValueError(f"train_crop_mode must be one of {', '.join(CROP_MODES)}, got '{crop_mode}'")
     if kwargs.get('no_aug') and (cutout or lighting or crop_mode == 'pad'):
         raise ValueError('no_aug turns augmentation off, but cutout, lighting or train_crop_mode pad asks for some')
-    if two_views and kwargs.get('num_aug_splits'):
+    if extensions.two_views and kwargs.get('num_aug_splits'):
         raise ValueError('two views cannot be combined with num_aug_splits')
     if crop_mode == 'pad' and kwargs.get('input_size_choices'):
         raise ValueError('train_crop_mode pad is for one input_size, not for input_size_choices')
-    if augment_backend not in BACKENDS:
-        raise ValueError(f"augment_backend must be one of {', '.join(BACKENDS)}, got '{augment_backend}'")
-    if augment_backend == 'fast' and kwargs.get('num_aug_splits'):
+    if backend not in BACKENDS:
+        raise ValueError(f"augment_backend must be one of {', '.join(BACKENDS)}, got '{backend}'")
+    if backend == 'fast' and kwargs.get('num_aug_splits'):
         raise ValueError('augment_backend fast: num_aug_splits has no fast equal: use timm or auto')
     if lighting and (channels != 3 or getattr(dataset, 'input_img_mode', 'RGB') != 'RGB'):
         raise ValueError(f'lighting needs RGB images, got lighting {lighting} for images of another mode: leave it out')
     check_mode(dataset, channels, kwargs)
 
 
-def _extend_augmentation(loader: Any, crop: Callable | None, lighting: float, cutout: int, prefetch: bool) -> None:
-    """Add the augmentation that timm lacks to a loader."""
+def _add_augmentation(loader: Any, size: tuple[int, ...], extensions: Extensions, kwargs: dict[str, Any]) -> None:
+    """Add the augmentation that timm lacks to a loader. timm's prefetcher erases after it has normalised."""
+    prefetch, lighting, cutout = kwargs.get('use_prefetcher', True), extensions.lighting, extensions.cutout
+    crop = None
+    if extensions.train_crop_mode == 'pad':
+        crop = pad_and_crop((size[-2], size[-1]), kwargs.get('interpolation', 'bilinear'))
     if crop is not None or lighting or (cutout and not prefetch):
-        extend = partial(extend_transform, crop=crop, lighting=lighting, cutout=0 if prefetch else cutout)
-        replace_transforms(loader.dataset, [extend(transform) for transform in transforms_of(loader.dataset)])
+        replace_transforms(loader.dataset, [
+            extend_transform(transform, crop, lighting, 0 if prefetch else cutout)
+            for transform in transforms_of(loader.dataset)])
     if cutout and prefetch:
-        # The prefetcher erases after it has normalised.
         loader.random_erasing = Chain(loader.random_erasing, CutOut(cutout))
+
+
+def _keep_in_memory(loader: Any, extensions: Extensions, reused: bool) -> None:
+    """Decode the images of a loader and keep them, if they fit into the memory. Its workers then share them."""
+    dataset, data_loader = loader.dataset, _data_loader(loader)
+    in_memory = keep_decoded(getattr(dataset, 'dataset', dataset), memory_limit(extensions.image_memory))
+    if in_memory and data_loader.num_workers and sys.platform == 'linux':
+        data_loader.multiprocessing_context = 'fork'  # Python newer than 3.13 starts workers in another way
+    if extensions.two_views or extensions.mixup is None:
+        use_batched_views(dataset, views=2 if extensions.two_views else 1, reused=reused)
 
 
 def create_two_view_loader(
@@ -213,7 +198,7 @@ def create_two_view_loader(
         check_group(dataset, is_dataloader=mixup is None and not kwargs.get('use_prefetcher', True))
         distributed = world_size() > 1
     loader = create_train_loader(
-        dataset, input_size, batch_size, mixup=mixup, cutout=cutout, lighting=lighting, two_views=True,
+        dataset, input_size, batch_size, two_views=True, mixup=mixup, cutout=cutout, lighting=lighting,
         augment_backend=augment_backend, image_memory=image_memory, channels_last=channels_last,
         pin_memory=pin_memory, distributed=distributed, **kwargs)
     if follow:
@@ -235,9 +220,3 @@ def _check_iterable(dataset: IterableDataset, batch_size: int, kwargs: dict[str,
     if planned != batch_size:
         raise ValueError(f'batch_size {batch_size} is not the {planned} that the data set was created with, and counts '
                          f'its samples by: give create_dataset batch_size={batch_size}')
-
-
-def _height_width(input_size: int | Sequence[int]) -> tuple[int, int]:
-    if isinstance(input_size, int):
-        return input_size, input_size
-    return input_size[-2], input_size[-1]

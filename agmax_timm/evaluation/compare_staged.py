@@ -9,7 +9,7 @@ import torch
 import torch.nn as nn
 from timm.data import resolve_model_data_config
 
-from ..assembly import loaders
+from ..assembly import datasets, loaders
 from ..assembly.model import Precision
 from ..base.errors import DataError
 from ..options.parsers import TrainOptions, saved_train_options
@@ -80,12 +80,12 @@ def _evaluate(
         options: TrainOptions,
 ) -> tuple[torch.Tensor, dict[str, Any]]:
     """Return the logits of the first validation images [N, K], float32 on the CPU, and their preprocessing."""
-    dataset = loaders.open_validation(options, data_config)
+    dataset = datasets.open_validation(options, data_config)
     patch_size = loaders.patch_size(model) if options.naflex_loader else None
     loader = loaders.build_eval_loader(
         options, dataset, data_config, torch.device('cpu'), Precision(), _BATCH_SIZE, patch_size)
     logits = torch.cat([model(input) for input, _ in itertools.islice(loader, _BATCHES)])
-    return logits, {**data_config, 'input_img_mode': loaders.image_mode(options, data_config)}
+    return logits, {**data_config, 'input_img_mode': datasets.image_mode(options, data_config)}
 
 
 def _as_list(value: Any) -> Any:

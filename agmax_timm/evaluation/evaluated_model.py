@@ -10,7 +10,7 @@ from timm.layers import apply_test_time_pool
 from timm.models import reparameterize_model
 from torch.utils.data import Dataset
 
-from ..assembly import loaders
+from ..assembly import datasets, loaders
 from ..assembly.known_classes import classes_of, map_of_model
 from ..assembly.model import (
     Precision,
@@ -25,7 +25,6 @@ from ..assembly.model import (
 from ..base.distributed import is_distributed, is_primary, world_size
 from ..base.errors import OptionError
 from ..data.sources.classes import ModelClasses
-from ..data.sources.shards import open_dataset
 from ..options.declare import declared
 from ..options.device import ValidationDevice
 from ..options.model import Model, ValidationModel
@@ -92,22 +91,9 @@ def build_loader(subject: EvaluatedModel, dataset: Dataset) -> Any:
 
 def open_split(options: ValidateOptions, data_config: dict[str, Any]) -> Dataset:
     kwargs: dict[str, Any] = dict(load_bytes=True) if options.tf_preprocessing else {}
-    if options.target_format:
-        kwargs.update(target_format=options.target_format)
-    return open_dataset(
-        options.dataset,
-        root=options.data_dir,
-        split=options.split,
-        download=options.dataset_download,
-        class_map=options.class_map,
-        num_samples=options.num_samples,
-        input_key=options.input_key,
-        input_img_mode=loaders.image_mode(options, data_config),
-        target_key=options.target_key,
-        trust_remote_code=options.dataset_trust_remote_code,
-        seed=options.seed,
-        **kwargs,
-    )
+    mode = datasets.image_mode(options, data_config)
+    return datasets.open_split(options, options.split, num_samples=options.num_samples, input_img_mode=mode,
+                               seed=options.seed, **kwargs)
 
 
 def create_evaluated_model(options: ValidateOptions, device: torch.device, precision: Precision) -> EvaluatedModel:

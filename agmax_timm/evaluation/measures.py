@@ -13,7 +13,7 @@ from timm.data import ImageNetInfo
 from timm.task import evaluation_sample_limit
 from torch.utils.data import Dataset
 
-from ..assembly import loaders
+from ..assembly import datasets, loaders
 from ..base.distributed import is_primary
 from ..base.errors import DataError, OptionError
 from ..base.text import one_line
@@ -210,7 +210,7 @@ def measure_corruptions(evaluation: Evaluation) -> dict[str, float]:
 
 
 def _check_images(options: AnyOptions, config: dict[str, Any]) -> None:
-    mode = loaders.image_mode(options, config)
+    mode = datasets.image_mode(options, config)
     if mode != 'RGB':
         raise OptionError(f'--corruptions are for RGB images, the model takes {mode}: drop it')
     if min(config['input_size'][1:]) < SMALLEST:

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from timm.data.readers.reader import Reader
 
-from ..assembly import loaders
+from ..assembly import datasets
 from ..assembly import model as build
 from ..base.class_labels import SEVERAL_LABELS
 from ..base.errors import CheckpointError
@@ -75,7 +75,7 @@ class Predictor:
         return torch.cat([logits for _, logits in self._logits(paths)])
 
     def _logits(self, paths: list[str]) -> Iterator[tuple['ImageFiles', torch.Tensor]]:
-        dataset = ImageFiles(paths, loaders.image_mode(self.options, self.subject.data_config))
+        dataset = ImageFiles(paths, datasets.image_mode(self.options, self.subject.data_config))
         subject, loader = self.subject, evaluated_model.build_loader(self.subject, dataset)
         for _, output, _ in outputs_of(subject.model, loader, self.options, subject.device, subject.precision):
             yield dataset, output.float().cpu()

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ..assembly import loaders
+from ..assembly import datasets
 from ..assembly import model as build
 from ..assembly.console import begin_log
 from ..base.distributed import is_primary
@@ -46,7 +46,7 @@ def validate(options: ValidateOptions) -> dict[str, Any]:
 def start(options: ValidateOptions) -> torch.device:
     """Set up logging, the process group and the device, once for all models. Check first that the data exists."""
     begin_log()
-    loaders.check_roots(options, options.split)
+    datasets.check_roots(options, options.split)
     timm_names.check_device(options.device)
     timm_names.check_compiler(options)
     measures.list_corruptions(options)  # check them before a model is created

@@ -222,6 +222,11 @@ def declared(options: type) -> dict[str, Option]:
     return _declared[options]
 
 
+def picked(source: Any, *names: str) -> dict[str, Any]:
+    """Some values of options or of a dict by their names, as keyword arguments."""
+    return {name: source[name] if isinstance(source, dict) else getattr(source, name) for name in names}
+
+
 def groups_of(options: type) -> tuple[type, ...]:
     """Return the groups of a command in the order of the help. For a group, return the group itself."""
     return options.__bases__ if len(options.__bases__) > 1 else (options,)

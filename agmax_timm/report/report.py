@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from timm import utils
 
-from ..assembly import loaders
+from ..assembly import datasets, loaders
 from ..assembly import model as build
 from ..base import atomic_write
 from ..base.errors import DataError, OptionError, as_user_error
@@ -230,7 +230,7 @@ def training_views(
         saved_train_options(saved), workers=0, batch_size=min(saved['batch_size'], 2 * _MOST_VIEWS),
         train_img_sizes=None, aug_repeats=0, use_multi_epochs_loader=False, image_memory='0', dataset_download=False)
     utils.random_seed(options.seed)
-    dataset, _ = loaders.build_datasets(options, data_config)
+    dataset, _ = datasets.build_datasets(options, data_config)
     loader = loaders.build_train_loader(options, dataset, data_config, device, build.Precision(), patch_size)
     input, target = next(iter(loader))
     to_picture = ToPicture(data_config, patch_size, options.naflex_patchify_channels_first)

@@ -9,7 +9,7 @@ from timm.task import load_task_ema_checkpoint
 from timm.utils import random_seed
 from torch.utils.data import Dataset
 
-from ..assembly import loaders, process_group, sharding
+from ..assembly import datasets, loaders, process_group, sharding
 from ..assembly import model as build
 from ..assembly import optimizer as optimization
 from ..assembly.known_classes import check_teacher, warn_of_other_classes
@@ -108,7 +108,7 @@ def create_run(options: TrainOptions, signals: StopSignals, watchdog: Watchdog) 
     if is_distributed() and options.sync_bn:
         options = replace(options, dist_bn='')  # sync_bn computes the statistics over all ranks already
     signals.check_start(options.resume, device)
-    dataset_train, dataset_eval = loaders.build_datasets(options, data_config)
+    dataset_train, dataset_eval = datasets.build_datasets(options, data_config)
     signals.check_start(options.resume, device)
     patch_size = loaders.patch_size(model, options.naflex_patch_sizes) if options.naflex_loader else None
     loader_train = loaders.build_train_loader(options, dataset_train, data_config, device, precision, patch_size)
@@ -182,7 +182,7 @@ def open_output(run: TrainingRun, given: TrainOptions) -> tracking.Trackers:
 def _begin(options: TrainOptions, signals: StopSignals, watchdog: Watchdog) -> tuple[TrainOptions, torch.device]:
     """Check what can be checked before anything is built, then create the process group and return the device."""
     tracking.require_trackers(options)
-    loaders.check_roots(options, options.train_split, options.val_split)
+    datasets.check_roots(options, options.train_split, options.val_split)
     auto = options.resume == 'auto'  # until the file is found
     options = run_folder.resolve_resume(options)
     run_folder.check_folder(options, auto, lock=not options.dry_run)

@@ -10,7 +10,7 @@ from PIL import Image
 from timm.data import create_transform
 from timm.utils import random_seed
 
-from agmax_timm.assembly import loaders
+from agmax_timm.assembly import datasets, loaders
 from agmax_timm.assembly import model as build
 from agmax_timm.base.errors import OptionError
 from agmax_timm.data.loader import create_train_loader
@@ -63,7 +63,7 @@ def batch_of(images, mode, loader, prefetcher, backend):
     config = dict(input_size=(channels, SIDE, SIDE), mean=(MEAN,) * channels, std=(STD,) * channels,
                   interpolation='bicubic', crop_pct=1., crop_mode='center')
     precision = build.build_precision(args, device)
-    train, validation = loaders.build_datasets(args, config)
+    train, validation = datasets.build_datasets(args, config)
     if loader == 'evaluation':
         return next(iter(loaders.build_eval_loader(args, validation, config, device, precision, 4)))
     return next(iter(loaders.build_train_loader(args, train, config, device, precision)))
@@ -169,6 +169,6 @@ def test_flags_are_named(images, words, message):
     channels = args.in_chans or 3
     config = dict(input_size=(channels, SIDE, SIDE), mean=(MEAN,) * channels, std=(STD,) * channels,
                   interpolation='bicubic', crop_pct=1., crop_mode='center')
-    train, _ = loaders.build_datasets(args, config)
+    train, _ = datasets.build_datasets(args, config)
     with pytest.raises(OptionError, match=message):
         loaders.build_train_loader(args, train, config, device, build.build_precision(args, device))

@@ -13,7 +13,7 @@ from timm.task import ClassificationTask
 from torchvision.transforms import InterpolationMode
 
 from agmax_timm import AgMaxTask, TwoViews
-from agmax_timm.assembly import loaders
+from agmax_timm.assembly import datasets, loaders
 from agmax_timm.assembly import model as build
 from agmax_timm.assembly import optimizer as optimization
 from agmax_timm.assembly.objective import build_task
@@ -81,7 +81,7 @@ def parse(*names, argv=()):
 def build_loaders(args, photos):
     args = replace(args, data_dir=str(photos))
     model, data_config = build.build_model(args, CPU, PRECISION)
-    train, validation = loaders.build_datasets(args, data_config)
+    train, validation = datasets.build_datasets(args, data_config)
     return (
         model,
         loaders.build_train_loader(args, train, data_config, CPU, PRECISION),

@@ -7,7 +7,7 @@ import torch
 from timm.data.loader import PrefetchLoader
 from torchvision.transforms import ColorJitter, Compose
 
-from ..augment import Chain, replace_transforms, transforms_of
+from ..augment import Chain, Extensions, replace_transforms, transforms_of
 from ..memory.buffers import is_reusable
 from ..sources.decoding import DecodedDataset
 from .collate import FastCollate
@@ -16,12 +16,7 @@ from .jitter import DTYPES, DeviceJitter
 from .transform import ArrayTransform
 
 
-def work_on_arrays(
-        loader: PrefetchLoader,
-        mixup: dict[str, Any] | None,
-        two_views: bool,
-        channels_last: bool,
-) -> str:
+def work_on_arrays(loader: PrefetchLoader, extensions: Extensions) -> str:
     """Change a loader in place to work on arrays, see select_backend.
 
     Returns:
@@ -30,6 +25,7 @@ def work_on_arrays(
     Raises:
         NotImplementedError: A step of the transforms has no equal on arrays. The loader is not changed.
     """
+    mixup, two_views = extensions.mixup, extensions.two_views
     on_host, jitter = _split_jitter(transforms_of(loader.dataset), loader, mixup)
     replace_transforms(loader.dataset, [ArrayTransform(transform) for transform in on_host])
     base = getattr(loader.dataset, 'dataset', loader.dataset)
@@ -39,7 +35,7 @@ def work_on_arrays(
         loader.loader.collate_fn = FastCollate(mixup, two_views, is_reusable(loader.device, loader.loader.pin_memory))
     loader.loader.worker_init_fn = _OneThread(loader.loader.worker_init_fn)
     on_device: list[Callable] = []
-    if not channels_last:
+    if not extensions.channels_last:
         on_device.append(torch.Tensor.contiguous)  # a layout other than that of the weights slows down each layer
     if jitter is not None:
         on_device.append(DeviceJitter(jitter, loader.mean, loader.std, loader.loader.pin_memory))

@@ -243,7 +243,7 @@ def test_memory_is_pinned_where_the_device_is_cuda(dataset, device, default):
     for asked, expected in ((None, default), (True, True), (False, False)):
         assert loader_for(device, dataset(), pin_memory=asked).pin_memory is expected
     assert loader_for(device, dataset()).pin_memory is default
-    config = dict(mean=(.5,) * 3, std=(.5,) * 3)
+    config = dict(mean=(.5,) * 3, std=(.5,) * 3, interpolation='bilinear')
     for parse in (parse_train_args, parse_validate_args):
         for flags, expected in (([], default), (['--pin-mem'], True), (['--no-pin-mem'], False)):
             args = parse(['data', *flags])

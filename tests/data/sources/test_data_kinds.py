@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from agmax_timm.assembly import loaders
+from agmax_timm.assembly.datasets import build_datasets, check_roots
 from agmax_timm.base.errors import DataError
 from agmax_timm.commands import train as train_cli
 from agmax_timm.data.sources.datasets import create_dataset
@@ -102,8 +102,8 @@ TABLE = [(kind, *case) for kind, cases in CASES.items() for case in [([], None),
 def images_of_epoch(argv):
     """Number of training images that are read, and the class of each."""
     args = parse_train_args([*argv, '--num-classes', '10', '-b', '1', '-j', '0'])
-    loaders.check_roots(args, args.train_split, args.val_split)
-    train, _ = loaders.build_datasets(args, CONFIG)
+    check_roots(args, args.train_split, args.val_split)
+    train, _ = build_datasets(args, CONFIG)
     if isinstance(train, torch.utils.data.IterableDataset):
         return len(list(train))
     return len([train[index] for index in range(len(train))])

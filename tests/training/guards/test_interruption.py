@@ -16,8 +16,8 @@ from tests.helpers.exact import FLAGS
 from tests.helpers.ranks import finish_ranks, logs, start_ranks
 
 # What a signal comes in, and what is then no longer done.
-STEPS = [('build.init_device', 'build.build_model'), ('build.build_model', 'loaders.build_datasets'),
-         ('loaders.build_datasets', 'loaders.build_train_loader'),
+STEPS = [('build.init_device', 'build.build_model'), ('build.build_model', 'datasets.build_datasets'),
+         ('datasets.build_datasets', 'loaders.build_train_loader'),
          ('build.compile_and_distribute', 'run_folder.open_folder')]
 
 

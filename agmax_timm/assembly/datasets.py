@@ -1,0 +1,96 @@
+"""Open data sets from options, and check them against the model."""
+import logging
+from typing import Any
+
+from PIL.ImageMode import getmode
+from timm.data.target_transforms import MultiLabelTarget
+from torch.utils.data import Dataset
+
+from ..base.distributed import is_primary
+from ..base.errors import OptionError
+from ..base.image_modes import mode_of_channels, why_not_loaded
+from ..data.sources.checks import check_classes, check_different
+from ..data.sources.classes import summary
+from ..data.sources.datasets import DEMO, check_split
+from ..data.sources.shards import open_dataset
+from ..options.data import DataSet
+from ..options.declare import picked
+from ..options.parsers import AnyOptions, TrainOptions
+
+_logger = logging.getLogger(__name__)
+
+
+def check_roots(options: DataSet, *splits: str) -> None:
+    """Raise DataError if the data does not exist. Further checks need the model, which determines the image mode."""
+    if options.dataset == DEMO and options.data_dir:
+        _logger.warning(f'{options.data_dir} has no effect with --dataset {DEMO}')
+    for split in filter(None, splits):
+        check_split(options.dataset, options.data_dir, split)
+
+
+def build_datasets(options: TrainOptions, data_config: dict) -> tuple[Dataset, Dataset | None]:
+    """Open and check the training and validation data. The latter is None for --val-split ''."""
+    train = _open_for_training(
+        options, data_config, options.train_split, is_training=True, num_samples=options.train_num_samples,
+        samples_flag='--train-num-samples', seed=options.seed, repeats=options.epoch_repeats,
+        max_damaged=options.max_damaged)
+    validation = None
+    if options.val_split:
+        validation = open_validation(options, data_config)
+        if options.val_split != options.train_split:
+            check_different(train, validation)
+    if is_primary():
+        _logger.info(summary({options.train_split: train, options.val_split: validation}))
+    check_classes(train, validation, options.num_classes or 0, options.class_map)
+    return train, validation
+
+
+def open_validation(options: TrainOptions, data_config: dict) -> Dataset:
+    """Open the validation data of train.py."""
+    return _open_for_training(
+        options, data_config, options.val_split, num_samples=options.val_num_samples, samples_flag='--val-num-samples')
+
+
+def _open_for_training(options: TrainOptions, data_config: dict, split: str, **kwargs) -> Dataset:
+    if options.task == 'multilabel':
+        kwargs['target_transform'] = MultiLabelTarget(
+            options.num_classes or 0, dense=options.target_format == 'multihot')
+    return open_split(options, split, workers=options.workers, batch_size=options.batch_size,
+                      input_img_mode=image_mode(options, data_config), **kwargs)
+
+
+def open_split(options: AnyOptions, split: str, **kwargs) -> Any:
+    """Open a split with the options that training, evaluation and --check-data share.
+
+    Args:
+        **kwargs: Further arguments of shards.open_dataset.
+    """
+    if options.target_format:
+        kwargs['target_format'] = options.target_format
+    return open_dataset(
+        options.dataset,
+        root=options.data_dir,
+        split=split,
+        class_map=options.class_map,
+        download=options.dataset_download,
+        trust_remote_code=options.dataset_trust_remote_code,
+        **picked(options, 'input_key', 'target_key'),
+        **kwargs,
+    )
+
+
+def image_mode(options: AnyOptions, data_config: dict) -> str:
+    """Return the PIL mode that images are converted to.
+
+    Raises:
+        OptionError: The mode has another number of channels than the model, or the loaders do not support it.
+    """
+    channels = data_config['input_size'][0]
+    mode = options.input_img_mode or mode_of_channels(channels)
+    if len(getmode(mode).bands) != channels:
+        raise OptionError(f'--input-img-mode {mode} has {len(getmode(mode).bands)} channels, the model {channels}: '
+                          'give both the same, by --input-img-mode and --in-chans')
+    reason = why_not_loaded(mode, prefetcher=not options.no_prefetcher)
+    if reason:
+        raise OptionError(f'--input-img-mode {mode}: {reason}')
+    return mode
