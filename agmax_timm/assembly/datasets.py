@@ -11,7 +11,7 @@ from ..base.errors import OptionError
 from ..base.image_modes import mode_of_channels, why_not_loaded
 from ..data.sources.checks import check_classes, check_different
 from ..data.sources.classes import summary
-from ..data.sources.datasets import DEMO, check_split
+from ..data.sources.datasets import check_split
 from ..data.sources.shards import open_dataset
 from ..options.data import DataSet
 from ..options.declare import picked
@@ -22,8 +22,6 @@ _logger = logging.getLogger(__name__)
 
 def check_roots(options: DataSet, *splits: str) -> None:
     """Raise DataError if the data does not exist. Further checks need the model, which determines the image mode."""
-    if options.dataset == DEMO and options.data_dir:
-        _logger.warning(f'{options.data_dir} has no effect with --dataset {DEMO}')
     for split in filter(None, splits):
         check_split(options.dataset, options.data_dir, split)
 

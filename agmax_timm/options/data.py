@@ -3,6 +3,9 @@
 from .declare import above_to, at_least, between, group, one_of, option
 from .quantities import memory
 
+# Kinds of data with another reader than torchvision's, see data_kinds.kind_of.
+_BY_TIMM = ('folder', 'tar', 'hfds', 'hfids', 'tfds', 'wds')
+_COUNTED = ('hfids', 'wds')  # kinds whose number of samples may be unknown
 INTERPOLATIONS = ('nearest', 'bilinear', 'bicubic', 'box', 'hamming', 'lanczos')
 
 
@@ -30,15 +33,15 @@ class DataSet:
         '',
         "file of class names in the order of their indices; in validate.py also 'model', for the names that the "
         'model has',
-        metavar='FILE', recipe='file name', evaluation='labels')
+        kinds=_BY_TIMM, metavar='FILE', recipe='file name', evaluation='labels')
     input_img_mode: str | None = option(None, 'PIL mode of the images (default: RGB, or L for 1 channel)',
         metavar='MODE',
         check=one_of('', '1', 'L', 'P', 'I', 'F', 'LA', 'RGB', 'YCbCr', 'LAB', 'HSV', 'RGBA', 'RGBX', 'CMYK'),
         evaluation='labels')
     input_key: str | None = option(None, 'key of the image in a sample of the data set',
-        metavar='KEY', evaluation='labels')
+        kinds=('folder', 'hfds', 'hfids', 'tfds', 'wds'), metavar='KEY', evaluation='labels')
     target_key: str | None = option(None, 'key of the label in a sample of the data set',
-        metavar='KEY', evaluation='labels')
+        kinds=('hfds', 'hfids', 'tfds', 'wds'), metavar='KEY', evaluation='labels')
     target_format: str | None = option(None, 'format of the labels for --task multilabel (default: indices)',
         choices=('indices', 'multihot'), evaluation='labels')
 
@@ -65,9 +68,9 @@ class TrainData(Loading):
     train_split: str = option('train', 'name of the split to train on', metavar='NAME', resume='refused within epoch')
     val_split: str = option('validation', "name of the split to validate on; '' for no validation", metavar='NAME')
     train_num_samples: int | None = option(None, 'number of training images, for data that is read in sequence',
-        metavar='N', check=at_least(1), resume='refused within epoch')
+        kinds=_COUNTED, metavar='N', check=at_least(1), resume='refused within epoch')
     val_num_samples: int | None = option(None, 'number of validation images, for data that is read in sequence',
-        metavar='N', check=at_least(1), needs='val_split')
+        kinds=_COUNTED, metavar='N', check=at_least(1), needs='val_split')
     validation_batch_size: int | None = option(
         None, 'number of images in a batch of validation (default: --batch-size)',
         short='-vb', metavar='N', check=at_least(0), needs='val_split')
@@ -79,7 +82,7 @@ class TrainData(Loading):
         'such as 8G; 0: never',
         metavar='SHARE', convert=memory, yields=True)
     epoch_repeats: float = option(0.0, 'passes over the data in an epoch, for data that is read in sequence',
-        metavar='N', check=at_least(0), resume='refused within epoch')
+        kinds=('hfids', 'tfds'), metavar='N', check=at_least(0), resume='refused within epoch')
     max_damaged: float = option(
         0.01,
         'end the run if more than this share of the training images cannot be decoded; others take the place of a '
@@ -97,7 +100,7 @@ class ValidationData(Loading):
     """Loading of the data."""
     split: str = option('validation', 'name of the split to evaluate', metavar='NAME')
     num_samples: int | None = option(None, 'number of images in the split, for data that is read in sequence',
-        metavar='N', check=at_least(1))
+        kinds=_COUNTED, metavar='N', check=at_least(1))
     batch_size: int = option(256, 'number of images in a batch of one process',
         short='-b', metavar='N', check=at_least(1), card=True, synonyms=('bs',))
 

@@ -5,17 +5,9 @@ from typing import Any
 
 from ..base.command_line import flag_of
 from .data import DataSet
+from .declare import declared
 
-_ALL_BUT_TORCH = ('folder', 'tar', 'hfds', 'hfids', 'tfds', 'wds')
 _NUMBERS = {'train_num_samples': 'train_split', 'val_num_samples': 'val_split', 'num_samples': 'split'}
-# The kinds of data that take an option. For parts of splits see data.datasets.check_split.
-_TAKEN_BY = {
-    **{name: ('hfids', 'wds') for name in _NUMBERS},
-    'epoch_repeats': ('hfids', 'tfds'),
-    'class_map': _ALL_BUT_TORCH,
-    'input_key': ('folder', 'hfds', 'hfids', 'tfds', 'wds'),
-    'target_key': ('hfds', 'hfids', 'tfds', 'wds'),
-}
 
 
 def kind_of(options: DataSet) -> str:
@@ -30,9 +22,9 @@ def check_source(options: DataSet, error: Callable[[str], Any]) -> None:
     """Call `error` with one line, including the remedy, for an option that this kind of data would ignore."""
     kind = kind_of(options)
     data = f'--dataset {options.dataset}' if options.dataset else {'tar': 'a tar file'}.get(kind, 'a folder')
-    for name, kinds in _TAKEN_BY.items():
-        value = getattr(options, name, None)
-        if value and kind not in kinds:
+    for name, declaration in declared(type(options)).items():
+        value = getattr(options, name)
+        if value and declaration.kinds and kind not in declaration.kinds:
             error(f'{flag_of(name)} {value} does nothing on {data}: {_remedy(options, name, kind)}')
     repeats = getattr(options, 'epoch_repeats', 0.)
     if 0. < repeats < 1.:

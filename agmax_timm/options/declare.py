@@ -112,6 +112,7 @@ class Option:
     exclusive: str = ''
     yields: bool = False
     needs: tuple[str, ...] = ()
+    kinds: tuple[str, ...] = ()
     affects_result: bool = True
     resume: str = 'logged'
     recipe: str = 'value'
@@ -156,6 +157,7 @@ def option(
         exclusive: str = '',
         yields: bool = False,
         needs: str | tuple[str, ...] = (),
+        kinds: tuple[str, ...] = (),
         affects_result: bool = True,
         resume: str = '',
         recipe: str = 'value',
@@ -184,6 +186,7 @@ def option(
         exclusive: Name of a set of options of which only one can be given.
         yields: Whether an abbreviation of both this option and one of timm's means timm's.
         needs: Options without which this one has no effect.
+        kinds: Kinds of data that take the option, see data_kinds.kind_of; empty for all.
         affects_result: Whether the option can change the result of a run. Monitoring, saving, publishing and speed
             cannot.
         resume: One of RESUME. By default 'ignored' if the option does not affect the result, else 'logged'.
@@ -200,7 +203,7 @@ def option(
             (alias,) if alias else ()),
         metavar=metavar, choices=choices, check=check, counts=counts, ascending=ascending, convert=convert,
         nargs=nargs, const=const, exclusive=exclusive, yields=yields,
-        needs=(needs,) if isinstance(needs, str) else needs, affects_result=affects_result,
+        needs=(needs,) if isinstance(needs, str) else needs, kinds=kinds, affects_result=affects_result,
         resume=resume or ('logged' if affects_result else 'ignored'), recipe=recipe, evaluation=evaluation, card=card,
         is_file=is_file, synonyms=synonyms, former=former)
     metadata = {'option': declared}

@@ -6,6 +6,7 @@ from typing import Any
 from ..base.command_line import Parser
 from .checks import check_train_args, check_validate_args, resolve_task
 from .combinations import check_combinations
+from .data_kinds import kind_of
 from .option_file import convert_options, read_mapping
 from .parsers import TrainOptions, ValidateOptions, train_parser, validate_parser
 from .paths import timms_labels
@@ -70,4 +71,7 @@ def _with_data(options: Any, parser: Parser) -> Any:
     """Return options with the data of --data-dir, otherwise of DIR, as in timm. A file may have set one of them."""
     if options.data and options.data_dir and options.data != options.data_dir:
         parser.warn(f'{options.data!r} has no effect with --data-dir {options.data_dir!r}')
-    return replace(options, data_dir=options.data_dir or options.data)
+    data_dir = options.data_dir or options.data
+    if data_dir and kind_of(options) == 'demo':
+        parser.warn(f'{data_dir!r} has no effect with --dataset demo, whose images are built in: leave one of them out')
+    return replace(options, data_dir=data_dir)

@@ -357,9 +357,3 @@ def test_classes_by_other_names_are_told(ema_run, photos, tmp_path, results_of, 
     words = ['--checkpoint', ema_run / 'last.pth.tar']
     assert results_of(tmp_path, *words) == results_of(photos, *words)
     assert caplog.text.count('check that both names mean the same class') == 1
-
-
-def test_a_folder_beside_the_demo_is_told_to_have_no_effect(weights, tmp_path, results_of, caplog):
-    results_of(tmp_path, '--dataset', 'demo', '--model', 'test_resnet', '--num-classes', 10, '--img-size', 32,
-               '--checkpoint', weights(num_classes=10)[0], '-b', 500)
-    assert f'{tmp_path} has no effect with --dataset demo' in caplog.text

@@ -90,7 +90,8 @@ def create_dataset(
     except DataError:
         raise
     except (RuntimeError, OSError, ValueError, AssertionError, KeyError) as error:  # timm asserts on unknown names
-        raise DataError(f"--dataset '{name}', {root}, split '{split}': {error or type(error).__name__}") from error
+        reason = str(error or type(error).__name__).replace('download=True', '--dataset-download')
+        raise DataError(f'--dataset {name!r}, {root!r}, split {split!r}: {reason}') from error
 
 
 def check_split(name: str, root: str | None, split: str) -> None:
@@ -108,6 +109,8 @@ def check_split(name: str, root: str | None, split: str) -> None:
         raise DataError(f'--dataset {name} has the splits train and validation, got {split!r}')
     if torch_name is None or torch_name in _TORCH_FOLDERS:
         check_root(root, split)
+    elif not root:
+        raise DataError(f'--dataset {name}: no folder for its files: give one, as DIR or --data-dir DIR')
 
 
 def check_root(root: str | None, split: str) -> None:
@@ -115,7 +118,7 @@ def check_root(root: str | None, split: str) -> None:
     if not root:
         raise DataError('no data: give the folder of the data set, as DIR or --data-dir DIR, or --dataset demo')
     if not os.path.exists(root):
-        raise DataError(f'no such folder or tar file: {root}')
+        raise DataError(f'no such folder or tar file: {root!r}: give the data as DIR or --data-dir DIR')
     if not os.path.isdir(root):
         return
     if find_split(root, split):

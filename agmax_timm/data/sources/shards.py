@@ -239,7 +239,7 @@ def _check_source(root: str | None) -> None:
                 return  # the host answers, and the file may be missing
             raise DataError(f'--data-dir {root} does not answer: {error}') from error
     elif '://' not in root and not root.startswith('pipe:') and not os.path.isdir(root):
-        raise DataError(f'no such folder: {root}')
+        raise DataError(f'no such folder: {root!r}: give the folder or URL of the shards, as DIR or --data-dir DIR')
 
 
 def _check_shards(root: str, split: str, filenames) -> None:

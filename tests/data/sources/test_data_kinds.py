@@ -152,6 +152,30 @@ def test_train_py_ends_before_it_writes(photos, tmp_path, argv, capsys):
     assert len([line for line in capsys.readouterr().err.splitlines() if 'error:' in line]) == 1
 
 
+@pytest.mark.parametrize('argv, message', [
+    (['{gone}'], "no such folder or tar file: '{gone}': give the data as DIR or --data-dir DIR"),
+    (['--dataset', 'torch/folder', '{gone}'], "no such folder or tar file: '{gone}': give"),
+    (['--dataset', 'wds/x', '{gone}'], "no such folder: '{gone}': give the folder or URL of the shards, as DIR"),
+    (['--dataset', 'torch/cifar10'], '--dataset torch/cifar10: no folder for its files: give one, as DIR'),
+    (['--dataset', 'torch/cifar10', '{gone}'], "--dataset 'torch/cifar10', '{gone}', split 'train': Dataset not found "
+                                               'or corrupted. You can use --dataset-download to download it'),
+])
+def test_data_that_is_not_there(tmp_path, argv, message):
+    gone = str(tmp_path / 'gone')
+    with pytest.raises(DataError) as error:
+        images_of_epoch([word.format(gone=gone) for word in argv])
+    assert str(error.value).startswith(message.format(gone=gone))
+
+
+@pytest.mark.parametrize('flags', [['nope'], ['--data-dir', 'nope']])
+@pytest.mark.parametrize('parse', [parse_train_args, parse_validate_args])
+def test_a_folder_beside_the_demo_is_not_used(parse, flags, capsys):
+    parse(['--dataset', 'demo', *flags])
+    assert "warning: 'nope' has no effect with --dataset demo" in capsys.readouterr().err
+    parse(['--dataset', 'demo'])
+    assert 'no effect' not in capsys.readouterr().err
+
+
 def test_a_part_of_a_split_in_a_script(photos):
     with pytest.raises(DataError, match='only hfds/ and tfds/ take a part'):
         create_dataset('', str(photos), 'train[:1]')
