@@ -11,8 +11,8 @@ from .base.command import command
 from .base.command_line import Parser
 from .base.errors import CheckpointError
 from .base.safe_load import read_file
-from .weights.checkpoint import SavedModel
 from .weights.models import filter_checkpoint, is_original, original_options, timm_architecture
+from .weights.saved_model import SavedModel
 from .weights.staging import loading_code, stage
 
 PROG = 'python -m agmax_timm.convert'

@@ -11,10 +11,10 @@ from .evaluation.compare_staged import compare_on_data
 from .options.hub_names import check_dataset
 from .options.shared_flags import add_dataset_flag, add_model_flags, add_weights_flags
 from .weights.averaging import average_models
-from .weights.checkpoint import SavedModel, read_model
 from .weights.measured import measured
 from .weights.onnx_export import FILE as ONNX
 from .weights.onnx_export import require_onnx, write_onnx
+from .weights.saved_model import SavedModel, read_model
 from .weights.staging import loading_code, stage
 
 PROG = 'python -m agmax_timm.export'

@@ -23,7 +23,7 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter as Worker
 
 from agmax_timm.commands import train as train_cli
 from agmax_timm.commands import validate as validate_cli
-from agmax_timm.weights.checkpoint import SavedModel
+from agmax_timm.weights.saved_model import SavedModel
 from agmax_timm.weights.staging import stage
 from tests.helpers import scale
 from tests.helpers.flags import SMALL_VALIDATION

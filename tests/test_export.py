@@ -16,7 +16,7 @@ import torch
 from agmax_timm import export, predict
 from agmax_timm.commands import train as train_cli
 from agmax_timm.weights import averaging, checkpoint, onnx_export
-from agmax_timm.weights.checkpoint import read_model
+from agmax_timm.weights.saved_model import read_model
 from agmax_timm.weights.staging import stage
 from tests.helpers.run_files import load
 

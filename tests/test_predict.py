@@ -19,7 +19,7 @@ from agmax_timm import export, predict
 from agmax_timm.assembly.known_classes import classes_of
 from agmax_timm.evaluation import prediction, validation
 from agmax_timm.options.parse import parse_validate_args
-from agmax_timm.weights.checkpoint import read_model
+from agmax_timm.weights.saved_model import read_model
 from agmax_timm.weights.staging import stage
 from tests.helpers.run_files import load
 

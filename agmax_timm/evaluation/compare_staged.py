@@ -14,9 +14,9 @@ from ..assembly.model import Precision
 from ..base.errors import DataError
 from ..options.parsers import TrainOptions, saved_train_options
 from ..weights.card import hub_dataset_of
-from ..weights.checkpoint import SavedModel
 from ..weights.hub_error import HubError, as_hub_error, reason
 from ..weights.limits import noted_options
+from ..weights.saved_model import SavedModel
 from ..weights.staging import load_folder
 
 _BATCHES, _BATCH_SIZE = 2, 8

@@ -15,8 +15,9 @@ from ..data.sources.decoding import DecodedDataset, UndecodableError
 from ..options import timm_names
 from ..options.parse import validate_options
 from ..options.parsers import ValidateOptions
-from ..weights.checkpoint import choose_ema, describe_weights, read_model, saved_options
+from ..weights.checkpoint import choose_ema, describe_weights, saved_options
 from ..weights.limits import noted_options
+from ..weights.saved_model import read_model
 from . import evaluated_model
 from .evaluate import outputs_of
 

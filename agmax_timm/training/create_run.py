@@ -26,10 +26,10 @@ from ..options import timm_names, without_effect
 from ..options.parsers import TrainOptions
 from ..options.run import Hub
 from ..weights.base_model import find_base
-from ..weights.checkpoint import model_of_metadata
 from ..weights.hub import ChangedError, Destination, HubError, check_destination, check_update
 from ..weights.metadata import make_metadata
 from ..weights.resume import resume
+from ..weights.saved_model import model_of_metadata
 from ..weights.staging import try_staging
 from .checkpoints import compatibility, resuming
 from .checkpoints.manager import CheckpointManager

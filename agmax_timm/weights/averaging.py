@@ -8,7 +8,8 @@ import torch
 
 from ..base.errors import OptionError
 from ..base.safe_load import read_file
-from .checkpoint import METADATA, SavedModel, choose_ema, read_model
+from .checkpoint import choose_ema, metadata_in
+from .saved_model import SavedModel, read_model
 
 
 def average_models(
@@ -74,7 +75,7 @@ def best_checkpoints(run_dir: str, count: int) -> list[str]:
 
 def _lower_is_better(checkpoint: dict[str, Any]) -> bool:
     """Whether a checkpoint, ours or timm's, was ranked by its loss."""
-    name = checkpoint.get(METADATA, {}).get('metric_name') or getattr(checkpoint.get('args'), 'eval_metric', None)
+    name = metadata_in(checkpoint).get('metric_name') or getattr(checkpoint.get('args'), 'eval_metric', None)
     return name == 'loss'
 
 

@@ -10,7 +10,8 @@ from timm.models import get_pretrained_cfg, parse_model_name
 from ..base.errors import CheckpointError
 from ..base.licences import license_in_folder, license_name
 from ..options.model import TrainModel
-from .checkpoint import SavedModel, saved_run
+from .checkpoint import metadata_in, options_in, read_checkpoint
+from .saved_model import SavedModel
 
 # 'name' of a repository on the Hub and 'license', each None if unknown. Empty if training starts without weights.
 Base = dict[str, str | None]
@@ -59,7 +60,8 @@ def license_of(saved: SavedModel) -> str | None:
 def base_of_file(path: str) -> Base:
     """Return the base and the licence of a checkpoint or weights file that a run starts from."""
     with suppress(CheckpointError):  # loading the file reports it
-        options, metadata = saved_run(path)
+        checkpoint = read_checkpoint(path, mmap=True)
+        options, metadata = options_in(checkpoint), metadata_in(checkpoint)
         base = metadata['base'] if 'base' in metadata else _base_of_options(options)
         return {'name': base.get('name'), 'license': license_name(options.get('license')) or base.get('license')}
     return {'name': None, 'license': None}

@@ -8,7 +8,6 @@ from typing import Any
 
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from huggingface_hub.repocard import REGEX_YAML_BLOCK
 from huggingface_hub.utils import validate_repo_id
 
 from ..base.class_labels import SEVERAL_LABELS, describe, known_names
@@ -17,10 +16,11 @@ from ..options.changed_options import validate_command
 from ..options.declare import declared
 from ..options.parsers import TrainOptions
 from ..options.recipe import portable
-from .base_model import Base, base_of
-from .checkpoint import SavedModel
+from .base_model import base_of
+from .card_text import license_row
 from .measured import describe_input, measured, unrepeatable
 from .models import package_of
+from .saved_model import SavedModel
 
 # Name of the folder of a card in timm; see published_card.
 _HERE = "'local-dir:.'"
@@ -29,8 +29,6 @@ PAPER_NAME = 'Improving Model Generalization by Agreement of Learned Representat
 PAPER_ID = 'arXiv:2110.10536'
 
 _DEMO = ('fashion_mnist', 'a subset of Fashion-MNIST')
-# Marks around our sections. Publishing again replaces only what is between them.
-_BEGIN, _END = '<!-- agmax_timm: %s -->', '<!-- agmax_timm: end of %s -->'
 OUR_TAGS = ('image-classification', 'timm', 'agmax')
 # Names of metrics in the card's table, and their types on the Hub.
 _METRICS = {
@@ -39,8 +37,6 @@ _METRICS = {
     'map': ('Mean average precision (%)', 'map'),
     'micro_f1': ('F1 over labels and images (%)', 'f1'),
 }
-_LICENSE_ROW = '- **Licence:**'
-
 
 
 def model_card(
@@ -66,11 +62,6 @@ def model_card(
     options, base, dataset, scores = saved.options, base_of(saved), dataset_of(saved.options), _scores(saved)
     title = f'{architecture}.{tag_of(saved)}'
     names = known_names(saved.class_names, saved.num_classes) or []
-    results = {_METRICS[name][0]: f'{value:.4f}' for name, value in scores.items()}
-    if 'loss' in measured(saved):
-        results['Loss'] = f"{saved.metrics['loss']:.4f}"
-    split = portable(options.get('val_split'))
-    chosen_by = f'its {saved.chosen_by} on the split {split}' if split else 'its loss in training'
     return ModelCard.from_template(
         _metadata(saved, title, license, scores),
         template_path=str(_TEMPLATE),
@@ -81,10 +72,9 @@ def model_card(
         package=package_of(architecture),
         dataset=dataset and dataset[1],
         base=base,
-        license_row=license_row(license, base),
+        license_row=license_row(license, base.get('license')),
         paper_name=PAPER_NAME,
         paper_number=PAPER_ID.removeprefix('arXiv:'),
-        input_size=saved.data_config['input_size'],
         parameters=sum(value.numel() for name, value in saved.state_dict.items()
                        if value.is_floating_point() and 'running_' not in name),
         mode=options.get('input_img_mode') or {1: 'L', 3: 'RGB'}.get(saved.in_chans),
@@ -92,8 +82,23 @@ def model_card(
         names=names,
         described=bool(describe(names)),
         classes=_class_lines(names),
-        embedding_shape=list(embedding_shape),
-        feature_shapes=list(map(list, feature_shapes)),
+        embedding_shape=embedding_shape,
+        feature_shapes=feature_shapes,
+        curves=curves,
+        recipe=_hyperparameters(options, recipe or {}),
+        **_evaluation(saved, scores),
+    )
+
+
+def _evaluation(saved: SavedModel, scores: dict[str, float]) -> dict[str, Any]:
+    """Return what the card says about the evaluation of the model, or why it has none."""
+    options = saved.options
+    results = {_METRICS[name][0]: f'{value:.4f}' for name, value in scores.items()}
+    if 'loss' in measured(saved):
+        results['Loss'] = f"{saved.metrics['loss']:.4f}"
+    split = portable(options.get('val_split'))
+    chosen_by = f'its {saved.chosen_by} on the split {split}' if split else 'its loss in training'
+    return dict(
         scores=scores,
         results=results,
         split=split,
@@ -101,10 +106,6 @@ def model_card(
         command=validate_command(options, _HERE) if options.get('model') else '',
         unrepeatable=unrepeatable(saved) if not saved.metrics.keys().isdisjoint(_METRICS) else '',
         chosen_by=chosen_by if saved.chosen_by and split is not None else '',
-        curves=curves,
-        recipe=_hyperparameters(options, recipe or {}),
-        data_dir=options.get('data_dir'),
-        versions=', '.join(f'{name} {version}' for name, version in saved.versions.items()),
     )
 
 
@@ -193,72 +194,6 @@ def _hyperparameters(options: dict[str, Any], recipe: dict[str, Any]) -> dict[st
     names = [name for name, option in declared(TrainOptions).items() if option.card]
     return {name: _plain(known[name]) for name in (*names, 'world_size')
             if known.get(name) not in (None, False, '', 0, []) and (recipe.get('agmax') or 'agmax' not in name)}
-
-
-def license_row(license: str | None, base: Base) -> str:
-    """Return the line of a card about its licence."""
-    if license is None:
-        return f'{_LICENSE_ROW} none is stated: whoever publishes this model has to choose one'
-    of_base = ', that of the weights from which training started' if license == base.get('license') else ''
-    return f'{_LICENSE_ROW} {license}{of_base}'
-
-
-def with_license(card: str, license: str | None) -> str:
-    """Replace the licence in the metadata and in the text of a card."""
-    metadata, body = split_card(card)
-    for name in ('license_name', 'license_link'):
-        metadata.pop(name, None)
-    body = re.sub(rf'^{re.escape(_LICENSE_ROW)}.*$', license_row(license, {}), body, flags=re.M)
-    return join_card({**metadata, **license_fields(license)}, body)
-
-
-def join_sections(rest: str, sections: dict[str, str]) -> str:
-    """Insert sections at their marks. A section without a mark follows the one before it. Other marks are removed."""
-    rest = re.sub(r'\n*' + _BEGIN % r'(\w+)', lambda match: match[0] if match[1] in sections else '', rest)
-    before = ''
-    for name, text in sections.items():
-        mark, marked = _BEGIN % name, f'{_BEGIN % name}\n{text}\n{_END % name}'
-        if mark in rest:
-            rest = rest.replace(mark, marked, 1)
-        elif before:
-            rest = rest.replace(before, f'{before}\n\n{marked}', 1)
-        else:
-            rest = f'{rest.rstrip()}\n\n{marked}\n'.lstrip('\n')
-        before = _END % name
-    return rest
-
-
-def split_sections(body: str) -> tuple[dict[str, str], str]:
-    """Split the text of a card into our sections and the other text, which keeps a mark for each section.
-
-    Raises:
-        ValueError: The end of a section is missing.
-    """
-    sections = {}
-
-    def cut(match: re.Match) -> str:
-        sections[match[1]] = match[2].strip('\n')
-        return _BEGIN % match[1]
-    rest = re.sub(_BEGIN % r'(\w+)' + r'\n([\s\S]*?)\n?' + _END % r'\1', cut, body)
-    if len(re.findall(_BEGIN % r'\w+', rest)) != len(sections) or re.search(_END % r'\w+', rest):
-        raise ValueError('its marks <!-- agmax_timm: ... --> are damaged')
-    return sections, rest
-
-
-def split_card(card: str) -> tuple[dict[str, Any], str]:
-    """Split a card into metadata and text. Raises ValueError if the metadata are not a mapping in YAML."""
-    match = REGEX_YAML_BLOCK.search(card)
-    try:
-        metadata = (yaml.safe_load(match[2]) if match else None) or {}
-    except yaml.YAMLError:
-        raise ValueError('its metadata are no YAML') from None
-    if not isinstance(metadata, dict):
-        raise ValueError('its metadata are not lines of "key: value"')
-    return metadata, card[match.end():] if match else card
-
-
-def join_card(metadata: dict[str, Any], body: str) -> str:
-    return f'---\n{yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True)}---\n{body}'
 
 
 def _inline(text: str) -> str:

@@ -3,7 +3,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from .checkpoint import SavedModel
+from .saved_model import SavedModel
 
 
 def measured(saved: SavedModel) -> dict[str, float]:

@@ -7,8 +7,8 @@ import torch
 from timm.layers import set_layer_config
 
 from ..base.silence import silenced
-from .checkpoint import SavedModel
 from .hub_error import HubError, as_hub_error
+from .saved_model import SavedModel
 
 FILE = 'model.onnx'
 # Batch sizes to compare. The first is that of the export.

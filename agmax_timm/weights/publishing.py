@@ -8,9 +8,9 @@ from functools import partial
 from logging import getLogger
 from pathlib import Path
 
-from .checkpoint import SavedModel, read_model
 from .hub import Destination, publish
 from .hub_error import HubError
+from .saved_model import SavedModel, read_model
 from .staging import CONFIG, DISK_ERRORS, change_license, load_folder, stage
 
 _logger = getLogger(__name__)

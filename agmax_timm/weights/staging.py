@@ -24,12 +24,13 @@ from ..base.random_state import kept_random_state
 from ..base.silence import silenced
 from ..options.recipe import recipe
 from .base_model import base_of, license_of
-from .card import PAPER_ID, PAPER_NAME, model_card, tag_of, with_license
-from .checkpoint import SavedModel
+from .card import PAPER_ID, PAPER_NAME, model_card, tag_of
+from .card_text import with_license
 from .hub_error import HubError, as_hub_error, reason
 from .limits import notes_of
 from .measured import unrepeatable
 from .models import misfits, package_of
+from .saved_model import SavedModel
 
 CONFIG, WEIGHTS, CARD, RECIPE, SUMMARY, CURVES = FILES = (
     'config.json', 'model.safetensors', 'README.md', 'train_hparams.yaml', 'summary.csv', 'curves.png')

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..base.licences import license_of_card
-from .card import OUR_TAGS, join_card, join_sections, split_card, split_sections, with_license
+from .card import OUR_TAGS
+from .card_text import join_card, join_sections, split_card, split_sections, with_license
 from .hub_error import HubError
 from .staging import CARD, FILES
 

@@ -27,7 +27,8 @@ from agmax_timm.options.parsers import train_parser
 from agmax_timm.report import command, report
 from agmax_timm.report.charts import line_chart, ticks
 from agmax_timm.report.page import Report, inline, render
-from agmax_timm.weights.checkpoint import read_model, saved_metadata, saved_options
+from agmax_timm.weights.checkpoint import saved_metadata, saved_options
+from agmax_timm.weights.saved_model import read_model
 from agmax_timm.weights.staging import recipe
 
 HOSTILE = {'ant': '<script>alert(1)<script>', 'bee': '"><img src=x onerror=alert(2)>', 'cat': "'&amp; ]]>"}

@@ -12,7 +12,7 @@ from PIL import Image
 
 from agmax_timm.weights.base_model import base_of
 from agmax_timm.weights.card import dataset_of, hub_dataset_of, model_card, tag_of
-from agmax_timm.weights.checkpoint import read_model
+from agmax_timm.weights.saved_model import read_model
 from agmax_timm.weights.staging import FILES, recipe, stage
 
 

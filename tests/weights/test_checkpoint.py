@@ -20,16 +20,10 @@ import agmax_timm
 from agmax_timm.base.errors import CheckpointError
 from agmax_timm.commands import train as train_cli
 from agmax_timm.training.checkpoints.saver import CheckpointSaver
-from agmax_timm.weights.checkpoint import (
-    choose_ema,
-    chosen_by_ema,
-    describe_weights,
-    load_weights,
-    read_model,
-    saved_options,
-)
+from agmax_timm.weights.checkpoint import choose_ema, describe_weights, load_weights, saved_options
 from agmax_timm.weights.metadata import make_metadata
 from agmax_timm.weights.resume import resume
+from agmax_timm.weights.saved_model import read_model
 from tests.helpers.run_files import load, summary
 
 INPUT = torch.linspace(-1, 1, 2 * 3 * 32 * 32).reshape(2, 3, 32, 32)
@@ -369,7 +363,7 @@ def test_a_wrong_file_to_resume_is_one_line(photos, tmp_path, capsys):
     ({}, False),
 ])
 def test_the_weights_that_a_run_ranked_by(options, chosen):
-    assert chosen_by_ema(options) == chosen == choose_ema(options, None)
+    assert choose_ema(options) == chosen == choose_ema(options, None)
     assert choose_ema(options, True) and not choose_ema(options, False)
     if options.get('model_ema'):
         assert describe_weights(options, chosen).endswith(', by which the run ranked its checkpoints')

@@ -18,9 +18,9 @@ from agmax_timm.options.declare import declared
 from agmax_timm.options.parsers import TrainOptions, ValidateOptions
 from agmax_timm.weights import staging
 from agmax_timm.weights.card import model_card
-from agmax_timm.weights.checkpoint import read_model
 from agmax_timm.weights.hub import HubError
 from agmax_timm.weights.measured import measured, unrepeatable
+from agmax_timm.weights.saved_model import read_model
 from agmax_timm.weights.staging import load_folder, stage
 
 TINY = ['--model', 'test_resnet', '--img-size', '32', '--epochs', '1']
