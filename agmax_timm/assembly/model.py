@@ -53,15 +53,10 @@ def import_device_modules(options: TrainDevice) -> None:
             raise OptionError(f'--device-modules {module}: {error}') from error
 
 
-def init_device(
-        name: str,
-        signals: StopSignals | None = None,
-        single_process: bool = False,
-) -> torch.device:
+def init_device(name: str, signals: StopSignals | None = None, single_process: bool = False) -> torch.device:
     """Return the device of this process, the CPU if there is no CUDA. Join the process group if there is one.
 
     Args:
-        name: Value of --device.
         signals: Signals that end the wait for other processes.
         single_process: Whether the command always runs as one process, even if a launcher sets variables of several.
     """
@@ -212,8 +207,9 @@ def try_input(options: AnyOptions, model: nn.Module, data_config: dict[str, Any]
     size = data_config['input_size']
     like = next(model.parameters())
     training = model.training
+    trains_on_one = isinstance(options, TrainOptions) and options.batch_size == 1 and not options.agmax
     hook_handles = [module.register_forward_pre_hook(_refuse_single_value) for module in model.modules()
-                    if isinstance(module, nn.modules.batchnorm._BatchNorm) and _training_batch(options) == 1]
+                    if isinstance(module, nn.modules.batchnorm._BatchNorm) and trains_on_one]
     try:
         with torch.no_grad():
             output = model.eval()(torch.zeros(1, *size, device=like.device, dtype=like.dtype))
@@ -227,11 +223,6 @@ def try_input(options: AnyOptions, model: nn.Module, data_config: dict[str, Any]
     if torch.is_tensor(output) and output.shape != (1, num_classes):
         raise OptionError(f'--model {options.model} gives {tuple(output.shape)[1:]}, not {num_classes} classes: '
                           'leave out --gp and --model-kwargs that change its head')
-
-
-def _training_batch(options: AnyOptions) -> int:
-    """Return the number of images in a forward pass of training, 0 for a command that does not train."""
-    return options.batch_size * (2 if options.agmax else 1) if isinstance(options, TrainOptions) else 0
 
 
 def _refuse_single_value(module: nn.Module, inputs: tuple[torch.Tensor]) -> None:
@@ -300,11 +291,7 @@ def script_model(options: Model, model: nn.Module) -> nn.Module:
 
 
 def compile_and_distribute(
-        options: TrainOptions,
-        task: TrainingTask,
-        optimizer: torch.optim.Optimizer,
-        device: torch.device,
-) -> None:
+        options: TrainOptions, task: TrainingTask, optimizer: torch.optim.Optimizer, device: torch.device) -> None:
     """Shard the task with --fsdp, compile it, and without --fsdp wrap it in DDP."""
     if options.fsdp:
         shard_task(task, optimizer, device, broadcast_buffers=not options.no_ddp_bb)

@@ -106,11 +106,7 @@ def _per_class(options: Model, flag: str, values: torch.Tensor) -> torch.Tensor:
 
 
 def _distillation_task(
-        options: Distillation,
-        model: nn.Module,
-        criterion: nn.Module,
-        common: dict[str, Any],
-) -> TrainingTask:
+        options: Distillation, model: nn.Module, criterion: nn.Module, common: dict[str, Any]) -> TrainingTask:
     teacher, temperature = options.kd_model_name or '', options.kd_temperature
     common = dict(common, criterion=criterion, **picked(options, 'distill_loss_weight', 'task_loss_weight'))
     if options.kd_distill_type == 'feature':

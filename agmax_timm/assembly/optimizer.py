@@ -71,11 +71,7 @@ def build_ema(options: TrainOptions, task: TrainingTask) -> None:
     )
 
 
-def build_scheduler(
-        options: TrainOptions,
-        optimizer: torch.optim.Optimizer,
-        updates_per_epoch: int,
-) -> tuple[Any, int]:
+def build_scheduler(options: TrainOptions, optimizer: torch.optim.Optimizer, updates_per_epoch: int) -> tuple[Any, int]:
     """Return timm's scheduler (None for --sched none), and the number of epochs with warm-up and cool-down."""
     try:
         return create_scheduler_v2(

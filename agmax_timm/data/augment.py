@@ -150,8 +150,9 @@ def transforms_of(dataset: Any) -> list[Callable]:
     return list(dataset.transforms) if isinstance(dataset, ScheduledTransformDataset) else [dataset.transform]
 
 
-def replace_transforms(dataset: Any, transforms: list[Callable]) -> None:
-    """Set other transforms, in the order of transforms_of(dataset)."""
+def change_transforms(dataset: Any, change: Callable[[Any], Callable]) -> None:
+    """Replace each transform of a data set by the result of `change`."""
+    transforms = [change(transform) for transform in transforms_of(dataset)]
     if isinstance(dataset, ScheduledTransformDataset):
         dataset.transforms = tuple(transforms)
     else:

@@ -45,13 +45,7 @@ def select_backend(loader: Any, extensions: Extensions, channels: int) -> None:
 
 
 def use_batched_views(dataset: Any, views: int, reused: bool) -> None:
-    """Make the views of small images in memory a batch at a time, if their transform allows it.
-
-    Args:
-        dataset: Data set, changed in place.
-        views: Number of views of an image.
-        reused: Whether the memory of a batch is reused, see Buffers.
-    """
+    """Make the views of small images in memory a batch at a time, if their transform allows it. See Buffers."""
     if getattr(dataset, 'memory', None) and dataset.decode is not decode and dataset.target_transform is None:
         from .arrays.small import small_batches
         dataset.batches = small_batches(dataset.memory, dataset.transform, views, reused)
@@ -69,6 +63,5 @@ def _why_not_fast(loader: Any, channels: int) -> str:
     if not isinstance(loader, PrefetchLoader):
         return 'without the prefetcher, batches are not uint8'
     base = getattr(loader.dataset, 'dataset', loader.dataset)  # scheduled sizes wrap the data set
-    if channels != 3 or getattr(base, 'input_img_mode', 'RGB') != 'RGB':
-        return 'images are not RGB'
-    return ''
+    is_rgb = channels == 3 and getattr(base, 'input_img_mode', 'RGB') == 'RGB'
+    return '' if is_rgb else 'images are not RGB'

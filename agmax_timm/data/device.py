@@ -17,8 +17,6 @@ def to_device(
 
     Args:
         input: Images [B, C, H, W], or a NaFlex dictionary of their patches.
-        target: Targets of the images.
-        device: Device to copy to.
         dtype: Dtype of the copied images or patches. None keeps their dtype.
     """
     on_cuda = device.type == 'cuda'
@@ -52,17 +50,10 @@ class DeviceMixupLoader:
     def __len__(self) -> int:
         return len(self.loader)
 
-    @property
-    def dataset(self):
-        return self.loader.dataset
-
-    @property
-    def sampler(self):
-        return self.loader.sampler
-
-    @property
-    def batch_sampler(self):
-        return self.loader.batch_sampler
+    def __getattr__(self, name: str) -> Any:
+        if name == 'loader':  # a copy in progress
+            raise AttributeError(name)
+        return getattr(self.loader, name)
 
     @property
     def mixup_enabled(self) -> bool:

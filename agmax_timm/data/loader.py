@@ -1,6 +1,7 @@
 """Training loaders: timm's loader, with further augmentations and with two views."""
 import sys
 from dataclasses import fields
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from ..base.distributed import world_size
 from ..base.image_modes import BACKENDS, CROP_MODES, check_mode, mode_of_channels
-from .augment import Chain, CutOut, Extensions, extend_transform, pad_and_crop, replace_transforms, transforms_of
+from .augment import Chain, CutOut, Extensions, change_transforms, extend_transform, pad_and_crop, transforms_of
 from .backend import select_backend, use_batched_views
 from .device import DeviceMixupLoader
 from .memory.buffers import is_pinned, is_reusable
@@ -72,7 +73,7 @@ def create_train_loader(
         select_backend(loader, extensions, channels)
     _keep_in_memory(loader, extensions, reused=is_reusable(device, pin_memory))
     if two_views:
-        replace_transforms(loader.dataset, [TwoViews(transform) for transform in transforms_of(loader.dataset)])
+        change_transforms(loader.dataset, TwoViews)
     if mixup is None or prefetch:
         return loader
     mix = TwoViewMixup(**mixup) if two_views else Mixup(**mixup)
@@ -80,12 +81,7 @@ def create_train_loader(
 
 
 def _check_arguments(
-        dataset: Dataset,
-        batch_size: int,
-        channels: int,
-        extensions: Extensions,
-        kwargs: dict[str, Any],
-) -> None:
+        dataset: Dataset, batch_size: int, channels: int, extensions: Extensions, kwargs: dict[str, Any]) -> None:
     """Raise ValueError for arguments of create_train_loader that do not fit each other or the data set."""
     cutout, lighting = extensions.cutout, extensions.lighting
     backend, crop_mode = extensions.augment_backend, extensions.train_crop_mode
@@ -120,9 +116,8 @@ def _add_augmentation(loader: Any, size: tuple[int, ...], extensions: Extensions
     if extensions.train_crop_mode == 'pad':
         crop = pad_and_crop((size[-2], size[-1]), kwargs.get('interpolation', 'bilinear'))
     if crop is not None or lighting or (cutout and not prefetch):
-        replace_transforms(loader.dataset, [
-            extend_transform(transform, crop, lighting, 0 if prefetch else cutout)
-            for transform in transforms_of(loader.dataset)])
+        own = partial(extend_transform, crop=crop, lighting=lighting, cutout=0 if prefetch else cutout)
+        change_transforms(loader.dataset, own)
     if cutout and prefetch:
         loader.random_erasing = Chain(loader.random_erasing, CutOut(cutout))
 

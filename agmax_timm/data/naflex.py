@@ -51,13 +51,7 @@ class TwoViewMajor:
         return mixed[0][0] + mixed[1][0], [*mixed[0][1], *mixed[1][1]]
 
 
-def create_naflex_train_loader(
-        dataset: Any,
-        *,
-        mixup: dict[str, Any] | None = None,
-        two_views: bool = False,
-        **kwargs,
-):
+def create_naflex_train_loader(dataset: Any, *, mixup: dict[str, Any] | None = None, two_views: bool = False, **kwargs):
     """Return the training loader of timm.data.create_naflex_loader, with one view or two.
 
     Two views give view-major batches: patches [2B, N, P], and class indices [2B] or soft targets [2B, K]. A batch of

@@ -85,9 +85,7 @@ def check_group(dataset: Dataset, is_dataloader: bool) -> None:
 def follow_group(loader: Any, data_loader: DataLoader) -> None:
     """Make a loader share its samples among the ranks that exist when an epoch begins.
 
-    Args:
-        loader: Training loader, changed in place. A DataLoader is not changed: Lightning and accelerate shard it.
-        data_loader: DataLoader inside the loader.
+    A DataLoader itself is not changed: Lightning and accelerate shard it.
     """
     if loader is data_loader:
         return

@@ -17,7 +17,7 @@ from ..assembly import datasets, loaders
 from ..base.distributed import is_primary
 from ..base.errors import DataError, OptionError
 from ..base.text import one_line
-from ..data.augment import replace_transforms, transforms_of
+from ..data.augment import change_transforms, transforms_of
 from ..data.mixup import TwoViewCollate
 from ..data.sources.classes import class_names, same_names
 from ..options.evaluation import Robustness
@@ -74,7 +74,7 @@ class Evaluation:
             options.batch_size, crop_border_pixels=options.crop_border_pixels,
             tf_preprocessing=options.tf_preprocessing)
         if change is not None:
-            replace_transforms(source, [change(transform) for transform in transforms_of(source)])
+            change_transforms(source, change)
         evaluator = create_evaluator(options, dataset, loader, subject.num_classes, subject.device)
         return self.evaluate(name, loader, evaluator, perturb)
 

@@ -64,12 +64,7 @@ def translate_y_rel(image: np.ndarray, pct: float, **kwargs) -> np.ndarray:
     return translate_y_abs(image, pct * image.shape[0], **kwargs)
 
 
-def rotate(
-        image: np.ndarray,
-        degrees: float,
-        fillcolor: Fill = None,
-        resample: Resample = _BICUBIC,
-) -> np.ndarray:
+def rotate(image: np.ndarray, degrees: float, fillcolor: Fill = None, resample: Resample = _BICUBIC) -> np.ndarray:
     """Rotate counter-clockwise around the centre, without a change of size.
 
     PIL rotates by multiples of 90 degrees, which it transposes, and whatever OpenCV cannot do exactly.

@@ -1,5 +1,6 @@
 """Changes a loader of timm from PIL images to arrays: its transforms, decoding and collate function."""
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import cv2
@@ -7,7 +8,7 @@ import torch
 from timm.data.loader import PrefetchLoader
 from torchvision.transforms import ColorJitter, Compose
 
-from ..augment import Chain, Extensions, replace_transforms, transforms_of
+from ..augment import Chain, Extensions, change_transforms, transforms_of
 from ..memory.buffers import is_reusable
 from ..sources.decoding import DecodedDataset
 from .collate import FastCollate
@@ -26,8 +27,8 @@ def work_on_arrays(loader: PrefetchLoader, extensions: Extensions) -> str:
         NotImplementedError: A step of the transforms has no equal on arrays. The loader is not changed.
     """
     mixup, two_views = extensions.mixup, extensions.two_views
-    on_host, jitter = _split_jitter(transforms_of(loader.dataset), loader, mixup)
-    replace_transforms(loader.dataset, [ArrayTransform(transform) for transform in on_host])
+    jitter = _device_jitter(transforms_of(loader.dataset)[0], loader, mixup)
+    change_transforms(loader.dataset, partial(_on_arrays, without_jitter=jitter is not None))
     base = getattr(loader.dataset, 'dataset', loader.dataset)
     if type(base) is DecodedDataset and base.input_img_mode == 'RGB':
         base.decode = decode_array
@@ -43,23 +44,20 @@ def work_on_arrays(loader: PrefetchLoader, extensions: Extensions) -> str:
     return f', colour jitter on {loader.device}' if jitter is not None else ''
 
 
-def _split_jitter(
-        transforms: list[Compose],
-        loader: PrefetchLoader,
-        mixup: dict[str, Any] | None,
-) -> tuple[list[Compose], ColorJitter | None]:
-    """Remove colour jitter from the transforms if it is the last step and the device can do it.
+def _on_arrays(transform: Compose, without_jitter: bool) -> ArrayTransform:
+    *steps, last = transform.transforms
+    return ArrayTransform(Compose([*steps[:-1], last]) if without_jitter else transform)
+
+
+def _device_jitter(transform: Compose, loader: PrefetchLoader, mixup: dict[str, Any] | None) -> ColorJitter | None:
+    """Return the colour jitter of a transform if it is the last step and the device can do it.
 
     With mixup, the workers must jitter, because they mix the images afterwards.
-
-    Returns:
-        (transforms, jitter): Transforms of the workers, and the removed jitter or None.
     """
-    *_, jitter, _ = transforms[0].transforms
-    if (loader.device.type == 'cpu' or mixup is not None or loader.img_dtype not in DTYPES
-            or type(jitter) is not ColorJitter or jitter.hue is not None):
-        return transforms, None
-    return [Compose([*transform.transforms[:-2], transform.transforms[-1]]) for transform in transforms], jitter
+    *_, jitter, _ = transform.transforms
+    on_device = (loader.device.type != 'cpu' and mixup is None and loader.img_dtype in DTYPES
+                 and type(jitter) is ColorJitter and jitter.hue is None)
+    return jitter if on_device else None
 
 
 class _OneThread:

@@ -23,13 +23,7 @@ class DeviceJitter:
         pinned: Whether the drawn numbers are copied to the device from pinned memory.
     """
 
-    def __init__(
-            self,
-            jitter: transforms.ColorJitter,
-            mean: torch.Tensor,
-            std: torch.Tensor,
-            pinned: bool = False,
-    ):
+    def __init__(self, jitter: transforms.ColorJitter, mean: torch.Tensor, std: torch.Tensor, pinned: bool = False):
         # Factor 1 does not change an image.
         self.ranges = torch.tensor([limits or (1., 1.) for limits in (
             jitter.brightness, jitter.contrast, jitter.saturation)])

@@ -67,12 +67,7 @@ class SmallBatches:
         return ViewBatch(images, torch.tensor([target for _, target in samples]))
 
 
-def small_batches(
-        memory: ImageMemory,
-        transform: ArrayTransform,
-        views: int,
-        reused: bool,
-) -> SmallBatches | None:
+def small_batches(memory: ImageMemory, transform: ArrayTransform, views: int, reused: bool) -> SmallBatches | None:
     """Return the SmallBatches of a transform.
 
     Returns:

@@ -114,13 +114,7 @@ class _BufferedBatch:
         return _receive, self._message
 
 
-def _receive(
-        key: int,
-        process: int,
-        number: int,
-        images: torch.Tensor | None,
-        target: Any,
-) -> tuple[torch.Tensor, Any]:
+def _receive(key: int, process: int, number: int, images: torch.Tensor | None, target: Any) -> tuple[torch.Tensor, Any]:
     received = _couriers[key]._received
     if images is not None:
         received[process, number] = images

@@ -80,8 +80,11 @@ class ResumableLoader:
         self._begin_epoch()
         self._share = state.get('dealt') if state is not None else None
         number, after_first = 0, None
+        batches: Iterator[Any]
         if state is None:
-            batches = self._open()
+            if not self._iterators.is_open:
+                self._base = torch.get_rng_state()
+            batches = iter(self.loader)
         else:
             batches = self._reopen(state)
             if state['done']:
@@ -188,11 +191,6 @@ class ResumableLoader:
             del self._order.drawn[:1]
             if not self._iterators.multi_epochs:
                 self._order.given.clear()
-
-    def _open(self) -> Iterator[Any]:
-        if not self._iterators.is_open:
-            self._base = torch.get_rng_state()
-        return iter(self.loader)
 
     def _reopen(self, state: dict[str, Any]) -> Iterator[Any]:
         """Return an iterator with workers and order as they were. Sets the random state of this process."""

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from timm.data.readers.reader_image_folder import ReaderImageFolder
 from timm.data.readers.reader_image_in_tar import ReaderImageInTar
 from torch.utils.data import Dataset
 
@@ -23,8 +22,9 @@ def check_different(train: Dataset, validation: Dataset) -> None:
     """Raise DataError if timm found no folder for either split and opened the same images for both."""
     readers = [dataset if isinstance(dataset, TorchFolder) else getattr(dataset, 'reader', None)
                for dataset in (train, validation)]
-    # Readers of named splits have one root for all splits.
-    roots = [getattr(reader, 'root', None) for reader in readers if not _has_splits(reader)]
+    # timm's readers that find a split by its name (hfds/, hfids/, tfds/, wds/) have one root for all splits.
+    roots = [getattr(reader, 'root', None) for reader in readers
+             if not (hasattr(reader, 'split') or hasattr(reader, 'split_info'))]
     if len(roots) == 2 and roots[0] is not None and roots[0] == roots[1]:
         raise DataError(f"{roots[0]} would be both training and validation data: sort it into folders train and val, "
                         "or train without validation: --val-split ''")
@@ -44,8 +44,13 @@ def check_classes(train: Dataset, validation: Dataset | None, num_classes: int, 
             is not an output.
     """
     known = class_to_idx(train)
-    if known:
-        _check_known_classes(train, validation, known, num_classes, class_map)
+    if known and not class_map:
+        check_folders(train, validation)
+    width = max(known.values()) + 1 if known else num_classes
+    if num_classes < width:
+        raise DataError(f'the data has {width} classes, the model {num_classes} outputs: use --num-classes {width}')
+    if num_classes > width:
+        _logger.warning(f'The data has {width} classes, the model {num_classes} outputs: use --num-classes {width}.')
     for dataset in (train, validation):
         check_labels(dataset, num_classes)
         _warn_of_folders(dataset)
@@ -92,22 +97,6 @@ def labels_of_model(
 def _warn_of_folders(dataset: Dataset | None) -> None:
     for line in filter(None, (describe_left_out(dataset), describe_nested(dataset))):
         _logger.warning(line)
-
-
-def _check_known_classes(
-        train: Dataset,
-        validation: Dataset | None,
-        known: dict[Any, int],
-        num_classes: int,
-        class_map: str,
-) -> None:
-    if not class_map:
-        check_folders(train, validation)
-    width = max(known.values()) + 1
-    if num_classes < width:
-        raise DataError(f'the data has {width} classes, the model {num_classes} outputs: use --num-classes {width}')
-    if num_classes > width:
-        _logger.warning(f'The data has {width} classes, the model {num_classes} outputs: use --num-classes {width}.')
 
 
 def check_labels(dataset: Any, num_classes: int | None, evaluation: bool = False) -> None:
@@ -185,25 +174,15 @@ def check_folders(train: Dataset, validation: Dataset | None) -> None:
     _check_same_classes(class_to_idx(train), class_to_idx(validation))
 
 
-def _has_splits(reader: Any) -> bool:
-    """Return whether timm's reader finds a split by its name (hfds/, hfids/, tfds/, wds/), not as a folder."""
-    return hasattr(reader, 'split') or hasattr(reader, 'split_info')
-
-
 def _check_empty_folders(dataset: Dataset | None) -> None:
     """Raise DataError for class folders without an image. timm skips them, which shifts the following labels."""
     reader = getattr(dataset, 'reader', None)
-    if isinstance(reader, FolderReader):
-        folders = reader.folders
-    elif isinstance(reader, ReaderImageFolder):
-        folders = [*{os.path.relpath(os.path.dirname(path), reader.root) for path, _ in reader.samples}]
-    else:
+    if not isinstance(reader, FolderReader):
         return
-    root = reader.root
-    filled = {folder.split(os.sep)[0] for folder in folders}
-    empty = [name for name in folders_in(root) if name not in filled]
+    filled = {folder.split(os.sep)[0] for folder in reader.folders}
+    empty = [name for name in folders_in(reader.root) if name not in filled]
     if empty:
-        raise DataError(f'{root}: no images in class folder(s) {quoted(empty)}: fill or remove them')
+        raise DataError(f'{reader.root}: no images in class folder(s) {quoted(empty)}: fill or remove them')
 
 
 def _check_same_classes(train: dict[Any, int], validation: dict[Any, int]) -> None:

@@ -1,8 +1,7 @@
 """Names of the classes of data and of a model's outputs, and the check that both have the same order."""
-import itertools
 import logging
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -65,9 +64,7 @@ class ModelClasses:
             (moved, unknown): Classes that the model has at another index, and the indices of classes that the model
             does not have. If the names of the model are only indices, no class is unknown.
         """
-        known: dict[Any, set[int]] = {}
-        for name, index in self._all():
-            known.setdefault(normalised(name), set()).add(index)
+        known = self._outputs(normalised)
         moved, unknown = [], {}
         for name, index in sorted(found.items(), key=lambda item: item[1]):
             indices = known.get(normalised(name))
@@ -79,15 +76,15 @@ class ModelClasses:
 
     def class_map(self) -> dict[Any, int]:
         """Return the index of each name, without names that several outputs share."""
-        outputs: dict[Any, set[int]] = {}
-        for name, index in self._all():
-            outputs.setdefault(name, set()).add(index)
-        return {name: min(indices) for name, indices in outputs.items() if len(indices) == 1}
+        return {name: min(indices) for name, indices in self._outputs().items() if len(indices) == 1}
 
-    def _all(self) -> Iterator[tuple[Any, int]]:
-        for index, name in itertools.chain(enumerate(self.names), enumerate(self.titles)):
-            yield name, index
-        yield from self.others
+    def _outputs(self, key: Callable = lambda name: name) -> dict[Any, set[int]]:
+        """Return the outputs of each name."""
+        outputs: dict[Any, set[int]] = {}
+        named = ((name, index) for names in (self.names, self.titles) for index, name in enumerate(names))
+        for name, index in (*named, *self.others):
+            outputs.setdefault(key(name), set()).add(index)
+        return outputs
 
     def describe(self, moved: Sequence[Moved]) -> str:
         """Return one line about the first moved class and the number of other moved classes."""
@@ -124,12 +121,7 @@ def class_to_idx(dataset: Dataset | None) -> dict[Any, int]:
 
 
 def class_outputs(dataset: Dataset, valid_labels: Sequence[int] | None = None) -> dict[Any, int]:
-    """Return the index of the model's output for each class of the data.
-
-    Args:
-        dataset: Data set.
-        valid_labels: Output for each class of the data; None for the outputs in their order.
-    """
+    """Return the output of the model for each class of the data: that of `valid_labels`, else its own index."""
     found = class_to_idx(dataset)
     if valid_labels is None:
         return found
@@ -146,11 +138,7 @@ def class_names(dataset: Dataset | None) -> list[str] | None:
 
 
 def check_evaluation(
-        classes: ModelClasses | None,
-        found: Mapping[Any, int],
-        num_outputs: int,
-        in_order: bool = True,
-) -> None:
+        classes: ModelClasses | None, found: Mapping[Any, int], num_outputs: int, in_order: bool = True) -> None:
     """Compare the classes of evaluation data with those of the model.
 
     Args:
@@ -183,11 +171,7 @@ def check_evaluation(
 
 
 def summary(datasets: Mapping[str, Dataset | None]) -> str:
-    """Return one line about the data: number of images and of ignored files in each split, and the classes.
-
-    Args:
-        datasets: Data set of each split.
-    """
+    """Return one line about the data: number of images and of ignored files in each split, and the classes."""
     parts = []
     for split, dataset in datasets.items():
         if dataset is not None:

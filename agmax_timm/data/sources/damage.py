@@ -64,13 +64,9 @@ class Damage:
         """Return the damaged samples found so far, in order."""
         return self.flags.nonzero().flatten().tolist()
 
-    def mark(self, indices: Iterable[int]) -> None:
-        """Add damaged samples, such as those of a resumed run. Raise IndexError for an index past the end."""
-        self.flags[torch.tensor(list(indices), dtype=torch.long)] = 1
-
     def restore(self, indices: Iterable[int]) -> None:
         """Mark the damaged samples of a resumed run. If they were too many, mark none: they may be repaired now."""
-        self.mark(indices)
+        self.flags[torch.tensor(list(indices), dtype=torch.long)] = 1
         if self.too_many:
             self.flags.zero_()
 
@@ -81,11 +77,7 @@ class Damage:
         return new.nonzero().flatten().tolist()
 
     def gather(self, device: torch.device) -> None:
-        """Combine the flags of all ranks, a collective.
-
-        Args:
-            device: Device for the backend of the process group.
-        """
+        """Combine the flags of all ranks, a collective on the device of the process group's backend."""
         if dist.is_available() and dist.is_initialized():
             flags = self.flags.to(device, copy=True)
             dist.all_reduce(flags, dist.ReduceOp.MAX)

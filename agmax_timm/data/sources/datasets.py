@@ -208,24 +208,14 @@ def _open_folder(
 
 
 def _outside_of_classes(source: str, image: str, root: str | None = None) -> DataError:
-    """Return the error for an image outside of class folders. timm would create a class without a name for it.
-
-    Args:
-        source: Folder or tar file of the split.
-        image: Name of the image.
-        root: Folder of the data set.
-    """
+    """Return the error for an image of the split `source` outside of class folders. timm would name its class ''."""
     hint = '' if root in (None, source) else _hint_at_class(root, os.path.basename(source))
     return DataError(f'{source} has images outside of class folders, such as {image!r}: move each into the folder of '
                      f'its class, or out of {source}{hint}')
 
 
 def _leave_out_hidden(reader: ReaderImageInTar, renumber: bool) -> None:
-    """Remove hidden files from timm's index of a tar file, see is_hidden.
-
-    Args:
-        reader: timm's reader, changed in place.
-        renumber: Whether to number the remaining classes, in timm's order.
+    """Remove hidden files from timm's index of a tar file, and renumber the remaining classes in timm's order.
 
     Raises:
         DataError: There are no images, or images outside of folders.

@@ -182,19 +182,14 @@ class ConvertedIterable(IterableImageDataset):
             yield image, to_target(label, self.target_transform, name, self.num_classes)
 
 
-class NamingLoader:
-    """A `loader` for torchvision's data sets of files. Its error names the file that cannot be decoded."""
-
-    def __init__(self, loader: Callable[[str], Any]):
-        self.loader = loader
-
-    def __call__(self, path: str) -> Any:
-        try:
-            return self.loader(path)
-        except MemoryError:
-            raise
-        except Exception as error:
-            raise DamagedError(f'{path} cannot be decoded: {reason_of(error)}: repair or remove it') from error
+def _load_or_name(load: Callable[[str], Any], path: str) -> Any:
+    """Call a `loader` of torchvision's data sets of files. The error names the file that cannot be decoded."""
+    try:
+        return load(path)
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise DamagedError(f'{path} cannot be decoded: {reason_of(error)}: repair or remove it') from error
 
 
 def with_policy(dataset: Any, max_damaged: float | None) -> Any:
@@ -204,9 +199,8 @@ def with_policy(dataset: Any, max_damaged: float | None) -> Any:
     if type(dataset) is ImageDataset:
         names = ('load_bytes', 'input_img_mode', 'transform', 'target_transform', 'additional_features')
         return DecodedDataset(dataset.reader, max_damaged, **{name: getattr(dataset, name) for name in names})
-    loader = getattr(dataset, 'loader', None)
-    if callable(loader):
-        dataset.loader = NamingLoader(loader)
+    if callable(getattr(dataset, 'loader', None)):
+        dataset.loader = partial(_load_or_name, dataset.loader)
     return dataset
 
 

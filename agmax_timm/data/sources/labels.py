@@ -46,22 +46,11 @@ def class_index(label: Any, num_classes: int | None = None) -> int:
     return index
 
 
-def to_target(
-        label: Any,
-        transform: Callable | None,
-        name: Callable[[], str],
-        num_classes: int | None = None,
-) -> Any:
-    """Return the target for a label: its class index, or the result of the data set's transform.
-
-    Args:
-        label: Label of a sample, as timm's reader gives it.
-        transform: Transform of labels; None for one class index.
-        name: Function that returns the name of the sample.
-        num_classes: Number of outputs of the model; None if unknown.
+def to_target(label: Any, transform: Callable | None, name: Callable[[], str], num_classes: int | None = None) -> Any:
+    """Return the target for a label of timm's reader: its class index, or the result of the data set's transform.
 
     Raises:
-        LabelError: The label is not an index, or MultiLabelTarget does not accept it.
+        LabelError: The label is not an index, or MultiLabelTarget does not accept it. `name` names its sample.
     """
     if transform is not None and not isinstance(transform, MultiLabelTarget):
         return transform(label)

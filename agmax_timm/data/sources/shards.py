@@ -81,12 +81,7 @@ def open_dataset(
 
 
 def share_evaluation(dataset: Dataset, batch_size: int) -> None:
-    """Make a wds/ data set give each sample once over all ranks and workers. Does nothing for other data sets.
-
-    Args:
-        dataset: Data set for evaluation, changed in place.
-        batch_size: Batch size of the loader.
-    """
+    """Change a wds/ data set in place, so that it gives each sample once over all ranks and workers of a loader."""
     if isinstance(dataset, IterableImageDataset) and _in_shards(dataset.reader):
         dataset.reader = EvaluationShards(dataset.reader, batch_size)
 
@@ -146,9 +141,7 @@ def warn_of_loss(loader, count: int, device: torch.device) -> None:
     """Log a warning if the evaluation of an iterable data set had more or fewer samples than the split has.
 
     Args:
-        loader: Loader that was evaluated.
-        count: Number of samples that this rank evaluated.
-        device: Device for the sum over all ranks.
+        count: Number of samples that this rank evaluated. All ranks call this function.
     """
     if not isinstance(getattr(loader, 'dataset', None), IterableImageDataset):
         return

@@ -395,14 +395,14 @@ def test_flags_are_lists_that_can_be_kept(folder):
     damage.record(7, 'x')
     damage.record(2, 'x')
     assert damage.indices() == [2, 7] and damage.take_new() == [2, 7] and damage.take_new() == []
-    other.mark(damage.indices())
-    other.mark([])
+    other.restore(damage.indices())
+    other.restore([])
     assert other.indices() == [2, 7] and other.count() == 2
     damage.record(2, 'x')
     damage.record(3, 'x')
     assert damage.take_new() == [3]
     with pytest.raises(IndexError):
-        damage.mark([10])
+        damage.restore([10])
 
 
 def identity_loader(dataset, workers, **kwargs):

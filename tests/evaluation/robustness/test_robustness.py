@@ -12,7 +12,6 @@ from timm.data import create_transform
 from timm.models import create_model
 from torch.utils.data import DataLoader
 
-from agmax_timm.data.augment import replace_transforms
 from agmax_timm.evaluation.calibration import CalibrationBins
 from agmax_timm.evaluation.robustness.agreement import AgreementEvaluator
 from agmax_timm.evaluation.robustness.attacks import pgd, random_start
@@ -219,7 +218,7 @@ def package(monkeypatch):
 def corrupted(dataset, name, severity=2, seed=5, workers=0, batch_size=3):
     dataset.transform = create_transform((3, 32, 32), use_prefetcher=True)
     dataset = SeededDataset(dataset, seed)
-    replace_transforms(dataset, [before_tensor(dataset.transform, Corrupt(name, severity))])
+    dataset.transform = before_tensor(dataset.transform, Corrupt(name, severity))
     loader = DataLoader(dataset, batch_size, num_workers=workers)
     return torch.cat([torch.as_tensor(images) for images, _ in loader])
 
