@@ -13,25 +13,27 @@ class Augmentation:
         None,
         'crop of training images: rrc, rkrc or rkrr as in timm, or pad: pad by an eighth and crop at random '
         '(default: rrc)',
-        metavar='MODE', check=one_of(*CROP_MODES), card=True)
+        metavar='MODE', check=one_of(*CROP_MODES), unless=('no_aug', 'naflex_loader'), card=True)
     scale: list[float] = option([0.08, 1.0], 'smallest and largest share of the image area that a random crop has',
-        metavar='PCT', check=above(0), counts=(2, 2), ascending=True, card=True)
+        metavar='PCT', check=above(0), counts=(2, 2), ascending=True, unless='no_aug', card=True)
     ratio: list[float] = option([3. / 4., 4. / 3.], 'smallest and largest aspect ratio of a random crop',
-        metavar='R', check=above(0), counts=(2, 2), ascending=True)
+        metavar='R', check=above(0), counts=(2, 2), ascending=True, unless='no_aug')
     train_interpolation: str = option('random', 'interpolation that resizes training images',
-        metavar='NAME', check=one_of('', 'random', *INTERPOLATIONS))
-    hflip: float = option(0.5, 'probability of a horizontal flip', metavar='P', check=between(0, 1))
-    vflip: float = option(0.0, 'probability of a vertical flip', metavar='P', check=between(0, 1))
+        metavar='NAME', check=one_of('', 'random', *INTERPOLATIONS), unless='no_aug')
+    hflip: float = option(0.5, 'probability of a horizontal flip', metavar='P', check=between(0, 1), unless='no_aug')
+    vflip: float = option(0.0, 'probability of a vertical flip', metavar='P', check=between(0, 1), unless='no_aug')
     color_jitter: float = option(0.4, 'strength of the jitter of brightness, contrast and saturation',
-        metavar='F', check=at_least(0), card=True)
+        metavar='F', check=at_least(0), unless='no_aug', card=True)
     color_jitter_prob: float | None = option(None, 'probability of colour jitter (default: every image)',
-        metavar='P', check=between(0, 1))
+        metavar='P', check=between(0, 1), unless='no_aug')
     grayscale_prob: float | None = option(None, 'probability that an image is turned to grey',
-        metavar='P', check=between(0, 1))
-    gaussian_blur_prob: float | None = option(None, 'probability of Gaussian blur', metavar='P', check=between(0, 1))
+        metavar='P', check=between(0, 1), unless='no_aug')
+    gaussian_blur_prob: float | None = option(None, 'probability of Gaussian blur',
+        metavar='P', check=between(0, 1), unless='no_aug')
     aa: str | None = option(
         None, 'policy of AutoAugment, RandAugment, AugMix or 3-augment, as in timm, such as rand-m9-mstd0.5',
-        metavar='POLICY', card=True, synonyms=('auto_augment', 'autoaugment', 'rand_augment', 'randaugment'))
+        metavar='POLICY', unless='no_aug', card=True,
+        synonyms=('auto_augment', 'autoaugment', 'rand_augment', 'randaugment'))
     augment_backend: str = option(
         'auto',
         'augmentation on PIL images (timm), or on arrays, with the same views up to a level or two (fast); auto: '
@@ -48,7 +50,7 @@ class Augmentation:
     cutout: int = option(0, 'side in pixels of one square that is filled with the mean colour',
         metavar='SIDE', check=at_least(0), card=True)
     reprob: float = option(0.0, 'probability of random erasing',
-        metavar='P', check=between(0, 1), card=True, synonyms=('random_erase', 'random_erasing'))
+        metavar='P', check=between(0, 1), unless='no_aug', card=True, synonyms=('random_erase', 'random_erasing'))
     remode: str = option('pixel', 'values of an erased region: const, rand or pixel',
         check=one_of('', 'const', 'rand', 'pixel'), needs='reprob')
     recount: int = option(1, 'number of regions to erase in an image', metavar='N', check=at_least(1), needs='reprob')
@@ -87,9 +89,9 @@ class Resolutions:
         choices=('constant', 'progressive'), needs='train_img_sizes', resume='refused within epoch')
     train_size_schedule_spread: float = option(
         0.65, 'standard deviation of the progressive choice, in steps of the list of sizes',
-        metavar='STD', check=above(0), needs='train_img_sizes', resume='refused within epoch')
+        metavar='STD', check=above(0), needs='train_size_schedule progressive', resume='refused within epoch')
     train_size_random_mix: float = option(0.1, 'share of sizes that the progressive schedule draws at random',
-        metavar='P', check=between(0, 1), needs='train_img_sizes', resume='refused within epoch')
+        metavar='P', check=between(0, 1), needs='train_size_schedule progressive', resume='refused within epoch')
     train_batches_per_epoch: int | None = option(None, 'number of batches in an epoch (default: by the sizes)',
         alias='--train-steps-per-epoch', metavar='N', check=at_least(1), needs='train_img_sizes',
         resume='refused within epoch')

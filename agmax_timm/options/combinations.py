@@ -1,51 +1,47 @@
 """Checks of options of train.py that exclude each other. Each error is one line with both flags and the remedy."""
 from collections.abc import Callable
 
-from ..base.command_line import Parser, flag_of
+from ..base.command_line import flag_of
 from .agmax import AgMax
 from .checks import in_sequence, mixing
 from .declare import declared
-from .model import TrainModel
 from .parsers import TrainOptions
+from .without_effect import flag_with_values, has_effect
 
-# Flags that cannot be combined with --agmax: the flag, a test whether it is given, the reason, and the remedy.
+# What cannot be combined with --agmax: a condition (see has_effect), the reason and the remedy. Declarations have no
+# reasons and remedies.
 NOT_WITH_AGMAX = (
-    ('--aug-splits', lambda o: o.aug_splits > 0,
-     'makes versions of one crop, the first of them clean, where AgMax draws two views', 'use --aa for both views'),
-    ('--jsd-loss', lambda o: o.loss == 'jsd',
-     'compares the splits of --aug-splits as AgMax compares its views', 'use --agmax-loss kl or drop one of them'),
-    ('--split-bn', lambda o: o.split_bn,
-     'gives a clean split statistics of its own, and no view is clean', 'drop it'),
-    ('--resplit', lambda o: o.resplit,
-     'erases in half of a batch, which is one view', 'drop it'),
-    ('--no-aug', lambda o: o.no_aug and not mixing(o),
-     'makes both views of an image the same', 'drop it, or mix the views by --mixup or --cutmix'),
-    ('--task multilabel', lambda o: o.task == 'multilabel',
-     'has no distribution over classes whose marginals could be taken', 'drop one of them'),
-    ('--kd-distill-type feature', lambda o: o.kd_model_name and o.kd_distill_type == 'feature',
-     'trains on features, AgMax on logits alone', 'use --kd-distill-type logit'),
-    ('--kd-distill-type token', lambda o: o.kd_model_name and o.kd_distill_type == 'token',
-     'trains two heads, AgMax pairs the logits of one', 'use --kd-distill-type logit'),
-    ('--torchscript', lambda o: o.torchscript,
-     'hides the head and the number of classes from AgMax', 'use --torchcompile'),
+    ('aug_splits', 'makes versions of one crop, the first of them clean, where AgMax draws two views',
+     'use --aa for both views'),
+    ('jsd_loss', 'compares the splits of --aug-splits as AgMax compares its views',
+     'use --agmax-loss kl or drop one of them'),
+    ('split_bn', 'gives a clean split statistics of its own, and no view is clean', 'drop it'),
+    ('resplit', 'erases in half of a batch, which is one view', 'drop it'),
+    ('no_aug', 'makes both views of an image the same', 'drop it, or mix the views by --mixup or --cutmix'),
+    ('task multilabel', 'has no distribution over classes whose marginals could be taken', 'drop one of them'),
+    ('kd_distill_type feature', 'trains on features, AgMax on logits alone', 'use --kd-distill-type logit'),
+    ('kd_distill_type token', 'trains two heads, AgMax pairs the logits of one', 'use --kd-distill-type logit'),
+    ('torchscript', 'hides the head and the number of classes from AgMax', 'use --torchcompile'),
 )
 
-# The same of --naflex-loader.
+# The same of --naflex-loader, without remedies.
 _NOT_WITH_NAFLEX = (
-    ('--train-img-sizes', lambda o: o.train_img_sizes is not None, 'is another way to vary the size'),
-    ('--use-multi-epochs-loader', lambda o: o.use_multi_epochs_loader, 'is another loader'),
-    ('--aug-splits', lambda o: o.aug_splits > 0, 'has a loader of its own'),
-    ('--aug-repeats', lambda o: o.aug_repeats > 0, 'has a sampler of its own'),
-    ('--cutmix-minmax', lambda o: o.cutmix_minmax is not None, 'knows boxes of one size of image: use --cutmix'),
-    ('--mixup-mode', lambda o: o.mixup_mode != 'batch', 'knows images of one size'),
-    ('--kd-model-name', lambda o: o.kd_model_name, 'gives the teacher images, not patches'),
-    ('--cutout', lambda o: o.cutout, 'cuts images, not patches: use --reprob'),
-    ('--lighting', lambda o: o.lighting, 'is for images of one size'),
-    ('--augment-backend fast', lambda o: o.augment_backend == 'fast', 'gives each image a size of its own'),
-    ('--train-crop-mode pad', lambda o: o.train_crop_mode == 'pad', 'is for images of one size'),
+    ('train_img_sizes', 'is another way to vary the size'),
+    ('use_multi_epochs_loader', 'is another loader'),
+    ('aug_splits', 'has a loader of its own'),
+    ('aug_repeats', 'has a sampler of its own'),
+    ('cutmix_minmax', 'knows boxes of one size of image: use --cutmix'),
+    ('mixup_mode pair', 'knows images of one size'),
+    ('mixup_mode elem', 'knows images of one size'),
+    ('kd_model_name', 'gives the teacher images, not patches'),
+    ('cutout', 'cuts images, not patches: use --reprob'),
+    ('lighting', 'is for images of one size'),
+    ('augment_backend fast', 'gives each image a size of its own'),
+    ('train_crop_mode pad', 'is for images of one size'),
 )
 
-# Arguments of a model that are flags, so --model-kwargs cannot name them as well.
+# Arguments of a model in timm that have a flag, so --model-kwargs cannot name them as well. Declarations do not have
+# timm's names of arguments.
 _MODEL_ARGUMENTS = dict(
     model_name='--model', pretrained='--pretrained', in_chans='--in-chans', num_classes='--num-classes',
     drop_rate='--drop', drop_path_rate='--drop-path', drop_block_rate='--drop-block', global_pool='--gp',
@@ -53,16 +49,11 @@ _MODEL_ARGUMENTS = dict(
     pretrained_cfg_overlay='--pretrained-cfg-overlay')
 
 
-def check_combinations(options: TrainOptions, parser: Parser) -> None:
-    """Exit with one line for options that exclude each other. `parser` has the declared defaults."""
-    _check_splits(options, parser.error)
-    _check_resolutions(options, parser.error)
-    _check_naflex(options, parser.error)
-    _check_mixing(options, parser.error)
-    _check_script(options, parser.error)
-    _check_arguments(options, parser.error)
-    _check_distillation(options, parser.error)
-    _check_agmax(options, parser)
+def check_combinations(options: TrainOptions, error: Callable) -> None:
+    """Pass a line for each pair of options that exclude each other to `error`, which exits."""
+    for check in (_check_splits, _check_resolutions, _check_naflex, _check_loader, _check_script, _check_arguments,
+                  _check_agmax):
+        check(options, error)
 
 
 def _check_splits(options: TrainOptions, error: Callable) -> None:
@@ -88,11 +79,9 @@ def _check_resolutions(options: TrainOptions, error: Callable) -> None:
         error('--train-size-probs must not all be 0')
     if options.train_size_schedule == 'progressive' and len(sizes) < 2:
         error('--train-size-schedule progressive goes from one size to another: give --train-img-sizes two or more')
-    for flag, asked in (('--use-multi-epochs-loader', options.use_multi_epochs_loader),
-                        ('--aug-splits', options.aug_splits),
-                        ('--train-crop-mode pad', options.train_crop_mode == 'pad')):
-        if asked:
-            error(f'{flag} is for one size, --train-img-sizes gives several: drop one of them')
+    for one_size in ('use_multi_epochs_loader', 'aug_splits', 'train_crop_mode pad'):
+        if has_effect(options, one_size):
+            error(f'{flag_with_values(one_size)} is for one size, --train-img-sizes gives several: drop one of them')
     if in_sequence(options):
         error(f'--train-img-sizes needs data that can be indexed, got --dataset {options.dataset}: drop it, or use a '
               'folder, torch/ or hfds/')
@@ -101,9 +90,9 @@ def _check_resolutions(options: TrainOptions, error: Callable) -> None:
 def _check_naflex(options: TrainOptions, error: Callable) -> None:
     if not options.naflex_loader:
         return
-    for flag, asked, reason in _NOT_WITH_NAFLEX:
-        if asked(options):
-            error(f'{flag} {reason}: drop it, or drop --naflex-loader')
+    for other, reason in _NOT_WITH_NAFLEX:
+        if has_effect(options, other):
+            error(f'{flag_with_values(other)} {reason}: drop it, or drop --naflex-loader')
     if in_sequence(options):
         error(f'--naflex-loader needs data that can be indexed, got --dataset {options.dataset}: use a folder or hfds/')
     probs, sizes = options.naflex_patch_size_probs, options.naflex_patch_sizes
@@ -114,7 +103,9 @@ def _check_naflex(options: TrainOptions, error: Callable) -> None:
         error('--naflex-patch-size-probs must not all be 0')
 
 
-def _check_mixing(options: TrainOptions, error: Callable) -> None:
+def _check_loader(options: TrainOptions, error: Callable) -> None:
+    if options.kd_model_name and options.task == 'multilabel':
+        error('--kd-model-name distils one distribution over classes: drop it, or drop --task multilabel')
     if options.use_multi_epochs_loader and options.mixup_off_epoch and options.workers and mixing(options):
         error(f'--mixup-off-epoch {options.mixup_off_epoch} comes too late for batches that --use-multi-epochs-loader '
               'made ahead: drop one of them, or use -j 0')
@@ -123,14 +114,12 @@ def _check_mixing(options: TrainOptions, error: Callable) -> None:
 def _check_script(options: TrainOptions, error: Callable) -> None:
     if not options.torchscript:
         return
-    for flag, asked in (('--torchcompile', options.torchcompile), ('--sync-bn', options.sync_bn),
-                        ('--kd-model-name', options.kd_model_name), ('--naflex-loader', options.naflex_loader),
-                        ('--fsdp', options.fsdp)):
-        if asked:
-            error(f'--torchscript cannot be combined with {flag}: drop one of them')
+    for other in ('torchcompile', 'sync_bn', 'kd_model_name', 'naflex_loader', 'fsdp'):
+        if has_effect(options, other):
+            error(f'--torchscript cannot be combined with {flag_of(other)}: drop one of them')
 
 
-def _check_arguments(options: TrainModel, error: Callable) -> None:
+def _check_arguments(options: TrainOptions, error: Callable) -> None:
     """Refuse further arguments of the model that flags stand for."""
     for name, flag in _MODEL_ARGUMENTS.items():
         if name in options.model_kwargs:
@@ -139,23 +128,15 @@ def _check_arguments(options: TrainModel, error: Callable) -> None:
         error('--pretrained-cfg-overlay cannot set file and num_classes with --pretrained-path: drop them')
 
 
-def _check_distillation(options: TrainOptions, error: Callable) -> None:
-    if not options.kd_model_name:
-        return
-    if options.task == 'multilabel':
-        error('--kd-model-name distils one distribution over classes: drop it, or drop --task multilabel')
-
-
-def _check_agmax(options: TrainOptions, parser: Parser) -> None:
-    error = parser.error
+def _check_agmax(options: TrainOptions, error: Callable) -> None:
     if not options.agmax:
         for name, option in declared(AgMax).items():
             if getattr(options, name) != option.default:
                 error(f'{flag_of(name)} needs --agmax')
         return
-    for flag, asked, reason, way_out in NOT_WITH_AGMAX:
-        if asked(options):
-            error(f'{flag} cannot be combined with --agmax: it {reason}. To continue, {way_out}')
+    for other, reason, remedy in NOT_WITH_AGMAX:
+        if has_effect(options, other) and not (other == 'no_aug' and mixing(options)):
+            error(f'{flag_with_values(other)} cannot be combined with --agmax: it {reason}. To continue, {remedy}')
     if options.agmax_loss != 'mi' and options.agmax_units is not None:
         error(f'--agmax-units is for --agmax-loss mi alone: {options.agmax_loss} has no Q-network')
     if options.agmax_init_std is not None and (options.pretrained or options.initial_checkpoint):

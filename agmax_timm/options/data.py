@@ -13,7 +13,7 @@ INTERPOLATIONS = ('nearest', 'bilinear', 'bicubic', 'box', 'hamming', 'lanczos')
 class DataSet:
     """Data set."""
     data: str | None = option(None, 'folder or tar file of the data',
-        flag='', metavar='DIR', nargs='?', affects_result=False, recipe='left out')
+        long='', metavar='DIR', nargs='?', affects_result=False, recipe='left out')
     data_dir: str | None = option(None, 'folder or tar file of the data; overrides DIR',
         metavar='DIR', affects_result=False, resume='logged', recipe='left out', evaluation='machine',
         synonyms=('data_path',))
@@ -55,7 +55,7 @@ class Loading:
         short='-j', metavar='N', check=between(0, 1024), affects_result=False, evaluation='machine',
         synonyms=('num_workers',))
     pin_mem: bool = option(False, 'copy batches to the device from pinned memory (default: if the device is CUDA)',
-        affects_result=False, evaluation='machine')
+        unless='no_pin_mem', affects_result=False, evaluation='machine')
     no_pin_mem: bool = option(False, 'do not pin memory, which cannot be swapped out',
         yields=True, affects_result=False, evaluation='machine')
     no_prefetcher: bool = option(False, 'normalize images in the loader processes instead of on the device',
@@ -80,7 +80,7 @@ class TrainData(Loading):
         '0.1',
         'keep the images of a folder decoded if they fit into this share of the free memory, or into an amount '
         'such as 8G; 0: never',
-        metavar='SHARE', convert=memory, yields=True)
+        metavar='SHARE', convert=memory, unless='naflex_loader', yields=True)
     epoch_repeats: float = option(0.0, 'passes over the data in an epoch, for data that is read in sequence',
         kinds=('hfids', 'tfds'), metavar='N', check=at_least(0), resume='refused within epoch')
     max_damaged: float = option(
@@ -160,6 +160,6 @@ class TrainNaFlex(NaFlex):
         metavar='N', check=at_least(1), needs='naflex_loader', resume='refused within epoch')
     naflex_patch_size_probs: list[float] | None = option(
         None, 'probability of each of --naflex-patch-sizes (default: equal)',
-        metavar='P', check=at_least(0), needs=('naflex_loader', 'naflex_patch_sizes'), resume='refused within epoch')
+        metavar='P', check=at_least(0), needs='naflex_patch_sizes', resume='refused within epoch')
     naflex_loss_scale: str = option('linear', 'scale of the gradient by the number of images in a batch',
         choices=('none', 'sqrt', 'linear'), needs='naflex_loader')

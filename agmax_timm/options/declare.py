@@ -1,5 +1,4 @@
 """How an option is declared: one field of a frozen dataclass, with all that other modules need to know about it."""
-import argparse
 import math
 import sys
 from collections.abc import Callable, Iterator
@@ -15,6 +14,7 @@ else:
     from typing_extensions import dataclass_transform
 
 T = TypeVar('T')
+_declared: dict[type, dict[str, 'Option']] = {}  # results of declared()
 # Larger numbers overflow somewhere in torch, numpy or the operating system.
 _LARGEST = {int: 2 ** 31 - 1, float: 3.4e38}
 
@@ -94,14 +94,46 @@ def any_number(reason: str) -> Check:
 
 @dataclass
 class Option:
-    """The declaration of an option. See option() for its attributes."""
+    """The declaration of an option. Name, kind, number of values and default are those of the field.
+
+    Attributes:
+        help: What the option does, as a phrase that can be read alone.
+        kind: Type of the value, or of each of several.
+        several: Whether the value is a list.
+        metavar: Name of the value in the help.
+        short: Short flag, such as '-b'.
+        alias: Second long flag.
+        long: Long flag, if it is not made from the name; '' for a positional argument.
+        choices: Valid words.
+        check: Condition on the value, for numbers and for words that other libraries define.
+        counts: Smallest and largest number of values.
+        ascending: Whether several values must be sorted.
+        convert: Function from text or a number to the value, in place of the type of the field.
+        nargs: Number of values as in argparse, where the type of the field does not say it.
+        const: Value of the flag without a value, for nargs '?'.
+        exclusive: Name of a set of options of which only one can be given.
+        yields: Whether an abbreviation of both this option and one of timm's means timm's.
+        needs: Conditions (see without_effect.has_effect). The option has no effect unless all of them hold.
+        unless: Options. If one of them is given, this one has no effect.
+        kinds: Kinds of data that take the option, see data_kinds.kind_of; empty for all.
+        affects_result: Whether the option can change a result. Monitoring, saving, publishing and speed cannot.
+        resume: One of RESUME. By default 'ignored' if the option does not affect the result, else 'logged'.
+        recipe: One of RECIPE.
+        evaluation: One of EVALUATION.
+        card: Whether the model card lists the value.
+        is_file: Whether the value is the path of a file to be read.
+        synonyms: Names in other programs, with '_' for '-'. After a space, the value that the name implies.
+        former: Names in earlier versions of timm, accepted in files of options.
+    """
     help: str
     name: str = ''
-    kind: type = str  # of the value, or of each of several
+    kind: type = str
     several: bool = False
     default: Any = None
-    flags: tuple[str, ...] = ()
     metavar: str | None = None
+    short: str = ''
+    alias: str = ''
+    long: str | None = None
     choices: tuple[str, ...] | None = None
     check: Check | None = None
     counts: tuple[int, int] | None = None
@@ -112,9 +144,10 @@ class Option:
     exclusive: str = ''
     yields: bool = False
     needs: tuple[str, ...] = ()
+    unless: tuple[str, ...] = ()
     kinds: tuple[str, ...] = ()
     affects_result: bool = True
-    resume: str = 'logged'
+    resume: str = ''
     recipe: str = 'value'
     evaluation: str = ''
     card: bool = False
@@ -123,9 +156,14 @@ class Option:
     former: tuple[str, ...] = ()
 
     @property
+    def flags(self) -> list[str]:
+        """Flags as in argparse; none for a positional argument."""
+        return [flag for flag in (self.short, self.long, self.alias) if flag]
+
+    @property
     def flag(self) -> str:
         """Long flag of the option; for a positional argument, the flag of the same name."""
-        return next((flag for flag in self.flags if flag.startswith('--')), flag_of(self.name))
+        return self.long or flag_of(self.name)
 
     def words(self, value: Any) -> list[str]:
         """Return the words of a command line that set the option to a value."""
@@ -139,77 +177,17 @@ class Option:
         return [f'{self.flag}={value}'] if value.startswith('-') else [self.flag, value]
 
 
-def option(
-        default: Any,
-        help: str,
-        *,
-        metavar: str | None = None,
-        short: str = '',
-        alias: str = '',
-        flag: str | None = None,
-        choices: tuple[str, ...] | None = None,
-        check: Check | None = None,
-        counts: tuple[int, int] | None = None,
-        ascending: bool = False,
-        convert: Callable[[Any], Any] | None = None,
-        nargs: int | str | None = None,
-        const: str | None = None,
-        exclusive: str = '',
-        yields: bool = False,
-        needs: str | tuple[str, ...] = (),
-        kinds: tuple[str, ...] = (),
-        affects_result: bool = True,
-        resume: str = '',
-        recipe: str = 'value',
-        evaluation: str = '',
-        card: bool = False,
-        is_file: bool = False,
-        synonyms: tuple[str, ...] = (),
-        former: tuple[str, ...] = (),
-) -> Any:
-    """Declare an option as a field of a group. Its name, type and default are those of the field.
+def option(default: Any, help: str, **about: Any) -> Any:
+    """Declare an option as a field of a group.
 
     Args:
         default: Value without the option.
-        help: What the option does, as a phrase that can be read alone.
-        metavar: Name of the value in the help.
-        short: Short flag, such as '-b'.
-        alias: Second long flag.
-        flag: Long flag, if it is not made from the name; '' for a positional argument.
-        choices: Valid words.
-        check: Condition on the value, for numbers and for words that other libraries define.
-        counts: Smallest and largest number of values.
-        ascending: Whether several values must be sorted.
-        convert: Function from text or a number to the value, in place of the type of the field.
-        nargs: Number of values as in argparse, where the type of the field does not say it.
-        const: Value of the flag without a value, for nargs '?'.
-        exclusive: Name of a set of options of which only one can be given.
-        yields: Whether an abbreviation of both this option and one of timm's means timm's.
-        needs: Options without which this one has no effect.
-        kinds: Kinds of data that take the option, see data_kinds.kind_of; empty for all.
-        affects_result: Whether the option can change the result of a run. Monitoring, saving, publishing and speed
-            cannot.
-        resume: One of RESUME. By default 'ignored' if the option does not affect the result, else 'logged'.
-        recipe: One of RECIPE.
-        evaluation: One of EVALUATION.
-        card: Whether the model card lists the value.
-        is_file: Whether the value is the path of a file to be read.
-        synonyms: Names in other programs, with '_' for '-'. After a space, the value that the name implies.
-        former: Names in earlier versions of timm, accepted in files of options.
+        help, **about: Attributes of Option. One condition or option can be given without its tuple.
     """
-    declared = Option(
-        help,
-        flags=((short,) if short else ()) + (('--',) if flag is None else (flag,) if flag else ()) + (
-            (alias,) if alias else ()),
-        metavar=metavar, choices=choices, check=check, counts=counts, ascending=ascending, convert=convert,
-        nargs=nargs, const=const, exclusive=exclusive, yields=yields,
-        needs=(needs,) if isinstance(needs, str) else needs, kinds=kinds, affects_result=affects_result,
-        resume=resume or ('logged' if affects_result else 'ignored'), recipe=recipe, evaluation=evaluation, card=card,
-        is_file=is_file, synonyms=synonyms, former=former)
-    metadata = {'option': declared}
-    if isinstance(default, (list, dict)):
-        return field(default_factory=default.copy, metadata=metadata)
-    return field(default=default, metadata=metadata)
+    about.update({name: (about[name],) for name in ('needs', 'unless') if isinstance(about.get(name), str)})
+    about.setdefault('resume', 'logged' if about.get('affects_result', True) else 'ignored')
+    value: Any = dict(default_factory=default.copy) if isinstance(default, (list, dict)) else dict(default=default)
+    return field(**value, metadata={'option': Option(help, **about)})
 
 
 @dataclass_transform(frozen_default=True, field_specifiers=(option,))
@@ -221,25 +199,19 @@ def group(cls: type[T]) -> type[T]:
 def declared(options: type) -> dict[str, Option]:
     """Return the options of a group or of all groups of a command, by name, in the order of the help."""
     if options not in _declared:
-        _declared[options] = {name: option for group in groups_of(options) for name, option in _options_of(group)}
+        _declared[options] = {field.name: _complete(field) for group in groups_of(options) for field in fields(group)
+                              if 'option' in field.metadata}
     return _declared[options]
 
 
 def picked(source: Any, *names: str) -> dict[str, Any]:
-    """Some values of options or of a dict by their names, as keyword arguments."""
+    """Return some values of options or of a dict by their names, as keyword arguments."""
     return {name: source[name] if isinstance(source, dict) else getattr(source, name) for name in names}
 
 
-def groups_of(options: type) -> tuple[type, ...]:
+def groups_of(options: type) -> tuple[Any, ...]:
     """Return the groups of a command in the order of the help. For a group, return the group itself."""
     return options.__bases__ if len(options.__bases__) > 1 else (options,)
-
-
-_declared: dict[type, dict[str, Option]] = {}
-
-
-def _options_of(group: Any) -> Iterator[tuple[str, Option]]:
-    return ((field.name, _complete(field)) for field in fields(group) if 'option' in field.metadata)
 
 
 def _complete(field: Any) -> Option:
@@ -252,42 +224,38 @@ def _complete(field: Any) -> Option:
         kind, = get_args(kind)
     declaration = field.metadata['option']
     default = field.default if field.default is not MISSING else field.default_factory()
-    flags = tuple(flag_of(field.name) if flag == '--' else flag for flag in declaration.flags)
+    long = flag_of(field.name) if declaration.long is None else declaration.long
     return replace(declaration, name=field.name, kind=get_origin(kind) or kind, several=several, default=default,
-                   flags=flags)
+                   long=long)
 
 
 def add_options(parser: Parser, options: type) -> None:
     """Add the flags of all groups of a command to a parser."""
     for group in groups_of(options):
         container: Any = parser.add_argument_group((group.__doc__ or '').partition('\n')[0].removesuffix('.'))
-        exclusive: dict[str, Any] = {}
+        targets = {'': container}
         for declaration in declared(group).values():
-            target = container
-            if declaration.exclusive:
-                name = declaration.exclusive
-                exclusive[name] = target = exclusive.get(name) or container.add_mutually_exclusive_group()
-            add_option(target if declaration.flags else parser, declaration)
+            if declaration.exclusive not in targets:
+                targets[declaration.exclusive] = container.add_mutually_exclusive_group()
+            add_option(targets[declaration.exclusive] if declaration.flags else parser, declaration)
 
 
-def add_option(container: Any, declaration: Option) -> argparse.Action:
+def add_option(container: Any, declaration: Option) -> None:
     """Add the flag of one option to a parser or a group of it."""
-    arguments: dict[str, Any] = dict(default=declaration.default, help=declaration.help)
-    if declaration.kind is bool:
-        arguments.update(action='store_true')
+    kind = declaration.kind
+    if kind is bool:
+        arguments: dict[str, Any] = dict(action='store_true')
     else:
-        kind = None if declaration.kind in (str, dict) else declaration.kind
-        nargs = declaration.nargs or ('+' if declaration.several else None)
-        arguments.update(type=declaration.convert or kind, metavar=declaration.metavar, choices=declaration.choices,
-                         nargs=nargs, const=declaration.const)
-        if declaration.kind is dict:
-            del arguments['choices']
-            arguments.update(nargs='*', action=KeyValues)
+        arguments = dict(
+            type=declaration.convert or (None if kind in (str, dict) else kind), metavar=declaration.metavar,
+            choices=declaration.choices, const=declaration.const,
+            nargs=declaration.nargs or ('*' if kind is dict else '+' if declaration.several else None),
+            **dict(action=KeyValues) if kind is dict else {})
     if declaration.flags:
         arguments.update(dest=declaration.name)
-    action = container.add_argument(*(declaration.flags or [declaration.name]), **arguments)
+    action = container.add_argument(
+        *(declaration.flags or [declaration.name]), default=declaration.default, help=declaration.help, **arguments)
     action.yields, action.synonyms = declaration.yields, declaration.synonyms
-    return action
 
 
 def problems(options: Any) -> Iterator[str]:
@@ -308,8 +276,7 @@ def _problems(declaration: Option, value: Any) -> Iterator[str]:
         for number in value if declaration.several else (value,):
             if not math.isfinite(number) or not check.holds(number):
                 yield f'{flag} must be {check.words}{each}, got {number}'
-            largest = _LARGEST[type(number)]
-            if abs(number) > largest and not check.bounded:
+            if not check.bounded and abs(number) > (largest := _LARGEST[type(number)]):
                 yield f'{flag} must be at most {largest}{each}, got {number}'
     if declaration.counts is not None:
         least, most = declaration.counts

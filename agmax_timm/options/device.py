@@ -24,7 +24,7 @@ class TrainDevice(Device):
         metavar='MODULE', affects_result=False, recipe='left out')
     synchronize_step: bool = option(False, 'wait for the device after each update', affects_result=False)
     local_rank: int = option(0, 'number of the process on its machine, set by old launchers',
-        flag='--local_rank', metavar='N', check=any_number('the environment of the launcher wins over it'),
+        long='--local_rank', metavar='N', check=any_number('the environment of the launcher wins over it'),
         affects_result=False, recipe='left out')
     no_ddp_bb: bool = option(False, 'do not broadcast buffers in DDP')
     fsdp: bool = option(False, 'shard weights, gradients and optimizer state over the processes (FSDP2)')

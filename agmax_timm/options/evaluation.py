@@ -45,10 +45,10 @@ class Robustness:
     attack_eps: list[float] | None = option(
         None, 'bounds of the change: linf in 1/255 (default: 1 2 4 8), l2 of pixels in [0, 1] (default: 0.25 0.5 1 2)',
         metavar='EPS', check=at_least(0), needs='attack')
-    attack_steps: int = option(10, 'number of steps of pgd', metavar='N', check=at_least(1), needs='attack')
+    attack_steps: int = option(10, 'number of steps of pgd', metavar='N', check=at_least(1), needs='attack pgd')
     attack_step_size: float | None = option(
         None, 'length of a step of pgd, in the unit of --attack-eps (default: 2.5 * EPS / N)',
-        metavar='S', check=above(0), needs='attack')
+        metavar='S', check=above(0), needs='attack pgd')
     report_dir: str = option('', 'folder for a report of all results: robustness.csv, .md and, with matplotlib, .png',
         metavar='DIR', yields=True)
 

@@ -26,21 +26,27 @@ class Loss:
     bce_target_thresh: float | None = option(None, 'threshold above which a soft target becomes 1 in bce',
         metavar='T', check=from_to_below(0, 1))
     bce_pos_weight: float | None = option(None, 'weight of positive targets in bce', metavar='W', check=above(0))
-    asl_gamma_pos: float = option(1.0, 'focusing parameter of positive targets in asl', metavar='G', check=at_least(0))
-    asl_gamma_neg: float = option(4.0, 'focusing parameter of negative targets in asl', metavar='G', check=at_least(0))
+    asl_gamma_pos: float = option(1.0, 'focusing parameter of positive targets in asl',
+        metavar='G', check=at_least(0), needs='loss asl')
+    asl_gamma_neg: float = option(4.0, 'focusing parameter of negative targets in asl',
+        metavar='G', check=at_least(0), needs='loss asl')
     asl_clip: float = option(0.05, 'probability margin of negative targets in asl',
-        metavar='P', check=from_to_below(0, 1))
+        metavar='P', check=from_to_below(0, 1), needs=('loss asl', 'task multilabel'))
     poly_epsilon: float = option(2.0, 'coefficient of the polynomial term in poly',
-        metavar='E', check=any_number('a coefficient of the loss, whose publication has negative ones'))
-    poly_gamma: float = option(0.0, 'focusing parameter of poly for --task multilabel', metavar='G', check=at_least(0))
+        metavar='E', check=any_number('a coefficient of the loss, whose publication has negative ones'),
+        needs='loss poly')
+    poly_gamma: float = option(0.0, 'focusing parameter of poly for --task multilabel',
+        metavar='G', check=at_least(0), needs='loss poly')
     poly_alpha: float | None = option(None, 'balance of positive and negative targets in poly for --task multilabel',
-        metavar='A', check=between(0, 1))
-    twoway_tp: float = option(4.0, 'temperature of positive logits in twoway', metavar='T', check=above(0))
-    twoway_tn: float = option(1.0, 'temperature of negative logits in twoway', metavar='T', check=above(0))
-    db_neg_scale: float = option(2.0, 'scale of negative logits in db', metavar='S', check=above(0))
+        metavar='A', check=between(0, 1), needs='loss poly')
+    twoway_tp: float = option(4.0, 'temperature of positive logits in twoway',
+        metavar='T', check=above(0), needs='loss twoway')
+    twoway_tn: float = option(1.0, 'temperature of negative logits in twoway',
+        metavar='T', check=above(0), needs='loss twoway')
+    db_neg_scale: float = option(2.0, 'scale of negative logits in db', metavar='S', check=above(0), needs='loss db')
     db_init_bias: float = option(0.05, 'shift of the logits by the class prior in db',
-        metavar='B', check=any_number('a shift of logits'))
-    db_focal_gamma: float = option(2.0, 'focusing parameter of db', metavar='G', check=at_least(0))
+        metavar='B', check=any_number('a shift of logits'), needs='loss db')
+    db_focal_gamma: float = option(2.0, 'focusing parameter of db', metavar='G', check=at_least(0), needs='loss db')
     class_stats: str = option('', 'JSON file with pos_counts and num_samples, for db and for weights by frequency',
         metavar='FILE', recipe='file name', is_file=True)
     loss_class_weight: str = option(

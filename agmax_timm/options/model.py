@@ -92,7 +92,7 @@ class BatchNorm:
     sync_bn: bool = option(False, 'compute the statistics of batch norm over all processes')
     dist_bn: str = option(
         'reduce', "how processes share running statistics after each epoch: reduce, broadcast or '' for not at all",
-        check=one_of('', 'broadcast', 'reduce'))
+        check=one_of('', 'broadcast', 'reduce'), unless='sync_bn')
     split_bn: bool = option(False, 'compute the statistics of batch norm separately for each of --aug-splits',
         resume='refused')
 
@@ -126,9 +126,9 @@ class Distillation:
     kd_temperature: float = option(4.0, 'temperature of the softmax of student and teacher',
         metavar='T', check=above(0), needs='kd_model_name')
     kd_student_feature_dim: int | None = option(None, "number of features of the student (default: the model's)",
-        metavar='N', check=at_least(1), needs='kd_model_name')
+        metavar='N', check=at_least(1), needs='kd_distill_type feature')
     kd_teacher_feature_dim: int | None = option(None, "number of features of the teacher (default: the model's)",
-        metavar='N', check=at_least(1), needs='kd_model_name')
+        metavar='N', check=at_least(1), needs='kd_distill_type feature')
     kd_token_distill_type: str = option(
         'soft', "distil the teacher's distribution (soft) or its most probable class (hard)",
-        choices=('soft', 'hard'), needs='kd_model_name')
+        choices=('soft', 'hard'), needs='kd_distill_type token')

@@ -3,6 +3,8 @@ from typing import Any
 
 from .declare import above, above_to, at_least, between, from_to_below, group, one_of, option
 
+_SCHEDULES = ('cosine', 'tanh', 'step', 'multistep', 'plateau', 'poly', 'wsd', 'rsqrt', 'constant', 'none')
+
 
 @group
 class Optimizer:
@@ -43,21 +45,20 @@ class Schedule:
         metavar='N', check=at_least(0), resume='ignored', recipe='left out')
     stop_epoch: int | None = option(None, 'stop after this number of epochs, with the learning rates of all --epochs',
         metavar='N', check=at_least(1), resume='ignored')
-    sched: str = option(
-        'cosine', 'learning-rate schedule: cosine, tanh, step, multistep, plateau, poly, wsd, rsqrt, constant or none',
-        metavar='NAME', resume='schedule', card=True, synonyms=('lr_scheduler', 'scheduler'))
+    sched: str = option('cosine', f"learning-rate schedule: {', '.join(_SCHEDULES[:-1])} or {_SCHEDULES[-1]}",
+        metavar='NAME', check=one_of(*_SCHEDULES), resume='schedule', card=True, synonyms=('lr_scheduler', 'scheduler'))
     sched_on_updates: bool = option(False, 'change the learning rate with every update instead of every epoch',
         resume='schedule')
     lr: float | None = option(None, 'learning rate; overrides --lr-base',
         metavar='LR', check=at_least(0), resume='schedule', card=True, synonyms=('learning_rate',))
     lr_base: float = option(
         0.1, 'learning rate for --lr-base-size images in an update, scaled to the images of the run',
-        metavar='LR', check=at_least(0), resume='schedule')
+        metavar='LR', check=at_least(0), unless='lr', resume='schedule')
     lr_base_size: int = option(256, 'number of images in an update for which --lr-base holds',
-        metavar='N', check=at_least(1), resume='schedule')
+        metavar='N', check=at_least(1), unless='lr', resume='schedule')
     lr_base_scale: str = option(
         '', 'scaling of --lr-base with the images in an update: linear or sqrt (default: by optimizer)',
-        metavar='SCALE', check=one_of('', 'linear', 'sqrt'), resume='schedule')
+        metavar='SCALE', check=one_of('', 'linear', 'sqrt'), unless='lr', resume='schedule')
     lr_noise: list[float] | None = option(
         None, 'range of the run with noise on the learning rate: begin, and end, as a share of the epochs',
         metavar='PCT', check=between(0, 1), counts=(1, 2), ascending=True, resume='schedule')
@@ -66,17 +67,18 @@ class Schedule:
     lr_noise_std: float = option(1.0, 'standard deviation of the noise',
         metavar='STD', check=at_least(0), needs='lr_noise', resume='schedule')
     lr_cycle_mul: float = option(1.0, 'length of a cycle relative to the one before',
-        metavar='M', check=above(0), resume='schedule')
+        metavar='M', check=above(0), needs='sched cosine tanh poly', resume='schedule')
     lr_cycle_decay: float = option(0.5, 'largest learning rate of a cycle relative to the one before',
-        metavar='D', check=at_least(0), resume='schedule')
+        metavar='D', check=at_least(0), needs='sched cosine tanh poly', resume='schedule')
     lr_cycle_limit: int = option(1, 'number of cycles of the schedule',
-        metavar='N', check=at_least(1), resume='schedule')
+        metavar='N', check=at_least(1), needs='sched cosine tanh poly', resume='schedule')
     lr_k_decay: float = option(1.0, 'k of k-decay, for the schedules cosine and poly',
-        metavar='K', check=above(0), resume='schedule')
+        metavar='K', check=above(0), needs='sched cosine poly', resume='schedule')
     lr_decay_fn: str | None = option(None, 'shape of the decay of wsd (default: 1-sqrt) and rsqrt (default: linear)',
-        metavar='NAME', check=one_of('', 'linear', '1-sqrt', 'cosine', 'power', 'exp'), resume='schedule')
+        metavar='NAME', check=one_of('', 'linear', '1-sqrt', 'cosine', 'power', 'exp'), needs='sched wsd rsqrt',
+        resume='schedule')
     lr_stable_timescale: float | None = option(None, 'timescale of rsqrt in epochs',
-        metavar='N', check=above(0), resume='schedule')
+        metavar='N', check=above(0), needs='sched rsqrt', resume='schedule')
     warmup_lr: float = option(1e-05, 'learning rate at the start of the warm-up',
         metavar='LR', check=at_least(0), resume='schedule')
     warmup_epochs: int = option(5, 'number of epochs of warm-up; 0: none',
@@ -84,16 +86,17 @@ class Schedule:
     warmup_prefix: bool = option(False, 'add the warm-up before the schedule instead of replacing its first epochs',
         resume='schedule')
     min_lr: float = option(0, 'smallest learning rate of the schedule',
-        metavar='LR', check=at_least(0), resume='schedule')
+        metavar='LR', check=at_least(0), needs='sched cosine tanh plateau poly wsd rsqrt', resume='schedule')
     cooldown_epochs: int = option(0, 'number of epochs after the schedule, at its last learning rate',
-        metavar='N', check=at_least(0), resume='schedule')
+        metavar='N', check=at_least(0), needs='sched cosine tanh poly wsd rsqrt', resume='schedule')
     patience_epochs: int = option(
         10, 'number of epochs without a better metric before plateau lowers the learning rate',
-        metavar='N', check=at_least(0), resume='schedule')
+        metavar='N', check=at_least(0), needs='sched plateau', resume='schedule')
     decay_milestones: list[int] = option([90, 180, 270], 'epochs in which multistep lowers the learning rate',
-        metavar='EPOCH', check=at_least(0), ascending=True, resume='schedule', former=('milestones',))
+        metavar='EPOCH', check=at_least(0), ascending=True, needs='sched multistep', resume='schedule',
+        former=('milestones',))
     decay_epochs: float = option(90, 'epochs between two steps of step; epochs of decay of wsd and rsqrt',
-        metavar='N', check=above(0), resume='schedule')
+        metavar='N', check=above(0), needs='sched step wsd rsqrt', resume='schedule')
     decay_rate: float = option(
         0.1, 'factor by which step, multistep and plateau lower the learning rate; exponent of poly',
-        alias='--dr', metavar='RATE', check=at_least(0), resume='schedule')
+        alias='--dr', metavar='RATE', check=at_least(0), needs='sched step multistep plateau poly', resume='schedule')

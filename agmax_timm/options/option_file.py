@@ -1,5 +1,4 @@
-"""Option files: lines of "option: value" in YAML. Each value has the type of its flag."""
-import argparse
+"""Option files: lines of "option: value" in YAML. Each value has the type of its option."""
 import reprlib
 from collections import Counter
 from typing import Any
@@ -8,7 +7,9 @@ import yaml
 
 from ..base.command_line import Parser, is_plain
 from ..base.text_file import read_text
+from .declare import Option, declared
 from .former_names import with_todays_names
+from .parsers import TrainOptions
 
 _LONGEST = 100_000  # characters of a file: all options there are take a tenth of it
 _SCALARS = tuple(f'tag:yaml.org,2002:{kind}' for kind in ('str', 'int', 'float', 'bool', 'null'))
@@ -38,24 +39,24 @@ def read_mapping(path: str) -> dict[Any, Any]:
 
 
 def convert_options(config: dict[Any, Any], parser: Parser, where: str = '') -> dict[str, Any]:
-    """Convert the keys and values of a file to options of a parser. Warn of names that timm no longer has.
+    """Convert the keys and values of a file to options of train.py. Warn of names that timm no longer has.
 
     Args:
+        parser: Parser of train.py.
         where: Start of the warnings, such as the path of the file.
 
     Raises:
         ValueError: An option is unknown, is given twice, or has an invalid value.
     """
-    actions = {action.dest: action for action in parser._actions if action.dest not in ('help', 'config')}
-    options = {}
+    known, options = declared(TrainOptions), {}
     for key, value in with_todays_names(config, lambda line: parser.warn(where + line)).items():
         name = reprlib.repr(key) if not isinstance(key, str) else key.replace('-', '_')
-        if name not in actions:
+        if name not in known:
             raise ValueError(f"unknown option '{name}'{parser.did_you_mean(name)}")
         if name in options:
             raise ValueError(f'{key} is there twice: drop one of them')
         try:
-            options[name] = _convert(actions[name], value)
+            options[name] = _convert(known[name], value)
         except ValueError as error:
             raise ValueError(f'{key}: {error}') from error
     return options
@@ -74,31 +75,31 @@ class _Loader(yaml.SafeLoader):
             raise ValueError('more entries than a file of options has')
 
 
-def _convert(action: argparse.Action, value: Any) -> Any:
-    """A YAML value as the flag's own type."""
-    if value is None and (action.default is None or action.default == ''):
-        return action.default
-    if action.nargs == 0:  # a switch
+def _convert(option: Option, value: Any) -> Any:
+    """Convert a YAML value to the type of an option."""
+    if value is None and (option.default is None or option.default == ''):
+        return option.default
+    if option.kind is bool:
         if not isinstance(value, bool):
             raise _expected('true or false', value)
         return value
-    if action.nargs == '*':
+    if option.kind is dict:
         if not isinstance(value, dict) or not is_plain(value):
             raise _expected('lines of "key: value"', value)
         return value
-    if action.nargs in ('+', 3):
+    if option.several:
         if not isinstance(value, list):
             raise _expected('a list', value)
-        if action.nargs == 3 and len(value) != 3:
+        if option.nargs == 3 and len(value) != 3:
             raise _expected('three values', value)
-        if not value and action.default != []:
+        if not value and option.default != []:
             raise _expected('one value or more', value)
-        return [_convert_scalar(action, item) for item in value]
-    return _convert_scalar(action, value)
+        return [_convert_scalar(option, item) for item in value]
+    return _convert_scalar(option, value)
 
 
-def _convert_scalar(action: argparse.Action, value: Any) -> Any:
-    kind: Any = action.type or str
+def _convert_scalar(option: Option, value: Any) -> Any:
+    kind: Any = option.convert or option.kind
     if not isinstance(value, (int, float, str)) or isinstance(value, bool) or (
             kind is str and not isinstance(value, str)):
         raise _expected(kind.__name__ + (' in quotes' if kind is str else ''), value)
@@ -108,8 +109,8 @@ def _convert_scalar(action: argparse.Action, value: Any) -> Any:
         raise _expected(kind.__name__, value) from None
     if isinstance(value, float) and converted != value and kind is int:
         raise _expected('int', value)
-    if action.choices is not None and converted not in action.choices:
-        raise _expected(f"one of {', '.join(map(str, action.choices))}", value)
+    if option.choices is not None and converted not in option.choices:
+        raise _expected(f"one of {', '.join(option.choices)}", value)
     return converted
 
 

@@ -1,16 +1,14 @@
-"""From the command line and YAML files to checked options. Every mistake is reported as one line."""
+"""From the command line and YAML files to checked options. Every mistake is reported as one line.
+
+The checks are imported after the command line is parsed, because --help does not need them.
+"""
 import argparse
 from dataclasses import replace
 from typing import Any
 
 from ..base.command_line import Parser
-from .checks import check_train_args, check_validate_args, resolve_task
-from .combinations import check_combinations
 from .data_kinds import kind_of
-from .option_file import convert_options, read_mapping
 from .parsers import TrainOptions, ValidateOptions, train_parser, validate_parser
-from .paths import timms_labels
-from .without_effect import warn_of_idle
 
 _NOT_GIVEN = object()
 
@@ -22,14 +20,17 @@ def parse_train_args(argv: list[str] | None = None) -> TrainOptions:
     """
     parser = train_parser()
     on_command_line = given_options(parser, argv)
+    from .checks import check_train_args, resolve_task
+    from .combinations import check_combinations
+    from .without_effect import warn_of_idle
     given: dict[str, Any] = {}
     for path in on_command_line.pop('config', ()):
         given.update(read_config(path, parser))
     given.update(on_command_line)
     options = resolve_task(_with_data(TrainOptions(**given), parser), set(given))
     check_train_args(options, parser)
-    check_combinations(options, parser)
-    warn_of_idle(options, parser, training=True)
+    check_combinations(options, parser.error)
+    warn_of_idle(options, parser)
     return options
 
 
@@ -37,8 +38,11 @@ def parse_validate_args(argv: list[str] | None = None) -> ValidateOptions:
     """Return the options of validate.py. Their attribute `given` has the names on the command line."""
     parser = validate_parser()
     options = _with_data(validate_options(**given_options(parser, argv)), parser)
+    from .checks import check_validate_args
+    from .paths import timms_labels
+    from .without_effect import warn_of_idle
     check_validate_args(options, parser)
-    warn_of_idle(options, parser, training=False)
+    warn_of_idle(options, parser)
     return replace(options, **{
         name: timms_labels(name, path) for name, path in (
             ('real_labels', options.real_labels), ('valid_labels', options.valid_labels)) if timms_labels(name, path)})
@@ -54,13 +58,13 @@ def given_options(parser: argparse.ArgumentParser, argv: list[str] | None = None
     unset = argparse.Namespace(**{
         action.dest: _NOT_GIVEN for action in parser._actions if action.dest not in ('help', 'config')})
     values = vars(parser.parse_args(argv, unset))
-    positional = {action.dest for action in parser._actions if not action.option_strings}
     return {name: value for name, value in values.items()
-            if value is not _NOT_GIVEN and not (name in positional and value is None)}
+            if value is not _NOT_GIVEN and (name, value) != ('data', None)}
 
 
 def read_config(path: str, parser: Parser) -> dict[str, Any]:
     """Return the options in a YAML file. Exit with one line if a name or a value is invalid."""
+    from .option_file import convert_options, read_mapping
     try:
         return convert_options(read_mapping(path), parser, f'--config {path}: ')
     except ValueError as error:

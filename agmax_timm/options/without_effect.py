@@ -1,10 +1,11 @@
-"""A table of the options that have no effect because of other options, and a warning for each. timm does not warn.
+"""Options that have no effect because of other options, and a warning for each. timm does not warn.
 
-The options `names` have no effect if `when(options)` is true; `words` name the other option. Only values that differ
-from the defaults give a warning, so a file of all options of a run gives the warnings of that run.
+Most follow from `needs` and `unless` of the declarations. The rows here compare several options or numbers. Only values
+that differ from the defaults give a warning, so a file of all options of a run gives the warnings of that run.
 """
 import math
-from collections.abc import Callable, Collection, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -17,32 +18,51 @@ from .parsers import AnyOptions, TrainOptions, ValidateOptions
 
 
 class Idle(NamedTuple):
-    """Options without effect; braces in `words` are filled in with the values of other options."""
+    """Options that have no effect if `when(options)`; braces in `words` are filled in with values of other options."""
     names: tuple[str, ...]
     when: Callable[[Any], Any]
     words: str
 
 
-def _without_needed(options: type) -> Iterator[Idle]:
-    """Rows of the options that their declaration says to need another one."""
-    needing: dict[str, list[str]] = {}
-    for name, option in declared(options).items():
-        for needed in option.needs:
-            needing.setdefault(needed, []).append(name)
-    for needed, names in needing.items():
-        yield Idle(tuple(names), partial(_is_off, needed), f'without {flag_of(needed)}')
+def has_effect(options: Any, condition: str) -> bool:
+    """Test a condition: an option is on ('reprob'), or has one of the values after its name ('sched step poly').
+
+    What the option itself needs must hold too.
+    """
+    name, *values = condition.split()
+    value = getattr(options, name)
+    return (value in values if values else bool(value)) and all(
+        has_effect(options, needed) for needed in declared(type(options))[name].needs)
 
 
-def _is_off(name: str, options: Any) -> bool:
-    return not getattr(options, name)
+def flag_with_values(condition: str) -> str:
+    """Return a condition as words for a message: '--sched step or poly'."""
+    name, *values = condition.split()
+    *first, last = values or ['']
+    return f"{flag_of(name)} {', '.join(first)}{' or ' if first else ''}{last}".rstrip()
 
 
-def _has_other_loss(name: str, options: Any) -> bool:
-    return loss_name(options) != name
+def _declared_rows(options: type) -> Iterator[Idle]:
+    """Rows of the options whose declaration has `needs` or `unless`."""
+    needs, unless = defaultdict(list), defaultdict(list)
+    known = declared(options)
+    for name, option in known.items():
+        for other in option.unless:
+            unless[other].append(name)
+        for other in option.needs:
+            needs[other].append(name)
+    for other, names in unless.items():
+        yield Idle(tuple(names), partial(_differs, other, known[other].default), f'with {flag_of(other)}')
+    for other, names in needs.items():
+        yield Idle(tuple(names), partial(_lacks, other), f'without {flag_with_values(other)}')
 
 
-def _has_other_schedule(schedules: Collection[str], options: Any) -> bool:
-    return options.sched not in schedules
+def _differs(name: str, default: Any, options: Any) -> bool:
+    return getattr(options, name) != default
+
+
+def _lacks(condition: str, options: Any) -> bool:
+    return not has_effect(options, condition)
 
 
 def _by_frequency(options: Loss, *kinds: str) -> bool:
@@ -55,63 +75,31 @@ _BOTH = (
          'without --dataset torch/, hfids/ or tfds/'),
     Idle(('dataset_trust_remote_code',), lambda o: kind_of(o) not in ('hfds', 'hfids'),
          'without --dataset hfds/ or hfids/'),
-    Idle(('pin_mem',), lambda o: o.no_pin_mem, 'with --no-pin-mem'),
 )
 
-# Which schedules of timm read an option; all of them read those that are not here.
-_SCHEDULES = {
-    'lr_cycle_limit': ('cosine', 'tanh', 'poly'),
-    'lr_cycle_mul': ('cosine', 'tanh', 'poly'),
-    'lr_cycle_decay': ('cosine', 'tanh', 'poly'),
-    'lr_k_decay': ('cosine', 'poly'),
-    'lr_decay_fn': ('wsd', 'rsqrt'),
-    'lr_stable_timescale': ('rsqrt',),
-    'min_lr': ('cosine', 'tanh', 'plateau', 'poly', 'wsd', 'rsqrt'),
-    'cooldown_epochs': ('cosine', 'tanh', 'poly', 'wsd', 'rsqrt'),
-    'patience_epochs': ('plateau',),
-    'decay_milestones': ('multistep',),
-    'decay_epochs': ('step', 'wsd', 'rsqrt'),
-    'decay_rate': ('step', 'multistep', 'plateau', 'poly'),
-}
-
 _TRAINING = (
-    *_without_needed(TrainOptions),
+    *_declared_rows(TrainOptions),
     *_BOTH,
-    # data
+    # data and model
     Idle(('eval_metric',), lambda o: not o.val_split and o.task == 'classification', 'without --val-split'),
-    Idle(('image_memory',), lambda o: o.naflex_loader, 'with --naflex-loader'),
     Idle(('worker_seeding',), lambda o: o.workers == 0, 'with --workers 0'),
-    # model
     Idle(('pretrained',), lambda o: o.initial_checkpoint, 'with --initial-checkpoint, whose weights replace it'),
     Idle(('fuser',), lambda o: not o.torchscript, 'without --torchscript'),
     Idle(('drop_connect',), lambda o: True, 'with any model of timm: use --drop-path'),
-    # augmentation
-    Idle(('scale', 'ratio', 'train_crop_mode', 'hflip', 'vflip', 'color_jitter', 'color_jitter_prob', 'grayscale_prob',
-          'gaussian_blur_prob', 'aa', 'reprob', 'train_interpolation'), lambda o: o.no_aug, 'with --no-aug'),
+    # augmentation and mixing
     Idle(('scale', 'ratio'), lambda o: o.train_crop_mode == 'pad', 'with --train-crop-mode pad'),
-    Idle(('train_crop_mode',), lambda o: o.naflex_loader, 'with --naflex-loader'),
     Idle(('color_jitter', 'color_jitter_prob'), lambda o: o.aa and '3a' not in o.aa and o.color_jitter,
          'with --aa {aa}, as in timm: use a policy of 3-augment, such as 3a, or drop one of them'),
     Idle(('color_jitter_prob',), lambda o: not o.color_jitter, 'with --color-jitter 0'),
     Idle(('resplit',), lambda o: not o.reprob and not o.split_bn, 'without --reprob'),
-    # mixing
     Idle(('mixup_prob', 'mixup_mode', 'mixup_off_epoch'), lambda o: not mixing(o),
          'without --mixup, --cutmix or --cutmix-minmax'),
     Idle(('mixup_switch_prob',), lambda o: not o.mixup or not (o.cutmix or o.cutmix_minmax),
          'without --mixup and --cutmix together'),
     Idle(('cutmix',), lambda o: o.cutmix_minmax is not None, 'with --cutmix-minmax, which is another CutMix'),
-    # scheduled resolutions, NaFlex
-    Idle(('train_size_schedule_spread', 'train_size_random_mix'), lambda o: o.train_size_schedule == 'constant',
-         'without --train-size-schedule progressive'),
     # task and loss
     Idle(('multilabel_threshold',), lambda o: o.task != 'multilabel', 'without --task multilabel'),
-    *(Idle(names, partial(_has_other_loss, name), f'without --loss {name}') for name, names in (
-        ('asl', ('asl_gamma_pos', 'asl_gamma_neg', 'asl_clip')),
-        ('poly', ('poly_epsilon', 'poly_gamma', 'poly_alpha')),
-        ('twoway', ('twoway_tp', 'twoway_tn')),
-        ('db', ('db_neg_scale', 'db_init_bias', 'db_focal_gamma')))),
     Idle(('asl_gamma_neg',), lambda o: o.task != 'multilabel' and not o.smoothing, 'with --smoothing 0'),
-    Idle(('asl_clip',), lambda o: o.task != 'multilabel', 'without --task multilabel'),
     Idle(('class_stats',), lambda o: loss_name(o) != 'db' and not _by_frequency(
         o, 'inv_freq', 'effective_num', 'neg_pos'), 'without --loss db or a weight of the loss by frequency'),
     Idle(('loss_weight_power',), lambda o: not _by_frequency(o, 'inv_freq', 'neg_pos'),
@@ -121,20 +109,13 @@ _TRAINING = (
     Idle(('loss_weight_max',), lambda o: not _by_frequency(o, 'inv_freq', 'effective_num', 'neg_pos'),
          'without a weight of the loss by frequency'),
     # distillation
-    Idle(('kd_student_feature_dim', 'kd_teacher_feature_dim'), lambda o: o.kd_distill_type != 'feature',
-         'without --kd-distill-type feature'),
-    Idle(('kd_token_distill_type',), lambda o: o.kd_distill_type != 'token', 'without --kd-distill-type token'),
     Idle(('kd_temperature',), lambda o: o.kd_distill_type == 'feature', 'with --kd-distill-type feature'),
     Idle(('kd_temperature',), lambda o: (o.kd_distill_type, o.kd_token_distill_type) == ('token', 'hard'),
          'with --kd-token-distill-type hard'),
-    # optimizer
     # schedule
-    Idle(('lr_base', 'lr_base_size', 'lr_base_scale'), lambda o: o.lr is not None, 'with --lr'),
     Idle(('lr_noise', 'sched_on_updates'), lambda o: o.sched == 'none', 'with --sched none'),
     Idle(('warmup_lr', 'warmup_epochs'), lambda o: o.sched == 'none' and o.warmup_epochs
          and not o.warmup_prefix, 'with --sched none: use --sched constant'),
-    *(Idle((name,), partial(_has_other_schedule, schedules), 'with --sched {sched}')
-      for name, schedules in _SCHEDULES.items()),
     Idle(('lr_cycle_mul', 'lr_cycle_decay'), lambda o: o.lr_cycle_limit == 1,
          'without --lr-cycle-limit 2 or more'),
     Idle(('warmup_lr', 'warmup_prefix'), lambda o: o.warmup_epochs == 0 and o.warmup_lr,
@@ -142,13 +123,10 @@ _TRAINING = (
     Idle(('decay_milestones',), lambda o: o.decay_milestones[0] >= o.epochs, 'with --epochs {epochs}'),
     Idle(('decay_epochs',), lambda o: o.sched == 'step' and o.decay_epochs >= o.epochs,
          'with --epochs {epochs}'),
-    # batch norm, EMA
-    Idle(('dist_bn',), lambda o: o.sync_bn, 'with --sync-bn'),
-    # run
 )
 
 _VALIDATION = (
-    *_without_needed(ValidateOptions),
+    *_declared_rows(ValidateOptions),
     *_BOTH,
     Idle(('pretrained',), lambda o: o.checkpoint, 'with --checkpoint, whose weights replace it'),
     Idle(('fuser',), lambda o: not (o.torchscript or o.aot_autograd),
@@ -159,18 +137,17 @@ _VALIDATION = (
          'with --tf-preprocessing'),
     Idle(('multilabel_threshold',), lambda o: o.task != 'multilabel' and not o.checkpoint,  # may be of one
          'without --task multilabel'),
-    Idle(('attack_steps', 'attack_step_size'), lambda o: o.attack == 'fgsm', 'without --attack pgd'),
     Idle(('severities',), lambda o: not (o.corruptions or o.corruptions_dir),
          'without --corruptions or --corruptions-dir'),
 )
 
 
-def warn_of_idle(options: AnyOptions, parser: Parser, training: bool) -> None:
-    """Warn once of each option without effect. `parser` has the declared defaults."""
-    warned = set()
-    for names, when, words in _TRAINING if training else _VALIDATION:
+def warn_of_idle(options: AnyOptions, parser: Parser) -> None:
+    """Warn once of each option without effect."""
+    warned, known = set(), declared(type(options))
+    for names, when, words in _TRAINING if isinstance(options, TrainOptions) else _VALIDATION:
         for name in names:
-            if name not in warned and getattr(options, name) != parser.get_default(name) and when(options):
+            if name not in warned and getattr(options, name) != known[name].default and when(options):
                 warned.add(name)
                 parser.warn(f'{flag_of(name)} has no effect {words.format(**vars(options))}')
 
@@ -195,7 +172,7 @@ def surprises_of_run(
         yield (f'--warmup-epochs {options.warmup_epochs} is all of --epochs {options.epochs}: the learning rate only '
                'rises, as in timm')
     lr = options.lr or 0.
-    if options.min_lr > lr and options.sched in _SCHEDULES['min_lr']:
+    if options.min_lr > lr and has_effect(options, 'min_lr'):
         yield f'--min-lr {options.min_lr:g} is above the learning rate of {lr:g}, which never falls'
     if options.warmup_epochs and options.warmup_lr > lr and options.sched != 'none':
         yield f'--warmup-lr {options.warmup_lr:g} is above the learning rate of {lr:g}: warm-up lowers it'

@@ -243,7 +243,9 @@ def test_the_declaration_of_every_option_is_complete(options):
         assert option.check or option.convert or option.kind not in (int, float), f'{name}: a number without a check'
         assert option.resume in RESUME and option.recipe in RECIPE and option.evaluation in EVALUATION, name
         assert option.affects_result or option.resume in ('ignored', 'logged'), name
-        assert set(option.needs) <= {*known, *declared(TrainOptions)}, name
+        for other, *values in map(str.split, (*option.needs, *option.unless)):
+            needed = declared(TrainOptions if other not in known else options)[other]
+            assert set(values) <= {*(needed.choices or ()), *(needed.check and needed.check.names or ())}, name
         assert not {*option.synonyms, *option.former} & {*known}, name
         assert not list(problems(options(**{name: option.default}))), f'{name}: its default is refused'
     assert {field.name for field in fields(options)} - {'given'} == set(known)

@@ -101,7 +101,7 @@ def test_the_recipe_of_every_option_is_a_file_of_train_and_names_nobody(folder):
 @pytest.mark.parametrize('name', ACTIONS)
 def test_recipe_and_command_of_each_option_are_accepted_and_say_the_same(name, folder, tmp_path, monkeypatch):
     # Each option alone has no effect.
-    monkeypatch.setattr('agmax_timm.options.parse.check_combinations', lambda *_: None)
+    monkeypatch.setattr('agmax_timm.options.combinations.check_combinations', lambda *_: None)
     words = words_of(name, folder)
     if name not in ('data', 'data_dir'):
         words = ['DIR', *words]

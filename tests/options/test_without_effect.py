@@ -78,11 +78,15 @@ TRAINING = [
     ('--lr 1 --lr-base 2', '--lr-base', 'with --lr'),
     ('--sched none --lr-noise 0.5', '--lr-noise', 'with --sched none'),
     ('--sched none --warmup-epochs 3', '--warmup-epochs', 'with --sched none: use --sched constant'),
-    *((f'--sched {sched} --{flag} {value}', f'--{flag}', f'with --sched {sched}') for sched, flag, value in (
-        ('step', 'lr-cycle-limit', 2), ('wsd', 'lr-cycle-mul', 2), ('plateau', 'lr-cycle-decay', 0.2),
-        ('tanh', 'lr-k-decay', 2), ('cosine', 'lr-decay-fn', 'exp'), ('wsd', 'lr-stable-timescale', 3),
-        ('step', 'min-lr', 0.1), ('step', 'cooldown-epochs', 3), ('cosine', 'patience-epochs', 3),
-        ('cosine', 'decay-milestones', 1), ('cosine', 'decay-epochs', 3), ('cosine', 'decay-rate', 0.5))),
+    *((f'--sched {sched} --{flag}', f'--{flag.split()[0]}', f'without --sched {needed}')
+      for sched, flag, needed in (
+        ('step', 'lr-cycle-limit 2', 'cosine, tanh or poly'), ('wsd', 'lr-cycle-mul 2', 'cosine, tanh or poly'),
+        ('plateau', 'lr-cycle-decay 0.2', 'cosine, tanh or poly'), ('tanh', 'lr-k-decay 2', 'cosine or poly'),
+        ('cosine', 'lr-decay-fn exp', 'wsd or rsqrt'), ('wsd', 'lr-stable-timescale 3', 'rsqrt'),
+        ('step', 'min-lr 0.1', 'cosine, tanh, plateau, poly, wsd or rsqrt'),
+        ('step', 'cooldown-epochs 3', 'cosine, tanh, poly, wsd or rsqrt'), ('cosine', 'patience-epochs 3', 'plateau'),
+        ('cosine', 'decay-milestones 1', 'multistep'), ('cosine', 'decay-epochs 3', 'step, wsd or rsqrt'),
+        ('cosine', 'decay-rate 0.5', 'step, multistep, plateau or poly'))),
     ('--lr-noise-std 2', '--lr-noise-std', 'without --lr-noise'),
     ('--lr-cycle-mul 2', '--lr-cycle-mul', 'without --lr-cycle-limit 2 or more'),
     ('--warmup-epochs 0 --warmup-lr 0.1', '--warmup-lr', 'with --warmup-epochs 0'),
@@ -138,8 +142,8 @@ def warnings_of(capsys, parse, words, file):
 @pytest.fixture
 def unchecked(monkeypatch):
     """Parse without the checks that refuse: a table row can be seen where another rule comes first."""
-    for name in ('check_train_args', 'check_validate_args', 'check_combinations'):
-        monkeypatch.setattr(f'agmax_timm.options.parse.{name}', lambda *args: None)
+    for name in ('checks.check_train_args', 'checks.check_validate_args', 'combinations.check_combinations'):
+        monkeypatch.setattr(f'agmax_timm.options.{name}', lambda *args: None)
 
 
 @pytest.mark.parametrize('parse, prog, examples', [
