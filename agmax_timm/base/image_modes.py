@@ -6,6 +6,8 @@ from PIL.ImageMode import getmode
 CROP_MODES = ('rrc', 'rkrc', 'rkrr', 'pad')
 MIXUP_MODES = ('batch', 'pair', 'elem')
 BACKENDS = ('auto', 'timm', 'fast')
+# AutoAugment's published policies, and timm's policies in whose place they are used. With 3a, timm jitters colours too.
+PUBLISHED_POLICIES = {'cifar10': 'original', 'svhn': 'original', 'imagenet': '3a'}
 
 _COLOURS = ('L', 'LA', 'RGB', 'RGBA', 'RGBX', 'CMYK', 'YCbCr', 'HSV')
 # Modes that an augmentation accepts and keeps, by its argument of timm's create_loader. Crops and flips work in all
@@ -17,6 +19,12 @@ _MODES_OF_STEPS = {
     'gaussian_blur_prob': (*_COLOURS, 'F'),
 }
 _DEFAULT_JITTER = 0.4  # timm's
+
+
+def timm_policy(policy: str) -> str:
+    """Return timm's policy in whose place a policy is used: 'original-mstd0.5' for 'cifar10-mstd0.5'."""
+    name, dash, rest = policy.partition('-')
+    return f'{PUBLISHED_POLICIES.get(name, name)}{dash}{rest}'
 
 
 def mode_of_channels(channels: int) -> str:

@@ -1,13 +1,16 @@
-"""Augmentations of the published AgMax runs that timm's transforms lack: CutOut, PCA lighting, pad-and-crop."""
-from collections.abc import Callable
+"""Augmentations of the published AgMax runs that timm's transforms lack: CutOut, lighting, pad-and-crop, policies."""
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from PIL import Image
+from timm.data import auto_augment
 from timm.data.scheduled_sampler import ScheduledTransformDataset
 from timm.data.transforms import str_to_interp_mode
 from torchvision import transforms
+
+from ..base.image_modes import PUBLISHED_POLICIES
 
 # Principal components of ImageNet's RGB values in [0, 1], from 'ImageNet Classification with Deep Convolutional Neural
 # Networks', section 4.1: eigenvalues, and eigenvectors as columns (rows R, G, B).
@@ -17,6 +20,9 @@ _RGB_EIGENVECTORS = torch.tensor([
     [-0.5808, -0.0045, -0.8140],
     [-0.5836, -0.6948, 0.4203],
 ])
+
+# timm's names of operations with the ranges of the published policies, where they differ from the published names.
+_OPERATIONS = {'Posterize': 'PosterizeOriginal', 'TranslateX': 'TranslateXRel', 'TranslateY': 'TranslateYRel'}
 
 
 @dataclass(frozen=True)
@@ -143,6 +149,30 @@ def extend_transform(
     if cutout:
         steps.append(CutOut(cutout))
     return transforms.Compose(steps)
+
+
+def use_published_policy(transforms_of_loader: Iterable[Any], policy: str) -> None:
+    """Put a published policy of AutoAugment in the place of timm's, see timm_policy. https://arxiv.org/abs/1805.09501
+
+    The 25 sub-policies are torchvision's table, the operations are timm's. As in the published AgMax runs, operations
+    take the nearest pixel, and black outside of the image.
+
+    Args:
+        transforms_of_loader: Training transforms of timm, changed in place.
+        policy: Policy of the user, such as 'cifar10' or 'cifar10-mstd0.5'. Nothing is changed for timm's own.
+    """
+    name = policy.partition('-')[0]
+    if name not in PUBLISHED_POLICIES:
+        return
+    table = transforms.AutoAugment(transforms.AutoAugmentPolicy(name)).policies
+    for transform in transforms_of_loader:
+        for step in getattr(transform, 'transforms', ()):
+            if isinstance(step, auto_augment.AutoAugment):
+                hparams = dict(step.policy[0][0].hparams)
+                hparams.update(img_mean=(0,) * len(hparams['img_mean']), interpolation=Image.Resampling.NEAREST)
+                step.policy = [
+                    [auto_augment.AugmentOp(_OPERATIONS.get(operation, operation), probability, level or 0, hparams)
+                     for operation, probability, level in pair] for pair in table]
 
 
 def transforms_of(dataset: Any) -> list[Callable]:

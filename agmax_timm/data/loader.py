@@ -10,8 +10,17 @@ from timm.data import AugMixDataset, Mixup, create_loader
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from ..base.distributed import world_size
-from ..base.image_modes import BACKENDS, CROP_MODES, check_mode, mode_of_channels
-from .augment import Chain, CutOut, Extensions, change_transforms, extend_transform, pad_and_crop, transforms_of
+from ..base.image_modes import BACKENDS, CROP_MODES, check_mode, mode_of_channels, timm_policy
+from .augment import (
+    Chain,
+    CutOut,
+    Extensions,
+    change_transforms,
+    extend_transform,
+    pad_and_crop,
+    transforms_of,
+    use_published_policy,
+)
 from .backend import select_backend, use_batched_views
 from .device import DeviceMixupLoader
 from .memory.buffers import is_pinned, is_reusable
@@ -62,7 +71,7 @@ def create_train_loader(
         collate_fn=collate,
         device=device,
         pin_memory=pin_memory,
-        **kwargs,
+        **{**kwargs, 'auto_augment': timm_policy(kwargs.get('auto_augment') or '')},
     )
     _add_augmentation(loader, size, extensions, kwargs)
     mixes = mixup is not None and mixup.get('prob', 1.) > 0.
@@ -112,6 +121,8 @@ def _check_arguments(
 def _add_augmentation(loader: Any, size: tuple[int, ...], extensions: Extensions, kwargs: dict[str, Any]) -> None:
     """Add the augmentation that timm lacks to a loader. timm's prefetcher erases after it has normalised."""
     prefetch, lighting, cutout = kwargs.get('use_prefetcher', True), extensions.lighting, extensions.cutout
+    in_splits = getattr(loader.dataset, 'augmentation', None)  # where timm keeps the policy with num_aug_splits
+    use_published_policy([*transforms_of(loader.dataset), in_splits], kwargs.get('auto_augment') or '')
     crop = None
     if extensions.train_crop_mode == 'pad':
         crop = pad_and_crop((size[-2], size[-1]), kwargs.get('interpolation', 'bilinear'))
@@ -178,7 +189,8 @@ def create_two_view_loader(
             created after the loader, and shuffles anew in each epoch. True is as in timm: call
             `loader.sampler.set_epoch` before each epoch.
         **kwargs: Further arguments of timm.data.create_loader. In addition, `train_crop_mode='pad'` pads an eighth of
-            the size on each side and takes a random crop. `device` is CUDA if available, else the CPU.
+            the size on each side and takes a random crop, and `auto_augment` may be 'cifar10', 'svhn' or 'imagenet',
+            AutoAugment's published policies. `device` is CUDA if available, else the CPU.
 
     Returns:
         Iterable of (input, target) with the attributes of timm's loader.

@@ -7,7 +7,8 @@ import torch
 from timm.data import NaFlexMixup, create_naflex_loader
 from torch.utils.data import Subset, default_collate
 
-from ..base.image_modes import check_mode, mode_of_channels
+from ..base.image_modes import check_mode, mode_of_channels, timm_policy
+from .augment import use_published_policy
 from .views import TwoViews, warn_of_equal_views
 
 _logger = logging.getLogger(__name__)
@@ -68,11 +69,14 @@ def create_naflex_train_loader(dataset: Any, *, mixup: dict[str, Any] | None = N
     """
     check_mode(dataset, kwargs.get('channels', 3), kwargs)
     mix = NaFlexMixup(**mixup) if mixup is not None else None
+    policy = kwargs.get('auto_augment') or ''
     loader = create_naflex_loader(
-        dataset, is_training=True, mixup_fn=TwoViewMajor(mix) if two_views else mix, **kwargs)
+        dataset, is_training=True, mixup_fn=TwoViewMajor(mix) if two_views else mix,
+        **{**kwargs, 'auto_augment': timm_policy(policy)})
+    batches: Any = loader.dataset
+    use_published_policy(batches.transforms.values(), policy)
     if not two_views:
         return loader
-    batches: Any = loader.dataset
     spare = _single_images([size for _, size in batches._canonical_batch_schedule])
     if spare:
         _logger.warning(f'Training leaves out the last {spare} of {len(dataset)} images, which would be batches of one '

@@ -31,7 +31,9 @@ class Augmentation:
     gaussian_blur_prob: float | None = option(None, 'probability of Gaussian blur',
         metavar='P', check=between(0, 1), unless='no_aug')
     aa: str | None = option(
-        None, 'policy of AutoAugment, RandAugment, AugMix or 3-augment, as in timm, such as rand-m9-mstd0.5',
+        None,
+        'policy of AutoAugment, RandAugment, AugMix or 3-augment, as in timm, such as rand-m9-mstd0.5; or cifar10, '
+        'svhn or imagenet: AutoAugment as published, for imagenet with --color-jitter',
         metavar='POLICY', unless='no_aug', card=True,
         synonyms=('auto_augment', 'autoaugment', 'rand_augment', 'randaugment'))
     augment_backend: str = option(

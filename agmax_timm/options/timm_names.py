@@ -12,6 +12,7 @@ from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 from timm.utils import world_info_from_env
 
 from ..base.errors import OptionError
+from ..base.image_modes import timm_policy
 from ..base.silence import silenced
 from ..base.text import nearest, one_line
 from .optimization import Schedule
@@ -148,7 +149,7 @@ def check_policy(policy: str) -> None:
     make = (auto_augment.rand_augment_transform if policy.startswith('rand') else
             auto_augment.augment_and_mix_transform if policy.startswith('augmix') else
             auto_augment.auto_augment_transform)
-    _try(f'--aa {policy}', lambda: make(policy, dict(translate_const=10, img_mean=(0, 0, 0))))
+    _try(f'--aa {policy}', lambda: make(timm_policy(policy), dict(translate_const=10, img_mean=(0, 0, 0))))
 
 
 def _try(flags: str, make: Callable[[], Any]) -> Any:

@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from ..base.command_line import Parser, flag_of
+from ..base.image_modes import timm_policy
 from .checks import loss_name, mixing
 from .data_kinds import kind_of
 from .declare import declared
@@ -88,7 +89,7 @@ _TRAINING = (
     Idle(('drop_connect',), lambda o: True, 'with any model of timm: use --drop-path'),
     # augmentation and mixing
     Idle(('scale', 'ratio'), lambda o: o.train_crop_mode == 'pad', 'with --train-crop-mode pad'),
-    Idle(('color_jitter', 'color_jitter_prob'), lambda o: o.aa and '3a' not in o.aa and o.color_jitter,
+    Idle(('color_jitter', 'color_jitter_prob'), lambda o: o.aa and '3a' not in timm_policy(o.aa) and o.color_jitter,
          'with --aa {aa}, as in timm: use a policy of 3-augment, such as 3a, or drop one of them'),
     Idle(('color_jitter_prob',), lambda o: not o.color_jitter, 'with --color-jitter 0'),
     Idle(('resplit',), lambda o: not o.reprob and not o.split_bn, 'without --reprob'),

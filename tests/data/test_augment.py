@@ -5,11 +5,12 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from PIL import Image
-from timm.data import create_transform
+from PIL import Image, ImageEnhance, ImageOps
+from timm.data import auto_augment, create_transform
 
 from agmax_timm import create_two_view_loader
 from agmax_timm.data.augment import CutOut, Lighting, extend_transform, pad_and_crop
+from agmax_timm.data.loader import create_train_loader
 
 pytestmark = pytest.mark.usefixtures('fixed_seed')
 SIGMAS = 4  # of every statistical bound below; the seeds are fixed
@@ -191,3 +192,85 @@ def test_extend_transform_keeps_timms_steps(policy, use_prefetcher):
 def test_extend_transform_with_nothing():
     theirs = create_transform(32, is_training=True)
     assert extend_transform(theirs).transforms == theirs.transforms
+
+
+# Published policies
+
+# Operation, probability, magnitude: tables 7 (CIFAR-10) and 9 (SVHN, ImageNet) of arXiv 1805.09501.
+CIFAR10 = """
+Invert .1 7 Contrast .2 6, Rotate .7 2 TranslateX .3 9, Sharpness .8 1 Sharpness .9 3, ShearY .5 8 TranslateY .7 9,
+AutoContrast .5 8 Equalize .9 2, ShearY .2 7 Posterize .3 7, Color .4 3 Brightness .6 7, Sharpness .3 9 Brightness .7 9,
+Equalize .6 5 Equalize .5 1, Contrast .6 7 Sharpness .6 5, Color .7 7 TranslateX .5 8, Equalize .3 7 AutoContrast .4 8,
+TranslateY .4 3 Sharpness .2 6, Brightness .9 6 Color .2 8, Solarize .5 2 Invert 0 3, Equalize .2 0 AutoContrast .6 0,
+Equalize .2 8 Equalize .6 4, Color .9 9 Equalize .6 6, AutoContrast .8 4 Solarize .2 8, Brightness .1 3 Color .7 0,
+Solarize .4 5 AutoContrast .9 3, TranslateY .9 9 TranslateY .7 9, AutoContrast .9 2 Solarize .8 3,
+Equalize .8 8 Invert .1 3, TranslateY .7 9 AutoContrast .9 1"""
+
+
+def operate(image, name, magnitude, sign):
+    """The image after a published operation: ranges of table 6 of arXiv 1805.09501, nearest pixel, black outside."""
+    share, (width, height) = magnitude / 10, image.size
+    affine = {
+        'ShearX': (1, sign * .3 * share, 0, 0, 1, 0), 'ShearY': (1, 0, 0, sign * .3 * share, 1, 0),
+        'TranslateX': (1, 0, sign * .45 * share * width, 0, 1, 0), 'TranslateY': (
+            1, 0, 0, 0, 1, sign * .45 * share * height)}
+    if name in affine:
+        return image.transform(image.size, Image.Transform.AFFINE, affine[name])
+    if name in ('Color', 'Contrast', 'Brightness', 'Sharpness'):
+        return getattr(ImageEnhance, name)(image).enhance(.1 + 1.8 * share)
+    return {
+        'Rotate': lambda: image.rotate(sign * 30 * share), 'Invert': lambda: ImageOps.invert(image),
+        'AutoContrast': lambda: ImageOps.autocontrast(image), 'Equalize': lambda: ImageOps.equalize(image),
+        'Solarize': lambda: ImageOps.solarize(image, int(256 * share)),
+        'Posterize': lambda: ImageOps.posterize(image, 4 + int(4 * share))}[name]()
+
+
+def policy_of(dataset):
+    step, = (step for step in dataset.transform.transforms if isinstance(step, auto_augment.AutoAugment))
+    return step.policy
+
+
+def load(dataset, **kwargs):
+    create_train_loader(dataset, (3, 32, 32), 4, augment_backend='timm', num_workers=0, device='cpu', **kwargs)
+    return dataset
+
+
+def test_the_cifar10_policy_has_the_published_operations(gradient_dataset):
+    words = [pair.split() for pair in CIFAR10.split(',')]
+    policy, image = policy_of(load(gradient_dataset(8), auto_augment='cifar10')), noise_image(24, 40)
+    assert len(policy) == len(words) == 25
+    for pair, line in zip(policy, words):
+        for op, name, probability, magnitude in zip(pair, line[::3], map(float, line[1::3]), map(int, line[2::3])):
+            assert op.prob == probability
+            op.prob = 1.
+            expected = {operate(image, name, magnitude, sign).tobytes() for sign in (1, -1)}
+            assert {op(image).tobytes() for _ in range(20)} == expected, name
+
+
+@pytest.mark.parametrize('policy, steps', [
+    ('cifar10', ['AutoAugment']), ('svhn-mstd0.5', ['AutoAugment']), ('imagenet', ['AutoAugment', 'ColorJitter'])])
+@pytest.mark.parametrize('use_prefetcher', [True, False])
+def test_a_published_policy_is_in_the_place_of_timms(gradient_dataset, policy, steps, use_prefetcher):
+    dataset = load(gradient_dataset(8), auto_augment=policy, use_prefetcher=use_prefetcher)
+    names = [type(step).__name__ for step in dataset.transform.transforms]
+    assert names[1:-1 if use_prefetcher else -2] == ['RandomHorizontalFlip', *steps]
+    ops = list(itertools.chain(*policy_of(dataset)))
+    assert len(ops) == 50 and {op.magnitude_std for op in ops} == {0.5 if 'mstd' in policy else 0}
+    assert {(op.kwargs['fillcolor'], op.kwargs['resample']) for op in ops} == {((0, 0, 0), Image.Resampling.NEAREST)}
+
+
+def test_a_published_policy_with_augmentation_splits_and_sizes(gradient_dataset):
+    loader = create_train_loader(gradient_dataset(8), (3, 32, 32), 4, num_workers=0, device='cpu', num_aug_splits=2,
+                                 auto_augment='cifar10')
+    assert loader.dataset.augmentation.transforms[0].policy[1][0].kwargs['fillcolor'] == (0, 0, 0)
+    loader = create_train_loader(gradient_dataset(8), (3, 32, 32), 4, num_workers=0, device='cpu', two_views=True,
+                                 auto_augment='cifar10', input_size_choices=(24, 32))
+    assert len(loader.dataset.transforms) == 2 and 'PosterizeOriginal' in repr(loader.dataset.transforms[1])
+
+
+def test_a_published_policy_of_gray_images(gradient_dataset):
+    dataset = gradient_dataset(8)
+    dataset.images = [image.convert('L') for image in dataset.images]
+    loader = create_two_view_loader(dataset, (1, 24, 24), 4, num_workers=0, device='cpu', auto_augment='cifar10',
+                                    mean=(0.5,), std=(0.5,))
+    assert all(x.shape == (8, 1, 24, 24) for x, _ in loader)

@@ -288,7 +288,7 @@ def test_image_dtype(photos, use_prefetcher):
 
 
 @pytest.mark.parametrize('policy', [
-    'original', 'originalr', '3a', 'rand-m9-mstd0.5', 'rand-m7-inc1', 'augmix-m3-w3',
+    'original', 'originalr', 'cifar10', 'imagenet-mstd0.5', '3a', 'rand-m9-mstd0.5', 'rand-m7-inc1', 'augmix-m3-w3',
 ])
 @pytest.mark.parametrize('use_prefetcher', [True, False])
 def test_policies_run(photos, policy, use_prefetcher):

@@ -64,6 +64,15 @@ def test_mixed_targets_are_distributions(images):
         assert not torch.equal(first, second), 'each view has its own amounts'
 
 
+def test_a_published_policy_of_auto_augment(images):
+    loader = load(images(16), auto_augment='cifar10')
+    for views in loader.dataset.transforms.values():
+        policy, = (step.policy for step in views.transform.transforms if hasattr(step, 'policy'))
+        assert len(policy) == 25
+        assert {op.kwargs['fillcolor'] for pair in policy for op in pair} == {(0, 0, 0)}
+    assert all(input['patches'].isfinite().all() for input, _ in loader)
+
+
 @pytest.mark.parametrize('count', [8, 9, 15, 16, 17])
 def test_no_batch_holds_a_single_image(images, count):
     loader = load(images(count))

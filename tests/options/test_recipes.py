@@ -27,8 +27,8 @@ torch.set_num_threads(1)  # small tensors: more threads only wait for each other
 
 RESNETS = ('resnet50_in1k_90ep', 'resnet50_in1k_270ep', 'resnet101_in1k_90ep', 'resnet101_in1k_270ep')
 COSINES = ('regnety_004_in1k_100ep', 'efficientnet_b0_in1k_100ep')
-CIFAR = 'wide_resnet_cifar'
-BASES = (*RESNETS, *COSINES, CIFAR)
+CIFAR, SVHN = WIDE = ('wide_resnet_cifar', 'wide_resnet_svhn')
+BASES = (*RESNETS, *COSINES, *WIDE)
 METHODS = {
     'baseline': dict(agmax=False, smoothing=0),
     'label_smoothing': dict(agmax=False, smoothing=0.1),
@@ -36,7 +36,7 @@ METHODS = {
 }
 
 
-def augmentations(cutout, alpha, cutmix_prob):
+def augmentations(policy, cutout, alpha, cutmix_prob):
     kinds = {
         'standard': {},
         'cutout': dict(cutout=cutout),
@@ -44,25 +44,24 @@ def augmentations(cutout, alpha, cutmix_prob):
         'cutmix': dict(cutmix=1.0, mixup_prob=cutmix_prob),
     }
     table = {}
-    for suffix, aa in (('', ''), ('_aa', 'original')):
+    for suffix, aa in (('', ''), ('_aa', policy)):
         for kind, options in kinds.items():
             name = f'{kind}{suffix}' if kind != 'standard' or not suffix else 'aa'
             table[name] = {**dict(aa=aa, cutout=0, mixup=0, cutmix=0), **options}
     return table
 
 
-# CIFAR's images are enlarged four times: 64 of 128 pixels are the published 16 of 32.
-AUGMENTATIONS = {'aug': augmentations(112, 0.2, 1.0), 'aug_cifar': augmentations(64, 1.0, 0.5)}
-FAMILY = {base: 'aug_cifar' if base == CIFAR else 'aug' for base in BASES}
+AUGMENTATIONS = {
+    'aug': augmentations('imagenet', 112, 0.2, 1.0), 'aug_cifar': augmentations('cifar10', 16, 1.0, 0.5)}
+FAMILY = {base: 'aug_cifar' if base in WIDE else 'aug' for base in BASES}
 COMBINATIONS = [(base, f'{FAMILY[base]}/{name}', f'method/{method}')
                 for base in BASES for name in AUGMENTATIONS[FAMILY[base]] for method in METHODS]
 FILES = [*BASES, *(f'{family}/{name}' for family, table in AUGMENTATIONS.items() for name in table),
          *(f'method/{method}' for method in METHODS)]
 
-# resnetv2_34 is WideResNet-40-2 (2,243,546 without biases in convolutions) but for a stem of 7 x 7 in place of 3 x 3.
 PARAMETERS = {
     'resnet50': 25_557_032, 'resnet101': 44_549_160, 'regnety_004': 4_344_144, 'efficientnet_b0': 5_288_548,
-    'resnetv2_34': 2_243_546 + 16 * 3 * (7 * 7 - 3 * 3),
+    'wide_resnet40_2': 2_246_474, 'wide_resnet28_2': 1_469_642,
 }
 
 CPU = torch.device('cpu')
@@ -152,7 +151,7 @@ def test_a_batch(base, augmentation, method, photos):
     input, target = next(iter(train))
 
     views = 8 if args.agmax else 4
-    size = 128 if base == CIFAR else 224
+    size = 32 if base in WIDE else 224
     assert input.shape == (views, 3, size, size) and input.dtype == torch.float32
     if mixing(args):
         assert target.shape == (views, 3)
@@ -231,19 +230,21 @@ def test_cosine_schedule_with_warmup(base):
             scheduler.step((update + 1) // 4)  # each epoch's call leaves it as it is
 
 
-def test_cosine_schedule_of_cifar():
-    args = parse(CIFAR, argv=SMALL_MODEL)
+@pytest.mark.parametrize('base, expected_epochs', [(CIFAR, 200), (SVHN, 160)])
+def test_cosine_schedule_of_small_images(base, expected_epochs):
+    args = parse(base, argv=SMALL_MODEL)
     _, optimizer = build_optimizer(args)
     scheduler, epochs = optimization.build_scheduler(args, optimizer, 5)
-    assert epochs == 200
+    assert epochs == expected_epochs
     for epoch in range(epochs):
-        expected = 0.05 * (1 + math.cos(math.pi * epoch / 200))
+        expected = 0.05 * (1 + math.cos(math.pi * epoch / epochs))
         assert optimizer.param_groups[0]['lr'] == pytest.approx(expected), epoch
         scheduler.step(epoch + 1)
 
 
 @pytest.mark.parametrize('base, images, weight_decay', [
-    *((base, 256, 1e-4) for base in RESNETS), *((base, 128, 5e-5) for base in COSINES), (CIFAR, 128, 5e-4)])
+    *((base, 256, 1e-4) for base in RESNETS), *((base, 128, 5e-5) for base in COSINES),
+    *((base, 128, 5e-4) for base in WIDE)])
 def test_learning_rate_follows_the_batch(base, images, weight_decay):
     for factor in (1, 2):
         args = parse(base, argv=('-b', str(factor * images)) if factor > 1 else ())
@@ -258,7 +259,7 @@ def test_model_and_optimizer(base):
     args = parse(base, f'{FAMILY[base]}/standard', 'method/agmax')
     task, optimizer = build_optimizer(args)
     model = task.get_eval_model()
-    assert model.num_classes == (10 if base == CIFAR else 1000)
+    assert model.num_classes == (10 if base in WIDE else 1000)
     assert sum(parameter.numel() for parameter in model.parameters()) == PARAMETERS[args.model]
 
     assert type(optimizer) is torch.optim.SGD
@@ -272,27 +273,6 @@ def test_model_and_optimizer(base):
         assert all((block.bn3.weight == 0).all() for block in model.layer1)
 
 
-def test_cifar_stages_see_what_wide_resnet_sees():
-    args = parse(CIFAR)
-    model, _ = build.build_model(args, CPU, PRECISION)
-    sizes = []
-    for stage in model.stages:
-        stage.register_forward_hook(lambda module, input, output: sizes.append(tuple(output.shape[1:])))
-    with torch.no_grad():
-        assert model(torch.zeros(1, 3, args.img_size, args.img_size)).shape == (1, 10)
-    assert sizes == [(32, 32, 32), (64, 16, 16), (128, 8, 8)]
-
-
-def test_wider_cifar_model_of_the_header():
-    text = ' '.join(line.removeprefix('# ') for line in header(CIFAR))
-    flags = re.search(r'For WRN-28-10: (--model-kwargs (?:\w+=\S+? ?)+)\. ', f'{text} ').group(1)
-    args = parse(CIFAR, argv=shlex.split(flags))
-    with torch.device('meta'):
-        model = timm.create_model(args.model, num_classes=10, **args.model_kwargs)
-    # 36,479,194 is WideResNet-28-10.
-    assert sum(parameter.numel() for parameter in model.parameters()) == 36_479_194 + 16 * 3 * (7 * 7 - 3 * 3)
-
-
 # What happens to an image
 
 
@@ -300,11 +280,11 @@ def test_wider_cifar_model_of_the_header():
 def test_evaluation_transform(base, photos):
     _, _, loader = build_loaders(parse(base, 'method/baseline', argv=(*SMALL_MODEL, *SMALL_DATA)), photos)
     resize, crop, *_ = loader.dataset.transform.transforms
-    assert (resize.size, resize.interpolation) == (128 if base == CIFAR else 256, InterpolationMode.BILINEAR)
-    assert crop.size == ((128, 128) if base == CIFAR else (224, 224))
+    assert (resize.size, resize.interpolation) == (32 if base in WIDE else 256, InterpolationMode.BILINEAR)
+    assert crop.size == ((32, 32) if base in WIDE else (224, 224))
 
 
-@pytest.mark.parametrize('base', [base for base in BASES if base != CIFAR])
+@pytest.mark.parametrize('base', [base for base in BASES if base not in WIDE])
 def test_pixels_are_normalised_as_imagenet(base):
     args = parse(base)
     with torch.device('meta'):
@@ -313,7 +293,7 @@ def test_pixels_are_normalised_as_imagenet(base):
     assert (config['mean'], config['std']) == (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
 
 
-@pytest.mark.parametrize('base', [base for base in BASES if base != CIFAR])
+@pytest.mark.parametrize('base', [base for base in BASES if base not in WIDE])
 def test_training_transform(base, photos):
     crop, flip, jitter, lighting, _ = steps = train_steps(base, 'aug/standard', 'method/agmax', photos=photos)
     assert names(steps[:4]) == ['RandomResizedCropAndInterpolation', 'RandomHorizontalFlip', 'ColorJitter', 'Lighting']
@@ -324,14 +304,14 @@ def test_training_transform(base, photos):
 
 def test_training_transform_with_auto_augment(photos):
     steps = train_steps('resnet50_in1k_90ep', 'aug/aa', 'method/baseline', photos=photos)
-    # The difference that the headers of these files name: no colour jitter.
-    assert names(steps[1:4]) == ['RandomHorizontalFlip', 'AutoAugment', 'Lighting']
+    assert names(steps[1:5]) == ['RandomHorizontalFlip', 'AutoAugment', 'ColorJitter', 'Lighting']
+    assert steps[3].brightness == steps[3].contrast == steps[3].saturation == (0.6, 1.4) and steps[3].hue is None
 
 
 def test_training_transform_of_cifar(photos):
     crop, flip, policy, *rest = train_steps(CIFAR, 'aug_cifar/aa', 'method/agmax', photos=photos)
     assert names(crop.transforms) == ['Resize', 'RandomCrop']
-    assert (crop.transforms[1].size, crop.transforms[1].padding) == ((128, 128), [16, 16])
+    assert (crop.transforms[1].size, crop.transforms[1].padding) == ((32, 32), [4, 4])
     assert names([flip, policy]) == ['RandomHorizontalFlip', 'AutoAugment']
     assert not {'ColorJitter', 'Lighting'} & set(names(rest))
 
@@ -345,7 +325,7 @@ def test_header(name, monkeypatch):
     train, *others = commands(name)
     assert train[0] == 'train.py'
     args = parse_train_args(train[1:])
-    assert args.data in ('/data/imagenet', '/data/cifar')
+    assert args.data in ('/data/imagenet', '/data/cifar', '/data/svhn')
     assert f'hparams/{name}.yaml' in train
     assert [argument for argument in train if argument.startswith('hparams/method/')]
 

@@ -40,6 +40,7 @@ TRAINING = [
     ('--train-crop-mode pad --ratio 1 1', '--ratio', 'with --train-crop-mode pad'),
     ('--naflex-loader --train-crop-mode rkrc', '--train-crop-mode', 'with --naflex-loader'),
     ('--aa original --color-jitter 0.9', '--color-jitter', 'with --aa original, as in timm: use a policy of 3-augment'),
+    ('--aa cifar10 --color-jitter 0.9', '--color-jitter', 'with --aa cifar10'),
     ('--aa rand-m9 --color-jitter-prob 0.9', '--color-jitter-prob', 'with --aa rand-m9, as in timm'),
     ('--color-jitter 0 --color-jitter-prob 0.9', '--color-jitter-prob', 'with --color-jitter 0'),
     ('--remode rand', '--remode', 'without --reprob'),
@@ -178,7 +179,8 @@ def test_the_table_names_options(table, parser):
 
 
 @pytest.mark.parametrize('words', [
-    '', '--aa 3a --color-jitter 0.3', '--aa original', '--aa original --color-jitter 0', '--warmup-epochs 0',
+    '', '--aa 3a --color-jitter 0.3', '--aa imagenet --color-jitter 0.3', '--aa original',
+    '--aa original --color-jitter 0', '--warmup-epochs 0',
     '--warmup-epochs 0 --warmup-lr 0', '--sched none --warmup-epochs 0',
     '--sched none --warmup-epochs 3 --warmup-prefix',
     '--cutmix 1 --mixup 0.2 --mixup-switch-prob 0.2 --mixup-prob 0.5 --mixup-mode pair --mixup-off-epoch 3',

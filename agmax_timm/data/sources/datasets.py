@@ -10,7 +10,7 @@ import timm.data
 from PIL import Image
 from timm.data.readers.reader_image_in_tar import ReaderImageInTar
 from torch.utils.data import Dataset
-from torchvision.datasets import ImageFolder
+from torchvision.datasets import SVHN, ImageFolder
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from ...base.errors import DataError
@@ -26,6 +26,9 @@ _SPLITS = (*TRAIN_SPLITS, *EVAL_SPLITS, 'test')
 # timm's names of torchvision's data sets. For the first ones, timm opens the test set for any split except train.
 _TORCH_BASIC = ('cifar10', 'cifar100', 'mnist', 'kmnist', 'fashion_mnist', 'qmnist')
 _TORCH_FOLDERS = ('folder', 'image_folder')
+# torchvision's parts of SVHN for each split. timm does not open SVHN.
+_SVHN = {**dict.fromkeys(TRAIN_SPLITS, ['train']), **dict.fromkeys((*EVAL_SPLITS, 'test'), ['test']),
+         'extra': ['extra'], 'train+extra': ['train', 'extra']}
 
 
 class DemoDataset(Dataset):
@@ -107,6 +110,8 @@ def check_split(name: str, root: str | None, split: str) -> None:
                         'folder with the part')
     if torch_name in _TORCH_BASIC and split not in _SPLITS:
         raise DataError(f'--dataset {name} has the splits train and validation, got {split!r}')
+    if torch_name == 'svhn' and split not in _SVHN:
+        raise DataError(f'--dataset {name} has the splits train, extra, train+extra and validation, got {split!r}')
     if torch_name is None or torch_name in _TORCH_FOLDERS:
         check_root(root, split)
     elif not root:
@@ -172,10 +177,26 @@ def _open(name: str, root: str | None, split: str, max_damaged: float | None, **
             return _open_folder(folder, root, max_damaged, **kwargs)
         transforms = {key: kwargs.get(key) for key in ('transform', 'target_transform')}
         return with_policy(TorchFolder(folder, **transforms), max_damaged)
+    if _torch_name(name) == 'svhn':
+        return _open_svhn(root, split, **kwargs)
     dataset = timm.data.create_dataset(name, root=root, split=split, **kwargs)
     if isinstance(getattr(dataset, 'reader', None), ReaderImageInTar):
         _leave_out_hidden(dataset.reader, renumber=not kwargs.get('class_map'))
     return with_policy(dataset, max_damaged)
+
+
+def _open_svhn(root: str | None, split: str, download: bool = False, **kwargs) -> SVHN:
+    """Open the parts of SVHN that make up a split as one data set of torchvision."""
+    transforms = {key: kwargs.get(key) for key in ('transform', 'target_transform')}
+    try:
+        dataset, *others = [SVHN(root or '', part, download=download, **transforms) for part in _SVHN[split]]
+    except ImportError as error:
+        raise DataError(f"--dataset torch/svhn needs {error.name}: pip install 'agmax_timm[svhn]'") from error
+    for other in others:
+        dataset.data = np.concatenate([dataset.data, other.data])
+        dataset.labels = np.concatenate([dataset.labels, other.labels])
+    dataset.targets = dataset.labels.tolist()  # the name in torchvision's other data sets
+    return dataset
 
 
 def _open_folder(

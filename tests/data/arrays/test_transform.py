@@ -64,6 +64,8 @@ RECIPES = {
     'lighting': (dict(lighting=.1, color_jitter=None), 2, .25, 0.),
     'pad': (dict(train_crop_mode='pad', color_jitter=None), 1, .25, 0.),
     'AutoAugment': (dict(auto_augment='original'), 4, 6., 2e-4),
+    'AutoAugment as published': (dict(auto_augment='cifar10'), 4, 6., 2e-4),
+    'AutoAugment as published, jitter': (dict(auto_augment='imagenet'), 4, 6., 2e-4),
     'AutoAugment v0': (dict(auto_augment='v0'), 4, 6., 2e-4),
     'RandAugment': (dict(auto_augment='rand-m9-mstd0.5-inc1'), 4, 6., 2e-4),
     'RandAugment by weights': (dict(auto_augment='rand-m7-n3-tweights', interpolation='bicubic'), 4, .5, 0.),

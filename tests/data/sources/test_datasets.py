@@ -10,6 +10,7 @@ from collections import Counter
 import numpy as np
 import pytest
 from PIL import Image
+from torchvision.datasets import SVHN
 
 from agmax_timm.base.errors import DataError
 from agmax_timm.data.sources.checks import check_classes, check_different
@@ -18,7 +19,19 @@ from agmax_timm.data.sources.datasets import DemoDataset, create_dataset
 from tests.helpers.paths import REPOSITORY
 
 TRAIN_NAMES = ['train', 'training']
+SVHN_NUMBERS = {'train': range(12), 'extra': range(20, 27), 'test': range(40, 45)}
 EVAL_NAMES = ['val', 'valid', 'validation', 'eval', 'evaluation']
+
+
+@pytest.fixture
+def svhn(tmp_path, monkeypatch):
+    """Folder of SVHN's files, with a few images: the number of an image is its colour, its digit comes from below."""
+    io = pytest.importorskip('scipy.io')
+    monkeypatch.setattr(SVHN, '_check_integrity', lambda self: True)
+    for part, numbers in SVHN_NUMBERS.items():
+        images = np.stack([np.full((32, 32, 3), number, np.uint8) for number in numbers], -1)
+        io.savemat(tmp_path / f'{part}_32x32.mat', {'X': images, 'y': np.array([[n % 10 or 10] for n in numbers])})
+    return str(tmp_path)
 
 
 @pytest.fixture
@@ -321,3 +334,29 @@ def test_head_too_wide(photos, caplog):
 def test_data_without_known_classes_is_not_checked(memory_dataset, photos):
     check_classes(memory_dataset([]), None, 1)
     check_classes(create_dataset('', str(photos), 'train'), memory_dataset([]), 3)
+
+
+# SVHN
+
+
+@pytest.mark.parametrize('split, parts', [
+    *((name, ['train']) for name in TRAIN_NAMES), *((name, ['test']) for name in [*EVAL_NAMES, 'test']),
+    ('extra', ['extra']), ('train+extra', ['train', 'extra'])])
+def test_the_splits_of_svhn(svhn, split, parts):
+    dataset = create_dataset('torch/svhn', svhn, split)
+    numbers = [number for part in parts for number in SVHN_NUMBERS[part]]
+    samples = [dataset[index] for index in range(len(dataset))]
+    assert [(image.getpixel((0, 0)), target) for image, target in samples] == [
+        ((number,) * 3, number % 10) for number in numbers]  # the files have 10 for the digit 0
+    assert samples[0][0].size == (32, 32) and dataset.targets == [number % 10 for number in numbers]
+
+
+def test_what_svhn_does_not_have(svhn, tmp_path, monkeypatch):
+    with pytest.raises(DataError, match=r"torch/svhn has the splits train, extra, train\+extra .*, got 'val2'"):
+        create_dataset('torch/svhn', svhn, 'val2')
+    monkeypatch.setitem(sys.modules, 'scipy.io', None)
+    with pytest.raises(DataError, match=r"torch/svhn needs scipy.*: pip install 'agmax_timm\[svhn\]'"):
+        create_dataset('torch/svhn', svhn, 'train')
+    monkeypatch.undo()
+    with pytest.raises(DataError, match='not found or corrupted.*download'):
+        create_dataset('torch/svhn', str(tmp_path / 'none'), 'train')
