@@ -23,11 +23,13 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter as Worker
 
 from agmax_timm.commands import train as train_cli
 from agmax_timm.commands import validate as validate_cli
+from agmax_timm.training.output import log
 from agmax_timm.weights.saved_model import SavedModel
 from agmax_timm.weights.staging import stage
 from tests.helpers import scale
 from tests.helpers.flags import SMALL_VALIDATION
 from tests.helpers.images import CLASSES, PER_CLASS, MemoryDataset, gradient_image
+from tests.helpers.run_files import write_small_curves
 from tests.helpers.slow import is_slow
 
 # The same examples each time, at any speed of the machine.
@@ -51,6 +53,14 @@ def restored_logging():
         logging.root.removeHandler(handler)
         handler.close()
     logging.root.setLevel(level)
+
+
+@pytest.fixture(scope='session', autouse=True)
+def small_curves():
+    """Let runs write a small curves.png. A test of the curves calls the function that it imported from the package."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(log, 'plot_curves', write_small_curves)
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -3,8 +3,6 @@ import csv
 import json
 import os
 import shutil
-import subprocess
-import sys
 from argparse import Namespace
 
 import numpy as np
@@ -18,6 +16,7 @@ from agmax_timm.commands import train as train_cli
 from agmax_timm.weights import averaging, checkpoint, onnx_export
 from agmax_timm.weights.saved_model import read_model
 from agmax_timm.weights.staging import stage
+from tests.helpers.plain_timm import run_in_plain_timm
 from tests.helpers.run_files import load
 
 MODELS = {
@@ -53,9 +52,7 @@ def run(argv):
 
 # Plain timm on folders of argv; the logits of each on the same input.
 PLAIN = """
-import json, sys
-sys.modules['agmax_timm'] = None
-import timm, torch
+import json, sys, timm, torch
 for folder in sys.argv[1:]:
     model = timm.create_model('local-dir:' + folder, pretrained=True).eval()
     channels = model.pretrained_cfg['input_size'][0]
@@ -63,6 +60,10 @@ for folder in sys.argv[1:]:
         logits = model(torch.linspace(-1, 1, 2048 * channels).reshape(2, channels, 32, 32))
     print(json.dumps([model.num_classes, model.pretrained_cfg.get('label_names'), logits.tolist()]))
 """
+
+
+def logits_in_plain_timm(*folders):
+    return [json.loads(line) for line in run_in_plain_timm(PLAIN, *folders, cwd=folders[0]).splitlines()]
 
 
 def test_plain_timm_loads_what_was_exported_bit_for_bit(ema_run, train_once, tmp_path):
@@ -89,10 +90,7 @@ def test_plain_timm_loads_what_was_exported_bit_for_bit(ema_run, train_once, tmp
         with torch.no_grad():
             logits = model(torch.linspace(-1, 1, 2048 * channels).reshape(2, channels, 32, 32))
         expected.append([3, ['ant', 'bee', 'cat'], logits.tolist()])
-    completed = subprocess.run(
-        [sys.executable, '-I', '-c', PLAIN, *(str(tmp_path / name) for name in exports)],
-        cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert [json.loads(line) for line in completed.stdout.splitlines()] == expected
+    assert logits_in_plain_timm(*(tmp_path / name for name in exports)) == expected
     assert len({str(logits) for _, _, logits in expected}) == len(exports), 'all of them differ'
 
 
@@ -148,12 +146,6 @@ def test_what_is_trained_on_from_a_folder_outlives_it(ema_run, photos, validate,
 # Weights alone
 
 VIT = dict(img_size=32, embed_dim=32, depth=2, num_heads=2)
-
-
-def logits_in_plain_timm(*folders):
-    completed = subprocess.run([sys.executable, '-I', '-c', PLAIN, *map(str, folders)],
-                               capture_output=True, text=True, check=True)
-    return [json.loads(line) for line in completed.stdout.splitlines()]
 
 
 def write_weights(path, name, num_classes=7, **kwargs):

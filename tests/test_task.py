@@ -1,8 +1,6 @@
 import copy
 import logging
 import math
-import subprocess
-import sys
 
 import pytest
 import timm
@@ -14,6 +12,7 @@ from torch import nn
 
 from agmax_timm import AgMaxLoss, AgMaxTask, QNet
 from agmax_timm.loss import AGREEMENT_KINDS
+from tests.helpers.plain_timm import run_in_plain_timm
 
 torch.set_num_threads(1)  # small tensors: more threads only wait for each other
 
@@ -301,9 +300,7 @@ def test_ema_is_an_average_of_classifier_and_qnet():
 
 
 LOAD_WITHOUT_AGMAX = """
-import sys
-sys.modules['agmax_timm'] = None  # an import of it fails, installed or not
-import timm, torch
+import sys, timm, torch
 checkpoint = torch.load(sys.argv[1], map_location='cpu', weights_only=True)
 input = torch.load(sys.argv[2])
 for key in ('state_dict', 'state_dict_ema'):
@@ -327,8 +324,7 @@ def test_checkpoint_loads_into_plain_timm(tmp_path):
     task.update_ema()
     input = batch()[0]
     torch.save(input, tmp_path / 'input')
-    subprocess.run([sys.executable, '-I', '-c', LOAD_WITHOUT_AGMAX, saved(task, optimizer, tmp_path), 'input'],
-                   cwd=tmp_path, check=True)
+    run_in_plain_timm(LOAD_WITHOUT_AGMAX, saved(task, optimizer, tmp_path), 'input', cwd=tmp_path)
     for key in ('state_dict', 'state_dict_ema'):
         model = task.get_eval_model(ema=key.endswith('ema')).eval()
         torch.testing.assert_close(torch.load(tmp_path / f'input.{key}'), model(input))

@@ -8,6 +8,9 @@ import time
 import torch
 import torch.multiprocessing
 
+from agmax_timm.training.output import log as run_log
+from tests.helpers.run_files import write_small_curves
+
 PRELOADED = ['agmax_timm.training.run', 'agmax_timm.evaluation.validation', 'torch._dynamo', 'torch.distributed.fsdp',
              'pytest', 'tests.helpers.exact']
 
@@ -30,6 +33,7 @@ def run_rank(environment, log, own_session, function, args):
     if own_session:
         os.setsid()
     torch.set_num_threads(1)
+    run_log.plot_curves = write_small_curves
     torch.multiprocessing.set_start_method(None, force=True)  # not the server's: loader workers start as elsewhere
     os.environ.update({name: str(value) for name, value in environment.items()})
     with open(log, 'w') as f:

@@ -10,7 +10,6 @@ from agmax_timm.base.signals import Interrupted
 from agmax_timm.options.parse import parse_train_args
 from agmax_timm.training import run as training
 from agmax_timm.training.early_stopping import EarlyStop
-from agmax_timm.training.output import log
 from tests.helpers.exact import FLAGS, StopAfter, assert_equal, outcome
 from tests.helpers.run_files import load
 
@@ -47,8 +46,7 @@ def test_the_evaluations_without_a_better_metric_are_counted(values, patience, m
 
 
 @pytest.fixture
-def argv(photos, memory_path, monkeypatch):
-    monkeypatch.setattr(log, 'plot_curves', lambda *paths: None)  # which takes most of the time
+def argv(photos, memory_path):
     return [str(photos), *FLAGS, '-b', '4', '-j', '0', '--epochs', '6', '--output', str(memory_path), '--resume',
             'auto', *NEVER_BETTER]
 

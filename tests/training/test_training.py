@@ -3,12 +3,11 @@ import json
 import math
 import pickle
 import re
-import subprocess
-import sys
 from argparse import Namespace
 
 import pytest
 import torch
+from PIL import Image
 from timm.data import create_dataset, create_loader
 from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from timm.models import create_model
@@ -20,9 +19,12 @@ from agmax_timm import AgMaxTask, create_two_view_loader
 from agmax_timm.assembly.model import Precision
 from agmax_timm.commands import train as train_cli
 from agmax_timm.commands import validate as validate_cli
+from agmax_timm.training.output import log
+from agmax_timm.training.output.log import plot_curves
 from agmax_timm.training.updates import loop
 from agmax_timm.training.updates.step import Step, Training
-from tests.helpers.paths import REPOSITORY
+from tests.helpers.plain_timm import run_in_plain_timm
+from tests.helpers.ranks import finish_ranks, logs, start_ranks
 from tests.helpers.run_files import load, summary
 
 SMALL = ['--model', 'test_resnet', '--num-classes', '3', '--img-size', '32', '-b', '4', '-j', '0',
@@ -117,7 +119,7 @@ def test_validate_repeats_what_training_reported_raw_and_ema(train, validate):
     assert row['eval_loss'] == row['ema_loss']
 
 
-def test_validate_under_torchrun_counts_every_image_once(train, validate, photos, tmp_path):
+def test_validation_on_two_ranks_counts_every_image_once(train, validate, photos, tmp_path):
     folder = train('--agmax', '--epochs', '1')
     odd = tmp_path / 'odd'
     for i, path in enumerate(sorted((photos / 'val').rglob('*.jpg'))):
@@ -127,51 +129,44 @@ def test_validate_under_torchrun_counts_every_image_once(train, validate, photos
             link.symlink_to(path)
     checkpoint = str(folder / 'last.pth.tar')
     single = validate('--data-dir', odd, '--checkpoint', checkpoint)
-    completed = subprocess.run(
-        [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2',
-         str(REPOSITORY / 'validate.py'), str(odd), '-j', '0', '--checkpoint', checkpoint],
-        capture_output=True, text=True, check=True)
-    double = json.loads(completed.stdout.split('--result\n')[1])
+    results = tmp_path / 'results.json'
+    ranks = start_ranks(2, tmp_path, validate_cli.main, [
+        str(odd), '-j', '0', '--checkpoint', checkpoint, '--results-file', str(results), '--results-format', 'json'])
+    assert finish_ranks(ranks) == [0, 0], logs(tmp_path)
+    double = json.loads(results.read_text())
     assert (double['top1'], double['top5']) == (single['top1'], single['top5'])
     assert math.isclose(double['loss'], single['loss'], rel_tol=1e-6)
 
 
 def test_two_ranks_train_and_report_as_one_run(photos, tmp_path):
-    completed = subprocess.run(
-        [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2',
-         str(REPOSITORY / 'train.py'), str(photos), *SMALL, '-b', '2', '--agmax', '--epochs', '2', '--model-ema',
-         '--clip-grad', '1', '--grad-accum-steps', '2', '--output', str(tmp_path), '--experiment', 'run'],
-        capture_output=True, text=True, check=True)
+    ranks = start_ranks(2, tmp_path, train_cli.main, [
+        str(photos), *SMALL, '-b', '2', '--agmax', '--epochs', '2', '--model-ema', '--clip-grad', '1',
+        '--grad-accum-steps', '2', '--output', str(tmp_path), '--experiment', 'run'])
+    assert finish_ranks(ranks) == [0, 0], logs(tmp_path)
     rows = summary(tmp_path / 'run')
     assert [row['epoch'] for row in rows] == ['0', '1']
-    assert completed.stdout.count('--result') == 1
-    lines = [line for line in completed.stderr.splitlines() if line.startswith('Train: ')]
+    printed = logs(tmp_path)
+    assert printed.count('--result') == 1
+    lines = [line for line in printed.splitlines() if line.startswith('Train: ')]
     assert len(lines) == 2 * 2, 'every update once: 12 images in 3 batches of 2 x 2, 2 batches an update'
 
 
 def test_two_ranks_without_an_accelerator_cannot_synchronise_batch_norm(photos, tmp_path):
-    completed = subprocess.run(
-        [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2',
-         str(REPOSITORY / 'train.py'), str(photos), *SMALL, '--sync-bn', '--device', 'cpu', '--output', str(tmp_path)],
-        capture_output=True, text=True)
-    assert completed.returncode != 0
-    assert 'error: --sync-bn needs an accelerator, got --device cpu' in completed.stderr
-    assert not list(tmp_path.iterdir())
+    argv = [str(photos), *SMALL, '--sync-bn', '--device', 'cpu', '--output', str(tmp_path / 'output')]
+    assert finish_ranks(start_ranks(2, tmp_path, train_cli.main, argv)) == [2, 2]
+    assert 'error: --sync-bn needs an accelerator, got --device cpu' in logs(tmp_path)
+    assert not (tmp_path / 'output').exists()
 
 
 def test_a_checkpoint_loads_in_plain_timm(train, tmp_path):
     folder = train('--agmax', '--epochs', '1', '--channels-last')
-    code = (
+    total = run_in_plain_timm(
         'import sys, timm\n'
-        f'm = timm.create_model("test_resnet", num_classes=3, checkpoint_path=r"{folder / "last.pth.tar"}")\n'
-        'print(sum(p.sum().item() for p in m.parameters()), "agmax_timm" in sys.modules)\n')
-    completed = subprocess.run(
-        [sys.executable, '-I', '-c', code], cwd=tmp_path, capture_output=True, text=True, check=True)
-    total, imported = completed.stdout.split()
+        'm = timm.create_model("test_resnet", num_classes=3, checkpoint_path=sys.argv[1])\n'
+        'print(sum(p.sum().item() for p in m.parameters()))', folder / 'last.pth.tar', cwd=tmp_path)
     model = create_model('test_resnet', num_classes=3)
     model.load_state_dict(load(folder / 'last.pth.tar')['state_dict'])
     assert float(total) == sum(p.sum().item() for p in model.parameters())
-    assert imported == 'False'
 
 
 def test_resume_goes_on_after_the_epoch_of_the_checkpoint(train):
@@ -181,12 +176,14 @@ def test_resume_goes_on_after_the_epoch_of_the_checkpoint(train):
     assert summary(resumed) == summary(folder), 'what went before and what came after'
 
 
-def test_the_files_of_a_run(train):
+def test_the_files_of_a_run(train, monkeypatch):
+    monkeypatch.setattr(log, 'plot_curves', plot_curves)
     folder = train(
         '--agmax', '--epochs', '2', '--mixup', '1', '--save-images', '--model-ema', '--recovery-interval', '2')
     names = {path.name for path in folder.iterdir()}
     assert {'args.yaml', 'summary.csv', 'train.log', 'curves.png', 'last.pth.tar', 'model_best.pth.tar',
             'checkpoint-0.pth.tar', 'checkpoint-1.pth.tar', 'views-0-0.png', 'recovery-1-1.pth.tar'} <= names
+    assert Image.open(folder / 'curves.png').size[0] > 1000
     assert list(summary(folder)[0]) == [
         'epoch', 'train_loss', 'eval_loss', 'eval_top1', 'eval_top5', 'lr',
         'train_ce', 'train_agreement', 'train_divergence',

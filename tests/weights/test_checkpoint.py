@@ -3,8 +3,6 @@ import json
 import os
 import pickle
 import platform
-import subprocess
-import sys
 import zipfile
 from argparse import Namespace
 from dataclasses import replace
@@ -24,6 +22,7 @@ from agmax_timm.weights.checkpoint import choose_ema, describe_weights, load_wei
 from agmax_timm.weights.metadata import make_metadata
 from agmax_timm.weights.resume import resume
 from agmax_timm.weights.saved_model import read_model
+from tests.helpers.plain_timm import run_in_plain_timm
 from tests.helpers.run_files import load, summary
 
 INPUT = torch.linspace(-1, 1, 2 * 3 * 32 * 32).reshape(2, 3, 32, 32)
@@ -98,9 +97,7 @@ def test_class_names_are_in_the_order_of_the_class_map(train_once, tmp_path_fact
 
 
 PLAIN = """
-import argparse, json, sys
-sys.modules['agmax_timm'] = None
-import timm, torch
+import argparse, json, sys, timm, torch
 def plain(value):
     if isinstance(value, dict):
         return all(type(name) is str and plain(part) for name, part in value.items())
@@ -117,10 +114,7 @@ with torch.no_grad():
 
 
 def test_plain_timm_and_torch_load_a_checkpoint(ema_run, tmp_path):
-    completed = subprocess.run(
-        [sys.executable, '-I', '-c', PLAIN, str(ema_run / 'last.pth.tar')],
-        cwd=tmp_path, capture_output=True, text=True, check=True)
-    record, found = json.loads(completed.stdout)
+    record, found = json.loads(run_in_plain_timm(PLAIN, ema_run / 'last.pth.tar', cwd=tmp_path))
     checkpoint = load(ema_run / 'last.pth.tar')
     assert record == json.loads(json.dumps(checkpoint['agmax_timm']))
     model = timm.create_model('test_resnet', num_classes=3)

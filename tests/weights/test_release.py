@@ -7,8 +7,6 @@ import json
 import os
 import pickle
 import shutil
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
@@ -23,6 +21,7 @@ from agmax_timm.base.errors import CheckpointError
 from agmax_timm.commands import validate as validate_cli
 from agmax_timm.weights.models import original_to_timm
 from tests.helpers.original_networks import original_checkpoint, original_network
+from tests.helpers.plain_timm import run_in_plain_timm
 
 torch.set_num_threads(1)
 
@@ -319,10 +318,8 @@ def test_what_timm_saves_of_them_needs_nothing_of_ours(folder, tmp_path):
     code = (
         'import sys, timm, torch; '
         'model = timm.create_model(sys.argv[1], pretrained=True).eval(); '
-        'assert "agmax_timm" not in sys.modules; '
         'torch.save(model(torch.load(sys.argv[2])), sys.argv[3])')
     torch.save(images(), tmp_path / 'images.pth')
-    subprocess.run(
-        [sys.executable, '-c', code, f'local-dir:{tmp_path}', 'images.pth', 'logits.pth'], check=True, cwd=tmp_path)
+    run_in_plain_timm(code, f'local-dir:{tmp_path}', 'images.pth', 'logits.pth', cwd=tmp_path)
     with torch.no_grad():
         assert torch.equal(torch.load(tmp_path / 'logits.pth'), model(images()))

@@ -1,13 +1,12 @@
 """Exported folders in transformers, in a process without this package: timm is the oracle of pixels, logits, labels."""
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
 from PIL import Image
 
 from agmax_timm.weights.staging import stage
+from tests.helpers.plain_timm import run_in_plain_timm
 
 # One of each family of architectures that the tests train: side of the input, further arguments of create_model.
 VIT = dict(embed_dim=32, depth=2, num_heads=2)
@@ -34,9 +33,7 @@ ARCHITECTURES = {
 }
 
 PROGRAM = """
-import json, sys
-sys.modules['agmax_timm'] = None
-import timm, torch
+import json, sys, timm, torch
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModel, AutoModelForImageClassification, pipeline
 
@@ -84,10 +81,7 @@ def found(make_saved, tmp_path_factory):
         stage(saved[name], folder / name)
     pixels = torch.randint(256, (70, 90, 3), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
     Image.fromarray(pixels.numpy()).save(folder / 'image.png')
-    completed = subprocess.run(
-        [sys.executable, '-I', '-c', PROGRAM, *saved], cwd=folder, capture_output=True, text=True)
-    assert completed.returncode == 0, completed.stderr[-2000:]
-    return dict(zip(saved, map(json.loads, completed.stdout.splitlines())))
+    return dict(zip(saved, map(json.loads, run_in_plain_timm(PROGRAM, *saved, cwd=folder).splitlines())))
 
 
 def check(found, labels, several=False):

@@ -3,8 +3,6 @@ import csv
 import math
 import os
 import shutil
-import subprocess
-import sys
 from argparse import Namespace
 from pathlib import Path
 
@@ -23,6 +21,7 @@ from agmax_timm.training import run as training
 from agmax_timm.training.checkpoints.saver import create_saver
 from agmax_timm.weights.metadata import make_metadata
 from agmax_timm.weights.resume import resume
+from tests.helpers.plain_timm import run_in_plain_timm
 from tests.helpers.run_files import epochs_in, load
 
 SMALL = ['--model', 'test_resnet', '--num-classes', '3', '--img-size', '32', '-b', '4', '-j', '0',
@@ -214,9 +213,7 @@ def test_what_cannot_change_is_refused(train, tmp_path, argv, words):
 
 
 RESUME_IN_PLAIN_TIMM = """
-import sys
-sys.modules['agmax_timm'] = None
-import timm, torch
+import sys, timm, torch
 model = timm.create_model('test_resnet', num_classes=3)
 epoch = timm.models.resume_checkpoint(model, sys.argv[1])
 torch.save((epoch, model.state_dict()), sys.argv[2])
@@ -231,10 +228,9 @@ except ValueError as error:
 def test_plain_timm_resumes_a_checkpoint_of_agmax_without_its_optimizer(ema_run, tmp_path):
     """What timm's train.py does with --no-resume-opt, and without."""
     path = ema_run / 'last.pth.tar'
-    completed = subprocess.run([sys.executable, '-I', '-c', RESUME_IN_PLAIN_TIMM, path, tmp_path / 'resumed.pth'],
-                               check=True, capture_output=True, text=True)
+    printed = run_in_plain_timm(RESUME_IN_PLAIN_TIMM, path, tmp_path / 'resumed.pth', cwd=tmp_path)
     epoch, found = torch.load(tmp_path / 'resumed.pth', weights_only=True)
     expected = load(path)
     assert epoch == expected['epoch'] + 1
     assert all(torch.equal(found[name], value) for name, value in expected['state_dict'].items())
-    assert 'parameter group' in completed.stdout
+    assert 'parameter group' in printed

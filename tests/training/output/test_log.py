@@ -16,10 +16,9 @@ CONTROL = re.compile(r'[\x00-\x08\x0b-\x1f\x7f]')  # but tabs, which timm indent
 
 
 @pytest.fixture
-def run(photos, tmp_path, monkeypatch):
+def run(photos, tmp_path):
     """Function: train for two epochs of 6 updates; returns the lines of train.log."""
     def start(*flags):
-        monkeypatch.setattr(reporting, 'plot_curves', lambda *paths: None)
         training.train(parse_train_args([str(photos), *FLAGS, '-j', '0', '--epochs', '2', '--output', str(tmp_path),
                                          '--experiment', 'run', *flags]))
         return (tmp_path / 'run' / 'train.log').read_text()

@@ -9,7 +9,6 @@ from agmax_timm.base.errors import OptionError
 from agmax_timm.base.signals import Interrupted
 from agmax_timm.options.parse import parse_train_args
 from agmax_timm.training import run as training
-from agmax_timm.training.output import log as reporting
 from tests.helpers.exact import FLAGS, StopAfter
 
 UPDATES = 6  # an epoch
@@ -43,10 +42,8 @@ def board(monkeypatch):
 
 
 @pytest.fixture
-def run(photos, memory_path, monkeypatch):
+def run(photos, memory_path):
     """Function: train, interrupted after each number of looks; returns the folder."""
-    monkeypatch.setattr(reporting, 'plot_curves', lambda *paths: None)  # which takes most of the time
-
     def start(name, *flags, stops=()):
         argv = [str(photos), *FLAGS, '-j', '0', '--agmax', '--output', str(memory_path),
                 '--experiment', name, '--epochs', '2', '--log-tensorboard', *flags]
