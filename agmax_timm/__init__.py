@@ -12,7 +12,7 @@ __version__ = '0.1.0'
 _HOMES = {
     'AgMaxLoss': '.loss',
     'AgMaxTask': '.task',
-    'QNet': '.task',
+    'QNet': '.network',
     'TwoViewCollate': '.data.mixup',
     'TwoViews': '.data.views',
     'create_dataset': '.data.sources.datasets',

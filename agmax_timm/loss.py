@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from .base.distributed import global_mean, world_size
 
 AGREEMENT_KINDS = ('mi', 'mse', 'kl', 'ce')
+DIVERGENCE_REDUCTIONS = ('mean', 'sum')
 
 Criterion = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -24,6 +25,8 @@ def mutual_information_terms(
         z2: torch.Tensor,
         z12: torch.Tensor,
         divergence_weight: float = 4.0,
+        marginal_images: int | None = None,
+        divergence_reduction: str = 'mean',
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the mutual-information form of the AgMax terms, section 3 of https://arxiv.org/abs/2110.10536.
 
@@ -32,18 +35,53 @@ def mutual_information_terms(
         z2: Logits of the second view [B, K].
         z12: Logits of the Q-network on both views [B, K].
         divergence_weight: Weight of the L1 distance.
+        marginal_images: Number of images in a marginal, or None for all images of all ranks; see agreement_terms.
+        divergence_reduction: 'mean' over the classes, as published, or 'sum' over them.
 
     Returns:
-        (agreement, divergence): Scalars. The agreement is the mean negative entropy of the three marginals over the
-            images of all ranks, in nats, in [-ln K, 0]. The divergence is the weighted mean L1 distance between the
-            joint prediction and the predictions of the two views, in [0, 2 * divergence_weight / K].
+        (agreement, divergence): Scalars. The agreement is the mean negative entropy of the marginals of z1, z2 and z12,
+            in nats, in [-ln K, 0]. The divergence is the weighted L1 distance between the joint prediction and the
+            predictions of the two views, in [0, 2 * divergence_weight / K], or for a sum in [0, 2 * divergence_weight].
     """
     p = torch.stack([z1, z2, z12]).softmax(dim=-1)  # in one tensor: a third of the kernels, forward and backward
-    marginals = global_mean(p.mean(dim=1), count=len(z1))
-    agreement = (marginals * marginals.clamp(min=EPSILON).log()).sum() / 3
+    marginals = _marginals(p, marginal_images)
+    agreement = (marginals * marginals.clamp(min=EPSILON).log()).sum() / marginals.shape[:-1].numel()
     views, joint = p.split([2, 1])
+    if divergence_reduction == 'sum':
+        divergence_weight = divergence_weight * p.shape[-1]
     divergence = divergence_weight * (joint - views).abs().mean()
     return agreement, divergence
+
+
+def _marginals(p: torch.Tensor, images: int | None) -> torch.Tensor:
+    """Return means of predictions [3, B, K]: [3, K] over all images of a group of ranks, or [3, B / images, K]."""
+    if images is None:
+        return global_mean(p.mean(dim=1), count=p.shape[1])
+    ranks = ranks_of_marginal(images, p.shape[1])
+    return p.unflatten(1, (-1, images)).mean(dim=2) if ranks == 1 else global_mean(p.mean(dim=1), p.shape[1], ranks)
+
+
+def ranks_of_marginal(images: int, batch_size: int) -> int:
+    """Return the number of ranks that a marginal over a number of images is taken over.
+
+    Args:
+        images: Number of images in a marginal.
+        batch_size: Number of images in the batch of a rank.
+
+    Raises:
+        ValueError: The images are neither an equal part of the batch, nor the batches of an equal part of the ranks.
+    """
+    def ranks_of(images: int) -> int | None:
+        ranks = max(1, images // batch_size)
+        return ranks if ranks * batch_size % images == 0 and world_size() % ranks == 0 else None
+
+    ranks = ranks_of(images)
+    if ranks is None:
+        fitting = [other for other in range(2, batch_size * world_size() + 1) if ranks_of(other)]
+        nearest = sorted(sorted(fitting, key=lambda other: abs(other - images))[:2])
+        raise ValueError(f'marginal_images {images} must be an equal part of the {batch_size} images of a rank, or the '
+                         f"images of an equal part of the {world_size()} rank(s): use {' or '.join(map(str, nearest))}")
+    return ranks
 
 
 def agreement_terms(
@@ -52,6 +90,8 @@ def agreement_terms(
         z12: torch.Tensor | None = None,
         kind: str = 'mi',
         divergence_weight: float = 4.0,
+        marginal_images: int | None = None,
+        divergence_reduction: str = 'mean',
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the agreement of two views and their divergence from the joint prediction. Training minimises both.
 
@@ -67,16 +107,22 @@ def agreement_terms(
         z12: Logits of the Q-network on both views [B, K]. Required by 'mi', ignored by the other kinds.
         kind: Form of the agreement: 'mi', 'mse', 'kl' or 'ce'.
         divergence_weight: Weight of the divergence. Used by 'mi' only.
+        marginal_images: Number of images in a marginal of 'mi'. None is all images of all ranks, as published.
+            Otherwise the agreement is the mean over groups of neighbouring images. A group is an equal part of the
+            batch, or the equal batches of neighbouring ranks, and has 2 images or more.
+        divergence_reduction: Reduction of the divergence over the classes: 'mean' as published, or 'sum', which is K
+            times as large. Used by 'mi' only.
 
     Returns:
         (agreement, divergence): Scalars in float32, or in float64 for float64 logits. Under a process group, the
-            marginals of 'mi' are those of all ranks. The mean of a term over equal ranks is the term of one process.
+            marginals of 'mi' are those of all ranks, or of marginal_images. The mean of a term over equal ranks is the
+            term of one process.
 
     Raises:
-        ValueError: The kind is unknown, the views have different shapes, or 'mi' has no z12 or only one image.
+        ValueError: The kind or the reduction is unknown, the views have different shapes, 'mi' has no z12 or only one
+            image, or marginal_images does not fit the batch.
     """
-    if kind not in AGREEMENT_KINDS:
-        raise ValueError(f"agreement kind must be one of {', '.join(AGREEMENT_KINDS)}, got '{kind}'")
+    _check_settings(kind, marginal_images, divergence_reduction)
     if z1.ndim != 2 or z1.shape != z2.shape:
         raise ValueError(f'the two views must have logits of one shape [B, K], got {[*z1.shape]} and {[*z2.shape]}')
     if kind == 'mi':
@@ -90,7 +136,8 @@ def agreement_terms(
     with torch.autocast(z1.device.type, enabled=False):
         z1, z2 = _at_least_float32(z1), _at_least_float32(z2)
         if kind == 'mi' and z12 is not None:
-            return mutual_information_terms(z1, z2, _at_least_float32(z12), divergence_weight)
+            return mutual_information_terms(
+                z1, z2, _at_least_float32(z12), divergence_weight, marginal_images, divergence_reduction)
         if kind == 'mse':
             agreement = F.mse_loss(z1, z2)
         elif kind == 'kl':
@@ -109,11 +156,13 @@ class AgMaxLoss(nn.Module):
         kind: Form of the agreement: 'mi' (as published), 'mse', 'kl' or 'ce'.
         weight: Weight of the agreement.
         divergence_weight: Weight of the divergence. Used by 'mi' only.
+        marginal_images: Number of images in a marginal (see agreement_terms). None is all images of all ranks.
+        divergence_reduction: 'mean' of the divergence over the classes, as published, or 'sum'.
 
     Raises:
-        ValueError: The kind is unknown or the criterion is a class. Raised by forward if the logits are not pairs of
-            views (see also agreement_terms), if soft targets have another number of classes, or if the criterion does
-            not return a scalar.
+        ValueError: The kind or the reduction is unknown, marginal_images is below 2, or the criterion is a class.
+            Raised by forward if the logits are not pairs of views (see also agreement_terms), if soft targets have
+            another number of classes, or if the criterion does not return a scalar.
     """
 
     def __init__(
@@ -122,10 +171,11 @@ class AgMaxLoss(nn.Module):
             kind: str = 'mi',
             weight: float = 1.0,
             divergence_weight: float = 4.0,
+            marginal_images: int | None = None,
+            divergence_reduction: str = 'mean',
     ):
         super().__init__()
-        if kind not in AGREEMENT_KINDS:
-            raise ValueError(f"agreement kind must be one of {', '.join(AGREEMENT_KINDS)}, got '{kind}'")
+        _check_settings(kind, marginal_images, divergence_reduction)
         if isinstance(criterion, type):
             raise ValueError(f'the criterion must be a loss, got the class {criterion.__name__}: give '
                              f'{criterion.__name__}()')
@@ -133,6 +183,8 @@ class AgMaxLoss(nn.Module):
         self.kind = kind
         self.weight = weight
         self.divergence_weight = divergence_weight
+        self.marginal_images = marginal_images
+        self.divergence_reduction = divergence_reduction
 
     def forward(
             self,
@@ -163,7 +215,8 @@ class AgMaxLoss(nn.Module):
             got = f'a tensor {[*ce.shape]}' if isinstance(ce, torch.Tensor) else type(ce).__name__
             raise ValueError(f"the criterion must return a scalar, got {got}: give one with reduction='mean'")
         z1, z2 = logits.chunk(2)
-        agreement, divergence = agreement_terms(z1, z2, joint_logits, self.kind, self.divergence_weight)
+        agreement, divergence = agreement_terms(
+            z1, z2, joint_logits, self.kind, self.divergence_weight, self.marginal_images, self.divergence_reduction)
         return {
             'loss': torch.add(ce, agreement, alpha=self.weight) + divergence,
             'ce': ce,
@@ -172,7 +225,19 @@ class AgMaxLoss(nn.Module):
         }
 
     def extra_repr(self) -> str:
-        return f'kind={self.kind}, weight={self.weight}, divergence_weight={self.divergence_weight}'
+        return (f'kind={self.kind}, weight={self.weight}, divergence_weight={self.divergence_weight}, '
+                f'marginal_images={self.marginal_images}, divergence_reduction={self.divergence_reduction}')
+
+
+def _check_settings(kind: str, marginal_images: int | None, divergence_reduction: str) -> None:
+    if kind not in AGREEMENT_KINDS:
+        raise ValueError(f"agreement kind must be one of {', '.join(AGREEMENT_KINDS)}, got '{kind}'")
+    if divergence_reduction not in DIVERGENCE_REDUCTIONS:
+        raise ValueError(
+            f"divergence_reduction must be one of {', '.join(DIVERGENCE_REDUCTIONS)}, got '{divergence_reduction}'")
+    if marginal_images is not None and marginal_images < 2:
+        raise ValueError(f'marginal_images must be 2 or more, got {marginal_images}: over 1 image the marginal is the '
+                         'prediction itself')
 
 
 def _at_least_float32(x: torch.Tensor) -> torch.Tensor:

@@ -24,14 +24,15 @@ from tests.helpers.ranks import finish_ranks, logs, no_environment, start_ranks
 
 WORLD_SIZES = (1, 2, 4)
 UNEQUAL = {1: [8], 2: [3, 5], 4: [1, 4, 2, 1]}
+GROUPS = (2, 4, 8)  # images in a marginal
 CLASSES = 5
 
 
-def build_task(kind='mi'):
+def build_task(kind='mi', **agmax):
     torch.manual_seed(0)
     model = timm.create_model('test_vit', num_classes=CLASSES, img_size=32).double()
     # wide weights: the predictions of a new ViT are all uniform, on any share of the batch
-    return AgMaxTask(model, kind=kind, init_std=0.2, verbose=False)
+    return AgMaxTask(model, kind=kind, init_std=0.2, verbose=False, **agmax)
 
 
 def build_distillation_task():
@@ -110,7 +111,7 @@ def collectives(rank, world_size):
     return outcome
 
 
-def graphs(rank, world_size):
+def graphs(rank, world_size, **agmax):
     """Number of graphs that the whole task compiles to, and its loss against the one that is not compiled."""
     torch._dynamo.reset()
     batch, count = share(rank, [8 // world_size] * world_size), []
@@ -119,7 +120,7 @@ def graphs(rank, world_size):
         count.append(graph)
         return graph
 
-    task = build_task()
+    task = build_task(**agmax)
     loss = torch.compile(task, backend=note)(*batch)['loss']
     return len(count), loss.detach(), task(*batch)['loss'].detach()
 
@@ -139,16 +140,24 @@ def check_rank(rank, world_size):
     parts, grads = train_step(build_task().prepare_distributed(), share(rank, unequal), part='agreement')
     outcome['unequal'] = parts['agreement'], grads
 
+    outcome['groups'] = {}
+    for images in GROUPS:
+        sizes = []
+        with reduced(sizes):
+            parts, grads = train_step(build_task(marginal_images=images).prepare_distributed(), share(rank, equal))
+        outcome['groups'][images] = mean_over_ranks(parts), grads, sizes
+
     half = 4 // world_size
     micro_batches = [views(i * 4 + rank * half, i * 4 + (rank + 1) * half) for i in range(2)]
     outcome['accumulated'] = accumulate(build_task().prepare_distributed(), micro_batches)
+    outcome['accumulated groups'] = accumulate(build_task(marginal_images=4).prepare_distributed(), micro_batches)
 
     local_mean = rank_mean(rank).requires_grad_()
     mean = global_mean(local_mean, count=unequal[rank])
     mean.sum().backward()
     outcome['mean'] = mean.detach(), local_mean.grad
 
-    outcome['graphs'] = graphs(rank, world_size)
+    outcome['graphs'] = [graphs(rank, world_size), graphs(rank, world_size, marginal_images=4)]
     if world_size > 1:
         outcome['collectives'] = collectives(rank, world_size)
     task = build_task().prepare_distributed()
@@ -220,6 +229,45 @@ def test_unequal_ranks_have_the_marginals_of_the_whole_batch(outcomes, world_siz
         assert_all_near(grads, expected_gradients)
 
 
+def one_process_by_groups(images):
+    """Loss parts and gradients of the mean over batches of so many images, each with its own marginals."""
+    task, count = build_task(), 8 // images
+    totals = {}
+    for start in range(0, 8, images):
+        result = task(*views(start, start + images))
+        (result['loss'] / count).backward()
+        for name, value in result.items():
+            if name != 'output':
+                totals[name] = totals.get(name, 0) + value.detach() / count
+    return totals, gradients(task)
+
+
+@pytest.mark.parametrize('world_size', WORLD_SIZES)
+@pytest.mark.parametrize('images', GROUPS)
+def test_groups_equal_one_process_with_a_batch_of_a_group(outcomes, world_size, images):
+    expected_parts, expected_gradients = one_process_by_groups(images)
+    ranks = images * world_size // 8  # of a group; 0 and 1: a rank holds whole groups, and needs no other
+    for outcome in outcomes[world_size]:
+        parts, grads, collectives = outcome['groups'][images]
+        assert_all_near(parts, expected_parts)
+        assert_all_near(grads, expected_gradients)
+        assert collectives == ([('all_reduce', world_size // ranks * (3 * CLASSES + 1))] if ranks > 1 else [])
+
+
+@pytest.mark.parametrize('world_size', WORLD_SIZES)
+def test_a_group_of_the_whole_batch_has_the_published_objective(outcomes, world_size):
+    for outcome in outcomes[world_size]:
+        for grouped, published in zip(outcome['groups'][8], outcome['mi']):
+            assert_all_near(grouped, published)
+
+
+@pytest.mark.parametrize('world_size', WORLD_SIZES)
+def test_accumulation_does_not_change_the_objective_of_groups(outcomes, world_size):
+    _, expected = one_process_by_groups(4)
+    for outcome in outcomes[world_size]:
+        assert_all_near(outcome['accumulated groups'], expected)
+
+
 @pytest.mark.parametrize('world_size', [2, 4])
 def test_marginals_of_each_rank_would_be_seen(outcomes, world_size):
     """The comparison with one process has teeth: marginals left to each rank miss it by far."""
@@ -242,9 +290,9 @@ def test_an_update_has_one_collective_for_the_marginals_and_one_for_the_watch(ou
 @pytest.mark.parametrize('world_size', WORLD_SIZES)
 def test_ranks_compile_the_task_and_its_loss_to_one_graph(outcomes, world_size):
     for outcome in outcomes[world_size]:
-        count, loss, expected = outcome['graphs']
-        assert count == 1
-        assert_near(loss, expected)
+        for count, loss, expected in outcome['graphs']:
+            assert count == 1
+            assert_near(loss, expected)
 
 
 @pytest.mark.parametrize('world_size', WORLD_SIZES)

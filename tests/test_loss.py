@@ -37,6 +37,58 @@ def expected_terms(z1, z2, z12=None, kind='mi', divergence_weight=4.0):
     return agreement, divergence_weight * distance / (2 * rows * classes)
 
 
+@pytest.mark.parametrize('images', [2, 3, 6, 12])
+def test_marginals_of_groups_are_the_mean_over_the_groups(images):
+    logits = random_logits(12, 5)
+    groups = [expected_terms(*[z.numpy()[i:i + images] for z in logits])[0] for i in range(0, 12, images)]
+    agreement, divergence = agreement_terms(*logits, marginal_images=images)
+    assert agreement.item() == pytest.approx(sum(groups) / len(groups), rel=1e-12)
+    assert divergence.item() == agreement_terms(*logits)[1].item()
+    one_group = [agreement_terms(*logits, marginal_images=n)[0].item() for n in (None, 12)]
+    assert one_group[0] == pytest.approx(one_group[1], rel=1e-14)
+
+
+@pytest.mark.parametrize('classes', [2, 100])
+def test_divergence_summed_over_the_classes(classes):
+    logits = random_logits(6, classes)
+    p1, p2, p12 = [np.exp(log_softmax(z.numpy())) for z in logits]
+    expected = 0.5 * np.mean([np.abs(p12 - p).sum(axis=1) for p in (p1, p2)])
+    agreement, divergence = agreement_terms(*logits, divergence_weight=0.5, divergence_reduction='sum')
+    assert divergence.item() == pytest.approx(expected, rel=1e-12) and 0 < divergence <= 1
+    assert agreement == agreement_terms(*logits)[0]
+
+
+def test_gradients_of_groups_and_summed_divergence_are_finite_differences():
+    logits = [z.requires_grad_() for z in random_logits(4, 5, scale=1.5)]
+    assert torch.autograd.gradcheck(
+        lambda *z: agreement_terms(*z, marginal_images=2, divergence_reduction='sum'), logits)
+
+
+def test_the_loss_passes_its_settings_on():
+    z1, z2, z12 = random_logits(8, 7)
+    settings = dict(marginal_images=4, divergence_reduction='sum')
+    parts = AgMaxLoss(**settings)(torch.cat([z1, z2]), z12, torch.tensor(LABELS))
+    terms = agreement_terms(z1, z2, z12, **settings)
+    assert (parts['agreement'], parts['divergence']) == terms and terms != agreement_terms(z1, z2, z12)
+
+
+@pytest.mark.parametrize('images, batch, message', [
+    (3, 8, 'marginal_images 3 must be an equal part of the 8 images of a rank, .* of the 1 rank.*: use 2 or 4'),
+    (100, 8, 'use 4 or 8'),
+    (3, 2, 'use 2'),
+])
+def test_groups_that_do_not_fit_the_batch(images, batch, message):
+    with pytest.raises(ValueError, match=f'{message}$'):
+        agreement_terms(*random_logits(batch, 3), marginal_images=images)
+
+
+def test_impossible_settings_fail_when_built():
+    with pytest.raises(ValueError, match='marginal_images must be 2 or more, got 1: over 1 image'):
+        AgMaxLoss(marginal_images=1)
+    with pytest.raises(ValueError, match="divergence_reduction must be one of mean, sum, got 'max'"):
+        AgMaxLoss(divergence_reduction='max')
+
+
 def expected_cross_entropy(logits, soft_target):
     return -(soft_target * log_softmax(logits)).sum() / len(logits)
 

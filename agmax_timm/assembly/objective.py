@@ -21,6 +21,7 @@ from ..base.distributed import is_primary, world_size
 from ..base.errors import OptionError
 from ..base.text_file import without_mark
 from ..distillation import AgMaxDistillationTask
+from ..loss import ranks_of_marginal
 from ..options.checks import loss_name, mixing
 from ..options.declare import picked
 from ..options.model import Distillation, Model
@@ -36,6 +37,10 @@ def build_task(options: TrainOptions, model: nn.Module, device: torch.device, pr
     teacher = f'--kd-model-name {options.kd_model_name}' if options.kd_model_name else ''
     criterion = build_criterion(options)
     common: dict[str, Any] = dict(device=device, dtype=precision.model_dtype, verbose=is_primary())
+    if options.agmax and options.agmax_loss == 'mi':
+        _check_marginals(options)
+        if is_primary():
+            _logger.info(f'Marginals of AgMax: {describe_marginals(options)}')
     try:
         if options.agmax:
             return _agmax_task(options, model, criterion, common)
@@ -120,20 +125,14 @@ def _distillation_task(
 
 
 def _agmax_task(options: TrainOptions, model: nn.Module, criterion: nn.Module, common: dict) -> AgMaxTask:
-    batch_size = options.batch_size * world_size()
-    if options.agmax_loss == 'mi' and batch_size < 2:
-        raise OptionError(f'--agmax needs 2 images or more in a batch, got --batch-size {options.batch_size}: over 1 '
-                          'image the marginal is the prediction itself')
-    if options.grad_accum_steps > 1 and options.agmax_loss == 'mi' and is_primary():
-        _logger.warning(
-            f'--grad-accum-steps {options.grad_accum_steps}: the marginals of AgMax are those of each batch of '
-            f'{batch_size} images, not of the {options.grad_accum_steps} batches of an update.')
     common = dict(
         common,
         criterion=criterion,
         kind=options.agmax_loss,
         weight=options.agmax_weight,
         divergence_weight=options.agmax_divergence_weight,
+        divergence_reduction=options.agmax_divergence_reduction,
+        marginal_images=options.agmax_marginal_images,
         hidden=options.agmax_units,
         init_std=options.agmax_init_std,
     )
@@ -149,3 +148,34 @@ def _agmax_task(options: TrainOptions, model: nn.Module, criterion: nn.Module, c
         **picked(options, 'distill_loss_weight', 'task_loss_weight'),
         **common,
     )
+
+
+def describe_marginals(options: TrainOptions) -> str:
+    """Return the number of images in a marginal of AgMax, and the images and classes that its strength depends on."""
+    images, ranks = options.agmax_marginal_images, world_size()
+    batch = 'several sizes' if options.naflex_loader else ' or '.join(
+        f'{size * ranks} images' for size in _batch_sizes(options))
+    return (f"over {'all images' if images is None else f'groups of {images} images'}; a batch has {batch} on {ranks} "
+            f'rank(s), {options.num_classes} classes')
+
+
+def _check_marginals(options: TrainOptions) -> None:
+    images = options.agmax_marginal_images
+    for size in _batch_sizes(options):
+        if size * world_size() < 2:
+            raise OptionError(f'--agmax needs 2 images or more in a batch, got --batch-size {size}: over 1 image the '
+                              'marginal is the prediction itself')
+        if images is not None:
+            try:
+                ranks_of_marginal(images, size)
+            except ValueError as error:
+                raise OptionError(str(error).replace('marginal_images', '--agmax-marginal-images')) from error
+    if images is None and options.grad_accum_steps > 1 and is_primary():
+        _logger.warning(
+            f'--grad-accum-steps {options.grad_accum_steps}: the marginals of AgMax are those of each batch, not of '
+            f'the {options.grad_accum_steps} batches of an update.')
+
+
+def _batch_sizes(options: TrainOptions) -> list[int]:
+    """Numbers of images in a batch of one rank."""
+    return options.train_batch_sizes or [options.batch_size]

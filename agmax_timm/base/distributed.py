@@ -27,27 +27,30 @@ def is_primary() -> bool:
     return rank() == 0
 
 
-def global_mean(local_mean: torch.Tensor, count: int = 1) -> torch.Tensor:
-    """Return the mean over the samples of all ranks, from the mean of each rank.
+def global_mean(local_mean: torch.Tensor, count: int = 1, ranks: int | None = None) -> torch.Tensor:
+    """Return the mean over the samples of all ranks, or of a group of ranks, from the mean of each rank.
 
-    The value is the same on every rank. Its gradient reaches only the samples of this rank. It is scaled so that DDP's
-    average over the ranks equals the gradient of one process with all samples. There is one collective in the forward
-    pass and none in the backward pass.
+    The value is the same on every rank of a group. Its gradient reaches only the samples of this rank. It is scaled so
+    that DDP's average over the ranks equals the gradient of one process with all samples. There is one collective in
+    the forward pass and none in the backward pass.
 
     Args:
         local_mean: Mean over the samples of this rank, with the same shape on all ranks.
         count: Number of samples of this rank. Ranks may have different numbers.
+        ranks: Number of neighbouring ranks in a group, which divides the number of ranks. None is all ranks.
 
     Returns:
-        Mean over the samples of all ranks, with the shape of local_mean. Without a process group, local_mean itself.
+        Mean over the samples of the group, with the shape of local_mean. For one rank, local_mean itself.
     """
-    ranks = world_size()
+    ranks = ranks or world_size()
     if ranks == 1:
         return local_mean
-    sums = local_mean.detach().flatten() * count
-    packed = torch.cat([sums, torch.full_like(sums[:1], count)])
-    dist.all_reduce(packed)
-    total = packed[-1]
-    mean = (packed[:-1] / total).view_as(local_mean)
+    group = rank() // ranks
+    own = torch.cat([local_mean.detach().flatten() * count, local_mean.new_full((1,), count)])
+    sums = own.new_zeros(world_size() // ranks, len(own))  # a row for each group, to which the other groups add zeros
+    sums[group] = own
+    dist.all_reduce(sums)
+    total = sums[group, -1]
+    mean = (sums[group, :-1] / total).view_as(local_mean)
     share = local_mean * (count * ranks / total)
     return mean + (share - share.detach())

@@ -13,7 +13,13 @@ class AgMax:
     agmax_weight: float = option(1.0, 'weight of the agreement in the loss', metavar='W', check=at_least(0), card=True)
     agmax_divergence_weight: float = option(
         4.0, 'weight of the distance between the predictions of the views and the joint prediction',
-        metavar='W', check=at_least(0), card=True)
+        metavar='W', check=at_least(0), needs='agmax_loss mi', card=True)
+    agmax_divergence_reduction: str = option(
+        'mean', 'mean of that distance over the classes as published, or sum, which is larger by the number of classes',
+        choices=('mean', 'sum'), card=True)
+    agmax_marginal_images: int | None = option(
+        None, 'number of images in a marginal (default: all images of a batch on all processes)',
+        metavar='N', check=at_least(2), card=True)
     agmax_units: int | None = option(None, 'hidden units of the Q-network (default: by the number of classes)',
         metavar='N', check=at_least(1), resume='refused', card=True)
     agmax_init_std: float | None = option(

@@ -38,6 +38,7 @@ _NOT_WITH_NAFLEX = (
     ('lighting', 'is for images of one size'),
     ('augment_backend fast', 'gives each image a size of its own'),
     ('train_crop_mode pad', 'is for images of one size'),
+    ('agmax_marginal_images', 'is for batches of equal numbers of images'),
 )
 
 # Arguments of a model in timm that have a flag, so --model-kwargs cannot name them as well. Declarations do not have

@@ -12,6 +12,7 @@ from timm.task import TrainingTask, evaluation_sample_limit
 from timm.utils import unwrap_model
 from tqdm import tqdm
 
+from ..assembly.objective import describe_marginals
 from ..assembly.optimizer import mean_lr
 from ..base.distributed import is_distributed, is_primary, world_size
 from ..data.backend import views_of
@@ -76,6 +77,7 @@ def plan(run: TrainingRun, seconds: float, rate: float, evaluation: float, size:
         ('epochs', f'{max(0, run.stop_epoch - run.position.epoch)} to go, of {run.num_epochs}'),
         ('updates', f'{run.updates_per_epoch} an epoch, {todo} to go'),
         ('batch', _batch(options)),
+        *([('marginals', describe_marginals(options))] if options.agmax and options.agmax_loss == 'mi' else []),
         ('learning rate', _rates(run)),
         ('parameters', _parameters(run.task)),
         ('ranks', f'{world_size()} on {run.device.type}'),

@@ -35,7 +35,8 @@ NEWER_THAN_THE_TABLE = {
     '--stop-epoch', '--target-format', '--task',
 }
 OURS = {
-    '--agmax', '--agmax-divergence-weight', '--agmax-init-std', '--agmax-loss', '--agmax-units', '--agmax-weight',
+    '--agmax', '--agmax-divergence-reduction', '--agmax-divergence-weight', '--agmax-init-std', '--agmax-loss',
+    '--agmax-marginal-images', '--agmax-units', '--agmax-weight',
     '--augment-backend', '--check-data', '--cutout', '--dry-run', '--early-stop', '--early-stop-metric',
     '--early-stop-min-delta', '--fsdp', '--hang-timeout', '--hub-dataset', '--hub-pr', '--hub-private',
     '--hub-replace-card', '--hub-replace-files', '--hub-revision', '--image-memory', '--license', '--lighting',
@@ -166,7 +167,7 @@ def test_help_shows_every_default(script, capsys, monkeypatch):
             values = default if isinstance(default, list) else [default]
             expected[action.option_strings[0]] = [' '.join(map(str, values))]
     assert {flag: values for flag, values in shown.items() if flag not in unset} == expected
-    assert len(expected) == {'train': 99, 'validate': 16}[script]
+    assert len(expected) == {'train': 100, 'validate': 16}[script]
 
 
 def test_help_takes_no_time():

@@ -154,8 +154,8 @@ def test_files_are_zip_files_with_sums(tmp_path):
 
 
 def test_base_classes_of_layers():
-    """--sync-bn, --split-bn and batches of one image: assembly/model.py asks for _BatchNorm. --agmax-init-std: task.py
-    asks for _ConvNd."""
+    """--sync-bn, --split-bn and batches of one image: assembly/model.py asks for _BatchNorm. --init-std:
+    network.py asks for _ConvNd."""
     for layer in nn.BatchNorm1d(2), nn.BatchNorm2d(2), nn.SyncBatchNorm(2), BatchNormAct2d(2):
         assert isinstance(layer, nn.modules.batchnorm._BatchNorm)
     assert not isinstance(nn.LayerNorm(2), nn.modules.batchnorm._BatchNorm)

@@ -36,7 +36,7 @@ def run(photos, tmp_path):
     ('-j 2 --agmax --cutmix 1 --reprob 0.5 --model-ema --model-ema-decay 0.9', [(3,), (20, 3)]),
     ('-j 2 --agmax --use-multi-epochs-loader --aa rand-m9-mstd0.5', [(14, 4)]),
     ('-j 4 --agmax --use-multi-epochs-loader', [(5, 9)]),  # at the last batch of an epoch, then within the next
-    ('-j 0 --agmax --no-prefetcher --mixup 0.2 --grad-accum-steps 4', [(1,), (9,)]),
+    ('-j 0 --agmax --agmax-marginal-images 2 --no-prefetcher --mixup 0.2 --grad-accum-steps 4', [(1,), (9,)]),
     ('-j 0 --agmax --amp --amp-dtype bfloat16 --opt adamw --sched plateau --patience-epochs 0', [(1, 1), (13,)]),
     ('-j 2 --agmax --img-size 48 --augment-backend fast --train-crop-mode pad --mixup 0.2', [(3,)]),
     ('-j 0 --opt lookahead_adam --sched-on-updates --clip-grad 1', [(4,)]),

@@ -1,0 +1,122 @@
+"""The networks of AgMax: the Q-network, the trained module of classifier and Q-network, and initial weights."""
+from collections.abc import Callable
+from typing import cast
+
+import torch
+import torch.nn as nn
+from timm.models import group_parameters
+from timm.optim import auto_group_layers
+
+from .base.errors import UserError
+
+
+def default_hidden(num_classes: int) -> int:
+    """Return the published number of hidden units of the Q-network: 128 below 100 classes, 512 below 1,000.
+
+    4,096 below 10,000, 8,192 below 100,000, and twice as many for each further power of ten.
+    """
+    digits = len(str(num_classes)) - 1  # floor(log10 K) without rounding
+    width = 128 * (2 ** digits if digits > 1 else 1)
+    return width * 4 if num_classes >= 1000 else width
+
+
+class UnsupportedModelError(UserError, ValueError):
+    """A model does not return one tensor of logits in training. The message names the model."""
+
+
+class QNet(nn.Sequential):
+    """Q-network: joint logits of two views from the logits of both, section 3 of https://arxiv.org/abs/2110.10536.
+
+    The layers are Linear(2K, hidden), ReLU and Linear(hidden, K). They compute in the precision of their parameters,
+    also under autocast, because large logits would overflow in float16.
+
+    Args:
+        num_classes: Number of classes K.
+        hidden: Number of hidden units. None is the published rule (see default_hidden).
+        device: Device of the parameters.
+        dtype: Dtype of the parameters.
+
+    Raises:
+        ValueError: There are fewer than 2 classes or no hidden units.
+    """
+
+    def __init__(self, num_classes: int, hidden: int | None = None, device=None, dtype=None):
+        if hidden is None:
+            hidden = default_hidden(num_classes)
+        if num_classes < 2 or hidden < 1:
+            raise ValueError(f'QNet needs 2 classes or more and 1 hidden unit or more, got num_classes {num_classes} '
+                             f'and hidden {hidden}')
+        super().__init__(
+            nn.Linear(2 * num_classes, hidden, device=device, dtype=dtype),
+            nn.ReLU(inplace=True),
+            nn.Linear(hidden, num_classes, device=device, dtype=dtype),
+        )
+
+    def forward(self, logits: torch.Tensor) -> torch.Tensor:
+        """Return the joint logits.
+
+        Args:
+            logits: Logits of the first view, concatenated with those of the second view [B, 2K].
+
+        Returns:
+            Joint logits [B, K].
+        """
+        with torch.autocast(logits.device.type, enabled=False):
+            return super().forward(logits.to(cast(nn.Linear, self[0]).weight.dtype))
+
+
+class AgMaxModule(nn.Module):
+    """The trained module: the model on all 2B views at once, then the Q-network on the pairs of logits."""
+
+    def __init__(self, model: nn.Module, qnet: QNet | None, num_classes: int):
+        super().__init__()
+        self.model = model
+        self.qnet = qnet
+        self.num_classes = num_classes
+
+    def no_weight_decay(self) -> set[str]:
+        names: set[str] = getattr(self.model, 'no_weight_decay', set)()
+        return {f'model.{name}' for name in names}
+
+    def group_matcher(self, coarse: bool = False) -> Callable[[str], int]:
+        """Return the function from a parameter to its layer, for layer decay. The Q-network is in the last layer."""
+        matcher = getattr(self.model, 'group_matcher', None)
+        if matcher is not None:
+            layers = group_parameters(self.model, matcher(coarse=coarse), reverse=True)
+        else:
+            layers = auto_group_layers(self.model)
+        last_layer = max(layers.values())
+        return lambda name: layers.get(name.removeprefix('model.'), last_layer)
+
+    def forward(self, input: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return the logits of all views and the joint logits.
+
+        Args:
+            input: Images [2B, C, H, W]: all first views, then all second views.
+
+        Returns:
+            (logits, joint_logits): Logits [2B, K]; joint logits [B, K], or None without a Q-network.
+
+        Raises:
+            UnsupportedModelError: The model does not return one tensor [2B, K].
+        """
+        logits = self.model(input)
+        if not isinstance(logits, torch.Tensor) or logits.ndim != 2:
+            raise UnsupportedModelError(
+                f'{type(self.model).__name__} does not return one tensor of logits [2B, K] when training: '
+                'AgMax cannot pair its outputs. Use a variant of the model without auxiliary heads')
+        if logits.shape[1] != self.num_classes:
+            raise UnsupportedModelError(
+                f'{type(self.model).__name__} gives {logits.shape[1]} logits, AgMax was created for '
+                f'{self.num_classes} classes: create the model with num_classes={self.num_classes}, or give AgMaxTask '
+                f'num_classes={logits.shape[1]}')
+        if self.qnet is None:
+            return logits, None
+        return logits, self.qnet(torch.cat(logits.chunk(2), dim=1))
+
+
+def init_normal(module: nn.Module, std: float) -> None:
+    """Draw the weights of every Linear and Conv layer from N(0, std), as in the published ImageNet runs."""
+    for layer in module.modules():
+        if isinstance(layer, (nn.Linear, nn.modules.conv._ConvNd)):
+            nn.init.normal_(layer.weight, std=std)
