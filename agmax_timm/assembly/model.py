@@ -24,6 +24,7 @@ from ..base.errors import OptionError
 from ..base.signals import StopSignals
 from ..base.silence import silenced
 from ..base.text import one_line
+from ..network import init_normal
 from ..options.device import Device, TrainDevice
 from ..options.model import Model, TrainModel
 from ..options.parsers import AnyOptions, TrainOptions
@@ -158,6 +159,8 @@ def build_model(options: TrainOptions, device: torch.device, precision: Precisio
         **pretrained,
         **options.model_kwargs,
     )
+    if options.init_std is not None and not options.agmax:  # AgMaxTask draws these weights and those of its Q-network
+        init_normal(model, options.init_std)
     _init_head(options, model)
     if options.grad_checkpointing:
         _checkpoint_gradients(options, model)

@@ -134,7 +134,7 @@ def _agmax_task(options: TrainOptions, model: nn.Module, criterion: nn.Module, c
         divergence_reduction=options.agmax_divergence_reduction,
         marginal_images=options.agmax_marginal_images,
         hidden=options.agmax_units,
-        init_std=options.agmax_init_std,
+        init_std=options.init_std,
     )
     if not options.kd_model_name:
         return AgMaxTask(model, **common)

@@ -1,6 +1,6 @@
 """The options of AgMax."""
 
-from .declare import above, at_least, group, option
+from .declare import at_least, group, option
 
 
 @group
@@ -22,6 +22,3 @@ class AgMax:
         metavar='N', check=at_least(2), card=True)
     agmax_units: int | None = option(None, 'hidden units of the Q-network (default: by the number of classes)',
         metavar='N', check=at_least(1), resume='refused', card=True)
-    agmax_init_std: float | None = option(
-        None, "standard deviation of initial Linear and Conv weights; 0.2 as published (default: the model's own)",
-        metavar='STD', check=above(0), resume='ignored', card=True)

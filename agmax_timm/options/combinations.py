@@ -125,6 +125,9 @@ def _check_arguments(options: TrainOptions, error: Callable) -> None:
     for name, flag in _MODEL_ARGUMENTS.items():
         if name in options.model_kwargs:
             error(f'--model-kwargs {name} has a flag of its own: use {flag}')
+    if options.init_std is not None and (options.pretrained or options.initial_checkpoint):
+        flag = '--pretrained' if options.pretrained else '--initial-checkpoint'
+        error(f'--init-std draws new weights over those of {flag}: drop one of them')
     if options.pretrained_path and {'file', 'num_classes'} & set(options.pretrained_cfg_overlay):
         error('--pretrained-cfg-overlay cannot set file and num_classes with --pretrained-path: drop them')
 
@@ -138,8 +141,7 @@ def _check_agmax(options: TrainOptions, error: Callable) -> None:
     for other, reason, remedy in NOT_WITH_AGMAX:
         if has_effect(options, other) and not (other == 'no_aug' and mixing(options)):
             error(f'{flag_with_values(other)} cannot be combined with --agmax: it {reason}. To continue, {remedy}')
-    if options.agmax_loss != 'mi' and options.agmax_units is not None:
-        error(f'--agmax-units is for --agmax-loss mi alone: {options.agmax_loss} has no Q-network')
-    if options.agmax_init_std is not None and (options.pretrained or options.initial_checkpoint):
-        flag = '--pretrained' if options.pretrained else '--initial-checkpoint'
-        error(f'--agmax-init-std draws new weights over those of {flag}: drop one of them')
+    for name in ('agmax_units', 'agmax_marginal_images', 'agmax_divergence_reduction'):
+        if options.agmax_loss != 'mi' and getattr(options, name) != declared(AgMax)[name].default:
+            error(f'{flag_of(name)} is for --agmax-loss mi alone: {options.agmax_loss} has no Q-network, marginals or '
+                  'divergence')

@@ -204,6 +204,12 @@ def declared(options: type) -> dict[str, Option]:
     return _declared[options]
 
 
+def by_any_name(options: type) -> dict[str, Option]:
+    """Return the options by their names and by those of their second flags, some of which are earlier names."""
+    return {name: option for option in declared(options).values() for name in (
+        option.name, *(flag[2:].replace('-', '_') for flag in option.flags if flag.startswith('--')))}
+
+
 def picked(source: Any, *names: str) -> dict[str, Any]:
     """Return some values of options or of a dict by their names, as keyword arguments."""
     return {name: source[name] if isinstance(source, dict) else getattr(source, name) for name in names}

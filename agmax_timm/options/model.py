@@ -54,6 +54,9 @@ class TrainModel(Model):
     bn_momentum: float | None = option(None, "momentum of batch norm (default: the model's)",
         metavar='M', check=between(0, 1))
     bn_eps: float | None = option(None, "epsilon of batch norm (default: the model's)", metavar='EPS', check=above(0))
+    init_std: float | None = option(
+        None, "standard deviation of new initial Linear and Conv weights; 0.2 in the paper (default: the model's own)",
+        alias='--agmax-init-std', metavar='STD', check=above(0), yields=True, resume='ignored', card=True)
     head_init_scale: float | None = option(None, 'factor of the initial weights of the head',
         metavar='S', check=any_number('a factor of weights, 0 and negative ones are initialisations as well'),
         resume='ignored')

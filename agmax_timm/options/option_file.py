@@ -7,7 +7,7 @@ import yaml
 
 from ..base.command_line import Parser, is_plain
 from ..base.text_file import read_text
-from .declare import Option, declared
+from .declare import Option, by_any_name
 from .former_names import with_todays_names
 from .parsers import TrainOptions
 
@@ -48,15 +48,16 @@ def convert_options(config: dict[Any, Any], parser: Parser, where: str = '') -> 
     Raises:
         ValueError: An option is unknown, is given twice, or has an invalid value.
     """
-    known, options = declared(TrainOptions), {}
+    known, options = by_any_name(TrainOptions), {}
     for key, value in with_todays_names(config, lambda line: parser.warn(where + line)).items():
         name = reprlib.repr(key) if not isinstance(key, str) else key.replace('-', '_')
         if name not in known:
             raise ValueError(f"unknown option '{name}'{parser.did_you_mean(name)}")
-        if name in options:
+        option = known[name]
+        if option.name in options:
             raise ValueError(f'{key} is there twice: drop one of them')
         try:
-            options[name] = _convert(known[name], value)
+            options[option.name] = _convert(option, value)
         except ValueError as error:
             raise ValueError(f'{key}: {error}') from error
     return options

@@ -3,7 +3,7 @@ import os
 import re
 from typing import Any
 
-from .declare import Option, declared
+from .declare import Option, by_any_name
 from .parsers import TrainOptions
 
 # The source that an option may name in front of a folder.
@@ -27,8 +27,8 @@ def recipe(options: dict[str, Any]) -> dict[str, Any]:
     Args:
         options: Options of a run. Options that train.py does not have are left out.
     """
-    known = declared(TrainOptions)
-    return {name: _portable_option(known[name], value) for name, value in sorted(options.items())
+    known = by_any_name(TrainOptions)
+    return {known[name].name: _portable_option(known[name], value) for name, value in sorted(options.items())
             if name in known and known[name].recipe != 'left out' and value is not None}
 
 

@@ -106,8 +106,9 @@ def test_a_missing_file_is_one_line(capsys):
     ('--agmax-marginal-images 8', ['--agmax-marginal-images needs --agmax']),
     ('--agmax --naflex-loader --agmax-marginal-images 8', ['--agmax-marginal-images', '--naflex-loader']),
     ('--agmax --agmax-units 0', ['--agmax-units', '0']),
-    ('--agmax --agmax-init-std 0.2 --pretrained', ['--agmax-init-std', '--pretrained']),
-    ('--agmax --agmax-init-std 0', ['--agmax-init-std', '0']),
+    ('--agmax --agmax-init-std 0.2 --pretrained', ['--init-std draws new weights over those of --pretrained']),
+    ('--init-std 0.2 --initial-checkpoint setup.cfg', ['--init-std draws', 'over those of --initial']),
+    ('--init-std 0', ['--init-std must be above 0, got 0']),
     ('--agmax --resplit', ['--resplit', '--agmax']),
     ('--agmax-loss huber', ['--agmax-loss', 'huber']),
     ('--aug-splits 1', ['--aug-splits', '1']),
@@ -278,6 +279,15 @@ def test_values_that_cannot_be_are_one_line(capsys, argv, words):
 
 def test_a_key_that_is_there_twice_is_one_line(config, capsys):
     assert 'epochs' in error_of(capsys, '-c', config('epochs: 3\nlr: 0.1\nepochs: 4'))
+
+
+def test_a_file_may_have_the_second_name_of_an_option(config, capsys):
+    assert parse_train_args(['data', '-c', config('agmax-init-std: 0.2')]).init_std == 0.2
+    assert parse_train_args(['data', '-c', config('agmax_init_std: null')]).init_std is None
+    assert not capsys.readouterr().err
+    message = error_of(capsys, '-c', config('agmax_init_std: 0.2\ninit_std: 0.3'))
+    assert 'init_std is there twice' in message
+    assert "unknown option 'b'" in error_of(capsys, '-c', config('b: 2'))
 
 
 def test_recovery_intervals_are_updates_or_seconds(config):

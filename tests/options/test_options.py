@@ -39,8 +39,8 @@ OURS = {
     '--agmax-marginal-images', '--agmax-units', '--agmax-weight',
     '--augment-backend', '--check-data', '--cutout', '--dry-run', '--early-stop', '--early-stop-metric',
     '--early-stop-min-delta', '--fsdp', '--hang-timeout', '--hub-dataset', '--hub-pr', '--hub-private',
-    '--hub-replace-card', '--hub-replace-files', '--hub-revision', '--image-memory', '--license', '--lighting',
-    '--log-tensorboard', '--max-damaged', '--nan-policy', '--no-pin-mem', '--push-to-hub', '--report',
+    '--hub-replace-card', '--hub-replace-files', '--hub-revision', '--image-memory', '--init-std', '--license',
+    '--lighting', '--log-tensorboard', '--max-damaged', '--nan-policy', '--no-pin-mem', '--push-to-hub', '--report',
 }
 OURS_IN_VALIDATION = {
     '--agreement', '--attack', '--attack-eps', '--attack-norm', '--attack-step-size', '--attack-steps', '--calibration',

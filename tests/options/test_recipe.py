@@ -122,6 +122,11 @@ def test_recipe_and_command_of_each_option_are_accepted_and_say_the_same(name, f
         name not in LEFT_OUT)
 
 
+def test_a_run_of_an_earlier_version_keeps_an_option_under_its_present_name():
+    assert recipe({'agmax': True, 'agmax_init_std': 0.2}) == {'agmax': True, 'init_std': 0.2}
+    assert train_command({'agmax': True, 'agmax_init_std': 0.2}) == 'python train.py --agmax --init-std 0.2'
+
+
 def test_nothing_that_is_staged_or_reported_names_a_person_or_a_folder(folder, make_saved, tmp_path):
     run = every_option(folder)
     for dataset in ('', f'hfds/{folder}/birds', f'wds/{folder}/birds-{{0..9}}.tar'):

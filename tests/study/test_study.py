@@ -480,7 +480,8 @@ def test_studies_of_this_package(path, tmp_path):
     runs = make_runs(study, 'data', str(tmp_path))
     cells = len(study.augmentations) * len(study.settings) * len(study.methods)
     assert len(runs) == cells * len(study.seeds) and len({run.folder for run in runs}) == len(runs)
-    assert len(read_published(study)) in (0, cells)
+    unpublished = 8 if path.stem == 'imagenet' else 0  # the baseline with AgMax's initial weights
+    assert len(read_published(study)) in (0, cells - unpublished)
     header = ' '.join(line for line in path.read_text().splitlines() if line.startswith('#'))
     assert f'python -m agmax_timm.study hparams/studies/{path.name}' in header and 'Cost: ' in header
 

@@ -1,0 +1,53 @@
+"""The model of a run, from its options."""
+import math
+
+import pytest
+import torch
+
+from agmax_timm.assembly import model as build
+from agmax_timm.options.parse import parse_train_args
+
+CPU = torch.device('cpu')
+
+
+def parameters(*flags):
+    torch.manual_seed(0)
+    model, _ = build.build_model(parse_train_args(
+        ['DIR', '--model', 'test_resnet', '--num-classes', '3', *flags]), CPU, build.Precision())
+    return {name: parameter.detach() for name, parameter in model.named_parameters()}
+
+
+@pytest.mark.parametrize('flag', ['--init-std', '--agmax-init-std'])
+def test_initial_weights_without_agmax(flag):
+    """Linear and Conv weights are normal with the given deviation; norms and biases stay as the model has them."""
+    std, own, drawn = 0.2, parameters(), parameters(flag, '0.2')
+    weights = {name for name, parameter in own.items() if parameter.ndim > 1}
+    assert 'fc.weight' in weights and 'conv1.0.weight' in weights and len(weights) > 10
+    for name, parameter in drawn.items():
+        if name in weights:
+            error = std / math.sqrt(2 * parameter.numel())
+            assert parameter.std().item() == pytest.approx(std, abs=5 * error)
+            assert parameter.mean().item() == pytest.approx(0, abs=5 * std / math.sqrt(parameter.numel()))
+        else:
+            assert torch.equal(parameter, own[name])
+
+
+def test_the_head_is_scaled_after_its_weights_are_drawn():
+    drawn, scaled = (parameters('--init-std', '0.2', *more) for more in ([], ['--head-init-scale', '0.1']))
+    torch.testing.assert_close(scaled['fc.weight'], 0.1 * drawn['fc.weight'])
+
+
+def test_with_agmax_the_task_draws_the_weights():
+    own, later = parameters(), parameters('--agmax', '--init-std', '0.2')
+    assert all(torch.equal(later[name], own[name]) for name in own)
+
+
+def test_regnets_batch_norms_all_start_at_1_on_request():
+    """As in the published AgMax runs of RegNet. By default, timm's RegNet starts the last one of each block at 0."""
+    for argument, zeros in (('zero_init_last=True', 16), ('zero_init_last=False', 0)):
+        torch.manual_seed(0)
+        model, _ = build.build_model(parse_train_args(
+            ['DIR', '--model', 'regnety_004', '--model-kwargs', argument]), CPU, build.Precision())
+        norms = [module.weight for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+        assert [len(norms), sum(not weight.any() for weight in norms)] == [53, zeros]
+        assert not model.head.fc.bias.any()
