@@ -31,8 +31,9 @@ from ..weights.metadata import make_metadata
 from ..weights.resume import resume
 from ..weights.saved_model import model_of_metadata
 from ..weights.staging import try_staging
-from .checkpoints import compatibility, resuming
+from .checkpoints import compatibility
 from .checkpoints.manager import CheckpointManager
+from .checkpoints.resuming import ResumedRun
 from .checkpoints.state import Position, RunState
 from .guards.nonfinite import BrokenUpdates
 from .guards.watchdog import Watchdog
@@ -60,7 +61,7 @@ class TrainingRun(Training):
     on_broken: BrokenUpdates
     metadata: dict[str, Any]  # see metadata.make_metadata
     data: dict[str, Any]  # see compatibility.describe_data
-    resumed: resuming.ResumedRun | None  # None for a new run
+    resumed: ResumedRun
     position: Position
     losses: RunningLosses | None  # losses of the epoch so far, None between epochs
     updates_per_epoch: int
@@ -128,7 +129,7 @@ def create_run(options: TrainOptions, signals: StopSignals, watchdog: Watchdog) 
     training = Training(task, optimization.build_optimizer(options, task), options, device, precision)
 
     data = {**compatibility.describe_data(dataset_train, dataset_eval), 'views': views_of(loader_train.dataset)}
-    resumed = resuming.ResumedRun.read(options, data) if options.resume else None
+    resumed = ResumedRun.read(options, data) if options.resume else ResumedRun()
     resume_epoch = _resume_weights(training, auto)
     build.compile_and_distribute(options, task, training.optimizer, device)
     updates_per_epoch = math.ceil(len(loader_train) / options.grad_accum_steps)
@@ -162,10 +163,10 @@ def open_output(run: TrainingRun, given: TrainOptions) -> tracking.Trackers:
         given: Options of the user, before anything was resolved.
     """
     options, checkpoints, resumed = run.options, run.checkpoints, run.resumed
-    state = resumed.state if resumed is not None else None
-    branch = run_folder.branch_to_write(options, given.resume == 'auto', state)
+    branch = run_folder.branch_to_write(options, given.resume == 'auto', resumed.state)
     checkpoints.constants = {'data': run.data, 'line': branch}
-    output_dir, log = run_folder.open_folder(options, given, run.data_config['input_size'][-1], resumed)
+    output_dir, log = run_folder.open_folder(options, given, run.data_config['input_size'][-1],
+                                             resumed.state if resumed.exact else {})
     checkpoints.output_dir, checkpoints.log_position = output_dir, log.position
     checkpoints.saver = checkpoints.create_saver(output_dir, run.metadata, run.decreasing)
     same_folder = run_folder.resumes_in(options, output_dir)
@@ -259,7 +260,7 @@ def _resume_weights(training: Training, verified: bool) -> int | None:
 
 def _restore(
         checkpoints: CheckpointManager,
-        resumed: resuming.ResumedRun | None,
+        resumed: ResumedRun,
         resume_epoch: int | None,
         updates_per_epoch: int,
 ) -> tuple[Position, RunningLosses | None, int]:
@@ -269,14 +270,14 @@ def _restore(
         Where training starts, the losses of the epoch so far (None between epochs), and the number of updates before.
     """
     options, state = checkpoints.training.options, checkpoints.state
-    position, losses = resuming.find_start(options, resumed, resume_epoch), None
+    position, losses = resumed.start(options, resume_epoch), None
     done_updates = position.epoch * updates_per_epoch + math.ceil(position.batch / options.grad_accum_steps)
     optimization.advance_scheduler(state.scheduler, position.epoch, done_updates if options.sched_on_updates else None)
-    if resumed is not None and resumed.exact:
-        position, losses = resumed.restore(state, is_primary())
+    if resumed.exact:
+        position, losses = state.load_state_dict(resumed.state, resumed.same_schedule)
         if checkpoints.damage is not None:
-            found, count = (resumed.state or {})['damaged'], len(state.loader.dataset)
-            checkpoints.damage.restore(i for i in found if i < count)
-    elif resumed is not None and resumed.state is not None:
+            count = len(state.loader.dataset)
+            checkpoints.damage.restore(i for i in resumed.state['damaged'] if i < count)
+    elif resumed.state:
         resumed.keep_history(state, position)
     return position, losses, done_updates

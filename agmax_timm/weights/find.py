@@ -68,13 +68,13 @@ def branch_of(checkpoint: dict[str, Any]) -> int:
     return state.get('line', 0) if isinstance(state, dict) else 0
 
 
-def next_line(folder: str) -> int:
+def next_branch(folder: str) -> int:
     """Return the number of the branch of a run that goes back to an older checkpoint of its folder."""
-    lines = [0]
+    branches = [0]
     for name in checkpoint_names(folder):
         with suppress(CheckpointError):
-            lines.append(branch_of(read_file(os.path.join(folder, name), mmap=True)))
-    return max(lines) + 1
+            branches.append(branch_of(read_file(os.path.join(folder, name), mmap=True)))
+    return max(branches) + 1
 
 
 def _rank(path: str) -> int:

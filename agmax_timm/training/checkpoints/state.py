@@ -2,6 +2,7 @@
 
 Checkpoints store it as tensors and plain values, with a part for each rank.
 """
+import logging
 import random
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 import torch.distributed as dist
 from timm.utils import random_seed, unwrap_model
 
-from ...base.distributed import is_distributed, rank, world_size
+from ...base.distributed import is_distributed, is_primary, rank, world_size
 from ...base.errors import CheckpointError
 from ...base.random_state import fits_generator, is_of_device, set_random_state
 from ...data.resumption.loader import ResumableLoader, start_workers
@@ -18,6 +19,7 @@ from ..updates.losses import RunningLosses
 from ..updates.step import Training
 
 _FORMAT = 1
+_logger = logging.getLogger('train')
 
 
 @dataclass
@@ -85,15 +87,18 @@ class RunState:
             'evaluated': self.evaluated,
         }
 
-    def load_state_dict(self, state: dict[str, Any], same_schedule: bool) -> dict[str, Any]:
-        """Restore a state. Call it after all objects are created and wrapped.
+    def load_state_dict(
+            self,
+            state: dict[str, Any],
+            same_schedule: bool,
+    ) -> tuple[Position, RunningLosses | None]:
+        """Restore a state. Call it after all objects are created and wrapped. Warn of what makes the run another one.
 
         Args:
             same_schedule: Whether the options of the learning rate schedule are unchanged.
 
         Returns:
-            Dictionary of 'position'; 'losses' of the epoch so far (None between epochs); 'changed', the names of what
-            changed; and 'left_out', the owners of random states of another kind of device, which were not restored.
+            The position, and the losses of the epoch so far (None between epochs).
 
         Raises:
             CheckpointError: The position is within an epoch, and ranks, workers or data changed.
@@ -132,8 +137,14 @@ class RunState:
             start_workers(self.loader_eval)
         if position.trained:
             set_random_state({**random, 'process': random['process'].numpy().tobytes()}, self.training.device)
-        return {'position': position, 'changed': changed, 'left_out': left_out,
-                'losses': self._losses(ranks, mine, same_ranks)}
+        another = 'is not the one that an uninterrupted run would have been.'
+        if changed and is_primary():
+            _logger.warning(f"Continuing with {', '.join(changed)}: no sample of the epoch is repeated or left out, "
+                            f'but the run {another}')
+        if left_out and is_primary():
+            _logger.warning(f"The checkpoint has random states of another kind of device for {' and '.join(left_out)}, "
+                            f'which are left out: the run continues, but {another}')
+        return position, self._losses(ranks, mine, same_ranks)
 
     def _losses(self, ranks: list[dict], mine: dict, same_ranks: bool) -> RunningLosses | None:
         saved = mine['losses']

@@ -119,14 +119,7 @@ def summary_row(
 
 
 def write_summary(path: str, rows: list[dict[str, Any]]) -> None:
-    """Replace summary.csv, completely or not at all.
-
-    Args:
-        rows: Values of each row by column. Columns are in the order of their first use; a missing value is empty.
-
-    Raises:
-        OSError: The file cannot be written, and is unchanged.
-    """
+    """Replace summary.csv atomically. Columns are in the order of their first use; a missing value is empty."""
     with atomic_write.replacing(path, 'w', newline='') as f:
         write_rows(f, rows)
 

@@ -20,7 +20,7 @@ from ...base.errors import OptionError
 from ...options.model import TrainModel
 from ...options.parsers import TrainOptions
 from ...options.run import Run
-from ...weights.find import checkpoint_names, newest_checkpoint, next_line
+from ...weights.find import checkpoint_names, newest_checkpoint, next_branch
 from . import log as reporting
 from .log_file import LogFile
 
@@ -144,7 +144,7 @@ def open_folder(
         options: TrainOptions,
         given: TrainOptions,
         img_size: int,
-        resumed: Any = None,
+        restored: dict[str, Any],
 ) -> tuple[str, LogFile]:
     """Create the folder of a run with timm's name, or open it again, and write args.yaml and train.log in it.
 
@@ -153,7 +153,7 @@ def open_folder(
     Args:
         given: Options of the user, before anything was resolved.
         img_size: Side of the input in pixels, for the name.
-        resumed: The run that the checkpoint describes (ResumedRun), None without a checkpoint.
+        restored: State of the checkpoint that is restored, empty if there is none.
 
     Raises:
         OptionError: The folder cannot be written, or another process has locked it.
@@ -166,10 +166,10 @@ def open_folder(
         _lock(folder)
         atomic_write.remove_unfinished(folder)
         log_path = os.path.join(folder, 'train.log')
-        if resumed is not None and resumed.exact and resumes_in(options, folder):
-            atomic_write.truncate(log_path, resumed.state['log'])
-            if resumed.state['rows']:
-                reporting.write_summary(summary_path(folder), resumed.state['rows'])
+        if restored and resumes_in(options, folder):
+            atomic_write.truncate(log_path, restored['log'])
+            if restored['rows']:
+                reporting.write_summary(summary_path(folder), restored['rows'])
         log = reporting.log_to_file(log_path)
         with atomic_write.replacing(os.path.join(folder, 'args.yaml'), 'w') as f:
             yaml.safe_dump(dict(vars(given)), f, default_flow_style=False)
@@ -190,17 +190,17 @@ def resumes_in(options: TrainModel, folder: str | None) -> bool:
         os.path.realpath(os.path.dirname(options.resume)) == os.path.realpath(folder or ''))
 
 
-def branch_to_write(options: TrainOptions, auto: bool, state: dict[str, Any] | None) -> int:
+def branch_to_write(options: TrainOptions, auto: bool, state: dict[str, Any]) -> int:
     """Return the number of the branch of checkpoints that the run writes; see find.branch_of.
 
     Args:
         auto: Whether the run was started with --resume auto.
-        state: State in the checkpoint, None without a checkpoint.
+        state: State in the checkpoint, empty without one.
     """
     folder = os.path.dirname(options.resume)
     if not auto and options.experiment and resumes_in(options, run_folder(options)):
-        return next_line(folder)
-    return (state or {}).get('line', 0) if auto else 0
+        return next_branch(folder)
+    return state.get('line', 0) if auto else 0
 
 
 def summary_path(folder: str) -> str:

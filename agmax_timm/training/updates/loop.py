@@ -106,14 +106,19 @@ def train_one_epoch(
                 on_update(done, checked)
             update = Update(epoch, done)
         begin = time.perf_counter()
-    step.finish()
-    check_damage(loader)
-    check_delivered(done, num_batches)
-    if hasattr(training.optimizer, 'sync_lookahead'):
-        training.optimizer.sync_lookahead()
+    _finish(step, loader, done)
     if not losses.count:
         raise NonFiniteError(f'every update of epoch {epoch} was broken and left out. Try a smaller --lr')
     return losses.read(f'in epoch {epoch}')[1], total.images / total.seconds
+
+
+def _finish(step: Step, loader: Any, batches: int) -> None:
+    """End an epoch after this number of its batches. Check that they are all batches, without damage."""
+    step.finish()
+    check_damage(loader)
+    check_delivered(batches, len(loader))
+    if hasattr(step.training.optimizer, 'sync_lookahead'):
+        step.training.optimizer.sync_lookahead()
 
 
 def _count(step: Step, update: Update, checked: CheckResult, losses: RunningLosses, updates: int) -> None:
