@@ -1,4 +1,4 @@
-"""The rank of this process, and a differentiable mean over all ranks.
+"""The rank of this process, its device in words, and a differentiable mean over all ranks.
 
 AgMax's marginals are not linear in the batch, so they must be taken over the samples of all ranks. The loss would
 otherwise change with the number of ranks.
@@ -25,6 +25,13 @@ def rank() -> int:
 def is_primary() -> bool:
     """Whether this is the first process, which logs and writes for all of them."""
     return rank() == 0
+
+
+def describe_device(device: torch.device) -> str:
+    """Return the name of a GPU, or the number of threads on a CPU; with several ranks, also their number."""
+    hardware = torch.cuda.get_device_name(device) if device.type == 'cuda' else f'{torch.get_num_threads()} threads'
+    ranks = f'{world_size()} ranks on ' if world_size() > 1 else ''
+    return f'{ranks}{device.type}, {hardware}'
 
 
 def global_mean(local_mean: torch.Tensor, count: int = 1, ranks: int | None = None) -> torch.Tensor:

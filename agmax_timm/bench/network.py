@@ -10,6 +10,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from ..assembly.model import Precision, build_precision, create_named_model, init_device
+from ..base.distributed import describe_device as describe
 from ..data.memory.buffers import is_pinned
 from ..data.resumption.loader import make_resumable
 from ..options.shared_flags import pinning
@@ -138,11 +139,6 @@ def find_device(args: argparse.Namespace) -> torch.device:
     except RuntimeError as error:
         raise ValueError(f'--device {args.device}: {str(error).splitlines()[0]}') from error
     return device
-
-
-def describe(device: torch.device) -> str:
-    hardware = torch.cuda.get_device_name(device) if device.type == 'cuda' else f'{torch.get_num_threads()} threads'
-    return f'{device.type}, {hardware}'
 
 
 def _memory_format(args: argparse.Namespace) -> torch.memory_format:

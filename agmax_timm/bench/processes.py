@@ -41,7 +41,8 @@ def run(args: argparse.Namespace) -> Result:
     """Measure whole runs of train.py --agmax and of timm's own training script on the same number of views."""
     if not os.path.isfile(args.timm_script):
         raise ValueError(f"--timm-script {args.timm_script} is no file: get train.py of timm's repository")
-    from .network import describe, find_device
+    from ..base.distributed import describe_device as describe
+    from .network import find_device
     device = find_device(args)
     views = 2 * args.epochs * len(create_dataset('', root=args.folder, split=args.split))
     flags = [f'--train-split={args.split}', f'--workers={args.workers}', f'--model={args.model}',

@@ -174,8 +174,9 @@ def open_output(run: TrainingRun, given: TrainOptions) -> tracking.Trackers:
         checkpoints.saver.load_state_dict_from_checkpoint(options.resume)
     trackers = tracking.Trackers(
         options, output_dir, run.updates_per_epoch, run.done_updates, run.state.history.rows, same_folder)
-    _logger.info(f'Training epochs {run.position.epoch} to {run.stop_epoch} of {run.num_epochs}, '
-                 f'{run.updates_per_epoch} updates each, into {output_dir}')
+    if run.position.epoch < run.stop_epoch:
+        _logger.info(f'Training epochs {run.position.epoch} to {run.stop_epoch - 1} (numbered from 0), '
+                     f'{run.updates_per_epoch} updates each, into {output_dir}')
     warn_of_surprises(run)
     return trackers
 

@@ -127,7 +127,7 @@ class Epochs:
 
         step = Step(run, loaders.build_loss_scale(options, run.loader_train), run.finite_check, run.on_broken)
         try:
-            metrics, _ = train_one_epoch(
+            metrics, run.state.images_per_second = train_one_epoch(
                 position.epoch, step, run.loader_train, run.scheduler, self._on_log, on_update, losses,
                 position.batch, run.updates_per_epoch)
         except LabelError:

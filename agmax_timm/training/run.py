@@ -2,8 +2,12 @@
 import json
 import logging
 import os
+import shlex
+import sys
 from collections.abc import Callable
 from typing import Any
+
+from tqdm import tqdm
 
 from ..assembly.console import begin_log
 from ..assembly.process_group import end_process_group
@@ -12,12 +16,15 @@ from ..base.pipes import print_if_read
 from ..base.signals import StopSignals
 from ..evaluation.log import finite
 from ..options.parsers import TrainOptions
+from ..weights.checkpoint import choose_ema
 from . import dry_run
 from .create_run import TrainingRun, create_run, open_output, warn_of_surprises
 from .epochs import Epochs, begin_epoch
 from .guards.watchdog import Watchdog
 from .output import log, run_folder
-from .output import trackers as tracking
+from .output.trackers import Trackers
+
+_logger = logging.getLogger('train')
 
 
 def train(
@@ -40,56 +47,64 @@ def train(
         Interrupted: A signal asked the run to end, and it has saved.
         SaveError: The last state could not be written.
     """
-    with Watchdog(options.hang_timeout) as watchdog:
-        return _train(options, signals or StopSignals(), watchdog, on_complete)
-
-
-def _train(
-        options: TrainOptions,
-        signals: StopSignals,
-        watchdog: Watchdog,
-        on_complete: Callable[[str, Watchdog], None] | None,
-) -> list[dict[str, Any]]:
     begin_log()
-    training_run = create_run(options, signals, watchdog)
-    if options.dry_run:
-        if is_primary():
-            warn_of_surprises(training_run)
-        begin_epoch(options, training_run.loader_train, training_run.position.epoch)
-        dry_run.print_plan(training_run)
-        return []
-    primary = is_primary()
-    trackers = open_output(training_run, options) if primary else None
-    epochs = Epochs(training_run, trackers, run_folder.share_path(options, training_run.checkpoints.output_dir))
-    epochs.train()
-    end_process_group()  # the other ranks need not wait for a report or an upload
-    if primary:
-        finish(training_run, epochs, trackers)
-        if on_complete is not None and epochs.results:
-            on_complete(training_run.checkpoints.output_dir or '', watchdog)
-    return epochs.results
+    with Watchdog(options.hang_timeout) as watchdog:
+        run = create_run(options, signals or StopSignals(), watchdog)
+        if options.dry_run:
+            if is_primary():
+                warn_of_surprises(run)
+            begin_epoch(options, run.loader_train, run.position.epoch)
+            dry_run.print_plan(run)
+            return []
+        trackers = open_output(run, options) if is_primary() else None
+        epochs = Epochs(run, trackers, run_folder.share_path(options, run.checkpoints.output_dir))
+        epochs.train()
+        end_process_group()  # the other ranks need not wait for a report or an upload
+        if trackers is not None:
+            _finish(run, epochs, trackers)
+            try:
+                if on_complete is not None and epochs.results:
+                    on_complete(run.checkpoints.output_dir or '', watchdog)
+            finally:
+                _log_end(run, epochs.results)
+        return epochs.results
 
 
-def finish(training_run: TrainingRun, epochs: Epochs, trackers: tracking.Trackers | None) -> None:
-    """Wait until everything is on disk, and log the summary of the run."""
-    logger = logging.getLogger('train')
-    saver, output_dir, results = training_run.checkpoints.saver, training_run.checkpoints.output_dir, epochs.results
-    assert saver is not None and output_dir is not None and trackers is not None  # as on any first rank
+def _finish(run: TrainingRun, epochs: Epochs, trackers: Trackers) -> None:
+    """Wait until everything is on disk. Draw the curves, and print the results for programs."""
+    saver, output_dir, results = run.checkpoints.saver, run.checkpoints.output_dir, epochs.results
+    assert saver is not None and output_dir is not None  # as on any first rank
     saver.wait()
     if epochs.stopped:
-        logger.info(f"Stopped after epoch {results[-1]['epoch']} by --early-stop {training_run.options.early_stop}: "
-                    f'{epochs.stopped}.')
+        _logger.info(f"Stopped after epoch {results[-1]['epoch']} by --early-stop {run.options.early_stop}: "
+                     f'{epochs.stopped}.')
     if not epochs.trained:
-        logger.info(f'Nothing to train: {output_dir} is complete.')
-    if saver.best_metric is not None:
-        logger.info(f'*** Best metric: {saver.best_metric} (epoch {saver.best_epoch})')
+        _logger.info(f'Nothing to train: {output_dir} is complete.')
     curves = os.path.join(output_dir, 'curves.png')
     if os.path.exists(run_folder.summary_path(output_dir)) and (epochs.trained or not os.path.exists(curves)):
         with log.tolerated(curves):
             log.plot_curves(run_folder.summary_path(output_dir), curves)
     trackers.finish()
-    best = log.best_last(results, training_run.metric_name, training_run.decreasing)
+    best = log.best_last(results, run.metric_name, run.decreasing)
     if epochs.stopped:
         best[-1] = {**best[-1], 'early_stop': epochs.stopped}
-    print_if_read(f'--result\n{json.dumps(finite(best), indent=4)}')
+    if run.options.result_json or not sys.stdout.isatty():
+        print_if_read(f'--result\n{json.dumps(finite(best), indent=4)}')
     saver.close()
+
+
+def _log_end(run: TrainingRun, results: list[dict[str, Any]]) -> None:
+    """Log the best metric, the folder, the time, and the commands that come next."""
+    options, saver, state = run.options, run.checkpoints.saver, run.state
+    assert saver is not None
+    folder = shlex.quote(saver.checkpoint_dir)
+    measured = 'of training' if run.loader_eval is None else f'on the split {options.val_split}'
+    weights = ' of the EMA' if run.loader_eval is not None and choose_ema(vars(options)) else ''
+    best = 'none, no epoch has a finite one' if saver.best_metric is None else (
+        f'{saver.best_metric:.6g} (epoch {saver.best_epoch}): {run.metric_name}{weights} {measured}')
+    _logger.info(f'*** Best metric: {best}')
+    _logger.info(f'Folder: {folder}')
+    _logger.info(f'Time: {tqdm.format_interval(state.seconds)}, {state.images_per_second:.0f} images/s in the last '
+                 'epoch')
+    _logger.info(f'Report: python -m agmax_timm.report {folder}')
+    _logger.info(f'Predict: python -m agmax_timm.predict {folder} IMAGES')

@@ -3,6 +3,8 @@ import json
 import math
 import pickle
 import re
+import shlex
+import sys
 from argparse import Namespace
 
 import pytest
@@ -197,6 +199,31 @@ def test_the_files_of_a_run(train, monkeypatch):
         rf'Train: 1 \[   0/3 \( 33%\)\]  Loss: {number} \({number}\)  CE: {number} \({number}\)  '
         rf'Agreement: {number} \({number}\)  Divergence: {number} \({number}\)  '
         rf'Time: {number}s, +{number}/s  \({number}s, +{number}/s\)  LR: {number}  Data: {number} \({number}\)', line)
+
+
+def test_a_run_ends_with_five_lines_for_a_person(train, tmp_path, caplog):
+    """The metric with its name, and commands that a shell takes as they are."""
+    folder = train('--epochs', '2', '--model-ema', '--model-ema-decay', '0.5', experiment='my run')
+    last = load(folder / 'last.pth.tar')
+    metric, place, spent, report, predict = [record.getMessage() for record in caplog.records][-5:]
+    best = max(last['saver']['checkpoint_files'] + [(None, last['metric'])], key=lambda file: file[1])[1]
+    of_best = load(folder / 'model_best.pth.tar')
+    assert of_best['metric'] == pytest.approx(best)
+    assert metric == f"*** Best metric: {best:.6g} (epoch {of_best['epoch']}): top1 of the EMA on the split validation"
+    assert place == f"Folder: '{folder}'" and shlex.split(place) == ['Folder:', str(folder)]
+    assert re.fullmatch(r'Time: 0\d:\d\d, \d+ images/s in the last epoch', spent)
+    assert report == f"Report: python -m agmax_timm.report '{folder}'"
+    assert predict == f"Predict: python -m agmax_timm.predict '{folder}' IMAGES"
+    assert (folder / 'train.log').read_text().splitlines()[-1].endswith(predict)
+    cost = last['agmax_state']['cost']
+    assert 0 < cost['seconds'] < 60 and cost['images_per_second'] > 0 and cost['device'].startswith('cpu, ')
+
+
+@pytest.mark.parametrize('flags, printed', [([], False), (['--result-json'], True)])
+def test_a_terminal_shows_json_only_if_asked(train, capsys, monkeypatch, flags, printed):
+    monkeypatch.setattr(sys.stdout, 'isatty', lambda: True, raising=False)
+    train('--epochs', '1', *flags)
+    assert ('--result\n' in capsys.readouterr().out) is printed
 
 
 def test_result_lists_the_best_epoch_last(train, capsys):

@@ -4,14 +4,16 @@ Checkpoints store it as tensors and plain values, with a part for each rank.
 """
 import logging
 import random
+import time
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from timm.utils import random_seed, unwrap_model
 
-from ...base.distributed import is_distributed, is_primary, rank, world_size
+from ...base.distributed import describe_device, is_distributed, is_primary, rank, world_size
 from ...base.errors import CheckpointError
 from ...base.random_state import fits_generator, is_of_device, set_random_state
 from ...data.resumption.loader import ResumableLoader, start_workers
@@ -46,6 +48,13 @@ class RunState:
     scheduler: Any = None
     history: History = field(default_factory=History)
     evaluated: bool = False  # whether the evaluation loader has been used
+    images_per_second: float = 0.  # of training in the last epoch, of all ranks
+    started: float = field(default_factory=time.perf_counter)  # moved back by the seconds of earlier processes
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of the run so far. Time that an interruption lost does not count."""
+        return time.perf_counter() - self.started
 
     def state_dict(
             self,
@@ -85,6 +94,8 @@ class RunState:
             'rows': [dict(row) for row in self.history.rows],
             'results': list(self.history.results),
             'evaluated': self.evaluated,
+            'cost': {'seconds': self.seconds, 'images_per_second': self.images_per_second,
+                     'device': describe_device(self.training.device), 'date': datetime.now().isoformat(' ', 'minutes')},
         }
 
     def load_state_dict(
@@ -133,6 +144,9 @@ class RunState:
                 left_out.append('the EMA' if name == 'ema' else f'the {name}')
         self.history = History(list(state['rows']), list(state['results']))
         self.evaluated = state['evaluated']
+        cost = state.get('cost', {})  # older checkpoints have none
+        self.started -= cost.get('seconds', 0.)
+        self.images_per_second = cost.get('images_per_second', 0.)
         if self.evaluated and self.loader_eval is not None:
             start_workers(self.loader_eval)
         if position.trained:

@@ -65,7 +65,7 @@ class Reporter:
         if not self.primary:
             return
         steps_logger.info(f'{train_line(progress, lr)}  ETA: {self._eta(progress)}')
-        self.bar.set_description(f'Epoch {progress.epoch + 1}/{self.num_epochs}', refresh=False)
+        self.bar.set_description(f'Epoch {progress.epoch}/{self.num_epochs - 1}', refresh=False)
         self.bar.set_postfix({name: f'{value:.3g}' for name, value in progress.mean.items()}, refresh=False)
 
     def _eta(self, progress: Progress) -> str:
@@ -140,7 +140,7 @@ def plot_curves(summary_path: str, output_path: str) -> None:
 
 
 def read_curves(summary_path: str) -> dict[str, dict[str, list[tuple[int, float]]]]:
-    """Return the curves in a summary.csv: by panel and column, points (epoch counted from 1, value)."""
+    """Return the curves in a summary.csv: by panel and column, points (epoch, value)."""
     with open(summary_path, newline='', encoding='utf-8-sig') as f:  # editors add a byte-order mark
         rows = list(csv.DictReader(f))
     title, metric = ('mAP (%)', 'map') if rows and 'eval_map' in rows[0] else ('top-1 (%)', 'top1')
@@ -151,7 +151,7 @@ def read_curves(summary_path: str) -> dict[str, dict[str, list[tuple[int, float]
         'learning rate': ['lr'],
     }
     return {name: {
-        column: [(int(row['epoch']) + 1, float(row[column])) for row in rows if row[column]]
+        column: [(int(row['epoch']), float(row[column])) for row in rows if row[column]]
         for column in columns if rows and rows[0].get(column)} for name, columns in panels.items()}
 
 

@@ -106,17 +106,17 @@ def train_one_epoch(
                 on_update(done, checked)
             update = Update(epoch, done)
         begin = time.perf_counter()
-    _finish(step, loader, done)
+    _finish(step, loader, done, num_batches)
     if not losses.count:
         raise NonFiniteError(f'every update of epoch {epoch} was broken and left out. Try a smaller --lr')
     return losses.read(f'in epoch {epoch}')[1], total.images / total.seconds
 
 
-def _finish(step: Step, loader: Any, batches: int) -> None:
-    """End an epoch after this number of its batches. Check that they are all batches, without damage."""
+def _finish(step: Step, loader: Any, done: int, num_batches: int) -> None:
+    """End an epoch. Check that all its batches were trained, without damage."""
     step.finish()
     check_damage(loader)
-    check_delivered(batches, len(loader))
+    check_delivered(done, num_batches)
     if hasattr(step.training.optimizer, 'sync_lookahead'):
         step.training.optimizer.sync_lookahead()
 

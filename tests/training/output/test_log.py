@@ -53,4 +53,4 @@ def test_a_terminal_has_a_bar_for_the_lines_of_updates(run, monkeypatch):
     log = run('--stop-epoch', '1')
     shown = sys.stderr.getvalue()
     assert 'Train: 0 [' in log and 'Train: 0 [' not in shown and not CONTROL.search(log)
-    assert '\r' in shown and 'Epoch 1/2' in shown and '6/6 [' in shown and 'Test 0: Loss' in shown
+    assert '\r' in shown and 'Epoch 0/1' in shown and '6/6 [' in shown and 'Test 0: Loss' in shown
