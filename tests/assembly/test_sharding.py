@@ -66,7 +66,7 @@ def batches(rank, agmax, dtype):
 
 def build_all(args, architecture, rank, dtype):
     torch.manual_seed(rank)  # until the weights of rank 0 are shared, each rank has its own
-    size = dict(img_size=32) if 'vit' in architecture else {}
+    size = dict(img_size=32, depth=2) if 'vit' in architecture else {}
     model = timm.create_model(architecture, num_classes=CLASSES, **size).to(dtype)
     model.set_grad_checkpointing(args.grad_checkpointing)
     if args.channels_last:

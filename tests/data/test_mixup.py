@@ -228,9 +228,10 @@ def kolmogorov_smirnov(a, b):
 
 
 def draw_lambdas(mixup, views, times, batch_size=4):
-    """Lambdas of the first view or of a batch: one a batch, or one an image where each has its own."""
+    """Lambdas of the first view or of a batch: one of each batch, pair of images or image, as the mode draws them."""
     size = (views * batch_size, 1, 24, 20)
-    targets, images = torch.arange(batch_size).repeat(views), batch_size if mixup.mode == 'elem' else 1
+    targets = torch.arange(batch_size).repeat(views)
+    images = {'batch': 1, 'pair': batch_size // 2, 'elem': batch_size}[mixup.mode]
     draws = [mixup(torch.zeros(size), targets)[1][:batch_size].diagonal()[:images] for _ in range(times // images)]
     return torch.cat(draws).numpy()
 

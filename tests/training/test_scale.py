@@ -108,7 +108,7 @@ def share(batch, rank, world_size, views):
 def train_share(rank, world_size, two_views, accum_steps, dtype):
     """An epoch of loop.train_one_epoch on this rank's share: mean losses, all weights, all averaged weights."""
     torch.manual_seed(0)
-    model = timm.create_model('test_vit', num_classes=CLASSES, img_size=32).to(dtype)
+    model = timm.create_model('test_vit', num_classes=CLASSES, img_size=32, depth=2).to(dtype)
     if two_views:
         task = AgMaxTask(model, SoftTargetCrossEntropy(), init_std=0.2, verbose=False)
     else:

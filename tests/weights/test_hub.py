@@ -25,6 +25,7 @@ from agmax_timm.assembly import model as build
 from agmax_timm.assembly.model import create_named_model
 from agmax_timm.base.errors import OptionError
 from agmax_timm.commands import train as train_cli
+from agmax_timm.commands import validate as validate_cli
 from agmax_timm.options.parse import parse_train_args
 from agmax_timm.weights import publishing
 from agmax_timm.weights.base_model import find_base
@@ -32,6 +33,8 @@ from agmax_timm.weights.hub import Destination, HubError, check_destination, pub
 from agmax_timm.weights.staging import load_folder, stage, try_staging
 from tests.helpers import hub_server
 from tests.helpers.paths import REPOSITORY
+from tests.helpers.plain_timm import run_in_plain_timm
+from tests.helpers.ranks import finish_ranks, logs, start_ranks, torchrun_environment
 from tests.helpers.run_files import load
 
 OWNER_SCOPE = [{'entity': {'type': 'user', 'name': 'ann'}, 'permissions': ['repo.content.read', 'repo.write']}]
@@ -630,31 +633,28 @@ def environment(hub, tmp_path):
             'HF_HUB_DISABLE_XET': '1', 'HF_HUB_DISABLE_PROGRESS_BARS': '1', 'OMP_NUM_THREADS': '1'}
 
 
-def run(words, environment, status=0, **kwargs):
-    words = [sys.executable if word == 'python' else word for word in words]
-    completed = subprocess.run(words, env=environment, capture_output=True, text=True, **kwargs)
-    assert completed.returncode == status, completed.stderr
-    return completed
-
-
 SMALL = ['--model', 'test_resnet', '--num-classes', '3', '--img-size', '32', '-b', '4', '-j', '0', '--epochs', '1',
          '--warmup-epochs', '0', '--lr', '0.05', '--experiment', 'run']
 
 
-def test_from_training_to_plain_timm(hub, environment, photos, tmp_path):
-    """A run whose upload fails, the command it tells, and then others who load what was published."""
+def test_from_training_to_plain_timm(hub, environment, command, photos, tmp_path, monkeypatch, capsys):
+    """A run whose upload fails, the command that it prints, and then others who load what was published."""
     hub.fail('POST', '/commit/', 403, 'storage is full', times=1)
-    trained = run(['python', 'train.py', str(photos), *SMALL, '--agmax', '--output', str(tmp_path),
-                   '--push-to-hub', 'ann/net', '--hub-revision', 'v2', '--report'], environment, 69, cwd=REPOSITORY)
+    trained = subprocess.run(
+        [sys.executable, 'train.py', str(photos), *SMALL, '--agmax', '--output', str(tmp_path), '--push-to-hub',
+         'ann/net', '--hub-revision', 'v2', '--report'],
+        env=environment, cwd=REPOSITORY, capture_output=True, text=True)
+    assert trained.returncode == 69, trained.stderr
     assert '--result' in trained.stdout and (tmp_path / 'run' / 'report.html').exists()
     told = [line for line in trained.stderr.splitlines() if 'not published' in line]
     folder = tmp_path / 'run' / 'hub'
     assert len(told) == 1 and f'cannot upload {folder} to ann/net: 403 storage is full' in told[0]
     assert 'Traceback' not in trained.stderr and 'httpx' not in trained.stderr
-    command = shlex.split(re.search(r'to continue: (.*)$', told[0])[1])
-    assert command == ['python', '-m', 'agmax_timm.publish', str(folder), 'ann/net', '--revision', 'v2']
-    published = run(command, environment, cwd=REPOSITORY)
-    assert published.stdout == f"{hub.url}/ann/net/commit/{hub.repos['ann/net'].branches['v2'][-1].oid}\n"
+    words = shlex.split(re.search(r'to continue: (.*)$', told[0])[1])
+    assert words == ['python', '-m', 'agmax_timm.publish', str(folder), 'ann/net', '--revision', 'v2']
+    capsys.readouterr()
+    command(*words[3:])
+    assert capsys.readouterr().out == f"{hub.url}/ann/net/commit/{hub.repos['ann/net'].branches['v2'][-1].oid}\n"
     files = hub.files('ann/net', 'v2')
     publish(folder, Destination('ann/net', token='hf_write', endpoint=hub.url))
 
@@ -664,9 +664,10 @@ def test_from_training_to_plain_timm(hub, environment, photos, tmp_path):
     torch.manual_seed(0)
     torch.save(local(torch.randn(2, 3, 32, 32)), tmp_path / 'logits.pt')
     code = f'''
-import sys
-sys.modules['agmax_timm'] = None
 import timm, torch
+from huggingface_hub import constants
+constants.HUGGINGFACE_CO_URL_TEMPLATE = {constants.HUGGINGFACE_CO_URL_TEMPLATE!r}
+constants.HF_HUB_CACHE, constants.HF_HUB_DISABLE_XET = {str(tmp_path / 'cache')!r}, True
 expected = torch.load('logits.pt', weights_only=True)
 for name in ('hf_hub:ann/net', 'hf_hub:ann/net@v2'):
     model = timm.create_model(name, pretrained=True).eval()
@@ -674,11 +675,11 @@ for name in ('hf_hub:ann/net', 'hf_hub:ann/net@v2'):
     assert torch.equal(model(torch.randn(2, 3, 32, 32)), expected)
 assert model.pretrained_cfg.get('label_names') == {json.loads(files['config.json'].content).get('label_names')}
 '''
-    run(['python', '-c', code], environment, cwd=tmp_path)
+    run_in_plain_timm(code, cwd=tmp_path)
     assert hub.count('HEAD', '/ann/net/resolve/v2/model.safetensors') == hub.count('GET', '/storage/') == 1
-    validated = run(['python', str(REPOSITORY / 'validate.py'), str(photos), '-j', '0', '-b', '4',
-                     '--model', 'hf_hub:ann/net', '--pretrained'], environment, cwd=tmp_path)
-    assert json.loads(validated.stdout.split('--result\n')[1])['top1'] == accuracy
+    monkeypatch.setattr(constants, 'HF_HUB_CACHE', str(tmp_path / 'cache'))
+    validate_cli.main([str(photos), '-j', '0', '-b', '4', '--model', 'hf_hub:ann/net', '--pretrained'])
+    assert json.loads(capsys.readouterr().out.split('--result\n')[1])['top1'] == accuracy
     assert f'| {accuracy:.4f} |' in card.content
 
 
@@ -691,11 +692,19 @@ def test_such_a_folder_is_one_line_for_those_who_load_it_too(staged, tmp_path, n
     assert one_line(error).startswith(f'--model local-dir:{folder}: ')
 
 
-def test_of_several_processes_one_publishes(hub, environment, photos, tmp_path):
-    trained = run(['python', '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2', 'train.py',
-                   str(photos), *SMALL, '--agmax', '--output', str(tmp_path), '--push-to-hub', 'ann/net',
-                   '--hub-private', '--hub-pr'], environment, cwd=REPOSITORY)
-    assert f'Published: {hub.url}/ann/net/discussions/1' in trained.stderr
+def train_with_hub(url, argv):
+    """Run train.py with the Hub of this address, as HF_ENDPOINT and HF_HUB_DISABLE_XET set it at import."""
+    constants.ENDPOINT, constants.HF_HUB_DISABLE_XET = url, True
+    train_cli.main(argv)
+
+
+def test_of_several_processes_one_publishes(hub, photos, tmp_path, monkeypatch):
+    monkeypatch.setenv('HF_TOKEN', 'hf_write')
+    ranks = start_ranks(2, tmp_path, train_with_hub, hub.url, [
+        str(photos), *SMALL, '--agmax', '--output', str(tmp_path), '--push-to-hub', 'ann/net', '--hub-private',
+        '--hub-pr'], environment=lambda *rank: {**torchrun_environment(*rank), 'HF_TOKEN': 'hf_write'})
+    assert finish_ranks(ranks) == [0, 0], logs(tmp_path)
+    assert f'Published: {hub.url}/ann/net/discussions/1' in logs(tmp_path)
     assert hub.count('GET', 'whoami') == hub.count('POST', '/commit/') == 1 and hub.repos['ann/net'].private
 
 
@@ -749,10 +758,12 @@ def test_an_untrained_model_may_have_logits_that_are_not_finite(saved):
         stage(broken, 'nowhere')
 
 
-def test_a_token_that_is_not_valid_ends_a_run_before_it_begins(hub, environment, photos, tmp_path):
-    ended = run(['python', 'train.py', str(photos), *SMALL, '--output', str(tmp_path), '--push-to-hub', 'ann/net'],
-                {**environment, 'HF_TOKEN': 'hf_wrong'}, status=2, cwd=REPOSITORY)
-    error = ended.stderr.splitlines()
-    assert error[-1].startswith('train.py: error: the token of the Hugging Face Hub is not valid: ')
-    assert 'Traceback' not in ended.stderr and 'Model test_resnet' not in ended.stderr
+def test_a_token_that_is_not_valid_ends_a_run_before_it_begins(hub, command, photos, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv('HF_TOKEN', 'hf_wrong')
+    with pytest.raises(SystemExit) as status:
+        train_cli.main([str(photos), *SMALL, '--output', str(tmp_path), '--push-to-hub', 'ann/net'])
+    error = capsys.readouterr().err
+    assert status.value.code == 2
+    assert ' error: the token of the Hugging Face Hub is not valid: ' in error.splitlines()[-1]
+    assert 'Traceback' not in error and 'Model test_resnet' not in error
     assert not (tmp_path / 'run').exists()

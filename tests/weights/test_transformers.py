@@ -47,7 +47,8 @@ with torch.inference_mode():
         mode = 'L' if config['input_size'][0] == 1 else 'RGB'
         image = Image.open('image.png').convert(mode)
         pixels = timm.data.create_transform(**config, is_training=False)(image)[None]
-        processed = AutoImageProcessor.from_pretrained(f'./{folder}')(image)['pixel_values']
+        processor = AutoImageProcessor.from_pretrained(f'./{folder}')
+        processed = processor(image)['pixel_values']
         classifier = AutoModelForImageClassification.from_pretrained(f'./{folder}').eval()
         encoder = timm.create_model(f'local-dir:{folder}', pretrained=True, num_classes=0).eval()
         embedder = AutoModel.from_pretrained(f'./{folder}').eval()
@@ -60,7 +61,7 @@ with torch.inference_mode():
             descriptions=model.pretrained_cfg.get('label_descriptions'),
             probabilities=[model(pixels)[0].softmax(0).tolist(), model(pixels)[0].sigmoid().tolist()])
         if mode == 'RGB':
-            best = pipeline('image-classification', f'./{folder}')(image, top_k=1)[0]
+            best = pipeline('image-classification', classifier, image_processor=processor)(image, top_k=1)[0]
             found.update(best=best['label'], score=best['score'])
         print(json.dumps(found))
 """
