@@ -2,12 +2,17 @@
 import csv
 import logging
 import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import IO, Any
 
 from .atomic_write import replacing
+from .fonts import families
 
 _logger = logging.getLogger(__name__)
+
+# Colours that people with any colour vision can tell apart. M. Okabe and K. Ito, 'Color Universal Design', 2008.
+COLOURS = ['#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#000000']
 
 
 def write_rows(file: IO[str], rows: Sequence[Mapping[str, Any]], line_end: str = '\r\n') -> None:
@@ -27,11 +32,56 @@ def save_figure(path: str, draw: Callable[[Any], None], dpi: int = 110, **figure
         **figure_args: Arguments of the figure.
     """
     try:
+        from matplotlib import rc_context
         from matplotlib.figure import Figure
     except ImportError:
         _logger.warning(f"{os.path.basename(path)} is not written: it needs pip install 'agmax_timm[plot]'")
         return
-    figure = Figure(layout='constrained', **figure_args)
-    draw(figure)
-    with replacing(path) as file:
-        figure.savefig(file, dpi=dpi, format='png')
+    with rc_context(_style()), warnings.catch_warnings():
+        warnings.filterwarnings('ignore', 'Glyph .* missing')  # shown as a box
+        figure = Figure(layout='constrained', **figure_args)
+        draw(figure)
+        with replacing(path) as file:
+            figure.savefig(file, dpi=dpi, format='png')
+
+
+def _style() -> dict[str, Any]:
+    """Return the settings of matplotlib: fonts for names in any script, and lines that differ in colour and dashes."""
+    from cycler import cycler
+    dashes = ['-', '--', '-.', ':', (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1))]
+    return {
+        'font.family': families(), 'axes.spines.top': False, 'axes.spines.right': False,
+        'axes.prop_cycle': cycler(color=COLOURS) + cycler(linestyle=dashes)}
+
+
+def label_lines(axes: Any, labels: Sequence[str], groups: Sequence[str]) -> list[float]:
+    """Label the lines of a chart from above, with a bold heading above each group of lines.
+
+    Args:
+        axes: Axes of matplotlib.
+        labels: Label of each line.
+        groups: Group of each line. Lines of a group follow each other. '' has no heading.
+
+    Returns:
+        Vertical place of each line.
+    """
+    places: list[float] = []
+    texts: dict[float, str] = {}
+    headings: list[float] = []
+    place = 0.
+    for number, (label, group) in enumerate(zip(labels, groups)):
+        if number and group != groups[number - 1]:
+            place += .4
+        if group and (not number or group != groups[number - 1]):
+            headings.append(place)
+            texts[place] = group
+            place += 1
+        places.append(place)
+        texts[place] = label
+        place += 1
+    axes.set_yticks([*texts], [*texts.values()], parse_math=False, fontsize=8)
+    for place, text in zip(texts, axes.get_yticklabels()):
+        text.set_fontweight('bold' if place in headings else 'normal')
+    axes.set_ylim(places[-1] + .6, -.6)
+    axes.tick_params(axis='y', length=0)
+    return places

@@ -1,4 +1,5 @@
 """Output of a benchmark: aligned table, CSV file, chart of the ratios, and description of the machine."""
+import itertools
 import os
 import platform
 from contextlib import suppress
@@ -8,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..base import atomic_write
-from ..base.output_files import save_figure, write_rows
+from ..base.output_files import COLOURS, label_lines, save_figure, write_rows
 from ..base.processes import cores
 
 Row = dict[str, Any]  # text, numbers, or None
@@ -38,22 +39,28 @@ def save(result: Result, folder: str, name: str, machine: str) -> None:
     os.makedirs(folder, exist_ok=True)
     with atomic_write.replacing(os.path.join(folder, f'{name}.csv'), 'w', newline='') as file:
         write_rows(file, [{**row, 'machine': machine} for row in result.rows], line_end='\n')
-    rows = result.rows[::-1]  # the first row is at the top of the chart
-    save_figure(os.path.join(folder, f'{name}.png'), lambda figure: _draw(figure, rows, result.caption, machine),
-                figsize=(9, 1.4 + .35 * len(rows)))
+    texts = [[value for value in row.values() if isinstance(value, str)] for row in result.rows]
+    groups = [': '.join(text[:-1]) for text in texts]
+    save_figure(os.path.join(folder, f'{name}.png'),
+                lambda figure: _draw(figure, result, groups, [text[-1] for text in texts], machine),
+                figsize=(9, 1.4 + .27 * (len(groups) + 1.4 * len(set(groups)))))
 
 
-def _draw(figure: Any, rows: list[Row], caption: str, machine: str) -> None:
-    """Draw bars of the ratios, with error bars from least to most."""
-    labels = [': '.join(value for value in row.values() if isinstance(value, str)) for row in rows]
+def _draw(figure: Any, result: Result, groups: list[str], names: list[str], machine: str) -> None:
+    """Draw bars of the ratios, with error bars from least to most. Each group, such as a recipe, has a heading."""
+    rows = result.rows
+    colours = dict(zip(dict.fromkeys(names), itertools.cycle(COLOURS)))
     spread = [[row['ratio'] - row['least'] for row in rows], [row['most'] - row['ratio'] for row in rows]]
     axes = figure.subplots()
-    bars = axes.barh(range(len(rows)), [row['ratio'] for row in rows], xerr=spread, capsize=3)
-    axes.bar_label(bars, [f" {row['ratio']:.2f}" for row in rows], label_type='center', color='white')
-    axes.set_yticks(range(len(rows)), labels)
-    axes.axvline(1., color='black', linewidth=.8)
-    axes.set_title(caption, fontsize=8)
-    axes.set_xlabel(machine, fontsize=5)
+    places = label_lines(axes, names, groups)
+    bars = axes.barh(places, [row['ratio'] for row in rows], xerr=spread, capsize=3,
+                     color=[colours[name] for name in names], error_kw=dict(linewidth=.9, linestyle='-'))
+    axes.bar_label(bars, [f"{row['ratio']:.2f}" for row in rows], padding=4, fontsize=8)
+    axes.axvline(1., color='black', linewidth=.8, linestyle='-')
+    axes.margins(x=.08)
+    axes.tick_params(axis='x', labelsize=8)
+    figure.suptitle(result.caption, fontsize=8, wrap=True)
+    figure.supxlabel(machine, fontsize=6, wrap=True)
 
 
 def describe_machine() -> str:

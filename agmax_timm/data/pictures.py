@@ -8,10 +8,13 @@ from PIL import Image, ImageDraw
 from torchvision.transforms.functional import to_pil_image
 
 from ..base import atomic_write
+from ..base.fonts import Font, font_for
 from .device import Input
 
-_CAPTION_HEIGHT = 14
-_MARGIN = 4
+_MARGIN = 16  # around the sheet, and between two images
+_GAP = 6  # between two views, and between a text and its image
+_FONT_SIZE = 13
+_LINE = 17  # height of a line of text
 
 
 class ToPicture:
@@ -67,6 +70,7 @@ def save_views(
         to_picture: ToPicture,
         class_names: list[str] | None = None,
         views: int = 2,
+        title: str = '',
         most: int = 16,
         min_side: int = 112,
 ) -> None:
@@ -79,27 +83,40 @@ def save_views(
         to_picture: Function that makes a picture of an image of the input.
         class_names: Class names by index. None shows indices.
         views: Number of views of an image.
+        title: Text above the images.
         most: Maximum number of images.
         min_side: Minimum height of a picture in pixels. Smaller pictures are enlarged.
     """
     batch_size = len(target) // views
-    rows = [[v * batch_size + i for v in range(views)] for i in range(min(most, batch_size))]
-    images = {index: to_picture(input, index) for row in rows for index in row}
+    count = min(most, batch_size)
+    indices = [v * batch_size + i for i in range(count) for v in range(views)]
+    images = {index: to_picture(input, index) for index in indices}
+    labels = {index: ' '.join(label_text(target[index], class_names).split()) for index in indices}
+    captions = {index: label.replace(' + ', ' +\n').split('\n') for index, label in labels.items()}
     tallest, widest = (max(sides) for sides in zip(*((image.height, image.width) for image in images.values())))
     scale = max(1, -(-min_side // tallest))
-    height, width = tallest * scale + _CAPTION_HEIGHT + _MARGIN, widest * scale + _MARGIN
-    columns = max(1, int(len(rows) ** 0.5) // 2) if len(rows) > 4 else 1
-    lines = -(-len(rows) // columns)
-    sheet = Image.new('RGB', (columns * (views * width + 3 * _MARGIN), lines * height), 'white')
+    font = font_for([title, *labels.values()], _FONT_SIZE)
+    text_width = max(font.getlength(line) for lines in captions.values() for line in lines)
+    width, height = max(widest * scale, min(int(text_width) + 1, 2 * min_side)), tallest * scale
+    columns = max(1, math.isqrt(count) // 2) if count > 4 else 1
+    rows = -(-count // columns)
+    block = views * (width + _GAP) - _GAP + _MARGIN
+    row = height + _GAP + _LINE * max(map(len, captions.values())) + _MARGIN
+    top = _MARGIN + (_LINE + _GAP) * ((views > 1) + bool(title))
+    sheet = Image.new('RGB', (_MARGIN + columns * block, top + rows * row), 'white')
     draw = ImageDraw.Draw(sheet)
-    for place, row in enumerate(rows):
-        left, top = place // lines * (views * width + 3 * _MARGIN), place % lines * height
-        for v, index in enumerate(row):
-            image = images[index]
-            image = image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
-            sheet.paste(image, (left + v * width, top))
-            caption = _fit(draw, label_text(target[index], class_names), width - _MARGIN)
-            draw.text((left + v * width, top + image.height), caption, fill='black')
+    draw.text((_MARGIN, _MARGIN), _fit(title, sheet.width - 2 * _MARGIN, font), 'black', font)
+    for place, index in enumerate(indices):
+        x = _MARGIN + place // views // rows * block + place % views * (width + _GAP)
+        y = top + place // views % rows * row
+        if views > 1:
+            draw.text((x, top - _GAP - _LINE), f'view {place % views + 1}', 'dimgray', font)
+        image = images[index].resize((images[index].width * scale, images[index].height * scale),
+                                     Image.Resampling.NEAREST)
+        draw.rectangle((x - 1, y - 1, x + image.width, y + image.height), outline='lightgray')  # for white images
+        sheet.paste(image, (x, y))
+        for number, line in enumerate(captions[index]):
+            draw.text((x, y + image.height + _GAP + number * _LINE), _fit(line, width, font), 'black', font)
     with atomic_write.replacing(path) as f:
         sheet.save(f, format=Image.registered_extensions()[os.path.splitext(path)[1].lower()])
 
@@ -128,8 +145,10 @@ def label_text(target: torch.Tensor, class_names: list[str] | None = None, most:
     return ' + '.join(f'{name(index)} {shares[index]:.2f}' for index in top)
 
 
-def _fit(draw: ImageDraw.ImageDraw, text: str, width: int) -> str:
-    text = ' '.join(text.split())
-    while draw.textlength(text) > width and len(text) > 1:
-        text = text[:-1]
-    return text
+def _fit(text: str, width: int, font: Font) -> str:
+    """Return a text, or its beginning and '…' if it is wider than `width` pixels."""
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(f'{text}…') > width:
+        text = text[:-1].rstrip()
+    return f'{text}…'

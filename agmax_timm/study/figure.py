@@ -1,49 +1,83 @@
-"""Figure of a study: bars of all methods for each augmentation and setting."""
+"""Figure of a study: the results of all seeds, and the paired differences from the baseline with their intervals."""
+from typing import Any, NamedTuple
 
-from ..base.output_files import save_figure
+from ..base.output_files import COLOURS, label_lines, save_figure
 from .definition import Study
-from .results import Row
+from .results import Comparison, Difference, Row
 
 
-def draw(study: Study, rows: list[Row], path: str) -> None:
-    """Draw bars of the means, error bars of the sample standard deviations, and diamonds of published numbers."""
-    shown = [row for row in rows if row.mean is not None]
-    if not shown:
-        return
-    groups = list(dict.fromkeys(row.cell.group for row in rows))
-    width = max(5, 1.2 + .32 * len(groups) * (len(study.methods) + 1))
-    save_figure(path, lambda figure: _plot(figure, study, shown, groups), dpi=130, figsize=(width, 3.8))
+class Line(NamedTuple):
+    """A line of the figure: its group and label, and what is drawn."""
+    group: str
+    label: str
+    colour: str
+    values: list[float]
+    difference: Difference
+    published: float | None = None
 
 
-def _plot(figure, study: Study, shown: list[Row], groups: list[str]) -> None:
-    from matplotlib import colormaps
+def draw(study: Study, rows: list[Row], comparisons: list[Comparison], path: str) -> None:
+    """Draw a line for each method and comparison.
+
+    On the left are the values of the seeds with their mean. On the right are the differences of the seeds from the
+    baseline, their mean with its 95 % interval, and diamonds for published differences.
+    """
     methods = [method.name for method in study.methods]
-    width = .8 / len(methods)
-    colours = colormaps['tab10' if len(methods) <= 10 else 'tab20']
-    axes = figure.subplots()
-    for number, method in enumerate(methods):
-        own = [row for row in shown if row.cell.method == method]
-        places = [groups.index(row.cell.group) + (number - (len(methods) - 1) / 2) * width for row in own]
-        deviations = [row.deviation if row.deviation is not None else float('nan') for row in own]  # nan: no bar
-        axes.bar(places, [row.mean or 0. for row in own], .92 * width, yerr=deviations, capsize=2, label=method,
-                 color=colours(number % colours.N), error_kw=dict(linewidth=.9))
-        published = [(place, row.published) for place, row in zip(places, own) if row.published is not None]
-        if published:
-            axes.plot(*zip(*published), 'D', color='black', markersize=3,
-                      label='_' if axes.get_legend_handles_labels()[1].count('published') else 'published')
-    axes.set_ylim(*_limits(shown))
-    axes.set_xticks(range(len(groups)), groups, rotation=30 if max(map(len, groups)) > 8 else 0,
-                    ha='right' if max(map(len, groups)) > 8 else 'center', parse_math=False)
-    axes.set_ylabel(f'{study.metric} (the axis does not begin at 0)', fontsize=8)
-    axes.set_title(study.title, fontsize=10, parse_math=False)
-    legend = figure.legend(fontsize=7, ncols=min(4, len(methods) + 1), loc='outside lower center')
-    for name in legend.get_texts():
-        name.set_parse_math(False)  # names may contain $
+    lines = [
+        Line(row.cell.group, row.cell.method, COLOURS[methods.index(row.cell.method) % len(COLOURS)],
+             [*row.values.values()], row.difference, row.published_difference)
+        for row in sorted(rows, key=lambda row: [one.cell.group for one in rows].index(row.cell.group)) if row.values]
+    means = 'mean of the augmentations' if len(study.augmentations) > 1 else 'comparisons'
+    lines += [
+        Line(', '.join(filter(None, (one.setting, means))), f'{one.method} minus {one.other}', COLOURS[-1], [],
+             one.difference) for one in comparisons if one.difference.n]
+    if lines:
+        height = .27 * (len(lines) + 1.4 * len({line.group for line in lines}))
+        save_figure(path, lambda figure: _plot(figure, study, lines), dpi=130, figsize=(9.5, 1.4 + height))
 
 
-def _limits(rows: list[Row]):
-    """Return the limits of the metric's axis. They are close to the values, so that differences are visible."""
-    ends = [(row.mean or 0.) + sign * (row.deviation or 0.) for row in rows for sign in (-1, 1)]
-    ends += [row.published for row in rows if row.published is not None]
-    margin = .15 * (max(ends) - min(ends)) or 1.
-    return min(ends) - 2 * margin, max(ends) + margin
+def _plot(figure: Any, study: Study, lines: list[Line]) -> None:
+    compared = any(line.difference.n for line in lines)
+    values, differences = figure.subplots(1, 2, sharey=True) if compared else (figure.subplots(), None)
+    places = label_lines(values, [line.label for line in lines], [line.group for line in lines])
+    for line, place in zip(lines, places):
+        if line.values:
+            values.plot(line.values, [place] * len(line.values), 'o', color=line.colour, markersize=4, alpha=.5)
+            values.plot([sum(line.values) / len(line.values)], [place], '|', color=line.colour, markersize=13,
+                        markeredgewidth=2)
+        if line.difference.n:
+            _plot_difference(differences, line, place)
+    values.set_xlabel(f'{study.metric}:\nseeds and mean', fontsize=8)
+    if compared:
+        differences.axvline(0., color='black', linewidth=.8)
+        texts = differences.secondary_yaxis('right')
+        texts.set_yticks(places, [_text(line.difference) for line in lines], fontsize=8)
+        texts.tick_params(length=0)
+        texts.spines['right'].set_visible(False)
+        named = '' if all(line.values for line in lines) else ' (comparisons: as named)'
+        published = ', published (diamond)' if any(line.published is not None for line in lines) else ''
+        differences.set_xlabel(f'minus {study.baseline}{named}:\nseeds, mean, 95 % interval{published}', fontsize=8,
+                               parse_math=False)
+        differences.tick_params(axis='y', length=0)
+    for axes in figure.axes:
+        axes.tick_params(axis='x', labelsize=8)
+        axes.grid(axis='x', color='0.9')
+        axes.set_axisbelow(True)
+    figure.suptitle(study.title, fontsize=10, parse_math=False)
+
+
+def _plot_difference(axes: Any, line: Line, place: float) -> None:
+    found = line.difference
+    axes.plot(found.values, [place + .22] * found.n, 'o', color=line.colour, markersize=3, alpha=.5)
+    if found.low is not None:
+        axes.plot([found.low, found.high], [place] * 2, '-', color=line.colour, linewidth=2)
+    axes.plot([found.mean], [place], 'o', color=line.colour, markersize=6)
+    if line.published is not None:
+        axes.plot([line.published], [place], 'D', color='black', fillstyle='none', markersize=5)
+
+
+def _text(difference: Difference) -> str:
+    if difference.mean is None:
+        return ''
+    interval = '' if difference.low is None else f' ({difference.low:+.2f} to {difference.high:+.2f})'
+    return f'{difference.mean:+.2f}{interval}'

@@ -14,11 +14,16 @@ CONFIDENCE = 0.95
 
 @dataclass
 class Difference:
-    """Mean of the paired differences of two methods, over the seeds that both have."""
-    n: int  # number of pairs
+    """Paired differences of two methods, for the seeds that both have, with their mean and its interval."""
+    values: tuple[float, ...] = ()
     mean: float | None = None  # None without a pair
     low: float | None = None  # None with fewer than two pairs
     high: float | None = None
+
+    @property
+    def n(self) -> int:
+        """Number of pairs."""
+        return len(self.values)
 
 
 @dataclass
@@ -57,7 +62,7 @@ def aggregate(study: Study, outcomes: Iterable[Outcome], published: Published) -
             values[place][outcome.run.seed] = outcome.value
     rows = []
     for place, cell in cells.items():
-        row = Row(cell, values[place], sample_deviation(values[place].values()), Difference(0), published.get(place))
+        row = Row(cell, values[place], sample_deviation(values[place].values()), Difference(), published.get(place))
         if cell.method != study.baseline:
             beside = (*place[:2], study.baseline)
             row.difference = paired_difference(values[place], values[beside])
@@ -93,14 +98,14 @@ def paired_difference(values: dict[int, float], baseline: dict[int, float]) -> D
     Args:
         values, baseline: Metrics by seed. Only seeds of both are used.
     """
-    differences = [value - baseline[seed] for seed, value in values.items() if seed in baseline]
+    differences = tuple(value - baseline[seed] for seed, value in values.items() if seed in baseline)
     if not differences:
-        return Difference(0)
+        return Difference()
     centre, deviation, n = mean(differences), sample_deviation(differences), len(differences)
     if deviation is None:
-        return Difference(n, centre)
+        return Difference(differences, centre)
     half = t_quantile(n - 1) * deviation / math.sqrt(n)
-    return Difference(n, centre, centre - half, centre + half)
+    return Difference(differences, centre, centre - half, centre + half)
 
 
 def t_quantile(freedom: int, confidence: float = CONFIDENCE) -> float:

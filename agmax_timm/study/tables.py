@@ -48,7 +48,7 @@ def write_tables(study: Study, outcomes: list[Outcome], published: Published, fo
     text = _markdown(study, rows, outcomes) + (_comparisons_markdown(study, comparisons) if comparisons else '')
     with replacing(os.path.join(folder, 'table.md'), 'w', encoding='utf-8') as file:
         file.write(text)
-    draw(study, rows, os.path.join(folder, 'figure.png'))
+    draw(study, rows, comparisons, os.path.join(folder, 'figure.png'))
     return text
 
 

@@ -154,7 +154,8 @@ class Epochs:
                 to_picture = ToPicture(
                     run.data_config, run.patch_size, self.options.naflex_patchify_channels_first)
                 save_views(path, progress.input, progress.target, to_picture, class_names(run.dataset_train),
-                           views=2 if self.options.agmax else 1)
+                           views=2 if self.options.agmax else 1,
+                           title=f'epoch {progress.epoch}, update {progress.update_index}')
 
     def _evaluate(self, epoch: int, train_metrics: dict[str, float], losses: RunningLosses) -> None:
         """Evaluate, log and save an epoch, and decide whether the run stops early."""

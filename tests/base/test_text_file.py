@@ -57,8 +57,8 @@ READERS = {
                    lambda path: criterion_weights(path, '--class-stats'), [7., 3., 1.]),
     'weights.txt': (b'1, 2, 3', lambda path: criterion_weights(path, '--loss-pos-weight'), [1., 2., 3.]),
     'weights.json': (b'[1, 2, 3]', lambda path: criterion_weights(path, '--loss-pos-weight'), [1., 2., 3.]),
-    'summary.csv': (b'epoch,train_loss\n0,0.5\n', lambda path: read_curves(str(path))['loss'],
-                    {'train_loss': [(1, 0.5)]}),
+    'summary.csv': (b'epoch,train_loss\n0,0.5\n', lambda path: read_curves(str(path))['classification loss'],
+                    {'training': [(0, 0.5)]}),
     'published.csv': (b'method,value\n# a note\na,1.5\n', published, {('', '', 'a'): 1.5}),
 }
 

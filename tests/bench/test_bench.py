@@ -379,3 +379,21 @@ def test_commands_of_the_documents_parse(line):
 def test_every_command_is_documented():
     assert {line.split()[0] for line in COMMANDS} == {
         'loader', 'small', 'collate', 'step', 'objective', 'training', 'run', 'memory', 'startup', 'index'}
+
+
+def test_the_chart_has_a_heading_for_each_recipe(tmp_path, monkeypatch):
+    pyplot = pytest.importorskip('matplotlib.figure')
+    shown = pyplot.Figure()
+    monkeypatch.setattr(report, 'save_figure', lambda path, draw, **size: draw(shown))
+    rows = [dict(recipe=recipe, loader=loader, views=8, ratio=ratio, least=ratio - .5, most=ratio + 1, extra=None)
+            for recipe in ('standard', 'aa') for loader, ratio in ((ONE, 1.), (FAST, 3.))]
+    report.save(report.Result('a caption', rows), str(tmp_path), 'loader', 'a machine')
+    (axes,) = shown.axes
+    labels = axes.get_yticklabels()
+    assert [label.get_text() for label in labels] == ['standard', ONE, FAST, 'aa', ONE, FAST]
+    assert [label.get_fontweight() for label in labels] == ['bold', 'normal', 'normal'] * 2
+    assert [bar.get_width() for bar in axes.patches] == [1, 3, 1, 3]
+    colours = [bar.get_facecolor() for bar in axes.patches]
+    assert colours[:2] == colours[2:] and colours[0] != colours[1]
+    tops = [bar.get_y() for bar in axes.patches]
+    assert tops == sorted(tops) and axes.get_ylim()[0] > axes.get_ylim()[1]

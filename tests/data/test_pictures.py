@@ -5,7 +5,9 @@ from PIL import Image
 from timm.data.naflex_transforms import patchify_image
 from torchvision.transforms.functional import pil_to_tensor
 
-from agmax_timm.data.pictures import ToPicture, label_text, save_views
+from agmax_timm.base import fonts
+from agmax_timm.base.fonts import font_for
+from agmax_timm.data.pictures import ToPicture, _fit, label_text, save_views
 
 
 @pytest.mark.parametrize('target, text', [
@@ -23,6 +25,17 @@ def test_label_text_without_names():
     assert label_text(torch.tensor([0., 0.5, 0.5])) in ('1 0.50 + 2 0.50', '2 0.50 + 1 0.50')
 
 
+def place_of(image, sheet):
+    """Left and top of the only place of an image in a sheet, both uint8 [C, H, W], up to one level."""
+    height, width = image.shape[1:]
+    corners = (sheet[:, :sheet.shape[1] - height + 1, :sheet.shape[2] - width + 1].int()
+               - image[:, :1, :1].int()).abs().amax(0) <= 1
+    places = [(left, top) for top, left in corners.nonzero().tolist()
+              if (sheet[:, top:top + height, left:left + width].int() - image.int()).abs().max() <= 1]
+    (place,) = places
+    return place
+
+
 @pytest.mark.parametrize('channels', [1, 3])
 def test_the_views_of_an_image_stand_side_by_side(tmp_path, channels):
     pixels = torch.randint(256, (6, channels, 112, 120), dtype=torch.uint8)
@@ -30,14 +43,54 @@ def test_the_views_of_an_image_stand_side_by_side(tmp_path, channels):
     normalised = (pixels / 255 - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
     path = tmp_path / 'views.png'
     to_picture = ToPicture(dict(mean=mean, std=std, input_size=(channels, 112, 120)))
-    save_views(str(path), normalised, torch.arange(6) % 3, to_picture, ['a', 'b', 'c'])
+    save_views(str(path), normalised, torch.arange(6) % 3, to_picture, ['a', 'b', 'c'], title='epoch 0, update 7')
     sheet = pil_to_tensor(Image.open(path))
-    row_height = sheet.shape[1] // 3
-    for i in range(3):
-        top = i * row_height
-        for view, left in ((i, 0), (i + 3, 124)):
-            shown = sheet[:channels, top:top + 112, left:left + 120]
-            assert (shown.int() - pixels[view].int()).abs().max() <= 1
+    places = [place_of(image.expand(3, -1, -1), sheet) for image in pixels]
+    first, second = places[:3], places[3:]
+    assert len({left for left, _ in first}) == 1 and [top for _, top in first] == sorted({top for _, top in first})
+    assert all(top == other_top and left + 120 < other_left
+               for (left, top), (other_left, other_top) in zip(first, second))
+    right, bottom = second[-1][0] + 120, second[-1][1] + 112
+    assert (sheet[:, :, right + 2:] == 255).all() and min(*first[0], sheet.shape[2] - right) >= 16
+    texts = [(sheet[:, rows, :] < 128).any().item() for rows in (  # title, names of the views, a caption, the margin
+        slice(0, first[0][1] - 20), slice(first[0][1] - 20, first[0][1] - 2), slice(bottom + 2, -16), slice(-14, None))]
+    assert texts == [True, True, True, False]
+
+
+def test_a_caption_has_the_whole_name_or_an_ellipsis():
+    font = font_for([], 13)
+    assert _fit('grün', 200, font) == 'grün'
+    assert _fit('a very long name', 60, font) == 'a very…' and font.getlength('a very…') <= 60
+
+
+def test_fonts_have_the_characters_of_the_texts():
+    def drawn(font, character):
+        return bytes(font.getmask(character))
+
+    font = font_for(['Großer Lkw', 'grün', 'Ж'], 13)
+    box = drawn(font, '\uffff')
+    assert all(drawn(font, character) != box for character in 'ßüЖ')
+    assert drawn(font, 'ü') != drawn(font, 'u')
+
+
+def test_the_font_that_lacks_the_fewest_characters_is_taken(monkeypatch):
+    class Font:
+        def __init__(self, known):
+            self.known = known
+
+        def getmask(self, character):
+            mask = Image.new('L', (2, 2), ord(character) % 200 if character in self.known else 255).im
+            return mask
+
+    found = {fonts.DEJAVU: Font('ab'), 'msyh.ttc': Font('a猫'), 'malgun.ttf': Font('한')}
+    monkeypatch.setattr(fonts, '_open', lambda file, size: found.get(file))
+    assert font_for(['a b'], 13) is found[fonts.DEJAVU]
+    assert font_for(['猫 a'], 13) is found['msyh.ttc']
+    assert font_for(['猫한한'], 13) is found['msyh.ttc']
+    assert font_for(['한'], 13) is found['malgun.ttf']
+    assert font_for(['\u0e01'], 13) is found[fonts.DEJAVU]
+    found.clear()
+    assert font_for(['a'], 13).getlength('a') > 0
 
 
 @pytest.mark.parametrize('channels_first', [False, True])
@@ -67,8 +120,11 @@ def test_views_of_several_sizes_stand_in_one_grid(tmp_path):
     save_views(str(path), batch, torch.zeros(4, dtype=torch.long), to_picture, min_side=32)
     sheet = pil_to_tensor(Image.open(path))
     gray = (sheet == 127).all(dim=0)
+    rows, columns = gray.any(1).nonzero().flatten(), gray.any(0).nonzero().flatten()
+    tops = [rows[0].item(), next(b.item() for a, b in zip(rows, rows[1:]) if b > a + 8)]
+    lefts = [columns[0].item(), next(b.item() for a, b in zip(columns, columns[1:]) if b > a + 1)]
     for index, (height, width) in enumerate(sizes):
-        top, left = index % 2 * (sheet.shape[1] // 2), index // 2 * (48 + 4)
+        top, left = tops[index % 2], lefts[index // 2]
         cell = gray[top:top + 32, left:left + 48]
         assert cell[:height, :width].all() and cell.sum() == height * width
 

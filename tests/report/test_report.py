@@ -214,10 +214,12 @@ def test_the_curves_are_those_of_the_summary(run_copy):
     with open(run_copy / 'summary.csv', newline='') as f:
         rows = list(csv.DictReader(f))
     text = ''.join(page.text)
-    for column in ('train_loss', 'train_agreement', 'ema_top1', 'raw_top1', 'lr'):
-        assert f'{column} {float(rows[-1][column]):.4g}' in text
+    for name, column in (('training', 'train_ce'), ('validation', 'eval_loss'), ('training', 'train_agreement'),
+                         ('training', 'train_divergence'), ('EMA', 'ema_top1'), ('raw weights', 'raw_top1'),
+                         ('learning rate', 'lr')):
+        assert f'{name} {float(rows[-1][column]):.4g}' in text
     lines = page.all('polyline')
-    assert len(lines) == 5 + 2 + 1 and all(len(line['points'].split()) == 4 for line in lines)
+    assert len(lines) == 2 + 2 + 1 + 1 + 1 and all(len(line['points'].split()) == 4 for line in lines)
 
 
 def test_a_summary_that_is_damaged_costs_the_curves_alone(run_copy, caplog):

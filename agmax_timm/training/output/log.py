@@ -125,34 +125,47 @@ def write_summary(path: str, rows: list[dict[str, Any]]) -> None:
 
 
 def plot_curves(summary_path: str, output_path: str) -> None:
-    """Draw loss parts, top-1 and learning rate over the epochs of a summary.csv. Needs the extra `plot`."""
-    panels = read_curves(summary_path)
+    """Draw losses, terms of the loss, metric and learning rate of a summary.csv. Needs the extra `plot`."""
+    panels = {title: lines for title, lines in read_curves(summary_path).items() if any(lines.values())}
+    if not panels:
+        return
+    columns = min(3, len(panels))
+    rows = -(-len(panels) // columns)
 
     def draw(figure) -> None:
-        for axes, (name, lines) in zip(figure.subplots(1, len(panels)), panels.items()):
-            for column, points in lines.items():
-                axes.plot(*zip(*points), marker='.', label=column)
-            axes.set(title=name, xlabel='epoch')
-            if axes.lines:
+        for number, (title, lines) in enumerate(panels.items(), 1):
+            axes = figure.add_subplot(rows, columns, number)
+            for name, points in lines.items():
+                axes.plot(*zip(*points), marker='.' if len(points) < 50 else '', label=name)
+            axes.set(title=title, xlabel='epoch')
+            axes.xaxis.get_major_locator().set_params(integer=True)
+            axes.grid(color='0.9')
+            if len(lines) > 1:
                 axes.legend()
 
-    save_figure(output_path, draw, figsize=(12, 3.6))
+    save_figure(output_path, draw, figsize=(4 * columns, 3.2 * rows))
 
 
 def read_curves(summary_path: str) -> dict[str, dict[str, list[tuple[int, float]]]]:
-    """Return the curves in a summary.csv: by panel and column, points (epoch, value)."""
+    """Return the curves in a summary.csv: by panel and name, points (epoch, value).
+
+    The cross-entropy of training and validation is one panel. Each further term of the training loss has its own.
+    """
     with open(summary_path, newline='', encoding='utf-8-sig') as f:  # editors add a byte-order mark
         rows = list(csv.DictReader(f))
-    title, metric = ('mAP (%)', 'map') if rows and 'eval_map' in rows[0] else ('top-1 (%)', 'top1')
-    averaged = rows and rows[0].get(f'ema_{metric}')
+    filled = {name for row in rows for name, value in row.items() if value}
+    metric, title = ('map', 'mAP (%)') if 'eval_map' in filled else ('top1', 'top-1 (%)')
+    terms = [name for name in rows[0] if name.startswith('train_')][1:] if rows else []
     panels = {
-        'loss': ['train_loss', 'train_ce', 'train_agreement', 'train_divergence', 'eval_loss'],
-        title: [f'raw_{metric}', f'ema_{metric}'] if averaged else [f'eval_{metric}'],
-        'learning rate': ['lr'],
+        'classification loss': {'training': 'train_ce' if terms else 'train_loss', 'validation': 'eval_loss'},
+        title: {'raw weights': f'raw_{metric}', 'EMA': f'ema_{metric}'} if f'ema_{metric}' in filled else {
+            'validation': f'eval_{metric}'},
+        **{name.removeprefix('train_').replace('_', ' '): {'training': name} for name in terms if name != 'train_ce'},
+        'learning rate': {'learning rate': 'lr'},
     }
-    return {name: {
-        column: [(int(row['epoch']), float(row[column])) for row in rows if row[column]]
-        for column in columns if rows and rows[0].get(column)} for name, columns in panels.items()}
+    return {panel: {
+        name: [(int(row['epoch']), float(row[column])) for row in rows if row[column]]
+        for name, column in columns.items() if column in filled} for panel, columns in panels.items()}
 
 
 def _title(name: str) -> str:

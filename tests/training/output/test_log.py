@@ -54,3 +54,42 @@ def test_a_terminal_has_a_bar_for_the_lines_of_updates(run, monkeypatch):
     shown = sys.stderr.getvalue()
     assert 'Train: 0 [' in log and 'Train: 0 [' not in shown and not CONTROL.search(log)
     assert '\r' in shown and 'Epoch 0/1' in shown and '6/6 [' in shown and 'Test 0: Loss' in shown
+
+
+def read(tmp_path, text):
+    path = tmp_path / 'summary.csv'
+    path.write_text(text)
+    return reporting.read_curves(str(path))
+
+
+def test_the_curves_of_agmax_have_each_term_on_its_own_axis(tmp_path):
+    curves = read(tmp_path, 'epoch,train_loss,eval_loss,eval_top1,lr,train_ce,train_agreement,train_divergence\n'
+                            '0,1.5,,,0.1,2.5,-1.5,0.5\n1,1,2.1,50,0.05,2,-1.25,0.25\n')
+    assert curves == {
+        'classification loss': {'training': [(0, 2.5), (1, 2.)], 'validation': [(1, 2.1)]},
+        'top-1 (%)': {'validation': [(1, 50.)]},
+        'agreement': {'training': [(0, -1.5), (1, -1.25)]},
+        'divergence': {'training': [(0, 0.5), (1, 0.25)]},
+        'learning rate': {'learning rate': [(0, 0.1), (1, 0.05)]},
+    }
+
+
+def test_the_curves_of_other_runs(tmp_path):
+    plain = read(tmp_path, 'epoch,train_loss,eval_loss,eval_map,lr\n0,1.5,2,30,0.1\n')
+    assert plain['classification loss'] == {'training': [(0, 1.5)], 'validation': [(0, 2.)]}
+    assert list(plain) == ['classification loss', 'mAP (%)', 'learning rate']
+    averaged = read(tmp_path, 'epoch,train_loss,eval_loss,eval_top1,lr,raw_top1,ema_top1\n0,1,2,41,0.1,40,41\n')
+    assert averaged['top-1 (%)'] == {'raw weights': [(0, 40.)], 'EMA': [(0, 41.)]}
+
+
+def test_curves_png_has_a_panel_for_each_term_and_none_for_missing_values(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(reporting, 'save_figure', lambda path, draw, **size: draw(figure) or drawn.append(figure))
+    figure = pytest.importorskip('matplotlib.figure').Figure()
+    (tmp_path / 'summary.csv').write_text('epoch,train_loss,lr\n0,1.5,0.1\n1,1.25,0.05\n')
+    reporting.plot_curves(str(tmp_path / 'summary.csv'), str(tmp_path / 'curves.png'))
+    assert [axes.get_title() for axes in drawn[0].axes] == ['classification loss', 'learning rate']
+    assert drawn[0].axes[0].lines[0].get_xydata().tolist() == [[0, 1.5], [1, 1.25]]
+    (tmp_path / 'summary.csv').write_text('epoch,train_loss,lr\n')
+    reporting.plot_curves(str(tmp_path / 'summary.csv'), str(tmp_path / 'curves.png'))
+    assert len(drawn) == 1
