@@ -4,13 +4,14 @@ import shlex
 
 import pytest
 import torch
+from PIL import Image
 
 from agmax_timm import AgMaxLoss
 from agmax_timm.options.parse import parse_train_args, parse_validate_args
 from agmax_timm.options.parsers import train_parser, validate_parser
 from tests.gpu.table import BEGIN, END, render, sections
 from tests.helpers.paths import REPOSITORY
-from tools import docs_pages
+from tools import docs_pages, figures
 
 DOCS = REPOSITORY / 'docs'
 PARSERS = {'train.py': parse_train_args, 'validate.py': parse_validate_args}
@@ -108,3 +109,10 @@ def test_the_guide_to_scripts_has_the_script_of_the_readme_and_a_loss_that_runs(
     assert variables['joint_logits'].shape == (4, 1000)
     parts = AgMaxLoss()(variables['logits'], variables['joint_logits'], variables['target'])
     assert variables['loss'] == parts['ce'] + parts['agreement'] + parts['divergence']
+
+
+def test_the_picture_of_results_shows_the_table_of_the_method_card():
+    effects = figures.read_effects((DOCS / 'agmax.md').read_text())
+    assert ('demo, batches of 10, five seeds', figures.Effect(2.8, (2.3, 3.4)), figures.Effect(.7, (.4, .9))) in effects
+    with Image.open(DOCS / 'images' / 'results.png') as picture:
+        assert picture.text['effects'] == repr(effects), 'run python tools/figures.py'

@@ -9,6 +9,7 @@ import torch
 from agmax_timm.options.parse import parse_train_args
 from agmax_timm.training import run as training
 from agmax_timm.training.output import log as reporting
+from agmax_timm.training.output.log import plot_curves
 from agmax_timm.training.updates.loop import Progress, Span
 from tests.helpers.exact import FLAGS
 
@@ -87,9 +88,9 @@ def test_curves_png_has_a_panel_for_each_term_and_none_for_missing_values(tmp_pa
     monkeypatch.setattr(reporting, 'save_figure', lambda path, draw, **size: draw(figure) or drawn.append(figure))
     figure = pytest.importorskip('matplotlib.figure').Figure()
     (tmp_path / 'summary.csv').write_text('epoch,train_loss,lr\n0,1.5,0.1\n1,1.25,0.05\n')
-    reporting.plot_curves(str(tmp_path / 'summary.csv'), str(tmp_path / 'curves.png'))
+    plot_curves(str(tmp_path / 'summary.csv'), str(tmp_path / 'curves.png'))
     assert [axes.get_title() for axes in drawn[0].axes] == ['classification loss', 'learning rate']
     assert drawn[0].axes[0].lines[0].get_xydata().tolist() == [[0, 1.5], [1, 1.25]]
     (tmp_path / 'summary.csv').write_text('epoch,train_loss,lr\n')
-    reporting.plot_curves(str(tmp_path / 'summary.csv'), str(tmp_path / 'curves.png'))
+    plot_curves(str(tmp_path / 'summary.csv'), str(tmp_path / 'curves.png'))
     assert len(drawn) == 1
