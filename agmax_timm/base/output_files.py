@@ -45,7 +45,7 @@ def save_figure(path: str, draw: Callable[[Any], None], dpi: int = 110, **figure
             figure.savefig(file, dpi=dpi, format='png')
 
 
-def _style() -> dict[str, Any]:
+def _style() -> Any:
     """Return the settings of matplotlib: fonts for names in any script, and lines that differ in colour and dashes."""
     from cycler import cycler
     dashes = ['-', '--', '-.', ':', (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1))]

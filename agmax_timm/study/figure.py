@@ -38,7 +38,7 @@ def draw(study: Study, rows: list[Row], comparisons: list[Comparison], path: str
 
 def _plot(figure: Any, study: Study, lines: list[Line]) -> None:
     compared = any(line.difference.n for line in lines)
-    values, differences = figure.subplots(1, 2, sharey=True) if compared else (figure.subplots(), None)
+    values, *others = figure.subplots(1, 2, sharey=True) if compared else [figure.subplots()]
     places = label_lines(values, [line.label for line in lines], [line.group for line in lines])
     for line, place in zip(lines, places):
         if line.values:
@@ -46,9 +46,9 @@ def _plot(figure: Any, study: Study, lines: list[Line]) -> None:
             values.plot([sum(line.values) / len(line.values)], [place], '|', color=line.colour, markersize=13,
                         markeredgewidth=2)
         if line.difference.n:
-            _plot_difference(differences, line, place)
+            _plot_difference(others[0], line, place)
     values.set_xlabel(f'{study.metric}:\nseeds and mean', fontsize=8)
-    if compared:
+    for differences in others:
         differences.axvline(0., color='black', linewidth=.8)
         texts = differences.secondary_yaxis('right')
         texts.set_yticks(places, [_text(line.difference) for line in lines], fontsize=8)
