@@ -3,7 +3,7 @@ import logging
 import os
 import shlex
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -50,11 +50,7 @@ class _Run:
     checkpoint: str
     metadata: dict[str, Any]  # metadata of the checkpoint
     use_ema: bool
-
-    @property
-    def metrics(self) -> dict[str, float]:
-        """Metrics of the weights during training; empty if there are none."""
-        return (self.metadata.get('metrics') or {}).get('ema' if self.use_ema else 'raw') or {}
+    metrics: dict[str, float]  # metrics of the weights during training; empty if there are none
 
 
 @dataclass
@@ -64,8 +60,8 @@ class _Evaluation:
     images: int
     subject: EvaluatedModel
     class_names: list[str] | None
-    analysis: Analysis | None  # only for one class per image
-    mistakes: list[tuple[Mistake, str]]  # with file names
+    analysis: Analysis | None = None  # only for one class per image
+    mistakes: list[tuple[Mistake, str]] = field(default_factory=list)  # with file names
 
 
 def make_report(
@@ -74,7 +70,7 @@ def make_report(
         device: str = 'cuda',
         workers: int | None = None,
         in_run: bool = False,
-        on_batch: Callable[[], None] | None = None,
+        on_batch: Callable[[], None] = lambda: None,
         use_ema: bool | None = None,
 ) -> str:
     """Write report.html into the folder of a run.
@@ -98,15 +94,15 @@ def make_report(
     """
     run = _read_run(run_dir, data_dir, use_ema)
     options = _evaluation_options(run, device, workers)
-    evaluation_device = _init_device(options.device, in_run)
-    evaluation = None
-    if run.options['val_split']:
-        evaluation = _evaluate(options, evaluation_device, on_batch)
+    if not in_run:
+        timm_names.check_device(device)
+    evaluation_device = torch.device(device) if in_run else build.init_device(device, single_process=True)
+    evaluation = _evaluate(options, evaluation_device, on_batch) if run.options['val_split'] else None
+    if evaluation is not None:
         _check_measured(run, evaluation)
     text = render(_collect(run, evaluation, evaluation_device))
     path = os.path.join(run_dir, FILE)
-    # File names may contain any bytes.
-    with atomic_write.replacing(path, 'w', encoding='utf-8', errors='backslashreplace') as f:
+    with atomic_write.replacing(path, 'w', encoding='utf-8', errors='backslashreplace') as f:  # any bytes in names
         f.write(text)
     return path
 
@@ -124,10 +120,8 @@ def report_at_end(run_dir: str, device: str, on_batch: Callable[[], None]) -> No
 
 def _curves(summary: str) -> dict[str, dict[str, list[tuple[int, float]]]]:
     """Return the curves of a summary.csv; none if the file is missing or damaged."""
-    if not os.path.isfile(summary):
-        return {}
     try:
-        return log.read_curves(summary)
+        return log.read_curves(summary) if os.path.isfile(summary) else {}
     except (ValueError, KeyError, TypeError) as error:
         _logger.warning(f'{summary} is damaged, the page is without curves: {one_line(error)}')
         return {}
@@ -137,14 +131,15 @@ def _read_run(run_dir: str, data_dir: str | None, use_ema: bool | None) -> _Run:
     path = os.path.join(run_dir, 'args.yaml')
     if not os.path.isfile(path):
         raise OptionError(f'{run_dir} is no folder of a run: it has no args.yaml')
-    given = read_config(path, train_parser())
-    checkpoint = find_file(run_dir)
+    given, checkpoint = read_config(path, train_parser()), find_file(run_dir)
     options = {**vars(train_parser().parse_args([])), **saved_options(checkpoint)}
     if data_dir is not None:
         options['data_dir'] = data_dir
     use_ema = choose_ema(options, use_ema)
     _logger.info(f'{checkpoint}: {describe_weights(options, use_ema)}')
-    return _Run(run_dir, given, options, checkpoint, saved_metadata(checkpoint), use_ema)
+    metadata = saved_metadata(checkpoint)
+    metrics = (metadata.get('metrics') or {}).get('ema' if use_ema else 'raw') or {}
+    return _Run(run_dir, given, options, checkpoint, metadata, use_ema, metrics)
 
 
 def _evaluation_options(run: _Run, device: str, workers: int | None) -> ValidateOptions:
@@ -158,15 +153,8 @@ def _evaluation_options(run: _Run, device: str, workers: int | None) -> Validate
         num_samples=saved['val_num_samples'], device=device)
 
 
-def _init_device(name: str, in_run: bool) -> torch.device:
-    if in_run:
-        return torch.device(name)
-    timm_names.check_device(name)
-    return build.init_device(name, single_process=True)
-
-
 @torch.inference_mode()
-def _evaluate(options: ValidateOptions, device: torch.device, on_batch: Callable[[], None] | None) -> _Evaluation:
+def _evaluate(options: ValidateOptions, device: torch.device, on_batch: Callable[[], None]) -> _Evaluation:
     """Evaluate the checkpoint as validate.py does, and analyse the predictions."""
     subject = prepare(options, device)
     options = subject.options
@@ -188,13 +176,12 @@ def _evaluate(options: ValidateOptions, device: torch.device, on_batch: Callable
             outcomes.update(input, output, target)
         if index % options.log_freq == 0:
             log_steps('Report')(index, len(loader), evaluator.summary())
-        if on_batch is not None:
-            on_batch()
-    mistakes = outcomes.mistakes if outcomes is not None else []
-    analysis = outcomes.analyse(subject.num_classes) if outcomes is not None else None
-    return _Evaluation(
-        evaluator.compute(), images, subject, class_names(dataset), analysis,
-        [(mistake, _file_name(dataset, mistake.index)) for mistake in mistakes])
+        on_batch()
+    evaluation = _Evaluation(evaluator.compute(), images, subject, class_names(dataset))
+    if outcomes is not None:
+        evaluation.analysis = outcomes.analyse(subject.num_classes)
+        evaluation.mistakes = [(mistake, _file_name(dataset, mistake.index)) for mistake in outcomes.mistakes]
+    return evaluation
 
 
 def _file_name(dataset: Any, index: int) -> str:
@@ -246,12 +233,14 @@ def training_views(
 
 def _collect(run: _Run, evaluation: _Evaluation | None, device: torch.device) -> Report:
     """Gather the content of the page."""
+    saved, dataset = run.options, dataset_of(run.options)
     report = Report(
         title=os.path.basename(os.path.abspath(run.folder)),
-        about=_about(run.options),
+        about=f"{portable(saved['model'])}{f' on {dataset[1]}' if dataset else ''}"
+              f"{', with AgMax' if saved['agmax'] else ''}, {saved['epochs']} epochs.",
         headline=_headline(evaluation) if evaluation else [],
         notes=_notes(run, evaluation) if evaluation else ['The run has no validation data: nothing was evaluated.'],
-        command=train_command(run.given, run.options.get('world_size') or 1),
+        command=train_command(run.given, saved.get('world_size') or 1),
         changed=changed_options(run.given),
         options=recipe(run.given),
         versions=dict(run.metadata.get('versions') or {}),
@@ -265,7 +254,7 @@ def _collect(run: _Run, evaluation: _Evaluation | None, device: torch.device) ->
         data_config, patch_size = evaluation.subject.data_config, evaluation.subject.patch_size
     try:
         if data_config:
-            report.views = training_views(run.options, data_config, device, report.class_names, patch_size)
+            report.views = training_views(saved, data_config, device, report.class_names, patch_size)
     except (DataError, OptionError) as error:
         report.notes.append(f'No training images are shown: {redact(str(error))}')
     return report
@@ -288,19 +277,12 @@ def _check_measured(run: _Run, evaluation: _Evaluation) -> None:
                         'labels that it had')
 
 
-def _about(saved: dict[str, Any]) -> str:
-    dataset = dataset_of(saved)
-    return (f"{portable(saved['model'])}" + (f' on {dataset[1]}' if dataset else '')
-            + (', with AgMax' if saved['agmax'] else '') + f", {saved['epochs']} epochs.")
-
-
 def _headline(evaluation: _Evaluation) -> list[tuple[str, str]]:
     titles = {'top1': 'top-1 (%)', 'top5': 'top-5 (%)', 'map': 'mAP (%)', 'micro_f1': 'micro F1 (%)',
               'macro_f1': 'macro F1 (%)', 'sample_f1': 'sample F1 (%)', 'loss': 'loss'}
-    if evaluation.subject.num_classes <= 5:
-        del titles['top5']
     cards = [(title, f'{evaluation.metrics[name]:.4g}' if name == 'loss' else f'{evaluation.metrics[name]:.2f}')
-             for name, title in titles.items() if name in evaluation.metrics]
+             for name, title in titles.items()
+             if name in evaluation.metrics and (name != 'top5' or evaluation.subject.num_classes > 5)]
     if evaluation.analysis is not None:
         cards += [('macro F1 (%)', f"{100 * evaluation.analysis.per_class.average('macro')[2]:.2f}"),
                   ('calibration error (%)', f'{100 * evaluation.analysis.calibration.error:.2f}')]
@@ -309,10 +291,8 @@ def _headline(evaluation: _Evaluation) -> list[tuple[str, str]]:
 
 
 def _notes(run: _Run, evaluation: _Evaluation) -> list[str]:
-    notes = [f'Measured with {os.path.basename(run.checkpoint)}, {describe_weights(run.options, run.use_ema)}, on the '
-             f"split {portable(run.options['val_split'])}, "
-             f'{describe_input(run.options, evaluation.subject.data_config)}.']
-    if run.metrics:
-        notes.append('Training measured of these weights: '
-                     + ', '.join(f'{name} {value:.4g}' for name, value in run.metrics.items()) + '.')
-    return notes
+    measured = ', '.join(f'{name} {value:.4g}' for name, value in run.metrics.items())
+    return [f'Measured with {os.path.basename(run.checkpoint)}, {describe_weights(run.options, run.use_ema)}, on the '
+            f"split {portable(run.options['val_split'])}, "
+            f'{describe_input(run.options, evaluation.subject.data_config)}.',
+            *([f'Training measured of these weights: {measured}.'] if measured else [])]

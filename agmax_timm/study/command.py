@@ -1,20 +1,23 @@
 """The study command."""
+import argparse
 import os
 import shlex
 
 from ..base.command import command
+from ..base.command_line import Parser
 from ..base.errors import OptionError
 from .cost import epochs_of, updates_and_views
 from .definition import Study, read_study
-from .options import PROG, parse
 from .plan import Run, check_unchanged, make_runs
 from .published import Published, read_published
+
+PROG = 'python -m agmax_timm.study'
 
 
 @command(PROG)
 def main(argv: list[str] | None = None) -> int:
     """Run the command. Return the exit status: 0 if all runs have a result, else 1."""
-    args = parse(argv)
+    args = _parse(argv)
     study = read_study(args.study)
     name = os.path.splitext(os.path.basename(args.study))[0]
     output = args.output or os.path.join('output', 'study', name)
@@ -97,3 +100,22 @@ def write_results(
     outcomes = [read_outcome(run, study.metric, study.epoch, (errors or {}).get(run.folder, '')) for run in runs]
     print(write_tables(study, outcomes, published, output))
     return all(outcome.value is not None for outcome in outcomes)
+
+
+def _parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = Parser(prog=PROG, description='Train every augmentation with every method and seed of a file, and '
+                                           'compare the methods. The same command continues where it was stopped.')
+    parser.add_argument('study', metavar='STUDY.yaml', help='what is compared, see docs/studies.md')
+    parser.add_argument('--data', metavar='DIR', help='folder of the data; wins over the one in the file')
+    parser.add_argument('--output', metavar='DIR', help="folder of the runs and tables (default: output/study/ and the "
+                                                        "file's name)")
+    parser.add_argument('--jobs', type=int, default=1, metavar='N', help='runs at a time; each gets its share of cores')
+    parser.add_argument('--devices', nargs='+', default=[], metavar='DEVICE',
+                        help='devices that the jobs take in turn, such as cuda:0 cuda:1 (default: that of train.py)')
+    parser.add_argument('--table', action='store_true',
+                        help='only write table and figure of the runs that are complete, also while others train')
+    parser.add_argument('--dry-run', action='store_true', help='only print the commands, and what they cost')
+    args = parser.parse_args(argv)
+    if args.jobs < 1:
+        parser.error(f'--jobs must be 1 or more, got {args.jobs}')
+    return args
