@@ -18,6 +18,7 @@ from sklearn.metrics import precision_recall_fscore_support
 from torchvision.transforms.functional import to_tensor
 
 from agmax_timm.commands import train as train_cli
+from agmax_timm.data.sources.shards import open_dataset
 from agmax_timm.evaluation import validation
 from agmax_timm.evaluation.analysis import analyse
 from agmax_timm.evaluation.outcomes import Mistake
@@ -232,7 +233,7 @@ def test_the_views_are_the_training_images(hostile_run, photo_numbers):
     saved = {**vars(train_parser().parse_args([])), **saved_options(str(hostile_run / 'model_best.pth.tar'))}
     names = sorted(HOSTILE.values())
     order = {name: index for index, name in enumerate(report.class_names(
-        validation.open_dataset('', root=saved['data_dir'], split='train')))}
+        open_dataset('', root=saved['data_dir'], split='train')))}
     by_folder = {name: number for number, name in enumerate(HOSTILE.values())}
     views = report.training_views(saved, dict(
         input_size=(3, 32, 32), mean=(0.5,) * 3, std=(0.5,) * 3, interpolation='bilinear'), torch.device('cpu'),
