@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+import yaml
 from huggingface_hub import ModelCard, constants
 from PIL import Image
 from safetensors.torch import load as load_tensors
@@ -54,10 +55,17 @@ def assert_close(ours, expected, where=''):
         assert ours == expected, where
 
 
-def test_it_is_resumed_within_its_epoch_and_ends_as_if_never_stopped():
+@pytest.mark.parametrize('unnamed', [(), ('smoothing', 'agmax_init_std')])
+def test_it_is_resumed_within_its_epoch_and_ends_as_if_never_stopped(unnamed):
+    """Without a smoothing by the user, too: AgMax of version 0.1 smoothed labels by default."""
+    options = yaml.safe_load((RUN / 'args.yaml').read_text())
+    assert options['agmax'] and options['smoothing'] == 0.1
+    (RUN / 'args.yaml').write_text(yaml.safe_dump({
+        name: value for name, value in options.items() if name not in unnamed}))
     expected = load(Path('whole') / 'last.pth.tar')
     train.main(['-c', str(RUN / 'args.yaml')])  # has --resume auto
     ours = load(RUN / 'last.pth.tar')
+    assert yaml.safe_load((RUN / 'args.yaml').read_text())['smoothing'] == ours['args']['smoothing'] == 0.1
     for name in ('state_dict', 'state_dict_ema', 'task_state', 'task_state_ema', 'optimizer', 'epoch', 'metric'):
         assert_close(ours[name], expected[name], name)
     assert_close(ours['agmax_state']['ranks'], expected['agmax_state']['ranks'], 'random states')

@@ -41,6 +41,9 @@ def build_task(options: TrainOptions, model: nn.Module, device: torch.device, pr
         _check_marginals(options)
         if is_primary():
             _logger.info(f'Marginals of AgMax: {describe_marginals(options)}')
+    if options.agmax and is_primary():
+        default = '' if options.smoothing or 'smoothing' in options.given else ', the default with --agmax'
+        _logger.info(f'Label smoothing: {options.smoothing:g}{default}')
     try:
         if options.agmax:
             return _agmax_task(options, model, criterion, common)

@@ -2,6 +2,7 @@
 import shlex
 from typing import Any
 
+from .checks import defaults_by_method
 from .declare import declared
 from .parsers import TrainOptions, ValidateOptions
 from .paths import CLASSES_OF_MODEL
@@ -14,9 +15,9 @@ def changed_options(options: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
     Args:
         options: Options of the user, as in args.yaml.
     """
-    known = declared(TrainOptions)
-    return {name: (value, known[name].default) for name, value in recipe(options).items()
-            if value != known[name].default}
+    defaults = {name: option.default for name, option in declared(TrainOptions).items()}
+    defaults.update(defaults_by_method(options.get('task', ''), options.get('agmax', False)))
+    return {name: (value, defaults[name]) for name, value in recipe(options).items() if value != defaults[name]}
 
 
 def train_command(options: dict[str, Any], processes: int = 1) -> str:

@@ -26,22 +26,22 @@ METRICS = {
 _DATASETS = ('torch', 'hfds', 'hfids', 'tfds', 'wds')
 
 
-def resolve_task(options: TrainOptions, given: set[str]) -> TrainOptions:
-    """Return the options with the values that follow from other options.
+def defaults_by_method(task: str, agmax: bool) -> dict[str, Any]:
+    """Return the defaults that differ with --task multilabel and with --agmax, which was published without smoothing.
 
-    --bce-loss and --jsd-loss choose --loss. Several labels per image are ranked by mAP and not smoothed.
-
-    Args:
-        given: Names of the options that the user gave. Their values stay.
+    Several labels per image are ranked by mAP and not smoothed.
     """
-    resolved: dict[str, Any] = {}
+    return {'eval_metric': 'map', 'smoothing': 0.} if task == 'multilabel' else {'smoothing': 0.} if agmax else {}
+
+
+def resolve_defaults(options: TrainOptions) -> TrainOptions:
+    """Return the options with the values that follow from other options. Those that the user gave stay."""
+    resolved = {name: value for name, value in defaults_by_method(options.task, options.agmax).items()
+                if name not in options.given}
     if options.loss is None and (options.jsd_loss or options.bce_loss):
         resolved['loss'] = 'jsd' if options.jsd_loss else 'bce'
     if options.bce_pos_weight is not None and not options.loss_pos_weight:
         resolved['loss_pos_weight'] = str(options.bce_pos_weight)
-    if options.task == 'multilabel':
-        defaults = {'eval_metric': 'map', 'smoothing': 0.}
-        resolved.update((name, value) for name, value in defaults.items() if name not in given)
     return replace(options, **resolved)
 
 

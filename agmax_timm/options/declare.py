@@ -204,6 +204,11 @@ def declared(options: type) -> dict[str, Option]:
     return _declared[options]
 
 
+def values(options: Any) -> dict[str, Any]:
+    """Return the values of all options of a command by their names."""
+    return picked(options, *declared(type(options)))
+
+
 def by_any_name(options: type) -> dict[str, Option]:
     """Return the options by their names and by those of their second flags, some of which are earlier names."""
     return {name: option for option in declared(options).values() for name in (

@@ -20,14 +20,14 @@ def parse_train_args(argv: list[str] | None = None) -> TrainOptions:
     """
     parser = train_parser()
     on_command_line = given_options(parser, argv)
-    from .checks import check_train_args, resolve_task
+    from .checks import check_train_args, resolve_defaults
     from .combinations import check_combinations
     from .without_effect import warn_of_idle
     given: dict[str, Any] = {}
     for path in on_command_line.pop('config', ()):
         given.update(read_config(path, parser))
     given.update(on_command_line)
-    options = resolve_task(_with_data(TrainOptions(**given), parser), set(given))
+    options = resolve_defaults(_with_data(TrainOptions(**given, given=frozenset(given)), parser))
     check_train_args(options, parser)
     check_combinations(options, parser.error)
     warn_of_idle(options, parser)

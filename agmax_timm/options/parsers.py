@@ -20,7 +20,12 @@ from .run import Hub, Run, Tracking
 class TrainOptions(
         AgMax, DataSet, TrainData, TrainModel, Input, Augmentation, Mixing, Task, Loss, Optimizer, Schedule, Ema, Run,
         Tracking, Hub, TrainDevice, BatchNorm, Distillation, Resolutions, TrainNaFlex):
-    """The options of train.py. Names and defaults are those of timm's script."""
+    """The options of train.py. Names and defaults are those of timm's script.
+
+    Attributes:
+        given: Names of the options that the user gave. Defaults of others may follow from other options.
+    """
+    given: frozenset[str] = field(default=frozenset(), repr=False, compare=False)
 
 
 @group

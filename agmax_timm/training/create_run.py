@@ -23,6 +23,7 @@ from ..data.backend import views_of
 from ..data.resumption.loader import make_resumable
 from ..data.sources.classes import class_names, class_to_idx
 from ..options import timm_names, without_effect
+from ..options.declare import values
 from ..options.parsers import TrainOptions
 from ..options.run import Hub
 from ..weights.base_model import find_base
@@ -33,7 +34,7 @@ from ..weights.saved_model import model_of_metadata
 from ..weights.staging import try_staging
 from .checkpoints import compatibility
 from .checkpoints.manager import CheckpointManager
-from .checkpoints.resuming import ResumedRun
+from .checkpoints.resuming import ResumedRun, keep_smoothing
 from .checkpoints.state import Position, RunState
 from .guards.nonfinite import BrokenUpdates
 from .guards.watchdog import Watchdog
@@ -165,8 +166,9 @@ def open_output(run: TrainingRun, given: TrainOptions) -> tracking.Trackers:
     options, checkpoints, resumed = run.options, run.checkpoints, run.resumed
     branch = run_folder.branch_to_write(options, given.resume == 'auto', resumed.state)
     checkpoints.constants = {'data': run.data, 'line': branch}
-    output_dir, log = run_folder.open_folder(options, given, run.data_config['input_size'][-1],
-                                             resumed.state if resumed.exact else {})
+    output_dir, log = run_folder.open_folder(
+        options, replace(given, smoothing=options.smoothing), run.data_config['input_size'][-1],
+        resumed.state if resumed.exact else {})
     checkpoints.output_dir, checkpoints.log_position = output_dir, log.position
     checkpoints.saver = checkpoints.create_saver(output_dir, run.metadata, run.decreasing)
     same_folder = run_folder.resumes_in(options, output_dir)
@@ -198,7 +200,7 @@ def _begin(options: TrainOptions, signals: StopSignals, watchdog: Watchdog) -> t
         sharding.check_sharding(options)
     if options.push_to_hub and is_primary():
         check_destination(destination_of(options))
-    return options, device
+    return keep_smoothing(options), device
 
 
 def destination_of(options: Hub) -> Destination:
@@ -224,7 +226,7 @@ def _describe(
         class_to_idx(dataset) if options.class_map else None, find_base(options, model) if is_primary() else None)
     if not is_primary():
         return metadata
-    saved = model_of_metadata(metadata, model, vars(options))
+    saved = model_of_metadata(metadata, model, values(options))
     try:
         if options.push_to_hub:
             flag = f'--push-to-hub {options.push_to_hub}'

@@ -44,6 +44,17 @@ def test_the_log_names_images_and_classes(monkeypatch, caplog, flags, ranks, sai
     assert 'Marginals' not in caplog.text
 
 
+@pytest.mark.parametrize('flags, said', [
+    ([], 'Label smoothing: 0, the default with --agmax'),
+    (['--smoothing', '0'], 'Label smoothing: 0'),
+    (['--smoothing', '0.1'], 'Label smoothing: 0.1'),
+])
+def test_the_log_names_the_label_smoothing(caplog, flags, said):
+    with caplog.at_level(logging.INFO):
+        build('-b', '8', *flags)
+    assert said in caplog.messages
+
+
 @pytest.mark.parametrize('flags, ranks, said', [
     ('-b 8 --agmax-marginal-images 3', 1, '--agmax-marginal-images 3 must be an equal part of the 8 images of a rank, '
      'or the images of an equal part of the 1 rank(s): use 2 or 4'),

@@ -1,11 +1,13 @@
 """Options: precedence, types, and one line for every mistake."""
+import shlex
 from dataclasses import FrozenInstanceError, fields
 
 import pytest
 import yaml
 from timm.loss import LOSS_TYPES, create_classification_loss
 
-from agmax_timm.options.declare import EVALUATION, RECIPE, RESUME, declared, problems
+from agmax_timm.options.changed_options import train_command
+from agmax_timm.options.declare import EVALUATION, RECIPE, RESUME, declared, problems, values
 from agmax_timm.options.former_names import FORMER
 from agmax_timm.options.parse import given_options, parse_train_args, parse_validate_args
 from agmax_timm.options.parsers import TrainOptions, ValidateOptions, train_parser, validate_parser
@@ -56,13 +58,13 @@ def test_yaml_values_take_the_types_of_their_flags(config):
 
 
 def test_an_empty_file_changes_nothing(config):
-    assert vars(parse_train_args(['data', '-c', config(''),])) == vars(parse_train_args(['data']))
+    assert values(parse_train_args(['data', '-c', config(''),])) == values(parse_train_args(['data']))
 
 
 def test_options_written_as_yaml_give_the_same_options(config):
     args = parse_train_args(['data', '--agmax', '--mean', '0.1', '0.2', '0.3', '--opt-kwargs', 'nesterov=False'])
-    path = config(yaml.safe_dump(vars(args)))
-    assert vars(parse_train_args(['-c', path])) == vars(args)
+    path = config(yaml.safe_dump(values(args)))
+    assert values(parse_train_args(['-c', path])) == values(args)
 
 
 @pytest.mark.parametrize('text, words', [
@@ -225,6 +227,22 @@ def test_names_of_losses_are_resolved():
     assert parse_train_args([*several, '--smoothing', '0.1']).smoothing == 0.1
 
 
+@pytest.mark.parametrize('argv, text, smoothing', [
+    ([], '', 0.1),
+    (['--agmax'], '', 0.),
+    (['--agmax', '--smoothing', '0.1'], '', 0.1),
+    (['--smoothing', '0.2'], 'agmax: true', 0.2),
+    (['--agmax'], 'smoothing: 0.1', 0.1),
+    ([], 'agmax: true\nsmoothing: 0.2', 0.2),
+])
+def test_agmax_smooths_labels_only_on_request(config, argv, text, smoothing):
+    options = parse_train_args(['data', *argv, '-c', config(text)])
+    assert options.smoothing == smoothing
+    command = shlex.split(train_command(values(options)))
+    assert command[:2] == ['python', 'train.py'] and parse_train_args(command[2:]).smoothing == smoothing
+    assert ('--smoothing' in command) == (smoothing != (0. if options.agmax else 0.1))
+
+
 def test_the_command_line_is_told_from_the_defaults():
     argv = ['data', '--img-size', '32', '--use-ema']
     assert given_options(validate_parser(), argv) == {'data': 'data', 'img_size': 32, 'use_ema': True}
@@ -249,9 +267,9 @@ def test_the_declaration_of_every_option_is_complete(options):
         assert option.check or option.convert or option.kind not in (int, float), f'{name}: a number without a check'
         assert option.resume in RESUME and option.recipe in RECIPE and option.evaluation in EVALUATION, name
         assert option.affects_result or option.resume in ('ignored', 'logged'), name
-        for other, *values in map(str.split, (*option.needs, *option.unless)):
+        for other, *valid in map(str.split, (*option.needs, *option.unless)):
             needed = declared(TrainOptions if other not in known else options)[other]
-            assert set(values) <= {*(needed.choices or ()), *(needed.check and needed.check.names or ())}, name
+            assert set(valid) <= {*(needed.choices or ()), *(needed.check and needed.check.names or ())}, name
         assert not {*option.synonyms, *option.former} & {*known}, name
         assert not list(problems(options(**{name: option.default}))), f'{name}: its default is refused'
     assert {field.name for field in fields(options)} - {'given'} == set(known)

@@ -22,6 +22,7 @@ import yaml
 
 from agmax_timm.base.command_line import KeyValues
 from agmax_timm.commands import train as train_cli
+from agmax_timm.options.declare import values
 from agmax_timm.options.parse import parse_train_args, parse_validate_args
 from agmax_timm.options.parsers import train_parser, validate_parser
 
@@ -176,9 +177,9 @@ def test_command_lines(make_parser, parse, capsys, tmp_path):
                 assert kept == value or dest == 'data_dir' and not value, (number, argv, dest)
         if parse is parse_train_args:
             path = tmp_path / 'args.yaml'
-            path.write_text(yaml.safe_dump(vars(args)))
+            path.write_text(yaml.safe_dump(values(args)))
             again, message = parsed(parse, ['-c', str(path)], capsys)
-            assert again is not None and plain(vars(again)) == plain(vars(args)), (number, argv, message)
+            assert again is not None and plain(values(again)) == plain(values(args)), (number, argv, message)
     assert accepted > COUNT / 10, 'a fuzzer whose cases are all refused shows little'
 
 
@@ -225,11 +226,11 @@ def test_yaml_files(capsys, tmp_path):
             elif value is not None and not isinstance(value, list) and key != 'data_dir':  # '' is that of DIR
                 assert kept == value, (number, text)
         again, message = parsed(parse_train_args, ['-c', write_yaml(tmp_path / 'again.yaml', args)], capsys)
-        assert again is not None and plain(vars(again)) == plain(vars(args)), (number, text, message)
+        assert again is not None and plain(values(again)) == plain(values(args)), (number, text, message)
 
 
 def write_yaml(path, args):
-    path.write_text(yaml.safe_dump(vars(args)))
+    path.write_text(yaml.safe_dump(values(args)))
     return str(path)
 
 
@@ -293,7 +294,7 @@ def check_run(args, folder, argv, capsys):
     """What is on the disk says, and did, what the command line says."""
     again, message = parsed(parse_train_args, ['-c', str(folder / 'args.yaml')], capsys)
     assert again is not None, (argv, message)
-    written = plain(vars(again))
+    written = plain(values(again))
     for action in flags_of(train_parser()):
         assert written[action.dest] == plain(args[action.dest]), (argv, action.dest)
     row = first_lines(folder, argv)
@@ -314,7 +315,7 @@ def test_runs(photos, tmp_path, capsys):
         args, _ = parsed(parse_train_args, argv, capsys)
         if args is None:
             continue
-        given = dict(vars(args))
+        given = values(args)
         folder = tmp_path / f'run{number}'
         with time_limit(120, argv):
             try:

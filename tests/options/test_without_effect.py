@@ -13,6 +13,7 @@ from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 
 from agmax_timm.assembly.objective import build_criterion
 from agmax_timm.options import timm_names, without_effect
+from agmax_timm.options.declare import values
 from agmax_timm.options.parse import parse_train_args, parse_validate_args
 from agmax_timm.options.parsers import train_parser, validate_parser
 
@@ -210,7 +211,7 @@ def test_a_file_of_all_options_warns_as_its_run_did(capsys, tmp_path):
     for words, count in (('', 0), ('--mixup 0.2 --mixup-prob 0.5', 0), ('--mixup-prob 0.5', 1), (MULTILABEL, 0)):
         args = parse_train_args(['data', *words.split()])
         assert capsys.readouterr().err.count('warning') == count
-        path.write_text(yaml.safe_dump(vars(args)))
+        path.write_text(yaml.safe_dump(values(args)))
         parse_train_args(['-c', str(path)])
         assert capsys.readouterr().err.count('warning') == count
 

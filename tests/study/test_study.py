@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from agmax_timm.base.errors import OptionError
+from agmax_timm.options.declare import values
 from agmax_timm.study import command, figure, outcome, plan, results, runner
 from agmax_timm.study.definition import read_study
 from agmax_timm.study.outcome import Outcome
@@ -378,7 +379,7 @@ def test_runs_that_exist_may_have_other_options_without_effect_on_the_result(tmp
     for run in make_runs(study, 'data', str(tmp_path / 'out')):
         os.makedirs(run.folder)
         with open(os.path.join(run.folder, 'args.yaml'), 'w') as file:
-            yaml.safe_dump(vars(run.options), file)
+            yaml.safe_dump(values(run.options), file)
     now = read_study(write_study(tmp_path, base={**SMALL, **option}))
     runs = make_runs(now, 'data', str(tmp_path / 'out'))
     if allowed:

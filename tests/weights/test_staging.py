@@ -12,6 +12,7 @@ import yaml
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from agmax_timm.options.declare import values
 from agmax_timm.options.parse import parse_train_args
 from agmax_timm.weights.hub_error import HubError
 from agmax_timm.weights.staging import FILES, load_folder, recipe, stage
@@ -109,10 +110,10 @@ def test_the_recipe_is_a_file_for_train_and_names_no_machine(saved, staged):
 
 
 def test_every_option_of_a_run_is_part_of_a_recipe_or_left_out(tmp_path):
-    options = vars(parse_train_args(['DIR', '--agmax', '--push-to-hub', 'ann/net', '--experiment', 'x']))
+    options = values(parse_train_args(['DIR', '--agmax', '--push-to-hub', 'ann/net', '--experiment', 'x']))
     path = tmp_path / 'train_hparams.yaml'
     path.write_text(yaml.safe_dump(recipe(options)))
-    again = vars(parse_train_args(['DIR', '-c', str(path)]))
+    again = values(parse_train_args(['DIR', '-c', str(path)]))
     assert {name for name in options if options[name] != again[name]} == {'experiment', 'push_to_hub'}
 
 

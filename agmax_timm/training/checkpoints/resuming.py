@@ -1,6 +1,6 @@
 """Resuming from a checkpoint: its content, the changes since, and where training starts."""
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ...base.distributed import is_primary
@@ -71,3 +71,15 @@ def _saved_data(checkpoint: dict[str, Any]) -> dict[str, Any]:
     names = metadata_in(checkpoint).get('class_names')
     return {'train': {'classes': names}} if names else {}
 
+
+def keep_smoothing(options: TrainOptions) -> TrainOptions:
+    """Return options with the label smoothing of the AgMax run that is resumed, unless the user gave one.
+
+    Earlier versions trained AgMax with timm's default of 0.1, and a run must not change its loss when it resumes.
+    """
+    if not (options.resume and options.agmax) or 'smoothing' in options.given:
+        return options
+    smoothing = options_in(read_file(options.resume, mmap=True)).get('smoothing', options.smoothing)
+    if smoothing != options.smoothing and is_primary():
+        _logger.info(f'--smoothing {smoothing}, as in {options.resume}')
+    return replace(options, smoothing=smoothing)

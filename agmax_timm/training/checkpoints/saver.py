@@ -22,6 +22,7 @@ from ...base.background import Background, snapshot
 from ...base.distributed import world_size
 from ...base.errors import UserError
 from ...base.safe_load import read_file
+from ...options.declare import values
 from ...options.parsers import TrainOptions
 from ...weights.checkpoint import METADATA, STATE
 
@@ -181,7 +182,7 @@ class CheckpointSaver(timm.utils.CheckpointSaver):
         arch = type(self.model).__name__.lower() if self.args is None else self.args.model
         content = {'epoch': epoch, 'arch': arch, 'optimizer': self.optimizer.state_dict(), 'version': 2}
         if self.args is not None:
-            content['args'] = {**vars(self.args), 'world_size': world_size()}
+            content['args'] = {**values(self.args), 'world_size': world_size()}
         if self.amp_scaler is not None:
             content[self.amp_scaler.state_dict_key] = self.amp_scaler.state_dict()
         for ema in (False, True):

@@ -17,6 +17,7 @@ from timm.models import safe_model_name
 from ...base import atomic_write
 from ...base.distributed import is_distributed, world_size
 from ...base.errors import OptionError
+from ...options.declare import values
 from ...options.model import TrainModel
 from ...options.parsers import TrainOptions
 from ...options.run import Run
@@ -172,7 +173,7 @@ def open_folder(
                 reporting.write_summary(summary_path(folder), restored['rows'])
         log = reporting.log_to_file(log_path)
         with atomic_write.replacing(os.path.join(folder, 'args.yaml'), 'w') as f:
-            yaml.safe_dump(dict(vars(given)), f, default_flow_style=False)
+            yaml.safe_dump(values(given), f, default_flow_style=False)
     return folder, log
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from ...base.errors import OptionError
 from ...base.text import one_line
+from ...options.declare import values
 from ...options.run import Tracking
 from ..updates.loop import Progress
 from . import log as reporting
@@ -138,7 +139,7 @@ class _Wandb:
             self.run = wandb.init(
                 project=options.wandb_project,
                 name=name,
-                config=vars(options),
+                config=values(options),
                 tags=options.wandb_tags,
                 id=options.wandb_resume_id or None,
                 resume='must' if options.wandb_resume_id else None,

@@ -3,6 +3,7 @@ import shutil
 from dataclasses import replace
 
 import pytest
+import torch
 
 from agmax_timm.base.errors import OptionError
 from agmax_timm.base.signals import Interrupted
@@ -11,7 +12,7 @@ from agmax_timm.options.declare import declared
 from agmax_timm.options.parse import parse_train_args
 from agmax_timm.options.parsers import TrainOptions
 from agmax_timm.training import run as training
-from agmax_timm.training.checkpoints import compatibility
+from agmax_timm.training.checkpoints import compatibility, resuming
 from tests.helpers.exact import FLAGS, StopAfter, assert_equal, outcome
 from tests.helpers.run_files import epochs_in, load
 
@@ -128,3 +129,19 @@ def test_flags_of_no_account_change_nothing_that_is_computed(folder, argv, tmp_p
         assert_equal(ours[name], expected[name], name)
     assert_equal(ours['agmax_state']['ranks'], expected['agmax_state']['ranks'])
     assert outcome(tmp_path / 'run')['summary'] == outcome(tmp_path / 'whole')['summary']
+
+
+@pytest.mark.parametrize('saved, words, smoothing', [
+    ({'agmax': True, 'smoothing': 0.1}, '--agmax', 0.1),  # of an earlier version, or asked for then
+    ({'agmax': True, 'smoothing': 0.1}, '--agmax --smoothing 0', 0.),
+    ({'agmax': True, 'smoothing': 0.}, '--agmax', 0.),
+    ({'agmax': True}, '--agmax', 0.),
+    ({'agmax': False, 'smoothing': 0.}, '', 0.1),
+])
+def test_agmax_resumes_with_its_label_smoothing(tmp_path, caplog, saved, words, smoothing):
+    path = tmp_path / 'last.pth.tar'
+    torch.save({'args': saved}, path)
+    with caplog.at_level('INFO'):
+        options = resuming.keep_smoothing(parse_train_args(['data', '--resume', str(path), *words.split()]))
+    assert options.smoothing == smoothing
+    assert caplog.messages == ([f'--smoothing 0.1, as in {path}'] if smoothing and words else [])
