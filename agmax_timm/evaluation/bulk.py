@@ -19,7 +19,7 @@ from ..base.text import one_line
 from ..base.text_file import read_text
 from ..options.model import ValidationModel
 from ..options.parsers import ValidateOptions
-from ..weights.checkpoint import saved_options
+from ..weights.checkpoint import find_file, saved_options
 from .evaluated_model import adopt_options
 
 # Pretrained weights for other classes than the 1000 of ImageNet. --model all excludes them, as in timm.
@@ -48,14 +48,15 @@ class RankError(RuntimeError):
 def list_jobs(options: ValidationModel) -> list[Job] | None:
     """Return the evaluations that the options ask for, or None for a single model.
 
-    --checkpoint FOLDER evaluates every checkpoint of the folder once. --model evaluates several models if it is `all`
+    --checkpoint FOLDER evaluates every checkpoint of the folder once; a folder of runs, or a pattern of runs, the best
+    checkpoint of each; a pattern of files, each of them. --model evaluates several models if it is `all`
     or a pattern of names with pretrained weights, or a text file with one name per line.
 
     Raises:
-        OptionError: The folder has no checkpoints, the file has no names, or one checkpoint is given for several
-            models.
+        OptionError: The folder or pattern has no checkpoints, the file has no names, or one checkpoint is given for
+            several models.
     """
-    if os.path.isdir(options.checkpoint):
+    if names_several(options.checkpoint):
         return [Job(options.model, *names) for names in _checkpoints(options.checkpoint)]
     if ':' in options.model or is_model(options.model):
         return None
@@ -69,17 +70,36 @@ def list_jobs(options: ValidationModel) -> list[Job] | None:
     return [Job(name) for name in names] or None
 
 
-def _checkpoints(folder: str) -> Iterator[list[str]]:
+def names_several(checkpoint: str) -> bool:
+    """Whether --checkpoint is a folder or a pattern. The name of an existing file is no pattern."""
+    return os.path.isdir(checkpoint) or glob.has_magic(checkpoint) and not os.path.exists(checkpoint)
+
+
+def _checkpoints(place: str) -> Iterator[list[str]]:
     """Yield the path of each checkpoint file in natural order, and the names of its other hard links."""
-    paths = [path for pattern in _WEIGHTS for path in glob.glob(os.path.join(glob.escape(folder), pattern))
-             if not os.path.basename(path).startswith('broken-')]  # data of a skipped update, not weights
+    if os.path.isdir(place):
+        paths = _weights_in(place) or _best_of_runs(glob.glob(os.path.join(glob.escape(place), '*')))
+    else:
+        matches = glob.glob(place, recursive=True)
+        paths = list(filter(os.path.isfile, matches)) + _best_of_runs(matches)
     if not paths:
-        raise OptionError(f"--checkpoint {folder}: no {', '.join(_WEIGHTS)} in this folder")
+        kind = 'in this folder or its runs' if os.path.isdir(place) else 'of this pattern'
+        raise OptionError(f"--checkpoint {place}: no {', '.join(_WEIGHTS)} {kind}")
     files: dict[tuple[int, int], list[str]] = {}
     for path in sorted(paths, key=natural_key):
         stat = os.stat(path)
         files.setdefault((stat.st_dev, stat.st_ino), []).append(path)
     return ([first, ' '.join(map(os.path.basename, others))] for first, *others in files.values())
+
+
+def _weights_in(folder: str) -> list[str]:
+    return [path for pattern in _WEIGHTS for path in glob.glob(os.path.join(glob.escape(folder), pattern))
+            if not os.path.basename(path).startswith('broken-')]  # data of a skipped update, not weights
+
+
+def _best_of_runs(paths: Iterable[str]) -> list[str]:
+    """Return the best checkpoint of each folder that has one, or its exported weights."""
+    return list(filter(os.path.isfile, map(find_file, filter(os.path.isdir, paths))))
 
 
 def _names_in(path: str) -> list[str]:

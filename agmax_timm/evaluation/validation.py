@@ -1,7 +1,6 @@
 """Evaluation of one model from options to results."""
 import logging
 import math
-import os
 from collections import OrderedDict
 from collections.abc import Iterator
 from functools import partial
@@ -50,7 +49,7 @@ def start(options: ValidateOptions) -> torch.device:
     timm_names.check_device(options.device)
     timm_names.check_compiler(options)
     measures.list_corruptions(options)  # check them before a model is created
-    if options.checkpoint and not os.path.isdir(options.checkpoint):
+    if options.checkpoint and not bulk.names_several(options.checkpoint):
         saved_options(options.checkpoint)
     return build.init_device(options.device)
 

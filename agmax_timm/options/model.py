@@ -78,7 +78,8 @@ class ValidationModel(Model):
         resume='ignored', card=True)
     checkpoint: str = option(
         '',
-        'file of weights, or folder of such files; options of model and input that are not given are those of the '
+        'file of weights, folder of such files or of runs, or a quoted pattern; options of model and input that are '
+        'not given are those of the '
         'run that wrote it',
         metavar='FILE', synonyms=('ckpt', 'weights'))
     use_ema: bool = option(False, 'evaluate the EMA of the weights in the checkpoint, if any',

@@ -1,8 +1,11 @@
 """validate.py on many models in one go: folders of checkpoints, names, patterns; with less memory than they take."""
 import csv
 import fnmatch
+import glob
 import json
 import os
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -40,6 +43,23 @@ def test_a_folder_is_evaluated_file_by_file_each_once(folder, photos, results_of
         assert {**alone, 'aliases': row['aliases']} == row
     with open(folder / 'results.csv', newline='') as f:
         assert [row['checkpoint'] for row in csv.DictReader(f)] == [row['checkpoint'] for row in rows]
+
+
+def test_a_folder_of_runs_is_the_best_of_each_and_a_pattern_is_all_that_fits(folder, tmp_path_factory):
+    """Two runs and a folder that is none, under a name that looks like a pattern."""
+    root = tmp_path_factory.mktemp('runs') / 'a[1]'
+    for run in ('run-10', 'run-2'):
+        shutil.copytree(folder, root / run)
+    (root / 'notes').mkdir()
+
+    def names(checkpoint):
+        jobs = bulk.list_jobs(parse_validate_args(['x', *RESNET, '--checkpoint', str(checkpoint)]))
+        return [str(Path(job.checkpoint).relative_to(root)) for job in jobs]
+    best = ['run-2/model_best.pth.tar', 'run-10/model_best.pth.tar']
+    assert names(root) == best
+    assert names(f'{glob.escape(str(root))}/run-*') == best
+    assert names(f'{glob.escape(str(root))}/*/last.pth.tar') == [name.replace('model_best', 'last') for name in best]
+    assert names(root / 'run-2')[0].startswith('run-2/checkpoint-2')  # a run: all its files
 
 
 def test_checkpoints_come_in_natural_order(folder):
@@ -101,6 +121,7 @@ def test_names_patterns_and_all(tmp_path, refusal, weights, photos):
     path, _ = weights()
     assert 'names' in refusal(photos, '--model', 'test_res*', '--checkpoint', path)
     assert 'no *.pth.tar' in refusal(photos, '--model', 'test_resnet', '--checkpoint', photos)
+    assert '--checkpoint nothing*: no *.pth' in refusal(photos, '--model', 'test_resnet', '--checkpoint', 'nothing*')
     (tmp_path / 'empty.txt').write_text('\n')
     assert 'empty.txt' in refusal(photos, '--model', tmp_path / 'empty.txt')
 
