@@ -1,5 +1,6 @@
 """Open data sets from options, and check them against the model."""
 import logging
+from dataclasses import replace
 from typing import Any
 
 from PIL.ImageMode import getmode
@@ -10,12 +11,13 @@ from ..base.distributed import is_primary
 from ..base.errors import OptionError
 from ..base.image_modes import mode_of_channels, why_not_loaded
 from ..data.sources.checks import check_classes, check_different
-from ..data.sources.classes import summary
+from ..data.sources.classes import class_to_idx, summary
 from ..data.sources.datasets import check_split
 from ..data.sources.shards import open_dataset
 from ..options.data import DataSet
 from ..options.declare import picked
 from ..options.parsers import AnyOptions, TrainOptions
+from ..weights.checkpoint import saved_options
 
 _logger = logging.getLogger(__name__)
 
@@ -26,12 +28,31 @@ def check_roots(options: DataSet, *splits: str) -> None:
         check_split(options.dataset, options.data_dir, split)
 
 
+def with_num_classes(options: TrainOptions) -> TrainOptions:
+    """Return options with the number of classes if --agmax, whose objective depends on it, was given without one.
+
+    It is that of the checkpoint of --resume, else that of the data; None if neither knows it.
+    """
+    if not options.agmax or options.num_classes is not None:
+        return options
+    source, count = f'the checkpoint {options.resume}', None
+    if options.resume:
+        count = saved_options(options.resume).get('num_classes')
+    if count is None:
+        known = class_to_idx(_open_train(options))
+        source, count = f'the split {options.train_split!r}', max(known.values()) + 1 if known else None
+    if is_primary():
+        if count is None:
+            _logger.warning('--num-classes is not given, and the data does not know its classes: the model keeps its '
+                            'own number of outputs.')
+        else:
+            _logger.info(f'--num-classes {count}: the number of classes of {source}.')
+    return replace(options, num_classes=count)
+
+
 def build_datasets(options: TrainOptions, data_config: dict) -> tuple[Dataset, Dataset | None]:
     """Open and check the training and validation data. The latter is None for --val-split ''."""
-    train = _open_for_training(
-        options, data_config, options.train_split, is_training=True, num_samples=options.train_num_samples,
-        samples_flag='--train-num-samples', seed=options.seed, repeats=options.epoch_repeats,
-        max_damaged=options.max_damaged)
+    train = _open_train(options, input_img_mode=image_mode(options, data_config))
     validation = None
     if options.val_split:
         validation = open_validation(options, data_config)
@@ -45,16 +66,23 @@ def build_datasets(options: TrainOptions, data_config: dict) -> tuple[Dataset, D
 
 def open_validation(options: TrainOptions, data_config: dict) -> Dataset:
     """Open the validation data of train.py."""
-    return _open_for_training(
-        options, data_config, options.val_split, num_samples=options.val_num_samples, samples_flag='--val-num-samples')
+    return _open_in_batches(
+        options, options.val_split, num_samples=options.val_num_samples, samples_flag='--val-num-samples',
+        input_img_mode=image_mode(options, data_config))
 
 
-def _open_for_training(options: TrainOptions, data_config: dict, split: str, **kwargs) -> Dataset:
+def _open_train(options: TrainOptions, **kwargs) -> Dataset:
+    return _open_in_batches(
+        options, options.train_split, is_training=True, num_samples=options.train_num_samples,
+        samples_flag='--train-num-samples', seed=options.seed, repeats=options.epoch_repeats,
+        max_damaged=options.max_damaged, **kwargs)
+
+
+def _open_in_batches(options: TrainOptions, split: str, **kwargs) -> Dataset:
     if options.task == 'multilabel':
         kwargs['target_transform'] = MultiLabelTarget(
             options.num_classes or 0, dense=options.target_format == 'multihot')
-    return open_split(options, split, workers=options.workers, batch_size=options.batch_size,
-                      input_img_mode=image_mode(options, data_config), **kwargs)
+    return open_split(options, split, workers=options.workers, batch_size=options.batch_size, **kwargs)
 
 
 def open_split(options: AnyOptions, split: str, **kwargs) -> Any:

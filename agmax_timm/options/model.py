@@ -10,7 +10,8 @@ class Model:
     model: str = option('resnet50', 'name of the model in timm, hf_hub:OWNER/NAME or local-dir:DIR',
         metavar='NAME', resume='refused', evaluation='input', card=True, synonyms=('arch', 'architecture'))
     pretrained: bool = option(False, 'start from the pretrained weights of the model', resume='ignored', card=True)
-    num_classes: int | None = option(None, "number of classes (default: the model's)",
+    num_classes: int | None = option(
+        None, "number of classes (default: the model's; in training with --agmax, that of the data)",
         metavar='N', check=at_least(1), resume='refused', evaluation='input', synonyms=('nb_classes',))
     gp: str | None = option(None, "global pooling: fast, avg, max, avgmax or avgmaxc (default: the model's)",
         metavar='POOL', resume='refused', evaluation='input')

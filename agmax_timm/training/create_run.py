@@ -102,6 +102,7 @@ def create_run(options: TrainOptions, signals: StopSignals, watchdog: Watchdog) 
     """
     auto = options.resume == 'auto'  # _begin() replaces it by the file
     options, device = _begin(options, signals, watchdog)
+    options = datasets.with_num_classes(options)
     random_seed(options.seed, rank())
     precision = build.build_precision(options, device)
     model, data_config = build.build_model(options, device, precision)
