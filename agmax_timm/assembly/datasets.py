@@ -13,8 +13,9 @@ from ..base.image_modes import mode_of_channels, why_not_loaded
 from ..data.sources.checks import check_classes, check_different
 from ..data.sources.classes import class_to_idx, summary
 from ..data.sources.datasets import check_split
+from ..data.sources.held_out import part_of
 from ..data.sources.shards import open_dataset
-from ..options.data import DataSet
+from ..options.data_kinds import share_of, split_name
 from ..options.declare import picked
 from ..options.parsers import AnyOptions, TrainOptions
 from ..weights.checkpoint import saved_options
@@ -22,10 +23,10 @@ from ..weights.checkpoint import saved_options
 _logger = logging.getLogger(__name__)
 
 
-def check_roots(options: DataSet, *splits: str) -> None:
+def check_roots(options: AnyOptions, *splits: str) -> None:
     """Raise DataError if the data does not exist. Further checks need the model, which determines the image mode."""
     for split in filter(None, splits):
-        check_split(options.dataset, options.data_dir, split)
+        check_split(options.dataset, options.data_dir, _whole(options, split))
 
 
 def with_num_classes(options: TrainOptions) -> TrainOptions:
@@ -56,10 +57,11 @@ def build_datasets(options: TrainOptions, data_config: dict) -> tuple[Dataset, D
     validation = None
     if options.val_split:
         validation = open_validation(options, data_config)
-        if options.val_split != options.train_split:
+        if options.val_split != options.train_split and share_of(options.val_split) is None:
             check_different(train, validation)
     if is_primary():
-        _logger.info(summary({options.train_split: train, options.val_split: validation}))
+        _logger.info(summary({
+            options.train_split: train, split_name(vars(options), options.val_split): validation}))
     check_classes(train, validation, options.num_classes or 0, options.class_map)
     return train, validation
 
@@ -86,23 +88,37 @@ def _open_in_batches(options: TrainOptions, split: str, **kwargs) -> Dataset:
 
 
 def open_split(options: AnyOptions, split: str, **kwargs) -> Any:
-    """Open a split with the options that training, evaluation and --check-data share.
+    """Open a split, or a part of the training split, with the options that all commands share.
 
     Args:
+        split: Name of the split, or a share of the training split. If --val-split is a share, the training split is
+            the remaining part.
         **kwargs: Further arguments of shards.open_dataset.
     """
     if options.target_format:
         kwargs['target_format'] = options.target_format
-    return open_dataset(
+    dataset = open_dataset(
         options.dataset,
         root=options.data_dir,
-        split=split,
+        split=_whole(options, split),
         class_map=options.class_map,
         download=options.dataset_download,
         trust_remote_code=options.dataset_trust_remote_code,
         **picked(options, 'input_key', 'target_key'),
         **kwargs,
     )
+    share, held_out = share_of(split), True
+    if isinstance(options, TrainOptions) and split == options.train_split:
+        share, held_out = share_of(options.val_split), False
+    if share is None:
+        return dataset
+    seed = options.seed if options.val_split_seed is None else options.val_split_seed
+    return part_of(dataset, share, seed, held_out)
+
+
+def _whole(options: AnyOptions, split: str) -> str:
+    """Return the name of the split that `split` is a part of."""
+    return split if share_of(split) is None else options.train_split
 
 
 def image_mode(options: AnyOptions, data_config: dict) -> str:

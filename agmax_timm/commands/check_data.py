@@ -30,6 +30,7 @@ from ..evaluation import bulk
 from ..evaluation.evaluated_model import adopt_options
 from ..evaluation.metrics import labels_of_data
 from ..options.checks import in_sequence
+from ..options.data_kinds import share_of, split_name
 from ..options.parsers import AnyOptions, TrainOptions, ValidateOptions
 from ..training.output.run_folder import check_writable, resolve_resume, writing
 from ..weights.checkpoint import saved_options
@@ -47,22 +48,23 @@ class Problem(NamedTuple):
 
 def check_train(options: TrainOptions) -> int:
     """Check both splits of train.py. Write data-check.csv into --output or the current folder."""
-    return _check(options, list(dict.fromkeys(filter(None, (options.train_split, options.val_split)))), options.output)
+    return _check(options, options.output)
 
 
 def check_validate(options: ValidateOptions) -> int:
     """Check the split of validate.py for the models that the options name. Write ./data-check.csv."""
-    return _check(options, [options.split], '')
+    return _check(options, '')
 
 
-def _check(options: AnyOptions, splits: list[str], folder: str) -> int:
+def _check(options: AnyOptions, folder: str) -> int:
     """Return the exit status: 0 without problems, else 1."""
     path = os.path.join(folder, FILE)
     cast(TextIOWrapper, sys.stdout).reconfigure(errors='backslashreplace')  # file names may contain any bytes
     with writing(folder):
         check_writable(folder)  # before all images are read
     options, models = _models(options)
-    problems = check_data(options, splits, models)
+    splits = [options.split] if isinstance(options, ValidateOptions) else [options.train_split, options.val_split]
+    problems = check_data(options, list(dict.fromkeys(filter(None, splits))), models)
     with writing(folder):
         os.makedirs(folder or '.', exist_ok=True)
         with open(path, 'w', newline='', errors='surrogateescape') as f:
@@ -91,8 +93,9 @@ def check_data(
         DataError: No such data, or data without an index of files.
     """
     datasets = [_open(options, split) for split in splits]
-    if len(datasets) == 2:
+    if len(datasets) == 2 and share_of(splits[1]) is None:
         check_different(*datasets)
+    splits = [split_name(vars(options), split) for split in splits]
     print(summary(dict(zip(splits, datasets))))
     inventories = []
     problems: list[Problem] = []

@@ -25,6 +25,7 @@ from ..assembly.model import (
 from ..base.distributed import is_distributed, is_primary, world_size
 from ..base.errors import OptionError
 from ..data.sources.classes import ModelClasses
+from ..options.data_kinds import held_out, share_of
 from ..options.declare import declared
 from ..options.device import ValidationDevice
 from ..options.model import Model, ValidationModel
@@ -59,6 +60,11 @@ def adopt_options(options: ValidateOptions, saved: dict[str, Any]) -> ValidateOp
         explicit |= {'img_size', 'input_size', 'in_chans'}
     adopted = {name: saved[name] for name, option in declared(ValidateOptions).items()
                if option.evaluation in ('input', 'labels') and name in saved and name not in explicit}
+    run_split, share = held_out(saved), share_of(options.split)
+    if 'split' not in explicit or share is not None:
+        adopted.update((name, value) for name, value in run_split.items() if name not in explicit)
+    if share is not None and run_split and share > float(run_split['split']):
+        _logger.warning(f"--split {options.split} has images that the run trained on: it held out {run_split['split']}")
     if 'batch_size' not in explicit:
         adopted['batch_size'] = saved.get('validation_batch_size') or saved.get('batch_size') or options.batch_size
     adopted['use_train_size'] = True

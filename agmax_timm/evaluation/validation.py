@@ -15,6 +15,7 @@ from ..base.distributed import is_primary
 from ..base.errors import DataError, OptionError
 from ..data.sources.classes import MovedClassError, summary
 from ..options import timm_names
+from ..options.data_kinds import split_name
 from ..options.parsers import ValidateOptions
 from ..options.paths import CLASSES_OF_MODEL
 from ..weights.checkpoint import saved_options
@@ -59,7 +60,7 @@ def validate_model(options: ValidateOptions, device: torch.device) -> dict[str, 
     subject = prepare(options, device)
     options = subject.options
     dataset = open_split(options, subject.data_config)
-    _logger.info(summary({options.split: dataset}))
+    _logger.info(summary({split_name(vars(options), options.split): dataset}))
     try:
         set_targets(options, dataset, subject.num_classes, subject.classes)
     except MovedClassError as error:

@@ -10,7 +10,7 @@ from ..base.errors import OptionError
 from ..base.licences import check_license
 from .augmentation import Mixing
 from .data import DataSet
-from .data_kinds import check_source, kind_of
+from .data_kinds import check_source, kind_of, share_of
 from .declare import problems
 from .device import Device
 from .parsers import AnyOptions, TrainOptions, ValidateOptions
@@ -40,6 +40,8 @@ def resolve_defaults(options: TrainOptions) -> TrainOptions:
                 if name not in options.given}
     if options.loss is None and (options.jsd_loss or options.bce_loss):
         resolved['loss'] = 'jsd' if options.jsd_loss else 'bce'
+    if share_of(options.val_split) is not None and options.val_split_seed is None:
+        resolved['val_split_seed'] = options.seed
     if options.bce_pos_weight is not None and not options.loss_pos_weight:
         resolved['loss_pos_weight'] = str(options.bce_pos_weight)
     return replace(options, **resolved)

@@ -66,7 +66,13 @@ class Loading:
 class TrainData(Loading):
     """Training and validation data."""
     train_split: str = option('train', 'name of the split to train on', metavar='NAME', resume='refused within epoch')
-    val_split: str = option('validation', "name of the split to validate on; '' for no validation", metavar='NAME')
+    val_split: str = option(
+        'validation',
+        "name of the split to validate on; a number below 1 holds out this share of the training images of each "
+        "class; '' for no validation",
+        metavar='NAME')
+    val_split_seed: int | None = option(None, 'seed of the share that --val-split holds out (default: --seed)',
+        metavar='S', check=between(0, 2 ** 32 - 1), yields=True, resume='refused')
     train_num_samples: int | None = option(None, 'number of training images, for data that is read in sequence',
         kinds=_COUNTED, metavar='N', check=at_least(1), resume='refused within epoch')
     val_num_samples: int | None = option(None, 'number of validation images, for data that is read in sequence',
@@ -98,7 +104,14 @@ class TrainData(Loading):
 @group
 class ValidationData(Loading):
     """Loading of the data."""
-    split: str = option('validation', 'name of the split to evaluate', metavar='NAME')
+    split: str = option(
+        'validation',
+        'name of the split to evaluate; a number below 1 is the share of --train-split that a run with such a '
+        '--val-split held out',
+        metavar='NAME')
+    train_split: str = option('train', 'name of the split of which --split is a share', metavar='NAME')
+    val_split_seed: int | None = option(None, 'seed of the share that --split names (default: --seed)',
+        metavar='S', check=between(0, 2 ** 32 - 1))
     num_samples: int | None = option(None, 'number of images in the split, for data that is read in sequence',
         kinds=_COUNTED, metavar='N', check=at_least(1))
     batch_size: int = option(256, 'number of images in a batch of one process',

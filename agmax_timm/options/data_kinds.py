@@ -1,6 +1,6 @@
 """Options of the data, refused for kinds of data that ignore them. timm ignores them in silence."""
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..base.command_line import flag_of
@@ -26,6 +26,14 @@ def check_source(options: DataSet, error: Callable[[str], Any]) -> None:
         value = getattr(options, name)
         if value and declaration.kinds and kind not in declaration.kinds:
             error(f'{flag_of(name)} {value} does nothing on {data}: {_remedy(options, name, kind)}')
+    for name in ('val_split', 'split'):
+        split = getattr(options, name, None)
+        if share_of(split) is not None and kind in ('hfids', 'tfds', 'wds'):
+            error(f'{flag_of(name)} {split} is a share of images with an index, and {data} is read in sequence: name a '
+                  'split')
+        if share_of(split) is not None and getattr(options, 'task', '') == 'multilabel':
+            error(f'{flag_of(name)} {split} is a share of each class, and --task multilabel has several per image: '
+                  'name a split')
     repeats = getattr(options, 'epoch_repeats', 0.)
     if 0. < repeats < 1.:
         error(f'--epoch-repeats {repeats:g} does nothing on {data}: an epoch is one pass or more')
@@ -42,3 +50,24 @@ def _remedy(options: DataSet, name: str, kind: str) -> str:
     if name == 'target_key' and kind in ('folder', 'tar'):
         return 'its targets are folders: drop it'
     return 'drop it'
+
+
+def share_of(split: str | None) -> float | None:
+    """The share of the training images that a split stands for: a number above 0 and below 1; None for a name."""
+    try:
+        share = float(split or '')
+    except ValueError:
+        return None
+    return share if 0. < share < 1. else None
+
+
+def held_out(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of validate.py for the share that a run held out, from the options of the run; {} for a split."""
+    if share_of(saved.get('val_split')) is None or 'val_split_seed' not in saved:
+        return {}
+    return {'split': saved['val_split'], **{name: saved[name] for name in ('train_split', 'val_split_seed')}}
+
+
+def split_name(options: Mapping[str, Any], split: Any) -> Any:
+    """A split for readers: its name, or as in '0.1 of train'."""
+    return split if share_of(split) is None else f"{split} of {options.get('train_split')}"

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from ..base.command_line import Parser, flag_of
 from ..base.image_modes import timm_policy
 from .checks import loss_name, mixing
-from .data_kinds import kind_of
+from .data_kinds import kind_of, share_of
 from .declare import declared
 from .loss import Loss
 from .parsers import AnyOptions, TrainOptions, ValidateOptions
@@ -82,6 +82,7 @@ _TRAINING = (
     *_declared_rows(TrainOptions),
     *_BOTH,
     # data and model
+    Idle(('val_split_seed',), lambda o: share_of(o.val_split) is None, 'without a share as --val-split, such as 0.1'),
     Idle(('eval_metric',), lambda o: not o.val_split and o.task == 'classification', 'without --val-split'),
     Idle(('worker_seeding',), lambda o: o.workers == 0, 'with --workers 0'),
     Idle(('pretrained',), lambda o: o.initial_checkpoint, 'with --initial-checkpoint, whose weights replace it'),

@@ -25,6 +25,7 @@ from ..evaluation.metrics import create_evaluator, set_targets
 from ..evaluation.outcomes import Mistake, Outcomes
 from ..options import timm_names
 from ..options.changed_options import changed_options, train_command
+from ..options.data_kinds import split_name
 from ..options.declare import declared
 from ..options.parse import read_config, validate_options
 from ..options.parsers import ValidateOptions, saved_train_options, train_parser
@@ -159,7 +160,7 @@ def _evaluate(options: ValidateOptions, device: torch.device, on_batch: Callable
     subject = prepare(options, device)
     options = subject.options
     dataset = open_split(options, subject.data_config)
-    _logger.info(summary({options.split: dataset}))
+    _logger.info(summary({split_name(vars(options), options.split): dataset}))
     try:
         set_targets(options, dataset, subject.num_classes, subject.classes)
     except MovedClassError as error:
@@ -293,6 +294,6 @@ def _headline(evaluation: _Evaluation) -> list[tuple[str, str]]:
 def _notes(run: _Run, evaluation: _Evaluation) -> list[str]:
     measured = ', '.join(f'{name} {value:.4g}' for name, value in run.metrics.items())
     return [f'Measured with {os.path.basename(run.checkpoint)}, {describe_weights(run.options, run.use_ema)}, on the '
-            f"split {portable(run.options['val_split'])}, "
+            f"split {split_name(run.options, portable(run.options['val_split']))}, "
             f'{describe_input(run.options, evaluation.subject.data_config)}.',
             *([f'Training measured of these weights: {measured}.'] if measured else [])]

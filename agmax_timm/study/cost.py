@@ -2,6 +2,7 @@
 import math
 import os
 
+from ..options.data_kinds import share_of
 from ..options.optimization import Schedule
 from ..options.parsers import TrainOptions
 from .plan import Run
@@ -18,7 +19,8 @@ def updates_and_views(runs: list[Run]) -> tuple[int, int] | None:
     updates = views = 0
     counted: dict[tuple, int | None] = {}
     for options in (run.options for run in runs):
-        data = (options.dataset, options.data_dir, options.train_split, options.class_map, options.train_num_samples)
+        data = (options.dataset, options.data_dir, options.train_split, share_of(options.val_split), options.class_map,
+                options.train_num_samples)
         if data not in counted:
             counted[data] = _count_images(options)
         count = counted[data]
@@ -42,8 +44,9 @@ def _count_images(options: TrainOptions) -> int | None:
     from ..base.errors import DataError
     from ..data.sources.datasets import create_dataset
     try:
-        return len(create_dataset(
+        count = len(create_dataset(
             options.dataset, root=options.data_dir, split=options.train_split, class_map=options.class_map,
             download=False))
+        return count - round(count * (share_of(options.val_split) or 0))
     except (DataError, TypeError):  # no data, or no length
         return None

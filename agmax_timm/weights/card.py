@@ -13,6 +13,7 @@ from huggingface_hub.utils import validate_repo_id
 from ..base.class_labels import SEVERAL_LABELS, describe, known_names
 from ..base.licences import license_fields
 from ..options.changed_options import validate_command
+from ..options.data_kinds import split_name
 from ..options.declare import declared
 from ..options.parsers import TrainOptions
 from ..options.recipe import portable
@@ -96,7 +97,7 @@ def _evaluation(saved: SavedModel, scores: dict[str, float]) -> dict[str, Any]:
     results = {_METRICS[name][0]: f'{value:.4f}' for name, value in scores.items()}
     if 'loss' in measured(saved):
         results['Loss'] = f"{saved.metrics['loss']:.4f}"
-    split = portable(options.get('val_split'))
+    split = split_name(options, portable(options.get('val_split')))
     chosen_by = f'its {saved.chosen_by} on the split {split}' if split else 'its loss in training'
     return dict(
         scores=scores,

@@ -3,6 +3,7 @@
 timm's reader has two objects per sample. Counting their references writes to their memory pages, so every worker
 process gets its own copy. The index of this reader is a few buffers, which no process writes to.
 """
+import copy
 import logging
 import os
 import re
@@ -78,6 +79,18 @@ class FolderReader(Reader):
         self._names = _Strings(b'\0'.join(names for _, names in runs))
         numbers = np.array([folders[folder] for folder, _ in runs], np.min_scalar_type(len(folders)))
         self._numbers = numbers.repeat([names.count(b'\0') + 1 for _, names in runs])  # folder of each sample
+
+    def subset(self, indices: np.ndarray) -> 'FolderReader':
+        """Return a reader of some of the samples, with the classes and folders of all."""
+        part = copy.copy(self)
+        part._names = _Strings(b'\0'.join(os.fsencode(self._names[index]) for index in indices.tolist()))
+        part._numbers = self._numbers[indices]
+        return part
+
+    @property
+    def targets(self) -> np.ndarray:
+        """Class index of each sample [N]."""
+        return self._targets[self._numbers]
 
     @property
     def folders(self) -> list[str]:

@@ -1,0 +1,195 @@
+"""A share of the training images that is held out: which images, for every kind of data with an index."""
+import hashlib
+import os
+import random
+import tarfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from agmax_timm.assembly.datasets import build_datasets, open_split, with_num_classes
+from agmax_timm.base.errors import DataError
+from agmax_timm.commands import train as train_cli
+from agmax_timm.data.sources.held_out import choose
+from agmax_timm.options.parse import parse_train_args, parse_validate_args
+from tests.helpers.shards import write_parquet
+
+CONFIG = {'input_size': (3, 16, 16)}
+COUNTS = {'ant': 20, 'bee': 7, 'Käfer': 3, 'solo': 1, 'two': 2}
+
+
+@pytest.fixture(scope='module')
+def unsorted(tmp_path_factory):
+    """A folder of class folders without splits. Each image has its own colour."""
+    root = tmp_path_factory.mktemp('unsorted')
+    for number, (name, count) in enumerate(COUNTS.items()):
+        (root / name).mkdir()
+        for index in range(count):
+            Image.new('RGB', (8, 8), (40 * number, 5 * index, 0)).save(root / name / f'{index:02d}.png')
+    return root
+
+
+def slowly(names, labels, share, seed):
+    """The chosen names, one class at a time."""
+    chosen = set()
+    for label in set(labels):
+        own = sorted((name for name, other in zip(names, labels) if other == label),
+                     key=lambda name: hashlib.blake2b(f'{seed}/{name}'.encode(), digest_size=8).digest())
+        quota = int(share * len(own) + 0.5) if len(own) > 1 else 0
+        chosen.update(own[:min(len(own) - 1, max(1, quota))] if len(own) > 1 else [])
+    return chosen
+
+
+@pytest.mark.parametrize('share', [0.01, 0.1, 0.25, 0.5, 0.9, 0.999])
+@pytest.mark.parametrize('seed', [0, 42, 2 ** 32 - 1])
+def test_the_choice(share, seed):
+    names = [f'{name}/{index:02d}.png' for name, count in COUNTS.items() for index in range(count)]
+    labels = [name.split('/')[0] for name in names]
+    expected = slowly(names, labels, share, seed)
+    for _ in range(3):
+        order = random.Random(share).sample(range(len(names)), len(names))
+        chosen = choose([names[i] for i in order], [labels[i] for i in order], share, seed)
+        assert {names[i] for i, is_chosen in zip(order, chosen) if is_chosen} == expected
+    assert not any(name.startswith('solo') for name in expected)
+    assert {name.split('/')[0] for name in expected} == set(COUNTS) - {'solo'}
+
+
+def test_the_choice_is_that_of_earlier_versions():
+    """Checkpoints keep only the share and the seed."""
+    chosen = choose([f'ant/{index}.jpg' for index in range(20)], [0] * 20, 0.2, 42)
+    assert np.flatnonzero(chosen).tolist() == [1, 10, 12, 16]
+
+
+def test_a_larger_share_contains_a_smaller_one_and_seeds_differ():
+    names, labels = [f'{index}.jpg' for index in range(1000)], [0] * 1000
+    small, large, other = (choose(names, labels, *words) for words in ((0.1, 1), (0.2, 1), (0.1, 2)))
+    assert small.sum() == other.sum() == 100 and large.sum() == 200 and (large | ~small).all()
+    assert 0 < (small & other).sum() < 30  # 10 are expected
+
+
+def parts(argv):
+    """The files of both parts as the training opens them."""
+    options = parse_train_args([*map(str, argv), '--num-classes', '10'])
+    train, validation = build_datasets(options, CONFIG)
+    return [[dataset.reader.filename(index) for index in range(len(dataset))] for dataset in (train, validation)]
+
+
+def test_no_image_is_in_both_parts_and_none_is_missing(unsorted):
+    train, validation = parts([unsorted, '--val-split', 0.25])
+    names = [f'{name}/{index:02d}.png' for name, count in COUNTS.items() for index in range(count)]
+    assert set(validation) == slowly(names, [name.split('/')[0] for name in names], 0.25, 42)
+    assert sorted(train + validation) == sorted(names) and train == [name for name in train if name not in validation]
+
+
+def test_the_order_of_the_file_system_is_of_no_account(unsorted, monkeypatch):
+    expected = parts([unsorted, '--val-split', 0.25])
+    scandir = os.scandir
+
+    class Reversed:
+        def __init__(self, path):
+            with scandir(path) as entries:
+                self.entries = list(entries)[::-1]
+
+        def __enter__(self):
+            return iter(self.entries)
+
+        def __exit__(self, *_):
+            pass
+    monkeypatch.setattr(os, 'scandir', Reversed)
+    assert parts([unsorted, '--val-split', 0.25]) == expected
+
+
+def test_the_folder_of_the_split_is_of_no_account(unsorted, tmp_path):
+    os.symlink(unsorted, tmp_path / 'train')
+    os.symlink(unsorted, tmp_path / 'val')
+    assert parts([tmp_path, '--val-split', 0.25]) == parts([unsorted, '--val-split', 0.25])
+    assert parts([tmp_path, '--val-split', 0.25, '--train-split', 'val']) == parts([unsorted, '--val-split', 0.25])
+
+
+def test_seeds(unsorted):
+    default = parts([unsorted, '--val-split', 0.25])
+    assert default != parts([unsorted, '--val-split', 0.25, '--seed', 1])
+    assert default == parts([unsorted, '--val-split', 0.25, '--seed', 1, '--val-split-seed', 42])
+
+
+@pytest.fixture(scope='module')
+def kinds(unsorted, tmp_path_factory):
+    folder = tmp_path_factory.mktemp('kinds')
+    with tarfile.open(folder / 'x.tar', 'w') as tar:
+        tar.add(unsorted, arcname='.')
+    return {
+        'folder': [unsorted], 'tar': [folder / 'x.tar'], 'demo': ['--dataset', 'demo'],
+        'torch/folder': [unsorted, '--dataset', 'torch/folder'],
+        'hfds': [folder / 'cache', '--dataset', f'hfds/{write_parquet(folder / "parquet")}'],
+    }
+
+
+@pytest.mark.parametrize('kind', ['folder', 'tar', 'demo', 'torch/folder', 'hfds'])
+def test_every_kind_with_an_index(kinds, kind):
+    """The images of both parts are those of the whole, in its order, and each has its own label and transform."""
+    whole = open_split(parse_validate_args([*map(str, kinds[kind]), '--split', 'train']), 'train')
+    options = parse_train_args([*map(str, kinds[kind]), '--val-split', '0.3', '--num-classes', '10'])
+    both = build_datasets(options, CONFIG)
+    images = [[(np.asarray(image).tobytes(), label) for image, label in (dataset[i] for i in range(len(dataset)))]
+              for dataset in (whole, *both)]
+    assert len(both[1]) > 0 and sorted(images[1] + images[2]) == sorted(images[0])
+    if len(set(images[0])) == len(images[0]):
+        assert all([sample for sample in images[0] if sample in part] == part for part in images[1:])
+    labels = [[label for _, label in part] for part in images]
+    for label in set(labels[0]):
+        count = labels[0].count(label)
+        assert labels[2].count(label) == (min(count - 1, max(1, int(0.3 * count + 0.5))) if count > 1 else 0)
+    for number, dataset in enumerate(both):
+        dataset.transform = lambda image, number=number: number
+    assert [dataset[0][0] for dataset in both] == [0, 1]
+
+
+@pytest.mark.parametrize('argv, message', [
+    (['--dataset', 'wds/x', '--val-split', '0.1'], '--val-split 0.1 is a share of images with an index, and --dataset '
+                                                   'wds/x is read in sequence: name a split'),
+    (['--dataset', 'hfds/x', '--task', 'multilabel', '--num-classes', '3', '--val-split', '0.1'], '--task multilabel'),
+])
+def test_data_without_an_index_or_with_several_labels_is_refused(argv, message, capsys):
+    with pytest.raises(SystemExit) as end:
+        parse_train_args(['x', *argv])
+    assert end.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_classes_of_one_image_alone_are_refused(tmp_path):
+    for name in ('ant', 'bee'):
+        (tmp_path / name).mkdir()
+        Image.new('RGB', (8, 8)).save(tmp_path / name / '1.png')
+    with pytest.raises(DataError, match='a share of 0.1 holds out no image'):
+        parts([tmp_path, '--val-split', 0.1])
+
+
+# The number of classes.
+
+@pytest.mark.parametrize('kind, count', [('folder', 5), ('tar', 5), ('demo', 10), ('torch/folder', 5), ('hfds', 3)])
+def test_agmax_has_the_classes_of_the_data(kinds, kind, count, caplog):
+    argv = [*map(str, kinds[kind]), '--val-split', '0.3']
+    with caplog.at_level('INFO'):
+        assert with_num_classes(parse_train_args([*argv, '--agmax'])).num_classes == count
+    assert f"--num-classes {count}: the number of classes of the split 'train'." in caplog.text
+    assert with_num_classes(parse_train_args(argv)).num_classes is None
+    assert with_num_classes(parse_train_args([*argv, '--agmax', '--num-classes', '7'])).num_classes == 7
+
+
+def test_a_class_map_may_have_more_classes_than_folders(unsorted, tmp_path):
+    (tmp_path / 'map.txt').write_text('ant\nbee\ncat\ndog\neel\nfox\ntwo\n')
+    argv = [str(unsorted), '--val-split', '0.3', '--class-map', str(tmp_path / 'map.txt'), '--agmax']
+    assert with_num_classes(parse_train_args(argv)).num_classes == 7
+
+
+# From the command line.
+
+@pytest.mark.slow
+def test_one_share_in_all_commands(unsorted, tmp_path, capsys, monkeypatch):
+    """Training, resuming, evaluation, report and the check of the data see the same images."""
+    monkeypatch.chdir(tmp_path)
+    small = ['--model', 'test_resnet', '--img-size', '32', '-j', '0', '-b', '8', '--warmup-epochs', '0', '--lr', '0.01']
+    argv = [str(unsorted), *small, '--val-split', '0.25', '--agmax', '--output', str(tmp_path), '--experiment']
+    train_cli.main([*argv, 'a', '--epochs', '2', '--report'])
+    assert 'Data: train 25 images; 0.25 of train 8 images; 5 classes' in (tmp_path / 'a' / 'train.log').read_text()
+    assert (tmp_path / 'a' / 'report.html').exists()
