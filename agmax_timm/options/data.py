@@ -109,9 +109,10 @@ class ValidationData(Loading):
         'name of the split to evaluate; a number below 1 is the share of --train-split that a run with such a '
         '--val-split held out',
         metavar='NAME')
-    train_split: str = option('train', 'name of the split of which --split is a share', metavar='NAME')
+    train_split: str = option('train', 'name of the split of which --split is a share',
+        metavar='NAME', yields=True)
     val_split_seed: int | None = option(None, 'seed of the share that --split names (default: --seed)',
-        metavar='S', check=between(0, 2 ** 32 - 1))
+        metavar='S', check=between(0, 2 ** 32 - 1), yields=True)
     num_samples: int | None = option(None, 'number of images in the split, for data that is read in sequence',
         kinds=_COUNTED, metavar='N', check=at_least(1))
     batch_size: int = option(256, 'number of images in a batch of one process',

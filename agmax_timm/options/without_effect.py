@@ -132,6 +132,8 @@ _TRAINING = (
 _VALIDATION = (
     *_declared_rows(ValidateOptions),
     *_BOTH,
+    Idle(('train_split', 'val_split_seed'), lambda o: share_of(o.split) is None and not o.checkpoint,
+         'without a share as --split, such as 0.1'),
     Idle(('pretrained',), lambda o: o.checkpoint, 'with --checkpoint, whose weights replace it'),
     Idle(('fuser',), lambda o: not (o.torchscript or o.aot_autograd),
          'without --torchscript or --aot-autograd'),

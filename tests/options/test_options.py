@@ -42,11 +42,12 @@ OURS = {
     '--hub-replace-card', '--hub-replace-files', '--hub-revision', '--image-memory', '--init-std', '--license',
     '--lighting', '--log-tensorboard', '--max-damaged', '--nan-policy', '--no-pin-mem', '--push-to-hub', '--report',
     '--result-json',
+    '--val-split-seed',
 }
 OURS_IN_VALIDATION = {
     '--agreement', '--attack', '--attack-eps', '--attack-norm', '--attack-step-size', '--attack-steps', '--calibration',
     '--corruptions', '--corruptions-dir', '--naflex-patchify-channels-first', '--no-pin-mem', '--report-dir',
-    '--severities', '--stress',
+    '--severities', '--stress', '--train-split', '--val-split-seed',
 }
 # Choices that timm asserts later, or never.
 STRICTER = {'--amp-dtype': ('float16', 'bfloat16'), '--model-dtype': ('float32', 'float16', 'bfloat16'),
@@ -168,7 +169,7 @@ def test_help_shows_every_default(script, capsys, monkeypatch):
             values = default if isinstance(default, list) else [default]
             expected[action.option_strings[0]] = [' '.join(map(str, values))]
     assert {flag: values for flag, values in shown.items() if flag not in unset} == expected
-    assert len(expected) == {'train': 100, 'validate': 16}[script]
+    assert len(expected) == {'train': 100, 'validate': 17}[script]
 
 
 def test_help_takes_no_time():

@@ -1,4 +1,5 @@
 """A share of the training images that is held out: which images, for every kind of data with an index."""
+import csv
 import hashlib
 import os
 import random
@@ -6,6 +7,7 @@ import tarfile
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from agmax_timm.assembly.datasets import build_datasets, open_split, with_num_classes
@@ -184,12 +186,56 @@ def test_a_class_map_may_have_more_classes_than_folders(unsorted, tmp_path):
 
 # From the command line.
 
+@pytest.fixture(scope='module')
+def run(unsorted, tmp_path_factory):
+    """Function: the folder of a run on the unsorted images."""
+    output = tmp_path_factory.mktemp('runs')
+
+    def train(*words):
+        small = ['--model', 'test_resnet', '--img-size', '32', '-j', '0', '-b', '8', '--lr', '0.01']
+        train_cli.main([str(unsorted), *small, '--warmup-epochs', '0', '--val-split', '0.25', '--agmax', '--output',
+                        str(output), '--experiment', 'a', *words])
+        return output / 'a'
+    return train
+
+
 @pytest.mark.slow
-def test_one_share_in_all_commands(unsorted, tmp_path, capsys, monkeypatch):
+def test_one_share_in_all_commands(run, unsorted, results_of, caplog, capsys, tmp_path, monkeypatch):
     """Training, resuming, evaluation, report and the check of the data see the same images."""
+    with caplog.at_level('INFO'):
+        folder = run('--epochs', '1', '--cooldown-epochs', '1', '--report')
+    assert caplog.text.count('Data: train 24 images; 0.25 of train 9 images; 5 classes') == 2  # and in the report
+    assert (folder / 'report.html').exists()
+    measured = list(csv.DictReader((folder / 'summary.csv').open()))
+    results = results_of(unsorted, '--checkpoint', folder / 'last.pth.tar')
+    assert results['top1'] == pytest.approx(float(measured[-1]['eval_top1']), abs=1e-3)
+    assert results['loss'] == pytest.approx(float(measured[-1]['eval_loss']), abs=1e-6)
+    caplog.clear()
+    results_of(unsorted, '--checkpoint', folder / 'last.pth.tar', '--split', '0.5')
+    assert '--split 0.5 has images that the run trained on: it held out 0.25' in caplog.text
+    assert 'Data: 0.5 of train 17 images' in caplog.text
     monkeypatch.chdir(tmp_path)
-    small = ['--model', 'test_resnet', '--img-size', '32', '-j', '0', '-b', '8', '--warmup-epochs', '0', '--lr', '0.01']
-    argv = [str(unsorted), *small, '--val-split', '0.25', '--agmax', '--output', str(tmp_path), '--experiment']
-    train_cli.main([*argv, 'a', '--epochs', '2', '--report'])
-    assert 'Data: train 25 images; 0.25 of train 8 images; 5 classes' in (tmp_path / 'a' / 'train.log').read_text()
-    assert (tmp_path / 'a' / 'report.html').exists()
+    for words in (['--val-split', '0.25'], ['--val-split', '0.25', '--val-split-seed', '7']):
+        train_cli.main([str(unsorted), *words, '--check-data'])
+        assert '0.25 of train: 9 images, 5 classes' in capsys.readouterr().out
+    with pytest.raises(SystemExit) as end:
+        run('--epochs', '2', '--resume', str(folder / 'last.pth.tar'), '--val-split-seed', '7')
+    assert end.value.code == 2
+    error = capsys.readouterr().err
+    assert 'cannot continue with --val-split-seed 7 in place of 42: leave it as it was' in error
+
+
+@pytest.mark.slow
+def test_a_run_has_the_numbers_of_one_that_names_them(run):
+    tables = []
+    for number, words in enumerate((['--num-classes', '5'], [])):
+        folder = run('--epochs', '1', *words, '--experiment', f'b{number}')
+        rows = list(csv.DictReader((folder.parent / f'b{number}' / 'summary.csv').open()))
+        tables.append([(row['train_loss'], row['eval_loss']) for row in rows])
+    assert tables[0] == tables[1] and len(tables[0]) == 1
+
+
+def test_a_checkpoint_decides_before_the_data(unsorted, tmp_path):
+    torch.save({'state_dict': {}, 'args': {'model': 'test_resnet', 'num_classes': 9}}, tmp_path / 'last.pth.tar')
+    argv = [str(unsorted), '--val-split', '0.3', '--agmax', '--resume', str(tmp_path / 'last.pth.tar')]
+    assert with_num_classes(parse_train_args(argv)).num_classes == 9
