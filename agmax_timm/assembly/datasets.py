@@ -104,7 +104,7 @@ def open_split(options: AnyOptions, split: str, **kwargs) -> Any:
         class_map=options.class_map,
         download=options.dataset_download,
         trust_remote_code=options.dataset_trust_remote_code,
-        **picked(options, 'input_key', 'target_key'),
+        **picked(options, 'input_key', 'target_key', 'exif_orientation'),
         **kwargs,
     )
     share, held_out = share_of(split), True

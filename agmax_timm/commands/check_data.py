@@ -147,7 +147,8 @@ def describe(inventory: Inventory, num_classes: int) -> list[str]:
              f'{_spread(counts)} images a class']
     if inventory.widths:
         lines.append(f'  width {_spread(inventory.widths)}, height {_spread(inventory.heights)}')
-        lines.append(f'  modes: {modes}; rotated by EXIF: {inventory.rotated}')
+        lines.append(f'  modes: {modes}; rotated by EXIF: {inventory.rotated}'
+                     + (', see --exif-orientation' if inventory.rotated else ''))
     lines.append(f'  damaged: {len(inventory.damaged)}')
     shown = list(inventory.damaged.items())[:MOST_LINES]
     lines += [f'    {inventory.path(index)}: {reason}' for index, reason in shown]

@@ -48,8 +48,10 @@ def compare_on_data(saved: SavedModel, folder: Path, in_run: bool = False) -> No
         return
     with as_hub_error('the staged folder does not accept the validation images of the run', Exception):
         model: Any = load_folder(folder)
-        mode = noted_options(model.pretrained_cfg).get('input_img_mode')
-        found, published = _evaluate(model, resolve_model_data_config(model), replace(options, input_img_mode=mode))
+        noted = noted_options(model.pretrained_cfg)
+        staged_options = replace(options, input_img_mode=noted.get('input_img_mode'),
+                                 exif_orientation=noted.get('exif_orientation', False))
+        found, published = _evaluate(model, resolve_model_data_config(model), staged_options)
     if not torch.equal(expected, found):
         others = ''.join(f'; {name} is {published.get(name)}, in the run {value}' for name, value in own.items()
                          if _as_list(value) != _as_list(published.get(name)))

@@ -96,6 +96,8 @@ def build_loader(subject: EvaluatedModel, dataset: Dataset) -> Any:
 
 
 def open_split(options: ValidateOptions, data_config: dict[str, Any]) -> Dataset:
+    if options.tf_preprocessing and options.exif_orientation:
+        raise OptionError('--tf-preprocessing decodes images itself, without --exif-orientation: drop it')
     kwargs: dict[str, Any] = dict(load_bytes=True) if options.tf_preprocessing else {}
     mode = datasets.image_mode(options, data_config)
     return datasets.open_split(options, options.split, num_samples=options.num_samples, input_img_mode=mode,
@@ -124,8 +126,9 @@ def create_evaluated_model(options: ValidateOptions, device: torch.device, preci
         load_weights(options.checkpoint, model, options.use_ema)
     else:
         _check_head(options, model)
-        mode = options.input_img_mode or noted_options(model.pretrained_cfg).get('input_img_mode')
-        options = replace(options, input_img_mode=mode)
+        noted = noted_options(model.pretrained_cfg)
+        options = replace(options, input_img_mode=options.input_img_mode or noted.get('input_img_mode'),
+                          exif_orientation=options.exif_orientation or noted.get('exif_orientation', False))
     if options.reparam:
         names = model.state_dict().keys()
         model = reparameterize_model(model)

@@ -76,7 +76,8 @@ class Predictor:
         return torch.cat([logits for _, logits in self._logits(paths)])
 
     def _logits(self, paths: list[str]) -> Iterator[tuple['ImageFiles', torch.Tensor]]:
-        dataset = ImageFiles(paths, datasets.image_mode(self.options, self.subject.data_config))
+        mode = datasets.image_mode(self.options, self.subject.data_config)
+        dataset = ImageFiles(paths, mode, self.options.exif_orientation)
         subject, loader = self.subject, evaluated_model.build_loader(self.subject, dataset)
         for _, output, _ in outputs_of(subject.model, loader, self.options, subject.device, subject.precision):
             yield dataset, output.float().cpu()
@@ -88,10 +89,12 @@ class ImageFiles(DecodedDataset):
     Args:
         paths: Paths of the files.
         mode: PIL mode of the images.
+        exif_orientation: Whether to turn images as their EXIF orientation says.
     """
 
-    def __init__(self, paths: list[str], mode: str):
+    def __init__(self, paths: list[str], mode: str, exif_orientation: bool = False):
         super().__init__(_Files(paths), max_damaged=1., input_img_mode=mode)
+        self.exif_orientation = exif_orientation
 
     def blank_reason(self, index: int) -> str:
         """Return why an image is blank, or '' if it is not. Call it after the batch of the image is loaded."""

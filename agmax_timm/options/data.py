@@ -34,6 +34,8 @@ class DataSet:
         "file of class names in the order of their indices; in validate.py also 'model', for the names that the "
         'model has',
         kinds=_BY_TIMM, metavar='FILE', recipe='file name', evaluation='labels')
+    exif_orientation: bool = option(False, 'turn images as their EXIF orientation says, as cameras of phones need it',
+        kinds=('folder', 'tar', 'hfds', 'hfids', 'wds'), yields=True, card=True, evaluation='labels')
     input_img_mode: str | None = option(None, 'PIL mode of the images (default: RGB, or L for 1 channel)',
         metavar='MODE',
         check=one_of('', '1', 'L', 'P', 'I', 'F', 'LA', 'RGB', 'YCbCr', 'LAB', 'HSV', 'RGBA', 'RGBX', 'CMYK'),

@@ -34,6 +34,7 @@ def describe_input(options: Mapping[str, Any], data_config: Mapping[str, Any]) -
         data_config: Data configuration of the model, with input_size (C, H, W) and crop_pct.
     """
     mode = f", in {options['input_img_mode']}" if options.get('input_img_mode') else ''
+    mode += ', turned as their EXIF orientation says' if options.get('exif_orientation') else ''
     if options.get('naflex_loader'):
         return f"of images in their own aspect at up to {options['naflex_max_seq_len']} patches (NaFlex){mode}"
     crop = data_config.get('crop_pct')

@@ -162,6 +162,9 @@ def _write(saved: SavedModel, folder: Path, license: str | None = None) -> None:
     model: Any = saved.create_model()
     license = _choose_license(saved, license)
     notes = notes_of(saved.options, saved.in_chans)
+    if saved.options.get('exif_orientation'):
+        _logger.warning('--exif-orientation: config.json notes it for agmax_timm, but timm does not turn images: '
+                        'README.md shows how to turn them')
     model.pretrained_cfg = {
         **{name: value for name, value in model.pretrained_cfg.items() if name not in _OF_SOURCE},
         'tag': tag_of(saved),

@@ -6,17 +6,18 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-from ..sources.decoding import decode
+from ..sources.decoding import decode, turn_of
 
 _COLORS = ('YCbCr', 'RGB', 'Gray')  # libjpeg-turbo and PIL convert CMYK to different RGB
 
 
-def decode_array(file: BinaryIO, mode: str = 'RGB') -> np.ndarray:
+def decode_array(file: BinaryIO, mode: str = 'RGB', exif_orientation: bool = False) -> np.ndarray:
     """Decode a file to the pixels of decode(), bit for bit.
 
     Args:
         file: Open file of an image.
         mode: 'RGB'.
+        exif_orientation: Whether to turn the image as its EXIF orientation says.
 
     Returns:
         Pixels [H, W, 3], uint8.
@@ -29,7 +30,9 @@ def decode_array(file: BinaryIO, mode: str = 'RGB') -> np.ndarray:
         try:
             height, width, color, _ = simplejpeg.decode_jpeg_header(content)
             if color in _COLORS and height * width <= (Image.MAX_IMAGE_PIXELS or float('inf')):
-                return simplejpeg.decode_jpeg(content)
-        except ValueError:  # damaged or unsupported; PIL decides
+                turn = turn_of(Image.open(io.BytesIO(content))) if exif_orientation else None
+                pixels = simplejpeg.decode_jpeg(content)
+                return pixels if turn is None else np.array(Image.fromarray(pixels).transpose(turn))
+        except (ValueError, OSError):  # damaged or unsupported; PIL decides
             pass
-    return np.array(decode(io.BytesIO(content), mode))
+    return np.array(decode(io.BytesIO(content), mode, exif_orientation))

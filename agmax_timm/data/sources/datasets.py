@@ -68,6 +68,7 @@ def create_dataset(
         root: str | None = None,
         split: str = 'validation',
         max_damaged: float | None = None,
+        exif_orientation: bool = False,
         **kwargs,
 ) -> Any:
     """Create a data set like timm.data.create_dataset, or the built-in data for `name='demo'`.
@@ -80,6 +81,8 @@ def create_dataset(
         split: Name of the split.
         max_damaged: Share of the samples, in [0, 1], that may be replaced because they cannot be decoded. None raises
             an error at the first one. Used by kinds that timm opens through its ImageDataset.
+        exif_orientation: Whether to turn images as their EXIF orientation says. For folders, tar files, hfds/ and wds/.
+            hfids/ always does.
         **kwargs: Further arguments of timm.data.create_dataset.
 
     Raises:
@@ -89,12 +92,14 @@ def create_dataset(
         return DemoDataset(split, kwargs.get('input_img_mode', 'RGB'))
     check_split(name, root, split)
     try:
-        return _open(name, root, split, max_damaged, **kwargs)
+        dataset = _open(name, root, split, max_damaged, **kwargs)
     except DataError:
         raise
     except (RuntimeError, OSError, ValueError, AssertionError, KeyError) as error:  # timm asserts on unknown names
         reason = str(error or type(error).__name__).replace('download=True', '--dataset-download')
         raise DataError(f'--dataset {name!r}, {root!r}, split {split!r}: {reason}') from error
+    dataset.exif_orientation = exif_orientation
+    return dataset
 
 
 def check_split(name: str, root: str | None, split: str) -> None:
@@ -165,7 +170,7 @@ def _torch_name(name: str) -> str | None:
     return name.split('/', 2)[-1].lower() if slash and kind.lower() == 'torch' else None
 
 
-def _open(name: str, root: str | None, split: str, max_damaged: float | None, **kwargs) -> Dataset:
+def _open(name: str, root: str | None, split: str, max_damaged: float | None, **kwargs) -> Any:
     """Open folders by FolderReader or TorchFolder, and other data by timm's factory."""
     in_folders = '/' not in name or _torch_name(name) in _TORCH_FOLDERS
     folder = root or ''

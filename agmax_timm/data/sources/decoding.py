@@ -8,7 +8,7 @@ from itertools import chain, count
 from typing import Any, BinaryIO
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 from timm.data import ImageDataset, IterableImageDataset
 from torch.utils.data import Dataset
 
@@ -20,6 +20,11 @@ from .labels import NO_CLASS_OF_MAP, check_shards, label_error, to_target
 # Names of timm's readers that decode images. Importing their modules needs further packages.
 _DECODING_READERS = ('ReaderWds', 'ReaderHfids')
 
+# By the value of the EXIF orientation, as in PIL.ImageOps.exif_transpose.
+_TURNS = dict(enumerate((
+    Image.Transpose.FLIP_LEFT_RIGHT, Image.Transpose.ROTATE_180, Image.Transpose.FLIP_TOP_BOTTOM,
+    Image.Transpose.TRANSPOSE, Image.Transpose.ROTATE_270, Image.Transpose.TRANSVERSE, Image.Transpose.ROTATE_90), 2))
+
 _MOST_IN_A_ROW = 100  # number of successive damaged samples after which a deferred check is done
 
 
@@ -27,12 +32,13 @@ class UndecodableError(ValueError):
     """A file that is not a complete image. The message is the reason, without the path."""
 
 
-def decode(file: BinaryIO, mode: str | None = 'RGB') -> Image.Image:
+def decode(file: BinaryIO, mode: str | None = 'RGB', exif_orientation: bool = False) -> Image.Image:
     """Decode a file like timm, by PIL's convert(mode), except 16-bit gray (see convert).
 
     Args:
         file: Open file of an image.
         mode: PIL mode of the returned image. None or '' keeps the mode of the file.
+        exif_orientation: Whether to turn or mirror the image as its EXIF orientation says.
 
     Raises:
         UndecodableError: PIL raised any error except MemoryError.
@@ -40,15 +46,24 @@ def decode(file: BinaryIO, mode: str | None = 'RGB') -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore', Image.DecompressionBombWarning)  # PIL raises an error at twice this size
-            image = Image.open(file)
+            image: Image.Image = Image.open(file)
+            turn = turn_of(image) if exif_orientation else None
             if mode:
-                return convert(image, mode)
+                image = convert(image, mode)
             image.load()
-            return image
+            return image if turn is None else image.transpose(turn)
     except MemoryError:
         raise
     except Exception as error:  # damaged files make PIL's plugins raise SyntaxError, ValueError, TypeError and others
         raise UndecodableError(reason_of(error, file)) from error
+
+
+def turn_of(image: Image.Image) -> Image.Transpose | None:
+    """Return the transposition that the EXIF orientation of an opened file asks for, None if it asks for none."""
+    try:
+        return _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # damaged EXIF data can make PIL raise anything
+        return None
 
 
 def convert(image: Image.Image, mode: str) -> Image.Image:
@@ -87,10 +102,14 @@ class DecodedDataset(ImageDataset):
         reader: timm's reader of files and targets.
         max_damaged: Share of the samples, in [0, 1], that may be replaced. None allows no damaged sample.
         **kwargs: Arguments of timm.data.ImageDataset.
+
+    Attributes:
+        exif_orientation: Whether to turn images as their EXIF orientation says.
     """
 
     def __init__(self, reader, max_damaged: float | None = None, **kwargs):
         super().__init__(getattr(reader, 'root', ''), reader=reader, **kwargs)
+        self.exif_orientation = False
         self.damage = Damage(reader, max_damaged)
         self.decode: Callable = decode
         self.memory: Any = None  # see keep_decoded
@@ -143,7 +162,9 @@ class DecodedDataset(ImageDataset):
             return pixels, target
         try:
             file, *rest = self.reader[index]
-            return (file.read() if self.load_bytes else self.decode(file, self.input_img_mode), *rest)
+            if self.load_bytes:
+                return file.read(), *rest
+            return self.decode(file, self.input_img_mode, self.exif_orientation), *rest
         except (OSError, tarfile.TarError) as error:
             raise UndecodableError(reason_of(error)) from error
 
@@ -157,6 +178,7 @@ class ConvertedIterable(IterableImageDataset):
 
     def __init__(self, dataset: IterableImageDataset):
         super().__init__('', dataset.reader, transform=dataset.transform, target_transform=dataset.target_transform)
+        self.exif_orientation = False
         self.num_classes: int | None = None  # outputs of the model, if known
         self.remaps = self.reader.remap_class
         self.input_img_mode = ''
@@ -176,7 +198,9 @@ class ConvertedIterable(IterableImageDataset):
                 if not self.remaps:
                     raise
                 raise label_error(f'sample {number}', error.args[0], NO_CLASS_OF_MAP) from error
+            turn = turn_of(image) if self.exif_orientation else None
             image = convert(image, self.input_img_mode) if self.input_img_mode else image
+            image = image if turn is None else image.transpose(turn)
             image = image if self.transform is None else self.transform(image)
             name = partial('sample {}'.format, number)
             yield image, to_target(label, self.target_transform, name, self.num_classes)

@@ -10,13 +10,10 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
 from timm.data.readers.reader import Reader
 from torch.utils.data import DataLoader, Dataset
 
-from .decoding import UndecodableError, decode, reason_of
-
-_EXIF_ORIENTATION = 274
+from .decoding import UndecodableError, decode, reason_of, turn_of
 
 
 @dataclass(frozen=True)
@@ -56,18 +53,11 @@ class ScanDataset(Dataset):
                 content = file.read()
             digest = hashlib.blake2b(content, digest_size=16).digest()
             image = decode(io.BytesIO(content), mode=None)
-            return Finding(index, target, *image.size, image.mode, _is_rotated(image), digest)
+            return Finding(index, target, *image.size, image.mode, turn_of(image) is not None, digest)
         except UndecodableError as error:
             return Finding(index, target, digest=digest, problem=str(error))
         except (OSError, tarfile.TarError) as error:
             return Finding(index, target, digest=digest, problem=reason_of(error))
-
-
-def _is_rotated(image: Image.Image) -> bool:
-    try:
-        return image.getexif().get(_EXIF_ORIENTATION, 1) in range(2, 9)
-    except Exception:  # damaged EXIF data can make PIL raise anything
-        return False
 
 
 def scan(reader: Reader, workers: int = 0, batch_size: int = 64) -> Iterator[list[Finding]]:

@@ -182,8 +182,9 @@ CONTENTS = {
 
 @pytest.mark.parametrize('kind', CONTENTS)
 def test_decoded_pixels_are_those_of_pil(kind):
-    pixels = decode_array(io.BytesIO(CONTENTS[kind]))
-    assert np.array_equal(pixels, np.asarray(decode(io.BytesIO(CONTENTS[kind]))))
+    for turned in (False, True):
+        pixels = decode_array(io.BytesIO(CONTENTS[kind]), exif_orientation=turned)
+        assert np.array_equal(pixels, np.asarray(decode(io.BytesIO(CONTENTS[kind]), exif_orientation=turned)))
 
 
 @pytest.mark.parametrize('content', [

@@ -10,7 +10,7 @@ import zlib
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from timm.data import ImageDataset
 from timm.data.readers.reader_image_folder import ReaderImageFolder
 from timm.utils import random_seed
@@ -193,10 +193,24 @@ def test_one_bit_is_black_and_white():
 
 
 @pytest.mark.parametrize('orientation', range(1, 9))
-def test_exif_orientation_is_not_applied(orientation):
+def test_exif_orientation_is_applied_if_asked_for(orientation):
     exif = Image.Exif()
     exif[274] = orientation
+    deep = (np.arange(600).reshape(20, 30) * 100).astype(np.uint16)
+    for image, kind in ((noise(), 'PNG'), (noise(), 'JPEG'), (noise(1), 'JPEG'), (deep, 'PNG')):
+        content = encoded(Image.fromarray(image), kind, exif=exif)
+        as_stored = decode(io.BytesIO(content))
+        with_exif = as_stored.copy()
+        with_exif.info['exif'] = exif.tobytes()
+        expected = np.asarray(ImageOps.exif_transpose(with_exif))
+        assert np.array_equal(decode(io.BytesIO(content), exif_orientation=True), expected)
+        assert np.array_equal(expected, as_stored) == (orientation == 1)
     assert (pixels(encoded(Image.fromarray(noise()), exif=exif)) == noise()).all()
+
+
+def test_damaged_exif_data_turns_nothing():
+    content = encoded(Image.fromarray(noise()), 'JPEG', exif=b'Exif\0\0MM\0*\0\0\xff\xffgarbage')
+    assert np.array_equal(decode(io.BytesIO(content), exif_orientation=True), decode(io.BytesIO(content)))
 
 
 def test_first_frame_of_an_animation():

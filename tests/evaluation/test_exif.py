@@ -1,0 +1,132 @@
+"""--exif-orientation: images that are stored turned are trained, evaluated and predicted as if they were upright."""
+import csv
+import json
+import tarfile
+
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+from agmax_timm import export
+from agmax_timm.base.errors import OptionError
+from agmax_timm.commands import train as train_cli
+from agmax_timm.data.sources.datasets import create_dataset
+from agmax_timm.evaluation.evaluated_model import open_split
+from agmax_timm.evaluation.prediction import Predictor, options_of
+from agmax_timm.options.parse import parse_train_args, parse_validate_args, validate_options
+from tests.helpers.images import gradient_image
+
+
+def stored(image, orientation):
+    """The image as a camera stores it, and its EXIF data: PIL turns it back."""
+    inverse = {6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}
+    turns = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+             5: Image.Transpose.TRANSPOSE, 7: Image.Transpose.TRANSVERSE, **inverse}
+    exif = Image.Exif()
+    exif[274] = orientation
+    return image.transpose(turns[orientation]) if orientation in turns else image, exif
+
+
+@pytest.fixture(scope='module')
+def folders(tmp_path_factory):
+    """The same images upright and turned, in train and val."""
+    roots = [tmp_path_factory.mktemp(name) for name in ('upright', 'turned')]
+    for split in ('train', 'val'):
+        for number in range(16):
+            image = gradient_image(40, 56, 10 * number + 5)
+            turned, exif = stored(image, number % 8 + 1)
+            assert np.array_equal(ImageOps.exif_transpose(with_exif(turned, exif)), image)
+            for root, picture, words in zip(roots, (image, turned), ({}, {'exif': exif})):
+                folder = root / split / ('ant', 'bee')[number % 2]
+                folder.mkdir(parents=True, exist_ok=True)
+                picture.save(folder / f'{number:02d}.png', **words)
+    return roots
+
+
+def with_exif(image, exif):
+    image = image.copy()
+    image.info['exif'] = exif.tobytes()
+    return image
+
+
+def images_of(dataset):
+    return [np.asarray(dataset[index][0]) for index in range(len(dataset))]
+
+
+@pytest.mark.parametrize('kind', ['folder', 'tar'])
+def test_images_of_a_data_set(folders, kind, tmp_path):
+    upright, turned = folders
+    if kind == 'tar':
+        with tarfile.open(tmp_path / 'x.tar', 'w') as tar:
+            tar.add(turned / 'train', arcname='.')
+        turned = tmp_path / 'x.tar'
+    expected = images_of(create_dataset('', str(upright), 'train'))
+    found = images_of(create_dataset('', str(turned), 'train', exif_orientation=True))
+    assert all(map(np.array_equal, found, expected))
+    stored_images = images_of(create_dataset('', str(turned), 'train'))
+    assert sum(map(np.array_equal, stored_images, expected)) == 2
+
+
+@pytest.mark.parametrize('parse', [parse_train_args, parse_validate_args])
+def test_data_that_is_not_decoded_here_refuses_it(parse, capsys):
+    with pytest.raises(SystemExit) as end:
+        parse(['x', '--dataset', 'torch/mnist', '--exif-orientation'])
+    assert end.value.code == 2
+    assert '--exif-orientation True does nothing on --dataset torch/mnist: drop it' in capsys.readouterr().err
+
+
+@pytest.fixture(scope='module')
+def runs(folders, tmp_path_factory):
+    """Runs on the upright images, and on the turned ones with the flag, by backend."""
+    output, found = tmp_path_factory.mktemp('runs'), {}
+    for backend in ('timm', 'fast'):
+        for root, words in zip(folders, ([], ['--exif-orientation'])):
+            name = f'{backend}-{root.name}'
+            train_cli.main([str(root), '--val-split', 'val', '--model', 'test_resnet', '--img-size', '32', '-j', '0',
+                            '-b', '4', '--epochs', '1', '--warmup-epochs', '0', '--lr', '0.05', '--agmax',
+                            '--augment-backend', backend, '--output', str(output), '--experiment', name, *words])
+            found.setdefault(backend, []).append(output / name)
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('backend', ['timm', 'fast'])
+def test_a_run_is_that_on_upright_images(runs, folders, results_of, backend):
+    rows = [list(csv.DictReader((folder / 'summary.csv').open())) for folder in runs[backend]]
+    for name in ('train_loss', 'eval_loss', 'eval_top1'):
+        assert rows[0][0][name] == rows[1][0][name]
+    checkpoints = [folder / 'last.pth.tar' for folder in runs[backend]]
+    words = ['--split', 'val', '--checkpoint']
+    results = [results_of(root, *words, file) for root, file in zip(folders, checkpoints)]  # from the checkpoint
+    assert results[0]['loss'] == results[1]['loss'] == pytest.approx(float(rows[0][0]['eval_loss']), abs=1e-6)
+    assert results_of(folders[1], *words, checkpoints[0])['loss'] != results[0]['loss']
+
+
+def test_tensorflows_decoder_does_not_turn_images(folders):
+    options = validate_options(data_dir=str(folders[1]), split='val', exif_orientation=True, tf_preprocessing=True)
+    with pytest.raises(OptionError, match='--tf-preprocessing decodes images itself, without --exif-orientation'):
+        open_split(options, {'input_size': (3, 32, 32)})
+
+
+@pytest.mark.slow
+def test_predictions_are_those_of_upright_images(runs, folders):
+    logits = []
+    for root, folder in zip(folders, runs['timm']):
+        predictor = Predictor(options_of(str(folder / 'last.pth.tar'), device='cpu', workers=0))
+        logits.append(predictor.logits(sorted(map(str, (root / 'val').rglob('*.png')))))
+    assert logits[0].equal(logits[1])
+
+
+@pytest.mark.slow
+def test_the_published_model(runs, folders, tmp_path, caplog, capsys, results_of):
+    with caplog.at_level('INFO'):
+        export.main([str(runs['timm'][1]), str(tmp_path / 'staged'), '--license', 'mit'])
+    assert 'timm does not turn images' in caplog.text
+    assert 'The staged folder gives the logits of the run on 16 validation images' in caplog.text
+    config = json.loads((tmp_path / 'staged' / 'config.json').read_text())
+    assert config['pretrained_cfg']['notes'] == ['exif_orientation']
+    card = (tmp_path / 'staged' / 'README.md').read_text()
+    assert "ImageOps.exif_transpose(Image.open('image.jpg'))" in card and ' --exif-orientation' in card
+    results = results_of(folders[1], '--split', 'val', '--model', f"local-dir:{tmp_path / 'staged'}", '--pretrained')
+    expected = results_of(folders[1], '--split', 'val', '--checkpoint', runs['timm'][1] / 'model_best.pth.tar')
+    assert results['loss'] == expected['loss']
