@@ -1,4 +1,5 @@
 """Option files: lines of "option: value" in YAML. Each value has the type of its option."""
+import argparse
 import reprlib
 from collections import Counter
 from typing import Any
@@ -106,6 +107,8 @@ def _convert_scalar(option: Option, value: Any) -> Any:
         raise _expected(kind.__name__ + (' in quotes' if kind is str else ''), value)
     try:
         converted = kind(value)
+    except argparse.ArgumentTypeError as error:
+        raise ValueError(str(error)) from None
     except (ValueError, OverflowError):
         raise _expected(kind.__name__, value) from None
     if isinstance(value, float) and converted != value and kind is int:

@@ -161,7 +161,7 @@ def _metadata(saved: SavedModel, title: str, license: str | None, scores: dict[s
         EvalResult(
             task_type='image-classification', task_name='Image classification',
             dataset_type=dataset[0], dataset_name=dataset[1],
-            dataset_split=portable(saved.options.get('val_split')) or None,
+            dataset_split=split_name(saved.options, portable(saved.options.get('val_split'))) or None,
             metric_type=_METRICS[name][1], metric_name=_METRICS[name][0], metric_value=value)
         for name, value in scores.items()] if dataset else []
     return ModelCardData(

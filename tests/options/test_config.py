@@ -75,6 +75,7 @@ def test_options_written_as_yaml_give_the_same_options(config):
     ('agmax_loss: huber', ['agmax_loss', 'huber', 'mi, mse, kl, ce']),
     ('mean: 0.5', ['mean', 'list']),
     ('aa: [a]', ['aa', "['a']"]),
+    ('image_memory: 16', ['image_memory', 'a share in [0, 1]', "'16'"]),
     ('- a\n- b', ['list']),
     ('a: b: c', ['config.yaml']),
 ])

@@ -14,6 +14,7 @@ from agmax_timm.assembly.datasets import build_datasets, open_split, with_num_cl
 from agmax_timm.base.errors import DataError
 from agmax_timm.commands import train as train_cli
 from agmax_timm.data.sources.held_out import choose
+from agmax_timm.options.changed_options import validate_command
 from agmax_timm.options.parse import parse_train_args, parse_validate_args
 from tests.helpers.shards import write_parquet
 
@@ -164,6 +165,13 @@ def test_classes_of_one_image_alone_are_refused(tmp_path):
         Image.new('RGB', (8, 8)).save(tmp_path / name / '1.png')
     with pytest.raises(DataError, match='a share of 0.1 holds out no image'):
         parts([tmp_path, '--val-split', 0.1])
+
+
+def test_the_command_of_a_model_card_names_the_share():
+    saved = vars(parse_train_args(['data', '--val-split', '0.25', '--train-split', 'all', '--seed', '7']))
+    assert validate_command(saved, 'x').endswith('--split 0.25 --train-split all --val-split-seed 7')
+    saved = vars(parse_train_args(['data', '--val-split', 'val', '--train-split', 'all', '--seed', '7']))
+    assert validate_command(saved, 'x').endswith('--split val')
 
 
 # The number of classes.

@@ -47,6 +47,7 @@ def run(photos, tmp_path):
      '--naflex-loader --naflex-train-seq-lens 4 9 --naflex-max-seq-len 9', [(2, 3)]),
     ('-j 0 --agmax --model-ema --model-dtype bfloat16', [(2,)]),
     ('-j 0 --opt adahessian --lr 0.01', [(2,)]),
+    ('-j 2 --agmax --val-split 0.25 --exif-orientation', [(2,), (7, 3)]),
 ])
 def test_interrupted_runs_end_as_those_that_were_not(run, flags, stops):
     expected = outcome(run('whole', flags.split()))
