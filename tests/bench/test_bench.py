@@ -155,25 +155,48 @@ def test_objective(measured):
         f'4 images, 3 classes, p(true) {confidence}' for confidence in (.4, .77, .95)]
 
 
-def test_gradients_of_the_objective_are_those_of_their_formulas():
-    z1, z2, target = objective.synthetic_logits(images=6, classes=4, confidence=.6, seed=0)
+def gradients_by_formula(images, classes, confidence, seed):
+    """The gradients of the objective at synthetic logits, by their formulas in numpy, and the logits."""
+    z1, z2, target = objective.synthetic_logits(images, classes, confidence, seed)
     logits = [z1.numpy(), z2.numpy(), (z1 + z2).numpy() / 2]
     softmax = [numpy.exp(z) / numpy.exp(z).sum(-1, keepdims=True) for z in logits]
-    true_class = numpy.eye(4)[target]
-    assert numpy.mean([(p * true_class).sum(-1) for p in softmax[:2]]) == pytest.approx(.6)
+    true_class = numpy.eye(classes)[target]
+    assert numpy.mean([(p * true_class).sum(-1) for p in softmax[:2]]) == pytest.approx(confidence)
 
     def through_softmax(p, gradient):
         return p * (gradient - (p * gradient).sum(-1, keepdims=True))
 
-    plain = numpy.stack([p - true_class for p in softmax[:2]]) / 12
-    entropy = numpy.stack([through_softmax(p, numpy.log(p.mean(0))) for p in softmax[:2]]) / (3 * 6)
-    distance = numpy.stack([through_softmax(p, numpy.sign(p - softmax[2])) for p in softmax[:2]]) * 4 / (2 * 6 * 4)
+    plain = numpy.stack([p - true_class for p in softmax[:2]]) / (2 * images)
+    entropy = numpy.stack([through_softmax(p, numpy.log(p.mean(0))) for p in softmax[:2]]) / (3 * images)
+    distance = numpy.stack([through_softmax(p, numpy.sign(p - softmax[2])) for p in softmax[:2]]) * 2 / images / classes
     norm = numpy.linalg.norm
-    assert objective.gradients(z1, z2, target) == {
-        'entropy': pytest.approx(norm(entropy) / norm(plain), rel=1e-12),
-        'cosine': pytest.approx((entropy * plain).sum() / norm(entropy) / norm(plain), rel=1e-12),
-        'divergence': pytest.approx(norm(distance) / norm(plain), rel=1e-12),
-        'nats': pytest.approx(4 * numpy.mean([abs(p - softmax[2]) for p in softmax[:2]]), rel=1e-12)}
+    return {
+        'entropy': norm(entropy) / norm(plain),
+        'cosine': (entropy * plain).sum() / norm(entropy) / norm(plain),
+        'divergence': norm(distance) / norm(plain),
+        'nats': 4 * numpy.mean([abs(p - softmax[2]) for p in softmax[:2]])}, (z1, z2, target)
+
+
+def test_gradients_of_the_objective_are_those_of_their_formulas():
+    expected, logits = gradients_by_formula(6, 4, .6, seed=0)
+    assert objective.gradients(*logits) == pytest.approx(expected, rel=1e-12)
+
+
+def test_the_table_of_the_method_card_is_that_of_the_formulas():
+    """The rows of up to 100 classes: the others take seconds."""
+    text = (REPOSITORY / 'docs' / 'agmax.md').read_text().split('| its cosine to the cross-entropy |')[1]
+    lines = text.split('\n\n')[0].splitlines()[2:]
+    rows = [[float(number) for number in re.findall(r'-?[\d.]+', line)] for line in lines]
+    assert [(int(images), int(classes), p) for images, classes, p, *_ in rows] == objective.SETTINGS
+    for images, classes, confidence, mean, least, most, cosine, divergence in rows:
+        if classes <= 100:
+            found = [gradients_by_formula(int(images), int(classes), confidence, seed)[0] for seed in range(5)]
+            entropy = [one['entropy'] for one in found]
+            for shown, value in ((mean, numpy.mean(entropy)), (least, min(entropy)), (most, max(entropy)),
+                                 (cosine, numpy.mean([one['cosine'] for one in found])),
+                                 (divergence, numpy.mean([one['divergence'] for one in found]))):
+                digits = len(f'{shown}'.partition('.')[2])
+                assert round(value, digits) == shown, (images, classes, value, shown)
 
 
 @pytest.mark.slow
