@@ -3,8 +3,10 @@ import csv
 import json
 import tarfile
 
+import datasets
 import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageOps
 
 from agmax_timm import export
@@ -15,6 +17,7 @@ from agmax_timm.evaluation.evaluated_model import open_split
 from agmax_timm.evaluation.prediction import Predictor, options_of
 from agmax_timm.options.parse import parse_train_args, parse_validate_args, validate_options
 from tests.helpers.images import gradient_image
+from tests.helpers.shards import add_file
 
 
 def stored(image, orientation):
@@ -50,20 +53,43 @@ def with_exif(image, exif):
 
 
 def images_of(dataset):
+    if isinstance(dataset, torch.utils.data.IterableDataset):
+        return [np.asarray(image) for image, _ in dataset]
     return [np.asarray(dataset[index][0]) for index in range(len(dataset))]
 
 
-@pytest.mark.parametrize('kind', ['folder', 'tar'])
-def test_images_of_a_data_set(folders, kind, tmp_path):
-    upright, turned = folders
+def as_kind(kind, folder, tmp_path):
+    """The name and root of a data set of the training images in a folder."""
+    if kind == 'folder':
+        return '', folder
+    files = sorted((folder / 'train').rglob('*.png'))
     if kind == 'tar':
         with tarfile.open(tmp_path / 'x.tar', 'w') as tar:
-            tar.add(turned / 'train', arcname='.')
-        turned = tmp_path / 'x.tar'
+            tar.add(folder / 'train', arcname='.')
+        return '', tmp_path / 'x.tar'
+    if kind == 'wds':
+        with tarfile.open(tmp_path / 'train-0.tar', 'w') as tar:
+            for number, file in enumerate(files):
+                add_file(tar, f'{number:04d}.png', file.read_bytes())
+                add_file(tar, f'{number:04d}.cls', b'0')
+        split = dict(name='train', filenames=['train-0.tar'], shard_lengths=[len(files)], num_samples=len(files))
+        (tmp_path / '_info.json').write_text(json.dumps({'splits': {'train': split}}))
+        return 'wds/x', tmp_path
+    features = datasets.Features({'image': datasets.Image(), 'label': datasets.ClassLabel(names=['ant', 'bee'])})
+    columns = {'image': list(map(str, files)), 'label': [0] * len(files)}
+    (tmp_path / 'parquet').mkdir()
+    datasets.Dataset.from_dict(columns, features=features).to_parquet(tmp_path / 'parquet' / 'train.parquet')
+    return f"hfds/{tmp_path / 'parquet'}", tmp_path / 'cache'
+
+
+@pytest.mark.parametrize('kind', ['folder', 'tar', 'wds', 'hfds'])
+def test_images_of_a_data_set(folders, kind, tmp_path):
+    upright, turned = folders
     expected = images_of(create_dataset('', str(upright), 'train'))
-    found = images_of(create_dataset('', str(turned), 'train', exif_orientation=True))
-    assert all(map(np.array_equal, found, expected))
-    stored_images = images_of(create_dataset('', str(turned), 'train'))
+    name, root = as_kind(kind, turned, tmp_path)
+    found = images_of(create_dataset(name, str(root), 'train', exif_orientation=True))
+    assert len(found) == len(expected) and all(map(np.array_equal, found, expected))
+    stored_images = images_of(create_dataset(name, str(root), 'train'))
     assert sum(map(np.array_equal, stored_images, expected)) == 2
 
 

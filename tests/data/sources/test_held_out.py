@@ -2,6 +2,7 @@
 import csv
 import hashlib
 import os
+import pickle
 import random
 import tarfile
 
@@ -188,8 +189,10 @@ def test_agmax_has_the_classes_of_the_data(kinds, kind, count, caplog):
 
 def test_a_class_map_may_have_more_classes_than_folders(unsorted, tmp_path):
     (tmp_path / 'map.txt').write_text('ant\nbee\ncat\ndog\neel\nfox\ntwo\n')
-    argv = [str(unsorted), '--val-split', '0.3', '--class-map', str(tmp_path / 'map.txt'), '--agmax']
-    assert with_num_classes(parse_train_args(argv)).num_classes == 7
+    (tmp_path / 'map.pkl').write_bytes(pickle.dumps({'ant': 0, 'bee': 8}))
+    for name, count in (('map.txt', 7), ('map.pkl', 9)):
+        argv = [str(unsorted), '--val-split', '0.3', '--class-map', str(tmp_path / name), '--agmax']
+        assert with_num_classes(parse_train_args(argv)).num_classes == count
 
 
 # From the command line.
