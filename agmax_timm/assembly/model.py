@@ -25,6 +25,7 @@ from ..base.signals import StopSignals
 from ..base.silence import silenced
 from ..base.text import one_line
 from ..network import init_normal
+from ..options.declare import picked
 from ..options.device import Device, TrainDevice
 from ..options.model import Model, TrainModel
 from ..options.parsers import AnyOptions, TrainOptions
@@ -74,11 +75,8 @@ def init_device(name: str, signals: StopSignals | None = None, single_process: b
 
 def _check_gpus(device: str) -> None:
     """Raise OptionError if the machine has more processes than GPUs, and none is left for this one."""
-    local_rank, _, _ = utils.world_info_from_env()
-    if not device.startswith('cuda') or not utils.is_distributed_env():
-        return
-    count = torch.cuda.device_count()
-    if local_rank >= count:
+    local_rank, count = utils.world_info_from_env()[0], torch.cuda.device_count()
+    if device.startswith('cuda') and utils.is_distributed_env() and local_rank >= count:
         raise OptionError(
             f'process {local_rank + 1} of this machine has no GPU, it sees {count}: start one process a GPU, with '
             f'torchrun --nproc-per-node {count}, and in SLURM let each task see all GPUs of its machine '
@@ -147,15 +145,13 @@ def build_model(options: TrainOptions, device: torch.device, precision: Precisio
         options.model,
         pretrained=options.pretrained,
         in_chans=input_channels(options),
-        num_classes=options.num_classes,
         drop_rate=options.drop,
         drop_path_rate=options.drop_path,
         drop_block_rate=options.drop_block,
         global_pool=options.gp,
-        bn_momentum=options.bn_momentum,
-        bn_eps=options.bn_eps,
         scriptable=options.torchscript or None,
         checkpoint_path=options.initial_checkpoint,
+        **picked(options, 'num_classes', 'bn_momentum', 'bn_eps'),
         **pretrained,
         **options.model_kwargs,
     )
@@ -207,9 +203,7 @@ def try_input(options: AnyOptions, model: nn.Module, data_config: dict[str, Any]
     Raises:
         OptionError: The model does not accept images of this size, or does not return num_classes logits.
     """
-    size = data_config['input_size']
-    like = next(model.parameters())
-    training = model.training
+    size, like, training = data_config['input_size'], next(model.parameters()), model.training
     trains_on_one = isinstance(options, TrainOptions) and options.batch_size == 1 and not options.agmax
     hook_handles = [module.register_forward_pre_hook(_refuse_single_value) for module in model.modules()
                     if isinstance(module, nn.modules.batchnorm._BatchNorm) and trains_on_one]
@@ -242,27 +236,25 @@ def input_channels(options: AnyOptions) -> int | None:
 
 def _init_head(options: TrainModel, model: Any) -> None:
     """Apply --head-init-scale to weights and bias of the head, and --head-init-bias to its bias."""
-    given = {name: getattr(options, name) for name in ('head_init_scale', 'head_init_bias')}
-    flags = ' and '.join(f'{flag_of(name)} {value}' for name, value in given.items() if value is not None)
+    scale, bias = options.head_init_scale, options.head_init_bias
+    given = picked(options, 'head_init_scale', 'head_init_bias').items()
+    flags = ' and '.join(f'{flag_of(name)} {value}' for name, value in given if value is not None)
     if not flags:
         return
     head: Any = model.get_classifier() if hasattr(model, 'get_classifier') else None
     if not torch.is_tensor(getattr(head, 'weight', None)):
+        kind = 'no head' if head is None or isinstance(head, nn.Identity) else f'a {type(head).__name__}'
+        if isinstance(head, (tuple, list, nn.ModuleList)):
+            kind = f'{len(head)} heads'
         raise OptionError(f'{flags} is for a model with one linear layer as its head, --model {options.model} has '
-                          f'{_describe_head(head)}: drop it')
-    if options.head_init_bias is not None and head.bias is None:
-        raise OptionError(f'--head-init-bias {options.head_init_bias} needs a head with a bias: drop it')
+                          f'{kind}: drop it')
+    if bias is not None and head.bias is None:
+        raise OptionError(f'--head-init-bias {bias} needs a head with a bias: drop it')
     with torch.no_grad():
-        for parameter in head.parameters() if options.head_init_scale is not None else ():
-            parameter.mul_(options.head_init_scale)
-    if options.head_init_bias is not None:
-        nn.init.constant_(head.bias, options.head_init_bias)
-
-
-def _describe_head(head: Any) -> str:
-    if isinstance(head, (tuple, list, nn.ModuleList)):
-        return f'{len(head)} heads'
-    return 'no head' if head is None or isinstance(head, nn.Identity) else f'a {type(head).__name__}'
+        for parameter in head.parameters() if scale is not None else ():
+            parameter.mul_(scale)
+    if bias is not None:
+        nn.init.constant_(head.bias, bias)
 
 
 def _warn_without_batch_norm(options: TrainOptions, model: nn.Module) -> None:

@@ -11,6 +11,7 @@ from PIL import Image
 from timm.data import create_dataset, create_loader
 from torch.utils.data import Dataset
 
+from agmax_timm.assembly import datasets
 from agmax_timm.commands import validate as validate_cli
 from agmax_timm.evaluation import evaluated_model, validation
 from agmax_timm.options.parse import parse_validate_args
@@ -281,7 +282,7 @@ class SeveralLabels(Dataset):
 def test_several_labels_an_image(format, weights, results_of, monkeypatch):
     path, model = weights(num_classes=4)
     data = SeveralLabels(format == 'multihot')
-    monkeypatch.setattr(evaluated_model, 'open_dataset', lambda *args, **kwargs: data)
+    monkeypatch.setattr(datasets, 'open_dataset', lambda *args, **kwargs: data)
     results = results_of('--dataset', 'hfds/x', '--model', 'test_resnet', '--num-classes', 4, '--checkpoint', path,
                          '--img-size', 32, '--task', 'multilabel', '--target-format', format,
                          '--multilabel-threshold', 0.3)
