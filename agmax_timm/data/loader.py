@@ -7,7 +7,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from timm.data import AugMixDataset, Mixup, create_loader
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import Dataset, IterableDataset
 
 from ..base.distributed import world_size
 from ..base.image_modes import BACKENDS, CROP_MODES, check_mode, mode_of_channels, timm_policy
@@ -29,6 +29,7 @@ from .memory.images import keep_decoded
 from .mixup import CollateMixup, TwoViewCollate, TwoViewMixup
 from .ranks import check_batch, check_group, follow_group
 from .views import TwoViews, warn_of_equal_views, with_transform
+from .workers import data_loader_of
 
 
 def create_train_loader(
@@ -135,7 +136,7 @@ def _add_augmentation(loader: Any, size: tuple[int, ...], extensions: Extensions
 
 def _keep_in_memory(loader: Any, extensions: Extensions, reused: bool) -> None:
     """Decode the images of a loader and keep them, if they fit into the memory. Its workers then share them."""
-    dataset, data_loader = loader.dataset, _data_loader(loader)
+    dataset, data_loader = loader.dataset, data_loader_of(loader)
     in_memory = keep_decoded(getattr(dataset, 'dataset', dataset), memory_limit(extensions.image_memory))
     if in_memory and data_loader.num_workers and sys.platform == 'linux':
         data_loader.multiprocessing_context = 'fork'  # Python newer than 3.13 starts workers in another way
@@ -209,13 +210,8 @@ def create_two_view_loader(
         augment_backend=augment_backend, image_memory=image_memory, channels_last=channels_last,
         pin_memory=pin_memory, distributed=distributed, **kwargs)
     if follow:
-        follow_group(loader, _data_loader(loader))
+        follow_group(loader, data_loader_of(loader))
     return loader
-
-
-def _data_loader(loader: Any) -> DataLoader:
-    """Return torch's DataLoader of a loader, with or without timm's prefetcher."""
-    return loader if isinstance(loader, DataLoader) else loader.loader
 
 
 def _check_iterable(dataset: IterableDataset, batch_size: int, kwargs: dict[str, Any]) -> None:

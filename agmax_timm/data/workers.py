@@ -101,9 +101,14 @@ def _main_ends() -> Any:
     return flag
 
 
+def data_loader_of(loader: Any) -> DataLoader:
+    """Return torch's DataLoader of a loader, with or without timm's prefetcher."""
+    return loader if isinstance(loader, DataLoader) else loader.loader
+
+
 def leave_signals(loader: Any) -> None:
     """Make the workers of a DataLoader, prefetched or not, leave signals of the job to the main process."""
-    loader = loader if isinstance(loader, DataLoader) else loader.loader
+    loader = data_loader_of(loader)
     loader.worker_init_fn = WorkerInit(loader.worker_init_fn)
 
 

@@ -1,7 +1,7 @@
 """The data: where it is, how it is loaded, and the input that the model gets."""
 
 from .declare import above_to, at_least, between, group, one_of, option
-from .quantities import memory
+from .quantities import memory, split
 
 # Kinds of data with another reader than torchvision's, see data_kinds.kind_of.
 _BY_TIMM = ('folder', 'tar', 'hfds', 'hfids', 'tfds', 'wds')
@@ -72,7 +72,7 @@ class TrainData(Loading):
         'validation',
         "name of the split to validate on; a number below 1 holds out this share of the training images of each "
         "class; '' for no validation",
-        metavar='NAME')
+        metavar='NAME', convert=split)
     val_split_seed: int | None = option(None, 'seed of the share that --val-split holds out (default: --seed)',
         metavar='S', check=between(0, 2 ** 32 - 1), yields=True, resume='refused')
     train_num_samples: int | None = option(None, 'number of training images, for data that is read in sequence',
@@ -110,7 +110,7 @@ class ValidationData(Loading):
         'validation',
         'name of the split to evaluate; a number below 1 is the share of --train-split that a run with such a '
         '--val-split held out',
-        metavar='NAME')
+        metavar='NAME', convert=split)
     train_split: str = option('train', 'name of the split of which --split is a share',
         metavar='NAME', yields=True)
     val_split_seed: int | None = option(None, 'seed of the share that --split names (default: --seed)',

@@ -24,3 +24,8 @@ def memory(value: float | str) -> str:
     if not 0. <= float(text[:-1] if amount else text) <= (float('inf') if amount else 1.):
         raise argparse.ArgumentTypeError(f"takes a share in [0, 1], or an amount such as 8G or 500M, got '{value}'")
     return text
+
+
+def split(value: float | str) -> str:
+    """The name of a split. A share such as 0.1 is a number in option files."""
+    return str(value)

@@ -52,7 +52,7 @@ OURS_IN_VALIDATION = {
 STRICTER = {'--amp-dtype': ('float16', 'bfloat16'), '--model-dtype': ('float32', 'float16', 'bfloat16'),
             '--results-format': ('csv', 'json')}
 # Types that take what timm's take, and more.
-WIDER = {'--recovery-interval': 'interval'}
+WIDER = {'--recovery-interval': 'interval', '--val-split': 'split', '--split': 'split'}
 
 
 def kind_of(action):
