@@ -20,6 +20,7 @@ def wheel(tmp_path_factory):
 def test_the_wheel_carries_the_demo_and_the_licences_and_is_small(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     assert {'agmax_timm/data/demo.npz', 'agmax_timm/data/LICENSE.fashion-mnist', 'agmax_timm/report/page.html.jinja',
+            'agmax_timm/report/comparison.html.jinja', 'agmax_timm/report/parts.html.jinja',
             'agmax_timm/weights/card.md.jinja', 'agmax_timm/training/run.py', 'agmax_timm/py.typed'} <= names
     assert not [name for name in names if name.startswith(('tests', 'tools', 'hparams'))]
     assert any(name.endswith('/LICENSE') for name in names)

@@ -29,7 +29,10 @@ def is_primary() -> bool:
 
 def describe_device(device: torch.device) -> str:
     """Return the name of a GPU, or the number of threads on a CPU; with several ranks, also their number."""
-    hardware = torch.cuda.get_device_name(device) if device.type == 'cuda' else f'{torch.get_num_threads()} threads'
+    threads = torch.get_num_threads()
+    hardware = f'{threads} thread{"s" if threads > 1 else ""}'
+    if device.type == 'cuda':
+        hardware = torch.cuda.get_device_name(device)
     ranks = f'{world_size()} ranks on ' if world_size() > 1 else ''
     return f'{ranks}{device.type}, {hardware}'
 

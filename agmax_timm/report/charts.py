@@ -12,7 +12,7 @@ class Frame:
         xs, ys: Values to show. The axes range from their minimum to their maximum.
     """
     WIDTH, HEIGHT = 320, 200
-    LEFT, RIGHT, TOP, BOTTOM = 44, 312, 8, 178  # ends of the axes
+    LEFT, RIGHT, TOP, BOTTOM = 54, 312, 8, 178  # ends of the axes
 
     def __init__(self, xs: Sequence[float], ys: Sequence[float]):
         self._x, self._y = (min(xs), max(xs)), (min(ys), max(ys))

@@ -1,4 +1,5 @@
-"""The report command: python -m agmax_timm.report RUN_FOLDER [DATA]"""
+"""The report command: python -m agmax_timm.report RUN_FOLDER ... [DATA]"""
+import os
 
 from ..base.command import command
 from ..base.command_line import Parser
@@ -10,22 +11,31 @@ PROG = 'python -m agmax_timm.report'
 
 @command(PROG)
 def main(argv: list[str] | None = None) -> None:
-    """Run the command. Print the path of the page."""
+    """Run the command. Print the path of the page. Several runs give one page that compares them."""
     args = _parser().parse_args(argv)
     with imports_without_gc():
         from ..assembly.console import setup_logging
+        from .comparison import compare_runs
         from .report import make_report
     setup_logging()
-    print(make_report(args.folder, args.data, args.device, args.workers, use_ema=args.use_ema))
+    folders, data = args.folders, None
+    if len(folders) > 1 and not os.path.isfile(os.path.join(folders[-1], 'args.yaml')):
+        *folders, data = folders
+    how = dict(data_dir=data, device=args.device, workers=args.workers, use_ema=args.use_ema)
+    print(make_report(*folders, **how) if len(folders) == 1 else compare_runs(folders, args.output, **how))
 
 
 def _parser() -> Parser:
     parser = Parser(
         prog=PROG,
         description="Evaluate the best weights of a run, and write report.html into its folder: metrics, settings, "
-                    'curves, views, classes, mistakes and calibration on a page that needs no other file.')
-    parser.add_argument('folder', metavar='RUN_FOLDER', help="a run's folder, with args.yaml and model_best.pth.tar")
-    parser.add_argument('data', nargs='?', metavar='DATA', help='folder of its data (default: where it was)')
+                    'curves, views, classes, mistakes and calibration on a page that needs no other file. Several '
+                    'runs: write a page that compares them.')
+    parser.add_argument('folders', nargs='+', metavar='RUN_FOLDER',
+                        help='folders of runs, with args.yaml and model_best.pth.tar; a last folder that is no run is '
+                             'that of their data (default: where it was)')
+    parser.add_argument('--output', default='comparison.html', metavar='FILE',
+                        help='page that compares several runs (default: %(default)s)')
     parser.add_argument('--device', default='cuda', help='device; the CPU is used without CUDA')
     parser.add_argument('-j', '--workers', type=int, metavar='N', help="loader processes (default: the run's)")
     add_weights_flags(parser)

@@ -22,6 +22,7 @@ class Report:
     """Content of the page."""
     title: str
     about: str  # one line about model, data and training
+    trained: str  # one line about time, device, speed and date; '' if they are not known
     headline: list[tuple[str, str]]  # name and value
     notes: list[str]
     command: str
@@ -41,20 +42,29 @@ class Report:
 
 def render(report: Report) -> str:
     """Return the HTML document."""
+    return render_template('page.html.jinja', {
+        **vars(report),
+        'class_name': report.class_name,
+        'charts': charts(report.curves),
+        'changed': [(name, *map(plain, values)) for name, values in report.changed.items()],
+        'options': {name: plain(value) for name, value in report.options.items()},
+        **(_analysis_values(report, report.analysis) if report.analysis else {}),
+    })
+
+
+def render_template(name: str, values: dict[str, Any]) -> str:
+    """Return the HTML document of a template in this folder. All values are escaped."""
     import jinja2
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(os.path.dirname(__file__)), autoescape=True, undefined=jinja2.StrictUndefined,
         trim_blocks=True, lstrip_blocks=True)
     environment.filters['inline'] = inline
-    values = {
-        **vars(report),
-        'class_name': report.class_name,
-        'charts': [chart for chart in (line_chart(*curves) for curves in report.curves.items()) if chart],
-        'changed': [(name, *map(_plain, values)) for name, values in report.changed.items()],
-        'options': {name: _plain(value) for name, value in report.options.items()},
-        **(_analysis_values(report, report.analysis) if report.analysis else {}),
-    }
-    return environment.get_template('page.html.jinja').render(values).lstrip()
+    return environment.get_template(name).render(values).lstrip()
+
+
+def charts(curves: Mapping[str, Mapping[str, Points]]) -> list[tuple]:
+    """Return the charts of panels of curves, without panels that have no point."""
+    return [chart for chart in (line_chart(*panel) for panel in curves.items()) if chart]
 
 
 def _analysis_values(report: Report, analysis: Analysis) -> dict[str, Any]:
@@ -95,5 +105,6 @@ def inline(image: Image.Image, most: int = 224) -> dict[str, Any]:
                 height=image.height, small=small)
 
 
-def _plain(value: Any) -> str:
+def plain(value: Any) -> str:
+    """Return the value of an option as one line of YAML."""
     return yaml.safe_dump(value, default_flow_style=True, width=1e9).replace('\n...', '').strip()

@@ -8,6 +8,7 @@ import re
 import shlex
 import shutil
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,7 +18,9 @@ from PIL import Image
 from sklearn.metrics import precision_recall_fscore_support
 from torchvision.transforms.functional import to_tensor
 
+from agmax_timm.base.safe_load import read_file
 from agmax_timm.commands import train as train_cli
+from agmax_timm.data.sources.classes import class_names
 from agmax_timm.data.sources.shards import open_dataset
 from agmax_timm.evaluation import validation
 from agmax_timm.evaluation.analysis import analyse
@@ -25,7 +28,8 @@ from agmax_timm.evaluation.outcomes import Mistake
 from agmax_timm.options.changed_options import changed_options, train_command
 from agmax_timm.options.parse import parse_train_args, parse_validate_args
 from agmax_timm.options.parsers import train_parser
-from agmax_timm.report import command, report
+from agmax_timm.report import command, comparison, report
+from agmax_timm.report import run as reported
 from agmax_timm.report.charts import line_chart, ticks
 from agmax_timm.report.page import Report, inline, render
 from agmax_timm.weights.checkpoint import saved_metadata, saved_options
@@ -188,8 +192,8 @@ def test_the_numbers_are_those_of_validate(run_copy, photos, monkeypatch, capsys
 
 def test_the_evaluation_repeats_that_of_training_to_the_last_digit(run_copy, monkeypatch):
     seen = []
-    evaluate = report._evaluate
-    monkeypatch.setattr(report, '_evaluate', lambda *args: seen.extend([evaluate(*args), args[0]]) or seen[0])
+    evaluate = reported.evaluate
+    monkeypatch.setattr(reported, 'evaluate', lambda *args: seen.extend([evaluate(*args), args[0]]) or seen[0])
     report.make_report(str(run_copy), device='cpu', workers=0)
     trained = read_model(str(run_copy), use_ema=True).metrics
     assert {name: trained[name] for name in ('loss', 'top1', 'top5')} == dict(seen[0].metrics)
@@ -198,8 +202,8 @@ def test_the_evaluation_repeats_that_of_training_to_the_last_digit(run_copy, mon
 
 def test_the_weights_without_averaging_are_evaluated_where_they_are_asked_for(run_copy, monkeypatch, capfd):
     seen = []
-    evaluate = report._evaluate
-    monkeypatch.setattr(report, '_evaluate', lambda *args: seen.append(evaluate(*args)) or seen[0])
+    evaluate = reported.evaluate
+    monkeypatch.setattr(reported, 'evaluate', lambda *args: seen.append(evaluate(*args)) or seen[0])
     command.main([str(run_copy), '--device', 'cpu', '-j', '0', '--raw'])
     raw, ema = (read_model(str(run_copy), use_ema=use_ema).metrics for use_ema in (False, True))
     assert seen[0].metrics['loss'] == raw['loss'] != ema['loss']
@@ -223,6 +227,63 @@ def test_the_curves_are_those_of_the_summary(run_copy):
     assert len(lines) == 2 + 2 + 1 + 1 + 1 and all(len(line['points'].split()) == 4 for line in lines)
 
 
+def test_the_head_says_what_to_compare_the_accuracy_with(run_copy):
+    """Four images of each of three classes: the most frequent class is a third. No top-5 for so few classes."""
+    report.make_report(str(run_copy), device='cpu', workers=0)
+    page = check_page((run_copy / 'report.html').read_text())
+    text = ''.join(page.text)
+    cost = read_file(str(run_copy / 'last.pth.tar'))['agmax_state']['cost']
+    best = read_file(str(run_copy / 'model_best.pth.tar'))['epoch']
+    assert f'best epoch{best}' in text and 'majority class (%)33.33' in text and 'top-5' not in text
+    assert f"on {cost['device']}, with {cost['images_per_second']:.0f} images/s in the last epoch, until" in text
+    assert cost['date'] in text
+
+
+def test_each_point_of_a_curve_says_its_value(run_copy):
+    report.make_report(str(run_copy), device='cpu', workers=0)
+    text = (run_copy / 'report.html').read_text()
+    with open(run_copy / 'summary.csv', newline='') as f:
+        rows = list(csv.DictReader(f))
+    for row in rows:
+        assert f"<title>validation, epoch {row['epoch']}: {float(row['eval_loss']):.5g}</title>" in text
+
+
+def test_runs_are_compared_on_one_page(run_copy, photos, tmp_path, capsys):
+    """A run and its copy without averaging: the same curves, another option, and the recalls of both weights."""
+    other = shutil.copytree(run_copy, tmp_path / 'other <b>')
+    for path in other.glob('*.pth.tar'):
+        checkpoint = read_file(str(path))
+        checkpoint['args'] = {**checkpoint['args'], 'lr': 0.125, 'output': 'elsewhere'}
+        torch.save(checkpoint, path)
+    page_path = tmp_path / 'both.html'
+    command.main([str(run_copy), str(other), str(photos), '--device', 'cpu', '-j', '0', '--output', str(page_path)])
+    assert capsys.readouterr().out == f'{page_path}\n'
+    page = check_page(page_path.read_text())
+    names = ['run', 'other <b>']
+    assert page.table('option', *names) == [['lr', '0.05', '0.125']]
+    metrics = {row[0]: row[1:] for row in page.table('', *names)}
+    top1 = f"{read_model(str(run_copy), use_ema=True).metrics['top1']:.2f}"
+    assert metrics['top-1 (%)'] == [top1, top1] and metrics['difference (points)'] == ['+0.00', '+0.00']
+    assert metrics['best epoch'][0] == metrics['best epoch'][1] and metrics['device'][0].startswith('cpu')
+    classes = page.table('class', *names, 'largest difference', 'images')
+    evaluation = reported.evaluate_run(reported.read_run(str(run_copy), str(photos), None), 'cpu', 0)
+    recall = {name: f'{100 * value:.1f}' for name, value in zip(
+        evaluation.class_names, evaluation.analysis.per_class.recall.tolist())}
+    assert {row[0]: row[1:3] for row in classes} == {name: [value, value] for name, value in recall.items()}
+    lines = [line['class'] for line in page.all('polyline')]
+    assert lines == ['line s0', 'line s1'] * (len(lines) // 2) and len(lines) == 2 * 7
+
+
+def test_a_run_without_its_data_is_compared_by_what_training_measured(run_copy, tmp_path, caplog):
+    other = shutil.copytree(run_copy, tmp_path / 'other')
+    path = comparison.compare_runs(
+        [str(run_copy), str(other)], str(tmp_path / 'page.html'), str(tmp_path / 'nothing'), 'cpu', 0)
+    page = check_page(Path(path).read_text())
+    top1 = f"{read_model(str(run_copy), use_ema=True).metrics['top1']:.2f}"
+    assert {row[0]: row[1:] for row in page.table('', 'run', 'other')}['top-1 (%)'] == [top1, top1]
+    assert 'other is not evaluated' in caplog.text and 'its metrics are those of training' in ''.join(page.text)
+
+
 def test_a_summary_that_is_damaged_costs_the_curves_alone(run_copy, caplog):
     (run_copy / 'summary.csv').write_text('epoch,train_loss\n0,abc\n')
     report.make_report(str(run_copy), device='cpu', workers=0)
@@ -232,11 +293,11 @@ def test_a_summary_that_is_damaged_costs_the_curves_alone(run_copy, caplog):
 def test_the_views_are_the_training_images(hostile_run, photo_numbers):
     saved = {**vars(train_parser().parse_args([])), **saved_options(str(hostile_run / 'model_best.pth.tar'))}
     names = sorted(HOSTILE.values())
-    order = {name: index for index, name in enumerate(report.class_names(
+    order = {name: index for index, name in enumerate(class_names(
         open_dataset('', root=saved['data_dir'], split='train')))}
     by_folder = {name: number for number, name in enumerate(HOSTILE.values())}
     views = report.training_views(saved, dict(
-        input_size=(3, 32, 32), mean=(0.5,) * 3, std=(0.5,) * 3, interpolation='bilinear'), torch.device('cpu'),
+        input_size=(3, 32, 32), mean=(0.5,) * 3, std=(0.5,) * 3, interpolation='bilinear'),
         sorted(order, key=order.get))
     assert len(views) == 4 and sorted(order) == names
     seen = set()
@@ -362,11 +423,11 @@ def test_a_report_that_fails_does_not_fail_the_run(photos, tmp_path, monkeypatch
 
 
 def test_every_text_of_the_page_is_escaped():
-    texts = [f'<i onclick="{number}">&amp;\'</i>' for number in range(19)]
+    texts = [f'<i onclick="{number}">&amp;\'</i>' for number in range(20)]
     (title, about, card, value, note, command, option, given, default, setting, chosen, package, version, panel, line,
-     label, name, other, file) = texts
+     label, name, other, file, trained) = texts
     report = Report(
-        title=title, about=about, headline=[(card, value)], notes=[note], command=command,
+        title=title, about=about, trained=trained, headline=[(card, value)], notes=[note], command=command,
         changed={option: (given, default)}, options={setting: chosen}, versions={package: version},
         curves={panel: {line: [(1, 2.)]}}, views=[([Image.new('RGB', (4, 4))], label)], class_names=[name, other],
         analysis=analyse(torch.tensor([1, 0]), torch.tensor([0.5, 1.]), torch.tensor([0, 0]), 2),
@@ -396,7 +457,7 @@ def test_ticks_are_few_and_within_whatever_the_values():
 
 def test_a_line_is_in_its_frame_and_leaves_out_what_is_not_finite():
     title, frame, lines = line_chart('loss', {'a': [(1, 2.), (2, float('nan')), (3, 4.)], 'b': [(1, float('inf'))]})
-    assert [(frame.x(x), frame.y(y)) for x, y in lines['a']] == [(44, 178), (312, 8)]
+    assert [(frame.x(x), frame.y(y)) for x, y in lines['a']] == [(54, 178), (312, 8)]
     assert title == 'loss' and [*lines] == ['a'] and line_chart('nothing', {'a': []}) is None
 
 

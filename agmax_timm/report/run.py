@@ -1,0 +1,200 @@
+"""One run that is reported: what its folder holds, and the evaluation of its best weights."""
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from ..assembly import model as build
+from ..base.errors import DataError, OptionError
+from ..base.text import one_line
+from ..data.pictures import ToPicture
+from ..data.sources.classes import MovedClassError, class_names, summary
+from ..evaluation.analysis import Analysis
+from ..evaluation.evaluate import outputs_of
+from ..evaluation.evaluated_model import EvaluatedModel, build_loader, open_split, prepare
+from ..evaluation.log import log_steps
+from ..evaluation.metrics import create_evaluator, set_targets
+from ..evaluation.outcomes import Mistake, Outcomes
+from ..options import timm_names
+from ..options.data_kinds import split_name
+from ..options.declare import declared
+from ..options.parse import read_config, validate_options
+from ..options.parsers import ValidateOptions, train_parser
+from ..training.output import log, run_folder
+from ..weights.checkpoint import (
+    STATE,
+    choose_ema,
+    describe_weights,
+    find_file,
+    metadata_in,
+    read_checkpoint,
+    saved_options,
+)
+
+_logger = logging.getLogger('train')
+TITLES = {'top1': 'top-1 (%)', 'top5': 'top-5 (%)', 'map': 'mAP (%)', 'micro_f1': 'micro F1 (%)',
+          'macro_f1': 'macro F1 (%)', 'sample_f1': 'sample F1 (%)', 'loss': 'loss'}
+
+
+@dataclass
+class ReportedRun:
+    """Content of the folder of a run."""
+    folder: str
+    given: dict[str, Any]  # options of args.yaml
+    options: dict[str, Any]  # options of the best checkpoint, completed by defaults
+    checkpoint: str
+    metadata: dict[str, Any]  # metadata of the checkpoint
+    use_ema: bool
+    metrics: dict[str, float]  # metrics of the weights during training; empty if there are none
+    epoch: int | None  # epoch of the best checkpoint
+    cost: dict[str, Any]  # 'seconds', 'images_per_second', 'device' and 'date' of the run; empty if they are not known
+
+    @property
+    def curves(self) -> dict[str, dict[str, list[tuple[int, float]]]]:
+        """Curves of summary.csv; none if the file is missing or damaged."""
+        path = run_folder.summary_path(self.folder)
+        try:
+            return log.read_curves(path) if os.path.isfile(path) else {}
+        except (ValueError, KeyError, TypeError) as error:
+            _logger.warning(f'{path} is damaged, the page is without curves: {one_line(error)}')
+            return {}
+
+    @property
+    def spent(self) -> dict[str, str]:
+        """Time, speed, device and date of the run by title; empty if they are not known."""
+        cost = self.cost
+        return cost and {
+            'wall time': tqdm.format_interval(cost['seconds']), 'images/s': f"{cost['images_per_second']:.0f}",
+            'device': cost['device'], 'date': cost['date']}
+
+
+@dataclass
+class Evaluation:
+    """Results of the best weights on the validation data."""
+    metrics: dict[str, float]
+    images: int
+    subject: EvaluatedModel
+    class_names: list[str] | None
+    analysis: Analysis | None = None  # only for one class per image
+    mistakes: list[tuple[Mistake, str]] = field(default_factory=list)  # with file names
+
+    @property
+    def values(self) -> dict[str, str]:
+        """Metrics as text by title. Top-5 says something only with more than ten classes."""
+        values = {title: f'{self.metrics[name]:.4g}' if name == 'loss' else f'{self.metrics[name]:.2f}'
+                  for name, title in TITLES.items()
+                  if name in self.metrics and (name != 'top5' or self.subject.num_classes > 10)}
+        if self.analysis is not None:
+            support = self.analysis.per_class.support
+            values.update({
+                'majority class (%)': f'{100 * support.max().item() / max(1, support.sum().item()):.2f}',
+                'macro F1 (%)': f"{100 * self.analysis.per_class.average('macro')[2]:.2f}",
+                'calibration error (%)': f'{100 * self.analysis.calibration.error:.2f}'})
+        return values
+
+
+def read_run(run_dir: str, data_dir: str | None, use_ema: bool | None) -> ReportedRun:
+    path = os.path.join(run_dir, 'args.yaml')
+    if not os.path.isfile(path):
+        raise OptionError(f'{run_dir} is no folder of a run: it has no args.yaml')
+    given, checkpoint = read_config(path, train_parser()), find_file(run_dir)
+    options = {**vars(train_parser().parse_args([])), **saved_options(checkpoint)}
+    if data_dir is not None:
+        options['data_dir'] = data_dir
+    use_ema = choose_ema(options, use_ema)
+    _logger.info(f'{checkpoint}: {describe_weights(options, use_ema)}')
+    best = read_checkpoint(checkpoint, mmap=True)
+    last = find_file(run_dir, 'last')
+    cost = ((read_checkpoint(last, mmap=True) if os.path.isfile(last) else best).get(STATE) or {}).get('cost', {})
+    metadata = metadata_in(best)
+    metrics = (metadata.get('metrics') or {}).get('ema' if use_ema else 'raw') or {}
+    return ReportedRun(run_dir, given, options, checkpoint, metadata, use_ema, metrics, best.get('epoch'), cost)
+
+
+def evaluate_run(
+        run: ReportedRun,
+        device: str,
+        workers: int | None,
+        in_run: bool = False,
+        on_batch: Callable[[], None] = lambda: None,
+) -> Evaluation | None:
+    """Evaluate the best weights, see make_report. Return None for a run without validation data."""
+    if not in_run:
+        timm_names.check_device(device)
+    evaluation_device = torch.device(device) if in_run else build.init_device(device, single_process=True)
+    if not run.options['val_split']:
+        return None
+    evaluation = evaluate(_evaluation_options(run, device, workers), evaluation_device, on_batch)
+    _check_measured(run, evaluation)
+    return evaluation
+
+
+def _evaluation_options(run: ReportedRun, device: str, workers: int | None) -> ValidateOptions:
+    saved = run.options
+    options = {name: saved[name] for name, option in declared(ValidateOptions).items()
+               if option.evaluation in ('data', 'machine', 'precision') and name in saved}
+    if workers is not None:
+        options['workers'] = workers
+    return validate_options(
+        **options, checkpoint=run.checkpoint, use_ema=run.use_ema, split=saved['val_split'],
+        num_samples=saved['val_num_samples'], device=device)
+
+
+@torch.inference_mode()
+def evaluate(options: ValidateOptions, device: torch.device, on_batch: Callable[[], None]) -> Evaluation:
+    """Evaluate the checkpoint as validate.py does, and analyse the predictions."""
+    subject = prepare(options, device)
+    options = subject.options
+    dataset = open_split(options, subject.data_config)
+    _logger.info(summary({split_name(vars(options), options.split): dataset}))
+    try:
+        set_targets(options, dataset, subject.num_classes, subject.classes)
+    except MovedClassError as error:
+        raise DataError(f'{error}: give the data of the run, with the classes that it had') from error
+    loader = build_loader(subject, dataset)
+    evaluator = create_evaluator(options, dataset, loader, subject.num_classes, device)
+    to_picture = ToPicture(subject.data_config, subject.patch_size, options.naflex_patchify_channels_first)
+    outcomes = Outcomes(to_picture) if options.task == 'classification' else None
+    outputs, images = outputs_of(subject.model, loader, options, device, subject.precision), 0
+    for index, (input, output, target) in enumerate(outputs):
+        images += len(output)
+        evaluator.update(output, target)
+        if outcomes is not None:
+            outcomes.update(input, output, target)
+        if index % options.log_freq == 0:
+            log_steps('Report')(index, len(loader), evaluator.summary())
+        on_batch()
+    evaluation = Evaluation(evaluator.compute(), images, subject, class_names(dataset))
+    if outcomes is not None:
+        evaluation.analysis = outcomes.analyse(subject.num_classes)
+        evaluation.mistakes = [(mistake, _file_name(dataset, mistake.index)) for mistake in outcomes.mistakes]
+    return evaluation
+
+
+def _file_name(dataset: Any, index: int) -> str:
+    """Return the name of a file of the data, or '' if samples have no names or no order."""
+    try:
+        return dataset.reader.filename(index)
+    except (AttributeError, AssertionError, NotImplementedError):
+        return ''
+
+
+def _check_measured(run: ReportedRun, evaluation: Evaluation) -> None:
+    """Raise DataError if the metric differs from that of training by more than numerical error."""
+    saved = run.options
+    name = 'map' if saved['task'] == 'multilabel' else 'top1'
+    before = run.metrics.get(name)
+    # Without --dist-bn, each rank evaluated with its own batch norm statistics.
+    unequal_ranks = (saved.get('world_size') or 1) > 1 and not saved['dist_bn']
+    if before is None or saved['tta'] or unequal_ranks:
+        return
+    now = evaluation.metrics[name]
+    tolerance = max(1., 2 * 100. / max(1, evaluation.images))  # one point, or two images
+    if abs(now - before) > tolerance:
+        raise DataError(f"{run.checkpoint} has {name} {now:.4g} on {saved['data_dir'] or saved['dataset']}, split "
+                        f"{saved['val_split']}, and training measured {before:.4g}: give the data of the run, with the "
+                        'labels that it had')
