@@ -15,6 +15,7 @@ from ..base.distributed import is_primary
 from ..base.pipes import print_if_read
 from ..base.signals import StopSignals
 from ..evaluation.log import finite
+from ..options.data_kinds import split_name
 from ..options.parsers import TrainOptions
 from ..weights.checkpoint import choose_ema
 from . import dry_run
@@ -98,7 +99,8 @@ def _log_end(run: TrainingRun, results: list[dict[str, Any]]) -> None:
     options, saver, state = run.options, run.checkpoints.saver, run.state
     assert saver is not None
     folder = shlex.quote(saver.checkpoint_dir)
-    measured = 'of training' if run.loader_eval is None else f'on the split {options.val_split}'
+    measured = 'of training' if run.loader_eval is None else (
+        f'on the split {split_name(vars(options), options.val_split)}')
     weights = ' of the EMA' if run.loader_eval is not None and choose_ema(vars(options)) else ''
     best = 'none, no epoch has a finite one' if saver.best_metric is None else (
         f'{saver.best_metric:.6g} (epoch {saver.best_epoch}): {run.metric_name}{weights} {measured}')
