@@ -9,6 +9,7 @@ from torch.utils.data import Dataset, IterableDataset
 from ..base.command_line import flag_of
 from ..base.distributed import is_distributed, rank, world_size
 from ..base.errors import OptionError
+from ..data.balance import BalancedSampler, labels_of, use_sampler
 from ..data.device import Input, to_device
 from ..data.loader import create_train_loader
 from ..data.memory.buffers import is_pinned
@@ -75,7 +76,7 @@ def build_train_loader(
     try:
         if options.naflex_loader:
             return create_naflex_train_loader(dataset, **common, **_naflex_kwargs(options, patch_size))
-        return create_train_loader(
+        loader = create_train_loader(
             dataset,
             data_config['input_size'],
             mixup=_mixup_kwargs(options),
@@ -85,6 +86,9 @@ def build_train_loader(
             **_resolution_kwargs(options),
             **common,
         )
+        if options.balanced_sampling:
+            use_sampler(loader, BalancedSampler(labels_of(dataset), options.seed, world_size(), rank()))
+        return loader
     except (ValueError, AssertionError) as error:  # timm asserts on unknown policies
         policy = f' (--aa {options.aa})' if options.aa else ''
         raise OptionError(f'training data{policy}: {_with_flags(str(error))}') from error

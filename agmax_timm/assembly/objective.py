@@ -1,12 +1,10 @@
 """Create the criterion and the training task from options."""
 import logging
-import os
-from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn as nn
-from timm.loss import create_classification_loss, load_class_stats, resolve_class_weights
+from timm.loss import create_classification_loss
 from timm.task import (
     ClassificationTask,
     FeatureDistillationTask,
@@ -16,26 +14,30 @@ from timm.task import (
     TrainingTask,
 )
 
-from ..base.command_line import flag_of
 from ..base.distributed import is_primary, world_size
 from ..base.errors import OptionError
-from ..base.text_file import without_mark
 from ..distillation import AgMaxDistillationTask
 from ..loss import ranks_of_marginal
 from ..options.checks import loss_name, mixing
 from ..options.declare import picked
-from ..options.model import Distillation, Model
+from ..options.model import Distillation
 from ..options.parsers import TrainOptions
 from ..task import AgMaxTask
+from .class_weights import class_weights, per_class, read_class_stats, weighted_cross_entropy
 from .model import Precision
 
 _logger = logging.getLogger(__name__)
 
 
-def build_task(options: TrainOptions, model: nn.Module, device: torch.device, precision: Precision) -> TrainingTask:
-    """Return timm's task for classification or distillation, or the AgMax task for either."""
+def build_task(options: TrainOptions, model: nn.Module, device: torch.device, precision: Precision,
+               dataset: Any = None) -> TrainingTask:
+    """Return timm's task for classification or distillation, or the AgMax task for either.
+
+    Args:
+        dataset: Training data, for --class-stats auto.
+    """
     teacher = f'--kd-model-name {options.kd_model_name}' if options.kd_model_name else ''
-    criterion = build_criterion(options)
+    criterion = build_criterion(options, dataset)
     common: dict[str, Any] = dict(device=device, dtype=precision.model_dtype, verbose=is_primary())
     if options.agmax and options.agmax_loss == 'mi':
         _check_marginals(options)
@@ -60,23 +62,26 @@ def build_task(options: TrainOptions, model: nn.Module, device: torch.device, pr
     return ClassificationTask(model, criterion, **common)
 
 
-def build_criterion(options: TrainOptions) -> nn.Module:
-    """Return timm's loss that the options ask for.
+def build_criterion(options: TrainOptions, dataset: Any = None) -> nn.Module:
+    """Return timm's loss that the options ask for, or torch's cross-entropy with weights of the classes.
+
+    Args:
+        dataset: Training data, for --class-stats auto.
 
     Raises:
         OptionError: Class weights or statistics do not fit the classes, or an option belongs to another loss.
     """
     multi_label = options.task == 'multilabel'
     name = loss_name(options)
-    try:
-        stats = _read_without_mark(load_class_stats, options.class_stats)
-    except (ValueError, OSError, TypeError, KeyError) as error:
-        raise OptionError(f'--class-stats {options.class_stats}: {error}') from error
+    stats = read_class_stats(options, dataset)
     try:
         weights = {
-            kind: _class_weights(options, f'loss_{kind}', kind, stats) for kind in ('class_weight', 'pos_weight')}
+            kind: class_weights(options, f'loss_{kind}', kind, stats) for kind in ('class_weight', 'pos_weight')}
+        if name == 'ce' and weights['class_weight'] is not None and weights['pos_weight'] is None:
+            smoothing = 0. if mixing(options) else options.smoothing  # mixed targets are smoothed already
+            return weighted_cross_entropy(weights['class_weight'], stats, smoothing)
         if name == 'db' and stats is not None:
-            weights.update(class_counts=_per_class(options, 'class_stats', stats[0]), num_samples=stats[1])
+            weights.update(class_counts=per_class(options, 'class_stats', stats[0]), num_samples=stats[1])
         return create_classification_loss(
             name,
             multi_label=multi_label,
@@ -90,27 +95,6 @@ def build_criterion(options: TrainOptions) -> nn.Module:
         )
     except (ValueError, OSError) as error:
         raise OptionError(f'--loss {name}: {error}') from error
-
-
-def _read_without_mark(read: Callable, value: Any, *args) -> Any:
-    """Return read(value, *args). If `value` is a file, pass a copy without byte-order mark."""
-    if not isinstance(value, str) or not os.path.isfile(value):
-        return read(value, *args)
-    with without_mark(value) as path:
-        return read(path, *args)
-
-
-def _class_weights(options: TrainOptions, flag: str, kind: str, stats: Any) -> Any:
-    weights = _read_without_mark(
-        resolve_class_weights, getattr(options, flag), kind, stats, options.loss_weight_power, options.loss_weight_beta,
-        options.loss_weight_max)
-    return _per_class(options, flag, weights) if torch.is_tensor(weights) else weights
-
-
-def _per_class(options: Model, flag: str, values: torch.Tensor) -> torch.Tensor:
-    if len(values) != options.num_classes:
-        raise OptionError(f'{flag_of(flag)} has {len(values)} entries, the model {options.num_classes} classes')
-    return values
 
 
 def _distillation_task(

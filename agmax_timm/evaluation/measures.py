@@ -134,7 +134,7 @@ def _training_transform(evaluation: Evaluation) -> Any:
         saved_train_options(evaluation.subject.run_options),
         agmax=True, batch_size=1, workers=0, no_prefetcher=True, pin_mem=False, image_memory='0',
         augment_backend='timm', mixup=0., cutmix=0., cutmix_minmax=None, aug_splits=0, aug_repeats=0,
-        train_img_sizes=None, naflex_loader=False, use_multi_epochs_loader=False)
+        train_img_sizes=None, naflex_loader=False, use_multi_epochs_loader=False, balanced_sampling=False)
     loader = loaders.build_train_loader(
         options, evaluation.dataset, evaluation.subject.data_config, torch.device('cpu'),
         evaluation.subject.precision)

@@ -131,6 +131,8 @@ def _check_task(options: TrainOptions, error: Callable) -> None:
         if getattr(options, f'{name}_loss') and options.loss != name:
             error(f'{flag} is --loss {name}, got --loss {options.loss}: drop one of them')
     _check_loss(options, error)
+    if options.class_stats == 'auto':
+        needs_classes(options, '--class-stats auto', error)
     if options.loss == 'jsd' and options.aug_splits < 2:
         error('--jsd-loss compares augmentation splits: add --aug-splits 2 or more')
     names = METRICS[options.task] if options.val_split else ('loss',)
@@ -170,6 +172,15 @@ def _check_loss(options: TrainOptions, error: Callable) -> None:
                       'use --loss bce')
     if options.loss == 'db' and not options.class_stats:
         error('--loss db needs the number of images of each class: add --class-stats FILE')
+
+
+def needs_classes(options: TrainOptions, flag: str, error: Callable) -> None:
+    """Refuse data whose images of each class cannot be counted before they are read."""
+    if options.task == 'multilabel':
+        error(f'{flag} is for one class an image: drop it, or drop --task multilabel')
+    if in_sequence(options):
+        error(f'{flag} needs data that can be indexed, got --dataset {options.dataset}: drop it, or use a folder, '
+              'torch/ or hfds/')
 
 
 def _check_targets(options: AnyOptions, error: Callable) -> None:

@@ -3,7 +3,7 @@ from collections.abc import Callable
 
 from ..base.command_line import flag_of
 from .agmax import AgMax
-from .checks import in_sequence, mixing
+from .checks import in_sequence, mixing, needs_classes
 from .declare import declared
 from .parsers import TrainOptions
 from .without_effect import flag_with_values, has_effect
@@ -30,6 +30,7 @@ _NOT_WITH_NAFLEX = (
     ('use_multi_epochs_loader', 'is another loader'),
     ('aug_splits', 'has a loader of its own'),
     ('aug_repeats', 'has a sampler of its own'),
+    ('balanced_sampling', 'has a sampler of its own'),
     ('cutmix_minmax', 'knows boxes of one size of image: use --cutmix'),
     ('mixup_mode pair', 'knows images of one size'),
     ('mixup_mode elem', 'knows images of one size'),
@@ -107,6 +108,10 @@ def _check_naflex(options: TrainOptions, error: Callable) -> None:
 def _check_loader(options: TrainOptions, error: Callable) -> None:
     if options.kd_model_name and options.task == 'multilabel':
         error('--kd-model-name distils one distribution over classes: drop it, or drop --task multilabel')
+    if options.balanced_sampling:
+        needs_classes(options, '--balanced-sampling', error)
+        if options.aug_repeats:
+            error('--aug-repeats and --balanced-sampling are two samplers: drop one of them')
     if options.use_multi_epochs_loader and options.mixup_off_epoch and options.workers and mixing(options):
         error(f'--mixup-off-epoch {options.mixup_off_epoch} comes too late for batches that --use-multi-epochs-loader '
               'made ahead: drop one of them, or use -j 0')

@@ -84,6 +84,9 @@ class TrainData(Loading):
         short='-vb', metavar='N', check=at_least(0), needs='val_split')
     use_multi_epochs_loader: bool = option(False, 'keep the loader processes between epochs',
         resume='refused within epoch')
+    balanced_sampling: bool = option(
+        False, 'draw the images of an epoch with replacement, so that all classes are equally frequent',
+        resume='refused within epoch', card=True)
     image_memory: str = option(
         '0.1',
         'keep the images of a folder decoded if they fit into this share of the free memory, or into an amount '

@@ -47,10 +47,13 @@ class Loss:
     db_init_bias: float = option(0.05, 'shift of the logits by the class prior in db',
         metavar='B', check=any_number('a shift of logits'), needs='loss db')
     db_focal_gamma: float = option(2.0, 'focusing parameter of db', metavar='G', check=at_least(0), needs='loss db')
-    class_stats: str = option('', 'JSON file with pos_counts and num_samples, for db and for weights by frequency',
+    class_stats: str = option(
+        '',
+        'JSON file with pos_counts and num_samples, for db and for weights by frequency; auto: count the images of '
+        'the training data',
         metavar='FILE', recipe='file name', is_file=True)
     loss_class_weight: str = option(
-        '', 'weight of each class in bce and asl: inv_freq, effective_num, numbers, or a file of numbers',
+        '', 'weight of each class in ce, bce and asl: inv_freq, effective_num, numbers, or a file of numbers',
         metavar='W', recipe='file name or numbers')
     loss_pos_weight: str = option(
         '', 'weight of the positive targets of each class in bce and asl: neg_pos, numbers, or a file of numbers',

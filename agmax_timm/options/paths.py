@@ -19,7 +19,8 @@ def check_paths(options: AnyOptions, error: Callable[[str], Any]) -> None:
             error(f'{flag_of(name)} must not have a NUL in it, got {value!r}')
     for name, declaration in declared(type(options)).items():
         if declaration.is_file and not timms_labels(name, getattr(options, name)) and (
-                name != 'pretrained_path' or options.pretrained):
+                name != 'pretrained_path' or options.pretrained) and (
+                name != 'class_stats' or options.class_stats != 'auto'):
             _check_file(name, getattr(options, name), error)
     # timm looks for it in the folder of the split, too.
     data_dir = glob.escape(options.data_dir or '')

@@ -126,7 +126,7 @@ def create_run(options: TrainOptions, signals: StopSignals, watchdog: Watchdog) 
     metadata = _describe(options, model, data_config, dataset_train, loader_eval)
     if options.torchscript:
         model = build.script_model(options, model)
-    task = build_task(options, model, device, precision)
+    task = build_task(options, model, device, precision, dataset_train)
     check_teacher(options, task, dataset_train)
     training = Training(task, optimization.build_optimizer(options, task), options, device, precision)
 

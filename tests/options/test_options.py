@@ -37,7 +37,8 @@ NEWER_THAN_THE_TABLE = {
 OURS = {
     '--agmax', '--agmax-divergence-reduction', '--agmax-divergence-weight', '--agmax-init-std', '--agmax-loss',
     '--agmax-marginal-images', '--agmax-units', '--agmax-weight',
-    '--augment-backend', '--check-data', '--cutout', '--dry-run', '--early-stop', '--early-stop-metric',
+    '--augment-backend', '--balanced-sampling', '--check-data', '--cutout', '--dry-run', '--early-stop',
+    '--early-stop-metric',
     '--early-stop-min-delta', '--fsdp', '--hang-timeout', '--hub-dataset', '--hub-pr', '--hub-private',
     '--hub-replace-card', '--hub-replace-files', '--hub-revision', '--image-memory', '--init-std', '--license',
     '--lighting', '--log-tensorboard', '--max-damaged', '--nan-policy', '--no-pin-mem', '--push-to-hub', '--report',

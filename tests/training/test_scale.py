@@ -200,8 +200,10 @@ def test_two_slurm_tasks_train_as_one_process(one_process, two_slurm_tasks):
     assert_same_weights(two_slurm_tasks, one_process)
 
 
-def test_plain_training_on_two_ranks_is_that_of_one_process(pictures, tmp_path):
-    one, two = (train_on_ranks(n, tmp_path / str(n), pictures, '-b', str(24 // n)) for n in (1, 2))
+@pytest.mark.parametrize('flags', [(), (*AGMAX, '--balanced-sampling', '--class-stats', 'auto', '--loss-class-weight',
+                                         '1,2,3,4,5,6,7,8')], ids=['plain', 'balanced'])
+def test_training_on_two_ranks_is_that_of_one_process(pictures, tmp_path, flags):
+    one, two = (train_on_ranks(n, tmp_path / str(n), pictures, '-b', str(24 // n), *flags) for n in (1, 2))
     assert_same_rows(summary(two), summary(one))
     assert_same_weights(two, one)
 

@@ -31,10 +31,10 @@ def run(photos, tmp_path):
 
 # An epoch has 6 batches of training and 6 of validation.
 @pytest.mark.parametrize('flags, stops', [
-    ('-j 0', [(1,), (6,), (8,), (3, 4, 5), (30,)]),
+    ('-j 0 --balanced-sampling', [(1,), (6,), (8,), (3, 4, 5), (30,)]),
     ('-j 0 --agmax --mixup 0.2 --reprob 0.5 --model-ema --model-ema-decay 0.9', [(2,), (10, 3)]),
     ('-j 2 --agmax --cutmix 1 --reprob 0.5 --model-ema --model-ema-decay 0.9', [(3,), (20, 3)]),
-    ('-j 2 --agmax --use-multi-epochs-loader --aa rand-m9-mstd0.5', [(14, 4)]),
+    ('-j 2 --agmax --use-multi-epochs-loader --balanced-sampling --aa rand-m9-mstd0.5', [(14, 4)]),
     ('-j 4 --agmax --use-multi-epochs-loader', [(5, 9)]),  # at the last batch of an epoch, then within the next
     ('-j 0 --agmax --agmax-marginal-images 2 --no-prefetcher --mixup 0.2 --grad-accum-steps 4', [(1,), (9,)]),
     ('-j 0 --agmax --amp --amp-dtype bfloat16 --opt adamw --sched plateau --patience-epochs 0', [(1, 1), (13,)]),

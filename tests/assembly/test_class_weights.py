@@ -1,0 +1,141 @@
+"""Weights of the classes in the cross-entropy, against torch's own; counts of the training data, against a file."""
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from timm.models import create_model
+from torch.nn.functional import cross_entropy
+
+from agmax_timm.assembly.model import Precision
+from agmax_timm.assembly.objective import build_criterion, build_task
+from agmax_timm.base.errors import OptionError
+from agmax_timm.commands import train as train_cli
+from agmax_timm.data.sources.datasets import create_dataset
+from agmax_timm.options.parse import parse_train_args
+from tests.helpers.run_files import summary
+
+COUNTS = [4, 2, 1]
+AUTO = ['--class-stats', 'auto', '--loss-class-weight', 'inv_freq']
+WEIGHTS = torch.tensor([1 / 4, 1 / 2, 1.]) * 7 / 3  # mean 1 over the 7 images
+
+
+@pytest.fixture(scope='module')
+def uneven(photos, tmp_path_factory):
+    """Folder with 4 training images of ant, 2 of bee and 1 of cat."""
+    root = shutil.copytree(photos, tmp_path_factory.mktemp('uneven') / 'photos')
+    for name, count in zip(('ant', 'bee', 'cat'), COUNTS):
+        for path in sorted((root / 'train' / name).iterdir())[count:]:
+            path.unlink()
+    return root
+
+
+@pytest.fixture(scope='module')
+def train_set(uneven):
+    return create_dataset('', str(uneven), 'train')
+
+
+def options_of(*argv):
+    return parse_train_args(['DIR', '--num-classes', '3', *argv])
+
+
+def batch(labels=(0, 0, 0, 0, 1, 1, 2)):
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(len(labels), 3, generator=generator, dtype=torch.float64), torch.tensor(labels)
+
+
+@pytest.mark.parametrize('smoothing', ['0', '0.1'])
+def test_the_cross_entropy_is_torchs_over_the_number_of_images(train_set, smoothing):
+    criterion = build_criterion(options_of(*AUTO, '--smoothing', smoothing), train_set)
+    for labels in ((0, 1, 2, 2, 1), (0, 0)):
+        logits, target = batch(labels)
+        expected = cross_entropy(
+            logits, target, WEIGHTS.double(), label_smoothing=float(smoothing), reduction='sum') / len(labels)
+        torch.testing.assert_close(criterion(logits, target), expected, rtol=1e-6, atol=0)
+
+
+def test_in_a_batch_with_the_frequencies_of_the_data_it_is_torchs_weighted_mean(train_set):
+    logits, target = batch()
+    criterion = build_criterion(options_of(*AUTO, '--smoothing', '0'), train_set)
+    expected = torch.nn.CrossEntropyLoss(weight=torch.tensor([1 / 4, 1 / 2, 1.], dtype=torch.float64))
+    torch.testing.assert_close(criterion(logits, target), expected(logits, target), rtol=1e-6, atol=0)
+
+
+def test_soft_targets_are_weighted_by_class_and_not_smoothed_again(train_set):
+    logits, target = batch()
+    soft = torch.nn.functional.one_hot(target, 3).double() * 0.7 + 0.1
+    criterion = build_criterion(options_of(*AUTO, '--mixup', '0.2'), train_set)
+    expected = -(WEIGHTS.double() * soft * logits.log_softmax(1)).sum(1).mean()
+    torch.testing.assert_close(criterion(logits, soft), expected, rtol=1e-6, atol=0)
+
+
+def test_the_loss_of_a_batch_is_the_mean_of_its_shares(train_set):
+    """As on several ranks or under gradient accumulation."""
+    logits, target = batch((0, 0, 0, 1, 2, 1))
+    criterion = build_criterion(options_of(*AUTO), train_set)
+    parts = [criterion(logits[half], target[half]) for half in (slice(0, 3), slice(3, 6))]
+    torch.testing.assert_close(sum(parts) / 2, criterion(logits, target))
+
+
+def test_half_precision_is_computed_in_float32(train_set):
+    logits, target = batch()
+    criterion = build_criterion(options_of(*AUTO), train_set)
+    rounded = logits.bfloat16()
+    assert torch.equal(criterion(rounded, target), criterion(rounded.float(), target))
+
+
+@pytest.mark.parametrize('flags', [
+    ('--loss-class-weight', 'inv_freq'), ('--loss-class-weight', 'inv_freq', '--loss-weight-power', '0.5'),
+    ('--loss-class-weight', 'effective_num', '--loss-weight-beta', '0.9'),
+    ('--loss-class-weight', 'inv_freq', '--loss', 'bce'), ('--loss-pos-weight', 'neg_pos', '--loss', 'bce')])
+def test_counts_of_the_data_are_those_of_a_file(train_set, tmp_path, flags):
+    (tmp_path / 'stats.json').write_text(json.dumps(dict(pos_counts=COUNTS, num_samples=7)))
+    counted = build_criterion(options_of('--class-stats', 'auto', *flags), train_set)
+    read = build_criterion(options_of('--class-stats', str(tmp_path / 'stats.json'), *flags))
+    assert [*counted.state_dict()] and all(
+        torch.equal(value, read.state_dict()[name]) for name, value in counted.state_dict().items())
+
+
+def test_a_class_without_images_has_a_finite_weight(train_set):
+    criterion = build_criterion(parse_train_args(['DIR', '--num-classes', '4', *AUTO]), train_set)
+    assert criterion.weight.isfinite().all() and criterion.weight[3] == criterion.weight[2]
+
+
+def test_weights_that_the_user_gives_are_taken_as_they_are():
+    criterion = build_criterion(options_of('--loss-class-weight', '1,2,5'))
+    assert criterion.weight.tolist() == [1, 2, 5]
+
+
+@pytest.mark.parametrize('argv, words', [
+    (['--loss-class-weight', 'inv_freq'], ['--loss-class-weight inv_freq', '--class-stats auto']),
+    (['--num-classes', '2', *AUTO], ['--class-stats', '3 entries', '2 classes']),
+    (['--loss', 'poly', *AUTO], ['--loss poly', 'bce']),
+])
+def test_weights_that_do_not_fit_are_one_line(train_set, argv, words):
+    with pytest.raises(OptionError) as error:
+        build_criterion(options_of(*argv), train_set)
+    assert '\n' not in str(error.value) and all(word in str(error.value) for word in words), error.value
+
+
+@pytest.mark.parametrize('agmax', [[], ['--agmax']], ids=['plain', 'agmax'])
+def test_tasks_train_on_it(train_set, agmax):
+    torch.manual_seed(0)
+    device = torch.device('cpu')
+    task = build_task(options_of(*AUTO, '--smoothing', '0', *agmax), create_model('test_resnet', num_classes=3), device,
+                      Precision(), train_set)
+    target = torch.tensor([0, 1, 2, 2]).repeat(2 if agmax else 1)
+    result = task(torch.randn(len(target), 3, 32, 32), target)
+    expected = cross_entropy(result['output'], target, WEIGHTS, reduction='sum') / len(target)
+    torch.testing.assert_close(result['ce' if agmax else 'loss'], expected)
+
+
+@pytest.mark.slow
+def test_a_run_with_both(uneven, tmp_path):
+    """The counts are those of the images, whatever the sampler draws."""
+    train_cli.main([
+        str(uneven), '--model', 'test_resnet', '--num-classes', '3', '--img-size', '32', '-b', '4', '-j', '0', '--lr',
+        '0.05', '--warmup-epochs', '0', '--epochs', '2', '--agmax', '--balanced-sampling', *AUTO, '--output',
+        str(tmp_path), '--experiment', 'run'])
+    assert len(summary(tmp_path / 'run')) == 2
+    assert np.isfinite(float(summary(tmp_path / 'run')[-1]['train_ce']))
