@@ -15,7 +15,7 @@ def labels_of(dataset: Any) -> np.ndarray:
     Raises:
         DataError: The data has no index of class indices.
     """
-    reader = getattr(dataset, 'reader', None)
+    reader: Any = getattr(dataset, 'reader', None)
     labels = getattr(reader, 'targets', None)
     if labels is None and hasattr(reader, 'iter_targets'):  # hfds/
         labels = list(reader.iter_targets())

@@ -86,7 +86,7 @@ class TrainData(Loading):
         resume='refused within epoch')
     balanced_sampling: bool = option(
         False, 'draw the images of an epoch with replacement, so that all classes are equally frequent',
-        resume='refused within epoch', card=True)
+        yields=True, resume='refused within epoch', card=True)
     image_memory: str = option(
         '0.1',
         'keep the images of a folder decoded if they fit into this share of the free memory, or into an amount '

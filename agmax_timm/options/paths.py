@@ -18,10 +18,10 @@ def check_paths(options: AnyOptions, error: Callable[[str], Any]) -> None:
         if isinstance(value, str) and '\0' in value:
             error(f'{flag_of(name)} must not have a NUL in it, got {value!r}')
     for name, declaration in declared(type(options)).items():
-        if declaration.is_file and not timms_labels(name, getattr(options, name)) and (
-                name != 'pretrained_path' or options.pretrained) and (
-                name != 'class_stats' or options.class_stats != 'auto'):
-            _check_file(name, getattr(options, name), error)
+        value = getattr(options, name)
+        if declaration.is_file and not timms_labels(name, value) and (name, value) != ('class_stats', 'auto') and (
+                name != 'pretrained_path' or options.pretrained):
+            _check_file(name, value, error)
     # timm looks for it in the folder of the split, too.
     data_dir = glob.escape(options.data_dir or '')
     of_model = isinstance(options, ValidateOptions) and options.class_map == CLASSES_OF_MODEL

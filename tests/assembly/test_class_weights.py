@@ -8,6 +8,7 @@ import torch
 from timm.models import create_model
 from torch.nn.functional import cross_entropy
 
+from agmax_timm.assembly.datasets import build_datasets
 from agmax_timm.assembly.model import Precision
 from agmax_timm.assembly.objective import build_criterion, build_task
 from agmax_timm.base.errors import OptionError
@@ -95,6 +96,13 @@ def test_counts_of_the_data_are_those_of_a_file(train_set, tmp_path, flags):
     read = build_criterion(options_of('--class-stats', str(tmp_path / 'stats.json'), *flags))
     assert [*counted.state_dict()] and all(
         torch.equal(value, read.state_dict()[name]) for name, value in counted.state_dict().items())
+
+
+def test_images_that_are_held_out_are_not_counted(uneven):
+    options = parse_train_args([str(uneven / 'train'), '--num-classes', '3', '--val-split', '0.5', *AUTO])
+    dataset, held_out = build_datasets(options, dict(input_size=(3, 32, 32)))
+    assert (len(dataset), len(held_out)) == (4, 3)
+    assert build_criterion(options, dataset).weight.tolist() == pytest.approx([2 / 3, 4 / 3, 4 / 3])  # of 2, 1, 1
 
 
 def test_a_class_without_images_has_a_finite_weight(train_set):

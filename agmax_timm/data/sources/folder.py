@@ -93,11 +93,6 @@ class FolderReader(Reader):
         return self._targets[self._numbers]
 
     @property
-    def targets(self) -> np.ndarray:
-        """Class index of each sample [N]."""
-        return self._targets[self._numbers]
-
-    @property
     def folders(self) -> list[str]:
         """Folders of the samples, relative to the root."""
         return [self._folders[number] for number in range(len(self._folders))]
