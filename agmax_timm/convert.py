@@ -3,17 +3,14 @@
     python -m agmax_timm.convert imagenet-standard-ResNet50-cutmix-auto_augment-78.5.pth FOLDER --model resnet50
 """
 import os
-from typing import Any
-
-from timm.models import create_model, is_model
+from typing import TYPE_CHECKING, Any
 
 from .base.command import command
 from .base.command_line import Parser
 from .base.errors import CheckpointError
-from .base.safe_load import read_file
-from .weights.models import filter_checkpoint, is_original, original_options, timm_architecture
-from .weights.saved_model import SavedModel
-from .weights.staging import loading_code, stage
+
+if TYPE_CHECKING:
+    from .weights.saved_model import SavedModel
 
 PROG = 'python -m agmax_timm.convert'
 
@@ -21,13 +18,8 @@ PROG = 'python -m agmax_timm.convert'
 @command(PROG)
 def main(argv: list[str] | None = None) -> None:
     """Run the command. The exit status is 2 if the checkpoint is invalid or the folder cannot be written."""
-    parser = Parser(prog=PROG, description=__doc__.splitlines()[0])
-    parser.add_argument('checkpoint', metavar='CHECKPOINT', help='file of the original, .pth')
-    parser.add_argument('folder', metavar='FOLDER', help='folder to write: safetensors, config.json and a model card')
-    parser.add_argument('--model', required=True, metavar='NAME', help="timm's name of its network, as resnet101")
-    parser.add_argument('--img-size', type=int, metavar='N',
-                        help='crop to evaluate at (default: as published, 224 for ResNet, 32 for WideResNet, else 256)')
-    args = parser.parse_args(argv)
+    args = create_parser().parse_args(argv)
+    from .weights.staging import loading_code, stage
     saved = read_original(args.checkpoint, args.model, args.img_size)
     stage(saved, args.folder)
     with open(os.path.join(args.folder, 'README.md'), 'a', encoding='utf-8') as card:
@@ -36,7 +28,17 @@ def main(argv: list[str] | None = None) -> None:
     print(f'{args.folder}: load it with {loading_code(saved, args.folder)}')
 
 
-def read_original(path: str, model: str, img_size: int | None = None) -> SavedModel:
+def create_parser() -> Parser:
+    parser = Parser(prog=PROG, description=__doc__.splitlines()[0])
+    parser.add_argument('checkpoint', metavar='CHECKPOINT', help='file of the original, .pth')
+    parser.add_argument('folder', metavar='FOLDER', help='folder to write: safetensors, config.json and a model card')
+    parser.add_argument('--model', required=True, metavar='NAME', help="timm's name of its network, as resnet101")
+    parser.add_argument('--img-size', type=int, metavar='N',
+                        help='crop to evaluate at (default: as published, 224 for ResNet, 32 for WideResNet, else 256)')
+    return parser
+
+
+def read_original(path: str, model: str, img_size: int | None = None) -> 'SavedModel':
     """Read the classifier of a checkpoint of the original AgMax, with its data configuration.
 
     Args:
@@ -46,6 +48,11 @@ def read_original(path: str, model: str, img_size: int | None = None) -> SavedMo
     Raises:
         CheckpointError: the file is missing or damaged, or is not a checkpoint of the original AgMax for this model.
     """
+    from timm.models import create_model, is_model
+
+    from .base.safe_load import read_file
+    from .weights.models import filter_checkpoint, is_original, original_options, timm_architecture
+    from .weights.saved_model import SavedModel
     architecture = timm_architecture(model)
     if not is_model(architecture):
         raise CheckpointError(f'--model {model}: timm has no such model')

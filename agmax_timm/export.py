@@ -2,20 +2,17 @@
 import argparse
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .base.command import command
 from .base.command_line import Parser
 from .base.errors import OptionError
 from .base.licences import add_license_flag, check_license
-from .evaluation.compare_staged import compare_on_data
-from .options.hub_names import check_dataset
+from .base.processes import imports_without_gc
 from .options.shared_flags import add_dataset_flag, add_model_flags, add_weights_flags
-from .weights.averaging import average_models
-from .weights.measured import measured
-from .weights.onnx_export import FILE as ONNX
-from .weights.onnx_export import require_onnx, write_onnx
-from .weights.saved_model import SavedModel, read_model
-from .weights.staging import loading_code, stage
+
+if TYPE_CHECKING:
+    from .weights.saved_model import SavedModel
 
 PROG = 'python -m agmax_timm.export'
 
@@ -23,7 +20,14 @@ PROG = 'python -m agmax_timm.export'
 @command(PROG)
 def main(argv: list[str] | None = None) -> None:
     """Run the command. Write the folder, and print a summary."""
-    args = _parser().parse_args(argv)
+    args = create_parser().parse_args(argv)
+    with imports_without_gc():  # imports take seconds, so --help does without them
+        from .evaluation.compare_staged import compare_on_data
+        from .options.hub_names import check_dataset
+        from .weights.measured import measured
+        from .weights.onnx_export import FILE as ONNX
+        from .weights.onnx_export import require_onnx, write_onnx
+        from .weights.staging import loading_code, stage
     check_empty(args.folder)
     check_license(args.license)
     check_dataset(args.hub_dataset)
@@ -48,13 +52,15 @@ def main(argv: list[str] | None = None) -> None:
               'largest')
 
 
-def read_source(args: argparse.Namespace) -> SavedModel:
+def read_source(args: argparse.Namespace) -> 'SavedModel':
     """Read the model that the options name.
 
     Raises:
         CheckpointError: raised by read_model.
         OptionError: raised by average_models.
     """
+    from .weights.averaging import average_models
+    from .weights.saved_model import read_model
     if args.average is None:
         which = 'last' if args.last else 'best'
         return read_model(args.source, args.use_ema, which, args.model, args.num_classes, args.model_kwargs)
@@ -69,7 +75,7 @@ def check_empty(folder: str) -> None:
         raise OptionError(f'{folder} exists and is not an empty folder: name a new one')
 
 
-def _parser() -> Parser:
+def create_parser() -> Parser:
     parser = Parser(
         prog=PROG,
         description="Write a trained classifier as timm keeps one: timm.create_model('local-dir:FOLDER', "

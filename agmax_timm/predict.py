@@ -23,7 +23,7 @@ PROG = 'python -m agmax_timm.predict'
 @command(PROG)
 def main(argv: list[str] | None = None) -> int:
     """Run the command. Return the exit status: 0 if all images have predictions, else 1."""
-    parser = _parser()
+    parser = create_parser()
     args = parser.parse_args(argv)
     if args.topk < 1 or args.batch_size < 1 or args.workers < 0:
         parser.error('--topk and --batch-size must be 1 or more, --workers 0 or more')
@@ -154,7 +154,7 @@ def _opened(path: str | None) -> Iterator[IO]:
         yield f
 
 
-def _parser() -> Parser:
+def create_parser() -> Parser:
     parser = Parser(
         prog=PROG,
         description='The most probable classes of images, preprocessed as validate.py does for the same weights.')

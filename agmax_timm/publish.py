@@ -4,11 +4,8 @@ import logging
 from .base.command import command
 from .base.command_line import Parser
 from .base.licences import add_license_flag, check_license
-from .evaluation.compare_staged import compare_on_data
-from .options.hub_names import check_dataset
+from .base.processes import imports_without_gc
 from .options.shared_flags import add_dataset_flag, add_weights_flags
-from .weights.hub import Destination, check_destination
-from .weights.publishing import publish_source
 
 PROG = 'python -m agmax_timm.publish'
 
@@ -16,6 +13,22 @@ PROG = 'python -m agmax_timm.publish'
 @command(PROG)
 def main(argv: list[str] | None = None) -> None:
     """Run the command. Print the address of the commit or pull request."""
+    args = create_parser().parse_args(argv)
+    with imports_without_gc():  # imports take seconds, so --help does without them
+        from .evaluation.compare_staged import compare_on_data
+        from .options.hub_names import check_dataset
+        from .weights.hub import Destination, check_destination
+        from .weights.publishing import publish_source
+    logging.basicConfig(level=logging.INFO, format='%(message)s')
+    to = Destination(args.repo_id, args.private, args.revision, args.pr, args.replace_card, args.replace_files,
+                     args.license)
+    check_license(args.license)
+    check_dataset(args.hub_dataset)
+    check_destination(to)
+    print(publish_source(args.source, to, args.use_ema, args.hub_dataset, compare_on_data))
+
+
+def create_parser() -> Parser:
     parser = Parser(prog=PROG, description=__doc__.split(':')[0] + '.')
     parser.add_argument('source', metavar='RUN_OR_FOLDER',
                         help="a run's folder, a checkpoint, or a staged folder")
@@ -30,14 +43,7 @@ def main(argv: list[str] | None = None) -> None:
     add_dataset_flag(parser)
     add_weights_flags(parser)
     add_license_flag(parser)
-    args = parser.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format='%(message)s')
-    to = Destination(args.repo_id, args.private, args.revision, args.pr, args.replace_card, args.replace_files,
-                     args.license)
-    check_license(args.license)
-    check_dataset(args.hub_dataset)
-    check_destination(to)
-    print(publish_source(args.source, to, args.use_ema, args.hub_dataset, compare_on_data))
+    return parser
 
 
 if __name__ == '__main__':

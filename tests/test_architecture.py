@@ -11,7 +11,7 @@ PACKAGE = REPOSITORY / 'agmax_timm'
 LAYERS = [
     {'base'}, {'options', 'data'}, {'loss', 'network'}, {'task'}, {'distillation'}, {'weights', 'registration'},
     {'assembly'}, {'evaluation', 'bench'}, {'training'}, {'report'}, {'export', 'convert', 'predict', 'publish'},
-    {'commands'}, {'study'},
+    {'commands'}, {'study'}, {'__main__'},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 

@@ -4,7 +4,7 @@ from .text import one_line
 # Packages of the extras, by the name under which they are imported.
 _EXTRAS = {'cv2': 'fast', 'simplejpeg': 'fast', 'imagecorruptions': 'robust', 'webdataset': 'wds', 'datasets': 'hf',
            'onnx': 'onnx', 'onnxruntime': 'onnx', 'onnxscript': 'onnx', 'matplotlib': 'plot',
-           'tensorboard': 'tensorboard', 'wandb': 'wandb'}
+           'tensorboard': 'tensorboard', 'wandb': 'wandb', 'shtab': 'completion'}
 
 
 class UserError(Exception):

@@ -85,19 +85,25 @@ _COMMANDS: dict[str, tuple[str, int, dict[str, Any]]] = {
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """Parse the command line. `command` is the name of the sub-command."""
-    parser = Parser(prog='python -m agmax_timm.bench', description='Measure speed and memory on your own data.')
-    commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
-    subparsers = {name: _add(commands, name) for name in _COMMANDS}
+    parser = create_parser()
     args = parser.parse_args(argv)
     if args.quick:
         known = vars(args)
-        subparsers[args.command].set_defaults(**{name: value for name, value in _QUICK.items() if name in known})
+        args.parser.set_defaults(**{name: value for name, value in _QUICK.items() if name in known})
         args = parser.parse_args(argv)  # the command line wins
     for name, least in _AT_LEAST.items():
         value = getattr(args, name, None)
         if value is not None and value < least:
-            subparsers[args.command].error(f'{flag_of(name)} must be {least} or more, got {value}')
+            args.parser.error(f'{flag_of(name)} must be {least} or more, got {value}')
     return args
+
+
+def create_parser() -> Parser:
+    parser = Parser(prog='python -m agmax_timm.bench', description='Measure speed and memory on your own data.')
+    commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
+    for name in _COMMANDS:
+        _add(commands, name)
+    return parser
 
 
 def _add(commands: Any, name: str) -> Parser:
@@ -112,5 +118,5 @@ def _add(commands: Any, name: str) -> Parser:
                         help='repetitions, each of all configurations in a shuffled order')
     parser.add_argument('--output', metavar='DIR', help=f'folder for {name}.csv and, with matplotlib, {name}.png')
     parser.add_argument('--quick', action='store_true', help='a short form that shows that it works, not how fast')
-    parser.set_defaults(model_dtype=None)
+    parser.set_defaults(model_dtype=None, parser=parser)
     return parser

@@ -91,7 +91,7 @@ class Schedule:
         metavar='N', check=at_least(0), needs='sched cosine tanh poly wsd rsqrt', resume='schedule')
     patience_epochs: int = option(
         10, 'number of epochs without a better metric before plateau lowers the learning rate',
-        metavar='N', check=at_least(0), needs='sched plateau', resume='schedule')
+        metavar='N', check=at_least(0), resume='schedule')
     decay_milestones: list[int] = option([90, 180, 270], 'epochs in which multistep lowers the learning rate',
         metavar='EPOCH', check=at_least(0), ascending=True, needs='sched multistep', resume='schedule',
         former=('milestones',))

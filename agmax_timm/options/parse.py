@@ -65,8 +65,9 @@ def given_options(parser: argparse.ArgumentParser, argv: list[str] | None = None
 def read_config(path: str, parser: Parser) -> dict[str, Any]:
     """Return the options in a YAML file. Exit with one line if a name or a value is invalid."""
     from .option_file import convert_options, read_mapping
+    from .recipe_files import find_recipe
     try:
-        return convert_options(read_mapping(path), parser, f'--config {path}: ')
+        return convert_options(read_mapping(find_recipe(path)), parser, f'--config {path}: ')
     except ValueError as error:
         parser.error(f'--config {path}: {error}')
 

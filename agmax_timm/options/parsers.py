@@ -13,6 +13,7 @@ from .evaluation import Labels, Results, Robustness
 from .loss import Loss, Task
 from .model import BatchNorm, Distillation, Ema, TrainModel, ValidationModel
 from .optimization import Optimizer, Schedule
+from .recipe_files import ListRecipes
 from .run import Hub, Run, Tracking
 
 
@@ -52,7 +53,8 @@ def train_parser() -> Parser:
     """Return the parser of train.py."""
     parser = Parser(usage='train.py [DIR] [OPTION ...]', description='Train a timm model, with AgMax or without.')
     parser.add_argument('-c', '--config', action='append', default=[], metavar='FILE',
-                        help='YAML file of options; may be repeated, later files win, flags win over all')
+                        help='YAML file of options, or name of a recipe; may be repeated: later files and flags win')
+    parser.add_argument('--list-recipes', action=ListRecipes, help='list the recipes that come with the package')
     add_options(parser, TrainOptions)
     return parser
 

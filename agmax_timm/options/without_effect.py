@@ -117,6 +117,8 @@ _TRAINING = (
     Idle(('kd_temperature',), lambda o: (o.kd_distill_type, o.kd_token_distill_type) == ('token', 'hard'),
          'with --kd-token-distill-type hard'),
     # schedule
+    Idle(('patience_epochs',), lambda o: o.sched != 'plateau',
+         'without --sched plateau: to end a run early, use --early-stop N'),
     Idle(('lr_noise', 'sched_on_updates'), lambda o: o.sched == 'none', 'with --sched none'),
     Idle(('warmup_lr', 'warmup_epochs'), lambda o: o.sched == 'none' and o.warmup_epochs
          and not o.warmup_prefix, 'with --sched none: use --sched constant'),

@@ -12,7 +12,7 @@ PROG = 'python -m agmax_timm.report'
 @command(PROG)
 def main(argv: list[str] | None = None) -> None:
     """Run the command. Print the path of the page. Several runs give one page that compares them."""
-    args = _parser().parse_args(argv)
+    args = create_parser().parse_args(argv)
     with imports_without_gc():
         from ..assembly.console import setup_logging
         from .comparison import compare_runs
@@ -25,7 +25,7 @@ def main(argv: list[str] | None = None) -> None:
     print(make_report(*folders, **how) if len(folders) == 1 else compare_runs(folders, args.output, **how))
 
 
-def _parser() -> Parser:
+def create_parser() -> Parser:
     parser = Parser(
         prog=PROG,
         description="Evaluate the best weights of a run, and write report.html into its folder: metrics, settings, "

@@ -1,11 +1,11 @@
 """The study command."""
-import argparse
 import os
 import shlex
 
 from ..base.command import command
 from ..base.command_line import Parser
 from ..base.errors import OptionError
+from ..options.recipe_files import STUDIES, ListRecipes, find_recipe
 from .cost import epochs_of, updates_and_views
 from .definition import Study, read_study
 from .plan import Run, check_unchanged, make_runs
@@ -17,9 +17,12 @@ PROG = 'python -m agmax_timm.study'
 @command(PROG)
 def main(argv: list[str] | None = None) -> int:
     """Run the command. Return the exit status: 0 if all runs have a result, else 1."""
-    args = _parse(argv)
-    study = read_study(args.study)
-    name = os.path.splitext(os.path.basename(args.study))[0]
+    parser = create_parser()
+    args = parser.parse_args(argv)
+    if args.jobs < 1:
+        parser.error(f'--jobs must be 1 or more, got {args.jobs}')
+    study = read_study(find_recipe(args.study, STUDIES))
+    name = os.path.splitext(os.path.basename(study.path))[0]
     output = args.output or os.path.join('output', 'study', name)
     runs = make_runs(study, study.data if args.data is None else args.data, output)
     published = read_published(study)
@@ -102,10 +105,11 @@ def write_results(
     return all(outcome.value is not None for outcome in outcomes)
 
 
-def _parse(argv: list[str] | None) -> argparse.Namespace:
+def create_parser() -> Parser:
     parser = Parser(prog=PROG, description='Train every augmentation with every method and seed of a file, and '
                                            'compare the methods. The same command continues where it was stopped.')
-    parser.add_argument('study', metavar='STUDY.yaml', help='what is compared, see docs/studies.md')
+    parser.add_argument('study', metavar='STUDY', help='YAML file, or name of a study of the package: what is compared')
+    parser.add_argument('--list-studies', action=ListRecipes, kind=STUDIES, help='list the studies of the package')
     parser.add_argument('--data', metavar='DIR', help='folder of the data; wins over the one in the file')
     parser.add_argument('--output', metavar='DIR', help="folder of the runs and tables (default: output/study/ and the "
                                                         "file's name)")
@@ -115,7 +119,4 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument('--table', action='store_true',
                         help='only write table and figure of the runs that are complete, also while others train')
     parser.add_argument('--dry-run', action='store_true', help='only print the commands, and what they cost')
-    args = parser.parse_args(argv)
-    if args.jobs < 1:
-        parser.error(f'--jobs must be 1 or more, got {args.jobs}')
-    return args
+    return parser

@@ -1,6 +1,7 @@
 """Definition of a study, read from its file. docs/studies.md describes the format."""
 import os
 import re
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,6 +10,7 @@ from ..base.errors import OptionError
 from ..base.text import nearest
 from ..options.option_file import convert_options, read_mapping
 from ..options.parsers import train_parser
+from ..options.recipe_files import find_recipe
 
 _KEYS = ('title', 'data', 'base', 'augmentations', 'settings', 'methods', 'seeds', 'baseline', 'comparisons',
          'metric', 'epoch', 'published')
@@ -119,6 +121,8 @@ def _level(where: str, name: str, value: Any, home: str, parser: Parser) -> Leve
     for part in parts if isinstance(parts, list) else [parts]:
         if isinstance(part, str):
             source, path = part, os.path.normpath(os.path.join(home, part))
+            with suppress(OptionError):  # a missing file is reported below, by its path
+                path = path if os.path.exists(path) else find_recipe(part)
         elif isinstance(part, dict):
             source, path = ', '.join(f'{key}: {option}' for key, option in part.items()), ''
         else:

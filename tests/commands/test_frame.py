@@ -28,9 +28,9 @@ COMMANDS = {
     'validate': (validate.main, DEMO, 'evaluation.validation.validate_model'),
     'predict': (predict.main, ['--pretrained', 'resnet18', __file__], 'evaluation.prediction.Predictor'),
     'report': (report.main, ['run'], 'report.report.make_report'),
-    'export': (export.main, ['run', 'folder'], 'export.read_model'),
+    'export': (export.main, ['run', 'folder'], 'weights.saved_model.read_model'),
     'convert': (convert.main, ['file.pth', 'folder', '--model', 'resnet50'], 'convert.read_original'),
-    'publish': (publish.main, ['run', 'ann/net'], 'publish.check_destination'),
+    'publish': (publish.main, ['run', 'ann/net'], 'weights.hub.check_destination'),
     'study': (study.main, [STUDY], 'study.command.run_study'),
     'bench': (bench.main, ['collate', '--quick'], 'bench.collate.collate'),
 }

@@ -41,8 +41,8 @@ OURS = {
     '--early-stop-metric',
     '--early-stop-min-delta', '--fsdp', '--hang-timeout', '--hub-dataset', '--hub-pr', '--hub-private',
     '--hub-replace-card', '--hub-replace-files', '--hub-revision', '--image-memory', '--init-std', '--license',
-    '--lighting', '--log-tensorboard', '--max-damaged', '--nan-policy', '--no-pin-mem', '--push-to-hub', '--report',
-    '--result-json', '--exif-orientation', '--val-split-seed',
+    '--lighting', '--list-recipes', '--log-tensorboard', '--max-damaged', '--nan-policy', '--no-pin-mem',
+    '--push-to-hub', '--report', '--result-json', '--exif-orientation', '--val-split-seed',
 }
 OURS_IN_VALIDATION = {
     '--agreement', '--attack', '--attack-eps', '--attack-norm', '--attack-step-size', '--attack-steps', '--calibration',

@@ -529,3 +529,10 @@ def test_the_figure_of_one_method_has_its_values_alone(fake, monkeypatch):
     figure.draw(study, results.aggregate(study, outcomes, {}), [], 'figure.png')
     (values,) = shown.axes
     assert [line.get_xdata().tolist() for line in values.lines] == [[10, 20], [15]]
+
+
+def test_a_file_anywhere_names_recipes_of_the_package(tmp_path):
+    path = write_study(tmp_path, base='demo', methods={'AgMax': 'method/agmax', 'baseline': 'method/baseline'})
+    read = read_study(path)
+    assert read.base.options['dataset'] == 'demo' and read.base.options['model'] == 'test_resnet'
+    assert [method.options['agmax'] for method in read.methods] == [True, False]

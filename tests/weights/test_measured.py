@@ -247,7 +247,7 @@ def test_commands_check_the_preprocessing(command, train_once, tmp_path, monkeyp
     write = staging.save_config_for_hf
     monkeypatch.setattr(staging, 'save_config_for_hf', lambda *args, data_config, **kwargs: write(
         *args, data_config={**data_config, 'crop_pct': 0.6}, **kwargs))
-    monkeypatch.setattr(publish, 'check_destination', lambda *args, **kwargs: None)
+    monkeypatch.setattr('agmax_timm.weights.hub.check_destination', lambda *args, **kwargs: None)
     argv = {'export': [run, tmp_path / 'hub'], 'publish': [run, 'ann/net']}[command]
     with pytest.raises(SystemExit) as end:
         {'export': export, 'publish': publish}[command].main(list(map(str, argv)))

@@ -126,7 +126,7 @@ def check_split(name: str, root: str | None, split: str) -> None:
 def check_root(root: str | None, split: str) -> None:
     """Raise DataError unless timm's folder reader finds `split` under `root`, or `root` is itself one split."""
     if not root:
-        raise DataError('no data: give the folder of the data set, as DIR or --data-dir DIR, or --dataset demo')
+        raise DataError('no data: give the folder of the data set, as DIR or --data-dir DIR, or try -c demo')
     if not os.path.exists(root):
         raise DataError(f'no such folder or tar file: {root!r}: give the data as DIR or --data-dir DIR')
     if not os.path.isdir(root):

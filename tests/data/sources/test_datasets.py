@@ -137,7 +137,7 @@ def test_tar_knows_its_classes(photos, tmp_path):
 
 @pytest.mark.parametrize('root', [None, ''])
 def test_no_data_given(root):
-    with pytest.raises(DataError, match='--data-dir DIR, or --dataset demo'):
+    with pytest.raises(DataError, match='--data-dir DIR, or try -c demo'):
         create_dataset('', root, 'train')
 
 
