@@ -103,6 +103,7 @@ def test_a_missing_file_is_one_line(capsys):
     ('--batch-size 0', ['--batch-size', '0']),
     ('--epochs 0', ['--epochs', '0']),
     ('--smoothing 2', ['--smoothing', '2']),
+    ('--sched nosuch', ['--sched must be one of cosine, ', "got 'nosuch'"]),
     ('--train-crop-mode middle', ['--train-crop-mode', 'middle', 'pad']),
     ('--no-aug --cutout 8', ['--no-aug', '--cutout']),
     ('--amp --model-dtype bfloat16', ['--amp', '--model-dtype bfloat16']),

@@ -188,7 +188,6 @@ def test_losses_that_cannot_be_are_one_line(argv, words):
     (['--naflex-loader'], ['--naflex-loader', 'ResNet']),
     (['--model-kwargs', 'depht=3'], ['test_resnet', '--model-kwargs', 'depht']),
     (['--opt', 'nosuch'], ['--opt nosuch']),
-    (['--sched', 'nosuch'], ['--sched nosuch']),
     (['--aa', 'nosuch'], ['--aa nosuch']),
     (['--gp', 'nosuch'], ['test_resnet', '--gp', 'nosuch']),
     (['--kd-model-name', 'resnet1001'], ['--kd-model-name', 'resnet1001']),
