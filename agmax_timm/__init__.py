@@ -3,11 +3,22 @@
 torch and timm are imported with the first public name, not with the package: the command line answers at once. The
 original's released models are in timm's registry as soon as both packages are imported, in whichever order.
 """
+# ruff: noqa: F401  # names that only type checkers and editors import
 from importlib import import_module
 
 from .registration import register_with_timm
 
 __version__ = '0.1.0'
+
+TYPE_CHECKING = False  # true for type checkers and editors, which also know the name without an import of typing
+if TYPE_CHECKING:
+    from .data.loader import create_two_view_loader
+    from .data.mixup import TwoViewCollate
+    from .data.sources.datasets import create_dataset
+    from .data.views import TwoViews
+    from .loss import AgMaxLoss
+    from .network import QNet
+    from .task import AgMaxTask
 
 _HOMES = {
     'AgMaxLoss': '.loss',

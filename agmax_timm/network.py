@@ -101,6 +101,8 @@ class AgMaxModule(nn.Module):
             UnsupportedModelError: The model does not return one tensor [2B, K].
         """
         logits = self.model(input)
+        if not isinstance(logits, tuple):  # whose other fields would be outputs of auxiliary heads
+            logits = getattr(logits, 'logits', logits)
         if not isinstance(logits, torch.Tensor) or logits.ndim != 2:
             raise UnsupportedModelError(
                 f'{type(self.model).__name__} does not return one tensor of logits [2B, K] when training: '
@@ -120,3 +122,10 @@ def init_normal(module: nn.Module, std: float) -> None:
     for layer in module.modules():
         if isinstance(layer, (nn.Linear, nn.modules.conv._ConvNd)):
             nn.init.normal_(layer.weight, std=std)
+
+
+def count_classes(model: nn.Module) -> int | None:
+    """Return the number of classes of a model of timm or transformers, or the outputs of the last linear layer."""
+    linear = [layer for layer in model.modules() if isinstance(layer, nn.Linear)]
+    last = linear[-1].out_features if linear else None
+    return getattr(model, 'num_classes', getattr(model, 'num_labels', last))

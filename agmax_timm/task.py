@@ -9,7 +9,7 @@ from timm.utils import unwrap_model
 from torch.nn.parallel import DistributedDataParallel
 
 from .loss import AgMaxLoss, Criterion
-from .network import AgMaxModule, QNet, init_normal
+from .network import AgMaxModule, QNet, count_classes, init_normal
 from .network import default_hidden as default_hidden
 
 _logger = logging.getLogger(__name__)
@@ -24,7 +24,7 @@ class AgMaxTask(TrainingTask):
     mean over these batches. The agreement is then never below that of the whole update, because entropy is concave.
 
     Args:
-        model: Classifier to train. Its attribute `num_classes` is K.
+        model: Classifier to train. It returns logits, or an output with the attribute `logits`, as in transformers.
         criterion: Classification loss on logits [2B, K], a module or a function that returns a scalar. None is
             cross-entropy on class indices or soft targets.
         kind: Form of the agreement: 'mi' (as published), 'mse', 'kl' or 'ce'. Only 'mi' has a Q-network.
@@ -36,7 +36,8 @@ class AgMaxTask(TrainingTask):
         device: Device of the Q-network and the criterion. None is the model's.
         dtype: Dtype of the Q-network. None is the model's.
         verbose: Whether to log the settings.
-        num_classes: Number of classes K of a model without the attribute `num_classes`.
+        num_classes: Number of classes K. None is the model's attribute `num_classes` (timm) or `num_labels`
+            (transformers), or else the number of outputs of its last linear layer.
         marginal_images: Number of images in a marginal (see loss.agreement_terms). None is all images of all ranks.
         divergence_reduction: 'mean' of the divergence over the classes, as published, or 'sum', K times as large.
 
@@ -75,7 +76,7 @@ class AgMaxTask(TrainingTask):
         reference = next(model.parameters())
         super().__init__(device=device or reference.device, dtype=dtype or reference.dtype, verbose=verbose)
         if num_classes is None:
-            num_classes = getattr(unwrap_model(model), 'num_classes', None)
+            num_classes = count_classes(unwrap_model(model))
         if num_classes is None:
             raise ValueError(f'{type(model).__name__} has no attribute num_classes: give AgMaxTask num_classes=...')
         if num_classes < 2:

@@ -4,6 +4,7 @@ from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
+import agmax_timm
 from tests.helpers.paths import REPOSITORY
 
 PACKAGE = REPOSITORY / 'agmax_timm'
@@ -83,3 +84,12 @@ def folder(name):
 def test_each_folder_says_what_it_is_for():
     for path in PACKAGE.rglob('__init__.py'):
         assert ast.get_docstring(ast.parse(path.read_text())), path
+
+
+def test_type_checkers_and_editors_see_the_public_names():
+    """mypy and pyright read the branch of TYPE_CHECKING; at run time, each name is imported when it is used."""
+    branch, = (node for node in ast.parse((PACKAGE / '__init__.py').read_text()).body if isinstance(node, ast.If))
+    assert ast.unparse(branch.test) == 'TYPE_CHECKING'
+    shown = {alias.name: f'.{node.module}' for node in branch.body for alias in node.names}
+    assert shown == agmax_timm._HOMES and not agmax_timm.TYPE_CHECKING
+    assert all(hasattr(agmax_timm, name) for name in agmax_timm.__all__)

@@ -1,12 +1,15 @@
 """The commands in docs/ are ones that the command lines take, and what docs/ names is there."""
+import copy
 import re
 import shlex
 
 import pytest
+import timm
 import torch
 from PIL import Image
+from torch.utils.data import DataLoader
 
-from agmax_timm import AgMaxLoss
+from agmax_timm import AgMaxLoss, AgMaxTask, create_two_view_loader
 from agmax_timm.options.parse import parse_train_args, parse_validate_args
 from agmax_timm.options.parsers import train_parser, validate_parser
 from tests.gpu.table import BEGIN, END, render, sections
@@ -101,9 +104,39 @@ def test_the_changelog_has_each_group_once():
                           if name in groups]
 
 
-def test_the_guide_to_scripts_has_the_script_of_the_readme_and_a_loss_that_runs():
-    script, loss = re.findall(r'```python\n(.*?)\n```', (DOCS / 'script.md').read_text(), re.S)
-    assert f'```python\n{script}\n```' in (REPOSITORY / 'README.md').read_text()
+def test_the_code_of_the_guide_to_scripts_runs(tmp_path, monkeypatch, gradient_dataset):
+    text = (DOCS / 'script.md').read_text()
+    script, transforms, evaluate, save, resume, loader, loss = re.findall(r'```python\n(.*?)\n```', text, re.S)
+    assert f'```python\n{script}\n```' in (REPOSITORY / 'README.md').read_text()  # whose test runs it
+
+    monkeypatch.chdir(tmp_path)
+    model = timm.create_model('test_resnet', num_classes=8)
+    task = AgMaxTask(model, verbose=False)
+    optimizer = torch.optim.SGD(task.parameters(), lr=0.1, momentum=0.9)
+    images, labels = torch.randn(8, 3, 32, 32), torch.arange(8)
+    variables = dict(
+        torch=torch, create_two_view_loader=create_two_view_loader, dataset=gradient_dataset(8), task=task,
+        optimizer=optimizer, validation=[(images, labels)])
+    exec(transforms.replace('224', '32').replace('128', '4'), variables)
+    for input, target in variables['loader']:
+        assert input.shape == (8, 3, 32, 32)
+        task(input, target)['loss'].backward()
+        optimizer.step()
+
+    exec(evaluate, variables)
+    with torch.inference_mode():
+        assert variables['correct'] == (model.eval()(images).argmax(1) == labels).sum() and variables['model'] is model
+    exec(save, variables)
+    saved = copy.deepcopy((task.state_dict(), optimizer.state_dict()))
+    optimizer.step()
+    exec(resume, variables)
+    torch.testing.assert_close((task.state_dict(), optimizer.state_dict()), saved, rtol=0, atol=0)
+    plain = timm.create_model('test_resnet', num_classes=8, checkpoint_path='checkpoint.pth.tar')
+    torch.testing.assert_close(plain.state_dict(), model.state_dict(), rtol=0, atol=0)
+
+    exec(loader.replace('224', '32').replace('128', '4'), variables)
+    assert type(variables['loader']) is DataLoader
+
     variables = dict(model=torch.nn.Linear(5, 1000), input=torch.randn(8, 5), target=torch.arange(4).repeat(2))
     exec(loss, variables)
     assert variables['joint_logits'].shape == (4, 1000)

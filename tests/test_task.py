@@ -5,6 +5,7 @@ import math
 import pytest
 import timm
 import torch
+import torchvision
 from timm.optim import create_optimizer_v2
 from timm.task import load_task_ema_checkpoint, resume_task_checkpoint
 from timm.utils import CheckpointSaver, dispatch_clip_grad
@@ -219,9 +220,34 @@ def test_model_that_is_not_timms(kind):
         tasks[0].get_clip_parameters(exclude_head=True)
 
 
+@pytest.mark.parametrize('model', [
+    torchvision.models.resnet18(num_classes=CLASSES), torchvision.models.mobilenet_v3_small(num_classes=CLASSES),
+    torchvision.models.swin_t(num_classes=CLASSES), Plain()], ids=lambda model: type(model).__name__)
+def test_the_classes_of_other_models_are_those_of_the_last_linear_layer(model):
+    task = AgMaxTask(model, verbose=False)
+    assert task.num_classes == CLASSES
+    assert task(*batch())['output'].shape == (8, CLASSES)
+
+
+def test_a_model_of_transformers():
+    transformers = pytest.importorskip('transformers')
+    config = transformers.ViTConfig(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, image_size=32, patch_size=8,
+        num_labels=CLASSES)
+    torch.manual_seed(0)
+    model = transformers.ViTForImageClassification(config)
+    task = AgMaxTask(model, verbose=False)
+    input, target = batch()
+    result = task(input, target)
+    assert task.num_classes == CLASSES and torch.equal(result['output'], model(input).logits)
+    result['loss'].backward()
+    assert all(parameter.grad is not None for parameter in task.parameters())
+    assert task.get_eval_model() is model
+
+
 def test_model_that_does_not_say_its_classes():
-    with pytest.raises(ValueError, match='Plain has no attribute num_classes: give AgMaxTask num_classes='):
-        AgMaxTask(Plain())
+    with pytest.raises(ValueError, match='Sequential has no attribute num_classes: give AgMaxTask num_classes='):
+        AgMaxTask(nn.Sequential(nn.Conv2d(3, CLASSES, 32), nn.Flatten()))
     with pytest.raises(ValueError, match='2 classes or more, Plain has 1'):
         AgMaxTask(Plain(), num_classes=1)
 

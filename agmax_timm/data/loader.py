@@ -58,7 +58,7 @@ def create_train_loader(
     collate: Any = None
     if two_views:
         dataset = with_transform(dataset)
-        collate = TwoViewCollate(mixup if prefetch else None, levels=prefetch)
+        collate = TwoViewCollate(mixup if extensions.mix_in_workers or prefetch else None, levels=prefetch)
     elif mixup is not None and prefetch:
         collate = CollateMixup(**mixup)
 
@@ -84,7 +84,7 @@ def create_train_loader(
     _keep_in_memory(loader, extensions, reused=is_reusable(device, pin_memory))
     if two_views:
         change_transforms(loader.dataset, TwoViews)
-    if mixup is None or prefetch:
+    if mixup is None or extensions.mix_in_workers or prefetch:
         return loader
     mix = TwoViewMixup(**mixup) if two_views else Mixup(**mixup)
     return DeviceMixupLoader(loader, mix, device, kwargs.get('img_dtype', torch.float32))
@@ -157,6 +157,8 @@ def create_two_view_loader(
         channels_last: bool = False,
         pin_memory: bool | None = None,
         distributed: bool | None = None,
+        image_key: str = 'image',
+        label_key: str = 'label',
         **kwargs,
 ):
     """Return timm's training loader with two views of every image. Each image is decoded once and augmented twice.
@@ -165,18 +167,21 @@ def create_two_view_loader(
     indices [2B] or, with mixup, soft targets [2B, K].
 
     Every kind of data set that timm opens works, map-style or iterable. The loader sets its `transform`. For data sets
-    without that attribute (Subset, random_split, ConcatDataset, your own), the loader transforms the PIL images that
-    they return, and does not change the data set.
+    without that attribute (Subset, random_split, ConcatDataset, Hugging Face's, your own), the loader transforms the
+    PIL images that they return, and does not change the data set.
+
+    With `use_prefetcher=False`, the result is a torch DataLoader of normalised images on the CPU. Lightning and
+    accelerate can wrap it, and share its samples among the ranks.
 
     Args:
         dataset: Data set of samples (image, class index). It has a `transform` attribute, like those of
-            timm.data.create_dataset, or returns PIL images.
+            timm.data.create_dataset, or returns PIL images. These samples may also be dicts.
         input_size: Size of a view in pixels: (channels, height, width), (height, width) or one side.
         batch_size: Number of images B in a batch. A batch has 2B views.
         mixup: Dict of timm.data.Mixup's arguments, or None. Each view has its own lambda and its own random partners
-            (see TwoViewMixup). Images are mixed in the collate function as uint8, or on the device with
-            `use_prefetcher=False`. `loader.mixup_enabled = False` turns mixing off between epochs, also in persistent
-            workers.
+            (see TwoViewMixup). Images are mixed in the collate function. `loader.mixup_enabled = False` turns mixing
+            off between epochs, also in persistent workers. If a framework wrapped a DataLoader, set
+            `loader.collate_fn.mixup_enabled`.
         cutout: Side in pixels of a CutOut square in each view, after normalisation. 0 is off.
         lighting: Standard deviation of PCA lighting in each view. 0 is off.
         augment_backend: 'timm' augments PIL images. 'fast' augments arrays; docs/performance.md states the differences
@@ -189,12 +194,14 @@ def create_two_view_loader(
         distributed: Whether each rank gets a share of the images. None follows the process group, also if it is
             created after the loader, and shuffles anew in each epoch. True is as in timm: call
             `loader.sampler.set_epoch` before each epoch.
+        image_key: Key of the image in a sample that is a dict.
+        label_key: Key of the class index in a sample that is a dict.
         **kwargs: Further arguments of timm.data.create_loader. In addition, `train_crop_mode='pad'` pads an eighth of
             the size on each side and takes a random crop, and `auto_augment` may be 'cifar10', 'svhn' or 'imagenet',
             AutoAugment's published policies. `device` is CUDA if available, else the CPU.
 
     Returns:
-        Iterable of (input, target) with the attributes of timm's loader.
+        Iterable of (input, target) with the attributes of timm's loader. A DataLoader with `use_prefetcher=False`.
 
     Raises:
         ValueError: The batch is odd with mixup, mixup has no num_classes, the data set is smaller than a batch, a mode
@@ -203,14 +210,19 @@ def create_two_view_loader(
     """
     follow = distributed is None
     if follow:
-        check_group(dataset, is_dataloader=mixup is None and not kwargs.get('use_prefetcher', True))
+        check_group(dataset, is_dataloader=not kwargs.get('use_prefetcher', True))
         distributed = world_size() > 1
     loader = create_train_loader(
-        dataset, input_size, batch_size, two_views=True, mixup=mixup, cutout=cutout, lighting=lighting,
-        augment_backend=augment_backend, image_memory=image_memory, channels_last=channels_last,
-        pin_memory=pin_memory, distributed=distributed, **kwargs)
+        with_transform(dataset, (image_key, label_key)), input_size, batch_size, two_views=True, mixup=mixup,
+        cutout=cutout, lighting=lighting, augment_backend=augment_backend, image_memory=image_memory,
+        channels_last=channels_last, pin_memory=pin_memory, distributed=distributed, mix_in_workers=True, **kwargs)
     if follow:
         follow_group(loader, data_loader_of(loader))
+    if loader is data_loader_of(loader) and mixup is not None:
+        # A DataLoader with the switch of its collate function, as timm's prefetcher has it.
+        loader.__class__ = type(type(loader).__name__, (type(loader),), {'mixup_enabled': property(
+            lambda self: self.collate_fn.mixup_enabled,
+            lambda self, enabled: setattr(self.collate_fn, 'mixup_enabled', enabled))})
     return loader
 
 

@@ -1,7 +1,7 @@
 """Two views of an image: it is decoded once, and one random transform is applied twice."""
 import copy
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -16,22 +16,25 @@ _DRAWS = 64  # number of calls with the same result after which a transform coun
 
 
 class TwoViews:
-    """Apply a random transform twice, independently, to one decoded image. Returns a tuple of two views.
+    """Make two views of one decoded image, independently. Returns a tuple of both.
 
     It replaces the transform of a data set, so every kind of data set with a transform can give two views.
 
     Args:
         transform: Random transform of an image.
+        second: Transform of the second view, such as a stronger one. None is `transform`.
     """
 
-    def __init__(self, transform: Callable[[Any], Any]):
+    def __init__(self, transform: Callable[[Any], Any], second: Callable[[Any], Any] | None = None):
         self.transform = transform
+        self.second = transform if second is None else second
 
     def __call__(self, image: Any) -> tuple[Any, Any]:
-        return self.transform(image), self.transform(image)
+        return self.transform(image), self.second(image)
 
     def __repr__(self) -> str:
-        return f'{type(self).__name__}({self.transform})'
+        second = '' if self.second is self.transform else f', {self.second}'
+        return f'{type(self).__name__}({self.transform}{second})'
 
 
 class TransformedDataset(Dataset):
@@ -40,19 +43,27 @@ class TransformedDataset(Dataset):
     The wrapped data set is not changed, so the two parts of a random_split can have different transforms.
 
     Args:
-        dataset: Map-style data set of samples (PIL image, class index).
+        dataset: Map-style data set of samples: (PIL image, class index), or a dict of both.
+        keys: Keys of image and class index in a dict.
     """
 
-    def __init__(self, dataset: Any):
+    def __init__(self, dataset: Any, keys: tuple[str, str] = ('image', 'label')):
         self.dataset = dataset
+        self.keys = keys
         self.transform: Callable[[Image.Image], Any] | None = None
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> tuple:
-        """Return the sample with its image transformed. Raises ValueError if the sample has no PIL image."""
+        """Return the sample with its image transformed, as a tuple. Raises ValueError if it has no PIL image."""
         sample = self.dataset[index]
+        if isinstance(sample, Mapping):
+            missing = [key for key in self.keys if key not in sample]
+            if missing:
+                raise ValueError(f"samples of {type(self.dataset).__name__} have no {missing[0]!r}, only "
+                                 f"{', '.join(map(repr, sample))}: give image_key and label_key")
+            sample = tuple(sample[key] for key in self.keys)
         is_tuple = isinstance(sample, (tuple, list))
         if not is_tuple or len(sample) < 2 or not isinstance(sample[0], Image.Image):
             got = f"({', '.join(type(part).__name__ for part in sample)})" if is_tuple else type(sample).__name__
@@ -62,7 +73,7 @@ class TransformedDataset(Dataset):
         return image if self.transform is None else self.transform(image), *rest
 
 
-def with_transform(dataset: Dataset) -> Dataset:
+def with_transform(dataset: Dataset, keys: tuple[str, str] = ('image', 'label')) -> Dataset:
     """Return a data set that applies its attribute `transform`: the given one, or a TransformedDataset around it.
 
     torch's Subset and ConcatDataset ignore the attribute. The collate function refuses samples of other data sets that
@@ -72,7 +83,7 @@ def with_transform(dataset: Dataset) -> Dataset:
         return dataset
     # Subclasses may apply a transform of their own.
     ignores = type(dataset) in (Subset, ConcatDataset) or not hasattr(dataset, 'transform')
-    return TransformedDataset(dataset) if ignores else dataset
+    return TransformedDataset(dataset, keys) if ignores else dataset
 
 
 def warn_of_equal_views(transforms: Iterable[Callable[[Image.Image], torch.Tensor]], mode: str) -> None:

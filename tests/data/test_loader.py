@@ -10,7 +10,16 @@ import torch
 from PIL import Image
 from timm.data import FastCollateMixup, Mixup, auto_augment, create_loader
 from timm.utils import random_seed
-from torch.utils.data import ChainDataset, ConcatDataset, Dataset, IterableDataset, Subset, TensorDataset, random_split
+from torch.utils.data import (
+    ChainDataset,
+    ConcatDataset,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    Subset,
+    TensorDataset,
+    random_split,
+)
 from torchvision.datasets import ImageFolder
 from torchvision.transforms.functional import pil_to_tensor, to_tensor
 
@@ -168,8 +177,8 @@ UNPAIRED = {
     'a transform below': (lambda photos: Subset(folder(photos, to_tensor), range(8)), r'Subset gives \(Tensor, int\)'),
     'tensors': (lambda photos: TensorDataset(torch.rand(8, 3, 16, 16), torch.arange(8)),
                 r'TensorDataset gives \(Tensor, Tensor\)'),
-    'dictionaries': (lambda photos: Bare(folder(photos), lambda image, target: {'image': image, 'label': target}),
-                     r'\(PIL image, class index\), Bare gives dict'),
+    'dictionaries': (lambda photos: Bare(folder(photos), lambda image, target: {'img': image, 'label': target}),
+                     "samples of Bare have no 'image', only 'img', 'label': give image_key and label_key"),
     'an image alone': (lambda photos: Bare(folder(photos), lambda image, target: image),
                        r'\(PIL image, class index\), Bare gives Image'),
     'images': (lambda photos: Deaf(folder(photos)),
@@ -284,7 +293,9 @@ def test_image_dtype(photos, use_prefetcher):
         create_dataset('', str(photos), 'train'), 16, 6, num_workers=0, use_prefetcher=use_prefetcher,
         img_dtype=torch.bfloat16, mixup={'mixup_alpha': 1., 'num_classes': 3}, device='cpu')
     for x, target in loader:
-        assert x.dtype == torch.bfloat16 and target.dtype == torch.float32
+        # timm's DataLoader has no dtype: it is the prefetcher that converts.
+        assert x.dtype == (torch.bfloat16 if use_prefetcher else torch.float32) and target.dtype == torch.float32
+        assert isinstance(loader, DataLoader) != use_prefetcher
 
 
 @pytest.mark.parametrize('policy', [

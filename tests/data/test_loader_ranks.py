@@ -14,7 +14,8 @@ LATE = {  # loaders that are made after the process group
     'prefetcher': {},
     'workers': {'num_workers': 1},
     'workers that continue': {'num_workers': 1, 'use_multi_epochs_loader': True},
-    'mixed on the device': {'use_prefetcher': False, 'mixup': MIXUP},
+    'mixed': {'mixup': MIXUP},
+    'mixed, by torch': {'distributed': True, 'use_prefetcher': False, 'mixup': MIXUP},
     'sizes': {'input_size_choices': [8, 16]},
     'repeats': {'num_aug_repeats': 2},
     'timm': {'distributed': True},
@@ -22,8 +23,9 @@ LATE = {  # loaders that are made after the process group
     'whole, by torch': {'distributed': False, 'use_prefetcher': False},
     'shared, by torch': {'distributed': True, 'use_prefetcher': False},
 }
-EARLY = {name: LATE[name] for name in ('prefetcher', 'workers', 'workers that continue', 'mixed on the device')}
+EARLY = {name: LATE[name] for name in ('prefetcher', 'workers', 'workers that continue', 'mixed')}
 REFUSED = {
+    'mixed by torch': ({'use_prefetcher': False, 'mixup': MIXUP}, 'distributed=False for them, distributed=True'),
     'by torch': ({'use_prefetcher': False}, 'distributed=False for them, distributed=True without them'),
     'batch': ({'batch_size': 7}, 'batch_size 7 on 2 process(es) is more than the data set of 12 images: use 6'),
     'early batch': ({'batch_size': 7}, 'batch_size 7 on 2 process(es) is more than the data set of 12 images: use 6'),
@@ -116,7 +118,7 @@ def test_each_rank_has_its_share(outcomes, moment, name):
             assert all(sorted(part) == [*range(IMAGES)] for part in parts)
         else:
             assert sorted(parts[0] + parts[1]) == [*range(IMAGES)]
-    if name not in ('timm', 'shared, by torch'):
+    if name not in ('timm', 'shared, by torch', 'mixed, by torch'):
         assert shares[0][0] != shares[0][1] != shares[0][2]
 
 

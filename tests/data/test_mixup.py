@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from timm.data import Mixup
 from timm.utils import random_seed
+from torch.utils.data import DataLoader
 
 from agmax_timm import TwoViewCollate, create_two_view_loader
 from agmax_timm.data.loader import create_train_loader
@@ -314,6 +315,20 @@ def test_disabled_from_the_next_epoch_on(colour_dataset, num_workers, two_views,
         assert not hard.all() if enabled else hard.all()
         # The three classes are red, green and blue, so the share of a class is the level of its channel.
         torch.testing.assert_close(target, x.double().mean((2, 3)), rtol=0, atol=1.01 / 255)
+
+
+def test_a_dataloader_mixes_in_its_workers(colour_dataset):
+    """Each view with its own lambda: the three classes are red, green and blue."""
+    loader = create_two_view_loader(
+        colour_dataset(24), 8, 8, num_workers=1, use_prefetcher=False, device='cpu',
+        mixup={'mixup_alpha': 1., 'num_classes': 3, 'label_smoothing': 0.}, color_jitter=None, mean=(0.,) * 3,
+        std=(1.,) * 3)
+    assert isinstance(loader, DataLoader) and loader.mixup_enabled
+    for enabled, switch in ((True, loader), (False, loader), (True, loader.collate_fn)):
+        switch.mixup_enabled = enabled
+        x, target = (torch.cat(parts) for parts in zip(*loader))
+        torch.testing.assert_close(target, x.mean((2, 3)), rtol=0, atol=1e-5)
+        assert (target.amax(1) < 1).any() == enabled == loader.mixup_enabled
 
 
 @pytest.mark.parametrize('use_prefetcher', [True, False])

@@ -51,6 +51,50 @@ def test_one_image_two_calls():
     assert seen[0] is image and seen[1] is image
 
 
+def test_a_second_transform_makes_the_second_view():
+    views = TwoViews(lambda image: image + 1, lambda image: image * 10)
+    assert views(5) == (6, 50) and TwoViews(abs)(-5) == (5, 5)
+    assert repr(TwoViews(abs, max)) == 'TwoViews(<built-in function abs>, <built-in function max>)'
+    assert repr(TwoViews(abs)) == 'TwoViews(<built-in function abs>)'
+
+
+class Dicts(torch.utils.data.Dataset):
+    """Samples as dicts, like those of Hugging Face."""
+
+    def __init__(self, images, keys):
+        self.images, self.keys = images, keys
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, index):
+        image, label = self.images[index]
+        return {'file': 'x', self.keys[0]: image, self.keys[1]: label}
+
+
+@pytest.mark.parametrize('keys, given', [
+    (('image', 'label'), {}), (('img', 'fine_label'), {'image_key': 'img', 'label_key': 'fine_label'})])
+def test_samples_that_are_dicts(gradient_dataset, keys, given):
+    dataset = Dicts(gradient_dataset(16), keys)
+    loader = create_two_view_loader(dataset, 16, 4, num_workers=0, **given, **LEVELS)
+    batches = list(loader)
+    assert [x.shape for x, _ in batches] == [(8, 3, 16, 16)] * 4
+    assert sorted(torch.cat([target for _, target in batches]).tolist()) == sorted([*range(16)] * 2)
+    assert not torch.equal(*batches[0][0].chunk(2))
+    if given:
+        with pytest.raises(ValueError, match="Dicts have no 'image', only 'file', 'img', 'fine_label': give image_key"):
+            next(iter(create_two_view_loader(dataset, 16, 4, num_workers=0, **LEVELS)))
+
+
+def test_a_data_set_of_hugging_face(gradient_dataset):
+    datasets = pytest.importorskip('datasets')
+    images = [gradient_dataset(16)[index][0] for index in range(16)]
+    dataset = datasets.Dataset.from_dict({'image': images, 'label': [*range(16)]})
+    dataset = dataset.cast_column('image', datasets.Image())
+    batches = list(create_two_view_loader(dataset, 16, 4, num_workers=0, **LEVELS))
+    assert sorted(torch.cat([target for _, target in batches]).tolist()) == sorted([*range(16)] * 2)
+
+
 @pytest.mark.parametrize('num_workers', [0, 2])
 @pytest.mark.parametrize('backend, module, name', [
     ('timm', 'PIL.Image', 'open'),

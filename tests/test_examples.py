@@ -1,0 +1,134 @@
+"""The scripts of examples/ run, and Lightning and accelerate share a loader's images among two ranks."""
+import re
+import runpy
+import sys
+
+import pytest
+import timm
+import torch
+
+from agmax_timm import AgMaxTask, create_two_view_loader
+from agmax_timm.data.sources.datasets import create_dataset
+from tests.helpers.images import MemoryDataset, gradient_image
+from tests.helpers.paths import REPOSITORY
+from tests.helpers.ranks import finish_ranks, logs, start_ranks
+from tests.helpers.run_files import load
+
+pytestmark = pytest.mark.slow
+EXAMPLES = REPOSITORY / 'examples'
+NEEDED = {'train_pytorch': 'torch', 'train_accelerate': 'accelerate', 'train_lightning': 'pytorch_lightning'}
+RANKS, IMAGES = 2, 24
+
+
+def run_example(name, *argv):
+    sys.argv = [name, *argv]
+    runpy.run_path(str(EXAMPLES / f'{name}.py'), run_name='__main__')
+
+
+@pytest.fixture
+def example(monkeypatch, tmp_path, capfd):
+    """Function: the accuracies that an example prints."""
+    monkeypatch.setattr(sys, 'argv', [])
+    monkeypatch.chdir(tmp_path)
+
+    def run(name, *argv):
+        run_example(name, *argv)
+        return [float(percent) for percent in re.findall(r'accuracy (\d+\.\d+) %', capfd.readouterr().out)]
+    return run
+
+
+def test_every_example_is_here():
+    assert {path.stem for path in EXAMPLES.glob('*.py')} == NEEDED.keys()
+    table = (EXAMPLES / 'README.md').read_text()
+    assert all(f'`{name}.py`' in table for name in NEEDED)
+
+
+@pytest.mark.parametrize('name', ['train_accelerate', 'train_lightning'])
+def test_an_example_of_a_framework_learns(name, example):
+    pytest.importorskip(NEEDED[name])
+    accuracy, = example(name, '--epochs', '1')
+    assert accuracy > 20  # of ten classes
+
+
+def test_the_example_in_plain_pytorch_learns_and_goes_on_from_its_checkpoint(example, tmp_path):
+    first, = example('train_pytorch', '--epochs', '1')
+    second, = example('train_pytorch', '--epochs', '2')
+    assert 25 < first < second and example('train_pytorch', '--epochs', '2') == []
+    # The checkpoint is one of timm, and gives the printed accuracy.
+    model = timm.create_model('test_resnet', num_classes=10, checkpoint_path=str(tmp_path / 'checkpoint.pth.tar'))
+    validation = timm.data.create_loader(
+        create_dataset('demo'), (3, 28, 28), 250, num_workers=0, crop_pct=1., mean=(0.286,) * 3, std=(0.353,) * 3,
+        device=torch.device('cpu'))
+    with torch.inference_mode():
+        correct = sum(int((model.eval()(x).argmax(1) == y).sum()) for x, y in validation)
+    assert round(correct / 40, 2) == second
+
+
+def test_the_example_in_plain_pytorch_on_two_ranks(tmp_path):
+    path = tmp_path / 'checkpoint.pth.tar'
+    words = ['train_pytorch', '--epochs', '1', '--checkpoint', str(path)]
+    ranks = start_ranks(RANKS, tmp_path / 'logs', run_example, *words)
+    assert finish_ranks(ranks) == [0] * RANKS, logs(tmp_path / 'logs')
+    checkpoint = load(path)
+    assert checkpoint['state_dict']['conv1.0.weight'].isfinite().all() and checkpoint['task_state']['qnet']
+    printed = re.findall(r'accuracy (\d+\.\d+) %', logs(tmp_path / 'logs'))
+    assert len(printed) == 1 and float(printed[0]) > 25
+
+
+def small_loader():
+    """A DataLoader with mixing that is off, so that the images can be told by their targets."""
+    loader = create_two_view_loader(
+        MemoryDataset([gradient_image(24, 24)] * IMAGES), 16, 4, num_workers=0, use_prefetcher=False, distributed=False,
+        mixup=dict(mixup_alpha=1., num_classes=IMAGES, label_smoothing=0.), device='cpu')
+    loader.mixup_enabled = False
+    return loader
+
+
+def images_of(target):
+    """The images of a batch, from its soft targets."""
+    return target.chunk(2)[0].argmax(1).tolist()
+
+
+def accelerated(loader):
+    """The images of this rank in two epochs, under accelerate."""
+    from accelerate import Accelerator
+    loader = Accelerator(cpu=True).prepare(loader)
+    return [[image for _, target in loader for image in images_of(target)] for _ in range(2)]
+
+
+def lit(loader):
+    """The images of this rank in two epochs, under Lightning."""
+    import pytorch_lightning
+    seen = [[], []]
+
+    class Module(pytorch_lightning.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.task = AgMaxTask(timm.create_model('test_resnet', num_classes=IMAGES), verbose=False)
+
+        def training_step(self, batch, _):
+            seen[self.current_epoch] += images_of(batch[1])
+            return self.task(*batch)['loss']
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.01)
+
+    pytorch_lightning.Trainer(
+        max_epochs=2, accelerator='cpu', devices=RANKS, strategy='ddp', logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False).fit(Module(), loader)
+    return seen
+
+
+def share(rank, framework, folder):
+    torch.save(globals()[framework](small_loader()), folder / f'{rank}.pt')
+
+
+@pytest.mark.parametrize('framework, package', [('accelerated', 'accelerate'), ('lit', 'pytorch_lightning')])
+def test_a_framework_shares_the_images_of_the_dataloader(framework, package, tmp_path):
+    pytest.importorskip(package)
+    ranks = start_ranks(RANKS, tmp_path / 'logs', share, int, framework, tmp_path)
+    assert finish_ranks(ranks) == [0] * RANKS, logs(tmp_path / 'logs')
+    outcomes = [torch.load(tmp_path / f'{rank}.pt') for rank in range(RANKS)]
+    for first, second in zip(*outcomes):
+        assert sorted(first + second) == [*range(IMAGES)] and len(first) == len(second)
+    assert outcomes[0][0] != outcomes[0][1]  # another order in the second epoch
