@@ -215,7 +215,7 @@ def refusal(capsys):
 
 @pytest.fixture
 def imagenet(photos, tmp_path):
-    """Folder of photos under the names of ImageNet's validation set, in another order than that of their folders."""
+    """Folder of photos with the names of ImageNet's validation set. Their order differs from that of the folders."""
     numbers = np.random.default_rng(1).permutation(12) + 1
     for (folder, name), number in zip(((f'class{i % 3}', f'{i:03d}.jpg') for i in range(12)), numbers):
         path = tmp_path / 'imagenet' / 'val' / folder

@@ -15,7 +15,7 @@ torch.set_num_threads(1)
 
 @pytest.fixture
 def original(tmp_path):
-    """Function: a checkpoint of the original's form, changed as told; its path, and its network."""
+    """Function: a checkpoint in the original's format with changes; returns its path and its network."""
     def make(name='test_resnet', changes=(), **kwargs):
         network = original_network(name, **kwargs)
         path = tmp_path / 'original.pth'

@@ -116,7 +116,7 @@ def test_these_are_the_optimizers_that_timms_users_know():
 # Parameter groups
 
 def routes(optimizer, task):
-    """Names of the parameters that Muon updates, and of those that its fallback does."""
+    """Return the names of the parameters that Muon updates, and of those that its fallback updates."""
     names = {id(parameter): name for name, parameter in named(task).items()}
     by_muon = {names[id(parameter)]: state['use_muon'] for parameter, state in optimizer.state.items()}
     return {name for name, used in by_muon.items() if used}, {name for name, used in by_muon.items() if not used}

@@ -1,4 +1,4 @@
-"""The end of a job of several processes: an error is told at once, and nobody waits for ranks that do not come."""
+"""The end of a job of several processes: an error is printed at once, and no rank waits for missing ranks."""
 import threading
 import time
 from argparse import Namespace

@@ -195,7 +195,7 @@ with work as file:
 
 @pytest.fixture
 def writer():
-    """Function: a process that has begun to write a file or folder, and goes on at a line on stdin."""
+    """Function: a process that has begun to write a file or folder, and continues after a line on stdin."""
     started = []
 
     def start(path, kind='file'):

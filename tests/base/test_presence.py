@@ -1,4 +1,4 @@
-"""Of the processes of a job, those that say nothing are named, and no others."""
+"""The processes of a job that do not answer are named, and no others."""
 import threading
 import time
 

@@ -152,7 +152,7 @@ def test_class_maps_that_are_not_there(tmp_path):
 
 @pytest.mark.parametrize('place', ['.', 'train'])
 def test_a_class_map_in_the_folder_of_the_data(photos, tmp_path, place):
-    """timm finds it in the folder of the split; both are told to be there before anything is built."""
+    """timm finds it in the folder of the split. Both are checked before anything is built."""
     data = shutil.copytree(photos, tmp_path / 'data')
     (data / place / 'map.txt').write_text('cat\nbee\nant\n')
     args = parse_train_args([str(data), '--class-map', 'map.txt'])

@@ -247,7 +247,7 @@ with open(sys.argv[0] + '.json', 'w') as file:
 
 @pytest.mark.slow
 def test_run(photos, measured, tmp_path):
-    """Ours in earnest, and in the place of timm's script one that notes what it is told."""
+    """Our script runs. Another one replaces timm's script and records its arguments."""
     script = tmp_path / 'script.py'
     script.write_text(_SCRIPT)
     rows = measured('run', photos, '--timm-script', script, '--epochs', 1, '-j', 0, '--device', 'cpu',

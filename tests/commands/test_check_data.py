@@ -19,7 +19,7 @@ from tests.helpers.run_files import status_of
 
 @pytest.fixture
 def data(photos, tmp_path):
-    """A copy of the photos: 12 in 3 classes for each split. The blue level of a photo is that of the other split's."""
+    """A copy of the photos: 12 in 3 classes for each split. Both splits have the same blue levels."""
     root = shutil.copytree(photos, tmp_path / 'data')
     for path in (root / 'val').glob('*/*.jpg'):
         Image.open(path).crop((0, 0, 50, 40)).save(path)

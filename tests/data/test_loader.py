@@ -31,7 +31,7 @@ pytestmark = pytest.mark.usefixtures('fixed_seed')
 PER_CLASS = 4  # as in the photos
 LEVELS = {'mean': (0., 0., 0.), 'std': (1., 1., 1.), 'device': 'cpu'}  # images come as levels in [0, 1]
 GREY = {'mean': (0.,), 'std': (1.,), 'device': 'cpu'}
-# Crops and flips, but no colour: the blue of a photo tells its number.
+# Crops and flips, but no changes of colour: the blue level of a photo is its number.
 COLOURLESS = {**LEVELS, 'color_jitter': None}
 
 

@@ -132,7 +132,7 @@ def _pin_memory_loop(error):
     (_pin_memory_loop, ConnectionResetError('lost'), False), (_pin_memory_loop, EOFError('lost'), False),
     (_pin_memory_loop, ValueError('bad'), True), (lambda error: _pin_memory_loop(error), EOFError('other'), True)])
 def test_a_pin_thread_that_loses_a_worker_is_one_line(monkeypatch, target, error, told):
-    """The thread of torch's ends before the system tells that the worker is dead."""
+    """The thread of torch ends before the system reports the dead worker."""
     tracebacks = []
     monkeypatch.setattr(threading, 'excepthook', lambda args: tracebacks.append(args.exc_value))
     before = threading.excepthook

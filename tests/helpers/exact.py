@@ -1,4 +1,4 @@
-"""Runs that are interrupted, and all that must not differ from those that are not."""
+"""Interrupted runs, and everything in which they must equal uninterrupted runs."""
 import torch
 
 from agmax_timm.base.signals import StopSignals
@@ -10,13 +10,13 @@ FLAGS = ['--model', 'test_resnet', '--num-classes', '3', '--img-size', '32', '-b
 
 
 class StopAfter(StopSignals):
-    """Signals that ask to end once they were looked at so many times: after each update and evaluated batch."""
+    """Signals that ask a run to end after a number of checks. A run checks after each update and evaluated batch."""
 
     def __init__(self, looks):
         self.looks = looks
 
     def check_start(self, args, device):
-        """None comes before training."""
+        """Receive no signal before training."""
 
     @property
     def received(self):
@@ -25,7 +25,7 @@ class StopAfter(StopSignals):
 
 
 def outcome(folder):
-    """All that a run leaves that does not tell the time."""
+    """Return everything that a run writes, except times."""
     last = load(folder / 'last.pth.tar')
     kept = {name: last.get(name) for name in ('state_dict', 'state_dict_ema', 'task_state', 'task_state_ema',
                                               'optimizer', 'amp_scaler', 'epoch', 'metric')}

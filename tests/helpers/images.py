@@ -1,4 +1,4 @@
-"""Images that tests make, and tell apart by their pixels."""
+"""Images for tests, which identify them by their pixels."""
 import numpy as np
 from PIL import Image
 from torch.utils.data import Dataset

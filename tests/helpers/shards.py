@@ -14,7 +14,7 @@ LENGTHS = {'train': (6, 5, 4, 3), 'val': (7, 3, 2, 1)}
 
 
 def photo(number):
-    """An image whose grey tells its number."""
+    """Return an image whose gray level is its number."""
     return Image.new('RGB', (18, 16), (8 * number + 4,) * 3)
 
 

@@ -91,7 +91,7 @@ def test_no_flag_is_missing_and_every_other_one_is_known():
 
 
 def abbreviations(destinations):
-    """What each abbreviation stands for, by {flag: dest}; those that are ambiguous left out."""
+    """Return the option of each unambiguous abbreviation, from {flag: dest}."""
     prefixes = {flag[:end] for flag in destinations for end in range(3, len(flag) + 1) if flag.startswith('--')}
     meanings = {}
     for prefix in prefixes:

@@ -79,7 +79,7 @@ def test_labels_count_from_the_threshold_on():
 
 @pytest.fixture
 def wandb(monkeypatch):
-    """A stand-in for the package, which records what it is told."""
+    """A replacement for the package, which records its calls."""
     module = ModuleType('wandb')
     module.told = []
 

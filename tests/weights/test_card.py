@@ -188,7 +188,7 @@ def test_the_base_model(saved, architecture, options, expected):
 
 
 def test_a_staged_folder_may_move(staged, tmp_path):
-    """Nothing in it tells where it was made."""
+    """No path or name of this machine is in it."""
     shutil.copytree(staged, tmp_path / 'moved')
     for name in ('config.json', 'README.md', 'train_hparams.yaml'):
         assert str(staged) not in (tmp_path / 'moved' / name).read_text()

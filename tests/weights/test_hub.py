@@ -1,4 +1,4 @@
-"""Publishing with the real client, to a Hub on 127.0.0.1 that keeps what it gets and fails when it is told to."""
+"""Publishing with the real client, to a Hub on 127.0.0.1 that stores files and fails on request."""
 import dataclasses
 import hashlib
 import json

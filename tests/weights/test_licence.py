@@ -1,4 +1,4 @@
-"""The licence of what is published: chosen, or that of the weights that training started from, or none."""
+"""The licence of a published model: the chosen one, that of the initial weights, or none."""
 import dataclasses
 import json
 import shutil

@@ -164,7 +164,7 @@ def test_a_card_without_a_model_stays_above(card):
 
 
 def test_a_licence_that_was_chosen_on_the_hub(card, published):
-    """It stays where none is stated, is not replaced by that of another base, and gives way to a choice."""
+    """It stays if none is given, is not replaced by that of other initial weights, and is replaced by --license."""
     theirs = edited(published, ('license: other\n', 'license: mit\n'))
     for _ in range(2):
         update = plan_update(theirs, card(70.), FILES)

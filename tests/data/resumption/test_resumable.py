@@ -1,4 +1,4 @@
-"""Loaders that are left after any batch and taken up again, against those that were not, to the last bit."""
+"""Loaders that stop after any batch and resume, against uninterrupted ones, to the last bit."""
 import os
 import random
 

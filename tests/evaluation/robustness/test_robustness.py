@@ -40,7 +40,7 @@ def linear():
 
 
 def margin(model, images, target):
-    """Logit of the other class less that of the own, which attacks raise."""
+    """Return the logit of the wrong class minus that of the right class. Attacks increase it."""
     logits = model(images)
     return (logits[:, 1] - logits[:, 0]) * (1 - 2 * target)
 
@@ -275,7 +275,7 @@ def test_every_corruption_of_the_package_is_reproducible_and_grows():
 # ---- Stress ----
 
 def test_stress_takes_the_place_of_its_step_alone(gradient_dataset):
-    """Red of these images is the column, green the row: a crop tells its part, jitter leaves places as they are."""
+    """In these images, red is the column and green the row. They show which part was cropped, also after jitter."""
     transform = create_transform((3, 32, 32), use_prefetcher=True)
     image = gradient_dataset(1).images[0]
     plain = torch.as_tensor(transform(image)).float()

@@ -1,4 +1,4 @@
-"""What may differ from a checkpoint when a run continues: data and options, told, refused or passed over in silence."""
+"""Data and options that differ from the checkpoint on resume: refused, logged or ignored."""
 import shutil
 from dataclasses import replace
 
@@ -52,7 +52,7 @@ def test_another_number_of_samples_is_told_between_epochs(folder, argv, tmp_path
 
 
 def test_views_that_are_made_in_another_way_are_told(argv, caplog):
-    """Free memory and installed packages decide it too, so it is told even where no option changed."""
+    """Free memory and installed packages decide it too, so it is logged even if no option changed."""
     pytest.importorskip('cv2')
     argv += ['--agmax', '--image-memory', '0']
     training.train(parse_train_args([*argv, '--stop-epoch', '1']))

@@ -1,4 +1,4 @@
-"""Runs that were interrupted, any number of times and anywhere, against the run that was not: equal to the last bit."""
+"""Runs that were interrupted anywhere, any number of times, equal the uninterrupted run to the last bit."""
 import random
 from argparse import Namespace
 
@@ -18,7 +18,7 @@ from tests.helpers.shards import write_parquet, write_shards
 
 @pytest.fixture
 def run(photos, tmp_path):
-    """Function: run until it was interrupted after each number of looks, then to its end; returns its folder."""
+    """Function: a run that is interrupted after each number of checks and then completed; returns its folder."""
     def start(name, flags, stops=()):
         argv = [str(photos), *FLAGS, *flags, '--output', str(tmp_path), '--experiment', name, '--resume', 'auto']
         for looks in stops:
@@ -149,8 +149,7 @@ def test_a_run_on_a_gpu_goes_on_without_one(run, photos, tmp_path, caplog):
         of_a_gpu(tmp_path / 'ours', noted)
     ours = outcome(run('ours', flags))
     warnings = [message for message in caplog.messages if 'another kind of device' in message]
-    assert warnings == [
-        'The checkpoint has random states of another kind of device for training and the EMA, which are left out: the '
-        'run continues, but is not the one that an uninterrupted run would have been.'] * 2
+    assert len(warnings) == 2
+    assert all('for training and the EMA' in warning and 'left out' in warning for warning in warnings)
     assert_equal(ours, outcome(run('expected', flags)))
     assert len([message for message in caplog.messages if 'another kind of device' in message]) == 2

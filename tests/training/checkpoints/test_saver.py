@@ -100,7 +100,7 @@ def before_each_call(monkeypatch, action):
 
 
 def die_at(monkeypatch, step, links):
-    """Let this process end before its operation `step` on files, of which half of a file's content is one."""
+    """Let this process end before its operation number `step` on files. Writing half of a file is one operation."""
     count = 0
 
     def point(name):

@@ -24,7 +24,7 @@ NAFLEX = ['--model', 'naflexvit_base_patch16_gap', '--model-kwargs', 'embed_dim=
 
 @pytest.fixture
 def data(photos, tmp_path):
-    """The photos, of which a test may spoil some: 12 to train on, 12 to validate on."""
+    """A copy of the photos, in which a test may damage files: 12 for training, 12 for validation."""
     return shutil.copytree(photos, tmp_path / 'data')
 
 

@@ -1,4 +1,4 @@
-"""TensorBoard is told what summary.csv and the log hold, once, whatever the number of interruptions."""
+"""TensorBoard gets the values of summary.csv and the log, once, after any number of interruptions."""
 import csv
 import sys
 from types import ModuleType

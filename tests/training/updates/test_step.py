@@ -259,7 +259,7 @@ VIEWS = {'view', 't', 'transpose', 'detach', 'expand', 'select', 'slice', 'split
 
 
 class Operators(TorchDispatchMode):
-    """Counts operators by name, without those that compute nothing. On a GPU each launches a kernel or more."""
+    """Count the operators that compute something, by name. On a GPU, each launches one kernel or more."""
 
     def __init__(self):
         super().__init__()
