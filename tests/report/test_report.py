@@ -284,6 +284,22 @@ def test_a_run_without_its_data_is_compared_by_what_training_measured(run_copy, 
     assert 'other is not evaluated' in caplog.text and 'its metrics are those of training' in ''.join(page.text)
 
 
+def test_differences_are_those_from_the_first_run_and_the_class_that_differs_most_is_first():
+    def run_of(top1):
+        return reported.ReportedRun('', {}, {}, '', {}, False, dict(top1=top1), None, {})
+
+    def evaluation_of(prediction, names=('a', 'b')):
+        analysis = analyse(torch.tensor(prediction), torch.ones(4), torch.tensor([0, 0, 1, 1]), 2)
+        return reported.Evaluation(dict(top1=0.), 4, None, list(names), analysis)
+    rows = {title: values for title, *values in comparison._metric_rows([run_of(50.), run_of(52.5)], [None, None])}
+    assert rows['top-1 (%)'] == ['50.00', '52.50'] and rows['difference (points)'] == ['+0.00', '+2.50']
+    evaluations = [evaluation_of([0, 0, 1, 1]), None, evaluation_of([0, 0, 0, 1]), evaluation_of([0] * 4, 'ac')]
+    head, classes = comparison._class_rows(['x', 'y', 'z', 'other classes'], evaluations)
+    assert head == ['class', 'x', 'z', 'largest difference', 'images']
+    assert classes == [['b', '100.0', '50.0', '50.0', 2], ['a', '100.0', '100.0', '0.0', 2]]
+    assert comparison.short_names(['runs/a', 'runs/b/']) == ['a', 'b']
+
+
 def test_a_summary_that_is_damaged_costs_the_curves_alone(run_copy, caplog):
     (run_copy / 'summary.csv').write_text('epoch,train_loss\n0,abc\n')
     report.make_report(str(run_copy), device='cpu', workers=0)
