@@ -3,6 +3,7 @@ import os
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
@@ -36,6 +37,8 @@ def command(prog: str | None = None) -> Callable[[Callable[..., int | None]], Ca
             status: int | None
             try:
                 fork_workers()
+                # torch repeats it for every loader, from two lines of its code.
+                warnings.filterwarnings('once', message='This DataLoader will create')
                 with _sigterm_as_error():
                     try:
                         status = main(*args, **kwargs)

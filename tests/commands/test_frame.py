@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import warnings
 from importlib import import_module
 
 import pytest
@@ -179,3 +180,17 @@ def test_the_launcher_of_several_processes_ends_them_itself():
     process.terminate()
     _, told = process.communicate(timeout=30)
     assert (process.returncode, told) == (-signal.SIGTERM, '')
+
+
+def test_the_warning_of_many_workers_is_shown_once():
+    line = 'import warnings; warnings.warn("This DataLoader will create {} worker processes in total.")'
+
+    @frame.command('program')
+    def main():
+        for number, text in enumerate((8, 8, 9)):
+            exec(compile('\n' * number + line.format(text), f'loader{number}.py', 'exec'))
+
+    with warnings.catch_warnings(record=True) as shown:
+        warnings.simplefilter('default')
+        main()
+    assert [str(one.message).split()[4] for one in shown] == ['8', '9']
