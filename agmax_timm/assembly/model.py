@@ -32,6 +32,7 @@ from ..options.parsers import AnyOptions, TrainOptions
 from ..options.timm_names import REFUSED, check_model
 from ..weights.models import adapted_modules, misfits
 from . import job_start
+from .freezing import freeze
 from .loss_scaler import LossScaler
 from .sharding import shard_task
 
@@ -179,6 +180,7 @@ def build_model(options: TrainOptions, device: torch.device, precision: Precisio
         if device.type == 'cpu':
             raise OptionError('--sync-bn needs an accelerator, got --device cpu: use --dist-bn reduce')
         model = convert_sync_batchnorm(model)
+    freeze(options, model)
     return model, data_config
 
 

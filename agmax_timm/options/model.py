@@ -63,6 +63,11 @@ class TrainModel(Model):
         resume='ignored')
     head_init_bias: float | None = option(None, 'initial bias of the head',
         metavar='B', check=any_number('a logit'), resume='ignored')
+    freeze: list[str] = option(
+        [], "names of parts of the model that are not trained, such as conv1 'layer[12]'; their batch norm keeps its "
+        'statistics', metavar='PATTERN', exclusive='frozen', resume='refused with optimizer', card=True)
+    linear_probe: bool = option(False, 'train the head of the model alone',
+        exclusive='frozen', resume='refused with optimizer', card=True)
     grad_checkpointing: bool = option(
         False, 'recompute activations in the backward pass, which saves memory and costs time')
 

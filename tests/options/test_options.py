@@ -39,10 +39,10 @@ OURS = {
     '--agmax-marginal-images', '--agmax-units', '--agmax-weight',
     '--augment-backend', '--balanced-sampling', '--check-data', '--cutout', '--dry-run', '--early-stop',
     '--early-stop-metric',
-    '--early-stop-min-delta', '--fsdp', '--hang-timeout', '--hub-dataset', '--hub-pr', '--hub-private',
+    '--early-stop-min-delta', '--freeze', '--fsdp', '--hang-timeout', '--hub-dataset', '--hub-pr', '--hub-private',
     '--hub-replace-card', '--hub-replace-files', '--hub-revision', '--image-memory', '--init-std', '--license',
-    '--lighting', '--list-recipes', '--log-tensorboard', '--max-damaged', '--nan-policy', '--no-pin-mem',
-    '--push-to-hub', '--report', '--result-json', '--exif-orientation', '--val-split-seed',
+    '--lighting', '--linear-probe', '--list-recipes', '--log-tensorboard', '--max-damaged', '--nan-policy',
+    '--no-pin-mem', '--push-to-hub', '--report', '--result-json', '--exif-orientation', '--val-split-seed',
 }
 OURS_IN_VALIDATION = {
     '--agreement', '--attack', '--attack-eps', '--attack-norm', '--attack-step-size', '--attack-steps', '--calibration',

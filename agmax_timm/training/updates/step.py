@@ -9,6 +9,7 @@ from timm.task import TrainingTask
 from timm.utils import dispatch_clip_grad
 from torch.nn.utils import clip_grads_with_norm_
 
+from ...assembly.freezing import keep_statistics
 from ...assembly.model import Precision
 from ...data.device import Input
 from ...options.parsers import TrainOptions
@@ -53,6 +54,7 @@ class Step:
 
     def begin_epoch(self) -> None:
         self._module.train()
+        keep_statistics(self._module)
         self.training.optimizer.zero_grad()
 
     def accumulate(self, update: Update, input: Input, target: torch.Tensor, batches: int = 1, last: bool = True):

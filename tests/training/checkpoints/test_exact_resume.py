@@ -40,6 +40,7 @@ def run(photos, tmp_path):
     ('-j 0 --agmax --amp --amp-dtype bfloat16 --opt adamw --sched plateau --patience-epochs 0', [(1, 1), (13,)]),
     ('-j 2 --agmax --img-size 48 --augment-backend fast --train-crop-mode pad --mixup 0.2', [(3,)]),
     ('-j 0 --opt lookahead_adam --sched-on-updates --clip-grad 1', [(4,)]),
+    ('-j 0 --agmax --freeze conv1 bn1 layer1 --clip-grad 1 --clip-mode agc --nan-policy skip', [(3,)]),
     ('-j 0 --train-img-sizes 24 32 --agmax', [(2, 3)]),
     ('-j 0 -b 8 --agmax --model naflexvit_base_patch16_gap --model-kwargs embed_dim=16 depth=1 num_heads=2 '
      '--naflex-loader --naflex-train-seq-lens 4 9 --naflex-max-seq-len 9', [(1,)]),
