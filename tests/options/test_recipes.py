@@ -345,3 +345,17 @@ def test_header(name, monkeypatch):
 def test_files_named_in_headers_exist(name):
     for file in re.findall(r'hparams/[\w/]+\.yaml', '\n'.join(header(name))):
         assert (REPOSITORY / file).is_file(), file
+
+
+@pytest.mark.parametrize('name, changed', [
+    ('finetune', [{}, dict(linear_probe=True), dict(agmax=True, smoothing=0.)]),
+    ('finetune_vit', [{}, dict(freeze=['patch_embed', 'blocks.[0-5]'])])])
+def test_the_commands_of_the_recipes_for_fine_tuning(name, changed, monkeypatch):
+    monkeypatch.chdir(REPOSITORY)
+    expected = dict(pretrained=True, num_classes=2, epochs=20, smoothing=0.1, agmax=False, freeze=[],
+                    linear_probe=False)
+    found = [parse_train_args(words[1:]) for words in commands(name)]
+    assert [{key: getattr(options, key) for key in expected} for options in found] == [
+        {**expected, **values} for values in changed]
+    rate = optimization.with_learning_rate(found[0], found[0].batch_size).lr
+    assert rate == found[0].lr_base and 0 < found[0].warmup_epochs < 5 and 0 < found[0].layer_decay < 1
