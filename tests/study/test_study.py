@@ -490,7 +490,7 @@ def test_studies_of_this_package(path, tmp_path):
 def test_there_are_studies():
     assert {path.stem for path in STUDIES} == {
         'backends_pocket', 'marginals_pocket', 'small_batches_pocket', 'objective_pocket', 'demo_tuning', 'demo_fair',
-        'demo_converged'} | {
+        'demo_converged', 'finetune_pocket'} | {
         f'{name}{form}' for name in ('imagenet', 'cifar10', 'cifar100', 'batch_size', 'learning_rate', 'ablation')
         for form in ('', '_pocket')}
 
