@@ -44,7 +44,7 @@ def _set_frozen(part: Any, frozen: bool) -> None:
     part.requires_grad_(not frozen)
     for layer in part.modules() if isinstance(part, nn.Module) else ():
         if isinstance(layer, nn.modules.batchnorm._BatchNorm):
-            layer.keeps_statistics = frozen
+            vars(layer)['keeps_statistics'] = frozen  # read by keep_statistics()
 
 
 def keep_statistics(module: nn.Module) -> None:
@@ -69,7 +69,7 @@ def _parts(options: TrainOptions, model: nn.Module) -> list[Any]:
     return parts
 
 
-def _heads(options: TrainOptions, model: Any) -> list[nn.Module]:
+def _heads(options: TrainOptions, model: Any) -> list[Any]:
     found = model.get_classifier() if hasattr(model, 'get_classifier') else None
     heads = [*found] if isinstance(found, (tuple, list, nn.ModuleList)) else [found]
     if not all(isinstance(head, nn.Module) and [*head.parameters()] for head in heads):
