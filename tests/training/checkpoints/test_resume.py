@@ -3,7 +3,6 @@ import csv
 import math
 import os
 import shutil
-from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -16,6 +15,7 @@ from timm.task import ClassificationTask
 from agmax_timm.assembly import model as build
 from agmax_timm.commands import train as train_cli
 from agmax_timm.options.parse import parse_train_args
+from agmax_timm.options.parsers import saved_train_options
 from agmax_timm.training import epochs
 from agmax_timm.training import run as training
 from agmax_timm.training.checkpoints.saver import create_saver
@@ -166,7 +166,8 @@ def test_the_last_and_the_best_are_there_at_every_instant(tmp_path, monkeypatch,
     task = ClassificationTask(model, verbose=False)
     optimizer = create_optimizer_v2(model, 'sgd', lr=0.1)
     record = make_metadata(model, 'test_resnet', {})
-    saver = create_saver(str(tmp_path), task, optimizer, Namespace(checkpoint_hist=3, model='test_resnet'), record)
+    options = saved_train_options(dict(checkpoint_hist=3, model='test_resnet'))
+    saver = create_saver(str(tmp_path), task, optimizer, options, record)
     saver.save_checkpoint(0, 1.)
     saver.close()
 
