@@ -178,8 +178,9 @@ def train_once(photos, tmp_path_factory):
 @pytest.fixture(scope='session')
 def ema_run(train_once):
     """Folder of a run of four epochs with an EMA, in channels_last. By top-1 the second is the best."""
-    return train_once('--model', 'test_resnet', '--img-size', '32', '--agmax', '--epochs', '4', '--sched', 'none',
-                      '--channels-last', '--model-ema', '--model-ema-decay', '0.5', '--augment-backend', 'timm')
+    return train_once('--model', 'test_resnet', '--img-size', '32', '--agmax', '--smoothing', '0.1', '--epochs', '4',
+                      '--sched', 'none', '--channels-last', '--model-ema', '--model-ema-decay', '0.5',
+                      '--augment-backend', 'timm')
 
 
 @pytest.fixture

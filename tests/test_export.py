@@ -13,7 +13,7 @@ import torch
 
 from agmax_timm import export, predict
 from agmax_timm.commands import train as train_cli
-from agmax_timm.weights import averaging, checkpoint, onnx_export
+from agmax_timm.weights import averaging, onnx_export, saved_model
 from agmax_timm.weights.saved_model import read_model
 from agmax_timm.weights.staging import stage
 from tests.helpers.plain_timm import run_in_plain_timm
@@ -167,7 +167,7 @@ def test_what_weights_alone_do_not_say_can_be_given(tmp_path, monkeypatch, capsy
     model = write_weights(source, 'deit_tiny_distilled_patch16_224', **VIT)
     flags = ['--model', 'deit_tiny_distilled_patch16_224', '--model-kwargs', *(f'{k}={v}' for k, v in VIT.items())]
     run([source, tmp_path / 'counted', *flags])
-    monkeypatch.setattr(checkpoint, '_width', lambda *args: None)
+    monkeypatch.setattr(saved_model, '_width', lambda *args: None)
     assert 'head.weight [7, 32] in place of [1000, 32]' in fails(capsys, source, tmp_path / 'refused', *flags)
     assert 'pos_embed [1, 6, 32]' in fails(capsys, source, tmp_path / 'refused', *flags[:3], *flags[4:],
                                            '--num-classes', 7)

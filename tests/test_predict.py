@@ -99,7 +99,7 @@ def test_the_logits_are_those_of_validate_to_the_last_digit(
     ours, validates = ([word.format(run=ema_run, staged=staged_ema, weights=weights) for word in words]
                        for words in (ours, validates))
     expected = logits_of_validate(monkeypatch, photos, *validates)
-    args = predict._parser().parse_args([*ours, 'unused', *SMALL])
+    args = predict.create_parser().parse_args([*ours, 'unused', *SMALL])
     logits = prediction.Predictor(predict._options(args)).logits(list(map(str, images_of(photos))))
     assert torch.equal(logits, expected)
     assert len(logits) == 12 and len({tuple(row) for row in logits.tolist()}) == 12
@@ -220,7 +220,7 @@ def test_several_labels_an_image_have_probabilities_of_their_own(photos, run, tm
         model='test_resnet', num_classes=4, task='multilabel', img_size=32)}, path)
     words = [path, images_of(photos)[0], '--format', 'json']
     entries = json.loads(run(*words))[0]['predictions']
-    args = predict._parser().parse_args([str(path), 'unused', *SMALL])
+    args = predict.create_parser().parse_args([str(path), 'unused', *SMALL])
     logits = prediction.Predictor(predict._options(args)).logits([str(images_of(photos)[0])])[0]
     for entry in entries:
         assert entry['class'] == str(entry['index'])

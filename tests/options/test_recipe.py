@@ -137,7 +137,7 @@ def test_nothing_that_is_staged_or_reported_names_a_person_or_a_folder(folder, m
             assert PERSON not in content and str(tmp_path) not in content, path
         card = ModelCard.load(tmp_path / 'hub' / 'README.md')
         assert '| class_map' not in card.content and 'split val' in card.text
-    text = render(Report(title='run', about='', headline=[], notes=[], command=train_command(run),
+    text = render(Report(title='run', about='', trained='', headline=[], notes=[], command=train_command(run),
                        changed=changed_options(run), options=recipe(run), versions={}, curves={}))
     assert PERSON not in text and str(tmp_path) not in text
 

@@ -21,7 +21,7 @@ def test_the_size_and_sum_of_an_upload():
 
 
 def test_the_metadata_block_of_a_card():
-    """Updating a model card: split_card() in weights/card.py cuts the metadata off by this expression."""
+    """Updating a model card: split_card() in weights/card_text.py cuts the metadata off by this expression."""
     from huggingface_hub.repocard import REGEX_YAML_BLOCK
     card = '---\na: 1\n---\n# Title\n'
     match = REGEX_YAML_BLOCK.search(card)

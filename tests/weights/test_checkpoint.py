@@ -17,6 +17,7 @@ from timm.task import ClassificationTask
 import agmax_timm
 from agmax_timm.base.errors import CheckpointError
 from agmax_timm.commands import train as train_cli
+from agmax_timm.options.parsers import saved_train_options
 from agmax_timm.training.checkpoints.saver import CheckpointSaver
 from agmax_timm.weights.checkpoint import choose_ema, describe_weights, load_weights, saved_options
 from agmax_timm.weights.metadata import make_metadata
@@ -76,7 +77,7 @@ def test_a_recovery_file_has_no_metrics_of_the_epoch_before(tmp_path):
     task = ClassificationTask(model, torch.nn.CrossEntropyLoss())
     saver = CheckpointSaver(
         task, make_metadata(model, 'test_resnet', {}), optimizer=torch.optim.SGD(model.parameters(), lr=0.1),
-        args=Namespace(model='test_resnet'), checkpoint_dir=str(tmp_path), recovery_dir=str(tmp_path))
+        args=saved_train_options({'model': 'test_resnet'}), checkpoint_dir=str(tmp_path), recovery_dir=str(tmp_path))
     saver.save_checkpoint(0, 50., raw={'top1': 50.}, ema=None)
     saver.save_recovery(1, 7)
     assert load(tmp_path / 'last.pth.tar')['agmax_timm']['metrics'] == {'raw': {'top1': 50.}}

@@ -177,7 +177,10 @@ def test_no_option_of_an_evaluation_is_forgotten():
     kinds = {name: option.evaluation for name, option in declared(ValidateOptions).items()
              if name in declared(TrainOptions)}
     decisive = ('input', 'data', 'labels', 'precision', 'compilation')
-    assert {name for name, kind in kinds.items() if kind not in decisive} <= WITHOUT_EFFECT
+    of_a_share = {'train_split', 'val_split_seed'}
+    assert {name for name, kind in kinds.items() if kind not in decisive} <= WITHOUT_EFFECT | of_a_share
+    words = validate_command({'val_split': '0.1', 'train_split': 'all', 'val_split_seed': 3}, 'x')
+    assert '--split 0.1' in words and '--train-split all' in words and '--val-split-seed 3' in words
     values = {'class_map': 'map.txt', 'amp_dtype': 'bfloat16', 'multilabel_threshold': 0.3, 'naflex_max_seq_len': 9}
     for name in (name for name, kind in kinds.items() if kind in decisive[1:] and name != 'dataset'):
         value = values.get(name, True)
