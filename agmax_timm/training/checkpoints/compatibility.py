@@ -7,6 +7,7 @@ from ...base.command_line import flag_of
 from ...base.errors import OptionError
 from ...base.text import listed
 from ...data.sources.classes import class_names, normalised, same_names
+from ...options.data_kinds import share_of
 from ...options.declare import declared
 from ...options.model import TrainModel
 from ...options.parsers import TrainOptions
@@ -35,6 +36,8 @@ def compare_options(options: TrainOptions, saved: dict[str, Any], within_epoch: 
     for name in differ:
         values = f'{_shown(getattr(options, name))} in place of {_shown(saved[name])}'
         rule = known[name].resume
+        if name == 'val_split' and share_of(options.val_split) is not None:
+            rule = 'refused'  # the share would have images that the run has trained on
         if rule in refused:
             way_out = ' or drop its optimizer with --no-resume-opt' if rule == 'refused with optimizer' else ''
             raise OptionError(f'--resume {options.resume} cannot continue with {flag_of(name)} {values}: '

@@ -91,6 +91,20 @@ def test_a_flag_that_differs_is_refused_told_or_of_no_account(name):
             compatibility.compare_options(args, saved, within_epoch=True)
 
 
+@pytest.mark.parametrize('before, now, refused', [
+    ('0.1', '0.2', True), ('validation', '0.1', True), ('0.1', 'test', False), ('validation', 'test', False)])
+def test_a_share_is_held_out_from_the_first_epoch_on(before, now, refused):
+    """A run would otherwise be measured on images that it has trained on."""
+    options = replace(parse_train_args(['data', '--val-split', now, '--val-split-seed', '1']), resume='FILE')
+    saved = {**vars(options), 'val_split': before}
+    if refused:
+        with pytest.raises(OptionError, match=f'--val-split {now} in place of {before}: leave it as it was'):
+            compatibility.compare_options(options, saved, within_epoch=False)
+    else:
+        changes, _ = compatibility.compare_options(options, saved, within_epoch=False)
+        assert changes == [f'--val-split {now} in place of {before}']
+
+
 def test_a_checkpoint_from_before_an_option_was_made_with_its_default():
     args = replace(parse_train_args(['data', '--agmax', '--agmax-loss', 'kl']), resume='FILE')
     saved = {name: value for name, value in vars(args).items() if name not in ('agmax_loss', 'warmup_prefix')}
