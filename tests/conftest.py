@@ -64,8 +64,8 @@ def small_curves():
 
 
 @pytest.fixture(autouse=True)
-def ended_workers():
-    """End the loader workers that a test leaves in an exception's frames.
+def end_workers():
+    """Function: end the loader workers that are left in an exception's frames. It is called after each test.
 
     The garbage collector closes their queues before it tells them to end, and then waits 5 seconds for each.
     """
@@ -75,11 +75,14 @@ def ended_workers():
         iterators.add(iterator)
         begin(iterator, loader)
 
+    def end():
+        for iterator in iterators:
+            iterator._shutdown_workers()
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(WorkersIterator, '__init__', recorded)
-        yield
-    for iterator in iterators:
-        iterator._shutdown_workers()
+        yield end
+    end()
 
 
 @pytest.fixture

@@ -140,7 +140,7 @@ def test_a_damaged_image_is_taken_out(argv, photos, tmp_path, capsys, caplog):
 
 
 @pytest.mark.parametrize('more', [[], ['--grad-accum-steps', '4'], ['-j', '2']], ids=' '.join)
-def test_too_many_damaged_training_images_cost_no_update(photos, tmp_path, capsys, more):
+def test_too_many_damaged_training_images_cost_no_update(photos, tmp_path, capsys, end_workers, more):
     """They stop the run in its first epoch; with more of them allowed it ends as the run that allowed them at once."""
     data = shutil.copytree(photos, tmp_path / 'photos')
     for name in ('ant/000.jpg', 'bee/004.jpg', 'cat/008.jpg'):
@@ -150,6 +150,7 @@ def test_too_many_damaged_training_images_cost_no_update(photos, tmp_path, capsy
     whole, run = [*argv, '--experiment', 'whole'], [*argv, '--experiment', 'run']
     train_cli.main([*whole, '--max-damaged', '1'])
     assert '--max-damaged 0.1' in fail([*run, '--max-damaged', '0.1'], capsys, status=2)
+    end_workers()
     assert [path.name for path in (tmp_path / 'run').glob('recovery-0-*.pth.tar')]
     train_cli.main([*run, '--max-damaged', '1'])
     assert_equal(outcome(tmp_path / 'run'), outcome(tmp_path / 'whole'))
