@@ -63,8 +63,9 @@ def _parts(options: TrainOptions, model: nn.Module) -> list[Any]:
     for pattern in options.freeze:
         found = fnmatch.filter(filter(None, named), pattern)
         if not found:
-            raise OptionError(f"--freeze '{pattern}' matches no part of --model {options.model}"
-                              f'{nearest(pattern, named)}: there are {listed([*dict(model.named_children())])}')
+            parts_of_model = listed([name for name, _ in model.named_children()])
+            raise OptionError(f"--freeze '{pattern}' matches no part of --model {options.model} ({parts_of_model})"
+                              f'{nearest(pattern, named)}')
         parts += [named[name] for name in found]
     return parts
 

@@ -73,7 +73,8 @@ def test_patterns_name_parameters_too():
 
 
 @pytest.mark.parametrize('flags, words', [
-    (dict(freeze=['layr1']), ["--freeze 'layr1' matches no part of --model test_resnet, did you mean layer1?", 'bn1']),
+    (dict(freeze=['layr1']),
+     ["--freeze 'layr1' matches no part of --model test_resnet (", '), did you mean layer1?', 'bn1']),
     (dict(freeze=['*']), ['--freeze * leaves nothing of --model test_resnet to train']),
 ])
 def test_what_cannot_be_frozen(flags, words):
