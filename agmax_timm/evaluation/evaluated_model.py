@@ -23,15 +23,16 @@ from ..assembly.model import (
     try_input,
 )
 from ..base.distributed import is_distributed, is_primary, world_size
-from ..base.errors import OptionError
-from ..data.sources.classes import ModelClasses
-from ..options.data_kinds import held_out, share_of
+from ..base.errors import DataError, OptionError
+from ..data.sources.classes import ModelClasses, MovedClassError, summary
+from ..options.data_kinds import held_out, share_of, split_name
 from ..options.declare import declared
 from ..options.device import ValidationDevice
 from ..options.model import Model, ValidationModel
 from ..options.parsers import ValidateOptions
 from ..weights.checkpoint import load_weights, saved_options
 from ..weights.limits import noted_options
+from .metrics import set_targets
 
 _logger = logging.getLogger('validate')
 
@@ -102,6 +103,22 @@ def open_split(options: ValidateOptions, data_config: dict[str, Any]) -> Dataset
     mode = datasets.image_mode(options, data_config)
     return datasets.open_split(options, options.split, num_samples=options.num_samples, input_img_mode=mode,
                                seed=options.seed, **kwargs)
+
+
+def open_data(subject: EvaluatedModel, logger: logging.Logger, remedy: str) -> Dataset:
+    """Open the data of an evaluation, log its size and classes, and give its targets the numbers of the model.
+
+    Raises:
+        DataError: The classes of the data have other numbers than those of the model. The message ends with `remedy`.
+    """
+    options = subject.options
+    dataset = open_split(options, subject.data_config)
+    logger.info(summary({split_name(vars(options), options.split): dataset}))
+    try:
+        set_targets(options, dataset, subject.num_classes, subject.classes)
+    except MovedClassError as error:
+        raise DataError(f'{error}: {remedy}') from error
+    return dataset
 
 
 def create_evaluated_model(options: ValidateOptions, device: torch.device, precision: Precision) -> EvaluatedModel:

@@ -12,18 +12,16 @@ from ..assembly import datasets
 from ..assembly import model as build
 from ..assembly.console import begin_log
 from ..base.distributed import is_primary
-from ..base.errors import DataError, OptionError
-from ..data.sources.classes import MovedClassError, summary
+from ..base.errors import OptionError
 from ..options import timm_names
-from ..options.data_kinds import split_name
 from ..options.parsers import ValidateOptions
 from ..options.paths import CLASSES_OF_MODEL
 from ..weights.checkpoint import saved_options
 from . import bulk, measures
 from .evaluate import evaluate
-from .evaluated_model import EvaluatedModel, build_loader, open_split, prepare
+from .evaluated_model import EvaluatedModel, build_loader, open_data, prepare
 from .log import finite, log_steps
-from .metrics import create_evaluator, set_targets
+from .metrics import create_evaluator
 
 _METRICS: dict[str, dict[str, str | None]] = {  # name of the complement to 100 by metric
     'classification': {'top1': 'top1_err', 'top5': 'top5_err'},
@@ -59,12 +57,7 @@ def validate_model(options: ValidateOptions, device: torch.device) -> dict[str, 
     """Evaluate one model on a device that start() returned."""
     subject = prepare(options, device)
     options = subject.options
-    dataset = open_split(options, subject.data_config)
-    _logger.info(summary({split_name(vars(options), options.split): dataset}))
-    try:
-        set_targets(options, dataset, subject.num_classes, subject.classes)
-    except MovedClassError as error:
-        raise DataError(f'{error}: --class-map {CLASSES_OF_MODEL} numbers the classes as the model does') from error
+    dataset = open_data(subject, _logger, f'--class-map {CLASSES_OF_MODEL} numbers the classes as the model does')
     loader = build_loader(subject, dataset)
     evaluator = create_evaluator(options, dataset, loader, subject.num_classes, device)
     try:

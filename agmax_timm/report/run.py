@@ -12,15 +12,14 @@ from ..assembly import model as build
 from ..base.errors import DataError, OptionError
 from ..base.text import one_line
 from ..data.pictures import ToPicture
-from ..data.sources.classes import MovedClassError, class_names, summary
+from ..data.sources.classes import class_names
 from ..evaluation.analysis import Analysis
 from ..evaluation.evaluate import outputs_of
-from ..evaluation.evaluated_model import EvaluatedModel, build_loader, open_split, prepare
+from ..evaluation.evaluated_model import EvaluatedModel, build_loader, open_data, prepare
 from ..evaluation.log import log_steps
-from ..evaluation.metrics import create_evaluator, set_targets
+from ..evaluation.metrics import create_evaluator
 from ..evaluation.outcomes import Mistake, Outcomes
 from ..options import timm_names
-from ..options.data_kinds import split_name
 from ..options.declare import declared
 from ..options.parse import read_config, validate_options
 from ..options.parsers import ValidateOptions, train_parser
@@ -149,12 +148,7 @@ def evaluate(options: ValidateOptions, device: torch.device, on_batch: Callable[
     """Evaluate the checkpoint as validate.py does, and analyse the predictions."""
     subject = prepare(options, device)
     options = subject.options
-    dataset = open_split(options, subject.data_config)
-    _logger.info(summary({split_name(vars(options), options.split): dataset}))
-    try:
-        set_targets(options, dataset, subject.num_classes, subject.classes)
-    except MovedClassError as error:
-        raise DataError(f'{error}: give the data of the run, with the classes that it had') from error
+    dataset = open_data(subject, _logger, 'give the data of the run, with the classes that it had')
     loader = build_loader(subject, dataset)
     evaluator = create_evaluator(options, dataset, loader, subject.num_classes, device)
     to_picture = ToPicture(subject.data_config, subject.patch_size, options.naflex_patchify_channels_first)
