@@ -12,8 +12,8 @@ __version__ = '0.1.0'
 
 TYPE_CHECKING = False  # true for type checkers and editors, which also know the name without an import of typing
 if TYPE_CHECKING:
+    from .data.augmentation.mixup import TwoViewCollate
     from .data.loader import create_two_view_loader
-    from .data.mixup import TwoViewCollate
     from .data.sources.datasets import create_dataset
     from .data.views import TwoViews
     from .loss import AgMaxLoss
@@ -24,7 +24,7 @@ _HOMES = {
     'AgMaxLoss': '.loss',
     'AgMaxTask': '.task',
     'QNet': '.network',
-    'TwoViewCollate': '.data.mixup',
+    'TwoViewCollate': '.data.augmentation.mixup',
     'TwoViews': '.data.views',
     'create_dataset': '.data.sources.datasets',
     'create_two_view_loader': '.data.loader',

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from ..base.command_line import flag_of
 from ..base.errors import OptionError
 from ..base.text_file import without_mark
-from ..data.balance import labels_of
+from ..data.loading.balance import labels_of
 from ..options.parsers import TrainOptions
 
 Stats = tuple[torch.Tensor, int]

@@ -9,13 +9,13 @@ from torch.utils.data import Dataset, IterableDataset
 from ..base.command_line import flag_of
 from ..base.distributed import is_distributed, rank, world_size
 from ..base.errors import OptionError
-from ..data.balance import BalancedSampler, labels_of, use_sampler
-from ..data.device import Input, to_device
 from ..data.loader import create_train_loader
+from ..data.loading.balance import BalancedSampler, labels_of, use_sampler
+from ..data.loading.device import Input, to_device
+from ..data.loading.workers import leave_signals
 from ..data.memory.buffers import is_pinned
 from ..data.naflex import create_naflex_train_loader
 from ..data.sources.shards import share_evaluation
-from ..data.workers import leave_signals
 from ..options.checks import mixing
 from ..options.data import Loading
 from ..options.declare import picked

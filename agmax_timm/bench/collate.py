@@ -5,7 +5,7 @@ import numpy as np
 import timm.data
 import torch
 
-from ..data.mixup import TwoViewCollate
+from ..data.augmentation.mixup import TwoViewCollate
 from . import passes
 from .report import Result
 

@@ -5,7 +5,7 @@ from typing import Any
 from timm.data.loader import PrefetchLoader
 from torch.utils.data import Dataset
 
-from .augment import Extensions
+from .augmentation.transforms import Extensions
 from .sources.decoding import decode
 
 _logger = logging.getLogger(__name__)

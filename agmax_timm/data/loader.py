@@ -11,7 +11,8 @@ from torch.utils.data import Dataset, IterableDataset
 
 from ..base.distributed import world_size
 from ..base.image_modes import BACKENDS, CROP_MODES, check_mode, mode_of_channels, timm_policy
-from .augment import (
+from .augmentation.mixup import CollateMixup, TwoViewCollate, TwoViewMixup
+from .augmentation.transforms import (
     Chain,
     CutOut,
     Extensions,
@@ -22,14 +23,13 @@ from .augment import (
     use_published_policy,
 )
 from .backend import select_backend, use_batched_views
-from .device import DeviceMixupLoader
+from .loading.device import DeviceMixupLoader
+from .loading.ranks import check_batch, check_group, follow_group
+from .loading.workers import data_loader_of
 from .memory.buffers import is_pinned, is_reusable
 from .memory.free_memory import memory_limit
 from .memory.images import keep_decoded
-from .mixup import CollateMixup, TwoViewCollate, TwoViewMixup
-from .ranks import check_batch, check_group, follow_group
 from .views import TwoViews, warn_of_equal_views, with_transform
-from .workers import data_loader_of
 
 
 def create_train_loader(

@@ -8,7 +8,7 @@ from timm.data import NaFlexMixup, create_naflex_loader
 from torch.utils.data import Subset, default_collate
 
 from ..base.image_modes import check_mode, mode_of_channels, timm_policy
-from .augment import use_published_policy
+from .augmentation.transforms import use_published_policy
 from .views import TwoViews, warn_of_equal_views
 
 _logger = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ from torchvision.transforms.functional import to_pil_image
 
 from ..base import atomic_write
 from ..base.fonts import Font, font_for
-from .device import Input
+from .loading.device import Input
 
 _MARGIN = 16  # around the sheet, and between two images
 _GAP = 6  # between two views, and between a text and its image

@@ -9,10 +9,10 @@ from timm.task import ClassificationEvaluator, evaluation_sample_limit
 from ..assembly import loaders
 from ..assembly.model import Precision
 from ..base.distributed import is_distributed
-from ..data.device import Input
+from ..data.loading.device import Input
+from ..data.loading.workers import batches_of
 from ..data.sources.decoding import check_damage
 from ..data.sources.shards import warn_of_loss
-from ..data.workers import batches_of
 from ..options.parsers import AnyOptions
 
 

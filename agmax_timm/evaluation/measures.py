@@ -17,8 +17,8 @@ from ..assembly import datasets, loaders
 from ..base.distributed import is_primary
 from ..base.errors import DataError, OptionError
 from ..base.text import one_line
-from ..data.augment import change_transforms, transforms_of
-from ..data.mixup import TwoViewCollate
+from ..data.augmentation.mixup import TwoViewCollate
+from ..data.augmentation.transforms import change_transforms, transforms_of
 from ..data.sources.classes import class_names, same_names
 from ..options.evaluation import Robustness
 from ..options.parsers import AnyOptions, ValidateOptions, saved_train_options

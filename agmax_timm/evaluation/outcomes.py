@@ -4,7 +4,7 @@ from dataclasses import dataclass
 import torch
 from PIL import Image
 
-from ..data.device import Input
+from ..data.loading.device import Input
 from ..data.pictures import ToPicture
 from .analysis import Analysis, analyse
 

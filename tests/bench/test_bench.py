@@ -18,7 +18,7 @@ from timm.data.readers.reader_image_folder import ReaderImageFolder
 
 from agmax_timm.bench import command, memory, network, objective, options, passes, pipelines, processes, report
 from agmax_timm.commands import train as train_cli
-from agmax_timm.data.mixup import TwoViewCollate
+from agmax_timm.data.augmentation.mixup import TwoViewCollate
 from agmax_timm.data.sources.folder import FolderReader
 from agmax_timm.task import AgMaxTask
 from tests.helpers.paths import REPOSITORY

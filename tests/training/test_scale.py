@@ -27,7 +27,7 @@ from agmax_timm import AgMaxTask
 from agmax_timm.assembly.model import Precision
 from agmax_timm.commands import train as train_cli
 from agmax_timm.commands import validate as validate_cli
-from agmax_timm.data.mixup import TwoViewMixup
+from agmax_timm.data.augmentation.mixup import TwoViewMixup
 from agmax_timm.training.updates import loop
 from agmax_timm.training.updates.step import Step, Training
 from tests.helpers.paths import REPOSITORY

@@ -138,8 +138,8 @@ def test_policies_keep_their_operations():
 
 
 def test_training_transforms_end_in_levels():
-    """--augment-backend fast, --lighting and --train-crop-mode pad: data/augment.py and data/arrays/transform.py take
-    the first step for the crop, and the last for the one that makes a tensor."""
+    """--augment-backend fast, --lighting and --train-crop-mode pad: data/augmentation/transforms.py and
+    data/arrays/transform.py take the first step for the crop, and the last for the one that makes a tensor."""
     loader = training_loader(auto_augment='rand-m9', interpolation='random')
     first, *_, last = loader.dataset.transform.transforms
     assert type(first).__name__ == 'RandomResizedCropAndInterpolation'
@@ -148,7 +148,7 @@ def test_training_transforms_end_in_levels():
 
 
 def test_scheduled_data_sets_keep_transforms():
-    """--train-img-sizes with --agmax: data/augment.py replaces ScheduledTransformDataset.transforms."""
+    """--train-img-sizes with --agmax: data/augmentation/transforms.py replaces ScheduledTransformDataset.transforms."""
     dataset = ScheduledTransformDataset(Images(), [str, repr])
     assert dataset.transforms == (str, repr) and isinstance(dataset.dataset, Images)
 

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch.utils.data import default_collate
 
+from ..augmentation.mixup import Mix, TwoViewCollate, class_indices, pair_of
 from ..memory.buffers import Buffers
-from ..mixup import Mix, TwoViewCollate, class_indices, pair_of
 from .small import ViewBatch
 
 

@@ -8,7 +8,7 @@ import torch
 from timm.data.loader import PrefetchLoader
 from torchvision.transforms import ColorJitter, Compose
 
-from ..augment import Chain, Extensions, change_transforms, transforms_of
+from ..augmentation.transforms import Chain, Extensions, change_transforms, transforms_of
 from ..memory.buffers import is_reusable
 from ..sources.decoding import DecodedDataset
 from .collate import FastCollate

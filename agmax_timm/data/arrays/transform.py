@@ -18,7 +18,7 @@ from timm.data import auto_augment
 from timm.data.transforms import MaybePILToTensor, RandomResizedCropAndInterpolation, interp_mode_to_str
 from torchvision import transforms
 
-from ..augment import Lighting
+from ..augmentation.transforms import Lighting
 from . import blur, colour
 from .operations import OPERATIONS
 

@@ -18,8 +18,8 @@ from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, Itera
 
 from ...base.errors import CheckpointError
 from ...base.random_state import get_random_state, kept_random_state, set_random_state, torch_state
+from ..loading.workers import CollateWithState, WorkerInit, get_shuffle_state, set_shuffle_state, sigterm_blocked
 from ..memory.buffers import Courier
-from ..workers import CollateWithState, WorkerInit, get_shuffle_state, set_shuffle_state, sigterm_blocked
 from .order import wrap_order
 from .position import to_bytes, to_tensors
 from .workers import Iterators, WorkerStates

@@ -9,10 +9,10 @@ import torch
 
 from ...assembly.loaders import prepare_batch
 from ...base.distributed import is_distributed, world_size
-from ...data.device import Input
+from ...data.loading.device import Input
+from ...data.loading.workers import batches_of
 from ...data.sources.decoding import check_damage
 from ...data.sources.shards import check_delivered
-from ...data.workers import batches_of
 from .finite_check import CheckResult
 from .losses import NonFiniteError, RunningLosses, Update
 from .step import Step

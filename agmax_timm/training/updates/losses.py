@@ -9,7 +9,7 @@ import torch.distributed as dist
 import torch.nn as nn
 
 from ...base.errors import UserError
-from ...data.device import Input
+from ...data.loading.device import Input
 
 
 class NonFiniteError(UserError, RuntimeError):

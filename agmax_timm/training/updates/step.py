@@ -11,7 +11,7 @@ from torch.nn.utils import clip_grads_with_norm_
 
 from ...assembly.freezing import keep_statistics
 from ...assembly.model import Precision
-from ...data.device import Input
+from ...data.loading.device import Input
 from ...options.parsers import TrainOptions
 from .finite_check import CheckResult, FiniteCheck
 from .losses import BatchLosses, Update

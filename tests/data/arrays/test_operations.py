@@ -9,7 +9,7 @@ from PIL import Image
 from timm.data import auto_augment
 from torchvision.transforms import functional
 
-from agmax_timm.data.augment import _RGB_EIGENVALUES, _RGB_EIGENVECTORS, Lighting
+from agmax_timm.data.augmentation.transforms import _RGB_EIGENVALUES, _RGB_EIGENVECTORS, Lighting
 
 cv2 = pytest.importorskip('cv2')
 

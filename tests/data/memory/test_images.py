@@ -12,10 +12,10 @@ from timm.utils import random_seed
 
 from agmax_timm import create_two_view_loader
 from agmax_timm.base.errors import DamagedError
+from agmax_timm.data.augmentation.mixup import TwoViewMixup
 from agmax_timm.data.loader import create_train_loader
 from agmax_timm.data.memory import images as memory
 from agmax_timm.data.memory.images import keep_decoded
-from agmax_timm.data.mixup import TwoViewMixup
 from agmax_timm.data.sources.datasets import create_dataset
 from tests.helpers.images import CLASSES, PER_CLASS
 

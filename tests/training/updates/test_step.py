@@ -17,7 +17,7 @@ from agmax_timm import AgMaxTask
 from agmax_timm.assembly.loaders import prepare_batch
 from agmax_timm.assembly.loss_scaler import LossScaler
 from agmax_timm.assembly.model import Precision
-from agmax_timm.data.device import DeviceMixupLoader
+from agmax_timm.data.loading.device import DeviceMixupLoader
 from agmax_timm.distillation import AgMaxDistillationTask
 from agmax_timm.loss import AGREEMENT_KINDS
 from agmax_timm.training.updates import finite_check, loop

@@ -14,8 +14,8 @@ from agmax_timm import predict
 from agmax_timm.base.errors import WorkerError, as_user_error
 from agmax_timm.commands import train as train_cli
 from agmax_timm.commands import validate as validate_cli
+from agmax_timm.data.loading.workers import WorkerInit, batches_of, leave_signals
 from agmax_timm.data.sources.folder import FolderReader
-from agmax_timm.data.workers import WorkerInit, batches_of, leave_signals
 from agmax_timm.evaluation.prediction import _Files
 from agmax_timm.report import command as report
 
@@ -87,7 +87,7 @@ def _refused():
 
 
 def test_what_is_no_death_is_passed_on(monkeypatch):
-    monkeypatch.setattr('agmax_timm.data.workers._DEATH_DELAY', 0.1)
+    monkeypatch.setattr('agmax_timm.data.loading.workers._DEATH_DELAY', 0.1)
     with pytest.raises(RuntimeError, match='Caught RuntimeError in DataLoader worker process 0') as caught:
         _send(_fail)
     assert as_user_error(caught.value) is None and 'of the data' in str(caught.value)
@@ -146,7 +146,7 @@ def test_a_pin_thread_that_loses_a_worker_is_one_line(monkeypatch, target, error
 
     def killed(signal_of_death):
         raise RuntimeError('DataLoader worker (pid 7) is killed by signal: Killed.')
-    monkeypatch.setattr('agmax_timm.data.workers.time.sleep', killed)
+    monkeypatch.setattr('agmax_timm.data.loading.workers.time.sleep', killed)
     with pytest.raises(RuntimeError, match='DataLoader worker .pid 7.'):
         list(batches_of(batches()))
     assert tracebacks == ([error] if told else [])
@@ -157,6 +157,6 @@ def test_other_errors_of_a_loader_are_not_waited_for(monkeypatch):
     def batches():
         raise RuntimeError('something else')
         yield
-    monkeypatch.setattr('agmax_timm.data.workers.time.sleep', lambda seconds: pytest.fail('waits'))
+    monkeypatch.setattr('agmax_timm.data.loading.workers.time.sleep', lambda seconds: pytest.fail('waits'))
     with pytest.raises(RuntimeError, match='something else'):
         list(batches_of(batches()))

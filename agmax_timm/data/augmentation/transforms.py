@@ -10,7 +10,7 @@ from timm.data.scheduled_sampler import ScheduledTransformDataset
 from timm.data.transforms import str_to_interp_mode
 from torchvision import transforms
 
-from ..base.image_modes import PUBLISHED_POLICIES
+from ...base.image_modes import PUBLISHED_POLICIES
 
 # Principal components of ImageNet's RGB values in [0, 1], from 'ImageNet Classification with Deep Convolutional Neural
 # Networks', section 4.1: eigenvalues, and eigenvectors as columns (rows R, G, B).

@@ -9,7 +9,7 @@ from PIL import Image, ImageEnhance, ImageOps
 from timm.data import auto_augment, create_transform
 
 from agmax_timm import create_two_view_loader
-from agmax_timm.data.augment import CutOut, Lighting, extend_transform, pad_and_crop
+from agmax_timm.data.augmentation.transforms import CutOut, Lighting, extend_transform, pad_and_crop
 from agmax_timm.data.loader import create_train_loader
 
 pytestmark = pytest.mark.usefixtures('fixed_seed')

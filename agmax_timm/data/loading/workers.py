@@ -15,8 +15,8 @@ from typing import Any
 
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from ..base.random_state import get_generator_state, get_process_state, set_generator_state, set_process_state
-from .sources.shards import shuffle_generator
+from ...base.random_state import get_generator_state, get_process_state, set_generator_state, set_process_state
+from ..sources.shards import shuffle_generator
 
 _DEATH_DELAY = 2.  # seconds until the system reports the death of a killed process
 

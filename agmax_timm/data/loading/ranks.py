@@ -9,7 +9,7 @@ from typing import Any
 from timm.data.loader import MultiEpochsDataLoader
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset, RandomSampler, Sampler
 
-from ..base.distributed import world_size
+from ...base.distributed import world_size
 
 
 class RankSampler(Sampler):

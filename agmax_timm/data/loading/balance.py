@@ -6,7 +6,7 @@ import numpy as np
 from timm.data.loader import MultiEpochsDataLoader
 from torch.utils.data import DataLoader, Sampler
 
-from ..base.errors import DataError
+from ...base.errors import DataError
 
 
 def labels_of(dataset: Any) -> np.ndarray:

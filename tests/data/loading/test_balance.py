@@ -6,7 +6,7 @@ import torch
 from agmax_timm.assembly.loaders import build_train_loader
 from agmax_timm.assembly.model import Precision
 from agmax_timm.base.errors import DataError
-from agmax_timm.data.balance import BalancedSampler, labels_of
+from agmax_timm.data.loading.balance import BalancedSampler, labels_of
 from agmax_timm.data.resumption.loader import make_resumable
 from agmax_timm.data.sources.datasets import create_dataset
 from agmax_timm.options.parse import parse_train_args

@@ -13,8 +13,8 @@ from timm.utils import random_seed
 from torch.utils.data import DataLoader
 
 from agmax_timm import TwoViewCollate, create_two_view_loader
+from agmax_timm.data.augmentation.mixup import CollateMixup, TwoViewMixup
 from agmax_timm.data.loader import create_train_loader
-from agmax_timm.data.mixup import CollateMixup, TwoViewMixup
 
 MODES = ['batch', 'pair', 'elem']
 MIXES = {
