@@ -20,7 +20,7 @@ def options(*argv):
 
 
 def said(caplog, recwarn) -> list[str]:
-    """Return the log records and warnings of a test, without those about files and sockets that earlier tests left open.
+    """Return the log records and warnings of a test, without those about what earlier tests left open.
 
     Python reports these whenever it collects them, so they can come in any test.
     """
