@@ -70,13 +70,10 @@ def test_the_table_of_devices_claims_only_what_ran():
     assert amp[1].endswith('| 1 passed, 1 failed | 1 passed, 1 skipped |')
 
 
-REFERENCE_PAGES = {'trouble.md'}
-
-
 @pytest.mark.parametrize('path', sorted(DOCS.rglob('*.md')), ids=lambda path: path.name)
-def test_tables_of_pages_for_beginners_are_short(path):
+def test_tables_are_short(path):
     tables = re.findall(r'(?:^\|.*\n)+', path.read_text() + '\n', re.M)
-    assert path.name in REFERENCE_PAGES or all(table.count('\n') - 2 <= 40 for table in tables)
+    assert all(table.count('\n') - 2 <= 40 for table in tables)
 
 
 def test_every_page_is_in_the_navigation():

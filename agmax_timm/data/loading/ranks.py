@@ -1,7 +1,7 @@
-"""Shares of the samples for each rank, also if the process group is initialised after the loader.
+"""Shares of the samples for each rank, for create_two_view_loader in a script of your own.
 
-Lightning initialises the group when training begins, and calls set_epoch. accelerate initialises it before the loader.
-Both shard a torch DataLoader, and do not change other loaders.
+The process group may be initialised after the loader: Lightning does so when training begins, and calls set_epoch.
+accelerate initialises it before the loader. Both shard a torch DataLoader, and do not change other loaders.
 """
 from collections.abc import Iterator
 from typing import Any
