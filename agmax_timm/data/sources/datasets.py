@@ -50,8 +50,8 @@ class DemoDataset(Dataset):
             self.images, self.targets = data[f'{part}_images'], data[f'{part}_labels']
             self.class_to_idx = {str(name): i for i, name in enumerate(data['class_names'])}
         self.input_img_mode = input_img_mode
-        self.transform = None
-        self.target_transform = None
+        self.transform: Callable[[Image.Image], Any] | None = None
+        self.target_transform: Callable[[int], Any] | None = None
 
     def __getitem__(self, index: int):
         image, target = Image.fromarray(self.images[index]).convert(self.input_img_mode), int(self.targets[index])
@@ -89,7 +89,9 @@ def create_dataset(
         DataError: The data cannot be opened, or the root has no folder for the split but folders for others.
     """
     if name == DEMO:
-        return DemoDataset(split, kwargs.get('input_img_mode', 'RGB'))
+        demo = DemoDataset(split, kwargs.get('input_img_mode', 'RGB'))
+        demo.transform, demo.target_transform = kwargs.get('transform'), kwargs.get('target_transform')
+        return demo
     check_split(name, root, split)
     try:
         dataset = _open(name, root, split, max_damaged, **kwargs)

@@ -81,7 +81,9 @@ def test_demo_images(mode):
     image, target = dataset[3]
     assert image.mode == mode and image.size == (28, 28)
     assert np.asarray(image.convert('L')).std() > 10
-    dataset.transform, dataset.target_transform = (lambda image: image.size), (lambda target: -target)
+    transforms = dict(transform=lambda image: image.size, target_transform=lambda target: -target)
+    assert create_dataset('demo', split='train', input_img_mode=mode, **transforms)[3] == ((28, 28), -target)
+    dataset.transform, dataset.target_transform = transforms.values()
     assert dataset[3] == ((28, 28), -target)
 
 
