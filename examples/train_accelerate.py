@@ -12,7 +12,8 @@ parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument('--epochs', type=int, default=10)
 args = parser.parse_args()
 
-accelerator = Accelerator()
+# Without `cpu`, several processes on a CPU do not know of each other.
+accelerator = Accelerator(cpu=not torch.cuda.is_available())
 set_seed(0)
 
 mean, std = (0.286,) * 3, (0.353,) * 3

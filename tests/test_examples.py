@@ -1,12 +1,14 @@
 """The scripts of examples/ run, and Lightning and accelerate share a loader's images among two ranks."""
 import re
 import runpy
+import shutil
 import sys
 
 import pytest
 import timm
 import torch
 
+import agmax_timm
 from agmax_timm import AgMaxTask, create_two_view_loader
 from agmax_timm.data.sources.datasets import create_dataset
 from tests.helpers.images import MemoryDataset, gradient_image
@@ -16,7 +18,8 @@ from tests.helpers.run_files import load
 
 pytestmark = pytest.mark.slow
 EXAMPLES = REPOSITORY / 'examples'
-NEEDED = {'train_pytorch': 'torch', 'train_accelerate': 'accelerate', 'train_lightning': 'pytorch_lightning'}
+NEEDED = {'train_pytorch': 'torch', 'train_accelerate': 'accelerate', 'train_lightning': 'pytorch_lightning',
+          'train_transformers': 'transformers'}
 RANKS, IMAGES = 2, 24
 
 
@@ -43,7 +46,7 @@ def test_every_example_is_here():
     assert all(f'`{name}.py`' in table for name in NEEDED)
 
 
-@pytest.mark.parametrize('name', ['train_accelerate', 'train_lightning'])
+@pytest.mark.parametrize('name', ['train_accelerate', 'train_lightning', 'train_transformers'])
 def test_an_example_of_a_framework_learns(name, example):
     pytest.importorskip(NEEDED[name])
     accuracy, = example(name, '--epochs', '1')
@@ -73,6 +76,49 @@ def test_the_example_in_plain_pytorch_on_two_ranks(tmp_path):
     assert checkpoint['state_dict']['conv1.0.weight'].isfinite().all() and checkpoint['task_state']['qnet']
     printed = re.findall(r'accuracy (\d+\.\d+) %', logs(tmp_path / 'logs'))
     assert len(printed) == 1 and float(printed[0]) > 25
+
+
+def create_few(name, **kwargs):
+    """A tenth of the images of the demo."""
+    dataset = create_dataset(name, **kwargs)
+    dataset.images, dataset.targets = dataset.images[::10], dataset.targets[::10]
+    return dataset
+
+
+def test_the_example_of_transformers_resumes_to_the_last_bit(example, tmp_path, monkeypatch):
+    pytest.importorskip('transformers')
+    from safetensors.torch import load_file
+    monkeypatch.setattr('agmax_timm.create_dataset', create_few)
+    first = example('train_transformers', '--epochs', '2')
+    last, model = (tmp_path / 'checkpoints' / name / 'model.safetensors' for name in ('checkpoint-4', 'model'))
+    trained, plain = load_file(last), load_file(model)
+    shutil.rmtree(last.parent)
+    assert example('train_transformers', '--epochs', '2') == first
+    torch.testing.assert_close(load_file(last), trained, rtol=0, atol=0)
+    # A checkpoint holds the Q-network next to the model, and the saved model has no more than timm's weights.
+    qnet = {name for name in trained if name.startswith('trainable_module.qnet.')}
+    assert qnet and {f'trainable_module.model.{name}' for name in plain} == trained.keys() - qnet
+
+
+def run_with_few_images(name, *argv):
+    agmax_timm.create_dataset = create_few
+    seen = []
+    forward = AgMaxTask.forward
+    AgMaxTask.forward = lambda self, input, target: seen.append(len(input)) or forward(self, input, target)
+    run_example(name, *argv)
+    print('batches', seen)
+
+
+@pytest.mark.parametrize('name', ['train_accelerate', 'train_transformers'])
+def test_an_example_of_a_framework_on_two_ranks(name, tmp_path, monkeypatch):
+    pytest.importorskip(NEEDED[name])
+    monkeypatch.chdir(tmp_path)
+    ranks = start_ranks(RANKS, tmp_path / 'logs', run_with_few_images, name, '--epochs', '1')
+    assert finish_ranks(ranks) == [0] * RANKS, logs(tmp_path / 'logs')
+    printed = logs(tmp_path / 'logs')
+    assert len(re.findall(r'accuracy \d+\.\d+ %', printed)) == 1, printed  # one rank prints
+    # Two updates with 50 of 100 images. Each rank has two views of 25 images.
+    assert re.findall('batches (.*)', printed) == ['[50, 50]'] * RANKS
 
 
 def small_loader():
