@@ -10,7 +10,7 @@ COMMANDS = {
     'agmax-validate': ('evaluate a model, a checkpoint or many of them', '.options.parsers:validate_parser'),
     'agmax-predict': ('classify images', '.predict:create_parser'),
     'agmax-report': ('write the report of a run', '.report.command:create_parser'),
-    'agmax-export': ('write a model as timm and ONNX keep it', '.export:create_parser'),
+    'agmax-export': ('write a model in the formats of timm and ONNX', '.export:create_parser'),
     'agmax-publish': ('publish a model on the Hugging Face Hub', '.publish:create_parser'),
     'agmax-convert': ('convert a checkpoint of the original AgMax', '.convert:create_parser'),
     'agmax-study': ('train and compare several methods', '.study.command:create_parser'),

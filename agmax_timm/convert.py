@@ -30,9 +30,9 @@ def main(argv: list[str] | None = None) -> None:
 
 def create_parser() -> Parser:
     parser = Parser(prog=PROG, description=__doc__.splitlines()[0])
-    parser.add_argument('checkpoint', metavar='CHECKPOINT', help='file of the original, .pth')
+    parser.add_argument('checkpoint', metavar='CHECKPOINT', help='checkpoint of the original (.pth)')
     parser.add_argument('folder', metavar='FOLDER', help='folder to write: safetensors, config.json and a model card')
-    parser.add_argument('--model', required=True, metavar='NAME', help="timm's name of its network, as resnet101")
+    parser.add_argument('--model', required=True, metavar='NAME', help='name of its network in timm, such as resnet101')
     parser.add_argument('--img-size', type=int, metavar='N',
                         help='crop to evaluate at (default: as published, 224 for ResNet, 32 for WideResNet, else 256)')
     return parser

@@ -78,14 +78,14 @@ def check_empty(folder: str) -> None:
 def create_parser() -> Parser:
     parser = Parser(
         prog=PROG,
-        description="Write a trained classifier as timm keeps one: timm.create_model('local-dir:FOLDER', "
-                    'pretrained=True) loads it, and did so before this says done. Models that this package adds to '
-                    'timm need `import agmax_timm` before, others nothing else.')
+        description="Write a trained classifier in timm's format. timm.create_model('local-dir:FOLDER', "
+                    'pretrained=True) loads the folder, which is tested first. Models that this package adds to timm '
+                    'need `import agmax_timm` before.')
     parser.add_argument('source', metavar='SOURCE', help="a run's folder, a checkpoint, or weights as .safetensors")
-    parser.add_argument('folder', metavar='FOLDER', help='a new or empty one')
+    parser.add_argument('folder', metavar='FOLDER', help='new or empty folder')
     add_weights_flags(parser)
-    parser.add_argument('--last', action='store_true', help="the last epoch of a run, not the best")
-    parser.add_argument('--average', type=int, metavar='N', help="the mean of the N best checkpoints of a run's folder")
+    parser.add_argument('--last', action='store_true', help='use the last epoch of a run instead of the best')
+    parser.add_argument('--average', type=int, metavar='N', help='average the N best checkpoints of a run')
     add_dataset_flag(parser)
     parser.add_argument('--onnx', action='store_true', help='write model.onnx too, for any number of images, compared '
                         "in ONNX Runtime (needs the extra 'onnx')")

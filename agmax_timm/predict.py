@@ -93,9 +93,9 @@ def _options(args: Any) -> Any:
     if os.path.exists(args.model_or_run):
         which = 'last' if args.last else 'best'
         if args.pretrained:
-            raise OptionError(f'{args.model_or_run} is a file or folder, --pretrained of a name in timm: drop it')
+            raise OptionError(f'{args.model_or_run} is a file or folder, --pretrained is for a name in timm: drop it')
         if os.path.isfile(os.path.join(args.model_or_run, 'config.json')):
-            raise OptionError(f"{args.model_or_run} is a folder of timm's: name it local-dir:{args.model_or_run}")
+            raise OptionError(f"{args.model_or_run} is in timm's format: give it as local-dir:{args.model_or_run}")
         return options_of(find_file(args.model_or_run, which), args.model, args.num_classes, args.model_kwargs or None,
                           use_ema=args.use_ema, **common)
     given = [flag_of(name) for name in ('last', 'model', 'num_classes', 'model_kwargs') if getattr(args, name)]
@@ -161,12 +161,12 @@ def create_parser() -> Parser:
     parser.add_argument('model_or_run', metavar='MODEL', help="a run's folder, a checkpoint, hf_hub:OWNER/NAME, "
                         'local-dir:DIR, or with --pretrained a name in timm')
     parser.add_argument('images', nargs='+', metavar='IMAGES', help='files, folders, or - for paths on stdin')
-    parser.add_argument('--topk', type=int, default=5, metavar='K', help='classes an image')
-    parser.add_argument('--format', default='table', choices=tuple(_FORMATS), help='of the output')
+    parser.add_argument('--topk', type=int, default=5, metavar='K', help='number of classes per image')
+    parser.add_argument('--format', default='table', choices=tuple(_FORMATS), help='format of the output')
     parser.add_argument('--output', metavar='FILE', help='write to this file (default: stdout)')
     add_weights_flags(parser)
-    parser.add_argument('--last', action='store_true', help='the last epoch of a run, not the best')
-    parser.add_argument('--pretrained', action='store_true', help="timm's pretrained weights of a name")
+    parser.add_argument('--last', action='store_true', help='use the last epoch of a run instead of the best')
+    parser.add_argument('--pretrained', action='store_true', help="use timm's pretrained weights of this name")
     add_model_flags(parser)
     parser.add_argument('--device', default='cuda', help='device; the CPU is used without CUDA')
     parser.add_argument('--amp', action='store_true', help='automatic mixed precision')

@@ -32,14 +32,14 @@ def create_parser() -> Parser:
     parser = Parser(prog=PROG, description=__doc__.split(':')[0] + '.')
     parser.add_argument('source', metavar='RUN_OR_FOLDER',
                         help="a run's folder, a checkpoint, or a staged folder")
-    parser.add_argument('repo_id', metavar='OWNER/NAME', help='repository, made if it is missing')
-    parser.add_argument('--private', action='store_true', help='make it private')
-    parser.add_argument('--revision', metavar='R', help='branch, made if it is missing (default: main)')
+    parser.add_argument('repo_id', metavar='OWNER/NAME', help='repository; it is created if it does not exist')
+    parser.add_argument('--private', action='store_true', help='make the repository private')
+    parser.add_argument('--revision', metavar='R', help='branch; it is created if it does not exist (default: main)')
     parser.add_argument('--pr', action='store_true', help='open a pull request instead of writing to the branch')
     parser.add_argument('--replace-card', action='store_true',
-                        help='write README.md anew, over what was changed there since it was published from here')
+                        help='replace a README.md on the Hub that was changed since it was published')
     parser.add_argument('--replace-files', action='store_true',
-                        help='overwrite or delete other files of a model too that were not published from here')
+                        help='replace or delete other model files on the Hub that were not published from here')
     add_dataset_flag(parser)
     add_weights_flags(parser)
     add_license_flag(parser)

@@ -203,8 +203,8 @@ def test_weights_in_a_folder_of_timms_are_described_by_its_configuration(make_sa
 
 @pytest.mark.parametrize('text, said', [
     ('{"model_type": "vit"}', 'name it with --model'),
-    ('{', 'config.json says of its model is damaged'),
-    ('{"architecture": "test_resnet"}', 'config.json says of its model is damaged'),
+    ('{', 'config.json is damaged'),
+    ('{"architecture": "test_resnet"}', 'config.json is damaged'),
     ('{"architecture": "nothing", "pretrained_cfg": {"num_classes": 3}}', 'nothing is none'),
 ])
 def test_a_configuration_of_another_kind_is_one_line(make_saved, tmp_path, capsys, text, said):

@@ -107,8 +107,8 @@ def warn_of_other_classes(options: TrainModel, model: nn.Module, dataset: Datase
     flag = '--initial-checkpoint' if options.initial_checkpoint else '--pretrained'
     classes = classes_of(model, options.model, options.initial_checkpoint)
     if classes is not None and (moved := classes.compare(class_to_idx(dataset))[0]):
-        _logger.warning(f'{flag}: {classes.describe(moved)}: the head starts as one of other classes; a --class-map in '
-                        'the order of the weights keeps it')
+        _logger.warning(f'{flag}: {classes.describe(moved)}: the head starts with weights of other classes; a '
+                        '--class-map in the order of the weights keeps them')
 
 
 def check_teacher(options: Distillation, task: Any, dataset: Dataset) -> None:

@@ -103,8 +103,8 @@ def _check_train_options(options: TrainOptions, dataset: Dataset, data_config: d
         least, most = options.cutmix_minmax
         for side in data_config['input_size'][1:]:
             if not int(side * least) < int(side * most):
-                raise OptionError(f'--cutmix-minmax {least:g} {most:g} is less than a pixel of {side}: take them '
-                                  'further apart')
+                raise OptionError(f'--cutmix-minmax {least:g} {most:g} is less than a pixel of {side}: use values '
+                                  'that differ more')
 
 
 def _augmentation_kwargs(options: TrainOptions) -> dict[str, Any]:

@@ -79,7 +79,7 @@ def _check_gpus(device: str) -> None:
     local_rank, count = utils.world_info_from_env()[0], torch.cuda.device_count()
     if device.startswith('cuda') and utils.is_distributed_env() and local_rank >= count:
         raise OptionError(
-            f'process {local_rank + 1} of this machine has no GPU, it sees {count}: start one process a GPU, with '
+            f'process {local_rank + 1} of this machine has no GPU, it sees {count}: start one process per GPU, with '
             f'torchrun --nproc-per-node {count}, and in SLURM let each task see all GPUs of its machine '
             '(--gpus-per-node)')
 

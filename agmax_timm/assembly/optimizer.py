@@ -34,7 +34,7 @@ def with_learning_rate(options: TrainOptions, batch_size: float) -> TrainOptions
     lr = options.lr_base * (ratio ** 0.5 if scale == 'sqrt' else ratio)
     if is_primary():
         _logger.info(f'Learning rate {lr:g}: {options.lr_base:g} at {options.lr_base_size} images, scaled {scale} to '
-                     f'{images:g} images an update.')
+                     f'{images:g} images per update.')
     return replace(options, lr=lr, lr_base_scale=scale)
 
 

@@ -39,7 +39,7 @@ def check_sharding(options: TrainOptions) -> None:
         raise OptionError('--fsdp shards over the processes of a job, and this is one process: start it with '
                           'torchrun --nproc-per-node 2 (or more) train.py, or drop --fsdp')
     if options.opt.lower() not in OPTIMIZERS:
-        raise OptionError(f'--opt {options.opt} is not one of those that update shards as they do whole weights: with '
+        raise OptionError(f'--opt {options.opt} is not known to update shards as it updates whole weights: with '
                           '--fsdp use adamw, lamb, lion, sgd or another that docs/scale.md lists')
     if options.kd_model_name:
         raise OptionError(f'--kd-model-name {options.kd_model_name}: --fsdp does not support a teacher: drop --fsdp')
@@ -47,12 +47,12 @@ def check_sharding(options: TrainOptions) -> None:
         raise OptionError(f"--dataset {options.dataset} may give ranks unequal numbers of batches in validation, and "
                           "with --fsdp they compute each batch together: use hfds/ or a folder, or --val-split ''")
     if options.clip_grad is not None and options.clip_mode == 'agc':
-        raise OptionError('--clip-mode agc changes norms of whole weights in place, which --fsdp has in shards: use '
+        raise OptionError('--clip-mode agc clips by the norms of whole weights, and --fsdp keeps shards: use '
                           '--clip-mode norm or value')
     if options.model_ema and options.model_ema_force_cpu:
         raise OptionError('--model-ema-force-cpu keeps a whole EMA on every rank, --fsdp a shard: drop one of them')
     if options.model_ema and options.model_dtype == 'bfloat16':
-        raise OptionError('--model-ema rounds bfloat16 weights at random, which --fsdp has in shards: use --amp '
+        raise OptionError('--model-ema rounds bfloat16 weights at random, and --fsdp keeps shards: use --amp '
                           '--amp-dtype bfloat16 in place of --model-dtype bfloat16')
 
 

@@ -33,11 +33,11 @@ def collate(args: argparse.Namespace) -> Result:
 
     with passes.one_thread():
         measured = passes.interleaved({
-            "timm's, once a view": two_calls,
+            "timm's, once per view": two_calls,
             'two views, timm': one_call(TwoViewCollate(_MIXUP), channels_first),
             'two views, fast': one_call(FastCollate(_MIXUP), channels_last),
         }, args.repeats)
     rows = passes.rows(measured, 'collate', {
         'views': passes.count, 'ms': lambda one: 1000 * one.seconds, 'ratio': passes.rate})
-    return Result(f"ratio: MixUps of 2 x {args.batch_size} images a second against timm's FastCollateMixup, "
+    return Result(f"ratio: MixUps of 2 x {args.batch_size} images per second against timm's FastCollateMixup, "
                   'called for each view', rows)

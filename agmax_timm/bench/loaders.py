@@ -18,7 +18,7 @@ def loader(args: argparse.Namespace) -> Result:
         rows = _compare(args, root, (3, args.img_size, args.img_size), names, RECIPES)
     measured = {row['recipe'] for row in rows}
     stated = ''.join(f'; for {name}, its recipe is {other}' for name, other in BASELINES.items() if name in measured)
-    return Result(f"ratio: views a second against timm's own loader with one view{stated}", rows)
+    return Result(f"ratio: views per second against timm's own loader with one view{stated}", rows)
 
 
 def small(args: argparse.Namespace) -> Result:
@@ -27,7 +27,7 @@ def small(args: argparse.Namespace) -> Result:
         with Image.open(open_images(root).reader.filename(0, absolute=True)) as image:
             size = (3, image.height, image.width)
         rows = _compare(args, root, size, [TIMM, *IN_MEMORY], SMALL_RECIPES)
-    return Result(f"ratio: views a second against timm's loader of the files with one view, all padded by an eighth, "
+    return Result(f"ratio: views per second against timm's loader of the files with one view, all padded by an eighth, "
                   f'cropped to {size[1]} x {size[2]} and flipped', rows)
 
 

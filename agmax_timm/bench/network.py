@@ -92,7 +92,7 @@ def training(args: Any) -> Result:
         row['waits %'] = 100 * (1 - row['ratio']) if row['of'].startswith(_TRAINING) else None
     memory = 'pinned memory' if is_pinned(pinning(args), device) else 'memory not pinned'
     return Result(
-        f'ratio: views a second against steps of {args.model} on {2 * args.batch_size} views of {args.img_size} x '
+        f'ratio: views per second against steps of {args.model} on {2 * args.batch_size} views of {args.img_size} x '
         f'{args.img_size} that are at hand; {args.recipe}, {args.workers} workers, {memory}; {describe(device)}', rows)
 
 

@@ -21,20 +21,20 @@ def _number(*names: str, **kwargs: Any) -> tuple[tuple[str, ...], dict[str, Any]
 
 
 _FLAGS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
-    'folder': (('folder',), dict(metavar='DIR', help='folder of images in class folders, or of such splits')),
+    'folder': (('folder',), dict(metavar='DIR', help='folder with class folders, or with splits')),
     'source': (('source',), dict(
         nargs='?', metavar='DIR_OR_COUNT',
-        help='folder of class folders, or number of empty files to make in a temporary one')),
+        help='folder of class folders, or number of empty files to create in a temporary folder')),
     'split': (('--split',), dict(metavar='NAME', help='split')),
     'timm_script': (('--timm-script',), dict(
         required=True, metavar='FILE', help="train.py of timm's repository")),
     'batch_size': _number('-b', '--batch-size', help='images in a batch'),
-    'images': _number('--images', help='images of it that are read, at most'),
+    'images': _number('--images', help='largest number of images to read'),
     'workers': _number('-j', '--workers', help='loader processes; 0: all in one process'),
     'recipes': (('--recipes',), dict(nargs='+', metavar='NAME')),
     'recipe': (('--recipe',), dict(
         choices=[*RECIPES], metavar='NAME', help=f'augmentation, of {", ".join(RECIPES)}')),
-    'model': (('--model',), dict(metavar='NAME', help="timm's name of a model")),
+    'model': (('--model',), dict(metavar='NAME', help='name of the model in timm')),
     'img_size': _number('--img-size', help='side of a view'),
     'num_classes': _number('--num-classes', help='classes'),
     'steps': _number('--steps', help='steps in a repetition'),
@@ -45,7 +45,7 @@ _FLAGS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     'channels_last': (('--channels-last',), dict(action='store_true', help='channels-last memory')),
     'torchcompile': (('--torchcompile',), dict(action='store_true', help='torch.compile')),
     'memory': (('--memory',), dict(action='store_true', help='also with the images kept decoded in memory')),
-    'flags': (('--flags',), dict(metavar='"FLAGS"', help='further flags of both, in quotes')),
+    'flags': (('--flags',), dict(metavar='"FLAGS"', help='further flags of both scripts, in quotes')),
 }
 
 
@@ -59,14 +59,15 @@ _NETWORK = dict(model='resnet50', img_size=224, device='cuda', amp=False, amp_dt
 # Help, number of repetitions and flags by sub-command. The value of a flag is its default, or a dict of arguments of
 # add_argument that replace those in _FLAGS.
 _COMMANDS: dict[str, tuple[str, int, dict[str, Any]]] = {
-    'loader': ("views a second of timm's loader with one view, and of both backends with two", 5, dict(
+    'loader': ("views per second of timm's loader with one view, and of both backends with two", 5, dict(
         folder=None, split='train', batch_size=64, images=1024, workers=0, recipes=_recipes(RECIPES), img_size=224,
         memory=False)),
     'small': ('the same for small images, kept in memory', 5, dict(
         folder=None, split='train', batch_size=128, images=5000, workers=0, recipes=_recipes(SMALL_RECIPES))),
     'collate': ('two-view MixUp of a batch of uint8 images', 20, dict(img_size=224, batch_size=128)),
     'step': ('a training step of AgMax against cross-entropy on the same views', 5, dict(
-        _NETWORK, batch_size=dict(default=64, help='images; twice as many views'), num_classes=1000, steps=10)),
+        _NETWORK, batch_size=dict(default=64, help='images in a batch; views are twice as many'), num_classes=1000,
+        steps=10)),
     'objective': ("gradients of AgMax's terms against that of the cross-entropy, by images in a batch and classes", 5,
                   dict(batch_size=dict(help='images in a batch, on all GPUs together (default: a table of several)'),
                        num_classes=dict(help='classes (default: a table of several)'))),
@@ -74,7 +75,7 @@ _COMMANDS: dict[str, tuple[str, int, dict[str, Any]]] = {
         folder=None, split='train', batch_size=64, images=4096, workers=cores(), recipe='standard', **_NETWORK)),
     'run': ("a whole run of train.py --agmax against timm's script on the same number of views", 3, dict(
         folder=None, split='train', batch_size=64, timm_script=None, model='resnet50',
-        epochs=dict(default=1, help="epochs of ours; timm's has twice as many"), workers=cores(), device='cuda',
+        epochs=dict(default=1, help="epochs of our run; timm's run has twice as many"), workers=cores(), device='cuda',
         flags='')),
     'memory': ('memory of the loading processes over several epochs', 1, dict(
         folder=None, split='train', batch_size=64, images=4096, workers=0, img_size=224, epochs=3, memory=False)),
@@ -117,6 +118,6 @@ def _add(commands: Any, name: str) -> Parser:
     parser.add_argument('--repeats', type=int, default=repeats, metavar='N',
                         help='repetitions, each of all configurations in a shuffled order')
     parser.add_argument('--output', metavar='DIR', help=f'folder for {name}.csv and, with matplotlib, {name}.png')
-    parser.add_argument('--quick', action='store_true', help='a short form that shows that it works, not how fast')
+    parser.add_argument('--quick', action='store_true', help='a short test of the command, not of the speed')
     parser.set_defaults(model_dtype=None, parser=parser)
     return parser

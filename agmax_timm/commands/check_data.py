@@ -144,7 +144,7 @@ def describe(inventory: Inventory, num_classes: int) -> list[str]:
     counts = [inventory.classes[index] for index in range(num_classes)] or list(inventory.classes.values())
     modes = ', '.join(f'{mode} {count}' for mode, count in inventory.modes.most_common())
     lines = [f'{inventory.split}: {len(inventory.reader)} images, {len(counts)} classes, '
-             f'{_spread(counts)} images a class']
+             f'{_spread(counts)} images per class']
     if inventory.widths:
         lines.append(f'  width {_spread(inventory.widths)}, height {_spread(inventory.heights)}')
         lines.append(f'  modes: {modes}; rotated by EXIF: {inventory.rotated}'

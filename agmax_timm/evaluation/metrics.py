@@ -132,7 +132,7 @@ def set_targets(
     outputs, found = read_valid_labels(options.valid_labels, num_classes), len(class_names(dataset) or ())
     if found > len(outputs):
         raise DataError(f'--valid-labels {options.valid_labels} has {len(outputs)} lines, the data {found} classes: it '
-                        'takes one line a class, in the order of the classes')
+                        'takes one line per class, in the order of the classes')
     _check_subset(options.valid_labels, class_names(dataset))
     check_evaluated_classes(dataset, classes, num_classes, options.class_map, outputs)
 
@@ -191,7 +191,7 @@ def read_valid_labels(path: str, num_outputs: int) -> list[int]:
         for word in line.split():
             where = f'--valid-labels {path}, line {number}'
             if not word.isdecimal() or int(word) >= num_outputs:
-                raise OptionError(f'{where}: {word!r} is no output of the model, which has 0 to {num_outputs - 1}')
+                raise OptionError(f'{where}: {word!r} is not an output of the model, which has 0 to {num_outputs - 1}')
             if int(word) in outputs:
                 raise OptionError(f'{where}: {word} is in line {outputs[int(word)]} as well: an output can stand for '
                                   'one class')

@@ -15,7 +15,7 @@ class AgMax:
         4.0, 'weight of the distance between the predictions of the views and the joint prediction',
         metavar='W', check=at_least(0), needs='agmax_loss mi', card=True)
     agmax_divergence_reduction: str = option(
-        'mean', 'mean of that distance over the classes as published, or sum, which is larger by the number of classes',
+        'mean', 'reduction of the divergence over the classes: mean, as published, or sum, which is K times as large',
         choices=('mean', 'sum'), card=True)
     agmax_marginal_images: int | None = option(
         None, 'number of images in a marginal (default: all images of a batch on all processes)',

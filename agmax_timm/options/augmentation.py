@@ -72,14 +72,15 @@ class Mixing:
         metavar='P', check=between(0, 1))
     mixup_switch_prob: float = option(0.5, 'probability of CutMix instead of MixUp if both are on',
         metavar='P', check=between(0, 1))
-    mixup_mode: str = option('batch', 'what shares a mixing ratio: batch, pair or elem', check=one_of(*MIXUP_MODES))
+    mixup_mode: str = option('batch', 'images that share a mixing ratio: all (batch), two (pair) or none (elem)',
+        check=one_of(*MIXUP_MODES))
     mixup_off_epoch: int = option(0, 'epoch from which nothing is mixed; 0: never', metavar='N', check=at_least(0))
 
 
 @group
 class Resolutions:
     """Several image sizes in training."""
-    train_img_sizes: list[int] | None = option(None, 'sides of the training images, one is drawn for each batch',
+    train_img_sizes: list[int] | None = option(None, 'sides of the training images; one is drawn for each batch',
         metavar='N', check=at_least(1), resume='refused within epoch')
     train_batch_sizes: list[int] | None = option(
         None, 'batch size for each of --train-img-sizes (default: --batch-size)',

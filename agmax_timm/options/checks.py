@@ -139,7 +139,7 @@ def _check_task(options: TrainOptions, error: Callable) -> None:
     if options.val_split and options.eval_metric not in names:
         error(f"--eval-metric must be one of {', '.join(names)} for --task {options.task}, got '{options.eval_metric}'")
     if options.early_stop_metric is not None and options.early_stop_metric not in names:
-        way_out = '' if options.val_split else ', which there is without validation'
+        way_out = '' if options.val_split else ' without validation'
         error(f"--early-stop-metric must be one of {', '.join(names)}{way_out}, got '{options.early_stop_metric}'")
     if options.task == 'multilabel' and options.num_classes is None:
         error('--task multilabel needs the number of labels: add --num-classes N')
@@ -164,7 +164,7 @@ def _check_loss(options: TrainOptions, error: Callable) -> None:
         error(f"--loss {options.loss} is not for --task {options.task}: use one of {', '.join(_LOSSES[options.task])}")
     if options.loss in _HARD_TARGETS[options.task]:
         softening = {'mixup': options.mixup, 'cutmix': options.cutmix, 'cutmix_minmax': options.cutmix_minmax}
-        if options.task == 'multilabel':  # asl of one class an image applies --smoothing to hard targets itself
+        if options.task == 'multilabel':  # asl of one class per image applies --smoothing to hard targets itself
             softening['smoothing'] = options.smoothing
         for name, value in softening.items():
             if value:
@@ -177,7 +177,7 @@ def _check_loss(options: TrainOptions, error: Callable) -> None:
 def needs_classes(options: TrainOptions, flag: str, error: Callable) -> None:
     """Refuse data whose images of each class cannot be counted before they are read."""
     if options.task == 'multilabel':
-        error(f'{flag} is for one class an image: drop it, or drop --task multilabel')
+        error(f'{flag} is for one class per image: drop it, or drop --task multilabel')
     if in_sequence(options):
         error(f'{flag} needs data that can be indexed, got --dataset {options.dataset}: drop it, or use a folder, '
               'torch/ or hfds/')
@@ -195,7 +195,7 @@ def _check_labels(options: ValidateOptions, error: Callable) -> None:
     for flag, value in (('--real-labels', options.real_labels), ('--valid-labels', options.valid_labels),
                         ('--metrics-avg', options.metrics_avg)):
         if value and options.task == 'multilabel':
-            error(f'{flag} {value} is for one class an image: drop it, or drop --task multilabel')
+            error(f'{flag} {value} is for one class per image: drop it, or drop --task multilabel')
 
 
 def _check_validation_loader(options: ValidateOptions, parser: Parser) -> None:
@@ -221,7 +221,7 @@ def _check_robustness(options: ValidateOptions, parser: Parser) -> None:
     if flags or options.calibration:
         flag = (flags or ['--calibration'])[0]
         if options.task == 'multilabel':
-            parser.error(f'{flag} is for one class an image: drop it, or drop --task multilabel')
+            parser.error(f'{flag} is for one class per image: drop it, or drop --task multilabel')
     if flags and options.naflex_loader:
         parser.error(f'{flags[0]} is for images of one size: drop it, or drop --naflex-loader')
     if (read or augmented) and options.tf_preprocessing:
@@ -240,7 +240,7 @@ def _check_attack(options: ValidateOptions, parser: Parser) -> None:
                  'rounds pixels by more than a step: use --amp'),
                 ('--aot-autograd', options.aot_autograd, 'compiles no gradients of images: use --torchcompile')):
             if given:
-                parser.error(f'--attack and {flag}, which {reason}, or drop one of them')
+                parser.error(f'--attack cannot be combined with {flag}, which {reason}, or drop one of them')
 
 
 def _check_installed(module: str, flag: str, package: str, error: Callable) -> None:

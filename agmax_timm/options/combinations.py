@@ -11,14 +11,14 @@ from .without_effect import flag_with_values, has_effect
 # What cannot be combined with --agmax: a condition (see has_effect), the reason and the remedy. Declarations have no
 # reasons and remedies.
 NOT_WITH_AGMAX = (
-    ('aug_splits', 'makes versions of one crop, the first of them clean, where AgMax draws two views',
+    ('aug_splits', 'makes versions of one crop, the first without augmentation; AgMax augments both views',
      'use --aa for both views'),
     ('jsd_loss', 'compares the splits of --aug-splits as AgMax compares its views',
      'use --agmax-loss kl or drop one of them'),
-    ('split_bn', 'gives a clean split statistics of its own, and no view is clean', 'drop it'),
+    ('split_bn', 'keeps separate statistics for the split without augmentation; both views are augmented', 'drop it'),
     ('resplit', 'erases in half of a batch, which is one view', 'drop it'),
     ('no_aug', 'makes both views of an image the same', 'drop it, or mix the views by --mixup or --cutmix'),
-    ('task multilabel', 'has no distribution over classes whose marginals could be taken', 'drop one of them'),
+    ('task multilabel', 'has no distribution over classes, so there are no marginals', 'drop one of them'),
     ('kd_distill_type feature', 'trains on features, AgMax on logits alone', 'use --kd-distill-type logit'),
     ('kd_distill_type token', 'trains two heads, AgMax pairs the logits of one', 'use --kd-distill-type logit'),
     ('torchscript', 'hides the head and the number of classes from AgMax', 'use --torchcompile'),
@@ -31,9 +31,9 @@ _NOT_WITH_NAFLEX = (
     ('aug_splits', 'has a loader of its own'),
     ('aug_repeats', 'has a sampler of its own'),
     ('balanced_sampling', 'has a sampler of its own'),
-    ('cutmix_minmax', 'knows boxes of one size of image: use --cutmix'),
-    ('mixup_mode pair', 'knows images of one size'),
-    ('mixup_mode elem', 'knows images of one size'),
+    ('cutmix_minmax', 'is for images of one size: use --cutmix'),
+    ('mixup_mode pair', 'is for images of one size'),
+    ('mixup_mode elem', 'is for images of one size'),
     ('kd_model_name', 'gives the teacher images, not patches'),
     ('cutout', 'cuts images, not patches: use --reprob'),
     ('lighting', 'is for images of one size'),
@@ -62,7 +62,7 @@ def _check_splits(options: TrainOptions, error: Callable) -> None:
     if options.aug_splits and options.no_prefetcher:
         error('--aug-splits puts the splits into one batch in the prefetcher: drop --no-prefetcher')
     if options.aug_splits and options.cutout + options.lighting + (options.train_crop_mode == 'pad'):
-        error('--aug-splits leaves its first split clean: drop it, or drop --cutout, --lighting, --train-crop-mode pad')
+        error('--aug-splits does not augment its first split: drop it, or --cutout, --lighting, --train-crop-mode pad')
     if options.split_bn and not (options.aug_splits or options.resplit):
         error('--split-bn splits batch norm as the batch is split: add --aug-splits 2 or --resplit')
     if options.split_bn and options.sync_bn:

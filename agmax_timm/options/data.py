@@ -27,14 +27,14 @@ class DataSet:
     dataset_trust_remote_code: bool = option(
         False, 'run the code that a data set of the type hfds/ or hfids/ comes with',
         affects_result=False)
-    check_data: bool = option(False, 'only read every image, print what the data holds and write data-check.csv',
+    check_data: bool = option(False, 'only check the data: read every image, print a summary and write data-check.csv',
         yields=True, affects_result=False, recipe='left out')
     class_map: str = option(
         '',
         "file of class names in the order of their indices; in validate.py also 'model', for the names that the "
         'model has',
         kinds=_BY_TIMM, metavar='FILE', recipe='file name', evaluation='labels')
-    exif_orientation: bool = option(False, 'turn images as their EXIF orientation says, as cameras of phones need it',
+    exif_orientation: bool = option(False, 'rotate images by their EXIF orientation, which photos of phones need',
         kinds=('folder', 'tar', 'hfds', 'hfids', 'wds'), yields=True, card=True, evaluation='labels')
     input_img_mode: str | None = option(None, 'PIL mode of the images (default: RGB, or L for 1 channel)',
         metavar='MODE',
@@ -96,13 +96,13 @@ class TrainData(Loading):
         kinds=('hfids', 'tfds'), metavar='N', check=at_least(0), resume='refused within epoch')
     max_damaged: float = option(
         0.01,
-        'end the run if more than this share of the training images cannot be decoded; others take the place of a '
-        'few',
+        'largest share of training images that may be damaged, above which the run ends; another image replaces '
+        'each',
         metavar='SHARE', check=between(0, 1), affects_result=False)
     tta: int = option(
         0,
-        "number of predictions in a row that timm's script averages; more than 1 is refused, as they are of "
-        'different images',
+        "number of predictions in a row that timm's script averages; more than 1 is refused, because "
+        'they are of different images',
         metavar='N', check=at_least(0))
 
 
@@ -172,10 +172,10 @@ class NaFlex:
 class TrainNaFlex(NaFlex):
     """Images in their own aspect ratio and size (NaFlex)."""
     naflex_train_seq_lens: list[int] = option(
-        [128, 256, 576, 784, 1024], 'numbers of patches of a training image, one is drawn for each batch',
+        [128, 256, 576, 784, 1024], 'numbers of patches of a training image; one is drawn for each batch',
         metavar='N', check=at_least(1), needs='naflex_loader', resume='refused within epoch')
     naflex_patch_sizes: list[int] | None = option(
-        None, "sides of a patch, one is drawn for each batch (default: the model's)",
+        None, "sides of a patch; one is drawn for each batch (default: the model's)",
         metavar='N', check=at_least(1), needs='naflex_loader', resume='refused within epoch')
     naflex_patch_size_probs: list[float] | None = option(
         None, 'probability of each of --naflex-patch-sizes (default: equal)',

@@ -10,7 +10,7 @@ class Labels:
         metavar='FILE', is_file=True)
     valid_labels: str = option(
         '',
-        "text file with the model output of each class of the data, one in a line, or one of timm's: 'imagenet-a', "
+        "text file with the model output of each class of the data, one per line; or a list of timm: 'imagenet-a', "
         "'imagenet-r', 'mini-imagenet'",
         metavar='FILE', is_file=True)
     metrics_avg: str | None = option(None, 'also measure precision, recall and F1, averaged in this way',

@@ -22,7 +22,7 @@ def check_dataset(name: str) -> None:
     try:
         validate_repo_id(name or None)
     except ValueError as error:
-        raise OptionError(f'--hub-dataset {name} is no name of a data set on the Hub: {one_line(error)}') from None
+        raise OptionError(f'--hub-dataset {name} is not a name of a data set on the Hub: {one_line(error)}') from None
 
 
 def check_revision(revision: str | None) -> None:

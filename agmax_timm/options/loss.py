@@ -9,7 +9,7 @@ class Task:
     task: str = option(
         'classification', 'one class for each image (classification), or any number of labels (multilabel)',
         choices=('classification', 'multilabel'), resume='refused', evaluation='labels')
-    multilabel_threshold: float = option(0.5, 'probability from which F1 counts a label as predicted',
+    multilabel_threshold: float = option(0.5, 'least probability at which F1 counts a label as predicted',
         metavar='P', check=inside(0, 1), evaluation='labels')
 
 

@@ -39,7 +39,7 @@ class TrainModel(Model):
         metavar='FILE', needs='pretrained', resume='ignored', recipe='file name', is_file=True)
     pretrained_cfg_overlay: dict[str, Any] = option({}, 'changes of the configuration of the pretrained weights',
         metavar='KEY=VALUE')
-    initial_checkpoint: str = option('', 'file of weights to start from, which fit the model in all layers',
+    initial_checkpoint: str = option('', 'file of weights to start from; they must fit all layers of the model',
         metavar='FILE', resume='ignored', recipe='file name', is_file=True, synonyms=('ckpt', 'finetune', 'weights'))
     resume: str = option('', "checkpoint to resume from; 'auto': the newest one of --experiment, if any",
         metavar='FILE', affects_result=False, recipe='left out')
@@ -84,7 +84,7 @@ class ValidationModel(Model):
         resume='ignored', card=True)
     checkpoint: str = option(
         '',
-        'file of weights, folder of such files or of runs, or a quoted pattern; options of model and input that are '
+        'file of weights, folder of such files or of runs, or a quoted pattern; model and input options that are '
         'not given are those of the '
         'run that wrote it',
         metavar='FILE', synonyms=('ckpt', 'weights'))
@@ -121,7 +121,7 @@ class Ema:
 @group
 class Distillation:
     """Distillation."""
-    kd_model_name: str | None = option(None, 'name of the teacher in timm, which has its pretrained weights',
+    kd_model_name: str | None = option(None, 'name of the teacher in timm; it gets its pretrained weights',
         metavar='NAME', resume='refused')
     kd_distill_type: str = option(
         'logit', 'distil by logits, by pooled features, or by the distillation head of the student (token)',

@@ -60,7 +60,7 @@ class Schedule:
         '', 'scaling of --lr-base with the images in an update: linear or sqrt (default: by optimizer)',
         metavar='SCALE', check=one_of('', 'linear', 'sqrt'), unless='lr', resume='schedule')
     lr_noise: list[float] | None = option(
-        None, 'range of the run with noise on the learning rate: begin, and end, as a share of the epochs',
+        None, 'begin and end of the noise on the learning rate, as shares of the epochs',
         metavar='PCT', check=between(0, 1), counts=(1, 2), ascending=True, resume='schedule')
     lr_noise_pct: float = option(0.67, 'largest noise relative to the learning rate',
         metavar='PCT', check=above_to(0, 1), needs='lr_noise', resume='schedule')
@@ -95,7 +95,7 @@ class Schedule:
     decay_milestones: list[int] = option([90, 180, 270], 'epochs in which multistep lowers the learning rate',
         metavar='EPOCH', check=at_least(0), ascending=True, needs='sched multistep', resume='schedule',
         former=('milestones',))
-    decay_epochs: float = option(90, 'epochs between two steps of step; epochs of decay of wsd and rsqrt',
+    decay_epochs: float = option(90, 'number of epochs between two decays of step, or of the decay of wsd and rsqrt',
         metavar='N', check=above(0), needs='sched step wsd rsqrt', resume='schedule')
     decay_rate: float = option(
         0.1, 'factor by which step, multistep and plateau lower the learning rate; exponent of poly',

@@ -56,7 +56,7 @@ def convert_options(config: dict[Any, Any], parser: Parser, where: str = '') -> 
             raise ValueError(f"unknown option '{name}'{parser.did_you_mean(name)}")
         option = known[name]
         if option.name in options:
-            raise ValueError(f'{key} is there twice: drop one of them')
+            raise ValueError(f'{key} occurs twice: drop one of them')
         try:
             options[option.name] = _convert(option, value)
         except ValueError as error:
@@ -71,7 +71,7 @@ class _Loader(yaml.SafeLoader):
         names = Counter(key.value for key, _ in node.value if key.tag in _SCALARS)
         twice = [name for name, times in names.items() if times > 1]
         if twice:
-            raise ValueError(f'{twice[0]!r} is there twice: drop one of them')
+            raise ValueError(f'{twice[0]!r} occurs twice: drop one of them')
         super().flatten_mapping(node)
         if len(node.value) > _LONGEST:  # merged over and over
             raise ValueError('more entries than a file of options has')

@@ -53,7 +53,8 @@ def train_parser() -> Parser:
     """Return the parser of train.py."""
     parser = Parser(usage='train.py [DIR] [OPTION ...]', description='Train a timm model, with AgMax or without.')
     parser.add_argument('-c', '--config', action='append', default=[], metavar='FILE',
-                        help='YAML file of options, or name of a recipe; may be repeated: later files and flags win')
+                        help='YAML file of options, or name of a recipe; if repeated, later files override earlier '
+                        'ones, and flags override files')
     parser.add_argument('--list-recipes', action=ListRecipes, help='list the recipes that come with the package')
     add_options(parser, TrainOptions)
     return parser

@@ -69,7 +69,7 @@ def _check_experiment(name: str, error: Callable) -> None:
     """Within --output, whose folders it may name."""
     parts = name.split('/')
     if os.path.isabs(name) or '..' in parts or name.strip('./ ') == '':
-        error(f'--experiment {name!r} is not the name of a folder within --output: drop the way to it')
+        error(f'--experiment {name!r} is not the name of a folder within --output: give a name without a path')
 
 
 def _check_folder(path: str, error: Callable, flags: str = '--output, --experiment') -> None:

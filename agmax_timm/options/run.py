@@ -43,7 +43,7 @@ class Run:
     eval_metric: str = option('top1', 'metric that ranks the checkpoints; map by default for --task multilabel',
         metavar='NAME')
     save_images: bool = option(False, 'save a grid of views with their labels at log intervals', affects_result=False)
-    result_json: bool = option(False, 'print the results as JSON on a terminal too, as for programs',
+    result_json: bool = option(False, 'print the results as JSON, even on a terminal',
         yields=True, affects_result=False, recipe='left out')
     report: bool = option(False, 'evaluate the best weights at the end of the run, and write report.html',
         yields=True, affects_result=False)

@@ -9,31 +9,32 @@ def add_weights_flags(parser: argparse.ArgumentParser) -> None:
     """Add --use-ema and --raw, which set `use_ema` to True and False. None means the weights that the run ranked."""
     group = parser.add_mutually_exclusive_group()
     group.add_argument('--use-ema', action='store_true', default=None,
-                       help='the EMA of the weights (default: the weights by which the run ranked its checkpoints)')
+                       help='use the EMA of the weights (default: the weights that ranked the checkpoints)')
     group.add_argument('--raw', action='store_false', dest='use_ema', default=None,
-                       help='the weights without averaging')
+                       help='use the weights without averaging')
 
 
 def add_model_flags(parser: Parser) -> None:
     """Add flags for files of weights that do not name their model; see checkpoint.read_model."""
-    parser.add_argument('--model', metavar='NAME', help='name in timm, for files that do not say')
-    parser.add_argument('--num-classes', type=int, metavar='N', help='outputs, for files that do not say')
+    parser.add_argument('--model', metavar='NAME', help='name of the model in timm, for files that do not state it')
+    parser.add_argument('--num-classes', type=int, metavar='N',
+                        help='number of outputs, for files that do not state it')
     parser.add_argument('--model-kwargs', nargs='*', default={}, action=KeyValues, metavar='KEY=VALUE',
-                        help='further arguments of the model, for files that do not say')
+                        help='further arguments of the model, for files that do not state them')
 
 
 def add_dataset_flag(group: Any) -> None:
     """Add --hub-dataset. A data folder does not contain the name of the data on the Hub."""
     group.add_argument('--hub-dataset', default='', metavar='OWNER/NAME',
-                       help="the training data's name on the Hub, for the model card")
+                       help='name of the training data on the Hub, for the model card')
 
 
 def add_pinning_flags(parser: argparse._ActionsContainer) -> None:
     """Add --pin-mem and --no-pin-mem, as `pin_mem` and `no_pin_mem`."""
     parser.add_argument('--pin-mem', action='store_true',
-                        help='batches go to the device from pinned memory (default: where it is CUDA)')
+                        help='copy batches to the device from pinned memory (default: if the device is CUDA)')
     parser.add_argument('--no-pin-mem', action='store_true',
-                        help='they do not: pinned memory cannot be swapped out')
+                        help='do not pin memory, which cannot be swapped out')
 
 
 def pinning(args: Any) -> bool | None:

@@ -99,7 +99,7 @@ class Evaluation:
 def read_run(run_dir: str, data_dir: str | None, use_ema: bool | None) -> ReportedRun:
     path = os.path.join(run_dir, 'args.yaml')
     if not os.path.isfile(path):
-        raise OptionError(f'{run_dir} is no folder of a run: it has no args.yaml')
+        raise OptionError(f'{run_dir} is not the folder of a run: it has no args.yaml')
     given, checkpoint = read_config(path, train_parser()), find_file(run_dir)
     options = {**vars(train_parser().parse_args([])), **saved_options(checkpoint)}
     if data_dir is not None:

@@ -108,9 +108,9 @@ def write_results(
 def create_parser() -> Parser:
     parser = Parser(prog=PROG, description='Train every augmentation with every method and seed of a file, and '
                                            'compare the methods. The same command continues where it was stopped.')
-    parser.add_argument('study', metavar='STUDY', help='YAML file, or name of a study of the package: what is compared')
+    parser.add_argument('study', metavar='STUDY', help='YAML file of the study, or name of a study of the package')
     parser.add_argument('--list-studies', action=ListRecipes, kind=STUDIES, help='list the studies of the package')
-    parser.add_argument('--data', metavar='DIR', help='folder of the data; wins over the one in the file')
+    parser.add_argument('--data', metavar='DIR', help='folder of the data; overrides the one in the file')
     parser.add_argument('--output', metavar='DIR', help="folder of the runs and tables (default: output/study/ and the "
                                                         "file's name)")
     parser.add_argument('--jobs', type=int, default=1, metavar='N', help='runs at a time; each gets its share of cores')
@@ -118,5 +118,5 @@ def create_parser() -> Parser:
                         help='devices that the jobs take in turn, such as cuda:0 cuda:1 (default: that of train.py)')
     parser.add_argument('--table', action='store_true',
                         help='only write table and figure of the runs that are complete, also while others train')
-    parser.add_argument('--dry-run', action='store_true', help='only print the commands, and what they cost')
+    parser.add_argument('--dry-run', action='store_true', help='only print the commands and their cost')
     return parser

@@ -89,7 +89,7 @@ def _read(path: str) -> Study:
     )
     names = [method.name for method in methods]
     if study.baseline not in names:
-        raise OptionError(f"baseline: '{study.baseline}' is no method{nearest(study.baseline, names)}: "
+        raise OptionError(f"baseline: '{study.baseline}' is not a method{nearest(study.baseline, names)}: "
                           f"there are {', '.join(names)}")
     if study.epoch not in _EPOCHS:
         raise OptionError(f"epoch: must be {' or '.join(_EPOCHS)}, got '{study.epoch}'")
@@ -106,7 +106,7 @@ def _axis(content: dict[str, Any], key: str, home: str, parser: Parser) -> list[
     folders: dict[str, str] = {}
     for level in levels:
         if not level.folder or len(level.folder) > 100:
-            raise OptionError(f"{key}: '{level.name:.120}' makes no name of a folder: use letters and digits, "
+            raise OptionError(f"{key}: '{level.name:.120}' cannot be the name of a folder: use letters and digits, "
                               '100 at most')
         if level.folder in folders:
             raise OptionError(f"{key}: '{level.name}' and '{folders[level.folder]}' would have the same folder, "
@@ -146,7 +146,7 @@ def _seeds(value: Any) -> list[int]:
         if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
             raise OptionError(f'seeds: expected whole numbers from 0 on, got {seed!r:.60}')
         if value.count(seed) > 1:
-            raise OptionError(f'seeds: {seed} is there twice: drop one of them')
+            raise OptionError(f'seeds: {seed} occurs twice: drop one of them')
     return value
 
 
@@ -156,7 +156,7 @@ def _comparisons(value: Any, methods: list[str]) -> list[tuple[str, str]]:
             f'comparisons: expected a list of pairs of methods, as [[AgMax, baseline]], got {value!r:.60}')
     for name in (name for pair in value for name in pair):
         if name not in methods:
-            raise OptionError(f"comparisons: '{name}' is no method{nearest(str(name), methods)}: "
+            raise OptionError(f"comparisons: '{name}' is not a method{nearest(str(name), methods)}: "
                               f"there are {', '.join(methods)}")
     return [(method, other) for method, other in value]
 

@@ -110,8 +110,8 @@ def check_unchanged(study: Study, runs: list[Run]) -> None:
         for name, option in declared(TrainOptions).items():
             value = getattr(run.options, name)
             if option.affects_result and name in before and before[name] != value:
-                raise OptionError(f'{study.path}: {run.folder} was trained with {name} {before[name]}, and is now to '
-                                 f'have {value}: remove that folder, or give another --output')
+                raise OptionError(f'{study.path}: {run.folder} was trained with {name} {before[name]}, the study now '
+                                 f'has {value}: remove that folder, or give another --output')
 
 
 def _cell(study: Study, levels: tuple[Level, Level, Level], output: str) -> Cell:

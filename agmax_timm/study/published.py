@@ -40,7 +40,7 @@ def read_published(study: Study) -> Published:
                                   f'{nearest(row[column] or "", names)}: drop the line or rename it')
         place = tuple(row[column] for column in axes)
         if place in published:
-            raise OptionError(f"{study.published}: {', '.join(filter(None, place))} is there twice: drop one of them")
+            raise OptionError(f"{study.published}: {', '.join(filter(None, place))} occurs twice: drop one of them")
         published[place] = _number(row['value'], study.published)
     return published
 

@@ -117,7 +117,7 @@ def _mean(row: Row) -> str:
 def _interval(difference: Difference) -> str:
     if difference.low is not None:
         return f'{difference.low:+.2f} to {difference.high:+.2f}'
-    return 'none of one pair' if difference.n else ''
+    return 'none for one pair' if difference.n else ''
 
 
 def _number(value: float | None) -> str:

@@ -75,14 +75,14 @@ def plan(run: TrainingRun, seconds: float, rate: float, evaluation: float, size:
     weights = 2 if run.task.has_ema() and not options.model_ema_force_cpu else 1
     return [
         ('epochs', f'{max(0, run.stop_epoch - run.position.epoch)} to go, of {run.num_epochs}'),
-        ('updates', f'{run.updates_per_epoch} an epoch, {todo} to go'),
+        ('updates', f'{run.updates_per_epoch} per epoch, {todo} to go'),
         ('batch', _batch(options)),
         *([('marginals', describe_marginals(options))] if options.agmax and options.agmax_loss == 'mi' else []),
         ('learning rate', _rates(run)),
         ('parameters', _parameters(run.task)),
         ('ranks', f'{world_size()} on {run.device.type}'),
         ('augmentation', f'{views_of(run.loader_train.dataset)}, {_images_in_memory(run.loader_train.dataset)}'),
-        ('speed', f'{rate:.1f} images/s{views}, {seconds:.3f} s an update'),
+        ('speed', f'{rate:.1f} images/s{views}, {seconds:.3f} s per update'),
         ('training', tqdm.format_interval(todo * seconds)),
         ('evaluation', f'{tqdm.format_interval(evaluations * weights * evaluation)}, {evaluations} times '
                        f'{weights * evaluation:.1f} s' if run.loader_eval is not None else 'none'),

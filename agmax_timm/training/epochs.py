@@ -50,7 +50,7 @@ class EvaluationFailed(UserError, RuntimeError):
     exit_status = 1
 
     def __init__(self):
-        super().__init__('the evaluation failed on another rank, which says why')
+        super().__init__('the evaluation failed on another rank: see its log')
 
 
 class Epochs:

@@ -61,7 +61,7 @@ def best_checkpoints(run_dir: str, count: int) -> list[str]:
     if count < 1:
         raise OptionError(f'--average must be 1 or more, got {count}')
     if not os.path.isdir(run_dir):
-        raise OptionError(f'--average {count} needs the folder of a run, {run_dir} is none')
+        raise OptionError(f'--average {count} needs the folder of a run, {run_dir} is not one')
     ranked = []
     for path in map(str, Path(run_dir).glob('checkpoint-*.pth.tar')):
         checkpoint = read_file(path, mmap=True)

@@ -68,7 +68,7 @@ def damage_reported(path: str):
     except CheckpointError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError, AssertionError, RuntimeError, OSError) as error:
-        raise CheckpointError(f'what {path} says of its model is damaged: {one_line(error)}') from error
+        raise CheckpointError(f'the description of the model in {path} is damaged: {one_line(error)}') from error
 
 
 def options_in(checkpoint: dict[str, Any]) -> dict[str, Any]:

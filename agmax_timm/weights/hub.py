@@ -116,7 +116,7 @@ def check_destination(to: Destination) -> None:
     except (HTTPError, OSError, ValueError) as error:
         if status(error) == 401:
             raise HubError(f'the token of the Hugging Face Hub is not valid: {log_in}') from None
-        raise HubError(f'the Hugging Face Hub does not tell whose the token is: {reason(error)}') from error
+        raise HubError(f'the Hugging Face Hub does not say who owns the token: {reason(error)}') from error
     _check_permission(to, user)
     if to.private:
         with as_hub_error(f'cannot look up {to.repo_id}'):
@@ -245,10 +245,10 @@ def _check_permission(to: Destination, user: dict[str, Any]) -> None:
     owner = to.repo_id.split('/')[0].lower()
     organizations = {entry['name'].lower(): entry for entry in user.get('orgs', [])}
     if owner != name.lower() and owner not in organizations:
-        raise HubError(f'{name}, whose token this is, does not belong to {owner}: publish to {name}/NAME, '
+        raise HubError(f'the token belongs to {name}, who is not a member of {owner}: publish to {name}/NAME, '
                        'or open a pull request')
     if organizations.get(owner, {}).get('roleInOrg') == 'read':
-        raise HubError(f'{name}, whose token this is, can only read in {owner}')
+        raise HubError(f'the token belongs to {name}, who can only read in {owner}')
     scopes = token.get('fineGrained', {}).get('scoped', [])
     writable = {scope.get('entity', {}).get('name', '').lower() for scope in scopes
                 if any('write' in permission for permission in scope.get('permissions', []))}

@@ -109,7 +109,7 @@ def try_staging(saved: SavedModel, check: Callable[[Path], None] = lambda folder
         cause = error.__cause__ if isinstance(error, HubError) else error
         if staged or not isinstance(cause, DISK_ERRORS):
             raise
-        _logger.warning(f'It was not tried whether this model can be published: {reason(cause)}')
+        _logger.warning(f'It was not tested whether this model can be published: {reason(cause)}')
 
 
 def change_license(folder: str | Path, license: str) -> None:
@@ -146,7 +146,7 @@ def load_folder(folder: str | Path) -> torch.nn.Module:
     folder = Path(folder)
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
-            raise HubError(f'{folder} holds no {name}: it is no staged folder')
+            raise HubError(f'{folder} holds no {name}: it is not a staged folder')
     for name in FILES:
         if (folder / name).is_symlink():
             raise HubError(f'{folder / name} is a link: put the file itself there')
@@ -199,7 +199,7 @@ def _choose_license(saved: SavedModel, license: str | None) -> str | None:
         _logger.warning('No licence is stated: choose one with --license')
     elif base.get('license') not in (None, license):
         _logger.warning(f"{base['name'] or 'What'}, from which training started, is under {base['license']}, and these "
-                        f'weights are staged under {license}: see whether they may be')
+                        f'weights are staged under {license}: check whether that is allowed')
     return license
 
 
@@ -249,7 +249,7 @@ def _check_config(path: Path) -> None:
     try:
         config = json.loads(path.read_text(encoding='utf-8'))
     except (OSError, ValueError, RecursionError) as error:
-        raise HubError(f'{path} is no JSON: {reason(error)}') from None
+        raise HubError(f'{path} is not JSON: {reason(error)}') from None
     config = config if isinstance(config, dict) else {}
     pretrained_cfg, model_args = config.get('pretrained_cfg'), config.get('model_args', {})
     if not isinstance(pretrained_cfg, dict) or not isinstance(model_args, dict):
@@ -259,8 +259,8 @@ def _check_config(path: Path) -> None:
         raise HubError(f'{path}: timm has no architecture {architecture!r}')
     for name in _LOCATIONS:
         if pretrained_cfg.get(name):
-            raise HubError(f'{path}: {name} {pretrained_cfg[name]!r} leads to weights elsewhere, and what is published '
-                           'carries its own: remove it')
+            raise HubError(f'{path}: {name} {pretrained_cfg[name]!r} points to weights elsewhere, and the published '
+                           'folder contains its own: remove it')
     for name, value in model_args.items():
         if isinstance(value, str) and re.search(r'[/\\]|\.\.', value):
             raise HubError(f'{path}: model_args {name} {value!r} is a path: remove it')

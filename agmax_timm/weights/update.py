@@ -82,7 +82,7 @@ def plan_update(
                          license_chosen=license_chosen)
         if merge.conflicts:
             license = ', --license chooses a licence' if 'license' in merge.conflicts else ''
-            problems.append(f"on the Hub, {CARD} was changed where it would be replaced ("
+            problems.append(f"on the Hub, {CARD} was changed in parts that would be replaced ("
                             f"{', '.join(merge.conflicts)}): --replace-card writes it anew{license}")
             flags.append('--replace-card')
     if problems:

@@ -107,7 +107,7 @@ def test_what_is_measured_of_steps_collates_and_indices(photos, measured, done):
     measured('index', photos)
     assert done == {
         'cross-entropy': {'steps': 1}, 'AgMax': {'steps': 1, 'AgMax': 1},
-        "timm's, once a view": {'MixUp of timm': 2}, TIMM: {'MixUp of two views': 1}, FAST: {'MixUp of arrays': 1},
+        "timm's, once per view": {'MixUp of timm': 2}, TIMM: {'MixUp of two views': 1}, FAST: {'MixUp of arrays': 1},
         'timm': {'index of timm': 1}, 'agmax_timm': {'index': 1}}
 
 
@@ -139,7 +139,7 @@ def test_small(photos, measured):
 
 def test_collate(measured):
     assert columns(measured('collate'), 'collate', 'views') == [
-        ("timm's, once a view", '8'), (TIMM, '8'), (FAST, '8')]
+        ("timm's, once per view", '8'), (TIMM, '8'), (FAST, '8')]
 
 
 @pytest.mark.slow
@@ -332,7 +332,7 @@ def test_a_process_that_fails_is_told_by_its_last_line():
     (['training', '/no/such/folder'], 'bench: error: no such folder'),
     (['training', 'PHOTOS', '--model', 'resnet_fifty', '--quick'], 'bench: error: --model resnet_fifty: timm'),
     (['run', '/no/such/folder', '--timm-script', __file__], 'bench: error: no such folder'),
-    (['run', 'PHOTOS', '--timm-script', '/no/script.py'], 'bench: error: --timm-script /no/script.py is no file'),
+    (['run', 'PHOTOS', '--timm-script', '/no/script.py'], 'bench: error: --timm-script /no/script.py is not a file'),
     (['run', 'PHOTOS', '--timm-script', 'SCRIPT', '--quick'],
      'bench: error: a process of python .* ended: unknown flag'),
     (['step', '--model', 'vit_tiny_patch16_224', '--quick', '--device', 'cpu'],

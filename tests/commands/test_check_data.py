@@ -42,7 +42,7 @@ def in_tmp_path(tmp_path, monkeypatch):
 def test_good_data(workers, data, tmp_path, capsys):
     assert checked(tmp_path, str(data), '-j', workers, '--model', 'no_such_model') == (0, [])
     text = capsys.readouterr().out
-    for part in ('train: 12 images, 3 classes, 4 to 4 (median 4) images a class', 'width 60 to 64 (median 62)',
+    for part in ('train: 12 images, 3 classes, 4 to 4 (median 4) images per class', 'width 60 to 64 (median 62)',
                  'height 48 to 56 (median 52)', 'width 50 to 50', 'modes: RGB 12; rotated by EXIF: 0', 'damaged: 0',
                  'duplicates: 0 within a split, 0 across splits', '0 problem(s)'):
         assert part in text

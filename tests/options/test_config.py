@@ -311,7 +311,7 @@ def test_a_file_may_have_the_second_name_of_an_option(config, capsys):
     assert parse_train_args(['data', '-c', config('agmax_init_std: null')]).init_std is None
     assert not capsys.readouterr().err
     message = error_of(capsys, '-c', config('agmax_init_std: 0.2\ninit_std: 0.3'))
-    assert 'init_std is there twice' in message
+    assert 'init_std occurs twice' in message
     assert "unknown option 'b'" in error_of(capsys, '-c', config('b: 2'))
 
 

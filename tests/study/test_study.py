@@ -121,7 +121,7 @@ def test_the_table_of_made_up_outcomes(fake, tmp_path):
         '1', '1', '-1.0', '', '', '')
 
     assert '| AgMax | 32.00 ± 27.40 | 3 | +2.00 | -0.48 to +4.48 | 81.50 | +1.50 |' in text
-    assert '| mse | 19.00 | 1 | -1.00 | none of one pair | - |  |' in text
+    assert '| mse | 19.00 | 1 | -1.00 | none for one pair | - |  |' in text
     assert 'One seed has neither' in text and '2 of 9 runs have no result: 0 to train, 2 failed.' in text
     assert '- mse, seed 0: it | broke' in text and text == (folder / 'table.md').read_text()
 
@@ -153,7 +153,7 @@ def test_comparisons_are_of_means_over_the_augmentations_within_a_seed(tmp_path)
 
 @pytest.mark.parametrize('value, words', [
     ('AgMax', ['comparisons: expected a list of pairs']), ([['AgMax']], ['comparisons: expected a list of pairs']),
-    ([['AgMx', 'baseline']], ["comparisons: 'AgMx' is no method", 'did you mean AgMax?', 'there are baseline, AgMax'])])
+    ([['AgMx', 'baseline']], ["'AgMx' is not a method", 'did you mean AgMax?', 'there are baseline, AgMax'])])
 def test_comparisons_that_cannot_be(value, words, tmp_path):
     with pytest.raises(OptionError) as error:
         read_study(write_study(tmp_path, comparisons=value))
@@ -385,7 +385,7 @@ def test_runs_that_exist_may_have_other_options_without_effect_on_the_result(tmp
     if allowed:
         plan.check_unchanged(now, runs)
     else:
-        with pytest.raises(OptionError, match=f'was trained with {[*option][0]} .*now to have {[*option.values()][0]}'):
+        with pytest.raises(OptionError, match=f'was trained with {[*option][0]} .*now has {[*option.values()][0]}'):
             plan.check_unchanged(now, runs)
 
 
@@ -423,12 +423,12 @@ BAD = [
     (dict(methods={}), 'methods: expected lines', 'got {}'),
     (dict(methods=None), 'no methods', 'at least one'),
     (dict(methods={'A b': None, 'a-b': None}), 'a-b', 'rename one'),
-    (dict(methods={'+': None}), 'makes no name of a folder', 'letters'),
+    (dict(methods={'+': None}), 'cannot be the name of a folder', 'letters'),
     (dict(methods={'a': {'mixup': -1.0}}), 'a: --mixup', '-1'),
     (dict(seeds=[]), 'seeds: expected a list', 'got []'),
-    (dict(seeds=[1, 1]), 'seeds: 1 is there twice', 'drop one'),
+    (dict(seeds=[1, 1]), 'seeds: 1 occurs twice', 'drop one'),
     (dict(seeds=['x']), 'seeds: expected whole numbers', "'x'"),
-    (dict(baseline='agmax'), "baseline: 'agmax' is no method", 'did you mean AgMax?'),
+    (dict(baseline='agmax'), "baseline: 'agmax' is not a method", 'did you mean AgMax?'),
     (dict(metric='top2'), 'metric: must be one of loss, top1, top5', "'top2'"),
     (dict(epoch='first'), 'epoch: must be last or best', "'first'"),
     (dict(data='absent'), 'data: no folder', '--data DIR'),
@@ -449,7 +449,7 @@ def test_what_cannot_be_is_one_line(keys, words, tmp_path, photos, capsys):
 
 
 @pytest.mark.parametrize('content, words', [
-    (None, ['No such file']), ('- a\n', ['found a list']), ('a: 1\na: 2\n', ["'a' is there twice"]),
+    (None, ['No such file']), ('- a\n', ['found a list']), ('a: 1\na: 2\n', ["'a' occurs twice"]),
     ('a: [', ['expected'])])
 def test_files_that_are_none(content, words, tmp_path, capsys):
     path = tmp_path / 'study.yaml'
@@ -464,7 +464,7 @@ def test_files_that_are_none(content, words, tmp_path, capsys):
     ('method,value\nAgMx,1\n', ["method 'AgMx' is not in", 'did you mean AgMax?']),
     ('method,percent\nAgMax,1\n', ['must have the columns method, value', 'got method, percent']),
     ('method,value\nAgMax,one\n', ["value must be a number, got 'one'"]),
-    ('method,value\nAgMax,1\nAgMax,2\n', ['AgMax is there twice']),
+    ('method,value\nAgMax,1\nAgMax,2\n', ['AgMax occurs twice']),
     ('# nothing\n', ['must have the columns', 'got none'])])
 def test_published_numbers_that_do_not_fit(text, words, tmp_path):
     (tmp_path / 'published.csv').write_text(text)

@@ -46,7 +46,7 @@ def test_epochs_updates_times_and_rates(plan, at_two_seconds, tmp_path):
     assert told['epochs'] == '4 to go, of 4' and told['updates'] == '3 an epoch, 12 to go'
     assert told['batch'] == '4 images, 8 views on each rank'
     assert told['marginals'] == 'over all images; a batch has 4 images on 1 rank(s), 3 classes'
-    assert told['speed'] == '2.0 images/s, 4.0 views/s, 2.000 s an update'
+    assert told['speed'] == '2.0 images/s, 4.0 views/s, 2.000 s per update'
     assert told['training'] == '00:24' and told['evaluation'] == '00:12, 2 times 6.0 s', 'of the EMA as well'
     pixels = 2 * (48 + 52 + 56) * (64 + 60) * 3
     assert told['ranks'] == '1 on cpu'
@@ -61,7 +61,7 @@ def test_batches_of_an_update_warm_up_and_no_validation(plan, at_two_seconds):
                 '--sched-on-updates', '--val-split', '', '--image-memory', '0')
     assert told['epochs'] == '3 to go, of 4' and told['updates'] == '2 an epoch, 6 to go'
     assert told['batch'] == '4 images, 4 views on each rank' and 'marginals' not in told
-    assert told['speed'] == '2.0 images/s, 2.000 s an update' and told['evaluation'] == 'none'
+    assert told['speed'] == '2.0 images/s, 2.000 s per update' and told['evaluation'] == 'none'
     assert told['augmentation'] == 'by timm, images are not kept in memory'
     last = 0.05 * (1 + math.cos(math.pi * 4 / 8)) / 2  # after 4 of 8 updates, where the warm-up ends
     assert told['learning rate'] == f'cosine, 0.01 in epoch 0, 0.03 in epoch 1, {last:.3g} in epoch 2'

@@ -189,7 +189,7 @@ def test_nothing_is_overwritten_that_was_changed(hub, upload, make_saved, tmp_pa
     with pytest.raises(HubError) as error:
         upload(tmp_path / 'hub')
     assert 'ann/net: on the Hub, config.json were not published from here' in one_line(error)
-    assert 'README.md was changed where it would be replaced (section results)' in one_line(error)
+    assert 'README.md was changed in parts that would be replaced (section results)' in one_line(error)
     assert hub.files('ann/net') == before
     upload(tmp_path / 'hub', replace_card=True, replace_files=True)
     assert b'| 50.0000 |' in hub.files('ann/net')['README.md'].content
@@ -250,8 +250,8 @@ def test_who_may_write(hub, token, repo_id):
     ('hf_wrong', 'ann/net', 'the token of the Hugging Face Hub is not valid: log in with `hf auth login`'),
     ('hf_read', 'ann/net', 'the token of ann cannot write to ann/net: make one that can at https'),
     ('hf_fine_read', 'ann/net', 'the token of ann cannot write to ann/net'),
-    ('hf_fine', 'lab/net', 'does not belong to lab'),
-    ('hf_write', 'bob/net', 'ann, whose token this is, does not belong to bob: publish to ann/NAME'),
+    ('hf_fine', 'lab/net', 'not a member of lab'),
+    ('hf_write', 'bob/net', 'the token belongs to ann, who is not a member of bob: publish to ann/NAME'),
     ('hf_write', 'readers/net', 'can only read in readers'),
 ])
 def test_who_may_not_is_told_beforehand(hub, token, repo_id, message):
@@ -277,7 +277,7 @@ def test_no_token_is_told(hub, monkeypatch, tmp_path):
 def test_a_hub_out_of_reach_is_told_after_some_attempts(caplog):
     with pytest.raises(HubError) as error:
         check_destination(Destination('ann/net', token='hf_write', endpoint='http://127.0.0.1:9', waits=(0., 0.)))
-    assert 'does not tell whose the token is' in one_line(error)
+    assert 'does not say who owns the token' in one_line(error)
     assert sum('trying again' in record.message for record in caplog.records) == 2
 
 
@@ -288,7 +288,7 @@ def test_a_hub_out_of_reach_is_told_after_some_attempts(caplog):
     (['--push-to-hub', 'ann/a--b'], '--push-to-hub ann/a--b: Cannot have --'),
     (['--push-to-hub', 'ann/net', '--hub-revision', '../x'], "--hub-revision ../x: '../x' cannot be a branch"),
     (['--push-to-hub', 'ann/net', '--hub-revision', 'v2', '--hub-pr'], '--hub-pr opens a pull request against main'),
-    (['--hub-dataset', 'My Photos'], '--hub-dataset My Photos is no name of a data set on the Hub'),
+    (['--hub-dataset', 'My Photos'], '--hub-dataset My Photos is not a name of a data set on the Hub'),
     (['--hub-private'], '--hub-private needs --push-to-hub OWNER/NAME'),
     (['--hub-revision', 'v2'], '--hub-revision needs --push-to-hub'),
     (['--hub-pr'], '--hub-pr needs --push-to-hub'),
@@ -457,15 +457,15 @@ HOSTILE = {
     'architecture of another kind': (lambda f: edit_config(f, lambda c: c.update(architecture=['x'])),
                                      "timm has no architecture ['x']"),
     'file elsewhere': (lambda f: edit_config(f, lambda c: c['pretrained_cfg'].update(file='../../etc/weights.pth')),
-                       "file '../../etc/weights.pth' leads to weights elsewhere"),
+                       "file '../../etc/weights.pth' points to weights elsewhere"),
     'hub file elsewhere': (lambda f: edit_config(f, lambda c: c['pretrained_cfg'].update(
-        hf_hub_filename='../../x.bin')), "hf_hub_filename '../../x.bin' leads to weights elsewhere"),
+        hf_hub_filename='../../x.bin')), "hf_hub_filename '../../x.bin' points to weights elsewhere"),
     'argument that is a path': (lambda f: edit_config(f, lambda c: c['model_args'].update(
         checkpoint_path='../../x.pth')), "model_args checkpoint_path '../../x.pth' is a path"),
     'argument of no model': (lambda f: edit_config(f, lambda c: c['model_args'].update(exec='1')),
                              'timm cannot build its model'),
-    'no JSON': (lambda f: (f / 'config.json').write_text('{'), 'config.json is no JSON'),
-    'deep JSON': (lambda f: (f / 'config.json').write_text('[' * 200_000), 'config.json is no JSON'),
+    'no JSON': (lambda f: (f / 'config.json').write_text('{'), 'config.json is not JSON'),
+    'deep JSON': (lambda f: (f / 'config.json').write_text('[' * 200_000), 'config.json is not JSON'),
     'JSON of another kind': (lambda f: (f / 'config.json').write_text('[1]'), 'has no pretrained_cfg'),
     'link': (lambda f: ((f / 'summary.csv').unlink(), (f / 'summary.csv').symlink_to('/etc/hostname')), 'is a link'),
 }
@@ -519,7 +519,7 @@ def test_the_name_of_the_data_is_given(hub, command, tmp_path, capsys):
     assert ModelCard(hub.files('ann/net')['README.md'].content.decode()).data.datasets == ['ann/bees']
     for words, said in (
             ([tmp_path / 'hub', 'ann/net', '--hub-dataset', 'ann/bees'], 'is staged already: drop --hub-dataset'),
-            ([tmp_path, 'ann/net', '--hub-dataset', 'a--b'], '--hub-dataset a--b is no name of a data set on the Hub')):
+            ([tmp_path, 'ann/net', '--hub-dataset', 'a--b'], '--hub-dataset a--b is not a name of a data set')):
         with pytest.raises(SystemExit) as status:
             command(*words)
         assert status.value.code == 2 and said in capsys.readouterr().err.splitlines()[-1]
@@ -744,7 +744,7 @@ def test_trying_costs_no_random_number(saved, photos, tmp_path, hub, command, ca
 def test_a_full_temporary_folder_refuses_no_run(saved, file_size_limit, caplog):
     with file_size_limit(100_000):
         try_staging(saved)
-    assert 'It was not tried whether this model can be published: ' in caplog.text and 'too large' in caplog.text
+    assert 'It was not tested whether this model can be published: ' in caplog.text and 'too large' in caplog.text
     caplog.clear()
     try_staging(saved)
     assert not caplog.text

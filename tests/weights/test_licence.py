@@ -71,7 +71,7 @@ def test_the_choice_of_the_run(make_saved, tmp_path, caplog, options, expected):
     stage(make_saved(options=options, base={'name': 'ann/bees', 'license': 'cc-by-nc-4.0'}), tmp_path)
     assert stated(tmp_path) == expected
     assert f'ann/bees, from which training started, is under cc-by-nc-4.0, and these weights are staged under ' \
-           f'{expected[0]}: see whether they may be' in caplog.text
+           f'{expected[0]}: check whether that is allowed' in caplog.text
 
 
 def test_a_licence_that_the_hub_does_not_list_has_a_name(make_saved, tmp_path):

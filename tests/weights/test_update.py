@@ -126,7 +126,7 @@ def test_what_both_sides_changed_needs_a_flag(card, published, change, part):
     theirs = edited(published, change)
     with pytest.raises(ChangedError) as error:
         plan_update(theirs, card(70.), FILES)
-    assert 'on the Hub, README.md was changed where it would be replaced (' in str(error.value)
+    assert 'on the Hub, README.md was changed in parts that would be replaced (' in str(error.value)
     assert part in str(error.value) and error.value.flags == ['--replace-card'] and '\n' not in str(error.value)
     assert plan_update(theirs, card(70.), FILES, replace_card=True).card == plan_update(
         published, card(70.), FILES).card

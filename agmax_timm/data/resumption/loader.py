@@ -147,7 +147,7 @@ class ResumableLoader:
         other_shares = was['ranks'] != now['ranks'] or was['batch size'] != now['batch size']
         if state.get('dealt') is not None:
             if other_shares:
-                raise CheckpointError(f"{', '.join(changed)}: the rest of the epoch was dealt anew before")
+                raise CheckpointError(f"{', '.join(changed)}: the rest of the epoch was distributed again before")
             self._take(**state['dealt'])
         if not changed:
             self._resumed = state

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 
 from ...base.errors import LabelError
 
-NO_CLASS_OF_MAP = 'it is no class of --class-map'
+NO_CLASS_OF_MAP = 'it is not a class of --class-map'
 
 
 def class_index(label: Any, num_classes: int | None = None) -> int:

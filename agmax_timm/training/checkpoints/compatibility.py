@@ -41,10 +41,10 @@ def compare_options(options: TrainOptions, saved: dict[str, Any], within_epoch: 
         if rule in refused:
             way_out = ' or drop its optimizer with --no-resume-opt' if rule == 'refused with optimizer' else ''
             raise OptionError(f'--resume {options.resume} cannot continue with {flag_of(name)} {values}: '
-                              f'leave it as it was{way_out}, or start from the weights with --initial-checkpoint')
+                              f'keep the old value{way_out}, or start from the weights with --initial-checkpoint')
         if within_epoch and (rule == 'refused within epoch' or name in sized_by_epochs):
-            raise OptionError(f'--resume {options.resume} is within an epoch, whose rest would be another with '
-                              f'{flag_of(name)} {values}: leave it as it was, or use a checkpoint of a whole epoch')
+            raise OptionError(f'--resume {options.resume} is within an epoch, and its rest would change with '
+                              f'{flag_of(name)} {values}: keep the old value, or use a checkpoint of a complete epoch')
     lines = [f'{flag_of(name)} {_shown(getattr(options, name))} in place of {_shown(saved[name])}' for name in differ]
     # A metric leads a plateau schedule, whatever its end.
     no_part = {'epochs', 'cooldown_epochs'} if options.sched == 'plateau' else set()

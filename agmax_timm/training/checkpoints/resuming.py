@@ -40,16 +40,16 @@ class ResumedRun:
         of_data = compare_data(options, data, state['data'] if state else _saved_data(checkpoint))
         if within and of_data:
             raise OptionError(f'--resume {options.resume} is within an epoch, and there are {of_data[0]}: restore the '
-                              'data, or use a checkpoint of a whole epoch')
+                              'data, or use a checkpoint of a complete epoch')
         exact = bool(state) and options.start_epoch is None and not options.no_resume_opt
         if not exact and is_primary():
             reason = ('--start-epoch' if options.start_epoch is not None else '--no-resume-opt' if state
                       else f'{options.resume} holds no random state')
             _logger.warning(
-                f'{reason}: the run continues, but is not the one that an uninterrupted run would have been.')
+                f'{reason}: the run continues, but differs from an uninterrupted run.')
         other_views = compare_views(data, state['data']) if state else ''
         if other_views and is_primary():
-            _logger.warning(f'{other_views}: the run continues, but is not the one that it would have been.')
+            _logger.warning(f'{other_views}: the run continues, but differs from an uninterrupted run.')
         if (changed or of_data) and is_primary():
             _logger.info(f"Not as in the checkpoint: {', '.join(changed + of_data)}")
         return cls(state, same_schedule, exact)

@@ -172,7 +172,7 @@ class CheckpointSaver(timm.utils.CheckpointSaver):
                 work()
                 self.error = None
             except OSError as error:
-                valid = f'{self._newest} is whole' if self._newest else 'there is no checkpoint yet'
+                valid = f'{self._newest} is intact' if self._newest else 'there is no checkpoint yet'
                 self.error = SaveError(f'cannot write {error.filename or path}: {error.strerror or error}; {valid}')
                 _logger.error(f'{self.error}. Training continues; the next save tries again.')
         self._background.run(attempt)

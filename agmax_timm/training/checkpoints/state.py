@@ -126,7 +126,7 @@ class RunState:
         except CheckpointError as error:
             raise CheckpointError(
                 f'--resume {self.training.options.resume} is within epoch {position.epoch} and cannot continue with '
-                f'{error}: use what it was made with, or a checkpoint of a whole epoch') from error
+                f'{error}: use what it was made with, or a checkpoint of a complete epoch') from error
         if not position.trained:
             position.batch = self.loader.first_batch
         if same_ranks:
@@ -151,7 +151,7 @@ class RunState:
             start_workers(self.loader_eval)
         if position.trained:
             set_random_state({**random, 'process': random['process'].numpy().tobytes()}, self.training.device)
-        another = 'is not the one that an uninterrupted run would have been.'
+        another = 'differs from an uninterrupted run.'
         if changed and is_primary():
             _logger.warning(f"Continuing with {', '.join(changed)}: no sample of the epoch is repeated or left out, "
                             f'but the run {another}')

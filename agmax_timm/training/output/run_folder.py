@@ -45,8 +45,8 @@ def resolve_resume(options: TrainOptions) -> TrainOptions:
     path, damaged = newest_checkpoint(folder)
     reasons = '; '.join(reason for _, reason in damaged)
     if damaged and path is None:
-        raise OptionError(f'--resume auto: no checkpoint in {folder} is whole ({reasons}): name a good one with '
-                          '--resume FILE, or start afresh with another --experiment')
+        raise OptionError(f'--resume auto: no checkpoint in {folder} is intact ({reasons}): name another one with '
+                          '--resume FILE, or start a new run with another --experiment')
     if damaged and _first_rank():
         _logger.warning(f'{reasons}: continuing from {path}')
     return replace(options, resume=path or '')
@@ -68,8 +68,8 @@ def check_folder(options: TrainOptions, auto: bool = False, lock: bool = True) -
         if os.path.exists(summary_path(folder)) and not auto:
             held.append('summary.csv')
         if held:
-            raise OptionError(f'{folder} holds another run ({held[0]}): continue with it by --resume auto, or start '
-                              'afresh with another --experiment')
+            raise OptionError(f'{folder} holds another run ({held[0]}): continue it with --resume auto, or start '
+                              'a new run with another --experiment')
     if _first_rank():
         with writing(folder):
             check_writable(folder)

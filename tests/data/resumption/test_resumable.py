@@ -199,7 +199,7 @@ def test_the_rest_that_was_dealt_anew_is_gone_on_with(images, tmp_path):
                 break
         state = saved(resumable.state_dict(stop), tmp_path / 'state.pth')
     assert sorted(trained) == list(range(22))
-    with pytest.raises(CheckpointError, match='dealt anew before'):
+    with pytest.raises(CheckpointError, match='distributed again before'):
         open_loader(images(), batch_size=4, num_workers=0)[1].load_state_dict(state, 0)
 
 

@@ -233,7 +233,7 @@ def test_one_share_in_all_commands(run, unsorted, results_of, caplog, capsys, tm
         run('--epochs', '2', '--resume', str(folder / 'last.pth.tar'), '--val-split-seed', '7')
     assert end.value.code == 2
     error = capsys.readouterr().err
-    assert 'cannot continue with --val-split-seed 7 in place of 42: leave it as it was' in error
+    assert 'cannot continue with --val-split-seed 7 in place of 42: keep the old value' in error
 
 
 @pytest.mark.slow

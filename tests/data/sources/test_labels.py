@@ -103,7 +103,7 @@ def test_labels_that_a_class_map_names(tmp_path, kind):
         check_labels(dataset, 3)
         return [target for _, target in (dataset if kind == 'hfids' else map(dataset.__getitem__, range(3)))]
     assert read('fly\ncat\ndog\n') == [1, 2, 0]
-    with pytest.raises(LabelError, match="sample 2.* has the label 'fly': it is no class of --class-map"):
+    with pytest.raises(LabelError, match="sample 2.* has the label 'fly': it is not a class of --class-map"):
         read('cat\ndog\n')
 
 

@@ -87,7 +87,7 @@ def test_a_flag_that_differs_is_refused_told_or_of_no_account(name):
     assert lines == ([] if rule == 'ignored' else [f'{flag} {shown} in place of other'])
     assert same_schedule == (rule != 'schedule')
     if rule == 'refused within epoch':
-        with pytest.raises(OptionError, match=f'would be another with {flag} '):
+        with pytest.raises(OptionError, match=f'would change with {flag} '):
             compatibility.compare_options(args, saved, within_epoch=True)
 
 
@@ -98,7 +98,7 @@ def test_a_share_is_held_out_from_the_first_epoch_on(before, now, refused):
     options = replace(parse_train_args(['data', '--val-split', now, '--val-split-seed', '1']), resume='FILE')
     saved = {**vars(options), 'val_split': before}
     if refused:
-        with pytest.raises(OptionError, match=f'--val-split {now} in place of {before}: leave it as it was'):
+        with pytest.raises(OptionError, match=f'--val-split {now} in place of {before}: keep the old value'):
             compatibility.compare_options(options, saved, within_epoch=False)
     else:
         changes, _ = compatibility.compare_options(options, saved, within_epoch=False)
@@ -122,7 +122,7 @@ def test_epochs_decide_the_sizes_of_a_progressive_schedule():
     saved['train_size_schedule'] = 'progressive'
     args = replace(args, train_size_schedule='progressive')
     assert compatibility.compare_options(args, saved, within_epoch=False)[0] == ['--epochs 3 in place of 4']
-    with pytest.raises(OptionError, match='would be another with --epochs 3 in place of 4'):
+    with pytest.raises(OptionError, match='would change with --epochs 3 in place of 4'):
         compatibility.compare_options(args, saved, within_epoch=True)
 
 

@@ -83,8 +83,8 @@ def test_a_fresh_run_does_not_enter_the_folder_of_another(train, tmp_path, monke
     train('--epochs', '1')
     before = {path.name: path.read_bytes() for path in (tmp_path / 'run').iterdir()}
     monkeypatch.setattr(build, 'build_model', None)  # it is refused before
-    with pytest.raises(ValueError, match='/run holds another run .checkpoint-0.pth.tar.: continue with it by --resume '
-                                         'auto, or start afresh with another --experiment'):
+    with pytest.raises(ValueError, match='/run holds another run .checkpoint-0.pth.tar.: continue it with --resume '
+                                         'auto, or start a new run with another --experiment'):
         train('--epochs', '1')
     assert {path.name: path.read_bytes() for path in (tmp_path / 'run').iterdir()} == before
 

@@ -200,9 +200,9 @@ def test_a_full_disk_is_told_and_what_is_there_stays(background, tmp_path, caplo
     with file_size_limit(20_000):
         saver.save_checkpoint(1, 2.)
         saver.save_milestone(2)
-        with pytest.raises(SaveError, match='cannot write .*last.pth.tar: File too large; .*last.pth.tar is whole'):
+        with pytest.raises(SaveError, match='cannot write .*last.pth.tar: File too large; .*last.pth.tar is intact'):
             saver.close()
-    assert 'last.pth.tar is whole. Training continues; the next save tries again' in caplog.text
+    assert 'last.pth.tar is intact. Training continues; the next save tries again' in caplog.text
     assert sorted(os.listdir(tmp_path)) == ['checkpoint-0.pth.tar', LAST, BEST]
     assert epoch_of(tmp_path / LAST) == 0 and saver.best_epoch == 0
     saver.save_checkpoint(2, 1.5)

@@ -86,7 +86,7 @@ def test_only_damaged_checkpoints_are_no_fresh_start(run, photos, tmp_path, caps
         train_cli.main([str(photos), *SMALL, '--output', str(tmp_path), '--resume', 'auto'])
     assert ended.value.code == 2
     error, = capsys.readouterr().err.strip().splitlines()[-1:]
-    assert f'--resume auto: no checkpoint in {run} is whole' in error and 'another --experiment' in error
+    assert f'--resume auto: no checkpoint in {run} is intact' in error and 'another --experiment' in error
     assert all(path.name in error for path in run.glob('*.pth.tar'))
 
 
@@ -205,7 +205,7 @@ def test_a_log_line_is_whole_or_not_there(tmp_path, monkeypatch, file_size_limit
         assert path.read_text() == 'a' * 50 + '\nd\n'
     finally:
         handler.close()
-    told = f'cannot write {path}: File too large: the console has the lines that it lacks'
+    told = f'cannot write {path}: File too large: the missing lines are on the console'
     assert sorted(set(console.getvalue().splitlines())) == ['a' * 50, 'b' * 50, told, 'c' * 50, 'd']
     assert console.getvalue().count('cannot write') == 1
 
