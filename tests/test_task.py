@@ -177,12 +177,13 @@ class TwoHeads(nn.Module):
         return (logits, logits) if self.training else logits
 
 
-@pytest.mark.parametrize('model, size', [
-    (TwoHeads(), 32),
+@pytest.mark.parametrize('build, size', [
+    (TwoHeads, 32),
     # the smallest images its auxiliary head takes are about as large as its own
-    (timm.create_model('inception_v3', num_classes=CLASSES, aux_logits=True), 299),
+    (lambda: timm.create_model('inception_v3', num_classes=CLASSES, aux_logits=True), 299),
 ], ids=['two-heads', 'inception_v3'])
-def test_model_with_several_outputs_is_named(model, size):
+def test_model_with_several_outputs_is_named(build, size):
+    model = build()
     task = AgMaxTask(model, verbose=False)
     with torch.no_grad(), pytest.raises(ValueError, match=f'{type(model).__name__} does not return one tensor'):
         task(*batch(images=1, size=size))
@@ -220,11 +221,11 @@ def test_model_that_is_not_timms(kind):
         tasks[0].get_clip_parameters(exclude_head=True)
 
 
-@pytest.mark.parametrize('model', [
-    torchvision.models.resnet18(num_classes=CLASSES), torchvision.models.mobilenet_v3_small(num_classes=CLASSES),
-    torchvision.models.swin_t(num_classes=CLASSES), Plain()], ids=lambda model: type(model).__name__)
-def test_the_classes_of_other_models_are_those_of_the_last_linear_layer(model):
-    task = AgMaxTask(model, verbose=False)
+@pytest.mark.parametrize('build', [
+    torchvision.models.resnet18, torchvision.models.mobilenet_v3_small, torchvision.models.swin_t,
+    lambda num_classes: Plain(num_classes)], ids=['resnet18', 'mobilenet_v3_small', 'swin_t', 'Plain'])
+def test_the_classes_of_other_models_are_those_of_the_last_linear_layer(build):
+    task = AgMaxTask(build(num_classes=CLASSES), verbose=False)
     assert task.num_classes == CLASSES
     assert task(*batch())['output'].shape == (8, CLASSES)
 

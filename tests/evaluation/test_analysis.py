@@ -2,7 +2,6 @@
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 from torchvision.transforms.functional import pil_to_tensor
 
 from agmax_timm.data.pictures import ToPicture
@@ -40,8 +39,9 @@ def test_a_confusion_made_by_hand():
 
 
 def test_confusion_as_scikit_learn_has_it(guesses):
+    from sklearn import metrics  # only here: the import takes seconds
     prediction, target = guesses
-    expected = confusion_matrix(target, prediction, labels=range(12))
+    expected = metrics.confusion_matrix(target, prediction, labels=range(12))
     assert confusion(prediction, target, 12).tolist() == expected.tolist()
     pairs = confused_pairs(prediction, target, 12, most=12 ** 2)
     assert all(expected[pair.target, pair.prediction] == pair.count for pair in pairs)
@@ -51,14 +51,15 @@ def test_confusion_as_scikit_learn_has_it(guesses):
 
 
 def test_each_class_as_scikit_learn_has_it(guesses):
+    from sklearn import metrics  # only here: the import takes seconds
     prediction, target = guesses
     ours = shares(class_counts(prediction, target, 12))
-    expected = precision_recall_fscore_support(target, prediction, labels=range(12), zero_division=0)
+    expected = metrics.precision_recall_fscore_support(target, prediction, labels=range(12), zero_division=0)
     for values, of_sklearn in zip(ours, expected):
         np.testing.assert_allclose(values, of_sklearn, rtol=1e-12)
     assert ours.precision[10] == 0 and ours.support[11] == 0
     for how in ('macro', 'weighted', 'micro'):
-        expected = precision_recall_fscore_support(target, prediction, average=how, zero_division=0)
+        expected = metrics.precision_recall_fscore_support(target, prediction, average=how, zero_division=0)
         assert ours.average(how) == pytest.approx(expected[:3], rel=1e-12)
 
 

@@ -15,7 +15,6 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from sklearn.metrics import precision_recall_fscore_support
 from torchvision.transforms.functional import to_tensor
 
 from agmax_timm.base.safe_load import read_file
@@ -167,6 +166,7 @@ def test_a_page_needs_nothing_and_names_that_are_html_are_text(hostile_page, hos
 
 
 def test_the_numbers_are_those_of_validate(run_copy, photos, monkeypatch, capsys):
+    from sklearn.metrics import precision_recall_fscore_support  # only here: the import takes seconds
     command.main([str(run_copy), '--device', 'cpu', '-j', '0'])
     assert capsys.readouterr().out == f'{run_copy}/report.html\n'
     page = check_page((run_copy / 'report.html').read_text())
