@@ -123,16 +123,7 @@ def agreement_terms(
             image, or marginal_images does not fit the batch.
     """
     _check_settings(kind, marginal_images, divergence_reduction)
-    if z1.ndim != 2 or z1.shape != z2.shape:
-        raise ValueError(f'the two views must have logits of one shape [B, K], got {[*z1.shape]} and {[*z2.shape]}')
-    if kind == 'mi':
-        if z12 is None or z12.shape != z1.shape:
-            got = None if z12 is None else [*z12.shape]
-            raise ValueError(f"agreement kind 'mi' needs joint logits {[*z1.shape]} of a Q-network, got {got}")
-        if len(z1) * world_size() < 2:
-            raise ValueError("agreement kind 'mi' needs a batch of 2 images or more: over 1 image the marginal is the "
-                             'prediction itself')
-
+    _check_logits(kind, z1, z2, z12)
     with torch.autocast(z1.device.type, enabled=False):
         z1, z2 = _at_least_float32(z1), _at_least_float32(z2)
         if kind == 'mi' and z12 is not None:
@@ -238,6 +229,18 @@ def _check_settings(kind: str, marginal_images: int | None, divergence_reduction
     if marginal_images is not None and marginal_images < 2:
         raise ValueError(f'marginal_images must be 2 or more, got {marginal_images}: over 1 image the marginal is the '
                          'prediction itself')
+
+
+def _check_logits(kind: str, z1: torch.Tensor, z2: torch.Tensor, z12: torch.Tensor | None) -> None:
+    if z1.ndim != 2 or z1.shape != z2.shape:
+        raise ValueError(f'the two views must have logits of one shape [B, K], got {[*z1.shape]} and {[*z2.shape]}')
+    if kind == 'mi':
+        if z12 is None or z12.shape != z1.shape:
+            got = None if z12 is None else [*z12.shape]
+            raise ValueError(f"agreement kind 'mi' needs joint logits {[*z1.shape]} of a Q-network, got {got}")
+        if len(z1) * world_size() < 2:
+            raise ValueError("agreement kind 'mi' needs a batch of 2 images or more: over 1 image the marginal is the "
+                             'prediction itself')
 
 
 def _at_least_float32(x: torch.Tensor) -> torch.Tensor:

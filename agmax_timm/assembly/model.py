@@ -13,7 +13,6 @@ from typing import Any
 import torch
 import torch.nn as nn
 from timm import utils
-from timm.data import resolve_data_config
 from timm.layers import convert_splitbn_model, convert_sync_batchnorm, set_fast_norm
 from timm.models import create_model, load_state_dict
 from timm.task import TrainingTask
@@ -28,12 +27,13 @@ from ..network import init_normal
 from ..options.declare import picked
 from ..options.device import Device, TrainDevice
 from ..options.model import Model, TrainModel
-from ..options.parsers import AnyOptions, TrainOptions
+from ..options.parsers import TrainOptions
 from ..options.timm_names import REFUSED, check_model
 from ..weights.models import adapted_modules, misfits
 from . import job_start
 from .freezing import freeze
 from .loss_scaler import LossScaler
+from .model_input import build_data_config, input_channels, try_input
 from .sharding import shard_task
 
 _logger = logging.getLogger(__name__)
@@ -182,58 +182,6 @@ def build_model(options: TrainOptions, device: torch.device, precision: Precisio
         model = convert_sync_batchnorm(model)
     freeze(options, model)
     return model, data_config
-
-
-def build_data_config(options: AnyOptions, model: Any, use_test_size: bool = False) -> dict[str, Any]:
-    """Return timm's data configuration, with size, mean and std for the channels of --in-chans."""
-    try:
-        config = resolve_data_config(
-            vars(options), model=model, use_test_size=use_test_size, verbose=is_primary())
-    except AssertionError as error:
-        raise OptionError('--mean and --std need one value, or as many as there are channels') from error
-    channels = input_channels(options) or model.pretrained_cfg['input_size'][0]
-    config['input_size'] = (channels, *config['input_size'][1:])
-    for name in ('mean', 'std'):
-        if len(config[name]) != channels:
-            config[name] = (sum(config[name]) / len(config[name]),) * channels
-    return config
-
-
-def try_input(options: AnyOptions, model: nn.Module, data_config: dict[str, Any], num_classes: int) -> None:
-    """Evaluate the model on one black image.
-
-    Raises:
-        OptionError: The model does not accept images of this size, or does not return num_classes logits.
-    """
-    size, like, training = data_config['input_size'], next(model.parameters()), model.training
-    trains_on_one = isinstance(options, TrainOptions) and options.batch_size == 1 and not options.agmax
-    hook_handles = [module.register_forward_pre_hook(_refuse_single_value) for module in model.modules()
-                    if isinstance(module, nn.modules.batchnorm._BatchNorm) and trains_on_one]
-    try:
-        with torch.no_grad():
-            output = model.eval()(torch.zeros(1, *size, device=like.device, dtype=like.dtype))
-    except REFUSED as error:
-        raise OptionError(f'--model {options.model} does not take images of {" x ".join(map(str, size))}, by '
-                          f'--img-size, --input-size, --in-chans or --model-kwargs: {one_line(error, 300)}') from error
-    finally:
-        model.train(training)
-        for handle in hook_handles:
-            handle.remove()
-    if torch.is_tensor(output) and output.shape != (1, num_classes):
-        raise OptionError(f'--model {options.model} gives {tuple(output.shape)[1:]}, not {num_classes} classes: '
-                          'leave out --gp and --model-kwargs that change its head')
-
-
-def _refuse_single_value(module: nn.Module, inputs: tuple[torch.Tensor]) -> None:
-    if inputs[0].numel() == inputs[0].shape[1]:
-        raise ValueError('--batch-size 1 leaves batch norm a single value: use 2 or more')
-
-
-def input_channels(options: AnyOptions) -> int | None:
-    """Return the number of channels that the options ask for, or None for the model's own."""
-    if options.in_chans is not None:
-        return options.in_chans
-    return options.input_size[0] if options.input_size is not None else None
 
 
 def _init_head(options: TrainModel, model: Any) -> None:

@@ -36,22 +36,15 @@ def _copy_tensor(value: torch.Tensor, storages: dict[int, tuple]) -> torch.Tenso
 
 
 class Background:
-    """Run one function at a time in a thread. The process does not end before the function has returned.
+    """Run one function at a time in a thread. The process does not end before the function has returned."""
 
-    Args:
-        enabled: Whether to use a thread. If not, functions run in the calling thread.
-    """
-
-    def __init__(self, enabled: bool = True):
-        self.enabled = enabled
+    def __init__(self):
         self._pool = ThreadPoolExecutor(1, 'writer')  # starts its thread with the first call
         self._future: Future | None = None
 
     def run(self, work: Callable[[], None]) -> None:
         """Wait for the previous function, then start `work`."""
         self.wait()
-        if not self.enabled:
-            return work()
         self._future = self._pool.submit(work)
 
     def wait(self) -> None:

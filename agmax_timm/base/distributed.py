@@ -1,8 +1,10 @@
-"""The rank of this process, its device in words, and a differentiable mean over all ranks.
+"""The rank of this process, its device in words, exchange of objects, and a differentiable mean over all ranks.
 
 AgMax's marginals are not linear in the batch, so they must be taken over the samples of all ranks. The loss would
 otherwise change with the number of ranks.
 """
+from typing import Any
+
 import torch
 import torch.distributed as dist
 
@@ -25,6 +27,22 @@ def rank() -> int:
 def is_primary() -> bool:
     """Whether this is the first process, which logs and writes for all of them."""
     return rank() == 0
+
+
+def gather_objects(value: Any) -> list[Any]:
+    """Return the values of all ranks, by rank. Values can be pickled. All ranks must call it."""
+    values = [value] * world_size()
+    if is_distributed():
+        dist.all_gather_object(values, value)
+    return values
+
+
+def from_first_rank(value: Any) -> Any:
+    """Return the value of the first rank, on all ranks. It can be pickled. All ranks must call it."""
+    values = [value]
+    if is_distributed():
+        dist.broadcast_object_list(values, 0)
+    return values[0]
 
 
 def describe_device(device: torch.device) -> str:

@@ -13,7 +13,8 @@ from tqdm import tqdm
 
 from ..assembly.datasets import open_split
 from ..assembly.known_classes import classes_in, classes_of, map_of_model
-from ..assembly.model import create_named_model, input_channels
+from ..assembly.model import create_named_model
+from ..assembly.model_input import input_channels
 from ..base.errors import DataError
 from ..data.sources.checks import (
     check_different,

@@ -8,12 +8,13 @@ import torch
 import torch.distributed as dist
 from timm.data import AugMixDataset, Mixup, create_loader
 from torch.utils.data import Dataset, IterableDataset
+from torchvision.transforms import Compose
 
 from ..base.distributed import world_size
 from ..base.image_modes import BACKENDS, CROP_MODES, check_mode, mode_of_channels, timm_policy
+from ..base.wrapping import passed_on
 from .augmentation.mixup import CollateMixup, TwoViewCollate, TwoViewMixup
 from .augmentation.transforms import (
-    Chain,
     CutOut,
     Extensions,
     change_transforms,
@@ -131,7 +132,7 @@ def _add_augmentation(loader: Any, size: tuple[int, ...], extensions: Extensions
         own = partial(extend_transform, crop=crop, lighting=lighting, cutout=0 if prefetch else cutout)
         change_transforms(loader.dataset, own)
     if cutout and prefetch:
-        loader.random_erasing = Chain(loader.random_erasing, CutOut(cutout))
+        loader.random_erasing = Compose([*filter(None, [loader.random_erasing]), CutOut(cutout)])
 
 
 def _keep_in_memory(loader: Any, extensions: Extensions, reused: bool) -> None:
@@ -220,9 +221,8 @@ def create_two_view_loader(
         follow_group(loader, data_loader_of(loader))
     if loader is data_loader_of(loader) and mixup is not None:
         # A DataLoader with the switch of its collate function, as timm's prefetcher has it.
-        loader.__class__ = type(type(loader).__name__, (type(loader),), {'mixup_enabled': property(
-            lambda self: self.collate_fn.mixup_enabled,
-            lambda self, enabled: setattr(self.collate_fn, 'mixup_enabled', enabled))})
+        switch = {'mixup_enabled': passed_on('collate_fn', 'mixup_enabled')}
+        loader.__class__ = type(type(loader).__name__, (type(loader),), switch)
     return loader
 
 

@@ -14,14 +14,12 @@ from ..assembly import datasets, loaders
 from ..assembly.known_classes import classes_of, map_of_model
 from ..assembly.model import (
     Precision,
-    build_data_config,
     build_precision,
     create_named_model,
-    input_channels,
     script_model,
     set_backend_options,
-    try_input,
 )
+from ..assembly.model_input import build_data_config, input_channels, try_input
 from ..base.distributed import is_distributed, is_primary, world_size
 from ..base.errors import DataError, OptionError
 from ..data.sources.classes import ModelClasses, MovedClassError, summary

@@ -8,7 +8,7 @@ from timm.data import MultiLabelTarget, RealLabelsImagenet
 from timm.task import ClassificationEvaluator, MultiLabelClassificationEvaluator, evaluation_sample_limit
 from torch.utils.data import Dataset
 
-from ..base.distributed import rank, world_size
+from ..base.distributed import gather_objects, rank, world_size
 from ..base.errors import DataError, OptionError
 from ..base.text_file import read_text, without_mark
 from ..data.sources.checks import check_evaluated_classes
@@ -93,10 +93,9 @@ class LabelEvaluator(ClassificationEvaluator):
 
     def _precision_and_recall(self, distributed: bool) -> dict[str, float]:
         assert self.average is not None
-        counts = [None if self.class_counts is None else self.class_counts.cpu()]
-        if distributed:  # a rank without a batch does not know the number of classes
-            counts *= dist.get_world_size()
-            dist.all_gather_object(counts, counts[0])
+        # A rank without a batch does not know the number of classes.
+        own = None if self.class_counts is None else self.class_counts.cpu()
+        counts = gather_objects(own) if distributed else [own]
         total = torch.stack([count for count in counts if count is not None]).sum(0)
         averages = shares(total).average(self.average)
         names = (f'{self.average}_{name}' for name in ('precision', 'recall', 'f1_score'))

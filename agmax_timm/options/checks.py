@@ -6,22 +6,19 @@ from dataclasses import replace
 from typing import Any
 
 from ..base.command_line import Parser, flag_of
-from ..base.errors import OptionError
-from ..base.licences import check_license
 from .augmentation import Mixing
 from .data import DataSet
 from .data_kinds import check_source, kind_of, share_of
 from .declare import problems
 from .device import Device
+from .hub_names import check_hub
 from .parsers import AnyOptions, TrainOptions, ValidateOptions
 from .paths import check_paths
-from .run import Hub
 
 METRICS = {
     'classification': ('loss', 'top1', 'top5'),
     'multilabel': ('loss', 'map', 'micro_f1', 'macro_f1', 'sample_f1'),
 }
-
 
 _DATASETS = ('torch', 'hfds', 'hfids', 'tfds', 'wds')
 
@@ -60,7 +57,7 @@ def check_train_args(options: TrainOptions, parser: Parser) -> None:
     _check_mixing(options, error)
     _check_precision(options, error)
     _check_run(options, error)
-    _check_hub(options, error)
+    check_hub(options, error)
 
 
 def check_validate_args(options: ValidateOptions, parser: Parser) -> None:
@@ -280,30 +277,3 @@ def _check_run(options: TrainOptions, error: Callable) -> None:
         error(f'--seed {options.seed} leaves no seed for the other processes: use a smaller one')
     if options.wandb_resume_id and not options.resume:
         error(f'--wandb-resume-id {options.wandb_resume_id} continues with a run: add --resume FILE')
-
-
-def _check_hub(options: Hub, error: Callable) -> None:
-    try:
-        check_license(options.license)
-    except OptionError as problem:
-        error(str(problem))
-    if options.hub_dataset:
-        from .hub_names import check_dataset
-        try:
-            check_dataset(options.hub_dataset)
-        except OptionError as problem:
-            error(str(problem))
-    if not options.push_to_hub:
-        for name in ('hub_private', 'hub_revision', 'hub_pr', 'hub_replace_card', 'hub_replace_files'):
-            if getattr(options, name):
-                error(f'{flag_of(name)} needs --push-to-hub OWNER/NAME')
-        return
-    from .hub_names import check_name, check_revision
-    for flag, check, value in (('--push-to-hub', check_name, options.push_to_hub),
-                               ('--hub-revision', check_revision, options.hub_revision)):
-        try:
-            check(value)
-        except OptionError as problem:
-            error(f'{flag} {value}: {problem}')
-    if options.hub_pr and options.hub_revision not in ('', 'main'):
-        error('--hub-pr opens a pull request against main: drop it, or drop --hub-revision')

@@ -72,7 +72,7 @@ class TrainData(Loading):
         'validation',
         "name of the split to validate on; a number below 1 holds out this share of the training images of each "
         "class; '' for no validation",
-        metavar='NAME', convert=split)
+        metavar='NAME', convert=split, resume='refused as share')
     val_split_seed: int | None = option(None, 'seed of the share that --val-split holds out (default: --seed)',
         metavar='S', check=between(0, 2 ** 32 - 1), yields=True, resume='refused')
     train_num_samples: int | None = option(None, 'number of training images, for data that is read in sequence',

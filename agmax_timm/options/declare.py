@@ -6,7 +6,7 @@ from dataclasses import MISSING, dataclass, field, fields, replace
 from types import NoneType, UnionType
 from typing import Any, TypeVar, get_args, get_origin
 
-from ..base.command_line import KeyValues, Parser, flag_of
+from ..base.command_line import flag_of
 
 if sys.version_info >= (3, 11):
     from typing import dataclass_transform
@@ -23,6 +23,7 @@ RESUME = (
     'refused',  # the tensors of the checkpoint would not fit
     'refused with optimizer',  # unless --no-resume-opt
     'refused within epoch',  # the rest of the epoch would have other samples
+    'refused as share',  # a share of the training images would have images that the run has trained on
     'schedule',  # another schedule of the learning rate; the change is logged
     'logged',
     'ignored',  # not compared
@@ -238,35 +239,6 @@ def _complete(field: Any) -> Option:
     long = flag_of(field.name) if declaration.long is None else declaration.long
     return replace(declaration, name=field.name, kind=get_origin(kind) or kind, several=several, default=default,
                    long=long)
-
-
-def add_options(parser: Parser, options: type) -> None:
-    """Add the flags of all groups of a command to a parser."""
-    for group in groups_of(options):
-        container: Any = parser.add_argument_group((group.__doc__ or '').partition('\n')[0].removesuffix('.'))
-        targets = {'': container}
-        for declaration in declared(group).values():
-            if declaration.exclusive not in targets:
-                targets[declaration.exclusive] = container.add_mutually_exclusive_group()
-            add_option(targets[declaration.exclusive] if declaration.flags else parser, declaration)
-
-
-def add_option(container: Any, declaration: Option) -> None:
-    """Add the flag of one option to a parser or a group of it."""
-    kind = declaration.kind
-    if kind is bool:
-        arguments: dict[str, Any] = dict(action='store_true')
-    else:
-        arguments = dict(
-            type=declaration.convert or (None if kind in (str, dict) else kind), metavar=declaration.metavar,
-            choices=declaration.choices, const=declaration.const,
-            nargs=declaration.nargs or ('*' if kind is dict else '+' if declaration.several else None),
-            **dict(action=KeyValues) if kind is dict else {})
-    if declaration.flags:
-        arguments.update(dest=declaration.name)
-    action = container.add_argument(
-        *(declaration.flags or [declaration.name]), default=declaration.default, help=declaration.help, **arguments)
-    action.yields, action.synonyms = declaration.yields, declaration.synonyms
 
 
 def problems(options: Any) -> Iterator[str]:

@@ -1,28 +1,55 @@
-"""Names on the Hugging Face Hub: of repositories, data sets and branches."""
+"""Names on the Hugging Face Hub: of repositories, data sets, branches and licences.
+
+huggingface_hub is imported when a name is checked, because it takes time.
+"""
 import re
+from collections.abc import Callable
 
-from huggingface_hub.utils import validate_repo_id
-
+from ..base.command_line import flag_of
 from ..base.errors import OptionError
+from ..base.licences import check_license
 from ..base.text import one_line
+from .run import Hub
+
+
+def check_hub(options: Hub, error: Callable[[str], None]) -> None:
+    """Pass a line to `error`, which exits, for an invalid name, and for a flag that needs --push-to-hub."""
+    for name in ('hub_private', 'hub_revision', 'hub_pr', 'hub_replace_card', 'hub_replace_files'):
+        if getattr(options, name) and not options.push_to_hub:
+            error(f'{flag_of(name)} needs --push-to-hub OWNER/NAME')
+    for check, value, flag in (
+            (check_license, options.license, ''), (check_dataset, options.hub_dataset, ''),
+            (check_name, options.push_to_hub, f'--push-to-hub {options.push_to_hub}: '),
+            (check_revision, options.hub_revision, f'--hub-revision {options.hub_revision}: ')):
+        try:
+            if value:
+                check(value)
+        except OptionError as problem:
+            error(f'{flag}{problem}')
+    if options.hub_pr and options.hub_revision not in ('', 'main'):
+        error('--hub-pr opens a pull request against main: drop it, or drop --hub-revision')
 
 
 def check_name(repo_id: str) -> None:
     """Raise OptionError unless the name of a repository has the Hub's form OWNER/NAME."""
-    try:
-        validate_repo_id(repo_id)
-    except ValueError as error:
-        raise OptionError(one_line(error)) from None
+    _validate(repo_id)
     if '/' not in repo_id:
         raise OptionError(f"expected OWNER/NAME, got '{repo_id}'")
 
 
 def check_dataset(name: str) -> None:
     """Raise OptionError unless a name is '' or valid for a data set on the Hub."""
+    if name:
+        _validate(name, f'--hub-dataset {name} is not a name of a data set on the Hub: ')
+
+
+def _validate(name: str, message: str = '') -> None:
+    """Raise OptionError, with a message before the reason, unless a name is valid on the Hub."""
+    from huggingface_hub.utils import validate_repo_id
     try:
-        validate_repo_id(name or None)
+        validate_repo_id(name)
     except ValueError as error:
-        raise OptionError(f'--hub-dataset {name} is not a name of a data set on the Hub: {one_line(error)}') from None
+        raise OptionError(message + one_line(error)) from None
 
 
 def check_revision(revision: str | None) -> None:

@@ -3,11 +3,11 @@ from collections.abc import Mapping
 from dataclasses import field
 from typing import Any
 
-from ..base.command_line import Parser
+from ..base.command_line import KeyValues, Parser
 from .agmax import AgMax
 from .augmentation import Augmentation, Mixing, Resolutions
 from .data import DataSet, Input, NaFlex, TrainData, TrainNaFlex, ValidationData, ValidationInput
-from .declare import add_options, declared, group
+from .declare import Option, declared, group, groups_of
 from .device import TrainDevice, ValidationDevice
 from .evaluation import Labels, Results, Robustness
 from .loss import Loss, Task
@@ -56,7 +56,7 @@ def train_parser() -> Parser:
                         help='YAML file of options, or name of a recipe; if repeated, later files override earlier '
                         'ones, and flags override files')
     parser.add_argument('--list-recipes', action=ListRecipes, help='list the recipes that come with the package')
-    add_options(parser, TrainOptions)
+    _add_options(parser, TrainOptions)
     return parser
 
 
@@ -64,5 +64,34 @@ def validate_parser() -> Parser:
     """Return the parser of validate.py."""
     parser = Parser(usage='validate.py [DIR] [OPTION ...]',
                     description='Evaluate a timm model, a checkpoint of train.py, or many of them.')
-    add_options(parser, ValidateOptions)
+    _add_options(parser, ValidateOptions)
     return parser
+
+
+def _add_options(parser: Parser, options: type) -> None:
+    """Add the flags of all groups of a command to a parser."""
+    for part in groups_of(options):
+        container: Any = parser.add_argument_group((part.__doc__ or '').partition('\n')[0].removesuffix('.'))
+        targets = {'': container}
+        for declaration in declared(part).values():
+            if declaration.exclusive not in targets:
+                targets[declaration.exclusive] = container.add_mutually_exclusive_group()
+            _add_option(targets[declaration.exclusive] if declaration.flags else parser, declaration)
+
+
+def _add_option(container: Any, declaration: Option) -> None:
+    """Add the flag of one option to a parser or a group of it."""
+    kind = declaration.kind
+    if kind is bool:
+        arguments: dict[str, Any] = dict(action='store_true')
+    else:
+        arguments = dict(
+            type=declaration.convert or (None if kind in (str, dict) else kind), metavar=declaration.metavar,
+            choices=declaration.choices, const=declaration.const,
+            nargs=declaration.nargs or ('*' if kind is dict else '+' if declaration.several else None),
+            **dict(action=KeyValues) if kind is dict else {})
+    if declaration.flags:
+        arguments.update(dest=declaration.name)
+    action = container.add_argument(
+        *(declaration.flags or [declaration.name]), default=declaration.default, help=declaration.help, **arguments)
+    action.yields, action.synonyms = declaration.yields, declaration.synonyms

@@ -53,17 +53,11 @@ def _declared_rows(options: type) -> Iterator[Idle]:
         for other in option.needs:
             needs[other].append(name)
     for other, names in unless.items():
-        yield Idle(tuple(names), partial(_differs, other, known[other].default), f'with {flag_of(other)}')
+        differs = partial(lambda other, options: getattr(options, other) != known[other].default, other)
+        yield Idle(tuple(names), differs, f'with {flag_of(other)}')
     for other, names in needs.items():
-        yield Idle(tuple(names), partial(_lacks, other), f'without {flag_with_values(other)}')
-
-
-def _differs(name: str, default: Any, options: Any) -> bool:
-    return getattr(options, name) != default
-
-
-def _lacks(condition: str, options: Any) -> bool:
-    return not has_effect(options, condition)
+        lacks = partial(lambda other, options: not has_effect(options, other), other)
+        yield Idle(tuple(names), lacks, f'without {flag_with_values(other)}')
 
 
 def _by_frequency(options: Loss, *kinds: str) -> bool:

@@ -6,53 +6,30 @@ as an uninterrupted one.
 import math
 from typing import Any
 
-import torch.distributed as dist
-
-from ..base.distributed import is_distributed
+from ..base.distributed import from_first_rank
 from ..options.parsers import TrainOptions
 
 
-class EarlyStop:
-    """Decides whether a run stops early.
+def stop_reason(options: TrainOptions, metric: str, results: list[dict[str, Any]]) -> str:
+    """Return the reason why the run ends after these evaluations, '' if it continues. All ranks must call it.
 
     Args:
         options: Options of the run.
         metric: Metric that ranks the checkpoints, the default of --early-stop-metric.
+        results: Results of the evaluations so far, as for --result. NaN and infinity are no improvement.
     """
-
-    def __init__(self, options: TrainOptions, metric: str):
-        self.options = options
-        self.metric = options.early_stop_metric or metric
-
-    def reason(self, results: list[dict[str, Any]]) -> str:
-        """Return the reason why the run ends after these evaluations, '' if it continues.
-
-        Args:
-            results: Results of the evaluations so far, as for --result. NaN and infinity are no improvement.
-        """
-        if not self.options.early_stop:
-            return ''
-        best, since, waited = math.nan, '', 0
-        for result in results:
-            value = result.get('validation', result['train']).get(self.metric, math.nan)
-            if self._improves(value, best):
-                best, since, waited = value, f" than {value:g} of epoch {result['epoch']}", 0
-            else:
-                waited += 1
-        if waited < self.options.early_stop:
-            return ''
-        delta = f' by more than {self.options.early_stop_min_delta:g}' if self.options.early_stop_min_delta else ''
-        return f'no better {self.metric}{since}{delta} in {waited} evaluation{"s" if waited > 1 else ""}'
-
-    def agreed(self, results: list[dict[str, Any]]) -> str:
-        """Return the reason of the first rank, on all ranks. All ranks must call it."""
-        reasons = [self.reason(results)]
-        if self.options.early_stop and is_distributed():
-            dist.broadcast_object_list(reasons, 0)
-        return reasons[0]
-
-    def _improves(self, value: float, best: float) -> bool:
-        if not math.isfinite(value) or math.isnan(best):
-            return math.isfinite(value)
-        gain = best - value if self.metric == 'loss' else value - best
-        return gain > self.options.early_stop_min_delta
+    if not options.early_stop:
+        return ''
+    metric, least = options.early_stop_metric or metric, options.early_stop_min_delta
+    best, since, waited = math.nan, '', 0
+    for result in results:
+        value = result.get('validation', result['train']).get(metric, math.nan)
+        gain = best - value if metric == 'loss' else value - best
+        if math.isfinite(value) and (math.isnan(best) or gain > least):
+            best, since, waited = value, f" than {value:g} of epoch {result['epoch']}", 0
+        else:
+            waited += 1
+    delta = f' by more than {least:g}' if least else ''
+    reason = f'no better {metric}{since}{delta} in {waited} evaluation{"s" if waited > 1 else ""}'
+    # The last bits of a metric may differ between ranks.
+    return from_first_rank(reason if waited >= options.early_stop else '')

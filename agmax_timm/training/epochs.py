@@ -28,7 +28,7 @@ from ..options.model import BatchNorm
 from ..options.run import Run
 from .checkpoints.state import Position
 from .create_run import TrainingRun
-from .early_stopping import EarlyStop
+from .early_stopping import stop_reason
 from .guards.damaged import DamageReport
 from .output import log
 from .output.trackers import Trackers
@@ -70,10 +70,10 @@ class Epochs:
         self.primary = is_primary()
         run.on_broken.folder = folder
         self.damaged = DamageReport(run.dataset_train, run.device, run.checkpoints.output_dir)
-        self.early_stop = EarlyStop(run.options, run.metric_name)
         self.reporter = log.Reporter(
             run.stop_epoch * run.updates_per_epoch, run.done_updates, run.num_epochs, self.primary)
-        self.stopped = self.early_stop.agreed(self.results)  # the reason, '' if the run has not stopped early
+        # The reason, '' if the run has not stopped early.
+        self.stopped = stop_reason(run.options, run.metric_name, self.results)
         self.trained = run.position.epoch < run.stop_epoch and not self.stopped  # whether any epoch is left
 
     @property
@@ -187,7 +187,7 @@ class Epochs:
         if self.trackers is not None:  # after the save, so that an error of a tracker loses nothing
             self.trackers.row(row)
         check_finite(options, epoch, selected)
-        self.stopped = self.early_stop.agreed(self.results)
+        self.stopped = stop_reason(options, run.metric_name, self.results)
 
     def _save_trained(self, epoch: int, losses: RunningLosses, random: dict[str, Any]) -> str:
         """Save an epoch before its evaluation, and return the place in words. All ranks must call it."""

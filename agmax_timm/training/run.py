@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from ..assembly.console import begin_log
 from ..assembly.process_group import end_process_group
-from ..base.distributed import is_primary
+from ..base.distributed import from_first_rank, is_primary
 from ..base.pipes import print_if_read
 from ..base.signals import StopSignals
 from ..evaluation.log import finite
@@ -58,7 +58,7 @@ def train(
             dry_run.print_plan(run)
             return []
         trackers = open_output(run, options) if is_primary() else None
-        epochs = Epochs(run, trackers, run_folder.share_path(options, run.checkpoints.output_dir))
+        epochs = Epochs(run, trackers, from_first_rank(run.checkpoints.output_dir))
         epochs.train()
         end_process_group()  # the other ranks need not wait for a report or an upload
         if trackers is not None:

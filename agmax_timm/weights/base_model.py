@@ -16,7 +16,8 @@ from .saved_model import SavedModel
 # 'name' of a repository on the Hub and 'license', each None if unknown. Empty if training starts without weights.
 Base = dict[str, str | None]
 
-_LOCATIONS = {'url', 'file', 'state_dict', 'hf_hub_id', 'hf_hub_filename'}
+# Entries of timm's configuration that say where weights are.
+LOCATIONS = ('url', 'file', 'state_dict', 'hf_hub_id', 'hf_hub_filename')
 
 
 def find_base(options: TrainModel, model: Any) -> Base:
@@ -36,7 +37,7 @@ def find_base(options: TrainModel, model: Any) -> Base:
         return {}
     config = model.pretrained_cfg
     source, name = parse_model_name(options.model)
-    if source is None and overlay.keys() & _LOCATIONS:  # other weights than those whose licence timm knows
+    if source is None and not overlay.keys().isdisjoint(LOCATIONS):  # other weights than those whose licence timm knows
         config = {**config, 'license': overlay.get('license')}
     license = license_name(config.get('license'))
     if source == 'hf-hub':

@@ -20,14 +20,12 @@ from ..options.recipe import portable
 from .base_model import base_of
 from .card_text import license_row
 from .measured import describe_input, measured, unrepeatable
-from .models import package_of
+from .models import PAPER_ID, PAPER_NAME, package_of
 from .saved_model import SavedModel
 
 # Name of the folder of a card in timm; see published_card.
 _HERE = "'local-dir:.'"
 _TEMPLATE = Path(__file__).with_name('card.md.jinja')
-PAPER_NAME = 'Improving Model Generalization by Agreement of Learned Representations from Data Augmentation'
-PAPER_ID = 'arXiv:2110.10536'
 
 _DEMO = ('fashion_mnist', 'a subset of Fashion-MNIST')
 OUR_TAGS = ('image-classification', 'timm', 'agmax')

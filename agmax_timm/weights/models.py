@@ -20,6 +20,8 @@ from ..base.errors import CheckpointError
 from ..base.text import listed, one_line
 from .wide_resnet import CIFAR_MEAN, CIFAR_STD
 
+PAPER_NAME = 'Improving Model Generalization by Agreement of Learned Representations from Data Augmentation'
+PAPER_ID = 'arXiv:2110.10536'
 # Where timm's models keep their head; the original's networks keep theirs beside the features, as `classifier`.
 _HEADS = ('head.fc', 'head', 'classifier', 'fc')
 _WRAPPERS = re.compile(r'^(module\.)?(backbone\.)?')
@@ -184,8 +186,8 @@ def _released(file: str, description: str) -> dict[str, Any]:
         license='apache-2.0',  # LICENSE of its repository, which says nothing else of the weights
         description=description,
         origin_url='https://github.com/roatienza/agmax',
-        paper_name='Improving Model Generalization by Agreement of Learned Representations from Data Augmentation',
-        paper_ids='arXiv:2110.10536',
+        paper_name=PAPER_NAME,
+        paper_ids=PAPER_ID,
     )
 
 

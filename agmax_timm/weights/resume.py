@@ -64,7 +64,7 @@ def _keep_options(optimizer: torch.optim.Optimizer, created: list[dict[str, Any]
     for group, options in zip(optimizer.param_groups, created):
         for name, value in options.items():
             saved = group.get(f'initial_{name}', group.get(name))
-            if _plain(saved) != _plain(value):
+            if differ(saved, value):
                 changed[name] = f'{name} {value} in place of {saved}'
             group[name] = value
         group.pop('initial_lr', None)  # the scheduler sets it from the learning rate
@@ -72,6 +72,7 @@ def _keep_options(optimizer: torch.optim.Optimizer, created: list[dict[str, Any]
         _logger.info(f"Not as in the checkpoint: {', '.join(changed.values())}")
 
 
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
-
+def differ(saved: Any, present: Any) -> bool:
+    """Whether two values of an option differ. A tuple equals a list of the same values."""
+    saved, present = (list(value) if isinstance(value, tuple) else value for value in (saved, present))
+    return saved != present

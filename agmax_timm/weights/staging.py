@@ -23,23 +23,22 @@ from ..base.licences import check_license, license_name
 from ..base.random_state import kept_random_state
 from ..base.silence import silenced
 from ..options.recipe import recipe
-from .base_model import base_of, license_of
-from .card import PAPER_ID, PAPER_NAME, model_card, tag_of
+from .base_model import LOCATIONS, base_of, license_of
+from .card import model_card, tag_of
 from .card_text import with_license
 from .hub_error import HubError, as_hub_error, reason
 from .limits import notes_of
 from .measured import unrepeatable
-from .models import misfits, package_of
+from .models import PAPER_ID, PAPER_NAME, misfits, package_of
 from .saved_model import SavedModel
 
 CONFIG, WEIGHTS, CARD, RECIPE, SUMMARY, CURVES = FILES = (
     'config.json', 'model.safetensors', 'README.md', 'train_hparams.yaml', 'summary.csv', 'curves.png')
 
-# Entries of timm's configuration that describe the weights that training started from.
-_OF_SOURCE = (
-    'url', 'file', 'state_dict', 'hf_hub_id', 'hf_hub_filename', 'source', 'label_offset', 'label_names',
-    'label_descriptions', 'license', 'description', 'origin_url', 'paper_name', 'paper_ids', 'notes')
-_LOCATIONS = ('url', 'file', 'state_dict', 'hf_hub_id', 'hf_hub_filename', 'source')
+# Entries of timm's configuration that describe the weights that training started from, first their location.
+_LOCATIONS = (*LOCATIONS, 'source')
+_OF_SOURCE = (*_LOCATIONS, 'label_offset', 'label_names', 'label_descriptions', 'license', 'description', 'origin_url',
+              'paper_name', 'paper_ids', 'notes')
 
 # Errors of a disk, which may be temporary. safetensors has an error of its own for a full disk.
 DISK_ERRORS = (OSError, SafetensorError)

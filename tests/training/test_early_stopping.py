@@ -9,7 +9,7 @@ import torch
 from agmax_timm.base.signals import Interrupted
 from agmax_timm.options.parse import parse_train_args
 from agmax_timm.training import run as training
-from agmax_timm.training.early_stopping import EarlyStop
+from agmax_timm.training.early_stopping import stop_reason
 from tests.helpers.exact import FLAGS, StopAfter, assert_equal, outcome
 from tests.helpers.run_files import load
 
@@ -20,10 +20,9 @@ NEVER_BETTER = ['--early-stop-min-delta', '101']
 
 def stops_after(values, patience, metric='top1', delta=0.):
     """The number of evaluations that a run has made when it stops, None where it continues."""
-    stop = EarlyStop(Namespace(early_stop=patience, early_stop_metric=None, early_stop_min_delta=delta,
-                               distributed=False), metric)
+    options = Namespace(early_stop=patience, early_stop_metric=None, early_stop_min_delta=delta)
     results = [{'epoch': epoch, 'train': {}, 'validation': {metric: value}} for epoch, value in enumerate(values)]
-    return next((count for count in range(len(results) + 1) if stop.reason(results[:count])), None)
+    return next((count for count in range(len(results) + 1) if stop_reason(options, metric, results[:count])), None)
 
 
 @pytest.mark.parametrize('values, patience, metric, delta, expected', [
@@ -98,7 +97,7 @@ def test_without_validation_the_training_loss_is_watched(argv):
 
 @pytest.mark.parametrize('flags, words', [
     (['--early-stop-metric', 'map'], "--early-stop-metric must be one of loss, top1, top5, got 'map'"),
-    (['--early-stop-metric', 'top1', '--val-split', ''], 'which there is without validation'),
+    (['--early-stop-metric', 'top1', '--val-split', ''], 'must be one of loss without validation'),
     (['--early-stop', '-1'], '--early-stop must be 0 or more, got -1'),
 ])
 def test_metrics_that_there_are_not_are_one_line(flags, words, capsys):
@@ -109,9 +108,9 @@ def test_metrics_that_there_are_not_are_one_line(flags, words, capsys):
 
 def decide(rank, folder):
     torch.distributed.init_process_group('gloo', f'file://{folder}/store', rank=rank, world_size=2)
-    stop = EarlyStop(Namespace(early_stop=1, early_stop_metric=None, early_stop_min_delta=0.), 'loss')
+    options = Namespace(early_stop=1, early_stop_metric=None, early_stop_min_delta=0.)
     results = [{'epoch': epoch, 'train': {'loss': loss}} for epoch, loss in enumerate((1., 1. + rank * 1e-7 - 5e-8))]
-    (folder / f'{rank}').write_text(stop.agreed(results))
+    (folder / f'{rank}').write_text(stop_reason(options, 'loss', results))
     torch.distributed.destroy_process_group()
 
 

@@ -76,10 +76,11 @@ def test_a_recovery_file_has_no_metrics_of_the_epoch_before(tmp_path):
     model = timm.create_model('test_resnet', num_classes=3)
     task = ClassificationTask(model, torch.nn.CrossEntropyLoss())
     saver = CheckpointSaver(
-        task, make_metadata(model, 'test_resnet', {}), optimizer=torch.optim.SGD(model.parameters(), lr=0.1),
-        args=saved_train_options({'model': 'test_resnet'}), checkpoint_dir=str(tmp_path), recovery_dir=str(tmp_path))
+        str(tmp_path), task, torch.optim.SGD(model.parameters(), lr=0.1), saved_train_options({'model': 'test_resnet'}),
+        make_metadata(model, 'test_resnet', {}))
     saver.save_checkpoint(0, 50., raw={'top1': 50.}, ema=None)
     saver.save_recovery(1, 7)
+    saver.close()
     assert load(tmp_path / 'last.pth.tar')['agmax_timm']['metrics'] == {'raw': {'top1': 50.}}
     assert load(tmp_path / 'recovery-1-7.pth.tar')['agmax_timm']['metrics'] == {}
 

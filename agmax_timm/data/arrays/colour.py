@@ -12,8 +12,10 @@ import numpy as np
 from PIL import Image
 from torchvision.transforms import functional
 
-from .truncation import TRUNCATE
-
+# Truncates results to integers, as in PIL: it is added before OpenCV rounds to the nearest integer. It is slightly more
+# than -0.5, so that a whole number with an error of float32 arithmetic (at most 5e-5) is not changed. PIL may truncate
+# such a number to 1 level less, depending on its last bits.
+TRUNCATE = -.5 + 2. ** -13
 # Weights of PIL's luma, in multiples of 1/65536. Their sums below 256 have 24 bits, so they are exact in float32. The
 # last column is added before truncation, so the result is rounded.
 _LUMA = np.array([[19595, 38470, 7471, 32768]], np.float32) / 65536

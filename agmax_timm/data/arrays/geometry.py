@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 from timm.data import auto_augment
 
-from .truncation import TRUNCATE
+from .colour import TRUNCATE
 
 Fill = tuple[int, int, int] | None
 Resample = int | Sequence[int]

@@ -8,7 +8,7 @@ import torch
 from timm.data.loader import PrefetchLoader
 from torchvision.transforms import ColorJitter, Compose
 
-from ..augmentation.transforms import Chain, Extensions, change_transforms, transforms_of
+from ..augmentation.transforms import Extensions, change_transforms, transforms_of
 from ..memory.buffers import is_reusable
 from ..sources.decoding import DecodedDataset
 from .collate import FastCollate
@@ -40,7 +40,8 @@ def work_on_arrays(loader: PrefetchLoader, extensions: Extensions) -> str:
         on_device.append(torch.Tensor.contiguous)  # a layout other than that of the weights slows down each layer
     if jitter is not None:
         on_device.append(DeviceJitter(jitter, loader.mean, loader.std, loader.loader.pin_memory))
-    loader.random_erasing = Chain(*on_device, loader.random_erasing)  # type: ignore[assignment]  # any function
+    on_device += filter(None, [loader.random_erasing])
+    loader.random_erasing = Compose(on_device)
     return f', colour jitter on {loader.device}' if jitter is not None else ''
 
 

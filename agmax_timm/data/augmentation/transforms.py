@@ -77,18 +77,6 @@ class CutOut:
         return f'{type(self).__name__}(side={self.side})'
 
 
-class Chain:
-    """Apply functions in order. A function may be None."""
-
-    def __init__(self, *functions):
-        self.functions = [function for function in functions if function is not None]
-
-    def __call__(self, x):
-        for function in self.functions:
-            x = function(x)
-        return x
-
-
 class Lighting:
     """PCA lighting: shift the colour of an RGB image along ImageNet's principal components (AlexNet, section 4.1).
 

@@ -3,10 +3,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from timm.data.loader import MultiEpochsDataLoader
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import Sampler
 
 from ...base.errors import DataError
+from .ranks import batch_sampler_of
+from .workers import data_loader_of
 
 
 def labels_of(dataset: Any) -> np.ndarray:
@@ -60,10 +61,6 @@ class BalancedSampler(Sampler):
 
 def use_sampler(loader: Any, sampler: Sampler) -> None:
     """Let a training loader draw its samples from this sampler."""
-    while not isinstance(loader, DataLoader):
-        loader = loader.loader
-    batches: Any = loader.batch_sampler
-    if isinstance(loader, MultiEpochsDataLoader):
-        batches = batches.sampler
-    batches.sampler = sampler
+    loader = data_loader_of(loader)
+    batch_sampler_of(loader).sampler = sampler
     object.__setattr__(loader, 'sampler', sampler)  # for set_epoch; DataLoader.__setattr__ refuses it

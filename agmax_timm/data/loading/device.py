@@ -4,6 +4,8 @@ from typing import Any
 import torch
 from timm.data import Mixup
 
+from ...base.wrapping import Wrapper, passed_on
+
 Input = torch.Tensor | dict[str, torch.Tensor]  # images [B, C, H, W], or a NaFlex dictionary of their patches
 
 
@@ -27,7 +29,7 @@ def to_device(
     return {**input, **moved, 'patches': moved['patches'].to(dtype=dtype)}, target
 
 
-class DeviceMixupLoader:
+class DeviceMixupLoader(Wrapper):
     """A loader that moves batches to the device and mixes them there, without timm's prefetcher.
 
     Args:
@@ -36,6 +38,8 @@ class DeviceMixupLoader:
         device: Device of the batches.
         dtype: Dtype of the images.
     """
+    wraps = 'loader'
+    mixup_enabled = passed_on('mixup', 'mixup_enabled')
 
     def __init__(self, loader, mixup: Mixup, device: torch.device, dtype: torch.dtype = torch.float32):
         self.loader = loader
@@ -49,16 +53,3 @@ class DeviceMixupLoader:
 
     def __len__(self) -> int:
         return len(self.loader)
-
-    def __getattr__(self, name: str) -> Any:
-        if name == 'loader':  # a copy in progress
-            raise AttributeError(name)
-        return getattr(self.loader, name)
-
-    @property
-    def mixup_enabled(self) -> bool:
-        return self.mixup.mixup_enabled
-
-    @mixup_enabled.setter
-    def mixup_enabled(self, enabled: bool) -> None:
-        self.mixup.mixup_enabled = enabled

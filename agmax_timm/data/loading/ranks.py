@@ -55,6 +55,12 @@ class RankSampler(Sampler):
         self.ranks = ranks
 
 
+def batch_sampler_of(loader: DataLoader) -> Any:
+    """Return the batch sampler of a DataLoader. timm's MultiEpochsDataLoader wraps it."""
+    sampler: Any = loader.batch_sampler
+    return sampler.sampler if isinstance(loader, MultiEpochsDataLoader) else sampler
+
+
 def check_batch(dataset: Any, batch_size: int, ranks: int) -> None:
     """Raise ValueError if the share of a rank does not fill a batch."""
     if len(dataset) < batch_size * ranks:
@@ -89,9 +95,7 @@ def follow_group(loader: Any, data_loader: DataLoader) -> None:
     """
     if loader is data_loader:
         return
-    batches: Any = data_loader.batch_sampler
-    if isinstance(data_loader, MultiEpochsDataLoader):
-        batches = batches.sampler
+    batches = batch_sampler_of(data_loader)
     # Batches of several sizes are planned for a fixed number of samples.
     can_share = data_loader.batch_size is not None and not isinstance(data_loader.dataset, IterableDataset)
     batches.sampler = RankSampler(

@@ -102,8 +102,10 @@ def _main_ends() -> Any:
 
 
 def data_loader_of(loader: Any) -> DataLoader:
-    """Return torch's DataLoader of a loader, with or without timm's prefetcher."""
-    return loader if isinstance(loader, DataLoader) else loader.loader
+    """Return the torch DataLoader in a loader of timm or of this package. Other iterables are returned unchanged."""
+    while hasattr(loader, 'loader'):
+        loader = loader.loader
+    return loader
 
 
 def leave_signals(loader: Any) -> None:
@@ -154,8 +156,7 @@ def sigterm_blocked(loader: Any) -> Iterator[None]:
 
     torch's handler would end the workers.
     """
-    while hasattr(loader, 'loader'):
-        loader = loader.loader
+    loader = data_loader_of(loader)
     if not (hasattr(signal, 'pthread_sigmask') and isinstance(getattr(loader, 'worker_init_fn', None), WorkerInit)):
         yield
         return

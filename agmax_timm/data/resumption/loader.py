@@ -14,13 +14,21 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, IterableDataset, RandomSampler
+from torch.utils.data import DataLoader, IterableDataset
 
 from ...base.errors import CheckpointError
 from ...base.random_state import get_random_state, kept_random_state, set_random_state, torch_state
-from ..loading.workers import CollateWithState, WorkerInit, get_shuffle_state, set_shuffle_state, sigterm_blocked
+from ...base.wrapping import Wrapper
+from ..loading.workers import (
+    CollateWithState,
+    WorkerInit,
+    data_loader_of,
+    get_shuffle_state,
+    set_shuffle_state,
+    sigterm_blocked,
+)
 from ..memory.buffers import Courier
-from .order import wrap_order
+from .order import has_one_order, wrap_order
 from .position import to_bytes, to_tensors
 from .workers import Iterators, WorkerStates
 
@@ -30,7 +38,7 @@ _REMEMBERED = 256  # batches whose indices are kept
 _RESET: dict[str, Any] = {'before': None, 'base': None, 'order': [], 'turn': 0, 'worker_states': {}, 'shuffle': b''}
 
 
-class ResumableLoader:
+class ResumableLoader(Wrapper):
     """A DataLoader of training whose position can be saved and loaded.
 
     Args:
@@ -40,6 +48,7 @@ class ResumableLoader:
         ranks: Number of processes that share the data.
         rank: Number of this process.
     """
+    wraps = 'loader'
 
     def __init__(self, loader: DataLoader, device: torch.device, ranks: int = 1, rank: int = 0):
         self.loader = loader
@@ -66,11 +75,6 @@ class ResumableLoader:
         self._turn = self._next_turn = 0  # workers that make the first batch of this epoch and of the next one
         self._before: dict[int, dict[str, Any]] = {}  # state of this process before a batch was made
         self._indices: dict[int, list[Any]] = {}
-
-    def __getattr__(self, name: str) -> Any:
-        if name == 'loader':  # not there yet, as when a copy is made
-            raise AttributeError(name)
-        return getattr(self.loader, name)
 
     def __len__(self) -> int:
         return len(self.loader) if self._length is None else self._length
@@ -155,7 +159,7 @@ class ResumableLoader:
             self._resumed = None if other_shares else {**state, **_RESET}
         elif was['samples'] != now['samples']:
             raise CheckpointError(f"the data has {now['samples']} samples, and had {was['samples']}")
-        elif self._order is None or (other_shares and not _has_one_order(self.loader, self._order)):
+        elif self._order is None or (other_shares and not has_one_order(self.loader, self._order)):
             raise CheckpointError(', '.join(changed))
         elif other_shares:
             self._resumed = {**state, **_RESET, **self._share_rest(state, epoch)}
@@ -263,33 +267,22 @@ class ResumableLoader:
         self._length = len(self._order.rest)
 
 
-def _has_one_order(loader: DataLoader, order: Any) -> bool:
-    """Whether all ranks together take one order of the samples, for any number of ranks."""
-    return type(loader) is DataLoader and type(order.batches) is BatchSampler and isinstance(
-        order.batches.sampler, (RandomSampler, DistributedSampler))
-
-
 def make_resumable(loader: Any, device: torch.device, ranks: int = 1, rank: int = 0) -> tuple[Any, ResumableLoader]:
     """Replace the DataLoader in a loader of timm or this package by a ResumableLoader.
 
     Returns:
         The loader to iterate over, and the ResumableLoader inside it.
     """
-    outer = None
-    inner = loader
-    while not isinstance(inner, DataLoader):
-        outer, inner = inner, inner.loader
-    resumable = ResumableLoader(inner, device, ranks, rank)
-    if outer is None:
+    resumable = ResumableLoader(data_loader_of(loader), device, ranks, rank)
+    if isinstance(loader, DataLoader):
         return resumable, resumable
-    outer.loader = resumable
+    loader.loader = resumable
     return loader, resumable
 
 
 def start_workers(loader: Any) -> None:
     """Start the persistent workers of a loader, for a run that drew their seed before it was interrupted."""
-    while not isinstance(loader, DataLoader):
-        loader = loader.loader
+    loader = data_loader_of(loader)
     if loader.persistent_workers:
         with kept_random_state(), sigterm_blocked(loader):
             iter(loader)

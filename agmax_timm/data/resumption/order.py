@@ -5,12 +5,14 @@ from typing import Any
 
 import torch
 from timm.data.loader import MultiEpochsDataLoader
-from torch.utils.data import DataLoader, DistributedSampler, RandomSampler
+from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, RandomSampler
 
 from ...base.random_state import kept_random_state
+from ...base.wrapping import Wrapper
+from ..loading.ranks import batch_sampler_of
 
 
-class Order:
+class Order(Wrapper):
     """A batch sampler that records the random state from which the order of each epoch is drawn.
 
     Args:
@@ -24,6 +26,7 @@ class Order:
         skip: Number of batches at the start of the next epoch that are replaced by empty ones.
         rest: Batches of the next epoch in place of those of the batch sampler, or None.
     """
+    wraps = 'batches'
 
     def __init__(self, batches: Any):
         self.batches = batches
@@ -33,11 +36,6 @@ class Order:
         self.lead = 0
         self.skip = 0
         self.rest: list[list[int]] | None = None
-
-    def __getattr__(self, name: str) -> Any:
-        if name == 'batches':
-            raise AttributeError(name)
-        return getattr(self.batches, name)
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -81,10 +79,16 @@ class Order:
 
 def wrap_order(loader: DataLoader) -> Order:
     """Replace the batch sampler of a loader by an Order, and return it."""
-    sampler: Any = loader.batch_sampler
+    order = Order(batch_sampler_of(loader))
     if isinstance(loader, MultiEpochsDataLoader):
-        order = sampler.sampler = Order(sampler.sampler)
+        outer: Any = loader.batch_sampler
+        outer.sampler = order
     else:
-        order = Order(sampler)
         object.__setattr__(loader, 'batch_sampler', order)  # DataLoader.__setattr__ refuses it
     return order
+
+
+def has_one_order(loader: DataLoader, order: Order) -> bool:
+    """Whether all ranks together take one order of the samples, for any number of ranks."""
+    return type(loader) is DataLoader and type(order.batches) is BatchSampler and isinstance(
+        order.batches.sampler, (RandomSampler, DistributedSampler))

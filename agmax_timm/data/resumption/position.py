@@ -17,12 +17,15 @@ def to_tensors(value: Any) -> Any:
 
 def to_bytes(state: dict[str, Any]) -> dict[str, Any]:
     """Invert to_tensors for a state of ResumableLoader.state_dict."""
-    def random_state(value: dict[str, Any] | None) -> dict[str, Any] | None:
-        return None if value is None else {**value, 'process': value['process'].numpy().tobytes()}
     return {
         **state,
-        'random': random_state(state['random']),
-        'before': random_state(state['before']),
+        'random': to_random_state(state['random']),
+        'before': to_random_state(state['before']),
         'worker_states': {worker: value.numpy().tobytes() for worker, value in state['worker_states'].items()},
         'shuffle': state['shuffle'].numpy().tobytes(),
     }
+
+
+def to_random_state(value: Any) -> Any:
+    """Invert to_tensors for a state of get_random_state, or None."""
+    return None if value is None else {**value, 'process': value['process'].numpy().tobytes()}

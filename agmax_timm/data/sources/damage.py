@@ -5,6 +5,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from ...base.distributed import is_distributed
 from ...base.errors import DamagedError
 from ...base.text import listed
 
@@ -78,7 +79,7 @@ class Damage:
 
     def gather(self, device: torch.device) -> None:
         """Combine the flags of all ranks, a collective on the device of the process group's backend."""
-        if dist.is_available() and dist.is_initialized():
+        if is_distributed():
             flags = self.flags.to(device, copy=True)
             dist.all_reduce(flags, dist.ReduceOp.MAX)
             self.flags |= flags.cpu()

@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 
 from ...base.class_labels import index_names
 from ...base.errors import DataError
+from ...base.wrapping import Wrapper, passed_on
 from .classes import normalised
 from .damage import Damage
 from .datasets import TorchFolder
@@ -62,8 +63,10 @@ def choose(names: Sequence[str], labels: Any, share: float, seed: int) -> np.nda
     return chosen
 
 
-class Part(Dataset):
+class Part(Wrapper, Dataset):
     """Some samples of a map-style data set that has no reader of timm, with transforms of their own."""
+    wraps = 'dataset'
+    transform = passed_on('dataset', 'transform')
 
     def __init__(self, dataset: Any, indices: np.ndarray):
         self.dataset = copy.copy(dataset)
@@ -75,19 +78,6 @@ class Part(Dataset):
 
     def __getitem__(self, index: int) -> Any:
         return self.dataset[self.indices[index].item()]
-
-    def __getattr__(self, name: str) -> Any:
-        if name == 'dataset':  # a copy in progress
-            raise AttributeError(name)
-        return getattr(self.dataset, name)
-
-    @property
-    def transform(self) -> Any:
-        return self.dataset.transform
-
-    @transform.setter
-    def transform(self, transform: Any) -> None:
-        self.dataset.transform = transform
 
 
 def _names_and_labels(dataset: Any) -> tuple[list[str], Any]:

@@ -23,6 +23,7 @@ import torch.distributed as dist
 from timm.data import IterableImageDataset
 from torch.utils.data import Dataset
 
+from ...base.distributed import is_distributed, is_primary
 from ...base.errors import DataError, LabelError
 from .datasets import create_dataset
 
@@ -147,9 +148,9 @@ def warn_of_loss(loader, count: int, device: torch.device) -> None:
         return
     expected = getattr(loader.dataset.reader, 'num_samples', None)
     counts = torch.tensor(count, device=device)
-    if dist.is_initialized():
+    if is_distributed():
         dist.all_reduce(counts)
-    if expected and counts.item() != expected and (not dist.is_initialized() or dist.get_rank() == 0):
+    if expected and counts.item() != expected and is_primary():
         _logger.warning(f'Evaluated {counts.item()} samples where the split should have {expected}: shards or samples '
                         'could not be read, or that number is wrong')
 

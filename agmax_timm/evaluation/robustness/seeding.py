@@ -7,6 +7,8 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from ...base.wrapping import passed_on
+
 
 def sample_seed(seed: int, index: int) -> int:
     """Return a seed of 32 bits for a sample. With seed + index, samples of different seeds would share seeds."""
@@ -35,18 +37,11 @@ class SeededDataset(Dataset):
         dataset: Data set with a `transform`.
         seed: Seed from which the seeds of all samples are derived.
     """
+    transform = passed_on('dataset', 'transform')
 
     def __init__(self, dataset: Any, seed: int):
         self.dataset = dataset
         self.seed = seed
-
-    @property
-    def transform(self) -> Any:
-        return self.dataset.transform
-
-    @transform.setter
-    def transform(self, transform: Any) -> None:
-        self.dataset.transform = transform
 
     def __getitem__(self, index: int):
         with seeded(sample_seed(self.seed, index)):

@@ -11,6 +11,7 @@ from ...options.data_kinds import share_of
 from ...options.declare import declared
 from ...options.model import TrainModel
 from ...options.parsers import TrainOptions
+from ...weights.resume import differ
 
 
 def compare_options(options: TrainOptions, saved: dict[str, Any], within_epoch: bool) -> tuple[list[str], bool]:
@@ -29,26 +30,24 @@ def compare_options(options: TrainOptions, saved: dict[str, Any], within_epoch: 
     """
     known = declared(TrainOptions)
     saved = {name: saved.get(name, option.default) for name, option in known.items()}
-    differ = [name for name, option in known.items()
-              if option.resume != 'ignored' and _plain(saved[name]) != _plain(getattr(options, name))]
+    changes = {name: f'{_shown(getattr(options, name))} in place of {_shown(saved[name])}'
+               for name, option in known.items()
+               if option.resume != 'ignored' and differ(saved[name], getattr(options, name))}
     refused = {'refused'} if options.no_resume_opt else {'refused', 'refused with optimizer'}
     sized_by_epochs = ('epochs',) if options.train_size_schedule == 'progressive' else ()
-    for name in differ:
-        values = f'{_shown(getattr(options, name))} in place of {_shown(saved[name])}'
+    for name, change in changes.items():
         rule = known[name].resume
-        if name == 'val_split' and share_of(options.val_split) is not None:
-            rule = 'refused'  # the share would have images that the run has trained on
-        if rule in refused:
+        if rule in refused or (rule == 'refused as share' and share_of(getattr(options, name)) is not None):
             way_out = ' or drop its optimizer with --no-resume-opt' if rule == 'refused with optimizer' else ''
-            raise OptionError(f'--resume {options.resume} cannot continue with {flag_of(name)} {values}: '
+            raise OptionError(f'--resume {options.resume} cannot continue with {flag_of(name)} {change}: '
                               f'keep the old value{way_out}, or start from the weights with --initial-checkpoint')
         if within_epoch and (rule == 'refused within epoch' or name in sized_by_epochs):
             raise OptionError(f'--resume {options.resume} is within an epoch, and its rest would change with '
-                              f'{flag_of(name)} {values}: keep the old value, or use a checkpoint of a complete epoch')
-    lines = [f'{flag_of(name)} {_shown(getattr(options, name))} in place of {_shown(saved[name])}' for name in differ]
+                              f'{flag_of(name)} {change}: keep the old value, or use a checkpoint of a complete epoch')
     # A metric leads a plateau schedule, whatever its end.
     no_part = {'epochs', 'cooldown_epochs'} if options.sched == 'plateau' else set()
-    return lines, not {name for name in differ if known[name].resume == 'schedule'} - no_part
+    rescheduled = {name for name in changes if known[name].resume == 'schedule'} - no_part
+    return [f'{flag_of(name)} {change}' for name, change in changes.items()], not rescheduled
 
 
 def describe_data(train: Dataset, validation: Dataset | None) -> dict[str, Any]:
@@ -93,10 +92,6 @@ def compare_data(options: TrainModel, now: dict[str, Any], saved: dict[str, Any]
         if before.get('samples', description['samples']) != description['samples']:
             lines.append(f"{description['samples']} samples in the {split} data in place of {before['samples']}")
     return lines
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
 
 
 def _shown(value: Any) -> str:

@@ -18,7 +18,7 @@ from ..output import run_folder
 from ..updates.finite_check import CheckResult
 from ..updates.losses import NonFiniteError, RunningLosses
 from ..updates.step import Training
-from .saver import CheckpointSaver, create_saver
+from .saver import CheckpointSaver
 from .state import Position, RunState
 
 _logger = logging.getLogger('train')
@@ -53,10 +53,10 @@ class CheckpointManager:
         self._saved_at = time.monotonic()
 
     def create_saver(self, folder: str, metadata: dict[str, Any], decreasing: bool = False) -> CheckpointSaver:
-        """Return a saver of checkpoints that writes in the background; arguments as for saver.create_saver."""
+        """Return a saver of checkpoints; arguments as for CheckpointSaver."""
         training = self.training
-        return create_saver(folder, self.gathered or training.task, self.gathered or training.optimizer,
-                            training.options, metadata, training.precision.scaler, decreasing)
+        return CheckpointSaver(folder, self.gathered or training.task, self.gathered or training.optimizer,
+                               training.options, metadata, training.precision.scaler, decreasing)
 
     def begin_epoch(self, updates: int) -> None:
         """Start to count the updates of an epoch. `updates` of them are already done."""

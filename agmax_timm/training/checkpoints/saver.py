@@ -15,7 +15,6 @@ from typing import Any
 
 import timm.utils
 import torch
-from timm.task import TrainingTask
 
 from ...base import atomic_write
 from ...base.background import Background, snapshot
@@ -41,16 +40,31 @@ class CheckpointSaver(timm.utils.CheckpointSaver):
     from the first checkpoint on, even if the process is killed. After a disk error the log has the reason, the files
     on disk stay, and the next save tries again.
 
+    A thread writes the files one at a time, from copies of the state in host memory. Call close() at the end.
+
     Args:
-        background: Whether to write in a thread, from a copy of the state in host memory, one file at a time.
+        metadata: See metadata.make_metadata.
+        scaler: Loss scaler, if any.
+        decreasing: Whether a lower metric is better.
     """
 
-    def __init__(self, task: TrainingTask, metadata: dict[str, Any], background: bool = False, **kwargs):
-        super().__init__(model=task.get_trainable_module(), task=task, **kwargs)
+    def __init__(
+            self,
+            output_dir: str,
+            task: Any,
+            optimizer: Any,
+            options: TrainOptions,
+            metadata: dict[str, Any],
+            scaler: Any = None,
+            decreasing: bool = False,
+    ):
+        super().__init__(
+            task.get_trainable_module(), optimizer, args=options, task=task, amp_scaler=scaler, decreasing=decreasing,
+            checkpoint_dir=output_dir, recovery_dir=output_dir, max_history=options.checkpoint_hist)
         self.metadata = metadata
         self.error: SaveError | None = None  # error of the last save, None if it succeeded
         self._newest: str | None = None
-        self._background = Background(background)
+        self._background = Background()
 
     def save_checkpoint(
             self,
@@ -68,7 +82,7 @@ class CheckpointSaver(timm.utils.CheckpointSaver):
             state: Plain values and tensors for the key 'agmax_state' of the file.
 
         Returns:
-            (metric, epoch): Those of the best checkpoint on disk. With `background`, the new one is not included yet.
+            (metric, epoch): Those of the best checkpoint on disk, without the new one.
         """
         self.wait()
         metrics = {'raw': raw, 'ema': ema}
@@ -144,7 +158,7 @@ class CheckpointSaver(timm.utils.CheckpointSaver):
             if finished:
                 self._rank(checkpoint_path, epoch, metric)
                 milestone = self._path(f'milestone-{epoch + 1}')
-                if epoch + 1 in getattr(self.args, 'save_epochs', ()) and not os.path.exists(milestone):
+                if epoch + 1 in self.args.save_epochs and not os.path.exists(milestone):
                     atomic_write.link(checkpoint_path, milestone)
 
         self._run(complete, self._path('model_best'))
@@ -178,11 +192,9 @@ class CheckpointSaver(timm.utils.CheckpointSaver):
         self._background.run(attempt)
 
     def _content(self, epoch: int, metric: float | None, metrics: dict[str, Any], state: Any) -> dict[str, Any]:
-        """Return the content of a file: timm's keys and ours. For writing in the background, a copy."""
-        arch = type(self.model).__name__.lower() if self.args is None else self.args.model
-        content = {'epoch': epoch, 'arch': arch, 'optimizer': self.optimizer.state_dict(), 'version': 2}
-        if self.args is not None:
-            content['args'] = {**values(self.args), 'world_size': world_size()}
+        """Return a copy of the content of a file: timm's keys and ours."""
+        content = {'epoch': epoch, 'arch': self.args.model, 'optimizer': self.optimizer.state_dict(), 'version': 2,
+                   'args': {**values(self.args), 'world_size': world_size()}}
         if self.amp_scaler is not None:
             content[self.amp_scaler.state_dict_key] = self.amp_scaler.state_dict()
         for ema in (False, True):
@@ -193,7 +205,7 @@ class CheckpointSaver(timm.utils.CheckpointSaver):
         content[METADATA] = {**self.metadata, 'metrics': metrics}
         if state is not None:
             content[STATE] = state
-        return snapshot(content) if self._background.enabled else content
+        return snapshot(content)
 
     def _write(self, content: dict[str, Any], path: str) -> None:
         with atomic_write.replacing(path) as f:
@@ -260,23 +272,3 @@ class _Counter(io.RawIOBase):
 
 def _ranks(metric: float | None) -> bool:
     return metric is not None and not math.isnan(metric)
-
-
-def create_saver(
-        output_dir: str,
-        task: Any,
-        optimizer: Any,
-        options: TrainOptions,
-        metadata: dict[str, Any],
-        scaler: Any = None,
-        decreasing: bool = False,
-) -> CheckpointSaver:
-    """Return a saver that writes in the background. Call close() at the end of the run.
-
-    Args:
-        metadata: See metadata.make_metadata.
-        decreasing: Whether a lower metric is better.
-    """
-    return CheckpointSaver(
-        task, metadata, background=True, optimizer=optimizer, args=options, amp_scaler=scaler,
-        checkpoint_dir=output_dir, recovery_dir=output_dir, decreasing=decreasing, max_history=options.checkpoint_hist)

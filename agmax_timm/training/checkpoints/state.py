@@ -17,6 +17,7 @@ from ...base.distributed import describe_device, is_distributed, is_primary, ran
 from ...base.errors import CheckpointError
 from ...base.random_state import fits_generator, is_of_device, set_random_state
 from ...data.resumption.loader import ResumableLoader, start_workers
+from ...data.resumption.position import to_random_state, to_tensors
 from ..updates.losses import RunningLosses
 from ..updates.step import Training
 
@@ -76,8 +77,7 @@ class RunState:
             if is_distributed() else [],
         }
         if random is not None:
-            rank_state['random'] = {**random, 'process': torch.frombuffer(
-                bytearray(random['process']), dtype=torch.uint8)}
+            rank_state['random'] = to_tensors(random)
         ranks: list[Any] | None = [rank_state]
         if is_distributed():
             ranks = [None] * world_size() if rank() == 0 else None
@@ -138,10 +138,7 @@ class RunState:
             for group, lr in zip(self.training.optimizer.param_groups, state['lr']):
                 group['lr'] = lr
         random = mine['random'] if position.trained else mine['loader']['random']
-        left_out = [] if is_of_device(random, self.training.device) else ['training']
-        for name, owner, device in self._owners():
-            if not _load_generator_states(owner, state['generators'].get(name, {}), device):
-                left_out.append('the EMA' if name == 'ema' else f'the {name}')
+        left_out = self._load_generators(state['generators'], random)
         self.history = History(list(state['rows']), list(state['results']))
         self.evaluated = state['evaluated']
         cost = state.get('cost', {})  # older checkpoints have none
@@ -150,15 +147,18 @@ class RunState:
         if self.evaluated and self.loader_eval is not None:
             start_workers(self.loader_eval)
         if position.trained:
-            set_random_state({**random, 'process': random['process'].numpy().tobytes()}, self.training.device)
-        another = 'differs from an uninterrupted run.'
-        if changed and is_primary():
-            _logger.warning(f"Continuing with {', '.join(changed)}: no sample of the epoch is repeated or left out, "
-                            f'but the run {another}')
-        if left_out and is_primary():
-            _logger.warning(f"The checkpoint has random states of another kind of device for {' and '.join(left_out)}, "
-                            f'which are left out: the run continues, but {another}')
+            set_random_state(to_random_state(random), self.training.device)
+        if is_primary():
+            _warn_of_differences(changed, left_out)
         return position, self._losses(ranks, mine, same_ranks)
+
+    def _load_generators(self, states: dict[str, Any], random: dict[str, Any]) -> list[str]:
+        """Restore the random states of the owners. Return what has states of another kind of device, in words."""
+        left_out = [] if is_of_device(random, self.training.device) else ['training']
+        for name, owner, device in self._owners():
+            if not _load_generator_states(owner, states.get(name, {}), device):
+                left_out.append('the EMA' if name == 'ema' else f'the {name}')
+        return left_out
 
     def _losses(self, ranks: list[dict], mine: dict, same_ranks: bool) -> RunningLosses | None:
         saved = mine['losses']
@@ -184,6 +184,16 @@ class RunState:
             ema: Any = self.training.task.get_trainable_module(ema=True)
             owners.append(('ema', ema, next(ema.parameters()).device))
         return owners
+
+
+def _warn_of_differences(changed: list[str], left_out: list[str]) -> None:
+    another = 'differs from an uninterrupted run.'
+    if changed:
+        _logger.warning(f"Continuing with {', '.join(changed)}: no sample of the epoch is repeated or left out, but "
+                        f'the run {another}')
+    if left_out:
+        _logger.warning(f"The checkpoint has random states of another kind of device for {' and '.join(left_out)}, "
+                        f'which are left out: the run continues, but {another}')
 
 
 def _generator_states(owner: Any) -> dict[str, Any]:

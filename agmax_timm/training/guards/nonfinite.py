@@ -4,12 +4,11 @@ import os
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from timm.utils import unwrap_model
 
 from ...assembly.sharding import whole
 from ...base.atomic_write import replacing
-from ...base.distributed import is_distributed, rank, world_size
+from ...base.distributed import gather_objects, is_distributed, rank
 from ...base.text import listed
 from ...data.resumption.loader import ResumableLoader
 from ..updates.finite_check import GRADIENT, CheckResult
@@ -83,11 +82,7 @@ class BrokenUpdates:
 
     def _found(self, update: Update, checked: CheckResult) -> str:
         """Return the samples and files of the broken update on all ranks, in words. A collective."""
-        found = [self._describe(update, checked)]
-        if is_distributed():
-            found *= world_size()
-            dist.all_gather_object(found, found[0])
-        return '; '.join(text for text in found if text)
+        return '; '.join(filter(None, gather_objects(self._describe(update, checked))))
 
     def _describe(self, update: Update, checked: CheckResult) -> str:
         """Return the samples of this rank and the file with its batch, '' if this rank is not broken."""

@@ -9,13 +9,12 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
-import torch.distributed as dist
 import yaml
 from timm import utils
 from timm.models import safe_model_name
 
 from ...base import atomic_write
-from ...base.distributed import is_distributed, world_size
+from ...base.distributed import gather_objects
 from ...base.errors import OptionError
 from ...options.declare import values
 from ...options.model import TrainModel
@@ -130,10 +129,7 @@ def check_same_start(options: Run, resume_epoch: int | None) -> None:
     Args:
         resume_epoch: Next epoch according to the checkpoint of this rank, None without a checkpoint.
     """
-    if not is_distributed():
-        return
-    epochs = [resume_epoch] * world_size()
-    dist.all_gather_object(epochs, resume_epoch)
+    epochs = gather_objects(resume_epoch)
     others = [rank for rank, epoch in enumerate(epochs) if epoch != epochs[0]]
     if others:
         start = [f'continues with epoch {epoch}' if epoch is not None else 'finds no checkpoint' for epoch in epochs]
@@ -175,14 +171,6 @@ def open_folder(
         with atomic_write.replacing(os.path.join(folder, 'args.yaml'), 'w') as f:
             yaml.safe_dump(values(given), f, default_flow_style=False)
     return folder, log
-
-
-def share_path(options: Run, path: str | None) -> str | None:
-    """Return the path of the first rank, on all ranks."""
-    paths = [path]
-    if is_distributed():
-        dist.broadcast_object_list(paths, 0)
-    return paths[0]
 
 
 def resumes_in(options: TrainModel, folder: str | None) -> bool:

@@ -394,7 +394,7 @@ def test_the_jitter_of_another_device_is_done_there(photographs, memory_dataset)
         dataset = memory_dataset(photographs)
         loader = create_two_view_loader(
             dataset, (3, 32, 32), 4, num_workers=0, augment_backend='fast', device=device, **kwargs)
-        names = [type(function).__name__ for function in loader.random_erasing.functions]
+        names = [type(function).__name__ for function in loader.random_erasing.transforms]
         return 'ColorJitter' in repr(dataset.transform), 'DeviceJitter' in names
     meta = torch.device('meta')  # any that is not the CPU
     for kwargs in ({}, dict(cutout=8, re_prob=.5), dict(img_dtype=torch.float16)):

@@ -18,7 +18,7 @@ from agmax_timm.options.parse import parse_train_args
 from agmax_timm.options.parsers import saved_train_options
 from agmax_timm.training import epochs
 from agmax_timm.training import run as training
-from agmax_timm.training.checkpoints.saver import create_saver
+from agmax_timm.training.checkpoints.saver import CheckpointSaver
 from agmax_timm.weights.metadata import make_metadata
 from agmax_timm.weights.resume import resume
 from tests.helpers.plain_timm import run_in_plain_timm
@@ -167,7 +167,7 @@ def test_the_last_and_the_best_are_there_at_every_instant(tmp_path, monkeypatch,
     optimizer = create_optimizer_v2(model, 'sgd', lr=0.1)
     record = make_metadata(model, 'test_resnet', {})
     options = saved_train_options(dict(checkpoint_hist=3, model='test_resnet'))
-    saver = create_saver(str(tmp_path), task, optimizer, options, record)
+    saver = CheckpointSaver(str(tmp_path), task, optimizer, options, record)
     saver.save_checkpoint(0, 1.)
     saver.close()
 

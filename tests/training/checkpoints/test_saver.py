@@ -7,12 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from timm.task import ClassificationTask
 
 from agmax_timm.base import atomic_write
 from agmax_timm.base.safe_load import read_file, verify
 from agmax_timm.training.checkpoints import saver as saver_module
-from agmax_timm.training.checkpoints.saver import CheckpointSaver, SaveError
+from agmax_timm.training.checkpoints.saver import SaveError
 from agmax_timm.weights.find import checkpoint_names, newest_checkpoint
 from tests.helpers.saver import make_saver
 
@@ -302,10 +301,3 @@ def test_files_that_do_not_say_how_new_they_are(tmp_path):
     found, passed = newest_checkpoint(str(tmp_path))
     assert found == str(tmp_path / LAST)
     assert passed == [(str(tmp_path / 'checkpoint-7.pth.tar'), f"{tmp_path / 'checkpoint-7.pth.tar'} is empty")]
-
-
-def test_a_saver_of_ones_own_writes_before_it_returns(tmp_path):
-    model = torch.nn.Linear(2, 2)
-    CheckpointSaver(ClassificationTask(model, verbose=False), {'metrics': {}}, checkpoint_dir=str(tmp_path),
-                optimizer=torch.optim.SGD(model.parameters(), lr=0.1)).save_checkpoint(0, 1.)
-    assert sorted(os.listdir(tmp_path)) == ['checkpoint-0.pth.tar', LAST, BEST]
