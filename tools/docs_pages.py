@@ -1,4 +1,4 @@
-"""Hook of mkdocs: fill the reference pages from the options, and add CONTRIBUTING.md and CHANGELOG.md to the site."""
+"""Hook of mkdocs: fill the reference pages from the options, and add files from outside docs/ to the site."""
 import os
 import re
 import subprocess
@@ -6,21 +6,26 @@ import sys
 from pathlib import Path
 
 REPOSITORY = Path(__file__).parent.parent
-ADDED = ('CONTRIBUTING.md', 'CHANGELOG.md')
+ADDED = {'CONTRIBUTING.md': 'contributing.md', 'CHANGELOG.md': 'changelog.md', 'examples/README.md': 'examples.md',
+         'examples/quickstart.ipynb': 'examples/quickstart.ipynb'}  # file: place in the site
+LINKS = {'](../docs/': '](', '](docs/': '](', '](CHANGELOG.md)': '](changelog.md)',
+         '](../examples/README.md)': '](examples.md)', '](../examples/': '](examples/',
+         '](quickstart.ipynb)': '](examples/quickstart.ipynb)'}  # link in the repository: link in the site
 sys.path.insert(0, str(REPOSITORY))  # the package does not have to be installed
 
 
 def on_files(files, config):
-    """Add the files of the repository's root that are pages too."""
+    """Add the pages and the notebook that are not in docs/."""
     from mkdocs.structure.files import File
-    for name in ADDED:
-        content = (REPOSITORY / name).read_text().replace('](docs/', '](').replace('](CHANGELOG.md)', '](changelog.md)')
-        files.append(File.generated(config, name.lower(), content=content))
+    for name, place in ADDED.items():
+        files.append(File.generated(config, place, content=(REPOSITORY / name).read_text()))
     return files
 
 
 def on_page_markdown(markdown: str, **_) -> str:
-    """Replace the comments `flags:` and `help:` by what the commands declare."""
+    """Replace links to files that have another place in the site, and the comments `flags:` and `help:`."""
+    for link, site_link in LINKS.items():
+        markdown = markdown.replace(link, site_link)
     markdown = re.sub(r'<!-- flags: (\w+) -->', lambda match: flag_tables(match[1]), markdown)
     return re.sub(r'<!-- help: (.+) -->', lambda match: '\n'.join(map(help_text, match[1].split())), markdown)
 
