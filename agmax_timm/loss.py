@@ -62,14 +62,14 @@ def _marginals(p: torch.Tensor, images: int | None) -> torch.Tensor:
 
 
 def ranks_of_marginal(images: int, batch_size: int) -> int:
-    """Return the number of ranks that a marginal over a number of images is taken over.
+    """Return the number of ranks whose images make up one marginal.
 
     Args:
         images: Number of images in a marginal.
         batch_size: Number of images in the batch of a rank.
 
     Raises:
-        ValueError: The images are neither an equal part of the batch, nor the batches of an equal part of the ranks.
+        ValueError: The images neither divide the batch, nor are those of a number of ranks that divides all ranks.
     """
     def ranks_of(images: int) -> int | None:
         ranks = max(1, images // batch_size)
@@ -79,8 +79,8 @@ def ranks_of_marginal(images: int, batch_size: int) -> int:
     if ranks is None:
         fitting = [other for other in range(2, batch_size * world_size() + 1) if ranks_of(other)]
         nearest = sorted(sorted(fitting, key=lambda other: abs(other - images))[:2])
-        raise ValueError(f'marginal_images {images} must be an equal part of the {batch_size} images of a rank, or the '
-                         f"images of an equal part of the {world_size()} rank(s): use {' or '.join(map(str, nearest))}")
+        raise ValueError(f'marginal_images {images} must divide the {batch_size} images of a rank, or be the images of '
+                         f"a number of ranks that divides {world_size()}: use {' or '.join(map(str, nearest))}")
     return ranks
 
 
@@ -200,7 +200,7 @@ class AgMaxLoss(nn.Module):
             raise ValueError(f'soft targets must have a column for each of the {logits.shape[1]} classes, got '
                              f'{target.shape[1]}: give mixup num_classes={logits.shape[1]}')
         with torch.autocast(logits.device.type, enabled=False):
-            logits = _at_least_float32(logits)  # once, for all terms
+            logits = _at_least_float32(logits)  # once for all terms
             ce = self.criterion(logits, target)
         if not isinstance(ce, torch.Tensor) or ce.numel() != 1:
             got = f'a tensor {[*ce.shape]}' if isinstance(ce, torch.Tensor) else type(ce).__name__

@@ -101,7 +101,7 @@ class AgMaxModule(nn.Module):
             UnsupportedModelError: The model does not return one tensor [2B, K].
         """
         logits = self.model(input)
-        if not isinstance(logits, tuple):  # whose other fields would be outputs of auxiliary heads
+        if not isinstance(logits, tuple):  # the other fields of a tuple are outputs of auxiliary heads
             logits = getattr(logits, 'logits', logits)
         if not isinstance(logits, torch.Tensor) or logits.ndim != 2:
             raise UnsupportedModelError(

@@ -44,7 +44,7 @@ class AgMaxTask(TrainingTask):
     Raises:
         ValueError: The kind or the reduction is unknown, or there are fewer than 2 classes. Raised by forward if the
             input is not pairs of views, if marginal_images does not fit the batch, or if the model does not return one
-            tensor of K logits per image. Raised by the first forward if the targets of the two views differ or are no
+            tensor of K logits per image. Raised by the first forward if the targets of the two views differ or are not
             distributions.
 
     Examples:

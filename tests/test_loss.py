@@ -73,7 +73,7 @@ def test_the_loss_passes_its_settings_on():
 
 
 @pytest.mark.parametrize('images, batch, message', [
-    (3, 8, 'marginal_images 3 must be an equal part of the 8 images of a rank, .* of the 1 rank.*: use 2 or 4'),
+    (3, 8, 'marginal_images 3 must divide the 8 images of a rank, .* that divides 1: use 2 or 4'),
     (100, 8, 'use 4 or 8'),
     (3, 2, 'use 2'),
 ])

@@ -114,7 +114,7 @@ def create_named_model(name: str, flag: str = '--model', **kwargs) -> Any:
         raise OptionError(f'--model {name} does not take all of --model-kwargs, --gp, --bn-*, --drop-*: '
                           f'{one_line(error)}') from error
     except Exception as error:
-        # Folders and repositories can raise any type. Missing or unfit weights and values of arguments can, too.
+        # Folders, repositories, weights that do not fit and values of arguments can raise any type.
         if kwargs.get('checkpoint_path'):
             raise OptionError(_unfit_checkpoint(name, error, **kwargs)) from error
         if ':' not in name and not isinstance(error, (*REFUSED, AttributeError, OSError)):
@@ -218,7 +218,7 @@ def _warn_without_batch_norm(options: TrainOptions, model: nn.Module) -> None:
 def _checkpoint_gradients(options: Model, model: Any) -> None:
     try:
         model.set_grad_checkpointing(enable=True)
-    except (AssertionError, AttributeError) as error:  # some of timm's models assert, others lack the method
+    except (AssertionError, AttributeError) as error:  # some models raise AssertionError, others lack the method
         raise OptionError(f'--grad-checkpointing: --model {options.model} does not have it: drop it, or use a smaller '
                           '--batch-size with --grad-accum-steps') from error
 

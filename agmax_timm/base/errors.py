@@ -44,7 +44,7 @@ class DamagedError(SampleError):
 
 
 class LabelError(SampleError):
-    """A label that is no class index. The message names the sample and the value."""
+    """A label that is not a class index. The message names the sample and the value."""
 
 
 class WorkerError(UserError, RuntimeError):

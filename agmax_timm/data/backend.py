@@ -14,7 +14,7 @@ _logger = logging.getLogger(__name__)
 def select_backend(loader: Any, extensions: Extensions, channels: int) -> None:
     """Replace transforms, decoding and collate function of a loader by those on arrays, if the backend is fast.
 
-    `augment_backend='auto'` is fast for two views if every step has a fast equal.
+    `augment_backend='auto'` is fast for two views if every step has a fast equivalent.
 
     Args:
         loader: Training loader of timm, with the complete transforms of one view. Changed in place.
@@ -22,7 +22,7 @@ def select_backend(loader: Any, extensions: Extensions, channels: int) -> None:
         channels: Number of channels of the images.
 
     Raises:
-        ValueError: 'fast' is wanted, but a step has no fast equal, or a package of the extra `fast` is missing.
+        ValueError: 'fast' is wanted, but a step has no fast equivalent, or a package of the extra `fast` is missing.
     """
     wanted = extensions.augment_backend
     if wanted == 'timm' or (wanted == 'auto' and not extensions.two_views):
@@ -35,7 +35,7 @@ def select_backend(loader: Any, extensions: Extensions, channels: int) -> None:
         except ImportError as error:
             reason = f"{error.name} is not installed: pip install 'agmax_timm[fast]'"
         except NotImplementedError as error:
-            reason = f'{error} has no fast equal'
+            reason = f'{error} has no fast equivalent'
         else:
             _logger.info(f'Augmentation on arrays{remark}.')
             return

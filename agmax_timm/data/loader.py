@@ -114,7 +114,7 @@ def _check_arguments(
     if backend not in BACKENDS:
         raise ValueError(f"augment_backend must be one of {', '.join(BACKENDS)}, got '{backend}'")
     if backend == 'fast' and kwargs.get('num_aug_splits'):
-        raise ValueError('augment_backend fast: num_aug_splits has no fast equal: use timm or auto')
+        raise ValueError('augment_backend fast: num_aug_splits has no fast equivalent: use timm or auto')
     if lighting and (channels != 3 or getattr(dataset, 'input_img_mode', 'RGB') != 'RGB'):
         raise ValueError(f'lighting needs RGB images, got lighting {lighting} for images of another mode: leave it out')
     check_mode(dataset, channels, kwargs)
@@ -186,7 +186,7 @@ def create_two_view_loader(
         cutout: Side in pixels of a CutOut square in each view, after normalisation. 0 is off.
         lighting: Standard deviation of PCA lighting in each view. 0 is off.
         augment_backend: 'timm' augments PIL images. 'fast' augments arrays; docs/performance.md states the differences
-            in levels. 'auto' is 'fast' if each step has a fast equal, else 'timm'.
+            in levels. 'auto' is 'fast' if each step has a fast equivalent, else 'timm'.
         image_memory: Share of the free memory, such as '0.1', or an amount, such as '8G'. If all images fit, they are
             decoded once, in this call, and kept as uint8. '0' keeps none.
         channels_last: Whether the model is in channels_last. Views may then have this layout if it costs no time.

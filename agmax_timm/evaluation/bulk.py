@@ -71,7 +71,7 @@ def list_jobs(options: ValidationModel) -> list[Job] | None:
 
 
 def names_several(checkpoint: str) -> bool:
-    """Whether --checkpoint is a folder or a pattern. The name of an existing file is no pattern."""
+    """Whether --checkpoint is a folder or a pattern. The name of an existing file is not a pattern."""
     return os.path.isdir(checkpoint) or glob.has_magic(checkpoint) and not os.path.exists(checkpoint)
 
 

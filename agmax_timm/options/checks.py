@@ -107,7 +107,7 @@ def _check_input(options: AnyOptions, parser: Parser) -> None:
     channels = options.in_chans or (size[0] if size else 3)
     for name in ('mean', 'std'):
         values = getattr(options, name)
-        # The run that wrote a checkpoint may know of other channels.
+        # The run that wrote the checkpoint may have another number of channels.
         if values is not None and len(values) not in (1, channels) and not (
                 isinstance(options, ValidateOptions) and options.checkpoint):
             error(f'{flag_of(name)} needs one value, or {channels} for as many channels, got {len(values)}')
@@ -116,7 +116,7 @@ def _check_input(options: AnyOptions, parser: Parser) -> None:
 def _check_augmentation(options: TrainOptions, parser: Parser) -> None:
     if options.scale[1] > 1. and options.train_crop_mode in (None, 'rrc'):
         parser.error(f'--scale must be shares of the image, at most 1, got {options.scale[0]} {options.scale[1]}')
-    # timm draws until one is small.
+    # timm draws again until the noise is below --lr-noise-pct.
     if options.lr_noise is not None and options.lr_noise_std > 100. * options.lr_noise_pct:
         parser.error(f'--lr-noise-std {options.lr_noise_std} hardly ever draws below --lr-noise-pct '
                      f'{options.lr_noise_pct}: use a smaller one')

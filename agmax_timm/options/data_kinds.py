@@ -1,4 +1,4 @@
-"""Options of the data, refused for kinds of data that ignore them. timm ignores them in silence."""
+"""Options of the data, refused for kinds of data that ignore them. timm ignores them without a message."""
 import os
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -53,7 +53,7 @@ def _remedy(options: DataSet, name: str, kind: str) -> str:
 
 
 def share_of(split: str | None) -> float | None:
-    """The share of the training images that a split stands for: a number above 0 and below 1; None for a name."""
+    """Return the share of the training images that a split stands for, above 0 and below 1; None for a name."""
     try:
         share = float(split or '')
     except ValueError:
@@ -62,12 +62,12 @@ def share_of(split: str | None) -> float | None:
 
 
 def held_out(saved: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of validate.py for the share that a run held out, from the options of the run; {} for a split."""
+    """Return the options of validate.py for the share that a run held out; {} if it validated on a split."""
     if share_of(saved.get('val_split')) is None or 'val_split_seed' not in saved:
         return {}
     return {'split': saved['val_split'], **{name: saved[name] for name in ('train_split', 'val_split_seed')}}
 
 
 def split_name(options: Mapping[str, Any], split: Any) -> Any:
-    """A split for readers: its name, or as in '0.1 of train'."""
+    """Return the name of a split for readers, or for a share '0.1 of train'."""
     return split if share_of(split) is None else f"{split} of {options.get('train_split')}"

@@ -12,7 +12,7 @@ from .declare import Option, by_any_name
 from .former_names import with_todays_names
 from .parsers import TrainOptions
 
-_LONGEST = 100_000  # characters of a file: all options there are take a tenth of it
+_LONGEST = 100_000  # characters of a file; a file of all options has a tenth
 _SCALARS = tuple(f'tag:yaml.org,2002:{kind}' for kind in ('str', 'int', 'float', 'bool', 'null'))
 
 
@@ -73,7 +73,7 @@ class _Loader(yaml.SafeLoader):
         if twice:
             raise ValueError(f'{twice[0]!r} occurs twice: drop one of them')
         super().flatten_mapping(node)
-        if len(node.value) > _LONGEST:  # merged over and over
+        if len(node.value) > _LONGEST:  # by repeated merge keys
             raise ValueError('more entries than a file of options has')
 
 
@@ -119,5 +119,5 @@ def _convert_scalar(option: Option, value: Any) -> Any:
 
 
 def _expected(what: str, value: Any) -> ValueError:
-    """Values may be huge: YAML's references make much of little."""
+    """Return an error that shows the beginning of the value, because YAML references can expand to huge values."""
     return ValueError(f'expected {what}, got {reprlib.repr(value)}')

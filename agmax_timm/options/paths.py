@@ -66,14 +66,14 @@ def _check_file(name: str, path: str, error: Callable) -> None:
 
 
 def _check_experiment(name: str, error: Callable) -> None:
-    """Within --output, whose folders it may name."""
+    """Call `error` unless the name is that of a folder within --output. It may have several parts."""
     parts = name.split('/')
     if os.path.isabs(name) or '..' in parts or name.strip('./ ') == '':
-        error(f'--experiment {name!r} is not the name of a folder within --output: give a name without a path')
+        error(f'--experiment {name!r} is not the name of a folder within --output: give a path below it')
 
 
 def _check_folder(path: str, error: Callable, flags: str = '--output, --experiment') -> None:
-    """That it is a folder that can be written to, or one can be made."""
+    """Call `error` unless the folder can be written to, or can be created."""
     if any(len(os.fsencode(part)) > 200 for part in path.split('/')):
         error(f'{flags}: a folder may have a name of 200 bytes, got {path}')
     there = os.path.abspath(path)

@@ -27,5 +27,5 @@ def memory(value: float | str) -> str:
 
 
 def split(value: float | str) -> str:
-    """The name of a split. A share such as 0.1 is a number in option files."""
+    """Return the name of a split as text. A share such as 0.1 is a number in option files."""
     return str(value)

@@ -6,7 +6,7 @@ from ..base.command_line import KeyValues, Parser
 
 
 def add_weights_flags(parser: argparse.ArgumentParser) -> None:
-    """Add --use-ema and --raw, which set `use_ema` to True and False. None means the weights that the run ranked."""
+    """Add --use-ema and --raw, which set `use_ema` to True and False. None means those that ranked the checkpoints."""
     group = parser.add_mutually_exclusive_group()
     group.add_argument('--use-ema', action='store_true', default=None,
                        help='use the EMA of the weights (default: the weights that ranked the checkpoints)')

@@ -153,7 +153,7 @@ def check_policy(policy: str) -> None:
 
 
 def _try(flags: str, make: Callable[[], Any]) -> Any:
-    """Return make(), a stand-in for what the run builds later. Raise OptionError if it cannot be made."""
+    """Return make(), a substitute for an object that the run creates later. Raise OptionError if it fails."""
     try:
         with silenced():
             return make()
@@ -162,7 +162,7 @@ def _try(flags: str, make: Callable[[], Any]) -> Any:
 
 
 class _Tiny(torch.nn.Module):
-    """The least that optimizers and their groups of layers can be made for."""
+    """The smallest module for which optimizers and layer decay can be created."""
 
     def __init__(self):
         super().__init__()

@@ -197,7 +197,7 @@ def surprises_of_run(
 
 
 def _decay_for(updates: int) -> float:
-    """The decay, of two digits in 1 - decay, at which the first weights are 1 % or less of the average at the end."""
+    """Return the decay with which the first weights are at most 1 % of the final average; 1 - decay has two digits."""
     rate = 1. - 0.01 ** (1. / (updates - 1))
     digits = 1 - math.floor(math.log10(rate))
     return 1. - math.ceil(rate * 10 ** digits) / 10 ** digits

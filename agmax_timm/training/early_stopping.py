@@ -16,7 +16,7 @@ def stop_reason(options: TrainOptions, metric: str, results: list[dict[str, Any]
     Args:
         options: Options of the run.
         metric: Metric that ranks the checkpoints, the default of --early-stop-metric.
-        results: Results of the evaluations so far, as for --result. NaN and infinity are no improvement.
+        results: Results of the evaluations so far, as for --result. NaN and infinity do not improve.
     """
     if not options.early_stop:
         return ''

@@ -89,7 +89,7 @@ def model_args_in(saved: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_checkpoint(path: str, mmap: bool = False) -> dict[str, Any]:
-    """Read a file. For weights in a folder of timm's layout, add a metadata made from config.json beside them."""
+    """Read a file. For weights in a folder of timm's layout, add metadata from the config.json beside them."""
     checkpoint = read_file(path, mmap)
     config = os.path.join(os.path.dirname(path), _CONFIG)
     if os.path.basename(path) not in _WEIGHTS or not os.path.isfile(config):

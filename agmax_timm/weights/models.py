@@ -183,7 +183,7 @@ def _released(file: str, description: str) -> dict[str, Any]:
         std=IMAGENET_DEFAULT_STD,
         first_conv='conv1',
         classifier='fc',
-        license='apache-2.0',  # LICENSE of its repository, which says nothing else of the weights
+        license='apache-2.0',  # LICENSE of its repository, which does not mention the weights
         description=description,
         origin_url='https://github.com/roatienza/agmax',
         paper_name=PAPER_NAME,
@@ -227,13 +227,13 @@ def _create_released(
         cache_dir: str | os.PathLike | None = None,
         **kwargs,
 ) -> nn.Module:
-    """timm's model under our configuration; the files it loads may be the original's or timm's.
+    """Return timm's model with a configuration of the release. It loads files of the original and of timm.
 
     Raises:
         CheckpointError: The weights cannot be downloaded, are damaged, not plain tensors, or of another model.
     """
     cfg: Any = resolve_pretrained_cfg(name, pretrained_cfg, pretrained_cfg_overlay)
-    # timm's own name, so that what is saved of the model needs nothing of ours to load.
+    # timm's own name, so that saved models load without this package.
     cfg = replace(cfg, architecture=timm_architecture(name))
     source = 'in memory' if cfg.state_dict else cfg.file or cfg.hf_hub_id or cfg.url  # timm's order
     if pretrained and source and source == cfg.url:
@@ -250,7 +250,7 @@ def _create_released(
 
 
 def _rename_while_loading(model: nn.Module, state_dict: dict[str, Any], prefix: str, *_) -> None:
-    """timm's `checkpoint_path` takes no filter: the model itself renames what it is given."""
+    """Rename the tensors of an original checkpoint. timm's `checkpoint_path` takes no filter, so the model does it."""
     if not prefix and is_original(state_dict):
         tensors = original_to_timm(state_dict)
         state_dict.clear()
@@ -258,11 +258,11 @@ def _rename_while_loading(model: nn.Module, state_dict: dict[str, Any], prefix: 
 
 
 def _download(url: str, cache_dir: str | os.PathLike | None = None) -> str:
-    """The path in torch's cache where timm looks for a URL, downloaded if it is not there yet.
+    """Return the path in torch's cache where timm looks for a URL. Download the file if it is missing.
 
-    Unlike torch.hub, which keeps a download that was cut off and then fails on it for ever, nothing enters the cache
-    that cannot be read as tensors. The release has no published hashes, and the digits in its file names, which
-    torch.hub takes for some when asked to check them, are accuracies; a hash of 8 digits or more is checked.
+    A file enters the cache only if it can be read as tensors. torch.hub would keep an incomplete download. The file
+    names of the release contain accuracies, which torch.hub would take for hashes. So only a hash of 8 digits or more
+    is checked.
 
     Raises:
         CheckpointError: The file cannot be downloaded or kept, or is not plain tensors.

@@ -53,7 +53,7 @@ def publish_source(
         with _naming_command(DISK_ERRORS, source, to, use_ema, hub_dataset):
             stage(saved, folder, to.license, partial(check, saved))
         to = replace(to, license=to.license or saved.options.get('license') or '')
-    # The folder holds what was chosen for it, except that a licence was chosen.
+    # The folder contains all choices except the licence.
     with _naming_command((Exception,), folder, to):
         return publish(folder, to, checked=True)
 
@@ -65,7 +65,7 @@ def publish_command(source: str, to: Destination, use_ema: bool | None = None, h
 
 
 def _choice(use_ema: bool | None, hub_dataset: str) -> list[str]:
-    """The flags that choose what is staged of a run."""
+    """Return the flags that choose the weights and the data set name of a staged run."""
     weights = [] if use_ema is None else ['--use-ema' if use_ema else '--raw']
     return weights + (['--hub-dataset', hub_dataset] if hub_dataset else [])
 
@@ -78,7 +78,7 @@ def _naming_command(
         use_ema: bool | None = None,
         hub_dataset: str = '',
 ) -> Iterator[None]:
-    """Add the command that continues to a HubError with one of these causes. Others would come back.
+    """Add the command for another try to a HubError with one of these causes. Other errors would occur again.
 
     The command after a ChangedError overwrites what was changed.
     """

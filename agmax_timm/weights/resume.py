@@ -49,17 +49,17 @@ def resume(
         raise CheckpointError(f'cannot use checkpoint {path}: {one_line(error)}') from error
     if optimizer is not None:
         _keep_options(optimizer, created, verbose)
-    # A recovery file: only a finished epoch has a metric, and a state that says so.
+    # A recovery file: the file of a finished epoch has a metric, and its state has the next epoch.
     if epoch and 'metric' not in checkpoint and (
             STATE not in checkpoint or checkpoint[STATE]['position']['epoch'] < epoch):
         epoch -= 1
-        if verbose and (STATE not in checkpoint or optimizer is None):  # else its caller restores the position, too
+        if verbose and (STATE not in checkpoint or optimizer is None):  # otherwise the caller restores the position
             _logger.warning(f'{path} was written within epoch {epoch}, which is trained again from its start.')
     return epoch
 
 
 def _keep_options(optimizer: torch.optim.Optimizer, created: list[dict[str, Any]], verbose: bool) -> None:
-    """Set the options of an optimizer's groups to those it was created with, and tell which ones changed."""
+    """Set the options of an optimizer's groups to those it was created with, and log the changed ones."""
     changed = {}
     for group, options in zip(optimizer.param_groups, created):
         for name, value in options.items():

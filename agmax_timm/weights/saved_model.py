@@ -34,23 +34,23 @@ from .models import is_original, timm_architecture
 class SavedModel:
     """A trained classifier with all that reproduces it."""
     architecture: str  # timm's model name, as given to create_model
-    state_dict: dict[str, torch.Tensor]  # the plain classifier's
+    state_dict: dict[str, torch.Tensor]  # of the plain classifier
     num_classes: int
     in_chans: int = 3
     global_pool: str | None = None
     model_args: dict[str, Any] = field(default_factory=dict)  # further keyword arguments of create_model
     class_names: list[str] | None = None  # by index
-    class_map: dict[Any, int] | None = None  # what --class-map held, where the run kept it
+    class_map: dict[Any, int] | None = None  # content of --class-map; None if the run stored none
     data_config: dict[str, Any] = field(default_factory=dict)  # input_size, interpolation, mean, std, crop_pct, _mode
     options: dict[str, Any] = field(default_factory=dict)  # resolved options of the run
     metrics: dict[str, float] = field(default_factory=dict)  # of these weights in validation; 'epoch'
     versions: dict[str, str] = field(default_factory=dict)  # of agmax_timm, timm, torch, python
-    base: dict[str, str | None] | None = None  # see base_model.find_base; None where it is not recorded
+    base: dict[str, str | None] | None = None  # see base_model.find_base; None if it is not recorded
     weights: str = ''  # which weights of the run they are, in words
     images: dict[str, int] = field(default_factory=dict)  # numbers of images: 'train', 'validation'
     chosen_by: str = ''  # the metric by which the run chose this epoch, '' for a last or single epoch
     source: str = ''  # the file it was read from
-    run_dir: str | None = None  # the folder of the run that wrote it, where it was read from there
+    run_dir: str | None = None  # the folder of the run, if the file was read from it
 
     def with_dataset(self, name: str) -> 'SavedModel':
         """Return a copy with another name of the training data on the Hub. '' keeps the name that the run gave."""
@@ -154,7 +154,7 @@ def _with_metadata(architecture: str, known: dict[str, Any], metadata: dict[str,
 
 
 def _without_metadata(architecture: str, known: dict[str, Any], given: dict[str, Any]) -> SavedModel:
-    """Describe a model without a metadata by `given`, then the options of timm's train.py, then the tensor shapes."""
+    """Describe a model without metadata by `given`, then the options of timm's train.py, then the tensor shapes."""
     options, tensors = known['options'], known['state_dict']
     model_args = resolve_model_input_args(architecture, options, **{
         'num_classes': options.get('num_classes') or _width(architecture, 'classifier', tensors, 0),

@@ -173,12 +173,12 @@ def _write(saved: SavedModel, folder: Path, license: str | None = None) -> None:
     }
     architecture = model.pretrained_cfg['architecture']
     _write_config(saved, model, folder / CONFIG)
-    # Clones, since safetensors refuses tensors that share memory; with the metadata by which others know their kind.
+    # Clones, because safetensors refuses tensors that share memory. The metadata marks the file as PyTorch's.
     tensors = {name: value.clone(memory_format=torch.contiguous_format) for name, value in model.state_dict().items()}
     save_file(tensors, folder / WEIGHTS, metadata={'format': 'pt'})
-    shutil.copymode(folder / CONFIG, folder / WEIGHTS)  # safetensors leaves it to its owner alone
+    shutil.copymode(folder / CONFIG, folder / WEIGHTS)  # safetensors gives access to the owner alone
 
-    made_by = recipe(saved.options) if saved.options.get('model') else {}  # else nobody knows the run
+    made_by = recipe(saved.options) if saved.options.get('model') else {}  # unknown otherwise
     if made_by:
         (folder / RECIPE).write_text(yaml.safe_dump(made_by, default_flow_style=None), encoding='utf-8')
     for name in () if unrepeatable(saved) else (SUMMARY, CURVES):
@@ -233,12 +233,12 @@ def _compare(saved: SavedModel, folder: Path) -> torch.Tensor:
 def _shapes(folder: Path, input_size: Sequence[int]) -> tuple[list[int], list[list[int]]]:
     """Return the shapes of the embedding and of the feature maps of an image; no maps if the model gives none."""
     input = torch.zeros(1, *input_size)
-    with silenced():  # models of other weights, made for their shapes
+    with silenced():  # these models are only created for their shapes
         embedding = timm.create_model(f'local-dir:{folder}', num_classes=0).eval()(input)
     try:
         with silenced():
             features = timm.create_model(f'local-dir:{folder}', features_only=True).eval()(input)
-    except Exception as error:  # each architecture that has none says so in its own way
+    except Exception as error:  # architectures without feature maps raise various errors
         _logger.info(f'The card shows no feature maps: {reason(error)}')
         features = []
     return list(embedding.shape), [list(feature.shape) for feature in features]

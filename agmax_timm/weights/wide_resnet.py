@@ -33,7 +33,7 @@ class WideResNet(ResNetV2):
             info['reduction'] = stride
 
     def init_weights(self, zero_init_last: bool = True) -> None:
-        """Keep the weights that torch's layers start with."""
+        """Keep the initial weights of torch's layers."""
 
 
 default_cfgs = generate_default_cfgs(dict.fromkeys(('wide_resnet28_2', 'wide_resnet28_10', 'wide_resnet40_2'), dict(

@@ -24,7 +24,7 @@ def work_on_arrays(loader: PrefetchLoader, extensions: Extensions) -> str:
         Remark for the log, '' if there is none.
 
     Raises:
-        NotImplementedError: A step of the transforms has no equal on arrays. The loader is not changed.
+        NotImplementedError: A step of the transforms has no equivalent on arrays. The loader is not changed.
     """
     mixup, two_views = extensions.mixup, extensions.two_views
     jitter = _device_jitter(transforms_of(loader.dataset)[0], loader, mixup)

@@ -34,7 +34,7 @@ class ArrayTransform:
         transform: transforms.Compose of timm.data.create_transform or extend_transform that ends in a uint8 tensor.
 
     Raises:
-        NotImplementedError: A step has no equal on arrays. The message names the step.
+        NotImplementedError: A step has no equivalent on arrays. The message names the step.
     """
 
     def __init__(self, transform: transforms.Compose):
@@ -63,7 +63,7 @@ class ArrayTransform:
 
 @singledispatch
 def on_arrays(step: Any) -> Step:
-    """Return the equal of a transform of PIL images. Raise NotImplementedError if there is none."""
+    """Return the equivalent of a transform of PIL images. Raise NotImplementedError if there is none."""
     raise NotImplementedError(type(step).__name__)
 
 

@@ -103,7 +103,9 @@ class RunState:
             state: dict[str, Any],
             same_schedule: bool,
     ) -> tuple[Position, RunningLosses | None]:
-        """Restore a state. Call it after all objects are created and wrapped. Warn of what makes the run another one.
+        """Restore a state. Call it after all objects are created and wrapped.
+
+        Warns if the run will differ from an uninterrupted one.
 
         Args:
             same_schedule: Whether the options of the learning rate schedule are unchanged.
