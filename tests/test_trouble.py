@@ -9,7 +9,7 @@ from agmax_timm.options.parsers import TrainOptions, ValidateOptions
 from tests.helpers.paths import REPOSITORY
 
 TEXT = (REPOSITORY / 'docs' / 'trouble.md').read_text()
-OF_OTHERS = {'--nproc-per-node', '--shm-size'}
+OF_OTHERS = {'--local-dir', '--nproc-per-node', '--shm-size'}
 OF_TORCH = {'CUDA out of memory'}
 ROWS = [line.split(' | ')[0] for line in TEXT.splitlines() if line.startswith('| `')]
 QUOTES = [quote for row in ROWS for quote in re.findall(r'`([^`]+)`', row) if quote not in OF_TORCH]

@@ -30,6 +30,7 @@ def begin_log() -> None:
 def setup_logging(primary: bool = True) -> None:
     """Log to the console as timm does. Ranks other than the first only log warnings."""
     setup_default_logging(logging.INFO if primary else logging.WARNING)
+    logging.getLogger('huggingface_hub').handlers.clear()  # it also prints what it passes to the root logger
     if primary and sys.stderr.isatty():
         plain = logging.root.handlers[-1]
         console = _ConsoleHandler()

@@ -20,6 +20,7 @@ from timm.task import TrainingTask
 from ..base.command_line import flag_of
 from ..base.distributed import is_distributed, is_primary
 from ..base.errors import OptionError
+from ..base.hub_connection import single_attempt
 from ..base.signals import StopSignals
 from ..base.silence import silenced
 from ..base.text import one_line
@@ -108,8 +109,10 @@ def set_backend_options(options: Model) -> None:
 def create_named_model(name: str, flag: str = '--model', **kwargs) -> Any:
     """Call timm.create_model. Raise OptionError for an unknown name or a source that cannot be loaded."""
     check_model(flag, name)
+    file = ' or --pretrained-path FILE' if 'checkpoint_path' in kwargs else ''  # an option of train.py
     try:
-        return create_model(name, **kwargs)
+        with single_attempt(f'use a copy on this machine, {flag} local-dir:FOLDER{file}'):
+            return create_model(name, **kwargs)
     except (TypeError, AssertionError) as error:  # an argument that the model does not support
         raise OptionError(f'--model {name} does not take all of --model-kwargs, --gp, --bn-*, --drop-*: '
                           f'{one_line(error)}') from error

@@ -16,6 +16,7 @@ from timm.task import (
 
 from ..base.distributed import is_primary, world_size
 from ..base.errors import OptionError
+from ..base.hub_connection import single_attempt
 from ..distillation import AgMaxDistillationTask
 from ..loss import ranks_of_marginal
 from ..options.checks import loss_name, mixing
@@ -47,10 +48,11 @@ def build_task(options: TrainOptions, model: nn.Module, device: torch.device, pr
         default = '' if options.smoothing or 'smoothing' in options.given else ', the default with --agmax'
         _logger.info(f'Label smoothing: {options.smoothing:g}{default}')
     try:
-        if options.agmax:
-            return _agmax_task(options, model, criterion, common)
-        if options.kd_model_name:
-            return _distillation_task(options, model, criterion, common)
+        with single_attempt('use a copy on this machine, --kd-model-name local-dir:FOLDER'):
+            if options.agmax:
+                return _agmax_task(options, model, criterion, common)
+            if options.kd_model_name:
+                return _distillation_task(options, model, criterion, common)
     except ValueError as error:
         raise OptionError(f"{teacher or '--agmax'}: {error}") from error
     except (RuntimeError, OSError) as error:  # no such teacher, or not enough memory for the teacher or the Q-network

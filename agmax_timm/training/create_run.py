@@ -15,7 +15,7 @@ from ..assembly import optimizer as optimization
 from ..assembly.known_classes import check_teacher, warn_of_other_classes
 from ..assembly.objective import build_task
 from ..base.distributed import is_distributed, is_primary, rank, world_size
-from ..base.errors import CheckpointError, OptionError
+from ..base.errors import CheckpointError, OptionError, UserError
 from ..base.random_state import kept_random_state
 from ..base.signals import StopSignals
 from ..base.silence import silenced
@@ -200,7 +200,10 @@ def _begin(options: TrainOptions, signals: StopSignals, watchdog: Watchdog) -> t
     if options.fsdp:
         sharding.check_sharding(options)
     if options.push_to_hub and is_primary():
-        check_destination(destination_of(options))
+        try:
+            check_destination(destination_of(options))
+        except UserError as error:
+            raise HubError(f'--push-to-hub {options.push_to_hub}: {error}') from error
     return keep_smoothing(options), device
 
 

@@ -8,6 +8,7 @@ from huggingface_hub.errors import HTTPError
 from timm.models import get_pretrained_cfg, parse_model_name
 
 from ..base.errors import CheckpointError
+from ..base.hub_connection import single_attempt
 from ..base.licences import license_in_folder, license_name
 from ..options.model import TrainModel
 from .checkpoint import metadata_in, options_in, read_checkpoint
@@ -69,7 +70,7 @@ def base_of_file(path: str) -> Base:
 
 
 def _license_in_repository(repo_id: str, revision: str | None) -> str | None:
-    with suppress(HTTPError, OSError, ValueError):
+    with suppress(HTTPError, OSError, ValueError), single_attempt(''):
         return license_in_folder(os.path.dirname(hf_hub_download(repo_id, 'README.md', revision=revision)))
     return None
 

@@ -17,6 +17,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils.sha import git_hash
 
+from ..base.hub_connection import NoConnectionError, single_attempt
 from ..options.hub_names import check_name, check_revision
 from .card import published_card
 from .hub_error import HubError, as_hub_error, reason, status
@@ -110,7 +111,10 @@ def check_destination(to: Destination) -> None:
     check_name(to.repo_id)
     log_in = 'log in with `hf auth login`, or set HF_TOKEN'
     try:
-        user = to.call(to.api.whoami)
+        with single_attempt('publish later, by python -m agmax_timm.publish'):
+            user = to.call(to.api.whoami)
+    except NoConnectionError:
+        raise
     except LocalTokenNotFoundError:
         raise HubError(f'no token of the Hugging Face Hub: {log_in}') from None
     except (HTTPError, OSError, ValueError) as error:

@@ -1,6 +1,7 @@
 """huggingface_hub: what its reference does not list."""
 import hashlib
 
+import pytest
 from huggingface_hub import CommitOperationAdd
 from huggingface_hub.errors import HfHubHTTPError, HTTPError
 
@@ -33,3 +34,19 @@ def test_the_errors_of_the_client():
     """Every message about the Hub: weights/hub_error.py reads status and reason from these errors."""
     assert issubclass(HfHubHTTPError, HTTPError)
     assert 'server_message' in HfHubHTTPError.__init__.__code__.co_varnames
+
+
+def test_one_client_sends_all_requests_and_its_offline_error_is_not_repeated(monkeypatch):
+    """Every download: single_attempt() in base/hub_connection.py replaces the method `send` of this client."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import OfflineModeIsEnabled
+    from huggingface_hub.utils import get_session
+    asked = []
+
+    def send(request, **kwargs):
+        asked.append(request.url.host)
+        raise OfflineModeIsEnabled
+    monkeypatch.setattr(get_session(), 'send', send)
+    with pytest.raises(OfflineModeIsEnabled):
+        HfApi(endpoint='http://hub.invalid').whoami(token='hf_write')
+    assert asked.count('hub.invalid') == 1

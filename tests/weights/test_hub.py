@@ -11,6 +11,7 @@ import shutil
 import struct
 import subprocess
 import sys
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -23,9 +24,11 @@ from safetensors.torch import load_file, save_file
 import agmax_timm.publish
 from agmax_timm.assembly import model as build
 from agmax_timm.assembly.model import create_named_model
-from agmax_timm.base.errors import OptionError
+from agmax_timm.base.errors import DataError, OptionError
+from agmax_timm.base.hub_connection import NoConnectionError
 from agmax_timm.commands import train as train_cli
 from agmax_timm.commands import validate as validate_cli
+from agmax_timm.data.sources.datasets import create_dataset
 from agmax_timm.options.parse import parse_train_args
 from agmax_timm.weights import publishing
 from agmax_timm.weights.base_model import find_base
@@ -37,6 +40,7 @@ from tests.helpers.plain_timm import run_in_plain_timm
 from tests.helpers.ranks import finish_ranks, logs, start_ranks, torchrun_environment
 from tests.helpers.run_files import load
 
+CLOSED = 'http://127.0.0.1:9'  # nothing listens on this port
 OWNER_SCOPE = [{'entity': {'type': 'user', 'name': 'ann'}, 'permissions': ['repo.content.read', 'repo.write']}]
 READ_SCOPE = [{'entity': {'type': 'user', 'name': 'ann'}, 'permissions': ['repo.content.read']}]
 
@@ -274,11 +278,81 @@ def test_no_token_is_told(hub, monkeypatch, tmp_path):
     assert hub.requests == []
 
 
-def test_a_hub_out_of_reach_is_told_after_some_attempts(caplog):
+def test_a_hub_without_a_connection_is_told_at_once(caplog):
+    with pytest.raises(NoConnectionError, match=r'no connection to 127.0.0.1 \(.* refused\): publish later'):
+        check_destination(Destination('ann/net', token='hf_write', endpoint=CLOSED, waits=(60.,)))
+    assert caplog.records == []
+
+
+def test_a_hub_that_fails_is_told_after_some_attempts(hub, caplog):
+    hub.fail('GET', '/whoami', 503, 'busy', times=3)
     with pytest.raises(HubError) as error:
-        check_destination(Destination('ann/net', token='hf_write', endpoint='http://127.0.0.1:9', waits=(0., 0.)))
+        check_destination(Destination('ann/net', token='hf_write', endpoint=hub.url, waits=(0., 0.)))
     assert 'does not say who owns the token' in one_line(error)
     assert sum('trying again' in record.message for record in caplog.records) == 2
+
+
+# Loading
+
+
+@pytest.fixture
+def loading(hub, monkeypatch, tmp_path):
+    """Function: the weights of a pretrained model, with the Hub at this address and a cache of the test."""
+    monkeypatch.setattr(constants, 'HF_HUB_CACHE', str(tmp_path / 'cache'))
+
+    def load(name='hf_hub:ann/net', url=hub.url, **kwargs):
+        monkeypatch.setattr(constants, 'ENDPOINT', url)
+        monkeypatch.setattr(constants, 'HUGGINGFACE_CO_URL_TEMPLATE', url + '/{repo_id}/resolve/{revision}/{filename}')
+        return create_named_model(name, pretrained=True, **kwargs).state_dict()
+    return load
+
+
+def test_the_cache_is_used_without_a_connection(hub, upload, loading, caplog):
+    upload()
+    expected = loading()
+    cached = loading(url=CLOSED)
+    assert expected.keys() == cached.keys() and all(torch.equal(expected[name], cached[name]) for name in expected)
+    assert 'Retrying' not in caplog.text
+
+
+@pytest.mark.parametrize('name', ['hf_hub:ann/net', 'test_resnet'])
+def test_weights_without_a_connection_are_refused_at_once(loading, caplog, name):
+    start = time.monotonic()
+    with pytest.raises(OptionError) as error:
+        loading(name, CLOSED)
+    assert time.monotonic() - start < 5 and 'Retrying' not in caplog.text
+    assert re.fullmatch(rf'--model {name}: no connection to 127.0.0.1 \(.* refused\): use a copy on this machine, '
+                        '--model local-dir:FOLDER', one_line(error))
+
+
+def test_data_without_a_connection_is_refused_at_once(monkeypatch, tmp_path, caplog):
+    config = pytest.importorskip('datasets').config
+    monkeypatch.setattr(config, 'HF_ENDPOINT', CLOSED)
+    monkeypatch.setattr(constants, 'ENDPOINT', CLOSED)
+    monkeypatch.setattr(constants, 'HUGGINGFACE_CO_URL_TEMPLATE', CLOSED + '/{repo_id}/resolve/{revision}/{filename}')
+    start = time.monotonic()
+    with pytest.raises(DataError, match='no connection to 127.0.0.1 .*: use a copy on this machine'):
+        create_dataset('hfds/ann/bees', tmp_path, 'train')
+    assert time.monotonic() - start < 5 and 'Retrying' not in caplog.text
+
+
+def test_the_offline_mode_is_named(loading, monkeypatch):
+    monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', True)  # what HF_HUB_OFFLINE=1 sets at import
+    with pytest.raises(OptionError, match='--model test_resnet: HF_HUB_OFFLINE is set: use a copy on this machine'):
+        loading('test_resnet')
+
+
+def test_a_busy_hub_is_asked_again(hub, upload, loading, staged):
+    upload()
+    hub.fail('HEAD', '/resolve/', 503, 'busy')
+    assert loading().keys() == load_tensors((staged / 'model.safetensors').read_bytes()).keys()
+
+
+def test_other_errors_stay_although_the_cache_was_used(upload, loading):
+    upload()
+    loading()
+    with pytest.raises(OptionError, match='--model hf_hub:ann/net does not take all of --model-kwargs'):
+        loading(url=CLOSED, no_such_argument=1)
 
 
 @pytest.mark.parametrize('flags, message', [
@@ -764,6 +838,6 @@ def test_a_token_that_is_not_valid_ends_a_run_before_it_begins(hub, command, pho
         train_cli.main([str(photos), *SMALL, '--output', str(tmp_path), '--push-to-hub', 'ann/net'])
     error = capsys.readouterr().err
     assert status.value.code == 2
-    assert ' error: the token of the Hugging Face Hub is not valid: ' in error.splitlines()[-1]
+    assert ': --push-to-hub ann/net: the token of the Hugging Face Hub is not valid: ' in error.splitlines()[-1]
     assert 'Traceback' not in error and 'Model test_resnet' not in error
     assert not (tmp_path / 'run').exists()

@@ -9,6 +9,7 @@ import pickle
 import shutil
 import threading
 from pathlib import Path
+from urllib.error import URLError
 
 import pytest
 import timm
@@ -292,7 +293,7 @@ def test_a_payload_is_not_executed_and_not_kept(server, folder, tmp_path, cache)
 
 def test_validate_says_in_one_line_that_there_is_no_network(photos, capsys, monkeypatch):
     def no_network(*args, **kwargs):
-        raise OSError('Network is unreachable')
+        raise URLError(OSError('Network is unreachable'))
     monkeypatch.setattr(torch.hub, 'urlopen', no_network)
     with pytest.raises(SystemExit) as end:
         validate_cli.main([str(photos), '--model', NAME, '--pretrained', '-j', '0'])
@@ -300,6 +301,7 @@ def test_validate_says_in_one_line_that_there_is_no_network(photos, capsys, monk
     *log, error = capsys.readouterr().err.splitlines()
     assert not [line for line in log if 'Traceback' in line]
     assert agmax_timm.weights.models.default_cfgs['agmax_resnet50'].default.url in error and 'unreachable' in error
+    assert error.endswith(': use a copy on this machine, --model local-dir:FOLDER')
 
 
 # ---- What becomes of the models ----

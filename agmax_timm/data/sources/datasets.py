@@ -14,6 +14,7 @@ from torchvision.datasets import SVHN, ImageFolder
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from ...base.errors import DataError
+from ...base.hub_connection import single_attempt
 from ...base.text import listed
 from .class_map import read_class_map
 from .decoding import DecodedDataset, with_policy
@@ -94,7 +95,8 @@ def create_dataset(
         return demo
     check_split(name, root, split)
     try:
-        dataset = _open(name, root, split, max_damaged, **kwargs)
+        with single_attempt('use a copy on this machine, --dataset hfds/FOLDER'):
+            dataset = _open(name, root, split, max_damaged, **kwargs)
     except DataError:
         raise
     except (RuntimeError, OSError, ValueError, AssertionError, KeyError) as error:  # timm asserts on unknown names
