@@ -8,8 +8,8 @@ from PIL import ImageFont
 # Pillow searches these files in the system's font folders. DejaVu, a part of matplotlib, has no East Asian characters.
 DEJAVU = 'DejaVuSans.ttf'
 EAST_ASIAN = (
-    'NotoSansCJK-Regular.ttc', 'NotoSansCJKsc-Regular.otf', 'wqy-microhei.ttc', 'wqy-zenhei.ttc',
-    'DroidSansFallbackFull.ttf', 'msyh.ttc', 'YuGothM.ttc', 'malgun.ttf', 'Hiragino Sans GB.ttc',
+    'NotoSansCJK-Regular.ttc', 'NotoSansCJK-VF.ttc', 'NotoSansCJKsc-Regular.otf', 'wqy-microhei.ttc',
+    'wqy-zenhei.ttc', 'DroidSansFallbackFull.ttf', 'msyh.ttc', 'YuGothM.ttc', 'malgun.ttf', 'Hiragino Sans GB.ttc',
     'AppleSDGothicNeo.ttc', 'Arial Unicode.ttf')
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
@@ -33,7 +33,9 @@ def font_for(texts: Iterable[str], size: int) -> Font:
 def families() -> list[str]:
     """Return the names of matplotlib's fonts that have these files, for `font.family`: it tries them in order."""
     from matplotlib.font_manager import fontManager
-    names = {os.path.basename(font.fname): font.name for font in fontManager.ttflist}
+    names: dict[str, str] = {}
+    for font in fontManager.ttflist:
+        names.setdefault(os.path.basename(font.fname), font.name)  # the first font of a file, as Pillow opens it
     return ['DejaVu Sans', *dict.fromkeys(names[file] for file in EAST_ASIAN if file in names)]
 
 

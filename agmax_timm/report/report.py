@@ -164,8 +164,8 @@ def _headline(run: ReportedRun, evaluation: Evaluation) -> list[tuple[str, str]]
 
 
 def _notes(run: ReportedRun, evaluation: Evaluation) -> list[str]:
-    measured = ', '.join(f'{name} {value:.4g}' for name, value in run.metrics.items())
+    measured = ', '.join(f'{name} {value:.4g}' for name, value in evaluation.shown(run.metrics).items())
     return [f'Measured with {os.path.basename(run.checkpoint)}, {describe_weights(run.options, run.use_ema)}, on the '
             f"split {split_name(run.options, portable(run.options['val_split']))}, "
             f'{describe_input(run.options, evaluation.subject.data_config)}.',
-            *([f'Training measured of these weights: {measured}.'] if measured else [])]
+            *([f'Metrics of these weights in training: {measured}.'] if measured else [])]

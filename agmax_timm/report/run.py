@@ -83,10 +83,10 @@ class Evaluation:
 
     @property
     def values(self) -> dict[str, str]:
-        """Metrics as text by title. Top-5 says something only with more than ten classes."""
-        values = {title: f'{self.metrics[name]:.4g}' if name == 'loss' else f'{self.metrics[name]:.2f}'
-                  for name, title in TITLES.items()
-                  if name in self.metrics and (name != 'top5' or self.subject.num_classes > 10)}
+        """Metrics as text by title."""
+        metrics = self.shown(self.metrics)
+        values = {title: f'{metrics[name]:.4g}' if name == 'loss' else f'{metrics[name]:.2f}'
+                  for name, title in TITLES.items() if name in metrics}
         if self.analysis is not None:
             support = self.analysis.per_class.support
             values.update({
@@ -94,6 +94,10 @@ class Evaluation:
                 'macro F1 (%)': f"{100 * self.analysis.per_class.average('macro')[2]:.2f}",
                 'calibration error (%)': f'{100 * self.analysis.calibration.error:.2f}'})
         return values
+
+    def shown(self, metrics: dict[str, float]) -> dict[str, float]:
+        """Return the metrics without top-5 if the model has ten classes or fewer, for which it says nothing."""
+        return {name: value for name, value in metrics.items() if name != 'top5' or self.subject.num_classes > 10}
 
 
 def read_run(run_dir: str, data_dir: str | None, use_ema: bool | None) -> ReportedRun:

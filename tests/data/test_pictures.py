@@ -1,4 +1,6 @@
 """Grids of views: the pixels that the network sees, side by side, over their labels."""
+from types import SimpleNamespace
+
 import pytest
 import torch
 from PIL import Image
@@ -91,6 +93,14 @@ def test_the_font_that_lacks_the_fewest_characters_is_taken(monkeypatch):
     assert font_for(['\u0e01'], 13) is found[fonts.DEJAVU]
     found.clear()
     assert font_for(['a'], 13).getlength('a') > 0
+
+
+def test_matplotlib_uses_the_first_font_of_a_file_as_pillow_does(monkeypatch):
+    manager = pytest.importorskip('matplotlib.font_manager').fontManager
+    names = 'Noto Sans CJK JP', 'Noto Sans CJK KR', 'Noto Sans Mono CJK HK'
+    found = [SimpleNamespace(fname='/fonts/NotoSansCJK-Regular.ttc', name=name) for name in names]
+    monkeypatch.setattr(manager, 'ttflist', found)
+    assert fonts.families() == ['DejaVu Sans', 'Noto Sans CJK JP']
 
 
 @pytest.mark.parametrize('channels_first', [False, True])

@@ -210,7 +210,7 @@ def test_the_weights_without_averaging_are_evaluated_where_they_are_asked_for(ru
     said = 'model_best.pth.tar{} the weights without averaging; the run ranked its checkpoints by their EMA'
     text = ''.join(check_page((run_copy / 'report.html').read_text()).text)
     assert said.format(',') in text and said.format(':') in capfd.readouterr().err
-    assert f"Training measured of these weights: loss {raw['loss']:.4g}" in text
+    assert f"Metrics of these weights in training: loss {raw['loss']:.4g}, top1 {raw['top1']:.4g}." in text  # no top-5
 
 
 def test_the_curves_are_those_of_the_summary(run_copy):
