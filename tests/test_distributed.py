@@ -103,7 +103,7 @@ def collectives(rank, world_size):
         with reduced(forward):
             result = task(*share(rank, [8 // world_size] * world_size))
         with reduced(looked):
-            check.look(BatchLosses.of(result, 8 // world_size), last=True)
+            check.check_losses(BatchLosses.of(result, 8 // world_size), last=True)
         with reduced(backward):
             result['loss'].backward()
             check.check_gradients([*task.trainable_module.parameters()], check.agree())

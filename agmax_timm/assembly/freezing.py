@@ -14,7 +14,7 @@ _logger = logging.getLogger(__name__)
 
 
 def freeze(options: TrainOptions, model: nn.Module) -> None:
-    """Freeze the parts of --freeze, or everything but the head with --linear-probe. Nothing without these flags.
+    """Freeze the parts of --freeze, or everything but the head with --linear-probe. Does nothing without these flags.
 
     timm.utils.freeze replaces batch norm by a layer whose state dict lacks `num_batches_tracked`. Here layers stay, so
     checkpoints have all tensors: keep_statistics() holds the statistics of frozen batch norm.

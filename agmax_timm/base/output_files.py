@@ -11,7 +11,7 @@ from .fonts import families
 
 _logger = logging.getLogger(__name__)
 
-# Colours that people with any colour vision can tell apart. M. Okabe and K. Ito, 'Color Universal Design', 2008.
+# Colours that people with any colour vision can distinguish. M. Okabe and K. Ito, 'Color Universal Design', 2008.
 COLOURS = ['#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#000000']
 
 

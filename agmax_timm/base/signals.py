@@ -10,7 +10,7 @@ from .distributed import is_distributed
 from .errors import UserError
 
 EXIT_STATUS = 75  # EX_TEMPFAIL: try again
-# SIGUSR1 is how SLURM warns of the end of the time (--signal=USR1@120).
+# SLURM sends SIGUSR1 before the end of the time limit (--signal=USR1@120).
 _NAMES = ('SIGTERM', 'SIGUSR1', 'SIGINT')
 
 

@@ -136,8 +136,8 @@ def _check_task(options: TrainOptions, error: Callable) -> None:
     if options.val_split and options.eval_metric not in names:
         error(f"--eval-metric must be one of {', '.join(names)} for --task {options.task}, got '{options.eval_metric}'")
     if options.early_stop_metric is not None and options.early_stop_metric not in names:
-        way_out = '' if options.val_split else ' without validation'
-        error(f"--early-stop-metric must be one of {', '.join(names)}{way_out}, got '{options.early_stop_metric}'")
+        when = '' if options.val_split else ' without validation'
+        error(f"--early-stop-metric must be one of {', '.join(names)}{when}, got '{options.early_stop_metric}'")
     if options.task == 'multilabel' and options.num_classes is None:
         error('--task multilabel needs the number of labels: add --num-classes N')
     if options.tta > 1:

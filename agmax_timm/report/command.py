@@ -32,8 +32,8 @@ def create_parser() -> Parser:
                     'curves, views, classes, mistakes and calibration on a page that needs no other file. Several '
                     'runs: write a page that compares them.')
     parser.add_argument('folders', nargs='+', metavar='RUN_FOLDER',
-                        help='folders of runs, with args.yaml and model_best.pth.tar; a last folder that is no run is '
-                             'that of their data (default: where it was)')
+                        help='folders of runs, with args.yaml and model_best.pth.tar; a last folder that is not a run '
+                             'is that of their data (default: where it was)')
     parser.add_argument('--output', default='comparison.html', metavar='FILE',
                         help='page that compares several runs (default: %(default)s)')
     parser.add_argument('--device', default='cuda', help='device; the CPU is used without CUDA')

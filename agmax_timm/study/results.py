@@ -64,10 +64,10 @@ def aggregate(study: Study, outcomes: Iterable[Outcome], published: Published) -
     for place, cell in cells.items():
         row = Row(cell, values[place], sample_deviation(values[place].values()), Difference(), published.get(place))
         if cell.method != study.baseline:
-            beside = (*place[:2], study.baseline)
-            row.difference = paired_difference(values[place], values[beside])
-            if row.published is not None and beside in published:
-                row.published_difference = row.published - published[beside]
+            baseline = (*place[:2], study.baseline)
+            row.difference = paired_difference(values[place], values[baseline])
+            if row.published is not None and baseline in published:
+                row.published_difference = row.published - published[baseline]
         rows.append(row)
     return rows
 

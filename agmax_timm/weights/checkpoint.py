@@ -22,7 +22,7 @@ from .models import check_fit, is_original, original_options, original_to_timm
 # The keys of a checkpoint that are ours; all others are timm's.
 METADATA = 'agmax_timm'
 STATE = 'agmax_state'
-# timm's train.py validates so, whatever the model's own.
+# timm's train.py validates with these values instead of the model's own.
 CROP_OF_TRAINING = {'crop_mode': 'center'}
 BEST = 'model_best.pth.tar'
 # Files of a folder in timm's layout: the configuration, and the possible names of the weights.

@@ -22,7 +22,7 @@ from .wide_resnet import CIFAR_MEAN, CIFAR_STD
 
 PAPER_NAME = 'Improving Model Generalization by Agreement of Learned Representations from Data Augmentation'
 PAPER_ID = 'arXiv:2110.10536'
-# Where timm's models keep their head; the original's networks keep theirs beside the features, as `classifier`.
+# Name of the head in timm's models. In the original's networks it is `classifier`, next to the features.
 _HEADS = ('head.fc', 'head', 'classifier', 'fc')
 _WRAPPERS = re.compile(r'^(module\.)?(backbone\.)?')
 _WIDE_RESNET = 'feature_extractor.conv.weight'  # only its WideResNets have this tensor

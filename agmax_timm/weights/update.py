@@ -83,7 +83,7 @@ def plan_update(
         if merge.conflicts:
             license = ', --license chooses a licence' if 'license' in merge.conflicts else ''
             problems.append(f"on the Hub, {CARD} was changed in parts that would be replaced ("
-                            f"{', '.join(merge.conflicts)}): --replace-card writes it anew{license}")
+                            f"{', '.join(merge.conflicts)}): --replace-card replaces it{license}")
             flags.append('--replace-card')
     if problems:
         raise ChangedError('; '.join(problems), flags)

@@ -36,7 +36,7 @@ def test_every_collective_of_the_package(device, group, monkeypatch):
         mean = distributed.global_mean(local, 4)
     torch.testing.assert_close(mean, local)
     check = FiniteCheck(args, device, lambda: (True, False))
-    check.look(BatchLosses(('loss', 'ce'), torch.tensor([1., torch.nan], device=device), 4), last=True)
+    check.check_losses(BatchLosses(('loss', 'ce'), torch.tensor([1., torch.nan], device=device), 4), last=True)
     checked = check.agree()
     assert checked.broken == ['ce'] and checked.save and not checked.stop
     losses = RunningLosses(device, distributed=True)

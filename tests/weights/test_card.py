@@ -142,7 +142,7 @@ def test_classes_images_and_what_chose_the_epoch(ema_run):
     assert '0. `ant`\n1. `bee`\n2. `cat`\n' in text
     assert '- **Images:** 12 for training, 12 for validation\n' in text
     assert 'The epoch was chosen by its top1 on the split validation.' in text
-    assert 'The epoch was chosen by the images that the accuracy was measured on. Expect a lower one' in text
+    assert 'The epoch was chosen on the images on which the accuracy was measured. Expect a lower accuracy' in text
     last = card_of(read_model(str(ema_run), which='last')).content
     assert 'chosen by' not in last and 'was measured only on the data above' in last
 

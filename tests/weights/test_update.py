@@ -170,7 +170,7 @@ def test_a_licence_that_was_chosen_on_the_hub(card, published):
         update = plan_update(theirs, card(70.), FILES)
         assert ModelCard(update.card).data.license == 'mit' and '- **Licence:** mit\n' in update.card
         theirs = remote_of(update.card)
-    with pytest.raises(ChangedError, match=r'\(license\): --replace-card writes it anew, --license chooses a licence'):
+    with pytest.raises(ChangedError, match=r'\(license\): --replace-card replaces it, --license chooses a licence'):
         plan_update(theirs, card(70., 'cc-by-nc-4.0'), FILES)
     chosen = plan_update(theirs, card(70., 'cc-by-nc-4.0'), FILES, license_chosen=True).card
     assert ModelCard(chosen).data.license == 'cc-by-nc-4.0' and '- **Licence:** cc-by-nc-4.0\n' in chosen

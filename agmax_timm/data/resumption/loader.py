@@ -32,7 +32,7 @@ from .order import has_one_order, wrap_order
 from .position import to_bytes, to_tensors
 from .workers import Iterators, WorkerStates
 
-_NICE = 2  # niceness of workers beside a step on the CPU: as much as it needs, since other programs may want the cores
+_NICE = 2  # niceness of workers next to a step on the CPU, small because other programs may need the cores
 _REMEMBERED = 256  # batches whose indices are kept
 # The part of a state that is reset when the number of ranks or workers changed.
 _RESET: dict[str, Any] = {'before': None, 'base': None, 'order': [], 'turn': 0, 'worker_states': {}, 'shuffle': b''}

@@ -44,7 +44,7 @@ def labels(rows: list[Row]) -> list[str]:
 
 
 def draw(path: str, rows: list[Row]) -> None:
-    """Draw a line per model: error by severity, and accuracy by the bound of the attack. Nothing without both."""
+    """Draw a line per model: error by severity, and accuracy by the bound of the attack. Draws nothing without both."""
     curves = [(label, by_severity(row), by_epsilon(row)) for label, row in zip(labels(rows), rows)]
     if not any(severities or epsilons for _, severities, epsilons in curves):
         return

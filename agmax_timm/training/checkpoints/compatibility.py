@@ -38,15 +38,15 @@ def compare_options(options: TrainOptions, saved: dict[str, Any], within_epoch: 
     for name, change in changes.items():
         rule = known[name].resume
         if rule in refused or (rule == 'refused as share' and share_of(getattr(options, name)) is not None):
-            way_out = ' or drop its optimizer with --no-resume-opt' if rule == 'refused with optimizer' else ''
+            remedy = ' or drop its optimizer with --no-resume-opt' if rule == 'refused with optimizer' else ''
             raise OptionError(f'--resume {options.resume} cannot continue with {flag_of(name)} {change}: '
-                              f'keep the old value{way_out}, or start from the weights with --initial-checkpoint')
+                              f'keep the old value{remedy}, or start from the weights with --initial-checkpoint')
         if within_epoch and (rule == 'refused within epoch' or name in sized_by_epochs):
             raise OptionError(f'--resume {options.resume} is within an epoch, and its rest would change with '
                               f'{flag_of(name)} {change}: keep the old value, or use a checkpoint of a complete epoch')
     # A plateau schedule follows a metric, so its length does not matter.
-    no_part = {'epochs', 'cooldown_epochs'} if options.sched == 'plateau' else set()
-    rescheduled = {name for name in changes if known[name].resume == 'schedule'} - no_part
+    unaffected = {'epochs', 'cooldown_epochs'} if options.sched == 'plateau' else set()
+    rescheduled = {name for name in changes if known[name].resume == 'schedule'} - unaffected
     return [f'{flag_of(name)} {change}' for name, change in changes.items()], not rescheduled
 
 

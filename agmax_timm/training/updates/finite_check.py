@@ -64,7 +64,7 @@ class FiniteCheck:
         self._late: torch.Tensor | None = None  # the same of the gradients of the last update
         self._reading: _Reading | None = None
 
-    def look(self, losses: BatchLosses, last: bool) -> None:
+    def check_losses(self, losses: BatchLosses, last: bool) -> None:
         """Check the losses of a batch. After the last batch of an update, send the results to the other ranks."""
         self.names = losses.names
         values = losses.values * 0  # one kernel, where isfinite() takes four

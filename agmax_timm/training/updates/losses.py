@@ -22,7 +22,7 @@ class BatchLosses:
     """Losses of one batch, in one tensor on the device."""
     names: tuple[str, ...]  # 'loss', then its parts
     values: torch.Tensor  # [len(names)]
-    images: int  # number of images, whatever the number of views
+    images: int  # number of images, not of views
 
     @classmethod
     def of(cls, result: dict[str, torch.Tensor], images: int) -> 'BatchLosses':

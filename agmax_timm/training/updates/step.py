@@ -76,7 +76,7 @@ class Step:
             update.losses.append(losses)
             update.input, update.target = input, target
             if self.finite_check is not None:
-                self.finite_check.look(losses, last=last)
+                self.finite_check.check_losses(losses, last=last)
             loss = result['loss'] / batches if batches > 1 else result['loss']
             if self.loss_scale is not None:
                 loss = self.loss_scale(images) * loss

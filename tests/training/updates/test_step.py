@@ -209,7 +209,7 @@ def test_losses_and_watch_take_a_gpu_without_a_wait(gpu_copies, kind):
     gpu_copies.seen.clear()
     for last in (False, True):
         of_batch = BatchLosses.of(task(input, target), IMAGES)
-        check.look(of_batch, last)
+        check.check_losses(of_batch, last)
         losses.update(of_batch)
     for parameter in task.get_clip_parameters():
         parameter.grad = torch.empty_like(parameter)
