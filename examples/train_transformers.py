@@ -1,5 +1,6 @@
 """Train with AgMax in the Trainer of transformers, as one process or with torchrun as several. Resumes its run."""
 import argparse
+import os
 
 import torch
 from timm.data import create_transform
@@ -58,7 +59,7 @@ def main():
         AgMaxTask(model), settings, collate, create_dataset('demo', split='train'),
         create_dataset('demo', split='validation', transform=create_transform(SIZE, crop_pct=1., **NORMALISATION)),
         compute_metrics=accuracy)
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(args.folder))
+    trainer.train(resume_from_checkpoint=get_last_checkpoint(args.folder) if os.path.isdir(args.folder) else None)
     result = trainer.evaluate()
     if trainer.is_world_process_zero():
         print(f"accuracy {result['eval_accuracy']:.2f} %")

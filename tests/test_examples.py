@@ -1,4 +1,5 @@
 """The scripts of examples/ run, and Lightning and accelerate share a loader's images among two ranks."""
+import os
 import re
 import runpy
 import shutil
@@ -101,6 +102,8 @@ def test_the_example_of_transformers_resumes_to_the_last_bit(example, tmp_path, 
 
 
 def run_with_few_images(name, *argv):
+    os.mkdir(os.environ['RANK'])
+    os.chdir(os.environ['RANK'])  # as on two machines: the first rank alone makes the folder of a run
     agmax_timm.create_dataset = create_few
     seen = []
     forward = AgMaxTask.forward
