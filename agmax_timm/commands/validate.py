@@ -10,7 +10,6 @@ from ..base import atomic_write
 from ..base.command import command
 from ..base.errors import as_user_error
 from ..base.output_files import write_rows
-from ..base.pipes import print_if_read
 from ..base.processes import imports_without_gc
 from ..options.parse import parse_validate_args
 from ..options.parsers import ValidateOptions
@@ -46,7 +45,7 @@ def main(argv: list[str] | None = None) -> int | None:
         except KeyboardInterrupt as error:
             raise type(error)(f'{as_user_error(error)}: the evaluation is not complete, there is no result') from None
         written = _write(options, results)
-        _show(results)
+        _show(results, options.result_json or not written)
         return int(not written or 'error' in results)
 
 
@@ -65,7 +64,7 @@ def _run_jobs(options: ValidateOptions, jobs: list[Any], evaluate_one: Callable,
     failed = sum('error' in row for row in results)
     if failed:
         _logger.warning(f'{failed} of {len(results)} failed: see their "error".')
-    _show(results)
+    _show(results, options.result_json or not written)
     if interruption is not None:
         raise type(interruption)(f'{as_user_error(interruption)}: {len(results)} of {len(jobs)} were evaluated')
     return int(not written or failed == len(results))
@@ -89,11 +88,13 @@ def _write(options: ValidateOptions, results: Results) -> bool:
     return True
 
 
-def _show(results: Results) -> None:
-    """Print the results after timm's marker line, for scripts."""
+def _show(results: Results, as_json: bool) -> None:
+    """Print the results: JSON for scripts, or a line per model on a terminal."""
     from ..base.distributed import is_primary
+    from ..evaluation.log import print_results
+    from ..evaluation.robustness.table import text
     if is_primary():
-        print_if_read(f'--result\n{json.dumps(results, indent=4)}')
+        print_results(results, as_json, text(results if isinstance(results, list) else [results]))
 
 
 def write_results(path: str, results: Results, format: str = 'csv') -> None:

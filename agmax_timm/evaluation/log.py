@@ -1,9 +1,12 @@
-"""Log lines of an evaluation in timm's format, and metrics for JSON."""
+"""Log lines of an evaluation in timm's format, and results as JSON."""
+import json
 import math
+import sys
 from collections.abc import Callable
 from typing import Any
 
 from ..assembly.console import steps_logger
+from ..base.pipes import print_if_read
 
 
 def log_steps(name: str) -> Callable[[int, int, dict[str, float]], None]:
@@ -20,6 +23,14 @@ def _percentages(metrics: dict[str, float]) -> str:
     titles = {'top1': 'Acc@1', 'top5': 'Acc@5', 'map': 'mAP'}
     return ''.join(
         f'  {titles.get(name, name)}: {value:>7.3f}' for name, value in metrics.items() if name != 'loss')
+
+
+def print_results(results: Any, as_json: bool, text: str = '') -> None:
+    """Print results as JSON after timm's marker line, or `text` on a terminal unless `as_json` is set."""
+    if as_json or not sys.stdout.isatty():
+        print_if_read(f'--result\n{json.dumps(results, indent=4)}')
+    elif text:
+        print_if_read(text)
 
 
 def finite(value: Any) -> Any:

@@ -60,4 +60,5 @@ class Results:
     log_freq: int = option(10, 'number of batches between log lines', metavar='N', check=at_least(1))
     results_file: str = option('', 'file to write the results to', metavar='FILE')
     results_format: str = option('csv', 'format of --results-file', choices=('csv', 'json'), needs='results_file')
+    result_json: bool = option(False, 'print the results as JSON, even on a terminal', yields=True)
     retry: bool = option(False, 'try again with a smaller batch if memory is too small')

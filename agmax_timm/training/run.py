@@ -1,9 +1,7 @@
 """A training run, from its options to the last checkpoint."""
-import json
 import logging
 import os
 import shlex
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -12,9 +10,8 @@ from tqdm import tqdm
 from ..assembly.console import begin_log
 from ..assembly.process_group import end_process_group
 from ..base.distributed import from_first_rank, is_primary
-from ..base.pipes import print_if_read
 from ..base.signals import StopSignals
-from ..evaluation.log import finite
+from ..evaluation.log import finite, print_results
 from ..options.data_kinds import split_name
 from ..options.parsers import TrainOptions
 from ..weights.checkpoint import choose_ema
@@ -89,8 +86,7 @@ def _finish(run: TrainingRun, epochs: Epochs, trackers: Trackers) -> None:
     best = log.best_last(results, run.metric_name, run.decreasing)
     if epochs.stopped:
         best[-1] = {**best[-1], 'early_stop': epochs.stopped}
-    if run.options.result_json or not sys.stdout.isatty():
-        print_if_read(f'--result\n{json.dumps(finite(best), indent=4)}')
+    print_results(finite(best), run.options.result_json)
     saver.close()
 
 

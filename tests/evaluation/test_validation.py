@@ -51,6 +51,19 @@ def check(results, logits, target):
     assert results['loss'] == pytest.approx(F.cross_entropy(logits.double(), target).item(), rel=1e-4)
 
 
+@pytest.mark.parametrize('flags', [[], ['--result-json']])
+def test_a_terminal_shows_json_only_if_asked(photos, capsys, monkeypatch, flags):
+    results = dict(model='test_resnet', top1=62.5, top1_err=37.5, loss=0.5)
+    monkeypatch.setattr(validation, 'validate_model', lambda *args, **kwargs: results)
+    monkeypatch.setattr(sys.stdout, 'isatty', lambda: True, raising=False)
+    validate_cli.main([*SMALL_VALIDATION, str(photos), '--model', 'test_resnet', *flags])
+    printed = capsys.readouterr().out
+    if flags:
+        assert json.loads(printed.removeprefix('--result\n')) == results
+    else:
+        assert printed == 'test_resnet: top1 62.50, loss 0.5\n'
+
+
 # ---- The model ----
 
 @pytest.mark.slow

@@ -47,7 +47,7 @@ OURS = {
 OURS_IN_VALIDATION = {
     '--agreement', '--attack', '--attack-eps', '--attack-norm', '--attack-step-size', '--attack-steps', '--calibration',
     '--corruptions', '--corruptions-dir', '--naflex-patchify-channels-first', '--no-pin-mem', '--report-dir',
-    '--severities', '--stress', '--train-split', '--val-split-seed',
+    '--result-json', '--severities', '--stress', '--train-split', '--val-split-seed',
 }
 # Choices that timm asserts later, or never.
 STRICTER = {'--amp-dtype': ('float16', 'bfloat16'), '--model-dtype': ('float32', 'float16', 'bfloat16'),

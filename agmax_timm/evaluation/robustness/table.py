@@ -27,20 +27,30 @@ def write_report(folder: str, rows: list[Row]) -> None:
 
 def markdown(rows: list[Row]) -> str:
     """Return a table with a column per model and a row per metric. Single severities are only in the CSV file."""
-    names = [name for name in dict.fromkeys(name for row in rows for name in row)
-             if name not in _NOT_COMPARED and not _BY_SEVERITY.fullmatch(name)]
-    lines = [['', *labels(rows)], ['---', *['---:'] * len(rows)]]
-    lines += [[name, *(_shown(row.get(name)) for row in rows)] for name in names]
-    failed = [f"{label}: {row['error']}" for label, row in zip(labels(rows), rows) if 'error' in row]
+    names = [label.replace('|', r'\|') for label in labels(rows)]
+    lines = [['', *names], ['---', *['---:'] * len(rows)]]
+    lines += [[name, *(_shown(row.get(name)) for row in rows)] for name in _metrics(rows)]
+    failed = [f"{label}: {row['error']}" for label, row in zip(names, rows) if 'error' in row]
     return ''.join(f"| {' | '.join(line)} |\n" for line in lines) + ''.join(f'\n{line}\n' for line in failed)
+
+
+def text(rows: list[Row]) -> str:
+    """Return a line per model for a terminal: the metrics of `markdown`, or the error."""
+    return '\n'.join(f'{label}: ' + (row.get('error') or ', '.join(
+        f'{name} {_shown(row[name])}' for name in _metrics([row]))) for label, row in zip(labels(rows), rows))
+
+
+def _metrics(rows: list[Row]) -> list[str]:
+    return [name for name in dict.fromkeys(name for row in rows for name in row)
+            if name not in _NOT_COMPARED and not _BY_SEVERITY.fullmatch(name)]
 
 
 def labels(rows: list[Row]) -> list[str]:
     """Return a short name of each model: the checkpoint's path below the common folder, or the model's name."""
     paths = [os.path.abspath(row['checkpoint']) for row in rows if row.get('checkpoint')]
     root = os.path.commonpath(map(os.path.dirname, paths)) if paths else ''
-    return [os.path.relpath(os.path.abspath(row['checkpoint']), root).replace('|', r'\|') if row.get('checkpoint')
-            else row['model'].replace('|', r'\|') for row in rows]
+    return [os.path.relpath(os.path.abspath(row['checkpoint']), root) if row.get('checkpoint') else row['model']
+            for row in rows]
 
 
 def draw(path: str, rows: list[Row]) -> None:

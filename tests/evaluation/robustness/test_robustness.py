@@ -25,7 +25,7 @@ from agmax_timm.evaluation.robustness.corruptions import (
 )
 from agmax_timm.evaluation.robustness.seeding import SeededDataset, sample_seed
 from agmax_timm.evaluation.robustness.stress import before_tensor, stress_transform
-from agmax_timm.evaluation.robustness.table import by_epsilon, by_severity, labels, markdown, write_report
+from agmax_timm.evaluation.robustness.table import by_epsilon, by_severity, labels, markdown, text, write_report
 
 # ---- Attacks ----
 
@@ -351,12 +351,20 @@ ROWS = [
 
 
 def test_the_table_has_a_column_for_each_model():
-    assert labels(ROWS) == ['a/best.pth', 'b/best.pth', r'resnet\|18']
+    assert labels(ROWS) == ['a/best.pth', 'b/best.pth', 'resnet|18']
     lines = markdown(ROWS).splitlines()
     assert lines[0] == r'|  | a/best.pth | b/best.pth | resnet\|18 |' and lines[1] == '| --- | ---: | ---: | ---: |'
     assert '| corruption_err | 50.00 | 55.50 |  |' in lines and '| agreement_kl | 0.01234 |  |  |' in lines
     assert not any('fog_1' in line or 'top1_err' in line for line in lines)
     assert lines[-1] == r'resnet\|18: out of memory'
+
+
+def test_a_terminal_shows_a_line_for_each_model():
+    assert text(ROWS).splitlines() == [
+        'a/best.pth: top1 70.00, fog_err 50.00, snow_err 50.00, corruption_err 50.00, pgd_linf_1_top1 30.00, '
+        'pgd_linf_2_top1 10.00, agreement_kl 0.01234',
+        'b/best.pth: top1 60.00, corruption_err 55.50',
+        'resnet|18: out of memory']
 
 
 def test_curves_begin_with_the_images_as_they_are():
