@@ -44,7 +44,7 @@ def compare_on_data(saved: SavedModel, folder: Path, in_run: bool = False) -> No
     except Exception as error:  # data sets raise many types
         # Weights without a run have no data, so no warning is needed.
         _logger.log(WARNING if saved.options.get('model') else INFO, 'The preprocessing of the staged folder is not '
-                    f'checked, without validation data: {reason(error)}')
+                    f'checked, because there is no validation data: {reason(error)}')
         return
     with as_hub_error('the staged folder does not accept the validation images of the run', Exception):
         model: Any = load_folder(folder)

@@ -68,7 +68,7 @@ def adopt_options(options: ValidateOptions, saved: dict[str, Any]) -> ValidateOp
         adopted['batch_size'] = saved.get('validation_batch_size') or saved.get('batch_size') or options.batch_size
     adopted['use_train_size'] = True
     if saved.get('naflex_loader') and not options.naflex_loader:
-        _logger.warning('The run was evaluated with --naflex-loader, this is not: images are made to be of one size')
+        _logger.warning('The run was evaluated with --naflex-loader. Without it, images are resized to one size')
     changed = {name: value for name, value in adopted.items() if value != getattr(options, name)}
     if changed:
         _logger.info('From the checkpoint: ' + ', '.join(

@@ -158,8 +158,8 @@ def list_corruptions(options: Robustness) -> list[Corruption]:
             raise OptionError(f'--corruptions-dir {folder} has no folders NAME/1 to NAME/5')
         unclear = [name for name in found if re.fullmatch(r'.*_[1-5]', name)]
         if unclear:
-            raise OptionError(f"--corruptions-dir {folder}: results call severities NAME_1 to NAME_5, as the "
-                              f"corruption '{unclear[0]}' is called: rename its folder")
+            raise OptionError(f"--corruptions-dir {folder}: the name '{unclear[0]}' looks like a severity in "
+                              'the results, NAME_1 to NAME_5: rename the folder')
         names = _expand_names(options.corruptions or ['all'], list(found), folder)
         listed = [Corruption(name, severity, found[name][severity])
                   for name in names for severity in severities if severity in found[name]]

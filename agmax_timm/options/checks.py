@@ -200,8 +200,8 @@ def _check_validation_loader(options: ValidateOptions, parser: Parser) -> None:
         for flag, asked in (('--no-prefetcher', options.no_prefetcher), ('--naflex-loader', options.naflex_loader),
                             (f'--dataset {options.dataset}', options.dataset == 'demo')):
             if asked:
-                parser.error(f'--tf-preprocessing gives images of one size, from their files, to the prefetcher: drop '
-                             f'it, or drop {flag}')
+                parser.error(f'--tf-preprocessing decodes image files to one size, for the prefetcher: drop it, or '
+                             f'drop {flag}')
         _check_installed('tensorflow', '--tf-preprocessing', 'tensorflow-cpu', parser.error)
     for flag in ('channels_last', 'torchscript', 'aot_autograd', 'test_pool'):
         if options.naflex_loader and getattr(options, flag):

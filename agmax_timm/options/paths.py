@@ -75,7 +75,7 @@ def _check_experiment(name: str, error: Callable) -> None:
 def _check_folder(path: str, error: Callable, flags: str = '--output, --experiment') -> None:
     """Call `error` unless the folder can be written to, or can be created."""
     if any(len(os.fsencode(part)) > 200 for part in path.split('/')):
-        error(f'{flags}: a folder may have a name of 200 bytes, got {path}')
+        error(f'{flags}: the name of a folder must be at most 200 bytes, got {path}')
     there = os.path.abspath(path)
     while not os.path.lexists(there):
         there = os.path.dirname(there)

@@ -181,7 +181,7 @@ def _parameters(task: TrainingTask) -> str:
     model = sum(parameter.numel() for parameter in unwrap_model(task.get_eval_model()).parameters())
     module: Any = task.get_trainable_module()
     trained = sum(parameter.numel() for parameter in module.parameters())
-    in_training = f', and {trained - model} that only training has' if trained > model else ''
+    in_training = f', and {trained - model} used in training only' if trained > model else ''
     return f'{model}{in_training}'
 
 

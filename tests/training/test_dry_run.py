@@ -75,7 +75,7 @@ def test_parameters_and_disk_are_those_of_the_run(plan, photos, tmp_path, monkey
     model = build.create_model('test_resnet', num_classes=3)
     count = sum(parameter.numel() for parameter in model.parameters())
     beside = sum(value.numel() for value in checkpoint['task_state']['qnet'].values())
-    assert told['parameters'] == f'{count}, and {beside} that only training has'
+    assert told['parameters'] == f'{count}, and {beside} used in training only'
     size, *_ = told['checkpoints'].split()
     assert float(size) == pytest.approx((tmp_path / 'run' / 'last.pth.tar').stat().st_size / 2 ** 20, rel=0.02)
     assert ' MiB each, 4 at most: ' in told['checkpoints'] and 'will not fit' not in caplog.text

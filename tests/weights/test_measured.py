@@ -268,5 +268,5 @@ def test_data_that_is_not_there_is_said(options, reason, train_once, tmp_path, c
     with caplog.at_level('INFO'):
         stage(saved, tmp_path / 'hub', check=partial(compare_on_data, saved))
     said, = (record for record in caplog.records if 'preprocessing' in record.message)
-    assert 'is not checked, without validation data: ' in said.message and reason in said.message
+    assert 'is not checked, because there is no validation data: ' in said.message and reason in said.message
     assert said.levelname == ('WARNING' if saved.options['model'] else 'INFO')
