@@ -9,6 +9,7 @@ import pytest
 
 from agmax_timm.__main__ import COMMANDS
 from tests.helpers.paths import REPOSITORY
+from tests.helpers.plain_timm import ALLOW_AGMAX, run_in_plain_timm
 
 
 @pytest.fixture(scope='module')
@@ -70,7 +71,17 @@ def test_pyproject_holds_the_build_alone():
     assert [line for line in lines if line.startswith('[')] == ['[build-system]']
 
 
-def test_importing_needs_no_extra_and_no_network():
-    code = ('import sys; sys.modules["matplotlib"] = None; import socket; socket.socket.connect = None; '
-            'from agmax_timm import *; print(AgMaxTask, create_two_view_loader)')
-    subprocess.run([sys.executable, '-c', code], cwd=REPOSITORY, check=True)
+COUNT_RELEASED = 'print(len(timm.list_models("agmax_*", pretrained=True)))'
+
+
+def test_importing_needs_no_extra_and_no_network_and_registers_the_released_models():
+    code = ('import sys; sys.modules["matplotlib"] = None; import socket; socket.socket.connect = None\n'
+            'from agmax_timm import *; AgMaxTask, create_two_view_loader\n'
+            f'import timm; {COUNT_RELEASED}')
+    completed = subprocess.run([sys.executable, '-c', code], cwd=REPOSITORY, capture_output=True, text=True)
+    assert (completed.returncode, completed.stdout) == (0, '4\n'), completed.stderr
+
+
+def test_the_released_models_are_registered_if_timm_is_imported_first(tmp_path):
+    printed = run_in_plain_timm(f'{ALLOW_AGMAX}import timm, agmax_timm; {COUNT_RELEASED}', cwd=tmp_path)
+    assert printed == '4\n'

@@ -16,6 +16,7 @@ from agmax_timm.report import command as report
 from agmax_timm.study import command as study
 from tests.helpers import hub_server
 from tests.helpers.paths import REPOSITORY
+from tests.helpers.ranks import TORCHRUN, run_command
 
 README = (REPOSITORY / 'README.md').read_text()
 BASH = re.findall(r'```bash\n(.*?)\n```', README, re.S)
@@ -116,13 +117,10 @@ def test_study(photos, capsys):
 
 
 def test_torchrun(tmp_path, photos):
-    words = words_of(BASH[3], photos)
-    script = words.index('train.py')
-    words[script] = str(REPOSITORY / 'train.py')
-    subprocess.run(
-        [sys.executable, '-m', 'torch.distributed.run', '--standalone', *words[1:], *SMALL, '-b', '2'],
-        cwd=tmp_path, check=True)
-    assert (tmp_path / 'output' / 'train' / 'run' / 'last.pth.tar').exists()
+    words = [*words_of(BASH[3], photos)[1:], *SMALL, '-b', '2', '--output', tmp_path]
+    completed = run_command([*TORCHRUN, *words])
+    assert completed.returncode == 0, completed.stderr
+    assert (tmp_path / 'run' / 'last.pth.tar').exists()
 
 
 def test_the_script_of_your_own(photos):

@@ -8,20 +8,20 @@ import torch
 from timm.models import create_model
 
 from tests.helpers.paths import REPOSITORY
+from tests.helpers.ranks import run_command
 
 TRAIN = ['--model', 'test_resnet', '--num-classes', '3', '--img-size', '32', '-b', '4', '-j', '0', '--epochs', '1',
          '--warmup-epochs', '0', '--lr', '0.05', '--experiment', 'run', '--device', 'cpu']
 SIGPIPE = 128 + 13
 
 
-def unread(words, **kwargs):
+def unread(words):
     """Exit status and stderr of a command whose output nobody reads."""
     reader, writer = os.pipe()
-    process = subprocess.Popen([sys.executable, *map(str, words)], stdout=writer, stderr=subprocess.PIPE, text=True,
-                               cwd=REPOSITORY, **kwargs)
-    os.close(writer)
     os.close(reader)
-    return process.communicate()[1], process.returncode
+    completed = run_command(words, stdout=writer)
+    os.close(writer)
+    return completed.stderr, completed.returncode
 
 
 @pytest.mark.parametrize('words', [
@@ -43,7 +43,7 @@ def test_export_and_predict_end_quietly_after_their_work(photos, tmp_path):
                             'test_resnet', '--license', 'mit'])
     assert (error, status) == ('', SIGPIPE) and (tmp_path / 'out' / 'model.safetensors').exists()
     error, status = unread(['-m', 'agmax_timm.predict', f'local-dir:{tmp_path}/out', photos / 'val', '-j', '0'])
-    assert status == SIGPIPE and 'rror' not in error
+    assert status == SIGPIPE and 'rror' not in error, error
 
 
 def test_a_run_whose_output_nobody_reads_is_complete(photos, tmp_path):

@@ -5,9 +5,14 @@ import subprocess
 import sys
 import tempfile
 
+from tests.helpers.paths import REPOSITORY
+
+# The first line of a program that may import this package, after timm.
+ALLOW_AGMAX = f'import sys; del sys.modules["agmax_timm"]; sys.path.insert(0, {str(REPOSITORY)!r})\n'
+
 SERVER = '''
 import json, os, sys, traceback
-sys.modules['agmax_timm'] = None  # an import of it fails, installed or not
+sys.modules['agmax_timm'] = None  # an import of it fails, installed or not, unless the program allows it
 import PIL.Image, timm, torch
 
 for line in sys.stdin:

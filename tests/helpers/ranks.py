@@ -1,18 +1,25 @@
-"""Ranks of a job, in forks of one server that has imported everything: imports take seconds in a process of its own."""
+"""Ranks of a job and commands, in forks of one server that has imported everything, which takes a process seconds."""
 import atexit
+import importlib
 import os
+import runpy
 import socket
+import subprocess
 import sys
+import tempfile
 import time
+from multiprocessing.reduction import DupFd
 
 import torch
 import torch.multiprocessing
+from huggingface_hub import constants
 
 from agmax_timm.training.output import log as run_log
+from tests.helpers.paths import REPOSITORY
 from tests.helpers.run_files import write_small_curves
 
-PRELOADED = ['agmax_timm.training.run', 'agmax_timm.evaluation.validation', 'torch._dynamo', 'torch.distributed.fsdp',
-             'pytest', 'tests.helpers.exact']
+# A command that starts the ranks of a script as forks of itself.
+TORCHRUN = ['-m', 'torch.distributed.run', '--standalone', '--run-path', '--start-method', 'fork']
 
 
 def free_port():
@@ -50,8 +57,6 @@ def start_ranks(world_size, folder, function, *args, environment=torchrun_enviro
 
     Each leads a session with `own_session`, so that a signal can be sent to it and its loader workers.
     """
-    context = torch.multiprocessing.get_context('forkserver')
-    context.set_forkserver_preload(PRELOADED)
     common = dict(MASTER_ADDR='127.0.0.1', MASTER_PORT=free_port())
     if sys.platform == 'linux':
         common['GLOO_SOCKET_IFNAME'] = 'lo'
@@ -60,10 +65,16 @@ def start_ranks(world_size, folder, function, *args, environment=torchrun_enviro
     for rank in range(world_size):
         own_args = [arg(rank) if callable(arg) else arg for arg in args]
         own = {**common, **environment(rank, world_size)}
-        ranks.append(context.Process(
-            target=run_rank, args=(own, folder / f'rank-{rank}.log', own_session, function, own_args)))
-        ranks[-1].start()
+        ranks.append(_start(own, folder / f'rank-{rank}.log', own_session, function, own_args))
     return ranks
+
+
+def _start(*args):
+    context = torch.multiprocessing.get_context('forkserver')
+    context.set_forkserver_preload(['tests.helpers.preload'])
+    process = context.Process(target=run_rank, args=args)
+    process.start()
+    return process
 
 
 def finish_ranks(ranks, seconds=120):
@@ -81,3 +92,63 @@ def finish_ranks(ranks, seconds=120):
 
 def logs(folder):
     return '\n'.join(path.read_text() for path in sorted(folder.glob('rank-*.log')))
+
+
+class _Descriptor:
+    """An open file, which a process that gets this object shares."""
+
+    def __init__(self, file):
+        self.file = file
+
+    def __reduce__(self):
+        return _share, (DupFd(self.file if isinstance(self.file, int) else self.file.fileno()),)
+
+
+def _share(duplicate):
+    return duplicate.detach()
+
+
+def _run_command(words, environment, stdout, stderr):
+    for file, number in ((stdout, 1), (stderr, 2)):
+        os.dup2(file, number)
+    sys.stdout, sys.stderr = open(1, 'w', closefd=False), open(2, 'w', buffering=1, closefd=False)
+    os.environ.clear()
+    os.environ.update(environment)
+    importlib.reload(constants)  # they are what the environment is at their import
+    os.chdir(REPOSITORY)
+    if words[0] == '-m':
+        sys.argv = words[1:]
+        runpy.run_module(words[1], run_name='__main__', alter_sys=True)
+    else:
+        sys.argv = words
+        runpy.run_path(words[0], run_name='__main__')
+
+
+class Popen:
+    """subprocess.Popen for commands of this package: [python, script or -m module, *arguments], in the repository."""
+
+    def __init__(self, command, stdout, stderr, env=None, start_new_session=False, stdin=subprocess.DEVNULL):
+        files = [_Descriptor(file) for file in (stdout, stdout if stderr == subprocess.STDOUT else stderr)]
+        words = [str(word) for word in command[1:]]
+        environment = dict(os.environ if env is None else env)
+        self._process = _start({}, os.devnull, start_new_session, _run_command, [words, environment, *files])
+        self.pid = self._process.pid
+
+    def poll(self):
+        return self._process.exitcode
+
+    def wait(self):
+        self._process.join()
+        return self._process.exitcode
+
+    def send_signal(self, number):
+        os.kill(self.pid, number)
+
+
+def run_command(words, stdout=None, **kwargs):
+    """Run a command of this package. Returns its exit status, stdout unless it goes to another file, and stderr."""
+    with tempfile.TemporaryFile('w+') as output, tempfile.TemporaryFile('w+') as errors:
+        status = Popen([sys.executable, *words], output if stdout is None else stdout, errors, **kwargs).wait()
+        output.seek(0)
+        errors.seek(0)
+        return subprocess.CompletedProcess(words, status, output.read(), errors.read())

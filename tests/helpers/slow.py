@@ -4,7 +4,7 @@ from types import CodeType, FunctionType
 from agmax_timm.commands import train
 from agmax_timm.training import run
 
-PROCESSES = {'subprocess', 'multiprocessing', 'start_ranks', 'run_in_plain_timm', 'fork'}
+PROCESSES = {'subprocess', 'multiprocessing', 'start_ranks', 'run_command', 'run_in_plain_timm', 'fork'}
 RUNS = {(train, 'main'), (run, 'train')}
 
 

@@ -4,8 +4,10 @@ import csv
 import math
 import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -18,6 +20,7 @@ from agmax_timm.study.outcome import Outcome
 from agmax_timm.study.plan import make_runs
 from agmax_timm.study.published import read_published
 from agmax_timm.study.tables import write_tables
+from tests.helpers import ranks
 from tests.helpers.paths import REPOSITORY
 
 STUDIES = sorted((REPOSITORY / 'hparams' / 'studies').glob('*.yaml'))
@@ -336,6 +339,7 @@ def test_a_run_that_trains_nothing_is_not_complete(tmp_path, photos, commands):
 @pytest.mark.slow
 def test_a_study_that_is_stopped_goes_on_and_repeats_nothing(tmp_path, photos, monkeypatch):
     """Of real runs. Stopped when the second has begun; then all are there, and the first is as it was."""
+    monkeypatch.setattr(runner, 'subprocess', SimpleNamespace(**{**vars(subprocess), 'Popen': ranks.Popen}))
     path, folder = write_study(tmp_path, data=str(photos)), tmp_path / 'out'
     start = runner.Runner._start
 

@@ -31,7 +31,7 @@ from agmax_timm.data.augmentation.mixup import TwoViewMixup
 from agmax_timm.training.updates import loop
 from agmax_timm.training.updates.step import Step, Training
 from tests.helpers.paths import REPOSITORY
-from tests.helpers.ranks import finish_ranks, logs, start_ranks
+from tests.helpers.ranks import TORCHRUN, finish_ranks, logs, run_command, start_ranks
 from tests.helpers.scale import AGMAX, CLASSES, FLAGS
 
 MINUTE = 60
@@ -339,11 +339,12 @@ def test_torchrun_restarts_from_the_last_checkpoint(pictures, one_process, tmp_p
     """Two ranks, one of which dies once, end where one process ends that nothing happened to."""
     script = tmp_path / 'train.py'
     script.write_text(DIES_ONCE)
-    agent = torchrun('--standalone', '--nproc-per-node', '2', '--max-restarts', '1', script, pictures, *FLAGS, *AGMAX,
-                     '-b', '12', '--output', tmp_path, '--experiment', 'run', '--resume', 'auto',
-                     env={**os.environ, 'PYTHONPATH': str(REPOSITORY), 'TORCH_DISABLE_SHARE_RDZV_TCP_STORE': '1'})
-    output, _ = agent.communicate(timeout=3 * MINUTE)
-    assert agent.returncode == 0, output
+    completed = run_command(
+        [*TORCHRUN, '--nproc-per-node', '2', '--max-restarts', '1', script, pictures, *FLAGS, *AGMAX, '-b', '12',
+         '--output', tmp_path, '--experiment', 'run', '--resume', 'auto'],
+        env={**os.environ, 'TORCH_DISABLE_SHARE_RDZV_TCP_STORE': '1'})
+    output = completed.stdout + completed.stderr
+    assert completed.returncode == 0, output
     assert 'exitcode: ' in output and 'Loaded checkpoint' in output, output  # that of either rank: they end together
     assert_same_rows(summary(tmp_path / 'run'), summary(one_process))
     assert_same_weights(tmp_path / 'run', one_process)

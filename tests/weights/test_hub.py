@@ -9,8 +9,6 @@ import resource
 import shlex
 import shutil
 import struct
-import subprocess
-import sys
 import time
 from types import SimpleNamespace
 
@@ -35,9 +33,8 @@ from agmax_timm.weights.base_model import find_base
 from agmax_timm.weights.hub import Destination, HubError, check_destination, publish
 from agmax_timm.weights.staging import load_folder, stage, try_staging
 from tests.helpers import hub_server
-from tests.helpers.paths import REPOSITORY
 from tests.helpers.plain_timm import run_in_plain_timm
-from tests.helpers.ranks import finish_ranks, logs, start_ranks, torchrun_environment
+from tests.helpers.ranks import finish_ranks, logs, run_command, start_ranks, torchrun_environment
 from tests.helpers.run_files import load
 
 CLOSED = 'http://127.0.0.1:9'  # nothing listens on this port
@@ -714,10 +711,9 @@ SMALL = ['--model', 'test_resnet', '--num-classes', '3', '--img-size', '32', '-b
 def test_from_training_to_plain_timm(hub, environment, command, photos, tmp_path, monkeypatch, capsys):
     """A run whose upload fails, the command that it prints, and then others who load what was published."""
     hub.fail('POST', '/commit/', 403, 'storage is full', times=1)
-    trained = subprocess.run(
-        [sys.executable, 'train.py', str(photos), *SMALL, '--agmax', '--output', str(tmp_path), '--push-to-hub',
-         'ann/net', '--hub-revision', 'v2', '--report'],
-        env=environment, cwd=REPOSITORY, capture_output=True, text=True)
+    trained = run_command(
+        ['train.py', photos, *SMALL, '--agmax', '--output', tmp_path, '--push-to-hub', 'ann/net', '--hub-revision',
+         'v2', '--report'], env=environment)
     assert trained.returncode == 69, trained.stderr
     assert '--result' in trained.stdout and (tmp_path / 'run' / 'report.html').exists()
     told = [line for line in trained.stderr.splitlines() if 'not published' in line]
