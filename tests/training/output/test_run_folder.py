@@ -155,7 +155,7 @@ def test_a_run_on_a_full_disk_ends_in_status_74(photos, disk, capsys, caplog):
 
 def test_a_disk_that_has_room_again_ends_well(photos, tmp_path, caplog, monkeypatch, file_size_limit):
     full = contextlib.ExitStack()
-    begin, distribute = manager.create_saver, epochs.distribute_batch_norm
+    begin, distribute = manager.CheckpointSaver, epochs.distribute_batch_norm
 
     def fill(*args):
         full.enter_context(file_size_limit(100))
@@ -168,7 +168,7 @@ def test_a_disk_that_has_room_again_ends_well(photos, tmp_path, caplog, monkeypa
                 time.sleep(.01)
             full.close()
         distribute(*args)
-    monkeypatch.setattr(manager, 'create_saver', fill)
+    monkeypatch.setattr(manager, 'CheckpointSaver', fill)
     monkeypatch.setattr(epochs, 'distribute_batch_norm', free)
     with full:
         train_cli.main([str(photos), *SMALL, '--epochs', '2', '--output', str(tmp_path)])
