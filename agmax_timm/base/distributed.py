@@ -45,6 +45,15 @@ def from_first_rank(value: Any) -> Any:
     return values[0]
 
 
+def largest(number: int, device: torch.device) -> int:
+    """Return the largest of the numbers of all ranks. All ranks must call it, with a device of their process group."""
+    if not is_distributed():
+        return number
+    of_all = torch.tensor(number, device=device)
+    dist.all_reduce(of_all, dist.ReduceOp.MAX)
+    return int(of_all)
+
+
 def describe_device(device: torch.device) -> str:
     """Return the name of a GPU, or the number of threads on a CPU; with several ranks, also their number."""
     threads = torch.get_num_threads()

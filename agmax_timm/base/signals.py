@@ -4,9 +4,8 @@ import threading
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
-from .distributed import is_distributed
+from .distributed import largest
 from .errors import UserError
 
 EXIT_STATUS = 75  # EX_TEMPFAIL: try again
@@ -42,12 +41,7 @@ class StopSignals:
 
     def received_by_any(self, device: torch.device) -> bool:
         """Whether any rank has received a signal. A collective if there are several ranks."""
-        received = self.received is not None
-        if not is_distributed():
-            return received
-        any_received = torch.tensor(received, dtype=torch.uint8, device=device)
-        dist.all_reduce(any_received, dist.ReduceOp.MAX)
-        return bool(any_received.item())
+        return bool(largest(int(self.received is not None), device))
 
     def check_start(self, resume: str, device: torch.device) -> None:
         """End all ranks before training begins. A collective if there are several ranks.

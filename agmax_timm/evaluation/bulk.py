@@ -9,11 +9,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from timm.models import is_model, list_models
 from timm.utils import check_batch_size_retry, decay_batch_step, natural_key
 
-from ..base.distributed import is_distributed
+from ..base.distributed import largest
 from ..base.errors import OptionError, as_user_error
 from ..base.text import one_line
 from ..base.text_file import read_text
@@ -160,23 +159,14 @@ def _can_retry(error: Exception, device: torch.device) -> bool:
     if isinstance(error, RankError):
         return error.can_retry
     can_retry = isinstance(error, RuntimeError) and check_batch_size_retry(str(error))
-    return _worst_outcome(device, 1 if can_retry else 2) == 1
+    return largest(1 if can_retry else 2, device) == 1
 
 
 def check_ranks(device: torch.device) -> None:
     """Raise RankError if another rank failed. All ranks must call it, or report their error to _can_retry."""
-    worst = _worst_outcome(device, 0)
+    worst = largest(0, device)  # 1 is a retryable error, 2 any other error
     if worst:
         raise RankError(can_retry=worst == 1)
-
-
-def _worst_outcome(device: torch.device, outcome: int) -> int:
-    """Return the largest outcome of all ranks: 0 is success, 1 a retryable error, 2 any other error."""
-    if not is_distributed():
-        return outcome
-    value = torch.tensor(outcome, device=device)
-    dist.all_reduce(value, dist.ReduceOp.MAX)
-    return int(value)
 
 
 def _free_memory() -> None:

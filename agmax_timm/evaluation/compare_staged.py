@@ -16,6 +16,7 @@ from ..options.parsers import TrainOptions, saved_train_options
 from ..weights.card import hub_dataset_of
 from ..weights.hub_error import HubError, as_hub_error, reason
 from ..weights.limits import noted_options
+from ..weights.resume import differ
 from ..weights.saved_model import SavedModel
 from ..weights.staging import load_folder
 
@@ -54,7 +55,7 @@ def compare_on_data(saved: SavedModel, folder: Path, in_run: bool = False) -> No
         found, published = _evaluate(model, resolve_model_data_config(model), staged_options)
     if not torch.equal(expected, found):
         others = ''.join(f'; {name} is {published.get(name)}, in the run {value}' for name, value in own.items()
-                         if _as_list(value) != _as_list(published.get(name)))
+                         if differ(value, published.get(name)))
         raise HubError(
             f'the staged folder does not give the logits of {saved.source} on {len(expected)} validation images: they '
             f'differ by up to {(expected - found).abs().max():.3g}{others}')
@@ -88,7 +89,3 @@ def _evaluate(
         options, dataset, data_config, torch.device('cpu'), Precision(), _BATCH_SIZE, patch_size)
     logits = torch.cat([model(input) for input, _ in itertools.islice(loader, _BATCHES)])
     return logits, {**data_config, 'input_img_mode': datasets.image_mode(options, data_config)}
-
-
-def _as_list(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value

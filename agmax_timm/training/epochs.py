@@ -8,13 +8,12 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from timm import utils
 from timm.task import evaluation_sample_limit
 
 from ..assembly import loaders
 from ..assembly import optimizer as optimization
-from ..base.distributed import is_distributed, is_primary, world_size
+from ..base.distributed import is_distributed, is_primary, largest, world_size
 from ..base.errors import DamagedError, LabelError, UserError
 from ..base.random_state import get_random_state
 from ..base.text import one_line
@@ -233,11 +232,8 @@ class Epochs:
         Raises:
             EvaluationStopped, EvaluationFailed: The worst outcome of all ranks.
         """
-        options = self.options
-        if is_distributed() and not (options.fsdp and outcome == _FAILED):  # with --fsdp others wait in a forward pass
-            of_all = torch.tensor(outcome, dtype=torch.uint8, device=self.run.device)
-            dist.all_reduce(of_all, dist.ReduceOp.MAX)
-            outcome = int(of_all)
+        if not (self.options.fsdp and outcome == _FAILED):  # with --fsdp others wait in a forward pass
+            outcome = largest(outcome, self.run.device)
         if outcome != _CONTINUES:
             raise EvaluationFailed if outcome == _FAILED else EvaluationStopped
 

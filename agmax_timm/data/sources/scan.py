@@ -60,9 +60,9 @@ class ScanDataset(Dataset):
             return Finding(index, target, digest=digest, problem=reason_of(error))
 
 
-def scan(reader: Reader, workers: int = 0, batch_size: int = 64) -> Iterator[list[Finding]]:
-    """Iterate over lists of `batch_size` findings, in the order of the reader."""
-    return iter(DataLoader(ScanDataset(reader), batch_size, num_workers=workers, collate_fn=list))
+def scan(reader: Reader, workers: int = 0) -> Iterator[list[Finding]]:
+    """Iterate over lists of findings, in the order of the reader."""
+    return iter(DataLoader(ScanDataset(reader), batch_size=64, num_workers=workers, collate_fn=list))
 
 
 class Inventory:
