@@ -42,7 +42,6 @@ def read_original(path: str, model: str, img_size: int | None = None) -> 'SavedM
     """Read the classifier of a checkpoint of the original AgMax, with its data configuration.
 
     Args:
-        model: Name of the network in timm.
         img_size: Size of the evaluation crop; None for the published size.
 
     Raises:

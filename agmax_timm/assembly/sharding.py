@@ -67,7 +67,6 @@ def shard_task(
     Args:
         task: Task with whole modules on any device. Its EMA, if any, is already set up.
         optimizer: Optimizer of the task's parameters, with its state if the run is resumed.
-        device: Device of the shards.
         broadcast_buffers: Whether to broadcast running statistics of BatchNorm from rank 0, the default of DDP.
 
     Raises:

@@ -27,9 +27,7 @@ def replacing(path: str, mode: str = 'wb', **open_args) -> Iterator[IO]:
     Several processes and threads may replace the same file. Each writes its own file, and the last one stays.
 
     Args:
-        path: Path of the file to replace.
         mode: Mode of open(), 'w' or 'wb'.
-        **open_args: Further arguments of open().
 
     Raises:
         OSError: The file cannot be written. The error names `path`, which is unchanged. No other file is left.
@@ -88,7 +86,6 @@ def remove_unfinished(folder: str, name: str = '') -> list[str]:
     locks, a file counts as left behind after a day without changes.
 
     Args:
-        folder: Folder to search.
         name: Name of the finished file or folder whose unfinished versions are removed; '' for all.
     """
     removed = []

@@ -24,7 +24,6 @@ def known_names(names: Any, count: int) -> list[str] | None:
 
     Args:
         names: Value in a checkpoint or a config.json, of any type.
-        count: Number of classes.
     """
     if not isinstance(names, (list, tuple)) or len(names) != count:
         return None

@@ -19,7 +19,6 @@ def font_for(texts: Iterable[str], size: int) -> Font:
     """Return the first available font that has all characters of the texts, otherwise the one that lacks the fewest.
 
     Args:
-        texts: Texts to draw with the font.
         size: Size of the font in pixels.
     """
     characters = {character for text in texts for character in text if not character.isspace()}

@@ -26,10 +26,8 @@ def save_figure(path: str, draw: Callable[[Any], None], dpi: int = 110, **figure
     """Write a PNG file. Without matplotlib (the extra `plot`), log a warning and write none.
 
     Args:
-        path: Path of the PNG file.
         draw: Function that draws into a matplotlib.figure.Figure.
         dpi: Resolution in dots per inch.
-        **figure_args: Arguments of the figure.
     """
     try:
         from matplotlib import rc_context
@@ -59,8 +57,6 @@ def label_lines(axes: Any, labels: Sequence[str], groups: Sequence[str]) -> list
     """Label the lines of a chart from above, with a bold heading above each group of lines.
 
     Args:
-        axes: Axes of matplotlib.
-        labels: Label of each line.
         groups: Group of each line. Lines of a group follow each other. '' has no heading.
 
     Returns:

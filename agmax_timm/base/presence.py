@@ -13,8 +13,6 @@ class Presence:
     """Heartbeat of one process. Runs in the watchdog thread; does nothing without a store.
 
     Args:
-        rank: Number of this process.
-        world_size: Number of processes.
         period: Seconds between two heartbeats.
     """
 

@@ -11,7 +11,6 @@ def read_text(path: str, most: int = -1) -> str:
     """Return the text of a file, without a byte-order mark.
 
     Args:
-        path: Path of the file.
         most: Maximum number of characters to read; all if negative.
 
     Raises:

@@ -97,13 +97,7 @@ def training(args: Any) -> Result:
 
 
 class Update:
-    """An update by SGD. Its learning rate is small, so that the weights stay almost constant.
-
-    Args:
-        module: Module whose parameters are updated.
-        device: Device of the parameters.
-        precision: Autocast and scaler.
-    """
+    """An update by SGD. Its learning rate is small, so that the weights stay almost constant."""
 
     def __init__(self, module: torch.nn.Module, device: torch.device, precision: Precision):
         self.optimizer = torch.optim.SGD(module.parameters(), lr=1e-6, momentum=.9, nesterov=True)

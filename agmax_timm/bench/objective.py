@@ -53,7 +53,6 @@ def synthetic_logits(
         images: Number of images in the batch, B.
         classes: Number of classes, K.
         confidence: Mean probability of the true class over both views.
-        seed: Seed of the random numbers.
 
     Returns:
         (z1, z2, target): float64 logits [B, K] of the two views, and class indices [B].

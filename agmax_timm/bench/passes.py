@@ -31,7 +31,6 @@ def interleaved(configurations: Mapping[str, Callable[[], int]], repeats: int, w
 
     Args:
         configurations: Functions by name that run one pass and return the amount of work.
-        repeats: Number of repetitions.
         warm: Whether to run each configuration once before the measurement.
     """
     passes: Passes = {name: [] for name in configurations}

@@ -18,8 +18,6 @@ def select_backend(loader: Any, extensions: Extensions, channels: int) -> None:
 
     Args:
         loader: Training loader of timm, with the complete transforms of one view. Changed in place.
-        extensions: Extensions of the loader.
-        channels: Number of channels of the images.
 
     Raises:
         ValueError: 'fast' is wanted, but a step has no fast equivalent, or a package of the extra `fast` is missing.

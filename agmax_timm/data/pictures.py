@@ -77,13 +77,11 @@ def save_views(
     """Write a picture of a batch. Each row has the views of one image, with their labels below.
 
     Args:
-        path: Image file to write.
         input: Normalised view-major images [views * B, C, H, W], or a NaFlex dictionary of their patches.
         target: Class indices [views * B] or soft targets [views * B, K].
         to_picture: Function that makes a picture of an image of the input.
         class_names: Class names by index. None shows indices.
         views: Number of views of an image.
-        title: Text above the images.
         most: Maximum number of images.
         min_side: Minimum height of a picture in pixels. Smaller pictures are enlarged.
     """

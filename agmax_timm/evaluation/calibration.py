@@ -26,12 +26,7 @@ class Calibration(NamedTuple):
 
 
 class CalibrationBins:
-    """Running totals of confidences and correct predictions in bins of equal width.
-
-    Args:
-        bins: Number of bins.
-        device: Device of the running totals.
-    """
+    """Running totals of confidences and correct predictions in bins of equal width."""
 
     def __init__(self, bins: int = 15, device: torch.device | None = None):
         self.bins = bins

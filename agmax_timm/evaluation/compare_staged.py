@@ -32,8 +32,6 @@ def compare_on_data(saved: SavedModel, folder: Path, in_run: bool = False) -> No
     If the data cannot be read, a warning gives the reason.
 
     Args:
-        saved: Model that was staged.
-        folder: Staged folder.
         in_run: Whether the caller is the run itself, so that a data set of the Hub is already downloaded.
 
     Raises:

@@ -61,7 +61,6 @@ class Evaluation:
         """Return the metrics of one pass over the data.
 
         Args:
-            name: Name in the log lines.
             dataset: Data set; None for that of the evaluation.
             change: Function from the evaluation transform to the one to use, which is then seeded by sample.
             perturb: Argument of evaluate().

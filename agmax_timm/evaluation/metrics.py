@@ -23,7 +23,6 @@ class LabelEvaluator(ClassificationEvaluator):
     """timm's evaluator for one class per image, with a subset of the outputs, real labels and further metrics.
 
     Args:
-        device: Device of the running totals.
         max_samples: Number of images of this rank, without the padding of a distributed sampler.
         valid_labels: Output of the model for each class of the data; None for all outputs in their order.
         real_labels: timm's real labels for the files of this rank in their order. Top-1 and top-5 then refer to them.
@@ -111,7 +110,6 @@ def set_targets(
     """Set the targets of the data set for the task, and compare its classes with those of the model.
 
     Args:
-        num_classes: Number of outputs of the model.
         classes: Classes of the model, None if unknown.
 
     Raises:

@@ -87,7 +87,6 @@ class ImageFiles(DecodedDataset):
     """Image files without targets. An image that cannot be decoded is recorded and replaced by a blank one.
 
     Args:
-        paths: Paths of the files.
         mode: PIL mode of the images.
         exif_orientation: Whether to turn images as their EXIF orientation says.
     """

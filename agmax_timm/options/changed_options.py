@@ -38,7 +38,6 @@ def validate_command(options: dict[str, Any], model: str) -> str:
     """Return the command that evaluates an exported model like its run. DIR stands for the folder of the data.
 
     Args:
-        options: Resolved options of the run.
         model: Name of the exported model, quoted for the shell.
     """
     values = {name: options.get(name) for name, option in declared(ValidateOptions).items()

@@ -182,7 +182,6 @@ def option(default: Any, help: str, **about: Any) -> Any:
     """Declare an option as a field of a group.
 
     Args:
-        default: Value without the option.
         help, **about: Attributes of Option. One condition or option can be given without its tuple.
     """
     about.update({name: (about[name],) for name in ('needs', 'unless') if isinstance(about.get(name), str)})

@@ -50,7 +50,6 @@ def with_todays_names(config: dict[Any, Any], warn: Callable[[str], Any]) -> dic
     """Replace former options by those of today. Options that the file gives under today's names win.
 
     Args:
-        config: Options of a file, by name.
         warn: Function that is called with one line for each former option.
     """
     former = {key: str(key).replace('-', '_') for key in config if str(key).replace('-', '_') in FORMER}

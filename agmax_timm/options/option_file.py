@@ -43,7 +43,6 @@ def convert_options(config: dict[Any, Any], parser: Parser, where: str = '') -> 
     """Convert the keys and values of a file to options of train.py. Warn of names that timm no longer has.
 
     Args:
-        parser: Parser of train.py.
         where: Start of the warnings, such as the path of the file.
 
     Raises:

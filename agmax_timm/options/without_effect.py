@@ -165,10 +165,8 @@ def surprises_of_run(
 
     Args:
         options: Options with the learning rate of the run.
-        updates_per_epoch: Number of updates in an epoch.
         epochs: Number of epochs of the whole run.
         evaluations: Number of evaluations of the whole run.
-        distributed: Whether the run has several processes.
     """
     if options.warmup_epochs >= options.epochs and not options.warmup_prefix and options.sched != 'none':
         yield (f'--warmup-epochs {options.warmup_epochs} is all of --epochs {options.epochs}: the learning rate only '

@@ -31,8 +31,6 @@ def compare_runs(
     A run whose data is not there is compared by the metrics that training measured, without its classes.
 
     Args:
-        folders: Folders of the runs.
-        path: File to write.
         data_dir, device, workers, use_ema: As for report.make_report.
 
     Returns:

@@ -89,8 +89,6 @@ def training_views(
     """Return images of a training batch, each with its views and their labels.
 
     Args:
-        saved: Options of the run.
-        data_config: Input size and normalisation.
         patch_size: Patch size of the model. Without it, a run with the NaFlex loader has no views.
 
     Raises:

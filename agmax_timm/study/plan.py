@@ -85,7 +85,6 @@ def make_runs(study: Study, data: str, output: str) -> list[Run]:
 
     Args:
         data: Folder of the data, '' for none.
-        output: Folder of the study.
 
     Raises:
         OptionError: train.py refuses the options of a run.

@@ -28,7 +28,6 @@ class Runner:
     and end. A second Ctrl-C kills the runs.
 
     Args:
-        runs: All runs of the study.
         jobs: Number of runs in parallel.
         devices: Values of --device for the jobs, in turn; empty for the default of train.py.
     """

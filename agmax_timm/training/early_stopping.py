@@ -14,7 +14,6 @@ def stop_reason(options: TrainOptions, metric: str, results: list[dict[str, Any]
     """Return the reason why the run ends after these evaluations, '' if it continues. All ranks must call it.
 
     Args:
-        options: Options of the run.
         metric: Metric that ranks the checkpoints, the default of --early-stop-metric.
         results: Results of the evaluations so far, as for --result. NaN and infinity do not improve.
     """

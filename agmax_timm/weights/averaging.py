@@ -24,8 +24,6 @@ def average_models(
     taken from the best checkpoint. The mean was never evaluated, so it has no metrics.
 
     Args:
-        run_dir: Folder of the run.
-        count: Number of checkpoints.
         use_ema, architecture: See read_model.
 
     Raises:

@@ -25,7 +25,6 @@ def find_base(options: TrainModel, model: Any) -> Base:
     """Return the weights that a run of train.py starts from. Reads the model card of a repository or folder, if any.
 
     Args:
-        options: Options of the run.
         model: Model as timm created it. Its pretrained_cfg describes the weights that it loaded.
     """
     overlay = options.pretrained_cfg_overlay

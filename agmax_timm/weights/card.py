@@ -50,7 +50,6 @@ def model_card(
     """Return the card of a staged folder.
 
     Args:
-        saved: Trained model.
         architecture: timm's name of the model, without source and tag.
         embedding_shape: Shape of the embedding of one image [1, C].
         feature_shapes: Shapes of its feature maps [1, C, H, W]; empty if the model gives none.

@@ -11,12 +11,7 @@ _MODE, _EXIF = 'input_img_mode=', 'exif_orientation'
 
 
 def notes_of(options: Mapping[str, Any], in_chans: int) -> list[str]:
-    """Return the notes of a model: its task, EXIF orientation and the PIL mode of its images, if not the defaults.
-
-    Args:
-        options: Options of its run.
-        in_chans: Number of channels of its input.
-    """
+    """Return the notes of a model: its task, EXIF orientation and the PIL mode of its images, if not the defaults."""
     notes = [SEVERAL_LABELS] if options.get('task') == SEVERAL_LABELS else []
     mode = options.get('input_img_mode')
     notes += [_EXIF] if options.get(_EXIF) else []

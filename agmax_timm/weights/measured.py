@@ -30,7 +30,6 @@ def describe_input(options: Mapping[str, Any], data_config: Mapping[str, Any]) -
     """Describe the images of an evaluation, as the end of a sentence: 'at 32 x 32, crop 0.9'.
 
     Args:
-        options: Options of the run.
         data_config: Data configuration of the model, with input_size (C, H, W) and crop_pct.
     """
     mode = f", in {options['input_img_mode']}" if options.get('input_img_mode') else ''

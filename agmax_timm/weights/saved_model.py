@@ -134,7 +134,6 @@ def model_of_metadata(metadata: dict[str, Any], model: nn.Module, options: dict[
 
     Args:
         metadata: See metadata.make_metadata.
-        options: Options of the run.
     """
     known = dict(state_dict=classifier_of(model.state_dict()), options=options)
     return _with_metadata(metadata['architecture'], known, metadata)

@@ -58,7 +58,6 @@ def stage(
     are known; summary.csv and curves.png if the run has them.
 
     Args:
-        saved: Trained model.
         license: Licence of the weights, in the form of --license. None is the licence of license_of.
         check: Further check of the staged folder, which may raise HubError. It may add files.
 
@@ -89,9 +88,6 @@ def try_staging(saved: SavedModel, check: Callable[[Path], None] = lambda folder
     """Stage a model into a temporary folder, so that a run with --push-to-hub fails before training.
 
     The random state is unchanged. A full temporary folder is only a warning: the run is published from another folder.
-
-    Args:
-        check: Further check of the staged folder.
 
     Raises:
         HubError: The model cannot be staged, or the check fails.

@@ -57,7 +57,6 @@ def plan_update(
 
     Args:
         remote: Branch on the Hub; None without a repository or branch.
-        card: README.md of the model.
         files: Identifiers that the Hub may give to each of the other files, by name.
         replace_card, replace_files: As for Destination.
         license_chosen: Whether the licence replaces another one.

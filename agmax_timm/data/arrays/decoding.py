@@ -15,7 +15,6 @@ def decode_array(file: BinaryIO, mode: str = 'RGB', exif_orientation: bool = Fal
     """Decode a file to the pixels of decode(), bit for bit.
 
     Args:
-        file: Open file of an image.
         mode: 'RGB'.
         exif_orientation: Whether to turn the image as its EXIF orientation says.
 

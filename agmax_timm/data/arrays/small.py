@@ -24,11 +24,9 @@ class SmallBatches:
     """Make the views of a batch of images that are in memory and have one size.
 
     Args:
-        memory: Memory of the images.
         crop: transforms.RandomCrop with padding, to the size of the images.
         flip: Probability of a horizontal flip.
         steps: Further steps, which are applied to each image.
-        views: Number of views of each image.
         reused: Whether the memory of a batch is reused, see Buffers.
     """
 

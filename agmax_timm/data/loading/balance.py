@@ -35,9 +35,6 @@ class BalancedSampler(Sampler):
 
     Args:
         labels: Class index of each image [N]. An epoch has N draws, rounded up to a multiple of the ranks.
-        seed: Seed of the draws.
-        ranks: Number of processes.
-        rank: Number of this process.
     """
 
     def __init__(self, labels: np.ndarray, seed: int = 0, ranks: int = 1, rank: int = 0):

@@ -35,8 +35,6 @@ class DeviceMixupLoader(Wrapper):
     Args:
         loader: DataLoader of (input, target) on the CPU.
         mixup: Function that mixes (input, target) on the device.
-        device: Device of the batches.
-        dtype: Dtype of the images.
     """
     wraps = 'loader'
     mixup_enabled = passed_on('mixup', 'mixup_enabled')

@@ -72,7 +72,6 @@ def check_group(dataset: Dataset, is_dataloader: bool) -> None:
     """Raise ValueError if the user must decide how several ranks share the data.
 
     Args:
-        dataset: Data set of the loader.
         is_dataloader: Whether the loader is a torch DataLoader.
     """
     ranks = world_size()

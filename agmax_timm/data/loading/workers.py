@@ -27,7 +27,6 @@ class CollateWithState:
     An empty list of samples stands for a batch that was trained: no batch is collated.
 
     Args:
-        collate: The collate function.
         send: Function that the worker applies to the batch before it sends the batch.
     """
 
@@ -48,7 +47,6 @@ class WorkerInit:
     """A worker_init_fn that leaves signals of the job to the main process, and restores a random state of the worker.
 
     Args:
-        init: The previous worker_init_fn of the loader.
         nice: Niceness of the worker above that of the main process.
 
     Attributes:

@@ -23,7 +23,6 @@ def is_pinned(wanted: bool | None, device: torch.device) -> bool:
 
     Args:
         wanted: Choice of the user, or None.
-        device: Device of training.
     """
     return device.type == 'cuda' if wanted is None else wanted
 
@@ -35,7 +34,6 @@ def is_reusable(device: torch.device, pinned: bool) -> bool:
     memory, torch has copied the batch before the loader returns it. For other memory, CUDA gives no guarantee.
 
     Args:
-        device: Device of training.
         pinned: Whether batches are copied to pinned memory.
     """
     return device.type == 'cpu' or (device.type == 'cuda' and pinned)

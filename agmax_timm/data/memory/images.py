@@ -28,7 +28,6 @@ class ImageMemory:
     """Pixels of the images of a data set, by index. Forked processes share them; other processes have no images.
 
     Args:
-        count: Number of images.
         num_bytes: Maximum size of the pixels of all images. The system allocates memory when an image is added.
     """
 

@@ -46,7 +46,6 @@ class ResumableLoader(Wrapper):
             sampler are wrapped in place.
         device: Device of training. Its random state is part of the position.
         ranks: Number of processes that share the data.
-        rank: Number of this process.
     """
     wraps = 'loader'
 

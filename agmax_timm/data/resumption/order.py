@@ -15,9 +15,6 @@ from ..loading.ranks import batch_sampler_of
 class Order(Wrapper):
     """A batch sampler that records the random state from which the order of each epoch is drawn.
 
-    Args:
-        batches: The wrapped batch sampler.
-
     Attributes:
         drawn: Random states of the present epoch and, if the workers have begun it, of the next one.
         coming: Random states from which the next epochs are drawn.
@@ -60,8 +57,6 @@ class Order(Wrapper):
 
         Args:
             state: State of ResumableLoader.state_dict.
-            epoch: Number of the epoch.
-            dataset: Data set of the loader.
         """
         ranks, trained = state['shape']['ranks'], state['done'] * state['shape']['batch size']
         if ranks == 1:

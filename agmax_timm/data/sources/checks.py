@@ -35,8 +35,6 @@ def check_classes(train: Dataset, validation: Dataset | None, num_classes: int, 
 
     Args:
         train: Training data set. Data sets that do not know their classes are not checked.
-        validation: Validation data set, or None.
-        num_classes: Number of outputs of the model.
         class_map: The user's map from class name to index. With a map, the splits may have different classes.
 
     Raises:
@@ -66,9 +64,7 @@ def check_evaluated_classes(
     """Compare the classes of evaluation data with those of the model.
 
     Args:
-        dataset: Evaluation data set.
         classes: Classes of the model, None if it does not name them.
-        num_outputs: Number of outputs of the model.
         class_map: Class map with which the data was opened.
         valid_labels: Output of the model for each class of the data; None for the outputs in their order.
 
@@ -106,7 +102,6 @@ def check_labels(dataset: Any, num_classes: int | None, evaluation: bool = False
     integer columns of hfds/.
 
     Args:
-        dataset: Data set to check.
         num_classes: Number of outputs of the model; None if unknown.
         evaluation: Whether the model is already trained, so that its number of outputs cannot change.
     """

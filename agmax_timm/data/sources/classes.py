@@ -144,7 +144,6 @@ def check_evaluation(
     Args:
         classes: Classes of the model, None if it does not name them.
         found: Index of each class of the data (see class_outputs); empty if unknown.
-        num_outputs: Number of outputs of the model.
         in_order: Whether class i of the data is output i of the model, because the user gave no other outputs.
 
     Raises:

@@ -36,7 +36,6 @@ def decode(file: BinaryIO, mode: str | None = 'RGB', exif_orientation: bool = Fa
     """Decode a file like timm, by PIL's convert(mode), except 16-bit gray (see convert).
 
     Args:
-        file: Open file of an image.
         mode: PIL mode of the returned image. None or '' keeps the mode of the file.
         exif_orientation: Whether to turn or mirror the image as its EXIF orientation says.
 

@@ -200,9 +200,7 @@ def _list(root: str, folder: str, types: Collection[str], others: Counter) -> tu
     """Return the visible images and folders in a folder, in the order of the file system.
 
     Args:
-        root: Folder of the data set.
         folder: Folder to list, relative to the root.
-        types: File endings of images.
         others: Numbers of other files by ending, changed in place.
     """
     images, subfolders = [], []

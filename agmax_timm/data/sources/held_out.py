@@ -26,7 +26,6 @@ def part_of(dataset: Any, share: float, seed: int, held_out: bool) -> Any:
     Args:
         dataset: Data set with an index and one label per image.
         share: Share of the images of each class that is held out, see choose().
-        seed: Seed of the choice.
         held_out: Which of the two parts to return.
 
     Raises:

@@ -21,7 +21,6 @@ def class_index(label: Any, num_classes: int | None = None) -> int:
     """Convert a label to a class index. Bools and whole floats are accepted, because they are exact.
 
     Args:
-        label: Label of a sample.
         num_classes: Number of outputs of the model; None if unknown.
 
     Raises:

@@ -33,11 +33,7 @@ class Finding:
 
 
 class ScanDataset(Dataset):
-    """A data set of the Finding of each sample.
-
-    Args:
-        reader: timm's reader of files and targets.
-    """
+    """A data set of the Finding of each sample."""
 
     def __init__(self, reader: Any):
         self.reader = reader
@@ -66,12 +62,7 @@ def scan(reader: Reader, workers: int = 0) -> Iterator[list[Finding]]:
 
 
 class Inventory:
-    """Totals over the findings of a split. Takes 24 bytes of memory per sample.
-
-    Args:
-        split: Name of the split.
-        reader: timm's reader of the split.
-    """
+    """Totals over the findings of a split. Takes 24 bytes of memory per sample."""
 
     def __init__(self, split: str, reader: Any):
         self.split = split

@@ -46,7 +46,6 @@ def open_dataset(
     Args:
         name: Kind of data set as in timm, such as 'wds/NAME'.
         root: Folder or URL of the data.
-        split: Name of the split.
         workers: Number of loader workers of each rank that will read the data.
         samples_flag: Flag for the number of samples of this split, for messages.
         **kwargs: Further arguments of datasets.create_dataset.
@@ -92,7 +91,6 @@ class EvaluationShards:
 
     Args:
         reader: timm's ReaderWds of the whole split, changed in place.
-        batch_size: Batch size of the loader.
     """
 
     def __init__(self, reader, batch_size: int):

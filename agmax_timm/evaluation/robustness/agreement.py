@@ -11,7 +11,6 @@ class AgreementEvaluator:
     The evaluator has timm's protocol and takes view-major batches of two views.
 
     Args:
-        device: Device of the running totals.
         max_samples: Number of images of this rank, without the padding of a distributed sampler.
         valid_labels: Outputs of the model for the classes of the data; None for all.
     """

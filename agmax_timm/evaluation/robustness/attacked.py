@@ -16,7 +16,6 @@ class Attack:
     """A function from a normalised batch to an attacked one. Batches must be in the order of the data set.
 
     Args:
-        subject: The EvaluatedModel that is attacked.
         epsilon: Bound of the attack in the unit of --attack-eps.
         valid_labels: Outputs of the model for the classes of the data; None for all.
     """

@@ -18,7 +18,6 @@ def compare_options(options: TrainOptions, saved: dict[str, Any], within_epoch: 
     """Return the options that differ from those of a checkpoint.
 
     Args:
-        options: Resolved options of this run.
         saved: Options in the checkpoint. An option that did not exist at that time has its default.
         within_epoch: Whether the checkpoint was written within an epoch.
 

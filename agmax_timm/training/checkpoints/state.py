@@ -66,8 +66,6 @@ class RunState:
         """Return the state on the first rank, None on others. All ranks must call it.
 
         Args:
-            position: Position to resume from.
-            losses: Losses of the epoch so far.
             random: Random state to save, in place of the present one.
         """
         rank_state = {

@@ -18,7 +18,6 @@ class DamageReport:
     """Reports the damaged samples of the training data. Does nothing for data sets that do not record them.
 
     Args:
-        dataset: Training data.
         device: Device that the ranks' collectives work on.
         output_dir: Folder for damaged.csv; None on ranks that do not report.
     """

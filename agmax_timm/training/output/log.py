@@ -42,10 +42,7 @@ class Reporter:
     """Logs training in timm's format, and shows a progress bar with ETA on a terminal.
 
     Args:
-        total_updates: Updates of the whole run.
         done_updates: Updates done before, in a resumed run.
-        num_epochs: Epochs of the whole run.
-        primary: Whether this process reports.
     """
 
     def __init__(self, total_updates: int, done_updates: int = 0, num_epochs: int = 0, primary: bool = True):

@@ -34,9 +34,6 @@ class Trackers:
     replaces the old values, Weights & Biases shows both.
 
     Args:
-        options: Options of the trackers.
-        folder: Folder of the run.
-        updates_per_epoch: Updates per epoch.
         done_updates: Updates before the run was resumed.
         rows: Rows of summary.csv before the run was resumed.
         same_folder: Whether the run resumes in its own folder.
@@ -92,7 +89,6 @@ class _Board:
     """TensorBoard files in a folder. A disk error ends the logging, not the run.
 
     Args:
-        folder: Folder of the files.
         purge_step: First step whose earlier values are replaced; None keeps all values.
     """
 
@@ -124,10 +120,6 @@ class _Board:
 
 class _Wandb:
     """A run of Weights & Biases, which plots rows over `epoch` and losses over `update`.
-
-    Args:
-        options: Options of the tracker.
-        name: Name of the run.
 
     Raises:
         OptionError: The run cannot be started.

@@ -42,8 +42,6 @@ class FiniteCheck:
     """Checks losses and gradients of updates, and exchanges the results and requests of all ranks.
 
     Args:
-        options: Options; `distributed` and `nan_policy` are read.
-        device: Device of the losses.
         requests: Function that returns whether this rank requests to save, and to stop, after the update. None never
             requests.
     """
@@ -118,7 +116,6 @@ class _Reading:
 
     Args:
         values: Flags on the device, NaN if set and else 0.
-        distributed: Whether there are other ranks.
         requests: Further flags, which this process has set: whether to save, and to stop.
     """
 

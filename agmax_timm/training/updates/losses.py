@@ -57,7 +57,6 @@ class RunningLosses:
     A sum stays NaN or infinite, so read() finds these values even if it is called at intervals.
 
     Args:
-        device: Device of the losses.
         distributed: Whether read() averages over ranks.
     """
 
