@@ -36,11 +36,11 @@ SCALE = 2. ** 18  # so large that the gradients of the first updates overflow in
 CASES = {
     'agmax': ('test_vit', '--agmax --opt adamw --lr 1e-3 --clip-grad 0.1 --grad-accum-steps 2 --grad-checkpointing'),
     'agmax, batch norm': ('test_resnet', '--agmax --lr 0.1 --clip-grad 0.01 --clip-mode value --grad-accum-steps 2'),
-    'one view': ('test_efficientnet', '--opt lamb --lr 1e-3 --clip-grad 1 --layer-decay 0.7 --model-ema-warmup'),
+    'one view': ('test_vit', '--opt lamb --lr 1e-3 --clip-grad 1 --layer-decay 0.7 --model-ema-warmup'),
     'statistics of each rank': ('test_resnet', '--agmax --lr 0.1 --no-ddp-bb --dist-bn broadcast --channels-last'),
     'bfloat16': ('test_vit', '--agmax --amp --amp-dtype bfloat16 --opt lion --lr 1e-4 --clip-grad 1'),
     'float16': ('test_vit', '--agmax --amp --opt adamw --lr 1e-3 --clip-grad 1'),
-    'compiled': ('test_vit', '--agmax --torchcompile eager --lr 0.1'),
+    'compiled': ('test_vit', '--agmax --torchcompile eager --lr 0.1 --model-kwargs depth=1'),
 }
 # Runs of train.py on photos: (--fsdp, epochs, run to continue from).
 RUNS = {
@@ -66,7 +66,7 @@ def batches(rank, agmax, dtype):
 
 def build_all(args, architecture, rank, dtype):
     torch.manual_seed(rank)  # until the weights of rank 0 are shared, each rank has its own
-    size = dict(img_size=32, depth=2) if 'vit' in architecture else {}
+    size = {'img_size': 32, 'depth': 2, **args.model_kwargs} if 'vit' in architecture else {}
     model = timm.create_model(architecture, num_classes=CLASSES, **size).to(dtype)
     model.set_grad_checkpointing(args.grad_checkpointing)
     if args.channels_last:

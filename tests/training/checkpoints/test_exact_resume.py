@@ -29,26 +29,27 @@ def run(photos, tmp_path):
     return start
 
 
-# An epoch has 6 batches of training and 6 of validation.
+# An epoch has 6 batches of training and 6 of validation. Three epochs delete a checkpoint; for most options, two do.
 @pytest.mark.parametrize('flags, stops', [
     ('-j 0 --balanced-sampling', [(1,), (6,), (8,), (3, 4, 5), (30,)]),
     ('-j 0 --agmax --mixup 0.2 --reprob 0.5 --model-ema --model-ema-decay 0.9', [(2,), (10, 3)]),
     ('-j 2 --agmax --cutmix 1 --reprob 0.5 --model-ema --model-ema-decay 0.9', [(3,), (20, 3)]),
-    ('-j 2 --agmax --use-multi-epochs-loader --balanced-sampling --aa rand-m9-mstd0.5', [(14, 4)]),
-    ('-j 4 --agmax --use-multi-epochs-loader', [(5, 9)]),  # at the last batch of an epoch, then within the next
-    ('-j 0 --agmax --agmax-marginal-images 2 --no-prefetcher --mixup 0.2 --grad-accum-steps 4', [(1,), (9,)]),
+    ('-j 2 --epochs 2 --agmax --use-multi-epochs-loader --balanced-sampling --aa rand-m9-mstd0.5', [(14, 4)]),
+    ('-j 4 --epochs 2 --agmax --use-multi-epochs-loader', [(5, 9)]),  # at the last batch of an epoch, then in the next
+    ('-j 0 --epochs 2 --agmax --agmax-marginal-images 2 --no-prefetcher --mixup 0.2 --grad-accum-steps 4',
+     [(1,), (9,)]),
     ('-j 0 --agmax --amp --amp-dtype bfloat16 --opt adamw --sched plateau --patience-epochs 0', [(1, 1), (13,)]),
-    ('-j 2 --agmax --img-size 48 --augment-backend fast --train-crop-mode pad --mixup 0.2', [(3,)]),
-    ('-j 0 --opt lookahead_adam --sched-on-updates --clip-grad 1', [(4,)]),
-    ('-j 0 --agmax --freeze conv1 bn1 layer1 --clip-grad 1 --clip-mode agc --nan-policy skip', [(3,)]),
-    ('-j 0 --train-img-sizes 24 32 --agmax', [(2, 3)]),
+    ('-j 2 --epochs 2 --agmax --img-size 48 --augment-backend fast --train-crop-mode pad --mixup 0.2', [(3,)]),
+    ('-j 0 --epochs 2 --opt lookahead_adam --sched-on-updates --clip-grad 1', [(4,)]),
+    ('-j 0 --epochs 2 --agmax --freeze conv1 bn1 layer1 --clip-grad 1 --clip-mode agc --nan-policy skip', [(3,)]),
+    ('-j 0 --epochs 2 --train-img-sizes 24 32 --agmax', [(2, 3)]),
     ('-j 0 -b 8 --agmax --model naflexvit_base_patch16_gap --model-kwargs embed_dim=16 depth=1 num_heads=2 '
-     '--naflex-loader --naflex-train-seq-lens 4 9 --naflex-max-seq-len 9', [(1,)]),
+     '--epochs 2 --naflex-loader --naflex-train-seq-lens 4 9 --naflex-max-seq-len 9', [(1,)]),
     ('-j 2 -b 4 --model naflexvit_base_patch16_gap --model-kwargs embed_dim=16 depth=1 num_heads=2 '
-     '--naflex-loader --naflex-train-seq-lens 4 9 --naflex-max-seq-len 9', [(2, 3)]),
-    ('-j 0 --agmax --model-ema --model-dtype bfloat16', [(2,)]),
-    ('-j 0 --opt adahessian --lr 0.01', [(2,)]),
-    ('-j 2 --agmax --val-split 0.25 --exif-orientation', [(2,), (7, 3)]),
+     '--epochs 2 --naflex-loader --naflex-train-seq-lens 4 9 --naflex-max-seq-len 9', [(2, 3)]),
+    ('-j 0 --epochs 2 --agmax --model-ema --model-dtype bfloat16', [(2,)]),
+    ('-j 0 --epochs 2 --opt adahessian --lr 0.01', [(2,)]),
+    ('-j 2 --epochs 2 --agmax --val-split 0.25 --exif-orientation', [(2,), (7, 3)]),
 ])
 def test_interrupted_runs_end_as_those_that_were_not(run, flags, stops):
     expected = outcome(run('whole', flags.split()))
@@ -81,7 +82,7 @@ def test_data_that_is_read_in_sequence(run, tmp_path, monkeypatch, kind, flags, 
     else:
         data = ['--dataset', f"hfids/{write_parquet(tmp_path / 'parquet')}", '--data-dir', str(tmp_path / 'cache'),
                 '--train-num-samples', '18', '--val-num-samples', '13']
-    flags = [*data, '--agmax', *flags.split()]
+    flags = [*data, '--epochs', '2', '--agmax', *flags.split()]
     expected = outcome(run('whole', flags))
     for number, looks in enumerate(stops):
         assert_equal(outcome(run(f'interrupted-{number}', flags, looks)), expected)

@@ -184,12 +184,13 @@ def test_a_rank_that_hangs_is_named(start, tmp_path):
 
 
 def test_two_ranks_stop_together_and_go_on(start, tmp_path):
-    start(name='whole', ranks=2).end(0, 0)
-    run = start(ranks=2)
+    short = '--epochs', '4'
+    start(*short, name='whole', ranks=2).end(0, 0)
+    run = start(*short, ranks=2)
     run.wait_for(lambda: training(tmp_path / 'run'))
     run.signal(signal.SIGUSR1, rank=1)  # one of them alone
     assert re.search('saved at (the end of )?epoch', run.end(INTERRUPTED, INTERRUPTED))
-    start(ranks=2).end(0, 0)
+    start(*short, ranks=2).end(0, 0)
     assert_equal(outcome(tmp_path / 'run'), outcome(tmp_path / 'whole'))
 
 
