@@ -13,9 +13,11 @@ from ..base.command_line import flag_of
 from ..base.errors import OptionError
 from ..base.text_file import without_mark
 from ..data.loading.balance import labels_of
+from ..options.checks import loss_name, mixing
 from ..options.parsers import TrainOptions
 
 Stats = tuple[torch.Tensor, int]
+BY_FREQUENCY = ('inv_freq', 'effective_num')  # kinds of weights of the classes
 
 
 class WeightedCrossEntropy(nn.CrossEntropyLoss):
@@ -51,23 +53,42 @@ def read_class_stats(options: TrainOptions, dataset: Any) -> Stats | None:
         raise OptionError(f'--class-stats {options.class_stats}: {error}') from error
 
 
-def class_weights(options: TrainOptions, flag: str, kind: str, stats: Stats | None) -> Any:
-    """Return the weights that --loss-class-weight or --loss-pos-weight asks for: one number, one per class, or None."""
-    value = getattr(options, flag)
-    if value in ('inv_freq', 'effective_num', 'neg_pos') and stats is None:
-        raise OptionError(f'{flag_of(flag)} {value} needs the number of images of each class: add --class-stats auto, '
-                          'or a file')
-    weights = _read_without_mark(
-        resolve_class_weights, value, kind, stats, options.loss_weight_power, options.loss_weight_beta,
-        options.loss_weight_max)
-    return per_class(options, flag, weights) if torch.is_tensor(weights) else weights
+def class_weights(options: TrainOptions, kind: str, stats: Stats | None) -> Any:
+    """Return the weights that --loss-class-weight or --loss-pos-weight asks for: one number, one per class, or None.
+
+    Args:
+        kind: 'class_weight' or 'pos_weight'.
+
+    Raises:
+        OptionError: The value is no weight, does not fit the classes, or the loss has no such weights.
+    """
+    value, flag, name = getattr(options, f'loss_{kind}'), flag_of(f'loss_{kind}'), loss_name(options)
+    losses = ('bce', 'asl') if options.task == 'multilabel' else ('bce',) if kind == 'pos_weight' else ('ce', 'bce')
+    if value and name not in losses:
+        raise OptionError(f"{flag} {value} is not for --loss {name}: drop it, or use --loss {' or '.join(losses)}")
+    if value in (*BY_FREQUENCY, 'neg_pos') and stats is None:
+        raise OptionError(f'{flag} {value} needs the number of images of each class: add --class-stats auto, or a file')
+    try:
+        weights = _read_without_mark(resolve_class_weights, value, kind, stats, options.loss_weight_power,
+                                     options.loss_weight_beta, options.loss_weight_max)
+    except (ValueError, TypeError, OSError) as error:
+        method = 'neg_pos' if kind == 'pos_weight' else ' or '.join(BY_FREQUENCY)
+        raise OptionError(f'{flag} {value}: {error}: give {method}, a number for each class, or a file of numbers'
+                          ) from error
+    if kind == 'class_weight' and weights is not None and not torch.as_tensor(weights).any():
+        raise OptionError(f'{flag} {value} leaves nothing of the loss: give weights above 0')
+    return per_class(options, f'loss_{kind}', weights) if torch.is_tensor(weights) else weights
 
 
-def weighted_cross_entropy(weights: Any, stats: Stats | None, smoothing: float) -> nn.Module:
-    """Return the cross-entropy with these weights of the classes. With counts, the mean weight of an image is 1."""
-    weights = torch.as_tensor(weights, dtype=torch.float32)
-    if stats is not None:
+def weighted_cross_entropy(options: TrainOptions, weights: Any, stats: Stats | None) -> nn.Module:
+    """Return the cross-entropy with these weights, one number or one per class.
+
+    Weights by frequency are scaled so that the mean weight of an image is 1.
+    """
+    weights = torch.as_tensor(weights, dtype=torch.float32).expand(options.num_classes or 0).clone()
+    if stats is not None and options.loss_class_weight in BY_FREQUENCY:
         weights = weights * stats[1] / (weights * stats[0]).sum()
+    smoothing = 0. if mixing(options) else options.smoothing  # mixed targets are smoothed already
     return WeightedCrossEntropy(weights, label_smoothing=smoothing)
 
 

@@ -76,12 +76,10 @@ def build_criterion(options: TrainOptions, dataset: Any = None) -> nn.Module:
     multi_label = options.task == 'multilabel'
     name = loss_name(options)
     stats = read_class_stats(options, dataset)
+    weights = {kind: class_weights(options, kind, stats) for kind in ('class_weight', 'pos_weight')}
+    if name == 'ce' and weights['class_weight'] is not None:
+        return weighted_cross_entropy(options, weights['class_weight'], stats)
     try:
-        weights = {
-            kind: class_weights(options, f'loss_{kind}', kind, stats) for kind in ('class_weight', 'pos_weight')}
-        if name == 'ce' and weights['class_weight'] is not None and weights['pos_weight'] is None:
-            smoothing = 0. if mixing(options) else options.smoothing  # mixed targets are smoothed already
-            return weighted_cross_entropy(weights['class_weight'], stats, smoothing)
         if name == 'db' and stats is not None:
             weights.update(class_counts=per_class(options, 'class_stats', stats[0]), num_samples=stats[1])
         return create_classification_loss(

@@ -62,6 +62,9 @@ def adopt_options(options: ValidateOptions, saved: dict[str, Any]) -> ValidateOp
     run_split, share = held_out(saved), share_of(options.split)
     if 'split' not in explicit or share is not None:
         adopted.update((name, value) for name, value in run_split.items() if name not in explicit)
+        seed, own = options.val_split_seed, run_split.get('val_split_seed')
+        if 'val_split_seed' in explicit and own not in (None, seed):
+            _logger.warning(f'--val-split-seed {seed} has images that the run trained on: it held out those of {own}')
     if share is not None and run_split and share > float(run_split['split']):
         _logger.warning(f"--split {options.split} has images that the run trained on: it held out {run_split['split']}")
     if 'batch_size' not in explicit:

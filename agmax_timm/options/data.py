@@ -74,7 +74,7 @@ class TrainData(Loading):
         "class; '' for no validation",
         metavar='NAME', convert=split, resume='refused as share')
     val_split_seed: int | None = option(None, 'seed of the share that --val-split holds out (default: --seed)',
-        metavar='S', check=between(0, 2 ** 32 - 1), yields=True, resume='refused')
+        metavar='S', check=between(0, 2 ** 32 - 1), yields=True, resume='refused as share')
     train_num_samples: int | None = option(None, 'number of training images, for data that is read in sequence',
         kinds=_COUNTED, metavar='N', check=at_least(1), resume='refused within epoch')
     val_num_samples: int | None = option(None, 'number of validation images, for data that is read in sequence',

@@ -110,15 +110,25 @@ def test_a_class_without_images_has_a_finite_weight(train_set):
     assert criterion.weight.isfinite().all() and criterion.weight[3] == criterion.weight[2]
 
 
-def test_weights_that_the_user_gives_are_taken_as_they_are():
-    criterion = build_criterion(options_of('--loss-class-weight', '1,2,5'))
-    assert criterion.weight.tolist() == [1, 2, 5]
+@pytest.mark.parametrize('stats', [(), ('--class-stats', 'auto')])
+@pytest.mark.parametrize('value, weights', [('1,2,5', [1, 2, 5]), ('2', [2, 2, 2])])
+def test_weights_that_the_user_gives_are_taken_as_they_are(train_set, value, weights, stats):
+    """A single number is that of every class, as in timm. Counts have no effect, as the warning says."""
+    logits, target = batch()
+    criterion = build_criterion(options_of('--loss-class-weight', value, *stats, '--smoothing', '0'), train_set)
+    expected = cross_entropy(logits, target, torch.tensor(weights).double(), reduction='sum') / len(target)
+    torch.testing.assert_close(criterion(logits, target), expected, rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize('argv, words', [
     (['--loss-class-weight', 'inv_freq'], ['--loss-class-weight inv_freq', '--class-stats auto']),
     (['--num-classes', '2', *AUTO], ['--class-stats', '3 entries', '2 classes']),
-    (['--loss', 'poly', *AUTO], ['--loss poly', 'bce']),
+    (['--loss', 'poly', *AUTO], ['--loss-class-weight inv_freq is not for --loss poly', 'use --loss ce or bce']),
+    (['--loss-pos-weight', '2'], ['--loss-pos-weight 2 is not for --loss ce', 'use --loss bce']),
+    (['--loss-class-weight', 'freq'], ['--loss-class-weight freq: ', 'give inv_freq or effective_num, a number']),
+    (['--loss-class-weight', '1,-2,3'], ['--loss-class-weight 1,-2,3: ', 'give inv_freq or']),
+    (['--loss', 'bce', '--loss-pos-weight', 'inv_freq', *AUTO[:2]], ['--loss-pos-weight inv_freq: ', 'give neg_pos, ']),
+    (['--loss-class-weight', '0,0,0'], ['--loss-class-weight 0,0,0 leaves nothing of the loss', 'above 0']),
 ])
 def test_weights_that_do_not_fit_are_one_line(train_set, argv, words):
     with pytest.raises(OptionError) as error:

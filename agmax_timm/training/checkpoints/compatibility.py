@@ -36,7 +36,7 @@ def compare_options(options: TrainOptions, saved: dict[str, Any], within_epoch: 
     sized_by_epochs = ('epochs',) if options.train_size_schedule == 'progressive' else ()
     for name, change in changes.items():
         rule = known[name].resume
-        if rule in refused or (rule == 'refused as share' and share_of(getattr(options, name)) is not None):
+        if rule in refused or (rule == 'refused as share' and share_of(options.val_split) is not None):
             remedy = ' or drop its optimizer with --no-resume-opt' if rule == 'refused with optimizer' else ''
             raise OptionError(f'--resume {options.resume} cannot continue with {flag_of(name)} {change}: '
                               f'keep the old value{remedy}, or start from the weights with --initial-checkpoint')

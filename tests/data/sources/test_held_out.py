@@ -225,6 +225,8 @@ def test_one_share_in_all_commands(run, unsorted, results_of, caplog, capsys, tm
     results_of(unsorted, '--checkpoint', folder / 'last.pth.tar', '--split', '0.5')
     assert '--split 0.5 has images that the run trained on: it held out 0.25' in caplog.text
     assert 'Data: 0.5 of train 17 images' in caplog.text
+    results_of(unsorted, '--checkpoint', folder / 'last.pth.tar', '--val-split-seed', '7')
+    assert '--val-split-seed 7 has images that the run trained on: it held out those of 42' in caplog.text
     monkeypatch.chdir(tmp_path)
     for words in (['--val-split', '0.25'], ['--val-split', '0.25', '--val-split-seed', '7']):
         train_cli.main([str(unsorted), *words, '--check-data'])

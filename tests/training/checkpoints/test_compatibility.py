@@ -91,18 +91,22 @@ def test_a_flag_that_differs_is_refused_told_or_of_no_account(name):
             compatibility.compare_options(args, saved, within_epoch=True)
 
 
-@pytest.mark.parametrize('before, now, refused', [
-    ('0.1', '0.2', True), ('validation', '0.1', True), ('0.1', 'test', False), ('validation', 'test', False)])
-def test_a_share_is_held_out_from_the_first_epoch_on(before, now, refused):
+@pytest.mark.parametrize('before, now, change, refused', [
+    ('--val-split 0.1', '--val-split 0.2', '--val-split 0.2 in place of 0.1', True),
+    ('', '--val-split 0.1', '--val-split 0.1 in place of validation', True),
+    ('--val-split 0.1', '--val-split 0.1 --seed 7', '--val-split-seed 7 in place of 42', True),
+    ('--val-split 0.1', '--val-split test', '--val-split test in place of 0.1', False),
+    ('', '--val-split test', '--val-split test in place of validation', False)])
+def test_a_share_is_held_out_from_the_first_epoch_on(before, now, change, refused):
     """A run would otherwise be measured on images that it has trained on."""
-    options = replace(parse_train_args(['data', '--val-split', now, '--val-split-seed', '1']), resume='FILE')
-    saved = {**vars(options), 'val_split': before}
+    saved = vars(parse_train_args(['data', *before.split()]))
+    options = replace(parse_train_args(['data', *now.split()]), resume='FILE')
     if refused:
-        with pytest.raises(OptionError, match=f'--val-split {now} in place of {before}: keep the old value'):
+        with pytest.raises(OptionError, match=f'{change}: keep the old value'):
             compatibility.compare_options(options, saved, within_epoch=False)
     else:
         changes, _ = compatibility.compare_options(options, saved, within_epoch=False)
-        assert changes == [f'--val-split {now} in place of {before}']
+        assert changes[0] == change
 
 
 def test_a_checkpoint_from_before_an_option_was_made_with_its_default():
