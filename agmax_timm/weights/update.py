@@ -13,7 +13,9 @@ from ..base.licences import license_of_card
 from .card import OUR_TAGS
 from .card_text import join_card, join_sections, split_card, split_sections, with_license
 from .hub_error import HubError
-from .staging import CARD, FILES
+from .staging import CARD, CONFIG, FILES
+
+_Digests = dict[str, str]  # by key of the metadata, name of the section, or name of the file
 
 _RECORD = re.compile(r'\n*<!-- agmax_timm wrote (\{.*\}) -->[ \t]*\n?')
 _LICENSE = ('license', 'license_name', 'license_link')
@@ -74,11 +76,10 @@ def plan_update(
         flags.append('--replace-files')
     elif changed:
         deletions += [name for name in changed if name not in files]
-    merge = _Merge(record.get('metadata', {}), record.get('sections', {}))
+    merge = _Merge(card, record.get('metadata', {}), record.get('sections', {}))
     text = card
     if remote.card.strip() and not replace_card:
-        text = merge.run(remote.card, card, is_model='config.json' in remote.files and not record,
-                         license_chosen=license_chosen)
+        text = merge.run(remote.card, is_model=CONFIG in remote.files and not record, license_chosen=license_chosen)
         if merge.conflicts:
             license = ', --license chooses a licence' if 'license' in merge.conflicts else ''
             problems.append(f"on the Hub, {CARD} was changed in parts that would be replaced ("
@@ -86,21 +87,20 @@ def plan_update(
             flags.append('--replace-card')
     if problems:
         raise ChangedError('; '.join(problems), flags)
-    text = _with_record(text, {**_digests(card, merge.written), 'files': {
-        name: ' '.join(identifier[:16] for identifier in identifiers) for name, identifiers in files.items()}})
-    return Update(text, deletions, _describe(remote, text, files, deletions, merge.kept))
+    text = _with_record(text, _make_record(card, merge.licensed, files))
+    return Update(text, deletions, [*_describe_files(remote, text, files, deletions), *merge.describe()])
 
 
 def _compare_files(
         found: dict[str, str],
         files: dict[str, tuple[str, ...]],
-        written: dict[str, str],
+        recorded: _Digests,
 ) -> tuple[list[str], list[str]]:
     """Return the files of others that would be replaced, and our files that are not part of the new model."""
     changed: list[str] = []
     deletions: list[str] = []
     for name, identifier in found.items():
-        ours = identifier[:16] in written.get(name, '').split()
+        ours = identifier[:16] in recorded.get(name, '').split()
         if name in files:
             if not ours and identifier not in files[name]:
                 changed.append(name)
@@ -110,24 +110,30 @@ def _compare_files(
 
 
 class _Merge:
-    """Merge of two cards. A part that only one side changed is taken from that side.
+    """Merge of our new card into that of the Hub. A part that only one side changed is taken from that side.
+
+    Args:
+        card: Our new card.
+        metadata, sections: Digests of what we wrote last.
 
     Attributes:
+        licensed: Our new card; if it states no licence, with that of the Hub.
         conflicts: Parts that both sides changed.
         kept: Parts that are taken from the Hub.
-        written: The new card; if it states no licence, with that of the Hub.
+        deleted: Parts that were deleted on the Hub. They stay deleted, even if we have new content for them.
     """
 
-    def __init__(self, metadata: dict[str, str], sections: dict[str, str]):
-        self.metadata, self.sections = metadata, sections
+    def __init__(self, card: str, metadata: _Digests, sections: _Digests):
+        self.licensed, self.metadata, self.sections = card, metadata, sections
         self.conflicts: list[str] = []
         self.kept: list[str] = []
-        self.written = ''
+        self.deleted: list[str] = []
 
-    def run(self, theirs: str, new: str, is_model: bool, license_chosen: bool) -> str:
+    def run(self, theirs: str, is_model: bool, license_chosen: bool) -> str:
         """Return the merged card, which is valid without conflicts.
 
         Args:
+            theirs: Card on the Hub.
             is_model: Whether the text on the Hub describes a model that was not published from here.
             license_chosen: As for plan_update.
         """
@@ -139,11 +145,10 @@ class _Merge:
             self.conflicts.append(str(error))
             return ''
         their_license = license_of_card(their_metadata)
-        if their_license and not license_chosen and license_of_card(split_card(new)[0]) is None and (
+        if their_license and not license_chosen and license_of_card(split_card(self.licensed)[0]) is None and (
                 _digest(their_metadata.get('license')) != self.metadata.get('license')):
-            new = with_license(new, their_license)
-        self.written = new
-        new_metadata, new_body = split_card(new)
+            self.licensed = with_license(self.licensed, their_license)
+        new_metadata, new_body = split_card(self.licensed)
         new_sections, new_rest = split_sections(new_body)
 
         metadata = {}
@@ -160,13 +165,21 @@ class _Merge:
             return theirs.removesuffix(their_body) + body
         return join_card(metadata, body)
 
-    def _choose(self, name: str, written: str | None, theirs: Any, new: Any, forced: bool = False) -> Any:
-        """Return one part of the merged card, None if it has no such part; `written` is the digest of what we wrote."""
-        if theirs == new or forced or _digest(theirs) == written:
+    def _choose(self, name: str, recorded: str | None, theirs: Any, new: Any, forced: bool = False) -> Any:
+        """Return one part of the merged card, None if it has no such part.
+
+        Args:
+            recorded: Digest of what we wrote last; None if we did not write the part.
+            theirs, new: The part on the Hub and in our new card; None without it.
+        """
+        if theirs == new or forced or _digest(theirs) == recorded:
             return new
+        if theirs is None:  # nothing of theirs would be lost, so this is no conflict
+            self.deleted.append(name)
+            return None
         if name == 'tags' and isinstance(theirs, list):
             theirs = [*new, *(tag for tag in theirs if tag not in new and tag not in OUR_TAGS)]
-        elif theirs is not None and _digest(new) != written:
+        elif _digest(new) != recorded:
             self.conflicts.append(name)
         self.kept.append(name)
         return theirs
@@ -180,22 +193,36 @@ class _Merge:
             self.kept.append('text')
         return theirs if their_text else new
 
+    def describe(self) -> list[str]:
+        """Return a line for the parts that are kept and one for those that stay deleted."""
+        parts = {f'kept in {CARD} as changed on the Hub': self.kept,
+                 f'left out of {CARD} as deleted on the Hub': self.deleted}
+        return [f"{kind}: {', '.join(names)}" for kind, names in parts.items() if names]
 
-def _digests(card: str, written: str) -> dict[str, Any]:
-    """Return the record of a card: digests of the metadata that we made and of the sections that we wrote."""
-    metadata, body = split_card(card)
-    sections, _ = split_sections(split_card(written)[1] if written else body)
-    return {'metadata': {name: _digest(value) for name, value in metadata.items()},
-            'sections': {name: _digest(text) for name, text in sections.items()}}
+
+def _make_record(card: str, licensed: str, files: dict[str, tuple[str, ...]]) -> dict[str, _Digests]:
+    """Return the record of a card.
+
+    The metadata are those of our card: a licence of the Hub in them would pass for ours, and be replaced the next time.
+    The sections are those that we write, which name the licence of the Hub.
+
+    Args:
+        licensed: See _Merge.
+    """
+    parts = {'metadata': split_card(card)[0], 'sections': split_sections(split_card(licensed)[1])[0]}
+    return {**{kind: {name: _digest(value) or '' for name, value in values.items()} for kind, values in parts.items()},
+            'files': {name: ' '.join(identifier[:16] for identifier in identifiers)
+                      for name, identifiers in files.items()}}
 
 
 def _digest(value: Any) -> str | None:
+    """Return the digest of a part of a card. It is None for None, as a record has no digest of a missing part."""
     if value is None:
         return None
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
-def _read_record(card: str) -> dict[str, dict[str, str]]:
+def _read_record(card: str) -> dict[str, _Digests]:
     """Return the record in a card; empty if there is none or it is damaged."""
     match = _RECORD.search(card)
     try:
@@ -206,18 +233,17 @@ def _read_record(card: str) -> dict[str, dict[str, str]]:
             if isinstance(part, dict) and all(isinstance(value, str) for value in part.values())}
 
 
-def _with_record(card: str, record: dict[str, Any]) -> str:
+def _with_record(card: str, record: dict[str, _Digests]) -> str:
     return f'{_RECORD.sub("", card).rstrip()}\n\n<!-- agmax_timm wrote {json.dumps(record)} -->\n'
 
 
-def _describe(
+def _describe_files(
         remote: Remote,
         card: str,
         files: dict[str, tuple[str, ...]],
         deletions: list[str],
-        kept: list[str],
 ) -> list[str]:
-    """Return a line for each kind of change."""
+    """Return a line for each kind of change of a file."""
     changes: dict[str, list[str]] = {'added': [], 'replaced': [], 'unchanged': []}
     for name, identifiers in files.items():
         found = remote.files.get(name)
@@ -225,5 +251,4 @@ def _describe(
     kind = 'added' if not remote.card else 'unchanged' if remote.card == card else 'replaced'
     changes[kind].append(CARD)
     changes['deleted'] = deletions
-    changes[f'kept in {CARD} as changed on the Hub'] = kept
     return [f"{kind}: {', '.join(names)}" for kind, names in changes.items() if names]

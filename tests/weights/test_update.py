@@ -105,10 +105,18 @@ def test_a_section_that_would_stay_the_same_keeps_its_changes(card, published):
         theirs = remote_of(update.card)
 
 
-def test_a_section_that_was_deleted_stays_away(card, published):
-    cut = re.sub(r'<!-- agmax_timm: citation -->.*<!-- agmax_timm: end of citation -->', '', published.card, flags=re.S)
-    text = plan_update(remote_of(cut), card(70.), FILES).card
-    assert '## Citation' not in text and '70.0' in text
+@pytest.mark.parametrize('section, ours_changed', [('citation', False), ('results', True)])
+def test_a_section_that_was_deleted_stays_away_and_is_logged(card, published, section, ours_changed):
+    marks = rf'<!-- agmax_timm: {section} -->.*<!-- agmax_timm: end of {section} -->'
+    assert (re.search(marks, published.card, re.S)[0] != re.search(marks, card(70.), re.S)[0]) == ours_changed
+    theirs = remote_of(re.sub(marks, '', published.card, flags=re.S))
+    for top1 in (70., 80.):
+        update = plan_update(theirs, card(top1), FILES)
+        assert f'## {section.title()}' not in update.card and f'value: {top1}' in update.card
+        assert update.lines[-1] == f'left out of README.md as deleted on the Hub: section {section}'
+        theirs = remote_of(update.card)
+    replaced = plan_update(theirs, card(80.), FILES, replace_card=True)
+    assert f'## {section.title()}' in replaced.card and 'as deleted' not in ''.join(replaced.lines)
 
 
 def test_line_ends_of_the_editor_on_the_hub_are_no_changes(card, published):
