@@ -319,7 +319,7 @@ def test_unpaired_logits_and_targets(logits, target):
 
 
 def test_soft_targets_of_other_classes():
-    with pytest.raises(ValueError, match='a column for each of the 3 classes, got 1000: give mixup num_classes=3'):
+    with pytest.raises(ValueError, match='3 classes, got 1000: .*num_classes=3'):
         AgMaxLoss(kind='mse')(zeros(6, 3), None, zeros(6, 1000))
 
 

@@ -120,7 +120,7 @@ SOFT = nn.functional.one_hot(torch.arange(8) % CLASSES, CLASSES).float()
     (SOFT, None),  # each view is mixed with partners of its own
     (0.8 * SOFT + 0.2 / CLASSES, None),
     ((0.8 * SOFT + 0.2 / CLASSES).half(), None),
-    (SOFT + SOFT.roll(1, 1), 'add up to 1 for each view, got 2 to 2: AgMax is for one label per image'),
+    (SOFT + SOFT.roll(1, 1), 'got 2 to 2: AgMax is for one label per image'),
     (SOFT * (torch.arange(8) > 0)[:, None], 'add up to 1 for each view, got 0 to 1'),
 ])
 def test_targets_must_be_those_of_pairs(target, message):
@@ -255,7 +255,7 @@ def test_model_that_does_not_say_its_classes():
 
 @pytest.mark.parametrize('kind', ['mi', 'mse'])
 def test_model_of_another_number_of_logits(kind):
-    with pytest.raises(ValueError, match='Plain gives 7 logits, AgMax was created for 10 classes.*num_classes=7'):
+    with pytest.raises(ValueError, match='Plain gives 7 logits, .* 10 classes.*num_classes=7'):
         AgMaxTask(Plain(7), kind=kind, num_classes=CLASSES, verbose=False)(*batch())
 
 

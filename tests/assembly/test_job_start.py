@@ -42,8 +42,8 @@ def test_an_allocation_without_srun_is_one_process_and_one_warning(
     train_cli.main([str(photos), *SMALL, '--epochs', '1', '--output', str(tmp_path), '--experiment', 'run'])
     assert (tmp_path / 'run' / 'last.pth.tar').is_file()
     warned = [record.getMessage() for record in caplog.records if 'srun' in record.getMessage()]
-    assert warned == ['SLURM has 8 tasks for this job, but srun did not start this process: it runs alone. '
-                      'To start all of them, use srun.']
+    warning, = warned
+    assert '8 tasks' in warning and 'use srun' in warning
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     assert results_of(photos, '--checkpoint', ema_run / 'last.pth.tar')['top1'] >= 0

@@ -113,7 +113,8 @@ def test_folders_within_classes_are_no_problem_but_told(data, tmp_path, capsys):
             (data / split / name).rename(data / split / 'insects' / name)
     assert checked(tmp_path, str(data)) == (0, [])
     text = capsys.readouterr().out
-    assert f"{data / 'train'}: the classes are the innermost folders 'ant', 'bee', not the folders 'insects'" in text
+    line, = (line for line in text.splitlines() if 'innermost' in line and f"{data / 'train'}: " in line)
+    assert "'ant', 'bee', not" in line and "'insects'" in line
 
 
 def test_the_folder_of_the_csv(data, tmp_path):

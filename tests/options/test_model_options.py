@@ -112,8 +112,8 @@ def checkpoint(tmp_path):
 def test_a_checkpoint_of_other_classes(checkpoint):
     path, tensors = checkpoint
     message = refused('test_resnet', '--initial-checkpoint', path)
-    assert message.startswith(f'--initial-checkpoint {path} has 5 classes, the model 3: use --pretrained '
-                              f'--pretrained-path {path}')
+    assert message.startswith(f'--initial-checkpoint {path} has 5 classes')
+    assert f': use --pretrained --pretrained-path {path}' in message
     loaded = built('test_resnet', '--pretrained', '--pretrained-path', path).state_dict()
     same = [name for name in tensors if not name.startswith('fc.')]
     torch.testing.assert_close({name: loaded[name] for name in same}, {name: tensors[name] for name in same})
@@ -173,7 +173,7 @@ def test_cuda_graphs_accumulate_no_gradients(monkeypatch, argv, message):
     with pytest.raises(OptionError) as error:
         check('--grad-accum-steps', '2')
     said = str(error.value)
-    assert said.startswith(f'{message}, in which --grad-accum-steps 2 gives wrong gradients: use --torchcompile')
+    assert said.startswith(message) and '--grad-accum-steps 2' in said and ': use --torchcompile' in said
     remedy = said.partition(': use ')[2].partition(' or ')[0].split()  # is taken
     timm_names.check_compiler(parse_train_args(['data', *argv.split(), *remedy, '--grad-accum-steps', '2']))
     check('--grad-accum-steps', '1')

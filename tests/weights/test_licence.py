@@ -70,8 +70,8 @@ def test_the_licence_of_the_weights_that_were_loaded_stays(restricted):
 def test_the_choice_of_the_run(make_saved, tmp_path, caplog, options, expected):
     stage(make_saved(options=options, base={'name': 'ann/bees', 'license': 'cc-by-nc-4.0'}), tmp_path)
     assert stated(tmp_path) == expected
-    assert f'ann/bees, from which training started, is under cc-by-nc-4.0, and these weights are staged under ' \
-           f'{expected[0]}: check whether that is allowed' in caplog.text
+    warning, = (message for message in caplog.messages if 'ann/bees' in message)
+    assert all(words in warning for words in ('under cc-by-nc-4.0', f'under {expected[0]}: check'))
 
 
 def test_a_licence_that_the_hub_does_not_list_has_a_name(make_saved, tmp_path):
@@ -147,8 +147,7 @@ def test_checkpoints_without_a_record_of_their_base(make_saved, tmp_path):
 
 
 @pytest.mark.parametrize('value, message', [
-    ('apache2', '--license apache2: the Hub does not list such a licence, did you mean apache-2.0?; for another '
-                'licence use other:NAME'),
+    ('apache2', 'did you mean apache-2.0?'), ('apache2', 'use other:NAME'),
     ('MIT', 'did you mean mit?'),
     ('other', 'the Hub does not list such a licence'),
     ('other:', 'the Hub does not list such a licence'),

@@ -263,8 +263,8 @@ def test_folders_within_classes_are_told(data, tmp_path, caplog, kind):
             path.rename(path.parent / ('2019' if int(path.stem) % 2 else '2020') / path.name)
     dataset = make_tar(data, tmp_path / 'x.tar') if kind == 'tar' else create_dataset('', str(data), 'train')
     check_classes(dataset, None, 2)
-    assert caplog.messages == [f"{dataset.reader.root}: the classes are the innermost folders '2019', '2020', not the "
-                               "folders 'ant', 'bee', 'cat'"]
+    message, = caplog.messages
+    assert all(words in message for words in (f'{dataset.reader.root}: ', "'2019', '2020', not", "'ant', 'bee', 'cat'"))
 
 
 def test_flat_classes_are_not_told_of(data, tmp_path, caplog):

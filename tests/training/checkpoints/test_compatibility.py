@@ -39,8 +39,7 @@ def test_a_renamed_class_is_one_line(folder, argv, capsys):
         train_cli.main(argv)
     assert exit_info.value.code == 2
     line = capsys.readouterr().err.strip().splitlines()[-1]
-    assert 'the classes of the train data changed since (without cat)' in line
-    assert 'restore them, or start from the weights with --initial-checkpoint' in line
+    assert 'without cat' in line and ': restore' in line and '--initial-checkpoint' in line
 
 
 def test_another_number_of_samples_is_told_between_epochs(folder, argv, tmp_path, caplog):
@@ -70,7 +69,7 @@ def test_another_number_of_samples_within_an_epoch_is_one_line(folder, argv, cap
         train_cli.main(argv)
     assert exit_info.value.code == 2
     line = capsys.readouterr().err.strip().splitlines()[-1]
-    assert 'is within an epoch, and there are 11 samples in the train data in place of 12: restore the data' in line
+    assert '11 samples in the train data in place of 12: restore' in line
 
 
 @pytest.mark.parametrize('name', sorted(OPTIONS))

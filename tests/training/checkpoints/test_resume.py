@@ -83,8 +83,7 @@ def test_a_fresh_run_does_not_enter_the_folder_of_another(train, tmp_path, monke
     train('--epochs', '1')
     before = {path.name: path.read_bytes() for path in (tmp_path / 'run').iterdir()}
     monkeypatch.setattr(build, 'build_model', None)  # it is refused before
-    with pytest.raises(ValueError, match='/run holds another run .checkpoint-0.pth.tar.: continue it with --resume '
-                                         'auto, or start a new run with another --experiment'):
+    with pytest.raises(ValueError, match='/run holds another run .checkpoint-0.* --resume auto,.* --experiment'):
         train('--epochs', '1')
     assert {path.name: path.read_bytes() for path in (tmp_path / 'run').iterdir()} == before
 
@@ -133,7 +132,7 @@ def test_a_new_learning_rate_takes_effect(train, tmp_path, caplog):
     optimizer = load(tmp_path / 'run' / 'last.pth.tar')['optimizer']
     assert {group['lr'] for group in optimizer['param_groups']} == {0.01}
     assert {group['weight_decay'] for group in optimizer['param_groups']} == {0., 0.2}
-    assert 'Not as in the checkpoint: lr 0.01 in place of 0.05, weight_decay 0.2 in place of 0.1' in caplog.text
+    assert ': lr 0.01 in place of 0.05, weight_decay 0.2 in place of 0.1' in caplog.text
 
 
 def test_the_schedule_follows_a_new_learning_rate(train, tmp_path):
