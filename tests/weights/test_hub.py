@@ -220,7 +220,7 @@ def test_changes_on_the_hub_are_told_before_training(hub, command, upload, photo
         train_cli.main(words)
     told = capsys.readouterr().err.splitlines()[-1]
     assert status.value.code == 2 and '--push-to-hub ann/net: ann/net: on the Hub, README.md was changed' in told
-    assert told.endswith(': --hub-replace-card writes it anew') and list(tmp_path.iterdir()) == []
+    assert told.endswith(': --hub-replace-card replaces it') and list(tmp_path.iterdir()) == []
     train_cli.main([*words, '--hub-replace-card'])
     assert b'99.0000' not in hub.files('ann/net')['README.md'].content
 
