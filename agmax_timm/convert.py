@@ -50,7 +50,8 @@ def read_original(path: str, model: str, img_size: int | None = None) -> 'SavedM
     from timm.models import create_model, is_model
 
     from .base.safe_load import read_file
-    from .weights.models import filter_checkpoint, is_original, original_options, timm_architecture
+    from .weights.original import filter_checkpoint, is_original, original_options
+    from .weights.released import timm_architecture
     from .weights.saved_model import SavedModel
     architecture = timm_architecture(model)
     if not is_model(architecture):

@@ -4,14 +4,20 @@ from importlib import import_module
 from importlib.machinery import PathFinder
 
 _REGISTRY = 'timm.models'
+_MODELS = ('.weights.released', '.weights.wide_resnet')
 
 
 def register_with_timm() -> None:
-    """Import .weights.models now if timm.models is imported, otherwise when it is."""
+    """Import the models now if timm.models is imported, otherwise when it is."""
     if _REGISTRY in sys.modules:
-        import_module('.weights.models', __package__)
+        _import_models()
     else:
         sys.meta_path.insert(0, _AfterTimm())
+
+
+def _import_models() -> None:
+    for name in _MODELS:
+        import_module(name, __package__)
 
 
 class _AfterTimm:
@@ -27,7 +33,7 @@ class _AfterTimm:
 
             def execute_and_register(module):
                 execute(module)
-                import_module('.weights.models', __package__)
+                _import_models()
 
             spec.loader.exec_module = execute_and_register  # type: ignore[method-assign]  # of this loader alone
         return spec

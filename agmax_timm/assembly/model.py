@@ -30,7 +30,7 @@ from ..options.device import Device, TrainDevice
 from ..options.model import Model, TrainModel
 from ..options.parsers import TrainOptions
 from ..options.timm_names import REFUSED, check_model
-from ..weights.models import adapted_modules, misfits
+from ..weights.fit import adapted_modules, misfits
 from . import job_start
 from .freezing import freeze
 from .loss_scaler import LossScaler

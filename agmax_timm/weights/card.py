@@ -20,7 +20,7 @@ from ..options.recipe import portable
 from .base_model import base_of
 from .card_text import license_row
 from .measured import describe_input, measured, unrepeatable
-from .models import PAPER_ID, PAPER_NAME, package_of
+from .released import PAPER_ID, PAPER_NAME, package_of
 from .saved_model import SavedModel
 
 # Name of the folder of a card in timm; see published_card.

@@ -7,7 +7,7 @@ import torch
 from timm.models import get_model_args, parse_model_name
 
 from .. import __version__
-from .models import timm_architecture
+from .released import timm_architecture
 
 
 def make_metadata(

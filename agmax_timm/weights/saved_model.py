@@ -27,7 +27,8 @@ from .checkpoint import (
     read_checkpoint,
     tensors_in,
 )
-from .models import is_original, timm_architecture
+from .original import is_original
+from .released import timm_architecture
 
 
 @dataclass

@@ -26,10 +26,11 @@ from ..options.recipe import recipe
 from .base_model import LOCATIONS, base_of, license_of
 from .card import model_card, tag_of
 from .card_text import with_license
+from .fit import misfits
 from .hub_error import HubError, as_hub_error, reason
 from .limits import notes_of
 from .measured import unrepeatable
-from .models import PAPER_ID, PAPER_NAME, misfits, package_of
+from .released import PAPER_ID, PAPER_NAME, package_of
 from .saved_model import SavedModel
 
 CONFIG, WEIGHTS, CARD, RECIPE, SUMMARY, CURVES = FILES = (

@@ -10,7 +10,8 @@ from torch import nn
 from agmax_timm.base.errors import CheckpointError
 from agmax_timm.commands import validate as validate_cli
 from agmax_timm.weights.checkpoint import load_weights, saved_options
-from agmax_timm.weights.models import is_original, original_to_timm, timm_architecture
+from agmax_timm.weights.original import is_original, original_to_timm
+from agmax_timm.weights.released import timm_architecture
 from tests.helpers.original_networks import NAMES, names_and_digest, original_checkpoint, original_network
 
 torch.set_num_threads(1)

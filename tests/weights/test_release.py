@@ -17,10 +17,10 @@ import torch
 from safetensors.torch import save_file
 from timm.models import save_for_hf, set_pretrained_check_hash
 
-import agmax_timm.weights.models
+import agmax_timm.weights.released
 from agmax_timm.base.errors import CheckpointError
 from agmax_timm.commands import validate as validate_cli
-from agmax_timm.weights.models import original_to_timm
+from agmax_timm.weights.original import original_to_timm
 from tests.helpers.original_networks import original_checkpoint, original_network
 from tests.helpers.plain_timm import run_in_plain_timm
 
@@ -300,7 +300,7 @@ def test_validate_says_in_one_line_that_there_is_no_network(photos, capsys, monk
     assert end.value.code == 2
     *log, error = capsys.readouterr().err.splitlines()
     assert not [line for line in log if 'Traceback' in line]
-    assert agmax_timm.weights.models.default_cfgs['agmax_resnet50'].default.url in error and 'unreachable' in error
+    assert agmax_timm.weights.released.default_cfgs['agmax_resnet50'].default.url in error and 'unreachable' in error
     assert error.endswith(': use a copy on this machine, --model local-dir:FOLDER')
 
 

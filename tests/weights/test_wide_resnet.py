@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from agmax_timm import convert, export, predict
-from agmax_timm.weights.models import original_to_timm, package_of
+from agmax_timm.weights.original import original_to_timm
+from agmax_timm.weights.released import package_of
 from agmax_timm.weights.staging import stage
 from tests.helpers.original_networks import AgMaxNetwork, original_checkpoint
 from tests.helpers.plain_timm import ALLOW_AGMAX, run_in_plain_timm
