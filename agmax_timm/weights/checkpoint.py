@@ -2,6 +2,7 @@
 import argparse
 import json
 import os
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -45,7 +46,7 @@ def choose_ema(options: dict[str, Any], use_ema: bool | None = None) -> bool:
     """Return `use_ema`. If it is None, return whether a run with these options ranked its checkpoints by the EMA."""
     if use_ema is not None:
         return use_ema
-    evaluated = options.get('val_split', 'validation') != ''
+    evaluated = options.get('val_split') != ''  # without the option, the default is evaluated
     return bool(evaluated and options.get('model_ema') and not options.get('model_ema_force_cpu'))
 
 
@@ -62,8 +63,12 @@ def describe_weights(options: dict[str, Any], use_ema: bool) -> str:
 
 
 @contextmanager
-def damage_reported(path: str):
-    """Turn errors about the description of a model in a file into CheckpointError."""
+def damage_reported(path: str) -> Iterator[None]:
+    """Turn errors in reading the description of a model into CheckpointError.
+
+    Values of a wrong type raise almost anything, timm's checks AssertionError. So a block contains the reading alone:
+    an error of ours in it would be taken for a damaged file.
+    """
     try:
         yield
     except CheckpointError:
@@ -92,6 +97,7 @@ def model_args_in(saved: dict[str, Any]) -> dict[str, Any]:
 def read_checkpoint(path: str, mmap: bool = False) -> dict[str, Any]:
     """Read a file. For weights in a folder of timm's layout, add metadata from the config.json beside them."""
     checkpoint = read_file(path, mmap)
+    folder = os.path.dirname(path) or '.'
     config = os.path.join(os.path.dirname(path), _CONFIG)
     if os.path.basename(path) not in _WEIGHTS or not os.path.isfile(config):
         return checkpoint
@@ -99,26 +105,29 @@ def read_checkpoint(path: str, mmap: bool = False) -> dict[str, Any]:
         with open(config, encoding='utf-8') as f:
             if 'architecture' not in json.load(f):  # of another library
                 return checkpoint
-        published, architecture, model_args = load_model_config_from_path(os.path.dirname(path) or '.')
-        return {
-            'state_dict': checkpoint,
-            'args': noted_options(published),
-            METADATA: {
-                'architecture': architecture,
-                'model_args': {'num_classes': published['num_classes'], **model_args},
-                'class_names': known_names(published.get('label_names'), published['num_classes']),
-                'data_config': resolve_data_config(pretrained_cfg=published, verbose=False),
-                'versions': {}, 'metrics': {},
-                'base': {'name': None, 'license': license_in_folder(os.path.dirname(path) or '.')
-                         or license_name(published.get('license'))},
-            }}
+        published, architecture, model_args = load_model_config_from_path(folder)
+        model_args = {'num_classes': published['num_classes'], **model_args}
+        options = noted_options(published)
+        data_config = resolve_data_config(pretrained_cfg=published, verbose=False)
+    return {
+        'state_dict': checkpoint,
+        'args': options,
+        METADATA: {
+            'architecture': architecture,
+            'model_args': model_args,
+            'class_names': known_names(published.get('label_names'), published['num_classes']),
+            'data_config': data_config,
+            'versions': {}, 'metrics': {},
+            'base': {'name': None, 'license': license_in_folder(folder) or license_name(published.get('license'))},
+        }}
 
 
 def load_weights(path: str, model: nn.Module, use_ema: bool = False) -> None:
     """Load all tensors of the classifier in a checkpoint or weights file.
 
     Raises:
-        CheckpointError: See read_model.
+        CheckpointError: The file is missing or damaged, holds more than plain tensors, has no EMA, or its tensors do
+            not fit the model.
     """
     load_strictly(model, tensors_in(read_checkpoint(path), path, use_ema), path)
 
@@ -136,15 +145,15 @@ def saved_options(path: str) -> dict[str, Any]:
     if options:
         options.update(CROP_OF_TRAINING)
     if METADATA in checkpoint:
+        metadata = checkpoint[METADATA]
         with damage_reported(path):
-            metadata = checkpoint[METADATA]
             model_args = model_args_in(metadata['model_args'])
-            options.update(
-                metadata['data_config'], model=metadata['architecture'], gp=model_args.pop('global_pool', None))
-            options.update((name, model_args.pop(name)) for name in ('num_classes', 'in_chans') if name in model_args)
-            options['model_kwargs'] = model_args
+            options.update(metadata['data_config'], model=metadata['architecture'])
             if options.get('class_map'):
                 options['class_map'] = _class_map(metadata, options['class_map'])
+        options['gp'] = model_args.pop('global_pool', None)
+        options.update((name, model_args.pop(name)) for name in ('num_classes', 'in_chans') if name in model_args)
+        options['model_kwargs'] = model_args
     return options
 
 
@@ -176,7 +185,8 @@ def tensors_in(checkpoint: dict[str, Any], path: str, use_ema: bool = False) -> 
     keys = ('state_dict_ema', 'model_ema') if use_ema else ('state_dict', 'model')
     tensors = next((checkpoint[key] for key in keys if checkpoint.get(key) is not None), None)
     if tensors is None and use_ema:
-        raise CheckpointError(f'{path} holds no EMA weights: drop --use-ema, or give --raw')
+        raise CheckpointError(f'{path} holds no EMA weights: drop --use-ema of validate.py, or give --raw to other '
+                              'commands')
     tensors = checkpoint if tensors is None else tensors
     if not isinstance(tensors, dict) or not tensors or not all(
             isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in tensors.items()):

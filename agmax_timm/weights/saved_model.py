@@ -111,20 +111,22 @@ def read_model(
         run_dir=folder if os.path.isfile(os.path.join(folder, 'args.yaml')) else None,
         metrics={'epoch': checkpoint['epoch']} if isinstance(checkpoint.get('epoch'), int) else {},
     )
+    metadata = checkpoint.get(METADATA)
     with damage_reported(file):
-        metadata = checkpoint.get(METADATA)
-        said = known['options'].get('model') or checkpoint.get('arch') if metadata is None else metadata['architecture']
-        architecture = architecture or said
-        if not isinstance(architecture, str) or ':' in architecture or not is_model(architecture):
-            raise CheckpointError(f"{file} does not say which model of timm it holds"
-                                  f"{f' ({architecture} is none)' if architecture else ''}: name it with --model")
+        said = (options.get('model') or checkpoint.get('arch')) if metadata is None else metadata['architecture']
         known['images'] = _images(checkpoint)
-        if os.path.basename(file) == BEST:
-            known['chosen_by'] = (metadata or {}).get('metric_name') or options.get('eval_metric') or ''
-        given = {**({'num_classes': num_classes} if num_classes else {}), **model_args_in(model_kwargs or {})}
-        if metadata is None:
-            return _without_metadata(architecture, known, given)
-        same_model = timm_architecture(architecture) == metadata['architecture']
+        ranked_by = (metadata or {}).get('metric_name') or options.get('eval_metric') or ''
+    architecture = architecture or said
+    if not isinstance(architecture, str) or ':' in architecture or not is_model(architecture):
+        raise CheckpointError(f"{file} does not say which model of timm it holds"
+                              f"{f' ({architecture} is none)' if architecture else ''}: name it with --model")
+    if os.path.basename(file) == BEST:
+        known['chosen_by'] = ranked_by
+    given = {**({'num_classes': num_classes} if num_classes else {}), **model_args_in(model_kwargs or {})}
+    if metadata is None:
+        return _without_metadata(architecture, known, given)
+    same_model = said == timm_architecture(architecture)
+    with damage_reported(file):
         if same_model and given.items() <= metadata['model_args'].items():
             known['metrics'].update(metadata['metrics'].get('ema' if use_ema else 'raw', {}))
         return _with_metadata(architecture, known, metadata, **given)
@@ -156,19 +158,22 @@ def _with_metadata(architecture: str, known: dict[str, Any], metadata: dict[str,
 def _without_metadata(architecture: str, known: dict[str, Any], given: dict[str, Any]) -> SavedModel:
     """Describe a model without metadata by `given`, then the options of timm's train.py, then the tensor shapes."""
     options, tensors = known['options'], known['state_dict']
-    model_args = resolve_model_input_args(architecture, options, **{
+    described = {
         'num_classes': options.get('num_classes') or _width(architecture, 'classifier', tensors, 0),
         'in_chans': options.get('in_chans') or _width(architecture, 'first_conv', tensors, 1),
         'global_pool': options.get('gp'),
         'bn_momentum': options.get('bn_momentum'),
         'bn_eps': options.get('bn_eps'),
-        **model_args_in(options.get('model_kwargs') or {}),
-        **given,
-    })
+    }
+    with damage_reported(known['source']):
+        described.update(model_args_in(options.get('model_kwargs') or {}))
+        model_args = resolve_model_input_args(architecture, options, **{**described, **given})
     del model_args['model_name']
     saved = SavedModel(architecture, **_fields({'num_classes': 1000, **model_args}), **known)
     evaluation = {**CROP_OF_TRAINING, **options} if options else {}
-    saved.data_config = resolve_input_data_config(saved.create_model(), evaluation, use_test_size=not options)
+    model = saved.create_model()
+    with damage_reported(known['source']):
+        saved.data_config = resolve_input_data_config(model, evaluation, use_test_size=not options)
     return saved
 
 

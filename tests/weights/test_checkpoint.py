@@ -340,6 +340,27 @@ def test_a_record_that_lies(ema_run, tmp_path, monkeypatch):
             read_model(str(path))
 
 
+@pytest.mark.parametrize('function', ['is_model', 'timm_architecture'])
+def test_an_error_of_ours_is_not_taken_for_a_damaged_file(ema_run, monkeypatch, function):
+    def broken(*args):
+        raise AttributeError('ours')
+
+    monkeypatch.setattr(f'agmax_timm.weights.saved_model.{function}', broken)
+    with pytest.raises(AttributeError, match='ours'):
+        read_model(str(ema_run / 'last.pth.tar'))
+
+
+def test_an_error_of_ours_is_not_taken_for_a_damaged_config(tmp_path, monkeypatch):
+    (tmp_path / 'config.json').write_text(json.dumps({
+        'architecture': 'test_resnet', 'num_classes': 3, 'pretrained_cfg': {'input_size': [3, 32, 32]}}))
+    safetensors.torch.save_file(
+        timm.create_model('test_resnet', num_classes=3).state_dict(), tmp_path / 'model.safetensors')
+    assert read_model(str(tmp_path)).num_classes == 3
+    monkeypatch.setattr('agmax_timm.weights.checkpoint.license_in_folder', lambda folder: folder.ours)
+    with pytest.raises(AttributeError, match='ours'):
+        read_model(str(tmp_path))
+
+
 def test_a_wrong_file_to_resume_is_one_line(photos, tmp_path, capsys):
     path = tmp_path / 'vit.pth.tar'
     torch.save({'state_dict': timm.create_model('test_vit').state_dict()}, path)

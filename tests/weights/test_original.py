@@ -137,7 +137,7 @@ def test_another_architecture_is_named_with_its_tensors(save):
 
 def test_the_original_has_no_ema(save):
     path = save(original_checkpoint(original_network('test_resnet')))
-    with pytest.raises(CheckpointError, match='holds no EMA weights'):
+    with pytest.raises(CheckpointError, match='no EMA weights: drop --use-ema of validate.py, or give --raw'):
         load_weights(path, timm.create_model('test_resnet', num_classes=3), use_ema=True)
 
 
