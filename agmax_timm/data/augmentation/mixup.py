@@ -60,7 +60,8 @@ class TwoViewMixup(SharedSwitch, Mixup):
 
     Args:
         **kwargs: Arguments of timm.data.Mixup: mixup_alpha, cutmix_alpha, cutmix_minmax, prob, switch_prob, mode
-            ('batch', 'pair' or 'elem'), correct_lam, label_smoothing, and num_classes, which must be given.
+            ('batch', 'pair' or 'elem'), correct_lam, label_smoothing, and num_classes, which must be given. The
+            default of label_smoothing is 0, as with --agmax, and not timm's 0.1.
 
     Raises:
         ValueError: The mode is unknown, no alpha is above 0, num_classes is missing, or multi_label is set. Raised by a
@@ -70,7 +71,7 @@ class TwoViewMixup(SharedSwitch, Mixup):
     def __init__(self, **kwargs):
         if kwargs.get('multi_label'):
             raise ValueError('mixup of two views has no multi_label: AgMax needs one class index per image')
-        super().__init__(**kwargs)
+        super().__init__(**{'label_smoothing': 0., **kwargs})
         if self.mode not in MIXUP_MODES:
             raise ValueError(f"mixup mode must be one of {', '.join(MIXUP_MODES)}, got '{self.mode}'")
         if not (self.mixup_alpha > 0. or self.cutmix_alpha > 0.):

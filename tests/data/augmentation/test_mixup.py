@@ -278,11 +278,12 @@ def test_collate_without_mixup():
         assert target.dtype == torch.int64 and target.tolist() == [7, 1, 4] * 2
 
 
-@pytest.mark.parametrize('smoothing', [0., 0.1])
+@pytest.mark.parametrize('given', [{}, {'label_smoothing': 0.1}])  # labels are not smoothed by default
 @pytest.mark.parametrize('mode', MODES)
-def test_disabled_in_the_process(mode, smoothing):
-    mixup = TwoViewMixup(mixup_alpha=1., mode=mode, label_smoothing=smoothing, num_classes=4)
-    collate = TwoViewCollate({'mixup_alpha': 1., 'mode': mode, 'label_smoothing': smoothing, 'num_classes': 4})
+def test_disabled_in_the_process(mode, given):
+    smoothing = given.get('label_smoothing', 0.)
+    mixup = TwoViewMixup(mixup_alpha=1., mode=mode, num_classes=4, **given)
+    collate = TwoViewCollate({'mixup_alpha': 1., 'mode': mode, 'num_classes': 4, **given})
     assert mixup.mixup_enabled and collate.mixup_enabled
     mixup.mixup_enabled = collate.mixup_enabled = False
     assert not mixup.mixup_enabled and not collate.mixup_enabled
