@@ -37,8 +37,8 @@ def command(prog: str | None = None) -> Callable[[Callable[..., int | None]], Ca
             status: int | None
             try:
                 fork_workers()
-                # torch repeats it for every loader, from two lines of its code.
-                warnings.filterwarnings('once', message='This DataLoader will create')
+                # torch repeats it for every loader. options/without_effect.py warns once.
+                warnings.filterwarnings('ignore', message='This DataLoader will create')
                 with _sigterm_as_error():
                     try:
                         status = main(*args, **kwargs)

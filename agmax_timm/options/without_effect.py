@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from ..base.command_line import Parser, flag_of
 from ..base.image_modes import timm_policy
+from ..base.processes import cores
 from .checks import loss_name, mixing
 from .data_kinds import kind_of, share_of
 from .declare import declared
@@ -145,13 +146,16 @@ _VALIDATION = (
 
 
 def warn_of_idle(options: AnyOptions, parser: Parser) -> None:
-    """Warn once of each option without effect."""
+    """Warn once of each option without effect, and of more loader workers than cores."""
     warned, known = set(), declared(type(options))
     for names, when, words in _TRAINING if isinstance(options, TrainOptions) else _VALIDATION:
         for name in names:
             if name not in warned and getattr(options, name) != known[name].default and when(options):
                 warned.add(name)
                 parser.warn(f'{flag_of(name)} has no effect {words.format(**vars(options))}')
+    if options.workers > max(cores(), known['workers'].default):
+        parser.warn(f'--workers {options.workers} is more than the {cores()} cores of this process, and may be slower '
+                    f'than --workers {cores()}')
 
 
 def surprises_of_run(

@@ -127,6 +127,18 @@ VALIDATION = [
 ]
 
 
+@pytest.mark.parametrize('parse', [parse_train_args, parse_validate_args])
+def test_more_workers_than_cores_are_named_once(capsys, monkeypatch, parse):
+    monkeypatch.setattr(without_effect, 'cores', lambda: 2)
+    parse(['data', '-j', '3'])
+    assert capsys.readouterr().err.splitlines() == [
+        f'{train_parser().prog}: warning: --workers 3 is more than the 2 cores of this process, and may be slower than '
+        '--workers 2']
+    for words in ([], ['-j', '2']):  # the default is not warned of
+        parse(['data', *words])
+        assert capsys.readouterr().err == ''
+
+
 @cache
 def defaults():
     return parse_train_args(['data'])
