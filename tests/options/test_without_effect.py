@@ -129,12 +129,13 @@ VALIDATION = [
 
 @pytest.mark.parametrize('parse', [parse_train_args, parse_validate_args])
 def test_more_workers_than_cores_are_named_once(capsys, monkeypatch, parse):
-    monkeypatch.setattr(without_effect, 'cores', lambda: 2)
-    parse(['data', '-j', '3'])
+    monkeypatch.setattr(without_effect, 'cores', lambda: 5)
+    parse(['data', '-j', '6'])
     assert capsys.readouterr().err.splitlines() == [
-        f'{train_parser().prog}: warning: --workers 3 is more than the 2 cores of this process, and may be slower than '
-        '--workers 2']
-    for words in ([], ['-j', '2']):  # the default is not warned of
+        f'{train_parser().prog}: warning: --workers 6 is more than the 5 cores of this process, and may be slower than '
+        '--workers 5']
+    for count, words in ((5, ['-j', '5']), (2, [])):  # the default is not warned of
+        monkeypatch.setattr(without_effect, 'cores', lambda count=count: count)
         parse(['data', *words])
         assert capsys.readouterr().err == ''
 
