@@ -2,12 +2,13 @@
 
 Most follow from `needs` and `unless` of the declarations. The rows here compare several options or numbers. Only values
 that differ from the defaults give a warning, so a file of all options of a run gives the warnings of that run.
+surprises.py has the warnings that need the length of a run.
 """
-import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Generic, TypeVar
 
 from ..base.command_line import Parser, flag_of
 from ..base.image_modes import timm_policy
@@ -18,11 +19,14 @@ from .declare import declared
 from .loss import Loss
 from .parsers import AnyOptions, TrainOptions, ValidateOptions
 
+Options = TypeVar('Options')
 
-class Idle(NamedTuple):
+
+@dataclass(frozen=True)
+class Idle(Generic[Options]):
     """Options that have no effect if `when(options)`; braces in `words` are filled in with values of other options."""
     names: tuple[str, ...]
-    when: Callable[[Any], Any]
+    when: Callable[[Options], object]
     words: str
 
 
@@ -44,21 +48,31 @@ def flag_with_values(condition: str) -> str:
     return f"{flag_of(name)} {', '.join(first)}{' or ' if first else ''}{last}".rstrip()
 
 
-def _declared_rows(options: type) -> Iterator[Idle]:
-    """Rows of the options whose declaration has `needs` or `unless`."""
+def _differs(name: str, options: AnyOptions) -> bool:
+    """Whether an option differs from its default."""
+    return getattr(options, name) != declared(type(options))[name].default
+
+
+def _lacks(condition: str, options: AnyOptions) -> bool:
+    return not has_effect(options, condition)
+
+
+def _declared_rows(options: type[AnyOptions]) -> Iterator[Idle[Any]]:
+    """Rows of the options whose declaration has `needs` or `unless`.
+
+    An option of `needs` must be on, as it may be by default. An option of `unless` replaces others with any value that
+    is given, even 0 or ''; its default replaces nothing.
+    """
     needs, unless = defaultdict(list), defaultdict(list)
-    known = declared(options)
-    for name, option in known.items():
+    for name, option in declared(options).items():
         for other in option.unless:
             unless[other].append(name)
         for other in option.needs:
             needs[other].append(name)
     for other, names in unless.items():
-        differs = partial(lambda other, options: getattr(options, other) != known[other].default, other)
-        yield Idle(tuple(names), differs, f'with {flag_of(other)}')
+        yield Idle(tuple(names), partial(_differs, other), f'with {flag_of(other)}')
     for other, names in needs.items():
-        lacks = partial(lambda other, options: not has_effect(options, other), other)
-        yield Idle(tuple(names), lacks, f'without {flag_with_values(other)}')
+        yield Idle(tuple(names), partial(_lacks, other), f'without {flag_with_values(other)}')
 
 
 def _by_frequency(options: Loss, *kinds: str) -> bool:
@@ -66,14 +80,14 @@ def _by_frequency(options: Loss, *kinds: str) -> bool:
     return not {options.loss_class_weight, options.loss_pos_weight}.isdisjoint(kinds)
 
 
-_BOTH = (
+_BOTH: tuple[Idle[Any], ...] = (
     Idle(('dataset_download',), lambda o: kind_of(o) not in ('torch', 'hfids', 'tfds'),
          'without --dataset torch/, hfids/ or tfds/'),
     Idle(('dataset_trust_remote_code',), lambda o: kind_of(o) not in ('hfds', 'hfids'),
          'without --dataset hfds/ or hfids/'),
 )
 
-_TRAINING = (
+_TRAINING: tuple[Idle[TrainOptions], ...] = (
     *_declared_rows(TrainOptions),
     *_BOTH,
     # data and model
@@ -115,6 +129,7 @@ _TRAINING = (
     Idle(('patience_epochs',), lambda o: o.sched != 'plateau',
          'without --sched plateau: to end a run early, use --early-stop N'),
     Idle(('lr_noise', 'sched_on_updates'), lambda o: o.sched == 'none', 'with --sched none'),
+    # With --warmup-prefix, --warmup-epochs also makes the run longer.
     Idle(('warmup_lr', 'warmup_epochs'), lambda o: o.sched == 'none' and o.warmup_epochs
          and not o.warmup_prefix, 'with --sched none: use --sched constant'),
     Idle(('lr_cycle_mul', 'lr_cycle_decay'), lambda o: o.lr_cycle_limit == 1,
@@ -126,7 +141,7 @@ _TRAINING = (
          'with --epochs {epochs}'),
 )
 
-_VALIDATION = (
+_VALIDATION: tuple[Idle[ValidateOptions], ...] = (
     *_declared_rows(ValidateOptions),
     *_BOTH,
     Idle(('train_split', 'val_split_seed'), lambda o: share_of(o.split) is None and not o.checkpoint,
@@ -147,59 +162,13 @@ _VALIDATION = (
 
 def warn_of_idle(options: AnyOptions, parser: Parser) -> None:
     """Warn once of each option without effect, and of more loader workers than cores."""
-    warned, known = set(), declared(type(options))
-    for names, when, words in _TRAINING if isinstance(options, TrainOptions) else _VALIDATION:
-        for name in names:
-            if name not in warned and getattr(options, name) != known[name].default and when(options):
+    warned = set()
+    rows: tuple[Idle[Any], ...] = _TRAINING if isinstance(options, TrainOptions) else _VALIDATION
+    for row in rows:
+        for name in row.names:
+            if name not in warned and _differs(name, options) and row.when(options):
                 warned.add(name)
-                parser.warn(f'{flag_of(name)} has no effect {words.format(**vars(options))}')
-    if options.workers > max(cores(), known['workers'].default):
+                parser.warn(f'{flag_of(name)} has no effect {row.words.format(**vars(options))}')
+    if options.workers > max(cores(), declared(type(options))['workers'].default):
         parser.warn(f'--workers {options.workers} is more than the {cores()} cores of this process, and may be slower '
                     f'than --workers {cores()}')
-
-
-def surprises_of_run(
-        options: TrainOptions,
-        updates_per_epoch: int,
-        epochs: int,
-        evaluations: int,
-        distributed: bool,
-) -> Iterator[str]:
-    """Yield warnings about options without effect, or with an unexpected one, for a run's learning rate and length.
-
-    Args:
-        options: Options with the learning rate of the run.
-        epochs: Number of epochs of the whole run.
-        evaluations: Number of evaluations of the whole run.
-    """
-    if options.warmup_epochs >= options.epochs and not options.warmup_prefix and options.sched != 'none':
-        yield (f'--warmup-epochs {options.warmup_epochs} is all of --epochs {options.epochs}: the learning rate only '
-               'rises, as in timm')
-    lr = options.lr or 0.
-    if options.min_lr > lr and has_effect(options, 'min_lr'):
-        yield f'--min-lr {options.min_lr:g} is above the learning rate of {lr:g}, which never falls'
-    if options.warmup_epochs and options.warmup_lr > lr and options.sched != 'none':
-        yield f'--warmup-lr {options.warmup_lr:g} is above the learning rate of {lr:g}: warm-up lowers it'
-    if options.model_ema and not options.model_ema_warmup:
-        updates = epochs * updates_per_epoch
-        share = options.model_ema_decay ** (updates - 1)  # timm's average begins with the weights of the first update
-        if updates > 1 and share > 0.1:
-            yield (f'--model-ema-decay {options.model_ema_decay:g} is slow for {updates} updates: {share:.0%} of the '
-                   f'average at the end are the first weights. Use {_decay_for(updates):g}, or --model-ema-warmup')
-    if mixing(options) and options.mixup_off_epoch >= epochs:
-        yield f'--mixup-off-epoch {options.mixup_off_epoch} has no effect: the run has {epochs} epochs'
-    late = [epoch for epoch in options.save_epochs if epoch > epochs]
-    if late:
-        yield f"--save-epochs {' '.join(map(str, late))} has no effect: the run has {epochs} epochs"
-    if options.early_stop and options.early_stop >= evaluations:
-        yield f'--early-stop {options.early_stop} has no effect: the run has {evaluations} evaluations'
-    for name in ('sync_bn', 'no_ddp_bb'):
-        if getattr(options, name) and not distributed:
-            yield f'{flag_of(name)} has no effect with one process'
-
-
-def _decay_for(updates: int) -> float:
-    """Return the decay with which the first weights are at most 1 % of the final average; 1 - decay has two digits."""
-    rate = 1. - 0.01 ** (1. / (updates - 1))
-    digits = 1 - math.floor(math.log10(rate))
-    return 1. - math.ceil(rate * 10 ** digits) / 10 ** digits

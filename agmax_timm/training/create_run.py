@@ -22,10 +22,11 @@ from ..base.silence import silenced
 from ..data.backend import views_of
 from ..data.resumption.loader import make_resumable
 from ..data.sources.classes import class_names, class_to_idx
-from ..options import timm_names, without_effect
+from ..options import timm_names
 from ..options.declare import values
 from ..options.parsers import TrainOptions
 from ..options.run import Hub
+from ..options.surprises import surprises_of_run
 from ..weights.base_model import find_base
 from ..weights.hub import ChangedError, Destination, HubError, check_destination, check_update
 from ..weights.metadata import make_metadata
@@ -153,8 +154,7 @@ def create_run(options: TrainOptions, signals: StopSignals, watchdog: Watchdog) 
 def warn_of_surprises(run: TrainingRun) -> None:
     """Log warnings about options without effect, or with an unexpected one, in this run."""
     evaluations = sum(map(run.is_evaluated, range(1, run.stop_epoch + 1)))
-    for line in without_effect.surprises_of_run(run.options, run.updates_per_epoch, run.stop_epoch, evaluations,
-                                                 is_distributed()):
+    for line in surprises_of_run(run.options, run.updates_per_epoch, run.stop_epoch, evaluations, is_distributed()):
         _logger.warning(line)
 
 

@@ -16,6 +16,7 @@ from agmax_timm.options import timm_names, without_effect
 from agmax_timm.options.declare import values
 from agmax_timm.options.parse import parse_train_args, parse_validate_args
 from agmax_timm.options.parsers import train_parser, validate_parser
+from agmax_timm.options.surprises import surprises_of_run
 
 MULTILABEL = '--task multilabel --num-classes 3 --dataset hfds/x'
 # Options, and what is said to have no effect (without the words before and behind).
@@ -332,7 +333,7 @@ def test_momentum_of_optimizers_that_have_none(caplog, opt, taken):
 def surprises(words, updates_per_epoch=10, epochs=5, evaluations=5, lr=0.1, distributed=False):
     args = parse_train_args(['data', '--epochs', str(epochs), '--warmup-epochs', '0', *words.split()])
     args = replace(args, lr=lr)
-    return list(without_effect.surprises_of_run(args, updates_per_epoch, epochs, evaluations, distributed))
+    return list(surprises_of_run(args, updates_per_epoch, epochs, evaluations, distributed))
 
 
 @pytest.mark.parametrize('words, line', [
