@@ -2,6 +2,7 @@
 import logging
 import os
 import shlex
+import tarfile
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -13,7 +14,8 @@ from timm import utils
 from ..assembly import datasets, loaders
 from ..assembly import model as build
 from ..base import atomic_write
-from ..base.errors import DataError, OptionError, as_user_error
+from ..base.errors import UserError, as_user_error
+from ..base.random_state import kept_random_state
 from ..base.text import one_line
 from ..data.pictures import ToPicture, label_text
 from ..options.changed_options import changed_options, train_command
@@ -30,6 +32,8 @@ _logger = logging.getLogger('train')
 
 FILE = 'report.html'
 _MOST_VIEWS = 8
+# Errors in opening and decoding images. PIL raises SyntaxError for damaged PNG files.
+_UNREADABLE = (UserError, OSError, EOFError, SyntaxError, tarfile.TarError, Image.DecompressionBombError, MemoryError)
 
 
 def make_report(
@@ -88,6 +92,8 @@ def training_views(
 ) -> list[tuple[list[Image.Image], str]]:
     """Return images of a training batch, each with its views and their labels.
 
+    They are drawn with the seed of the run. Afterwards, the random state of the process on the CPU is as before.
+
     Args:
         patch_size: Patch size of the model. Without it, a run with the NaFlex loader has no views.
 
@@ -97,15 +103,17 @@ def training_views(
     """
     if saved['naflex_loader'] and patch_size is None:
         return []
-    # Load one batch of one size in this process. Repeated augmentation needs several processes.
+    # Load one batch of one size in this process. Repeated augmentation needs several processes. The batch has twice as
+    # many images as are shown, because timm mixes the first image with the last: no two shown images are partners.
     options = replace(
         saved_train_options(saved), workers=0, batch_size=min(saved['batch_size'], 2 * _MOST_VIEWS),
         train_img_sizes=None, aug_repeats=0, use_multi_epochs_loader=False, image_memory='0', dataset_download=False)
-    utils.random_seed(options.seed)
-    dataset, _ = datasets.build_datasets(options, data_config)
-    loader = loaders.build_train_loader(
-        options, dataset, data_config, torch.device('cpu'), build.Precision(), patch_size)
-    input, target = next(iter(loader))
+    with kept_random_state():
+        utils.random_seed(options.seed)
+        dataset, _ = datasets.build_datasets(options, data_config)
+        loader = loaders.build_train_loader(
+            options, dataset, data_config, torch.device('cpu'), build.Precision(), patch_size)
+        input, target = next(iter(loader))
     to_picture = ToPicture(data_config, patch_size, options.naflex_patchify_channels_first)
     views = 2 if options.agmax else max(1, options.aug_splits)
     images = len(target) // views
@@ -142,19 +150,20 @@ def _collect(run: ReportedRun, evaluation: Evaluation | None) -> Report:
     try:
         if data_config:
             report.views = training_views(saved, data_config, report.class_names, patch_size)
-    except (DataError, OptionError) as error:
-        report.notes.append(f'No training images are shown: {redact(str(error))}')
+    except _UNREADABLE as error:
+        report.notes.append(f'No training images are shown: {redact(one_line(as_user_error(error) or error))}')
     return report
 
 
 def _trained(run: ReportedRun) -> str:
     if not run.spent:
         return ''
-    time, speed, device, date = run.spent.values()
-    return f'Trained in {time} on {device}, with {speed} images/s in the last epoch, until {date}.'
+    return ('Trained in {wall time} on {device}, with {images/s} images/s in the last epoch, until {date}.'
+            .format_map(run.spent))
 
 
 def _headline(run: ReportedRun, evaluation: Evaluation) -> list[tuple[str, str]]:
+    """Return the numbers at the top of the page by title. The metric of the task is first, see Evaluation.values."""
     epoch = [] if run.epoch is None else [('best epoch', str(run.epoch))]
     first, *others = evaluation.values.items()
     return [first, *epoch, *others, ('images', f'{evaluation.images:,}'),

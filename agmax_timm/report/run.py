@@ -43,8 +43,8 @@ TITLES = {'top1': 'top-1 (%)', 'top5': 'top-5 (%)', 'map': 'mAP (%)', 'micro_f1'
 class ReportedRun:
     """Content of the folder of a run."""
     folder: str
-    given: dict[str, Any]  # options of args.yaml
-    options: dict[str, Any]  # options of the best checkpoint, completed by defaults
+    given: dict[str, Any]  # options of args.yaml, as the user gave them: for the command and the recipe
+    options: dict[str, Any]  # options of the best checkpoint, as the run resolved them: for its data and its evaluation
     checkpoint: str
     metadata: dict[str, Any]  # metadata of the checkpoint
     use_ema: bool
@@ -83,7 +83,7 @@ class Evaluation:
 
     @property
     def values(self) -> dict[str, str]:
-        """Metrics as text by title."""
+        """Metrics as text by title, in the order of TITLES: top-1 or mAP first."""
         metrics = self.shown(self.metrics)
         values = {title: f'{metrics[name]:.4g}' if name == 'loss' else f'{metrics[name]:.2f}'
                   for name, title in TITLES.items() if name in metrics}

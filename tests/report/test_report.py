@@ -17,6 +17,7 @@ import yaml
 from PIL import Image
 from torchvision.transforms.functional import to_tensor
 
+from agmax_timm.base.random_state import get_process_state
 from agmax_timm.base.safe_load import read_file
 from agmax_timm.commands import train as train_cli
 from agmax_timm.data.sources.classes import class_names
@@ -312,9 +313,11 @@ def test_the_views_are_the_training_images(hostile_run, photo_numbers):
     order = {name: index for index, name in enumerate(class_names(
         open_dataset('', root=saved['data_dir'], split='train')))}
     by_folder = {name: number for number, name in enumerate(HOSTILE.values())}
+    before = get_process_state()
     views = report.training_views(saved, dict(
         input_size=(3, 32, 32), mean=(0.5,) * 3, std=(0.5,) * 3, interpolation='bilinear'),
         sorted(order, key=order.get))
+    assert get_process_state() == before
     assert len(views) == 4 and sorted(order) == names
     seen = set()
     for images, label in views:
@@ -394,6 +397,26 @@ def test_validation_data_is_never_shown_as_training_data(run_copy, photos):
     text = ''.join(check_page((run_copy / 'report.html').read_text()).text)
     assert 'No training images are shown: val would be both training and validation data' in text
     assert 'Training images as the network saw them' not in text and 'Most confident mistakes' in text
+
+
+@pytest.mark.parametrize('error, line', [
+    (SyntaxError('broken PNG file'), 'broken PNG file'),
+    (FileNotFoundError(2, 'No such file or directory', 'x.jpg'), 'x.jpg: No such file or directory'),
+    (MemoryError('1 GB'), 'out of memory: 1 GB'),
+    (AttributeError('ours'), None),
+])
+def test_images_that_cannot_be_read_cost_the_pictures_alone(run_copy, monkeypatch, error, line):
+    def fail(*args):
+        raise error
+
+    monkeypatch.setattr('agmax_timm.assembly.loaders.build_train_loader', fail)
+    if line is None:
+        with pytest.raises(AttributeError, match='ours'):
+            report.make_report(str(run_copy), device='cpu', workers=0)
+        return
+    report.make_report(str(run_copy), device='cpu', workers=0)
+    text = ''.join(check_page((run_copy / 'report.html').read_text()).text)
+    assert f'No training images are shown: {line}' in text and 'Most confident mistakes' in text
 
 
 def test_a_run_without_validation(train_once, tmp_path):
