@@ -44,14 +44,18 @@ def _set_frozen(part: Any, frozen: bool) -> None:
     part.requires_grad_(not frozen)
     for layer in part.modules() if isinstance(part, nn.Module) else ():
         if isinstance(layer, nn.modules.batchnorm._BatchNorm):
-            vars(layer)['keeps_statistics'] = frozen  # read by keep_statistics()
+            vars(layer)['keeps_statistics'] = frozen  # read by frozen_batch_norm()
+
+
+def frozen_batch_norm(module: nn.Module) -> list[nn.Module]:
+    """Return the batch norm layers whose statistics stay as they are."""
+    return [layer for layer in module.modules() if getattr(layer, 'keeps_statistics', False)]
 
 
 def keep_statistics(module: nn.Module) -> None:
     """Put the frozen batch norm of a module into evaluation mode. Call it after module.train()."""
-    for layer in module.modules():
-        if getattr(layer, 'keeps_statistics', False):
-            layer.eval()
+    for layer in frozen_batch_norm(module):
+        layer.eval()
 
 
 def _parts(options: TrainOptions, model: nn.Module) -> list[Any]:

@@ -7,12 +7,12 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
-import torch
 from timm import utils
 from timm.task import evaluation_sample_limit
 
 from ..assembly import loaders
 from ..assembly import optimizer as optimization
+from ..assembly.freezing import frozen_batch_norm
 from ..base.distributed import is_distributed, is_primary, largest, world_size
 from ..base.errors import DamagedError, LabelError, UserError
 from ..base.random_state import get_random_state
@@ -253,10 +253,14 @@ def check_finite(options: Run, epoch: int, metrics: dict[str, float]) -> None:
     _logger.warning(f'{message}: it does not count as the best.')
 
 
-def distribute_batch_norm(options: BatchNorm, model: torch.nn.Module | None) -> None:
-    """Share the batch norm statistics between ranks, as --dist-bn says."""
+def distribute_batch_norm(options: BatchNorm, model: Any) -> None:
+    """Share the batch norm statistics between ranks, as --dist-bn says. Those of frozen layers stay."""
     if is_distributed() and options.dist_bn in ('broadcast', 'reduce'):
+        frozen = [buffer for layer in frozen_batch_norm(model) for buffer in layer.buffers()]
+        before = [buffer.clone() for buffer in frozen]
         utils.distribute_bn(model, world_size(), options.dist_bn == 'reduce')
+        for buffer, value in zip(frozen, before):
+            buffer.copy_(value)  # the mean of equal values can differ from them by a rounding
 
 
 def begin_epoch(options: Mixing, loader: Any, epoch: int) -> None:

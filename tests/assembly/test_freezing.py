@@ -13,6 +13,7 @@ from agmax_timm.assembly.optimizer import build_optimizer
 from agmax_timm.base.errors import OptionError
 from agmax_timm.options.parse import parse_train_args
 from agmax_timm.options.parsers import TrainOptions
+from agmax_timm.training import epochs
 from agmax_timm.training import run as training
 from tests.helpers.exact import FLAGS
 from tests.helpers.run_files import load
@@ -111,3 +112,19 @@ def test_a_run_changes_what_is_trained_alone(photos, tmp_path, caplog, flags, tr
         same = {name for name, value in start.state_dict().items() if torch.equal(weights[name], value)}
         assert same == {name for name in weights if not name.startswith(trained)}
     assert 'Frozen: ' in caplog.text and 'keeps the random' not in caplog.text
+
+
+@pytest.mark.parametrize('how', ['reduce', 'broadcast'])
+def test_ranks_share_the_statistics_of_trained_layers_alone(monkeypatch, how):
+    """The mean of three equal values can differ from them in the last bit."""
+    model = resnet()
+    model(torch.randn(4, 3, 32, 32))
+    freeze(replace(OPTIONS, freeze=STEM), model)
+    before = copy.deepcopy(model.state_dict())
+    monkeypatch.setattr(epochs, 'is_distributed', lambda: True)
+    monkeypatch.setattr(epochs, 'world_size', lambda: 3)
+    monkeypatch.setattr(torch.distributed, 'all_reduce', lambda tensor, **_: tensor.mul_(3.5))
+    monkeypatch.setattr(torch.distributed, 'broadcast', lambda tensor, _: tensor.mul_(2))
+    epochs.distribute_batch_norm(replace(OPTIONS, dist_bn=how), model)
+    changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed == {name for name in before if 'running_' in name and name.startswith(('layer3', 'layer4'))}
