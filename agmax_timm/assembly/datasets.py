@@ -15,9 +15,10 @@ from ..data.sources.classes import class_to_idx, summary
 from ..data.sources.datasets import check_split
 from ..data.sources.held_out import part_of
 from ..data.sources.shards import open_dataset
-from ..options.data_kinds import share_of, split_name
+from ..options.data_kinds import split_name
 from ..options.declare import picked
 from ..options.parsers import AnyOptions, TrainOptions
+from ..options.quantities import share_of
 from ..weights.checkpoint import saved_options
 
 _logger = logging.getLogger(__name__)

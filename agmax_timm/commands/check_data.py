@@ -31,8 +31,9 @@ from ..evaluation import bulk
 from ..evaluation.evaluated_model import adopt_options
 from ..evaluation.metrics import labels_of_data
 from ..options.checks import in_sequence
-from ..options.data_kinds import share_of, split_name
+from ..options.data_kinds import split_name
 from ..options.parsers import AnyOptions, TrainOptions, ValidateOptions
+from ..options.quantities import share_of
 from ..training.output.run_folder import check_writable, resolve_resume, writing
 from ..weights.checkpoint import saved_options
 

@@ -23,11 +23,12 @@ from ..assembly.model_input import build_data_config, input_channels, try_input
 from ..base.distributed import is_distributed, is_primary, world_size
 from ..base.errors import DataError, OptionError
 from ..data.sources.classes import ModelClasses, MovedClassError, summary
-from ..options.data_kinds import held_out, share_of, split_name
+from ..options.data_kinds import held_out, split_name
 from ..options.declare import declared
 from ..options.device import ValidationDevice
 from ..options.model import Model, ValidationModel
 from ..options.parsers import ValidateOptions
+from ..options.quantities import share_of
 from ..weights.checkpoint import load_weights, saved_options
 from ..weights.limits import noted_options
 from .metrics import set_targets

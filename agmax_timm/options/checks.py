@@ -8,12 +8,13 @@ from typing import Any
 from ..base.command_line import Parser, flag_of
 from .augmentation import Mixing
 from .data import DataSet
-from .data_kinds import check_source, kind_of, share_of
+from .data_kinds import check_source, kind_of
 from .declare import problems
 from .device import Device
 from .hub_names import check_hub
 from .parsers import AnyOptions, TrainOptions, ValidateOptions
 from .paths import check_paths
+from .quantities import share_of
 
 METRICS = {
     'classification': ('loss', 'top1', 'top5'),

@@ -6,6 +6,7 @@ from typing import Any
 from ..base.command_line import flag_of
 from .data import DataSet
 from .declare import declared
+from .quantities import share_of
 
 _NUMBERS = {'train_num_samples': 'train_split', 'val_num_samples': 'val_split', 'num_samples': 'split'}
 
@@ -50,15 +51,6 @@ def _remedy(options: DataSet, name: str, kind: str) -> str:
     if name == 'target_key' and kind in ('folder', 'tar'):
         return 'its targets are folders: drop it'
     return 'drop it'
-
-
-def share_of(split: str | None) -> float | None:
-    """Return the share of the training images that a split stands for, above 0 and below 1; None for a name."""
-    try:
-        share = float(split or '')
-    except ValueError:
-        return None
-    return share if 0. < share < 1. else None
 
 
 def held_out(saved: Mapping[str, Any]) -> dict[str, Any]:

@@ -26,6 +26,15 @@ def memory(value: float | str) -> str:
     return text
 
 
+def share_of(split: str | None) -> float | None:
+    """Return the share of the training images that a split stands for, above 0 and below 1; None for a name."""
+    try:
+        share = float(split or '')
+    except ValueError:
+        return None
+    return share if 0. < share < 1. else None
+
+
 def split(value: float | str) -> str:
-    """Return the name of a split as text. A share such as 0.1 is a number in option files."""
-    return str(value)
+    """Return the name of a split as text. A share is written in one way: '.10' and the number 0.1 are '0.1'."""
+    return str(share_of(str(value)) or value)

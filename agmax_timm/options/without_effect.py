@@ -14,10 +14,11 @@ from ..base.command_line import Parser, flag_of
 from ..base.image_modes import timm_policy
 from ..base.processes import cores
 from .checks import loss_name, mixing
-from .data_kinds import kind_of, share_of
+from .data_kinds import kind_of
 from .declare import declared
 from .loss import Loss
 from .parsers import AnyOptions, TrainOptions, ValidateOptions
+from .quantities import share_of
 
 Options = TypeVar('Options')
 

@@ -2,9 +2,9 @@
 import math
 import os
 
-from ..options.data_kinds import share_of
 from ..options.optimization import Schedule
 from ..options.parsers import TrainOptions
+from ..options.quantities import share_of
 from .plan import Run
 
 

@@ -84,7 +84,8 @@ def test_bad_files_are_one_line(config, capsys, text, words):
     assert all(word in message for word in words), message
 
 
-@pytest.mark.parametrize('text, split', [('val_split: 0.1', '0.1'), ("val_split: '0.1'", '0.1'), ("val_split: ''", '')])
+@pytest.mark.parametrize('text, split', [
+    ('val_split: 0.1', '0.1'), ("val_split: '0.1'", '0.1'), ("val_split: '.10'", '0.1'), ("val_split: ''", '')])
 def test_a_share_is_a_number_or_text(config, text, split):
     assert parse_train_args(['data', '-c', config(text)]).val_split == split
 

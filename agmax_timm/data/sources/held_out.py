@@ -34,7 +34,7 @@ def part_of(dataset: Any, share: float, seed: int, held_out: bool) -> Any:
     names, labels = _names_and_labels(dataset)
     chosen = choose(names, labels, share, seed)
     if not chosen.any():
-        raise DataError(f'a share of {share:g} holds out no image: no class has two')
+        raise DataError(f'--val-split {share:g} holds out no image: no class has two images')
     indices = np.flatnonzero(chosen == held_out)
     if not isinstance(dataset, DecodedDataset):
         return Part(dataset, indices)

@@ -7,10 +7,10 @@ from ...base.command_line import flag_of
 from ...base.errors import OptionError
 from ...base.text import listed
 from ...data.sources.classes import class_names, normalised, same_names
-from ...options.data_kinds import share_of
 from ...options.declare import declared
 from ...options.model import TrainModel
 from ...options.parsers import TrainOptions
+from ...options.quantities import share_of
 from ...weights.resume import differ
 
 

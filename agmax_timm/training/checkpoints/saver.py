@@ -240,7 +240,8 @@ class CheckpointSaver(timm.utils.CheckpointSaver):
             if file not in dict(history):
                 with suppress(FileNotFoundError):
                     os.remove(file)
-        listed = ', '.join(f'{os.path.basename(file)} ({value})' for file, value in history)
+        listed = ', '.join(
+            f'{os.path.basename(file)} ({value if value is None else round(value, 4)})' for file, value in history)
         _logger.info(f'Checkpoints, the best first: {listed}')
 
     def _link_best(self, best: str) -> None:

@@ -163,7 +163,7 @@ def test_classes_of_one_image_alone_are_refused(tmp_path):
     for name in ('ant', 'bee'):
         (tmp_path / name).mkdir()
         Image.new('RGB', (8, 8)).save(tmp_path / name / '1.png')
-    with pytest.raises(DataError, match='a share of 0.1 holds out no image'):
+    with pytest.raises(DataError, match='--val-split 0.1 holds out no image'):
         parts([tmp_path, '--val-split', 0.1])
 
 
