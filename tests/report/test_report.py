@@ -430,7 +430,7 @@ def test_a_run_without_validation(train_once, tmp_path):
 
 
 @pytest.mark.parametrize('words, said', [
-    (['{empty}'], 'no folder of a run'),
+    (['{empty}'], 'not the folder of a run'),
     (['{run}', 'nowhere'], "no such folder or tar file: 'nowhere'"),
     (['{run}', '{empty}'], '{empty}'),
     (['{run}', '--device', 'tpu'], '--device tpu'),

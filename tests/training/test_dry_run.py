@@ -43,7 +43,7 @@ def at_two_seconds(monkeypatch):
 def test_epochs_updates_times_and_rates(plan, at_two_seconds, tmp_path):
     """12 images are 3 batches of 4."""
     told = plan('--agmax', '--model-ema', '--val-interval', '2')
-    assert told['epochs'] == '4 to go, of 4' and told['updates'] == '3 an epoch, 12 to go'
+    assert told['epochs'] == '4 to go, of 4' and told['updates'] == '3 per epoch, 12 to go'
     assert told['batch'] == '4 images, 8 views on each rank'
     assert told['marginals'] == 'over all images; a batch has 4 images on 1 rank(s), 3 classes'
     assert told['speed'] == '2.0 images/s, 4.0 views/s, 2.000 s per update'
@@ -59,7 +59,7 @@ def test_epochs_updates_times_and_rates(plan, at_two_seconds, tmp_path):
 def test_batches_of_an_update_warm_up_and_no_validation(plan, at_two_seconds):
     told = plan('--grad-accum-steps', '2', '--stop-epoch', '3', '--warmup-epochs', '2', '--warmup-lr', '0.01',
                 '--sched-on-updates', '--val-split', '', '--image-memory', '0')
-    assert told['epochs'] == '3 to go, of 4' and told['updates'] == '2 an epoch, 6 to go'
+    assert told['epochs'] == '3 to go, of 4' and told['updates'] == '2 per epoch, 6 to go'
     assert told['batch'] == '4 images, 4 views on each rank' and 'marginals' not in told
     assert told['speed'] == '2.0 images/s, 2.000 s per update' and told['evaluation'] == 'none'
     assert told['augmentation'] == 'by timm, images are not kept in memory'
@@ -141,7 +141,7 @@ def test_what_is_left_of_a_run_and_nothing_is_touched(plan, at_two_seconds, phot
     logging.root.removeHandler(next(handler for handler in logging.root.handlers if isinstance(handler, LogFile)))
     before = {path.name: path.read_bytes() for path in (tmp_path / 'output' / 'run').iterdir()}
     told = plan('--resume', 'auto')
-    assert told['epochs'] == '1 to go, of 4' and told['updates'] == '3 an epoch, 3 to go'
+    assert told['epochs'] == '1 to go, of 4' and told['updates'] == '3 per epoch, 3 to go'
     assert {path.name: path.read_bytes() for path in (tmp_path / 'output' / 'run').iterdir()} == before
     with pytest.raises(ValueError, match='holds another run'):
         plan()

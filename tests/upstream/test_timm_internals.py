@@ -48,8 +48,8 @@ def test_random_erasing_is_called_with_normalised_batches():
 
 
 def test_the_mixup_switch_goes_to_a_collate_function_by_its_type():
-    """--mixup-off-epoch with --agmax: data/mixup.py derives TwoViewCollate from FastCollateMixup, the only type to
-    which timm's loader passes `mixup_enabled` on."""
+    """--mixup-off-epoch with --agmax: data/augmentation/mixup.py derives TwoViewCollate from FastCollateMixup, the only
+    type to which timm's loader passes `mixup_enabled` on."""
     collate = FastCollateMixup(mixup_alpha=1., num_classes=4)
     loader = training_loader(collate_fn=collate)
     loader.mixup_enabled = False
@@ -83,7 +83,8 @@ def test_multi_epochs_loader_keeps_one_iterator_and_wraps_the_batch_sampler():
 
 @pytest.mark.parametrize('kwargs', [{'mixup_alpha': 1.}, {'mixup_alpha': 1., 'cutmix_alpha': 1., 'switch_prob': 1.}])
 def test_mixup_draws_lambda_for_each_element(kwargs):
-    """--mixup and --cutmix with --agmax: TwoViewMixup in data/mixup.py takes its draws from Mixup._params_per_elem."""
+    """--mixup and --cutmix with --agmax: TwoViewMixup in data/augmentation/mixup.py takes its draws from
+    Mixup._params_per_elem."""
     mixup = Mixup(num_classes=4, prob=1., **kwargs)
     lam, use_cutmix = mixup._params_per_elem(64)
     assert lam.dtype == np.float32 and lam.shape == use_cutmix.shape == (64,)
@@ -93,7 +94,7 @@ def test_mixup_draws_lambda_for_each_element(kwargs):
 
 
 def test_mixup_keeps_its_arguments():
-    """--mixup and --cutmix with --agmax: TwoViewMixup in data/mixup.py reads these attributes of Mixup."""
+    """--mixup and --cutmix with --agmax: TwoViewMixup in data/augmentation/mixup.py reads these attributes of Mixup."""
     given = dict(mixup_alpha=.3, cutmix_alpha=.4, cutmix_minmax=None, switch_prob=.6, mode='elem', correct_lam=False,
                  label_smoothing=.2, num_classes=7)
     mixup = Mixup(prob=.5, **given)
@@ -103,7 +104,8 @@ def test_mixup_keeps_its_arguments():
 
 
 def test_parts_of_mixup():
-    """--mixup and --cutmix with --agmax: data/mixup.py makes boxes and targets with these two functions."""
+    """--mixup and --cutmix with --agmax: data/augmentation/mixup.py makes boxes and targets with these two
+    functions."""
     (top, bottom, left, right), lam = cutmix_bbox_and_lam((2, 3, 8, 8), .5, ratio_minmax=None, correct_lam=True)
     assert lam == pytest.approx(1 - (bottom - top) * (right - left) / 64)
     targets = one_hot(torch.tensor([1, 0]), 3, on_value=.8, off_value=.1)

@@ -66,7 +66,7 @@ def test_persistent_workers_have_one_iterator():
 
 def test_empty_batches_reach_the_collate_function():
     """--resume within an epoch: data/resumption/order.py gives no indices for batches that were trained, and
-    CollateWithState in data/workers.py leaves them out."""
+    CollateWithState in data/loading/workers.py leaves them out."""
     for dataset in Numbers(), InBatches():
         loader = DataLoader(dataset, batch_sampler=[[], [2]], collate_fn=list)
         assert list(loader) in ([[], [2]], [[], [20]])
@@ -100,8 +100,8 @@ def test_the_errors_for_too_little_memory():
 
 
 def test_the_thread_that_pins_memory():
-    """A dead worker with pinned memory: data/workers.py knows torch's thread by the name of its function, and its end
-    by the words of an error."""
+    """A dead worker with pinned memory: data/loading/workers.py knows torch's thread by the name of its function, and its
+    end by the words of an error."""
     from torch.utils.data import _utils, dataloader
     assert '_pin_memory_loop' in threading.Thread(target=_utils.pin_memory._pin_memory_loop).name
     names = dataloader._MultiProcessingDataLoaderIter._try_get_data.__code__.co_consts

@@ -48,7 +48,7 @@ RUNS = {
 }
 WITHOUT_EFFECT = {
     'help', 'data', 'data_dir', 'workers', 'pin_mem', 'check_data', 'dataset_download', 'dataset_trust_remote_code',
-    'device', 'seed', 'pretrained', 'batch_size', 'dataset', 'naflex_loader', 'no_pin_mem'}
+    'device', 'seed', 'pretrained', 'batch_size', 'dataset', 'naflex_loader', 'no_pin_mem', 'result_json'}
 
 
 def card_of(run, folder):
