@@ -100,8 +100,8 @@ def test_the_errors_for_too_little_memory():
 
 
 def test_the_thread_that_pins_memory():
-    """A dead worker with pinned memory: data/loading/workers.py knows torch's thread by the name of its function, and its
-    end by the words of an error."""
+    """A dead worker with pinned memory: data/loading/workers.py knows torch's thread by the name of its function, and
+    its end by the words of an error."""
     from torch.utils.data import _utils, dataloader
     assert '_pin_memory_loop' in threading.Thread(target=_utils.pin_memory._pin_memory_loop).name
     names = dataloader._MultiProcessingDataLoaderIter._try_get_data.__code__.co_consts
