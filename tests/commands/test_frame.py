@@ -143,7 +143,8 @@ def test_errors_of_users_have_an_exit_status():
 # In processes of their own
 
 PROCESS = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background of a shell ignores it
 from agmax_timm.base.command import command
 @command('tool')
 def main():
