@@ -153,6 +153,7 @@ def test_targets_are_compared_once(monkeypatch):
     assert len(compared) == 1
 
 
+@pytest.mark.slow
 def test_a_task_that_is_compiled_whole_is_one_graph():
     torch._dynamo.reset()
     task = create_task()
@@ -230,6 +231,7 @@ def test_the_classes_of_other_models_are_those_of_the_last_linear_layer(build):
     assert task(*batch())['output'].shape == (8, CLASSES)
 
 
+@pytest.mark.slow
 def test_a_model_of_transformers():
     transformers = pytest.importorskip('transformers')
     config = transformers.ViTConfig(

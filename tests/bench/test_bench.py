@@ -101,6 +101,7 @@ def test_what_is_measured_of_loaders(photos, measured, done):
         ONE: {'PIL': 8}, TIMM: {'PIL': 8}, FAST: {'simplejpeg': 8}, **dict.fromkeys(IN_MEMORY, {})}
 
 
+@pytest.mark.slow
 def test_what_is_measured_of_steps_collates_and_indices(photos, measured, done):
     measured('step', '--device', 'cpu')
     measured('collate')

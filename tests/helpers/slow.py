@@ -1,15 +1,15 @@
-"""Which tests are slow: those that start a training run or a process, themselves or in a fixture or helper they use."""
+"""Which tests are slow: they, or a fixture or helper they use, start a run, a process or a server."""
 from types import CodeType, FunctionType
 
 from agmax_timm.commands import train
 from agmax_timm.training import run
 
-PROCESSES = {'subprocess', 'multiprocessing', 'start_ranks', 'run_command', 'run_in_plain_timm', 'fork'}
+PROCESSES = {'subprocess', 'multiprocessing', 'start_ranks', 'run_command', 'run_in_plain_timm', 'fork', 'hub_server'}
 RUNS = {(train, 'main'), (run, 'train')}
 
 
 def is_slow(item):
-    """Whether a collected test starts a training run or a process."""
+    """Whether a collected test starts a training run, a process or a server."""
     fixtures = [each[-1].func for name, each in item._fixtureinfo.name2fixturedefs.items() if name in item.fixturenames]
     seen = set()
     return any(_starts(function, seen) for function in (item.function, *fixtures))

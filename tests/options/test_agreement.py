@@ -41,6 +41,7 @@ def file(tmp_path_factory):
     return tmp_path_factory.mktemp('options') / 'options.yaml'
 
 
+@pytest.mark.slow
 @given(number_for())
 @settings(max_examples=60)
 def test_command_line_and_file_agree(file, drawn):

@@ -153,6 +153,7 @@ def as_argparse_means(parser, argv):
     return given
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('make_parser, parse', [
     (train_parser, parse_train_args), (validate_parser, parse_validate_args)], ids=['train', 'validate'])
 def test_command_lines(make_parser, parse, capsys, tmp_path):
@@ -208,6 +209,7 @@ def yaml_text(parser, draw):
     return '\n'.join(lines)
 
 
+@pytest.mark.slow
 def test_yaml_files(capsys, tmp_path):
     parser, path = train_parser(), tmp_path / 'options.yaml'
     for number in range(SEED, SEED + COUNT):
@@ -234,6 +236,7 @@ def write_yaml(path, args):
     return str(path)
 
 
+@pytest.mark.slow
 def test_misspelt_keys_get_the_nearest_right_one(capsys, tmp_path):
     parser, path = train_parser(), tmp_path / 'options.yaml'
     names = [action.dest for action in flags_of(parser)] + ['data']

@@ -180,6 +180,7 @@ def test_small_images_are_padded_cropped_and_flipped_by_batches(small, two_views
         assert abs(np.mean([a == b for a, b in draws]) - expected) < 5 * (expected / len(draws)) ** .5
 
 
+@pytest.mark.slow
 def test_steps_that_follow_are_those_of_single_images(small):
     """AutoAugment on the batches' crops: the distribution of timm's pipeline, by the moments of its pixels."""
     moments = {}
