@@ -37,7 +37,7 @@ def command(prog: str | None = None) -> Callable[[Callable[..., int | None]], Ca
             status: int | None
             try:
                 fork_workers()
-                # torch repeats it for every loader. options/without_effect.py warns once.
+                # torch repeats it for every loader. options/parse.py warns once.
                 warnings.filterwarnings('ignore', message='This DataLoader will create')
                 with _sigterm_as_error():
                     try:

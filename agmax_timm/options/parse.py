@@ -7,8 +7,10 @@ from dataclasses import replace
 from typing import Any
 
 from ..base.command_line import Parser
+from ..base.processes import cores
 from .data_kinds import kind_of
-from .parsers import TrainOptions, ValidateOptions, train_parser, validate_parser
+from .declare import declared
+from .parsers import AnyOptions, TrainOptions, ValidateOptions, train_parser, validate_parser
 
 _NOT_GIVEN = object()
 
@@ -22,7 +24,6 @@ def parse_train_args(argv: list[str] | None = None) -> TrainOptions:
     on_command_line = given_options(parser, argv)
     from .checks import check_train_args, resolve_defaults
     from .combinations import check_combinations
-    from .without_effect import warn_of_idle
     given: dict[str, Any] = {}
     for path in on_command_line.pop('config', ()):
         given.update(read_config(path, parser))
@@ -30,7 +31,7 @@ def parse_train_args(argv: list[str] | None = None) -> TrainOptions:
     options = resolve_defaults(_with_data(TrainOptions(**given, given=frozenset(given)), parser))
     check_train_args(options, parser)
     check_combinations(options, parser.error)
-    warn_of_idle(options, parser)
+    _warn(options, parser)
     return options
 
 
@@ -40,12 +41,20 @@ def parse_validate_args(argv: list[str] | None = None) -> ValidateOptions:
     options = _with_data(validate_options(**given_options(parser, argv)), parser)
     from .checks import check_validate_args
     from .paths import timms_labels
-    from .without_effect import warn_of_idle
     check_validate_args(options, parser)
-    warn_of_idle(options, parser)
+    _warn(options, parser)
     return replace(options, **{
         name: timms_labels(name, path) for name, path in (
             ('real_labels', options.real_labels), ('valid_labels', options.valid_labels)) if timms_labels(name, path)})
+
+
+def _warn(options: AnyOptions, parser: Parser) -> None:
+    """Warn of options without effect, and of more loader workers than cores."""
+    from .without_effect import warn_of_idle
+    warn_of_idle(options, parser)
+    if options.workers > max(cores(), declared(type(options))['workers'].default):
+        parser.warn(f'--workers {options.workers} is more than the {cores()} cores of this process, and may be slower '
+                    f'than --workers {cores()}')
 
 
 def validate_options(**given: Any) -> ValidateOptions:

@@ -12,7 +12,6 @@ from typing import Any, Generic, TypeVar
 
 from ..base.command_line import Parser, flag_of
 from ..base.image_modes import timm_policy
-from ..base.processes import cores
 from .checks import loss_name, mixing
 from .data_kinds import kind_of
 from .declare import declared
@@ -162,7 +161,7 @@ _VALIDATION: tuple[Idle[ValidateOptions], ...] = (
 
 
 def warn_of_idle(options: AnyOptions, parser: Parser) -> None:
-    """Warn once of each option without effect, and of more loader workers than cores."""
+    """Warn once of each option without effect."""
     warned = set()
     rows: tuple[Idle[Any], ...] = _TRAINING if isinstance(options, TrainOptions) else _VALIDATION
     for row in rows:
@@ -170,6 +169,3 @@ def warn_of_idle(options: AnyOptions, parser: Parser) -> None:
             if name not in warned and _differs(name, options) and row.when(options):
                 warned.add(name)
                 parser.warn(f'{flag_of(name)} has no effect {row.words.format(**vars(options))}')
-    if options.workers > max(cores(), declared(type(options))['workers'].default):
-        parser.warn(f'--workers {options.workers} is more than the {cores()} cores of this process, and may be slower '
-                    f'than --workers {cores()}')

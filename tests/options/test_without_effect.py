@@ -12,6 +12,7 @@ from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 
 from agmax_timm.assembly.objective import build_criterion
+from agmax_timm.options import parse as options_parse
 from agmax_timm.options import timm_names, without_effect
 from agmax_timm.options.declare import values
 from agmax_timm.options.parse import parse_train_args, parse_validate_args
@@ -130,13 +131,13 @@ VALIDATION = [
 
 @pytest.mark.parametrize('parse', [parse_train_args, parse_validate_args])
 def test_more_workers_than_cores_are_named_once(capsys, monkeypatch, parse):
-    monkeypatch.setattr(without_effect, 'cores', lambda: 5)
+    monkeypatch.setattr(options_parse, 'cores', lambda: 5)
     parse(['data', '-j', '6'])
     assert capsys.readouterr().err.splitlines() == [
         f'{train_parser().prog}: warning: --workers 6 is more than the 5 cores of this process, and may be slower than '
         '--workers 5']
     for count, words in ((5, ['-j', '5']), (2, [])):  # the default is not warned of
-        monkeypatch.setattr(without_effect, 'cores', lambda count=count: count)
+        monkeypatch.setattr(options_parse, 'cores', lambda count=count: count)
         parse(['data', *words])
         assert capsys.readouterr().err == ''
 
