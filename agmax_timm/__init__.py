@@ -14,7 +14,7 @@ TYPE_CHECKING = False  # true for type checkers and editors, which also know the
 if TYPE_CHECKING:
     from .data.augmentation.mixup import TwoViewCollate
     from .data.loader import create_two_view_loader
-    from .data.sources.datasets import create_dataset
+    from .data.sources.dataset_factory import create_dataset
     from .data.views import TwoViews
     from .loss import AgMaxLoss
     from .network import QNet
@@ -26,7 +26,7 @@ _HOMES = {
     'QNet': '.network',
     'TwoViewCollate': '.data.augmentation.mixup',
     'TwoViews': '.data.views',
-    'create_dataset': '.data.sources.datasets',
+    'create_dataset': '.data.sources.dataset_factory',
     'create_two_view_loader': '.data.loader',
 }
 

@@ -11,7 +11,7 @@ import torch
 
 import agmax_timm
 from agmax_timm import AgMaxTask, create_two_view_loader
-from agmax_timm.data.sources.datasets import create_dataset
+from agmax_timm.data.sources.dataset_factory import create_dataset
 from tests.helpers.images import MemoryDataset, gradient_image
 from tests.helpers.paths import REPOSITORY
 from tests.helpers.ranks import finish_ranks, logs, start_ranks

@@ -12,7 +12,7 @@ from ..base.errors import OptionError
 from ..base.image_modes import mode_of_channels, why_not_loaded
 from ..data.sources.checks import check_classes, check_different
 from ..data.sources.classes import class_to_idx, summary
-from ..data.sources.datasets import check_split
+from ..data.sources.dataset_factory import check_split
 from ..data.sources.held_out import part_of
 from ..data.sources.shards import open_dataset
 from ..options.data_kinds import split_name

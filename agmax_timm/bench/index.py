@@ -11,7 +11,7 @@ from typing import Any
 from timm.data.readers.reader_image_folder import ReaderImageFolder
 from torch.utils.data import DataLoader
 
-from ..data.sources.datasets import check_root, find_split
+from ..data.sources.dataset_factory import check_root, find_split
 from ..data.sources.folder import FolderReader
 from . import passes
 from .report import Result

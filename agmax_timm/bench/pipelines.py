@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from ..base.errors import DataError
 from ..data.loader import create_train_loader, create_two_view_loader
-from ..data.sources.datasets import create_dataset
+from ..data.sources.dataset_factory import create_dataset
 from ..data.sources.folder import FolderReader
 from .recipes import Recipe
 

@@ -8,7 +8,7 @@ import tempfile
 from functools import partial
 
 from ..base.processes import environment
-from ..data.sources.datasets import create_dataset
+from ..data.sources.dataset_factory import create_dataset
 from . import passes
 from .report import Result
 

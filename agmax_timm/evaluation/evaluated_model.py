@@ -23,7 +23,7 @@ from ..assembly.model_input import build_data_config, input_channels, try_input
 from ..base.distributed import is_distributed, is_primary, world_size
 from ..base.errors import DataError, OptionError
 from ..data.sources.classes import ModelClasses, MovedClassError, summary
-from ..options.data_kinds import held_out, split_name
+from ..options.data_kinds import share_options, split_name
 from ..options.declare import declared
 from ..options.device import ValidationDevice
 from ..options.model import Model, ValidationModel
@@ -60,7 +60,7 @@ def adopt_options(options: ValidateOptions, saved: dict[str, Any]) -> ValidateOp
         explicit |= {'img_size', 'input_size', 'in_chans'}
     adopted = {name: saved[name] for name, option in declared(ValidateOptions).items()
                if option.evaluation in ('input', 'labels') and name in saved and name not in explicit}
-    run_split, share = held_out(saved), share_of(options.split)
+    run_split, share = share_options(saved), share_of(options.split)
     if 'split' not in explicit or share is not None:
         adopted.update((name, value) for name, value in run_split.items() if name not in explicit)
         seed, own = options.val_split_seed, run_split.get('val_split_seed')

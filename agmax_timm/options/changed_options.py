@@ -3,7 +3,7 @@ import shlex
 from typing import Any
 
 from .checks import defaults_by_method
-from .data_kinds import held_out
+from .data_kinds import share_options
 from .declare import declared
 from .parsers import TrainOptions, ValidateOptions
 from .paths import CLASSES_OF_MODEL
@@ -43,7 +43,7 @@ def validate_command(options: dict[str, Any], model: str) -> str:
     values = {name: options.get(name) for name, option in declared(ValidateOptions).items()
               if option.evaluation in ('data', 'labels', 'precision', 'compilation')}
     values.update(
-        {'split': options.get('val_split'), **held_out(options)},
+        {'split': options.get('val_split'), **share_options(options)},
         num_samples=options.get('val_num_samples'),
         batch_size=options.get('validation_batch_size') or options.get('batch_size'),
         class_map=CLASSES_OF_MODEL if options.get('class_map') else None)

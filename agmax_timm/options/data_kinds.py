@@ -53,7 +53,7 @@ def _remedy(options: DataSet, name: str, kind: str) -> str:
     return 'drop it'
 
 
-def held_out(saved: Mapping[str, Any]) -> dict[str, Any]:
+def share_options(saved: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options of validate.py for the share that a run held out; {} if it validated on a split."""
     if share_of(saved.get('val_split')) is None or 'val_split_seed' not in saved:
         return {}

@@ -42,7 +42,7 @@ def _count_images(options: TrainOptions) -> int | None:
     if options.dataset != 'demo' and not os.path.exists(options.data_dir or ''):
         return None
     from ..base.errors import DataError
-    from ..data.sources.datasets import create_dataset
+    from ..data.sources.dataset_factory import create_dataset
     try:
         count = len(create_dataset(
             options.dataset, root=options.data_dir, split=options.train_split, class_map=options.class_map,

@@ -35,7 +35,7 @@ from ..weights.saved_model import model_of_metadata
 from ..weights.staging import try_staging
 from .checkpoints import compatibility
 from .checkpoints.manager import CheckpointManager
-from .checkpoints.resuming import ResumedRun, keep_smoothing
+from .checkpoints.resumed_run import ResumedRun, keep_smoothing
 from .checkpoints.state import Position, RunState
 from .guards.nonfinite import BrokenUpdates
 from .guards.watchdog import Watchdog

@@ -73,7 +73,7 @@ class Epochs:
             run.stop_epoch * run.updates_per_epoch, run.done_updates, run.num_epochs, self.primary)
         # The reason, '' if the run has not stopped early.
         self.stopped = stop_reason(run.options, run.metric_name, self.results)
-        self.trained = run.position.epoch < run.stop_epoch and not self.stopped  # whether any epoch is left
+        self.any_left = run.position.epoch < run.stop_epoch and not self.stopped
 
     @property
     def results(self) -> list[dict[str, Any]]:
@@ -90,7 +90,7 @@ class Epochs:
             EvaluationFailed: The evaluation failed on another rank.
         """
         position, losses = self.run.position, self.run.losses
-        for epoch in range(position.epoch, self.run.stop_epoch if self.trained else position.epoch):
+        for epoch in range(position.epoch, self.run.stop_epoch if self.any_left else position.epoch):
             self._epoch(position if epoch == position.epoch else Position(epoch), losses)
             losses = None
             if self.stopped:
@@ -100,18 +100,18 @@ class Epochs:
 
     def _epoch(self, position: Position, losses: RunningLosses | None) -> None:
         """Train the rest of an epoch, and evaluate if an evaluation follows."""
-        run, options, epoch, done = self.run, self.options, position.epoch, position.epoch + 1
+        run, options, epoch = self.run, self.options, position.epoch
         losses = losses or RunningLosses(run.device, is_distributed())
-        begin_epoch(options, run.loader_train, epoch)
+        prepare_loader(options, run.loader_train, epoch)
         self.checkpoints.begin_epoch(position.batch // options.grad_accum_steps)
         if position.trained:
             train_metrics = losses.read(f'in epoch {epoch}')[1]
         else:
             train_metrics = self._train(position, losses)
-        if run.is_evaluated(done):
+        if run.is_evaluated(epoch + 1):
             self._evaluate(epoch, train_metrics, losses)
         elif run.scheduler is not None:
-            run.scheduler.step(done, metric=None)
+            run.scheduler.step(epoch + 1, metric=None)
 
     def _train(self, position: Position, losses: RunningLosses) -> dict[str, float]:
         """Train the rest of an epoch, and return its mean losses."""
@@ -263,7 +263,7 @@ def distribute_batch_norm(options: BatchNorm, model: Any) -> None:
             buffer.copy_(value)  # the mean of equal values can differ from them by a rounding
 
 
-def begin_epoch(options: Mixing, loader: Any, epoch: int) -> None:
+def prepare_loader(options: Mixing, loader: Any, epoch: int) -> None:
     """Prepare the training loader for an epoch."""
     set_epoch(loader, epoch)
     if mixing(options) and options.mixup_off_epoch and epoch >= options.mixup_off_epoch:

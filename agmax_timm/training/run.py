@@ -17,7 +17,7 @@ from ..options.parsers import TrainOptions
 from ..weights.checkpoint import choose_ema
 from . import dry_run
 from .create_run import TrainingRun, create_run, open_output, warn_of_surprises
-from .epochs import Epochs, begin_epoch
+from .epochs import Epochs, prepare_loader
 from .guards.watchdog import Watchdog
 from .output import log, run_folder
 from .output.trackers import Trackers
@@ -51,7 +51,7 @@ def train(
         if options.dry_run:
             if is_primary():
                 warn_of_surprises(run)
-            begin_epoch(options, run.loader_train, run.position.epoch)
+            prepare_loader(options, run.loader_train, run.position.epoch)
             dry_run.print_plan(run)
             return []
         trackers = open_output(run, options) if is_primary() else None
@@ -76,10 +76,10 @@ def _finish(run: TrainingRun, epochs: Epochs, trackers: Trackers) -> None:
     if epochs.stopped:
         _logger.info(f"Stopped after epoch {results[-1]['epoch']} by --early-stop {run.options.early_stop}: "
                      f'{epochs.stopped}.')
-    if not epochs.trained:
+    if not epochs.any_left:
         _logger.info(f'Nothing to train: {output_dir} is complete.')
     curves = os.path.join(output_dir, 'curves.png')
-    if os.path.exists(run_folder.summary_path(output_dir)) and (epochs.trained or not os.path.exists(curves)):
+    if os.path.exists(run_folder.summary_path(output_dir)) and (epochs.any_left or not os.path.exists(curves)):
         with log.tolerated(curves):
             log.plot_curves(run_folder.summary_path(output_dir), curves)
     trackers.finish()

@@ -13,7 +13,7 @@ from agmax_timm.assembly.model import Precision
 from agmax_timm.assembly.objective import build_criterion, build_task
 from agmax_timm.base.errors import OptionError
 from agmax_timm.commands import train as train_cli
-from agmax_timm.data.sources.datasets import create_dataset
+from agmax_timm.data.sources.dataset_factory import create_dataset
 from agmax_timm.options.parse import parse_train_args
 from tests.helpers.run_files import summary
 

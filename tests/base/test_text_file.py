@@ -15,7 +15,7 @@ from agmax_timm.base.text import one_line
 from agmax_timm.base.text_file import read_text, without_mark
 from agmax_timm.data.sources.class_map import read_class_map
 from agmax_timm.data.sources.classes import class_names
-from agmax_timm.data.sources.datasets import create_dataset
+from agmax_timm.data.sources.dataset_factory import create_dataset
 from agmax_timm.evaluation import metrics
 from agmax_timm.evaluation.bulk import list_jobs
 from agmax_timm.options.option_file import read_mapping

@@ -13,7 +13,7 @@ from agmax_timm.commands import check_data as data_check
 from agmax_timm.commands import train as train_cli
 from agmax_timm.commands import validate as validate_cli
 from agmax_timm.data.sources.checks import check_classes, check_labels
-from agmax_timm.data.sources.datasets import create_dataset
+from agmax_timm.data.sources.dataset_factory import create_dataset
 from tests.helpers.run_files import status_of
 
 

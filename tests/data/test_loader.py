@@ -25,7 +25,7 @@ from torchvision.transforms.functional import pil_to_tensor, to_tensor
 
 from agmax_timm import create_two_view_loader
 from agmax_timm.data.loader import create_train_loader
-from agmax_timm.data.sources.datasets import create_dataset
+from agmax_timm.data.sources.dataset_factory import create_dataset
 
 pytestmark = pytest.mark.usefixtures('fixed_seed')
 PER_CLASS = 4  # as in the photos

@@ -5,7 +5,7 @@ import torch.distributed as dist
 from torch.utils.data import IterableDataset
 
 from agmax_timm import create_two_view_loader
-from agmax_timm.data.sources.datasets import create_dataset
+from agmax_timm.data.sources.dataset_factory import create_dataset
 from tests.helpers.ranks import finish_ranks, logs, start_ranks
 
 RANKS, IMAGES, EPOCHS = 2, 12, 3

@@ -14,7 +14,7 @@ from agmax_timm.assembly import datasets, loaders
 from agmax_timm.assembly import model as build
 from agmax_timm.base.errors import OptionError
 from agmax_timm.data.loader import create_train_loader
-from agmax_timm.data.sources.datasets import create_dataset
+from agmax_timm.data.sources.dataset_factory import create_dataset
 from agmax_timm.options.data import DataSet
 from agmax_timm.options.declare import declared
 from agmax_timm.options.parse import parse_train_args

@@ -10,7 +10,7 @@ from timm.utils import random_seed
 
 from agmax_timm import TwoViews, create_two_view_loader
 from agmax_timm.base.random_state import get_process_state
-from agmax_timm.data.sources.datasets import create_dataset
+from agmax_timm.data.sources.dataset_factory import create_dataset
 
 GREY = {'mean': (0.,), 'std': (1.,)}
 LEVELS = {'mean': (0., 0., 0.), 'std': (1., 1., 1.), 'device': 'cpu'}  # images come as levels in [0, 1]

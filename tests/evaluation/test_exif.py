@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 from agmax_timm import export
 from agmax_timm.base.errors import OptionError
 from agmax_timm.commands import train as train_cli
-from agmax_timm.data.sources.datasets import create_dataset
+from agmax_timm.data.sources.dataset_factory import create_dataset
 from agmax_timm.evaluation.evaluated_model import open_split
 from agmax_timm.evaluation.prediction import Predictor, options_of
 from agmax_timm.options.parse import parse_train_args, parse_validate_args, validate_options

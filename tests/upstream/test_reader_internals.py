@@ -118,7 +118,7 @@ def test_fields_of_the_readers_of_hugging_face_data(parquet, tmp_path):
 
 
 def test_fields_of_the_tar_reader(tmp_path):
-    """Tar files with hidden files: data/sources/datasets.py leaves these out of ReaderImageInTar's index."""
+    """Tar files with hidden files: data/sources/dataset_factory.py leaves these out of ReaderImageInTar's index."""
     with tarfile.open(tmp_path / 'images.tar', 'w') as tar:
         for name in 'b/1.png', 'a/1.png', 'a/2.png':
             add_file(tar, name, png())

@@ -54,7 +54,7 @@ def test_the_batch_sampler_can_be_replaced_behind_the_back_of_a_loader():
 
 
 def test_persistent_workers_have_one_iterator():
-    """--resume between two epochs with persistent workers: Iterators in data/resumption/workers.py looks at
+    """--resume between two epochs with persistent workers: Iterators in data/resumption/iterators.py looks at
     DataLoader._iterator for whether the workers have started."""
     loader = DataLoader(Numbers(), 2, num_workers=1, persistent_workers=True, multiprocessing_context='fork')
     assert loader._iterator is None

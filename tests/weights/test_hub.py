@@ -26,7 +26,7 @@ from agmax_timm.base.errors import DataError, OptionError
 from agmax_timm.base.hub_connection import NoConnectionError
 from agmax_timm.commands import train as train_cli
 from agmax_timm.commands import validate as validate_cli
-from agmax_timm.data.sources.datasets import create_dataset
+from agmax_timm.data.sources.dataset_factory import create_dataset
 from agmax_timm.options.parse import parse_train_args
 from agmax_timm.weights import publishing
 from agmax_timm.weights.base_model import find_base

@@ -57,7 +57,7 @@ class WorkerInit:
         self.init = init
         self.nice = nice
         self.states: dict[int, bytes] = {}
-        self._main_ends = _main_ends()
+        self._main_ends = flag_of_exit()
 
     def _exit_if_main_ends(self, *_) -> None:
         """Handle SIGTERM. The main process ends its workers by it, but it may also be sent to the whole job."""
@@ -92,7 +92,7 @@ def _print_unless_connection_lost(
 
 
 @cache
-def _main_ends() -> Any:
+def flag_of_exit() -> Any:
     """Return a flag in shared memory that is set when this process ends."""
     flag = multiprocessing.RawValue('b')
     atexit.register(setattr, flag, 'value', 1)

@@ -28,9 +28,9 @@ from ..loading.workers import (
     sigterm_blocked,
 )
 from ..memory.buffers import Courier
+from .iterators import Iterators, WorkerStates
 from .order import has_one_order, wrap_order
 from .position import to_bytes, to_tensors
-from .workers import Iterators, WorkerStates
 
 _NICE = 2  # niceness of workers next to a step on the CPU, small because other programs may need the cores
 _REMEMBERED = 256  # batches whose indices are kept

@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 
 from ...base.errors import DataError
 from .classes import ModelClasses, check_evaluation, class_outputs, class_to_idx
-from .datasets import TorchFolder, folders_in, quoted
+from .dataset_factory import TorchFolder, folders_in, quoted
 from .decoding import ConvertedIterable
 from .folder import FolderReader
 from .labels import check_column

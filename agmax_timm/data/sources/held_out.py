@@ -14,7 +14,7 @@ from ...base.errors import DataError
 from ...base.wrapping import Wrapper, passed_on
 from .classes import normalised
 from .damage import Damage
-from .datasets import TorchFolder
+from .dataset_factory import TorchFolder
 from .decoding import DecodedDataset
 from .folder import FolderReader
 from .labels import check_column

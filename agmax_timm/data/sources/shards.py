@@ -25,7 +25,7 @@ from torch.utils.data import Dataset
 
 from ...base.distributed import is_distributed, is_primary
 from ...base.errors import DataError, LabelError
-from .datasets import create_dataset
+from .dataset_factory import create_dataset
 
 _logger = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from torchvision.transforms import functional
 from agmax_timm import create_two_view_loader
 from agmax_timm.data.backend import views_of
 from agmax_timm.data.loader import create_train_loader
-from agmax_timm.data.sources.datasets import create_dataset
+from agmax_timm.data.sources.dataset_factory import create_dataset
 from agmax_timm.data.sources.decoding import UndecodableError, decode
 from tests.helpers.images import PER_CLASS
 

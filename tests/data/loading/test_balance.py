@@ -8,7 +8,7 @@ from agmax_timm.assembly.model import Precision
 from agmax_timm.base.errors import DataError
 from agmax_timm.data.loading.balance import BalancedSampler, labels_of
 from agmax_timm.data.resumption.loader import make_resumable
-from agmax_timm.data.sources.datasets import create_dataset
+from agmax_timm.data.sources.dataset_factory import create_dataset
 from agmax_timm.options.parse import parse_train_args
 from agmax_timm.training.epochs import set_epoch
 from tests.helpers.shards import write_parquet

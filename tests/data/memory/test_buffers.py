@@ -17,7 +17,7 @@ from agmax_timm.assembly.model import Precision
 from agmax_timm.data.memory import buffers
 from agmax_timm.data.memory.buffers import Buffers, Courier
 from agmax_timm.data.resumption.loader import make_resumable
-from agmax_timm.data.sources.datasets import create_dataset
+from agmax_timm.data.sources.dataset_factory import create_dataset
 from agmax_timm.options.parse import parse_train_args, parse_validate_args
 
 CPU = torch.device('cpu')

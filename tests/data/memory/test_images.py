@@ -16,7 +16,7 @@ from agmax_timm.data.augmentation.mixup import TwoViewMixup
 from agmax_timm.data.loader import create_train_loader
 from agmax_timm.data.memory import images as memory
 from agmax_timm.data.memory.images import keep_decoded
-from agmax_timm.data.sources.datasets import create_dataset
+from agmax_timm.data.sources.dataset_factory import create_dataset
 from tests.helpers.images import CLASSES, PER_CLASS
 
 CPU = torch.device('cpu')

@@ -19,7 +19,7 @@ from agmax_timm.base.errors import DataError
 from agmax_timm.commands import train as train_cli
 from agmax_timm.commands import validate as validate_cli
 from agmax_timm.data.sources.classes import ModelClasses, check_evaluation, same_names, summary
-from agmax_timm.data.sources.datasets import create_dataset
+from agmax_timm.data.sources.dataset_factory import create_dataset
 from agmax_timm.evaluation import evaluated_model
 from agmax_timm.report import command as report
 from agmax_timm.report.report import make_report

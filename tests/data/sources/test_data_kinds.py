@@ -10,7 +10,7 @@ from PIL import Image
 from agmax_timm.assembly.datasets import build_datasets, check_roots
 from agmax_timm.base.errors import DataError
 from agmax_timm.commands import train as train_cli
-from agmax_timm.data.sources.datasets import create_dataset
+from agmax_timm.data.sources.dataset_factory import create_dataset
 from agmax_timm.options.parse import parse_train_args, parse_validate_args
 from tests.helpers.shards import write_parquet, write_shards
 

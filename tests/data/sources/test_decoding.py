@@ -16,7 +16,7 @@ from timm.data.readers.reader_image_folder import ReaderImageFolder
 from timm.utils import random_seed
 
 from agmax_timm.base.errors import DamagedError, DataError
-from agmax_timm.data.sources.datasets import create_dataset
+from agmax_timm.data.sources.dataset_factory import create_dataset
 from agmax_timm.data.sources.decoding import UndecodableError, decode, why_undecodable
 
 HEIGHT, WIDTH = 24, 20

@@ -13,7 +13,7 @@ from timm.utils.misc import natural_key
 
 from agmax_timm.base.errors import DataError
 from agmax_timm.data.sources.checks import check_classes
-from agmax_timm.data.sources.datasets import create_dataset
+from agmax_timm.data.sources.dataset_factory import create_dataset
 from agmax_timm.data.sources.folder import FolderReader, _natural_keys
 
 # Case pairs, digits of several scripts and of none (a superscript), characters around the digits in ASCII, three

@@ -12,7 +12,7 @@ from agmax_timm.options.declare import declared
 from agmax_timm.options.parse import parse_train_args
 from agmax_timm.options.parsers import TrainOptions
 from agmax_timm.training import run as training
-from agmax_timm.training.checkpoints import compatibility, resuming
+from agmax_timm.training.checkpoints import compatibility, resumed_run
 from tests.helpers.exact import FLAGS, StopAfter, assert_equal, outcome
 from tests.helpers.run_files import epochs_in, load
 
@@ -159,6 +159,6 @@ def test_agmax_resumes_with_its_label_smoothing(tmp_path, caplog, saved, words, 
     path = tmp_path / 'last.pth.tar'
     torch.save({'args': saved}, path)
     with caplog.at_level('INFO'):
-        options = resuming.keep_smoothing(parse_train_args(['data', '--resume', str(path), *words.split()]))
+        options = resumed_run.keep_smoothing(parse_train_args(['data', '--resume', str(path), *words.split()]))
     assert options.smoothing == smoothing
     assert caplog.messages == ([f'--smoothing 0.1, as in {path}'] if smoothing and words else [])

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from agmax_timm.base.errors import DamagedError
 from agmax_timm.commands import train as train_cli
 from agmax_timm.commands import validate as validate_cli
-from agmax_timm.data.sources.datasets import create_dataset
+from agmax_timm.data.sources.dataset_factory import create_dataset
 from agmax_timm.training.guards import damaged
 from agmax_timm.training.guards.damaged import DamageReport
 from agmax_timm.training.output import log

@@ -10,7 +10,7 @@ import torch
 from agmax_timm.assembly import loaders
 from agmax_timm.assembly import model as build
 from agmax_timm.commands import train as train_cli
-from agmax_timm.data.sources.datasets import create_dataset
+from agmax_timm.data.sources.dataset_factory import create_dataset
 from agmax_timm.training import create_run
 from tests.helpers.exact import FLAGS
 from tests.helpers.ranks import finish_ranks, logs, start_ranks

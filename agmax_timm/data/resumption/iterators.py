@@ -1,4 +1,4 @@
-"""The workers of a resumable loader: their random states, and the iterators of their batches."""
+"""The iterators of a resumable loader, and the random states of its workers."""
 from collections import deque
 from collections.abc import Iterator
 from typing import Any

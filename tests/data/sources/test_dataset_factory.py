@@ -15,7 +15,7 @@ from torchvision.datasets import SVHN
 from agmax_timm.base.errors import DataError
 from agmax_timm.data.sources.checks import check_classes, check_different
 from agmax_timm.data.sources.classes import class_names
-from agmax_timm.data.sources.datasets import DemoDataset, create_dataset
+from agmax_timm.data.sources.dataset_factory import DemoDataset, create_dataset
 from tests.helpers.paths import REPOSITORY
 
 TRAIN_NAMES = ['train', 'training']
