@@ -83,9 +83,9 @@ def test_groups_that_do_not_fit_the_batch(images, batch, message):
 
 
 def test_impossible_settings_fail_when_built():
-    with pytest.raises(ValueError, match='marginal_images must be 2 or more, got 1: over 1 image'):
+    with pytest.raises(ValueError, match='marginal_images must be 2 .*, got 1: '):
         AgMaxLoss(marginal_images=1)
-    with pytest.raises(ValueError, match="divergence_reduction must be one of mean, sum, got 'max'"):
+    with pytest.raises(ValueError, match="divergence_reduction .*mean, sum, got 'max'"):
         AgMaxLoss(divergence_reduction='max')
 
 
@@ -314,7 +314,7 @@ def test_one_image_is_enough_without_marginals(kind):
     (zeros(6, 3), zeros(3, 3)),
 ])
 def test_unpaired_logits_and_targets(logits, target):
-    with pytest.raises(ValueError, match=r'two views need logits \[2B, K\] and as many targets, got logits'):
+    with pytest.raises(ValueError, match=r'logits \[2B, K\] and as many targets, got'):
         AgMaxLoss(kind='mse')(logits, None, target)
 
 
@@ -328,7 +328,7 @@ def test_soft_targets_of_other_classes():
     (lambda logits, target: {'loss': logits.sum()}, 'dict'),
 ])
 def test_criterion_without_a_scalar(criterion, got):
-    with pytest.raises(ValueError, match=f"must return a scalar, got {got}: give one with reduction='mean'"):
+    with pytest.raises(ValueError, match=f"a scalar, got {got}: give .*reduction='mean'"):
         AgMaxLoss(criterion, kind='mse')(zeros(6, 3), None, zeros(6).long())
 
 
@@ -338,5 +338,5 @@ def test_criterion_that_is_a_class():
 
 
 def test_unknown_kind_fails_when_built():
-    with pytest.raises(ValueError, match="must be one of mi, mse, kl, ce, got 'jsd'"):
+    with pytest.raises(ValueError, match="one of mi, mse, kl, ce, got 'jsd'"):
         AgMaxLoss(kind='jsd')

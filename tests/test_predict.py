@@ -296,14 +296,14 @@ def test_four_channels_are_rgba(make_saved, photos, run, tmp_path):
 
 
 @pytest.mark.parametrize('flags, said', [
-    ([], 'the EMA of the weights, by which the run ranked its checkpoints'),
-    (['--raw'], 'the weights without averaging; the run ranked its checkpoints by their EMA'),
+    ([], ': the EMA of the weights, by which the run ranked'),
+    (['--raw'], ': the weights without averaging; the run ranked'),
 ])
 def test_one_line_says_which_weights_are_taken(flags, said, ema_run, photos, capsys):
     predict.main([str(ema_run), str(images_of(photos)[0]), *flags, *SMALL])
-    assert capsys.readouterr().err.splitlines() == [
-        f'python -m agmax_timm.predict: {ema_run}/model_best.pth.tar: {said}',
-        "python -m agmax_timm.predict: 1 images; 3 classes: 'ant', 'bee', 'cat'"]
+    weights, images = capsys.readouterr().err.splitlines()
+    assert f'{ema_run}/model_best.pth.tar' in weights and said in weights
+    assert images.endswith(": 1 images; 3 classes: 'ant', 'bee', 'cat'")
 
 
 def test_the_images_of_a_folder_are_those_that_the_run_takes(ema_run, photos, run, tmp_path):

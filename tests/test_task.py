@@ -278,7 +278,7 @@ def test_model_without_classes(num_classes):
 
 
 def test_unknown_kind():
-    with pytest.raises(ValueError, match="must be one of mi, mse, kl, ce, got 'js'"):
+    with pytest.raises(ValueError, match="one of mi, mse, kl, ce, got 'js'"):
         create_task(kind='js')
 
 
@@ -391,7 +391,7 @@ def test_checkpoint_without_qnet_leaves_the_tasks_own(caplog):
 def test_checkpoint_with_qnet_needs_a_kind_that_has_one(caplog):
     state = create_task(seed=1).get_checkpoint_state()
     task = create_task(kind='mse')
-    with pytest.raises(ValueError, match="holds a Q-network, but agreement kind 'mse' has none"):
+    with pytest.raises(ValueError, match="Q-network, .*'mse'"):
         task.load_checkpoint_state(**state)
     task.load_checkpoint_state(**state, strict=False)
     assert_same(task.get_eval_model().state_dict(), state['state_dict'])

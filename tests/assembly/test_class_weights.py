@@ -47,7 +47,7 @@ def batch(labels=(0, 0, 0, 0, 1, 1, 2)):
 
 
 @pytest.mark.parametrize('smoothing', ['0', '0.1'])
-def test_the_cross_entropy_is_torchs_over_the_number_of_images(train_set, smoothing):
+def test_cross_entropy_is_the_weighted_sum_of_torch_over_the_number_of_images(train_set, smoothing):
     criterion = build_criterion(options_of(*AUTO, '--smoothing', smoothing), train_set)
     for labels in ((0, 1, 2, 2, 1), (0, 0)):
         logits, target = batch(labels)
@@ -56,7 +56,7 @@ def test_the_cross_entropy_is_torchs_over_the_number_of_images(train_set, smooth
         torch.testing.assert_close(criterion(logits, target), expected, rtol=1e-6, atol=0)
 
 
-def test_in_a_batch_with_the_frequencies_of_the_data_it_is_torchs_weighted_mean(train_set):
+def test_cross_entropy_is_the_weighted_mean_of_torch_if_the_batch_is_like_the_data(train_set):
     logits, target = batch()
     criterion = build_criterion(options_of(*AUTO, '--smoothing', '0'), train_set)
     expected = torch.nn.CrossEntropyLoss(weight=torch.tensor([1 / 4, 1 / 2, 1.], dtype=torch.float64))
@@ -72,7 +72,7 @@ def test_soft_targets_are_weighted_by_class_and_not_smoothed_again(train_set):
 
 
 def test_the_loss_of_a_batch_is_the_mean_of_its_shares(train_set):
-    """As on several ranks or under gradient accumulation."""
+    """The shares are those of several ranks or of gradient accumulation."""
     logits, target = batch((0, 0, 0, 1, 2, 1))
     criterion = build_criterion(options_of(*AUTO), train_set)
     parts = [criterion(logits[half], target[half]) for half in (slice(0, 3), slice(3, 6))]
@@ -90,7 +90,7 @@ def test_half_precision_is_computed_in_float32(train_set):
     ('--loss-class-weight', 'inv_freq'), ('--loss-class-weight', 'inv_freq', '--loss-weight-power', '0.5'),
     ('--loss-class-weight', 'effective_num', '--loss-weight-beta', '0.9'),
     ('--loss-class-weight', 'inv_freq', '--loss', 'bce'), ('--loss-pos-weight', 'neg_pos', '--loss', 'bce')])
-def test_counts_of_the_data_are_those_of_a_file(train_set, tmp_path, flags):
+def test_counts_of_the_data_equal_counts_from_a_file(train_set, tmp_path, flags):
     (tmp_path / 'stats.json').write_text(json.dumps(dict(pos_counts=COUNTS, num_samples=7)))
     counted = build_criterion(options_of('--class-stats', 'auto', *flags), train_set)
     read = build_criterion(options_of('--class-stats', str(tmp_path / 'stats.json'), *flags))
@@ -112,8 +112,8 @@ def test_a_class_without_images_has_a_finite_weight(train_set):
 
 @pytest.mark.parametrize('stats', [(), ('--class-stats', 'auto')])
 @pytest.mark.parametrize('value, weights', [('1,2,5', [1, 2, 5]), ('2', [2, 2, 2])])
-def test_weights_that_the_user_gives_are_taken_as_they_are(train_set, value, weights, stats):
-    """A single number is that of every class, as in timm. Counts have no effect, as the warning says."""
+def test_weights_given_by_the_user_are_used_unchanged(train_set, value, weights, stats):
+    """A single number is the weight of every class, as in timm. Counts have no effect."""
     logits, target = batch()
     criterion = build_criterion(options_of('--loss-class-weight', value, *stats, '--smoothing', '0'), train_set)
     expected = cross_entropy(logits, target, torch.tensor(weights).double(), reduction='sum') / len(target)
@@ -130,14 +130,14 @@ def test_weights_that_the_user_gives_are_taken_as_they_are(train_set, value, wei
     (['--loss', 'bce', '--loss-pos-weight', 'inv_freq', *AUTO[:2]], ['--loss-pos-weight inv_freq: ', 'give neg_pos, ']),
     (['--loss-class-weight', '0,0,0'], ['--loss-class-weight 0,0,0 leaves nothing of the loss', 'above 0']),
 ])
-def test_weights_that_do_not_fit_are_one_line(train_set, argv, words):
+def test_invalid_weights_are_refused_in_one_line(train_set, argv, words):
     with pytest.raises(OptionError) as error:
         build_criterion(options_of(*argv), train_set)
     assert '\n' not in str(error.value) and all(word in str(error.value) for word in words), error.value
 
 
 @pytest.mark.parametrize('agmax', [[], ['--agmax']], ids=['plain', 'agmax'])
-def test_tasks_train_on_it(train_set, agmax):
+def test_tasks_use_the_class_weights(train_set, agmax):
     torch.manual_seed(0)
     device = torch.device('cpu')
     task = build_task(options_of(*AUTO, '--smoothing', '0', *agmax), create_model('test_resnet', num_classes=3), device,
@@ -149,8 +149,8 @@ def test_tasks_train_on_it(train_set, agmax):
 
 
 @pytest.mark.slow
-def test_a_run_with_both(uneven, tmp_path):
-    """The counts are those of the images, whatever the sampler draws."""
+def test_a_run_combines_class_weights_and_balanced_sampling(uneven, tmp_path):
+    """The counts are those of the images, not of what the sampler draws."""
     train_cli.main([
         str(uneven), '--model', 'test_resnet', '--num-classes', '3', '--img-size', '32', '-b', '4', '-j', '0', '--lr',
         '0.05', '--warmup-epochs', '0', '--epochs', '2', '--agmax', '--balanced-sampling', *AUTO, '--output',

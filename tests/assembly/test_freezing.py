@@ -32,7 +32,7 @@ def gradients(model, images, target):
     return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
 
 
-def test_gradients_and_statistics_are_those_of_timms_freezing():
+def test_gradients_and_statistics_equal_those_after_freezing_by_timm():
     ours, theirs = resnet(), resnet()
     images, target = torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 2, 0])
     for model in (ours, theirs):
@@ -52,7 +52,7 @@ def test_gradients_and_statistics_are_those_of_timms_freezing():
 
 
 @pytest.mark.parametrize('flags', [dict(freeze=STEM), dict(linear_probe=True)])
-def test_the_optimizer_has_the_trained_parameters_and_those_of_the_qnetwork(flags):
+def test_the_optimizer_has_the_trained_parameters_and_the_qnetwork(flags):
     model = resnet()
     freeze(replace(OPTIONS, **flags), model)
     task = AgMaxTask(model)
@@ -65,7 +65,7 @@ def test_the_optimizer_has_the_trained_parameters_and_those_of_the_qnetwork(flag
     assert trained == expected
 
 
-def test_patterns_name_parameters_too():
+def test_patterns_also_match_parameters():
     model = timm.create_model('test_vit', num_classes=3)
     freeze(replace(OPTIONS, freeze=['patch_embed', 'pos_*', 'cls_token', 'blocks.0']), model)
     frozen = {name.partition('.')[0] for name, parameter in model.named_parameters() if not parameter.requires_grad}
@@ -78,7 +78,7 @@ def test_patterns_name_parameters_too():
      ["--freeze 'layr1' matches no part of --model test_resnet (", '), did you mean layer1?', 'bn1']),
     (dict(freeze=['*']), ['--freeze * leaves nothing of --model test_resnet to train']),
 ])
-def test_what_cannot_be_frozen(flags, words):
+def test_invalid_patterns_are_refused(flags, words):
     with pytest.raises(OptionError) as error:
         freeze(replace(OPTIONS, **flags), resnet())
     assert all(word in str(error.value) for word in words)
@@ -86,12 +86,12 @@ def test_what_cannot_be_frozen(flags, words):
 
 def test_a_linear_probe_needs_a_head():
     for model in (timm.create_model('test_resnet', num_classes=0), torch.nn.Linear(2, 3)):
-        with pytest.raises(OptionError, match='--linear-probe trains the head alone, and --model test_resnet has none'):
+        with pytest.raises(OptionError, match='--linear-probe .*the head .*--model .*test_resnet'):
             freeze(replace(OPTIONS, linear_probe=True), model)
 
 
 @pytest.mark.parametrize('kept', ['--freeze conv1', '--linear-probe'])
-def test_new_weights_over_frozen_ones_are_refused(kept, capsys):
+def test_init_std_with_frozen_weights_is_refused(kept, capsys):
     with pytest.raises(SystemExit):
         parse_train_args(['x', '--agmax', '--init-std', '0.2', *kept.split()])
     assert f'--init-std draws new weights over those of {kept.split()[0]}' in capsys.readouterr().err
@@ -99,7 +99,7 @@ def test_new_weights_over_frozen_ones_are_refused(kept, capsys):
 
 @pytest.mark.parametrize('flags, trained', [('--freeze conv1 bn1 layer[12]', ('layer3', 'layer4', 'fc')),
                                             ('--linear-probe', ('fc',))])
-def test_a_run_changes_what_is_trained_alone(photos, tmp_path, caplog, flags, trained):
+def test_a_run_changes_only_trained_parameters(photos, tmp_path, caplog, flags, trained):
     start = resnet()
     start(torch.randn(4, 3, 32, 32))
     torch.save(start.state_dict(), tmp_path / 'start.pth')
@@ -115,7 +115,7 @@ def test_a_run_changes_what_is_trained_alone(photos, tmp_path, caplog, flags, tr
 
 
 @pytest.mark.parametrize('how', ['reduce', 'broadcast'])
-def test_ranks_share_the_statistics_of_trained_layers_alone(monkeypatch, how):
+def test_ranks_share_only_the_statistics_of_trained_layers(monkeypatch, how):
     """The mean of three equal values can differ from them in the last bit."""
     model = resnet()
     model(torch.randn(4, 3, 32, 32))

@@ -26,7 +26,7 @@ ALLOCATIONS = {
 
 @pytest.fixture
 def no_group(monkeypatch):
-    """Let a process group that is started be an error; its start would wait for ever."""
+    """Make the start of a process group an error. It would wait without end."""
     def refuse(*args, **kwargs):
         raise AssertionError('a process group was started')
     monkeypatch.setattr(dist, 'init_process_group', refuse)
@@ -35,7 +35,7 @@ def no_group(monkeypatch):
 
 
 @pytest.mark.parametrize('variables', ALLOCATIONS.values(), ids=ALLOCATIONS)
-def test_an_allocation_without_srun_is_one_process_and_one_warning(
+def test_an_allocation_without_srun_runs_one_process_and_warns_once(
         variables, no_group, photos, ema_run, tmp_path, monkeypatch, caplog, results_of):
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
@@ -52,7 +52,7 @@ def test_an_allocation_without_srun_is_one_process_and_one_warning(
 @pytest.mark.parametrize('variables, warns', [
     (SRUN, False), (TORCHRUN, False), ({**ALLOCATIONS['salloc'], **TORCHRUN}, False), ({}, False),
     (dict(SLURM_NTASKS='1', SLURM_PROCID='0'), False), *((variables, True) for variables in ALLOCATIONS.values())])
-def test_only_an_allocation_is_left(variables, warns, no_group, monkeypatch):
+def test_only_variables_of_an_allocation_without_srun_are_removed(variables, warns, no_group, monkeypatch):
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     assert bool(job_start.leave_allocation()) == warns
@@ -63,7 +63,7 @@ def test_only_an_allocation_is_left(variables, warns, no_group, monkeypatch):
 
 @pytest.mark.parametrize('variables', [TORCHRUN, SRUN, ALLOCATIONS['batch script']])
 @pytest.mark.parametrize('name', ['predict', 'report', 'export', 'bench step'])
-def test_commands_of_one_process_start_no_group(
+def test_commands_of_one_process_start_no_process_group(
         name, variables, no_group, photos, ema_run, tmp_path, monkeypatch, capsys):
     for variable, value in variables.items():
         monkeypatch.setenv(variable, value)
@@ -89,7 +89,7 @@ def train_with_patience(seconds, argv):
     ([0, 1], 'Rank 0 waits for rank 2 of 3 to start, at 127.0.0.1:'),
     ([1], 'Rank 1 waits for rank 0 of 3 to start, at 127.0.0.1:'),
 ])
-def test_a_rank_that_waits_says_for_whom_and_ends_when_it_is_asked_to(started, says, photos, tmp_path):
+def test_a_waiting_rank_names_the_missing_rank_and_ends_on_sigterm(started, says, photos, tmp_path):
     argv = [str(photos), *SMALL, '--epochs', '1', '--output', str(tmp_path), '--experiment', 'run']
     ranks = start_ranks(len(started), tmp_path, train_with_patience, 3., argv,
                         environment=lambda number, _: torchrun_environment(started[number], 3))

@@ -18,7 +18,7 @@ def parameters(*flags):
 
 
 @pytest.mark.parametrize('flag', ['--init-std', '--agmax-init-std'])
-def test_initial_weights_without_agmax(flag):
+def test_init_std_without_agmax_draws_normal_weights(flag):
     """Linear and Conv weights are normal with the given deviation; norms and biases stay as the model has them."""
     std, own, drawn = 0.2, parameters(), parameters(flag, '0.2')
     weights = {name for name, parameter in own.items() if parameter.ndim > 1}
@@ -42,7 +42,7 @@ def test_with_agmax_the_task_draws_the_weights():
     assert all(torch.equal(later[name], own[name]) for name in own)
 
 
-def test_regnets_batch_norms_all_start_at_1_on_request():
+def test_all_batch_norms_of_regnet_start_at_1_on_request():
     """As in the published AgMax runs of RegNet. By default, timm's RegNet starts the last one of each block at 0."""
     for argument, zeros in (('zero_init_last=True', 16), ('zero_init_last=False', 0)):
         torch.manual_seed(0)

@@ -17,7 +17,7 @@ def build(*flags, num_classes=3):
     return objective.build_task(options, model, torch.device('cpu'), Precision())
 
 
-def test_the_settings_of_the_loss_are_the_options():
+def test_settings_of_the_loss_come_from_the_options():
     task = build('-b', '8', '--agmax-marginal-images', '4', '--agmax-divergence-reduction', 'sum', '--agmax-weight',
                  '2', '--agmax-divergence-weight', '3')
     assert (task.loss.kind, task.loss.weight, task.loss.divergence_weight, task.loss.marginal_images,
@@ -33,7 +33,7 @@ def test_the_settings_of_the_loss_are_the_options():
     ('--train-img-sizes 24 32 --train-batch-sizes 8 4', 2, 'over all images; a batch has 16 images or 8 images on 2'),
     ('--naflex-loader', 1, 'over all images; a batch has several sizes on 1 rank(s), 3 classes'),
 ])
-def test_the_log_names_images_and_classes(monkeypatch, caplog, flags, ranks, said):
+def test_the_log_states_images_and_classes_of_the_marginals(monkeypatch, caplog, flags, ranks, said):
     monkeypatch.setattr(objective, 'world_size', lambda: ranks)
     monkeypatch.setattr('agmax_timm.loss.world_size', lambda: ranks)
     with caplog.at_level(logging.INFO):
@@ -49,7 +49,7 @@ def test_the_log_names_images_and_classes(monkeypatch, caplog, flags, ranks, sai
     (['--smoothing', '0'], 'Label smoothing: 0'),
     (['--smoothing', '0.1'], 'Label smoothing: 0.1'),
 ])
-def test_the_log_names_the_label_smoothing(caplog, flags, said):
+def test_the_log_states_the_label_smoothing(caplog, flags, said):
     with caplog.at_level(logging.INFO):
         build('-b', '8', *flags)
     assert said in caplog.messages
@@ -63,7 +63,7 @@ def test_the_log_names_the_label_smoothing(caplog, flags, said):
     ('--train-img-sizes 24 32 --train-batch-sizes 8 6 --agmax-marginal-images 4', 1, 'divide the 6 images of a rank'),
     ('-b 1', 1, '--agmax needs 2 images or more in a batch, got --batch-size 1'),
 ])
-def test_batches_that_do_not_fit(monkeypatch, flags, ranks, said):
+def test_batch_sizes_that_do_not_fit_are_refused(monkeypatch, flags, ranks, said):
     monkeypatch.setattr(objective, 'world_size', lambda: ranks)
     monkeypatch.setattr('agmax_timm.loss.world_size', lambda: ranks)
     with pytest.raises(OptionError) as error:
@@ -71,8 +71,8 @@ def test_batches_that_do_not_fit(monkeypatch, flags, ranks, said):
     assert said in str(error.value) and str(error.value).count('--agmax') == 1
 
 
-def test_accumulation_is_warned_of_unless_the_marginals_are_of_groups(caplog):
+def test_accumulation_warns_unless_marginals_have_a_fixed_size(caplog):
     build('-b', '8', '--grad-accum-steps', '2', '--agmax-marginal-images', '4')
-    assert 'marginals of AgMax are those of each batch' not in caplog.text
+    assert 'marginals of AgMax' not in caplog.text
     build('-b', '8', '--grad-accum-steps', '2')
-    assert '--grad-accum-steps 2: the marginals of AgMax are those of each batch' in caplog.text
+    assert '--grad-accum-steps 2: the marginals of AgMax' in caplog.text

@@ -1,4 +1,4 @@
-"""--fsdp must do what DDP does: two processes train each way on the same batches, and what they leave is compared."""
+"""--fsdp equals DDP: two processes train with each on the same batches, and the results are compared."""
 import os
 from argparse import Namespace
 from dataclasses import replace
@@ -57,7 +57,7 @@ def options(flags, **values):
 
 
 def batches(rank, agmax, dtype):
-    """What a rank trains on: its own images, which the other does not see."""
+    """Images of one rank. No other rank has them."""
     generator = torch.Generator().manual_seed(rank)
     views = 2 if agmax else 1
     return [(torch.randn(views * 4, 3, 32, 32, generator=generator, dtype=dtype),
@@ -83,7 +83,7 @@ def build_all(args, architecture, rank, dtype):
 
 
 def train_case(name, fsdp, rank):
-    """Train as train.py does; returns what a checkpoint would hold, all metrics, and the share of it on this rank."""
+    """Train as train.py does. Return the checkpoint, all metrics, and the share of the weights on this rank."""
     architecture, flags = CASES[name]
     args = options(f'--batch-size 4 --model-ema --model-ema-decay 0.5 {flags}', fsdp=fsdp)
     args = replace(args, torchcompile=args.torchcompile if fsdp else None)  # compiled must equal uncompiled
@@ -110,7 +110,7 @@ def train_case(name, fsdp, rank):
 
 
 def complaints(rank):
-    """What is said of a shard, of rank 1, that is not finite; and of a weight without dimensions."""
+    """Messages about a shard of rank 1 that is not finite, and about a weight without dimensions."""
     args = options('--agmax')
     task, _, _ = build_all(args, 'test_vit', rank, torch.float32)
     if rank == 1:
@@ -175,7 +175,7 @@ def load_run(folder, name):
 
 
 @pytest.mark.parametrize('name', CASES)
-def test_shards_do_what_ddp_does_each_rank_with_its_share(folder, name):
+def test_fsdp_equals_ddp_and_each_rank_holds_its_share(folder, name):
     # AMP is for float32 weights, and torch.compile may take another path through attention.
     tolerances = {'bfloat16': dict(rtol=1e-4, atol=1e-6), 'float16': dict(rtol=1e-4, atol=1e-6),
                   'compiled': dict(rtol=1e-6, atol=1e-9)}
@@ -192,7 +192,7 @@ def test_shards_do_what_ddp_does_each_rank_with_its_share(folder, name):
     assert max(shares) < 0.52
 
 
-def test_ranks_in_float16_skip_the_same_updates_and_make_the_others(folder):
+def test_ranks_in_float16_skip_the_same_updates(folder):
     results = [result for rank in range(RANKS) for result in torch.load(folder / f'float16-{rank}.pt')]
     scale, = {result['scale'] for result in results}
     steps, = {int(result['saved']['optimizer']['state'][0]['step']) for result in results}
@@ -211,7 +211,7 @@ def test_a_weight_that_cannot_be_sharded_is_named(folder):
 
 @pytest.mark.parametrize('name, same', [
     ('half fsdp', 'half ddp'), ('ddp, then fsdp', 'ddp'), ('fsdp, then ddp', 'ddp')])
-def test_a_run_equals_ddp_uninterrupted_or_resumed_across(folder, name, same):
+def test_a_run_equals_ddp_also_if_resumed_from_the_other(folder, name, same):
     checkpoint, expected = load_run(folder, name), load_run(folder, same)
     assert checkpoint.keys() == expected.keys()
     for key in ('state_dict', 'state_dict_ema', 'task_state', 'task_state_ema', 'optimizer'):
@@ -237,7 +237,7 @@ def test_checkpoints_load_in_plain_timm(folder):
     ('convnext_atto', 'stages.{}.blocks.{}', {0: 2, 1: 2, 2: 6, 3: 2}),
     ('efficientnet_b0', 'blocks.{}.{}', {0: 1, 1: 2, 2: 2, 3: 3, 4: 3, 5: 4, 6: 1}),
 ])
-def test_layers_are_the_blocks(architecture, container, depths):
+def test_sharded_layers_are_the_blocks_of_the_model(architecture, container, depths):
     with torch.device('meta'):
         model = timm.create_model(architecture)
     names = {module: name for name, module in model.named_modules()}
@@ -252,7 +252,7 @@ def test_layers_are_the_blocks(architecture, container, depths):
     ('--model-ema --model-dtype bfloat16', True, ['--model-ema', '--model-dtype bfloat16', '--fsdp']),
     ('--opt muon', True, ['--opt muon', '--fsdp', 'adamw']),
 ])
-def test_what_cannot_be_sharded_is_refused(flags, distributed, words, monkeypatch):
+def test_options_that_exclude_sharding_are_refused(flags, distributed, words, monkeypatch):
     monkeypatch.setattr(sharding, 'is_distributed', lambda: distributed)
     with pytest.raises(OptionError) as error:
         sharding.check_sharding(options(flags))

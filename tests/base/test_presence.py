@@ -1,4 +1,4 @@
-"""The processes of a job that do not answer are named, and no others."""
+"""Ranks that do not answer are named, and no others."""
 import threading
 import time
 
@@ -12,7 +12,7 @@ PERIOD = 0.1
 
 @pytest.fixture
 def ranks(monkeypatch):
-    """Four of them, which meet in a store of their own."""
+    """The presence of four ranks, which share a store."""
     store = dist.TCPStore('127.0.0.1', 0, is_master=True, wait_for_workers=False)
     monkeypatch.setenv('MASTER_ADDR', '127.0.0.1')
     monkeypatch.setenv('MASTER_PORT', str(store.port))
@@ -20,7 +20,7 @@ def ranks(monkeypatch):
     del store
 
 
-def test_who_runs_and_who_left_is_not_silent(ranks):
+def test_ranks_that_run_or_have_left_are_not_silent(ranks):
     asks, runs, left, stopped = ranks
     done = threading.Event()
 
@@ -38,7 +38,7 @@ def test_who_runs_and_who_left_is_not_silent(ranks):
     thread.join()
 
 
-def test_without_a_store_nobody_is_named(monkeypatch):
+def test_without_a_store_no_rank_is_named(monkeypatch):
     monkeypatch.delenv('MASTER_ADDR', raising=False)
     alone = Presence(0, 2, PERIOD)
     start = time.monotonic()

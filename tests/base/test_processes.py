@@ -1,4 +1,4 @@
-"""How processes of this package begin."""
+"""Garbage collection and the start method of processes."""
 import gc
 import subprocess
 import sys
@@ -17,14 +17,14 @@ def thawed():
 
 
 class Circle:
-    """Garbage that the collector alone finds."""
+    """A reference cycle, which only the garbage collector frees."""
 
     def __init__(self):
         self.itself = self
 
 
 @pytest.mark.parametrize('collects', [True, False])
-def test_imports_are_kept_from_the_collector_and_it_goes_on_as_it_was(collects, thawed, monkeypatch):
+def test_imports_are_excluded_from_garbage_collection_which_is_then_restored(collects, thawed, monkeypatch):
     monkeypatch.delitem(sys.modules, 'torch')  # as in a process that has just begun
     gc.enable() if collects else gc.disable()
     try:
@@ -40,7 +40,7 @@ def test_imports_are_kept_from_the_collector_and_it_goes_on_as_it_was(collects, 
         gc.enable()
 
 
-def test_workers_are_forked_unless_the_process_was_told_another_way():
+def test_workers_are_forked_unless_another_start_method_is_set():
     script = (
         'import multiprocessing, multiprocessing.context as context, sys\n'
         'context._default_context._default_context = context._concrete_contexts["forkserver"]\n'  # as Python 3.14

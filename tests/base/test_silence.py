@@ -1,4 +1,4 @@
-"""What is built only to be checked says nothing; what is trained still does."""
+"""Objects that are built only for a check emit no messages. Those of the run do."""
 import logging
 import warnings
 
@@ -40,19 +40,19 @@ def test_silence_ends_with_its_block(caplog, recwarn):
 
 
 @pytest.mark.parametrize('flags', [['--layer-decay', '0.5'], []], ids=['layer decay', 'none'])
-def test_checks_of_optimizers_say_nothing(caplog, recwarn, flags):
+def test_checks_of_optimizers_emit_no_messages(caplog, recwarn, flags):
     for opt in list_optimizers(exclude_filters=['bnb*', 'fused*']):
         timm_names.check_optimizer(options('--opt', opt, *flags))
     assert said(caplog, recwarn) == []
 
 
 @pytest.mark.parametrize('sched', ['cosine', 'step', 'multistep', 'poly', 'tanh', 'plateau', 'constant'])
-def test_checks_of_schedules_say_nothing(caplog, recwarn, sched):
+def test_checks_of_schedules_emit_no_messages(caplog, recwarn, sched):
     timm_names.check_schedule(options('--sched', sched, '--lr-noise', '0.2', '0.8'))
     assert said(caplog, recwarn) == []
 
 
-def test_layer_decay_is_reported_of_the_model_that_is_trained(caplog):
+def test_the_warning_of_layer_decay_is_about_the_trained_model(caplog):
     args = options('--opt', 'adamw', '--layer-decay', '0.5')
     optimizer.build_optimizer(args, ClassificationTask(create_model('test_resnet', num_classes=3), verbose=False))
     assert 'no effect' not in caplog.text
@@ -60,6 +60,6 @@ def test_layer_decay_is_reported_of_the_model_that_is_trained(caplog):
     assert 'no effect' in caplog.text, 'one layer has no layers to decay over'
 
 
-def test_what_a_check_finds_is_still_an_error():
+def test_errors_found_by_a_check_are_raised():
     with pytest.raises(OptionError, match='--opt sgd'):
         timm_names.check_optimizer(options('--opt', 'sgd', '--opt-kwargs', 'nosuch=1'))

@@ -1,4 +1,4 @@
-"""The measurements in their quick forms: what was measured, how much of it, what is written. Never how fast."""
+"""Benchmarks in their quick form: what they measure, how much of it, and what they write. Speed is not tested."""
 import csv
 import json
 import os
@@ -33,7 +33,7 @@ IN_MEMORY = [f'{TIMM}, in memory', f'{FAST}, in memory']
 
 @pytest.fixture
 def measured(tmp_path, capsys):
-    """Function: the rows of a quick form, read from its CSV file; the table and the chart are looked at."""
+    """Function: the rows of a benchmark in its quick form, read from its CSV file. Its table and chart are checked."""
     def run(name, *argv):
         command.main([name, *map(str, argv), '--quick', '--output', str(tmp_path / 'out')])
         with open(tmp_path / 'out' / f'{name}.csv', newline='') as file:
@@ -52,7 +52,7 @@ def measured(tmp_path, capsys):
 
 @pytest.fixture
 def done(monkeypatch):
-    """What each configuration does in a pass, by its name: calls of decoders, readers, steps and collates."""
+    """The work of each configuration in a pass, by its name: calls of decoders, readers, steps and collates."""
     counts, done = Counter(), {}
 
     def count(owner, name, what):
@@ -84,8 +84,8 @@ def done(monkeypatch):
     return done
 
 
-def test_what_is_measured_of_training(photos, measured, done):
-    """Eight images in batches of four, in this process. The bound decodes as the fast backend does."""
+def test_the_work_that_training_measures(photos, measured, done):
+    """Eight images in batches of four, in this process. `images decoded` decodes as the fast backend does."""
     measured('training', photos, '--device', 'cpu', '-j', 0)
     decoded, steps = {TIMM: {'PIL': 8}, FAST: {'simplejpeg': 8}}, {'steps': 2, 'AgMax': 2}
     collated = {TIMM: {}, FAST: {'MixUp of arrays': 2}}
@@ -95,14 +95,14 @@ def test_what_is_measured_of_training(photos, measured, done):
         **{f'training, {name}': {**decoded[name], **collated[name], **steps} for name in (TIMM, FAST)}}
 
 
-def test_what_is_measured_of_loaders(photos, measured, done):
+def test_the_work_that_loader_measures(photos, measured, done):
     measured('loader', photos, '--memory', '--recipes', 'standard')
     assert {name: {key: work[key] for key in ('PIL', 'simplejpeg') if key in work} for name, work in done.items()} == {
         ONE: {'PIL': 8}, TIMM: {'PIL': 8}, FAST: {'simplejpeg': 8}, **dict.fromkeys(IN_MEMORY, {})}
 
 
 @pytest.mark.slow
-def test_what_is_measured_of_steps_collates_and_indices(photos, measured, done):
+def test_the_work_that_step_collate_and_index_measure(photos, measured, done):
     measured('step', '--device', 'cpu')
     measured('collate')
     measured('index', photos)
@@ -116,7 +116,7 @@ def columns(rows, *names):
     return [tuple(row[name] for name in names) for row in rows]
 
 
-def test_loader(photos, measured):
+def test_loader_has_rows_for_all_recipes_and_loaders(photos, measured):
     rows = measured('loader', photos)
     assert columns(rows, 'recipe', 'loader', 'views') == [
         (recipe, name, views) for recipe in ('standard', 'nojitter', 'aa', 'rand', 'mixup')
@@ -131,33 +131,33 @@ def test_loader_in_memory_with_workers(photos, measured):
     assert not torch.isnan(torch.tensor([float(row['CPU s/1000 views']) for row in rows])).any()
 
 
-def test_small(photos, measured):
+def test_small_has_rows_for_all_recipes_and_loaders(photos, measured):
     rows = measured('small', photos)
     assert columns(rows, 'recipe', 'loader', 'views') == [
         (recipe, name, views) for recipe in ('cropflip', 'aa')
         for name, views in ((ONE, '8'), *((name, '16') for name in IN_MEMORY))]
 
 
-def test_collate(measured):
+def test_collate_has_rows_for_all_collate_functions(measured):
     assert columns(measured('collate'), 'collate', 'views') == [
         ("timm's, once per view", '8'), (TIMM, '8'), (FAST, '8')]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('flags', [[], ['--amp', '--channels-last']])
-def test_step(measured, flags):
+def test_step_has_rows_for_cross_entropy_and_agmax(measured, flags):
     rows = measured('step', '--device', 'cpu', *flags)
     assert columns(rows, 'step', 'views') == [('cross-entropy', '8'), ('AgMax', '8')]
 
 
-def test_objective(measured):
+def test_objective_has_rows_for_all_settings(measured):
     rows = measured('objective')
     assert [row['batch and confidence'] for row in rows] == [
         f'4 images, 3 classes, p(true) {confidence}' for confidence in (.4, .77, .95)]
 
 
 def gradients_by_formula(images, classes, confidence, seed):
-    """The gradients of the objective at synthetic logits, by their formulas in numpy, and the logits."""
+    """The gradients of the objective at synthetic logits, by their formulas in numpy, and these logits."""
     z1, z2, target = objective.synthetic_logits(images, classes, confidence, seed)
     logits = [z1.numpy(), z2.numpy(), (z1 + z2).numpy() / 2]
     softmax = [numpy.exp(z) / numpy.exp(z).sum(-1, keepdims=True) for z in logits]
@@ -178,13 +178,13 @@ def gradients_by_formula(images, classes, confidence, seed):
         'nats': 4 * numpy.mean([abs(p - softmax[2]) for p in softmax[:2]])}, (z1, z2, target)
 
 
-def test_gradients_of_the_objective_are_those_of_their_formulas():
+def test_gradients_of_the_objective_equal_their_formulas():
     expected, logits = gradients_by_formula(6, 4, .6, seed=0)
     assert objective.gradients(*logits) == pytest.approx(expected, rel=1e-12)
 
 
-def test_the_table_of_the_method_card_is_that_of_the_formulas():
-    """The rows of up to 100 classes: the others take seconds."""
+def test_the_table_of_the_method_card_equals_the_formulas():
+    """Only rows of up to 100 classes are compared. The others take seconds."""
     text = (REPOSITORY / 'docs' / 'agmax.md').read_text().split('| its cosine to the cross-entropy |')[1]
     lines = text.split('\n\n')[0].splitlines()[2:]
     rows = [[float(number) for number in re.findall(r'-?[\d.]+', line)] for line in lines]
@@ -202,7 +202,7 @@ def test_the_table_of_the_method_card_is_that_of_the_formulas():
 
 @pytest.mark.slow
 @pytest.mark.parametrize('flags', [[], ['--amp', '--amp-dtype', 'bfloat16', '--channels-last', '--recipe', 'mixup']])
-def test_training(photos, measured, flags):
+def test_training_has_rows_for_all_configurations(photos, measured, flags):
     rows = measured('training', photos, '--device', 'cpu', '-j', 1, *flags)
     assert columns(rows, 'of', 'views') == [(name, '16') for name in (
         'steps alone', 'images decoded', TIMM, FAST, f'training, {TIMM}', f'training, {FAST}')]
@@ -213,7 +213,7 @@ def test_training(photos, measured, flags):
 @pytest.mark.parametrize('flags, pin_memory, said', [
     ([], None, 'memory not pinned'), (['--pin-mem'], True, 'pinned memory'),
     (['--no-pin-mem'], False, 'memory not pinned')])
-def test_training_from_pinned_memory_and_without(photos, monkeypatch, flags, pin_memory, said):
+def test_training_pins_memory_on_request(photos, monkeypatch, flags, pin_memory, said):
     asked = []
     monkeypatch.setattr(network, 'build_prefetched', lambda *args, **kwargs: (
         asked.append(kwargs['pin_memory']), build_prefetched(*args, **{**kwargs, 'pin_memory': False}))[1])
@@ -226,8 +226,8 @@ def test_training_from_pinned_memory_and_without(photos, monkeypatch, flags, pin
 
 
 @pytest.mark.slow
-def test_a_loader_that_training_waits_for(photos, measured, monkeypatch):
-    """Each batch of views is late by a quarter of a second, a step is not."""
+def test_waiting_for_a_slow_loader_is_measured(photos, measured, monkeypatch):
+    """Each batch of views is delayed by a quarter of a second."""
     def late(*args, **kwargs):
         loader = build_prefetched(*args, **kwargs)
         transform = loader.dataset.transform
@@ -247,8 +247,8 @@ with open(sys.argv[0] + '.json', 'w') as file:
 
 
 @pytest.mark.slow
-def test_run(photos, measured, tmp_path):
-    """Our script runs. Another one replaces timm's script and records its arguments."""
+def test_run_starts_both_scripts_with_their_options(photos, measured, tmp_path):
+    """timm's script is replaced by one that records its arguments."""
     script = tmp_path / 'script.py'
     script.write_text(_SCRIPT)
     rows = measured('run', photos, '--timm-script', script, '--epochs', 1, '-j', 0, '--device', 'cpu',
@@ -262,15 +262,15 @@ def test_run(photos, measured, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('source', ['count', 'folder'])
-def test_index(measured, photos, source):
+def test_index_has_rows_for_both_readers(measured, photos, source):
     rows = measured('index', *([photos] if source == 'folder' else []))
     count = '12' if source == 'folder' else '20'
     assert columns(rows, 'index', 'images') == [('timm', count), ('agmax_timm', count)]
 
 
 @pytest.mark.slow
-def test_memory(photos, measured, monkeypatch):
-    """The epochs in this process, for time; their peaks replaced by known ones."""
+def test_memory_states_peaks_and_growth(photos, measured, monkeypatch):
+    """The epochs run in this process, which is faster. Their peaks are replaced by known ones."""
     def read(argv, mark):
         assert argv[:2] == ['-m', 'agmax_timm.bench.memory'] and mark == '"peaks"'
         found = memory.read(**json.loads(argv[-1]))
@@ -292,8 +292,8 @@ def test_memory_is_read_in_a_process_of_its_own(photos):
     assert found['views'] == 12 and len(found['peaks']) == 2
 
 
-def test_startup(measured, monkeypatch):
-    """Of processes that only say what the real ones do."""
+def test_startup_has_a_row_for_each_command(measured, monkeypatch):
+    """The processes only print what the real ones print."""
     says = f"import time; print('{processes.FIRST_STEP}   0/20]', flush=True); time.sleep(100)"
     monkeypatch.setattr(processes, 'COMMANDS', {
         'import timm': (['-c', ''], ''), 'first training step': (['-c', says], processes.FIRST_STEP)})
@@ -302,13 +302,13 @@ def test_startup(measured, monkeypatch):
     assert float(rows[1]['s']) < 50
 
 
-def test_a_run_says_when_it_made_its_first_step(tmp_path, caplog):
+def test_the_log_of_a_run_shows_its_first_step(tmp_path, caplog):
     train_cli.main([*processes.FLAGS, '--output', str(tmp_path), '--val-split', ''])
     lines = [record.getMessage() for record in caplog.records if processes.FIRST_STEP in record.getMessage()]
     assert '0/20' in lines[0]
 
 
-def test_a_process_that_fails_is_told_by_its_last_line():
+def test_a_failed_process_is_reported_by_its_last_line():
     with pytest.raises(ValueError, match='ended: ValueError: too few'):
         processes.wait_for(['-c', 'print("one"); raise ValueError("too few")'], 'never')
     with pytest.raises(ValueError, match='ended: ValueError: too few'):
@@ -351,7 +351,7 @@ def test_errors_are_one_line(argv, message, photos, tmp_path, capsys):
     assert re.search(message, lines[0])
 
 
-def test_what_is_given_stays_with_quick():
+def test_quick_keeps_options_that_are_given():
     args = options.parse(['loader', 'DIR', '--quick', '--img-size', '48'])
     assert (args.img_size, args.images, args.repeats) == (48, 8, 1)
 

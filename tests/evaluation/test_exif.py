@@ -1,6 +1,7 @@
 """--exif-orientation: images that are stored turned are trained, evaluated and predicted as if they were upright."""
 import csv
 import json
+import re
 import tarfile
 
 import datasets
@@ -98,7 +99,7 @@ def test_data_that_is_not_decoded_here_refuses_it(parse, capsys):
     with pytest.raises(SystemExit) as end:
         parse(['x', '--dataset', 'torch/mnist', '--exif-orientation'])
     assert end.value.code == 2
-    assert '--exif-orientation True does nothing on --dataset torch/mnist: drop it' in capsys.readouterr().err
+    assert re.search('--exif-orientation .*--dataset .*torch/mnist.*: drop it', capsys.readouterr().err)
 
 
 @pytest.fixture(scope='module')
@@ -148,7 +149,7 @@ def test_the_published_model(runs, folders, tmp_path, caplog, capsys, results_of
     with caplog.at_level('INFO'):
         export.main([str(runs['timm'][1]), str(tmp_path / 'staged'), '--license', 'mit'])
     assert 'timm does not turn images' in caplog.text
-    assert 'The staged folder gives the logits of the run on 16 validation images' in caplog.text
+    assert 'logits of the run on 16 validation images' in caplog.text
     config = json.loads((tmp_path / 'staged' / 'config.json').read_text())
     assert config['pretrained_cfg']['notes'] == ['exif_orientation']
     card = (tmp_path / 'staged' / 'README.md').read_text()

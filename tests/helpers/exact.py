@@ -51,3 +51,14 @@ def assert_equal(ours, expected, where=''):
         assert torch.equal(ours, expected), where
     else:
         assert ours == expected, where
+
+
+def equal(a, b):
+    """Whether values, types and the order of keys are equal."""
+    if isinstance(a, torch.Tensor):
+        return isinstance(b, torch.Tensor) and a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, dict):
+        return isinstance(b, dict) and list(a) == list(b) and all(equal(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)):
+        return type(a) is type(b) and len(a) == len(b) and all(map(equal, a, b))
+    return type(a) is type(b) and a == b

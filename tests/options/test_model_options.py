@@ -1,4 +1,6 @@
 """Options that ask a model for what some of timm's models do not have: one line, or the right effect."""
+import re
+
 import pytest
 import torch
 from timm.models import create_model
@@ -38,7 +40,7 @@ def test_gradient_checkpointing_of_models_that_have_none(model):
     args = parse_train_args(['data', '--model', model, '--grad-checkpointing'])
     with torch.device('meta'):
         network = create_model(model)
-    with pytest.raises(OptionError, match=f'--grad-checkpointing: --model {model} does not have it: drop it'):
+    with pytest.raises(OptionError, match=f'--grad-checkpointing.*{model}.*: drop it'):
         build._checkpoint_gradients(args, network)
 
 
@@ -70,8 +72,7 @@ def test_heads_of_several_layers_are_refused(flag, model, words):
     args = parse_train_args(['data', '--model', name, flag, '0.5'])
     with torch.device('meta'):
         network = create_model(name, num_classes=3)
-    with pytest.raises(OptionError, match=f'{flag} 0.5 is for a model with one linear layer as its head, --model '
-                                          f'{name} has {words}: drop it'):
+    with pytest.raises(OptionError, match=f'{flag} 0.5 .*one linear layer.*{name}.* {words}: drop it'):
         build._init_head(args, network)
 
 
@@ -124,7 +125,7 @@ def test_a_checkpoint_of_other_classes(checkpoint):
 
 def test_a_checkpoint_of_another_model(checkpoint):
     message = refused('test_byobnet', '--initial-checkpoint', checkpoint[0])
-    assert f'--initial-checkpoint {checkpoint[0]} is not a checkpoint of --model test_byobnet' in message
+    assert re.search(f'--initial-checkpoint .*{checkpoint[0]}.* not a checkpoint of .*test_byobnet', message)
     assert 'classes' not in message
 
 
@@ -132,7 +133,7 @@ def test_a_checkpoint_of_another_model(checkpoint):
 @pytest.mark.parametrize('flags', [['--sync-bn'], ['--split-bn', '--aug-splits', '2']], ids=lambda flags: flags[0])
 def test_options_of_batch_norm_in_a_model_without_it(caplog, flags, model, warned):
     built(model, *flags, size='160')
-    assert (f'{flags[0]} has no effect: --model {model} has no batch norm' in caplog.text) is warned
+    assert bool(re.search(f'{flags[0]} has no effect: .*{model}.* batch norm', caplog.text)) is warned
 
 
 @pytest.mark.parametrize('model, warned', [('repvgg_a0', False), ('test_byobnet', True)])
@@ -140,7 +141,7 @@ def test_a_model_without_branches_to_fuse(caplog, tmp_path, model, warned):
     torch.save(create_model(model, num_classes=3).state_dict(), tmp_path / 'weights.pth')
     args = validate_options(model=model, num_classes=3, reparam=True, checkpoint=str(tmp_path / 'weights.pth'))
     create_evaluated_model(args, CPU, build.Precision())
-    assert (f'--reparam has no effect: --model {model} has no branches to fuse' in caplog.text) is warned
+    assert bool(re.search(f'--reparam has no effect: .*{model}.* branches', caplog.text)) is warned
 
 
 def test_warnings_of_optimizers_come_from_the_first_process_alone(caplog, monkeypatch):

@@ -133,9 +133,9 @@ VALIDATION = [
 def test_more_workers_than_cores_are_named_once(capsys, monkeypatch, parse):
     monkeypatch.setattr(options_parse, 'cores', lambda: 5)
     parse(['data', '-j', '6'])
-    assert capsys.readouterr().err.splitlines() == [
-        f'{train_parser().prog}: warning: --workers 6 is more than the 5 cores of this process, and may be slower than '
-        '--workers 5']
+    line, = capsys.readouterr().err.splitlines()
+    assert line.startswith(f'{train_parser().prog}: warning: --workers 6 ')
+    assert ' 5 cores' in line and '--workers 5' in line
     for count, words in ((5, ['-j', '5']), (2, [])):  # the default is not warned of
         monkeypatch.setattr(options_parse, 'cores', lambda count=count: count)
         parse(['data', *words])
@@ -366,7 +366,7 @@ def test_what_a_run_does(words):
                                                           (0.999, 2000, 14, 0.9976), (0.99, 10, 91, 0.59)])
 def test_an_average_that_is_too_slow(decay, updates, share, other):
     line, = surprises(f'--model-ema --model-ema-decay {decay}', updates_per_epoch=updates // 5)
-    assert line.startswith(f'--model-ema-decay {decay:g} is slow for {updates} updates: {share}% of the average')
+    assert line.startswith(f'--model-ema-decay {decay:g} is slow for {updates} updates: {share}%')
     assert f'Use {other:g}, or --model-ema-warmup' in line
     assert other ** (updates - 1) <= 0.01
     assert surprises(f'--model-ema --model-ema-decay {other}', updates_per_epoch=updates // 5) == []

@@ -177,7 +177,7 @@ def test_the_numbers_are_those_of_validate(run_copy, photos, monkeypatch, capsys
     for value in (f"top-1 (%){results['top1']:.2f}", f"loss{results['loss']:.4g}", 'images12'):
         assert value in text, value
     assert f"top1 {results['top1']:.4g}" in text, 'as measured in training'
-    assert 'model_best.pth.tar, the EMA of the weights, by which the run ranked its checkpoints, on' in text
+    assert 'model_best.pth.tar' in text and 'the EMA of the weights, by which' in text
 
     expected = precision_recall_fscore_support(target, prediction, labels=range(3), zero_division=0)
     rows = page.table('class', 'precision', 'recall', 'F1', 'images')
@@ -208,10 +208,10 @@ def test_the_weights_without_averaging_are_evaluated_where_they_are_asked_for(ru
     command.main([str(run_copy), '--device', 'cpu', '-j', '0', '--raw'])
     raw, ema = (read_model(str(run_copy), use_ema=use_ema).metrics for use_ema in (False, True))
     assert seen[0].metrics['loss'] == raw['loss'] != ema['loss']
-    said = 'model_best.pth.tar{} the weights without averaging; the run ranked its checkpoints by their EMA'
+    said = 'the weights without averaging; the run ranked'
     text = ''.join(check_page((run_copy / 'report.html').read_text()).text)
-    assert said.format(',') in text and said.format(':') in capfd.readouterr().err
-    assert f"Metrics of these weights in training: loss {raw['loss']:.4g}, top1 {raw['top1']:.4g}." in text  # no top-5
+    assert all('model_best.pth.tar' in shown and said in shown for shown in (text, capfd.readouterr().err))
+    assert f"in training: loss {raw['loss']:.4g}, top1 {raw['top1']:.4g}." in text  # no top-5
 
 
 def test_the_curves_are_those_of_the_summary(run_copy):
@@ -236,7 +236,7 @@ def test_the_head_says_what_to_compare_the_accuracy_with(run_copy):
     cost = read_file(str(run_copy / 'last.pth.tar'))['agmax_state']['cost']
     best = read_file(str(run_copy / 'model_best.pth.tar'))['epoch']
     assert f'best epoch{best}' in text and 'majority class (%)33.33' in text and 'top-5' not in text
-    assert f"on {cost['device']}, with {cost['images_per_second']:.0f} images/s in the last epoch, until" in text
+    assert f"on {cost['device']}, with {cost['images_per_second']:.0f} images/s" in text
     assert cost['date'] in text
 
 
@@ -340,7 +340,7 @@ def test_what_is_made_of_patches_is_shown_and_evaluated_as_in_training(photos, p
     shown = {kind: [attributes for name, attributes, around in page.elements if name == 'img'
                     and any(class_ == kind for _, class_ in around)] for kind in ('pair', 'mistakes')}
     assert len(shown['pair']) == 2 * 8
-    assert 'of images in their own aspect at up to 9 patches (NaFlex).' in (tmp_path / 'run/report.html').read_text()
+    assert 'at up to 9 patches (NaFlex).' in (tmp_path / 'run/report.html').read_text()
     results = results_of(photos, '--checkpoint', tmp_path / 'run' / 'model_best.pth.tar', '--naflex-loader', '-b', 8)
     saved = saved_metadata(str(tmp_path / 'run' / 'model_best.pth.tar'))['metrics']['raw']
     assert results['loss'] == saved['loss'] and results['top1'] == round(saved['top1'], 4)
@@ -396,7 +396,7 @@ def test_validation_data_is_never_shown_as_training_data(run_copy, photos):
     """A folder of classes without folders of splits is opened for both splits."""
     command.main([str(run_copy), str(photos / 'val'), '--device', 'cpu', '-j', '0'])
     text = ''.join(check_page((run_copy / 'report.html').read_text()).text)
-    assert 'No training images are shown: val would be both training and validation data' in text
+    assert 'No training images are shown' in text and 'both training and validation data' in text
     assert 'Training images as the network saw them' not in text and 'Most confident mistakes' in text
 
 
@@ -458,7 +458,7 @@ def test_a_report_that_fails_does_not_fail_the_run(photos, tmp_path, monkeypatch
         str(photos), '--num-classes', '3', '-b', '4', '-j', '0', '--epochs', '1', '--model', 'test_resnet',
         '--img-size', '32', '--report', '--output', str(tmp_path), '--experiment', 'run'])
     log = (tmp_path / 'run' / 'train.log').read_text()
-    assert f'without a report: no space; to make it: python -m agmax_timm.report {tmp_path}/run' in log
+    assert f'no space; to make it: python -m agmax_timm.report {tmp_path}/run' in log
     assert json.loads(capsys.readouterr().out.split('--result\n')[1])
 
 

@@ -45,7 +45,8 @@ def test_epochs_updates_times_and_rates(plan, at_two_seconds, tmp_path):
     told = plan('--agmax', '--model-ema', '--val-interval', '2')
     assert told['epochs'] == '4 to go, of 4' and told['updates'] == '3 per epoch, 12 to go'
     assert told['batch'] == '4 images, 8 views on each rank'
-    assert told['marginals'] == 'over all images; a batch has 4 images on 1 rank(s), 3 classes'
+    for part in ('over all images', '4 images on 1 rank', '3 classes'):
+        assert part in told['marginals']
     assert told['speed'] == '2.0 images/s, 4.0 views/s, 2.000 s per update'
     assert told['training'] == '00:24' and told['evaluation'] == '00:12, 2 times 6.0 s', 'of the EMA as well'
     pixels = 2 * (48 + 52 + 56) * (64 + 60) * 3
@@ -130,7 +131,8 @@ def test_memory_is_what_the_allocator_reserved(monkeypatch):
     for name, value in dict(max_memory_reserved=3 * 2 ** 30, max_memory_allocated=2 ** 30, get_device_name='A GPU',
                             get_device_properties=Namespace(total_memory=80 * 2 ** 30)).items():
         monkeypatch.setattr(torch.cuda, name, lambda of, value=value: value if of is device else None)
-    assert dry_run._memory(device) == '3.00 GiB reserved at most, of 80.00 GiB of A GPU; tensors took 1.00 GiB'
+    for part in ('3.00 GiB reserved', '80.00 GiB of A GPU', 'tensors took 1.00 GiB'):
+        assert part in dry_run._memory(device)
 
 
 def test_what_is_left_of_a_run_and_nothing_is_touched(plan, at_two_seconds, photos, tmp_path):

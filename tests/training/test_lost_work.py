@@ -97,11 +97,11 @@ def test_a_bad_label_within_an_epoch_costs_no_update(argv, tmp_path, monkeypatch
     def failing(loader):
         for number, batch in enumerate(batches_of(loader)):
             if number == 4:
-                raise LabelError("sample 'x' has the label 'fly': a class index is a number")
+                raise LabelError("sample 'x' has the label 'fly'")
             yield batch
 
     monkeypatch.setattr(loop, 'batches_of', failing)
-    assert fail(argv, capsys, 2).endswith("error: sample 'x' has the label 'fly': a class index is a number")
+    assert fail(argv, capsys, 2).endswith("error: sample 'x' has the label 'fly'")
     kept = load(tmp_path / 'run' / 'recovery-0-3.pth.tar')
     for name in ('state_dict', 'state_dict_ema', 'optimizer', 'task_state'):
         assert_equal(kept[name], expected[name])
@@ -135,7 +135,7 @@ def test_a_damaged_image_is_taken_out(argv, photos, tmp_path, capsys, caplog):
     fail(argv, capsys, status=2)
     path.unlink()
     train_cli.main(argv)
-    assert '11 samples in the validation data in place of 12' in caplog.text
+    assert re.search('11 samples .*validation.* 12', caplog.text)
     assert epochs_in(tmp_path / 'run') == [0, 1]
 
 
@@ -178,7 +178,7 @@ def test_where_the_disk_refuses_the_status_is_another(argv, monkeypatch, capsys)
     def full(*args, **kwargs):
         raise OSError(28, 'No space left on device')
     monkeypatch.setattr(CheckpointSaver, '_write', full)
-    assert 'No space left on device; there is no checkpoint yet' in fail(argv, capsys, status=74)
+    assert re.search('No space left on device; .*no checkpoint', fail(argv, capsys, status=74))
 
 
 def test_a_tracker_that_fails_leaves_a_saved_epoch(argv, tmp_path, whole, monkeypatch):

@@ -86,7 +86,7 @@ def test_the_command_on_the_card_gives_its_numbers(kind, train_once, photos, res
 
 def test_what_was_measured_of_naflex_is_said(train_once, photos, results_of, tmp_path):
     card = card_of(train_once(*NAFLEX), tmp_path / 'hub')
-    assert 'of images in their own aspect at up to 9 patches (NaFlex).' in card
+    assert 'at up to 9 patches (NaFlex).' in card
     assert ', at 384 x 384' not in card
     words = ['--model', f'local-dir:{tmp_path / "hub"}', '--naflex-loader', '--naflex-max-seq-len']
     assert numbers(results_of(photos, *words, 9)) == table(card) != numbers(results_of(photos, *words, 4))
@@ -216,7 +216,7 @@ def staged_wrongly(saved, folder, change):
 def test_staged_folder_gives_the_logits_of_its_run(kind, train_once, tmp_path, caplog):
     with caplog.at_level('INFO'):
         staged_wrongly(read_model(str(train_once(*RUNS[kind])), use_ema=None), tmp_path / 'hub', lambda config: None)
-    assert 'The staged folder gives the logits of the run on 12 validation images' in caplog.text
+    assert 'logits of the run on 12 validation images' in caplog.text
 
 
 @pytest.mark.parametrize('kind, change, said', [
@@ -240,7 +240,7 @@ def test_folder_with_another_preprocessing_is_refused(kind, change, said, train_
 
 def test_mode_of_another_number_of_channels_is_refused(train_once, tmp_path):
     saved = read_model(str(train_once(*TINY)), use_ema=None)
-    with pytest.raises(HubError, match='does not accept the validation images of the run: .* CMYK has 4 channels'):
+    with pytest.raises(HubError, match='validation images of the run: .*CMYK.* 4 channels'):
         staged_wrongly(saved, tmp_path / 'hub', lambda config: config.update(notes=['input_img_mode=CMYK']))
 
 
@@ -268,5 +268,5 @@ def test_data_that_is_not_there_is_said(options, reason, train_once, tmp_path, c
     with caplog.at_level('INFO'):
         stage(saved, tmp_path / 'hub', check=partial(compare_on_data, saved))
     said, = (record for record in caplog.records if 'preprocessing' in record.message)
-    assert 'is not checked, because there is no validation data: ' in said.message and reason in said.message
+    assert 'is not checked' in said.message and reason in said.message
     assert said.levelname == ('WARNING' if saved.options['model'] else 'INFO')

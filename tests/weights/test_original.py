@@ -131,13 +131,13 @@ def test_a_tensor_that_does_not_fit_is_named_in_one_line(changes, named, save):
 
 def test_another_architecture_is_named_with_its_tensors(save):
     path = save(original_checkpoint(original_network('test_resnet')))
-    with pytest.raises(CheckpointError, match=r'does not fit resnet18: missing .* and \d+ more; unexpected .* more'):
+    with pytest.raises(CheckpointError, match=r'resnet18.*: missing .* \d+ more; unexpected .* more'):
         load_weights(path, timm.create_model('resnet18', num_classes=3))
 
 
 def test_the_original_has_no_ema(save):
     path = save(original_checkpoint(original_network('test_resnet')))
-    with pytest.raises(CheckpointError, match='no EMA weights: drop --use-ema of validate.py, or give --raw'):
+    with pytest.raises(CheckpointError, match='no EMA weights: .*--use-ema .*--raw'):
         load_weights(path, timm.create_model('test_resnet', num_classes=3), use_ema=True)
 
 

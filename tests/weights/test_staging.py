@@ -1,6 +1,7 @@
 """A staged folder: what it holds, whose, and that it is whole or not there."""
 import json
 import os
+import re
 import resource
 from contextlib import contextmanager
 from pathlib import Path
@@ -52,7 +53,7 @@ def test_the_configuration_says_what_is_true_of_these_weights(make_saved, tmp_pa
 def test_a_licence_that_the_source_may_not_allow_is_told(make_saved, tmp_path, caplog):
     for license in (None, 'mit'):  # test_resnet's is apache-2.0
         stage(make_saved(options={'pretrained': True}), tmp_path / 'hub', license=license)
-        assert ('is under apache-2.0, and these weights are staged under mit' in caplog.text) == (license == 'mit')
+        assert bool(re.search('apache-2.0.* staged under .?mit', caplog.text)) == (license == 'mit')
 
 
 def as_list(value):
@@ -126,7 +127,7 @@ def test_logits_that_differ_are_an_error_and_leave_nothing(make_saved, tmp_path)
         torch.nn.init.normal_(model.fc.weight)
         return model
     saved.create_model = create_another
-    with pytest.raises(HubError, match='does not give the logits of .*best.*differ by up to'):
+    with pytest.raises(HubError, match='the logits of .*best.*differ by up to'):
         stage(saved, tmp_path / 'hub')
     assert list(tmp_path.iterdir()) == []
 

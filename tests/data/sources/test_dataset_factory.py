@@ -236,7 +236,7 @@ def test_hidden_images_do_not_shift_the_labels_of_a_class_map(data, tmp_path):
 @pytest.mark.parametrize('kind', ['folder', 'torch/folder', 'tar'])
 def test_images_beside_class_folders_are_refused(data, tmp_path, kind):
     Image.new('RGB', (8, 8)).save(data / 'train' / 'pre\tview.jpg')
-    with pytest.raises(DataError, match=r"outside of class folders, such as '(\./)?pre\\tview\.jpg': move each"):
+    with pytest.raises(DataError, match=r"class folders.* '(\./)?pre\\tview\.jpg': move"):
         if kind == 'tar':
             make_tar(data, tmp_path / 'train.tar')
         else:
@@ -250,7 +250,8 @@ def test_a_class_that_is_named_like_a_split(data, name, split):
     (root / 'cat').rename(root / name)
     with pytest.raises(DataError) as caught:
         create_dataset('', str(root), split)
-    assert f"; if {name!r} is a class beside 'ant', 'bee', sort all classes into folders" in str(caught.value)
+    assert f"{name!r} is a class beside 'ant', 'bee'" in str(caught.value)
+    assert 'sort all classes into folders' in str(caught.value)
     assert len(create_dataset('', str(data), 'train')) == 12  # one level above there is no doubt
 
 
@@ -278,7 +279,7 @@ def test_flat_classes_are_not_told_of(data, tmp_path, caplog):
 def test_splits_in_capitals_are_not_read_as_one(data, folders, split):
     for old, new in zip(('train', 'val'), folders):
         (data / old).rename(data / new)
-    with pytest.raises(DataError, match=f"no folder for split '{split}', only {folders[0]}, {folders[1]}: give"):
+    with pytest.raises(DataError, match=f"split '{split}'.* {folders[0]}.* {folders[1]}.*: give"):
         create_dataset('', str(data), split)
 
 
@@ -322,7 +323,7 @@ def test_class_map_settles_differences(data, tmp_path):
 
 @pytest.mark.parametrize('num_classes', [1, 2])
 def test_head_too_narrow(photos, num_classes):
-    with pytest.raises(DataError, match=f'3 classes, the model {num_classes} outputs: use --num-classes 3'):
+    with pytest.raises(DataError, match=f'3 classes, .*{num_classes} outputs: .*--num-classes 3'):
         check_classes(*both(photos), num_classes)
 
 
@@ -354,7 +355,7 @@ def test_the_splits_of_svhn(svhn, split, parts):
 
 
 def test_what_svhn_does_not_have(svhn, tmp_path, monkeypatch):
-    with pytest.raises(DataError, match=r"torch/svhn has the splits train, extra, train\+extra .*, got 'val2'"):
+    with pytest.raises(DataError, match=r"torch/svhn.* train.*, .*extra.*, got 'val2'"):
         create_dataset('torch/svhn', svhn, 'val2')
     monkeypatch.setitem(sys.modules, 'scipy.io', None)
     with pytest.raises(DataError, match=r"torch/svhn needs scipy.*: pip install 'agmax_timm\[svhn\]'"):

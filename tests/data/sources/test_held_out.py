@@ -4,6 +4,7 @@ import hashlib
 import os
 import pickle
 import random
+import re
 import tarfile
 
 import numpy as np
@@ -181,7 +182,7 @@ def test_agmax_has_the_classes_of_the_data(kinds, kind, count, caplog):
     argv = [*map(str, kinds[kind]), '--val-split', '0.3']
     with caplog.at_level('INFO'):
         assert with_num_classes(parse_train_args([*argv, '--agmax'])).num_classes == count
-    assert f"--num-classes {count}: the number of classes of the split 'train'." in caplog.text
+    assert f'--num-classes {count}: ' in caplog.text
     assert with_num_classes(parse_train_args(argv)).num_classes is None
     assert with_num_classes(parse_train_args([*argv, '--agmax', '--num-classes', '7'])).num_classes == 7
 
@@ -214,7 +215,7 @@ def test_one_share_in_all_commands(run, unsorted, results_of, caplog, capsys, tm
     """Training, resuming, evaluation, report and the check of the data see the same images."""
     with caplog.at_level('INFO'):
         folder = run('--epochs', '1', '--cooldown-epochs', '1', '--report')
-    assert caplog.text.count('Data: train 24 images; 0.25 of train 9 images; 5 classes') == 2  # and in the report
+    assert caplog.text.count('train 24 images; 0.25 of train 9 images') == 2  # and in the report
     assert (folder / 'report.html').exists()
     measured = list(csv.DictReader((folder / 'summary.csv').open()))
     results = results_of(unsorted, '--checkpoint', folder / 'last.pth.tar')
@@ -222,10 +223,10 @@ def test_one_share_in_all_commands(run, unsorted, results_of, caplog, capsys, tm
     assert results['loss'] == pytest.approx(float(measured[-1]['eval_loss']), abs=1e-6)
     caplog.clear()
     results_of(unsorted, '--checkpoint', folder / 'last.pth.tar', '--split', '0.5')
-    assert '--split 0.5 has images that the run trained on: it held out 0.25' in caplog.text
+    assert re.search('--split 0.5 .*held out 0.25', caplog.text)
     assert 'Data: 0.5 of train 17 images' in caplog.text
     results_of(unsorted, '--checkpoint', folder / 'last.pth.tar', '--val-split-seed', '7')
-    assert '--val-split-seed 7 has images that the run trained on: it held out those of 42' in caplog.text
+    assert re.search('--val-split-seed 7 .*held out .*42', caplog.text)
     monkeypatch.chdir(tmp_path)
     for words in (['--val-split', '0.25'], ['--val-split', '0.25', '--val-split-seed', '7']):
         train_cli.main([str(unsorted), *words, '--check-data'])
@@ -234,7 +235,7 @@ def test_one_share_in_all_commands(run, unsorted, results_of, caplog, capsys, tm
         run('--epochs', '2', '--resume', str(folder / 'last.pth.tar'), '--val-split-seed', '7')
     assert end.value.code == 2
     error = capsys.readouterr().err
-    assert 'cannot continue with --val-split-seed 7 in place of 42: keep the old value' in error
+    assert '--val-split-seed 7 in place of 42: keep' in error
 
 
 @pytest.mark.slow

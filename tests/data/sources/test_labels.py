@@ -103,7 +103,7 @@ def test_labels_that_a_class_map_names(tmp_path, kind):
         check_labels(dataset, 3)
         return [target for _, target in (dataset if kind == 'hfids' else map(dataset.__getitem__, range(3)))]
     assert read('fly\ncat\ndog\n') == [1, 2, 0]
-    with pytest.raises(LabelError, match="sample 2.* has the label 'fly': it is not a class of --class-map"):
+    with pytest.raises(LabelError, match="sample 2.*'fly': .*--class-map"):
         read('cat\ndog\n')
 
 
@@ -114,14 +114,14 @@ def test_labels_that_count_from_1(tmp_path):
         check_labels(dataset, 3)
     dataset = open_dataset(f'hfids/{folder}', str(tmp_path / 'cache'), 'train', num_samples=3)
     check_labels(dataset, 3)
-    with pytest.raises(LabelError, match='sample 2 has the label 3: the model has the classes 0 to 2, and .* 0'):
+    with pytest.raises(LabelError, match='sample 2 .*label 3: .*classes 0 to 2, .* 0'):
         list(dataset)
 
 
 def test_a_column_within_another(tmp_path):
     folder = write_parquet(tmp_path / 'data', [{'a': 0}, {'a': None}], {'a': value('int64')})
     dataset = open_dataset(f'hfds/{folder}', str(tmp_path / 'cache'), 'train', target_key='label/a')
-    with pytest.raises(LabelError, match='sample 1 of split .train. has the label None'):
+    with pytest.raises(LabelError, match='sample 1 .*train.* None'):
         check_column(dataset)
 
 
@@ -248,7 +248,7 @@ def test_a_label_that_is_found_while_reading_ends_a_run_with_one_line(tmp_path, 
     error = capsys.readouterr().err
     assert end.value.code == 2 and 'Traceback' not in error
     line, = [line for line in error.splitlines() if 'error:' in line]
-    assert f"error: sample '003' of {tmp_path / 'x.tar'} has the label 'fly'" in line
+    assert all(part in line for part in ("sample '003'", str(tmp_path / 'x.tar'), "label 'fly'"))
 
 
 def test_check_data_counts_whole_floats(tmp_path, monkeypatch, capsys):

@@ -7,6 +7,7 @@ import logging
 import math
 import multiprocessing
 import os
+import re
 import socket
 import sys
 import threading
@@ -401,7 +402,7 @@ def test_samples_that_get_lost_while_evaluating_are_reported(shards, caplog, blo
     with caplog.at_level(logging.WARNING):
         evaluate(model, loader, args, CPU, Precision(), 1)
     lost = 13 - len(model.numbers)
-    assert lost > 0 and f'Evaluated {13 - lost} samples where the split should have 13' in caplog.messages[-1]
+    assert lost > 0 and re.search(f'Evaluated {13 - lost} samples .* 13', caplog.messages[-1])
 
 
 def test_shards_that_go_while_training(shards, tmp_path, capsys, monkeypatch):

@@ -1,4 +1,5 @@
 """Data and options that differ from the checkpoint on resume: refused, logged or ignored."""
+import re
 import shutil
 from dataclasses import replace
 
@@ -46,7 +47,7 @@ def test_another_number_of_samples_is_told_between_epochs(folder, argv, tmp_path
     training.train(parse_train_args([*argv, '--stop-epoch', '1']))
     (folder / 'train' / 'ant' / '000.jpg').unlink()
     training.train(parse_train_args(argv))
-    assert 'Not as in the checkpoint: 11 samples in the train data in place of 12' in caplog.text
+    assert re.search('Not as in the checkpoint: 11 samples .*train.* 12', caplog.text)
     assert epochs_in(tmp_path / 'run') == [0, 1, 2]
 
 
@@ -58,7 +59,7 @@ def test_views_that_are_made_in_another_way_are_told(argv, caplog):
     training.train(parse_train_args([*argv, '--stop-epoch', '2']))
     assert 'views are made' not in caplog.text
     training.train(parse_train_args([*argv, '--augment-backend', 'timm']))
-    assert 'views are made by timm in place of from arrays' in caplog.text
+    assert 'by timm in place of from arrays' in caplog.text
 
 
 def test_another_number_of_samples_within_an_epoch_is_one_line(folder, argv, capsys):
@@ -69,7 +70,7 @@ def test_another_number_of_samples_within_an_epoch_is_one_line(folder, argv, cap
         train_cli.main(argv)
     assert exit_info.value.code == 2
     line = capsys.readouterr().err.strip().splitlines()[-1]
-    assert '11 samples in the train data in place of 12: restore' in line
+    assert re.search('11 samples .*train.* 12: restore', line)
 
 
 @pytest.mark.parametrize('name', sorted(OPTIONS))
@@ -111,7 +112,7 @@ def test_a_share_is_held_out_from_the_first_epoch_on(before, now, change, refuse
 def test_a_checkpoint_from_before_an_option_was_made_with_its_default():
     args = replace(parse_train_args(['data', '--agmax', '--agmax-loss', 'kl']), resume='FILE')
     saved = {name: value for name, value in vars(args).items() if name not in ('agmax_loss', 'warmup_prefix')}
-    with pytest.raises(OptionError, match='cannot continue with --agmax-loss kl in place of mi'):
+    with pytest.raises(OptionError, match='--agmax-loss kl in place of mi: keep'):
         compatibility.compare_options(args, saved, within_epoch=False)
     args = replace(args, agmax_loss='mi', warmup_prefix=True)
     assert compatibility.compare_options(args, saved, within_epoch=False) == (
@@ -125,7 +126,7 @@ def test_epochs_decide_the_sizes_of_a_progressive_schedule():
     saved['train_size_schedule'] = 'progressive'
     args = replace(args, train_size_schedule='progressive')
     assert compatibility.compare_options(args, saved, within_epoch=False)[0] == ['--epochs 3 in place of 4']
-    with pytest.raises(OptionError, match='would change with --epochs 3 in place of 4'):
+    with pytest.raises(OptionError, match='--epochs 3 in place of 4: keep'):
         compatibility.compare_options(args, saved, within_epoch=True)
 
 

@@ -106,7 +106,7 @@ def test_the_schedule_does_not_know_of_the_stop(train, tmp_path):
 
 
 def test_a_stop_past_the_end_is_one_line(train):
-    with pytest.raises(ValueError, match='--stop-epoch 3 is past the last epoch: there are 2'):
+    with pytest.raises(ValueError, match='--stop-epoch 3 .*last epoch.* 2'):
         train('--epochs', '2', '--stop-epoch', '3')
 
 
@@ -132,7 +132,7 @@ def test_a_new_learning_rate_takes_effect(train, tmp_path, caplog):
     optimizer = load(tmp_path / 'run' / 'last.pth.tar')['optimizer']
     assert {group['lr'] for group in optimizer['param_groups']} == {0.01}
     assert {group['weight_decay'] for group in optimizer['param_groups']} == {0., 0.2}
-    assert ': lr 0.01 in place of 0.05, weight_decay 0.2 in place of 0.1' in caplog.text
+    assert 'lr 0.01 in place of 0.05' in caplog.text and 'weight_decay 0.2 in place of 0.1' in caplog.text
 
 
 def test_the_schedule_follows_a_new_learning_rate(train, tmp_path):

@@ -74,7 +74,8 @@ def test_names_that_are_not_text_and_a_disk_that_is_full(data, tmp_path, monkeyp
     again = DamageReport(dataset, torch.device('cpu'), str(tmp_path / 'full'))
     dataset.damage._reported.zero_()
     again.after_epoch()
-    assert told[2] == f"cannot write {tmp_path / 'full' / 'damaged.csv'}: No space left on device: training continues"
+    for part in (str(tmp_path / 'full' / 'damaged.csv'), ': No space left on device', 'training continues'):
+        assert part in told[2]
 
 
 def test_good_data_says_nothing(data, caplog):

@@ -84,7 +84,7 @@ def test_a_signal_ends_the_update_saves_and_leaves_with_its_status(start, tmp_pa
     run.wait_for(lambda: training(tmp_path / 'run'))
     run.signal(getattr(signal, name))
     errors = run.end(INTERRUPTED)
-    assert re.search(f': error: {name}: saved at (the end of )?epoch ', errors.splitlines()[-1])
+    assert re.search(f': error: {name}: saved .*epoch ', errors.splitlines()[-1])
     start().end(0)
     assert_equal(outcome(tmp_path / 'run'), whole)
 
@@ -158,7 +158,7 @@ def test_a_dead_worker_is_named(start, tmp_path):
     pid = run.ranks[0].pid
     children = Path(f'/proc/{pid}/task/{pid}/children').read_text().split()
     os.kill(int(children[-1]), signal.SIGKILL)
-    assert ': error: a loader worker died: DataLoader worker (pid' in run.end(1).splitlines()[-1]
+    assert ': error: a loader worker died: ' in run.end(1).splitlines()[-1]
 
 
 def test_a_run_that_is_suspended_goes_on(start, tmp_path):
@@ -232,7 +232,7 @@ def test_a_broken_update_is_left_out(photos, tmp_path, monkeypatch):
     from agmax_timm.training import run as train
     poison_losses(monkeypatch, {3})
     argv = [str(photos), *FLAGS, '-j', '0', '--agmax', '--epochs', '1', '--output', str(tmp_path)]
-    with pytest.raises(RuntimeError, match='update 3 of epoch 0: ce not finite, samples .*The update was not made'):
+    with pytest.raises(RuntimeError, match='update 3 of epoch 0: ce not finite, samples'):
         train.train(parse_train_args([*argv, '--experiment', 'stopped']))
     poison_losses(monkeypatch, {3})
     results = train.train(parse_train_args([*argv, '--experiment', 'run', '--nan-policy', 'skip']))
@@ -253,14 +253,15 @@ def test_a_gradient_that_is_not_finite_makes_no_update(photos, tmp_path, monkeyp
     kept = torch.load(path, weights_only=True)
     assert kept['broken'] == ['gradient'] and kept['losses'][0]['loss'] < float('inf')
     samples = ', '.join(map(str, kept['indices'][0]))
-    assert f'update 3 of epoch 0: gradient not finite, samples {samples}, kept in {path}' in message
+    for part in ('update 3 of epoch 0: gradient not finite', f'samples {samples}', str(path)):
+        assert part in message
     newest = load(tmp_path / 'stopped' / 'recovery-0-1.pth.tar')
     assert newest['agmax_state']['position']['batch'] == 2
     assert all(value.isfinite().all() for value in newest['state_dict'].values())
 
     poison_gradients(monkeypatch, {3})
     train_cli.main([*argv, '--experiment', 'skipped', '--nan-policy', 'skip'])
-    assert 'Left out: update 3 of epoch 0: gradient not finite' in (tmp_path / 'skipped' / 'train.log').read_text()
+    assert 'Left out: update 3 of epoch 0: gradient' in (tmp_path / 'skipped' / 'train.log').read_text()
     assert all(value.isfinite().all() for value in load(tmp_path / 'skipped' / 'last.pth.tar')['state_dict'].values())
 
 
@@ -280,8 +281,9 @@ def test_a_scale_that_does_not_stop_falling_ends_the_run(photos, tmp_path, monke
                     '--experiment', 'run'])
     assert exit_info.value.code == 1
     message = capsys.readouterr().err.strip().splitlines()[-1]
-    assert 'update 5 of epoch 2: gradient not finite, samples' in message
-    assert 'skipped 17 updates in a row, its scale is 0.5' in message and '--amp-dtype bfloat16' in message
+    for part in (
+            'update 5 of epoch 2: gradient not finite', '17 updates in a row', 'scale is 0.5', '--amp-dtype bfloat16'):
+        assert part in message
     kept = torch.load(next((tmp_path / 'run').glob('broken-*.pth')), weights_only=True)
     assert kept['broken'] == ['gradient'] and (kept['epoch'], kept['update']) == (2, 4)  # counted from 0
 
@@ -322,7 +324,8 @@ def test_a_gradient_that_is_found_late_is_that_of_its_own_update(photos, tmp_pat
     (number, samples), = indices
     assert number == update - 1 and len(samples) == 2
     message = errors.strip().splitlines()[-1]
-    assert f"update {update} of epoch 0: gradient not finite, samples {', '.join(map(str, samples))}. It was" in message
+    assert f'update {update} of epoch 0: gradient not finite' in message
+    assert f"samples {', '.join(map(str, samples))}." in message
     assert 'Test:' not in errors and not list((tmp_path / 'run').glob('*.pth*'))
 
 

@@ -3,6 +3,7 @@ import contextlib
 import io
 import logging
 import os
+import re
 import shutil
 import subprocess
 import time
@@ -147,7 +148,7 @@ def test_a_run_on_a_full_disk_ends_in_status_74(photos, disk, capsys, caplog):
     with pytest.raises(SystemExit) as ended:
         train_cli.main([str(photos), *SMALL, '--epochs', '2', '--output', str(output)])
     assert ended.value.code == 74
-    assert 'last.pth.tar: No space left on device; there is no checkpoint yet' in capsys.readouterr().err
+    assert re.search('last.pth.tar.*: No space left on device; .*no checkpoint', capsys.readouterr().err)
     assert caplog.text.count('Training continues; the next save tries again') == 2
     assert epochs_in(output / 'run') == [0, 1]
     assert not list((output / 'run').glob('*.unfinished'))
@@ -198,8 +199,8 @@ def test_a_log_line_is_whole_or_not_there(tmp_path, monkeypatch, file_size_limit
                 logger.warning('b' * 50)
             assert path.read_text() == 'a' * 50 + '\n'
         logger.warning('c' * 50)
-        assert path.read_text().splitlines() == [
-            'a' * 50, '(lines that could not be written are missing here)', 'c' * 50]
+        before, mark, after = path.read_text().splitlines()
+        assert (before, after) == ('a' * 50, 'c' * 50) and 'lines that could not be written' in mark
         atomic_write.truncate(str(path), position)
         logger.warning('d')
         assert path.read_text() == 'a' * 50 + '\nd\n'

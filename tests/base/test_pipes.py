@@ -1,4 +1,4 @@
-"""Commands whose reader ends before they do: `command | head`."""
+"""Commands whose reader ends before they do, as in `command | head`."""
 import os
 import subprocess
 import sys
@@ -16,7 +16,7 @@ SIGPIPE = 128 + 13
 
 
 def unread(words):
-    """Exit status and stderr of a command whose output nobody reads."""
+    """The stderr and exit status of a command whose output nobody reads."""
     reader, writer = os.pipe()
     os.close(reader)
     completed = run_command(words, stdout=writer)
@@ -27,17 +27,17 @@ def unread(words):
 @pytest.mark.parametrize('words', [
     ['train.py', '--help'], ['validate.py', '--help'], ['-m', 'agmax_timm.bench', '--help'],
     ['-m', 'agmax_timm.export', '--help']])
-def test_help_ends_quietly(words):
+def test_help_ends_without_a_message(words):
     error, status = unread(words)
     assert error == '' and status in (0, SIGPIPE)  # argparse hides that nobody reads
 
 
-def test_a_command_that_prints_ends_quietly():
+def test_a_command_that_only_prints_ends_without_a_message():
     error, status = unread(['-m', 'agmax_timm.study', 'hparams/studies/ablation_pocket.yaml', '--dry-run'])
     assert (error, status) == ('', SIGPIPE)
 
 
-def test_export_and_predict_end_quietly_after_their_work(photos, tmp_path):
+def test_export_and_predict_complete_their_work_and_end_without_a_message(photos, tmp_path):
     torch.save(create_model('test_resnet', num_classes=3).state_dict(), tmp_path / 'weights.pth')
     error, status = unread(['-m', 'agmax_timm.export', tmp_path / 'weights.pth', tmp_path / 'out', '--model',
                             'test_resnet', '--license', 'mit'])
@@ -47,7 +47,7 @@ def test_export_and_predict_end_quietly_after_their_work(photos, tmp_path):
 
 
 def test_a_run_whose_output_nobody_reads_is_complete(photos, tmp_path):
-    """Report and status come after the results that cannot be printed."""
+    """The report and the exit status come after the results that cannot be printed."""
     error, status = unread(['train.py', photos, *TRAIN, '--output', tmp_path, '--report'])
     assert status == 0 and 'BrokenPipe' not in error and 'Traceback' not in error
     assert (tmp_path / 'run' / 'report.html').exists()

@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from agmax_timm import convert, export, predict, publish
-from agmax_timm.base import command as frame
+from agmax_timm.base import command as base_command
 from agmax_timm.base.errors import CheckpointError, UserError, as_user_error
 from agmax_timm.bench import command as bench
 from agmax_timm.commands import train, validate
@@ -52,7 +52,7 @@ FAULTS = {
 
 @pytest.fixture
 def ends(tmp_path, monkeypatch, capsys):
-    """Function: how a command ends whose heart this function stands in for; exit status, stdout and stderr."""
+    """Function: exit status, stdout and stderr of a command, the main function of which is replaced by this one."""
     monkeypatch.chdir(tmp_path)
 
     def run(name, fault):
@@ -91,8 +91,8 @@ def test_sigterm_ends_every_command_as_ctrl_c_does(name, ends):
 
 
 @pytest.mark.parametrize('name', COMMANDS)
-def test_an_unread_output_ends_every_command_quietly(name, ends, monkeypatch):
-    monkeypatch.setattr(frame, 'drop_unread_output', lambda: True)
+def test_an_output_that_nobody_reads_ends_every_command_without_a_message(name, ends, monkeypatch):
+    monkeypatch.setattr(base_command, 'drop_unread_output', lambda: True)
     status, _, told = ends(name, raising(BrokenPipeError()))
     assert status == 141 and 'rror' not in told
 
@@ -100,7 +100,7 @@ def test_an_unread_output_ends_every_command_quietly(name, ends, monkeypatch):
 @pytest.mark.parametrize('error', [KeyError('bug'), RuntimeError('CUDA error'), ConnectionResetError(104, 'reset'),
                                    OSError('cannot identify'), ModuleNotFoundError('No module named x', name='x')])
 @pytest.mark.parametrize('name', COMMANDS)
-def test_the_traceback_of_a_bug_stays(name, error, tmp_path, monkeypatch):
+def test_a_bug_has_a_traceback(name, error, tmp_path, monkeypatch):
     main, argv, place = COMMANDS[name]
     monkeypatch.chdir(tmp_path)
     module, _, heart = place.rpartition('.')
@@ -175,7 +175,7 @@ def test_a_full_disk_behind_stdout_is_one_line():
     assert (process.returncode, told) == (2, 'tool: error: No space left on device\n')
 
 
-def test_the_launcher_of_several_processes_ends_them_itself():
+def test_sigterm_ends_a_process_of_several_at_once():
     """A process that waits for the others in a collective cannot handle signals."""
     process = start('time.sleep(60)', stdout=subprocess.PIPE, env={**os.environ, 'WORLD_SIZE': '2', 'RANK': '1'})
     process.stdout.readline()
@@ -184,8 +184,8 @@ def test_the_launcher_of_several_processes_ends_them_itself():
     assert (process.returncode, told) == (-signal.SIGTERM, '')
 
 
-def test_the_warning_of_torch_about_many_workers_is_left_to_ours():
-    @frame.command('program')
+def test_the_warning_of_torch_about_many_workers_is_suppressed():
+    @base_command.command('program')
     def main():
         DataLoader([0], num_workers=10_000)
         warnings.warn('another')
