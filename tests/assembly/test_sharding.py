@@ -36,6 +36,7 @@ SCALE = 2. ** 18  # so large that the gradients of the first updates overflow in
 CASES = {
     'agmax': ('test_vit', '--agmax --opt adamw --lr 1e-3 --clip-grad 0.1 --grad-accum-steps 2 --grad-checkpointing'),
     'agmax, batch norm': ('test_resnet', '--agmax --lr 0.1 --clip-grad 0.01 --clip-mode value --grad-accum-steps 2'),
+    'marginals of 2 images': ('test_vit', '--agmax --agmax-marginal-images 2 --lr 0.1 --grad-accum-steps 2'),
     'one view': ('test_vit', '--opt lamb --lr 1e-3 --clip-grad 1 --layer-decay 0.7 --model-ema-warmup'),
     'statistics of each rank': ('test_resnet', '--agmax --lr 0.1 --no-ddp-bb --dist-bn broadcast --channels-last'),
     'bfloat16': ('test_vit', '--agmax --amp --amp-dtype bfloat16 --opt lion --lr 1e-4 --clip-grad 1'),
