@@ -1,4 +1,4 @@
-"""Loaders: two views of every kind of data, and timm's own batches where nothing of ours is asked for."""
+"""Loaders: two views of every kind of data, and timm's own batches without options of this package."""
 import io
 import json
 import struct
@@ -43,7 +43,7 @@ def make_tar(photos, folder):
 
 
 def make_wds(photos, folder):
-    """Two shards of six samples in webdataset's layout, the index of the class in a .cls file."""
+    """Two shards of six samples in webdataset's layout. The class index is in a .cls file."""
     files = sorted((photos / 'train').glob('*/*.jpg'))
     shards = [files[::2], files[1::2]]
     for n, shard in enumerate(shards):
@@ -80,7 +80,7 @@ KINDS = {
 @pytest.mark.parametrize('use_prefetcher', [True, False])
 @pytest.mark.parametrize('num_workers', [0, 2])
 @pytest.mark.parametrize('kind', KINDS)
-def test_every_kind_of_photos(photos, photo_numbers, tmp_path, kind, num_workers, use_prefetcher):
+def test_every_kind_of_data_gives_two_views(photos, photo_numbers, tmp_path, kind, num_workers, use_prefetcher):
     dataset = KINDS[kind](photos, tmp_path)
     assert isinstance(dataset, IterableDataset) == (kind == 'wds')
     loader = create_two_view_loader(
@@ -114,8 +114,8 @@ class Bare(Dataset):
         return len(self.samples)
 
 
-class Deaf(Bare):
-    """It has the attribute, and does not use it."""
+class Fixed(Bare):
+    """Samples with an attribute `transform` that is not used."""
     transform = None
 
 
@@ -130,7 +130,7 @@ PARTS = {
 
 @pytest.mark.parametrize('backend', ['timm', 'fast'])
 @pytest.mark.parametrize('kind', PARTS)
-def test_data_sets_that_ignore_transform(photos, photo_numbers, kind, backend):
+def test_data_sets_without_a_transform_give_two_views(photos, photo_numbers, kind, backend):
     if backend == 'fast':
         pytest.importorskip('cv2')
     base = create_dataset('', str(photos), 'train')
@@ -146,7 +146,7 @@ def test_data_sets_that_ignore_transform(photos, photo_numbers, kind, backend):
     assert sorted(numbers) == sorted(expected)
 
 
-def test_the_other_part_of_a_split_is_left_alone(photos):
+def test_the_other_part_of_a_random_split_stays_unchanged(photos):
     base = create_dataset('', str(photos), 'train')
     train, validation = random_split(base, [8, 4])
     before = [np.asarray(image) for image, _ in validation]
@@ -155,7 +155,7 @@ def test_the_other_part_of_a_split_is_left_alone(photos):
     assert all(np.array_equal(image, now) for image, (now, _) in zip(before, validation))
 
 
-def test_sizes_that_vary_over_a_part_of_a_data_set(photos, photo_numbers):
+def test_a_subset_gives_views_of_scheduled_sizes(photos, photo_numbers):
     loader = create_two_view_loader(
         Subset(create_dataset('', str(photos), 'train'), range(8)), 16, 4, num_workers=0, input_size_choices=[16, 24],
         **COLOURLESS)
@@ -181,14 +181,14 @@ UNPAIRED = {
                      "samples of Bare have no 'image', only 'img', 'label': give image_key and label_key"),
     'an image alone': (lambda photos: Bare(folder(photos), lambda image, target: image),
                        r'\(PIL image, class index\), Bare gives Image'),
-    'images': (lambda photos: Deaf(folder(photos)),
+    'images': (lambda photos: Fixed(folder(photos)),
                'got Image: the data set must apply its attribute transform'),
-    'three channels': (lambda photos: Deaf(folder(photos, to_tensor)), r'got a tensor \[3, .*attribute transform'),
-    'two channels': (lambda photos: Deaf(folder(photos), lambda image, target: (pil_to_tensor(image)[:2], target)),
+    'three channels': (lambda photos: Fixed(folder(photos, to_tensor)), r'got a tensor \[3, .*attribute transform'),
+    'two channels': (lambda photos: Fixed(folder(photos), lambda image, target: (pil_to_tensor(image)[:2], target)),
                      r'got a tensor \[2, '),
-    'one view': (lambda photos: Deaf(folder(photos), lambda image, target: ((pil_to_tensor(image),), target)),
+    'one view': (lambda photos: Fixed(folder(photos), lambda image, target: ((pil_to_tensor(image),), target)),
                  r'got 1 \(Tensor\)'),
-    'three views': (lambda photos: Deaf(folder(photos), lambda image, target: ((pil_to_tensor(image),) * 3, target)),
+    'three views': (lambda photos: Fixed(folder(photos), lambda image, target: ((pil_to_tensor(image),) * 3, target)),
                     r'got 3 \(Tensor, Tensor, Tensor\)'),
     'a stream': (lambda photos: Streamed(), r'got a tensor \[3, 16, 16\]'),
     'streams': (lambda photos: ChainDataset([Streamed()]), r'got a tensor \[3, 16, 16\]'),
@@ -201,7 +201,7 @@ UNPAIRED = {
 
 @pytest.mark.parametrize('backend', ['timm', 'fast'])
 @pytest.mark.parametrize('kind', UNPAIRED)
-def test_what_cannot_be_paired(photos, kind, backend):
+def test_data_without_two_views_is_refused(photos, kind, backend):
     if backend == 'fast':
         pytest.importorskip('cv2')
     make, message = UNPAIRED[kind]
@@ -210,7 +210,7 @@ def test_what_cannot_be_paired(photos, kind, backend):
         next(iter(loader))
 
 
-def test_the_remedy_is_told_from_a_worker(photos):
+def test_a_worker_states_the_remedy(photos):
     loader = create_two_view_loader(UNPAIRED['a transform below'][0](photos), 16, 4, num_workers=1, device='cpu')
     with pytest.raises(ValueError, match='create the data set without a transform'):
         next(iter(loader))
@@ -226,8 +226,8 @@ class Tensors(TensorDataset):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('use_prefetcher', [True, False])
-def test_tensors_that_are_transformed(use_prefetcher):
-    """The prefetcher would take 255 times the mean from numbers in [0, 1]."""
+def test_tensor_images_need_a_loader_without_the_prefetcher(use_prefetcher):
+    """The prefetcher would subtract 255 times the mean from numbers in [0, 1]."""
     images = torch.rand(4, 3, 16, 16)
     loader = create_two_view_loader(
         Tensors(images, torch.arange(4)), 16, 4, num_workers=0, augment_backend='timm', use_prefetcher=use_prefetcher,
@@ -245,7 +245,7 @@ def test_tensors_that_are_transformed(use_prefetcher):
 ])
 @pytest.mark.parametrize('crop_mode', [None, 'rrc', 'rkrc', 'rkrr', 'pad'])
 @pytest.mark.parametrize('use_prefetcher', [True, False])
-def test_sizes_and_crops(photos, photo_numbers, input_size, shape, crop_mode, use_prefetcher):
+def test_every_size_and_crop_mode_gives_its_shape(photos, photo_numbers, input_size, shape, crop_mode, use_prefetcher):
     loader = create_two_view_loader(
         create_dataset('', str(photos), 'train'), input_size, 6, num_workers=0, use_prefetcher=use_prefetcher,
         train_crop_mode=crop_mode, cutout=4, **COLOURLESS)
@@ -256,7 +256,7 @@ def test_sizes_and_crops(photos, photo_numbers, input_size, shape, crop_mode, us
 
 @pytest.mark.parametrize('use_prefetcher', [True, False])
 @pytest.mark.parametrize('kind', ['demo', 'fashion_mnist'])
-def test_one_channel(tmp_path, kind, use_prefetcher):
+def test_images_of_one_channel_give_two_views(tmp_path, kind, use_prefetcher):
     if kind == 'demo':
         dataset = create_dataset('demo', split='train', input_img_mode='L')
         images, labels, batch_size = dataset.images, dataset.targets, 250
@@ -278,7 +278,7 @@ def test_one_channel(tmp_path, kind, use_prefetcher):
     assert sorted(seen) == sorted(image.tobytes() for image in images)
 
 
-def test_one_channel_augmented():
+def test_images_of_one_channel_are_augmented():
     dataset = create_dataset('demo', split='train', input_img_mode='L')
     loader = create_two_view_loader(
         dataset, (1, 28, 28), 500, num_workers=0, train_crop_mode='pad', cutout=8,
@@ -288,7 +288,7 @@ def test_one_channel_augmented():
 
 
 @pytest.mark.parametrize('use_prefetcher', [True, False])
-def test_image_dtype(photos, use_prefetcher):
+def test_the_prefetcher_converts_the_dtype(photos, use_prefetcher):
     loader = create_two_view_loader(
         create_dataset('', str(photos), 'train'), 16, 6, num_workers=0, use_prefetcher=use_prefetcher,
         img_dtype=torch.bfloat16, mixup={'mixup_alpha': 1., 'num_classes': 3}, device='cpu')
@@ -302,7 +302,7 @@ def test_image_dtype(photos, use_prefetcher):
     'original', 'originalr', 'cifar10', 'imagenet-mstd0.5', '3a', 'rand-m9-mstd0.5', 'rand-m7-inc1', 'augmix-m3-w3',
 ])
 @pytest.mark.parametrize('use_prefetcher', [True, False])
-def test_policies_run(photos, policy, use_prefetcher):
+def test_every_policy_gives_two_different_views(photos, policy, use_prefetcher):
     loader = create_two_view_loader(
         create_dataset('', str(photos), 'train'), 24, 4, num_workers=0, use_prefetcher=use_prefetcher,
         auto_augment=policy, lighting=0.1, cutout=8, train_crop_mode='pad', device='cpu')
@@ -312,15 +312,15 @@ def test_policies_run(photos, policy, use_prefetcher):
         assert x.isfinite().all() and not torch.equal(*x.chunk(2))
 
 
-def test_policies_may_posterize_to_no_bits():
-    """As timm's rand-...-inc1 does: the reason why Pillow has an upper bound."""
+def test_posterize_accepts_0_bits():
+    """timm's rand-...-inc1 needs it. It is the reason for the upper bound of Pillow's version."""
     image = auto_augment.posterize(Image.new('RGB', (4, 4), 'white'), 0)
     assert image.getextrema() == ((0, 0),) * 3
 
 
 @pytest.mark.parametrize('use_prefetcher', [True, False])
-def test_random_erasing_and_cutout_per_view(gradient_dataset, use_prefetcher):
-    """Erasing gives noise beyond the range of the pixels, CutOut zeros that no pixel has."""
+def test_erasing_and_cutout_are_drawn_for_each_view(gradient_dataset, use_prefetcher):
+    """Erasing writes noise beyond the range of the pixels, CutOut writes zeros, which no pixel has."""
     loader = create_two_view_loader(
         gradient_dataset(256), 32, 64, num_workers=0, use_prefetcher=use_prefetcher, re_prob=0.5, re_mode='pixel',
         cutout=10, color_jitter=None, mean=(-2.,) * 3, std=(1.,) * 3, device='cpu')
@@ -351,7 +351,7 @@ def timms_batches(dataset, mixup, use_prefetcher, **kwargs):
 @pytest.mark.parametrize('mixup', [None, MIXUP, {**MIXUP, 'mode': 'pair'}, {**MIXUP, 'mode': 'elem'}])
 @pytest.mark.parametrize('num_workers', [0, 2])
 @pytest.mark.parametrize('use_prefetcher', [True, False])
-def test_one_view_is_timm(photos, use_prefetcher, num_workers, mixup):
+def test_one_view_equals_that_of_timm(photos, use_prefetcher, num_workers, mixup):
     kwargs = {'use_prefetcher': use_prefetcher, 'num_workers': num_workers, 'auto_augment': 'rand-m9-mstd0.5',
               're_prob': 0.5, 're_mode': 'pixel', 'interpolation': 'random'}
     datasets = [create_dataset('', str(photos), 'train') for _ in range(2)]
@@ -365,7 +365,7 @@ def test_one_view_is_timm(photos, use_prefetcher, num_workers, mixup):
         assert torch.equal(x, their_x) and torch.equal(target, their_target)
 
 
-def test_one_view_with_our_augmentation(photos, photo_numbers):
+def test_one_view_has_pad_crops_and_cutout(photos, photo_numbers):
     loader = create_train_loader(
         create_dataset('', str(photos), 'train'), 32, 4, num_workers=0, train_crop_mode='pad', cutout=8, **COLOURLESS)
     for x, target in loader:
@@ -375,7 +375,7 @@ def test_one_view_with_our_augmentation(photos, photo_numbers):
 
 
 @pytest.mark.parametrize('use_prefetcher', [True, False])
-def test_looks_like_timms_loader(photos, use_prefetcher):
+def test_the_loader_has_the_attributes_of_that_of_timm(photos, use_prefetcher):
     dataset = create_dataset('', str(photos), 'train')
     loader = create_two_view_loader(
         dataset, 16, 4, num_workers=0, use_prefetcher=use_prefetcher, mixup=MIXUP, device='cpu')
@@ -399,20 +399,19 @@ def test_looks_like_timms_loader(photos, use_prefetcher):
     (4, {'mixup': {**MIXUP, 'mode': 'half'}}, 'half'),
     (4, {'mixup': {'mixup_alpha': 0.}}, 'mixup_alpha'),
 ])
-def test_combinations_that_cannot_be(photos, batch_size, kwargs, message):
+def test_invalid_combinations_are_refused(photos, batch_size, kwargs, message):
     with pytest.raises(ValueError, match=message):
         create_two_view_loader(
             create_dataset('', str(photos), 'train'), 16, batch_size, num_workers=0, device='cpu', **kwargs)
 
 
-def test_a_batch_may_be_all_the_data(photos):
+def test_a_batch_may_contain_all_images(photos):
     loader = create_two_view_loader(create_dataset('', str(photos), 'train'), 16, 12, num_workers=0, device='cpu')
     assert [len(x) for x, _ in loader] == [24]
 
 
 @pytest.mark.parametrize('mode', ['RGB', 'L'])
-def test_image_modes_become_the_models(tmp_path, mode):
-    """Greyscale, palette and transparent files alike."""
+def test_images_of_every_mode_are_converted(tmp_path, mode):
     for i, file_mode in enumerate(['L', 'P', 'RGBA', 'RGB']):
         folder = tmp_path / f'class{i}'
         folder.mkdir()

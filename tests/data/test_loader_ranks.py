@@ -1,4 +1,4 @@
-"""Two ranks see shares of the images that are disjoint and together all, or an error that says what to do."""
+"""Two ranks read disjoint shares that together are all images, or an error states the remedy."""
 import pytest
 import torch
 import torch.distributed as dist
@@ -36,7 +36,7 @@ REFUSED = {
 
 
 class Numbered(torch.utils.data.Dataset):
-    """Images whose class is their number."""
+    """Images whose class is their index."""
     transform = None
 
     def __init__(self, folder):
@@ -66,7 +66,7 @@ def make(folder, name, batch_size=2, **kwargs):
 
 
 def numbers(loader):
-    """The images of some epochs."""
+    """Indices of the images, by epoch."""
     epochs = []
     for _ in range(EPOCHS):
         targets = [target.chunk(2)[0] for _, target in loader]
@@ -122,27 +122,25 @@ def test_each_rank_has_its_share(outcomes, moment, name):
         assert shares[0][0] != shares[0][1] != shares[0][2]
 
 
-def test_repeats_are_shared(outcomes):
-    """Each chosen image is on both ranks."""
+def test_repeats_of_an_image_are_on_both_ranks(outcomes):
     for first, second in zip(*[seen['late', 'repeats'] for seen, _ in outcomes]):
         assert sorted(first) == sorted(second)
 
 
-def test_an_epoch_that_is_set_is_the_one_that_would_come(outcomes):
+def test_set_epoch_gives_the_order_of_that_epoch(outcomes):
     for seen, _ in outcomes:
         assert seen['late', 'prefetcher'] == seen['early', 'prefetcher']
         assert seen['late', 'timm'] == seen['late', 'prefetcher'][:1] * EPOCHS
 
 
 @pytest.mark.parametrize('name', REFUSED)
-def test_what_ranks_cannot_share(outcomes, name):
+def test_data_that_ranks_cannot_share_is_refused(outcomes, name):
     for _, complaints in outcomes:
         assert REFUSED[name][1] in complaints[name]
 
 
 @pytest.mark.parametrize('use_prefetcher', [True, False])
-def test_one_process_has_timms_order(photos, use_prefetcher):
-    """To the last random draw, whether the group is followed or not."""
+def test_one_process_ignores_distributed(photos, use_prefetcher):
     def order(**kwargs):
         torch.manual_seed(3)
         return numbers(make(photos, '', use_prefetcher=use_prefetcher, **kwargs))

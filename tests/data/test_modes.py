@@ -1,4 +1,4 @@
-"""PIL modes of images: training and evaluation see the pixels of the file, or the mode is refused before they start."""
+"""PIL modes of images: training and evaluation get the pixels of the file, or the mode is refused at the start."""
 import io
 import itertools
 import tarfile
@@ -29,7 +29,7 @@ NEUTRAL = ('--scale', '1', '1', '--ratio', '1', '1', '--hflip', '0', '--color-ji
 
 @pytest.fixture(scope='module')
 def images(tmp_path_factory):
-    """Folder of four classes with one PNG each: 8 bits of colour, of gray, of colour with alpha; 16 bits of gray."""
+    """Folder of four classes with one PNG each: 8 bits of colour, gray, colour with alpha, and 16 bits of gray."""
     root = tmp_path_factory.mktemp('modes')
     rng = np.random.default_rng(0)
     eight = rng.integers(0, 256, (SIDE, SIDE, 4), dtype=np.uint8)
@@ -43,7 +43,7 @@ def images(tmp_path_factory):
 
 
 def pixels(root, number, mode):
-    """What a loader should give of an image [C, H, W]: 8 bits as levels in [0, 1], floats as they are, normalised."""
+    """Expected pixels of a loader [C, H, W], normalised: 8 bits as levels in [0, 1], floats unchanged."""
     image = Image.open(root / 'train' / str(number) / '0.png')
     if image.mode == 'I;16' and mode not in ('I', 'F'):
         image = Image.fromarray((np.asarray(image) // 256).astype(np.uint8))
@@ -53,7 +53,7 @@ def pixels(root, number, mode):
 
 
 def batch_of(images, mode, loader, prefetcher, backend):
-    """Images and targets as the flags say."""
+    """Images and targets of a loader with these flags."""
     channels = len(Image.new(mode, (1, 1)).getbands())
     args = parse_train_args([
         str(images), '--model', 'test_resnet', '--num-classes', '4', '-b', '4', '-j', '0', *NEUTRAL, '--device', 'cpu',
@@ -96,7 +96,7 @@ STEPS = [
 
 
 def works(image, step, value):
-    """Whether timm's transform has an image of the same mode before it becomes a tensor, in each of 40 draws."""
+    """Whether timm's transform keeps the mode of the image before it becomes a tensor, in each of 40 draws."""
     channels = len(image.getbands())
     transform = create_transform(
         (channels, 16, 16), is_training=True, use_prefetcher=True, mean=(0.5,) * channels,
@@ -116,7 +116,7 @@ def works(image, step, value):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('step, value', STEPS)
-def test_a_step_of_augmentation_works_or_is_refused(images, step, value):
+def test_augmentation_keeps_the_mode_or_is_refused(images, step, value):
     for mode in set(MODES) - set(REFUSED_WITHOUT_IT):
         dataset = create_dataset('', str(images), 'train', input_img_mode=mode)
         image = dataset[0][0]
@@ -163,7 +163,7 @@ def test_sixteen_bits_of_data_in_sequence_become_the_upper_eight(tmp_path, kind,
     (['--input-img-mode', 'HSV', '--grayscale-prob', '0.1', '--color-jitter', '0'],
      '--grayscale-prob 0.1 works on images of mode L, RGB, got HSV: leave it out'),
 ])
-def test_flags_are_named(images, words, message):
+def test_a_refusal_names_the_flag(images, words, message):
     args = parse_train_args([str(images), '--num-classes', '4', '-b', '4', '-j', '0', '--device', 'cpu', *words])
     device = build.init_device(args.device)
     channels = args.in_chans or 3

@@ -1,4 +1,4 @@
-"""Two views of images at their own aspect, as patches."""
+"""NaFlex: two views of images in their own aspect ratio, as patches."""
 import numpy as np
 import pytest
 import torch
@@ -11,7 +11,7 @@ from agmax_timm.data.naflex import TwoViewMajor, create_naflex_train_loader
 
 @pytest.fixture
 def images(memory_dataset):
-    """Function: images of one colour each, its first channel 10 times the index, of different aspects."""
+    """Function: images of different aspect ratios. Each has one colour, whose first channel is 10 times the index."""
     def make(count):
         pictures = [Image.fromarray(np.full((32 + 16 * (i % 3), 48, 3), 10 * i, dtype=np.uint8)) for i in range(count)]
         return memory_dataset(pictures)
@@ -24,7 +24,7 @@ def load(dataset, batch_size=8, **kwargs):
         device=torch.device('cpu'), mean=(0.,) * 3, std=(1.,) * 3, color_jitter=0., **kwargs)
 
 
-def test_batches_are_view_major_and_of_one_image_at_each_place(images):
+def test_batches_are_view_major(images):
     seen = []
     for input, target in load(images(16)):
         half = len(target) // 2
@@ -37,14 +37,14 @@ def test_batches_are_view_major_and_of_one_image_at_each_place(images):
     assert sorted(seen) == list(range(16))
 
 
-def test_the_two_views_are_two_draws(memory_dataset):
+def test_the_views_of_an_image_differ(memory_dataset):
     noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
     input, _ = next(iter(load(memory_dataset([Image.fromarray(noise)] * 8))))
     first, second = input['patches'].chunk(2)
     assert not torch.allclose(first, second)
 
 
-def test_each_view_is_mixed_on_its_own():
+def test_each_view_is_mixed_separately():
     def halve(view, targets):
         calls.append(len(view))
         return [image / 2 for image in view], [target.float() + 0.5 for target in targets]
@@ -64,7 +64,7 @@ def test_mixed_targets_are_distributions(images):
         assert not torch.equal(first, second), 'each view has its own amounts'
 
 
-def test_a_published_policy_of_auto_augment(images):
+def test_a_published_policy_of_auto_augment_is_used(images):
     loader = load(images(16), auto_augment='cifar10')
     for views in loader.dataset.transforms.values():
         policy, = (step.policy for step in views.transform.transforms if hasattr(step, 'policy'))
@@ -74,13 +74,13 @@ def test_a_published_policy_of_auto_augment(images):
 
 
 @pytest.mark.parametrize('count', [8, 9, 15, 16, 17])
-def test_no_batch_holds_a_single_image(images, count):
+def test_no_batch_has_a_single_image(images, count):
     loader = load(images(count))
     sizes = [len(target) // 2 for _, target in loader]
     assert min(sizes) >= 2 and sum(sizes) > count - 8 and len(sizes) == len(loader)
 
 
-def test_agmax_takes_what_the_loader_gives(images):
+def test_agmax_trains_on_batches_of_the_loader(images):
     model = create_model('naflexvit_base_patch16_gap', num_classes=12, embed_dim=16, depth=1, num_heads=2)
     input, target = next(iter(load(images(12))))
     result = AgMaxTask(model, verbose=False)(input, target)
@@ -96,7 +96,7 @@ def test_agmax_takes_what_the_loader_gives(images):
     ({'scale': (1, 1), 'ratio': (1, 1), 'hflip': 0.}, True),
     ({'no_aug': True, 'mixup': dict(mixup_alpha=1., cutmix_alpha=0., num_classes=12)}, False),
 ], ids=str)
-def test_views_that_cannot_differ_are_told(images, caplog, options, told):
+def test_views_that_cannot_differ_warn(images, caplog, options, told):
     load(images(16), **options)
     assert ('The two views of an image' in caplog.text) == told
 

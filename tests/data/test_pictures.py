@@ -1,4 +1,4 @@
-"""Grids of views: the pixels that the network sees, side by side, over their labels."""
+"""Grids of views: the pixels that the network gets, side by side, with their labels."""
 from types import SimpleNamespace
 
 import pytest
@@ -19,16 +19,16 @@ from agmax_timm.data.pictures import ToPicture, _fit, label_text, save_views
     (0.9 * torch.tensor([0., 0.25, 0.75]) + 0.1 / 3, 'bird 0.75 + dog 0.25'),  # smoothed
     (torch.tensor([0.999, 0.001, 0.]), 'cat'),
 ])
-def test_label_text(target, text):
+def test_label_text_names_classes_and_shares(target, text):
     assert label_text(target, ['cat', 'dog', 'bird']) == text
 
 
-def test_label_text_without_names():
+def test_label_text_without_names_has_numbers():
     assert label_text(torch.tensor([0., 0.5, 0.5])) in ('1 0.50 + 2 0.50', '2 0.50 + 1 0.50')
 
 
 def place_of(image, sheet):
-    """Left and top of the only place of an image in a sheet, both uint8 [C, H, W], up to one level."""
+    """Left and top of the only occurrence of an image in a sheet. Both are uint8 [C, H, W], equal up to one level."""
     height, width = image.shape[1:]
     corners = (sheet[:, :sheet.shape[1] - height + 1, :sheet.shape[2] - width + 1].int()
                - image[:, :1, :1].int()).abs().amax(0) <= 1
@@ -39,7 +39,7 @@ def place_of(image, sheet):
 
 
 @pytest.mark.parametrize('channels', [1, 3])
-def test_the_views_of_an_image_stand_side_by_side(tmp_path, channels):
+def test_the_views_of_an_image_are_side_by_side(tmp_path, channels):
     pixels = torch.randint(256, (6, channels, 112, 120), dtype=torch.uint8)
     mean, std = [0.4, 0.5, 0.6][-channels:], [0.2, 0.3, 0.1][-channels:]
     normalised = (pixels / 255 - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
@@ -75,7 +75,7 @@ def test_fonts_have_the_characters_of_the_texts():
     assert drawn(font, 'ü') != drawn(font, 'u')
 
 
-def test_the_font_that_lacks_the_fewest_characters_is_taken(monkeypatch):
+def test_the_font_that_lacks_the_fewest_characters_is_used(monkeypatch):
     class Font:
         def __init__(self, known):
             self.known = known
@@ -95,7 +95,7 @@ def test_the_font_that_lacks_the_fewest_characters_is_taken(monkeypatch):
     assert font_for(['a'], 13).getlength('a') > 0
 
 
-def test_matplotlib_uses_the_first_font_of_a_file_as_pillow_does(monkeypatch):
+def test_matplotlib_uses_the_first_font_of_a_file_like_pillow(monkeypatch):
     manager = pytest.importorskip('matplotlib.font_manager').fontManager
     names = 'Noto Sans CJK JP', 'Noto Sans CJK KR', 'Noto Sans Mono CJK HK'
     found = [SimpleNamespace(fname='/fonts/NotoSansCJK-Regular.ttc', name=name) for name in names]
@@ -107,7 +107,7 @@ def test_matplotlib_uses_the_first_font_of_a_file_as_pillow_does(monkeypatch):
 @pytest.mark.parametrize('flat', [False, True])
 @pytest.mark.parametrize('patch_size', [(8, 8), (8, 4), (3, 10)])
 @pytest.mark.parametrize('channels', [1, 3])
-def test_patches_make_the_image_that_they_were_cut_from(channels, patch_size, flat, channels_first):
+def test_patches_are_joined_to_the_original_image(channels, patch_size, flat, channels_first):
     pixels = torch.randint(256, (channels, 24, 40), dtype=torch.uint8)
     patches, coord, valid = patchify_image(
         (pixels / 255 - 0.5) / 0.25, patch_size, flatten_patches=flat, channels_last=not channels_first)
@@ -120,7 +120,7 @@ def test_patches_make_the_image_that_they_were_cut_from(channels, patch_size, fl
     assert (shown.int() - pixels.int()).abs().max() <= 1
 
 
-def test_views_of_several_sizes_stand_in_one_grid(tmp_path):
+def test_views_of_several_sizes_are_in_one_grid(tmp_path):
     sizes = [(16, 48), (32, 24), (24, 24), (16, 48)]
     parts = [patchify_image(torch.ones(3, *size), (8, 8)) for size in sizes]
     batch = {name: torch.nn.utils.rnn.pad_sequence(part, batch_first=True)
@@ -139,7 +139,7 @@ def test_views_of_several_sizes_stand_in_one_grid(tmp_path):
         assert cell[:height, :width].all() and cell.sum() == height * width
 
 
-def test_captions_of_two_classes_and_of_several_labels():
+def test_captions_name_two_classes_or_several_labels():
     names = ['cat', 'dog', 'owl']
     assert label_text(torch.tensor([0.6, 0.4]), names) == 'cat 0.60 + dog 0.40'
     assert label_text(torch.tensor([0.5, 0.5]), names) == 'cat 0.50 + dog 0.50'
@@ -149,7 +149,7 @@ def test_captions_of_two_classes_and_of_several_labels():
     assert label_text(torch.tensor([0., 1., 0.]), names) == 'dog' and label_text(torch.zeros(3), names) == ''
 
 
-def test_a_name_of_several_lines_is_a_caption(tmp_path):
+def test_a_name_of_several_lines_is_accepted_as_a_caption(tmp_path):
     to_picture = ToPicture(dict(mean=(0.5,) * 3, std=(0.5,) * 3, input_size=(3, 32, 32)))
     save_views(str(tmp_path / 'views.png'), torch.zeros(2, 3, 32, 32), torch.tensor([0, 0]), to_picture, ['a\nb'])
     assert (tmp_path / 'views.png').exists()

@@ -28,7 +28,7 @@ def epoch_by_index(loader):
 
 
 def read_crops(images):
-    """Where crops [N, 3, H, W] of the gradient image lay: centre and extent along both axes, and the flip."""
+    """Position of crops [N, 3, H, W] in the gradient image: centre and extent along both axes, and the flip."""
     red, green = images[:, 0].double(), images[:, 1].double()
     across = (red[:, :, -1] - red[:, :, 0]).mean(1)
     down = (green[:, -1] - green[:, 0]).mean(1)
@@ -39,7 +39,7 @@ def correlation(a, b):
     return np.corrcoef(a, b)[0, 1]
 
 
-def test_one_image_two_calls():
+def test_the_transform_is_called_twice_on_the_same_image():
     seen = []
 
     def transform(image):
@@ -74,7 +74,7 @@ class Dicts(torch.utils.data.Dataset):
 
 @pytest.mark.parametrize('keys, given', [
     (('image', 'label'), {}), (('img', 'fine_label'), {'image_key': 'img', 'label_key': 'fine_label'})])
-def test_samples_that_are_dicts(gradient_dataset, keys, given):
+def test_samples_may_be_dicts(gradient_dataset, keys, given):
     dataset = Dicts(gradient_dataset(16), keys)
     loader = create_two_view_loader(dataset, 16, 4, num_workers=0, **given, **LEVELS)
     batches = list(loader)
@@ -86,7 +86,7 @@ def test_samples_that_are_dicts(gradient_dataset, keys, given):
             next(iter(create_two_view_loader(dataset, 16, 4, num_workers=0, **LEVELS)))
 
 
-def test_a_data_set_of_hugging_face(gradient_dataset):
+def test_a_data_set_of_hugging_face_gives_two_views(gradient_dataset):
     datasets = pytest.importorskip('datasets')
     images = [gradient_dataset(16)[index][0] for index in range(16)]
     dataset = datasets.Dataset.from_dict({'image': images, 'label': [*range(16)]})
@@ -100,7 +100,7 @@ def test_a_data_set_of_hugging_face(gradient_dataset):
     ('timm', 'PIL.Image', 'open'),
     ('fast', 'simplejpeg', 'decode_jpeg'),
 ])
-def test_one_decode_per_sample(photos, monkeypatch, num_workers, backend, module, name):
+def test_a_sample_is_decoded_once(photos, monkeypatch, num_workers, backend, module, name):
     module = pytest.importorskip(module)
     opened = multiprocessing.Value('i', 0)
     decode = getattr(module, name)
@@ -118,7 +118,7 @@ def test_one_decode_per_sample(photos, monkeypatch, num_workers, backend, module
 
 
 @pytest.mark.parametrize('policy', [None, *POLICIES])
-def test_first_view_leaves_the_image_alone(gradient_dataset, policy):
+def test_views_do_not_change_the_image(gradient_dataset, policy):
     image, _ = gradient_dataset(1)[0]
     before = image.tobytes()
     views = TwoViews(create_transform(32, is_training=True, auto_augment=policy, vflip=0.5))
@@ -149,7 +149,7 @@ def test_crops_and_flips_are_independent(gradient_dataset, num_workers):
 @pytest.mark.slow
 @pytest.mark.parametrize('policy', POLICIES[:2])
 @pytest.mark.parametrize('num_workers', [0, 2])
-def test_policies_are_independent(gradient_dataset, policy, num_workers):
+def test_policies_of_the_views_are_independent(gradient_dataset, policy, num_workers):
     count = 512
     loader = create_two_view_loader(
         gradient_dataset(count), 24, 64, num_workers=num_workers, auto_augment=policy, hflip=0., scale=(1., 1.),
@@ -176,7 +176,7 @@ WARNING = 'The two views of an image are the same'
     {'train_crop_mode': 'rkrc'}, {'input_size_choices': [16, 24]}, {'input_size': (1, 16, 16), **GREY},
     {'mixup': {'mixup_alpha': 1., 'prob': 0., 'num_classes': 32}},
 ], ids=str)
-def test_views_that_cannot_differ_are_told(gradient_dataset, caplog, options, use_prefetcher):
+def test_views_that_cannot_differ_warn(gradient_dataset, caplog, options, use_prefetcher):
     dataset = gradient_dataset(32)
     if 'mean' in options:
         dataset.images = [image.convert('L') for image in dataset.images]
@@ -197,7 +197,7 @@ def test_views_that_cannot_differ_are_told(gradient_dataset, caplog, options, us
     {'train_crop_mode': 'rkrr'}, {'mixup': {'mixup_alpha': 1., 'num_classes': 32}},
     {'no_aug': True, 'mixup': {'mixup_alpha': 1., 'num_classes': 32}},
 ], ids=str)
-def test_views_that_can_differ_are_not(gradient_dataset, caplog, options, use_prefetcher):
+def test_views_that_can_differ_do_not_warn(gradient_dataset, caplog, options, use_prefetcher):
     before = get_process_state()
     create_two_view_loader(
         gradient_dataset(32), 16, 32, num_workers=0, use_prefetcher=use_prefetcher, **{**LEVELS, **STILL, **options})
@@ -217,7 +217,7 @@ def everything_on(dataset, seed, num_workers, use_prefetcher):
 @pytest.mark.slow
 @pytest.mark.parametrize('use_prefetcher', [True, False])
 @pytest.mark.parametrize('num_workers', [0, 2])
-def test_reproducible_from_the_seed(gradient_dataset, num_workers, use_prefetcher):
+def test_batches_are_reproducible_from_the_seed(gradient_dataset, num_workers, use_prefetcher):
     first, again, other = [
         everything_on(gradient_dataset(32), seed, num_workers, use_prefetcher) for seed in (42, 42, 43)]
     assert len(first) == len(again) == 8

@@ -15,7 +15,7 @@ PREDICTION = torch.tensor([0, 1, 1, 1, 2, 0])
 
 @pytest.fixture
 def guesses():
-    """Classes of 400 images, of 12, and guesses; 10 is never guessed, 11 neither guessed nor there."""
+    """Predictions and classes of 400 images, of 12 classes. Class 10 is never predicted, class 11 does not occur."""
     generator = np.random.default_rng(5)
     target = generator.integers(0, 11, 400)
     guess = np.where(generator.random(400) < 0.6, target, generator.integers(0, 10, 400))
@@ -32,13 +32,13 @@ def column(result, name):
     return [getattr(one, name) for one in result.bins]
 
 
-def test_a_confusion_made_by_hand():
+def test_a_confusion_matrix_by_hand():
     expected = [[1, 2, 0, 0], [0, 1, 1, 0], [1, 0, 0, 0], [0, 0, 0, 0]]
     assert confusion(PREDICTION, TARGET, 4).tolist() == expected
     assert confused_pairs(PREDICTION, TARGET, 4) == [Pair(0, 1, 2), Pair(1, 2, 1), Pair(2, 0, 1)]
 
 
-def test_confusion_as_scikit_learn_has_it(guesses):
+def test_the_confusion_matrix_equals_that_of_scikit_learn(guesses):
     from sklearn import metrics  # only here: the import takes seconds
     prediction, target = guesses
     expected = metrics.confusion_matrix(target, prediction, labels=range(12))
@@ -50,7 +50,7 @@ def test_confusion_as_scikit_learn_has_it(guesses):
     assert confused_pairs(prediction, target, 12, most=3) == pairs[:3]
 
 
-def test_each_class_as_scikit_learn_has_it(guesses):
+def test_precision_and_recall_of_classes_equal_those_of_scikit_learn(guesses):
     from sklearn import metrics  # only here: the import takes seconds
     prediction, target = guesses
     ours = shares(class_counts(prediction, target, 12))
@@ -64,27 +64,27 @@ def test_each_class_as_scikit_learn_has_it(guesses):
 
 
 @pytest.mark.parametrize('confidence, right', [(0.5, 10), (0.93, 4), (1., 0), (0.35, 3)])
-def test_a_constant_predictor_is_off_by_its_confidence_less_its_accuracy(confidence, right):
+def test_the_error_of_a_constant_predictor_is_confidence_minus_accuracy(confidence, right):
     result = calibration(torch.full((10,), confidence), torch.arange(10) < right)
     assert result.error == pytest.approx(abs(confidence - right / 10), abs=1e-7)
     assert sorted(column(result, 'count')) == [0] * 14 + [10]
 
 
-def test_a_perfectly_calibrated_predictor_has_no_error():
+def test_a_calibrated_predictor_has_error_0():
     tenths = torch.arange(1, 11).repeat_interleave(10)
     correct = torch.arange(10).repeat(10) < tenths
     assert calibration(tenths.double() / 10, correct).error == pytest.approx(0, abs=1e-12)
     assert calibration(tenths.double() / 10, ~correct).error > 0.4
 
 
-def test_bins_are_closed_above():
+def test_bins_contain_their_upper_bound():
     result = calibration(torch.tensor([0., 0.25, 0.26, 0.5, 1.]), torch.tensor([0, 1, 0, 0, 1]), bins=4)
     assert column(result, 'count') == [2, 2, 0, 1]
     assert column(result, 'accuracy') == [0.5, 0, 0, 1]
     assert column(result, 'confidence') == pytest.approx([0.125, 0.38, 0, 1])
 
 
-def test_the_error_of_any_predictor_is_the_mean_over_its_bins():
+def test_the_calibration_error_is_the_weighted_mean_over_the_bins():
     generator = np.random.default_rng(3)
     confidence, correct = generator.random(500), generator.random(500) < 0.4
     expected = 0.
@@ -96,7 +96,7 @@ def test_the_error_of_any_predictor_is_the_mean_over_its_bins():
     assert result.error == pytest.approx(expected, rel=1e-9)
 
 
-def test_no_images_and_many_classes():
+def test_no_images_or_many_classes_can_be_analysed():
     nothing = torch.zeros(0, dtype=torch.long)
     result = analyse(nothing, nothing.double(), nothing, 3)
     assert result.calibration.error == 0 and result.confused == [] and result.confusion.sum() == 0
@@ -105,7 +105,7 @@ def test_no_images_and_many_classes():
     assert result.confusion is None and set(result.confused) == {Pair(5, 9999, 1), Pair(9999, 5, 1)}
 
 
-def test_the_surest_mistakes_are_kept_whatever_the_batches():
+def test_the_most_confident_mistakes_are_kept_over_all_batches():
     generator = torch.Generator().manual_seed(1)
     logits, target = 2 * torch.randn(60, 4, generator=generator), torch.randint(4, (60,), generator=generator)
     pixels = torch.randint(256, (60, 3, 6, 5), generator=generator, dtype=torch.uint8)
@@ -124,7 +124,7 @@ def test_the_surest_mistakes_are_kept_whatever_the_batches():
     assert analysis.calibration.error == pytest.approx(calibration(confidence, prediction == target).error, abs=1e-12)
 
 
-def test_outputs_that_are_not_finite_are_no_confidence():
+def test_outputs_that_are_not_finite_have_confidence_0():
     outcomes = Outcomes(ToPicture(dict(mean=(0.5,), std=(0.5,), input_size=(1, 4, 4))))
     outcomes.update(torch.zeros(2, 1, 4, 4), torch.tensor([[float('nan'), 1.], [0., 9.]]), torch.tensor([1, 1]))
     assert column(outcomes.analyse(2).calibration, 'count') == [1] + [0] * 13 + [1]

@@ -1,4 +1,4 @@
-"""validate.py on many models in one go: folders of checkpoints, names, patterns; with less memory than they take."""
+"""validate.py on several models: folders of checkpoints, names and patterns, and retries with smaller batches."""
 import csv
 import fnmatch
 import glob
@@ -24,7 +24,7 @@ RESNET = ['--model', 'test_resnet', '--num-classes', '3', '--img-size', '32']
 
 @pytest.fixture
 def folder(weights, tmp_path):
-    """Folder as a run leaves it, of test_resnet with 3 classes: its last and best checkpoints are hard links."""
+    """Folder of a run of test_resnet with 3 classes. Its last and best checkpoints are hard links."""
     for number in (2, 10):
         weights(seed=number, file=f'checkpoint-{number}.pth.tar')
     for name, number in (('last', 10), ('model_best', 2)):
@@ -32,7 +32,7 @@ def folder(weights, tmp_path):
     return tmp_path
 
 
-def test_a_folder_is_evaluated_file_by_file_each_once(folder, photos, results_of):
+def test_each_checkpoint_of_a_folder_is_evaluated_once(folder, photos, results_of):
     rows = results_of(photos, *RESNET, '--checkpoint', folder, '--results-file', folder / 'results.csv')
     assert isinstance(rows, list) and [row['top1'] for row in rows] == sorted((r['top1'] for r in rows), reverse=True)
     names = {os.path.basename(row['checkpoint']): row for row in rows}
@@ -45,8 +45,8 @@ def test_a_folder_is_evaluated_file_by_file_each_once(folder, photos, results_of
         assert [row['checkpoint'] for row in csv.DictReader(f)] == [row['checkpoint'] for row in rows]
 
 
-def test_a_folder_of_runs_is_the_best_of_each_and_a_pattern_is_all_that_fits(folder, tmp_path_factory):
-    """Two runs and a folder that is none, under a name that looks like a pattern."""
+def test_a_folder_of_runs_gives_the_best_of_each_and_a_pattern_all_matches(folder, tmp_path_factory):
+    """Two runs and one other folder. The name of their parent looks like a pattern."""
     root = tmp_path_factory.mktemp('runs') / 'a[1]'
     for run in ('run-10', 'run-2'):
         shutil.copytree(folder, root / run)
@@ -62,14 +62,14 @@ def test_a_folder_of_runs_is_the_best_of_each_and_a_pattern_is_all_that_fits(fol
     assert names(root / 'run-2')[0].startswith('run-2/checkpoint-2')  # a run: all its files
 
 
-def test_checkpoints_come_in_natural_order(folder):
+def test_checkpoints_are_in_natural_order(folder):
     args = parse_validate_args(['x', *RESNET, '--checkpoint', str(folder)])
     assert [os.path.basename(job.checkpoint) for job in bulk.list_jobs(args)] == [
         'checkpoint-2.pth.tar', 'checkpoint-10.pth.tar']
 
 
 @pytest.mark.slow
-def test_what_fails_is_a_row_and_the_others_go_on(folder, photos, results_of, capsys):
+def test_a_failure_is_a_row_and_the_others_are_evaluated(folder, photos, results_of, capsys):
     (folder / 'checkpoint-5.pth.tar').write_bytes(b'no checkpoint')
     torch.save(create_model('test_resnet', num_classes=4).state_dict(), folder / 'other.pth')
     words = [photos, *RESNET, '--checkpoint', folder, '--results-file', folder / 'results']
@@ -89,8 +89,8 @@ def test_what_fails_is_a_row_and_the_others_go_on(folder, photos, results_of, ca
 
 
 @pytest.mark.slow
-def test_nothing_passes_from_one_model_to_the_next(photos, make_saved, tmp_path, results_of):
-    """The number of classes, the size and the mean of each are its own."""
+def test_each_model_has_its_own_settings(photos, make_saved, tmp_path, results_of):
+    """Number of classes, size and mean differ."""
     folders = {}
     for classes, size, mean in ((5, 48, 0.2), (3, 32, 0.7), (4, 64, 0.5)):
         saved = make_saved(num_classes=classes, size=size)
@@ -108,7 +108,7 @@ def test_nothing_passes_from_one_model_to_the_next(photos, make_saved, tmp_path,
         row['loss'] for row in rows if 'top1' in row}) == 3
 
 
-def test_names_patterns_and_all(tmp_path, refusal, weights, photos):
+def test_models_are_listed_by_names_patterns_and_all(tmp_path, refusal, weights, photos):
     def jobs(*words):
         listed = bulk.list_jobs(parse_validate_args(['x', *map(str, words)]))
         return None if listed is None else [job.model for job in listed]
@@ -126,7 +126,7 @@ def test_names_patterns_and_all(tmp_path, refusal, weights, photos):
     assert 'empty.txt' in refusal(photos, '--model', tmp_path / 'empty.txt')
 
 
-def test_an_interruption_keeps_what_is_done(folder, photos, results_of, monkeypatch):
+def test_an_interruption_keeps_complete_results(folder, photos, results_of, monkeypatch):
     done, build = [], evaluated_model.create_evaluated_model
 
     def interrupted(*args):
@@ -142,7 +142,7 @@ def test_an_interruption_keeps_what_is_done(folder, photos, results_of, monkeypa
     assert json.loads((folder / 'results').read_text()) == rows
 
 
-def test_a_results_file_is_never_half_written(tmp_path):
+def test_a_results_file_is_written_completely_or_not_at_all(tmp_path):
     path = tmp_path / 'results.json'
     validate_cli.write_results(str(path), [dict(top1=1.)], 'json')
     with pytest.raises(TypeError):
@@ -152,7 +152,7 @@ def test_a_results_file_is_never_half_written(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('bulk_mode', [False, True])
-def test_retry_takes_smaller_batches_until_memory_suffices(bulk_mode, folder, photos, results_of, monkeypatch):
+def test_retry_reduces_the_batch_size_until_memory_suffices(bulk_mode, folder, photos, results_of, monkeypatch):
     tried, build = [], loaders.build_eval_loader
 
     def limited(args, *rest):
@@ -173,7 +173,7 @@ def test_retry_takes_smaller_batches_until_memory_suffices(bulk_mode, folder, ph
     assert isinstance(rows, list if bulk_mode else dict)
 
 
-def test_a_checkpoints_own_batch_size_shrinks_too(ema_run, photos, monkeypatch):
+def test_retry_reduces_the_batch_size_of_the_checkpoint(ema_run, photos, monkeypatch):
     tried = []
 
     def never(args, *rest):
@@ -188,7 +188,7 @@ def test_a_checkpoints_own_batch_size_shrinks_too(ema_run, photos, monkeypatch):
 
 
 def validate_in_little_memory(rank, words):
-    """One of two ranks; of the first checkpoint, the second one alone does not have the memory for 4 images."""
+    """Evaluate on one of two ranks. With the first checkpoint, the second rank has no memory for 4 images."""
     build = loaders.build_eval_loader
 
     def limited(args, *rest):
@@ -199,8 +199,8 @@ def validate_in_little_memory(rank, words):
     validate_cli.main(words)
 
 
-def test_ranks_agree_with_one_process(folder, imagenet, results_of):
-    """11 images on 2 ranks, one of which evaluates a padded batch, and of one model runs out of memory alone."""
+def test_results_of_ranks_equal_those_of_one_process(folder, imagenet, results_of):
+    """11 images on 2 ranks: one evaluates a padded batch. With one model, one rank runs out of memory."""
     next((imagenet / 'val').rglob('*00000012.JPEG')).unlink()
     (folder / 'real.json').write_text(json.dumps([[i % 3] if i % 4 else [] for i in range(11)]))
     (folder / 'valid.txt').write_text('2\n0\n1\n')
@@ -218,7 +218,7 @@ def test_ranks_agree_with_one_process(folder, imagenet, results_of):
     assert of_ranks == of_one and len(of_one) == 2
 
 
-def test_updates_that_were_left_out_are_no_checkpoints(folder):
+def test_files_of_broken_updates_are_not_evaluated(folder):
     (folder / 'broken-0-1-rank0.pth').write_bytes(b'')
     args = parse_validate_args(['x', *RESNET, '--checkpoint', str(folder)])
     assert len(bulk.list_jobs(args)) == 2

@@ -1,4 +1,4 @@
-"""validate.py: every flag against the same numbers computed another way."""
+"""validate.py: every flag against the same numbers computed in another way."""
 import json
 import os
 import sys
@@ -21,7 +21,7 @@ from tests.helpers.flags import SMALL_VALIDATION
 
 @pytest.fixture
 def subjects(monkeypatch):
-    """List of the models that are evaluated, as they are evaluated."""
+    """List of the evaluated models."""
     seen, create = [], evaluated_model.create_evaluated_model
 
     def build(*args):
@@ -32,7 +32,7 @@ def subjects(monkeypatch):
 
 
 def images_of(root, size=64, crop_pct=0.95, **kwargs):
-    """All images [N, 3, H, W] and targets [N] of the folder's val, as timm's loader gives them for test_resnet."""
+    """All images [N, 3, H, W] and targets [N] of the folder's val, from timm's loader for test_resnet."""
     loader = create_loader(
         create_dataset('', str(root), split='val'), (3, size, size), 100, num_workers=0, device=torch.device('cpu'),
         interpolation='bilinear', mean=(0.5,) * 3, std=(0.5,) * 3, crop_pct=crop_pct, **kwargs)
@@ -77,7 +77,7 @@ def test_a_terminal_shows_json_only_if_asked(photos, capsys, monkeypatch, flags)
     (['--channels-last', '--no-prefetcher'], 'ResNet'),
     (['--retry'], 'ResNet'),
 ])
-def test_however_it_is_run_a_model_gives_what_it_computes(flags, kind, photos, weights, results_of, subjects):
+def test_metrics_are_equal_in_every_mode_of_execution(flags, kind, photos, weights, results_of, subjects):
     path, model = weights()
     results = results_of(photos, '--model', 'test_resnet', '--num-classes', 3, '--checkpoint', path,
                          '--img-size', 64, *flags)
@@ -138,14 +138,14 @@ def test_test_pool_averages_windows_of_the_training_size(photos, weights, result
     (['--dataset', 'hfds/x', '--task', 'multilabel', '--multilabel-threshold', 1], '--multilabel-threshold'),
     (['--split', 'test'], "'test'"),
 ])
-def test_what_cannot_be_is_one_line_before_anything_is_built(flags, named, photos, refusal, weights):
+def test_invalid_options_are_refused_before_anything_is_built(flags, named, photos, refusal, weights):
     path, _ = weights()
     assert named in refusal(photos, '--model', 'test_resnet', '--num-classes', 3, '--checkpoint', path, *flags)
 
 
 @pytest.mark.parametrize('module, flags, built', [
     ('tensorflow', ['--tf-preprocessing'], False), ('functorch.compile', ['--aot-autograd'], True)])
-def test_what_is_not_installed_is_named_in_one_line(module, flags, built, photos, refusal, weights, monkeypatch):
+def test_a_missing_package_is_named_in_one_line(module, flags, built, photos, refusal, weights, monkeypatch):
     path, _ = weights()
     monkeypatch.setitem(sys.modules, module, None)
     monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
@@ -156,7 +156,7 @@ def test_what_is_not_installed_is_named_in_one_line(module, flags, built, photos
 # ---- Input ----
 
 @pytest.mark.parametrize('mode', ['squash', 'border', 'center'])
-def test_crop_mode_and_border_reach_the_images(mode, photos, weights, results_of):
+def test_crop_mode_and_border_change_the_images(mode, photos, weights, results_of):
     path, model = weights()
     words = [photos, '--model', 'test_resnet', '--num-classes', 3, '--checkpoint', path, '--img-size', 32]
     results = results_of(*words, '--crop-mode', mode, '--crop-pct', 0.8, '--crop-border-pixels', 9)
@@ -168,8 +168,8 @@ def test_crop_mode_and_border_reach_the_images(mode, photos, weights, results_of
 
 
 @pytest.mark.parametrize('flags', [[], ['--no-prefetcher']])
-def test_naflex_of_images_of_one_size_is_what_the_network_gives_for_them(flags, weights, results_of, tmp_path):
-    """64 x 64 pixels are 16 patches, and with as many allowed nothing is resized."""
+def test_naflex_metrics_equal_those_of_the_network(flags, weights, results_of, tmp_path):
+    """64 x 64 pixels are 16 patches. With as many allowed, nothing is resized."""
     generator = np.random.default_rng(0)
     for number in range(7):
         folder = tmp_path / 'data' / 'val' / f'class{number % 3}'
@@ -188,7 +188,7 @@ def test_naflex_of_images_of_one_size_is_what_the_network_gives_for_them(flags, 
     assert abs(fewer - F.cross_entropy(logits, target).item()) > 1e-3  # the length is not ignored
 
 
-def test_a_layout_of_patches_without_patches_is_told(photos, capsys):
+def test_naflex_layout_without_naflex_warns(photos, capsys):
     parse_validate_args([str(photos), '--naflex-patchify-channels-first'])
     assert '--naflex-patchify-channels-first has no effect without --naflex-loader' in capsys.readouterr().err
 
@@ -202,7 +202,7 @@ def logits_of(model, root, **kwargs):
 
 
 def real_accuracy(logits, names, labels, k):
-    """Share of the images with labels whose first k predictions hold one of them."""
+    """Share of the images with labels of which one of the first k predictions is a label."""
     hits = [bool(set(row[:k]) & set(labels[int(name[-13:-5]) - 1]))
             for row, name in zip(logits.argsort(1, descending=True).tolist(), names) if labels[int(name[-13:-5]) - 1]]
     return 100 * np.mean(hits)
@@ -240,7 +240,7 @@ def test_real_labels_replace_top1_and_top5(imagenet, weights, results_of, refusa
     assert '--real-labels' in refusal(imagenet, *words, built=True)
 
 
-def test_valid_labels_choose_the_outputs_that_are_classes(photos, weights, results_of, refusal, tmp_path):
+def test_valid_labels_select_outputs(photos, weights, results_of, refusal, tmp_path):
     path, model = weights(num_classes=9)
     (tmp_path / 'valid.txt').write_text('8\n2\n5\n')
     words = [photos, '--model', 'test_resnet', '--num-classes', 9, '--checkpoint', path, '--img-size', 64,
@@ -255,7 +255,7 @@ def test_valid_labels_choose_the_outputs_that_are_classes(photos, weights, resul
 
 
 @pytest.mark.parametrize('average', ['macro', 'micro', 'weighted'])
-def test_precision_recall_and_f1(average, photos, weights, results_of):
+def test_precision_recall_and_f1_equal_their_formulas(average, photos, weights, results_of):
     path, model = weights(seed=4)
     logits, target = logits_of(model, photos)
     results = results_of(photos, '--model', 'test_resnet', '--num-classes', 3, '--checkpoint', path, '--img-size', 64,
@@ -273,7 +273,7 @@ def test_precision_recall_and_f1(average, photos, weights, results_of):
 
 
 class SeveralLabels(Dataset):
-    """Random images with the numbers of their labels, or as vectors of 0 and 1."""
+    """Random images with label indices, or with vectors of 0 and 1."""
 
     def __init__(self, multihot):
         generator = np.random.default_rng(5)
@@ -292,7 +292,7 @@ class SeveralLabels(Dataset):
 
 
 @pytest.mark.parametrize('format', ['indices', 'multihot'])
-def test_several_labels_an_image(format, weights, results_of, monkeypatch):
+def test_metrics_of_several_labels_per_image_equal_their_formulas(format, weights, results_of, monkeypatch):
     path, model = weights(num_classes=4)
     data = SeveralLabels(format == 'multihot')
     monkeypatch.setattr(datasets, 'open_dataset', lambda *args, **kwargs: data)
@@ -345,8 +345,8 @@ def test_results_that_cannot_be_written_are_still_printed(weights, photos, resul
 # ---- The classes of a checkpoint ----
 
 @pytest.mark.parametrize('command', ['validate', 'report'])
-def test_classes_at_other_places_than_in_training(command, ema_run, photos, tmp_path, refusal, capsys):
-    """Without the folder of the first of three classes, labels would be off by one."""
+def test_classes_in_another_order_than_in_training_are_refused(command, ema_run, photos, tmp_path, refusal, capsys):
+    """Without the folder of the first of three classes, labels would be wrong by one."""
     for name in ('bee', 'cat'):
         os.makedirs(tmp_path / 'val', exist_ok=True)
         os.symlink(photos / 'val' / name, tmp_path / 'val' / name)
@@ -364,7 +364,7 @@ def test_classes_at_other_places_than_in_training(command, ema_run, photos, tmp_
         validate_cli.main([str(tmp_path), '--checkpoint', str(ema_run / 'last.pth.tar'), *SMALL_VALIDATION])
 
 
-def test_classes_by_other_names_are_told(ema_run, photos, tmp_path, results_of, caplog):
+def test_classes_with_other_names_warn(ema_run, photos, tmp_path, results_of, caplog):
     for name in ('ant', 'bee', 'cat'):
         os.makedirs(tmp_path / 'val', exist_ok=True)
         os.symlink(photos / 'val' / name, tmp_path / 'val' / f'{name}s')

@@ -1,7 +1,7 @@
-"""What is claimed of CUDA, proven where CUDA is. docs/performance.md says how to run it.
+"""Tests of everything that is claimed for CUDA. docs/performance.md describes how to run them.
 
-Without CUDA one test is skipped and no other is collected. `--device cpu` runs the CPU form of all: it shows that the
-tests work, and nothing of CUDA.
+Without CUDA one test is skipped and no other is collected. `--device cpu` runs the CPU form of all: it tests the tests,
+not CUDA.
 """
 import json
 import os
@@ -61,7 +61,7 @@ def pytest_terminal_summary(terminalreporter, config):
 
 
 class Results:
-    """Writes gpu.json: the machine and, of each test, the outcome, the seconds and what it measured.
+    """Write gpu.json: the machine, and of each test the outcome, seconds and measured values.
 
     Results of earlier commands on the same machine stay in the file.
     """
@@ -119,9 +119,9 @@ SETTINGS = [(torch.backends.cuda.matmul, 'allow_tf32'), (torch.backends.cudnn, '
 
 @pytest.fixture(autouse=True)
 def settings(device, monkeypatch):
-    """Function: TF32 and cudnn's search, off at first and as before after the test; float16 has a scaler on a CPU too.
+    """Function: set TF32 and cudnn.benchmark, which are off at first and restored after the test.
 
-    Runs set them for their process.
+    Runs set them for their process. float16 has a scaler on a CPU, too.
     """
     def switch(*values):
         for (owner, name), value in zip(SETTINGS, values):
@@ -145,7 +145,7 @@ def argv(device, photos, tmp_path):
 
 @pytest.fixture
 def run(argv, tmp_path):
-    """Function: a run that was interrupted after each number of looks for signals; returns its folder."""
+    """Function: the folder of a run that is interrupted after each number of checks for signals, and then completed."""
     def start(name, *flags, stops=()):
         line = argv(name, *flags, *([] if '--resume' in flags else ['--resume', 'auto']))
         for looks in stops:

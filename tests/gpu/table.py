@@ -1,6 +1,6 @@
-"""Writes into a document what tests/gpu has proven on which device, from the files of its runs.
+"""Write into a document which tests of tests/gpu passed on which device, from the files of their runs.
 
-    python tests/gpu/table.py gpu.json [cpu.json ...] --write docs/performance.md
+python tests/gpu/table.py gpu.json [cpu.json ...] --write docs/performance.md
 """
 import argparse
 import ast
@@ -19,7 +19,7 @@ def sections():
 
 
 def outcomes(results, file):
-    """'3 passed, 1 failed', of the tests in a file."""
+    """Outcomes of the tests of a file, such as '3 passed, 1 failed'."""
     counts = Counter(test['outcome'] for name, test in results['tests'].items() if name.split('::')[0] == file)
     return ', '.join(f'{counts[word]} {word}' for word in ('passed', 'failed', 'skipped') if counts[word]) or 'not run'
 

@@ -8,14 +8,14 @@ from agmax_timm.assembly import model
 from .updates import BFLOAT16, FLOAT16, batches, distance, make_step, make_task, options, train, train_and_read, weights
 
 
-def test_float16_alone_has_a_scaler(device):
+def test_only_float16_has_a_scaler(device):
     assert model.build_precision(options(**FLOAT16), device).scaler is not None
     assert model.build_precision(options(**BFLOAT16), device).scaler is None
 
 
 @pytest.mark.parametrize('clip', [{}, dict(clip_grad=0.5)], ids=str)
 @pytest.mark.parametrize('case', [BFLOAT16, FLOAT16], ids=['bfloat16', 'float16'])
-def test_losses_of_twelve_updates(device, record_property, case, clip):
+def test_losses_of_twelve_updates_are_near_those_of_float32(device, record_property, case, clip):
     means = [train_and_read(make_step(make_task(device, 'test_vit'), device, options(**clip, **precision)),
                             batches(device, 12))['loss'] for precision in ({}, case)]
     record_property('mean loss, float32', means[0])

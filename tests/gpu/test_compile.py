@@ -20,7 +20,7 @@ def slow_sgd(task):
 
 @pytest.mark.parametrize('case, tolerance', [({}, 1e-3), (BFLOAT16, 5e-2)], ids=['float32', 'bfloat16'])
 @pytest.mark.parametrize('kind', ['convolutions', 'transformer'])
-def test_compiled_tasks_make_the_same_losses_in_one_graph(device, record_property, kind, case, tolerance):
+def test_compiled_tasks_have_the_same_losses_in_one_graph(device, record_property, kind, case, tolerance):
     on_gpu = device.type == 'cuda'
     name = 'test_vit' if kind == 'transformer' else 'resnet18' if on_gpu else 'test_resnet'
     backend = dict(backend='inductor' if on_gpu else 'aot_eager')
@@ -44,7 +44,7 @@ def test_compiled_tasks_make_the_same_losses_in_one_graph(device, record_propert
 
 
 @pytest.mark.parametrize('accum_steps', [1, 2])
-def test_cuda_graphs_are_refused_or_right(device, record_property, accum_steps):
+def test_cuda_graphs_are_refused_or_give_the_same_weights(device, record_property, accum_steps):
     flags = f'--agmax --torchcompile --torchcompile-mode reduce-overhead --grad-accum-steps {accum_steps}'
     try:
         parse_train_args(['folder', *flags.split()])

@@ -27,7 +27,7 @@ def group(device):
     dist.destroy_process_group()
 
 
-def test_every_collective_of_the_package(device, group, monkeypatch):
+def test_every_collective_of_the_package_works(device, group, monkeypatch):
     args = options()
     assert StopSignals().received_by_any(device) is False
     local = torch.arange(6., device=device).view(2, 3)
@@ -45,7 +45,7 @@ def test_every_collective_of_the_package(device, group, monkeypatch):
 
 
 def train_shared(device, how, case):
-    """Weights after 6 updates, one of which is broken and left out."""
+    """Weights after 6 updates. One of them is broken and left out."""
     task = make_task(device, 'test_vit')
     task.setup_ema(decay=0.5)
     optimizer = torch.optim.AdamW(task.get_trainable_module().parameters(), lr=1e-3)
@@ -63,7 +63,7 @@ def train_shared(device, how, case):
 
 
 @pytest.mark.parametrize('case, tolerance', [({}, 1e-4), (FLOAT16, 2e-2)], ids=['float32', 'float16'])
-def test_ddp_and_fsdp_do_what_one_process_does(device, group, record_property, case, tolerance):
+def test_ddp_and_fsdp_equal_one_process(device, group, record_property, case, tolerance):
     expected = train_shared(device, 'one process', case)
     for how in ('ddp', 'fsdp'):
         error = distance(train_shared(device, how, case), expected)
@@ -72,12 +72,12 @@ def test_ddp_and_fsdp_do_what_one_process_does(device, group, record_property, c
 
 
 def train_by_gloo(argv):
-    """NCCL has no two ranks on one GPU."""
+    """Train with gloo. NCCL does not support two ranks on one GPU."""
     job_start.init_distributed_device_so = partial(job_start.init_distributed_device_so, dist_backend='gloo')
     training.train(parse_train_args(argv))
 
 
-def test_two_ranks_on_one_gpu(argv, tmp_path):
+def test_two_ranks_on_one_gpu_train(argv, tmp_path):
     line = argv('run', '--model-ema', '--amp', '--amp-dtype', 'bfloat16')
     ranks = start_ranks(2, tmp_path, train_by_gloo, line, environment=lambda rank, world_size: dict(
         RANK=rank, LOCAL_RANK=0, WORLD_SIZE=world_size))

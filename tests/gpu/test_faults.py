@@ -22,13 +22,13 @@ def fail(argv, capsys):
 
 
 @pytest.mark.parametrize('flags', [[], ['--amp'], ['--amp', '--amp-dtype', 'bfloat16']], ids=str)
-def test_a_loss_stops_the_run_and_is_named(argv, capsys, monkeypatch, flags):
+def test_a_loss_that_is_not_finite_ends_the_run_and_is_named(argv, capsys, monkeypatch, flags):
     poison_losses(monkeypatch, {3})
     assert 'update 3 of epoch 0: ce not finite' in fail(argv('run', *flags), capsys)
 
 
-def test_a_gradient_stops_the_run_and_its_own_update_is_named(argv, capsys, monkeypatch):
-    """On a GPU it is read with the next update."""
+def test_a_gradient_that_is_not_finite_ends_the_run_and_names_its_update(argv, capsys, monkeypatch):
+    """On a GPU, it is read with the next update."""
     poison_gradients(monkeypatch, {3})
     assert 'update 3 of epoch 0: gradient not finite' in fail(argv('run'), capsys)
 
@@ -38,7 +38,7 @@ def test_a_gradient_stops_the_run_and_its_own_update_is_named(argv, capsys, monk
     (poison_losses, ['--amp'], 'Left out: update 3 of epoch 0: ce not finite'),
     (poison_gradients, [], 'Left out: update 3 of epoch 0: gradient not finite'),
     (poison_gradients, ['--amp'], 'Skipped update 3 of epoch 0')])
-def test_an_update_is_left_out(run, monkeypatch, poison, flags, words):
+def test_an_update_that_is_not_finite_is_left_out(run, monkeypatch, poison, flags, words):
     poison(monkeypatch, {3})
     folder = run('run', '--epochs', '1', '--nan-policy', 'skip', *flags)
     assert words in (folder / 'train.log').read_text()
@@ -64,6 +64,6 @@ def hang(name):
 
 
 def test_a_device_that_hangs_ends_the_process(device, tmp_path):
-    """The watchdog runs while the main thread waits for the device."""
+    """The main thread waits for the device, and the watchdog ends the process."""
     assert finish_ranks(start_ranks(1, tmp_path, hang, device.type)) == [75], logs(tmp_path)
     assert 'nothing has happened for 1 s' in logs(tmp_path)

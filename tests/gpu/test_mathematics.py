@@ -14,7 +14,7 @@ TOLERANCES = {torch.float64: 1e-12, torch.float32: 2e-5, torch.float16: 3e-3, to
 @pytest.mark.parametrize('dtype', TOLERANCES, ids=str)
 @pytest.mark.parametrize('shape', [(8, 10), (128, 1000)], ids=str)
 @pytest.mark.parametrize('kind', AGREEMENT_KINDS)
-def test_terms_and_gradients_under_autocast(device, record_property, kind, shape, dtype):
+def test_terms_and_gradients_under_autocast_equal_those_of_float64(device, record_property, kind, shape, dtype):
     torch.manual_seed(0)
     logits = torch.randn(3, *shape, dtype=torch.float64, requires_grad=True)
     expected = sum(agreement_terms(*logits, kind=kind))
@@ -33,7 +33,7 @@ def test_terms_and_gradients_under_autocast(device, record_property, kind, shape
 
 
 @pytest.mark.parametrize('case', [{}, dict(clip_grad=1.), dict(grad_accum_steps=2), dict(channels_last=True)], ids=str)
-def test_updates_in_float64(device, record_property, case):
+def test_updates_in_float64_equal_those_of_the_cpu(device, record_property, case):
     outcomes = []
     for place in (torch.device('cpu'), device):
         task = make_task(place)
@@ -48,7 +48,7 @@ def test_updates_in_float64(device, record_property, case):
     assert distance(weights(make_task(torch.device('cpu'))), outcomes[0]) > 1e-3, 'they moved'
 
 
-def test_channels_last_stays_and_makes_the_same_updates(device, record_property):
+def test_channels_last_is_kept_and_gives_the_same_updates(device, record_property):
     name = 'resnet18' if device.type == 'cuda' else 'test_resnet'
     outcomes = []
     for case in ({}, dict(channels_last=True)):
@@ -65,7 +65,7 @@ def test_channels_last_stays_and_makes_the_same_updates(device, record_property)
     assert error < 1e-3
 
 
-def test_logits_of_a_network(device, record_property):
+def test_logits_of_a_network_equal_those_of_the_cpu(device, record_property):
     expected = make_network('cpu', dtype=torch.float64).eval()(batches('cpu', 1, dtype=torch.float64)[0][0])
     with torch.inference_mode():
         error = distance(make_network(device).eval()(batches(device, 1, dtype=torch.float64)[0][0].float()).cpu(),
@@ -74,7 +74,7 @@ def test_logits_of_a_network(device, record_property):
     assert error < 1e-4
 
 
-def test_jitter_on_the_device(device, record_property):
+def test_jitter_on_the_device_equals_that_of_the_cpu(device, record_property):
     mean, std = torch.full((1, 3, 1, 1), 120., device=device), torch.full((1, 3, 1, 1), 50., device=device)
     jitter = DeviceJitter(transforms.ColorJitter(0.4, 0.4, 0.4), mean, std)
     levels = torch.randint(0, 256, (32, 3, 64, 64)).float()

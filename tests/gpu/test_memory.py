@@ -13,14 +13,14 @@ from .updates import BFLOAT16, batches, make_network, make_step, make_task, opti
 
 
 def allocated(device, most=False):
-    """Bytes of tensors on a GPU; those of a CPU are not counted."""
+    """Bytes of tensors on a GPU. Those of a CPU are not counted."""
     if device.type == 'cpu':
         return 0
     synchronize(device)
     return torch.cuda.max_memory_allocated() if most else torch.cuda.memory_allocated()
 
 
-def test_no_epoch_leaves_anything_behind(device, record_property):
+def test_memory_is_constant_over_epochs(device, record_property):
     task = make_task(device, 'resnet18' if device.type == 'cuda' else 'test_resnet')
     task.setup_ema()
     step, data, seen = make_step(task, device, options(**BFLOAT16)), batches(device, 4, images=8, size=64), []
@@ -32,7 +32,7 @@ def test_no_epoch_leaves_anything_behind(device, record_property):
 
 
 @pytest.mark.parametrize('dtype', DTYPES, ids=str)
-def test_jitter_takes_less_than_a_batch(device, record_property, dtype):
+def test_jitter_needs_less_memory_than_a_batch(device, record_property, dtype):
     images = torch.rand((256, 3, 224, 224) if device.type == 'cuda' else (2, 3, 32, 32), device=device, dtype=dtype)
     mean, std = torch.zeros(1, 3, 1, 1, device=device), torch.ones(1, 3, 1, 1, device=device)
     jitter = DeviceJitter(transforms.ColorJitter(0.4, 0.4, 0.4), mean, std)
@@ -45,8 +45,8 @@ def test_jitter_takes_less_than_a_batch(device, record_property, dtype):
     assert peak < 80
 
 
-def test_the_peak_is_that_of_the_views_and_the_q_network(device, record_property):
-    """ResNet-50: the Q-network's 12.3 M parameters are 141 MiB as weights, gradients and momentum."""
+def test_the_peak_exceeds_that_of_cross_entropy_by_the_q_network(device, record_property):
+    """The 12.3 M parameters for ResNet-50 take 141 MiB as weights, gradients and momentum."""
     name, images, size = ('resnet50', 128, 224) if device.type == 'cuda' else ('test_resnet', 2, 32)
     data, peaks = batches(device, 3, images=images, size=size, classes=1000), []
     for agmax in (False, True):

@@ -17,7 +17,7 @@ CPU = torch.device('cpu')
 
 
 class Pictures(torch.utils.data.Dataset):
-    """Images of noise, with the index as target."""
+    """Images of noise with their index as target."""
 
     def __init__(self, count, side):
         self.pixels = np.random.RandomState(0).randint(0, 256, (count, side, side, 3), dtype=np.uint8)
@@ -31,7 +31,7 @@ class Pictures(torch.utils.data.Dataset):
 
 @cache
 def sums(device, workers, side, pinned=False, by_number=False):
-    """A number for each batch that tells its pixels and their order."""
+    """A number for each batch that depends on its pixels and their order."""
     random_seed(1)
     loader = create_two_view_loader(
         Pictures(128, side), side - 32, 16, num_workers=workers, device=device, mean=(0.,) * 3, std=(1 / 255,) * 3,
@@ -48,7 +48,7 @@ def sums(device, workers, side, pinned=False, by_number=False):
 @pytest.mark.parametrize('by_number', [False, True])
 @pytest.mark.parametrize('pinned', [False, True])
 @pytest.mark.parametrize('workers', [0, 2])
-def test_batches_are_those_of_the_cpu(device, workers, pinned, by_number):
+def test_batches_equal_those_of_the_cpu(device, workers, pinned, by_number):
     side = 224 if device.type == 'cuda' else 64
     found = sums(device, workers, side, pinned and device.type == 'cuda', by_number)
     assert len(found) == 8
@@ -57,8 +57,8 @@ def test_batches_are_those_of_the_cpu(device, workers, pinned, by_number):
 
 @pytest.mark.timing
 @pytest.mark.parametrize('pinned', [True, False], ids=['pinned', 'pageable'])
-def test_the_host_in_a_copy_behind_queued_work(device, record_property, pinned):
-    """As timm's PrefetchLoader copies: on a stream of its own that waits for the consumer."""
+def test_a_pinned_copy_does_not_wait_for_queued_work(device, record_property, pinned):
+    """timm's PrefetchLoader copies in the same way: on its own stream, which waits for the consumer."""
     views = torch.randint(0, 256, (256 if device.type == 'cuda' else 2, 3, 224, 224), dtype=torch.uint8)
     if pinned and device.type == 'cuda':
         views = views.pin_memory()

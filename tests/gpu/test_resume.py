@@ -13,7 +13,7 @@ RANDOM = ['--model', 'test_vit', '--model-ema', '--model-ema-decay', '0.9', '--c
 
 @pytest.fixture
 def deterministic(monkeypatch):
-    """Kernels that give the same bits each time, as far as torch has them."""
+    """Use deterministic kernels as far as torch has them."""
     init_device = build.init_device
 
     def without_search(*args):
@@ -30,7 +30,7 @@ def deterministic(monkeypatch):
 
 
 @pytest.mark.parametrize('precision', PRECISIONS)
-def test_interrupted_runs_end_as_those_that_were_not(device, run, deterministic, monkeypatch, precision):
+def test_interrupted_runs_equal_uninterrupted_ones(device, run, deterministic, monkeypatch, precision):
     scale = 2. ** (20 if device.type == 'cuda' else 127)  # so large that updates are skipped
     scale_float16(monkeypatch, init_scale=scale, growth_interval=3)
     flags = [*RANDOM, *PRECISIONS[precision]]
@@ -43,7 +43,7 @@ def test_interrupted_runs_end_as_those_that_were_not(device, run, deterministic,
 
 
 @pytest.mark.parametrize('flags', [['--device', 'cpu'], ['--model-ema-force-cpu']], ids=str)
-def test_a_checkpoint_goes_on_elsewhere(run, tmp_path, flags):
+def test_a_checkpoint_is_resumed_on_another_kind_of_device(run, tmp_path, flags):
     run('first', *RANDOM, '--recovery-interval', '3')
     folder = run('second', *RANDOM, *flags, '--resume', tmp_path / 'first' / 'recovery-1-2.pth.tar')
     assert (folder / 'last.pth.tar').exists()

@@ -9,7 +9,7 @@ from agmax_timm.training.checkpoints.manager import check_weights
 from .updates import keep_busy, make_task, synchronize
 
 
-def test_a_snapshot_behind_queued_work_has_its_result(device):
+def test_a_snapshot_contains_the_result_of_queued_work(device):
     weights = torch.zeros(2 ** 20, device=device)
     keep_busy(device, 0.1)
     weights.fill_(3.)
@@ -19,7 +19,7 @@ def test_a_snapshot_behind_queued_work_has_its_result(device):
     assert copied['list'][0].stride() == (1, 4)
 
 
-def test_an_optimizers_state_behind_queued_work(device):
+def test_a_snapshot_of_an_optimizer_contains_the_result_of_queued_work(device):
     weight = torch.zeros(2 ** 16, device=device, requires_grad=True)
     optimizer = torch.optim.AdamW([weight], lr=1e-3)
     for factor in (1., 2.):
@@ -31,7 +31,7 @@ def test_an_optimizers_state_behind_queued_work(device):
     torch.testing.assert_close(copied['state'][0]['exp_avg'], torch.full((2 ** 16,), 0.1))
 
 
-def test_the_time_of_a_snapshot(device, record_property):
+def test_the_time_of_a_snapshot_is_recorded(device, record_property):
     task = make_task(device, 'resnet50' if device.type == 'cuda' else 'test_resnet')
     task.setup_ema()
     check_weights(task)

@@ -25,7 +25,7 @@ def result_of(process):
     return json.loads(output.split('--result\n')[1])
 
 
-def test_a_run_and_its_validation(device, record_property, tmp_path):
+def test_a_run_learns_and_validate_repeats_its_metrics(device, record_property, tmp_path):
     on_gpu = device.type == 'cuda'
     flags = ['--device', device, *(['--amp', '--amp-dtype', 'bfloat16', '--channels-last'] if on_gpu else [])]
     run = start('train.py', *DEMO, *flags, '--epochs', 10 if on_gpu else 1, '--val-interval', 1, '--model-ema',
@@ -52,7 +52,7 @@ def test_a_signal_saves_and_ends_in_status_75(device, tmp_path):
     assert run.returncode == 75 and 'SIGTERM: saved at' in errors, errors
 
 
-def test_a_dry_run_tells_the_memory_of_the_device(device):
+def test_a_dry_run_states_the_memory_of_the_device(device):
     on_gpu = device.type == 'cuda'
     model = ['--model', 'resnet50', '--amp', '-b', 64] if on_gpu else ['-b', 8]
     output, errors = start('train.py', *DEMO, '--dry-run', '--device', device, *model).communicate(timeout=200)
@@ -60,13 +60,13 @@ def test_a_dry_run_tells_the_memory_of_the_device(device):
     assert (f'of {torch.cuda.get_device_name()}; tensors took' if on_gpu else 'host memory') in line, errors
 
 
-def test_a_gpu_that_is_not_there_is_refused(cuda, tmp_path):
+def test_a_missing_gpu_is_refused(cuda, tmp_path):
     run = start('train.py', *DEMO, '--device', f'cuda:{torch.cuda.device_count()}', '--output', tmp_path)
     _, errors = run.communicate(timeout=200)
     assert run.returncode == 2 and 'Traceback' not in errors, errors
 
 
-def test_a_gpu_is_taken_by_its_number(cuda, tmp_path):
+def test_a_gpu_is_selected_by_its_number(cuda, tmp_path):
     result_of(start('train.py', *DEMO, '--device', 'cuda:0', '--epochs', 1, '--val-interval', 1, '--output', tmp_path))
 
 

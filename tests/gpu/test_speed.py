@@ -40,7 +40,7 @@ def plain_updates(network, device, args, batch):
 
 
 @pytest.mark.parametrize('model, dtype, images, size', CASES, ids=lambda value: str(value))
-def test_whole_updates(device, record_property, settings, model, dtype, images, size):
+def test_updates_of_agmax_are_as_fast_as_plain_ones(device, record_property, settings, model, dtype, images, size):
     on_gpu, count = device.type == 'cuda', 8
     if not on_gpu:
         model, images, size, count = 'test_resnet', 2, 32, 1
@@ -93,7 +93,7 @@ def pictures(tmp_path_factory, device):
     return root
 
 
-def test_waiting_for_data_by_backend(device, record_property, pictures):
+def test_waiting_for_data_is_measured_for_each_backend(device, record_property, pictures):
     on_gpu = device.type == 'cuda'
     flags = ['--amp', '--amp-dtype', 'bfloat16', '--channels-last', '-b', '128', '-j', '14', '--repeats', '2']
     small = ['--model', 'test_resnet', '--img-size', '32', '-b', '4', '-j', '0', '--repeats', '1']

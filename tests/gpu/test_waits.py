@@ -24,14 +24,14 @@ def count_waits(task, device, args):
     return len(waits)
 
 
-def test_a_wait_would_be_seen(cuda):
+def test_a_wait_is_detected(cuda):
     with host_waits(cuda) as waits:
         batches(cuda, 1)[0][0].sum().item()
     assert waits
 
 
 @pytest.mark.parametrize('case, most', CASES, ids=str)
-def test_updates(device, record_property, case, most):
+def test_updates_wait_only_for_documented_reasons(device, record_property, case, most):
     args = options(**case)
     found = count_waits(make_task(device, criterion=SoftTargetCrossEntropy()), device, args)
     record_property('waits in an update', found * args.grad_accum_steps / BATCHES)
@@ -39,10 +39,10 @@ def test_updates(device, record_property, case, most):
 
 
 @pytest.mark.parametrize('kind', ['mse', 'kl', 'ce'])
-def test_kinds_of_agreement(device, kind):
+def test_no_kind_of_agreement_waits(device, kind):
     assert count_waits(make_task(device, kind=kind), device, options()) == 0
 
 
-def test_distillation(device):
+def test_distillation_does_not_wait(device):
     task = AgMaxDistillationTask(make_network(device), make_network(device), verbose=False)
     assert count_waits(task, device, options()) == 0

@@ -54,7 +54,7 @@ def make_step(task, device, args, optimizer=None, on_broken=None):
 
 
 def train(step, data):
-    """One epoch whose losses are not read, which would wait for the device."""
+    """Train one epoch without reading its losses, which would wait for the device."""
     loop.train_one_epoch(0, step, data, losses=UnreadLosses(step.training.device))
 
 
@@ -70,13 +70,13 @@ def weights(task):
 
 
 def distance(one, other):
-    """Relative distance of two vectors; NaN where either is not finite."""
+    """Relative distance of two vectors. NaN if one of them is not finite."""
     return float((one - other).norm() / other.norm())
 
 
 @contextmanager
 def host_waits(device):
-    """List of the calls within, complete after it, in which the host waits for a GPU."""
+    """List of the calls in which the host waits for a GPU. It is complete after the context."""
     waits = []
     if device.type != 'cuda':
         yield waits
@@ -93,7 +93,7 @@ def host_waits(device):
 
 
 def keep_busy(device, seconds):
-    """Queue so many seconds of work on a GPU; a CPU has no queue."""
+    """Queue this many seconds of work on a GPU. A CPU has no queue."""
     if device.type == 'cuda':
         for _ in range(max(1, int(seconds))):
             torch.cuda._sleep(int(min(seconds, 1.) * _cycles_per_second()))

@@ -1,4 +1,4 @@
-"""Interrupted runs, and everything in which they must equal uninterrupted runs."""
+"""Interrupted runs, and everything in which they must equal uninterrupted ones."""
 import torch
 
 from agmax_timm.base.signals import StopSignals

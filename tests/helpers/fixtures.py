@@ -54,7 +54,7 @@ def restored_logging():
 
 @pytest.fixture(scope='session', autouse=True)
 def small_curves():
-    """Let runs write a small curves.png. A test of the curves calls the function that it imported from the package."""
+    """Let runs write a small curves.png. A test of the curves calls the original function."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(log, 'plot_curves', write_small_curves)
         yield
@@ -62,7 +62,7 @@ def small_curves():
 
 @pytest.fixture(autouse=True)
 def end_workers():
-    """Function: end the loader workers that are left in an exception's frames. It is called after each test.
+    """Function: end loader workers that an exception's frames still refer to. It is called after each test.
 
     The garbage collector closes their queues before it tells them to end, and then waits 5 seconds for each.
     """
@@ -84,7 +84,7 @@ def end_workers():
 
 @pytest.fixture
 def memory_path(tmp_path):
-    """As tmp_path, in memory where there is such a file system: for tests that write very often."""
+    """As tmp_path, in memory if there is such a file system. For tests that write very often."""
     if not os.access('/dev/shm', os.W_OK):
         yield tmp_path
         return
@@ -94,7 +94,7 @@ def memory_path(tmp_path):
 
 @pytest.fixture(scope='session')
 def file_size_limit():
-    """Function: a context in which the disk is full for files of more than so many bytes."""
+    """Function: a context in which files larger than this many bytes fail like on a full disk."""
     @contextmanager
     def limit(size):
         handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -120,14 +120,14 @@ def memory_dataset():
 
 @pytest.fixture(scope='session')
 def gradient_dataset():
-    """Function: a data set of `count` gradient images, the same throughout, with the index as target."""
+    """Function: a data set of `count` gradient images, always the same, with the index as target."""
     image = gradient_image(256, 256)
     return lambda count: MemoryDataset([image] * count)
 
 
 @pytest.fixture(scope='session')
 def colour_dataset():
-    """Function: a data set of `count` images, all red, all green or all blue after their class 0, 1 or 2."""
+    """Function: a data set of `count` images. They are red, green or blue for class 0, 1 or 2."""
     colours = [Image.new('RGB', (24, 20), colour) for colour in ((255, 0, 0), (0, 255, 0), (0, 0, 255))]
     return lambda count: MemoryDataset([colours[i % 3] for i in range(count)], [i % 3 for i in range(count)])
 
@@ -150,13 +150,13 @@ def photos(tmp_path_factory):
 
 @pytest.fixture(scope='session')
 def photo_numbers():
-    """Function: the numbers of the photos that images [N, 3, H, W] in [0, 1] were cut from."""
+    """Function: the numbers of the photos from which images [N, 3, H, W] in [0, 1] were cropped."""
     return lambda images: torch.floor(images[:, 2].mean((1, 2)).cpu() * 255 / 20).long()
 
 
 @pytest.fixture(scope='session')
 def train_once(photos, tmp_path_factory):
-    """Function: the folder of a run of train.py with these flags on the photos, made once a session."""
+    """Function: the folder of a run of train.py with these flags on the photos, made once per session."""
     folders = {}
 
     def run(*argv):
@@ -177,7 +177,7 @@ def train_once(photos, tmp_path_factory):
 
 @pytest.fixture(scope='session')
 def ema_run(train_once):
-    """Folder of a run of four epochs with an EMA, in channels_last. By top-1 the second is the best."""
+    """Folder of a run of four epochs with an EMA, in channels_last. The second epoch has the best top-1."""
     return train_once('--model', 'test_resnet', '--img-size', '32', '--agmax', '--smoothing', '0.1', '--epochs', '4',
                       '--sched', 'none', '--channels-last', '--model-ema', '--model-ema-decay', '0.5',
                       '--augment-backend', 'timm')
@@ -185,7 +185,7 @@ def ema_run(train_once):
 
 @pytest.fixture
 def results_of(capsys):
-    """Function: the results that validate.py prints for these words, which ends with this status."""
+    """Function: the results that validate.py prints for these arguments. It ends with this status."""
     def run(*words, status=0):
         capsys.readouterr()
         try:
@@ -201,7 +201,7 @@ def results_of(capsys):
 
 @pytest.fixture
 def refusal(capsys):
-    """Function: the one line with which validate.py refuses these words; `built`: after the model was built."""
+    """Function: the one line of validate.py that refuses these arguments; `built`: after the model was built."""
     def run(*words, built=False):
         capsys.readouterr()
         with pytest.raises(SystemExit) as end:
@@ -216,7 +216,7 @@ def refusal(capsys):
 
 @pytest.fixture
 def imagenet(photos, tmp_path):
-    """Folder of photos with the names of ImageNet's validation set. Their order differs from that of the folders."""
+    """Folder of photos with the names of ImageNet's validation set. Their order is not that of the folders."""
     numbers = np.random.default_rng(1).permutation(12) + 1
     for (folder, name), number in zip(((f'class{i % 3}', f'{i:03d}.jpg') for i in range(12)), numbers):
         path = tmp_path / 'imagenet' / 'val' / folder
@@ -242,7 +242,7 @@ def weights(tmp_path):
 
 @pytest.fixture(scope='session')
 def make_saved(tmp_path_factory):
-    """Function: a SavedModel as a run on photos would give, with random weights; arguments replace its fields."""
+    """Function: a SavedModel like that of a run on the photos, with random weights; arguments replace its fields."""
     run_dir = tmp_path_factory.mktemp('run')
     (run_dir / 'summary.csv').write_text('epoch,eval_top1\n0,66.6667\n')
     Image.new('RGB', (8, 8)).save(run_dir / 'curves.png')
@@ -276,7 +276,7 @@ def saved(make_saved):
 
 @pytest.fixture(scope='session')
 def staged(saved, tmp_path_factory):
-    """The folder that `saved` was staged into; for tests that only read it."""
+    """The folder into which `saved` was staged. For tests that only read it."""
     folder = tmp_path_factory.mktemp('staged') / 'hub'
     stage(saved, folder)
     return folder

@@ -30,7 +30,7 @@ class File:
 
     @property
     def oid(self):
-        """What identifies the content: SHA-256 of a large file, git's SHA-1 of another."""
+        """Identifier of the content: SHA-256 of a large file, git's SHA-1 of another."""
         if self.large:
             return hashlib.sha256(self.content).hexdigest()
         return hashlib.sha1(b'blob %d\0' % len(self.content) + self.content).hexdigest()
@@ -52,9 +52,9 @@ class Repo:
 
 @dataclass
 class Fault:
-    """An answer in place of the next ones to a request.
+    """An answer that replaces the next ones to a request.
 
-    Status CUT cuts the connection while the request is read, LOST once it is carried out and before it is answered.
+    Status CUT cuts the connection while the request is read, LOST after it is carried out and before it is answered.
     """
     method: str
     path: str
@@ -75,8 +75,8 @@ class Hub:
 
     Attributes:
         url: Its address, for HF_ENDPOINT.
-        storage_url: That of the large files. Another host, to which the client must not carry its token.
-        users: By token, what whoami-v2 answers.
+        storage_url: Address of the large files. It is another host, to which the client must not send its token.
+        users: Answers of whoami-v2 by token.
         requests: Method and path of every request so far.
     """
 
@@ -278,7 +278,7 @@ TYPES = {'library_name': str, 'pipeline_tag': str, 'tags': list, 'license': str,
 
 
 def is_name(value) -> bool:
-    """Whether the client takes it as the name of a repository."""
+    """Whether the client accepts it as the name of a repository."""
     try:
         validate_repo_id(value)
     except ValueError:
@@ -287,7 +287,7 @@ def is_name(value) -> bool:
 
 
 def card_problems(data: dict) -> list[str]:
-    """What the Hub refuses in the metadata of a model card."""
+    """Reasons of the Hub to refuse the metadata of a model card."""
     problems = [f'"{name}" must be a {kind.__name__}' for name, kind in TYPES.items()
                 if name in data and not isinstance(data[name], kind)]
     if 'license' in data and data['license'] not in LICENSES:
@@ -426,7 +426,7 @@ class Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def serve(folder: Path):
-    """A Hub that runs while the context does, its large files under `folder`."""
+    """Run a Hub during the context, with its large files under `folder`."""
     hub = Hub(folder)
     server = ThreadingHTTPServer(('127.0.0.1', 0), type('HubHandler', (Handler,), {'hub': hub}))
     server.daemon_threads = True

@@ -1,4 +1,4 @@
-"""Networks and files of the original's form, made independently of what reads them."""
+"""Networks and files in the form of the original, made independently of the code that reads them."""
 import hashlib
 
 import timm
@@ -24,7 +24,7 @@ NAMES = {
 
 
 class WholeNetwork(nn.Module):
-    """Features of a network of timm's with its head, which is not used: the original's RegNets and EfficientNets."""
+    """Features of a timm network with its unused head, as the original's RegNets and EfficientNets."""
 
     def __init__(self, name, **kwargs):
         super().__init__()
@@ -66,7 +66,7 @@ class AgMaxNetwork(nn.Module):
 
 
 def original_network(name, agmax=True, num_classes=3, units=8, seed=0, **kwargs):
-    """A network of the original's form on timm's `name`; every weight and statistic is random. In eval mode."""
+    """A network in the original's form on timm's `name`, in eval mode. All weights and statistics are random."""
     network = Backbone(name, num_classes, **kwargs)
     if agmax:
         network = AgMaxNetwork(network, num_classes, units)
@@ -80,7 +80,7 @@ def original_network(name, agmax=True, num_classes=3, units=8, seed=0, **kwargs)
 
 
 def original_checkpoint(network, data_parallel=True):
-    """What the original saves of a network that it trains, after an update of the weights by their decay."""
+    """Checkpoint of the original, after one update by the weight decay alone."""
     network = nn.DataParallel(network) if data_parallel else network
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4, nesterov=True)
     scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones=[30, 60, 80], gamma=0.1)

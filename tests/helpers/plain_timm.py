@@ -1,4 +1,4 @@
-"""Programs in processes that have never imported this package: forks of one that has imported timm alone."""
+"""Run programs in processes that have never imported this package: forks of a process that imported timm alone."""
 import functools
 import json
 import subprocess
@@ -45,7 +45,7 @@ def _start_server():
 
 
 def run_in_plain_timm(code, *arguments, cwd):
-    """Return what a program prints that runs in this folder with these arguments. It must end without an exception."""
+    """Return what a program prints in this folder with these arguments. It must not raise."""
     server = _start_server()
     with tempfile.NamedTemporaryFile('r') as output, tempfile.NamedTemporaryFile('r') as errors:
         job = [code, [str(argument) for argument in arguments], str(cwd), output.name, errors.name]

@@ -1,11 +1,11 @@
-"""Losses and gradients that are not finite, in updates of choice."""
+"""Losses and gradients that are not finite, in chosen updates."""
 import torch
 
 from agmax_timm.loss import AgMaxLoss
 
 
 class _BrokenGradient(torch.autograd.Function):
-    """A number whose gradient is not one."""
+    """Identity whose gradient is NaN."""
 
     @staticmethod
     def forward(ctx, value):
@@ -17,12 +17,12 @@ class _BrokenGradient(torch.autograd.Function):
 
 
 def poison_gradients(monkeypatch, passes):
-    """Make the gradients of these forward passes, from 1 on, NaN, and leave the losses as they are."""
+    """Make the gradients of these forward passes NaN, counted from 1. The losses stay finite."""
     _poison(monkeypatch, passes, lambda result: {**result, 'loss': _BrokenGradient.apply(result['loss'])})
 
 
 def poison_losses(monkeypatch, passes):
-    """Make the cross-entropy that these forward passes, from 1 on, report NaN, and leave what they train on."""
+    """Make the reported cross-entropy of these forward passes NaN, counted from 1. Training uses the right one."""
     _poison(monkeypatch, passes, lambda result: {**result, 'ce': result['ce'] * float('nan')})
 
 

@@ -1,4 +1,4 @@
-"""What the server of ranks.py imports before it forks. Objects of modules are left out of garbage collection."""
+"""Imports of the server of ranks.py before it forks. The garbage collector ignores objects of modules."""
 # ruff: noqa: F401, E402
 import gc
 

@@ -1,4 +1,4 @@
-"""Ranks of a job and commands, in forks of one server that has imported everything, which takes a process seconds."""
+"""Ranks of a job and commands, as forks of one server that has imported everything. Imports take a process seconds."""
 import atexit
 import importlib
 import os
@@ -78,7 +78,7 @@ def _start(*args):
 
 
 def finish_ranks(ranks, seconds=120):
-    """Exit statuses; None for a rank that had to be killed."""
+    """Exit statuses of the ranks. None for a rank that had to be killed."""
     deadline = time.monotonic() + seconds
     for rank in ranks:
         rank.join(max(0., deadline - time.monotonic()))
@@ -95,7 +95,7 @@ def logs(folder):
 
 
 class _Descriptor:
-    """An open file, which a process that gets this object shares."""
+    """An open file that is shared with the process that gets this object."""
 
     def __init__(self, file):
         self.file = file

@@ -1,4 +1,4 @@
-"""Runs without a random number, which are the same on any number of ranks."""
+"""Runs that draw no random number, so they are the same on any number of ranks."""
 CLASSES, TRAIN_IMAGES, EVAL_IMAGES = 8, 24, 23
 # No augmentation, which --agmax refuses by its name: both views are the image itself.
 STILL = '--scale 1 1 --ratio 1 1 --hflip 0 --color-jitter 0 --train-interpolation bilinear'.split()

@@ -15,7 +15,7 @@ def make_scaler(device_type='cpu', **options):
 
 
 def scale_float16(monkeypatch, **options):
-    """Let runs with --amp in float16 scale their losses, on a CPU as well, with these arguments of GradScaler.
+    """Let runs with --amp in float16 scale their losses, also on a CPU, with these arguments of GradScaler.
 
     On a CPU they compute in float32: float16 is a hundred times slower there. A scale of 2 ** 126 overflows in it.
     """

@@ -19,7 +19,7 @@ def photo(number):
 
 
 def parts(lengths):
-    """The numbers of the samples in each shard."""
+    """The sample numbers of each shard."""
     ends = list(itertools.accumulate(lengths))
     return [range(end - length, end) for end, length in zip(ends, lengths)]
 
@@ -31,7 +31,7 @@ def add_file(tar, name, content):
 
 
 def write_shards(folder):
-    """Both splits in one folder, with timm's _info.json; the class in a .cls file, and one more in a .json file."""
+    """Write both splits to one folder, with timm's _info.json. A sample has a .cls and a .json file with classes."""
     splits = {}
     for split, lengths in LENGTHS.items():
         names = [f'{split}-{shard}.tar' for shard in range(len(lengths))]
@@ -49,7 +49,7 @@ def write_shards(folder):
 
 
 def write_parquet(folder, image='image', label='label'):
-    """Both splits as parquet files, a shard each."""
+    """Write both splits as parquet files, one file per shard."""
     features = datasets.Features({image: datasets.Image(), label: datasets.ClassLabel(names=list(CLASSES))})
     folder.mkdir()
     for split, lengths in LENGTHS.items():

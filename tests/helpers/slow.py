@@ -1,4 +1,4 @@
-"""Which tests are slow: they, or a fixture or helper they use, start a run, a process or a server."""
+"""Which tests are slow: those that start a run, a process or a server, also through a fixture or helper."""
 from types import CodeType, FunctionType
 
 from agmax_timm.commands import train

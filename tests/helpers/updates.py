@@ -1,4 +1,4 @@
-"""Options of an update, and losses that nothing reads."""
+"""Options of an update, and losses that are never read."""
 from agmax_timm.training.updates.losses import RunningLosses
 
 OPTIONS = dict(agmax=True, grad_accum_steps=1, distributed=False, no_prefetcher=False, channels_last=False,
@@ -7,7 +7,7 @@ OPTIONS = dict(agmax=True, grad_accum_steps=1, distributed=False, no_prefetcher=
 
 
 class UnreadLosses(RunningLosses):
-    """An epoch without a log interval, and without its end, where reading is meant to wait."""
+    """Losses of an epoch without a log interval. The end of an epoch, which would wait, is left out."""
 
     def read(self, when):
         return {}, {}

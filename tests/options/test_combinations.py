@@ -1,4 +1,4 @@
-"""The table of docs/timm.md, row by row: what works with --agmax runs, what is refused is refused by name."""
+"""The table of docs/timm.md, row by row: a feature that works with --agmax runs, others are refused by name."""
 import csv
 import math
 import re
@@ -28,7 +28,7 @@ def teacher(tmp_path_factory):
 
 
 @pytest.mark.parametrize('feature, flags', [row[:2] for row in ROWS if row[2] == 'works'], ids=lambda text: text[:30])
-def test_what_works(photos, tmp_path, teacher, feature, flags):
+def test_features_that_work_train(photos, tmp_path, teacher, feature, flags):
     argv = [teacher if flag == 'TEACHER' else flag for flag in flags.split()]
     results = training.train(parse_train_args(
         [str(photos), *SMALL, *argv, '--output', str(tmp_path), '--experiment', 'run']))
@@ -45,7 +45,7 @@ def test_what_works(photos, tmp_path, teacher, feature, flags):
 
 
 @pytest.mark.parametrize('feature, flags', [row[:2] for row in ROWS if row[2] == 'refused'], ids=lambda text: text[:30])
-def test_what_is_refused(capsys, feature, flags):
+def test_features_that_are_refused_are_named(capsys, feature, flags):
     with pytest.raises(SystemExit) as exit_info:
         parse_train_args(['DIR', *SMALL, *flags.split()])
     message = capsys.readouterr().err
@@ -53,7 +53,7 @@ def test_what_is_refused(capsys, feature, flags):
     assert '--agmax' in message and any(flag in message for flag in flags.split() if flag.startswith('--')), message
 
 
-def test_the_table_names_all_that_is_refused():
+def test_the_table_contains_all_refused_features():
     documented = ' '.join(flags for _, flags, state in ROWS if state == 'refused')
     assert all(flag_with_values(condition) in documented for condition, *_ in NOT_WITH_AGMAX)
     assert len([row for row in ROWS if row[2] == 'refused']) == len(NOT_WITH_AGMAX)

@@ -1,4 +1,4 @@
-"""Options: precedence, types, and one line for every mistake."""
+"""Options: priority, types, and one line for every mistake."""
 import shlex
 from dataclasses import FrozenInstanceError, fields
 
@@ -32,25 +32,25 @@ def error_of(capsys, *argv):
     return message
 
 
-def test_later_files_win_and_flags_win_over_all(config):
+def test_later_files_override_earlier_ones_and_flags_override_files(config):
     first = config('lr: 0.1\nepochs: 10\nmixup: 0.2', 'first.yaml')
     second = config('epochs: 20\nmixup: 0.4', 'second.yaml')
     args = parse_train_args(['data', '-c', first, '--mixup', '0.8', '--config', second])
     assert (args.lr, args.epochs, args.mixup, args.opt) == (0.1, 20, 0.8, 'sgd')
 
 
-def test_a_later_file_resets_what_an_earlier_one_set(config):
+def test_a_later_file_can_reset_an_option(config):
     files = ['-c', config('aa: original\nlr: 0.5', 'first.yaml'), '-c', config('aa: null\nlr: null', 'second.yaml')]
     args = parse_train_args(['data', *files])
     assert args.aa is None and args.lr is None
 
 
-def test_data_dir_wins_over_the_positional():
+def test_data_dir_overrides_the_positional_argument():
     assert parse_train_args(['a', '--data-dir', 'b']).data_dir == 'b'
     assert parse_train_args(['a']).data_dir == 'a'
 
 
-def test_yaml_values_take_the_types_of_their_flags(config):
+def test_yaml_values_have_the_types_of_their_flags(config):
     path = config("lr: 3e-4\nimg-size: 32\nmean: [0.5, 0.5, 0.5]\nagmax: true\nmodel_kwargs: {depth: 2}\naa: null\n")
     args = parse_train_args(['data', '-c', path])
     assert args.lr == 3e-4 and args.img_size == 32 and args.agmax is True
@@ -79,18 +79,18 @@ def test_options_written_as_yaml_give_the_same_options(config):
     ('- a\n- b', ['list']),
     ('a: b: c', ['config.yaml']),
 ])
-def test_bad_files_are_one_line(config, capsys, text, words):
+def test_invalid_files_are_refused_in_one_line(config, capsys, text, words):
     message = error_of(capsys, '-c', config(text))
     assert all(word in message for word in words), message
 
 
 @pytest.mark.parametrize('text, split', [
     ('val_split: 0.1', '0.1'), ("val_split: '0.1'", '0.1'), ("val_split: '.10'", '0.1'), ("val_split: ''", '')])
-def test_a_share_is_a_number_or_text(config, text, split):
+def test_a_share_may_be_a_number_or_text(config, text, split):
     assert parse_train_args(['data', '-c', config(text)]).val_split == split
 
 
-def test_a_missing_file_is_one_line(capsys):
+def test_a_missing_file_is_refused_in_one_line(capsys):
     assert 'nowhere.yaml' in error_of(capsys, '-c', 'nowhere.yaml')
 
 
@@ -164,7 +164,7 @@ def test_a_missing_file_is_one_line(capsys):
     ('--model-kwargs depth', ['--model-kwargs', 'KEY=VALUE', 'depth']),
     ('--no-such-flag', ['--no-such-flag']),
 ])
-def test_bad_flags_are_one_line(capsys, argv, words):
+def test_invalid_flags_are_refused_in_one_line(capsys, argv, words):
     message = error_of(capsys, *argv.split())
     assert all(word in message for word in words), message
 
@@ -177,7 +177,7 @@ def test_bad_flags_are_one_line(capsys, argv, words):
     ('--pretrained-path x', '--pretrained-path has no effect without --pretrained'),
     ('--drop-connect 0.1', '--drop-connect has no effect with any model of timm: use --drop-path'),
 ])
-def test_what_says_nothing_alone_is_named(capsys, monkeypatch, argv, words):
+def test_options_without_the_one_they_need_warn(capsys, monkeypatch, argv, words):
     parse_train_args(['data', *argv.split()])
     assert words in capsys.readouterr().err
     monkeypatch.setenv('RANK', '1')
@@ -195,14 +195,14 @@ SEVERAL = ['--task', 'multilabel', '--num-classes', '3', '--dataset', 'hfds/x']
     ('--loss ce', ['--loss ce', '--task multilabel', 'bce, asl, poly, twoway, zlpr, db']),
     ('--loss db', ['--loss db', '--class-stats']),
 ])
-def test_losses_of_several_labels_are_refused_with_targets_that_they_do_not_take(capsys, argv, words):
+def test_losses_of_several_labels_are_refused_with_soft_targets(capsys, argv, words):
     message = error_of(capsys, *SEVERAL, *argv.split())
     assert all(word in message for word in words), message
 
 
 @pytest.mark.parametrize('task', ['classification', 'multilabel'])
 @pytest.mark.parametrize('soft', [dict(mixup=0.5), dict(cutmix=1.), dict(smoothing=0.1), {}], ids=str)
-def test_losses_are_refused_where_timm_refuses_them(capsys, tmp_path, task, soft):
+def test_losses_are_refused_if_timm_refuses_them(capsys, tmp_path, task, soft):
     stats = tmp_path / 'stats.json'
     stats.write_text('{"pos_counts": [3, 4, 5], "num_samples": 9}')
     argv = SEVERAL if task == 'multilabel' else ['--num-classes', '3']
@@ -226,7 +226,7 @@ def test_losses_are_refused_where_timm_refuses_them(capsys, tmp_path, task, soft
             error_of(capsys, *argv, '--loss', loss, *words)
 
 
-def test_names_of_losses_are_resolved():
+def test_flags_of_losses_set_the_name_of_the_loss():
     assert parse_train_args(['data', '--bce-loss', '--bce-pos-weight', '2']).loss == 'bce'
     assert parse_train_args(['data', '--bce-loss', '--bce-pos-weight', '2']).loss_pos_weight == '2.0'
     assert parse_train_args(['data', '--jsd-loss', '--aug-splits', '3']).loss == 'jsd'
@@ -251,7 +251,7 @@ def test_agmax_smooths_labels_only_on_request(config, argv, text, smoothing):
     assert ('--smoothing' in command) == (smoothing != (0. if options.agmax else 0.1))
 
 
-def test_the_command_line_is_told_from_the_defaults():
+def test_given_options_are_distinguished_from_defaults():
     argv = ['data', '--img-size', '32', '--use-ema']
     assert given_options(validate_parser(), argv) == {'data': 'data', 'img_size': 32, 'use_ema': True}
     assert parse_validate_args(argv).given == {'data', 'img_size', 'use_ema'}
@@ -262,7 +262,7 @@ def test_every_flag_has_a_help_text(parser):
     assert [action.option_strings for action in parser._actions if not action.help] == []
 
 
-def test_abbreviations_work():
+def test_abbreviated_flags_are_accepted():
     assert parse_train_args(['data', '--model-ema-d', '0.5']).model_ema_decay == 0.5
 
 
@@ -283,7 +283,7 @@ def test_the_declaration_of_every_option_is_complete(options):
     assert {field.name for field in fields(options)} - {'given'} == set(known)
 
 
-def test_options_cannot_be_changed():
+def test_options_are_frozen():
     with pytest.raises(FrozenInstanceError):
         parse_train_args(['data']).lr = 1.
 
@@ -298,16 +298,16 @@ def test_options_cannot_be_changed():
     ('--crop-pct 0.001', ['--crop-pct', '0.001']), ('--nan-policy go', ['--nan-policy', 'go']),
     ('--hang-timeout -1', ['--hang-timeout', '-1']), ('--opt=--', ['--opt']),
 ])
-def test_values_that_cannot_be_are_one_line(capsys, argv, words):
+def test_invalid_values_are_refused_in_one_line(capsys, argv, words):
     message = error_of(capsys, *argv.split())
     assert all(word in message for word in words), message
 
 
-def test_a_key_that_is_there_twice_is_one_line(config, capsys):
+def test_a_repeated_key_is_refused_in_one_line(config, capsys):
     assert 'epochs' in error_of(capsys, '-c', config('epochs: 3\nlr: 0.1\nepochs: 4'))
 
 
-def test_a_file_may_have_the_second_name_of_an_option(config, capsys):
+def test_a_file_may_contain_the_second_name_of_an_option(config, capsys):
     assert parse_train_args(['data', '-c', config('agmax-init-std: 0.2')]).init_std == 0.2
     assert parse_train_args(['data', '-c', config('agmax_init_std: null')]).init_std is None
     assert not capsys.readouterr().err
@@ -337,7 +337,7 @@ def test_recovery_intervals_are_updates_or_seconds(config):
     ('prefetcher: true', dict(no_prefetcher=False), 'True has no effect: today it is --no-prefetcher'),
     ('world_size: 8', {}, '8 has no effect: today it is torchrun --nproc-per-node'),
 ])
-def test_former_options_of_timm_are_read_and_warned_of(config, capsys, text, options, words):
+def test_former_options_of_timm_are_read_with_a_warning(config, capsys, text, options, words):
     path = config(text)
     args = parse_train_args(['data', '-c', path])
     assert vars(args).items() >= options.items()
@@ -345,7 +345,7 @@ def test_former_options_of_timm_are_read_and_warned_of(config, capsys, text, opt
     assert f'warning: --config {path}: ' in line and words in line
 
 
-def test_former_options_stand_for_options_of_today():
+def test_former_options_refer_to_existing_options():
     declared = {action.dest for action in train_parser()._actions}
     for name, former in FORMER.items():
         assert name not in declared
@@ -354,7 +354,7 @@ def test_former_options_stand_for_options_of_today():
         assert all(option in declared or option == 'nproc_per_node' for option in named)
 
 
-def test_a_value_of_a_former_option_is_checked_as_that_of_todays(config, capsys):
+def test_values_of_former_options_are_checked(config, capsys):
     with pytest.raises(SystemExit):
         parse_train_args(['data', '-c', config('iters_to_accum: many')])
     assert "grad_accum_steps: expected int, got 'many'" in capsys.readouterr().err.splitlines()[-1]
@@ -378,12 +378,12 @@ def test_hints_are_flags_of_the_command(capsys, flag, hint):
 
 
 @pytest.mark.parametrize('options, parser', [(TrainOptions, train_parser), (ValidateOptions, validate_parser)])
-def test_every_synonym_leads_to_its_option(options, parser):
+def test_every_synonym_suggests_its_option(options, parser):
     for name, option in declared(options).items():
         for word, _, value in (synonym.partition(' ') for synonym in option.synonyms):
             assert parser().did_you_mean(word) == f', did you mean {name} {value}'.rstrip() + '?'
             assert parser().did_you_mean(f"--{word.replace('_', '-')}").startswith(f', did you mean {option.flag}')
 
 
-def test_options_of_other_programs_have_a_hint_in_files_too(config, capsys):
+def test_options_of_other_programs_in_files_have_a_hint(config, capsys):
     assert "unknown option 'learning_rate', did you mean lr?" in error_of(capsys, '-c', config('learning_rate: 1'))

@@ -1,4 +1,4 @@
-"""Options that ask a model for what some of timm's models do not have: one line, or the right effect."""
+"""Options that some of timm's models do not support: they are refused in one line, or have the right effect."""
 import re
 
 import pytest
@@ -36,7 +36,7 @@ def refused(*argv, **kwargs):
 
 
 @pytest.mark.parametrize('model', ['dla34', 'pit_ti_224', 'selecsls42', 'convit_tiny'])
-def test_gradient_checkpointing_of_models_that_have_none(model):
+def test_gradient_checkpointing_is_refused_for_models_without_it(model):
     args = parse_train_args(['data', '--model', model, '--grad-checkpointing'])
     with torch.device('meta'):
         network = create_model(model)
@@ -44,11 +44,11 @@ def test_gradient_checkpointing_of_models_that_have_none(model):
         build._checkpoint_gradients(args, network)
 
 
-def test_gradient_checkpointing_of_models_that_have_it():
+def test_gradient_checkpointing_is_set():
     assert built('test_resnet', '--grad-checkpointing').grad_checkpointing is True
 
 
-def test_gradient_checkpointing_of_a_model_of_another_library(monkeypatch):
+def test_gradient_checkpointing_is_refused_for_models_of_other_libraries(monkeypatch):
     monkeypatch.setattr(build, 'create_named_model', lambda *args, **kwargs: torch.nn.Linear(2, 2))
     args = parse_train_args(['data', '--num-classes', '2', '--grad-checkpointing'])
     with pytest.raises(OptionError, match='--grad-checkpointing'):
@@ -56,7 +56,7 @@ def test_gradient_checkpointing_of_a_model_of_another_library(monkeypatch):
 
 
 @pytest.mark.parametrize('model', ONE_HEAD, ids=lambda words: words[0])
-def test_the_head_is_scaled_and_biased(model):
+def test_the_head_gets_its_initial_scale_and_bias(model):
     torch.manual_seed(1)
     plain = built(*model).get_classifier()
     torch.manual_seed(1)
@@ -76,14 +76,14 @@ def test_heads_of_several_layers_are_refused(flag, model, words):
         build._init_head(args, network)
 
 
-def test_a_head_without_a_bias():
+def test_head_init_bias_is_refused_for_a_head_without_bias():
     network = torch.nn.Module()
     network.get_classifier = lambda: torch.nn.Linear(2, 3, bias=False)
     with pytest.raises(OptionError, match='--head-init-bias 1.0 needs a head with a bias'):
         build._init_head(parse_train_args(['data', '--head-init-bias', '1']), network)
 
 
-def test_a_model_that_torchscript_does_not_take():
+def test_torchscript_is_refused_for_models_it_cannot_script():
     args = parse_train_args(['data', '--torchscript'])
     network = torch.nn.Linear(2, 2)
     network.forward = lambda *values, **named: values
@@ -110,7 +110,7 @@ def checkpoint(tmp_path):
     return str(tmp_path / 'five.pth.tar'), model.state_dict()
 
 
-def test_a_checkpoint_of_other_classes(checkpoint):
+def test_a_checkpoint_with_another_number_of_classes_is_refused_with_a_remedy(checkpoint):
     path, tensors = checkpoint
     message = refused('test_resnet', '--initial-checkpoint', path)
     assert message.startswith(f'--initial-checkpoint {path} has 5 classes')
@@ -123,7 +123,7 @@ def test_a_checkpoint_of_other_classes(checkpoint):
                                dict(tensors))
 
 
-def test_a_checkpoint_of_another_model(checkpoint):
+def test_a_checkpoint_of_another_model_is_refused(checkpoint):
     message = refused('test_byobnet', '--initial-checkpoint', checkpoint[0])
     assert re.search(f'--initial-checkpoint .*{checkpoint[0]}.* not a checkpoint of .*test_byobnet', message)
     assert 'classes' not in message
@@ -131,20 +131,20 @@ def test_a_checkpoint_of_another_model(checkpoint):
 
 @pytest.mark.parametrize('model, warned', [('test_vit', True), ('test_resnet', False)])
 @pytest.mark.parametrize('flags', [['--sync-bn'], ['--split-bn', '--aug-splits', '2']], ids=lambda flags: flags[0])
-def test_options_of_batch_norm_in_a_model_without_it(caplog, flags, model, warned):
+def test_options_of_batch_norm_warn_for_a_model_without_it(caplog, flags, model, warned):
     built(model, *flags, size='160')
     assert bool(re.search(f'{flags[0]} has no effect: .*{model}.* batch norm', caplog.text)) is warned
 
 
 @pytest.mark.parametrize('model, warned', [('repvgg_a0', False), ('test_byobnet', True)])
-def test_a_model_without_branches_to_fuse(caplog, tmp_path, model, warned):
+def test_reparam_warns_for_a_model_without_branches(caplog, tmp_path, model, warned):
     torch.save(create_model(model, num_classes=3).state_dict(), tmp_path / 'weights.pth')
     args = validate_options(model=model, num_classes=3, reparam=True, checkpoint=str(tmp_path / 'weights.pth'))
     create_evaluated_model(args, CPU, build.Precision())
     assert bool(re.search(f'--reparam has no effect: .*{model}.* branches', caplog.text)) is warned
 
 
-def test_warnings_of_optimizers_come_from_the_first_process_alone(caplog, monkeypatch):
+def test_only_the_first_process_warns_about_optimizers(caplog, monkeypatch):
     args = parse_train_args(['data', '--opt', 'sgd', '--opt-eps', '0.1'])
     timm_names.check_optimizer(args)
     assert caplog.text.count('--opt-eps has no effect: --opt sgd has none') == 1
@@ -164,7 +164,7 @@ def test_warnings_of_optimizers_come_from_the_first_process_alone(caplog, monkey
     ('--torchcompile --torchcompile-mode max-autotune-no-cudagraphs', None),
     ('--torchcompile aot_eager', None),
 ])
-def test_cuda_graphs_accumulate_no_gradients(monkeypatch, argv, message):
+def test_cuda_graphs_with_accumulation_are_refused_on_cuda(monkeypatch, argv, message):
     def check(*more):
         timm_names.check_compiler(parse_train_args(['data', *argv.split(), *more]))
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)

@@ -41,7 +41,7 @@ PAIRS = ['a=1', 'depth=2', 'a', '=1', 'a=', 'num_classes=5', 'lr=1', 'x=(1,2)', 
 
 @contextmanager
 def time_limit(seconds, case):
-    """A hang is a failure with its case."""
+    """Turn a hang into a failure that states its case."""
     def stop(*_):
         raise AssertionError(f'no end after {seconds} s: {case}')
     before = signal.signal(signal.SIGALRM, stop)
@@ -69,7 +69,7 @@ def word_for(action, draw):
 
 
 def words_for(action, draw):
-    """The words behind a flag, of the right number more often than not."""
+    """The words after a flag. Usually their number is right."""
     if isinstance(action, argparse._StoreTrueAction):
         return ['x'] if draw.random() < 0.03 else []
     usual = {None: 1, 3: 3, '?': draw.randint(0, 1), '*': draw.randint(0, 3), '+': draw.randint(1, 3)}[action.nargs]
@@ -91,7 +91,7 @@ def command_line(parser, draw):
 
 
 def one_edit(word, draw):
-    """A letter more, less, changed, or two in the wrong order, behind the dashes."""
+    """Insert, remove or change a letter after the dashes, or swap two."""
     start = len(word) - len(word.lstrip('-'))
     at, kind = draw.randrange(start, len(word)), draw.randrange(4)
     letter = draw.choice('abcdefghijklmnopqrstuvwxyz_')
@@ -104,7 +104,7 @@ def one_edit(word, draw):
 
 
 def is_one_edit(a, b):
-    """Whether one_edit can make b of a, by trying."""
+    """Whether one_edit can turn a into b."""
     if abs(len(a) - len(b)) > 1:
         return False
     if len(a) == len(b):
@@ -131,14 +131,14 @@ def parsed(parse, argv, capsys):
 
 
 def plain(value):
-    """Without the difference of tuples and lists, which YAML does not make."""
+    """The value with lists in place of tuples, which YAML does not distinguish."""
     if isinstance(value, dict):
         return {key: plain(item) for key, item in value.items()}
     return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def as_argparse_means(parser, argv):
-    """What argparse alone makes of a command line, by destination: an oracle for all that is done after it."""
+    """The values that argparse alone reads from a command line, by destination: an oracle for all later steps."""
     given = {}
     bare = argparse.ArgumentParser(add_help=False)
     for action in parser._actions:
@@ -156,7 +156,7 @@ def as_argparse_means(parser, argv):
 @pytest.mark.slow
 @pytest.mark.parametrize('make_parser, parse', [
     (train_parser, parse_train_args), (validate_parser, parse_validate_args)], ids=['train', 'validate'])
-def test_command_lines(make_parser, parse, capsys, tmp_path):
+def test_random_command_lines_are_read_or_refused_in_one_line(make_parser, parse, capsys, tmp_path):
     parser, accepted = make_parser(), 0
     for number in range(SEED, SEED + COUNT):
         argv = command_line(parser, random.Random(number))
@@ -210,7 +210,7 @@ def yaml_text(parser, draw):
 
 
 @pytest.mark.slow
-def test_yaml_files(capsys, tmp_path):
+def test_random_yaml_files_are_read_or_refused_in_one_line(capsys, tmp_path):
     parser, path = train_parser(), tmp_path / 'options.yaml'
     for number in range(SEED, SEED + COUNT):
         text = yaml_text(parser, random.Random(number))
@@ -237,7 +237,7 @@ def write_yaml(path, args):
 
 
 @pytest.mark.slow
-def test_misspelt_keys_get_the_nearest_right_one(capsys, tmp_path):
+def test_misspelt_keys_get_a_hint_one_edit_away(capsys, tmp_path):
     parser, path = train_parser(), tmp_path / 'options.yaml'
     names = [action.dest for action in flags_of(parser)] + ['data']
     for number in range(SEED, SEED + COUNT):
@@ -271,7 +271,7 @@ RUN_WORDS = {'aa': ['rand-m9-mstd0.5', 'rand-mX', 'augmix-m3', 'original', '3a',
 
 
 def run_line(draw):
-    """A command line whose values mostly pass: what is then built shall be as good as parsing."""
+    """A command line with mostly valid values, so that building and training are tested as well."""
     argv = []
     actions = [action for action in flags_of(train_parser()) if action.dest not in NOT_RUN]
     for action in draw.choices(actions, k=draw.choice([1, 1, 2, 3])):
@@ -286,7 +286,7 @@ def run_line(draw):
 
 
 def first_lines(folder, argv):
-    """The rows of a run's summary.csv."""
+    """The only row of a run's summary.csv."""
     with open(folder / 'summary.csv', newline='') as f:
         rows = list(csv.DictReader(f))
     assert len(rows) == 1, argv
@@ -294,7 +294,7 @@ def first_lines(folder, argv):
 
 
 def check_run(args, folder, argv, capsys):
-    """What is on the disk says, and did, what the command line says."""
+    """Check that args.yaml and summary.csv agree with the command line."""
     again, message = parsed(parse_train_args, ['-c', str(folder / 'args.yaml')], capsys)
     assert again is not None, (argv, message)
     written = plain(values(again))
@@ -307,7 +307,7 @@ def check_run(args, folder, argv, capsys):
 
 
 @pytest.mark.slow
-def test_runs(photos, tmp_path, capsys):
+def test_random_runs_train_or_end_in_one_line(photos, tmp_path, capsys):
     trained = 0
     for number in range(SEED, SEED + RUNS):
         draw = random.Random(number)

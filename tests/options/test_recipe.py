@@ -1,4 +1,4 @@
-"""What others get of a run: a recipe that train.py accepts, without names of a person, folders and secrets."""
+"""What a published run contains: a recipe for train.py, without names of persons and folders, and without secrets."""
 import argparse
 import shlex
 
@@ -41,7 +41,7 @@ FLAGS_BESIDE = {
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """A folder of the person with files in it, which are in the working folder as well."""
+    """A folder named after a person. Its files are in the working folder as well."""
     folder, here = tmp_path / PERSON, tmp_path / 'here'
     for place in (folder, here):
         place.mkdir()
@@ -75,7 +75,7 @@ def words_of(name, folder):
 
 
 def every_option(folder):
-    """Options of a run that sets each to something else, those that exclude each other too."""
+    """Options of a run that sets each one to another value, also those that exclude each other."""
     options = vars(parse_train_args([]))
     for name, action in ACTIONS.items():
         parser = argparse.ArgumentParser(allow_abbrev=False)
@@ -84,7 +84,7 @@ def every_option(folder):
     return options
 
 
-def test_the_recipe_of_every_option_is_a_file_of_train_and_names_nobody(folder):
+def test_a_recipe_has_every_option_and_no_name_of_a_person(folder):
     options = every_option(folder)
     default = {name: train_parser().get_default(name) for name in ACTIONS}
     assert [name for name in ACTIONS if options[name] == default[name]] == []
@@ -99,7 +99,7 @@ def test_the_recipe_of_every_option_is_a_file_of_train_and_names_nobody(folder):
 
 
 @pytest.mark.parametrize('name', ACTIONS)
-def test_recipe_and_command_of_each_option_are_accepted_and_say_the_same(name, folder, tmp_path, monkeypatch):
+def test_recipe_and_command_of_each_option_are_accepted_and_equal(name, folder, tmp_path, monkeypatch):
     # Each option alone has no effect.
     monkeypatch.setattr('agmax_timm.options.combinations.check_combinations', lambda *_: None)
     words = words_of(name, folder)
@@ -122,12 +122,12 @@ def test_recipe_and_command_of_each_option_are_accepted_and_say_the_same(name, f
         name not in LEFT_OUT)
 
 
-def test_a_run_of_an_earlier_version_keeps_an_option_under_its_present_name():
+def test_former_names_of_options_are_replaced():
     assert recipe({'agmax': True, 'agmax_init_std': 0.2}) == {'agmax': True, 'init_std': 0.2}
     assert train_command({'agmax': True, 'agmax_init_std': 0.2}) == 'python train.py --agmax --init-std 0.2'
 
 
-def test_nothing_that_is_staged_or_reported_names_a_person_or_a_folder(folder, make_saved, tmp_path):
+def test_staged_files_and_reports_name_no_person_and_no_folder(folder, make_saved, tmp_path):
     run = every_option(folder)
     for dataset in ('', f'hfds/{folder}/birds', f'wds/{folder}/birds-{{0..9}}.tar'):
         options = {**run, 'dataset': dataset, 'agmax': True, 'task': 'classification', 'tta': 0}
@@ -156,10 +156,10 @@ def test_nothing_that_is_staged_or_reported_names_a_person_or_a_folder(folder, m
         'hf_hub:ann/net@main', 'hfds/ylecun/mnist', 'rand-m9-mstd0.5', 'torch/image_folder', '1/2', 0.5, None, True,
         '')),
 ])
-def test_values_without_folders_and_secrets(value, expected):
+def test_values_lose_folders_and_secrets(value, expected):
     assert portable(value) == expected
 
 
-def test_messages_without_folders():
+def test_messages_lose_folders():
     assert redact("no such folder or tar file: /home/ann/birds, see '/tmp/a/b.csv' and https://host/a/b") == (
         "no such folder or tar file: birds, see 'b.csv' and https://host/a/b")

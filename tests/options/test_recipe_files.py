@@ -19,7 +19,7 @@ def elsewhere(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize('name', ['demo', 'demo.yaml', 'hparams/demo.yaml', str(HPARAMS / 'demo.yaml')])
-def test_a_recipe_has_one_meaning_by_name_and_by_path(name):
+def test_a_recipe_is_the_same_by_name_and_by_path(name):
     assert vars(parse_train_args(['-c', name])) == vars(parse_train_args(['-c', str(HPARAMS / 'demo.yaml')]))
 
 
@@ -28,12 +28,12 @@ def test_a_study_is_found_by_name(name):
     assert find_recipe(name, STUDIES) == str(HPARAMS / 'studies' / 'demo_fair.yaml')
 
 
-def test_later_recipes_win_by_name_too():
+def test_later_recipes_override_earlier_ones_also_by_name():
     options = parse_train_args(['-c', 'demo', '-c', 'method/baseline', '--epochs', '3'])
     assert (options.dataset, options.agmax, options.epochs) == ('demo', False, 3)
 
 
-def test_a_file_of_the_user_comes_before_a_recipe(elsewhere):
+def test_a_file_of_the_user_has_priority_over_a_recipe(elsewhere):
     (elsewhere / 'demo').write_text('dataset: demo\nepochs: 7\n')
     assert parse_train_args(['-c', 'demo']).epochs == 7
 
@@ -43,7 +43,7 @@ def test_a_file_of_the_user_comes_before_a_recipe(elsewhere):
     (parse_train_args, ['-c', 'studies/demo_fair'], ['--config studies/demo_fair', '--list-recipes']),
     (study.main, ['demo_fare'], ["'demo_fare': No such file", 'did you mean demo_fair?', '--list-studies']),
 ])
-def test_an_unknown_name_is_one_line(capsys, run, argv, words):
+def test_an_unknown_name_is_refused_in_one_line(capsys, run, argv, words):
     with pytest.raises(SystemExit) as exit_info:
         run(argv)
     message = capsys.readouterr().err
@@ -52,7 +52,7 @@ def test_an_unknown_name_is_one_line(capsys, run, argv, words):
 
 @pytest.mark.parametrize('run, flag, folder', [
     (parse_train_args, '--list-recipes', HPARAMS), (study.main, '--list-studies', HPARAMS / STUDIES)])
-def test_the_list_has_every_file_with_a_title(capsys, run, flag, folder):
+def test_the_list_contains_every_file_with_its_title(capsys, run, flag, folder):
     with pytest.raises(SystemExit) as exit_info:
         run([flag])
     listed = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
@@ -67,7 +67,7 @@ def test_the_package_lists_its_commands(capsys):
     assert [line.split()[0] for line in lines] == [*commands.COMMANDS]
 
 
-def test_completion_knows_every_flag_and_needs_its_package(capsys, monkeypatch):
+def test_completion_contains_every_flag_and_needs_its_package(capsys, monkeypatch):
     pytest.importorskip('shtab')
     commands.main(['--completion', 'bash'])
     text = capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""The recipes of hparams/: that they compose and build, and that they say what the published settings say."""
+"""The recipes of hparams/: they combine, build, and agree with the published settings."""
 import math
 import re
 import shlex
@@ -145,7 +145,7 @@ def test_every_combination_builds(base, augmentation, method, photos):
     (CIFAR, 'aug_cifar/cutmix_aa', 'method/agmax'),
     (CIFAR, 'aug_cifar/cutout', 'method/baseline'),
 ])
-def test_a_batch(base, augmentation, method, photos):
+def test_combinations_give_batches_and_a_finite_loss(base, augmentation, method, photos):
     args = parse(base, augmentation, method, argv=(*SMALL_MODEL, *SMALL_DATA))
     model, train, _ = build_loaders(args, photos)
     input, target = next(iter(train))
@@ -165,7 +165,7 @@ def test_a_batch(base, augmentation, method, photos):
 
 
 @pytest.mark.parametrize('family', AUGMENTATIONS)
-def test_the_last_augmentation_wins(family):
+def test_the_last_augmentation_overrides_earlier_ones(family):
     base = next(base for base in BASES if FAMILY[base] == family)
     for before in ('aug/cutout_aa', 'aug/cutmix_aa', 'aug_cifar/mixup_aa', 'aug_cifar/cutmix'):
         for name, expected in AUGMENTATIONS[family].items():
@@ -173,7 +173,7 @@ def test_the_last_augmentation_wins(family):
             assert {key: getattr(args, key) for key in expected} == expected
 
 
-def test_the_last_method_wins():
+def test_the_last_method_overrides_earlier_ones():
     for first in METHODS:
         for last, expected in METHODS.items():
             args = parse(f'method/{first}', 'resnet50_in1k_90ep', 'aug/standard', f'method/{last}')
@@ -184,12 +184,12 @@ def test_the_last_method_wins():
 
 
 @pytest.mark.parametrize('family', AUGMENTATIONS)
-def test_augmentations_are_those_of_the_table(family):
+def test_augmentations_equal_the_table(family):
     folder = REPOSITORY / 'hparams' / family
     assert {file.stem: yaml.safe_load(file.read_text()) for file in folder.iterdir()} == AUGMENTATIONS[family]
 
 
-def test_methods_are_those_of_the_table():
+def test_methods_equal_the_table():
     folder = REPOSITORY / 'hparams' / 'method'
     found = {file.stem: yaml.safe_load(file.read_text()) for file in folder.iterdir()}
     assert found == METHODS
@@ -200,7 +200,7 @@ def test_methods_are_those_of_the_table():
 @pytest.mark.parametrize('base, milestones', [
     ('resnet50_in1k_90ep', (30, 60, 80)), ('resnet101_in1k_90ep', (30, 60, 80)),
     ('resnet50_in1k_270ep', (75, 150, 225)), ('resnet101_in1k_270ep', (75, 150, 225))])
-def test_step_schedule(base, milestones):
+def test_step_schedules_equal_those_of_torch(base, milestones):
     args = parse(base, argv=SMALL_MODEL)
     _, optimizer = build_optimizer(args)
     scheduler, epochs = optimization.build_scheduler(args, optimizer, 5)
@@ -216,7 +216,7 @@ def test_step_schedule(base, milestones):
 
 
 @pytest.mark.parametrize('base', COSINES)
-def test_cosine_schedule_with_warmup(base):
+def test_cosine_schedules_with_warmup_equal_the_formula(base):
     args = parse(base, argv=SMALL_MODEL)
     _, optimizer = build_optimizer(args)
     scheduler, epochs = optimization.build_scheduler(args, optimizer, 4)
@@ -231,7 +231,7 @@ def test_cosine_schedule_with_warmup(base):
 
 
 @pytest.mark.parametrize('base, expected_epochs', [(CIFAR, 200), (SVHN, 160)])
-def test_cosine_schedule_of_small_images(base, expected_epochs):
+def test_cosine_schedules_of_small_images_equal_the_formula(base, expected_epochs):
     args = parse(base, argv=SMALL_MODEL)
     _, optimizer = build_optimizer(args)
     scheduler, epochs = optimization.build_scheduler(args, optimizer, 5)
@@ -245,7 +245,7 @@ def test_cosine_schedule_of_small_images(base, expected_epochs):
 @pytest.mark.parametrize('base, images, weight_decay', [
     *((base, 256, 1e-4) for base in RESNETS), *((base, 128, 5e-5) for base in COSINES),
     *((base, 128, 5e-4) for base in WIDE)])
-def test_learning_rate_follows_the_batch(base, images, weight_decay):
+def test_learning_rates_are_proportional_to_the_batch_size(base, images, weight_decay):
     for factor in (1, 2):
         args = parse(base, argv=('-b', str(factor * images)) if factor > 1 else ())
         args = optimization.with_learning_rate(args, args.batch_size)
@@ -255,7 +255,7 @@ def test_learning_rate_follows_the_batch(base, images, weight_decay):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('base', BASES)
-def test_model_and_optimizer(base):
+def test_models_and_optimizers_have_the_published_settings(base):
     args = parse(base, f'{FAMILY[base]}/standard', 'method/agmax')
     task, optimizer = build_optimizer(args)
     model = task.get_eval_model()
@@ -277,7 +277,7 @@ def test_model_and_optimizer(base):
 
 
 @pytest.mark.parametrize('base', BASES)
-def test_evaluation_transform(base, photos):
+def test_evaluation_transforms_have_the_published_settings(base, photos):
     _, _, loader = build_loaders(parse(base, 'method/baseline', argv=(*SMALL_MODEL, *SMALL_DATA)), photos)
     resize, crop, *_ = loader.dataset.transform.transforms
     assert (resize.size, resize.interpolation) == (32 if base in WIDE else 256, InterpolationMode.BILINEAR)
@@ -285,7 +285,7 @@ def test_evaluation_transform(base, photos):
 
 
 @pytest.mark.parametrize('base', [base for base in BASES if base not in WIDE])
-def test_pixels_are_normalised_as_imagenet(base):
+def test_pixels_are_normalised_as_for_imagenet(base):
     args = parse(base)
     with torch.device('meta'):
         model = timm.create_model(args.model)
@@ -294,7 +294,7 @@ def test_pixels_are_normalised_as_imagenet(base):
 
 
 @pytest.mark.parametrize('base', [base for base in BASES if base not in WIDE])
-def test_training_transform(base, photos):
+def test_training_transforms_have_the_published_settings(base, photos):
     crop, flip, jitter, lighting, _ = steps = train_steps(base, 'aug/standard', 'method/agmax', photos=photos)
     assert names(steps[:4]) == ['RandomResizedCropAndInterpolation', 'RandomHorizontalFlip', 'ColorJitter', 'Lighting']
     assert (crop.size, crop.scale, crop.interpolation) == ((224, 224), (0.08, 1.0), InterpolationMode.BILINEAR)
@@ -302,13 +302,13 @@ def test_training_transform(base, photos):
     assert jitter.brightness == jitter.contrast == jitter.saturation == (0.6, 1.4) and jitter.hue is None
 
 
-def test_training_transform_with_auto_augment(photos):
+def test_training_transforms_with_auto_augment_have_the_published_settings(photos):
     steps = train_steps('resnet50_in1k_90ep', 'aug/aa', 'method/baseline', photos=photos)
     assert names(steps[1:5]) == ['RandomHorizontalFlip', 'AutoAugment', 'ColorJitter', 'Lighting']
     assert steps[3].brightness == steps[3].contrast == steps[3].saturation == (0.6, 1.4) and steps[3].hue is None
 
 
-def test_training_transform_of_cifar(photos):
+def test_training_transforms_of_cifar_have_the_published_settings(photos):
     crop, flip, policy, *rest = train_steps(CIFAR, 'aug_cifar/aa', 'method/agmax', photos=photos)
     assert names(crop.transforms) == ['Resize', 'RandomCrop']
     assert (crop.transforms[1].size, crop.transforms[1].padding) == ((32, 32), [4, 4])
@@ -320,7 +320,7 @@ def test_training_transform_of_cifar(photos):
 
 
 @pytest.mark.parametrize('name', FILES)
-def test_header(name, monkeypatch):
+def test_commands_in_headers_parse(name, monkeypatch):
     monkeypatch.chdir(REPOSITORY)
     train, *others = commands(name)
     assert train[0] == 'train.py'
@@ -350,7 +350,7 @@ def test_files_named_in_headers_exist(name):
 @pytest.mark.parametrize('name, changed', [
     ('finetune', [{}, dict(linear_probe=True), dict(agmax=True, smoothing=0.)]),
     ('finetune_vit', [{}, dict(freeze=['patch_embed', 'blocks.[0-5]'])])])
-def test_the_commands_of_the_recipes_for_fine_tuning(name, changed, monkeypatch):
+def test_commands_of_fine_tuning_recipes_have_the_described_options(name, changed, monkeypatch):
     monkeypatch.chdir(REPOSITORY)
     expected = dict(pretrained=True, num_classes=2, epochs=20, smoothing=0.1, agmax=False, freeze=[],
                     linear_probe=False)

@@ -1,4 +1,4 @@
-"""Warnings of options that do nothing: each row of the table by an example, and the table against what timm does."""
+"""Warnings of options without effect: each row of the table by an example, and the table against effects in timm."""
 import math
 from dataclasses import replace
 from functools import cache
@@ -156,7 +156,7 @@ def is_idle(args, *given):
 
 
 def warnings_of(capsys, parse, words, file):
-    """Lines of warnings; options that are refused together for another reason are looked at by themselves."""
+    """Lines of warnings. Options that are refused together for another reason are tested one by one."""
     argv = ['data', *(str(file) if word == 'FILE' else word for word in words.split())]
     capsys.readouterr()
     parse(argv)
@@ -165,14 +165,14 @@ def warnings_of(capsys, parse, words, file):
 
 @pytest.fixture
 def unchecked(monkeypatch):
-    """Parse without the checks that refuse: a table row can be seen where another rule comes first."""
+    """Parse without the checks that refuse, so that a row of the table can be tested although another rule applies."""
     for name in ('checks.check_train_args', 'checks.check_validate_args', 'combinations.check_combinations'):
         monkeypatch.setattr(f'agmax_timm.options.{name}', lambda *args: None)
 
 
 @pytest.mark.parametrize('parse, prog, examples', [
     (parse_train_args, 'train', TRAINING), (parse_validate_args, 'validate', VALIDATION)], ids=['train', 'validate'])
-def test_each_idle_option_is_named(capsys, tmp_path, unchecked, parse, prog, examples):
+def test_each_option_without_effect_is_named(capsys, tmp_path, unchecked, parse, prog, examples):
     for words, flag, reason in examples:
         if words.endswith('-probs'):
             words += ' 1'
@@ -196,7 +196,7 @@ def test_each_row_of_the_table_has_an_example(table, examples, parse):
 @pytest.mark.parametrize('table, parser', [(without_effect._TRAINING, train_parser()),
                                            (without_effect._VALIDATION, validate_parser())],
                          ids=['train', 'validate'])
-def test_the_table_names_options(table, parser):
+def test_the_table_contains_only_options(table, parser):
     declared = {action.dest for action in parser._actions}
     assert all(name in declared for row in table for name in row.names)
 
@@ -221,11 +221,11 @@ def test_the_table_names_options(table, parser):
     '--epochs 5 --sched multistep --decay-milestones 3 9', '--torchscript --fuser te',
     '--train-img-sizes 24 32 --train-size-schedule progressive --train-size-schedule-spread 0.2',
 ])
-def test_what_has_an_effect_gives_no_warning(capsys, tmp_path, words):
+def test_options_with_an_effect_do_not_warn(capsys, tmp_path, words):
     assert warnings_of(capsys, parse_train_args, words, tmp_path) == []
 
 
-def test_a_file_of_all_options_warns_as_its_run_did(capsys, tmp_path):
+def test_a_file_of_all_options_gives_the_warnings_of_its_run(capsys, tmp_path):
     path = tmp_path / 'args.yaml'
     for words, count in (('', 0), ('--mixup 0.2 --mixup-prob 0.5', 0), ('--mixup-prob 0.5', 1), (MULTILABEL, 0)):
         args = parse_train_args(['data', *words.split()])
@@ -235,7 +235,7 @@ def test_a_file_of_all_options_warns_as_its_run_did(capsys, tmp_path):
         assert capsys.readouterr().err.count('warning') == count
 
 
-def test_a_folder_that_is_not_read(capsys):
+def test_a_folder_that_is_not_read_warns(capsys):
     for parse in (parse_train_args, parse_validate_args):
         assert parse(['a', '--data-dir', 'b']).data_dir == 'b'
         assert "'a' has no effect with --data-dir 'b'" in capsys.readouterr().err
@@ -257,7 +257,7 @@ VISIBLE = dict(epochs=12, lr=1., warmup_epochs=2, decay_milestones=[3], decay_ep
 
 
 def rates(sched, **given):
-    """Learning rates of the epochs of a run whose metric never gets better."""
+    """Learning rate of each epoch of a run whose metric does not improve."""
     args = options(sched=sched, **{**VISIBLE, **given})
     optimizer = create_optimizer_v2([torch.nn.Parameter(torch.zeros(1))], 'sgd', lr=args.lr)
     scheduler, epochs = create_scheduler_v2(optimizer, **scheduler_kwargs(args, decreasing_metric=True))
@@ -270,7 +270,7 @@ def rates(sched, **given):
 
 
 @pytest.mark.parametrize('sched', SCHEDULES)
-def test_options_of_schedules_have_no_effect_where_the_table_says_so(sched):
+def test_the_table_agrees_with_the_effects_of_options_of_schedules(sched):
     cycles = dict(lr_cycle_limit=2) if sched in ('cosine', 'tanh', 'poly') else {}
     for name, value in CHANGED.items():
         base = {} if name == 'lr_cycle_limit' else cycles
@@ -279,13 +279,13 @@ def test_options_of_schedules_have_no_effect_where_the_table_says_so(sched):
 
 
 @pytest.mark.parametrize('name', ['lr_cycle_mul', 'lr_cycle_decay'])
-def test_one_cycle_has_no_other_one(name):
+def test_options_of_cycles_have_no_effect_on_one_cycle(name):
     assert rates('cosine') == rates('cosine', **{name: CHANGED[name]})
 
 
 @pytest.mark.parametrize('aa, effect', [(None, True), ('3a', True), ('original', False), ('rand-m9', False),
                                         ('augmix-m3', False)])
-def test_colour_jitter_beside_policies(aa, effect):
+def test_the_table_agrees_with_the_effects_of_colour_jitter(aa, effect):
     def transform(**given):
         return repr(create_transform(32, is_training=True, auto_augment=aa, **given))
     for given in (dict(color_jitter=0.9), dict(color_jitter_prob=0.2)):
@@ -300,7 +300,7 @@ OF_LOSSES = {
 
 @pytest.mark.parametrize('task, losses', [
     ('classification', ('ce', 'bce', 'asl', 'poly')), ('multilabel', ('bce', 'asl', 'poly', 'twoway', 'zlpr', 'db'))])
-def test_options_of_losses_have_no_effect_where_the_table_says_so(tmp_path, task, losses):
+def test_the_table_agrees_with_the_effects_of_options_of_losses(tmp_path, task, losses):
     stats = tmp_path / 'stats.json'
     stats.write_text('{"pos_counts": [3, 4, 5], "num_samples": 9}')
     logits = torch.tensor([[2., -1., 0.5], [0.1, 0.7, -2.]])
@@ -321,7 +321,7 @@ def test_options_of_losses_have_no_effect_where_the_table_says_so(tmp_path, task
 
 @pytest.mark.parametrize('opt, taken', [('sgd', True), ('adamw', False), ('rmsprop', True), ('lion', False),
                                         ('lookahead_adam', False), ('muon', True)])
-def test_momentum_of_optimizers_that_have_none(caplog, opt, taken):
+def test_momentum_warns_for_optimizers_without_it(caplog, opt, taken):
     timm_names.check_optimizer(parse_train_args(['data', '--opt', opt, '--momentum', '0.8']))
     assert (f'--momentum has no effect: --opt {opt} has none' not in caplog.text) is taken
     caplog.clear()
@@ -347,7 +347,7 @@ def surprises(words, updates_per_epoch=10, epochs=5, evaluations=5, lr=0.1, dist
     ('--sync-bn', '--sync-bn has no effect with one process'),
     ('--no-ddp-bb', '--no-ddp-bb has no effect with one process'),
 ])
-def test_what_a_run_will_not_do(words, line):
+def test_options_without_effect_in_this_run_warn(words, line):
     found, = surprises(words)
     assert found.startswith(line)
 
@@ -357,14 +357,14 @@ def test_what_a_run_will_not_do(words, line):
     '--save-epochs 5', '--early-stop 4', '--model-ema --model-ema-decay 0.9', '--model-ema --model-ema-warmup',
     '--warmup-epochs 4',
 ])
-def test_what_a_run_does(words):
+def test_options_with_an_effect_in_this_run_do_not_warn(words):
     assert surprises(words) == []
     assert surprises('--sync-bn --no-ddp-bb', distributed=True) == []
 
 
 @pytest.mark.parametrize('decay, updates, share, other', [(0.9998, 500, 91, 0.9908), (0.9998, 5000, 37, 0.99907),
                                                           (0.999, 2000, 14, 0.9976), (0.99, 10, 91, 0.59)])
-def test_an_average_that_is_too_slow(decay, updates, share, other):
+def test_an_average_that_is_too_slow_warns(decay, updates, share, other):
     line, = surprises(f'--model-ema --model-ema-decay {decay}', updates_per_epoch=updates // 5)
     assert line.startswith(f'--model-ema-decay {decay:g} is slow for {updates} updates: {share}%')
     assert f'Use {other:g}, or --model-ema-warmup' in line
@@ -372,7 +372,7 @@ def test_an_average_that_is_too_slow(decay, updates, share, other):
     assert surprises(f'--model-ema --model-ema-decay {other}', updates_per_epoch=updates // 5) == []
 
 
-def test_the_share_of_the_first_weights_is_that_in_timms_average():
+def test_timm_weights_the_first_average_with_powers_of_the_decay():
     from timm.utils import ModelEmaV3
     model = torch.nn.Linear(1, 1, bias=False).double()
     ema = ModelEmaV3(model, decay=0.9)

@@ -1,4 +1,4 @@
-"""report.html: its numbers against validate.py's and scikit-learn's, its text against what browsers make of it."""
+"""report.html: its numbers equal those of validate.py and scikit-learn, and its text is read as a browser reads it."""
 import base64
 import csv
 import html
@@ -85,7 +85,7 @@ class Page(HTMLParser):
 
 
 def check_page(text):
-    """A page that is well-formed, needs nothing from elsewhere, runs nothing, and fits a phone."""
+    """Check that a page is well-formed, loads nothing, runs no script, and fits a phone."""
     page = Page(text)
     names = {name for name, _, _ in page.elements}
     assert not names & {'script', 'link', 'iframe', 'object', 'embed', 'form', 'base'}
@@ -134,12 +134,12 @@ def run_copy(ema_run, tmp_path):
 
 
 def image_of(attributes):
-    """The picture of an element img, as tensors take it."""
+    """The picture of an img element."""
     return Image.open(io.BytesIO(base64.b64decode(attributes['src'].split(',')[1]))).convert('RGB')
 
 
 def predictions(monkeypatch, photos, *argv):
-    """Classes that validate.py's model predicts, the true ones, and the results it prints."""
+    """Classes that the model of validate.py predicts, the true classes, and the results."""
     seen = []
     evaluate = validation.evaluate
 
@@ -153,7 +153,7 @@ def predictions(monkeypatch, photos, *argv):
     return torch.cat([p for p, _ in seen]), torch.cat([t for _, t in seen]), results
 
 
-def test_a_page_needs_nothing_and_names_that_are_html_are_text(hostile_page, hostile_run, hostile_photos):
+def test_a_page_is_self_contained_and_escapes_names(hostile_page, hostile_run, hostile_photos):
     page = check_page(hostile_page)
     text = ''.join(page.text)
     names = sorted(HOSTILE.values(), key=str.lower)
@@ -166,7 +166,7 @@ def test_a_page_needs_nothing_and_names_that_are_html_are_text(hostile_page, hos
     assert len(hostile_page) < 2e6
 
 
-def test_the_numbers_are_those_of_validate(run_copy, photos, monkeypatch, capsys):
+def test_the_numbers_equal_those_of_validate(run_copy, photos, monkeypatch, capsys):
     from sklearn.metrics import precision_recall_fscore_support  # only here: the import takes seconds
     command.main([str(run_copy), '--device', 'cpu', '-j', '0'])
     assert capsys.readouterr().out == f'{run_copy}/report.html\n'
@@ -191,7 +191,7 @@ def test_the_numbers_are_those_of_validate(run_copy, photos, monkeypatch, capsys
                 and not any(class_ == 'pair' for _, class_ in around)]) == confusion.sum() - confusion.trace()
 
 
-def test_the_evaluation_repeats_that_of_training_to_the_last_digit(run_copy, monkeypatch):
+def test_the_evaluation_equals_that_of_training_to_the_last_digit(run_copy, monkeypatch):
     seen = []
     evaluate = reported.evaluate
     monkeypatch.setattr(reported, 'evaluate', lambda *args: seen.extend([evaluate(*args), args[0]]) or seen[0])
@@ -201,7 +201,7 @@ def test_the_evaluation_repeats_that_of_training_to_the_last_digit(run_copy, mon
     assert seen[1].channels_last, 'as in training'
 
 
-def test_the_weights_without_averaging_are_evaluated_where_they_are_asked_for(run_copy, monkeypatch, capfd):
+def test_raw_evaluates_the_weights_without_averaging(run_copy, monkeypatch, capfd):
     seen = []
     evaluate = reported.evaluate
     monkeypatch.setattr(reported, 'evaluate', lambda *args: seen.append(evaluate(*args)) or seen[0])
@@ -214,7 +214,7 @@ def test_the_weights_without_averaging_are_evaluated_where_they_are_asked_for(ru
     assert f"in training: loss {raw['loss']:.4g}, top1 {raw['top1']:.4g}." in text  # no top-5
 
 
-def test_the_curves_are_those_of_the_summary(run_copy):
+def test_the_curves_equal_the_summary(run_copy):
     report.make_report(str(run_copy), device='cpu', workers=0)
     page = check_page((run_copy / 'report.html').read_text())
     with open(run_copy / 'summary.csv', newline='') as f:
@@ -228,8 +228,8 @@ def test_the_curves_are_those_of_the_summary(run_copy):
     assert len(lines) == 2 + 2 + 1 + 1 + 1 and all(len(line['points'].split()) == 4 for line in lines)
 
 
-def test_the_head_says_what_to_compare_the_accuracy_with(run_copy):
-    """Four images of each of three classes: the most frequent class is a third. No top-5 for so few classes."""
+def test_the_head_states_the_share_of_the_most_frequent_class(run_copy):
+    """Each of three classes has four images. There is no top-5 for so few classes."""
     report.make_report(str(run_copy), device='cpu', workers=0)
     page = check_page((run_copy / 'report.html').read_text())
     text = ''.join(page.text)
@@ -240,7 +240,7 @@ def test_the_head_says_what_to_compare_the_accuracy_with(run_copy):
     assert cost['date'] in text
 
 
-def test_each_point_of_a_curve_says_its_value(run_copy):
+def test_each_point_of_a_curve_has_its_value_as_title(run_copy):
     report.make_report(str(run_copy), device='cpu', workers=0)
     text = (run_copy / 'report.html').read_text()
     with open(run_copy / 'summary.csv', newline='') as f:
@@ -250,7 +250,7 @@ def test_each_point_of_a_curve_says_its_value(run_copy):
 
 
 def test_runs_are_compared_on_one_page(run_copy, photos, tmp_path, capsys):
-    """A run and its copy without averaging: the same curves, another option, and the recalls of both weights."""
+    """A run and its copy with another option: the curves and recalls are equal."""
     other = shutil.copytree(run_copy, tmp_path / 'other <b>')
     for path in other.glob('*.pth.tar'):
         checkpoint = read_file(str(path))
@@ -275,7 +275,7 @@ def test_runs_are_compared_on_one_page(run_copy, photos, tmp_path, capsys):
     assert lines == ['line s0', 'line s1'] * (len(lines) // 2) and len(lines) == 2 * 7
 
 
-def test_a_run_without_its_data_is_compared_by_what_training_measured(run_copy, tmp_path, caplog):
+def test_a_run_without_its_data_is_compared_by_the_metrics_of_training(run_copy, tmp_path, caplog):
     other = shutil.copytree(run_copy, tmp_path / 'other')
     path = comparison.compare_runs(
         [str(run_copy), str(other)], str(tmp_path / 'page.html'), str(tmp_path / 'nothing'), 'cpu', 0)
@@ -285,7 +285,7 @@ def test_a_run_without_its_data_is_compared_by_what_training_measured(run_copy, 
     assert 'other is not evaluated' in caplog.text and 'its metrics are those of training' in ''.join(page.text)
 
 
-def test_differences_are_those_from_the_first_run_and_the_class_that_differs_most_is_first():
+def test_differences_are_relative_to_the_first_run_and_classes_sorted_by_them():
     def run_of(top1):
         return reported.ReportedRun('', {}, {}, '', {}, False, dict(top1=top1), None, {})
 
@@ -301,13 +301,13 @@ def test_differences_are_those_from_the_first_run_and_the_class_that_differs_mos
     assert comparison.short_names(['runs/a', 'runs/b/']) == ['a', 'b']
 
 
-def test_a_summary_that_is_damaged_costs_the_curves_alone(run_copy, caplog):
+def test_a_damaged_summary_leaves_out_only_the_curves(run_copy, caplog):
     (run_copy / 'summary.csv').write_text('epoch,train_loss\n0,abc\n')
     report.make_report(str(run_copy), device='cpu', workers=0)
     assert 'summary.csv is damaged' in caplog.text and (run_copy / 'report.html').exists()
 
 
-def test_the_views_are_the_training_images(hostile_run, photo_numbers):
+def test_the_views_are_two_draws_of_training_images(hostile_run, photo_numbers):
     saved = {**vars(train_parser().parse_args([])), **saved_options(str(hostile_run / 'model_best.pth.tar'))}
     names = sorted(HOSTILE.values())
     order = {name: index for index, name in enumerate(class_names(
@@ -329,7 +329,7 @@ def test_the_views_are_the_training_images(hostile_run, photo_numbers):
     assert len(seen) == 4
 
 
-def test_what_is_made_of_patches_is_shown_and_evaluated_as_in_training(photos, photo_numbers, results_of, tmp_path):
+def test_naflex_images_are_shown_and_evaluated_as_in_training(photos, photo_numbers, results_of, tmp_path):
     train_cli.main([
         str(photos), '--num-classes', '3', '-b', '8', '-j', '0', '--epochs', '1', '--agmax', '--report',
         '--save-images', '--model', 'naflexvit_base_patch16_gap', '--model-kwargs', 'embed_dim=16', 'depth=1',
@@ -371,13 +371,13 @@ def test_the_command_repeats_the_run(argv):
     assert not set(changed) & {'data', 'data_dir', 'output', 'experiment'}
 
 
-def test_files_are_told_without_their_folders():
+def test_the_command_has_files_without_their_folders():
     options = vars(parse_train_args(['/data/x', '--class-map', __file__]))
     command = train_command(options, processes=4)
     assert command.startswith('torchrun --nproc-per-node 4 train.py DIR ') and '--class-map test_report.py' in command
 
 
-def test_a_run_of_a_former_version_need_not_know_every_option(run_copy):
+def test_a_run_of_a_former_version_may_lack_options(run_copy):
     options = yaml.safe_load((run_copy / 'args.yaml').read_text())
     del options['no_pin_mem']
     (run_copy / 'args.yaml').write_text(yaml.safe_dump(options))
@@ -385,7 +385,7 @@ def test_a_run_of_a_former_version_need_not_know_every_option(run_copy):
     check_page((run_copy / 'report.html').read_text())
 
 
-def test_data_elsewhere(run_copy, photos, tmp_path, capsys):
+def test_data_may_be_in_another_folder(run_copy, photos, tmp_path, capsys):
     moved = shutil.copytree(photos / 'val', tmp_path / 'moved' / 'val')
     command.main([str(run_copy), str(moved.parent), '--device', 'cpu', '-j', '0'])
     text = ''.join(check_page((run_copy / 'report.html').read_text()).text)
@@ -393,7 +393,7 @@ def test_data_elsewhere(run_copy, photos, tmp_path, capsys):
 
 
 def test_validation_data_is_never_shown_as_training_data(run_copy, photos):
-    """A folder of classes without folders of splits is opened for both splits."""
+    """A folder of classes without folders of splits would be opened for both splits."""
     command.main([str(run_copy), str(photos / 'val'), '--device', 'cpu', '-j', '0'])
     text = ''.join(check_page((run_copy / 'report.html').read_text()).text)
     assert 'No training images are shown' in text and 'both training and validation data' in text
@@ -406,7 +406,7 @@ def test_validation_data_is_never_shown_as_training_data(run_copy, photos):
     (MemoryError('1 GB'), 'out of memory: 1 GB'),
     (AttributeError('ours'), None),
 ])
-def test_images_that_cannot_be_read_cost_the_pictures_alone(run_copy, monkeypatch, error, line):
+def test_unreadable_images_leave_out_only_the_pictures(run_copy, monkeypatch, error, line):
     def fail(*args):
         raise error
 
@@ -420,7 +420,7 @@ def test_images_that_cannot_be_read_cost_the_pictures_alone(run_copy, monkeypatc
     assert f'No training images are shown: {line}' in text and 'Most confident mistakes' in text
 
 
-def test_a_run_without_validation(train_once, tmp_path):
+def test_a_run_without_validation_has_a_report(train_once, tmp_path):
     folder = train_once('--model', 'test_resnet', '--img-size', '32', '--epochs', '1', '--val-split', '')
     folder = shutil.copytree(folder, tmp_path / 'run')
     report.make_report(str(folder), device='cpu', workers=0)
@@ -437,7 +437,7 @@ def test_a_run_without_validation(train_once, tmp_path):
     (['{bare}'], 'no such checkpoint'),
     ([], 'RUN_FOLDER'),
 ])
-def test_what_cannot_be_is_told_in_one_line(words, said, run_copy, tmp_path, capsys):
+def test_invalid_arguments_are_refused_in_one_line(words, said, run_copy, tmp_path, capsys):
     (tmp_path / 'empty').mkdir()
     (tmp_path / 'bare').mkdir()
     shutil.copy(run_copy / 'args.yaml', tmp_path / 'bare')
@@ -486,7 +486,7 @@ def test_ticks_are_round(low, high, expected):
     assert ticks(low, high) == pytest.approx(expected)
 
 
-def test_ticks_are_few_and_within_whatever_the_values():
+def test_ticks_are_few_and_within_the_range_of_any_values():
     generator = np.random.default_rng(2)
     for low, ratio in zip(generator.normal(size=500) * 10. ** generator.integers(-6, 7, 500),
                           10. ** generator.uniform(-5, 9, 500)):
@@ -495,13 +495,13 @@ def test_ticks_are_few_and_within_whatever_the_values():
         assert 1 <= len(values) <= 5 and low - span / 1e6 <= values[0] and values[-1] <= low + span * (1 + 1e-6)
 
 
-def test_a_line_is_in_its_frame_and_leaves_out_what_is_not_finite():
+def test_a_line_is_in_its_frame_and_leaves_out_values_that_are_not_finite():
     title, frame, lines = line_chart('loss', {'a': [(1, 2.), (2, float('nan')), (3, 4.)], 'b': [(1, float('inf'))]})
     assert [(frame.x(x), frame.y(y)) for x, y in lines['a']] == [(54, 178), (312, 8)]
     assert title == 'loss' and [*lines] == ['a'] and line_chart('nothing', {'a': []}) is None
 
 
-def test_a_small_picture_keeps_its_pixels_and_a_large_one_is_made_small():
+def test_a_small_picture_keeps_its_pixels_and_a_large_one_is_reduced():
     pixels = np.random.default_rng(0).integers(0, 255, (400, 300, 3), dtype=np.uint8)
     small = Image.fromarray(pixels[:20, :30])
     assert image_of(dict(src=inline(small)['source'])).tobytes() == small.tobytes()

@@ -1,5 +1,6 @@
-"""Studies: the statistics against numbers by hand, the table of made-up outcomes, a small study that is stopped and
-continues, and the messages about invalid files."""
+"""Studies: statistics against numbers by hand, the table of made-up outcomes, a small study that is stopped and
+continued, and messages about invalid files.
+"""
 import csv
 import math
 import os
@@ -47,11 +48,11 @@ def read_rows(path):
 
 
 @pytest.mark.parametrize('freedom, t', TABLE.items())
-def test_quantiles_are_those_of_the_table(freedom, t):
+def test_quantiles_equal_the_published_table(freedom, t):
     assert results.t_quantile(freedom) == pytest.approx(t, abs=5e-4)
 
 
-def test_quantiles_and_intervals_are_those_of_scipy():
+def test_quantiles_and_intervals_equal_those_of_scipy():
     stats = pytest.importorskip('scipy.stats')
     for freedom in range(1, 60):
         for confidence in (0.5, 0.95, 0.999):
@@ -63,7 +64,7 @@ def test_quantiles_and_intervals_are_those_of_scipy():
     assert (ours.low, ours.high) == pytest.approx(tuple(theirs.confidence_interval()), rel=1e-9)
 
 
-def test_an_interval_by_hand():
+def test_an_interval_equals_that_by_hand():
     # Differences 1, 2, 3: mean 2, deviation 1, half width 4.302653 / sqrt(3) = 2.484138. Seeds of one are left out.
     found = results.paired_difference({0: 11., 7: 22., 2: 43., 5: 0.}, {2: 40., 0: 10., 7: 20., 9: 100.})
     assert (found.n, found.mean) == (3, 2.)
@@ -71,7 +72,7 @@ def test_an_interval_by_hand():
 
 
 def test_intervals_are_paired():
-    """Seeds that are 10 points apart, and a difference of about 1 within each."""
+    """Seeds differ by 10 points. Within each, the difference is about 1."""
     baseline = {0: 50., 1: 60., 2: 70.}
     found = results.paired_difference({0: 51., 1: 61.1, 2: 70.9}, baseline)
     assert found.mean == pytest.approx(1.)
@@ -91,7 +92,7 @@ def test_one_pair_has_no_interval():
 
 @pytest.fixture
 def fake(tmp_path):
-    """Function: a study without a run, and the outcomes that its runs have in a dictionary by method and seed."""
+    """Function: a study without runs, and the outcomes of its runs from a dictionary by method and seed."""
     def make(values, **keys):
         study = read_study(write_study(tmp_path, **keys))
         runs = make_runs(study, 'data', str(tmp_path / 'out'))
@@ -103,7 +104,7 @@ def fake(tmp_path):
     return make
 
 
-def test_the_table_of_made_up_outcomes(fake, tmp_path):
+def test_the_table_of_made_up_outcomes_equals_that_by_hand(fake, tmp_path):
     (tmp_path / 'published.csv').write_text('# a source\nmethod,value\nbaseline,80\nAgMax,81.5\n')
     study, outcomes, folder = fake(
         {('baseline', 0): 10., ('baseline', 1): 20., ('baseline', 2): 60.,
@@ -134,8 +135,8 @@ def test_the_table_of_made_up_outcomes(fake, tmp_path):
     assert (folder / 'figure.png').stat().st_size > 5000
 
 
-def test_comparisons_are_of_means_over_the_augmentations_within_a_seed(tmp_path):
-    """Seed 3 lacks one run and is left out. Means of AgMax 2, 4, 6; of two views 1, 2, 3: differences 1, 2, 3."""
+def test_comparisons_use_means_over_the_augmentations_of_a_seed(tmp_path):
+    """Seed 3 lacks one run and is left out. Means of AgMax 2, 4, 6, of two views 1, 2, 3: differences 1, 2, 3."""
     values = {('plain', 'AgMax'): [1, 3, 5, 90], ('cutmix', 'AgMax'): [3, 5, 7],
               ('plain', 'two views'): [0, 1, 2, 3], ('cutmix', 'two views'): [2, 3, 4, 5]}
     study = read_study(write_study(
@@ -157,15 +158,15 @@ def test_comparisons_are_of_means_over_the_augmentations_within_a_seed(tmp_path)
 @pytest.mark.parametrize('value, words', [
     ('AgMax', ['comparisons: expected a list of pairs']), ([['AgMax']], ['comparisons: expected a list of pairs']),
     ([['AgMx', 'baseline']], ["'AgMx' is not a method", 'did you mean AgMax?', 'there are baseline, AgMax'])])
-def test_comparisons_that_cannot_be(value, words, tmp_path):
+def test_invalid_comparisons_are_refused(value, words, tmp_path):
     with pytest.raises(OptionError) as error:
         read_study(write_study(tmp_path, comparisons=value))
     for word in words:
         assert word in str(error.value)
 
 
-def test_the_table_is_written_beside_a_study_that_writes_it_as_well(fake, monkeypatch, capsys):
-    """The other process is within each of its CSV files while this one writes them all."""
+def test_two_processes_may_write_the_table(fake, monkeypatch, capsys):
+    """The other process is writing one of its CSV files while this one writes them all."""
     study, outcomes, folder = fake({('baseline', 0): 10., ('AgMax', 0): 11.}, seeds=[0])
     (begun, begin), (allowed, allow) = os.pipe(), os.pipe()
     child = os.fork()
@@ -188,7 +189,7 @@ def test_the_table_is_written_beside_a_study_that_writes_it_as_well(fake, monkey
     assert sorted(os.listdir(folder)) == ['figure.png', 'results.csv', 'table.csv', 'table.md']
 
 
-def test_names_may_hold_what_means_something_in_tables_and_formulas(fake):
+def test_names_may_contain_characters_of_tables_and_formulas(fake):
     names = ['baseline', r'lr $\foo$ x', 'Ag | Max']
     study, outcomes, folder = fake(
         {(name, seed): 10. + seed for name in names for seed in (0, 1)}, title=r'cost $\5 and $6',
@@ -198,7 +199,7 @@ def test_names_may_hold_what_means_something_in_tables_and_formulas(fake):
     assert r'| Ag \| Max | 10.50 ± 0.71 |' in text and (folder / 'figure.png').stat().st_size > 5000
 
 
-def test_baselines_are_of_the_same_augmentation_and_setting(fake):
+def test_differences_are_within_an_augmentation_and_a_setting(fake):
     study, outcomes, folder = fake(
         {}, augmentations={'none': None, 'flip': {'vflip': 0.5}}, settings={'a': {'lr': 0.1}, 'b': {'lr': 0.2}})
     for number, one in enumerate(outcomes):
@@ -215,7 +216,7 @@ def test_baselines_are_of_the_same_augmentation_and_setting(fake):
         assert float(row['difference']) == sum(differences) / 2
 
 
-def test_the_last_and_the_best_epoch(fake):
+def test_outcomes_are_those_of_the_last_or_the_best_epoch(fake):
     _, (one, *_), _ = fake({})
     os.makedirs(one.run.folder)
     Path(one.run.folder, 'summary.csv').write_text(
@@ -230,7 +231,7 @@ def test_the_last_and_the_best_epoch(fake):
     assert found.status == 'failed' and 'eval_top5' in found.error
 
 
-def test_progress_is_that_of_the_log(fake):
+def test_progress_is_read_from_the_log(fake):
     _, (one, *_), _ = fake({})
     assert outcome.epochs_done(one.run) == 0
     os.makedirs(one.run.folder)
@@ -244,7 +245,7 @@ def test_progress_is_that_of_the_log(fake):
 
 @pytest.fixture
 def commands(monkeypatch):
-    """Function: let runs be small scripts that find their folder in sys.argv[1], by method."""
+    """Function: replace the runs of each method by a small script that finds its folder in sys.argv[1]."""
     def use(**scripts):
         monkeypatch.setattr(plan.Run, 'command', lambda run, device='': [
             sys.executable, '-S', '-c', 'import os, sys\n' + scripts[run.cell.method], run.folder])
@@ -285,7 +286,7 @@ def test_a_failed_run_is_a_row_and_the_others_are_trained(tmp_path, photos, comm
     assert 'AgMax' not in capsys.readouterr().err
 
 
-def test_the_table_so_far(tmp_path, photos, commands, capsys):
+def test_table_writes_the_results_so_far(tmp_path, photos, commands, capsys):
     path, folder = write_study(tmp_path, data=str(photos)), tmp_path / 'out'
     assert run_study(path, '--output', folder, '--table') == 2
     assert f'--table: no folder {folder}: train the study first' in capsys.readouterr().err
@@ -303,7 +304,7 @@ def test_the_table_so_far(tmp_path, photos, commands, capsys):
 
 
 @pytest.mark.parametrize('name', ['SIGTERM', 'SIGINT'])
-def test_signals_are_passed_on(tmp_path, photos, commands, monkeypatch, name):
+def test_signals_are_passed_on_to_the_runs(tmp_path, photos, commands, monkeypatch, name):
     asked = '''
 import signal, time
 assert os.getsid(0) == os.getpid(), 'Ctrl-C would come twice'
@@ -337,8 +338,8 @@ def test_a_run_that_trains_nothing_is_not_complete(tmp_path, photos, commands):
 
 
 @pytest.mark.slow
-def test_a_study_that_is_stopped_goes_on_and_repeats_nothing(tmp_path, photos, monkeypatch):
-    """Of real runs. Stopped when the second has begun; then all are there, and the first is as it was."""
+def test_a_stopped_study_continues_and_repeats_no_run(tmp_path, photos, monkeypatch):
+    """With real runs. It is stopped when the second begins. At the end all are complete and the first is unchanged."""
     monkeypatch.setattr(runner, 'subprocess', SimpleNamespace(**{**vars(subprocess), 'Popen': ranks.Popen}))
     path, folder = write_study(tmp_path, data=str(photos)), tmp_path / 'out'
     start = runner.Runner._start
@@ -378,7 +379,7 @@ def test_a_study_that_is_stopped_goes_on_and_repeats_nothing(tmp_path, photos, m
     (dict(nan_policy='skip'), True), (dict(max_damaged=0.5), True), (dict(workers=1), True), (dict(pin_mem=True), True),
     (dict(lr=0.01), False), (dict(val_interval=2), False), (dict(early_stop=3), False),
 ])
-def test_runs_that_exist_may_have_other_options_without_effect_on_the_result(tmp_path, option, allowed):
+def test_existing_runs_may_differ_only_in_options_without_effect_on_the_result(tmp_path, option, allowed):
     study = read_study(write_study(tmp_path))
     for run in make_runs(study, 'data', str(tmp_path / 'out')):
         os.makedirs(run.folder)
@@ -396,7 +397,7 @@ def test_runs_that_exist_may_have_other_options_without_effect_on_the_result(tmp
 # Files
 
 
-def test_dry_run_trains_nothing_and_counts(tmp_path, photos, capsys):
+def test_dry_run_prints_the_cost_and_trains_nothing(tmp_path, photos, capsys):
     path = write_study(tmp_path, base={**SMALL, 'epochs': 3}, seeds=[0, 5, 9])
     assert run_study(path, '--output', tmp_path / 'out', '--data', photos, '--dry-run') == 0
     lines = capsys.readouterr().out.splitlines()
@@ -407,7 +408,7 @@ def test_dry_run_trains_nothing_and_counts(tmp_path, photos, capsys):
     assert not (tmp_path / 'out').exists()
 
 
-def test_later_options_win(tmp_path):
+def test_later_options_override_earlier_ones(tmp_path):
     (tmp_path / 'recipe.yaml').write_text('lr: 0.3\nsmoothing: 0.3\nmixup: 0.3\n')
     study = read_study(write_study(
         tmp_path, base=[{**SMALL, 'lr': 0.1}, 'recipe.yaml'], augmentations={'a': {'smoothing': 0.2, 'mixup': 0.2}},
@@ -442,7 +443,7 @@ BAD = [
 
 
 @pytest.mark.parametrize('keys, words', [(keys, words) for keys, *words in BAD], ids=[str(case[0]) for case in BAD])
-def test_what_cannot_be_is_one_line(keys, words, tmp_path, photos, capsys):
+def test_invalid_studies_are_refused_in_one_line(keys, words, tmp_path, photos, capsys):
     path = write_study(tmp_path, **{'data': str(photos), **keys})
     assert run_study(path, '--output', tmp_path / 'out') == 2
     line, = capsys.readouterr().err.splitlines()
@@ -455,7 +456,7 @@ def test_what_cannot_be_is_one_line(keys, words, tmp_path, photos, capsys):
 @pytest.mark.parametrize('content, words', [
     (None, ['No such file']), ('- a\n', ['found a list']), ('a: 1\na: 2\n', ["'a' occurs twice"]),
     ('a: [', ['expected'])])
-def test_files_that_are_none(content, words, tmp_path, capsys):
+def test_files_that_are_not_studies_are_refused(content, words, tmp_path, capsys):
     path = tmp_path / 'study.yaml'
     if content is not None:
         path.write_text(content)
@@ -470,7 +471,7 @@ def test_files_that_are_none(content, words, tmp_path, capsys):
     ('method,value\nAgMax,one\n', ["value must be a number, got 'one'"]),
     ('method,value\nAgMax,1\nAgMax,2\n', ['AgMax occurs twice']),
     ('# nothing\n', ['must have the columns', 'got none'])])
-def test_published_numbers_that_do_not_fit(text, words, tmp_path):
+def test_published_numbers_that_do_not_fit_are_refused(text, words, tmp_path):
     (tmp_path / 'published.csv').write_text(text)
     with pytest.raises(OptionError) as error:
         read_published(read_study(write_study(tmp_path, published='published.csv')))
@@ -480,7 +481,7 @@ def test_published_numbers_that_do_not_fit(text, words, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('path', STUDIES, ids=lambda path: path.stem)
-def test_studies_of_this_package(path, tmp_path):
+def test_studies_of_this_package_are_valid(path, tmp_path):
     study = read_study(str(path))
     runs = make_runs(study, 'data', str(tmp_path))
     cells = len(study.augmentations) * len(study.settings) * len(study.methods)
@@ -491,7 +492,7 @@ def test_studies_of_this_package(path, tmp_path):
     assert f'python -m agmax_timm.study hparams/studies/{path.name}' in header and 'Cost: ' in header
 
 
-def test_there_are_studies():
+def test_the_studies_of_this_package_are_listed():
     assert {path.stem for path in STUDIES} == {
         'backends_pocket', 'marginals_pocket', 'small_batches_pocket', 'objective_pocket', 'demo_tuning', 'demo_fair',
         'demo_converged', 'finetune_pocket'} | {
@@ -500,7 +501,7 @@ def test_there_are_studies():
 
 
 def test_the_figure_has_the_seeds_the_means_and_the_intervals(fake, monkeypatch):
-    """Values by hand: AgMax minus baseline is 1, 2, 3, so its mean is 2 with an interval of 2 ± 2.484."""
+    """Values by hand: AgMax minus baseline is 1, 2, 3. The mean is 2 and the interval 2 ± 2.484."""
     pyplot = pytest.importorskip('matplotlib.figure')
     study, outcomes, _ = fake(
         {('baseline', 0): 10., ('baseline', 1): 20., ('baseline', 2): 60.,
@@ -525,7 +526,7 @@ def test_the_figure_has_the_seeds_the_means_and_the_intervals(fake, monkeypatch)
     assert texts == ['', '+2.00 (-0.48 to +4.48)', '-1.00', '+2.00 (-0.48 to +4.48)']
 
 
-def test_the_figure_of_one_method_has_its_values_alone(fake, monkeypatch):
+def test_the_figure_of_one_method_has_only_its_values(fake, monkeypatch):
     pyplot = pytest.importorskip('matplotlib.figure')
     study, outcomes, _ = fake({('baseline', 0): 10., ('baseline', 1): 20.}, methods={'baseline': {}}, seeds=[0, 1])
     shown = pyplot.Figure()
@@ -535,7 +536,7 @@ def test_the_figure_of_one_method_has_its_values_alone(fake, monkeypatch):
     assert [line.get_xdata().tolist() for line in values.lines] == [[10, 20], [15]]
 
 
-def test_a_file_anywhere_names_recipes_of_the_package(tmp_path):
+def test_a_study_in_any_folder_may_use_recipes_of_the_package(tmp_path):
     path = write_study(tmp_path, base='demo', methods={'AgMax': 'method/agmax', 'baseline': 'method/baseline'})
     read = read_study(path)
     assert read.base.options['dataset'] == 'demo' and read.base.options['model'] == 'test_resnet'

@@ -84,7 +84,7 @@ def images():
 
 
 def compare(ours, theirs, arguments, largest, root_mean_square):
-    """Both from the same seed, on all images and with all arguments; the input stays, the random state is the same."""
+    """Both get the same seed, all images and all arguments. The input stays unchanged, the random state is the same."""
     squares, count = 0., 0
     for image in images():
         for args in arguments:
@@ -115,7 +115,7 @@ def test_every_name_of_timm_has_an_operation():
 
 
 @pytest.mark.parametrize('name', PIXELWISE)
-def test_pixels_of_colours_and_filters(name):
+def test_colours_and_filters_give_the_pixels_of_timm(name):
     compare(OPERATIONS[name], auto_augment.NAME_TO_OP[name], *PIXELWISE[name])
 
 
@@ -123,8 +123,8 @@ def test_pixels_of_colours_and_filters(name):
 @pytest.mark.parametrize('fill', [FILL, None])
 @pytest.mark.parametrize('name', GEOMETRY)
 @pytest.mark.parametrize('resample', [BILINEAR, BICUBIC, NEAREST])
-def test_pixels_of_geometry(name, resample, fill):
-    """1 level where a sum is whole but for the last bits, up to 3 of a bicubic rotation; outside the image, equal."""
+def test_geometry_gives_the_pixels_of_timm(name, resample, fill):
+    """Up to 1 level from rounding, up to 3 for a bicubic rotation. Outside of the image, pixels are equal."""
     arguments, bilinear, bicubic = GEOMETRY[name]
     bounds = {BILINEAR: bilinear, BICUBIC: bicubic, NEAREST: (0, 0.)}[resample]
 
@@ -134,13 +134,13 @@ def test_pixels_of_geometry(name, resample, fill):
     compare(run(OPERATIONS), run(auto_augment.NAME_TO_OP), arguments, *bounds)
 
 
-def test_geometry_without_arguments_is_bicubic_as_timms():
+def test_geometry_without_arguments_is_bicubic_as_in_timm():
     compare(geometry.shear_x, auto_augment.shear_x, [(.2,)], 1, .02)
     compare(geometry.rotate, auto_augment.rotate, [(20.,)], 3, .35)
 
 
 @pytest.mark.parametrize('resample', [BILINEAR, BICUBIC])
-def test_rotation_is_pils_where_opencv_rounds_positions(monkeypatch, resample):
+def test_rotation_equals_that_of_pil_if_opencv_rounds_positions(monkeypatch, resample):
     monkeypatch.setattr(geometry, '_IS_EXACT', False)
     compare(lambda image, angle: geometry.rotate(image, angle, fillcolor=FILL, resample=resample),
             lambda image, angle: auto_augment.rotate(image, angle, fillcolor=FILL, resample=resample),
@@ -148,7 +148,7 @@ def test_rotation_is_pils_where_opencv_rounds_positions(monkeypatch, resample):
 
 
 @pytest.mark.parametrize('shape', [(2, geometry._LARGEST, 3), (2, geometry._LARGEST + 1, 3), (2 ** 15, 2, 3)])
-def test_rotation_of_the_longest_images(shape):
+def test_the_longest_images_are_rotated(shape):
     image = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     rotated = auto_augment.rotate(Image.fromarray(image), .001, resample=BILINEAR)
     difference = np.abs(geometry.rotate(image, .001, resample=BILINEAR).astype(int) - rotated)
@@ -156,7 +156,7 @@ def test_rotation_of_the_longest_images(shape):
 
 
 @pytest.mark.parametrize('interpolation', [cv2.INTER_LINEAR, cv2.INTER_CUBIC])
-def test_rounded_positions_are_noticed(monkeypatch, interpolation):
+def test_rounding_of_positions_by_opencv_is_detected(monkeypatch, interpolation):
     remap = cv2.remap
 
     def rounded(image, x, y, *args):
@@ -170,15 +170,15 @@ def test_rounded_positions_are_noticed(monkeypatch, interpolation):
 @pytest.mark.slow
 @pytest.mark.parametrize('name', OPERATIONS)
 @pytest.mark.parametrize('magnitude_std', [0, .5, float('inf')])
-def test_an_op_of_timm_draws_the_same_with_our_function(name, magnitude_std):
-    """timm's own AugmentOp, its two random filters, its probability, its random magnitude and sign."""
+def test_an_augment_op_of_timm_draws_the_same_with_our_function(name, magnitude_std):
+    """timm's own AugmentOp with its two random filters, probability, random magnitude and sign."""
     hparams = dict(translate_const=30, img_mean=FILL, magnitude_std=magnitude_std)
     theirs, ours = (auto_augment.AugmentOp(name, prob=.7, magnitude=6, hparams=hparams) for _ in range(2))
     ours.aug_fn = OPERATIONS[name]
     compare(ours, theirs, [()] * 5, *((3, .25) if name == 'Rotate' else (1, .11)))
 
 
-def test_the_filter_is_drawn_once_and_of_those_given():
+def test_the_filter_is_drawn_once_from_those_given():
     random.seed(0)
     for _ in range(20):
         state = random.getstate()
@@ -191,32 +191,32 @@ def test_the_filter_is_drawn_once_and_of_those_given():
         assert np.array_equal(drawn, geometry.shear_y(image, .2, fillcolor=FILL, resample=choice))
 
 
-def test_operations_reach_the_workers():
+def test_operations_can_be_pickled():
     assert pickle.loads(pickle.dumps(OPERATIONS)) == OPERATIONS
 
 
 @pytest.mark.parametrize('name', ['brightness', 'contrast', 'saturation'])
-def test_colour_jitter_is_torchvisions(name):
+def test_colour_jitter_equals_that_of_torchvision(name):
     name, factors = f'adjust_{name}', [(factor,) for factor in FACTORS]
     compare(getattr(colour, name), getattr(functional, name), factors, 1, .045 if 'brightness' in name else .005)
 
 
-def test_hue_is_torchvisions():
+def test_hue_equals_that_of_torchvision():
     compare(colour.adjust_hue, functional.adjust_hue, [(hue,) for hue in (-.5, -.1, 0., .25)], 0, 0.)
 
 
-def test_grayscale_is_torchvisions():
+def test_grayscale_equals_that_of_torchvision():
     compare(colour.grayscale, lambda image: functional.to_grayscale(image, 3), ONCE, 0, 0.)
 
 
-def test_luma_of_every_colour_is_pils():
+def test_the_luma_of_every_colour_equals_that_of_pil():
     for red in range(0, 256, 15):
         levels = np.arange(256, dtype=np.uint8)
         image = np.stack([np.full((256, 256), red, np.uint8), *np.meshgrid(levels, levels)], 2)
         assert np.array_equal(colour.luma(image), np.asarray(Image.fromarray(image).convert('L')))
 
 
-def test_blend_is_pils():
+def test_blend_equals_that_of_pil():
     for image in images():
         other = image[::-1].copy()
         for alpha in FACTORS:
@@ -225,7 +225,7 @@ def test_blend_is_pils():
             assert np.abs(difference).max() <= 1 and (difference ** 2).mean() <= .002
 
 
-def test_blur_is_torchvisions():
+def test_blur_equals_that_of_torchvision():
     large = [image for image in images() if min(image.shape[:2]) > 11]
     for image in large:
         for sigma in (.1, .4, 1., 2.):
@@ -234,7 +234,7 @@ def test_blur_is_torchvisions():
             assert np.abs(difference).max() <= 1 and (difference ** 2).mean() <= .001
 
 
-def test_lighting_is_that_of_pil_images():
+def test_lighting_equals_that_of_pil_images():
     for seed in range(5):
         torch.manual_seed(seed)
         expected = [np.asarray(Lighting(.5)(Image.fromarray(image))) for image in images()]

@@ -1,4 +1,4 @@
-"""The fast augmentation against timm's: from one random state the same views, batches and draws."""
+"""The fast augmentation against timm's: from the same random state come the same views, batches and draws."""
 import io
 import pickle
 import random
@@ -77,7 +77,7 @@ RECIPES = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize('name', RECIPES)
-def test_one_random_state_gives_the_same_view(photographs, memory_dataset, name):
+def test_the_same_random_state_gives_the_view_of_timm(photographs, memory_dataset, name):
     recipe, most, rms, share = RECIPES[name]
     dataset = memory_dataset(photographs)
     create_train_loader(dataset, (3, 32, 32), 4, augment_backend='timm', num_workers=0, device=CPU, **recipe)
@@ -100,7 +100,7 @@ def test_one_random_state_gives_the_same_view(photographs, memory_dataset, name)
 
 @pytest.mark.parametrize('height, width', [(1, 1), (1, 2), (2, 1)])
 @pytest.mark.parametrize('interpolation', ['bilinear', 'bicubic'])
-def test_tiny_images_whose_crops_may_be_empty(memory_dataset, height, width, interpolation):
+def test_empty_crops_of_tiny_images_are_as_in_timm(memory_dataset, height, width, interpolation):
     image = Image.new('RGB', (width, height), (200, 100, 50))
     dataset = memory_dataset([image] * 4)
     create_train_loader(dataset, (3, 16, 16), 4, augment_backend='timm', num_workers=0, device=CPU, scale=(.02, 1.),
@@ -115,7 +115,7 @@ def test_tiny_images_whose_crops_may_be_empty(memory_dataset, height, width, int
     assert black
 
 
-def test_images_of_another_mode_are_timms_at_every_size(photos, caplog):
+def test_images_that_are_not_rgb_use_the_timm_backend_at_every_size(photos, caplog):
     for mode, choices in (('YCbCr', {}), ('YCbCr', dict(input_size_choices=[16, 24])), ('L', {})):
         channels = len(Image.new(mode, (1, 1)).getbands())
         dataset = create_dataset('', str(photos), 'train', input_img_mode=mode)
@@ -126,7 +126,7 @@ def test_images_of_another_mode_are_timms_at_every_size(photos, caplog):
         assert next(iter(loader))[0].shape[1] == channels
 
 
-def test_the_views_of_torchvisions_data_are_named(photos):
+def test_data_sets_of_torchvision_use_the_fast_backend(photos):
     dataset = create_dataset('torch/image_folder', str(photos), 'train')
     loader = create_two_view_loader(dataset, 16, 4, num_workers=0, device=CPU)
     assert views_of(loader.dataset) == 'from arrays'
@@ -134,7 +134,7 @@ def test_the_views_of_torchvisions_data_are_named(photos):
     assert views_of(dataset) == 'by timm'
 
 
-def test_every_policy_of_timm_has_its_equal():
+def test_every_policy_of_timm_has_an_equivalent():
     for policy in ('v0', 'v0r', 'original', 'originalr', '3a'):
         on_arrays(auto_augment.auto_augment_transform(policy))
     for policy in ('rand-m9', 'rand-m9-inc1', 'rand-tweights', 'rand-t3a', 'rand-t3aw'):
@@ -148,7 +148,7 @@ def test_every_policy_of_timm_has_its_equal():
     (transforms.Resize(8), 'Resize of the smaller side'),
     (transforms.Resize((8, 8), transforms.InterpolationMode.LANCZOS), 'interpolation lanczos'),
 ])
-def test_what_has_no_equal_is_named(step, name):
+def test_steps_without_an_equivalent_are_named(step, name):
     with pytest.raises(NotImplementedError, match=name):
         on_arrays(step)
 
@@ -181,7 +181,7 @@ CONTENTS = {
 
 
 @pytest.mark.parametrize('kind', CONTENTS)
-def test_decoded_pixels_are_those_of_pil(kind):
+def test_decoded_pixels_equal_those_of_pil(kind):
     for turned in (False, True):
         pixels = decode_array(io.BytesIO(CONTENTS[kind]), exif_orientation=turned)
         assert np.array_equal(pixels, np.asarray(decode(io.BytesIO(CONTENTS[kind]), exif_orientation=turned)))
@@ -189,7 +189,7 @@ def test_decoded_pixels_are_those_of_pil(kind):
 
 @pytest.mark.parametrize('content', [
     *(CONTENTS['baseline'][:end] for end in (-300, -2, 20, 0)), b'\xff\xd8garbage', b'text'])
-def test_what_pil_cannot_decode_has_pils_reason(content):
+def test_undecodable_content_is_refused_with_the_reason_of_pil(content):
     with pytest.raises(UndecodableError) as expected:
         decode(io.BytesIO(content))
     with pytest.raises(UndecodableError) as found:
@@ -208,8 +208,8 @@ LEVELS = dict(num_workers=0, device=CPU, mean=(0., 0., 0.), std=(1 / 255,) * 3)
 
 
 @pytest.mark.parametrize('mixup', MIXUP)
-def test_batches_of_both_backends_are_one(memory_dataset, photographs, mixup):
-    """Two views and their mixing: the same order, partners, amounts and targets."""
+def test_batches_of_both_backends_are_equal(memory_dataset, photographs, mixup):
+    """Two mixed views: the order, partners, amounts and targets are the same."""
     batches = {}
     for backend in ('timm', 'fast'):
         random_seed(3)
@@ -224,8 +224,8 @@ def test_batches_of_both_backends_are_one(memory_dataset, photographs, mixup):
         assert (x - expected).square().mean() < .2
 
 
-def test_a_batch_stays_until_it_was_read(photos, photo_numbers):
-    """Workers write into memory that is used again; whoever reads slowly still finds what belongs together."""
+def test_a_reused_buffer_is_not_overwritten_before_it_is_read(photos, photo_numbers):
+    """Workers reuse memory. A slow reader must still get images and targets that belong together."""
     loader = create_two_view_loader(
         create_dataset('', str(photos), 'train'), (3, 16, 16), 2, num_workers=2, augment_backend='fast', device=CPU,
         color_jitter=None, mean=(0., 0., 0.), std=(1., 1., 1.), persistent_workers=True)
@@ -247,7 +247,7 @@ def test_a_batch_stays_until_it_was_read(photos, photo_numbers):
     (dict(interpolation='lanczos'), 'interpolation lanczos'),
     (dict(auto_augment='augmix-m3-b1'), 'AugMix with b1'),
 ])
-def test_what_cannot_be_fast_is_said(memory_dataset, photographs, caplog, kwargs, reason):
+def test_the_reason_against_the_fast_backend_is_logged(memory_dataset, photographs, caplog, kwargs, reason):
     def create(backend):
         return create_two_view_loader(
             memory_dataset(photographs), (3, 32, 32), 4, augment_backend=backend, num_workers=0, device=CPU, **kwargs)
@@ -259,7 +259,7 @@ def test_what_cannot_be_fast_is_said(memory_dataset, photographs, caplog, kwargs
     assert 'Augmentation by timm' in message and reason in message
 
 
-def test_one_view_is_timms_unless_asked_for(memory_dataset, photographs):
+def test_one_view_uses_the_timm_backend_by_default(memory_dataset, photographs):
     def transform(backend):
         dataset = memory_dataset(photographs)
         create_train_loader(dataset, (3, 32, 32), 4, num_workers=0, device=CPU, augment_backend=backend)
@@ -268,7 +268,7 @@ def test_one_view_is_timms_unless_asked_for(memory_dataset, photographs):
         transforms.Compose, transforms.Compose, ArrayTransform]
 
 
-def test_one_view_of_both_backends_is_one(memory_dataset, photographs):
+def test_one_view_of_both_backends_is_equal(memory_dataset, photographs):
     batches = []
     for backend in ('timm', 'fast'):
         random_seed(3)
@@ -280,7 +280,7 @@ def test_one_view_of_both_backends_is_one(memory_dataset, photographs):
         assert torch.equal(target, expected_target) and (x - expected).abs().max() <= 2
 
 
-def test_images_that_are_not_rgb_are_named(memory_dataset):
+def test_images_that_are_not_rgb_are_refused_with_their_mode(memory_dataset):
     loader = create_two_view_loader(
         memory_dataset([IMAGE.convert('L')] * 4), 32, 2, augment_backend='fast', num_workers=0, device=CPU)
     with pytest.raises(ValueError, match='images must be RGB.* augment_backend timm'):
@@ -297,8 +297,8 @@ def to_levels(image):
 
 
 @pytest.mark.parametrize('dtype', jitters.DTYPES, ids=str)
-def test_a_batch_is_jittered_as_pil_images_are(photographs, jitter, dtype, monkeypatch):
-    """Each image by its own factors in its own order."""
+def test_a_batch_is_jittered_like_pil_images(photographs, jitter, dtype, monkeypatch):
+    """Each image has its own factors and its own order of steps."""
     images = [image.resize((40, 30)) for image in photographs] * 12
     mean, std = torch.tensor([[123.675, 116.28, 103.53], [58.395, 57.12, 57.375]], dtype=dtype).view(2, 1, 3, 1, 1)
     device_jitter = DeviceJitter(jitter, mean, std)
@@ -323,7 +323,7 @@ def test_a_batch_is_jittered_as_pil_images_are(photographs, jitter, dtype, monke
 
 
 class Peak(TorchDispatchMode):
-    """Follows the bytes of tensors that operators make."""
+    """Tracks the bytes of tensors that operators make."""
 
     def __init__(self):
         super().__init__()
@@ -342,7 +342,7 @@ class Peak(TorchDispatchMode):
 
 
 @pytest.mark.parametrize('dtype, chunks', [(torch.float32, 1.), (torch.float16, 2.)])
-def test_jitter_takes_the_memory_of_a_chunk(jitter, monkeypatch, dtype, chunks):
+def test_jitter_needs_the_memory_of_one_chunk(jitter, monkeypatch, dtype, chunks):
     images, levels = torch.rand(64, 3, 32, 32, dtype=dtype), torch.tensor([[0.], [1.]])
     device_jitter = DeviceJitter(jitter, *levels.view(2, 1, 1, 1, 1))
     monkeypatch.setattr(jitters, '_CHUNK', 8 * 3 * 32 * 32)
@@ -352,8 +352,8 @@ def test_jitter_takes_the_memory_of_a_chunk(jitter, monkeypatch, dtype, chunks):
     assert .5 * chunk < peak.most < 1.1 * chunks * chunk
 
 
-def test_what_is_drawn_for_a_gpu_is_pinned(jitter, monkeypatch):
-    """From other memory the copy waits for the device: for all steps that timm's prefetcher lets it wait for."""
+def test_random_factors_for_a_gpu_are_in_pinned_memory(jitter, monkeypatch):
+    """A copy from other memory waits for the device."""
     pinned = []
     monkeypatch.setattr(torch.Tensor, 'pin_memory', lambda values: pinned.append(values.shape) or values.clone())
     images, levels = torch.rand(6, 3, 4, 4), (torch.zeros(1, 3, 1, 1), torch.ones(1, 3, 1, 1) / 255)
@@ -366,7 +366,7 @@ def test_what_is_drawn_for_a_gpu_is_pinned(jitter, monkeypatch):
     assert torch.equal(jittered, DeviceJitter(jitter, *levels)(images))
 
 
-def test_device_jitter_draws_torchvisions_distribution(jitter):
+def test_device_jitter_draws_the_distribution_of_torchvision(jitter):
     device_jitter = DeviceJitter(jitter, torch.zeros(1, 3, 1, 1), torch.ones(1, 3, 1, 1))
     steps, factors = device_jitter.draw(6000)
     orders = torch.unique(steps, dim=0, return_counts=True)[1]
@@ -381,7 +381,7 @@ def test_device_jitter_draws_torchvisions_distribution(jitter):
 
 
 @pytest.mark.parametrize('channels_last', [False, True])
-def test_the_layout_is_the_models(photographs, memory_dataset, channels_last):
+def test_batches_have_the_memory_format_of_the_model(photographs, memory_dataset, channels_last):
     loader = create_two_view_loader(
         memory_dataset(photographs), (3, 32, 24), 4, augment_backend='fast', channels_last=channels_last, **LEVELS)
     for x, _ in loader:
@@ -389,7 +389,7 @@ def test_the_layout_is_the_models(photographs, memory_dataset, channels_last):
         assert x.is_contiguous(memory_format=torch.channels_last) == channels_last
 
 
-def test_the_jitter_of_another_device_is_done_there(photographs, memory_dataset):
+def test_jitter_runs_on_the_device_if_it_can(photographs, memory_dataset):
     def build(device, **kwargs):
         dataset = memory_dataset(photographs)
         loader = create_two_view_loader(

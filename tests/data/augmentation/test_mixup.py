@@ -60,7 +60,7 @@ def own_share(shares):
 
 
 def partners(shares):
-    """Index of the other image in each mixed image; itself where there is none."""
+    """Index of the other image in each mixed image. An image that is not mixed has its own index."""
     others = shares * (1 - torch.eye(shares.shape[-1]))
     return torch.where(others.amax(-1) > 0, others.argmax(-1), torch.arange(shares.shape[-1]))
 
@@ -76,7 +76,7 @@ def repeated_shares(times, batch_size, **kwargs):
        dtype=st.sampled_from([torch.uint8, torch.float32]),
        labels=st.lists(st.integers(0, NUM_CLASSES - 1), min_size=1, max_size=5).map(lambda half: [*half, *half[::-1]]))
 @settings(max_examples=150)
-def test_target_is_what_the_pixels_show(seed, mode, mix, prob, smoothing, dtype, labels):
+def test_targets_equal_the_shares_of_the_pixels(seed, mode, mix, prob, smoothing, dtype, labels):
     random_seed(seed)
     kwargs = dict(mode=mode, prob=prob, label_smoothing=smoothing, num_classes=NUM_CLASSES, **MIXES[mix])
     batch_size, labels = len(labels), torch.tensor(labels)
@@ -94,8 +94,8 @@ def test_target_is_what_the_pixels_show(seed, mode, mix, prob, smoothing, dtype,
 
 @pytest.mark.parametrize('mix', MIXES)
 @pytest.mark.parametrize('mode', MODES)
-def test_nearly_all_images_are_mixed_where_all_should_be(mode, mix):
-    """A lambda may round to 1, and a small box to nothing."""
+def test_nearly_all_images_are_mixed_with_probability_1(mode, mix):
+    """A lambda may round to 1, and a small box may be empty."""
     own = own_share(torch.stack([
         mix_shares(TwoViewMixup(mode=mode, num_classes=6, **MIXES[mix]), 6, dtype=dtype)
         for dtype in (torch.uint8, torch.float32) for _ in range(5)]))
@@ -104,7 +104,7 @@ def test_nearly_all_images_are_mixed_where_all_should_be(mode, mix):
 
 @pytest.mark.parametrize('mode', MODES)
 def test_uncorrected_lambda_is_kept(mode):
-    """timm's correct_lam=False: the box is clipped at the border, the target does not follow."""
+    """As with correct_lam=False of timm: the box is clipped at the border, the target is not corrected."""
     mixup = TwoViewMixup(
         mixup_alpha=0., cutmix_alpha=1., correct_lam=False, mode=mode, label_smoothing=0., num_classes=6)
     excess = []
@@ -149,7 +149,7 @@ def test_boxes_are_drawn_for_each_view():
 
 
 @pytest.mark.parametrize('mode', MODES)
-def test_who_shares_lambda(mode):
+def test_lambda_is_shared_within_a_batch_a_pair_or_an_image(mode):
     shares = repeated_shares(50, 6, mode=mode, mixup_alpha=1.)
     own = own_share(shares)
     if mode == 'batch':
@@ -162,7 +162,7 @@ def test_who_shares_lambda(mode):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('mode', MODES)
-def test_partners_are_uniform_and_never_itself(mode):
+def test_partners_are_uniform_over_the_other_images(mode):
     times, batch_size = 700, 8
     partner = partners(repeated_shares(times, batch_size, mode=mode, mixup_alpha=1.))
     itself = torch.arange(batch_size)
@@ -186,7 +186,7 @@ def test_pair_partners_are_mutual():
 @pytest.mark.slow
 @pytest.mark.parametrize('prob', [0.3, 0.5])
 @pytest.mark.parametrize('mode', MODES)
-def test_whether_to_mix_is_shared_by_the_views(mode, prob):
+def test_both_views_of_an_image_are_mixed_or_neither(mode, prob):
     times, batch_size = 500, 8
     shares = repeated_shares(times, batch_size, mode=mode, prob=prob, mixup_alpha=1.)
     mixed = own_share(shares) < 1
@@ -206,7 +206,7 @@ def test_whether_to_mix_is_shared_by_the_views(mode, prob):
 
 
 @pytest.mark.parametrize('mode', MODES)
-def test_switch_between_mixup_and_cutmix(mode):
+def test_mixup_and_cutmix_are_chosen_with_their_probabilities(mode):
     times, batch_size, prob = 500, 4, 0.3
     mixup = TwoViewMixup(mixup_alpha=1., cutmix_alpha=1., switch_prob=prob, mode=mode, num_classes=batch_size)
     cut = []
@@ -229,7 +229,7 @@ def kolmogorov_smirnov(a, b):
 
 
 def draw_lambdas(mixup, views, times, batch_size=4):
-    """Lambdas of the first view or of a batch: one of each batch, pair of images or image, as the mode draws them."""
+    """Lambdas of the first view or of a batch. The mode decides if they belong to a batch, a pair or an image."""
     size = (views * batch_size, 1, 24, 20)
     targets = torch.arange(batch_size).repeat(views)
     images = {'batch': 1, 'pair': batch_size // 2, 'elem': batch_size}[mixup.mode]
@@ -255,8 +255,8 @@ def test_lambda_is_distributed_as_in_timm(mode, mix):
 
 @pytest.mark.parametrize('mix', MIXES)
 @pytest.mark.parametrize('mode', MODES)
-def test_collate_and_device_mix_alike(mode, mix):
-    """One seed: the uint8 mix of the collate is the float mix of the device, rounded."""
+def test_collate_and_device_mix_equally(mode, mix):
+    """With the same seed, the collate function's uint8 images are the rounded float images of the device."""
     kwargs = dict(mode=mode, prob=0.7, num_classes=8, **MIXES[mix])
     images = torch.randint(256, (16, 3, 10, 14), dtype=torch.uint8)
     samples = [((images[i], images[8 + i]), i) for i in range(8)]
@@ -269,8 +269,8 @@ def test_collate_and_device_mix_alike(mode, mix):
         torch.testing.assert_close(mixed.float(), float_mixed, rtol=0, atol=0.501)
 
 
-def test_collate_without_mixup():
-    """View-major, exact, in the dtype that came in."""
+def test_collate_without_mixup_is_exact():
+    """The order is view-major, the dtype stays."""
     for dtype in (torch.uint8, torch.float32):
         images = torch.arange(48).reshape(3, 2, 2, 2, 2).to(dtype)
         x, target = TwoViewCollate()([((first, second), label) for (first, second), label in zip(images, (7, 1, 4))])
@@ -280,7 +280,7 @@ def test_collate_without_mixup():
 
 @pytest.mark.parametrize('given', [{}, {'label_smoothing': 0.1}])  # labels are not smoothed by default
 @pytest.mark.parametrize('mode', MODES)
-def test_disabled_in_the_process(mode, given):
+def test_mixup_can_be_disabled_in_one_process(mode, given):
     smoothing = given.get('label_smoothing', 0.)
     mixup = TwoViewMixup(mixup_alpha=1., mode=mode, num_classes=4, **given)
     collate = TwoViewCollate({'mixup_alpha': 1., 'mode': mode, 'num_classes': 4, **given})
@@ -299,7 +299,7 @@ def test_disabled_in_the_process(mode, given):
 @pytest.mark.parametrize('use_prefetcher', [True, False])
 @pytest.mark.parametrize('two_views', [True, False])
 @pytest.mark.parametrize('num_workers', [0, 2])
-def test_disabled_from_the_next_epoch_on(colour_dataset, num_workers, two_views, use_prefetcher):
+def test_mixup_can_be_disabled_from_the_next_epoch_on(colour_dataset, num_workers, two_views, use_prefetcher):
     loader = create_train_loader(
         colour_dataset(24), 8, 8, two_views=two_views, num_workers=num_workers, use_prefetcher=use_prefetcher,
         mixup={'mixup_alpha': 1., 'label_smoothing': 0.1, 'num_classes': 3}, color_jitter=None, mean=(0.,) * 3,
@@ -319,7 +319,7 @@ def test_disabled_from_the_next_epoch_on(colour_dataset, num_workers, two_views,
 
 
 def test_a_dataloader_mixes_in_its_workers(colour_dataset):
-    """Each view with its own lambda: the three classes are red, green and blue."""
+    """Each view has its own lambda. The three classes are red, green and blue."""
     loader = create_two_view_loader(
         colour_dataset(24), 8, 8, num_workers=1, use_prefetcher=False, device='cpu',
         mixup={'mixup_alpha': 1., 'num_classes': 3, 'label_smoothing': 0.}, color_jitter=None, mean=(0.,) * 3,
@@ -333,14 +333,14 @@ def test_a_dataloader_mixes_in_its_workers(colour_dataset):
 
 
 @pytest.mark.parametrize('use_prefetcher', [True, False])
-def test_nothing_to_disable_without_mixup(colour_dataset, use_prefetcher):
+def test_disabling_has_no_effect_without_mixup(colour_dataset, use_prefetcher):
     loader = create_two_view_loader(colour_dataset(8), 8, 4, num_workers=0, use_prefetcher=use_prefetcher, device='cpu')
     assert not getattr(loader, 'mixup_enabled', False)
     loader.mixup_enabled = False
     assert all(target.ndim == 1 for _, target in loader)
 
 
-def test_switch_of_one_is_not_the_switch_of_another():
+def test_disabling_one_mixup_does_not_disable_others():
     pairs = [TwoViewMixup(num_classes=2), TwoViewMixup(num_classes=2), CollateMixup(num_classes=2)]
     pairs[0].mixup_enabled = False
     assert [mixup.mixup_enabled for mixup in pairs] == [False, True, True]
@@ -353,14 +353,14 @@ def test_switch_of_one_is_not_the_switch_of_another():
     ({'mixup_alpha': 1.}, 'mixup needs num_classes'),
     ({'mixup_alpha': 1., 'num_classes': 3, 'multi_label': True}, 'no multi_label'),
 ])
-def test_arguments_that_cannot_be(kwargs, message):
+def test_invalid_arguments_are_refused(kwargs, message):
     for make in (lambda: TwoViewMixup(**kwargs), lambda: TwoViewCollate(kwargs)):
         with pytest.raises(ValueError, match=message):
             make()
 
 
 @pytest.mark.parametrize('mode', MODES)
-def test_odd_number_of_images(mode):
+def test_an_odd_number_of_images_is_refused(mode):
     mixup = TwoViewMixup(mode=mode, num_classes=3)
     with pytest.raises(ValueError, match='even'):
         mixup(channel_images(6), torch.arange(3).repeat(2))
@@ -368,8 +368,7 @@ def test_odd_number_of_images(mode):
 
 @pytest.mark.parametrize('dtype', [torch.uint8, torch.float32])
 @pytest.mark.parametrize('mode', MODES)
-def test_smallest_batch(mode, dtype):
-    """Two images: each is the other's partner."""
+def test_two_images_are_partners_of_each_other(mode, dtype):
     mixup = TwoViewMixup(mixup_alpha=1., mode=mode, num_classes=2)
     shares = mix_shares(mixup, 2, dtype=dtype)
     torch.testing.assert_close(shares.sum(-1), torch.ones(2, 2).double(), rtol=0, atol=1 / 255)

@@ -1,4 +1,4 @@
-"""CutOut, PCA lighting and the CIFAR crop, against closed forms and against every outcome there can be."""
+"""CutOut, PCA lighting and the CIFAR crop, against closed forms and against all possible outcomes."""
 import collections
 import itertools
 
@@ -56,7 +56,7 @@ def test_cutout_is_a_square_around_any_centre(side, single):
 
 
 @pytest.mark.parametrize('side, height, width', [(16, 32, 32), (8, 32, 20), (7, 15, 9)])
-def test_cutout_area(side, height, width):
+def test_the_mean_area_of_cutout_is_the_expected_one(side, height, width):
     images = CutOut(side)(torch.ones(4000, 1, height, width))
     areas = (images == 0).double().sum((1, 2, 3))
     assert areas.max() == side * side
@@ -70,7 +70,7 @@ def test_cutout_works_in_place():
 
 
 @pytest.mark.parametrize('make', [lambda: CutOut(0), lambda: CutOut(-4), lambda: Lighting(0.), lambda: Lighting(-1.)])
-def test_values_that_cannot_be(make):
+def test_values_that_are_not_positive_are_refused(make):
     with pytest.raises(ValueError, match='needs a'):
         make()
 
@@ -113,7 +113,7 @@ def test_lighting_shifts_every_pixel_alike(gradient_dataset, std):
     assert (np.asarray(image) == before).all()
 
 
-def test_lighting_covariance():
+def test_lighting_has_the_published_covariance():
     std, times = 0.4, 4000
     grey, lighting = Image.new('RGB', (1, 1), (128, 128, 128)), Lighting(std)
     shifts = np.array([lighting(grey).getpixel((0, 0)) for _ in range(times)]) - 128.
@@ -127,13 +127,13 @@ def test_lighting_covariance():
     assert (abs((shifts @ EIGENVECTORS).mean(0)) < SIGMAS * (variances / times) ** 0.5).all()
 
 
-def test_lighting_rounds(gradient_dataset):
-    """A shift below half a level is none."""
+def test_lighting_rounds_to_levels(gradient_dataset):
+    """A shift below half a level has no effect."""
     image, _ = gradient_dataset(1)[0]
     assert all(Lighting(0.001)(image).tobytes() == image.tobytes() for _ in range(20))
 
 
-def test_lighting_wants_rgb():
+def test_lighting_refuses_images_that_are_not_rgb():
     with pytest.raises(ValueError, match='mode L'):
         Lighting(0.1)(Image.new('L', (4, 4)))
 
@@ -152,7 +152,7 @@ def every_crop(image, size, padding):
 @pytest.mark.parametrize('size, padding', [
     ((32, 32), (4, 4)), ((24, 40), (3, 5)), ((28, 28), (3, 3)), ((4, 4), (0, 0)),
 ])
-def test_pad_and_crop(size, padding):
+def test_pad_and_crop_draws_every_crop(size, padding):
     image, crop = noise_image(*size), pad_and_crop(size, 'bilinear')
     crops = every_crop(image, size, padding)
     drawn = [crop(image) for _ in range(15 * len(crops))]
@@ -173,7 +173,7 @@ def test_pad_and_crop_resizes_first(interpolation, mode):
 
 @pytest.mark.parametrize('use_prefetcher', [True, False])
 @pytest.mark.parametrize('policy', [None, 'original', '3a'])
-def test_extend_transform_keeps_timms_steps(policy, use_prefetcher):
+def test_extend_transform_keeps_the_steps_of_timm(policy, use_prefetcher):
     theirs = create_transform(
         32, is_training=True, use_prefetcher=use_prefetcher, auto_augment=policy, vflip=0.5, grayscale_prob=0.1,
         re_prob=0.5)
@@ -189,7 +189,7 @@ def test_extend_transform_keeps_timms_steps(policy, use_prefetcher):
     assert len(kept) == len(before) - 1 and all(step is timms for step, timms in zip(kept, before[1:]))
 
 
-def test_extend_transform_with_nothing():
+def test_extend_transform_without_steps_changes_nothing():
     theirs = create_transform(32, is_training=True)
     assert extend_transform(theirs).transforms == theirs.transforms
 
@@ -250,7 +250,7 @@ def test_the_cifar10_policy_has_the_published_operations(gradient_dataset):
 @pytest.mark.parametrize('policy, steps', [
     ('cifar10', ['AutoAugment']), ('svhn-mstd0.5', ['AutoAugment']), ('imagenet', ['AutoAugment', 'ColorJitter'])])
 @pytest.mark.parametrize('use_prefetcher', [True, False])
-def test_a_published_policy_is_in_the_place_of_timms(gradient_dataset, policy, steps, use_prefetcher):
+def test_a_published_policy_replaces_that_of_timm(gradient_dataset, policy, steps, use_prefetcher):
     dataset = load(gradient_dataset(8), auto_augment=policy, use_prefetcher=use_prefetcher)
     names = [type(step).__name__ for step in dataset.transform.transforms]
     assert names[1:-1 if use_prefetcher else -2] == ['RandomHorizontalFlip', *steps]
@@ -259,7 +259,7 @@ def test_a_published_policy_is_in_the_place_of_timms(gradient_dataset, policy, s
     assert {(op.kwargs['fillcolor'], op.kwargs['resample']) for op in ops} == {((0, 0, 0), Image.Resampling.NEAREST)}
 
 
-def test_a_published_policy_with_augmentation_splits_and_sizes(gradient_dataset):
+def test_a_published_policy_works_with_augmentation_splits_and_sizes(gradient_dataset):
     loader = create_train_loader(gradient_dataset(8), (3, 32, 32), 4, num_workers=0, device='cpu', num_aug_splits=2,
                                  auto_augment='cifar10')
     assert loader.dataset.augmentation.transforms[0].policy[1][0].kwargs['fillcolor'] == (0, 0, 0)
@@ -268,7 +268,7 @@ def test_a_published_policy_with_augmentation_splits_and_sizes(gradient_dataset)
     assert len(loader.dataset.transforms) == 2 and 'PosterizeOriginal' in repr(loader.dataset.transforms[1])
 
 
-def test_a_published_policy_of_gray_images(gradient_dataset):
+def test_a_published_policy_works_on_gray_images(gradient_dataset):
     dataset = gradient_dataset(8)
     dataset.images = [image.convert('L') for image in dataset.images]
     loader = create_two_view_loader(dataset, (1, 24, 24), 4, num_workers=0, device='cpu', auto_augment='cifar10',

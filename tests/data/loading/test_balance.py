@@ -31,7 +31,7 @@ def test_classes_and_the_images_of_a_class_are_equally_frequent():
     assert np.all(np.abs(images - expected) < 5 * expected ** 0.5)
 
 
-def test_the_order_depends_on_seed_and_epoch_alone():
+def test_the_order_depends_only_on_seed_and_epoch():
     orders = [list(BalancedSampler(LABELS, seed)) for seed in (1, 1, 2)]
     assert orders[0] == orders[1] != orders[2]
     sampler = BalancedSampler(LABELS, 1)
@@ -50,7 +50,7 @@ def test_ranks_share_the_order_of_one_process(ranks):
         assert [index for indices in zip(*parts) for index in indices] == list(BalancedSampler(LABELS, 3))
 
 
-def test_labels_are_those_of_the_samples(photos, tmp_path):
+def test_labels_of_the_index_equal_those_of_the_samples(photos, tmp_path):
     folder = create_dataset('', str(photos), 'train')
     parquet = create_dataset(f"hfds/{write_parquet(tmp_path / 'data')}", str(tmp_path / 'cache'), 'train')
     demo = create_dataset('demo', '', 'train')
@@ -60,7 +60,7 @@ def test_labels_are_those_of_the_samples(photos, tmp_path):
         assert len(labels) == len(dataset) and all(labels[index] == dataset[index][1] for index in shown)
 
 
-def test_data_without_an_index_of_classes_is_one_line(memory_dataset):
+def test_data_without_an_index_of_classes_is_refused(memory_dataset):
     with pytest.raises(DataError, match='--class-stats auto and --balanced-sampling'):
         labels_of(torch.utils.data.TensorDataset(torch.zeros(3)))
 
@@ -68,7 +68,7 @@ def test_data_without_an_index_of_classes_is_one_line(memory_dataset):
 @pytest.mark.parametrize('flags', [
     '-j 0', '-j 2 --agmax', '-j 2 --use-multi-epochs-loader', '-j 0 --agmax --no-prefetcher --mixup 0.2',
     '-j 0 --train-img-sizes 24 32'])
-def test_loaders_take_the_samples_of_the_sampler(photos, flags):
+def test_loaders_use_the_order_of_the_sampler(photos, flags):
     options = parse_train_args([str(photos), '--balanced-sampling', '--num-classes', '3', '-b', '4', '--seed', '7',
                                 *flags.split()])
     dataset = create_dataset('', str(photos), 'train', is_training=True)

@@ -1,4 +1,4 @@
-"""Loader workers that die, each command ending with the line that names them; and signals that they leave alone."""
+"""Loader workers that die are named by every command. Workers leave signals to the main process."""
 import os
 import signal
 import socket
@@ -21,7 +21,7 @@ from agmax_timm.report import command as report
 
 
 class _Lost:
-    """What a worker sends while it is killed: whoever reads it loses the connection before the process has ended."""
+    """The pickle of a worker that is killed: the main process loses the connection before the process has ended."""
 
     def __reduce__(self):
         return _lose, (os.getpid(),)
@@ -33,26 +33,26 @@ def _lose(process):
 
 
 def _send(message):
-    """A worker's batch that is this."""
+    """Load one batch, which is this object of a worker."""
     for _ in batches_of(DataLoader([0], num_workers=1, collate_fn=lambda samples: message())):
         pass
 
 
-def test_a_worker_is_named_whose_connection_ends_first():
+def test_a_killed_worker_is_named_if_its_connection_ends_first():
     with pytest.raises(RuntimeError, match=r'DataLoader worker \(pid \d+\) is killed by signal') as raised:
         _send(_Lost)
     assert isinstance(as_user_error(raised.value), WorkerError)
 
 
 class _Offer:
-    """Where the main process may fetch a file descriptor of the worker."""
+    """The address at which the main process may fetch a file descriptor of the worker."""
 
     def __new__(cls):
         return DupFd(0)._id
 
 
 @pytest.mark.parametrize('quiet', [True, False])
-def test_a_worker_says_nothing_of_a_main_process_that_leaves(quiet, capfd):
+def test_a_worker_prints_no_error_if_the_main_process_disconnects(quiet, capfd):
     loader = DataLoader(range(3), num_workers=1, prefetch_factor=1, collate_fn=lambda samples: _Offer())
     if quiet:
         leave_signals(loader)
@@ -65,14 +65,14 @@ def test_a_worker_says_nothing_of_a_main_process_that_leaves(quiet, capfd):
 
 
 class _SignalledAtStart(WorkerInit):
-    """A signal to the whole job while torch's handler is there, and not yet this one."""
+    """A worker that gets SIGTERM after torch installed its handler, and before this package blocks signals."""
 
     def __call__(self, worker):
         os.kill(os.getpid(), signal.SIGTERM)
         super().__call__(worker)
 
 
-def test_a_signal_to_workers_that_start_is_left_to_the_main_process():
+def test_workers_ignore_a_signal_during_their_start():
     loader = DataLoader(range(4), num_workers=2, worker_init_fn=_SignalledAtStart(None))
     assert [batch.item() for batch in batches_of(loader)] == [0, 1, 2, 3]
     assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
@@ -86,7 +86,7 @@ def _refused():
     raise ConnectionRefusedError
 
 
-def test_what_is_no_death_is_passed_on(monkeypatch):
+def test_other_errors_of_workers_are_raised_unchanged(monkeypatch):
     monkeypatch.setattr('agmax_timm.data.loading.workers._DEATH_DELAY', 0.1)
     with pytest.raises(RuntimeError, match='Caught RuntimeError in DataLoader worker process 0') as caught:
         _send(_fail)
@@ -131,8 +131,8 @@ def _pin_memory_loop(error):
 @pytest.mark.parametrize('target, error, told', [
     (_pin_memory_loop, ConnectionResetError('lost'), False), (_pin_memory_loop, EOFError('lost'), False),
     (_pin_memory_loop, ValueError('bad'), True), (lambda error: _pin_memory_loop(error), EOFError('other'), True)])
-def test_a_pin_thread_that_loses_a_worker_is_one_line(monkeypatch, target, error, told):
-    """The thread of torch ends before the system reports the dead worker."""
+def test_a_worker_that_dies_during_pinning_is_named(monkeypatch, target, error, told):
+    """The pin thread ends before the system reports the dead worker."""
     tracebacks = []
     monkeypatch.setattr(threading, 'excepthook', lambda args: tracebacks.append(args.exc_value))
     before = threading.excepthook
@@ -153,7 +153,7 @@ def test_a_pin_thread_that_loses_a_worker_is_one_line(monkeypatch, target, error
     assert threading.excepthook is before
 
 
-def test_other_errors_of_a_loader_are_not_waited_for(monkeypatch):
+def test_other_errors_of_a_loader_are_raised_at_once(monkeypatch):
     def batches():
         raise RuntimeError('something else')
         yield

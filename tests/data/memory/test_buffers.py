@@ -1,4 +1,4 @@
-"""Batches in memory that is used again: what a worker sends by number against the same batches sent whole."""
+"""Reused batch memory: batches that a worker sends by the number of a buffer equal batches that are sent completely."""
 import pickle
 import time
 from functools import partial
@@ -32,7 +32,7 @@ def dataset(memory_dataset):
 
 @pytest.fixture
 def worker(monkeypatch):
-    """This process, as if it were a worker."""
+    """Treat this process as a worker."""
     monkeypatch.setattr(buffers, 'get_worker_info', lambda: True)
     monkeypatch.setattr(buffers, '_numbers', {})
 
@@ -45,11 +45,11 @@ def test_buffers_are_used_in_turn():
 
 
 def carried(batch):
-    """As it comes out of the queue."""
+    """The batch as it comes out of the queue."""
     return pickle.loads(ForkingPickler.dumps(batch))
 
 
-def test_a_buffer_is_sent_once(worker):
+def test_the_memory_of_a_buffer_is_sent_once(worker):
     taken, send = Buffers(), Courier()
     addresses = set()
     for number in range(8):
@@ -66,8 +66,8 @@ def test_a_buffer_is_sent_once(worker):
         carried(send((images, target)))
 
 
-def test_workers_have_buffers_of_their_own(worker, monkeypatch):
-    """Two processes that call their first buffer 0, and send it twice."""
+def test_workers_have_their_own_buffers(worker, monkeypatch):
+    """Both processes call their first buffer 0, and send it twice."""
     send, images, numbers = Courier(), [], []
     sent_by = [set(), set()]
     for _ in range(2):
@@ -85,7 +85,7 @@ def test_workers_have_buffers_of_their_own(worker, monkeypatch):
     assert len(send._received) == 2
 
 
-def test_what_is_in_no_buffer_goes_as_it_is(worker):
+def test_batches_outside_of_buffers_are_sent_unchanged(worker):
     send, images = Courier(), torch.zeros(2, 3, 4, 4, dtype=torch.uint8)
     for batch in ((images, torch.zeros(2)), [images, images], {'image': images}, (images, images, images), None):
         assert send(batch) is batch
@@ -93,7 +93,7 @@ def test_what_is_in_no_buffer_goes_as_it_is(worker):
 
 @pytest.mark.parametrize('target', [
     torch.ones(2, dtype=torch.bfloat16), torch.ones(2, 3), torch.ones(2, dtype=torch.bool), [1, 2]])
-def test_every_kind_of_target_arrives(worker, target):
+def test_every_kind_of_target_is_received(worker, target):
     send = Courier()
     _, received = carried(send((Buffers().take((2, 4, 4, 3)), target)))
     assert type(received) is type(target)
@@ -114,7 +114,7 @@ KINDS = {
 
 @pytest.fixture
 def pins(monkeypatch):
-    """The shapes of tensors that were pinned: copied, slowly, by torch's thread, as where there is an accelerator."""
+    """Shapes of the tensors that were pinned. As with an accelerator, the thread of torch copies them, slowly."""
     shapes = []
 
     def pin_memory(tensor, device=None):
@@ -130,7 +130,7 @@ def pins(monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('kind', KINDS)
-def test_batches_are_those_of_a_loader_that_sends_them_whole(dataset, kind, request):
+def test_batches_equal_those_of_a_loader_that_sends_them_completely(dataset, kind, request):
     if kind == 'pinned':
         pinned = request.getfixturevalue('pins')
 
@@ -151,7 +151,7 @@ def test_batches_are_those_of_a_loader_that_sends_them_whole(dataset, kind, requ
         assert sorted(pinned) == sorted([(8, 3, 8, 8), (8,)] * 30)
 
 
-def test_memory_of_workers_that_have_ended_is_freed(dataset):
+def test_memory_of_ended_workers_is_freed(dataset):
     for persistent in (False, True):
         loader = create_two_view_loader(
             dataset(), (3, 8, 8), 4, num_workers=2, device=CPU, mean=(.5,) * 3, std=(.5,) * 3,
@@ -165,8 +165,8 @@ def test_memory_of_workers_that_have_ended_is_freed(dataset):
 @pytest.mark.slow
 @pytest.mark.parametrize('kind', ['workers of an epoch', 'persistent workers'])
 @pytest.mark.parametrize('left_after', [1, 2, 4, 7])
-def test_a_pass_that_is_left_takes_nothing_from_the_next(dataset, kind, left_after):
-    """What the workers had made ahead is thrown away unseen, buffers that were new among it."""
+def test_a_pass_after_an_incomplete_one_has_every_sample(dataset, kind, left_after):
+    """Batches made ahead are discarded, also those with new buffers."""
     loader = create_two_view_loader(
         dataset(), (3, 8, 8), 4, num_workers=2, device=CPU, mean=(0.,) * 3, std=(1 / 255,) * 3, augment_backend='fast',
         color_jitter=None, **KINDS[kind])
@@ -179,7 +179,7 @@ def test_a_pass_that_is_left_takes_nothing_from_the_next(dataset, kind, left_aft
     assert sorted(targets.tolist()) == sorted(2 * list(range(IMAGES)))
 
 
-def test_no_socket_is_opened_but_for_what_is_new(dataset, monkeypatch):
+def test_a_socket_is_opened_only_for_new_buffers(dataset, monkeypatch):
     opened, connect = [], resource_sharer._ResourceSharer.get_connection
     monkeypatch.setattr(resource_sharer._ResourceSharer, 'get_connection',
                         staticmethod(lambda ident: opened.append(ident) or connect(ident)))
@@ -209,7 +209,7 @@ def folder(tmp_path_factory):
 
 
 def loader_for(device, dataset, workers=2, **kwargs):
-    """The torch loader of a training loader for a device that need not be here."""
+    """The torch loader of a training loader for a device that this machine need not have."""
     with pytest.MonkeyPatch.context() as patch:
         tensor = torch.tensor
         patch.setattr(torch, 'tensor', lambda *args, device=None, **kwargs: tensor(*args, **kwargs))  # mean and std
@@ -226,7 +226,7 @@ def loader_for(device, dataset, workers=2, **kwargs):
     ('cpu', None, True), ('cuda', None, True), ('cuda', False, False), ('xpu', None, False), ('mps', None, False)])
 def test_no_batch_is_overwritten_before_a_device_reads_it(
         folder, pins, source, workers, device, pin_memory, reused):
-    """Not even by a device that reads nothing before the epoch is over."""
+    """Here the device reads nothing before the end of the epoch."""
     loader = loader_for(
         device, create_dataset('', str(folder), 'train'), workers, pin_memory=pin_memory, **SOURCES[source])
     assert (loader.dataset.batches is not None) == source.startswith('small')
@@ -239,7 +239,7 @@ def test_no_batch_is_overwritten_before_a_device_reads_it(
 
 
 @pytest.mark.parametrize('device, default', [('cpu', False), ('cuda', True), ('xpu', False)])
-def test_memory_is_pinned_where_the_device_is_cuda(dataset, device, default):
+def test_memory_is_pinned_by_default_for_cuda_only(dataset, device, default):
     for asked, expected in ((None, default), (True, True), (False, False)):
         assert loader_for(device, dataset(), pin_memory=asked).pin_memory is expected
     assert loader_for(device, dataset()).pin_memory is default

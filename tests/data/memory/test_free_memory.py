@@ -1,4 +1,4 @@
-"""How much memory a process may take: amounts and shares, and what machine and control groups leave."""
+"""How much memory a process may use: amounts and shares, and the free memory of the machine and its control groups."""
 import pytest
 
 from agmax_timm.data.memory import free_memory as module
@@ -8,11 +8,11 @@ GIB = 2 ** 30
 
 
 @pytest.mark.parametrize('amount, expected', [('8G', 8 * 2 ** 30), ('1.5m', 3 * 2 ** 19), ('0', 0), (0, 0)])
-def test_an_amount_of_memory(amount, expected):
+def test_amounts_of_memory_are_read(amount, expected):
     assert memory_limit(amount) == expected
 
 
-def test_a_share_of_memory_is_one_process_of_the_machines(monkeypatch):
+def test_a_share_of_memory_is_divided_by_the_processes_of_the_machine(monkeypatch):
     monkeypatch.setattr(module, 'free_memory', lambda: 1000)
     assert memory_limit('0.25') == 250
     monkeypatch.setenv('LOCAL_WORLD_SIZE', '4')
@@ -20,24 +20,24 @@ def test_a_share_of_memory_is_one_process_of_the_machines(monkeypatch):
 
 
 @pytest.mark.parametrize('amount', ['1.5', '-1', 'nan', '-2G', 'infG'])
-def test_what_is_no_amount_of_memory(amount):
+def test_invalid_amounts_of_memory_are_refused(amount):
     with pytest.raises(ValueError):
         memory_limit(amount)
 
 
-def test_free_memory_is_some_of_the_machines():
+def test_free_memory_is_plausible():
     assert 2 ** 20 < free_memory() < 2 ** 50
 
 
 @pytest.mark.parametrize('said, share', [('8(x2)', 8), ('2,1', 2), ('1', 1)])
-def test_tasks_of_slurm_share_a_machine_too(said, share, monkeypatch):
+def test_a_share_of_memory_is_divided_by_the_tasks_of_slurm(said, share, monkeypatch):
     monkeypatch.setattr(module, 'free_memory', lambda: 1000)
     monkeypatch.delenv('LOCAL_WORLD_SIZE', raising=False)
     monkeypatch.setenv('SLURM_STEP_TASKS_PER_NODE', said)
     assert memory_limit('0.8') == int(0.8 * (1000 // share))
 
 
-def test_nothing_is_free_where_the_system_does_not_say(monkeypatch):
+def test_free_memory_is_0_if_the_system_does_not_report_it(monkeypatch):
     def unknown(name):
         raise ValueError('unrecognized configuration name')
     monkeypatch.setattr(module.os, 'sysconf', unknown)
@@ -57,8 +57,8 @@ V2 = ('memory.max', 'memory.current', 'inactive_file')
 
 
 @pytest.mark.parametrize('line, root, names', [('0::/job/step', '', V2), ('4:cpu,memory:/job/step', 'memory', V1)])
-def test_each_control_group_has_its_limit(line, root, names, tmp_path):
-    """Of the process's own group and those above it; what only caches files is free."""
+def test_each_control_group_limits_memory(line, root, names, tmp_path):
+    """The groups of the process and those above it count. Memory that only caches files is free."""
     own = tmp_path / 'cgroup'
     own.write_text(f'7:cpuset:/elsewhere\n{line}\n')
     mounted = tmp_path / 'mounted'

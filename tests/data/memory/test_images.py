@@ -1,4 +1,4 @@
-"""Images kept decoded in memory: pixels, targets and policies as from the files; crops and flips by batches."""
+"""Images kept decoded in memory: pixels, targets and damage as from files; crops and flips by batches."""
 import multiprocessing
 import pickle
 import weakref
@@ -31,7 +31,7 @@ def pixels(sample):
 
 @pytest.mark.parametrize('small, chunk', [(memory._SMALL, memory._CHUNK), (0, 5)])  # one thread; several
 @pytest.mark.parametrize('mode', ['RGB', 'L'])
-def test_kept_images_are_those_of_the_files(photos, mode, small, chunk, monkeypatch):
+def test_kept_images_equal_those_of_the_files(photos, mode, small, chunk, monkeypatch):
     monkeypatch.setattr(memory, '_SMALL', small)
     monkeypatch.setattr(memory, '_CHUNK', chunk)
     files = create_dataset('', str(photos), 'train', input_img_mode=mode)
@@ -53,8 +53,8 @@ def test_images_that_do_not_fit_are_not_kept(photos, caplog):
     assert keep_decoded(dataset, size)
 
 
-def test_more_than_was_expected_stays_in_files(photos, monkeypatch):
-    """The size of all is estimated from some; what has no room any more is read as before."""
+def test_images_beyond_the_estimated_size_are_read_from_files(photos, monkeypatch):
+    """The total size is estimated from a sample of the images."""
     dataset, files = create_dataset('', str(photos), 'train'), create_dataset('', str(photos), 'train')
     sizes = [pixels(dataset[index]).size for index in range(COUNT)]
     assert COUNT * sizes[0] < sum(sizes)
@@ -67,7 +67,7 @@ def test_more_than_was_expected_stays_in_files(photos, monkeypatch):
 
 @pytest.mark.parametrize('num_workers', [0, 2])
 @pytest.mark.parametrize('backend', ['timm', 'fast'])
-def test_workers_share_them_and_open_no_file(photos, photo_numbers, monkeypatch, num_workers, backend):
+def test_workers_share_kept_images_and_open_no_file(photos, photo_numbers, monkeypatch, num_workers, backend):
     if backend == 'fast':
         pytest.importorskip('cv2')
         pytest.importorskip('simplejpeg')
@@ -89,8 +89,8 @@ def test_workers_share_them_and_open_no_file(photos, photo_numbers, monkeypatch,
     assert opened.value == 0
 
 
-def test_a_copy_for_another_process_reads_the_files(photos):
-    """What is not inherited by a fork is not sent either."""
+def test_kept_images_are_not_pickled(photos):
+    """Processes that are not forked read the files."""
     dataset = create_dataset('', str(photos), 'train')
     keep_decoded(dataset, 2 ** 20)
     content = pickle.dumps(dataset)
@@ -101,7 +101,7 @@ def test_a_copy_for_another_process_reads_the_files(photos):
 
 
 @pytest.mark.parametrize('max_damaged', [.5, None])
-def test_damaged_images_meet_the_policy(photos, tmp_path, max_damaged):
+def test_damaged_images_are_replaced_or_refused_as_from_files(photos, tmp_path, max_damaged):
     folder = tmp_path / 'train' / 'ant'
     folder.mkdir(parents=True)
     for number, path in enumerate(sorted((photos / 'train' / 'ant').iterdir())):
@@ -123,7 +123,7 @@ SHIFTS = range(-PADDING, PADDING + 1)
 
 @pytest.fixture(scope='module')
 def small(tmp_path_factory):
-    """Folder of images of one size, random pixels without loss."""
+    """Folder of images of one size, with random pixels and no loss."""
     root = tmp_path_factory.mktemp('small')
     rng = np.random.default_rng(0)
     for number in range(COUNT):
@@ -144,7 +144,7 @@ def small_loader(small, two_views=True, **kwargs):
 
 
 def draws_of(small):
-    """Every shift and flip of every image: the pixels, and which they are."""
+    """Index, shift and flip of every possible crop, by its pixels."""
     dataset = create_dataset('', str(small), 'train')
     found = {}
     for index in range(COUNT):
@@ -158,7 +158,7 @@ def draws_of(small):
 
 
 @pytest.mark.parametrize('two_views', [True, False])
-def test_small_images_are_padded_cropped_and_flipped_by_batches(small, two_views):
+def test_small_images_are_cropped_and_flipped_uniformly_by_batches(small, two_views):
     dataset, loader = small_loader(small, two_views)
     assert dataset.batches is not None
     known, seen, draws = draws_of(small), [], []
@@ -181,8 +181,8 @@ def test_small_images_are_padded_cropped_and_flipped_by_batches(small, two_views
 
 
 @pytest.mark.slow
-def test_steps_that_follow_are_those_of_single_images(small):
-    """AutoAugment on the batches' crops: the distribution of timm's pipeline, by the moments of its pixels."""
+def test_auto_augment_after_batched_crops_has_the_distribution_of_timm(small):
+    """Compared by the moments of the pixels."""
     moments = {}
     for backend in ('timm', 'fast'):
         random_seed(0)
@@ -195,7 +195,7 @@ def test_steps_that_follow_are_those_of_single_images(small):
     assert (difference.abs() < 5 * error).all()
 
 
-def test_where_the_images_are_not_available_views_are_made_one_by_one(small):
+def test_views_are_made_one_by_one_if_the_images_are_not_in_memory(small):
     dataset, loader = small_loader(small)
     copy = pickle.loads(pickle.dumps(dataset))
     random_seed(0)
@@ -207,7 +207,7 @@ def test_where_the_images_are_not_available_views_are_made_one_by_one(small):
 
 
 @pytest.mark.parametrize('mixup', [dict(mixup_alpha=1.), dict(cutmix_alpha=1., mode='elem', prob=.7)])
-def test_batches_are_mixed_as_others_are(small, mixup):
+def test_batched_crops_are_mixed_as_other_batches(small, mixup):
     mixup = dict(mixup, num_classes=3)
     _, plain = small_loader(small)
     _, loader = small_loader(small, mixup=mixup)
@@ -222,7 +222,7 @@ def test_batches_are_mixed_as_others_are(small, mixup):
 
 @pytest.mark.parametrize('kwargs', [
     dict(train_crop_mode='rrc'), dict(augment_backend='timm'), dict(image_memory='0')])
-def test_others_are_made_one_by_one(small, kwargs):
+def test_other_settings_make_views_one_by_one(small, kwargs):
     pytest.importorskip('cv2')
     dataset = create_dataset('', str(small), 'train')
     create_train_loader(dataset, (3, SIDE, SIDE), 4, two_views=True, **{
@@ -231,7 +231,7 @@ def test_others_are_made_one_by_one(small, kwargs):
 
 
 def test_images_are_probed_one_at_a_time(tmp_path, monkeypatch):
-    """What does not fit is not in memory while that is found out."""
+    """Images that do not fit are not all in memory while their size is estimated."""
     for number in range(20):
         (tmp_path / 'train' / 'ant').mkdir(parents=True, exist_ok=True)
         PIL.Image.new('RGB', (20, 20)).save(tmp_path / 'train' / 'ant' / f'{number}.png')
@@ -249,16 +249,16 @@ def test_images_are_probed_one_at_a_time(tmp_path, monkeypatch):
 
 
 class Pixels(np.ndarray):
-    """Hashed by identity, so that they can be watched."""
+    """Arrays that are hashed by identity, for a WeakSet."""
     __hash__ = object.__hash__
 
 
-def test_more_than_there_is_of_memory(photos):
+def test_a_limit_above_the_memory_of_the_machine_is_accepted(photos):
     dataset = create_dataset('', str(photos), 'train')
     assert keep_decoded(dataset, 10 ** 20) and dataset.memory.is_available
 
 
-def test_data_of_timms_own_factory_is_told_not_to_be_kept(photos, caplog):
+def test_image_memory_warns_of_data_sets_made_by_timm(photos, caplog):
     dataset = timm.data.create_dataset('', str(photos), 'train')
     create_two_view_loader(dataset, 16, 4, num_workers=0, device=CPU)
     assert not [record for record in caplog.records if record.levelname == 'WARNING']
@@ -266,7 +266,7 @@ def test_data_of_timms_own_factory_is_told_not_to_be_kept(photos, caplog):
     assert 'agmax_timm.create_dataset' in caplog.text
 
 
-def test_the_number_of_images_kept_is_told(tmp_path, caplog):
+def test_the_number_of_kept_images_is_logged(tmp_path, caplog):
     for number, side in enumerate((10, 10, 10, 40)):
         (tmp_path / 'train' / 'ant').mkdir(parents=True, exist_ok=True)
         PIL.Image.new('RGB', (side, side)).save(tmp_path / 'train' / 'ant' / f'{number}.png')
@@ -276,7 +276,7 @@ def test_the_number_of_images_kept_is_told(tmp_path, caplog):
     assert '3 of 4 images are decoded' in caplog.text
 
 
-def test_an_amount_that_was_asked_for_holds_where_the_system_does_not_say_what_is_free(photos, monkeypatch):
+def test_a_given_amount_is_used_if_free_memory_is_unknown(photos, monkeypatch):
     monkeypatch.setattr(memory, 'free_memory', lambda: 0)
     dataset = create_dataset('', str(photos), 'train')
     assert keep_decoded(dataset, 2 ** 30) and all(dataset.memory.get(index) for index in range(COUNT))

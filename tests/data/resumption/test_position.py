@@ -1,4 +1,4 @@
-"""A position of a loader as a checkpoint holds it: there and back through a file that is read without trust."""
+"""The position of a loader in a checkpoint is read back unchanged with weights_only=True."""
 import io
 
 import torch
@@ -13,7 +13,7 @@ RANDOM = st.none() | st.fixed_dictionaries({'process': st.binary(), 'numbers': s
 @given(st.fixed_dictionaries({
     'random': RANDOM, 'before': RANDOM, 'shuffle': st.binary(), 'batch': st.integers(0),
     'worker_states': st.dictionaries(st.integers(0, 15), st.binary())}))
-def test_there_and_back(state):
+def test_a_position_is_read_back_unchanged(state):
     file = io.BytesIO()
     torch.save(to_tensors(state), file)
     file.seek(0)

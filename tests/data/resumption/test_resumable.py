@@ -26,7 +26,7 @@ def images(memory_dataset):
 
 
 def draws():
-    """What a training step might draw: dropout, and what else there is."""
+    """Random numbers of every generator that a training step might use."""
     return [torch.rand(()).item(), np.random.rand(), random.random(), random.gauss(0, 1)]
 
 
@@ -41,7 +41,7 @@ def open_loader(dataset, two_views=True, batch_size=4, **kwargs):
 
 
 def train(loader, resumable, epoch, first=0, stop=None):
-    """Yield what each batch and the step on it were; leave after `stop` batches with the position."""
+    """Yield each batch and the random draws after it. Stop after `stop` batches."""
     done = first
     for input, target in loader:
         done += 1
@@ -80,15 +80,15 @@ def assert_same(ours, expected):
 
 
 def saved(state, path):
-    """As it comes back from a file that is not trusted."""
+    """The state as read back with weights_only=True."""
     torch.save(state, path)
     return torch.load(path, weights_only=True)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('kind', KINDS)
-def test_a_loader_goes_on_as_if_it_had_never_stopped(images, tmp_path, kind):
-    """In every epoch: left after each number of batches, three times in a row, and between epochs."""
+def test_a_resumed_loader_equals_an_uninterrupted_one(images, tmp_path, kind):
+    """Stopped after each number of batches in every epoch, three times in a row, and between epochs."""
     expected = uninterrupted(images, **KINDS[kind])
     for epoch, stops in ((0, (1, 3)), (1, (2, 4)), (1, (5,)), (2, (0, 1, 2))):
         random_seed(3)
@@ -111,8 +111,8 @@ def test_a_loader_goes_on_as_if_it_had_never_stopped(images, tmp_path, kind):
             assert_same(list(train(loader, resumable, rest)), expected[rest])
 
 
-def test_nothing_is_changed_by_standing_between(images):
-    """Against timm's loaders as they are: the same batches, the same draws."""
+def test_a_resumable_loader_gives_the_batches_of_timm(images):
+    """The random draws after each batch are the same, too."""
     for kwargs in (dict(num_workers=0), dict(num_workers=2, re_prob=0.5)):
         random_seed(3)
         loader = create_loader(images(), (3, 8, 8), 4, is_training=True, device=CPU, mean=(0.5,) * 3, std=(0.5,) * 3,
@@ -147,8 +147,8 @@ def test_the_indices_of_a_batch_are_known(images):
 
 
 @pytest.mark.parametrize('before, after, batch_size', [(1, 2, 2), (1, 2, 4), (2, 1, 8), (2, 3, 2), (2, 4, 1)])
-def test_another_number_of_ranks_goes_on_with_what_is_left(images, monkeypatch, before, after, batch_size):
-    """No sample of the epoch comes twice, none is missing but for what does not fill a last batch."""
+def test_another_number_of_ranks_shares_the_remaining_samples(images, monkeypatch, before, after, batch_size):
+    """No sample of the epoch occurs twice. Only those that do not fill a last batch are missing."""
     def open_rank(rank, ranks, size):
         monkeypatch.setattr('torch.distributed.is_available', lambda: True)
         monkeypatch.setattr('torch.distributed.get_world_size', lambda group=None: ranks)
@@ -183,7 +183,7 @@ def test_another_number_of_ranks_goes_on_with_what_is_left(images, monkeypatch, 
     assert IMAGES - len(trained) < batch_size * after
 
 
-def test_the_rest_that_was_dealt_anew_is_gone_on_with(images, tmp_path):
+def test_a_remainder_in_other_batches_can_be_interrupted_again(images, tmp_path):
     """22 samples: two batches of 4, then batches of 2, interrupted twice more."""
     trained, state, done = [], None, 0
     for size, stop in ((4, 2), (2, 6), (2, 7), (2, 11)):
@@ -203,7 +203,7 @@ def test_the_rest_that_was_dealt_anew_is_gone_on_with(images, tmp_path):
         open_loader(images(), batch_size=4, num_workers=0)[1].load_state_dict(state, 0)
 
 
-def test_a_position_that_cannot_be_taken_up_says_why(images, memory_dataset):
+def test_a_position_that_does_not_fit_is_refused_with_the_reason(images, memory_dataset):
     loader, resumable = open_loader(images(), num_workers=0, input_size_choices=[8, 16], batch_size_choices=[4, 4])
     next(iter(loader))
     state = resumable.state_dict(1)
@@ -227,7 +227,7 @@ def test_another_number_of_workers_keeps_the_order(images):
     assert first + [target[:4].tolist() for _, target in loader] == expected
 
 
-def test_workers_that_were_started_before_draw_no_seed_again(photos):
+def test_workers_that_are_already_started_draw_no_seed(photos):
     def evaluate(loader):
         return [target.tolist() for _, target in loader]
 
@@ -243,7 +243,7 @@ def test_workers_that_were_started_before_draw_no_seed_again(photos):
     assert draws() == after
 
 
-def test_the_random_state_is_all_of_it():
+def test_the_random_state_covers_all_generators():
     random_seed(5)
     random.gauss(0, 1), np.random.randn()  # each puts a second number aside
     state = get_random_state()
@@ -266,7 +266,7 @@ class Priorities(torch.utils.data.Dataset):
         return self.transform(Image.new('RGB', (8, 8))), os.nice(0)
 
 
-def test_workers_give_way_to_a_step_on_the_cpu_alone():
+def test_workers_have_a_lower_priority_only_if_the_step_runs_on_the_cpu():
     def resumable(device):
         loader = create_loader(Priorities(), (3, 8, 8), 4, is_training=True, device=CPU, num_workers=2)
         return make_resumable(loader, torch.device(device))
@@ -290,7 +290,7 @@ class Module:
 
 @pytest.mark.parametrize('noted', [True, False], ids=['type noted', 'former'])
 @pytest.mark.parametrize('device, size, taken', [('cuda', 16, True), ('xpu', 16, False), ('mps', 44, False)])
-def test_the_state_of_a_device_is_for_its_kind_alone(monkeypatch, noted, device, size, taken):
+def test_the_random_state_of_a_device_is_restored_only_on_its_kind(monkeypatch, noted, device, size, taken):
     monkeypatch.setattr(torch, 'get_device_module', lambda device: Module(16))
     saved = get_random_state(torch.device('cuda', 1))
     assert saved['device_type'] == 'cuda' and saved['device'].shape == (16,)

@@ -49,7 +49,7 @@ def links(photos, tmp_path):
 
 @pytest.fixture(scope='module')
 def mapped_run(train_once, tmp_path_factory):
-    """A run whose outputs are cat, ant and bee, by a class map that is gone since."""
+    """A run whose outputs are cat, ant and bee, by a class map that was deleted afterwards."""
     path = tmp_path_factory.mktemp('mapped') / 'classes.txt'
     path.write_text('cat\nant\nbee\n')
     run = train_once('--model', 'test_resnet', '--img-size', '32', '--epochs', '2', '--class-map', str(path))
@@ -59,7 +59,7 @@ def mapped_run(train_once, tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def exported(ema_run, tmp_path_factory):
-    """local-dir: of the run whose outputs are ant, bee and cat."""
+    """The name local-dir: of an exported run whose outputs are ant, bee and cat."""
     folder = tmp_path_factory.mktemp('exported') / 'model'
     export.main([str(ema_run), str(folder), '--use-ema'])
     return f'local-dir:{folder}'
@@ -90,7 +90,7 @@ def test_every_class_is_compared(found, moved, unknown):
     assert all((found[change.index], NAMES[change.index_of_model]) == (change.name,) * 2 for change in result[0])
 
 
-def test_names_are_equal_in_every_form_of_unicode():
+def test_names_are_compared_in_normalised_unicode():
     composed, decomposed = (unicodedata.normalize(form, 'étoile') for form in ('NFC', 'NFD'))
     assert composed != decomposed and same_names([composed], [decomposed])
     classes = ModelClasses('model', ['lune', composed])
@@ -98,7 +98,7 @@ def test_names_are_equal_in_every_form_of_unicode():
     assert [change.index_of_model for change in classes.compare({decomposed: 0, 'lune': 1})[0]] == [1, 0]
 
 
-def test_outputs_with_several_names_and_numbered_outputs():
+def test_outputs_may_have_several_names_or_numbers():
     classes = ModelClasses('model', ['cat', 'dog'], [('kitten', 0)])
     assert classes.compare({'cat': 0, 'kitten': 0, 'dog': 1}) == ([], {})
     assert classes.compare({'kitten': 1})[0][0].index_of_model == 0
@@ -110,7 +110,7 @@ def test_outputs_with_several_names_and_numbered_outputs():
     assert same_names(['ant', 'bee'], ['ant', 'bee', '2']) and not same_names(['ant', 'bee'], NAMES)
 
 
-def test_no_remedy_throws_the_head_away(caplog):
+def test_no_remedy_suggests_another_num_classes(caplog):
     for classes in (None, ModelClasses('model', NAMES)):
         with pytest.raises(DataError, match='4 classes, the model 3 outputs') as caught:
             check_evaluation(classes, {'ant': 0, 'x': 3}, 3)
@@ -134,7 +134,7 @@ def test_a_renamed_class_that_moves_the_others_is_refused(ema_run, links, photos
     assert results_of(*words, '--class-map', 'model')['top1'] == pytest.approx(100 * np.mean(hits), abs=1e-4)
 
 
-def test_bulk_and_retry_have_an_error_in_place_of_a_number(ema_run, links, results_of):
+def test_bulk_and_retry_report_an_error_instead_of_a_result(ema_run, links, results_of):
     data = links('data', bee='bee', cat='cat')
     row = results_of(data, '--checkpoint', ema_run / 'last.pth.tar', '--retry', status=1)
     assert "class 0 of the data is 'bee'" in row['error'] and 'top1' not in row
@@ -142,7 +142,7 @@ def test_bulk_and_retry_have_an_error_in_place_of_a_number(ema_run, links, resul
     assert all('top1' not in row and "class 0 of the data is 'bee'" in row['error'] for row in rows)
 
 
-def test_accents_in_another_form_of_unicode(photos, tmp_path, refusal, results_of, weights):
+def test_accents_in_another_unicode_form_need_class_map_model(photos, tmp_path, refusal, results_of, weights):
     path, model = weights()
     names = [unicodedata.normalize('NFC', name) for name in ('lune', 'zebre', 'étoile')]
     record = dict(architecture='test_resnet', model_args=dict(num_classes=3), class_names=names, data_config={})
@@ -167,7 +167,7 @@ def test_valid_labels_choose_outputs_by_name(ema_run, links, tmp_path, refusal, 
     assert "'bee' as class 1" in refusal(*words, tmp_path / 'wrong.txt', built=True)
 
 
-def test_the_classes_of_a_tar_file(ema_run, photos, tmp_path, refusal, results_of):
+def test_the_classes_of_a_tar_file_are_compared(ema_run, photos, tmp_path, refusal, results_of):
     for name, gone in (('all', 'no such folder'), ('fewer', 'ant')):
         shutil.copytree(photos / 'val', tmp_path / name, ignore=shutil.ignore_patterns(gone))
         shutil.make_archive(str(tmp_path / name), 'tar', tmp_path / name)
@@ -178,7 +178,7 @@ def test_the_classes_of_a_tar_file(ema_run, photos, tmp_path, refusal, results_o
 
 # ---- Class maps ----
 
-def test_a_class_map_travels_in_the_checkpoint(mapped_run, photos, tmp_path, monkeypatch, results_of, refusal):
+def test_a_checkpoint_contains_the_class_map(mapped_run, photos, tmp_path, monkeypatch, results_of, refusal):
     record = load(mapped_run / 'last.pth.tar')['agmax_timm']
     assert record['class_map'] == {'cat': 0, 'ant': 1, 'bee': 2}
     hits = [index == record['class_map'][name] for name, indices in predictions(mapped_run, photos).items()
@@ -201,7 +201,7 @@ def test_a_class_map_travels_in_the_checkpoint(mapped_run, photos, tmp_path, mon
 
 def test_a_checkpoint_that_has_only_the_path_of_its_class_map(
         mapped_run, photos, tmp_path, monkeypatch, results_of, refusal):
-    """As versions before this wrote it."""
+    """As written by former versions."""
     checkpoint = load(mapped_run / 'model_best.pth.tar')
     del checkpoint['agmax_timm']['class_map']
     checkpoint['args']['class_map'] = 'classes.txt'
@@ -216,19 +216,19 @@ def test_a_checkpoint_that_has_only_the_path_of_its_class_map(
     assert results_of(*words)['top1'] == right
 
 
-def test_the_report_of_a_run_with_a_class_map_that_is_gone(mapped_run, tmp_path):
+def test_a_report_needs_no_class_map_file(mapped_run, tmp_path):
     page = make_report(str(shutil.copytree(mapped_run, tmp_path / 'run')), device='cpu', workers=0)
     assert 'No training images are shown' not in open(page).read()
 
 
-def test_a_class_map_spells_accents_as_it_likes(photos, tmp_path):
+def test_a_class_map_may_spell_accents_in_another_unicode_form(photos, tmp_path):
     name = unicodedata.normalize('NFD', 'étoile')
     os.symlink(photos / 'val' / 'ant', tmp_path / name)
     dataset = create_dataset('', str(tmp_path), 'val', class_map={'lune': 0, unicodedata.normalize('NFC', name): 1})
     assert {target for _, target in dataset.reader.samples} == {1} and not dataset.reader.left_out
 
 
-def test_a_class_map_of_other_folders(photos):
+def test_a_class_map_without_any_class_of_the_data_is_refused(photos):
     with pytest.raises(DataError, match="for --class-map: .*'ant'"):
         create_dataset('', str(photos), 'val', class_map={'dog': 0})
 
@@ -245,14 +245,14 @@ def test_an_exported_model_is_compared_by_its_label_names(exported, ema_run, lin
     results_of(fewer, '--model', exported, '--class-map', 'model')
 
 
-def test_a_head_is_not_thrown_away(exported, photos, refusal):
+def test_num_classes_that_differ_from_the_weights_are_refused(exported, photos, refusal):
     line = refusal(photos, '--model', exported, '--num-classes', 5)
     assert '--num-classes 5: the weights of --model' in line and '3 outputs' in line
 
 
 @pytest.fixture
 def of_imagenet(monkeypatch):
-    """Evaluations are of a model with random weights that passes for one of timm's own."""
+    """Replace evaluated models with one of random weights, which is treated as a model of timm's own."""
     def create(name, **_):
         torch.manual_seed(0)
         return create_model('test_resnet', num_classes=1000)
@@ -278,7 +278,7 @@ def test_weights_of_timm_are_compared_by_synsets(of_imagenet, photos, tmp_path, 
     assert "'n01443537' as class 1" in refusal(tmp_path / 'first', *words, built=True)
 
 
-def test_weights_of_timm_are_compared_by_words_too():
+def test_weights_of_timm_are_also_compared_by_words():
     with torch.device('meta'):
         classes = known_classes.classes_of(create_model('resnet50'), 'resnet50')
     words = ImageNetInfo().label_descriptions()
@@ -289,7 +289,7 @@ def test_weights_of_timm_are_compared_by_words_too():
 
 
 @pytest.mark.parametrize('names', [['a', 'b'], {'0': 'a', '1': 'b', '2': 'c'}, {0: 'a', 1: 'b', 2: 'c'}, None])
-def test_label_names_of_others(names):
+def test_label_names_of_other_models_count_only_as_a_dict(names):
     model = create_model('test_resnet', num_classes=3)
     model.pretrained_cfg = dict(num_classes=3, label_names=names)
     classes = known_classes.classes_of(model, 'hf_hub:me/mine')
@@ -303,7 +303,7 @@ FEW = ['--model', 'test_resnet', '--num-classes', '3', '--img-size', '32', '-b',
 
 
 @pytest.mark.parametrize('kind', ['--initial-checkpoint', '--pretrained'])
-def test_training_from_the_same_classes_in_another_order_is_told(kind, ema_run, exported, photos, links, caplog):
+def test_training_from_the_same_classes_in_another_order_warns(kind, ema_run, exported, photos, links, caplog):
     words = [*FEW, kind, str(ema_run / 'last.pth.tar')] if kind == '--initial-checkpoint' else [
         *FEW, '--model', exported, kind]
     train_cli.main([str(photos), *words])
@@ -315,7 +315,7 @@ def test_training_from_the_same_classes_in_another_order_is_told(kind, ema_run, 
     assert len(lines) == 1 and lines[0].startswith(kind) and "data is 'bee' ('ant' in the model)" in lines[0]
 
 
-def test_a_teacher_of_other_classes_is_refused(exported, photos, links, capsys):
+def test_a_teacher_with_classes_in_another_order_is_refused(exported, photos, links, capsys):
     words = [*FEW, '--kd-model-name', exported]
     train_cli.main([str(photos), *words])
     with pytest.raises(SystemExit) as end:
@@ -339,7 +339,7 @@ def test_resuming_weights_alone_compares_their_classes(ema_run, photos, links, t
 
 # ---- The report ----
 
-def test_the_report_refuses_a_number_that_is_not_the_runs(ema_run, links, tmp_path, capsys):
+def test_the_report_refuses_results_that_differ_from_those_of_the_run(ema_run, links, tmp_path, capsys):
     """The folders keep their names and have each other's images."""
     data = links('data', ant='cat', bee='ant', cat='bee')
     run = shutil.copytree(ema_run, tmp_path / 'run', ignore=shutil.ignore_patterns('report.html'))
@@ -377,7 +377,7 @@ VAL = 'validation 12 images (left out: 1 .txt)'
 ALL = "3 classes: 'ant', 'bee', 'cat'"
 
 
-def test_training_and_evaluation_say_what_they_read(untidy, ema_run, tmp_path, results_of, caplog):
+def test_training_and_evaluation_log_what_they_read(untidy, ema_run, tmp_path, results_of, caplog):
     train_cli.main([str(untidy), *FEW])
     results_of(untidy, '--checkpoint', ema_run / 'last.pth.tar')
     make_report(str(shutil.copytree(ema_run, tmp_path / 'run')), str(untidy), device='cpu', workers=0)
@@ -386,14 +386,14 @@ def test_training_and_evaluation_say_what_they_read(untidy, ema_run, tmp_path, r
     assert lines == [both, evaluated, evaluated, both]
 
 
-def test_predict_says_what_it_read(untidy, ema_run, capsys):
+def test_predict_prints_what_it_read(untidy, ema_run, capsys):
     predict.main([str(ema_run), str(untidy / 'val'), '--device', 'cpu', '-j', '0'])
     line = capsys.readouterr().err.splitlines()[-1]
     assert line.startswith('python -m agmax_timm.predict: 12 images (')
     assert '(left out: 1 .txt)' in line and line.endswith(ALL)
 
 
-def test_at_most_ten_names_on_one_line(tmp_path):
+def test_at_most_ten_class_names_are_logged(tmp_path):
     for name in [*map(str, range(11)), 'new\nline']:
         (tmp_path / name).mkdir()
         Image.new('RGB', (8, 8)).save(tmp_path / name / 'image.png')
@@ -436,7 +436,7 @@ def test_check_data_compares_with_the_model(ema_run, exported, links, photos, tm
 # ---- Other kinds of data ----
 
 def parquet(folder, names, **columns):
-    """hfds/ data of four images in the split val, with integer labels that have names where there are some."""
+    """hfds/ data of four images in the split val, with integer labels that may have names."""
     datasets = pytest.importorskip('datasets')
     folder.mkdir()
     features = {'image': datasets.Image(), **{
@@ -448,7 +448,7 @@ def parquet(folder, names, **columns):
 
 
 def named_weights(path, names, **options):
-    """A checkpoint of random weights whose outputs have these names."""
+    """A checkpoint of random weights with these class names."""
     torch.manual_seed(1)
     model = create_model('test_resnet', num_classes=len(names))
     record = dict(architecture='test_resnet', model_args=dict(num_classes=len(names)), class_names=names,
@@ -457,7 +457,7 @@ def named_weights(path, names, **options):
     return path
 
 
-def test_names_of_a_hugging_face_data_set(tmp_path, refusal, results_of):
+def test_class_names_of_a_hugging_face_data_set_are_compared(tmp_path, refusal, results_of):
     checkpoint = named_weights(tmp_path / 'weights.pth', NAMES)
     results_of(*parquet(tmp_path / 'same', NAMES, label=[0, 1, 2, 2]), '--checkpoint', checkpoint)
     words = [*parquet(tmp_path / 'other', ['bee', 'cat', 'dog'], label=[0, 1, 0, 1]), '--checkpoint', checkpoint]
@@ -467,7 +467,7 @@ def test_names_of_a_hugging_face_data_set(tmp_path, refusal, results_of):
     assert results_of(*words, '--class-map', 'model') == results_of(*same, '--checkpoint', checkpoint)
 
 
-def test_labels_past_the_named_classes(tmp_path, refusal, results_of, monkeypatch, capsys):
+def test_labels_beyond_the_named_classes_are_refused(tmp_path, refusal, results_of, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     padded = named_weights(tmp_path / 'weights.pth', [*NAMES, '3', '4', '5'])  # trained with more outputs than classes
     numbered = named_weights(tmp_path / 'numbered.pth', list('012345'))
@@ -483,7 +483,7 @@ def test_labels_past_the_named_classes(tmp_path, refusal, results_of, monkeypatc
     assert status == 1 and f'validation: {message}' in out and out.count(message) == 1
 
 
-def test_several_labels_an_image_are_compared_too(tmp_path, refusal, results_of):
+def test_classes_of_several_labels_per_image_are_compared(tmp_path, refusal, results_of):
     checkpoint = named_weights(
         tmp_path / 'weights.pth', ['wings', 'fur'], task='multilabel', target_key='wings,fur')
     words = [*parquet(tmp_path / 'data', None, wings=[0, 1, 0, 1], fur=[0, 0, 1, 1]), '--checkpoint', checkpoint]
@@ -491,7 +491,7 @@ def test_several_labels_an_image_are_compared_too(tmp_path, refusal, results_of)
     assert "data is 'fur' ('wings' in the model)" in refusal(*words, '--target-key', 'fur,wings', built=True)
 
 
-def test_a_class_map_of_numbers_has_the_names_that_it_replaces(tmp_path, refusal):
+def test_a_class_map_of_numbers_keeps_the_names_of_the_data(tmp_path, refusal):
     checkpoint = named_weights(tmp_path / 'weights.pth', NAMES)
     words = [*parquet(tmp_path / 'data', NAMES, label=[0, 1, 2, 2]), '--checkpoint', checkpoint]
     with open(tmp_path / 'map.pkl', 'wb') as f:
@@ -499,7 +499,7 @@ def test_a_class_map_of_numbers_has_the_names_that_it_replaces(tmp_path, refusal
     assert names_class_0(refusal(*words, '--class-map', tmp_path / 'map.pkl', built=True), 'cat', 'ant')
 
 
-def test_folders_that_torchvision_reads(untidy, ema_run, links, refusal, results_of, caplog):
+def test_classes_of_folders_that_torchvision_reads_are_compared(untidy, ema_run, links, refusal, results_of, caplog):
     words = ['--dataset', 'torch/image_folder', '--checkpoint', ema_run / 'last.pth.tar']
     results_of(untidy, *words)
     assert f'Data: {VAL}; {ALL}' in caplog.messages

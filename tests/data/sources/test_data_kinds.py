@@ -1,4 +1,4 @@
-"""Every kind of data with every option of its split: each is honoured, by the images that are read, or refused."""
+"""Every kind of data with every option of its split: it changes the images that are read, or it is refused."""
 import struct
 import tarfile
 
@@ -100,7 +100,7 @@ TABLE = [(kind, *case) for kind, cases in CASES.items() for case in [([], None),
 
 
 def images_of_epoch(argv):
-    """Number of training images that are read, and the class of each."""
+    """Number of training images that are read."""
     args = parse_train_args([*argv, '--num-classes', '10', '-b', '1', '-j', '0'])
     check_roots(args, args.train_split, args.val_split)
     train, _ = build_datasets(args, CONFIG)
@@ -111,7 +111,7 @@ def images_of_epoch(argv):
 
 @pytest.mark.parametrize('kind, option, expected', TABLE, ids=[
     f"{kind}-{' '.join(option)}" for kind, option, _ in TABLE])
-def test_options_are_honoured_or_refused(sources, kind, option, expected, tmp_path, monkeypatch, capsys):
+def test_options_change_the_images_or_are_refused(sources, kind, option, expected, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / 'map.txt').write_text('cat\nant\n')
     name, root, _, count, needed = sources[kind]
@@ -135,7 +135,7 @@ def test_options_are_honoured_or_refused(sources, kind, option, expected, tmp_pa
 
 
 @pytest.mark.parametrize('kind', ['folder', 'demo', 'torch/mnist', 'hfds', 'tfds'])
-def test_the_number_of_samples_to_evaluate(sources, kind, capsys):
+def test_num_samples_without_effect_is_refused(sources, kind, capsys):
     name, root, *_ = sources[kind]
     with pytest.raises(SystemExit) as end:
         parse_validate_args(['--data-dir', str(root), '--dataset', name, '--num-samples', '6'])
@@ -145,7 +145,7 @@ def test_the_number_of_samples_to_evaluate(sources, kind, capsys):
 
 
 @pytest.mark.parametrize('argv', [['--train-split', 'train[:50%]'], ['--train-num-samples', '6']])
-def test_train_py_ends_before_it_writes(photos, tmp_path, argv, capsys):
+def test_train_writes_nothing_if_it_refuses_an_option(photos, tmp_path, argv, capsys):
     with pytest.raises(SystemExit) as end:
         train_cli.main([str(photos), '--model', 'test_resnet', '--output', str(tmp_path / 'output'), *argv])
     assert end.value.code == 2 and not (tmp_path / 'output').exists()
@@ -160,7 +160,7 @@ def test_train_py_ends_before_it_writes(photos, tmp_path, argv, capsys):
     (['--dataset', 'torch/cifar10', '{gone}'], "--dataset 'torch/cifar10', '{gone}', split 'train': Dataset not found "
                                                'or corrupted. You can use --dataset-download to download it'),
 ])
-def test_data_that_is_not_there(tmp_path, argv, message):
+def test_missing_data_is_refused(tmp_path, argv, message):
     gone = str(tmp_path / 'gone')
     with pytest.raises(DataError) as error:
         images_of_epoch([word.format(gone=gone) for word in argv])
@@ -169,20 +169,19 @@ def test_data_that_is_not_there(tmp_path, argv, message):
 
 @pytest.mark.parametrize('flags', [['nope'], ['--data-dir', 'nope']])
 @pytest.mark.parametrize('parse', [parse_train_args, parse_validate_args])
-def test_a_folder_beside_the_demo_is_not_used(parse, flags, capsys):
+def test_a_folder_given_with_the_demo_has_no_effect_and_warns(parse, flags, capsys):
     parse(['--dataset', 'demo', *flags])
     assert "warning: 'nope' has no effect with --dataset demo" in capsys.readouterr().err
     parse(['--dataset', 'demo'])
     assert 'no effect' not in capsys.readouterr().err
 
 
-def test_a_part_of_a_split_in_a_script(photos):
+def test_a_part_of_a_split_is_refused_in_a_script(photos):
     with pytest.raises(DataError, match='only hfds/ and tfds/ take a part'):
         create_dataset('', str(photos), 'train[:1]')
 
 
-def test_torch_data_that_is_not_drawn_to_be_checked(tmp_path):
-    """Kinds of torchvision that check their splits themselves."""
+def test_splits_that_torchvision_checks_itself_are_refused(tmp_path):
     Image.new('RGB', (8, 8)).save(tmp_path / 'x.png')
     for name in ('torch/imagenet', 'torch/places365', 'torch/inaturalist'):
         with pytest.raises(DataError, match='Train'):

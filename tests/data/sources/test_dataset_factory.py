@@ -1,4 +1,4 @@
-"""Data sets: the built-in demo, and mistakes that fail before training does."""
+"""Data sets: the built-in demo, and mistakes that are found before training."""
 import logging
 import os
 import shutil
@@ -25,7 +25,7 @@ EVAL_NAMES = ['val', 'valid', 'validation', 'eval', 'evaluation']
 
 @pytest.fixture
 def svhn(tmp_path, monkeypatch):
-    """Folder of SVHN's files, with a few images: the number of an image is its colour, its digit comes from below."""
+    """Folder of SVHN's files, with a few images. The colour of an image is its number, its digit is number % 10."""
     io = pytest.importorskip('scipy.io')
     monkeypatch.setattr(SVHN, '_check_integrity', lambda self: True)
     for part, numbers in SVHN_NUMBERS.items():
@@ -36,7 +36,7 @@ def svhn(tmp_path, monkeypatch):
 
 @pytest.fixture
 def data(photos, tmp_path):
-    """A copy of the photos that a test may spoil: classes ant, bee and cat in train and val."""
+    """A copy of the photos that a test may change: classes ant, bee and cat in train and val."""
     return shutil.copytree(photos, tmp_path / 'data')
 
 
@@ -47,7 +47,7 @@ def both(root):
 @pytest.mark.parametrize('split, size', [
     *((name, 1000) for name in TRAIN_NAMES), *((name, 4000) for name in EVAL_NAMES),
 ])
-def test_demo_splits(split, size):
+def test_demo_splits_have_their_names_and_sizes(split, size):
     dataset = create_dataset('demo', split=split)
     assert len(dataset) == size
     targets = [dataset[i][1] for i in range(size)]
@@ -55,7 +55,7 @@ def test_demo_splits(split, size):
     assert np.bincount(targets).tolist() == [size // 10] * 10
 
 
-def test_demo_folders_hold_the_demo_in_three_parts(tmp_path):
+def test_demo_folders_contain_the_demo_in_three_parts(tmp_path):
     tool = REPOSITORY / 'tools' / 'demo_folders.py'
     subprocess.run([sys.executable, str(tool), str(tmp_path / 'demo')], check=True)
     images = {split: {} for split in ('train', 'tune', 'val')}
@@ -76,7 +76,7 @@ def test_demo_splits_share_no_image():
 
 
 @pytest.mark.parametrize('mode', ['L', 'RGB'])
-def test_demo_images(mode):
+def test_demo_images_have_mode_size_and_transforms(mode):
     dataset = create_dataset('demo', split='train', input_img_mode=mode)
     image, target = dataset[3]
     assert image.mode == mode and image.size == (28, 28)
@@ -98,28 +98,28 @@ def test_demo_is_never_written(tmp_path, monkeypatch, mode):
     assert not os.listdir(tmp_path)
 
 
-def test_demo_split_that_is_not_there():
+def test_an_unknown_demo_split_is_refused():
     with pytest.raises(DataError, match="'test'"):
         create_dataset('demo', split='test')
 
 
-def test_demo_class_names():
+def test_demo_class_names_are_unique():
     names = class_names(create_dataset('demo', split='train'))
     assert len(names) == len(set(names)) == 10 and all(isinstance(name, str) for name in names)
     assert names == class_names(create_dataset('demo', split='validation'))
 
 
-def test_class_names_of_a_folder(photos):
+def test_class_names_are_those_of_the_folders(photos):
     assert class_names(create_dataset('', str(photos), 'train')) == ['ant', 'bee', 'cat']
     assert class_names(create_dataset('torch/folder', str(photos), 'train')) == ['ant', 'bee', 'cat']
 
 
-def test_class_names_with_gaps(photos):
+def test_class_names_without_a_folder_are_numbers(photos):
     dataset = create_dataset('', str(photos), 'train', class_map={'ant': 0, 'cat': 2})
     assert class_names(dataset) == ['ant', '1', 'cat']
 
 
-def test_class_names_unknown(memory_dataset):
+def test_class_names_may_be_unknown(memory_dataset):
     assert class_names(memory_dataset([])) is None
 
 
@@ -129,7 +129,7 @@ def make_tar(photos, path, folder='.'):
     return create_dataset('', str(path), 'train')
 
 
-def test_tar_knows_its_classes(photos, tmp_path):
+def test_class_names_of_a_tar_file_are_those_of_its_folders(photos, tmp_path):
     dataset = make_tar(photos, tmp_path / 'train.tar')
     assert len(dataset) == 12 and class_names(dataset) == ['ant', 'bee', 'cat']
     check_classes(dataset, create_dataset('', str(photos), 'val'), 3)
@@ -138,18 +138,18 @@ def test_tar_knows_its_classes(photos, tmp_path):
 
 
 @pytest.mark.parametrize('root', [None, ''])
-def test_no_data_given(root):
+def test_missing_data_dir_is_refused(root):
     with pytest.raises(DataError, match='--data-dir DIR, or try -c demo'):
         create_dataset('', root, 'train')
 
 
 @pytest.mark.parametrize('name', ['missing', 'missing.tar'])
-def test_root_that_is_not_there(tmp_path, name):
+def test_a_missing_folder_is_refused(tmp_path, name):
     with pytest.raises(DataError, match=name):
         create_dataset('', str(tmp_path / name), 'train')
 
 
-def test_root_without_images(tmp_path):
+def test_a_folder_without_images_is_refused(tmp_path):
     (tmp_path / 'note.txt').write_text('not an image')
     with pytest.raises(DataError, match="split 'train'.*0 images"):
         create_dataset('', str(tmp_path), 'train')
@@ -158,14 +158,14 @@ def test_root_without_images(tmp_path):
 @pytest.mark.parametrize('split, gone, there', [
     ('train', 'train', 'val'), ('validation', 'val', 'train'), ('test', 'val', 'train'), ('val', 'val', 'train'),
 ])
-def test_split_missing_beside_others(data, split, gone, there):
+def test_a_missing_split_is_refused(data, split, gone, there):
     shutil.rmtree(data / gone)
     with pytest.raises(DataError, match=f"split '{split}', only {there}"):
         create_dataset('', str(data), split)
 
 
 @pytest.mark.parametrize('folder, names', [('train', TRAIN_NAMES), ('val', EVAL_NAMES)])
-def test_split_synonyms(data, folder, names):
+def test_synonyms_of_a_split_are_equal(data, folder, names):
     (data / 'val' / 'ant' / '000.jpg').unlink()  # so the sizes tell which split it is
     for on_disk in names:
         os.rename(data / folder, data / on_disk)
@@ -175,16 +175,16 @@ def test_split_synonyms(data, folder, names):
 
 
 @pytest.mark.parametrize('split', ['train', 'validation', 'test', 'anything'])
-def test_root_that_is_itself_a_split(data, split):
+def test_a_folder_of_classes_is_read_as_any_split(data, split):
     assert len(create_dataset('', str(data / 'train'), split)) == 12
 
 
-def test_split_that_is_a_folder_of_that_name(data):
+def test_a_split_may_be_any_folder(data):
     os.rename(data / 'val', data / 'holdout')
     assert len(create_dataset('', str(data), 'holdout')) == 12
 
 
-def test_classes_that_fit(data, caplog):
+def test_equal_classes_of_both_splits_are_accepted(data, caplog):
     with caplog.at_level(logging.WARNING):
         check_classes(*both(data), 3)
         check_classes(create_dataset('', str(data), 'train'), None, 3)
@@ -193,7 +193,7 @@ def test_classes_that_fit(data, caplog):
 
 
 @pytest.mark.parametrize('split', ['train', 'val'])
-def test_empty_class_folder(data, split):
+def test_empty_class_folders_are_refused(data, split):
     for name in ('aardvark', 'zebra'):
         (data / split / name).mkdir()
     with pytest.raises(DataError, match=rf"{split}: .*'aardvark', 'zebra'"):
@@ -201,7 +201,7 @@ def test_empty_class_folder(data, split):
 
 
 def hide_images(root):
-    """Add images in hidden folders and AppleDouble files, before and behind all others, to a folder of classes."""
+    """Add images in hidden folders and AppleDouble files, before and after all others, to a folder of classes."""
     for path in ('.ipynb_checkpoints/0.jpg', 'ant/.thumbs/9.jpg', 'ant/._000.jpg', 'cat/._0.JPG', '.Trash/a/fly/9.jpg'):
         (root / path).parent.mkdir(parents=True, exist_ok=True)
         Image.new('RGB', (8, 8)).save(root / path, format='JPEG')
@@ -245,7 +245,7 @@ def test_images_beside_class_folders_are_refused(data, tmp_path, kind):
 
 @pytest.mark.parametrize('name', ['train', 'Test', 'valid'])
 @pytest.mark.parametrize('split', ['train', 'validation'])
-def test_a_class_that_is_named_like_a_split(data, name, split):
+def test_a_class_folder_with_the_name_of_a_split_is_refused(data, name, split):
     root = data / 'train'
     (root / 'cat').rename(root / name)
     with pytest.raises(DataError) as caught:
@@ -256,7 +256,7 @@ def test_a_class_that_is_named_like_a_split(data, name, split):
 
 
 @pytest.mark.parametrize('kind', ['folder', 'tar'])
-def test_folders_within_classes_are_told(data, tmp_path, caplog, kind):
+def test_folders_within_classes_are_logged(data, tmp_path, caplog, kind):
     for name in ('ant', 'bee', 'cat'):
         for year in ('2019', '2020'):
             (data / 'train' / name / year).mkdir()
@@ -268,7 +268,7 @@ def test_folders_within_classes_are_told(data, tmp_path, caplog, kind):
     assert all(words in message for words in (f'{dataset.reader.root}: ', "'2019', '2020', not", "'ant', 'bee', 'cat'"))
 
 
-def test_flat_classes_are_not_told_of(data, tmp_path, caplog):
+def test_flat_classes_are_not_logged(data, tmp_path, caplog):
     for dataset in (make_tar(data, tmp_path / 'x.tar'), make_tar(data, tmp_path / 'y.tar', 'photos/train'),
                     create_dataset('', str(data), 'train')):
         check_classes(dataset, None, 3)
@@ -276,7 +276,7 @@ def test_flat_classes_are_not_told_of(data, tmp_path, caplog):
 
 
 @pytest.mark.parametrize('folders, split', [(('Train', 'Val'), 'train'), (('TRAIN', 'VAL'), 'validation')])
-def test_splits_in_capitals_are_not_read_as_one(data, folders, split):
+def test_splits_in_capitals_are_refused(data, folders, split):
     for old, new in zip(('train', 'val'), folders):
         (data / old).rename(data / new)
     with pytest.raises(DataError, match=f"split '{split}'.* {folders[0]}.* {folders[1]}.*: give"):
@@ -284,7 +284,7 @@ def test_splits_in_capitals_are_not_read_as_one(data, folders, split):
 
 
 @pytest.mark.parametrize('name', ['', 'torch/image_folder'])
-def test_one_folder_for_both_splits(data, name):
+def test_one_folder_for_both_splits_is_refused(data, name):
     datasets = [create_dataset(name, str(data / 'train'), split) for split in ('train', 'validation')]
     with pytest.raises(DataError, match='would be both training and validation data'):
         check_different(*datasets)
@@ -293,13 +293,13 @@ def test_one_folder_for_both_splits(data, name):
 @pytest.mark.parametrize('gone_from, message', [
     ('val', "'bee' missing from the validation split"), ('train', "'bee' only in the validation split"),
 ])
-def test_class_in_one_split_only(data, gone_from, message):
+def test_a_class_in_only_one_split_is_refused(data, gone_from, message):
     shutil.rmtree(data / gone_from / 'bee')
     with pytest.raises(DataError, match=f'{message}.*--class-map'):
         check_classes(*both(data), 3)
 
 
-def test_many_classes_are_not_all_named(data):
+def test_at_most_eight_classes_are_named(data):
     for i in range(12):
         folder = data / 'train' / f'extra{i:02d}'
         folder.mkdir()
@@ -309,7 +309,7 @@ def test_many_classes_are_not_all_named(data):
     assert 'extra08' not in str(caught.value)
 
 
-def test_class_map_settles_differences(data, tmp_path):
+def test_a_class_map_allows_different_classes_in_the_splits(data, tmp_path):
     shutil.rmtree(data / 'val' / 'bee')
     (data / 'train' / 'empty').mkdir()
     class_map = tmp_path / 'map.txt'
@@ -322,12 +322,12 @@ def test_class_map_settles_differences(data, tmp_path):
 
 
 @pytest.mark.parametrize('num_classes', [1, 2])
-def test_head_too_narrow(photos, num_classes):
+def test_fewer_outputs_than_classes_are_refused(photos, num_classes):
     with pytest.raises(DataError, match=f'3 classes, .*{num_classes} outputs: .*--num-classes 3'):
         check_classes(*both(photos), num_classes)
 
 
-def test_head_too_wide(photos, caplog):
+def test_more_outputs_than_classes_warn(photos, caplog):
     with caplog.at_level(logging.WARNING):
         check_classes(*both(photos), 1000)
     assert [record.levelname for record in caplog.records] == ['WARNING']
@@ -345,7 +345,7 @@ def test_data_without_known_classes_is_not_checked(memory_dataset, photos):
 @pytest.mark.parametrize('split, parts', [
     *((name, ['train']) for name in TRAIN_NAMES), *((name, ['test']) for name in [*EVAL_NAMES, 'test']),
     ('extra', ['extra']), ('train+extra', ['train', 'extra'])])
-def test_the_splits_of_svhn(svhn, split, parts):
+def test_splits_of_svhn_are_read(svhn, split, parts):
     dataset = create_dataset('torch/svhn', svhn, split)
     numbers = [number for part in parts for number in SVHN_NUMBERS[part]]
     samples = [dataset[index] for index in range(len(dataset))]
@@ -354,7 +354,7 @@ def test_the_splits_of_svhn(svhn, split, parts):
     assert samples[0][0].size == (32, 32) and dataset.targets == [number % 10 for number in numbers]
 
 
-def test_what_svhn_does_not_have(svhn, tmp_path, monkeypatch):
+def test_an_unknown_split_of_svhn_and_a_missing_scipy_are_refused(svhn, tmp_path, monkeypatch):
     with pytest.raises(DataError, match=r"torch/svhn.* train.*, .*extra.*, got 'val2'"):
         create_dataset('torch/svhn', svhn, 'val2')
     monkeypatch.setitem(sys.modules, 'scipy.io', None)

@@ -1,4 +1,4 @@
-"""Images from files: timm's pixels but for 16 bits, and what happens to files that are no images."""
+"""Images from files: pixels as in timm except for 16 bits, and what happens to files that are not images."""
 import io
 import os
 import random
@@ -81,7 +81,7 @@ ZOO = {
 
 @pytest.fixture
 def folder(tmp_path):
-    """Folder of classes a and b with five good images each, class and number in the pixels."""
+    """Folder of classes a and b with five valid images each. The pixels contain class and number."""
     for label in 'ab':
         (tmp_path / label).mkdir()
         for number in range(5):
@@ -101,7 +101,7 @@ def number_of(sample):
 
 # Pixels: each against arithmetic on the array that was written.
 
-def test_eight_bit_images_are_written_pixels():
+def test_eight_bit_images_have_the_pixels_that_were_written():
     array = noise()
     assert (pixels(encoded(Image.fromarray(array))) == array).all()
     gray = array[..., 0]
@@ -125,7 +125,7 @@ def test_sixteen_bits_of_gray_become_the_upper_eight(format, mode):
     assert Image.open(io.BytesIO(content)).mode in ('I;16', 'I')
 
 
-def test_big_endian_sixteen_bits():
+def test_big_endian_sixteen_bits_become_the_upper_eight():
     array = noise(1, np.uint16)
     content = encoded(Image.frombytes('I;16B', (WIDTH, HEIGHT), array.astype('>u2').tobytes()), 'TIFF')
     assert Image.open(io.BytesIO(content)).mode == 'I;16B'
@@ -133,7 +133,7 @@ def test_big_endian_sixteen_bits():
 
 
 @pytest.mark.parametrize('mode', ['I', 'F', 'I;16', None, ''])
-def test_sixteen_bits_stay_where_the_mode_holds_them(mode):
+def test_modes_of_sixteen_bits_or_more_keep_sixteen_bits(mode):
     array = noise(1, np.uint16)
     assert (pixels(encoded(Image.fromarray(array)), mode) == array).all()
 
@@ -153,7 +153,7 @@ def test_thirty_two_bits_are_clipped(dtype):
     assert (pixels(content, 'L') == np.clip(array, 0, 255).astype(np.uint8)).all()  # fractions are cut
 
 
-def test_cmyk_is_ink_on_white():
+def test_cmyk_is_converted_as_ink_on_white():
     array = noise(4)
     image = Image.frombytes('CMYK', (WIDTH, HEIGHT), array.tobytes())
     ink, key = array[..., :3].astype(float), array[..., 3:].astype(float)
@@ -161,8 +161,8 @@ def test_cmyk_is_ink_on_white():
     assert np.abs(pixels(encoded(image, 'TIFF')) - expected).max() <= 1
 
 
-def test_adobes_inverted_cmyk_is_turned_back():
-    """PIL writes CMYK JPEGs inverted, with Adobe's marker, as Photoshop does."""
+def test_inverted_cmyk_of_adobe_is_inverted_again():
+    """PIL writes CMYK JPEGs inverted and with Adobe's marker, as Photoshop does."""
     content = encoded(Image.new('CMYK', (WIDTH, HEIGHT), (200, 10, 60, 30)), 'JPEG', quality=100)
     assert b'Adobe' in content
     expected = [(255 - ink) * (255 - 30) / 255 for ink in (200, 10, 60)]
@@ -170,7 +170,7 @@ def test_adobes_inverted_cmyk_is_turned_back():
 
 
 @pytest.mark.parametrize('transparency', [None, 3, bytes(range(256))])
-def test_palette_images_are_their_colours_whatever_is_transparent(transparency):
+def test_palette_images_have_their_colours_also_where_transparent(transparency):
     indices, palette = noise(1, seed=1), noise()[:16, :16].reshape(256, 3)
     image = Image.fromarray(indices).copy()
     image.putpalette(palette.tobytes())
@@ -208,19 +208,19 @@ def test_exif_orientation_is_applied_if_asked_for(orientation):
     assert (pixels(encoded(Image.fromarray(noise()), exif=exif)) == noise()).all()
 
 
-def test_damaged_exif_data_turns_nothing():
+def test_damaged_exif_data_has_no_effect():
     content = encoded(Image.fromarray(noise()), 'JPEG', exif=b'Exif\0\0MM\0*\0\0\xff\xffgarbage')
     assert np.array_equal(decode(io.BytesIO(content), exif_orientation=True), decode(io.BytesIO(content)))
 
 
-def test_first_frame_of_an_animation():
+def test_an_animation_gives_its_first_frame():
     frames = [Image.fromarray(noise(1, seed=seed)) for seed in (1, 2)]
     content = encoded(frames[0], 'GIF', save_all=True, append_images=frames[1:])
     assert (pixels(content, 'L') == noise(1, seed=1)).all()
 
 
 @pytest.mark.parametrize('format', ['PNG', 'WEBP', 'GIF', 'BMP'])
-def test_a_name_of_another_format_does_not_matter(format, tmp_path):
+def test_the_ending_of_a_file_name_may_be_that_of_another_format(format, tmp_path):
     (tmp_path / 'a').mkdir()
     (tmp_path / 'a' / '0.jpg').write_bytes(encoded(Image.new('RGB', (8, 8), (255, 255, 255)), format))
     assert opened(tmp_path)[0][0].getpixel((0, 0)) == (255, 255, 255)
@@ -228,7 +228,7 @@ def test_a_name_of_another_format_does_not_matter(format, tmp_path):
 
 # Good data: timm's images and random draws.
 
-def test_good_images_and_their_random_draws_are_timms(photos):
+def test_valid_images_and_random_draws_equal_those_of_timm(photos):
     def transform(image):
         return torch.rand(3), random.random(), np.random.rand(), image.mode, image.tobytes()
 
@@ -247,7 +247,7 @@ def test_good_images_and_their_random_draws_are_timms(photos):
 # What cannot be decoded.
 
 @pytest.mark.parametrize('name', ZOO)
-def test_no_image_is_one_error_with_a_reason(name, tmp_path):
+def test_files_that_are_not_images_are_refused_with_one_reason(name, tmp_path):
     with pytest.raises(UndecodableError) as caught:
         decode(io.BytesIO(ZOO[name]))
     reason = str(caught.value)
@@ -258,7 +258,7 @@ def test_no_image_is_one_error_with_a_reason(name, tmp_path):
 
 
 @pytest.mark.parametrize('name', ZOO)
-def test_in_training_the_next_one_takes_its_place(name, folder):
+def test_training_replaces_a_damaged_image_by_the_next_one(name, folder):
     (folder / 'a' / '2.png').write_bytes(ZOO[name])
     dataset = opened(folder, max_damaged=0.1)
     assert number_of(dataset[2]) == ('a', 3, 0)
@@ -268,7 +268,7 @@ def test_in_training_the_next_one_takes_its_place(name, folder):
 
 
 @pytest.mark.parametrize('name', ZOO)
-def test_in_evaluation_it_is_an_error_with_its_path(name, folder):
+def test_evaluation_refuses_a_damaged_image_with_its_path(name, folder):
     path = folder / 'b' / '4.png'
     path.write_bytes(ZOO[name])
     dataset = opened(folder)
@@ -278,7 +278,7 @@ def test_in_evaluation_it_is_an_error_with_its_path(name, folder):
 
 
 @pytest.mark.filterwarnings('ignore')  # PIL's, on metadata
-def test_random_damage_is_an_image_or_one_kind_of_error():
+def test_random_damage_gives_an_image_or_an_undecodable_error():
     generator = random.Random(0)
     good = [JPEG, PNG, *(encoded(Image.fromarray(noise()), kind) for kind in ('GIF', 'TIFF', 'WEBP', 'BMP', 'PPM'))]
     outcomes = []
@@ -297,7 +297,7 @@ def test_random_damage_is_an_image_or_one_kind_of_error():
     ('gone', 'No such file or directory'), ('dangling', 'No such file or directory'), ('folder', 'Is a directory'),
     ('forbidden', 'Permission denied'),
 ])
-def test_files_that_cannot_be_opened(problem, reason, folder, monkeypatch):
+def test_files_that_cannot_be_opened_count_as_damaged(problem, reason, folder, monkeypatch):
     path = folder / 'a' / '1.png'
     dataset = opened(folder, max_damaged=0.1)
     path.unlink()
@@ -318,7 +318,7 @@ def test_files_that_cannot_be_opened(problem, reason, folder, monkeypatch):
         dataset[1]
 
 
-def test_a_large_image_is_no_bomb_and_makes_no_noise(monkeypatch):
+def test_a_large_image_gives_no_warning_and_a_much_larger_one_is_refused(monkeypatch):
     monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', HEIGHT * WIDTH - 1)  # PIL warns here, and raises at twice that
     with warnings.catch_warnings():
         warnings.simplefilter('error')
@@ -328,7 +328,7 @@ def test_a_large_image_is_no_bomb_and_makes_no_noise(monkeypatch):
         decode(io.BytesIO(PNG))
 
 
-def test_no_memory_is_no_damage(folder, monkeypatch):
+def test_lack_of_memory_is_not_treated_as_damage(folder, monkeypatch):
     def exhausted(*_):
         raise MemoryError
     monkeypatch.setattr(Image, 'open', exhausted)
@@ -336,7 +336,7 @@ def test_no_memory_is_no_damage(folder, monkeypatch):
         opened(folder, max_damaged=1.)[0]
 
 
-def test_an_error_of_the_transform_is_no_damage(folder):
+def test_an_error_of_the_transform_is_not_treated_as_damage(folder):
     dataset = opened(folder, max_damaged=1.)
     dataset.transform = lambda image: 1 / 0
     with pytest.raises(ZeroDivisionError):
@@ -344,21 +344,21 @@ def test_an_error_of_the_transform_is_no_damage(folder):
     assert not dataset.damage.count()
 
 
-def test_the_last_one_is_replaced_by_the_first_with_its_label(folder):
+def test_a_damaged_last_image_is_replaced_by_the_first_and_its_label(folder):
     (folder / 'b' / '4.png').write_bytes(b'')
     dataset = opened(folder, max_damaged=0.1)
     assert number_of(dataset[9]) == ('a', 0, 0) and number_of(dataset[-1]) == ('a', 0, 0)
     assert dataset.damage.indices() == [9]
 
 
-def test_more_in_a_row_than_timm_tries(folder):
+def test_many_damaged_images_in_a_row_are_replaced(folder):
     for number in range(5, 25):
         (folder / 'a' / f'{number}.png').write_bytes(b'')
     dataset = opened(folder, max_damaged=0.9)
     assert number_of(dataset[5]) == ('b', 0, 1) and dataset.damage.indices() == list(range(5, 25))
 
 
-def test_nothing_but_damage(folder):
+def test_data_with_only_damaged_images_is_refused(folder):
     for path in folder.glob('*/*.png'):
         path.write_bytes(b'')
     with pytest.raises(DamagedError, match='none of the 10 samples'):
@@ -366,7 +366,7 @@ def test_nothing_but_damage(folder):
 
 
 @pytest.mark.parametrize('max_damaged, allowed', [(0., 0), (0.1, 1), (0.19, 1), (0.2, 2), (1., 3)])
-def test_the_share_that_may_be_damaged(max_damaged, allowed, folder):
+def test_more_damaged_images_than_max_damaged_are_refused(max_damaged, allowed, folder):
     dataset = opened(folder, max_damaged=max_damaged)
     for number in range(3):
         (folder / 'a' / f'{number}.png').write_bytes(b'')
@@ -381,7 +381,7 @@ def test_the_share_that_may_be_damaged(max_damaged, allowed, folder):
         break
 
 
-def test_tar_files(folder):
+def test_damaged_images_in_tar_files_are_replaced_or_refused(folder):
     (folder / 'a' / '2.png').write_bytes(ZOO['half.png'])
     path = folder / 'data.tar'
     with tarfile.open(path, 'w') as tar:
@@ -396,7 +396,7 @@ def test_tar_files(folder):
     assert number_of(whole[9]) == ('a', 0, 0) and whole.damage.indices() == [9]
 
 
-def test_torchvisions_folders_name_the_file(folder):
+def test_torch_image_folder_names_a_damaged_file(folder):
     (folder / 'a' / '2.png').write_bytes(b'')
     with pytest.raises(DamagedError, match=f'{folder}/a/2.png cannot be decoded'):
         create_dataset('torch/image_folder', str(folder), 'train')[2]
@@ -404,7 +404,7 @@ def test_torchvisions_folders_name_the_file(folder):
 
 # What a data set remembers of it.
 
-def test_flags_are_lists_that_can_be_kept(folder):
+def test_indices_of_damaged_images_can_be_saved_and_restored(folder):
     damage, other = opened(folder, max_damaged=1.).damage, opened(folder, max_damaged=1.).damage
     damage.record(7, 'x')
     damage.record(2, 'x')
@@ -426,7 +426,7 @@ def identity_loader(dataset, workers, **kwargs):
 
 @pytest.mark.parametrize('workers, persistent, context', [
     (0, False, None), (2, False, 'fork'), (2, True, 'fork')])
-def test_workers_tell_the_main_process(workers, persistent, context, folder):
+def test_workers_report_damaged_images_to_the_main_process(workers, persistent, context, folder):
     for name in ('a/1.png', 'b/3.png'):
         (folder / name).write_bytes(b'')
     dataset = opened(folder, max_damaged=0.5)
@@ -440,8 +440,8 @@ def test_workers_tell_the_main_process(workers, persistent, context, folder):
     assert dataset.damage.indices() == [1, 4, 8]
 
 
-def test_a_data_set_that_was_sent_shares_its_flags(folder):
-    """As to workers that are spawned: pickled by torch's rules."""
+def test_a_data_set_sent_to_another_process_shares_its_damage(folder):
+    """Workers that are spawned get it in this way: pickled by torch's rules."""
     dataset, queue = opened(folder, max_damaged=1.), torch.multiprocessing.get_context('fork').Queue()
     queue.put(dataset)
     queue.get().damage.record(3, 'x')
@@ -449,7 +449,7 @@ def test_a_data_set_that_was_sent_shares_its_flags(folder):
 
 
 @pytest.mark.parametrize('max_damaged', [None, 0.])
-def test_a_workers_error_is_one_line(max_damaged, folder):
+def test_an_error_of_a_worker_is_one_line(max_damaged, folder):
     (folder / 'a' / '3.png').write_bytes(b'')
     with pytest.raises(DamagedError) as caught:
         list(identity_loader(opened(folder, max_damaged=max_damaged), 2))

@@ -1,4 +1,4 @@
-"""The folder index: timm's own reader is the oracle of what it holds; its memory is counted in a worker process."""
+"""The folder index: timm's own reader is the oracle of its content. Its memory is measured in a forked process."""
 import logging
 import os
 import pickle
@@ -31,7 +31,7 @@ def touch(path):
 
 
 def make_tree(root, seed):
-    """A small tree of names that are hard to sort: folders in folders, links to files and folders, dead links."""
+    """A small tree with names that are hard to sort, nested folders, links to files and folders, and dangling links."""
     draw = random.Random(seed)
     words = draw.sample(WORDS, draw.randint(2, 6))  # few, so that names collide but for case and zeros
     folders = [root]
@@ -41,7 +41,7 @@ def make_tree(root, seed):
     for folder in folders:
         for _ in range(draw.choice([0, 2, 8])):
             stem = ''.join(draw.choices(words, k=draw.randint(0, 4)))
-            stem = 'x' * stem.startswith('._') + stem  # see test_hidden_files_are_no_images
+            stem = 'x' * stem.startswith('._') + stem  # see test_hidden_files_are_ignored
             path = folder / (stem + draw.choice(EXTENSIONS[:5] if draw.random() < 0.7 else EXTENSIONS))
             if path.name and not os.path.lexists(path):
                 kind = draw.random()
@@ -55,7 +55,7 @@ def make_tree(root, seed):
 
 
 def open_both(root, **kwargs):
-    """Both readers; two numbers of one class where timm's depends on the process: then timm's is given ours."""
+    """Both readers. If timm's class order depends on the process, timm's reader gets ours as a class map."""
     try:
         theirs = ReaderImageFolder(root, **kwargs)
     except RuntimeError:
@@ -80,7 +80,7 @@ def assert_equal(ours, theirs):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('block', range(5))
-def test_random_trees_are_read_as_timm_does(tmp_path, block):
+def test_random_trees_are_read_as_by_timm(tmp_path, block):
     read = 0
     for seed in range(100 * block, 100 * block + 100):
         root = tmp_path / str(seed) / 'root9'
@@ -97,7 +97,7 @@ def test_random_trees_are_read_as_timm_does(tmp_path, block):
     assert read > 150
 
 
-def test_hidden_files_are_no_images(tmp_path):
+def test_hidden_files_are_ignored(tmp_path):
     for path in ('ant/1.jpg', 'ant/._1.jpg', 'ant/.1.jpg', '.git/2.jpg', 'ant/.git/bee/3.jpg', '._.jpg', '..x/4.jpg'):
         touch(tmp_path / path)
     (tmp_path / 'ant' / '.loop').symlink_to('..')
@@ -105,7 +105,7 @@ def test_hidden_files_are_no_images(tmp_path):
     assert reader.filenames() == ['ant/1.jpg', 'ant/.1.jpg'] and reader.class_to_idx == {'ant': 0}
 
 
-def test_relative_root(tmp_path, monkeypatch):
+def test_relative_folders_are_read_as_by_timm(tmp_path, monkeypatch):
     make_tree(tmp_path, 3)
     monkeypatch.chdir(tmp_path)
     touch(tmp_path / 'one' / '1.jpg')
@@ -116,7 +116,7 @@ def test_relative_root(tmp_path, monkeypatch):
 @given(st.lists(st.text(ALPHABET.replace('²', ''), min_size=1, max_size=7), min_size=1, max_size=20),
        st.integers(0, 30))
 @settings(max_examples=200)
-def test_keys_sort_and_tie_as_natural_key_does(names, number):
+def test_natural_keys_compare_as_those_of_timm(names, number):
     names = [f'/{name}.' for name in names] + [f'/x{number}x²1.png']
     ours, theirs = _natural_keys(names), [natural_key(name) for name in names]
     for i in range(len(names)):
@@ -125,26 +125,26 @@ def test_keys_sort_and_tie_as_natural_key_does(names, number):
             assert (ours[i] == ours[j]) == (theirs[i] == theirs[j])
 
 
-def test_long_numbers():
+def test_long_numbers_sort_as_in_timm():
     names = ['9' * 200, '1' + '0' * 200, '0' * 250 + '7', '7', '8', '']
     assert sorted(names, key=dict(zip(names, _natural_keys(names))).get) == sorted(names, key=natural_key)
 
 
-def test_classes_that_differ_in_zeros_or_case_have_one_order(tmp_path):
+def test_classes_that_differ_in_zeros_or_case_have_a_fixed_order(tmp_path):
     for name in ('A', 'a', '1', '01', '001'):
         touch(tmp_path / name / 'x.jpg')
     assert list(FolderReader(str(tmp_path)).class_to_idx) == ['001', '01', '1', 'A', 'a']
 
 
 @pytest.mark.parametrize('name', ['²', '1²2'])
-def test_superscripts_that_timm_fails_on(tmp_path, name):
+def test_superscripts_that_timm_refuses_are_read(tmp_path, name):
     touch(tmp_path / name / '3²4.jpg')
     with pytest.raises(ValueError, match='invalid literal'):
         ReaderImageFolder(str(tmp_path))
     assert FolderReader(str(tmp_path)).filenames() == [f'{name}/3²4.jpg']
 
 
-def test_class_map_of_a_file(tmp_path):
+def test_a_class_map_file_is_read_as_by_timm(tmp_path):
     for name in ('ant', 'bee', 'cat'):
         touch(tmp_path / name / '1.png')
     (tmp_path / 'map.txt').write_text('cat\nfly\nant\n')
@@ -152,7 +152,7 @@ def test_class_map_of_a_file(tmp_path):
     assert [target for _, target in FolderReader(str(tmp_path), class_map='map.txt').samples] == [2, 0]
 
 
-def test_the_data_set_is_timms_over_this_reader(photos):
+def test_the_data_set_of_timm_uses_this_reader(photos):
     dataset = create_dataset('', str(photos), 'validation')
     assert isinstance(dataset.reader, FolderReader) and dataset.reader.root == str(photos / 'val')
     theirs = ReaderImageFolder(str(photos / 'val'))
@@ -164,7 +164,7 @@ def test_the_data_set_is_timms_over_this_reader(photos):
     assert len(whole) == 24 and whole[0][0][:2] == b'\xff\xd8'
 
 
-def test_index_out_of_range_and_pickling(photos):
+def test_the_index_has_bounds_and_can_be_pickled(photos):
     reader = FolderReader(str(photos / 'train'))
     for index in (12, -13):
         with pytest.raises(IndexError):
@@ -173,14 +173,14 @@ def test_index_out_of_range_and_pickling(photos):
 
 
 @pytest.mark.parametrize('target', ['..', '.', '../..'])
-def test_loop_of_links_is_refused(tmp_path, target):
+def test_a_loop_of_links_is_refused(tmp_path, target):
     touch(tmp_path / 'train' / 'ant' / '1.jpg')
     (tmp_path / 'train' / 'ant' / 'again').symlink_to(target)
     with pytest.raises(DataError, match='ant/again.* the folder .*: remove the link'):
         create_dataset('', str(tmp_path), 'train')
 
 
-def test_two_links_to_one_folder_are_no_loop(tmp_path):
+def test_two_links_to_one_folder_are_accepted(tmp_path):
     touch(tmp_path / 'store' / '1.jpg')
     root = tmp_path / 'root'
     root.mkdir()
@@ -189,7 +189,7 @@ def test_two_links_to_one_folder_are_no_loop(tmp_path):
     assert_equal(*open_both(str(root)))
 
 
-def test_folder_that_cannot_be_read_is_named(photos, tmp_path, monkeypatch, caplog):
+def test_a_folder_that_cannot_be_read_is_named(photos, tmp_path, monkeypatch, caplog):
     root, scandir = shutil.copytree(photos / 'train', tmp_path / 'train'), os.scandir
 
     def refuse(path):
@@ -205,7 +205,7 @@ def test_folder_that_cannot_be_read_is_named(photos, tmp_path, monkeypatch, capl
     assert 'bee' in caplog.text
 
 
-def test_target_key_has_no_meaning_for_folders(photos):
+def test_target_key_is_refused_for_folders(photos):
     with pytest.raises(DataError, match="--target-key 'label'.*omit the flag"):
         create_dataset('', str(photos), 'train', target_key='label')
 
@@ -229,7 +229,7 @@ def private_bytes():
 
 
 def growth_when_touched(reader):
-    """Bytes by which a forked process grows that looks at every sample, after its first hundred."""
+    """Bytes by which a forked process grows that reads every sample after the first hundred."""
     read, write = os.pipe()
     child = os.fork()
     if not child:
@@ -246,7 +246,7 @@ def growth_when_touched(reader):
         return int(result.read())
 
 
-def test_index_is_about_the_bytes_of_the_names(many):
+def test_the_index_is_little_larger_than_the_file_names(many):
     reader = FolderReader(many)
     names = sum(map(len, reader.filenames(basename=True)))
     assert len(reader) == 20000 and reader.nbytes < names + 8 * len(reader)

@@ -36,7 +36,7 @@ def unsorted(tmp_path_factory):
 
 
 def slowly(names, labels, share, seed):
-    """The chosen names, one class at a time."""
+    """The chosen names, computed one class at a time."""
     chosen = set()
     for label in set(labels):
         own = sorted((name for name, other in zip(names, labels) if other == label),
@@ -48,7 +48,7 @@ def slowly(names, labels, share, seed):
 
 @pytest.mark.parametrize('share', [0.01, 0.1, 0.25, 0.5, 0.9, 0.999])
 @pytest.mark.parametrize('seed', [0, 42, 2 ** 32 - 1])
-def test_the_choice(share, seed):
+def test_the_choice_equals_a_simple_loop_and_ignores_the_order(share, seed):
     names = [f'{name}/{index:02d}.png' for name, count in COUNTS.items() for index in range(count)]
     labels = [name.split('/')[0] for name in names]
     expected = slowly(names, labels, share, seed)
@@ -60,8 +60,8 @@ def test_the_choice(share, seed):
     assert {name.split('/')[0] for name in expected} == set(COUNTS) - {'solo'}
 
 
-def test_the_choice_is_that_of_earlier_versions():
-    """Checkpoints keep only the share and the seed."""
+def test_the_choice_equals_that_of_earlier_versions():
+    """Checkpoints contain only the share and the seed."""
     chosen = choose([f'ant/{index}.jpg' for index in range(20)], [0] * 20, 0.2, 42)
     assert np.flatnonzero(chosen).tolist() == [1, 10, 12, 16]
 
@@ -74,7 +74,7 @@ def test_a_larger_share_contains_a_smaller_one_and_seeds_differ():
 
 
 def parts(argv):
-    """The files of both parts as the training opens them."""
+    """File names of both parts, as training opens them."""
     options = parse_train_args([*map(str, argv), '--num-classes', '10'])
     train, validation = build_datasets(options, CONFIG)
     return [[dataset.reader.filename(index) for index in range(len(dataset))] for dataset in (train, validation)]
@@ -87,7 +87,7 @@ def test_no_image_is_in_both_parts_and_none_is_missing(unsorted):
     assert sorted(train + validation) == sorted(names) and train == [name for name in train if name not in validation]
 
 
-def test_the_order_of_the_file_system_is_of_no_account(unsorted, monkeypatch):
+def test_the_order_of_the_file_system_has_no_effect(unsorted, monkeypatch):
     expected = parts([unsorted, '--val-split', 0.25])
     scandir = os.scandir
 
@@ -105,14 +105,14 @@ def test_the_order_of_the_file_system_is_of_no_account(unsorted, monkeypatch):
     assert parts([unsorted, '--val-split', 0.25]) == expected
 
 
-def test_the_folder_of_the_split_is_of_no_account(unsorted, tmp_path):
+def test_the_name_of_the_split_has_no_effect(unsorted, tmp_path):
     os.symlink(unsorted, tmp_path / 'train')
     os.symlink(unsorted, tmp_path / 'val')
     assert parts([tmp_path, '--val-split', 0.25]) == parts([unsorted, '--val-split', 0.25])
     assert parts([tmp_path, '--val-split', 0.25, '--train-split', 'val']) == parts([unsorted, '--val-split', 0.25])
 
 
-def test_seeds(unsorted):
+def test_the_seed_is_that_of_the_run_or_val_split_seed(unsorted):
     default = parts([unsorted, '--val-split', 0.25])
     assert default != parts([unsorted, '--val-split', 0.25, '--seed', 1])
     assert default == parts([unsorted, '--val-split', 0.25, '--seed', 1, '--val-split-seed', 42])
@@ -131,8 +131,8 @@ def kinds(unsorted, tmp_path_factory):
 
 
 @pytest.mark.parametrize('kind', ['folder', 'tar', 'demo', 'torch/folder', 'hfds'])
-def test_every_kind_with_an_index(kinds, kind):
-    """The images of both parts are those of the whole, in its order, and each has its own label and transform."""
+def test_the_parts_of_every_kind_with_an_index_are_the_whole(kinds, kind):
+    """The order is that of the whole. Each part has its own transform."""
     whole = open_split(parse_validate_args([*map(str, kinds[kind]), '--split', 'train']), 'train')
     options = parse_train_args([*map(str, kinds[kind]), '--val-split', '0.3', '--num-classes', '10'])
     both = build_datasets(options, CONFIG)
@@ -160,7 +160,7 @@ def test_data_without_an_index_or_with_several_labels_is_refused(argv, message, 
     assert end.value.code == 2 and message in capsys.readouterr().err
 
 
-def test_classes_of_one_image_alone_are_refused(tmp_path):
+def test_data_with_one_image_per_class_is_refused(tmp_path):
     for name in ('ant', 'bee'):
         (tmp_path / name).mkdir()
         Image.new('RGB', (8, 8)).save(tmp_path / name / '1.png')
@@ -168,7 +168,7 @@ def test_classes_of_one_image_alone_are_refused(tmp_path):
         parts([tmp_path, '--val-split', 0.1])
 
 
-def test_the_command_of_a_model_card_names_the_share():
+def test_the_command_of_a_model_card_contains_the_share():
     saved = vars(parse_train_args(['data', '--val-split', '0.25', '--train-split', 'all', '--seed', '7']))
     assert validate_command(saved, 'x').endswith('--split 0.25 --train-split all --val-split-seed 7')
     saved = vars(parse_train_args(['data', '--val-split', 'val', '--train-split', 'all', '--seed', '7']))
@@ -178,7 +178,7 @@ def test_the_command_of_a_model_card_names_the_share():
 # The number of classes.
 
 @pytest.mark.parametrize('kind, count', [('folder', 5), ('tar', 5), ('demo', 10), ('torch/folder', 5), ('hfds', 3)])
-def test_agmax_has_the_classes_of_the_data(kinds, kind, count, caplog):
+def test_agmax_takes_the_number_of_classes_from_the_data(kinds, kind, count, caplog):
     argv = [*map(str, kinds[kind]), '--val-split', '0.3']
     with caplog.at_level('INFO'):
         assert with_num_classes(parse_train_args([*argv, '--agmax'])).num_classes == count
@@ -211,8 +211,8 @@ def run(unsorted, tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_one_share_in_all_commands(run, unsorted, results_of, caplog, capsys, tmp_path, monkeypatch):
-    """Training, resuming, evaluation, report and the check of the data see the same images."""
+def test_all_commands_use_the_same_share(run, unsorted, results_of, caplog, capsys, tmp_path, monkeypatch):
+    """Training, resuming, evaluation, report and --check-data."""
     with caplog.at_level('INFO'):
         folder = run('--epochs', '1', '--cooldown-epochs', '1', '--report')
     assert caplog.text.count('train 24 images; 0.25 of train 9 images') == 2  # and in the report
@@ -239,7 +239,7 @@ def test_one_share_in_all_commands(run, unsorted, results_of, caplog, capsys, tm
 
 
 @pytest.mark.slow
-def test_a_run_has_the_numbers_of_one_that_names_them(run):
+def test_a_run_with_num_classes_from_the_data_equals_one_that_states_it(run):
     tables = []
     for number, words in enumerate((['--num-classes', '5'], [])):
         folder = run('--epochs', '1', *words, '--experiment', f'b{number}')
@@ -248,7 +248,7 @@ def test_a_run_has_the_numbers_of_one_that_names_them(run):
     assert tables[0] == tables[1] and len(tables[0]) == 1
 
 
-def test_a_checkpoint_decides_before_the_data(unsorted, tmp_path):
+def test_num_classes_come_from_the_checkpoint_before_the_data(unsorted, tmp_path):
     torch.save({'state_dict': {}, 'args': {'model': 'test_resnet', 'num_classes': 9}}, tmp_path / 'last.pth.tar')
     argv = [str(unsorted), '--val-split', '0.3', '--agmax', '--resume', str(tmp_path / 'last.pth.tar')]
     assert with_num_classes(parse_train_args(argv)).num_classes == 9

@@ -1,4 +1,4 @@
-"""Labels that are no indices of classes: exact ones are taken, all others are one line with sample and value."""
+"""Labels: exact class indices are accepted, all others are refused in one line with sample and value."""
 import io
 import json
 import tarfile
@@ -31,7 +31,7 @@ def offline(monkeypatch):
 
 @pytest.mark.parametrize('label, index', [
     (2, 2), (2., 2), (True, 1), (False, 0), (np.int64(1), 1), (np.float32(2), 2), (np.bool_(True), 1)])
-def test_exact_labels_are_taken(label, index):
+def test_exact_labels_are_accepted(label, index):
     assert class_index(label, 3) == index and type(class_index(label)) is int
 
 
@@ -75,7 +75,7 @@ COLUMNS = {
 @pytest.mark.slow
 @pytest.mark.parametrize('kind', ['hfds', 'hfids'])
 @pytest.mark.parametrize('case', COLUMNS)
-def test_labels_of_hugging_face_data(tmp_path, kind, case):
+def test_labels_of_hugging_face_data_are_accepted_or_refused(tmp_path, kind, case):
     labels, feature, num_classes, told = COLUMNS[case]
     folder = write_parquet(tmp_path / 'data', labels, feature)
 
@@ -93,7 +93,7 @@ def test_labels_of_hugging_face_data(tmp_path, kind, case):
 
 
 @pytest.mark.parametrize('kind', ['hfds', 'hfids'])
-def test_labels_that_a_class_map_names(tmp_path, kind):
+def test_a_class_map_translates_labels(tmp_path, kind):
     folder = write_parquet(tmp_path / 'data', ['cat', 'dog', 'fly'], value('string'))
 
     def read(names):
@@ -107,7 +107,7 @@ def test_labels_that_a_class_map_names(tmp_path, kind):
         read('cat\ndog\n')
 
 
-def test_labels_that_count_from_1(tmp_path):
+def test_labels_that_start_at_1_are_refused(tmp_path):
     folder = write_parquet(tmp_path / 'data', [1, 2, 3], value('int64'))
     dataset = open_dataset(f'hfds/{folder}', str(tmp_path / 'cache'), 'train')
     with pytest.raises(DataError, match='labels 1 to 3.*subtract 1'):
@@ -118,7 +118,7 @@ def test_labels_that_count_from_1(tmp_path):
         list(dataset)
 
 
-def test_a_column_within_another(tmp_path):
+def test_a_label_in_a_nested_column_is_checked(tmp_path):
     folder = write_parquet(tmp_path / 'data', [{'a': 0}, {'a': None}], {'a': value('int64')})
     dataset = open_dataset(f'hfds/{folder}', str(tmp_path / 'cache'), 'train', target_key='label/a')
     with pytest.raises(LabelError, match='sample 1 .*train.* None'):
@@ -130,7 +130,7 @@ def test_a_column_within_another(tmp_path):
     ([[0], [1, 3]], value('int64'), False, (1, '[1, 3]')), ([[0], ['x']], value('string'), False, (0, "['0']")),
     ([[0., 1., 1.], [1., 2., 0.]], value('float32'), True, (1, '[1.0, 2.0, 0.0]')),
     ([[0, 2], []], value('int64'), False, None)])
-def test_several_labels_of_an_image(tmp_path, kind, labels, feature, dense, told):
+def test_several_labels_per_image_are_checked(tmp_path, kind, labels, feature, dense, told):
     folder = write_parquet(tmp_path / 'data', labels, datasets.Sequence(feature))
 
     def read():
@@ -178,7 +178,7 @@ SHARDS = [
 @pytest.mark.slow
 @pytest.mark.parametrize('options', [{}, {'workers': 1}, {'share': True}, {'training': True}], ids=str)
 @pytest.mark.parametrize('labels, shown, reason', SHARDS)
-def test_labels_in_shards(tmp_path, labels, shown, reason, options):
+def test_invalid_labels_in_shards_are_refused(tmp_path, labels, shown, reason, options):
     with pytest.raises(LabelError) as caught:
         read_shard(tmp_path, labels, **options)
     line = str(caught.value)
@@ -187,28 +187,28 @@ def test_labels_in_shards(tmp_path, labels, shown, reason, options):
 
 
 @pytest.mark.slow
-def test_exact_labels_in_shards(tmp_path):
+def test_exact_labels_in_shards_are_accepted(tmp_path):
     assert read_shard(tmp_path, [b'0', b'2.0\n', b' 1 ']) == [0, 2, 1]
 
 
 @pytest.mark.parametrize('label, told', [
     (1.5, 'the label 1.5: a class index is a whole number'), (None, 'the label None: it has no class'),
     ('cat', "the label 'cat'"), (3, 'the label 3: the model has the classes 0 to 2'), ([0, 1], 'the label [0, 1]')])
-def test_labels_in_json_files(tmp_path, label, told):
+def test_invalid_labels_in_json_files_are_refused(tmp_path, label, told):
     labels = [json.dumps({'kind': value}).encode() for value in (0, label)]
     with pytest.raises(LabelError) as caught:
         read_shard(tmp_path, labels, target_key='kind')
     assert told in str(caught.value)
 
 
-def test_exact_labels_in_json_files(tmp_path):
+def test_exact_labels_in_json_files_are_accepted(tmp_path):
     labels = [json.dumps({'kind': value}).encode() for value in (2, 1.0, True, '2', -1)]
     assert read_shard(tmp_path, labels, target_key='kind') == [2, 1, 1, 2]  # timm leaves out -1
     with pytest.raises(LabelError, match="sample '001' of .* has no field 'kind'"):
         read_shard(tmp_path, [labels[0], b'{}'], target_key='kind')
 
 
-def test_what_is_no_json_or_lacks_a_label_is_left_out_with_a_warning(tmp_path, caplog):
+def test_a_sample_with_invalid_json_is_left_out_with_a_warning(tmp_path, caplog):
     labels = [json.dumps({'kind': value}).encode() for value in (2, 1)]
     assert read_shard(tmp_path, [labels[0], b'{', labels[1]], target_key='kind') == [2, 1]
     assert 'Handling webdataset error' in caplog.text
@@ -216,7 +216,7 @@ def test_what_is_no_json_or_lacks_a_label_is_left_out_with_a_warning(tmp_path, c
 
 @pytest.mark.parametrize('case', ['null', 'string'])
 @pytest.mark.parametrize('command', ['train', 'validate', 'train --check-data', 'validate --check-data'])
-def test_every_command_ends_with_one_line(tmp_path, monkeypatch, capsys, weights, command, case):
+def test_every_command_refuses_invalid_labels_in_one_line(tmp_path, monkeypatch, capsys, weights, command, case):
     monkeypatch.chdir(tmp_path)
     labels, feature, _, told = COLUMNS[case]
     folder = write_parquet(tmp_path / 'data', labels, feature)
@@ -237,7 +237,7 @@ def test_every_command_ends_with_one_line(tmp_path, monkeypatch, capsys, weights
 
 @pytest.mark.parametrize('script', ['train', 'validate'])
 @pytest.mark.parametrize('workers', ['0', '1'])
-def test_a_label_that_is_found_while_reading_ends_a_run_with_one_line(tmp_path, capsys, weights, script, workers):
+def test_an_invalid_label_found_while_reading_ends_a_run_in_one_line(tmp_path, capsys, weights, script, workers):
     write_shard(tmp_path / 'x.tar', [b'0', b'1', b'2', b'fly'])
     argv = ['--dataset', 'wds/x', '--data-dir', str(tmp_path), *SMALL, '-j', workers]
     with pytest.raises(SystemExit) as end:

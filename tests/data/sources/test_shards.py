@@ -1,4 +1,4 @@
-"""Data past one disk: every sample is counted, by one process and by two, and what cannot be read is said at once."""
+"""Data in shards: one process and two processes read every sample, and data that cannot be read is refused at once."""
 import csv
 import functools
 import http.server
@@ -96,7 +96,7 @@ def serve():
 
 @pytest.fixture(scope='module')
 def sources(tmp_path_factory, serve):
-    """By kind, the name and root of the same samples."""
+    """Name and root of the same samples, by kind."""
     folder = tmp_path_factory.mktemp('sources')
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(datasets.config, 'HF_HUB_OFFLINE', True)
@@ -110,7 +110,7 @@ def sources(tmp_path_factory, serve):
 
 @pytest.fixture
 def shards(tmp_path):
-    """A copy that a test may damage."""
+    """A copy that a test may change."""
     (tmp_path / 'shards').mkdir()
     return write_shards(tmp_path / 'shards')
 
@@ -134,7 +134,7 @@ def open_split(kind, source, split, workers=0, **kwargs):
 
 
 def read_training(kind, source, workers, epochs=2):
-    """Of each epoch: the numbers of the samples, and those of batches delivered and announced."""
+    """For each epoch: the numbers of the samples, and the numbers of delivered and announced batches."""
     dataset = open_split(kind, source, 'train', workers)
     loader = create_two_view_loader(
         dataset, 16, BATCH, num_workers=workers, mean=LEVELS['mean'],
@@ -155,7 +155,7 @@ def read_training(kind, source, workers, epochs=2):
 
 
 class Recorder(torch.nn.Module):
-    """Logits that depend on the image, and the numbers of all images seen."""
+    """A model whose logits depend on the image. It records the numbers of all images."""
 
     def __init__(self):
         super().__init__()
@@ -190,7 +190,7 @@ def read_all(sources):
 
 
 def run_rank(rank, sources, folder, port):
-    """All that two ranks do, in one pair of processes. Forked: importing torch and timm again takes seconds."""
+    """All work of a rank, in one pair of forked processes. To import torch and timm again takes seconds."""
     sys.stderr = open(folder / f'stderr-{rank}', 'w', buffering=1)
     sys.stdout = open(folder / f'stdout-{rank}', 'w', buffering=1)
     try:
@@ -223,7 +223,7 @@ def run_rank(rank, sources, folder, port):
 
 @pytest.fixture(scope='module')
 def ranks(sources, tmp_path_factory):
-    """Folder of what two ranks wrote."""
+    """Folder with the outcomes of two ranks."""
     folder, port = tmp_path_factory.mktemp('ranks'), free_port()
     context = multiprocessing.get_context('fork')
     processes = [context.Process(target=run_rank, args=(rank, sources, folder, port)) for rank in range(2)]
@@ -240,13 +240,13 @@ def ranks(sources, tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def outcomes(sources, ranks):
-    """By number of ranks, what each of them read."""
+    """What each rank read, by number of ranks."""
     return {1: [read_all(sources)], 2: [torch.load(ranks / f'{rank}.pt', weights_only=False)[1] for rank in range(2)]}
 
 
 @pytest.mark.parametrize('world_size', [1, 2])
 @pytest.mark.parametrize('kind, workers', CASES)
-def test_training_delivers_what_it_announces_on_every_rank(outcomes, kind, workers, world_size):
+def test_training_delivers_the_announced_batches_on_every_rank(outcomes, kind, workers, world_size):
     total, readers = sum(LENGTHS['train']), world_size * max(1, workers)
     # Each reader rounds its part up to whole batches; a data set with an index drops what is left.
     expected = max(1, workers) * math.ceil(total / readers / BATCH)
@@ -261,20 +261,20 @@ def test_training_delivers_what_it_announces_on_every_rank(outcomes, kind, worke
 
 @pytest.mark.parametrize('world_size', [1, 2])
 @pytest.mark.parametrize('kind', ['wds', 'http', 'hfids'])
-def test_training_order_is_new_each_epoch(outcomes, kind, world_size):
+def test_the_order_of_training_changes_each_epoch(outcomes, kind, world_size):
     first, second = ([outcome[kind, 0][0][epoch][0] for outcome in outcomes[world_size]] for epoch in range(2))
     assert first != second and len({tuple(numbers) for numbers in first}) == world_size
 
 
-def test_training_sees_every_sample_over_the_epochs(sources):
-    """A reader with long shards does not finish them; whose they are is drawn anew."""
+def test_training_reads_every_sample_within_some_epochs(sources):
+    """A reader does not finish long shards. The shards of a reader are drawn anew each epoch."""
     epochs = read_training('wds', sources['wds'], workers=4, epochs=12)
     assert {n for numbers, *_ in epochs for n in numbers} == set(range(sum(LENGTHS['train'])))
 
 
 @pytest.mark.parametrize('world_size', [1, 2])
 @pytest.mark.parametrize('kind, workers', [case for case in CASES if case[0] != 'hfds'])
-def test_evaluation_sees_every_sample_once(outcomes, kind, workers, world_size):
+def test_evaluation_reads_every_sample_once(outcomes, kind, workers, world_size):
     read = [outcome[kind, workers][1] for outcome in outcomes[world_size]]
     assert Counter(n for numbers, *_ in read for n in numbers) == Counter(range(sum(LENGTHS['val'])))
     if kind != 'hfids':
@@ -289,7 +289,7 @@ def test_evaluation_of_one_shard_leaves_a_rank_idle(ranks):
 
 @pytest.mark.parametrize('world_size', [1, 2])
 @pytest.mark.parametrize('kind, workers', CASES)
-def test_metrics_are_those_of_all_samples(outcomes, kind, workers, world_size):
+def test_metrics_count_all_samples(outcomes, kind, workers, world_size):
     total = sum(LENGTHS['val'])
     grey = torch.tensor([8 * n + 4 for n in range(total)], dtype=torch.float64) / 255
     logits = torch.stack([(grey * k).sin() for k in (3., 5., 7.)], dim=1)
@@ -301,7 +301,7 @@ def test_metrics_are_those_of_all_samples(outcomes, kind, workers, world_size):
         assert metrics['loss'] == pytest.approx(expected, abs=1e-6)
 
 
-def test_two_ranks_train_and_validate_as_validate_alone_does(ranks, sources, capsys):
+def test_metrics_of_two_ranks_equal_those_of_validate(ranks, sources, capsys):
     with open(ranks / 'run' / 'summary.csv', newline='') as f:
         row = next(csv.DictReader(f))
     name, root = sources['wds']
@@ -326,7 +326,7 @@ def test_fewer_shards_than_readers_is_an_error_on_every_rank(ranks, experiment, 
 
 @pytest.fixture
 def fail(capsys, tmp_path):
-    """Function: the line that train.py, or validate.py, ends with, status 2."""
+    """Function: the error of train.py or validate.py, which ends with status 2."""
     def run(*argv, main=train_cli.main):
         options = [*SMALL, '--output', str(tmp_path), '--experiment', 'run'] if main is train_cli.main else []
         start = time.monotonic()
@@ -353,18 +353,18 @@ WDS = ['--dataset', 'wds/x', '--val-split', 'val']
     (['--target-key', 'nothing'], ['train-0.tar', "'nothing'", "only 'other'", '--target-key']),
     (['--input-key', 'tiff'], ["split 'train'", '--input-key']),
 ])
-def test_what_shards_cannot_do_is_one_line(sources, fail, argv, words):
+def test_options_that_shards_do_not_support_are_refused(sources, fail, argv, words):
     line = fail('--data-dir', sources['wds'][1], *WDS, *argv)
     assert all(word in line for word in words), line
 
 
-def test_validate_needs_the_number_too(sources, ranks, fail):
+def test_validate_needs_the_number_of_samples(sources, ranks, fail):
     line = fail('--data-dir', sources['wds'][1], '--dataset', 'wds/x', '--split', 'val-{0..3}.tar', '--checkpoint',
                 ranks / 'run' / 'last.pth.tar', main=validate_cli.main)
     assert '--num-samples N' in line
 
 
-def test_no_folder_and_no_host(fail, tmp_path, serve, sources):
+def test_missing_folders_hosts_and_shards_are_refused(fail, tmp_path, serve, sources):
     assert '--data-dir' in fail(*WDS)
     assert 'nowhere' in fail('--data-dir', tmp_path / 'nowhere', *WDS)
     port = free_port()
@@ -374,7 +374,7 @@ def test_no_folder_and_no_host(fail, tmp_path, serve, sources):
     assert f'{url}/train-4.tar' in line and '404' in line
 
 
-def test_a_host_that_takes_connections_and_says_nothing(fail, monkeypatch):
+def test_a_host_that_does_not_answer_is_refused(fail, monkeypatch):
     monkeypatch.setattr('agmax_timm.data.sources.shards.URL_TIMEOUT', 0.3)
     with socket.create_server(('127.0.0.1', 0)) as silent:
         url = f'http://127.0.0.1:{silent.getsockname()[1]}'
@@ -384,7 +384,7 @@ def test_a_host_that_takes_connections_and_says_nothing(fail, monkeypatch):
 @pytest.mark.parametrize('source, size', [
     (source, size) for source in ('folder', 'url') for size in (0, 512 * 5, 512 * 5 + 7)
 ] + [('url without ranges', 512 * 5 + 7)])  # of whole blocks, only their end would tell
-def test_a_shard_that_is_cut_off(shards, serve, fail, source, size):
+def test_a_truncated_shard_is_refused(shards, serve, fail, source, size):
     os.truncate(shards / 'val-1.tar', size)
     root = shards if source == 'folder' else serve(shards, ranges=source == 'url')
     line = fail('--data-dir', root, *WDS)
@@ -392,7 +392,7 @@ def test_a_shard_that_is_cut_off(shards, serve, fail, source, size):
 
 
 @pytest.mark.parametrize('blocks', [6, 7])
-def test_samples_that_get_lost_while_evaluating_are_reported(shards, caplog, blocks):
+def test_samples_lost_during_evaluation_are_reported(shards, caplog, blocks):
     dataset = open_split('wds', ('wds/x', str(shards)), 'val')
     os.truncate(shards / 'val-0.tar', blocks * 512 + 100)
     args = Namespace(workers=0, pin_mem=False, no_pin_mem=False, naflex_loader=False,
@@ -405,8 +405,8 @@ def test_samples_that_get_lost_while_evaluating_are_reported(shards, caplog, blo
     assert lost > 0 and re.search(f'Evaluated {13 - lost} samples .* 13', caplog.messages[-1])
 
 
-def test_shards_that_go_while_training(shards, tmp_path, capsys, monkeypatch):
-    """A rank that ended its epoch early and silently would keep the others waiting."""
+def test_shards_deleted_during_training_are_an_error(shards, tmp_path, capsys, monkeypatch):
+    """If a rank ended its epoch early, the others would wait for it."""
     train_one_epoch = run_epochs.train_one_epoch
 
     def without_shards(*args):
@@ -419,21 +419,20 @@ def test_shards_that_go_while_training(shards, tmp_path, capsys, monkeypatch):
     assert exit_info.value.code == 2 and 'after 0 of 5 batches' in capsys.readouterr().err
 
 
-def test_fewer_batches_than_announced():
+def test_fewer_batches_than_announced_are_an_error():
     check_delivered(2, 2)
     with pytest.raises(DataError, match='1 of 2 batches.*--target-key'):
         check_delivered(1, 2)
 
 
-def test_the_loader_asks_for_the_batch_size_of_the_data(sources):
+def test_a_batch_size_other_than_that_of_the_data_is_refused(sources):
     name, root = sources['wds']
     dataset = open_dataset(name, root, 'train', is_training=True, batch_size=3)
     with pytest.raises(ValueError, match='batch_size=4'):
         create_two_view_loader(dataset, 16, 4, device='cpu')
 
 
-def test_fewer_samples_than_a_rank_reads_in_evaluation(shards):
-    """More readers than shards: some have nothing to do."""
+def test_evaluation_with_more_workers_than_shards_reads_every_sample(shards):
     name = 'val-0.tar|7'
     dataset = open_dataset('wds/x', str(shards), name, batch_size=BATCH)
     args = Namespace(workers=3, pin_mem=False, no_pin_mem=False, naflex_loader=False,
@@ -467,7 +466,7 @@ def test_every_kind_trains_and_validates(sources, photos, tmp_path, kind):
 
 
 @pytest.mark.parametrize('kind', ['hfds', 'hfids'])
-def test_hugging_face_class_names(sources, kind):
+def test_class_names_of_hugging_face_data_are_known(sources, kind):
     train, val = (open_split(kind, sources[kind], split) for split in ('train', 'val'))
     assert class_names(train) == list(CLASSES)
     check_classes(train, val, 3)
@@ -476,7 +475,7 @@ def test_hugging_face_class_names(sources, kind):
 
 
 @pytest.mark.parametrize('kind', ['hfds', 'hfids'])
-def test_keys_of_image_and_label(tmp_path, kind):
+def test_keys_of_image_and_label_are_used(tmp_path, kind):
     folder = write_parquet(tmp_path / 'parquet', image='picture', label='kind')
     argv = ['--dataset', f'{kind}/{folder}', '--data-dir', tmp_path / 'cache', '--input-key', 'picture', '--target-key',
             'kind', *LENGTH_FLAGS[kind]]
@@ -488,7 +487,7 @@ def test_target_key_names_a_field_of_the_json_files(sources):
     assert [(int(np.asarray(image)[0, 0, 0]) // 8 + 1) % 3 for image, _ in dataset] == [t for _, t in dataset]
 
 
-def test_files_for_sequence_say_no_number_of_samples(sources, fail, tmp_path):
+def test_hfids_needs_the_number_of_samples(sources, fail, tmp_path):
     name, root = sources['hfids'][0], tmp_path / 'cache'  # hfds/ leaves the numbers in its own
     line = fail('--dataset', name, '--data-dir', root)
     assert "split 'train'" in line and '--train-num-samples N' in line
@@ -496,7 +495,7 @@ def test_files_for_sequence_say_no_number_of_samples(sources, fail, tmp_path):
     assert "split 'validation'" in line and '--val-num-samples N' in line
 
 
-def test_fewer_files_than_workers(sources, fail):
+def test_more_workers_than_files_are_refused(sources, fail):
     name, root = sources['hfids']
     line = fail('--dataset', name, '--data-dir', root, '--train-num-samples', 18, '--val-num-samples', 13, '-j', '5')
     assert '4 shard(s)' in line and '5 worker(s)' in line and '--workers 4' in line and 'hfds/' in line
@@ -509,7 +508,7 @@ def test_fewer_files_than_workers(sources, fail):
     (['--dataset', 'hfds/nowhere/nothing'], ['nowhere/nothing']),
 ])
 @pytest.mark.parametrize('kind', ['hfds', 'hfids'])
-def test_what_hugging_face_cannot_open_is_one_line(sources, fail, kind, argv, words):
+def test_data_that_hugging_face_cannot_open_is_refused_in_one_line(sources, fail, kind, argv, words):
     name, root = sources[kind]
     argv = [word.replace('hfds/', f'{kind}/') for word in argv]
     line = fail('--dataset', name, '--data-dir', root, *LENGTH_FLAGS[kind], *argv)
@@ -517,6 +516,6 @@ def test_what_hugging_face_cannot_open_is_one_line(sources, fail, kind, argv, wo
 
 
 @pytest.mark.parametrize('package, name', [('webdataset', 'wds/x'), ('datasets', 'hfds/x'), ('datasets', 'hfids/x')])
-def test_a_package_that_is_not_installed(shards, fail, monkeypatch, package, name):
+def test_a_missing_package_is_named(shards, fail, monkeypatch, package, name):
     monkeypatch.setattr('agmax_timm.data.sources.shards.find_spec', {package: None}.get)
     assert f'pip install {package}' in fail('--dataset', name, '--data-dir', shards)

@@ -1,4 +1,4 @@
-"""validate.py on other images than those of the data: corrupted, attacked, augmented, of some classes."""
+"""validate.py on corrupted, attacked and augmented images, and on subsets of the classes."""
 import csv
 import json
 import os
@@ -68,7 +68,7 @@ def weights(textures, tmp_path_factory):
 
 
 def pixels_of(root, **kwargs):
-    """All images [N, 3, H, W] in [0, 1] and targets [N] of the folder's val, as they are shown to test_resnet."""
+    """All images [N, 3, H, W] in [0, 1] and targets [N] of the folder's val, as test_resnet gets them."""
     loader = create_loader(
         create_dataset('', str(root), split='val'), (3, SIZE, SIZE), 100, num_workers=0, device=torch.device('cpu'),
         interpolation='bilinear', mean=(0.,) * 3, std=(1.,) * 3, **{'crop_pct': 0.95, **kwargs})
@@ -83,7 +83,7 @@ def top1(logits, target):
 
 @pytest.mark.parametrize('attack, norm, epsilons', [
     ('fgsm', 'linf', ['1', '6']), ('pgd', 'linf', ['2']), ('pgd', 'l2', ['0.3'])])
-def test_an_attack_is_that_of_the_pixels(attack, norm, epsilons, textures, weights, results_of):
+def test_attack_results_equal_those_of_attacked_pixels(attack, norm, epsilons, textures, weights, results_of):
     path, model = weights()
     model.requires_grad_(False)
     images, target = pixels_of(textures)
@@ -101,8 +101,8 @@ def test_an_attack_is_that_of_the_pixels(attack, norm, epsilons, textures, weigh
     assert results['top1'] == pytest.approx(top1(model((images - 0.5) / 0.5), target), abs=1e-3)
 
 
-class Watched(torch.nn.Module):
-    """A model that remembers its inputs."""
+class RecordsInputs(torch.nn.Module):
+    """A model that records its inputs."""
 
     def __init__(self, model):
         super().__init__()
@@ -115,11 +115,11 @@ class Watched(torch.nn.Module):
 
 @pytest.fixture
 def passes(monkeypatch):
-    """List of what is evaluated in each pass: inputs [N, 3, H, W], and the metrics."""
+    """List of the evaluations: inputs [N, 3, H, W] and metrics of each."""
     seen, evaluate = [], measures.evaluate
 
     def watched(model, *args, **kwargs):
-        watched = Watched(model)
+        watched = RecordsInputs(model)
         metrics = evaluate(watched, *args, **kwargs)
         seen.append((torch.cat(watched.inputs), metrics))
         return metrics
@@ -135,7 +135,7 @@ def passes(monkeypatch):
     ['--attack', 'fgsm', '--amp', '--amp-dtype', 'bfloat16', '--no-prefetcher'],
     ['--attack', 'fgsm', '--amp', '--amp-dtype', 'float16', '--attack-norm', 'l2'],
     ['--attack', 'fgsm', '--torchscript', '--reparam']])
-def test_what_is_evaluated_is_within_its_bounds(flags, textures, weights, results_of, passes):
+def test_attacked_inputs_are_within_their_bounds(flags, textures, weights, results_of, passes):
     path, _ = weights()
     norm = 'l2' if 'l2' in flags else 'linf'
     epsilons = ['0', '0.1', '0.4', '1'] if norm == 'l2' else ['0', '1', '4', '16']
@@ -154,7 +154,7 @@ def test_what_is_evaluated_is_within_its_bounds(flags, textures, weights, result
     assert accuracies == sorted(accuracies, reverse=True) and accuracies[-1] < accuracies[0]
 
 
-def test_the_start_of_an_attack_is_the_images_own(textures, weights, results_of, passes):
+def test_the_start_of_an_attack_depends_on_image_and_seed_only(textures, weights, results_of, passes):
     path, _ = weights()
     words = [textures, *RESNET, '--checkpoint', path, '--attack', 'pgd', '--attack-eps', '4', '--attack-steps', '1',
              '--attack-step-size', '0.1']
@@ -166,7 +166,7 @@ def test_the_start_of_an_attack_is_the_images_own(textures, weights, results_of,
 
 
 def attack_of(epsilon=4.):
-    """An Attack on a linear model of 3 classes, for images of ImageNet's mean and deviation."""
+    """An Attack on a linear model of 3 classes, with the mean and standard deviation of ImageNet."""
     args = parse_validate_args(['x', '--attack', 'pgd', '--seed', '5'])
     torch.manual_seed(0)
     subject = types.SimpleNamespace(
@@ -176,7 +176,7 @@ def attack_of(epsilon=4.):
     return attacked.Attack(subject, epsilon)
 
 
-def test_every_level_of_a_pixel_is_the_same_to_the_bit_after_an_attack_of_nothing():
+def test_an_attack_of_epsilon_0_changes_no_bit_of_any_level():
     levels = torch.arange(256.).expand(2, 3, 1, 256)
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
     input = (levels - 255 * mean) / (255 * std)
@@ -185,8 +185,8 @@ def test_every_level_of_a_pixel_is_the_same_to_the_bit_after_an_attack_of_nothin
     assert pixels.min() >= -1e-6 and pixels.max() <= 1 + 1e-6 and (pixels - levels / 255).abs().max() < 4.001 / 255
 
 
-def test_ranks_start_as_one_process_does(monkeypatch):
-    """The second of two ranks has every other image, from the second on."""
+def test_ranks_start_attacks_like_one_process(monkeypatch):
+    """The second of two ranks has every other image, beginning with the second."""
     of_one = attack_of()._start(torch.zeros(10, 3, 1, 256))
     monkeypatch.setattr(attacked, 'rank', lambda: 1)
     monkeypatch.setattr(attacked, 'world_size', lambda: 2)
@@ -195,7 +195,7 @@ def test_ranks_start_as_one_process_does(monkeypatch):
     assert torch.equal(starts, of_one[1::2]) and not torch.equal(of_one[0], of_one[1])
 
 
-def test_attacks_are_on_the_outputs_that_are_classes(textures, weights, results_of, tmp_path):
+def test_attacks_use_only_outputs_of_valid_labels(textures, weights, results_of, tmp_path):
     path, model = weights((8, 2, 5), num_classes=9)
     model.requires_grad_(False)
     (tmp_path / 'valid.txt').write_text('8\n2\n5\n')
@@ -213,7 +213,7 @@ def test_attacks_are_on_the_outputs_that_are_classes(textures, weights, results_
 
 @pytest.fixture(scope='module')
 def corrupted(textures, tmp_path_factory):
-    """Folder of the textures made darker: dark/1 and dark/4 by 40 and 160 levels, and extra/grey/2."""
+    """Folder of darker textures: dark/1 and dark/4 by 40 and 160 levels, and gray ones: extra/grey/2."""
     root = tmp_path_factory.mktemp('corrupted')
     for name, severity in (('dark', 1), ('dark', 4), ('extra/grey', 2)):
         for source in (textures / 'val').rglob('*.png'):
@@ -235,7 +235,7 @@ def error_on(model, root, folder):
         return 100 - top1(model((images - 0.5) / 0.5), target)
 
 
-def test_a_folder_of_corruptions(textures, corrupted, weights, results_of, tmp_path):
+def test_errors_of_a_folder_of_corruptions(textures, corrupted, weights, results_of, tmp_path):
     path, model = weights()
     words = [textures, *RESNET, '--checkpoint', path, '--corruptions-dir', corrupted]
     results = results_of(*words)
@@ -252,7 +252,7 @@ def test_a_folder_of_corruptions(textures, corrupted, weights, results_of, tmp_p
         'dark_4_err', 'dark_err', 'corruption_err']
 
 
-def test_the_classes_of_corrupted_images_are_those_of_the_data(textures, weights, refusal, tmp_path):
+def test_corrupted_images_of_other_classes_are_refused(textures, weights, refusal, tmp_path):
     path, _ = weights()
     for name in ('ant', 'bee'):
         (tmp_path / 'fog' / '1' / name).mkdir(parents=True)
@@ -261,8 +261,8 @@ def test_the_classes_of_corrupted_images_are_those_of_the_data(textures, weights
     assert '--corruptions-dir' in line and 'other classes' in line
 
 
-def test_mean_corruption_error_is_for_imagenet_c(monkeypatch, textures, corrupted, weights, results_of):
-    """All 15 at all severities, of ImageNet's classes: then AlexNet is what errors are relative to."""
+def test_imagenet_c_has_errors_relative_to_alexnet(monkeypatch, textures, corrupted, weights, results_of):
+    """It needs all 15 corruptions at all severities, and the classes of ImageNet."""
     listed = [measures.Corruption(name, severity, str(corrupted / 'dark' / '4'))
               for name in ALEXNET_ERRORS for severity in range(1, 6)]
     monkeypatch.setattr(measures, 'list_corruptions', lambda args: listed)
@@ -275,7 +275,7 @@ def test_mean_corruption_error_is_for_imagenet_c(monkeypatch, textures, corrupte
 
 @pytest.fixture
 def package(monkeypatch):
-    """A stand-in for imagecorruptions-imaug: `fog` is noise of numpy's generator, `dark` none."""
+    """A replacement of imagecorruptions-imaug: `fog` is noise of numpy's generator, `dark` draws no number."""
     package, module = types.ModuleType('imagecorruptions'), types.ModuleType('imagecorruptions.corruptions')
 
     def glass_blur(x, severity, seed):
@@ -296,7 +296,7 @@ def package(monkeypatch):
     monkeypatch.setitem(sys.modules, 'imagecorruptions.corruptions', module)
 
 
-def test_images_corrupted_as_they_are_read(package, textures, corrupted, weights, results_of, passes):
+def test_images_are_corrupted_when_they_are_read(package, textures, corrupted, weights, results_of, passes):
     path, model = weights()
     words = [textures, *RESNET, '--checkpoint', path, '--corruptions', 'all', '--crop-pct', 1]
     results = results_of(*words, '--severities', 4, 1)
@@ -326,7 +326,7 @@ def test_stress_is_drawn_by_image_and_seed(textures, weights, results_of, passes
 
 
 def test_agreement_without_augmentation_is_complete(ema_run, photos, results_of, weights, monkeypatch):
-    """By the recipe of the run: one that does not augment agrees with itself, timm's default does not."""
+    """Agreement uses the augmentation of the run. Without augmentation, a model agrees with itself."""
     path = str(ema_run / 'last.pth.tar')
     words = [photos, '--checkpoint', path, '--use-ema', '--agreement', '-j', '0', '--device', 'cpu']
     results = results_of(*words)
@@ -340,7 +340,7 @@ def test_agreement_without_augmentation_is_complete(ema_run, photos, results_of,
         name: results[name] for name in results if 'agree' not in name}
 
 
-def test_calibration_is_that_of_the_outputs(textures, weights, results_of):
+def test_calibration_error_equals_that_of_the_outputs(textures, weights, results_of):
     path, model = weights()
     images, target = pixels_of(textures)
     with torch.no_grad():
@@ -357,7 +357,7 @@ ALL = ['--calibration', '--agreement', '--stress', 'crop', '--attack', 'pgd', '-
        '2']
 
 
-def test_ranks_agree_with_one_process(textures, corrupted, weights, results_of, tmp_path):
+def test_results_of_ranks_equal_those_of_one_process(textures, corrupted, weights, results_of, tmp_path):
     words = [str(textures), *RESNET, '--checkpoint', weights()[0], *ALL, '--corruptions-dir', str(corrupted),
              '--results-file', str(tmp_path / 'ranks'), '--results-format', 'json', '--report-dir', str(tmp_path / 'r')]
     ranks = start_ranks(2, tmp_path / 'logs', validate_cli.main, [*words, *SMALL_VALIDATION])
@@ -369,7 +369,7 @@ def test_ranks_agree_with_one_process(textures, corrupted, weights, results_of, 
 
 
 @pytest.mark.slow
-def test_a_folder_of_checkpoints_side_by_side(textures, weights, results_of, tmp_path):
+def test_a_folder_of_checkpoints_has_a_row_and_a_column_for_each(textures, weights, results_of, tmp_path):
     for seed in (3, 4):
         os.link(weights(seed=seed)[0], tmp_path / f'{seed}.pth')
     rows = results_of(textures, *RESNET, '--checkpoint', tmp_path, *ALL, '--report-dir', tmp_path / 'report')
@@ -403,14 +403,14 @@ def test_a_folder_of_checkpoints_side_by_side(textures, weights, results_of, tmp
     (['--calibration', '--dataset', 'hfds/x', '--task', 'multilabel'], '--task multilabel'),
     (['--report-dir', 'file/x'], '--report-dir file/x'),
 ])
-def test_what_cannot_be_is_one_line_before_anything_is_built(
+def test_invalid_options_are_refused_before_anything_is_built(
         flags, named, textures, weights, refusal, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / 'file').write_text('')
     assert named in refusal(textures, *RESNET, '--checkpoint', weights()[0], *flags)
 
 
-def test_corruptions_that_are_not_there_are_one_line(package, corrupted, textures, weights, refusal, tmp_path):
+def test_unknown_corruptions_are_refused(package, corrupted, textures, weights, refusal, tmp_path):
     words = [textures, *RESNET, '--checkpoint', weights()[0]]
     assert "--corruptions rain: imagecorruptions-imaug has fog, dark" in refusal(*words, '--corruptions', 'rain')
     assert "has dark, grey" in refusal(*words, '--corruptions', 'rain', '--corruptions-dir', corrupted)
@@ -418,7 +418,7 @@ def test_corruptions_that_are_not_there_are_one_line(package, corrupted, texture
     assert '32 pixels' in refusal(*words[:-3], '28', *words[-2:], '--corruptions', 'fog', built=True)
 
 
-def test_a_package_that_is_not_installed_is_named(textures, weights, refusal, monkeypatch):
+def test_a_missing_package_is_named(textures, weights, refusal, monkeypatch):
     monkeypatch.setitem(sys.modules, 'imagecorruptions', None)
     assert 'agmax_timm[robust]' in refusal(textures, *RESNET, '--checkpoint', weights()[0], '--corruptions', 'fog')
 
@@ -427,7 +427,7 @@ def test_a_package_that_is_not_installed_is_named(textures, weights, refusal, mo
     (['--attack-eps', '1'], '--attack-eps has no effect without --attack'),
     (['--attack', 'fgsm', '--attack-steps', '3'], '--attack-steps has no effect without --attack pgd'),
     (['--severities', '3'], '--severities has no effect')])
-def test_what_says_nothing_alone_is_named(flags, warned, capsys):
+def test_options_without_effect_warn(flags, warned, capsys):
     parse_validate_args(['data', *flags])
     assert warned in capsys.readouterr().err
 
@@ -435,8 +435,8 @@ def test_what_says_nothing_alone_is_named(flags, warned, capsys):
 # ---- Classes of ImageNet ----
 
 @pytest.mark.parametrize('subset, count', [('imagenet-a', 200), ('imagenet-r', 200), ('mini-imagenet', 100)])
-def test_subsets_of_imagenets_classes_are_timms(subset, count, results_of, refusal, tmp_path, monkeypatch):
-    """A model whose first pixel names its output: right, where each folder's class is that output of ImageNet's."""
+def test_subsets_of_imagenet_classes_equal_those_of_timm(subset, count, results_of, refusal, tmp_path, monkeypatch):
+    """The first pixel of an image names the output that the model predicts."""
     known = ImageNetInfo().label_names()
     info = os.path.join(os.path.dirname(timm.data.__file__), '_info', subset.replace('-', '_') + '_synsets.txt')
     with open(info) as f:
@@ -455,7 +455,7 @@ def test_subsets_of_imagenets_classes_are_timms(subset, count, results_of, refus
 
 
 class ReadsItsClass(torch.nn.Module):
-    """Logits of 1,000 classes, the highest where red + 256 * green / 60 says."""
+    """Logits of 1,000 classes. The class with the highest logit is red + 256 * green / 60."""
     pretrained_cfg = dict(input_size=(3, SIZE, SIZE), mean=(0., 0., 0.), std=(1., 1., 1.), crop_pct=1.)
     num_classes = 1000
 
@@ -469,7 +469,7 @@ class ReadsItsClass(torch.nn.Module):
         return self.factor * -(index[:, None] - torch.arange(1000.)).abs()
 
 
-def test_timms_real_labels_have_a_name():
+def test_label_files_of_timm_are_found_by_name():
     assert parse_validate_args(['x', '--real-labels', 'imagenet']).real_labels.endswith('imagenet_real_labels.json')
     assert parse_validate_args(['x', '--valid-labels', 'imagenet-r']).valid_labels.endswith('imagenet_r_indices.txt')
     for words in (['--real-labels', 'imagenet-a'], ['--valid-labels', 'imagenet-z'], ['--valid-labels', '../x']):
@@ -477,7 +477,7 @@ def test_timms_real_labels_have_a_name():
             parse_validate_args(['x', *words])
 
 
-def test_a_corruption_that_is_called_as_a_severity_is_refused(textures, weights, refusal, tmp_path):
+def test_an_ambiguous_corruption_name_is_refused(textures, weights, refusal, tmp_path):
     for folder in ('blur/2', 'blur_2/1'):
         for name in ('ant', 'bee', 'cat'):
             (tmp_path / folder / name).mkdir(parents=True)

@@ -32,7 +32,7 @@ from agmax_timm.evaluation.robustness.table import by_epsilon, by_severity, labe
 
 @pytest.fixture
 def linear():
-    """A linear classifier of 2 classes, in float64: its loss depends on one number, the margin of its logits."""
+    """A linear classifier of 2 classes in float64. Its loss depends on the margin of its logits alone."""
     weight = torch.randn(2, 3 * 8 * 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     images = torch.full((5, 3, 8, 8), 0.5, dtype=torch.float64)
     images += 0.1 * torch.randn(images.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
@@ -51,15 +51,15 @@ def fgsm(model, images, target, epsilon, norm='linf'):
 
 @pytest.mark.parametrize('norm, dual', [('linf', 1), ('l2', 2)])
 @pytest.mark.parametrize('attack', [fgsm, pgd])
-def test_a_linear_model_loses_epsilon_times_the_dual_norm(linear, norm, dual, attack):
-    """Where no pixel meets a bound, one step and many find the same: the maximum of a linear function on a ball."""
+def test_an_attack_on_a_linear_model_gains_epsilon_times_the_dual_norm(linear, norm, dual, attack):
+    """Without pixels at a bound, any number of steps finds the maximum of a linear function on a ball."""
     weight, images, target, model = linear
     gain = margin(model, attack(model, images, target, 0.02, norm), target) - margin(model, images, target)
     expected = 0.02 * (weight[1] - weight[0]).norm(p=dual)
     torch.testing.assert_close(gain, expected.expand(5))
 
 
-def test_with_pixels_at_their_bounds_only_the_others_can_change(linear):
+def test_pixels_at_their_bounds_are_not_changed(linear):
     weight, _, target, model = linear
     black = torch.zeros(5, 3, 8, 8, dtype=torch.float64)
     gain = margin(model, pgd(model, black, target, 0.02), target) - margin(model, black, target)
@@ -95,13 +95,13 @@ def test_attacks_stay_in_bounds_and_raise_the_loss(network, norm, epsilon):
 
 
 @pytest.mark.parametrize('norm', ['linf', 'l2'])
-def test_no_epsilon_no_change(network, norm):
+def test_epsilon_0_changes_nothing(network, norm):
     model, images, target = network
     start = random_start(images.shape[1:], 0., norm, range(6))
     assert torch.equal(pgd(model, images, target, 0., norm, start=start), images)
 
 
-def test_an_image_is_attacked_the_same_in_every_batch(network):
+def test_an_attack_does_not_depend_on_the_batch(network):
     model, images, target = network
     whole = pgd(model, images, target, 0.5, 'l2', start=random_start((3, 32, 32), 0.5, 'l2', range(6)))
     alone = pgd(model, images[4:5], target[4:5], 0.5, 'l2', start=random_start((3, 32, 32), 0.5, 'l2', [4]))
@@ -109,7 +109,7 @@ def test_an_image_is_attacked_the_same_in_every_batch(network):
 
 
 def test_random_starts_fill_the_ball():
-    """Of 3 dimensions, where an eighth of a ball is within half of its radius."""
+    """In 3 dimensions, an eighth of a ball is within half of its radius."""
     starts = random_start((3, 1, 1), 2., 'l2', range(4000))
     lengths = size_of(starts, 'l2')
     assert lengths.max() <= 2.000001 and (lengths < 1.).float().mean().item() == pytest.approx(1 / 8, abs=0.02)
@@ -117,7 +117,7 @@ def test_random_starts_fill_the_ball():
     assert starts.abs().max() <= 2. and starts.std().item() == pytest.approx(2 / 3 ** 0.5, abs=0.03)
 
 
-def test_a_gradient_that_is_no_number_or_too_small_for_a_square():
+def test_attacks_accept_gradients_that_are_nan_or_very_small():
     images, target = torch.full((2, 1, 4, 4), 0.5), torch.tensor([0, 0])
     broken = pgd(lambda x: x.flatten(1) * torch.nan, images, target, 0.1, 'l2')
     assert torch.equal(broken, images)
@@ -125,7 +125,7 @@ def test_a_gradient_that_is_no_number_or_too_small_for_a_square():
     torch.testing.assert_close(size_of(small - images, 'l2'), torch.full((2,), 0.1))
 
 
-def test_an_unknown_norm_is_named(network):
+def test_an_unknown_norm_is_refused(network):
     model, images, target = network
     with pytest.raises(ValueError, match="'l1'"):
         pgd(model, images, target, 0.1, 'l1')
@@ -134,7 +134,7 @@ def test_an_unknown_norm_is_named(network):
 @pytest.mark.parametrize('name, epsilon, norm, kwargs', [
     ('FGSM', 4 / 255, 'linf', None), ('PGD', 4 / 255, 'linf', dict(alpha=1 / 255, steps=7)),
     ('PGDL2', 0.5, 'l2', dict(alpha=0.1, steps=7))])
-def test_another_library_finds_the_same(network, name, epsilon, norm, kwargs):
+def test_attacks_equal_those_of_torchattacks(network, name, epsilon, norm, kwargs):
     torchattacks = pytest.importorskip('torchattacks')
     _, images, target = network
     model = create_model('test_resnet', num_classes=4).eval()
@@ -151,7 +151,7 @@ def test_another_library_finds_the_same(network, name, epsilon, norm, kwargs):
 # ---- Corruptions ----
 
 def test_mean_corruption_error_is_relative_to_alexnet():
-    """By definition AlexNet has 100, and a network that errs half as often on one of 15 has 100 - 50 / 15."""
+    """AlexNet has 100 by definition. Half of its error on one of 15 corruptions gives 100 - 50 / 15."""
     errors = {(name, severity): error for name, error in ALEXNET_ERRORS.items() for severity in range(1, 6)}
     assert mean_corruption_error(errors) == pytest.approx(100.)
     for severity in range(1, 6):
@@ -168,17 +168,17 @@ def test_mean_corruption_error_is_relative_to_alexnet():
     ('brightness', 68.02, 56.64), ('contrast', 39.06, 71.43), ('defocus_blur', 38.75, 74.71), ('fog', 45.83, 66.11),
     ('elastic_transform', 45.25, 84.75), ('frost', 38.14, 74.84), ('gaussian_noise', 29.29, 79.77),
     ('glass_blur', 26.79, 88.61), ('impulse_noise', 23.81, 82.58)])
-def test_alexnets_errors_are_those_that_others_divide_by(name, top1, relative):
-    """Published accuracies of torchvision's first ResNet-50 on ImageNet-C, and its corruption errors, both rounded."""
+def test_errors_of_alexnet_agree_with_published_corruption_errors(name, top1, relative):
+    """Published accuracies and corruption errors of torchvision's first ResNet-50 on ImageNet-C, both rounded."""
     assert 100 * (100 - top1) / ALEXNET_ERRORS[name] == pytest.approx(relative, abs=0.02)
 
 
-def test_each_corruption_counts_once_whatever_its_severities():
+def test_corruptions_have_equal_weight_with_any_number_of_severities():
     summary = summarize({('fog', 1): 10., ('fog', 5): 30., ('snow', 3): 50.})
     assert summary == dict(fog_err=20., snow_err=50., corruption_err=35.)
 
 
-def test_folders_of_corruptions_flat_or_in_groups(tmp_path):
+def test_folders_of_corruptions_may_be_in_groups(tmp_path):
     for folder in ('fog/1/ant', 'fog/3/ant', 'noise/shot_noise/5/bee', 'noise/readme/x', 'other'):
         (tmp_path / folder).mkdir(parents=True)
     assert find_corruptions(str(tmp_path)) == {
@@ -188,7 +188,7 @@ def test_folders_of_corruptions_flat_or_in_groups(tmp_path):
 
 @pytest.fixture
 def package(monkeypatch):
-    """A stand-in for imagecorruptions-imaug: noise from numpy's generator, and from a seed where it takes one."""
+    """A replacement of imagecorruptions-imaug: noise of numpy's generator, or of a seed if the function takes one."""
     def noisy(image, severity, seed=None):
         draws = np.random if seed is None else np.random.RandomState(seed)
         return (np.asarray(image) + draws.randint(0, 20 * severity, np.shape(image))).clip(0, 255)
@@ -224,7 +224,7 @@ def corrupted(dataset, name, severity=2, seed=5, workers=0, batch_size=3):
 
 
 @pytest.mark.parametrize('name', ['fog', 'glass_blur', 'impulse_noise'])
-def test_a_corrupted_image_is_the_same_in_every_worker_and_batch(name, package, gradient_dataset):
+def test_a_corrupted_image_does_not_depend_on_workers_and_batches(name, package, gradient_dataset):
     data = gradient_dataset(7)
     images = corrupted(data, name)
     assert images.shape == (7, 3, 32, 32) and images.dtype == torch.uint8
@@ -233,7 +233,7 @@ def test_a_corrupted_image_is_the_same_in_every_worker_and_batch(name, package, 
     assert not torch.equal(images, corrupted(data, name, seed=6))
 
 
-def test_generators_go_on_as_if_no_sample_had_been_drawn(package, gradient_dataset):
+def test_corruptions_do_not_change_the_global_generators(package, gradient_dataset):
     def draws():
         return random.random(), np.random.rand(), torch.rand(()).item()
     for module in (random, np.random, torch):
@@ -256,7 +256,7 @@ def test_a_package_without_seeds_is_refused(package):
         corruption_names()
 
 
-def test_every_corruption_of_the_package_is_reproducible_and_grows():
+def test_every_corruption_is_reproducible_and_depends_on_its_severity():
     pytest.importorskip('imagecorruptions')
     image = Image.fromarray(np.random.default_rng(0).integers(60, 190, (48, 48, 3), np.uint8)).resize((40, 36))
     names = corruption_names()
@@ -274,8 +274,8 @@ def test_every_corruption_of_the_package_is_reproducible_and_grows():
 
 # ---- Stress ----
 
-def test_stress_takes_the_place_of_its_step_alone(gradient_dataset):
-    """In these images, red is the column and green the row. They show which part was cropped, also after jitter."""
+def test_stress_replaces_one_step_of_the_transform(gradient_dataset):
+    """Red is the column and green the row, so the pixels show which part was cropped."""
     transform = create_transform((3, 32, 32), use_prefetcher=True)
     image = gradient_dataset(1).images[0]
     plain = torch.as_tensor(transform(image)).float()
@@ -306,7 +306,7 @@ def test_calibration_error_by_hand():
     assert all(b.low < b.confidence <= b.high for b in bins if b.count)
 
 
-def test_calibration_error_of_many_against_a_loop():
+def test_calibration_error_equals_that_of_a_loop():
     logits = 3 * torch.randn(500, 10, generator=torch.Generator().manual_seed(0))
     target = torch.randint(10, (500,), generator=torch.Generator().manual_seed(1))
     confidence, prediction = logits.double().softmax(1).max(1)
@@ -323,7 +323,7 @@ def test_calibration_error_of_many_against_a_loop():
     assert error == 0. and bins[-1].count == 3
 
 
-def test_agreement_counts_labels_and_divergence():
+def test_agreement_has_the_share_of_equal_labels_and_the_divergence():
     first, second = (torch.randn(6, 4, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
     evaluator = AgreementEvaluator(max_samples=5)
     for part in (slice(0, 4), slice(4, 6)):  # the sixth is padding
@@ -367,12 +367,12 @@ def test_a_terminal_shows_a_line_for_each_model():
         'resnet|18: out of memory']
 
 
-def test_curves_begin_with_the_images_as_they_are():
+def test_curves_begin_with_the_original_images():
     assert by_severity(ROWS[0]) == {0: 30., 1: 45., 2: 60.} and by_severity(ROWS[1]) == {}
     assert by_epsilon(ROWS[0]) == {0.: 70., 1.: 30., 2.: 10.} and by_epsilon(ROWS[1]) == {}
 
 
-def test_the_report_is_three_files(tmp_path):
+def test_the_report_has_three_files(tmp_path):
     pytest.importorskip('matplotlib')
     write_report(str(tmp_path / 'new'), ROWS)
     assert sorted(path.name for path in (tmp_path / 'new').iterdir()) == [
@@ -381,14 +381,14 @@ def test_the_report_is_three_files(tmp_path):
     assert Image.open(tmp_path / 'new' / 'robustness.png').size[0] > 500
 
 
-def test_classes_that_are_named_as_severities_are(tmp_path):
+def test_classes_may_be_named_like_severities(tmp_path):
     for folder in ('noise/1/1', 'noise/1/7', 'noise/2/1', 'noise/2/7', 'weather/fog/3/2'):
         (tmp_path / folder).mkdir(parents=True)
     found = find_corruptions(str(tmp_path))
     assert {name: list(folders) for name, folders in found.items()} == {'fog': [3], 'noise': [1, 2]}
 
 
-def test_a_network_that_gives_no_numbers_does_not_agree():
+def test_outputs_that_are_nan_do_not_agree():
     evaluator = AgreementEvaluator()
     logits = torch.tensor([[3., 0.], [float('nan'), 0.], [3., 0.], [float('nan'), 0.]])
     evaluator.update(logits, torch.zeros(4))

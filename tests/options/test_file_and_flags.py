@@ -1,4 +1,4 @@
-"""One value, given on the command line and in a file of options: the same option, or the same refusal."""
+"""A value on the command line and in a file of options gives the same option, or the same refusal."""
 import contextlib
 import io
 
@@ -16,7 +16,7 @@ NUMBERS = {name: option for name, option in declared(TrainOptions).items()
 
 
 def outcome(argv):
-    """The options, or the line with which they are refused."""
+    """The options, or the line that refuses them."""
     errors = io.StringIO()
     try:
         with contextlib.redirect_stderr(errors):
@@ -56,7 +56,7 @@ def test_command_line_and_file_agree(file, drawn):
 
 @given(number_for())
 @settings(max_examples=100)
-def test_what_is_outside_the_declared_range_is_refused_by_its_flag(drawn):
+def test_values_outside_the_declared_range_are_refused_by_their_flag(drawn):
     name, value = drawn
     option = NUMBERS[name]
     assume(not option.check.holds(value))

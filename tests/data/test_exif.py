@@ -1,4 +1,4 @@
-"""--exif-orientation: images that are stored turned are trained, evaluated and predicted as if they were upright."""
+"""--exif-orientation: rotated images are trained on, evaluated and predicted as upright."""
 import csv
 import json
 import re
@@ -22,7 +22,7 @@ from tests.helpers.shards import add_file
 
 
 def stored(image, orientation):
-    """The image as a camera stores it, and its EXIF data: PIL turns it back."""
+    """The image as a camera stores it, and its EXIF data. PIL rotates it back."""
     inverse = {6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}
     turns = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
              5: Image.Transpose.TRANSPOSE, 7: Image.Transpose.TRANSVERSE, **inverse}
@@ -33,7 +33,7 @@ def stored(image, orientation):
 
 @pytest.fixture(scope='module')
 def folders(tmp_path_factory):
-    """The same images upright and turned, in train and val."""
+    """The same images upright and rotated, in train and val."""
     roots = [tmp_path_factory.mktemp(name) for name in ('upright', 'turned')]
     for split in ('train', 'val'):
         for number in range(16):
@@ -84,7 +84,7 @@ def as_kind(kind, folder, tmp_path):
 
 
 @pytest.mark.parametrize('kind', ['folder', 'tar', 'wds', 'hfds'])
-def test_images_of_a_data_set(folders, kind, tmp_path):
+def test_images_of_every_kind_of_data_are_rotated_back(folders, kind, tmp_path):
     upright, turned = folders
     expected = images_of(create_dataset('', str(upright), 'train'))
     name, root = as_kind(kind, turned, tmp_path)
@@ -95,7 +95,7 @@ def test_images_of_a_data_set(folders, kind, tmp_path):
 
 
 @pytest.mark.parametrize('parse', [parse_train_args, parse_validate_args])
-def test_data_that_is_not_decoded_here_refuses_it(parse, capsys):
+def test_data_decoded_by_torchvision_refuses_the_flag(parse, capsys):
     with pytest.raises(SystemExit) as end:
         parse(['x', '--dataset', 'torch/mnist', '--exif-orientation'])
     assert end.value.code == 2
@@ -104,7 +104,7 @@ def test_data_that_is_not_decoded_here_refuses_it(parse, capsys):
 
 @pytest.fixture(scope='module')
 def runs(folders, tmp_path_factory):
-    """Runs on the upright images, and on the turned ones with the flag, by backend."""
+    """Runs on the upright images, and on the rotated ones with the flag, by backend."""
     output, found = tmp_path_factory.mktemp('runs'), {}
     for backend in ('timm', 'fast'):
         for root, words in zip(folders, ([], ['--exif-orientation'])):
@@ -118,7 +118,7 @@ def runs(folders, tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('backend', ['timm', 'fast'])
-def test_a_run_is_that_on_upright_images(runs, folders, results_of, backend):
+def test_a_run_equals_one_on_upright_images(runs, folders, results_of, backend):
     rows = [list(csv.DictReader((folder / 'summary.csv').open())) for folder in runs[backend]]
     for name in ('train_loss', 'eval_loss', 'eval_top1'):
         assert rows[0][0][name] == rows[1][0][name]
@@ -129,14 +129,14 @@ def test_a_run_is_that_on_upright_images(runs, folders, results_of, backend):
     assert results_of(folders[1], *words, checkpoints[0])['loss'] != results[0]['loss']
 
 
-def test_tensorflows_decoder_does_not_turn_images(folders):
+def test_tf_preprocessing_refuses_the_flag(folders):
     options = validate_options(data_dir=str(folders[1]), split='val', exif_orientation=True, tf_preprocessing=True)
     with pytest.raises(OptionError, match='--tf-preprocessing decodes images itself, without --exif-orientation'):
         open_split(options, {'input_size': (3, 32, 32)})
 
 
 @pytest.mark.slow
-def test_predictions_are_those_of_upright_images(runs, folders):
+def test_predictions_equal_those_of_upright_images(runs, folders):
     logits = []
     for root, folder in zip(folders, runs['timm']):
         predictor = Predictor(options_of(str(folder / 'last.pth.tar'), device='cpu', workers=0))
@@ -145,7 +145,7 @@ def test_predictions_are_those_of_upright_images(runs, folders):
 
 
 @pytest.mark.slow
-def test_the_published_model(runs, folders, tmp_path, caplog, capsys, results_of):
+def test_a_published_model_states_the_orientation(runs, folders, tmp_path, caplog, capsys, results_of):
     with caplog.at_level('INFO'):
         export.main([str(runs['timm'][1]), str(tmp_path / 'staged'), '--license', 'mit'])
     assert 'timm does not turn images' in caplog.text
