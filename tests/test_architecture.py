@@ -30,7 +30,7 @@ def _name(path: Path) -> str:
 
 
 def _imports(name, path, known):
-    """Modules that a file imports, in functions too."""
+    """Modules that a file imports, also within functions."""
     package = name if path.name == '__init__.py' else name.rpartition('.')[0]
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
@@ -50,13 +50,13 @@ def test_every_module_has_a_layer():
     assert {layer(name) for name in imports()} - LEVEL.keys() == {''}
 
 
-def test_imports_point_down():
+def test_imports_point_to_lower_layers():
     upward = {f'{name} imports {other}' for name, others in imports().items() if name for other in others
               if other and LEVEL[layer(other)] > LEVEL[layer(name)]}
     assert not upward, sorted(upward)
 
 
-def test_layers_of_one_level_do_not_know_each_other():
+def test_layers_of_one_level_do_not_import_each_other():
     across = {f'{name} imports {other}' for name, others in imports().items() if name for other in others
               if other and layer(other) != layer(name) and LEVEL[layer(other)] == LEVEL[layer(name)]}
     assert not across, sorted(across)
@@ -81,13 +81,13 @@ def folder(name):
     return name if path.is_dir() else name.rpartition('.')[0]
 
 
-def test_each_folder_says_what_it_is_for():
+def test_each_folder_has_a_docstring():
     for path in PACKAGE.rglob('__init__.py'):
         assert ast.get_docstring(ast.parse(path.read_text())), path
 
 
-def test_type_checkers_and_editors_see_the_public_names():
-    """mypy and pyright read the branch of TYPE_CHECKING; at run time, each name is imported when it is used."""
+def test_type_checkers_find_the_public_names():
+    """mypy and pyright read the branch of TYPE_CHECKING. At run time, each name is imported when it is used."""
     branch, = (node for node in ast.parse((PACKAGE / '__init__.py').read_text()).body if isinstance(node, ast.If))
     assert ast.unparse(branch.test) == 'TYPE_CHECKING'
     shown = {alias.name: f'.{node.module}' for node in branch.body for alias in node.names}

@@ -15,7 +15,7 @@ torch.set_num_threads(1)
 
 @pytest.fixture
 def original(tmp_path):
-    """Function: a checkpoint in the original's format with changes; returns its path and its network."""
+    """Function: a checkpoint in the original's format with changes, and its network."""
     def make(name='test_resnet', changes=(), **kwargs):
         network = original_network(name, **kwargs)
         path = tmp_path / 'original.pth'
@@ -50,7 +50,7 @@ def test_timm_loads_the_folder_with_the_logits_of_the_original(name, size, resiz
 
 
 @pytest.mark.slow
-def test_what_is_released_converts_under_timms_own_name(original, tmp_path):
+def test_released_checkpoints_are_converted_to_timm_architectures(original, tmp_path):
     path, _ = original('resnet50', num_classes=4)
     convert.main([str(path), str(tmp_path / 'folder'), '--model', 'agmax_resnet50.cutmix_aa_in1k', '--img-size', '64'])
     config = json.loads((tmp_path / 'folder' / 'config.json').read_text())
@@ -58,7 +58,7 @@ def test_what_is_released_converts_under_timms_own_name(original, tmp_path):
     assert config['pretrained_cfg']['input_size'] == [3, 64, 64]
 
 
-def test_the_accuracy_of_an_earlier_epoch_is_not_that_of_these_weights(original):
+def test_the_accuracy_of_another_epoch_is_left_out(original):
     path, _ = original(changes=dict(best_epoch=70))
     assert convert.read_original(str(path), 'test_resnet').metrics == {'epoch': 87}
     path, _ = original()
@@ -73,7 +73,7 @@ class Payload:
         return os.mkdir, (str(self.marker),)
 
 
-def test_what_cannot_be_converted_is_told_in_one_line(original, tmp_path, capsys):
+def test_invalid_checkpoints_are_refused_in_one_line(original, tmp_path, capsys):
     path, _ = original()
     other, hostile, headless = tmp_path / 'other.pth', tmp_path / 'hostile.pth', tmp_path / 'headless.pth'
     checkpoint = torch.load(path, weights_only=True)

@@ -1,4 +1,4 @@
-"""AgMax on top of timm's single-label losses: each is the loss it is alone, on the logits of both views."""
+"""AgMax with each of timm's single-label losses: each equals the loss alone, on the logits of both views."""
 import numpy as np
 import pytest
 import timm
@@ -76,7 +76,7 @@ def logits_of_views():
 
 
 @pytest.mark.parametrize('options, target, formula, distribution', CASES.values(), ids=CASES)
-def test_part_is_the_criterion_alone(options, target, formula, distribution):
+def test_the_part_of_the_criterion_equals_the_criterion_alone(options, target, formula, distribution):
     criterion = create_classification_loss(**options)
     logits, joint_logits = logits_of_views()
     target = as_tensor(target)
@@ -92,8 +92,8 @@ def test_part_is_the_criterion_alone(options, target, formula, distribution):
 
 @pytest.mark.parametrize('options, target, formula, distribution', CASES.values(), ids=CASES)
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
-def test_half_precision_is_that_of_float32(options, target, formula, distribution, dtype):
-    """Large logits in half precision, under autocast: the loss is finite and in float32."""
+def test_half_precision_gives_the_loss_of_float32(options, target, formula, distribution, dtype):
+    """Large logits in half precision, under autocast."""
     criterion = AgMaxLoss(create_classification_loss(**options))
     logits, joint_logits = [logits.detach().mul(20).to(dtype) for logits in logits_of_views()]
     target = as_tensor(target)
@@ -105,7 +105,7 @@ def test_half_precision_is_that_of_float32(options, target, formula, distributio
 
 
 @pytest.mark.parametrize('options, target, formula, distribution', CASES.values(), ids=CASES)
-def test_task_trains_on_it(options, target, formula, distribution):
+def test_the_task_trains_with_each_criterion(options, target, formula, distribution):
     torch.manual_seed(0)
     task = AgMaxTask(timm.create_model('test_resnet', num_classes=CLASSES), create_classification_loss(**options),
                      init_std=0.2, verbose=False)
@@ -116,8 +116,8 @@ def test_task_trains_on_it(options, target, formula, distribution):
     assert all(p.grad.isfinite().all() for p in task.parameters())
 
 
-def test_every_single_label_loss_is_here():
-    """All but JSD: its first split is an image without augmentation, AgMax's views are two draws of one kind."""
+def test_every_single_label_loss_is_tested():
+    """Except JSD: its first split is an image without augmentation, and AgMax augments both views."""
     single_label = {name for name in LOSS_TYPES if name not in ('twoway', 'zlpr', 'db')}
     assert single_label - {options['loss_type'] for options, *_ in CASES.values()} == {'jsd'}
     for name in set(LOSS_TYPES) - single_label:
@@ -126,6 +126,6 @@ def test_every_single_label_loss_is_here():
             create_classification_loss(name)
 
 
-def test_asymmetric_loss_takes_no_soft_targets():
+def test_asymmetric_loss_refuses_soft_targets():
     with pytest.raises(ValueError, match='does not support Mixup/CutMix'):
         create_classification_loss('asl', soft_targets=True)

@@ -1,3 +1,4 @@
+"""AgMax with a teacher: the loss, and the teacher, which stays unchanged."""
 import copy
 import math
 
@@ -26,7 +27,7 @@ def create_model(name='test_vit', seed=0, **kwargs):
 
 
 def create_teacher(name='test_resnet', seed=1):
-    """A teacher with BatchNorm, opinions, and a normalisation other than the student's 0.5."""
+    """A teacher with BatchNorm, predictions far from uniform, and a normalisation other than the student's 0.5."""
     model = create_model(name, seed)
     with torch.no_grad():
         model.get_classifier().weight.normal_(std=0.5)
@@ -73,7 +74,7 @@ def test_distillation_loss_is_the_formula(temperature):
 
 
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
-def test_distillation_loss_of_half_precision_is_float32s(dtype):
+def test_distillation_loss_of_half_precision_equals_that_of_float32(dtype):
     logits, teacher_logits = (torch.randn(2, 8, CLASSES) * 20).to(dtype)
     expected = distillation_loss(logits.float(), teacher_logits.float(), 2.0)
     with torch.autocast('cpu', dtype=torch.bfloat16):
@@ -84,7 +85,7 @@ def test_distillation_loss_of_half_precision_is_float32s(dtype):
 
 @pytest.mark.parametrize('distill', [None, 0.0, 0.7, 2.0])
 @pytest.mark.parametrize('task', [None, 0.0, 0.3, 1.0])
-def test_weights_are_timms(distill, task):
+def test_loss_weights_equal_those_of_timm(distill, task):
     oracle = LogitDistillationTask(
         create_model(), nn.Identity(), distill_loss_weight=distill, task_loss_weight=task, verbose=False)
     assert loss_weights(distill, task) == (oracle.distill_loss_weight, oracle.task_loss_weight)
@@ -96,7 +97,7 @@ def test_weights_are_timms(distill, task):
     {}, {'distill_loss_weight': 0.7}, {'task_loss_weight': 0.3}, {'distill_loss_weight': 2.0, 'task_loss_weight': 0.4},
 ])
 @pytest.mark.parametrize('soft', [False, True], ids=['hard', 'soft'])
-def test_without_agmax_it_is_timms_logit_distillation(name, weights, soft):
+def test_without_agmax_the_loss_equals_the_logit_distillation_of_timm(name, weights, soft):
     criterion = SoftTargetCrossEntropy() if soft else nn.CrossEntropyLoss()
     options = dict(criterion=criterion, temperature=3.0, **weights)
     task = create_task(name, weight=0.0, divergence_weight=0.0, **options)
@@ -110,7 +111,7 @@ def test_without_agmax_it_is_timms_logit_distillation(name, weights, soft):
 
 
 @pytest.mark.parametrize('kind', ['mi', 'mse'])
-def test_without_the_teachers_loss_it_is_agmax(kind):
+def test_without_the_loss_of_the_teacher_the_loss_equals_agmax(kind):
     options = dict(kind=kind, weight=0.5, divergence_weight=2.0, init_std=0.2)
     task = create_task(distill_loss_weight=0.0, **options)
     model = create_model()
@@ -133,7 +134,7 @@ def test_loss_is_the_weighted_sum_of_its_parts(kind):
                 + result['divergence'])
 
 
-def test_autocast_is_near_and_finite():
+def test_the_loss_under_autocast_is_finite_and_near():
     expected = create_task(init_std=0.1)(*batch())
     task = create_task(init_std=0.1)
     with torch.autocast('cpu', dtype=torch.bfloat16):
@@ -147,7 +148,7 @@ def test_autocast_is_near_and_finite():
 # The teacher: what it sees, and that it is left alone
 
 class Recorder(nn.Module):
-    """A teacher that keeps what it sees."""
+    """A teacher that records its input."""
 
     def __init__(self, num_classes=CLASSES, **pretrained_cfg):
         super().__init__()
@@ -160,7 +161,7 @@ class Recorder(nn.Module):
 
 
 @pytest.mark.parametrize('given', [{}, {'mean': (0.1, 0.2, 0.3), 'std': (0.4, 0.5, 0.6)}], ids=['models', 'given'])
-def test_teacher_sees_both_views_normalised_for_it(given):
+def test_the_teacher_gets_both_views_in_its_own_normalisation(given):
     model, teacher = create_model(), Recorder(**IMAGENET)
     student = given or {key: model.pretrained_cfg[key] for key in ('mean', 'std')}
     pixels = torch.rand(8, 3, 32, 32)
@@ -171,7 +172,7 @@ def test_teacher_sees_both_views_normalised_for_it(given):
     assert not teacher.grad_enabled
 
 
-def test_student_without_pretrained_cfg_is_normalised_as_imagenet():
+def test_a_student_without_pretrained_cfg_has_the_normalisation_of_imagenet():
     model, teacher = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, CLASSES)), Recorder()
     model.num_classes = CLASSES
     input, target = batch()
@@ -179,7 +180,7 @@ def test_student_without_pretrained_cfg_is_normalised_as_imagenet():
     assert_same(teacher.input, input)
 
 
-def test_given_teacher_and_its_file_are_timms(tmp_path):
+def test_a_teacher_may_be_a_name_with_a_file_or_a_teacher_of_timm(tmp_path):
     teacher = create_teacher()
     torch.save(teacher.state_dict(), tmp_path / 'teacher.pth')
     named = AgMaxDistillationTask(
@@ -189,7 +190,7 @@ def test_given_teacher_and_its_file_are_timms(tmp_path):
     assert AgMaxDistillationTask(create_model(), given, verbose=False).teacher is given
 
 
-def assert_teacher_untouched(task, before):
+def assert_teacher_unchanged(task, before):
     assert not any(module.training for module in task.teacher.modules())
     assert_same(dict(task.teacher.model.state_dict()), before)
     assert all(p.grad is None and not p.requires_grad for p in task.teacher.parameters())
@@ -199,7 +200,7 @@ def assert_teacher_untouched(task, before):
     lambda task: task.get_trainable_module().train(),  # as an epoch begins
     lambda task: task.train(),
 ], ids=['module', 'task'])
-def test_training_leaves_the_teacher_as_it_is(set_training):
+def test_training_does_not_change_the_teacher(set_training):
     task = create_task('test_resnet')
     before = cloned(task.teacher.model.state_dict())
     student = cloned(task.get_eval_model().state_dict())
@@ -208,7 +209,7 @@ def test_training_leaves_the_teacher_as_it_is(set_training):
         set_training(task)
         task(*batch(seed=step))['loss'].backward()
         optimizer.step()
-    assert_teacher_untouched(task, before)
+    assert_teacher_unchanged(task, before)
     optimised = {id(p) for group in optimizer.param_groups for p in group['params']}
     assert optimised == {id(p) for p in task.get_trainable_module().parameters()}
     trained = task.get_eval_model().state_dict()
@@ -216,7 +217,7 @@ def test_training_leaves_the_teacher_as_it_is(set_training):
     assert {'bn1.running_mean', 'fc.weight', 'conv1.0.weight'} <= set(moved)
 
 
-def test_checkpoint_average_and_clipping_are_agmaxs():
+def test_checkpoint_average_and_clipping_equal_those_of_agmax():
     task = create_task()
     torch.manual_seed(2)
     oracle = AgMaxTask(create_model(), verbose=False)
@@ -244,7 +245,7 @@ def test_moving_the_task_moves_the_teacher():
     assert not {'student_mean', 'student_std'} & set(task.state_dict())
 
 
-def test_distributed_wraps_the_trained_alone(tmp_path):
+def test_ddp_wraps_only_the_trained_modules(tmp_path):
     task, oracle = create_task(), create_task()
     expected = oracle(*batch())
     expected['loss'].backward()
@@ -275,7 +276,7 @@ def test_compiled_equals_uncompiled():
     results = [task(*batch()), expected(*batch())]
     torch.testing.assert_close(*results)
     results[0]['loss'].backward()
-    assert_teacher_untouched(task, {f'_orig_mod.{name}': value for name, value in before.items()})
+    assert_teacher_unchanged(task, {f'_orig_mod.{name}': value for name, value in before.items()})
     assert task.get_checkpoint_state()['state_dict'].keys() == expected.get_checkpoint_state()['state_dict'].keys()
 
 
@@ -289,7 +290,7 @@ def test_compiled_equals_uncompiled():
     ({'mean': (0.5,)}, "teacher's .* 3 channels, the student's has 1"),
     ({'kind': 'js'}, 'must be one of mi'),
 ])
-def test_errors(options, message):
+def test_invalid_settings_are_refused(options, message):
     options = {'teacher': Recorder(), **options}
     with pytest.raises(ValueError, match=message):
         AgMaxDistillationTask(create_model(), **options)
@@ -303,7 +304,7 @@ class Plain(nn.Sequential):
         self(batch()[0])
 
 
-def test_models_that_are_not_timms():
+def test_models_without_the_methods_of_timm_are_accepted():
     student, teacher = Plain(), Plain()
     task = AgMaxDistillationTask(student, teacher, num_classes=CLASSES, verbose=False)
     input, target = batch()
@@ -321,13 +322,13 @@ class TwoHeads(Recorder):
     (Plain(3), 'the 10 classes of the student, got a teacher with 3'),
     (TwoHeads(), r'the teacher TwoHeads must return one tensor of logits \[2B, K\]'),
 ])
-def test_teachers_without_the_students_logits(teacher, message):
+def test_teachers_with_other_outputs_are_refused(teacher, message):
     task = AgMaxDistillationTask(create_model(), teacher, verbose=False)
     with pytest.raises(ValueError, match=message):
         task(*batch())
 
 
-def test_targets_that_are_no_pairs():
+def test_targets_that_are_not_pairs_are_refused():
     input, target = batch()
     with pytest.raises(ValueError, match='targets of the two views differ'):
         create_task()(input, target.roll(1) + torch.arange(len(target)))

@@ -1,6 +1,6 @@
-"""Ranks that share a batch must do what one process does with the whole of it.
+"""Ranks that share a batch equal one process with the whole batch.
 
-In float64, with a ViT: BatchNorm's statistics differ from rank to rank, so with it no two sizes of a job are equal.
+In float64, with a ViT: statistics of BatchNorm differ from rank to rank, so with it no two numbers of ranks are equal.
 """
 import warnings
 from argparse import Namespace
@@ -46,7 +46,7 @@ def build_distillation_task():
 
 
 def views(start=0, stop=8):
-    """Images and targets start to stop of a batch of 8, view-major."""
+    """Images and targets from start to stop of a batch of 8, view-major."""
     generator = torch.Generator().manual_seed(1)
     images = torch.randn(2, 8, 3, 32, 32, generator=generator, dtype=torch.float64)
     target = torch.randint(CLASSES, (8,), generator=generator)
@@ -69,7 +69,7 @@ def train_step(task, batch, part='loss'):
 
 
 def accumulate(task, batches):
-    """Gradients of the mean loss, synchronised with the last batch alone."""
+    """Gradients of the mean loss, synchronised only with the last batch."""
     with task.no_sync():
         for batch in batches[:-1]:
             (task(*batch)['loss'] / len(batches)).backward()
@@ -85,7 +85,7 @@ def mean_over_ranks(parts):
 
 
 def reduced(sizes):
-    """Context in which the sizes of what Python reduces over all ranks are noted; DDP's own are not Python's."""
+    """Context that records the sizes of all collectives called from Python. Those of DDP are not."""
     patch = pytest.MonkeyPatch()
     for name in dir(dist):
         if name.startswith(('all_', 'broadcast', 'gather', 'reduce', 'scatter')) and callable(getattr(dist, name)):
@@ -96,7 +96,7 @@ def reduced(sizes):
 
 
 def collectives(rank, world_size):
-    """Those of an update that is watched, of its forward pass and then of its backward pass."""
+    """Collectives of a checked update: in its forward pass, for the check, and in its backward pass."""
     outcome = {}
     for kind in ('mi', 'mse'):
         task = build_task(kind).prepare_distributed()
@@ -114,7 +114,7 @@ def collectives(rank, world_size):
 
 
 def graphs(rank, world_size, **agmax):
-    """Number of graphs that the whole task compiles to, and its loss against the one that is not compiled."""
+    """Number of graphs of the compiled task, its loss, and the loss of the task without compilation."""
     torch._dynamo.reset()
     batch, count = share(rank, [8 // world_size] * world_size), []
 
@@ -173,7 +173,7 @@ def check_rank(rank, world_size):
 
 
 def run_rank(rank, folder):
-    """All sizes of a job in one set of processes."""
+    """Run jobs of all sizes in one set of processes."""
     for world_size in WORLD_SIZES:
         if rank < world_size:
             dist.init_process_group('gloo', f'file://{folder}/store{world_size}', rank=rank, world_size=world_size)
@@ -191,7 +191,7 @@ def outcomes(tmp_path_factory):
 
 
 def assert_near(actual, expected, tolerance=1e-9):
-    """Relative to the largest entry: entries that are 0 in theory are noise of their own size."""
+    """The tolerance is relative to the largest entry. Entries that are 0 in theory contain rounding errors."""
     scale = max(expected.abs().max().item(), 1e-3)
     torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance * scale)
 
@@ -232,7 +232,7 @@ def test_unequal_ranks_have_the_marginals_of_the_whole_batch(outcomes, world_siz
 
 
 def one_process_by_groups(images):
-    """Loss parts and gradients of the mean over batches of so many images, each with its own marginals."""
+    """Loss parts and gradients of the mean over batches of this many images, each with its own marginals."""
     task, count = build_task(), 8 // images
     totals = {}
     for start in range(0, 8, images):
@@ -271,8 +271,8 @@ def test_accumulation_does_not_change_the_objective_of_groups(outcomes, world_si
 
 
 @pytest.mark.parametrize('world_size', [2, 4])
-def test_marginals_of_each_rank_would_be_seen(outcomes, world_size):
-    """The comparison with one process has teeth: marginals left to each rank miss it by far."""
+def test_marginals_of_each_rank_alone_are_detected(outcomes, world_size):
+    """The comparison with one process detects marginals that are not reduced over the ranks."""
     expected_parts, expected_gradients = train_step(build_task(), views())
     parts, grads = outcomes[world_size][0]['per-rank marginals']
     assert parts['agreement'] - expected_parts['agreement'] > 0.02
@@ -281,8 +281,8 @@ def test_marginals_of_each_rank_would_be_seen(outcomes, world_size):
 
 
 @pytest.mark.parametrize('world_size', [2, 4])
-def test_an_update_has_one_collective_for_the_marginals_and_one_for_the_watch(outcomes, world_size):
-    """Besides DDP's. None in the backward pass: the gradient of the marginals needs no other rank."""
+def test_an_update_has_one_collective_for_the_marginals_and_one_for_the_check(outcomes, world_size):
+    """In addition to those of DDP. The backward pass has none: the gradient of the marginals needs no other rank."""
     for outcome in outcomes[world_size]:
         flags = [('all_reduce', 7)]  # save, stop, late; loss, ce, agreement, divergence
         assert outcome['collectives']['mi'] == ([('all_reduce', 3 * CLASSES + 1)], flags, [])  # and a count
@@ -298,7 +298,7 @@ def test_ranks_compile_the_task_and_its_loss_to_one_graph(outcomes, world_size):
 
 
 @pytest.mark.parametrize('world_size', WORLD_SIZES)
-def test_accumulation_over_ranks(outcomes, world_size):
+def test_accumulation_on_ranks_equals_that_of_one_process(outcomes, world_size):
     expected = accumulate(build_task(), [views(0, 4), views(4, 8)])
     for outcome in outcomes[world_size]:
         assert_all_near(outcome['accumulated'], expected)
@@ -316,7 +316,7 @@ def test_global_mean_weighs_ranks_by_their_samples(outcomes, world_size):
 
 
 @pytest.mark.parametrize('world_size', WORLD_SIZES)
-def test_checkpoint_of_a_distributed_task_has_the_models_names(outcomes, world_size):
+def test_a_checkpoint_of_a_distributed_task_has_the_names_of_the_model(outcomes, world_size):
     assert outcomes[world_size][0]['keys'] == list(build_task().trainable_module.model.state_dict())
 
 
@@ -333,7 +333,7 @@ def softmax(z):
 
 
 def expected_terms(z):
-    """Agreement and divergence of z [3, B, K], the logits of both views and the joint ones."""
+    """Agreement and divergence of z [3, B, K]: the logits of both views, and the joint logits."""
     p1, p2, p12 = [softmax(logits) for logits in z]
     marginals = np.stack([p.mean(axis=0) for p in (p1, p2, p12)])
     agreement = (marginals * np.log(marginals)).sum() / 3
@@ -367,8 +367,8 @@ def test_accumulation_is_the_mean_over_micro_batches(micro_batches):
 
 
 @pytest.mark.parametrize('seed', range(5))
-def test_micro_batches_never_agree_better_than_the_whole(seed):
-    """Entropy is concave: the mean of marginals has at least the mean of their entropies."""
+def test_the_agreement_of_micro_batches_is_above_that_of_the_whole_batch(seed):
+    """The entropy is concave: that of the mean is at least the mean of the entropies."""
     logits = torch.randn(3, 16, 6, generator=torch.Generator().manual_seed(seed)) * 3
     whole = agreement_terms(*logits)[0]
     micro = torch.stack([agreement_terms(*part)[0] for part in logits.chunk(4, dim=1)])

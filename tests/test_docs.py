@@ -1,4 +1,4 @@
-"""The commands in docs/ are ones that the command lines take, and what docs/ names is there."""
+"""Commands in docs/ parse, and files that docs/ names exist."""
 import copy
 import re
 import shlex
@@ -34,7 +34,7 @@ def test_commands_parse(document, command, monkeypatch):
     PARSERS[words[at]](words[at + 1:])
 
 
-def test_there_are_commands():
+def test_all_kinds_of_commands_are_documented():
     assert len(COMMANDS) >= 8
 
 
@@ -43,7 +43,7 @@ PAGES = [*sorted(DOCS.rglob('*.md')), *(REPOSITORY / name for name in (
 
 
 @pytest.mark.parametrize('path', PAGES, ids=lambda path: path.name)
-def test_links_and_files_are_there(path):
+def test_linked_and_named_files_exist(path):
     text = path.read_text()
     for target in re.findall(r'\]\((?!https?:)([^)#]+)\)', text):
         assert (path.parent / target).exists(), target
@@ -51,13 +51,13 @@ def test_links_and_files_are_there(path):
         assert (DOCS.parent / target).exists(), target
 
 
-def test_the_table_of_devices_has_every_section_of_the_suite_for_gpus():
+def test_the_table_of_devices_has_every_file_of_the_gpu_tests():
     table = (DOCS / 'performance.md').read_text().split(BEGIN)[1].split(END)[0]
     rows = [line.split(' | ')[0].removeprefix('| ') for line in table.strip().split('\n\n')[0].splitlines()]
     assert rows[2:] == list(sections().values())
 
 
-def test_the_table_of_devices_claims_only_what_ran():
+def test_the_table_of_devices_counts_only_tests_that_ran():
     def results(kind, **outcomes):
         tests = {f'test_amp.py::{name}': dict(outcome=outcome, measured={}) for name, outcome in outcomes.items()}
         return dict(machine=dict(device='H100' if kind == 'cuda' else 'CPU', kind=kind, torch='2.11.0+cu'), tests=tests)

@@ -1,4 +1,4 @@
-"""The scripts of examples/ run, and Lightning and accelerate share a loader's images among two ranks."""
+"""The scripts of examples/ run, and Lightning and accelerate share the images of a loader between two ranks."""
 import os
 import re
 import runpy
@@ -31,7 +31,7 @@ def run_example(name, *argv):
 
 @pytest.fixture
 def example(monkeypatch, tmp_path, capfd):
-    """Function: the accuracies that an example prints."""
+    """Function: the accuracies printed by an example."""
     monkeypatch.setattr(sys, 'argv', [])
     monkeypatch.chdir(tmp_path)
 
@@ -41,7 +41,7 @@ def example(monkeypatch, tmp_path, capfd):
     return run
 
 
-def test_every_example_is_here():
+def test_every_example_is_tested_and_listed():
     assert {path.stem for path in EXAMPLES.glob('*.py')} == NEEDED.keys()
     table = (EXAMPLES / 'README.md').read_text()
     assert all(f'`{name}.py`' in table for name in NEEDED)
@@ -54,7 +54,7 @@ def test_an_example_of_a_framework_learns(name, example):
     assert accuracy > 20  # of ten classes
 
 
-def test_the_example_in_plain_pytorch_learns_and_goes_on_from_its_checkpoint(example, tmp_path):
+def test_the_example_in_plain_pytorch_learns_and_resumes_from_its_checkpoint(example, tmp_path):
     first, = example('train_pytorch', '--epochs', '1')
     second, = example('train_pytorch', '--epochs', '2')
     assert 25 < first < second and example('train_pytorch', '--epochs', '2') == []
@@ -68,7 +68,7 @@ def test_the_example_in_plain_pytorch_learns_and_goes_on_from_its_checkpoint(exa
     assert round(correct / 40, 2) == second
 
 
-def test_the_example_in_plain_pytorch_on_two_ranks(tmp_path):
+def test_the_example_in_plain_pytorch_learns_on_two_ranks(tmp_path):
     path = tmp_path / 'checkpoint.pth.tar'
     words = ['train_pytorch', '--epochs', '1', '--checkpoint', str(path)]
     ranks = start_ranks(RANKS, tmp_path / 'logs', run_example, *words)
@@ -113,7 +113,7 @@ def run_with_few_images(name, *argv):
 
 
 @pytest.mark.parametrize('name', ['train_accelerate', 'train_transformers'])
-def test_an_example_of_a_framework_on_two_ranks(name, tmp_path, monkeypatch):
+def test_an_example_of_a_framework_shares_batches_between_two_ranks(name, tmp_path, monkeypatch):
     pytest.importorskip(NEEDED[name])
     monkeypatch.chdir(tmp_path)
     ranks = start_ranks(RANKS, tmp_path / 'logs', run_with_few_images, name, '--epochs', '1')
@@ -125,7 +125,7 @@ def test_an_example_of_a_framework_on_two_ranks(name, tmp_path, monkeypatch):
 
 
 def small_loader():
-    """A DataLoader with mixing that is off, so that the images can be told by their targets."""
+    """A DataLoader with disabled mixing, so that the targets identify the images."""
     loader = create_two_view_loader(
         MemoryDataset([gradient_image(24, 24)] * IMAGES), 16, 4, num_workers=0, use_prefetcher=False, distributed=False,
         mixup=dict(mixup_alpha=1., num_classes=IMAGES, label_smoothing=0.), device='cpu')
@@ -134,19 +134,19 @@ def small_loader():
 
 
 def images_of(target):
-    """The images of a batch, from its soft targets."""
+    """Indices of the images of a batch, from its soft targets."""
     return target.chunk(2)[0].argmax(1).tolist()
 
 
 def accelerated(loader):
-    """The images of this rank in two epochs, under accelerate."""
+    """Indices of this rank's images in two epochs, with accelerate."""
     from accelerate import Accelerator
     loader = Accelerator(cpu=True).prepare(loader)
     return [[image for _, target in loader for image in images_of(target)] for _ in range(2)]
 
 
 def lit(loader):
-    """The images of this rank in two epochs, under Lightning."""
+    """Indices of this rank's images in two epochs, with Lightning."""
     import pytorch_lightning
     seen = [[], []]
 

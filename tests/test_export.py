@@ -1,4 +1,4 @@
-"""The export command: what it writes is loaded by plain timm and evaluated, against the checkpoint itself."""
+"""The export command: plain timm loads and evaluates what it writes, like the checkpoint itself."""
 import csv
 import json
 import os
@@ -29,7 +29,7 @@ MODELS = {
 
 @pytest.fixture
 def validate(photos, results_of):
-    """Function: top-1, top-5 and loss that validate.py gives."""
+    """Function: top-1, top-5 and loss of validate.py."""
     def run(*argv):
         results = results_of(photos, '-b', '4', *argv)
         return [results[name] for name in ('top1', 'top5', 'loss')]
@@ -37,7 +37,7 @@ def validate(photos, results_of):
 
 
 def fails(capsys, *argv):
-    """The command's one line of error."""
+    """The one line of error of the command."""
     capsys.readouterr()
     with pytest.raises(SystemExit) as exit_info:
         export.main(list(map(str, argv)))
@@ -67,7 +67,7 @@ def logits_in_plain_timm(*folders):
     return [json.loads(line) for line in run_in_plain_timm(PLAIN, *folders, cwd=folders[0]).splitlines()]
 
 
-def test_plain_timm_loads_what_was_exported_bit_for_bit(ema_run, train_once, tmp_path):
+def test_plain_timm_gives_the_logits_of_the_checkpoint_from_the_exported_folder(ema_run, train_once, tmp_path):
     exports = {
         'raw': ([ema_run, '--raw'], ema_run / 'model_best.pth.tar', 'state_dict'),
         'ema': ([ema_run], ema_run / 'model_best.pth.tar', 'state_dict_ema'),
@@ -95,7 +95,7 @@ def test_plain_timm_loads_what_was_exported_bit_for_bit(ema_run, train_once, tmp
     assert len({str(logits) for _, _, logits in expected}) == len(exports), 'all of them differ'
 
 
-def test_a_trained_folder_is_evaluated_as_its_checkpoint_was(ema_run, train_once, validate, tmp_path):
+def test_an_exported_folder_has_the_metrics_of_its_checkpoint(ema_run, train_once, validate, tmp_path):
     run([ema_run, tmp_path / 'ema'])
     run([ema_run, tmp_path / 'last', '--last', '--raw'])
     of_file = validate('--checkpoint', ema_run / 'model_best.pth.tar', '--use-ema')
@@ -108,7 +108,7 @@ def test_a_trained_folder_is_evaluated_as_its_checkpoint_was(ema_run, train_once
 
 
 @pytest.mark.parametrize('name', MODELS)
-def test_other_inputs_and_architectures_are_evaluated_alike(train_once, validate, tmp_path, name):
+def test_exported_folders_of_other_inputs_and_architectures_have_their_metrics(train_once, validate, tmp_path, name):
     folder = train_once('--model', name, '--epochs', '1', *MODELS[name])
     run([folder, tmp_path / 'exported'])
     with open(folder / 'summary.csv', newline='') as f:
@@ -118,7 +118,7 @@ def test_other_inputs_and_architectures_are_evaluated_alike(train_once, validate
     assert validate('--model', f'local-dir:{tmp_path / "exported"}', '--pretrained') == trained
 
 
-def test_validate_crops_as_the_configuration_says(ema_run, validate, tmp_path):
+def test_validate_uses_the_crop_mode_of_the_configuration(ema_run, validate, tmp_path):
     run([ema_run, tmp_path / 'exported', '--raw'])
     config = json.loads((tmp_path / 'exported' / 'config.json').read_text())
     config['pretrained_cfg']['crop_mode'] = 'squash'
@@ -129,7 +129,7 @@ def test_validate_crops_as_the_configuration_says(ema_run, validate, tmp_path):
         '--checkpoint', checkpoint)
 
 
-def test_what_is_trained_on_from_a_folder_outlives_it(ema_run, photos, validate, tmp_path):
+def test_a_run_from_an_exported_folder_does_not_need_it_afterwards(ema_run, photos, validate, tmp_path):
     source = tmp_path / 'source'
     run([ema_run, source])
     train_cli.main([
@@ -157,13 +157,13 @@ def write_weights(path, name, num_classes=7, **kwargs):
 
 @pytest.mark.parametrize('name, kwargs', [
     ('deit_tiny_distilled_patch16_224', VIT), ('levit_128s', {}), ('efficientformer_l1', {}), ('test_resnet', {})])
-def test_the_classes_of_weights_alone_are_counted(tmp_path, name, kwargs):
-    """At the first head of two."""
+def test_the_number_of_classes_is_read_from_weights_alone(tmp_path, name, kwargs):
+    """Of two heads, the first counts."""
     write_weights(tmp_path / 'weights.pth', name, **kwargs)
     assert read_model(str(tmp_path / 'weights.pth'), architecture=name, model_kwargs=kwargs).num_classes == 7
 
 
-def test_what_weights_alone_do_not_say_can_be_given(tmp_path, monkeypatch, capsys, photos):
+def test_settings_of_weights_alone_can_be_given(tmp_path, monkeypatch, capsys, photos):
     source = tmp_path / 'weights.pth'
     model = write_weights(source, 'deit_tiny_distilled_patch16_224', **VIT)
     flags = ['--model', 'deit_tiny_distilled_patch16_224', '--model-kwargs', *(f'{k}={v}' for k, v in VIT.items())]
@@ -182,7 +182,7 @@ def test_what_weights_alone_do_not_say_can_be_given(tmp_path, monkeypatch, capsy
 
 
 @pytest.mark.parametrize('task', ['classification', 'multilabel'])
-def test_weights_in_a_folder_of_timms_are_described_by_its_configuration(make_saved, photos, tmp_path, capsys, task):
+def test_weights_in_a_folder_of_timm_use_its_configuration(make_saved, photos, tmp_path, capsys, task):
     first, again = tmp_path / 'first', tmp_path / 'again'
     stage(make_saved(in_chans=1, global_pool='max', options={'task': task}), first)
     run([first / 'model.safetensors', again])
@@ -208,7 +208,7 @@ def test_weights_in_a_folder_of_timms_are_described_by_its_configuration(make_sa
     ('{"architecture": "test_resnet"}', 'config.json is damaged'),
     ('{"architecture": "nothing", "pretrained_cfg": {"num_classes": 3}}', 'nothing is none'),
 ])
-def test_a_configuration_of_another_kind_is_one_line(make_saved, tmp_path, capsys, text, said):
+def test_invalid_configurations_are_refused_in_one_line(make_saved, tmp_path, capsys, text, said):
     stage(make_saved(), tmp_path / 'hub')
     (tmp_path / 'hub' / 'config.json').write_text(text)
     assert said in fails(capsys, tmp_path / 'hub' / 'model.safetensors', tmp_path / 'out')
@@ -216,7 +216,7 @@ def test_a_configuration_of_another_kind_is_one_line(make_saved, tmp_path, capsy
 
 # ONNX
 
-def test_onnx_gives_the_logits_of_plain_timm_for_any_number_of_images(ema_run, tmp_path, capsys):
+def test_onnx_gives_the_logits_of_plain_timm_for_every_batch_size(ema_run, tmp_path, capsys):
     onnxruntime = pytest.importorskip('onnxruntime')
     run([ema_run, tmp_path / 'out', '--raw', '--onnx'])
     assert re.search('model.onnx.*: the logits .*ONNX Runtime differ by', capsys.readouterr().out)
@@ -233,7 +233,7 @@ def test_onnx_gives_the_logits_of_plain_timm_for_any_number_of_images(ema_run, t
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_what_onnx_cannot_hold_is_one_line_and_leaves_nothing(make_saved, tmp_path, capsys, monkeypatch):
+def test_failures_of_the_onnx_export_are_one_line_and_leave_no_file(make_saved, tmp_path, capsys, monkeypatch):
     stage(make_saved(), tmp_path / 'hub')
 
     def export_another(model, *args, **kwargs):
@@ -256,7 +256,7 @@ def test_what_onnx_cannot_hold_is_one_line_and_leaves_nothing(make_saved, tmp_pa
 # Averages
 
 def numpy_mean(states):
-    """The mean of each tensor in float64, cast back; of integers the first."""
+    """The mean of each tensor in float64, converted back. Integers are those of the first state."""
     return {name: np.mean([state[name].double().numpy() for state in states], axis=0).astype(value.numpy().dtype)
             if value.is_floating_point() else value.numpy() for name, value in states[0].items()}
 
@@ -264,7 +264,7 @@ def numpy_mean(states):
 @pytest.mark.parametrize('flags, key', [
     (('--raw',), 'state_dict'), ((), 'state_dict_ema'), (('--use-ema',), 'state_dict_ema')])
 @pytest.mark.parametrize('count', [1, 2, 3])
-def test_the_mean_of_the_best_checkpoints(ema_run, tmp_path, flags, key, count):
+def test_average_writes_the_mean_of_the_best_checkpoints(ema_run, tmp_path, flags, key, count):
     top1 = [load(ema_run / f'checkpoint-{epoch}.pth.tar')['metric'] for epoch in range(4)]
     epochs = sorted(range(4), key=lambda epoch: (-top1[epoch], epoch))[:count]
     run([ema_run, tmp_path / 'mean', '--average', count, *flags])
@@ -278,7 +278,7 @@ def test_the_mean_of_the_best_checkpoints(ema_run, tmp_path, flags, key, count):
     assert found[batches] == states[0][batches] and found[batches].dtype == torch.int64
 
 
-def test_a_mean_has_no_metrics_and_names_its_files(ema_run):
+def test_an_average_has_no_metrics_and_names_its_files(ema_run):
     saved = averaging.average_models(str(ema_run), 2, use_ema=None)
     assert saved.metrics == {} and saved.class_names == ['ant', 'bee', 'cat']
     assert saved.source == ' + '.join(averaging.best_checkpoints(str(ema_run), 2))
@@ -286,7 +286,7 @@ def test_a_mean_has_no_metrics_and_names_its_files(ema_run):
 
 
 def write_run(folder, metrics, **args):
-    """A run's folder as timm leaves it, of tensors that are all `epoch`."""
+    """A run's folder as timm leaves it. All tensors of an epoch are its number."""
     folder.mkdir()
     model = timm.create_model('test_resnet', num_classes=3)
     for epoch, metric in enumerate(metrics):
@@ -296,7 +296,7 @@ def write_run(folder, metrics, **args):
                    folder / f'checkpoint-{epoch}.pth.tar')
 
 
-def test_of_a_loss_the_lowest_are_the_best(tmp_path):
+def test_checkpoints_with_the_lowest_loss_are_the_best(tmp_path):
     write_run(tmp_path / 'loss', [0.9, 0.1, 0.2, 0.7], eval_metric='loss')
     write_run(tmp_path / 'top1', [9., 1., 2., 7.], eval_metric='top1')
     for name, mean in (('loss', 1.5), ('top1', 1.5)):
@@ -306,7 +306,7 @@ def test_of_a_loss_the_lowest_are_the_best(tmp_path):
     assert averaging.average_models(str(tmp_path / 'top1'), 1).state_dict['fc.weight'][0, 0] == 0
 
 
-def test_of_equals_the_earlier_is_better(tmp_path):
+def test_of_equal_checkpoints_the_earlier_is_better(tmp_path):
     write_run(tmp_path / 'run', [1., 3., 3., 2.], eval_metric='top1')
     assert [path[-9] for path in averaging.best_checkpoints(str(tmp_path / 'run'), 4)] == ['1', '2', '3', '0']
 
@@ -322,7 +322,7 @@ def test_a_run_without_validation_is_ranked_by_its_loss(train_once):
 
 # Refused
 
-def test_nothing_is_overwritten(ema_run, tmp_path, capsys):
+def test_files_and_folders_with_files_are_not_overwritten(ema_run, tmp_path, capsys):
     (tmp_path / 'file').write_text('mine')
     (tmp_path / 'full').mkdir()
     (tmp_path / 'full' / 'mine').write_text('mine')
@@ -347,14 +347,14 @@ def test_nothing_is_overwritten(ema_run, tmp_path, capsys):
     (['{run}', '--model', 'test_vit'], ['test_vit', 'missing', 'cls_token']),
     (['{run}/args.yaml'], ['args.yaml']),
 ])
-def test_what_cannot_be_exported_is_one_line(ema_run, tmp_path, capsys, argv, words):
+def test_invalid_arguments_are_refused_in_one_line(ema_run, tmp_path, capsys, argv, words):
     source, *flags = argv
     message = fails(capsys, source.format(run=ema_run), tmp_path / 'out', *flags)
     assert all(word in message for word in words), message
     assert not (tmp_path / 'out').exists()
 
 
-def test_checkpoints_of_two_models_have_no_mean(tmp_path, capsys):
+def test_checkpoints_of_two_models_cannot_be_averaged(tmp_path, capsys):
     write_run(tmp_path / 'run', [1., 2.], eval_metric='top1')
     other = load(tmp_path / 'run' / 'checkpoint-0.pth.tar')
     other['state_dict'] = timm.create_model('test_resnet', num_classes=4).state_dict()

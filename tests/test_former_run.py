@@ -1,4 +1,4 @@
-"""A run of version 0.1 is resumed, evaluated, exported, reported and published by the code of today."""
+"""A run of version 0.1 can be resumed, evaluated, exported, reported and published by the present version."""
 import csv
 import re
 import shutil
@@ -27,7 +27,7 @@ RUN = Path('out') / 'run'
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch):
-    """A copy of the run and of its data, as working directory: the run names both by relative paths."""
+    """Copy the run and its data to the working directory. The run names both by relative paths."""
     shutil.copytree(FORMER, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
 
@@ -38,7 +38,7 @@ def summary(path):
 
 
 def assert_close(ours, expected, where=''):
-    """Equal, and floating-point numbers up to the rounding of other processors and other versions of torch."""
+    """Equal except for the rounding of other processors and other versions of torch."""
     if isinstance(expected, dict):
         assert ours.keys() == expected.keys(), where
         for name in expected:
@@ -56,8 +56,8 @@ def assert_close(ours, expected, where=''):
 
 
 @pytest.mark.parametrize('unnamed', [(), ('smoothing', 'agmax_init_std')])
-def test_it_is_resumed_within_its_epoch_and_ends_as_if_never_stopped(unnamed):
-    """Without a smoothing by the user, too: AgMax of version 0.1 smoothed labels by default."""
+def test_it_resumes_within_an_epoch_and_equals_the_uninterrupted_run(unnamed):
+    """Also without a given smoothing: AgMax of version 0.1 smoothed labels by default."""
     options = yaml.safe_load((RUN / 'args.yaml').read_text())
     assert options['agmax'] and options['smoothing'] == 0.1
     (RUN / 'args.yaml').write_text(yaml.safe_dump({
@@ -74,14 +74,14 @@ def test_it_is_resumed_within_its_epoch_and_ends_as_if_never_stopped(unnamed):
 
 
 @pytest.mark.parametrize('flags, column', [([], 'raw'), (['--use-ema'], 'ema')])
-def test_its_checkpoint_is_evaluated(results_of, flags, column):
+def test_its_checkpoint_has_the_metrics_of_the_run(results_of, flags, column):
     found = results_of(DATA, '--checkpoint', RUN / 'model_best.pth.tar', *flags)
     row = summary(RUN / 'summary.csv')[1]
     assert found['top1'] == pytest.approx(row[f'{column}_top1'], abs=1e-3)
     assert found['loss'] == pytest.approx(row[f'{column}_loss'], abs=1e-4)
 
 
-def test_it_is_exported_for_plain_timm():
+def test_it_can_be_exported_for_plain_timm():
     export.main([str(RUN), 'exported'])
     average = load(RUN / 'model_best.pth.tar')['state_dict_ema']
     exported = load_file(Path('exported') / 'model.safetensors')
@@ -98,7 +98,7 @@ def test_it_is_exported_for_plain_timm():
     assert model.pretrained_cfg['label_names'] == ['ant', 'bee', 'cat']
 
 
-def test_it_predicts(capsys):
+def test_it_can_predict(capsys):
     predict.main([str(RUN), str(DATA / 'val'), '--topk', '1', '--format', 'csv', '--device', 'cpu', '-j', '0'])
     rows = list(csv.DictReader(capsys.readouterr().out.splitlines()))
     assert len(rows) == 24
@@ -106,7 +106,7 @@ def test_it_predicts(capsys):
     assert 100 * correct / 24 == pytest.approx(summary(RUN / 'summary.csv')[1]['ema_top1'])
 
 
-def test_it_is_reported():
+def test_it_has_a_report():
     report.main([str(RUN), '--device', 'cpu', '-j', '0'])
     page = (RUN / 'report.html').read_text()
     text = re.sub('<[^>]+>', ' ', page)
@@ -114,7 +114,7 @@ def test_it_is_reported():
     assert re.search(rf'(?i)top-1\D*{top1:.1f}', text) and 'resnet10t' in text, text
 
 
-def test_it_is_published(monkeypatch, tmp_path):
+def test_it_can_be_published(monkeypatch, tmp_path):
     monkeypatch.setattr(constants, 'HF_HUB_DISABLE_XET', True)  # what HF_HUB_DISABLE_XET=1 sets at import
     monkeypatch.setenv('HF_TOKEN', 'hf_write')
     (tmp_path / 'storage').mkdir()

@@ -1,4 +1,4 @@
-"""The oracle is the method's formulas in float64 numpy; logits are [B, K], two views of B images."""
+"""The loss against the method's formulas in float64 numpy. Logits are [B, K], with two views of B images."""
 import math
 
 import numpy as np
@@ -38,7 +38,7 @@ def expected_terms(z1, z2, z12=None, kind='mi', divergence_weight=4.0):
 
 
 @pytest.mark.parametrize('images', [2, 3, 6, 12])
-def test_marginals_of_groups_are_the_mean_over_the_groups(images):
+def test_the_agreement_of_groups_is_the_mean_over_the_groups(images):
     logits = random_logits(12, 5)
     groups = [expected_terms(*[z.numpy()[i:i + images] for z in logits])[0] for i in range(0, 12, images)]
     agreement, divergence = agreement_terms(*logits, marginal_images=images)
@@ -49,7 +49,7 @@ def test_marginals_of_groups_are_the_mean_over_the_groups(images):
 
 
 @pytest.mark.parametrize('classes', [2, 100])
-def test_divergence_summed_over_the_classes(classes):
+def test_the_divergence_can_be_summed_over_the_classes(classes):
     logits = random_logits(6, classes)
     p1, p2, p12 = [np.exp(log_softmax(z.numpy())) for z in logits]
     expected = 0.5 * np.mean([np.abs(p12 - p).sum(axis=1) for p in (p1, p2)])
@@ -58,13 +58,13 @@ def test_divergence_summed_over_the_classes(classes):
     assert agreement == agreement_terms(*logits)[0]
 
 
-def test_gradients_of_groups_and_summed_divergence_are_finite_differences():
+def test_gradients_of_groups_and_summed_divergence_equal_finite_differences():
     logits = [z.requires_grad_() for z in random_logits(4, 5, scale=1.5)]
     assert torch.autograd.gradcheck(
         lambda *z: agreement_terms(*z, marginal_images=2, divergence_reduction='sum'), logits)
 
 
-def test_the_loss_passes_its_settings_on():
+def test_the_loss_uses_its_settings():
     z1, z2, z12 = random_logits(8, 7)
     settings = dict(marginal_images=4, divergence_reduction='sum')
     parts = AgMaxLoss(**settings)(torch.cat([z1, z2]), z12, torch.tensor(LABELS))
@@ -77,12 +77,12 @@ def test_the_loss_passes_its_settings_on():
     (100, 8, 'use 4 or 8'),
     (3, 2, 'use 2'),
 ])
-def test_groups_that_do_not_fit_the_batch(images, batch, message):
+def test_groups_that_do_not_fit_the_batch_are_refused(images, batch, message):
     with pytest.raises(ValueError, match=f'{message}$'):
         agreement_terms(*random_logits(batch, 3), marginal_images=images)
 
 
-def test_impossible_settings_fail_when_built():
+def test_invalid_settings_are_refused_by_the_constructor():
     with pytest.raises(ValueError, match='marginal_images must be 2 .*, got 1: '):
         AgMaxLoss(marginal_images=1)
     with pytest.raises(ValueError, match="divergence_reduction .*mean, sum, got 'max'"):
@@ -113,7 +113,7 @@ def as_floats(terms):
 @pytest.mark.parametrize('kind', AGREEMENT_KINDS)
 @pytest.mark.parametrize('rows, classes', [(2, 2), (5, 3), (64, 10), (3, 1000)])
 @pytest.mark.parametrize('divergence_weight', [4.0, 0.5])
-def test_terms_are_the_formulas(kind, rows, classes, divergence_weight):
+def test_terms_equal_the_formulas(kind, rows, classes, divergence_weight):
     logits = random_logits(rows, classes)
     expected = expected_terms(*[z.numpy() for z in logits], kind, divergence_weight)
     terms = agreement_terms(*arguments(logits, kind), kind=kind, divergence_weight=divergence_weight)
@@ -132,14 +132,14 @@ def test_low_precision_logits_give_float32_terms(kind, dtype, tolerance):
 
 
 @pytest.mark.parametrize('kind', AGREEMENT_KINDS)
-def test_gradients_are_finite_differences(kind):
+def test_gradients_equal_finite_differences(kind):
     logits = [z.requires_grad_() for z in arguments(random_logits(4, 5, scale=1.5), kind)]
     terms_with_gradient = 2 if kind == 'mi' else 1
     assert torch.autograd.gradcheck(lambda *z: agreement_terms(*z, kind=kind)[:terms_with_gradient], logits)
 
 
 @pytest.mark.parametrize('classes', [2, 10, 1000])
-def test_uniform_predictions(classes):
+def test_terms_of_uniform_predictions(classes):
     z = torch.full((6, classes), 7.0)
     agreement, divergence = agreement_terms(z, z, z)
     assert agreement.item() == pytest.approx(-math.log(classes), rel=1e-6)
@@ -153,7 +153,7 @@ def test_uniform_predictions(classes):
     (2, [0, 1], -math.log(2)),
     (2, [0, 0, 0, 1], 0.75 * math.log(0.75) + 0.25 * math.log(0.25)),
 ])
-def test_identical_one_hot_predictions(classes, labels, expected):
+def test_terms_of_identical_one_hot_predictions(classes, labels, expected):
     z = 1000.0 * nn.functional.one_hot(torch.tensor(labels), classes)
     agreement, divergence = agreement_terms(z, z, z)
     assert agreement.item() == pytest.approx(expected, rel=1e-6)
@@ -161,7 +161,7 @@ def test_identical_one_hot_predictions(classes, labels, expected):
 
 
 @pytest.mark.parametrize('divergence_weight', [0.0, 1.0, 4.0])
-def test_views_of_opposite_classes(divergence_weight):
+def test_terms_of_views_of_opposite_classes(divergence_weight):
     z1, z2 = torch.tensor([[500.0, 0.0]] * 3), torch.tensor([[0.0, 500.0]] * 3)
     agreement, divergence = agreement_terms(z1, z2, z1, divergence_weight=divergence_weight)
     assert agreement.item() == 0
@@ -170,8 +170,8 @@ def test_views_of_opposite_classes(divergence_weight):
 
 
 @pytest.mark.parametrize('gap, mean_log', [(-30.0, -31.0), (-50.0, math.log(2.2e-16)), (-100.0, math.log(2.2e-16))])
-def test_marginal_floor(gap, mean_log):
-    """With marginals (1, p), p tiny: p ln p - p above the floor of 2.2e-16, p ln 2.2e-16 below."""
+def test_marginals_have_a_floor_in_the_logarithm(gap, mean_log):
+    """With marginals (1, p) and a tiny p: p ln p - p above the floor of 2.2e-16, p ln 2.2e-16 below it."""
     z = torch.tensor([[0.0, gap]] * 2, dtype=torch.float64)
     agreement, _ = agreement_terms(z, z, z)
     assert agreement.item() == pytest.approx(math.exp(gap) * mean_log, rel=2e-3)
@@ -274,7 +274,7 @@ def test_defaults_are_the_published_objective():
 
 
 def test_zero_weights_keep_the_joint_logits_in_the_graph():
-    """DistributedDataParallel refuses parameters that no gradient reaches."""
+    """DistributedDataParallel refuses parameters without a gradient."""
     z1, z2, z12 = random_logits(8, 7)
     z12.requires_grad_()
     parts = AgMaxLoss(weight=0.0, divergence_weight=0.0)(torch.cat([z1, z2]), z12, torch.tensor(LABELS))
@@ -296,13 +296,13 @@ def zeros(*shape):
     ((zeros(4, 3), zeros(4, 3), zeros(8, 3)), 'mi', r'joint logits \[4, 3\] .* got \[8, 3\]'),
     ((zeros(1, 3), zeros(1, 3), zeros(1, 3)), 'mi', 'batch of 2 images or more'),
 ])
-def test_term_errors(views, kind, message):
+def test_invalid_logits_are_refused(views, kind, message):
     with pytest.raises(ValueError, match=message):
         agreement_terms(*views, kind=kind)
 
 
 @pytest.mark.parametrize('kind', ['mse', 'kl', 'ce'])
-def test_one_image_is_enough_without_marginals(kind):
+def test_one_image_is_accepted_without_marginals(kind):
     z1, z2, _ = random_logits(1, 3)
     terms = agreement_terms(z1, z2, kind=kind)
     assert as_floats(terms) == pytest.approx(expected_terms(z1.numpy(), z2.numpy(), kind=kind), rel=1e-12)
@@ -313,12 +313,12 @@ def test_one_image_is_enough_without_marginals(kind):
     (zeros(6, 3), zeros(3).long()),
     (zeros(6, 3), zeros(3, 3)),
 ])
-def test_unpaired_logits_and_targets(logits, target):
+def test_logits_and_targets_that_are_not_pairs_are_refused(logits, target):
     with pytest.raises(ValueError, match=r'logits \[2B, K\] and as many targets, got'):
         AgMaxLoss(kind='mse')(logits, None, target)
 
 
-def test_soft_targets_of_other_classes():
+def test_soft_targets_of_another_number_of_classes_are_refused():
     with pytest.raises(ValueError, match='3 classes, got 1000: .*num_classes=3'):
         AgMaxLoss(kind='mse')(zeros(6, 3), None, zeros(6, 1000))
 
@@ -327,16 +327,16 @@ def test_soft_targets_of_other_classes():
     (torch.nn.CrossEntropyLoss(reduction='none'), r'a tensor \[6\]'),
     (lambda logits, target: {'loss': logits.sum()}, 'dict'),
 ])
-def test_criterion_without_a_scalar(criterion, got):
+def test_a_criterion_without_a_scalar_is_refused(criterion, got):
     with pytest.raises(ValueError, match=f"a scalar, got {got}: give .*reduction='mean'"):
         AgMaxLoss(criterion, kind='mse')(zeros(6, 3), None, zeros(6).long())
 
 
-def test_criterion_that_is_a_class():
+def test_a_criterion_that_is_a_class_is_refused():
     with pytest.raises(ValueError, match=r'got the class CrossEntropyLoss: give CrossEntropyLoss\(\)'):
         AgMaxLoss(torch.nn.CrossEntropyLoss)
 
 
-def test_unknown_kind_fails_when_built():
+def test_an_unknown_kind_is_refused_by_the_constructor():
     with pytest.raises(ValueError, match="one of mi, mse, kl, ce, got 'jsd'"):
         AgMaxLoss(kind='jsd')

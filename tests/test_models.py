@@ -1,4 +1,4 @@
-"""Every family of timm's classifiers trains as it is."""
+"""Every family of timm's classifiers trains without changes."""
 import math
 
 import pytest
@@ -45,7 +45,7 @@ def random_images(rows):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('name', MODELS)
-def test_model_trains(name):
+def test_a_model_of_each_family_trains(name):
     torch.manual_seed(0)
     # float64: behind a layer scale of 1e-5, three updates are below float32's resolution
     model = timm.create_model(name, num_classes=CLASSES, **MODELS[name]).double()

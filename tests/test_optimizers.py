@@ -1,4 +1,4 @@
-"""timm's optimizers over the task: each treats the Q-network as it treats the classifier head."""
+"""timm's optimizers with the task: each treats the Q-network like the classifier head."""
 import copy
 
 import pytest
@@ -20,7 +20,7 @@ DECAY = 0.05
 
 @pytest.fixture(autouse=True)
 def eager():
-    """timm compiles parts of kron, at a minute for its tensors."""
+    """timm compiles parts of kron, which takes a minute for its tensors."""
     with torch.compiler.set_stance('force_eager'):
         yield
 
@@ -70,7 +70,7 @@ def train(task, optimizer, steps=2):
 
 
 def train_by_hand(model, qnet, opt, lr, steps=2):
-    """The same updates without task, loss class or timm's grouping: matrices decay, vectors do not."""
+    """The same updates without task, loss class or timm's parameter groups: matrices decay, vectors do not."""
     parameters = [*model.parameters(), *qnet.parameters()]
     optimizer = create_optimizer_v2([
         {'params': [p for p in parameters if p.ndim <= 1], 'weight_decay': 0.0},
@@ -93,7 +93,7 @@ def train_by_hand(model, qnet, opt, lr, steps=2):
 
 @pytest.mark.filterwarnings('ignore:Using backward', 'ignore:It is highly recommended')
 @pytest.mark.parametrize('opt', [*OPTIMIZERS, 'lookahead_sgd'])
-def test_two_updates_are_those_by_hand(opt):
+def test_two_updates_equal_those_by_hand(opt):
     task = create_task()
     module = task.get_trainable_module()
     model, qnet = copy.deepcopy(module.model), copy.deepcopy(module.qnet)
@@ -107,7 +107,7 @@ def test_two_updates_are_those_by_hand(opt):
     torch.testing.assert_close(list(after.values()), train_by_hand(model, qnet, opt, lr=0.01), rtol=1e-6, atol=1e-8)
 
 
-def test_these_are_the_optimizers_that_timms_users_know():
+def test_the_tested_optimizers_include_the_common_ones():
     assert {'sgd', 'nesterov', 'momentum', 'adamw', 'lamb', 'lion', 'muon', 'adamuon', 'adan', 'lars', 'kron', 'mars',
             'adahessian'} <= set(OPTIMIZERS)
     assert [opt for opt in OPTIMIZERS if get_optimizer_info(opt).second_order] == ['adahessian']
@@ -123,15 +123,15 @@ def routes(optimizer, task):
 
 
 @pytest.mark.parametrize('opt', ['muon', 'nmuon', 'adamuon', 'nadamuon'])
-def test_muon_takes_the_qnet_as_it_takes_the_head(opt):
+def test_muon_updates_the_qnet_like_the_head(opt):
     task = create_task()
     muon, fallback = routes(train(task, create_optimizer_v2(task.get_trainable_module(), opt, lr=0.01)), task)
     assert {'model.4.weight', 'qnet.0.weight', 'qnet.2.weight'} <= muon
     assert fallback == {name for name, parameter in named(task).items() if parameter.ndim <= 1}
 
 
-def test_muon_falls_back_where_patterns_say():
-    """A pattern that begins with a star names the same parameters with AgMax and without."""
+def test_muon_uses_its_fallback_for_given_patterns():
+    """A pattern that begins with a star matches the same parameters with and without AgMax."""
     task = create_task()
     patterns = ['*4.weight', 'qnet.*']
     optimizer = create_optimizer_v2(
@@ -141,7 +141,7 @@ def test_muon_falls_back_where_patterns_say():
     assert {'model.4.weight', 'qnet.0.weight', 'qnet.2.weight'} <= fallback
 
 
-def test_muon_can_leave_out_what_does_not_decay():
+def test_muon_can_use_its_fallback_for_parameters_without_decay():
     torch.manual_seed(0)
     task = AgMaxTask(timm.create_model('test_vit', num_classes=CLASSES, img_size=32), verbose=False)
     optimizer = create_optimizer_v2(
@@ -152,7 +152,7 @@ def test_muon_can_leave_out_what_does_not_decay():
 
 
 def test_layer_decay_scales_the_updates():
-    """Through timm's schedulers: one update of plain SGD is the gradient at each layer's own rate."""
+    """With timm's scheduler. One update of plain SGD is the gradient times the learning rate of the layer."""
     torch.manual_seed(0)
     task = AgMaxTask(timm.create_model('test_resnet', num_classes=CLASSES), verbose=False)
     optimizer = create_optimizer_v2(task.get_trainable_module(), 'momentum', lr=0.1, momentum=0.0, layer_decay=0.5)
@@ -177,21 +177,21 @@ def test_layer_decay_scales_the_updates():
 # Second order
 
 @pytest.mark.parametrize('kind', AGREEMENT_KINDS)
-def test_second_derivatives_of_the_agreement(kind):
+def test_second_derivatives_of_the_agreement_equal_finite_differences(kind):
     generator = torch.Generator().manual_seed(0)
     z = [torch.randn(4, 3, dtype=torch.float64, generator=generator).requires_grad_()
          for _ in range(3 if kind == 'mi' else 2)]
     assert torch.autograd.gradgradcheck(lambda *logits: sum(agreement_terms(*logits, kind=kind)), z)
 
 
-def test_second_derivatives_of_the_distillation():
+def test_second_derivatives_of_the_distillation_equal_finite_differences():
     logits, teacher_logits = torch.randn(2, 4, 3, dtype=torch.float64)
     assert torch.autograd.gradgradcheck(
         lambda logits: distillation_loss(logits, teacher_logits, 2.0), logits.requires_grad_())
 
 
 @pytest.mark.filterwarnings('ignore:Using backward')
-def test_second_order_with_a_teacher():
+def test_second_order_optimizers_train_with_a_teacher():
     task = create_distillation_task()
     before = cloned(named(task))
     train(task, create_optimizer_v2(task.get_trainable_module(), 'adahessian', lr=0.01))
@@ -202,7 +202,7 @@ def test_second_order_with_a_teacher():
 # Averages of the weights
 
 def decay_at(step, after=0, power=None):
-    """timm's: the first update after `after` copies, then 0.9; a warm-up of 1 - t^-power comes up to that."""
+    """Decay of an EMA of timm: 0 for the first update after `after` copies, then 0.9, limited to 1 - t^-power."""
     step -= after
     if step <= 1:
         return 0.0
@@ -220,7 +220,7 @@ def decay_at(step, after=0, power=None):
     ({'update_after_step': 2}, {'after': 2}),
 ], ids=str)
 @pytest.mark.parametrize('teacher', [False, True], ids=['plain', 'teacher'])
-def test_average_of_model_and_qnet(options, rule, teacher):
+def test_the_average_of_model_and_qnet_equals_its_formula(options, rule, teacher):
     task = create_distillation_task() if teacher else create_task()
     task.setup_ema(decay=0.9, **options)
     optimizer = create_optimizer_v2(task.get_trainable_module(), 'sgd', lr=0.1)
@@ -239,8 +239,8 @@ def test_average_of_model_and_qnet(options, rule, teacher):
             torch.testing.assert_close(value.double(), expected[name], rtol=1e-5, atol=1e-6)
 
 
-def test_average_in_bfloat16_moves():
-    """Rounded to nearest, an update of a thousandth would be lost; timm rounds at random."""
+def test_the_average_in_bfloat16_keeps_small_updates():
+    """Rounding to nearest would lose an update of a thousandth. timm rounds randomly."""
     torch.manual_seed(0)
     task = AgMaxTask(Network().bfloat16(), hidden=8, verbose=False)
     task.setup_ema(decay=0.999)

@@ -1,4 +1,4 @@
-"""The wheel: what it carries, and that its commands work elsewhere."""
+"""The wheel: what it contains, and that its commands work in another folder."""
 import configparser
 import os
 import subprocess
@@ -21,7 +21,7 @@ def wheel(tmp_path_factory):
     return next(folder.glob('*.whl'))
 
 
-def test_the_wheel_carries_the_demo_and_the_licences_and_is_small(wheel):
+def test_the_wheel_contains_the_demo_and_the_licences_and_is_small(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     assert {'agmax_timm/data/demo.npz', 'agmax_timm/data/LICENSE.fashion-mnist', 'agmax_timm/report/page.html.jinja',
             'agmax_timm/report/comparison.html.jinja', 'agmax_timm/report/parts.html.jinja',
@@ -66,7 +66,7 @@ print(parse_train_args(['-c', 'demo', '-c', 'method/baseline']).model, importlib
     assert lines[-1] == f'test_resnet {site / "agmax_timm" / "__init__.py"}'
 
 
-def test_pyproject_holds_the_build_alone():
+def test_pyproject_contains_only_the_build():
     lines = (REPOSITORY / 'pyproject.toml').read_text().splitlines()
     assert [line for line in lines if line.startswith('[')] == ['[build-system]']
 

@@ -28,7 +28,7 @@ SMALL = ['-j', '0', '-b', '4', '--device', 'cpu']
 
 @pytest.fixture
 def run(capsys):
-    """Function: what the command prints for these words, which ends with this status."""
+    """Function: the output of the command for these arguments. It ends with this status."""
     def command(*words, status=0):
         capsys.readouterr()
         try:
@@ -44,7 +44,7 @@ def run(capsys):
 
 @pytest.fixture
 def refusal(capsys):
-    """Function: the one line with which the command refuses these words."""
+    """Function: the one line of the command that refuses these arguments."""
     def command(*words):
         capsys.readouterr()
         with pytest.raises(SystemExit) as end:
@@ -67,7 +67,7 @@ def images_of(photos):
 
 
 def logits_of_validate(monkeypatch, *argv):
-    """What validate.py's model gives for each image, as it is evaluated."""
+    """The logits of each image in validate.py."""
     seen = []
 
     create = validation.create_evaluator
@@ -91,7 +91,7 @@ def logits_of_validate(monkeypatch, *argv):
     (['local-dir:{staged}'], ['--model', 'local-dir:{staged}']),
     (['{weights}', '--model', 'test_vit'], ['--checkpoint', '{weights}', '--model', 'test_vit', '--num-classes', '7']),
 ])
-def test_the_logits_are_those_of_validate_to_the_last_digit(
+def test_the_logits_equal_those_of_validate_to_the_last_digit(
         ours, validates, ema_run, staged_ema, photos, tmp_path, monkeypatch):
     weights = tmp_path / 'weights.pth'
     random_seed(3)
@@ -105,7 +105,7 @@ def test_the_logits_are_those_of_validate_to_the_last_digit(
     assert len(logits) == 12 and len({tuple(row) for row in logits.tolist()}) == 12
 
 
-def test_the_classes_are_those_of_plain_timm(ema_run, photos, run):
+def test_the_predicted_classes_equal_those_of_plain_timm(ema_run, photos, run):
     saved = read_model(str(ema_run), use_ema=None)
     model = timm.create_model('test_resnet', num_classes=3).eval()
     model.load_state_dict(saved.state_dict)
@@ -122,7 +122,7 @@ def test_the_classes_are_those_of_plain_timm(ema_run, photos, run):
             expected.values.tolist(), abs=1e-5)
 
 
-def test_all_formats_say_the_same(ema_run, photos, run, tmp_path):
+def test_all_formats_contain_the_same_predictions(ema_run, photos, run, tmp_path):
     words = [ema_run, *images_of(photos)[:3], '--topk', 9]
     rows = json.loads(run(*words, '--format', 'json'))
     assert [len(row['predictions']) for row in rows] == [3, 3, 3], 'there are three classes'
@@ -143,7 +143,7 @@ def test_all_formats_say_the_same(ema_run, photos, run, tmp_path):
 
 
 @pytest.mark.parametrize('workers', [0, 2])
-def test_an_image_that_cannot_be_decoded_costs_no_other_its_prediction(
+def test_undecodable_images_are_reported_and_others_predicted(
         ema_run, photos, run, tmp_path, workers, capsys):
     good = images_of(photos)[:5]
     (tmp_path / 'text.jpg').write_text('no image')
@@ -175,7 +175,7 @@ def test_an_image_that_cannot_be_decoded_costs_no_other_its_prediction(
     assert len(json.loads(run(ema_run, *bad, '--format', 'json', status=1))) == 4, 'none can be decoded'
 
 
-def test_paths_on_stdin(ema_run, photos, run, monkeypatch):
+def test_paths_are_read_from_stdin(ema_run, photos, run, monkeypatch):
     files = images_of(photos)
     monkeypatch.setattr(sys, 'stdin', io.StringIO(f'{files[5]}\n\n{photos / "val" / "cat"}\n'))
     lines = run(ema_run, files[0], '-').splitlines()
@@ -189,7 +189,7 @@ def test_a_published_model_has_its_class_names(staged_ema, ema_run, photos, run)
     assert published == json.loads(run(ema_run, *words))[0]['predictions']
 
 
-def test_synsets_are_shown_in_words_of_checkpoints_and_of_folders(make_saved, ema_run, photos, run, tmp_path):
+def test_synsets_of_checkpoints_and_folders_are_shown_in_words(make_saved, ema_run, photos, run, tmp_path):
     names = ['n12620546', 'n04399382', 'other']
     checkpoint = load(ema_run / 'last.pth.tar')
     checkpoint['agmax_timm']['class_names'] = names
@@ -212,7 +212,7 @@ def test_weights_of_timm_have_the_names_of_imagenet():
     assert classes_of(other, 'resnet50') is None
 
 
-def test_several_labels_an_image_have_probabilities_of_their_own(photos, run, tmp_path):
+def test_several_labels_per_image_have_independent_probabilities(photos, run, tmp_path):
     random_seed(3)
     model = create_model('test_resnet', num_classes=4)
     path = tmp_path / 'multilabel.pth.tar'
@@ -257,7 +257,7 @@ def test_outputs_that_are_not_finite_are_errors(photos, run, tmp_path):
     (['{weights}', '{image}'], 'name it with --model'),
     (['{run}/checkpoint-0.pth.tar'], 'IMAGES'),
 ])
-def test_what_cannot_be_is_told_in_one_line(words, said, ema_run, staged_ema, photos, tmp_path, refusal):
+def test_invalid_arguments_are_refused_in_one_line(words, said, ema_run, staged_ema, photos, tmp_path, refusal):
     torch.save(create_model('test_resnet', num_classes=3).state_dict(), tmp_path / 'weights.pth')
     (tmp_path / 'empty').mkdir()
     known = dict(run=ema_run, image=images_of(photos)[0], empty=tmp_path / 'empty', staged=staged_ema,
@@ -265,20 +265,20 @@ def test_what_cannot_be_is_told_in_one_line(words, said, ema_run, staged_ema, ph
     assert said in refusal(*(word.format(**known) for word in words))
 
 
-def test_no_ema_no_prediction(train_once, photos, refusal, tmp_path, ema_run):
+def test_a_missing_ema_is_refused(train_once, photos, refusal, tmp_path, ema_run):
     checkpoint = torch.load(ema_run / 'last.pth.tar', weights_only=False)
     del checkpoint['state_dict_ema']
     torch.save(checkpoint, tmp_path / 'raw.pth.tar')
     assert 'no EMA weights' in refusal(tmp_path / 'raw.pth.tar', images_of(photos)[0])
 
 
-def test_paths_on_stdin_may_be_any_bytes_and_end_as_on_windows(monkeypatch):
+def test_paths_on_stdin_may_be_any_bytes_with_line_ends_of_windows(monkeypatch):
     lines = b'a.png\r\n\xff\xfe.png\n'
     monkeypatch.setattr(sys, 'stdin', io.TextIOWrapper(io.BytesIO(lines), encoding='utf-8', errors='strict'))
     assert [os.fsencode(path) for path in predict.list_images(['-'])] == [b'a.png', b'\xff\xfe.png']
 
 
-def test_several_labels_are_probable_each_by_itself_from_a_folder_too(make_saved, photos, run, tmp_path):
+def test_several_labels_of_a_staged_folder_have_independent_probabilities(make_saved, photos, run, tmp_path):
     saved = make_saved()
     saved.options = {**saved.options, 'task': 'multilabel', 'agmax': False}
     stage(saved, tmp_path / 'folder')
@@ -290,7 +290,7 @@ def test_several_labels_are_probable_each_by_itself_from_a_folder_too(make_saved
     assert sum(expected) != pytest.approx(1, abs=1e-2)
 
 
-def test_four_channels_are_rgba(make_saved, photos, run, tmp_path):
+def test_a_model_of_four_channels_predicts(make_saved, photos, run, tmp_path):
     stage(make_saved(in_chans=4), tmp_path / 'folder')
     assert run(f'local-dir:{tmp_path / "folder"}', images_of(photos)[0], '--format', 'json')
 
@@ -299,15 +299,15 @@ def test_four_channels_are_rgba(make_saved, photos, run, tmp_path):
     ([], ': the EMA of the weights, by which the run ranked'),
     (['--raw'], ': the weights without averaging; the run ranked'),
 ])
-def test_one_line_says_which_weights_are_taken(flags, said, ema_run, photos, capsys):
+def test_the_log_states_weights_and_images(flags, said, ema_run, photos, capsys):
     predict.main([str(ema_run), str(images_of(photos)[0]), *flags, *SMALL])
     weights, images = capsys.readouterr().err.splitlines()
     assert f'{ema_run}/model_best.pth.tar' in weights and said in weights
     assert images.endswith(": 1 images; 3 classes: 'ant', 'bee', 'cat'")
 
 
-def test_the_images_of_a_folder_are_those_that_the_run_takes(ema_run, photos, run, tmp_path):
-    """A run with --input-key .dat on a folder; the same words for a Hub data set name a column."""
+def test_the_input_key_of_the_run_selects_images(ema_run, photos, run, tmp_path):
+    """With --input-key .dat on a folder. For a Hub data set, the key names a column."""
     folder = tmp_path / 'images'
     folder.mkdir()
     for name in ('a.dat', 'b.jpg', 'c.DAT'):

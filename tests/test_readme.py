@@ -1,4 +1,4 @@
-"""Every code block of the README runs: on small data and a small model, otherwise as it stands."""
+"""Every code block of the README runs, with small data and a small model where they are large."""
 import re
 import shlex
 import shutil
@@ -32,13 +32,13 @@ def words_of(command, photos):
     return [str(REPOSITORY / word) if word.endswith('.yaml') else word for word in words]
 
 
-def test_all_blocks_are_covered_here():
+def test_all_blocks_are_tested():
     assert len(re.findall('```', README)) == 2 * (len(BASH) + len(PYTHON))
     assert [block.split()[0] for block in BASH] == [
         'python3', 'python3', *['python', 'torchrun', *['python'] * 8]] and len(PYTHON) == 1
 
 
-def test_the_demo_command(tmp_path, monkeypatch, photos):
+def test_the_demo_command_trains(tmp_path, monkeypatch, photos):
     command = BASH[0]
     assert command.startswith(SETUP)
     words = words_of(command.split(' && ')[-1], photos)
@@ -48,7 +48,7 @@ def test_the_demo_command(tmp_path, monkeypatch, photos):
     assert len(list(tmp_path.glob('output/train/*-test_resnet-28/model_best.pth.tar'))) == 1
 
 
-def test_the_test_command():
+def test_the_test_command_starts_pytest():
     command = BASH[1]
     assert command.startswith(SETUP)
     words = command.split(' && ')[-1].split()
@@ -56,7 +56,7 @@ def test_the_test_command():
     subprocess.run([sys.executable, *words[1:], '--version'], cwd=REPOSITORY, check=True)
 
 
-def test_train_and_validate(tmp_path, monkeypatch, photos, capsys):
+def test_commands_of_training_evaluation_prediction_and_report_run(tmp_path, monkeypatch, photos, capsys):
     monkeypatch.chdir(tmp_path)
     for command in (BASH[2], BASH[4]):
         words = words_of(command, photos)
@@ -91,7 +91,7 @@ def hub(tmp_path_factory, monkeypatch):
         yield server
 
 
-def test_share(tmp_path, monkeypatch, photos, hub, capsys):
+def test_commands_of_publishing_and_export_run(tmp_path, monkeypatch, photos, hub, capsys):
     monkeypatch.chdir(tmp_path)
     words = words_of(BASH[8], photos)
     assert words[:2] == ['python', 'train.py']
@@ -109,21 +109,21 @@ def test_share(tmp_path, monkeypatch, photos, hub, capsys):
     assert timm.create_model('local-dir:exported', pretrained=True).num_classes == 3
 
 
-def test_study(photos, capsys):
+def test_the_command_of_a_study_runs(photos, capsys):
     words = words_of(BASH[11], photos)
     assert words[:3] == ['python', '-m', 'agmax_timm.study']
-    study.main([*words[3:], '--dry-run'])  # the runs of it are in test_study.py
+    study.main([*words[3:], '--dry-run'])  # the runs of it are in test_the_command_of_a_study_runs.py
     assert capsys.readouterr().out.count(' -m agmax_timm.study.train ') == 60
 
 
-def test_torchrun(tmp_path, photos):
+def test_the_command_of_torchrun_trains(tmp_path, photos):
     words = [*words_of(BASH[3], photos)[1:], *SMALL, '-b', '2', '--output', tmp_path]
     completed = run_command([*TORCHRUN, *words])
     assert completed.returncode == 0, completed.stderr
     assert (tmp_path / 'run' / 'last.pth.tar').exists()
 
 
-def test_the_script_of_your_own(photos):
+def test_the_script_trains(photos):
     code = PYTHON[0]
     for word, small in (('/data/imagenet', str(photos)), ('224, 224', '32, 32'), ('batch_size=128', 'batch_size=4'),
                         ('num_workers=4', 'num_workers=0'), ("'resnet50'", "'test_resnet', num_classes=3")):

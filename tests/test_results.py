@@ -27,7 +27,7 @@ def tuning():
 
 
 @pytest.mark.parametrize('study', ['demo_fair', 'demo_converged'])
-def test_the_comparison_has_the_best_rates_of_the_tuning(tuning, study):
+def test_the_comparison_uses_the_best_learning_rates_of_the_tuning(tuning, study):
     for name, parts in yaml.safe_load((HOME / f'hparams/studies/{study}.yaml').read_text())['methods'].items():
         options = {key: value for part in parts if isinstance(part, dict) for key, value in part.items()}
         method = name.split(',')[0] if name.startswith(('AgMax', 'two views alone')) else 'twice the epochs'
@@ -35,7 +35,7 @@ def test_the_comparison_has_the_best_rates_of_the_tuning(tuning, study):
         assert options['lr'] == max(rates, key=rates.get), name
 
 
-def test_the_page_has_the_means_of_the_tuning(tuning):
+def test_the_page_contains_the_means_of_the_tuning(tuning):
     page = (HOME / 'docs/results.md').read_text()
     for (method, batch), rates in tuning.items():
         cells = [f'{rates[rate]:.1f}' for rate in (0.05, 0.1, 0.2)]

@@ -1,3 +1,4 @@
+"""The AgMax task: forward pass, averages, checkpoints, parameter groups, compilation and initial weights."""
 import copy
 import logging
 import math
@@ -70,7 +71,7 @@ def test_one_forward_sees_both_views():
 
 
 @pytest.mark.parametrize('kind', AGREEMENT_KINDS)
-def test_result_is_the_loss_of_model_and_qnet(kind):
+def test_the_result_equals_the_loss_of_model_and_qnet(kind):
     task = create_task(kind=kind, weight=0.5, divergence_weight=2.0, init_std=0.2)
     input, target = batch()
     result = task(input, target)
@@ -89,7 +90,7 @@ def test_result_is_the_loss_of_model_and_qnet(kind):
     torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-5)
 
 
-def test_criterion_and_soft_targets():
+def test_soft_targets_are_accepted_with_a_criterion():
     task = create_task(criterion=timm.loss.SoftTargetCrossEntropy())
     input, target = batch()
     soft = 0.7 * nn.functional.one_hot(target, CLASSES) + 0.3 / CLASSES
@@ -99,12 +100,12 @@ def test_criterion_and_soft_targets():
 
 
 @pytest.mark.parametrize('input_rows, target_rows', [(7, 7), (8, 4), (4, 8)])
-def test_unpaired_batch(input_rows, target_rows):
+def test_input_and_target_of_different_sizes_are_refused(input_rows, target_rows):
     with pytest.raises(ValueError, match=rf'input \[{input_rows}, 3, 32, 32\] and target \[{target_rows}\]'):
         create_task()(torch.zeros(input_rows, 3, 32, 32), torch.zeros(target_rows).long())
 
 
-def test_views_that_default_collate_keeps_apart():
+def test_views_in_a_list_are_refused_with_the_remedy():
     input, target = batch()
     with pytest.raises(ValueError, match=r'got a list: .*collate_fn=TwoViewCollate\(\)'):
         create_task()(list(input.chunk(2)), target)
@@ -123,7 +124,7 @@ SOFT = nn.functional.one_hot(torch.arange(8) % CLASSES, CLASSES).float()
     (SOFT + SOFT.roll(1, 1), 'got 2 to 2: AgMax is for one label per image'),
     (SOFT * (torch.arange(8) > 0)[:, None], 'add up to 1 for each view, got 0 to 1'),
 ])
-def test_targets_must_be_those_of_pairs(target, message):
+def test_targets_of_both_views_must_be_equal_or_soft(target, message):
     task = create_task(criterion=lambda logits, target: logits.square().mean())
     input, _ = batch()
     if message is None:
@@ -141,7 +142,7 @@ def test_three_views_are_refused():
 
 
 def test_targets_are_compared_once(monkeypatch):
-    """On a GPU the host waits for the answer."""
+    """On a GPU, the host waits for the comparison."""
     compared = []
     equal = torch.equal
     monkeypatch.setattr(torch, 'equal', lambda *tensors: (compared.append(tensors), equal(*tensors))[1])
@@ -154,14 +155,14 @@ def test_targets_are_compared_once(monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_task_that_is_compiled_whole_is_one_graph():
+def test_a_compiled_task_is_one_graph():
     torch._dynamo.reset()
     task = create_task()
     compiled = torch.compile(task, backend='eager', fullgraph=True)
     torch.testing.assert_close(compiled(*batch())['loss'], task(*batch())['loss'])
 
 
-def test_one_image_has_no_marginal():
+def test_one_image_is_refused_with_marginals():
     with pytest.raises(ValueError, match='batch of 2 images or more'):
         create_task()(*batch(images=1))
     assert create_task(kind='mse')(*batch(images=1))['loss'].isfinite()
@@ -183,14 +184,14 @@ class TwoHeads(nn.Module):
     # the smallest images its auxiliary head takes are about as large as its own
     (lambda: timm.create_model('inception_v3', num_classes=CLASSES, aux_logits=True), 299),
 ], ids=['two-heads', 'inception_v3'])
-def test_model_with_several_outputs_is_named(build, size):
+def test_a_model_with_several_outputs_is_refused_by_name(build, size):
     model = build()
     task = AgMaxTask(model, verbose=False)
     with torch.no_grad(), pytest.raises(ValueError, match=f'{type(model).__name__} does not return one tensor'):
         task(*batch(images=1, size=size))
 
 
-def test_distilled_model_trains_on_the_mean_of_its_heads():
+def test_a_distilled_model_trains_with_the_mean_of_its_heads():
     model = create_model('deit_tiny_distilled_patch16_224', img_size=32, depth=2)
     task = AgMaxTask(model, verbose=False)
     result = task(*batch())
@@ -208,7 +209,7 @@ class Plain(nn.Sequential):
 
 
 @pytest.mark.parametrize('kind', AGREEMENT_KINDS)
-def test_model_that_is_not_timms(kind):
+def test_a_model_without_the_methods_of_timm_is_accepted(kind):
     model, twin = Plain(), Plain()
     twin.num_classes = CLASSES
     tasks = []
@@ -225,14 +226,14 @@ def test_model_that_is_not_timms(kind):
 @pytest.mark.parametrize('build', [
     torchvision.models.resnet18, torchvision.models.mobilenet_v3_small, torchvision.models.swin_t,
     lambda num_classes: Plain(num_classes)], ids=['resnet18', 'mobilenet_v3_small', 'swin_t', 'Plain'])
-def test_the_classes_of_other_models_are_those_of_the_last_linear_layer(build):
+def test_the_number_of_classes_of_other_models_is_that_of_their_last_linear_layer(build):
     task = AgMaxTask(build(num_classes=CLASSES), verbose=False)
     assert task.num_classes == CLASSES
     assert task(*batch())['output'].shape == (8, CLASSES)
 
 
 @pytest.mark.slow
-def test_a_model_of_transformers():
+def test_a_model_of_transformers_trains():
     transformers = pytest.importorskip('transformers')
     config = transformers.ViTConfig(
         hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, image_size=32, patch_size=8,
@@ -248,7 +249,7 @@ def test_a_model_of_transformers():
     assert task.get_eval_model() is model
 
 
-def test_model_that_does_not_say_its_classes():
+def test_a_model_with_an_unknown_number_of_classes_is_refused():
     with pytest.raises(ValueError, match='Sequential has no attribute num_classes: give AgMaxTask num_classes='):
         AgMaxTask(nn.Sequential(nn.Conv2d(3, CLASSES, 32), nn.Flatten()))
     with pytest.raises(ValueError, match='2 classes or more, Plain has 1'):
@@ -256,7 +257,7 @@ def test_model_that_does_not_say_its_classes():
 
 
 @pytest.mark.parametrize('kind', ['mi', 'mse'])
-def test_model_of_another_number_of_logits(kind):
+def test_a_model_with_another_number_of_logits_is_refused(kind):
     with pytest.raises(ValueError, match='Plain gives 7 logits, .* 10 classes.*num_classes=7'):
         AgMaxTask(Plain(7), kind=kind, num_classes=CLASSES, verbose=False)(*batch())
 
@@ -272,12 +273,12 @@ def test_criterion_may_be_a_function(caplog):
 
 
 @pytest.mark.parametrize('num_classes', [0, 1])
-def test_model_without_classes(num_classes):
+def test_a_model_with_fewer_than_2_classes_is_refused(num_classes):
     with pytest.raises(ValueError, match=f'2 classes or more, VisionTransformer has {num_classes}'):
         AgMaxTask(timm.create_model('test_vit', num_classes=num_classes))
 
 
-def test_unknown_kind():
+def test_an_unknown_kind_is_refused():
     with pytest.raises(ValueError, match="one of mi, mse, kl, ce, got 'js'"):
         create_task(kind='js')
 
@@ -376,7 +377,7 @@ def test_resume_continues_exactly(tmp_path):
     assert_same(tasks[1].state_dict(), tasks[0].state_dict())
 
 
-def test_checkpoint_without_qnet_leaves_the_tasks_own(caplog):
+def test_a_checkpoint_without_qnet_keeps_that_of_the_task(caplog):
     task = create_task()
     qnet = cloned(task.get_task_state()['qnet'])
     other = create_task(seed=1, kind='mse').get_checkpoint_state()
@@ -388,7 +389,7 @@ def test_checkpoint_without_qnet_leaves_the_tasks_own(caplog):
     assert_same(task.get_eval_model().state_dict(), other['state_dict'])
 
 
-def test_checkpoint_with_qnet_needs_a_kind_that_has_one(caplog):
+def test_a_checkpoint_with_qnet_is_refused_by_a_kind_without_one(caplog):
     state = create_task(seed=1).get_checkpoint_state()
     task = create_task(kind='mse')
     with pytest.raises(ValueError, match="Q-network, .*'mse'"):
@@ -417,7 +418,7 @@ def group_options(optimizer, named_parameters):
     'test_vit', 'test_resnet', 'test_efficientnet', 'test_convnext', 'test_byobnet', 'deit_tiny_distilled_patch16_224',
     'pit_ti_224',  # has no layers of its own: timm groups by a count of tensors
 ])
-def test_layer_decay_is_timms(name):
+def test_layer_decay_equals_that_of_timm(name):
     options = {'opt': 'sgd', 'lr': 0.1, 'weight_decay': 0.05, 'layer_decay': 0.5}
     task = create_task(name)
     model, module = task.get_eval_model(), task.get_trainable_module()
@@ -430,7 +431,7 @@ def test_layer_decay_is_timms(name):
 
 
 @pytest.mark.parametrize('name, undecayed', [('test_vit', ['model.cls_token', 'model.pos_embed']), ('test_resnet', [])])
-def test_no_weight_decay_is_the_models(name, undecayed):
+def test_parameters_without_weight_decay_are_those_of_the_model(name, undecayed):
     module = create_task(name).get_trainable_module()
     optimizer = create_optimizer_v2(module, 'sgd', lr=0.1, weight_decay=0.05)
     ids = {id(parameter) for group in optimizer.param_groups for parameter in group['params']
@@ -445,7 +446,7 @@ def test_no_weight_decay_is_the_models(name, undecayed):
     ('deit_tiny_distilled_patch16_224', ['head.weight', 'head.bias', 'head_dist.weight', 'head_dist.bias']),
 ])
 @pytest.mark.parametrize('kind', ['mi', 'mse'])
-def test_clip_parameters(name, head, kind):
+def test_clip_parameters_can_exclude_the_head(name, head, kind):
     task = create_task(name, kind=kind)
     named = {id(parameter): name for name, parameter in task.get_trainable_module().named_parameters()}
     every = [named[id(parameter)] for parameter in task.get_clip_parameters()]
@@ -462,7 +463,7 @@ def test_norm_clipping_bounds_all_gradients():
     assert norm.item() == pytest.approx(1e-3, rel=1e-3)
 
 
-def test_adaptive_clipping_spares_the_head():
+def test_adaptive_clipping_does_not_change_the_head():
     task = create_task()
     task(*batch())['loss'].backward()
     before = {name: parameter.grad.clone() for name, parameter in task.get_trainable_module().named_parameters()}
@@ -501,7 +502,7 @@ def test_compiled_task_equals_uncompiled(backend):
 @pytest.mark.parametrize('num_classes, hidden', [
     (2, 128), (10, 128), (99, 128), (100, 512), (999, 512), (1000, 4096), (9999, 4096), (10_000, 8192), (21_841, 8192),
 ])
-def test_qnet_width_rule(num_classes, hidden):
+def test_the_width_of_the_qnet_depends_on_the_number_of_classes(num_classes, hidden):
     power = math.floor(math.log10(num_classes) + 1e-9)
     assert hidden == 128 * (2 ** power if power > 1 else 1) * (4 if num_classes >= 1000 else 1)
     qnet = QNet(num_classes, device='meta')
@@ -512,19 +513,19 @@ def test_qnet_width_rule(num_classes, hidden):
     }
 
 
-def test_qnet_with_given_width():
+def test_the_width_of_the_qnet_can_be_given():
     assert QNet(10, hidden=48)(torch.zeros(3, 20)).shape == (3, 10)
     task = create_task(hidden=48)
     assert task.get_task_state()['qnet']['0.weight'].shape == (48, 2 * CLASSES)
 
 
 @pytest.mark.parametrize('num_classes, hidden', [(1, None), (0, 8), (10, 0), (10, -1)])
-def test_qnet_of_impossible_size(num_classes, hidden):
+def test_an_invalid_size_of_the_qnet_is_refused(num_classes, hidden):
     with pytest.raises(ValueError, match=f'got num_classes {num_classes} and hidden'):
         QNet(num_classes, hidden)
 
 
-def test_qnet_keeps_its_precision_under_autocast():
+def test_the_qnet_computes_in_float32_under_autocast():
     qnet = QNet(10)
     logits = torch.randn(4, 20).bfloat16()
     expected = qnet(logits.float())
@@ -534,7 +535,7 @@ def test_qnet_keeps_its_precision_under_autocast():
     assert torch.equal(joint_logits, expected)
 
 
-def test_qnet_takes_the_models_dtype():
+def test_the_qnet_has_the_dtype_of_the_model():
     task = AgMaxTask(create_model().double(), verbose=False)
     assert {parameter.dtype for parameter in task.parameters()} == {torch.float64}
     input, target = batch()
@@ -550,7 +551,7 @@ def weights_and_others(module):
 
 
 @pytest.mark.parametrize('name', ['test_resnet', 'test_vit'])
-def test_init_std_redraws_linear_and_conv_weights_alone(name):
+def test_init_std_draws_only_linear_and_conv_weights(name):
     std = 0.2
     (plain_weights, plain_others), (weights, others) = [
         weights_and_others(create_task(name, init_std=init_std).get_trainable_module()) for init_std in (None, std)]

@@ -1,4 +1,4 @@
-"""docs/trouble.md quotes messages that the package has, and flags that its commands take."""
+"""docs/trouble.md quotes messages of the package and flags of its commands."""
 import ast
 import re
 
@@ -16,7 +16,7 @@ QUOTES = [quote for row in ROWS for quote in re.findall(r'`([^`]+)`', row) if qu
 
 
 def text_of(node):
-    """A message with `…` for what is filled in, None of anything but text."""
+    """A message with `…` for each value. None for nodes that are not text."""
     if isinstance(node, ast.Constant):
         return node.value if isinstance(node.value, str) else None
     if isinstance(node, ast.JoinedStr):
@@ -35,7 +35,7 @@ def test_every_message_is_in_the_source(trees):
     assert [quote for quote in QUOTES if quote not in messages] == []
 
 
-def test_every_flag_is_one(trees):
+def test_every_flag_exists(trees):
     flags = {'--help'} | {
         text_of(word) for tree in trees for call in ast.walk(tree)
         if isinstance(call, ast.Call) and getattr(call.func, 'attr', '') == 'add_argument' for word in call.args} | {
@@ -49,5 +49,5 @@ def test_every_flag_is_one(trees):
     assert not wrong
 
 
-def test_every_message_is_there_once():
+def test_every_message_is_quoted_once():
     assert len(QUOTES) > 150 and len(QUOTES) == len(set(QUOTES))

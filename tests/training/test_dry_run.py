@@ -1,4 +1,4 @@
-"""What --dry-run tells, against closed forms and real runs; it leaves nothing."""
+"""The output of --dry-run, against closed forms and real runs. It writes no files."""
 import logging
 import math
 import shutil
@@ -23,7 +23,7 @@ FLAGS = ['--model', 'test_resnet', '--num-classes', '3', '--img-size', '32', '-b
 
 @pytest.fixture
 def plan(photos, tmp_path, capsys):
-    """Function: the lines of a dry run with these flags on the photos, texts by title."""
+    """Function: the lines of a dry run with these flags on the photos, by title."""
     def run(*flags):
         capsys.readouterr()
         assert training.train(parse_train_args(
@@ -35,12 +35,12 @@ def plan(photos, tmp_path, capsys):
 
 @pytest.fixture
 def at_two_seconds(monkeypatch):
-    """An update takes 2 seconds, with 4 images in one; an evaluation 3."""
+    """An update of 4 images takes 2 seconds, an evaluation 3 seconds."""
     monkeypatch.setattr(dry_run, 'time_updates', lambda built: (2., 2.))
     monkeypatch.setattr(dry_run, 'time_evaluation', lambda built: 3.)
 
 
-def test_epochs_updates_times_and_rates(plan, at_two_seconds, tmp_path):
+def test_epochs_updates_times_and_rates_equal_closed_forms(plan, at_two_seconds, tmp_path):
     """12 images are 3 batches of 4."""
     told = plan('--agmax', '--model-ema', '--val-interval', '2')
     assert told['epochs'] == '4 to go, of 4' and told['updates'] == '3 per epoch, 12 to go'
@@ -57,7 +57,7 @@ def test_epochs_updates_times_and_rates(plan, at_two_seconds, tmp_path):
     assert not (tmp_path / 'output').exists()
 
 
-def test_batches_of_an_update_warm_up_and_no_validation(plan, at_two_seconds):
+def test_accumulation_warm_up_and_missing_validation_are_considered(plan, at_two_seconds):
     told = plan('--grad-accum-steps', '2', '--stop-epoch', '3', '--warmup-epochs', '2', '--warmup-lr', '0.01',
                 '--sched-on-updates', '--val-split', '', '--image-memory', '0')
     assert told['epochs'] == '3 to go, of 4' and told['updates'] == '2 per epoch, 6 to go'
@@ -68,7 +68,7 @@ def test_batches_of_an_update_warm_up_and_no_validation(plan, at_two_seconds):
     assert told['learning rate'] == f'cosine, 0.01 in epoch 0, 0.03 in epoch 1, {last:.3g} in epoch 2'
 
 
-def test_parameters_and_disk_are_those_of_the_run(plan, photos, tmp_path, monkeypatch, caplog):
+def test_parameters_and_disk_use_equal_those_of_the_run(plan, photos, tmp_path, monkeypatch, caplog):
     flags = ['--agmax', '--opt', 'adamw', '--model-ema']
     told = plan(*flags)
     training.train(parse_train_args([str(photos), *FLAGS, *flags, '--output', str(tmp_path), '--epochs', '1']))
@@ -89,8 +89,8 @@ def test_parameters_and_disk_are_those_of_the_run(plan, photos, tmp_path, monkey
 
 @pytest.mark.parametrize('epochs, history, milestones', [(8, 2, []), (8, 2, [5, 6, 9]), (3, 2, []), (2, 4, [1]),
                                                          (1, 1, [])])
-def test_the_most_files_are_those_that_a_saver_leaves_with_the_next(epochs, history, milestones, tmp_path):
-    """Metrics get worse, so that the last is none of the best."""
+def test_the_largest_number_of_files_equals_that_of_a_saver(epochs, history, milestones, tmp_path):
+    """Metrics get worse, so the last checkpoint is not among the best."""
     saver = make_saver(tmp_path, history=history)
     most = 0
     for epoch in range(epochs):
@@ -125,8 +125,8 @@ def test_speed_is_measured_on_two_updates_or_a_few_seconds(plan, monkeypatch):
     assert len(updates) == 2
 
 
-def test_memory_is_what_the_allocator_reserved(monkeypatch):
-    """That is what runs out, and more than the tensors take."""
+def test_memory_is_that_reserved_by_the_allocator(monkeypatch):
+    """This is the memory that runs out. It exceeds that of the tensors."""
     device = torch.device('cuda')
     for name, value in dict(max_memory_reserved=3 * 2 ** 30, max_memory_allocated=2 ** 30, get_device_name='A GPU',
                             get_device_properties=Namespace(total_memory=80 * 2 ** 30)).items():
@@ -135,7 +135,7 @@ def test_memory_is_what_the_allocator_reserved(monkeypatch):
         assert part in dry_run._memory(device)
 
 
-def test_what_is_left_of_a_run_and_nothing_is_touched(plan, at_two_seconds, photos, tmp_path):
+def test_a_resumed_run_counts_remaining_epochs_and_changes_no_file(plan, at_two_seconds, photos, tmp_path):
     output = ['--output', str(tmp_path / 'output')]
     training.train(parse_train_args([str(photos), *FLAGS, *output, '--stop-epoch', '3']))
     (tmp_path / 'output' / 'run' / '.lock').unlink()
@@ -153,7 +153,7 @@ def test_what_is_left_of_a_run_and_nothing_is_touched(plan, at_two_seconds, phot
     (['--num-classes', '2'], 'the data has 3 classes'),
     (['--lr', '1e30', '--agmax'], 'not finite'),
 ])
-def test_what_cannot_work_is_the_same_line(photos, tmp_path, capsys, flags, words):
+def test_a_run_that_cannot_work_is_refused_as_without_dry_run(photos, tmp_path, capsys, flags, words):
     with pytest.raises(SystemExit) as exit_info:
         train_cli.main([str(photos), *FLAGS, '--dry-run', '--output', str(tmp_path / 'output'), *flags])
     assert exit_info.value.code in (1, 2)

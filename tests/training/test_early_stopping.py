@@ -1,4 +1,4 @@
-"""--early-stop against its rule written out, and runs that were interrupted before it against the run that was not."""
+"""--early-stop against its rule, and interrupted runs against an uninterrupted one."""
 import json
 import math
 from argparse import Namespace
@@ -19,7 +19,7 @@ NEVER_BETTER = ['--early-stop-min-delta', '101']
 
 
 def stops_after(values, patience, metric='top1', delta=0.):
-    """The number of evaluations that a run has made when it stops, None where it continues."""
+    """Number of evaluations after which a run stops. None if it continues."""
     options = Namespace(early_stop=patience, early_stop_metric=None, early_stop_min_delta=delta)
     results = [{'epoch': epoch, 'train': {}, 'validation': {metric: value}} for epoch, value in enumerate(values)]
     return next((count for count in range(len(results) + 1) if stop_reason(options, metric, results[:count])), None)
@@ -40,7 +40,7 @@ def stops_after(values, patience, metric='top1', delta=0.):
     ([math.inf, math.inf, 1], 2, 'loss', 0, 2),
     ([1, 1, 1, 1], 0, 'top1', 0, None),
 ])
-def test_the_evaluations_without_a_better_metric_are_counted(values, patience, metric, delta, expected):
+def test_evaluations_without_a_better_metric_are_counted(values, patience, metric, delta, expected):
     assert stops_after(values, patience, metric, delta) == expected
 
 
@@ -55,8 +55,8 @@ def train(argv, name, *flags, looks=None):
     return training.train(parse_train_args([*argv, '--experiment', name, *flags]), **stop)
 
 
-def test_interrupted_runs_stop_where_the_one_that_was_not_does(argv, memory_path, caplog, capsys):
-    """Within an epoch, in an evaluation, and in the last epoch before the stop; then with more patience."""
+def test_interrupted_runs_stop_at_the_epoch_of_an_uninterrupted_one(argv, memory_path, caplog, capsys):
+    """Interrupted within an epoch, in an evaluation, and in the last epoch before the stop. Then with more patience."""
     two = ['--agmax', '--early-stop', '2']
     assert [result['epoch'] for result in train(argv, 'whole', *two)] == [0, 1, 2]
     said = json.loads(capsys.readouterr().out.split('--result\n')[1])
@@ -82,7 +82,7 @@ def test_interrupted_runs_stop_where_the_one_that_was_not_does(argv, memory_path
     assert_equal(outcome(memory_path / 'whole'), outcome(memory_path / 'patient'))
 
 
-def test_a_run_that_stops_is_the_one_that_was_told_to_end_there(argv, memory_path):
+def test_a_run_that_stops_equals_one_with_this_stop_epoch(argv, memory_path):
     train(argv, 'early', '--early-stop', '1', '--early-stop-metric', 'loss')
     train(argv, 'told', '--stop-epoch', '2')
     ours, told = (load(memory_path / name / 'last.pth.tar') for name in ('early', 'told'))
@@ -90,7 +90,7 @@ def test_a_run_that_stops_is_the_one_that_was_told_to_end_there(argv, memory_pat
         assert_equal(ours[name], told[name], name)
 
 
-def test_without_validation_the_training_loss_is_watched(argv):
+def test_without_validation_the_training_loss_is_used(argv):
     results = train(argv, 'run', '--early-stop', '1', '--val-split', '')
     assert [result['epoch'] for result in results] == [0, 1] and 'validation' not in results[0]
 
@@ -100,7 +100,7 @@ def test_without_validation_the_training_loss_is_watched(argv):
     (['--early-stop-metric', 'top1', '--val-split', ''], 'must be one of loss without validation'),
     (['--early-stop', '-1'], '--early-stop must be 0 or more, got -1'),
 ])
-def test_metrics_that_there_are_not_are_one_line(flags, words, capsys):
+def test_unknown_metrics_are_refused(flags, words, capsys):
     with pytest.raises(SystemExit):
         parse_train_args(['data', '--early-stop', '2', *flags])
     assert words in capsys.readouterr().err
@@ -114,6 +114,6 @@ def decide(rank, folder):
     torch.distributed.destroy_process_group()
 
 
-def test_ranks_whose_last_bits_differ_decide_alike(tmp_path):
+def test_ranks_decide_equally_if_their_last_bits_differ(tmp_path):
     torch.multiprocessing.start_processes(decide, (tmp_path,), nprocs=2, start_method='fork')
     assert (tmp_path / '0').read_text() == (tmp_path / '1').read_text() == ''

@@ -1,4 +1,4 @@
-"""What single flags do in a run, beyond the numbers of tests/training/test_timm_equality.py."""
+"""The effects of single flags in a run, in addition to the numbers of tests/training/test_timm_equality.py."""
 import csv
 import json
 import math
@@ -42,7 +42,7 @@ def run(tmp_path, *argv):
 
 @pytest.fixture(scope='module')
 def labelled(tmp_path_factory):
-    """A data set of the Hugging Face kind, of images with any number of three labels."""
+    """A Hugging Face data set of images with any number of three labels."""
     root = tmp_path_factory.mktemp('labelled')
     for split, count in (('train', 8), ('validation', 5)):
         rows = [[j for j in range(3) if i >> j & 1] for i in range(count)]
@@ -57,7 +57,7 @@ def labelled(tmp_path_factory):
 
 
 @pytest.mark.parametrize('labels', [['labels'], ['dense', '--target-format', 'multihot']], ids=['indices', 'multihot'])
-def test_several_labels_an_image(tmp_path, labelled, labels):
+def test_several_labels_per_image_are_trained_and_evaluated(tmp_path, labelled, labels):
     row, = run(tmp_path, *SMALL, '--task', 'multilabel', '--dataset', labelled, '--target-key', *labels,
                '--mixup', '0.2', '--model-ema')
     assert 'eval_top1' not in row
@@ -67,7 +67,7 @@ def test_several_labels_an_image(tmp_path, labelled, labels):
     assert checkpoint['args']['smoothing'] == 0.
 
 
-def test_labels_count_from_the_threshold_on():
+def test_labels_count_from_the_threshold():
     model = torch.nn.Identity()
     loader = [(torch.tensor([[0., 2.], [-2., 0.5]]), torch.tensor([[1., 1.], [0., 1.]]))]
     args = Namespace(no_prefetcher=False, channels_last=False)
@@ -102,7 +102,7 @@ def wandb(monkeypatch):
     return module
 
 
-def test_weights_and_biases_is_told_what_the_summary_holds_and_losses_at_log_intervals(tmp_path, photos, wandb):
+def test_weights_and_biases_gets_the_summary_and_losses_at_log_intervals(tmp_path, photos, wandb):
     rows = run(tmp_path, str(photos), *SMALL, '--epochs', '2', '--agmax', '--log-wandb', '--wandb-project', 'bees',
                '--wandb-tags', 'a', 'b', '--log-interval', '2')
     start, *told, end = wandb.told
@@ -117,7 +117,7 @@ def test_weights_and_biases_is_told_what_the_summary_holds_and_losses_at_log_int
     assert [values['update'] for values in of_updates] == [0, 2, 3, 5], 'updates 0 and 2 of each epoch of 3'
 
 
-def test_weights_and_biases_that_cannot_be_logged_to_is_one_line(tmp_path, photos, wandb):
+def test_a_failed_login_to_weights_and_biases_is_one_line(tmp_path, photos, wandb):
     def refuse(**kwargs):
         raise wandb.Error('api_key not configured\n(no-tty)')
     wandb.init = refuse
@@ -125,7 +125,7 @@ def test_weights_and_biases_that_cannot_be_logged_to_is_one_line(tmp_path, photo
         run(tmp_path, str(photos), *SMALL, '--epochs', '1', '--log-wandb')
 
 
-def test_weights_and_biases_is_missed_before_anything_is_built(tmp_path, photos, monkeypatch):
+def test_missing_weights_and_biases_is_reported_before_anything_is_built(tmp_path, photos, monkeypatch):
     monkeypatch.setitem(sys.modules, 'wandb', None)
     with pytest.raises(OptionError, match='pip install wandb'):
         run(tmp_path, str(photos), *SMALL, '--log-wandb', '--model', 'no_such_model')
@@ -145,7 +145,7 @@ def criterion(*argv):
     return build_criterion(args)
 
 
-def test_losses_are_timms(tmp_path):
+def test_losses_equal_those_of_timm(tmp_path):
     stats = tmp_path / 'stats.json'
     stats.write_text(json.dumps(dict(pos_counts=[2, 4, 8], num_samples=16)))
     several = ['--task', 'multilabel', '--dataset', 'hfds/x']
@@ -176,7 +176,7 @@ def test_losses_are_timms(tmp_path):
     ('--loss-class-weight nowhere.json', ['nowhere.json']),
     ('--loss bce --loss-pos-weight neg_pos', ['--loss-pos-weight neg_pos', '--class-stats auto']),
 ])
-def test_losses_that_cannot_be_are_one_line(argv, words):
+def test_invalid_options_of_losses_are_refused_in_one_line(argv, words):
     with pytest.raises(OptionError) as error_info:
         criterion(*argv.split())
     message = str(error_info.value)
@@ -193,7 +193,7 @@ def test_losses_that_cannot_be_are_one_line(argv, words):
     (['--kd-model-name', 'resnet1001'], ['--kd-model-name', 'resnet1001']),
     (['--kd-model-name', 'local-dir:/nowhere'], ['--kd-model-name', '/nowhere']),
 ])
-def test_what_cannot_be_built_is_one_line(tmp_path, photos, argv, words):
+def test_runs_that_cannot_be_built_are_refused_in_one_line(tmp_path, photos, argv, words):
     with pytest.raises(OptionError) as error_info:
         run(tmp_path, str(photos), *SMALL, *argv)
     message = str(error_info.value)
@@ -201,13 +201,13 @@ def test_what_cannot_be_built_is_one_line(tmp_path, photos, argv, words):
     assert not (tmp_path / 'run').exists()
 
 
-def test_a_learning_rate_of_zero_is_one(tmp_path, photos):
+def test_a_learning_rate_of_0_is_used(tmp_path, photos):
     row, = run(tmp_path, str(photos), *SMALL, '--lr', '0', '--sched', 'none')
     assert float(row['lr']) == 0.
 
 
-def test_weights_that_fall_back_are_named_as_the_model_names_them():
-    """Muon leaves what `fallback_list` names to AdamW: the same weights with AgMax as without."""
+def test_fallback_list_of_muon_uses_the_names_of_the_model():
+    """Muon leaves weights of `fallback_list` to AdamW: the same ones with and without AgMax."""
     def fallbacks(*argv):
         args = parse_train_args(['DIR', '--num-classes', '3', '--opt', 'muon', '--opt-kwargs',
                                  "fallback_list=['fc.*', 'conv1*']", *argv])

@@ -1,4 +1,4 @@
-"""Evaluations that fail at the end of an epoch: what was trained is saved, and continues as if nothing had happened."""
+"""Evaluations that fail at the end of an epoch: the weights are saved, and the run resumes to the same result."""
 import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -23,14 +23,14 @@ GOES_ON = re.compile(r'Saved at the end of epoch (\d), before its evaluation\. T
 
 @pytest.fixture
 def argv(photos, tmp_path):
-    """Two epochs of 6 updates, the EMA evaluated behind the raw weights."""
+    """Two epochs of 6 updates. The EMA is evaluated after the raw weights."""
     return [str(photos), *FLAGS, '-j', '0', '--agmax', '--mixup', '0.2', '--model-ema', '--model-ema-decay', '0.9',
             '--epochs', '2', '--output', str(tmp_path), '--experiment', 'run', '--resume', 'auto']
 
 
 @pytest.fixture(scope='module')
 def whole(photos, tmp_path_factory):
-    """What the run leaves to which nothing happens."""
+    """The files of a run without faults."""
     output = tmp_path_factory.mktemp('whole')
     training.train(parse_train_args([
         str(photos), *FLAGS, '-j', '0', '--agmax', '--mixup', '0.2', '--model-ema', '--model-ema-decay', '0.9',
@@ -66,7 +66,7 @@ def damaged():
 @pytest.mark.parametrize('batch, failure, error', [
     (1, damaged, DamagedError), (9, label_out_of_range, IndexError), (9, dead_worker, RuntimeError),
     (14, out_of_memory, torch.OutOfMemoryError)])
-def test_a_run_goes_on_to_the_result_of_one_that_nothing_happened_to(
+def test_a_run_resumes_to_the_result_of_one_without_faults(
         argv, tmp_path, whole, monkeypatch, caplog, batch, failure, error):
     seen, evaluate = [], epochs.evaluate
 
@@ -88,8 +88,8 @@ def test_a_run_goes_on_to_the_result_of_one_that_nothing_happened_to(
     assert_equal(outcome(tmp_path / 'run'), whole)
 
 
-def test_a_bad_label_within_an_epoch_costs_no_update(argv, tmp_path, monkeypatch, capsys):
-    """Labels of data in sequence are known when they are read. What is saved is what a recovery file would be."""
+def test_an_invalid_label_within_an_epoch_loses_no_update(argv, tmp_path, monkeypatch, capsys):
+    """Labels of data in sequence are known when they are read. The saved file equals a recovery file."""
     train_cli.main([*argv, '--experiment', 'whole', '--recovery-interval', '4', '--epochs', '1'])
     expected = load(tmp_path / 'whole' / 'recovery-0-3.pth.tar')
     batches_of = loop.batches_of
@@ -111,7 +111,7 @@ def test_a_bad_label_within_an_epoch_costs_no_update(argv, tmp_path, monkeypatch
     assert epochs_in(tmp_path / 'run') == [0, 1]
 
 
-def test_a_damaged_image_is_repaired_and_nothing_is_trained_again(argv, photos, tmp_path, whole, capsys, caplog):
+def test_after_repair_of_a_damaged_image_nothing_is_trained_again(argv, photos, tmp_path, whole, capsys, caplog):
     data = shutil.copytree(photos, tmp_path / 'photos')
     path = data / 'val' / 'bee' / '005.jpg'
     content = path.read_bytes()
@@ -126,8 +126,8 @@ def test_a_damaged_image_is_repaired_and_nothing_is_trained_again(argv, photos, 
     assert_equal(outcome(tmp_path / 'run'), whole)
 
 
-def test_a_damaged_image_is_taken_out(argv, photos, tmp_path, capsys, caplog):
-    """As the message says; the number of samples then differs."""
+def test_a_run_resumes_after_a_damaged_image_is_removed(argv, photos, tmp_path, capsys, caplog):
+    """As the message suggests. The number of samples then differs."""
     data = shutil.copytree(photos, tmp_path / 'photos')
     path = data / 'val' / 'bee' / '005.jpg'
     path.write_bytes(b'')
@@ -140,8 +140,8 @@ def test_a_damaged_image_is_taken_out(argv, photos, tmp_path, capsys, caplog):
 
 
 @pytest.mark.parametrize('more', [[], ['--grad-accum-steps', '4'], ['-j', '2']], ids=' '.join)
-def test_too_many_damaged_training_images_cost_no_update(photos, tmp_path, capsys, end_workers, more):
-    """They stop the run in its first epoch; with more of them allowed it ends as the run that allowed them at once."""
+def test_too_many_damaged_training_images_lose_no_update(photos, tmp_path, capsys, end_workers, more):
+    """They end the run in its first epoch. With a higher limit, it ends like a run with this limit from the start."""
     data = shutil.copytree(photos, tmp_path / 'photos')
     for name in ('ant/000.jpg', 'bee/004.jpg', 'cat/008.jpg'):
         (data / 'train' / name).write_bytes(b'')
@@ -156,7 +156,7 @@ def test_too_many_damaged_training_images_cost_no_update(photos, tmp_path, capsy
     assert_equal(outcome(tmp_path / 'run'), outcome(tmp_path / 'whole'))
 
 
-def test_repaired_training_images_are_counted_from_none(photos, tmp_path, capsys):
+def test_repaired_training_images_no_longer_count_as_damaged(photos, tmp_path, capsys):
     data = shutil.copytree(photos, tmp_path / 'photos')
     names = ('ant/000.jpg', 'bee/004.jpg', 'cat/008.jpg')
     contents = {name: (data / 'train' / name).read_bytes() for name in names}
@@ -172,7 +172,7 @@ def test_repaired_training_images_are_counted_from_none(photos, tmp_path, capsys
     assert load(tmp_path / 'run' / 'last.pth.tar')['agmax_state']['damaged'] == []
 
 
-def test_where_the_disk_refuses_the_status_is_another(argv, monkeypatch, capsys):
+def test_a_full_disk_after_a_failed_evaluation_has_exit_status_74(argv, monkeypatch, capsys):
     monkeypatch.setattr(epochs, 'evaluate', lambda *args, **kwargs: damaged())
 
     def full(*args, **kwargs):
@@ -181,7 +181,7 @@ def test_where_the_disk_refuses_the_status_is_another(argv, monkeypatch, capsys)
     assert re.search('No space left on device; .*no checkpoint', fail(argv, capsys, status=74))
 
 
-def test_a_tracker_that_fails_leaves_a_saved_epoch(argv, tmp_path, whole, monkeypatch):
+def test_a_failing_tracker_loses_no_epoch(argv, tmp_path, whole, monkeypatch):
     row, futures = Trackers.row, []
     submit = ThreadPoolExecutor.submit
     monkeypatch.setattr(ThreadPoolExecutor, 'submit', lambda *args: futures.append(submit(*args)) or futures[-1])
@@ -199,7 +199,7 @@ def test_a_tracker_that_fails_leaves_a_saved_epoch(argv, tmp_path, whole, monkey
 
 
 def failing_rank(argv, failing):
-    """Train; the evaluation of epoch 0 fails in its third batch, on rank `failing` alone."""
+    """Train. The evaluation of epoch 0 fails in its third batch, on rank `failing` only."""
     evaluate = epochs.evaluate
 
     def once(*args, on_batch, **kwargs):
@@ -212,7 +212,7 @@ def failing_rank(argv, failing):
     train_cli.main(argv)
 
 
-def test_all_ranks_save_where_one_fails(photos, tmp_path):
+def test_all_ranks_save_if_one_fails(photos, tmp_path):
     argv = [str(photos), *FLAGS, '-b', '1', '-j', '0', '--agmax', '--agmax-loss', 'kl', '--epochs', '2', '--output',
             str(tmp_path), '--resume', 'auto', '--device', 'cpu']
     run, expected = [*argv, '--experiment', 'run'], [*argv, '--experiment', 'whole']

@@ -1,7 +1,7 @@
-"""One run on one process, on several, on two machines: the same numbers, and an end when a rank dies.
+"""A run on one process, on several, on two machines: the same numbers, and an end when a rank dies.
 
-Networks without BatchNorm, whose statistics differ from rank to rank under DDP; torch's SyncBatchNorm would share them,
-but runs on accelerators alone and is not tested here.
+Networks without BatchNorm, whose statistics differ from rank to rank under DDP. torch's SyncBatchNorm would share them,
+but runs on accelerators only and is not tested here.
 """
 import csv
 import json
@@ -44,7 +44,7 @@ def slurm_environment(rank, world_size):
 
 
 def train_on_ranks(world_size, folder, pictures, *flags, **kwargs):
-    """Folder of a run of train.py on this many ranks."""
+    """The folder of a run of train.py on this many ranks."""
     argv = [str(pictures), *FLAGS, '--output', str(folder), '--experiment', 'run', *flags]
     ranks = start_ranks(world_size, folder, train_cli.main, argv, **kwargs)
     assert finish_ranks(ranks) == [0] * world_size, logs(folder)
@@ -107,7 +107,7 @@ def share(batch, rank, world_size, views):
 
 
 def train_share(rank, world_size, two_views, accum_steps, dtype):
-    """An epoch of loop.train_one_epoch on this rank's share: mean losses, all weights, all averaged weights."""
+    """One epoch on this rank's share: mean losses, all weights, all averaged weights."""
     torch.manual_seed(0)
     model = timm.create_model('test_vit', num_classes=CLASSES, img_size=32, depth=2).to(dtype)
     if two_views:
@@ -149,7 +149,7 @@ def train_shares(world_size, folder, rank):
 
 @pytest.fixture(scope='module')
 def shares(tmp_path_factory):
-    """Outcomes by setting of each rank, by number of ranks."""
+    """Outcomes of each rank by setting, by number of ranks."""
     folder = tmp_path_factory.mktemp('shares')
     for world_size in (1, 2, 4):
         ranks = start_ranks(world_size, folder / str(world_size), train_shares, world_size, folder, int)
@@ -159,7 +159,7 @@ def shares(tmp_path_factory):
 
 @pytest.mark.parametrize('world_size', [2, 4])
 @pytest.mark.parametrize('name', SETTINGS)
-def test_updates_on_shares_of_the_same_batches_are_those_of_one_process(shares, name, world_size):
+def test_updates_on_shares_of_the_same_batches_equal_those_of_one_process(shares, name, world_size):
     expected = shares[1][0][name]
     tolerance = 1e-9 if SETTINGS[name][2] == torch.float64 else 2e-5
     for outcome in shares[world_size]:
@@ -171,8 +171,8 @@ def test_updates_on_shares_of_the_same_batches_are_those_of_one_process(shares, 
                 assert difference <= tolerance, f'{part} {key}'
 
 
-def test_the_average_lags_behind_the_weights(shares):
-    """The comparison of averages has teeth: they are not the weights."""
+def test_the_average_differs_from_the_weights(shares):
+    """Otherwise the comparison of averages would test nothing new."""
     outcome = shares[1][0]['agmax']
     assert (outcome['ema']['model.head.weight'] - outcome['weights']['model.head.weight']).norm() > 1e-3
 
@@ -190,27 +190,27 @@ def two_slurm_tasks(pictures, tmp_path_factory):
     return train_on_ranks(2, folder, pictures, *AGMAX, '-b', '12', environment=slurm_environment)
 
 
-def test_four_ranks_train_as_one_process(pictures, one_process, tmp_path):
+def test_four_ranks_equal_one_process(pictures, one_process, tmp_path):
     folder = train_on_ranks(4, tmp_path, pictures, *AGMAX, '-b', '6')
     assert_same_rows(summary(folder), summary(one_process))
     assert_same_weights(folder, one_process)
 
 
-def test_two_slurm_tasks_train_as_one_process(one_process, two_slurm_tasks):
+def test_two_slurm_tasks_equal_one_process(one_process, two_slurm_tasks):
     assert_same_rows(summary(two_slurm_tasks), summary(one_process))
     assert_same_weights(two_slurm_tasks, one_process)
 
 
 @pytest.mark.parametrize('flags', [(), (*AGMAX, '--balanced-sampling', '--class-stats', 'auto', '--loss-class-weight',
                                          '1,2,3,4,5,6,7,8')], ids=['plain', 'balanced'])
-def test_training_on_two_ranks_is_that_of_one_process(pictures, tmp_path, flags):
+def test_two_ranks_equal_one_process(pictures, tmp_path, flags):
     one, two = (train_on_ranks(n, tmp_path / str(n), pictures, '-b', str(24 // n), *flags) for n in (1, 2))
     assert_same_rows(summary(two), summary(one))
     assert_same_weights(two, one)
 
 
-def test_several_updates_an_epoch_are_the_same_on_two_and_four_ranks(pictures, tmp_path):
-    """The sampler's order is the epoch's, dealt out to the ranks in turn: the same batches on any number above one."""
+def test_two_and_four_ranks_are_equal_over_several_updates(pictures, tmp_path):
+    """Ranks take the samples of the epoch in turn, so any number of ranks above one has the same batches."""
     flags = [*AGMAX, '--grad-accum-steps', '2', '--sched', 'cosine', '--sched-on-updates', '--epochs', '2']
     two, four = (train_on_ranks(n, tmp_path / str(n), pictures, '-b', str(8 // n), *flags) for n in (2, 4))
     assert_same_rows(summary(four), summary(two))
@@ -279,7 +279,7 @@ def torchrun(*argv, **kwargs):
 
 
 def processes(text):
-    """Process ids whose command line holds the text."""
+    """Process ids whose command line contains the text."""
     found = []
     for entry in Path('/proc').iterdir():
         try:
@@ -291,7 +291,7 @@ def processes(text):
 
 
 def rank_processes(marker, rank):
-    """Process ids of a rank and of its loader's workers: those with that RANK in their environment."""
+    """Process ids of a rank and of its loader workers, which have this RANK in their environment."""
     found = []
     for pid in processes(marker):
         try:
@@ -304,7 +304,7 @@ def rank_processes(marker, rank):
 
 
 @linux
-def test_torchrun_ends_with_the_name_of_a_killed_rank_and_leaves_nobody(pictures, tmp_path):
+def test_torchrun_names_a_killed_rank_and_leaves_no_process(pictures, tmp_path):
     agent = torchrun('--standalone', '--nproc-per-node', '2', 'train.py', pictures, *FLAGS, *AGMAX, *LONG, '-b', '12',
                      '-j', '1', '--output', tmp_path, '--experiment', 'run')
     wait_for(lambda: has_epochs(tmp_path / 'run') or agent.poll() is not None, 'epochs')
@@ -337,7 +337,7 @@ train_cli.main()
 
 
 def test_torchrun_restarts_from_the_last_checkpoint(pictures, one_process, tmp_path):
-    """Two ranks, one of which dies once, end where one process ends that nothing happened to."""
+    """Two ranks, one of which dies once, equal one process without faults."""
     script = tmp_path / 'train.py'
     script.write_text(DIES_ONCE)
     completed = run_command(
@@ -359,7 +359,7 @@ def ip(*arguments):
 
 @contextmanager
 def two_hosts():
-    """Names of two namespaces in which each finds the other by name. Removed with all that runs in them."""
+    """Names of two network namespaces that find each other by name. Removed with all their processes."""
     hosts = [f'agmax{os.getpid()}-{i}' for i in (1, 2)]
     links = [f'agv{os.getpid()}{i}' for i in 'ab']
     settings = [Path('/etc/netns') / host for host in hosts]
@@ -393,7 +393,7 @@ def kill_host(host):
 
 
 def start_host(host, first_host, *argv):
-    """torchrun on a host, which gets its own name from a namespace of its own."""
+    """Start torchrun on a host. A UTS namespace gives the host its own name."""
     command = [sys.executable, '-m', 'torch.distributed.run', '--nnodes', '2', '--nproc-per-node', '1',
                '--rdzv-backend', 'c10d', '--rdzv-endpoint', f'{first_host}:29400', '--rdzv-id', 'job', *map(str, argv)]
     return subprocess.Popen(
@@ -410,7 +410,7 @@ def hosts():
         pytest.skip(f'no network namespaces here: {getattr(error, "stderr", None) or error}')
 
 
-def test_two_hosts_train_as_one_and_one_ends_when_the_other_is_lost(
+def test_two_hosts_equal_one_process_and_end_if_one_is_lost(
         hosts, pictures, one_process, two_slurm_tasks, tmp_path):
     flags = [*FLAGS, *AGMAX, *LONG, '-b', '12', '--output', tmp_path, '--experiment', 'run']
     agents = [start_host(host, hosts[0], 'train.py', pictures, *flags) for host in hosts]

@@ -33,9 +33,9 @@ MIXUP = dict(mixup_alpha=0.5, cutmix_alpha=1., label_smoothing=0.1, num_classes=
 
 
 class Reference:
-    """timm's parts in the order in which a training script makes them, and a loop over them.
+    """timm's parts in the order of a training script, and a loop over them.
 
-    The defaults are those of the flags where they differ from the library's.
+    Defaults are those of the flags, where they differ from those of the library.
     """
 
     def __init__(self, photos, model='test_resnet', **model_kwargs):
@@ -116,7 +116,7 @@ def assert_equal(ours, timms):
             torch.testing.assert_close(dict(mine), dict(theirs), rtol=0, atol=0)
 
 
-def test_averaged_clipped_bfloat16(run, photos):
+def test_average_clipping_and_bfloat16_equal_timm(run, photos):
     reference = Reference(photos)
     reference.load()
     task = ClassificationTask(reference.model, LabelSmoothingCrossEntropy(0.1))
@@ -126,7 +126,7 @@ def test_averaged_clipped_bfloat16(run, photos):
                      '--amp-dtype', 'bfloat16'), expected)
 
 
-def test_policy_and_erasing_scheduled_by_updates(run, photos):
+def test_policy_erasing_and_a_schedule_by_updates_equal_timm(run, photos):
     reference = Reference(photos)
     reference.load(auto_augment='rand-m9-mstd0.5', re_prob=0.6, re_count=2)
     task = ClassificationTask(reference.model, LabelSmoothingCrossEntropy(0.1))
@@ -135,7 +135,7 @@ def test_policy_and_erasing_scheduled_by_updates(run, photos):
                      'poly', '--sched-on-updates'), expected)
 
 
-def test_binary_cross_entropy_on_mixed_images(run, photos):
+def test_binary_cross_entropy_on_mixed_images_equals_timm(run, photos):
     reference = Reference(photos)
     reference.load(collate_fn=FastCollateMixup(**MIXUP))
     task = ClassificationTask(reference.model, BinaryCrossEntropy(target_threshold=0.2, sum_classes=True))
@@ -144,7 +144,7 @@ def test_binary_cross_entropy_on_mixed_images(run, photos):
                  expected)
 
 
-def test_mixing_without_the_prefetcher(run, photos):
+def test_mixing_without_the_prefetcher_equals_timm(run, photos):
     reference = Reference(photos)
     reference.load(prefetch=False)
     task = ClassificationTask(reference.model, SoftTargetCrossEntropy())
@@ -153,7 +153,7 @@ def test_mixing_without_the_prefetcher(run, photos):
 
 
 @pytest.mark.parametrize('split_bn', [False, True], ids=['', 'split batch norm'])
-def test_augmix_splits(run, photos, split_bn):
+def test_augmix_splits_equal_timm(run, photos, split_bn):
     reference = Reference(photos)
     if split_bn:
         reference.model = convert_splitbn_model(reference.model, 3)
@@ -166,7 +166,7 @@ def test_augmix_splits(run, photos, split_bn):
 
 
 @pytest.mark.parametrize('kind', ['logit', 'feature'])
-def test_distillation(run, photos, teacher, kind):
+def test_distillation_equals_timm(run, photos, teacher, kind):
     reference = Reference(photos)
     reference.load()
     common = dict(criterion=LabelSmoothingCrossEntropy(0.1), task_loss_weight=0.3, verbose=False)
@@ -179,7 +179,7 @@ def test_distillation(run, photos, teacher, kind):
                      '--kd-temperature', '2'), expected)
 
 
-def test_distillation_to_a_token(run, photos, teacher):
+def test_distillation_to_a_token_equals_timm(run, photos, teacher):
     size = dict(embed_dim=16, depth=1, num_heads=2, img_size=32)
     reference = Reference(photos, 'deit_tiny_distilled_patch16_224', **size)
     reference.load()
@@ -194,7 +194,7 @@ def test_distillation_to_a_token(run, photos, teacher):
         '--distill-loss-weight', '2'), expected)
 
 
-def test_scheduled_resolutions(run, photos):
+def test_scheduled_resolutions_equal_timm(run, photos):
     reference = Reference(photos)
     reference.load(
         input_size_choices=[24, 32, 40], batch_size_choices=[6, 4, 2], batch_choice_seed=42,
@@ -206,7 +206,7 @@ def test_scheduled_resolutions(run, photos):
                      '--train-size-schedule', 'progressive', '--variable-batch-loss-scale', 'sqrt'), expected)
 
 
-def test_native_aspects_and_sizes(run, photos):
+def test_naflex_equals_timm(run, photos):
     size = dict(embed_dim=16, depth=1, num_heads=2)
     reference = Reference(photos, 'naflexvit_base_patch16_gap', **size)
     common = dict(mean=MEAN, std=STD, device=CPU, num_workers=0, batch_size=4)

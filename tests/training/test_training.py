@@ -1,4 +1,4 @@
-"""Runs of train.py and validate.py, start to end, against loops written out with timm's parts."""
+"""Complete runs of train.py and validate.py, against loops over timm's parts."""
 import json
 import math
 import pickle
@@ -111,7 +111,7 @@ def test_a_mixed_run_equals_a_plain_loop_to_the_last_bit(train, photos):
         load(folder / 'last.pth.tar')['state_dict'], dict(expected.state_dict()), rtol=0, atol=0)
 
 
-def test_validate_repeats_what_training_reported_raw_and_ema(train, validate):
+def test_validate_repeats_the_metrics_of_training_for_raw_and_ema_weights(train, validate):
     folder = train('--agmax', '--epochs', '2', '--model-ema', '--model-ema-decay', '0.5')
     row = summary(folder)[-1]
     for prefix, flags in (('raw', []), ('ema', ['--use-ema'])):
@@ -142,7 +142,7 @@ def test_validation_on_two_ranks_counts_every_image_once(train, validate, photos
     assert math.isclose(double['loss'], single['loss'], rel_tol=1e-6)
 
 
-def test_two_ranks_train_and_report_as_one_run(photos, tmp_path):
+def test_two_ranks_print_one_result(photos, tmp_path):
     ranks = start_ranks(2, tmp_path, train_cli.main, [
         str(photos), *SMALL, '-b', '2', '--agmax', '--epochs', '2', '--model-ema', '--clip-grad', '1',
         '--grad-accum-steps', '2', '--output', str(tmp_path), '--experiment', 'run'])
@@ -155,7 +155,7 @@ def test_two_ranks_train_and_report_as_one_run(photos, tmp_path):
     assert len(lines) == 2 * 2, 'every update once: 12 images in 3 batches of 2 x 2, 2 batches an update'
 
 
-def test_two_ranks_without_an_accelerator_cannot_synchronise_batch_norm(photos, tmp_path):
+def test_sync_bn_is_refused_without_an_accelerator(photos, tmp_path):
     argv = [str(photos), *SMALL, '--sync-bn', '--device', 'cpu', '--output', str(tmp_path / 'output')]
     assert finish_ranks(start_ranks(2, tmp_path, train_cli.main, argv)) == [2, 2]
     assert 'error: --sync-bn needs an accelerator, got --device cpu' in logs(tmp_path)
@@ -173,14 +173,14 @@ def test_a_checkpoint_loads_in_plain_timm(train, tmp_path):
     assert float(total) == sum(p.sum().item() for p in model.parameters())
 
 
-def test_resume_goes_on_after_the_epoch_of_the_checkpoint(train):
+def test_resume_continues_after_the_epoch_of_the_checkpoint(train):
     folder = train('--agmax', '--epochs', '4', '--model-ema')
     resumed = train('--agmax', '--epochs', '4', '--model-ema', '--resume', str(folder / 'checkpoint-1.pth.tar'),
                     experiment='resumed')
     assert summary(resumed) == summary(folder), 'what went before and what came after'
 
 
-def test_the_files_of_a_run(train, monkeypatch):
+def test_a_run_writes_its_files(train, monkeypatch):
     monkeypatch.setattr(log, 'plot_curves', plot_curves)
     folder = train(
         '--agmax', '--epochs', '2', '--mixup', '1', '--save-images', '--model-ema', '--recovery-interval', '2')
@@ -203,8 +203,8 @@ def test_the_files_of_a_run(train, monkeypatch):
         rf'Time: {number}s, +{number}/s  \({number}s, +{number}/s\)  LR: {number}  Data: {number} \({number}\)', line)
 
 
-def test_a_run_ends_with_five_lines_for_a_person(train, tmp_path, caplog):
-    """The metric with its name, and commands that a shell takes as they are."""
+def test_a_run_ends_with_five_lines_of_summary(train, tmp_path, caplog):
+    """The metric with its name, and commands that a shell accepts."""
     folder = train('--epochs', '2', '--model-ema', '--model-ema-decay', '0.5', experiment='my run')
     last = load(folder / 'last.pth.tar')
     metric, place, spent, report, predict = [record.getMessage() for record in caplog.records][-5:]
@@ -228,7 +228,7 @@ def test_a_terminal_shows_json_only_if_asked(train, capsys, monkeypatch, flags, 
     assert ('--result\n' in capsys.readouterr().out) is printed
 
 
-def test_result_lists_the_best_epoch_last(train, capsys):
+def test_the_best_epoch_is_the_last_of_the_result(train, capsys):
     folder = train('--agmax', '--epochs', '3')
     results = json.loads(capsys.readouterr().out.split('--result\n')[1])
     top1 = [result['validation']['top1'] for result in results]
@@ -237,7 +237,7 @@ def test_result_lists_the_best_epoch_last(train, capsys):
     assert load(folder / 'model_best.pth.tar')['metric'] == top1[-1]
 
 
-def test_not_a_number_ends_the_run_and_reaches_no_checkpoint(train, tmp_path, capsys):
+def test_a_loss_of_nan_ends_the_run_and_is_not_saved(train, tmp_path, capsys):
     with pytest.raises(SystemExit) as exit_info:
         train('--agmax', '--epochs', '3', '--lr', '1e30')
     assert exit_info.value.code == 1
@@ -251,7 +251,7 @@ def test_not_a_number_ends_the_run_and_reaches_no_checkpoint(train, tmp_path, ca
                                    '--in-chans 1 --no-prefetcher --cutout 8 --mixup 1 --bce-loss',
                                    '--amp --amp-dtype bfloat16 --lighting 0.1 --train-crop-mode pad',
                                    '--torchcompile eager --model-ema --layer-decay 0.7 --clip-grad 1 --clip-mode agc'])
-def test_flags_of_a_users_day(train, validate, flags):
+def test_validate_repeats_the_loss_of_training_with_common_flags(train, validate, flags):
     folder = train('--agmax', '--epochs', '1', *flags.split())
     row = summary(folder)[0]
     amp = ['--amp', '--amp-dtype', 'bfloat16'] if '--amp' in flags else []
@@ -260,15 +260,15 @@ def test_flags_of_a_users_day(train, validate, flags):
     assert results['loss'] == float(row['raw_loss' if '--model-ema' in flags else 'eval_loss'])
 
 
-def test_without_validation_the_loss_selects(train):
+def test_without_validation_the_training_loss_selects_the_best(train):
     folder = train('--agmax', '--epochs', '2', '--val-split', '')
     rows = summary(folder)
     assert 'eval_top1' not in rows[0]
     assert load(folder / 'model_best.pth.tar')['metric'] == min(float(row['train_loss']) for row in rows)
 
 
-def test_the_device_is_read_at_log_intervals_alone(photos, monkeypatch):
-    """On a GPU each such read would wait for it."""
+def test_the_device_is_read_only_at_log_intervals(photos, monkeypatch):
+    """On a GPU, each read would wait for it."""
     reads = []
     for name in ('item', 'tolist', '__bool__', '__float__', '__int__', 'numpy'):
         original = getattr(torch.Tensor, name)
@@ -299,7 +299,7 @@ def test_the_device_is_read_at_log_intervals_alone(photos, monkeypatch):
     (['--dataset', 'torch/nothing'], ['torch/nothing']),
     (['--dataset', 'wds/nothing', '--train-split', 'x'], ['wds/nothing', "'x'"]),
 ])
-def test_what_cannot_be_built_is_one_line(train, capsys, tmp_path, argv, words):
+def test_runs_that_cannot_be_built_are_refused_in_one_line(train, capsys, tmp_path, argv, words):
     with pytest.raises(SystemExit) as exit_info:
         train('--agmax', '--epochs', '1', *argv)
     assert exit_info.value.code == 2
@@ -308,7 +308,7 @@ def test_what_cannot_be_built_is_one_line(train, capsys, tmp_path, argv, words):
     assert not (tmp_path / 'run').exists()
 
 
-def test_a_folder_without_splits_is_not_validated_on_itself(train, photos, capsys):
+def test_a_folder_without_splits_is_not_used_for_training_and_validation(train, photos, capsys):
     with pytest.raises(SystemExit) as exit_info:
         train('--agmax', '--data-dir', str(photos / 'train'))
     assert exit_info.value.code == 2
@@ -316,7 +316,7 @@ def test_a_folder_without_splits_is_not_validated_on_itself(train, photos, capsy
     assert 'eval_top1' not in summary(train('--epochs', '1', '--data-dir', str(photos / 'train'), '--val-split', ''))[0]
 
 
-def test_validate_refuses_what_is_not_a_checkpoint(validate, tmp_path, capsys):
+def test_validate_refuses_files_that_are_not_checkpoints(validate, tmp_path, capsys):
     path = tmp_path / 'evil.pth.tar'
     path.write_bytes(pickle.dumps(print))
     for checkpoint in (path, tmp_path / 'nowhere.pth'):

@@ -14,7 +14,7 @@ def test_the_actions_of_a_parser():
     assert (added[0].dest, added[0].option_strings) == ('batch_size', ['-b', '--batch-size'])
 
 
-def test_abbreviations_ask_one_method():
+def test_abbreviations_are_found_by_one_method():
     """Abbreviated flags of timm's, such as --check for --checkpoint: Parser in base/command_line.py leaves our own
     flags out of what _get_option_tuples() returns."""
     class OnlyFirst(argparse.ArgumentParser):
@@ -33,7 +33,7 @@ def test_abbreviations_ask_one_method():
                 parser.parse_args(['--check', 'x'])
 
 
-def test_help_texts_ask_one_method():
+def test_help_texts_come_from_one_method():
     """Defaults in --help: the formatter in base/command_line.py adds them in _get_help_string()."""
     class Shouting(argparse.HelpFormatter):
         def _get_help_string(self, action):

@@ -59,7 +59,7 @@ def test_fields_of_the_shard_reader(wds_reader):
     reader.set_epoch(3)
 
 
-def test_the_pipeline_of_shards_is_made_late(wds_reader):
+def test_the_pipeline_of_shards_is_made_on_first_use(wds_reader):
     """wds/: data/sources/labels.py puts a check of labels before timm's decoding, second to last in the pipeline, when
     ReaderWds._lazy_init() has made it."""
     import webdataset
@@ -130,7 +130,7 @@ def test_fields_of_the_tar_reader(tmp_path):
     assert len(reader) == 2 and reader[1][1] == 1 and reader.filename(0) == 'a/2.png'
 
 
-def test_data_sets_read_through_an_attribute():
+def test_data_sets_have_their_reader_as_an_attribute():
     """All data of timm's factory: data/sources/decoding.py makes its own data sets from these attributes."""
     from timm.data import ImageDataset, IterableImageDataset
     dataset = ImageDataset('', reader=[(io.BytesIO(png()), 7)])

@@ -42,7 +42,7 @@ class InBatches(Numbers):
         return [10 * index for index in indices]
 
 
-def test_the_batch_sampler_can_be_replaced_behind_the_back_of_a_loader():
+def test_the_batch_sampler_of_a_loader_can_be_replaced():
     """--resume within an epoch: wrap_order() in data/resumption/order.py sets DataLoader.batch_sampler by
     object.__setattr__, since DataLoader refuses it."""
     loader = DataLoader(Numbers(), batch_sampler=BatchSampler(SequentialSampler(range(4)), 2, drop_last=False))
@@ -109,7 +109,7 @@ def test_the_thread_that_pins_memory():
     assert any('Pin memory thread exited' in name for name in names if isinstance(name, str))
 
 
-def test_storages_are_known_by_their_address():
+def test_storages_are_identified_by_their_address():
     """Checkpoints written in the background: snapshot() in base/background.py copies memory that tensors share once."""
     whole = torch.arange(6.)
     part, other = whole[2:4], torch.arange(6.)
@@ -117,8 +117,8 @@ def test_storages_are_known_by_their_address():
 
 
 def test_a_full_disk_is_the_context_of_the_error_of_torch():
-    """A full disk is told in one line and the run continues: training/checkpoints/saver.py looks for the OSError behind
-    torch's RuntimeError."""
+    """A full disk is reported in one line and the run continues: training/checkpoints/saver.py looks for the OSError
+    behind torch's RuntimeError."""
     class Full:
         def write(self, data):
             raise OSError(errno.ENOSPC, 'No space left on device')
@@ -164,7 +164,7 @@ def test_base_classes_of_layers():
 
 
 @pytest.mark.parametrize('gradient, found', [(1., False), (float('inf'), True), (float('nan'), True)])
-def test_the_gradient_scaler_tells_of_infinite_gradients(gradient, found):
+def test_the_gradient_scaler_reports_infinite_gradients(gradient, found):
     """--amp in float16 on CUDA: LossScaler in assembly/loss_scaler.py reads, before the step, whether it will be
     skipped."""
     weight = nn.Parameter(torch.ones(1))

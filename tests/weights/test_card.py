@@ -1,4 +1,4 @@
-"""The model card: metadata that the Hub understands, code that runs, links that resolve, nothing that is not known."""
+"""The model card: metadata that the Hub accepts, code that runs, links that resolve. Unknown facts are left out."""
 import dataclasses
 import json
 import re
@@ -23,7 +23,7 @@ def headings(text):
     return re.findall(r'^#+ (.+)$', re.sub(r'```.*?```', '', text, flags=re.S), re.M)
 
 
-def test_the_metadata_survive_a_round_trip(staged):
+def test_the_metadata_are_read_back_unchanged(staged):
     data = ModelCard((staged / 'README.md').read_text()).data.to_dict()
     assert data == ModelCard.load(staged / 'README.md').data.to_dict()
     results = data.pop('model-index')
@@ -36,12 +36,12 @@ def test_the_metadata_survive_a_round_trip(staged):
         'metrics': [{'type': 'accuracy', 'value': 66.6667, 'name': 'Top-1 accuracy (%)'}]}]}]
 
 
-def test_top5_is_told_of_more_than_five_classes(make_saved):
+def test_top5_is_shown_for_more_than_five_classes(make_saved):
     metrics = card_of(make_saved(num_classes=6)).data.to_dict()['model-index'][0]['results'][0]['metrics']
     assert [metric['value'] for metric in metrics] == [66.6667, 100.0]
 
 
-def test_what_is_not_known_is_left_out(make_saved, saved):
+def test_unknown_facts_are_left_out(make_saved, saved):
     full = headings(card_of(saved, recipe=recipe(saved.options), curves=True).content)
     assert full == ['test_resnet.agmax_photos', 'Usage', 'With timm', 'With transformers', 'Feature maps', 'Embeddings',
                     'Results', 'Classes', 'Training', 'Limits', 'Citation']
@@ -90,7 +90,7 @@ def test_synsets_are_shown_in_words(make_saved, tmp_path):
     assert 'hip, rose hip, rosehip' in printed and 'n1262' not in printed
 
 
-def test_only_options_that_matter_are_in_the_table(saved):
+def test_the_table_contains_only_changed_options(saved):
     text = card_of(saved, recipe=recipe(saved.options)).content
     assert re.findall(r'^\| (\w+) \| ', text, re.M)[1:] == [
         'agmax_weight', 'batch_size', 'model', 'scale', 'opt', 'epochs', 'lr', 'world_size']
@@ -98,7 +98,7 @@ def test_only_options_that_matter_are_in_the_table(saved):
 
 
 def test_the_code_runs_in_the_folder_without_this_package(make_saved, tmp_path):
-    """All blocks in their order, and the shapes that their comments tell."""
+    """All blocks in their order, with the shapes in their comments."""
     printed = ''
     for channels in (1, 3, 5):
         folder = tmp_path / f'{channels} channels'
@@ -124,19 +124,19 @@ def test_the_code_runs_in_the_folder_without_this_package(make_saved, tmp_path):
     ({'dataset': '', 'data_dir': '/home/ann/My Photos!/'}, ('my-photos-', 'My Photos!')),
     ({'dataset': '', 'data': '/'}, None),
 ])
-def test_the_data_set(options, expected):
+def test_the_data_set_is_named_from_the_options(options, expected):
     assert dataset_of(options) == expected
 
 
-def test_a_data_set_of_the_hub_is_one_by_its_own_rule():
+def test_only_valid_names_of_hub_data_sets_are_linked():
     for options, expected in (({'dataset': 'hfds/ann/bees'}, 'ann/bees'), ({'dataset': 'hfds/../bees'}, None),
                               ({'dataset': 'hfds/a--b'}, None), ({'data_dir': 'ann/bees'}, None), ({}, None),
                               ({'dataset': 'demo'}, None), ({'hub_dataset': 'ann/bees'}, 'ann/bees')):
         assert hub_dataset_of(options) == expected
 
 
-def test_classes_images_and_what_chose_the_epoch(ema_run):
-    """Read from a run: 12 images in each split, ranked by top-1 on `val`."""
+def test_the_card_states_classes_images_and_the_choice_of_the_epoch(ema_run):
+    """From a run with 12 images in each split, ranked by top-1 on `val`."""
     saved = read_model(str(ema_run))
     text = card_of(saved).content
     assert '0. `ant`\n1. `bee`\n2. `cat`\n' in text
@@ -147,7 +147,7 @@ def test_classes_images_and_what_chose_the_epoch(ema_run):
     assert 'chosen by' not in last and 'was measured only on the data above' in last
 
 
-def test_what_nobody_measured_is_a_limit(make_saved):
+def test_weights_that_were_not_measured_have_this_limit(make_saved):
     assert '- Nobody has measured these weights.' in card_of(make_saved(metrics={})).content
 
 
@@ -159,7 +159,7 @@ def test_the_first_hundred_classes_are_shown(make_saved):
     assert '0. `n12620546`: hip, rose hip, rosehip\n1. `` a `b` ``\n2. `<b>| # {{ c }}`\n' in text
 
 
-def test_several_labels_an_image(make_saved):
+def test_several_labels_per_image_have_their_code_and_metrics(make_saved):
     saved = make_saved()
     saved = dataclasses.replace(saved, options={**saved.options, 'task': 'multilabel'},
                                 metrics=dict(map=48.8, micro_f1=58.06, loss=0.7))
@@ -169,7 +169,7 @@ def test_several_labels_an_image(make_saved):
         ('map', 'Mean average precision (%)', 48.8), ('f1', 'F1 over labels and images (%)', 58.06)]
 
 
-def test_the_tag(make_saved):
+def test_the_tag_names_method_and_data_set(make_saved):
     assert tag_of(make_saved(options=dict(model='test_resnet', dataset='torch/cifar10'))) == 'plain_cifar10'
 
 
@@ -182,13 +182,12 @@ def test_the_tag(make_saved):
     ('test_resnet', {'pretrained': False}, None),
     ('test_resnet', {}, None),
 ])
-def test_the_base_model(saved, architecture, options, expected):
+def test_the_base_model_is_that_of_the_options(saved, architecture, options, expected):
     of_options = base_of(dataclasses.replace(saved, architecture=architecture, options=options))
     assert of_options.get('name') == expected
 
 
-def test_a_staged_folder_may_move(staged, tmp_path):
-    """No path or name of this machine is in it."""
+def test_a_staged_folder_contains_no_path_of_this_machine(staged, tmp_path):
     shutil.copytree(staged, tmp_path / 'moved')
     for name in ('config.json', 'README.md', 'train_hparams.yaml'):
         assert str(staged) not in (tmp_path / 'moved' / name).read_text()
@@ -200,8 +199,8 @@ def test_a_staged_folder_may_move(staged, tmp_path):
     ('agmax_resnet50.cutmix_aa_in1k', None),
     ('resnet50.a3_in1k', 'timm/resnet50.a3_in1k'),
 ])
-def test_the_base_model_is_the_one_asked_for_not_timms_own(saved, model, expected):
-    """What is saved names timm's architecture alone."""
+def test_the_base_model_is_the_given_one_and_not_that_of_timm(saved, model, expected):
+    """The saved model names only timm's architecture."""
     options = dict(model=model, pretrained=True)
     saved = dataclasses.replace(saved, architecture='resnet50', options=options)
     assert base_of(saved).get('name') == expected

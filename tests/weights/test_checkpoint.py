@@ -1,4 +1,4 @@
-"""What a checkpoint says of its weights, and what is read back from ours, from timm's, and from hostile files."""
+"""What a checkpoint states about its weights, and what is read from ours, from timm's, and from hostile files."""
 import json
 import os
 import pickle
@@ -35,7 +35,7 @@ def logits(model, input=INPUT):
 
 
 def save_timm(path, classifier, **args):
-    """A checkpoint as timm's train.py saves it."""
+    """Save a checkpoint like timm's train.py."""
     folder = os.path.dirname(path)
     saver = timm.utils.CheckpointSaver(
         classifier, torch.optim.SGD(classifier.parameters(), lr=0.1), args=Namespace(**args),
@@ -46,7 +46,7 @@ def save_timm(path, classifier, **args):
 
 # Written
 
-def test_a_checkpoint_says_what_reproduces_its_weights(ema_run, photos):
+def test_a_checkpoint_contains_the_settings_of_its_weights(ema_run, photos):
     record = load(ema_run / 'last.pth.tar')['agmax_timm']
     row = {name: float(value) for name, value in summary(ema_run)[-1].items()}
     assert record == {
@@ -72,7 +72,7 @@ def test_every_checkpoint_has_the_metrics_of_its_own_epoch(ema_run):
         assert metrics['ema']['loss'] == float(row['ema_loss'])
 
 
-def test_a_recovery_file_has_no_metrics_of_the_epoch_before(tmp_path):
+def test_a_recovery_file_has_no_metrics_of_the_previous_epoch(tmp_path):
     model = timm.create_model('test_resnet', num_classes=3)
     task = ClassificationTask(model, torch.nn.CrossEntropyLoss())
     saver = CheckpointSaver(
@@ -132,7 +132,7 @@ def test_the_best_epoch_is_not_the_last(ema_run):
 
 @pytest.mark.parametrize('which, epoch', [('last', -1), ('best', None)])
 @pytest.mark.parametrize('use_ema', [False, True])
-def test_read_model_from_a_run(ema_run, which, epoch, use_ema):
+def test_read_model_reads_weights_and_metrics_of_a_run(ema_run, which, epoch, use_ema):
     name = {'last': 'last.pth.tar', 'best': 'model_best.pth.tar'}[which]
     checkpoint = load(ema_run / name)
     tensors = checkpoint['state_dict_ema' if use_ema else 'state_dict']
@@ -154,7 +154,7 @@ def test_read_model_from_a_run(ema_run, which, epoch, use_ema):
     assert not saved.create_model().training
 
 
-def test_what_changes_the_model_is_read_back(train_once):
+def test_options_of_the_model_are_read_back(train_once):
     folder = train_once(
         '--model', 'test_efficientnet', '--bn-eps', '0.1', '--in-chans', '1', '--gp', 'max', '--img-size', '32',
         '--epochs', '1')
@@ -167,7 +167,7 @@ def test_what_changes_the_model_is_read_back(train_once):
     assert torch.equal(logits(saved.create_model(), INPUT[:, :1]), logits(model, INPUT[:, :1]))
 
 
-def test_a_checkpoint_of_timm(tmp_path):
+def test_a_checkpoint_of_timm_is_read_and_resumed(tmp_path):
     model = timm.create_model('test_resnet', num_classes=7, in_chans=1, global_pool='max')
     path = str(tmp_path / 'timm.pth.tar')
     save_timm(path, model, model='test_resnet', num_classes=None, in_chans=None, img_size=48, gp='max',
@@ -185,7 +185,7 @@ def test_a_checkpoint_of_timm(tmp_path):
     assert torch.equal(logits(resumed, INPUT[:, :1]), logits(model, INPUT[:, :1]))
 
 
-def test_timm_trains_a_transformer_at_the_size_asked_for(tmp_path):
+def test_a_transformer_trained_by_timm_has_the_given_size(tmp_path):
     model = timm.create_model('test_vit.r160_in1k', num_classes=3, img_size=32)
     path = str(tmp_path / 'timm.pth.tar')
     save_timm(path, model, model='test_vit.r160_in1k', num_classes=3, img_size=32, model_kwargs={})
@@ -194,7 +194,7 @@ def test_timm_trains_a_transformer_at_the_size_asked_for(tmp_path):
     assert torch.equal(logits(saved.create_model()), logits(model))
 
 
-def test_timm_trains_on_centre_crops_whatever_its_pretrained_weights_want(tmp_path):
+def test_a_checkpoint_of_timm_has_centre_crops_unlike_pretrained_weights(tmp_path):
     name = 'tf_efficientnetv2_b3'
     assert timm.get_pretrained_cfg(name).crop_mode == 'squash'
     model = timm.create_model(name, num_classes=3)
@@ -206,7 +206,7 @@ def test_timm_trains_on_centre_crops_whatever_its_pretrained_weights_want(tmp_pa
 
 
 @pytest.mark.parametrize('kind', ['pth', 'safetensors', 'wrapped'])
-def test_weights_alone(tmp_path, kind):
+def test_weights_alone_need_the_model(tmp_path, kind):
     model = timm.create_model('test_resnet', num_classes=7, in_chans=1)
     path = str(tmp_path / f'weights.{kind}')
     if kind == 'safetensors':
@@ -222,7 +222,7 @@ def test_weights_alone(tmp_path, kind):
     assert torch.equal(logits(saved.create_model(), INPUT[:, :1]), logits(model, INPUT[:, :1]))
 
 
-def test_a_file_of_an_old_torch(tmp_path):
+def test_a_file_of_an_old_torch_is_read(tmp_path):
     path = str(tmp_path / 'old.pth')
     torch.save(timm.create_model('test_resnet').state_dict(), path, _use_new_zipfile_serialization=False)
     assert saved_options(path) == {}
@@ -240,7 +240,7 @@ class Payload:
 
 
 def refused(path, *words, **kwargs):
-    """Both readers refuse the file in one line that names it."""
+    """Check that both readers refuse the file in one line that names it."""
     model = timm.create_model('test_resnet', num_classes=3)
     for read in (lambda: read_model(str(path), architecture='test_resnet', **kwargs),
                  lambda: load_weights(str(path), model, **kwargs)):
@@ -272,7 +272,7 @@ def test_a_pickle_with_a_payload_is_refused_and_not_executed(tmp_path, save, req
     assert (tmp_path / 'pwned').exists()
 
 
-def test_damaged_files_and_files_of_other_kinds(ema_run, tmp_path):
+def test_damaged_files_and_files_of_other_kinds_are_refused(ema_run, tmp_path):
     whole = (ema_run / 'last.pth.tar').read_bytes()
     contents = {'empty': b'', 'half.pth.tar': whole[:len(whole) // 2], 'head.pth': whole[:100], 'text.pth': b'hello',
                 'image.pth': b'\x89PNG\r\n\x1a\n' + bytes(100), 'lie.safetensors': b'\xff' * 7 + b'\x00{}',
@@ -290,12 +290,12 @@ def test_damaged_files_and_files_of_other_kinds(ema_run, tmp_path):
         refused(tmp_path / f'{number}.pth', 'checkpoint' if number == 0 else 'no weights')
 
 
-def test_a_folder_that_is_none_of_a_run(tmp_path):
+def test_a_folder_without_checkpoints_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match='no such checkpoint: .*last.pth.tar'):
         read_model(str(tmp_path), which='last')
 
 
-def test_an_ema_that_is_not_there(train_once):
+def test_a_missing_ema_is_refused(train_once):
     folder = train_once('--model', 'test_resnet', '--img-size', '32', '--epochs', '1')
     refused(folder / 'last.pth.tar', 'no EMA', '--use-ema', use_ema=True)
 
@@ -311,8 +311,8 @@ def test_tensors_that_do_not_fit_are_named(tmp_path):
     refused(tmp_path / 'vit.pth', 'and', 'more')
 
 
-def test_a_record_that_lies(ema_run, tmp_path, monkeypatch):
-    """Nothing in a file decides where weights come from, and nonsense is one line."""
+def test_false_records_in_a_file_are_refused_or_ignored(ema_run, tmp_path, monkeypatch):
+    """A file never decides from where weights are loaded."""
     checkpoint = load(ema_run / 'last.pth.tar')
     path = tmp_path / 'lie.pth.tar'
     record = checkpoint['agmax_timm']
@@ -341,7 +341,7 @@ def test_a_record_that_lies(ema_run, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize('function', ['is_model', 'timm_architecture'])
-def test_an_error_of_ours_is_not_taken_for_a_damaged_file(ema_run, monkeypatch, function):
+def test_an_error_of_this_package_is_not_reported_as_a_damaged_file(ema_run, monkeypatch, function):
     def broken(*args):
         raise AttributeError('ours')
 
@@ -350,7 +350,7 @@ def test_an_error_of_ours_is_not_taken_for_a_damaged_file(ema_run, monkeypatch, 
         read_model(str(ema_run / 'last.pth.tar'))
 
 
-def test_an_error_of_ours_is_not_taken_for_a_damaged_config(tmp_path, monkeypatch):
+def test_an_error_of_this_package_is_not_reported_as_a_damaged_config(tmp_path, monkeypatch):
     (tmp_path / 'config.json').write_text(json.dumps({
         'architecture': 'test_resnet', 'num_classes': 3, 'pretrained_cfg': {'input_size': [3, 32, 32]}}))
     safetensors.torch.save_file(
@@ -361,7 +361,7 @@ def test_an_error_of_ours_is_not_taken_for_a_damaged_config(tmp_path, monkeypatc
         read_model(str(tmp_path))
 
 
-def test_a_wrong_file_to_resume_is_one_line(photos, tmp_path, capsys):
+def test_a_checkpoint_of_another_model_to_resume_is_refused(photos, tmp_path, capsys):
     path = tmp_path / 'vit.pth.tar'
     torch.save({'state_dict': timm.create_model('test_vit').state_dict()}, path)
     with pytest.raises(SystemExit) as exit_info:
@@ -379,7 +379,7 @@ def test_a_wrong_file_to_resume_is_one_line(photos, tmp_path, capsys):
     (dict(model_ema=False), False),
     ({}, False),
 ])
-def test_the_weights_that_a_run_ranked_by(options, chosen):
+def test_the_default_weights_are_those_that_the_run_ranked(options, chosen):
     assert choose_ema(options) == chosen == choose_ema(options, None)
     assert choose_ema(options, True) and not choose_ema(options, False)
     if options.get('model_ema'):

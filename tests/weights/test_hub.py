@@ -50,7 +50,7 @@ def server(tmp_path_factory):
 
 @pytest.fixture
 def hub(server, monkeypatch):
-    """The Hub, empty, with the user ann and her tokens."""
+    """The empty Hub, with the user ann and her tokens."""
     monkeypatch.setattr(constants, 'HF_HUB_DISABLE_XET', True)  # what HF_HUB_DISABLE_XET=1 sets at import
     for state in (server.repos, server.users, server.requests, server.faults):
         state.clear()
@@ -65,7 +65,7 @@ def hub(server, monkeypatch):
 
 @pytest.fixture
 def upload(hub, staged):
-    """Function: publish as ann, without waits between attempts."""
+    """Function: publish as ann, without waiting between attempts."""
     def upload(folder=staged, repo_id='ann/net', waits=(0., 0.), **kwargs):
         return publish(folder, Destination(repo_id, token='hf_write', endpoint=hub.url, waits=waits, **kwargs))
     return upload
@@ -83,7 +83,7 @@ def one_line(error):
 # What arrives
 
 
-def test_everything_arrives_in_one_commit(hub, upload, staged):
+def test_all_files_are_published_in_one_commit(hub, upload, staged):
     url = upload()
     commits = hub.repos['ann/net'].branches['main']
     assert len(commits) == 2 and url == f'{hub.url}/ann/net/commit/{commits[-1].oid}'
@@ -101,7 +101,7 @@ def test_everything_arrives_in_one_commit(hub, upload, staged):
     assert ModelCard(card).data.to_dict() == ModelCard(text).data.to_dict()
 
 
-def test_a_branch_is_made_where_it_is_missing(hub, upload):
+def test_a_missing_branch_is_created(hub, upload):
     upload()
     upload(revision='v2')
     upload(revision='v2')
@@ -113,14 +113,14 @@ def test_a_branch_is_made_where_it_is_missing(hub, upload):
     assert b"'hf_hub:ann/net'" in hub.files('ann/net')['README.md'].content
 
 
-def test_a_pull_request_leaves_the_branch_alone(hub, upload):
+def test_a_pull_request_does_not_change_the_branch(hub, upload):
     url = upload(create_pr=True)
     branches = hub.repos['ann/net'].branches
     assert url == f'{hub.url}/ann/net/discussions/1'
     assert len(branches['main']) == 1 and 'model.safetensors' in branches['refs/pr/1'][-1].files
 
 
-def test_private_is_private_and_never_public_by_accident(hub, upload):
+def test_private_is_refused_for_a_public_repository(hub, upload):
     upload(private=True)
     assert hub.repos['ann/net'].private
     upload(private=True)
@@ -135,7 +135,7 @@ def test_private_is_private_and_never_public_by_accident(hub, upload):
     assert hub.files('ann/open') == before
 
 
-def test_an_older_card_is_replaced_and_strays_stay_at_home(hub, upload, staged, tmp_path):
+def test_an_older_card_is_replaced_and_unknown_files_are_not_published(hub, upload, staged, tmp_path):
     upload()
     folder = shutil.copytree(staged, tmp_path / 'hub')
     (folder / 'README.md').write_text((folder / 'README.md').read_text() + '\nMore.\n')
@@ -146,20 +146,20 @@ def test_an_older_card_is_replaced_and_strays_stay_at_home(hub, upload, staged, 
     assert hub.count('PUT', '/storage/') == 2  # weights and curves, once
 
 
-def test_publishing_the_same_again_makes_no_commit(hub, upload):
+def test_publishing_the_same_files_makes_no_commit(hub, upload):
     assert upload() == upload()
     assert len(hub.repos['ann/net'].branches['main']) == 2
 
 
 def edit_on_hub(hub, repo_id, name, edit, title='Update README.md'):
-    """A commit by somebody else."""
+    """Commit a change in the name of somebody else."""
     branch = hub.repos[repo_id].branches['main']
     files = dict(branch[-1].files)
     files[name] = hub_server.File(edit(files[name].content) if name in files else edit(b''), False)
     branch.append(hub_server.Commit(hashlib.sha1(f'{len(branch)}{title}'.encode()).hexdigest(), title, files))
 
 
-def test_publishing_another_model_keeps_what_its_owner_wrote(hub, upload, make_saved, tmp_path, caplog):
+def test_publishing_another_model_keeps_files_and_text_of_the_owner(hub, upload, make_saved, tmp_path, caplog):
     upload()
     edit_on_hub(hub, 'ann/net', 'README.md', lambda content: content.replace(
         b'\n<!-- agmax_timm: results', b'\nOur own words.\n\n<!-- agmax_timm: results'))
@@ -180,8 +180,8 @@ def test_publishing_another_model_keeps_what_its_owner_wrote(hub, upload, make_s
         line.removeprefix('ann/net: ') for line in told]
 
 
-def test_nothing_is_overwritten_that_was_changed(hub, upload, make_saved, tmp_path):
-    """Neither the numbers of a card nor another file, on a branch that another commit may reach at any time."""
+def test_files_changed_on_the_hub_are_not_overwritten(hub, upload, make_saved, tmp_path):
+    """Numbers of the card and another file were changed by somebody else."""
     upload()
     edit_on_hub(hub, 'ann/net', 'README.md', lambda content: content.replace(b'66.6667 |', b'99.0000 |'))
     edit_on_hub(hub, 'ann/net', 'config.json', lambda content: content + b'\n')
@@ -196,7 +196,7 @@ def test_nothing_is_overwritten_that_was_changed(hub, upload, make_saved, tmp_pa
     assert b'| 50.0000 |' in hub.files('ann/net')['README.md'].content
 
 
-def test_a_commit_that_comes_between_is_seen(hub, upload, make_saved, tmp_path, monkeypatch):
+def test_a_commit_during_publishing_is_considered(hub, upload, make_saved, tmp_path, monkeypatch):
     upload()
     stage(make_saved(metrics=dict(top1=50.)), tmp_path / 'hub')
     validate, late = HfApi._validate_yaml, [True]
@@ -212,7 +212,7 @@ def test_a_commit_that_comes_between_is_seen(hub, upload, make_saved, tmp_path, 
     assert 'Late words.' in card and '| 50.0000 |' in card and hub.count('POST', '/commit/') == 3
 
 
-def test_changes_on_the_hub_are_told_before_training(hub, command, upload, photos, tmp_path, capsys):
+def test_changes_on_the_hub_are_refused_before_training(hub, command, upload, photos, tmp_path, capsys):
     upload()
     edit_on_hub(hub, 'ann/net', 'README.md', lambda content: content.replace(b'66.6667 |', b'99.0000 |'))
     words = [str(photos), *SMALL, '--output', str(tmp_path), '--push-to-hub', 'ann/net']
@@ -243,7 +243,7 @@ def test_the_command_names_the_flags_that_overwrite(hub, command, upload, staged
 
 @pytest.mark.parametrize('token, repo_id', [
     ('hf_write', 'ann/net'), ('hf_write', 'Ann/net'), ('hf_write', 'lab/net'), ('hf_fine', 'ann/net')])
-def test_who_may_write(hub, token, repo_id):
+def test_tokens_that_can_write_are_accepted(hub, token, repo_id):
     check_destination(Destination(repo_id, token=token, endpoint=hub.url))
 
 
@@ -255,19 +255,19 @@ def test_who_may_write(hub, token, repo_id):
     ('hf_write', 'bob/net', 'not a member of bob: publish to ann/NAME'),
     ('hf_write', 'readers/net', 'can only read in readers'),
 ])
-def test_who_may_not_is_told_beforehand(hub, token, repo_id, message):
+def test_tokens_that_cannot_write_are_refused(hub, token, repo_id, message):
     with pytest.raises(HubError) as error:
         check_destination(Destination(repo_id, token=token, endpoint=hub.url))
     assert message in one_line(error)
 
 
-def test_a_pull_request_to_others_needs_a_token_that_writes(hub):
+def test_a_pull_request_to_others_needs_a_token_that_can_write(hub):
     check_destination(Destination('bob/net', token='hf_write', create_pr=True, endpoint=hub.url))
     with pytest.raises(HubError, match='the token of ann can only read'):
         check_destination(Destination('bob/net', token='hf_read', create_pr=True, endpoint=hub.url))
 
 
-def test_no_token_is_told(hub, monkeypatch, tmp_path):
+def test_a_missing_token_is_refused_with_the_remedy(hub, monkeypatch, tmp_path):
     monkeypatch.delenv('HF_TOKEN', raising=False)
     monkeypatch.setattr(constants, 'HF_TOKEN_PATH', str(tmp_path / 'none'))
     with pytest.raises(HubError, match='no token .*: log in with `hf auth login`'):
@@ -275,13 +275,13 @@ def test_no_token_is_told(hub, monkeypatch, tmp_path):
     assert hub.requests == []
 
 
-def test_a_hub_without_a_connection_is_told_at_once(caplog):
+def test_a_hub_without_a_connection_is_refused_at_once(caplog):
     with pytest.raises(NoConnectionError, match=r'no connection to 127.0.0.1 \(.* refused\): publish later'):
         check_destination(Destination('ann/net', token='hf_write', endpoint=CLOSED, waits=(60.,)))
     assert caplog.records == []
 
 
-def test_a_hub_that_fails_is_told_after_some_attempts(hub, caplog):
+def test_a_failing_hub_is_reported_after_some_attempts(hub, caplog):
     hub.fail('GET', '/whoami', 503, 'busy', times=3)
     with pytest.raises(HubError) as error:
         check_destination(Destination('ann/net', token='hf_write', endpoint=hub.url, waits=(0., 0.)))
@@ -294,7 +294,7 @@ def test_a_hub_that_fails_is_told_after_some_attempts(hub, caplog):
 
 @pytest.fixture
 def loading(hub, monkeypatch, tmp_path):
-    """Function: the weights of a pretrained model, with the Hub at this address and a cache of the test."""
+    """Function: the weights of a pretrained model, with the Hub at this address and a new cache."""
     monkeypatch.setattr(constants, 'HF_HUB_CACHE', str(tmp_path / 'cache'))
 
     def load(name='hf_hub:ann/net', url=hub.url, **kwargs):
@@ -339,13 +339,13 @@ def test_the_offline_mode_is_named(loading, monkeypatch):
         loading('test_resnet')
 
 
-def test_a_busy_hub_is_asked_again(hub, upload, loading, staged):
+def test_loading_tries_a_busy_hub_again(hub, upload, loading, staged):
     upload()
     hub.fail('HEAD', '/resolve/', 503, 'busy')
     assert loading().keys() == load_tensors((staged / 'model.safetensors').read_bytes()).keys()
 
 
-def test_other_errors_stay_although_the_cache_was_used(upload, loading):
+def test_other_errors_are_reported_with_the_cache(upload, loading):
     upload()
     loading()
     with pytest.raises(OptionError, match='--model hf_hub:ann/net does not take all of --model-kwargs'):
@@ -366,7 +366,7 @@ def test_other_errors_stay_although_the_cache_was_used(upload, loading):
     (['--hub-replace-card'], '--hub-replace-card needs --push-to-hub'),
     (['--hub-replace-files'], '--hub-replace-files needs --push-to-hub'),
 ])
-def test_flags_that_cannot_be(flags, message, capsys):
+def test_invalid_flags_are_refused(flags, message, capsys):
     with pytest.raises(SystemExit) as status:
         parse_train_args(['DIR', *flags])
     error = capsys.readouterr().err
@@ -394,13 +394,13 @@ def test_a_busy_hub_is_tried_again(hub, upload, status):
     assert len(hub.repos['ann/net'].branches['main']) == 2 and hub.count('POST', '/commit/') == 3
 
 
-def test_retry_after_is_waited_for(hub, upload, caplog):
+def test_the_time_of_retry_after_is_waited(hub, upload, caplog):
     hub.fail('POST', '/repos/create', 429, 'slow down', Retry_After=1)
     upload(waits=(0., 0.))
     assert '429 slow down; trying again in 1 s' in caplog.text
 
 
-def test_attempts_are_bounded(hub, upload):
+def test_the_number_of_attempts_is_limited(hub, upload):
     hub.fail('POST', '/commit/', 500, 'broken', times=99)
     with pytest.raises(HubError, match='cannot upload .*hub to ann/net: 500 broken'):
         upload()
@@ -409,7 +409,7 @@ def test_attempts_are_bounded(hub, upload):
 
 
 def test_a_commit_whose_answer_was_lost_is_not_made_twice(hub, upload):
-    """It is found to be there: nothing has changed since."""
+    """The next attempt finds the commit."""
     hub.fail('POST', '/commit/', hub_server.LOST)
     upload()
     assert len(hub.repos['ann/net'].branches['main']) == 2
@@ -467,7 +467,7 @@ def test_the_server_refuses_cards_as_the_hub_does(hub, upload, staged, tmp_path,
     {'dataset': '', 'data_dir': '/home/ann/My Photos!'}, {'dataset': '', 'data_dir': '/x/photos-'},
     {'dataset': '', 'data_dir': '/x/a--b'}, {'dataset': 'hfds/../data'}, {'dataset': 'demo'},
     {'dataset': 'hfds/a/b--c'}, {'dataset': '', 'data_dir': '/x/y', 'hub_dataset': 'ann/bees'}])
-def test_cards_of_any_data_are_ones_that_the_hub_takes(hub, upload, make_saved, tmp_path, options):
+def test_cards_of_any_data_set_are_accepted_by_the_hub(hub, upload, make_saved, tmp_path, options):
     stage(make_saved(options={'model': 'test_resnet', 'val_split': 'val', **options}), tmp_path / 'hub')
     upload(tmp_path / 'hub')
     card = ModelCard(hub.files('ann/net')['README.md'].content.decode())
@@ -543,7 +543,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize('name', HOSTILE)
-def test_a_folder_that_is_not_sound_is_refused_before_all(hub, upload, staged, tmp_path, monkeypatch, name):
+def test_an_invalid_folder_is_refused_before_any_request(hub, upload, staged, tmp_path, monkeypatch, name):
     spoil, message = HOSTILE[name]
     monkeypatch.chdir(tmp_path)
     folder = shutil.copytree(staged, tmp_path / 'hub')
@@ -560,7 +560,7 @@ def test_a_folder_that_is_not_sound_is_refused_before_all(hub, upload, staged, t
 
 @pytest.fixture
 def command(hub, monkeypatch, saved):
-    """Function: python -m agmax_timm.publish as ann, in this process, on runs that all hold `saved`."""
+    """Function: run python -m agmax_timm.publish as ann in this process. Every run contains `saved`."""
     monkeypatch.setattr(constants, 'ENDPOINT', hub.url)  # what HF_ENDPOINT sets at import
     monkeypatch.setattr(constants, 'HUGGINGFACE_CO_URL_TEMPLATE', hub.url + '/{repo_id}/resolve/{revision}/{filename}')
     monkeypatch.setenv('HF_TOKEN', 'hf_write')
@@ -568,7 +568,7 @@ def command(hub, monkeypatch, saved):
     return lambda *words: agmax_timm.publish.main([str(word) for word in words])
 
 
-def test_the_command_stages_a_run_and_goes_on_after_a_failure(hub, command, tmp_path, capsys):
+def test_the_command_stages_a_run_and_can_continue_after_a_failure(hub, command, tmp_path, capsys):
     run_dir = tmp_path / 'a run'
     run_dir.mkdir()
     hub.fail('POST', '/commit/', 403, 'no')
@@ -585,7 +585,7 @@ def test_the_command_stages_a_run_and_goes_on_after_a_failure(hub, command, tmp_
     assert 'model.safetensors' in hub.files('ann/net', 'v2') and hub.repos['ann/net'].private
 
 
-def test_the_name_of_the_data_is_given(hub, command, tmp_path, capsys):
+def test_the_name_of_the_data_set_can_be_given(hub, command, tmp_path, capsys):
     command(tmp_path, 'ann/net', '--hub-dataset', 'ann/bees')
     assert ModelCard(hub.files('ann/net')['README.md'].content.decode()).data.datasets == ['ann/bees']
     for words, said in (
@@ -596,7 +596,7 @@ def test_the_name_of_the_data_is_given(hub, command, tmp_path, capsys):
         assert status.value.code == 2 and said in capsys.readouterr().err.splitlines()[-1]
 
 
-def test_a_full_disk_costs_the_staging_alone(hub, command, tmp_path, capsys):
+def test_a_full_disk_ends_staging_without_files(hub, command, tmp_path, capsys):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
     try:
@@ -615,7 +615,7 @@ def test_a_full_disk_costs_the_staging_alone(hub, command, tmp_path, capsys):
     (['--use-ema'], 'state_dict_ema', 'the EMA of the weights, by which the run ranked its checkpoints'),
     (['--raw'], 'state_dict', 'the weights without averaging; the run ranked its checkpoints by their EMA'),
 ])
-def test_the_weights_are_those_that_the_run_ranked_by_or_asked_for(
+def test_the_published_weights_are_the_ranked_or_the_given_ones(
         hub, monkeypatch, ema_run, tmp_path, caplog, flags, key, said):
     monkeypatch.setattr(constants, 'ENDPOINT', hub.url)
     monkeypatch.setenv('HF_TOKEN', 'hf_write')
@@ -630,8 +630,7 @@ def test_the_weights_are_those_that_the_run_ranked_by_or_asked_for(
     assert f'safetensors; {said}\n' in hub.files('ann/net')['README.md'].content.decode()
 
 
-def test_the_licence_of_a_repository_is_that_of_its_card(hub, command, upload, monkeypatch, tmp_path):
-    """Where its owner states it. The configuration counts where the card is silent."""
+def test_the_card_states_the_licence_before_the_configuration(hub, command, upload, monkeypatch, tmp_path):
     monkeypatch.setattr(constants, 'HF_HUB_CACHE', str(tmp_path))
     upload()
     args = parse_train_args(['DIR', '--model', 'hf_hub:ann/net', '--pretrained'])
@@ -642,14 +641,14 @@ def test_the_licence_of_a_repository_is_that_of_its_card(hub, command, upload, m
     assert find_base(args, model) == {'name': 'ann/net', 'license': 'cc-by-nc-4.0'}
 
 
-def test_a_staged_folder_has_no_other_weights(command, staged, capsys):
+def test_raw_is_refused_for_a_staged_folder(command, staged, capsys):
     with pytest.raises(SystemExit) as status:
         command(staged, 'ann/net', '--raw')
     assert status.value.code == 2 and 'staged already: drop --raw' in capsys.readouterr().err
 
 
-def test_the_licence_is_stated_in_what_is_published(hub, command, staged, tmp_path, capsys):
-    """Of a run, and of a folder that was staged without one."""
+def test_a_given_licence_is_stated_in_card_and_configuration(hub, command, staged, tmp_path, capsys):
+    """For a run, and for a folder that was staged without a licence."""
     run_dir, folder = tmp_path / 'run', shutil.copytree(staged, tmp_path / 'hub')
     run_dir.mkdir()
     for source, repo_id in ((run_dir, 'ann/run'), (folder, 'ann/folder')):
@@ -665,7 +664,7 @@ def test_the_licence_is_stated_in_what_is_published(hub, command, staged, tmp_pa
     assert status.value.code == 2 and "--license apache: the Hub does not list such" in capsys.readouterr().err
 
 
-def test_the_command_that_goes_on_takes_the_same_weights(hub, command, tmp_path, monkeypatch, capsys):
+def test_the_command_to_continue_has_the_same_flags(hub, command, tmp_path, monkeypatch, capsys):
     def fail(*args):
         raise HubError('no room') from OSError()
     monkeypatch.setattr(publishing, 'stage', fail)
@@ -675,7 +674,7 @@ def test_the_command_that_goes_on_takes_the_same_weights(hub, command, tmp_path,
         f'python -m agmax_timm.publish {tmp_path} ann/net --raw --license mit\n')
 
 
-def test_no_failure_of_publishing_is_raised_before_the_report(monkeypatch, caplog, tmp_path):
+def test_a_failure_of_publishing_after_a_run_is_returned_and_not_raised(monkeypatch, caplog, tmp_path):
     def fail(*args):
         raise KeyError('surprise')
     monkeypatch.setattr(publishing, 'publish_source', fail)
@@ -684,8 +683,8 @@ def test_no_failure_of_publishing_is_raised_before_the_report(monkeypatch, caplo
     assert 'surprise' in caplog.text
 
 
-def test_a_failure_that_comes_back_names_no_command(hub, command, saved, staged, tmp_path, monkeypatch, capsys):
-    """Of what cannot be staged, and of a staged folder that is not sound."""
+def test_a_permanent_failure_has_no_command_to_continue(hub, command, saved, staged, tmp_path, monkeypatch, capsys):
+    """Weights that cannot be staged, and an invalid staged folder."""
     broken = dataclasses.replace(saved, state_dict={**saved.state_dict, 'fc.bias': torch.full((3,), float('nan'))})
     monkeypatch.setattr(publishing, 'read_model', lambda path, use_ema=False: broken)
     folder = shutil.copytree(staged, tmp_path / 'hub')
@@ -708,8 +707,8 @@ SMALL = ['--model', 'test_resnet', '--num-classes', '3', '--img-size', '32', '-b
          '--warmup-epochs', '0', '--lr', '0.05', '--experiment', 'run']
 
 
-def test_from_training_to_plain_timm(hub, environment, command, photos, tmp_path, monkeypatch, capsys):
-    """A run whose upload fails, the command that it prints, and then others who load what was published."""
+def test_a_run_is_published_and_loaded_in_plain_timm(hub, environment, command, photos, tmp_path, monkeypatch, capsys):
+    """The first upload fails. The printed command publishes, then the model is loaded without this package."""
     hub.fail('POST', '/commit/', 403, 'storage is full', times=1)
     trained = run_command(
         ['train.py', photos, *SMALL, '--agmax', '--output', tmp_path, '--push-to-hub', 'ann/net', '--hub-revision',
@@ -754,7 +753,7 @@ assert model.pretrained_cfg.get('label_names') == {json.loads(files['config.json
 
 
 @pytest.mark.parametrize('name', ['no config', 'truncated', 'missing tensor', 'unknown architecture', 'no JSON'])
-def test_such_a_folder_is_one_line_for_those_who_load_it_too(staged, tmp_path, name):
+def test_an_invalid_folder_is_refused_in_one_line_when_loaded(staged, tmp_path, name):
     folder = shutil.copytree(staged, tmp_path / 'hub')
     HOSTILE[name][0](folder)
     with pytest.raises(OptionError) as error:
@@ -763,12 +762,12 @@ def test_such_a_folder_is_one_line_for_those_who_load_it_too(staged, tmp_path, n
 
 
 def train_with_hub(url, argv):
-    """Run train.py with the Hub of this address, as HF_ENDPOINT and HF_HUB_DISABLE_XET set it at import."""
+    """Run train.py with this Hub, like HF_ENDPOINT and HF_HUB_DISABLE_XET at import."""
     constants.ENDPOINT, constants.HF_HUB_DISABLE_XET = url, True
     train_cli.main(argv)
 
 
-def test_of_several_processes_one_publishes(hub, photos, tmp_path, monkeypatch):
+def test_only_one_of_several_processes_publishes(hub, photos, tmp_path, monkeypatch):
     monkeypatch.setenv('HF_TOKEN', 'hf_write')
     ranks = start_ranks(2, tmp_path, train_with_hub, hub.url, [
         str(photos), *SMALL, '--agmax', '--output', str(tmp_path), '--push-to-hub', 'ann/net', '--hub-private',
@@ -780,7 +779,7 @@ def test_of_several_processes_one_publishes(hub, photos, tmp_path, monkeypatch):
 
 @pytest.fixture
 def unbuildable(monkeypatch):
-    """A model that timm builds once, and not again from what a checkpoint says of it."""
+    """Let timm build a model only once, so that it cannot be built from its checkpoint."""
     create, built = timm.create_model, []
 
     def create_once(*args, **kwargs):
@@ -793,7 +792,7 @@ def unbuildable(monkeypatch):
 
 
 @pytest.mark.parametrize('flags', [['--push-to-hub', 'ann/net'], ['--report']])
-def test_what_cannot_be_staged_is_refused_before_training(
+def test_a_model_that_cannot_be_staged_is_refused_before_training(
         hub, command, unbuildable, photos, tmp_path, capsys, flags):
     with pytest.raises(SystemExit) as status:
         train_cli.main([str(photos), *SMALL, '--output', str(tmp_path), *flags])
@@ -802,8 +801,8 @@ def test_what_cannot_be_staged_is_refused_before_training(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_trying_costs_no_random_number(saved, photos, tmp_path, hub, command, caplog):
-    """A run that is to be published has the numbers of one that is not; models are tried as they are built."""
+def test_the_trial_of_staging_changes_no_random_number(saved, photos, tmp_path, hub, command, caplog):
+    """A published run equals one that is not published."""
     for name in ('plain', 'published'):
         flags = ['--push-to-hub', 'ann/net', '--report'] if name == 'published' else []
         train_cli.main([str(photos), *SMALL, '--agmax', '--output', str(tmp_path), *flags, '--experiment', name])
@@ -811,7 +810,7 @@ def test_trying_costs_no_random_number(saved, photos, tmp_path, hub, command, ca
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
-def test_a_full_temporary_folder_refuses_no_run(saved, file_size_limit, caplog):
+def test_a_full_temporary_folder_does_not_prevent_a_run(saved, file_size_limit, caplog):
     with file_size_limit(100_000):
         try_staging(saved)
     assert 'was not tested' in caplog.text and 'too large' in caplog.text
@@ -821,7 +820,7 @@ def test_a_full_temporary_folder_refuses_no_run(saved, file_size_limit, caplog):
 
 
 def test_an_untrained_model_may_have_logits_that_are_not_finite(saved):
-    """Batch norm of large weights knows no statistics yet."""
+    """The statistics of batch norm are still the initial ones."""
     broken = dataclasses.replace(saved, state_dict={**saved.state_dict, 'fc.bias': torch.full((3,), float('nan'))})
     try_staging(broken)
     with pytest.raises(HubError, match='not finite'):

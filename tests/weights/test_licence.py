@@ -24,7 +24,7 @@ NON_COMMERCIAL = 'resnet50.fb_swsl_ig1b_ft_in1k'  # cc-by-nc-4.0, where timm's d
 
 
 def stated(folder):
-    """The licence in config.json, in the metadata of the card, and in its text."""
+    """The licence in config.json, in the metadata of the card and in its text."""
     card = ModelCard.load(folder / 'README.md')
     data = card.data.to_dict()
     row, = (line for line in card.text.splitlines() if line.startswith('- **Licence:** '))
@@ -34,7 +34,7 @@ def stated(folder):
 
 
 def base_at_start(model, **options):
-    """What a run records that timm gave this model."""
+    """The base that a run records for this model of timm."""
     config = get_pretrained_cfg(model).to_dict() if ':' not in model else {'license': 'mit'}
     args = Namespace(**{**dict(model=model, pretrained=True, pretrained_path='', initial_checkpoint='', resume='',
                                pretrained_cfg_overlay={}), **options})
@@ -43,7 +43,7 @@ def base_at_start(model, **options):
 
 @pytest.fixture(scope='module')
 def restricted(make_saved, tmp_path_factory):
-    """A staged folder of weights that were fine-tuned from non-commercial ones."""
+    """A staged folder of weights that were fine-tuned from weights under a non-commercial licence."""
     folder = tmp_path_factory.mktemp('restricted') / 'hub'
     stage(make_saved(base={'name': f'timm/{NON_COMMERCIAL}', 'license': 'cc-by-nc-4.0'}), folder)
     return folder
@@ -52,14 +52,14 @@ def restricted(make_saved, tmp_path_factory):
 OF_BASE = 'cc-by-nc-4.0, that of the weights from which training started'
 
 
-def test_none_is_stated_where_none_was_chosen(make_saved, tmp_path, caplog):
+def test_without_a_choice_no_licence_is_stated(make_saved, tmp_path, caplog):
     stage(make_saved(), tmp_path)
     assert stated(tmp_path) == (
         None, 'other', None, 'none is stated: whoever publishes this model has to choose one')
     assert 'No licence is stated: choose one with --license' in caplog.text
 
 
-def test_the_licence_of_the_weights_that_were_loaded_stays(restricted):
+def test_the_licence_of_the_initial_weights_is_stated(restricted):
     assert stated(restricted) == ('cc-by-nc-4.0', 'cc-by-nc-4.0', None, OF_BASE)
 
 
@@ -67,7 +67,7 @@ def test_the_licence_of_the_weights_that_were_loaded_stays(restricted):
     ({'license': 'mit'}, ('mit', 'mit', None, 'mit')),
     ({'license': 'other:bee-licence-1.0'}, ('bee-licence-1.0', 'other', 'bee-licence-1.0', 'bee-licence-1.0')),
 ])
-def test_the_choice_of_the_run(make_saved, tmp_path, caplog, options, expected):
+def test_a_licence_chosen_for_the_run_is_stated(make_saved, tmp_path, caplog, options, expected):
     stage(make_saved(options=options, base={'name': 'ann/bees', 'license': 'cc-by-nc-4.0'}), tmp_path)
     assert stated(tmp_path) == expected
     warning, = (message for message in caplog.messages if 'ann/bees' in message)
@@ -88,13 +88,13 @@ def test_a_licence_that_the_hub_does_not_list_has_a_name(make_saved, tmp_path):
     (NON_COMMERCIAL, {'initial_checkpoint': 'missing.pth'}, {'name': None, 'license': None}),
     ('local-dir:nowhere', {}, {'name': None, 'license': 'mit'}),
 ])
-def test_the_base_of_a_run(model, options, expected):
+def test_the_base_of_a_run_is_that_of_its_initial_weights(model, options, expected):
     found = base_at_start(model, **options)
     assert {name: found[name] for name in expected} == expected and bool(found) == bool(expected)
 
 
 def test_weights_in_a_folder_keep_its_licence(restricted, tmp_path):
-    """By every option that takes them; the card wins over the configuration, which editors forget."""
+    """With every option that loads them. The card has priority over the configuration."""
     weights = str(restricted / 'model.safetensors')
     for options in ({'pretrained_path': weights}, {'pretrained_cfg_overlay': {'file': weights}},
                     {'pretrained': False, 'initial_checkpoint': weights}):
@@ -108,8 +108,8 @@ def test_weights_in_a_folder_keep_its_licence(restricted, tmp_path):
     assert base_at_start('resnet18', pretrained_path=str(folder / 'model.safetensors'))['license'] == 'cc-by-nc-4.0'
 
 
-def test_two_generations(restricted, photos, tmp_path, capsys):
-    """A run from a folder, one from its checkpoint, and one that resumes that: all as the first weights are."""
+def test_the_licence_of_the_first_weights_passes_to_later_runs(restricted, photos, tmp_path, capsys):
+    """A run from a folder, one from its checkpoint, and one that resumes it."""
     small = [str(photos), '--img-size', '32', '-b', '4', '-j', '0', '--warmup-epochs', '0', '--lr', '0.01',
              '--output', str(tmp_path)]
     train([*small, '--model', f'local-dir:{restricted}', '--pretrained', '--epochs', '1', '--experiment', 'first'])
@@ -128,7 +128,7 @@ def test_two_generations(restricted, photos, tmp_path, capsys):
     assert stated(tmp_path / 'again')[0] == 'cc-by-nc-4.0'
 
 
-def test_a_choice_is_kept_by_those_who_go_on_from_it(make_saved, tmp_path):
+def test_a_chosen_licence_passes_to_runs_from_the_checkpoint(make_saved, tmp_path):
     saved = make_saved()
     torch.save({'state_dict': saved.state_dict, 'args': Namespace(license='cc-by-nc-sa-4.0'),
                 METADATA: {'base': {'name': 'ann/bees', 'license': 'mit'}}}, tmp_path / 'x.pth.tar')
@@ -136,8 +136,8 @@ def test_a_choice_is_kept_by_those_who_go_on_from_it(make_saved, tmp_path):
     assert 'license' not in recipe({'license': 'mit'})
 
 
-def test_checkpoints_without_a_record_of_their_base(make_saved, tmp_path):
-    """timm's, and ours of former versions: their options name the weights with their tag."""
+def test_the_base_of_former_checkpoints_comes_from_their_options(make_saved, tmp_path):
+    """timm's checkpoints and ours of former versions."""
     saved = dataclasses.replace(make_saved(), options={'model': NON_COMMERCIAL, 'pretrained': True})
     stage(saved, tmp_path)
     assert stated(tmp_path)[:2] == ('cc-by-nc-4.0', 'cc-by-nc-4.0')
@@ -153,7 +153,7 @@ def test_checkpoints_without_a_record_of_their_base(make_saved, tmp_path):
     ('other:', 'the Hub does not list such a licence'),
     ('other:Bee Licence', 'with a-z, 0-9, -, . and + in NAME'),
 ])
-def test_a_licence_that_cannot_be(value, message, tmp_path, capsys):
+def test_an_invalid_licence_is_refused(value, message, tmp_path, capsys):
     with pytest.raises(OptionError) as error:
         check_license(value)
     assert message in str(error.value)

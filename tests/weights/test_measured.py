@@ -1,4 +1,4 @@
-"""The numbers on a card: the command beside them gives them again, to the digit, or there are none and a reason."""
+"""Numbers on a card: the command beside them gives the same digits. If none can, the card states the reason instead."""
 import json
 import re
 import shlex
@@ -52,19 +52,19 @@ WITHOUT_EFFECT = {
 
 
 def card_of(run, folder):
-    """The card of a run, staged."""
+    """The card of a staged run."""
     stage(read_model(str(run), use_ema=None), folder)
     return (folder / 'README.md').read_text()
 
 
 def command_on(card, data, folder):
-    """The words of the card's command behind validate.py, for this data and folder."""
+    """The arguments of validate.py on the card, with this data and folder."""
     line, = re.findall(r'^python validate\.py (.+)$', card, re.M)
     return [{'DIR': str(data), 'local-dir:.': f'local-dir:{folder}'}.get(word, word) for word in shlex.split(line)]
 
 
 def table(card):
-    """The numbers on a card, by the name of their column."""
+    """The numbers on a card, by column title."""
     titles, values = re.search(r'^(\| (?:Top|Mean).+)\n\|[-|]+\n(.+)$', card, re.M).groups()
     return dict(zip(titles.strip('| ').split(' | '), values.strip('| ').split(' | ')))
 
@@ -84,7 +84,7 @@ def test_the_command_on_the_card_gives_its_numbers(kind, train_once, photos, res
     assert value is None or f'{float(value[1]):.4f}' == table(card)['Top-1 accuracy (%)']
 
 
-def test_what_was_measured_of_naflex_is_said(train_once, photos, results_of, tmp_path):
+def test_the_card_states_the_sequence_length_of_naflex(train_once, photos, results_of, tmp_path):
     card = card_of(train_once(*NAFLEX), tmp_path / 'hub')
     assert 'at up to 9 patches (NaFlex).' in card
     assert ', at 384 x 384' not in card
@@ -93,7 +93,7 @@ def test_what_was_measured_of_naflex_is_said(train_once, photos, results_of, tmp
 
 
 def test_the_mode_of_the_images_is_part_of_the_folder(train_once, photos, results_of, tmp_path):
-    """Of --model local-dir:, of its weights as a checkpoint and of predict, not of the command on the card alone."""
+    """For --model local-dir:, for its weights as a checkpoint, and for predict."""
     run, folder = train_once(*RUNS['HSV']), tmp_path / 'hub'
     card = card_of(run, folder)
     assert ".convert('HSV')" in card and ', in HSV.' in card and 'pipeline(' not in card
@@ -109,7 +109,7 @@ def test_the_mode_of_the_images_is_part_of_the_folder(train_once, photos, result
     assert one.equal(other)
 
 
-def test_a_class_map_is_repeated_by_the_names_of_the_model(train_once, photos, results_of, refusal, tmp_path):
+def test_a_class_map_is_replaced_by_the_class_names_of_the_model(train_once, photos, results_of, refusal, tmp_path):
     path = tmp_path / 'map.txt'
     path.write_text('cat\nant\nbee\n')
     card = card_of(train_once(*TINY, '--class-map', str(path)), tmp_path / 'hub')
@@ -121,7 +121,7 @@ def test_a_class_map_is_repeated_by_the_names_of_the_model(train_once, photos, r
 
 
 @pytest.mark.parametrize('labels', [['labels'], ['dense', '--target-format', 'multihot']], ids=['indices', 'multihot'])
-def test_several_labels_an_image(labels, train_once, results_of, tmp_path):
+def test_the_command_gives_the_numbers_of_several_labels_per_image(labels, train_once, results_of, tmp_path):
     (tmp_path / 'data').mkdir()
     for split, count in (('train', 8), ('test', 5)):
         rows = [[j for j in range(3) if i >> j & 1] for i in range(count)]
@@ -145,7 +145,7 @@ def test_several_labels_an_image(labels, train_once, results_of, tmp_path):
     (dict(world_size=2, dist_bn=''), '--dist-bn'),
     (dict(class_map='map.txt'), '--class-map'),
 ])
-def test_a_number_that_nobody_can_repeat_is_left_out_with_its_reason(make_saved, tmp_path, options, reason):
+def test_numbers_that_cannot_be_repeated_are_left_out_with_the_reason(make_saved, tmp_path, options, reason):
     saved = make_saved()
     fields = dict(class_map={'ant': 0, 'wasp': 0, 'bee': 1, 'cat': 2}) if 'class_map' in options else {}
     saved = replace(saved, options={**saved.options, **options}, **fields)
@@ -158,7 +158,7 @@ def test_a_number_that_nobody_can_repeat_is_left_out_with_its_reason(make_saved,
     assert not {'summary.csv', 'curves.png'} & {path.name for path in (tmp_path / 'hub').iterdir()}
 
 
-def test_numbers_that_can_be_repeated_stay(make_saved):
+def test_numbers_that_can_be_repeated_are_kept(make_saved):
     saved = make_saved()
     for options in (dict(tta=1), dict(world_size=2, dist_bn='reduce'), dict(world_size=2, dist_bn='', sync_bn=True),
                     dict(world_size=2), dict(class_map='map.txt')):
@@ -166,14 +166,14 @@ def test_numbers_that_can_be_repeated_stay(make_saved):
     assert measured(replace(saved, metrics=dict(top1=50., loss=float('nan')))) == dict(top1=50.)
 
 
-def test_the_numbers_are_of_the_model_that_was_measured(ema_run):
-    """Another pooling, number of classes or architecture on the command line of export is another model."""
+def test_a_changed_model_has_no_numbers(ema_run):
+    """Another pooling, number of classes or architecture on the command line of export changes the model."""
     assert 'top1' in read_model(str(ema_run), architecture='test_resnet', num_classes=3).metrics
     assert 'top1' not in read_model(str(ema_run), model_kwargs=dict(global_pool='max')).metrics
 
 
-def test_no_option_of_an_evaluation_is_forgotten():
-    """Each that train.py and validate.py share is in the folder, in the command, or without effect."""
+def test_every_option_of_an_evaluation_is_considered():
+    """Each option of both scripts is in the folder, in the command, or without effect."""
     kinds = {name: option.evaluation for name, option in declared(ValidateOptions).items()
              if name in declared(TrainOptions)}
     decisive = ('input', 'data', 'labels', 'precision', 'compilation')
@@ -187,7 +187,7 @@ def test_no_option_of_an_evaluation_is_forgotten():
         assert f"--{name.replace('_', '-')}" in validate_command({name: value}, 'x').split(), name
 
 
-def test_words_of_the_command_are_quoted():
+def test_arguments_of_the_command_are_quoted():
     options = dict(data_dir='/home/ann/data', dataset='', val_split='val[:50%]', batch_size=8, input_key='my image')
     assert validate_command(options, "'local-dir:.'") == (
         "python validate.py DIR --model 'local-dir:.' --pretrained --input-key 'my image' "
@@ -262,7 +262,7 @@ def test_commands_check_the_preprocessing(command, train_once, tmp_path, monkeyp
     (dict(data_dir='/nowhere'), '/nowhere'), (dict(val_split=''), 'the run had none'),
     (dict(dataset='hfds/ann/bees'), '--dataset hfds/ann/bees is on the Hub'),
     (dict(model=None), 'the options of the run are not known')])
-def test_data_that_is_not_there_is_said(options, reason, train_once, tmp_path, caplog):
+def test_missing_data_is_logged(options, reason, train_once, tmp_path, caplog):
     saved = read_model(str(train_once(*TINY)), use_ema=None)
     saved = replace(saved, options={**saved.options, **options})
     with caplog.at_level('INFO'):

@@ -1,4 +1,4 @@
-"""The original's checkpoints: its names, its files as they are, and what is refused. Its own logits are the oracle."""
+"""Checkpoints of the original: names, unchanged files, and refused ones. The original's logits are the oracle."""
 import collections
 import os
 
@@ -24,7 +24,7 @@ def images():
 
 @pytest.fixture
 def save(tmp_path):
-    """Function: path of a checkpoint, saved."""
+    """Function: the path of a saved checkpoint."""
     def run(checkpoint, name='original.pth'):
         torch.save(checkpoint, tmp_path / name)
         return str(tmp_path / name)
@@ -33,7 +33,7 @@ def save(tmp_path):
 
 @pytest.fixture
 def loads(monkeypatch):
-    """The keyword arguments of every torch.load."""
+    """The keyword arguments of all calls of torch.load."""
     calls, load = [], torch.load
     monkeypatch.setattr(torch, 'load', lambda *args, **kwargs: calls.append(kwargs) or load(*args, **kwargs))
     return calls
@@ -41,7 +41,7 @@ def loads(monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('name, agmax', NAMES)
-def test_the_stand_ins_have_the_tensors_of_the_original(name, agmax):
+def test_networks_of_the_tests_have_the_tensors_of_the_original(name, agmax):
     with torch.device('meta'):
         network = original_network(name, agmax, num_classes=1000, units=2048 if name == 'resnet50' else 4096)
     assert names_and_digest(nn.DataParallel(network).state_dict()) == NAMES[name, agmax]
@@ -73,7 +73,7 @@ def test_timm_gives_the_logits_of_the_released_networks(name, agmax, images):
         assert torch.equal(model(images), network(images))
 
 
-def test_the_stand_ins_hold_what_the_original_pickles(save):
+def test_checkpoints_of_the_tests_contain_what_the_original_pickles(save):
     checkpoint = torch.load(save(original_checkpoint(original_network('test_resnet'))), weights_only=True)
     assert isinstance(checkpoint['scheduler_state_dict']['milestones'], collections.Counter)
     assert checkpoint['optimizer_state_dict']['state'][0]['momentum_buffer'] is not None
@@ -83,18 +83,18 @@ def test_the_stand_ins_hold_what_the_original_pickles(save):
 @pytest.mark.parametrize('other', [
     {}, {'state_dict': {'conv1.weight': torch.ones(1)}}, {'conv1.weight': torch.ones(1)}, [], None, torch.ones(1),
     {'model_state_dict': None}, {'model_state_dict': {'conv1.weight': torch.ones(1), 3: 4}}])
-def test_nothing_else_is_taken_for_the_original(other):
+def test_other_files_are_not_recognised_as_the_original(other):
     assert not is_original(other)
 
 
-def test_the_architecture_behind_a_name():
+def test_names_have_an_architecture_of_timm():
     for name, architecture in (('agmax_resnet50', 'resnet50'), ('agmax_resnet101.cutmix_aa_in1k', 'resnet101'),
                                ('resnet50.a1_in1k', 'resnet50'), ('agmax_other.tag', 'agmax_other')):
         assert timm_architecture(name) == architecture
 
 
 def spoiled(**changes):
-    """A checkpoint with tensors renamed, replaced, added or (None) removed."""
+    """A checkpoint with tensors that are renamed, replaced, added or, with None, removed."""
     checkpoint = original_checkpoint(original_network('test_resnet'))
     tensors = checkpoint['model_state_dict']
     for name, tensor in changes.items():
@@ -135,7 +135,7 @@ def test_another_architecture_is_named_with_its_tensors(save):
         load_weights(path, timm.create_model('resnet18', num_classes=3))
 
 
-def test_the_original_has_no_ema(save):
+def test_use_ema_is_refused_for_the_original(save):
     path = save(original_checkpoint(original_network('test_resnet')))
     with pytest.raises(CheckpointError, match='no EMA weights: .*--use-ema .*--raw'):
         load_weights(path, timm.create_model('test_resnet', num_classes=3), use_ema=True)
@@ -155,7 +155,7 @@ def validate(photos, results_of):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('name, size', [('test_resnet', 224), ('regnetx_002', 256)])
-def test_validate_evaluates_the_file_as_the_original_does(name, size, save, validate):
+def test_validate_uses_the_input_settings_of_the_original(name, size, save, validate):
     network = original_network(name)
     checkpoint = original_checkpoint(network)
     model = timm.create_model(name, num_classes=3)
@@ -170,7 +170,7 @@ def test_validate_evaluates_the_file_as_the_original_does(name, size, save, vali
 
 
 @pytest.mark.slow
-def test_flags_win_over_the_originals_evaluation(save, validate):
+def test_flags_override_the_input_settings_of_the_original(save, validate):
     path = save(original_checkpoint(original_network('resnet50')))
     results = validate('--model', 'resnet50', '--img-size', 64, '--crop-pct', 0.5, '--checkpoint', path)
     assert (results['img_size'], results['crop_pct'], results['interpolation']) == (64, 0.5, 'bilinear')
@@ -179,7 +179,7 @@ def test_flags_win_over_the_originals_evaluation(save, validate):
 # ---- Hostile files ----
 
 class Payload:
-    """What would create a file when it is unpickled."""
+    """A pickle that would create a folder when it is loaded."""
 
     def __init__(self, marker):
         self.marker = marker

@@ -1,4 +1,4 @@
-"""The original's release as models of timm, downloaded from a server of the test's own."""
+"""The original's release as models of timm, downloaded from a local server."""
 import copy
 import functools
 import hashlib
@@ -37,7 +37,7 @@ NARROW = dict(layers=(1, 1, 1, 1), channels=(8, 16, 16, 16))  # ResNets of a few
 
 
 class Handler(http.server.SimpleHTTPRequestHandler):
-    """Serves files; a path under /cut/ breaks off in the middle, with the length of the whole."""
+    """Serves files. A path under /cut/ ends in the middle, with the length of the complete file."""
 
     def do_GET(self):
         self.server.requests.append(self.path)
@@ -61,7 +61,7 @@ def networks():
 
 @pytest.fixture(scope='module')
 def folder(networks, tmp_path_factory):
-    """The released files, and the first one's tensors as timm's."""
+    """The released files, and the first one's tensors in timm's format."""
     folder = tmp_path_factory.mktemp('release')
     for name, file in FILES.items():
         torch.save(original_checkpoint(networks[name]), folder / file)
@@ -73,7 +73,7 @@ def folder(networks, tmp_path_factory):
 
 @pytest.fixture
 def server(folder, monkeypatch):
-    """A server of the files on 127.0.0.1: `url`, and the paths it was asked for in `requests`."""
+    """A server of the files on 127.0.0.1: `url`, and the requested paths in `requests`."""
     monkeypatch.setenv('no_proxy', '127.0.0.1')
     with http.server.ThreadingHTTPServer(
             ('127.0.0.1', 0), functools.partial(Handler, directory=str(folder))) as server:
@@ -88,7 +88,7 @@ def server(folder, monkeypatch):
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
-    """torch's cache, empty."""
+    """The empty cache of torch."""
     monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'torch'))
     return tmp_path / 'torch' / 'hub' / 'checkpoints'
 
@@ -117,7 +117,7 @@ def test_timm_lists_the_release():
 
 
 @pytest.mark.parametrize('name', FILES)
-def test_the_configuration_is_that_of_the_original(name):
+def test_the_configuration_equals_that_of_the_original(name):
     cfg = timm.get_pretrained_cfg(name)
     assert cfg.url == f'https://github.com/roatienza/agmax/releases/download/agmax-0.1.0/{FILES[name]}'
     assert f"{cfg.architecture}.{cfg.tag}" == name
@@ -153,7 +153,7 @@ def test_a_release_in_the_cache_needs_no_network(name, folder, networks, cache):
     assert_same_logits(create(name), networks[name])
 
 
-def test_the_first_tag_is_the_models_default(folder, networks, cache):
+def test_the_first_tag_is_the_default(folder, networks, cache):
     cache.mkdir(parents=True)
     shutil.copy(folder / FILE, cache)
     assert_same_logits(create('agmax_resnet50'), networks[NAME])
@@ -163,7 +163,7 @@ def test_the_first_tag_is_the_models_default(folder, networks, cache):
     dict(num_classes=5), dict(num_classes=0), dict(in_chans=1), dict(in_chans=4, num_classes=2),
     dict(features_only=True, out_indices=(1, 3)), dict(features_only=True, in_chans=1), dict(global_pool='max'),
 ], ids=str)
-def test_timms_arguments_do_what_they_do_for_timms_model(kwargs, server, folder):
+def test_arguments_of_timm_have_the_effect_they_have_on_its_model(kwargs, server, folder):
     model = create(pretrained_cfg_overlay=dict(url=f'{server.url}/{FILE}'), **kwargs)
     expected = create('resnet50', pretrained_cfg_overlay=dict(file=str(folder / 'timm.safetensors')), **kwargs)
     torch.testing.assert_close(model.state_dict(), expected.state_dict(), rtol=0, atol=0)
@@ -172,7 +172,7 @@ def test_timms_arguments_do_what_they_do_for_timms_model(kwargs, server, folder)
 
 
 @pytest.mark.parametrize('file', [FILE, 'timm.safetensors', 'timm.pth'])
-def test_a_file_of_either_form_loads_however_it_is_given(file, server, folder, networks, cache):
+def test_files_of_both_formats_load_from_every_source(file, server, folder, networks, cache):
     path = str(folder / file)
     assert_same_logits(create(pretrained_cfg_overlay=dict(file=path)), networks[NAME])
     assert_same_logits(
@@ -184,7 +184,7 @@ def test_a_file_of_either_form_loads_however_it_is_given(file, server, folder, n
     assert not cache.exists() or files(cache) == [file]
 
 
-def test_a_cache_folder_of_ones_own(server, networks, tmp_path, cache):
+def test_a_cache_folder_can_be_given(server, networks, tmp_path, cache):
     model = create(pretrained_cfg_overlay=dict(url=f'{server.url}/{FILE}'), cache_dir=tmp_path / 'own')
     assert_same_logits(model, networks[NAME])
     assert files(tmp_path / 'own') == [FILE]
@@ -205,14 +205,14 @@ def refusal(**kwargs):
     return str(error.value)
 
 
-def test_a_download_that_is_cut_off_does_not_stay(server, networks, cache):
+def test_an_incomplete_download_is_not_kept(server, networks, cache):
     url = f'{server.url}/cut/{FILE}'
     assert url in refusal(pretrained_cfg_overlay=dict(url=url))
     assert files(cache) == []
     assert_same_logits(create(pretrained_cfg_overlay=dict(url=f'{server.url}/{FILE}')), networks[NAME])
 
 
-def test_a_download_that_is_not_there_or_no_server(server, cache):
+def test_a_missing_file_and_a_missing_server_are_refused(server, cache):
     message = refusal(pretrained_cfg_overlay=dict(url=f'{server.url}/missing.pth'))
     assert f'{server.url}/missing.pth' in message and '404' in message
     url = f'http://127.0.0.1:9/{FILE}'
@@ -220,7 +220,7 @@ def test_a_download_that_is_not_there_or_no_server(server, cache):
     assert files(cache) == []
 
 
-def test_a_cache_that_cannot_be_written(server, tmp_path):
+def test_a_cache_that_cannot_be_written_is_refused(server, tmp_path):
     (tmp_path / 'file').touch()
     url = f'{server.url}/{FILE}'
     message = refusal(pretrained_cfg_overlay=dict(url=url), cache_dir=str(tmp_path / 'file' / 'cache'))
@@ -245,7 +245,7 @@ def test_a_hash_in_the_name_is_checked(server, folder, networks, cache):
         assert (cache / f'agmax-{digest}.pth').exists() == right
 
 
-def test_the_accuracy_in_a_name_is_not_taken_for_a_hash(server, networks):
+def test_the_accuracy_in_a_name_is_not_read_as_a_hash(server, networks):
     set_pretrained_check_hash(True)
     try:
         model = create(pretrained_cfg_overlay=dict(url=f'{server.url}/{FILE}'))
@@ -260,7 +260,7 @@ def test_the_accuracy_in_a_name_is_not_taken_for_a_hash(server, networks):
     ('x.weight', torch.ones(1), 'unexpected x.weight'),
     ('bn1.bias', torch.ones(1), 'bn1.bias [1] in place of [64]'),
 ])
-def test_an_incomplete_release_is_refused_whatever_timm_adapts(name, tensor, named, kwargs, folder, tmp_path):
+def test_an_incomplete_release_is_refused_with_all_arguments(name, tensor, named, kwargs, folder, tmp_path):
     checkpoint = torch.load(folder / FILE, weights_only=True)
     tensors = checkpoint['model_state_dict']
     tensors[f'module.backbone.feature_extractor.{name}'] = tensor
@@ -291,7 +291,7 @@ def test_a_payload_is_not_executed_and_not_kept(server, folder, tmp_path, cache)
     assert not marker.exists()
 
 
-def test_validate_says_in_one_line_that_there_is_no_network(photos, capsys, monkeypatch):
+def test_validate_reports_a_missing_network_in_one_line(photos, capsys, monkeypatch):
     def no_network(*args, **kwargs):
         raise URLError(OSError('Network is unreachable'))
     monkeypatch.setattr(torch.hub, 'urlopen', no_network)
@@ -307,13 +307,13 @@ def test_validate_says_in_one_line_that_there_is_no_network(photos, capsys, monk
 # ---- What becomes of the models ----
 
 @pytest.mark.filterwarnings('ignore:.*torch.jit.script:FutureWarning')
-def test_the_models_copy_pickle_and_script(folder):
+def test_the_models_can_be_copied_pickled_and_scripted(folder):
     model = create(pretrained_cfg_overlay=dict(file=str(folder / FILE)))
     for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model)), torch.jit.script(model)):
         assert_same_logits(other, model)
 
 
-def test_what_timm_saves_of_them_needs_nothing_of_ours(folder, tmp_path):
+def test_saved_models_load_without_this_package(folder, tmp_path):
     model = create(pretrained_cfg_overlay=dict(file=str(folder / FILE)))
     save_for_hf(model, tmp_path, safe_serialization=True)
     assert json.loads((tmp_path / 'config.json').read_text())['architecture'] == 'resnet50'

@@ -1,4 +1,4 @@
-"""A staged folder: what it holds, whose, and that it is whole or not there."""
+"""A staged folder: its content, its licence, and that it is complete or does not exist."""
 import json
 import os
 import re
@@ -19,12 +19,12 @@ from agmax_timm.weights.hub_error import HubError
 from agmax_timm.weights.staging import FILES, load_folder, recipe, stage
 
 
-def test_every_file_is_there_and_no_pickle(staged):
+def test_all_files_exist_and_none_is_a_pickle(staged):
     assert sorted(path.name for path in staged.iterdir()) == sorted(FILES)
     assert not [path for path in staged.iterdir() if path.read_bytes()[:2] in (b'PK', b'\x80\x02')]
 
 
-def test_the_logits_come_back_in_plain_timm(saved, staged):
+def test_plain_timm_gives_the_same_logits(saved, staged):
     input = torch.randn(2, 3, 32, 32)
     loaded = timm.create_model(f'local-dir:{staged}', pretrained=True).eval()
     assert torch.equal(loaded(input), saved.create_model()(input))
@@ -32,7 +32,7 @@ def test_the_logits_come_back_in_plain_timm(saved, staged):
         assert f.metadata() == {'format': 'pt'}
 
 
-def test_the_configuration_says_what_is_true_of_these_weights(make_saved, tmp_path):
+def test_the_configuration_describes_these_weights(make_saved, tmp_path):
     source = timm.get_pretrained_cfg('resnet10t.c3_in1k').to_dict()
     assert source['hf_hub_id'] and source['test_input_size'] and source['origin_url']  # nothing may be left of these
     saved = make_saved(architecture='resnet10t.c3_in1k')
@@ -50,7 +50,7 @@ def test_the_configuration_says_what_is_true_of_these_weights(make_saved, tmp_pa
         name: as_list(value) for name, value in saved.data_config.items()}
 
 
-def test_a_licence_that_the_source_may_not_allow_is_told(make_saved, tmp_path, caplog):
+def test_a_licence_other_than_that_of_the_source_warns(make_saved, tmp_path, caplog):
     for license in (None, 'mit'):  # test_resnet's is apache-2.0
         stage(make_saved(options={'pretrained': True}), tmp_path / 'hub', license=license)
         assert bool(re.search('apache-2.0.* staged under .?mit', caplog.text)) == (license == 'mit')
@@ -60,7 +60,7 @@ def as_list(value):
     return list(value) if isinstance(value, tuple) else value
 
 
-def test_arguments_of_the_model_travel(make_saved, tmp_path):
+def test_the_folder_contains_the_arguments_of_the_model(make_saved, tmp_path):
     saved = make_saved(in_chans=1, num_classes=7, global_pool='max', model_args={'block_args': {'attn_layer': 'se'}})
     stage(saved, tmp_path / 'hub')
     model = load_folder(tmp_path / 'hub')
@@ -69,12 +69,12 @@ def test_arguments_of_the_model_travel(make_saved, tmp_path):
 
 
 @pytest.mark.parametrize('architecture', ['test_vit', 'test_efficientnet.r160_in1k'])
-def test_other_architectures(make_saved, tmp_path, architecture):
+def test_other_architectures_are_staged(make_saved, tmp_path, architecture):
     stage(make_saved(architecture=architecture, size=160), tmp_path / 'hub')
 
 
-def test_tensors_that_share_memory(make_saved, tmp_path):
-    """CoaT has such. Each is stored by its own name, as plain timm expects."""
+def test_tensors_that_share_memory_are_staged(make_saved, tmp_path):
+    """CoaT has them. Each is stored under its own name, as plain timm expects."""
     saved = make_saved(architecture='coat_lite_tiny', model_args=dict(img_size=32, embed_dims=[16, 16, 16, 16]))
     assert len({value.data_ptr() for value in saved.state_dict.values()}) < len(saved.state_dict)
     stage(saved, tmp_path / 'hub')
@@ -84,7 +84,7 @@ def test_tensors_that_share_memory(make_saved, tmp_path):
 
 
 @pytest.mark.parametrize('umask, mode', [(0o022, 0o644), (0o027, 0o640), (0o002, 0o664)])
-def test_files_are_readable_as_the_umask_says(saved, tmp_path, umask, mode):
+def test_files_have_the_permissions_of_the_umask(saved, tmp_path, umask, mode):
     before = os.umask(umask)
     try:
         stage(saved, tmp_path / 'hub')
@@ -150,7 +150,7 @@ def files_of_at_most(size):
 
 
 @pytest.mark.parametrize('size', [100, 100_000], ids=['config', 'weights'])
-def test_a_full_disk_is_one_line_and_leaves_what_was_there(saved, staged, tmp_path, size):
+def test_a_full_disk_is_one_line_and_keeps_the_former_files(saved, staged, tmp_path, size):
     folder = tmp_path / 'hub'
     stage(saved, folder)
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
@@ -162,7 +162,7 @@ def test_a_full_disk_is_one_line_and_leaves_what_was_there(saved, staged, tmp_pa
     assert [path.name for path in tmp_path.iterdir()] == ['hub']
 
 
-def test_staging_again_replaces_its_own_files_alone(make_saved, saved, tmp_path):
+def test_staging_again_replaces_only_its_own_files(make_saved, saved, tmp_path):
     folder = tmp_path / 'hub'
     stage(saved, folder)
     (folder / 'notes.txt').write_text('mine')
@@ -170,7 +170,7 @@ def test_staging_again_replaces_its_own_files_alone(make_saved, saved, tmp_path)
     assert {path.name for path in folder.iterdir()} == {'config.json', 'model.safetensors', 'README.md', 'notes.txt'}
 
 
-def test_a_folder_that_cannot_be_made_is_an_error(saved, tmp_path):
+def test_a_folder_that_cannot_be_created_is_an_error(saved, tmp_path):
     (tmp_path / 'file').write_text('')
     with pytest.raises(HubError, match='cannot stage .*file/hub: '):
         stage(saved, Path(tmp_path, 'file', 'hub'))

@@ -1,4 +1,4 @@
-"""Exported folders in transformers, in a process without this package: timm is the oracle of pixels, logits, labels."""
+"""Exported folders in transformers, without this package. timm is the oracle of pixels, logits and labels."""
 import json
 
 import pytest
@@ -69,7 +69,7 @@ with torch.inference_mode():
 
 @pytest.fixture(scope='module')
 def found(make_saved, tmp_path_factory):
-    """What the program above finds in exported folders, by their names: all architectures and the four below."""
+    """The output of the program above for exported folders, by name: all architectures and the four below."""
     saved = {name: make_saved(architecture=name, size=size, model_args=model_args)
              for name, (size, model_args) in ARCHITECTURES.items()}
     saved.update(
@@ -86,7 +86,7 @@ def found(make_saved, tmp_path_factory):
 
 
 def check(found, labels, several=False):
-    """That transformers agrees with timm to the last bit, and shows these labels."""
+    """Check that transformers agrees with timm to the last bit, and shows these labels."""
     assert (found['pixels'], found['logits'], found['embedding']) == (0, 0, 0)
     assert found['labels'] == found['of_timm'] == labels
     if 'best' in found:
@@ -96,12 +96,12 @@ def check(found, labels, several=False):
 
 
 @pytest.mark.parametrize('architecture', ARCHITECTURES)
-def test_architectures(found, architecture):
+def test_every_architecture_agrees_with_timm(found, architecture):
     check(found[architecture], ['ant', 'bee', 'cat'])
     assert not found[architecture]['descriptions']
 
 
-def test_without_names_the_labels_are_indices_not_those_of_imagenet(found):
+def test_without_names_the_labels_are_indices(found):
     check(found['unknown'], [str(index) for index in range(1000)])
 
 
@@ -111,11 +111,11 @@ def test_synsets_are_described(found):
         'n12620546': 'hip, rose hip, rosehip', 'n04399382': 'teddy, teddy bear', 'other': 'other'}
 
 
-def test_several_labels_an_image_have_independent_probabilities(found):
+def test_several_labels_per_image_have_independent_probabilities(found):
     check(found['several'], ['ant', 'bee', 'cat'], several=True)
     softmax, sigmoid = found['several']['probabilities']
     assert max(softmax) != max(sigmoid)
 
 
-def test_one_channel(found):
+def test_a_model_of_one_channel_agrees_with_timm(found):
     check(found['gray'], ['ant', 'bee', 'cat'])

@@ -1,4 +1,4 @@
-"""Publishing where a model is already: what its owner changed stays, and what belongs to a former model goes."""
+"""Publishing to a repository with a model: changes of its owner stay, files of a former model are deleted."""
 import dataclasses
 import re
 
@@ -15,7 +15,7 @@ AS_TEXT = {'config.json': ('c2',), 'model.safetensors': ('w2',)}
 
 @pytest.fixture(scope='module')
 def card(saved):
-    """Function: the card of a model of this accuracy."""
+    """Function: the card of a model with this accuracy."""
     def make(top1=60., license=None, **kwargs):
         model = dataclasses.replace(saved, metrics={**saved.metrics, 'top1': top1}, **kwargs)
         return str(model_card(model, 'test_resnet', [1, 96], license=license))
@@ -24,7 +24,7 @@ def card(saved):
 
 @pytest.fixture(scope='module')
 def published(card):
-    """A repository as it is after publishing once."""
+    """A repository after it was published once."""
     return remote_of(plan_update(None, card(), FILES).card)
 
 
@@ -43,18 +43,18 @@ def edited(remote, *changes):
 
 
 def visible(text):
-    """What readers see of a card."""
+    """The text of a card without comments."""
     return re.sub(r'\s*<!--.*?-->\s*', '\n', text, flags=re.S).strip()
 
 
-def test_the_same_again_changes_nothing(card, published):
+def test_publishing_the_same_model_changes_nothing(card, published):
     update = plan_update(published, card(), FILES)
     assert update.card == published.card and update.deletions == []
     assert update.lines == ['unchanged: config.json, model.safetensors, summary.csv, README.md']
 
 
-def test_a_card_that_nobody_changed_is_replaced(card, published):
-    """By the very text that a first publication writes, but for the record of the files."""
+def test_an_unchanged_card_is_replaced(card, published):
+    """The result equals a first publication, except for the record of the files."""
     update = plan_update(published, card(70., 'mit'), AS_TEXT)
     fresh = plan_update(None, card(70., 'mit'), AS_TEXT)
     assert update.card == fresh.card and '60.0' not in update.card
@@ -62,7 +62,7 @@ def test_a_card_that_nobody_changed_is_replaced(card, published):
     assert update.lines == ['replaced: config.json, model.safetensors, README.md', 'deleted: summary.csv']
 
 
-def test_text_and_metadata_of_the_owner_stay_and_the_rest_is_new(card, published):
+def test_text_and_metadata_of_the_owner_are_kept(card, published):
     theirs = edited(
         published,
         ('---\n\n<!-- agmax_timm: about', '---\n\nOur bees, since 2019.\n\n<!-- agmax_timm: about'),
@@ -90,13 +90,13 @@ def test_text_and_metadata_of_the_owner_stay_and_the_rest_is_new(card, published
     assert all(words in third for words in owners) and '80.0' in third and '70.0' not in third
 
 
-def test_a_model_that_is_not_trained_with_agmax_loses_its_tag_alone(card, published, saved):
+def test_a_model_without_agmax_loses_only_its_tag(card, published, saved):
     theirs = edited(published, ('- agmax\n', '- agmax\n- bees\n'))
     plain = card(options={**saved.options, 'agmax': False})
     assert ModelCard(plan_update(theirs, plain, FILES).card).data.tags == ['image-classification', 'timm', 'bees']
 
 
-def test_a_section_that_would_stay_the_same_keeps_its_changes(card, published):
+def test_a_section_without_news_keeps_changes_of_the_owner(card, published):
     theirs = edited(published, ('Ross Wightman', 'R. Wightman'))
     for _ in range(2):
         update = plan_update(theirs, card(70.), FILES)
@@ -106,7 +106,7 @@ def test_a_section_that_would_stay_the_same_keeps_its_changes(card, published):
 
 
 @pytest.mark.parametrize('section, ours_changed', [('citation', False), ('results', True)])
-def test_a_section_that_was_deleted_stays_away_and_is_logged(card, published, section, ours_changed):
+def test_a_deleted_section_is_not_added_again_and_is_logged(card, published, section, ours_changed):
     marks = rf'<!-- agmax_timm: {section} -->.*<!-- agmax_timm: end of {section} -->'
     assert (re.search(marks, published.card, re.S)[0] != re.search(marks, card(70.), re.S)[0]) == ours_changed
     theirs = remote_of(re.sub(marks, '', published.card, flags=re.S))
@@ -119,7 +119,7 @@ def test_a_section_that_was_deleted_stays_away_and_is_logged(card, published, se
     assert f'## {section.title()}' in replaced.card and 'as deleted' not in ''.join(replaced.lines)
 
 
-def test_line_ends_of_the_editor_on_the_hub_are_no_changes(card, published):
+def test_other_line_ends_are_not_treated_as_changes(card, published):
     theirs = dataclasses.replace(published, card=published.card.replace('\n', '\r\n'))
     assert plan_update(theirs, card(70.), FILES).card == plan_update(published, card(70.), FILES).card
 
@@ -130,7 +130,7 @@ def test_line_ends_of_the_editor_on_the_hub_are_no_changes(card, published):
     (('<!-- agmax_timm: end of results -->', ''), 'its marks <!-- agmax_timm: ... --> are damaged'),
     (('library_name: timm\n', 'library_name: [timm\n'), 'its metadata are no YAML'),
 ])
-def test_what_both_sides_changed_needs_a_flag(card, published, change, part):
+def test_a_section_changed_on_both_sides_needs_a_flag(card, published, change, part):
     theirs = edited(published, change)
     with pytest.raises(ChangedError) as error:
         plan_update(theirs, card(70.), FILES)
@@ -140,7 +140,7 @@ def test_what_both_sides_changed_needs_a_flag(card, published, change, part):
         published, card(70.), FILES).card
 
 
-def test_files_that_others_wrote_need_a_flag(card, published):
+def test_files_of_others_need_a_flag(card, published):
     theirs = dataclasses.replace(published, files={
         **published.files, 'config.json': 'x', 'summary.csv': 'y', 'preprocessor_config.json': 'z'})
     with pytest.raises(ChangedError) as error:
@@ -162,16 +162,16 @@ def test_the_model_of_another_program_needs_both_flags(card):
     assert update.deletions == ['pytorch_model.bin'] and 'Theirs' not in update.card
 
 
-def test_a_card_without_a_model_stays_above(card):
-    """As the Hub makes it for a new repository with a licence."""
+def test_a_card_without_a_model_is_kept_above_ours(card):
+    """The Hub makes such a card for a new repository with a licence."""
     theirs = Remote('0' * 40, '---\nlicense: mit\n---\n# Bees\n', {'README.md': 'x', '.gitattributes': 'y'})
     text = plan_update(theirs, card(), FILES).card
     assert visible(text).split('---\n')[2].startswith('# Bees\n') and '# test_resnet' in text
     assert ModelCard(text).data.license == 'mit' and '- **Licence:** mit\n' in text and 'none is stated' not in text
 
 
-def test_a_licence_that_was_chosen_on_the_hub(card, published):
-    """It stays if none is given, is not replaced by that of other initial weights, and is replaced by --license."""
+def test_a_licence_chosen_on_the_hub_is_kept(card, published):
+    """It is not replaced by that of other initial weights. --license replaces it."""
     theirs = edited(published, ('license: other\n', 'license: mit\n'))
     for _ in range(2):
         update = plan_update(theirs, card(70.), FILES)
@@ -185,7 +185,7 @@ def test_a_licence_that_was_chosen_on_the_hub(card, published):
 
 @pytest.mark.parametrize('record', [
     '{', '{}', '[1]', '{"files": [1]}', '{"files": {"LICENSE": "l1"}, "sections": {"a": 1}}'])
-def test_a_record_that_cannot_be_trusted_deletes_nothing(card, published, record):
+def test_an_invalid_record_deletes_nothing(card, published, record):
     text = re.sub(r'(<!-- agmax_timm wrote ).*( -->)', rf'\1{record}\2', published.card)
     with pytest.raises(ChangedError):
         plan_update(remote_of(text), card(70.), AS_TEXT)

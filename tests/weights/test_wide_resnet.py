@@ -1,4 +1,4 @@
-"""WideResNets: against a network written from the paper, under the names of the original's checkpoints."""
+"""WideResNets: against a network written from the paper, with the tensor names of the original's checkpoints."""
 import json
 
 import pytest
@@ -61,7 +61,7 @@ class Backbone(nn.Module):
 
 
 def network(depth, width, agmax=True):
-    """A network of the original's names, with random weights and statistics."""
+    """A network with the names of the original, and random weights and statistics."""
     torch.manual_seed(0)
     network = Backbone(depth, width)
     for module in network.modules():
@@ -73,7 +73,7 @@ def network(depth, width, agmax=True):
 
 @pytest.mark.parametrize('name, parameters', [
     ('wide_resnet40_2', 2_246_474), ('wide_resnet28_10', 36_489_290), ('wide_resnet28_2', 1_469_642)])
-def test_the_published_networks(name, parameters):
+def test_the_published_networks_have_their_parameters_and_settings(name, parameters):
     depth, width = map(int, name.removeprefix('wide_resnet').split('_'))
     with torch.device('meta'):
         model, oracle = timm.create_model(name), Backbone(depth, width)
@@ -85,7 +85,7 @@ def test_the_published_networks(name, parameters):
 @pytest.mark.parametrize('data_parallel', [True, False], ids=['module.', ''])
 @pytest.mark.parametrize('agmax', [True, False], ids=['agmax', 'standard'])
 @pytest.mark.parametrize('training', [True, False], ids=['train', 'eval'])
-def test_the_logits_are_those_of_the_papers_formula(training, agmax, data_parallel):
+def test_the_logits_equal_those_of_the_paper(training, agmax, data_parallel):
     oracle = network(16, 2, agmax).train(training)
     model = timm.create_model('wide_resnet40_2', depth=16, width=2)
     model.load_state_dict(original_to_timm(original_checkpoint(oracle, data_parallel)))
@@ -96,8 +96,8 @@ def test_the_logits_are_those_of_the_papers_formula(training, agmax, data_parall
     torch.testing.assert_close(logits, expected, rtol=0, atol=1e-5)
 
 
-def test_the_initial_weights_are_torchs_own():
-    """Uniform within 1 / sqrt(fan-in) for weights and biases, for convolutions and the classifier alike."""
+def test_the_initial_weights_are_those_of_torch():
+    """Uniform within 1 / sqrt(fan-in), for weights and biases of convolutions and the classifier."""
     torch.manual_seed(0)
     layers = [layer for layer in timm.create_model('wide_resnet28_10').modules() if isinstance(layer, nn.Conv2d)]
     assert len(layers) == 29
@@ -107,7 +107,7 @@ def test_the_initial_weights_are_torchs_own():
         assert layer.weight.std().item() == pytest.approx(bound / 3 ** 0.5, rel=0.1)
 
 
-def test_feature_maps_have_the_strides_that_they_name():
+def test_feature_maps_have_the_strides_of_feature_info():
     model = timm.create_model('wide_resnet28_2', features_only=True, in_chans=1)
     assert model.feature_info.reduction() == [1, 1, 2, 4]
     assert [tuple(maps.shape) for maps in model(torch.zeros(1, 1, 32, 32))] == [
@@ -147,7 +147,7 @@ def test_a_run_is_evaluated_predicted_and_exported(train_once, results_of, photo
         run_in_plain_timm(f'import timm; {plain}', cwd=tmp_path)
 
 
-def test_the_card_says_that_timm_needs_this_package(make_saved, tmp_path):
+def test_the_card_states_that_timm_needs_this_package(make_saved, tmp_path):
     stage(make_saved('wide_resnet40_2', model_args=SMALL), tmp_path / 'wide')
     stage(make_saved(), tmp_path / 'other')
     card = (tmp_path / 'wide' / 'README.md').read_text()

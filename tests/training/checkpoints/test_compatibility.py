@@ -1,4 +1,4 @@
-"""Data and options that differ from the checkpoint on resume: refused, logged or ignored."""
+"""Data and options that differ from the checkpoint on resume are refused, logged or ignored."""
 import re
 import shutil
 from dataclasses import replace
@@ -22,7 +22,7 @@ OPTIONS = declared(TrainOptions)
 
 @pytest.fixture
 def folder(photos, tmp_path):
-    """A copy of the photos, to be changed."""
+    """A copy of the photos that a test may change."""
     return shutil.copytree(photos, tmp_path / 'photos')
 
 
@@ -31,8 +31,8 @@ def argv(folder, tmp_path):
     return [str(folder), *FLAGS, '-j', '0', '--output', str(tmp_path), '--experiment', 'run', '--resume', 'auto']
 
 
-def test_a_renamed_class_is_one_line(folder, argv, capsys):
-    """The outputs of the model would mean something else, in silence where the order stays."""
+def test_a_renamed_class_is_refused_in_one_line(folder, argv, capsys):
+    """Otherwise the outputs of the model would change their meaning without a message."""
     training.train(parse_train_args([*argv, '--stop-epoch', '1']))
     for split in ('train', 'val'):
         (folder / split / 'cat').rename(folder / split / 'dog')
@@ -43,7 +43,7 @@ def test_a_renamed_class_is_one_line(folder, argv, capsys):
     assert 'without cat' in line and ': restore' in line and '--initial-checkpoint' in line
 
 
-def test_another_number_of_samples_is_told_between_epochs(folder, argv, tmp_path, caplog):
+def test_another_number_of_samples_is_logged_between_epochs(folder, argv, tmp_path, caplog):
     training.train(parse_train_args([*argv, '--stop-epoch', '1']))
     (folder / 'train' / 'ant' / '000.jpg').unlink()
     training.train(parse_train_args(argv))
@@ -51,8 +51,8 @@ def test_another_number_of_samples_is_told_between_epochs(folder, argv, tmp_path
     assert epochs_in(tmp_path / 'run') == [0, 1, 2]
 
 
-def test_views_that_are_made_in_another_way_are_told(argv, caplog):
-    """Free memory and installed packages decide it too, so it is logged even if no option changed."""
+def test_another_augmentation_backend_is_logged(argv, caplog):
+    """Free memory and installed packages influence the choice, so it is logged even if no option changed."""
     pytest.importorskip('cv2')
     argv += ['--agmax', '--image-memory', '0']
     training.train(parse_train_args([*argv, '--stop-epoch', '1']))
@@ -62,7 +62,7 @@ def test_views_that_are_made_in_another_way_are_told(argv, caplog):
     assert 'by timm in place of from arrays' in caplog.text
 
 
-def test_another_number_of_samples_within_an_epoch_is_one_line(folder, argv, capsys):
+def test_another_number_of_samples_within_an_epoch_is_refused_in_one_line(folder, argv, capsys):
     with pytest.raises(Interrupted):
         training.train(parse_train_args(argv), StopAfter(2))
     (folder / 'train' / 'ant' / '000.jpg').unlink()
@@ -74,7 +74,7 @@ def test_another_number_of_samples_within_an_epoch_is_one_line(folder, argv, cap
 
 
 @pytest.mark.parametrize('name', sorted(OPTIONS))
-def test_a_flag_that_differs_is_refused_told_or_of_no_account(name):
+def test_a_flag_that_differs_is_refused_logged_or_ignored(name):
     args = replace(parse_train_args(['data']), resume='FILE')
     saved = {**vars(args), name: 'other'}
     flag, rule = '--' + name.replace('_', '-'), OPTIONS[name].resume
@@ -97,8 +97,8 @@ def test_a_flag_that_differs_is_refused_told_or_of_no_account(name):
     ('--val-split 0.1', '--val-split 0.1 --seed 7', '--val-split-seed 7 in place of 42', True),
     ('--val-split 0.1', '--val-split test', '--val-split test in place of 0.1', False),
     ('', '--val-split test', '--val-split test in place of validation', False)])
-def test_a_share_is_held_out_from_the_first_epoch_on(before, now, change, refused):
-    """A run would otherwise be measured on images that it has trained on."""
+def test_another_held_out_share_is_refused(before, now, change, refused):
+    """Otherwise a run would be measured on images that it has trained on."""
     saved = vars(parse_train_args(['data', *before.split()]))
     options = replace(parse_train_args(['data', *now.split()]), resume='FILE')
     if refused:
@@ -109,7 +109,7 @@ def test_a_share_is_held_out_from_the_first_epoch_on(before, now, change, refuse
         assert changes[0] == change
 
 
-def test_a_checkpoint_from_before_an_option_was_made_with_its_default():
+def test_an_option_that_a_former_checkpoint_lacks_counts_as_its_default():
     args = replace(parse_train_args(['data', '--agmax', '--agmax-loss', 'kl']), resume='FILE')
     saved = {name: value for name, value in vars(args).items() if name not in ('agmax_loss', 'warmup_prefix')}
     with pytest.raises(OptionError, match='--agmax-loss kl in place of mi: keep'):
@@ -119,7 +119,7 @@ def test_a_checkpoint_from_before_an_option_was_made_with_its_default():
         ['--warmup-prefix True in place of False'], False)
 
 
-def test_epochs_decide_the_sizes_of_a_progressive_schedule():
+def test_epochs_are_refused_within_an_epoch_of_a_progressive_schedule():
     args = replace(parse_train_args(['data']), resume='FILE', epochs=3)
     saved = {**vars(args), 'epochs': 4}
     assert compatibility.compare_options(args, saved, within_epoch=True)[0] == ['--epochs 3 in place of 4']
@@ -130,8 +130,8 @@ def test_epochs_decide_the_sizes_of_a_progressive_schedule():
         compatibility.compare_options(args, saved, within_epoch=True)
 
 
-def test_flags_of_no_account_change_nothing_that_is_computed(folder, argv, tmp_path, caplog):
-    """All at once, within an epoch: the weights are those of the run without them, and nothing is said of them."""
+def test_ignored_flags_change_no_result(folder, argv, tmp_path, caplog):
+    """All at once, within an epoch: the weights equal those of the run without them, and nothing is logged."""
     argv += ['--agmax', '--mixup', '0.2', '--epochs', '2']
     training.train(parse_train_args([*argv, '--experiment', 'whole']))
     with pytest.raises(Interrupted):

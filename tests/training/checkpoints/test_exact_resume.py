@@ -1,4 +1,4 @@
-"""Runs that were interrupted anywhere, any number of times, equal the uninterrupted run to the last bit."""
+"""Runs that were interrupted at any point, any number of times, equal the uninterrupted run to the last bit."""
 import random
 from argparse import Namespace
 
@@ -18,7 +18,7 @@ from tests.helpers.shards import write_parquet, write_shards
 
 @pytest.fixture
 def run(photos, tmp_path):
-    """Function: a run that is interrupted after each number of checks and then completed; returns its folder."""
+    """Function: the folder of a run that is interrupted after each number of checks, and then completed."""
     def start(name, flags, stops=()):
         argv = [str(photos), *FLAGS, *flags, '--output', str(tmp_path), '--experiment', name, '--resume', 'auto']
         for looks in stops:
@@ -51,14 +51,14 @@ def run(photos, tmp_path):
     ('-j 0 --epochs 2 --opt adahessian --lr 0.01', [(2,)]),
     ('-j 2 --epochs 2 --agmax --val-split 0.25 --exif-orientation', [(2,), (7, 3)]),
 ])
-def test_interrupted_runs_end_as_those_that_were_not(run, flags, stops):
+def test_interrupted_runs_equal_uninterrupted_ones(run, flags, stops):
     expected = outcome(run('whole', flags.split()))
     for number, looks in enumerate(stops):
         assert_equal(outcome(run(f'interrupted-{number}', flags.split(), looks)), expected)
 
 
-def test_interrupted_runs_in_float16_go_on_with_their_scale(run, monkeypatch):
-    """The first updates are skipped, and the scale grows again: both count updates over an interruption."""
+def test_interrupted_runs_in_float16_continue_with_their_scale(run, monkeypatch):
+    """The first updates are skipped, and the scale grows again. Both count updates over an interruption."""
     scale_float16(monkeypatch, init_scale=2. ** 126, growth_interval=3)
     flags = '-j 0 --agmax --amp --model-ema --model-ema-decay 0.9 --sched-on-updates'.split()
     expected = outcome(run('whole', flags))
@@ -72,8 +72,8 @@ def test_interrupted_runs_in_float16_go_on_with_their_scale(run, monkeypatch):
     ('-j 0 --mixup 0.2', [(1,), (8, 4)]),
     ('-j 2 --reprob 0.5', [(3,), (8, 4)]),
 ])
-def test_data_that_is_read_in_sequence(run, tmp_path, monkeypatch, kind, flags, stops):
-    """18 samples of training and 13 of validation, read again up to where the run stopped."""
+def test_interrupted_runs_on_shards_equal_uninterrupted_ones(run, tmp_path, monkeypatch, kind, flags, stops):
+    """18 samples of training and 13 of validation are read again up to the interruption."""
     monkeypatch.setattr(datasets.config, 'HF_HUB_OFFLINE', True)
     monkeypatch.setattr(datasets.config, 'SLEEP_TIME_ON_THREADS_SHUTDOWN', 0)
     if kind == 'wds':
@@ -89,7 +89,7 @@ def test_data_that_is_read_in_sequence(run, tmp_path, monkeypatch, kind, flags, 
 
 
 class Generator:
-    """A generator of torch on any device, with a state of the size that it has there."""
+    """A torch generator of any device, whose state has the size of that device."""
 
     def __init__(self, device):
         self.device = torch.device(device)
@@ -110,7 +110,7 @@ class Generator:
     ('cuda', 'cpu', 'cpu', None),
     ('cpu', 'cuda', 'cuda', None),
 ])
-def test_a_generator_takes_the_state_of_its_own_kind_of_device(monkeypatch, noted, saved_on, has, draws_on, expected):
+def test_a_generator_is_restored_only_from_its_kind_of_device(monkeypatch, noted, saved_on, has, draws_on, expected):
     monkeypatch.setattr(torch, 'Generator', Generator)
     saved = _generator_states(Namespace(generator=Generator(saved_on), other=random.Random(3)))
     assert saved['generator']['device_type'] == saved_on
@@ -125,7 +125,7 @@ def test_a_generator_takes_the_state_of_its_own_kind_of_device(monkeypatch, note
 
 
 def of_a_gpu(folder, noted):
-    """Make the checkpoints of a run those of a GPU, as far as random states go."""
+    """Replace the random states in the checkpoints of a run by those of a GPU."""
     state_of_gpu = torch.zeros(16, dtype=torch.uint8)
     for path in folder.glob('*.pth.tar'):
         checkpoint = load(path)
@@ -141,8 +141,8 @@ def of_a_gpu(folder, noted):
         torch.save(checkpoint, path)
 
 
-def test_a_run_on_a_gpu_goes_on_without_one(run, photos, tmp_path, caplog):
-    """Nothing here draws from the GPU, so what is left out changes nothing, and one line each time says it."""
+def test_a_run_on_a_gpu_can_be_resumed_without_one(run, photos, tmp_path, caplog):
+    """Nothing draws from the GPU here, so the result is the same. One line per resumption states what is left out."""
     flags = ['--epochs', '1', '-j', '0', '--agmax', '--model-ema', '--model-ema-decay', '0.9']
     argv = [str(photos), *FLAGS, *flags, '--output', str(tmp_path), '--experiment', 'ours', '--resume', 'auto']
     for looks, noted in ((2, True), (5, False)):  # within the epoch, and within its evaluation

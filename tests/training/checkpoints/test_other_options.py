@@ -1,4 +1,4 @@
-"""Runs that continue with other options than those they were interrupted with, or from where a process was killed."""
+"""Runs that are resumed with other options, or after a process was killed."""
 import csv
 import itertools
 import os
@@ -18,12 +18,12 @@ from tests.helpers.run_files import load
 
 
 class Killed(BaseException):
-    """The end of a process, which runs nothing any more."""
+    """The end of a process. No further code of it runs."""
 
 
 @pytest.fixture
 def train(photos, tmp_path):
-    """Function: train in one folder, interrupted after so many looks; returns the folder."""
+    """Function: the folder of a run, which is interrupted after this many checks."""
     def start(*flags, looks=None):
         args = parse_train_args([
             str(photos), *FLAGS, '-j', '0', '--output', str(tmp_path), '--experiment', 'run', '--resume', 'auto',
@@ -42,22 +42,22 @@ def rows_of(folder):
         return list(csv.DictReader(f))
 
 
-def test_without_its_optimizer_a_run_trains_the_epoch_again_and_keeps_what_it_told(train, caplog):
-    """6 updates and 6 batches of validation an epoch: it is interrupted in the second one, which is the last."""
+def test_without_its_optimizer_a_run_trains_the_epoch_again(train, caplog):
+    """6 updates and 6 batches of validation per epoch. The interruption is in the second epoch, the last one."""
     train('--epochs', 2, looks=14)
     folder = train('--epochs', 2, '--no-resume-opt')
     assert 'Training epochs 1 to 1 ' in caplog.text and 'trained again from its start' in caplog.text
     assert [row['epoch'] for row in rows_of(folder)] == ['0', '1']
 
 
-def test_an_epoch_that_goes_on_in_larger_batches_comes_to_its_end(train):
-    """12 images: one batch of 2 is trained, two of 4 are left, and 2 images that fill none."""
+def test_an_epoch_can_be_completed_with_larger_batches(train):
+    """12 images: one batch of 2 is trained. Two batches of 4 remain, and 2 images that fill none."""
     train('--epochs', 1, looks=0)
     assert len(rows_of(train('--epochs', 1, '-b', 4))) == 1
 
 
-def test_an_epoch_that_begins_with_a_broken_update_is_no_obstacle_to_saving(train, monkeypatch):
-    """6 updates an epoch; the first one of the second epoch is found broken, and left out."""
+def test_a_broken_first_update_does_not_prevent_saving(train, monkeypatch):
+    """6 updates per epoch. The first one of the second epoch is broken and left out."""
     agree, number = FiniteCheck.agree, itertools.count(1)
 
     def found(watch):
@@ -67,14 +67,14 @@ def test_an_epoch_that_begins_with_a_broken_update_is_no_obstacle_to_saving(trai
     assert (train('--nan-policy', 'skip', '--val-interval', 3, looks=6) / 'recovery-1-0.pth.tar').exists()
 
 
-def test_a_schedule_led_by_a_metric_goes_on_whatever_the_number_of_epochs(train):
+def test_a_plateau_schedule_continues_with_another_number_of_epochs(train):
     plateau = ('--sched', 'plateau', '--patience-epochs', 0, '--decay-rate', 0.1)
     whole = [row['lr'] for row in rows_of(train(*plateau, '--epochs', 4, '--experiment', 'whole').parent / 'whole')]
     train(*plateau, '--epochs', 3, '--stop-epoch', 2)
     assert [row['lr'] for row in rows_of(train(*plateau, '--epochs', 4))] == whole and len(set(whole)) > 1
 
 
-def test_a_milestone_that_a_kill_prevented_is_made_up_for(train, monkeypatch):
+def test_a_milestone_missing_after_a_kill_is_written_on_resume(train, monkeypatch):
     link = atomic_write.link
 
     def killed(source, path):
@@ -89,7 +89,7 @@ def test_a_milestone_that_a_kill_prevented_is_made_up_for(train, monkeypatch):
     assert load(folder / 'milestone-2.pth.tar')['epoch'] == 1 and len(rows_of(folder)) == 3
 
 
-def test_another_metric_ranks_anew(train):
+def test_another_metric_ranks_only_later_checkpoints(train):
     folder = train('--eval-metric', 'top5', '--epochs', 4, '--stop-epoch', 2)
     train('--eval-metric', 'top1', '--epochs', 4)
     best = load(folder / 'model_best.pth.tar')
@@ -97,14 +97,14 @@ def test_another_metric_ranks_anew(train):
     assert best['epoch'] >= 2 and best['metric'] == pytest.approx(max(later))
 
 
-def test_a_run_that_gets_validation_later_ends_with_its_results(train, capsys):
+def test_validation_can_be_added_on_resume(train, capsys):
     train('--val-split', '', '--epochs', 2, '--stop-epoch', 1)
     capsys.readouterr()
     train('--epochs', 2, '--early-stop', 5)
     assert '"top1"' in capsys.readouterr().out
 
 
-def test_options_of_the_optimizer_have_effect(train, caplog):
+def test_changed_options_of_the_optimizer_have_an_effect(train, caplog):
     train('--opt', 'adamw', '--epochs', 2, '--stop-epoch', 1)
     folder = train('--opt', 'adamw', '--epochs', 2, '--opt-betas', 0.5, 0.5, '--opt-eps', '1e-2')
     assert 'eps 0.01 in place of 1e-08' in caplog.text
@@ -112,7 +112,7 @@ def test_options_of_the_optimizer_have_effect(train, caplog):
         assert group['eps'] == 0.01 and list(group['betas']) == [0.5, 0.5]
 
 
-def test_batches_made_ahead_and_an_epoch_without_mixing_are_refused(photos, capsys):
+def test_mixup_off_epoch_is_refused_with_batches_made_ahead(photos, capsys):
     words = ['--mixup', '0.2', '--mixup-off-epoch', '1', '--use-multi-epochs-loader']
     with pytest.raises(SystemExit) as end:
         parse_train_args([str(photos), *words, '-j', '2'])
@@ -121,8 +121,8 @@ def test_batches_made_ahead_and_an_epoch_without_mixing_are_refused(photos, caps
         parse_train_args([str(photos), *words, *fine])
 
 
-def test_the_first_update_of_what_is_left_counts_the_batches_that_it_has(train, monkeypatch):
-    """An update is three batches of 2: of batches of 3, numbers 2 and 3 are left, the end of one and another one."""
+def test_the_first_update_after_resuming_counts_its_own_batches(train, monkeypatch):
+    """An update is three batches of 2. With batches of 3, two remain: the end of one update, and another one."""
     counts = []
 
     class Counted(Step):

@@ -1,4 +1,4 @@
-"""Resuming a run: in its own folder, from a recovery file, with changed options; files are never missing."""
+"""Resuming a run: in its own folder, from a recovery file, with changed options. Files are never missing."""
 import csv
 import math
 import os
@@ -37,7 +37,7 @@ def train(photos, tmp_path):
     return run
 
 
-def test_auto_starts_goes_on_and_has_nothing_to_do(train, tmp_path, caplog):
+def test_resume_auto_starts_continues_or_finds_nothing_to_train(train, tmp_path, caplog):
     folder = tmp_path / 'run'
     flags = ['--agmax', '--epochs', '4', '--resume', 'auto', '--checkpoint-hist', '2']
     assert [result['epoch'] for result in train(*flags, '--stop-epoch', '2')] == [0, 1]
@@ -62,8 +62,8 @@ def test_rows_of_epochs_that_are_trained_again_are_replaced(train, tmp_path):
     assert epochs_in(tmp_path / 'run') == [0, 1, 2]
 
 
-def test_auto_goes_on_with_what_was_gone_back_to(train, tmp_path):
-    """Not with the later epochs of before, which are still there."""
+def test_resume_auto_continues_from_the_newest_branch(train, tmp_path):
+    """The later epochs of the first branch still exist."""
     again = ['--epochs', '4', '--lr', '0.01', '--resume']
     first = str(tmp_path / 'run' / 'checkpoint-0.pth.tar')
     train('--epochs', '4', '--recovery-interval', '2')
@@ -79,7 +79,7 @@ def test_auto_goes_on_with_what_was_gone_back_to(train, tmp_path):
     assert load(tmp_path / 'run' / 'last.pth.tar')['agmax_state']['line'] == 2
 
 
-def test_a_fresh_run_does_not_enter_the_folder_of_another(train, tmp_path, monkeypatch):
+def test_a_new_run_is_refused_in_the_folder_of_another(train, tmp_path, monkeypatch):
     train('--epochs', '1')
     before = {path.name: path.read_bytes() for path in (tmp_path / 'run').iterdir()}
     monkeypatch.setattr(build, 'build_model', None)  # it is refused before
@@ -95,7 +95,7 @@ def test_milestones_are_kept_and_evaluated(train, tmp_path):
     assert load(tmp_path / 'run' / 'milestone-3.pth.tar')['epoch'] == 2
 
 
-def test_the_schedule_does_not_know_of_the_stop(train, tmp_path):
+def test_stop_epoch_does_not_change_the_schedule(train, tmp_path):
     train('--epochs', '4', '--stop-epoch', '2')
     with open(tmp_path / 'run' / 'summary.csv', newline='') as f:
         stopped = [row['lr'] for row in csv.DictReader(f)]
@@ -105,13 +105,13 @@ def test_the_schedule_does_not_know_of_the_stop(train, tmp_path):
         assert [row['lr'] for row in csv.DictReader(f)][:2] == stopped
 
 
-def test_a_stop_past_the_end_is_one_line(train):
+def test_a_stop_epoch_after_the_last_epoch_is_refused(train):
     with pytest.raises(ValueError, match='--stop-epoch 3 .*last epoch.* 2'):
         train('--epochs', '2', '--stop-epoch', '3')
 
 
 def test_a_recovery_file_does_not_skip_the_rest_of_its_epoch(train, tmp_path, caplog):
-    """timm's script continues with the next one."""
+    """timm's script continues with the next epoch."""
     flags = ['--epochs', '2', '--recovery-interval', '2', '--mixup', '0.2']
     whole = train(*flags)
     path = tmp_path / 'run' / 'recovery-1-1.pth.tar'
@@ -125,8 +125,8 @@ def test_a_recovery_file_does_not_skip_the_rest_of_its_epoch(train, tmp_path, ca
     assert 'written within epoch 1' in caplog.text and 'holds no random state' in caplog.text
 
 
-def test_a_new_learning_rate_takes_effect(train, tmp_path, caplog):
-    """timm's script continues with the saved one, and is silent about it."""
+def test_a_new_learning_rate_has_an_effect(train, tmp_path, caplog):
+    """timm's script continues with the saved one, without a message."""
     train('--epochs', '2', '--stop-epoch', '1', '--sched', 'none', '--weight-decay', '0.1')
     train('--epochs', '2', '--sched', 'none', '--lr', '0.01', '--weight-decay', '0.2', '--resume', 'auto')
     optimizer = load(tmp_path / 'run' / 'last.pth.tar')['optimizer']
@@ -144,7 +144,7 @@ def test_the_schedule_follows_a_new_learning_rate(train, tmp_path):
     assert rates == pytest.approx([0.05 * cosine[0], 0.05 * cosine[1], 0.01 * cosine[2], 0.01 * cosine[3]])
 
 
-def test_the_same_options_leave_the_optimizer_as_it_was(train, tmp_path, caplog):
+def test_the_same_options_do_not_change_the_optimizer(train, tmp_path, caplog):
     train('--epochs', '2', '--stop-epoch', '1', '--layer-decay', '0.7')
     path = str(tmp_path / 'run' / 'last.pth.tar')
     model = create_model('test_resnet', num_classes=3)
@@ -159,8 +159,8 @@ def test_the_same_options_leave_the_optimizer_as_it_was(train, tmp_path, caplog)
 
 
 @pytest.mark.parametrize('broken', ['', 'os.link'])
-def test_the_last_and_the_best_are_there_at_every_instant(tmp_path, monkeypatch, broken):
-    """timm's saver removes a file before its successor has the name."""
+def test_the_last_and_the_best_checkpoint_exist_at_every_moment(tmp_path, monkeypatch, broken):
+    """timm's saver removes a file before the new one has its name."""
     model = create_model('test_resnet', num_classes=3)
     task = ClassificationTask(model, verbose=False)
     optimizer = create_optimizer_v2(model, 'sgd', lr=0.1)
@@ -191,8 +191,8 @@ def test_the_last_and_the_best_are_there_at_every_instant(tmp_path, monkeypatch,
     assert not list(Path(tmp_path).glob('*.unfinished'))
 
 
-def test_an_interrupted_run_does_not_end_as_if_it_were_complete(photos, tmp_path, monkeypatch):
-    """timm's script ends in exit status 0."""
+def test_an_interrupted_run_has_exit_status_130(photos, tmp_path, monkeypatch):
+    """timm's script has exit status 0."""
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
     monkeypatch.setattr(epochs, 'train_one_epoch', interrupted)
@@ -206,7 +206,7 @@ def test_an_interrupted_run_does_not_end_as_if_it_were_complete(photos, tmp_path
     (['--agmax'], '--agmax True in place of False'),
     (['--gp', 'max'], '--gp max in place of None'),
 ])
-def test_what_cannot_change_is_refused(train, tmp_path, argv, words):
+def test_options_that_cannot_change_are_refused(train, tmp_path, argv, words):
     train('--epochs', '2', '--stop-epoch', '1')
     with pytest.raises(ValueError, match=words):
         train('--epochs', '2', '--resume', 'auto', *argv)
@@ -226,7 +226,7 @@ except ValueError as error:
 
 
 def test_plain_timm_resumes_a_checkpoint_of_agmax_without_its_optimizer(ema_run, tmp_path):
-    """What timm's train.py does with --no-resume-opt, and without."""
+    """As timm's train.py does with --no-resume-opt. With the optimizer, it refuses."""
     path = ema_run / 'last.pth.tar'
     printed = run_in_plain_timm(RESUME_IN_PLAIN_TIMM, path, tmp_path / 'resumed.pth', cwd=tmp_path)
     epoch, found = torch.load(tmp_path / 'resumed.pth', weights_only=True)

@@ -1,4 +1,4 @@
-"""A run's checkpoints while processes die and disks refuse: one is whole, `last` and `model_best` are there."""
+"""The checkpoints of a run while processes die and disks fail: one is intact, `last` and `model_best` exist."""
 import errno
 import io
 import math
@@ -40,7 +40,7 @@ def epoch_of(path):
     ([math.nan, 1., 2., math.nan], False, {1, 2}, 2),
     ([1., math.nan, math.nan, 3.], False, {0, 3}, 3),
 ])
-def test_the_best_are_kept_as_timm_ranks_them_and_nan_is_never_best(metrics, decreasing, kept, best, tmp_path):
+def test_the_best_are_kept_as_ranked_by_timm_and_nan_is_never_best(metrics, decreasing, kept, best, tmp_path):
     saver = make_saver(tmp_path, decreasing=decreasing)
     save_all(saver, metrics)
     assert {epoch_of(path) for path in tmp_path.glob('checkpoint-*')} == kept
@@ -51,7 +51,7 @@ def test_the_best_are_kept_as_timm_ranks_them_and_nan_is_never_best(metrics, dec
     assert (again.checkpoint_files, again.best_epoch) == (saver.checkpoint_files, saver.best_epoch)
 
 
-def test_state_is_in_the_file_as_it_was_when_it_was_saved(tmp_path):
+def test_later_changes_of_the_state_do_not_reach_the_file(tmp_path):
     saver = make_saver(tmp_path)
     state = {'position': {'epoch': 1, 'batch': 0}, 'rng': torch.arange(5), 'rows': [{'epoch': 0}]}
     saver.save_checkpoint(0, 1., state=state)
@@ -65,7 +65,7 @@ def test_state_is_in_the_file_as_it_was_when_it_was_saved(tmp_path):
     assert 'agmax_state' not in read_file(str(tmp_path / 'recovery-1-7.pth.tar'))
 
 
-def test_two_recovery_files_are_kept_those_of_before_included(tmp_path):
+def test_two_recovery_files_are_kept_including_former_ones(tmp_path):
     before = make_saver(tmp_path)
     before.save_recovery(0, 3)
     before.close()
@@ -100,7 +100,7 @@ def before_each_call(monkeypatch, action):
 
 
 def die_at(monkeypatch, step, links):
-    """Let this process end before its operation number `step` on files. Writing half of a file is one operation."""
+    """Let this process end before its file operation number `step`. Writing half of a file is one operation."""
     count = 0
 
     def point(name):
@@ -125,7 +125,7 @@ def die_at(monkeypatch, step, links):
 
 
 def run_in_child(monkeypatch, folder, step, links):
-    """Whether a process came to the end of the sequence."""
+    """Whether a process completed the sequence."""
     child = os.fork()
     if child == 0:
         try:
@@ -140,7 +140,7 @@ def run_in_child(monkeypatch, folder, step, links):
 
 
 @pytest.mark.parametrize('links', [True, False])
-def test_a_process_may_die_at_every_step(links, memory_path, monkeypatch):
+def test_checkpoints_are_intact_if_a_process_dies_at_any_step(links, memory_path, monkeypatch):
     for step in range(1000):
         folder = memory_path / str(step)
         folder.mkdir()
@@ -171,8 +171,7 @@ def test_a_process_may_die_at_every_step(links, memory_path, monkeypatch):
     raise AssertionError('the sequence did not end')
 
 
-def test_model_best_is_there_after_the_first_checkpoint_at_every_step(tmp_path, monkeypatch):
-    """Seen from outside, while one file after the other is written."""
+def test_model_best_exists_at_every_step_after_the_first_checkpoint(tmp_path, monkeypatch):
     saver = make_saver(tmp_path)
     save_all(saver, [1.])
     seen = []
@@ -188,7 +187,7 @@ def test_model_best_is_there_after_the_first_checkpoint_at_every_step(tmp_path, 
 # Disks that refuse
 
 @pytest.mark.parametrize('background', [True, False])
-def test_a_full_disk_is_told_and_what_is_there_stays(background, tmp_path, caplog, file_size_limit):
+def test_a_full_disk_is_reported_and_existing_files_stay(background, tmp_path, caplog, file_size_limit):
     saver = make_saver(tmp_path, side=100)
     saver._background.enabled = background
     with file_size_limit(20_000):
@@ -211,7 +210,7 @@ def test_a_full_disk_is_told_and_what_is_there_stays(background, tmp_path, caplo
 
 
 @pytest.mark.parametrize('step', range(12))
-def test_a_step_that_fails_is_made_up_for_by_the_next_save(step, tmp_path, monkeypatch):
+def test_the_next_save_repairs_a_failed_one(step, tmp_path, monkeypatch):
     saver = make_saver(tmp_path)
     save_all(saver, [1., 1.5])
     calls = []
@@ -236,7 +235,7 @@ def test_a_step_that_fails_is_made_up_for_by_the_next_save(step, tmp_path, monke
     assert epoch_of(tmp_path / BEST) == saver.best_epoch
 
 
-def test_another_error_of_the_writer_is_raised(tmp_path):
+def test_other_errors_of_the_writer_are_raised(tmp_path):
     saver = make_saver(tmp_path)
     saver.save_checkpoint(0, 1., state={'hook': lambda: None})
     with pytest.raises(Exception, match='pickle|lambda'):
@@ -246,13 +245,13 @@ def test_another_error_of_the_writer_is_raised(tmp_path):
 # What is found again
 
 def flip(path):
-    """A bit of the last part of a file: metadata are read as before."""
+    """Flip a bit of the last part of a file, so that its metadata stay readable."""
     content = bytearray(Path(path).read_bytes())
     content[content.index(b'PK\x01\x02') - 20] ^= 1
     Path(path).write_bytes(content)
 
 
-def test_the_newest_that_is_whole_is_found(tmp_path):
+def test_the_newest_intact_checkpoint_is_found(tmp_path):
     saver = make_saver(tmp_path, history=5)
     assert newest_checkpoint(str(tmp_path)) == (None, []) == newest_checkpoint(str(tmp_path / 'missing'))
     save_all(saver, [1., 2.])
@@ -295,7 +294,7 @@ def test_a_recovery_file_without_state_is_older_than_the_end_of_its_epoch(tmp_pa
     assert newest_checkpoint(str(tmp_path))[0] == str(tmp_path / 'recovery-1-4.pth.tar')
 
 
-def test_files_that_do_not_say_how_new_they_are(tmp_path):
+def test_files_without_an_epoch_are_ignored(tmp_path):
     save_all(make_saver(tmp_path), [1.])
     (tmp_path / 'checkpoint-7.pth.tar').write_bytes(b'')
     torch.save({'weight': torch.ones(1)}, tmp_path / 'weights.pth.tar')

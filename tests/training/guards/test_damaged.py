@@ -1,4 +1,4 @@
-"""Runs on data with images that cannot be decoded: what they say, where they stop, what they leave."""
+"""Runs on data with images that cannot be decoded: messages, end of the run, and files."""
 import csv
 import logging
 import multiprocessing
@@ -24,7 +24,7 @@ NAFLEX = ['--model', 'naflexvit_base_patch16_gap', '--model-kwargs', 'embed_dim=
 
 @pytest.fixture
 def data(photos, tmp_path):
-    """A copy of the photos, in which a test may damage files: 12 for training, 12 for validation."""
+    """A copy of the photos: 12 for training, 12 for validation. A test may damage its files."""
     return shutil.copytree(photos, tmp_path / 'data')
 
 
@@ -42,7 +42,7 @@ def error_of(main, argv, capsys):
     return lines[0]
 
 
-def test_a_run_tells_once_an_epoch_and_at_its_end(data, caplog):
+def test_a_run_reports_new_damage_once_per_epoch_and_all_at_its_end(data, caplog):
     for name in ('ant/000.jpg', 'cat/010.jpg'):
         (data / 'train' / name).write_bytes(b'')
     with caplog.at_level(logging.WARNING):
@@ -58,7 +58,7 @@ def test_a_run_tells_once_an_epoch_and_at_its_end(data, caplog):
         [str(data / 'train' / name), 'empty file'] for name in ('ant/000.jpg', 'cat/010.jpg')]
 
 
-def test_names_that_are_not_text_and_a_disk_that_is_full(data, tmp_path, monkeypatch):
+def test_file_names_that_are_not_text_are_written_and_a_full_disk_is_reported(data, tmp_path, monkeypatch):
     name, told = os.path.join(os.fsencode(data / 'train' / 'ant'), b'\xff\xe9.jpg'), []
     with open(name, 'wb') as f:
         f.write(b'text')
@@ -78,7 +78,7 @@ def test_names_that_are_not_text_and_a_disk_that_is_full(data, tmp_path, monkeyp
         assert part in told[2]
 
 
-def test_good_data_says_nothing(data, caplog):
+def test_valid_data_gives_no_message(data, caplog):
     with caplog.at_level(logging.WARNING):
         train_cli.main(flags(data, '--epochs', '1', '--max-damaged', '0'))
     assert 'decoded' not in caplog.text and not (data.parent / 'run' / 'damaged.csv').exists()
@@ -86,7 +86,7 @@ def test_good_data_says_nothing(data, caplog):
 
 @pytest.mark.parametrize('more', [['-j', '0'], ['-j', '2'], ['-j', '2', '--agmax'], ['--aug-splits', '2', '--aa',
                                   'augmix-m5'], NAFLEX + ['--naflex-train-seq-lens', '4', '9']], ids=' '.join)
-def test_too_many_stop_the_run_with_one_line(more, data, capsys):
+def test_too_many_damaged_images_end_the_run_with_one_line(more, data, capsys):
     for path in (data / 'train').glob('*/*.jpg'):
         path.write_bytes(path.read_bytes()[:300])
     (data / 'train' / 'ant' / '000.jpg').write_bytes((data / 'val' / 'ant' / '000.jpg').read_bytes())
@@ -95,19 +95,19 @@ def test_too_many_stop_the_run_with_one_line(more, data, capsys):
     assert not (data.parent / 'run' / 'last.pth.tar').exists()
 
 
-def test_the_default_share_is_a_hundredth(data, capsys):
+def test_max_damaged_is_1_percent_by_default(data, capsys):
     (data / 'train' / 'ant' / '000.jpg').write_bytes(b'')
     assert '1 of 12 samples (8.33%)' in error_of(train_cli.main, flags(data), capsys)
 
 
 @pytest.mark.parametrize('share', ['-0.1', '1.5'])
-def test_a_share_that_is_none(share, data, capsys):
+def test_an_invalid_max_damaged_is_refused(share, data, capsys):
     line = error_of(train_cli.main, flags(data, '--max-damaged', share), capsys)
     assert '--max-damaged must be between 0 and 1' in line
 
 
 @pytest.mark.parametrize('more', [['-j', '0'], ['-j', '2'], NAFLEX + ['--naflex-train-seq-lens', '4']], ids=' '.join)
-def test_validation_in_a_run_stops_at_the_first(more, data, capsys):
+def test_validation_in_a_run_refuses_the_first_damaged_image(more, data, capsys):
     path = data / 'val' / 'bee' / '005.jpg'
     path.write_bytes(b'no photograph')
     line = error_of(train_cli.main, flags(data, '--max-damaged', '1', *more), capsys)
@@ -115,7 +115,7 @@ def test_validation_in_a_run_stops_at_the_first(more, data, capsys):
 
 
 @pytest.mark.parametrize('workers', ['0', '2'])
-def test_an_evaluation_stops_at_the_first(workers, train_once, data, capsys):
+def test_validate_refuses_the_first_damaged_image(workers, train_once, data, capsys):
     checkpoint = train_once('--model', 'test_resnet', '--img-size', '32', '--epochs', '1') / 'last.pth.tar'
     path = data / 'val' / 'bee' / '005.jpg'
     path.write_bytes(path.read_bytes()[:300])
@@ -124,14 +124,14 @@ def test_an_evaluation_stops_at_the_first(workers, train_once, data, capsys):
     assert f'{path} cannot be decoded: ' in line and '--check-data' in line
 
 
-def test_missing_data_is_told_before_the_model_is_built(data, capsys, monkeypatch):
+def test_missing_data_is_refused_before_the_model_is_built(data, capsys, monkeypatch):
     monkeypatch.setattr('agmax_timm.assembly.model.build_model', None)
     shutil.rmtree(data / 'val')
     assert "no folder for split 'validation'" in error_of(train_cli.main, flags(data), capsys)
 
 
 def run_rank(rank, root, found):
-    """Find one damaged image, then end the epoch; writes what this rank knows then, and what it raises."""
+    """Find one damaged image, then end the epoch. Write the damage that this rank knows, and its error."""
     dist.init_process_group('gloo', f'file://{root}/store', rank=rank, world_size=2)
     dataset = create_dataset('', str(root), 'train', max_damaged=0.1)
     dataset[found]
@@ -142,8 +142,8 @@ def run_rank(rank, root, found):
     dist.destroy_process_group()
 
 
-def test_two_ranks_end_together_and_know_what_each_found(data):
-    """Each of two ranks finds one damaged image: neither alone is more than the limit."""
+def test_two_ranks_share_their_damage_and_end_together(data):
+    """Each of two ranks finds one damaged image, which alone does not exceed the limit."""
     for name in ('ant/000.jpg', 'cat/010.jpg'):
         (data / 'train' / name).write_bytes(b'')
     fork = multiprocessing.get_context('fork')  # torch is imported already
@@ -157,13 +157,13 @@ def test_two_ranks_end_together_and_know_what_each_found(data):
         assert (data / f'rank{rank}').read_text().startswith('[0, 10] 2 of 12 samples')
 
 
-def test_data_that_does_not_know_its_damage(memory_dataset):
+def test_data_sets_without_damage_records_are_accepted(memory_dataset):
     report = DamageReport(memory_dataset([]), torch.device('cpu'))
     report.after_epoch()
     report.at_end()
 
 
-def test_the_error_of_an_error_is_its_last_line():
+def test_an_error_of_a_worker_is_reduced_to_its_last_line():
     plain = DamagedError('a.jpg cannot be decoded')
     again = DamagedError(f'Caught it.\nTraceback\n{DamagedError.__module__}.DamagedError: a\nb.jpg cannot\n')
     assert str(plain) == 'a.jpg cannot be decoded' and str(again) == 'a\nb.jpg cannot'

@@ -33,7 +33,7 @@ INTERRUPTED = 75
 
 
 class Run:
-    """A run in processes of its own, one a rank, each the leader of its session."""
+    """A run in processes of its own. Each rank is the leader of its session."""
 
     def __init__(self, photos, output, name, flags, ranks):
         argv = [str(photos), *LONG, *flags, '--output', str(output), '--experiment', name, '--resume', 'auto']
@@ -42,7 +42,7 @@ class Run:
                                  environment=torchrun_environment if ranks > 1 else no_environment)
 
     def signal(self, number, rank=0):
-        """To the rank and its loader workers, as under SLURM."""
+        """Send a signal to the rank and its loader workers, as SLURM does."""
         os.killpg(self.ranks[rank].pid, number)
 
     def wait_for(self, condition, seconds=60):
@@ -53,7 +53,7 @@ class Run:
             time.sleep(0.02)
 
     def end(self, *statuses):
-        """Wait for the exit statuses of the ranks, and return what they printed."""
+        """Wait for these exit statuses of the ranks. Return what the ranks printed."""
         found = finish_ranks(self.ranks, 120)
         assert found == [*statuses], logs(self.folder)
         return logs(self.folder)
@@ -61,7 +61,7 @@ class Run:
 
 @pytest.fixture
 def start(photos, tmp_path):
-    """Function: a run that has begun, in a folder under tmp_path."""
+    """Function: start a run in a folder below tmp_path."""
     return lambda *flags, name='run', ranks=1: Run(photos, tmp_path, name, flags, ranks)
 
 
@@ -72,14 +72,14 @@ def training(folder):
 
 @pytest.fixture(scope='module')
 def whole(photos, tmp_path_factory):
-    """What an undisturbed run writes."""
+    """The files of an undisturbed run."""
     output = tmp_path_factory.mktemp('whole')
     Run(photos, output, 'run', [], 1).end(0)
     return outcome(output / 'run')
 
 
 @pytest.mark.parametrize('name', ['SIGTERM', 'SIGUSR1', 'SIGINT'])
-def test_a_signal_ends_the_update_saves_and_leaves_with_its_status(start, tmp_path, whole, name):
+def test_a_signal_ends_the_run_after_its_update_with_a_checkpoint(start, tmp_path, whole, name):
     run = start()
     run.wait_for(lambda: training(tmp_path / 'run'))
     run.signal(getattr(signal, name))
@@ -89,7 +89,7 @@ def test_a_signal_ends_the_update_saves_and_leaves_with_its_status(start, tmp_pa
     assert_equal(outcome(tmp_path / 'run'), whole)
 
 
-def test_workers_leave_signals_to_the_main_process(start, tmp_path):
+def test_workers_ignore_signals(start, tmp_path):
     run = start('-j', '2', '--epochs', '400')
     run.wait_for(lambda: training(tmp_path / 'run'))
     run.signal(signal.SIGTERM)
@@ -105,8 +105,8 @@ def test_a_second_interrupt_ends_at_once(start, tmp_path):
     assert status in (INTERRUPTED, -signal.SIGINT, 1)
 
 
-def test_killed_runs_end_as_if_nothing_had_happened(start, tmp_path, whole):
-    """SIGKILL at random instants, within the writing of files too: a file is written after every update."""
+def test_killed_runs_equal_an_undisturbed_run(start, tmp_path, whole):
+    """SIGKILL at random moments, also while a file is written: one is written after every update."""
     draw, killed, restarts = random.Random(0), 0, 0
     while killed < KILLS:
         run = start()
@@ -137,7 +137,7 @@ def test_killed_runs_end_as_if_nothing_had_happened(start, tmp_path, whole):
     print(f'\n{killed} kills, {restarts + 1} starts, 0 bytes different')
 
 
-def test_a_damaged_checkpoint_is_passed_over_by_name(start, tmp_path, whole):
+def test_a_damaged_checkpoint_is_skipped_and_named(start, tmp_path, whole):
     run = start()
     run.wait_for(lambda: training(tmp_path / 'run') and any((tmp_path / 'run').glob('checkpoint-*')))
     run.signal(signal.SIGTERM)
@@ -161,7 +161,7 @@ def test_a_dead_worker_is_named(start, tmp_path):
     assert ': error: a loader worker died: ' in run.end(1).splitlines()[-1]
 
 
-def test_a_run_that_is_suspended_goes_on(start, tmp_path):
+def test_a_suspended_run_continues(start, tmp_path):
     run = start('--hang-timeout', '2')
     run.wait_for(lambda: training(tmp_path / 'run'))
     run.signal(signal.SIGSTOP)
@@ -183,7 +183,7 @@ def test_a_rank_that_hangs_is_named(start, tmp_path):
     assert all(words in printed for words in ('3 s (--hang-timeout)', 'rank 1 does not answer', '--resume auto'))
 
 
-def test_two_ranks_stop_together_and_go_on(start, tmp_path):
+def test_two_ranks_stop_together_and_resume(start, tmp_path):
     short = '--epochs', '4'
     start(*short, name='whole', ranks=2).end(0, 0)
     run = start(*short, ranks=2)
@@ -194,7 +194,7 @@ def test_two_ranks_stop_together_and_go_on(start, tmp_path):
     assert_equal(outcome(tmp_path / 'run'), outcome(tmp_path / 'whole'))
 
 
-def test_another_number_of_ranks_goes_on_and_says_so(start, tmp_path):
+def test_a_run_resumes_on_another_number_of_ranks_and_logs_it(start, tmp_path):
     run = start()
     run.wait_for(lambda: training(tmp_path / 'run'))
     run.signal(signal.SIGTERM)
@@ -204,8 +204,8 @@ def test_another_number_of_ranks_goes_on_and_says_so(start, tmp_path):
     assert epochs_in(tmp_path / 'run') == [*range(INTERVAL - 1, EPOCHS, INTERVAL)]
 
 
-def test_a_broken_update_is_kept_to_look_at(photos, tmp_path, monkeypatch, capsys):
-    """The file gives the broken loss again, in one forward pass."""
+def test_the_file_of_a_broken_update_reproduces_its_loss(photos, tmp_path, monkeypatch, capsys):
+    """One forward pass with the saved weights and batch."""
     from timm.models import create_model
 
     from agmax_timm import AgMaxTask
@@ -227,7 +227,7 @@ def test_a_broken_update_is_kept_to_look_at(photos, tmp_path, monkeypatch, capsy
 
 
 def test_a_broken_update_is_left_out(photos, tmp_path, monkeypatch):
-    """With --nan-policy skip: one bad batch, whose update, average and statistics are not made."""
+    """With --nan-policy skip. Update, average and statistics of one batch are left out."""
     from agmax_timm.options.parse import parse_train_args
     from agmax_timm.training import run as train
     poison_losses(monkeypatch, {3})
@@ -242,7 +242,7 @@ def test_a_broken_update_is_left_out(photos, tmp_path, monkeypatch):
 
 
 def test_a_gradient_that_is_not_finite_makes_no_update(photos, tmp_path, monkeypatch, capsys):
-    """The loss is finite, so only the gradients tell."""
+    """The loss is finite, so only the gradients show the fault."""
     poison_gradients(monkeypatch, {3})
     argv = [str(photos), *FLAGS, '-j', '0', '--agmax', '--epochs', '1', '--output', str(tmp_path)]
     with pytest.raises(SystemExit) as exit_info:
@@ -267,14 +267,14 @@ def test_a_gradient_that_is_not_finite_makes_no_update(photos, tmp_path, monkeyp
 
 @pytest.fixture
 def scaled(monkeypatch):
-    """Runs on a CPU scale their losses, as those in float16 on a GPU do."""
+    """Let runs on a CPU scale their losses, like those in float16 on a GPU."""
     from agmax_timm.assembly import model as build
     from agmax_timm.assembly.loss_scaler import LossScaler
     monkeypatch.setattr(build, 'build_precision', lambda args, device: build.Precision(scaler=LossScaler('cpu')))
 
 
-def test_a_scale_that_does_not_stop_falling_ends_the_run(photos, tmp_path, monkeypatch, capsys, scaled):
-    """From 2 ** 16, the seventeenth skipped update in a row brings the scale below 1."""
+def test_a_loss_scale_below_1_ends_the_run(photos, tmp_path, monkeypatch, capsys, scaled):
+    """From 2 ** 16, the seventeenth skipped update in a row reduces the scale below 1."""
     poison_gradients(monkeypatch, range(1, 100))
     with pytest.raises(SystemExit) as exit_info:
         train_cli.main([str(photos), *FLAGS, '-j', '0', '--agmax', '--epochs', '9', '--output', str(tmp_path),
@@ -300,8 +300,8 @@ def test_single_skipped_updates_are_counted_in_the_log(photos, tmp_path, monkeyp
 
 @pytest.mark.parametrize('update, flags', [
     (3, []), (6, []), (3, ['--recovery-interval', '3'])], ids=['next', 'end of the epoch', 'before a save'])
-def test_a_gradient_that_is_found_late_is_that_of_its_own_update(photos, tmp_path, monkeypatch, capsys, update, flags):
-    """As on a GPU: the gradients of an update are read with the next, at the end of the epoch or before a save."""
+def test_a_gradient_that_is_read_later_names_its_own_update(photos, tmp_path, monkeypatch, capsys, update, flags):
+    """As on a GPU: gradients are read with the next update, at the end of the epoch, or before a save."""
     from agmax_timm.training.updates import finite_check
     begin = finite_check.FiniteCheck.__init__
 
@@ -329,8 +329,8 @@ def test_a_gradient_that_is_found_late_is_that_of_its_own_update(photos, tmp_pat
     assert 'Test:' not in errors and not list((tmp_path / 'run').glob('*.pth*'))
 
 
-def test_recovery_files_by_the_clock(photos, tmp_path, monkeypatch):
-    """Each update takes 4 s of this clock, so 10 s have gone by after the third, and again after the sixth."""
+def test_recovery_files_can_be_written_by_time(photos, tmp_path, monkeypatch):
+    """Each update takes 4 s of this clock, so 10 s have passed after the third and after the sixth."""
     from agmax_timm.training.checkpoints import manager
     clock, written = [0.], []
 

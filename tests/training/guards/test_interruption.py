@@ -1,4 +1,4 @@
-"""Signals that come before there is anything to save: while data is indexed, the model built, the ranks joined."""
+"""Signals before training: while data is indexed, the model is built, or ranks join."""
 import multiprocessing
 import os
 import signal
@@ -33,7 +33,7 @@ def patch(monkeypatch, step, function):
 
 @pytest.mark.parametrize('step, after', STEPS)
 @pytest.mark.parametrize('name', ['SIGTERM', 'SIGUSR1', 'SIGINT'])
-def test_a_run_that_has_not_begun_leaves_nothing(argv, tmp_path, monkeypatch, capsys, step, after, name):
+def test_a_signal_before_training_leaves_no_files(argv, tmp_path, monkeypatch, capsys, step, after, name):
     module, function = step.split('.')
     original = getattr(getattr(create_run, module), function)
 
@@ -51,7 +51,7 @@ def test_a_run_that_has_not_begun_leaves_nothing(argv, tmp_path, monkeypatch, ca
     assert not (tmp_path / 'run').exists()
 
 
-def test_a_run_that_goes_on_says_from_where_it_would_have(argv, tmp_path, monkeypatch, capsys):
+def test_a_signal_before_resumed_training_names_the_checkpoint(argv, tmp_path, monkeypatch, capsys):
     train_cli.main([*argv, '--stop-epoch', '1'])
     before = {path.name: path.read_bytes() for path in (tmp_path / 'run').glob('*.pth.tar')}
     init_device = build.init_device
@@ -66,7 +66,7 @@ def test_a_run_that_goes_on_says_from_where_it_would_have(argv, tmp_path, monkey
 
 
 def ask_rank_1(argv):
-    """A run in which a signal comes to the second rank while its model is built."""
+    """Train. The second rank gets a signal while its model is built."""
     build_model = build.build_model
 
     def asked(*args):
@@ -78,7 +78,7 @@ def ask_rank_1(argv):
     train_cli.main(argv)
 
 
-def test_all_ranks_leave_where_one_is_asked_to(argv, tmp_path):
+def test_all_ranks_end_if_one_gets_a_signal(argv, tmp_path):
     statuses = finish_ranks(start_ranks(2, tmp_path / 'logs', ask_rank_1, argv))
     assert statuses == [75, 75], logs(tmp_path / 'logs')
     first, second = ((tmp_path / 'logs' / f'rank-{rank}.log').read_text() for rank in range(2))
@@ -87,7 +87,7 @@ def test_all_ranks_leave_where_one_is_asked_to(argv, tmp_path):
 
 
 @pytest.mark.parametrize('prefetch', [True, False])
-def test_a_signal_to_the_whole_job_leaves_the_workers_of_an_evaluation(photos, prefetch):
+def test_workers_of_an_evaluation_ignore_signals(photos, prefetch):
     args = Namespace(workers=2, pin_mem=False, no_pin_mem=False, naflex_loader=False,
                      no_prefetcher=not prefetch, channels_last=False)
     config = dict(input_size=(3, 32, 32), interpolation='bilinear', crop_pct=1., crop_mode='center', mean=(0.5,) * 3,

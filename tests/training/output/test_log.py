@@ -1,4 +1,4 @@
-"""What a person sees while a run continues: the time that is left, on a terminal a bar, in a file plain lines."""
+"""The log of a run: remaining time, a progress bar on a terminal, lines in a file, curves."""
 import io
 import re
 import sys
@@ -18,7 +18,7 @@ CONTROL = re.compile(r'[\x00-\x08\x0b-\x1f\x7f]')  # but tabs, which timm indent
 
 @pytest.fixture
 def run(photos, tmp_path):
-    """Function: train for two epochs of 6 updates; returns the lines of train.log."""
+    """Function: the lines of train.log after two epochs of 6 updates."""
     def start(*flags):
         training.train(parse_train_args([str(photos), *FLAGS, '-j', '0', '--epochs', '2', '--output', str(tmp_path),
                                          '--experiment', 'run', *flags]))
@@ -26,8 +26,8 @@ def run(photos, tmp_path):
     return start
 
 
-def test_the_time_to_the_end_is_that_of_the_updates_of_this_process(monkeypatch, caplog):
-    """6 updates in 30 seconds, since a run of 20 went on behind the fourth: 10 are left."""
+def test_the_remaining_time_uses_the_speed_of_this_process(monkeypatch, caplog):
+    """A run of 20 updates resumed after the fourth. 6 updates took 30 seconds, 10 remain."""
     now = [100.]
     monkeypatch.setattr(reporting.time, 'perf_counter', lambda: now[0])
     caplog.set_level('INFO')
@@ -39,14 +39,14 @@ def test_the_time_to_the_end_is_that_of_the_updates_of_this_process(monkeypatch,
     assert caplog.messages[-1].endswith('  ETA: 00:50')
 
 
-def test_a_file_has_lines_alone_and_the_last_one_has_no_time_left(run, capsys):
+def test_a_file_has_only_lines_and_the_last_one_has_no_remaining_time(run, capsys):
     log = run('--stop-epoch', '1')
     assert not CONTROL.search(log) and not CONTROL.search(capsys.readouterr().err)
     lines = [line for line in log.splitlines() if 'Train: ' in line]
     assert len(lines) == 4 and lines[-1].endswith('  ETA: 00:00'), 'of the epochs to --stop-epoch'
 
 
-def test_a_terminal_has_a_bar_for_the_lines_of_updates(run, monkeypatch):
+def test_a_terminal_shows_a_bar_instead_of_lines_of_updates(run, monkeypatch):
     class Terminal(io.StringIO):
         def isatty(self):
             return True
@@ -75,7 +75,7 @@ def test_the_curves_of_agmax_have_each_term_on_its_own_axis(tmp_path):
     }
 
 
-def test_the_curves_of_other_runs(tmp_path):
+def test_the_curves_of_runs_without_agmax_have_their_metrics(tmp_path):
     plain = read(tmp_path, 'epoch,train_loss,eval_loss,eval_map,lr\n0,1.5,2,30,0.1\n')
     assert plain['classification loss'] == {'training': [(0, 1.5)], 'validation': [(0, 2.)]}
     assert list(plain) == ['classification loss', 'mAP (%)', 'learning rate']

@@ -1,4 +1,4 @@
-"""A run's folder: whose it is, what continues in it after damage, and what happens when the disk refuses."""
+"""The folder of a run: which run it belongs to, how it continues after damage, and what happens if the disk is full."""
 import contextlib
 import io
 import logging
@@ -37,13 +37,13 @@ def two_epochs(photos, tmp_path_factory):
 
 @pytest.fixture
 def run(two_epochs, tmp_path):
-    """Folder of a run that was stopped after two of three epochs, a copy, its files no links of each other."""
+    """A copy of the folder of a run that was stopped after two of three epochs. Its files are not hard links."""
     return shutil.copytree(two_epochs, tmp_path / 'run')
 
 
 @pytest.fixture
 def disk(tmp_path):
-    """Function: a file system of its own, of so many KiB; and its folder."""
+    """Function: the folder of a new file system with these options of mount."""
     path = tmp_path / 'disk'
     path.mkdir()
 
@@ -64,7 +64,7 @@ def damage(path):
 
 # Continuing after damage
 
-def test_a_damaged_last_checkpoint_is_passed_over_and_replaced(run, photos, tmp_path, caplog):
+def test_a_damaged_last_checkpoint_is_skipped_and_replaced(run, photos, tmp_path, caplog):
     for name in ('last.pth.tar', 'checkpoint-1.pth.tar', 'model_best.pth.tar'):
         damage(run / name)
     (run / 'last.pth.tar.unfinished').write_bytes(b'PK')
@@ -80,7 +80,7 @@ def test_a_damaged_last_checkpoint_is_passed_over_and_replaced(run, photos, tmp_
     assert not list(run.glob('*.unfinished'))
 
 
-def test_only_damaged_checkpoints_are_no_fresh_start(run, photos, tmp_path, capsys):
+def test_a_folder_with_only_damaged_checkpoints_is_refused(run, photos, tmp_path, capsys):
     for path in run.glob('*.pth.tar'):
         path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(SystemExit) as ended:
@@ -91,7 +91,7 @@ def test_only_damaged_checkpoints_are_no_fresh_start(run, photos, tmp_path, caps
     assert all(path.name in error for path in run.glob('*.pth.tar'))
 
 
-def test_a_damaged_file_that_is_named_is_an_error(run, photos, tmp_path):
+def test_a_damaged_file_to_resume_is_refused(run, photos, tmp_path):
     damage(run / 'checkpoint-1.pth.tar')
     with pytest.raises(SystemExit):
         train_cli.main([str(photos), *SMALL, '--epochs', '3', '--output', str(tmp_path), '--resume',
@@ -100,7 +100,7 @@ def test_a_damaged_file_that_is_named_is_an_error(run, photos, tmp_path):
 
 # Whose folder it is
 
-def test_logs_without_a_checkpoint_are_gone_on_with_by_auto_alone(tmp_path):
+def test_a_folder_without_a_checkpoint_needs_resume_auto(tmp_path):
     (tmp_path / 'run').mkdir()
     (tmp_path / 'run' / 'summary.csv').write_text('epoch\n0\n')
     args = Namespace(output=str(tmp_path), experiment='run', resume='')
@@ -109,7 +109,7 @@ def test_logs_without_a_checkpoint_are_gone_on_with_by_auto_alone(tmp_path):
         run_folder.check_folder(args)
 
 
-def test_two_processes_do_not_train_in_one_folder(tmp_path):
+def test_a_second_process_is_refused_in_the_folder(tmp_path):
     if run_folder.fcntl is None:
         pytest.skip('no locks here')
     args = Namespace(output=str(tmp_path), experiment='run', resume='')
@@ -127,7 +127,7 @@ def test_two_processes_do_not_train_in_one_folder(tmp_path):
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 3
 
 
-def test_a_folder_that_cannot_be_written_is_one_line(photos, tmp_path, disk, monkeypatch, capsys):
+def test_a_folder_that_cannot_be_written_is_refused_in_one_line(photos, tmp_path, disk, monkeypatch, capsys):
     monkeypatch.setattr(build, 'build_model', None)  # it is refused before
     (tmp_path / 'file').write_text('')
     for output in (tmp_path / 'file', disk('-o', 'ro')):
@@ -154,7 +154,7 @@ def test_a_run_on_a_full_disk_ends_in_status_74(photos, disk, capsys, caplog):
     assert not list((output / 'run').glob('*.unfinished'))
 
 
-def test_a_disk_that_has_room_again_ends_well(photos, tmp_path, caplog, monkeypatch, file_size_limit):
+def test_a_run_continues_when_the_disk_has_space_again(photos, tmp_path, caplog, monkeypatch, file_size_limit):
     full = contextlib.ExitStack()
     begin, distribute = manager.CheckpointSaver, epochs.distribute_batch_norm
 
@@ -182,7 +182,7 @@ def test_a_disk_that_has_room_again_ends_well(photos, tmp_path, caplog, monkeypa
     assert 'are missing here' in log and log.endswith('\n')
 
 
-def test_a_log_line_is_whole_or_not_there(tmp_path, monkeypatch, file_size_limit):
+def test_a_log_line_is_written_completely_or_not_at_all(tmp_path, monkeypatch, file_size_limit):
     path, console = tmp_path / 'train.log', io.StringIO()
     handler = LogFile(str(path))
     handler.setFormatter(logging.Formatter('%(message)s'))

@@ -1,4 +1,4 @@
-"""TensorBoard gets the values of summary.csv and the log, once, after any number of interruptions."""
+"""TensorBoard gets the values of summary.csv and of the log once, after any number of interruptions."""
 import csv
 import sys
 from types import ModuleType
@@ -16,7 +16,7 @@ UPDATES = 6  # an epoch
 
 @pytest.fixture
 def board(monkeypatch):
-    """A stand-in for the writer, which keeps what a reader of its files would show: values by folder, name and step."""
+    """A replacement of the writer. It keeps what a reader of its files would show: values by folder, name and step."""
     module = ModuleType('tensorboard')
     module.shown = {}
 
@@ -43,7 +43,7 @@ def board(monkeypatch):
 
 @pytest.fixture
 def run(photos, memory_path):
-    """Function: train, interrupted after each number of looks; returns the folder."""
+    """Function: the folder of a run that is interrupted after each number of checks."""
     def start(name, *flags, stops=()):
         argv = [str(photos), *FLAGS, '-j', '0', '--agmax', '--output', str(memory_path),
                 '--experiment', name, '--epochs', '2', '--log-tensorboard', *flags]
@@ -60,7 +60,7 @@ def rows_of(folder):
         return {int(row.pop('epoch')): row for row in csv.DictReader(f)}
 
 
-def test_it_is_told_the_summary_and_the_losses_at_log_intervals(run, board):
+def test_it_gets_the_summary_and_the_losses_at_log_intervals(run, board):
     folder = run('run')
     values = board.shown[str(folder / 'tensorboard')]
     rows = rows_of(folder)
@@ -76,7 +76,7 @@ def test_it_is_told_the_summary_and_the_losses_at_log_intervals(run, board):
 
 
 # 6 looks in training and 6 in evaluation: within an epoch, within an evaluation, at its last batch, several times.
-def test_runs_that_were_interrupted_show_what_the_one_that_was_not_does(run, board):
+def test_interrupted_runs_show_the_values_of_an_uninterrupted_one(run, board):
     whole = board.shown[str(run('whole') / 'tensorboard')]
     for number, stops in enumerate([(9,), (12, 3, 4)]):
         assert board.shown[str(run(f'interrupted-{number}', stops=stops) / 'tensorboard')] == whole
@@ -91,13 +91,13 @@ def test_runs_that_were_interrupted_show_what_the_one_that_was_not_does(run, boa
     assert values == whole
 
 
-def test_going_on_in_another_folder_tells_all_rows_there(run, board):
+def test_a_run_resumed_in_another_folder_writes_all_rows_there(run, board):
     folder = run('run', '--stop-epoch', '1')
     other = run('other', '--resume', str(folder / 'last.pth.tar'))
     assert {step for name, step in board.shown[str(other / 'tensorboard')] if name == 'eval_top1'} == {6, 12}
 
 
-def test_a_disk_that_refuses_it_does_not_end_the_run(run, board, monkeypatch, caplog):
+def test_a_full_disk_does_not_end_the_run(run, board, monkeypatch, caplog):
     def refuse(self):
         raise OSError(28, 'No space left on device')
     monkeypatch.setattr(board.SummaryWriter, 'flush', refuse)
@@ -105,13 +105,13 @@ def test_a_disk_that_refuses_it_does_not_end_the_run(run, board, monkeypatch, ca
     assert caplog.text.count('No space left on device: training continues') == 1
 
 
-def test_it_is_missed_before_anything_is_built(run, monkeypatch):
+def test_a_missing_package_is_reported_before_anything_is_built(run, monkeypatch):
     monkeypatch.setitem(sys.modules, 'torch.utils.tensorboard', None)
     with pytest.raises(OptionError, match='pip install tensorboard'):
         run('run', '--model', 'no_such_model')
 
 
-def test_its_own_reader_shows_the_same(run):
+def test_the_reader_of_tensorboard_shows_the_values(run):
     pytest.importorskip('tensorboard')
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     folder = run('run', stops=(3, 12))

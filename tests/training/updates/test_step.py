@@ -1,4 +1,4 @@
-"""What an update costs besides the model's passes: no wait for the device, no work done twice, one graph to compile."""
+"""The cost of an update in addition to the passes of the model: no wait for the device, no repeated work, one graph."""
 import time
 from argparse import Namespace
 from collections import Counter
@@ -44,7 +44,7 @@ def create_distillation_task(**kwargs):
 
 
 def after_first_forward(task):
-    """The task when it has compared the targets of both views, for which the first forward pass waits."""
+    """The task after its first forward pass, which waits for the comparison of the targets."""
     task._targets_are_checked = True
     return task
 
@@ -66,7 +66,7 @@ def train(task, batches, device='cpu', losses=None, watched=True, scaler=None, *
     return {name: value.clone() for name, value in task.get_trainable_module().state_dict().items()}
 
 
-def test_data_in_the_log_is_the_time_of_the_loader():
+def test_the_time_of_data_in_the_log_is_that_of_the_loader():
     class Late(list):
         def __iter__(self):
             for each in super().__iter__():
@@ -89,9 +89,9 @@ def test_data_in_the_log_is_the_time_of_the_loader():
 # No wait for the device
 
 class Copies(TorchDispatchMode):
-    """Notes what is copied from one device to another, and whether the host waits for it.
+    """Record copies from one device to another, and whether the host waits for them.
 
-    What comes from 'meta' to the host, which torch refuses, is made up: zeros.
+    torch refuses copies from 'meta' to the host. They are replaced by zeros.
     """
 
     def __init__(self):
@@ -116,7 +116,7 @@ class Copies(TorchDispatchMode):
 
 @pytest.fixture
 def copies(monkeypatch):
-    """The copies of whole updates on 'meta': it has no values, so whatever reads one is an error."""
+    """Copies of whole updates on 'meta'. Tensors there have no values, so reading one is an error."""
     generator = torch.Generator
     monkeypatch.setattr(torch, 'Generator', lambda device=None: generator())  # the EMA's; it has none,
     monkeypatch.setattr(torch, 'autocast', lambda *args, **kwargs: nullcontext())  # and no autocast
@@ -131,7 +131,7 @@ def assert_no_wait(copies, task, batches, updates=UPDATES, **options):
     assert copies.seen == [('meta', 'cpu', 'waits')] * (updates + 1)
 
 
-def test_reading_and_copying_would_be_seen(copies):
+def test_reads_and_copies_are_detected(copies):
     x = torch.ones(3, device='meta')
     for read in (x[0].item, lambda: bool(x[0] > 0), x[0].__float__, x.nonzero, lambda: x[x > 0]):
         with pytest.raises((RuntimeError, NotImplementedError)):
@@ -176,18 +176,18 @@ class Event:
 
 @pytest.fixture
 def gpu_copies(monkeypatch):
-    """The copies of forward passes on tensors that only pretend to be on a GPU: autograd wants a real one."""
+    """Copies of forward passes on fake tensors of a GPU. autograd needs a real one."""
     monkeypatch.setattr(torch.cuda, 'Event', Event)
     with FakeTensorMode(), Copies() as mode:
         yield mode
 
 
-def test_a_list_made_into_a_tensor_on_the_gpu_would_be_seen(gpu_copies):
+def test_a_tensor_from_a_list_on_the_gpu_is_detected(gpu_copies):
     torch.tensor([True], device='cuda')
     assert gpu_copies.seen == [('cpu', 'cuda', 'waits')]
 
 
-def test_batches_without_the_prefetcher_go_to_a_gpu_without_a_wait(gpu_copies):
+def test_batches_without_the_prefetcher_are_copied_to_a_gpu_without_a_wait(gpu_copies):
     device, args = torch.device('cuda'), Namespace(no_prefetcher=True, channels_last=True)
     images, target = torch.zeros(2 * IMAGES, 3, 32, 32), torch.zeros(2 * IMAGES, dtype=torch.long)
     patches = dict(patches=torch.zeros(2 * IMAGES, 4, 12), patch_valid=torch.zeros(2 * IMAGES, 4), seq_len=4)
@@ -201,7 +201,7 @@ def test_batches_without_the_prefetcher_go_to_a_gpu_without_a_wait(gpu_copies):
 
 
 @pytest.mark.parametrize('kind', AGREEMENT_KINDS)
-def test_losses_and_watch_take_a_gpu_without_a_wait(gpu_copies, kind):
+def test_losses_and_the_finite_check_do_not_wait_for_a_gpu(gpu_copies, kind):
     device = torch.device('cuda')
     task = create_task(device, kind=kind)
     check = FiniteCheck(Namespace(**OPTIONS), device, requests=lambda: (True, False))
@@ -236,7 +236,7 @@ NORMS = torch.ops.aten.linalg_vector_norm, torch.ops.aten._foreach_norm
 @pytest.mark.parametrize('build', [create_task, lambda: ClassificationTask(
     timm.create_model('test_resnet', num_classes=CLASSES), torch.nn.CrossEntropyLoss(), verbose=False)],
     ids=['agmax', 'plain'])
-def test_gradients_are_measured_once_to_be_watched_and_clipped(build):
+def test_the_norm_of_the_gradients_is_computed_once(build):
     torch.manual_seed(0)
     task, batches = build(), [batch() for _ in range(UPDATES)]
     start = {name: value.clone() for name, value in task.get_trainable_module().state_dict().items()}
@@ -272,7 +272,7 @@ class Operators(TorchDispatchMode):
 
 
 def operators_of_an_update(train_updates):
-    """Operators by name of the third update of three."""
+    """Operators of the third of three updates, by name."""
     counts = []
     for updates in (2, 3):
         with Operators() as operators:
@@ -285,8 +285,8 @@ def operators_of_an_update(train_updates):
     (create_task, 55), (lambda: create_task(kind='mse'), 16),
     (lambda: ClassificationTask(timm.create_model('test_resnet', num_classes=CLASSES), torch.nn.CrossEntropyLoss(),
                                 verbose=False), 8)], ids=['agmax', 'mse', 'plain'])
-def test_operators_of_an_update_besides_those_of_plain_training(build, most):
-    """docs/performance.md states the figures."""
+def test_an_update_has_few_more_operators_than_plain_training(build, most):
+    """docs/performance.md states the numbers."""
     model = timm.create_model('test_resnet', num_classes=CLASSES)
 
     def plain_updates(count):
@@ -316,7 +316,7 @@ def test_operators_of_an_update_besides_those_of_plain_training(build, most):
 @pytest.mark.parametrize('clip', [{}, dict(clip_grad=0.1), dict(clip_grad=0.01, clip_mode='value'),
                                   dict(clip_grad=0.01, clip_mode='agc')], ids=str)
 def test_a_scaled_loss_makes_the_same_updates(accum_steps, clip):
-    """The scale is a power of two, which no float32 is rounded by."""
+    """The scale is a power of two, which does not round float32 values."""
     batches = [batch() for _ in range(UPDATES * accum_steps)]
     expected = train(create_task(), batches, grad_accum_steps=accum_steps, **clip)
     scaled = train(create_task(), batches, scaler=LossScaler('cpu'), grad_accum_steps=accum_steps, **clip)
@@ -325,7 +325,7 @@ def test_a_scaled_loss_makes_the_same_updates(accum_steps, clip):
     assert any((expected[name] - value).abs().max() > 1e-3 for name, value in begun.items())
 
 
-def test_a_gradient_beyond_the_scale_is_no_update_and_halves_it():
+def test_an_overflow_skips_the_update_and_halves_the_scale():
     task, scaler = create_task(), LossScaler('cpu')
     parameters = dict(task.get_trainable_module().named_parameters())
     before = {name: parameter.clone() for name, parameter in parameters.items()}
@@ -341,7 +341,7 @@ def test_a_gradient_beyond_the_scale_is_no_update_and_halves_it():
 
 @pytest.fixture
 def events(monkeypatch):
-    """What the host launches and what it waits for, in order."""
+    """Launches and waits of the host, in order."""
     seen = []
 
     def note(owner, name, word):
@@ -361,7 +361,7 @@ def events(monkeypatch):
 @pytest.mark.parametrize('policy', ['stop', 'skip'])
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16', 'float16'])
 def test_all_passes_of_an_update_are_launched_before_the_host_waits(events, dtype, policy, accum_steps):
-    """As on a GPU, where the gradients are read with the next update unless broken ones are to be left out."""
+    """As on a GPU. There, gradients are read with the next update unless broken updates are left out."""
     device, args = torch.device('cpu'), Namespace(**{**OPTIONS, 'nan_policy': policy, 'grad_accum_steps': accum_steps})
     check, task = FiniteCheck(args, device), create_task()
     check.at_once = policy == 'skip'
@@ -381,7 +381,7 @@ def test_all_passes_of_an_update_are_launched_before_the_host_waits(events, dtyp
         assert events == ['forward', 'backward'] * accum_steps + ['wait for flags', *waits, *scaled, 'step']
 
 
-def test_a_skipped_update_moves_neither_average_nor_schedule():
+def test_a_skipped_update_does_not_advance_average_and_schedule():
     task, scaler, moves = create_task(), LossScaler('cpu'), []
     task.setup_ema(decay=0.5)
     first = next(iter(task.get_trainable_module().parameters()))
@@ -407,7 +407,7 @@ def test_a_skipped_update_moves_neither_average_nor_schedule():
 # One graph to compile
 
 class LinearModel(torch.nn.Sequential):
-    """A model that is traced at once."""
+    """A model that is compiled in little time."""
     num_classes = CLASSES
 
     def __init__(self):
@@ -434,7 +434,7 @@ def test_a_task_and_its_loss_are_one_graph(kind, criterion, soft):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('kind', ['mi', 'mse'])
-def test_what_a_task_compiles_is_one_graph(kind):
+def test_task_compile_gives_one_graph_per_part(kind):
     torch._dynamo.reset()
     graphs = []
     task = create_task(kind=kind)
