@@ -217,6 +217,7 @@ def test_training_does_not_change_the_teacher(set_training):
     assert {'bn1.running_mean', 'fc.weight', 'conv1.0.weight'} <= set(moved)
 
 
+@pytest.mark.slow
 def test_checkpoint_average_and_clipping_equal_those_of_agmax():
     task = create_task()
     torch.manual_seed(2)

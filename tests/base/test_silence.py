@@ -39,6 +39,7 @@ def test_silence_ends_with_its_block(caplog, recwarn):
     assert caplog.messages == ['heard']
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('flags', [['--layer-decay', '0.5'], []], ids=['layer decay', 'none'])
 def test_checks_of_optimizers_emit_no_messages(caplog, recwarn, flags):
     for opt in list_optimizers(exclude_filters=['bnb*', 'fused*']):

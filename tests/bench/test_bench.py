@@ -84,6 +84,7 @@ def done(monkeypatch):
     return done
 
 
+@pytest.mark.slow
 def test_the_work_that_training_measures(photos, measured, done):
     """Eight images in batches of four, in this process. `images decoded` decodes as the fast backend does."""
     measured('training', photos, '--device', 'cpu', '-j', 0)

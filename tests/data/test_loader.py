@@ -278,6 +278,7 @@ def test_images_of_one_channel_give_two_views(tmp_path, kind, use_prefetcher):
     assert sorted(seen) == sorted(image.tobytes() for image in images)
 
 
+@pytest.mark.slow
 def test_images_of_one_channel_are_augmented():
     dataset = create_dataset('demo', split='train', input_img_mode='L')
     loader = create_two_view_loader(

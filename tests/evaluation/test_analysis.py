@@ -38,6 +38,7 @@ def test_a_confusion_matrix_by_hand():
     assert confused_pairs(PREDICTION, TARGET, 4) == [Pair(0, 1, 2), Pair(1, 2, 1), Pair(2, 0, 1)]
 
 
+@pytest.mark.slow
 def test_the_confusion_matrix_equals_that_of_scikit_learn(guesses):
     from sklearn import metrics  # only here: the import takes seconds
     prediction, target = guesses

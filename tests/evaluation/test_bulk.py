@@ -32,6 +32,7 @@ def folder(weights, tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_each_checkpoint_of_a_folder_is_evaluated_once(folder, photos, results_of):
     rows = results_of(photos, *RESNET, '--checkpoint', folder, '--results-file', folder / 'results.csv')
     assert isinstance(rows, list) and [row['top1'] for row in rows] == sorted((r['top1'] for r in rows), reverse=True)
@@ -126,6 +127,7 @@ def test_models_are_listed_by_names_patterns_and_all(tmp_path, refusal, weights,
     assert 'empty.txt' in refusal(photos, '--model', tmp_path / 'empty.txt')
 
 
+@pytest.mark.slow
 def test_an_interruption_keeps_complete_results(folder, photos, results_of, monkeypatch):
     done, build = [], evaluated_model.create_evaluated_model
 

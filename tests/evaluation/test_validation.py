@@ -89,6 +89,7 @@ def test_metrics_are_equal_in_every_mode_of_execution(flags, kind, photos, weigh
                                  'crop_pct', 'interpolation']
 
 
+@pytest.mark.slow
 def test_reparam_fuses_the_branches(photos, weights, results_of):
     path, model = weights('repvgg_a0')
     words = [photos, '--model', 'repvgg_a0', '--num-classes', 3, '--checkpoint', path, '--img-size', 32]

@@ -194,6 +194,7 @@ def test_a_transformer_trained_by_timm_has_the_given_size(tmp_path):
     assert torch.equal(logits(saved.create_model()), logits(model))
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_timm_has_centre_crops_unlike_pretrained_weights(tmp_path):
     name = 'tf_efficientnetv2_b3'
     assert timm.get_pretrained_cfg(name).crop_mode == 'squash'

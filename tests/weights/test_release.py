@@ -116,6 +116,7 @@ def test_timm_lists_the_release():
     assert timm.list_models('agmax*') == ['agmax_resnet50', 'agmax_resnet101']
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', FILES)
 def test_the_configuration_equals_that_of_the_original(name):
     cfg = timm.get_pretrained_cfg(name)

@@ -71,6 +71,7 @@ def repeated_shares(times, batch_size, **kwargs):
     return torch.stack([mix_shares(mixup, batch_size, size=(4, 4)) for _ in range(times)])
 
 
+@pytest.mark.slow
 @given(seed=st.integers(0, 2 ** 32 - 1), mode=st.sampled_from(MODES), mix=st.sampled_from([*MIXES]),
        prob=st.sampled_from([0., 0.5, 1.]), smoothing=st.sampled_from([0., 0.1]),
        dtype=st.sampled_from([torch.uint8, torch.float32]),
@@ -205,6 +206,7 @@ def test_both_views_of_an_image_are_mixed_or_neither(mode, prob):
         assert mode == 'elem' or not (amounts % 2).any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('mode', MODES)
 def test_mixup_and_cutmix_are_chosen_with_their_probabilities(mode):
     times, batch_size, prob = 500, 4, 0.3

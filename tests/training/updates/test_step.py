@@ -150,6 +150,7 @@ def test_no_update_waits_for_the_device(copies, kind, options):
     assert_no_wait(copies, task, [batch('meta') for _ in range(UPDATES)], **options)
 
 
+@pytest.mark.slow
 def test_no_batch_of_an_update_waits_for_the_device(copies):
     assert_no_wait(copies, create_task('meta'), [batch('meta') for _ in range(4)], updates=2, grad_accum_steps=2)
 
@@ -163,6 +164,7 @@ def test_no_criterion_waits_for_the_device(copies, criterion, soft):
     assert_no_wait(copies, create_task('meta', criterion), [batch('meta', soft) for _ in range(UPDATES)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('normalisation', [{}, {'mean': (0.1, 0.2, 0.3)}], ids=['the same', 'another'])
 def test_no_teacher_waits_for_the_device(copies, normalisation):
     task = create_distillation_task(**normalisation).to('meta')
@@ -200,6 +202,7 @@ def test_batches_without_the_prefetcher_are_copied_to_a_gpu_without_a_wait(gpu_c
     assert moved[2]['patches'].dtype == torch.bfloat16 and moved[2]['seq_len'] == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('kind', AGREEMENT_KINDS)
 def test_losses_and_the_finite_check_do_not_wait_for_a_gpu(gpu_copies, kind):
     device = torch.device('cuda')
