@@ -55,17 +55,17 @@ def read_original(path: str, model: str, img_size: int | None = None) -> 'SavedM
     from .weights.saved_model import SavedModel
     architecture = timm_architecture(model)
     if not is_model(architecture):
-        raise CheckpointError(f'--model {model}: timm has no such model')
+        raise CheckpointError(f"--model '{model}': timm has no such model")
     checkpoint = read_file(path)
     if not is_original(checkpoint):
-        raise CheckpointError(f'{path} is not a checkpoint of the original AgMax: '
+        raise CheckpointError(f"'{path}' is not a checkpoint of the original AgMax: "
                               'python -m agmax_timm.export takes those of timm and of agmax_timm')
     options = original_options(checkpoint, img_size)
     num_classes = options.pop('num_classes') or 1000  # the error then reports the missing head
     try:
         state_dict = filter_checkpoint(checkpoint, create_model(architecture, num_classes=num_classes))
     except CheckpointError as error:
-        raise CheckpointError(f'{path}: {error}') from error
+        raise CheckpointError(f"'{path}': {error}") from error
     return SavedModel(
         architecture=architecture,
         state_dict=state_dict,

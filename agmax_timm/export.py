@@ -72,7 +72,7 @@ def read_source(args: argparse.Namespace) -> 'SavedModel':
 def check_empty(folder: str) -> None:
     """Raise OptionError unless the folder is new or empty."""
     if os.path.lexists(folder) and (not os.path.isdir(folder) or os.listdir(folder)):
-        raise OptionError(f'{folder} exists and is not an empty folder: name a new one')
+        raise OptionError(f"'{folder}' exists and is not an empty folder: name a new one")
 
 
 def create_parser() -> Parser:

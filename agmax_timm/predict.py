@@ -77,7 +77,7 @@ def list_images(names: list[str], endings: str | None = None, others: Counter | 
                     if others is not None:
                         others.update(reader.other_files)
                 except (RuntimeError, ValueError) as error:  # no images, or a circle of links
-                    raise OptionError(f'{path}: {error}') from error
+                    raise OptionError(f"'{path}': {error}") from error
             elif path:
                 paths.append(path)
     if not paths:
@@ -93,19 +93,19 @@ def _options(args: Any) -> Any:
     if os.path.exists(args.model_or_run):
         which = 'last' if args.last else 'best'
         if args.pretrained:
-            raise OptionError(f'{args.model_or_run} is a file or folder, --pretrained is for a name in timm: drop it')
+            raise OptionError(f"'{args.model_or_run}' is a file or folder, --pretrained is for a name in timm: drop it")
         if os.path.isfile(os.path.join(args.model_or_run, 'config.json')):
-            raise OptionError(f"{args.model_or_run} is in timm's format: give it as local-dir:{args.model_or_run}")
+            raise OptionError(f"'{args.model_or_run}' is in timm's format: give it as 'local-dir:{args.model_or_run}'")
         return options_of(find_file(args.model_or_run, which), args.model, args.num_classes, args.model_kwargs or None,
                           use_ema=args.use_ema, **common)
     given = [flag_of(name) for name in ('last', 'model', 'num_classes', 'model_kwargs') if getattr(args, name)]
     if args.use_ema is not None:
         given.append('--use-ema' if args.use_ema else '--raw')
     if given:
-        raise OptionError(f"no such file or folder: {args.model_or_run}; {', '.join(given)} need one")
+        raise OptionError(f"no such file or folder: '{args.model_or_run}'; {', '.join(given)} need one")
     if not (args.pretrained or ':' in args.model_or_run):
-        raise OptionError(f'no such file or folder: {args.model_or_run}; for the pretrained weights of a name in timm '
-                          'add --pretrained')
+        raise OptionError(f"no such file or folder: '{args.model_or_run}'; for the pretrained weights of a name in "
+                          'timm add --pretrained')
     return options_of(model=args.model_or_run, **common)
 
 

@@ -83,9 +83,9 @@ def test_invalid_checkpoints_are_refused_in_one_line(original, tmp_path, capsys)
     torch.save({'model_state_dict': Payload(tmp_path / 'executed')}, hostile)
     folder = tmp_path / 'folder'
     for file, model, told in (
-            (path, 'resnet18', 'does not fit resnet18: missing'),
-            (path, 'regnetx_002', 'does not fit regnetx_002: missing'),
-            (path, 'resnet5', '--model resnet5: timm has no such model'),
+            (path, 'resnet18', "does not fit 'resnet18': missing"),
+            (path, 'regnetx_002', "does not fit 'regnetx_002': missing"),
+            (path, 'resnet5', "--model 'resnet5': timm has no such model"),
             (other, 'test_resnet', 'is not a checkpoint of the original AgMax'),
             (tmp_path / 'none.pth', 'test_resnet', 'none.pth'),
             (headless, 'test_resnet', 'missing fc.weight'),

@@ -204,9 +204,9 @@ def test_weights_in_a_folder_of_timm_use_its_configuration(make_saved, photos, t
 
 @pytest.mark.parametrize('text, said', [
     ('{"model_type": "vit"}', 'name it with --model'),
-    ('{', 'config.json is damaged'),
-    ('{"architecture": "test_resnet"}', 'config.json is damaged'),
-    ('{"architecture": "nothing", "pretrained_cfg": {"num_classes": 3}}', 'nothing is none'),
+    ('{', "config.json' is damaged"),
+    ('{"architecture": "test_resnet"}', "config.json' is damaged"),
+    ('{"architecture": "nothing", "pretrained_cfg": {"num_classes": 3}}', "'nothing' is none"),
 ])
 def test_invalid_configurations_are_refused_in_one_line(make_saved, tmp_path, capsys, text, said):
     stage(make_saved(), tmp_path / 'hub')
@@ -240,12 +240,12 @@ def test_failures_of_the_onnx_export_are_one_line_and_leave_no_file(make_saved, 
         raise RuntimeError('no such\noperator')
     monkeypatch.setattr(torch.onnx, 'export', export_another)
     said = fails(capsys, tmp_path / 'hub', tmp_path / 'out', '--onnx')
-    assert '--onnx: torch cannot export test_resnet: no such operator' in said
+    assert "--onnx: torch cannot export 'test_resnet': no such operator" in said
     monkeypatch.setattr(torch.onnx, 'export', lambda *args, **kwargs: None)
     monkeypatch.setattr(onnx_export, '_remove_traces', lambda path: None)
     for difference in (0.01, float('nan')):
         monkeypatch.setattr(onnx_export, '_difference', lambda *args, difference=difference: difference)
-        assert f'differ from those of test_resnet by {difference}' in fails(
+        assert f"differ from those of 'test_resnet' by {difference}" in fails(
             capsys, tmp_path / 'hub', tmp_path / 'out', '--onnx')
     monkeypatch.setattr(onnx_export.importlib.util, 'find_spec', lambda name: None)
     assert "--onnx needs onnx: pip install 'agmax_timm[onnx]'" in fails(

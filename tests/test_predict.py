@@ -238,7 +238,7 @@ def test_outputs_that_are_not_finite_are_errors(photos, run, tmp_path):
 
 
 @pytest.mark.parametrize('words, said', [
-    (['nowhere', '{image}'], 'no such file or folder: nowhere'),
+    (['nowhere', '{image}'], "no such file or folder: 'nowhere"),
     (['resnet50', '{image}'], 'add --pretrained'),
     (['resnet5000', '{image}', '--pretrained'], 'timm has no such model'),
     (['hf_hub:a/b', '{image}', '--last'], 'no such file or folder'),
@@ -246,7 +246,7 @@ def test_outputs_that_are_not_finite_are_errors(photos, run, tmp_path):
     (['hf_hub:a/b', '{image}', '--raw'], '--raw'),
     (['{run}', '{image}', '--raw', '--use-ema'], 'not allowed with'),
     (['{run}', '{image}', '--topk', '0'], '--topk'),
-    (['{run}', '{image}', '--device', 'tpu'], '--device tpu'),
+    (['{run}', '{image}', '--device', 'tpu'], "--device 'tpu"),
     (['{run}', '{image}', '--model', 'test_vit'], 'does not fit'),
     (['{run}', '{image}', '--format', 'xml'], 'invalid choice'),
     (['{run}', '{image}', '--output', '{empty}/no/file'], 'No such file or directory'),

@@ -50,7 +50,7 @@ def read_class_stats(options: TrainOptions, dataset: Any) -> Stats | None:
     try:
         return _read_without_mark(load_class_stats, options.class_stats)
     except (ValueError, OSError, TypeError, KeyError) as error:
-        raise OptionError(f'--class-stats {options.class_stats}: {error}') from error
+        raise OptionError(f"--class-stats '{options.class_stats}': {error}") from error
 
 
 def class_weights(options: TrainOptions, kind: str, stats: Stats | None) -> Any:
@@ -65,18 +65,19 @@ def class_weights(options: TrainOptions, kind: str, stats: Stats | None) -> Any:
     value, flag, name = getattr(options, f'loss_{kind}'), flag_of(f'loss_{kind}'), loss_name(options)
     losses = ('bce', 'asl') if options.task == 'multilabel' else ('bce',) if kind == 'pos_weight' else ('ce', 'bce')
     if value and name not in losses:
-        raise OptionError(f"{flag} {value} is not for --loss {name}: drop it, or use --loss {' or '.join(losses)}")
+        raise OptionError(f"{flag} '{value}' is not for --loss {name}: drop it, or use --loss {' or '.join(losses)}")
     if value in (*BY_FREQUENCY, 'neg_pos') and stats is None:
-        raise OptionError(f'{flag} {value} needs the number of images of each class: add --class-stats auto, or a file')
+        raise OptionError(f"{flag} '{value}' needs the number of images of each class: add --class-stats auto, or a "
+                          'file')
     try:
         weights = _read_without_mark(resolve_class_weights, value, kind, stats, options.loss_weight_power,
                                      options.loss_weight_beta, options.loss_weight_max)
     except (ValueError, TypeError, OSError) as error:
         method = 'neg_pos' if kind == 'pos_weight' else ' or '.join(BY_FREQUENCY)
-        raise OptionError(f'{flag} {value}: {error}: give {method}, a number for each class, or a file of numbers'
+        raise OptionError(f"{flag} '{value}': {error}: give {method}, a number for each class, or a file of numbers"
                           ) from error
     if kind == 'class_weight' and weights is not None and not torch.as_tensor(weights).any():
-        raise OptionError(f'{flag} {value} leaves nothing of the loss: give weights above 0')
+        raise OptionError(f"{flag} '{value}' leaves nothing of the loss: give weights above 0")
     return per_class(options, f'loss_{kind}', weights) if torch.is_tensor(weights) else weights
 
 

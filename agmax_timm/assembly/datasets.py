@@ -131,9 +131,9 @@ def image_mode(options: AnyOptions, data_config: dict) -> str:
     channels = data_config['input_size'][0]
     mode = options.input_img_mode or mode_of_channels(channels)
     if len(getmode(mode).bands) != channels:
-        raise OptionError(f'--input-img-mode {mode} has {len(getmode(mode).bands)} channels, the model {channels}: '
+        raise OptionError(f"--input-img-mode '{mode}' has {len(getmode(mode).bands)} channels, the model {channels}: "
                           'give both the same, by --input-img-mode and --in-chans')
     reason = why_not_loaded(mode, prefetcher=not options.no_prefetcher)
     if reason:
-        raise OptionError(f'--input-img-mode {mode}: {reason}')
+        raise OptionError(f"--input-img-mode '{mode}': {reason}")
     return mode

@@ -30,8 +30,8 @@ def freeze(options: TrainOptions, model: nn.Module) -> None:
         _set_frozen(head, False)
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     if not trained:
-        raise OptionError(f"--freeze {' '.join(options.freeze)} leaves nothing of --model {options.model} to train: "
-                          'leave out its head')
+        raise OptionError(f"--freeze {' '.join(map(repr, options.freeze))} leaves nothing of --model '{options.model}' "
+                          'to train: leave out its head')
     if is_primary():
         count = sum(parameter.numel() for parameter in model.parameters())
         _logger.info(f'Frozen: {count - trained} of the {count} weights of the model.')
@@ -68,7 +68,7 @@ def _parts(options: TrainOptions, model: nn.Module) -> list[Any]:
         found = fnmatch.filter(filter(None, named), pattern)
         if not found:
             parts_of_model = listed([name for name, _ in model.named_children()])
-            raise OptionError(f"--freeze '{pattern}' matches no part of --model {options.model} ({parts_of_model})"
+            raise OptionError(f"--freeze '{pattern}' matches no part of --model '{options.model}' ({parts_of_model})"
                               f'{nearest(pattern, named)}')
         parts += [named[name] for name in found]
     return parts
@@ -78,5 +78,5 @@ def _heads(options: TrainOptions, model: Any) -> list[Any]:
     found = model.get_classifier() if hasattr(model, 'get_classifier') else None
     heads = [*found] if isinstance(found, (tuple, list, nn.ModuleList)) else [found]
     if not all(isinstance(head, nn.Module) and [*head.parameters()] for head in heads):
-        raise OptionError(f'--linear-probe trains the head alone, and --model {options.model} has none: use --freeze')
+        raise OptionError(f"--linear-probe trains the head alone, and --model '{options.model}' has none: use --freeze")
     return heads

@@ -67,7 +67,7 @@ def map_of_model(options: ValidateOptions, classes: ModelClasses | None) -> Any:
     if options.class_map != CLASSES_OF_MODEL:
         return options.class_map
     if classes is None:
-        raise OptionError(f'--class-map {CLASSES_OF_MODEL}: {options.checkpoint or options.model} does not name its '
+        raise OptionError(f"--class-map {CLASSES_OF_MODEL}: '{options.checkpoint or options.model}' does not name its "
                           'classes: give a file')
     return classes.class_map()
 
@@ -122,9 +122,9 @@ def check_teacher(options: Distillation, task: Any, dataset: Dataset) -> None:
     teacher = utils.unwrap_model(task.teacher.model)
     config = getattr(teacher, 'pretrained_cfg', None) or {}
     if config.get('num_classes') != teacher.num_classes and is_primary():
-        _logger.warning(f"--kd-model-name {options.kd_model_name} has weights of {config.get('num_classes')} classes: "
-                        f'its head of {teacher.num_classes} classes is untrained')
+        _logger.warning(f"--kd-model-name '{options.kd_model_name}' has weights of {config.get('num_classes')} "
+                        f'classes: its head of {teacher.num_classes} classes is untrained')
     classes = classes_of(teacher, options.kd_model_name)
     if classes is not None and (moved := classes.compare(class_to_idx(dataset))[0]):
-        raise OptionError(f'--kd-model-name {options.kd_model_name}: {classes.describe(moved)}: use a teacher of the '
+        raise OptionError(f"--kd-model-name '{options.kd_model_name}': {classes.describe(moved)}: use a teacher of the "
                           'same classes, or a --class-map in its order')

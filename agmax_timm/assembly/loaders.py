@@ -90,7 +90,7 @@ def build_train_loader(
             use_sampler(loader, BalancedSampler(labels_of(dataset), options.seed, world_size(), rank()))
         return loader
     except (ValueError, AssertionError) as error:  # timm asserts on unknown policies
-        policy = f' (--aa {options.aa})' if options.aa else ''
+        policy = f" (--aa '{options.aa}')" if options.aa else ''
         raise OptionError(f'training data{policy}: {_with_flags(str(error))}') from error
 
 

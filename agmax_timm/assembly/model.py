@@ -54,7 +54,7 @@ def import_device_modules(options: TrainDevice) -> None:
         try:
             importlib.import_module(module)
         except ImportError as error:
-            raise OptionError(f'--device-modules {module}: {error}') from error
+            raise OptionError(f"--device-modules '{module}': {error}") from error
 
 
 def init_device(name: str, signals: StopSignals | None = None, single_process: bool = False) -> torch.device:
@@ -114,7 +114,7 @@ def create_named_model(name: str, flag: str = '--model', **kwargs) -> Any:
         with single_attempt(f'use a copy on this machine, {flag} local-dir:FOLDER{file}'):
             return create_model(name, **kwargs)
     except (TypeError, AssertionError) as error:  # an argument that the model does not support
-        raise OptionError(f'--model {name} does not take all of --model-kwargs, --gp, --bn-*, --drop-*: '
+        raise OptionError(f"--model '{name}' does not take all of --model-kwargs, --gp, --bn-*, --drop-*: "
                           f'{one_line(error)}') from error
     except Exception as error:
         # Folders, repositories, weights that do not fit and values of arguments can raise any type.
@@ -122,7 +122,7 @@ def create_named_model(name: str, flag: str = '--model', **kwargs) -> Any:
             raise OptionError(_unfit_checkpoint(name, error, **kwargs)) from error
         if ':' not in name and not isinstance(error, (*REFUSED, AttributeError, OSError)):
             raise
-        raise OptionError(f'{flag} {name}: {one_line(error, 500)}') from error
+        raise OptionError(f"{flag} '{name}': {one_line(error, 500)}") from error
 
 
 def _unfit_checkpoint(name: str, error: Exception, checkpoint_path: str, **kwargs) -> str:
@@ -132,10 +132,10 @@ def _unfit_checkpoint(name: str, error: Exception, checkpoint_path: str, **kwarg
         head = adapted_modules(model, ('classifier',))
         classes = {len(weights[key]) for key in weights if key.startswith(head)}
         if len(classes) == 1 and not misfits(weights, model, adapted=head):
-            return (f'--initial-checkpoint {checkpoint_path} has {classes.pop()} classes, the model '
-                    f'{model.num_classes}: use --pretrained --pretrained-path {checkpoint_path}, which starts with a '
+            return (f"--initial-checkpoint '{checkpoint_path}' has {classes.pop()} classes, the model "
+                    f"{model.num_classes}: use --pretrained --pretrained-path '{checkpoint_path}', which starts with a "
                     'new head, or another --num-classes')
-    return f'--initial-checkpoint {checkpoint_path} is not a checkpoint of --model {name}: {one_line(error, 500)}'
+    return f"--initial-checkpoint '{checkpoint_path}' is not a checkpoint of --model '{name}': {one_line(error, 500)}"
 
 
 def build_model(options: TrainOptions, device: torch.device, precision: Precision) -> tuple[Any, dict]:
@@ -199,7 +199,7 @@ def _init_head(options: TrainModel, model: Any) -> None:
         kind = 'no head' if head is None or isinstance(head, nn.Identity) else f'a {type(head).__name__}'
         if isinstance(head, (tuple, list, nn.ModuleList)):
             kind = f'{len(head)} heads'
-        raise OptionError(f'{flags} is for a model with one linear layer as its head, --model {options.model} has '
+        raise OptionError(f"{flags} is for a model with one linear layer as its head, --model '{options.model}' has "
                           f'{kind}: drop it')
     if bias is not None and head.bias is None:
         raise OptionError(f'--head-init-bias {bias} needs a head with a bias: drop it')
@@ -215,15 +215,15 @@ def _warn_without_batch_norm(options: TrainOptions, model: nn.Module) -> None:
         return
     for name in ('split_bn', 'sync_bn'):
         if getattr(options, name):
-            _logger.warning(f'{flag_of(name)} has no effect: --model {options.model} has no batch norm')
+            _logger.warning(f"{flag_of(name)} has no effect: --model '{options.model}' has no batch norm")
 
 
 def _checkpoint_gradients(options: Model, model: Any) -> None:
     try:
         model.set_grad_checkpointing(enable=True)
     except (AssertionError, AttributeError) as error:  # some models raise AssertionError, others lack the method
-        raise OptionError(f'--grad-checkpointing: --model {options.model} does not have it: drop it, or use a smaller '
-                          '--batch-size with --grad-accum-steps') from error
+        raise OptionError(f"--grad-checkpointing: --model '{options.model}' does not have it: drop it, or use a "
+                          'smaller --batch-size with --grad-accum-steps') from error
 
 
 def script_model(options: Model, model: nn.Module) -> nn.Module:
@@ -235,7 +235,7 @@ def script_model(options: Model, model: nn.Module) -> nn.Module:
     try:
         return torch.jit.script(model)
     except Exception as error:  # the compiler raises many types
-        raise OptionError(f'--torchscript: {options.model} cannot be scripted: {one_line(error, 200)}') from error
+        raise OptionError(f"--torchscript: '{options.model}' cannot be scripted: {one_line(error, 200)}") from error
 
 
 def compile_and_distribute(

@@ -41,14 +41,14 @@ def try_input(options: AnyOptions, model: nn.Module, data_config: dict[str, Any]
         with torch.no_grad():
             output = model.eval()(torch.zeros(1, *size, device=like.device, dtype=like.dtype))
     except REFUSED as error:
-        raise OptionError(f'--model {options.model} does not take images of {" x ".join(map(str, size))}, by '
+        raise OptionError(f"--model '{options.model}' does not take images of {' x '.join(map(str, size))}, by "
                           f'--img-size, --input-size, --in-chans or --model-kwargs: {one_line(error, 300)}') from error
     finally:
         model.train(training)
         for handle in hook_handles:
             handle.remove()
     if torch.is_tensor(output) and output.shape != (1, num_classes):
-        raise OptionError(f'--model {options.model} gives {tuple(output.shape)[1:]}, not {num_classes} classes: '
+        raise OptionError(f"--model '{options.model}' gives {tuple(output.shape)[1:]}, not {num_classes} classes: "
                           'leave out --gp and --model-kwargs that change its head')
 
 

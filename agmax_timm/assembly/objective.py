@@ -37,7 +37,7 @@ def build_task(options: TrainOptions, model: nn.Module, device: torch.device, pr
     Args:
         dataset: Training data, for --class-stats auto.
     """
-    teacher = f'--kd-model-name {options.kd_model_name}' if options.kd_model_name else ''
+    teacher = f"--kd-model-name '{options.kd_model_name}'" if options.kd_model_name else ''
     criterion = build_criterion(options, dataset)
     common: dict[str, Any] = dict(device=device, dtype=precision.model_dtype, verbose=is_primary())
     if options.agmax and options.agmax_loss == 'mi':

@@ -53,7 +53,7 @@ def build_optimizer(options: TrainOptions, task: TrainingTask) -> torch.optim.Op
         return create_optimizer_v2(module, **optimizer_kwargs(cfg=options), **kwargs)
     except REFUSED as error:
         raise OptionError(
-            f'--opt {options.opt}: {one_line(error)}: see timm.optim.list_optimizers() and --opt-kwargs') from error
+            f"--opt '{options.opt}': {one_line(error)}: see timm.optim.list_optimizers() and --opt-kwargs") from error
 
 
 def build_ema(options: TrainOptions, task: TrainingTask) -> None:

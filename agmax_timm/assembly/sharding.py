@@ -39,12 +39,12 @@ def check_sharding(options: TrainOptions) -> None:
         raise OptionError('--fsdp shards over the processes of a job, and this is one process: start it with '
                           'torchrun --nproc-per-node 2 (or more) train.py, or drop --fsdp')
     if options.opt.lower() not in OPTIMIZERS:
-        raise OptionError(f'--opt {options.opt} is not known to update shards as it updates whole weights: with '
+        raise OptionError(f"--opt '{options.opt}' is not known to update shards as it updates whole weights: with "
                           '--fsdp use adamw, lamb, lion, sgd or another that docs/scale.md lists')
     if options.kd_model_name:
-        raise OptionError(f'--kd-model-name {options.kd_model_name}: --fsdp does not support a teacher: drop --fsdp')
+        raise OptionError(f"--kd-model-name '{options.kd_model_name}': --fsdp does not support a teacher: drop --fsdp")
     if options.val_split and in_sequence(options):
-        raise OptionError(f"--dataset {options.dataset} may give ranks unequal numbers of batches in validation, and "
+        raise OptionError(f"--dataset '{options.dataset}' may give ranks unequal numbers of batches in validation, and "
                           "with --fsdp they compute each batch together: use hfds/ or a folder, or --val-split ''")
     if options.clip_grad is not None and options.clip_mode == 'agc':
         raise OptionError('--clip-mode agc clips by the norms of whole weights, and --fsdp keeps shards: use '
@@ -92,7 +92,8 @@ def _share_weights(module: nn.Module, device: torch.device) -> None:
     """Broadcast the weights and buffers of rank 0. Only one tensor at a time is on the device."""
     for name, parameter in module.named_parameters():
         if parameter.ndim == 0:
-            raise OptionError(f'--fsdp cannot shard {name}, a single number: train {type(module).__name__} without it')
+            raise OptionError(f"--fsdp cannot shard '{name}', a single number: train {type(module).__name__} without "
+                              'it')
         parameter.data = parameter.data.contiguous()  # fully_shard does not support channels_last
     for tensor in module.state_dict().values():
         shared = tensor.to(device)

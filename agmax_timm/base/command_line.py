@@ -97,7 +97,7 @@ class KeyValues(argparse.Action):
             parser.error(f'{option_string} has a value that is nested too deeply')
         for key, value in getattr(namespace, self.dest).items():
             if not is_plain(value):
-                parser.error(f'{option_string} {key} takes a number, a word, or a list of these, got {value!r}')
+                parser.error(f"{option_string} '{key}' takes a number, a word, or a list of these, got {value!r}")
 
 
 def is_plain(value: Any) -> bool:

@@ -70,12 +70,13 @@ def as_user_error(error: BaseException) -> UserError | None:
         stopped.exit_status = getattr(error, 'exit_status', 130)
         return stopped
     if isinstance(error, OSError) and error.strerror and not isinstance(error, ConnectionError):
-        return UserError(f'{error.filename}: {error.strerror}' if error.filename else error.strerror)
+        return UserError(f"'{error.filename}': {error.strerror}" if error.filename else error.strerror)
     if isinstance(error, RuntimeError) and 'DataLoader worker (pid' in str(error):  # not what a worker itself raised
         return WorkerError(f'a loader worker died: {one_line(error, 300)}. Out of memory? Use fewer --workers')
     too_large = isinstance(error, MemoryError) or type(error).__name__ == 'OutOfMemoryError'  # torch's
     if too_large or 'DefaultCPUAllocator' in str(error):
         return MemoryLimitError(f'out of memory: {one_line(error, 200)}. Use a smaller batch')
     if isinstance(error, ModuleNotFoundError) and error.name in _EXTRAS:
-        return UserError(f"the package {error.name} is not installed: pip install 'agmax_timm[{_EXTRAS[error.name]}]'")
+        return UserError(f"the package '{error.name}' is not installed: pip install "
+                         f"'agmax_timm[{_EXTRAS[error.name]}]'")
     return None

@@ -59,10 +59,10 @@ def check_mode(dataset: Any, channels: int, kwargs: dict[str, Any]) -> None:
     mode = getattr(dataset, 'input_img_mode', None) or mode_of_channels(channels)
     reason = why_not_loaded(mode, kwargs.get('use_prefetcher', True))
     if reason:
-        raise ValueError(f'input_img_mode {mode}: {reason}')
+        raise ValueError(f"input_img_mode '{mode}': {reason}")
     for name, modes in _MODES_OF_STEPS.items():
         value = kwargs.get(name, _DEFAULT_JITTER if name == 'color_jitter' else None)
         asked = any(value) if isinstance(value, (tuple, list)) else value
         if asked and mode not in modes and not kwargs.get('no_aug'):
             remedy = 'set it to 0' if name == 'color_jitter' else 'leave it out'
-            raise ValueError(f"{name} {value} works on images of mode {', '.join(modes)}, got {mode}: {remedy}")
+            raise ValueError(f"{name} {value!r} works on images of mode {', '.join(modes)}, got '{mode}': {remedy}")

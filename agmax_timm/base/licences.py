@@ -39,7 +39,7 @@ def check_license(value: str | None) -> None:
         return
     prefix, _, name = value.partition(':')
     if prefix != _OTHER or not _NAME.fullmatch(name):
-        raise OptionError(f"--license {value}: the Hub does not list such a licence{nearest(value.lower(), LISTED)}; "
+        raise OptionError(f"--license '{value}': the Hub does not list such a licence{nearest(value.lower(), LISTED)}; "
                           'for another licence use other:NAME, with a-z, 0-9, -, . and + in NAME')
 
 

@@ -33,7 +33,7 @@ def save_figure(path: str, draw: Callable[[Any], None], dpi: int = 110, **figure
         from matplotlib import rc_context
         from matplotlib.figure import Figure
     except ImportError:
-        _logger.warning(f"{os.path.basename(path)} is not written: it needs pip install 'agmax_timm[plot]'")
+        _logger.warning(f"'{os.path.basename(path)}' is not written: it needs pip install 'agmax_timm[plot]'")
         return
     logging.getLogger('matplotlib.font_manager').setLevel(logging.ERROR)  # warns of fonts without bold letters
     with rc_context(_style()), warnings.catch_warnings():

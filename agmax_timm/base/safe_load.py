@@ -41,14 +41,14 @@ def read_file(path: str, mmap: bool = False) -> dict[str, Any]:
     except pickle.UnpicklingError as error:
         found = re.search(r'GLOBAL ([\w.]+)', str(error))
         if found is None:
-            raise CheckpointError(f'{path} is damaged or not a checkpoint') from error
-        raise CheckpointError(f'{path} holds {found[1]}, which is neither a tensor nor a plain value: refused, '
+            raise CheckpointError(f"'{path}' is damaged or not a checkpoint") from error
+        raise CheckpointError(f"'{path}' holds '{found[1]}', which is neither a tensor nor a plain value: refused, "
                               'nothing of it was executed') from error
     except Exception as error:  # a damaged file can make torch's parsers raise anything
         reason = one_line(error).split('. ')[0]
-        raise CheckpointError(f'{path} is damaged or not a checkpoint: {reason}') from error
+        raise CheckpointError(f"'{path}' is damaged or not a checkpoint: {reason}") from error
     if not isinstance(checkpoint, dict):
-        raise CheckpointError(f'{path} is not a checkpoint: it holds a {type(checkpoint).__name__}')
+        raise CheckpointError(f"'{path}' is not a checkpoint: it holds a {type(checkpoint).__name__}")
     return checkpoint
 
 
@@ -68,9 +68,9 @@ def verify(path: str) -> None:
             damaged = parts.testzip() or next(
                 (part.filename for part in parts.infolist() if part.external_attr & _IS_FOLDER), None)
     except Exception as error:  # a damaged file can make zipfile raise anything
-        raise CheckpointError(f'{path} is damaged: {one_line(error)}') from error
+        raise CheckpointError(f"'{path}' is damaged: {one_line(error)}") from error
     if damaged is not None:
-        raise CheckpointError(f'{path} is damaged: {damaged} is not what was written')
+        raise CheckpointError(f"'{path}' is damaged: {damaged} is not what was written")
 
 
 def _is_zip(path: str) -> bool:
@@ -81,6 +81,6 @@ def _is_zip(path: str) -> bool:
 
 def _check_exists(path: str) -> None:
     if not os.path.isfile(path):
-        raise CheckpointError(f'no such checkpoint: {path}')
+        raise CheckpointError(f"no such checkpoint: '{path}'")
     if not os.path.getsize(path):
-        raise CheckpointError(f'{path} is empty')
+        raise CheckpointError(f"'{path}' is empty")

@@ -54,11 +54,11 @@ class StopSignals:
             Interrupted: A rank has received a signal.
         """
         if self.received_by_any(device):
-            since = f'nothing was trained since {resume}' if resume else 'nothing was begun'
-            raise Interrupted(f'{self.name}: {since}. The same command starts again')
+            since = f"nothing was trained since '{resume}'" if resume else 'nothing was begun'
+            raise Interrupted(f'{self.signal_name}: {since}. The same command starts again')
 
     @property
-    def name(self) -> str:
+    def signal_name(self) -> str:
         """Name of the signal for messages."""
         return self.received or 'a signal to another rank'
 

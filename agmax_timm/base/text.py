@@ -26,6 +26,11 @@ def listed(items: Sequence[Any], most: int = 8) -> str:
     return shown if len(items) <= most else f'{shown} and {len(items) - most} more'
 
 
+def quoted(names: Iterable[Any], most: int = 8) -> str:
+    """Return the first names in quotes, with escapes for invisible characters, and the number of other names."""
+    return listed([repr(name) for name in names], most)
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return ', did you mean X?' for the known name with the smallest edit distance, '' if none is similar."""
     best = min(known, key=lambda other: edit_distance(name, other))

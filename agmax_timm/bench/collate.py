@@ -16,7 +16,7 @@ def collate(args: argparse.Namespace) -> Result:
     try:
         from ..data.arrays.collate import FastCollate
     except ImportError as error:
-        raise ValueError(f"{error.name} is not installed: pip install 'agmax_timm[fast]'") from error
+        raise ValueError(f"'{error.name}' is not installed: pip install 'agmax_timm[fast]'") from error
     draw = np.random.default_rng(0)
     pixels = draw.integers(0, 256, (2, args.batch_size, args.img_size, args.img_size, 3), dtype=np.uint8)
     # Memory layout of the transforms: channels first for timm, channels last for the fast backend.

@@ -131,7 +131,7 @@ def find_device(args: argparse.Namespace) -> torch.device:
         device = init_device(args.device, single_process=True)
         torch.zeros(1, device=device)
     except RuntimeError as error:
-        raise ValueError(f'--device {args.device}: {str(error).splitlines()[0]}') from error
+        raise ValueError(f"--device '{args.device}': {str(error).splitlines()[0]}") from error
     return device
 
 
@@ -157,7 +157,7 @@ def _named_errors(args: argparse.Namespace) -> Iterator[None]:
     try:
         yield
     except REFUSED as error:
-        raise ValueError(f'--model {args.model}, --img-size {args.img_size}: {error}') from error
+        raise ValueError(f"--model '{args.model}', --img-size {args.img_size}: {error}") from error
 
 
 def _build_loader(name: str, root: str, args: argparse.Namespace, device: torch.device) -> Any:

@@ -95,7 +95,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     for name, least in _AT_LEAST.items():
         value = getattr(args, name, None)
         if value is not None and value < least:
-            args.parser.error(f'{flag_of(name)} must be {least} or more, got {value}')
+            args.parser.error(f'{flag_of(name)} must be {least} or more, got {value:g}')
     return args
 
 

@@ -36,7 +36,7 @@ def some_images(folder: str, split: str, count: int) -> Iterator[str]:
     """
     reader = getattr(create_dataset('', root=folder, split=split), 'reader', None)
     if not isinstance(reader, FolderReader):
-        raise DataError(f'{folder} is not a folder of images')
+        raise DataError(f"'{folder}' is not a folder of images")
     with tempfile.TemporaryDirectory() as links:
         for index in np.linspace(0, len(reader) - 1, min(count, len(reader))).astype(int).tolist():
             path = os.path.join(links, 'train', reader.filename(index))

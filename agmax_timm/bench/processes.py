@@ -40,7 +40,7 @@ def startup(args: argparse.Namespace) -> Result:
 def run(args: argparse.Namespace) -> Result:
     """Measure whole runs of train.py --agmax and of timm's own training script on the same number of views."""
     if not os.path.isfile(args.timm_script):
-        raise ValueError(f"--timm-script {args.timm_script} is not a file: get train.py of timm's repository")
+        raise ValueError(f"--timm-script '{args.timm_script}' is not a file: get train.py of timm's repository")
     from ..base.distributed import describe_device as describe
     from .network import find_device
     device = find_device(args)

@@ -83,7 +83,7 @@ def _write(options: ValidateOptions, results: Results) -> bool:
             write_report(options.report_dir, results if isinstance(results, list) else [results])
     except OSError as error:
         path = error.filename or options.results_file or options.report_dir
-        _logger.error(f'cannot write {path}: {error.strerror or error}: the results are on stdout')
+        _logger.error(f"cannot write '{path}': {error.strerror or error}: the results are on stdout")
         return False
     return True
 

@@ -31,7 +31,7 @@ def select_backend(loader: Any, extensions: Extensions, channels: int) -> None:
             from .arrays.install import work_on_arrays
             remark = work_on_arrays(loader, extensions)
         except ImportError as error:
-            reason = f"{error.name} is not installed: pip install 'agmax_timm[fast]'"
+            reason = f"'{error.name}' is not installed: pip install 'agmax_timm[fast]'"
         except NotImplementedError as error:
             reason = f'{error} has no fast equivalent'
         else:

@@ -64,7 +64,7 @@ def list_jobs(options: ValidationModel) -> list[Job] | None:
     if not names and os.path.isfile(options.model):
         names = _names_in(options.model)
     if names and options.checkpoint:
-        raise OptionError(f'--checkpoint {options.checkpoint} contains one model, --model {options.model} names '
+        raise OptionError(f"--checkpoint '{options.checkpoint}' contains one model, --model '{options.model}' names "
                           f'{len(names)}: drop one of them')
     return [Job(name) for name in names] or None
 
@@ -83,7 +83,7 @@ def _checkpoints(place: str) -> Iterator[list[str]]:
         paths = list(filter(os.path.isfile, matches)) + _best_of_runs(matches)
     if not paths:
         kind = 'in this folder or its runs' if os.path.isdir(place) else 'of this pattern'
-        raise OptionError(f"--checkpoint {place}: no {', '.join(_WEIGHTS)} {kind}")
+        raise OptionError(f"--checkpoint '{place}': no {', '.join(_WEIGHTS)} {kind}")
     files: dict[tuple[int, int], list[str]] = {}
     for path in sorted(paths, key=natural_key):
         stat = os.stat(path)
@@ -105,9 +105,9 @@ def _names_in(path: str) -> list[str]:
     try:
         names = [line.strip() for line in read_text(path).split('\n') if line.strip()]
     except (OSError, ValueError) as error:
-        raise OptionError(f'--model {path}: {error}') from error
+        raise OptionError(f"--model '{path}': {error}") from error
     if not names:
-        raise OptionError(f'--model {path}: no name of a model in this file')
+        raise OptionError(f"--model '{path}': no name of a model in this file")
     return names
 
 
@@ -146,9 +146,9 @@ def validate_with_retry(options: ValidateOptions, validate: Callable, device: to
             message, can_retry = one_line(as_user_error(error) or error), _can_retry(error, device)
         batch_size = decay_batch_step(options.batch_size) if can_retry else 0
         if not batch_size:
-            _logger.error(f'{options.model} failed: {message}')
+            _logger.error(f"'{options.model}' failed: {message}")
             return OrderedDict(model=options.model, error=message)
-        _logger.warning(f'{options.model}: {message}. Retrying with --batch-size {batch_size}.')
+        _logger.warning(f"'{options.model}': {message}. Retrying with --batch-size {batch_size}.")
         # Marked as given, so that the batch size of the checkpoint does not replace it.
         options = replace(options, batch_size=batch_size, given=options.given | {'batch_size'})
         _free_memory()

@@ -55,8 +55,8 @@ def compare_on_data(saved: SavedModel, folder: Path, in_run: bool = False) -> No
         others = ''.join(f'; {name} is {published.get(name)}, in the run {value}' for name, value in own.items()
                          if differ(value, published.get(name)))
         raise HubError(
-            f'the staged folder does not give the logits of {saved.source} on {len(expected)} validation images: they '
-            f'differ by up to {(expected - found).abs().max():.3g}{others}')
+            f"the staged folder does not give the logits of '{saved.source}' on {len(expected)} validation images: "
+            f'they differ by up to {(expected - found).abs().max():.3g}{others}')
     _logger.info(f'The staged folder gives the logits of the run on {len(expected)} validation images')
 
 
@@ -70,7 +70,7 @@ def _options(saved: SavedModel, in_run: bool) -> TrainOptions:
     if not options.val_split:
         raise DataError('the run had none')
     if not in_run and hub_dataset_of({**vars(options), 'hub_dataset': ''}):
-        raise DataError(f"--dataset {options.dataset} is on the Hub")
+        raise DataError(f"--dataset '{options.dataset}' is on the Hub")
     return options
 
 

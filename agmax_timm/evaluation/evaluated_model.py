@@ -67,7 +67,8 @@ def adopt_options(options: ValidateOptions, saved: dict[str, Any]) -> ValidateOp
         if 'val_split_seed' in explicit and own not in (None, seed):
             _logger.warning(f'--val-split-seed {seed} has images that the run trained on: it held out those of {own}')
     if share is not None and run_split and share > float(run_split['split']):
-        _logger.warning(f"--split {options.split} has images that the run trained on: it held out {run_split['split']}")
+        _logger.warning(f"--split '{options.split}' has images that the run trained on: it held out "
+                        f"'{run_split['split']}'")
     if 'batch_size' not in explicit:
         adopted['batch_size'] = saved.get('validation_batch_size') or saved.get('batch_size') or options.batch_size
     adopted['use_train_size'] = True
@@ -152,7 +153,7 @@ def create_evaluated_model(options: ValidateOptions, device: torch.device, preci
         names = model.state_dict().keys()
         model = reparameterize_model(model)
         if is_primary() and names == model.state_dict().keys():
-            _logger.warning(f'--reparam has no effect: --model {options.model} has no branches to fuse')
+            _logger.warning(f"--reparam has no effect: --model '{options.model}' has no branches to fuse")
     num_classes = model.num_classes
     classes = classes_of(model, options.model, options.checkpoint)
     options = replace(options, class_map=map_of_model(options, classes))
@@ -189,8 +190,8 @@ def _check_head(options: Model, model: nn.Module) -> None:
     """Raise OptionError if --num-classes would replace the pretrained head by an untrained one."""
     outputs = (getattr(model, 'pretrained_cfg', None) or {}).get('num_classes')
     if options.num_classes is not None and outputs not in (None, options.num_classes):
-        raise OptionError(f'--num-classes {options.num_classes}: the weights of --model {options.model} have {outputs} '
-                          'outputs, and an untrained head would take their place: leave it out')
+        raise OptionError(f"--num-classes {options.num_classes}: the weights of --model '{options.model}' have "
+                          f'{outputs} outputs, and an untrained head would take their place: leave it out')
 
 
 def _pool_at_test_time(options: Model, model: Any, data_config: dict) -> tuple[nn.Module, dict]:
@@ -202,7 +203,7 @@ def _pool_at_test_time(options: Model, model: Any, data_config: dict) -> tuple[n
                      'nothing is pooled')
         return model, data_config
     if not config.get('pool_size'):
-        raise OptionError(f'--test-pool: {options.model} does not end in a map of features to pool over: drop it')
+        raise OptionError(f"--test-pool: '{options.model}' does not end in a map of features to pool over: drop it")
     model, _ = apply_test_time_pool(model, data_config)
     return model, {**data_config, 'crop_pct': 1.0}
 

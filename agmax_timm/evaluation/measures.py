@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from ..assembly import datasets, loaders
 from ..base.distributed import is_primary
 from ..base.errors import DataError, OptionError
-from ..base.text import one_line
+from ..base.text import one_line, quoted
 from ..data.augmentation.mixup import TwoViewCollate
 from ..data.augmentation.transforms import change_transforms, transforms_of
 from ..data.sources.classes import class_names, same_names
@@ -151,20 +151,20 @@ def list_corruptions(options: Robustness) -> list[Corruption]:
     folder, severities = options.corruptions_dir, sorted(set(options.severities))
     if folder:
         if not os.path.isdir(folder):
-            raise OptionError(f'--corruptions-dir {folder}: no such folder')
+            raise OptionError(f"--corruptions-dir '{folder}': no such folder")
         found = find_corruptions(folder)
         if not found:
-            raise OptionError(f'--corruptions-dir {folder} has no folders NAME/1 to NAME/5')
+            raise OptionError(f"--corruptions-dir '{folder}' has no folders NAME/1 to NAME/5")
         unclear = [name for name in found if re.fullmatch(r'.*_[1-5]', name)]
         if unclear:
-            raise OptionError(f"--corruptions-dir {folder}: the name '{unclear[0]}' looks like a severity in "
+            raise OptionError(f"--corruptions-dir '{folder}': the name '{unclear[0]}' looks like a severity in "
                               'the results, NAME_1 to NAME_5: rename the folder')
         names = _expand_names(options.corruptions or ['all'], list(found), folder)
         listed = [Corruption(name, severity, found[name][severity])
                   for name in names for severity in severities if severity in found[name]]
         if not listed:
-            raise OptionError(f"--severities {' '.join(map(str, severities))}: --corruptions-dir {folder} has none of "
-                              f"them for {', '.join(names)}")
+            raise OptionError(f"--severities {' '.join(map(str, severities))}: --corruptions-dir '{folder}' has none "
+                              f"of them for {quoted(names)}")
         return listed
     if not options.corruptions:
         return []
@@ -182,7 +182,7 @@ def _expand_names(words: list[str], known: list[str], where: str) -> list[str]:
     names = list(dict.fromkeys(name for word in words for name in subsets.get(word, [word])))
     for name in names:
         if name not in known:
-            raise OptionError(f"--corruptions {name}: {where} has {', '.join(known)}")
+            raise OptionError(f"--corruptions '{name}': '{where}' has {', '.join(map(repr, known))}")
     return names
 
 
@@ -211,7 +211,7 @@ def measure_corruptions(evaluation: Evaluation) -> dict[str, float]:
 def _check_images(options: AnyOptions, config: dict[str, Any]) -> None:
     mode = datasets.image_mode(options, config)
     if mode != 'RGB':
-        raise OptionError(f'--corruptions are for RGB images, the model takes {mode}: drop it')
+        raise OptionError(f"--corruptions are for RGB images, the model takes '{mode}': drop it")
     if min(config['input_size'][1:]) < SMALLEST:
         raise OptionError(f"--corruptions are for {SMALLEST} pixels and more, the model takes "
                           f"{' x '.join(map(str, config['input_size'][1:]))}: use a larger --img-size, or drop it")
@@ -228,7 +228,7 @@ def _open_corrupted(evaluation: Evaluation, path: str) -> Dataset:
     dataset = open_split(options, evaluation.subject.data_config)
     expected, found = class_names(evaluation.dataset), class_names(dataset)
     if expected is not None and not (found and same_names(found, expected)):
-        raise DataError(f'--corruptions-dir: {path} has other classes than the data, so other labels: give both the '
+        raise DataError(f"--corruptions-dir: '{path}' has other classes than the data, so other labels: give both the "
                         'same')
     return dataset
 

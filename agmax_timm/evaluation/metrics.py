@@ -128,8 +128,8 @@ def set_targets(
         return
     outputs, found = read_valid_labels(options.valid_labels, num_classes), len(class_names(dataset) or ())
     if found > len(outputs):
-        raise DataError(f'--valid-labels {options.valid_labels} has {len(outputs)} lines, the data {found} classes: it '
-                        'takes one line per class, in the order of the classes')
+        raise DataError(f"--valid-labels '{options.valid_labels}' has {len(outputs)} lines, the data {found} "
+                        'classes: it takes one line per class, in the order of the classes')
     _check_subset(options.valid_labels, class_names(dataset))
     check_evaluated_classes(dataset, classes, num_classes, options.class_map, outputs)
 
@@ -142,9 +142,9 @@ def _check_subset(path: str, classes: list[str] | None) -> None:
     expected = read_text(names).split()
     other = sorted(set(classes) ^ set(expected))
     if classes != expected:
-        raise DataError(f'--valid-labels {os.path.basename(path)} is for {len(expected)} classes by the names of their '
-                        f"folders, from {expected[0]} on; the data has {len(classes)}"
-                        + (f', and {other[0]} is only in one of both' if other else ' in another order'))
+        raise DataError(f"--valid-labels '{os.path.basename(path)}' is for {len(expected)} classes by the names of "
+                        f"their folders, from {expected[0]} on; the data has {len(classes)}"
+                        + (f", and '{other[0]}' is only in one of both" if other else ' in another order'))
 
 
 def create_evaluator(
@@ -182,19 +182,19 @@ def read_valid_labels(path: str, num_outputs: int) -> list[int]:
     try:
         lines = read_text(path).split('\n')
     except (OSError, ValueError) as error:
-        raise OptionError(f'--valid-labels {path}: {error}') from error
+        raise OptionError(f"--valid-labels '{path}': {error}") from error
     outputs: dict[int, int] = {}  # line number by output
     for number, line in enumerate(lines, 1):
         for word in line.split():
-            where = f'--valid-labels {path}, line {number}'
+            where = f"--valid-labels '{path}', line {number}"
             if not word.isdecimal() or int(word) >= num_outputs:
                 raise OptionError(f'{where}: {word!r} is not an output of the model, which has 0 to {num_outputs - 1}')
             if int(word) in outputs:
-                raise OptionError(f'{where}: {word} is in line {outputs[int(word)]} as well: an output can stand for '
+                raise OptionError(f"{where}: '{word}' is in line {outputs[int(word)]} as well: an output can stand for "
                                   'one class')
             outputs[int(word)] = number
     if not outputs:
-        raise OptionError(f'--valid-labels {path} is empty')
+        raise OptionError(f"--valid-labels '{path}' is empty")
     return list(outputs)
 
 
@@ -208,18 +208,19 @@ def open_real_labels(options: Labels, dataset: Any, num_outputs: int) -> RealLab
     try:
         files = dataset.filenames(basename=True)
     except (AttributeError, AssertionError, NotImplementedError) as error:
-        raise OptionError(f'--real-labels {path} needs file names, which this data set does not have: use a folder '
+        raise OptionError(f"--real-labels '{path}' needs file names, which this data set does not have: use a folder "
                           'or tar file') from error
     try:
         with without_mark(path) as readable:
             labels = RealLabelsImagenet(files, real_json=readable, topk=(1, min(5, num_outputs)))
     except AssertionError as error:
-        raise OptionError(f'--real-labels {path} is not for these {len(files)} images: it has another number of '
+        raise OptionError(f"--real-labels '{path}' is not for these {len(files)} images: it has another number of "
                           'labels') from error
     except (OSError, ValueError) as error:
-        raise OptionError(f'--real-labels {path}: {error}') from error
+        raise OptionError(f"--real-labels '{path}': {error}") from error
     unknown = next((name for name in files if name not in labels.real_labels), None)
     if unknown is not None:
-        raise OptionError(f'--real-labels {path} is for ILSVRC2012_val_00000001.JPEG and on, the data has {unknown}')
+        raise OptionError(f"--real-labels '{path}' is for ILSVRC2012_val_00000001.JPEG and on, the data has "
+                          f"'{unknown}'")
     labels.filenames = files[rank()::world_size()]  # as in the distributed sampler
     return labels

@@ -152,7 +152,7 @@ def options_of(
         return validate_options(model=model, pretrained=True, **given)
     saved = saved_options(checkpoint)
     if model is None and not saved.get('model'):
-        raise CheckpointError(f'{checkpoint} does not say which model of timm it holds: name it with --model')
+        raise CheckpointError(f"'{checkpoint}' does not say which model of timm it holds: name it with --model")
     use_ema = choose_ema(saved, given.pop('use_ema', False))
     known = dict(model=model, num_classes=num_classes, model_kwargs=model_kwargs)
     if not saved:

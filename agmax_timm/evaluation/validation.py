@@ -91,7 +91,7 @@ def summarize(options: ValidateOptions, subject: EvaluatedModel, metrics: dict[s
         loss=metrics['loss'],
     )
     if not math.isfinite(metrics['loss']):
-        _logger.warning(f"The loss of {options.model} is {metrics['loss']}: 'loss' is null in the results.")
+        _logger.warning(f"The loss of '{options.model}' is {metrics['loss']}: 'loss' is null in the results.")
     if options.checkpoint:
         results['checkpoint'] = options.checkpoint
     _logger.info(' * ' + ' '.join(_metric_texts(results, options.task, metrics)))

@@ -97,7 +97,7 @@ def _check_input(options: AnyOptions, parser: Parser) -> None:
     error = parser.error
     kind, slash, name = options.dataset.partition('/')
     if slash and (kind.lower() not in _DATASETS or not name):
-        error(f"--dataset {options.dataset}: must be TYPE/NAME, with one of the types {', '.join(_DATASETS)}")
+        error(f"--dataset '{options.dataset}': must be TYPE/NAME, with one of the types {', '.join(_DATASETS)}")
     check_source(options, error)
     size, side = options.input_size, options.img_size
     if size and side and size[1:] != [side, side]:
@@ -177,7 +177,7 @@ def needs_classes(options: TrainOptions, flag: str, error: Callable) -> None:
     if options.task == 'multilabel':
         error(f'{flag} is for one class per image: drop it, or drop --task multilabel')
     if in_sequence(options):
-        error(f'{flag} needs data that can be indexed, got --dataset {options.dataset}: drop it, or use a folder, '
+        error(f"{flag} needs data that can be indexed, got --dataset '{options.dataset}': drop it, or use a folder, "
               'torch/ or hfds/')
 
 
@@ -193,13 +193,13 @@ def _check_labels(options: ValidateOptions, error: Callable) -> None:
     for flag, value in (('--real-labels', options.real_labels), ('--valid-labels', options.valid_labels),
                         ('--metrics-avg', options.metrics_avg)):
         if value and options.task == 'multilabel':
-            error(f'{flag} {value} is for one class per image: drop it, or drop --task multilabel')
+            error(f"{flag} '{value}' is for one class per image: drop it, or drop --task multilabel")
 
 
 def _check_validation_loader(options: ValidateOptions, parser: Parser) -> None:
     if options.tf_preprocessing:
         for flag, asked in (('--no-prefetcher', options.no_prefetcher), ('--naflex-loader', options.naflex_loader),
-                            (f'--dataset {options.dataset}', options.dataset == 'demo')):
+                            (f"--dataset '{options.dataset}'", options.dataset == 'demo')):
             if asked:
                 parser.error(f'--tf-preprocessing decodes image files to one size, for the prefetcher: drop it, or '
                              f'drop {flag}')
@@ -226,8 +226,8 @@ def _check_robustness(options: ValidateOptions, parser: Parser) -> None:
         parser.error(f"{flags[0]} needs timm's transforms: drop it, or drop --tf-preprocessing")
     if augmented and in_sequence(options):
         flag = next(flag for flag in flags if flag not in ('--corruptions-dir', '--attack'))
-        parser.error(f'{flag} draws by the index of an image, --dataset {options.dataset} has none: drop it, or use a '
-                     'folder or hfds/')
+        parser.error(f"{flag} draws by the index of an image, --dataset '{options.dataset}' has none: drop it, or "
+                     'use a folder or hfds/')
     _check_attack(options, parser)
 
 
@@ -277,4 +277,4 @@ def _check_run(options: TrainOptions, error: Callable) -> None:
     if options.seed + int(os.environ.get('WORLD_SIZE', 1)) > 2 ** 32:
         error(f'--seed {options.seed} leaves no seed for the other processes: use a smaller one')
     if options.wandb_resume_id and not options.resume:
-        error(f'--wandb-resume-id {options.wandb_resume_id} continues with a run: add --resume FILE')
+        error(f"--wandb-resume-id '{options.wandb_resume_id}' continues with a run: add --resume FILE")

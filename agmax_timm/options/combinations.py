@@ -85,7 +85,7 @@ def _check_resolutions(options: TrainOptions, error: Callable) -> None:
         if has_effect(options, one_size):
             error(f'{flag_with_values(one_size)} is for one size, --train-img-sizes gives several: drop one of them')
     if in_sequence(options):
-        error(f'--train-img-sizes needs data that can be indexed, got --dataset {options.dataset}: drop it, or use a '
+        error(f"--train-img-sizes needs data that can be indexed, got --dataset '{options.dataset}': drop it, or use a "
               'folder, torch/ or hfds/')
 
 
@@ -96,7 +96,8 @@ def _check_naflex(options: TrainOptions, error: Callable) -> None:
         if has_effect(options, other):
             error(f'{flag_with_values(other)} {reason}: drop it, or drop --naflex-loader')
     if in_sequence(options):
-        error(f'--naflex-loader needs data that can be indexed, got --dataset {options.dataset}: use a folder or hfds/')
+        error(f"--naflex-loader needs data that can be indexed, got --dataset '{options.dataset}': use a folder or "
+              'hfds/')
     probs, sizes = options.naflex_patch_size_probs, options.naflex_patch_sizes
     if probs is not None and len(probs) != len(sizes or ()):
         error(f'--naflex-patch-size-probs needs a value for each of the {len(sizes or ())} --naflex-patch-sizes, got '

@@ -22,18 +22,18 @@ def kind_of(options: DataSet) -> str:
 def check_source(options: DataSet, error: Callable[[str], Any]) -> None:
     """Call `error` with one line, including the remedy, for an option that this kind of data would ignore."""
     kind = kind_of(options)
-    data = f'--dataset {options.dataset}' if options.dataset else {'tar': 'a tar file'}.get(kind, 'a folder')
+    data = f"--dataset '{options.dataset}'" if options.dataset else {'tar': 'a tar file'}.get(kind, 'a folder')
     for name, declaration in declared(type(options)).items():
         value = getattr(options, name)
         if value and declaration.kinds and kind not in declaration.kinds:
-            error(f'{flag_of(name)} {value} does nothing on {data}: {_remedy(options, name, kind)}')
+            error(f'{flag_of(name)} {value!r} does nothing on {data}: {_remedy(options, name, kind)}')
     for name in ('val_split', 'split'):
-        split = getattr(options, name, None)
-        if share_of(split) is not None and kind in ('hfids', 'tfds', 'wds'):
-            error(f'{flag_of(name)} {split} is a share of images with an index, and {data} is read in sequence: name a '
-                  'split')
-        if share_of(split) is not None and getattr(options, 'task', '') == 'multilabel':
-            error(f'{flag_of(name)} {split} is a share of each class, and --task multilabel has several per image: '
+        share = share_of(getattr(options, name, None))
+        if share is not None and kind in ('hfids', 'tfds', 'wds'):
+            error(f'{flag_of(name)} {share:g} is a share of images with an index, and {data} is read in sequence: name '
+                  'a split')
+        if share is not None and getattr(options, 'task', '') == 'multilabel':
+            error(f'{flag_of(name)} {share:g} is a share of each class, and --task multilabel has several per image: '
                   'name a split')
     repeats = getattr(options, 'epoch_repeats', 0.)
     if 0. < repeats < 1.:

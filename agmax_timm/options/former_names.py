@@ -61,7 +61,7 @@ def with_todays_names(config: dict[Any, Any], warn: Callable[[str], Any]) -> dic
         today.update(options)
         if options:
             meant = ', '.join(f'{name}: {value!r}' for name, value in options.items())
-            warn(f'{key} is a former option of timm, read as {meant}')
+            warn(f"'{key}' is a former option of timm, read as {meant}")
         else:
-            warn(f'{key} is a former option of timm, {value!r} has no effect: today it is {FORMER[name].today}')
+            warn(f"'{key}' is a former option of timm, {value!r} has no effect: today it is {FORMER[name].today}")
     return today

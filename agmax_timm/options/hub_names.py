@@ -19,8 +19,8 @@ def check_hub(options: Hub, error: Callable[[str], None]) -> None:
             error(f'{flag_of(name)} needs --push-to-hub OWNER/NAME')
     for check, value, flag in (
             (check_license, options.license, ''), (check_dataset, options.hub_dataset, ''),
-            (check_name, options.push_to_hub, f'--push-to-hub {options.push_to_hub}: '),
-            (check_revision, options.hub_revision, f'--hub-revision {options.hub_revision}: ')):
+            (check_name, options.push_to_hub, f"--push-to-hub '{options.push_to_hub}': "),
+            (check_revision, options.hub_revision, f"--hub-revision '{options.hub_revision}': ")):
         try:
             if value:
                 check(value)
@@ -40,7 +40,7 @@ def check_name(repo_id: str) -> None:
 def check_dataset(name: str) -> None:
     """Raise OptionError unless a name is '' or valid for a data set on the Hub."""
     if name:
-        _validate(name, f'--hub-dataset {name} is not a name of a data set on the Hub: ')
+        _validate(name, f"--hub-dataset '{name}' is not a name of a data set on the Hub: ")
 
 
 def _validate(name: str, message: str = '') -> None:

@@ -55,11 +55,11 @@ def convert_options(config: dict[Any, Any], parser: Parser, where: str = '') -> 
             raise ValueError(f"unknown option '{name}'{parser.did_you_mean(name)}")
         option = known[name]
         if option.name in options:
-            raise ValueError(f'{key} occurs twice: drop one of them')
+            raise ValueError(f"'{key}' occurs twice: drop one of them")
         try:
             options[option.name] = _convert(option, value)
         except ValueError as error:
-            raise ValueError(f'{key}: {error}') from error
+            raise ValueError(f"'{key}': {error}") from error
     return options
 
 

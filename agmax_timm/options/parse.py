@@ -76,9 +76,9 @@ def read_config(path: str, parser: Parser) -> dict[str, Any]:
     from .option_file import convert_options, read_mapping
     from .recipe_files import find_recipe
     try:
-        return convert_options(read_mapping(find_recipe(path)), parser, f'--config {path}: ')
+        return convert_options(read_mapping(find_recipe(path)), parser, f"--config '{path}': ")
     except ValueError as error:
-        parser.error(f'--config {path}: {error}')
+        parser.error(f"--config '{path}': {error}")
 
 
 def _with_data(options: Any, parser: Parser) -> Any:

@@ -38,10 +38,10 @@ def check_paths(options: AnyOptions, error: Callable[[str], Any]) -> None:
     if options.report_dir:
         _check_folder(options.report_dir, error, '--report-dir')
     if os.path.isdir(options.results_file):
-        error(f'--results-file {options.results_file} is a folder: name a file')
+        error(f"--results-file '{options.results_file}' is a folder: name a file")
     folder = os.path.dirname(options.results_file)
     if folder and not os.path.isdir(folder):
-        error(f'--results-file {options.results_file}: no folder {folder}: make it first')
+        error(f"--results-file '{options.results_file}': no folder '{folder}': make it first")
 
 
 def timms_labels(name: str, value: str) -> str:
@@ -60,9 +60,9 @@ def timms_labels(name: str, value: str) -> str:
 
 def _check_file(name: str, path: str, error: Callable) -> None:
     if path and not os.path.exists(path):
-        error(f'{flag_of(name)} {path}: no such file')
+        error(f"{flag_of(name)} '{path}': no such file")
     if path and os.path.isdir(path):
-        error(f'{flag_of(name)} {path} is a folder: name a file')
+        error(f"{flag_of(name)} '{path}' is a folder: name a file")
 
 
 def _check_experiment(name: str, error: Callable) -> None:
@@ -75,11 +75,11 @@ def _check_experiment(name: str, error: Callable) -> None:
 def _check_folder(path: str, error: Callable, flags: str = '--output, --experiment') -> None:
     """Call `error` unless the folder can be written to, or can be created."""
     if any(len(os.fsencode(part)) > 200 for part in path.split('/')):
-        error(f'{flags}: the name of a folder must be at most 200 bytes, got {path}')
+        error(f"{flags}: the name of a folder must be at most 200 bytes, got '{path}'")
     there = os.path.abspath(path)
     while not os.path.lexists(there):
         there = os.path.dirname(there)
     if not os.path.isdir(there):
-        error(f'{flags} {path}: {there} is not a folder: name another one')
+        error(f"{flags} '{path}': '{there}' is not a folder: name another one")
     if not os.access(there, os.W_OK | os.X_OK):
-        error(f'{flags} {path}: {there} cannot be written to: name another one')
+        error(f"{flags} '{path}': '{there}' cannot be written to: name another one")

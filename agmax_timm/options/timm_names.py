@@ -50,7 +50,7 @@ def check_device(name: str) -> None:
         elif torch.cuda.is_available() and (device.index or 0) >= torch.cuda.device_count():
             raise RuntimeError(f'there are {torch.cuda.device_count()} CUDA devices')
     except (RuntimeError, AssertionError, NotImplementedError, ModuleNotFoundError) as error:
-        raise OptionError(f"--device {name}: {one_line(error)[:200]}: use cuda or cpu") from error
+        raise OptionError(f"--device '{name}': {one_line(error)[:200]}: use cuda or cpu") from error
 
 
 def check_model(flag: str, name: str) -> None:
@@ -60,7 +60,7 @@ def check_model(flag: str, name: str) -> None:
     base = name.partition('.')[0].lower()
     similar = list_models(f"*{re.sub('[^a-z0-9_]', '', base)}*")[:5] if base else []
     hint = f", did you mean {', '.join(similar)}?" if similar else nearest(base, list_models())
-    raise OptionError(f"{flag} {name}: timm has no such model{hint or ': see timm.list_models()'}")
+    raise OptionError(f"{flag} '{name}': timm has no such model{hint or ': see timm.list_models()'}")
 
 
 def check_compiler(options: AnyOptions) -> None:
@@ -69,7 +69,7 @@ def check_compiler(options: AnyOptions) -> None:
         return
     backends = torch.compiler.list_backends(exclude_tags=())
     if options.torchcompile not in backends:
-        raise OptionError(f"--torchcompile {options.torchcompile}: torch has no such backend"
+        raise OptionError(f"--torchcompile '{options.torchcompile}': torch has no such backend"
                           f'{nearest(options.torchcompile, backends)}')
     if options.torchcompile_mode:
         modes = [*torch._inductor.list_mode_options()]
@@ -87,10 +87,10 @@ def _check_cuda_graphs(options: AnyOptions) -> None:
     mode = options.torchcompile_mode
     flag, remedy = None, ''
     if options.torchcompile == 'cudagraphs':
-        flag, remedy = '--torchcompile cudagraphs', '--torchcompile inductor'
+        flag, remedy = "--torchcompile 'cudagraphs'", '--torchcompile inductor'
     elif options.torchcompile == 'inductor' and mode and torch._inductor.list_mode_options()[mode].get(
             'triton.cudagraphs'):
-        flag, remedy = f'--torchcompile-mode {mode}', '--torchcompile-mode default or max-autotune-no-cudagraphs'
+        flag, remedy = f"--torchcompile-mode '{mode}'", '--torchcompile-mode default or max-autotune-no-cudagraphs'
     if flag is not None:
         raise OptionError(f'{flag} records CUDA graphs, in which --grad-accum-steps {options.grad_accum_steps} gives '
                           f'wrong gradients: use {remedy}')
@@ -103,17 +103,17 @@ def check_optimizer(options: TrainOptions) -> None:
         info = get_optimizer_info(name)
     except ValueError as error:
         hint = nearest(name, map(str, list_optimizers()))
-        raise OptionError(f"--opt {options.opt}: timm has no such optimizer{hint}") from error
+        raise OptionError(f"--opt '{options.opt}': timm has no such optimizer{hint}") from error
     momentum = None if options.momentum == 0.9 else options.momentum
     for flag, values, taken in (('--opt-betas', options.opt_betas, info.has_betas),
                                 ('--opt-eps', options.opt_eps, info.has_eps),
                                 ('--momentum', momentum, info.has_momentum)):
         if values is not None and not taken and world_info_from_env()[1] == 0:
-            _logger.warning(f'{flag} has no effect: --opt {options.opt} has none.')
+            _logger.warning(f"{flag} has no effect: --opt '{options.opt}' has none.")
     if options.opt_betas is not None and info.has_betas and len(options.opt_betas) != info.num_betas:
-        raise OptionError(f'--opt-betas: {options.opt} takes {info.num_betas}, got {len(options.opt_betas)}')
+        raise OptionError(f"--opt-betas: '{options.opt}' takes {info.num_betas}, got {len(options.opt_betas)}")
     kwargs = dict(optimizer_kwargs(cfg=options), lr=1. if options.lr is None else options.lr)
-    _try(f'--opt {options.opt}, --opt-kwargs', lambda: create_optimizer_v2(_Tiny(), **kwargs, **options.opt_kwargs))
+    _try(f"--opt '{options.opt}', --opt-kwargs", lambda: create_optimizer_v2(_Tiny(), **kwargs, **options.opt_kwargs))
 
 
 def check_schedule(options: Schedule) -> None:
@@ -143,13 +143,14 @@ def check_policy(policy: str) -> None:
     kind, *sections = policy.split('-')
     for section in sections:
         if not re.search(r'\d', section) and not (kind == 'rand' and section.startswith('t')):
-            raise OptionError(f"--aa {policy}: '{section}' has no number, so timm would leave it out, as in rand-m9-n2")
+            raise OptionError(f"--aa '{policy}': '{section}' has no number, so timm would leave it out, as in "
+                              'rand-m9-n2')
         if any(float(number) > 1000 for number in re.findall(r'\d+', section) if not section.startswith('mstd')):
-            raise OptionError(f"--aa {policy}: '{section}' is more than any policy has: use 1000 or less")
+            raise OptionError(f"--aa '{policy}': '{section}' is more than any policy has: use 1000 or less")
     make = (auto_augment.rand_augment_transform if policy.startswith('rand') else
             auto_augment.augment_and_mix_transform if policy.startswith('augmix') else
             auto_augment.auto_augment_transform)
-    _try(f'--aa {policy}', lambda: make(timm_policy(policy), dict(translate_const=10, img_mean=(0, 0, 0))))
+    _try(f"--aa '{policy}'", lambda: make(timm_policy(policy), dict(translate_const=10, img_mean=(0, 0, 0))))
 
 
 def _try(flags: str, make: Callable[[], Any]) -> Any:

@@ -102,7 +102,7 @@ _TRAINING: tuple[Idle[TrainOptions], ...] = (
     # augmentation and mixing
     Idle(('scale', 'ratio'), lambda o: o.train_crop_mode == 'pad', 'with --train-crop-mode pad'),
     Idle(('color_jitter', 'color_jitter_prob'), lambda o: o.aa and '3a' not in timm_policy(o.aa) and o.color_jitter,
-         'with --aa {aa}: use 3a or imagenet, which jitter colours too, or drop one of them'),
+         "with --aa '{aa}': use 3a or imagenet, which jitter colours too, or drop one of them"),
     Idle(('color_jitter_prob',), lambda o: not o.color_jitter, 'with --color-jitter 0'),
     Idle(('resplit',), lambda o: not o.reprob and not o.split_bn, 'without --reprob'),
     Idle(('mixup_prob', 'mixup_mode', 'mixup_off_epoch'), lambda o: not mixing(o),

@@ -47,8 +47,8 @@ def compare_runs(
         try:
             evaluation = evaluate_run(run, device, workers)
         except (DataError, OptionError) as error:
-            _logger.warning(f'{name} is not evaluated: {one_line(error)}')
-            notes.append(f'{name} is not evaluated, its metrics are those of training: {redact(one_line(error))}')
+            _logger.warning(f"'{name}' is not evaluated: {one_line(error)}")
+            notes.append(f"'{name}' is not evaluated, its metrics are those of training: {redact(one_line(error))}")
         evaluations.append(evaluation)
     classes, rows = _class_rows(names, evaluations)
     text = render_template('comparison.html.jinja', dict(

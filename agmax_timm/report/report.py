@@ -131,7 +131,7 @@ def _collect(run: ReportedRun, evaluation: Evaluation | None) -> Report:
     report = Report(
         title=os.path.basename(os.path.abspath(run.folder)),
         about=f"{portable(saved['model'])}{f' on {dataset[1]}' if dataset else ''}"
-              f"{', with AgMax' if saved['agmax'] else ''}, {saved['epochs']} epochs, numbered from 0.",
+              f"{', with AgMax' if saved['agmax'] else ''}, {saved['epochs']} epochs, counted from 0.",
         trained=_trained(run),
         headline=_headline(run, evaluation) if evaluation else [],
         notes=_notes(run, evaluation) if evaluation else ['The run has no validation data: nothing was evaluated.'],

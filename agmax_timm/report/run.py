@@ -59,7 +59,7 @@ class ReportedRun:
         try:
             return log.read_curves(path) if os.path.isfile(path) else {}
         except (ValueError, KeyError, TypeError) as error:
-            _logger.warning(f'{path} is damaged, the page is without curves: {one_line(error)}')
+            _logger.warning(f"'{path}' is damaged, the page is without curves: {one_line(error)}")
             return {}
 
     @property
@@ -103,7 +103,7 @@ class Evaluation:
 def read_run(run_dir: str, data_dir: str | None, use_ema: bool | None) -> ReportedRun:
     path = os.path.join(run_dir, 'args.yaml')
     if not os.path.isfile(path):
-        raise OptionError(f'{run_dir} is not the folder of a run: it has no args.yaml')
+        raise OptionError(f"'{run_dir}' is not the folder of a run: it has no args.yaml")
     given, checkpoint = read_config(path, train_parser()), find_file(run_dir)
     options = {**vars(train_parser().parse_args([])), **saved_options(checkpoint)}
     if data_dir is not None:
@@ -193,6 +193,6 @@ def _check_measured(run: ReportedRun, evaluation: Evaluation) -> None:
     now = evaluation.metrics[name]
     tolerance = max(1., 2 * 100. / max(1, evaluation.images))  # one point, or two images
     if abs(now - before) > tolerance:
-        raise DataError(f"{run.checkpoint} has {name} {now:.4g} on {saved['data_dir'] or saved['dataset']}, split "
-                        f"{saved['val_split']}, and training measured {before:.4g}: give the data of the run, with the "
-                        'labels that it had')
+        raise DataError(f"'{run.checkpoint}' has {name} {now:.4g} on '{saved['data_dir'] or saved['dataset']}', split "
+                        f"'{saved['val_split']}', and training measured {before:.4g}: give the data of the run, with "
+                        'the labels that it had')

@@ -32,7 +32,7 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     if args.table:
         if not os.path.isdir(output):
-            raise OptionError(f'--table: no folder {output}: train the study first, or name its --output')
+            raise OptionError(f"--table: no folder '{output}': train the study first, or name its --output")
         write_results(study, runs, published, output)
         return 0
     check_data(study, runs)
@@ -58,7 +58,8 @@ def check_data(study: Study, runs: list[Run]) -> None:
     """Raise OptionError if a data folder does not exist, before a run fails."""
     for folder in {run.options.data_dir for run in runs if run.options.data_dir and '/' not in run.options.dataset}:
         if not os.path.exists(folder):
-            raise OptionError(f'{study.path}: data: no folder or tar file {folder}: name another one with --data DIR')
+            raise OptionError(f"'{study.path}': data: no folder or tar file '{folder}': name another one with --data "
+                              'DIR')
 
 
 def run_study(study: Study, runs: list[Run], published: Published, output: str, jobs: int, devices: list[str]) -> int:

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..base.command_line import Parser
 from ..base.errors import OptionError
-from ..base.text import nearest
+from ..base.text import nearest, quoted
 from ..options.option_file import convert_options, read_mapping
 from ..options.parsers import train_parser
 from ..options.recipe_files import find_recipe
@@ -60,7 +60,7 @@ def read_study(path: str) -> Study:
     try:
         return _read(path)
     except ValueError as error:
-        raise OptionError(f'{path}: {error}') from error
+        raise OptionError(f"'{path}': {error}") from error
 
 
 def _read(path: str) -> Study:
@@ -90,27 +90,27 @@ def _read(path: str) -> Study:
     names = [method.name for method in methods]
     if study.baseline not in names:
         raise OptionError(f"baseline: '{study.baseline}' is not a method{nearest(study.baseline, names)}: "
-                          f"there are {', '.join(names)}")
+                          f"there are {quoted(names, len(names))}")
     if study.epoch not in _EPOCHS:
         raise OptionError(f"epoch: must be {' or '.join(_EPOCHS)}, got '{study.epoch}'")
     return study
 
 
-def _axis(content: dict[str, Any], key: str, home: str, parser: Parser) -> list[Level]:
-    if key not in content:
+def _axis(content: dict[str, Any], section: str, home: str, parser: Parser) -> list[Level]:
+    if section not in content:
         return [Level()]
-    values = content[key]
+    values = content[section]
     if not isinstance(values, dict) or not values:
-        raise OptionError(f'{key}: expected lines of "name: options", one or more, got {values!r:.60}')
-    levels = [_level(f'{key}: {name}', str(name), value, home, parser) for name, value in values.items()]
+        raise OptionError(f"{section}: expected lines of 'name: options', one or more, got {values!r:.60}")
+    levels = [_level(f"{section}: '{name}'", str(name), value, home, parser) for name, value in values.items()]
     folders: dict[str, str] = {}
     for level in levels:
         if not level.folder or len(level.folder) > 100:
-            raise OptionError(f"{key}: '{level.name:.120}' cannot be the name of a folder: use letters and digits, "
+            raise OptionError(f"{section}: '{level.name:.120}' cannot be the name of a folder: use letters and digits, "
                               '100 at most')
         if level.folder in folders:
-            raise OptionError(f"{key}: '{level.name}' and '{folders[level.folder]}' would have the same folder, "
-                              f'{level.folder}: rename one')
+            raise OptionError(f"{section}: '{level.name}' and '{folders[level.folder]}' would have the same folder, "
+                              f"'{level.folder}': rename one")
         folders[level.folder] = level.name
     return levels
 
@@ -130,10 +130,10 @@ def _level(where: str, name: str, value: Any, home: str, parser: Parser) -> Leve
         try:
             options = convert_options(read_mapping(path) if path else part, parser)
         except ValueError as error:
-            raise OptionError(f'{where}: {path}{": " if path else ""}{error}') from error
+            raise OptionError(f"{where}: {f'{path!r}: ' if path else ''}{error}") from error
         for option in options:
             if option in _SET_BY_STUDY:
-                raise OptionError(f'{where}: {option} is set by the study for each run: use {_SET_BY_STUDY[option]}')
+                raise OptionError(f"{where}: '{option}' is set by the study for each run: use {_SET_BY_STUDY[option]}")
         level.options.update(options)
         level.sources.append(source)
     return level
@@ -157,19 +157,19 @@ def _comparisons(value: Any, methods: list[str]) -> list[tuple[str, str]]:
     for name in (name for pair in value for name in pair):
         if name not in methods:
             raise OptionError(f"comparisons: '{name}' is not a method{nearest(str(name), methods)}: "
-                              f"there are {', '.join(methods)}")
+                              f"there are {quoted(methods, len(methods))}")
     return [(method, other) for method, other in value]
 
 
-def _text(content: dict[str, Any], key: str) -> str:
-    value = content.get(key)
+def _text(content: dict[str, Any], section: str) -> str:
+    value = content.get(section)
     if value is not None and not isinstance(value, (str, int, float)):
-        raise OptionError(f'{key}: expected a name, got {value!r:.60}')
+        raise OptionError(f"{section}: expected a name, got {value!r:.60}")
     return '' if value is None else str(value)
 
 
-def _path(content: dict[str, Any], key: str, home: str) -> str:
-    value = content.get(key)
+def _path(content: dict[str, Any], section: str, home: str) -> str:
+    value = content.get(section)
     if value is not None and not isinstance(value, str):
-        raise OptionError(f'{key}: expected a path, got {value!r:.60}')
+        raise OptionError(f"{section}: expected a path, got {value!r:.60}")
     return os.path.normpath(os.path.join(home, value)) if value else ''

@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from ..base.command_line import flag_of
 from ..base.errors import OptionError
 from ..options.checks import METRICS
 from ..options.declare import declared
@@ -105,12 +106,13 @@ def check_unchanged(study: Study, runs: list[Run]) -> None:
         try:
             before = read_mapping(path)
         except ValueError as error:
-            raise OptionError(f'{path}: {error}: remove {run.folder}, or give another --output') from error
+            raise OptionError(f"'{path}': {error}: remove '{run.folder}', or give another --output") from error
         for name, option in declared(TrainOptions).items():
             value = getattr(run.options, name)
             if option.affects_result and name in before and before[name] != value:
-                raise OptionError(f'{study.path}: {run.folder} was trained with {name} {before[name]}, the study now '
-                                 f'has {value}: remove that folder, or give another --output')
+                raise OptionError(f"'{study.path}': '{run.folder}' was trained with {flag_of(name)} "
+                                  f'{before[name]!r}, the study now has {value!r}: remove that folder, or give '
+                                  'another --output')
 
 
 def _cell(study: Study, levels: tuple[Level, Level, Level], output: str) -> Cell:
@@ -141,14 +143,15 @@ def _parse(study: Study, cell: Cell, data: str) -> TrainOptions:
         except SystemExit:
             line = stderr.getvalue().strip().splitlines()[-1]
             message = line.partition('error: ')[2].removesuffix(' (--help lists all flags)')
-            raise OptionError(f'{study.path}: {cell.name}: {message}') from None
+            raise OptionError(f"'{study.path}': '{cell.name}': {message}") from None
     metrics = METRICS[options.task]
     if study.metric not in metrics:
-        raise OptionError(f"{study.path}: metric: must be one of {', '.join(metrics)}, got '{study.metric}'")
+        raise OptionError(f"'{study.path}': metric: must be one of {', '.join(metrics)}, got '{study.metric}'")
     if not options.val_split:
-        raise OptionError(f"{study.path}: {cell.name}: val_split is '': a study compares metrics of validation data")
+        raise OptionError(f"'{study.path}': '{cell.name}': val_split is '': a study compares metrics of validation "
+                          'data')
     if not options.data_dir and options.dataset != 'demo' and '/' not in options.dataset:
-        raise OptionError(f'{study.path}: no data: give its folder with --data DIR, or "dataset: demo" in base')
+        raise OptionError(f"'{study.path}': no data: give its folder with --data DIR, or 'dataset: demo' in base")
     return options
 
 

@@ -4,7 +4,7 @@ import io
 import math
 
 from ..base.errors import OptionError
-from ..base.text import nearest
+from ..base.text import nearest, quoted
 from ..base.text_file import read_text
 from .definition import Level, Study
 
@@ -24,23 +24,23 @@ def read_published(study: Study) -> Published:
     try:
         text = read_text(study.published)
     except (OSError, ValueError) as error:
-        raise OptionError(f'{study.path}: published: {error}') from error
+        raise OptionError(f"'{study.path}': published: {error}") from error
     reader = csv.DictReader(line for line in io.StringIO(text) if line.strip() and not line.startswith('#'))
     axes = dict(zip(_COLUMNS, (study.augmentations, study.settings, study.methods)))
     needed = [column for column in _COLUMNS if column == 'value' or axes[column] != [Level()]]
     if reader.fieldnames is None or set(reader.fieldnames) != set(needed):
-        raise OptionError(f"{study.published}: must have the columns {', '.join(needed)}, "
-                          f"got {', '.join(reader.fieldnames or ['none'])}")
+        raise OptionError(f"'{study.published}': must have the columns {', '.join(needed)}, "
+                          f"got {', '.join(map(repr, reader.fieldnames or ())) or 'none'}")
     published: Published = {}
     for row in reader:
-        for column, levels in axes.items():
+        for axis, levels in axes.items():
             names = [level.name for level in levels]
-            if row.setdefault(column, '') not in names:
-                raise OptionError(f"{study.published}: {column} '{row[column]}' is not in {study.path}"
-                                  f'{nearest(row[column] or "", names)}: drop the line or rename it')
+            if row.setdefault(axis, '') not in names:
+                raise OptionError(f"'{study.published}': {axis} '{row[axis]}' is not in '{study.path}'"
+                                  f'{nearest(row[axis] or "", names)}: drop the line or rename it')
         place = tuple(row[column] for column in axes)
         if place in published:
-            raise OptionError(f"{study.published}: {', '.join(filter(None, place))} occurs twice: drop one of them")
+            raise OptionError(f"'{study.published}': {quoted(filter(None, place))} occurs twice: drop one of them")
         published[place] = _number(row['value'], study.published)
     return published
 
@@ -51,5 +51,5 @@ def _number(text: str, path: str) -> float:
     except (TypeError, ValueError):
         value = math.nan
     if not math.isfinite(value):
-        raise OptionError(f'{path}: value must be a number, got {text!r}')
+        raise OptionError(f"'{path}': value must be a number, got {text!r}")
     return value

@@ -178,7 +178,7 @@ def open_output(run: TrainingRun, given: TrainOptions) -> tracking.Trackers:
     trackers = tracking.Trackers(
         options, output_dir, run.updates_per_epoch, run.done_updates, run.state.history.rows, same_folder)
     if run.position.epoch < run.stop_epoch:
-        _logger.info(f'Training epochs {run.position.epoch} to {run.stop_epoch - 1} (numbered from 0), '
+        _logger.info(f'Training epochs {run.position.epoch} to {run.stop_epoch - 1} (counted from 0), '
                      f'{run.updates_per_epoch} updates each, into {output_dir}')
     warn_of_surprises(run)
     return trackers
@@ -203,7 +203,7 @@ def _begin(options: TrainOptions, signals: StopSignals, watchdog: Watchdog) -> t
         try:
             check_destination(destination_of(options))
         except UserError as error:
-            raise HubError(f'--push-to-hub {options.push_to_hub}: {error}') from error
+            raise HubError(f"--push-to-hub '{options.push_to_hub}': {error}") from error
     return keep_smoothing(options), device
 
 
@@ -233,7 +233,7 @@ def _describe(
     saved = model_of_metadata(metadata, model, values(options))
     try:
         if options.push_to_hub:
-            flag = f'--push-to-hub {options.push_to_hub}'
+            flag = f"--push-to-hub '{options.push_to_hub}'"
             try_staging(saved, lambda staged: check_update(staged, destination_of(options)))
         elif options.report:
             flag = '--report'

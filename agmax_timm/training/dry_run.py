@@ -215,8 +215,8 @@ def _disk(options: Run, size: int, files: int) -> str:
     free = shutil.disk_usage(place).free + sum(there.values())
     if files * size > free:
         _logger.warning(f'{files} checkpoints of {_size(size)} will not fit into the {_size(free)} that are free in '
-                        f'{place}: use a smaller --checkpoint-hist, or another --output')
-    return f'{_size(size)} each, {files} at most: {_size(files * size)}, and {_size(free)} are free in {place}'
+                        f"'{place}': use a smaller --checkpoint-hist, or another --output")
+    return f"{_size(size)} each, {files} at most: {_size(files * size)}, and {_size(free)} are free in '{place}'"
 
 
 def _size(num_bytes: int) -> str:

@@ -38,7 +38,7 @@ def average_models(
     for path in paths[1:]:
         tensors = read_model(path, use_ema, architecture=architecture).state_dict
         if _shapes(tensors) != _shapes(best.state_dict):
-            raise OptionError(f'{path} is of another model than {paths[0]}: their tensors differ')
+            raise OptionError(f"'{path}' is of another model than '{paths[0]}': their tensors differ")
         for name, total in sums.items():
             total += tensors[name]
     tensors = dict(best.state_dict)
@@ -59,7 +59,7 @@ def best_checkpoints(run_dir: str, count: int) -> list[str]:
     if count < 1:
         raise OptionError(f'--average must be 1 or more, got {count}')
     if not os.path.isdir(run_dir):
-        raise OptionError(f'--average {count} needs the folder of a run, {run_dir} is not one')
+        raise OptionError(f"--average {count} needs the folder of a run, '{run_dir}' is not one")
     ranked = []
     for path in map(str, Path(run_dir).glob('checkpoint-*.pth.tar')):
         checkpoint = read_file(path, mmap=True)
@@ -67,7 +67,7 @@ def best_checkpoints(run_dir: str, count: int) -> list[str]:
             cost = checkpoint['metric'] if _lower_is_better(checkpoint) else -checkpoint['metric']
             ranked.append((cost, checkpoint['epoch'], path))
     if len(ranked) < count:
-        raise OptionError(f'--average {count}: {run_dir} holds {len(ranked)} checkpoints with a metric')
+        raise OptionError(f"--average {count}: '{run_dir}' holds {len(ranked)} checkpoints with a metric")
     return [path for _, _, path in sorted(ranked)[:count]]
 
 

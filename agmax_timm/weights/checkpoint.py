@@ -74,7 +74,7 @@ def damage_reported(path: str) -> Iterator[None]:
     except CheckpointError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError, AssertionError, RuntimeError, OSError) as error:
-        raise CheckpointError(f'the description of the model in {path} is damaged: {one_line(error)}') from error
+        raise CheckpointError(f"the description of the model in '{path}' is damaged: {one_line(error)}") from error
 
 
 def options_in(checkpoint: dict[str, Any]) -> dict[str, Any]:
@@ -181,16 +181,16 @@ def tensors_in(checkpoint: dict[str, Any], path: str, use_ema: bool = False) -> 
         try:
             return original_to_timm(checkpoint)
         except CheckpointError as error:
-            raise CheckpointError(f'{path}: {error}') from error
+            raise CheckpointError(f"'{path}': {error}") from error
     keys = ('state_dict_ema', 'model_ema') if use_ema else ('state_dict', 'model')
     tensors = next((checkpoint[key] for key in keys if checkpoint.get(key) is not None), None)
     if tensors is None and use_ema:
-        raise CheckpointError(f'{path} holds no EMA weights: drop --use-ema of validate.py, or give --raw to other '
+        raise CheckpointError(f"'{path}' holds no EMA weights: drop --use-ema of validate.py, or give --raw to other "
                               'commands')
     tensors = checkpoint if tensors is None else tensors
     if not isinstance(tensors, dict) or not tensors or not all(
             isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in tensors.items()):
-        raise CheckpointError(f'{path} holds no weights of a model')
+        raise CheckpointError(f"'{path}' holds no weights of a model")
     return classifier_of(tensors)
 
 
@@ -204,4 +204,4 @@ def load_strictly(model: nn.Module, tensors: dict[str, torch.Tensor], path: str)
         model.load_state_dict(tensors)
     except RuntimeError as error:
         check_fit(tensors, model, source=path)
-        raise CheckpointError(f'{path} does not load: {one_line(error)}') from error
+        raise CheckpointError(f"'{path}' does not load: {one_line(error)}") from error

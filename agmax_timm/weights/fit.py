@@ -15,7 +15,7 @@ def check_fit(
     problems = misfits(state_dict, model, adapted)
     if problems:
         architecture = getattr(model, 'pretrained_cfg', {}).get('architecture') or type(model).__name__
-        raise CheckpointError(f'{source} does not fit {architecture}: {problems}'.lstrip())
+        raise CheckpointError(f"'{source}' does not fit '{architecture}': {problems}".lstrip())
 
 
 def misfits(state_dict: dict[str, Tensor], model: nn.Module, adapted: tuple[str, ...] = ()) -> str:

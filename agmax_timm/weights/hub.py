@@ -123,7 +123,7 @@ def check_destination(to: Destination) -> None:
         raise HubError(f'the Hugging Face Hub does not say who owns the token: {reason(error)}') from error
     _check_permission(to, user)
     if to.private:
-        with as_hub_error(f'cannot look up {to.repo_id}'):
+        with as_hub_error(f"cannot look up '{to.repo_id}'"):
             to.call(lambda: _check_private(to))
 
 
@@ -164,7 +164,7 @@ def publish(folder: str | Path, to: Destination, checked: bool = False) -> str:
             parent_commit=remote.commit if remote is not None else None,
         ), update
 
-    with as_hub_error(f'cannot upload {folder} to {to.repo_id}'):
+    with as_hub_error(f"cannot upload '{folder}' to '{to.repo_id}'"):
         to.call(lambda: api.create_repo(to.repo_id, private=to.private or None, exist_ok=True))
         if to.private:
             to.call(lambda: _check_private(to))
@@ -183,9 +183,9 @@ def check_update(folder: str | Path, to: Destination) -> None:
         ChangedError: A change that was made on the Hub would be overwritten.
         HubError: The Hub does not answer.
     """
-    with as_hub_error(f'cannot look up {to.repo_id}'):
+    with as_hub_error(f"cannot look up '{to.repo_id}'"):
         remote = to.call(lambda: _read_remote(to))
-    with as_hub_error(f'cannot read {folder}'):
+    with as_hub_error(f"cannot read '{folder}'"):
         _plan(Path(folder), to, remote)
 
 
@@ -221,7 +221,8 @@ def _plan(
         update = plan_update(remote, published_card(card, to.repo_id, to.branch), files, to.replace_card or not card,
                              to.replace_files, bool(to.license))
     except ChangedError as error:
-        raise ChangedError(f"{to.repo_id}{f'@{to.branch}' if to.branch else ''}: {error}", error.flags) from None
+        place = '@'.join(filter(None, [to.repo_id, to.branch]))
+        raise ChangedError(f"'{place}': {error}", error.flags) from None
     deletions = [CommitOperationDelete(name, is_folder=False) for name in update.deletions]
     cards = [CommitOperationAdd(CARD, update.card.encode())] if card else []
     return [*additions, *cards, *deletions], update
@@ -244,27 +245,27 @@ def _check_permission(to: Destination, user: dict[str, Any]) -> None:
     name, token = user['name'], user.get('auth', {}).get('accessToken', {})
     if to.create_pr:
         if token.get('role') == 'read':
-            raise HubError(f'the token of {name} can only read: make one that can write at {_NEW_TOKEN}')
+            raise HubError(f"the token of '{name}' can only read: make one that can write at {_NEW_TOKEN}")
         return
     owner = to.repo_id.split('/')[0].lower()
     organizations = {entry['name'].lower(): entry for entry in user.get('orgs', [])}
     if owner != name.lower() and owner not in organizations:
-        raise HubError(f'the token belongs to {name}, who is not a member of {owner}: publish to {name}/NAME, '
-                       'or open a pull request')
+        raise HubError(f"the token belongs to '{name}', who is not a member of '{owner}': publish to "
+                       f"'{name}/NAME', or open a pull request")
     if organizations.get(owner, {}).get('roleInOrg') == 'read':
-        raise HubError(f'the token belongs to {name}, who can only read in {owner}')
+        raise HubError(f"the token belongs to '{name}', who can only read in '{owner}'")
     scopes = token.get('fineGrained', {}).get('scoped', [])
     writable = {scope.get('entity', {}).get('name', '').lower() for scope in scopes
                 if any('write' in permission for permission in scope.get('permissions', []))}
     fine_grained = token.get('role') == 'fineGrained' and not writable & {owner, to.repo_id.lower()}
     if token.get('role') == 'read' or fine_grained:
-        raise HubError(f'the token of {name} cannot write to {to.repo_id}: make one that can at {_NEW_TOKEN}')
+        raise HubError(f"the token of '{name}' cannot write to '{to.repo_id}': make one that can at {_NEW_TOKEN}")
 
 
 def _check_private(to: Destination) -> None:
     try:
         if not to.api.repo_info(to.repo_id).private:
-            raise HubError(f'{to.repo_id} exists and is public: make it private in its settings, or publish it as '
+            raise HubError(f"'{to.repo_id}' exists and is public: make it private in its settings, or publish it as "
                            'public')
     except RepositoryNotFoundError:
         pass

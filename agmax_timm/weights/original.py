@@ -47,7 +47,7 @@ def original_to_timm(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
         if wide:
             timm_name = _wide_resnet_name(timm_name)
         if source not in ('feature_extractor', 'classifier') or timm_name in state_dict or not torch.is_tensor(tensor):
-            raise CheckpointError(f'{name} is not a tensor of the original AgMax')
+            raise CheckpointError(f"'{name}' is not a tensor of the original AgMax")
         state_dict[timm_name] = tensor[..., None, None] if wide and timm_name == 'head.fc.weight' else tensor
     return state_dict
 

@@ -41,7 +41,7 @@ def publish_source(
     if os.path.isfile(os.path.join(source, CONFIG)):
         flags = [word for word in _choice(use_ema, hub_dataset) if word.startswith('--')]
         if flags:
-            raise HubError(f"{source} is staged already: drop {' and '.join(flags)}, or name the run")
+            raise HubError(f"'{source}' is staged already: drop {' and '.join(flags)}, or name the run")
         load_folder(source)
         if to.license:
             change_license(source, to.license)
@@ -89,4 +89,4 @@ def _naming_command(
             raise
         command = publish_command(source, to, use_ema, hub_dataset)
         flags = ''.join(f' {flag}' for flag in getattr(error, 'flags', ()))
-        raise HubError(f'{error}. {source} stays; to continue: {command}{flags}') from error
+        raise HubError(f"{error}. '{source}' stays; to continue: {command}{flags}") from error

@@ -100,7 +100,7 @@ def _create_released(
     except (CheckpointError, RuntimeError, pickle.UnpicklingError, EOFError, FileNotFoundError) as error:
         if not pretrained:
             raise
-        raise CheckpointError(f'{name}: cannot use weights {source}: {one_line(error)}') from error
+        raise CheckpointError(f"'{name}': cannot use weights '{source}': {one_line(error)}") from error
     model.register_load_state_dict_pre_hook(_rename_while_loading)
     return model
 
@@ -138,7 +138,7 @@ def _download(url: str, cache_dir: str | os.PathLike | None = None) -> str:
             load_state_dict(download)
             os.replace(download, path)  # atomic: several processes may download at once
     except Exception as error:
-        raise CheckpointError(f'cannot use the download of {url} to {path}: {one_line(error)}') from error
+        raise CheckpointError(f"cannot use the download of '{url}' to '{path}': {one_line(error)}") from error
     return path
 
 

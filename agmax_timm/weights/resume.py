@@ -46,7 +46,7 @@ def resume(
     try:
         epoch = resume_task_checkpoint(task, path, optimizer=optimizer, loss_scaler=scaler, log_info=verbose)
     except Exception as error:
-        raise CheckpointError(f'cannot use checkpoint {path}: {one_line(error)}') from error
+        raise CheckpointError(f"cannot use checkpoint '{path}': {one_line(error)}") from error
     if optimizer is not None:
         _keep_options(optimizer, created, verbose)
     # A recovery file: the file of a finished epoch has a metric, and its state has the next epoch.
@@ -54,7 +54,7 @@ def resume(
             STATE not in checkpoint or checkpoint[STATE]['position']['epoch'] < epoch):
         epoch -= 1
         if verbose and (STATE not in checkpoint or optimizer is None):  # otherwise the caller restores the position
-            _logger.warning(f'{path} was written within epoch {epoch}, which is trained again from its start.')
+            _logger.warning(f"'{path}' was written within epoch {epoch}, which is trained again from its start.")
     return epoch
 
 

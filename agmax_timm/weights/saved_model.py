@@ -69,7 +69,7 @@ class SavedModel:
             model = timm.create_model(self.architecture, **args)
         except Exception as error:
             raise CheckpointError(
-                f'{self.source}: timm cannot build {self.architecture} with {args}: {one_line(error)}') from error
+                f"'{self.source}': timm cannot build '{self.architecture}' with {args}: {one_line(error)}") from error
         load_strictly(model, self.state_dict, self.source)
         return model.eval()
 
@@ -100,7 +100,7 @@ def read_model(
     file = find_file(path, which)
     checkpoint = read_checkpoint(file)
     if is_original(checkpoint):
-        raise CheckpointError(f'{file} is a checkpoint of the original AgMax: python -m agmax_timm.convert takes it')
+        raise CheckpointError(f"'{file}' is a checkpoint of the original AgMax: python -m agmax_timm.convert takes it")
     folder, options = os.path.dirname(file) or '.', options_in(checkpoint)
     use_ema = choose_ema(options, use_ema)
     known: dict[str, Any] = dict(
@@ -118,8 +118,8 @@ def read_model(
         ranked_by = (metadata or {}).get('metric_name') or options.get('eval_metric') or ''
     architecture = architecture or said
     if not isinstance(architecture, str) or ':' in architecture or not is_model(architecture):
-        raise CheckpointError(f"{file} does not say which model of timm it holds"
-                              f"{f' ({architecture} is none)' if architecture else ''}: name it with --model")
+        raise CheckpointError(f"'{file}' does not say which model of timm it holds"
+                              f"{f' ({architecture!r} is none)' if architecture else ''}: name it with --model")
     if os.path.basename(file) == BEST:
         known['chosen_by'] = ranked_by
     given = {**({'num_classes': num_classes} if num_classes else {}), **model_args_in(model_kwargs or {})}

@@ -69,13 +69,14 @@ def stage(
     """
     check_license(license)
     folder = Path(folder).absolute()
-    with as_hub_error(f'cannot stage {folder}', (OSError, ValueError, RuntimeError, SafetensorError)):
+    with as_hub_error(f"cannot stage '{folder}'", (OSError, ValueError, RuntimeError, SafetensorError)):
         folder.parent.mkdir(parents=True, exist_ok=True)
         with scratch_folder(str(folder)) as temporary:
             staged = Path(temporary)
             _write(saved, staged, license)
             if not _compare(saved, staged).isfinite().all():
-                raise HubError(f'the logits of {saved.source or saved.architecture} are not finite: nothing to publish')
+                raise HubError(f"the logits of '{saved.source or saved.architecture}' are not finite: nothing to "
+                               'publish')
             check(staged)
             folder.mkdir(exist_ok=True)
             for name in FILES:
@@ -114,7 +115,7 @@ def change_license(folder: str | Path, license: str) -> None:
     Raises:
         HubError: The files cannot be read or written.
     """
-    with as_hub_error(f'cannot state a licence in {folder}', (OSError, ValueError)):
+    with as_hub_error(f"cannot state a licence in '{folder}'", (OSError, ValueError)):
         config = json.loads(Path(folder, CONFIG).read_text(encoding='utf-8'))
         config['pretrained_cfg']['license'] = license_name(license)
         texts = {CONFIG: json.dumps(config, indent=2)}
@@ -142,15 +143,15 @@ def load_folder(folder: str | Path) -> torch.nn.Module:
     folder = Path(folder)
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
-            raise HubError(f'{folder} holds no {name}: it is not a staged folder')
+            raise HubError(f"'{folder}' holds no {name}: it is not a staged folder")
     for name in FILES:
         if (folder / name).is_symlink():
-            raise HubError(f'{folder / name} is a link: put the file itself there')
+            raise HubError(f"'{folder / name}' is a link: put the file itself there")
     _check_config(folder / CONFIG)
-    with as_hub_error(f'{folder / CONFIG}: timm cannot build its model', Exception):
+    with as_hub_error(f"'{folder / CONFIG}': timm cannot build its model", Exception):
         model = timm.create_model(f'local-dir:{folder}')
     _check_tensors(folder / WEIGHTS, model)
-    with as_hub_error(f'{folder} does not load', Exception):
+    with as_hub_error(f"'{folder}' does not load", Exception):
         return timm.create_model(f'local-dir:{folder}', pretrained=True).eval()
 
 
@@ -194,8 +195,8 @@ def _choose_license(saved: SavedModel, license: str | None) -> str | None:
     if license is None:
         _logger.warning('No licence is stated: choose one with --license')
     elif base.get('license') not in (None, license):
-        _logger.warning(f"{base['name'] or 'What'}, from which training started, is under {base['license']}, and these "
-                        f'weights are staged under {license}: check whether that is allowed')
+        _logger.warning(f"{base['name'] or 'a model'!r}, from which training started, is under '{base['license']}', "
+                        f"and these weights are staged under '{license}': check whether that is allowed")
     return license
 
 
@@ -221,7 +222,7 @@ def _compare(saved: SavedModel, folder: Path) -> torch.Tensor:
     input = torch.randn(2, *saved.data_config['input_size'], generator=torch.Generator().manual_seed(0))
     expected, loaded = saved.create_model()(input), load_folder(folder)(input)
     if not torch.allclose(expected, loaded, rtol=0, atol=0, equal_nan=True):
-        raise HubError(f'the staged folder does not give the logits of {saved.source or saved.architecture}: they '
+        raise HubError(f"the staged folder does not give the logits of '{saved.source or saved.architecture}': they "
                        f'differ by up to {(expected - loaded).abs().max():g}')
     return expected
 
@@ -245,27 +246,27 @@ def _check_config(path: Path) -> None:
     try:
         config = json.loads(path.read_text(encoding='utf-8'))
     except (OSError, ValueError, RecursionError) as error:
-        raise HubError(f'{path} is not JSON: {reason(error)}') from None
+        raise HubError(f"'{path}' is not JSON: {reason(error)}") from None
     config = config if isinstance(config, dict) else {}
     pretrained_cfg, model_args = config.get('pretrained_cfg'), config.get('model_args', {})
     if not isinstance(pretrained_cfg, dict) or not isinstance(model_args, dict):
-        raise HubError(f'{path} has no pretrained_cfg as timm writes it')
+        raise HubError(f"'{path}' has no pretrained_cfg as timm writes it")
     architecture = config.get('architecture')
     if not isinstance(architecture, str) or not is_model(architecture):
-        raise HubError(f'{path}: timm has no architecture {architecture!r}')
+        raise HubError(f"'{path}': timm has no architecture {architecture!r}")
     for name in _LOCATIONS:
         if pretrained_cfg.get(name):
-            raise HubError(f'{path}: {name} {pretrained_cfg[name]!r} points to weights elsewhere, and the published '
-                           'folder contains its own: remove it')
+            raise HubError(f"'{path}': '{name}' {pretrained_cfg[name]!r} points to weights elsewhere, and the "
+                           'published folder contains its own: remove it')
     for name, value in model_args.items():
         if isinstance(value, str) and re.search(r'[/\\]|\.\.', value):
-            raise HubError(f'{path}: model_args {name} {value!r} is a path: remove it')
+            raise HubError(f"'{path}': model_args '{name}' {value!r} is a path: remove it")
 
 
 def _check_tensors(path: Path, model: torch.nn.Module) -> None:
     """Raise HubError unless a safetensors file has the tensors of the model by name and shape."""
-    with as_hub_error(f'{path} is not sound', Exception), safe_open(path, framework='pt') as f:
+    with as_hub_error(f"'{path}' is not sound", Exception), safe_open(path, framework='pt') as f:
         names = f.keys()
         found = {name: torch.empty(f.get_slice(name).get_shape(), device='meta') for name in names}
     if misfits(found, model):
-        raise HubError(f'{path} does not fit {CONFIG}: {misfits(found, model)}')
+        raise HubError(f"'{path}' does not fit {CONFIG}: {misfits(found, model)}")

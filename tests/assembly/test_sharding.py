@@ -251,7 +251,7 @@ def test_sharded_layers_are_the_blocks_of_the_model(architecture, container, dep
     ('--clip-grad 1 --clip-mode agc', True, ['--clip-mode agc', '--fsdp', 'norm']),
     ('--model-ema --model-ema-force-cpu', True, ['--model-ema-force-cpu', '--fsdp']),
     ('--model-ema --model-dtype bfloat16', True, ['--model-ema', '--model-dtype bfloat16', '--fsdp']),
-    ('--opt muon', True, ['--opt muon', '--fsdp', 'adamw']),
+    ('--opt muon', True, ["--opt 'muon'", '--fsdp', 'adamw']),
 ])
 def test_options_that_exclude_sharding_are_refused(flags, distributed, words, monkeypatch):
     monkeypatch.setattr(sharding, 'is_distributed', lambda: distributed)

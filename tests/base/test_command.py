@@ -40,12 +40,12 @@ FAULTS = {
     'a dead worker': (RuntimeError('DataLoader worker (pid 7) is killed by signal: Killed.'), 1,
                       'a loader worker died: DataLoader worker (pid 7) is killed by signal: Killed.'),
     'a full disk': (OSError(errno.ENOSPC, 'No space left on device', 'rows.csv'), 2,
-                    'rows.csv: No space left on device'),
+                    "'rows.csv': No space left on device"),
     'Ctrl-C': (KeyboardInterrupt(), 130, 'interrupted'),
     'no memory': (torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2.00 GiB.'), 1,
                   'out of memory: CUDA out of memory. Tried to allocate 2.00 GiB.'),
     'no package': (ModuleNotFoundError("No module named 'cv2'", name='cv2'), 2,
-                   "the package cv2 is not installed: pip install 'agmax_timm[fast]'"),
+                   "the package 'cv2' is not installed: pip install 'agmax_timm[fast]'"),
     'bad input': (CheckpointError('last.pth.tar is\nempty'), 2, 'last.pth.tar is empty'),
 }
 

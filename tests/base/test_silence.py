@@ -62,5 +62,5 @@ def test_the_warning_of_layer_decay_is_about_the_trained_model(caplog):
 
 
 def test_errors_found_by_a_check_are_raised():
-    with pytest.raises(OptionError, match='--opt sgd'):
+    with pytest.raises(OptionError, match="--opt 'sgd'"):
         timm_names.check_optimizer(options('--opt', 'sgd', '--opt-kwargs', 'nosuch=1'))

@@ -19,7 +19,7 @@ def test_a_carriage_return_in_a_flag_is_escaped(capsys):
     """Scripts with the line ends of Windows pass it."""
     with pytest.raises(SystemExit):
         parse_train_args(['data', '--class-map', 'map.txt\r'])
-    assert re.search(r'--class-map map\.txt\\r: no such file', capsys.readouterr().err)
+    assert re.search(r"--class-map 'map\.txt\\r': no such file", capsys.readouterr().err)
 
 
 @pytest.mark.parametrize('message, most, line', [

@@ -116,7 +116,7 @@ def test_without_mark_removes_its_copy(tmp_path):
 @pytest.mark.parametrize('mark', ['', '\ufeff'])
 def test_empty_and_repeated_lines_of_class_maps_are_refused(tmp_path, content, message, mark):
     (tmp_path / 'map.txt').write_text(mark + content, encoding='utf-8')
-    with pytest.raises(DataError, match=f'--class-map .*map.txt: {message}'):
+    with pytest.raises(DataError, match=f"--class-map '.*map.txt': {message}"):
         read_class_map(str(tmp_path / 'map.txt'))
 
 

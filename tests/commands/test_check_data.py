@@ -115,7 +115,7 @@ def test_folders_within_classes_are_mentioned_but_are_no_problem(data, tmp_path,
             (data / split / name).rename(data / split / 'insects' / name)
     assert checked(tmp_path, str(data)) == (0, [])
     text = capsys.readouterr().out
-    line, = (line for line in text.splitlines() if 'innermost' in line and f"{data / 'train'}: " in line)
+    line, = (line for line in text.splitlines() if 'innermost' in line and f"'{data / 'train'}': " in line)
     assert "'ant', 'bee', not" in line and "'insects'" in line
 
 
@@ -162,7 +162,7 @@ def test_labels_out_of_range_are_reported(labels, num_classes, part, tmp_path):
 def test_undecodable_images_of_hugging_face_data_are_found(tmp_path, capsys):
     images = [dict(path=None, bytes=content) for content in (b'no image', b'neither')]
     dataset = parquet(tmp_path, [0, 1, 1], [*images, Image.new('RGB', (8, 8))])
-    with pytest.raises(DataError, match='sample 1 cannot be decoded: not an image'):
+    with pytest.raises(DataError, match="sample 1' cannot be decoded: not an image"):
         dataset[1]
     argv = ['--dataset', f'hfds/{tmp_path}/parquet', '--val-split', '', '--data-dir', str(tmp_path / 'cache'),
             '--input-key', 'image', '--target-key', 'label']

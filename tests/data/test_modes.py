@@ -75,7 +75,7 @@ def test_every_loader_gives_the_pixels_of_the_file(images, mode):
     for loader, prefetcher, backend in itertools.product(
             ('one view', 'two views', 'evaluation'), (True, False), ('timm', 'fast')):
         refused = mode in (REFUSED_BY_PREFETCHER if prefetcher else REFUSED_WITHOUT_IT)
-        reason = f'--input-img-mode {mode}: .*use L' if refused else ''
+        reason = f"--input-img-mode '{mode}': .*use L" if refused else ''
         if not refused and backend == 'fast' and loader != 'evaluation' and not (mode == 'RGB' and prefetcher):
             reason = '--augment-backend fast: '
         if reason:
@@ -158,10 +158,10 @@ def test_sixteen_bits_of_data_in_sequence_become_the_upper_eight(tmp_path, kind,
 
 
 @pytest.mark.parametrize('words, message', [
-    (['--in-chans', '4', '--aa', 'rand-m9'], '--aa rand-m9 works on images of mode L, RGB, got RGBA: leave it out'),
-    (['--input-img-mode', 'LAB'], '--color-jitter 0.4 works on images of mode .*, got LAB: set it to 0'),
+    (['--in-chans', '4', '--aa', 'rand-m9'], "--aa 'rand-m9' works on images of mode L, RGB, got 'RGBA': leave it out"),
+    (['--input-img-mode', 'LAB'], "--color-jitter 0.4 works on images of mode .*, got 'LAB': set it to 0"),
     (['--input-img-mode', 'HSV', '--grayscale-prob', '0.1', '--color-jitter', '0'],
-     '--grayscale-prob 0.1 works on images of mode L, RGB, got HSV: leave it out'),
+     "--grayscale-prob 0.1 works on images of mode L, RGB, got 'HSV': leave it out"),
 ])
 def test_a_refusal_names_the_flag(images, words, message):
     args = parse_train_args([str(images), '--num-classes', '4', '-b', '4', '-j', '0', '--device', 'cpu', *words])

@@ -122,7 +122,7 @@ def test_models_are_listed_by_names_patterns_and_all(tmp_path, refusal, weights,
     path, _ = weights()
     assert 'names' in refusal(photos, '--model', 'test_res*', '--checkpoint', path)
     assert 'no *.pth.tar' in refusal(photos, '--model', 'test_resnet', '--checkpoint', photos)
-    assert '--checkpoint nothing*: no *.pth' in refusal(photos, '--model', 'test_resnet', '--checkpoint', 'nothing*')
+    assert "--checkpoint 'nothing*': no *.pth" in refusal(photos, '--model', 'test_resnet', '--checkpoint', 'nothing*')
     (tmp_path / 'empty.txt').write_text('\n')
     assert 'empty.txt' in refusal(photos, '--model', tmp_path / 'empty.txt')
 

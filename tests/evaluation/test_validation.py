@@ -131,9 +131,9 @@ def test_test_pool_averages_windows_of_the_training_size(photos, weights, result
     (['--naflex-loader'], '--naflex-loader needs a model that takes patches'),
     (['--naflex-loader', '--channels-last'], '--channels-last'),
     (['--tf-preprocessing', '--no-prefetcher'], '--no-prefetcher'),
-    (['--real-labels', 'missing.json'], '--real-labels missing.json'),
-    (['--valid-labels', 'missing.txt'], '--valid-labels missing.txt'),
-    (['--results-file', 'missing/results.csv'], '--results-file missing/results.csv'),
+    (['--real-labels', 'missing.json'], "--real-labels 'missing.json"),
+    (['--valid-labels', 'missing.txt'], "--valid-labels 'missing.txt"),
+    (['--results-file', 'missing/results.csv'], "--results-file 'missing/results.csv"),
     (['--task', 'multilabel'], '--task multilabel'),
     (['--task', 'multilabel', '--dataset', 'hfds/x', '--metrics-avg', 'macro'], '--metrics-avg'),
     (['--dataset', 'hfds/x', '--task', 'multilabel', '--multilabel-threshold', 1], '--multilabel-threshold'),
@@ -340,7 +340,7 @@ def test_results_that_cannot_be_written_are_still_printed(weights, photos, resul
     words = [photos, '--model', 'test_resnet', '--num-classes', 3, '--checkpoint', weights()[0], '--img-size', 32]
     expected = results_of(*words)
     assert results_of(*words, '--results-file', '/dev/full', status=1) == expected
-    assert 'cannot write /dev/full: No space left on device' in caplog.text
+    assert "cannot write '/dev/full': No space left on device" in caplog.text
 
 
 # ---- The classes of a checkpoint ----

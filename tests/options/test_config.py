@@ -160,7 +160,7 @@ def test_a_missing_file_is_refused_in_one_line(capsys):
     ('--resume auto', ['--resume auto', '--experiment']),
     ('--stop-epoch 0', ['--stop-epoch', '0']),
     ('--save-epochs 0', ['--save-epochs', '0']),
-    ('--log-wandb --wandb-resume-id x', ['--wandb-resume-id x', '--resume']),
+    ('--log-wandb --wandb-resume-id x', ["--wandb-resume-id 'x", '--resume']),
     ('--model-kwargs depth', ['--model-kwargs', 'KEY=VALUE', 'depth']),
     ('--no-such-flag', ['--no-such-flag']),
 ])
@@ -294,7 +294,7 @@ def test_options_are_frozen():
     ('--recovery-interval 0s', ['--recovery-interval', '0s']), ('--seed -1', ['--seed', '-1']),
     ('--input-size 3 0 32', ['--input-size', '0']), ('--max-damaged 2', ['--max-damaged', '2']),
     ('--scale 1 0.1', ['--scale']), ('--remode blue', ['--remode', 'blue']), ('--experiment ../x', ['--experiment']),
-    ('--resume nowhere.pth.tar', ['nowhere.pth.tar']), ('--dataset nosuch/x', ['--dataset nosuch/x']),
+    ('--resume nowhere.pth.tar', ['nowhere.pth.tar']), ('--dataset nosuch/x', ["--dataset 'nosuch/x"]),
     ('--crop-pct 0.001', ['--crop-pct', '0.001']), ('--nan-policy go', ['--nan-policy', 'go']),
     ('--hang-timeout -1', ['--hang-timeout', '-1']), ('--opt=--', ['--opt']),
 ])
@@ -312,7 +312,7 @@ def test_a_file_may_contain_the_second_name_of_an_option(config, capsys):
     assert parse_train_args(['data', '-c', config('agmax_init_std: null')]).init_std is None
     assert not capsys.readouterr().err
     message = error_of(capsys, '-c', config('agmax_init_std: 0.2\ninit_std: 0.3'))
-    assert 'init_std occurs twice' in message
+    assert "init_std' occurs twice" in message
     assert "unknown option 'b'" in error_of(capsys, '-c', config('b: 2'))
 
 
@@ -322,12 +322,12 @@ def test_recovery_intervals_are_updates_or_seconds(config):
 
 
 @pytest.mark.parametrize('text, options, words', [
-    ('native_amp: true', dict(amp=True), 'native_amp is a former option of timm, read as amp: True'),
-    ('apex-amp: true', dict(amp=True), 'apex-amp is a former option of timm, read as amp: True'),
+    ('native_amp: true', dict(amp=True), "native_amp' is a former option of timm, read as amp: True"),
+    ('apex-amp: true', dict(amp=True), "apex-amp' is a former option of timm, read as amp: True"),
     ('native_amp: false\namp: true', dict(amp=True), 'False has no effect: today it is --amp'),
-    ('native_amp: true\namp: false', dict(amp=False), 'native_amp is a former option of timm, True has no effect'),
+    ('native_amp: true\namp: false', dict(amp=False), "native_amp' is a former option of timm, True has no effect"),
     ('amp_impl: native', dict(amp=False), "'native' has no effect: today it is --amp"),
-    ('jsd: true\naug_splits: 3', dict(jsd_loss=True, loss='jsd'), 'jsd is a former option of timm, read as jsd_loss'),
+    ('jsd: true\naug_splits: 3', dict(jsd_loss=True, loss='jsd'), "jsd' is a former option of timm, read as jsd_loss"),
     ('jsd: false', dict(jsd_loss=False), 'False has no effect: today it is --jsd-loss'),
     ('bn_tf: true\nbn_eps: 1e-4', dict(bn_momentum=0.01, bn_eps=1e-4), 'read as bn_momentum: 0.01'),
     ('milestones: [3, 5]\nsched: multistep', dict(decay_milestones=[3, 5]), 'read as decay_milestones: [3, 5]'),
@@ -342,7 +342,7 @@ def test_former_options_of_timm_are_read_with_a_warning(config, capsys, text, op
     args = parse_train_args(['data', '-c', path])
     assert vars(args).items() >= options.items()
     line, = capsys.readouterr().err.splitlines()
-    assert f'warning: --config {path}: ' in line and words in line
+    assert f"warning: --config '{path}': " in line and words in line
 
 
 def test_former_options_refer_to_existing_options():
@@ -357,7 +357,7 @@ def test_former_options_refer_to_existing_options():
 def test_values_of_former_options_are_checked(config, capsys):
     with pytest.raises(SystemExit):
         parse_train_args(['data', '-c', config('iters_to_accum: many')])
-    assert "grad_accum_steps: expected int, got 'many'" in capsys.readouterr().err.splitlines()[-1]
+    assert "grad_accum_steps': expected int, got 'many'" in capsys.readouterr().err.splitlines()[-1]
 
 
 @pytest.mark.parametrize('flag, hint', [

@@ -87,7 +87,7 @@ def test_torchscript_is_refused_for_models_it_cannot_script():
     args = parse_train_args(['data', '--torchscript'])
     network = torch.nn.Linear(2, 2)
     network.forward = lambda *values, **named: values
-    with pytest.raises(OptionError, match='--torchscript: resnet50 cannot be scripted'):
+    with pytest.raises(OptionError, match="--torchscript: 'resnet50' cannot be scripted"):
         build.script_model(args, network)
     assert isinstance(build.script_model(args, torch.nn.Linear(2, 2)), torch.jit.ScriptModule)
 
@@ -113,8 +113,8 @@ def checkpoint(tmp_path):
 def test_a_checkpoint_with_another_number_of_classes_is_refused_with_a_remedy(checkpoint):
     path, tensors = checkpoint
     message = refused('test_resnet', '--initial-checkpoint', path)
-    assert message.startswith(f'--initial-checkpoint {path} has 5 classes')
-    assert f': use --pretrained --pretrained-path {path}' in message
+    assert message.startswith(f"--initial-checkpoint '{path}' has 5 classes")
+    assert f": use --pretrained --pretrained-path '{path}" in message
     loaded = built('test_resnet', '--pretrained', '--pretrained-path', path).state_dict()
     same = [name for name in tensors if not name.startswith('fc.')]
     torch.testing.assert_close({name: loaded[name] for name in same}, {name: tensors[name] for name in same})
@@ -147,7 +147,7 @@ def test_reparam_warns_for_a_model_without_branches(caplog, tmp_path, model, war
 def test_only_the_first_process_warns_about_optimizers(caplog, monkeypatch):
     args = parse_train_args(['data', '--opt', 'sgd', '--opt-eps', '0.1'])
     timm_names.check_optimizer(args)
-    assert caplog.text.count('--opt-eps has no effect: --opt sgd has none') == 1
+    assert caplog.text.count("--opt-eps has no effect: --opt 'sgd' has none") == 1
     monkeypatch.setenv('RANK', '1')
     monkeypatch.setenv('WORLD_SIZE', '2')
     monkeypatch.setenv('LOCAL_RANK', '1')
@@ -156,9 +156,9 @@ def test_only_the_first_process_warns_about_optimizers(caplog, monkeypatch):
 
 
 @pytest.mark.parametrize('argv, message', [
-    ('--torchcompile --torchcompile-mode reduce-overhead', '--torchcompile-mode reduce-overhead records CUDA graphs'),
-    ('--torchcompile --torchcompile-mode max-autotune', '--torchcompile-mode max-autotune records CUDA graphs'),
-    ('--torchcompile cudagraphs', '--torchcompile cudagraphs records CUDA graphs'),
+    ("--torchcompile --torchcompile-mode reduce-overhead", "--torchcompile-mode 'reduce-overhead' records CUDA graphs"),
+    ("--torchcompile --torchcompile-mode max-autotune", "--torchcompile-mode 'max-autotune' records CUDA graphs"),
+    ('--torchcompile cudagraphs', "--torchcompile 'cudagraphs' records CUDA graphs"),
     ('--torchcompile', None),
     ('--torchcompile --torchcompile-mode default', None),
     ('--torchcompile --torchcompile-mode max-autotune-no-cudagraphs', None),

@@ -44,9 +44,9 @@ TRAINING = [
     ('--train-crop-mode pad --scale 0.5 1', '--scale', 'with --train-crop-mode pad'),
     ('--train-crop-mode pad --ratio 1 1', '--ratio', 'with --train-crop-mode pad'),
     ('--naflex-loader --train-crop-mode rkrc', '--train-crop-mode', 'with --naflex-loader'),
-    ('--aa original --color-jitter 0.9', '--color-jitter', 'with --aa original: use 3a or imagenet'),
-    ('--aa cifar10 --color-jitter 0.9', '--color-jitter', 'with --aa cifar10: use 3a or imagenet'),
-    ('--aa rand-m9 --color-jitter-prob 0.9', '--color-jitter-prob', 'with --aa rand-m9: use 3a'),
+    ('--aa original --color-jitter 0.9', '--color-jitter', "with --aa 'original': use 3a or imagenet"),
+    ('--aa cifar10 --color-jitter 0.9', '--color-jitter', "with --aa 'cifar10': use 3a or imagenet"),
+    ('--aa rand-m9 --color-jitter-prob 0.9', '--color-jitter-prob', "with --aa 'rand-m9': use 3a"),
     ('--color-jitter 0 --color-jitter-prob 0.9', '--color-jitter-prob', 'with --color-jitter 0'),
     ('--remode rand', '--remode', 'without --reprob'),
     ('--recount 3', '--recount', 'without --reprob'),
@@ -323,7 +323,7 @@ def test_the_table_agrees_with_the_effects_of_options_of_losses(tmp_path, task, 
                                         ('lookahead_adam', False), ('muon', True)])
 def test_momentum_warns_for_optimizers_without_it(caplog, opt, taken):
     timm_names.check_optimizer(parse_train_args(['data', '--opt', opt, '--momentum', '0.8']))
-    assert (f'--momentum has no effect: --opt {opt} has none' not in caplog.text) is taken
+    assert (f"--momentum has no effect: --opt '{opt}' has none" not in caplog.text) is taken
     caplog.clear()
     timm_names.check_optimizer(parse_train_args(['data', '--opt', opt]))
     assert not caplog.records

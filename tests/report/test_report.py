@@ -34,7 +34,7 @@ from agmax_timm.report.charts import line_chart, ticks
 from agmax_timm.report.page import Report, inline, render
 from agmax_timm.weights.checkpoint import saved_metadata, saved_options
 from agmax_timm.weights.saved_model import read_model
-from agmax_timm.weights.staging import recipe
+from agmax_timm.weights.staging import recipe, stage
 
 HOSTILE = {'ant': '<script>alert(1)<script>', 'bee': '"><img src=x onerror=alert(2)>', 'cat': "'&amp; ]]>"}
 VOID = {'meta', 'img', 'br'}
@@ -240,6 +240,25 @@ def test_the_head_states_the_share_of_the_most_frequent_class(run_copy):
     assert cost['date'] in text
 
 
+def test_an_epoch_has_the_same_number_everywhere(run_copy, tmp_path):
+    """From 0 on: in the log, summary.csv, file names, the last lines of the run, the report and the model card."""
+    log = (run_copy / 'train.log').read_text()
+    with open(run_copy / 'summary.csv', newline='') as f:
+        top1 = {row['epoch']: float(row['eval_top1']) for row in csv.DictReader(f)}
+    assert list(top1) == [str(number) for number in range(len(top1))]
+    for pattern in (r'Train: (\d+) \[', r'Test \(EMA\) (\d+): '):
+        assert list(dict.fromkeys(re.findall(pattern, log))) == list(top1)
+    metric, best = re.search(r'Best metric: (\S+) \(epoch (\d+)\)', log).groups()
+    assert float(metric) == pytest.approx(top1[best], rel=1e-5) and top1[best] == max(top1.values())
+    assert {path.name for path in run_copy.glob('checkpoint-*')} == {f'checkpoint-{epoch}.pth.tar' for epoch in top1}
+    report.make_report(str(run_copy), device='cpu', workers=0)
+    page = (run_copy / 'report.html').read_text()
+    assert f'best epoch{best}' in ''.join(check_page(page).text)
+    assert set(re.findall(r'<title>[^,<]+, epoch (\d+): ', page)) == set(top1)
+    stage(read_model(str(run_copy)), tmp_path / 'staged')
+    assert f'after epoch {best} (counted from 0)' in (tmp_path / 'staged' / 'README.md').read_text()
+
+
 def test_each_point_of_a_curve_has_its_value_as_title(run_copy):
     report.make_report(str(run_copy), device='cpu', workers=0)
     text = (run_copy / 'report.html').read_text()
@@ -282,7 +301,7 @@ def test_a_run_without_its_data_is_compared_by_the_metrics_of_training(run_copy,
     page = check_page(Path(path).read_text())
     top1 = f"{read_model(str(run_copy), use_ema=True).metrics['top1']:.2f}"
     assert {row[0]: row[1:] for row in page.table('', 'run', 'other')}['top-1 (%)'] == [top1, top1]
-    assert 'other is not evaluated' in caplog.text and 'its metrics are those of training' in ''.join(page.text)
+    assert "other' is not evaluated" in caplog.text and 'its metrics are those of training' in ''.join(page.text)
 
 
 def test_differences_are_relative_to_the_first_run_and_classes_sorted_by_them():
@@ -304,7 +323,7 @@ def test_differences_are_relative_to_the_first_run_and_classes_sorted_by_them():
 def test_a_damaged_summary_leaves_out_only_the_curves(run_copy, caplog):
     (run_copy / 'summary.csv').write_text('epoch,train_loss\n0,abc\n')
     report.make_report(str(run_copy), device='cpu', workers=0)
-    assert 'summary.csv is damaged' in caplog.text and (run_copy / 'report.html').exists()
+    assert "summary.csv' is damaged" in caplog.text and (run_copy / 'report.html').exists()
 
 
 def test_the_views_are_two_draws_of_training_images(hostile_run, photo_numbers):
@@ -433,7 +452,7 @@ def test_a_run_without_validation_has_a_report(train_once, tmp_path):
     (['{empty}'], 'not the folder of a run'),
     (['{run}', 'nowhere'], "no such folder or tar file: 'nowhere'"),
     (['{run}', '{empty}'], '{empty}'),
-    (['{run}', '--device', 'tpu'], '--device tpu'),
+    (['{run}', '--device', 'tpu'], "--device 'tpu"),
     (['{bare}'], 'no such checkpoint'),
     ([], 'RUN_FOLDER'),
 ])

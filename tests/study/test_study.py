@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
+from agmax_timm.base.command_line import flag_of
 from agmax_timm.base.errors import OptionError
 from agmax_timm.options.declare import values
 from agmax_timm.study import command, figure, outcome, plan, results, runner
@@ -289,7 +290,7 @@ def test_a_failed_run_is_a_row_and_the_others_are_trained(tmp_path, photos, comm
 def test_table_writes_the_results_so_far(tmp_path, photos, commands, capsys):
     path, folder = write_study(tmp_path, data=str(photos)), tmp_path / 'out'
     assert run_study(path, '--output', folder, '--table') == 2
-    assert f'--table: no folder {folder}: train the study first' in capsys.readouterr().err
+    assert f"--table: no folder '{folder}': train the study first" in capsys.readouterr().err
     commands(baseline='sys.exit(3)', AgMax=GOOD)
     assert run_study(path, '--output', folder) == 1
     written = {name: (folder / name).read_text() for name in ('results.csv', 'table.csv', 'table.md')}
@@ -390,7 +391,8 @@ def test_existing_runs_may_differ_only_in_options_without_effect_on_the_result(t
     if allowed:
         plan.check_unchanged(now, runs)
     else:
-        with pytest.raises(OptionError, match=f'was trained with {[*option][0]} .*now has {[*option.values()][0]}'):
+        (name, value), = option.items()
+        with pytest.raises(OptionError, match=f'was trained with {flag_of(name)} .*now has {value!r}'):
             plan.check_unchanged(now, runs)
 
 
@@ -424,7 +426,7 @@ BAD = [
     (dict(base='absent.yaml'), 'base: ', 'absent.yaml', 'No such file'),
     (dict(base=7), 'base: expected the path of a recipe', 'got 7'),
     (dict(methods={'a': {'agmax_loss': 'mi2'}}), 'methods: a: agmax_loss: expected one of mi', "'mi2'"),
-    (dict(methods={'a': {'seed': 3}}), 'seed is set by the study', 'use seeds'),
+    (dict(methods={'a': {'seed': 3}}), "seed' is set by the study", 'use seeds'),
     (dict(methods={}), 'methods: expected lines', 'got {}'),
     (dict(methods=None), 'no methods', 'at least one'),
     (dict(methods={'A b': None, 'a-b': None}), 'a-b', 'rename one'),
@@ -467,9 +469,9 @@ def test_files_that_are_not_studies_are_refused(content, words, tmp_path, capsys
 
 @pytest.mark.parametrize('text, words', [
     ('method,value\nAgMx,1\n', ["method 'AgMx' is not in", 'did you mean AgMax?']),
-    ('method,percent\nAgMax,1\n', ['must have the columns method, value', 'got method, percent']),
+    ('method,percent\nAgMax,1\n', ['must have the columns method, value', "got 'method', 'percent'"]),
     ('method,value\nAgMax,one\n', ["value must be a number, got 'one'"]),
-    ('method,value\nAgMax,1\nAgMax,2\n', ['AgMax occurs twice']),
+    ('method,value\nAgMax,1\nAgMax,2\n', ["AgMax' occurs twice"]),
     ('# nothing\n', ['must have the columns', 'got none'])])
 def test_published_numbers_that_do_not_fit_are_refused(text, words, tmp_path):
     (tmp_path / 'published.csv').write_text(text)

@@ -136,7 +136,7 @@ def test_device_modules_are_imported(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     import_device_modules(Namespace(device_modules=['torch_toaster']))
     assert sys.toaster
-    with pytest.raises(OptionError, match='--device-modules torch_kettle'):
+    with pytest.raises(OptionError, match="--device-modules 'torch_kettle"):
         import_device_modules(Namespace(device_modules=['torch_kettle']))
 
 

@@ -118,7 +118,7 @@ def test_after_repair_of_a_damaged_image_nothing_is_trained_again(argv, photos, 
     path.write_bytes(content[:300])
     argv[0] = str(data)
     for _ in range(2):  # found again, nothing more is lost
-        assert f'{path} cannot be decoded' in fail(argv, capsys, status=2)
+        assert f"{path}' cannot be decoded" in fail(argv, capsys, status=2)
     path.write_bytes(content)
     train_cli.main(argv)
     assert 'Train: 0 [' not in caplog.text.split('Training epochs')[-1]

@@ -126,9 +126,9 @@ def test_private_is_refused_for_a_public_repository(hub, upload):
     upload(private=True)
     upload(repo_id='ann/open')
     before = hub.files('ann/open')
-    with pytest.raises(HubError, match='ann/open exists and is public: make it private'):
+    with pytest.raises(HubError, match="ann/open' exists and is public: make it private"):
         upload(repo_id='ann/open', private=True)
-    with pytest.raises(HubError, match='ann/open exists and is public'):
+    with pytest.raises(HubError, match="ann/open' exists and is public"):
         check_destination(Destination('ann/open', token='hf_write', private=True, endpoint=hub.url))
     check_destination(Destination('ann/net', token='hf_write', private=True, endpoint=hub.url))
     check_destination(Destination('ann/new', token='hf_write', private=True, endpoint=hub.url))
@@ -249,11 +249,11 @@ def test_tokens_that_can_write_are_accepted(hub, token, repo_id):
 
 @pytest.mark.parametrize('token, repo_id, message', [
     ('hf_wrong', 'ann/net', 'the token of the Hugging Face Hub is not valid: log in with `hf auth login`'),
-    ('hf_read', 'ann/net', 'the token of ann cannot write to ann/net: make one that can at https'),
-    ('hf_fine_read', 'ann/net', 'the token of ann cannot write to ann/net'),
-    ('hf_fine', 'lab/net', 'not a member of lab'),
-    ('hf_write', 'bob/net', 'not a member of bob: publish to ann/NAME'),
-    ('hf_write', 'readers/net', 'can only read in readers'),
+    ('hf_read', 'ann/net', "the token of 'ann' cannot write to 'ann/net': make one that can at https"),
+    ('hf_fine_read', 'ann/net', "the token of 'ann' cannot write to 'ann/net"),
+    ('hf_fine', 'lab/net', "not a member of 'lab"),
+    ('hf_write', 'bob/net', "not a member of 'bob': publish to 'ann/NAME'"),
+    ('hf_write', 'readers/net', "can only read in 'readers"),
 ])
 def test_tokens_that_cannot_write_are_refused(hub, token, repo_id, message):
     with pytest.raises(HubError) as error:
@@ -263,7 +263,7 @@ def test_tokens_that_cannot_write_are_refused(hub, token, repo_id, message):
 
 def test_a_pull_request_to_others_needs_a_token_that_can_write(hub):
     check_destination(Destination('bob/net', token='hf_write', create_pr=True, endpoint=hub.url))
-    with pytest.raises(HubError, match='the token of ann can only read'):
+    with pytest.raises(HubError, match="the token of 'ann' can only read"):
         check_destination(Destination('bob/net', token='hf_read', create_pr=True, endpoint=hub.url))
 
 
@@ -319,7 +319,7 @@ def test_weights_without_a_connection_are_refused_at_once(loading, caplog, name)
         loading(name, CLOSED)
     assert time.monotonic() - start < 5 and 'Retrying' not in caplog.text
     assert re.fullmatch(
-        rf'--model .?{name}.?: .* 127.0.0.1 .*refused.*: use .*--model local-dir:FOLDER', one_line(error))
+        rf"--model .?{name}.?: .* 127.0.0.1 .*refused.*: use .*--model local-dir:FOLDER", one_line(error))
 
 
 def test_data_without_a_connection_is_refused_at_once(monkeypatch, tmp_path, caplog):
@@ -335,7 +335,7 @@ def test_data_without_a_connection_is_refused_at_once(monkeypatch, tmp_path, cap
 
 def test_the_offline_mode_is_named(loading, monkeypatch):
     monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', True)  # what HF_HUB_OFFLINE=1 sets at import
-    with pytest.raises(OptionError, match='--model .*test_resnet.*: HF_HUB_OFFLINE .*: use a copy'):
+    with pytest.raises(OptionError, match="--model .*test_resnet.*: HF_HUB_OFFLINE .*: use a copy"):
         loading('test_resnet')
 
 
@@ -348,18 +348,18 @@ def test_loading_tries_a_busy_hub_again(hub, upload, loading, staged):
 def test_other_errors_are_reported_with_the_cache(upload, loading):
     upload()
     loading()
-    with pytest.raises(OptionError, match='--model hf_hub:ann/net does not take all of --model-kwargs'):
+    with pytest.raises(OptionError, match="--model 'hf_hub:ann/net' does not take all of --model-kwargs"):
         loading(url=CLOSED, no_such_argument=1)
 
 
 @pytest.mark.parametrize('flags, message', [
-    (['--push-to-hub', 'net'], "--push-to-hub net: expected OWNER/NAME, got 'net'"),
-    (['--push-to-hub', 'a/b/c'], "--push-to-hub a/b/c: Repo id must be in the form"),
-    (['--push-to-hub', 'ann/../x'], '--push-to-hub ann/../x: '),
-    (['--push-to-hub', 'ann/a--b'], '--push-to-hub ann/a--b: Cannot have --'),
-    (['--push-to-hub', 'ann/net', '--hub-revision', '../x'], "--hub-revision ../x: '../x' cannot be a branch"),
+    (['--push-to-hub', 'net'], "--push-to-hub 'net': expected OWNER/NAME, got 'net'"),
+    (['--push-to-hub', 'a/b/c'], "--push-to-hub 'a/b/c': Repo id must be in the form"),
+    (['--push-to-hub', 'ann/../x'], "--push-to-hub 'ann/../x': "),
+    (['--push-to-hub', 'ann/a--b'], "--push-to-hub 'ann/a--b': Cannot have --"),
+    (['--push-to-hub', 'ann/net', '--hub-revision', '../x'], "--hub-revision '../x': '../x' cannot be a branch"),
     (['--push-to-hub', 'ann/net', '--hub-revision', 'v2', '--hub-pr'], '--hub-pr opens a pull request against main'),
-    (['--hub-dataset', 'My Photos'], '--hub-dataset My Photos is not a name of a data set on the Hub'),
+    (['--hub-dataset', 'My Photos'], "--hub-dataset 'My Photos' is not a name of a data set on the Hub"),
     (['--hub-private'], '--hub-private needs --push-to-hub OWNER/NAME'),
     (['--hub-revision', 'v2'], '--hub-revision needs --push-to-hub'),
     (['--hub-pr'], '--hub-pr needs --push-to-hub'),
@@ -402,7 +402,7 @@ def test_the_time_of_retry_after_is_waited(hub, upload, caplog):
 
 def test_the_number_of_attempts_is_limited(hub, upload):
     hub.fail('POST', '/commit/', 500, 'broken', times=99)
-    with pytest.raises(HubError, match='cannot upload .*hub to ann/net: 500 broken'):
+    with pytest.raises(HubError, match="cannot upload .*hub' to 'ann/net': 500 broken"):
         upload()
     assert hub.count('POST', '/commit/') == 3
     assert 'config.json' not in hub.files('ann/net')
@@ -438,7 +438,7 @@ def test_a_refusal_is_one_line_and_nothing_is_committed(hub, upload, staged, sta
     before = {item.name: item.read_bytes() for item in staged.iterdir()}
     with pytest.raises(HubError) as error:
         upload()
-    assert f'cannot upload {staged} to ann/net: ' in one_line(error) and message in one_line(error)
+    assert f"cannot upload '{staged}' to 'ann/net': " in one_line(error) and message in one_line(error)
     assert hub.count('POST', '/commit/') == (1 if path == '/commit/' else 0)
     assert {item.name: item.read_bytes() for item in staged.iterdir()} == before
 
@@ -508,7 +508,7 @@ HOSTILE = {
     'no weights': (lambda f: (f / 'model.safetensors').unlink(), 'holds no model.safetensors'),
     'no config': (lambda f: (f / 'config.json').unlink(), 'holds no config.json'),
     'pickle in place of weights': (
-        lambda f: (f / 'model.safetensors').write_bytes(pickle.dumps(Payload())), 'model.safetensors is not sound'),
+        lambda f: (f / 'model.safetensors').write_bytes(pickle.dumps(Payload())), "model.safetensors' is not sound"),
     'pickle beside no weights': (
         lambda f: ((f / 'model.safetensors').unlink(), (f / 'pytorch_model.bin').write_bytes(pickle.dumps(Payload()))),
         'holds no model.safetensors'),
@@ -535,8 +535,8 @@ HOSTILE = {
         checkpoint_path='../../x.pth')), "model_args checkpoint_path '../../x.pth' is a path"),
     'argument of no model': (lambda f: edit_config(f, lambda c: c['model_args'].update(exec='1')),
                              'timm cannot build its model'),
-    'no JSON': (lambda f: (f / 'config.json').write_text('{'), 'config.json is not JSON'),
-    'deep JSON': (lambda f: (f / 'config.json').write_text('[' * 200_000), 'config.json is not JSON'),
+    'no JSON': (lambda f: (f / 'config.json').write_text('{'), "config.json' is not JSON"),
+    'deep JSON': (lambda f: (f / 'config.json').write_text('[' * 200_000), "config.json' is not JSON"),
     'JSON of another kind': (lambda f: (f / 'config.json').write_text('[1]'), 'has no pretrained_cfg'),
     'link': (lambda f: ((f / 'summary.csv').unlink(), (f / 'summary.csv').symlink_to('/etc/hostname')), 'is a link'),
 }
@@ -577,7 +577,7 @@ def test_the_command_stages_a_run_and_can_continue_after_a_failure(hub, command,
     told = capsys.readouterr().err.splitlines()[-1]
     assert status.value.code == 2 and told.startswith('python -m agmax_timm.publish: error: cannot upload ')
     folder = run_dir / 'hub'
-    words = shlex.split(told.split(f'{folder} stays; to continue: ')[1])
+    words = shlex.split(told.split(f"{folder}' stays; to continue: ")[1])
     assert words == [
         'python', '-m', 'agmax_timm.publish', str(folder), 'ann/net', '--private', '--revision', 'v2']
     command(*words[3:])
@@ -590,7 +590,7 @@ def test_the_name_of_the_data_set_can_be_given(hub, command, tmp_path, capsys):
     assert ModelCard(hub.files('ann/net')['README.md'].content.decode()).data.datasets == ['ann/bees']
     for words, said in (
             ([tmp_path / 'hub', 'ann/net', '--hub-dataset', 'ann/bees'], 'is staged already: drop --hub-dataset'),
-            ([tmp_path, 'ann/net', '--hub-dataset', 'a--b'], '--hub-dataset a--b is not a name of a data set')):
+            ([tmp_path, 'ann/net', '--hub-dataset', 'a--b'], "--hub-dataset 'a--b' is not a name of a data set")):
         with pytest.raises(SystemExit) as status:
             command(*words)
         assert status.value.code == 2 and said in capsys.readouterr().err.splitlines()[-1]
@@ -605,7 +605,7 @@ def test_a_full_disk_ends_staging_without_files(hub, command, tmp_path, capsys):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     told = capsys.readouterr().err.splitlines()[-1]
-    assert f'cannot stage {tmp_path}/hub: ' in told and 'File too large' in told
+    assert f"cannot stage '{tmp_path}/hub': " in told and 'File too large' in told
     assert ' stays; ' in told and told.endswith(f'to continue: python -m agmax_timm.publish {tmp_path} ann/net')
     assert list(tmp_path.iterdir()) == [] and not hub.repos
 
@@ -661,7 +661,7 @@ def test_a_given_licence_is_stated_in_card_and_configuration(hub, command, stage
     load_folder(folder)
     with pytest.raises(SystemExit) as status:
         command(folder, 'ann/folder', '--license', 'apache')
-    assert status.value.code == 2 and "--license apache: the Hub does not list such" in capsys.readouterr().err
+    assert status.value.code == 2 and "--license 'apache': the Hub does not list such" in capsys.readouterr().err
 
 
 def test_the_command_to_continue_has_the_same_flags(hub, command, tmp_path, monkeypatch, capsys):
@@ -758,7 +758,7 @@ def test_an_invalid_folder_is_refused_in_one_line_when_loaded(staged, tmp_path, 
     HOSTILE[name][0](folder)
     with pytest.raises(OptionError) as error:
         create_named_model(f'local-dir:{folder}', pretrained=True)
-    assert one_line(error).startswith(f'--model local-dir:{folder}: ')
+    assert one_line(error).startswith(f"--model 'local-dir:{folder}': ")
 
 
 def train_with_hub(url, argv):

@@ -260,7 +260,7 @@ def test_commands_check_the_preprocessing(command, train_once, tmp_path, monkeyp
 
 @pytest.mark.parametrize('options, reason', [
     (dict(data_dir='/nowhere'), '/nowhere'), (dict(val_split=''), 'the run had none'),
-    (dict(dataset='hfds/ann/bees'), '--dataset hfds/ann/bees is on the Hub'),
+    (dict(dataset='hfds/ann/bees'), "--dataset 'hfds/ann/bees' is on the Hub"),
     (dict(model=None), 'the options of the run are not known')])
 def test_missing_data_is_logged(options, reason, train_once, tmp_path, caplog):
     saved = read_model(str(train_once(*TINY)), use_ema=None)

@@ -115,11 +115,11 @@ PREFIX = 'module.backbone.'
     ({f'{PREFIX}feature_extractor.bn1.weight': torch.ones(2)}, 'bn1.weight [2] in place of [32]'),
     ({f'{PREFIX}classifier.bias': torch.ones(4)}, 'fc.bias'),
     ({f'{PREFIX}feature_extractor.fc.weight': torch.ones(3, 96)}, f'{PREFIX}'),
-    ({f'{PREFIX}extra.weight': torch.ones(2)}, f'{PREFIX}extra.weight is not a tensor of the original'),
-    ({'module.bn1.weight': torch.ones(32)}, 'module.bn1.weight is not a tensor of the original'),
-    ({'module.qnet.other.weight': torch.ones(2)}, 'module.qnet.other.weight is not a tensor of the original'),
-    ({f'{PREFIX}feature_extractor.bn1.weight': 'text'}, f'{PREFIX}feature_extractor.bn1.weight is not a tensor'),
-    ({'backbone.feature_extractor.bn1.weight': torch.ones(32)}, 'bn1.weight is not a tensor of the original'),
+    ({f'{PREFIX}extra.weight': torch.ones(2)}, f"{PREFIX}extra.weight' is not a tensor of the original"),
+    ({'module.bn1.weight': torch.ones(32)}, "module.bn1.weight' is not a tensor of the original"),
+    ({'module.qnet.other.weight': torch.ones(2)}, "module.qnet.other.weight' is not a tensor of the original"),
+    ({f'{PREFIX}feature_extractor.bn1.weight': 'text'}, f"{PREFIX}feature_extractor.bn1.weight' is not a tensor"),
+    ({'backbone.feature_extractor.bn1.weight': torch.ones(32)}, "bn1.weight' is not a tensor of the original"),
 ])
 def test_a_tensor_that_does_not_fit_is_named_in_one_line(changes, named, save):
     path = save(spoiled(**changes))

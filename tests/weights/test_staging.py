@@ -156,7 +156,7 @@ def test_a_full_disk_is_one_line_and_keeps_the_former_files(saved, staged, tmp_p
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     with files_of_at_most(size), pytest.raises(HubError) as raised:
         stage(saved, folder)
-    assert f'cannot stage {folder}: ' in str(raised.value) and 'File too large' in str(raised.value)
+    assert f"cannot stage '{folder}': " in str(raised.value) and 'File too large' in str(raised.value)
     assert '\n' not in str(raised.value)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     assert [path.name for path in tmp_path.iterdir()] == ['hub']
@@ -172,5 +172,5 @@ def test_staging_again_replaces_only_its_own_files(make_saved, saved, tmp_path):
 
 def test_a_folder_that_cannot_be_created_is_an_error(saved, tmp_path):
     (tmp_path / 'file').write_text('')
-    with pytest.raises(HubError, match='cannot stage .*file/hub: '):
+    with pytest.raises(HubError, match="cannot stage '.*file/hub': "):
         stage(saved, Path(tmp_path, 'file', 'hub'))

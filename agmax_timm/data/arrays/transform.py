@@ -226,7 +226,7 @@ def _planes(pixels: np.ndarray) -> torch.Tensor:
 def _resize_name(mode: Any) -> str:
     name = interp_mode_to_str(mode)
     if name not in _RESIZES:
-        raise NotImplementedError(f'interpolation {name}')
+        raise NotImplementedError(f"interpolation '{name}'")
     return name
 
 

@@ -91,7 +91,7 @@ class Lighting:
 
     def __call__(self, image: Image.Image) -> Image.Image:
         if image.mode != 'RGB':
-            raise ValueError(f'lighting needs RGB images, got mode {image.mode}')
+            raise ValueError(f"lighting needs RGB images, got mode '{image.mode}'")
         levels = torch.arange(256) + self.draw_shift()[:, None]
         return image.point(levels.round_().clamp_(0, 255).byte().flatten().tolist())
 

@@ -19,7 +19,7 @@ def memory_limit(amount: str) -> int:
     unit = {'M': 2 ** 20, 'G': 2 ** 30}.get(str(amount)[-1:].upper())
     number = float(str(amount)[:-1] if unit else amount)
     if not 0. <= number < float('inf') or (not unit and number > 1):
-        raise ValueError(f'memory must be a share in [0, 1] of the free memory, or end in G or M, got {amount}')
+        raise ValueError(f"memory must be a share in [0, 1] of the free memory, or end in G or M, got '{amount}'")
     return int(number * (unit or free_memory() // _processes())) if number else 0
 
 

@@ -146,7 +146,7 @@ class ResumableLoader(Wrapper):
         """
         state = to_bytes(state)
         was, now = state['shape'], self._shape()
-        changed = [f'{now[name]} {name} in place of {was[name]}' for name in now if was[name] != now[name]]
+        changed = [f'{now[part]} {part} in place of {was[part]}' for part in now if was[part] != now[part]]
         other_shares = was['ranks'] != now['ranks'] or was['batch size'] != now['batch size']
         if state.get('dealt') is not None:
             if other_shares:

@@ -9,8 +9,9 @@ from timm.data.readers.reader_image_in_tar import ReaderImageInTar
 from torch.utils.data import Dataset
 
 from ...base.errors import DataError
+from ...base.text import quoted
 from .classes import ModelClasses, check_evaluation, class_outputs, class_to_idx
-from .dataset_factory import TorchFolder, folders_in, quoted
+from .dataset_factory import TorchFolder, folders_in
 from .decoding import ConvertedIterable
 from .folder import FolderReader
 from .labels import check_column
@@ -26,7 +27,7 @@ def check_different(train: Dataset, validation: Dataset) -> None:
     roots = [getattr(reader, 'root', None) for reader in readers
              if not (hasattr(reader, 'split') or hasattr(reader, 'split_info'))]
     if len(roots) == 2 and roots[0] is not None and roots[0] == roots[1]:
-        raise DataError(f"{roots[0]} would be both training and validation data: hold out a tenth, --val-split 0.1, "
+        raise DataError(f"'{roots[0]}' would be both training and validation data: hold out a tenth, --val-split 0.1, "
                         "sort it into folders train and val, or train without validation: --val-split ''")
 
 
@@ -138,14 +139,14 @@ def describe_nested(dataset: Dataset | None) -> str:
     if not parts:
         return ''
     inner, above = ({path[index]: None for path in parts} for index in (-1, -2))
-    return f'{reader.root}: the classes are the innermost folders {quoted(inner)}, not the folders {quoted(above)}'
+    return f"'{reader.root}': the classes are the innermost folders {quoted(inner)}, not the folders {quoted(above)}"
 
 
 def describe_left_out(dataset: Dataset | None) -> str:
     """Return a warning about class folders with images that --class-map leaves out, '' if there are none."""
     reader: Any = getattr(dataset, 'reader', None)
     names = getattr(reader, 'left_out', None)
-    return f'{reader.root}: --class-map leaves out the images of {quoted(sorted(names))}' if names else ''
+    return f"'{reader.root}': --class-map leaves out the images of {quoted(sorted(names))}" if names else ''
 
 
 def _label_span(dataset: Dataset | None) -> tuple[int, int] | None:
@@ -177,7 +178,7 @@ def _check_empty_folders(dataset: Dataset | None) -> None:
     filled = {folder.split(os.sep)[0] for folder in reader.folders}
     empty = [name for name in folders_in(reader.root) if name not in filled]
     if empty:
-        raise DataError(f'{reader.root}: no images in class folder(s) {quoted(empty)}: fill or remove them')
+        raise DataError(f"'{reader.root}': no images in class folder(s) {quoted(empty)}: fill or remove them")
 
 
 def _check_same_classes(train: dict[Any, int], validation: dict[Any, int]) -> None:

@@ -27,15 +27,15 @@ def read_class_map(class_map: Any, *folders: str | None) -> dict[Any, int] | Non
     paths = [os.path.join(folder, class_map) for folder in ('', *filter(None, folders))]
     path = next(filter(os.path.isfile, paths), None)
     if path is None:
-        raise DataError(f'--class-map {class_map}: no such file')
+        raise DataError(f"--class-map '{class_map}': no such file")
     kind = os.path.splitext(path)[1].lower()
     if kind not in ('.txt', '.pkl'):
-        raise DataError(f'--class-map {class_map}: must be a text file (.txt) with a class name on each line, or a '
+        raise DataError(f"--class-map '{class_map}': must be a text file (.txt) with a class name on each line, or a "
                         'pickled dict (.pkl)')
     try:
         return _read_names(path) if kind == '.txt' else _read_pickle(path)
     except (ValueError, OSError) as error:
-        raise DataError(f'--class-map {class_map}: {error}') from error
+        raise DataError(f"--class-map '{class_map}': {error}") from error
 
 
 def _read_names(path: str) -> dict[str, int]:

@@ -91,7 +91,7 @@ class ModelClasses:
         first = moved[0]
         in_model = f' ({self.names[first.index]!r} in the model)' if first.index < len(self.names) else ''
         more = f'; {len(moved) - 1} more differ' if len(moved) > 1 else ''
-        return (f'class {first.index} of the data is {first.name!r}{in_model}: {self.source} has {first.name!r} as '
+        return (f"class {first.index} of the data is {first.name!r}{in_model}: '{self.source}' has {first.name!r} as "
                 f'class {first.index_of_model}{more}')
 
 
@@ -162,7 +162,7 @@ def check_evaluation(
     if classes is not None and unknown:
         name, index = next(iter(unknown.items()))
         more = f'; the model does not know {len(unknown) - 1} more classes of the data' if len(unknown) > 1 else ''
-        _logger.warning(f'class {index} of the data is {name!r}, but {classes.names[index]!r} in {classes.source}: '
+        _logger.warning(f"class {index} of the data is {name!r}, but {classes.names[index]!r} in '{classes.source}': "
                         f'check that both names mean the same class{more}')
     elif (classes is None or classes.only_numbers) and in_order and width < num_outputs:
         _logger.warning(f'The data has {width} classes, the model {num_outputs} outputs, whose names are not known: '

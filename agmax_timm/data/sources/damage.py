@@ -7,7 +7,7 @@ import torch.distributed as dist
 
 from ...base.distributed import is_distributed
 from ...base.errors import DamagedError
-from ...base.text import listed
+from ...base.text import quoted
 
 
 class Damage:
@@ -36,7 +36,7 @@ class Damage:
         """
         self.flags[index] = 1
         if self.max_share is None:
-            raise DamagedError(f'{self.path(index)} cannot be decoded: {reason}: repair or remove it; '
+            raise DamagedError(f"'{self.path(index)}' cannot be decoded: {reason}: repair or remove it; "
                                '--check-data lists all damaged files')
         if not self.deferred:
             self.check()
@@ -46,7 +46,7 @@ class Damage:
         if not self.too_many:
             return
         count = self.count()
-        first = listed([*map(self.path, self.indices())], 3)
+        first = quoted(map(self.path, self.indices()), 3)
         limit = 'none may be' if self.max_share is None else f'more than --max-damaged {self.max_share:g}'
         raise DamagedError(f'{count} of {len(self.flags)} samples ({count / len(self.flags):.2%}) cannot be decoded, '
                            f'{limit}: {first}: repair or remove them; --check-data lists all'

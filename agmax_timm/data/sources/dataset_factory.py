@@ -1,7 +1,7 @@
 """Creation of data sets: timm's factory with checks of its splits, readers of folders, and the built-in demo."""
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from importlib.resources import files
 from typing import Any
 
@@ -15,7 +15,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from ...base.errors import DataError
 from ...base.hub_connection import single_attempt
-from ...base.text import listed
+from ...base.text import quoted
 from .class_map import read_class_map
 from .decoding import DecodedDataset, with_policy
 from .folder import FolderReader, is_hidden
@@ -118,13 +118,13 @@ def check_split(name: str, root: str | None, split: str) -> None:
         raise DataError(f'split {split!r}: only hfds/ and tfds/ take a part of a split: give a whole split, or a '
                         'folder with the part')
     if torch_name in _TORCH_BASIC and split not in _SPLITS:
-        raise DataError(f'--dataset {name} has the splits train and validation, got {split!r}')
+        raise DataError(f"--dataset '{name}' has the splits train and validation, got {split!r}")
     if torch_name == 'svhn' and split not in _SVHN:
-        raise DataError(f'--dataset {name} has the splits train, extra, train+extra and validation, got {split!r}')
+        raise DataError(f"--dataset '{name}' has the splits train, extra, train+extra and validation, got {split!r}")
     if torch_name is None or torch_name in _TORCH_FOLDERS:
         check_root(root, split)
     elif not root:
-        raise DataError(f'--dataset {name}: no folder for its files: give one, as DIR or --data-dir DIR')
+        raise DataError(f"--dataset '{name}': no folder for its files: give one, as DIR or --data-dir DIR")
 
 
 def check_root(root: str | None, split: str) -> None:
@@ -139,7 +139,7 @@ def check_root(root: str | None, split: str) -> None:
         return
     others = [name for name in folders_in(root) if name.lower() in _SPLITS]
     if others:
-        raise DataError(f"{root} has no folder for split '{split}', only {', '.join(others)}: give the split to use"
+        raise DataError(f"'{root}' has no folder for split '{split}', only {quoted(others)}: give the split to use"
                         + _hint_at_class(root, others[0]))
 
 
@@ -153,11 +153,6 @@ def folders_in(root: str) -> list[str]:
     """Return the names of the folders in a folder, without hidden ones."""
     with os.scandir(root) as entries:
         return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith('.'))
-
-
-def quoted(names: Iterable[Any]) -> str:
-    """Return the first names in quotes, with escapes for invisible characters, and the number of other names."""
-    return listed([repr(name) for name in names])
 
 
 def _hint_at_class(root: str, split: str) -> str:
@@ -200,7 +195,7 @@ def _open_svhn(root: str | None, split: str, download: bool = False, **kwargs) -
     try:
         dataset, *others = [SVHN(root or '', part, download=download, **transforms) for part in _SVHN[split]]
     except ImportError as error:
-        raise DataError(f"--dataset torch/svhn needs {error.name}: pip install 'agmax_timm[svhn]'") from error
+        raise DataError(f"--dataset torch/svhn needs '{error.name}': pip install 'agmax_timm[svhn]'") from error
     for other in others:
         dataset.data = np.concatenate([dataset.data, other.data])
         dataset.labels = np.concatenate([dataset.labels, other.labels])
@@ -223,7 +218,7 @@ def _open_folder(
 ) -> Dataset:
     """Open a folder by FolderReader. Other arguments of create_dataset are ignored, as in timm."""
     if target_key:
-        raise DataError(f"--target-key '{target_key}': the targets of {folder} are its folders: omit the flag")
+        raise DataError(f"--target-key '{target_key}': the targets of '{folder}' are its folders: omit the flag")
     reader = FolderReader(folder, class_map, input_key)
     if reader.outside:
         raise _outside_of_classes(folder, reader.outside, root)
@@ -240,8 +235,8 @@ def _open_folder(
 def _outside_of_classes(source: str, image: str, root: str | None = None) -> DataError:
     """Return the error for an image of the split `source` outside of class folders. timm would name its class ''."""
     hint = '' if root in (None, source) else _hint_at_class(root, os.path.basename(source))
-    return DataError(f'{source} has images outside of class folders, such as {image!r}: move each into the folder of '
-                     f'its class, or out of {source}{hint}')
+    return DataError(f"'{source}' has images outside of class folders, such as {image!r}: move each into the folder of "
+                     f"its class, or out of '{source}'{hint}")
 
 
 def _leave_out_hidden(reader: ReaderImageInTar, renumber: bool) -> None:
@@ -252,7 +247,7 @@ def _leave_out_hidden(reader: ReaderImageInTar, renumber: bool) -> None:
     """
     visible = np.array([not is_hidden(member.path) for member, *_ in reader.samples])
     if not visible.any():
-        raise DataError(f'found 0 images in {reader.root}')
+        raise DataError(f"found 0 images in '{reader.root}'")
     if not visible.all():
         reader.samples, reader.targets = reader.samples[visible], reader.targets[visible]
         if renumber:

@@ -136,7 +136,7 @@ class DecodedDataset(ImageDataset):
                 if tried >= _MOST_IN_A_ROW:  # for example, if the disk was disconnected
                     self.damage.check()
         first = self.damage.path(next(self._from(index)))
-        raise DamagedError(f'none of the {len(self)} samples can be decoded, such as {first}')
+        raise DamagedError(f"none of the {len(self)} samples can be decoded, such as '{first}'")
 
     def _from(self, index: int) -> Iterator[int]:
         """Iterate over the indices of all samples, from `index` to the end and then from 0."""
@@ -212,7 +212,7 @@ def _load_or_name(load: Callable[[str], Any], path: str) -> Any:
     except MemoryError:
         raise
     except Exception as error:
-        raise DamagedError(f'{path} cannot be decoded: {reason_of(error)}: repair or remove it') from error
+        raise DamagedError(f"'{path}' cannot be decoded: {reason_of(error)}: repair or remove it") from error
 
 
 def with_policy(dataset: Any, max_damaged: float | None) -> Any:

@@ -64,11 +64,11 @@ class FolderReader(Reader):
         self.class_to_idx: dict[str, int] = class_to_idx
         self.left_out = frozenset(labels) - set(class_to_idx)
         if labels and len(self.left_out) == len(labels):
-            raise RuntimeError(f'found 0 images in {self.root} for --class-map: it does not have the name of any '
+            raise RuntimeError(f"found 0 images in '{self.root}' for --class-map: it does not have the name of any "
                                f'folder, such as {labels[0]!r}')
         runs = [run for run in runs if os.path.basename(run[0]) in class_to_idx]
         if not runs:
-            raise RuntimeError(f'found 0 images in {self.root} and its folders: images are files that end in '
+            raise RuntimeError(f"found 0 images in '{self.root}' and its folders: images are files that end in "
                                f'{", ".join(sorted(types))}')
         self._index(runs)
 
@@ -236,7 +236,8 @@ def _check_link(link: str, root: str, folder: str) -> None:
     while True:
         above = os.path.join(root, folder)
         if os.path.samefile(above, link):
-            raise ValueError(f'the link {link} leads to the folder {above}, which contains the link: remove the link')
+            raise ValueError(f"the link '{link}' leads to the folder '{above}', which contains the link: remove the "
+                             'link')
         if not folder:
             return
         folder = os.path.dirname(folder)

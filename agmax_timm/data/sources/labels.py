@@ -117,7 +117,7 @@ def _init_with_labels(dataset: Dataset, reader: Any) -> None:
 def _with_index(dataset: Any, reader: Any, sample: dict[str, Any]) -> dict[str, Any]:
     """Return a raw sample of a shard. Raise LabelError if its label is not a class index."""
     key = reader.target_keys or reader.target_key or reader.split_info.alt_label
-    name = f"sample {sample['__key__']!r} of {sample['__url__']}"
+    name = f"sample {sample['__key__']!r} of '{sample['__url__']}'"
     if not key:
         if 'cls' not in sample:
             return sample  # timm logs a warning and leaves it out

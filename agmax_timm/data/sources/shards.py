@@ -59,7 +59,7 @@ def open_dataset(
         _check_source(root)
     package = {'wds': 'webdataset', 'hfds': 'datasets', 'hfids': 'datasets'}.get(kind)
     if package and find_spec(package) is None:
-        raise DataError(f'--dataset {name} needs a package that is not installed: pip install {package}')
+        raise DataError(f"--dataset '{name}' needs a package that is not installed: pip install {package}")
     try:
         dataset = create_dataset(name, root=root, split=split, **kwargs)
     except DataError as error:
@@ -74,7 +74,7 @@ def open_dataset(
     if package:
         # A new data set, because a reader in sequence belongs to the process that uses it first.
         probe = create_dataset(name, root, split, **{**kwargs, 'is_training': False}) if kind != 'hfds' else dataset
-        _check_first_sample(probe, f"--dataset {name}: the first sample of split '{split}'")
+        _check_first_sample(probe, f"--dataset '{name}': the first sample of split '{split}'")
     if kind in ('wds', 'hfids') and kwargs.get('is_training'):
         _check_readers(dataset.reader, name, split, max(1, workers))
     return dataset
@@ -170,7 +170,7 @@ def _in_shards(reader) -> bool:
 
 def _unknown_length(name: str, split: str, samples_flag: str) -> DataError:
     hint = " or SPLIT|N" if name.lower().startswith('wds/') else ''
-    return DataError(f"--dataset {name}: the number of samples of split '{split}' is unknown, which is the length of "
+    return DataError(f"--dataset '{name}': the number of samples of split '{split}' is unknown, which is the length of "
                      f'an epoch: give {samples_flag} N{hint}')
 
 
@@ -201,7 +201,7 @@ def _check_readers(reader, name: str, split: str, workers: int) -> None:
             return
         shards = reader.builder.as_streaming_dataset(split=split).num_shards
         most = shards // ranks if shards % ranks == 0 else shards
-        remedy = f"more files, or --dataset {name.replace('hfids/', 'hfds/', 1)}"
+        remedy = f"more files, or --dataset {name.replace('hfids/', 'hfds/', 1)!r}"
     else:
         shards = len(reader.split_info.filenames)
         most = shards // ranks
@@ -209,7 +209,7 @@ def _check_readers(reader, name: str, split: str, workers: int) -> None:
     if workers <= most:
         return
     fewer = f'--workers {most}' if most else f'{shards} process(es) at most'
-    raise DataError(f"--dataset {name}: split '{split}' has {shards} shard(s) for {ranks} rank(s) x {workers} "
+    raise DataError(f"--dataset '{name}': split '{split}' has {shards} shard(s) for {ranks} rank(s) x {workers} "
                     f'worker(s), and none can be shared: use {fewer}, or {remedy}')
 
 
@@ -223,13 +223,13 @@ def _check_source(root: str | None) -> None:
         raise DataError('no data: give the folder or URL of the shards, as DIR or --data-dir DIR')
     if _is_url(root):
         if not shutil.which('curl'):
-            raise DataError(f'webdataset reads {root} with curl, which is not installed')
+            raise DataError(f"webdataset reads '{root}' with curl, which is not installed")
         try:
             urlopen(Request(os.path.join(root, '_info.json'), method='HEAD'), timeout=URL_TIMEOUT).close()
         except (OSError, HTTPException, ValueError) as error:
             if isinstance(error, HTTPError) and error.code < 500:
                 return  # the host answers, and the file may be missing
-            raise DataError(f'--data-dir {root} does not answer: {error}') from error
+            raise DataError(f"--data-dir '{root}' does not answer: {error}") from error
     elif '://' not in root and not root.startswith('pipe:') and not os.path.isdir(root):
         raise DataError(f'no such folder: {root!r}: give the folder or URL of the shards, as DIR or --data-dir DIR')
 
@@ -241,7 +241,7 @@ def _check_shards(root: str, split: str, filenames) -> None:
         for path, problem in zip(paths, pool.map(_shard_problem, paths)):
             if problem:
                 pool.shutdown(cancel_futures=True)
-                raise DataError(f"split '{split}', shard {path}: {problem}")
+                raise DataError(f"split '{split}', shard '{path}': {problem}")
 
 
 def _shard_problem(path: str) -> str | None:

@@ -5,7 +5,7 @@ from torch.utils.data import Dataset, IterableDataset
 
 from ...base.command_line import flag_of
 from ...base.errors import OptionError
-from ...base.text import listed
+from ...base.text import quoted
 from ...data.sources.classes import class_names, normalised, same_names
 from ...options.declare import declared
 from ...options.model import TrainModel
@@ -38,10 +38,10 @@ def compare_options(options: TrainOptions, saved: dict[str, Any], within_epoch: 
         rule = known[name].resume
         if rule in refused or (rule == 'refused as share' and share_of(options.val_split) is not None):
             remedy = ' or drop its optimizer with --no-resume-opt' if rule == 'refused with optimizer' else ''
-            raise OptionError(f'--resume {options.resume} cannot continue with {flag_of(name)} {change}: '
+            raise OptionError(f"--resume '{options.resume}' cannot continue with {flag_of(name)} {change}: "
                               f'keep the old value{remedy}, or start from the weights with --initial-checkpoint')
         if within_epoch and (rule == 'refused within epoch' or name in sized_by_epochs):
-            raise OptionError(f'--resume {options.resume} is within an epoch, and its rest would change with '
+            raise OptionError(f"--resume '{options.resume}' is within an epoch, and its rest would change with "
                               f'{flag_of(name)} {change}: keep the old value, or use a checkpoint of a complete epoch')
     # A plateau schedule follows a metric, so its length does not matter.
     unaffected = {'epochs', 'cooldown_epochs'} if options.sched == 'plateau' else set()
@@ -85,8 +85,8 @@ def compare_data(options: TrainModel, now: dict[str, Any], saved: dict[str, Any]
         if classes and known and not same_names(classes, known):
             gone = [name for name in known if name not in classes]
             new = [name for name in classes if name not in known]
-            what = f'without {listed(gone, 4)}' if gone else f'with {listed(new, 4)}' if new else 'reordered'
-            raise OptionError(f'--resume {options.resume}: the classes of the {split} data changed since ({what}): '
+            what = f'without {quoted(gone, 4)}' if gone else f'with {quoted(new, 4)}' if new else 'reordered'
+            raise OptionError(f"--resume '{options.resume}': the classes of the {split} data changed since ({what}): "
                               'restore them, or start from the weights with --initial-checkpoint')
         if before.get('samples', description['samples']) != description['samples']:
             lines.append(f"{description['samples']} samples in the {split} data in place of {before['samples']}")

@@ -129,7 +129,7 @@ class CheckpointManager:
             self.damage.check()
         if self.saver is not None:
             self.saver.close()
-        raise Interrupted(f'{self.signals.name}: saved at {where}. {_CONTINUE}')
+        raise Interrupted(f'{self.signals.signal_name}: saved at {where}. {_CONTINUE}')
 
     def gather(
             self,

@@ -39,12 +39,12 @@ class ResumedRun:
             options, options_in(checkpoint), within)
         of_data = compare_data(options, data, state['data'] if state else _saved_data(checkpoint))
         if within and of_data:
-            raise OptionError(f'--resume {options.resume} is within an epoch, and there are {of_data[0]}: restore the '
-                              'data, or use a checkpoint of a complete epoch')
+            raise OptionError(f"--resume '{options.resume}' is within an epoch, and there are {of_data[0]}: restore "
+                              'the data, or use a checkpoint of a complete epoch')
         exact = bool(state) and options.start_epoch is None and not options.no_resume_opt
         if not exact and is_primary():
             reason = ('--start-epoch' if options.start_epoch is not None else '--no-resume-opt' if state
-                      else f'{options.resume} holds no random state')
+                      else f"'{options.resume}' holds no random state")
             _logger.warning(
                 f'{reason}: the run continues, but differs from an uninterrupted run.')
         other_views = compare_views(data, state['data']) if state else ''

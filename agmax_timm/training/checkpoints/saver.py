@@ -186,8 +186,8 @@ class CheckpointSaver(timm.utils.CheckpointSaver):
                 work()
                 self.error = None
             except OSError as error:
-                valid = f'{self._newest} is intact' if self._newest else 'there is no checkpoint yet'
-                self.error = SaveError(f'cannot write {error.filename or path}: {error.strerror or error}; {valid}')
+                valid = f"'{self._newest}' is intact" if self._newest else 'there is no checkpoint yet'
+                self.error = SaveError(f"cannot write '{error.filename or path}': {error.strerror or error}; {valid}")
                 _logger.error(f'{self.error}. Training continues; the next save tries again.')
         self._background.run(attempt)
 

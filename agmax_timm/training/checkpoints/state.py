@@ -125,7 +125,7 @@ class RunState:
             changed = self.loader.load_state_dict(loader, position.epoch)
         except CheckpointError as error:
             raise CheckpointError(
-                f'--resume {self.training.options.resume} is within epoch {position.epoch} and cannot continue with '
+                f"--resume '{self.training.options.resume}' is within epoch {position.epoch} and cannot continue with "
                 f'{error}: use what it was made with, or a checkpoint of a complete epoch') from error
         if not position.trained:
             position.batch = self.loader.first_batch

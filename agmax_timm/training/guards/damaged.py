@@ -51,7 +51,7 @@ class DamageReport:
         if self.reasons:
             path = os.path.join(self.output_dir or '', 'damaged.csv')
             self._warn(sorted(self.reasons), f'{len(self.reasons)} of {len(self.damage.flags)} training images could '
-                                             f'not be decoded, see {path}')
+                                             f"not be decoded, see '{path}'")
 
     def _warn(self, indices, title: str) -> None:
         lines = [f'  {self.damage.path(index)}: {self.reasons[index]}' for index in indices[:MOST_LINES]]

@@ -35,7 +35,7 @@ def tolerated(path: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        _logger.warning(f'cannot write {error.filename or path}: {error.strerror or error}: training continues')
+        _logger.warning(f"cannot write '{error.filename or path}': {error.strerror or error}: training continues")
 
 
 class Reporter:

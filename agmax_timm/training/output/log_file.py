@@ -37,7 +37,7 @@ class LogFile(logging.Handler):
         except OSError as error:
             warned, self._gap, self._warned = self._warned, True, True  # first, since the warning comes here again
             if not warned:
-                _logger.warning(f'cannot write {self.path}: {error.strerror}: the missing lines are on the console')
+                _logger.warning(f"cannot write '{self.path}': {error.strerror}: the missing lines are on the console")
 
     def _append(self, line: bytes) -> None:
         before = self.position()

@@ -44,10 +44,10 @@ def resolve_resume(options: TrainOptions) -> TrainOptions:
     path, damaged = newest_checkpoint(folder)
     reasons = '; '.join(reason for _, reason in damaged)
     if damaged and path is None:
-        raise OptionError(f'--resume auto: no checkpoint in {folder} is intact ({reasons}): name another one with '
+        raise OptionError(f"--resume auto: no checkpoint in '{folder}' is intact ({reasons}): name another one with "
                           '--resume FILE, or start a new run with another --experiment')
     if damaged and _first_rank():
-        _logger.warning(f'{reasons}: continuing from {path}')
+        _logger.warning(f"{reasons}: continuing from '{path}'")
     return replace(options, resume=path or '')
 
 
@@ -67,7 +67,7 @@ def check_folder(options: TrainOptions, auto: bool = False, lock: bool = True) -
         if os.path.exists(summary_path(folder)) and not auto:
             held.append('summary.csv')
         if held:
-            raise OptionError(f'{folder} holds another run ({held[0]}): continue it with --resume auto, or start '
+            raise OptionError(f"'{folder}' holds another run ('{held[0]}'): continue it with --resume auto, or start "
                               'a new run with another --experiment')
     if _first_rank():
         with writing(folder):
@@ -94,7 +94,7 @@ def writing(folder: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise OptionError(f'cannot write {error.filename or folder}: {error.strerror or error}: give a folder that '
+        raise OptionError(f"cannot write '{error.filename or folder}': {error.strerror or error}: give a folder that "
                           'can be written with --output') from error
 
 
@@ -117,8 +117,8 @@ def _lock(folder: str) -> None:
         file.close()
         if error.errno in (errno.EACCES, errno.EAGAIN):
             raise OptionError(
-                f'another process trains in {folder}: wait for it, or use another --experiment') from error
-        _logger.warning(f'{folder} cannot be locked ({error.strerror}): no other process may train in it')
+                f"another process trains in '{folder}': wait for it, or use another --experiment") from error
+        _logger.warning(f"'{folder}' cannot be locked ({error.strerror}): no other process may train in it")
     else:
         _locks[folder] = file
 
@@ -134,7 +134,7 @@ def check_same_start(options: Run, resume_epoch: int | None) -> None:
     if others:
         start = [f'continues with epoch {epoch}' if epoch is not None else 'finds no checkpoint' for epoch in epochs]
         raise OptionError(f'--resume: rank 0 {start[0]}, rank {others[0]} {start[others[0]]}: give every machine '
-                          f'the same files, --output {_parent(options)} on storage that all of them share')
+                          f"the same files, --output '{_parent(options)}' on storage that all of them share")
 
 
 def open_folder(

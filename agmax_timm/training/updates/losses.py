@@ -103,6 +103,6 @@ class RunningLosses:
         broken = [name for name in self.names if not math.isfinite(mean[name])]
         if broken:
             parts = [name for name in broken if name != 'loss'] or broken
-            raise NonFiniteError(f"{', '.join(f'{name} is {mean[name]}' for name in parts)} {when}: nothing was saved "
+            raise NonFiniteError(f"{', '.join(f'{part} is {mean[part]}' for part in parts)} {when}: nothing was saved "
                                  'of it. Try a smaller --lr, --clip-grad, more --warmup-epochs or --amp-dtype bfloat16')
         return last, mean

@@ -146,7 +146,7 @@ def test_every_policy_of_timm_has_an_equivalent():
     (transforms.CenterCrop(8), 'CenterCrop'),
     (transforms.Compose([transforms.RandomHorizontalFlip(), transforms.RandomRotation(3)]), 'RandomRotation'),
     (transforms.Resize(8), 'Resize of the smaller side'),
-    (transforms.Resize((8, 8), transforms.InterpolationMode.LANCZOS), 'interpolation lanczos'),
+    (transforms.Resize((8, 8), transforms.InterpolationMode.LANCZOS), "interpolation 'lanczos'"),
 ])
 def test_steps_without_an_equivalent_are_named(step, name):
     with pytest.raises(NotImplementedError, match=name):
@@ -244,7 +244,7 @@ def test_a_reused_buffer_is_not_overwritten_before_it_is_read(photos, photo_numb
     (dict(no_aug=True), 'CenterCrop'),
     (dict(use_prefetcher=False), 'without the prefetcher'),
     (dict(train_crop_mode='rkrc'), 'ResizeKeepRatio'),
-    (dict(interpolation='lanczos'), 'interpolation lanczos'),
+    (dict(interpolation='lanczos'), "interpolation 'lanczos'"),
     (dict(auto_augment='augmix-m3-b1'), 'AugMix with b1'),
 ])
 def test_the_reason_against_the_fast_backend_is_logged(memory_dataset, photographs, caplog, kwargs, reason):

@@ -87,7 +87,7 @@ def test_loaders_use_the_order_of_the_sampler(photos, flags):
 @pytest.mark.parametrize('flags, words', [
     ('--balanced-sampling --aug-repeats 3', ['--aug-repeats', '--balanced-sampling']),
     ('--balanced-sampling --naflex-loader', ['--balanced-sampling', '--naflex-loader']),
-    ('--balanced-sampling --dataset wds/x --train-num-samples 9', ['--balanced-sampling', '--dataset wds/x', 'hfds/']),
+    ('--balanced-sampling --dataset wds/x --train-num-samples 9', ['--balanced-sampling', "--dataset 'wds/x", 'hfds/']),
     ('--balanced-sampling --dataset hfds/x --task multilabel --num-classes 3', ['--balanced-sampling', 'multilabel']),
     ('--class-stats auto --loss-class-weight inv_freq --dataset wds/x', ['--class-stats auto', 'hfds/']),
     ('--class-stats auto --loss-pos-weight neg_pos --dataset hfds/x --task multilabel --num-classes 3',

@@ -110,7 +110,7 @@ def test_damaged_images_are_replaced_or_refused_as_from_files(photos, tmp_path, 
     dataset = create_dataset('', str(tmp_path), 'train', max_damaged=max_damaged)
     assert keep_decoded(dataset, 2 ** 20)
     if max_damaged is None:
-        with pytest.raises(DamagedError, match='001.jpg cannot be decoded'):
+        with pytest.raises(DamagedError, match="001.jpg' cannot be decoded"):
             dataset[1]
     else:
         assert np.array_equal(pixels(dataset[1]), pixels(dataset[2]))

@@ -61,24 +61,24 @@ CLASSES, IMAGE, LABEL = ['--class-map', 'map.txt'], ['--input-key', '.jpg'], ['-
 CASES = {
     'folder': [
         (SLICE, ["split 'train[:50%]'", 'give a whole split']),
-        (CASE, ["no folder for split 'Train', only train, val"]),
+        (CASE, ["no folder for split 'Train', only 'train', 'val'"]),
         (TRAIN, ['--train-num-samples 6 does nothing on a folder', 'fewer images']),
         (VALIDATION, ['--val-num-samples 6 does nothing on a folder']),
         (MORE, ['--epoch-repeats 2.0 does nothing on a folder', '--epochs']),
-        (CLASSES, 8), (IMAGE, 12), (LABEL, ['--target-key label does nothing on a folder'])],
+        (CLASSES, 8), (IMAGE, 12), (LABEL, ["--target-key 'label' does nothing on a folder"])],
     'tar': [
         (SLICE, ["split 'train[:50%]'"]), (CASE, 12), (TRAIN, ['does nothing on a tar file']),
-        (MORE, ['does nothing on a tar file']), (CLASSES, 8), (IMAGE, ['--input-key .jpg does nothing on a tar file']),
+        (MORE, ['does nothing on a tar file']), (CLASSES, 8), (IMAGE, ["--input-key '.jpg' does nothing on a tar"]),
         (LABEL, ['its targets are folders'])],
     'demo': [
         (SLICE, ['the splits train and validation', "'train[:50%]'"]), (CASE, ['the splits train and validation']),
-        (TRAIN, ['--train-num-samples 6 does nothing on --dataset demo']), (MORE, ['--dataset demo', '--epochs']),
-        (CLASSES, ['--class-map map.txt does nothing']), (IMAGE, ['drop it']), (LABEL, ['drop it'])],
+        (TRAIN, ["--train-num-samples 6 does nothing on --dataset 'demo'"]), (MORE, ["--dataset 'demo", '--epochs']),
+        (CLASSES, ["--class-map 'map.txt' does nothing"]), (IMAGE, ['drop it']), (LABEL, ['drop it'])],
     'torch/mnist': [
-        (SLICE, ["split 'train[:50%]'"]), (CASE, ['--dataset torch/mnist has the splits', "got 'Train'"]),
+        (SLICE, ["split 'train[:50%]'"]), (CASE, ["--dataset 'torch/mnist' has the splits", "got 'Train'"]),
         (['--train-split', 'training'], 12), (['--train-split', 'test'], 5), (['--train-split', 'eval'], 5),
-        (TRAIN, ['does nothing on --dataset torch/mnist']), (VALIDATION, ['--val-num-samples 6']), (MORE, ['--epochs']),
-        (CLASSES, ['--class-map map.txt does nothing']), (IMAGE, ['drop it']), (LABEL, ['drop it'])],
+        (TRAIN, ["on --dataset 'torch/mnist'"]), (VALIDATION, ['--val-num-samples 6']), (MORE, ['--epochs']),
+        (CLASSES, ["--class-map 'map.txt' does nothing"]), (IMAGE, ['drop it']), (LABEL, ['drop it'])],
     'torch/folder': [
         (SLICE, ["split 'train[:50%]'"]), (CASE, ["no folder for split 'Train'"]), (TRAIN, ['does nothing']),
         (MORE, ['does nothing']), (CLASSES, ['does nothing']), (IMAGE, ['does nothing'])],
@@ -156,7 +156,7 @@ def test_train_writes_nothing_if_it_refuses_an_option(photos, tmp_path, argv, ca
     (['{gone}'], "no such folder or tar file: '{gone}': give the data as DIR or --data-dir DIR"),
     (['--dataset', 'torch/folder', '{gone}'], "no such folder or tar file: '{gone}': give"),
     (['--dataset', 'wds/x', '{gone}'], "no such folder: '{gone}': give the folder or URL of the shards, as DIR"),
-    (['--dataset', 'torch/cifar10'], '--dataset torch/cifar10: no folder for its files: give one, as DIR'),
+    (['--dataset', 'torch/cifar10'], "--dataset 'torch/cifar10': no folder for its files: give one, as DIR"),
     (['--dataset', 'torch/cifar10', '{gone}'], "--dataset 'torch/cifar10', '{gone}', split 'train': Dataset not found "
                                                'or corrupted. You can use --dataset-download to download it'),
 ])

@@ -160,7 +160,7 @@ def test_a_folder_without_images_is_refused(tmp_path):
 ])
 def test_a_missing_split_is_refused(data, split, gone, there):
     shutil.rmtree(data / gone)
-    with pytest.raises(DataError, match=f"split '{split}', only {there}"):
+    with pytest.raises(DataError, match=f"split '{split}', only '{there}'"):
         create_dataset('', str(data), split)
 
 
@@ -196,7 +196,7 @@ def test_equal_classes_of_both_splits_are_accepted(data, caplog):
 def test_empty_class_folders_are_refused(data, split):
     for name in ('aardvark', 'zebra'):
         (data / split / name).mkdir()
-    with pytest.raises(DataError, match=rf"{split}: .*'aardvark', 'zebra'"):
+    with pytest.raises(DataError, match=rf"{split}': .*'aardvark', 'zebra'"):
         check_classes(*both(data), 3)
 
 
@@ -265,7 +265,8 @@ def test_folders_within_classes_are_logged(data, tmp_path, caplog, kind):
     dataset = make_tar(data, tmp_path / 'x.tar') if kind == 'tar' else create_dataset('', str(data), 'train')
     check_classes(dataset, None, 2)
     message, = caplog.messages
-    assert all(words in message for words in (f'{dataset.reader.root}: ', "'2019', '2020', not", "'ant', 'bee', 'cat'"))
+    assert message.startswith(f"'{dataset.reader.root}': ")
+    assert all(words in message for words in ("'2019', '2020', not", "'ant', 'bee', 'cat'"))
 
 
 def test_flat_classes_are_not_logged(data, tmp_path, caplog):
@@ -358,7 +359,7 @@ def test_an_unknown_split_of_svhn_and_a_missing_scipy_are_refused(svhn, tmp_path
     with pytest.raises(DataError, match=r"torch/svhn.* train.*, .*extra.*, got 'val2'"):
         create_dataset('torch/svhn', svhn, 'val2')
     monkeypatch.setitem(sys.modules, 'scipy.io', None)
-    with pytest.raises(DataError, match=r"torch/svhn needs scipy.*: pip install 'agmax_timm\[svhn\]'"):
+    with pytest.raises(DataError, match=r"torch/svhn needs 'scipy.*: pip install 'agmax_timm\[svhn\]'"):
         create_dataset('torch/svhn', svhn, 'train')
     monkeypatch.undo()
     with pytest.raises(DataError, match='not found or corrupted.*download'):

@@ -274,7 +274,7 @@ def test_evaluation_refuses_a_damaged_image_with_its_path(name, folder):
     dataset = opened(folder)
     with pytest.raises(DataError, match='^[^\n]*$') as caught:
         dataset[9]
-    assert str(caught.value).startswith(f'{path} cannot be decoded: ') and '--check-data' in str(caught.value)
+    assert str(caught.value).startswith(f"'{path}' cannot be decoded: ") and '--check-data' in str(caught.value)
 
 
 @pytest.mark.filterwarnings('ignore')  # PIL's, on metadata
@@ -314,7 +314,7 @@ def test_files_that_cannot_be_opened_count_as_damaged(problem, reason, folder, m
                             lambda self, index: refused(index) if index == 1 else read(self, index))
     assert number_of(dataset[1]) == ('a', 2, 0) and dataset.damage.indices() == [1]
     dataset.damage.max_share = None
-    with pytest.raises(DamagedError, match=f'^{path} cannot be decoded: {reason}:'):
+    with pytest.raises(DamagedError, match=f"^'{path}' cannot be decoded: {reason}:"):
         dataset[1]
 
 
@@ -389,7 +389,7 @@ def test_damaged_images_in_tar_files_are_replaced_or_refused(folder):
             tar.add(folder / label, arcname=label)
     dataset = create_dataset('', str(path), 'train', max_damaged=0.1)
     assert number_of(dataset[2]) == ('a', 3, 0) and dataset.damage.path(2) == 'a/2.png'
-    with pytest.raises(DamagedError, match='^a/2.png cannot be decoded'):
+    with pytest.raises(DamagedError, match="^'a/2.png' cannot be decoded"):
         create_dataset('', str(path), 'train')[2]
     whole = create_dataset('', str(path), 'train', max_damaged=1.)
     os.truncate(path, whole.reader.samples[9][0].offset_data + 10)  # after it was listed
@@ -398,7 +398,7 @@ def test_damaged_images_in_tar_files_are_replaced_or_refused(folder):
 
 def test_torch_image_folder_names_a_damaged_file(folder):
     (folder / 'a' / '2.png').write_bytes(b'')
-    with pytest.raises(DamagedError, match=f'{folder}/a/2.png cannot be decoded'):
+    with pytest.raises(DamagedError, match=f"{folder}/a/2.png' cannot be decoded"):
         create_dataset('torch/image_folder', str(folder), 'train')[2]
 
 
@@ -454,4 +454,4 @@ def test_an_error_of_a_worker_is_one_line(max_damaged, folder):
     with pytest.raises(DamagedError) as caught:
         list(identity_loader(opened(folder, max_damaged=max_damaged), 2))
     assert '\n' not in str(caught.value) and f'{folder}/a/3.png' in str(caught.value)
-    assert str(caught.value).startswith((str(folder), '1 of 10 samples (10.00%)'))
+    assert str(caught.value).startswith((f"'{folder}", '1 of 10 samples (10.00%)'))

@@ -151,7 +151,7 @@ def test_the_parts_of_every_kind_with_an_index_are_the_whole(kinds, kind):
 
 
 @pytest.mark.parametrize('argv, message', [
-    (['--dataset', 'wds/x', '--val-split', '0.1'], '--dataset wds/x is read in sequence: name a split'),
+    (['--dataset', 'wds/x', '--val-split', '0.1'], "--dataset 'wds/x' is read in sequence: name a split"),
     (['--dataset', 'hfds/x', '--task', 'multilabel', '--num-classes', '3', '--val-split', '0.1'], '--task multilabel'),
 ])
 def test_data_without_an_index_or_with_several_labels_is_refused(argv, message, capsys):
@@ -223,7 +223,7 @@ def test_all_commands_use_the_same_share(run, unsorted, results_of, caplog, caps
     assert results['loss'] == pytest.approx(float(measured[-1]['eval_loss']), abs=1e-6)
     caplog.clear()
     results_of(unsorted, '--checkpoint', folder / 'last.pth.tar', '--split', '0.5')
-    assert re.search('--split 0.5 .*held out 0.25', caplog.text)
+    assert re.search("--split '0.5' .*held out '0.25'", caplog.text)
     assert 'Data: 0.5 of train 17 images' in caplog.text
     results_of(unsorted, '--checkpoint', folder / 'last.pth.tar', '--val-split-seed', '7')
     assert re.search('--val-split-seed 7 .*held out .*42', caplog.text)

@@ -368,7 +368,7 @@ def test_missing_folders_hosts_and_shards_are_refused(fail, tmp_path, serve, sou
     assert '--data-dir' in fail(*WDS)
     assert 'nowhere' in fail('--data-dir', tmp_path / 'nowhere', *WDS)
     port = free_port()
-    assert f'http://127.0.0.1:{port} does not answer' in fail('--data-dir', f'http://127.0.0.1:{port}', *WDS)
+    assert f"http://127.0.0.1:{port}' does not answer" in fail('--data-dir', f'http://127.0.0.1:{port}', *WDS)
     url = sources['http'][1]
     line = fail('--data-dir', url, *WDS, '--train-split', 'train-{0..4}.tar|20')
     assert f'{url}/train-4.tar' in line and '404' in line
@@ -378,7 +378,7 @@ def test_a_host_that_does_not_answer_is_refused(fail, monkeypatch):
     monkeypatch.setattr('agmax_timm.data.sources.shards.URL_TIMEOUT', 0.3)
     with socket.create_server(('127.0.0.1', 0)) as silent:
         url = f'http://127.0.0.1:{silent.getsockname()[1]}'
-        assert f'{url} does not answer' in fail('--data-dir', url, *WDS)
+        assert f"{url}' does not answer" in fail('--data-dir', url, *WDS)
 
 
 @pytest.mark.parametrize('source, size', [

@@ -387,7 +387,7 @@ def test_a_folder_of_checkpoints_has_a_row_and_a_column_for_each(textures, weigh
 # ---- Refusals ----
 
 @pytest.mark.parametrize('flags, named', [
-    (['--corruptions-dir', 'missing'], '--corruptions-dir missing'),
+    (['--corruptions-dir', 'missing'], "--corruptions-dir 'missing"),
     (['--corruptions-dir', '.'], 'has no folders NAME/1'),
     (['--attack-eps', '-1', '--attack', 'fgsm'], '--attack-eps'),
     (['--attack', 'cw'], '--attack'),
@@ -398,10 +398,10 @@ def test_a_folder_of_checkpoints_has_a_row_and_a_column_for_each(textures, weigh
     (['--attack', 'pgd', '--naflex-loader'], '--naflex-loader'),
     (['--severities', '6', '--corruptions', 'fog'], '--severities'),
     (['--stress', 'rain'], '--stress'),
-    (['--stress', 'crop', '--dataset', 'wds/x'], '--dataset wds/x'),
+    (['--stress', 'crop', '--dataset', 'wds/x'], "--dataset 'wds/x"),
     (['--agreement', '--dataset', 'hfds/x', '--task', 'multilabel'], '--task multilabel'),
     (['--calibration', '--dataset', 'hfds/x', '--task', 'multilabel'], '--task multilabel'),
-    (['--report-dir', 'file/x'], '--report-dir file/x'),
+    (['--report-dir', 'file/x'], "--report-dir 'file/x'"),
 ])
 def test_invalid_options_are_refused_before_anything_is_built(
         flags, named, textures, weights, refusal, tmp_path, monkeypatch):
@@ -412,8 +412,8 @@ def test_invalid_options_are_refused_before_anything_is_built(
 
 def test_unknown_corruptions_are_refused(package, corrupted, textures, weights, refusal, tmp_path):
     words = [textures, *RESNET, '--checkpoint', weights()[0]]
-    assert "--corruptions rain: imagecorruptions-imaug has fog, dark" in refusal(*words, '--corruptions', 'rain')
-    assert "has dark, grey" in refusal(*words, '--corruptions', 'rain', '--corruptions-dir', corrupted)
+    assert "--corruptions 'rain': 'imagecorruptions-imaug' has 'fog', 'dark" in refusal(*words, '--corruptions', 'rain')
+    assert "has 'dark', 'grey'" in refusal(*words, '--corruptions', 'rain', '--corruptions-dir', corrupted)
     assert '--severities 5' in refusal(*words, '--severities', 5, '--corruptions-dir', corrupted)
     assert '32 pixels' in refusal(*words[:-3], '28', *words[-2:], '--corruptions', 'fog', built=True)
 

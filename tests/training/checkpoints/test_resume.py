@@ -83,7 +83,7 @@ def test_a_new_run_is_refused_in_the_folder_of_another(train, tmp_path, monkeypa
     train('--epochs', '1')
     before = {path.name: path.read_bytes() for path in (tmp_path / 'run').iterdir()}
     monkeypatch.setattr(build, 'build_model', None)  # it is refused before
-    with pytest.raises(ValueError, match='/run holds another run .checkpoint-0.* --resume auto,.* --experiment'):
+    with pytest.raises(ValueError, match='/run. holds another run ..checkpoint-0.* --resume auto,.* --experiment'):
         train('--epochs', '1')
     assert {path.name: path.read_bytes() for path in (tmp_path / 'run').iterdir()} == before
 

@@ -280,7 +280,7 @@ def test_the_newest_intact_checkpoint_is_found(tmp_path):
     assert found is None
     reasons = dict(passed)
     assert reasons[str(tmp_path / BEST)].endswith('model_best.pth.tar is the same file as checkpoint-1.pth.tar')
-    assert 'last.pth.tar is damaged: ' in reasons[str(tmp_path / LAST)]
+    assert "last.pth.tar' is damaged: " in reasons[str(tmp_path / LAST)]
 
 
 def test_a_recovery_file_without_state_is_older_than_the_end_of_its_epoch(tmp_path):

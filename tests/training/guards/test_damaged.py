@@ -121,7 +121,7 @@ def test_validate_refuses_the_first_damaged_image(workers, train_once, data, cap
     path.write_bytes(path.read_bytes()[:300])
     argv = [str(data), '--checkpoint', str(checkpoint), '-b', '4', '-j', workers]
     line = error_of(validate_cli.main, argv, capsys)
-    assert f'{path} cannot be decoded: ' in line and '--check-data' in line
+    assert f"{path}' cannot be decoded: " in line and '--check-data' in line
 
 
 def test_missing_data_is_refused_before_the_model_is_built(data, capsys, monkeypatch):

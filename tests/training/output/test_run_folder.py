@@ -71,8 +71,8 @@ def test_a_damaged_last_checkpoint_is_skipped_and_replaced(run, photos, tmp_path
     train_cli.main([str(photos), *SMALL, '--epochs', '3', '--stop-epoch', '2', '--output', str(tmp_path),
                    '--resume', 'auto'])
     warned, = [record.getMessage() for record in caplog.records if 'is damaged' in record.getMessage()]
-    assert 'run/last.pth.tar is damaged: ' in warned and warned.endswith('continuing from ' + str(
-        run / 'checkpoint-0.pth.tar'))
+    assert "run/last.pth.tar' is damaged: " in warned and warned.endswith(
+        f"continuing from '{run / 'checkpoint-0.pth.tar'}'")
     assert epochs_in(run) == [0, 1]
     for path in run.glob('*.pth.tar'):
         verify(str(path))
@@ -87,7 +87,7 @@ def test_a_folder_with_only_damaged_checkpoints_is_refused(run, photos, tmp_path
         train_cli.main([str(photos), *SMALL, '--output', str(tmp_path), '--resume', 'auto'])
     assert ended.value.code == 2
     error, = capsys.readouterr().err.strip().splitlines()[-1:]
-    assert f'--resume auto: no checkpoint in {run} is intact' in error and 'another --experiment' in error
+    assert f"--resume auto: no checkpoint in '{run}' is intact" in error and 'another --experiment' in error
     assert all(path.name in error for path in run.glob('*.pth.tar'))
 
 
@@ -105,7 +105,7 @@ def test_a_folder_without_a_checkpoint_needs_resume_auto(tmp_path):
     (tmp_path / 'run' / 'summary.csv').write_text('epoch\n0\n')
     args = Namespace(output=str(tmp_path), experiment='run', resume='')
     run_folder.check_folder(args, auto=True)
-    with pytest.raises(ValueError, match='holds another run .summary.csv'):
+    with pytest.raises(ValueError, match='holds another run ..summary.csv'):
         run_folder.check_folder(args)
 
 
@@ -175,7 +175,7 @@ def test_a_run_continues_when_the_disk_has_space_again(photos, tmp_path, caplog,
         train_cli.main([str(photos), *SMALL, '--epochs', '2', '--output', str(tmp_path)])
     told = [record.getMessage() for record in caplog.records if 'cannot write' in record.getMessage()]
     for name in ('train.log', 'summary.csv', 'last.pth.tar'):
-        assert len([line for line in told if f'cannot write {tmp_path}/run/{name}: File too large' in line]) == 1
+        assert len([line for line in told if f"cannot write '{tmp_path}/run/{name}': File too large" in line]) == 1
     assert epochs_in(tmp_path / 'run') == [0, 1]
     verify(str(tmp_path / 'run' / 'last.pth.tar'))
     log = (tmp_path / 'run' / 'train.log').read_text()
@@ -206,7 +206,7 @@ def test_a_log_line_is_written_completely_or_not_at_all(tmp_path, monkeypatch, f
         assert path.read_text() == 'a' * 50 + '\nd\n'
     finally:
         handler.close()
-    told = f'cannot write {path}: File too large: the missing lines are on the console'
+    told = f"cannot write '{path}': File too large: the missing lines are on the console"
     assert sorted(set(console.getvalue().splitlines())) == ['a' * 50, 'b' * 50, told, 'c' * 50, 'd']
     assert console.getvalue().count('cannot write') == 1
 
