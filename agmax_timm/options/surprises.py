@@ -46,6 +46,9 @@ def surprises_of_run(
         yield f"--save-epochs {' '.join(map(str, late))} has no effect: the run has {epochs} epochs"
     if options.early_stop and options.early_stop >= evaluations:
         yield f'--early-stop {options.early_stop} has no effect: the run has {evaluations} evaluations'
+    if options.balanced_sampling and options.loss_class_weight in ('inv_freq', 'effective_num'):
+        yield (f"--loss-class-weight '{options.loss_class_weight}' and --balanced-sampling each favour rare classes: "
+               'use one of them')
     for name in ('sync_bn', 'no_ddp_bb'):
         if getattr(options, name) and not distributed:
             yield f'{flag_of(name)} has no effect with one process'

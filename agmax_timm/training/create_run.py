@@ -35,7 +35,7 @@ from ..weights.saved_model import model_of_metadata
 from ..weights.staging import try_staging
 from .checkpoints import compatibility
 from .checkpoints.manager import CheckpointManager
-from .checkpoints.resumed_run import ResumedRun, keep_smoothing
+from .checkpoints.resumed_run import ResumedRun, keep_defaults
 from .checkpoints.state import Position, RunState
 from .guards.nonfinite import BrokenUpdates
 from .guards.watchdog import Watchdog
@@ -204,7 +204,7 @@ def _begin(options: TrainOptions, signals: StopSignals, watchdog: Watchdog) -> t
             check_destination(destination_of(options))
         except UserError as error:
             raise HubError(f"--push-to-hub '{options.push_to_hub}': {error}") from error
-    return keep_smoothing(options), device
+    return keep_defaults(options), device
 
 
 def destination_of(options: Hub) -> Destination:

@@ -15,7 +15,8 @@ def check_fit(
     problems = misfits(state_dict, model, adapted)
     if problems:
         architecture = getattr(model, 'pretrained_cfg', {}).get('architecture') or type(model).__name__
-        raise CheckpointError(f"'{source}' does not fit '{architecture}': {problems}".lstrip())
+        subject = f'{source!r} ' if source else ''
+        raise CheckpointError(f"{subject}does not fit '{architecture}': {problems}")
 
 
 def misfits(state_dict: dict[str, Tensor], model: nn.Module, adapted: tuple[str, ...] = ()) -> str:

@@ -68,8 +68,9 @@ class SavedModel:
         try:
             model = timm.create_model(self.architecture, **args)
         except Exception as error:
+            place = f'{self.source!r}: ' if self.source else ''
             raise CheckpointError(
-                f"'{self.source}': timm cannot build '{self.architecture}' with {args}: {one_line(error)}") from error
+                f"{place}timm cannot build '{self.architecture}' with {args}: {one_line(error)}") from error
         load_strictly(model, self.state_dict, self.source)
         return model.eval()
 

@@ -344,6 +344,8 @@ def surprises(words, updates_per_epoch=10, epochs=5, evaluations=5, lr=0.1, dist
     ('--mixup 1 --mixup-off-epoch 5', '--mixup-off-epoch 5 has no effect: the run has 5 epochs'),
     ('--save-epochs 2 6 7', '--save-epochs 6 7 has no effect: the run has 5 epochs'),
     ('--early-stop 5', '--early-stop 5 has no effect: the run has 5 evaluations'),
+    ('--loss-class-weight inv_freq --class-stats auto --balanced-sampling',
+     "--loss-class-weight 'inv_freq' and --balanced-sampling each favour rare classes"),
     ('--sync-bn', '--sync-bn has no effect with one process'),
     ('--no-ddp-bb', '--no-ddp-bb has no effect with one process'),
 ])
@@ -355,7 +357,8 @@ def test_options_without_effect_in_this_run_warn(words, line):
 @pytest.mark.parametrize('words', [
     '', '--min-lr 0.1', '--min-lr 0.2 --sched step', '--warmup-lr 0.1 --warmup-epochs 1', '--mixup-off-epoch 4',
     '--save-epochs 5', '--early-stop 4', '--model-ema --model-ema-decay 0.9', '--model-ema --model-ema-warmup',
-    '--warmup-epochs 4',
+    '--warmup-epochs 4', '--loss-class-weight inv_freq --class-stats auto', '--balanced-sampling',
+    '--loss-class-weight 1,2,3 --balanced-sampling',
 ])
 def test_options_with_an_effect_in_this_run_do_not_warn(words):
     assert surprises(words) == []

@@ -158,7 +158,7 @@ def test_comparisons_use_means_over_the_augmentations_of_a_seed(tmp_path):
 
 @pytest.mark.parametrize('value, words', [
     ('AgMax', ['comparisons: expected a list of pairs']), ([['AgMax']], ['comparisons: expected a list of pairs']),
-    ([['AgMx', 'baseline']], ["'AgMx' is not a method", 'did you mean AgMax?', 'there are baseline, AgMax'])])
+    ([['AgMx', 'baseline']], ["'AgMx' is not a method", 'did you mean AgMax?', "there are 'baseline', 'AgMax'"])])
 def test_invalid_comparisons_are_refused(value, words, tmp_path):
     with pytest.raises(OptionError) as error:
         read_study(write_study(tmp_path, comparisons=value))
@@ -425,13 +425,13 @@ BAD = [
     (dict(base={'modle': 'x'}), "base: unknown option 'modle'", 'did you mean model?'),
     (dict(base='absent.yaml'), 'base: ', 'absent.yaml', 'No such file'),
     (dict(base=7), 'base: expected the path of a recipe', 'got 7'),
-    (dict(methods={'a': {'agmax_loss': 'mi2'}}), 'methods: a: agmax_loss: expected one of mi', "'mi2'"),
+    (dict(methods={'a': {'agmax_loss': 'mi2'}}), "methods: 'a': 'agmax_loss': expected one of mi", "'mi2'"),
     (dict(methods={'a': {'seed': 3}}), "seed' is set by the study", 'use seeds'),
     (dict(methods={}), 'methods: expected lines', 'got {}'),
     (dict(methods=None), 'no methods', 'at least one'),
     (dict(methods={'A b': None, 'a-b': None}), 'a-b', 'rename one'),
     (dict(methods={'+': None}), 'cannot be the name of a folder', 'letters'),
-    (dict(methods={'a': {'mixup': -1.0}}), 'a: --mixup', '-1'),
+    (dict(methods={'a': {'mixup': -1.0}}), "'a': --mixup", '-1'),
     (dict(seeds=[]), 'seeds: expected a list', 'got []'),
     (dict(seeds=[1, 1]), 'seeds: 1 occurs twice', 'drop one'),
     (dict(seeds=['x']), 'seeds: expected whole numbers', "'x'"),
@@ -449,7 +449,7 @@ def test_invalid_studies_are_refused_in_one_line(keys, words, tmp_path, photos, 
     path = write_study(tmp_path, **{'data': str(photos), **keys})
     assert run_study(path, '--output', tmp_path / 'out') == 2
     line, = capsys.readouterr().err.splitlines()
-    assert line.startswith(f'python -m agmax_timm.study: error: {path}: ')
+    assert line.startswith(f"python -m agmax_timm.study: error: '{path}': ")
     for word in words:
         assert word in line
     assert not (tmp_path / 'out').exists()

@@ -174,7 +174,7 @@ def test_losses_equal_those_of_timm(tmp_path):
     ('--bce-sum', ['--loss ce', 'bce']),
     ('--loss-class-weight 1,2', ['--loss-class-weight', '2 entries', '3 classes']),
     ('--loss-class-weight nowhere.json', ['nowhere.json']),
-    ('--loss bce --loss-pos-weight neg_pos', ['--loss-pos-weight neg_pos', '--class-stats auto']),
+    ('--loss bce --loss-pos-weight neg_pos', ["--loss-pos-weight 'neg_pos'", '--class-stats auto']),
 ])
 def test_invalid_options_of_losses_are_refused_in_one_line(argv, words):
     with pytest.raises(OptionError) as error_info:

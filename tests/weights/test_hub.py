@@ -189,7 +189,7 @@ def test_files_changed_on_the_hub_are_not_overwritten(hub, upload, make_saved, t
     before = hub.files('ann/net')
     with pytest.raises(HubError) as error:
         upload(tmp_path / 'hub')
-    assert all(words in one_line(error) for words in ('ann/net: ', 'config.json were not', 'README.md was changed'))
+    assert all(words in one_line(error) for words in ("'ann/net': ", 'config.json were not', 'README.md was changed'))
     assert '(section results)' in one_line(error)
     assert hub.files('ann/net') == before
     upload(tmp_path / 'hub', replace_card=True, replace_files=True)
@@ -797,7 +797,7 @@ def test_a_model_that_cannot_be_staged_is_refused_before_training(
     with pytest.raises(SystemExit) as status:
         train_cli.main([str(photos), *SMALL, '--output', str(tmp_path), *flags])
     told = capsys.readouterr().err.splitlines()[-1]
-    assert status.value.code == 2 and f"error: {' '.join(flags)}: " in told and 'no second one' in told
+    assert status.value.code == 2 and re.search(f"error: {' .?'.join(flags)}.?: ", told) and 'no second one' in told
     assert list(tmp_path.iterdir()) == []
 
 

@@ -3,11 +3,13 @@ import logging
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from ...base.command_line import flag_of
 from ...base.distributed import is_primary
 from ...base.errors import OptionError
 from ...base.safe_load import read_file
 from ...options.optimization import Schedule
 from ...options.parsers import TrainOptions
+from ...options.quantities import share_of
 from ...weights.checkpoint import STATE, metadata_in, options_in
 from .compatibility import compare_data, compare_options, compare_views
 from .state import History, Position, RunState
@@ -72,14 +74,17 @@ def _saved_data(checkpoint: dict[str, Any]) -> dict[str, Any]:
     return {'train': {'classes': names}} if names else {}
 
 
-def keep_smoothing(options: TrainOptions) -> TrainOptions:
-    """Return options with the label smoothing of the AgMax run that is resumed, unless the user gave one.
+def keep_defaults(options: TrainOptions) -> TrainOptions:
+    """Return options with two values of the run that is resumed, unless the user gave them.
 
-    Earlier versions trained AgMax with timm's default of 0.1, and a run must not change its loss when it resumes.
+    These are the label smoothing of AgMax, because earlier versions had timm's default of 0.1, and the seed of the
+    share that --val-split holds out, because another --seed must not move validation images into training.
     """
-    if not (options.resume and options.agmax) or 'smoothing' in options.given:
-        return options
-    smoothing = options_in(read_file(options.resume, mmap=True)).get('smoothing', options.smoothing)
-    if smoothing != options.smoothing and is_primary():
-        _logger.info(f'--smoothing {smoothing}, as in {options.resume}')
-    return replace(options, smoothing=smoothing)
+    names = {'smoothing': options.agmax, 'val_split_seed': share_of(options.val_split) is not None}
+    wanted = [name for name, used in names.items() if used and name not in options.given] if options.resume else []
+    saved = options_in(read_file(options.resume, mmap=True)) if wanted else {}
+    kept = {name: saved[name] for name in wanted if saved.get(name) not in (None, getattr(options, name))}
+    for name, value in kept.items():
+        if is_primary():
+            _logger.info(f"{flag_of(name)} {value}, as in '{options.resume}'")
+    return replace(options, **kept)

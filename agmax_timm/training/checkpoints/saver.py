@@ -21,6 +21,7 @@ from ...base.background import Background, snapshot
 from ...base.distributed import world_size
 from ...base.errors import UserError
 from ...base.safe_load import read_file
+from ...base.silence import silenced
 from ...options.declare import values
 from ...options.parsers import TrainOptions
 from ...weights.checkpoint import METADATA, STATE
@@ -139,7 +140,8 @@ class CheckpointSaver(timm.utils.CheckpointSaver):
             return False
         files = [(file, value) for file, value in saved['checkpoint_files'] if re.fullmatch(
             rf'{re.escape(self.save_prefix)}-\d+{re.escape(self.extension)}', file)]  # only own files
-        self.load_state_dict({**saved, 'checkpoint_files': files, 'pending': (None, None)})
+        with silenced():  # timm logs the ranking without this checkpoint; ours follows
+            self.load_state_dict({**saved, 'checkpoint_files': files, 'pending': (None, None)})
         if not _ranks(self.best_metric):
             self.best_metric = self.best_epoch = None
         ranked_by = checkpoint.get(METADATA, {}).get('metric_name')

@@ -134,7 +134,7 @@ def test_lighting_rounds_to_levels(gradient_dataset):
 
 
 def test_lighting_refuses_images_that_are_not_rgb():
-    with pytest.raises(ValueError, match='mode L'):
+    with pytest.raises(ValueError, match="mode 'L'"):
         Lighting(0.1)(Image.new('L', (4, 4)))
 
 

@@ -280,7 +280,7 @@ def test_flat_classes_are_not_logged(data, tmp_path, caplog):
 def test_splits_in_capitals_are_refused(data, folders, split):
     for old, new in zip(('train', 'val'), folders):
         (data / old).rename(data / new)
-    with pytest.raises(DataError, match=f"split '{split}'.* {folders[0]}.* {folders[1]}.*: give"):
+    with pytest.raises(DataError, match=f"split '{split}', only '{folders[0]}', '{folders[1]}': give"):
         create_dataset('', str(data), split)
 
 

@@ -231,6 +231,9 @@ def test_all_commands_use_the_same_share(run, unsorted, results_of, caplog, caps
     for words in (['--val-split', '0.25'], ['--val-split', '0.25', '--val-split-seed', '7']):
         train_cli.main([str(unsorted), *words, '--check-data'])
         assert '0.25 of train: 9 images, 5 classes' in capsys.readouterr().out
+    with caplog.at_level('INFO'):
+        run('--epochs', '2', '--seed', '7', '--resume', str(folder / 'last.pth.tar'))
+    assert "--val-split-seed 42, as in '" in caplog.text
     with pytest.raises(SystemExit) as end:
         run('--epochs', '2', '--resume', str(folder / 'last.pth.tar'), '--val-split-seed', '7')
     assert end.value.code == 2

@@ -160,6 +160,21 @@ def test_agmax_resumes_with_its_label_smoothing(tmp_path, caplog, saved, words, 
     path = tmp_path / 'last.pth.tar'
     torch.save({'args': saved}, path)
     with caplog.at_level('INFO'):
-        options = resumed_run.keep_smoothing(parse_train_args(['data', '--resume', str(path), *words.split()]))
+        options = resumed_run.keep_defaults(parse_train_args(['data', '--resume', str(path), *words.split()]))
     assert options.smoothing == smoothing
-    assert caplog.messages == ([f'--smoothing 0.1, as in {path}'] if smoothing and words else [])
+    assert caplog.messages == ([f"--smoothing 0.1, as in '{path}'"] if smoothing and words else [])
+
+
+@pytest.mark.parametrize('words, seed, logged', [
+    ('--val-split 0.1 --seed 7', 42, True),
+    ('--val-split 0.1', 42, False),
+    ('--val-split 0.1 --seed 7 --val-split-seed 7', 7, False),  # refused later
+    ('--val-split val --seed 7', None, False),
+])
+def test_another_seed_resumes_with_the_same_validation_images(tmp_path, caplog, words, seed, logged):
+    path = tmp_path / 'last.pth.tar'
+    torch.save({'args': {'val_split': '0.1', 'val_split_seed': 42, 'seed': 42}}, path)
+    with caplog.at_level('INFO'):
+        options = resumed_run.keep_defaults(parse_train_args(['data', '--resume', str(path), *words.split()]))
+    assert options.val_split_seed == seed
+    assert caplog.messages == ([f"--val-split-seed 42, as in '{path}'"] if logged else [])

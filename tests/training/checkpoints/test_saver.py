@@ -300,4 +300,4 @@ def test_files_without_an_epoch_are_ignored(tmp_path):
     torch.save({'weight': torch.ones(1)}, tmp_path / 'weights.pth.tar')
     found, passed = newest_checkpoint(str(tmp_path))
     assert found == str(tmp_path / LAST)
-    assert passed == [(str(tmp_path / 'checkpoint-7.pth.tar'), f"{tmp_path / 'checkpoint-7.pth.tar'} is empty")]
+    assert passed == [(str(tmp_path / 'checkpoint-7.pth.tar'), f"'{tmp_path / 'checkpoint-7.pth.tar'}' is empty")]
