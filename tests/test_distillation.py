@@ -286,7 +286,7 @@ def test_compiled_equals_uncompiled():
 @pytest.mark.parametrize('options, message', [
     ({'loss_type': 'mse'}, "must be 'kl', got 'mse'"),
     ({'temperature': 0.0}, 'above 0, got 0.0'),
-    ({'teacher': Recorder(num_classes=3)}, 'the 10 classes of the student, got a teacher with 3'),
+    ({'teacher': Recorder(num_classes=3)}, '10 classes .*, got a teacher with 3'),
     ({'teacher': Recorder(mean=(0.5,), std=(0.5,))}, "teacher's .* 1 channels, the student's has 3"),
     ({'mean': (0.5,)}, "teacher's .* 3 channels, the student's has 1"),
     ({'kind': 'js'}, 'must be one of mi'),
@@ -320,8 +320,8 @@ class TwoHeads(Recorder):
 
 
 @pytest.mark.parametrize('teacher, message', [
-    (Plain(3), 'the 10 classes of the student, got a teacher with 3'),
-    (TwoHeads(), r'the teacher TwoHeads must return one tensor of logits \[2B, K\]'),
+    (Plain(3), '10 classes .*, got a teacher with 3'),
+    (TwoHeads(), r'TwoHeads must return one tensor .*\[2B, K\]'),
 ])
 def test_teachers_with_other_outputs_are_refused(teacher, message):
     task = AgMaxDistillationTask(create_model(), teacher, verbose=False)

@@ -73,7 +73,7 @@ def test_the_loss_uses_its_settings():
 
 
 @pytest.mark.parametrize('images, batch, message', [
-    (3, 8, 'marginal_images 3 must divide the 8 images of a rank, .* that divides 1: use 2 or 4'),
+    (3, 8, 'marginal_images 3 must divide the 8 images .*: use 2 or 4'),
     (100, 8, 'use 4 or 8'),
     (3, 2, 'use 2'),
 ])
@@ -288,11 +288,11 @@ def zeros(*shape):
 
 
 @pytest.mark.parametrize('views, kind, message', [
-    ((zeros(4, 3), zeros(4, 3), zeros(4, 3)), 'js', "must be one of mi, mse, kl, ce, got 'js'"),
+    ((zeros(4, 3), zeros(4, 3), zeros(4, 3)), 'js', "one of mi, mse, kl, ce, got 'js'"),
     ((zeros(4, 3), zeros(5, 3), zeros(4, 3)), 'mi', r'one shape .* got \[4, 3\] and \[5, 3\]'),
     ((zeros(4, 3), zeros(1, 3)), 'mse', r'one shape .* got \[4, 3\] and \[1, 3\]'),
     ((zeros(4), zeros(4)), 'mse', r'one shape \[B, K\], got \[4\] and \[4\]'),
-    ((zeros(4, 3), zeros(4, 3)), 'mi', r'needs joint logits \[4, 3\] of a Q-network, got None'),
+    ((zeros(4, 3), zeros(4, 3)), 'mi', r'needs joint logits \[4, 3\] .*, got None'),
     ((zeros(4, 3), zeros(4, 3), zeros(8, 3)), 'mi', r'joint logits \[4, 3\] .* got \[8, 3\]'),
     ((zeros(1, 3), zeros(1, 3), zeros(1, 3)), 'mi', 'batch of 2 images or more'),
 ])

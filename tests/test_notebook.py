@@ -14,7 +14,7 @@ def test_the_notebook_runs(tmp_path, monkeypatch):
     monkeypatch.setenv('PYTHONPATH', str(REPOSITORY))  # of the kernel, in which the package is found, not installed
     notebook = nbformat.read(REPOSITORY / 'examples' / 'quickstart.ipynb', as_version=4)
     code = [cell for cell in notebook.cells if cell.cell_type == 'code']
-    assert all(cell.outputs == [] and cell.execution_count is None for cell in code)  # of no particular machine
+    assert all(cell.outputs == [] and cell.execution_count is None for cell in code)  # no output of a machine
     training = next(cell for cell in code if 'epochs = 10\n' in cell.source)
     training.source = training.source.replace('epochs = 10\n', 'epochs = 1\n')
     nbclient.NotebookClient(notebook, timeout=60, resources=dict(metadata=dict(path=str(tmp_path)))).execute()

@@ -121,8 +121,8 @@ SOFT = nn.functional.one_hot(torch.arange(8) % CLASSES, CLASSES).float()
     (SOFT, None),  # each view is mixed with partners of its own
     (0.8 * SOFT + 0.2 / CLASSES, None),
     ((0.8 * SOFT + 0.2 / CLASSES).half(), None),
-    (SOFT + SOFT.roll(1, 1), 'got 2 to 2: AgMax is for one label per image'),
-    (SOFT * (torch.arange(8) > 0)[:, None], 'add up to 1 for each view, got 0 to 1'),
+    (SOFT + SOFT.roll(1, 1), 'got 2 to 2: .* one label per image'),
+    (SOFT * (torch.arange(8) > 0)[:, None], 'add up to 1 .*, got 0 to 1'),
 ])
 def test_targets_of_both_views_must_be_equal_or_soft(target, message):
     task = create_task(criterion=lambda logits, target: logits.square().mean())
@@ -499,40 +499,10 @@ def test_compiled_task_equals_uncompiled(backend):
 
 # Q-network and initial weights
 
-@pytest.mark.parametrize('num_classes, hidden', [
-    (2, 128), (10, 128), (99, 128), (100, 512), (999, 512), (1000, 4096), (9999, 4096), (10_000, 8192), (21_841, 8192),
-])
-def test_the_width_of_the_qnet_depends_on_the_number_of_classes(num_classes, hidden):
-    power = math.floor(math.log10(num_classes) + 1e-9)
-    assert hidden == 128 * (2 ** power if power > 1 else 1) * (4 if num_classes >= 1000 else 1)
-    qnet = QNet(num_classes, device='meta')
-    shapes = {name: tuple(parameter.shape) for name, parameter in qnet.named_parameters()}
-    assert shapes == {
-        '0.weight': (hidden, 2 * num_classes), '0.bias': (hidden,),
-        '2.weight': (num_classes, hidden), '2.bias': (num_classes,),
-    }
-
-
 def test_the_width_of_the_qnet_can_be_given():
     assert QNet(10, hidden=48)(torch.zeros(3, 20)).shape == (3, 10)
     task = create_task(hidden=48)
     assert task.get_task_state()['qnet']['0.weight'].shape == (48, 2 * CLASSES)
-
-
-@pytest.mark.parametrize('num_classes, hidden', [(1, None), (0, 8), (10, 0), (10, -1)])
-def test_an_invalid_size_of_the_qnet_is_refused(num_classes, hidden):
-    with pytest.raises(ValueError, match=f'got num_classes {num_classes} and hidden'):
-        QNet(num_classes, hidden)
-
-
-def test_the_qnet_computes_in_float32_under_autocast():
-    qnet = QNet(10)
-    logits = torch.randn(4, 20).bfloat16()
-    expected = qnet(logits.float())
-    with torch.autocast('cpu', dtype=torch.bfloat16):
-        joint_logits = qnet(logits)
-    assert joint_logits.dtype == torch.float32
-    assert torch.equal(joint_logits, expected)
 
 
 def test_the_qnet_has_the_dtype_of_the_model():

@@ -86,8 +86,8 @@ def train_with_patience(seconds, argv):
 
 
 @pytest.mark.parametrize('started, says', [
-    ([0, 1], 'Rank 0 waits for rank 2 of 3 to start, at 127.0.0.1:'),
-    ([1], 'Rank 1 waits for rank 0 of 3 to start, at 127.0.0.1:'),
+    ([0, 1], 'Rank 0 waits for rank 2 of 3'),
+    ([1], 'Rank 1 waits for rank 0 of 3'),
 ])
 def test_a_waiting_rank_names_the_missing_rank_and_ends_on_sigterm(started, says, photos, tmp_path):
     argv = [str(photos), *SMALL, '--epochs', '1', '--output', str(tmp_path), '--experiment', 'run']

@@ -58,7 +58,7 @@ def test_the_warning_of_layer_decay_is_about_the_trained_model(caplog):
     optimizer.build_optimizer(args, ClassificationTask(create_model('test_resnet', num_classes=3), verbose=False))
     assert 'no effect' not in caplog.text
     optimizer.build_optimizer(args, ClassificationTask(nn.Linear(2, 2), verbose=False))
-    assert 'no effect' in caplog.text, 'one layer has no layers to decay over'
+    assert 'no effect' in caplog.text, 'a model of one layer has no layer decay'
 
 
 def test_errors_found_by_a_check_are_raised():

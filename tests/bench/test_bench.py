@@ -69,7 +69,7 @@ def done(monkeypatch):
             before = counts.copy()
             result = run()
             work = dict(counts - before)
-            assert done.setdefault(name, work) == work, 'the same in each pass'
+            assert done.setdefault(name, work) == work, 'each pass does the same work'
             return result
         return interleaved({name: partial(record, name, run) for name, run in configurations.items()}, *args, **kwargs)
 

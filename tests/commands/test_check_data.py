@@ -146,7 +146,7 @@ def parquet(tmp_path, labels, images=None):
 
 
 @pytest.mark.parametrize('labels, num_classes, part', [
-    ([0, 2, 1], 3, None), ([0, 3, 1], 3, 'labels up to 3, the model 3 outputs: use --num-classes 4'),
+    ([0, 2, 1], 3, None), ([0, 3, 1], 3, 'labels up to 3, .*: use --num-classes 4'),
     ([0, -1], 3, 'label -1'), ([0, 9], None, None),
 ])
 def test_labels_out_of_range_are_reported(labels, num_classes, part, tmp_path):

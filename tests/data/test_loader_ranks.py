@@ -1,4 +1,6 @@
 """Two ranks read disjoint shares that together are all images, or an error states the remedy."""
+import re
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -27,10 +29,10 @@ EARLY = {name: LATE[name] for name in ('prefetcher', 'workers', 'workers that co
 REFUSED = {
     'mixed by torch': ({'use_prefetcher': False, 'mixup': MIXUP}, 'distributed=False for them, distributed=True'),
     'by torch': ({'use_prefetcher': False}, 'distributed=False for them, distributed=True without them'),
-    'batch': ({'batch_size': 7}, 'batch_size 7 on 2 process(es) is more than the data set of 12 images: use 6'),
-    'early batch': ({'batch_size': 7}, 'batch_size 7 on 2 process(es) is more than the data set of 12 images: use 6'),
-    'early sizes': ({'input_size_choices': [8, 16]}, 'created for 1 process(es), but there are 2'),
-    'early stream': ({}, 'created for 1 process(es), but there are 2'),
+    'batch': ({'batch_size': 7}, 'batch_size 7 on 2 .* 12 images: use 6'),
+    'early batch': ({'batch_size': 7}, 'batch_size 7 on 2 .* 12 images: use 6'),
+    'early sizes': ({'input_size_choices': [8, 16]}, 'created for 1 process.*there are 2'),
+    'early stream': ({}, 'created for 1 process.*there are 2'),
     'stream': ({}, 'not shared among the 2 processes'),
 }
 
@@ -136,7 +138,7 @@ def test_set_epoch_gives_the_order_of_that_epoch(outcomes):
 @pytest.mark.parametrize('name', REFUSED)
 def test_data_that_ranks_cannot_share_is_refused(outcomes, name):
     for _, complaints in outcomes:
-        assert REFUSED[name][1] in complaints[name]
+        assert re.search(REFUSED[name][1], complaints[name])
 
 
 @pytest.mark.parametrize('use_prefetcher', [True, False])

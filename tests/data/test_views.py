@@ -202,7 +202,7 @@ def test_views_that_can_differ_do_not_warn(gradient_dataset, caplog, options, us
     create_two_view_loader(
         gradient_dataset(32), 16, 32, num_workers=0, use_prefetcher=use_prefetcher, **{**LEVELS, **STILL, **options})
     assert WARNING not in caplog.text
-    assert get_process_state() == before, 'the look at the transform draws nothing'
+    assert get_process_state() == before, 'the check of the transform draws no random number'
 
 
 def everything_on(dataset, seed, num_workers, use_prefetcher):

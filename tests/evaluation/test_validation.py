@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 from agmax_timm.assembly import datasets
 from agmax_timm.commands import validate as validate_cli
-from agmax_timm.evaluation import evaluated_model, validation
+from agmax_timm.evaluation import evaluated_model, metrics, validation
 from agmax_timm.options.parse import parse_validate_args
 from agmax_timm.report import command as report
 from tests.helpers.flags import SMALL_VALIDATION
@@ -253,6 +253,12 @@ def test_valid_labels_select_outputs(photos, weights, results_of, refusal, tmp_p
         (tmp_path / 'valid.txt').write_text(text)
         line = refusal(*words, built=True)
         assert '--valid-labels' in line and named in line
+
+
+def test_repeated_valid_labels_are_refused(tmp_path):
+    (tmp_path / 'valid.txt').write_text('8\n\n2\n8\n')
+    with pytest.raises(ValueError, match='line 4: .*8.* line 1'):
+        metrics.read_valid_labels(str(tmp_path / 'valid.txt'), 9)
 
 
 @pytest.mark.parametrize('average', ['macro', 'micro', 'weighted'])

@@ -45,7 +45,7 @@ def test_updates_in_float64_equal_those_of_the_cpu(device, record_property, case
     error = distance(outcomes[1], outcomes[0])
     record_property('relative error of the weights', error)
     assert error < 1e-8
-    assert distance(weights(make_task(torch.device('cpu'))), outcomes[0]) > 1e-3, 'they moved'
+    assert distance(weights(make_task(torch.device('cpu'))), outcomes[0]) > 1e-3, 'the weights changed'
 
 
 def test_channels_last_is_kept_and_gives_the_same_updates(device, record_property):

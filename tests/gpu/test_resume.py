@@ -35,7 +35,7 @@ def test_interrupted_runs_equal_uninterrupted_ones(device, run, deterministic, m
     scale_float16(monkeypatch, init_scale=scale, growth_interval=3)
     flags = [*RANDOM, *PRECISIONS[precision]]
     whole = outcome(run('whole', *flags))
-    assert_equal(outcome(run('again', *flags)), whole)  # or what follows says nothing
+    assert_equal(outcome(run('again', *flags)), whole)  # otherwise the next comparison proves nothing
     assert_equal(outcome(run('interrupted', *flags, stops=(2, 15, 1, 1, 1))), whole)
     if precision == 'float16':
         assert whole['amp_scaler']['scale'] < scale

@@ -179,5 +179,5 @@ def test_cuda_graphs_with_accumulation_are_refused_on_cuda(monkeypatch, argv, me
     timm_names.check_compiler(parse_train_args(['data', *argv.split(), *remedy, '--grad-accum-steps', '2']))
     check('--grad-accum-steps', '1')
     check('--grad-accum-steps', '2', '--device', 'cpu')
-    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)  # the CPU stands in
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)  # the run falls back to the CPU
     check('--grad-accum-steps', '2')

@@ -26,7 +26,7 @@ PARSE = {'train': parse_train_args, 'validate': parse_validate_args}
 with open(Path(__file__).parent / 'timm_flags.csv', newline='') as f:
     TIMM_FLAGS = list(csv.DictReader(f))
 
-# What timm 1.0.31 adds, as far as its release notes, tests and library tell.
+# Additions of timm 1.0.31, as far as its release notes, tests and library show them.
 NEWER_THAN_THE_TABLE = {
     '--class-stats', '--loss', '--loss-class-weight', '--loss-pos-weight', '--loss-weight-beta', '--loss-weight-max',
     '--loss-weight-power', '--asl-clip', '--asl-gamma-neg', '--asl-gamma-pos', '--poly-alpha', '--poly-epsilon',

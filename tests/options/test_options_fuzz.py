@@ -181,7 +181,7 @@ def test_random_command_lines_are_read_or_refused_in_one_line(make_parser, parse
             path.write_text(yaml.safe_dump(values(args)))
             again, message = parsed(parse, ['-c', str(path)], capsys)
             assert again is not None and plain(values(again)) == plain(values(args)), (number, argv, message)
-    assert accepted > COUNT / 10, 'a fuzzer whose cases are all refused shows little'
+    assert accepted > COUNT / 10, 'too few command lines are accepted'
 
 
 def yaml_value(action, draw):
@@ -216,7 +216,7 @@ def test_random_yaml_files_are_read_or_refused_in_one_line(capsys, tmp_path):
         text = yaml_text(parser, random.Random(number))
         path.write_text(text, errors='surrogateescape')
         args, message = parsed(parse_train_args, ['data', '-c', str(path)], capsys)
-        if args is None:  # a value that is of the right type, but cannot be, is told by its flag
+        if args is None:  # an invalid value of the right type is refused by its flag
             keys = ['--' + line.partition(':')[0].replace('_', '-') for line in text.splitlines()]
             assert str(path) in message or any(key in message for key in keys), (number, text, message)
             continue

@@ -20,7 +20,7 @@ from agmax_timm.options.parsers import train_parser, validate_parser
 from agmax_timm.options.surprises import surprises_of_run
 
 MULTILABEL = '--task multilabel --num-classes 3 --dataset hfds/x'
-# Options, and what is said to have no effect (without the words before and behind).
+# Options, the flag without effect, and the reason in the warning.
 TRAINING = [
     ('--dataset-download', '--dataset-download', 'without --dataset torch/, hfids/ or tfds/'),
     ('--dataset-trust-remote-code', '--dataset-trust-remote-code', 'without --dataset hfds/ or hfids/'),
@@ -179,7 +179,7 @@ def test_each_option_without_effect_is_named(capsys, tmp_path, unchecked, parse,
         lines = warnings_of(capsys, parse, words, tmp_path / 'file')
         expected = f'warning: {flag} has no effect {reason}'
         assert sum(expected in line for line in lines) == 1, (words, lines)
-        assert len([line for line in lines if f' {flag} ' in line.partition(' has no')[0] + ' ']) == 1, 'one an option'
+        assert len([line for line in lines if f' {flag} ' in line.partition(' has no')[0] + ' ']) == 1, 'one warning'
 
 
 @pytest.mark.parametrize('table, examples, parse', [

@@ -30,7 +30,6 @@ from agmax_timm.options.parse import parse_train_args, parse_validate_args
 from agmax_timm.options.parsers import train_parser
 from agmax_timm.report import command, comparison, report
 from agmax_timm.report import run as reported
-from agmax_timm.report.charts import line_chart, ticks
 from agmax_timm.report.page import Report, inline, render
 from agmax_timm.weights.checkpoint import saved_metadata, saved_options
 from agmax_timm.weights.saved_model import read_model
@@ -496,28 +495,6 @@ def test_every_text_of_the_page_is_escaped():
     assert [text for text in texts if text not in shown] == []
     assert [image['alt'] for image in page.all('img')] == [f'{name}, taken for {other}', label]
     assert page.all('svg')[0]['aria-label'] == panel and page.all('i') == [{'class': 's0'}]
-
-
-@pytest.mark.parametrize('low, high, expected', [
-    (0, 1, [0, 0.5, 1]), (0, 100, [0, 50, 100]), (1, 5, [1, 2, 3, 4, 5]), (3, 3, [3]), (0.1, 0.35, [0.1, 0.2, 0.3]),
-    (1, 300, [100, 200, 300]), (0, 45, [0, 20, 40]), (-2.3, 0.7, [-2, -1, 0])])
-def test_ticks_are_round(low, high, expected):
-    assert ticks(low, high) == pytest.approx(expected)
-
-
-def test_ticks_are_few_and_within_the_range_of_any_values():
-    generator = np.random.default_rng(2)
-    for low, ratio in zip(generator.normal(size=500) * 10. ** generator.integers(-6, 7, 500),
-                          10. ** generator.uniform(-5, 9, 500)):
-        span = abs(low) * ratio
-        values = ticks(low, low + span)
-        assert 1 <= len(values) <= 5 and low - span / 1e6 <= values[0] and values[-1] <= low + span * (1 + 1e-6)
-
-
-def test_a_line_is_in_its_frame_and_leaves_out_values_that_are_not_finite():
-    title, frame, lines = line_chart('loss', {'a': [(1, 2.), (2, float('nan')), (3, 4.)], 'b': [(1, float('inf'))]})
-    assert [(frame.x(x), frame.y(y)) for x, y in lines['a']] == [(54, 178), (312, 8)]
-    assert title == 'loss' and [*lines] == ['a'] and line_chart('nothing', {'a': []}) is None
 
 
 def test_a_small_picture_keeps_its_pixels_and_a_large_one_is_reduced():

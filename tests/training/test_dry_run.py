@@ -48,7 +48,7 @@ def test_epochs_updates_times_and_rates_equal_closed_forms(plan, at_two_seconds,
     for part in ('over all images', '4 images on 1 rank', '3 classes'):
         assert part in told['marginals']
     assert told['speed'] == '2.0 images/s, 4.0 views/s, 2.000 s per update'
-    assert told['training'] == '00:24' and told['evaluation'] == '00:12, 2 times 6.0 s', 'of the EMA as well'
+    assert told['training'] == '00:24' and told['evaluation'] == '00:12, 2 times 6.0 s', 'the EMA is evaluated as well'
     pixels = 2 * (48 + 52 + 56) * (64 + 60) * 3
     assert told['ranks'] == '1 on cpu'
     assert told['augmentation'].endswith(f', images are kept in memory, {pixels / 2 ** 20:.2f} MiB')
@@ -115,7 +115,7 @@ def test_speed_is_measured_on_two_updates_or_a_few_seconds(plan, monkeypatch):
 
     monkeypatch.setattr(dry_run, 'train_one_epoch', counted)
     told = plan()
-    assert len(updates) == 3, 'all of the epoch takes less'
+    assert len(updates) == 3, 'the epoch takes less than the limit'
     rate, _, seconds = (told['speed'].split()[at] for at in (0, 1, 2))
     assert float(rate) * float(seconds) == pytest.approx(4, rel=0.1), 'images of a batch'
     assert told['memory'].endswith('GiB of host memory at most, without workers') or 'MiB' in told['memory']

@@ -18,7 +18,7 @@ from tests.helpers.exact import FLAGS, assert_equal, outcome
 from tests.helpers.ranks import finish_ranks, logs, start_ranks
 from tests.helpers.run_files import epochs_in, load
 
-GOES_ON = re.compile(r'Saved at the end of epoch (\d), before its evaluation\. The same command continues from there')
+SAVED = re.compile(r'Saved at the end of epoch (\d), before its evaluation\. The same command')
 
 
 @pytest.fixture
@@ -82,7 +82,7 @@ def test_a_run_resumes_to_the_result_of_one_without_faults(
     with pytest.raises(error):
         training.train(parse_train_args(argv))
     epoch = (batch - 1) // 12
-    assert [int(told) for told in GOES_ON.findall(caplog.text)] == [epoch]
+    assert [int(told) for told in SAVED.findall(caplog.text)] == [epoch]
     assert (tmp_path / 'run' / f'recovery-{epoch}-5.pth.tar').exists()
     training.train(parse_train_args(argv))
     assert_equal(outcome(tmp_path / 'run'), whole)

@@ -254,7 +254,7 @@ LONG = ['--epochs', '100000']
 def wait_for(condition, what, seconds=2 * MINUTE):
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, f'{what} did not come'
+        assert time.monotonic() < deadline, f'no {what} in time'
         time.sleep(0.1)
 
 

@@ -177,7 +177,7 @@ def test_resume_continues_after_the_epoch_of_the_checkpoint(train):
     folder = train('--agmax', '--epochs', '4', '--model-ema')
     resumed = train('--agmax', '--epochs', '4', '--model-ema', '--resume', str(folder / 'checkpoint-1.pth.tar'),
                     experiment='resumed')
-    assert summary(resumed) == summary(folder), 'what went before and what came after'
+    assert summary(resumed) == summary(folder), 'rows before and after the interruption'
 
 
 def test_a_run_writes_its_files(train, monkeypatch):

@@ -63,7 +63,7 @@ def test_no_section_is_empty(make_saved, known):
     text = re.sub('<!--.*?-->', '', text)
     parts = re.split(r'^(#+) .+$', re.sub('```python\n.*?```', '```', text, flags=re.S), flags=re.M)[1:] + ['#']
     for level, content, following in zip(parts[::2], parts[1::2], parts[2::2]):
-        assert content.strip() or len(following) > len(level)  # over its own first sub-heading it may stand alone
+        assert content.strip() or len(following) > len(level)  # a heading directly above its first sub-heading
 
 
 def test_links_resolve(staged):

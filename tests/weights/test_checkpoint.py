@@ -177,7 +177,7 @@ def test_a_checkpoint_of_timm_is_read_and_resumed(tmp_path):
     assert saved.data_config == dict(
         input_size=(1, 48, 48), interpolation='bilinear', mean=(0.5,), std=(0.5,), crop_pct=0.8, crop_mode='center')
     assert (saved.class_names, saved.versions, saved.run_dir) == (None, {}, None)
-    assert saved.metrics == {'epoch': 4}, 'whose metric it is, and on which data, it does not say'
+    assert saved.metrics == {'epoch': 4}, 'the file does not name the metric and its data'
     assert torch.equal(logits(saved.create_model(), INPUT[:, :1]), logits(model, INPUT[:, :1]))
 
     resumed = timm.create_model('test_resnet', num_classes=7, in_chans=1, global_pool='max')

@@ -172,7 +172,7 @@ def test_partners_are_uniform_over_the_other_images(mode):
     counts, p = chosen.sum(0), 1 / (batch_size - 1)
     off_diagonal = counts[:, ~torch.eye(batch_size, dtype=torch.bool)]
     assert (off_diagonal - times * p).abs().max() < (SIGMAS + 1) * (times * p * (1 - p)) ** 0.5
-    # The other view's partner says nothing: it is the same as often as two draws agree.
+    # The partners of both views are independent: they are the same as often as two draws agree.
     same = (partner[:, 0] == partner[:, 1]).double()
     assert abs(same.mean() - p) < SIGMAS * (p / times) ** 0.5
     # Not one shift for all: B - 1 of those exist.

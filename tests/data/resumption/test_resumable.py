@@ -175,10 +175,10 @@ def test_another_number_of_ranks_shares_the_remaining_samples(images, monkeypatc
         first = resumable.first_batch
         batches = [target[:batch_size].tolist() for _, target in loader]
         assert len(loader) == len(create_two_view_loader(
-            images(), (3, 8, 8), batch_size, device=CPU, distributed=after > 1)), 'the next epoch is whole'
+            images(), (3, 8, 8), batch_size, device=CPU, distributed=after > 1)), 'the next epoch is complete'
         trained += sum(batches, [])
         counts.append((first, len(batches)))
-    assert len(set(counts)) == 1, 'the ranks have as many batches'
+    assert len(set(counts)) == 1, 'all ranks have the same number of batches'
     assert len(set(trained)) == len(trained)
     assert IMAGES - len(trained) < batch_size * after
 

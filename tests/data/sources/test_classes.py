@@ -105,7 +105,7 @@ def test_outputs_may_have_several_names_or_numbers():
     words = ModelClasses('model', ['n1', 'n2', 'n3'], titles=['crane', 'hen', 'crane'])
     assert words.compare({'crane': 2, 'hen': 1}) == ([], {})
     numbers = ModelClasses('model', ['0', '1', '2'])
-    assert numbers.compare({'cat': 0, 'dog': 1}) == ([], {})  # nobody named them
+    assert numbers.compare({'cat': 0, 'dog': 1}) == ([], {})  # the outputs have no names
     assert [change.name for change in numbers.compare({'0': 0, '2': 1})[0]] == ['2']
     assert same_names(['ant', 'bee'], ['ant', 'bee', '2']) and not same_names(['ant', 'bee'], NAMES)
 
@@ -190,7 +190,7 @@ def test_a_checkpoint_contains_the_class_map(mapped_run, photos, tmp_path, monke
     reversed_map = Path(load(mapped_run / 'last.pth.tar')['args']['class_map'])
     reversed_map.write_text('bee\nant\ncat\n')
     try:
-        assert results_of(*words) == right, 'the file is another one now'
+        assert results_of(*words) == right, 'the changed file has no effect'
     finally:
         reversed_map.unlink()
     (tmp_path / 'other.txt').write_text('bee\nant\ncat\n')
@@ -474,13 +474,13 @@ def test_labels_beyond_the_named_classes_are_refused(tmp_path, refusal, results_
     inside = parquet(tmp_path / 'inside', None, label=[0, 1, 2, 2])
     results_of(*inside, '--checkpoint', padded)
     from_1 = parquet(tmp_path / 'from_1', None, label=[1, 2, 3, 3])
-    message = 'the data has the labels 1 to 3, but class indices start at 0: subtract 1'
-    assert message in refusal(*from_1, '--checkpoint', padded, built=True)
+    message = 'labels 1 to 3, .*: subtract 1'
+    assert re.search(message, refusal(*from_1, '--checkpoint', padded, built=True))
     in_sequence = [*from_1, '--dataset', f"hfids/{tmp_path / 'from_1'}", '--num-samples', '4']
     assert 'the model has the classes 0 to 2' in refusal(*in_sequence, '--checkpoint', padded, built=True)
-    results_of(*from_1, '--checkpoint', numbered)  # nobody knows what its outputs are
+    results_of(*from_1, '--checkpoint', numbered)  # its outputs have no names
     status, out = checked(capsys, validate_cli.main, *from_1, '--checkpoint', padded)
-    assert status == 1 and f'validation: {message}' in out and out.count(message) == 1
+    assert status == 1 and re.search(f'validation: .*{message}', out) and len(re.findall(message, out)) == 1
 
 
 def test_classes_of_several_labels_per_image_are_compared(tmp_path, refusal, results_of):

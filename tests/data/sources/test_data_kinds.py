@@ -92,7 +92,7 @@ CASES = {
     'wds': [
         (SLICE, ['split train[:50%] not found']), (CASE, ['split Train not found']), (TRAIN, 6),
         (['--train-split', 'train-0.tar|6'], 6), (MORE, ['use --train-num-samples for a longer epoch'])],
-    'tfds': [  # not installed: what the options alone say
+    'tfds': [  # not installed: only the options are checked
         (TRAIN, ["use --train-split 'train[:6]'"]), (VALIDATION, ["use --val-split 'validation[:6]'"]),
         (LESS, ['one pass or more'])],
 }
@@ -152,19 +152,18 @@ def test_train_writes_nothing_if_it_refuses_an_option(photos, tmp_path, argv, ca
     assert len([line for line in capsys.readouterr().err.splitlines() if 'error:' in line]) == 1
 
 
-@pytest.mark.parametrize('argv, message', [
-    (['{gone}'], "no such folder or tar file: '{gone}': give the data as DIR or --data-dir DIR"),
-    (['--dataset', 'torch/folder', '{gone}'], "no such folder or tar file: '{gone}': give"),
-    (['--dataset', 'wds/x', '{gone}'], "no such folder: '{gone}': give the folder or URL of the shards, as DIR"),
-    (['--dataset', 'torch/cifar10'], "--dataset 'torch/cifar10': no folder for its files: give one, as DIR"),
-    (['--dataset', 'torch/cifar10', '{gone}'], "--dataset 'torch/cifar10', '{gone}', split 'train': Dataset not found "
-                                               'or corrupted. You can use --dataset-download to download it'),
+@pytest.mark.parametrize('argv, parts', [
+    (['{gone}'], ["no such folder or tar file: '{gone}': give", '--data-dir DIR']),
+    (['--dataset', 'torch/folder', '{gone}'], ["no such folder or tar file: '{gone}': give"]),
+    (['--dataset', 'wds/x', '{gone}'], ["no such folder: '{gone}': give", 'URL of the shards']),
+    (['--dataset', 'torch/cifar10'], ['--dataset ', 'torch/cifar10', 'no folder for its files: give one']),
+    (['--dataset', 'torch/cifar10', '{gone}'], ["'torch/cifar10', '{gone}', split 'train': ", '--dataset-download']),
 ])
-def test_missing_data_is_refused(tmp_path, argv, message):
+def test_missing_data_is_refused(tmp_path, argv, parts):
     gone = str(tmp_path / 'gone')
     with pytest.raises(DataError) as error:
         images_of_epoch([word.format(gone=gone) for word in argv])
-    assert str(error.value).startswith(message.format(gone=gone))
+    assert all(part.format(gone=gone) in str(error.value) for part in parts)
 
 
 @pytest.mark.parametrize('flags', [['nope'], ['--data-dir', 'nope']])

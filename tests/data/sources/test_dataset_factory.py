@@ -166,7 +166,7 @@ def test_a_missing_split_is_refused(data, split, gone, there):
 
 @pytest.mark.parametrize('folder, names', [('train', TRAIN_NAMES), ('val', EVAL_NAMES)])
 def test_synonyms_of_a_split_are_equal(data, folder, names):
-    (data / 'val' / 'ant' / '000.jpg').unlink()  # so the sizes tell which split it is
+    (data / 'val' / 'ant' / '000.jpg').unlink()  # so the splits differ in size
     for on_disk in names:
         os.rename(data / folder, data / on_disk)
         folder = on_disk

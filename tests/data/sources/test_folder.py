@@ -257,4 +257,4 @@ def test_the_index_is_little_larger_than_the_file_names(many):
 @pytest.mark.skipif(not os.path.exists('/proc/self/smaps_rollup'), reason='counts private memory as Linux does')
 def test_workers_share_the_index(many):
     assert growth_when_touched(FolderReader(many)) < 5e5
-    assert growth_when_touched(ReaderImageFolder(many)) > 2e6  # what this measure says of one that they copy
+    assert growth_when_touched(ReaderImageFolder(many)) > 2e6  # the measure detects an index that is copied

@@ -1,6 +1,7 @@
 """Labels: exact class indices are accepted, all others are refused in one line with sample and value."""
 import io
 import json
+import re
 import tarfile
 
 import datasets
@@ -192,13 +193,13 @@ def test_exact_labels_in_shards_are_accepted(tmp_path):
 
 
 @pytest.mark.parametrize('label, told', [
-    (1.5, 'the label 1.5: a class index is a whole number'), (None, 'the label None: it has no class'),
-    ('cat', "the label 'cat'"), (3, 'the label 3: the model has the classes 0 to 2'), ([0, 1], 'the label [0, 1]')])
+    (1.5, 'label 1.5: .* whole number'), (None, 'label None: .* no class'), ('cat', "label 'cat'"),
+    (3, 'label 3: .* classes 0 to 2'), ([0, 1], r'label \[0, 1\]')])
 def test_invalid_labels_in_json_files_are_refused(tmp_path, label, told):
     labels = [json.dumps({'kind': value}).encode() for value in (0, label)]
     with pytest.raises(LabelError) as caught:
         read_shard(tmp_path, labels, target_key='kind')
-    assert told in str(caught.value)
+    assert re.search(told, str(caught.value))
 
 
 def test_exact_labels_in_json_files_are_accepted(tmp_path):

@@ -127,7 +127,7 @@ def split_name(kind, split):
 
 def open_split(kind, source, split, workers=0, **kwargs):
     name, root = source
-    if kind == 'hfids':  # files tell no number of samples
+    if kind == 'hfids':  # files do not state the number of samples
         kwargs.setdefault('num_samples', sum(LENGTHS[split]))
     return open_dataset(name, root, split_name(kind, split), workers=workers, batch_size=BATCH,
                         is_training=split == 'train', **kwargs)
@@ -178,7 +178,7 @@ def read_evaluation(kind, source, workers, split='val'):
     return model.numbers, metrics, model.batches, len(loader)
 
 
-# Files for hfids/ do not say how many samples they hold.
+# Files for hfids/ do not state their number of samples.
 LENGTH_FLAGS = {'hfds': [], 'hfids': ['--train-num-samples', 18, '--val-num-samples', 13]}
 KINDS = ('wds', 'http', 'hfids', 'hfds')
 CASES = [(kind, workers) for kind in KINDS for workers in (0, 2)]
@@ -383,7 +383,7 @@ def test_a_host_that_does_not_answer_is_refused(fail, monkeypatch):
 
 @pytest.mark.parametrize('source, size', [
     (source, size) for source in ('folder', 'url') for size in (0, 512 * 5, 512 * 5 + 7)
-] + [('url without ranges', 512 * 5 + 7)])  # of whole blocks, only their end would tell
+] + [('url without ranges', 512 * 5 + 7)])  # truncation at a block is only visible at the end of the file
 def test_a_truncated_shard_is_refused(shards, serve, fail, source, size):
     os.truncate(shards / 'val-1.tar', size)
     root = shards if source == 'folder' else serve(shards, ranges=source == 'url')

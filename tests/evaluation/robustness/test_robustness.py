@@ -229,7 +229,7 @@ def test_a_corrupted_image_does_not_depend_on_workers_and_batches(name, package,
     images = corrupted(data, name)
     assert images.shape == (7, 3, 32, 32) and images.dtype == torch.uint8
     assert torch.equal(images, corrupted(data, name, workers=2, batch_size=2))
-    assert all(not torch.equal(images[0], image) for image in images[1:]), 'each its own'
+    assert all(not torch.equal(images[0], image) for image in images[1:]), 'each image has its own noise'
     assert not torch.equal(images, corrupted(data, name, seed=6))
 
 

@@ -44,7 +44,7 @@ def test_resume_auto_starts_continues_or_finds_nothing_to_train(train, tmp_path,
     assert [result['epoch'] for result in train(*flags)] == [0, 1, 2, 3]
     assert epochs_in(folder) == [0, 1, 2, 3]
     assert load(folder / 'last.pth.tar')['epoch'] == 3
-    assert len(list(folder.glob('checkpoint-*.pth.tar'))) == 2, 'the history of before counts'
+    assert len(list(folder.glob('checkpoint-*.pth.tar'))) == 2, 'checkpoints before the interruption count'
     with open(folder / 'summary.csv', newline='') as f:
         top1 = [float(row['eval_top1']) for row in csv.DictReader(f)]
     assert load(folder / 'model_best.pth.tar')['epoch'] == top1.index(max(top1))

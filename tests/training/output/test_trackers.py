@@ -81,8 +81,8 @@ def test_interrupted_runs_show_the_values_of_an_uninterrupted_one(run, board):
     for number, stops in enumerate([(9,), (12, 3, 4)]):
         assert board.shown[str(run(f'interrupted-{number}', stops=stops) / 'tensorboard')] == whole
 
-    # What a run that was killed told beyond its checkpoint counts no more; a row that the checkpoint holds and the
-    # files do not is told again.
+    # Values of a killed run after its checkpoint are dropped. A row of the checkpoint that the files lack is written
+    # again.
     folder = run('killed')
     values = board.shown[str(folder / 'tensorboard')]
     for key in [key for key in values if key[1] == UPDATES and key[0].startswith('eval_')]:

@@ -127,7 +127,7 @@ def copies(monkeypatch):
 def assert_no_wait(copies, task, batches, updates=UPDATES, **options):
     copies.seen.clear()
     train(task, batches, 'meta', UnreadLosses(torch.device('meta')), **options)
-    # The flags of the check, which wait on no GPU (see below), and behind the epoch those of its last gradients.
+    # The flags of the check, which do not wait for a GPU (see below). After the epoch, those of its last gradients.
     assert copies.seen == [('meta', 'cpu', 'waits')] * (updates + 1)
 
 
@@ -217,7 +217,7 @@ def test_losses_and_the_finite_check_do_not_wait_for_a_gpu(gpu_copies, kind):
     for parameter in task.get_clip_parameters():
         parameter.grad = torch.empty_like(parameter)
     check.check_gradients([*task.get_trainable_module().parameters()], CheckResult([], []))
-    assert gpu_copies.seen == [('cuda', 'cpu', 'continues')], 'the flags of the watch'
+    assert gpu_copies.seen == [('cuda', 'cpu', 'continues')], 'the flags of the finite check'
 
 
 # No work done twice
@@ -253,7 +253,7 @@ def test_the_norm_of_the_gradients_is_computed_once(build):
     expected = train(task, batches, clip_grad=0.01, watched=False)
     torch.testing.assert_close(watched, expected, rtol=0, atol=0)
     task.get_trainable_module().load_state_dict(start)
-    assert not torch.equal(list(train(task, batches).values())[0], list(expected.values())[0]), 'it clips'
+    assert not torch.equal(list(train(task, batches).values())[0], list(expected.values())[0]), 'clipping has an effect'
 
 
 VIEWS = {'view', 't', 'transpose', 'detach', 'expand', 'select', 'slice', 'split', 'split_with_sizes', 'unsqueeze',

@@ -1,0 +1,121 @@
+"""The file of a study: options, messages about invalid files, published numbers, and the studies of this package."""
+import pytest
+
+from agmax_timm.base.errors import OptionError
+from agmax_timm.study.definition import read_study
+from agmax_timm.study.plan import make_runs
+from agmax_timm.study.published import read_published
+from tests.helpers.paths import REPOSITORY
+from tests.helpers.studies import SMALL, run_study, write_study
+
+STUDIES = sorted((REPOSITORY / 'hparams' / 'studies').glob('*.yaml'))
+
+
+def test_dry_run_prints_the_cost_and_trains_nothing(tmp_path, photos, capsys):
+    path = write_study(tmp_path, base={**SMALL, 'epochs': 3}, seeds=[0, 5, 9])
+    assert run_study(path, '--output', tmp_path / 'out', '--data', photos, '--dry-run') == 0
+    lines = capsys.readouterr().out.splitlines()
+    commands = [line for line in lines if ' -m agmax_timm.study.train ' in line]
+    assert len(commands) == 6 and all('--resume auto' in line and str(photos) in line for line in commands)
+    # 12 images in batches of 4; half of the runs have two views.
+    assert lines[-1].startswith('6 runs, 18 epochs, 54 updates, 324 views; 0 ')
+    assert not (tmp_path / 'out').exists()
+
+
+def test_later_options_override_earlier_ones(tmp_path):
+    (tmp_path / 'recipe.yaml').write_text('lr: 0.3\nsmoothing: 0.3\nmixup: 0.3\n')
+    study = read_study(write_study(
+        tmp_path, base=[{**SMALL, 'lr': 0.1}, 'recipe.yaml'], augmentations={'a': {'smoothing': 0.2, 'mixup': 0.2}},
+        methods={'m': ['recipe.yaml', {'mixup': 0.1, 'agmax': True}], 'n': None}))
+    m, n = (run.options for run in make_runs(study, 'data', str(tmp_path))[:2])
+    assert (m.lr, m.smoothing, m.mixup, m.agmax) == (0.3, 0.3, 0.1, True)
+    assert (n.lr, n.smoothing, n.mixup, n.agmax) == (0.3, 0.2, 0.2, False)
+
+
+BAD = [
+    (dict(augmentation={'a': None}), 'unknown key', 'did you mean augmentations?'),
+    (dict(base={'modle': 'x'}), "base: unknown option 'modle'", 'did you mean model?'),
+    (dict(base='absent.yaml'), 'base: ', 'absent.yaml', 'No such file'),
+    (dict(base=7), 'base: expected the path of a recipe', 'got 7'),
+    (dict(methods={'a': {'agmax_loss': 'mi2'}}), "methods: 'a': 'agmax_loss': expected one of mi", "'mi2'"),
+    (dict(methods={'a': {'seed': 3}}), "seed' is set by the study", 'use seeds'),
+    (dict(methods={}), 'methods: expected lines', 'got {}'),
+    (dict(methods=None), 'no methods', 'at least one'),
+    (dict(methods={'A b': None, 'a-b': None}), 'a-b', 'rename one'),
+    (dict(methods={'+': None}), 'cannot be the name of a folder', 'letters'),
+    (dict(methods={'a': {'mixup': -1.0}}), "'a': --mixup", '-1'),
+    (dict(seeds=[]), 'seeds: expected a list', 'got []'),
+    (dict(seeds=[1, 1]), 'seeds: 1 occurs twice', 'drop one'),
+    (dict(seeds=['x']), 'seeds: expected whole numbers', "'x'"),
+    (dict(baseline='agmax'), "baseline: 'agmax' is not a method", 'did you mean AgMax?'),
+    (dict(metric='top2'), 'metric: must be one of loss, top1, top5', "'top2'"),
+    (dict(epoch='first'), 'epoch: must be last or best', "'first'"),
+    (dict(data='absent'), 'data: no folder', '--data DIR'),
+    (dict(data=None), 'no data', '--data DIR'),
+    (dict(published='absent.csv'), 'published: ', 'absent.csv'),
+]
+
+
+@pytest.mark.parametrize('keys, words', [(keys, words) for keys, *words in BAD], ids=[str(case[0]) for case in BAD])
+def test_invalid_studies_are_refused_in_one_line(keys, words, tmp_path, photos, capsys):
+    path = write_study(tmp_path, **{'data': str(photos), **keys})
+    assert run_study(path, '--output', tmp_path / 'out') == 2
+    line, = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"python -m agmax_timm.study: error: '{path}': ")
+    for word in words:
+        assert word in line
+    assert not (tmp_path / 'out').exists()
+
+
+@pytest.mark.parametrize('content, words', [
+    (None, ['No such file']), ('- a\n', ['found a list']), ('a: 1\na: 2\n', ["'a' occurs twice"]),
+    ('a: [', ['expected'])])
+def test_files_that_are_not_studies_are_refused(content, words, tmp_path, capsys):
+    path = tmp_path / 'study.yaml'
+    if content is not None:
+        path.write_text(content)
+    assert run_study(path) == 2
+    line, = capsys.readouterr().err.splitlines()
+    assert str(path) in line and all(word in line for word in words)
+
+
+@pytest.mark.parametrize('text, words', [
+    ('method,value\nAgMx,1\n', ["method 'AgMx' is not in", 'did you mean AgMax?']),
+    ('method,percent\nAgMax,1\n', ['must have the columns method, value', "got 'method', 'percent'"]),
+    ('method,value\nAgMax,one\n', ["value must be a number, got 'one'"]),
+    ('method,value\nAgMax,1\nAgMax,2\n', ["AgMax' occurs twice"]),
+    ('# nothing\n', ['must have the columns', 'got none'])])
+def test_published_numbers_that_do_not_fit_are_refused(text, words, tmp_path):
+    (tmp_path / 'published.csv').write_text(text)
+    with pytest.raises(OptionError) as error:
+        read_published(read_study(write_study(tmp_path, published='published.csv')))
+    for word in [str(tmp_path / 'published.csv'), *words]:
+        assert word in str(error.value)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('path', STUDIES, ids=lambda path: path.stem)
+def test_studies_of_this_package_are_valid(path, tmp_path):
+    study = read_study(str(path))
+    runs = make_runs(study, 'data', str(tmp_path))
+    cells = len(study.augmentations) * len(study.settings) * len(study.methods)
+    assert len(runs) == cells * len(study.seeds) and len({run.folder for run in runs}) == len(runs)
+    unpublished = 8 if path.stem == 'imagenet' else 0  # the baseline with AgMax's initial weights
+    assert len(read_published(study)) in (0, cells - unpublished)
+    header = ' '.join(line for line in path.read_text().splitlines() if line.startswith('#'))
+    assert f'python -m agmax_timm.study hparams/studies/{path.name}' in header and 'Cost: ' in header
+
+
+def test_the_studies_of_this_package_are_listed():
+    assert {path.stem for path in STUDIES} == {
+        'backends_pocket', 'marginals_pocket', 'small_batches_pocket', 'objective_pocket', 'demo_tuning', 'demo_fair',
+        'demo_converged', 'finetune_pocket'} | {
+        f'{name}{form}' for name in ('imagenet', 'cifar10', 'cifar100', 'batch_size', 'learning_rate', 'ablation')
+        for form in ('', '_pocket')}
+
+
+def test_a_study_in_any_folder_may_use_recipes_of_the_package(tmp_path):
+    path = write_study(tmp_path, base='demo', methods={'AgMax': 'method/agmax', 'baseline': 'method/baseline'})
+    read = read_study(path)
+    assert read.base.options['dataset'] == 'demo' and read.base.options['model'] == 'test_resnet'
+    assert [method.options['agmax'] for method in read.methods] == [True, False]

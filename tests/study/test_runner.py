@@ -1,0 +1,162 @@
+"""Runs of a study: failures, signals, and a study that is stopped and continued."""
+import os
+import signal
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+import yaml
+
+from agmax_timm.base.command_line import flag_of
+from agmax_timm.base.errors import OptionError
+from agmax_timm.options.declare import values
+from agmax_timm.study import plan, runner
+from agmax_timm.study.definition import read_study
+from agmax_timm.study.plan import make_runs
+from tests.helpers import ranks
+from tests.helpers.studies import SMALL, read_rows, run_study, write_study
+
+
+@pytest.fixture
+def commands(monkeypatch):
+    """Function: replace the runs of each method by a small script that finds its folder in sys.argv[1]."""
+    def use(**scripts):
+        monkeypatch.setattr(plan.Run, 'command', lambda run, device='': [
+            sys.executable, '-S', '-c', 'import os, sys\n' + scripts[run.cell.method], run.folder])
+    return use
+
+
+GOOD = '''
+os.makedirs(sys.argv[1])
+open(sys.argv[1] + '/summary.csv', 'w').write('epoch,eval_top1\\n0,50\\n')
+print('threads', os.environ['OMP_NUM_THREADS'])
+'''
+
+
+def test_a_failed_run_is_a_row_and_the_others_are_trained(tmp_path, photos, commands, monkeypatch, capsys):
+    monkeypatch.setattr(runner, 'cores', lambda: 6)
+    monkeypatch.delenv('OMP_NUM_THREADS')
+    commands(baseline='print("an error: of old"); print("train.py: error: no good"); print("bye"); sys.exit(2)',
+             AgMax=GOOD)
+    path, folder = write_study(tmp_path, data=str(photos)), tmp_path / 'out'
+    assert run_study(path, '--output', folder, '--jobs', 2) == 1
+    assert [(row['method'], row['status'], row['top1'], row['error']) for row in read_rows(folder / 'results.csv')] == [
+        ('baseline', 'failed', '', 'exit status 2: train.py: error: no good'), ('AgMax', 'complete', '50.0', '')] * 2
+    assert (folder / 'agmax' / 'seed-0.log').read_text() == 'threads 3\n'
+    told = capsys.readouterr()
+    assert 'AgMax, seed 1: complete' in told.err and '2 of 4 runs have no result' in told.out
+
+    commands(baseline=GOOD, AgMax='raise RuntimeError("it was complete")')  # only what failed is tried again
+    assert run_study(path, '--output', folder) == 0
+    assert {row['status'] for row in read_rows(folder / 'results.csv')} == {'complete'}
+    assert 'AgMax' not in capsys.readouterr().err
+
+
+def test_table_writes_the_results_so_far(tmp_path, photos, commands, capsys):
+    path, folder = write_study(tmp_path, data=str(photos)), tmp_path / 'out'
+    assert run_study(path, '--output', folder, '--table') == 2
+    assert f"--table: no folder '{folder}': train the study first" in capsys.readouterr().err
+    commands(baseline='sys.exit(3)', AgMax=GOOD)
+    assert run_study(path, '--output', folder) == 1
+    written = {name: (folder / name).read_text() for name in ('results.csv', 'table.csv', 'table.md')}
+    for name in written:
+        (folder / name).unlink()
+    commands(baseline='raise RuntimeError', AgMax='raise RuntimeError')  # nothing is trained
+    assert run_study(path, '--output', folder, '--table') == 0
+    told = capsys.readouterr().out
+    assert (folder / 'table.csv').read_text() == written['table.csv']
+    assert '2 of 4 runs have no result: ' in told and ' 2 to train' in told
+    assert [row['status'] for row in read_rows(folder / 'results.csv')] == ['missing', 'complete'] * 2
+
+
+@pytest.mark.parametrize('name', ['SIGTERM', 'SIGINT'])
+def test_signals_are_passed_on_to_the_runs(tmp_path, photos, commands, monkeypatch, name):
+    asked = '''
+import signal, time
+assert os.getsid(0) == os.getpid(), 'Ctrl-C would come twice'
+def leave(*_):
+    open(sys.argv[1] + '.told', 'w').close()
+    sys.exit(75)
+signal.signal(signal.SIGTERM, leave)
+open(sys.argv[1] + '.ready', 'w').close()
+time.sleep(30)
+'''
+    commands(baseline=asked, AgMax=asked)
+    path, folder = write_study(tmp_path, data=str(photos)), tmp_path / 'out'
+    reap, signalled = runner.Runner._reap, []
+
+    def signal_when_ready(self, interrupted):
+        if not signalled and len(list(folder.glob('*/*.ready'))) == 2:
+            signalled.append(name)
+            os.kill(os.getpid(), getattr(signal, name))
+        reap(self, interrupted)
+
+    monkeypatch.setattr(runner.Runner, '_reap', signal_when_ready)
+    assert run_study(path, '--output', folder, '--jobs', 2) == 75
+    assert len(list(folder.glob('*/seed-0.told'))) == 2 and not list(folder.glob('*/seed-1*'))
+
+
+def test_a_run_that_trains_nothing_is_not_complete(tmp_path, photos, commands):
+    commands(baseline='print("told only")', AgMax=GOOD)
+    path, folder = write_study(tmp_path, data=str(photos), seeds=[0]), tmp_path / 'out'
+    assert run_study(path, '--output', folder) == 1
+    assert read_rows(folder / 'results.csv')[0]['error'] == 'exit status 0: told only'
+
+
+@pytest.mark.slow
+def test_a_stopped_study_continues_and_repeats_no_run(tmp_path, photos, monkeypatch):
+    """With real runs. It is stopped when the second begins. At the end all are complete and the first is unchanged."""
+    monkeypatch.setattr(runner, 'subprocess', SimpleNamespace(**{**vars(subprocess), 'Popen': ranks.Popen}))
+    path, folder = write_study(tmp_path, data=str(photos)), tmp_path / 'out'
+    start = runner.Runner._start
+
+    def stop_after_second(self, run, device):
+        process = start(self, run, device)
+        if run.cell.method == 'AgMax':
+            os.kill(os.getpid(), signal.SIGTERM)
+        return process
+
+    monkeypatch.setattr(runner.Runner, '_start', stop_after_second)
+    assert run_study(path, '--output', folder, '--devices', 'cpu') == 75
+    rows = read_rows(folder / 'results.csv')
+    assert rows[0]['status'] == 'complete' and not any(row['top1'] for row in rows[1:])
+    first = {file: file.stat().st_mtime_ns for file in (folder / 'baseline' / 'seed-0').iterdir()}
+
+    started = []
+    monkeypatch.setattr(runner.Runner, '_start', lambda self, run, device: started.append(run.name) or start(
+        self, run, device))
+    assert run_study(path, '--output', folder, '--jobs', 2) == 0
+    assert started == ['AgMax, seed 0', 'baseline, seed 1', 'AgMax, seed 1']
+    assert {file: file.stat().st_mtime_ns for file in (folder / 'baseline' / 'seed-0').iterdir()} == first
+    for row in read_rows(folder / 'results.csv'):
+        args = yaml.safe_load((folder / row['folder'] / 'args.yaml').read_text())
+        assert (args['seed'], args['agmax'], args['epochs']) == (int(row['seed']), row['method'] == 'AgMax', 1)
+        last = read_rows(folder / row['folder'] / 'summary.csv')[-1]
+        assert row['status'] == 'complete' and float(row['top1']) == float(last['eval_top1'])
+
+    monkeypatch.setattr(runner.Runner, '_start', None)  # it would fail
+    assert run_study(path, '--output', folder) == 0
+    changed = write_study(tmp_path, data=str(photos), base={**SMALL, 'lr': 0.01})
+    assert run_study(changed, '--output', folder) == 2
+
+
+@pytest.mark.parametrize('option, allowed', [
+    (dict(report=True), True), (dict(log_tensorboard=True), True), (dict(log_wandb=True), True),
+    (dict(nan_policy='skip'), True), (dict(max_damaged=0.5), True), (dict(workers=1), True), (dict(pin_mem=True), True),
+    (dict(lr=0.01), False), (dict(val_interval=2), False), (dict(early_stop=3), False),
+])
+def test_existing_runs_may_differ_only_in_options_without_effect_on_the_result(tmp_path, option, allowed):
+    study = read_study(write_study(tmp_path))
+    for run in make_runs(study, 'data', str(tmp_path / 'out')):
+        os.makedirs(run.folder)
+        with open(os.path.join(run.folder, 'args.yaml'), 'w') as file:
+            yaml.safe_dump(values(run.options), file)
+    now = read_study(write_study(tmp_path, base={**SMALL, **option}))
+    runs = make_runs(now, 'data', str(tmp_path / 'out'))
+    if allowed:
+        plan.check_unchanged(now, runs)
+    else:
+        (name, value), = option.items()
+        with pytest.raises(OptionError, match=f'was trained with {flag_of(name)} .*now has {value!r}'):
+            plan.check_unchanged(now, runs)
