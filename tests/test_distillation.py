@@ -1,5 +1,6 @@
 """AgMax with a teacher: the loss, and the teacher, which stays unchanged."""
 import copy
+import inspect
 import math
 
 import pytest
@@ -303,6 +304,12 @@ class Plain(nn.Sequential):
     def __init__(self, outputs=CLASSES):
         super().__init__(nn.Flatten(), nn.LazyLinear(outputs))
         self(batch()[0])
+
+
+def test_no_argument_of_agmax_is_hidden_by_one_of_the_distillation():
+    ours = {name for name, parameter in inspect.signature(AgMaxDistillationTask.__init__).parameters.items()
+            if parameter.kind is not parameter.VAR_KEYWORD}
+    assert ours & set(inspect.signature(AgMaxTask.__init__).parameters) == {'self', 'model', 'criterion'}
 
 
 def test_models_without_the_methods_of_timm_are_accepted():

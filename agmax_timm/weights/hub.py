@@ -80,7 +80,7 @@ class Destination:
                 for word in (f'--{name}', *([value] if isinstance(value, str) else []))]
 
     def call(self, function: Callable[[], Any], repeatable: bool = True) -> Any:
-        """Call a function, and repeat it after temporary errors. The client itself repeats the upload of files.
+        """Call a function, and repeat it after temporary errors. The client itself repeats only the upload of files.
 
         Args:
             repeatable: Whether to repeat a call without an answer. The first call may have had its effect.

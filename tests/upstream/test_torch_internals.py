@@ -2,10 +2,12 @@
 import errno
 import os
 import pickle
+import sys
 import threading
 import time
 import traceback
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
 import pytest
@@ -51,6 +53,28 @@ def test_the_batch_sampler_of_a_loader_can_be_replaced():
     object.__setattr__(loader, 'batch_sampler', [[3], [1, 0]])
     assert len(loader) == 2
     assert [batch.tolist() for batch in loader] == [[3], [1, 0]]
+
+
+def test_the_sampler_of_a_loader_can_be_replaced():
+    """--balanced-sampling: use_sampler() in data/loading/balance.py sets DataLoader.sampler by object.__setattr__, as
+    DataLoader refuses it. Only set_epoch() reads it: the samples come from the batch sampler."""
+    loader = DataLoader(Numbers(), 2)
+    with pytest.raises(ValueError, match='sampler'):
+        loader.sampler = SequentialSampler(range(2))
+    sampler = SequentialSampler(range(2))
+    object.__setattr__(loader, 'sampler', sampler)
+    assert loader.sampler is sampler
+    loader.batch_sampler.sampler = sampler
+    assert [batch.tolist() for batch in loader] == [[0, 1]]
+
+
+def test_the_stack_of_the_main_thread_is_known():
+    """The message of --hang-timeout: Watchdog in training/guards/watchdog.py takes the stack of the main thread from
+    sys._current_frames()."""
+    with ThreadPoolExecutor(1) as pool:
+        stack = pool.submit(lambda: traceback.extract_stack(sys._current_frames()[threading.main_thread().ident]))
+        names = [frame.name for frame in stack.result()]
+    assert 'test_the_stack_of_the_main_thread_is_known' in names
 
 
 def test_persistent_workers_have_one_iterator():
