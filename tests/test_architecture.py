@@ -1,5 +1,6 @@
 """The order of the layers, read from the import statements of the package."""
 import ast
+import re
 from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -60,6 +61,13 @@ def test_layers_of_one_level_do_not_import_each_other():
     across = {f'{name} imports {other}' for name, others in imports().items() if name for other in others
               if other and layer(other) != layer(name) and LEVEL[layer(other)] == LEVEL[layer(name)]}
     assert not across, sorted(across)
+
+
+def test_base_does_not_import_timm():
+    """Neither at the top of a file nor within a function."""
+    found = [path.name for path in (PACKAGE / 'base').rglob('*.py')
+             if re.search(r'^\s*(from|import) timm\b', path.read_text(), re.MULTILINE)]
+    assert not found, found
 
 
 def test_no_files_import_each_other():

@@ -8,7 +8,6 @@ from timm.data import ImageNetInfo, infer_imagenet_subset
 from timm.models import parse_model_name
 from torch.utils.data import Dataset
 
-from ..base.class_labels import describe
 from ..base.distributed import is_primary
 from ..base.errors import OptionError
 from ..data.sources.classes import ModelClasses, class_to_idx
@@ -16,6 +15,7 @@ from ..options.model import Distillation, TrainModel
 from ..options.parsers import ValidateOptions
 from ..options.paths import CLASSES_OF_MODEL
 from ..weights.checkpoint import saved_metadata
+from ..weights.synsets import describe
 
 _logger = logging.getLogger(__name__)
 

@@ -9,14 +9,13 @@ from timm.data.readers.reader import Reader
 
 from ..assembly import datasets
 from ..assembly import model as build
-from ..base.class_labels import SEVERAL_LABELS
 from ..base.errors import CheckpointError
 from ..data.sources.decoding import DecodedDataset, UndecodableError
 from ..options import timm_names
 from ..options.parse import validate_options
 from ..options.parsers import ValidateOptions
 from ..weights.checkpoint import choose_ema, describe_weights, saved_options
-from ..weights.limits import noted_options
+from ..weights.limits import SEVERAL_LABELS, noted_options
 from ..weights.saved_model import read_model
 from . import evaluated_model
 from .evaluate import outputs_of

@@ -6,10 +6,11 @@ from typing import Any
 
 import yaml
 
-from ..base.command_line import Parser, is_plain
+from ..base.command_line import Parser
 from ..base.text_file import read_text
 from .declare import Option, by_any_name
 from .former_names import with_todays_names
+from .key_values import is_plain
 from .parsers import TrainOptions
 
 _LONGEST = 100_000  # characters of a file; a file of all options has a tenth

@@ -3,13 +3,14 @@ from collections.abc import Mapping
 from dataclasses import field
 from typing import Any
 
-from ..base.command_line import KeyValues, Parser
+from ..base.command_line import Parser
 from .agmax import AgMax
 from .augmentation import Augmentation, Mixing, Resolutions
 from .data import DataSet, Input, NaFlex, TrainData, TrainNaFlex, ValidationData, ValidationInput
 from .declare import Option, declared, group, groups_of
 from .device import TrainDevice, ValidationDevice
 from .evaluation import Labels, Results, Robustness
+from .key_values import KeyValues
 from .loss import Loss, Task
 from .model import BatchNorm, Distillation, Ema, TrainModel, ValidationModel
 from .optimization import Optimizer, Schedule

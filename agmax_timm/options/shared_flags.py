@@ -2,7 +2,8 @@
 import argparse
 from typing import Any
 
-from ..base.command_line import KeyValues, Parser
+from ..base.command_line import Parser
+from .key_values import KeyValues
 
 
 def add_weights_flags(parser: argparse.ArgumentParser) -> None:

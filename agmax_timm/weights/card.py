@@ -10,7 +10,7 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.utils import validate_repo_id
 
-from ..base.class_labels import SEVERAL_LABELS, describe, known_names
+from ..base.class_labels import known_names
 from ..base.licences import license_fields
 from ..options.changed_options import validate_command
 from ..options.data_kinds import split_name
@@ -19,9 +19,11 @@ from ..options.parsers import TrainOptions
 from ..options.recipe import portable
 from .base_model import base_of
 from .card_text import license_row
+from .limits import SEVERAL_LABELS
 from .measured import describe_input, measured, unrepeatable
 from .released import PAPER_ID, PAPER_NAME, package_of
 from .saved_model import SavedModel
+from .synsets import describe
 
 # Name of the folder of a card in timm; see published_card.
 _HERE = "'local-dir:.'"

@@ -4,9 +4,9 @@ from typing import Any
 
 from PIL import Image
 
-from ..base.class_labels import SEVERAL_LABELS
 from ..base.image_modes import mode_of_channels
 
+SEVERAL_LABELS = 'multilabel'  # task of a model with several labels per image
 _MODE, _EXIF = 'input_img_mode=', 'exif_orientation'
 
 

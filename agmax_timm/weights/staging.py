@@ -18,7 +18,7 @@ from timm.models import is_model
 from timm.models._hub import save_config_for_hf
 
 from ..base.atomic_write import replacing, scratch_folder
-from ..base.class_labels import SEVERAL_LABELS, describe, index_names, known_names
+from ..base.class_labels import index_names, known_names
 from ..base.licences import check_license, license_name
 from ..base.random_state import kept_random_state
 from ..base.silence import silenced
@@ -28,10 +28,11 @@ from .card import model_card, tag_of
 from .card_text import with_license
 from .fit import misfits
 from .hub_error import HubError, as_hub_error, reason
-from .limits import notes_of
+from .limits import SEVERAL_LABELS, notes_of
 from .measured import unrepeatable
 from .released import PAPER_ID, PAPER_NAME, package_of
 from .saved_model import SavedModel
+from .synsets import describe
 
 CONFIG, WEIGHTS, CARD, RECIPE, SUMMARY, CURVES = FILES = (
     'config.json', 'model.safetensors', 'README.md', 'train_hparams.yaml', 'summary.csv', 'curves.png')

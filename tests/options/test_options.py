@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 from timm.loss import LOSS_TYPES
 
-from agmax_timm.base.command_line import KeyValues
 from agmax_timm.loss import AGREEMENT_KINDS
+from agmax_timm.options.key_values import KeyValues
 from agmax_timm.options.parse import parse_train_args, parse_validate_args
 from agmax_timm.options.parsers import train_parser, validate_parser
 from tests.helpers.paths import REPOSITORY

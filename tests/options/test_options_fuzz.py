@@ -20,9 +20,9 @@ from contextlib import contextmanager
 import pytest
 import yaml
 
-from agmax_timm.base.command_line import KeyValues
 from agmax_timm.commands import train as train_cli
 from agmax_timm.options.declare import values
+from agmax_timm.options.key_values import KeyValues
 from agmax_timm.options.parse import parse_train_args, parse_validate_args
 from agmax_timm.options.parsers import train_parser, validate_parser
 
