@@ -147,7 +147,7 @@ def build_model(options: TrainOptions, device: torch.device, precision: Precisio
     pretrained: dict[str, Any] = dict(pretrained_cfg_overlay=overlay) if overlay else {}
     model = create_named_model(
         options.model,
-        pretrained=options.pretrained,
+        pretrained=options.pretrained and not options.initial_checkpoint,  # which would replace those weights
         in_chans=input_channels(options),
         drop_rate=options.drop,
         drop_path_rate=options.drop_path,
