@@ -7,7 +7,7 @@ import torch
 
 from ..data.augmentation.mixup import TwoViewCollate
 from . import passes
-from .report import Result
+from .output import Result
 
 _MIXUP = dict(mixup_alpha=0.8, num_classes=1000)
 

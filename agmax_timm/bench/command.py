@@ -13,14 +13,14 @@ _MODULES = dict(loader='loaders', small='loaders', step='network', training='net
 def main(argv: list[str] | None = None) -> None:
     """Run the command. Print a table, and write it with --output."""
     args = parse(argv)
-    from . import report
-    machine = report.describe_machine()
+    from . import output
+    machine = output.describe_machine()
     print(machine, flush=True)
     module = import_module(f'.{_MODULES.get(args.command, args.command)}', __package__)
     try:
         result = getattr(module, args.command)(args)
     except ValueError as error:  # raised by loaders and models for invalid arguments
         raise OptionError(str(error)) from error
-    print(f'{result.caption}\n{report.table(result.rows)}')
+    print(f'{result.caption}\n{output.table(result.rows)}')
     if args.output:
-        report.save(result, args.output, args.command, machine)
+        output.save(result, args.output, args.command, machine)

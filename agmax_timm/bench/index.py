@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from ..data.sources.dataset_factory import check_root, find_split
 from ..data.sources.folder import FolderReader
 from . import passes
-from .report import Result
+from .output import Result
 
 _READERS = {'timm': ReaderImageFolder, 'agmax_timm': FolderReader}
 _CLASS_SIZE = 1000  # images

@@ -6,9 +6,9 @@ from functools import partial
 from PIL import Image
 
 from . import passes
+from .output import Result, Row
 from .pipelines import IN_MEMORY, TIMM, TWO_VIEWS, build, open_images, run, some_images
 from .recipes import BASELINES, RECIPES, SMALL_RECIPES, Recipe
-from .report import Result, Row
 
 
 def loader(args: argparse.Namespace) -> Result:

@@ -20,8 +20,8 @@ from typing import Any
 from torch.utils.data import DataLoader
 
 from . import passes, processes
+from .output import Result, Row
 from .pipelines import IN_MEMORY, TIMM, TWO_VIEWS, build, some_images
-from .report import Result, Row
 
 _TWICE = f'{TIMM}, twice the batch'  # the same number of views per batch as with two views
 _INTERVAL = 0.1  # seconds between two samples of the memory

@@ -17,9 +17,9 @@ from ..options.shared_flags import pinning
 from ..options.timm_names import REFUSED
 from ..task import AgMaxTask
 from . import passes
+from .output import Result
 from .pipelines import TWO_VIEWS, build_prefetched, count_classes, open_images, run, some_images
 from .recipes import RECIPES
-from .report import Result
 
 _STEPS, _TRAINING = 'steps alone', 'training'
 

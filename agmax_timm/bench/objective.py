@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from ..loss import agreement_terms
-from .report import Result, Row
+from .output import Result, Row
 
 VIEW_NOISE = 0.5  # standard deviation
 # Images in a batch, classes, mean probability of the true class.

@@ -12,7 +12,7 @@ from statistics import median
 
 import torch
 
-from .report import Row
+from .output import Row
 
 
 @dataclass

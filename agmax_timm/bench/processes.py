@@ -10,7 +10,7 @@ from functools import partial
 from ..base.processes import environment
 from ..data.sources.dataset_factory import create_dataset
 from . import passes
-from .report import Result
+from .output import Result
 
 TRAIN = 'from agmax_timm.commands.train import main; main()'
 FLAGS = ['--dataset', 'demo', '--model', 'test_resnet', '--num-classes', '10', '--img-size', '28', '--agmax',

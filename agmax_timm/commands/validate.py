@@ -73,14 +73,14 @@ def _run_jobs(options: ValidateOptions, jobs: list[Any], evaluate_one: Callable,
 def _write(options: ValidateOptions, results: Results) -> bool:
     """Write --results-file and --report-dir, if given. Return whether writing succeeded."""
     from ..base.distributed import is_primary
-    from ..evaluation.robustness.table import write_report
+    from ..evaluation.robustness.table import write_comparison
     if not is_primary():
         return True
     try:
         if options.results_file:
             write_results(options.results_file, results, options.results_format)
         if options.report_dir:
-            write_report(options.report_dir, results if isinstance(results, list) else [results])
+            write_comparison(options.report_dir, results if isinstance(results, list) else [results])
     except OSError as error:
         path = error.filename or options.results_file or options.report_dir
         _logger.error(f"cannot write '{path}': {error.strerror or error}: the results are on stdout")

@@ -131,9 +131,9 @@ def _check_arguments(options: TrainOptions, error: Callable) -> None:
     for name, flag in _MODEL_ARGUMENTS.items():
         if name in options.model_kwargs:
             error(f'--model-kwargs {name} has a flag of its own: use {flag}')
-    for kept in ('pretrained', 'initial_checkpoint', 'freeze', 'linear_probe'):
-        if options.init_std is not None and getattr(options, kept):
-            error(f'--init-std draws new weights over those of {flag_of(kept)}: drop one of them')
+    for other in ('pretrained', 'initial_checkpoint', 'freeze', 'linear_probe'):
+        if options.init_std is not None and getattr(options, other):
+            error(f'--init-std draws new weights over those of {flag_of(other)}: drop one of them')
     if options.pretrained_path and {'file', 'num_classes'} & set(options.pretrained_cfg_overlay):
         error('--pretrained-cfg-overlay cannot set file and num_classes with --pretrained-path: drop them')
 

@@ -28,7 +28,7 @@ from ..options.run import Run
 from .checkpoints.state import Position
 from .create_run import TrainingRun
 from .early_stopping import stop_reason
-from .guards.damaged import DamageReport
+from .guards.damaged import DamageLog
 from .output import log
 from .output.trackers import Trackers
 from .updates.finite_check import CheckResult
@@ -68,8 +68,8 @@ class Epochs:
         self.trackers = trackers
         self.primary = is_primary()
         run.on_broken.folder = folder
-        self.damaged = DamageReport(run.dataset_train, run.device, run.checkpoints.output_dir)
-        self.reporter = log.Reporter(
+        self.damaged = DamageLog(run.dataset_train, run.device, run.checkpoints.output_dir)
+        self.progress_log = log.ProgressLog(
             run.stop_epoch * run.updates_per_epoch, run.done_updates, run.num_epochs, self.primary)
         # The reason, '' if the run has not stopped early.
         self.stopped = stop_reason(run.options, run.metric_name, self.results)
@@ -95,7 +95,7 @@ class Epochs:
             losses = None
             if self.stopped:
                 break
-        self.reporter.close()
+        self.progress_log.close()
         self.damaged.at_end()
 
     def _epoch(self, position: Position, losses: RunningLosses | None) -> None:
@@ -121,7 +121,7 @@ class Epochs:
         def on_update(batches: int, checked: CheckResult) -> None:
             nonlocal updated
             updated = batches
-            self.reporter.updated()
+            self.progress_log.updated()
             self.checkpoints.after_update(position.epoch, batches, losses, checked)
 
         step = Step(run, loaders.build_loss_scale(options, run.loader_train), run.finite_check, run.on_broken)
@@ -143,7 +143,7 @@ class Epochs:
 
     def _on_log(self, progress: Progress) -> None:
         run = self.run
-        self.reporter.train_step(progress, optimization.mean_lr(run.optimizer))
+        self.progress_log.train_step(progress, optimization.mean_lr(run.optimizer))
         if self.trackers is not None:
             self.trackers.update(progress)
         if self.options.save_images and self.primary:
@@ -223,7 +223,7 @@ class Epochs:
             with suppress(EvaluationFailed):
                 self._agree(_FAILED)
             raise
-        self.reporter.evaluation(f'{name} {epoch}', metrics)
+        self.progress_log.evaluation(f'{name} {epoch}', metrics)
         return metrics
 
     def _agree(self, outcome: int) -> None:

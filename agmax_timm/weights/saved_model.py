@@ -114,10 +114,11 @@ def read_model(
     )
     metadata = checkpoint.get(METADATA)
     with damage_reported(file):
-        said = (options.get('model') or checkpoint.get('arch')) if metadata is None else metadata['architecture']
+        saved_architecture = (metadata['architecture'] if metadata is not None
+                              else options.get('model') or checkpoint.get('arch'))
         known['images'] = _images(checkpoint)
         ranked_by = (metadata or {}).get('metric_name') or options.get('eval_metric') or ''
-    architecture = architecture or said
+    architecture = architecture or saved_architecture
     if not isinstance(architecture, str) or ':' in architecture or not is_model(architecture):
         raise CheckpointError(f"'{file}' does not say which model of timm it holds"
                               f"{f' ({architecture!r} is none)' if architecture else ''}: name it with --model")
@@ -126,7 +127,7 @@ def read_model(
     given = {**({'num_classes': num_classes} if num_classes else {}), **model_args_in(model_kwargs or {})}
     if metadata is None:
         return _without_metadata(architecture, known, given)
-    same_model = said == timm_architecture(architecture)
+    same_model = saved_architecture == timm_architecture(architecture)
     with damage_reported(file):
         if same_model and given.items() <= metadata['model_args'].items():
             known['metrics'].update(metadata['metrics'].get('ema' if use_ema else 'raw', {}))

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from timm.data.readers.reader_image_folder import ReaderImageFolder
 
-from agmax_timm.bench import command, memory, network, objective, options, passes, pipelines, processes, report
+from agmax_timm.bench import command, memory, network, objective, options, output, passes, pipelines, processes
 from agmax_timm.commands import train as train_cli
 from agmax_timm.data.augmentation.mixup import TwoViewCollate
 from agmax_timm.data.sources.folder import FolderReader
@@ -385,7 +385,7 @@ def test_cpu_seconds_count_children_that_have_ended():
 
 def test_table_is_aligned():
     rows = [dict(name='a', ms=1234.5, ratio=1., none=None), dict(name='long', ms=.01234, ratio=10., none=2)]
-    assert report.table(rows).splitlines() == [
+    assert output.table(rows).splitlines() == [
         'name      ms  ratio  none',
         'a       1234   1.00     -',
         'long  0.0123  10.00     2']
@@ -409,10 +409,10 @@ def test_every_command_is_documented():
 def test_the_chart_has_a_heading_for_each_recipe(tmp_path, monkeypatch):
     pyplot = pytest.importorskip('matplotlib.figure')
     shown = pyplot.Figure()
-    monkeypatch.setattr(report, 'save_figure', lambda path, draw, **size: draw(shown))
+    monkeypatch.setattr(output, 'save_figure', lambda path, draw, **size: draw(shown))
     rows = [dict(recipe=recipe, loader=loader, views=8, ratio=ratio, least=ratio - .5, most=ratio + 1, extra=None)
             for recipe in ('standard', 'aa') for loader, ratio in ((ONE, 1.), (FAST, 3.))]
-    report.save(report.Result('a caption', rows), str(tmp_path), 'loader', 'a machine')
+    output.save(output.Result('a caption', rows), str(tmp_path), 'loader', 'a machine')
     (axes,) = shown.axes
     labels = axes.get_yticklabels()
     assert [label.get_text() for label in labels] == ['standard', ONE, FAST, 'aa', ONE, FAST]

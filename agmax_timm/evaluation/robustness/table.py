@@ -15,7 +15,7 @@ _NOT_COMPARED = ('model', 'top1_err', 'top5_err', 'param_count', 'img_size', 'cr
                  'aliases', 'error')
 
 
-def write_report(folder: str, rows: list[Row]) -> None:
+def write_comparison(folder: str, rows: list[Row]) -> None:
     """Write robustness.csv, robustness.md and, with matplotlib, robustness.png. Each file is replaced atomically."""
     os.makedirs(folder, exist_ok=True)
     with replacing(os.path.join(folder, 'robustness.csv'), 'w', newline='', errors='surrogateescape') as f:

@@ -1,4 +1,4 @@
-"""Report of images that cannot be decoded: a warning for each, a list at the end of the run, and damaged.csv."""
+"""Log of images that cannot be decoded: a warning for each, a list at the end of the run, and damaged.csv."""
 import csv
 import logging
 import os
@@ -14,12 +14,12 @@ _logger = logging.getLogger('train')
 MOST_LINES = 10
 
 
-class DamageReport:
-    """Reports the damaged samples of the training data. Does nothing for data sets that do not record them.
+class DamageLog:
+    """Logs the damaged samples of the training data. Does nothing for data sets that do not record them.
 
     Args:
         device: Device that the ranks' collectives work on.
-        output_dir: Folder for damaged.csv; None on ranks that do not report.
+        output_dir: Folder for damaged.csv; None on ranks that do not log.
     """
 
     def __init__(self, dataset: Dataset, device: torch.device, output_dir: str | None = None):

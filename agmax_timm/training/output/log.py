@@ -38,7 +38,7 @@ def tolerated(path: str) -> Iterator[None]:
         _logger.warning(f"cannot write '{error.filename or path}': {error.strerror or error}: training continues")
 
 
-class Reporter:
+class ProgressLog:
     """Logs training in timm's format, and shows a progress bar with ETA on a terminal.
 
     Args:

@@ -25,7 +25,7 @@ from agmax_timm.evaluation.robustness.corruptions import (
 )
 from agmax_timm.evaluation.robustness.seeding import SeededDataset, sample_seed
 from agmax_timm.evaluation.robustness.stress import before_tensor, stress_transform
-from agmax_timm.evaluation.robustness.table import by_epsilon, by_severity, labels, markdown, text, write_report
+from agmax_timm.evaluation.robustness.table import by_epsilon, by_severity, labels, markdown, text, write_comparison
 
 # ---- Attacks ----
 
@@ -374,7 +374,7 @@ def test_curves_begin_with_the_original_images():
 
 def test_the_report_has_three_files(tmp_path):
     pytest.importorskip('matplotlib')
-    write_report(str(tmp_path / 'new'), ROWS)
+    write_comparison(str(tmp_path / 'new'), ROWS)
     assert sorted(path.name for path in (tmp_path / 'new').iterdir()) == [
         'robustness.csv', 'robustness.md', 'robustness.png']
     assert (tmp_path / 'new' / 'robustness.csv').read_text().count('\n') == 4

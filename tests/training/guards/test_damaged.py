@@ -15,7 +15,7 @@ from agmax_timm.commands import train as train_cli
 from agmax_timm.commands import validate as validate_cli
 from agmax_timm.data.sources.dataset_factory import create_dataset
 from agmax_timm.training.guards import damaged
-from agmax_timm.training.guards.damaged import DamageReport
+from agmax_timm.training.guards.damaged import DamageLog
 from agmax_timm.training.output import log
 
 NAFLEX = ['--model', 'naflexvit_base_patch16_gap', '--model-kwargs', 'embed_dim=16', 'depth=1', 'num_heads=2',
@@ -66,12 +66,12 @@ def test_file_names_that_are_not_text_are_written_and_a_full_disk_is_reported(da
     assert len([*dataset]) == 13
     for logger in (damaged, log):  # names that no test report could hold
         monkeypatch.setattr(logger, '_logger', types.SimpleNamespace(warning=told.append))
-    DamageReport(dataset, torch.device('cpu'), str(tmp_path)).after_epoch()
+    DamageLog(dataset, torch.device('cpu'), str(tmp_path)).after_epoch()
     assert len(told) == 1 and (tmp_path / 'damaged.csv').read_bytes() == b'path,reason\r\n%s,not an image\r\n' % name
 
     (tmp_path / 'full').mkdir()
     (tmp_path / 'full' / 'damaged.csv').symlink_to('/dev/full')
-    again = DamageReport(dataset, torch.device('cpu'), str(tmp_path / 'full'))
+    again = DamageLog(dataset, torch.device('cpu'), str(tmp_path / 'full'))
     dataset.damage._reported.zero_()
     again.after_epoch()
     for part in (str(tmp_path / 'full' / 'damaged.csv'), ': No space left on device', 'training continues'):
@@ -137,7 +137,7 @@ def run_rank(rank, root, found):
     dataset[found]
     assert dataset.damage.count() == 1
     with pytest.raises(DamagedError) as caught:
-        DamageReport(dataset, torch.device('cpu')).after_epoch()
+        DamageLog(dataset, torch.device('cpu')).after_epoch()
     (root / f'rank{rank}').write_text(f'{dataset.damage.indices()} {caught.value}')
     dist.destroy_process_group()
 
@@ -158,9 +158,9 @@ def test_two_ranks_share_their_damage_and_end_together(data):
 
 
 def test_data_sets_without_damage_records_are_accepted(memory_dataset):
-    report = DamageReport(memory_dataset([]), torch.device('cpu'))
-    report.after_epoch()
-    report.at_end()
+    damage_log = DamageLog(memory_dataset([]), torch.device('cpu'))
+    damage_log.after_epoch()
+    damage_log.at_end()
 
 
 def test_an_error_of_a_worker_is_reduced_to_its_last_line():

@@ -8,7 +8,7 @@ import torch
 
 from agmax_timm.options.parse import parse_train_args
 from agmax_timm.training import run as training
-from agmax_timm.training.output import log as reporting
+from agmax_timm.training.output import log as run_log
 from agmax_timm.training.output.log import plot_curves
 from agmax_timm.training.updates.loop import Progress, Span
 from tests.helpers.exact import FLAGS
@@ -29,13 +29,13 @@ def run(photos, tmp_path):
 def test_the_remaining_time_uses_the_speed_of_this_process(monkeypatch, caplog):
     """A run of 20 updates resumed after the fourth. 6 updates took 30 seconds, 10 remain."""
     now = [100.]
-    monkeypatch.setattr(reporting.time, 'perf_counter', lambda: now[0])
+    monkeypatch.setattr(run_log.time, 'perf_counter', lambda: now[0])
     caplog.set_level('INFO')
-    reporter = reporting.Reporter(20, done_updates=4, num_epochs=3)
+    progress_log = run_log.ProgressLog(20, done_updates=4, num_epochs=3)
     now[0] = 130.
     span = Span(images=8, updates=1, start=now[0] - 1)
     nothing = torch.zeros(())
-    reporter.train_step(Progress(1, 1, 8, {'loss': 1.}, {'loss': 1.}, span, span, nothing, nothing), 0.1)
+    progress_log.train_step(Progress(1, 1, 8, {'loss': 1.}, {'loss': 1.}, span, span, nothing, nothing), 0.1)
     assert caplog.messages[-1].endswith('  ETA: 00:50')
 
 
@@ -60,7 +60,7 @@ def test_a_terminal_shows_a_bar_instead_of_lines_of_updates(run, monkeypatch):
 def read(tmp_path, text):
     path = tmp_path / 'summary.csv'
     path.write_text(text)
-    return reporting.read_curves(str(path))
+    return run_log.read_curves(str(path))
 
 
 def test_the_curves_of_agmax_have_each_term_on_its_own_axis(tmp_path):
@@ -85,7 +85,7 @@ def test_the_curves_of_runs_without_agmax_have_their_metrics(tmp_path):
 
 def test_curves_png_has_a_panel_for_each_term_and_none_for_missing_values(tmp_path, monkeypatch):
     drawn = []
-    monkeypatch.setattr(reporting, 'save_figure', lambda path, draw, **size: draw(figure) or drawn.append(figure))
+    monkeypatch.setattr(run_log, 'save_figure', lambda path, draw, **size: draw(figure) or drawn.append(figure))
     figure = pytest.importorskip('matplotlib.figure').Figure()
     (tmp_path / 'summary.csv').write_text('epoch,train_loss,lr\n0,1.5,0.1\n1,1.25,0.05\n')
     plot_curves(str(tmp_path / 'summary.csv'), str(tmp_path / 'curves.png'))
