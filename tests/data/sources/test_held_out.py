@@ -203,7 +203,8 @@ def run(unsorted, tmp_path_factory):
     output = tmp_path_factory.mktemp('runs')
 
     def train(*words):
-        small = ['--model', 'test_resnet', '--img-size', '32', '-j', '0', '-b', '8', '--lr', '0.01']
+        small = ['--model', 'test_resnet', '--img-size', '32', '-j', '0', '-b', '8', '--lr', '0.01',
+                 '--class-stats', 'auto', '--loss-class-weight', 'effective_num', '--balanced-sampling']
         train_cli.main([str(unsorted), *small, '--warmup-epochs', '0', '--val-split', '0.25', '--agmax', '--output',
                         str(output), '--experiment', 'a', *words])
         return output / 'a'
@@ -212,7 +213,7 @@ def run(unsorted, tmp_path_factory):
 
 @pytest.mark.slow
 def test_all_commands_use_the_same_share(run, unsorted, results_of, caplog, capsys, tmp_path, monkeypatch):
-    """Training, resuming, evaluation, report and --check-data."""
+    """Training with options that count its images, resuming, evaluation, report and --check-data."""
     with caplog.at_level('INFO'):
         folder = run('--epochs', '1', '--cooldown-epochs', '1', '--report')
     assert caplog.text.count('train 24 images; 0.25 of train 9 images') == 2  # and in the report
