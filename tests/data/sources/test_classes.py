@@ -334,7 +334,7 @@ def test_resuming_weights_alone_compares_their_classes(ema_run, photos, links, t
     with pytest.raises(SystemExit) as end:
         train_cli.main([str(links('data', bee='bee', cat='cat', dog='ant')), *words])
     assert end.value.code == 2
-    assert '(without ant)' in capsys.readouterr().err
+    assert "(without 'ant')" in capsys.readouterr().err
 
 
 # ---- The report ----

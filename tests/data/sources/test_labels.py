@@ -183,7 +183,7 @@ def test_invalid_labels_in_shards_are_refused(tmp_path, labels, shown, reason, o
     with pytest.raises(LabelError) as caught:
         read_shard(tmp_path, labels, **options)
     line = str(caught.value)
-    name = f"sample '{len(labels) - 1:03d}' of {tmp_path / 'x.tar'} has the label {shown}: "
+    name = f"sample '{len(labels) - 1:03d}' of '{tmp_path / 'x.tar'}' has the label {shown}: "
     assert line.startswith(name) and reason in line and '\n' not in line
 
 
