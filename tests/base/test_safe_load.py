@@ -56,7 +56,7 @@ def test_truncated_empty_and_random_files_are_refused(small, tmp_path):
     whole = path.read_bytes()
     for size in [*range(0, len(whole), 37), *range(len(whole) - 60, len(whole))]:
         path.write_bytes(whole[:size])
-        with pytest.raises(CheckpointError, match='last.pth.tar is'):
+        with pytest.raises(CheckpointError, match="last.pth.tar' is"):
             read_file(str(path))
     path.write_bytes(random.Random(0).randbytes(5000))
     with pytest.raises(CheckpointError, match='damaged or not a checkpoint'):
