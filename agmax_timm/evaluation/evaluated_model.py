@@ -56,8 +56,8 @@ def adopt_options(options: ValidateOptions, saved: dict[str, Any]) -> ValidateOp
     if not saved:
         return options
     explicit = set(options.given)
-    if explicit & {'img_size', 'input_size', 'in_chans'}:
-        explicit |= {'img_size', 'input_size', 'in_chans'}
+    shape = {'img_size', 'input_size', 'in_chans'}
+    explicit |= shape if explicit & shape else set()
     adopted = {name: saved[name] for name, option in declared(ValidateOptions).items()
                if option.evaluation in ('input', 'labels') and name in saved and name not in explicit}
     run_split, share = share_options(saved), share_of(options.split)

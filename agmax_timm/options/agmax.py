@@ -16,9 +16,9 @@ class AgMax:
         metavar='W', check=at_least(0), needs='agmax_loss mi', card=True)
     agmax_divergence_reduction: str = option(
         'mean', 'reduction of the divergence over the classes: mean, as published, or sum, which is K times as large',
-        choices=('mean', 'sum'), card=True)
+        choices=('mean', 'sum'), requires='agmax_loss mi', card=True)
     agmax_marginal_images: int | None = option(
         None, 'number of images in a marginal (default: all images of a batch on all processes)',
-        metavar='N', check=at_least(2), card=True)
+        metavar='N', check=at_least(2), requires='agmax_loss mi', card=True)
     agmax_units: int | None = option(None, 'hidden units of the Q-network (default: by the number of classes)',
-        metavar='N', check=at_least(1), resume='refused', card=True)
+        metavar='N', check=at_least(1), requires='agmax_loss mi', resume='refused', card=True)

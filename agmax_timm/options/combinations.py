@@ -4,9 +4,9 @@ from collections.abc import Callable
 from ..base.command_line import flag_of
 from .agmax import AgMax
 from .checks import in_sequence, mixing, needs_classes
-from .declare import declared
+from .declare import declared, has_effect, refused
 from .parsers import TrainOptions
-from .without_effect import flag_with_values, has_effect
+from .without_effect import flag_with_values
 
 # What cannot be combined with --agmax: a condition (see has_effect), the reason and the remedy. Declarations have no
 # reasons and remedies.
@@ -147,7 +147,6 @@ def _check_agmax(options: TrainOptions, error: Callable) -> None:
     for other, reason, remedy in NOT_WITH_AGMAX:
         if has_effect(options, other) and not (other == 'no_aug' and mixing(options)):
             error(f'{flag_with_values(other)} cannot be combined with --agmax: it {reason}. To continue, {remedy}')
-    for name in ('agmax_units', 'agmax_marginal_images', 'agmax_divergence_reduction'):
-        if options.agmax_loss != 'mi' and getattr(options, name) != declared(AgMax)[name].default:
-            error(f'{flag_of(name)} is for --agmax-loss mi alone: {options.agmax_loss} has no Q-network, marginals or '
-                  'divergence')
+    for option in refused(options, AgMax):
+        error(f'{option.flag} is for --agmax-loss mi alone: {options.agmax_loss} has no Q-network, marginals or '
+              'divergence')

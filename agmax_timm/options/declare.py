@@ -114,7 +114,8 @@ class Option:
         const: Value of the flag without a value, for nargs '?'.
         exclusive: Name of a set of options of which only one can be given.
         yields: Whether an abbreviation of both this option and one of timm's means timm's.
-        needs: Conditions (see without_effect.has_effect). The option has no effect unless all of them hold.
+        needs: Conditions (see has_effect). The option has no effect unless all of them hold.
+        requires: Condition. The option is refused unless it holds.
         unless: Options. If one of them is given, this one has no effect.
         kinds: Kinds of data that take the option, see data_kinds.kind_of; empty for all.
         affects_result: Whether the option can change a result. Monitoring, saving, publishing and speed cannot.
@@ -145,6 +146,7 @@ class Option:
     exclusive: str = ''
     yields: bool = False
     needs: tuple[str, ...] = ()
+    requires: str = ''
     unless: tuple[str, ...] = ()
     kinds: tuple[str, ...] = ()
     affects_result: bool = True
@@ -223,6 +225,24 @@ def picked(source: Any, *names: str) -> dict[str, Any]:
 def groups_of(options: type) -> tuple[Any, ...]:
     """Return the groups of a command in the order of the help. For a group, return the group itself."""
     return options.__bases__ if len(options.__bases__) > 1 else (options,)
+
+
+def has_effect(options: Any, condition: str) -> bool:
+    """Test a condition: an option is on ('reprob'), or has one of the values after its name ('sched step poly').
+
+    What the option itself needs must hold too.
+    """
+    name, *values = condition.split()
+    value = getattr(options, name)
+    return (value in values if values else bool(value)) and all(
+        has_effect(options, needed) for needed in declared(type(options))[name].needs)
+
+
+def refused(options: Any, group: type) -> Iterator[Option]:
+    """Yield the options of a group that differ from their defaults although what they require does not hold."""
+    for name, option in declared(group).items():
+        if option.requires and getattr(options, name) != option.default and not has_effect(options, option.requires):
+            yield option
 
 
 def _complete(field: Any) -> Option:

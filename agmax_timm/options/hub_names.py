@@ -5,18 +5,17 @@ huggingface_hub is imported when a name is checked, because it takes time.
 import re
 from collections.abc import Callable
 
-from ..base.command_line import flag_of
 from ..base.errors import OptionError
 from ..base.licences import check_license
 from ..base.text import one_line
+from .declare import refused
 from .run import Hub
 
 
 def check_hub(options: Hub, error: Callable[[str], None]) -> None:
     """Pass a line to `error`, which exits, for an invalid name, and for a flag that needs --push-to-hub."""
-    for name in ('hub_private', 'hub_revision', 'hub_pr', 'hub_replace_card', 'hub_replace_files'):
-        if getattr(options, name) and not options.push_to_hub:
-            error(f'{flag_of(name)} needs --push-to-hub OWNER/NAME')
+    for option in refused(options, Hub):
+        error(f'{option.flag} needs --push-to-hub OWNER/NAME')
     for check, value, flag in (
             (check_license, options.license, ''), (check_dataset, options.hub_dataset, ''),
             (check_name, options.push_to_hub, f"--push-to-hub '{options.push_to_hub}': "),

@@ -70,15 +70,17 @@ class Hub:
     push_to_hub: str = option(
         '', 'publish the best weights on the Hugging Face Hub at the end of the run; access is checked at its start',
         metavar='OWNER/NAME', affects_result=False, recipe='left out')
-    hub_private: bool = option(False, 'publish in a private repository', affects_result=False, recipe='left out')
+    hub_private: bool = option(False, 'publish in a private repository',
+        requires='push_to_hub', affects_result=False, recipe='left out')
     hub_revision: str = option('', 'branch to publish on (default: main)',
-        metavar='R', affects_result=False, recipe='left out')
-    hub_pr: bool = option(False, 'publish as a pull request', affects_result=False, recipe='left out')
+        metavar='R', requires='push_to_hub', affects_result=False, recipe='left out')
+    hub_pr: bool = option(False, 'publish as a pull request',
+        requires='push_to_hub', affects_result=False, recipe='left out')
     hub_replace_card: bool = option(False, 'replace a README.md on the Hub that was changed since it was published',
-        affects_result=False, recipe='left out')
+        requires='push_to_hub', affects_result=False, recipe='left out')
     hub_replace_files: bool = option(
         False, 'replace or delete other model files on the Hub that were not published from here',
-        affects_result=False, recipe='left out')
+        requires='push_to_hub', affects_result=False, recipe='left out')
     hub_dataset: str = option('', 'name of the training data on the Hub, for the model card',
         metavar='OWNER/NAME', affects_result=False, recipe='left out')
     license: str = option(

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 from ..base.command_line import flag_of
 from .checks import mixing
+from .declare import has_effect
 from .parsers import TrainOptions
-from .without_effect import has_effect
 
 
 def surprises_of_run(

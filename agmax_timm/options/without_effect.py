@@ -14,7 +14,7 @@ from ..base.command_line import Parser, flag_of
 from ..base.image_modes import timm_policy
 from .checks import loss_name, mixing
 from .data_kinds import kind_of
-from .declare import declared
+from .declare import declared, has_effect
 from .loss import Loss
 from .parsers import AnyOptions, TrainOptions, ValidateOptions
 from .quantities import share_of
@@ -28,17 +28,6 @@ class Idle(Generic[Options]):
     names: tuple[str, ...]
     when: Callable[[Options], object]
     words: str
-
-
-def has_effect(options: Any, condition: str) -> bool:
-    """Test a condition: an option is on ('reprob'), or has one of the values after its name ('sched step poly').
-
-    What the option itself needs must hold too.
-    """
-    name, *values = condition.split()
-    value = getattr(options, name)
-    return (value in values if values else bool(value)) and all(
-        has_effect(options, needed) for needed in declared(type(options))[name].needs)
 
 
 def flag_with_values(condition: str) -> str:
