@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 from .base.command import command
 from .base.command_line import Parser
 from .base.errors import OptionError
-from .base.licences import add_license_flag, check_license
+from .base.licences import check_license
 from .base.processes import imports_without_gc
-from .options.shared_flags import add_dataset_flag, add_model_flags, add_weights_flags
+from .options.shared_flags import add_model_flags, add_train_flags, add_weights_flags
 
 if TYPE_CHECKING:
     from .weights.saved_model import SavedModel
@@ -86,10 +86,9 @@ def create_parser() -> Parser:
     add_weights_flags(parser)
     parser.add_argument('--last', action='store_true', help='use the last epoch of a run instead of the best')
     parser.add_argument('--average', type=int, metavar='N', help='average the N best checkpoints of a run')
-    add_dataset_flag(parser)
     parser.add_argument('--onnx', action='store_true', help='write model.onnx too, for any number of images, compared '
                         "in ONNX Runtime (needs the extra 'onnx')")
-    add_license_flag(parser)
+    add_train_flags(parser, 'hub_dataset', 'license')
     add_model_flags(parser)
     return parser
 

@@ -2,10 +2,12 @@
 import logging
 
 from .base.command import command
-from .base.command_line import Parser
-from .base.licences import add_license_flag, check_license
+from .base.command_line import Parser, flag_of
+from .base.licences import check_license
 from .base.processes import imports_without_gc
-from .options.shared_flags import add_dataset_flag, add_weights_flags
+from .options.declare import declared
+from .options.run import Hub
+from .options.shared_flags import add_train_flags, add_weights_flags
 
 PROG = 'python -m agmax_timm.publish'
 
@@ -36,13 +38,10 @@ def create_parser() -> Parser:
     parser.add_argument('--private', action='store_true', help='make the repository private')
     parser.add_argument('--revision', metavar='R', help='branch; it is created if it does not exist (default: main)')
     parser.add_argument('--pr', action='store_true', help='open a pull request instead of writing to the branch')
-    parser.add_argument('--replace-card', action='store_true',
-                        help='replace a README.md on the Hub that was changed since it was published')
-    parser.add_argument('--replace-files', action='store_true',
-                        help='replace or delete other model files on the Hub that were not published from here')
-    add_dataset_flag(parser)
+    for name in ('replace_card', 'replace_files'):
+        parser.add_argument(flag_of(name), action='store_true', help=declared(Hub)[f'hub_{name}'].help)
     add_weights_flags(parser)
-    add_license_flag(parser)
+    add_train_flags(parser, 'hub_dataset', 'license')
     return parser
 
 

@@ -1,5 +1,4 @@
-"""Licences of weights: the Hub's identifiers, the flag --license, and the licence in a model's metadata."""
-import argparse
+"""Licences of weights: the Hub's identifiers, the check of --license, and the licence in a model's metadata."""
 import os
 import re
 from contextlib import suppress
@@ -25,12 +24,6 @@ LISTED = frozenset("""
     """.split())
 _OTHER = 'other'
 _NAME = re.compile(r'[a-z0-9][a-z0-9.+-]*')
-
-
-def add_license_flag(group: argparse._ActionsContainer) -> None:
-    group.add_argument('--license', default='', metavar='ID',
-                       help="licence of the weights, an identifier of the Hub's list or other:NAME (default: that of "
-                            'the weights that training started from, otherwise none is stated)')
 
 
 def check_license(value: str | None) -> None:

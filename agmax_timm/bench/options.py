@@ -6,7 +6,7 @@ from typing import Any
 
 from ..base.command_line import Parser, flag_of
 from ..base.processes import cores
-from ..options.shared_flags import add_pinning_flags
+from ..options.shared_flags import add_train_flags
 from .recipes import RECIPES, SMALL_RECIPES
 
 # Values of --quick, for the sub-commands that have the flag.
@@ -114,7 +114,7 @@ def _add(commands: Any, name: str) -> Parser:
         names, kwargs = _FLAGS[flag]
         parser.add_argument(*names, **kwargs | (given if isinstance(given, dict) else dict(default=given)))
     if name == 'training':
-        add_pinning_flags(parser.add_mutually_exclusive_group())
+        add_train_flags(parser.add_mutually_exclusive_group(), 'pin_mem', 'no_pin_mem')
     parser.add_argument('--repeats', type=int, default=repeats, metavar='N',
                         help='repetitions, each of all configurations in a shuffled order')
     parser.add_argument('--output', metavar='DIR', help=f'folder for {name}.csv and, with matplotlib, {name}.png')

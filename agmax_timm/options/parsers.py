@@ -77,10 +77,10 @@ def _add_options(parser: Parser, options: type) -> None:
         for declaration in declared(part).values():
             if declaration.exclusive not in targets:
                 targets[declaration.exclusive] = container.add_mutually_exclusive_group()
-            _add_option(targets[declaration.exclusive] if declaration.flags else parser, declaration)
+            add_option(targets[declaration.exclusive] if declaration.flags else parser, declaration)
 
 
-def _add_option(container: Any, declaration: Option) -> None:
+def add_option(container: Any, declaration: Option) -> None:
     """Add the flag of one option to a parser or a group of it."""
     kind = declaration.kind
     if kind is bool:

@@ -3,7 +3,9 @@ import argparse
 from typing import Any
 
 from ..base.command_line import Parser
+from .declare import declared
 from .key_values import KeyValues
+from .parsers import TrainOptions, add_option
 
 
 def add_weights_flags(parser: argparse.ArgumentParser) -> None:
@@ -24,18 +26,10 @@ def add_model_flags(parser: Parser) -> None:
                         help='further arguments of the model, for files that do not state them')
 
 
-def add_dataset_flag(group: Any) -> None:
-    """Add --hub-dataset. A data folder does not contain the name of the data on the Hub."""
-    group.add_argument('--hub-dataset', default='', metavar='OWNER/NAME',
-                       help='name of the training data on the Hub, for the model card')
-
-
-def add_pinning_flags(parser: argparse._ActionsContainer) -> None:
-    """Add --pin-mem and --no-pin-mem, as `pin_mem` and `no_pin_mem`."""
-    parser.add_argument('--pin-mem', action='store_true',
-                        help='copy batches to the device from pinned memory (default: if the device is CUDA)')
-    parser.add_argument('--no-pin-mem', action='store_true',
-                        help='do not pin memory, which cannot be swapped out')
+def add_train_flags(parser: Any, *names: str) -> None:
+    """Add flags of train.py to a parser or a group of it."""
+    for name in names:
+        add_option(parser, declared(TrainOptions)[name])
 
 
 def pinning(args: Any) -> bool | None:
