@@ -14,6 +14,7 @@ from ..base.errors import OptionError
 from ..base.text_file import without_mark
 from ..data.loading.balance import labels_of
 from ..options.checks import loss_name, mixing
+from ..options.model import Model
 from ..options.parsers import TrainOptions
 
 Stats = tuple[torch.Tensor, int]
@@ -93,7 +94,7 @@ def weighted_cross_entropy(options: TrainOptions, weights: Any, stats: Stats | N
     return WeightedCrossEntropy(weights, label_smoothing=smoothing)
 
 
-def per_class(options: TrainOptions, flag: str, values: Any) -> Any:
+def per_class(options: Model, flag: str, values: Any) -> Any:
     """Return the values if there is one for each class."""
     if len(values) != options.num_classes:
         raise OptionError(f'{flag_of(flag)} has {len(values)} entries, the model {options.num_classes} classes')

@@ -8,12 +8,12 @@ import torch.nn as nn
 from ..base.distributed import is_primary
 from ..base.errors import OptionError
 from ..base.text import listed, nearest
-from ..options.parsers import TrainOptions
+from ..options.model import Model, TrainModel
 
 _logger = logging.getLogger(__name__)
 
 
-def freeze(options: TrainOptions, model: nn.Module) -> None:
+def freeze(options: TrainModel, model: nn.Module) -> None:
     """Freeze the parts of --freeze, or everything but the head with --linear-probe. Does nothing without these flags.
 
     timm.utils.freeze replaces batch norm by a layer whose state dict lacks `num_batches_tracked`. Here layers stay, so
@@ -58,7 +58,7 @@ def keep_statistics(module: nn.Module) -> None:
         layer.eval()
 
 
-def _parts(options: TrainOptions, model: nn.Module) -> list[Any]:
+def _parts(options: TrainModel, model: nn.Module) -> list[Any]:
     """Return the modules and parameters whose names match --freeze. With --linear-probe, return the model."""
     if options.linear_probe:
         return [model]
@@ -74,7 +74,7 @@ def _parts(options: TrainOptions, model: nn.Module) -> list[Any]:
     return parts
 
 
-def _heads(options: TrainOptions, model: Any) -> list[Any]:
+def _heads(options: Model, model: Any) -> list[Any]:
     found = model.get_classifier() if hasattr(model, 'get_classifier') else None
     heads = [*found] if isinstance(found, (tuple, list, nn.ModuleList)) else [found]
     if not all(isinstance(head, nn.Module) and [*head.parameters()] for head in heads):

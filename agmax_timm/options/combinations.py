@@ -5,6 +5,7 @@ from ..base.command_line import flag_of
 from .agmax import AgMax
 from .checks import in_sequence, mixing, needs_classes
 from .declare import declared, has_effect, refused
+from .model import TrainModel
 from .parsers import TrainOptions
 from .without_effect import flag_with_values
 
@@ -126,7 +127,7 @@ def _check_script(options: TrainOptions, error: Callable) -> None:
             error(f'--torchscript cannot be combined with {flag_of(other)}: drop one of them')
 
 
-def _check_arguments(options: TrainOptions, error: Callable) -> None:
+def _check_arguments(options: TrainModel, error: Callable) -> None:
     """Refuse further arguments of the model that flags stand for."""
     for name, flag in _MODEL_ARGUMENTS.items():
         if name in options.model_kwargs:

@@ -7,10 +7,10 @@ import math
 from typing import Any
 
 from ..base.distributed import from_first_rank
-from ..options.parsers import TrainOptions
+from ..options.run import Run
 
 
-def stop_reason(options: TrainOptions, metric: str, results: list[dict[str, Any]]) -> str:
+def stop_reason(options: Run, metric: str, results: list[dict[str, Any]]) -> str:
     """Return the reason why the run ends after these evaluations, '' if it continues. All ranks must call it.
 
     Args:
