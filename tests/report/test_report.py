@@ -420,7 +420,7 @@ def test_validation_data_is_never_shown_as_training_data(run_copy, photos):
 
 @pytest.mark.parametrize('error, line', [
     (SyntaxError('broken PNG file'), 'broken PNG file'),
-    (FileNotFoundError(2, 'No such file or directory', 'x.jpg'), 'x.jpg: No such file or directory'),
+    (FileNotFoundError(2, 'No such file or directory', 'x.jpg'), "'x.jpg': No such file or directory"),
     (MemoryError('1 GB'), 'out of memory: 1 GB'),
     (AttributeError('ours'), None),
 ])

@@ -40,7 +40,7 @@ def test_a_renamed_class_is_refused_in_one_line(folder, argv, capsys):
         train_cli.main(argv)
     assert exit_info.value.code == 2
     line = capsys.readouterr().err.strip().splitlines()[-1]
-    assert 'without cat' in line and ': restore' in line and '--initial-checkpoint' in line
+    assert "without 'cat'" in line and ': restore' in line and '--initial-checkpoint' in line
 
 
 def test_another_number_of_samples_is_logged_between_epochs(folder, argv, tmp_path, caplog):
