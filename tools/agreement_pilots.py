@@ -28,7 +28,7 @@ import csv
 import math
 import os
 import time
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -72,24 +72,36 @@ def parse_arm(text: str) -> Arm:
     types = {field.name: {'str': str, 'int': int, 'float': float}[field.type.__name__] for field in fields(Arm)}
     try:
         arm = Arm(form, **{name: types[name](value) for name, value in (word.split('=') for word in words)})
-        arm.cost
+        assert arm.cost
     except (KeyError, ValueError) as error:
-        raise argparse.ArgumentTypeError(f"'{text}': {error}; use FORM NAME=VALUE ..., as --help shows") from None
+        raise argparse.ArgumentTypeError(f"'{text}': {error}; use FORM NAME=VALUE ... of --help") from None
     return arm
 
 
 class Images:
-    """The images of a split in memory, [N, 3, H, W], normalised with the statistics of the training images."""
+    """Images in memory, normalised by their own statistics or by those of the training images.
 
-    def __init__(self, folder: Path, train: 'Images | None' = None):
+    Args:
+        raw: uint8 images [N, H, W, 3].
+        labels: Class indices [N].
+        train: Training images.
+    """
+
+    def __init__(self, raw: torch.Tensor, labels: torch.Tensor, train: 'Images | None' = None):
+        self.raw, self.labels, self.classes = raw, labels, int(labels.max()) + 1
+        self.normalise_as(train or self)
+
+    @classmethod
+    def of_folder(cls, folder: Path, train: 'Images | None' = None) -> 'Images':
         data = ImageFolder(str(folder))
-        pixels = torch.from_numpy(np.stack([np.asarray(image) for image, _ in data]))
-        pixels = pixels.permute(0, 3, 1, 2).float() / 255
-        self.labels, self.classes = torch.tensor(data.targets), len(data.classes)
-        self.mean = train.mean if train else pixels.mean((0, 2, 3), keepdim=True)
-        self.std = train.std if train else pixels.std((0, 2, 3), keepdim=True)
-        self.pixels = ((pixels - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
-        self.padded = F.pad(pixels, [4] * 4).sub(self.mean).div(self.std).permute(0, 2, 3, 1).contiguous()
+        raw = torch.from_numpy(np.stack([np.asarray(image) for image, _ in data]))
+        return cls(raw, torch.tensor(data.targets), train)
+
+    def normalise_as(self, train: 'Images') -> None:
+        pixels, others = (images.raw.permute(0, 3, 1, 2).float() / 255 for images in (self, train))
+        mean, std = others.mean((0, 2, 3), keepdim=True), others.std((0, 2, 3), keepdim=True)
+        self.pixels = ((pixels - mean) / std).contiguous(memory_format=torch.channels_last)
+        self.padded = ((F.pad(pixels, [4] * 4) - mean) / std).permute(0, 2, 3, 1).contiguous()
 
     def view(self, indices: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         """Return a random crop of each image padded by 4 pixels, flipped with probability 1/2."""
@@ -241,8 +253,8 @@ def main() -> None:
     if args.data is None or not args.arm:
         parser.error('name the folder of the data and at least one --arm')
     torch.set_num_threads(1)
-    images = Images(args.data / 'train')
-    held_out = Images(args.data / args.split, images)
+    images = Images.of_folder(args.data / 'train')
+    held_out = Images.of_folder(args.data / args.split, images)
     for seed in args.seeds:
         for arm in args.arm:
             key = dict(data=args.data.name, split=args.split, epochs_of_plain=args.epochs, arm=str(arm), seed=seed)
