@@ -3,10 +3,12 @@ import csv
 import re
 from collections import defaultdict
 from pathlib import Path
-from statistics import mean
+from statistics import mean, stdev
 
 import pytest
 import yaml
+
+from agmax_timm.study.results import paired_difference
 
 HOME = Path(__file__).parents[1]
 
@@ -42,3 +44,24 @@ def test_the_page_contains_the_means_of_the_tuning(tuning):
         best = max(range(3), key=[rates[rate] for rate in (0.05, 0.1, 0.2)].__getitem__)
         cells[best] = f'**{cells[best]}**'
         assert f"| {method} | {batch} | {' | '.join(cells)} |" in page
+
+
+@pytest.mark.parametrize('metric, name', [
+    ('balanced_top1', 'mean over classes'), ('prior_top1', 'at training frequencies'),
+    ('largest_top1', 'three largest classes'), ('smallest_top1', 'three smallest classes')])
+@pytest.mark.parametrize('sizes', ['100 to 10', '100 to 3'])
+def test_the_page_has_the_numbers_of_the_class_prior(sizes, metric, name):
+    top1 = defaultdict(dict)
+    with open(HOME / 'docs/results/class_prior_pilot.csv', newline='') as file:
+        for row in csv.DictReader(file):
+            if row['sizes'] == sizes:
+                top1[row['method']][int(row['seed'])] = float(row[metric])
+    twice, views, agmax, prior = (top1[method] for method in (
+        'twice the epochs', 'two views alone', 'AgMax', 'AgMax, class prior'))
+    assert all(sorted(values) == list(range(8)) for values in (twice, views, agmax, prior))
+    accuracy = [f'{mean(v.values()):.1f} ± {stdev(v.values()):.1f}' for v in (twice, views, agmax, prior)]
+    found = [paired_difference(*pair) for pair in ((prior, agmax), (agmax, views), (prior, views))]
+    differences = [f'{d.mean:+.2f} ({d.low:.2f} to {d.high:.2f})' for d in found]
+    page = (HOME / 'docs/results.md').read_text()
+    for cells in (accuracy, differences):
+        assert f"| {sizes} | {name} | {' | '.join(cells)} |" in page
