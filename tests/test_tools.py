@@ -1,0 +1,77 @@
+"""The scripts in tools/ that repeat the pilots of docs/results.md."""
+import argparse
+import csv
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from agmax_timm.loss import agreement_terms
+
+sys.path.insert(0, str(Path(__file__).parents[1] / 'tools'))
+import agreement_pilots
+import class_prior_pilot
+
+HOME = Path(__file__).parents[1]
+
+
+def test_the_term_of_the_class_prior_makes_a_divergence_from_the_prior():
+    logits, joint = torch.randn(16, 5, dtype=torch.double), torch.randn(8, 5, dtype=torch.double)
+    prior = torch.tensor([8., 4, 2, 1, 1], dtype=torch.double) / 16
+    z1, z2 = logits.chunk(2)
+    expected = sum(F.kl_div(prior.log(), z.softmax(1).mean(0), reduction='sum') for z in (z1, z2, joint)) / 3
+    agreement, _ = agreement_terms(z1, z2, joint)
+    torch.testing.assert_close(agreement + class_prior_pilot.prior_term(logits, joint, prior), expected)
+
+
+def test_class_sizes_fall_geometrically_and_images_are_of_their_class():
+    images, _ = class_prior_pilot.demo_images()
+    kept, sizes = class_prior_pilot.long_tailed(images, 10, seed=3)
+    assert sorted(sizes.tolist(), reverse=True) == [round(100 * 10 ** (-rank / 9)) for rank in range(10)]
+    assert len(set(kept.tolist())) == len(kept) and torch.equal(images.labels[kept].bincount(), sizes)
+
+
+def test_the_remembered_prediction_is_the_running_mean():
+    images, _ = class_prior_pilot.demo_images()
+    step = agreement_pilots.Step(
+        agreement_pilots.parse_arm('memory momentum=0.8'), torch.nn.Identity(), images, torch.Generator())
+    first, second, indices = torch.randn(4, 10), torch.randn(4, 10), torch.tensor([5, 1, 7, 2])
+    assert step.agree_with_memory(indices, first) == 0  # nothing is known of these images
+    remembered = first.softmax(1)
+    expected = (remembered * (remembered.log() - second.log_softmax(1))).sum(1).mean()
+    torch.testing.assert_close(step.agree_with_memory(indices, second), expected)
+    torch.testing.assert_close(step.memory[indices], 0.8 * remembered + 0.2 * second.softmax(1))
+
+
+@pytest.mark.parametrize('text', ['nothing', 'memory weigth=1', 'ema batch=many', 'memory 3'])
+def test_an_arm_that_does_not_exist_is_refused(text):
+    with pytest.raises(argparse.ArgumentTypeError, match=text):
+        agreement_pilots.parse_arm(text)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('form', [*agreement_pilots.COST, 'interval'])
+def test_every_form_trains_for_its_cost_and_is_not_repeated(form, tmp_path, monkeypatch, image_folder):
+    model = ' model=test_vit' if form == 'tokens' else ''
+    arguments = [str(image_folder), '--epochs', '6', '--seeds', '1', '--csv', str(tmp_path / 'pilots.csv'),
+                 '--arm', f'{form} batch=4 rate=0.001{model}']
+    monkeypatch.setattr(sys, 'argv', ['agreement_pilots.py', *arguments])
+    agreement_pilots.main()
+    agreement_pilots.main()
+    with open(tmp_path / 'pilots.csv', newline='') as file:
+        row, = csv.DictReader(file)
+    assert float(row['epochs']) * agreement_pilots.parse_arm(arguments[-1]).cost == pytest.approx(6, abs=1)
+
+
+@pytest.fixture
+def image_folder(tmp_path):
+    from PIL import Image
+    for split in ('train', 'tune'):
+        for name in ('a', 'b'):
+            (tmp_path / 'data' / split / name).mkdir(parents=True)
+            for number in range(6):
+                noise = torch.randint(256, (28, 28, 3), dtype=torch.uint8)
+                Image.fromarray(noise.numpy()).save(tmp_path / 'data' / split / name / f'{number}.png')
+    return tmp_path / 'data'
