@@ -71,7 +71,7 @@ def test_a_licence_chosen_for_the_run_is_stated(make_saved, tmp_path, caplog, op
     stage(make_saved(options=options, base={'name': 'ann/bees', 'license': 'cc-by-nc-4.0'}), tmp_path)
     assert stated(tmp_path) == expected
     warning, = (message for message in caplog.messages if 'ann/bees' in message)
-    assert all(words in warning for words in ('under cc-by-nc-4.0', f'under {expected[0]}: check'))
+    assert all(words in warning for words in ("under 'cc-by-nc-4.0'", f"under '{expected[0]}': check"))
 
 
 def test_a_licence_that_the_hub_does_not_list_has_a_name(make_saved, tmp_path):
