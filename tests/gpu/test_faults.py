@@ -24,20 +24,20 @@ def fail(argv, capsys):
 @pytest.mark.parametrize('flags', [[], ['--amp'], ['--amp', '--amp-dtype', 'bfloat16']], ids=str)
 def test_a_loss_that_is_not_finite_ends_the_run_and_is_named(argv, capsys, monkeypatch, flags):
     poison_losses(monkeypatch, {3})
-    assert 'update 3 of epoch 0: ce not finite' in fail(argv('run', *flags), capsys)
+    assert 'update 2 of epoch 0: ce not finite' in fail(argv('run', *flags), capsys)
 
 
 def test_a_gradient_that_is_not_finite_ends_the_run_and_names_its_update(argv, capsys, monkeypatch):
     """On a GPU, it is read with the next update."""
     poison_gradients(monkeypatch, {3})
-    assert 'update 3 of epoch 0: gradient not finite' in fail(argv('run'), capsys)
+    assert 'update 2 of epoch 0: gradient not finite' in fail(argv('run'), capsys)
 
 
 @pytest.mark.parametrize('poison, flags, words', [
-    (poison_losses, [], 'Left out: update 3 of epoch 0: ce not finite'),
-    (poison_losses, ['--amp'], 'Left out: update 3 of epoch 0: ce not finite'),
-    (poison_gradients, [], 'Left out: update 3 of epoch 0: gradient not finite'),
-    (poison_gradients, ['--amp'], 'Skipped update 3 of epoch 0')])
+    (poison_losses, [], 'Left out: update 2 of epoch 0: ce not finite'),
+    (poison_losses, ['--amp'], 'Left out: update 2 of epoch 0: ce not finite'),
+    (poison_gradients, [], 'Left out: update 2 of epoch 0: gradient not finite'),
+    (poison_gradients, ['--amp'], 'Skipped update 2 of epoch 0')])
 def test_an_update_that_is_not_finite_is_left_out(run, monkeypatch, poison, flags, words):
     poison(monkeypatch, {3})
     folder = run('run', '--epochs', '1', '--nan-policy', 'skip', *flags)

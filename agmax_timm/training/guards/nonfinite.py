@@ -78,7 +78,7 @@ class BrokenUpdates:
                          f'{checked.scale:g}; skipped so far: {self.skipped}')
 
     def _name(self, update: Update) -> str:
-        return f'update {update.first_batch // self.options.grad_accum_steps + 1} of epoch {update.epoch}'
+        return f'update {update.first_batch // self.options.grad_accum_steps} of epoch {update.epoch}'
 
     def _found(self, update: Update, checked: CheckResult) -> str:
         """Return the samples and files of the broken update on all ranks, in words. A collective."""

@@ -97,7 +97,7 @@ def train_one_epoch(
             checked, updates = step.make(update), epoch * (updates_per_epoch or num_updates) + index + 1
             _count(step, update, checked, losses, updates)
             if on_log and losses.count and (index % options.log_interval == 0 or done == num_batches):
-                last, mean = losses.read(f'by update {index + 1} of epoch {epoch}')
+                last, mean = losses.read(f'by update {index} of epoch {epoch}')
                 on_log(Progress(epoch, index, num_updates, last, mean, lap, total, input, target))
                 lap = Span()
             if scheduler is not None and checked.made:

@@ -232,13 +232,13 @@ def test_a_broken_update_is_left_out(photos, tmp_path, monkeypatch):
     from agmax_timm.training import run as train
     poison_losses(monkeypatch, {3})
     argv = [str(photos), *FLAGS, '-j', '0', '--agmax', '--epochs', '1', '--output', str(tmp_path)]
-    with pytest.raises(RuntimeError, match='update 3 of epoch 0: ce not finite, samples'):
+    with pytest.raises(RuntimeError, match='update 2 of epoch 0: ce not finite, samples'):
         train.train(parse_train_args([*argv, '--experiment', 'stopped']))
     poison_losses(monkeypatch, {3})
     results = train.train(parse_train_args([*argv, '--experiment', 'run', '--nan-policy', 'skip']))
     assert all(torch.tensor(list(results[0]['train'].values())).isfinite())
     assert all(value.isfinite().all() for value in load(tmp_path / 'run' / 'last.pth.tar')['state_dict'].values())
-    assert 'Left out: update 3 of epoch 0' in (tmp_path / 'run' / 'train.log').read_text()
+    assert 'Left out: update 2 of epoch 0' in (tmp_path / 'run' / 'train.log').read_text()
 
 
 def test_a_gradient_that_is_not_finite_makes_no_update(photos, tmp_path, monkeypatch, capsys):
@@ -253,7 +253,7 @@ def test_a_gradient_that_is_not_finite_makes_no_update(photos, tmp_path, monkeyp
     kept = torch.load(path, weights_only=True)
     assert kept['broken'] == ['gradient'] and kept['losses'][0]['loss'] < float('inf')
     samples = ', '.join(map(str, kept['indices'][0]))
-    for part in ('update 3 of epoch 0: gradient not finite', f'samples {samples}', str(path)):
+    for part in ('update 2 of epoch 0: gradient not finite', f'samples {samples}', str(path)):
         assert part in message
     newest = load(tmp_path / 'stopped' / 'recovery-0-1.pth.tar')
     assert newest['agmax_state']['position']['batch'] == 2
@@ -261,7 +261,7 @@ def test_a_gradient_that_is_not_finite_makes_no_update(photos, tmp_path, monkeyp
 
     poison_gradients(monkeypatch, {3})
     train_cli.main([*argv, '--experiment', 'skipped', '--nan-policy', 'skip'])
-    assert 'Left out: update 3 of epoch 0: gradient' in (tmp_path / 'skipped' / 'train.log').read_text()
+    assert 'Left out: update 2 of epoch 0: gradient' in (tmp_path / 'skipped' / 'train.log').read_text()
     assert all(value.isfinite().all() for value in load(tmp_path / 'skipped' / 'last.pth.tar')['state_dict'].values())
 
 
@@ -282,10 +282,10 @@ def test_a_loss_scale_below_1_ends_the_run(photos, tmp_path, monkeypatch, capsys
     assert exit_info.value.code == 1
     message = capsys.readouterr().err.strip().splitlines()[-1]
     for part in (
-            'update 5 of epoch 2: gradient not finite', '17 updates in a row', 'scale is 0.5', '--amp-dtype bfloat16'):
+            'update 4 of epoch 2: gradient not finite', '17 updates in a row', 'scale is 0.5', '--amp-dtype bfloat16'):
         assert part in message
     kept = torch.load(next((tmp_path / 'run').glob('broken-*.pth')), weights_only=True)
-    assert kept['broken'] == ['gradient'] and (kept['epoch'], kept['update']) == (2, 4)  # counted from 0
+    assert kept['broken'] == ['gradient'] and (kept['epoch'], kept['update']) == (2, 4)
 
 
 def test_single_skipped_updates_are_counted_in_the_log(photos, tmp_path, monkeypatch, scaled):
@@ -293,8 +293,8 @@ def test_single_skipped_updates_are_counted_in_the_log(photos, tmp_path, monkeyp
     train_cli.main([str(photos), *FLAGS, '-j', '0', '--agmax', '--epochs', '1', '--output', str(tmp_path),
                 '--experiment', 'run'])
     log = (tmp_path / 'run' / 'train.log').read_text()
-    assert 'Skipped update 1 of epoch 0' in log and 'now 32768; skipped so far: 1' in log
-    assert 'Skipped update 4 of epoch 0' in log and 'now 16384; skipped so far: 2' in log
+    assert 'Skipped update 0 of epoch 0' in log and 'now 32768; skipped so far: 1' in log
+    assert 'Skipped update 3 of epoch 0' in log and 'now 16384; skipped so far: 2' in log
     assert load(tmp_path / 'run' / 'last.pth.tar')['amp_scaler']['scale'] == 2. ** 14
 
 
