@@ -32,13 +32,9 @@ def quoted(names: Iterable[Any], most: int = 8) -> str:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Return ', did you mean X?' for the known name with the smallest edit distance, '' if none is similar.
-
-    A name is similar if it begins with the given one, or differs from it by at most a third of its characters and one.
-    """
+    """Return ', did you mean X?' for the known name with the smallest edit distance, '' if none is similar."""
     best = min(known, key=lambda other: edit_distance(name, other))
-    similar = edit_distance(name, best) <= 1 + len(name) // 3 or name and best.startswith(name)
-    return f', did you mean {best}?' if similar else ''
+    return f', did you mean {best}?' if edit_distance(name, best) <= 1 + len(name) // 3 else ''
 
 
 def edit_distance(a: str, b: str) -> int:

@@ -58,8 +58,8 @@ def check_model(flag: str, name: str) -> None:
     if ':' in name or is_model(name):
         return
     base = name.partition('.')[0].lower()
-    known = list_models()
-    hint = nearest(base, [other for other in known if other.startswith(base)] or known)
+    similar = list_models(f"*{re.sub('[^a-z0-9_]', '', base)}*")[:5] if base else []
+    hint = f", did you mean {', '.join(similar)}?" if similar else nearest(base, list_models())
     raise OptionError(f"{flag} '{name}': timm has no such model{hint or ': see timm.list_models()'}")
 
 

@@ -3,7 +3,7 @@ import re
 
 import pytest
 
-from agmax_timm.base.text import nearest, one_line
+from agmax_timm.base.text import one_line
 from agmax_timm.options.parse import parse_train_args
 
 
@@ -27,9 +27,3 @@ def test_a_carriage_return_in_a_flag_is_escaped(capsys):
     ('a' * 10, 9, 'a' * 6 + '...')])
 def test_one_line_names_the_type_of_errors_without_text_and_shortens(message, most, line):
     assert one_line(message, most) == line
-
-
-@pytest.mark.parametrize('name, hint', [
-    ('resent18', 'resnet18'), ('resnet', 'resnet18'), ('convnext', 'convnext_tiny'), ('', ''), ('nosuch', '')])
-def test_the_nearest_name_is_few_edits_away_or_begins_with_the_given_one(name, hint):
-    assert nearest(name, ['convnext_tiny', 'resnet18', 'resnet50']) == (hint and f', did you mean {hint}?')

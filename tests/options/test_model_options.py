@@ -182,12 +182,3 @@ def test_cuda_graphs_with_accumulation_are_refused_on_cuda(monkeypatch, argv, me
     check('--grad-accum-steps', '2', '--device', 'cpu')
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)  # the run falls back to the CPU
     check('--grad-accum-steps', '2')
-
-
-@pytest.mark.parametrize('name, hint', [
-    ('resnt18', ', did you mean resnet18?'), ('convnext', ', did you mean convnext_'),
-    ('vit_base', ', did you mean vit_base_'),
-    ('', ': see timm.list_models()')])
-def test_an_unknown_model_gets_the_nearest_name(name, hint):
-    with pytest.raises(OptionError, match=re.escape(f"--model '{name}': timm has no such model{hint}")):
-        timm_names.check_model('--model', name)
