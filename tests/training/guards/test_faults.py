@@ -324,7 +324,7 @@ def test_a_gradient_that_is_read_later_names_its_own_update(photos, tmp_path, mo
     (number, samples), = indices
     assert number == update - 1 and len(samples) == 2
     message = errors.strip().splitlines()[-1]
-    assert f'update {update} of epoch 0: gradient not finite' in message
+    assert f'update {number} of epoch 0: gradient not finite' in message
     assert f"samples {', '.join(map(str, samples))}." in message
     assert 'Test:' not in errors and not list((tmp_path / 'run').glob('*.pth*'))
 
