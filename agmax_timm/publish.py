@@ -2,7 +2,7 @@
 import logging
 
 from .base.command import command
-from .base.command_line import Parser, flag_of
+from .base.command_line import Parser
 from .base.licences import check_license
 from .base.processes import imports_without_gc
 from .options.declare import declared
@@ -38,8 +38,9 @@ def create_parser() -> Parser:
     parser.add_argument('--private', action='store_true', help='make the repository private')
     parser.add_argument('--revision', metavar='R', help='branch; it is created if it does not exist (default: main)')
     parser.add_argument('--pr', action='store_true', help='open a pull request instead of writing to the branch')
-    for name in ('replace_card', 'replace_files'):
-        parser.add_argument(flag_of(name), action='store_true', help=declared(Hub)[f'hub_{name}'].help)
+    of_train = declared(Hub)
+    parser.add_argument('--replace-card', action='store_true', help=of_train['hub_replace_card'].help)
+    parser.add_argument('--replace-files', action='store_true', help=of_train['hub_replace_files'].help)
     add_weights_flags(parser)
     add_train_flags(parser, 'hub_dataset', 'license')
     return parser

@@ -179,6 +179,7 @@ class TwoHeads(nn.Module):
         return (logits, logits) if self.training else logits
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('build, size', [
     (TwoHeads, 32),
     # the smallest images its auxiliary head takes are about as large as its own
@@ -223,6 +224,7 @@ def test_a_model_without_the_methods_of_timm_is_accepted(kind):
         tasks[0].get_clip_parameters(exclude_head=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('build', [
     torchvision.models.resnet18, torchvision.models.mobilenet_v3_small, torchvision.models.swin_t,
     lambda num_classes: Plain(num_classes)], ids=['resnet18', 'mobilenet_v3_small', 'swin_t', 'Plain'])

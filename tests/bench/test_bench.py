@@ -96,6 +96,7 @@ def test_the_work_that_training_measures(photos, measured, done):
         **{f'training, {name}': {**decoded[name], **collated[name], **steps} for name in (TIMM, FAST)}}
 
 
+@pytest.mark.slow
 def test_the_work_that_loader_measures(photos, measured, done):
     measured('loader', photos, '--memory', '--recipes', 'standard')
     assert {name: {key: work[key] for key in ('PIL', 'simplejpeg') if key in work} for name, work in done.items()} == {
@@ -125,6 +126,7 @@ def test_loader_has_rows_for_all_recipes_and_loaders(photos, measured):
     assert {row['ratio'] for row in rows if row['loader'] == ONE} == {'1.0'}
 
 
+@pytest.mark.slow
 def test_loader_in_memory_with_workers(photos, measured):
     rows = measured('loader', photos, '--memory', '-j', 1, '--recipes', 'mixup', '--images', 100, '-b', 6)
     assert columns(rows, 'loader', 'views') == [  # of 12 images

@@ -51,6 +51,7 @@ def test_the_confusion_matrix_equals_that_of_scikit_learn(guesses):
     assert confused_pairs(prediction, target, 12, most=3) == pairs[:3]
 
 
+@pytest.mark.slow
 def test_precision_and_recall_of_classes_equal_those_of_scikit_learn(guesses):
     from sklearn import metrics  # only here: the import takes seconds
     prediction, target = guesses

@@ -34,6 +34,7 @@ print('threads', os.environ['OMP_NUM_THREADS'])
 '''
 
 
+@pytest.mark.slow
 def test_a_failed_run_is_a_row_and_the_others_are_trained(tmp_path, photos, commands, monkeypatch, capsys):
     monkeypatch.setattr(runner, 'cores', lambda: 6)
     monkeypatch.delenv('OMP_NUM_THREADS')
@@ -53,6 +54,7 @@ def test_a_failed_run_is_a_row_and_the_others_are_trained(tmp_path, photos, comm
     assert 'AgMax' not in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_table_writes_the_results_so_far(tmp_path, photos, commands, capsys):
     path, folder = write_study(tmp_path, data=str(photos)), tmp_path / 'out'
     assert run_study(path, '--output', folder, '--table') == 2
@@ -141,6 +143,7 @@ def test_a_stopped_study_continues_and_repeats_no_run(tmp_path, photos, monkeypa
     assert run_study(changed, '--output', folder) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('option, allowed', [
     (dict(report=True), True), (dict(log_tensorboard=True), True), (dict(log_wandb=True), True),
     (dict(nan_policy='skip'), True), (dict(max_damaged=0.5), True), (dict(workers=1), True), (dict(pin_mem=True), True),

@@ -14,6 +14,7 @@ def test_quantiles_equal_the_published_table(freedom, t):
     assert results.t_quantile(freedom) == pytest.approx(t, abs=5e-4)
 
 
+@pytest.mark.slow
 def test_quantiles_and_intervals_equal_those_of_scipy():
     stats = pytest.importorskip('scipy.stats')
     for freedom in range(1, 60):

@@ -114,6 +114,7 @@ def test_feature_maps_have_the_strides_of_feature_info():
         (1, 16, 32, 32), (1, 32, 32, 32), (1, 64, 16, 16), (1, 128, 8, 8)]
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_the_original_is_converted_and_evaluated_as_published(tmp_path, capsys):
     oracle = network(40, 2).eval()
     torch.save(original_checkpoint(oracle), tmp_path / 'cifar10.pth')

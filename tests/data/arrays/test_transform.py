@@ -98,6 +98,7 @@ def test_the_same_random_state_gives_the_view_of_timm(photographs, memory_datase
     assert beyond <= share
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('height, width', [(1, 1), (1, 2), (2, 1)])
 @pytest.mark.parametrize('interpolation', ['bilinear', 'bicubic'])
 def test_empty_crops_of_tiny_images_are_as_in_timm(memory_dataset, height, width, interpolation):

@@ -36,6 +36,7 @@ def mean_span(side, size):
     return side - (before * (before + 1) + after * (after - 1)) / 2 / size
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('side', [1, 3, 4])
 @pytest.mark.parametrize('single', [True, False])
 def test_cutout_is_a_square_around_any_centre(side, single):

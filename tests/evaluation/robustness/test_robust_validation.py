@@ -81,6 +81,7 @@ def top1(logits, target):
 
 # ---- Attacks ----
 
+@pytest.mark.slow
 @pytest.mark.parametrize('attack, norm, epsilons', [
     ('fgsm', 'linf', ['1', '6']), ('pgd', 'linf', ['2']), ('pgd', 'l2', ['0.3'])])
 def test_attack_results_equal_those_of_attacked_pixels(attack, norm, epsilons, textures, weights, results_of):

@@ -284,6 +284,7 @@ def operators_of_an_update(train_updates):
     return counts[1] - counts[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('build, most', [
     (create_task, 55), (lambda: create_task(kind='mse'), 16),
     (lambda: ClassificationTask(timm.create_model('test_resnet', num_classes=CLASSES), torch.nn.CrossEntropyLoss(),
@@ -315,6 +316,7 @@ def test_an_update_has_few_more_operators_than_plain_training(build, most):
 
 # Scaled losses, as float16 needs them
 
+@pytest.mark.slow
 @pytest.mark.parametrize('accum_steps', [1, 2])
 @pytest.mark.parametrize('clip', [{}, dict(clip_grad=0.1), dict(clip_grad=0.01, clip_mode='value'),
                                   dict(clip_grad=0.01, clip_mode='agc')], ids=str)
