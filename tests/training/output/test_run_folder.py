@@ -165,7 +165,8 @@ def test_a_run_continues_when_the_disk_has_space_again(photos, tmp_path, caplog,
     def free(*args):
         if 'Train: 1' in caplog.text:
             end = time.monotonic() + 60
-            while 'last.pth.tar: File too large' not in caplog.text and time.monotonic() < end:  # a thread writes it
+            while "last.pth.tar': File too large" not in caplog.text:  # a thread writes it
+                assert time.monotonic() < end
                 time.sleep(.01)
             full.close()
         distribute(*args)
