@@ -10,9 +10,9 @@ from torch.utils.data import Dataset
 from ..base.distributed import is_primary
 from ..base.errors import OptionError
 from ..base.image_modes import mode_of_channels, why_not_loaded
-from ..data.sources.checks import check_classes, check_different
+from ..data.sources.checks import check_classes, check_different, same_images
 from ..data.sources.classes import class_to_idx, summary
-from ..data.sources.dataset_factory import check_split
+from ..data.sources.dataset_factory import check_split, find_split
 from ..data.sources.held_out import part_of
 from ..data.sources.shards import open_dataset
 from ..options.data_kinds import split_name
@@ -25,9 +25,16 @@ _logger = logging.getLogger(__name__)
 
 
 def check_roots(options: AnyOptions, *splits: str) -> None:
-    """Raise DataError if the data does not exist. Further checks need the model, which determines the image mode."""
-    for split in filter(None, splits):
-        check_split(options.dataset, options.data_dir, _whole(options, split))
+    """Raise DataError if the data does not exist, or if splits of other names are the same folder.
+
+    Further checks need the model, which determines the image mode.
+    """
+    root = options.data_dir
+    names = [*dict.fromkeys(_whole(options, split) for split in splits if split)]
+    for name in names:
+        check_split(options.dataset, root, name)
+    if root and not options.dataset and len(names) > len({find_split(root, name) for name in names}):
+        raise same_images(root)
 
 
 def with_num_classes(options: TrainOptions) -> TrainOptions:

@@ -48,9 +48,15 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f'{self.prog}: error: {one_line(message)} (--help lists all flags)\n')
 
     def _get_option_tuples(self, option_string: str):
-        """Return the flags that an abbreviation may stand for. --check is timm's --checkpoint, not --check-data."""
+        """Return the flags that an abbreviation may stand for. --check is timm's --checkpoint, not --check-data.
+
+        A synonym of another flag is no abbreviation of ours: --val-split of validate.py is not --val-split-seed.
+        """
         matches = super()._get_option_tuples(option_string)
-        return [match for match in matches if not getattr(match[0], 'yields', False)] or matches
+        timms = [match for match in matches if not getattr(match[0], 'yields', False)]
+        name = option_string.partition('=')[0].lstrip('-').replace('-', '_')
+        is_synonym = any(name in getattr(action, 'synonyms', ()) for action in self._actions)
+        return timms or ([] if is_synonym else matches)
 
     def did_you_mean(self, name: str) -> str:
         """Return ', did you mean X?' for an unknown flag, or an unknown option of a file; '' if none is similar.

@@ -113,7 +113,7 @@ class ValidationData(Loading):
         'validation',
         'name of the split to evaluate; a number below 1 is the share of --train-split that a run with such a '
         '--val-split held out',
-        metavar='NAME', convert=split)
+        metavar='NAME', convert=split, synonyms=('val_split',))
     train_split: str = option('train', 'name of the split of which --split is a share',
         metavar='NAME', yields=True)
     val_split_seed: int | None = option(None, 'seed of the share that --split names (default: --seed)',

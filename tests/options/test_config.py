@@ -370,7 +370,8 @@ def test_flags_of_other_programs_have_a_hint(capsys, flag, hint):
     assert f'unrecognized arguments: {flag}, did you mean {hint}?' in error_of(capsys, flag)
 
 
-@pytest.mark.parametrize('flag, hint', [('--ema', '--use-ema'), ('--gpus', '--num-gpu'), ('--weights', '--checkpoint')])
+@pytest.mark.parametrize('flag, hint', [
+    ('--ema', '--use-ema'), ('--gpus', '--num-gpu'), ('--weights', '--checkpoint'), ('--val-split=0.1', '--split')])
 def test_hints_are_flags_of_the_command(capsys, flag, hint):
     with pytest.raises(SystemExit):
         parse_validate_args(['data', flag])

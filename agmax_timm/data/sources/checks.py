@@ -27,8 +27,12 @@ def check_different(train: Dataset, validation: Dataset) -> None:
     roots = [getattr(reader, 'root', None) for reader in readers
              if not (hasattr(reader, 'split') or hasattr(reader, 'split_info'))]
     if len(roots) == 2 and roots[0] is not None and roots[0] == roots[1]:
-        raise DataError(f"'{roots[0]}' would be both training and validation data: hold out a tenth, --val-split 0.1, "
-                        "sort it into folders train and val, or train without validation: --val-split ''")
+        raise same_images(roots[0])
+
+
+def same_images(root: str) -> DataError:
+    return DataError(f"'{root}' would be both training and validation data: hold out a tenth, --val-split 0.1, "
+                     "sort it into folders train and val, or train without validation: --val-split ''")
 
 
 def check_classes(train: Dataset, validation: Dataset | None, num_classes: int, class_map: str = '') -> None:

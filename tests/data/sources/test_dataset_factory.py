@@ -12,10 +12,12 @@ import pytest
 from PIL import Image
 from torchvision.datasets import SVHN
 
+from agmax_timm.assembly.datasets import check_roots
 from agmax_timm.base.errors import DataError
 from agmax_timm.data.sources.checks import check_classes, check_different
 from agmax_timm.data.sources.classes import class_names
 from agmax_timm.data.sources.dataset_factory import DemoDataset, create_dataset
+from agmax_timm.options.parse import parse_train_args
 from tests.helpers.paths import REPOSITORY
 
 TRAIN_NAMES = ['train', 'training']
@@ -289,6 +291,15 @@ def test_one_folder_for_both_splits_is_refused(data, name):
     datasets = [create_dataset(name, str(data / 'train'), split) for split in ('train', 'validation')]
     with pytest.raises(DataError, match='would be both training and validation data'):
         check_different(*datasets)
+
+
+def test_one_folder_for_both_splits_is_refused_before_the_model_is_made(data):
+    options = parse_train_args([str(data / 'train'), '--pretrained'])
+    with pytest.raises(DataError, match='would be both training and validation data.*--val-split 0.1'):
+        check_roots(options, options.train_split, options.val_split)
+    for allowed in ([], ['--val-split', '0.1'], ['--val-split', '']):
+        options = parse_train_args([str(data if not allowed else data / 'train'), *allowed])
+        check_roots(options, options.train_split, options.val_split)
 
 
 @pytest.mark.parametrize('gone_from, message', [
