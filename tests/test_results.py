@@ -65,3 +65,23 @@ def test_the_page_has_the_numbers_of_the_class_prior(sizes, metric, name):
     page = (HOME / 'docs/results.md').read_text()
     for cells in (accuracy, differences):
         assert f"| {sizes} | {name} | {' | '.join(cells)} |" in page
+
+
+def test_the_page_has_the_results_of_cheaper_forms_of_agreement():
+    top1, loss = defaultdict(dict), defaultdict(dict)
+    with open(HOME / 'docs/results/agreement_pilots.csv', newline='') as file:
+        for row in csv.DictReader(file):
+            if row['split'] == 'val':
+                top1[row['arm']][int(row['seed'])] = float(row['top1'])
+                loss[row['arm']][int(row['seed'])] = float(row['loss'])
+    page = (HOME / 'docs/results.md').read_text()
+    plain, = (arm for arm in top1 if arm.startswith('plain'))
+    assert len(top1) == 4 and all(set(values) == set(top1[plain]) for values in top1.values())
+    assert f'seeds 0 to {max(top1[plain])}' in page
+    for arm, values in top1.items():
+        cells = [arm.split()[0], f'{mean(values.values()):.1f} ± {stdev(values.values()):.1f}']
+        if arm != plain:
+            difference, of_loss = paired_difference(values, top1[plain]), paired_difference(loss[arm], loss[plain])
+            cells += [f'{difference.mean:+.2f} ({difference.low:.2f} to {difference.high:.2f})',
+                      f'{of_loss.mean:+.3f} ({of_loss.low:.3f} to {of_loss.high:.3f})']
+        assert re.search(r'\| ' + r' \|.*'.join(map(re.escape, cells)) + r' \|', page), cells
