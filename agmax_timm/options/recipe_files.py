@@ -26,7 +26,8 @@ def find_recipe(name: str, kind: str = '') -> str:
     known = _known(kind)
     short = name.removeprefix('hparams/').removeprefix(f'{STUDIES}/' if kind else '').removesuffix('.yaml')
     if short not in known:
-        raise OptionError(f"'{name}': No such file, nor a name of --list-{kind or 'recipes'}{nearest(short, known)}")
+        place = f"'{name}': " if kind else ''  # errors of recipes have --config and the name before them
+        raise OptionError(f"{place}No such file, nor a name of --list-{kind or 'recipes'}{nearest(short, known)}")
     return known[short]
 
 

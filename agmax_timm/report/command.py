@@ -3,6 +3,7 @@ import os
 
 from ..base.command import command
 from ..base.command_line import Parser
+from ..base.errors import OptionError
 from ..base.processes import imports_without_gc
 from ..options.shared_flags import add_weights_flags
 
@@ -21,6 +22,8 @@ def main(argv: list[str] | None = None) -> None:
     folders, data = args.folders, None
     if len(folders) > 1 and not os.path.isfile(os.path.join(folders[-1], 'args.yaml')):
         *folders, data = folders
+        if not os.path.exists(data) and '://' not in data:
+            raise OptionError(f"'{data}': no such folder: give folders of runs, and then the folder of their data")
     how = dict(data_dir=data, device=args.device, workers=args.workers, use_ema=args.use_ema)
     print(make_report(*folders, **how) if len(folders) == 1 else compare_runs(folders, args.output, **how))
 
@@ -35,7 +38,7 @@ def create_parser() -> Parser:
                         help='folders of runs, with args.yaml and model_best.pth.tar; a last folder that is not a run '
                              'is that of their data (default: where it was)')
     parser.add_argument('--output', default='comparison.html', metavar='FILE',
-                        help='page that compares several runs (default: %(default)s)')
+                        help='page that compares several runs')
     parser.add_argument('--device', default='cuda', help='device; the CPU is used without CUDA')
     parser.add_argument('-j', '--workers', type=int, metavar='N', help="loader processes (default: the run's)")
     add_weights_flags(parser)

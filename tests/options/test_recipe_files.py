@@ -39,7 +39,7 @@ def test_a_file_of_the_user_has_priority_over_a_recipe(elsewhere):
 
 
 @pytest.mark.parametrize('run, argv, words', [
-    (parse_train_args, ['-c', 'demmo'], ["--config 'demmo': 'demmo': No such file", 'did you mean demo?']),
+    (parse_train_args, ['-c', 'demmo'], ["--config 'demmo': No such file", 'did you mean demo?']),
     (parse_train_args, ['-c', 'studies/demo_fair'], ["--config 'studies/demo_fair'", '--list-recipes']),
     (study.main, ['demo_fare'], ["'demo_fare': No such file", 'did you mean demo_fair?', '--list-studies']),
 ])

@@ -449,7 +449,7 @@ def test_a_run_without_validation_has_a_report(train_once, tmp_path):
 
 @pytest.mark.parametrize('words, said', [
     (['{empty}'], 'not the folder of a run'),
-    (['{run}', 'nowhere'], "no such folder or tar file: 'nowhere'"),
+    (['{run}', 'nowhere'], "'nowhere': no such folder: give folders of runs"),
     (['{run}', '{empty}'], '{empty}'),
     (['{run}', '--device', 'tpu'], "--device 'tpu"),
     (['{bare}'], 'no such checkpoint'),
