@@ -69,13 +69,13 @@ class Arm:
 
 def parse_arm(text: str) -> Arm:
     form, *words = text.split()
-    types = {field.name: {'str': str, 'int': int, 'float': float}[field.type.__name__] for field in fields(Arm)}
+    types = {field.name: field.type for field in fields(Arm)}
     try:
-        arm = Arm(form, **{name: types[name](value) for name, value in (word.split('=') for word in words)})
-        assert arm.cost
+        if form not in (*COST, 'interval'):
+            raise ValueError('no such form')
+        return Arm(form, **{name: types[name](value) for name, value in (word.split('=') for word in words)})
     except (KeyError, ValueError) as error:
         raise argparse.ArgumentTypeError(f"'{text}': {error}; use FORM NAME=VALUE ... of --help") from None
-    return arm
 
 
 class Images:
@@ -234,7 +234,8 @@ def summarise(path: Path, base: str) -> None:
             line = f'  {arm:58} n={len(top1):2} {sum(top1.values()) / len(top1):.2f}'
             if arm != base and base in arms:
                 difference = paired_difference(top1, arms[base])
-                line += f'  {difference}'
+                if difference.low is not None:  # two pairs or more
+                    line += f'  {difference.mean:+.2f} ({difference.low:.2f} to {difference.high:.2f})'
             print(line)
 
 

@@ -1,4 +1,4 @@
-"""Warnings about options that have no effect in a run, or not the expected one, by its length and learning rate.
+"""Warnings about options without the expected effect in a run. Most depend on its length and learning rate.
 
 without_effect.py has the warnings that follow from the options alone.
 """
