@@ -72,6 +72,23 @@ def test_demo_folders_contain_the_demo_in_three_parts(tmp_path):
         assert expected == {image.tobytes(): names[target] for image, target in zip(demo.images, demo.targets)}
 
 
+@pytest.mark.slow
+def test_demo_pairs_show_images_of_both_classes_from_the_same_split(tmp_path):
+    tool = REPOSITORY / 'tools' / 'demo_pairs.py'
+    subprocess.run([sys.executable, str(tool), str(tmp_path / 'pairs')], check=True)
+    for split, per_class in ('train', 20), ('val', 50):
+        demo = DemoDataset(split)
+        names = list(demo.class_to_idx)
+        rows = demo.images.reshape(len(demo.images), 14, 2, 28).astype(int)
+        halves = {((image.sum(1) + 1) // 2).astype(np.uint8).tobytes(): names[target]
+                  for image, target in zip(rows, demo.targets)}  # the mean of two rows, rounded up
+        paths = list((tmp_path / 'pairs' / split).glob('*/*.png'))
+        assert Counter(path.parent.name for path in paths) == {f'{a} over {b}': per_class for a in names for b in names}
+        for path in paths:
+            image = np.asarray(Image.open(path))
+            assert ' over '.join(halves[half.tobytes()] for half in (image[:14], image[14:])) == path.parent.name
+
+
 def test_demo_splits_share_no_image():
     train, validation = [{image.tobytes() for image in DemoDataset(split).images} for split in ('train', 'val')]
     assert not train & validation
