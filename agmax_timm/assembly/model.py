@@ -101,7 +101,7 @@ def set_backend_options(options: Model) -> None:
         try:
             utils.set_jit_fuser(options.fuser)
         except (AttributeError, RuntimeError) as error:
-            raise OptionError(f'--fuser {options.fuser}: torch {torch.__version__} has no such fuser') from error
+            raise OptionError(f"--fuser '{options.fuser}': torch {torch.__version__} has no such fuser") from error
     if options.fast_norm:
         set_fast_norm()
 

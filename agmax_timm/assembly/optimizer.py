@@ -80,7 +80,7 @@ def build_scheduler(options: TrainOptions, optimizer: torch.optim.Optimizer, upd
             updates_per_epoch=updates_per_epoch,
         )
     except REFUSED as error:
-        raise OptionError(f'--sched {options.sched}: {one_line(error)}') from error
+        raise OptionError(f"--sched '{options.sched}': {one_line(error)}") from error
 
 
 def advance_scheduler(scheduler: Any, epoch: int, num_updates: int | None = None) -> None:
