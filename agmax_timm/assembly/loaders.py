@@ -30,7 +30,7 @@ def _loader_kwargs(options: AnyOptions, data_config: dict, device: torch.device,
     return dict(
         **channels,
         **picked(data_config, 'mean', 'std', 'interpolation'),
-        pin_memory=is_pinned(pinning(options), device),
+        pin_memory=is_pinned(pinning(options.pin_mem, options.no_pin_mem), device),
         img_dtype=precision.model_dtype or torch.float32,
         device=device,
         distributed=is_distributed(),

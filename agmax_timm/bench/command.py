@@ -18,7 +18,7 @@ def main(argv: list[str] | None = None) -> None:
     print(machine, flush=True)
     module = import_module(f'.{_MODULES.get(args.command, args.command)}', __package__)
     try:
-        result = getattr(module, args.command)(args)
+        result = getattr(module, args.command)(**args.arguments)
     except ValueError as error:  # raised by loaders and models for invalid arguments
         raise OptionError(str(error)) from error
     print(f'{result.caption}\n{output.table(result.rows)}')

@@ -1,5 +1,4 @@
 """Benchmark of the index of an image folder against timm's: opening time, and memory of a loader worker."""
-import argparse
 import os
 import random
 import tempfile
@@ -16,25 +15,21 @@ from ..data.sources.folder import FolderReader
 from . import passes
 from .output import Result
 
-_READERS = {'timm': ReaderImageFolder, 'agmax_timm': FolderReader}
+_READERS: dict[str, Any] = {'timm': ReaderImageFolder, 'agmax_timm': FolderReader}
 _CLASS_SIZE = 1000  # images
 _PARTS = (1, 12, 50, 100)  # percent of the samples
 
 
-def index(args: argparse.Namespace) -> Result:
-    with _folder(args.source) as root:
+def index(source: str, repeats: int) -> Result:
+    with _folder(source) as root:
         measured = passes.interleaved({
-            name: partial(_open, reader, root) for name, reader in _READERS.items()}, args.repeats)
+            name: partial(lambda reader: len(reader(root)), reader) for name, reader in _READERS.items()}, repeats)
         rows = passes.rows(measured, 'index', {
             'images': passes.count, 's': passes.seconds, 'ratio': passes.seconds, 'CPU s': passes.cpu})
         for row in rows:
             row.update(_memory(_READERS[row['index']](root)))
     return Result("ratio: seconds to open the folder against timm's reader; private MiB of a worker after parts of the "
                   'samples, in random order', rows)
-
-
-def _open(reader: Any, root: str) -> int:
-    return len(reader(root))
 
 
 def _memory(reader: Any) -> dict[str, float | None]:

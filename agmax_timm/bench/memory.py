@@ -4,7 +4,6 @@
 
 reads one loader, and prints the result of read() as JSON.
 """
-import argparse
 import json
 import multiprocessing
 import os
@@ -27,21 +26,22 @@ _TWICE = f'{TIMM}, twice the batch'  # the same number of views per batch as wit
 _INTERVAL = 0.1  # seconds between two samples of the memory
 
 
-def memory(args: argparse.Namespace) -> Result:
-    names = [TIMM, _TWICE, *TWO_VIEWS, *(IN_MEMORY if args.memory else ())]
+def memory(
+        folder: str, split: str, images: int, img_size: int, batch_size: int, workers: int, epochs: int, memory: bool,
+        repeats: int) -> Result:
+    names = [TIMM, _TWICE, *TWO_VIEWS, *(IN_MEMORY if memory else ())]
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
-    with some_images(args.folder, args.split, args.images) as root:
-        for repeat in range(args.repeats):
+    with some_images(folder, split, images) as root:
+        for repeat in range(repeats):
             for name in random.Random(repeat).sample(names, len(names)):
                 found[name].append(read_epochs(
-                    name=TIMM if name == _TWICE else name, root=root, size=(3, args.img_size, args.img_size),
-                    batch_size=args.batch_size * (2 if name == _TWICE else 1), workers=args.workers, recipe={},
-                    epochs=args.epochs))
+                    name=TIMM if name == _TWICE else name, root=root, size=(3, img_size, img_size),
+                    batch_size=batch_size * (2 if name == _TWICE else 1), workers=workers, recipe={}, epochs=epochs))
     kind = found[TIMM][0]['kind']
     rows = [_row(name, found[name], found[TIMM], kind) for name in names]
     return Result(
-        f"ratio: peak {kind} of the main process and {args.workers} workers against timm's own loader with one view, "
-        f'{args.epochs} epochs', rows)
+        f"ratio: peak {kind} of the main process and {workers} workers against timm's own loader with one view, "
+        f'{epochs} epochs', rows)
 
 
 def read_epochs(**options) -> dict[str, Any]:

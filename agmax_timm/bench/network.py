@@ -1,5 +1,4 @@
 """Benchmarks of training steps with AgMax against cross-entropy, and of training from files against its parts."""
-import argparse
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,9 +9,11 @@ import torch
 from torch.utils.data import DataLoader
 
 from ..assembly.model import Precision, build_precision, create_named_model, init_device
-from ..base.distributed import describe_device as describe
+from ..base.distributed import describe_device
 from ..data.memory.buffers import is_pinned
 from ..data.resumption.loader import make_resumable
+from ..options.declare import group
+from ..options.device import Device
 from ..options.shared_flags import pinning
 from ..options.timm_names import REFUSED
 from ..task import AgMaxTask
@@ -24,76 +25,93 @@ from .recipes import RECIPES
 _STEPS, _TRAINING = 'steps alone', 'training'
 
 
-def step(args: Any) -> Result:
+@group
+class Network(Device):
+    """The network that is measured, its input, and how it runs."""
+    model: str = ''
+    img_size: int = 0
+    torchcompile: bool = False
+
+    @property
+    def memory_format(self) -> torch.memory_format:
+        return torch.channels_last if self.channels_last else torch.contiguous_format
+
+
+def step(batch_size: int, num_classes: int, steps: int, repeats: int, **network: Any) -> Result:
     """Measure steps on random images."""
-    device = find_device(args)
-    model = _create_model(args, device, args.num_classes)
-    task = _create_task(args, copy.deepcopy(model))
-    plain = torch.compile(model) if args.torchcompile else model
+    net = Network(**network)
+    device = find_device(net.device)
+    model = _create_model(net, device, num_classes)
+    task = _create_task(net, copy.deepcopy(model))
+    plain = torch.compile(model) if net.torchcompile else model
     criterion = torch.nn.CrossEntropyLoss()
-    views = torch.randn(2 * args.batch_size, 3, args.img_size, args.img_size, device=device)
-    views = views.contiguous(memory_format=_memory_format(args))
-    target = torch.randint(args.num_classes, (args.batch_size,), device=device).repeat(2)
+    views = torch.randn(2 * batch_size, 3, net.img_size, net.img_size, device=device)
+    views = views.contiguous(memory_format=net.memory_format)
+    target = torch.randint(num_classes, (batch_size,), device=device).repeat(2)
 
-    def steps(module: torch.nn.Module, loss: Callable[[], torch.Tensor]) -> Callable[[], int]:
-        """Return a pass of args.steps steps."""
-        update = Update(module, device, build_precision(args, device))
+    def a_pass(module: torch.nn.Module, loss: Callable[[], torch.Tensor]) -> Callable[[], int]:
+        update = Update(module, device, build_precision(net, device))
 
-        def steps_of_a_pass() -> int:
-            for _ in range(args.steps):
+        def run_steps() -> int:
+            for _ in range(steps):
                 update(loss)
             update.synchronize()
-            return args.steps
-        return steps_of_a_pass
+            return steps
+        return run_steps
 
-    with _named_errors(args):
+    with _named_errors(net):
         measured = passes.interleaved({
-            'cross-entropy': steps(model, lambda: criterion(plain(views), target)),
-            'AgMax': steps(task, lambda: task(views, target)['loss']),
-        }, args.repeats)
+            'cross-entropy': a_pass(model, lambda: criterion(plain(views), target)),
+            'AgMax': a_pass(task, lambda: task(views, target)['loss']),
+        }, repeats)
     rows = passes.rows(measured, 'step', {
         'views': lambda one: len(views), 'ms': lambda one: 1000 * one.seconds / one.count, 'ratio': passes.seconds})
     return Result(
-        f'ratio: time of a step of {args.model} on {2 * args.batch_size} views of {args.img_size} x {args.img_size}, '
-        f'{args.num_classes} classes, against cross-entropy on the same views; {describe(device)}', rows)
+        f'ratio: time of a step of {net.model} on {2 * batch_size} views of {net.img_size} x {net.img_size}, '
+        f'{num_classes} classes, against cross-entropy on the same views; {describe_device(device)}', rows)
 
 
-def training(args: Any) -> Result:
+def training(
+        folder: str, split: str, images: int, recipe: str, batch_size: int, workers: int, pin_mem: bool,
+        no_pin_mem: bool, repeats: int, **network: Any) -> Result:
     """Measure training and its parts: decoding, creation of views, and steps on views in device memory."""
-    device = find_device(args)
-    with some_images(args.folder, args.split, args.images) as root:
-        loaders = {name: _build_loader(name, root, args, device) for name in TWO_VIEWS}
-        task = _create_task(args, _create_model(args, device, count_classes(root)))
-        update = Update(task, device, build_precision(args, device))
+    net = Network(**network)
+    device, pin_memory = find_device(net.device), pinning(pin_mem, no_pin_mem)
+    with some_images(folder, split, images) as root:
+        loaders = {name: make_resumable(build_prefetched(  # as in train.py
+            name, root, (3, net.img_size, net.img_size), batch_size, workers, RECIPES[recipe], device,
+            channels_last=net.channels_last, pin_memory=pin_memory), device)[0] for name in TWO_VIEWS}
+        task = _create_task(net, _create_model(net, device, count_classes(root)))
+        update = Update(task, device, build_precision(net, device))
 
-        def agmax_loss(images: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-            return task(images, target)['loss']
+        def agmax_loss(input: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+            return task(input, target)['loss']
 
         def train(batches: Any) -> int:
             views = 0
-            for images, target in batches:
-                images = images.contiguous(memory_format=_memory_format(args))
-                update(partial(agmax_loss, images, target))
-                views += len(images)
+            for input, target in batches:
+                input = input.contiguous(memory_format=net.memory_format)
+                update(partial(agmax_loss, input, target))
+                views += len(input)
             update.synchronize()
             return views
 
         loader = next(iter(loaders.values()))
-        batch, decoder = next(iter(loader)), _build_decoder(root, args)
-        with _named_errors(args):
+        batch, decoder = next(iter(loader)), _build_decoder(root, batch_size, workers)
+        with _named_errors(net):
             measured = passes.interleaved({
                 _STEPS: lambda: train([batch] * len(loader)),
                 'images decoded': lambda: 2 * sum(decoder),  # two views per decoded image
                 **{name: partial(run, loader) for name, loader in loaders.items()},
                 **{f'{_TRAINING}, {name}': partial(train, loader) for name, loader in loaders.items()},
-            }, args.repeats)
+            }, repeats)
     rows = passes.rows(measured, 'of', {'views': passes.count, 'views/s': passes.rate, 'ratio': passes.rate})
     for row in rows:
         row['waits %'] = 100 * (1 - row['ratio']) if row['of'].startswith(_TRAINING) else None
-    memory = 'pinned memory' if is_pinned(pinning(args), device) else 'memory not pinned'
+    memory = 'pinned memory' if is_pinned(pin_memory, device) else 'memory not pinned'
     return Result(
-        f'ratio: views per second against steps of {args.model} on {2 * args.batch_size} views of {args.img_size} x '
-        f'{args.img_size} that are at hand; {args.recipe}, {args.workers} workers, {memory}; {describe(device)}', rows)
+        f'ratio: views per second against steps of {net.model} on {2 * batch_size} views of {net.img_size} x '
+        f'{net.img_size} that are at hand; {recipe}, {workers} workers, {memory}; {describe_device(device)}', rows)
 
 
 class Update:
@@ -121,58 +139,46 @@ class Update:
             torch.accelerator.synchronize(self.device)
 
 
-def find_device(args: argparse.Namespace) -> torch.device:
+def find_device(name: str) -> torch.device:
     """Return the device that a run would use.
 
     Raises:
         ValueError: The device does not exist.
     """
     try:
-        device = init_device(args.device, single_process=True)
+        device = init_device(name, single_process=True)
         torch.zeros(1, device=device)
     except RuntimeError as error:
-        raise ValueError(f"--device '{args.device}': {str(error).splitlines()[0]}") from error
+        raise ValueError(f"--device {name!r}: {str(error).splitlines()[0]}") from error
     return device
 
 
-def _memory_format(args: argparse.Namespace) -> torch.memory_format:
-    return torch.channels_last if args.channels_last else torch.contiguous_format
+def _create_model(net: Network, device: torch.device, num_classes: int) -> torch.nn.Module:
+    model = create_named_model(net.model, num_classes=num_classes)
+    return model.to(device).to(memory_format=net.memory_format)
 
 
-def _create_model(args: argparse.Namespace, device: torch.device, num_classes: int) -> torch.nn.Module:
-    model = create_named_model(args.model, num_classes=num_classes)
-    return model.to(device).to(memory_format=_memory_format(args))
-
-
-def _create_task(args: argparse.Namespace, model: torch.nn.Module) -> AgMaxTask:
+def _create_task(net: Network, model: torch.nn.Module) -> AgMaxTask:
     task = AgMaxTask(model, verbose=False)
-    if args.torchcompile:
+    if net.torchcompile:
         task.compile()
     return task
 
 
 @contextmanager
-def _named_errors(args: argparse.Namespace) -> Iterator[None]:
+def _named_errors(net: Network) -> Iterator[None]:
     """Raise ValueError if the model does not support the images."""
     try:
         yield
     except REFUSED as error:
-        raise ValueError(f"--model '{args.model}', --img-size {args.img_size}: {error}") from error
+        raise ValueError(f'--model {net.model!r}, --img-size {net.img_size}: {error}') from error
 
 
-def _build_loader(name: str, root: str, args: argparse.Namespace, device: torch.device) -> Any:
-    """Build a loader as train.py does."""
-    loader = build_prefetched(
-        name, root, (3, args.img_size, args.img_size), args.batch_size, args.workers, RECIPES[args.recipe], device,
-        channels_last=args.channels_last, pin_memory=pinning(args))
-    return make_resumable(loader, device)[0]
-
-
-def _build_decoder(root: str, args: argparse.Namespace) -> DataLoader:
+def _build_decoder(root: str, batch_size: int, workers: int) -> DataLoader:
     """Build a loader that only decodes files with the fast backend: an upper bound of the speed of loaders."""
     from ..data.arrays.decoding import decode_array
     dataset = open_images(root)
     dataset.decode = decode_array
     dataset.transform = lambda image: None
-    return DataLoader(dataset, args.batch_size, shuffle=True, num_workers=args.workers, collate_fn=len, drop_last=True,
-                      persistent_workers=args.workers > 0)
+    return DataLoader(dataset, batch_size, shuffle=True, num_workers=workers, collate_fn=len, drop_last=True,
+                      persistent_workers=workers > 0)

@@ -4,7 +4,6 @@ The logits are synthetic. An image has a random class, and standard normal logit
 view adds independent normal noise. The margin gives the true class the chosen mean probability. The joint logits are
 the mean of the logits of both views. Gradients through the Q-network are excluded: they depend on its weights.
 """
-import argparse
 from statistics import mean
 
 import torch
@@ -21,13 +20,13 @@ SETTINGS = [
 _CONFIDENCES = (0.4, 0.77, 0.95)
 
 
-def objective(args: argparse.Namespace) -> Result:
+def objective(batch_size: int | None, num_classes: int | None, repeats: int) -> Result:
     settings = SETTINGS
-    if args.batch_size or args.num_classes:
-        settings = [(args.batch_size or 256, args.num_classes or 1000, confidence) for confidence in _CONFIDENCES]
+    if batch_size or num_classes:
+        settings = [(batch_size or 256, num_classes or 1000, confidence) for confidence in _CONFIDENCES]
     rows: list[Row] = []
     for images, classes, confidence in settings:
-        found = [gradients(*synthetic_logits(images, classes, confidence, seed)) for seed in range(args.repeats)]
+        found = [gradients(*synthetic_logits(images, classes, confidence, seed)) for seed in range(repeats)]
         entropy = [one['entropy'] for one in found]
         rows.append({
             'batch and confidence': f'{images} images, {classes} classes, p(true) {confidence}',

@@ -9,9 +9,9 @@ from ..base.processes import cores
 from ..options.shared_flags import add_train_flags
 from .recipes import RECIPES, SMALL_RECIPES
 
-# Values of --quick, for the sub-commands that have the flag.
-_QUICK = dict(
-    images=8, batch_size=4, img_size=32, repeats=1, num_classes=3, steps=1, model='test_resnet', epochs=3, source='20')
+# Values of --quick, for the sub-commands that have the argument.
+_QUICK = dict(images=8, batch_size=4, img_size=32, repeats=1, num_classes=3, steps=1, model='test_resnet', epochs=3,
+              source='20', warm=False)
 
 _AT_LEAST = dict(images=1, batch_size=2, img_size=8, repeats=1, num_classes=2, steps=1, epochs=1, workers=0)
 
@@ -85,39 +85,39 @@ _COMMANDS: dict[str, tuple[str, int, dict[str, Any]]] = {
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    """Parse the command line. `command` is the name of the sub-command."""
+    """Parse the command line. `command` is the name of the sub-command, `arguments` those of its function."""
     parser = create_parser()
     args = parser.parse_args(argv)
     if args.quick:
-        known = vars(args)
-        args.parser.set_defaults(**{name: value for name, value in _QUICK.items() if name in known})
+        args.parser.set_defaults(**{name: value for name, value in _QUICK.items() if name in args})
         args = parser.parse_args(argv)  # the command line wins
     for name, least in _AT_LEAST.items():
         value = getattr(args, name, None)
         if value is not None and value < least:
             args.parser.error(f'{flag_of(name)} must be {least} or more, got {value:g}')
+    args.arguments = {name: value for name, value in vars(args).items()
+                      if name not in ('command', 'parser', 'output', 'quick')}
     return args
 
 
 def create_parser() -> Parser:
     parser = Parser(prog='python -m agmax_timm.bench', description='Measure speed and memory on your own data.')
     commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
-    for name in _COMMANDS:
-        _add(commands, name)
+    for name, (title, repeats, flags) in _COMMANDS.items():
+        _add(commands.add_parser(name, help=title, description=title.capitalize() + '.'), name, repeats, flags)
     return parser
 
 
-def _add(commands: Any, name: str) -> Parser:
-    title, repeats, flags = _COMMANDS[name]
-    parser = commands.add_parser(name, help=title, description=title.capitalize() + '.')
+def _add(parser: Parser, name: str, repeats: int, flags: dict[str, Any]) -> None:
     for flag, given in flags.items():
         names, kwargs = _FLAGS[flag]
         parser.add_argument(*names, **kwargs | (given if isinstance(given, dict) else dict(default=given)))
     if name == 'training':
         add_train_flags(parser.add_mutually_exclusive_group(), 'pin_mem', 'no_pin_mem')
+    if name == 'startup':
+        parser.set_defaults(warm=True)
     parser.add_argument('--repeats', type=int, default=repeats, metavar='N',
                         help='repetitions, each of all configurations in a shuffled order')
     parser.add_argument('--output', metavar='DIR', help=f'folder for {name}.csv and, with matplotlib, {name}.png')
     parser.add_argument('--quick', action='store_true', help='a short test of the command, not of the speed')
-    parser.set_defaults(model_dtype=None, parser=parser)
-    return parser
+    parser.set_defaults(parser=parser)

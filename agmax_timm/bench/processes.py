@@ -1,5 +1,4 @@
 """Benchmarks of whole processes: start of train.py, and runs of train.py against timm's training script."""
-import argparse
 import os
 import shlex
 import subprocess
@@ -26,40 +25,42 @@ COMMANDS = {
 }
 
 
-def startup(args: argparse.Namespace) -> Result:
+def startup(repeats: int, warm: bool) -> Result:
     """Measure the time from the start of a command to its first result."""
     with tempfile.TemporaryDirectory() as output:
         measured = passes.interleaved({
             name: partial(_pass, [*argv, *(['--output', output] if mark else [])], mark)
-            for name, (argv, mark) in COMMANDS.items()}, args.repeats, warm=not args.quick)
+            for name, (argv, mark) in COMMANDS.items()}, repeats, warm)
     columns = {'s': passes.seconds, 'ratio': passes.seconds, 'CPU s': passes.cpu}
     rows = passes.rows(measured, 'command', columns, baseline='import timm')
     return Result('ratio: seconds against import timm; the demo data, test_resnet, one step included', rows)
 
 
-def run(args: argparse.Namespace) -> Result:
+def run(
+        timm_script: str, folder: str, split: str, model: str, batch_size: int, epochs: int, workers: int,
+        device: str, flags: str, repeats: int) -> Result:
     """Measure whole runs of train.py --agmax and of timm's own training script on the same number of views."""
-    if not os.path.isfile(args.timm_script):
-        raise ValueError(f"--timm-script '{args.timm_script}' is not a file: get train.py of timm's repository")
-    from ..base.distributed import describe_device as describe
+    if not os.path.isfile(timm_script):
+        raise ValueError(f"--timm-script {timm_script!r} is not a file: get train.py of timm's repository")
+    from ..base.distributed import describe_device
     from .network import find_device
-    device = find_device(args)
-    views = 2 * args.epochs * len(create_dataset('', root=args.folder, split=args.split))
-    flags = [f'--train-split={args.split}', f'--workers={args.workers}', f'--model={args.model}',
-             f'--device={args.device}', *shlex.split(args.flags)]
+    described = describe_device(find_device(device))
+    views = 2 * epochs * len(create_dataset('', root=folder, split=split))
+    common = [f'--train-split={split}', f'--workers={workers}', f'--model={model}', f'--device={device}',
+              *shlex.split(flags)]
     with tempfile.TemporaryDirectory() as output:
-        flags.append(f'--output={output}')
+        common.append(f'--output={output}')
         measured = passes.interleaved({
-            "timm's script": partial(_pass, [args.timm_script, '--data-dir', args.folder, *flags, *_lengths(
-                2 * args.batch_size, 2 * args.epochs)]),
-            'train.py --agmax': partial(_pass, ['-c', TRAIN, args.folder, '--agmax', *flags, *_lengths(
-                args.batch_size, args.epochs)]),
-        }, args.repeats, warm=False)
+            "timm's script": partial(_pass, [timm_script, '--data-dir', folder, *common, *_lengths(
+                2 * batch_size, 2 * epochs)]),
+            'train.py --agmax': partial(_pass, ['-c', TRAIN, folder, '--agmax', *common, *_lengths(
+                batch_size, epochs)]),
+        }, repeats, warm=False)
     rows = passes.rows(measured, 'run', {
         'views': lambda one: views, 's': passes.seconds, 'ratio': passes.seconds, 'CPU s': passes.cpu})
     return Result(
         f"ratio: seconds from the command to its end against timm's script with one view, batches of "
-        f'{2 * args.batch_size} and twice the epochs; {describe(device)}; {args.model} {args.flags}'.rstrip(), rows)
+        f'{2 * batch_size} and twice the epochs; {described}; {model} {flags}'.rstrip(), rows)
 
 
 def _lengths(batch_size: int, epochs: int) -> list[str]:

@@ -32,6 +32,6 @@ def add_train_flags(parser: Any, *names: str) -> None:
         add_option(parser, declared(TrainOptions)[name])
 
 
-def pinning(args: Any) -> bool | None:
+def pinning(pin_mem: bool, no_pin_mem: bool) -> bool | None:
     """Whether the flags ask for pinned memory. None is the default of the device."""
-    return False if args.no_pin_mem else args.pin_mem or None
+    return False if no_pin_mem else pin_mem or None

@@ -224,7 +224,7 @@ def test_training_pins_memory_on_request(photos, monkeypatch, flags, pin_memory,
         name: [passes.Pass(1., 1., 1)] for name in configurations})
     build_prefetched = pipelines.build_prefetched
     args = options.parse(['training', str(photos), '--device', 'cpu', '-j', '0', '--quick', *flags])
-    assert f', 0 workers, {said}; cpu' in network.training(args).caption
+    assert f', 0 workers, {said}; cpu' in network.training(**args.arguments).caption
     assert asked == [pin_memory] * 2
 
 

@@ -98,7 +98,7 @@ def test_waiting_for_data_is_measured_for_each_backend(device, record_property, 
     flags = ['--amp', '--amp-dtype', 'bfloat16', '--channels-last', '-b', '128', '-j', '14', '--repeats', '2']
     small = ['--model', 'test_resnet', '--img-size', '32', '-b', '4', '-j', '0', '--repeats', '1']
     words = ['training', str(pictures), '--device', device.type, '--images', '4096', *(flags if on_gpu else small)]
-    rows = network.training(bench_options.parse(words)).rows
+    rows = network.training(**bench_options.parse(words).arguments).rows
     for row in rows:
         record_property(f"{row['of']}: views/s", row['views/s'])
         if row['waits %'] is not None:
