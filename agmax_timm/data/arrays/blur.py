@@ -33,12 +33,10 @@ def gaussian_blur(image: np.ndarray, factor: float, **_) -> np.ndarray:
 
 def gaussian_blur_rand(image: np.ndarray, factor: float, **_) -> np.ndarray:
     """Blur with a radius between 0.1 and 2 * factor, drawn as in timm."""
-    radius = random.uniform(.1, 2. * factor)
+    box = _box(random.uniform(.1, 2. * factor))
     # PIL's order: the boxes of one dimension, then those of the other. Each result is rounded.
-    for _pass in range(_BOX_BLURS):
-        image = cv2.filter2D(image, -1, _box(radius), borderType=cv2.BORDER_REPLICATE)
-    for _pass in range(_BOX_BLURS):
-        image = cv2.filter2D(image, -1, _box(radius).T, borderType=cv2.BORDER_REPLICATE)
+    for kernel in [box] * _BOX_BLURS + [box.T] * _BOX_BLURS:
+        image = cv2.filter2D(image, -1, kernel, borderType=cv2.BORDER_REPLICATE)
     return image
 
 

@@ -34,7 +34,7 @@ def work_on_arrays(loader: PrefetchLoader, extensions: Extensions) -> str:
         base.decode = decode_array
     if two_views or mixup is None:
         loader.loader.collate_fn = FastCollate(mixup, two_views, is_reusable(loader.device, loader.loader.pin_memory))
-    loader.loader.worker_init_fn = _OneThread(loader.loader.worker_init_fn)
+    loader.loader.worker_init_fn = partial(_init_with_one_thread, loader.loader.worker_init_fn)
     on_device: list[Callable] = []
     if not extensions.channels_last:
         on_device.append(torch.Tensor.contiguous)  # a layout other than that of the weights slows down each layer
@@ -61,12 +61,7 @@ def _device_jitter(transform: Compose, loader: PrefetchLoader, mixup: dict[str, 
     return jitter if on_device else None
 
 
-class _OneThread:
-    """A worker_init_fn that turns the threads of OpenCV off, because there are other workers."""
-
-    def __init__(self, init: Any):
-        self.init = init
-
-    def __call__(self, worker: int) -> None:
-        cv2.setNumThreads(0)
-        self.init(worker)
+def _init_with_one_thread(init: Callable[[int], None], worker: int) -> None:
+    """Turn the threads of OpenCV off, because there are other workers. Then call another worker_init_fn."""
+    cv2.setNumThreads(0)
+    init(worker)

@@ -11,7 +11,7 @@ from torchvision import transforms
 
 from ..memory.buffers import Buffers
 from ..memory.images import ImageMemory
-from .transform import ArrayTransform, Step
+from .transform import ArrayTransform, Step, in_turn
 
 
 class ViewBatch(NamedTuple):
@@ -57,9 +57,7 @@ class SmallBatches:
         for written, (pixels, _), top, left, flip in zip(
                 images.numpy(), self.views * samples, tops, lefts, flips):
             _write_shifted(written, pixels, top, left, flip)
-            view = written
-            for step in self.steps:
-                view = step(view)
+            view = in_turn(self.steps, written)
             if view is not written:
                 written[...] = view
         return ViewBatch(images, torch.tensor([target for _, target in samples]))

@@ -53,9 +53,7 @@ class ArrayTransform:
         pixels = np.array(image) if isinstance(image, Image.Image) else image
         if pixels.ndim != 3 or pixels.shape[2] != 3:
             raise ValueError(f'images must be RGB, got pixels of {pixels.shape}: use augment_backend timm')
-        for step in self.steps:
-            pixels = step(pixels)
-        return torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)
+        return torch.from_numpy(np.ascontiguousarray(in_turn(self.steps, pixels))).permute(2, 0, 1)
 
     def __repr__(self) -> str:
         return f'{type(self).__name__}({self.transform})'
@@ -69,7 +67,7 @@ def on_arrays(step: Any) -> Step:
 
 @on_arrays.register
 def _(step: transforms.Compose) -> Step:
-    return partial(_in_turn, [on_arrays(inner) for inner in step.transforms])
+    return partial(in_turn, [on_arrays(inner) for inner in step.transforms])
 
 
 @on_arrays.register
@@ -98,35 +96,17 @@ def _(step: transforms.RandomCrop) -> Step:
 
 
 @on_arrays.register
-def _(step: transforms.RandomHorizontalFlip) -> Step:
-    return partial(_flip, step, 1)
-
-
-@on_arrays.register
-def _(step: transforms.RandomVerticalFlip) -> Step:
-    return partial(_flip, step, 0)
-
-
-@on_arrays.register
-def _(step: transforms.ColorJitter) -> Step:
-    return partial(_jitter, step)
-
-
-@on_arrays.register
-def _(step: transforms.RandomGrayscale) -> Step:
-    return partial(_grayscale, step)
-
-
-@on_arrays.register
 def _(step: transforms.GaussianBlur) -> Step:
     if step.kernel_size[0] != step.kernel_size[1]:
         raise NotImplementedError(f'GaussianBlur of {step.kernel_size}')
     return partial(_gaussian_blur, step)
 
 
-@on_arrays.register
-def _(step: Lighting) -> Step:
-    return partial(_lighting, step)
+on_arrays.register(transforms.RandomHorizontalFlip, lambda step: partial(_flip, step, 1))
+on_arrays.register(transforms.RandomVerticalFlip, lambda step: partial(_flip, step, 0))
+on_arrays.register(transforms.ColorJitter, lambda step: partial(_jitter, step))
+on_arrays.register(transforms.RandomGrayscale, lambda step: partial(_grayscale, step))
+on_arrays.register(Lighting, lambda step: partial(_lighting, step))
 
 
 @on_arrays.register
@@ -148,14 +128,14 @@ def _(step: auto_augment.AugMixAugment) -> Step:
 
 # The steps are partial() of these functions, because they must be pickled for worker processes.
 
-def _in_turn(steps: Sequence[Step], pixels: np.ndarray) -> np.ndarray:
+def in_turn(steps: Sequence[Step], pixels: np.ndarray) -> np.ndarray:
     for step in steps:
         pixels = step(pixels)
     return pixels
 
 
 def _apply(step: transforms.RandomApply, steps: Sequence[Step], pixels: np.ndarray) -> np.ndarray:
-    return pixels if step.p < torch.rand(1) else _in_turn(steps, pixels)
+    return pixels if step.p < torch.rand(1) else in_turn(steps, pixels)
 
 
 def _resized_crop(step: RandomResizedCropAndInterpolation, modes: Sequence[str], pixels: np.ndarray) -> np.ndarray:
@@ -203,7 +183,7 @@ class _AugMix(auto_augment.AugMixAugment):
         total = np.zeros(pixels.shape, np.float32)
         for weight in weights:
             depth = self.depth if self.depth > 0 else np.random.randint(1, 4)
-            total += weight * _in_turn(list(np.random.choice(self.ops, depth, replace=True)), pixels).astype(np.float32)
+            total += weight * in_turn(list(np.random.choice(self.ops, depth, replace=True)), pixels).astype(np.float32)
         return colour.blend(pixels, total.clip(0, 255).astype(np.uint8), share)
 
 
