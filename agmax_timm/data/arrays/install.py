@@ -61,7 +61,7 @@ def _device_jitter(transform: Compose, loader: PrefetchLoader, mixup: dict[str, 
     return jitter if on_device else None
 
 
-def _init_with_one_thread(init: Callable[[int], None], worker: int) -> None:
+def _init_with_one_thread(init: Any, worker: int) -> None:
     """Turn the threads of OpenCV off, because there are other workers. Then call another worker_init_fn."""
     cv2.setNumThreads(0)
     init(worker)

@@ -117,7 +117,7 @@ class TwoViewMixup(SharedSwitch, Mixup):
         num_pairs = np.random.binomial(batch_size // 2, self.image_prob)
         return np.random.permutation(batch_size)[:2 * num_pairs]
 
-    def draw(self, shape: Sequence[int]) -> list['Mix']:
+    def draw(self, shape: Sequence[int]) -> list[Mix]:
         """Draw how each of the two views of a batch is mixed.
 
         Args:
@@ -128,13 +128,13 @@ class TwoViewMixup(SharedSwitch, Mixup):
         chosen = self._choose_images(shape[0])
         return [self._draw_mix(shape, chosen) for _ in range(2)]
 
-    def _draw_mix(self, shape: Sequence[int], chosen: np.ndarray) -> 'Mix':
+    def _draw_mix(self, shape: Sequence[int], chosen: np.ndarray) -> Mix:
         if not len(chosen):
             return Mix(chosen, np.arange(shape[0]), np.ones(shape[0], np.float32), {})
         partner = self._draw_partners(shape[0], chosen)
         return Mix(chosen, partner, *self._draw_amounts(shape, chosen, partner))
 
-    def soft_targets(self, target: torch.Tensor, mix: 'Mix') -> torch.Tensor:
+    def soft_targets(self, target: torch.Tensor, mix: Mix) -> torch.Tensor:
         """Return the soft targets [B, K] of a mixed view, from class indices [B]."""
         off_value = self.label_smoothing / self.num_classes
         labels = one_hot(target, self.num_classes, on_value=1. - self.label_smoothing + off_value, off_value=off_value)

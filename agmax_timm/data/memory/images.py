@@ -92,7 +92,8 @@ def keep_decoded(dataset: Dataset, limit: int) -> bool:
         return False  # other readers may have open files, which workers must not share
     count = len(dataset)
     limit = min(limit, free_memory() or limit)  # free_memory() is 0 if the system does not report it
-    sizes = _sizes(dataset, np.linspace(0, count - 1, min(count, _PROBES)).astype(int).tolist()) or [0]
+    probes = (_decode(dataset, index) for index in np.linspace(0, count - 1, min(count, _PROBES)).astype(int))
+    sizes = [found[0].size for found in probes if found is not None] or [0]
     expected = int(np.mean(sizes) * count)
     if expected > limit:
         _logger.info(f'Images are not kept in memory: {count} images need {_gib(expected)}, the limit is '
@@ -106,12 +107,6 @@ def keep_decoded(dataset: Dataset, limit: int) -> bool:
     dataset.memory = memory
     _logger.info(f'{kept} of {count} images are decoded and kept in {_gib(memory.num_bytes)} of memory.')
     return True
-
-
-def _sizes(dataset: DecodedDataset, indices: list[int]) -> list[int]:
-    """Return the sizes in bytes of the pixels of some images, without damaged ones."""
-    decoded = (_decode(dataset, index) for index in indices)
-    return [found[0].size for found in decoded if found is not None]
 
 
 def _decode_all(dataset: DecodedDataset, threads: int) -> Iterator[tuple[np.ndarray, int] | None]:

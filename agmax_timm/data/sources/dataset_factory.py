@@ -133,9 +133,7 @@ def check_root(root: str | None, split: str) -> None:
         raise DataError('no data: give the folder of the data set, as DIR or --data-dir DIR, or try -c demo')
     if not os.path.exists(root):
         raise DataError(f'no such folder or tar file: {root!r}: give the data as DIR or --data-dir DIR')
-    if not os.path.isdir(root):
-        return
-    if find_split(root, split):
+    if not os.path.isdir(root) or find_split(root, split):
         return
     others = [name for name in folders_in(root) if name.lower() in _SPLITS]
     if others:
@@ -210,11 +208,7 @@ def _open_folder(
         class_map: Any = None,
         input_key: str | None = None,
         target_key: str | None = None,
-        load_bytes: bool = False,
-        input_img_mode: str = 'RGB',
-        transform: Callable | None = None,
-        target_transform: Callable | None = None,
-        **_,
+        **kwargs,
 ) -> Dataset:
     """Open a folder by FolderReader. Other arguments of create_dataset are ignored, as in timm."""
     if target_key:
@@ -222,14 +216,8 @@ def _open_folder(
     reader = FolderReader(folder, class_map, input_key)
     if reader.outside:
         raise _outside_of_classes(folder, reader.outside, root)
-    return DecodedDataset(
-        reader,
-        max_damaged,
-        load_bytes=load_bytes,
-        input_img_mode=input_img_mode,
-        transform=transform,
-        target_transform=target_transform,
-    )
+    taken = ('load_bytes', 'input_img_mode', 'transform', 'target_transform')
+    return DecodedDataset(reader, max_damaged, **{name: kwargs[name] for name in taken if name in kwargs})
 
 
 def _outside_of_classes(source: str, image: str, root: str | None = None) -> DataError:

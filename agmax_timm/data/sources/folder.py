@@ -181,8 +181,9 @@ def _scan(root: str, folder: str, types: Collection[str], others: Counter) -> li
         return [_run(folder, _natural_sort(images))] if images else []
     names = images + [name + os.sep for name in subfolders]
     keys = _natural_keys(names)
+    order = sorted(range(len(names)), key=keys.__getitem__)
     runs = []
-    for is_image, members in groupby(sorted(range(len(names)), key=keys.__getitem__), len(images).__gt__):
+    for is_image, members in groupby(order, lambda i: i < len(images)):
         if is_image:
             runs.append(_run(folder, [images[i] for i in members]))
             continue

@@ -161,11 +161,8 @@ def check_delivered(num_batches: int, announced: int) -> None:
 
 
 def _in_shards(reader) -> bool:
-    """Return whether a reader is timm's reader of wds/."""
-    if reader is None:
-        return False
-    from timm.data.readers.reader_wds import ReaderWds  # imports webdataset if it is installed
-    return isinstance(reader, ReaderWds)
+    """Return whether a reader is timm's reader of wds/. Its module imports webdataset if it is installed."""
+    return type(reader).__name__ == 'ReaderWds'
 
 
 def _unknown_length(name: str, split: str, samples_flag: str) -> DataError:
