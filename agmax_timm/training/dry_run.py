@@ -23,9 +23,9 @@ from ..weights.find import checkpoint_names
 from .checkpoints.manager import most_files
 from .checkpoints.state import Position
 from .create_run import TrainingRun
-from .output import run_folder as folder
+from .output.run_folder import run_folder
 from .updates.finite_check import CheckResult, FiniteCheck
-from .updates.loop import train_one_epoch
+from .updates.loop import synchronize, train_one_epoch
 from .updates.losses import RunningLosses
 from .updates.step import Step
 
@@ -111,17 +111,17 @@ def time_updates(run: TrainingRun) -> tuple[float, float]:
 
     def on_update(batches: int, checked: CheckResult) -> None:
         if len(marks) == 1:
-            _synchronize(device)
+            synchronize(device)
         marks.append((time.perf_counter(), losses.count))
         if checked.stop:  # on all ranks alike
             raise _Enough
 
-    step = Step(run, finite_check=FiniteCheck(options, device, requests), on_broken=run.on_broken)
+    step = Step(run, FiniteCheck(options, device, requests), run.on_broken)
     with suppress(_Enough):
         train_one_epoch(
             first.epoch, step, run.loader_train, run.scheduler, on_update=on_update, losses=losses,
             first_batch=0 if first.trained else first.batch, updates_per_epoch=run.updates_per_epoch)
-    _synchronize(device)
+    synchronize(device)
     updates = len(marks) - 1
     begun, images = marks[1 if updates > 1 else 0]
     seconds = time.perf_counter() - begun
@@ -136,7 +136,7 @@ def time_evaluation(run: TrainingRun) -> float:
 
     def on_batch(batch_index: int) -> None:
         run.checkpoints.watchdog.beat()
-        _synchronize(device)
+        synchronize(device)
         marks.append(time.perf_counter())
         batches = len(marks) - 1
         late = options.fsdp or marks[-1] - marks[1] > SECONDS  # with --fsdp ranks compute each batch together
@@ -206,7 +206,7 @@ def _memory(device: torch.device) -> str:
 
 def _disk(options: Run, size: int, files: int) -> str:
     """Compare the size of the checkpoints with the free space. Warn if they will not fit."""
-    path = folder.run_folder(options)
+    path = run_folder(options)
     there = {(stat.st_dev, stat.st_ino): stat.st_size for stat in (
         os.stat(os.path.join(path, name)) for name in checkpoint_names(path))}
     place = os.path.abspath(path)
@@ -221,8 +221,3 @@ def _disk(options: Run, size: int, files: int) -> str:
 
 def _size(num_bytes: int) -> str:
     return f'{num_bytes / 2 ** 30:.2f} GiB' if num_bytes >= 2 ** 30 else f'{num_bytes / 2 ** 20:.2f} MiB'
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type != 'cpu':
-        torch.accelerator.synchronize()

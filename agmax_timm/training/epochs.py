@@ -124,7 +124,7 @@ class Epochs:
             self.progress_log.updated()
             self.checkpoints.after_update(position.epoch, batches, losses, checked)
 
-        step = Step(run, loaders.build_loss_scale(options, run.loader_train), run.finite_check, run.on_broken)
+        step = Step(run, run.finite_check, run.on_broken, loaders.build_loss_scale(options, run.loader_train))
         try:
             metrics, run.state.images_per_second = train_one_epoch(
                 position.epoch, step, run.loader_train, run.scheduler, self._on_log, on_update, losses,

@@ -34,6 +34,7 @@ from agmax_timm.training.updates.step import Step, Training
 from tests.helpers.paths import REPOSITORY
 from tests.helpers.ranks import TORCHRUN, finish_ranks, logs, run_command, start_ranks
 from tests.helpers.scale import AGMAX, CLASSES, FLAGS
+from tests.helpers.updates import NoCheck
 
 MINUTE = 60
 FLOAT32 = 5e-6  # relative, after a few updates
@@ -122,7 +123,7 @@ def train_share(rank, world_size, two_views, accum_steps, dtype):
     args = Namespace(agmax=two_views, grad_accum_steps=accum_steps, world_size=world_size,
                      no_prefetcher=False, channels_last=False, clip_grad=1., clip_mode='norm', log_interval=2,
                      synchronize_step=False)
-    step = Step(Training(task, optimizer, args, torch.device('cpu'), Precision()))
+    step = Step(Training(task, optimizer, args, torch.device('cpu'), Precision()), NoCheck())
     mean, _ = loop.train_one_epoch(0, step, loader)
     states = [task.get_trainable_module(ema=ema).state_dict() for ema in (False, True)]
     states = [{name.removeprefix('module.'): value for name, value in state.items()} for state in states]

@@ -29,6 +29,7 @@ from agmax_timm.training.updates.step import Step, Training
 from tests.helpers.plain_timm import run_in_plain_timm
 from tests.helpers.ranks import finish_ranks, logs, start_ranks
 from tests.helpers.run_files import load, summary
+from tests.helpers.updates import NoCheck
 
 SMALL = ['--model', 'test_resnet', '--num-classes', '3', '--img-size', '32', '-b', '4', '-j', '0',
          '--warmup-epochs', '0', '--lr', '0.05', '--log-interval', '1']
@@ -283,7 +284,7 @@ def test_the_device_is_read_only_at_log_intervals(photos, monkeypatch):
     task.setup_ema()
     optimizer = create_optimizer_v2(task.get_trainable_module(), 'sgd', lr=0.01)
     reports = []
-    step = Step(Training(task, optimizer, args, torch.device('cpu'), Precision()))
+    step = Step(Training(task, optimizer, args, torch.device('cpu'), Precision()), NoCheck())
     loop.train_one_epoch(0, step, batches, on_log=reports.append)
     assert [report.update_index for report in reports] == [0, 4, 7]
     assert reads == ['tolist'] * 4, 'one for each report, and one for the means of the epoch'

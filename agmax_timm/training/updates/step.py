@@ -31,22 +31,22 @@ class Step:
     """Makes updates of a task.
 
     Args:
-        loss_scale: Function from the number of images of a batch to the factor of its gradient; None for equal factors.
-        finite_check: Check of losses and gradients before each update. None checks nothing.
+        finite_check: Check of losses and gradients before each update.
         on_broken: Function that is called with an update whose losses or gradients are not finite. It may raise.
+        loss_scale: Function from the number of images of a batch to the factor of its gradient; None for equal factors.
     """
 
     def __init__(
             self,
             training: Training,
-            loss_scale: Callable[[int], float] | None = None,
-            finite_check: FiniteCheck | None = None,
+            finite_check: FiniteCheck,
             on_broken: Callable[[Update, CheckResult], None] | None = None,
+            loss_scale: Callable[[int], float] | None = None,
     ):
         self.training = training
-        self.loss_scale = loss_scale
         self.finite_check = finite_check
         self.on_broken = on_broken or (lambda update, checked: None)
+        self.loss_scale = loss_scale
         self._module = cast(torch.nn.Module, training.task.get_trainable_module())
         self._parameters = list(self._module.parameters())  # once: the walk to them costs as much as their norm
         self._second_order = getattr(training.optimizer, 'is_second_order', False)
@@ -65,7 +65,7 @@ class Step:
             batches: Number of batches in the update.
             last: Whether this is the last of them.
         """
-        if self.finite_check is not None and self.finite_check.skips and not update.losses:
+        if self.finite_check.skips and not update.losses:
             update.keep_buffers(self._module)
         task, precision = self.training.task, self.training.precision
         with nullcontext() if last else task.no_sync():
@@ -75,8 +75,7 @@ class Step:
             losses = BatchLosses.of(result, images)
             update.losses.append(losses)
             update.input, update.target = input, target
-            if self.finite_check is not None:
-                self.finite_check.check_losses(losses, last=last)
+            self.finite_check.check_losses(losses, last=last)
             loss = result['loss'] / batches if batches > 1 else result['loss']
             if self.loss_scale is not None:
                 loss = self.loss_scale(images) * loss
@@ -91,21 +90,18 @@ class Step:
         Returns:
             The result of the check on all ranks.
         """
-        checked, norm = CheckResult([], []), None
-        scaler = self.training.precision.scaler
-        if self.finite_check is not None:
-            checked = self.finite_check.agree()
-            self._check_before(checked)
-            if scaler is None:  # the scaler checks gradients itself
-                norm = self.finite_check.check_gradients(self._parameters, checked)
+        scaler, norm = self.training.precision.scaler, None
+        checked = self.finite_check.agree()
+        self._check_before(checked)
+        if scaler is None:  # the scaler checks gradients itself
+            norm = self.finite_check.check_gradients(self._parameters, checked)
         if checked.broken:
             self.on_broken(update, checked)
             update.restore_buffers(self._module)
         elif not self._optimize(norm) and scaler is not None:
             checked.skipped, checked.scale = True, scaler.scale
-            if self.finite_check is not None:
-                self.on_broken(update, checked)
-        if self.finite_check is not None and self.finite_check.has_late:
+            self.on_broken(update, checked)
+        if self.finite_check.has_late:
             self._before = replace(update, input=None, target=None)  # frees their memory
             if checked.save or checked.stop:
                 self.finish()
@@ -114,7 +110,7 @@ class Step:
 
     def finish(self) -> None:
         """Check the gradients of the last update, if not done yet. Call it before weights are used or saved."""
-        if self.finite_check is not None and self._before is not None:
+        if self._before is not None:
             self._check_before(self.finite_check.read_late())
 
     def _check_before(self, checked: CheckResult) -> None:

@@ -24,7 +24,7 @@ from agmax_timm.training.updates import finite_check, loop
 from agmax_timm.training.updates.finite_check import CheckResult, FiniteCheck
 from agmax_timm.training.updates.losses import BatchLosses, RunningLosses, Update
 from agmax_timm.training.updates.step import Step, Training
-from tests.helpers.updates import OPTIONS, UnreadLosses
+from tests.helpers.updates import OPTIONS, NoCheck, UnreadLosses
 
 torch.set_num_threads(1)  # small tensors: more threads only wait for each other
 
@@ -61,7 +61,7 @@ def train(task, batches, device='cpu', losses=None, watched=True, scaler=None, *
     device, args = torch.device(device), Namespace(**{**OPTIONS, **options})
     optimizer = torch.optim.SGD(task.get_trainable_module().parameters(), lr=0.1, momentum=0.9, weight_decay=0.01)
     training = Training(task, optimizer, args, device, Precision(scaler=scaler))
-    step = Step(training, finite_check=FiniteCheck(args, device) if watched else None)
+    step = Step(training, FiniteCheck(args, device) if watched else NoCheck())
     loop.train_one_epoch(0, step, batches, losses=losses)
     return {name: value.clone() for name, value in task.get_trainable_module().state_dict().items()}
 
@@ -79,7 +79,8 @@ def test_the_time_of_data_in_the_log_is_that_of_the_loader():
             super().accumulate(*args, **kwargs)
 
     task, device, args = create_task(), torch.device('cpu'), Namespace(**OPTIONS)
-    step = SlowStep(Training(task, torch.optim.SGD(task.parameters(), lr=0.), args, device, Precision()))
+    training = Training(task, torch.optim.SGD(task.parameters(), lr=0.), args, device, Precision())
+    step = SlowStep(training, FiniteCheck(args, device))
     told = []
     loop.train_one_epoch(0, step, Late(batch() for _ in range(UPDATES)), on_log=told.append)
     total = told[-1].total
