@@ -96,11 +96,7 @@ class RunState:
                      'device': describe_device(self.training.device), 'date': datetime.now().isoformat(' ', 'minutes')},
         }
 
-    def load_state_dict(
-            self,
-            state: dict[str, Any],
-            same_schedule: bool,
-    ) -> tuple[Position, RunningLosses | None]:
+    def load_state_dict(self, state: dict[str, Any], same_schedule: bool) -> tuple[Position, RunningLosses | None]:
         """Restore a state. Call it after all objects are created and wrapped.
 
         Warns if the run will differ from an uninterrupted one.
@@ -212,19 +208,18 @@ def _load_generator_states(owner: Any, states: dict[str, Any], device: torch.dev
     Returns:
         Whether all states were restored.
     """
-    complete = True
-    for name, state in states.items():
-        generator = getattr(owner, name, None)
-        if isinstance(generator, torch.Generator):
-            complete = _load_generator_state(owner, name, state, device) and complete
-        elif isinstance(generator, random.Random):
-            generator.setstate(state)
-    return complete
+    restored = [_load_generator_state(owner, name, saved, device) for name, saved in states.items()]
+    return all(restored)
 
 
 def _load_generator_state(owner: Any, name: str, saved: Any, device: torch.device) -> bool:
+    present = getattr(owner, name, None)
+    if isinstance(present, random.Random):
+        present.setstate(saved)
+    if not isinstance(present, torch.Generator):
+        return True
     kind, state = (None, saved) if isinstance(saved, torch.Tensor) else (saved['device_type'], saved['state'])
-    for generator in (getattr(owner, name), torch.Generator(device)):  # Adahessian moves its own with the first step
+    for generator in (present, torch.Generator(device)):  # Adahessian moves its own with the first step
         if fits_generator(state, kind, generator.get_state(), generator.device):
             generator.set_state(state)
             setattr(owner, name, generator)

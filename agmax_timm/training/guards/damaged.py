@@ -1,5 +1,4 @@
 """Log of images that cannot be decoded: a warning for each, a list at the end of the run, and damaged.csv."""
-import csv
 import logging
 import os
 from typing import Any
@@ -7,6 +6,7 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset
 
+from ...base.output_files import write_rows
 from ...data.sources.decoding import why_undecodable
 from ..output.log import tolerated
 
@@ -25,7 +25,7 @@ class DamageLog:
     def __init__(self, dataset: Dataset, device: torch.device, output_dir: str | None = None):
         self.damage: Any = getattr(dataset, 'damage', None)
         self.device = device
-        self.output_dir = output_dir
+        self.path = os.path.join(output_dir, 'damaged.csv') if output_dir else ''
         self.reasons: dict[int, str] = {}
 
     def after_epoch(self) -> None:
@@ -38,29 +38,22 @@ class DamageLog:
             return
         self.damage.gather(self.device)
         new = self.damage.take_new()
-        if new and self.output_dir:
+        if new and self.path:
             self.reasons.update((index, why_undecodable(self.damage.path(index))) for index in new)
             self._warn(new, f'{len(new)} more training images cannot be decoded, others took their place')
-            path = os.path.join(self.output_dir, 'damaged.csv')
-            with tolerated(path):
-                self._write(path)
+            with tolerated(self.path), open(self.path, 'w', newline='', errors='surrogateescape') as f:
+                write_rows(f, [{'path': self.damage.path(index), 'reason': self.reasons[index]}
+                               for index in sorted(self.reasons)])
         self.damage.check()
 
     def at_end(self) -> None:
         """List all damaged samples in the last lines of the log."""
         if self.reasons:
-            path = os.path.join(self.output_dir or '', 'damaged.csv')
             self._warn(sorted(self.reasons), f'{len(self.reasons)} of {len(self.damage.flags)} training images could '
-                                             f"not be decoded, see '{path}'")
+                                             f"not be decoded, see '{self.path}'")
 
     def _warn(self, indices, title: str) -> None:
         lines = [f'  {self.damage.path(index)}: {self.reasons[index]}' for index in indices[:MOST_LINES]]
         if len(indices) > MOST_LINES:
             lines.append(f'  and {len(indices) - MOST_LINES} more')
         _logger.warning('\n'.join([f'{title}:', *lines]))
-
-    def _write(self, path: str) -> None:
-        with open(path, 'w', newline='', errors='surrogateescape') as f:
-            writer = csv.writer(f)
-            writer.writerow(('path', 'reason'))
-            writer.writerows((self.damage.path(index), self.reasons[index]) for index in sorted(self.reasons))

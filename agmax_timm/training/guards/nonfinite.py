@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from timm.utils import unwrap_model
 
-from ...assembly.sharding import whole
 from ...base.atomic_write import replacing
+from ...base.background import snapshot
 from ...base.distributed import gather_objects, is_distributed, rank
 from ...base.text import listed
 from ...data.resumption.loader import ResumableLoader
@@ -101,24 +101,16 @@ class BrokenUpdates:
         """Write a file that reproduces the losses: by a forward pass of `weights` in training mode. Return its path."""
         number = update.first_batch // self.options.grad_accum_steps
         path = os.path.join(self.folder or '', f'broken-{update.epoch}-{number}-rank{rank()}.pth')
-        module = unwrap_model(self.task.get_trainable_module())
-        weights = {} if self.options.fsdp else {
-            name: whole(value).detach().cpu() for name, value in module.state_dict().items()}
-        content = {
+        content = snapshot({
             'epoch': update.epoch, 'update': number, 'rank': rank(), 'broken': checked.here or [GRADIENT],
             'losses': [dict(zip(losses.names, losses.values.tolist())) for losses in update.losses],
-            'indices': indices, 'input': _on_host(update.input), 'target': _on_host(update.target),
-            'weights': weights, 'model': self.options.model, 'num_classes': self.options.num_classes,
-        }
+            'indices': indices, 'input': update.input, 'target': update.target,
+            'weights': {} if self.options.fsdp else unwrap_model(self.task.get_trainable_module()).state_dict(),
+            'model': self.options.model, 'num_classes': self.options.num_classes,
+        })
         try:
             with replacing(path) as f:
                 torch.save(content, f)
         except OSError as error:
             return f'nothing, {error}'
         return path
-
-
-def _on_host(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _on_host(part) for name, part in value.items()}
-    return value.detach().cpu() if isinstance(value, torch.Tensor) else value

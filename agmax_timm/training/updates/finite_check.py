@@ -16,7 +16,7 @@ from torch.nn.utils import get_total_norm
 from ...assembly.sharding import whole
 from ...base.distributed import is_distributed
 from ...options.run import Run
-from .losses import BatchLosses
+from .losses import BatchLosses, flagged
 
 GRADIENT = 'gradient'
 
@@ -46,12 +46,7 @@ class FiniteCheck:
             requests.
     """
 
-    def __init__(
-            self,
-            options: Run,
-            device: torch.device,
-            requests: Callable[[], tuple[bool, bool]] | None = None,
-    ):
+    def __init__(self, options: Run, device: torch.device, requests: Callable[[], tuple[bool, bool]] | None = None):
         self.device = device
         self.distributed = is_distributed()
         self.skips = options.nan_policy == 'skip'  # broken updates are left out
@@ -79,7 +74,7 @@ class FiniteCheck:
         self._losses = self._late = self._reading = None
         if late:  # that gradient has broken the weights, and so the losses of this update
             return CheckResult([GRADIENT], [GRADIENT] if late_here else [], late=True)
-        return CheckResult(_named(self.names, everywhere), _named(self.names, here), save=save, stop=stop)
+        return CheckResult(flagged(self.names, everywhere), flagged(self.names, here), save=save, stop=stop)
 
     @property
     def has_late(self) -> bool:
@@ -141,9 +136,3 @@ class _Reading:
         if len(rows) == 1:
             rows = [self.requests + rows[0]] * 2
         return rows[0], rows[1]
-
-
-def _named(names: tuple[str, ...], flags: list[bool]) -> list[str]:
-    """Return the names of the losses that are flagged; that of their sum only if no part of it is."""
-    broken = [name for name, flag in zip(names, flags) if flag]
-    return [name for name in broken if name != 'loss'] or broken

@@ -129,5 +129,11 @@ def _count(step: Step, update: Update, checked: CheckResult, losses: RunningLoss
             losses.update(batch_losses)
     if checked.made:
         training.task.update_ema(step=updates)
-    if training.options.synchronize_step and training.device.type != 'cpu':
+    if training.options.synchronize_step:
+        synchronize(training.device)
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done everything that is queued."""
+    if device.type != 'cpu':
         torch.accelerator.synchronize()

@@ -1,6 +1,5 @@
 """Losses of the batches of an update, and sums over an epoch that stay on the device until they are read."""
 import math
-from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -99,10 +98,15 @@ class RunningLosses:
         if self.distributed:
             dist.all_reduce(values)
             values /= dist.get_world_size()
-        last, mean = (OrderedDict(zip(self.names, row)) for row in values.tolist())
-        broken = [name for name in self.names if not math.isfinite(mean[name])]
+        last, mean = (dict(zip(self.names, row)) for row in values.tolist())
+        broken = flagged(self.names, [not math.isfinite(value) for value in mean.values()])
         if broken:
-            parts = [name for name in broken if name != 'loss'] or broken
-            raise NonFiniteError(f"{', '.join(f'{part} is {mean[part]}' for part in parts)} {when}: nothing was saved "
+            raise NonFiniteError(f"{', '.join(f'{name} is {mean[name]}' for name in broken)} {when}: nothing was saved "
                                  'of it. Try a smaller --lr, --clip-grad, more --warmup-epochs or --amp-dtype bfloat16')
         return last, mean
+
+
+def flagged(names: tuple[str, ...], flags: list[bool]) -> list[str]:
+    """Return the names of the losses that are flagged; that of their sum only if no part of it is."""
+    broken = [name for name, flag in zip(names, flags) if flag]
+    return [name for name in broken if name != 'loss'] or broken
