@@ -81,13 +81,3 @@ def build_scheduler(options: TrainOptions, optimizer: torch.optim.Optimizer, upd
         )
     except REFUSED as error:
         raise OptionError(f"--sched '{options.sched}': {one_line(error)}") from error
-
-
-def advance_scheduler(scheduler: Any, epoch: int, num_updates: int | None = None) -> None:
-    """Set the learning rate for the first epoch of a run, or after num_updates for a schedule by updates."""
-    if scheduler is None:
-        return
-    if num_updates:
-        scheduler.step_update(num_updates)
-    elif num_updates is None and epoch:
-        scheduler.step(epoch)

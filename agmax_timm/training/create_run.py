@@ -279,7 +279,10 @@ def _restore(
     options, state = checkpoints.training.options, checkpoints.state
     position, losses = resumed.start(options, resume_epoch), None
     done_updates = position.epoch * updates_per_epoch + math.ceil(position.batch / options.grad_accum_steps)
-    optimization.advance_scheduler(state.scheduler, position.epoch, done_updates if options.sched_on_updates else None)
+    if state.scheduler is not None and options.sched_on_updates and done_updates:
+        state.scheduler.step_update(done_updates)
+    elif state.scheduler is not None and not options.sched_on_updates and position.epoch:
+        state.scheduler.step(position.epoch)
     if resumed.exact:
         position, losses = state.load_state_dict(resumed.state, resumed.same_schedule)
         if checkpoints.damage is not None:

@@ -13,8 +13,8 @@ from ...data.sources.decoding import damage_of
 from ...options.quantities import parse_interval
 from ...options.run import Run
 from ..guards.watchdog import Watchdog
-from ..output import log as reporting
 from ..output import run_folder
+from ..output.log import tolerated, write_summary
 from ..updates.finite_check import CheckResult
 from ..updates.losses import NonFiniteError, RunningLosses
 from ..updates.step import Training
@@ -105,8 +105,8 @@ class CheckpointManager:
         state = self.gather(Position(epoch + 1))
         if self.saver is not None:
             path = run_folder.summary_path(self.output_dir or '')
-            with reporting.tolerated(path):
-                reporting.write_summary(path, self.state.history.rows)
+            with tolerated(path):
+                write_summary(path, self.state.history.rows)
             self.saver.save_checkpoint(epoch, metric, state=state, **metrics)
             if epoch + 1 in self.training.options.save_epochs:
                 self.saver.save_milestone(epoch + 1)

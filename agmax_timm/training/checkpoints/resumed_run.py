@@ -43,18 +43,18 @@ class ResumedRun:
         if within and of_data:
             raise OptionError(f"--resume '{options.resume}' is within an epoch, and there are {of_data[0]}: restore "
                               'the data, or use a checkpoint of a complete epoch')
-        exact = bool(state) and options.start_epoch is None and not options.no_resume_opt
-        if not exact and is_primary():
-            reason = ('--start-epoch' if options.start_epoch is not None else '--no-resume-opt' if state
-                      else f"'{options.resume}' holds no random state")
-            _logger.warning(
-                f'{reason}: the run continues, but differs from an uninterrupted run.')
-        other_views = compare_views(data, state['data']) if state else ''
-        if other_views and is_primary():
-            _logger.warning(f'{other_views}: the run continues, but differs from an uninterrupted run.')
-        if (changed or of_data) and is_primary():
-            _logger.info(f"Not as in the checkpoint: {', '.join(changed + of_data)}")
-        return cls(state, same_schedule, exact)
+        obstacles = {
+            '--start-epoch': options.start_epoch is not None,
+            f"'{options.resume}' holds no random state": not state,
+            '--no-resume-opt': options.no_resume_opt,
+        }
+        obstacle = next((reason for reason, holds in obstacles.items() if holds), '')
+        if is_primary():
+            for reason in filter(None, (obstacle, compare_views(data, state['data']) if state else '')):
+                _logger.warning(f'{reason}: the run continues, but differs from an uninterrupted run.')
+            if changed or of_data:
+                _logger.info(f"Not as in the checkpoint: {', '.join(changed + of_data)}")
+        return cls(state, same_schedule, exact=not obstacle)
 
     def start(self, options: Schedule, epoch: int | None) -> Position:
         """Return where training starts: at --start-epoch, at the saved position, or at the epoch of the weights."""

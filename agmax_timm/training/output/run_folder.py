@@ -21,7 +21,7 @@ from ...options.model import TrainModel
 from ...options.parsers import TrainOptions
 from ...options.run import Run
 from ...weights.find import checkpoint_names, newest_checkpoint, next_branch
-from . import log as reporting
+from .log import log_to_file, write_summary
 from .log_file import LogFile
 
 try:
@@ -166,8 +166,8 @@ def open_folder(
         if restored and resumes_in(options, folder):
             atomic_write.truncate(log_path, restored['log'])
             if restored['rows']:
-                reporting.write_summary(summary_path(folder), restored['rows'])
-        log = reporting.log_to_file(log_path)
+                write_summary(summary_path(folder), restored['rows'])
+        log = log_to_file(log_path)
         with atomic_write.replacing(os.path.join(folder, 'args.yaml'), 'w') as f:
             yaml.safe_dump(values(given), f, default_flow_style=False)
     return folder, log

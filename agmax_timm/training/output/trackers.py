@@ -8,7 +8,7 @@ from ...base.text import one_line
 from ...options.declare import values
 from ...options.run import Tracking
 from ..updates.loop import Progress
-from . import log as reporting
+from .log import tolerated
 
 
 def require_trackers(options: Tracking) -> None:
@@ -52,7 +52,7 @@ class Trackers:
             same_folder: bool,
     ):
         self.updates_per_epoch = updates_per_epoch
-        self.wandb = _Wandb(options, os.path.basename(folder)) if options.log_wandb else None
+        self.wandb = _start_wandb(options, os.path.basename(folder)) if options.log_wandb else None
         self.board = None
         if options.log_tensorboard:
             self.board = _Board(os.path.join(folder, 'tensorboard'), done_updates if same_folder else None)
@@ -63,7 +63,7 @@ class Trackers:
     def row(self, row: dict[str, Any]) -> None:
         """Log the row of an epoch."""
         if self.wandb is not None:
-            self.wandb.write(row)
+            self.wandb.log(row)
         if self.board is not None:
             self.board.write(row, self._end_of(row))
 
@@ -72,14 +72,15 @@ class Trackers:
         values = {f'update_{name}': value for name, value in progress.last.items()}
         step = progress.epoch * self.updates_per_epoch + progress.update_index
         if self.wandb is not None:
-            self.wandb.write({'update': step, **values})
+            self.wandb.log({'update': step, **values})
         if self.board is not None:
             self.board.write(values, step)
 
     def finish(self) -> None:
-        for tracker in (self.wandb, self.board):
-            if tracker is not None:
-                tracker.close()
+        if self.wandb is not None:
+            self.wandb.finish()
+        if self.board is not None:
+            self.board.close()
 
     def _end_of(self, row: dict[str, Any]) -> int:
         return (row['epoch'] + 1) * self.updates_per_epoch
@@ -96,7 +97,7 @@ class _Board:
         from torch.utils.tensorboard import SummaryWriter
         self.folder = folder
         self.writer = None
-        with reporting.tolerated(folder):
+        with tolerated(folder):
             self.writer = SummaryWriter(folder, purge_step=purge_step)
 
     def write(self, values: dict[str, Any], step: int) -> None:
@@ -113,38 +114,31 @@ class _Board:
     def _try(self, work: Callable[[Any], None]) -> None:
         writer, self.writer = self.writer, None
         if writer is not None:
-            with reporting.tolerated(self.folder):
+            with tolerated(self.folder):
                 work(writer)
                 self.writer = writer
 
 
-class _Wandb:
-    """A run of Weights & Biases, which plots rows over `epoch` and losses over `update`.
+def _start_wandb(options: Tracking, name: str) -> Any:
+    """Start a run of Weights & Biases, which plots rows over `epoch` and losses over `update`.
 
     Raises:
         OptionError: The run cannot be started.
     """
-
-    def __init__(self, options: Tracking, name: str):
-        import wandb
-        try:
-            self.run = wandb.init(
-                project=options.wandb_project,
-                name=name,
-                config=values(options),
-                tags=options.wandb_tags,
-                id=options.wandb_resume_id or None,
-                resume='must' if options.wandb_resume_id else None,
-            )
-        except wandb.Error as error:
-            reason = one_line(error).rstrip('.')
-            raise OptionError(
-                f'--log-wandb: {reason}: try wandb login, or WANDB_MODE=offline in the environment') from error
-        self.run.define_metric('*', step_metric='epoch')
-        self.run.define_metric('update_*', step_metric='update')
-
-    def write(self, values: dict[str, Any]) -> None:
-        self.run.log(values)
-
-    def close(self) -> None:
-        self.run.finish()
+    import wandb
+    try:
+        run = wandb.init(
+            project=options.wandb_project,
+            name=name,
+            config=values(options),
+            tags=options.wandb_tags,
+            id=options.wandb_resume_id or None,
+            resume='must' if options.wandb_resume_id else None,
+        )
+    except wandb.Error as error:
+        reason = one_line(error).rstrip('.')
+        raise OptionError(
+            f'--log-wandb: {reason}: try wandb login, or WANDB_MODE=offline in the environment') from error
+    run.define_metric('*', step_metric='epoch')
+    run.define_metric('update_*', step_metric='update')
+    return run
