@@ -19,7 +19,7 @@ from ..base.text_file import read_text
 from ..options.model import ValidationModel
 from ..options.parsers import ValidateOptions
 from ..weights.checkpoint import find_file, saved_options
-from .evaluated_model import adopt_options
+from .evaluated_model import options_of_run
 
 # Pretrained weights for other classes than the 1000 of ImageNet. --model all excludes them, as in timm.
 _OTHER_CLASSES = ('*_in21k', '*_in22k', '*in12k', '*_dino', '*fcmae', '*seer')
@@ -138,19 +138,20 @@ def validate_with_retry(options: ValidateOptions, validate: Callable, device: to
         The results of `validate`, or 'model' and 'error' if it failed. If one rank fails, all ranks fail.
     """
     while True:
+        adopted = options
         try:
             if options.checkpoint:
-                options = adopt_options(options, saved_options(options.checkpoint))
+                adopted = replace(options, **options_of_run(options, saved_options(options.checkpoint)))
             return validate(options)
         except Exception as error:  # models, weights and data raise many types; the results contain the message
             message, can_retry = one_line(as_user_error(error) or error), _can_retry(error, device)
-        batch_size = decay_batch_step(options.batch_size) if can_retry else 0
+        batch_size = decay_batch_step(adopted.batch_size) if can_retry else 0
         if not batch_size:
-            _logger.error(f"'{options.model}' failed: {message}")
-            return OrderedDict(model=options.model, error=message)
-        _logger.warning(f"'{options.model}': {message}. Retrying with --batch-size {batch_size}.")
+            _logger.error(f"'{adopted.model}' failed: {message}")
+            return OrderedDict(model=adopted.model, error=message)
+        _logger.warning(f"'{adopted.model}': {message}. Retrying with --batch-size {batch_size}.")
         # Marked as given, so that the batch size of the checkpoint does not replace it.
-        options = replace(options, batch_size=batch_size, given=options.given | {'batch_size'})
+        options = replace(adopted, batch_size=batch_size, given=options.given | {'batch_size'})
         _free_memory()
 
 

@@ -51,27 +51,32 @@ class EvaluatedModel:
     run_options: dict[str, Any] = field(default_factory=dict)  # of the run that wrote the checkpoint, if known
 
 
-def adopt_options(options: ValidateOptions, saved: dict[str, Any]) -> ValidateOptions:
-    """Return the options with those of the run that wrote the checkpoint. Options of the command line win."""
+def options_of_run(options: ValidateOptions, saved: dict[str, Any]) -> dict[str, Any]:
+    """Return the options to take from the run that wrote the checkpoint. Those of the command line are left out."""
     if not saved:
-        return options
+        return {}
     explicit = set(options.given)
     shape = {'img_size', 'input_size', 'in_chans'}
     explicit |= shape if explicit & shape else set()
     adopted = {name: saved[name] for name, option in declared(ValidateOptions).items()
-               if option.evaluation in ('input', 'labels') and name in saved and name not in explicit}
-    run_split, share = share_options(saved), share_of(options.split)
-    if 'split' not in explicit or share is not None:
-        adopted.update((name, value) for name, value in run_split.items() if name not in explicit)
-        seed, own = options.val_split_seed, run_split.get('val_split_seed')
-        if 'val_split_seed' in explicit and own not in (None, seed):
-            _logger.warning(f'--val-split-seed {seed} has images that the run trained on: it held out those of {own}')
+               if option.evaluation in ('input', 'labels') and name in saved}
+    if 'split' not in explicit or share_of(options.split) is not None:
+        adopted.update(share_options(saved))
+    adopted['batch_size'] = saved.get('validation_batch_size') or saved.get('batch_size') or options.batch_size
+    adopted['use_train_size'] = True
+    return {name: value for name, value in adopted.items() if name not in explicit}
+
+
+def adopt_options(options: ValidateOptions, saved: dict[str, Any]) -> ValidateOptions:
+    """Return the options with those of options_of_run. Log them, and warn of a split that the run trained on."""
+    adopted, run_split, share = options_of_run(options, saved), share_options(saved), share_of(options.split)
+    seed, own = options.val_split_seed, run_split.get('val_split_seed')
+    share_of_run = 'split' not in options.given or share is not None
+    if share_of_run and 'val_split_seed' in options.given and own not in (None, seed):
+        _logger.warning(f'--val-split-seed {seed} has images that the run trained on: it held out those of {own}')
     if share is not None and run_split and share > float(run_split['split']):
         _logger.warning(f"--split '{options.split}' has images that the run trained on: it held out "
                         f"'{run_split['split']}'")
-    if 'batch_size' not in explicit:
-        adopted['batch_size'] = saved.get('validation_batch_size') or saved.get('batch_size') or options.batch_size
-    adopted['use_train_size'] = True
     if saved.get('naflex_loader') and not options.naflex_loader:
         _logger.warning('The run was evaluated with --naflex-loader. Without it, images are resized to one size')
     changed = {name: value for name, value in adopted.items() if value != getattr(options, name)}

@@ -24,7 +24,7 @@ from ..options.evaluation import Robustness
 from ..options.parsers import AnyOptions, ValidateOptions, saved_train_options
 from . import bulk
 from .evaluate import evaluate
-from .evaluated_model import EvaluatedModel, open_split
+from .evaluated_model import EvaluatedModel, build_loader, open_split
 from .log import log_steps
 from .metrics import create_evaluator, labels_of_data
 from .robustness.agreement import AgreementEvaluator
@@ -45,10 +45,13 @@ class Corruption(NamedTuple):
 
 @dataclass
 class Evaluation:
-    """A model, its data, and the options of their evaluation."""
-    options: ValidateOptions
+    """A model and its data."""
     subject: EvaluatedModel
     dataset: Dataset
+
+    @property
+    def options(self) -> ValidateOptions:
+        return self.subject.options
 
     def run(
             self,
@@ -66,22 +69,19 @@ class Evaluation:
             perturb: Argument of evaluate().
             **data_config: Values that replace those of the model's data configuration.
         """
-        options, subject, dataset = self.options, self.subject, dataset or self.dataset
-        source = SeededDataset(dataset, options.seed) if change is not None else dataset
-        loader = loaders.build_eval_loader(
-            options, source, {**subject.data_config, **data_config}, subject.device, subject.precision,
-            options.batch_size, crop_border_pixels=options.crop_border_pixels,
-            tf_preprocessing=options.tf_preprocessing)
+        subject, dataset = self.subject, dataset or self.dataset
+        source = SeededDataset(dataset, self.options.seed) if change is not None else dataset
+        loader = build_loader(replace(subject, data_config={**subject.data_config, **data_config}), source)
         if change is not None:
             change_transforms(source, change)
-        evaluator = create_evaluator(options, dataset, loader, subject.num_classes, subject.device)
+        evaluator = create_evaluator(self.options, dataset, loader, subject.num_classes, subject.device)
         return self.evaluate(name, loader, evaluator, perturb)
 
     def evaluate(self, name: str, loader: Any, evaluator: Any, perturb: Callable | None = None) -> dict[str, float]:
         """Return the metrics of one pass over a loader. Without a name, nothing is logged."""
-        options, subject = self.options, self.subject
+        subject = self.subject
         return evaluate(
-            subject.model, loader, options, subject.device, subject.precision, options.log_freq,
+            subject.model, loader, subject.options, subject.device, subject.precision, subject.options.log_freq,
             on_log=log_steps(name) if name and is_primary() else None, evaluator=evaluator, perturb=perturb,
             before_compute=partial(bulk.check_ranks, subject.device))
 
@@ -113,18 +113,17 @@ def measure(evaluation: Evaluation) -> dict[str, float]:
 
 def measure_agreement(evaluation: Evaluation) -> dict[str, float]:
     """Return 'agreement' in percent and 'agreement_kl' in nats for two training views of each image."""
+    options = evaluation.options
     # Without the prefetcher, random erasing is part of the transform, and is seeded by sample like its other steps.
-    options = replace(evaluation.options, no_prefetcher=True)
-    evaluation = replace(evaluation, options=options)
-    dataset, subject = SeededDataset(evaluation.dataset, options.seed), evaluation.subject
-    views = _training_transform(evaluation)
-    loader = loaders.build_eval_loader(
-        options, dataset, subject.data_config, subject.device, subject.precision, max(1, options.batch_size // 2))
+    subject = replace(evaluation.subject, options=replace(
+        options, no_prefetcher=True, batch_size=max(1, options.batch_size // 2)))
+    dataset, views = SeededDataset(evaluation.dataset, options.seed), _training_transform(evaluation)
+    loader = build_loader(subject, dataset)
     dataset.transform = views
     loader.collate_fn = TwoViewCollate()
     evaluator = AgreementEvaluator(
         subject.device, evaluation_sample_limit(loader), labels_of_data(options, subject.num_classes))
-    return evaluation.evaluate('', loader, evaluator)
+    return replace(evaluation, subject=subject).evaluate('', loader, evaluator)
 
 
 def _training_transform(evaluation: Evaluation) -> Any:

@@ -71,7 +71,7 @@ def validate_model(options: ValidateOptions, device: torch.device) -> dict[str, 
         raise OptionError(
             f'--crop-border-pixels {options.crop_border_pixels} leaves nothing of an image: use fewer') from error
     results = summarize(options, subject, metrics)
-    results.update(measures.measure(measures.Evaluation(options, subject, dataset)))
+    results.update(measures.measure(measures.Evaluation(subject, dataset)))
     return finite(results)  # JSON has no NaN
 
 

@@ -5,7 +5,8 @@ arXiv 1903.12261. Corruption while loading uses the package imagecorruptions-ima
 """
 import inspect
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from statistics import fmean
 
 import numpy as np
 from PIL import Image
@@ -94,9 +95,9 @@ def summarize(errors: Errors, imagenet_c: bool = False) -> dict[str, float]:
         as published, if `imagenet_c` is true and all 15 common corruptions have all severities.
     """
     names = list(dict.fromkeys(name for name, _ in errors))
-    means = {name: _mean([error for (other, _), error in errors.items() if other == name]) for name in names}
+    means = {name: fmean(error for (other, _), error in errors.items() if other == name) for name in names}
     summary = {f'{name}_err': error for name, error in means.items()}
-    summary['corruption_err'] = _mean(list(means.values()))
+    summary['corruption_err'] = fmean(means.values())
     mce = mean_corruption_error(errors) if imagenet_c else None
     if mce is not None:
         summary['mce'] = mce
@@ -107,13 +108,8 @@ def mean_corruption_error(errors: Errors) -> float | None:
     """Return the mean of the errors relative to AlexNet's, in percent; None if one of the 15 x 5 errors is missing."""
     if any((name, severity) not in errors for name in ALEXNET_ERRORS for severity in SEVERITIES):
         return None
-    return 100. * _mean([
-        _mean([errors[name, severity] for severity in SEVERITIES]) / alexnet
-        for name, alexnet in ALEXNET_ERRORS.items()])
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
+    return 100. * fmean(fmean(errors[name, severity] for severity in SEVERITIES) / alexnet
+                        for name, alexnet in ALEXNET_ERRORS.items())
 
 
 def _folders(path: str) -> list[str]:

@@ -1,5 +1,6 @@
 """Random transforms seeded by sample: results do not depend on worker, rank, batch and order."""
 import random
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -7,6 +8,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from ...base.random_state import kept_random_state
 from ...base.wrapping import passed_on
 
 
@@ -16,18 +18,13 @@ def sample_seed(seed: int, index: int) -> int:
 
 
 @contextmanager
-def seeded(seed: int):
+def seeded(seed: int) -> Iterator[None]:
     """Seed the generators of Python, NumPy and torch (CPU) in a context. Restore their states at its end."""
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.default_generator.manual_seed(seed)  # torch.manual_seed would also seed the GPUs
-    try:
+    with kept_random_state():
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would also seed the GPUs
         yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-        torch.set_rng_state(states[2])
 
 
 class SeededDataset(Dataset):

@@ -1,6 +1,7 @@
 """Comparison of several models: robustness.csv with all numbers, robustness.md with the metrics, a figure."""
 import os
 import re
+from statistics import fmean
 from typing import Any
 
 from ...base.atomic_write import replacing
@@ -80,7 +81,7 @@ def by_severity(row: Row) -> dict[int, float]:
             errors.setdefault(int(match[2]), []).append(value)
     if not errors:
         return {}
-    return {0: row['top1_err'], **{severity: sum(values) / len(values) for severity, values in sorted(errors.items())}}
+    return {0: row['top1_err'], **{severity: fmean(values) for severity, values in sorted(errors.items())}}
 
 
 def by_epsilon(row: Row) -> dict[float, float]:
