@@ -52,7 +52,7 @@ def test_linked_and_named_files_exist(path):
 
 
 def test_the_table_of_devices_has_every_file_of_the_gpu_tests():
-    table = (DOCS / 'performance.md').read_text().split(BEGIN)[1].split(END)[0]
+    table = (DOCS / 'benchmarks.md').read_text().split(BEGIN)[1].split(END)[0]
     rows = [line.split(' | ')[0].removeprefix('| ') for line in table.strip().split('\n\n')[0].splitlines()]
     assert rows[2:] == list(sections().values())
 
@@ -104,7 +104,7 @@ def test_the_changelog_has_each_group_once():
 
 def test_the_code_of_the_guide_to_scripts_runs(tmp_path, monkeypatch, gradient_dataset):
     text = (DOCS / 'script.md').read_text()
-    script, transforms, evaluate, save, resume, loader, loss = re.findall(r'```python\n(.*?)\n```', text, re.S)
+    script, transforms, average, evaluate, save, resume, loader, loss = re.findall(r'```python\n(.*?)\n```', text, re.S)
     assert f'```python\n{script}\n```' in (REPOSITORY / 'README.md').read_text()  # whose test runs it
 
     monkeypatch.chdir(tmp_path)
@@ -114,12 +114,20 @@ def test_the_code_of_the_guide_to_scripts_runs(tmp_path, monkeypatch, gradient_d
     images, labels = torch.randn(8, 3, 32, 32), torch.arange(8)
     variables = dict(
         torch=torch, create_two_view_loader=create_two_view_loader, dataset=gradient_dataset(8), task=task,
-        optimizer=optimizer, validation=[(images, labels)])
+        optimizer=optimizer, device=torch.device('cpu'), validation=[(images, labels)])
     exec(transforms.replace('224', '32').replace('128', '4'), variables)
     for input, target in variables['loader']:
         assert input.shape == (8, 3, 32, 32)
         task(input, target)['loss'].backward()
         optimizer.step()
+
+    first = copy.deepcopy(model.state_dict())
+    exec(average.replace('0.9999', '0.5'), {**variables, 'loader': [*variables['loader']][:1]}, found := {})
+    last, averaged = model.state_dict(), found['averaged'].state_dict()
+    assert averaged.keys() == last.keys()  # no Q-network
+    for name, weight in last.items():
+        if weight.is_floating_point():
+            torch.testing.assert_close(averaged[name], (first[name] + weight.cpu()) / 2)
 
     exec(evaluate, variables)
     with torch.inference_mode():

@@ -1,1 +1,1 @@
-"""Benchmarks of speed and memory for docs/performance.md: python -m agmax_timm.bench --help"""
+"""Benchmarks of speed and memory for docs/benchmarks.md: python -m agmax_timm.bench --help"""

@@ -1,4 +1,4 @@
-"""Tests of everything that is claimed for CUDA. docs/performance.md describes how to run them.
+"""Tests of everything that is claimed for CUDA. docs/benchmarks.md describes how to run them.
 
 Without CUDA one test is skipped and no other is collected. `--device cpu` runs the CPU form of all: it tests the tests,
 not CUDA.

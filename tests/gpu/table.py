@@ -1,6 +1,6 @@
 """Write into a document which tests of tests/gpu passed on which device, from the files of their runs.
 
-python tests/gpu/table.py gpu.json [cpu.json ...] --write docs/performance.md
+python tests/gpu/table.py gpu.json [cpu.json ...] --write docs/benchmarks.md
 """
 import argparse
 import ast

@@ -291,7 +291,7 @@ def operators_of_an_update(train_updates):
     (lambda: ClassificationTask(timm.create_model('test_resnet', num_classes=CLASSES), torch.nn.CrossEntropyLoss(),
                                 verbose=False), 8)], ids=['agmax', 'mse', 'plain'])
 def test_an_update_has_few_more_operators_than_plain_training(build, most):
-    """docs/performance.md states the numbers."""
+    """docs/benchmarks.md states the numbers."""
     model = timm.create_model('test_resnet', num_classes=CLASSES)
 
     def plain_updates(count):
