@@ -80,11 +80,7 @@ class AgMaxModule(nn.Module):
 
     def group_matcher(self, coarse: bool = False) -> Callable[[str], int]:
         """Return the function from a parameter to its layer, for layer decay. The Q-network is in the last layer."""
-        matcher = getattr(self.model, 'group_matcher', None)
-        if matcher is not None:
-            layers = group_parameters(self.model, matcher(coarse=coarse), reverse=True)
-        else:
-            layers = auto_group_layers(self.model)
+        layers = layer_of_parameters(self.model, coarse)
         last_layer = max(layers.values())
         return lambda name: layers.get(name.removeprefix('model.'), last_layer)
 
@@ -115,6 +111,14 @@ class AgMaxModule(nn.Module):
         if self.qnet is None:
             return logits, None
         return logits, self.qnet(torch.cat(logits.chunk(2), dim=1))
+
+
+def layer_of_parameters(model: nn.Module, coarse: bool = False) -> dict[str, int]:
+    """Return the number of the layer of each parameter, as in timm's layer decay."""
+    matcher = getattr(model, 'group_matcher', None)
+    if matcher is None:
+        return auto_group_layers(model)
+    return group_parameters(model, matcher(coarse=coarse), reverse=True)
 
 
 def init_normal(module: nn.Module, std: float) -> None:

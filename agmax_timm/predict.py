@@ -7,7 +7,6 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from io import TextIOWrapper
 from typing import IO, Any, cast
 
 from .base.command import command
@@ -146,7 +145,7 @@ _FORMATS = {'table': _write_table, 'csv': _write_csv, 'json': _write_json}
 def _opened(path: str | None) -> Iterator[IO]:
     """Open a file that is replaced atomically, or stdout. File names may contain any bytes."""
     if path is None:
-        cast(TextIOWrapper, sys.stdout).reconfigure(errors='surrogateescape')
+        cast(io.TextIOWrapper, sys.stdout).reconfigure(errors='surrogateescape')
         yield sys.stdout
         return
     from .base.atomic_write import replacing

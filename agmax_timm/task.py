@@ -150,8 +150,6 @@ class AgMaxTask(TrainingTask):
     def get_eval_model(self, module: nn.Module | None = None, ema: bool = False) -> nn.Module | None:
         """Return the plain classifier or its EMA, without the Q-network; compiled if compile() was called."""
         resolved = super().get_eval_model(module=module, ema=ema)
-        if resolved is None:
-            return None
         unwrapped = unwrap_model(resolved)
         return unwrapped.model if isinstance(unwrapped, AgMaxModule) else resolved
 

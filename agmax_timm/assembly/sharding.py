@@ -11,15 +11,14 @@ import torch
 import torch.distributed as dist
 import torch.nn as nn
 from timm import utils
-from timm.models import group_parameters
-from timm.optim import auto_group_layers
 from timm.task import TrainingTask
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from ..base.distributed import is_distributed
 from ..base.errors import OptionError
+from ..network import layer_of_parameters
 from ..options.checks import in_sequence
 from ..options.parsers import TrainOptions
 
@@ -78,7 +77,10 @@ def shard_task(
     for ema in (False, True) if task.has_ema() else (False,):
         module = utils.unwrap_model(task.get_trainable_module(ema=ema))
         _share_weights(module, device)
-        _shard_module(module, utils.unwrap_model(task.get_eval_model(ema=ema)), mesh)
+        model = utils.unwrap_model(task.get_eval_model(ema=ema))
+        # Each layer of the model, then the rest of the model, then the rest of the module that contains it.
+        for part in dict.fromkeys([*find_layers(model), model, module]):
+            fully_shard(part, mesh=mesh, reshard_after_forward=True)
     if task.has_ema():
         # torch's foreach functions do not accept sharded parameters together with whole buffers
         ema_module: Any = task.get_trainable_module(ema=True)
@@ -101,12 +103,6 @@ def _share_weights(module: nn.Module, device: torch.device) -> None:
         tensor.copy_(shared)
 
 
-def _shard_module(module: nn.Module, model: nn.Module, mesh: DeviceMesh) -> None:
-    """Shard each layer of the model, then the rest of the model, then the rest of the module that contains it."""
-    for part in dict.fromkeys([*find_layers(model), model, module]):
-        fully_shard(part, mesh=mesh, reshard_after_forward=True)
-
-
 def find_layers(model: nn.Module) -> Iterator[nn.Module]:
     """Return the items of Sequentials and ModuleLists that belong to one layer in timm's layer decay.
 
@@ -114,11 +110,7 @@ def find_layers(model: nn.Module) -> Iterator[nn.Module]:
     the items of containers themselves, and read the weights of operations.
     """
     containers = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
-    matcher = getattr(model, 'group_matcher', None)
-    if matcher is not None:
-        layer_of = group_parameters(model, matcher(coarse=False), reverse=True)
-    else:
-        layer_of = auto_group_layers(model)
+    layer_of = layer_of_parameters(model)
 
     def visit(module: nn.Module, prefix: str) -> Iterator[nn.Module]:
         for name, child in module.named_children():
