@@ -120,6 +120,17 @@ def _check_arguments(
     check_mode(dataset, channels, kwargs)
 
 
+def _check_iterable(dataset: IterableDataset, batch_size: int, kwargs: dict[str, Any]) -> None:
+    """Raise ValueError for options that data in sequence does not have, or a batch size that differs from its own."""
+    for name in ('num_aug_repeats', 'use_multi_epochs_loader'):
+        if kwargs.get(name):
+            raise ValueError(f'{name} needs a data set with an index; one that is read in sequence has none')
+    planned = getattr(getattr(dataset, 'reader', None), 'batch_size', None) or batch_size
+    if planned != batch_size:
+        raise ValueError(f'batch_size {batch_size} is not the {planned} that the data set was created with, and counts '
+                         f'its samples by: give create_dataset batch_size={batch_size}')
+
+
 def _add_augmentation(loader: Any, size: tuple[int, ...], extensions: Extensions, kwargs: dict[str, Any]) -> None:
     """Add the augmentation that timm lacks to a loader. timm's prefetcher erases after it has normalised."""
     prefetch, lighting, cutout = kwargs.get('use_prefetcher', True), extensions.lighting, extensions.cutout
@@ -224,14 +235,3 @@ def create_two_view_loader(
         switch = {'mixup_enabled': passed_on('collate_fn', 'mixup_enabled')}
         loader.__class__ = type(type(loader).__name__, (type(loader),), switch)
     return loader
-
-
-def _check_iterable(dataset: IterableDataset, batch_size: int, kwargs: dict[str, Any]) -> None:
-    """Raise ValueError for options that data in sequence does not have, or a batch size that differs from its own."""
-    for name in ('num_aug_repeats', 'use_multi_epochs_loader'):
-        if kwargs.get(name):
-            raise ValueError(f'{name} needs a data set with an index; one that is read in sequence has none')
-    planned = getattr(getattr(dataset, 'reader', None), 'batch_size', None) or batch_size
-    if planned != batch_size:
-        raise ValueError(f'batch_size {batch_size} is not the {planned} that the data set was created with, and counts '
-                         f'its samples by: give create_dataset batch_size={batch_size}')

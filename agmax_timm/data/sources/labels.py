@@ -2,6 +2,7 @@
 import json
 import reprlib
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from numbers import Integral, Real
 from typing import Any
@@ -143,9 +144,9 @@ def _with_index(dataset: Any, reader: Any, sample: dict[str, Any]) -> dict[str, 
 
 def _number(label: Any) -> Any:
     """Convert a label that is text to a number; other labels stay as they are."""
+    if not isinstance(label, str):
+        return label
     for kind in (int, float):
-        try:
-            return kind(label) if isinstance(label, str) else label
-        except ValueError:
-            pass
+        with suppress(ValueError):
+            return kind(label)
     raise ValueError('a class index is a number')
