@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from ..assembly.objective import describe_marginals
 from ..assembly.optimizer import mean_lr
-from ..base.distributed import is_distributed, is_primary, world_size
+from ..base.distributed import is_primary, world_size
 from ..data.backend import views_of
 from ..evaluation.evaluate import evaluate
 from ..options.parsers import TrainOptions
@@ -102,7 +102,7 @@ def _batch(options: TrainOptions) -> str:
 def time_updates(run: TrainingRun) -> tuple[float, float]:
     """Return seconds per update, and images of all ranks per second, from a few seconds of the next epoch."""
     options, device, first = run.options, run.device, run.position
-    losses = RunningLosses(device, is_distributed())
+    losses = RunningLosses(device)
     marks = [(time.perf_counter(), 0)]  # after each update: time, and images of this rank so far
 
     def requests() -> tuple[bool, bool]:

@@ -61,7 +61,7 @@ class Epochs:
         folder: Folder of the run on the first rank; the same on every rank.
     """
 
-    def __init__(self, run: TrainingRun, trackers: Trackers | None, folder: str | None):
+    def __init__(self, run: TrainingRun, trackers: Trackers | None, folder: str):
         self.run = run
         self.options = run.options
         self.checkpoints = run.checkpoints
@@ -101,7 +101,7 @@ class Epochs:
     def _epoch(self, position: Position, losses: RunningLosses | None) -> None:
         """Train the rest of an epoch, and evaluate if an evaluation follows."""
         run, options, epoch = self.run, self.options, position.epoch
-        losses = losses or RunningLosses(run.device, is_distributed())
+        losses = losses or RunningLosses(run.device)
         prepare_loader(options, run.loader_train, epoch)
         self.checkpoints.begin_epoch(position.batch // options.grad_accum_steps)
         if position.trained:
@@ -148,7 +148,7 @@ class Epochs:
             self.trackers.update(progress)
         if self.options.save_images and self.primary:
             name = f'views-{progress.epoch}-{progress.update_index}.png'
-            path = os.path.join(self.checkpoints.output_dir or '', name)
+            path = os.path.join(self.checkpoints.output_dir, name)
             with log.tolerated(path):
                 to_picture = ToPicture(
                     run.data_config, run.patch_size, self.options.naflex_patchify_channels_first)

@@ -62,7 +62,7 @@ def train(
             _finish(run, epochs, trackers)
             try:
                 if on_complete is not None and epochs.results:
-                    on_complete(run.checkpoints.output_dir or '', watchdog)
+                    on_complete(run.checkpoints.output_dir, watchdog)
             finally:
                 _log_end(run, epochs.results)
         return epochs.results
@@ -71,7 +71,7 @@ def train(
 def _finish(run: TrainingRun, epochs: Epochs, trackers: Trackers) -> None:
     """Wait until everything is on disk. Draw the curves, and print the results for programs."""
     saver, output_dir, results = run.checkpoints.saver, run.checkpoints.output_dir, epochs.results
-    assert saver is not None and output_dir is not None  # as on any first rank
+    assert saver is not None  # as on any first rank
     saver.wait()
     if epochs.stopped:
         _logger.info(f"Stopped after epoch {results[-1]['epoch']} by --early-stop {run.options.early_stop}: "

@@ -39,7 +39,7 @@ def test_every_collective_of_the_package_works(device, group, monkeypatch):
     check.check_losses(BatchLosses(('loss', 'ce'), torch.tensor([1., torch.nan], device=device), 4), last=True)
     checked = check.agree()
     assert checked.broken == ['ce'] and checked.save and not checked.stop
-    losses = RunningLosses(device, distributed=True)
+    losses = RunningLosses(device)
     losses.update(BatchLosses(('loss',), torch.ones(1, device=device), 4))
     assert losses.read('')[1]['loss'] == 1.
 

@@ -66,8 +66,9 @@ def compare_views(now: dict[str, Any], saved: dict[str, Any]) -> str:
         now, saved: Descriptions of the data with the words of views_of().
     """
     before = saved.get('views', now['views'])
-    return '' if before == now['views'] else (
-        f"views are made {now['views']} in place of {before}, see --augment-backend and --image-memory")
+    if before == now['views']:
+        return ''
+    return f"views are made {now['views']} in place of {before}, see --augment-backend and --image-memory"
 
 
 def compare_data(options: TrainModel, now: dict[str, Any], saved: dict[str, Any]) -> list[str]:

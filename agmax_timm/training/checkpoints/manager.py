@@ -42,7 +42,7 @@ class CheckpointManager:
         options = training.options
         self.gathered = WholeState(training.task, training.optimizer, keep=is_primary()) if options.fsdp else None
         self.interval, self.unit = parse_interval(options.recovery_interval)
-        self.output_dir: str | None = None  # this and the next two are set on the first rank
+        self.output_dir = ''  # this and the next three are set on the first rank
         self.saver: CheckpointSaver | None = None
         self.constants: dict[str, Any] = {}  # further entries of every state
         self.log_position = lambda: 0
@@ -104,7 +104,7 @@ class CheckpointManager:
         check_weights(self.training.task)
         state = self.gather(Position(epoch + 1))
         if self.saver is not None:
-            path = run_folder.summary_path(self.output_dir or '')
+            path = run_folder.summary_path(self.output_dir)
             with tolerated(path):
                 write_summary(path, self.state.history.rows)
             self.saver.save_checkpoint(epoch, metric, state=state, **metrics)

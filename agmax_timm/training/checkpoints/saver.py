@@ -142,13 +142,12 @@ class CheckpointSaver(timm.utils.CheckpointSaver):
             rf'{re.escape(self.save_prefix)}-\d+{re.escape(self.extension)}', file)]  # only own files
         with silenced():  # timm logs the ranking without this checkpoint; ours follows
             self.load_state_dict({**saved, 'checkpoint_files': files, 'pending': (None, None)})
-        if not _ranks(self.best_metric):
-            self.best_metric = self.best_epoch = None
         ranked_by = checkpoint.get(METADATA, {}).get('metric_name')
         same_metric = ranked_by in (None, self.metadata.get('metric_name'))
         if not same_metric:  # values of another metric cannot be compared
-            self.best_metric = self.best_epoch = None
             self.checkpoint_files = [(file, None) for file, _ in self.checkpoint_files]
+        if not same_metric or not _ranks(self.best_metric):
+            self.best_metric = self.best_epoch = None
         epoch, metric = saved.get('pending', (None, None))
         metric = metric if same_metric else None
         finished = epoch is not None and not os.path.basename(checkpoint_path).startswith(self.recovery_prefix)

@@ -163,7 +163,7 @@ class RunState:
         if not same_ranks and saved['sums'] is not None:  # each of the new ranks has their mean
             sums = sum(rank['losses']['sums'] for rank in ranks) / len(ranks)
             saved = {**saved, 'sums': sums, 'count': sum(rank['losses']['count'] for rank in ranks) / len(ranks)}
-        losses = RunningLosses(self.training.device, is_distributed())
+        losses = RunningLosses(self.training.device)
         losses.load_state_dict(saved)
         return losses
 

@@ -19,10 +19,10 @@ class DamageLog:
 
     Args:
         device: Device that the ranks' collectives work on.
-        output_dir: Folder for damaged.csv; None on ranks that do not log.
+        output_dir: Folder for damaged.csv; '' on ranks that do not log.
     """
 
-    def __init__(self, dataset: Dataset, device: torch.device, output_dir: str | None = None):
+    def __init__(self, dataset: Dataset, device: torch.device, output_dir: str = ''):
         self.damage: Any = getattr(dataset, 'damage', None)
         self.device = device
         self.path = os.path.join(output_dir, 'damaged.csv') if output_dir else ''

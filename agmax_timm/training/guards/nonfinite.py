@@ -35,7 +35,7 @@ class BrokenUpdates:
         self.options = training.options
         self.task = training.task
         self.loader = loader
-        self.folder: str | None = None  # folder of the files, on every rank; None: no files
+        self.folder = ''  # folder of the files, on every rank; '': no files
         self.count = 0
         self.skipped = 0  # by the loss scaler
         self._next = -1  # number of the batch after the last broken update, counted over all epochs
@@ -93,14 +93,14 @@ class BrokenUpdates:
         # With scheduled resolutions an index comes with the size of its image.
         known = [index[0] if isinstance(index, tuple) else index for index in known]
         words = f'samples {listed(known)}' if known else 'samples of unknown index'
-        if self.folder is not None and self.count < _MOST_FILES and update.input is not None:
+        if self.folder and self.count < _MOST_FILES and update.input is not None:
             words += f', kept in {self._write(update, checked, indices)}'
         return f'on rank {rank()} {words}' if is_distributed() else words
 
     def _write(self, update: Update, checked: CheckResult, indices: list[Any]) -> str:
         """Write a file that reproduces the losses: by a forward pass of `weights` in training mode. Return its path."""
         number = update.first_batch // self.options.grad_accum_steps
-        path = os.path.join(self.folder or '', f'broken-{update.epoch}-{number}-rank{rank()}.pth')
+        path = os.path.join(self.folder, f'broken-{update.epoch}-{number}-rank{rank()}.pth')
         content = snapshot({
             'epoch': update.epoch, 'update': number, 'rank': rank(), 'broken': checked.here or [GRADIENT],
             'losses': [dict(zip(losses.names, losses.values.tolist())) for losses in update.losses],

@@ -173,10 +173,9 @@ def open_folder(
     return folder, log
 
 
-def resumes_in(options: TrainModel, folder: str | None) -> bool:
+def resumes_in(options: TrainModel, folder: str) -> bool:
     """Whether the run resumes from a checkpoint in this folder."""
-    return bool(options.resume and folder) and (
-        os.path.realpath(os.path.dirname(options.resume)) == os.path.realpath(folder or ''))
+    return bool(options.resume) and os.path.realpath(os.path.dirname(options.resume)) == os.path.realpath(folder)
 
 
 def branch_to_write(options: TrainOptions, auto: bool, state: dict[str, Any]) -> int:

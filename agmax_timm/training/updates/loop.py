@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ...assembly.loaders import prepare_batch
-from ...base.distributed import is_distributed, world_size
+from ...base.distributed import world_size
 from ...data.loading.device import Input
 from ...data.loading.workers import batches_of
 from ...data.sources.decoding import check_damage
@@ -78,7 +78,7 @@ def train_one_epoch(
         DamagedError: More images than --max-damaged cannot be decoded.
     """
     training, options = step.training, step.training.options
-    losses = losses or RunningLosses(training.device, is_distributed())
+    losses = losses or RunningLosses(training.device)
     num_batches, accumulate = len(loader), options.grad_accum_steps
     num_updates = math.ceil(num_batches / accumulate)
     update, done = Update(epoch, first_batch), first_batch

@@ -7,6 +7,7 @@ import torch
 import torch.distributed as dist
 import torch.nn as nn
 
+from ...base.distributed import is_distributed, world_size
 from ...base.errors import UserError
 from ...data.loading.device import Input
 
@@ -54,15 +55,11 @@ class RunningLosses:
     """Last and mean losses of an epoch, summed on the device in float64.
 
     A sum stays NaN or infinite, so read() finds these values even if it is called at intervals.
-
-    Args:
-        distributed: Whether read() averages over ranks.
     """
 
-    def __init__(self, device: torch.device, distributed: bool = False):
+    def __init__(self, device: torch.device):
         self.device = device
         self.dtype = torch.float32 if device.type == 'mps' else torch.float64
-        self.distributed = distributed
         self.names: tuple[str, ...] = ()
         self.last: torch.Tensor | None = None
         self.sums: torch.Tensor | None = None
@@ -88,16 +85,16 @@ class RunningLosses:
         self.count += losses.images
 
     def read(self, when: str) -> tuple[dict[str, float], dict[str, float]]:
-        """Return the losses of the last batch and the means so far. Waits for the device and the other ranks.
+        """Return the losses of the last batch and the means so far, averaged over the ranks. Waits for the device.
 
         Raises:
             NonFiniteError: A loss was NaN or infinite in any batch so far, on any rank.
         """
         assert self.last is not None and self.sums is not None
         values = torch.stack([self.last.to(self.dtype), self.sums / self.count])
-        if self.distributed:
+        if is_distributed():
             dist.all_reduce(values)
-            values /= dist.get_world_size()
+            values /= world_size()
         last, mean = (dict(zip(self.names, row)) for row in values.tolist())
         broken = flagged(self.names, [not math.isfinite(value) for value in mean.values()])
         if broken:
