@@ -13,6 +13,7 @@ from agmax_timm.loss import agreement_terms
 sys.path.insert(0, str(Path(__file__).parents[1] / 'tools'))
 import agreement_pilots
 import class_prior_pilot
+import subset
 
 HOME = Path(__file__).parents[1]
 
@@ -75,3 +76,20 @@ def image_folder(tmp_path):
                 noise = torch.randint(256, (28, 28, 3), dtype=torch.uint8)
                 Image.fromarray(noise.numpy()).save(tmp_path / 'data' / split / name / f'{number}.png')
     return tmp_path / 'data'
+
+
+@pytest.mark.parametrize('tune', [None, 2])
+def test_a_subset_has_the_first_images_and_divides_the_validation_images(tune, tmp_path, monkeypatch):
+    for split, name, number in ((s, c, i) for s in ('train', 'val', 'test') for c in 'ab' for i in range(5)):
+        folder = tmp_path / 'source' / split / name
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f'{number}.png').write_text(f'{split} {name} {number}')
+    words = ['subset.py', str(tmp_path / 'source'), str(tmp_path / 'target'), '--per-class', '3']
+    monkeypatch.setattr(sys, 'argv', words + (['--tune-per-class', str(tune)] if tune else []))
+    subset.main()
+    found = {path.relative_to(tmp_path / 'target').as_posix(): path.read_text()
+             for path in (tmp_path / 'target').glob('*/*/*')}
+    numbers = {'train': range(3), 'test': range(5), **(
+        {'tune': range(tune), 'val': range(tune, 5)} if tune else {'val': range(5)})}
+    assert found == {f'{split}/{name}/{i}.png': f"{'val' if split == 'tune' else split} {name} {i}"
+                     for split, kept in numbers.items() for name in 'ab' for i in kept}
