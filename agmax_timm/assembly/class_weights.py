@@ -64,7 +64,9 @@ def class_weights(options: TrainOptions, kind: str, stats: Stats | None) -> Any:
         OptionError: The value is no weight, does not fit the classes, or the loss has no such weights.
     """
     value, flag, name = getattr(options, f'loss_{kind}'), flag_of(f'loss_{kind}'), loss_name(options)
-    losses = ('bce', 'asl') if options.task == 'multilabel' else ('bce',) if kind == 'pos_weight' else ('ce', 'bce')
+    losses = ('bce',) if kind == 'pos_weight' else ('ce', 'bce')
+    if options.task == 'multilabel':
+        losses = ('bce', 'asl')
     if value and name not in losses:
         raise OptionError(f"{flag} '{value}' is not for --loss {name}: drop it, or use --loss {' or '.join(losses)}")
     if value in (*BY_FREQUENCY, 'neg_pos') and stats is None:

@@ -73,7 +73,6 @@ def build_criterion(options: TrainOptions, dataset: Any = None) -> nn.Module:
     Raises:
         OptionError: Class weights or statistics do not fit the classes, or an option belongs to another loss.
     """
-    multi_label = options.task == 'multilabel'
     name = loss_name(options)
     stats = read_class_stats(options, dataset)
     weights = {kind: class_weights(options, kind, stats) for kind in ('class_weight', 'pos_weight')}
@@ -84,7 +83,7 @@ def build_criterion(options: TrainOptions, dataset: Any = None) -> nn.Module:
             weights.update(class_counts=per_class(options, 'class_stats', stats[0]), num_samples=stats[1])
         return create_classification_loss(
             name,
-            multi_label=multi_label,
+            multi_label=options.task == 'multilabel',
             smoothing=options.smoothing,
             soft_targets=mixing(options),
             jsd_splits=options.aug_splits,

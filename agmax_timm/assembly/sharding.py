@@ -73,7 +73,7 @@ def shard_task(
     """
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     trained = utils.unwrap_model(task.get_trainable_module())
-    whole = dict(trained.named_parameters())
+    unsharded = dict(trained.named_parameters())
     for ema in (False, True) if task.has_ema() else (False,):
         module = utils.unwrap_model(task.get_trainable_module(ema=ema))
         _share_weights(module, device)
@@ -86,7 +86,7 @@ def shard_task(
         ema_module: Any = task.get_trainable_module(ema=True)
         ema_module.foreach = False
     shards = dict(trained.named_parameters())
-    _shard_optimizer(optimizer, {parameter: shards[name] for name, parameter in whole.items()})
+    _shard_optimizer(optimizer, {parameter: shards[name] for name, parameter in unsharded.items()})
     _add_ddp_features(trained, broadcast_buffers)
 
 

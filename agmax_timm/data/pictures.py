@@ -15,6 +15,7 @@ _MARGIN = 16  # around the sheet, and between two images
 _GAP = 6  # between two views, and between a text and its image
 _FONT_SIZE = 13
 _LINE = 17  # height of a line of text
+_MOST_IMAGES = 16  # of a batch in one picture
 
 
 class ToPicture:
@@ -71,7 +72,6 @@ def save_views(
         class_names: list[str] | None = None,
         views: int = 2,
         title: str = '',
-        most: int = 16,
         min_side: int = 112,
 ) -> None:
     """Write a picture of a batch. Each row has the views of one image, with their labels below.
@@ -82,11 +82,10 @@ def save_views(
         to_picture: Function that makes a picture of an image of the input.
         class_names: Class names by index. None shows indices.
         views: Number of views of an image.
-        most: Maximum number of images.
         min_side: Minimum height of a picture in pixels. Smaller pictures are enlarged.
     """
     batch_size = len(target) // views
-    count = min(most, batch_size)
+    count = min(_MOST_IMAGES, batch_size)
     indices = [v * batch_size + i for i in range(count) for v in range(views)]
     images = {index: to_picture(input, index) for index in indices}
     labels = {index: ' '.join(label_text(target[index], class_names).split()) for index in indices}
@@ -119,13 +118,12 @@ def save_views(
         sheet.save(f, format=Image.registered_extensions()[os.path.splitext(path)[1].lower()])
 
 
-def label_text(target: torch.Tensor, class_names: list[str] | None = None, most: int = 2) -> str:
+def label_text(target: torch.Tensor, class_names: list[str] | None = None) -> str:
     """Return the text of a target: 'cat', or 'cat 0.62 + dog 0.38' if it is mixed, without label smoothing.
 
     Args:
         target: Class index, or soft target [K].
         class_names: Class names by index. None shows indices.
-        most: Maximum number of classes of a mixed target.
     """
     def name(index: int) -> str:
         return class_names[index] if class_names and index < len(class_names) else str(index)
@@ -137,7 +135,7 @@ def label_text(target: torch.Tensor, class_names: list[str] | None = None, most:
     # The minimum is the floor of label smoothing. With two classes, it may be a share of the mix.
     above = target - target.min() if len(target) > 2 else target
     shares = above / above.sum()
-    top = [index for index in shares.topk(min(most, len(shares))).indices.tolist() if shares[index] > 0.005]
+    top = [index for index in shares.topk(min(2, len(shares))).indices.tolist() if shares[index] > 0.005]
     if len(top) == 1:
         return name(top[0])
     return ' + '.join(f'{name(index)} {shares[index]:.2f}' for index in top)

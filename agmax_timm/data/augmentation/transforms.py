@@ -171,8 +171,8 @@ def transforms_of(dataset: Any) -> list[Callable]:
 
 def change_transforms(dataset: Any, change: Callable[[Any], Callable]) -> None:
     """Replace each transform of a data set by the result of `change`."""
-    transforms = [change(transform) for transform in transforms_of(dataset)]
+    changed = [change(transform) for transform in transforms_of(dataset)]
     if isinstance(dataset, ScheduledTransformDataset):
-        dataset.transforms = tuple(transforms)
+        dataset.transforms = tuple(changed)
     else:
-        dataset.transform, = transforms
+        dataset.transform, = changed

@@ -154,7 +154,7 @@ class ResumableLoader(Wrapper):
             self._take(**state['dealt'])
         if not changed:
             self._resumed = state
-        elif not state['done']:
+        elif not state['done']:  # between two epochs
             self._resumed = None if other_shares else {**state, **_RESET}
         elif was['samples'] != now['samples']:
             raise CheckpointError(f"the data has {now['samples']} samples, and had {was['samples']}")
@@ -162,7 +162,7 @@ class ResumableLoader(Wrapper):
             raise CheckpointError(', '.join(changed))
         elif other_shares:
             self._resumed = {**state, **_RESET, **self._share_rest(state, epoch)}
-        else:
+        else:  # only the number of workers changed
             self._resumed = {**state, **_RESET, 'order': state['order']}
         return changed
 

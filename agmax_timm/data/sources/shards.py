@@ -41,14 +41,14 @@ def open_dataset(
         samples_flag: str = '--num-samples',
         **kwargs,
 ) -> Any:
-    """Open a data set by datasets.create_dataset, and check data in shards.
+    """Open a data set by create_dataset, and check data in shards.
 
     Args:
         name: Kind of data set as in timm, such as 'wds/NAME'.
         root: Folder or URL of the data.
         workers: Number of loader workers of each rank that will read the data.
         samples_flag: Flag for the number of samples of this split, for messages.
-        **kwargs: Further arguments of datasets.create_dataset.
+        **kwargs: Further arguments of create_dataset.
 
     Raises:
         DataError: The root is missing, the host does not answer, shards are missing or incomplete, training has fewer

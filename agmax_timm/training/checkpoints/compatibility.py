@@ -86,7 +86,9 @@ def compare_data(options: TrainModel, now: dict[str, Any], saved: dict[str, Any]
         if classes and known and not same_names(classes, known):
             gone = [name for name in known if name not in classes]
             new = [name for name in classes if name not in known]
-            what = f'without {quoted(gone, 4)}' if gone else f'with {quoted(new, 4)}' if new else 'reordered'
+            what = f'with {quoted(new, 4)}' if new else 'reordered'
+            if gone:
+                what = f'without {quoted(gone, 4)}'
             raise OptionError(f"--resume '{options.resume}': the classes of the {split} data changed since ({what}): "
                               'restore them, or start from the weights with --initial-checkpoint')
         if before.get('samples', description['samples']) != description['samples']:

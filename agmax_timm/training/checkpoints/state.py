@@ -3,10 +3,10 @@
 Checkpoints store it as tensors and plain values, with a part for each rank.
 """
 import logging
-import random
 import time
 from dataclasses import dataclass, field
 from datetime import datetime
+from random import Random
 from typing import Any
 
 import torch
@@ -161,8 +161,8 @@ class RunState:
         if saved is None:
             return None
         if not same_ranks and saved['sums'] is not None:  # each of the new ranks has their mean
-            sums = sum(rank['losses']['sums'] for rank in ranks) / len(ranks)
-            saved = {**saved, 'sums': sums, 'count': sum(rank['losses']['count'] for rank in ranks) / len(ranks)}
+            sums, count = (sum(each['losses'][name] for each in ranks) / len(ranks) for name in ('sums', 'count'))
+            saved = {**saved, 'sums': sums, 'count': count}
         losses = RunningLosses(self.training.device)
         losses.load_state_dict(saved)
         return losses
@@ -197,7 +197,7 @@ def _generator_states(owner: Any) -> dict[str, Any]:
     for name, value in vars(owner).items():
         if isinstance(value, torch.Generator):
             states[name] = {'device_type': value.device.type, 'state': value.get_state()}
-        elif isinstance(value, random.Random):
+        elif isinstance(value, Random):
             states[name] = value.getstate()
     return states
 
@@ -214,7 +214,7 @@ def _load_generator_states(owner: Any, states: dict[str, Any], device: torch.dev
 
 def _load_generator_state(owner: Any, name: str, saved: Any, device: torch.device) -> bool:
     present = getattr(owner, name, None)
-    if isinstance(present, random.Random):
+    if isinstance(present, Random):
         present.setstate(saved)
     if not isinstance(present, torch.Generator):
         return True

@@ -14,19 +14,8 @@ from ...base import atomic_write
 from ...base.output_files import save_figure, write_rows
 from ...evaluation.log import result_line
 from ..updates.loop import Progress
-from .log_file import LogFile
 
 _logger = logging.getLogger('train')
-
-
-def log_to_file(path: str) -> LogFile:
-    """Append every log line to a file. Close the file of an earlier run in this process."""
-    for handler in [handler for handler in logging.root.handlers if isinstance(handler, LogFile)]:
-        logging.root.removeHandler(handler)
-        handler.close()
-    handler = LogFile(path)
-    logging.root.addHandler(handler)
-    return handler
 
 
 @contextmanager
@@ -169,8 +158,8 @@ def _title(name: str) -> str:
     return 'CE' if name == 'ce' else name.capitalize()
 
 
-def best_last(results: list[dict[str, Any]], metric: str, decreasing: bool, most: int = 10) -> list[dict[str, Any]]:
-    """Return the best epochs that have the metric, as timm prints them after --result: the best one is last."""
+def best_last(results: list[dict[str, Any]], metric: str, decreasing: bool) -> list[dict[str, Any]]:
+    """Return the ten best epochs that have the metric, as timm prints them after --result: the best one is last."""
     values = [(result.get('validation', result['train']).get(metric), result) for result in results]
     ranked = sorted((pair for pair in values if pair[0] is not None), key=lambda pair: pair[0], reverse=decreasing)
-    return [result for _, result in ranked[-most:]]
+    return [result for _, result in ranked[-10:]]

@@ -51,3 +51,13 @@ class LogFile(logging.Handler):
     def close(self) -> None:
         self._file.close()
         super().close()
+
+
+def log_to_file(path: str) -> LogFile:
+    """Append every log line to a file. Close the file of an earlier run in this process."""
+    for handler in [handler for handler in logging.root.handlers if isinstance(handler, LogFile)]:
+        logging.root.removeHandler(handler)
+        handler.close()
+    handler = LogFile(path)
+    logging.root.addHandler(handler)
+    return handler

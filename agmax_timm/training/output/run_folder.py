@@ -21,8 +21,8 @@ from ...options.model import TrainModel
 from ...options.parsers import TrainOptions
 from ...options.run import Run
 from ...weights.find import checkpoint_names, newest_checkpoint, next_branch
-from .log import log_to_file, write_summary
-from .log_file import LogFile
+from .log import write_summary
+from .log_file import LogFile, log_to_file
 
 try:
     import fcntl

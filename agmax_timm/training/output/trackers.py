@@ -69,12 +69,12 @@ class Trackers:
 
     def update(self, progress: Progress) -> None:
         """Log the losses of an update."""
-        values = {f'update_{name}': value for name, value in progress.last.items()}
+        losses = {f'update_{name}': value for name, value in progress.last.items()}
         step = progress.epoch * self.updates_per_epoch + progress.update_index
         if self.wandb is not None:
-            self.wandb.log({'update': step, **values})
+            self.wandb.log({'update': step, **losses})
         if self.board is not None:
-            self.board.write(values, step)
+            self.board.write(losses, step)
 
     def finish(self) -> None:
         if self.wandb is not None:
@@ -100,9 +100,9 @@ class _Board:
         with tolerated(folder):
             self.writer = SummaryWriter(folder, purge_step=purge_step)
 
-    def write(self, values: dict[str, Any], step: int) -> None:
+    def write(self, row: dict[str, Any], step: int) -> None:
         def add(writer: Any) -> None:
-            for name, value in values.items():
+            for name, value in row.items():
                 if name != 'epoch':
                     writer.add_scalar(name, value, step)
             writer.flush()  # so that a killed process leaves no gap
