@@ -32,9 +32,10 @@ def unquoted(text):
 
 
 def findings(source):
-    for call in ast.walk(ast.parse(source)):
-        if isinstance(call, ast.Call) and MESSAGE.search(getattr(call.func, 'id', getattr(call.func, 'attr', ''))):
-            for text in ast.walk(call):
+    for node in ast.walk(ast.parse(source)):
+        function = getattr(node, 'func', None)
+        if isinstance(node, ast.Yield) or MESSAGE.search(getattr(function, 'id', getattr(function, 'attr', ''))):
+            for text in ast.walk(node):
                 if isinstance(text, ast.JoinedStr):
                     yield from (f'{text.lineno}: {name} in {ast.unparse(text)}' for name in unquoted(text))
 
@@ -49,6 +50,7 @@ def test_a_name_without_quotes_is_found():
     source = '''
 def check(options, path, error, size: int):
     error(f"--model '{options.model}' in {path!r}: {size} of {options.batch_size}")
+    yield f'{path!r} is a file, {path} is empty'
     raise ValueError(f'{path} is empty')
 '''
-    assert list(findings(source)) == ["4: path in f'{path} is empty'"]
+    assert [line.split(' in ')[0] for line in findings(source)] == ['4: path', '5: path']

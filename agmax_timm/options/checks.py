@@ -1,11 +1,11 @@
-"""Checks of the values of options. Each error is one line with the flag, the value and the remedy."""
+"""Checks of the values of options. Each yields one line with the flag, the value and the remedy for each problem."""
 import importlib.util
 import os
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from ..base.command_line import Parser, flag_of
+from ..base.command_line import flag_of
 from .augmentation import Mixing
 from .data import DataSet
 from .data_kinds import check_source, kind_of
@@ -45,32 +45,18 @@ def resolve_defaults(options: TrainOptions) -> TrainOptions:
     return replace(options, **resolved)
 
 
-def check_train_args(options: TrainOptions, parser: Parser) -> None:
-    """Exit with one line, flag, value and remedy, for an invalid value. `parser` has the declared defaults."""
-    error = parser.error
-    _check_values(options, error)
-    check_paths(options, error)
-    if options.no_aug and (options.cutout or options.lighting or options.train_crop_mode == 'pad'):
-        error('--no-aug turns augmentation off: drop it, or drop --cutout, --lighting and --train-crop-mode pad')
-    _check_input(options, parser)
-    _check_augmentation(options, parser)
-    _check_task(options, error)
-    _check_mixing(options, error)
-    _check_precision(options, error)
-    _check_run(options, error)
-    check_hub(options, error)
+def check_train_args(options: TrainOptions) -> Iterator[str]:
+    """Yield the problems of single options of train.py and of those that belong together. The first one counts."""
+    for check in (problems, check_paths, _check_augmentation, _check_input, _check_task, _check_mixing,
+                  _check_precision, _check_run, check_hub):
+        yield from check(options)
 
 
-def check_validate_args(options: ValidateOptions, parser: Parser) -> None:
+def check_validate_args(options: ValidateOptions) -> Iterator[str]:
     """Do the same as check_train_args for validate.py."""
-    _check_values(options, parser.error)
-    check_paths(options, parser.error)
-    _check_input(options, parser)
-    _check_precision(options, parser.error)
-    _check_targets(options, parser.error)
-    _check_labels(options, parser.error)
-    _check_validation_loader(options, parser)
-    _check_robustness(options, parser)
+    for check in (problems, check_paths, _check_input, _check_precision, _check_targets, _check_labels,
+                  _check_validation_loader, _check_robustness, _check_attack):
+        yield from check(options)
 
 
 def in_sequence(options: DataSet) -> bool:
@@ -88,62 +74,56 @@ def mixing(options: Mixing) -> bool:
     return options.mixup > 0. or options.cutmix > 0. or options.cutmix_minmax is not None
 
 
-def _check_values(options: AnyOptions, error: Callable) -> None:
-    for problem in problems(options):
-        error(problem)
-
-
-def _check_input(options: AnyOptions, parser: Parser) -> None:
-    error = parser.error
+def _check_input(options: AnyOptions) -> Iterator[str]:
     kind, slash, name = options.dataset.partition('/')
     if slash and (kind.lower() not in _DATASETS or not name):
-        error(f"--dataset '{options.dataset}': must be TYPE/NAME, with one of the types {', '.join(_DATASETS)}")
-    check_source(options, error)
-    size, side = options.input_size, options.img_size
-    if size and side and size[1:] != [side, side]:
-        parser.warn(f"--img-size {side} has no effect with --input-size {' '.join(map(str, size))}")
+        yield f"--dataset '{options.dataset}': must be TYPE/NAME, with one of the types {', '.join(_DATASETS)}"
+    yield from check_source(options)
+    size = options.input_size
     if size and options.in_chans and size[0] != options.in_chans:
-        error(f"--in-chans {options.in_chans} and --input-size {' '.join(map(str, size))} are two numbers of channels: "
-              'drop one of them')
+        yield (f"--in-chans {options.in_chans} and --input-size {' '.join(map(str, size))} are two numbers of "
+               'channels: drop one of them')
     channels = options.in_chans or (size[0] if size else 3)
     for name in ('mean', 'std'):
         values = getattr(options, name)
         # The run that wrote the checkpoint may have another number of channels.
         if values is not None and len(values) not in (1, channels) and not (
                 isinstance(options, ValidateOptions) and options.checkpoint):
-            error(f'{flag_of(name)} needs one value, or {channels} for as many channels, got {len(values)}')
+            yield f'{flag_of(name)} needs one value, or {channels} for as many channels, got {len(values)}'
 
 
-def _check_augmentation(options: TrainOptions, parser: Parser) -> None:
+def _check_augmentation(options: TrainOptions) -> Iterator[str]:
+    if options.no_aug and (options.cutout or options.lighting or options.train_crop_mode == 'pad'):
+        yield '--no-aug turns augmentation off: drop it, or drop --cutout, --lighting and --train-crop-mode pad'
     if options.scale[1] > 1. and options.train_crop_mode in (None, 'rrc'):
-        parser.error(f'--scale must be shares of the image, at most 1, got {options.scale[0]} {options.scale[1]}')
+        yield f'--scale must be shares of the image, at most 1, got {options.scale[0]} {options.scale[1]}'
     # timm draws again until the noise is below --lr-noise-pct.
     if options.lr_noise is not None and options.lr_noise_std > 100. * options.lr_noise_pct:
-        parser.error(f'--lr-noise-std {options.lr_noise_std} hardly ever draws below --lr-noise-pct '
-                     f'{options.lr_noise_pct}: use a smaller one')
+        yield (f'--lr-noise-std {options.lr_noise_std} hardly ever draws below --lr-noise-pct '
+               f'{options.lr_noise_pct}: use a smaller one')
 
 
-def _check_task(options: TrainOptions, error: Callable) -> None:
-    _check_targets(options, error)
+def _check_task(options: TrainOptions) -> Iterator[str]:
+    yield from _check_targets(options)
     for flag, name in (('--bce-loss', 'bce'), ('--jsd-loss', 'jsd')):
         if getattr(options, f'{name}_loss') and options.loss != name:
-            error(f'{flag} is --loss {name}, got --loss {options.loss}: drop one of them')
-    _check_loss(options, error)
+            yield f'{flag} is --loss {name}, got --loss {options.loss}: drop one of them'
+    yield from _check_loss(options)
     if options.class_stats == 'auto':
-        needs_classes(options, '--class-stats auto', error)
+        yield from needs_classes(options, '--class-stats auto')
     if options.loss == 'jsd' and options.aug_splits < 2:
-        error('--jsd-loss compares augmentation splits: add --aug-splits 2 or more')
+        yield '--jsd-loss compares augmentation splits: add --aug-splits 2 or more'
     names = METRICS[options.task] if options.val_split else ('loss',)
     if options.val_split and options.eval_metric not in names:
-        error(f"--eval-metric must be one of {', '.join(names)} for --task {options.task}, got '{options.eval_metric}'")
+        yield f"--eval-metric must be one of {', '.join(names)} for --task {options.task}, got '{options.eval_metric}'"
     if options.early_stop_metric is not None and options.early_stop_metric not in names:
         when = '' if options.val_split else ' without validation'
-        error(f"--early-stop-metric must be one of {', '.join(names)}{when}, got '{options.early_stop_metric}'")
+        yield f"--early-stop-metric must be one of {', '.join(names)}{when}, got '{options.early_stop_metric}'"
     if options.task == 'multilabel' and options.num_classes is None:
-        error('--task multilabel needs the number of labels: add --num-classes N')
+        yield '--task multilabel needs the number of labels: add --num-classes N'
     if options.tta > 1:
-        error(f'--tta {options.tta} averages {options.tta} predictions in a row, which are of different images: no '
-              'evaluation loader gives several views of one; drop it')
+        yield (f'--tta {options.tta} averages {options.tta} predictions in a row, which are of different images: no '
+               'evaluation loader gives several views of one; drop it')
 
 
 # Losses of timm by task, and those that only take hard targets.
@@ -154,62 +134,62 @@ _LOSSES = {
 _HARD_TARGETS = {'classification': ('asl',), 'multilabel': ('twoway', 'zlpr')}
 
 
-def _check_loss(options: TrainOptions, error: Callable) -> None:
-    """Refuse targets that the loss does not take. timm refuses them when it makes the loss."""
+def _check_loss(options: TrainOptions) -> Iterator[str]:
+    """Yield a line for targets that the loss does not take. timm refuses them when it makes the loss."""
     if options.loss is None:
         return
     if options.loss not in _LOSSES[options.task]:
-        error(f"--loss {options.loss} is not for --task {options.task}: use one of {', '.join(_LOSSES[options.task])}")
+        yield f"--loss {options.loss} is not for --task {options.task}: use one of {', '.join(_LOSSES[options.task])}"
     if options.loss in _HARD_TARGETS[options.task]:
         softening = {'mixup': options.mixup, 'cutmix': options.cutmix, 'cutmix_minmax': options.cutmix_minmax}
         if options.task == 'multilabel':  # asl of one class per image applies --smoothing to hard targets itself
             softening['smoothing'] = options.smoothing
         for name, value in softening.items():
             if value:
-                error(f'{flag_of(name)} gives soft targets, --loss {options.loss} only takes hard ones: drop it, or '
-                      'use --loss bce')
+                yield (f'{flag_of(name)} gives soft targets, --loss {options.loss} only takes hard ones: drop it, or '
+                       'use --loss bce')
     if options.loss == 'db' and not options.class_stats:
-        error('--loss db needs the number of images of each class: add --class-stats FILE')
+        yield '--loss db needs the number of images of each class: add --class-stats FILE'
 
 
-def needs_classes(options: TrainOptions, flag: str, error: Callable) -> None:
-    """Refuse data whose images of each class cannot be counted before they are read."""
+def needs_classes(options: TrainOptions, flag: str) -> Iterator[str]:
+    """Yield a line for data whose images of each class cannot be counted before they are read."""
     if options.task == 'multilabel':
-        error(f'{flag} is for one class per image: drop it, or drop --task multilabel')
+        yield f'{flag} is for one class per image: drop it, or drop --task multilabel'
     if in_sequence(options):
-        error(f"{flag} needs data that can be indexed, got --dataset '{options.dataset}': drop it, or use a folder, "
-              'torch/ or hfds/')
+        yield (f"{flag} needs data that can be indexed, got --dataset '{options.dataset}': drop it, or use a folder, "
+               'torch/ or hfds/')
 
 
-def _check_targets(options: AnyOptions, error: Callable) -> None:
+def _check_targets(options: AnyOptions) -> Iterator[str]:
     if options.task == 'multilabel' and not (in_sequence(options) or options.dataset.lower().startswith('hfds/')):
-        error(f"--task multilabel needs labels that a folder cannot hold, got --dataset '{options.dataset}': use "
-              'hfds/, hfids/, tfds/ or wds/')
+        yield (f"--task multilabel needs labels that a folder cannot hold, got --dataset '{options.dataset}': use "
+               'hfds/, hfids/, tfds/ or wds/')
     if options.target_format is not None and options.task != 'multilabel':
-        error(f'--target-format {options.target_format} needs --task multilabel')
+        yield f'--target-format {options.target_format} needs --task multilabel'
 
 
-def _check_labels(options: ValidateOptions, error: Callable) -> None:
+def _check_labels(options: ValidateOptions) -> Iterator[str]:
     for flag, value in (('--real-labels', options.real_labels), ('--valid-labels', options.valid_labels),
                         ('--metrics-avg', options.metrics_avg)):
         if value and options.task == 'multilabel':
-            error(f"{flag} '{value}' is for one class per image: drop it, or drop --task multilabel")
+            yield f"{flag} '{value}' is for one class per image: drop it, or drop --task multilabel"
 
 
-def _check_validation_loader(options: ValidateOptions, parser: Parser) -> None:
+def _check_validation_loader(options: ValidateOptions) -> Iterator[str]:
     if options.tf_preprocessing:
         for flag, asked in (('--no-prefetcher', options.no_prefetcher), ('--naflex-loader', options.naflex_loader),
                             (f"--dataset '{options.dataset}'", options.dataset == 'demo')):
             if asked:
-                parser.error(f'--tf-preprocessing decodes image files to one size, for the prefetcher: drop it, or '
-                             f'drop {flag}')
-        _check_installed('tensorflow', '--tf-preprocessing', 'tensorflow-cpu', parser.error)
+                yield f'--tf-preprocessing decodes image files to one size, for the prefetcher: drop it, or drop {flag}'
+        if importlib.util.find_spec('tensorflow') is None:
+            yield '--tf-preprocessing needs tensorflow-cpu: pip install tensorflow-cpu'
     for flag in ('channels_last', 'torchscript', 'aot_autograd', 'test_pool'):
         if options.naflex_loader and getattr(options, flag):
-            parser.error(f'{flag_of(flag)} is for images, --naflex-loader gives patches: drop one of them')
+            yield f'{flag_of(flag)} is for images, --naflex-loader gives patches: drop one of them'
 
 
-def _check_robustness(options: ValidateOptions, parser: Parser) -> None:
+def _check_robustness(options: ValidateOptions) -> Iterator[str]:
     made = bool(options.corruptions) and not options.corruptions_dir
     read = made or bool(options.corruptions_dir)
     augmented = made or options.stress or options.agreement
@@ -219,36 +199,30 @@ def _check_robustness(options: ValidateOptions, parser: Parser) -> None:
     if flags or options.calibration:
         flag = (flags or ['--calibration'])[0]
         if options.task == 'multilabel':
-            parser.error(f'{flag} is for one class per image: drop it, or drop --task multilabel')
+            yield f'{flag} is for one class per image: drop it, or drop --task multilabel'
     if flags and options.naflex_loader:
-        parser.error(f'{flags[0]} is for images of one size: drop it, or drop --naflex-loader')
+        yield f'{flags[0]} is for images of one size: drop it, or drop --naflex-loader'
     if (read or augmented) and options.tf_preprocessing:
-        parser.error(f"{flags[0]} needs timm's transforms: drop it, or drop --tf-preprocessing")
+        yield f"{flags[0]} needs timm's transforms: drop it, or drop --tf-preprocessing"
     if augmented and in_sequence(options):
         flag = next(flag for flag in flags if flag not in ('--corruptions-dir', '--attack'))
-        parser.error(f"{flag} draws by the index of an image, --dataset '{options.dataset}' has none: drop it, or "
-                     'use a folder or hfds/')
-    _check_attack(options, parser)
+        yield (f"{flag} draws by the index of an image, --dataset '{options.dataset}' has none: drop it, or "
+               'use a folder or hfds/')
 
 
-def _check_attack(options: ValidateOptions, parser: Parser) -> None:
+def _check_attack(options: ValidateOptions) -> Iterator[str]:
     if options.attack:
         for flag, given, reason in (
                 (f'--model-dtype {options.model_dtype}', options.model_dtype not in (None, 'float32'),
                  'rounds pixels by more than a step: use --amp'),
                 ('--aot-autograd', options.aot_autograd, 'compiles no gradients of images: use --torchcompile')):
             if given:
-                parser.error(f'--attack cannot be combined with {flag}, which {reason}, or drop one of them')
+                yield f'--attack cannot be combined with {flag}, which {reason}, or drop one of them'
 
 
-def _check_installed(module: str, flag: str, package: str, error: Callable) -> None:
-    if importlib.util.find_spec(module) is None:
-        error(f'{flag} needs {package}: pip install {package}')
-
-
-def _check_mixing(options: TrainOptions, error: Callable) -> None:
+def _check_mixing(options: TrainOptions) -> Iterator[str]:
     if options.cutmix_minmax is not None and not options.cutmix_minmax[0] < options.cutmix_minmax[1]:
-        error('--cutmix-minmax must go from small to large, got ' + ' '.join(map(str, options.cutmix_minmax)))
+        yield '--cutmix-minmax must go from small to large, got ' + ' '.join(map(str, options.cutmix_minmax))
     if not mixing(options):
         return
     flag = '--mixup' if options.mixup > 0. else '--cutmix'
@@ -258,23 +232,23 @@ def _check_mixing(options: TrainOptions, error: Callable) -> None:
     for size_flag, sizes in flags.items():
         for size in sizes:
             if size % 2:
-                error(f'{flag} needs an even batch, got {size_flag} {size}: use {max(2, size - 1)} or {size + 1}')
+                yield f'{flag} needs an even batch, got {size_flag} {size}: use {max(2, size - 1)} or {size + 1}'
     if options.aug_splits:
-        error(f'{flag} mixes images, --aug-splits {options.aug_splits} compares versions of one: drop one of them')
+        yield f'{flag} mixes images, --aug-splits {options.aug_splits} compares versions of one: drop one of them'
 
 
-def _check_precision(options: Device, error: Callable) -> None:
+def _check_precision(options: Device) -> Iterator[str]:
     if options.amp and options.model_dtype not in (None, 'float32'):
-        error(f'--amp keeps float32 weights, got --model-dtype {options.model_dtype}: drop one of them')
+        yield f'--amp keeps float32 weights, got --model-dtype {options.model_dtype}: drop one of them'
 
 
-def _check_run(options: TrainOptions, error: Callable) -> None:
+def _check_run(options: TrainOptions) -> Iterator[str]:
     if options.resume == 'auto' and not options.experiment:
-        error('--resume auto continues in the folder of --experiment NAME: name it')
+        yield '--resume auto continues in the folder of --experiment NAME: name it'
     if options.start_epoch is not None and options.stop_epoch is not None and options.start_epoch >= options.stop_epoch:
-        error(f'--start-epoch {options.start_epoch} is not before --stop-epoch {options.stop_epoch}: nothing would be '
-              'trained')
+        yield (f'--start-epoch {options.start_epoch} is not before --stop-epoch {options.stop_epoch}: nothing would be '
+               'trained')
     if options.seed + int(os.environ.get('WORLD_SIZE', 1)) > 2 ** 32:
-        error(f'--seed {options.seed} leaves no seed for the other processes: use a smaller one')
+        yield f'--seed {options.seed} leaves no seed for the other processes: use a smaller one'
     if options.wandb_resume_id and not options.resume:
-        error(f"--wandb-resume-id '{options.wandb_resume_id}' continues with a run: add --resume FILE")
+        yield f"--wandb-resume-id '{options.wandb_resume_id}' continues with a run: add --resume FILE"

@@ -1,5 +1,5 @@
-"""Checks of options of train.py that exclude each other. Each error is one line with both flags and the remedy."""
-from collections.abc import Callable
+"""Checks of options of train.py that exclude each other. Each yields one line with both flags and the remedy."""
+from collections.abc import Iterator
 
 from ..base.command_line import flag_of
 from .agmax import AgMax
@@ -52,102 +52,102 @@ _MODEL_ARGUMENTS = dict(
     pretrained_cfg_overlay='--pretrained-cfg-overlay')
 
 
-def check_combinations(options: TrainOptions, error: Callable) -> None:
-    """Pass a line for each pair of options that exclude each other to `error`, which exits."""
+def check_combinations(options: TrainOptions) -> Iterator[str]:
+    """Yield a line for each pair of options that exclude each other. The first one counts."""
     for check in (_check_splits, _check_resolutions, _check_naflex, _check_loader, _check_script, _check_arguments,
                   _check_agmax):
-        check(options, error)
+        yield from check(options)
 
 
-def _check_splits(options: TrainOptions, error: Callable) -> None:
+def _check_splits(options: TrainOptions) -> Iterator[str]:
     if options.aug_splits and options.no_prefetcher:
-        error('--aug-splits puts the splits into one batch in the prefetcher: drop --no-prefetcher')
+        yield '--aug-splits puts the splits into one batch in the prefetcher: drop --no-prefetcher'
     if options.aug_splits and options.cutout + options.lighting + (options.train_crop_mode == 'pad'):
-        error('--aug-splits does not augment its first split: drop it, or --cutout, --lighting, --train-crop-mode pad')
+        yield '--aug-splits does not augment its first split: drop it, or --cutout, --lighting, --train-crop-mode pad'
     if options.split_bn and not (options.aug_splits or options.resplit):
-        error('--split-bn splits batch norm as the batch is split: add --aug-splits 2 or --resplit')
+        yield '--split-bn splits batch norm as the batch is split: add --aug-splits 2 or --resplit'
     if options.split_bn and options.sync_bn:
-        error('--split-bn and --sync-bn are two batch norms: drop one of them')
+        yield '--split-bn and --sync-bn are two batch norms: drop one of them'
 
 
-def _check_resolutions(options: TrainOptions, error: Callable) -> None:
+def _check_resolutions(options: TrainOptions) -> Iterator[str]:
     sizes = options.train_img_sizes
     if sizes is None:
         return
     for flag in ('train_batch_sizes', 'train_size_probs'):
         values = getattr(options, flag)
         if values is not None and len(values) != len(sizes):
-            error(f'{flag_of(flag)} needs a value for each of the {len(sizes)} --train-img-sizes, got {len(values)}')
+            yield f'{flag_of(flag)} needs a value for each of the {len(sizes)} --train-img-sizes, got {len(values)}'
     if options.train_size_probs is not None and not sum(options.train_size_probs) > 0.:
-        error('--train-size-probs must not all be 0')
+        yield '--train-size-probs must not all be 0'
     if options.train_size_schedule == 'progressive' and len(sizes) < 2:
-        error('--train-size-schedule progressive goes from one size to another: give --train-img-sizes two or more')
+        yield '--train-size-schedule progressive goes from one size to another: give --train-img-sizes two or more'
     for one_size in ('use_multi_epochs_loader', 'aug_splits', 'train_crop_mode pad'):
         if has_effect(options, one_size):
-            error(f'{flag_with_values(one_size)} is for one size, --train-img-sizes gives several: drop one of them')
+            yield f'{flag_with_values(one_size)} is for one size, --train-img-sizes gives several: drop one of them'
     if in_sequence(options):
-        error(f"--train-img-sizes needs data that can be indexed, got --dataset '{options.dataset}': drop it, or use a "
-              'folder, torch/ or hfds/')
+        yield (f"--train-img-sizes needs data that can be indexed, got --dataset '{options.dataset}': drop it, or use "
+               'a folder, torch/ or hfds/')
 
 
-def _check_naflex(options: TrainOptions, error: Callable) -> None:
+def _check_naflex(options: TrainOptions) -> Iterator[str]:
     if not options.naflex_loader:
         return
     for other, reason in _NOT_WITH_NAFLEX:
         if has_effect(options, other):
-            error(f'{flag_with_values(other)} {reason}: drop it, or drop --naflex-loader')
+            yield f'{flag_with_values(other)} {reason}: drop it, or drop --naflex-loader'
     if in_sequence(options):
-        error(f"--naflex-loader needs data that can be indexed, got --dataset '{options.dataset}': use a folder or "
-              'hfds/')
+        yield (f"--naflex-loader needs data that can be indexed, got --dataset '{options.dataset}': use a folder or "
+               'hfds/')
     probs, sizes = options.naflex_patch_size_probs, options.naflex_patch_sizes
     if probs is not None and len(probs) != len(sizes or ()):
-        error(f'--naflex-patch-size-probs needs a value for each of the {len(sizes or ())} --naflex-patch-sizes, got '
-              f'{len(probs)}')
+        yield (f'--naflex-patch-size-probs needs a value for each of the {len(sizes or ())} --naflex-patch-sizes, got '
+               f'{len(probs)}')
     if probs is not None and not sum(probs) > 0.:
-        error('--naflex-patch-size-probs must not all be 0')
+        yield '--naflex-patch-size-probs must not all be 0'
 
 
-def _check_loader(options: TrainOptions, error: Callable) -> None:
+def _check_loader(options: TrainOptions) -> Iterator[str]:
     if options.kd_model_name and options.task == 'multilabel':
-        error('--kd-model-name distils one distribution over classes: drop it, or drop --task multilabel')
+        yield '--kd-model-name distils one distribution over classes: drop it, or drop --task multilabel'
     if options.balanced_sampling:
-        needs_classes(options, '--balanced-sampling', error)
+        yield from needs_classes(options, '--balanced-sampling')
         if options.aug_repeats:
-            error('--aug-repeats and --balanced-sampling are two samplers: drop one of them')
+            yield '--aug-repeats and --balanced-sampling are two samplers: drop one of them'
     if options.use_multi_epochs_loader and options.mixup_off_epoch and options.workers and mixing(options):
-        error(f'--mixup-off-epoch {options.mixup_off_epoch} comes too late for batches that --use-multi-epochs-loader '
-              'made ahead: drop one of them, or use -j 0')
+        yield (f'--mixup-off-epoch {options.mixup_off_epoch} comes too late for batches that --use-multi-epochs-loader '
+               'made ahead: drop one of them, or use -j 0')
 
 
-def _check_script(options: TrainOptions, error: Callable) -> None:
+def _check_script(options: TrainOptions) -> Iterator[str]:
     if not options.torchscript:
         return
     for other in ('torchcompile', 'sync_bn', 'kd_model_name', 'naflex_loader', 'fsdp'):
         if has_effect(options, other):
-            error(f'--torchscript cannot be combined with {flag_of(other)}: drop one of them')
+            yield f'--torchscript cannot be combined with {flag_of(other)}: drop one of them'
 
 
-def _check_arguments(options: TrainModel, error: Callable) -> None:
-    """Refuse further arguments of the model that flags stand for."""
+def _check_arguments(options: TrainModel) -> Iterator[str]:
+    """Yield a line for further arguments of the model that flags stand for."""
     for name, flag in _MODEL_ARGUMENTS.items():
         if name in options.model_kwargs:
-            error(f'--model-kwargs {name} has a flag of its own: use {flag}')
+            yield f'--model-kwargs {name} has a flag of its own: use {flag}'
     for other in ('pretrained', 'initial_checkpoint', 'freeze', 'linear_probe'):
         if options.init_std is not None and getattr(options, other):
-            error(f'--init-std draws new weights over those of {flag_of(other)}: drop one of them')
+            yield f'--init-std draws new weights over those of {flag_of(other)}: drop one of them'
     if options.pretrained_path and {'file', 'num_classes'} & set(options.pretrained_cfg_overlay):
-        error('--pretrained-cfg-overlay cannot set file and num_classes with --pretrained-path: drop them')
+        yield '--pretrained-cfg-overlay cannot set file and num_classes with --pretrained-path: drop them'
 
 
-def _check_agmax(options: TrainOptions, error: Callable) -> None:
+def _check_agmax(options: TrainOptions) -> Iterator[str]:
     if not options.agmax:
         for name, option in declared(AgMax).items():
             if getattr(options, name) != option.default:
-                error(f'{flag_of(name)} needs --agmax')
+                yield f'{flag_of(name)} needs --agmax'
         return
     for other, reason, remedy in NOT_WITH_AGMAX:
         if has_effect(options, other) and not (other == 'no_aug' and mixing(options)):
-            error(f'{flag_with_values(other)} cannot be combined with --agmax: it {reason}. To continue, {remedy}')
+            yield f'{flag_with_values(other)} cannot be combined with --agmax: it {reason}. To continue, {remedy}'
     for option in refused(options, AgMax):
-        error(f'{option.flag} is for --agmax-loss mi alone: {options.agmax_loss} has no Q-network, marginals or '
-              'divergence')
+        yield (f'{option.flag} is for --agmax-loss mi alone: {options.agmax_loss} has no Q-network, marginals or '
+               'divergence')

@@ -1,6 +1,6 @@
 """Options of the data, refused for kinds of data that ignore them. timm ignores them without a message."""
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ..base.command_line import flag_of
@@ -19,25 +19,25 @@ def kind_of(options: DataSet) -> str:
     return 'tar' if os.path.isfile(options.data_dir or '') else 'folder'
 
 
-def check_source(options: DataSet, error: Callable[[str], Any]) -> None:
-    """Call `error` with one line, including the remedy, for an option that this kind of data would ignore."""
+def check_source(options: DataSet) -> Iterator[str]:
+    """Yield a line, with the remedy, for each option that this kind of data would ignore."""
     kind = kind_of(options)
     data = f"--dataset '{options.dataset}'" if options.dataset else {'tar': 'a tar file'}.get(kind, 'a folder')
     for name, declaration in declared(type(options)).items():
         value = getattr(options, name)
         if value and declaration.kinds and kind not in declaration.kinds:
-            error(f'{flag_of(name)} {value!r} does nothing on {data}: {_remedy(options, name, kind)}')
+            yield f'{flag_of(name)} {value!r} does nothing on {data}: {_remedy(options, name, kind)}'
     for name in ('val_split', 'split'):
         share = share_of(getattr(options, name, None))
         if share is not None and kind in ('hfids', 'tfds', 'wds'):
-            error(f'{flag_of(name)} {share:g} is a share of images with an index, and {data} is read in sequence: name '
-                  'a split')
+            yield (f'{flag_of(name)} {share:g} is a share of images with an index, and {data} is read in sequence: '
+                   'name a split')
         if share is not None and getattr(options, 'task', '') == 'multilabel':
-            error(f'{flag_of(name)} {share:g} is a share of each class, and --task multilabel has several per image: '
-                  'name a split')
+            yield (f'{flag_of(name)} {share:g} is a share of each class, and --task multilabel has several per image: '
+                   'name a split')
     repeats = getattr(options, 'epoch_repeats', 0.)
     if 0. < repeats < 1.:
-        error(f'--epoch-repeats {repeats:g} does nothing on {data}: an epoch is one pass or more')
+        yield f'--epoch-repeats {repeats:g} does nothing on {data}: an epoch is one pass or more'
 
 
 def _remedy(options: DataSet, name: str, kind: str) -> str:

@@ -3,7 +3,7 @@
 huggingface_hub is imported when a name is checked, because it takes time.
 """
 import re
-from collections.abc import Callable
+from collections.abc import Iterator
 
 from ..base.errors import OptionError
 from ..base.licences import check_license
@@ -12,10 +12,10 @@ from .declare import refused
 from .run import Hub
 
 
-def check_hub(options: Hub, error: Callable[[str], None]) -> None:
-    """Pass a line to `error`, which exits, for an invalid name, and for a flag that needs --push-to-hub."""
+def check_hub(options: Hub) -> Iterator[str]:
+    """Yield a line for each invalid name, and for each flag that needs --push-to-hub."""
     for option in refused(options, Hub):
-        error(f'{option.flag} needs --push-to-hub OWNER/NAME')
+        yield f'{option.flag} needs --push-to-hub OWNER/NAME'
     for check, value, flag in (
             (check_license, options.license, ''), (check_dataset, options.hub_dataset, ''),
             (check_name, options.push_to_hub, f"--push-to-hub '{options.push_to_hub}': "),
@@ -24,9 +24,9 @@ def check_hub(options: Hub, error: Callable[[str], None]) -> None:
             if value:
                 check(value)
         except OptionError as problem:
-            error(f'{flag}{problem}')
+            yield f'{flag}{problem}'
     if options.hub_pr and options.hub_revision not in ('', 'main'):
-        error('--hub-pr opens a pull request against main: drop it, or drop --hub-revision')
+        yield '--hub-pr opens a pull request against main: drop it, or drop --hub-revision'
 
 
 def check_name(repo_id: str) -> None:

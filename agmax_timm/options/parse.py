@@ -3,6 +3,7 @@
 The checks are imported after the command line is parsed, because --help does not need them.
 """
 import argparse
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -29,8 +30,8 @@ def parse_train_args(argv: list[str] | None = None) -> TrainOptions:
         given.update(read_config(path, parser))
     given.update(on_command_line)
     options = resolve_defaults(_with_data(TrainOptions(**given, given=frozenset(given)), parser))
-    check_train_args(options, parser)
-    check_combinations(options, parser.error)
+    _refuse(check_train_args(options), parser)
+    _refuse(check_combinations(options), parser)
     _warn(options, parser)
     return options
 
@@ -41,16 +42,24 @@ def parse_validate_args(argv: list[str] | None = None) -> ValidateOptions:
     options = _with_data(validate_options(**given_options(parser, argv)), parser)
     from .checks import check_validate_args
     from .paths import timms_labels
-    check_validate_args(options, parser)
+    _refuse(check_validate_args(options), parser)
     _warn(options, parser)
-    return replace(options, **{
-        name: timms_labels(name, path) for name, path in (
-            ('real_labels', options.real_labels), ('valid_labels', options.valid_labels)) if timms_labels(name, path)})
+    files = {name: timms_labels(name, getattr(options, name)) for name in ('real_labels', 'valid_labels')}
+    return replace(options, **{name: path for name, path in files.items() if path})
+
+
+def _refuse(problems: Iterator[str], parser: Parser) -> None:
+    """Exit with the first problem, if any."""
+    for problem in problems:
+        parser.error(problem)
 
 
 def _warn(options: AnyOptions, parser: Parser) -> None:
     """Warn of options without effect, and of more loader workers than cores."""
     from .without_effect import warn_of_idle
+    size, side = options.input_size, options.img_size
+    if size and side and size[1:] != [side, side]:
+        parser.warn(f"--img-size {side} has no effect with --input-size {' '.join(map(str, size))}")
     warn_of_idle(options, parser)
     if options.workers > max(cores(), declared(type(options))['workers'].default):
         parser.warn(f'--workers {options.workers} is more than the {cores()} cores of this process, and may be slower '
