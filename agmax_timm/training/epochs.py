@@ -90,11 +90,9 @@ class Epochs:
             EvaluationFailed: The evaluation failed on another rank.
         """
         position, losses = self.run.position, self.run.losses
-        for epoch in range(position.epoch, self.run.stop_epoch if self.any_left else position.epoch):
-            self._epoch(position if epoch == position.epoch else Position(epoch), losses)
-            losses = None
-            if self.stopped:
-                break
+        while position.epoch < self.run.stop_epoch and not self.stopped:
+            self._epoch(position, losses)
+            position, losses = Position(position.epoch + 1), None
         self.progress_log.close()
         self.damaged.at_end()
 

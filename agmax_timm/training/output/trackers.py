@@ -1,6 +1,5 @@
 """Trackers: Weights & Biases and TensorBoard get the rows of summary.csv, and the losses at log intervals."""
 import os
-from collections.abc import Callable
 from typing import Any
 
 from ...base.errors import OptionError
@@ -101,22 +100,19 @@ class _Board:
             self.writer = SummaryWriter(folder, purge_step=purge_step)
 
     def write(self, row: dict[str, Any], step: int) -> None:
-        def add(writer: Any) -> None:
-            for name, value in row.items():
-                if name != 'epoch':
-                    writer.add_scalar(name, value, step)
-            writer.flush()  # so that a killed process leaves no gap
-        self._try(add)
-
-    def close(self) -> None:
-        self._try(lambda writer: writer.close())
-
-    def _try(self, work: Callable[[Any], None]) -> None:
-        writer, self.writer = self.writer, None
+        writer, self.writer = self.writer, None  # stays None after a disk error
         if writer is not None:
             with tolerated(self.folder):
-                work(writer)
+                for name, value in row.items():
+                    if name != 'epoch':
+                        writer.add_scalar(name, value, step)
+                writer.flush()  # so that a killed process leaves no gap
                 self.writer = writer
+
+    def close(self) -> None:
+        if self.writer is not None:
+            with tolerated(self.folder):
+                self.writer.close()
 
 
 def _start_wandb(options: Tracking, name: str) -> Any:
