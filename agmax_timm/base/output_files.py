@@ -4,6 +4,8 @@ import logging
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from itertools import groupby
+from operator import itemgetter
 from typing import IO, Any
 
 from .atomic_write import replacing
@@ -63,19 +65,19 @@ def label_lines(axes: Any, labels: Sequence[str], groups: Sequence[str]) -> list
         Vertical place of each line.
     """
     places: list[float] = []
-    texts: dict[float, str] = {}
     headings: list[float] = []
+    texts: dict[float, str] = {}  # by place
     place = 0.
-    for number, (label, group) in enumerate(zip(labels, groups)):
-        if number and group != groups[number - 1]:
-            place += .4
-        if group and (not number or group != groups[number - 1]):
+    for group, members in groupby(zip(groups, labels), key=itemgetter(0)):
+        place += .4 if places else 0.
+        if group:
             headings.append(place)
             texts[place] = group
             place += 1
-        places.append(place)
-        texts[place] = label
-        place += 1
+        for _, label in members:
+            places.append(place)
+            texts[place] = label
+            place += 1
     axes.set_yticks([*texts], [*texts.values()], parse_math=False, fontsize=8)
     for place, text in zip(texts, axes.get_yticklabels()):
         text.set_fontweight('bold' if place in headings else 'normal')

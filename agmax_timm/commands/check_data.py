@@ -48,18 +48,15 @@ class Problem(NamedTuple):
     problem: str
 
 
-def check_train(options: TrainOptions) -> int:
-    """Check both splits of train.py. Write data-check.csv into --output or the current folder."""
-    return _check(options, options.output)
+def check(options: AnyOptions) -> int:
+    """Check both splits of train.py, or the split of validate.py, for the models that the options name.
 
+    Write data-check.csv into the current folder, or into --output of train.py.
 
-def check_validate(options: ValidateOptions) -> int:
-    """Check the split of validate.py for the models that the options name. Write ./data-check.csv."""
-    return _check(options, '')
-
-
-def _check(options: AnyOptions, folder: str) -> int:
-    """Return the exit status: 0 without problems, else 1."""
+    Returns:
+        Exit status: 0 without problems, else 1.
+    """
+    folder = options.output if isinstance(options, TrainOptions) else ''
     path = os.path.join(folder, FILE)
     cast(TextIOWrapper, sys.stdout).reconfigure(errors='backslashreplace')  # file names may contain any bytes
     with writing(folder):
@@ -118,12 +115,9 @@ def check_data(
 
 
 def _open(options: AnyOptions, split: str) -> ImageDataset:
-    refusal = DataError(f"--check-data reads folders, tar files and hfds/, got --dataset '{options.dataset}'")
-    if in_sequence(options):
-        raise refusal
-    dataset = open_split(options, split)
+    dataset = None if in_sequence(options) else open_split(options, split)
     if not isinstance(dataset, ImageDataset):
-        raise refusal
+        raise DataError(f"--check-data reads folders, tar files and hfds/, got --dataset '{options.dataset}'")
     if options.task != 'multilabel':
         check_column(dataset)
     return dataset

@@ -26,9 +26,9 @@ def main(argv: list[str] | None = None) -> int | None:
         from ..assembly.process_group import ending_process_group
         from ..base.signals import StopSignals
         from ..training.run import train
-        from .check_data import check_train
+        from .check_data import check
     if options.check_data:
-        return check_train(options)
+        return check(options)
     # Signals are handled to the end: torchrun sends SIGTERM to the other processes when the first one ends.
     with StopSignals() as signals, ending_process_group():
         try:

@@ -30,9 +30,9 @@ def main(argv: list[str] | None = None) -> int | None:
         from ..assembly.process_group import ending_process_group
         from ..evaluation import bulk
         from ..evaluation.validation import start, validate_model
-        from .check_data import check_validate
+        from .check_data import check
     if options.check_data:
-        return check_validate(options)
+        return check(options)
     with ending_process_group():
         device = start(options)
         evaluate_one = partial(validate_model, device=device)

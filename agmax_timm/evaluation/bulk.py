@@ -3,7 +3,6 @@ import gc
 import glob
 import logging
 import os
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -148,7 +147,7 @@ def validate_with_retry(options: ValidateOptions, validate: Callable, device: to
         batch_size = decay_batch_step(adopted.batch_size) if can_retry else 0
         if not batch_size:
             _logger.error(f"'{adopted.model}' failed: {message}")
-            return OrderedDict(model=adopted.model, error=message)
+            return dict(model=adopted.model, error=message)
         _logger.warning(f"'{adopted.model}': {message}. Retrying with --batch-size {batch_size}.")
         # Marked as given, so that the batch size of the checkpoint does not replace it.
         options = replace(adopted, batch_size=batch_size, given=options.given | {'batch_size'})

@@ -2,7 +2,6 @@
 import logging
 import os
 import re
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -106,7 +105,7 @@ def measure(evaluation: Evaluation) -> dict[str, float]:
         columns.update(measure_attacks(evaluation))
     if columns:
         _logger.info(' * ' + ' '.join(f'{name} {value:.3f}' for name, value in columns.items()))
-    return OrderedDict((name, round(value, 4)) for name, value in columns.items())
+    return {name: round(value, 4) for name, value in columns.items()}
 
 
 # ---- Agreement ----

@@ -78,7 +78,7 @@ class LabelEvaluator(ClassificationEvaluator):
         if self.average is not None:
             metrics.update(self._precision_and_recall(distributed))
         if self.bins is not None:
-            metrics['ece'] = 100. * self.bins.compute(distributed)[0]
+            metrics['ece'] = 100. * self.bins.compute(distributed).error
         return metrics
 
     def _real_accuracy(self, distributed: bool) -> dict[str, float]:

@@ -1,7 +1,6 @@
 """Evaluation of one model from options to results."""
 import logging
 import math
-from collections import OrderedDict
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -77,7 +76,7 @@ def validate_model(options: ValidateOptions, device: torch.device) -> dict[str, 
 
 def summarize(options: ValidateOptions, subject: EvaluatedModel, metrics: dict[str, float]) -> dict[str, Any]:
     """Return the results with timm's keys in timm's order, then further metrics, the loss and the checkpoint."""
-    results: dict[str, Any] = OrderedDict(model=options.model)
+    results: dict[str, Any] = dict(model=options.model)
     for name, complement in _METRICS[options.task].items():
         results[name] = round(metrics[name], 4)
         if complement is not None:

@@ -29,7 +29,9 @@ def defaults_by_method(task: str, agmax: bool) -> dict[str, Any]:
 
     Several labels per image are ranked by mAP and not smoothed.
     """
-    return {'eval_metric': 'map', 'smoothing': 0.} if task == 'multilabel' else {'smoothing': 0.} if agmax else {}
+    if task == 'multilabel':
+        return {'eval_metric': 'map', 'smoothing': 0.}
+    return {'smoothing': 0.} if agmax else {}
 
 
 def resolve_defaults(options: TrainOptions) -> TrainOptions:
@@ -190,23 +192,20 @@ def _check_validation_loader(options: ValidateOptions) -> Iterator[str]:
 
 
 def _check_robustness(options: ValidateOptions) -> Iterator[str]:
-    made = bool(options.corruptions) and not options.corruptions_dir
-    read = made or bool(options.corruptions_dir)
-    augmented = made or options.stress or options.agreement
-    asked = {'--corruptions-dir' if options.corruptions_dir else '--corruptions': read, '--stress': options.stress,
+    corruptions = '--corruptions-dir' if options.corruptions_dir else '--corruptions'
+    asked = {corruptions: options.corruptions_dir or options.corruptions, '--stress': options.stress,
              '--agreement': options.agreement, '--attack': options.attack}
     flags = [flag for flag, value in asked.items() if value]
-    if flags or options.calibration:
-        flag = (flags or ['--calibration'])[0]
-        if options.task == 'multilabel':
-            yield f'{flag} is for one class per image: drop it, or drop --task multilabel'
+    transformed = [flag for flag in flags if flag != '--attack']
+    drawn = [flag for flag in transformed if flag != '--corruptions-dir']
+    if options.task == 'multilabel' and (flags or options.calibration):
+        yield f"{[*flags, '--calibration'][0]} is for one class per image: drop it, or drop --task multilabel"
     if flags and options.naflex_loader:
         yield f'{flags[0]} is for images of one size: drop it, or drop --naflex-loader'
-    if (read or augmented) and options.tf_preprocessing:
-        yield f"{flags[0]} needs timm's transforms: drop it, or drop --tf-preprocessing"
-    if augmented and in_sequence(options):
-        flag = next(flag for flag in flags if flag not in ('--corruptions-dir', '--attack'))
-        yield (f"{flag} draws by the index of an image, --dataset '{options.dataset}' has none: drop it, or "
+    if transformed and options.tf_preprocessing:
+        yield f"{transformed[0]} needs timm's transforms: drop it, or drop --tf-preprocessing"
+    if drawn and in_sequence(options):
+        yield (f"{drawn[0]} draws by the index of an image, --dataset '{options.dataset}' has none: drop it, or "
                'use a folder or hfds/')
 
 

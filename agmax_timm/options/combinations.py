@@ -62,7 +62,7 @@ def check_combinations(options: TrainOptions) -> Iterator[str]:
 def _check_splits(options: TrainOptions) -> Iterator[str]:
     if options.aug_splits and options.no_prefetcher:
         yield '--aug-splits puts the splits into one batch in the prefetcher: drop --no-prefetcher'
-    if options.aug_splits and options.cutout + options.lighting + (options.train_crop_mode == 'pad'):
+    if options.aug_splits and (options.cutout or options.lighting or options.train_crop_mode == 'pad'):
         yield '--aug-splits does not augment its first split: drop it, or --cutout, --lighting, --train-crop-mode pad'
     if options.split_bn and not (options.aug_splits or options.resplit):
         yield '--split-bn splits batch norm as the batch is split: add --aug-splits 2 or --resplit'

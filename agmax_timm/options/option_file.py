@@ -64,6 +64,11 @@ def convert_options(config: dict[Any, Any], parser: Parser, where: str = '') -> 
     return options
 
 
+def as_yaml(value: Any) -> str:
+    """Return the value of an option as one line of YAML."""
+    return yaml.safe_dump(value, default_flow_style=True, width=1e9).replace('\n...', '').strip()
+
+
 class _Loader(yaml.SafeLoader):
     """A loader of plain values. A key that occurs twice is an error, because one of its values would be ignored."""
 

@@ -43,7 +43,3 @@ def create_parser() -> Parser:
     parser.add_argument('-j', '--workers', type=int, metavar='N', help="loader processes (default: the run's)")
     add_weights_flags(parser)
     return parser
-
-
-if __name__ == '__main__':
-    main()

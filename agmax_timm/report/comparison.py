@@ -8,10 +8,11 @@ from ..base import atomic_write
 from ..base.errors import DataError, OptionError
 from ..base.text import one_line
 from ..options.declare import declared
+from ..options.option_file import as_yaml
 from ..options.parsers import TrainOptions
 from ..options.recipe import portable, redact
 from .charts import Points
-from .page import charts, plain, render_template
+from .page import charts, render_template
 from .run import TITLES, Evaluation, ReportedRun, evaluate_run, read_run
 
 _logger = logging.getLogger('train')
@@ -79,7 +80,7 @@ def differing_settings(runs: Sequence[ReportedRun]) -> list[tuple[str, ...]]:
     Options of the machine, the process and the person are left out, as in a published recipe.
     """
     names = [name for name, option in declared(TrainOptions).items() if option.recipe != 'left out']
-    rows = [(name, *(plain(portable(run.options.get(name))) for run in runs)) for name in names]
+    rows = [(name, *(as_yaml(portable(run.options.get(name))) for run in runs)) for name in names]
     return [row for row in rows if len(set(row[1:])) > 1]
 
 

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import yaml
 from PIL import Image
 
 from ..evaluation.analysis import Analysis
 from ..evaluation.outcomes import Mistake
+from ..options.option_file import as_yaml
 from .charts import Frame, Points, line_chart
 
 _MOST_ROWS = 30  # largest number of rows of a table that is not folded
@@ -46,8 +46,8 @@ def render(report: Report) -> str:
         **vars(report),
         'class_name': report.class_name,
         'charts': charts(report.curves),
-        'changed': [(name, *map(plain, values)) for name, values in report.changed.items()],
-        'options': {name: plain(value) for name, value in report.options.items()},
+        'changed': [(name, *map(as_yaml, values)) for name, values in report.changed.items()],
+        'options': {name: as_yaml(value) for name, value in report.options.items()},
         **(_analysis_values(report, report.analysis) if report.analysis else {}),
     })
 
@@ -103,8 +103,3 @@ def inline(image: Image.Image, most: int = 224) -> dict[str, Any]:
     data = base64.b64encode(file.getvalue()).decode()
     return dict(source=f'data:image/{"png" if small else "jpeg"};base64,{data}', width=image.width,
                 height=image.height, small=small)
-
-
-def plain(value: Any) -> str:
-    """Return the value of an option as one line of YAML."""
-    return yaml.safe_dump(value, default_flow_style=True, width=1e9).replace('\n...', '').strip()

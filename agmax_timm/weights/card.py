@@ -6,7 +6,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.utils import validate_repo_id
 
@@ -15,6 +14,7 @@ from ..base.licences import license_fields
 from ..options.changed_options import validate_command
 from ..options.data_kinds import split_name
 from ..options.declare import declared
+from ..options.option_file import as_yaml
 from ..options.parsers import TrainOptions
 from ..options.recipe import portable
 from .base_model import base_of
@@ -192,7 +192,7 @@ def _hyperparameters(options: dict[str, Any], recipe: dict[str, Any]) -> dict[st
     """The options of the table, with their values as Markdown; empty without a recipe."""
     known = {**portable(options), **recipe} if recipe else {}
     names = [name for name, option in declared(TrainOptions).items() if option.card]
-    return {name: _plain(known[name]) for name in (*names, 'world_size')
+    return {name: as_yaml(known[name]).replace('|', r'\|') for name in (*names, 'world_size')
             if known.get(name) not in (None, False, '', 0, []) and (recipe.get('agmax') or 'agmax' not in name)}
 
 
@@ -201,7 +201,3 @@ def _inline(text: str) -> str:
     line = ' '.join(text.split())
     fence = '`' * (1 + max(map(len, re.findall('`+', line)), default=0))
     return f'{fence} {line} {fence}' if '`' in line else f'`{line}`'
-
-
-def _plain(value: Any) -> str:
-    return yaml.safe_dump(value, default_flow_style=True).replace('\n...', '').strip().replace('|', r'\|')

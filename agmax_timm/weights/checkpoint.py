@@ -80,7 +80,8 @@ def damage_reported(path: str) -> Iterator[None]:
 def options_in(checkpoint: dict[str, Any]) -> dict[str, Any]:
     """Return the options of the run that wrote a checkpoint, as stored; empty if it stores none."""
     args = checkpoint.get('args')
-    return dict(vars(args)) if isinstance(args, argparse.Namespace) else dict(args) if isinstance(args, dict) else {}
+    args = vars(args) if isinstance(args, argparse.Namespace) else args
+    return dict(args) if isinstance(args, dict) else {}
 
 
 def metadata_in(checkpoint: dict[str, Any]) -> dict[str, Any]:

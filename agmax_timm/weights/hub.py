@@ -1,6 +1,7 @@
 """Publish a staged folder on the Hugging Face Hub: check it, upload it as one commit, retry temporary errors."""
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from logging import getLogger
 from pathlib import Path
@@ -263,9 +264,7 @@ def _check_permission(to: Destination, user: dict[str, Any]) -> None:
 
 
 def _check_private(to: Destination) -> None:
-    try:
+    with suppress(RepositoryNotFoundError):
         if not to.api.repo_info(to.repo_id).private:
             raise HubError(f"'{to.repo_id}' exists and is public: make it private in its settings, or publish it as "
                            'public')
-    except RepositoryNotFoundError:
-        pass

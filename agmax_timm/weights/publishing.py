@@ -50,18 +50,18 @@ def publish_source(
         saved = read_model(source, use_ema)
         _logger.info(f'{saved.source}: {saved.weights}')
         saved = saved.with_dataset(hub_dataset)
-        with _naming_command(DISK_ERRORS, source, to, use_ema, hub_dataset):
+        with _naming_command(DISK_ERRORS, source, publish_command(source, to, use_ema, hub_dataset)):
             stage(saved, folder, to.license, partial(check, saved))
         to = replace(to, license=to.license or saved.options.get('license') or '')
     # The folder contains all choices except the licence.
-    with _naming_command((Exception,), folder, to):
+    with _naming_command((Exception,), folder, publish_command(folder, to)):
         return publish(folder, to, checked=True)
 
 
 def publish_command(source: str, to: Destination, use_ema: bool | None = None, hub_dataset: str = '') -> str:
     """Return the command that publishes a run or a folder in the same way."""
-    words = ['python', '-m', 'agmax_timm.publish', source, to.repo_id, *_choice(use_ema, hub_dataset), *to.flags]
-    return shlex.join(words)
+    return shlex.join(
+        ['python', '-m', 'agmax_timm.publish', source, to.repo_id, *_choice(use_ema, hub_dataset), *to.flags])
 
 
 def _choice(use_ema: bool | None, hub_dataset: str) -> list[str]:
@@ -71,13 +71,7 @@ def _choice(use_ema: bool | None, hub_dataset: str) -> list[str]:
 
 
 @contextmanager
-def _naming_command(
-        causes: tuple[type[Exception], ...],
-        source: str,
-        to: Destination,
-        use_ema: bool | None = None,
-        hub_dataset: str = '',
-) -> Iterator[None]:
+def _naming_command(causes: tuple[type[Exception], ...], source: str, command: str) -> Iterator[None]:
     """Add the command for another try to a HubError with one of these causes. Other errors would occur again.
 
     The command after a ChangedError overwrites what was changed.
@@ -87,6 +81,5 @@ def _naming_command(
     except HubError as error:
         if not isinstance(error.__cause__ or error, causes):
             raise
-        command = publish_command(source, to, use_ema, hub_dataset)
         flags = ''.join(f' {flag}' for flag in getattr(error, 'flags', ()))
         raise HubError(f"{error}. '{source}' stays; to continue: {command}{flags}") from error

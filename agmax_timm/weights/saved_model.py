@@ -196,9 +196,7 @@ def _images(checkpoint: dict[str, Any]) -> dict[str, int]:
 
 def _fields(model_args: dict[str, Any]) -> dict[str, Any]:
     """Return arguments of create_model as fields of SavedModel."""
-    own: dict[str, Any] = {}
     others = model_args_in(model_args)
-    for name in ('num_classes', 'in_chans', 'global_pool'):
-        if name in others:
-            own[name] = others.pop(name)
+    own: dict[str, Any] = {
+        name: others.pop(name) for name in ('num_classes', 'in_chans', 'global_pool') if name in others}
     return {**own, 'model_args': others}

@@ -97,6 +97,12 @@ def test_the_table_contains_only_changed_options(saved):
     assert '| scale | [0.08, 1.0] |' in text
 
 
+def test_a_long_value_is_one_row_of_the_table(saved):
+    patterns = [f'layer{number}.*' for number in range(20)]
+    text = card_of(saved, recipe={**recipe(saved.options), 'freeze': patterns}).content
+    assert f"| freeze | [{', '.join(patterns)}] |\n" in text
+
+
 def test_the_code_runs_in_the_folder_without_this_package(make_saved, tmp_path):
     """All blocks in their order, with the shapes in their comments."""
     printed = ''

@@ -1,6 +1,4 @@
 """Agreement of the predictions for two augmented views of an image, which AgMax maximises in training."""
-from collections import OrderedDict
-
 import torch
 import torch.distributed as dist
 
@@ -48,4 +46,4 @@ class AgreementEvaluator:
         if distributed:
             dist.all_reduce(totals)
         count, same, divergence = totals.tolist()
-        return OrderedDict(agreement=100 * same / max(count, 1), agreement_kl=divergence / max(count, 1))
+        return dict(agreement=100 * same / max(count, 1), agreement_kl=divergence / max(count, 1))
