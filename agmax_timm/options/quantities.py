@@ -37,4 +37,6 @@ def share_of(split: str | None) -> float | None:
 
 def split(value: float | str) -> str:
     """Return the name of a split as text. A share is written in one way: '.10' and the number 0.1 are '0.1'."""
+    if str(value).lower().lstrip('+-') in ('nan', 'inf', 'infinity'):
+        raise argparse.ArgumentTypeError(f"takes the name of a split, or a share above 0 and below 1, got '{value}'")
     return str(share_of(str(value)) or value)

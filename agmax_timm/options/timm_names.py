@@ -12,13 +12,15 @@ from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 from timm.utils import world_info_from_env
 
 from ..base.errors import OptionError
-from ..base.image_modes import timm_policy
+from ..base.image_modes import PUBLISHED_POLICIES, timm_policy
 from ..base.silence import silenced
 from ..base.text import nearest, one_line
 from .optimization import Schedule
 from .parsers import AnyOptions, TrainOptions
 
 _logger = logging.getLogger('train')
+# Kinds of policies, of which timm has no list.
+_POLICIES = ('original', 'originalr', 'v0', 'v0r', '3a', 'rand', 'augmix', *PUBLISHED_POLICIES)
 # Exceptions that timm, torch and Python raise for an invalid argument.
 REFUSED = (ValueError, TypeError, AssertionError, KeyError, IndexError, ArithmeticError, ImportError, RuntimeError)
 
@@ -147,19 +149,19 @@ def check_policy(policy: str) -> None:
                               'rand-m9-n2')
         if any(float(number) > 1000 for number in re.findall(r'\d+', section) if not section.startswith('mstd')):
             raise OptionError(f"--aa '{policy}': '{section}' is more than any policy has: use 1000 or less")
-    make = (auto_augment.rand_augment_transform if policy.startswith('rand') else
-            auto_augment.augment_and_mix_transform if policy.startswith('augmix') else
-            auto_augment.auto_augment_transform)
-    _try(f"--aa '{policy}'", lambda: make(timm_policy(policy), dict(translate_const=10, img_mean=(0, 0, 0))))
+    makers = {'rand': auto_augment.rand_augment_transform, 'augmix': auto_augment.augment_and_mix_transform}
+    make = makers.get(kind, auto_augment.auto_augment_transform)
+    hint = nearest(kind, _POLICIES) if kind not in _POLICIES else ''
+    _try(f"--aa '{policy}'", lambda: make(timm_policy(policy), dict(translate_const=10, img_mean=(0, 0, 0))), hint)
 
 
-def _try(flags: str, make: Callable[[], Any]) -> Any:
+def _try(flags: str, make: Callable[[], Any], hint: str = '') -> Any:
     """Return make(), a substitute for an object that the run creates later. Raise OptionError if it fails."""
     try:
         with silenced():
             return make()
     except REFUSED as error:
-        raise OptionError(f'{flags}: {one_line(error)}') from error
+        raise OptionError(f'{flags}: {one_line(error)}{hint}') from error
 
 
 class _Tiny(torch.nn.Module):

@@ -75,6 +75,7 @@ def test_options_written_as_yaml_give_the_same_options(config):
     ('agmax_loss: huber', ['agmax_loss', 'huber', 'mi, mse, kl, ce']),
     ('mean: 0.5', ['mean', 'list']),
     ('aa: [a]', ['aa', "['a']"]),
+    ('val_split: .nan', ['val_split', 'a share above 0 and below 1', "'nan'"]),
     ('image_memory: 16', ['image_memory', 'a share in [0, 1]', "'16'"]),
     ('- a\n- b', ['list']),
     ('a: b: c', ['config.yaml']),
@@ -297,6 +298,8 @@ def test_options_are_frozen():
     ('--resume nowhere.pth.tar', ['nowhere.pth.tar']), ('--dataset nosuch/x', ["--dataset 'nosuch/x"]),
     ('--crop-pct 0.001', ['--crop-pct', '0.001']), ('--nan-policy go', ['--nan-policy', 'go']),
     ('--hang-timeout -1', ['--hang-timeout', '-1']), ('--opt=--', ['--opt']),
+    ('--val-split nan', ['--val-split', 'a share above 0 and below 1', "'nan'"]),
+    ('--val-split=-inf', ['--val-split', "'-inf'"]),
 ])
 def test_invalid_values_are_refused_in_one_line(capsys, argv, words):
     message = error_of(capsys, *argv.split())

@@ -83,6 +83,8 @@ def test_device_modules_are_imported(tmp_path, monkeypatch):
     (['--model-kwargs', 'depht=3'], ['test_resnet', '--model-kwargs', 'depht']),
     (['--opt', 'nosuch'], ["--opt 'nosuch"]),
     (['--aa', 'nosuch'], ["--aa 'nosuch"]),
+    (['--aa', 'cifar-mstd0.5'], ['did you mean cifar10?']),
+    (['--aa', 'randaug-m9'], ["--aa 'randaug-m9'", 'did you mean rand?']),
     (['--gp', 'nosuch'], ['test_resnet', '--gp', 'nosuch']),
     (['--kd-model-name', 'resnet1001'], ['--kd-model-name', 'resnet1001']),
     (['--kd-model-name', 'local-dir:/nowhere'], ['--kd-model-name', '/nowhere']),
