@@ -41,6 +41,12 @@ def replacing(path: str, mode: str = 'wb', **open_args) -> Iterator[IO]:
         _sync_folder(path)
 
 
+def write_text(path: str, text: str) -> None:
+    """Replace a file by a text in UTF-8. Bytes of file names that are not UTF-8 become escape sequences."""
+    with replacing(path, 'w', encoding='utf-8', errors='backslashreplace') as f:
+        f.write(text)
+
+
 @contextmanager
 def scratch_folder(path: str) -> Iterator[str]:
     """Create a folder beside `path`, give its path, and remove it at the end."""

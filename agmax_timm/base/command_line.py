@@ -63,20 +63,17 @@ class Parser(argparse.ArgumentParser):
 
         The attribute `synonyms` of an action has the names of the option in other programs. They are tried first.
         """
-        is_flag = name.startswith('-')
-        known = {}
+        known: list[str] = []
+        meant: dict[str, str] = {}  # by synonym
         for action in self._actions:
-            flags = [flag for flag in action.option_strings if flag.startswith('--')]
-            names = flags if is_flag else [action.dest] if action.dest not in ('help', 'config') else []
-            known.update(dict.fromkeys(names, getattr(action, 'synonyms', ())))
-        asked = name.lstrip('-').replace('-', '_')
-        for own, synonyms in known.items():
-            for synonym, _, value in (synonym.partition(' ') for synonym in synonyms):
-                if synonym == asked:
-                    return f', did you mean {own} {value}'.rstrip() + '?'
-        if asked in _OF_LAUNCHER:
-            return f', did you mean {_OF_LAUNCHER[asked]}?'
-        return nearest(name, known)
+            names = [flag for flag in action.option_strings if flag.startswith('--')]
+            if not name.startswith('-'):
+                names = [action.dest] if action.dest not in ('help', 'config') else []
+            known += names
+            for synonym, _, value in (text.partition(' ') for text in getattr(action, 'synonyms', ()) if names):
+                meant.setdefault(synonym, f'{names[0]} {value}'.rstrip())
+        hint = {**_OF_LAUNCHER, **meant}.get(name.lstrip('-').replace('-', '_'))
+        return f', did you mean {hint}?' if hint else nearest(name, known)
 
     def warn(self, message: str) -> None:
         """Print a warning about an option, before the log exists. Only the first of several processes prints it."""

@@ -146,24 +146,9 @@ def list_corruptions(options: Robustness) -> list[Corruption]:
     Raises:
         OptionError: A corruption or the folder does not exist, or the package is missing or the wrong one.
     """
-    folder, severities = options.corruptions_dir, sorted(set(options.severities))
-    if folder:
-        if not os.path.isdir(folder):
-            raise OptionError(f"--corruptions-dir '{folder}': no such folder")
-        found = find_corruptions(folder)
-        if not found:
-            raise OptionError(f"--corruptions-dir '{folder}' has no folders NAME/1 to NAME/5")
-        unclear = [name for name in found if re.fullmatch(r'.*_[1-5]', name)]
-        if unclear:
-            raise OptionError(f"--corruptions-dir '{folder}': the name '{unclear[0]}' looks like a severity in "
-                              'the results, NAME_1 to NAME_5: rename the folder')
-        names = _expand_names(options.corruptions or ['all'], list(found), folder)
-        listed = [Corruption(name, severity, found[name][severity])
-                  for name in names for severity in severities if severity in found[name]]
-        if not listed:
-            raise OptionError(f"--severities {' '.join(map(str, severities))}: --corruptions-dir '{folder}' has none "
-                              f"of them for {quoted(names)}")
-        return listed
+    severities = sorted(set(options.severities))
+    if options.corruptions_dir:
+        return _list_in(options.corruptions_dir, options.corruptions or ['all'], severities)
     if not options.corruptions:
         return []
     try:
@@ -172,6 +157,26 @@ def list_corruptions(options: Robustness) -> list[Corruption]:
         raise OptionError(f"--corruptions without --corruptions-dir needs pip install 'agmax_timm[robust]': "
                           f'{one_line(error)}') from error
     return [Corruption(name, severity) for name in names for severity in severities]
+
+
+def _list_in(folder: str, words: list[str], severities: list[int]) -> list[Corruption]:
+    """Return the corruptions in --corruptions-dir that have these names and severities."""
+    if not os.path.isdir(folder):
+        raise OptionError(f"--corruptions-dir '{folder}': no such folder")
+    found = find_corruptions(folder)
+    if not found:
+        raise OptionError(f"--corruptions-dir '{folder}' has no folders NAME/1 to NAME/5")
+    unclear = [name for name in found if re.fullmatch(r'.*_[1-5]', name)]
+    if unclear:
+        raise OptionError(f"--corruptions-dir '{folder}': the name '{unclear[0]}' looks like a severity in the "
+                          'results, NAME_1 to NAME_5: rename the folder')
+    names = _expand_names(words, list(found), folder)
+    listed = [Corruption(name, severity, found[name][severity])
+              for name in names for severity in severities if severity in found[name]]
+    if not listed:
+        raise OptionError(f"--severities {' '.join(map(str, severities))}: --corruptions-dir '{folder}' has none of "
+                          f'them for {quoted(names)}')
+    return listed
 
 
 def _expand_names(words: list[str], known: list[str], where: str) -> list[str]:

@@ -32,13 +32,13 @@ class LabelEvaluator(ClassificationEvaluator):
 
     def __init__(
             self,
-            device: torch.device | None = None,
+            device: torch.device,
             *,
-            max_samples: int | None = None,
-            valid_labels: list[int] | None = None,
-            real_labels: RealLabelsImagenet | None = None,
-            average: str | None = None,
-            calibration: bool = False,
+            max_samples: int | None,
+            valid_labels: list[int] | None,
+            real_labels: RealLabelsImagenet | None,
+            average: str | None,
+            calibration: bool,
     ):
         self.calibration = calibration
         self.valid_labels = valid_labels
@@ -155,16 +155,17 @@ def create_evaluator(
         device: torch.device,
 ) -> ClassificationEvaluator:
     """Create the evaluator for the task: one class or several labels per image."""
-    common = dict(max_samples=evaluation_sample_limit(loader))
+    max_samples = evaluation_sample_limit(loader)
     if options.task == 'multilabel':
-        return MultiLabelClassificationEvaluator(device, threshold=options.multilabel_threshold, **common)
+        return MultiLabelClassificationEvaluator(
+            device, threshold=options.multilabel_threshold, max_samples=max_samples)
     return LabelEvaluator(
         device,
+        max_samples=max_samples,
         valid_labels=labels_of_data(options, num_classes),
         real_labels=open_real_labels(options, dataset, num_classes) if options.real_labels else None,
         average=options.metrics_avg,
         calibration=options.calibration,
-        **common,
     )
 
 

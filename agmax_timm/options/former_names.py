@@ -52,16 +52,16 @@ def with_todays_names(config: dict[Any, Any], warn: Callable[[str], Any]) -> dic
     Args:
         warn: Function that is called with one line for each former option.
     """
-    former = {key: str(key).replace('-', '_') for key in config if str(key).replace('-', '_') in FORMER}
+    names = {key: str(key).replace('-', '_') for key in config}
+    former = {key: FORMER[name] for key, name in names.items() if name in FORMER}
     today = {key: value for key, value in config.items() if key not in former}
-    taken = {str(key).replace('-', '_') for key in today}
-    for key, name in former.items():
-        value = config[key]
-        options = {name: value for name, value in FORMER[name].options(value).items() if name not in taken}
+    taken = {names[key] for key in today}
+    for key, option in former.items():
+        options = {name: value for name, value in option.options(config[key]).items() if name not in taken}
         today.update(options)
         if options:
             meant = ', '.join(f'{name}: {value!r}' for name, value in options.items())
             warn(f"'{key}' is a former option of timm, read as {meant}")
         else:
-            warn(f"'{key}' is a former option of timm, {value!r} has no effect: today it is {FORMER[name].today}")
+            warn(f"'{key}' is a former option of timm, {config[key]!r} has no effect: today it is {option.today}")
     return today

@@ -87,15 +87,15 @@ def _check_cuda_graphs(options: AnyOptions) -> None:
             or torch.device(options.device).type != 'cuda'):
         return
     mode = options.torchcompile_mode
-    flag, remedy = None, ''
     if options.torchcompile == 'cudagraphs':
         flag, remedy = "--torchcompile 'cudagraphs'", '--torchcompile inductor'
     elif options.torchcompile == 'inductor' and mode and torch._inductor.list_mode_options()[mode].get(
             'triton.cudagraphs'):
         flag, remedy = f"--torchcompile-mode '{mode}'", '--torchcompile-mode default or max-autotune-no-cudagraphs'
-    if flag is not None:
-        raise OptionError(f'{flag} records CUDA graphs, in which --grad-accum-steps {options.grad_accum_steps} gives '
-                          f'wrong gradients: use {remedy}')
+    else:
+        return
+    raise OptionError(f'{flag} records CUDA graphs, in which --grad-accum-steps {options.grad_accum_steps} gives wrong '
+                      f'gradients: use {remedy}')
 
 
 def check_optimizer(options: TrainOptions) -> None:

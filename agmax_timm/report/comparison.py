@@ -4,7 +4,7 @@ import math
 import os
 from collections.abc import Sequence
 
-from ..base import atomic_write
+from ..base.atomic_write import write_text
 from ..base.errors import DataError, OptionError
 from ..base.text import one_line
 from ..options.declare import declared
@@ -52,7 +52,7 @@ def compare_runs(
             notes.append(f"'{name}' is not evaluated, its metrics are those of training: {redact(one_line(error))}")
         evaluations.append(evaluation)
     classes, rows = _class_rows(names, evaluations)
-    text = render_template('comparison.html.jinja', dict(
+    write_text(path, render_template('comparison.html.jinja', dict(
         names=names,
         notes=notes,
         metric_rows=_metric_rows(runs, evaluations),
@@ -61,9 +61,7 @@ def compare_runs(
         class_head=classes,
         class_rows=rows,
         most_rows=_MOST_ROWS,
-    ))
-    with atomic_write.replacing(path, 'w', encoding='utf-8', errors='backslashreplace') as f:  # any bytes in names
-        f.write(text)
+    )))
     return path
 
 

@@ -13,7 +13,7 @@ from timm import utils
 
 from ..assembly import datasets, loaders
 from ..assembly import model as build
-from ..base import atomic_write
+from ..base.atomic_write import write_text
 from ..base.errors import UserError, as_user_error
 from ..base.random_state import kept_random_state
 from ..base.text import one_line
@@ -66,10 +66,8 @@ def make_report(
     """
     run = read_run(run_dir, data_dir, use_ema)
     evaluation = evaluate_run(run, device, workers, in_run, on_batch)
-    text = render(_collect(run, evaluation))
     path = os.path.join(run_dir, FILE)
-    with atomic_write.replacing(path, 'w', encoding='utf-8', errors='backslashreplace') as f:  # any bytes in names
-        f.write(text)
+    write_text(path, render(_collect(run, evaluation)))
     return path
 
 

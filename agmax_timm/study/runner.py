@@ -10,7 +10,7 @@ from typing import Any
 from tqdm import tqdm
 
 from ..assembly.job_start import LAUNCHER
-from ..base import atomic_write
+from ..base.atomic_write import write_text
 from ..base.processes import cores, environment
 from ..base.signals import EXIT_STATUS, StopSignals
 from .cost import epochs_of
@@ -79,8 +79,7 @@ class Runner:
 
     def _start(self, run: Run, device: str) -> subprocess.Popen:
         os.makedirs(run.cell.folder, exist_ok=True)
-        with atomic_write.replacing(run.cell.options_path, 'w', encoding='utf-8') as file:
-            file.write(run.cell.recipe)
+        write_text(run.cell.options_path, run.cell.recipe)
         with open(run.log_path, 'wb') as log:
             # In a new session, the run does not receive Ctrl-C of the terminal in addition to the signal from run().
             return subprocess.Popen(

@@ -2,7 +2,7 @@
 import os
 from typing import Any
 
-from ..base.atomic_write import replacing
+from ..base.atomic_write import replacing, write_text
 from ..base.output_files import write_rows
 from .definition import Level, Study
 from .figure import draw
@@ -46,8 +46,7 @@ def write_tables(study: Study, outcomes: list[Outcome], published: Published, fo
             'setting': one.setting, 'method': one.method, 'minus': one.other, **_columns(one.difference),
         } for one in comparisons])
     text = _markdown(study, rows, outcomes) + (_comparisons_markdown(study, comparisons) if comparisons else '')
-    with replacing(os.path.join(folder, 'table.md'), 'w', encoding='utf-8') as file:
-        file.write(text)
+    write_text(os.path.join(folder, 'table.md'), text)
     draw(study, rows, comparisons, os.path.join(folder, 'figure.png'))
     return text
 

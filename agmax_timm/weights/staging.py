@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from timm.models import is_model
 from timm.models._hub import save_config_for_hf
 
-from ..base.atomic_write import replacing, scratch_folder
+from ..base.atomic_write import scratch_folder, write_text
 from ..base.class_labels import index_names, known_names
 from ..base.licences import check_license, license_name
 from ..base.random_state import kept_random_state
@@ -123,8 +123,7 @@ def change_license(folder: str | Path, license: str) -> None:
         if Path(folder, CARD).is_file():
             texts[CARD] = with_license(Path(folder, CARD).read_text(encoding='utf-8'), license_name(license))
         for name, text in texts.items():
-            with replacing(str(Path(folder, name)), 'w', encoding='utf-8') as f:
-                f.write(text)
+            write_text(str(Path(folder, name)), text)
 
 
 def loading_code(saved: SavedModel, folder: str) -> str:

@@ -4,7 +4,7 @@ import re
 from statistics import fmean
 from typing import Any
 
-from ...base.atomic_write import replacing
+from ...base.atomic_write import replacing, write_text
 from ...base.output_files import save_figure, write_rows
 
 Row = dict[str, Any]
@@ -21,8 +21,7 @@ def write_comparison(folder: str, rows: list[Row]) -> None:
     os.makedirs(folder, exist_ok=True)
     with replacing(os.path.join(folder, 'robustness.csv'), 'w', newline='', errors='surrogateescape') as f:
         write_rows(f, rows)
-    with replacing(os.path.join(folder, 'robustness.md'), 'w', encoding='utf-8', errors='backslashreplace') as f:
-        f.write(markdown(rows))
+    write_text(os.path.join(folder, 'robustness.md'), markdown(rows))
     draw(os.path.join(folder, 'robustness.png'), rows)
 
 
