@@ -14,7 +14,7 @@ from ..data.sources.classes import ModelClasses, class_to_idx
 from ..options.model import Distillation, TrainModel
 from ..options.parsers import ValidateOptions
 from ..options.paths import CLASSES_OF_MODEL
-from ..weights.checkpoint import saved_metadata
+from ..weights.checkpoint import metadata_in, read_checkpoint
 from ..weights.synsets import describe
 
 _logger = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ def classes_of(model: Any, name: str, checkpoint: str = '') -> ModelClasses | No
 
 def classes_in(checkpoint: str) -> ModelClasses | None:
     """Return the classes that a checkpoint stores, or None if it stores none."""
-    metadata = saved_metadata(checkpoint)
+    metadata = metadata_in(read_checkpoint(checkpoint, mmap=True))
     names = _by_index(metadata.get('class_names'))
     return _named(checkpoint, names, len(names), metadata.get('class_map'))
 

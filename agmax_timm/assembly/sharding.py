@@ -19,7 +19,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from ..base.distributed import is_distributed
 from ..base.errors import OptionError
 from ..network import layer_of_parameters
-from ..options.checks import in_sequence
+from ..options.data_kinds import in_sequence
 from ..options.parsers import TrainOptions
 
 # Optimizers of timm whose updates of shards equal their updates of whole weights. Others raise an error at the first

@@ -30,8 +30,7 @@ from ..data.sources.scan import Inventory, duplicates, scan
 from ..evaluation import bulk
 from ..evaluation.evaluated_model import adopt_options
 from ..evaluation.metrics import labels_of_data
-from ..options.checks import in_sequence
-from ..options.data_kinds import split_name
+from ..options.data_kinds import in_sequence, split_name
 from ..options.parsers import AnyOptions, TrainOptions, ValidateOptions
 from ..options.quantities import share_of
 from ..training.output.run_folder import check_writable, resolve_resume, writing

@@ -7,8 +7,7 @@ from typing import Any
 
 from ..base.command_line import flag_of
 from .augmentation import Mixing
-from .data import DataSet
-from .data_kinds import check_source, kind_of
+from .data_kinds import check_source, in_sequence
 from .declare import problems
 from .device import Device
 from .hub_names import check_hub
@@ -59,11 +58,6 @@ def check_validate_args(options: ValidateOptions) -> Iterator[str]:
     for check in (problems, check_paths, _check_input, _check_precision, _check_targets, _check_labels,
                   _check_validation_loader, _check_robustness, _check_attack):
         yield from check(options)
-
-
-def in_sequence(options: DataSet) -> bool:
-    """Whether the data is of a kind that is read in sequence, without an index."""
-    return kind_of(options) in ('hfids', 'tfds', 'wds')
 
 
 def loss_name(options: TrainOptions) -> str:

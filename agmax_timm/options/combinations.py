@@ -3,7 +3,8 @@ from collections.abc import Iterator
 
 from ..base.command_line import flag_of
 from .agmax import AgMax
-from .checks import in_sequence, mixing, needs_classes
+from .checks import mixing, needs_classes
+from .data_kinds import in_sequence
 from .declare import declared, has_effect, refused
 from .model import TrainModel
 from .parsers import TrainOptions

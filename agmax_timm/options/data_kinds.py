@@ -19,6 +19,11 @@ def kind_of(options: DataSet) -> str:
     return 'tar' if os.path.isfile(options.data_dir or '') else 'folder'
 
 
+def in_sequence(options: DataSet) -> bool:
+    """Whether the data is of a kind that is read in sequence, without an index."""
+    return kind_of(options) in ('hfids', 'tfds', 'wds')
+
+
 def check_source(options: DataSet) -> Iterator[str]:
     """Yield a line, with the remedy, for each option that this kind of data would ignore."""
     kind = kind_of(options)
@@ -29,7 +34,7 @@ def check_source(options: DataSet) -> Iterator[str]:
             yield f'{flag_of(name)} {value!r} does nothing on {data}: {_remedy(options, name, kind)}'
     for name in ('val_split', 'split'):
         share = share_of(getattr(options, name, None))
-        if share is not None and kind in ('hfids', 'tfds', 'wds'):
+        if share is not None and in_sequence(options):
             yield (f'{flag_of(name)} {share:g} is a share of images with an index, and {data} is read in sequence: '
                    'name a split')
         if share is not None and getattr(options, 'task', '') == 'multilabel':

@@ -22,7 +22,8 @@ from ..data.sources.classes import class_names
 from ..evaluation.evaluate import evaluate
 from ..evaluation.log import log_steps
 from ..options.augmentation import Mixing
-from ..options.checks import in_sequence, mixing
+from ..options.checks import mixing
+from ..options.data_kinds import in_sequence
 from ..options.model import BatchNorm
 from ..options.run import Run
 from .checkpoints.state import Position

@@ -85,7 +85,7 @@ def options_in(checkpoint: dict[str, Any]) -> dict[str, Any]:
 
 
 def metadata_in(checkpoint: dict[str, Any]) -> dict[str, Any]:
-    """Return the metadata of a checkpoint; empty if it has none."""
+    """Return the metadata of a checkpoint (see metadata.make_metadata); empty if it has none."""
     metadata = checkpoint.get(METADATA)
     return metadata if isinstance(metadata, dict) else {}
 
@@ -165,15 +165,6 @@ def _class_map(metadata: dict[str, Any], path: str) -> Any:
     if os.path.exists(path) or not metadata['class_names']:
         return path
     return {name: index for index, name in enumerate(metadata['class_names'])}
-
-
-def saved_metadata(path: str) -> dict[str, Any]:
-    """Return the metadata in a checkpoint (see metadata.make_metadata); empty if it has none.
-
-    Raises:
-        CheckpointError: As read_file.
-    """
-    return metadata_in(read_checkpoint(path, mmap=True))
 
 
 def tensors_in(checkpoint: dict[str, Any], path: str, use_ema: bool = False) -> dict[str, torch.Tensor]:

@@ -19,9 +19,9 @@ _logger = getLogger(__name__)
 def publish_source(
         source: str,
         to: Destination,
-        use_ema: bool | None = None,
-        hub_dataset: str = '',
-        check: Callable[[SavedModel, Path], None] = lambda saved, folder: None,
+        use_ema: bool | None,
+        hub_dataset: str,
+        check: Callable[[SavedModel, Path], None],
 ) -> str:
     """Publish a run, a checkpoint or a staged folder. The first two are staged in the folder `hub` beside them.
 

@@ -31,7 +31,7 @@ from agmax_timm.options.parsers import train_parser
 from agmax_timm.report import command, comparison, report
 from agmax_timm.report import run as reported
 from agmax_timm.report.page import Report, inline, render
-from agmax_timm.weights.checkpoint import saved_metadata, saved_options
+from agmax_timm.weights.checkpoint import metadata_in, read_checkpoint, saved_options
 from agmax_timm.weights.saved_model import read_model
 from agmax_timm.weights.staging import recipe, stage
 
@@ -360,7 +360,7 @@ def test_naflex_images_are_shown_and_evaluated_as_in_training(photos, photo_numb
     assert len(shown['pair']) == 2 * 8
     assert 'at up to 9 patches (NaFlex).' in (tmp_path / 'run/report.html').read_text()
     results = results_of(photos, '--checkpoint', tmp_path / 'run' / 'model_best.pth.tar', '--naflex-loader', '-b', 8)
-    saved = saved_metadata(str(tmp_path / 'run' / 'model_best.pth.tar'))['metrics']['raw']
+    saved = metadata_in(read_checkpoint(str(tmp_path / 'run' / 'model_best.pth.tar')))['metrics']['raw']
     assert results['loss'] == saved['loss'] and results['top1'] == round(saved['top1'], 4)
     assert len(shown['mistakes']) == 12 - round(0.12 * results['top1'])
     numbers = [photo_numbers(to_tensor(image_of(attributes))[None]).item() for attributes in shown['pair']]
