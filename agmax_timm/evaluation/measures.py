@@ -1,4 +1,4 @@
-"""Metrics of robustness in validate.py, as columns of its results."""
+"""Passes of validate.py over its data, and metrics of robustness as columns of its results."""
 import logging
 import os
 import re
@@ -207,8 +207,8 @@ def measure_corruptions(evaluation: Evaluation) -> dict[str, float]:
             metrics = evaluation.run(title, dataset, crop_pct=1.)
         errors[name, severity] = 100. - metrics['top1']
     columns = {f'{name}_{severity}_err': error for (name, severity), error in errors.items()}
-    return {**columns, **summarize(errors, imagenet_c=_has_imagenet_classes(evaluation.dataset) and all(
-        path is not None for _, _, path in listed))}
+    of_imagenet = class_names(evaluation.dataset) == sorted(ImageNetInfo().label_names())
+    return {**columns, **summarize(errors, imagenet_c=of_imagenet and bool(options.corruptions_dir))}
 
 
 def _check_images(options: AnyOptions, config: dict[str, Any]) -> None:
@@ -234,11 +234,6 @@ def _open_corrupted(evaluation: Evaluation, path: str) -> Dataset:
         raise DataError(f"--corruptions-dir: '{path}' has other classes than the data, so other labels: give both the "
                         'same')
     return dataset
-
-
-def _has_imagenet_classes(dataset: Dataset) -> bool:
-    """Return whether the classes are those of ImageNet."""
-    return class_names(dataset) == sorted(ImageNetInfo().label_names())
 
 
 # ---- Stress and attacks ----

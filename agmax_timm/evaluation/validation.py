@@ -2,7 +2,6 @@
 import logging
 import math
 from collections.abc import Iterator
-from functools import partial
 from typing import Any
 
 import torch
@@ -10,17 +9,14 @@ import torch
 from ..assembly import datasets
 from ..assembly import model as build
 from ..assembly.console import begin_log
-from ..base.distributed import is_primary
 from ..base.errors import OptionError
 from ..options import timm_names
 from ..options.parsers import ValidateOptions
 from ..options.paths import CLASSES_OF_MODEL
 from ..weights.checkpoint import saved_options
 from . import bulk, measures
-from .evaluate import evaluate
-from .evaluated_model import EvaluatedModel, build_loader, open_data, prepare
-from .log import finite, log_steps
-from .metrics import create_evaluator
+from .evaluated_model import EvaluatedModel, open_data, prepare
+from .log import finite
 
 _METRICS: dict[str, dict[str, str | None]] = {  # name of the complement to 100 by metric
     'classification': {'top1': 'top1_err', 'top5': 'top5_err'},
@@ -57,20 +53,16 @@ def validate_model(options: ValidateOptions, device: torch.device) -> dict[str, 
     subject = prepare(options, device)
     options = subject.options
     dataset = open_data(subject, _logger, f'--class-map {CLASSES_OF_MODEL} numbers the classes as the model does')
-    loader = build_loader(subject, dataset)
-    evaluator = create_evaluator(options, dataset, loader, subject.num_classes, device)
+    evaluation = measures.Evaluation(subject, dataset)
     try:
-        metrics = evaluate(
-            subject.model, loader, options, device, subject.precision, options.log_freq,
-            on_log=log_steps('Test') if is_primary() else None, evaluator=evaluator,
-            before_compute=partial(bulk.check_ranks, device))
+        metrics = evaluation.run('Test')
     except ZeroDivisionError as error:
         if not options.crop_border_pixels:
             raise
         raise OptionError(
             f'--crop-border-pixels {options.crop_border_pixels} leaves nothing of an image: use fewer') from error
     results = summarize(options, subject, metrics)
-    results.update(measures.measure(measures.Evaluation(subject, dataset)))
+    results.update(measures.measure(evaluation))
     return finite(results)  # JSON has no NaN
 
 

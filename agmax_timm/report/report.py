@@ -130,7 +130,8 @@ def _collect(run: ReportedRun, evaluation: Evaluation | None) -> Report:
         title=os.path.basename(os.path.abspath(run.folder)),
         about=f"{portable(saved['model'])}{f' on {dataset[1]}' if dataset else ''}"
               f"{', with AgMax' if saved['agmax'] else ''}, {saved['epochs']} epochs, counted from 0.",
-        trained=_trained(run),
+        trained=('Trained in {wall time} on {device}, with {images/s} images/s in the last epoch, until {date}.'
+                 .format_map(run.spent) if run.spent else ''),
         headline=_headline(run, evaluation) if evaluation else [],
         notes=_notes(run, evaluation) if evaluation else ['The run has no validation data: nothing was evaluated.'],
         command=train_command(run.given, saved.get('world_size') or 1),
@@ -151,13 +152,6 @@ def _collect(run: ReportedRun, evaluation: Evaluation | None) -> Report:
     except _UNREADABLE as error:
         report.notes.append(f'No training images are shown: {redact(one_line(as_user_error(error) or error))}')
     return report
-
-
-def _trained(run: ReportedRun) -> str:
-    if not run.spent:
-        return ''
-    return ('Trained in {wall time} on {device}, with {images/s} images/s in the last epoch, until {date}.'
-            .format_map(run.spent))
 
 
 def _headline(run: ReportedRun, evaluation: Evaluation) -> list[tuple[str, str]]:

@@ -45,7 +45,9 @@ class Runner:
 
     def run(self) -> bool:
         """Train until all runs have ended, or until a signal. Return whether there was a signal."""
-        with self._open_bar() as self.bar, StopSignals() as signals:
+        self.bar = tqdm(total=sum(epochs_of(run.options) for run in self.runs), initial=self._epochs(), unit='epoch',
+                        file=sys.stderr, dynamic_ncols=True, disable=not sys.stderr.isatty())
+        with self.bar, StopSignals() as signals:
             try:
                 passed_on, last_shown = False, time.monotonic()
                 while self.running or (self.waiting and not signals.received):
@@ -101,10 +103,6 @@ class Runner:
             else:
                 self.errors[run.folder] = last_error(run.log_path, status)
                 self._print(f'{run.name}: failed: {self.errors[run.folder]}')
-
-    def _open_bar(self) -> tqdm:
-        return tqdm(total=sum(epochs_of(run.options) for run in self.runs), initial=self._epochs(), unit='epoch',
-                    file=sys.stderr, dynamic_ncols=True, disable=not sys.stderr.isatty())
 
     def _epochs(self) -> float:
         """Return the number of epochs that all runs have trained."""

@@ -1,7 +1,7 @@
 """ImageNet's words for its synsets, as descriptions of classes."""
 import re
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache
 
 from timm.data import ImageNetInfo
 
@@ -24,7 +24,4 @@ def _words(name: str) -> str:
         return name
 
 
-@lru_cache(maxsize=1)
-def _imagenet() -> ImageNetInfo:
-    """Return timm's tables of ImageNet, which describe the synsets of all its subsets."""
-    return ImageNetInfo()
+_imagenet = cache(ImageNetInfo)  # timm's tables, which describe the synsets of all subsets

@@ -22,7 +22,7 @@ from agmax_timm.base.safe_load import read_file
 from agmax_timm.commands import train as train_cli
 from agmax_timm.data.sources.classes import class_names
 from agmax_timm.data.sources.shards import open_dataset
-from agmax_timm.evaluation import validation
+from agmax_timm.evaluation import measures, validation
 from agmax_timm.evaluation.analysis import analyse
 from agmax_timm.evaluation.outcomes import Mistake
 from agmax_timm.options.changed_options import changed_options, train_command
@@ -140,13 +140,13 @@ def image_of(attributes):
 def predictions(monkeypatch, photos, *argv):
     """Classes that the model of validate.py predicts, the true classes, and the results."""
     seen = []
-    evaluate = validation.evaluate
+    evaluate = measures.evaluate
 
     def spy(*args, evaluator, **kwargs):
         update = evaluator.update
         evaluator.update = lambda output, target: (seen.append((output.argmax(1), target)), update(output, target))
         return evaluate(*args, evaluator=evaluator, **kwargs)
-    monkeypatch.setattr(validation, 'evaluate', spy)
+    monkeypatch.setattr(measures, 'evaluate', spy)
     args = parse_validate_args([str(photos), '-j', '0', *map(str, argv)])
     results = validation.validate(args)
     return torch.cat([p for p, _ in seen]), torch.cat([t for _, t in seen]), results

@@ -4,6 +4,7 @@ import json
 import os
 import sys
 import types
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -116,15 +117,16 @@ class RecordsInputs(torch.nn.Module):
 
 @pytest.fixture
 def passes(monkeypatch):
-    """List of the evaluations: inputs [N, 3, H, W] and metrics of each."""
-    seen, evaluate = [], measures.evaluate
+    """List of the evaluations after that of the clean images: inputs [N, 3, H, W] and metrics of each."""
+    seen, evaluate = [], measures.Evaluation.evaluate
 
-    def watched(model, *args, **kwargs):
-        watched = RecordsInputs(model)
-        metrics = evaluate(watched, *args, **kwargs)
-        seen.append((torch.cat(watched.inputs), metrics))
+    def watched(evaluation, name, *args):
+        model = RecordsInputs(evaluation.subject.model)
+        metrics = evaluate(replace(evaluation, subject=replace(evaluation.subject, model=model)), name, *args)
+        if name != 'Test':
+            seen.append((torch.cat(model.inputs), metrics))
         return metrics
-    monkeypatch.setattr(measures, 'evaluate', watched)
+    monkeypatch.setattr(measures.Evaluation, 'evaluate', watched)
     return seen
 
 
@@ -267,7 +269,7 @@ def test_imagenet_c_has_errors_relative_to_alexnet(monkeypatch, textures, corrup
     listed = [measures.Corruption(name, severity, str(corrupted / 'dark' / '4'))
               for name in ALEXNET_ERRORS for severity in range(1, 6)]
     monkeypatch.setattr(measures, 'list_corruptions', lambda args: listed)
-    monkeypatch.setattr(measures.Evaluation, 'run', lambda *args, **kwargs: dict(top1=60.))
+    monkeypatch.setattr(measures.Evaluation, 'run', lambda *args, **kwargs: dict(top1=60., top5=90., loss=1.))
     monkeypatch.setattr(ImageNetInfo, 'label_names', lambda self: ['cat', 'ant', 'bee'])
     results = results_of(textures, *RESNET, '--checkpoint', weights()[0], '--corruptions-dir', corrupted)
     assert results['mce'] == pytest.approx(np.mean([4000 / error for error in ALEXNET_ERRORS.values()]), abs=1e-3)
