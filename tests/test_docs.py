@@ -1,4 +1,5 @@
 """Commands in docs/ parse, and files that docs/ names exist."""
+import configparser
 import copy
 import re
 import shlex
@@ -155,3 +156,25 @@ def test_the_picture_of_results_shows_the_table_of_the_method_card():
     assert ('demo, batches of 10, five seeds', figures.Effect(2.8, (2.3, 3.4)), figures.Effect(.7, (.4, .9))) in effects
     with Image.open(DOCS / 'images' / 'results.png') as picture:
         assert picture.text['effects'] == repr(effects), 'run python tools/figures.py'
+
+
+def test_the_quick_start_lists_all_extras():
+    settings = configparser.ConfigParser()
+    settings.read(REPOSITORY / 'setup.cfg')
+    table = (DOCS / 'quickstart.md').read_text().split('| extra | for |')[1].split('\n\n')[0]
+    listed = [name for row in table.splitlines() for name in re.findall('`([a-z]+)`', row.split(' | ')[0])]
+    assert sorted(listed) == sorted(settings['options.extras_require'])
+
+
+def _anchor(heading):
+    """Return the anchor that GitHub and mkdocs give a heading."""
+    return re.sub(r'[\s]', '-', re.sub(r'[^\w\s-]', '', heading.lower()).strip())
+
+
+@pytest.mark.parametrize(
+    'page', [*sorted(DOCS.rglob('*.md')), *sorted(REPOSITORY.glob('*.md'))], ids=lambda page: page.name)
+def test_links_lead_to_headings_that_exist(page):
+    for target, anchor in re.findall(r'\]\(([^()\s#:]*)#([^()\s]+)\)', page.read_text()):
+        linked = (page.parent / target).resolve() if target else page
+        headings = re.findall(r'^#+ (.+)', linked.read_text(), re.M)
+        assert anchor in map(_anchor, headings), f'{target}#{anchor}'

@@ -78,18 +78,19 @@ def image_folder(tmp_path):
     return tmp_path / 'data'
 
 
-@pytest.mark.parametrize('tune', [None, 2])
-def test_a_subset_has_the_first_images_and_divides_the_validation_images(tune, tmp_path, monkeypatch):
+@pytest.mark.parametrize('tune', [0, 2])
+@pytest.mark.parametrize('classes', ['ab', 'b'])
+def test_a_subset_has_the_first_images_and_divides_the_validation_images(tune, classes, tmp_path, monkeypatch):
     for split, name, number in ((s, c, i) for s in ('train', 'val', 'test') for c in 'ab' for i in range(5)):
         folder = tmp_path / 'source' / split / name
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f'{number}.png').write_text(f'{split} {name} {number}')
     words = ['subset.py', str(tmp_path / 'source'), str(tmp_path / 'target'), '--per-class', '3']
-    monkeypatch.setattr(sys, 'argv', words + (['--tune-per-class', str(tune)] if tune else []))
+    words += ['--tune-per-class', str(tune)] if tune else []
+    monkeypatch.setattr(sys, 'argv', words + (['--classes', classes] if classes != 'ab' else []))
     subset.main()
     found = {path.relative_to(tmp_path / 'target').as_posix(): path.read_text()
              for path in (tmp_path / 'target').glob('*/*/*')}
-    numbers = {'train': range(3), 'test': range(5), **(
-        {'tune': range(tune), 'val': range(tune, 5)} if tune else {'val': range(5)})}
+    numbers = {'train': range(3), 'test': range(5), 'tune': range(tune), 'val': range(tune, 5)}
     assert found == {f'{split}/{name}/{i}.png': f"{'val' if split == 'tune' else split} {name} {i}"
-                     for split, kept in numbers.items() for name in 'ab' for i in kept}
+                     for split, kept in numbers.items() for name in classes for i in kept}
