@@ -13,7 +13,7 @@ from ..options.parsers import TrainOptions
 from ..options.recipe import portable, redact
 from .charts import Points
 from .page import charts, render_template
-from .run import TITLES, Evaluation, ReportedRun, evaluate_run, read_run
+from .run import TITLES, ReportedRun, RunResults, evaluate_run, read_run
 
 _logger = logging.getLogger('train')
 _MOST_ROWS = 30  # largest number of rows of the table of classes that is not folded
@@ -82,7 +82,7 @@ def differing_settings(runs: Sequence[ReportedRun]) -> list[tuple[str, ...]]:
     return [row for row in rows if len(set(row[1:])) > 1]
 
 
-def _metric_rows(runs: Sequence[ReportedRun], evaluations: Sequence[Evaluation | None]) -> list[list[str]]:
+def _metric_rows(runs: Sequence[ReportedRun], evaluations: Sequence[RunResults | None]) -> list[list[str]]:
     """Return a row for each metric and fact, with the value of each run."""
     measured = [run.metrics if evaluation is None else evaluation.metrics for run, evaluation in zip(runs, evaluations)]
     name = 'map' if 'map' in measured[0] else 'top1'
@@ -111,7 +111,7 @@ def _shared_panels(names: Sequence[str], runs: Sequence[ReportedRun]) -> dict[st
 
 def _class_rows(
         names: Sequence[str],
-        evaluations: Sequence[Evaluation | None],
+        evaluations: Sequence[RunResults | None],
 ) -> tuple[list[str], list[list[str | int]]]:
     """Return head and rows of the recall of each class in percent, the largest difference between runs first.
 

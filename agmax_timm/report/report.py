@@ -26,7 +26,7 @@ from ..weights.card import dataset_of
 from ..weights.checkpoint import describe_weights
 from ..weights.measured import describe_input
 from .page import Report, render
-from .run import Evaluation, ReportedRun, evaluate_run, read_run
+from .run import ReportedRun, RunResults, evaluate_run, read_run
 
 _logger = logging.getLogger('train')
 
@@ -123,7 +123,7 @@ def training_views(
     return shown
 
 
-def _collect(run: ReportedRun, evaluation: Evaluation | None) -> Report:
+def _collect(run: ReportedRun, evaluation: RunResults | None) -> Report:
     """Gather the content of the page."""
     saved, dataset = run.options, dataset_of(run.options)
     report = Report(
@@ -154,15 +154,15 @@ def _collect(run: ReportedRun, evaluation: Evaluation | None) -> Report:
     return report
 
 
-def _headline(run: ReportedRun, evaluation: Evaluation) -> list[tuple[str, str]]:
-    """Return the numbers at the top of the page by title. The metric of the task is first, see Evaluation.values."""
+def _headline(run: ReportedRun, evaluation: RunResults) -> list[tuple[str, str]]:
+    """Return the numbers at the top of the page by title. The metric of the task is first, see RunResults.values."""
     epoch = [] if run.epoch is None else [('best epoch', str(run.epoch))]
     first, *others = evaluation.values.items()
     return [first, *epoch, *others, ('images', f'{evaluation.images:,}'),
             ('parameters', f'{evaluation.subject.param_count / 1e6:.2f} M')]
 
 
-def _notes(run: ReportedRun, evaluation: Evaluation) -> list[str]:
+def _notes(run: ReportedRun, evaluation: RunResults) -> list[str]:
     measured = ', '.join(f'{name} {value:.4g}' for name, value in evaluation.shown(run.metrics).items())
     return [f'Measured with {os.path.basename(run.checkpoint)}, {describe_weights(run.options, run.use_ema)}, on the '
             f"split {split_name(run.options, portable(run.options['val_split']))}, "

@@ -72,7 +72,7 @@ class ReportedRun:
 
 
 @dataclass
-class Evaluation:
+class RunResults:
     """Results of the best weights on the validation data."""
     metrics: dict[str, float]
     images: int
@@ -124,7 +124,7 @@ def evaluate_run(
         workers: int | None,
         in_run: bool = False,
         on_batch: Callable[[], None] = lambda: None,
-) -> Evaluation | None:
+) -> RunResults | None:
     """Evaluate the best weights, see make_report. Return None for a run without validation data."""
     if not in_run:
         timm_names.check_device(device)
@@ -148,7 +148,7 @@ def _evaluation_options(run: ReportedRun, device: str, workers: int | None) -> V
 
 
 @torch.inference_mode()
-def evaluate(options: ValidateOptions, device: torch.device, on_batch: Callable[[], None]) -> Evaluation:
+def evaluate(options: ValidateOptions, device: torch.device, on_batch: Callable[[], None]) -> RunResults:
     """Evaluate the checkpoint as validate.py does, and analyse the predictions."""
     subject = prepare(options, device)
     options = subject.options
@@ -166,7 +166,7 @@ def evaluate(options: ValidateOptions, device: torch.device, on_batch: Callable[
         if index % options.log_freq == 0:
             log_steps('Report')(index, len(loader), evaluator.summary())
         on_batch()
-    evaluation = Evaluation(evaluator.compute(), images, subject, class_names(dataset))
+    evaluation = RunResults(evaluator.compute(), images, subject, class_names(dataset))
     if outcomes is not None:
         evaluation.analysis = outcomes.analyse(subject.num_classes)
         evaluation.mistakes = [(mistake, _file_name(dataset, mistake.index)) for mistake in outcomes.mistakes]
@@ -181,7 +181,7 @@ def _file_name(dataset: Any, index: int) -> str:
         return ''
 
 
-def _check_measured(run: ReportedRun, evaluation: Evaluation) -> None:
+def _check_measured(run: ReportedRun, evaluation: RunResults) -> None:
     """Raise DataError if the metric differs from that of training by more than numerical error."""
     saved = run.options
     name = 'map' if saved['task'] == 'multilabel' else 'top1'

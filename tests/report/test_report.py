@@ -309,7 +309,7 @@ def test_differences_are_relative_to_the_first_run_and_classes_sorted_by_them():
 
     def evaluation_of(prediction, names=('a', 'b')):
         analysis = analyse(torch.tensor(prediction), torch.ones(4), torch.tensor([0, 0, 1, 1]), 2)
-        return reported.Evaluation(dict(top1=0.), 4, None, list(names), analysis)
+        return reported.RunResults(dict(top1=0.), 4, None, list(names), analysis)
     rows = {title: values for title, *values in comparison._metric_rows([run_of(50.), run_of(52.5)], [None, None])}
     assert rows['top-1 (%)'] == ['50.00', '52.50'] and rows['difference (points)'] == ['+0.00', '+2.50']
     evaluations = [evaluation_of([0, 0, 1, 1]), None, evaluation_of([0, 0, 0, 1]), evaluation_of([0] * 4, 'ac')]
