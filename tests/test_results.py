@@ -85,3 +85,19 @@ def test_the_page_has_the_results_of_cheaper_forms_of_agreement():
             cells += [f'{difference.mean:+.2f} ({difference.low:.2f} to {difference.high:.2f})',
                       f'{of_loss.mean:+.3f} ({of_loss.low:.3f} to {of_loss.high:.3f})']
         assert re.search(r'\| ' + r' \|.*'.join(map(re.escape, cells)) + r' \|', page), cells
+
+
+def test_the_page_has_the_results_of_fine_tuning():
+    top1 = defaultdict(dict)
+    with open(HOME / 'docs/results/finetune_pocket.csv', newline='') as file:
+        for row in csv.DictReader(file):
+            top1[row['method']][int(row['seed'])] = float(row['top1'])
+    page = (HOME / 'docs/results.md').read_text().split('## Fine-tuning on 100 images')[1].split('\n## ')[0]
+    for method, values in top1.items():
+        assert sorted(values) == list(range(5))
+        assert f'| {mean(values.values()):.1f} ± {stdev(values.values()):.1f} |' in page
+        if method != 'fine-tuning':
+            found = paired_difference(values, top1['fine-tuning'])
+            assert f'| {found.mean:+.1f} ({found.low:.1f} to {found.high:.1f}) |' in page, method
+    found = paired_difference(top1['AgMax'], top1['twice the epochs'])
+    assert f'{found.mean:+.1f} ({found.low:.1f} to {found.high:.1f})' in page
