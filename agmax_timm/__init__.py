@@ -13,20 +13,23 @@ __version__ = '0.1.0'
 TYPE_CHECKING = False  # true for type checkers and editors, which also know the name without an import of typing
 if TYPE_CHECKING:
     from .data.augmentation.mixup import TwoViewCollate
-    from .data.loader import create_two_view_loader
+    from .data.loader import create_indexed_loader, create_two_view_loader
     from .data.sources.dataset_factory import create_dataset
     from .data.views import TwoViews
     from .loss import AgMaxLoss
+    from .memory import AgMaxMemoryTask
     from .network import QNet
     from .task import AgMaxTask
 
 _HOMES = {
     'AgMaxLoss': '.loss',
+    'AgMaxMemoryTask': '.memory',
     'AgMaxTask': '.task',
     'QNet': '.network',
     'TwoViewCollate': '.data.augmentation.mixup',
     'TwoViews': '.data.views',
     'create_dataset': '.data.sources.dataset_factory',
+    'create_indexed_loader': '.data.loader',
     'create_two_view_loader': '.data.loader',
 }
 

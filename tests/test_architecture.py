@@ -11,8 +11,9 @@ from tests.helpers.paths import REPOSITORY
 PACKAGE = REPOSITORY / 'agmax_timm'
 # Modules of a layer import modules of their own layer and of those before it.
 LAYERS = [
-    {'base'}, {'options', 'data'}, {'loss', 'network'}, {'task'}, {'distillation'}, {'weights', 'registration'},
-    {'assembly'}, {'evaluation', 'bench'}, {'training'}, {'report'}, {'export', 'convert', 'predict', 'publish'},
+    {'base'}, {'options', 'data'}, {'loss', 'network'}, {'task', 'memory'}, {'distillation'},
+    {'weights', 'registration'}, {'assembly'}, {'evaluation', 'bench'}, {'training'}, {'report'},
+    {'export', 'convert', 'predict', 'publish'},
     {'commands'}, {'study'}, {'__main__'},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

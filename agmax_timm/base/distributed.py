@@ -91,3 +91,12 @@ def global_mean(local_mean: torch.Tensor, count: int = 1, ranks: int | None = No
     mean = (sums[group, :-1] / total).view_as(local_mean)
     share = local_mean * (count * ranks / total)
     return mean + (share - share.detach())
+
+
+def rows_of_ranks(value: torch.Tensor) -> torch.Tensor:
+    """Return the rows of all ranks [R * B, ...], by rank and without gradients. All ranks have one shape [B, ...]."""
+    if world_size() == 1:
+        return value
+    parts = [torch.empty_like(value) for _ in range(world_size())]
+    dist.all_gather(parts, value.contiguous())
+    return torch.cat(parts)

@@ -10,10 +10,10 @@ from timm.data import AugMixDataset, Mixup, create_loader
 from torch.utils.data import Dataset, IterableDataset
 from torchvision.transforms import Compose
 
-from ..base.distributed import world_size
+from ..base.distributed import rank, world_size
 from ..base.image_modes import BACKENDS, CROP_MODES, check_mode, mode_of_channels, timm_policy
 from ..base.wrapping import passed_on
-from .augmentation.mixup import CollateMixup, TwoViewCollate, TwoViewMixup
+from .augmentation.mixup import CollateMixup, ShareCollate, ShareMixup, TwoViewCollate, TwoViewMixup
 from .augmentation.transforms import (
     CutOut,
     Extensions,
@@ -25,11 +25,13 @@ from .augmentation.transforms import (
 )
 from .backend import select_backend, use_batched_views
 from .loading.device import DeviceMixupLoader
+from .loading.indexed import IndexedLoader
 from .loading.ranks import check_batch, check_group, follow_group
 from .loading.workers import data_loader_of
 from .memory.buffers import is_pinned, is_reusable
 from .memory.free_memory import memory_limit
 from .memory.images import keep_decoded
+from .resumption.loader import make_resumable
 from .views import TwoViews, warn_of_equal_views, with_transform
 
 
@@ -61,7 +63,7 @@ def create_train_loader(
         dataset = with_transform(dataset)
         collate = TwoViewCollate(mixup if extensions.mix_in_workers or prefetch else None, levels=prefetch)
     elif mixup is not None and prefetch:
-        collate = CollateMixup(**mixup)
+        collate = (ShareCollate if extensions.shares else CollateMixup)(**mixup)
 
     read: Any = AugMixDataset(dataset, num_splits=splits) if splits else dataset
     loader: Any = create_loader(
@@ -87,8 +89,8 @@ def create_train_loader(
         change_transforms(loader.dataset, TwoViews)
     if mixup is None or extensions.mix_in_workers or prefetch:
         return loader
-    mix = TwoViewMixup(**mixup) if two_views else Mixup(**mixup)
-    return DeviceMixupLoader(loader, mix, device, kwargs.get('img_dtype', torch.float32))
+    mix = TwoViewMixup if two_views else ShareMixup if extensions.shares else Mixup
+    return DeviceMixupLoader(loader, mix(**mixup), device, kwargs.get('img_dtype', torch.float32))
 
 
 def _check_arguments(
@@ -235,3 +237,41 @@ def create_two_view_loader(
         switch = {'mixup_enabled': passed_on('collate_fn', 'mixup_enabled')}
         loader.__class__ = type(type(loader).__name__, (type(loader),), switch)
     return loader
+
+
+def create_indexed_loader(
+        dataset: Dataset,
+        input_size: int | tuple[int, int] | tuple[int, int, int],
+        batch_size: int,
+        *,
+        mixup: dict[str, Any] | None = None,
+        device: Any = None,
+        distributed: bool | None = None,
+        **kwargs,
+) -> IndexedLoader:
+    """Return timm's training loader with the indices of the images, for AgMaxMemoryTask.
+
+    Iteration gives batches of one view: images [B, C, H, W], class indices [B] or, with mixup, soft targets [B, K],
+    indices of the images in the data set [B], and, with mixup, the share of each image in its own mix [B], else None.
+
+    Args:
+        dataset: Map-style data set, as for create_two_view_loader.
+        input_size: Size of an image, as for create_two_view_loader.
+        batch_size: Number of images B in a batch.
+        mixup: Dict of timm.data.Mixup's arguments, or None.
+        device: Device of the batches. None is CUDA if available, else the CPU.
+        distributed: Whether each rank gets a share of the images. None follows the process group. With shares, call
+            `loader.sampler.set_epoch` before each epoch, as in timm.
+        **kwargs: Further arguments of create_two_view_loader and of timm.data.create_loader.
+
+    Raises:
+        ValueError: The data set has no index; see also create_two_view_loader.
+    """
+    if isinstance(dataset, IterableDataset):
+        raise ValueError('remembered predictions need a data set with an index; one that is read in sequence has none')
+    device = torch.device(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
+    keys = kwargs.pop('image_key', 'image'), kwargs.pop('label_key', 'label')
+    loader = create_train_loader(
+        with_transform(dataset, keys), input_size, batch_size, mixup=mixup, shares=True, device=device,
+        distributed=world_size() > 1 if distributed is None else distributed, **kwargs)
+    return IndexedLoader(*make_resumable(loader, device, world_size(), rank()), mixup)

@@ -1,0 +1,43 @@
+"""A training loader that says which images a batch has, and how they are mixed."""
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from timm.data import Mixup
+from timm.data.mixup import mixup_target
+
+from ...base.wrapping import Wrapper, passed_on
+
+
+class IndexedLoader(Wrapper):
+    """A loader of batches (input, target, indices, share) for AgMaxMemoryTask.
+
+    indices [B] are those of the images in the data set, on the CPU. share [B] is the share of each image in its own
+    mix, None without mixup.
+
+    Args:
+        loader: Loader of one view. With mixup, it has targets of ShareCollate or ShareMixup.
+        recorder: ResumableLoader inside it, which records the indices of its batches.
+        mixup: Arguments of timm.data.Mixup for the soft targets, or None.
+    """
+    wraps = 'loader'
+    mixup_enabled = passed_on('loader', 'mixup_enabled')
+
+    def __init__(self, loader: Any, recorder: Any, mixup: dict[str, Any] | None = None):
+        self.loader = loader
+        self.recorder = recorder
+        self.mixup = Mixup(**mixup) if mixup is not None else None
+
+    def __iter__(self) -> Iterator[tuple[Any, torch.Tensor, torch.Tensor, torch.Tensor | None]]:
+        number, share = self.recorder.first_batch, None
+        for input, target in self.loader:
+            # With scheduled resolutions an index comes with the size of its image.
+            indices = [index[0] if isinstance(index, tuple) else index for index in self.recorder.indices(number)]
+            number += 1
+            if self.mixup is not None:
+                target, share = target[:, 0].long(), target[:, 1]
+                target = mixup_target(target, self.mixup.num_classes, share[:, None], self.mixup.label_smoothing)
+            yield input, target, torch.tensor(indices), share
+
+    def __len__(self) -> int:
+        return len(self.loader)

@@ -1,0 +1,256 @@
+"""Agreement with remembered predictions: the network agrees with what it predicted for the same image before.
+
+This is not the published AgMax: an image has one view, and there is no Q-network. The cost is that of plain training,
+and memory for the predictions.
+
+Relatives: temporal ensembling, https://arxiv.org/abs/1610.02242; PS-KD, https://arxiv.org/abs/2006.12000; SAF,
+https://arxiv.org/abs/2205.14083
+"""
+import logging
+from typing import Any
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from timm.task import ClassificationTask
+from timm.utils import unwrap_model
+
+from .base.distributed import rows_of_ranks
+from .loss import Criterion
+from .network import count_classes
+
+_logger = logging.getLogger(__name__)
+
+
+class PredictionMemory(nn.Module):
+    """The running mean m [K] of the predictions for each of N images: m <- b m + (1 - b) p. The first p becomes m.
+
+    With topk, the k largest probabilities of m are stored with their classes. The rest is spread evenly over the other
+    classes, so m is a distribution with any k. The size is N (4 K + 1) bytes in float32, and N (8 k + 1) with topk.
+
+    Args:
+        num_images: Number of images N.
+        num_classes: Number of classes K.
+        topk: Number of stored classes k of each image. None stores all.
+        momentum: Weight b of the former predictions.
+
+    Raises:
+        ValueError: topk is not between 1 and K, or the momentum is not in [0, 1).
+    """
+
+    values: torch.Tensor
+    classes: torch.Tensor | None
+    seen: torch.Tensor
+
+    def __init__(
+            self,
+            num_images: int,
+            num_classes: int,
+            topk: int | None = None,
+            momentum: float = 0.8,
+            device: torch.device | None = None,
+            dtype: torch.dtype = torch.float32,
+    ):
+        super().__init__()
+        if topk is not None and not 1 <= topk <= num_classes:
+            raise ValueError(f'topk must be between 1 and the {num_classes} classes, got {topk}')
+        if not 0 <= momentum < 1:
+            raise ValueError(f'momentum must be 0 or more and below 1, got {momentum}')
+        self.num_classes, self.momentum = num_classes, momentum
+        shape = (num_images, topk or num_classes)
+        self.register_buffer('values', torch.zeros(shape, device=device, dtype=dtype))
+        self.register_buffer(
+            'classes', None if topk is None else torch.zeros(shape, device=device, dtype=torch.int32))
+        self.register_buffer('seen', torch.zeros(num_images, device=device, dtype=torch.bool))
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(buffer.nbytes for buffer in self.buffers())
+
+    def lookup(self, indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return what is remembered of images.
+
+        Args:
+            indices: Indices of the images [B].
+
+        Returns:
+            (probabilities, seen): The means m [B, K], and whether an image has a mean [B]. Other rows are meaningless.
+        """
+        values = self.values[indices]
+        if self.classes is not None:
+            rest = (1 - values.sum(1, keepdim=True)).clamp(min=0) / max(1, self.num_classes - values.shape[1])
+            values = rest.repeat(1, self.num_classes).scatter(1, self.classes[indices].long(), values)
+        return values, self.seen[indices]
+
+    @torch.no_grad()
+    def update(self, indices: torch.Tensor, probabilities: torch.Tensor, share: torch.Tensor | None = None) -> None:
+        """Add predictions to the means. Under a process group, every rank adds those of all ranks, B from each.
+
+        If an image occurs several times, its mean changes by the mean of the changes. Predictions that are not finite
+        are left out.
+
+        Args:
+            indices: Indices of the images [B].
+            probabilities: Predictions p [B, K].
+            share: Share of each image in what was predicted [B], a factor of 1 - b. None is 1.
+        """
+        rate = torch.full_like(probabilities[:, 0], 1 - self.momentum) if share is None else (1 - self.momentum) * share
+        indices, probabilities, rate = map(rows_of_ranks, (indices, probabilities, rate))
+        means, seen = self.lookup(indices)
+        finite = probabilities.isfinite().all(1)
+        same = indices[:, None] == indices
+        counted = same & finite
+        change = torch.where(seen, rate, 1.)[:, None] * (probabilities - means)
+        change = torch.where(finite[:, None], change, 0.) / counted.sum(1, keepdim=True).clamp(min=1)
+        first = same.int().argmax(1)  # the first occurrence of each image adds up its changes
+        means = means + torch.zeros_like(change).index_add_(0, first, change)[first]
+        if self.classes is not None:
+            means, classes = means.topk(self.values.shape[1])
+            self.classes[indices] = classes.int()
+        self.values[indices] = means.to(self.values.dtype)
+        self.seen[indices] = seen | counted.any(1)
+
+    def extra_repr(self) -> str:
+        kept = '' if self.classes is None else f'the {self.values.shape[1]} largest of '
+        return f'{len(self.seen)} images x {kept}{self.num_classes} classes, momentum {self.momentum:g}'
+
+
+class AgMaxMemoryTask(ClassificationTask):
+    """Train a classifier to agree with its remembered predictions. Replaces timm.task.ClassificationTask.
+
+    loss = ce + ramp * weight * KL(m || p), where p is the prediction for an image and m the mean of the earlier ones.
+    KL is a mean over the batch. It is 0 for an image that is seen for the first time. Each forward pass updates m.
+
+    The memory is no part of the model, so not of the optimizer, the EMA and exported weights either. It is saved in a
+    checkpoint's `task_state`.
+
+    Args:
+        model: Classifier to train. It returns logits.
+        criterion: Classification loss on logits [B, K], a module or a function that returns a scalar. None is
+            cross-entropy on class indices or soft targets.
+        num_images: Number of training images N.
+        num_classes: Number of classes K. None is the model's.
+        weight: Weight of the agreement KL(m || p).
+        momentum: Weight of the former predictions in m.
+        topk: Number of classes of an image that are remembered. None is all (see PredictionMemory).
+        device: Device of the memory and the criterion. None is the model's.
+        dtype: Dtype of the task. None is the model's. The memory is at least in float32.
+        verbose: Whether to log the settings.
+
+    Attributes:
+        ramp: Factor of the weight, in [0, 1]. Set it before an update, so that the agreement grows while the first
+            predictions improve.
+
+    Raises:
+        ValueError: The number of classes is unknown, or topk or momentum is not valid. Raised by forward if the indices
+            are not those of N images.
+
+    Examples:
+
+        ```python
+        task = AgMaxMemoryTask(timm.create_model('resnet50'), num_images=len(dataset))
+        result = task(input, target, indices)  # input [B, C, H, W], target [B], indices [B] in the data set
+        result['loss'].backward()
+        ```
+    """
+
+    def __init__(
+            self,
+            model: nn.Module,
+            criterion: Criterion | None = None,
+            *,
+            num_images: int,
+            num_classes: int | None = None,
+            weight: float = 0.5,
+            momentum: float = 0.8,
+            topk: int | None = None,
+            device: torch.device | None = None,
+            dtype: torch.dtype | None = None,
+            verbose: bool = True,
+    ):
+        reference = next(model.parameters())
+        device, dtype = device or reference.device, dtype or reference.dtype
+        super().__init__(model, criterion or nn.CrossEntropyLoss(), device=device, dtype=dtype, verbose=verbose)
+        num_classes = num_classes or count_classes(unwrap_model(model))
+        if num_classes is None:
+            raise ValueError(
+                f'{type(model).__name__} has no attribute num_classes: give AgMaxMemoryTask num_classes=...')
+        self.weight, self.ramp = weight, 1.
+        self.memory = PredictionMemory(
+            num_images, num_classes, topk, momentum, device, torch.promote_types(dtype, torch.float32))
+        if verbose:
+            _logger.info(f'Agreement with remembered predictions: weight {weight:g}, {self.memory.extra_repr()}, '
+                         f'{self.memory.num_bytes / 2 ** 20:.1f} MiB')
+
+    def forward(  # type: ignore[override]  # timm's tasks have no indices
+            self,
+            input: torch.Tensor,
+            target: torch.Tensor,
+            indices: torch.Tensor,
+            share: torch.Tensor | None = None,
+    ) -> dict[str, torch.Tensor]:
+        """Return the loss, its parts and the logits of a batch, and remember the predictions.
+
+        Args:
+            input: Images [B, C, H, W].
+            target: Class indices [B] or soft targets [B, K].
+            indices: Indices of the images in the data set [B].
+            share: Share of each image in its own mix [B], for images that timm mixes: image i with image B - 1 - i.
+                The agreement is then with the same mix of remembered predictions, and the image's own mean moves by
+                its share. None for images that are not mixed.
+
+        Returns:
+            Dictionary of 'loss' (for backward), 'output' (logits [B, K]), and the parts of the loss 'ce' and
+            'agreement' (unweighted).
+        """
+        self._check_indices(indices, len(target))
+        result = super().forward(input, target)
+        logits, ce = result['output'], result['loss']
+        indices = indices.to(logits.device, non_blocking=True)
+        with torch.autocast(logits.device.type, enabled=False):
+            logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+            means, known = self.memory.lookup(indices)
+            if share is not None:
+                share = share.to(logits)
+                means = share[:, None] * means + (1 - share[:, None]) * means.flip(0)
+                known = known & (known.flip(0) | (share == 1))
+            kl = F.kl_div(logits.log_softmax(1), means.to(logits.dtype), reduction='none').sum(1)
+            agreement = torch.where(known, kl, 0.).mean()
+            self.memory.update(indices, logits.detach().softmax(1), share)
+        return {'loss': ce + self.ramp * self.weight * agreement, 'output': result['output'], 'ce': ce,
+                'agreement': agreement}
+
+    def get_task_state(self, module: nn.Module | None = None, ema: bool = False) -> dict[str, Any]:
+        """Return {'memory': state_dict}. The EMA has none of its own."""
+        return {} if ema else {'memory': self.memory.state_dict()}
+
+    def load_task_state(
+            self,
+            state: dict[str, Any] | None,
+            strict: bool = True,
+            module: nn.Module | None = None,
+            ema: bool = False,
+    ) -> None:
+        """Load a state of get_task_state. A state without a memory keeps the present one, with a warning.
+
+        Raises:
+            ValueError: The state remembers another number of images or classes.
+        """
+        if ema:
+            return
+        if not state or 'memory' not in state:
+            _logger.warning('The checkpoint holds no remembered predictions: they are collected anew.')
+            return
+        saved, present = state['memory']['values'].shape, self.memory.values.shape
+        if saved != present or ('classes' in state['memory']) != (self.memory.classes is not None):
+            raise ValueError(f'the checkpoint remembers {saved[1]} classes of {saved[0]} images, this run {present[1]} '
+                             f'of {present[0]}: use the same images and classes')
+        self.memory.load_state_dict(state['memory'])
+
+    def _check_indices(self, indices: torch.Tensor, batch_size: int) -> None:
+        count = len(self.memory.seen)
+        if indices.shape != (batch_size,):
+            raise ValueError(f'indices must be those of the {batch_size} images of the batch, got {[*indices.shape]}')
+        if indices.device.type == 'cpu' and not 0 <= int(indices.min()) <= int(indices.max()) < count:
+            raise ValueError(f'indices must be from 0 to {count - 1}, got {indices.min()} to {indices.max()}: give '
+                             'AgMaxMemoryTask num_images=len(dataset)')

@@ -1,0 +1,284 @@
+"""Agreement with remembered predictions: the loss and the memory against formulas, batches, mixing, ranks and runs."""
+import math
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from timm.data import FastCollateMixup, Mixup
+from timm.utils import unwrap_model
+from torch import nn
+from torch.utils.data import IterableDataset
+
+from agmax_timm import AgMaxMemoryTask, create_dataset, create_indexed_loader
+from agmax_timm.data.augmentation.mixup import ShareCollate, ShareMixup
+from agmax_timm.data.loading.indexed import IndexedLoader
+from agmax_timm.memory import PredictionMemory
+from tests.helpers.ranks import finish_ranks, logs, no_environment, start_ranks
+
+sys.path.insert(0, str(Path(__file__).parents[1] / 'tools'))
+import agreement_pilots
+
+LEVELS = {'mean': (0., 0., 0.), 'std': (1., 1., 1.), 'device': 'cpu', 'color_jitter': None}
+
+
+def logits_task(num_images=4, classes=3, **kwargs):
+    """A task whose model returns its input, so that the input of a batch is its logits."""
+    class Logits(nn.Module):
+        num_classes = classes
+
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones((), dtype=torch.float64))
+
+        def forward(self, x):
+            return x * self.scale
+
+    return AgMaxMemoryTask(Logits(), num_images=num_images, verbose=False, **kwargs)
+
+
+def draw_logits(*shape, seed=0):
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def softmax(row):
+    exponentials = [math.exp(value) for value in row]
+    return [value / sum(exponentials) for value in exponentials]
+
+
+def kl(m, p):
+    return sum(a * math.log(a / b) for a, b in zip(m, p) if a)
+
+
+# The formula
+
+def test_loss_and_memory_equal_the_formula_over_three_updates():
+    task = logits_task(weight=0.7, momentum=0.6)
+    remembered = {}
+    for step, (images, target) in enumerate([([2, 0], [1, 2]), ([0, 3], [0, 0]), ([3, 2], [2, 1])]):
+        z = draw_logits(2, 3, seed=step)
+        task.ramp = step / 4
+        parts = task(z, torch.tensor(target), torch.tensor(images))
+        ce = agreement = 0.
+        for i, y, row in zip(images, target, z.tolist()):
+            p = softmax(row)
+            ce -= math.log(p[y]) / 2
+            agreement += kl(remembered[i], p) / 2 if i in remembered else 0.
+            remembered[i] = [0.6 * a + 0.4 * b for a, b in zip(remembered[i], p)] if i in remembered else p
+        assert parts['ce'].item() == pytest.approx(ce, rel=1e-12)
+        assert parts['agreement'].item() == pytest.approx(agreement, rel=1e-12)
+        assert parts['loss'].item() == pytest.approx(ce + step / 4 * 0.7 * agreement, rel=1e-12)
+    means, seen = task.memory.lookup(torch.arange(4))
+    assert seen.tolist() == [True, False, True, True]
+    for i, expected in remembered.items():
+        assert means[i].tolist() == pytest.approx(expected, rel=1e-12)
+
+
+def test_the_gradient_is_that_of_a_constant_memory():
+    task = logits_task(weight=0.7)
+    indices, target = torch.tensor([1, 3]), torch.tensor([0, 2])
+    task(draw_logits(2, 3), target, indices)
+    m, _ = task.memory.lookup(indices)
+    z = draw_logits(2, 3, seed=1).requires_grad_()
+    task(z, target, indices)['loss'].backward()
+    p = z.detach().softmax(1)
+    torch.testing.assert_close(z.grad, (p - F.one_hot(target, 3) + 0.7 * (p - m)) / 2, rtol=1e-12, atol=1e-14)
+
+
+def test_the_task_equals_the_pilot():
+    images = agreement_pilots.Images(torch.zeros(6, 8, 8, 3, dtype=torch.uint8), torch.tensor([0, 1, 2, 0, 1, 2]))
+    pilot = agreement_pilots.Step(
+        agreement_pilots.parse_arm('memory momentum=0.7'), nn.Identity(), images, torch.Generator())
+    task = logits_task(6, momentum=0.7, weight=0.5)
+    for step in range(4):
+        indices, z = torch.randperm(6)[:3], draw_logits(3, 3, seed=step).float()
+        expected = F.cross_entropy(z, images.labels[indices]) + 0.5 * pilot.agree_with_memory(indices, z)
+        torch.testing.assert_close(task(z, images.labels[indices], indices)['loss'].float(), expected)
+    torch.testing.assert_close(task.memory.values.float(), pilot.memory)
+
+
+# The memory
+
+def test_all_classes_as_the_largest_ones_equal_the_whole_memory():
+    whole, largest = logits_task(), logits_task(topk=3)
+    for step in range(3):
+        batch = draw_logits(3, 3, seed=step), torch.tensor([0, 1, 2]), torch.tensor([3, 1, 0])
+        torch.testing.assert_close(largest(*batch)['loss'], whole(*batch)['loss'], rtol=1e-12, atol=0)
+
+
+def test_the_rest_is_spread_over_the_classes_that_are_not_kept():
+    memory = PredictionMemory(2, 4, topk=2, dtype=torch.float64)
+    index = torch.tensor([1])
+    memory.update(index, torch.tensor([[.1, .5, .1, .3]]))
+    torch.testing.assert_close(memory.lookup(index)[0], torch.tensor([[.1, .5, .1, .3]]).double())
+    memory.update(index, torch.tensor([[.7, .1, .2, 0.]]).double())  # 0.8 m + 0.2 p = .22 .42 .12 .24
+    torch.testing.assert_close(memory.lookup(index)[0], torch.tensor([[.17, .42, .17, .24]]).double())
+    assert memory.num_bytes == 2 * (2 * (8 + 4) + 1)
+
+
+def test_an_image_that_occurs_twice_moves_by_the_mean_of_both_changes():
+    memory = PredictionMemory(3, 2, momentum=0.5)
+    memory.update(torch.tensor([2, 0]), torch.tensor([[.5, .5], [.9, .1]]))
+    memory.update(torch.tensor([2, 1, 2]), torch.tensor([[1., 0.], [.3, .7], [.8, .2]]))
+    torch.testing.assert_close(memory.values, torch.tensor([[.9, .1], [.3, .7], [.7, .3]]))
+
+
+def test_predictions_that_are_not_finite_are_not_remembered():
+    memory = PredictionMemory(3, 2)
+    memory.update(torch.tensor([1]), torch.tensor([[.4, .6]]))
+    memory.update(torch.tensor([0, 1, 2]), torch.tensor([[.2, .8], [math.nan] * 2, [math.nan] * 2]))
+    assert memory.seen.tolist() == [True, True, False]
+    torch.testing.assert_close(memory.values[:2], torch.tensor([[.2, .8], [.4, .6]]))
+
+
+def test_a_memory_of_other_images_is_refused_and_none_is_announced(caplog):
+    task = logits_task()
+    assert task.get_task_state(ema=True) == {} and not list(task.memory.parameters())
+    for other in (logits_task(5), logits_task(classes=4), logits_task(topk=3)):
+        with pytest.raises(ValueError, match='the checkpoint remembers . classes of . images, this run 3 of 4'):
+            task.load_task_state(other.get_task_state())
+    task.load_task_state({})
+    assert 'holds no remembered predictions' in caplog.text
+
+
+@pytest.mark.parametrize('indices', [[0, 4], [-1, 0], [0]])
+def test_wrong_indices_are_refused(indices):
+    with pytest.raises(ValueError, match='indices must be'):
+        logits_task()(draw_logits(2, 3), torch.tensor([0, 1]), torch.tensor(indices))
+
+
+# Mixing
+
+@pytest.mark.parametrize('mode', ['batch', 'pair', 'elem'])
+@pytest.mark.parametrize('in_collate', [True, False])
+def test_mixed_batches_equal_those_of_timm(mode, in_collate):
+    settings = dict(mixup_alpha=0.4, cutmix_alpha=1., prob=0.8, mode=mode, num_classes=5, label_smoothing=0.1)
+    pixels, target = torch.randint(256, (6, 3, 8, 8), dtype=torch.uint8), torch.tensor([0, 3, 4, 1, 1, 2])
+
+    def mix(kinds, seed):
+        np.random.seed(seed)
+        if in_collate:
+            return kinds[0](**settings)(list(zip(pixels.clone(), target.tolist())))
+        return kinds[1](**settings)(pixels.float(), target)
+
+    for seed in range(8):
+        images, soft = mix((FastCollateMixup, Mixup), seed)
+        recorder = SimpleNamespace(first_batch=3, indices=lambda number: [(number, 24)] * 6)
+        (ours, our_target, indices, share), = IndexedLoader([mix((ShareCollate, ShareMixup), seed)], recorder, settings)
+        assert torch.equal(ours, images) and indices.tolist() == [3] * 6
+        torch.testing.assert_close(our_target, soft, rtol=0, atol=1e-6)
+        assert share.min() >= 0 and share.max() <= 1
+
+
+def test_mixed_images_agree_with_the_mix_of_their_memories():
+    task = logits_task(weight=1., momentum=0.8)
+    indices = torch.tensor([0, 1, 2, 3])
+    task(draw_logits(3, 3), torch.tensor([0, 1, 2]), indices[:3])
+    m = task.memory.values.clone()
+    z, share = draw_logits(4, 3, seed=1), torch.tensor([.7, .4, .9, 1.], dtype=torch.float64)
+    parts = task(z, torch.tensor([0, 1, 2, 0]), indices, share)
+    p = z.softmax(1)
+    # Image 0 is mixed with image 3, which is new. Image 3 is not mixed, and new.
+    mixes = {1: .4 * m[1] + .6 * m[2], 2: .9 * m[2] + .1 * m[1]}
+    expected = sum(kl(mix.tolist(), p[i].tolist()) for i, mix in mixes.items()) / 4
+    assert parts['agreement'].item() == pytest.approx(expected, rel=1e-12)
+    for i in range(3):
+        rate = 0.2 * share[i]
+        torch.testing.assert_close(task.memory.values[i], (1 - rate) * m[i] + rate * p[i], rtol=1e-12, atol=0)
+    torch.testing.assert_close(task.memory.values[3], p[3], rtol=1e-12, atol=0)
+
+
+# Batches
+
+@pytest.mark.parametrize('settings', [
+    dict(num_workers=0), dict(num_workers=0, use_prefetcher=False), dict(num_workers=0, image_memory='1G'),
+    dict(num_workers=2, use_multi_epochs_loader=True), dict(num_workers=2, persistent_workers=True)])
+def test_indices_are_those_of_the_images(photos, photo_numbers, settings):
+    dataset = create_dataset('', str(photos), split='train')
+    loader = create_indexed_loader(dataset, 32, 5, **LEVELS, **settings)
+    assert len(loader) == 2
+    for _ in range(2):
+        found = []
+        for input, target, indices, share in loader:
+            assert torch.equal(photo_numbers(input), indices) and torch.equal(target, indices // 4) and share is None
+            found += indices.tolist()
+        assert len(set(found)) == 10
+
+
+def test_shares_come_with_mixed_batches(photos):
+    dataset = create_dataset('', str(photos), split='train')
+    loader = create_indexed_loader(
+        dataset, 32, 6, num_workers=0, mixup=dict(mixup_alpha=1., mode='elem', num_classes=3), **LEVELS)
+    for _, target, indices, share in loader:
+        classes = F.one_hot(indices // 4, 3) * 0.9 + 0.1 / 3  # timm's label smoothing
+        expected = share[:, None] * classes + (1 - share[:, None]) * classes.flip(0)
+        torch.testing.assert_close(target, expected, rtol=0, atol=1e-6)
+        assert len(share.unique()) > 2
+    loader.mixup_enabled = False
+    assert all((share == 1).all() for *_, share in loader)
+
+
+# Ranks
+
+def trained(task, batches, accumulate):
+    """Train on groups of batches. Return weights and memory."""
+    optimizer = torch.optim.SGD(task.get_trainable_module().parameters(), lr=0.1)
+    for start in range(0, len(batches), accumulate):
+        group = batches[start:start + accumulate]
+        for number, batch in enumerate(group):
+            with nullcontext() if number + 1 == len(group) else task.no_sync():
+                (task(*batch)['loss'] / len(group)).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return [*unwrap_model(task.get_eval_model()).parameters(), task.memory.values, task.memory.seen]
+
+
+def rank_task(topk=None):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 8), nn.Tanh(), nn.Linear(8, 5)).double()
+    return AgMaxMemoryTask(model, num_images=16, topk=topk, weight=2., verbose=False)
+
+
+def rank_batches(rank, ranks):
+    """Six batches of 8 images in three epochs of 16, the share of a rank."""
+    generator = torch.Generator().manual_seed(1)
+    target, mine = torch.randint(5, (16,), generator=generator), slice(rank * 8 // ranks, (rank + 1) * 8 // ranks)
+    batches = [part for _ in range(3) for part in torch.randperm(16, generator=generator).split(8)]
+    inputs = torch.randn(6, 8, 12, generator=generator, dtype=torch.float64)
+    return [(input[mine], target[indices[mine]], indices[mine]) for input, indices in zip(inputs, batches)]
+
+
+def run_rank(rank, folder):
+    dist.init_process_group('gloo', f'file://{folder}/store', rank=rank, world_size=2)
+    results = {}
+    for topk in (None, 2):
+        for accumulate in (1, 2):
+            task = rank_task(topk).prepare_distributed()
+            found = trained(task, rank_batches(rank, 2), accumulate)
+            results[topk, accumulate] = [value.detach() for value in found]
+    torch.save(results, f'{folder}/{rank}.pt')
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def test_two_ranks_equal_one_process(tmp_path):
+    ranks = start_ranks(2, tmp_path / 'logs', run_rank, int, tmp_path, environment=no_environment)
+    assert finish_ranks(ranks) == [0, 0], logs(tmp_path / 'logs')
+    for rank in range(2):
+        for (topk, accumulate), found in torch.load(tmp_path / f'{rank}.pt').items():
+            expected = trained(rank_task(topk), rank_batches(0, 1), accumulate)
+            torch.testing.assert_close(found, [value.detach() for value in expected], rtol=1e-9, atol=1e-12)
+
+
+def test_data_in_sequence_is_refused():
+    class InSequence(IterableDataset):
+        def __iter__(self):
+            yield
+
+    with pytest.raises(ValueError, match='need a data set with an index'):
+        create_indexed_loader(InSequence(), 32, 4)
