@@ -112,7 +112,8 @@ class PredictionMemory(nn.Module):
 
     def extra_repr(self) -> str:
         kept = '' if self.classes is None else f'the {self.values.shape[1]} largest of '
-        return f'{len(self.seen)} images x {kept}{self.num_classes} classes, momentum {self.momentum:g}'
+        return (f'{len(self.seen)} images x {kept}{self.num_classes} classes, momentum {self.momentum:g}, '
+                f'{self.num_bytes / 2 ** 20:.2f} MiB')
 
 
 class AgMaxMemoryTask(ClassificationTask):
@@ -121,8 +122,7 @@ class AgMaxMemoryTask(ClassificationTask):
     loss = ce + ramp * weight * KL(m || p), where p is the prediction for an image and m the mean of the earlier ones.
     KL is a mean over the batch. It is 0 for an image that is seen for the first time. Each forward pass updates m.
 
-    The memory is no part of the model, so not of the optimizer, the EMA and exported weights either. It is saved in a
-    checkpoint's `task_state`.
+    The memory is saved in a checkpoint's `task_state`. It is not part of model, optimizer, EMA and exported weights.
 
     Args:
         model: Classifier to train. It returns logits.
@@ -138,20 +138,11 @@ class AgMaxMemoryTask(ClassificationTask):
         verbose: Whether to log the settings.
 
     Attributes:
-        ramp: Factor of the weight, in [0, 1]. Set it before an update, so that the agreement grows while the first
-            predictions improve.
+        ramp: Factor of the weight, in [0, 1]. Set it before each update, so that the agreement grows.
 
     Raises:
-        ValueError: The number of classes is unknown, or topk or momentum is not valid. Raised by forward if the indices
-            are not those of N images.
-
-    Examples:
-
-        ```python
-        task = AgMaxMemoryTask(timm.create_model('resnet50'), num_images=len(dataset))
-        result = task(input, target, indices)  # input [B, C, H, W], target [B], indices [B] in the data set
-        result['loss'].backward()
-        ```
+        ValueError: The number of classes is unknown, or topk or momentum is not valid. Raised by forward if an index is
+            not below N.
     """
 
     def __init__(
@@ -179,8 +170,7 @@ class AgMaxMemoryTask(ClassificationTask):
         self.memory = PredictionMemory(
             num_images, num_classes, topk, momentum, device, torch.promote_types(dtype, torch.float32))
         if verbose:
-            _logger.info(f'Agreement with remembered predictions: weight {weight:g}, {self.memory.extra_repr()}, '
-                         f'{self.memory.num_bytes / 2 ** 20:.1f} MiB')
+            _logger.info(f'Agreement with remembered predictions: weight {weight:g}, {self.memory.extra_repr()}')
 
     def forward(  # type: ignore[override]  # timm's tasks have no indices
             self,

@@ -105,7 +105,8 @@ def test_the_changelog_has_each_group_once():
 
 def test_the_code_of_the_guide_to_scripts_runs(tmp_path, monkeypatch, gradient_dataset):
     text = (DOCS / 'script.md').read_text()
-    script, transforms, average, evaluate, save, resume, loader, loss = re.findall(r'```python\n(.*?)\n```', text, re.S)
+    script, transforms, average, evaluate, save, resume, loader, memory, loss = re.findall(
+        r'```python\n(.*?)\n```', text, re.S)
     assert f'```python\n{script}\n```' in (REPOSITORY / 'README.md').read_text()  # whose test runs it
 
     monkeypatch.chdir(tmp_path)
@@ -143,6 +144,10 @@ def test_the_code_of_the_guide_to_scripts_runs(tmp_path, monkeypatch, gradient_d
 
     exec(loader.replace('224', '32').replace('128', '4'), variables)
     assert type(variables['loader']) is DataLoader
+
+    variables.update(model=timm.create_model('test_resnet', num_classes=8), epochs=2)
+    exec(memory.replace('224', '32').replace('128', '4'), variables)
+    assert variables['task'].memory.seen.all() and variables['update'] == 4 and variables['task'].ramp == 1
 
     variables = dict(model=torch.nn.Linear(5, 1000), input=torch.randn(8, 5), target=torch.arange(4).repeat(2))
     exec(loss, variables)

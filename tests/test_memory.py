@@ -7,9 +7,11 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import timm
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from PIL import Image
 from timm.data import FastCollateMixup, Mixup
 from timm.utils import unwrap_model
 from torch import nn
@@ -19,12 +21,17 @@ from agmax_timm import AgMaxMemoryTask, create_dataset, create_indexed_loader
 from agmax_timm.data.augmentation.mixup import ShareCollate, ShareMixup
 from agmax_timm.data.loading.indexed import IndexedLoader
 from agmax_timm.memory import PredictionMemory
+from agmax_timm.options.parse import parse_train_args
+from agmax_timm.training import run as training
+from tests.helpers.exact import FLAGS
 from tests.helpers.ranks import finish_ranks, logs, no_environment, start_ranks
+from tests.helpers.run_files import load
 
 sys.path.insert(0, str(Path(__file__).parents[1] / 'tools'))
 import agreement_pilots
 
 LEVELS = {'mean': (0., 0., 0.), 'std': (1., 1., 1.), 'device': 'cpu', 'color_jitter': None}
+MEMORY = ['-j', '0', '--agmax-teacher', 'memory']
 
 
 def logits_task(num_images=4, classes=3, **kwargs):
@@ -210,6 +217,19 @@ def test_indices_are_those_of_the_images(photos, photo_numbers, settings):
         assert len(set(found)) == 10
 
 
+def test_indices_are_those_of_images_that_are_made_by_batches(tmp_path):
+    """Each image is a class of its own."""
+    for number in range(12):
+        (tmp_path / f'{number:02d}').mkdir()
+        Image.new('RGB', (32, 32)).save(tmp_path / f'{number:02d}' / 'image.png')
+    loader = create_indexed_loader(
+        create_dataset('', str(tmp_path)), 32, 4, num_workers=2, augment_backend='fast', image_memory='1G',
+        train_crop_mode='pad', **LEVELS)
+    assert loader.dataset.batches is not None
+    found = [indices for _, target, indices, _ in loader if torch.equal(target, indices)]
+    assert sorted(torch.cat(found).tolist()) == [*range(12)]
+
+
 def test_shares_come_with_mixed_batches(photos):
     dataset = create_dataset('', str(photos), split='train')
     loader = create_indexed_loader(
@@ -273,6 +293,59 @@ def test_two_ranks_equal_one_process(tmp_path):
         for (topk, accumulate), found in torch.load(tmp_path / f'{rank}.pt').items():
             expected = trained(rank_task(topk), rank_batches(0, 1), accumulate)
             torch.testing.assert_close(found, [value.detach() for value in expected], rtol=1e-9, atol=1e-12)
+
+
+# Runs
+
+def test_a_run_remembers_and_its_checkpoint_is_one_of_timm(photos, tmp_path, monkeypatch):
+    ramps, forward = [], AgMaxMemoryTask.forward
+
+    def noted(task, *batch):
+        ramps.append(task.ramp)
+        return forward(task, *batch)
+
+    monkeypatch.setattr(AgMaxMemoryTask, 'forward', noted)
+    flags = [*FLAGS, *MEMORY, '--agmax-teacher-ramp', '0.5', '--epochs', '2', '--model-ema']
+    results = training.train(parse_train_args(
+        [str(photos), *flags, '--output', str(tmp_path), '--experiment', 'run']))
+    assert ramps == [min(1, update / 6) for update in range(12)]
+    assert results[0]['train']['agreement'] == 0 < results[1]['train']['agreement']
+    path = tmp_path / 'run' / 'last.pth.tar'
+    checkpoint = load(path)
+    memory = checkpoint['task_state']['memory']
+    assert memory['seen'].all() and 'task_state_ema' not in checkpoint
+    torch.testing.assert_close(memory['values'].sum(1), torch.ones(12))
+    model = timm.create_model('test_resnet', num_classes=3, checkpoint_path=str(path))
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, checkpoint['state_dict_ema'][name])
+
+
+def test_a_run_with_weight_zero_has_the_weights_of_plain_training(photos, tmp_path):
+    """To the last bit, with mixed images and their labels."""
+    flags = [str(photos), *FLAGS, '--epochs', '2', '-j', '0', '--smoothing', '0.1', '--cutmix', '1', '--mixup-mode',
+             'elem', '--output', str(tmp_path)]
+    for name, more in (('plain', []), ('memory', [*MEMORY, '--agmax-teacher-weight', '0'])):
+        training.train(parse_train_args([*flags, *more, '--experiment', name]))
+    ours, plain = (load(tmp_path / name / 'last.pth.tar')['state_dict'] for name in ('memory', 'plain'))
+    torch.testing.assert_close(ours, plain, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize('flags, words', [
+    ('--agmax', '--agmax cannot be combined with --agmax-teacher memory: it compares two views, and'),
+    ('--aug-splits 2 --aa rand-m9', '--aug-splits cannot be combined'),
+    ('--kd-model-name resnet18', '--kd-model-name cannot be combined'),
+    ('--naflex-loader', '--naflex-loader cannot be combined'),
+    ('--fsdp', '--fsdp cannot be combined'),
+    ('--task multilabel --num-classes 3 --dataset hfds/x', '--task multilabel cannot be combined'),
+    ('--dataset wds/x', "needs data that can be indexed, got --dataset 'wds/x'"),
+    ('--agmax-teacher none --agmax-teacher-weight 1', '--agmax-teacher-weight needs --agmax-teacher memory'),
+    ('--agmax-teacher-momentum 1', '--agmax-teacher-momentum must be 0 or more and below 1, got 1.0'),
+])
+def test_what_does_not_fit_is_refused_in_one_line(capsys, flags, words):
+    with pytest.raises(SystemExit) as exit_info:
+        parse_train_args(['DIR', *MEMORY, *flags.split()])
+    message = capsys.readouterr().err
+    assert exit_info.value.code == 2 and message.count('\n') == 1 and words in message
 
 
 def test_data_in_sequence_is_refused():

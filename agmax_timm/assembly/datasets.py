@@ -15,6 +15,7 @@ from ..data.sources.classes import class_to_idx, summary
 from ..data.sources.dataset_factory import check_split, find_split
 from ..data.sources.held_out import part_of
 from ..data.sources.shards import open_dataset
+from ..options.checks import remembers
 from ..options.data_kinds import split_name
 from ..options.declare import picked
 from ..options.parsers import AnyOptions, TrainOptions
@@ -38,11 +39,11 @@ def check_roots(options: AnyOptions, *splits: str) -> None:
 
 
 def with_num_classes(options: TrainOptions) -> TrainOptions:
-    """Return options with the number of classes if --agmax, whose objective depends on it, was given without one.
+    """Return options with the number of classes if an objective of AgMax, which depends on it, has none given.
 
     It is that of the checkpoint of --resume, else that of the data; None if neither knows it.
     """
-    if not options.agmax or options.num_classes is not None:
+    if not (options.agmax or remembers(options)) or options.num_classes is not None:
         return options
     source, count = f'the checkpoint {options.resume}', None
     if options.resume:

@@ -12,11 +12,13 @@ from ..base.errors import OptionError
 from ..data.loader import create_train_loader
 from ..data.loading.balance import BalancedSampler, labels_of, use_sampler
 from ..data.loading.device import Input, to_device
+from ..data.loading.indexed import IndexedLoader
 from ..data.loading.workers import leave_signals
 from ..data.memory.buffers import is_pinned
 from ..data.naflex import create_naflex_train_loader
+from ..data.resumption.loader import ResumableLoader
 from ..data.sources.shards import share_evaluation
-from ..options.checks import mixing
+from ..options.checks import mixing, remembers
 from ..options.data import Loading
 from ..options.declare import picked
 from ..options.parsers import AnyOptions, TrainOptions
@@ -63,7 +65,7 @@ def build_train_loader(
         precision: Precision,
         patch_size: tuple[int, int] | None = None,
 ):
-    """Return the training loader. It has two views per image with --agmax.
+    """Return the training loader. It has two views per image with --agmax. See with_indices for remembered predictions.
 
     Args:
         patch_size: Height and width of a patch of the model, for --naflex-loader.
@@ -80,6 +82,7 @@ def build_train_loader(
             dataset,
             data_config['input_size'],
             mixup=_mixup_kwargs(options),
+            shares=remembers(options),
             num_aug_splits=options.aug_splits,
             **picked(options, 'cutout', 'lighting', 'augment_backend', 'image_memory', 'channels_last',
                      'use_multi_epochs_loader'),
@@ -92,6 +95,11 @@ def build_train_loader(
     except (ValueError, AssertionError) as error:  # timm asserts on unknown policies
         policy = f" (--aa '{options.aa}')" if options.aa else ''
         raise OptionError(f'training data{policy}: {_with_flags(str(error))}') from error
+
+
+def with_indices(options: TrainOptions, loader: Any, resumable: ResumableLoader) -> Any:
+    """Return a training loader, with indices of the images in its batches if their predictions are remembered."""
+    return IndexedLoader(loader, resumable, _mixup_kwargs(options)) if remembers(options) else loader
 
 
 def _check_train_options(options: TrainOptions, dataset: Dataset, data_config: dict) -> None:

@@ -19,7 +19,8 @@ from ..base.errors import OptionError
 from ..base.hub_connection import single_attempt
 from ..distillation import AgMaxDistillationTask
 from ..loss import ranks_of_marginal
-from ..options.checks import loss_name, mixing
+from ..memory import AgMaxMemoryTask
+from ..options.checks import loss_name, mixing, remembers
 from ..options.declare import picked
 from ..options.model import Distillation
 from ..options.parsers import TrainOptions
@@ -35,7 +36,7 @@ def build_task(options: TrainOptions, model: nn.Module, device: torch.device, pr
     """Return timm's task for classification or distillation, or the AgMax task for either.
 
     Args:
-        dataset: Training data, for --class-stats auto.
+        dataset: Training data, for --class-stats auto and --agmax-teacher memory.
     """
     teacher = f"--kd-model-name '{options.kd_model_name}'" if options.kd_model_name else ''
     criterion = build_criterion(options, dataset)
@@ -44,17 +45,23 @@ def build_task(options: TrainOptions, model: nn.Module, device: torch.device, pr
         _check_marginals(options)
         if is_primary():
             _logger.info(f'Marginals of AgMax: {describe_marginals(options)}')
-    if options.agmax and is_primary():
-        default = '' if options.smoothing or 'smoothing' in options.given else ', the default with --agmax'
+    method = '--agmax-teacher memory' if remembers(options) else '--agmax' if options.agmax else ''
+    if method and is_primary():
+        default = '' if options.smoothing or 'smoothing' in options.given else f', the default with {method}'
         _logger.info(f'Label smoothing: {options.smoothing:g}{default}')
     try:
         with single_attempt('use a copy on this machine, --kd-model-name local-dir:FOLDER'):
             if options.agmax:
                 return _agmax_task(options, model, criterion, common)
+            if remembers(options):
+                return AgMaxMemoryTask(
+                    model, num_images=len(dataset), num_classes=options.num_classes,
+                    weight=options.agmax_teacher_weight, momentum=options.agmax_teacher_momentum,
+                    topk=options.agmax_teacher_topk, criterion=criterion, **common)
             if options.kd_model_name:
                 return _distillation_task(options, model, criterion, common)
     except ValueError as error:
-        raise OptionError(f"{teacher or '--agmax'}: {error}") from error
+        raise OptionError(f'{teacher or method}: {error}') from error
     except (RuntimeError, OSError) as error:  # no such teacher, or not enough memory for the teacher or the Q-network
         if not teacher and options.agmax_units is None:
             raise

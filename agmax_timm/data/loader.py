@@ -251,21 +251,18 @@ def create_indexed_loader(
 ) -> IndexedLoader:
     """Return timm's training loader with the indices of the images, for AgMaxMemoryTask.
 
-    Iteration gives batches of one view: images [B, C, H, W], class indices [B] or, with mixup, soft targets [B, K],
-    indices of the images in the data set [B], and, with mixup, the share of each image in its own mix [B], else None.
+    Iteration gives images [B, C, H, W], class indices [B] or with mixup soft targets [B, K], indices of the images in
+    the data set [B], and the share of each image in its own mix [B], None without mixup.
 
     Args:
-        dataset: Map-style data set, as for create_two_view_loader.
-        input_size: Size of an image, as for create_two_view_loader.
-        batch_size: Number of images B in a batch.
+        dataset, input_size, batch_size, device: See create_two_view_loader. The data set is map-style.
         mixup: Dict of timm.data.Mixup's arguments, or None.
-        device: Device of the batches. None is CUDA if available, else the CPU.
         distributed: Whether each rank gets a share of the images. None follows the process group. With shares, call
             `loader.sampler.set_epoch` before each epoch, as in timm.
         **kwargs: Further arguments of create_two_view_loader and of timm.data.create_loader.
 
     Raises:
-        ValueError: The data set has no index; see also create_two_view_loader.
+        ValueError: The data set has no index. See also create_two_view_loader.
     """
     if isinstance(dataset, IterableDataset):
         raise ValueError('remembered predictions need a data set with an index; one that is read in sequence has none')

@@ -1,6 +1,6 @@
 """The options of AgMax."""
 
-from .declare import at_least, group, option
+from .declare import at_least, between, from_to_below, group, option
 
 
 @group
@@ -22,3 +22,21 @@ class AgMax:
         metavar='N', check=at_least(2), requires='agmax_loss mi', card=True)
     agmax_units: int | None = option(None, 'hidden units of the Q-network (default: by the number of classes)',
         metavar='N', check=at_least(1), requires='agmax_loss mi', resume='refused', card=True)
+
+
+@group
+class Memory:
+    """Agreement with remembered predictions, with one view of every image."""
+    agmax_teacher: str = option(
+        'none',
+        'memory: train on one view of every image, and reward agreement with what the network predicted for the image '
+        'before; not the published method',
+        choices=('none', 'memory'), resume='refused', card=True)
+    agmax_teacher_weight: float = option(0.5, 'weight of the agreement with the remembered prediction in the loss',
+        metavar='W', check=at_least(0), requires='agmax_teacher memory', card=True)
+    agmax_teacher_momentum: float = option(0.8, 'weight of the former predictions in the remembered one',
+        metavar='B', check=from_to_below(0, 1), requires='agmax_teacher memory', card=True)
+    agmax_teacher_ramp: float = option(0.2, 'share of the updates over which the weight grows from 0',
+        metavar='SHARE', check=between(0, 1), requires='agmax_teacher memory', card=True)
+    agmax_teacher_topk: int | None = option(None, 'number of classes of an image that are remembered (default: all)',
+        metavar='K', check=at_least(1), requires='agmax_teacher memory', resume='refused', card=True)

@@ -17,7 +17,8 @@ def changed_options(options: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
         options: Options of the user, as in args.yaml.
     """
     defaults = {name: option.default for name, option in declared(TrainOptions).items()}
-    defaults.update(defaults_by_method(options.get('task', ''), options.get('agmax', False)))
+    agmax = options.get('agmax', False) or options.get('agmax_teacher') == 'memory'
+    defaults.update(defaults_by_method(options.get('task', ''), agmax))
     return {name: (value, defaults[name]) for name, value in recipe(options).items() if value != defaults[name]}
 
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..base.command_line import flag_of
+from .agmax import Memory
 from .augmentation import Mixing
 from .data_kinds import check_source, in_sequence
 from .declare import problems
@@ -24,7 +25,7 @@ _DATASETS = ('torch', 'hfds', 'hfids', 'tfds', 'wds')
 
 
 def defaults_by_method(task: str, agmax: bool) -> dict[str, Any]:
-    """Return the defaults that differ with --task multilabel and with --agmax, which was published without smoothing.
+    """Return the defaults that differ with --task multilabel and with AgMax, which was published without smoothing.
 
     Several labels per image are ranked by mAP and not smoothed.
     """
@@ -35,8 +36,8 @@ def defaults_by_method(task: str, agmax: bool) -> dict[str, Any]:
 
 def resolve_defaults(options: TrainOptions) -> TrainOptions:
     """Return the options with the values that follow from other options. Those that the user gave stay."""
-    resolved = {name: value for name, value in defaults_by_method(options.task, options.agmax).items()
-                if name not in options.given}
+    defaults = defaults_by_method(options.task, options.agmax or remembers(options))
+    resolved = {name: value for name, value in defaults.items() if name not in options.given}
     if options.loss is None and (options.jsd_loss or options.bce_loss):
         resolved['loss'] = 'jsd' if options.jsd_loss else 'bce'
     if share_of(options.val_split) is not None and options.val_split_seed is None:
@@ -68,6 +69,11 @@ def loss_name(options: TrainOptions) -> str:
 def mixing(options: Mixing) -> bool:
     """Whether the options ask for MixUp or CutMix."""
     return options.mixup > 0. or options.cutmix > 0. or options.cutmix_minmax is not None
+
+
+def remembers(options: Memory) -> bool:
+    """Whether the options ask for the agreement with remembered predictions."""
+    return options.agmax_teacher == 'memory'
 
 
 def _check_input(options: AnyOptions) -> Iterator[str]:

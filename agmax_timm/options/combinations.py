@@ -2,8 +2,8 @@
 from collections.abc import Iterator
 
 from ..base.command_line import flag_of
-from .agmax import AgMax
-from .checks import mixing, needs_classes
+from .agmax import AgMax, Memory
+from .checks import mixing, needs_classes, remembers
 from .data_kinds import in_sequence
 from .declare import declared, has_effect, refused
 from .model import TrainModel
@@ -44,6 +44,16 @@ _NOT_WITH_NAFLEX = (
     ('agmax_marginal_images', 'is for batches of equal numbers of images'),
 )
 
+# The same of --agmax-teacher memory.
+_NOT_WITH_MEMORY = (
+    ('agmax', 'compares two views, and remembered predictions replace the second one'),
+    ('aug_splits', 'has several versions of an image in a batch'),
+    ('task multilabel', 'has no distribution over classes'),
+    ('kd_model_name', 'is another teacher'),
+    ('naflex_loader', 'has a loader that does not give the indices of images'),
+    ('fsdp', 'shards what is trained, and each process needs the whole memory'),
+)
+
 # Arguments of a model in timm that have a flag, so --model-kwargs cannot name them as well. Declarations do not have
 # timm's names of arguments.
 _MODEL_ARGUMENTS = dict(
@@ -56,7 +66,7 @@ _MODEL_ARGUMENTS = dict(
 def check_combinations(options: TrainOptions) -> Iterator[str]:
     """Yield a line for each pair of options that exclude each other. The first one counts."""
     for check in (_check_splits, _check_resolutions, _check_naflex, _check_loader, _check_script, _check_arguments,
-                  _check_agmax):
+                  _check_agmax, _check_memory):
         yield from check(options)
 
 
@@ -152,3 +162,17 @@ def _check_agmax(options: TrainOptions) -> Iterator[str]:
     for option in refused(options, AgMax):
         yield (f'{option.flag} is for --agmax-loss mi alone: {options.agmax_loss} has no Q-network, marginals or '
                'divergence')
+
+
+def _check_memory(options: TrainOptions) -> Iterator[str]:
+    if not remembers(options):
+        for option in refused(options, Memory):
+            yield f'{option.flag} needs --agmax-teacher memory'
+        return
+    for other, reason in _NOT_WITH_MEMORY:
+        if has_effect(options, other):
+            yield (f'{flag_with_values(other)} cannot be combined with --agmax-teacher memory: it {reason}. '
+                   'Drop one of them')
+    if in_sequence(options):
+        yield (f"--agmax-teacher memory needs data that can be indexed, got --dataset '{options.dataset}': drop it, or "
+               'use a folder, torch/ or hfds/')

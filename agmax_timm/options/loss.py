@@ -18,7 +18,8 @@ class Loss:
     """Loss."""
     loss: str | None = option(None, 'loss function (default: ce, or bce for --task multilabel)',
         choices=('ce', 'bce', 'asl', 'poly', 'jsd', 'twoway', 'zlpr', 'db'))
-    smoothing: float = option(0.1, 'label smoothing; 0 by default with --agmax or --task multilabel',
+    smoothing: float = option(
+        0.1, 'label smoothing; 0 by default with --agmax, --agmax-teacher memory or --task multilabel',
         metavar='S', check=from_to_below(0, 1), card=True, synonyms=('label_smoothing',))
     jsd_loss: bool = option(False, 'same as --loss jsd: Jensen-Shannon divergence over --aug-splits')
     bce_loss: bool = option(False, 'same as --loss bce: binary cross-entropy', card=True)

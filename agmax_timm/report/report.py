@@ -105,7 +105,8 @@ def training_views(
     # many images as are shown, because timm mixes the first image with the last: no two shown images are partners.
     options = replace(
         saved_train_options(saved), workers=0, batch_size=min(saved['batch_size'], 2 * _MOST_VIEWS),
-        train_img_sizes=None, aug_repeats=0, use_multi_epochs_loader=False, image_memory='0', dataset_download=False)
+        train_img_sizes=None, aug_repeats=0, use_multi_epochs_loader=False, image_memory='0', dataset_download=False,
+        agmax_teacher='none')
     with kept_random_state():
         utils.random_seed(options.seed)
         dataset, _ = datasets.build_datasets(options, data_config)
@@ -129,7 +130,9 @@ def _collect(run: ReportedRun, evaluation: RunResults | None) -> Report:
     report = Report(
         title=os.path.basename(os.path.abspath(run.folder)),
         about=f"{portable(saved['model'])}{f' on {dataset[1]}' if dataset else ''}"
-              f"{', with AgMax' if saved['agmax'] else ''}, {saved['epochs']} epochs, counted from 0.",
+              f"{', with AgMax' if saved['agmax'] else ''}"
+              f"{', with remembered predictions' if saved.get('agmax_teacher') == 'memory' else ''}"
+              f", {saved['epochs']} epochs, counted from 0.",
         trained=('Trained in {wall time} on {device}, with {images/s} images/s in the last epoch, until {date}.'
                  .format_map(run.spent) if run.spent else ''),
         headline=_headline(run, evaluation) if evaluation else [],

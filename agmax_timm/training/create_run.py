@@ -117,6 +117,7 @@ def create_run(options: TrainOptions, signals: StopSignals, watchdog: Watchdog) 
     patch_size = loaders.patch_size(model, options.naflex_patch_sizes) if options.naflex_loader else None
     loader_train = loaders.build_train_loader(options, dataset_train, data_config, device, precision, patch_size)
     loader_train, resumable = make_resumable(loader_train, device, world_size(), rank())
+    loader_train = loaders.with_indices(options, loader_train, resumable)
     options = optimization.with_learning_rate(options, loaders.average_batch_size(options, loader_train))
     loader_eval = None
     if dataset_eval is not None:

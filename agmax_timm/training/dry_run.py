@@ -71,6 +71,7 @@ def plan(run: TrainingRun, seconds: float, rate: float, evaluation: float, size:
     options = run.options
     todo = max(0, run.stop_epoch * run.updates_per_epoch - run.done_updates)
     views = f', {2 * rate:.1f} views/s' if options.agmax else ''
+    memory: Any = getattr(run.task, 'memory', None)
     evaluations = len(run.evaluated_epochs)
     weights = 2 if run.task.has_ema() and not options.model_ema_force_cpu else 1
     return [
@@ -78,6 +79,7 @@ def plan(run: TrainingRun, seconds: float, rate: float, evaluation: float, size:
         ('updates', f'{run.updates_per_epoch} per epoch, {todo} to go'),
         ('batch', _batch(options)),
         *([('marginals', describe_marginals(options))] if options.agmax and options.agmax_loss == 'mi' else []),
+        *([('remembered', f'{memory.extra_repr()} on each rank and in each checkpoint')] if memory is not None else []),
         ('learning rate', _rates(run)),
         ('parameters', _parameters(run.task)),
         ('ranks', f'{world_size()} on {run.device.type}'),

@@ -5,7 +5,7 @@ import os
 import traceback
 from contextlib import suppress
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 from timm import utils
 from timm.task import evaluation_sample_limit
@@ -21,8 +21,9 @@ from ..data.pictures import ToPicture, save_views
 from ..data.sources.classes import class_names
 from ..evaluation.evaluate import evaluate
 from ..evaluation.log import log_steps
+from ..memory import AgMaxMemoryTask
 from ..options.augmentation import Mixing
-from ..options.checks import mixing
+from ..options.checks import mixing, remembers
 from ..options.data_kinds import in_sequence
 from ..options.model import BatchNorm
 from ..options.run import Run
@@ -116,10 +117,12 @@ class Epochs:
         """Train the rest of an epoch, and return its mean losses."""
         run, options = self.run, self.options
         updated = position.batch  # batches of the epoch that are part of a finished update
+        self._set_ramp(position.epoch, updated)
 
         def on_update(batches: int, checked: CheckResult) -> None:
             nonlocal updated
             updated = batches
+            self._set_ramp(position.epoch, batches)
             self.progress_log.updated()
             self.checkpoints.after_update(position.epoch, batches, losses, checked)
 
@@ -139,6 +142,15 @@ class Epochs:
         except DamagedError:  # raised on all ranks, which count together
             self.checkpoints.leave(self._save_trained(position.epoch, losses, get_random_state(run.device)))
         return metrics
+
+    def _set_ramp(self, epoch: int, batches: int) -> None:
+        """Let the agreement with remembered predictions grow over the first updates, for the next update."""
+        if not remembers(self.options):
+            return
+        run, task = self.run, cast(AgMaxMemoryTask, self.run.task)
+        done = epoch * run.updates_per_epoch + math.ceil(batches / self.options.grad_accum_steps)
+        grows = self.options.agmax_teacher_ramp * run.num_epochs * run.updates_per_epoch
+        task.ramp = min(1., done / max(1., grows))
 
     def _on_log(self, progress: Progress) -> None:
         run = self.run

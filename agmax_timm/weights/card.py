@@ -124,6 +124,8 @@ def published_card(card: str, repo_id: str, revision: str | None = None) -> str:
 def tag_of(saved: SavedModel) -> str:
     """Return timm's tag of the weights: method and data set, such as agmax_imagenet; the method if no data is known."""
     method = 'agmax' if saved.options.get('agmax') else 'plain' if saved.options.get('model') else 'agmax_timm'
+    if saved.options.get('agmax_teacher') == 'memory':
+        method = 'memory'
     dataset = dataset_of(saved.options)
     return '_'.join([method, re.sub(r'\W+', '_', dataset[0].split('/')[-1])] if dataset else [method])
 
@@ -193,7 +195,14 @@ def _hyperparameters(options: dict[str, Any], recipe: dict[str, Any]) -> dict[st
     known = {**portable(options), **recipe} if recipe else {}
     names = [name for name, option in declared(TrainOptions).items() if option.card]
     return {name: as_yaml(known[name]).replace('|', r'\|') for name in (*names, 'world_size')
-            if known.get(name) not in (None, False, '', 0, []) and (recipe.get('agmax') or 'agmax' not in name)}
+            if known.get(name) not in (None, False, '', 0, []) and _concerns(name, recipe)}
+
+
+def _concerns(name: str, recipe: dict[str, Any]) -> bool:
+    """Whether an option concerns the method of a run."""
+    if name.startswith('agmax_teacher'):
+        return recipe.get('agmax_teacher') == 'memory'
+    return bool(recipe.get('agmax')) or 'agmax' not in name
 
 
 def _inline(text: str) -> str:

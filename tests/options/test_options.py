@@ -36,7 +36,8 @@ NEWER_THAN_THE_TABLE = {
 }
 OURS = {
     '--agmax', '--agmax-divergence-reduction', '--agmax-divergence-weight', '--agmax-init-std', '--agmax-loss',
-    '--agmax-marginal-images', '--agmax-units', '--agmax-weight',
+    '--agmax-marginal-images', '--agmax-teacher', '--agmax-teacher-momentum', '--agmax-teacher-ramp',
+    '--agmax-teacher-topk', '--agmax-teacher-weight', '--agmax-units', '--agmax-weight',
     '--augment-backend', '--balanced-sampling', '--check-data', '--cutout', '--dry-run', '--early-stop',
     '--early-stop-metric',
     '--early-stop-min-delta', '--freeze', '--fsdp', '--hang-timeout', '--hub-dataset', '--hub-pr', '--hub-private',

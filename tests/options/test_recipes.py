@@ -30,9 +30,12 @@ COSINES = ('regnety_004_in1k_100ep', 'efficientnet_b0_in1k_100ep')
 CIFAR, SVHN = WIDE = ('wide_resnet_cifar', 'wide_resnet_svhn')
 BASES = (*RESNETS, *COSINES, *WIDE)
 METHODS = {
-    'baseline': dict(agmax=False, smoothing=0),
-    'label_smoothing': dict(agmax=False, smoothing=0.1),
-    'agmax': dict(agmax=True, agmax_loss='mi', agmax_weight=1.0, agmax_divergence_weight=4.0, smoothing=0),
+    'baseline': dict(agmax=False, agmax_teacher='none', smoothing=0),
+    'label_smoothing': dict(agmax=False, agmax_teacher='none', smoothing=0.1),
+    'agmax': dict(agmax=True, agmax_teacher='none', agmax_loss='mi', agmax_weight=1.0, agmax_divergence_weight=4.0,
+                  smoothing=0),
+    'memory': dict(agmax=False, agmax_teacher='memory', agmax_teacher_weight=0.5, agmax_teacher_momentum=0.8,
+                   agmax_teacher_ramp=0.2, smoothing=0),
 }
 
 
@@ -127,7 +130,7 @@ def commands(name):
 def test_every_combination_builds(base, augmentation, method, photos):
     args = parse(base, augmentation, method, argv=(*SMALL_MODEL, *SMALL_DATA))
     model, train, validation = build_loaders(args, photos)
-    task = build_task(args, model, CPU, PRECISION)
+    task = build_task(args, model, CPU, PRECISION, train.dataset)
     agmax = method == 'method/agmax'
 
     assert isinstance(task, AgMaxTask if agmax else ClassificationTask)
@@ -195,6 +198,8 @@ def test_methods_equal_the_table():
     assert found == METHODS
     for name in ('agmax_loss', 'agmax_weight', 'agmax_divergence_weight'):
         assert found['agmax'][name] == train_parser().get_default(name)
+    for name in ('agmax_teacher_weight', 'agmax_teacher_momentum', 'agmax_teacher_ramp'):
+        assert found['memory'][name] == train_parser().get_default(name)
 
 
 @pytest.mark.parametrize('base, milestones', [

@@ -57,6 +57,14 @@ def test_epochs_updates_times_and_rates_equal_closed_forms(plan, at_two_seconds,
     assert not (tmp_path / 'output').exists()
 
 
+def test_the_memory_of_predictions_is_listed(plan, at_two_seconds):
+    told = plan('--agmax-teacher', 'memory', '--agmax-teacher-topk', '2')
+    assert told['batch'] == '4 images, 4 views on each rank' and 'marginals' not in told
+    size = 12 * (2 * 8 + 1) / 2 ** 20
+    assert told['remembered'] == (
+        f'12 images x the 2 largest of 3 classes, momentum 0.8, {size:.2f} MiB on each rank and in each checkpoint')
+
+
 def test_accumulation_warm_up_and_missing_validation_are_considered(plan, at_two_seconds):
     told = plan('--grad-accum-steps', '2', '--stop-epoch', '3', '--warmup-epochs', '2', '--warmup-lr', '0.01',
                 '--sched-on-updates', '--val-split', '', '--image-memory', '0')

@@ -9,7 +9,7 @@ from huggingface_hub import ModelCard
 from PIL import Image
 
 from agmax_timm.weights.base_model import base_of
-from agmax_timm.weights.card import dataset_of, hub_dataset_of, model_card, tag_of
+from agmax_timm.weights.card import _hyperparameters, dataset_of, hub_dataset_of, model_card, tag_of
 from agmax_timm.weights.saved_model import read_model
 from agmax_timm.weights.staging import FILES, recipe, stage
 from tests.helpers.plain_timm import run_in_plain_timm
@@ -210,3 +210,13 @@ def test_the_base_model_is_the_given_one_and_not_that_of_timm(saved, model, expe
     options = dict(model=model, pretrained=True)
     saved = dataclasses.replace(saved, architecture='resnet50', options=options)
     assert base_of(saved).get('name') == expected
+
+
+@pytest.mark.parametrize('method, shown', [
+    ({}, set()),
+    ({'agmax': True}, {'agmax_weight'}),
+    ({'agmax_teacher': 'memory'}, {'agmax_teacher', 'agmax_teacher_weight'}),
+])
+def test_the_options_of_a_method_are_listed_for_its_runs(method, shown):
+    options = {'agmax': False, 'agmax_weight': 1.0, 'agmax_teacher': 'none', 'agmax_teacher_weight': 0.5, **method}
+    assert _hyperparameters(options, {**options, 'lr': 0.1}).keys() == {'lr', *shown}

@@ -85,12 +85,12 @@ def train_one_epoch(
     lap, total = Span(), Span()
     step.begin_epoch()
     begin = time.perf_counter()
-    for input, target in batches_of(loader):
+    for input, target, *further in batches_of(loader):
         input, target = prepare_batch(options, input, target, training.device, training.precision)
         waited, index = time.perf_counter() - begin, done // accumulate
         end = min((index + 1) * accumulate, num_batches)  # of the update; the last one may have fewer batches
         done += 1
-        step.accumulate(update, input, target, end - update.first_batch, last=done == end)
+        step.accumulate(update, input, target, end - update.first_batch, done == end, further)
         for span in (lap, total):
             span.add(update.losses[-1].images * world_size(), done == end, waited)
         if done == end:

@@ -1,5 +1,5 @@
 """An update: the gradients of its batches, the check for values that are not finite, and the optimizer's step."""
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, cast
@@ -57,20 +57,22 @@ class Step:
         keep_statistics(self._module)
         self.training.optimizer.zero_grad()
 
-    def accumulate(self, update: Update, input: Input, target: torch.Tensor, batches: int = 1, last: bool = True):
+    def accumulate(self, update: Update, input: Input, target: torch.Tensor, batches: int = 1, last: bool = True,
+                   further: Sequence[Any] = ()) -> None:
         """Launch the forward and backward pass of a batch, and add its gradient.
 
         Args:
             input, target: The batch, on the device.
             batches: Number of batches in the update.
             last: Whether this is the last of them.
+            further: Further parts of the batch that the task takes.
         """
         if self.finite_check.skips and not update.losses:
             update.keep_buffers(self._module)
         task, precision = self.training.task, self.training.precision
         with nullcontext() if last else task.no_sync():
             with precision.autocast():
-                result = task(input, target)
+                result = task(input, target, *further)
             images = len(target) // (2 if self.training.options.agmax else 1)
             losses = BatchLosses.of(result, images)
             update.losses.append(losses)
