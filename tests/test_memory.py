@@ -1,5 +1,6 @@
 """Agreement with remembered predictions: the loss and the memory against formulas, batches, mixing, ranks and runs."""
 import math
+import shutil
 import sys
 from contextlib import nullcontext
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from PIL import Image
 from timm.data import FastCollateMixup, Mixup
-from timm.utils import unwrap_model
+from timm.utils import random_seed, unwrap_model
 from torch import nn
 from torch.utils.data import IterableDataset
 
@@ -217,6 +218,49 @@ def test_indices_are_those_of_the_images(photos, photo_numbers, settings):
         assert len(set(found)) == 10
 
 
+@pytest.mark.parametrize('workers', [0, 2])
+def test_the_index_of_a_damaged_image_comes_with_the_image_in_its_place(photos, photo_numbers, tmp_path, workers):
+    shutil.copytree(photos / 'train', tmp_path / 'train')
+    for name in sorted((tmp_path / 'train').glob('*/*.jpg'))[5:7]:
+        name.write_bytes(b'damaged')
+    dataset = create_dataset('', str(tmp_path), split='train', max_damaged=0.5)
+    loader = create_indexed_loader(dataset, 32, 4, num_workers=workers, **LEVELS)
+    replaced = torch.arange(12)
+    replaced[5:7] = 7
+    for _ in range(2):
+        found = []
+        for input, target, indices, _ in loader:
+            assert torch.equal(photo_numbers(input), replaced[indices]) and torch.equal(target, replaced[indices] // 4)
+            found += indices.tolist()
+        assert sorted(found) == [*range(12)]
+
+
+@pytest.mark.parametrize('before, after, size', [(2, 1, 4), (1, 2, 2), (1, 1, 2)])
+def test_indices_are_those_of_the_images_of_an_epoch_that_other_ranks_began(
+        photos, photo_numbers, monkeypatch, before, after, size):
+    def open_rank(rank, ranks, size):
+        monkeypatch.setattr('torch.distributed.is_available', lambda: True)
+        monkeypatch.setattr('torch.distributed.is_initialized', lambda: ranks > 1)
+        monkeypatch.setattr('torch.distributed.get_world_size', lambda group=None: ranks)
+        monkeypatch.setattr('torch.distributed.get_rank', lambda group=None: rank)
+        dataset = create_dataset('', str(photos), split='train')
+        return create_indexed_loader(dataset, 32, size, num_workers=0, **LEVELS)
+
+    trained, state = [], None
+    for rank in range(before):
+        random_seed(1)
+        loader = open_rank(rank, before, 2)
+        trained += next(iter(loader))[2].tolist()
+        state = state or loader.recorder.state_dict(1)
+    for rank in range(after):
+        loader = open_rank(rank, after, size)
+        loader.recorder.load_state_dict(state, 0)
+        for input, target, indices, _ in loader:
+            assert torch.equal(photo_numbers(input), indices) and torch.equal(target, indices // 4)
+            trained += indices.tolist()
+    assert len(set(trained)) == len(trained) > 12 - size * after
+
+
 def test_indices_are_those_of_images_that_are_made_by_batches(tmp_path):
     """Each image is a class of its own."""
     for number in range(12):
@@ -235,12 +279,15 @@ def test_shares_come_with_mixed_batches(photos):
     loader = create_indexed_loader(
         dataset, 32, 6, num_workers=0, mixup=dict(mixup_alpha=1., mode='elem', num_classes=3), **LEVELS)
     for _, target, indices, share in loader:
-        classes = F.one_hot(indices // 4, 3) * 0.9 + 0.1 / 3  # timm's label smoothing
+        classes = F.one_hot(indices // 4, 3)  # without label smoothing, as create_two_view_loader
         expected = share[:, None] * classes + (1 - share[:, None]) * classes.flip(0)
         torch.testing.assert_close(target, expected, rtol=0, atol=1e-6)
         assert len(share.unique()) > 2
     loader.mixup_enabled = False
     assert all((share == 1).all() for *_, share in loader)
+    for mixup in (dict(mixup_alpha=1.), dict(mixup_alpha=1., num_classes=3, mode='half')):
+        with pytest.raises(ValueError, match='mixup needs num_classes|mixup mode must be one of'):
+            create_indexed_loader(dataset, 32, 6, mixup=mixup)
 
 
 # Ranks

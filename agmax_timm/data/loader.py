@@ -240,14 +240,8 @@ def create_two_view_loader(
 
 
 def create_indexed_loader(
-        dataset: Dataset,
-        input_size: int | tuple[int, int] | tuple[int, int, int],
-        batch_size: int,
-        *,
-        mixup: dict[str, Any] | None = None,
-        device: Any = None,
-        distributed: bool | None = None,
-        **kwargs,
+        dataset: Dataset, input_size: int | tuple[int, int] | tuple[int, int, int], batch_size: int, *,
+        mixup: dict[str, Any] | None = None, device: Any = None, distributed: bool | None = None, **kwargs,
 ) -> IndexedLoader:
     """Return timm's training loader with the indices of the images, for AgMaxMemoryTask.
 
@@ -256,7 +250,7 @@ def create_indexed_loader(
 
     Args:
         dataset, input_size, batch_size, device: See create_two_view_loader. The data set is map-style.
-        mixup: Dict of timm.data.Mixup's arguments, or None.
+        mixup: Dict of timm.data.Mixup's arguments, or None. num_classes must be given. label_smoothing is 0 by default.
         distributed: Whether each rank gets a share of the images. None follows the process group. With shares, call
             `loader.sampler.set_epoch` before each epoch, as in timm.
         **kwargs: Further arguments of create_two_view_loader and of timm.data.create_loader.
@@ -266,6 +260,9 @@ def create_indexed_loader(
     """
     if isinstance(dataset, IterableDataset):
         raise ValueError('remembered predictions need a data set with an index; one that is read in sequence has none')
+    if mixup is not None:
+        TwoViewMixup(**mixup)  # checks the arguments
+        mixup = {'label_smoothing': 0., **mixup}
     device = torch.device(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
     keys = kwargs.pop('image_key', 'image'), kwargs.pop('label_key', 'label')
     loader = create_train_loader(

@@ -43,31 +43,21 @@ class CollateMixup(SharedSwitch, FastCollateMixup):
 
 
 class ShareCollate(CollateMixup):
-    """CollateMixup with targets [B, 2] in place of soft targets: class index and share of each image, see _with_shares.
-    """
+    """CollateMixup with targets [B, 2] in place of soft targets: class index and share of each image in its mix."""
 
     def __call__(self, batch: list[tuple], _=None) -> tuple[torch.Tensor, torch.Tensor]:
-        self.num_classes, self.label_smoothing = len(batch), 0.
-        input, mixing = super().__call__([(sample[0], place) for place, sample in enumerate(batch)])
-        return input, _with_shares(class_indices([sample[1] for sample in batch]), mixing)
+        self.num_classes, self.label_smoothing = len(batch), 0.  # each image is a class of its own
+        input, shares = super().__call__([(sample[0], place) for place, sample in enumerate(batch)])
+        return input, torch.stack([class_indices([sample[1] for sample in batch]).float(), shares.diagonal()], dim=1)
 
 
 class ShareMixup(Mixup):
-    """timm's Mixup with targets [B, 2] in place of soft targets: class index and share of each image."""
+    """timm's Mixup with the targets of ShareCollate."""
 
     def __call__(self, x: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        self.num_classes, self.label_smoothing = len(x), 0.
-        x, mixing = super().__call__(x, torch.arange(len(x), device=x.device))
-        return x, _with_shares(target, mixing)
-
-
-def _with_shares(target: torch.Tensor, mixing: torch.Tensor) -> torch.Tensor:
-    """Return class index and share of each image [B, 2], float32.
-
-    Args:
-        mixing: Soft targets [B, B] of images of which each is its own class: share of each image in each mix.
-    """
-    return torch.stack([target.to(mixing.dtype), mixing.diagonal()], dim=1).float()
+        self.num_classes, self.label_smoothing = len(x), 0.  # each image is a class of its own
+        x, shares = super().__call__(x, torch.arange(len(x), device=x.device))
+        return x, torch.stack([target.float(), shares.diagonal()], dim=1)
 
 
 @dataclass

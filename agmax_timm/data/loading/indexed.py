@@ -29,11 +29,10 @@ class IndexedLoader(Wrapper):
         self.mixup = Mixup(**mixup) if mixup is not None else None
 
     def __iter__(self) -> Iterator[tuple[Any, torch.Tensor, torch.Tensor, torch.Tensor | None]]:
-        number, share = self.recorder.first_batch, None
-        for input, target in self.loader:
+        share = None
+        for number, (input, target) in enumerate(self.loader, self.recorder.first_batch):
             # With scheduled resolutions an index comes with the size of its image.
             indices = [index[0] if isinstance(index, tuple) else index for index in self.recorder.indices(number)]
-            number += 1
             if self.mixup is not None:
                 target, share = target[:, 0].long(), target[:, 1]
                 target = mixup_target(target, self.mixup.num_classes, share[:, None], self.mixup.label_smoothing)
