@@ -42,40 +42,21 @@ class PredictionMemory(nn.Module):
     classes: torch.Tensor | None
     seen: torch.Tensor
 
-    def __init__(
-            self,
-            num_images: int,
-            num_classes: int,
-            topk: int | None = None,
-            momentum: float = 0.8,
-            device: torch.device | None = None,
-            dtype: torch.dtype = torch.float32,
-    ):
+    def __init__(self, num_images: int, num_classes: int, topk: int | None = None, momentum: float = 0.8,
+                 device: torch.device | None = None, dtype: torch.dtype = torch.float32):
         super().__init__()
         if topk is not None and not 1 <= topk <= num_classes:
-            raise ValueError(f'topk must be between 1 and the {num_classes} classes, got {topk}')
+            raise ValueError(f'topk must be between 1 and the {num_classes} classes, got {topk}: use a smaller number')
         if not 0 <= momentum < 1:
             raise ValueError(f'momentum must be 0 or more and below 1, got {momentum}')
         self.num_classes, self.momentum = num_classes, momentum
-        shape = (num_images, topk or num_classes)
-        self.register_buffer('values', torch.zeros(shape, device=device, dtype=dtype))
-        self.register_buffer(
-            'classes', None if topk is None else torch.zeros(shape, device=device, dtype=torch.int32))
+        values = torch.zeros(num_images, topk or num_classes, device=device, dtype=dtype)
+        self.register_buffer('values', values)
+        self.register_buffer('classes', None if topk is None else torch.zeros_like(values, dtype=torch.int32))
         self.register_buffer('seen', torch.zeros(num_images, device=device, dtype=torch.bool))
 
-    @property
-    def num_bytes(self) -> int:
-        return sum(buffer.nbytes for buffer in self.buffers())
-
     def lookup(self, indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return what is remembered of images.
-
-        Args:
-            indices: Indices of the images [B].
-
-        Returns:
-            (probabilities, seen): The means m [B, K], and whether an image has a mean [B]. Other rows are meaningless.
-        """
+        """Return the means m [B, K] of the images with these indices [B], and whether an image has one [B]."""
         values = self.values[indices]
         if self.classes is not None:
             rest = (1 - values.sum(1, keepdim=True)).clamp(min=0) / max(1, self.num_classes - values.shape[1])
@@ -86,7 +67,7 @@ class PredictionMemory(nn.Module):
     def update(self, indices: torch.Tensor, probabilities: torch.Tensor, share: torch.Tensor | None = None) -> None:
         """Add predictions to the means. Under a process group, every rank adds those of all ranks, B from each.
 
-        If an image occurs several times, its mean changes by the mean of the changes. Predictions that are not finite
+        If an image occurs several times, its mean becomes the mean of its new means. Predictions that are not finite
         are left out.
 
         Args:
@@ -94,26 +75,29 @@ class PredictionMemory(nn.Module):
             probabilities: Predictions p [B, K].
             share: Share of each image in what was predicted [B], a factor of 1 - b. None is 1.
         """
-        rate = torch.full_like(probabilities[:, 0], 1 - self.momentum) if share is None else (1 - self.momentum) * share
-        indices, probabilities, rate = map(rows_of_ranks, (indices, probabilities, rate))
+        probabilities = probabilities.to(self.values.dtype)
+        share = torch.ones_like(probabilities[:, 0]) if share is None else share.to(probabilities)
+        indices, probabilities, share = map(rows_of_ranks, (indices, probabilities, share))
         means, seen = self.lookup(indices)
+        rate = torch.where(seen, (1 - self.momentum) * share, 1.)
         finite = probabilities.isfinite().all(1)
+        moved = torch.where(finite[:, None], means.lerp(probabilities, rate[:, None]), 0.)
         same = indices[:, None] == indices
-        counted = same & finite
-        change = torch.where(seen, rate, 1.)[:, None] * (probabilities - means)
-        change = torch.where(finite[:, None], change, 0.) / counted.sum(1, keepdim=True).clamp(min=1)
-        first = same.int().argmax(1)  # the first occurrence of each image adds up its changes
-        means = means + torch.zeros_like(change).index_add_(0, first, change)[first]
+        count = (same & finite).sum(1, keepdim=True)
+        first = same.int().argmax(1)  # the first row of each image adds up all of its rows
+        total = torch.zeros_like(moved).index_add_(0, first, moved)[first]
+        means = torch.where(count > 0, total / count, means)
         if self.classes is not None:
             means, classes = means.topk(self.values.shape[1])
             self.classes[indices] = classes.int()
-        self.values[indices] = means.to(self.values.dtype)
-        self.seen[indices] = seen | counted.any(1)
+        self.values[indices] = means
+        self.seen[indices] = seen | (count[:, 0] > 0)
 
     def extra_repr(self) -> str:
         kept = '' if self.classes is None else f'the {self.values.shape[1]} largest of '
-        return (f'{len(self.seen)} images x {kept}{self.num_classes} classes, momentum {self.momentum:g}, '
-                f'{self.num_bytes / 2 ** 20:.2f} MiB')
+        size = sum(buffer.nbytes for buffer in self.buffers()) / 2 ** 20
+        images = f'{len(self.seen)} images x {kept}{self.num_classes} classes'
+        return f'{images}, momentum {self.momentum:g}, {size:.2f} MiB'
 
 
 class AgMaxMemoryTask(ClassificationTask):
@@ -141,44 +125,25 @@ class AgMaxMemoryTask(ClassificationTask):
         ramp: Factor of the weight, in [0, 1]. Set it before each update, so that the agreement grows.
 
     Raises:
-        ValueError: The number of classes is unknown, or topk or momentum is not valid. Raised by forward if an index is
-            not below N.
+        ValueError: The number of classes is unknown, or topk or momentum is not valid. Raised by forward if the number
+            of indices is not B, or if an index on the CPU is not below N.
     """
 
-    def __init__(
-            self,
-            model: nn.Module,
-            criterion: Criterion | None = None,
-            *,
-            num_images: int,
-            num_classes: int | None = None,
-            weight: float = 0.5,
-            momentum: float = 0.8,
-            topk: int | None = None,
-            device: torch.device | None = None,
-            dtype: torch.dtype | None = None,
-            verbose: bool = True,
-    ):
+    def __init__(self, model: nn.Module, criterion: Criterion | None = None, *, num_images: int,
+                 num_classes: int | None = None, weight: float = 0.5, momentum: float = 0.8, topk: int | None = None,
+                 device: torch.device | None = None, dtype: torch.dtype | None = None, verbose: bool = True):
         reference = next(model.parameters())
         device, dtype = device or reference.device, dtype or reference.dtype
         super().__init__(model, criterion or nn.CrossEntropyLoss(), device=device, dtype=dtype, verbose=verbose)
-        num_classes = num_classes or count_classes(unwrap_model(model))
-        if num_classes is None:
-            raise ValueError(
-                f'{type(model).__name__} has no attribute num_classes: give AgMaxMemoryTask num_classes=...')
+        num_classes = num_classes or count_classes(unwrap_model(model), 'AgMaxMemoryTask')
         self.weight, self.ramp = weight, 1.
         self.memory = PredictionMemory(
             num_images, num_classes, topk, momentum, device, torch.promote_types(dtype, torch.float32))
         if verbose:
             _logger.info(f'Agreement with remembered predictions: weight {weight:g}, {self.memory.extra_repr()}')
 
-    def forward(  # type: ignore[override]  # timm's tasks have no indices
-            self,
-            input: torch.Tensor,
-            target: torch.Tensor,
-            indices: torch.Tensor,
-            share: torch.Tensor | None = None,
-    ) -> dict[str, torch.Tensor]:
+    def forward(self, input: torch.Tensor, target: torch.Tensor,  # type: ignore[override]  # timm has no indices
+                indices: torch.Tensor, share: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
         """Return the loss, its parts and the logits of a batch, and remember the predictions.
 
         Args:
@@ -193,34 +158,33 @@ class AgMaxMemoryTask(ClassificationTask):
             Dictionary of 'loss' (for backward), 'output' (logits [B, K]), and the parts of the loss 'ce' and
             'agreement' (unweighted).
         """
-        self._check_indices(indices, len(target))
+        count = len(self.memory.seen)
+        if indices.shape != (len(target),):
+            raise ValueError(f'indices must be those of the {len(target)} images of the batch, got {[*indices.shape]}')
+        if indices.device.type == 'cpu' and not 0 <= int(indices.min()) <= int(indices.max()) < count:
+            raise ValueError(f'indices must be from 0 to {count - 1}, got {indices.min()} to {indices.max()}: give '
+                             'AgMaxMemoryTask num_images=len(dataset)')
         result = super().forward(input, target)
-        logits, ce = result['output'], result['loss']
-        indices = indices.to(logits.device, non_blocking=True)
-        with torch.autocast(logits.device.type, enabled=False):
-            logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        output, ce = result['output'], result['loss']
+        indices = indices.to(output.device, non_blocking=True)
+        with torch.autocast(output.device.type, enabled=False):
+            logits = output.to(self.memory.values.dtype)
             means, known = self.memory.lookup(indices)
             if share is not None:
                 share = share.to(logits)
                 means = share[:, None] * means + (1 - share[:, None]) * means.flip(0)
                 known = known & (known.flip(0) | (share == 1))
-            kl = F.kl_div(logits.log_softmax(1), means.to(logits.dtype), reduction='none').sum(1)
+            kl = F.kl_div(logits.log_softmax(1), means, reduction='none').sum(1)
             agreement = torch.where(known, kl, 0.).mean()
             self.memory.update(indices, logits.detach().softmax(1), share)
-        return {'loss': ce + self.ramp * self.weight * agreement, 'output': result['output'], 'ce': ce,
-                'agreement': agreement}
+        return {'loss': ce + self.ramp * self.weight * agreement, 'output': output, 'ce': ce, 'agreement': agreement}
 
     def get_task_state(self, module: nn.Module | None = None, ema: bool = False) -> dict[str, Any]:
         """Return {'memory': state_dict}. The EMA has none of its own."""
         return {} if ema else {'memory': self.memory.state_dict()}
 
-    def load_task_state(
-            self,
-            state: dict[str, Any] | None,
-            strict: bool = True,
-            module: nn.Module | None = None,
-            ema: bool = False,
-    ) -> None:
+    def load_task_state(self, state: dict[str, Any] | None, strict: bool = True, module: nn.Module | None = None,
+                        ema: bool = False) -> None:
         """Load a state of get_task_state. A state without a memory keeps the present one, with a warning.
 
         Raises:
@@ -228,19 +192,12 @@ class AgMaxMemoryTask(ClassificationTask):
         """
         if ema:
             return
-        if not state or 'memory' not in state:
+        saved = (state or {}).get('memory')
+        if saved is None:
             _logger.warning('The checkpoint holds no remembered predictions: they are collected anew.')
             return
-        saved, present = state['memory']['values'].shape, self.memory.values.shape
-        if saved != present or ('classes' in state['memory']) != (self.memory.classes is not None):
-            raise ValueError(f'the checkpoint remembers {saved[1]} classes of {saved[0]} images, this run {present[1]} '
-                             f'of {present[0]}: use the same images and classes')
-        self.memory.load_state_dict(state['memory'])
-
-    def _check_indices(self, indices: torch.Tensor, batch_size: int) -> None:
-        count = len(self.memory.seen)
-        if indices.shape != (batch_size,):
-            raise ValueError(f'indices must be those of the {batch_size} images of the batch, got {[*indices.shape]}')
-        if indices.device.type == 'cpu' and not 0 <= int(indices.min()) <= int(indices.max()) < count:
-            raise ValueError(f'indices must be from 0 to {count - 1}, got {indices.min()} to {indices.max()}: give '
-                             'AgMaxMemoryTask num_images=len(dataset)')
+        (images, classes), (count, kept) = saved['values'].shape, self.memory.values.shape
+        if (images, classes, 'classes' in saved) != (count, kept, self.memory.classes is not None):
+            raise ValueError(f'the checkpoint remembers {classes} classes of {images} images, this run {kept} of '
+                             f'{count}: use the same images and classes')
+        self.memory.load_state_dict(saved)

@@ -128,8 +128,15 @@ def init_normal(module: nn.Module, std: float) -> None:
             nn.init.normal_(layer.weight, std=std)
 
 
-def count_classes(model: nn.Module) -> int | None:
-    """Return the number of classes of a model of timm or transformers, or the outputs of the last linear layer."""
+def count_classes(model: nn.Module, task: str) -> int:
+    """Return the number of classes of a model of timm or transformers, or the outputs of the last linear layer.
+
+    Raises:
+        ValueError: It is unknown. The message asks for the argument of the task.
+    """
     linear = [layer for layer in model.modules() if isinstance(layer, nn.Linear)]
     last = linear[-1].out_features if linear else None
-    return getattr(model, 'num_classes', getattr(model, 'num_labels', last))
+    count = getattr(model, 'num_classes', getattr(model, 'num_labels', last))
+    if count is None:
+        raise ValueError(f'{type(model).__name__} has no attribute num_classes: give {task} num_classes=...')
+    return count

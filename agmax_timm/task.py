@@ -76,9 +76,7 @@ class AgMaxTask(TrainingTask):
         reference = next(model.parameters())
         super().__init__(device=device or reference.device, dtype=dtype or reference.dtype, verbose=verbose)
         if num_classes is None:
-            num_classes = count_classes(unwrap_model(model))
-        if num_classes is None:
-            raise ValueError(f'{type(model).__name__} has no attribute num_classes: give AgMaxTask num_classes=...')
+            num_classes = count_classes(unwrap_model(model), 'AgMaxTask')
         if num_classes < 2:
             raise ValueError(f'AgMax needs a classifier of 2 classes or more, {type(model).__name__} has {num_classes}')
         self.num_classes = num_classes

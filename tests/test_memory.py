@@ -19,6 +19,7 @@ from torch import nn
 from torch.utils.data import IterableDataset
 
 from agmax_timm import AgMaxMemoryTask, create_dataset, create_indexed_loader
+from agmax_timm.base.errors import OptionError
 from agmax_timm.data.augmentation.mixup import ShareCollate, ShareMixup
 from agmax_timm.data.loading.indexed import IndexedLoader
 from agmax_timm.memory import PredictionMemory
@@ -126,7 +127,7 @@ def test_the_rest_is_spread_over_the_classes_that_are_not_kept():
     torch.testing.assert_close(memory.lookup(index)[0], torch.tensor([[.1, .5, .1, .3]]).double())
     memory.update(index, torch.tensor([[.7, .1, .2, 0.]]).double())  # 0.8 m + 0.2 p = .22 .42 .12 .24
     torch.testing.assert_close(memory.lookup(index)[0], torch.tensor([[.17, .42, .17, .24]]).double())
-    assert memory.num_bytes == 2 * (2 * (8 + 4) + 1)
+    assert sum(buffer.nbytes for buffer in memory.buffers()) == 2 * (2 * (8 + 4) + 1)
 
 
 def test_an_image_that_occurs_twice_moves_by_the_mean_of_both_changes():
@@ -134,6 +135,21 @@ def test_an_image_that_occurs_twice_moves_by_the_mean_of_both_changes():
     memory.update(torch.tensor([2, 0]), torch.tensor([[.5, .5], [.9, .1]]))
     memory.update(torch.tensor([2, 1, 2]), torch.tensor([[1., 0.], [.3, .7], [.8, .2]]))
     torch.testing.assert_close(memory.values, torch.tensor([[.9, .1], [.3, .7], [.7, .3]]))
+
+
+def test_the_mean_of_an_image_is_never_negative():
+    """A sum of changes would be negative by rounding for some classes, and the agreement NaN."""
+    memory = PredictionMemory(1, 100, momentum=0.)
+    index = torch.tensor([0])
+    memory.update(index, torch.rand(1, 100, generator=torch.Generator().manual_seed(0)).softmax(1))
+    memory.update(index.repeat(3), F.one_hot(index, 100).float().repeat(3, 1))
+    assert torch.equal(memory.values, F.one_hot(index, 100).float())
+
+
+def test_an_image_with_one_finite_prediction_of_two_remembers_that_one():
+    memory = PredictionMemory(1, 2)
+    memory.update(torch.tensor([0, 0]), torch.tensor([[math.nan] * 2, [.2, .8]]))
+    assert memory.seen.item() and torch.equal(memory.values, torch.tensor([[.2, .8]]))
 
 
 def test_predictions_that_are_not_finite_are_not_remembered():
@@ -393,6 +409,12 @@ def test_what_does_not_fit_is_refused_in_one_line(capsys, flags, words):
         parse_train_args(['DIR', *MEMORY, *flags.split()])
     message = capsys.readouterr().err
     assert exit_info.value.code == 2 and message.count('\n') == 1 and words in message
+
+
+def test_more_classes_than_there_are_are_refused_by_the_flag(photos, tmp_path):
+    flags = [str(photos), *FLAGS, *MEMORY, '--agmax-teacher-topk', '4', '--output', str(tmp_path)]
+    with pytest.raises(OptionError, match='memory: --agmax-teacher-topk must be between 1 and the 3 classes, got 4'):
+        training.train(parse_train_args(flags))
 
 
 def test_data_in_sequence_is_refused():

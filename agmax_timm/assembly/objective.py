@@ -61,7 +61,7 @@ def build_task(options: TrainOptions, model: nn.Module, device: torch.device, pr
             if options.kd_model_name:
                 return _distillation_task(options, model, criterion, common)
     except ValueError as error:
-        raise OptionError(f'{teacher or method}: {error}') from error
+        raise OptionError(f"{teacher or method}: {str(error).replace('topk', '--agmax-teacher-topk')}") from error
     except (RuntimeError, OSError) as error:  # no such teacher, or not enough memory for the teacher or the Q-network
         if not teacher and options.agmax_units is None:
             raise

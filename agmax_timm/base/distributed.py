@@ -95,8 +95,8 @@ def global_mean(local_mean: torch.Tensor, count: int = 1, ranks: int | None = No
 
 def rows_of_ranks(value: torch.Tensor) -> torch.Tensor:
     """Return the rows of all ranks [R * B, ...], by rank and without gradients. All ranks have one shape [B, ...]."""
-    if world_size() == 1:
+    if not is_distributed():
         return value
-    parts = [torch.empty_like(value) for _ in range(world_size())]
-    dist.all_gather(parts, value.contiguous())
-    return torch.cat(parts)
+    rows = value.new_empty(world_size() * len(value), *value.shape[1:])
+    dist.all_gather_into_tensor(rows, value.contiguous())
+    return rows

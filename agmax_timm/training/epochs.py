@@ -5,7 +5,7 @@ import os
 import traceback
 from contextlib import suppress
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 from timm import utils
 from timm.task import evaluation_sample_limit
@@ -23,7 +23,7 @@ from ..evaluation.evaluate import evaluate
 from ..evaluation.log import log_steps
 from ..memory import AgMaxMemoryTask
 from ..options.augmentation import Mixing
-from ..options.checks import mixing, remembers
+from ..options.checks import mixing
 from ..options.data_kinds import in_sequence
 from ..options.model import BatchNorm
 from ..options.run import Run
@@ -144,13 +144,12 @@ class Epochs:
         return metrics
 
     def _set_ramp(self, epoch: int, batches: int) -> None:
-        """Let the agreement with remembered predictions grow over the first updates, for the next update."""
-        if not remembers(self.options):
-            return
-        run, task = self.run, cast(AgMaxMemoryTask, self.run.task)
-        done = epoch * run.updates_per_epoch + math.ceil(batches / self.options.grad_accum_steps)
-        grows = self.options.agmax_teacher_ramp * run.num_epochs * run.updates_per_epoch
-        task.ramp = min(1., done / max(1., grows))
+        """Set how much the agreement with remembered predictions counts in the next update of an epoch."""
+        run, options = self.run, self.options
+        if isinstance(run.task, AgMaxMemoryTask):
+            done = epoch * run.updates_per_epoch + math.ceil(batches / options.grad_accum_steps)
+            run.task.ramp = min(
+                1., done / max(1., options.agmax_teacher_ramp * run.num_epochs * run.updates_per_epoch))
 
     def _on_log(self, progress: Progress) -> None:
         run = self.run
