@@ -132,7 +132,7 @@ def count_classes(model: nn.Module, task: str) -> int:
     """Return the number of classes of a model of timm or transformers, or the outputs of the last linear layer.
 
     Raises:
-        ValueError: It is unknown. The message asks for the argument of the task.
+        ValueError: It is unknown. The task has an argument for it.
     """
     linear = [layer for layer in model.modules() if isinstance(layer, nn.Linear)]
     last = linear[-1].out_features if linear else None

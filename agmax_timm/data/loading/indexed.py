@@ -36,7 +36,8 @@ class IndexedLoader(Wrapper):
             if self.mixup is not None:
                 target, share = target[:, 0].long(), target[:, 1]
                 target = mixup_target(target, self.mixup.num_classes, share[:, None], self.mixup.label_smoothing)
-            yield input, target, torch.tensor(indices), share
+            # A copy from pinned memory does not block this process.
+            yield input, target, torch.tensor(indices, pin_memory=target.is_cuda), share
 
     def __len__(self) -> int:
         return len(self.loader)
