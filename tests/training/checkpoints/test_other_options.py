@@ -126,9 +126,10 @@ def test_the_first_update_after_resuming_counts_its_own_batches(train, monkeypat
     counts = []
 
     class Counted(Step):
-        def accumulate(self, update, input, target, batches=1, last=True):
+        def accumulate(self, update, input, target, batches=1, *args):
             counts.append(batches)
-            super().accumulate(update, input, target, batches, last)
+            super().accumulate(update, input, target, batches, *args)
+
     train('--grad-accum-steps', 3, '--epochs', 1, looks=0)
     monkeypatch.setattr(epochs, 'Step', Counted)
     train('--grad-accum-steps', 3, '--epochs', 1, '-b', 3)
