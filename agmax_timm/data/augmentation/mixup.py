@@ -1,7 +1,8 @@
-"""MixUp and CutMix for two views: each view has its own lambda and its own random partners.
+"""MixUp and CutMix for two views, and for one view with the share of each image in its mix.
 
-timm mixes image i with image B-1-i, so both views would get the same partner. Everything else is timm's: the
-distribution of lambda, the boxes, the area correction and the label smoothing.
+Each of two views has its own lambda and its own random partners: timm mixes image i with image B-1-i, so both views
+would get the same partner. Everything else is timm's: the distribution of lambda, the boxes, the area correction and
+the label smoothing.
 
 Papers: MixUp, https://arxiv.org/abs/1710.09412; CutMix, https://arxiv.org/abs/1905.04899; mixing per view as in AgMax,
 https://arxiv.org/abs/2110.10536
@@ -270,7 +271,7 @@ def class_indices(targets: list[Any]) -> torch.Tensor:
         if (indices == target).all():
             return indices
     got = f'{target.dtype} {[*target.shape]}' if isinstance(target, torch.Tensor) else type(targets[0]).__name__
-    raise ValueError(f'two views need one class index per image, got targets {got}: AgMax is for one label per image')
+    raise ValueError(f'each image needs one class index, got targets {got}: AgMax is for one label per image')
 
 
 def _blend(x: torch.Tensor, partner: torch.Tensor, lam: float) -> torch.Tensor:
