@@ -52,8 +52,14 @@ def test_an_arm_that_does_not_exist_is_refused(text):
         agreement_pilots.parse_arm(text)
 
 
+def test_two_views_from_a_share_of_the_updates_on_or_in_every_nth():
+    late, interval = map(agreement_pilots.parse_arm, ('late start=0.75', 'interval interval=3'))
+    assert [number for number in range(8) if late.has_two_views(number, 8)] == [6, 7] and late.cost == 1.25
+    assert [number for number in range(8) if interval.has_two_views(number, 8)] == [0, 3, 6]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize('form', [*agreement_pilots.COST, 'interval'])
+@pytest.mark.parametrize('form', agreement_pilots.FORMS)
 def test_every_form_trains_for_its_cost_and_is_not_repeated(form, tmp_path, monkeypatch, image_folder):
     model = ' model=test_vit' if form == 'tokens' else ''
     arguments = [str(image_folder), '--epochs', '6', '--seeds', '1', '--csv', str(tmp_path / 'pilots.csv'),

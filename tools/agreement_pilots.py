@@ -12,6 +12,7 @@ plain     cross-entropy of one view                                             
 views     cross-entropy of two views                                                         2
 agmax     AgMax                                                                              2
 interval  AgMax in every N-th update, otherwise plain                                        1 + 1 / N
+late      plain, then AgMax from a share S of the updates on                                 2 - S
 memory    plain + KL(remembered || predicted). An image's remembered prediction is the
           running mean of what the network predicted for it in earlier epochs                1
 ema       plain + KL(teacher || predicted). The teacher is the moving average of the
@@ -41,8 +42,9 @@ from torchvision.datasets import ImageFolder
 from agmax_timm import AgMaxTask
 from agmax_timm.study.results import paired_difference
 
-COST = {'plain': 1, 'views': 2, 'agmax': 2, 'memory': 1, 'ema': 4 / 3, 'tokens': 1.5}
-USED = {'memory': ('weight', 'ramp', 'momentum'), 'ema': ('weight', 'ramp', 'decay'), 'interval': ('interval',)}
+FORMS = ('plain', 'views', 'agmax', 'interval', 'late', 'memory', 'ema', 'tokens')
+USED = {'memory': ('weight', 'ramp', 'momentum'), 'ema': ('weight', 'ramp', 'decay'), 'interval': ('interval',),
+        'late': ('start',)}
 
 
 @dataclass(frozen=True)
@@ -56,10 +58,18 @@ class Arm:
     momentum: float = 0.8
     decay: float = 0.99
     interval: int = 2
+    start: float = 0.5
 
     @property
     def cost(self) -> float:
-        return 1 + 1 / self.interval if self.form == 'interval' else COST[self.form]
+        return {'views': 2, 'agmax': 2, 'interval': 1 + 1 / self.interval, 'late': 2 - self.start, 'ema': 4 / 3,
+                'tokens': 3 / 2}.get(self.form, 1)
+
+    def has_two_views(self, number: int, updates: int) -> bool:
+        """Whether update `number` of `updates` sees two views of its images."""
+        if self.form == 'late':
+            return number >= self.start * updates
+        return self.form in ('views', 'agmax') or self.form == 'interval' and number % self.interval == 0
 
     def __str__(self) -> str:
         used = ('batch', 'rate', *USED.get(self.form, ()))
@@ -71,7 +81,7 @@ def parse_arm(text: str) -> Arm:
     form, *words = text.split()
     types = {field.name: field.type for field in fields(Arm)}
     try:
-        if form not in (*COST, 'interval'):
+        if form not in FORMS:
             raise ValueError('no such form')
         return Arm(form, **{name: types[name](value) for name, value in (word.split('=') for word in words)})
     except (KeyError, ValueError) as error:
@@ -125,15 +135,15 @@ class Step:
 
     def __init__(self, arm: Arm, model: torch.nn.Module, images: Images, generator: torch.Generator):
         self.arm, self.model, self.images, self.generator = arm, model, images, generator
-        self.task = AgMaxTask(model, verbose=False) if arm.form in ('agmax', 'interval') else None
+        self.task = AgMaxTask(model, verbose=False) if arm.form in ('agmax', 'interval', 'late') else None
         self.ema = ModelEmaV3(model, decay=arm.decay, use_warmup=True) if arm.form == 'ema' else None
         self.memory = torch.zeros(len(images.labels), images.classes)
         self.seen = torch.zeros(len(images.labels), dtype=torch.bool)
         self.parameters = (self.task.trainable_module if self.task else model).parameters()
 
-    def loss(self, indices: torch.Tensor, number: int, weight: float) -> torch.Tensor:
+    def loss(self, indices: torch.Tensor, two_views: bool, weight: float) -> torch.Tensor:
         form, x, target = self.arm.form, self.view(indices), self.images.labels[indices]
-        if form in ('views', 'agmax') or form == 'interval' and number % self.arm.interval == 0:
+        if two_views:
             x, target = torch.cat([x, self.view(indices)]), torch.cat([target, target])
             return self.task(x, target)['loss'] if self.task else F.cross_entropy(self.model(x).float(), target)
         if form == 'tokens':
@@ -186,7 +196,7 @@ def train(arm: Arm, images: Images, held_out: Images, seed: int, budget: float) 
                 group['lr'] = arm.rate * (1 + math.cos(math.pi * number / updates)) / 2
             weight = arm.weight * min(1., number / max(1., arm.ramp * updates))
             with torch.autocast('cpu', dtype=torch.bfloat16):
-                loss = step.loss(indices, number, weight)
+                loss = step.loss(indices, arm.has_two_views(number, updates), weight)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
