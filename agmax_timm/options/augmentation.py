@@ -26,9 +26,9 @@ class Augmentation:
         metavar='F', check=at_least(0), unless='no_aug', card=True)
     color_jitter_prob: float | None = option(None, 'probability of colour jitter (default: every image)',
         metavar='P', check=between(0, 1), unless='no_aug')
-    grayscale_prob: float | None = option(None, 'probability that an image is turned to grey',
+    grayscale_prob: float | None = option(None, 'probability that an image is turned to grey (default: 0)',
         metavar='P', check=between(0, 1), unless='no_aug')
-    gaussian_blur_prob: float | None = option(None, 'probability of Gaussian blur',
+    gaussian_blur_prob: float | None = option(None, 'probability of Gaussian blur (default: 0)',
         metavar='P', check=between(0, 1), unless='no_aug')
     aa: str | None = option(
         None,

@@ -40,9 +40,9 @@ class DataSet:
         metavar='MODE',
         check=one_of('', '1', 'L', 'P', 'I', 'F', 'LA', 'RGB', 'YCbCr', 'LAB', 'HSV', 'RGBA', 'RGBX', 'CMYK'),
         evaluation='labels')
-    input_key: str | None = option(None, 'key of the image in a sample of the data set',
+    input_key: str | None = option(None, 'key of the image in a sample of the data set (default: as in timm)',
         kinds=('folder', 'hfds', 'hfids', 'tfds', 'wds'), metavar='KEY', evaluation='labels')
-    target_key: str | None = option(None, 'key of the label in a sample of the data set',
+    target_key: str | None = option(None, 'key of the label in a sample of the data set (default: as in timm)',
         kinds=('hfds', 'hfids', 'tfds', 'wds'), metavar='KEY', evaluation='labels')
     target_format: str | None = option(None, 'format of the labels for --task multilabel (default: indices)',
         choices=('indices', 'multihot'), evaluation='labels')
@@ -151,7 +151,8 @@ class ValidationInput(Input):
     crop_mode: str | None = option(
         None, "crop of images that are not square: squash, border or center (default: the model's)",
         metavar='NAME', check=one_of('', 'squash', 'border', 'center'), evaluation='input')
-    crop_border_pixels: int | None = option(None, 'number of pixels to cut off each border before images are resized',
+    crop_border_pixels: int | None = option(
+        None, 'number of pixels to cut off each border before images are resized (default: 0)',
         metavar='N', check=at_least(0))
     tf_preprocessing: bool = option(False, "use TensorFlow's resize (needs tensorflow)")
 

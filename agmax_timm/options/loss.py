@@ -24,9 +24,12 @@ class Loss:
     jsd_loss: bool = option(False, 'same as --loss jsd: Jensen-Shannon divergence over --aug-splits')
     bce_loss: bool = option(False, 'same as --loss bce: binary cross-entropy', card=True)
     bce_sum: bool = option(False, 'sum the binary cross-entropy over the classes instead of averaging it')
-    bce_target_thresh: float | None = option(None, 'threshold above which a soft target becomes 1 in bce',
+    bce_target_thresh: float | None = option(
+        None, 'threshold above which a soft target becomes 1 in bce (default: targets stay soft)',
         metavar='T', check=from_to_below(0, 1))
-    bce_pos_weight: float | None = option(None, 'weight of positive targets in bce', metavar='W', check=above(0))
+    bce_pos_weight: float | None = option(
+        None, 'weight of positive targets in bce (default: 1)',
+        metavar='W', check=above(0))
     asl_gamma_pos: float = option(1.0, 'focusing parameter of positive targets in asl',
         metavar='G', check=at_least(0), needs='loss asl')
     asl_gamma_neg: float = option(4.0, 'focusing parameter of negative targets in asl',
@@ -62,4 +65,6 @@ class Loss:
     loss_weight_power: float = option(1.0, 'exponent of the weights inv_freq and neg_pos',
         metavar='P', check=any_number('an exponent, with a sign'))
     loss_weight_beta: float = option(0.999, 'beta of the weights effective_num', metavar='B', check=inside(0, 1))
-    loss_weight_max: float | None = option(None, 'largest weight by frequency', metavar='W', check=above(0))
+    loss_weight_max: float | None = option(
+        None, 'largest weight by frequency (default: no limit)',
+        metavar='W', check=above(0))

@@ -23,7 +23,7 @@ class Model:
     fuser: str = option('', 'fuser of TorchScript: te, old or nvfuser',
         metavar='NAME', check=one_of('', 'te', 'old', 'legacy', 'nvfuser', 'nvf'),
         evaluation='compilation')
-    torchcompile_mode: str | None = option(None, 'mode of torch.compile',
+    torchcompile_mode: str | None = option(None, 'mode of torch.compile (default: that of torch)',
         metavar='MODE', needs='torchcompile', evaluation='compilation')
     torchscript: bool = option(False, 'compile the model with torch.jit.script',
         exclusive='compiler', evaluation='compilation')
@@ -49,19 +49,21 @@ class TrainModel(Model):
         metavar='RATE', check=from_to_below(0, 1), card=True, synonyms=('dropout',))
     drop_connect: float | None = option(None, 'no effect, as in timm: use --drop-path',
         metavar='RATE', check=from_to_below(0, 1))
-    drop_path: float | None = option(None, 'rate of stochastic depth',
+    drop_path: float | None = option(None, "rate of stochastic depth (default: the model's)",
         metavar='RATE', check=from_to_below(0, 1), card=True)
-    drop_block: float | None = option(None, 'rate of drop block', metavar='RATE', check=from_to_below(0, 1))
+    drop_block: float | None = option(
+        None, "rate of drop block (default: the model's)",
+        metavar='RATE', check=from_to_below(0, 1))
     bn_momentum: float | None = option(None, "momentum of batch norm (default: the model's)",
         metavar='M', check=between(0, 1))
     bn_eps: float | None = option(None, "epsilon of batch norm (default: the model's)", metavar='EPS', check=above(0))
     init_std: float | None = option(
         None, "standard deviation of new initial Linear and Conv weights; 0.2 in the paper (default: the model's own)",
         alias='--agmax-init-std', metavar='STD', check=above(0), yields=True, resume='ignored', card=True)
-    head_init_scale: float | None = option(None, 'factor of the initial weights of the head',
+    head_init_scale: float | None = option(None, 'factor of the initial weights of the head (default: 1)',
         metavar='S', check=any_number('a factor of weights, 0 and negative ones are initialisations as well'),
         resume='ignored')
-    head_init_bias: float | None = option(None, 'initial bias of the head',
+    head_init_bias: float | None = option(None, "initial bias of the head (default: the model's)",
         metavar='B', check=any_number('a logit'), resume='ignored')
     freeze: list[str] = option(
         [], "names of parts of the model that are not trained, such as conv1 'layer[12]'; their batch norm keeps its "

@@ -25,7 +25,8 @@ class Optimizer:
         metavar='NORM', check=above(0), card=True, synonyms=('max_grad_norm',))
     clip_mode: str = option('norm', 'kind of gradient clipping: norm, value or agc',
         check=one_of('norm', 'value', 'agc'), needs='clip_grad')
-    layer_decay: float | None = option(None, 'factor of the learning rate from each layer to the one before it',
+    layer_decay: float | None = option(
+        None, 'factor of the learning rate from each layer to the one before it (default: 1)',
         metavar='D', check=above_to(0, 1), resume='refused with optimizer', card=True)
     layer_decay_min_scale: float = option(0, 'smallest factor of --layer-decay',
         metavar='S', check=between(0, 1), needs='layer_decay')
