@@ -48,27 +48,29 @@ def step(batch_size: int, num_classes: int, steps: int, repeats: int, **network:
     views = torch.randn(2 * batch_size, 3, net.img_size, net.img_size, device=device)
     views = views.contiguous(memory_format=net.memory_format)
     target = torch.randint(num_classes, (batch_size,), device=device).repeat(2)
+    first, of_first = views[:batch_size], target[:batch_size]
 
-    def a_pass(module: torch.nn.Module, loss: Callable[[], torch.Tensor]) -> Callable[[], int]:
+    def a_pass(module: torch.nn.Module, loss: Callable[[], torch.Tensor], count: int) -> Callable[[], int]:
         update = Update(module, device, build_precision(net, device))
 
         def run_steps() -> int:
             for _ in range(steps):
                 update(loss)
             update.synchronize()
-            return steps
+            return count
         return run_steps
 
     with _named_errors(net):
         measured = passes.interleaved({
-            'cross-entropy': a_pass(model, lambda: criterion(plain(views), target)),
-            'AgMax': a_pass(task, lambda: task(views, target)['loss']),
+            'cross-entropy': a_pass(model, lambda: criterion(plain(views), target), len(views)),
+            'AgMax': a_pass(task, lambda: task(views, target)['loss'], len(views)),
+            'cross-entropy, one view': a_pass(model, lambda: criterion(plain(first), of_first), batch_size),
         }, repeats)
     rows = passes.rows(measured, 'step', {
-        'views': lambda one: len(views), 'ms': lambda one: 1000 * one.seconds / one.count, 'ratio': passes.seconds})
+        'views': passes.count, 'ms': lambda one: 1000 * one.seconds / steps, 'ratio': passes.seconds})
     return Result(
         f'ratio: time of a step of {net.model} on {2 * batch_size} views of {net.img_size} x {net.img_size}, '
-        f'{num_classes} classes, against cross-entropy on the same views; {describe_device(device)}', rows)
+        f'{num_classes} classes, against cross-entropy on these views; {describe_device(device)}', rows)
 
 
 def training(

@@ -65,7 +65,7 @@ _COMMANDS: dict[str, tuple[str, int, dict[str, Any]]] = {
     'small': ('the same for small images, kept in memory', 5, dict(
         folder=None, split='train', batch_size=128, images=5000, workers=0, recipes=_recipes(SMALL_RECIPES))),
     'collate': ('two-view MixUp of a batch of uint8 images', 20, dict(img_size=224, batch_size=128)),
-    'step': ('a training step of AgMax against cross-entropy on the same views', 5, dict(
+    'step': ('a training step of AgMax against cross-entropy on the same views, and on one view of each image', 5, dict(
         _NETWORK, batch_size=dict(default=64, help='images in a batch; views are twice as many'), num_classes=1000,
         steps=10)),
     'objective': ("gradients of AgMax's terms against that of the cross-entropy, by images in a batch and classes", 5,

@@ -109,7 +109,7 @@ def test_the_work_that_step_collate_and_index_measure(photos, measured, done):
     measured('collate')
     measured('index', photos)
     assert done == {
-        'cross-entropy': {'steps': 1}, 'AgMax': {'steps': 1, 'AgMax': 1},
+        'cross-entropy': {'steps': 1}, 'AgMax': {'steps': 1, 'AgMax': 1}, 'cross-entropy, one view': {'steps': 1},
         "timm's, once per view": {'MixUp of timm': 2}, TIMM: {'MixUp of two views': 1}, FAST: {'MixUp of arrays': 1},
         'timm': {'index of timm': 1}, 'agmax_timm': {'index': 1}}
 
@@ -150,7 +150,7 @@ def test_collate_has_rows_for_all_collate_functions(measured):
 @pytest.mark.parametrize('flags', [[], ['--amp', '--channels-last']])
 def test_step_has_rows_for_cross_entropy_and_agmax(measured, flags):
     rows = measured('step', '--device', 'cpu', *flags)
-    assert columns(rows, 'step', 'views') == [('cross-entropy', '8'), ('AgMax', '8')]
+    assert columns(rows, 'step', 'views') == [('cross-entropy', '8'), ('AgMax', '8'), ('cross-entropy, one view', '4')]
 
 
 def test_objective_has_rows_for_all_settings(measured):

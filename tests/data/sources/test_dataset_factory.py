@@ -57,6 +57,20 @@ def test_demo_splits_have_their_names_and_sizes(split, size):
     assert np.bincount(targets).tolist() == [size // 10] * 10
 
 
+def test_a_named_data_set_is_written_as_folders_in_its_order(tmp_path):
+    command = [sys.executable, str(REPOSITORY / 'tools' / 'image_folders.py'), 'demo', str(tmp_path / 'demo')]
+    subprocess.run(command, check=True)
+    for split in ('train', 'val'):
+        demo, seen = DemoDataset(split), Counter()
+        assert len([*(tmp_path / 'demo' / split).glob('*/*.png')]) == len(demo)
+        for image, target in zip(demo.images, demo.targets.tolist()):
+            path = tmp_path / 'demo' / split / class_names(demo)[target] / f'{seen[target]:04}.png'
+            assert (np.asarray(Image.open(path).convert('L')) == image).all()
+            seen[target] += 1
+    again = subprocess.run(command, capture_output=True, text=True)
+    assert again.returncode == 2 and f"{tmp_path / 'demo'} exists: name a folder that does not" in again.stderr
+
+
 def test_demo_folders_contain_the_demo_in_three_parts(tmp_path):
     tool = REPOSITORY / 'tools' / 'demo_folders.py'
     subprocess.run([sys.executable, str(tool), str(tmp_path / 'demo')], check=True)

@@ -1,0 +1,42 @@
+#!/usr/bin/env python3
+"""Write a data set that is known by name as PNG files: a folder for each split, in it a folder for each class.
+
+Usage: python tools/image_folders.py NAME TARGET [--root DIR]
+
+NAME is that of --dataset, such as torch/cifar10 or demo. Data sets of torchvision are downloaded to DIR. The images of
+a class keep their order.
+"""
+import argparse
+from collections import Counter
+from pathlib import Path
+
+from agmax_timm.base.errors import UserError
+from agmax_timm.data.sources.classes import class_names
+from agmax_timm.data.sources.dataset_factory import create_dataset
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('name')
+    parser.add_argument('target', type=Path, help='folder to write; must not exist')
+    parser.add_argument('--root', default='.', help='folder of the downloaded files (default: %(default)s)')
+    args = parser.parse_args()
+    if args.target.exists():
+        parser.error(f'{args.target} exists: name a folder that does not')
+    try:
+        datasets = {split: create_dataset(args.name, args.root, split, download=True) for split in ('train', 'val')}
+    except UserError as error:
+        parser.error(str(error))
+    for split, dataset in datasets.items():
+        names, seen = class_names(dataset), Counter()
+        if names is None:
+            parser.error(f'{args.name} names no classes: use a data set that does, such as torch/cifar10')
+        for image, label in dataset:
+            folder = args.target / split / names[label]
+            folder.mkdir(parents=True, exist_ok=True)
+            image.save(folder / f'{seen[label]:04}.png')
+            seen[label] += 1
+
+
+if __name__ == '__main__':
+    main()
