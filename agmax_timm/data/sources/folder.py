@@ -4,6 +4,7 @@ timm's reader has two objects per sample. Counting their references writes to th
 process gets its own copy. The index of this reader is a few buffers, which no process writes to.
 """
 import copy
+import hashlib
 import logging
 import os
 import re
@@ -109,6 +110,12 @@ class FolderReader(Reader):
         return [self._sample(index) for index in range(len(self))]
 
     @property
+    def fingerprint(self) -> str:
+        """A hash of the files, their folders and their order. It does not change if the root is moved."""
+        parts = (self._folders.joined, self._names.joined, self._numbers.astype('<u4').tobytes())
+        return hashlib.blake2b(b'\0\0'.join(parts), digest_size=16).hexdigest()
+
+    @property
     def nbytes(self) -> int:
         """Size of the index in bytes."""
         return self._folders.nbytes + self._targets.nbytes + self._names.nbytes + self._numbers.nbytes
@@ -149,19 +156,19 @@ class _Strings:
 
     def __init__(self, joined: bytes):
         ends = np.append(np.flatnonzero(np.frombuffer(joined, np.uint8) == 0), len(joined))
-        self._joined = joined
+        self.joined = joined
         self._ends = ends.astype(np.min_scalar_type(len(joined)))
 
     @property
     def nbytes(self) -> int:
-        return len(self._joined) + self._ends.nbytes
+        return len(self.joined) + self._ends.nbytes
 
     def __len__(self) -> int:
         return len(self._ends)
 
     def __getitem__(self, index: int) -> str:
         start = int(self._ends[index - 1]) + 1 if index else 0
-        return os.fsdecode(self._joined[start:self._ends[index]])
+        return os.fsdecode(self.joined[start:self._ends[index]])
 
 
 def is_hidden(path: str) -> bool:

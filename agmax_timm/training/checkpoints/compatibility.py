@@ -7,8 +7,8 @@ from ...base.command_line import flag_of
 from ...base.errors import OptionError
 from ...base.text import quoted
 from ...data.sources.classes import class_names, normalised, same_names
+from ...options.checks import remembers
 from ...options.declare import declared
-from ...options.model import TrainModel
 from ...options.parsers import TrainOptions
 from ...options.quantities import share_of
 from ...weights.resume import differ
@@ -50,12 +50,16 @@ def compare_options(options: TrainOptions, saved: dict[str, Any], within_epoch: 
 
 
 def describe_data(train: Dataset, validation: Dataset | None) -> dict[str, Any]:
-    """Return number of samples (None if read in sequence) and class names (None if unknown) of both splits."""
+    """Return number of samples (None if read in sequence), class names and a hash of the files of both splits.
+
+    Names and hash are None if they are unknown.
+    """
     def describe(dataset: Any) -> dict[str, Any] | None:
         if dataset is None:
             return None
         samples = None if isinstance(dataset, IterableDataset) else len(dataset)
-        return {'samples': samples, 'classes': class_names(dataset)}
+        files = getattr(getattr(dataset, 'reader', None), 'fingerprint', None)
+        return {'samples': samples, 'classes': class_names(dataset), 'files': files}
     return {'train': describe(train), 'validation': describe(validation)}
 
 
@@ -71,7 +75,7 @@ def compare_views(now: dict[str, Any], saved: dict[str, Any]) -> str:
     return f"views are made {now['views']} in place of {before}, see --augment-backend and --image-memory"
 
 
-def compare_data(options: TrainModel, now: dict[str, Any], saved: dict[str, Any]) -> list[str]:
+def compare_data(options: TrainOptions, now: dict[str, Any], saved: dict[str, Any]) -> list[str]:
     """Describe how the data changed since a checkpoint, one line for each change.
 
     Raises:
@@ -93,6 +97,12 @@ def compare_data(options: TrainModel, now: dict[str, Any], saved: dict[str, Any]
                               'restore them, or start from the weights with --initial-checkpoint')
         if before.get('samples', description['samples']) != description['samples']:
             lines.append(f"{description['samples']} samples in the {split} data in place of {before['samples']}")
+        elif description['files'] != (before.get('files') or description['files']):
+            lines.append(f'other names of files in the {split} data')
+            if split == 'train' and remembers(options):
+                raise OptionError(f"--resume '{options.resume}': files of the train data were renamed or replaced, so "
+                                  'remembered predictions would be taken for those of other images: restore the files, '
+                                  'or start from the weights with --initial-checkpoint')
     return lines
 
 

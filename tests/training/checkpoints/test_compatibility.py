@@ -51,6 +51,21 @@ def test_another_number_of_samples_is_logged_between_epochs(folder, argv, tmp_pa
     assert epochs_in(tmp_path / 'run') == [0, 1, 2]
 
 
+def test_a_renamed_file_is_logged_between_epochs_and_refused_with_remembered_predictions(folder, argv, caplog):
+    remembering = [*argv, '--agmax-teacher', 'memory', '--experiment', 'memory']
+    for flags in (argv, remembering):
+        training.train(parse_train_args([*flags, '--stop-epoch', '1']))
+    folder = folder.rename(folder.with_name('moved'))
+    argv[0] = remembering[0] = str(folder)
+    training.train(parse_train_args([*argv, '--stop-epoch', '2']))
+    assert 'other names of files' not in caplog.text  # the root does not matter
+    (folder / 'train' / 'ant' / '000.jpg').rename(folder / 'train' / 'ant' / '099.jpg')
+    with pytest.raises(OptionError, match='files of the train data were renamed or replaced.* restore the files'):
+        training.train(parse_train_args(remembering))
+    training.train(parse_train_args(argv))
+    assert re.search('Not as in the checkpoint: .*other names of files in the train data', caplog.text)
+
+
 def test_another_augmentation_backend_is_logged(argv, caplog):
     """Free memory and installed packages influence the choice, so it is logged even if no option changed."""
     pytest.importorskip('cv2')
