@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from .data.sources.dataset_factory import create_dataset
     from .data.views import TwoViews
     from .loss import AgMaxLoss
-    from .memory import AgMaxMemoryTask
     from .network import QNet
+    from .remembered import AgMaxMemoryTask
     from .task import AgMaxTask
 
 _HOMES = {
     'AgMaxLoss': '.loss',
-    'AgMaxMemoryTask': '.memory',
+    'AgMaxMemoryTask': '.remembered',
     'AgMaxTask': '.task',
     'QNet': '.network',
     'TwoViewCollate': '.data.augmentation.mixup',

@@ -1,6 +1,6 @@
 """The networks of AgMax: the Q-network, the trained module of classifier and Q-network, and initial weights."""
 from collections.abc import Callable
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn as nn
@@ -96,21 +96,29 @@ class AgMaxModule(nn.Module):
         Raises:
             UnsupportedModelError: The model does not return one tensor [2B, K].
         """
-        logits = self.model(input)
-        if not isinstance(logits, tuple):  # the other fields of a tuple are outputs of auxiliary heads
-            logits = getattr(logits, 'logits', logits)
-        if not isinstance(logits, torch.Tensor) or logits.ndim != 2:
-            raise UnsupportedModelError(
-                f'{type(self.model).__name__} does not return one tensor of logits [2B, K] when training: '
-                'AgMax cannot pair its outputs. Use a variant of the model without auxiliary heads')
-        if logits.shape[1] != self.num_classes:
-            raise UnsupportedModelError(
-                f'{type(self.model).__name__} gives {logits.shape[1]} logits, AgMax was created for '
-                f'{self.num_classes} classes: create the model with num_classes={self.num_classes}, or give AgMaxTask '
-                f'num_classes={logits.shape[1]}')
+        logits = logits_of(self.model(input), self.model, self.num_classes)
         if self.qnet is None:
             return logits, None
         return logits, self.qnet(torch.cat(logits.chunk(2), dim=1))
+
+
+def logits_of(output: Any, model: nn.Module, num_classes: int) -> torch.Tensor:
+    """Return the logits [B, K] of an output of a model, a tensor or an object with the attribute `logits`.
+
+    Raises:
+        UnsupportedModelError: The output is anything else, or the number of classes K is another one.
+    """
+    if not isinstance(output, tuple):  # the other fields of a tuple are outputs of auxiliary heads
+        output = getattr(output, 'logits', output)
+    name = type(model).__name__
+    if not isinstance(output, torch.Tensor) or output.ndim != 2:
+        raise UnsupportedModelError(f'{name} does not return one tensor of logits [batch, K] when training: use a '
+                                    'variant of the model without auxiliary heads')
+    if output.shape[1] != num_classes:
+        raise UnsupportedModelError(
+            f'{name} gives {output.shape[1]} logits, AgMax was created for {num_classes} classes: create the model '
+            f'with num_classes={num_classes}, or give the task num_classes={output.shape[1]}')
+    return output
 
 
 def layer_of_parameters(model: nn.Module, coarse: bool = False) -> dict[str, int]:
@@ -128,15 +136,19 @@ def init_normal(module: nn.Module, std: float) -> None:
             nn.init.normal_(layer.weight, std=std)
 
 
-def count_classes(model: nn.Module, task: str) -> int:
-    """Return the number of classes of a model of timm or transformers, or the outputs of the last linear layer.
+def count_classes(model: nn.Module, task: str, num_classes: int | None = None) -> int:
+    """Return num_classes or, if it is None, the number of classes of a model of timm or transformers.
+
+    Another model has as many as its last linear layer has outputs.
 
     Raises:
-        ValueError: It is unknown. The task has an argument for it.
+        ValueError: The number is unknown, or below 2. The task has an argument for it.
     """
     linear = [layer for layer in model.modules() if isinstance(layer, nn.Linear)]
     last = linear[-1].out_features if linear else None
-    count = getattr(model, 'num_classes', getattr(model, 'num_labels', last))
+    count = num_classes or getattr(model, 'num_classes', getattr(model, 'num_labels', last))
     if count is None:
         raise ValueError(f'{type(model).__name__} has no attribute num_classes: give {task} num_classes=...')
+    if count < 2:
+        raise ValueError(f'AgMax needs a classifier of 2 classes or more, {type(model).__name__} has {count}')
     return count

@@ -17,7 +17,7 @@ from timm.utils import unwrap_model
 
 from .base.distributed import rows_of_ranks
 from .loss import Criterion
-from .network import count_classes
+from .network import count_classes, logits_of
 
 _logger = logging.getLogger(__name__)
 
@@ -33,14 +33,16 @@ class PredictionMemory(nn.Module):
         num_classes: Number of classes K.
         topk: Number of stored classes k of each image. None stores all.
         momentum: Weight b of the former predictions.
+        device: Device of the memory.
+        dtype: Dtype of the probabilities.
 
     Raises:
         ValueError: topk is not between 1 and K, or the momentum is not in [0, 1).
     """
 
-    values: torch.Tensor
-    classes: torch.Tensor | None
-    seen: torch.Tensor
+    values: torch.Tensor  # [N, K], or [N, k] with topk
+    classes: torch.Tensor | None  # classes of the values [N, k] with topk
+    seen: torch.Tensor  # whether an image has a mean [N]
 
     def __init__(self, num_images: int, num_classes: int, topk: int | None = None, momentum: float = 0.8,
                  device: torch.device | None = None, dtype: torch.dtype = torch.float32):
@@ -56,7 +58,10 @@ class PredictionMemory(nn.Module):
         self.register_buffer('seen', torch.zeros(num_images, device=device, dtype=torch.bool))
 
     def lookup(self, indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the means m [B, K] of the images with these indices [B], and whether an image has one [B]."""
+        """Return the means m [B, K] of the images with these indices [B], and whether an image has one [B].
+
+        The mean of an image that has none is arbitrary.
+        """
         values = self.values[indices]
         if self.classes is not None:
             rest = (1 - values.sum(1, keepdim=True)).clamp(min=0) / max(1, self.num_classes - values.shape[1])
@@ -64,7 +69,7 @@ class PredictionMemory(nn.Module):
         return values, self.seen[indices]
 
     @torch.no_grad()
-    def update(self, indices: torch.Tensor, probabilities: torch.Tensor, share: torch.Tensor | None = None) -> None:
+    def update(self, indices: torch.Tensor, probabilities: torch.Tensor, lam: torch.Tensor | None = None) -> None:
         """Add predictions to the means. Under a process group, every rank adds those of all ranks, B from each.
 
         If an image occurs several times, its mean becomes the mean of its new means. Predictions that are not finite
@@ -72,20 +77,21 @@ class PredictionMemory(nn.Module):
 
         Args:
             indices: Indices of the images [B].
-            probabilities: Predictions p [B, K].
-            share: Share of each image in what was predicted [B], a factor of 1 - b. None is 1.
+            probabilities: Predictions p [B, K]. They add up to 1, and may be negative (see AgMaxMemoryTask.forward).
+            lam: Factors of 1 - b [B]. None is 1.
         """
         probabilities = probabilities.to(self.values.dtype)
-        share = torch.ones_like(probabilities[:, 0]) if share is None else share.to(probabilities)
-        indices, probabilities, share = map(rows_of_ranks, (indices, probabilities, share))
+        lam = torch.ones_like(probabilities[:, 0]) if lam is None else lam.to(probabilities)
+        indices, rows = map(rows_of_ranks, (indices, torch.cat([probabilities, lam[:, None]], dim=1)))
+        probabilities, lam = rows[:, :-1], rows[:, -1]
         means, seen = self.lookup(indices)
-        rate = torch.where(seen, (1 - self.momentum) * share, 1.)
+        rate = torch.where(seen, (1 - self.momentum) * lam, 1.)
         finite = probabilities.isfinite().all(1)
-        moved = torch.where(finite[:, None], means.lerp(probabilities, rate[:, None]), 0.)
-        same = indices[:, None] == indices
-        count = (same & finite).sum(1, keepdim=True)
-        first = same.int().argmax(1)  # the first row of each image adds up all of its rows
-        total = torch.zeros_like(moved).index_add_(0, first, moved)[first]
+        moved = means.lerp(probabilities, rate[:, None]).clamp(min=0)
+        moved = torch.where(finite[:, None], moved / moved.sum(1, keepdim=True), 0.)
+        place = torch.searchsorted(indices.sort().values, indices)  # the same number for all rows of an image
+        count = torch.zeros_like(indices).index_add_(0, place, finite.long())[place, None]
+        total = torch.zeros_like(moved).index_add_(0, place, moved)[place]
         means = torch.where(count > 0, total / count, means)
         if self.classes is not None:
             means, classes = means.topk(self.values.shape[1])
@@ -94,22 +100,27 @@ class PredictionMemory(nn.Module):
         self.seen[indices] = seen | (count[:, 0] > 0)
 
     def extra_repr(self) -> str:
-        kept = '' if self.classes is None else f'the {self.values.shape[1]} largest of '
         size = sum(buffer.nbytes for buffer in self.buffers()) / 2 ** 20
-        images = f'{len(self.seen)} images x {kept}{self.num_classes} classes'
-        return f'{images}, momentum {self.momentum:g}, {size:.2f} MiB'
+        return f'{_sizes(self.state_dict(), self.num_classes)}, momentum {self.momentum:g}, {size:.2f} MiB'
+
+
+def _sizes(state: dict[str, torch.Tensor], num_classes: int) -> str:
+    """Return the numbers of images and classes of a memory's state_dict as text."""
+    images, kept = state['values'].shape
+    largest = f'the {kept} largest of ' if 'classes' in state else ''
+    return f'{images} images x {largest}{num_classes} classes'
 
 
 class AgMaxMemoryTask(ClassificationTask):
     """Train a classifier to agree with its remembered predictions. Replaces timm.task.ClassificationTask.
 
     loss = ce + ramp * weight * KL(m || p), where p is the prediction for an image and m the mean of the earlier ones.
-    KL is a mean over the batch. It is 0 for an image that is seen for the first time. Each forward pass updates m.
+    KL is a mean over the batch, and 0 for an image that is new. Each forward pass in training mode updates m.
 
     The memory is saved in a checkpoint's `task_state`. It is not part of model, optimizer, EMA and exported weights.
 
     Args:
-        model: Classifier to train. It returns logits.
+        model: Classifier to train. It returns logits, or an output with the attribute `logits`, as in transformers.
         criterion: Classification loss on logits [B, K], a module or a function that returns a scalar. None is
             cross-entropy on class indices or soft targets.
         num_images: Number of training images N.
@@ -118,15 +129,16 @@ class AgMaxMemoryTask(ClassificationTask):
         momentum: Weight of the former predictions in m.
         topk: Number of classes of an image that are remembered. None is all (see PredictionMemory).
         device: Device of the memory and the criterion. None is the model's.
-        dtype: Dtype of the task. None is the model's. The memory is at least in float32.
+        dtype: Dtype of the task. None is the model's. The memory is created in float32 or above.
         verbose: Whether to log the settings.
 
     Attributes:
         ramp: Factor of the weight, in [0, 1]. Set it before each update, so that the agreement grows.
 
     Raises:
-        ValueError: The number of classes is unknown, or topk or momentum is not valid. Raised by forward if the number
-            of indices is not B, or if an index on the CPU is not below N.
+        ValueError: The number of classes is unknown or below 2, or topk or momentum is not valid. Raised by forward if
+            the number of indices is not B, if an index on the CPU is not below N, or if the model does not return one
+            tensor of K logits per image.
     """
 
     def __init__(self, model: nn.Module, criterion: Criterion | None = None, *, num_images: int,
@@ -135,7 +147,7 @@ class AgMaxMemoryTask(ClassificationTask):
         reference = next(model.parameters())
         device, dtype = device or reference.device, dtype or reference.dtype
         super().__init__(model, criterion or nn.CrossEntropyLoss(), device=device, dtype=dtype, verbose=verbose)
-        num_classes = num_classes or count_classes(unwrap_model(model), 'AgMaxMemoryTask')
+        num_classes = count_classes(unwrap_model(model), 'AgMaxMemoryTask', num_classes)
         self.weight, self.ramp = weight, 1.
         self.memory = PredictionMemory(
             num_images, num_classes, topk, momentum, device, torch.promote_types(dtype, torch.float32))
@@ -143,16 +155,20 @@ class AgMaxMemoryTask(ClassificationTask):
             _logger.info(f'Agreement with remembered predictions: weight {weight:g}, {self.memory.extra_repr()}')
 
     def forward(self, input: torch.Tensor, target: torch.Tensor,  # type: ignore[override]  # timm has no indices
-                indices: torch.Tensor, share: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
+                indices: torch.Tensor, lam: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
         """Return the loss, its parts and the logits of a batch, and remember the predictions.
+
+        Image i may be mixed with image B - 1 - i, as timm does: lam[i] of the former, 1 - lam[i] of the latter. The
+        prediction then agrees with the same mix of their means. The mean of image i moves by the difference of both,
+        (1 - b) lam[i] (p - mix). So it tends to the prediction for the image alone, whatever it is mixed with.
+
+        All ranks need the same number of images.
 
         Args:
             input: Images [B, C, H, W].
             target: Class indices [B] or soft targets [B, K].
             indices: Indices of the images in the data set [B].
-            share: Share of each image in its own mix [B], for images that timm mixes: image i with image B - 1 - i.
-                The agreement is then with the same mix of remembered predictions, and the image's own mean moves by
-                its share. None for images that are not mixed.
+            lam: Weight of each image in its mix [B]. None if images are not mixed.
 
         Returns:
             Dictionary of 'loss' (for backward), 'output' (logits [B, K]), and the parts of the loss 'ce' and
@@ -164,24 +180,29 @@ class AgMaxMemoryTask(ClassificationTask):
         if indices.device.type == 'cpu' and not 0 <= int(indices.min()) <= int(indices.max()) < count:
             raise ValueError(f'indices must be from 0 to {count - 1}, got {indices.min()} to {indices.max()}: give '
                              'AgMaxMemoryTask num_images=len(dataset)')
-        result = super().forward(input, target)
-        output, ce = result['output'], result['loss']
+        output = logits_of(self.trainable_module(input), unwrap_model(self.trainable_module), self.memory.num_classes)
+        ce = self.criterion(output, target)
         indices = indices.to(output.device, non_blocking=True)
         with torch.autocast(output.device.type, enabled=False):
             logits = output.to(self.memory.values.dtype)
             means, known = self.memory.lookup(indices)
-            if share is not None:
-                share = share.to(logits)
-                means = share[:, None] * means + (1 - share[:, None]) * means.flip(0)
-                known = known & (known.flip(0) | (share == 1))
-            kl = F.kl_div(logits.log_softmax(1), means, reduction='none').sum(1)
+            mix = means
+            if lam is not None:
+                lam = lam.to(logits)
+                mix = lam[:, None] * means + (1 - lam[:, None]) * means.flip(0)
+                known = known & (known.flip(0) | (lam == 1))
+            lowest = torch.finfo(logits.dtype).min  # a logit of -inf has a KL of 0 if the class is not remembered
+            kl = F.kl_div(logits.log_softmax(1).clamp(min=lowest), mix, reduction='none').sum(1)
             agreement = torch.where(known, kl, 0.).mean()
-            self.memory.update(indices, logits.detach().softmax(1), share)
+            if self.training:
+                prediction = logits.detach().softmax(1)
+                alone = torch.where(known[:, None], prediction - mix + means, prediction)
+                self.memory.update(indices, alone, lam)
         return {'loss': ce + self.ramp * self.weight * agreement, 'output': output, 'ce': ce, 'agreement': agreement}
 
     def get_task_state(self, module: nn.Module | None = None, ema: bool = False) -> dict[str, Any]:
-        """Return {'memory': state_dict}. The EMA has none of its own."""
-        return {} if ema else {'memory': self.memory.state_dict()}
+        """Return the state_dict of the memory, and K as 'num_classes'. The EMA has no memory of its own."""
+        return {} if ema else {'memory': self.memory.state_dict(), 'num_classes': self.memory.num_classes}
 
     def load_task_state(self, state: dict[str, Any] | None, strict: bool = True, module: nn.Module | None = None,
                         ema: bool = False) -> None:
@@ -192,12 +213,14 @@ class AgMaxMemoryTask(ClassificationTask):
         """
         if ema:
             return
-        saved = (state or {}).get('memory')
+        state = state or {}
+        saved = state.get('memory')
         if saved is None:
             _logger.warning('The checkpoint holds no remembered predictions: they are collected anew.')
             return
-        (images, classes), (count, kept) = saved['values'].shape, self.memory.values.shape
-        if (images, classes, 'classes' in saved) != (count, kept, self.memory.classes is not None):
-            raise ValueError(f'the checkpoint remembers {classes} classes of {images} images, this run {kept} of '
-                             f'{count}: use the same images and classes')
+        before = _sizes(saved, state['num_classes'])
+        now = _sizes(self.memory.state_dict(), self.memory.num_classes)
+        if before != now:
+            raise ValueError(f'the checkpoint remembers {before}, this run {now}: use the same images, classes and '
+                             'topk')
         self.memory.load_state_dict(saved)

@@ -75,11 +75,7 @@ class AgMaxTask(TrainingTask):
     ):
         reference = next(model.parameters())
         super().__init__(device=device or reference.device, dtype=dtype or reference.dtype, verbose=verbose)
-        if num_classes is None:
-            num_classes = count_classes(unwrap_model(model), 'AgMaxTask')
-        if num_classes < 2:
-            raise ValueError(f'AgMax needs a classifier of 2 classes or more, {type(model).__name__} has {num_classes}')
-        self.num_classes = num_classes
+        self.num_classes = num_classes = count_classes(unwrap_model(model), 'AgMaxTask', num_classes)
         self._targets_are_checked = False
         self.loss = AgMaxLoss(
             criterion, kind, weight, divergence_weight, marginal_images, divergence_reduction).to(self.device)

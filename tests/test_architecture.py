@@ -11,7 +11,7 @@ from tests.helpers.paths import REPOSITORY
 PACKAGE = REPOSITORY / 'agmax_timm'
 # Modules of a layer import modules of their own layer and of those before it.
 LAYERS = [
-    {'base'}, {'options', 'data'}, {'loss', 'network'}, {'task', 'memory'}, {'distillation'},
+    {'base'}, {'options', 'data'}, {'loss', 'network'}, {'task', 'remembered'}, {'distillation'},
     {'weights', 'registration'}, {'assembly'}, {'evaluation', 'bench'}, {'training'}, {'report'},
     {'export', 'convert', 'predict', 'publish'},
     {'commands'}, {'study'}, {'__main__'},

@@ -20,10 +20,10 @@ from torch.utils.data import IterableDataset
 
 from agmax_timm import AgMaxMemoryTask, create_dataset, create_indexed_loader
 from agmax_timm.base.errors import OptionError
-from agmax_timm.data.augmentation.mixup import ShareCollate, ShareMixup
+from agmax_timm.data.augmentation.mixup import LambdaCollate, LambdaMixup
 from agmax_timm.data.loading.indexed import IndexedLoader
-from agmax_timm.memory import PredictionMemory
 from agmax_timm.options.parse import parse_train_args
+from agmax_timm.remembered import PredictionMemory
 from agmax_timm.training import run as training
 from tests.helpers.exact import FLAGS
 from tests.helpers.ranks import finish_ranks, logs, no_environment, start_ranks
@@ -163,11 +163,46 @@ def test_predictions_that_are_not_finite_are_not_remembered():
 def test_a_memory_of_other_images_is_refused_and_none_is_announced(caplog):
     task = logits_task()
     assert task.get_task_state(ema=True) == {} and not list(task.memory.parameters())
-    for other in (logits_task(5), logits_task(classes=4), logits_task(topk=3)):
-        with pytest.raises(ValueError, match='the checkpoint remembers . classes of . images, this run 3 of 4'):
-            task.load_task_state(other.get_task_state())
+    largest = logits_task(classes=4, topk=2)
+    for one, other, sizes in ((task, logits_task(5), '5 images x 3 classes'),
+                              (task, logits_task(classes=4), '4 images x 4 classes'),
+                              (task, logits_task(topk=3), '4 images x the 3 largest of 3 classes'),
+                              (largest, logits_task(topk=2), '4 images x the 2 largest of 3 classes'),
+                              (largest, logits_task(classes=5, topk=2), '4 images x the 2 largest of 5 classes')):
+        with pytest.raises(ValueError, match=f'the checkpoint remembers {sizes}, this run 4 images x '):
+            one.load_task_state(other.get_task_state())
     task.load_task_state({})
     assert 'holds no remembered predictions' in caplog.text
+
+
+def test_a_model_that_gives_other_logits_is_refused():
+    with pytest.raises(ValueError, match='a classifier of 2 classes or more, Logits has 1'):
+        logits_task(classes=1)
+    with pytest.raises(ValueError, match='Logits gives 5 logits, AgMax was created for 3 classes'):
+        logits_task()(draw_logits(2, 5), torch.tensor([0, 1]), torch.tensor([0, 1]))
+
+
+def test_nothing_is_remembered_in_evaluation():
+    task = logits_task().eval()
+    assert task(draw_logits(2, 3), torch.tensor([0, 1]), torch.tensor([0, 1]))['agreement'] == 0
+    assert not task.memory.seen.any()
+
+
+def test_a_class_that_the_model_excludes_adds_nothing():
+    task, indices = logits_task(), torch.tensor([0, 1])
+    z = draw_logits(2, 3)
+    z[:, 2] = -math.inf
+    for _ in range(2):
+        parts = task(z.clone(), torch.tensor([0, 1]), indices)
+    assert parts['agreement'].item() == pytest.approx(0, abs=1e-12) and task.memory.values[:2, 2].sum() == 0
+
+
+def test_the_memory_of_a_bfloat16_model_is_in_float32():
+    model = nn.Linear(4, 3, dtype=torch.bfloat16)
+    task = AgMaxMemoryTask(model, num_images=2, num_classes=3, verbose=False)
+    task(torch.ones(2, 4, dtype=torch.bfloat16), torch.tensor([0, 1]), torch.tensor([0, 1]))
+    assert task.memory.values.dtype == torch.float32
+    torch.testing.assert_close(task.memory.values.sum(1), torch.ones(2))
 
 
 @pytest.mark.parametrize('indices', [[0, 4], [-1, 0], [0]])
@@ -193,10 +228,10 @@ def test_mixed_batches_equal_those_of_timm(mode, in_collate):
     for seed in range(8):
         images, soft = mix((FastCollateMixup, Mixup), seed)
         recorder = SimpleNamespace(first_batch=3, indices=lambda number: [(number, 24)] * 6)
-        (ours, our_target, indices, share), = IndexedLoader([mix((ShareCollate, ShareMixup), seed)], recorder, settings)
+        (ours, our_target, indices, lam), = IndexedLoader([mix((LambdaCollate, LambdaMixup), seed)], recorder, settings)
         assert torch.equal(ours, images) and indices.tolist() == [3] * 6
         torch.testing.assert_close(our_target, soft, rtol=0, atol=1e-6)
-        assert share.min() >= 0 and share.max() <= 1
+        assert lam.min() >= 0 and lam.max() <= 1
 
 
 def test_mixed_images_agree_with_the_mix_of_their_memories():
@@ -204,17 +239,38 @@ def test_mixed_images_agree_with_the_mix_of_their_memories():
     indices = torch.tensor([0, 1, 2, 3])
     task(draw_logits(3, 3), torch.tensor([0, 1, 2]), indices[:3])
     m = task.memory.values.clone()
-    z, share = draw_logits(4, 3, seed=1), torch.tensor([.7, .4, .9, 1.], dtype=torch.float64)
-    parts = task(z, torch.tensor([0, 1, 2, 0]), indices, share)
+    z, lam = draw_logits(4, 3, seed=1), torch.tensor([.7, .4, .9, 1.], dtype=torch.float64)
+    parts = task(z, torch.tensor([0, 1, 2, 0]), indices, lam)
     p = z.softmax(1)
     # Image 0 is mixed with image 3, which is new. Image 3 is not mixed, and new.
     mixes = {1: .4 * m[1] + .6 * m[2], 2: .9 * m[2] + .1 * m[1]}
     expected = sum(kl(mix.tolist(), p[i].tolist()) for i, mix in mixes.items()) / 4
     assert parts['agreement'].item() == pytest.approx(expected, rel=1e-12)
-    for i in range(3):
-        rate = 0.2 * share[i]
-        torch.testing.assert_close(task.memory.values[i], (1 - rate) * m[i] + rate * p[i], rtol=1e-12, atol=0)
+    for i, mix in {0: m[0], **mixes}.items():  # the first one moves towards its mix with a new image
+        moved = (m[i] + 0.2 * lam[i] * (p[i] - mix)).clamp(min=0)
+        torch.testing.assert_close(task.memory.values[i], moved / moved.sum(), rtol=1e-12, atol=0)
     torch.testing.assert_close(task.memory.values[3], p[3], rtol=1e-12, atol=0)
+
+
+def test_an_image_that_is_not_mixed_agrees_although_its_partner_is_new():
+    task = logits_task(weight=1.)
+    task(draw_logits(1, 3), torch.tensor([0]), torch.tensor([0]))
+    m, z = task.memory.values[0].tolist(), draw_logits(2, 3, seed=1)
+    parts = task(z, torch.tensor([0, 1]), torch.tensor([0, 1]), torch.ones(2))
+    assert parts['agreement'].item() == pytest.approx(kl(m, softmax(z[0].tolist())) / 2, rel=1e-12)
+
+
+@pytest.mark.parametrize('mode', ['batch', 'elem'])
+def test_means_of_mixed_images_tend_to_the_predictions_for_the_images_alone(mode):
+    """The network is perfect: it predicts each mix exactly. A mean of what it predicts would contain the partners."""
+    task, draw = logits_task(60, 10, topk=None), torch.Generator().manual_seed(0)
+    truth = F.one_hot(torch.arange(60) % 10, 10).double()
+    for _ in range(60):
+        for indices in torch.randperm(60, generator=draw).split(12):
+            lam = torch.rand(12 if mode == 'elem' else 1, generator=draw, dtype=torch.float64).expand(12)
+            mix = lam[:, None] * truth[indices] + (1 - lam[:, None]) * truth[indices].flip(0)
+            task(mix.clamp(min=1e-9).log(), indices % 10, indices, lam)
+    assert (task.memory.values * truth).sum(1).mean() > 0.95
 
 
 # Batches
@@ -228,8 +284,8 @@ def test_indices_are_those_of_the_images(photos, photo_numbers, settings):
     assert len(loader) == 2
     for _ in range(2):
         found = []
-        for input, target, indices, share in loader:
-            assert torch.equal(photo_numbers(input), indices) and torch.equal(target, indices // 4) and share is None
+        for input, target, indices, lam in loader:
+            assert torch.equal(photo_numbers(input), indices) and torch.equal(target, indices // 4) and lam is None
             found += indices.tolist()
         assert len(set(found)) == 10
 
@@ -277,6 +333,22 @@ def test_indices_are_those_of_the_images_of_an_epoch_that_other_ranks_began(
     assert len(set(trained)) == len(trained) > 12 - size * after
 
 
+def test_every_epoch_of_several_ranks_has_another_order(photos, photo_numbers, monkeypatch):
+    monkeypatch.setattr('torch.distributed.is_available', lambda: True)
+    monkeypatch.setattr('torch.distributed.is_initialized', lambda: True)
+    monkeypatch.setattr('torch.distributed.get_world_size', lambda group=None: 2)
+    monkeypatch.setattr('torch.distributed.get_rank', lambda group=None: 0)
+    dataset = create_dataset('', str(photos), split='train')
+    loader = create_indexed_loader(dataset, 32, 3, num_workers=0, **LEVELS)
+    orders = []
+    for _ in range(3):
+        orders.append([])
+        for input, _, indices, _ in loader:
+            assert torch.equal(photo_numbers(input), indices)
+            orders[-1] += indices.tolist()
+    assert len(orders[0]) == 6 and orders[0] != orders[1] != orders[2]
+
+
 def test_indices_are_those_of_images_that_are_made_by_batches(tmp_path):
     """Each image is a class of its own."""
     for number in range(12):
@@ -290,17 +362,17 @@ def test_indices_are_those_of_images_that_are_made_by_batches(tmp_path):
     assert sorted(torch.cat(found).tolist()) == [*range(12)]
 
 
-def test_shares_come_with_mixed_batches(photos):
+def test_lambdas_come_with_mixed_batches(photos):
     dataset = create_dataset('', str(photos), split='train')
     loader = create_indexed_loader(
         dataset, 32, 6, num_workers=0, mixup=dict(mixup_alpha=1., mode='elem', num_classes=3), **LEVELS)
-    for _, target, indices, share in loader:
+    for _, target, indices, lam in loader:
         classes = F.one_hot(indices // 4, 3)  # without label smoothing, as create_two_view_loader
-        expected = share[:, None] * classes + (1 - share[:, None]) * classes.flip(0)
+        expected = lam[:, None] * classes + (1 - lam[:, None]) * classes.flip(0)
         torch.testing.assert_close(target, expected, rtol=0, atol=1e-6)
-        assert len(share.unique()) > 2
+        assert len(lam.unique()) > 2
     loader.mixup_enabled = False
-    assert all((share == 1).all() for *_, share in loader)
+    assert all((lam == 1).all() for *_, lam in loader)
     for mixup in (dict(mixup_alpha=1.), dict(mixup_alpha=1., num_classes=3, mode='half')):
         with pytest.raises(ValueError, match='mixup needs num_classes|mixup mode must be one of'):
             create_indexed_loader(dataset, 32, 6, mixup=mixup)
@@ -336,6 +408,18 @@ def rank_batches(rank, ranks):
     return [(input[mine], target[indices[mine]], indices[mine]) for input, indices in zip(inputs, batches)]
 
 
+def remembered_of(rank, ranks):
+    """The memory after three updates with factors, in which an image occurs on both ranks."""
+    memory, generator = PredictionMemory(8, 5, dtype=torch.float64), torch.Generator().manual_seed(2)
+    mine = slice(rank * 8 // ranks, (rank + 1) * 8 // ranks)
+    for _ in range(3):
+        indices = torch.randperm(8, generator=generator)
+        indices[4:6] = indices[:2]
+        p = torch.randn(8, 5, generator=generator, dtype=torch.float64).softmax(1)
+        memory.update(indices[mine], p[mine], torch.rand(8, generator=generator, dtype=torch.float64)[mine])
+    return memory.values
+
+
 def run_rank(rank, folder):
     dist.init_process_group('gloo', f'file://{folder}/store', rank=rank, world_size=2)
     results = {}
@@ -344,6 +428,7 @@ def run_rank(rank, folder):
             task = rank_task(topk).prepare_distributed()
             found = trained(task, rank_batches(rank, 2), accumulate)
             results[topk, accumulate] = [value.detach() for value in found]
+    results['factors'] = remembered_of(rank, 2)
     torch.save(results, f'{folder}/{rank}.pt')
     dist.barrier()
     dist.destroy_process_group()
@@ -353,7 +438,9 @@ def test_two_ranks_equal_one_process(tmp_path):
     ranks = start_ranks(2, tmp_path / 'logs', run_rank, int, tmp_path, environment=no_environment)
     assert finish_ranks(ranks) == [0, 0], logs(tmp_path / 'logs')
     for rank in range(2):
-        for (topk, accumulate), found in torch.load(tmp_path / f'{rank}.pt').items():
+        results = torch.load(tmp_path / f'{rank}.pt')
+        torch.testing.assert_close(results.pop('factors'), remembered_of(0, 1), rtol=1e-12, atol=0)
+        for (topk, accumulate), found in results.items():
             expected = trained(rank_task(topk), rank_batches(0, 1), accumulate)
             torch.testing.assert_close(found, [value.detach() for value in expected], rtol=1e-9, atol=1e-12)
 

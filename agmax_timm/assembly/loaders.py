@@ -82,7 +82,7 @@ def build_train_loader(
             dataset,
             data_config['input_size'],
             mixup=_mixup_kwargs(options),
-            shares=remembers(options),
+            lambdas=remembers(options),
             num_aug_splits=options.aug_splits,
             **picked(options, 'cutout', 'lighting', 'augment_backend', 'image_memory', 'channels_last',
                      'use_multi_epochs_loader'),

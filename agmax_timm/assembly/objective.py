@@ -19,11 +19,11 @@ from ..base.errors import OptionError
 from ..base.hub_connection import single_attempt
 from ..distillation import AgMaxDistillationTask
 from ..loss import ranks_of_marginal
-from ..memory import AgMaxMemoryTask
 from ..options.checks import loss_name, mixing, remembers
 from ..options.declare import picked
 from ..options.model import Distillation
 from ..options.parsers import TrainOptions
+from ..remembered import AgMaxMemoryTask
 from ..task import AgMaxTask
 from .class_weights import class_weights, per_class, read_class_stats, weighted_cross_entropy
 from .model import Precision

@@ -13,7 +13,7 @@ from torchvision.transforms import Compose
 from ..base.distributed import rank, world_size
 from ..base.image_modes import BACKENDS, CROP_MODES, check_mode, mode_of_channels, timm_policy
 from ..base.wrapping import passed_on
-from .augmentation.mixup import CollateMixup, ShareCollate, ShareMixup, TwoViewCollate, TwoViewMixup
+from .augmentation.mixup import CollateMixup, LambdaCollate, LambdaMixup, TwoViewCollate, TwoViewMixup
 from .augmentation.transforms import (
     CutOut,
     Extensions,
@@ -63,7 +63,7 @@ def create_train_loader(
         dataset = with_transform(dataset)
         collate = TwoViewCollate(mixup if extensions.mix_in_workers or prefetch else None, levels=prefetch)
     elif mixup is not None and prefetch:
-        collate = (ShareCollate if extensions.shares else CollateMixup)(**mixup)
+        collate = (LambdaCollate if extensions.lambdas else CollateMixup)(**mixup)
 
     read: Any = AugMixDataset(dataset, num_splits=splits) if splits else dataset
     loader: Any = create_loader(
@@ -89,7 +89,7 @@ def create_train_loader(
         change_transforms(loader.dataset, TwoViews)
     if mixup is None or extensions.mix_in_workers or prefetch:
         return loader
-    mix = TwoViewMixup if two_views else ShareMixup if extensions.shares else Mixup
+    mix = TwoViewMixup if two_views else LambdaMixup if extensions.lambdas else Mixup
     return DeviceMixupLoader(loader, mix(**mixup), device, kwargs.get('img_dtype', torch.float32))
 
 
@@ -246,13 +246,12 @@ def create_indexed_loader(
     """Return timm's training loader with the indices of the images, for AgMaxMemoryTask.
 
     Iteration gives images [B, C, H, W], class indices [B] or with mixup soft targets [B, K], indices of the images in
-    the data set [B], and the share of each image in its own mix [B], None without mixup.
+    the data set [B], and the weight lam of each image in its mix [B], None without mixup.
 
     Args:
         dataset, input_size, batch_size, device: See create_two_view_loader. The data set is map-style.
         mixup: Dict of timm.data.Mixup's arguments, or None. num_classes must be given. label_smoothing is 0 by default.
-        distributed: Whether each rank gets a share of the images. None follows the process group. With shares, call
-            `loader.sampler.set_epoch` before each epoch, as in timm.
+        distributed: See create_two_view_loader.
         **kwargs: Further arguments of create_two_view_loader and of timm.data.create_loader.
 
     Raises:
@@ -263,9 +262,13 @@ def create_indexed_loader(
     if mixup is not None:
         TwoViewMixup(**mixup)  # checks the arguments
         mixup = {'label_smoothing': 0., **mixup}
+    if distributed is None:
+        check_group(dataset, is_dataloader=not kwargs.get('use_prefetcher', True))
     device = torch.device(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
     keys = kwargs.pop('image_key', 'image'), kwargs.pop('label_key', 'label')
     loader = create_train_loader(
-        with_transform(dataset, keys), input_size, batch_size, mixup=mixup, shares=True, device=device,
+        with_transform(dataset, keys), input_size, batch_size, mixup=mixup, lambdas=True, device=device,
         distributed=world_size() > 1 if distributed is None else distributed, **kwargs)
+    if distributed is None:
+        follow_group(loader, data_loader_of(loader))
     return IndexedLoader(*make_resumable(loader, device, world_size(), rank()), mixup)

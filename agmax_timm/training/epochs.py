@@ -21,12 +21,12 @@ from ..data.pictures import ToPicture, save_views
 from ..data.sources.classes import class_names
 from ..evaluation.evaluate import evaluate
 from ..evaluation.log import log_steps
-from ..memory import AgMaxMemoryTask
 from ..options.augmentation import Mixing
 from ..options.checks import mixing
 from ..options.data_kinds import in_sequence
 from ..options.model import BatchNorm
 from ..options.run import Run
+from ..remembered import AgMaxMemoryTask
 from .checkpoints.state import Position
 from .create_run import TrainingRun
 from .early_stopping import stop_reason

@@ -80,5 +80,5 @@ def write_mixed(view: list[np.ndarray], place: np.ndarray, mix: Mix) -> None:
             written[...] = pixels
             written[yl:yh, xl:xh] = view[mix.partner[i]][yl:yh, xl:xh]
         else:
-            share = float(mix.share[i])
-            cv2.addWeighted(pixels, share, view[mix.partner[i]], 1. - share, 0., dst=written)
+            lam = float(mix.lam[i])
+            cv2.addWeighted(pixels, lam, view[mix.partner[i]], 1. - lam, 0., dst=written)

@@ -1,4 +1,4 @@
-"""MixUp and CutMix for two views, and for one view with the share of each image in its mix.
+"""MixUp and CutMix for two views, and for one view with the weight of each image in its mix.
 
 Each of two views has its own lambda and its own random partners: timm mixes image i with image B-1-i, so both views
 would get the same partner. Everything else is timm's: the distribution of lambda, the boxes, the area correction and
@@ -43,22 +43,22 @@ class CollateMixup(SharedSwitch, FastCollateMixup):
     """timm's FastCollateMixup for one view, with a `mixup_enabled` that reaches persistent workers."""
 
 
-class ShareCollate(CollateMixup):
-    """CollateMixup with targets [B, 2] in place of soft targets: class index and share of each image in its mix."""
+class LambdaCollate(CollateMixup):
+    """CollateMixup with targets [B, 2] in place of soft targets: class index and lambda of each image."""
 
     def __call__(self, batch: list[tuple], _=None) -> tuple[torch.Tensor, torch.Tensor]:
         self.num_classes, self.label_smoothing = len(batch), 0.  # each image is a class of its own
-        input, shares = super().__call__([(sample[0], place) for place, sample in enumerate(batch)])
-        return input, torch.stack([class_indices([sample[1] for sample in batch]).float(), shares.diagonal()], dim=1)
+        input, mixes = super().__call__([(sample[0], place) for place, sample in enumerate(batch)])
+        return input, torch.stack([class_indices([sample[1] for sample in batch]).float(), mixes.diagonal()], dim=1)
 
 
-class ShareMixup(Mixup):
-    """timm's Mixup with the targets of ShareCollate."""
+class LambdaMixup(Mixup):
+    """timm's Mixup with the targets of LambdaCollate."""
 
     def __call__(self, x: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         self.num_classes, self.label_smoothing = len(x), 0.  # each image is a class of its own
-        x, shares = super().__call__(x, torch.arange(len(x), device=x.device))
-        return x, torch.stack([target.float(), shares.diagonal()], dim=1)
+        x, mixes = super().__call__(x, torch.arange(len(x), device=x.device))
+        return x, torch.stack([target.float(), mixes.diagonal()], dim=1)
 
 
 @dataclass
@@ -66,7 +66,7 @@ class Mix:
     """How the images of a view are mixed."""
     chosen: np.ndarray  # indices of the images that are mixed
     partner: np.ndarray  # index of the partner of each image [B]
-    share: np.ndarray  # lambda of each image, its share in its own mix [B], float32
+    lam: np.ndarray  # weight of each image in its mix [B], float32; its partner has the rest
     boxes: dict[int, tuple[int, int, int, int]]  # CutMix box (top, bottom, left, right) by index of the image
 
 
@@ -122,7 +122,7 @@ class TwoViewMixup(SharedSwitch, Mixup):
                     yl, yh, xl, xh = mix.boxes[i]
                     view[i, :, yl:yh, xl:xh] = partner[:, yl:yh, xl:xh]
                 else:
-                    view[i] = _blend(unmixed[i], partner, float(mix.share[i]))
+                    view[i] = _blend(unmixed[i], partner, float(mix.lam[i]))
         return input, torch.cat([self.soft_targets(y, mix) for y, mix in zip(target.chunk(2), mixes)])
 
     def _choose_images(self, batch_size: int) -> np.ndarray:
@@ -159,8 +159,8 @@ class TwoViewMixup(SharedSwitch, Mixup):
         labels = one_hot(target, self.num_classes, on_value=1. - self.label_smoothing + off_value, off_value=off_value)
         if not len(mix.chosen):
             return labels
-        share = torch.as_tensor(mix.share, dtype=labels.dtype, device=labels.device)[:, None]
-        return labels * share + labels[torch.as_tensor(mix.partner, device=labels.device)] * (1. - share)
+        lam = torch.as_tensor(mix.lam, dtype=labels.dtype, device=labels.device)[:, None]
+        return labels * lam + labels[torch.as_tensor(mix.partner, device=labels.device)] * (1. - lam)
 
     def _draw_partners(self, batch_size: int, chosen: np.ndarray) -> np.ndarray:
         """Return the index of a random partner for each chosen image [B]. Other images have their own index."""
@@ -191,9 +191,9 @@ class TwoViewMixup(SharedSwitch, Mixup):
             if use_cutmix[slot]:
                 slot_boxes[slot], lam[slot] = cutmix_bbox_and_lam(
                     shape, lam[slot], ratio_minmax=self.cutmix_minmax, correct_lam=self.correct_lam)
-        share = np.ones(len(partner), dtype=np.float32)
-        share[chosen] = lam[slots[chosen]]
-        return share, {i: slot_boxes[slots[i]] for i in chosen if slots[i] in slot_boxes}
+        of_images = np.ones(len(partner), dtype=np.float32)
+        of_images[chosen] = lam[slots[chosen]]
+        return of_images, {i: slot_boxes[slots[i]] for i in chosen if slots[i] in slot_boxes}
 
 
 class TwoViewCollate(FastCollateMixup):

@@ -36,7 +36,7 @@ class Extensions:
     augment_backend: str = 'auto'
     image_memory: str = '0'
     channels_last: bool = False
-    shares: bool = False  # targets are class indices and shares in a mix, see ShareCollate
+    lambdas: bool = False  # targets of mixed images are class indices and lambdas, see LambdaCollate
     mix_in_workers: bool = False  # also without the prefetcher; then the result is a DataLoader
 
 

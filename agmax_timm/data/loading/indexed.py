@@ -10,13 +10,13 @@ from ...base.wrapping import Wrapper, passed_on
 
 
 class IndexedLoader(Wrapper):
-    """A loader of batches (input, target, indices, share) for AgMaxMemoryTask.
+    """A loader of batches (input, target, indices, lam) for AgMaxMemoryTask.
 
-    indices [B] are those of the images in the data set, on the CPU. share [B] is the share of each image in its own
-    mix, None without mixup.
+    indices [B] are those of the images in the data set, on the CPU. lam [B] is the weight of each image in its mix,
+    None without mixup.
 
     Args:
-        loader: Loader of one view. With mixup, it has targets of ShareCollate or ShareMixup.
+        loader: Loader of one view. With mixup, it has targets of LambdaCollate or LambdaMixup.
         recorder: ResumableLoader inside it, which records the indices of its batches.
         mixup: Arguments of timm.data.Mixup for the soft targets, or None.
     """
@@ -29,15 +29,15 @@ class IndexedLoader(Wrapper):
         self.mixup = Mixup(**mixup) if mixup is not None else None
 
     def __iter__(self) -> Iterator[tuple[Any, torch.Tensor, torch.Tensor, torch.Tensor | None]]:
-        share = None
+        lam = None
         for number, (input, target) in enumerate(self.loader, self.recorder.first_batch):
             # With scheduled resolutions an index comes with the size of its image.
             indices = [index[0] if isinstance(index, tuple) else index for index in self.recorder.indices(number)]
             if self.mixup is not None:
-                target, share = target[:, 0].long(), target[:, 1]
-                target = mixup_target(target, self.mixup.num_classes, share[:, None], self.mixup.label_smoothing)
+                target, lam = target[:, 0].long(), target[:, 1]
+                target = mixup_target(target, self.mixup.num_classes, lam[:, None], self.mixup.label_smoothing)
             # A copy from pinned memory does not block this process.
-            yield input, target, torch.tensor(indices, pin_memory=target.is_cuda), share
+            yield input, target, torch.tensor(indices, pin_memory=target.is_cuda), lam
 
     def __len__(self) -> int:
         return len(self.loader)

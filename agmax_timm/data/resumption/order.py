@@ -9,7 +9,7 @@ from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, Rando
 
 from ...base.random_state import kept_random_state
 from ...base.wrapping import Wrapper
-from ..loading.ranks import batch_sampler_of
+from ..loading.ranks import RankSampler, batch_sampler_of
 
 
 class Order(Wrapper):
@@ -85,5 +85,9 @@ def wrap_order(loader: DataLoader) -> Order:
 
 def has_one_order(loader: DataLoader, order: Order) -> bool:
     """Whether all ranks together take one order of the samples, for any number of ranks."""
-    return type(loader) is DataLoader and type(order.batches) is BatchSampler and isinstance(
-        order.batches.sampler, (RandomSampler, DistributedSampler))
+    if type(loader) is not DataLoader or type(order.batches) is not BatchSampler:
+        return False
+    sampler = order.batches.sampler
+    if isinstance(sampler, RankSampler):
+        sampler = sampler.sampler
+    return isinstance(sampler, (RandomSampler, DistributedSampler))
