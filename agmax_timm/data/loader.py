@@ -13,7 +13,14 @@ from torchvision.transforms import Compose
 from ..base.distributed import rank, world_size
 from ..base.image_modes import BACKENDS, CROP_MODES, check_mode, mode_of_channels, timm_policy
 from ..base.wrapping import passed_on
-from .augmentation.mixup import CollateMixup, LambdaCollate, LambdaMixup, TwoViewCollate, TwoViewMixup
+from .augmentation.mixup import (
+    CollateMixup,
+    LambdaCollate,
+    LambdaMixup,
+    TwoViewCollate,
+    TwoViewMixup,
+    with_defaults,
+)
 from .augmentation.transforms import (
     CutOut,
     Extensions,
@@ -260,8 +267,7 @@ def create_indexed_loader(
     if isinstance(dataset, IterableDataset):
         raise ValueError('remembered predictions need a data set with an index; one that is read in sequence has none')
     if mixup is not None:
-        TwoViewMixup(**mixup)  # checks the arguments
-        mixup = {'label_smoothing': 0., **mixup}
+        mixup = with_defaults(mixup)
     if distributed is None:
         check_group(dataset, is_dataloader=not kwargs.get('use_prefetcher', True))
     device = torch.device(device or ('cuda' if torch.cuda.is_available() else 'cpu'))

@@ -88,15 +88,7 @@ class TwoViewMixup(SharedSwitch, Mixup):
     """
 
     def __init__(self, **kwargs):
-        if kwargs.get('multi_label'):
-            raise ValueError('mixup of two views has no multi_label: AgMax needs one class index per image')
-        super().__init__(**{'label_smoothing': 0., **kwargs})
-        if self.mode not in MIXUP_MODES:
-            raise ValueError(f"mixup mode must be one of {', '.join(MIXUP_MODES)}, got '{self.mode}'")
-        if not (self.mixup_alpha > 0. or self.cutmix_alpha > 0.):
-            raise ValueError('mixup needs mixup_alpha > 0, cutmix_alpha > 0 or a cutmix_minmax')
-        if 'num_classes' not in kwargs:  # timm's default is 1000
-            raise ValueError('mixup needs num_classes, the number of columns of its targets: give that of the model')
+        super().__init__(**with_defaults(kwargs))
         # Whether to mix is decided once for both views, so timm's draw of lambda must always mix.
         self.image_prob, self.mix_prob = self.mix_prob, 1.
 
@@ -194,6 +186,24 @@ class TwoViewMixup(SharedSwitch, Mixup):
         of_images = np.ones(len(partner), dtype=np.float32)
         of_images[chosen] = lam[slots[chosen]]
         return of_images, {i: slot_boxes[slots[i]] for i in chosen if slots[i] in slot_boxes}
+
+
+def with_defaults(mixup: dict[str, Any]) -> dict[str, Any]:
+    """Return arguments of timm.data.Mixup without label smoothing, unless they have one.
+
+    Raises:
+        ValueError: The mode is unknown, no alpha is above 0, num_classes is missing, or multi_label is set.
+    """
+    if mixup.get('multi_label'):
+        raise ValueError('mixup has no multi_label here: AgMax needs one class index per image')
+    mode = mixup.get('mode', 'batch')
+    if mode not in MIXUP_MODES:
+        raise ValueError(f"mixup mode must be one of {', '.join(MIXUP_MODES)}, got '{mode}'")
+    if not (mixup.get('mixup_alpha', 1.) > 0. or mixup.get('cutmix_alpha', 0.) > 0. or mixup.get('cutmix_minmax')):
+        raise ValueError('mixup needs mixup_alpha > 0, cutmix_alpha > 0 or a cutmix_minmax')
+    if 'num_classes' not in mixup:  # timm's default is 1000
+        raise ValueError('mixup needs num_classes, the number of columns of its targets: give that of the model')
+    return {'label_smoothing': 0., **mixup}
 
 
 class TwoViewCollate(FastCollateMixup):

@@ -3,7 +3,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from timm.data import Mixup
 from timm.data.mixup import mixup_target
 
 from ...base.wrapping import Wrapper, passed_on
@@ -18,7 +17,7 @@ class IndexedLoader(Wrapper):
     Args:
         loader: Loader of one view. With mixup, it has targets of LambdaCollate or LambdaMixup.
         recorder: ResumableLoader inside it, which records the indices of its batches.
-        mixup: Arguments of timm.data.Mixup for the soft targets, or None.
+        mixup: num_classes and label_smoothing of the soft targets, or None.
     """
     wraps = 'loader'
     mixup_enabled = passed_on('loader', 'mixup_enabled')
@@ -26,7 +25,7 @@ class IndexedLoader(Wrapper):
     def __init__(self, loader: Any, recorder: Any, mixup: dict[str, Any] | None = None):
         self.loader = loader
         self.recorder = recorder
-        self.mixup = Mixup(**mixup) if mixup is not None else None
+        self.mixup = mixup
 
     def __iter__(self) -> Iterator[tuple[Any, torch.Tensor, torch.Tensor, torch.Tensor | None]]:
         lam = None
@@ -35,7 +34,7 @@ class IndexedLoader(Wrapper):
             indices = [index[0] if isinstance(index, tuple) else index for index in self.recorder.indices(number)]
             if self.mixup is not None:
                 target, lam = target[:, 0].long(), target[:, 1]
-                target = mixup_target(target, self.mixup.num_classes, lam[:, None], self.mixup.label_smoothing)
+                target = mixup_target(target, self.mixup['num_classes'], lam[:, None], self.mixup['label_smoothing'])
             # A copy from pinned memory does not block this process.
             yield input, target, torch.tensor(indices, pin_memory=target.is_cuda), lam
 
