@@ -12,15 +12,37 @@ from agmax_timm.study.results import paired_difference
 
 HOME = Path(__file__).parents[1]
 
+# Studies with all runs in docs/results, and the heading of their results
+STUDIES = {
+    'objective_pocket': 'The objective with 100 classes',
+}
+
+
+def rows_of(name):
+    with open(HOME / f'docs/results/{name}.csv', newline='') as file:
+        return list(csv.DictReader(file))
+
+
+def section(title):
+    """Return the part of the results page below a heading, up to the next heading of any level."""
+    return re.split(r'^#+ ', (HOME / 'docs/results.md').read_text().split(f'# {title}\n')[1], flags=re.M)[0]
+
+
+def spread(values):
+    return f'{mean(values.values()):.1f} ± {stdev(values.values()):.1f}'
+
+
+def shown(difference, digits=2):
+    return f'{difference.mean:+.{digits}f} ({difference.low:.{digits}f} to {difference.high:.{digits}f})'
+
 
 @pytest.fixture(scope='module')
 def tuning():
     """Return the mean top-1 of each (method, batch size) by learning rate."""
     top1 = defaultdict(list)
-    with open(HOME / 'docs/results/demo_tuning.csv', newline='') as file:
-        for row in csv.DictReader(file):
-            batch, rate = re.fullmatch(r'batch (\d+), rate ([\d.]+)', row['setting']).groups()
-            top1[row['method'], int(batch), float(rate)].append(float(row['top1']))
+    for row in rows_of('demo_tuning'):
+        batch, rate = re.fullmatch(r'batch (\d+), rate ([\d.]+)', row['setting']).groups()
+        top1[row['method'], int(batch), float(rate)].append(float(row['top1']))
     assert len(top1) == 18 and all(len(values) == 4 for values in top1.values())
     rates = defaultdict(dict)
     for (method, batch, rate), values in top1.items():
@@ -52,52 +74,69 @@ def test_the_page_contains_the_means_of_the_tuning(tuning):
 @pytest.mark.parametrize('sizes', ['100 to 10', '100 to 3'])
 def test_the_page_has_the_numbers_of_the_class_prior(sizes, metric, name):
     top1 = defaultdict(dict)
-    with open(HOME / 'docs/results/class_prior_pilot.csv', newline='') as file:
-        for row in csv.DictReader(file):
-            if row['sizes'] == sizes:
-                top1[row['method']][int(row['seed'])] = float(row[metric])
+    for row in rows_of('class_prior_pilot'):
+        if row['sizes'] == sizes:
+            top1[row['method']][int(row['seed'])] = float(row[metric])
     twice, views, agmax, prior = (top1[method] for method in (
         'twice the epochs', 'two views alone', 'AgMax', 'AgMax, class prior'))
     assert all(sorted(values) == list(range(8)) for values in (twice, views, agmax, prior))
-    accuracy = [f'{mean(v.values()):.1f} ± {stdev(v.values()):.1f}' for v in (twice, views, agmax, prior)]
-    found = [paired_difference(*pair) for pair in ((prior, agmax), (agmax, views), (prior, views))]
-    differences = [f'{d.mean:+.2f} ({d.low:.2f} to {d.high:.2f})' for d in found]
-    page = (HOME / 'docs/results.md').read_text()
+    accuracy = map(spread, (twice, views, agmax, prior))
+    differences = [shown(paired_difference(*pair)) for pair in ((prior, agmax), (agmax, views), (prior, views))]
     for cells in (accuracy, differences):
-        assert f"| {sizes} | {name} | {' | '.join(cells)} |" in page
+        assert f"| {sizes} | {name} | {' | '.join(cells)} |" in section('Classes of unequal size')
 
 
 @pytest.mark.parametrize('data, forms', [('demo', 4), ('cifar10_2k', 2)])
 def test_the_page_has_the_results_of_cheaper_forms_of_agreement(data, forms):
     top1, loss = defaultdict(dict), defaultdict(dict)
-    with open(HOME / 'docs/results/agreement_pilots.csv', newline='') as file:
-        for row in csv.DictReader(file):
-            if (row['data'], row['split']) == (data, 'val'):
-                top1[row['arm']][int(row['seed'])] = float(row['top1'])
-                loss[row['arm']][int(row['seed'])] = float(row['loss'])
-    page = (HOME / 'docs/results.md').read_text()
+    for row in rows_of('agreement_pilots'):
+        if (row['data'], row['split']) == (data, 'val'):
+            top1[row['arm']][int(row['seed'])] = float(row['top1'])
+            loss[row['arm']][int(row['seed'])] = float(row['loss'])
     plain, = (arm for arm in top1 if arm.startswith('plain'))
     assert len(top1) == forms and all(sorted(values) == list(range(8)) for values in top1.values())
     for arm, values in top1.items():
-        cells = [arm.split()[0], f'{mean(values.values()):.1f} ± {stdev(values.values()):.1f}']
+        cells = [arm.split()[0], spread(values)]
         if arm != plain:
-            difference, of_loss = paired_difference(values, top1[plain]), paired_difference(loss[arm], loss[plain])
-            cells += [f'{difference.mean:+.2f} ({difference.low:.2f} to {difference.high:.2f})',
-                      f'{of_loss.mean:+.3f} ({of_loss.low:.3f} to {of_loss.high:.3f})']
-        assert re.search(r'\| ' + r' \|.*'.join(map(re.escape, cells)) + r' \|', page), cells
+            cells += [shown(paired_difference(values, top1[plain])),
+                      shown(paired_difference(loss[arm], loss[plain]), digits=3)]
+        row = r'\| ' + r' \|.*'.join(map(re.escape, cells)) + r' \|'
+        assert re.search(row, section('Cheaper forms of agreement')), cells
 
 
 def test_the_page_has_the_results_of_fine_tuning():
     top1 = defaultdict(dict)
-    with open(HOME / 'docs/results/finetune_pocket.csv', newline='') as file:
-        for row in csv.DictReader(file):
-            top1[row['method']][int(row['seed'])] = float(row['top1'])
-    page = (HOME / 'docs/results.md').read_text().split('## Fine-tuning on 100 images')[1].split('\n## ')[0]
+    for row in rows_of('finetune_pocket'):
+        top1[row['method']][int(row['seed'])] = float(row['top1'])
+    page = section('Fine-tuning on 100 images')
     for method, values in top1.items():
-        assert sorted(values) == list(range(5))
-        assert f'| {mean(values.values()):.1f} ± {stdev(values.values()):.1f} |' in page
+        assert sorted(values) == list(range(5)) and f'| {spread(values)} |' in page
         if method != 'fine-tuning':
-            found = paired_difference(values, top1['fine-tuning'])
-            assert f'| {found.mean:+.1f} ({found.low:.1f} to {found.high:.1f}) |' in page, method
-    found = paired_difference(top1['AgMax'], top1['twice the epochs'])
-    assert f'{found.mean:+.1f} ({found.low:.1f} to {found.high:.1f})' in page
+            assert f"| {shown(paired_difference(values, top1['fine-tuning']), digits=1)} |" in page, method
+    assert shown(paired_difference(top1['AgMax'], top1['twice the epochs']), digits=1) in page
+
+
+def seeds_of(study):
+    """Return the top-1 of each method of a study by seed: the mean over its augmentations."""
+    top1 = defaultdict(lambda: defaultdict(list))
+    for row in rows_of(study):
+        assert row['status'] == 'complete'
+        top1[row['method']][int(row['seed'])].append(float(row['top1']))
+    definition = yaml.safe_load((HOME / f'hparams/studies/{study}.yaml').read_text())
+    augmentations = len(definition.get('augmentations', ['one']))
+    assert all(len(values) == augmentations for seeds in top1.values() for values in seeds.values())
+    assert all(sorted(seeds) == definition['seeds'] for seeds in top1.values())
+    return definition, {method: {seed: mean(v) for seed, v in top1[method].items()} for method in definition['methods']}
+
+
+@pytest.mark.parametrize('study, title', STUDIES.items())
+def test_the_page_has_the_results_of_a_study(study, title):
+    definition, top1 = seeds_of(study)
+    page, baseline = section(title), definition['baseline']
+    for method, values in top1.items():
+        cells = [method, spread(values)]
+        if method != baseline:
+            cells.append(shown(paired_difference(values, top1[baseline])))
+        assert f"| {' | '.join(cells)} |" in page
+    for method, other in definition['comparisons']:
+        assert shown(paired_difference(top1[method], top1[other])) in page, (method, other)
