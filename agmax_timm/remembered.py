@@ -196,8 +196,9 @@ class AgMaxMemoryTask(ClassificationTask):
             agreement = torch.where(known, kl, 0.).mean()
             if self.training:
                 prediction = logits.detach().softmax(1)
-                alone = torch.where(known[:, None], prediction - mix + means, prediction)
-                self.memory.update(indices, alone, lam)
+                if lam is not None:
+                    prediction = torch.where(known[:, None], prediction - mix + means, prediction)
+                self.memory.update(indices, prediction, lam)
         return {'loss': ce + self.ramp * self.weight * agreement, 'output': output, 'ce': ce, 'agreement': agreement}
 
     def get_task_state(self, module: nn.Module | None = None, ema: bool = False) -> dict[str, Any]:
