@@ -5,7 +5,7 @@ Usage: python tools/agreement_pilots.py DATA --epochs 120 --split val --seeds 0 
            --arm 'plain batch=25' --arm 'memory batch=25 weight=1'
        python tools/agreement_pilots.py --csv pilots.csv --summary 'plain batch=25'
 
-DATA has folders train, tune and val, such as tools/demo_folders.py writes. Choose batch, rate and weight on tune, and
+DATA has folders train, tune and val, such as tools/image_folders.py writes. Choose batch, rate and weight on tune, and
 compare on val with other seeds. Forms, and the cost of their epoch in views that are seen forward and backward:
 
 plain     cross-entropy of one view                                                          1

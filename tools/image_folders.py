@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
 """Write a data set that is known by name as PNG files: a folder for each split, in it a folder for each class.
 
-Usage: python tools/image_folders.py NAME TARGET [--root DIR]
+Usage: python tools/image_folders.py NAME TARGET [--root DIR] [--tune-per-class M]
 
 NAME is that of --dataset, such as torch/cifar10 or demo. Data sets of torchvision are downloaded to DIR. The images of
-a class keep their order.
+a class keep their order. With --tune-per-class, the first M images of every class of val become the split tune, for
+choosing hyperparameters, and val has the others.
 """
 import argparse
 from collections import Counter
@@ -20,6 +21,7 @@ def main():
     parser.add_argument('name')
     parser.add_argument('target', type=Path, help='folder to write; must not exist')
     parser.add_argument('--root', default='.', help='folder of the downloaded files (default: %(default)s)')
+    parser.add_argument('--tune-per-class', type=int, default=0)
     args = parser.parse_args()
     if args.target.exists():
         parser.error(f'{args.target} exists: name a folder that does not')
@@ -32,7 +34,8 @@ def main():
         if names is None:
             parser.error(f'{args.name} names no classes: use a data set that does, such as torch/cifar10')
         for image, label in dataset:
-            folder = args.target / split / names[label]
+            part = 'tune' if split == 'val' and seen[label] < args.tune_per_class else split
+            folder = args.target / part / names[label]
             folder.mkdir(parents=True, exist_ok=True)
             image.save(folder / f'{seen[label]:04}.png')
             seen[label] += 1
