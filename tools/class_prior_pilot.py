@@ -4,7 +4,7 @@
 Usage: python tools/class_prior_pilot.py --csv class_prior_pilot.csv --seeds 0 1 2 3 4 5 6 7
 
 The classes of the built-in training images keep numbers of images that fall geometrically. The seed draws the order of
-the classes and the images. The validation images are the half that tools/image_folders.py calls val. A finished run is
+the classes and the images. The validation images are the last 200 of each class. A finished run is
 one row of the CSV file; rows that exist are not repeated. docs/results.md describes the setting and the results.
 """
 import argparse
