@@ -146,7 +146,7 @@ def count_classes(model: nn.Module, task: str, num_classes: int | None = None) -
     """
     linear = [layer for layer in model.modules() if isinstance(layer, nn.Linear)]
     last = linear[-1].out_features if linear else None
-    count = num_classes or getattr(model, 'num_classes', getattr(model, 'num_labels', last))
+    count = getattr(model, 'num_classes', getattr(model, 'num_labels', last)) if num_classes is None else num_classes
     if count is None:
         raise ValueError(f'{type(model).__name__} has no attribute num_classes: give {task} num_classes=...')
     if count < 2:
