@@ -16,7 +16,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from agreement_pilots import Images, append, rows_of
-from demo_folders import DEMO, TUNE_PER_CLASS
+from demo_pairs import DEMO
 
 from agmax_timm import AgMaxTask
 
@@ -31,7 +31,7 @@ def demo_images() -> tuple[Images, Images]:
             (torch.from_numpy(np.repeat(data[f'{part}_images'][..., None], 3, -1)),
              torch.from_numpy(data[f'{part}_labels']).long()) for part in ('train', 'val'))
     number = (F.one_hot(targets).cumsum(0) - 1).gather(1, targets[:, None])[:, 0]  # within the class
-    held_out = number >= TUNE_PER_CLASS
+    held_out = number >= 200
     return Images(raw, labels), Images(other[held_out], targets[held_out])
 
 
