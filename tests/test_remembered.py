@@ -1,27 +1,19 @@
-"""Agreement with remembered predictions: the loss and the memory against formulas, batches, mixing, ranks and runs."""
+"""Agreement with remembered predictions: the loss and the memory against formulas, mixing, ranks and runs."""
 import math
-import shutil
 import sys
 from contextlib import nullcontext
 from pathlib import Path
-from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import timm
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from PIL import Image
-from timm.data import FastCollateMixup, Mixup
-from timm.utils import random_seed, unwrap_model
+from timm.utils import unwrap_model
 from torch import nn
-from torch.utils.data import IterableDataset
 
-from agmax_timm import AgMaxMemoryTask, create_dataset, create_indexed_loader
+from agmax_timm import AgMaxMemoryTask
 from agmax_timm.base.errors import OptionError
-from agmax_timm.data.augmentation.mixup import LambdaCollate, LambdaMixup
-from agmax_timm.data.loading.indexed import IndexedLoader
 from agmax_timm.options.parse import parse_train_args
 from agmax_timm.remembered import PredictionMemory
 from agmax_timm.training import run as training
@@ -32,7 +24,6 @@ from tests.helpers.run_files import load
 sys.path.insert(0, str(Path(__file__).parents[1] / 'tools'))
 import agreement_pilots
 
-LEVELS = {'mean': (0., 0., 0.), 'std': (1., 1., 1.), 'device': 'cpu', 'color_jitter': None}
 MEMORY = ['-j', '0', '--agmax-teacher', 'memory']
 
 
@@ -213,27 +204,6 @@ def test_wrong_indices_are_refused(indices):
 
 # Mixing
 
-@pytest.mark.parametrize('mode', ['batch', 'pair', 'elem'])
-@pytest.mark.parametrize('in_collate', [True, False])
-def test_mixed_batches_equal_those_of_timm(mode, in_collate):
-    settings = dict(mixup_alpha=0.4, cutmix_alpha=1., prob=0.8, mode=mode, num_classes=5, label_smoothing=0.1)
-    pixels, target = torch.randint(256, (6, 3, 8, 8), dtype=torch.uint8), torch.tensor([0, 3, 4, 1, 1, 2])
-
-    def mix(kinds, seed):
-        np.random.seed(seed)
-        if in_collate:
-            return kinds[0](**settings)(list(zip(pixels.clone(), target.tolist())))
-        return kinds[1](**settings)(pixels.float(), target)
-
-    for seed in range(8):
-        images, soft = mix((FastCollateMixup, Mixup), seed)
-        recorder = SimpleNamespace(first_batch=3, indices=lambda number: [(number, 24)] * 6)
-        (ours, our_target, indices, lam), = IndexedLoader([mix((LambdaCollate, LambdaMixup), seed)], recorder, settings)
-        assert torch.equal(ours, images) and indices.tolist() == [3] * 6
-        torch.testing.assert_close(our_target, soft, rtol=0, atol=1e-6)
-        assert lam.min() >= 0 and lam.max() <= 1
-
-
 def test_mixed_images_agree_with_the_mix_of_their_memories():
     task = logits_task(weight=1., momentum=0.8)
     indices = torch.tensor([0, 1, 2, 3])
@@ -271,111 +241,6 @@ def test_means_of_mixed_images_tend_to_the_predictions_for_the_images_alone(mode
             mix = lam[:, None] * truth[indices] + (1 - lam[:, None]) * truth[indices].flip(0)
             task(mix.clamp(min=1e-9).log(), indices % 10, indices, lam)
     assert (task.memory.values * truth).sum(1).mean() > 0.95
-
-
-# Batches
-
-@pytest.mark.parametrize('settings', [
-    dict(num_workers=0), dict(num_workers=0, use_prefetcher=False), dict(num_workers=0, image_memory='1G'),
-    dict(num_workers=2, use_multi_epochs_loader=True), dict(num_workers=2, persistent_workers=True)])
-def test_indices_are_those_of_the_images(photos, photo_numbers, settings):
-    dataset = create_dataset('', str(photos), split='train')
-    loader = create_indexed_loader(dataset, 32, 5, **LEVELS, **settings)
-    assert len(loader) == 2
-    for _ in range(2):
-        found = []
-        for input, target, indices, lam in loader:
-            assert torch.equal(photo_numbers(input), indices) and torch.equal(target, indices // 4) and lam is None
-            found += indices.tolist()
-        assert len(set(found)) == 10
-
-
-@pytest.mark.parametrize('workers', [0, 2])
-def test_the_index_of_a_damaged_image_comes_with_the_image_in_its_place(photos, photo_numbers, tmp_path, workers):
-    shutil.copytree(photos / 'train', tmp_path / 'train')
-    for name in sorted((tmp_path / 'train').glob('*/*.jpg'))[5:7]:
-        name.write_bytes(b'damaged')
-    dataset = create_dataset('', str(tmp_path), split='train', max_damaged=0.5)
-    loader = create_indexed_loader(dataset, 32, 4, num_workers=workers, **LEVELS)
-    replaced = torch.arange(12)
-    replaced[5:7] = 7
-    for _ in range(2):
-        found = []
-        for input, target, indices, _ in loader:
-            assert torch.equal(photo_numbers(input), replaced[indices]) and torch.equal(target, replaced[indices] // 4)
-            found += indices.tolist()
-        assert sorted(found) == [*range(12)]
-
-
-@pytest.mark.parametrize('before, after, size', [(2, 1, 4), (1, 2, 2), (1, 1, 2)])
-def test_indices_are_those_of_the_images_of_an_epoch_that_other_ranks_began(
-        photos, photo_numbers, monkeypatch, before, after, size):
-    def open_rank(rank, ranks, size):
-        monkeypatch.setattr('torch.distributed.is_available', lambda: True)
-        monkeypatch.setattr('torch.distributed.is_initialized', lambda: ranks > 1)
-        monkeypatch.setattr('torch.distributed.get_world_size', lambda group=None: ranks)
-        monkeypatch.setattr('torch.distributed.get_rank', lambda group=None: rank)
-        dataset = create_dataset('', str(photos), split='train')
-        return create_indexed_loader(dataset, 32, size, num_workers=0, **LEVELS)
-
-    trained, state = [], None
-    for rank in range(before):
-        random_seed(1)
-        loader = open_rank(rank, before, 2)
-        trained += next(iter(loader))[2].tolist()
-        state = state or loader.recorder.state_dict(1)
-    for rank in range(after):
-        loader = open_rank(rank, after, size)
-        loader.recorder.load_state_dict(state, 0)
-        for input, target, indices, _ in loader:
-            assert torch.equal(photo_numbers(input), indices) and torch.equal(target, indices // 4)
-            trained += indices.tolist()
-    assert len(set(trained)) == len(trained) > 12 - size * after
-
-
-def test_every_epoch_of_several_ranks_has_another_order(photos, photo_numbers, monkeypatch):
-    monkeypatch.setattr('torch.distributed.is_available', lambda: True)
-    monkeypatch.setattr('torch.distributed.is_initialized', lambda: True)
-    monkeypatch.setattr('torch.distributed.get_world_size', lambda group=None: 2)
-    monkeypatch.setattr('torch.distributed.get_rank', lambda group=None: 0)
-    dataset = create_dataset('', str(photos), split='train')
-    loader = create_indexed_loader(dataset, 32, 3, num_workers=0, **LEVELS)
-    orders = []
-    for _ in range(3):
-        orders.append([])
-        for input, _, indices, _ in loader:
-            assert torch.equal(photo_numbers(input), indices)
-            orders[-1] += indices.tolist()
-    assert len(orders[0]) == 6 and orders[0] != orders[1] != orders[2]
-
-
-def test_indices_are_those_of_images_that_are_made_by_batches(tmp_path):
-    """Each image is a class of its own."""
-    for number in range(12):
-        (tmp_path / f'{number:02d}').mkdir()
-        Image.new('RGB', (32, 32)).save(tmp_path / f'{number:02d}' / 'image.png')
-    loader = create_indexed_loader(
-        create_dataset('', str(tmp_path)), 32, 4, num_workers=2, augment_backend='fast', image_memory='1G',
-        train_crop_mode='pad', **LEVELS)
-    assert loader.dataset.batches is not None
-    found = [indices for _, target, indices, _ in loader if torch.equal(target, indices)]
-    assert sorted(torch.cat(found).tolist()) == [*range(12)]
-
-
-def test_lambdas_come_with_mixed_batches(photos):
-    dataset = create_dataset('', str(photos), split='train')
-    loader = create_indexed_loader(
-        dataset, 32, 6, num_workers=0, mixup=dict(mixup_alpha=1., mode='elem', num_classes=3), **LEVELS)
-    for _, target, indices, lam in loader:
-        classes = F.one_hot(indices // 4, 3)  # without label smoothing, as create_two_view_loader
-        expected = lam[:, None] * classes + (1 - lam[:, None]) * classes.flip(0)
-        torch.testing.assert_close(target, expected, rtol=0, atol=1e-6)
-        assert len(lam.unique()) > 2
-    loader.mixup_enabled = False
-    assert all((lam == 1).all() for *_, lam in loader)
-    for mixup in (dict(mixup_alpha=1.), dict(mixup_alpha=1., num_classes=3, mode='half')):
-        with pytest.raises(ValueError, match='mixup needs num_classes|mixup mode must be one of'):
-            create_indexed_loader(dataset, 32, 6, mixup=mixup)
 
 
 # Ranks
@@ -502,12 +367,3 @@ def test_more_classes_than_there_are_are_refused_by_the_flag(photos, tmp_path):
     flags = [str(photos), *FLAGS, *MEMORY, '--agmax-teacher-topk', '4', '--output', str(tmp_path)]
     with pytest.raises(OptionError, match='memory: --agmax-teacher-topk must be between 1 and the 3 classes, got 4'):
         training.train(parse_train_args(flags))
-
-
-def test_data_in_sequence_is_refused():
-    class InSequence(IterableDataset):
-        def __iter__(self):
-            yield
-
-    with pytest.raises(ValueError, match='need a data set with an index'):
-        create_indexed_loader(InSequence(), 32, 4)
