@@ -106,7 +106,7 @@ def logits_of(output: Any, model: nn.Module, num_classes: int) -> torch.Tensor:
     """Return the logits [B, K] of an output of a model, a tensor or an object with the attribute `logits`.
 
     Raises:
-        UnsupportedModelError: The output is anything else, or the number of classes K is another one.
+        UnsupportedModelError: The output is anything else, such as a tuple, or K is not num_classes.
     """
     if not isinstance(output, tuple):  # the other fields of a tuple are outputs of auxiliary heads
         output = getattr(output, 'logits', output)
@@ -139,7 +139,7 @@ def init_normal(module: nn.Module, std: float) -> None:
 def count_classes(model: nn.Module, task: str, num_classes: int | None = None) -> int:
     """Return num_classes or, if it is None, the number of classes of a model of timm or transformers.
 
-    Another model has as many as its last linear layer has outputs.
+    For any other model it is the number of outputs of the last linear layer.
 
     Raises:
         ValueError: The number is unknown, or below 2. The task has an argument for it.

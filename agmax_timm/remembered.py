@@ -1,7 +1,7 @@
 """Agreement with remembered predictions: the network agrees with what it predicted for the same image before.
 
-This is not the published AgMax: an image has one view, and there is no Q-network. The cost is that of plain training,
-and memory for the predictions.
+This is not the published AgMax: an image has one view, and there is no Q-network. The cost is close to that of plain
+training. The predictions take memory in addition.
 
 Relatives: temporal ensembling, https://arxiv.org/abs/1610.02242; PS-KD, https://arxiv.org/abs/2006.12000; SAF,
 https://arxiv.org/abs/2205.14083
@@ -78,6 +78,7 @@ class PredictionMemory(nn.Module):
         Args:
             indices: Indices of the images [B].
             probabilities: Predictions p [B, K]. They add up to 1, and may be negative (see AgMaxMemoryTask.forward).
+                A new mean is clamped at 0 and normalised.
             lam: Factors of 1 - b [B]. None is 1.
         """
         probabilities = probabilities.to(self.values.dtype)
@@ -115,7 +116,8 @@ class AgMaxMemoryTask(ClassificationTask):
     """Train a classifier to agree with its remembered predictions. Replaces timm.task.ClassificationTask.
 
     loss = ce + ramp * weight * KL(m || p), where p is the prediction for an image and m the mean of the earlier ones.
-    KL is a mean over the batch, and 0 for an image that is new. Each forward pass in training mode updates m.
+    KL is a mean over the batch. It is 0 for an image that is new, or mixed with a new one. Each forward pass in
+    training mode updates m.
 
     The memory is saved in a checkpoint's `task_state`. It is not part of model, optimizer, EMA and exported weights.
 
@@ -160,7 +162,8 @@ class AgMaxMemoryTask(ClassificationTask):
 
         Image i may be mixed with image B - 1 - i, as timm does: lam[i] of the former, 1 - lam[i] of the latter. The
         prediction then agrees with the same mix of their means. The mean of image i moves by the difference of both,
-        (1 - b) lam[i] (p - mix). So it tends to the prediction for the image alone, whatever it is mixed with.
+        (1 - b) lam[i] (p - mix). So it tends to the prediction for the image alone. If the other image is new, it moves
+        towards p instead. The first p becomes the mean of a new image.
 
         All ranks need the same number of images.
 

@@ -12,7 +12,7 @@ plain     cross-entropy of one view                                             
 views     cross-entropy of two views                                                         2
 agmax     AgMax                                                                              2
 interval  AgMax in every N-th update, otherwise plain                                        1 + 1 / N
-late      plain, then AgMax from a share S of the updates on                                 2 - S
+late      plain in the first share S of the updates, AgMax in the others                     2 - S
 memory    plain + KL(remembered || predicted). An image's remembered prediction is the
           running mean of what the network predicted for it in earlier epochs                1
 ema       plain + KL(teacher || predicted). The teacher is the moving average of the

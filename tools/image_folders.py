@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Write a data set that is known by name as PNG files: a folder for each split, in it a folder for each class.
+"""Write a data set of --dataset as PNG files, in one folder for each split and class.
 
 Usage: python tools/image_folders.py NAME TARGET [--root DIR] [--tune-per-class M]
 

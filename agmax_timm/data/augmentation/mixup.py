@@ -189,7 +189,7 @@ class TwoViewMixup(SharedSwitch, Mixup):
 
 
 def with_defaults(mixup: dict[str, Any]) -> dict[str, Any]:
-    """Return arguments of timm.data.Mixup without label smoothing, unless they have one.
+    """Check arguments of timm.data.Mixup, and return them with a default label_smoothing of 0.
 
     Raises:
         ValueError: The mode is unknown, no alpha is above 0, num_classes is missing, or multi_label is set.

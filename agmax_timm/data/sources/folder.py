@@ -111,7 +111,7 @@ class FolderReader(Reader):
 
     @property
     def fingerprint(self) -> str:
-        """A hash of the files, their folders and their order. It does not change if the root is moved."""
+        """A hash of the names of files and folders, in order. Contents and the root do not matter."""
         parts = (self._folders.joined, self._names.joined, self._numbers.astype('<u4').tobytes())
         return hashlib.blake2b(b'\0\0'.join(parts), digest_size=16).hexdigest()
 

@@ -50,7 +50,7 @@ def compare_options(options: TrainOptions, saved: dict[str, Any], within_epoch: 
 
 
 def describe_data(train: Dataset, validation: Dataset | None) -> dict[str, Any]:
-    """Return number of samples (None if read in sequence), class names and a hash of the files of both splits.
+    """Return number of samples (None if read in sequence), class names and a hash of file names, for both splits.
 
     Names and hash are None if they are unknown.
     """
@@ -79,7 +79,8 @@ def compare_data(options: TrainOptions, now: dict[str, Any], saved: dict[str, An
     """Describe how the data changed since a checkpoint, one line for each change.
 
     Raises:
-        OptionError: The classes changed, so the outputs of the model would have another meaning.
+        OptionError: The classes changed, so the outputs of the model would have another meaning; or names of training
+            files changed, and predictions are remembered.
     """
     lines = []
     for split in ('train', 'validation'):
@@ -100,7 +101,7 @@ def compare_data(options: TrainOptions, now: dict[str, Any], saved: dict[str, An
         elif description['files'] != (before.get('files') or description['files']):
             lines.append(f'other names of files in the {split} data')
             if split == 'train' and remembers(options):
-                raise OptionError(f"--resume '{options.resume}': files of the train data were renamed or replaced, so "
+                raise OptionError(f"--resume '{options.resume}': files of the train data have other names, so "
                                   'remembered predictions would be taken for those of other images: restore the files, '
                                   'or start from the weights with --initial-checkpoint')
     return lines

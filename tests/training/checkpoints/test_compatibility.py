@@ -60,7 +60,7 @@ def test_a_renamed_file_is_logged_between_epochs_and_refused_with_remembered_pre
     training.train(parse_train_args([*argv, '--stop-epoch', '2']))
     assert 'other names of files' not in caplog.text  # the root does not matter
     (folder / 'train' / 'ant' / '000.jpg').rename(folder / 'train' / 'ant' / '099.jpg')
-    with pytest.raises(OptionError, match='files of the train data were renamed or replaced.* restore the files'):
+    with pytest.raises(OptionError, match='files of the train data have other names.* restore the files'):
         training.train(parse_train_args(remembering))
     training.train(parse_train_args(argv))
     assert re.search('Not as in the checkpoint: .*other names of files in the train data', caplog.text)
