@@ -18,7 +18,7 @@ _logger = logging.getLogger(__name__)
 class AgMaxTask(TrainingTask):
     """Train a classifier with AgMax. Replaces timm.task.ClassificationTask.
 
-    The model that is evaluated, averaged (EMA), exported and saved is the plain classifier. The Q-network is saved in a
+    The model that is evaluated, exported and saved is the plain classifier. The Q-network is saved in a
     checkpoint's `task_state`. Marginals are over the images of one forward pass on all ranks, or over groups of
     marginal_images. Under gradient accumulation, each batch of an update has its own marginals, and the loss is the
     mean over these batches. The agreement is then never below that of the whole update, because entropy is concave.

@@ -1,4 +1,4 @@
-"""Two views of an image: it is decoded once, and one random transform is applied twice."""
+"""Two views of an image: it is decoded once and transformed twice, at random."""
 import copy
 import logging
 from collections.abc import Callable, Iterable, Mapping
