@@ -66,7 +66,7 @@ def read_source(args: argparse.Namespace) -> 'SavedModel':
         return read_model(args.source, args.use_ema, which, args.model, args.num_classes, args.model_kwargs)
     if args.last:
         raise OptionError(f'--average {args.average} averages the best checkpoints: drop --last')
-    return average_models(args.source, args.average, args.use_ema, args.model)
+    return average_models(args.source, args.average, args.use_ema, args.model, args.num_classes, args.model_kwargs)
 
 
 def check_empty(folder: str) -> None:

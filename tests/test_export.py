@@ -274,6 +274,7 @@ def test_files_and_folders_with_files_are_not_overwritten(ema_run, tmp_path, cap
     (['{run}', '--average', 'two'], ['--average', 'two']),
     (['{run}', '--average', '2', '--last'], ['--average 2', '--last']),
     (['{run}/last.pth.tar', '--average', '2'], ['--average 2', 'last.pth.tar']),
+    (['{run}/last.pth.tar', '--last'], ['--last', 'last.pth.tar']),
     (['{run}', '--model', 'nothing'], ['nothing', '--model']),
     (['{run}', '--model', 'test_vit'], ['test_vit', 'missing', 'cls_token']),
     (['{run}/args.yaml'], ['args.yaml']),

@@ -28,7 +28,6 @@ import argparse
 import csv
 import math
 import os
-import time
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -188,7 +187,7 @@ def train(arm: Arm, images: Images, held_out: Images, seed: int, budget: float) 
         optimizer = torch.optim.SGD(step.parameters, lr=arm.rate, momentum=.9, nesterov=True, weight_decay=5e-4)
     n, epochs = len(images.labels), round(budget / arm.cost)
     per_epoch = n // arm.batch
-    updates, number, begun = epochs * per_epoch, 0, time.process_time()
+    updates, number = epochs * per_epoch, 0
     model.train()
     for _ in range(epochs):
         for indices in torch.randperm(n, generator=generator)[:per_epoch * arm.batch].view(-1, arm.batch):
@@ -202,8 +201,7 @@ def train(arm: Arm, images: Images, held_out: Images, seed: int, budget: float) 
             optimizer.step()
             number += 1
             step.updated(number)
-    cpu = time.process_time() - begun
-    return dict(epochs=epochs, updates=number, cpu_s=round(cpu, 1), **evaluate(model, held_out))
+    return dict(epochs=epochs, updates=number, **evaluate(model, held_out))
 
 
 @torch.inference_mode()
@@ -222,10 +220,12 @@ def rows_of(path: Path) -> list[dict]:
 
 
 def append(path: Path, row: dict) -> None:
-    new = not path.exists()
+    rows = rows_of(path)
+    if rows and list(rows[0]) != list(row):
+        raise SystemExit(f"'{path}' has other columns: name a new --csv")
     with path.open('a', newline='') as file:
         writer = csv.DictWriter(file, row, lineterminator='\n')
-        if new:
+        if not rows:
             writer.writeheader()
         writer.writerow(row)
         file.flush()

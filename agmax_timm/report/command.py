@@ -25,20 +25,23 @@ def main(argv: list[str] | None = None) -> None:
         if not os.path.exists(data) and '://' not in data:
             raise OptionError(f"'{data}': no such folder: give folders of runs, and then the folder of their data")
     how = dict(data_dir=data, device=args.device, workers=args.workers, use_ema=args.use_ema)
-    print(make_report(*folders, **how) if len(folders) == 1 else compare_runs(folders, args.output, **how))
+    if len(folders) == 1:
+        print(make_report(*folders, **how, path=args.output))
+    else:
+        print(compare_runs(folders, args.output or 'comparison.html', **how))
 
 
 def create_parser() -> Parser:
     parser = Parser(
         prog=PROG,
-        description="Evaluate the best weights of a run, and write report.html into its folder: metrics, settings, "
+        description="Evaluate the best weights of a run, and write a report into its folder: metrics, settings, "
                     'curves, views, classes, mistakes and calibration on a page that needs no other file. Several '
                     'runs: write a page that compares them.')
     parser.add_argument('folders', nargs='+', metavar='RUN_FOLDER',
                         help='folders of runs, with args.yaml and model_best.pth.tar; a last folder that is not a run '
                              'is that of their data (default: where it was)')
-    parser.add_argument('--output', default='comparison.html', metavar='FILE',
-                        help='page that compares several runs')
+    parser.add_argument('--output', metavar='FILE',
+                        help="page to write (default: report.html in the run's folder, comparison.html for several)")
     parser.add_argument('--device', default='cuda', help='device; the CPU is used without CUDA')
     parser.add_argument('-j', '--workers', type=int, metavar='N', help="loader processes (default: the run's)")
     add_weights_flags(parser)

@@ -44,8 +44,9 @@ def make_report(
         in_run: bool = False,
         on_batch: Callable[[], None] = lambda: None,
         use_ema: bool | None = None,
+        path: str | None = None,
 ) -> str:
-    """Write report.html into the folder of a run.
+    """Write the report of a run.
 
     Args:
         data_dir: Folder of the data; None for the run's own.
@@ -54,6 +55,7 @@ def make_report(
         in_run: Whether the caller is rank 0 of the run itself, whose device is already set up.
         on_batch: Called after each batch of the evaluation.
         use_ema: Whether to evaluate the EMA of the weights; None for the weights that the run ranked its epochs by.
+        path: Path of the page; None for report.html in the folder of the run.
 
     Returns:
         The path of the page.
@@ -66,7 +68,7 @@ def make_report(
     """
     run = read_run(run_dir, data_dir, use_ema)
     evaluation = evaluate_run(run, device, workers, in_run, on_batch)
-    path = os.path.join(run_dir, FILE)
+    path = path or os.path.join(run_dir, FILE)
     write_text(path, render(_collect(run, evaluation)))
     return path
 

@@ -131,7 +131,7 @@ def _cell(study: Study, levels: tuple[Level, Level, Level], output: str) -> Cell
 
 
 def _parse(study: Study, cell: Cell, data: str) -> TrainOptions:
-    """Parse and check the options of the first run of a cell as train.py does."""
+    """Parse and check the options of a cell as train.py does, with the largest seed."""
     stderr = io.StringIO()
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, 'options.yaml')
@@ -139,7 +139,7 @@ def _parse(study: Study, cell: Cell, data: str) -> TrainOptions:
             file.write(cell.recipe)
         try:
             with contextlib.redirect_stderr(stderr):
-                options = parse_train_args(_arguments(cell, study.seeds[0], data, path))
+                options = parse_train_args(_arguments(cell, max(study.seeds), data, path))
         except SystemExit:
             line = stderr.getvalue().strip().splitlines()[-1]
             message = line.partition('error: ')[2].removesuffix(' (--help lists all flags)')

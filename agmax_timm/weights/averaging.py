@@ -1,7 +1,8 @@
 """The mean of the best checkpoints of a run."""
+import math
 import os
+import re
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ import torch
 from ..base.errors import OptionError
 from ..base.safe_load import read_file
 from .checkpoint import choose_ema, metadata_in
+from .find import SUFFIX, checkpoint_names, newest_checkpoint
 from .saved_model import SavedModel, read_model
 
 
@@ -17,6 +19,8 @@ def average_models(
         count: int,
         use_ema: bool | None = False,
         architecture: str | None = None,
+        num_classes: int | None = None,
+        model_kwargs: dict[str, Any] | None = None,
 ) -> SavedModel:
     """Average the weights of the best checkpoints of a run in float64, as timm's avg_checkpoints.py does.
 
@@ -24,19 +28,20 @@ def average_models(
     taken from the best checkpoint. The mean was never evaluated, so it has no metrics.
 
     Args:
-        use_ema, architecture: See read_model.
+        use_ema, architecture, num_classes, model_kwargs: See read_model.
 
     Raises:
         CheckpointError: See read_model.
         OptionError: The folder is missing, it has fewer than `count` ranked checkpoints, or their models differ.
     """
     paths = best_checkpoints(run_dir, count)
-    best = read_model(paths[0], use_ema, architecture=architecture)
+    model = dict(architecture=architecture, num_classes=num_classes, model_kwargs=model_kwargs)
+    best = read_model(paths[0], use_ema, **model)
     use_ema = choose_ema(best.options, use_ema)
     sums = {name: value.to(torch.float64, copy=True) for name, value in best.state_dict.items()
             if value.is_floating_point()}
     for path in paths[1:]:
-        tensors = read_model(path, use_ema, architecture=architecture).state_dict
+        tensors = read_model(path, use_ema, **model).state_dict
         if _shapes(tensors) != _shapes(best.state_dict):
             raise OptionError(f"'{path}' is of another model than '{paths[0]}': their tensors differ")
         for name, total in sums.items():
@@ -52,6 +57,8 @@ def average_models(
 def best_checkpoints(run_dir: str, count: int) -> list[str]:
     """Return the paths of the `count` best `checkpoint-N` files of a run, best first. Of equal ones, the earlier epoch.
 
+    Files of an abandoned branch do not count, nor do epochs whose metric is NaN.
+
     Raises:
         CheckpointError: A checkpoint cannot be read.
         OptionError: See average_models.
@@ -60,15 +67,26 @@ def best_checkpoints(run_dir: str, count: int) -> list[str]:
         raise OptionError(f'--average must be 1 or more, got {count}')
     if not os.path.isdir(run_dir):
         raise OptionError(f"--average {count} needs the folder of a run, '{run_dir}' is not one")
-    ranked = []
-    for path in map(str, Path(run_dir).glob('checkpoint-*.pth.tar')):
-        checkpoint = read_file(path, mmap=True)
-        if checkpoint.get('metric') is not None:
-            cost = checkpoint['metric'] if _lower_is_better(checkpoint) else -checkpoint['metric']
-            ranked.append((cost, checkpoint['epoch'], path))
+    ranked = sorted(_costs(run_dir))
     if len(ranked) < count:
         raise OptionError(f"--average {count}: '{run_dir}' holds {len(ranked)} checkpoints with a metric")
-    return [path for _, _, path in sorted(ranked)[:count]]
+    return [os.path.join(run_dir, f'checkpoint-{epoch}{SUFFIX}') for _, epoch in ranked[:count]]
+
+
+def _costs(run_dir: str) -> list[tuple[float, int]]:
+    """Return the metric of each ranked `checkpoint-N` of a run, negated if higher is better, and its epoch."""
+    epochs = {name: int(epoch) for name in checkpoint_names(run_dir)
+              for epoch in re.findall(rf'^checkpoint-(\d+){re.escape(SUFFIX)}$', name)}
+    newest, _ = newest_checkpoint(run_dir)
+    current = read_file(newest, mmap=True) if newest else {}
+    if 'saver' in current:  # the ranking of the last branch
+        epoch, metric = current['saver']['pending']
+        metrics = {**dict(current['saver']['checkpoint_files']), f'checkpoint-{epoch}{SUFFIX}': metric}
+    else:
+        metrics = {name: read_file(os.path.join(run_dir, name), mmap=True).get('metric') for name in epochs}
+    sign = 1 if _lower_is_better(current) else -1
+    return [(sign * metric, epochs[name]) for name, metric in metrics.items()
+            if name in epochs and metric is not None and not math.isnan(metric)]
 
 
 def _lower_is_better(checkpoint: dict[str, Any]) -> bool:

@@ -13,7 +13,7 @@ from timm.models import clean_state_dict
 from timm.models._hub import load_model_config_from_path
 
 from ..base.class_labels import known_names
-from ..base.errors import CheckpointError
+from ..base.errors import CheckpointError, OptionError
 from ..base.licences import license_in_folder, license_name
 from ..base.safe_load import read_file
 from ..base.text import one_line
@@ -35,11 +35,18 @@ _NOT_OF_A_MODEL = ('pretrained', 'pretrained_cfg', 'pretrained_cfg_overlay', 'ch
 
 
 def find_file(path: str, which: str = 'best') -> str:
-    """Return the file to read: a run's 'best' or 'last' checkpoint, or the weights of a folder in timm's layout."""
-    if not os.path.isdir(path):
-        return path
+    """Return the file to read: a run's 'best' or 'last' checkpoint, or the weights of a folder in timm's layout.
+
+    Raises:
+        OptionError: The 'last' checkpoint is asked for, but the path is not the folder of a run.
+    """
     layout = [os.path.join(path, name) for name in _WEIGHTS if os.path.isfile(os.path.join(path, _CONFIG))]
-    return next(filter(os.path.isfile, layout), os.path.join(path, BEST if which == 'best' else 'last.pth.tar'))
+    file = path if not os.path.isdir(path) else next(filter(os.path.isfile, layout), None)
+    if file is None:
+        return os.path.join(path, BEST if which == 'best' else 'last.pth.tar')
+    if which == 'last' and os.path.exists(path):
+        raise OptionError(f"--last needs the folder of a run, '{path}' is not one: drop --last")
+    return file
 
 
 def choose_ema(options: dict[str, Any], use_ema: bool | None = None) -> bool:

@@ -399,8 +399,8 @@ def test_a_run_of_a_former_version_may_lack_options(run_copy):
     options = yaml.safe_load((run_copy / 'args.yaml').read_text())
     del options['no_pin_mem']
     (run_copy / 'args.yaml').write_text(yaml.safe_dump(options))
-    command.main([str(run_copy), '--device', 'cpu', '-j', '0'])
-    check_page((run_copy / 'report.html').read_text())
+    command.main([str(run_copy), '--device', 'cpu', '-j', '0', '--output', str(run_copy / 'page.html')])
+    check_page((run_copy / 'page.html').read_text())
 
 
 def test_data_may_be_in_another_folder(run_copy, photos, tmp_path, capsys):

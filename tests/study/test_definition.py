@@ -46,6 +46,7 @@ BAD = [
     (dict(methods={'a': {'mixup': -1.0}}), "'a': --mixup", '-1'),
     (dict(seeds=[]), 'seeds: expected a list', 'got []'),
     (dict(seeds=[1, 1]), 'seeds: 1 occurs twice', 'drop one'),
+    (dict(seeds=[0, 2 ** 32]), '--seed', '4294967296'),
     (dict(seeds=['x']), 'seeds: expected whole numbers', "'x'"),
     (dict(baseline='agmax'), "baseline: 'agmax' is not a method", 'did you mean AgMax?'),
     (dict(metric='top2'), 'metric: must be one of loss, top1, top5', "'top2'"),

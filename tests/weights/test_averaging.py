@@ -1,4 +1,5 @@
 """The mean of the best checkpoints of a run."""
+import shutil
 from argparse import Namespace
 
 import numpy as np
@@ -8,6 +9,8 @@ import timm
 import torch
 
 from agmax_timm import export
+from agmax_timm.base.errors import OptionError
+from agmax_timm.commands import train as train_cli
 from agmax_timm.weights import averaging
 from agmax_timm.weights.saved_model import read_model
 from tests.helpers.run_files import load, status_of
@@ -67,6 +70,25 @@ def test_checkpoints_with_the_lowest_loss_are_the_best(tmp_path):
 def test_of_equal_checkpoints_the_earlier_is_better(tmp_path):
     write_run(tmp_path / 'run', [1., 3., 3., 2.], eval_metric='top1')
     assert [path[-9] for path in averaging.best_checkpoints(str(tmp_path / 'run'), 4)] == ['1', '2', '3', '0']
+
+
+def test_an_epoch_whose_metric_is_nan_is_not_averaged(tmp_path):
+    write_run(tmp_path / 'run', [0.3, 0.5, float('nan'), 0.9], eval_metric='loss')
+    assert [path[-9] for path in averaging.best_checkpoints(str(tmp_path / 'run'), 3)] == ['0', '1', '3']
+    with pytest.raises(OptionError, match='3 checkpoints'):
+        averaging.best_checkpoints(str(tmp_path / 'run'), 4)
+
+
+def test_checkpoints_of_an_abandoned_branch_are_not_averaged(train_once, photos, tmp_path):
+    """The run goes back to its first epoch, and the new second epoch is its last. Two files of the old branch stay."""
+    run = shutil.copytree(train_once('--model', 'test_resnet', '--img-size', '32', '--epochs', '4'), tmp_path / 'run')
+    train_cli.main([str(photos), '--model', 'test_resnet', '--img-size', '32', '--num-classes', '3', '-b', '4',
+                    '-j', '0', '--warmup-epochs', '0', '--lr', '0.01', '--output', str(tmp_path), '--experiment', 'run',
+                    '--resume', str(run / 'checkpoint-0.pth.tar'), '--epochs', '2'])
+    assert sorted(path.name[11] for path in run.glob('checkpoint-*')) == ['0', '1', '2', '3']
+    assert sorted(path[-9] for path in averaging.best_checkpoints(str(run), 2)) == ['0', '1']
+    with pytest.raises(OptionError, match='2 checkpoints'):
+        averaging.best_checkpoints(str(run), 3)
 
 
 def test_a_run_without_validation_is_ranked_by_its_loss(train_once):
