@@ -1,5 +1,6 @@
 """The report command: python -m agmax_timm.report RUN_FOLDER ... [DATA]"""
 import os
+from typing import Any
 
 from ..base.command import command
 from ..base.command_line import Parser
@@ -24,7 +25,7 @@ def main(argv: list[str] | None = None) -> None:
         *folders, data = folders
         if not os.path.exists(data) and '://' not in data:
             raise OptionError(f"'{data}': no such folder: give folders of runs, and then the folder of their data")
-    how = dict(data_dir=data, device=args.device, workers=args.workers, use_ema=args.use_ema)
+    how: dict[str, Any] = dict(data_dir=data, device=args.device, workers=args.workers, use_ema=args.use_ema)
     if len(folders) == 1:
         print(make_report(*folders, **how, path=args.output))
     else:

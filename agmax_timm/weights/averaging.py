@@ -35,7 +35,7 @@ def average_models(
         OptionError: The folder is missing, it has fewer than `count` ranked checkpoints, or their models differ.
     """
     paths = best_checkpoints(run_dir, count)
-    model = dict(architecture=architecture, num_classes=num_classes, model_kwargs=model_kwargs)
+    model: dict[str, Any] = dict(architecture=architecture, num_classes=num_classes, model_kwargs=model_kwargs)
     best = read_model(paths[0], use_ema, **model)
     use_ema = choose_ema(best.options, use_ema)
     sums = {name: value.to(torch.float64, copy=True) for name, value in best.state_dict.items()
