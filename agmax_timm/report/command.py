@@ -27,7 +27,7 @@ def main(argv: list[str] | None = None) -> None:
             raise OptionError(f"'{data}': no such folder: give folders of runs, and then the folder of their data")
     how: dict[str, Any] = dict(data_dir=data, device=args.device, workers=args.workers, use_ema=args.use_ema)
     if len(folders) == 1:
-        print(make_report(*folders, **how, path=args.output))
+        print(make_report(folders[0], **how, path=args.output))
     else:
         print(compare_runs(folders, args.output or 'comparison.html', **how))
 
