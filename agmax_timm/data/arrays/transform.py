@@ -45,7 +45,7 @@ class ArrayTransform:
         self.steps = [on_arrays(step) for step in steps]
 
     def __call__(self, image: Image.Image | np.ndarray) -> torch.Tensor:
-        """Return a view [3, height, width], uint8, with channels last in memory.
+        """Return a view [3, height, width], uint8, with channels last, in memory that is not that of the image.
 
         Args:
             image: RGB image, or its pixels [H, W, 3], uint8.
@@ -53,7 +53,10 @@ class ArrayTransform:
         pixels = np.array(image) if isinstance(image, Image.Image) else image
         if pixels.ndim != 3 or pixels.shape[2] != 3:
             raise ValueError(f'images must be RGB, got pixels of {pixels.shape}: use augment_backend timm')
-        return torch.from_numpy(np.ascontiguousarray(in_turn(self.steps, pixels))).permute(2, 0, 1)
+        view = np.ascontiguousarray(in_turn(self.steps, pixels))
+        if np.may_share_memory(view, pixels):  # no step made new pixels
+            view = view.copy()  # timm mixes pairs of images in place
+        return torch.from_numpy(view).permute(2, 0, 1)
 
     def __repr__(self) -> str:
         return f'{type(self).__name__}({self.transform})'
@@ -139,7 +142,7 @@ def _apply(step: transforms.RandomApply, steps: Sequence[Step], pixels: np.ndarr
 
 
 def _resized_crop(step: RandomResizedCropAndInterpolation, modes: Sequence[str], pixels: np.ndarray) -> np.ndarray:
-    top, left, height, width = step.get_params(_planes(pixels), step.scale, step.ratio)
+    top, left, height, width = step.get_params(_without_data(pixels), step.scale, step.ratio)
     mode = random.choice(modes) if len(modes) > 1 else modes[0]
     return resize(pixels[top:top + height, left:left + width], step.size, mode)
 
@@ -147,7 +150,7 @@ def _resized_crop(step: RandomResizedCropAndInterpolation, modes: Sequence[str],
 def _pad_and_crop(step: transforms.RandomCrop, pixels: np.ndarray) -> np.ndarray:
     width, height = step.padding
     padded = cv2.copyMakeBorder(pixels, height, height, width, width, cv2.BORDER_CONSTANT)
-    top, left, rows, columns = step.get_params(_planes(padded), step.size)
+    top, left, rows, columns = step.get_params(_without_data(padded), step.size)
     return padded[top:top + rows, left:left + columns]
 
 
@@ -193,14 +196,16 @@ def resize(pixels: np.ndarray, size: tuple[int, int], mode: str) -> np.ndarray:
         return pixels
     if not pixels.size:  # a crop of less than half a pixel of a tiny image, which is black in PIL
         return np.zeros((*size, 3), np.uint8)
+    if not pixels.flags.writeable:  # torch would warn; it copies a crop that is not contiguous anyway
+        pixels = pixels.copy()
     # The batch dimension is added first, so that torch recognises channels last in memory and keeps that layout.
     planes = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2)
     return F.interpolate(planes, tuple(size), mode=mode, antialias=True)[0].permute(1, 2, 0).numpy()
 
 
-def _planes(pixels: np.ndarray) -> torch.Tensor:
-    """Convert pixels to a tensor [3, H, W] for get_params, which only uses the size."""
-    return torch.from_numpy(pixels).permute(2, 0, 1)
+def _without_data(pixels: np.ndarray) -> torch.Tensor:
+    """Return a tensor [3, H, W] for get_params, which only uses the size."""
+    return torch.empty(3, *pixels.shape[:2], device='meta')
 
 
 def _resize_name(mode: Any) -> str:

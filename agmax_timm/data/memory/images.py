@@ -48,14 +48,16 @@ class ImageMemory:
         return True
 
     def get(self, index: int) -> tuple[np.ndarray, int] | None:
-        """Return the pixels [H, W, C], which must not be changed, and the target. None if the image is not kept."""
+        """Return the pixels [H, W, C], which are read-only, and the target. None if the image is not kept."""
         return None if self._pixels is None or not self._shapes[index, 0] else self.get_kept(index)
 
     def get_kept(self, index: int) -> tuple[np.ndarray, int]:
         """Return the pixels and the target of an image that is kept, in a process that has the images."""
         assert self._pixels is not None
         start, shape = self._starts[index], self._shapes[index]
-        return self._pixels[start:start + shape.prod()].reshape(shape), int(self._targets[index])
+        pixels = self._pixels[start:start + shape.prod()].reshape(shape)
+        pixels.flags.writeable = False  # all workers share them
+        return pixels, int(self._targets[index])
 
     @property
     def common_shape(self) -> tuple[int, int, int] | None:

@@ -98,6 +98,16 @@ def test_the_same_random_state_gives_the_view_of_timm(photographs, memory_datase
     assert beyond <= share
 
 
+def test_a_view_shares_no_memory_with_its_image(memory_dataset):
+    """Also if the crop is the whole image and no step changes the pixels."""
+    dataset = memory_dataset([IMAGE] * 4)
+    create_train_loader(dataset, (3, *IMAGE.size[::-1]), 4, num_workers=0, device=CPU, augment_backend='timm',
+                        scale=(1., 1.), ratio=(IMAGE.width / IMAGE.height,) * 2, hflip=0., color_jitter=None)
+    pixels = np.array(IMAGE)
+    ArrayTransform(dataset.transform)(pixels).zero_()
+    assert np.array_equal(pixels, np.array(IMAGE))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize('height, width', [(1, 1), (1, 2), (2, 1)])
 @pytest.mark.parametrize('interpolation', ['bilinear', 'bicubic'])

@@ -12,6 +12,7 @@ from timm.utils import random_seed
 
 from agmax_timm import create_two_view_loader
 from agmax_timm.base.errors import DamagedError
+from agmax_timm.base.image_modes import MIXUP_MODES
 from agmax_timm.data.augmentation.mixup import TwoViewMixup
 from agmax_timm.data.loader import create_train_loader
 from agmax_timm.data.memory import images as memory
@@ -218,6 +219,34 @@ def test_batched_crops_are_mixed_as_other_batches(small, mixup):
     mixed, mixed_target = next(iter(loader))
     assert torch.equal(mixed_target, soft) and (mixed - expected).abs().max() <= 1
     assert not torch.equal(soft, soft.round())
+
+
+@pytest.mark.parametrize('two_views', [True, False])
+@pytest.mark.parametrize('mode', MIXUP_MODES)
+def test_mixing_whole_images_does_not_change_the_kept_ones(small, two_views, mode):
+    mixup = dict(mixup_alpha=0., cutmix_alpha=1., mode=mode, num_classes=3)
+    dataset, loader = small_loader(
+        small, two_views, mixup=mixup, train_crop_mode='rrc', scale=(1., 1.), ratio=(1., 1.))
+    before = [dataset.memory.get(index)[0].copy() for index in range(COUNT)]
+    known = {image[:, ::way].tobytes() for image in before for way in (1, -1)}
+    mixed = torch.cat([x for _ in range(3) for x, _ in loader]).permute(0, 2, 3, 1).byte().numpy()
+    assert sum(view.tobytes() in known for view in mixed) < len(mixed) / 2
+    assert all(np.array_equal(dataset.memory.get(index)[0], before[index]) for index in range(COUNT))
+
+
+def test_kept_images_are_read_only_without_a_warning(small, recwarn):
+    dataset, loader = small_loader(small, train_crop_mode='rrc', auto_augment='rand-m9')
+    for kept in (dataset.memory.get(0), dataset.memory.get_kept(0)):
+        with pytest.raises(ValueError, match='read-only'):
+            kept[0][...] = 0
+    always = torch.is_warn_always_enabled()
+    torch.set_warn_always(True)
+    try:
+        for _ in range(3):
+            list(loader)
+    finally:
+        torch.set_warn_always(always)
+    assert not [warning for warning in recwarn if 'not writable' in str(warning.message)]
 
 
 @pytest.mark.parametrize('kwargs', [
