@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from agmax_timm.base.errors import DataError
+from agmax_timm.base.errors import DamagedError, DataError
 from agmax_timm.commands import check_data as data_check
 from agmax_timm.commands import train as train_cli
 from agmax_timm.commands import validate as validate_cli
 from agmax_timm.data.sources.checks import check_classes, check_labels
 from agmax_timm.data.sources.dataset_factory import create_dataset
+from agmax_timm.data.sources.shards import open_dataset
 from tests.helpers.run_files import status_of
 
 
@@ -168,6 +169,32 @@ def test_undecodable_images_of_hugging_face_data_are_found(tmp_path, capsys):
             '--input-key', 'image', '--target-key', 'label']
     assert checked(tmp_path, *argv) == (1, [('train', f'sample {index}', 'not an image') for index in (0, 1)])
     assert 'train: 3 images, 2 classes, 1 to 2' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('image, name, reason', [
+    (None, 'sample {}', 'no image'), (dict(path=None, bytes=b''), 'sample {}', 'no image'),
+    (dict(path='gone.png', bytes=b''), 'gone.png', 'No such file or directory'),
+])
+def test_missing_images_of_hugging_face_data_are_damaged(image, name, reason, tmp_path):
+    """In hfds/, also the first one is replaced. hfids/ refuses it."""
+    parquet(tmp_path, [0, 1, 2], [image, image, Image.new('RGB', (8, 8))])
+    source = dict(root=str(tmp_path / 'cache'), split='train')
+    dataset = open_dataset(f'hfds/{tmp_path}/parquet', max_damaged=1., **source)
+    assert [dataset[index][1] for index in range(3)] == [2, 2, 2] and dataset.damage.indices() == [0, 1]
+    dataset = open_dataset(f'hfds/{tmp_path}/parquet', **source)
+    with pytest.raises(DamagedError, match=f"^'{name.format(1)}' cannot be decoded: {reason}: repair or remove it"):
+        dataset[1]
+    with pytest.raises(DamagedError, match="^'sample 0' cannot be decoded: no image: repair or remove it"):
+        open_dataset(f'hfids/{tmp_path}/parquet', num_samples=3, **source)
+    argv = ['--dataset', f'hfds/{tmp_path}/parquet', '--val-split', '', '--data-dir', str(tmp_path / 'cache')]
+    assert checked(tmp_path, *argv) == (1, [('train', name.format(index), reason) for index in (0, 1)])
+
+
+def test_an_error_in_a_valid_sample_of_hugging_face_data_is_not_damage(tmp_path, monkeypatch):
+    dataset = parquet(tmp_path, [0, 1])
+    monkeypatch.setattr(dataset.reader, '_get_target', lambda item: item + 1)
+    with pytest.raises(TypeError, match='unsupported operand'):
+        dataset[1]
 
 
 def test_negative_numbers_in_a_class_map_are_refused(data):

@@ -101,13 +101,14 @@ def parquet(tmp_path):
 
 
 def test_fields_of_the_readers_of_hugging_face_data(parquet, tmp_path):
-    """hfds/ and hfids/: data/sources/labels.py checks a column of labels, shards.py counts shards, and classes.py names
-    classes, by these fields of timm's readers and of datasets."""
+    """hfds/ and hfids/: data/sources/labels.py checks a column of labels, shards.py counts shards, classes.py names
+    classes, and decoding.py finds missing images, by these fields of timm's readers and of datasets."""
     kwargs = dict(root=str(tmp_path / 'cache'), split='train', input_key='image', target_key='label')
     reader = create_dataset(f'hfds/{parquet}', **kwargs).reader
     assert (reader.label_key, reader.split, reader.remap_class) == ('label', 'train', False)
     assert reader.class_to_idx == {'ant': 0, 'bee': 1} and reader._source_names == {0: 'ant', 1: 'bee'}
     assert remap_target(1, {'bee': 5}, reader._source_names) == 5
+    assert reader.dataset[0][reader.image_key].keys() == {'bytes', 'path'}
     column = reader.dataset.with_format('arrow')['label']
     assert column.null_count == 0 and str(column.type) == 'int64'
     assert list(reader.dataset.select_columns(['label'])) == [{'label': 0}, {'label': 1}]

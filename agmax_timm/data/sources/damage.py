@@ -1,5 +1,6 @@
 """Records of samples that cannot be decoded, shared by the main process and the loader workers."""
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import torch
@@ -8,6 +9,15 @@ import torch.distributed as dist
 from ...base.distributed import is_distributed
 from ...base.errors import DamagedError
 from ...base.text import quoted
+
+
+def path_of(reader: Any, index: int) -> str:
+    """Return the path of a sample, its name in a tar file, or its number if it has no name."""
+    try:
+        path = reader.filename(index, absolute=True)
+    except TypeError:  # of timm's reader of hfds/, if the image is missing
+        path = None
+    return path or f'sample {index}'
 
 
 class Damage:
@@ -85,5 +95,4 @@ class Damage:
             self.flags |= flags.cpu()
 
     def path(self, index: int) -> str:
-        """Return the path of a sample, its name in a tar file, or its number if it has no name."""
-        return self.reader.filename(index, absolute=True) or f'sample {index}'
+        return path_of(self.reader, index)

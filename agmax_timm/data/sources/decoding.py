@@ -91,6 +91,21 @@ def has_16_bits(image: Image.Image) -> bool:
     return image.mode.startswith('I;16') or (image.mode == 'I' and image.format in ('PNG', 'PPM'))
 
 
+def read_sample(reader: Any, index: int) -> tuple[Any, ...]:
+    """Return the open file of a sample, its target and its features, from a reader of timm.
+
+    Raises:
+        UndecodableError: The image of a sample of hfds/ is missing or empty.
+        OSError, tarfile.TarError: The file cannot be opened.
+    """
+    try:
+        return reader[index]
+    except (AssertionError, TypeError) as error:
+        if hasattr(reader, 'image_key') and not any((reader.dataset[index][reader.image_key] or {}).values()):
+            raise UndecodableError('no image') from error
+        raise
+
+
 class DecodedDataset(ImageDataset):
     """timm's ImageDataset with decode(), and with Damage in place of timm's ten silent retries.
 
@@ -160,7 +175,7 @@ class DecodedDataset(ImageDataset):
                 return Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels), target
             return pixels, target
         try:
-            file, *rest = self.reader[index]
+            file, *rest = read_sample(self.reader, index)
             if self.load_bytes:
                 return file.read(), *rest
             return self.decode(file, self.input_img_mode, self.exif_orientation), *rest
@@ -193,10 +208,14 @@ class ConvertedIterable(IterableImageDataset):
                 image, label = next(samples)
             except StopIteration:
                 return
+            except UnidentifiedImageError:
+                image = None
             except KeyError as error:
                 if not self.remaps:
                     raise
                 raise label_error(f'sample {number}', error.args[0], NO_CLASS_OF_MAP) from error
+            if image is None:  # as in an empty row of hfids/
+                raise DamagedError(f"'sample {number}' cannot be decoded: no image: repair or remove it")
             turn = turn_of(image) if self.exif_orientation else None
             image = convert(image, self.input_img_mode) if self.input_img_mode else image
             image = image if turn is None else image.transpose(turn)

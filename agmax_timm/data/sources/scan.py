@@ -13,7 +13,8 @@ import numpy as np
 from timm.data.readers.reader import Reader
 from torch.utils.data import DataLoader, Dataset
 
-from .decoding import UndecodableError, decode, reason_of, turn_of
+from .damage import path_of
+from .decoding import UndecodableError, decode, read_sample, reason_of, turn_of
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class ScanDataset(Dataset):
     def __getitem__(self, index: int) -> Finding:
         target, digest = None, bytes(16)
         try:
-            file, target, *_ = self.reader[index]
+            file, target, *_ = read_sample(self.reader, index)
             with closing(file):
                 content = file.read()
             digest = hashlib.blake2b(content, digest_size=16).digest()
@@ -93,7 +94,7 @@ class Inventory:
         return np.frombuffer(bytes(self._digests), np.uint64).reshape(-1, 2)
 
     def path(self, index: int) -> str:
-        return self.reader.filename(index, absolute=True) or f'sample {index}'
+        return path_of(self.reader, index)
 
 
 class Duplicate(NamedTuple):

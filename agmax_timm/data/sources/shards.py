@@ -11,6 +11,7 @@ import random
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from http.client import HTTPException
 from importlib.util import find_spec
@@ -24,8 +25,9 @@ from timm.data import IterableImageDataset
 from torch.utils.data import Dataset
 
 from ...base.distributed import is_distributed, is_primary
-from ...base.errors import DataError, LabelError
+from ...base.errors import DataError, SampleError
 from .dataset_factory import create_dataset
+from .decoding import UndecodableError, read_sample
 
 _logger = logging.getLogger(__name__)
 
@@ -176,7 +178,8 @@ def _check_first_sample(dataset: Any, where: str) -> None:
     reader = dataset.reader
     try:
         if not isinstance(dataset, IterableImageDataset):
-            reader[0]
+            with suppress(UndecodableError, OSError):  # --max-damaged decides about damaged images
+                read_sample(reader, 0)
             return
         reader.dist_rank, reader.dist_num_replicas = 0, 1
         if _in_shards(reader):
@@ -184,7 +187,7 @@ def _check_first_sample(dataset: Any, where: str) -> None:
         next(iter(dataset))
     except StopIteration:
         raise DataError(f'{where} cannot be read, see the warnings above: check --input-key, --target-key') from None
-    except LabelError:
+    except SampleError:
         raise
     except Exception as error:  # a missing key can make timm raise anything
         raise DataError(f'{where} cannot be read: {error}: check split, --input-key, --target-key') from error
