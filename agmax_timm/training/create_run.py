@@ -287,8 +287,7 @@ def _restore(
     if resumed.exact:
         position, losses = state.load_state_dict(resumed.state, resumed.same_schedule)
         if checkpoints.damage is not None:
-            count = len(state.loader.dataset)
-            checkpoints.damage.restore(i for i in resumed.state['damaged'] if i < count)
+            checkpoints.damage.restore(resumed.state['damaged'])
     elif resumed.state:
         resumed.keep_history(state, position)
     return position, losses, done_updates

@@ -8,6 +8,7 @@ import torch
 
 from agmax_timm.base.errors import DamagedError, LabelError
 from agmax_timm.commands import train as train_cli
+from agmax_timm.data.sources.decoding import damage_of
 from agmax_timm.options.parse import parse_train_args
 from agmax_timm.training import epochs
 from agmax_timm.training import run as training
@@ -154,6 +155,18 @@ def test_too_many_damaged_training_images_lose_no_update(photos, tmp_path, capsy
     assert [path.name for path in (tmp_path / 'run').glob('recovery-0-*.pth.tar')]
     train_cli.main([*run, '--max-damaged', '1'])
     assert_equal(outcome(tmp_path / 'run'), outcome(tmp_path / 'whole'))
+
+
+def test_damaged_images_that_are_found_after_the_last_update_lose_no_epoch(argv, tmp_path, capsys, caplog, monkeypatch):
+    """With --use-multi-epochs-loader, workers load the next epoch before this one ends."""
+    finish = loop._finish
+
+    def find_damage(step, loader, *args):
+        damage_of(loader.dataset).flags[:3] = 1
+        finish(step, loader, *args)
+    monkeypatch.setattr(loop, '_finish', find_damage)
+    assert '3 of 12 samples' in fail([*argv, '--max-damaged', '0.1'], capsys, status=2)
+    assert SAVED.search(caplog.text)[1] == '0' and [*(tmp_path / 'run').glob('recovery-0-*.pth.tar')]
 
 
 def test_repaired_training_images_no_longer_count_as_damaged(photos, tmp_path, capsys):

@@ -66,7 +66,11 @@ class Damage:
     def too_many(self) -> bool:
         """Whether more samples are damaged than max_share allows."""
         # Called after each update. Usually no sample is damaged, and any() takes 0.1 ms for a million samples.
-        return bool(self.flags.any()) and self.count() > (self.max_share or 0) * len(self.flags)
+        return bool(self.flags.any()) and self.count() > self._most
+
+    @property
+    def _most(self) -> float:
+        return (self.max_share or 0) * len(self.flags)
 
     def count(self) -> int:
         return int(np.count_nonzero(self.flags.numpy()))  # torch's sum takes 7 times as long
@@ -76,8 +80,11 @@ class Damage:
         return self.flags.nonzero().flatten().tolist()
 
     def restore(self, indices: Iterable[int]) -> None:
-        """Mark the damaged samples of a resumed run. If they were too many, mark none: they may be repaired now."""
-        self.flags[torch.tensor(list(indices), dtype=torch.long)] = 1
+        """Mark the damaged samples of a resumed run. If they were too many, mark none: they may be repaired now.
+
+        Indices beyond the data are ignored: it may have fewer samples now.
+        """
+        self.flags[[index for index in indices if index < len(self.flags)]] = 1
         if self.too_many:
             self.flags.zero_()
 
@@ -87,12 +94,17 @@ class Damage:
         self._reported |= new
         return new.nonzero().flatten().tolist()
 
-    def gather(self, device: torch.device) -> None:
-        """Combine the flags of all ranks, a collective on the device of the process group's backend."""
+    def gather(self, device: torch.device) -> bool:
+        """Combine the flags of all ranks, a collective on the device of the process group's backend.
+
+        Returns:
+            Whether too many samples are damaged: the same on every rank, also if workers find more in the meantime.
+        """
+        flags = self.flags.to(device, copy=True)
         if is_distributed():
-            flags = self.flags.to(device, copy=True)
             dist.all_reduce(flags, dist.ReduceOp.MAX)
             self.flags |= flags.cpu()
+        return flags.sum().item() > self._most
 
     def path(self, index: int) -> str:
         return path_of(self.reader, index)

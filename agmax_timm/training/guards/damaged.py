@@ -36,7 +36,7 @@ class DamageLog:
         """
         if self.damage is None:
             return
-        self.damage.gather(self.device)
+        too_many = self.damage.gather(self.device)
         new = self.damage.take_new()
         if new and self.path:
             self.reasons.update((index, why_undecodable(self.damage.path(index))) for index in new)
@@ -44,7 +44,8 @@ class DamageLog:
             with tolerated(self.path), open(self.path, 'w', newline='', errors='surrogateescape') as f:
                 write_rows(f, [{'path': self.damage.path(index), 'reason': self.reasons[index]}
                                for index in sorted(self.reasons)])
-        self.damage.check()
+        if too_many:
+            self.damage.check()
 
     def at_end(self) -> None:
         """List all damaged samples in the last lines of the log."""

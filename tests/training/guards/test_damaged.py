@@ -17,6 +17,7 @@ from agmax_timm.data.sources.dataset_factory import create_dataset
 from agmax_timm.training.guards import damaged
 from agmax_timm.training.guards.damaged import DamageLog
 from agmax_timm.training.output import log
+from tests.helpers.run_files import load
 
 NAFLEX = ['--model', 'naflexvit_base_patch16_gap', '--model-kwargs', 'embed_dim=16', 'depth=1', 'num_heads=2',
           '--naflex-loader', '--naflex-max-seq-len', '9']
@@ -155,6 +156,29 @@ def test_two_ranks_share_their_damage_and_end_together(data):
     assert [process.exitcode for process in ranks] == [0, 0]
     for rank in range(2):
         assert (data / f'rank{rank}').read_text().startswith('[0, 10] 2 of 12 samples')
+
+
+def test_damage_found_after_the_ranks_agreed_does_not_end_one_of_them(data, monkeypatch):
+    damage_log = DamageLog(create_dataset('', str(data), 'train', max_damaged=0.1), torch.device('cpu'))
+    damage = damage_log.damage
+    damage.record(0, 'x')
+    monkeypatch.setattr(damage, 'take_new', lambda: damage.flags.fill_(1).tolist())  # as a worker may do
+    damage_log.after_epoch()
+    assert damage.too_many
+    with pytest.raises(DamagedError, match='12 of 12 samples'):
+        damage_log.after_epoch()
+
+
+def test_a_resumed_naflex_run_remembers_all_damaged_images(data):
+    """Also those with a higher index than the run has batches. The image is repaired, so it is not found again."""
+    path = data / 'train' / 'cat' / '011.jpg'
+    content = path.read_bytes()
+    path.write_bytes(b'')
+    argv = flags(data, '-b', '8', '--max-damaged', '1', '--resume', 'auto', *NAFLEX, '--naflex-train-seq-lens', '4')
+    for more in (['--stop-epoch', '1'], []):
+        train_cli.main([*argv, *more])
+        assert load(data.parent / 'run' / 'last.pth.tar')['agmax_state']['damaged'] == [11]
+        path.write_bytes(content)
 
 
 def test_data_sets_without_damage_records_are_accepted(memory_dataset):
