@@ -178,9 +178,12 @@ def _check_first_sample(dataset: Any, where: str) -> None:
     reader = dataset.reader
     try:
         if not isinstance(dataset, IterableImageDataset):
-            with suppress(UndecodableError, OSError):  # --max-damaged decides about damaged images
+            with suppress(UndecodableError, OSError):
                 read_sample(reader, 0)
-            return
+                return
+            if any(row[reader.image_key] for row in reader.dataset.select_columns([reader.image_key])):
+                return  # the first image is damaged, and --max-damaged decides
+            raise ValueError('there are no images')  # of --input-key: timm adds a missing column
         reader.dist_rank, reader.dist_num_replicas = 0, 1
         if _in_shards(reader):
             reader.split_info = replace(reader.split_info, filenames=tuple(reader.split_info.filenames[:1]))
