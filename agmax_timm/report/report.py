@@ -126,6 +126,11 @@ def training_views(
     return shown
 
 
+def _trained(spent: dict[str, str]) -> str:
+    speed = f", with {spent['images/s']} images/s in the last epoch" if 'images/s' in spent else ''
+    return f"Trained in {spent['wall time']} on {spent['device']}{speed}, until {spent['date']}."
+
+
 def _collect(run: ReportedRun, evaluation: RunResults | None) -> Report:
     """Gather the content of the page."""
     saved, dataset = run.options, dataset_of(run.options)
@@ -135,8 +140,7 @@ def _collect(run: ReportedRun, evaluation: RunResults | None) -> Report:
               f"{', with AgMax' if saved['agmax'] else ''}"
               f"{', with remembered predictions' if saved.get('agmax_teacher') == 'memory' else ''}"
               f", {saved['epochs']} epochs, counted from 0.",
-        trained=('Trained in {wall time} on {device}, with {images/s} images/s in the last epoch, until {date}.'
-                 .format_map(run.spent) if run.spent else ''),
+        trained=_trained(run.spent) if run.spent else '',
         headline=_headline(run, evaluation) if evaluation else [],
         notes=_notes(run, evaluation) if evaluation else ['The run has no validation data: nothing was evaluated.'],
         command=train_command(run.given, saved.get('world_size') or 1),

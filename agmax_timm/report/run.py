@@ -66,8 +66,9 @@ class ReportedRun:
     def spent(self) -> dict[str, str]:
         """Time, speed, device and date of the run by title; empty if they are not known."""
         cost = self.cost
+        known = cost.get('images_per_second')  # 0 if no batch was left after a resume
         return cost and {
-            'wall time': tqdm.format_interval(cost['seconds']), 'images/s': f"{cost['images_per_second']:.0f}",
+            'wall time': tqdm.format_interval(cost['seconds']), **({'images/s': f'{known:.0f}'} if known else {}),
             'device': cost['device'], 'date': cost['date']}
 
 

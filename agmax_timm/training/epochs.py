@@ -128,9 +128,10 @@ class Epochs:
 
         step = Step(run, run.finite_check, run.on_broken, loaders.build_loss_scale(options, run.loader_train))
         try:
-            metrics, run.state.images_per_second = train_one_epoch(
+            metrics, speed = train_one_epoch(
                 position.epoch, step, run.loader_train, run.scheduler, self._on_log, on_update, losses,
                 position.batch, run.updates_per_epoch)
+            run.state.images_per_second = speed or run.state.images_per_second  # 0 if no batch was left
         except LabelError:
             if updated and not is_distributed():  # other ranks are in a collective and cannot save
                 self.checkpoints.save_within(Position(position.epoch, updated), losses)

@@ -102,7 +102,7 @@ def _log_end(run: TrainingRun, results: list[dict[str, Any]]) -> None:
         f'{saver.best_metric:.6g} (epoch {saver.best_epoch}): {run.metric_name}{weights} {measured}')
     _logger.info(f'*** Best metric: {best}')
     _logger.info(f'Folder: {folder}')
-    _logger.info(f'Time: {tqdm.format_interval(state.seconds)}, {state.images_per_second:.0f} images/s in the last '
-                 'epoch')
+    speed = f', {state.images_per_second:.0f} images/s in the last epoch' if state.images_per_second else ''
+    _logger.info(f'Time: {tqdm.format_interval(state.seconds)}{speed}')
     _logger.info(f'Report: python -m agmax_timm.report {folder}')
     _logger.info(f'Predict: python -m agmax_timm.predict {folder} IMAGES')

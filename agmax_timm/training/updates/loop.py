@@ -71,7 +71,7 @@ def train_one_epoch(
         updates_per_epoch: Number of updates of a whole epoch, if the loader has another number.
 
     Returns:
-        Mean losses by name, 'loss' first, then its parts; images of all ranks per second.
+        Mean losses by name, 'loss' first, then its parts; images of all ranks per second, 0 if no batch was left.
 
     Raises:
         NonFiniteError: At the next log interval after a loss that is NaN or infinite.

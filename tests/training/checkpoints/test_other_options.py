@@ -2,6 +2,7 @@
 import csv
 import itertools
 import os
+import re
 from dataclasses import replace
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from agmax_timm.base import atomic_write
 from agmax_timm.base.signals import Interrupted
 from agmax_timm.options.parse import parse_train_args
+from agmax_timm.report.run import read_run
 from agmax_timm.training import epochs
 from agmax_timm.training import run as training
 from agmax_timm.training.updates.finite_check import FiniteCheck
@@ -54,6 +56,21 @@ def test_an_epoch_can_be_completed_with_larger_batches(train):
     """12 images: one batch of 2 is trained. Two batches of 4 remain, and 2 images that fill none."""
     train('--epochs', 1, looks=0)
     assert len(rows_of(train('--epochs', 1, '-b', 4))) == 1
+
+
+@pytest.mark.parametrize('epochs, looks', [(1, 5), (2, 17)])
+def test_the_speed_of_the_epoch_before_stays_if_no_batch_is_left(train, caplog, epochs, looks):
+    """The run stops after the last update: 6 looks in training, 6 in evaluation. In the first epoch none is known."""
+    train('--epochs', epochs, looks=looks)
+    folder = train('--epochs', epochs)
+    path, = folder.glob('recovery-*')
+    saved, last = (load(file)['agmax_state'] for file in (path, folder / 'last.pth.tar'))
+    known = saved['cost']['images_per_second']
+    assert (saved['position']['epoch'], saved['position']['batch']) == (epochs - 1, 6) and (known > 0) is (epochs == 2)
+    assert last['cost']['images_per_second'] == known
+    spent = [record.getMessage() for record in caplog.records][-3]
+    assert re.fullmatch(r'Time: \d\d:\d\d' + (f', {known:.0f} images/s in the last epoch' if known else ''), spent)
+    assert read_run(str(folder), None, None).spent.get('images/s') == (f'{known:.0f}' if known else None)
 
 
 def test_a_broken_first_update_does_not_prevent_saving(train, monkeypatch):
