@@ -1,6 +1,7 @@
 """Log lines, progress bar, summary.csv and curves.png of a run."""
 import csv
 import logging
+import math
 import sys
 import time
 from collections.abc import Iterator
@@ -159,7 +160,11 @@ def _title(name: str) -> str:
 
 
 def best_last(results: list[dict[str, Any]], metric: str, decreasing: bool) -> list[dict[str, Any]]:
-    """Return the ten best epochs that have the metric, as timm prints them after --result: the best one is last."""
+    """Return the ten best epochs that have the metric, as timm prints them after --result: the best one is last.
+
+    NaN ranks below every number.
+    """
     values = [(result.get('validation', result['train']).get(metric), result) for result in results]
-    ranked = sorted((pair for pair in values if pair[0] is not None), key=lambda pair: pair[0], reverse=decreasing)
+    ranked = sorted((pair for pair in values if pair[0] is not None),
+                    key=lambda pair: (not math.isnan(pair[0]), -pair[0] if decreasing else pair[0]))
     return [result for _, result in ranked[-10:]]

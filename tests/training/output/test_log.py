@@ -1,5 +1,6 @@
 """The log of a run: remaining time, a progress bar on a terminal, lines in a file, curves."""
 import io
+import math
 import re
 import sys
 
@@ -55,6 +56,15 @@ def test_a_terminal_shows_a_bar_instead_of_lines_of_updates(run, monkeypatch):
     shown = sys.stderr.getvalue()
     assert 'Train: 0 [' in log and 'Train: 0 [' not in shown and not CONTROL.search(log)
     assert '\r' in shown and 'Epoch 0/1' in shown and '6/6 [' in shown and 'Test 0: Loss' in shown
+
+
+@pytest.mark.parametrize('decreasing, order', [(True, [2, 0, 3, 1]), (False, [2, 1, 3, 0])])
+def test_the_best_result_is_last_and_nan_is_the_worst(decreasing, order):
+    results = [{'epoch': epoch, 'train': {}, 'validation': {'loss': loss}}
+               for epoch, loss in enumerate([3., 1., math.nan, 2.])]
+    assert [result['epoch'] for result in run_log.best_last(results, 'loss', decreasing)] == order
+    many = [*results[:2], *(results[2:3] * 10), results[3]]
+    assert run_log.best_last(many, 'loss', decreasing)[-3:] == [results[number] for number in order[1:]]
 
 
 def read(tmp_path, text):
