@@ -167,15 +167,17 @@ def open_output(run: TrainingRun, given: TrainOptions) -> tracking.Trackers:
     """
     options, checkpoints, resumed = run.options, run.checkpoints, run.resumed
     branch = run_folder.branch_to_write(options, given.resume == 'auto', resumed.state)
-    checkpoints.constants = {'data': run.data, 'line': branch}
     output_dir, log = run_folder.open_folder(
-        options, replace(given, smoothing=options.smoothing), run.data_config['input_size'][-1],
-        resumed.state if resumed.exact else {})
+        options, run.data_config['input_size'][-1], resumed.state if resumed.exact else {})
+    same_folder = run_folder.resumes_in(options, output_dir)
+    if same_folder and not resumed.state:
+        run.state.history.rows = run_folder.take_over(output_dir, run.position.epoch)
+    run_folder.write_args(output_dir, replace(given, smoothing=options.smoothing))
     checkpoints.output_dir, checkpoints.log_position = output_dir, log.position
     checkpoints.saver = checkpoints.create_saver(output_dir, run.metadata, run.decreasing)
-    same_folder = run_folder.resumes_in(options, output_dir)
     if same_folder:
         checkpoints.saver.load_state_dict_from_checkpoint(options.resume)
+    checkpoints.constants = {'data': run.data, 'line': branch}
     trackers = tracking.Trackers(
         options, output_dir, run.updates_per_epoch, run.done_updates, run.state.history.rows, same_folder)
     if run.position.epoch < run.stop_epoch:

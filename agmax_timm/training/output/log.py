@@ -2,6 +2,7 @@
 import csv
 import logging
 import math
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -109,6 +110,33 @@ def write_summary(path: str, rows: list[dict[str, Any]]) -> None:
     """Replace summary.csv atomically. Columns are in the order of their first use; a missing value is empty."""
     with atomic_write.replacing(path, 'w', newline='') as f:
         write_rows(f, rows)
+
+
+def read_rows(path: str) -> list[dict[str, Any]]:
+    """Return the rows of a summary.csv, with a warning about lines that are no rows of numbers.
+
+    timm's script may repeat the header and epochs when it continues a run. The last row of an epoch counts.
+    """
+    names: list[str] = []
+    rows: dict[int, dict[str, Any]] = {}
+    damaged, lines = 0, []
+    if os.path.isfile(path):
+        with open(path, encoding='utf-8-sig', errors='replace') as f:
+            lines = f.read().splitlines()
+    for line in filter(None, lines):
+        try:
+            cells = next(csv.reader([line]))
+            if 'epoch' in cells:
+                names = cells
+                continue
+            row = dict(zip(names, cells, strict=True))
+            epoch = int(row.pop('epoch'))
+            rows[epoch] = {'epoch': epoch, **{name: float(value) for name, value in row.items() if value}}
+        except (ValueError, csv.Error):
+            damaged += 1
+    if damaged:
+        _logger.warning(f"'{path}': lines that are no row of an epoch are left out of the new file: {damaged}")
+    return list(rows.values())
 
 
 def plot_curves(summary_path: str, output_path: str) -> None:

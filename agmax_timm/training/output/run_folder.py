@@ -1,5 +1,6 @@
 """The folder of a run: its name, its files about the run, and resuming in it."""
 import errno
+import filecmp
 import logging
 import os
 import tempfile
@@ -7,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime
+from itertools import count
 from typing import Any
 
 import yaml
@@ -21,7 +23,7 @@ from ...options.model import TrainModel
 from ...options.parsers import TrainOptions
 from ...options.run import Run
 from ...weights.find import checkpoint_names, newest_checkpoint, next_branch
-from .log import write_summary
+from .log import read_rows, write_summary
 from .log_file import LogFile, log_to_file
 
 try:
@@ -139,16 +141,14 @@ def check_same_start(options: Run, resume_epoch: int | None) -> None:
 
 def open_folder(
         options: TrainOptions,
-        given: TrainOptions,
         img_size: int,
         restored: dict[str, Any],
 ) -> tuple[str, LogFile]:
-    """Create the folder of a run with timm's name, or open it again, and write args.yaml and train.log in it.
+    """Create the folder of a run with timm's name, or open it again, and begin train.log in it.
 
     If a run resumes in its own folder, the log and the summary are cut to those of its checkpoint.
 
     Args:
-        given: Options of the user, before anything was resolved.
         img_size: Side of the input in pixels, for the name.
         restored: State of the checkpoint that is restored, empty if there is none.
 
@@ -167,10 +167,51 @@ def open_folder(
             atomic_write.truncate(log_path, restored['log'])
             if restored['rows']:
                 write_summary(summary_path(folder), restored['rows'])
-        log = log_to_file(log_path)
-        with atomic_write.replacing(os.path.join(folder, 'args.yaml'), 'w') as f:
-            yaml.safe_dump(values(given), f, default_flow_style=False)
-    return folder, log
+        return folder, log_to_file(log_path)
+
+
+def write_args(folder: str, given: TrainOptions) -> None:
+    """Write args.yaml.
+
+    Args:
+        given: Options of the user, before anything was resolved.
+
+    Raises:
+        OptionError: The file cannot be written.
+    """
+    with writing(folder), atomic_write.replacing(os.path.join(folder, 'args.yaml'), 'w') as f:
+        yaml.safe_dump(values(given), f, default_flow_style=False)
+
+
+def take_over(folder: str, epoch: int) -> list[dict[str, Any]]:
+    """Prepare the folder of a run that timm's script or an early version began: its checkpoint has no history.
+
+    Its args.yaml and summary.csv are kept under other names. The new summary.csv has the epochs before `epoch`.
+
+    Returns:
+        The rows of the new summary.csv.
+
+    Raises:
+        OptionError: A file cannot be written.
+    """
+    with writing(folder):
+        for path in filter(os.path.isfile, (os.path.join(folder, 'args.yaml'), summary_path(folder))):
+            _keep(path)
+        rows = [row for row in read_rows(summary_path(folder)) if row['epoch'] < epoch]
+        if rows:
+            write_summary(summary_path(folder), rows)
+    return rows
+
+
+def _keep(path: str) -> None:
+    """Keep a file under another name, unless a former copy has the same content."""
+    for copy in (f'{path}.{number}' for number in count(1)):
+        if not os.path.exists(copy):
+            atomic_write.link(path, copy)
+            _logger.info(f"'{path}' of the run so far is kept as '{copy}'")
+            return
+        if filecmp.cmp(path, copy, shallow=False):
+            return
 
 
 def resumes_in(options: TrainModel, folder: str) -> bool:

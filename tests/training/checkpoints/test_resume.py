@@ -125,6 +125,48 @@ def test_a_recovery_file_does_not_skip_the_rest_of_its_epoch(train, tmp_path, ca
     assert 'written within epoch 1' in caplog.text and 'holds no random state' in caplog.text
 
 
+def as_of_timm(folder, summary):
+    """Turn the folder of a run into one whose checkpoint holds no state. Return its files by name."""
+    checkpoint = load(folder / 'last.pth.tar')
+    del checkpoint['agmax_state']
+    torch.save(checkpoint, folder / 'last.pth.tar')
+    (folder / 'summary.csv').write_bytes(summary)
+    (folder / 'args.yaml').write_text('model: test_resnet\nfrom_timm: true\n')
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_the_summary_of_timms_script_continues_and_its_files_are_kept(train, tmp_path, caplog):
+    """Its runs append to the file when they continue: the header and the second epoch come twice."""
+    folder, flags = tmp_path / 'run', ('--epochs', '3', '--resume', str(tmp_path / 'run' / 'last.pth.tar'))
+    train('--epochs', '3', '--stop-epoch', '2')
+    before = as_of_timm(folder, b'epoch,train_loss,eval_loss,eval_extra,lr\r\n'
+                                b'0,1.5,1.25,7.5,0.05\r\n1,9.0,9.0,9.0,0.5\r\n'
+                                b'epoch,train_loss,eval_loss,eval_extra,lr\r\n'
+                                b'1,1.25,1.0,,0.025\r\n2,0.5,0.5,9.0,0.0\r\n3,0.2')
+    train(*flags)
+    for name in ('summary.csv', 'args.yaml'):
+        assert (folder / f'{name}.1').read_bytes() == before[name]
+    assert 'from_timm' not in yaml.safe_load((folder / 'args.yaml').read_text())
+    assert "summary.csv': lines that are no row of an epoch are left out of the new file: 1" in caplog.text
+    with open(folder / 'summary.csv', newline='') as f:
+        header, *rows, ours = list(csv.reader(f))
+    assert header == ['epoch', 'train_loss', 'eval_loss', 'eval_extra', 'lr', 'eval_top1', 'eval_top5']
+    assert rows == [['0', '1.5', '1.25', '7.5', '0.05', '', ''], ['1', '1.25', '1.0', '', '0.025', '', '']]
+    assert ours[0] == '2' and ours[3] == '' and all(ours[:3] + ours[4:])
+
+    summary = (folder / 'summary.csv').read_bytes()
+    train('--epochs', '3', '--resume', 'auto')  # from our checkpoint
+    assert (folder / 'summary.csv').read_bytes() == summary and not (folder / 'args.yaml.2').exists()
+
+
+def test_a_summary_in_another_format_is_kept(train, tmp_path):
+    train('--epochs', '2', '--stop-epoch', '1')
+    before = as_of_timm(tmp_path / 'run', b'\xff\xfe\0;no table\n')
+    train('--epochs', '2', '--resume', 'auto')
+    assert (tmp_path / 'run' / 'summary.csv.1').read_bytes() == before['summary.csv']
+    assert epochs_in(tmp_path / 'run') == [1]
+
+
 def test_a_new_learning_rate_has_an_effect(train, tmp_path, caplog):
     """timm's script continues with the saved one, without a message."""
     train('--epochs', '2', '--stop-epoch', '1', '--sched', 'none', '--weight-decay', '0.1')
