@@ -177,9 +177,11 @@ def open_output(run: TrainingRun, given: TrainOptions) -> tracking.Trackers:
     checkpoints.saver = checkpoints.create_saver(output_dir, run.metadata, run.decreasing)
     if same_folder:
         checkpoints.saver.load_state_dict_from_checkpoint(options.resume)
-    checkpoints.constants = {'data': run.data, 'line': branch}
+    shift = resumed.shift(run.position, options.grad_accum_steps, run.done_updates) if same_folder else 0
+    checkpoints.constants = {
+        'data': run.data, 'line': branch, 'steps': {'updates_per_epoch': run.updates_per_epoch, 'shift': shift}}
     trackers = tracking.Trackers(
-        options, output_dir, run.updates_per_epoch, run.done_updates, run.state.history.rows, same_folder)
+        options, output_dir, run.updates_per_epoch, run.done_updates, run.state.history.rows, same_folder, shift)
     if run.position.epoch < run.stop_epoch:
         _logger.info(f'Training epochs {run.position.epoch} to {run.stop_epoch - 1} (counted from 0), '
                      f'{run.updates_per_epoch} updates each, into {output_dir}')
@@ -281,15 +283,13 @@ def _restore(
     """
     options, state = checkpoints.training.options, checkpoints.state
     position, losses = resumed.start(options, resume_epoch), None
-    done_updates = position.epoch * updates_per_epoch + math.ceil(position.batch / options.grad_accum_steps)
-    if state.scheduler is not None and options.sched_on_updates and done_updates:
-        state.scheduler.step_update(done_updates)
-    elif state.scheduler is not None and not options.sched_on_updates and position.epoch:
-        state.scheduler.step(position.epoch)
     if resumed.exact:
-        position, losses = state.load_state_dict(resumed.state, resumed.same_schedule)
+        position, losses = state.load_state_dict(resumed.state)
         if checkpoints.damage is not None:
             checkpoints.damage.restore(resumed.state['damaged'])
     elif resumed.state:
         resumed.keep_history(state, position)
+    done_updates = position.updates(updates_per_epoch, options.grad_accum_steps)
+    state.start_schedule(
+        position.epoch, done_updates, resumed.state if resumed.exact and resumed.same_schedule else None)
     return position, losses, done_updates

@@ -62,6 +62,19 @@ class ResumedRun:
             return Position(options.start_epoch)
         return Position(**self.state['position']) if self.exact else Position(epoch or 0)
 
+    def shift(self, position: Position, grad_accum_steps: int, done_updates: int) -> int:
+        """Return the number of updates so far, minus that of as many epochs of the present length.
+
+        Args:
+            position: Where training starts.
+            done_updates: The latter number.
+        """
+        steps = self.state.get('steps')  # checkpoints of earlier versions have none
+        if steps is None:
+            return 0
+        saved = Position(**self.state['position']) if self.exact else position
+        return steps['shift'] + saved.updates(steps['updates_per_epoch'], grad_accum_steps) - done_updates
+
     def keep_history(self, state: RunState, position: Position) -> None:
         """Keep the results of earlier epochs, for a run that starts at another position than the checkpoint."""
         state.history = History(*([row for row in self.state[name] if row['epoch'] < position.epoch]

@@ -3,6 +3,7 @@
 Checkpoints store it as tensors and plain values, with a part for each rank.
 """
 import logging
+import math
 import time
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -32,6 +33,12 @@ class Position:
     batch: int = 0
     trained: bool = False
 
+    def updates(self, updates_per_epoch: int, grad_accum_steps: int) -> int:
+        """Return the number of updates before the position. The last update of an epoch may have fewer batches."""
+        if self.trained:
+            return (self.epoch + 1) * updates_per_epoch
+        return self.epoch * updates_per_epoch + math.ceil(self.batch / grad_accum_steps)
+
 
 @dataclass
 class History:
@@ -49,7 +56,7 @@ class RunState:
     scheduler: Any = None
     history: History = field(default_factory=History)
     evaluated: bool = False  # whether the evaluation loader has been used
-    images_per_second: float = 0.  # of training in the last epoch, of all ranks
+    images_per_second: float = 0.  # of training in the last epoch, of all ranks; 0 if it is not known
     started: float = field(default_factory=time.perf_counter)  # moved back by the seconds of earlier processes
 
     @property
@@ -96,16 +103,13 @@ class RunState:
                      'device': describe_device(self.training.device), 'date': datetime.now().isoformat(' ', 'minutes')},
         }
 
-    def load_state_dict(self, state: dict[str, Any], same_schedule: bool) -> tuple[Position, RunningLosses | None]:
-        """Restore a state. Call it after all objects are created and wrapped.
+    def load_state_dict(self, state: dict[str, Any]) -> tuple[Position, RunningLosses | None]:
+        """Restore a state, except that of the schedule. Call it after all objects are created and wrapped.
 
         Warns if the run will differ from an uninterrupted one.
 
-        Args:
-            same_schedule: Whether the options of the learning rate schedule are unchanged.
-
         Returns:
-            The position, and the losses of the epoch so far (None between epochs).
+            The position in batches of the present loader, and the losses of the epoch so far (None between epochs).
 
         Raises:
             CheckpointError: The position is within an epoch, and ranks, workers or data changed.
@@ -114,8 +118,8 @@ class RunState:
         ranks = state['ranks']
         same_ranks = len(ranks) == world_size()
         mine = ranks[rank() if same_ranks else 0]
-        if not same_ranks:
-            random_seed(self.training.options.seed + 1 + position.epoch, rank())
+        # Counts where the saved random state does not fit, as with another number of ranks or another batch size.
+        random_seed(self.training.options.seed + 1 + position.epoch, rank())
         try:
             loader = {**mine['loader'], 'random': None} if position.trained else mine['loader']
             changed = self.loader.load_state_dict(loader, position.epoch)
@@ -123,16 +127,11 @@ class RunState:
             raise CheckpointError(
                 f"--resume '{self.training.options.resume}' is within epoch {position.epoch} and cannot continue with "
                 f'{error}: use what it was made with, or a checkpoint of a complete epoch') from error
-        if not position.trained:
-            position.batch = self.loader.first_batch
+        position.batch = len(self.loader) if position.trained else self.loader.first_batch
         if same_ranks:
             for module, buffers in zip(self._modules(), mine['buffers']):
                 for buffer, saved in zip(module.buffers(), buffers):
                     buffer.data.copy_(saved)
-        if same_schedule:
-            _load_scheduler_state(self.scheduler, state['scheduler'])
-            for group, lr in zip(self.training.optimizer.param_groups, state['lr']):
-                group['lr'] = lr
         random = mine['random'] if position.trained else mine['loader']['random']
         left_out = self._load_generators(state['generators'], random)
         self.history = History(list(state['rows']), list(state['results']))
@@ -142,11 +141,26 @@ class RunState:
         self.images_per_second = cost.get('images_per_second', 0.)
         if self.evaluated and self.loader_eval is not None:
             start_workers(self.loader_eval)
-        if position.trained:
+        if position.trained and same_ranks:
             set_random_state(to_random_state(random), self.training.device)
         if is_primary():
             _warn_of_differences(changed, left_out)
         return position, self._losses(ranks, mine, same_ranks)
+
+    def start_schedule(self, epoch: int, done_updates: int, saved: dict[str, Any] | None) -> None:
+        """Set the learning rates at a position.
+
+        Args:
+            saved: State whose learning rates are restored; None if the options of the schedule changed.
+        """
+        if self.scheduler is not None and self.training.options.sched_on_updates and done_updates:
+            self.scheduler.step_update(done_updates)
+        elif self.scheduler is not None and not self.training.options.sched_on_updates and epoch:
+            self.scheduler.step(epoch)
+        if saved is not None:
+            _load_scheduler_state(self.scheduler, saved['scheduler'])
+            for group, lr in zip(self.training.optimizer.param_groups, saved['lr']):
+                group['lr'] = lr
 
     def _load_generators(self, states: dict[str, Any], random: dict[str, Any]) -> list[str]:
         """Restore the random states of the owners. Return what has states of another kind of device, in words."""
@@ -160,8 +174,8 @@ class RunState:
         saved = mine['losses']
         if saved is None:
             return None
-        if not same_ranks and saved['sums'] is not None:  # each of the new ranks has their mean
-            sums, count = (sum(each['losses'][name] for each in ranks) / len(ranks) for name in ('sums', 'count'))
+        if not same_ranks and saved['sums'] is not None:  # each of the new ranks has an equal share
+            sums, count = (sum(each['losses'][name] for each in ranks) / world_size() for name in ('sums', 'count'))
             saved = {**saved, 'sums': sums, 'count': count}
         losses = RunningLosses(self.training.device)
         losses.load_state_dict(saved)

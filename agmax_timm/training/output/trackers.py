@@ -36,6 +36,8 @@ class Trackers:
         done_updates: Updates before the run was resumed.
         rows: Rows of summary.csv before the run was resumed.
         same_folder: Whether the run resumes in its own folder.
+        shift: Number of updates so far, minus that of as many epochs of the present length. Not zero after a resume
+            with another number of ranks or another batch size.
 
     Raises:
         OptionError: Weights & Biases cannot be started.
@@ -49,14 +51,15 @@ class Trackers:
             done_updates: int,
             rows: list[dict[str, Any]],
             same_folder: bool,
+            shift: int = 0,
     ):
-        self.updates_per_epoch = updates_per_epoch
+        self.updates_per_epoch, self.shift = updates_per_epoch, shift
         self.wandb = _start_wandb(options, os.path.basename(folder)) if options.log_wandb else None
         self.board = None
         if options.log_tensorboard:
-            self.board = _Board(os.path.join(folder, 'tensorboard'), done_updates if same_folder else None)
+            self.board = _Board(os.path.join(folder, 'tensorboard'), done_updates + shift if same_folder else None)
             for row in rows:
-                if not same_folder or self._end_of(row) >= done_updates:
+                if not same_folder or self._end_of(row) >= done_updates + shift:
                     self.board.write(row, self._end_of(row))
 
     def row(self, row: dict[str, Any]) -> None:
@@ -69,7 +72,7 @@ class Trackers:
     def update(self, progress: Progress) -> None:
         """Log the losses of an update."""
         losses = {f'update_{name}': value for name, value in progress.last.items()}
-        step = progress.epoch * self.updates_per_epoch + progress.update_index
+        step = progress.epoch * self.updates_per_epoch + progress.update_index + self.shift
         if self.wandb is not None:
             self.wandb.log({'update': step, **losses})
         if self.board is not None:
@@ -82,7 +85,7 @@ class Trackers:
             self.board.close()
 
     def _end_of(self, row: dict[str, Any]) -> int:
-        return (row['epoch'] + 1) * self.updates_per_epoch
+        return (row['epoch'] + 1) * self.updates_per_epoch + self.shift
 
 
 class _Board:

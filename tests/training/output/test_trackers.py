@@ -97,6 +97,25 @@ def test_a_run_resumed_in_another_folder_writes_all_rows_there(run, board):
     assert {step for name, step in board.shown[str(other / 'tensorboard')] if name == 'eval_top1'} == {6, 12}
 
 
+def test_the_steps_continue_after_a_resume_with_another_number_of_updates_per_epoch(run, board):
+    """6 updates in the first epoch, 3 in each of the others, which two processes train."""
+    flags = ['--experiment', 'run', '--epochs', '3', '--resume', 'auto']
+    folder = run('run', *flags, '--stop-epoch', '1')
+    values = board.shown[str(folder / 'tensorboard')]
+    before = dict(values)
+    run('run', *flags, '-b', '4', '--stop-epoch', '2')
+    run('run', *flags, '-b', '4')
+    assert {key: values[key] for key in before} == before
+    assert sorted(step for name, step in values if name == 'eval_loss') == [6, 9, 12]
+    assert sorted(step for name, step in values if name == 'update_loss') == [0, 2, 4, 5, 6, 8, 9, 11]
+    rows = rows_of(folder)
+    assert [values['eval_loss', step] for step in (6, 9, 12)] == [float(row['eval_loss']) for row in rows.values()]
+
+    other = run('other', '--epochs', '4', '-b', '4', '--resume', str(folder / 'last.pth.tar'))
+    shown = board.shown[str(other / 'tensorboard')]
+    assert sorted(step for name, step in shown if name == 'eval_loss') == [3, 6, 9, 12]
+
+
 def test_a_full_disk_does_not_end_the_run(run, board, monkeypatch, caplog):
     def refuse(self):
         raise OSError(28, 'No space left on device')
