@@ -9,18 +9,21 @@ import platform
 from pathlib import Path
 
 os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')  # deterministic; read when CUDA begins
+os.environ.setdefault('TORCHINDUCTOR_COMPILE_THREADS', '3')  # of each of the parallel processes
 
 import pytest
 import timm
 import torch
 import torchvision
 
+from agmax_timm.base.atomic_write import write_text
 from agmax_timm.base.signals import Interrupted
 from agmax_timm.options.parse import parse_train_args
 from agmax_timm.training import run as training
 from tests.helpers.exact import FLAGS, StopAfter
 from tests.helpers.scaling import scale_float16
 
+SLOWEST = ('test_faults', 'test_distributed', 'test_scripts', 'test_compile')  # last, in case time runs out
 NO_CUDA = 'no CUDA device: pytest tests/gpu --device cpu runs the CPU form'
 
 
@@ -49,6 +52,9 @@ def pytest_ignore_collect(collection_path, config):
 
 
 def pytest_collection_modifyitems(config, items):
+    ours = [item for item in items if item.path.parent == Path(__file__).parent]
+    ours.sort(key=lambda item: SLOWEST.index(item.path.stem) if item.path.stem in SLOWEST else -1)
+    items[:] = [item for item in items if item not in ours] + ours
     alone = pytest.mark.skip(reason='measures time: run it alone, with -m timing -n 0')
     for item in items:
         if item.get_closest_marker('timing') and hasattr(config, 'workerinput'):
@@ -63,32 +69,29 @@ def pytest_terminal_summary(terminalreporter, config):
 class Results:
     """Write gpu.json: the machine, and of each test the outcome, seconds and measured values.
 
-    Results of earlier commands on the same machine stay in the file.
+    It is written after each test, so a killed command loses none. Results of earlier commands on the same machine stay.
     """
 
     def __init__(self, config):
-        self.config = config
-        self.tests = {}
+        self.path = Path(config.getoption('--gpu-json', 'gpu.json'))
+        self.device = device_name(config)
+        self.found = {}
 
     def pytest_runtest_logreport(self, report):
         name = report.nodeid.partition('tests/gpu/')[2]
         if name and (report.when == 'call' or report.outcome != 'passed'):
-            self.tests[name] = dict(
-                outcome=report.outcome, seconds=round(report.duration, 2), measured=dict(report.user_properties))
+            self.add(name, dict(
+                outcome=report.outcome, seconds=round(report.duration, 2), measured=dict(report.user_properties)))
 
-    def pytest_sessionfinish(self):
-        if all(test['outcome'] == 'skipped' for test in self.tests.values()):
-            return
-        path = Path(self.config.getoption('--gpu-json', 'gpu.json'))
-        found = dict(machine=describe_machine(device_name(self.config)), tests={})
-        if path.exists():
-            before = json.loads(path.read_text())
-            if before['machine'] == found['machine']:
-                found = before
-        ran = {name: test for name, test in self.tests.items()
-               if test['outcome'] != 'skipped' or name not in found['tests']}
-        found['tests'].update(ran)
-        path.write_text(json.dumps(found, indent=1) + '\n')
+    def add(self, name, test):
+        if not self.found:
+            self.found = dict(machine=describe_machine(self.device), tests={})
+            if self.path.exists() and (before := json.loads(self.path.read_text()))['machine'] == self.found['machine']:
+                self.found = before
+        if test['outcome'] != 'skipped' or name not in self.found['tests']:
+            self.found['tests'][name] = test
+        if any(test['outcome'] != 'skipped' for test in self.found['tests'].values()):
+            write_text(str(self.path), json.dumps(self.found, indent=1) + '\n')
 
 
 def describe_machine(device):
@@ -139,8 +142,8 @@ def settings(device, monkeypatch):
 def argv(device, photos, tmp_path):
     """Function: the command line of a run of 6 updates an epoch on photos."""
     return lambda name, *flags: [
-        str(photos), *FLAGS, '--agmax', '-j', '0', '--device', device.type, '--output', str(tmp_path), '--experiment',
-        name, *map(str, flags)]
+        str(photos), *FLAGS, *([] if '--agmax-teacher' in flags else ['--agmax']), '-j', '0', '--device', device.type,
+        '--output', str(tmp_path), '--experiment', name, *map(str, flags)]
 
 
 @pytest.fixture

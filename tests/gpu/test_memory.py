@@ -21,6 +21,7 @@ def allocated(device, most=False):
 
 
 def test_memory_is_constant_over_epochs(device, record_property):
+    gc.collect()  # tensors of earlier tests
     task = make_task(device, 'resnet18' if device.type == 'cuda' else 'test_resnet')
     task.setup_ema()
     step, data, seen = make_step(task, device, options(**BFLOAT16)), batches(device, 4, images=8, size=64), []
@@ -28,7 +29,7 @@ def test_memory_is_constant_over_epochs(device, record_property):
         train(step, data)
         seen.append(allocated(device))
     record_property('MiB after an epoch', seen[-1] / 2 ** 20)
-    assert len(set(seen[2:])) == 1, seen
+    assert max(seen[2:]) <= seen[2], seen
 
 
 @pytest.mark.parametrize('dtype', DTYPES, ids=str)

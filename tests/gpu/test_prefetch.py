@@ -63,7 +63,7 @@ def test_a_pinned_copy_does_not_wait_for_queued_work(device, record_property, pi
     if pinned and device.type == 'cuda':
         views = views.pin_memory()
     side, took = torch.cuda.Stream() if device.type == 'cuda' else None, []
-    keep_busy(device, 0.01)
+    keep_busy(device, 1)
     for _ in range(4):
         synchronize(device)
         keep_busy(device, 0.05)

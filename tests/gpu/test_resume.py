@@ -8,7 +8,8 @@ from tests.helpers.scaling import scale_float16
 
 PRECISIONS = {'float32': [], 'float16': ['--amp'], 'bfloat16': ['--amp', '--amp-dtype', 'bfloat16']}
 RANDOM = ['--model', 'test_vit', '--model-ema', '--model-ema-decay', '0.9', '--clip-grad', '1', '--opt', 'adamw',
-          '--color-jitter', '0.4', '--reprob', '0.5', '--remode', 'pixel', '--cutout', '8', '--epochs', '2']
+          '--augment-backend', 'fast', '--color-jitter', '0.4', '--reprob', '0.5', '--remode', 'pixel', '--cutout', '8',
+          '--epochs', '2']
 
 
 @pytest.fixture

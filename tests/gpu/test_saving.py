@@ -1,6 +1,7 @@
 """Saving behind queued work: a snapshot is the state when it was asked for."""
 import time
 
+import pytest
 import torch
 
 from agmax_timm.base.background import snapshot
@@ -31,6 +32,7 @@ def test_a_snapshot_of_an_optimizer_contains_the_result_of_queued_work(device):
     torch.testing.assert_close(copied['state'][0]['exp_avg'], torch.full((2 ** 16,), 0.1))
 
 
+@pytest.mark.timing
 def test_the_time_of_a_snapshot_is_recorded(device, record_property):
     task = make_task(device, 'resnet50' if device.type == 'cuda' else 'test_resnet')
     task.setup_ema()

@@ -1,4 +1,4 @@
-"""Host waits: an update waits for the device only where it says so."""
+"""Host waits: besides the reading of its losses, an update waits for the device only where it says so."""
 import pytest
 from timm.loss import SoftTargetCrossEntropy
 
@@ -34,7 +34,7 @@ def test_a_wait_is_detected(cuda):
 def test_updates_wait_only_for_documented_reasons(device, record_property, case, most):
     args = options(**case)
     found = count_waits(make_task(device, criterion=SoftTargetCrossEntropy()), device, args)
-    record_property('waits in an update', found * args.grad_accum_steps / BATCHES)
+    record_property('waits in an update, besides its losses', found * args.grad_accum_steps / BATCHES)
     assert found <= most * BATCHES
 
 

@@ -76,7 +76,7 @@ def distance(one, other):
 
 @contextmanager
 def host_waits(device):
-    """List of the calls in which the host waits for a GPU. It is complete after the context."""
+    """List of the calls in which the host waits for a GPU, without waits for events. Complete after the context."""
     waits = []
     if device.type != 'cuda':
         yield waits
@@ -89,7 +89,7 @@ def host_waits(device):
             yield waits
         finally:
             torch.cuda.set_sync_debug_mode('default')
-    waits += [str(warning.message) for warning in seen if 'synchroniz' in str(warning.message)]
+    waits += [str(warning.message) for warning in seen if 'called a synchronizing' in str(warning.message)]
 
 
 def keep_busy(device, seconds):
@@ -102,7 +102,7 @@ def keep_busy(device, seconds):
 @cache
 def _cycles_per_second():
     start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    torch.cuda._sleep(10 ** 6)
+    torch.cuda._sleep(10 ** 9)  # an idle GPU has a lower clock
     start.record()
     torch.cuda._sleep(10 ** 7)
     end.record()
