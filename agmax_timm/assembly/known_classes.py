@@ -11,11 +11,12 @@ from torch.utils.data import Dataset
 from ..base.distributed import is_primary
 from ..base.errors import OptionError
 from ..data.sources.classes import ModelClasses, class_to_idx
-from ..options.model import Distillation, TrainModel
-from ..options.parsers import ValidateOptions
+from ..options.model import TrainModel
+from ..options.parsers import TrainOptions, ValidateOptions
 from ..options.paths import CLASSES_OF_MODEL
 from ..weights.checkpoint import metadata_in, read_checkpoint
 from ..weights.synsets import describe
+from .model_input import try_input
 
 _logger = logging.getLogger(__name__)
 
@@ -111,15 +112,18 @@ def warn_of_other_classes(options: TrainModel, model: nn.Module, dataset: Datase
                         '--class-map in the order of the weights keeps them')
 
 
-def check_teacher(options: Distillation, task: Any, dataset: Dataset) -> None:
-    """Refuse a teacher of --kd-model-name that has the classes of the data in another order.
+def check_teacher(options: TrainOptions, task: Any, dataset: Dataset, data_config: dict[str, Any]) -> None:
+    """Check that a teacher of --kd-model-name fits the images and the classes of the data.
 
     Raises:
-        OptionError: The teacher has a class of the data at another index.
+        OptionError: The teacher does not take images of a size, or has a class of the data at another index.
     """
-    if not options.kd_model_name or options.kd_distill_type == 'feature':
+    if not options.kd_model_name:
         return
     teacher = utils.unwrap_model(task.teacher.model)
+    try_input(options, teacher, data_config, teacher.num_classes, '--kd-model-name')
+    if options.kd_distill_type == 'feature':
+        return
     config = getattr(teacher, 'pretrained_cfg', None) or {}
     if config.get('num_classes') != teacher.num_classes and is_primary():
         _logger.warning(f"--kd-model-name '{options.kd_model_name}' has weights of {config.get('num_classes')} "

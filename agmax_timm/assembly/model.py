@@ -113,16 +113,17 @@ def create_named_model(name: str, flag: str = '--model', **kwargs) -> Any:
     try:
         with single_attempt(f'use a copy on this machine, {flag} local-dir:FOLDER{file}'):
             return create_model(name, **kwargs)
-    except (TypeError, AssertionError) as error:  # an argument that the model does not support
-        raise OptionError(f"--model '{name}' does not take all of --model-kwargs, --gp, --bn-*, --drop-*: "
-                          f'{one_line(error)}') from error
     except Exception as error:
         # Folders, repositories, weights that do not fit and values of arguments can raise any type.
+        if flag == '--model' and isinstance(error, (TypeError, AssertionError)):  # an argument without support
+            raise OptionError(f"--model '{name}' does not take all of --model-kwargs, --gp, --bn-*, --drop-*: "
+                              f'{one_line(error)}') from error
         if kwargs.get('checkpoint_path'):
             raise OptionError(_unfit_checkpoint(name, error, **kwargs)) from error
         if ':' not in name and not isinstance(error, (*REFUSED, AttributeError, OSError)):
             raise
-        raise OptionError(f"{flag} '{name}': {one_line(error, 500)}") from error
+        reason = f'its configuration has no {error}' if isinstance(error, KeyError) else one_line(error, 500)
+        raise OptionError(f"{flag} '{name}': {reason}") from error
 
 
 def _unfit_checkpoint(name: str, error: Exception, checkpoint_path: str, **kwargs) -> str:

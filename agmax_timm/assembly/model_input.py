@@ -27,29 +27,40 @@ def build_data_config(options: AnyOptions, model: Any, use_test_size: bool = Fal
     return config
 
 
-def try_input(options: AnyOptions, model: nn.Module, data_config: dict[str, Any], num_classes: int) -> None:
-    """Evaluate the model on one black image.
+def try_input(options: AnyOptions, model: nn.Module, data_config: dict[str, Any], num_classes: int,
+              flag: str = '--model') -> None:
+    """Evaluate the model on one black image of each size that it gets.
+
+    Args:
+        flag: Option that names the model.
 
     Raises:
-        OptionError: The model does not accept images of this size, or does not return num_classes logits.
+        OptionError: The model does not accept images of a size, or does not return num_classes logits.
     """
-    size, like, training = data_config['input_size'], next(model.parameters()), model.training
-    trains_on_one = isinstance(options, TrainOptions) and options.batch_size == 1 and not options.agmax
-    hook_handles = [module.register_forward_pre_hook(_refuse_single_value) for module in model.modules()
-                    if isinstance(module, nn.modules.batchnorm._BatchNorm) and trains_on_one]
-    try:
-        with torch.no_grad():
-            output = model.eval()(torch.zeros(1, *size, device=like.device, dtype=like.dtype))
-    except REFUSED as error:
-        raise OptionError(f"--model '{options.model}' does not take images of {' x '.join(map(str, size))}, by "
-                          f'--img-size, --input-size, --in-chans or --model-kwargs: {one_line(error, 300)}') from error
-    finally:
-        model.train(training)
-        for handle in hook_handles:
-            handle.remove()
-    if torch.is_tensor(output) and output.shape != (1, num_classes):
-        raise OptionError(f"--model '{options.model}' gives {tuple(output.shape)[1:]}, not {num_classes} classes: "
-                          'leave out --gp and --model-kwargs that change its head')
+    name, like, training = getattr(options, flag[2:].replace('-', '_')), next(model.parameters()), model.training
+    channels, height, width = data_config['input_size']
+    sides = vars(options).get('train_img_sizes') or []
+    batches = vars(options).get('train_batch_sizes') or [options.batch_size] * len(sides)
+    inputs = [(height, width, 0 if sides else options.batch_size,
+               '--img-size, --input-size, --in-chans or --model-kwargs'),
+              *((side, side, batch, '--train-img-sizes') for side, batch in zip(sides, batches))]
+    trains_views = training and isinstance(options, TrainOptions) and not options.agmax
+    for height, width, batch, flags in inputs:
+        hook_handles = [module.register_forward_pre_hook(_refuse_single_value) for module in model.modules()
+                        if isinstance(module, nn.modules.batchnorm._BatchNorm) and trains_views and batch == 1]
+        try:
+            with torch.no_grad():
+                output = model.eval()(torch.zeros(1, channels, height, width, device=like.device, dtype=like.dtype))
+        except REFUSED as error:
+            raise OptionError(f"{flag} '{name}' does not take images of {channels} x {height} x {width}, by {flags}: "
+                              f'{one_line(error, 300)}') from error
+        finally:
+            model.train(training)
+            for handle in hook_handles:
+                handle.remove()
+        if torch.is_tensor(output) and output.shape != (1, num_classes):
+            raise OptionError(f"{flag} '{name}' gives {tuple(output.shape)[1:]}, not {num_classes} classes: "
+                              'leave out --gp and --model-kwargs that change its head')
 
 
 def _refuse_single_value(module: nn.Module, inputs: tuple[torch.Tensor]) -> None:

@@ -16,7 +16,6 @@ from timm.task import (
 
 from ..base.distributed import is_primary, world_size
 from ..base.errors import OptionError
-from ..base.hub_connection import single_attempt
 from ..distillation import AgMaxDistillationTask
 from ..loss import ranks_of_marginal
 from ..options.checks import loss_name, mixing, remembers
@@ -26,7 +25,7 @@ from ..options.parsers import TrainOptions
 from ..remembered import AgMaxMemoryTask
 from ..task import AgMaxTask
 from .class_weights import class_weights, per_class, read_class_stats, weighted_cross_entropy
-from .model import Precision
+from .model import Precision, create_named_model
 
 _logger = logging.getLogger(__name__)
 
@@ -38,7 +37,6 @@ def build_task(options: TrainOptions, model: nn.Module, device: torch.device, pr
     Args:
         dataset: Training data, for --class-stats auto and --agmax-teacher memory.
     """
-    teacher = f"--kd-model-name '{options.kd_model_name}'" if options.kd_model_name else ''
     criterion = build_criterion(options, dataset)
     common: dict[str, Any] = dict(device=device, dtype=precision.model_dtype, verbose=is_primary())
     if options.agmax and options.agmax_loss == 'mi':
@@ -49,23 +47,28 @@ def build_task(options: TrainOptions, model: nn.Module, device: torch.device, pr
     if method and is_primary():
         default = '' if options.smoothing or 'smoothing' in options.given else f', the default with {method}'
         _logger.info(f'Label smoothing: {options.smoothing:g}{default}')
+    teacher = None
+    if options.kd_model_name:
+        teacher = create_named_model(
+            options.kd_model_name, '--kd-model-name', pretrained=True, num_classes=model.num_classes,
+            in_chans=getattr(model, 'in_chans', 3), device=device, dtype=precision.model_dtype)
     try:
-        with single_attempt('use a copy on this machine, --kd-model-name local-dir:FOLDER'):
-            if options.agmax:
-                return _agmax_task(options, model, criterion, common)
-            if remembers(options):
-                return AgMaxMemoryTask(
-                    model, num_images=len(dataset), num_classes=options.num_classes,
-                    weight=options.agmax_teacher_weight, momentum=options.agmax_teacher_momentum,
-                    topk=options.agmax_teacher_topk, criterion=criterion, **common)
-            if options.kd_model_name:
-                return _distillation_task(options, model, criterion, common)
+        if options.agmax:
+            return _agmax_task(options, model, teacher, criterion, common)
+        if remembers(options):
+            return AgMaxMemoryTask(
+                model, num_images=len(dataset), num_classes=options.num_classes,
+                weight=options.agmax_teacher_weight, momentum=options.agmax_teacher_momentum,
+                topk=options.agmax_teacher_topk, criterion=criterion, **common)
+        if teacher is not None:
+            return _distillation_task(options, model, teacher, criterion, common)
     except ValueError as error:
-        raise OptionError(f"{teacher or method}: {str(error).replace('topk', '--agmax-teacher-topk')}") from error
-    except (RuntimeError, OSError) as error:  # no such teacher, or not enough memory for the teacher or the Q-network
-        if not teacher and options.agmax_units is None:
+        flag = f"--kd-model-name '{options.kd_model_name}'" if options.kd_model_name else method
+        raise OptionError(f"{flag}: {str(error).replace('topk', '--agmax-teacher-topk')}") from error
+    except RuntimeError as error:  # not enough memory for the Q-network
+        if options.agmax_units is None:
             raise
-        raise OptionError(f"{teacher or f'--agmax-units {options.agmax_units}'}: {error}") from error
+        raise OptionError(f'--agmax-units {options.agmax_units}: {error}') from error
     if options.task == 'multilabel':
         return MultiLabelClassificationTask(model, criterion, threshold=options.multilabel_threshold, **common)
     return ClassificationTask(model, criterion, **common)
@@ -104,8 +107,9 @@ def build_criterion(options: TrainOptions, dataset: Any = None) -> nn.Module:
 
 
 def _distillation_task(
-        options: Distillation, model: nn.Module, criterion: nn.Module, common: dict[str, Any]) -> TrainingTask:
-    teacher, temperature = options.kd_model_name or '', options.kd_temperature
+        options: Distillation, model: nn.Module, teacher: nn.Module, criterion: nn.Module, common: dict[str, Any],
+) -> TrainingTask:
+    temperature = options.kd_temperature
     common = dict(common, criterion=criterion, **picked(options, 'distill_loss_weight', 'task_loss_weight'))
     if options.kd_distill_type == 'feature':
         return FeatureDistillationTask(
@@ -117,7 +121,8 @@ def _distillation_task(
     return LogitDistillationTask(model, teacher, loss_type=options.kd_loss_type, temperature=temperature, **common)
 
 
-def _agmax_task(options: TrainOptions, model: nn.Module, criterion: nn.Module, common: dict) -> AgMaxTask:
+def _agmax_task(
+        options: TrainOptions, model: nn.Module, teacher: Any, criterion: nn.Module, common: dict) -> AgMaxTask:
     common = dict(
         common,
         criterion=criterion,
@@ -129,11 +134,11 @@ def _agmax_task(options: TrainOptions, model: nn.Module, criterion: nn.Module, c
         hidden=options.agmax_units,
         init_std=options.init_std,
     )
-    if not options.kd_model_name:
+    if teacher is None:
         return AgMaxTask(model, **common)
     return AgMaxDistillationTask(
         model,
-        options.kd_model_name,
+        teacher,
         loss_type=options.kd_loss_type,
         temperature=options.kd_temperature,
         mean=options.mean,

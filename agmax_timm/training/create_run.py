@@ -129,7 +129,7 @@ def create_run(options: TrainOptions, signals: StopSignals, watchdog: Watchdog) 
     if options.torchscript:
         model = build.script_model(options, model)
     task = build_task(options, model, device, precision, dataset_train)
-    check_teacher(options, task, dataset_train)
+    check_teacher(options, task, dataset_train, data_config)
     training = Training(task, optimization.build_optimizer(options, task), options, device, precision)
 
     data = {**compatibility.describe_data(dataset_train, dataset_eval), 'views': views_of(loader_train.dataset)}

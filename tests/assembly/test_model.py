@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from agmax_timm.assembly import model as build
+from agmax_timm.base.errors import OptionError
 from agmax_timm.options.parse import parse_train_args
 
 CPU = torch.device('cpu')
@@ -51,3 +52,25 @@ def test_all_batch_norms_of_regnet_start_at_1_on_request():
         norms = [module.weight for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
         assert [len(norms), sum(not weight.any() for weight in norms)] == [53, zeros]
         assert not model.head.fc.bias.any()
+
+
+FIXED = '--model test_vit --model-kwargs dynamic_img_size=False'  # takes images of 160 pixels
+
+
+@pytest.mark.parametrize('flags, words', [
+    (f'{FIXED} --train-img-sizes 160 128', "--model 'test_vit' does not take images of 3 x 128 x 128, by --train-img"),
+    (f'{FIXED} --img-size 160 --train-img-sizes 64', '3 x 64 x 64, by --train-img-sizes'),
+    (f'{FIXED} --img-size 128 --train-img-sizes 160', '3 x 128 x 128, by --img-size'),
+    ('--train-img-sizes 64 32 --train-batch-sizes 4 1', '3 x 32 x 32, by --train-img-sizes: --batch-size 1 leaves'),
+])
+def test_each_size_of_the_training_images_is_tried(flags, words):
+    with pytest.raises(OptionError) as error:
+        parameters(*flags.split())
+    assert words in str(error.value)
+
+
+@pytest.mark.parametrize('flags', [
+    '--train-img-sizes 24 48', f'{FIXED} --train-img-sizes 160',
+    '--train-img-sizes 64 32 --train-batch-sizes 1 4', '--train-img-sizes 32 --train-batch-sizes 1 --agmax'])
+def test_sizes_that_the_model_takes_are_accepted(flags):
+    assert parameters(*flags.split())

@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from timm.models import create_model
+from timm.models._hub import save_for_hf
 from timm.task import MultiLabelClassificationEvaluator
 
 from agmax_timm.assembly.model import Precision, import_device_modules
@@ -94,6 +95,32 @@ def test_runs_that_cannot_be_built_are_refused_in_one_line(tmp_path, photos, arg
         run(tmp_path, str(photos), *SMALL, *argv)
     message = str(error_info.value)
     assert '\n' not in message and all(word in message for word in words), message
+    assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.parametrize('flags', [[], ['--agmax'], ['--kd-distill-type', 'feature'], ['--dry-run']])
+def test_a_teacher_of_another_input_size_is_refused(tmp_path, photos, flags):
+    fixed = dict(dynamic_img_size=False)  # takes images of 160 pixels
+    save_for_hf(create_model('test_vit', num_classes=3, **fixed), str(tmp_path / 'teacher'), model_args=fixed)
+    name = f"local-dir:{tmp_path / 'teacher'}"
+    with pytest.raises(OptionError) as error:
+        run(tmp_path, str(photos), *SMALL, '--kd-model-name', name, *flags)
+    message = str(error.value)
+    assert message.startswith(f"--kd-model-name '{name}' does not take images of 3 x 32 x 32") and '\n' not in message
+    assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.parametrize('config, reason', [
+    ('{}', "its configuration has no 'architecture'"), ('{"architecture": "nosuch"}', 'nosuch'), ('[]', 'an integer'),
+    ('{"architecture": "test_resnet", "pretrained_cfg": {}, "model_args": {"depht": 3}}', 'depht'),
+])
+@pytest.mark.parametrize('flag', ['--model', '--kd-model-name'])
+def test_a_folder_that_is_not_of_timm_is_refused(tmp_path, photos, flag, config, reason):
+    (tmp_path / 'config.json').write_text(config)
+    with pytest.raises(OptionError) as error:
+        run(tmp_path, str(photos), *SMALL, flag, f'local-dir:{tmp_path}')
+    message = str(error.value)
+    assert message.startswith(f"{flag} 'local-dir:{tmp_path}'") and reason in message and '\n' not in message
     assert not (tmp_path / 'run').exists()
 
 
