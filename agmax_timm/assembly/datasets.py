@@ -16,7 +16,7 @@ from ..data.sources.dataset_factory import check_split, find_split
 from ..data.sources.held_out import part_of
 from ..data.sources.shards import open_dataset
 from ..options.checks import remembers
-from ..options.data_kinds import split_name
+from ..options.data_kinds import kind_of, split_name
 from ..options.declare import picked
 from ..options.parsers import AnyOptions, TrainOptions
 from ..options.quantities import share_of
@@ -34,7 +34,7 @@ def check_roots(options: AnyOptions, *splits: str) -> None:
     names = [*dict.fromkeys(_whole(options, split) for split in splits if split)]
     for name in names:
         check_split(options.dataset, root, name)
-    if root and not options.dataset and len(names) > len({find_split(root, name) for name in names}):
+    if root and kind_of(options) in ('folder', 'tar') and len(names) > len({find_split(root, name) for name in names}):
         raise same_images(root)
 
 

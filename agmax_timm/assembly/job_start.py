@@ -13,15 +13,12 @@ from timm import utils
 from timm.utils.distributed import init_distributed_device_so
 
 from ..base.presence import Presence
+from ..base.processes import LAUNCHER
 from ..base.signals import EXIT_STATUS, StopSignals
 from ..base.text import listed
 
 _logger = logging.getLogger('train')
 
-# Variables from which timm reads the number of processes and the ranks.
-LAUNCHER = (
-    'WORLD_SIZE', 'RANK', 'LOCAL_RANK', 'SLURM_NTASKS', 'SLURM_PROCID', 'SLURM_LOCALID', 'PMI_SIZE', 'PMI_RANK',
-    'MPI_LOCALRANKID', 'OMPI_COMM_WORLD_SIZE', 'OMPI_COMM_WORLD_RANK', 'OMPI_COMM_WORLD_LOCAL_RANK')
 PATIENCE = 30.  # seconds until a warning names the missing ranks
 _INTERVAL = 2.  # seconds between two checks for other ranks
 
@@ -35,7 +32,7 @@ def leave_allocation() -> str:
         A warning, or '' if nothing was changed.
     """
     tasks = os.environ.get('SLURM_NTASKS', '1')
-    in_step = int(os.environ.get('SLURM_STEP_NUM_TASKS', '1')) > 1
+    in_step = int(os.environ.get('SLURM_STEP_NUM_TASKS') or 1) > 1
     if 'WORLD_SIZE' in os.environ or tasks == '1' or in_step:
         return ''
     for name in ('SLURM_NTASKS', 'SLURM_PROCID', 'SLURM_LOCALID'):

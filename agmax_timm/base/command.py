@@ -11,7 +11,7 @@ from typing import Any
 
 from .errors import UserError, as_user_error
 from .pipes import drop_unread_output
-from .processes import fork_workers
+from .processes import fork_workers, launched_processes
 from .text import one_line
 
 _EX_SIGPIPE = 128 + 13
@@ -73,9 +73,8 @@ def _sigterm_as_error() -> Iterator[None]:
     Does nothing in a job of several processes. The launcher ends them by SIGTERM, and a process that waits in a
     collective cannot handle a signal.
     """
-    several = any(int(os.environ.get(name) or 1) > 1 for name in ('WORLD_SIZE', 'SLURM_NTASKS'))
     in_main_thread = threading.current_thread() is threading.main_thread()
-    if several or not in_main_thread or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+    if launched_processes() > 1 or not in_main_thread or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
         yield
         return
     signal.signal(signal.SIGTERM, _terminate)

@@ -7,7 +7,32 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from .errors import OptionError
+
+# Variables from which timm reads the number of processes and the ranks.
+LAUNCHER = (
+    'WORLD_SIZE', 'RANK', 'LOCAL_RANK', 'SLURM_NTASKS', 'SLURM_PROCID', 'SLURM_LOCALID', 'PMI_SIZE', 'PMI_RANK',
+    'MPI_LOCALRANKID', 'OMPI_COMM_WORLD_SIZE', 'OMPI_COMM_WORLD_RANK', 'OMPI_COMM_WORLD_LOCAL_RANK')
 _HOME = str(Path(__file__).parents[2])
+
+
+def launched_processes() -> int:
+    """Return the number of processes of the job as the launcher states it, 1 without a launcher.
+
+    Empty variables of the launcher are removed, because timm would read them as numbers.
+
+    Raises:
+        OptionError: A variable is not a whole number.
+    """
+    for name in LAUNCHER:
+        if os.environ.get(name) == '':
+            del os.environ[name]
+        try:
+            int(os.environ.get(name, 1))
+        except ValueError as error:
+            raise OptionError(f"the environment variable {name} must be a whole number, got '{os.environ[name]}': "
+                              f'unset {name}, or start with torchrun') from error
+    return max(int(os.environ.get(name, 1)) for name in ('WORLD_SIZE', 'SLURM_NTASKS'))
 
 
 def environment() -> dict[str, str]:

@@ -1,14 +1,14 @@
 """Checks of the values of options. Each yields one line with the flag, the value and the remedy for each problem."""
 import importlib.util
-import os
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 from ..base.command_line import flag_of
+from ..base.processes import launched_processes
 from .agmax import Memory
 from .augmentation import Mixing
-from .data_kinds import check_source, in_sequence
+from .data_kinds import DATASETS, check_source, in_sequence
 from .declare import problems
 from .device import Device
 from .hub_names import check_hub
@@ -20,8 +20,6 @@ METRICS = {
     'classification': ('loss', 'top1', 'top5'),
     'multilabel': ('loss', 'map', 'micro_f1', 'macro_f1', 'sample_f1'),
 }
-
-_DATASETS = ('torch', 'hfds', 'hfids', 'tfds', 'wds')
 
 
 def defaults_by_method(task: str, agmax: bool) -> dict[str, Any]:
@@ -78,8 +76,8 @@ def remembers(options: Memory) -> bool:
 
 def _check_input(options: AnyOptions) -> Iterator[str]:
     kind, slash, name = options.dataset.partition('/')
-    if slash and (kind.lower() not in _DATASETS or not name):
-        yield f"--dataset '{options.dataset}': must be TYPE/NAME, with one of the types {', '.join(_DATASETS)}"
+    if slash and (kind.lower() not in DATASETS or not name):
+        yield f"--dataset '{options.dataset}': must be TYPE/NAME, with one of the types {', '.join(DATASETS)}"
     yield from check_source(options)
     size = options.input_size
     if size and options.in_chans and size[0] != options.in_chans:
@@ -247,7 +245,7 @@ def _check_run(options: TrainOptions) -> Iterator[str]:
     if options.start_epoch is not None and options.stop_epoch is not None and options.start_epoch >= options.stop_epoch:
         yield (f'--start-epoch {options.start_epoch} is not before --stop-epoch {options.stop_epoch}: nothing would be '
                'trained')
-    if options.seed + int(os.environ.get('WORLD_SIZE', 1)) > 2 ** 32:
+    if options.seed + launched_processes() > 2 ** 32:
         yield f'--seed {options.seed} leaves no seed for the other processes: use a smaller one'
     if options.wandb_resume_id and not options.resume:
         yield f"--wandb-resume-id '{options.wandb_resume_id}' continues with a run: add --resume FILE"

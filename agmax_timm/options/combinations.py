@@ -65,9 +65,19 @@ _MODEL_ARGUMENTS = dict(
 
 def check_combinations(options: TrainOptions) -> Iterator[str]:
     """Yield a line for each pair of options that exclude each other. The first one counts."""
-    for check in (_check_splits, _check_resolutions, _check_naflex, _check_loader, _check_script, _check_arguments,
-                  _check_agmax, _check_memory):
+    for check in (_check_exclusive, _check_splits, _check_resolutions, _check_naflex, _check_loader, _check_script,
+                  _check_arguments, _check_agmax, _check_memory):
         yield from check(options)
+
+
+def _check_exclusive(options: TrainOptions) -> Iterator[str]:
+    """Yield a line for options of which only one can be given. The parser refuses them on the command line alone."""
+    given: dict[str, str] = {}  # flag by set of options
+    for name, option in declared(type(options)).items():
+        if option.exclusive and getattr(options, name):
+            if option.exclusive in given:
+                yield f'{given[option.exclusive]} cannot be combined with {option.flag}: drop one of them'
+            given[option.exclusive] = option.flag
 
 
 def _check_splits(options: TrainOptions) -> Iterator[str]:
@@ -133,7 +143,7 @@ def _check_loader(options: TrainOptions) -> Iterator[str]:
 def _check_script(options: TrainOptions) -> Iterator[str]:
     if not options.torchscript:
         return
-    for other in ('torchcompile', 'sync_bn', 'kd_model_name', 'naflex_loader', 'fsdp'):
+    for other in ('sync_bn', 'kd_model_name', 'naflex_loader', 'fsdp'):
         if has_effect(options, other):
             yield f'--torchscript cannot be combined with {flag_of(other)}: drop one of them'
 

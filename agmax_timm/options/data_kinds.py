@@ -8,13 +8,17 @@ from .data import DataSet
 from .declare import declared
 from .quantities import share_of
 
+DATASETS = ('torch', 'hfds', 'hfids', 'tfds', 'wds')  # types in TYPE/NAME
 _NUMBERS = {'train_num_samples': 'train_split', 'val_num_samples': 'val_split', 'num_samples': 'split'}
 
 
 def kind_of(options: DataSet) -> str:
-    """Return the kind of data: 'folder', 'tar', 'demo', or the part of the name before the slash, in lower case."""
-    kind = options.dataset.partition('/')[0]
-    if options.dataset:
+    """Return the kind of data: 'folder', 'tar', 'demo', or the part of the name before the slash, in lower case.
+
+    With another name without a slash, timm reads a folder or a tar file.
+    """
+    kind, slash, _ = options.dataset.partition('/')
+    if slash or kind == 'demo':
         return kind.lower()
     return 'tar' if os.path.isfile(options.data_dir or '') else 'folder'
 
@@ -27,7 +31,7 @@ def in_sequence(options: DataSet) -> bool:
 def check_source(options: DataSet) -> Iterator[str]:
     """Yield a line, with the remedy, for each option that this kind of data would ignore."""
     kind = kind_of(options)
-    data = f"--dataset '{options.dataset}'" if options.dataset else {'tar': 'a tar file'}.get(kind, 'a folder')
+    data = {'tar': 'a tar file', 'folder': 'a folder'}.get(kind, f"--dataset '{options.dataset}'")
     for name, declaration in declared(type(options)).items():
         value = getattr(options, name)
         if value and declaration.kinds and kind not in declaration.kinds:

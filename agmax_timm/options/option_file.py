@@ -1,5 +1,6 @@
 """Option files: lines of "option: value" in YAML. Each value has the type of its option."""
 import argparse
+import re
 import reprlib
 from collections import Counter
 from typing import Any
@@ -14,6 +15,7 @@ from .key_values import is_plain
 from .parsers import TrainOptions
 
 _LONGEST = 100_000  # characters of a file; a file of all options has a tenth
+_EXPONENTIAL = re.compile(r'[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+')
 _SCALARS = tuple(f'tag:yaml.org,2002:{kind}' for kind in ('str', 'int', 'float', 'bool', 'null'))
 
 
@@ -93,7 +95,7 @@ def _convert(option: Option, value: Any) -> Any:
     if option.kind is dict:
         if not isinstance(value, dict) or not is_plain(value):
             raise _expected('lines of "key: value"', value)
-        return value
+        return _with_numbers(value)
     if option.several:
         if not isinstance(value, list):
             raise _expected('a list', value)
@@ -103,6 +105,15 @@ def _convert(option: Option, value: Any) -> Any:
             raise _expected('one value or more', value)
         return [_convert_scalar(option, item) for item in value]
     return _convert_scalar(option, value)
+
+
+def _with_numbers(value: Any) -> Any:
+    """Return a nested value in which 1e-8 is a number, as on the command line. YAML takes it for a word."""
+    if isinstance(value, dict):
+        return {key: _with_numbers(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_with_numbers(item) for item in value]
+    return float(value) if isinstance(value, str) and _EXPONENTIAL.fullmatch(value) else value
 
 
 def _convert_scalar(option: Option, value: Any) -> Any:
@@ -116,8 +127,8 @@ def _convert_scalar(option: Option, value: Any) -> Any:
         raise ValueError(str(error)) from None
     except (ValueError, OverflowError):
         raise _expected(kind.__name__, value) from None
-    if isinstance(value, float) and converted != value and kind is int:
-        raise _expected('int', value)
+    if isinstance(value, float) and isinstance(converted, int) and converted != value:
+        raise _expected(kind.__name__, value)
     if option.choices is not None and converted not in option.choices:
         raise _expected(f"one of {', '.join(option.choices)}", value)
     return converted

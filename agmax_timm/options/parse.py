@@ -9,11 +9,12 @@ from typing import Any
 
 from ..base.command_line import Parser
 from ..base.processes import cores
-from .data_kinds import kind_of
+from .data_kinds import DATASETS, kind_of
 from .declare import declared
 from .parsers import AnyOptions, TrainOptions, ValidateOptions, train_parser, validate_parser
 
 _NOT_GIVEN = object()
+_DATA = ('data', 'data_dir')
 
 
 def parse_train_args(argv: list[str] | None = None) -> TrainOptions:
@@ -27,8 +28,8 @@ def parse_train_args(argv: list[str] | None = None) -> TrainOptions:
     from .combinations import check_combinations
     given: dict[str, Any] = {}
     for path in on_command_line.pop('config', ()):
-        given.update(read_config(path, parser))
-    given.update(on_command_line)
+        _override(given, read_config(path, parser))
+    _override(given, on_command_line)
     options = resolve_defaults(_with_data(TrainOptions(**given, given=frozenset(given)), parser))
     _refuse(check_train_args(options), parser)
     _refuse(check_combinations(options), parser)
@@ -46,6 +47,14 @@ def parse_validate_args(argv: list[str] | None = None) -> ValidateOptions:
     _warn(options, parser)
     files = {name: timms_labels(name, getattr(options, name)) for name in ('real_labels', 'valid_labels')}
     return replace(options, **{name: path for name, path in files.items() if path})
+
+
+def _override(given: dict[str, Any], newer: dict[str, Any]) -> None:
+    """Update options by newer ones. A newer DIR or --data-dir replaces both, because args.yaml of a run has both."""
+    if not newer.keys().isdisjoint(_DATA):
+        for name in _DATA:
+            given.pop(name, None)
+    given.update(newer)
 
 
 def _refuse(problems: Iterator[str], parser: Parser) -> None:
@@ -94,7 +103,10 @@ def _with_data(options: Any, parser: Parser) -> Any:
     """Return options with the data of --data-dir, otherwise of DIR, as in timm. A file may have set one of them."""
     if options.data and options.data_dir and options.data != options.data_dir:
         parser.warn(f'{options.data!r} has no effect with --data-dir {options.data_dir!r}')
-    data_dir = options.data_dir or options.data
-    if data_dir and kind_of(options) == 'demo':
+    data_dir, kind = options.data_dir or options.data, kind_of(options)
+    if options.dataset and kind in ('folder', 'tar'):
+        parser.warn(f"--dataset '{options.dataset}' has no effect, as in timm: the data is a folder or a tar file. For "
+                    f"a data set of this name, use 'TYPE/{options.dataset}' with a type of {', '.join(DATASETS)}")
+    if data_dir and kind == 'demo':
         parser.warn(f'{data_dir!r} has no effect with --dataset demo, whose images are built in: leave one of them out')
     return replace(options, data_dir=data_dir)

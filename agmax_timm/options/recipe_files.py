@@ -21,7 +21,7 @@ def find_recipe(name: str, kind: str = '') -> str:
     Raises:
         OptionError: There is no such file or recipe.
     """
-    if os.path.exists(name):
+    if os.path.exists(name) and not os.path.isdir(name):  # a pipe is a file, too
         return name
     known = _known(kind)
     short = name.removeprefix('hparams/').removeprefix(f'{STUDIES}/' if kind else '').removesuffix('.yaml')

@@ -9,9 +9,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ..assembly.job_start import LAUNCHER
 from ..base.atomic_write import write_text
-from ..base.processes import cores, environment
+from ..base.processes import LAUNCHER, cores, environment
 from ..base.signals import EXIT_STATUS, StopSignals
 from .cost import epochs_of
 from .outcome import epochs_done, has_summary, is_complete, last_error, mark_complete

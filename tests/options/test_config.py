@@ -50,6 +50,26 @@ def test_data_dir_overrides_the_positional_argument():
     assert parse_train_args(['a']).data_dir == 'a'
 
 
+@pytest.mark.parametrize('flags', [['new'], ['--data-dir', 'new']])
+@pytest.mark.parametrize('text', ['data: old', 'data_dir: old', 'data: old\ndata_dir: old'])
+def test_the_data_of_the_command_line_overrides_that_of_a_file(config, capsys, flags, text):
+    path = config(text)
+    assert parse_train_args(['-c', path]).data_dir == 'old'
+    assert parse_train_args([*flags, '-c', path]).data_dir == 'new'
+    later = ['-c', config(f"{'data_dir' if len(flags) == 2 else 'data'}: new", 'later.yaml')]
+    assert parse_train_args(['-c', path, *later]).data_dir == 'new'
+    assert not capsys.readouterr().err
+
+
+def test_nested_numbers_of_a_file_are_those_of_the_command_line(config):
+    path = config('opt_kwargs: {eps: 1e-8, betas: [9E-1, 2.e+0], name: rand-1e-8, inner: {x: -1e3}, n: 1e8x}')
+    words = ['eps=1e-8', 'betas=[9E-1, 2.e+0]', 'name=rand-1e-8', "inner={'x': -1e3}", 'n=1e8x']
+    kwargs = parse_train_args(['data', '-c', path]).opt_kwargs
+    assert kwargs == parse_train_args(['data', '--opt-kwargs', *words]).opt_kwargs
+    assert kwargs == {'eps': 1e-8, 'betas': [0.9, 2.], 'name': 'rand-1e-8', 'inner': {'x': -1000.}, 'n': '1e8x'}
+    assert parse_train_args(['data', '-c', config('experiment: 1e-3')]).experiment == '1e-3'
+
+
 def test_yaml_values_have_the_types_of_their_flags(config):
     path = config("lr: 3e-4\nimg-size: 32\nmean: [0.5, 0.5, 0.5]\nagmax: true\nmodel_kwargs: {depth: 2}\naa: null\n")
     args = parse_train_args(['data', '-c', path])
@@ -71,6 +91,10 @@ def test_options_written_as_yaml_give_the_same_options(config):
     ('bach_size: 32', ['bach_size', 'did you mean batch_size']),
     ('epochs: many', ['epochs', "'many'", 'int']),
     ('epochs: 1.5', ['epochs', '1.5']),
+    ('recovery_interval: 0.9', ['recovery_interval', 'interval', '0.9']),
+    ('recovery_interval: 1e2s3', ['recovery_interval', "'1e2s3'"]),
+    ('freeze: [conv1]\nlinear_probe: true', ['--freeze cannot be combined with --linear-probe: drop one']),
+    ('torchscript: true\ntorchcompile: eager', ['--torchscript cannot be combined with --torchcompile']),
     ('agmax: 1', ['agmax', 'true or false']),
     ('agmax_loss: huber', ['agmax_loss', 'huber', 'mi, mse, kl, ce']),
     ('mean: 0.5', ['mean', 'list']),
@@ -322,6 +346,7 @@ def test_a_file_may_contain_the_second_name_of_an_option(config, capsys):
 def test_recovery_intervals_are_updates_or_seconds(config):
     assert parse_train_args(['data', '--recovery-interval', '7']).recovery_interval == 7
     assert parse_train_args(['data', '-c', config('recovery_interval: 600s')]).recovery_interval == '600s'
+    assert parse_train_args(['data', '-c', config('recovery_interval: 7.0')]).recovery_interval == 7
 
 
 @pytest.mark.parametrize('text, options, words', [

@@ -38,6 +38,13 @@ def test_a_file_of_the_user_has_priority_over_a_recipe(elsewhere):
     assert parse_train_args(['-c', 'demo']).epochs == 7
 
 
+def test_a_folder_of_the_user_has_no_priority_over_a_recipe(elsewhere):
+    (elsewhere / 'demo').mkdir()
+    (elsewhere / 'demo_fair').mkdir()
+    assert parse_train_args(['-c', 'demo']).dataset == 'demo'
+    assert find_recipe('demo_fair', STUDIES) == str(HPARAMS / 'studies' / 'demo_fair.yaml')
+
+
 @pytest.mark.parametrize('run, argv, words', [
     (parse_train_args, ['-c', 'demmo'], ["--config 'demmo': No such file", 'did you mean demo?']),
     (parse_train_args, ['-c', 'studies/demo_fair'], ["--config 'studies/demo_fair'", '--list-recipes']),

@@ -175,6 +175,22 @@ def test_a_folder_given_with_the_demo_has_no_effect_and_warns(parse, flags, caps
     assert 'no effect' not in capsys.readouterr().err
 
 
+@pytest.mark.parametrize('name', ['cifar10', 'ImageFolder', 'wds', 'Demo'])
+def test_a_name_without_a_type_is_a_folder_as_in_timm_and_warns(sources, name, capsys):
+    _, root, _, count, needed = sources['folder']
+    argv = ['--data-dir', str(root), *needed]
+    assert images_of_epoch([*argv, '--dataset', name]) == images_of_epoch(argv) == count
+    warning, = capsys.readouterr().err.splitlines()
+    assert f"warning: --dataset '{name}' has no effect, as in timm" in warning and f"use 'TYPE/{name}'" in warning
+    parse_validate_args([*argv, '--dataset', name])
+    assert f"--dataset '{name}' has no effect" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        parse_train_args([*argv, '--dataset', name, '--target-key', 'label'])
+    assert "--target-key 'label' does nothing on a folder" in capsys.readouterr().err
+    with pytest.raises(DataError, match='would be both training and validation data'):
+        images_of_epoch(['--data-dir', str(root / 'train'), '--dataset', name])
+
+
 def test_a_part_of_a_split_is_refused_in_a_script(photos):
     with pytest.raises(DataError, match='only hfds/ and tfds/ take a part'):
         create_dataset('', str(photos), 'train[:1]')
