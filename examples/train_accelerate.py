@@ -38,10 +38,12 @@ for epoch in range(args.epochs):
         optimizer.step()
 
     model.eval()
-    correct = torch.zeros((), device=accelerator.device)
+    correct = 0
     with torch.inference_mode():
         for images, labels in validation:
-            correct += (model(images).argmax(1) == labels).sum()
-    correct = accelerator.reduce(correct)
-    accelerator.print(f'epoch {epoch}: loss {loss.item():.3f}, accuracy {correct.item() / 40:.2f} %')
+            # accelerate repeats images so that all ranks have equally many; gather_for_metrics leaves them out
+            predicted, labels = accelerator.gather_for_metrics((model(images).argmax(1), labels))
+            correct += int((predicted == labels).sum())
+    accuracy = 100 * correct / len(validation.dataset)
+    accelerator.print(f'epoch {epoch}: loss {loss.item():.3f}, accuracy {accuracy:.2f} %')
 accelerator.end_training()

@@ -25,8 +25,9 @@ RANKS, IMAGES = 2, 24
 
 
 def run_example(name, *argv):
+    """The global variables of an example, after it has run."""
     sys.argv = [name, *argv]
-    runpy.run_path(str(EXAMPLES / f'{name}.py'), run_name='__main__')
+    return runpy.run_path(str(EXAMPLES / f'{name}.py'), run_name='__main__')
 
 
 @pytest.fixture
@@ -108,8 +109,26 @@ def run_with_few_images(name, *argv):
     seen = []
     forward = AgMaxTask.forward
     AgMaxTask.forward = lambda self, input, target: seen.append(len(input)) or forward(self, input, target)
-    run_example(name, *argv)
+    variables = run_example(name, *argv)
     print('batches', seen)
+    if name == 'train_accelerate':
+        model = variables['model'].cpu()
+    elif not os.path.isdir('checkpoints/model'):
+        return
+    else:
+        saved = variables['TimmWrapperForImageClassification'].from_pretrained('checkpoints/model').eval()
+        model = lambda images: saved(images).logits  # noqa: E731
+    print(f'of all images {percent_correct(model):.2f} %')
+
+
+def percent_correct(model):
+    """The accuracy on all validation images, in one batch."""
+    loader = timm.data.create_loader(
+        create_few('demo'), (3, 28, 28), 400, num_workers=0, crop_pct=1., mean=(0.286,) * 3, std=(0.353,) * 3,
+        device=torch.device('cpu'))
+    (images, labels), = loader
+    with torch.inference_mode():
+        return 100 * (model(images).argmax(1) == labels).float().mean().item()
 
 
 @pytest.mark.parametrize('name', ['train_accelerate', 'train_transformers'])
@@ -119,7 +138,9 @@ def test_an_example_of_a_framework_shares_batches_between_two_ranks(name, tmp_pa
     ranks = start_ranks(RANKS, tmp_path / 'logs', run_with_few_images, name, '--epochs', '1')
     assert finish_ranks(ranks) == [0] * RANKS, logs(tmp_path / 'logs')
     printed = logs(tmp_path / 'logs')
-    assert len(re.findall(r'accuracy \d+\.\d+ %', printed)) == 1, printed  # one rank prints
+    accuracy, = re.findall(r'accuracy (\d+\.\d+) %', printed)  # one rank prints
+    # The ranks have 250 and 150 of the 400 validation images, and each of them counts once.
+    assert set(re.findall(r'of all images (\d+\.\d+) %', printed)) == {accuracy}, printed
     # Two updates with 50 of 100 images. Each rank has two views of 25 images.
     assert re.findall('batches (.*)', printed) == ['[50, 50]'] * RANKS
 
