@@ -229,6 +229,15 @@ def test_a_terminal_shows_json_only_if_asked(train, capsys, monkeypatch, flags, 
     assert ('--result\n' in capsys.readouterr().out) is printed
 
 
+def test_args_yaml_repeats_a_resumed_run_under_another_name(train, tmp_path):
+    folder = train('--agmax', '--epochs', '2', '--stop-epoch', '1')
+    train('--agmax', '--epochs', '2', '--resume', str(folder / 'last.pth.tar'))
+    train_cli.main(['-c', str(folder / 'args.yaml'), '--experiment', 'again', '--resume', ''])
+    once, again = (load(path / 'last.pth.tar')['state_dict'] for path in (folder, tmp_path / 'again'))
+    torch.testing.assert_close(again, once, rtol=0, atol=0)
+    assert len(summary(tmp_path / 'again')) == 2
+
+
 def test_the_best_epoch_is_the_last_of_the_result(train, capsys):
     folder = train('--agmax', '--epochs', '3')
     results = json.loads(capsys.readouterr().out.split('--result\n')[1])
