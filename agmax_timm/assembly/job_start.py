@@ -13,7 +13,7 @@ from timm import utils
 from timm.utils.distributed import init_distributed_device_so
 
 from ..base.presence import Presence
-from ..base.processes import LAUNCHER
+from ..base.processes import LAUNCHER, number_in
 from ..base.signals import EXIT_STATUS, StopSignals
 from ..base.text import listed
 
@@ -32,7 +32,7 @@ def leave_allocation() -> str:
         A warning, or '' if nothing was changed.
     """
     tasks = os.environ.get('SLURM_NTASKS', '1')
-    in_step = int(os.environ.get('SLURM_STEP_NUM_TASKS') or 1) > 1
+    in_step = number_in('SLURM_STEP_NUM_TASKS') > 1
     if 'WORLD_SIZE' in os.environ or tasks == '1' or in_step:
         return ''
     for name in ('SLURM_NTASKS', 'SLURM_PROCID', 'SLURM_LOCALID'):

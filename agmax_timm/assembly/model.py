@@ -21,6 +21,7 @@ from ..base.command_line import flag_of
 from ..base.distributed import is_distributed, is_primary
 from ..base.errors import OptionError
 from ..base.hub_connection import single_attempt
+from ..base.processes import check_launcher
 from ..base.signals import StopSignals
 from ..base.silence import silenced
 from ..base.text import one_line
@@ -71,6 +72,7 @@ def init_device(name: str, signals: StopSignals | None = None, single_process: b
         torch.backends.cuda.matmul.allow_tf32 = True
         torch.backends.cudnn.benchmark = True
     with job_start.one_process() if single_process else nullcontext():
+        check_launcher()
         _check_gpus(name)
         return job_start.join(name, signals)
 

@@ -42,7 +42,7 @@ def try_input(options: AnyOptions, model: nn.Module, data_config: dict[str, Any]
     sides = vars(options).get('train_img_sizes') or []
     batches = vars(options).get('train_batch_sizes') or [options.batch_size] * len(sides)
     inputs = [(height, width, 0 if sides else options.batch_size,
-               '--img-size, --input-size, --in-chans or --model-kwargs'),
+               '--img-size, --input-size, --in-chans or --model-kwargs' if flag == '--model' else '--img-size'),
               *((side, side, batch, '--train-img-sizes') for side, batch in zip(sides, batches))]
     trains_views = training and isinstance(options, TrainOptions) and not options.agmax
     for height, width, batch, flags in inputs:
@@ -59,8 +59,8 @@ def try_input(options: AnyOptions, model: nn.Module, data_config: dict[str, Any]
             for handle in hook_handles:
                 handle.remove()
         if torch.is_tensor(output) and output.shape != (1, num_classes):
-            raise OptionError(f"{flag} '{name}' gives {tuple(output.shape)[1:]}, not {num_classes} classes: "
-                              'leave out --gp and --model-kwargs that change its head')
+            remedy = 'leave out --gp and --model-kwargs that change its head' if flag == '--model' else 'use another'
+            raise OptionError(f"{flag} '{name}' gives {tuple(output.shape)[1:]}, not {num_classes} classes: {remedy}")
 
 
 def _refuse_single_value(module: nn.Module, inputs: tuple[torch.Tensor]) -> None:

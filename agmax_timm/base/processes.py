@@ -16,23 +16,30 @@ LAUNCHER = (
 _HOME = str(Path(__file__).parents[2])
 
 
-def launched_processes() -> int:
-    """Return the number of processes of the job as the launcher states it, 1 without a launcher.
-
-    Empty variables of the launcher are removed, because timm would read them as numbers.
+def number_in(name: str) -> int:
+    """Return the number in an environment variable, 1 if it is not set or empty.
 
     Raises:
-        OptionError: A variable is not a whole number.
+        OptionError: The variable is not a whole number.
     """
+    try:
+        return int(os.environ.get(name) or 1)
+    except ValueError as error:
+        raise OptionError(f"the environment variable {name} must be a whole number, got '{os.environ[name]}': "
+                          f'unset {name}, or start with torchrun') from error
+
+
+def launched_processes() -> int:
+    """Return the number of processes of the job as the launcher states it, 1 without a launcher."""
+    return max(number_in('WORLD_SIZE'), number_in('SLURM_NTASKS'))
+
+
+def check_launcher() -> None:
+    """Check the variables of the launcher. Remove empty ones, because timm would read them as numbers."""
     for name in LAUNCHER:
+        number_in(name)
         if os.environ.get(name) == '':
             del os.environ[name]
-        try:
-            int(os.environ.get(name, 1))
-        except ValueError as error:
-            raise OptionError(f"the environment variable {name} must be a whole number, got '{os.environ[name]}': "
-                              f'unset {name}, or start with torchrun') from error
-    return max(int(os.environ.get(name, 1)) for name in ('WORLD_SIZE', 'SLURM_NTASKS'))
 
 
 def environment() -> dict[str, str]:

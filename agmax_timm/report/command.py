@@ -26,6 +26,8 @@ def main(argv: list[str] | None = None) -> None:
         if not os.path.exists(data) and '://' not in data:
             raise OptionError(f"'{data}': no such folder: give folders of runs, and then the folder of their data")
     how: dict[str, Any] = dict(data_dir=data, device=args.device, workers=args.workers, use_ema=args.use_ema)
+    if args.output and not os.path.isdir(os.path.dirname(args.output) or '.'):
+        raise OptionError(f"--output '{args.output}': there is no such folder: create it first")
     if len(folders) == 1:
         print(make_report(folders[0], **how, path=args.output))
     else:

@@ -112,7 +112,7 @@ def read_run(run_dir: str, data_dir: str | None, use_ema: bool | None) -> Report
     use_ema = choose_ema(options, use_ema)
     _logger.info(f'{checkpoint}: {describe_weights(options, use_ema)}')
     best = read_checkpoint(checkpoint, mmap=True)
-    last = find_file(run_dir, 'last')
+    last = os.path.join(run_dir, 'last.pth.tar')
     cost = ((read_checkpoint(last, mmap=True) if os.path.isfile(last) else best).get(STATE) or {}).get('cost', {})
     metadata = metadata_in(best)
     metrics = (metadata.get('metrics') or {}).get('ema' if use_ema else 'raw') or {}

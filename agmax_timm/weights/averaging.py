@@ -80,8 +80,10 @@ def _costs(run_dir: str) -> list[tuple[float, int]]:
     newest, _ = newest_checkpoint(run_dir)
     current = read_file(newest, mmap=True) if newest else {}
     if 'saver' in current:  # the ranking of the last branch
-        epoch, metric = current['saver']['pending']
-        metrics = {**dict(current['saver']['checkpoint_files']), f'checkpoint-{epoch}{SUFFIX}': metric}
+        metrics = dict(current['saver']['checkpoint_files'])
+        epoch, metric = current['saver'].get('pending', (None, None))
+        if metric is not None:
+            metrics[f'checkpoint-{epoch}{SUFFIX}'] = metric
     else:
         metrics = {name: read_file(os.path.join(run_dir, name), mmap=True).get('metric') for name in epochs}
     sign = 1 if _lower_is_better(current) else -1

@@ -8,7 +8,7 @@ import pytest
 from timm.utils import is_distributed_env, world_info_from_env
 
 from agmax_timm.base.command import command
-from agmax_timm.base.processes import LAUNCHER, imports_without_gc
+from agmax_timm.base.processes import LAUNCHER, check_launcher, imports_without_gc
 from agmax_timm.options.parse import parse_train_args
 from tests.helpers.paths import REPOSITORY
 
@@ -16,18 +16,16 @@ from tests.helpers.paths import REPOSITORY
 def test_empty_variables_of_a_launcher_are_as_if_not_set(monkeypatch):
     for name in LAUNCHER:
         monkeypatch.setenv(name, '')
-    seen = []
-    command('x')(lambda: seen.append((is_distributed_env(), world_info_from_env())))()
-    assert seen == [(False, (0, 0, 1))]
-    monkeypatch.setenv('WORLD_SIZE', '')
     assert parse_train_args(['data']).seed == 42
+    command('x')(check_launcher)()
+    assert (is_distributed_env(), world_info_from_env()) == (False, (0, 0, 1))
 
 
 @pytest.mark.parametrize('name, value', [('WORLD_SIZE', 'two'), ('RANK', '1.5'), ('SLURM_NTASKS', '2(x3)')])
 def test_a_variable_of_a_launcher_that_is_no_number_is_refused(monkeypatch, capsys, name, value):
     monkeypatch.setenv(name, value)
     with pytest.raises(SystemExit) as end:
-        command('x')(lambda: None)()
+        command('x')(check_launcher)()
     assert end.value.code == 2
     assert capsys.readouterr().err.startswith(f"x: error: the environment variable {name} must be a whole number, got "
                                               f"'{value}': unset {name}")

@@ -454,6 +454,7 @@ def test_a_run_without_validation_has_a_report(train_once, tmp_path):
     (['{run}', '--device', 'tpu'], "--device 'tpu"),
     (['{bare}'], 'no such checkpoint'),
     ([], 'RUN_FOLDER'),
+    (['{run}', '--output', '{empty}/absent/page.html'], "--output '{empty}/absent/page.html': there is no such folder"),
 ])
 def test_invalid_arguments_are_refused_in_one_line(words, said, run_copy, tmp_path, capsys):
     (tmp_path / 'empty').mkdir()

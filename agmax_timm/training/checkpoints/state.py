@@ -119,7 +119,7 @@ class RunState:
         same_ranks = len(ranks) == world_size()
         mine = ranks[rank() if same_ranks else 0]
         # Counts where the saved random state does not fit, as with another number of ranks or another batch size.
-        random_seed(self.training.options.seed + 1 + position.epoch, rank())
+        random_seed((self.training.options.seed + 1 + position.epoch) % (2 ** 32 - world_size()), rank())
         try:
             loader = {**mine['loader'], 'random': None} if position.trained else mine['loader']
             changed = self.loader.load_state_dict(loader, position.epoch)

@@ -21,12 +21,12 @@ CPU = torch.device('cpu')
 @pytest.fixture
 def create(monkeypatch):
     """Function: the state of a run on one of `ranks` processes. There are 8 samples."""
-    def create(ranks=1, rank=0, batch_size=2):
+    def create(ranks=1, rank=0, batch_size=2, seed=0):
         monkeypatch.setattr(states, 'world_size', lambda: ranks)
         monkeypatch.setattr(states, 'rank', lambda: rank)
         model = torch.nn.Linear(1, 2)
         training = Training(ClassificationTask(model, verbose=False), torch.optim.SGD(model.parameters(), lr=0.1),
-                            Namespace(seed=0, resume='last.pth.tar'), CPU, Precision())
+                            Namespace(seed=seed, resume='last.pth.tar'), CPU, Precision())
         loader = DataLoader(TensorDataset(torch.arange(8)), batch_size, shuffle=True)
         return RunState(training, ResumableLoader(loader, CPU, ranks, rank), None)
     return create
@@ -39,12 +39,13 @@ def mean_losses(losses, images=0):
     return found
 
 
+@pytest.mark.parametrize('seed', [0, 2 ** 32 - 3])
 @pytest.mark.parametrize('position', [Position(1, 4, trained=True), Position(2)])
-def test_each_rank_draws_its_own_numbers_after_a_change_of_their_number(create, position):
+def test_each_rank_draws_its_own_numbers_after_a_change_of_their_number(create, position, seed):
     saved = create().state_dict(position, mean_losses([1.], 8), get_random_state(CPU))
     draws = []
     for rank in range(3):
-        create(3, rank).load_state_dict(saved)
+        create(3, rank, seed=seed).load_state_dict(saved)
         draws.append(torch.rand(()).item())
     assert len(set(draws)) == 3
 
