@@ -18,8 +18,10 @@ def main():
     parser.add_argument('--tune-per-class', type=int, default=0)
     parser.add_argument('--classes', nargs='+')
     args = parser.parse_args()
+    if args.target.exists():
+        parser.error(f"'{args.target}' exists: name a new folder")
     for source in sorted(args.source.glob('*/*/')):
-        if args.classes and source.name not in args.classes:
+        if not source.is_dir() or args.classes and source.name not in args.classes:
             continue
         images, split = sorted(source.iterdir()), source.parent.name
         parts = {split: images}

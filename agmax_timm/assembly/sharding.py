@@ -13,7 +13,7 @@ import torch.nn as nn
 from timm import utils
 from timm.task import TrainingTask
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from ..base.distributed import is_distributed
@@ -72,7 +72,7 @@ def shard_task(
         OptionError: A weight or an optimizer state cannot be sharded.
     """
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
-    trained = utils.unwrap_model(task.get_trainable_module())
+    trained: Any = utils.unwrap_model(task.get_trainable_module())
     unsharded = dict(trained.named_parameters())
     for ema in (False, True) if task.has_ema() else (False,):
         module = utils.unwrap_model(task.get_trainable_module(ema=ema))
@@ -81,6 +81,7 @@ def shard_task(
         # Each layer of the model, then the rest of the model, then the rest of the module that contains it.
         for part in dict.fromkeys([*find_layers(model), model, module]):
             fully_shard(part, mesh=mesh, reshard_after_forward=True)
+    _prepare_training(trained)
     if task.has_ema():
         # torch's foreach functions do not accept sharded parameters together with whole buffers
         ema_module: Any = task.get_trainable_module(ema=True)
@@ -88,6 +89,18 @@ def shard_task(
     shards = dict(trained.named_parameters())
     _shard_optimizer(optimizer, {parameter: shards[name] for name, parameter in unsharded.items()})
     _add_ddp_features(trained, broadcast_buffers)
+
+
+def _prepare_training(module: Any) -> None:
+    """Do what torch does in the first forward pass, which may be that of an evaluation, if a run resumes before it.
+
+    It would make the classifier the root instead of the module, and memory that cannot be used in training.
+    """
+    module._get_fsdp_state()._lazy_init()
+    for part in module.modules():
+        if isinstance(part, FSDPModule):
+            part.unshard()
+            part.reshard()
 
 
 def _share_weights(module: nn.Module, device: torch.device) -> None:

@@ -22,7 +22,7 @@ from ..base.hub_connection import NoConnectionError, single_attempt
 from ..options.hub_names import check_name, check_revision
 from .card import published_card
 from .hub_error import HubError, as_hub_error, reason, status
-from .staging import CARD, FILES, load_folder
+from .staging import CARD, PUBLISHED, load_folder
 from .update import ChangedError, Remote, Update, plan_update
 
 _LONGEST_WAIT = 300.
@@ -131,8 +131,8 @@ def check_destination(to: Destination) -> None:
 def publish(folder: str | Path, to: Destination, checked: bool = False) -> str:
     """Upload a staged folder as one commit. Create the repository and the branch if they are missing.
 
-    The folder is checked first, see load_folder. Only `FILES` are uploaded. Changes that were made on the Hub are kept,
-    see update.plan_update. Files of a former model are deleted.
+    The folder is checked first, see load_folder. Only the files `PUBLISHED` are uploaded. Changes that were made on the
+    Hub are kept, see update.plan_update. Files of a former model are deleted.
 
     Args:
         checked: Whether the folder was checked already.
@@ -214,7 +214,7 @@ def _plan(
         remote: Remote | None,
 ) -> tuple[list[CommitOperationAdd | CommitOperationDelete], Update]:
     """Return the operations of a commit, and what they change. Raises ChangedError as plan_update."""
-    additions = [CommitOperationAdd(name, str(folder / name)) for name in FILES
+    additions = [CommitOperationAdd(name, str(folder / name)) for name in PUBLISHED
                  if name != CARD and (folder / name).is_file()]
     card = (folder / CARD).read_text(encoding='utf-8') if (folder / CARD).is_file() else ''
     files = {addition.path_in_repo: _identifiers(addition) for addition in additions}

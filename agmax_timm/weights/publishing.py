@@ -23,7 +23,9 @@ def publish_source(
         hub_dataset: str,
         check: Callable[[SavedModel, Path], None],
 ) -> str:
-    """Publish a run, a checkpoint or a staged folder. The first two are staged in the folder `hub` beside them.
+    """Publish a run, a checkpoint or a staged folder.
+
+    A run is staged in its folder `hub`, a checkpoint NAME.pth.tar beside it in `NAME-hub`.
 
     Args:
         use_ema: Whether to publish the EMA of the weights. None publishes the weights that the run ranked.
@@ -46,7 +48,10 @@ def publish_source(
         if to.license:
             change_license(source, to.license)
     else:
-        folder = os.path.join(source if os.path.isdir(source) else os.path.dirname(source), 'hub')
+        folder = os.path.join(source, 'hub') if os.path.isdir(source) else (
+            os.path.join(os.path.dirname(source), os.path.basename(source).split('.')[0] + '-hub'))
+        if os.path.isdir(folder) and os.listdir(folder) and not os.path.isfile(os.path.join(folder, CONFIG)):
+            raise HubError(f"'{folder}' is needed to stage the model, and holds other files: rename it")
         saved = read_model(source, use_ema)
         _logger.info(f'{saved.source}: {saved.weights}')
         saved = saved.with_dataset(hub_dataset)

@@ -36,6 +36,7 @@ from .synsets import describe
 
 CONFIG, WEIGHTS, CARD, RECIPE, SUMMARY, CURVES = FILES = (
     'config.json', 'model.safetensors', 'README.md', 'train_hparams.yaml', 'summary.csv', 'curves.png')
+PUBLISHED = (*FILES, 'model.onnx', 'model.onnx.data')  # the last two by export --onnx
 
 # Entries of timm's configuration that describe the weights that training started from, first their location.
 _LOCATIONS = (*LOCATIONS, 'source')
@@ -80,7 +81,7 @@ def stage(
                                'publish')
             check(staged)
             folder.mkdir(exist_ok=True)
-            for name in FILES:
+            for name in PUBLISHED:
                 if not (staged / name).exists():
                     (folder / name).unlink(missing_ok=True)
             for path in staged.iterdir():
@@ -144,7 +145,7 @@ def load_folder(folder: str | Path) -> torch.nn.Module:
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
             raise HubError(f"'{folder}' holds no {name}: it is not a staged folder")
-    for name in FILES:
+    for name in PUBLISHED:
         if (folder / name).is_symlink():
             raise HubError(f"'{folder / name}' is a link: put the file itself there")
     _check_config(folder / CONFIG)

@@ -13,7 +13,7 @@ from ..base.licences import license_of_card
 from .card import OUR_TAGS
 from .card_text import join_card, join_sections, split_card, split_sections, with_license
 from .hub_error import HubError
-from .staging import CARD, CONFIG, FILES
+from .staging import CARD, CONFIG, PUBLISHED
 
 _Digests = dict[str, str]  # by key of the metadata, name of the section, or name of the file
 
@@ -83,7 +83,7 @@ def plan_update(
         if merge.conflicts:
             license = ', --license chooses a licence' if 'license' in merge.conflicts else ''
             problems.append(f"on the Hub, {CARD} was changed in parts that would be replaced ("
-                            f"{', '.join(merge.conflicts)}): --replace-card replaces it{license}")
+                            f"{', '.join(map(str, merge.conflicts))}): --replace-card replaces it{license}")
             flags.append('--replace-card')
     if problems:
         raise ChangedError('; '.join(problems), flags)
@@ -104,7 +104,7 @@ def _compare_files(
         if name in files:
             if not ours and identifier not in files[name]:
                 changed.append(name)
-        elif name != CARD and (name in FILES or _OF_MODELS.fullmatch(name)):
+        elif name != CARD and (name in PUBLISHED or _OF_MODELS.fullmatch(name)):
             (deletions if ours else changed).append(name)
     return changed, deletions
 
@@ -178,7 +178,8 @@ class _Merge:
             self.deleted.append(name)
             return None
         if name == 'tags' and isinstance(theirs, list):
-            theirs = [*new, *(tag for tag in theirs if tag not in new and tag not in OUR_TAGS)]
+            ours = [new] if isinstance(new, str) else new or []
+            theirs = [*ours, *(tag for tag in theirs if tag not in ours and tag not in OUR_TAGS)]
         elif _digest(new) != recorded:
             self.conflicts.append(name)
         self.kept.append(name)
@@ -197,7 +198,7 @@ class _Merge:
         """Return a line for the parts that are kept and one for those that stay deleted."""
         parts = {f'kept in {CARD} as changed on the Hub': self.kept,
                  f'left out of {CARD} as deleted on the Hub': self.deleted}
-        return [f"{kind}: {', '.join(names)}" for kind, names in parts.items() if names]
+        return [f"{kind}: {', '.join(map(str, names))}" for kind, names in parts.items() if names]
 
 
 def _make_record(card: str, licensed: str, files: dict[str, tuple[str, ...]]) -> dict[str, _Digests]:

@@ -91,8 +91,8 @@ def train_case(name, fsdp, rank):
     args = replace(args, torchcompile=args.torchcompile if fsdp else None)  # compiled must equal uncompiled
     dtype = torch.float32 if args.amp else torch.float64
     task, optimizer, precision = build_all(args, architecture, rank, dtype)
-    metrics = []
-    for epoch in range(2):
+    metrics = [evaluate(task.get_eval_model(), batches(rank, False, dtype), args, CPU, precision, log_interval=1)]
+    for epoch in range(2):  # an evaluation may come first, as in a run that is resumed before it
         step = Step(Training(task, optimizer, args, CPU, precision), NoCheck())
         losses, _ = loop.train_one_epoch(epoch, step, batches(rank, args.agmax, dtype))
         metrics.append(losses)

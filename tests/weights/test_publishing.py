@@ -52,6 +52,26 @@ def test_the_command_stages_a_run_and_can_continue_after_a_failure(hub, command,
     assert 'model.safetensors' in hub.files('ann/net', 'v2') and hub.repos['ann/net'].private
 
 
+def test_an_exported_onnx_model_is_published_with_its_model(hub, command, staged, tmp_path):
+    folder = shutil.copytree(staged, tmp_path / 'exported')
+    (folder / 'model.onnx').write_bytes(b'onnx')
+    command(folder, 'ann/net')
+    assert hub.files('ann/net')['model.onnx'].content == b'onnx'
+    (folder / 'model.onnx').unlink()
+    command(folder, 'ann/net')
+    assert 'model.onnx' not in hub.files('ann/net')
+
+
+def test_files_of_others_are_not_replaced_by_a_staged_model(hub, command, tmp_path, capsys):
+    (tmp_path / 'hub').mkdir()
+    (tmp_path / 'hub' / 'README.md').write_text('mine')
+    with pytest.raises(SystemExit):
+        command(tmp_path, 'ann/net')
+    assert f"'{tmp_path}/hub' is needed to stage the model, and holds other files: rename it" in capsys.readouterr().err
+    command(tmp_path / 'best.pth.tar', 'ann/net')
+    assert (tmp_path / 'best-hub' / 'config.json').is_file() and (tmp_path / 'hub' / 'README.md').read_text() == 'mine'
+
+
 def test_the_name_of_the_data_set_can_be_given(hub, command, tmp_path, capsys):
     command(tmp_path, 'ann/net', '--hub-dataset', 'ann/bees')
     assert ModelCard(hub.files('ann/net')['README.md'].content.decode()).data.datasets == ['ann/bees']

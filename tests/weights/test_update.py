@@ -7,6 +7,7 @@ from huggingface_hub import ModelCard
 from huggingface_hub.utils.sha import git_hash
 
 from agmax_timm.weights.card import model_card
+from agmax_timm.weights.card_text import split_card
 from agmax_timm.weights.update import ChangedError, Remote, plan_update
 
 FILES = {'config.json': ('c1',), 'model.safetensors': ('w1',), 'summary.csv': ('s1',)}
@@ -88,6 +89,15 @@ def test_text_and_metadata_of_the_owner_are_kept(card, published):
     assert again.card == update.card
     third = plan_update(remote_of(update.card), card(80.), FILES).card
     assert all(words in third for words in owners) and '80.0' in third and '70.0' not in third
+
+
+def test_a_card_of_ones_own_without_tags_keeps_those_of_the_hub(published):
+    theirs = edited(published, ('tags:\n', '1: one\ntags:\n- bees\n'))
+    update = plan_update(theirs, '---\nlicense: mit\n---\n\nOur bees.\n', FILES)
+    metadata, body = split_card(update.card)
+    assert (metadata['tags'], metadata[1]) == (['bees'], 'one') and 'Our bees.' in body
+    kept, = (line for line in update.lines if line.startswith('kept in README.md as changed on the Hub: '))
+    assert {'tags', '1'} <= {*kept.partition(': ')[2].split(', ')}
 
 
 def test_a_model_without_agmax_loses_only_its_tag(card, published, saved):
