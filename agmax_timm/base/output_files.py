@@ -24,6 +24,12 @@ def write_rows(file: IO[str], rows: Sequence[Mapping[str, Any]], line_end: str =
     writer.writerows(rows)
 
 
+def write_csv(path: str, rows: Sequence[Mapping[str, Any]], line_end: str = '\r\n') -> None:
+    """Replace a file by rows as CSV in UTF-8. Bytes of file names that are not UTF-8 are written as they are."""
+    with replacing(path, 'w', newline='', encoding='utf-8', errors='surrogateescape') as file:
+        write_rows(file, rows, line_end)
+
+
 def save_figure(path: str, draw: Callable[[Any], None], dpi: int = 110, **figure_args: Any) -> None:
     """Write a PNG file. Without matplotlib (the extra `plot`), log a warning and write none.
 

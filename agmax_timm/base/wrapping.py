@@ -3,7 +3,7 @@ from typing import Any
 
 
 class Wrapper:
-    """Mixin of a class that wraps an object and has the attributes of that object besides its own.
+    """Mixin of a class that wraps an object. It has the attributes and the length of that object besides its own.
 
     Attributes:
         wraps: Name of the attribute that holds the wrapped object.
@@ -14,6 +14,9 @@ class Wrapper:
         if name == self.wraps:  # a copy in progress
             raise AttributeError(name)
         return getattr(getattr(self, self.wraps), name)
+
+    def __len__(self) -> int:
+        return len(getattr(self, self.wraps))
 
 
 def passed_on(owner: str, name: str) -> Any:

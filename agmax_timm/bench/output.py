@@ -8,8 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from ..base import atomic_write
-from ..base.output_files import COLOURS, label_lines, save_figure, write_rows
+from ..base.output_files import COLOURS, label_lines, save_figure, write_csv
 from ..base.processes import cores
 
 Row = dict[str, Any]  # text, numbers, or None
@@ -37,8 +36,7 @@ def table(rows: list[Row]) -> str:
 def save(result: Result, folder: str, name: str, machine: str) -> None:
     """Write the rows with the column `machine` to name.csv, and with matplotlib a chart of the ratios to name.png."""
     os.makedirs(folder, exist_ok=True)
-    with atomic_write.replacing(os.path.join(folder, f'{name}.csv'), 'w', newline='') as file:
-        write_rows(file, [{**row, 'machine': machine} for row in result.rows], line_end='\n')
+    write_csv(os.path.join(folder, f'{name}.csv'), [{**row, 'machine': machine} for row in result.rows], '\n')
     texts = [[value for value in row.values() if isinstance(value, str)] for row in result.rows]
     groups = [': '.join(text[:-1]) for text in texts]
     save_figure(os.path.join(folder, f'{name}.png'),

@@ -2,8 +2,8 @@
 import os
 from typing import Any
 
-from ..base.atomic_write import replacing, write_text
-from ..base.output_files import write_rows
+from ..base.atomic_write import write_text
+from ..base.output_files import write_csv
 from .definition import Level, Study
 from .figure import draw
 from .outcome import Outcome
@@ -19,7 +19,7 @@ def write_tables(study: Study, outcomes: list[Outcome], published: Published, fo
     """
     rows = aggregate(study, outcomes, published)
     comparisons = compare(study, rows)
-    _write_csv(folder, 'results.csv', [{
+    write_csv(os.path.join(folder, 'results.csv'), [{
         'augmentation': outcome.run.cell.augmentation,
         'setting': outcome.run.cell.setting,
         'method': outcome.run.cell.method,
@@ -29,8 +29,8 @@ def write_tables(study: Study, outcomes: list[Outcome], published: Published, fo
         'epoch': outcome.epoch,
         'folder': os.path.relpath(outcome.run.folder, folder),
         'error': outcome.error,
-    } for outcome in outcomes])
-    _write_csv(folder, 'table.csv', [{
+    } for outcome in outcomes], '\n')
+    write_csv(os.path.join(folder, 'table.csv'), [{
         'augmentation': row.cell.augmentation,
         'setting': row.cell.setting,
         'method': row.cell.method,
@@ -40,20 +40,15 @@ def write_tables(study: Study, outcomes: list[Outcome], published: Published, fo
         **_columns(row.difference),
         'published': row.published,
         'published_difference': row.published_difference,
-    } for row in rows])
+    } for row in rows], '\n')
     if comparisons:
-        _write_csv(folder, 'comparisons.csv', [{
+        write_csv(os.path.join(folder, 'comparisons.csv'), [{
             'setting': one.setting, 'method': one.method, 'minus': one.other, **_columns(one.difference),
-        } for one in comparisons])
+        } for one in comparisons], '\n')
     text = _markdown(study, rows, outcomes) + (_comparisons_markdown(study, comparisons) if comparisons else '')
     write_text(os.path.join(folder, 'table.md'), text)
     draw(study, rows, comparisons, os.path.join(folder, 'figure.png'))
     return text
-
-
-def _write_csv(folder: str, name: str, rows: list[dict[str, Any]]) -> None:
-    with replacing(os.path.join(folder, name), 'w', newline='', encoding='utf-8') as file:
-        write_rows(file, rows, line_end='\n')
 
 
 def _columns(difference: Difference) -> dict[str, Any]:

@@ -48,6 +48,3 @@ class DeviceMixupLoader(Wrapper):
     def __iter__(self):
         for input, target in self.loader:
             yield self.mixup(*to_device(input, target, self.device, self.dtype))
-
-    def __len__(self) -> int:
-        return len(self.loader)

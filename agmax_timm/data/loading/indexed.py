@@ -37,6 +37,3 @@ class IndexedLoader(Wrapper):
                 target = mixup_target(target, self.mixup['num_classes'], lam[:, None], self.mixup['label_smoothing'])
             # A copy from pinned memory does not block this process.
             yield input, target, torch.tensor(indices, pin_memory=target.is_cuda), lam
-
-    def __len__(self) -> int:
-        return len(self.loader)

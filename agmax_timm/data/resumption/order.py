@@ -34,9 +34,6 @@ class Order(Wrapper):
         self.skip = 0
         self.rest: list[list[int]] | None = None
 
-    def __len__(self) -> int:
-        return len(self.batches)
-
     def __iter__(self) -> Iterator[list[Any]]:
         if self.coming:
             torch.set_rng_state(self.coming.popleft())

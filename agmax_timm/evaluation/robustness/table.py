@@ -4,8 +4,8 @@ import re
 from statistics import fmean
 from typing import Any
 
-from ...base.atomic_write import replacing, write_text
-from ...base.output_files import save_figure, write_rows
+from ...base.atomic_write import write_text
+from ...base.output_files import save_figure, write_csv
 
 Row = dict[str, Any]
 
@@ -19,8 +19,7 @@ _NOT_COMPARED = ('model', 'top1_err', 'top5_err', 'param_count', 'img_size', 'cr
 def write_comparison(folder: str, rows: list[Row]) -> None:
     """Write robustness.csv, robustness.md and, with matplotlib, robustness.png. Each file is replaced atomically."""
     os.makedirs(folder, exist_ok=True)
-    with replacing(os.path.join(folder, 'robustness.csv'), 'w', newline='', errors='surrogateescape') as f:
-        write_rows(f, rows)
+    write_csv(os.path.join(folder, 'robustness.csv'), rows)
     write_text(os.path.join(folder, 'robustness.md'), markdown(rows))
     draw(os.path.join(folder, 'robustness.png'), rows)
 

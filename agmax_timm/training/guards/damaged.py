@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset
 
-from ...base.output_files import write_rows
+from ...base.output_files import write_csv
 from ...data.sources.decoding import why_undecodable
 from ..output.log import tolerated
 
@@ -41,9 +41,9 @@ class DamageLog:
         if new and self.path:
             self.reasons.update((index, why_undecodable(self.damage.path(index))) for index in new)
             self._warn(new, f'{len(new)} more training images cannot be decoded, others took their place')
-            with tolerated(self.path), open(self.path, 'w', newline='', errors='surrogateescape') as f:
-                write_rows(f, [{'path': self.damage.path(index), 'reason': self.reasons[index]}
-                               for index in sorted(self.reasons)])
+            with tolerated(self.path):
+                write_csv(self.path, [{'path': self.damage.path(index), 'reason': self.reasons[index]}
+                                      for index in sorted(self.reasons)])
         if too_many:
             self.damage.check()
 

@@ -12,8 +12,7 @@ from typing import Any
 from tqdm import tqdm
 
 from ...assembly.console import steps_logger
-from ...base import atomic_write
-from ...base.output_files import save_figure, write_rows
+from ...base.output_files import save_figure, write_csv
 from ...evaluation.log import result_line
 from ..updates.loop import Progress
 
@@ -108,8 +107,7 @@ def summary_row(
 
 def write_summary(path: str, rows: list[dict[str, Any]]) -> None:
     """Replace summary.csv atomically. Columns are in the order of their first use; a missing value is empty."""
-    with atomic_write.replacing(path, 'w', newline='') as f:
-        write_rows(f, rows)
+    write_csv(path, rows)
 
 
 def read_rows(path: str) -> list[dict[str, Any]]:
