@@ -77,6 +77,8 @@ def list_images(names: list[str], endings: str | None = None, others: Counter | 
                         others.update(reader.other_files)
                 except (RuntimeError, ValueError) as error:  # no images, or a circle of links
                     raise OptionError(f"'{path}': {error}") from error
+            elif '\0' in path:
+                raise OptionError('stdin: expected one path per line, got NUL: drop -print0 of find')
             elif path:
                 paths.append(path)
     if not paths:

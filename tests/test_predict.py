@@ -17,6 +17,7 @@ from timm.utils import random_seed
 
 from agmax_timm import export, predict
 from agmax_timm.assembly.known_classes import classes_of
+from agmax_timm.base.errors import OptionError
 from agmax_timm.evaluation import measures, prediction, validation
 from agmax_timm.options.parse import parse_validate_args
 from agmax_timm.weights.saved_model import read_model
@@ -270,6 +271,12 @@ def test_a_missing_ema_is_refused(train_once, photos, refusal, tmp_path, ema_run
     del checkpoint['state_dict_ema']
     torch.save(checkpoint, tmp_path / 'raw.pth.tar')
     assert 'no EMA weights' in refusal(tmp_path / 'raw.pth.tar', images_of(photos)[0])
+
+
+def test_paths_that_end_with_nul_are_refused(monkeypatch):
+    monkeypatch.setattr(sys, 'stdin', io.StringIO('a.jpg\0b.jpg\0'))
+    with pytest.raises(OptionError, match='drop -print0'):
+        predict.list_images(['-'])
 
 
 def test_paths_on_stdin_may_be_any_bytes_with_line_ends_of_windows(monkeypatch):

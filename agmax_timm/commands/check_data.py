@@ -15,6 +15,7 @@ from ..assembly.datasets import open_split
 from ..assembly.known_classes import classes_in, classes_of, map_of_model
 from ..assembly.model import create_named_model
 from ..assembly.model_input import input_channels
+from ..base.atomic_write import replacing
 from ..base.errors import DataError
 from ..data.sources.checks import (
     check_different,
@@ -65,7 +66,7 @@ def check(options: AnyOptions) -> int:
     problems = check_data(options, list(dict.fromkeys(filter(None, splits))), models)
     with writing(folder):
         os.makedirs(folder or '.', exist_ok=True)
-        with open(path, 'w', newline='', errors='surrogateescape') as f:
+        with replacing(path, 'w', newline='', encoding='utf-8', errors='surrogateescape') as f:
             writer = csv.writer(f)
             writer.writerow(Problem._fields)
             writer.writerows(problems)

@@ -2,9 +2,11 @@
 import json
 import logging
 import os
+import sys
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from io import TextIOWrapper
+from typing import Any, cast
 
 from ..base import atomic_write
 from ..base.command import command
@@ -26,6 +28,7 @@ def main(argv: list[str] | None = None) -> int | None:
     evaluation with --retry failed, results could not be written, or a loader worker died. 130: interrupted.
     """
     options = parse_validate_args(argv)
+    cast(TextIOWrapper, sys.stdout).reconfigure(errors='backslashreplace')  # file names may contain any bytes
     with imports_without_gc():  # imports take seconds, so --help does without them
         from ..assembly.process_group import ending_process_group
         from ..evaluation import bulk
@@ -101,7 +104,8 @@ def write_results(path: str, results: Results, format: str = 'csv') -> None:
     """Write results to a CSV or JSON file. The file is replaced atomically."""
     rows = results if isinstance(results, list) else [results]
     special = os.path.exists(path) and not os.path.isfile(path)  # a device or a pipe
-    with open(path, 'w', newline='') if special else atomic_write.replacing(path, 'w', newline='') as f:
+    text: Any = dict(mode='w', newline='', encoding='utf-8', errors='surrogateescape')  # names may contain any bytes
+    with open(path, **text) if special else atomic_write.replacing(path, **text) as f:
         if format == 'json':
             json.dump(results, f, indent=4)
             return

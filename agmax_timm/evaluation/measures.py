@@ -18,7 +18,7 @@ from ..base.errors import DataError, OptionError
 from ..base.text import one_line, quoted
 from ..data.augmentation.mixup import TwoViewCollate
 from ..data.augmentation.transforms import change_transforms, transforms_of
-from ..data.sources.classes import class_names, same_names
+from ..data.sources.classes import class_names, class_to_idx, same_names
 from ..options.evaluation import Robustness
 from ..options.parsers import AnyOptions, ValidateOptions, saved_train_options
 from . import bulk
@@ -207,7 +207,8 @@ def measure_corruptions(evaluation: Evaluation) -> dict[str, float]:
             metrics = evaluation.run(title, dataset, crop_pct=1.)
         errors[name, severity] = 100. - metrics['top1']
     columns = {f'{name}_{severity}_err': error for (name, severity), error in errors.items()}
-    of_imagenet = class_names(evaluation.dataset) == sorted(ImageNetInfo().label_names())
+    known = class_to_idx(evaluation.dataset)
+    of_imagenet = all(known.get(name) == index for index, name in enumerate(sorted(ImageNetInfo().label_names())))
     return {**columns, **summarize(errors, imagenet_c=of_imagenet and bool(options.corruptions_dir))}
 
 

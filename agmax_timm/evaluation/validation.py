@@ -2,6 +2,7 @@
 import logging
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from ..options.parsers import ValidateOptions
 from ..options.paths import CLASSES_OF_MODEL
 from ..weights.checkpoint import saved_options
 from . import bulk, measures
-from .evaluated_model import EvaluatedModel, open_data, prepare
+from .evaluated_model import EvaluatedModel, open_data, options_of_run, prepare
 from .log import finite
 
 _METRICS: dict[str, dict[str, str | None]] = {  # name of the complement to 100 by metric
@@ -39,12 +40,13 @@ def validate(options: ValidateOptions) -> dict[str, Any]:
 def start(options: ValidateOptions) -> torch.device:
     """Set up logging, the process group and the device, once for all models. Check first that the data exists."""
     begin_log()
-    datasets.check_roots(options, options.split)
+    of_one = options.checkpoint and not bulk.names_several(options.checkpoint)
+    found = replace(options, **options_of_run(options, saved_options(options.checkpoint))) if of_one else options
+    if of_one or not options.checkpoint or 'split' in options.given:  # several runs may have held out shares
+        datasets.check_roots(found, found.split)
     timm_names.check_device(options.device)
     timm_names.check_compiler(options)
     measures.list_corruptions(options)  # check them before a model is created
-    if options.checkpoint and not bulk.names_several(options.checkpoint):
-        saved_options(options.checkpoint)
     return build.init_device(options.device)
 
 

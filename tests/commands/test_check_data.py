@@ -136,12 +136,12 @@ def test_data_that_cannot_be_checked_is_refused(argv, part, data, tmp_path, caps
     assert not (tmp_path / 'data-check.csv').exists()
 
 
-def parquet(tmp_path, labels, images=None):
+def parquet(tmp_path, labels, images=None, dtype='int64'):
     """hfds/ data with these labels, which have no names, and these images, black by default."""
     folder = tmp_path / 'parquet'
     folder.mkdir()
     columns = dict(image=images or [Image.new('RGB', (8, 8))] * len(labels), label=labels)
-    features = datasets.Features(image=datasets.Image(), label=datasets.Value('int64'))
+    features = datasets.Features(image=datasets.Image(), label=datasets.Value(dtype))
     datasets.Dataset.from_dict(columns, features).to_parquet(folder / 'train.parquet')
     return create_dataset(f'hfds/{folder}', str(tmp_path / 'cache'), 'train', input_key='image', target_key='label')
 
@@ -158,6 +158,11 @@ def test_labels_out_of_range_are_reported(labels, num_classes, part, tmp_path):
         check_labels(dataset, num_classes)
     with pytest.raises(DataError, match=part):
         check_classes(dataset, None, num_classes)
+
+
+def test_unsigned_labels_out_of_range_are_reported(tmp_path):
+    with pytest.raises(DataError, match='labels up to 200'):
+        check_labels(parquet(tmp_path, [0, 200], dtype='uint8'), 3)
 
 
 def test_undecodable_images_of_hugging_face_data_are_found(tmp_path, capsys):

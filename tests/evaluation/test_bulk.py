@@ -152,6 +152,11 @@ def test_a_results_file_is_written_completely_or_not_at_all(tmp_path):
     assert json.loads(path.read_text()) == [dict(top1=1.)]
 
 
+def test_names_of_any_bytes_are_written_to_a_results_file(tmp_path):
+    validate_cli.write_results(str(tmp_path / 'r.csv'), [dict(top1=1., checkpoint=os.fsdecode(b'\xff\xe9.pth.tar'))])
+    assert (tmp_path / 'r.csv').read_bytes() == b'top1,checkpoint\r\n1.0,\xff\xe9.pth.tar\r\n'
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize('bulk_mode', [False, True])
 def test_retry_reduces_the_batch_size_until_memory_suffices(bulk_mode, folder, photos, results_of, monkeypatch):

@@ -161,7 +161,7 @@ def _label_span(dataset: Dataset | None) -> tuple[int, int] | None:
         labels = list(reader.class_to_idx.values())
     elif hasattr(reader, 'label_key') and not reader.remap_class:
         column = reader.dataset.features.get(reader.label_key)
-        if getattr(column, 'dtype', '').startswith('int'):
+        if getattr(column, 'dtype', '').startswith(('int', 'uint')):
             labels = reader.dataset.with_format('numpy')[reader.label_key][:]
     labels = np.asarray(labels if labels is not None else [])
     return (labels.min().item(), labels.max().item()) if labels.size and labels.dtype.kind in 'iu' else None

@@ -1,5 +1,6 @@
 """Creation of data sets: timm's factory with checks of its splits, readers of folders, and the built-in demo."""
 import os
+import tarfile
 from collections import Counter
 from collections.abc import Callable
 from importlib.resources import files
@@ -99,7 +100,7 @@ def create_dataset(
             dataset = _open(name, root, split, max_damaged, **kwargs)
     except DataError:
         raise
-    except (RuntimeError, OSError, ValueError, AssertionError, KeyError) as error:  # timm asserts on unknown names
+    except (RuntimeError, OSError, ValueError, AssertionError, KeyError, tarfile.TarError) as error:  # timm may assert
         reason = str(error or type(error).__name__).replace('download=True', '--dataset-download')
         raise DataError(f'--dataset {name!r}, {root!r}, split {split!r}: {reason}') from error
     dataset.exif_orientation = exif_orientation

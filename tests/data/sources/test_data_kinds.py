@@ -201,3 +201,10 @@ def test_splits_that_torchvision_checks_itself_are_refused(tmp_path):
     for name in ('torch/imagenet', 'torch/places365', 'torch/inaturalist'):
         with pytest.raises(DataError, match='Train'):
             create_dataset(name, str(tmp_path), 'Train')
+
+
+@pytest.mark.parametrize('content', [b'', b'text' * 300], ids=['empty', 'text'])
+def test_a_tar_file_that_cannot_be_read_is_refused(content, tmp_path):
+    (tmp_path / 'x.tar').write_bytes(content)
+    with pytest.raises(DataError, match=f"'{tmp_path}/x.tar'"):
+        create_dataset('', str(tmp_path / 'x.tar'), 'train')

@@ -222,6 +222,10 @@ def test_all_commands_use_the_same_share(run, unsorted, results_of, caplog, caps
     results = results_of(unsorted, '--checkpoint', folder / 'last.pth.tar')
     assert results['top1'] == pytest.approx(float(measured[-1]['eval_top1']), abs=1e-3)
     assert results['loss'] == pytest.approx(float(measured[-1]['eval_loss']), abs=1e-6)
+    (tmp_path / 'without validation').mkdir()
+    (tmp_path / 'without validation' / 'train').symlink_to(unsorted)
+    again = results_of(tmp_path / 'without validation', '--checkpoint', folder / 'last.pth.tar')
+    assert again['top1'] == results['top1']
     caplog.clear()
     results_of(unsorted, '--checkpoint', folder / 'last.pth.tar', '--split', '0.5', '--retry')
     assert len(re.findall("--split '0.5' .*held out '0.25'", caplog.text)) == 1
