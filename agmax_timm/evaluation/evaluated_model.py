@@ -23,6 +23,7 @@ from ..assembly.model_input import build_data_config, input_channels, try_input
 from ..base.distributed import is_distributed, is_primary, world_size
 from ..base.errors import DataError, OptionError
 from ..data.sources.classes import ModelClasses, MovedClassError, summary
+from ..options.checks import check_task
 from ..options.data_kinds import share_options, split_name
 from ..options.declare import declared
 from ..options.device import ValidationDevice
@@ -91,6 +92,8 @@ def prepare(options: ValidateOptions, device: torch.device) -> EvaluatedModel:
     """Create the model, with the options of the run that wrote its checkpoint where the command line has none."""
     run_options = saved_options(options.checkpoint) if options.checkpoint else {}
     options = adopt_options(options, run_options)
+    for problem in check_task(options):
+        raise OptionError(problem)
     precision = build_precision(options, device)
     utils.random_seed(options.seed)
     return replace(create_evaluated_model(options, device, precision), run_options=run_options)

@@ -89,12 +89,6 @@ def measure(evaluation: Evaluation) -> dict[str, float]:
     """Return all metrics of robustness that the options ask for, in percent except agreement_kl."""
     options = evaluation.options
     columns: dict[str, float] = {}
-    if options.task == 'multilabel':  # may be adopted from the checkpoint, after the flags were checked
-        if any((options.agreement, options.corruptions, options.corruptions_dir, options.stress, options.attack,
-                options.calibration)):
-            raise OptionError('--corruptions, --stress, --agreement, --calibration and --attack are for one class an '
-                              'image, the checkpoint is of --task multilabel: drop them')
-        return columns
     if options.agreement:
         columns.update(measure_agreement(evaluation))
     if options.corruptions or options.corruptions_dir:

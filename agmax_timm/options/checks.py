@@ -54,7 +54,7 @@ def check_train_args(options: TrainOptions) -> Iterator[str]:
 
 def check_validate_args(options: ValidateOptions) -> Iterator[str]:
     """Do the same as check_train_args for validate.py."""
-    for check in (problems, check_paths, _check_input, _check_precision, _check_targets, _check_labels,
+    for check in (problems, check_paths, _check_input, _check_precision, _check_targets, check_task,
                   _check_validation_loader, _check_robustness, _check_attack):
         yield from check(options)
 
@@ -169,11 +169,12 @@ def _check_targets(options: AnyOptions) -> Iterator[str]:
         yield f'--target-format {options.target_format} needs --task multilabel'
 
 
-def _check_labels(options: ValidateOptions) -> Iterator[str]:
-    for flag, value in (('--real-labels', options.real_labels), ('--valid-labels', options.valid_labels),
-                        ('--metrics-avg', options.metrics_avg)):
-        if value and options.task == 'multilabel':
-            yield f"{flag} '{value}' is for one class per image: drop it, or drop --task multilabel"
+def check_task(options: ValidateOptions) -> Iterator[str]:
+    """Yield a line for each measurement that the task does not have. The task may be that of the checkpoint."""
+    for name in ('real_labels', 'valid_labels', 'metrics_avg', 'corruptions', 'corruptions_dir', 'stress', 'agreement',
+                 'attack', 'calibration'):
+        if options.task == 'multilabel' and getattr(options, name):
+            yield f'{flag_of(name)} is for one class per image, not for --task multilabel: drop it'
 
 
 def _check_validation_loader(options: ValidateOptions) -> Iterator[str]:
@@ -196,8 +197,6 @@ def _check_robustness(options: ValidateOptions) -> Iterator[str]:
     flags = [flag for flag, value in asked.items() if value]
     transformed = [flag for flag in flags if flag != '--attack']
     drawn = [flag for flag in transformed if flag != '--corruptions-dir']
-    if options.task == 'multilabel' and (flags or options.calibration):
-        yield f"{[*flags, '--calibration'][0]} is for one class per image: drop it, or drop --task multilabel"
     if flags and options.naflex_loader:
         yield f'{flags[0]} is for images of one size: drop it, or drop --naflex-loader'
     if transformed and options.tf_preprocessing:

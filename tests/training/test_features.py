@@ -18,7 +18,8 @@ from agmax_timm.assembly.objective import build_task
 from agmax_timm.assembly.optimizer import build_optimizer
 from agmax_timm.base.errors import OptionError
 from agmax_timm.evaluation.evaluate import evaluate
-from agmax_timm.options.parse import parse_train_args
+from agmax_timm.evaluation.evaluated_model import prepare
+from agmax_timm.options.parse import parse_train_args, parse_validate_args
 from agmax_timm.training import run as training
 
 SMALL = ['--model', 'test_resnet', '--num-classes', '3', '--img-size', '32', '-b', '4', '-j', '0',
@@ -57,6 +58,10 @@ def test_several_labels_per_image_are_trained_and_evaluated(tmp_path, labelled, 
     checkpoint = torch.load(tmp_path / 'run' / 'model_best.pth.tar', weights_only=True)
     assert checkpoint['metric'] == float(row['eval_map']), 'ranked by mAP by default'
     assert checkpoint['args']['smoothing'] == 0.
+    for flags in (['--metrics-avg', 'macro'], ['--calibration']):  # the task is that of the checkpoint
+        words = ['--dataset', labelled, '--checkpoint', str(tmp_path / 'run' / 'model_best.pth.tar'), *flags]
+        with pytest.raises(OptionError, match=f'{flags[0]} is for one class per image'):
+            prepare(parse_validate_args(words), CPU)
 
 
 def test_labels_count_from_the_threshold():
