@@ -68,6 +68,40 @@ def test_the_page_contains_the_means_of_the_tuning(tuning):
         assert f"| {method} | {batch} | {' | '.join(cells)} |" in page
 
 
+@pytest.fixture(scope='module')
+def fair():
+    """Return the top-1 of the three methods at equal cost by seed, in columns: each augmentation, then their mean."""
+    definition = yaml.safe_load((HOME / 'hparams/studies/demo_fair.yaml').read_text())
+    top1 = defaultdict(lambda: defaultdict(dict))
+    for row in rows_of('demo_fair'):
+        assert row['status'] == 'complete'
+        top1[row['method'].removesuffix(', half the batch')][row['augmentation']][int(row['seed'])] = float(row['top1'])
+    assert list(top1) == ['twice the epochs', 'two views alone', 'AgMax']
+    for columns in top1.values():
+        assert list(columns) == list(definition['augmentations'])
+        assert all(list(values) == definition['seeds'] for values in columns.values())
+        columns['mean'] = {seed: mean(columns[name][seed] for name in definition['augmentations'])
+                           for seed in definition['seeds']}
+    return {method: list(columns.values()) for method, columns in top1.items()}
+
+
+def test_the_page_has_the_results_at_equal_cost(fair):
+    page, short = section('The same cost with and without AgMax'), section('Our runs in short')
+    card = ' '.join((HOME / 'docs/agmax.md').read_text().split())
+    for method, columns in fair.items():
+        assert f"| {method} | {' | '.join(map(spread, columns))} |" in page
+    for one, other in (('AgMax', 'twice the epochs'), ('AgMax', 'two views alone'),
+                       ('two views alone', 'twice the epochs')):
+        differences = [shown(paired_difference(*pair)) for pair in zip(fair[one], fair[other])]
+        assert f"| {one} minus {other} | {' | '.join(differences)} |" in page
+        if one == 'AgMax':
+            assert f'**{one} minus {other}: {differences[-1]}.**' in page
+            assert differences[-1] in card and differences[-1] in short
+    best = fair['twice the epochs'][-1]
+    row = f"| {spread(best)} | {shown(paired_difference(fair['AgMax'][-1], best))} | not run |"
+    assert row in (HOME / 'README.md').read_text()
+
+
 @pytest.mark.parametrize('metric, name', [
     ('balanced_top1', 'mean over classes'), ('prior_top1', 'at training frequencies'),
     ('largest_top1', 'three largest classes'), ('smallest_top1', 'three smallest classes')])
@@ -105,7 +139,7 @@ def test_the_page_has_the_results_of_cheaper_forms_of_agreement(data, arms):
         assert re.search(row, section('Cheaper forms of agreement')), cells
 
 
-@pytest.mark.parametrize('data, name', [('demo', 'demo'), ('cifar10_2k', 'CIFAR-10')])
+@pytest.mark.parametrize('data, name', [('demo', 'demo: 1,000'), ('cifar10_2k', 'CIFAR-10')])
 def test_the_readme_compares_the_combinations_that_were_chosen_on_other_images(data, name):
     top1 = {'tune': defaultdict(dict), 'val': defaultdict(dict)}
     for row in rows_of('agreement_pilots'):
