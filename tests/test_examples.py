@@ -140,8 +140,8 @@ def test_an_example_of_a_framework_shares_batches_between_two_ranks(name, tmp_pa
     printed = logs(tmp_path / 'logs')
     accuracy, = re.findall(r'accuracy (\d+\.\d+) %', printed)  # one rank prints
     # The ranks have 250 and 150 of the 400 validation images, and each of them counts once.
-    found = map(float, re.findall(r'of all images (\d+\.\d+) %', printed))
-    assert [*found] == pytest.approx([float(accuracy)] * RANKS, abs=0.26), printed  # one image: another rounding
+    found = [float(value) for value in re.findall(r'of all images (\d+\.\d+) %', printed)]
+    assert found and all(abs(value - float(accuracy)) < 0.26 for value in found), printed  # one image: other rounding
     # Two updates with 50 of 100 images. Each rank has two views of 25 images.
     assert re.findall('batches (.*)', printed) == ['[50, 50]'] * RANKS
 

@@ -1,18 +1,24 @@
-"""The scripts in tools/ that repeat the pilots of docs/results.md."""
+"""The scripts in tools/ that make data and repeat the pilots of docs/results.md."""
 import argparse
 import csv
 import sys
+from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
+from agmax_timm.data.sources.classes import class_names
+from agmax_timm.data.sources.dataset_factory import DemoDataset
 from agmax_timm.loss import agreement_terms
 
 sys.path.insert(0, str(Path(__file__).parents[1] / 'tools'))
 import agreement_pilots
 import class_prior_pilot
+import image_folders
 import subset
 
 HOME = Path(__file__).parents[1]
@@ -100,3 +106,21 @@ def test_a_subset_has_the_first_images_and_divides_the_validation_images(tune, c
     numbers = {'train': range(3), 'test': range(5), 'tune': range(tune), 'val': range(tune, 5)}
     assert found == {f'{split}/{name}/{i}.png': f"{'val' if split == 'tune' else split} {name} {i}"
                      for split, kept in numbers.items() for name in classes for i in kept}
+
+
+def test_a_named_data_set_is_written_as_folders_in_its_order(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, 'argv', ['image_folders.py', 'demo', str(tmp_path / 'demo'), '--tune-per-class', '150'])
+    image_folders.main()
+    counts = [len([*(tmp_path / 'demo' / split).glob('*/*.png')]) for split in ('train', 'tune', 'val')]
+    assert counts == [1000, 1500, 2500]
+    for split in ('train', 'val'):
+        demo, seen = DemoDataset(split), Counter()
+        names = class_names(demo)
+        for image, target in zip(demo.images, demo.targets.tolist()):
+            part = 'tune' if split == 'val' and seen[target] < 150 else split
+            path = tmp_path / 'demo' / part / names[target] / f'{seen[target]:04}.png'
+            assert (np.asarray(Image.open(path).convert('L')) == image).all()
+            seen[target] += 1
+    with pytest.raises(SystemExit):
+        image_folders.main()
+    assert f"{tmp_path / 'demo'} exists: name a folder that does not" in capsys.readouterr().err

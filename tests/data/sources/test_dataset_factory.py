@@ -57,22 +57,6 @@ def test_demo_splits_have_their_names_and_sizes(split, size):
     assert np.bincount(targets).tolist() == [size // 10] * 10
 
 
-def test_a_named_data_set_is_written_as_folders_in_its_order(tmp_path):
-    tool, target = REPOSITORY / 'tools' / 'image_folders.py', tmp_path / 'demo'
-    command = [sys.executable, str(tool), 'demo', str(target), '--tune-per-class', '150']
-    subprocess.run(command, check=True)
-    assert [len([*(target / split).glob('*/*.png')]) for split in ('train', 'tune', 'val')] == [1000, 1500, 2500]
-    for split in ('train', 'val'):
-        demo, seen = DemoDataset(split), Counter()
-        for image, target in zip(demo.images, demo.targets.tolist()):
-            part = 'tune' if split == 'val' and seen[target] < 150 else split
-            path = tmp_path / 'demo' / part / class_names(demo)[target] / f'{seen[target]:04}.png'
-            assert (np.asarray(Image.open(path).convert('L')) == image).all()
-            seen[target] += 1
-    again = subprocess.run(command, capture_output=True, text=True)
-    assert again.returncode == 2 and f"{tmp_path / 'demo'} exists: name a folder that does not" in again.stderr
-
-
 @pytest.mark.slow
 def test_demo_pairs_show_images_of_both_classes_from_the_same_split(tmp_path):
     tool = REPOSITORY / 'tools' / 'demo_pairs.py'
