@@ -256,7 +256,10 @@ def create_indexed_loader(
     the data set [B], and the weight lam of each image in its mix [B], None without mixup.
 
     Args:
-        dataset, input_size, batch_size, device: See create_two_view_loader. The data set is map-style.
+        dataset: Map-style data set, see create_two_view_loader.
+        input_size: See create_two_view_loader.
+        batch_size: Number of images in a batch.
+        device: See create_two_view_loader.
         mixup: Dict of timm.data.Mixup's arguments, or None. num_classes must be given. label_smoothing is 0 by default.
         distributed: See create_two_view_loader.
         **kwargs: Further arguments of create_two_view_loader and of timm.data.create_loader.
