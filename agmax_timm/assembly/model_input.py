@@ -37,30 +37,41 @@ def try_input(options: AnyOptions, model: nn.Module, data_config: dict[str, Any]
     Raises:
         OptionError: The model does not accept images of a size, or does not return num_classes logits.
     """
-    name, like, training = getattr(options, flag[2:].replace('-', '_')), next(model.parameters()), model.training
+    name, own = getattr(options, flag[2:].replace('-', '_')), flag == '--model'
     channels, height, width = data_config['input_size']
     sides = vars(options).get('train_img_sizes') or []
     batches = vars(options).get('train_batch_sizes') or [options.batch_size] * len(sides)
-    inputs = [(height, width, 0 if sides else options.batch_size,
-               '--img-size, --input-size, --in-chans or --model-kwargs' if flag == '--model' else '--img-size'),
-              *((side, side, batch, '--train-img-sizes') for side, batch in zip(sides, batches))]
-    trains_views = training and isinstance(options, TrainOptions) and not options.agmax
-    for height, width, batch, flags in inputs:
-        hook_handles = [module.register_forward_pre_hook(_refuse_single_value) for module in model.modules()
-                        if isinstance(module, nn.modules.batchnorm._BatchNorm) and trains_views and batch == 1]
+    flags = '--img-size, --input-size, --in-chans or --model-kwargs' if own else '--img-size'
+    sizes = [(height, width, flags, 0 if sides else options.batch_size),  # not a training size if there are others
+             *((side, side, '--train-img-sizes', batch) for side, batch in zip(sides, batches))]
+    one_view = model.training and isinstance(options, TrainOptions) and not options.agmax
+    for height, width, flags, batch in sizes:
         try:
-            with torch.no_grad():
-                output = model.eval()(torch.zeros(1, channels, height, width, device=like.device, dtype=like.dtype))
+            output = _output_for_black(model, (channels, height, width), alone=one_view and batch == 1)
         except REFUSED as error:
             raise OptionError(f"{flag} '{name}' does not take images of {channels} x {height} x {width}, by {flags}: "
                               f'{one_line(error, 300)}') from error
-        finally:
-            model.train(training)
-            for handle in hook_handles:
-                handle.remove()
         if torch.is_tensor(output) and output.shape != (1, num_classes):
-            remedy = 'leave out --gp and --model-kwargs that change its head' if flag == '--model' else 'use another'
+            remedy = 'leave out --gp and --model-kwargs that change its head' if own else 'use another one'
             raise OptionError(f"{flag} '{name}' gives {tuple(output.shape)[1:]}, not {num_classes} classes: {remedy}")
+
+
+def _output_for_black(model: nn.Module, size: tuple[int, ...], alone: bool) -> Any:
+    """Return the output of the model for one black image [C, H, W], in evaluation mode.
+
+    Args:
+        alone: Whether the batches of training have one image. Batch norm of a single value is then refused.
+    """
+    like, training = next(model.parameters()), model.training
+    hook_handles = [module.register_forward_pre_hook(_refuse_single_value) for module in model.modules()
+                    if alone and isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    try:
+        with torch.no_grad():
+            return model.eval()(torch.zeros(1, *size, device=like.device, dtype=like.dtype))
+    finally:
+        model.train(training)
+        for handle in hook_handles:
+            handle.remove()
 
 
 def _refuse_single_value(module: nn.Module, inputs: tuple[torch.Tensor]) -> None:
