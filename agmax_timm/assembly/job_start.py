@@ -31,9 +31,9 @@ def leave_allocation() -> str:
     Returns:
         A warning, or '' if nothing was changed.
     """
-    tasks = os.environ.get('SLURM_NTASKS', '1')
+    tasks = os.environ.get('SLURM_NTASKS') or '1'
     in_step = number_in('SLURM_STEP_NUM_TASKS') > 1
-    if 'WORLD_SIZE' in os.environ or tasks == '1' or in_step:
+    if os.environ.get('WORLD_SIZE') or tasks == '1' or in_step:
         return ''
     for name in ('SLURM_NTASKS', 'SLURM_PROCID', 'SLURM_LOCALID'):
         os.environ.pop(name, None)

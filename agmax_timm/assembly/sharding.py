@@ -92,9 +92,10 @@ def shard_task(
 
 
 def _prepare_training(module: Any) -> None:
-    """Do what torch does in the first forward pass, which may be that of an evaluation, if a run resumes before it.
+    """Initialise the sharding before the first forward pass.
 
-    It would make the classifier the root instead of the module, and memory that cannot be used in training.
+    That pass may be an evaluation, if a run resumes before it. torch would then make the classifier the root instead
+    of the module, and allocate memory that cannot be used in training.
     """
     module._get_fsdp_state()._lazy_init()
     for part in module.modules():

@@ -30,7 +30,7 @@ def number_in(name: str) -> int:
 
 
 def launched_processes() -> int:
-    """Return the number of processes of the job as the launcher states it, 1 without a launcher."""
+    """Return the number of processes of the job by WORLD_SIZE or SLURM_NTASKS, 1 without them."""
     return max(number_in('WORLD_SIZE'), number_in('SLURM_NTASKS'))
 
 

@@ -171,9 +171,11 @@ def _check_targets(options: AnyOptions) -> Iterator[str]:
 
 def check_task(options: ValidateOptions) -> Iterator[str]:
     """Yield a line for each measurement that the task does not have. The task may be that of the checkpoint."""
+    if options.task != 'multilabel':
+        return
     for name in ('real_labels', 'valid_labels', 'metrics_avg', 'corruptions', 'corruptions_dir', 'stress', 'agreement',
                  'attack', 'calibration'):
-        if options.task == 'multilabel' and getattr(options, name):
+        if getattr(options, name):
             yield f'{flag_of(name)} is for one class per image, not for --task multilabel: drop it'
 
 

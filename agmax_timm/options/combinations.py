@@ -71,7 +71,7 @@ def check_combinations(options: TrainOptions) -> Iterator[str]:
 
 
 def _check_exclusive(options: TrainOptions) -> Iterator[str]:
-    """Yield a line for options of which only one can be given. The parser refuses them on the command line alone."""
+    """Yield a line for options of which only one can be given. The parser checks only the command line."""
     given: dict[str, str] = {}  # flag by set of options
     for name, option in declared(type(options)).items():
         if option.exclusive and getattr(options, name):

@@ -15,7 +15,7 @@ _NUMBERS = {'train_num_samples': 'train_split', 'val_num_samples': 'val_split', 
 def kind_of(options: DataSet) -> str:
     """Return the kind of data: 'folder', 'tar', 'demo', or the part of the name before the slash, in lower case.
 
-    With another name without a slash, timm reads a folder or a tar file.
+    Other names without a slash mean a folder or a tar file, as in timm.
     """
     kind, slash, _ = options.dataset.partition('/')
     if slash or kind == 'demo':

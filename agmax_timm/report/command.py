@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> None:
 def create_parser() -> Parser:
     parser = Parser(
         prog=PROG,
-        description="Evaluate the best weights of a run, and write a report into its folder: metrics, settings, "
+        description="Evaluate the best weights of a run, and write a report: metrics, settings, "
                     'curves, views, classes, mistakes and calibration on a page that needs no other file. Several '
                     'runs: write a page that compares them.')
     parser.add_argument('folders', nargs='+', metavar='RUN_FOLDER',

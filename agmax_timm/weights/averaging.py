@@ -75,8 +75,8 @@ def best_checkpoints(run_dir: str, count: int) -> list[str]:
 
 def _costs(run_dir: str) -> list[tuple[float, int]]:
     """Return the metric of each ranked `checkpoint-N` of a run, negated if higher is better, and its epoch."""
-    epochs = {name: int(epoch) for name in checkpoint_names(run_dir)
-              for epoch in re.findall(rf'^checkpoint-(\d+){re.escape(SUFFIX)}$', name)}
+    pattern = re.compile(rf'checkpoint-(\d+){re.escape(SUFFIX)}')
+    epochs = {name: int(match[1]) for name in checkpoint_names(run_dir) if (match := pattern.fullmatch(name))}
     newest, _ = newest_checkpoint(run_dir)
     current = read_file(newest, mmap=True) if newest else {}
     if 'saver' in current:  # the ranking of the last branch

@@ -49,7 +49,7 @@ def publish_source(
             change_license(source, to.license)
     else:
         folder = os.path.join(source, 'hub') if os.path.isdir(source) else (
-            os.path.join(os.path.dirname(source), os.path.basename(source).split('.')[0] + '-hub'))
+            os.path.join(os.path.dirname(source), os.path.basename(source).removesuffix('.pth.tar') + '-hub'))
         if os.path.isdir(folder) and os.listdir(folder) and not os.path.isfile(os.path.join(folder, CONFIG)):
             raise HubError(f"'{folder}' is needed to stage the model, and holds other files: rename it")
         saved = read_model(source, use_ema)

@@ -45,7 +45,7 @@ class ArrayTransform:
         self.steps = [on_arrays(step) for step in steps]
 
     def __call__(self, image: Image.Image | np.ndarray) -> torch.Tensor:
-        """Return a view [3, height, width], uint8, with channels last, in memory that is not that of the image.
+        """Return a view [3, height, width], uint8, with channels last. It does not share memory with the image.
 
         Args:
             image: RGB image, or its pixels [H, W, 3], uint8.

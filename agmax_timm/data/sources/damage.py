@@ -15,7 +15,7 @@ def path_of(reader: Any, index: int) -> str:
     """Return the path of a sample, its name in a tar file, or its number if it has no name."""
     try:
         path = reader.filename(index, absolute=True)
-    except TypeError:  # of timm's reader of hfds/, if the image is missing
+    except TypeError:  # raised by timm's reader of hfds/ if the image is missing
         path = None
     return path or f'sample {index}'
 

@@ -102,7 +102,8 @@ def create_dataset(
         raise
     except (RuntimeError, OSError, ValueError, AssertionError, KeyError, tarfile.TarError) as error:  # timm may assert
         reason = str(error or type(error).__name__).replace('download=True', '--dataset-download')
-        raise DataError(f'--dataset {name!r}, {root!r}, split {split!r}: {reason}') from error
+        source = f'--dataset {name!r}, ' if name else ''
+        raise DataError(f'{source}{root!r}, split {split!r}: {reason}') from error
     dataset.exif_orientation = exif_orientation
     return dataset
 

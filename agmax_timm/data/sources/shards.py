@@ -183,7 +183,7 @@ def _check_first_sample(dataset: Any, where: str) -> None:
                 return
             if any(row[reader.image_key] for row in reader.dataset.select_columns([reader.image_key])):
                 return  # the first image is damaged, and --max-damaged decides
-            raise ValueError('there are no images')  # of --input-key: timm adds a missing column
+            raise ValueError('there are no images')  # timm adds an empty column if --input-key is wrong
         reader.dist_rank, reader.dist_num_replicas = 0, 1
         if _in_shards(reader):
             reader.split_info = replace(reader.split_info, filenames=tuple(reader.split_info.filenames[:1]))

@@ -63,11 +63,11 @@ class ResumedRun:
         return Position(**self.state['position']) if self.exact else Position(epoch or 0)
 
     def shift(self, position: Position, grad_accum_steps: int, done_updates: int) -> int:
-        """Return the number of updates so far, minus that of as many epochs of the present length.
+        """Return the number of updates that were made before a position, minus `done_updates`.
 
         Args:
             position: Where training starts.
-            done_updates: The latter number.
+            done_updates: Number of updates before the position if all epochs had the present length.
         """
         steps = self.state.get('steps')  # checkpoints of earlier versions have none
         if steps is None:

@@ -118,7 +118,7 @@ class RunState:
         ranks = state['ranks']
         same_ranks = len(ranks) == world_size()
         mine = ranks[rank() if same_ranks else 0]
-        # Counts where the saved random state does not fit, as with another number of ranks or another batch size.
+        # Used if the saved random state cannot be restored, as with another number of ranks or another batch size.
         random_seed((self.training.options.seed + 1 + position.epoch) % (2 ** 32 - world_size()), rank())
         try:
             loader = {**mine['loader'], 'random': None} if position.trained else mine['loader']

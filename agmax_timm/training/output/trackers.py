@@ -33,11 +33,11 @@ class Trackers:
     replaces the old values, Weights & Biases shows both.
 
     Args:
-        done_updates: Updates before the run was resumed.
+        done_updates: Updates before the run was resumed, if all epochs had the present length.
         rows: Rows of summary.csv before the run was resumed.
         same_folder: Whether the run resumes in its own folder.
-        shift: Number of updates so far, minus that of as many epochs of the present length. Not zero after a resume
-            with another number of ranks or another batch size.
+        shift: Number of updates that were made before the run was resumed, minus `done_updates`. Not zero after a
+            change of the number of ranks or of the batch size.
 
     Raises:
         OptionError: Weights & Biases cannot be started.
