@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from agmax_timm.commands import train as train_cli
+from agmax_timm.loss import AgMaxLoss
 from tests.helpers.exact import FLAGS, assert_equal, outcome
 from tests.helpers.poison import poison_gradients, poison_losses
 from tests.helpers.ranks import finish_ranks, logs, no_environment, start_ranks, torchrun_environment
@@ -35,10 +36,10 @@ INTERRUPTED = 75
 class Run:
     """A run in processes of its own. Each rank is the leader of its session."""
 
-    def __init__(self, photos, output, name, flags, ranks):
+    def __init__(self, photos, output, name, flags, ranks, function=train_cli.main):
         argv = [str(photos), *LONG, *flags, '--output', str(output), '--experiment', name, '--resume', 'auto']
         self.folder = Path(tempfile.mkdtemp(dir=output))
-        self.ranks = start_ranks(ranks, self.folder, train_cli.main, argv, own_session=True,
+        self.ranks = start_ranks(ranks, self.folder, function, argv, own_session=True,
                                  environment=torchrun_environment if ranks > 1 else no_environment)
 
     def signal(self, number, rank=0):
@@ -62,7 +63,8 @@ class Run:
 @pytest.fixture
 def start(photos, tmp_path):
     """Function: start a run in a folder below tmp_path."""
-    return lambda *flags, name='run', ranks=1: Run(photos, tmp_path, name, flags, ranks)
+    return lambda *flags, name='run', ranks=1, function=train_cli.main: Run(
+        photos, tmp_path, name, flags, ranks, function)
 
 
 def training(folder):
@@ -96,13 +98,25 @@ def test_workers_ignore_signals(start, tmp_path):
     assert 'DataLoader worker' not in run.end(INTERRUPTED)
 
 
-def test_a_second_interrupt_ends_at_once(start, tmp_path):
-    run = start('--epochs', '4000')
-    run.wait_for(lambda: training(tmp_path / 'run'))
-    for number in (signal.SIGSTOP, signal.SIGINT, signal.SIGCONT, signal.SIGINT):  # both before the update is done
-        run.signal(number)
-    status, = finish_ranks(run.ranks, 60)
-    assert status in (INTERRUPTED, -signal.SIGINT, 1)
+def train_endlessly(argv):
+    """Train with an update that never ends. It prints the name of a signal that was recorded."""
+    def wait(*_):
+        signals = signal.getsignal(signal.SIGINT).__self__
+        while True:
+            print(signals.received, flush=True)
+            time.sleep(0.02)
+
+    AgMaxLoss.forward = wait
+    train_cli.main(argv)
+
+
+def test_a_second_interrupt_ends_at_once(start):
+    run = start(function=train_endlessly)
+    run.wait_for(lambda: 'None\n' in logs(run.folder))
+    run.signal(signal.SIGINT)
+    run.wait_for(lambda: 'SIGINT\n' in logs(run.folder))
+    run.signal(signal.SIGINT)
+    assert run.end(130).endswith('error: interrupted\n')
 
 
 def test_killed_runs_equal_an_undisturbed_run(start, tmp_path, whole):
