@@ -108,15 +108,17 @@ def agreement_terms(
         kind: Form of the agreement: 'mi', 'mse', 'kl' or 'ce'.
         divergence_weight: Weight of the divergence. Used by 'mi' only.
         marginal_images: Number of images in a marginal of 'mi'. None is all images of all ranks, as published.
-            Otherwise the agreement is the mean over groups of neighbouring images. A group is an equal part of the
-            batch, or the equal batches of neighbouring ranks, and has 2 images or more.
+            Otherwise the agreement is the mean over groups of this number of neighbouring images. The number is 2 or
+            more. It divides the images of one rank, or it is g times the images of one rank, where g divides the
+            number of ranks.
         divergence_reduction: Reduction of the divergence over the classes: 'mean' as published, or 'sum', which is K
             times as large. Used by 'mi' only.
 
     Returns:
         (agreement, divergence): Scalars in float32, or in float64 for float64 logits. Under a process group, the
-            marginals of 'mi' are those of all ranks, or of marginal_images. The mean of a term over equal ranks is the
-            term of one process.
+            marginals of 'mi' are those of all ranks, or of marginal_images. If all
+            ranks have the same number of images, the mean of a term over the ranks is the term of one process that has
+            all images.
 
     Raises:
         ValueError: The kind or the reduction is unknown, the views have different shapes, 'mi' has no z12 or only one

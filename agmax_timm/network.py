@@ -11,9 +11,10 @@ from .base.errors import UserError
 
 
 def default_hidden(num_classes: int) -> int:
-    """Return the published number of hidden units of the Q-network: 128 below 100 classes, 512 below 1,000.
+    """Return the default number of hidden units of the Q-network, that of the original code.
 
-    4,096 below 10,000, 8,192 below 100,000, and twice as many for each further power of ten.
+    128 below 100 classes, 512 below 1,000, 4,096 below 10,000, 8,192 below 100,000, and twice as many for each further
+    power of ten.
     """
     digits = len(str(num_classes)) - 1  # floor(log10 K) without rounding
     width = 128 * (2 ** digits if digits > 1 else 1)
@@ -32,7 +33,7 @@ class QNet(nn.Sequential):
 
     Args:
         num_classes: Number of classes K.
-        hidden: Number of hidden units. None is the published rule (see default_hidden).
+        hidden: Number of hidden units. None is default_hidden(num_classes).
         device: Device of the parameters.
         dtype: Dtype of the parameters.
 

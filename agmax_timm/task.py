@@ -30,7 +30,7 @@ class AgMaxTask(TrainingTask):
         kind: Form of the agreement: 'mi' (as published), 'mse', 'kl' or 'ce'. Only 'mi' has a Q-network.
         weight: Weight of the agreement.
         divergence_weight: Weight of the divergence.
-        hidden: Number of hidden units of the Q-network. None is the published rule (see default_hidden).
+        hidden: Number of hidden units of the Q-network. None is network.default_hidden(num_classes).
         init_std: Standard deviation of new normal weights for all Linear and Conv layers of the model and the
             Q-network. The published ImageNet runs used 0.2. None keeps the present weights.
         device: Device of the Q-network and the criterion. None is the model's.

@@ -86,7 +86,7 @@ def fair():
 
 
 def test_the_page_has_the_results_at_equal_cost(fair):
-    page, short = section('The same cost with and without AgMax'), section('Our runs in short')
+    page, overview = section('The same cost with and without AgMax'), section('AgMax at equal compute')
     card = ' '.join((HOME / 'docs/agmax.md').read_text().split())
     for method, columns in fair.items():
         assert f"| {method} | {' | '.join(map(spread, columns))} |" in page
@@ -96,7 +96,7 @@ def test_the_page_has_the_results_at_equal_cost(fair):
         assert f"| {one} minus {other} | {' | '.join(differences)} |" in page
         if one == 'AgMax':
             assert f'**{one} minus {other}: {differences[-1]}.**' in page
-            assert differences[-1] in card and differences[-1] in short
+            assert differences[-1] in card and differences[-1] in overview
     best = fair['twice the epochs'][-1]
     row = f"| {spread(best)} | {shown(paired_difference(fair['AgMax'][-1], best))} | not run |"
     assert row in (HOME / 'README.md').read_text()

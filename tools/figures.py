@@ -30,14 +30,19 @@ class Effect(NamedTuple):
     interval: tuple[float, float] | None
 
 
-def read_effects(text: str) -> list[tuple[str, Effect, Effect]]:
-    """Return setting, effect at equal epochs and effect at equal compute, from the table of docs/agmax.md."""
+def read_effects(text: str) -> list[tuple[str, Effect | None, Effect | None]]:
+    """Return setting, effect at equal epochs and effect at equal compute, from the table of docs/agmax.md.
+
+    An effect that was not measured is None.
+    """
     table = text.split('AgMax minus baseline, equal epochs |')[1].split('\n\n')[0].splitlines()[2:]
     return [(setting, _effect(epochs), _effect(compute))
             for setting, epochs, compute, *_ in (re.split(r' *\| *', line.strip('| ')) for line in table)]
 
 
-def _effect(cell: str) -> Effect:
+def _effect(cell: str) -> Effect | None:
+    if cell == 'not measured':
+        return None
     mean, low, high = re.match(rf'({NUMBER})(?: \(({NUMBER}) to ({NUMBER})\))?', cell).groups()
     return Effect(float(mean), (float(low), float(high)) if low else None)
 
@@ -48,6 +53,8 @@ def draw_results(figure: Any) -> None:
     for column, (name, colour, marker) in enumerate((
             ('equal epochs (AgMax sees twice the views)', COLOURS[0], 'o'), ('equal compute', COLOURS[1], 's'))):
         for row, effect in enumerate(line[1 + column] for line in effects):
+            if effect is None:
+                continue
             place = row + (.15 if column else -.15)
             if effect.interval:
                 axes.plot(effect.interval, [place] * 2, '-', color=colour, linewidth=2.5)
@@ -123,7 +130,7 @@ def main() -> None:
     (DOCS / 'images').mkdir(exist_ok=True)
     save_figure(str(DOCS / 'images' / 'two_views.png'), draw_two_views, dpi=150, figsize=(9, 9 * 5.2 / 11))
     results = DOCS / 'images' / 'results.png'
-    save_figure(str(results), draw_results, dpi=150, figsize=(9, 4.6))
+    save_figure(str(results), draw_results, dpi=150, figsize=(9, 5.2))
     text = PngInfo()
     text.add_text('effects', repr(read_effects((DOCS / 'agmax.md').read_text())))  # a test compares them with the table
     with Image.open(results) as picture:

@@ -39,9 +39,9 @@ def check_roots(options: AnyOptions, *splits: str) -> None:
 
 
 def with_num_classes(options: TrainOptions) -> TrainOptions:
-    """Return options with the number of classes if an objective of AgMax, which depends on it, has none given.
+    """Return options with --num-classes filled in, for --agmax and --agmax-teacher memory.
 
-    It is that of the checkpoint of --resume, else that of the data; None if neither knows it.
+    It is that of the checkpoint of --resume, or else that of the data. It stays None if neither knows it.
     """
     if not (options.agmax or remembers(options)) or options.num_classes is not None:
         return options

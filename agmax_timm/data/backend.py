@@ -5,13 +5,13 @@ from typing import Any
 from timm.data.loader import PrefetchLoader
 from torch.utils.data import Dataset
 
-from .augmentation.transforms import Extensions
+from .augmentation.extensions import LoaderExtensions
 from .sources.decoding import decode
 
 _logger = logging.getLogger(__name__)
 
 
-def select_backend(loader: Any, extensions: Extensions, channels: int) -> None:
+def select_backend(loader: Any, extensions: LoaderExtensions, channels: int) -> None:
     """Replace transforms, decoding and collate function of a loader by those on arrays, if the backend is fast.
 
     `augment_backend='auto'` is fast for two views if every step has a fast equivalent.

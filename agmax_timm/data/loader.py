@@ -13,6 +13,7 @@ from torchvision.transforms import Compose
 from ..base.distributed import rank, world_size
 from ..base.image_modes import BACKENDS, CROP_MODES, check_mode, mode_of_channels, timm_policy
 from ..base.wrapping import passed_on
+from .augmentation.extensions import LoaderExtensions
 from .augmentation.mixup import (
     CollateMixup,
     LambdaCollate,
@@ -23,7 +24,6 @@ from .augmentation.mixup import (
 )
 from .augmentation.transforms import (
     CutOut,
-    Extensions,
     change_transforms,
     extend_transform,
     pad_and_crop,
@@ -53,11 +53,30 @@ def create_train_loader(
 ):
     """Return timm's training loader with extensions.
 
-    The arguments are those of create_two_view_loader, and `two_views`. With one view and no extension, the result is
-    that of timm.data.create_loader, to the last random draw.
+    timm creates the loader for one view, which is then changed in place, in this order:
+
+    1. The published policies and the augmentations that timm lacks are added to the transform of one view.
+    2. The fast backend replaces this complete transform, the decoding and the collate function. It falls back to timm
+       if a step has no equivalent, so it must see all steps.
+    3. Images that fit into the memory are decoded once, by the decoder of the chosen backend.
+    4. The transform of one view becomes that of two.
+    5. Without the prefetcher, batches are mixed on the device, unless in the workers.
+
+    Without extensions, the result is that of timm.data.create_loader, to the last random draw.
+
+    Args:
+        dataset: Data set of samples (image, class index) that sets its `transform`, see with_transform.
+        input_size: See create_two_view_loader.
+        batch_size: Number of images in a batch.
+        device: See create_two_view_loader.
+        pin_memory: See create_two_view_loader.
+        **kwargs: Fields of LoaderExtensions, and arguments of timm.data.create_loader.
+
+    Raises:
+        ValueError: See create_two_view_loader.
     """
-    extensions = Extensions(**{field.name: kwargs.pop(field.name) for field in fields(Extensions)
-                               if field.name in kwargs})
+    names = {field.name for field in fields(LoaderExtensions)}
+    extensions = LoaderExtensions(**{name: kwargs.pop(name) for name in names & set(kwargs)})
     size = (input_size,) * 2 if isinstance(input_size, int) else tuple(input_size)
     channels = size[0] if len(size) == 3 else len(kwargs.get('mean', 'RGB'))
     _check_arguments(dataset, batch_size, channels, extensions, kwargs)
@@ -101,7 +120,7 @@ def create_train_loader(
 
 
 def _check_arguments(
-        dataset: Dataset, batch_size: int, channels: int, extensions: Extensions, kwargs: dict[str, Any]) -> None:
+        dataset: Dataset, batch_size: int, channels: int, extensions: LoaderExtensions, kwargs: dict[str, Any]) -> None:
     """Raise ValueError for arguments of create_train_loader that do not fit each other or the data set."""
     cutout, lighting = extensions.cutout, extensions.lighting
     backend, crop_mode = extensions.augment_backend, extensions.train_crop_mode
@@ -140,7 +159,7 @@ def _check_iterable(dataset: IterableDataset, batch_size: int, kwargs: dict[str,
                          f'its samples by: give create_dataset batch_size={batch_size}')
 
 
-def _add_augmentation(loader: Any, size: tuple[int, ...], extensions: Extensions, kwargs: dict[str, Any]) -> None:
+def _add_augmentation(loader: Any, size: tuple[int, ...], extensions: LoaderExtensions, kwargs: dict[str, Any]) -> None:
     """Add the augmentation that timm lacks to a loader. timm's prefetcher erases after it has normalised."""
     prefetch, lighting, cutout = kwargs.get('use_prefetcher', True), extensions.lighting, extensions.cutout
     in_splits = getattr(loader.dataset, 'augmentation', None)  # where timm keeps the policy with num_aug_splits
@@ -155,7 +174,7 @@ def _add_augmentation(loader: Any, size: tuple[int, ...], extensions: Extensions
         loader.random_erasing = Compose([*filter(None, [loader.random_erasing]), CutOut(cutout)])
 
 
-def _keep_in_memory(loader: Any, extensions: Extensions, reused: bool) -> None:
+def _keep_in_memory(loader: Any, extensions: LoaderExtensions, reused: bool) -> None:
     """Decode the images of a loader and keep them, if they fit into the memory. Its workers then share them."""
     dataset, data_loader = loader.dataset, data_loader_of(loader)
     in_memory = keep_decoded(getattr(dataset, 'dataset', dataset), memory_limit(extensions.image_memory))

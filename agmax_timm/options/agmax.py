@@ -6,7 +6,7 @@ from .declare import at_least, between, from_to_below, group, option
 @group
 class AgMax:
     """AgMax."""
-    agmax: bool = option(False, 'train on two views of every image and reward agreement between their predictions',
+    agmax: bool = option(False, 'train on two views of every image, with the terms of AgMax in the loss',
         resume='refused')
     agmax_loss: str = option('mi', 'form of the agreement: mutual information as published (mi), or an alternative',
         choices=('mi', 'mse', 'kl', 'ce'), resume='refused', card=True)

@@ -87,7 +87,7 @@ class TrainingRun(Training):
         return [done for done in range(self.position.epoch + 1, self.stop_epoch + 1) if self.is_evaluated(done)]
 
     def is_evaluated(self, done: int) -> bool:
-        """Whether an evaluation and a checkpoint follow after `done` epochs."""
+        """Whether epoch number `done`, counted from 1, is evaluated and saved."""
         always = (self.stop_epoch, self.num_epochs, *self.options.save_epochs)
         return done % self.options.val_interval == 0 or done in always
 
@@ -163,7 +163,7 @@ def open_output(run: TrainingRun, given: TrainOptions) -> tracking.Trackers:
     """Create the folder of a run, its checkpoint saver and its trackers. Only the first rank calls it.
 
     Args:
-        given: Options of the user, before anything was resolved.
+        given: Options of the command line and its files, before the checkpoint and the data changed any.
     """
     options, checkpoints, resumed = run.options, run.checkpoints, run.resumed
     branch = run_folder.branch_to_write(options, given.resume == 'auto', resumed.state)

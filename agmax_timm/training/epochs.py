@@ -60,7 +60,7 @@ class Epochs:
     Args:
         run: The run, with open output on the first rank.
         trackers: Trackers of losses and metrics; None on other ranks.
-        folder: Folder of the run on the first rank; the same on every rank.
+        folder: Folder of the run. The first rank created it, and every rank knows it.
     """
 
     def __init__(self, run: TrainingRun, trackers: Trackers | None, folder: str):

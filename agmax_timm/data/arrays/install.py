@@ -8,7 +8,8 @@ import torch
 from timm.data.loader import PrefetchLoader
 from torchvision.transforms import ColorJitter, Compose
 
-from ..augmentation.transforms import Extensions, change_transforms, transforms_of
+from ..augmentation.extensions import LoaderExtensions
+from ..augmentation.transforms import change_transforms, transforms_of
 from ..memory.buffers import is_reusable
 from ..sources.decoding import DecodedDataset
 from .collate import FastCollate
@@ -17,7 +18,7 @@ from .jitter import DTYPES, DeviceJitter
 from .transform import ArrayTransform
 
 
-def work_on_arrays(loader: PrefetchLoader, extensions: Extensions) -> str:
+def work_on_arrays(loader: PrefetchLoader, extensions: LoaderExtensions) -> str:
     """Change a loader in place to work on arrays, see select_backend.
 
     Returns:

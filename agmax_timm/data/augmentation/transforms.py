@@ -1,6 +1,5 @@
 """Augmentations of the published AgMax runs that timm's transforms lack: CutOut, lighting, pad-and-crop, policies."""
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,21 +22,6 @@ _RGB_EIGENVECTORS = torch.tensor([
 
 # timm's names of operations with the ranges of the published policies, where they differ from the published names.
 _OPERATIONS = {'Posterize': 'PosterizeOriginal', 'TranslateX': 'TranslateXRel', 'TranslateY': 'TranslateYRel'}
-
-
-@dataclass(frozen=True)
-class Extensions:
-    """Arguments of create_train_loader for what it adds to timm's loader, see create_two_view_loader."""
-    two_views: bool = False
-    mixup: dict[str, Any] | None = None
-    cutout: int = 0
-    lighting: float = 0.
-    train_crop_mode: str | None = None
-    augment_backend: str = 'auto'
-    image_memory: str = '0'
-    channels_last: bool = False
-    lambdas: bool = False  # targets of mixed images are class indices and lambdas, see LambdaCollate
-    mix_in_workers: bool = False  # also without the prefetcher; then the result is a DataLoader
 
 
 class CutOut:

@@ -63,7 +63,7 @@ class ResumedRun:
         return Position(**self.state['position']) if self.exact else Position(epoch or 0)
 
     def shift(self, position: Position, grad_accum_steps: int, done_updates: int) -> int:
-        """Return the number of updates that were made before a position, minus `done_updates`.
+        """Return the correction of the step axis: the updates really made before a position, minus `done_updates`.
 
         Args:
             position: Where training starts.

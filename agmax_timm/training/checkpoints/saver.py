@@ -79,7 +79,7 @@ class CheckpointSaver(timm.utils.CheckpointSaver):
 
         Args:
             metric: Metric that ranks the checkpoint; NaN ranks last.
-            raw, ema: Metrics of the weights in this epoch, each with 'loss', 'top1' and 'top5'.
+            raw, ema: Metrics of the weights in this epoch, such as 'loss', 'top1' and 'top5'.
             state: Plain values and tensors for the key 'agmax_state' of the file.
 
         Returns:

@@ -163,7 +163,7 @@ class RunState:
                 group['lr'] = lr
 
     def _load_generators(self, states: dict[str, Any], random: dict[str, Any]) -> list[str]:
-        """Restore the random states of the owners. Return what has states of another kind of device, in words."""
+        """Restore the random states of the owners. Return those left out: they are of another kind of device."""
         left_out = [] if is_of_device(random, self.training.device) else ['training']
         for name, owner, device in self._owners():
             if not _load_generator_states(owner, states.get(name, {}), device):
@@ -199,8 +199,8 @@ class RunState:
 def _warn_of_differences(changed: list[str], left_out: list[str]) -> None:
     another = 'differs from an uninterrupted run.'
     if changed:
-        _logger.warning(f"Continuing with {', '.join(changed)}: no sample of the epoch is repeated or left out, but "
-                        f'the run {another}')
+        _logger.warning(f"Continuing with {', '.join(changed)}: no sample of the epoch is repeated, only an incomplete "
+                        f'last batch is left out, but the run {another}')
     if left_out:
         _logger.warning(f"The checkpoint has random states of another kind of device for {' and '.join(left_out)}, "
                         f'which are left out: the run continues, but {another}')

@@ -174,7 +174,7 @@ def write_args(folder: str, given: TrainOptions) -> None:
     """Write args.yaml.
 
     Args:
-        given: Options of the user, before anything was resolved.
+        given: Options of the command line and its files, before the checkpoint and the data changed any.
 
     Raises:
         OptionError: The file cannot be written.

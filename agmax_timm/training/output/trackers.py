@@ -36,8 +36,8 @@ class Trackers:
         done_updates: Updates before the run was resumed, if all epochs had the present length.
         rows: Rows of summary.csv before the run was resumed.
         same_folder: Whether the run resumes in its own folder.
-        shift: Number of updates that were made before the run was resumed, minus `done_updates`. Not zero after a
-            change of the number of ranks or of the batch size.
+        shift: Correction of the step axis: the updates really made before the run was resumed, minus `done_updates`.
+            0 unless the number of ranks or the batch size changed.
 
     Raises:
         OptionError: Weights & Biases cannot be started.

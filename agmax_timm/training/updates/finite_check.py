@@ -1,8 +1,8 @@
 """All ranks agree on each update: whether a loss or gradient is not finite, whether to save, whether to stop.
 
 Losses are checked on the device after the forward pass. The results of all ranks are read before the optimizer's step.
-A GPU copies them during the backward pass, so it never waits for the copy. On the CPU, and with --nan-policy skip,
-gradients are checked before the step. Otherwise this check would make a GPU wait, so it is read with the next update.
+A GPU copies them during the backward pass, so it never waits for the copy. Gradients are checked before the step, but
+on a GPU with --nan-policy stop, this check is read one update later: reading it at once would make the GPU wait.
 """
 import math
 from collections.abc import Callable

@@ -33,7 +33,7 @@ class BatchLosses:
 
 @dataclass
 class Update:
-    """The batches of an update that is not made or skipped yet."""
+    """The batches of an update, before the optimizer steps or skips it."""
     epoch: int
     first_batch: int  # number of the first batch in the epoch
     losses: list[BatchLosses] = field(default_factory=list)  # of each batch
@@ -104,6 +104,6 @@ class RunningLosses:
 
 
 def flagged(names: tuple[str, ...], flags: list[bool]) -> list[str]:
-    """Return the names of the losses that are flagged; that of their sum only if no part of it is."""
+    """Return the names that are flagged. 'loss', the sum of the others, is named only if none of them is."""
     broken = [name for name, flag in zip(names, flags) if flag]
     return [name for name in broken if name != 'loss'] or broken
