@@ -11,7 +11,6 @@ from ..assembly.model import Precision
 from ..base.distributed import is_distributed
 from ..data.loading.device import Input
 from ..data.loading.workers import batches_of
-from ..data.sources.decoding import check_damage
 from ..data.sources.shards import warn_of_loss
 from ..options.parsers import AnyOptions
 
@@ -87,4 +86,3 @@ def outputs_of(
             output = model(input)
         output = output[0] if isinstance(output, (tuple, list)) else output
         yield input, output, target
-    check_damage(loader)

@@ -1,12 +1,18 @@
 """NaFlex: two views of images in their own aspect ratio, as patches."""
+import shutil
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from timm.data import NaFlexMixup, create_naflex_loader
 from timm.models import create_model
+from timm.utils import random_seed
 
 from agmax_timm import AgMaxTask
+from agmax_timm.base.errors import DamagedError
 from agmax_timm.data.naflex import TwoViewMajor, create_naflex_train_loader
+from agmax_timm.data.sources.dataset_factory import create_dataset
 
 
 @pytest.fixture
@@ -18,10 +24,13 @@ def images(memory_dataset):
     return make
 
 
+SIZES = dict(patch_size=16, train_seq_lens=(4, 9), num_workers=0, device=torch.device('cpu'), mean=(0.,) * 3,
+             std=(1.,) * 3)
+
+
 def load(dataset, batch_size=8, **kwargs):
     return create_naflex_train_loader(
-        dataset, two_views=True, batch_size=batch_size, patch_size=16, train_seq_lens=(4, 9), num_workers=0,
-        device=torch.device('cpu'), mean=(0.,) * 3, std=(1.,) * 3, color_jitter=0., **kwargs)
+        dataset, **{'two_views': True, 'batch_size': batch_size, 'color_jitter': 0., **SIZES, **kwargs})
 
 
 def test_batches_are_view_major(images):
@@ -45,15 +54,35 @@ def test_the_views_of_an_image_differ(memory_dataset):
 
 
 def test_each_view_is_mixed_separately():
-    def halve(view, targets):
-        calls.append(len(view))
-        return [image / 2 for image in view], [target.float() + 0.5 for target in targets]
+    class Halve(NaFlexMixup):
+        def __call__(self, view, targets):
+            calls.append(len(view))
+            return [image / 2 for image in view], [target.float() + 0.5 for target in targets]
     calls = []
     pairs = [(torch.full((3, 4, 4), i), torch.full((3, 4, 8), i + 10)) for i in range(3)]
-    images, targets = TwoViewMajor(halve)(pairs, [0, 1, 2])
+    images, targets = TwoViewMajor(Halve(num_classes=3))(pairs, [0, 1, 2])
     assert calls == [3, 3]
     assert [image.max().item() for image in images] == [0, 0.5, 1, 5, 5.5, 6]
     assert [target.item() for target in targets] == [0.5, 1.5, 2.5] * 2
+
+
+def test_both_views_of_a_batch_are_mixed_or_neither_is():
+    random_seed(0)
+    mixup = TwoViewMajor(NaFlexMixup(num_classes=4, mixup_alpha=1., cutmix_alpha=0., prob=0.25))
+    pairs = [(torch.rand(1, 4, 4), torch.rand(1, 4, 4)) for _ in range(4)]
+
+    def count_mixed(calls):
+        both = 0
+        for _ in range(calls):
+            views = torch.stack(mixup(pairs, [0, 1, 2, 3])[1]).chunk(2)
+            first, second = [not view.equal(torch.eye(4)) for view in views]
+            assert first == second
+            both += first
+        return both
+    assert 10 < count_mixed(100) < 40  # 25 on average, with a standard deviation of 4.3
+    mixup.mixup.mixup_off_epoch = 1
+    mixup.set_epoch(1)
+    assert count_mixed(20) == 0
 
 
 def test_mixed_targets_are_distributions(images):
@@ -66,11 +95,63 @@ def test_mixed_targets_are_distributions(images):
 
 def test_a_published_policy_of_auto_augment_is_used(images):
     loader = load(images(16), auto_augment='cifar10')
-    for views in loader.dataset.transforms.values():
-        policy, = (step.policy for step in views.transform.transforms if hasattr(step, 'policy'))
+    for views in loader.dataset.transforms.values():  # postponed, of two views
+        policy, = (step.policy for step in views.transform.transform.transforms if hasattr(step, 'policy'))
         assert len(policy) == 25
         assert {op.kwargs['fillcolor'] for pair in policy for op in pair} == {(0, 0, 0)}
     assert all(input['patches'].isfinite().all() for input, _ in loader)
+
+
+@pytest.mark.parametrize('mixup', [None, dict(mixup_alpha=1., num_classes=16)], ids=['whole', 'mixed'])
+def test_one_view_equals_that_of_timm(images, mixup):
+    def batches(create, **kwargs):
+        random_seed(1)
+        loader = create(images(16), batch_size=4, **SIZES, **kwargs)
+        return [(input['patches'], target) for input, target in loader]
+    ours = batches(create_naflex_train_loader, mixup=mixup)
+    theirs = batches(create_naflex_loader, is_training=True, mixup_fn=mixup and NaFlexMixup(**mixup))
+    assert len(ours) == len(theirs) > 1
+    assert all(torch.equal(mine, timms) for pair in zip(ours, theirs) for mine, timms in zip(*pair))
+
+
+class Unreadable:
+    """Images of which one raises an error, as an unlabelled image or an augmentation may."""
+
+    def __init__(self, dataset, error):
+        self.dataset = dataset
+        self.error = error
+
+    def __len__(self):
+        return len(self.dataset)
+
+    def __getitem__(self, index):
+        if index == 3:
+            raise self.error
+        return self.dataset[index]
+
+
+@pytest.mark.parametrize('two_views', [False, True])
+@pytest.mark.parametrize('mixup', [None, dict(mixup_alpha=1., num_classes=16)], ids=['whole', 'mixed'])
+def test_an_error_of_one_image_ends_the_epoch(images, two_views, mixup):
+    for error in IndexError('of the data'), KeyError('of the data'):
+        loader = load(Unreadable(images(16), error), two_views=two_views, mixup=mixup)
+        with pytest.raises(type(error), match='of the data'):
+            list(loader)
+    loader = load(images(16), two_views=two_views, mixup=mixup)
+    for later in loader.dataset.transforms.values():
+        later.transform = lambda image: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        list(loader)
+
+
+def test_the_first_damaged_file_of_torchvision_ends_the_epoch(photos, tmp_path):
+    root = shutil.copytree(photos, tmp_path / 'data')
+    path = root / 'train' / 'bee' / '005.jpg'
+    path.write_bytes(path.read_bytes()[:300])
+    loader = load(create_dataset('torch/image_folder', str(root), 'train'), two_views=False, num_workers=1)
+    with pytest.raises(DamagedError) as caught:
+        list(loader)
+    assert str(caught.value).startswith(f"'{path}' cannot be decoded: ") and '\n' not in str(caught.value)
 
 
 @pytest.mark.parametrize('count', [8, 9, 15, 16, 17])
@@ -95,6 +176,7 @@ def test_agmax_trains_on_batches_of_the_loader(images):
     ({'no_aug': True, 're_prob': 0.5}, True),
     ({'scale': (1, 1), 'ratio': (1, 1), 'hflip': 0.}, True),
     ({'no_aug': True, 'mixup': dict(mixup_alpha=1., cutmix_alpha=0., num_classes=12)}, False),
+    ({'no_aug': True, 'mixup': dict(mixup_alpha=1., prob=0., num_classes=12)}, True),
 ], ids=str)
 def test_views_that_cannot_differ_warn(images, caplog, options, told):
     load(images(16), **options)

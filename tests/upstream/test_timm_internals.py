@@ -167,6 +167,23 @@ def test_the_schedule_of_naflex_batches():
     assert dataset.transforms and all(map(callable, dataset.transforms.values()))
 
 
+def test_naflex_batches_are_made_in_place_of_mixup():
+    """--naflex-loader: timm leaves out images whose loading fails. MakeBatch in data/naflex.py makes all images of a
+    batch where timm calls `mixup_fn`, from what the transforms return. timm does not catch the errors of it."""
+    def make(noted, targets):
+        calls.append((noted, targets))
+        raise KeyError('of an image')
+    calls = []
+    loader = create_naflex_loader(
+        Images(), is_training=True, train_seq_lens=(4,), max_seq_len=4, batch_size=8, num_workers=0, patch_size=8,
+        mixup_fn=make, device=torch.device('cpu'))
+    loader.dataset.transforms = dict.fromkeys(loader.dataset.transforms, lambda image: 'noted')
+    with pytest.raises(KeyError, match='of an image'):
+        next(iter(loader))
+    (noted, targets), = calls
+    assert noted == ['noted'] * 4 and len(targets) == 4
+
+
 def test_fields_of_the_checkpoint_saver(tmp_path):
     """All checkpoints of a run, and --resume: training/checkpoints/saver.py replaces CheckpointSaver's writing, and
     keeps its ranking in these fields."""

@@ -253,13 +253,6 @@ def damage_of(dataset: Dataset | None) -> Damage | None:
     return getattr(dataset, 'damage', None)
 
 
-def check_damage(loader) -> None:
-    """Raise DamagedError for too many damaged samples. timm's NaFlex loader only warns of an error in a worker."""
-    damage = damage_of(getattr(loader, 'dataset', None))
-    if damage is not None:
-        damage.check()
-
-
 def reason_of(error: Exception, file: BinaryIO | None = None) -> str:
     """Return why a file cannot be decoded, in one line without the path."""
     if isinstance(error, UnidentifiedImageError):

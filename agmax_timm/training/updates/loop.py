@@ -11,7 +11,6 @@ from ...assembly.loaders import prepare_batch
 from ...base.distributed import world_size
 from ...data.loading.device import Input
 from ...data.loading.workers import batches_of
-from ...data.sources.decoding import check_damage
 from ...data.sources.shards import check_delivered
 from .finite_check import CheckResult
 from .losses import NonFiniteError, RunningLosses, Update
@@ -75,7 +74,7 @@ def train_one_epoch(
 
     Raises:
         NonFiniteError: At the next log interval after a loss that is NaN or infinite.
-        DamagedError: Batches are missing, because more images than --max-damaged cannot be decoded.
+        DamagedError: More images than --max-damaged cannot be decoded.
     """
     training, options = step.training, step.training.options
     losses = losses or RunningLosses(training.device)
@@ -106,17 +105,15 @@ def train_one_epoch(
                 on_update(done, checked)
             update = Update(epoch, done)
         begin = time.perf_counter()
-    _finish(step, loader, done, num_batches)
+    _finish(step, done, num_batches)
     if not losses.count:
         raise NonFiniteError(f'every update of epoch {epoch} was broken and left out. Try a smaller --lr')
     return losses.read(f'in epoch {epoch}')[1], total.images / total.seconds
 
 
-def _finish(step: Step, loader: Any, done: int, num_batches: int) -> None:
+def _finish(step: Step, done: int, num_batches: int) -> None:
     """End an epoch. Check that all its batches were trained."""
     step.finish()
-    if done < num_batches:  # otherwise DamageLog checks, on all ranks together
-        check_damage(loader)
     check_delivered(done, num_batches)
     if hasattr(step.training.optimizer, 'sync_lookahead'):
         step.training.optimizer.sync_lookahead()
