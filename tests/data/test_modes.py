@@ -1,6 +1,7 @@
 """PIL modes of images: training and evaluation get the pixels of the file, or the mode is refused at the start."""
 import io
 import itertools
+import struct
 import tarfile
 
 import numpy as np
@@ -14,7 +15,10 @@ from agmax_timm.assembly import datasets, loaders
 from agmax_timm.assembly import model as build
 from agmax_timm.base.errors import OptionError
 from agmax_timm.data.loader import create_train_loader
+from agmax_timm.data.loading.balance import labels_of
+from agmax_timm.data.sources.classes import class_names
 from agmax_timm.data.sources.dataset_factory import create_dataset
+from agmax_timm.data.sources.held_out import part_of
 from agmax_timm.options.data import DataSet
 from agmax_timm.options.declare import declared
 from agmax_timm.options.parse import parse_train_args
@@ -52,13 +56,13 @@ def pixels(root, number, mode):
     return (levels - MEAN) / STD
 
 
-def batch_of(images, mode, loader, prefetcher, backend):
+def batch_of(images, mode, loader, prefetcher, backend, *more):
     """Images and targets of a loader with these flags."""
     channels = len(Image.new(mode, (1, 1)).getbands())
     args = parse_train_args([
         str(images), '--model', 'test_resnet', '--num-classes', '4', '-b', '4', '-j', '0', *NEUTRAL, '--device', 'cpu',
         '--in-chans', str(channels), '--input-img-mode', mode, '--augment-backend', backend,
-        *(['--agmax'] if loader == 'two views' else []), *([] if prefetcher else ['--no-prefetcher'])])
+        *(['--agmax'] if loader == 'two views' else []), *([] if prefetcher else ['--no-prefetcher']), *more])
     device = build.init_device(args.device)
     config = dict(input_size=(channels, SIDE, SIDE), mean=(MEAN,) * channels, std=(STD,) * channels,
                   interpolation='bicubic', crop_pct=1., crop_mode='center')
@@ -87,6 +91,61 @@ def test_every_loader_gives_the_pixels_of_the_file(images, mode):
         for view, number in zip(input.double(), target.tolist()):
             expected = torch.tensor(pixels(images, number, mode))
             torch.testing.assert_close(view, expected, rtol=1e-6, atol=2e-6, msg=f'{loader} {prefetcher} {backend}')
+
+
+def test_torchvision_decodes_files_to_the_mode(images):
+    for mode in ('L', 'RGB', 'RGBA', 'HSV', 'F'):
+        dataset = create_dataset('torch/image_folder', str(images), 'train', input_img_mode=mode)
+        for number, (image, target) in enumerate(dataset):
+            assert (image.mode, target) == (mode, number)
+            expected = pixels(images, number, mode) * STD + MEAN
+            assert np.allclose(pixels_of(image), expected, atol=1e-6), f'{mode}, image {number}'
+    assert create_dataset('torch/image_folder', str(images), 'train')[0][0].mode == 'RGB'
+
+
+def pixels_of(image):
+    array = np.atleast_3d(np.asarray(image)).transpose(2, 0, 1)
+    return array / 255. if array.dtype == np.uint8 else array.astype(float)
+
+
+@pytest.fixture(scope='module')
+def mnist(tmp_path_factory):
+    """torchvision's files of MNIST, and their images: 12 to train on and 12 to test on."""
+    folder = tmp_path_factory.mktemp('mnist')
+    array = np.random.default_rng(0).integers(0, 256, (12, 28, 28), dtype=np.uint8)
+    raw = folder / 'MNIST' / 'raw'
+    raw.mkdir(parents=True)
+    for part in ('train', 't10k'):
+        (raw / f'{part}-images-idx3-ubyte').write_bytes(struct.pack('>4i', 2051, *array.shape) + array.tobytes())
+        (raw / f'{part}-labels-idx1-ubyte').write_bytes(struct.pack('>2i', 2049, 12) + bytes(i % 3 for i in range(12)))
+    return folder, array
+
+
+def test_images_of_torchvision_that_are_arrays_have_the_mode(mnist):
+    folder, array = mnist
+    for mode in ('L', 'RGB', 'HSV', 'RGBA'):
+        dataset = create_dataset('torch/mnist', str(folder), 'train', input_img_mode=mode, transform=lambda x: [x])
+        assert len(dataset) == 12 and class_names(dataset)[9] == '9 - nine'
+        for part in dataset, part_of(dataset, 0.25, seed=0, held_out=True):  # with one image of each class
+            assert labels_of(part).tolist() == [target for _, target in part]
+        (image,), target = dataset[5]
+        assert target == 2 and image.tobytes() == Image.fromarray(array[5]).convert(mode).tobytes()
+        part.transform = None
+        assert part[0][0].mode == mode and isinstance(dataset[0][0], list), 'a part has a transform of its own'
+    assert create_dataset('torch/mnist', str(folder), 'train')[0][0].mode == 'L'
+
+
+@pytest.mark.parametrize('loader, mode, prefetcher', [
+    ('one view', 'HSV', True), ('two views', 'RGB', True), ('evaluation', 'RGB', False)])
+def test_loaders_give_the_pixels_of_mnist(mnist, loader, mode, prefetcher):
+    folder, array = mnist
+    resized = [Image.fromarray(image).convert(mode).resize((SIDE, SIDE), Image.Resampling.BICUBIC) for image in array]
+    expected = np.stack([(pixels_of(image) - MEAN) / STD for image in resized])
+    expected = np.concatenate([expected, expected[..., ::-1]])
+    views, _ = batch_of(folder, mode, loader, prefetcher, 'auto', '--dataset', 'torch/mnist', '--train-interpolation',
+                        'bicubic', '--hflip', '0.5', '--num-classes', '10', '-b', '12')
+    for view in views.double().numpy():
+        assert np.abs(expected - view).max(axis=(1, 2, 3)).min() <= 2 / 255 / STD, 'rounding of the fast backend'
 
 
 STEPS = [

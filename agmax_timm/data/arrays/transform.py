@@ -52,7 +52,7 @@ class ArrayTransform:
         """
         pixels = np.array(image) if isinstance(image, Image.Image) else image
         if pixels.ndim != 3 or pixels.shape[2] != 3:
-            raise ValueError(f'images must be RGB, got pixels of {pixels.shape}: use augment_backend timm')
+            raise ValueError(f"images must be RGB, got pixels of {pixels.shape}: use image.convert('RGB')")
         view = np.ascontiguousarray(in_turn(self.steps, pixels))
         if np.may_share_memory(view, pixels):  # no step made new pixels
             view = view.copy()  # timm mixes pairs of images in place

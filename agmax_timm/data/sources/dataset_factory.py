@@ -171,6 +171,7 @@ def _torch_name(name: str) -> str | None:
 
 def _open(name: str, root: str | None, split: str, max_damaged: float | None, **kwargs) -> Any:
     """Open folders by FolderReader or TorchFolder, and other data by timm's factory."""
+    mode = kwargs.get('input_img_mode')
     in_folders = '/' not in name or _torch_name(name) in _TORCH_FOLDERS
     folder = root or ''
     if in_folders and root and os.path.isdir(root) and kwargs.get('search_split', True):
@@ -180,13 +181,13 @@ def _open(name: str, root: str | None, split: str, max_damaged: float | None, **
         if '/' not in name:
             return _open_folder(folder, root, max_damaged, **kwargs)
         transforms = {key: kwargs.get(key) for key in ('transform', 'target_transform')}
-        return with_policy(TorchFolder(folder, **transforms), max_damaged)
+        return with_policy(TorchFolder(folder, **transforms), max_damaged, mode)
     if _torch_name(name) == 'svhn':
-        return _open_svhn(root, split, **kwargs)
+        return with_policy(_open_svhn(root, split, **kwargs), max_damaged, mode)
     dataset = timm.data.create_dataset(name, root=root, split=split, **kwargs)
     if isinstance(getattr(dataset, 'reader', None), ReaderImageInTar):
         _leave_out_hidden(dataset.reader, renumber=not kwargs.get('class_map'))
-    return with_policy(dataset, max_damaged)
+    return with_policy(dataset, max_damaged, mode)
 
 
 def _open_svhn(root: str | None, split: str, download: bool = False, **kwargs) -> SVHN:

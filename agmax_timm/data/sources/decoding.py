@@ -11,9 +11,11 @@ import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 from timm.data import ImageDataset, IterableImageDataset
 from torch.utils.data import Dataset
+from torchvision.datasets import VisionDataset
 
 from ...base.errors import DamagedError
 from ...base.text import one_line
+from ...base.wrapping import Wrapper
 from .damage import Damage
 from .labels import NO_CLASS_OF_MAP, check_shards, label_error, to_target
 
@@ -224,25 +226,50 @@ class ConvertedIterable(IterableImageDataset):
             yield image, to_target(label, self.target_transform, name, self.num_classes)
 
 
-def _load_or_name(load: Callable[[str], Any], path: str) -> Any:
-    """Call a `loader` of torchvision's data sets of files. The error names the file that cannot be decoded."""
+class ConvertedImages(Wrapper, Dataset):
+    """A data set of torchvision whose images are arrays, such as MNIST, with images of another PIL mode.
+
+    Args:
+        dataset: Data set of torchvision, whose transform moves to this one.
+    """
+    wraps = 'source'
+
+    def __init__(self, dataset: Any, mode: str):
+        self.source = dataset
+        self.input_img_mode = mode
+        self.transform, dataset.transform = dataset.transform, None
+
+    def __getitem__(self, index: int) -> tuple[Any, Any]:
+        image, target = self.source[index]
+        image = convert(image, self.input_img_mode)
+        return image if self.transform is None else self.transform(image), target
+
+
+def _decode_path(mode: str, path: str) -> Image.Image:
+    """Decode a file, as the `loader` of torchvision's data sets of files. The error names the file."""
     try:
-        return load(path)
-    except MemoryError:
-        raise
-    except Exception as error:
+        with open(path, 'rb') as file:
+            return decode(file, mode)
+    except (UndecodableError, OSError) as error:
         raise DamagedError(f"'{path}' cannot be decoded: {reason_of(error)}: repair or remove it") from error
 
 
-def with_policy(dataset: Any, max_damaged: float | None) -> Any:
-    """Return a data set of timm with the decoding of this module. If torchvision decodes, errors name the file."""
+def with_policy(dataset: Any, max_damaged: float | None, mode: str | None = None) -> Any:
+    """Return a data set of timm or torchvision with the decoding of this module.
+
+    Args:
+        mode: PIL mode of torchvision's images. None is RGB for files, and the mode of the data set for arrays.
+    """
     if type(dataset) is IterableImageDataset:
         return ConvertedIterable(dataset)
     if type(dataset) is ImageDataset:
         names = ('load_bytes', 'input_img_mode', 'transform', 'target_transform', 'additional_features')
         return DecodedDataset(dataset.reader, max_damaged, **{name: getattr(dataset, name) for name in names})
-    if callable(getattr(dataset, 'loader', None)):
-        dataset.loader = partial(_load_or_name, dataset.loader)
+    if hasattr(dataset, 'loader'):  # torchvision's data sets of files
+        dataset.input_img_mode = mode or 'RGB'
+        dataset.loader = partial(_decode_path, dataset.input_img_mode)
+    elif mode and isinstance(dataset, VisionDataset):
+        return ConvertedImages(dataset, mode)
     return dataset
 
 
