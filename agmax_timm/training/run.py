@@ -56,7 +56,12 @@ def train(
             return []
         trackers = open_output(run, options) if is_primary() else None
         epochs = Epochs(run, trackers, from_first_rank(run.checkpoints.output_dir))
-        epochs.train()
+        try:
+            epochs.train()
+        except BaseException:  # of this rank alone, or of all ranks
+            if run.checkpoints.saver is not None:
+                run.checkpoints.saver.wait()  # here, because `signals` still records the SIGTERM of a launcher
+            raise
         end_process_group()  # the other ranks need not wait for a report or an upload
         if trackers is not None:
             _finish(run, epochs, trackers)

@@ -1,12 +1,16 @@
 """Evaluations that fail at the end of an epoch: the weights are saved, and the run resumes to the same result."""
+import os
 import re
 import shutil
+import signal
+from argparse import Namespace
 from concurrent.futures import ThreadPoolExecutor, wait
 
 import pytest
 import torch
 
 from agmax_timm.base.errors import DamagedError, LabelError
+from agmax_timm.base.signals import StopSignals
 from agmax_timm.commands import train as train_cli
 from agmax_timm.data.sources.decoding import damage_of
 from agmax_timm.options.parse import parse_train_args
@@ -236,3 +240,22 @@ def test_all_ranks_save_if_one_fails(photos, tmp_path):
     assert finish_ranks(start_ranks(2, tmp_path / 'again', train_cli.main, run)) == [0, 0]
     assert finish_ranks(start_ranks(2, tmp_path / 'expected', train_cli.main, expected)) == [0, 0]
     assert_equal(outcome(tmp_path / 'run'), outcome(tmp_path / 'whole'))
+
+
+def test_after_an_error_signals_are_recorded_until_the_files_are_written(monkeypatch):
+    """A launcher sends SIGTERM to the first rank, which writes the files, if another rank has failed."""
+    def fail():
+        raise RuntimeError('Connection closed by peer')
+
+    def wait():
+        os.kill(os.getpid(), signal.SIGTERM)
+        written.append(True)
+
+    written = []
+    made = Namespace(checkpoints=Namespace(saver=Namespace(wait=wait), output_dir=''))
+    monkeypatch.setattr(training, 'create_run', lambda *args: made)
+    monkeypatch.setattr(training, 'open_output', lambda *args: None)
+    monkeypatch.setattr(training, 'Epochs', lambda *args: Namespace(train=fail))
+    with StopSignals() as signals, pytest.raises(RuntimeError, match='Connection closed by peer'):
+        training.train(Namespace(hang_timeout=0, dry_run=False), signals)
+    assert written == [True] and signals.received == 'SIGTERM'

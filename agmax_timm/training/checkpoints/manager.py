@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from ...assembly.sharding import WholeState, whole
-from ...base.distributed import is_primary, rank
+from ...base.distributed import is_primary, largest, rank
 from ...base.signals import Interrupted, StopSignals
 from ...data.sources.decoding import damage_of
 from ...options.quantities import parse_interval
@@ -112,23 +112,38 @@ class CheckpointManager:
                 self.saver.save_milestone(epoch + 1)
         self._saved_at = time.monotonic()
 
+    def finish(self) -> None:
+        """Wait until everything is on disk. All ranks must call it before they raise an error together.
+
+        A launcher kills the first rank, which writes the files, if another rank has ended with an error.
+
+        Raises:
+            SaveError: The last checkpoint could not be written. Raised on the first rank only.
+        """
+        try:
+            if self.saver is not None:
+                self.saver.close()
+        finally:
+            largest(0, self.training.device)  # a barrier
+
     def close(self, where: str) -> None:
-        """Wait until everything is on disk, and log how the run continues.
+        """Wait until everything is on disk, and log how the run continues. All ranks must call it.
 
         Raises:
             SaveError: The last checkpoint could not be written.
         """
-        if self.saver is not None:
-            self.saver.close()
+        self.finish()
         _logger.info(f'Saved at {where}. {_CONTINUE}.')
 
     def leave(self, where: str) -> None:
-        """Wait until everything is on disk, then raise Interrupted, or DamagedError for too many damaged images."""
+        """Wait until everything is on disk, then raise Interrupted, or DamagedError for too many damaged images.
+
+        All ranks must call it.
+        """
         if self.damage is not None and self.damage.too_many:
             self.close(where)
             self.damage.check()
-        if self.saver is not None:
-            self.saver.close()
+        self.finish()
         raise Interrupted(f'{self.signals.signal_name}: saved at {where}. {_CONTINUE}')
 
     def gather(

@@ -1,0 +1,47 @@
+"""The end of a run on several ranks: no rank ends before the first one has written its files."""
+import errno
+import json
+import time
+from argparse import Namespace
+
+import torch
+
+from agmax_timm.base.errors import UserError
+from agmax_timm.training.checkpoints.manager import CheckpointManager
+from tests.helpers.saver import make_saver
+
+
+def write_slowly(path):
+    time.sleep(0.2)
+    path.touch()
+
+
+def refuse():
+    time.sleep(0.2)
+    raise OSError(errno.ENOSPC, 'No space left on device')
+
+
+def end(rank, folder):
+    """Write how leave() and close() end, and whether the file was there."""
+    torch.distributed.init_process_group('gloo', f'file://{folder}/store', rank=rank, world_size=2)
+    manager = CheckpointManager.__new__(CheckpointManager)
+    manager.training, manager.damage = Namespace(device=torch.device('cpu')), None
+    manager.signals = Namespace(signal_name='SIGTERM')
+    manager.saver = make_saver(folder) if rank == 0 else None
+    path, outcomes = folder / 'file', []
+    for call, work in ((manager.leave, lambda: write_slowly(path)), (manager.close, refuse)):
+        if manager.saver is not None:
+            manager.saver._run(work, str(path))
+        try:
+            outcomes.append([call('here'), path.exists()])
+        except UserError as error:
+            outcomes.append([type(error).__name__, path.exists()])
+    (folder / f'{rank}.json').write_text(json.dumps(outcomes))
+    torch.distributed.destroy_process_group()
+
+
+def test_all_ranks_wait_until_the_first_one_has_written(tmp_path):
+    torch.multiprocessing.start_processes(end, (tmp_path,), nprocs=2, start_method='fork')
+    first, second = (json.loads((tmp_path / f'{rank}.json').read_text()) for rank in range(2))
+    assert first == [['Interrupted', True], ['SaveError', True]]
+    assert second == [['Interrupted', True], [None, True]]
