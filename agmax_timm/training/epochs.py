@@ -27,6 +27,7 @@ from ..options.data_kinds import in_sequence
 from ..options.model import BatchNorm
 from ..options.run import Run
 from ..remembered import AgMaxMemoryTask
+from .checkpoints.saver import SaveError
 from .checkpoints.state import Position
 from .create_run import TrainingRun
 from .early_stopping import stop_reason
@@ -40,6 +41,7 @@ from .updates.step import Step
 
 _logger = logging.getLogger('train')
 _CONTINUES, _STOPPED, _FAILED = range(3)  # outcomes of an evaluation, the worst last
+_AGREEMENT = 10  # largest number of evaluated batches between two agreements of the ranks
 
 
 class EvaluationStopped(Exception):
@@ -196,7 +198,12 @@ class Epochs:
         self.checkpoints.save_epoch(epoch, metric, raw=raw, ema=ema)
         if self.trackers is not None:  # after the save, so that an error of a tracker loses nothing
             self.trackers.row(row)
-        check_finite(options, epoch, selected)
+        try:
+            check_finite(options, epoch, selected)
+        except NonFiniteError:  # raised on all ranks
+            with suppress(SaveError):  # it is logged
+                self.checkpoints.finish()
+            raise
         self.stopped = stop_reason(options, run.metric_name, self.results)
 
     def _save_trained(self, epoch: int, losses: RunningLosses, random: dict[str, Any]) -> str:
@@ -219,7 +226,7 @@ class Epochs:
 
         def on_batch(batch_index: int) -> None:
             checkpoints.watchdog.beat()
-            if is_distributed() and (in_sequence(options) or batch_index % options.log_interval):
+            if is_distributed() and (in_sequence(options) or batch_index % min(options.log_interval, _AGREEMENT)):
                 return  # ranks may have unequal numbers of batches; they agree at intervals
             self._agree(_STOPPED if checkpoints.signals.received is not None else _CONTINUES)
 

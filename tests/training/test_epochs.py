@@ -1,0 +1,57 @@
+"""The end of an epoch: when ranks agree on a signal, and what is waited for before an error."""
+from argparse import Namespace
+
+import pytest
+import torch
+
+from agmax_timm.training import epochs as epochs_module
+from agmax_timm.training.epochs import Epochs, EvaluationStopped
+from agmax_timm.training.updates.losses import NonFiniteError, RunningLosses
+
+
+@pytest.fixture
+def epochs():
+    """Epochs of a run without validation."""
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+    state = Namespace(history=Namespace(rows=[], results=[]))
+    made = Epochs.__new__(Epochs)
+    made.options = Namespace(nan_policy='stop', early_stop=0, log_interval=50, fsdp=False)
+    made.run = Namespace(options=made.options, state=state, device=torch.device('cpu'), loader_eval=None,
+                         metric_name='loss', scheduler=None, optimizer=optimizer)
+    made.trackers, made.primary = None, False
+    return made
+
+
+def test_the_epoch_is_on_disk_before_a_metric_that_is_not_finite_ends_the_run(epochs):
+    """All ranks raise the error, so that without a wait the launcher would kill the one that writes."""
+    calls = []
+    epochs.checkpoints = Namespace(save_epoch=lambda *args, **metrics: calls.append('save'),
+                                   finish=lambda: calls.append('finish'))
+    with pytest.raises(NonFiniteError, match='the evaluation after epoch 3: loss is nan'):
+        epochs._evaluate(3, {'loss': torch.nan}, RunningLosses(torch.device('cpu')))
+    assert calls == ['save', 'finish']
+
+
+@pytest.mark.parametrize('log_interval, stops_at', [(50, 20), (4, 12)])
+def test_several_ranks_end_an_evaluation_soon_after_a_signal(epochs, monkeypatch, log_interval, stops_at):
+    """The signal comes in batch 11."""
+    seen = []
+
+    def evaluate(*args, on_batch, **kwargs):
+        for index in range(100):
+            if index == 11:
+                epochs.checkpoints.signals.received = 'SIGTERM'
+            seen.append(index)
+            on_batch(index)
+
+    monkeypatch.setattr(epochs_module, 'evaluate', evaluate)
+    monkeypatch.setattr(epochs_module, 'is_distributed', lambda: True)
+    monkeypatch.setattr(epochs_module, 'in_sequence', lambda options: False)
+    monkeypatch.setattr(epochs_module, 'evaluation_sample_limit', lambda loader: None)
+    epochs.options.log_interval = log_interval
+    epochs.checkpoints = Namespace(watchdog=Namespace(beat=lambda: None), signals=Namespace(received=None))
+    epochs.run.precision = None
+    epochs.run.task = Namespace(create_evaluator=lambda max_samples: None, get_eval_model=lambda **kwargs: None)
+    with pytest.raises(EvaluationStopped):
+        epochs._measure(0)
+    assert seen[-1] == stops_at
