@@ -16,7 +16,10 @@ class _ConsoleHandler(logging.StreamHandler):
     """A handler that writes above progress bars."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record), file=sys.stderr)
+        try:
+            tqdm.write(self.format(record), file=sys.stderr)
+        except Exception:  # for example of a terminal that was closed
+            self.handleError(record)
 
 
 def begin_log() -> None:

@@ -62,7 +62,10 @@ def command(prog: str | None = None) -> Callable[[Callable[..., int | None]], Ca
 def print_error(error: UserError, prog: str | None = None) -> int:
     """Print an error as one line on stderr, below any progress bar. Return the exit status."""
     from tqdm import tqdm
-    tqdm.write(f'{prog or os.path.basename(sys.argv[0])}: error: {one_line(error)}', file=sys.stderr)
+    try:
+        tqdm.write(f'{prog or os.path.basename(sys.argv[0])}: error: {one_line(error)}', file=sys.stderr)
+    except OSError:  # the status counts, even if nobody can read the message
+        drop_unread_output(sys.stderr)
     return error.exit_status
 
 

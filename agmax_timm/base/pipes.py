@@ -1,25 +1,26 @@
-"""Standard output to a process that has ended, as in `command | head`."""
+"""Output to a process that has ended, as in `command | head`, or to a terminal that was closed."""
 import os
 import select
 import sys
+from typing import TextIO
 
 
 def print_if_read(text: str) -> None:
-    """Print a text, or drop it if the reader of stdout has ended."""
+    """Print a text, or drop it if the reader of stdout has ended or the terminal was closed."""
     try:
         print(text, flush=True)
-    except BrokenPipeError:
+    except OSError:
         if not drop_unread_output():
             raise
 
 
-def drop_unread_output() -> bool:
-    """Drop all further output if the reader of stdout has ended.
+def drop_unread_output(stream: TextIO | None = None) -> bool:
+    """Drop all further output to a stream, by default stdout, if its reader has ended or its terminal was closed.
 
     Returns:
-        Whether the reader has ended. If not, another pipe is broken.
+        Whether this is so. If not, another file cannot be written.
     """
-    descriptor = sys.stdout.fileno()
+    descriptor = (stream or sys.stdout).fileno()
     poll = select.poll()
     poll.register(descriptor, select.POLLOUT)
     if not any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0)):

@@ -9,8 +9,8 @@ from .distributed import largest
 from .errors import UserError
 
 EXIT_STATUS = 75  # EX_TEMPFAIL: try again
-# SLURM sends SIGUSR1 before the end of the time limit (--signal=USR1@120).
-_NAMES = ('SIGTERM', 'SIGUSR1', 'SIGINT')
+# SLURM sends SIGUSR1 before the end of the time limit (--signal=USR1@120). A terminal that is closed sends SIGHUP.
+_NAMES = ('SIGTERM', 'SIGUSR1', 'SIGINT', 'SIGHUP')
 
 
 class Interrupted(UserError):
@@ -31,8 +31,9 @@ class StopSignals:
 
     def __enter__(self) -> 'StopSignals':
         if threading.current_thread() is threading.main_thread():  # Python only allows handlers there
-            numbers = [getattr(signal, name) for name in _NAMES if hasattr(signal, name)]  # Windows has no SIGUSR1
-            self._handlers = {number: signal.signal(number, self._record) for number in numbers}
+            numbers = [getattr(signal, name) for name in _NAMES if hasattr(signal, name)]  # Windows lacks some of them
+            self._handlers = {number: signal.signal(number, self._record) for number in numbers
+                              if not _ignored_by_nohup(number)}
         return self
 
     def __exit__(self, *_) -> None:
@@ -68,3 +69,7 @@ class StopSignals:
             raise KeyboardInterrupt
         if self.received is None:
             self.received = signal.Signals(number).name
+
+
+def _ignored_by_nohup(number: int) -> bool:
+    return signal.Signals(number).name == 'SIGHUP' and signal.getsignal(number) is signal.SIG_IGN

@@ -65,8 +65,8 @@ class WorkerInit:
             os._exit(0)
 
     def __call__(self, worker: int) -> None:
-        for name in ('SIGINT', 'SIGUSR1'):
-            if hasattr(signal, name):  # Windows has no SIGUSR1
+        for name in ('SIGINT', 'SIGUSR1', 'SIGHUP'):
+            if hasattr(signal, name):  # Windows lacks some of them
                 signal.signal(getattr(signal, name), signal.SIG_IGN)
         signal.signal(signal.SIGTERM, self._exit_if_main_ends)
         sys.excepthook = _print_unless_connection_lost

@@ -98,6 +98,6 @@ def test_workers_of_an_evaluation_ignore_signals(photos, prefetch):
         targets += target.tolist()
         if len(targets) == 2:  # a batch of each worker: both have begun
             for worker in multiprocessing.active_children():
-                for name in ('SIGINT', 'SIGUSR1', 'SIGTERM'):
+                for name in ('SIGINT', 'SIGUSR1', 'SIGTERM', 'SIGHUP'):
                     os.kill(worker.pid, getattr(signal, name))
     assert targets == [target for _, target in dataset]
