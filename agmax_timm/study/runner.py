@@ -84,8 +84,8 @@ class Runner:
         with open(run.log_path, 'wb') as log:
             # In a new session, the run does not receive Ctrl-C of the terminal in addition to the signal from run().
             return subprocess.Popen(
-                run.command(device), env=self.environment, stdin=subprocess.DEVNULL, stdout=log,
-                stderr=subprocess.STDOUT, start_new_session=True)
+                run.command(device), env={**self.environment, 'WANDB_NAME': run.name}, stdin=subprocess.DEVNULL,
+                stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
 
     def _reap(self, interrupted: bool) -> None:
         """Handle the processes that have ended."""

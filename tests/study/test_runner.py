@@ -30,7 +30,17 @@ def commands(monkeypatch):
 GOOD = '''
 os.makedirs(sys.argv[1])
 open(sys.argv[1] + '/summary.csv', 'w').write('epoch,eval_top1\\n0,50\\n')
-print('threads', os.environ['OMP_NUM_THREADS'])
+print('threads', os.environ['OMP_NUM_THREADS'], 'of', os.environ['WANDB_NAME'])
+'''
+ASKED = '''
+import signal, time
+assert os.getsid(0) == os.getpid(), 'Ctrl-C would come twice'
+def leave(*_):
+    open(sys.argv[1] + '.told', 'w').close()
+    sys.exit(75)
+signal.signal(signal.SIGTERM, leave)
+open(sys.argv[1] + '.ready', 'w').close()
+time.sleep(30)
 '''
 
 
@@ -44,7 +54,7 @@ def test_a_failed_run_is_a_row_and_the_others_are_trained(tmp_path, photos, comm
     assert run_study(path, '--output', folder, '--jobs', 2) == 1
     assert [(row['method'], row['status'], row['top1'], row['error']) for row in read_rows(folder / 'results.csv')] == [
         ('baseline', 'failed', '', 'exit status 2: train.py: error: no good'), ('AgMax', 'complete', '50.0', '')] * 2
-    assert (folder / 'agmax' / 'seed-0.log').read_text() == 'threads 3\n'
+    assert (folder / 'agmax' / 'seed-0.log').read_text() == 'threads 3 of AgMax, seed 0\n'
     told = capsys.readouterr()
     assert 'AgMax, seed 1: complete' in told.err and '2 of 4 runs have no result' in told.out
 

@@ -128,7 +128,7 @@ def _start_wandb(options: Tracking, name: str) -> Any:
     try:
         run = wandb.init(
             project=options.wandb_project,
-            name=name,
+            name=os.environ.get('WANDB_NAME') or name,  # a study names its runs
             config=values(options),
             tags=options.wandb_tags,
             id=options.wandb_resume_id or None,

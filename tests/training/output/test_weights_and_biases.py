@@ -8,6 +8,7 @@ import pytest
 from agmax_timm.base.errors import OptionError
 from agmax_timm.options.parse import parse_train_args
 from agmax_timm.training import run as training
+from agmax_timm.training.output import trackers
 
 SMALL = ['--model', 'test_resnet', '--num-classes', '3', '--img-size', '32', '-b', '4', '-j', '0',
          '--warmup-epochs', '0', '--lr', '0.05', '--epochs', '1']
@@ -57,6 +58,13 @@ def test_weights_and_biases_gets_the_summary_and_losses_at_log_intervals(tmp_pat
     assert all(set(values) == {'update', 'update_loss', 'update_ce', 'update_agreement', 'update_divergence'}
                for values in of_updates)
     assert [values['update'] for values in of_updates] == [0, 2, 3, 5], 'updates 0 and 2 of each epoch of 3'
+
+
+@pytest.mark.parametrize('variable, name', [('', 'seed-0'), ('AgMax, seed 0', 'AgMax, seed 0')])
+def test_the_name_is_that_of_the_folder_unless_the_variable_of_wandb_has_one(wandb, monkeypatch, variable, name):
+    monkeypatch.setenv('WANDB_NAME', variable)
+    trackers.Trackers(parse_train_args(['data', '--log-wandb']), 'output/seed-0', 1, 0, [], False)
+    assert wandb.told[0]['name'] == name
 
 
 def test_a_failed_login_to_weights_and_biases_is_one_line(tmp_path, photos, wandb):
