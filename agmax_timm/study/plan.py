@@ -93,7 +93,7 @@ def make_runs(study: Study, data: str, output: str) -> list[Run]:
     cells = [_cell(study, levels, output)
              for levels in product(study.augmentations, study.settings, study.methods)]
     parsed = [_parse(study, cell, data) for cell in cells]
-    return [Run(cell, seed, data, replace(options, seed=seed, experiment=f'seed-{seed}'))
+    return [Run(cell, seed, data, _with_seed(cell, options, seed))
             for seed in study.seeds for cell, options in zip(cells, parsed)]
 
 
@@ -153,6 +153,13 @@ def _parse(study: Study, cell: Cell, data: str) -> TrainOptions:
     if not options.data_dir and options.dataset != 'demo' and '/' not in options.dataset:
         raise OptionError(f"'{study.path}': no data: give its folder with --data DIR, or 'dataset: demo' in base")
     return options
+
+
+def _with_seed(cell: Cell, options: TrainOptions, seed: int) -> TrainOptions:
+    """Return the options of a cell with another seed. It is also that of a held-out share, unless the study has one."""
+    if options.val_split_seed is not None and cell.options.get('val_split_seed') is None:
+        options = replace(options, val_split_seed=seed)
+    return replace(options, seed=seed, experiment=f'seed-{seed}')
 
 
 def _arguments(cell: Cell, seed: int, data: str, options_path: str) -> list[str]:

@@ -10,7 +10,9 @@ import yaml
 
 from agmax_timm.base.command_line import flag_of
 from agmax_timm.base.errors import OptionError
-from agmax_timm.options.declare import values
+from agmax_timm.options.declare import declared, values
+from agmax_timm.options.parse import parse_train_args
+from agmax_timm.options.parsers import TrainOptions
 from agmax_timm.study import plan, runner
 from agmax_timm.study.definition import read_study
 from agmax_timm.study.plan import make_runs
@@ -173,3 +175,16 @@ def test_existing_runs_may_differ_only_in_options_without_effect_on_the_result(t
         (name, value), = option.items()
         with pytest.raises(OptionError, match=f'was trained with {flag_of(name)} .*now has {value!r}'):
             plan.check_unchanged(now, runs)
+@pytest.mark.parametrize('split', [
+    {'val_split': 0.1}, {'val_split': 0.1, 'val_split_seed': None}, {'val_split': 0.1, 'val_split_seed': 7}])
+def test_the_study_knows_the_options_that_its_runs_will_have(tmp_path, split):
+    study = read_study(write_study(tmp_path, base={**SMALL, **split}, seeds=[0, 5, 2]))
+    for run in make_runs(study, 'data', str(tmp_path / 'out')):
+        os.makedirs(run.cell.folder, exist_ok=True)
+        with open(run.cell.options_path, 'w') as file:
+            file.write(run.cell.recipe)
+        own = parse_train_args(run.command()[3:])
+        differing = [name for name in declared(TrainOptions) if getattr(own, name) != getattr(run.options, name)]
+        assert set(differing) <= {'resume'} and own.seed == run.seed, differing
+
+
