@@ -10,7 +10,7 @@ from functools import wraps
 from typing import Any
 
 from .errors import UserError, as_user_error
-from .pipes import drop_unread_output
+from .pipes import drop_unread_output, print_message
 from .processes import fork_workers, launched_processes
 from .text import one_line
 
@@ -60,12 +60,8 @@ def command(prog: str | None = None) -> Callable[[Callable[..., int | None]], Ca
 
 
 def print_error(error: UserError, prog: str | None = None) -> int:
-    """Print an error as one line on stderr, below any progress bar. Return the exit status."""
-    from tqdm import tqdm
-    try:
-        tqdm.write(f'{prog or os.path.basename(sys.argv[0])}: error: {one_line(error)}', file=sys.stderr)
-    except OSError:  # the status counts, even if nobody can read the message
-        drop_unread_output(sys.stderr)
+    """Print an error as one line on stderr. Return the exit status, even if nobody can read the message."""
+    print_message(f'{prog or os.path.basename(sys.argv[0])}: error: {one_line(error)}')
     return error.exit_status
 
 

@@ -14,6 +14,15 @@ def print_if_read(text: str) -> None:
             raise
 
 
+def print_message(line: str) -> None:
+    """Print a line on stderr, below any progress bar. Drop it if stderr cannot be written."""
+    from tqdm import tqdm
+    try:
+        tqdm.write(line, file=sys.stderr)
+    except OSError:
+        drop_unread_output(sys.stderr)
+
+
 def drop_unread_output(stream: TextIO | None = None) -> bool:
     """Drop all further output to a stream, by default stdout, if its reader has ended or its terminal was closed.
 

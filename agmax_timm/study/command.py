@@ -99,10 +99,11 @@ def write_results(
     Returns:
         Whether all runs have a result.
     """
+    from ..base.pipes import print_if_read
     from .outcome import read_outcome
     from .tables import write_tables
     outcomes = [read_outcome(run, study.metric, study.epoch, (errors or {}).get(run.folder, '')) for run in runs]
-    print(write_tables(study, outcomes, published, output))
+    print_if_read(write_tables(study, outcomes, published, output))
     return all(outcome.value is not None for outcome in outcomes)
 
 

@@ -65,8 +65,11 @@ def read_outcome(run: Run, metric: str, epoch: str, error: str = '') -> Outcome:
 
 def last_error(log_path: str, status: int) -> str:
     """Return one line with the exit status or signal of a process, and the last error in its log."""
-    with open(log_path, 'rb') as file:
-        text = _tail(file, 16384).decode('utf-8', 'replace')
+    try:
+        with open(log_path, 'rb') as file:
+            text = _tail(file, 16384).decode('utf-8', 'replace')
+    except OSError as error:  # such as a log that was removed
+        text = str(error)
     lines = [line for line in text.splitlines() if line.strip()]
     errors = [line for line in lines if 'error' in line.lower()]
     line = (errors or lines or ['no output'])[-1]

@@ -10,8 +10,10 @@ from typing import Any
 from tqdm import tqdm
 
 from ..base.atomic_write import write_text
+from ..base.pipes import print_message
 from ..base.processes import LAUNCHER, cores, environment
 from ..base.signals import EXIT_STATUS, StopSignals
+from ..base.text import one_line
 from .cost import epochs_of
 from .outcome import epochs_done, has_summary, is_complete, last_error, mark_complete
 from .plan import Run
@@ -23,8 +25,8 @@ _BAR_INTERVAL = 1.
 class Runner:
     """Trains the incomplete runs.
 
-    A failed run does not stop the others. A signal to this process is passed on to the runs, which save a checkpoint
-    and end. A second Ctrl-C kills the runs.
+    A failed run does not stop the others. After a signal to this process or an error in it, the runs are asked to end,
+    and save a checkpoint. A second Ctrl-C kills the runs.
 
     Args:
         jobs: Number of runs in parallel.
@@ -48,27 +50,39 @@ class Runner:
                         file=sys.stderr, dynamic_ncols=True, disable=not sys.stderr.isatty())
         with self.bar, StopSignals() as signals:
             try:
-                passed_on, last_shown = False, time.monotonic()
-                while self.running or (self.waiting and not signals.received):
-                    if not signals.received:
-                        self._fill()
-                    elif not passed_on:
-                        self._print(f'{signals.received}: {len(self.running)} run(s) save and end')
-                        for _, process in self.running.values():
-                            process.send_signal(signal.SIGTERM)
-                        passed_on = True
-                    self._reap(interrupted=passed_on)
-                    if time.monotonic() - last_shown >= _BAR_INTERVAL:
-                        self._show()
-                        last_shown = time.monotonic()
-                    time.sleep(_INTERVAL)
-                self._show()
+                self._train(signals)
+            except Exception as error:
+                self._stop(type(error).__name__)
+                for _, process in self.running.values():
+                    process.wait()
+                raise
             finally:
                 for _, process in self.running.values():
-                    if process.poll() is None:
+                    if process.poll() is None:  # after a second Ctrl-C
                         os.killpg(process.pid, signal.SIGKILL)  # the group includes its loader workers
                         process.wait()
         return signals.received is not None
+
+    def _train(self, signals: StopSignals) -> None:
+        passed_on, last_shown = False, time.monotonic()
+        while self.running or (self.waiting and not signals.received):
+            if not signals.received:
+                self._fill()
+            elif not passed_on:
+                self._stop(signals.received)
+                passed_on = True
+            self._reap(interrupted=passed_on)
+            if time.monotonic() - last_shown >= _BAR_INTERVAL:
+                self._show()
+                last_shown = time.monotonic()
+            time.sleep(_INTERVAL)
+        self._show()
+
+    def _stop(self, reason: str) -> None:
+        """Ask the runs to end."""
+        for _, process in self.running.values():
+            process.send_signal(signal.SIGTERM)
+        print_message(f'{reason}: {len(self.running)} run(s) save and end')
 
     def _fill(self) -> None:
         """Start a run in every free slot."""
@@ -76,7 +90,10 @@ class Runner:
             while slot not in self.running and self.waiting:
                 run = self.waiting.popleft()
                 if not is_complete(run):
-                    self.running[slot] = run, self._start(run, device)
+                    try:
+                        self.running[slot] = run, self._start(run, device)
+                    except OSError as error:
+                        self._fail(run, f'not started: {one_line(error)}')
 
     def _start(self, run: Run, device: str) -> subprocess.Popen:
         os.makedirs(run.cell.folder, exist_ok=True)
@@ -95,13 +112,19 @@ class Runner:
                 continue
             del self.running[slot]
             if status == 0 and has_summary(run):
-                mark_complete(run)
-                self._print(f'{run.name}: complete')
+                try:
+                    mark_complete(run)
+                    print_message(f'{run.name}: complete')
+                except OSError as error:
+                    self._fail(run, f'not marked as complete: {one_line(error)}')
             elif status == EXIT_STATUS or (interrupted and status in (-signal.SIGTERM, 128 + signal.SIGTERM)):
-                self._print(f'{run.name}: interrupted')
+                print_message(f'{run.name}: interrupted')
             else:
-                self.errors[run.folder] = last_error(run.log_path, status)
-                self._print(f'{run.name}: failed: {self.errors[run.folder]}')
+                self._fail(run, last_error(run.log_path, status))
+
+    def _fail(self, run: Run, error: str) -> None:
+        self.errors[run.folder] = error
+        print_message(f'{run.name}: failed: {error}')
 
     def _epochs(self) -> float:
         """Return the number of epochs that all runs have trained."""
@@ -114,6 +137,3 @@ class Runner:
             done = sum(map(is_complete, self.runs))
             self.bar.set_postfix_str(f'{done}/{len(self.runs)} runs, {len(self.errors)} failed', refresh=False)
             self.bar.refresh()
-
-    def _print(self, line: str) -> None:
-        tqdm.write(line, file=sys.stderr)

@@ -56,6 +56,18 @@ def test_a_run_whose_output_nobody_reads_is_complete(photos, tmp_path):
     assert status == 0 and 'BrokenPipe' not in error and (tmp_path / 'results.csv').exists()
 
 
+def test_an_error_that_nobody_reads_keeps_its_exit_status():
+    """As with `... 2>&1 | tee log` if tee ended first."""
+    code = ('from agmax_timm.base import command, errors\n'
+            '@command.command()\n'
+            'def fail():\n    raise errors.DataError("no data")\nfail()')
+    reader, writer = os.pipe()
+    os.close(reader)
+    completed = subprocess.run([sys.executable, '-c', code], stdout=writer, stderr=writer, cwd=REPOSITORY)
+    os.close(writer)
+    assert completed.returncode == 2
+
+
 def test_another_broken_pipe_is_an_error():
     code = ('from agmax_timm.base.command import command\n'
             'def fail():\n    raise BrokenPipeError("of a worker")\ncommand()(fail)()')

@@ -3,6 +3,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import closing
 from types import SimpleNamespace
 
 import pytest
@@ -13,7 +14,7 @@ from agmax_timm.base.errors import OptionError
 from agmax_timm.options.declare import declared, values
 from agmax_timm.options.parse import parse_train_args
 from agmax_timm.options.parsers import TrainOptions
-from agmax_timm.study import plan, runner
+from agmax_timm.study import plan, runner, tables
 from agmax_timm.study.definition import read_study
 from agmax_timm.study.plan import make_runs
 from tests.helpers import ranks
@@ -84,31 +85,64 @@ def test_table_writes_the_results_so_far(tmp_path, photos, commands, capsys):
     assert [row['status'] for row in read_rows(folder / 'results.csv')] == ['missing', 'complete'] * 2
 
 
-@pytest.mark.parametrize('name', ['SIGTERM', 'SIGINT'])
-def test_signals_are_passed_on_to_the_runs(tmp_path, photos, commands, monkeypatch, name):
-    asked = '''
-import signal, time
-assert os.getsid(0) == os.getpid(), 'Ctrl-C would come twice'
-def leave(*_):
-    open(sys.argv[1] + '.told', 'w').close()
-    sys.exit(75)
-signal.signal(signal.SIGTERM, leave)
-open(sys.argv[1] + '.ready', 'w').close()
-time.sleep(30)
-'''
-    commands(baseline=asked, AgMax=asked)
-    path, folder = write_study(tmp_path, data=str(photos)), tmp_path / 'out'
-    reap, signalled = runner.Runner._reap, []
+@pytest.fixture
+def asked(tmp_path, photos, commands, monkeypatch):
+    """Function: start a study of two runs, call `event` when both train, and return the exit status of the study."""
+    def run(event):
+        commands(baseline=ASKED, AgMax=ASKED)
+        path, reap, events = write_study(tmp_path, data=str(photos)), runner.Runner._reap, [event]
 
-    def signal_when_ready(self, interrupted):
-        if not signalled and len(list(folder.glob('*/*.ready'))) == 2:
-            signalled.append(name)
-            os.kill(os.getpid(), getattr(signal, name))
-        reap(self, interrupted)
+        def reap_after_event(self, interrupted):
+            if events and len(list(tmp_path.glob('out/*/*.ready'))) == 2:
+                events.pop()()
+            reap(self, interrupted)
 
-    monkeypatch.setattr(runner.Runner, '_reap', signal_when_ready)
-    assert run_study(path, '--output', folder, '--jobs', 2) == 75
-    assert len(list(folder.glob('*/seed-0.told'))) == 2 and not list(folder.glob('*/seed-1*'))
+        monkeypatch.setattr(runner.Runner, '_reap', reap_after_event)
+        try:
+            return run_study(path, '--output', tmp_path / 'out', '--jobs', 2)
+        finally:
+            assert len(list(tmp_path.glob('out/*/seed-0.told'))) == 2, 'killed'
+            assert not list(tmp_path.glob('out/*/seed-1*'))
+    return run
+
+
+@pytest.mark.parametrize('name', ['SIGTERM', 'SIGINT', 'SIGHUP'])
+def test_signals_are_passed_on_to_the_runs(asked, name):
+    assert asked(lambda: os.kill(os.getpid(), getattr(signal, name))) == 75
+
+
+def test_runs_save_if_the_reader_of_the_output_ended_first(asked, tmp_path, monkeypatch):
+    """As Ctrl-C does with `... 2>&1 | tee log`."""
+    reader, writer = os.pipe()
+    with closing(os.fdopen(writer, 'w', buffering=1)) as unread:
+        def end_reader():
+            monkeypatch.setattr(sys, 'stderr', unread)
+            monkeypatch.setattr(sys, 'stdout', unread)
+            os.close(reader)
+            os.kill(os.getpid(), signal.SIGINT)
+
+        assert asked(end_reader) == 75
+    assert [row['status'] for row in read_rows(tmp_path / 'out' / 'results.csv')] == ['missing'] * 4
+
+
+def test_runs_save_after_an_error_in_the_study(asked, capsys):
+    with pytest.raises(ZeroDivisionError):
+        asked(lambda: 1 / 0)
+    assert 'ZeroDivisionError: 2 run(s) save and end' in capsys.readouterr().err
+
+
+def test_an_error_about_the_files_of_a_run_does_not_stop_the_others(tmp_path, photos, commands, monkeypatch):
+    monkeypatch.setattr(tables, 'draw', lambda *args: None)
+    methods = dict.fromkeys(('start', 'log', 'mark', 'good'))
+    commands(log='os.remove(sys.argv[1] + ".log"); sys.exit(3)', good=GOOD,
+             mark=GOOD + 'os.symlink(sys.argv[1] + "/no/folder", sys.argv[1] + "/complete")')
+    path, folder = write_study(tmp_path, data=str(photos), methods=methods, seeds=[0]), tmp_path / 'out'
+    (folder / 'start' / 'seed-0.log').mkdir(parents=True)  # a folder in the place of a file
+    assert run_study(path, '--output', folder, '--jobs', 4) == 1
+    errors = {row['method']: row['error'] for row in read_rows(folder / 'results.csv')}
+    assert errors['start'].startswith('not started: ') and 'seed-0.log' in errors['start']
+    assert errors['log'].startswith('exit status 3: ') and 'seed-0.log' in errors['log']
+    assert errors['mark'].startswith('not marked as complete: ') and errors['good'] == ''
 
 
 def test_a_run_that_trains_nothing_is_not_complete(tmp_path, photos, commands):
@@ -155,6 +189,19 @@ def test_a_stopped_study_continues_and_repeats_no_run(tmp_path, photos, monkeypa
     assert run_study(changed, '--output', folder) == 2
 
 
+@pytest.mark.parametrize('split', [
+    {'val_split': 0.1}, {'val_split': 0.1, 'val_split_seed': None}, {'val_split': 0.1, 'val_split_seed': 7}])
+def test_the_study_knows_the_options_that_its_runs_will_have(tmp_path, split):
+    study = read_study(write_study(tmp_path, base={**SMALL, **split}, seeds=[0, 5, 2]))
+    for run in make_runs(study, 'data', str(tmp_path / 'out')):
+        os.makedirs(run.cell.folder, exist_ok=True)
+        with open(run.cell.options_path, 'w') as file:
+            file.write(run.cell.recipe)
+        own = parse_train_args(run.command()[3:])
+        differing = [name for name in declared(TrainOptions) if getattr(own, name) != getattr(run.options, name)]
+        assert set(differing) <= {'resume'} and own.seed == run.seed, differing
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize('option, allowed', [
     (dict(report=True), True), (dict(log_tensorboard=True), True), (dict(log_wandb=True), True),
@@ -175,16 +222,3 @@ def test_existing_runs_may_differ_only_in_options_without_effect_on_the_result(t
         (name, value), = option.items()
         with pytest.raises(OptionError, match=f'was trained with {flag_of(name)} .*now has {value!r}'):
             plan.check_unchanged(now, runs)
-@pytest.mark.parametrize('split', [
-    {'val_split': 0.1}, {'val_split': 0.1, 'val_split_seed': None}, {'val_split': 0.1, 'val_split_seed': 7}])
-def test_the_study_knows_the_options_that_its_runs_will_have(tmp_path, split):
-    study = read_study(write_study(tmp_path, base={**SMALL, **split}, seeds=[0, 5, 2]))
-    for run in make_runs(study, 'data', str(tmp_path / 'out')):
-        os.makedirs(run.cell.folder, exist_ok=True)
-        with open(run.cell.options_path, 'w') as file:
-            file.write(run.cell.recipe)
-        own = parse_train_args(run.command()[3:])
-        differing = [name for name in declared(TrainOptions) if getattr(own, name) != getattr(run.options, name)]
-        assert set(differing) <= {'resume'} and own.seed == run.seed, differing
-
-
