@@ -56,10 +56,11 @@ def read_outcome(run: Run, metric: str, epoch: str, error: str = '') -> Outcome:
             found = [pair for pair in found if math.isfinite(pair[0])] or found
             found.sort(key=lambda pair: pair[0], reverse=metric == 'loss')  # stable: the later one of equal values
         value, of_epoch = found[-1]
-    except (OSError, KeyError, ValueError, IndexError) as problem:
-        return Outcome(run, 'failed', error=f'no eval_{metric} in {path} ({type(problem).__name__}: {problem})')
-    if not math.isfinite(value):
-        return Outcome(run, 'failed', error=f'eval_{metric} is {value} in {path}')
+        problem = '' if math.isfinite(value) else f'eval_{metric} is {value} in {path}'
+    except (OSError, KeyError, ValueError, IndexError) as reason:
+        problem = f'no eval_{metric} in {path} ({type(reason).__name__}: {reason})'
+    if problem:
+        return Outcome(run, 'failed', error=f"{problem}: remove '{run.folder}' to train it again")
     return Outcome(run, _COMPLETE, value, of_epoch)
 
 

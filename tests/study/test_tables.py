@@ -141,6 +141,10 @@ def test_outcomes_are_those_of_the_last_or_the_best_epoch(fake):
         assert (found.status, found.value, found.epoch) == ('complete', value, of_epoch)
     found = outcome.read_outcome(one.run, 'top5', 'last')
     assert found.status == 'failed' and 'eval_top5' in found.error
+    assert found.error.endswith(f": remove '{one.run.folder}' to train it again")
+    Path(one.run.folder, 'summary.csv').write_text('epoch,eval_top1\n0,nan\n')
+    assert outcome.read_outcome(one.run, 'top1', 'last').error == (
+        f"eval_top1 is nan in {one.run.folder}/summary.csv: remove '{one.run.folder}' to train it again")
 
 
 def test_progress_is_read_from_the_log(fake):
