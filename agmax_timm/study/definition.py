@@ -102,6 +102,9 @@ def _axis(content: dict[str, Any], section: str, home: str, parser: Parser) -> l
     values = content[section]
     if not isinstance(values, dict) or not values:
         raise OptionError(f"{section}: expected lines of 'name: options', one or more, got {values!r:.60}")
+    for name in values:
+        if name is None or isinstance(name, bool):
+            raise OptionError(f"{section}: YAML reads a name as {name}: put it in quotes, such as 'on'")
     levels = [_level(f"{section}: '{name}'", str(name), value, home, parser) for name, value in values.items()]
     folders: dict[str, str] = {}
     for level in levels:
@@ -154,16 +157,17 @@ def _comparisons(value: Any, methods: list[str]) -> list[tuple[str, str]]:
     if not isinstance(value, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in value):
         raise OptionError(
             f'comparisons: expected a list of pairs of methods, as [[AgMax, baseline]], got {value!r:.60}')
-    for name in (name for pair in value for name in pair):
+    pairs = [(str(method), str(other)) for method, other in value]
+    for name in (name for pair in pairs for name in pair):
         if name not in methods:
-            raise OptionError(f"comparisons: '{name}' is not a method{nearest(str(name), methods)}: "
+            raise OptionError(f"comparisons: '{name}' is not a method{nearest(name, methods)}: "
                               f"there are {quoted(methods, len(methods))}")
-    return [(method, other) for method, other in value]
+    return pairs
 
 
 def _text(content: dict[str, Any], section: str) -> str:
     value = content.get(section)
-    if value is not None and not isinstance(value, (str, int, float)):
+    if value is not None and (isinstance(value, bool) or not isinstance(value, (str, int, float))):
         raise OptionError(f"{section}: expected a name, got {value!r:.60}")
     return '' if value is None else str(value)
 

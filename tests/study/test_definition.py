@@ -48,6 +48,9 @@ BAD = [
     (dict(seeds=[1, 1]), 'seeds: 1 occurs twice', 'drop one'),
     (dict(seeds=[0, 2 ** 32]), '--seed', '4294967296'),
     (dict(seeds=['x']), 'seeds: expected whole numbers', "'x'"),
+    (dict(methods={True: None}), 'methods: YAML reads a name as True', 'in quotes'),
+    (dict(settings={None: None}), 'settings: YAML reads a name as None', 'in quotes'),
+    (dict(baseline=False), 'baseline: expected a name', 'False'),
     (dict(baseline='agmax'), "baseline: 'agmax' is not a method", 'did you mean AgMax?'),
     (dict(metric='top2'), 'metric: must be one of loss, top1, top5', "'top2'"),
     (dict(epoch='first'), 'epoch: must be last or best', "'first'"),
@@ -85,6 +88,7 @@ def test_files_that_are_not_studies_are_refused(content, words, tmp_path, capsys
     ('method,percent\nAgMax,1\n', ['must have the columns method, value', "got 'method', 'percent'"]),
     ('method,value\nAgMax,one\n', ["value must be a number, got 'one'"]),
     ('method,value\nAgMax,1\nAgMax,2\n', ["AgMax' occurs twice"]),
+    ('method,value\nbaseline,95.1\nAgMax,95,6\n', ["the row 'AgMax', '95' has too many cells", 'with a point']),
     ('# nothing\n', ['must have the columns', 'got none'])])
 def test_published_numbers_that_do_not_fit_are_refused(text, words, tmp_path):
     (tmp_path / 'published.csv').write_text(text)
