@@ -50,6 +50,15 @@ class Study:
     epoch: str  # last or best
     published: str  # path of a CSV file, '' for none
 
+    @property
+    def decimals(self) -> int:
+        """Number of decimals of the metric in tables and figures: two for percentages."""
+        return 4 if self.metric == 'loss' else 2
+
+    @property
+    def metric_title(self) -> str:
+        return f'{self.metric} (smaller is better)' if self.metric == 'loss' else self.metric
+
 
 def read_study(path: str) -> Study:
     """Read STUDY.yaml. Paths in the file are relative to its folder.

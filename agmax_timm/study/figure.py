@@ -47,11 +47,11 @@ def _plot(figure: Any, study: Study, lines: list[Line]) -> None:
                         markeredgewidth=2)
         if line.difference.n:
             _plot_difference(others[0], line, place)
-    values.set_xlabel(f'{study.metric}:\nseeds and mean', fontsize=8)
+    values.set_xlabel(f'{study.metric_title}:\nseeds and mean', fontsize=8)
     for differences in others:
         differences.axvline(0., color='black', linewidth=.8)
         texts = differences.secondary_yaxis('right')
-        texts.set_yticks(places, [_text(line.difference) for line in lines], fontsize=8)
+        texts.set_yticks(places, [_text(line.difference, study.decimals) for line in lines], fontsize=8)
         texts.tick_params(length=0)
         texts.spines['right'].set_visible(False)
         named = '' if all(line.values for line in lines) else ' (comparisons: as named)'
@@ -76,8 +76,9 @@ def _plot_difference(axes: Any, line: Line, place: float) -> None:
         axes.plot([line.published], [place], 'D', color='black', fillstyle='none', markersize=5)
 
 
-def _text(difference: Difference) -> str:
+def _text(difference: Difference, decimals: int) -> str:
     if difference.mean is None:
         return ''
-    interval = '' if difference.low is None else f' ({difference.low:+.2f} to {difference.high:+.2f})'
-    return f'{difference.mean:+.2f}{interval}'
+    numbers = (difference.mean, difference.low, difference.high)
+    mean, *interval = [f'{number:+.{decimals}f}' for number in numbers if number is not None]
+    return f"{mean} ({' to '.join(interval)})" if interval else mean

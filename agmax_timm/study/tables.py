@@ -57,25 +57,26 @@ def _columns(difference: Difference) -> dict[str, Any]:
 
 def _markdown(study: Study, rows: list[Row], outcomes: list[Outcome]) -> str:
     axes = {'augmentation': study.augmentations, 'setting': study.settings, 'method': study.methods}
-    named = [axis for axis, levels in axes.items() if levels != [Level()]]
+    named, decimals = [axis for axis, levels in axes.items() if levels != [Level()]], study.decimals
     header = [*named, study.metric, 'n', f'minus {study.baseline}', '95 % interval']
-    lines = [[*(getattr(row.cell, axis) for axis in named), _mean(row), len(row.values), _signed(row.difference.mean),
-              _interval(row.difference)] for row in rows]
+    lines = [[*(getattr(row.cell, axis) for axis in named), _mean(row, decimals), len(row.values),
+              _signed(row.difference.mean, decimals), _interval(row.difference, decimals) + _pairs(row)]
+             for row in rows]
     if any(row.published is not None for row in rows):
         header += ['published', f'published minus {study.baseline}']
         for line, row in zip(lines, rows):
-            line += [_number(row.published), _signed(row.published_difference)]
+            line += [_number(row.published, decimals), _signed(row.published_difference, decimals)]
     return '\n\n'.join([f'# {study.title}', _caption(study, rows), _table(header, lines), *_gaps(outcomes)]) + '\n'
 
 
 def _comparisons_markdown(study: Study, comparisons: list[Comparison]) -> str:
-    text = f"Differences of {study.metric} that the study's file names, paired by seed."
+    text = f"Differences of {study.metric_title} that the study's file names, paired by seed."
     if len(study.augmentations) > 1:
         text += f' The value of a seed is its mean over the {len(study.augmentations)} augmentations.'
     return '\n\n'.join(['\n## Comparisons', text, _table(
         ['setting', 'comparison', 'difference', '95 % interval', 'pairs'],
-        [[one.setting, f'{one.method} minus {one.other}', _signed(one.difference.mean), _interval(one.difference),
-          one.difference.n] for one in comparisons])]) + '\n'
+        [[one.setting, f'{one.method} minus {one.other}', _signed(one.difference.mean, study.decimals),
+          _interval(one.difference, study.decimals), one.difference.n] for one in comparisons])]) + '\n'
 
 
 def _table(header: list[str], rows: list[list[Any]]) -> str:
@@ -85,8 +86,8 @@ def _table(header: list[str], rows: list[list[Any]]) -> str:
 
 def _caption(study: Study, rows: list[Row]) -> str:
     chosen = 'the last epoch' if study.epoch == 'last' else 'the best epoch, chosen on the same images'
-    text = (f"{study.metric} of {chosen} on the validation data: mean ± sample standard deviation over n seeds of "
-            f"{', '.join(map(str, study.seeds))}. Differences are from {study.baseline} with the same seed; their "
+    text = (f"{study.metric_title} of {chosen} on the validation data: mean ± sample standard deviation over n seeds "
+            f"of {', '.join(map(str, study.seeds))}. Differences are from {study.baseline} with the same seed; their "
             "interval is Student's t over those pairs.")
     if any(row.difference.n == 1 for row in rows):
         text += ' One seed has neither deviation nor interval: it does not show the variation between seeds.'
@@ -104,19 +105,24 @@ def _gaps(outcomes: list[Outcome]) -> list[str]:
     return [text, '\n'.join(failed)] if failed else [text]
 
 
-def _mean(row: Row) -> str:
-    return _number(row.mean) + (f' ± {row.deviation:.2f}' if row.deviation is not None else '')
+def _mean(row: Row, decimals: int) -> str:
+    return _number(row.mean, decimals) + (f' ± {row.deviation:.{decimals}f}' if row.deviation is not None else '')
 
 
-def _interval(difference: Difference) -> str:
+def _interval(difference: Difference, decimals: int) -> str:
     if difference.low is not None:
-        return f'{difference.low:+.2f} to {difference.high:+.2f}'
+        return f'{_signed(difference.low, decimals)} to {_signed(difference.high, decimals)}'
     return 'none for one pair' if difference.n else ''
 
 
-def _number(value: float | None) -> str:
-    return '-' if value is None else f'{value:.2f}'
+def _pairs(row: Row) -> str:
+    """Return the number of pairs of the interval if it is smaller than n, because the baseline lacks seeds."""
+    return f' ({row.difference.n} pairs)' if 1 < row.difference.n < len(row.values) else ''
 
 
-def _signed(value: float | None) -> str:
-    return '' if value is None else f'{value:+.2f}'
+def _number(value: float | None, decimals: int) -> str:
+    return '-' if value is None else f'{value:.{decimals}f}'
+
+
+def _signed(value: float | None, decimals: int) -> str:
+    return '' if value is None else f'{value:+.{decimals}f}'

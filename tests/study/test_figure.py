@@ -30,6 +30,18 @@ def test_the_figure_has_the_seeds_the_means_and_the_intervals(fake, monkeypatch)
     assert texts == ['', '+2.00 (-0.48 to +4.48)', '-1.00', '+2.00 (-0.48 to +4.48)']
 
 
+def test_the_figure_of_a_loss_says_its_direction(fake, monkeypatch):
+    pyplot = pytest.importorskip('matplotlib.figure')
+    study, outcomes, _ = fake({('baseline', 0): .5123, ('AgMax', 0): .51}, seeds=[0], metric='loss')
+    shown = pyplot.Figure()
+    monkeypatch.setattr(figure, 'save_figure', lambda path, draw, **size: draw(shown))
+    figure.draw(study, results.aggregate(study, outcomes, {}), [], 'figure.png')
+    values, differences = shown.axes
+    assert values.get_xlabel() == 'loss (smaller is better):\nseeds and mean'
+    texts = [label.get_text() for axes in differences.child_axes for label in axes.get_yticklabels()]
+    assert texts == ['', '-0.0023']
+
+
 def test_the_figure_of_one_method_has_only_its_values(fake, monkeypatch):
     pyplot = pytest.importorskip('matplotlib.figure')
     study, outcomes, _ = fake({('baseline', 0): 10., ('baseline', 1): 20.}, methods={'baseline': {}}, seeds=[0, 1])

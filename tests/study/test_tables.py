@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from agmax_timm.base.errors import OptionError
-from agmax_timm.study import command, outcome
+from agmax_timm.study import command, outcome, tables
 from agmax_timm.study.definition import read_study
 from agmax_timm.study.outcome import Outcome
 from agmax_timm.study.plan import make_runs
@@ -45,6 +45,19 @@ def test_the_table_of_made_up_outcomes_equals_that_by_hand(fake, tmp_path):
     assert len(results) == 9 and [row['status'] for row in results].count('failed') == 2
     assert {row['folder'] for row in results} >= {'agmax/seed-0', 'mse/seed-2'}
     assert (folder / 'figure.png').stat().st_size > 5000
+
+
+def test_a_loss_has_more_decimals_and_the_table_names_the_pairs_of_fewer_seeds(fake, monkeypatch):
+    monkeypatch.setattr(tables, 'draw', lambda *args: None)
+    study, outcomes, folder = fake(
+        {('baseline', 0): .51, ('baseline', 1): .52, ('AgMax', 0): .5013, ('AgMax', 1): .5133, ('AgMax', 2): .5},
+        seeds=[0, 1, 2], metric='loss', comparisons=[['AgMax', 'baseline']])
+    text = write_tables(study, outcomes, {}, str(folder))
+    # Differences -0.0087 and -0.0067: mean -0.0077, deviation 0.002 / sqrt(2), half width 12.7062 * 0.001.
+    assert '| AgMax | 0.5049 ± 0.0073 | 3 | -0.0077 | -0.0204 to +0.0050 (2 pairs) |' in text
+    assert '| baseline | 0.5150 ± 0.0071 | 2 |' in text
+    assert '|  | AgMax minus baseline | -0.0077 | -0.0204 to +0.0050 | 2 |' in text
+    assert text.count('loss (smaller is better) ') == 2
 
 
 def test_comparisons_use_means_over_the_augmentations_of_a_seed(tmp_path):
