@@ -21,6 +21,9 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.jobs < 1:
         parser.error(f'--jobs must be 1 or more, got {args.jobs}')
+    if args.jobs < len(args.devices):
+        parser.warn(f"--devices names {len(args.devices)}, but --jobs {args.jobs} uses only "
+                    f"{', '.join(args.devices[:args.jobs])}: use --jobs {len(args.devices)}")
     study = read_study(find_recipe(args.study, STUDIES))
     name = os.path.splitext(os.path.basename(study.path))[0]
     output = args.output or os.path.join('output', 'study', name)

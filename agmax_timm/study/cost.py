@@ -1,16 +1,20 @@
 """Cost of a study, computed before training."""
 import math
 import os
+from dataclasses import replace
 
 from ..options.optimization import Schedule
 from ..options.parsers import TrainOptions
 from ..options.quantities import share_of
 from .plan import Run
 
+_WITH_COOLDOWN = ('cosine', 'tanh', 'poly', 'wsd', 'rsqrt')  # timm ignores --cooldown-epochs of other schedules
+
 
 def epochs_of(options: Schedule) -> int:
     """Return the number of epochs of a run. Further cycles of --lr-cycle-limit are not counted."""
-    whole = options.epochs + options.cooldown_epochs + (options.warmup_epochs if options.warmup_prefix else 0)
+    cooldown = options.cooldown_epochs if options.sched in _WITH_COOLDOWN else 0
+    whole = options.epochs + cooldown + (options.warmup_epochs if options.warmup_prefix else 0)
     return options.stop_epoch or whole
 
 
@@ -23,12 +27,12 @@ def updates_and_views(runs: list[Run]) -> tuple[int, int] | None:
                 options.train_num_samples)
         if data not in counted:
             counted[data] = _count_images(options)
-        count = counted[data]
+        count, epochs = counted[data], epochs_of(options)
         if count is None or options.train_img_sizes or options.naflex_loader:
             return None
         batches = count // options.batch_size  # without the incomplete last one
-        updates += epochs_of(options) * math.ceil(batches / options.grad_accum_steps)
-        images = epochs_of(options) * batches * options.batch_size
+        updates += epochs * math.ceil(batches / options.grad_accum_steps)
+        images = epochs * batches * options.batch_size
         views += images * (2 if options.agmax else max(1, options.aug_splits))
     return updates, views
 
@@ -41,12 +45,9 @@ def _count_images(options: TrainOptions) -> int | None:
         return None
     if options.dataset != 'demo' and not os.path.exists(options.data_dir or ''):
         return None
+    from ..assembly.datasets import open_split
     from ..base.errors import DataError
-    from ..data.sources.dataset_factory import create_dataset
     try:
-        count = len(create_dataset(
-            options.dataset, root=options.data_dir, split=options.train_split, class_map=options.class_map,
-            download=False))
-        return count - round(count * (share_of(options.val_split) or 0))
+        return len(open_split(replace(options, dataset_download=False), options.train_split))
     except (DataError, TypeError):  # no data, or no length
         return None

@@ -1,7 +1,11 @@
 """The file of a study: options, messages about invalid files, published numbers, and the studies of this package."""
 import pytest
+import torch
+from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 
 from agmax_timm.base.errors import OptionError
+from agmax_timm.options.parse import parse_train_args
+from agmax_timm.study import cost
 from agmax_timm.study.definition import read_study
 from agmax_timm.study.plan import make_runs
 from agmax_timm.study.published import read_published
@@ -30,6 +34,39 @@ def test_later_options_override_earlier_ones(tmp_path):
     m, n = (run.options for run in make_runs(study, 'data', str(tmp_path))[:2])
     assert (m.lr, m.smoothing, m.mixup, m.agmax) == (0.3, 0.3, 0.1, True)
     assert (n.lr, n.smoothing, n.mixup, n.agmax) == (0.3, 0.2, 0.2, False)
+
+
+def test_methods_may_have_numbers_as_names(tmp_path):
+    study = read_study(write_study(
+        tmp_path, methods={0.1: {'lr': 0.1}, 2: {'lr': 2.}}, baseline=0.1, comparisons=[[2, 0.1], ['2', '0.1']]))
+    assert study.comparisons == [('2', '0.1')] * 2 and study.baseline == '0.1'
+
+
+@pytest.mark.filterwarnings('ignore:PlateauLRScheduler')
+@pytest.mark.parametrize('sched', ['cosine', 'tanh', 'poly', 'wsd', 'rsqrt', 'step', 'multistep', 'plateau', 'constant',
+                                   'none'])
+@pytest.mark.parametrize('flags', [[], ['--warmup-prefix'], ['--stop-epoch', '4']])
+def test_the_epochs_of_a_run_are_those_of_timms_schedule(sched, flags):
+    options = parse_train_args(['data', *flags, '--sched', sched, '--epochs', '20', '--cooldown-epochs', '7',
+                                '--warmup-epochs', '3', '--decay-epochs', '5'])
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.)
+    _, epochs = create_scheduler_v2(optimizer, **scheduler_kwargs(options))
+    assert cost.epochs_of(options) == (options.stop_epoch or epochs)
+
+
+def test_a_share_of_each_class_is_not_counted_as_training_images(tmp_path, photos):
+    """Of 4 images per class, --val-split 0.1 holds out one. 9 images are left: 4 batches of 2 images."""
+    study = read_study(write_study(
+        tmp_path, base={**SMALL, 'batch_size': 2, 'val_split': 0.1}, methods={'baseline': None}, seeds=[0, 1]))
+    assert cost.updates_and_views(make_runs(study, str(photos), str(tmp_path))) == (8, 16)
+
+
+def test_devices_without_a_job_give_a_warning(tmp_path, photos, capsys):
+    path = write_study(tmp_path, data=str(photos), seeds=[0])
+    devices = ['--dry-run', '--devices', 'cuda:0', 'cuda:1']
+    assert run_study(path, *devices) == 0 and run_study(path, *devices, '--jobs', 2) == 0
+    line, = capsys.readouterr().err.splitlines()
+    assert 'warning: --devices names 2, but --jobs 1 uses only cuda:0: use --jobs 2' in line
 
 
 BAD = [
