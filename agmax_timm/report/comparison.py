@@ -1,6 +1,5 @@
 """A page that compares runs: metrics, settings that differ, curves on shared axes, and the recall of each class."""
 import logging
-import math
 import os
 from collections.abc import Sequence
 
@@ -85,11 +84,11 @@ def differing_settings(runs: Sequence[ReportedRun]) -> list[tuple[str, ...]]:
 def _metric_rows(runs: Sequence[ReportedRun], evaluations: Sequence[RunResults | None]) -> list[list[str]]:
     """Return a row for each metric and fact, with the value of each run."""
     measured = [run.metrics if evaluation is None else evaluation.metrics for run, evaluation in zip(runs, evaluations)]
-    name = 'map' if 'map' in measured[0] else 'top1'
-    values = [metrics.get(name, math.nan) for metrics in measured]
+    name = 'map' if any('map' in metrics for metrics in measured) else 'top1'
+    values = [metrics.get(name) for metrics in measured]
     columns = [{
-        TITLES[name]: f'{value:.2f}',
-        'difference (points)': f'{value - values[0]:+.2f}',
+        TITLES[name]: '' if value is None else f'{value:.2f}',
+        'difference (points)': '' if value is None or values[0] is None else f'{value - values[0]:+.2f}',
         **(evaluation.values if evaluation is not None else {}),
         'best epoch': '' if run.epoch is None else str(run.epoch),
         **run.spent,

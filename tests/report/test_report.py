@@ -304,14 +304,17 @@ def test_a_run_without_its_data_is_compared_by_the_metrics_of_training(run_copy,
 
 
 def test_differences_are_relative_to_the_first_run_and_classes_sorted_by_them():
-    def run_of(top1):
-        return reported.ReportedRun('', {}, {}, '', {}, False, dict(top1=top1), None, {})
+    def run_of(**metrics):
+        return reported.ReportedRun('', {}, {}, '', {}, False, metrics, None, {})
 
     def evaluation_of(prediction, names=('a', 'b')):
         analysis = analyse(torch.tensor(prediction), torch.ones(4), torch.tensor([0, 0, 1, 1]), 2)
         return reported.RunResults(dict(top1=0.), 4, None, list(names), analysis)
-    rows = {title: values for title, *values in comparison._metric_rows([run_of(50.), run_of(52.5)], [None, None])}
-    assert rows['top-1 (%)'] == ['50.00', '52.50'] and rows['difference (points)'] == ['+0.00', '+2.50']
+    rows = {title: values for title, *values in comparison._metric_rows(
+        [run_of(top1=50.), run_of(top1=52.5), run_of()], [None] * 3)}
+    assert rows['top-1 (%)'] == ['50.00', '52.50', ''] and rows['difference (points)'] == ['+0.00', '+2.50', '']
+    rows = {title: values for title, *values in comparison._metric_rows([run_of(), run_of(map=52.5)], [None, None])}
+    assert rows['mAP (%)'] == ['', '52.50'] and rows['difference (points)'] == ['', '']
     evaluations = [evaluation_of([0, 0, 1, 1]), None, evaluation_of([0, 0, 0, 1]), evaluation_of([0] * 4, 'ac')]
     head, classes = comparison._class_rows(['x', 'y', 'z', 'other classes'], evaluations)
     assert head == ['class', 'x', 'z', 'largest difference', 'images']
