@@ -78,6 +78,27 @@ def test_every_form_trains_for_its_cost_and_is_not_repeated(form, tmp_path, monk
     assert float(row['epochs']) * agreement_pilots.parse_arm(arguments[-1]).cost == pytest.approx(6, abs=1)
 
 
+def test_the_summary_of_pilots_compares_with_an_arm_in_any_notation(tmp_path, monkeypatch, capsys):
+    top1 = {'plain': [80., 81., 82.], 'memory': [81., 83., 85.]}  # differences 1, 2, 3: 2 ± 2.484
+    monkeypatch.setattr(agreement_pilots.Images, 'of_folder', lambda *args: None)
+    monkeypatch.setattr(agreement_pilots, 'train', lambda arm, images, held_out, seed, budget: {
+        'top1': top1[arm.form][seed]})
+
+    def main(*words):
+        monkeypatch.setattr(sys, 'argv', ['agreement_pilots.py', '--csv', str(tmp_path / 'pilots.csv'), *words])
+        agreement_pilots.main()
+
+    arms = ['data', '--arm', 'plain batch=25', '--arm', 'memory batch=25', '--seeds', '0', '1', '2']
+    main(*arms)
+    main(*arms, '--epochs', '120')  # the default: nothing is repeated
+    assert len(agreement_pilots.rows_of(tmp_path / 'pilots.csv')) == 6
+    capsys.readouterr()
+    main('--summary', 'plain rate=.1 batch=25')
+    assert '83.00  +2.00 (-0.48 to 4.48)\n' in capsys.readouterr().out
+    with pytest.raises(SystemExit, match=r"has no rows of 'plain batch=12 rate=0.1'"):
+        main('--summary', 'plain batch=12')
+
+
 @pytest.fixture
 def image_folder(tmp_path):
     from PIL import Image
@@ -106,6 +127,35 @@ def test_a_subset_has_the_first_images_and_divides_the_validation_images(tune, c
     numbers = {'train': range(3), 'test': range(5), 'tune': range(tune), 'val': range(tune, 5)}
     assert found == {f'{split}/{name}/{i}.png': f"{'val' if split == 'tune' else split} {name} {i}"
                      for split, kept in numbers.items() for name in classes for i in kept}
+
+
+@pytest.mark.parametrize('classes, words', [
+    (['a', 'bb'], ["has no folders SPLIT/bb"]), (['c'], ['/train/c', 'has folders inside']), ([], ['/train/c'])])
+def test_a_subset_without_a_class_or_with_nested_folders_is_refused(classes, words, tmp_path, monkeypatch, capsys):
+    for name in ('a', 'c/d'):
+        (tmp_path / 'source' / 'train' / name).mkdir(parents=True)
+    monkeypatch.setattr(sys, 'argv', [
+        'subset.py', str(tmp_path / 'source'), str(tmp_path / 'target'), '--per-class', '3',
+        *(['--classes', *classes] if classes else [])])
+    with pytest.raises(SystemExit):
+        subset.main()
+    told = capsys.readouterr().err
+    assert all(word in told for word in words) and not (tmp_path / 'target').exists()
+
+
+def test_classes_are_single_folders_and_names_of_images_keep_the_order(tmp_path, monkeypatch):
+    class Large(list):
+        def __len__(self):
+            return 10_001
+
+    images = Large((Image.new('L', (1, 1)), label) for label in (0, 1, 0))
+    monkeypatch.setattr(image_folders, 'create_dataset', lambda *args, **kwargs: images)
+    monkeypatch.setattr(image_folders, 'class_names', lambda dataset: ['T-shirt/top', 'Bag'])
+    monkeypatch.setattr(sys, 'argv', ['image_folders.py', 'torch/x', str(tmp_path / 'out')])
+    image_folders.main()
+    assert sorted(path.relative_to(tmp_path / 'out').as_posix() for path in (tmp_path / 'out').rglob('*.png')) == [
+        f'{split}/{name}.png' for split in ('train', 'val')
+        for name in ('Bag/00000', 'T-shirt-top/00000', 'T-shirt-top/00001')]
 
 
 def test_a_named_data_set_is_written_as_folders_in_its_order(tmp_path, monkeypatch, capsys):

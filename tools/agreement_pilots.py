@@ -233,11 +233,17 @@ def append(path: Path, row: dict) -> None:
 
 
 def summarise(path: Path, base: str) -> None:
-    """Print mean top-1 of each arm, and its difference from `base`, paired by seed."""
+    """Print mean top-1 of each arm, and its difference from `base`, paired by seed.
+
+    Raises:
+        SystemExit: No row has the arm `base`.
+    """
     values: dict[tuple, dict[str, dict[int, float]]] = {}
     for row in rows_of(path):
         values.setdefault((row['data'], row['split'], row['epochs_of_plain']), {}).setdefault(row['arm'], {})[
             int(row['seed'])] = float(row['top1'])
+    if not any(base in arms for arms in values.values()):
+        raise SystemExit(f"'{path}' has no rows of '{base}': name one of its arms")
     for group, arms in values.items():
         print(*group)
         for arm, top1 in arms.items():
@@ -252,15 +258,16 @@ def summarise(path: Path, base: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('data', type=Path, nargs='?', help='folder with train, tune and val')
-    parser.add_argument('--epochs', type=float, default=120)
+    parser.add_argument('--epochs', type=float, default=120.)
     parser.add_argument('--split', choices=('tune', 'val'), default='tune')
     parser.add_argument('--seeds', type=int, nargs='+', default=[100, 101])
     parser.add_argument('--arm', type=parse_arm, action='append', default=[], metavar="'FORM NAME=VALUE ...'")
     parser.add_argument('--csv', type=Path, required=True)
-    parser.add_argument('--summary', metavar='ARM', help='print the results in --csv, with differences from ARM')
+    parser.add_argument('--summary', type=parse_arm, metavar='ARM',
+                        help='print the results in --csv, with differences from ARM')
     args = parser.parse_args()
     if args.summary:
-        return summarise(args.csv, args.summary)
+        return summarise(args.csv, str(args.summary))
     if args.data is None or not args.arm:
         parser.error('name the folder of the data and at least one --arm')
     torch.set_num_threads(1)

@@ -4,8 +4,8 @@
 Usage: python tools/image_folders.py NAME TARGET [--root DIR] [--tune-per-class M]
 
 NAME is that of --dataset, such as torch/cifar10 or demo. Data sets of torchvision are downloaded to DIR. The images of
-a class keep their order. With --tune-per-class, the first M images of every class of val become the split tune, for
-choosing hyperparameters, and val has the others.
+a class keep their order. Each / in the name of a class becomes -, because a class is one folder. With --tune-per-class,
+the first M images of every class of val become the split tune, for choosing hyperparameters, and val has the others.
 """
 import argparse
 from collections import Counter
@@ -33,11 +33,12 @@ def main():
         names, seen = class_names(dataset), Counter()
         if names is None:
             parser.error(f'{args.name} names no classes: use a data set that does, such as torch/cifar10')
+        folders, digits = [name.replace('/', '-') for name in names], max(4, len(str(len(dataset) - 1)))
         for image, label in dataset:
             part = 'tune' if split == 'val' and seen[label] < args.tune_per_class else split
-            folder = args.target / part / names[label]
+            folder = args.target / part / folders[label]
             folder.mkdir(parents=True, exist_ok=True)
-            image.save(folder / f'{seen[label]:04}.png')
+            image.save(folder / f'{seen[label]:0{digits}}.png')
             seen[label] += 1
 
 

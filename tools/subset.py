@@ -20,9 +20,15 @@ def main():
     args = parser.parse_args()
     if args.target.exists():
         parser.error(f"'{args.target}' exists: name a new folder")
-    for source in sorted(args.source.glob('*/*/')):
-        if not source.is_dir() or args.classes and source.name not in args.classes:
-            continue
+    sources = sorted(source for source in args.source.glob('*/*/') if source.is_dir())
+    missing = set(args.classes or ()) - {source.name for source in sources}
+    if missing or not sources:
+        parser.error(f"'{args.source}' has no folders SPLIT/{min(missing, default='CLASS')}")
+    sources = [source for source in sources if not args.classes or source.name in args.classes]
+    for source in sources:
+        if any(path.is_dir() for path in source.iterdir()):
+            parser.error(f"'{source}' has folders inside: a class is a folder of images")
+    for source in sources:
         images, split = sorted(source.iterdir()), source.parent.name
         parts = {split: images}
         if split == 'train':
