@@ -1,6 +1,6 @@
 """Work in the background: snapshots of the state, and errors that are not lost."""
 import signal
-import time
+import threading
 from argparse import Namespace
 
 import pytest
@@ -45,15 +45,16 @@ def test_background_work_is_still_waited_for_after_a_signal_interrupted_the_wait
     def interrupt(*_):
         raise RuntimeError('a worker died')
 
-    background, done = Background(), []
+    background, release, done = Background(), threading.Event(), []
     before = signal.signal(signal.SIGALRM, interrupt)
     try:
-        background.run(lambda: (time.sleep(.5), done.append(True)))
-        signal.setitimer(signal.ITIMER_REAL, .1)
+        background.run(lambda: (release.wait(60), done.append(True)))
         with pytest.raises(RuntimeError, match='a worker died'):
+            signal.setitimer(signal.ITIMER_REAL, .1)
             background.wait()
     finally:
         signal.signal(signal.SIGALRM, before)
     assert not done
+    release.set()
     background.wait()
     assert done

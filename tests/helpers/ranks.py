@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import ExitStack
 from multiprocessing.reduction import DupFd
 
 import torch
@@ -22,10 +23,15 @@ from tests.helpers.run_files import write_small_curves
 TORCHRUN = ['-m', 'torch.distributed.run', '--standalone', '--run-path', '--start-method', 'fork']
 
 
+def free_ports(count):
+    """Different ports that are free."""
+    with ExitStack() as stack:
+        servers = [stack.enter_context(socket.create_server(('127.0.0.1', 0))) for _ in range(count)]
+        return [server.getsockname()[1] for server in servers]
+
+
 def free_port():
-    with socket.socket() as s:
-        s.bind(('127.0.0.1', 0))
-        return s.getsockname()[1]
+    return free_ports(1)[0]
 
 
 def torchrun_environment(rank, world_size):

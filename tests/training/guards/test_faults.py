@@ -176,25 +176,25 @@ def test_a_dead_worker_is_named(start, tmp_path):
 
 
 def test_a_suspended_run_continues(start, tmp_path):
-    run = start('--hang-timeout', '2')
+    run = start('--epochs', '400', '--hang-timeout', '4')
     run.wait_for(lambda: training(tmp_path / 'run'))
     run.signal(signal.SIGSTOP)
-    time.sleep(3.5)
+    time.sleep(5)
     run.signal(signal.SIGCONT)
-    time.sleep(1)  # in which the watchdog would have ended it
+    time.sleep(1.5)  # in which the watchdog would have ended it
     assert run.ranks[0].is_alive()
     run.signal(signal.SIGTERM)
     assert 'SIGTERM: saved at' in run.end(INTERRUPTED)
 
 
 def test_a_rank_that_hangs_is_named(start, tmp_path):
-    run = start('--epochs', '4000', '--hang-timeout', '3', ranks=2)
+    run = start('--epochs', '4000', '--hang-timeout', '5', ranks=2)
     run.wait_for(lambda: training(tmp_path / 'run'))
     run.signal(signal.SIGSTOP, rank=1)
     assert finish_ranks(run.ranks[:1], 60) == [INTERRUPTED]
     run.signal(signal.SIGKILL, rank=1)
     printed = run.end(INTERRUPTED, -signal.SIGKILL)
-    assert all(words in printed for words in ('3 s (--hang-timeout)', 'rank 1 does not answer', '--resume auto'))
+    assert all(words in printed for words in ('5 s (--hang-timeout)', 'rank 1 does not answer', '--resume auto'))
 
 
 def test_two_ranks_stop_together_and_resume(start, tmp_path):
