@@ -127,6 +127,24 @@ def test_validate_uses_the_crop_mode_of_the_configuration(ema_run, validate, tmp
         '--checkpoint', checkpoint)
 
 
+def test_the_input_of_evaluation_is_that_of_the_configuration_and_for_a_run_that_of_training(
+        ema_run, photos, results_of, tmp_path):
+    run([ema_run, tmp_path / 'exported', '--raw'])
+    path = tmp_path / 'exported' / 'config.json'
+    config = json.loads(path.read_text())
+    config['pretrained_cfg'].update(input_size=[3, 40, 40], crop_pct=0.9, test_input_size=[3, 48, 48], test_crop_pct=1.)
+    path.write_text(json.dumps(config))
+    model, weights = f'local-dir:{path.parent}', load(ema_run / 'model_best.pth.tar')['state_dict']
+    args = dict(model=model, num_classes=3, batch_size=4)  # no --img-size
+    torch.save(dict(state_dict=weights, args=args), tmp_path / 'last.pth.tar')
+    for words, expected in (
+            (['--model', model, '--pretrained'], (48, 1.)), (['--model', model, '--pretrained', '--use-train-size'],
+                                                             (40, 0.9)),
+            (['--checkpoint', tmp_path / 'last.pth.tar'], (40, 0.9))):
+        results = results_of(photos, *words)
+        assert (results['img_size'], results['crop_pct']) == expected
+
+
 def test_a_run_from_an_exported_folder_does_not_need_it_afterwards(ema_run, photos, validate, tmp_path):
     source = tmp_path / 'source'
     run([ema_run, source])

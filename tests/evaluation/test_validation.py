@@ -45,9 +45,9 @@ def top(logits, target, k):
 
 
 def check(results, logits, target):
-    assert results['top1'] == pytest.approx(top(logits, target, 1), abs=1e-4)
-    assert results['top5'] == pytest.approx(top(logits, target, 5), abs=1e-4)
-    assert results['top1_err'] == pytest.approx(100 - results['top1'], abs=1e-4)
+    for k in (1, 5):
+        assert results[f'top{k}'] == pytest.approx(top(logits, target, k), abs=1e-4)
+        assert results[f'top{k}_err'] == pytest.approx(100 - results[f'top{k}'], abs=1e-4)
     assert results['loss'] == pytest.approx(F.cross_entropy(logits.double(), target).item(), rel=1e-4)
 
 
@@ -202,6 +202,25 @@ def logits_of(model, root, **kwargs):
         return model(images), target
 
 
+def write_noise(root, counts):
+    """Write images of coarse noise: so many of each class."""
+    generator = np.random.default_rng(0)
+    for label, count in enumerate(counts):
+        (root / 'val' / str(label)).mkdir(parents=True)
+        for number in range(count):
+            pixels = generator.integers(0, 256, (4, 4, 3), np.uint8)
+            Image.fromarray(pixels).resize((64, 64)).save(root / 'val' / str(label) / f'{number}.png')
+
+
+def test_top5_of_eight_classes(weights, results_of, tmp_path):
+    write_noise(tmp_path, [3] * 8)
+    path, model = weights(num_classes=8)
+    logits, target = logits_of(model, tmp_path)
+    results = results_of(tmp_path, '--model', 'test_resnet', '--num-classes', 8, '--checkpoint', path, '--img-size', 64)
+    check(results, logits, target)
+    assert 0 < results['top1'] < results['top5'] < 100
+
+
 def real_accuracy(logits, names, labels, k):
     """Share of the images with labels of which one of the first k predictions is a label."""
     hits = [bool(set(row[:k]) & set(labels[int(name[-13:-5]) - 1]))
@@ -262,12 +281,18 @@ def test_repeated_valid_labels_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize('average', ['macro', 'micro', 'weighted'])
-def test_precision_recall_and_f1_equal_their_formulas(average, photos, weights, results_of):
-    path, model = weights(seed=4)
-    logits, target = logits_of(model, photos)
-    results = results_of(photos, '--model', 'test_resnet', '--num-classes', 3, '--checkpoint', path, '--img-size', 64,
-                         '--metrics-avg', average)
+def test_precision_recall_and_f1_equal_their_formulas(average, weights, results_of, tmp_path):
+    write_noise(tmp_path, [2, 4, 9])
+    path, model = weights()
+    logits, target = logits_of(model, tmp_path)
+    with torch.no_grad():
+        model.fc.bias -= logits.mean(0)  # so that it predicts several classes
+    torch.save(model.state_dict(), path)
+    logits, target = logits_of(model, tmp_path)
+    results = results_of(tmp_path, '--model', 'test_resnet', '--num-classes', 3, '--checkpoint', path, '--img-size',
+                         64, '--metrics-avg', average)
     predicted = logits.argmax(1)
+    assert len(predicted.unique()) == 3
     hit = torch.tensor([((predicted == c) & (target == c)).sum() for c in range(3)]).double()
     given = torch.tensor([(predicted == c).sum() for c in range(3)]).double()
     there = torch.tensor([(target == c).sum() for c in range(3)]).double()

@@ -5,6 +5,7 @@ import os
 import pickle
 import random
 import re
+import shutil
 import tarfile
 
 import numpy as np
@@ -15,9 +16,11 @@ from PIL import Image
 from agmax_timm.assembly.datasets import build_datasets, open_split, with_num_classes
 from agmax_timm.base.errors import DataError
 from agmax_timm.commands import train as train_cli
+from agmax_timm.commands import validate as validate_cli
 from agmax_timm.data.sources.held_out import choose
 from agmax_timm.options.changed_options import validate_command
 from agmax_timm.options.parse import parse_train_args, parse_validate_args
+from tests.helpers.run_files import status_of
 from tests.helpers.shards import write_parquet
 
 CONFIG = {'input_size': (3, 16, 16)}
@@ -199,14 +202,14 @@ def test_a_class_map_may_have_more_classes_than_folders(unsorted, tmp_path):
 
 @pytest.fixture(scope='module')
 def run(unsorted, tmp_path_factory):
-    """Function: the folder of a run on the unsorted images."""
+    """Function: the folder of a run on the unsorted images, with another seed than the default."""
     output = tmp_path_factory.mktemp('runs')
 
     def train(*words):
         small = ['--model', 'test_resnet', '--img-size', '32', '-j', '0', '-b', '8', '--lr', '0.01',
                  '--class-stats', 'auto', '--loss-class-weight', 'effective_num', '--balanced-sampling']
         train_cli.main([str(unsorted), *small, '--warmup-epochs', '0', '--val-split', '0.25', '--agmax', '--output',
-                        str(output), '--experiment', 'a', *words])
+                        str(output), '--experiment', 'a', '--seed', '7', *words])
         return output / 'a'
     return train
 
@@ -230,20 +233,30 @@ def test_all_commands_use_the_same_share(run, unsorted, results_of, caplog, caps
     results_of(unsorted, '--checkpoint', folder / 'last.pth.tar', '--split', '0.5', '--retry')
     assert len(re.findall("--split '0.5' .*held out '0.25'", caplog.text)) == 1
     assert 'Data: 0.5 of train 17 images' in caplog.text
-    results_of(unsorted, '--checkpoint', folder / 'last.pth.tar', '--val-split-seed', '7')
-    assert re.search('--val-split-seed 7 .*held out .*42', caplog.text)
+    results_of(unsorted, '--checkpoint', folder / 'last.pth.tar', '--val-split-seed', '42')
+    assert re.search('--val-split-seed 42 .*held out .*7', caplog.text)
+
+    names = [f'{name}/{index:02d}.png' for name, count in COUNTS.items() for index in range(count)]
+    held_out, default = (slowly(names, [name.split('/')[0] for name in names], 0.25, seed) for seed in (7, 42))
+    damaged = shutil.copytree(unsorted, tmp_path / 'damaged') / min(held_out - default)
+    damaged.write_bytes(b'')
     monkeypatch.chdir(tmp_path)
-    for words in (['--val-split', '0.25'], ['--val-split', '0.25', '--val-split-seed', '7']):
-        train_cli.main([str(unsorted), *words, '--check-data'])
+    for main, words, split in (
+            (train_cli.main, ['--val-split', '0.25'], 'train'),
+            (train_cli.main, ['--val-split', '0.25', '--val-split-seed', '7'], '0.25 of train'),
+            (validate_cli.main, ['--checkpoint', str(folder / 'last.pth.tar')], '0.25 of train')):
+        assert status_of(main, [str(tmp_path / 'damaged'), *words, '--check-data']) == 1
         assert '0.25 of train: 9 images, 5 classes' in capsys.readouterr().out
+        _, *rows = csv.reader((tmp_path / 'data-check.csv').open())
+        assert rows == [[split, str(damaged), 'empty file']]
     with caplog.at_level('INFO'):
-        run('--epochs', '2', '--seed', '7', '--resume', str(folder / 'last.pth.tar'))
-    assert "--val-split-seed 42, as in '" in caplog.text
+        run('--epochs', '2', '--seed', '42', '--resume', str(folder / 'last.pth.tar'))
+    assert "--val-split-seed 7, as in '" in caplog.text
     with pytest.raises(SystemExit) as end:
-        run('--epochs', '2', '--resume', str(folder / 'last.pth.tar'), '--val-split-seed', '7')
+        run('--epochs', '2', '--resume', str(folder / 'last.pth.tar'), '--val-split-seed', '42')
     assert end.value.code == 2
     error = capsys.readouterr().err
-    assert '--val-split-seed 7 in place of 42: keep' in error
+    assert '--val-split-seed 42 in place of 7: keep' in error
 
 
 @pytest.mark.slow

@@ -328,7 +328,7 @@ def test_stress_is_drawn_by_image_and_seed(textures, weights, results_of, passes
         assert (inputs[0] * 0.5 + 0.5 - plain).abs().mean() > 0.02
 
 
-def test_agreement_without_augmentation_is_complete(ema_run, photos, results_of, weights, monkeypatch):
+def test_agreement_without_augmentation_is_complete(ema_run, photos, results_of, weights, monkeypatch, passes):
     """Agreement uses the augmentation of the run. Without augmentation, a model agrees with itself."""
     path = str(ema_run / 'last.pth.tar')
     words = [photos, '--checkpoint', path, '--use-ema', '--agreement', '-j', '0', '--device', 'cpu']
@@ -339,6 +339,9 @@ def test_agreement_without_augmentation_is_complete(ema_run, photos, results_of,
     monkeypatch.setattr(evaluated_model, 'saved_options', lambda path: {**saved(path), 'no_aug': True})
     still = results_of(*words)
     assert still['agreement'] == 100. and still['agreement_kl'] == pytest.approx(0., abs=1e-4)
+    images, _ = pixels_of(photos, crop_pct=1., crop_mode='squash')
+    for view in passes[-1][0].unflatten(0, (6, 2, 2)).unbind(1):  # of 6 batches of 2 images
+        torch.testing.assert_close(view.flatten(0, 1), (images - 0.5) / 0.5, rtol=0, atol=1e-5)
     assert {name: still[name] for name in still if 'agree' not in name} == {
         name: results[name] for name in results if 'agree' not in name}
 
