@@ -8,6 +8,7 @@ import torch
 from timm.models import create_model
 from torch.nn.functional import cross_entropy
 
+from agmax_timm.assembly import objective
 from agmax_timm.assembly.datasets import build_datasets
 from agmax_timm.assembly.model import Precision
 from agmax_timm.assembly.objective import build_criterion, build_task
@@ -150,11 +151,15 @@ def test_tasks_use_the_class_weights(train_set, agmax):
 
 
 @pytest.mark.slow
-def test_a_run_combines_class_weights_and_balanced_sampling(uneven, tmp_path):
+def test_a_run_combines_class_weights_and_balanced_sampling(uneven, tmp_path, monkeypatch):
     """The counts are those of the images, not of what the sampler draws."""
+    built = []
+    monkeypatch.setattr(objective, 'build_criterion', lambda *args: built.append(build_criterion(*args)) or built[-1])
     train_cli.main([
         str(uneven), '--model', 'test_resnet', '--num-classes', '3', '--img-size', '32', '-b', '4', '-j', '0', '--lr',
         '0.05', '--warmup-epochs', '0', '--epochs', '2', '--agmax', '--balanced-sampling', *AUTO, '--output',
         str(tmp_path), '--experiment', 'run'])
+    criterion, = built
+    torch.testing.assert_close(criterion.weight, WEIGHTS)
     assert len(summary(tmp_path / 'run')) == 2
     assert np.isfinite(float(summary(tmp_path / 'run')[-1]['train_ce']))

@@ -38,6 +38,17 @@ def test_the_head_is_scaled_after_its_weights_are_drawn():
     torch.testing.assert_close(scaled['fc.weight'], 0.1 * drawn['fc.weight'])
 
 
+def test_settings_of_the_model_come_from_the_options(monkeypatch):
+    made, model = [], build.create_named_model('test_resnet', num_classes=3, in_chans=1)
+    monkeypatch.setattr(build, 'create_named_model', lambda name, **kwargs: made.append(kwargs) or model)
+    parameters('--drop', '0.1', '--drop-path', '0.2', '--drop-block', '0.3', '--bn-momentum', '0.4', '--bn-eps', '0.5',
+               '--gp', 'max', '--in-chans', '1', '--pretrained-path', 'x.pth')
+    assert made == [dict(
+        num_classes=3, drop_rate=0.1, drop_path_rate=0.2, drop_block_rate=0.3, bn_momentum=0.4, bn_eps=0.5,
+        global_pool='max', in_chans=1, pretrained=False, scriptable=None, checkpoint_path='',
+        pretrained_cfg_overlay=dict(file='x.pth', num_classes=-1))]
+
+
 def test_with_agmax_the_task_draws_the_weights():
     own, later = parameters(), parameters('--agmax', '--init-std', '0.2')
     assert all(torch.equal(later[name], own[name]) for name in own)

@@ -25,6 +25,7 @@ from agmax_timm.training.checkpoints import manager
 from agmax_timm.training.updates import loop
 from agmax_timm.training.updates.loop import NonFiniteError
 from agmax_timm.training.updates.step import Step, Training
+from tests.helpers.paths import REPOSITORY
 from tests.helpers.ranks import finish_ranks, logs, no_environment, start_ranks
 from tests.helpers.scaling import make_scaler
 from tests.helpers.updates import NoCheck
@@ -111,6 +112,28 @@ def train_case(name, fsdp, rank):
     return dict(saved=saved, metrics=metrics, scale=scale, share=local / sum(part.numel() for part in parts))
 
 
+def updates_by_all_optimizers():
+    """Weights of a layer after two updates, by optimizer: updates of the whole weights, and of shards."""
+    generator = torch.Generator().manual_seed(0)
+    input, target = torch.randn(6, 4, generator=generator, dtype=torch.float64), torch.tensor([0, 1, 2, 3, 4, 0])
+    flags, found = options('--lr 0.01 --weight-decay 0.1'), {}
+    for name in sharding.OPTIMIZERS:
+        args = replace(flags, opt=name)
+        for shards in (False, True):
+            torch.manual_seed(0)
+            model = torch.nn.Linear(4, CLASSES, dtype=torch.float64)
+            task = build_task(args, model, CPU, build.Precision())
+            optimizer = optimization.build_optimizer(args, task)
+            if shards:
+                build.compile_and_distribute(args, task, optimizer, CPU)
+            for _ in range(2):
+                optimizer.zero_grad()
+                task(input, target)['loss'].backward()
+                optimizer.step()
+            found.setdefault(name, []).append([sharding.whole(value.detach()) for value in model.parameters()])
+    return found
+
+
 def complaints(rank):
     """Messages about a shard of rank 1 that is not finite, and about a weight without dimensions."""
     args = options('--agmax')
@@ -155,6 +178,7 @@ def run_rank(rank, folder, photos, barrier):
     for name in CASES:
         torch.save([train_case(name, fsdp, rank) for fsdp in (False, True)], f'{folder}/{name}-{rank}.pt')
     torch.save(complaints(rank), f'{folder}/complaints-{rank}.pt')
+    torch.save(updates_by_all_optimizers(), f'{folder}/optimizers-{rank}.pt')
     dist.barrier()
     dist.destroy_process_group()
     for name in RUNS:
@@ -192,6 +216,19 @@ def test_fsdp_equals_ddp_and_each_rank_holds_its_share(folder, name):
         shares.append(sharded['share'])
     assert sum(shares) == pytest.approx(1)
     assert max(shares) < 0.52
+
+
+def test_updates_of_shards_equal_those_of_whole_weights(folder):
+    for rank in range(RANKS):
+        updated = torch.load(folder / f'optimizers-{rank}.pt')
+        assert tuple(updated) == sharding.OPTIMIZERS
+        for name, (expected, found) in updated.items():
+            torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12, msg=lambda text, name=name: name + text)
+
+
+def test_the_documentation_lists_the_optimizers():
+    text = (REPOSITORY / 'docs' / 'scale.md').read_text().split('Optimizers that work with `--fsdp`: ')[1]
+    assert tuple(text.split('.')[0].split()) == sharding.OPTIMIZERS
 
 
 def test_ranks_in_float16_skip_the_same_updates(folder):

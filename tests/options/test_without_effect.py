@@ -293,8 +293,9 @@ def test_the_table_agrees_with_the_effects_of_colour_jitter(aa, effect):
 
 
 OF_LOSSES = {
-    'asl_gamma_pos': 3., 'asl_gamma_neg': 2., 'asl_clip': 0.2, 'poly_epsilon': 1., 'twoway_tp': 2., 'twoway_tn': 2.,
-    'db_neg_scale': 3., 'db_init_bias': 0.2, 'db_focal_gamma': 1.,
+    'asl_gamma_pos': 3., 'asl_gamma_neg': 2., 'asl_clip': 0.2, 'poly_epsilon': 1.5,
+    'poly_gamma': 3., 'poly_alpha': 0.3, 'twoway_tp': 2., 'twoway_tn': 2., 'db_neg_scale': 3.,
+    'db_init_bias': 0.2, 'db_focal_gamma': 1.,
 }
 
 
@@ -314,6 +315,8 @@ def test_the_table_agrees_with_the_effects_of_options_of_losses(tmp_path, task, 
         given = dict(task=task, num_classes=3, loss=loss, smoothing=smoothing)
         given['class_stats'] = str(stats) if loss == 'db' else ''
         for name, value in OF_LOSSES.items():
+            if name in ('poly_gamma', 'poly_alpha') and (task, loss) == ('classification', 'poly'):
+                continue  # refused by timm
             args = options(**given, **{name: value})
             same = math.isclose(loss_of(args), loss_of(options(**given)), rel_tol=1e-6)
             assert is_idle(args, name) == same, (loss, smoothing, name)

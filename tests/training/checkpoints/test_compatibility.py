@@ -18,6 +18,30 @@ from tests.helpers.exact import FLAGS, StopAfter, assert_equal, outcome
 from tests.helpers.run_files import epochs_in, load
 
 OPTIONS = declared(TrainOptions)
+# The options that are not logged on resume, by what happens in place of it.
+RULES = {
+    'refused':
+        'agmax agmax_loss agmax_units agmax_teacher agmax_teacher_topk model num_classes gp in_chans model_kwargs task '
+        'split_bn kd_model_name kd_distill_type',
+    'refused with optimizer': 'freeze linear_probe opt layer_decay',
+    'refused as share': 'val_split val_split_seed',
+    'refused within epoch':
+        'dataset train_split train_num_samples use_multi_epochs_loader balanced_sampling epoch_repeats aug_repeats '
+        'grad_accum_steps seed train_img_sizes train_batch_sizes train_size_probs train_size_schedule '
+        'train_size_schedule_spread train_size_random_mix train_batches_per_epoch naflex_loader naflex_train_seq_lens '
+        'naflex_patch_sizes naflex_patch_size_probs',
+    'schedule':
+        'epochs sched sched_on_updates lr lr_base lr_base_size lr_base_scale lr_noise lr_noise_pct lr_noise_std '
+        'lr_cycle_mul lr_cycle_decay lr_cycle_limit lr_k_decay lr_decay_fn lr_stable_timescale warmup_lr warmup_epochs '
+        'warmup_prefix min_lr cooldown_epochs patience_epochs decay_milestones decay_epochs decay_rate',
+    'ignored':
+        'data dataset_download dataset_trust_remote_code check_data workers pin_mem no_pin_mem max_damaged pretrained '
+        'pretrained_path initial_checkpoint resume no_resume_opt init_std head_init_scale head_init_bias start_epoch '
+        'stop_epoch log_interval recovery_interval nan_policy hang_timeout early_stop early_stop_metric '
+        'early_stop_min_delta dry_run checkpoint_hist output experiment save_images result_json report log_tensorboard '
+        'log_wandb wandb_project wandb_tags wandb_resume_id push_to_hub hub_private hub_revision hub_pr '
+        'hub_replace_card hub_replace_files hub_dataset license device device_modules synchronize_step local_rank',
+}
 
 
 @pytest.fixture
@@ -86,6 +110,11 @@ def test_another_number_of_samples_within_an_epoch_is_refused_in_one_line(folder
     assert exit_info.value.code == 2
     line = capsys.readouterr().err.strip().splitlines()[-1]
     assert re.search('11 samples .*train.* 12: restore', line)
+
+
+@pytest.mark.parametrize('rule', RULES)
+def test_the_options_of_each_rule(rule):
+    assert {name for name, option in OPTIONS.items() if option.resume == rule} == set(RULES[rule].split())
 
 
 @pytest.mark.parametrize('name', sorted(OPTIONS))

@@ -22,7 +22,7 @@ from agmax_timm.training.checkpoints.saver import CheckpointSaver
 from agmax_timm.weights.metadata import make_metadata
 from agmax_timm.weights.resume import resume
 from tests.helpers.plain_timm import run_in_plain_timm
-from tests.helpers.run_files import epochs_in, load
+from tests.helpers.run_files import epochs_in, load, summary
 
 SMALL = ['--model', 'test_resnet', '--num-classes', '3', '--img-size', '32', '-b', '4', '-j', '0',
          '--warmup-epochs', '0', '--lr', '0.05', '--log-interval', '1']
@@ -60,6 +60,19 @@ def test_rows_of_epochs_that_are_trained_again_are_replaced(train, tmp_path):
     train('--epochs', '3')
     train('--epochs', '3', '--resume', str(tmp_path / 'run' / 'checkpoint-0.pth.tar'))
     assert epochs_in(tmp_path / 'run') == [0, 1, 2]
+
+
+def test_start_epoch_trains_an_epoch_again(train, tmp_path, caplog):
+    """With the weights of the checkpoint, which was written after that epoch."""
+    train('--epochs', '3')
+    before = summary(tmp_path / 'run')
+    results = train('--epochs', '3', '--resume', str(tmp_path / 'run' / 'checkpoint-1.pth.tar'), '--start-epoch', '1')
+    assert [result['epoch'] for result in results] == [0, 1, 2]
+    rows = summary(tmp_path / 'run')
+    assert [row['epoch'] for row in rows] == ['0', '1', '2'] and rows[0] == before[0]
+    assert [row['lr'] for row in rows] == [row['lr'] for row in before]
+    assert rows[1]['train_loss'] != before[1]['train_loss'] and rows[2]['train_loss'] != before[2]['train_loss']
+    assert '--start-epoch: the run continues, but differs from an uninterrupted run.' in caplog.messages
 
 
 def test_resume_auto_continues_from_the_newest_branch(train, tmp_path):

@@ -1,0 +1,32 @@
+"""Learning rate and EMA from the options."""
+import math
+from argparse import Namespace
+
+import pytest
+import torch
+
+from agmax_timm.assembly import optimizer
+from agmax_timm.options.parse import parse_train_args
+
+
+@pytest.mark.parametrize('flags, batch_size, lr', [
+    ('--opt lamb', 32, 0.1), ('--opt lamb', 64, 0.1 * math.sqrt(2)), ('--opt adamw', 64, 0.1 * math.sqrt(2)),
+    ('--opt sgd', 64, 0.2), ('--opt lamb --lr-base-scale linear', 64, 0.2),
+    ('--opt sgd --lr-base-scale sqrt', 64, 0.1 * math.sqrt(2)), ('--lr-base 0.3 --lr-base-size 128', 64, 1.2),
+    ('--lr 0.3', 64, 0.3)])
+def test_the_learning_rate_is_scaled_by_the_images_of_an_update_on_all_ranks(monkeypatch, flags, batch_size, lr):
+    """timm's 0.1 at 256 images, here on 4 ranks in 2 batches."""
+    monkeypatch.setattr(optimizer, 'world_size', lambda: 4)
+    options = parse_train_args(['DIR', '--grad-accum-steps', '2', *flags.split()])
+    assert optimizer.with_learning_rate(options, batch_size).lr == pytest.approx(lr)
+
+
+@pytest.mark.parametrize('flags, expected', [
+    ('', []), ('--model-ema', [dict(decay=0.9998, use_warmup=False, device=None)]),
+    ('--model-ema --model-ema-decay 0.9 --model-ema-warmup --model-ema-force-cpu',
+     [dict(decay=0.9, use_warmup=True, device=torch.device('cpu'))])])
+def test_the_average_has_the_settings_of_its_options(flags, expected):
+    made = []
+    task = Namespace(setup_ema=lambda **kwargs: made.append(kwargs))
+    optimizer.build_ema(parse_train_args(['DIR', *flags.split()]), task)
+    assert made == expected
