@@ -10,15 +10,19 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from agmax_timm import AgMaxLoss, AgMaxTask, create_two_view_loader
+from agmax_timm import AgMaxLoss, AgMaxTask, create_two_view_loader, export, predict, publish
 from agmax_timm.options.parse import parse_train_args, parse_validate_args
 from agmax_timm.options.parsers import train_parser, validate_parser
+from agmax_timm.report import command as report
+from agmax_timm.study import command as study
 from tests.gpu.table import BEGIN, END, render, sections
 from tests.helpers.paths import REPOSITORY
 from tools import docs_pages, figures
 
 DOCS = REPOSITORY / 'docs'
-PARSERS = {'train.py': parse_train_args, 'validate.py': parse_validate_args}
+PARSERS = {'train.py': parse_train_args, 'validate.py': parse_validate_args, **{
+    f'agmax_timm.{name}': module.create_parser().parse_args for name, module in dict(
+        predict=predict, report=report, export=export, publish=publish, study=study).items()}}
 COMMANDS = [
     (path.name, ' '.join(command.split()))
     for path in sorted(DOCS.glob('*.md'))
@@ -36,7 +40,8 @@ def test_commands_parse(document, command, monkeypatch):
 
 
 def test_all_kinds_of_commands_are_documented():
-    assert len(COMMANDS) >= 8
+    named = {word for _, command in COMMANDS for word in command.split()}
+    assert len(COMMANDS) >= 30 and PARSERS.keys() <= named
 
 
 PAGES = [*sorted(DOCS.rglob('*.md')), *(REPOSITORY / name for name in (

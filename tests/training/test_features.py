@@ -49,19 +49,21 @@ def labelled(tmp_path_factory):
     return f'hfds/{root}'
 
 
-@pytest.mark.parametrize('labels', [['labels'], ['dense', '--target-format', 'multihot']], ids=['indices', 'multihot'])
-def test_several_labels_per_image_are_trained_and_evaluated(tmp_path, labelled, labels):
-    row, = run(tmp_path, *SMALL, '--task', 'multilabel', '--dataset', labelled, '--target-key', *labels,
-               '--mixup', '0.2', '--model-ema')
-    assert 'eval_top1' not in row
-    assert all(0. <= float(row[f'eval_{name}']) <= 100. for name in ('map', 'micro_f1', 'macro_f1', 'sample_f1'))
-    checkpoint = torch.load(tmp_path / 'run' / 'model_best.pth.tar', weights_only=True)
-    assert checkpoint['metric'] == float(row['eval_map']), 'ranked by mAP by default'
-    assert checkpoint['args']['smoothing'] == 0.
-    for flags in (['--metrics-avg', 'macro'], ['--calibration']):  # the task is that of the checkpoint
-        words = ['--dataset', labelled, '--checkpoint', str(tmp_path / 'run' / 'model_best.pth.tar'), *flags]
-        with pytest.raises(OptionError, match=f'{flags[0]} is for one class per image'):
-            prepare(parse_validate_args(words), CPU)
+def test_several_labels_per_image_are_trained_and_evaluated_in_both_formats(tmp_path, labelled):
+    rows = []
+    for labels in (['labels'], ['dense', '--target-format', 'multihot']):
+        folder = tmp_path / labels[0]
+        rows += run(folder, *SMALL, '--task', 'multilabel', '--dataset', labelled, '--target-key', *labels,
+                    '--mixup', '0.2', '--model-ema')
+        checkpoint = torch.load(folder / 'run' / 'model_best.pth.tar', weights_only=True)
+        assert checkpoint['metric'] == float(rows[-1]['eval_map']), 'ranked by mAP by default'
+        assert checkpoint['args']['smoothing'] == 0.
+        for flags in (['--metrics-avg', 'macro'], ['--calibration']):  # the task is that of the checkpoint
+            words = ['--dataset', labelled, '--checkpoint', str(folder / 'run' / 'model_best.pth.tar'), *flags]
+            with pytest.raises(OptionError, match=f'{flags[0]} is for one class per image'):
+                prepare(parse_validate_args(words), CPU)
+    assert rows[0] == rows[1] and 'eval_top1' not in rows[0] and float(rows[0]['train_loss']) > 0
+    assert all(0. <= float(rows[0][f'eval_{name}']) <= 100. for name in ('map', 'micro_f1', 'macro_f1', 'sample_f1'))
 
 
 def test_labels_count_from_the_threshold():

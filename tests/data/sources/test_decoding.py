@@ -287,7 +287,8 @@ def test_random_damage_gives_an_image_or_an_undecodable_error():
         for _ in range(generator.choice((1, 4, 20))):
             content[generator.randrange(min(len(content), 200))] = generator.randrange(256)
         try:
-            outcomes.append(decode(io.BytesIO(content)).mode == 'RGB')
+            assert decode(io.BytesIO(content)).mode == 'RGB'
+            outcomes.append(True)
         except UndecodableError:
             outcomes.append(False)
     assert 50 < sum(outcomes) < 350
@@ -356,6 +357,19 @@ def test_many_damaged_images_in_a_row_are_replaced(folder):
         (folder / 'a' / f'{number}.png').write_bytes(b'')
     dataset = opened(folder, max_damaged=0.9)
     assert number_of(dataset[5]) == ('b', 0, 1) and dataset.damage.indices() == list(range(5, 25))
+
+
+def test_a_deferred_check_is_done_after_100_damaged_images_in_a_row(folder):
+    """As if the disk was disconnected: the reading of all the data in search of an image is not waited for."""
+    for number in range(5, 250):
+        (folder / 'a' / f'{number}.png').write_bytes(b'')
+    (folder / 'a' / '104.png').write_bytes(PNG)
+    dataset = opened(folder, max_damaged=0.1)
+    dataset.damage.deferred = True
+    assert dataset[5][0].size == (WIDTH, HEIGHT) and dataset.damage.indices() == list(range(5, 104))
+    with pytest.raises(DamagedError, match='^199 of 255 samples .* cannot be decoded, more than --max-damaged 0.1'):
+        dataset[105]
+    assert dataset.damage.indices() == [*range(5, 104), *range(105, 205)]
 
 
 def test_data_with_only_damaged_images_is_refused(folder):
