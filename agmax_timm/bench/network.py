@@ -178,9 +178,8 @@ def _named_errors(net: Network) -> Iterator[None]:
 
 def _build_decoder(root: str, batch_size: int, workers: int) -> DataLoader:
     """Build a loader that only decodes files with the fast backend: an upper bound of the speed of loaders."""
-    from ..data.arrays.decoding import decode_array
+    from ..data.arrays.transform import KeepPixels
     dataset = open_images(root)
-    dataset.decode = decode_array
-    dataset.transform = lambda image: None
+    dataset.transform = KeepPixels()
     return DataLoader(dataset, batch_size, shuffle=True, num_workers=workers, collate_fn=len, drop_last=True,
                       persistent_workers=workers > 0)

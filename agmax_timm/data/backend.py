@@ -46,7 +46,7 @@ def use_batched_views(dataset: Any, views: int, reused: bool) -> None:
     """Make the views of small images in memory a batch at a time, if their transform allows it. See Buffers."""
     if getattr(dataset, 'memory', None) and dataset.decode is not decode and dataset.target_transform is None:
         from .arrays.small import small_batches
-        dataset.batches = small_batches(dataset.memory, dataset.transform, views, reused)
+        dataset.transform.batches = small_batches(dataset.memory, dataset.transform, views, reused)
 
 
 def views_of(dataset: Dataset) -> str:

@@ -9,6 +9,7 @@ from PIL import Image
 from torch.utils.data import ConcatDataset, Dataset, IterableDataset, Subset
 
 from ..base.random_state import kept_random_state
+from ..base.wrapping import passed_on
 
 _logger = logging.getLogger(__name__)
 
@@ -24,6 +25,9 @@ class TwoViews:
         transform: Random transform of an image.
         second: Transform of the second view, such as a stronger one. None is `transform`.
     """
+
+    decode_pixels = passed_on('transform', 'decode_pixels')  # as in ArrayTransform
+    batches = passed_on('transform', 'batches')
 
     def __init__(self, transform: Callable[[Any], Any], second: Callable[[Any], Any] | None = None):
         self.transform = transform

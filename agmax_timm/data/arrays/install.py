@@ -6,6 +6,7 @@ from typing import Any
 import cv2
 import torch
 from timm.data.loader import PrefetchLoader
+from timm.data.scheduled_sampler import ScheduledTransformDataset
 from torchvision.transforms import ColorJitter, Compose
 
 from ..augmentation.extensions import LoaderExtensions
@@ -13,9 +14,8 @@ from ..augmentation.transforms import change_transforms, transforms_of
 from ..memory.buffers import is_reusable
 from ..sources.decoding import DecodedDataset
 from .collate import FastCollate
-from .decoding import decode_array
 from .jitter import DTYPES, DeviceJitter
-from .transform import ArrayTransform
+from .transform import ArrayTransform, KeepPixels
 
 
 def work_on_arrays(loader: PrefetchLoader, extensions: LoaderExtensions) -> str:
@@ -30,9 +30,8 @@ def work_on_arrays(loader: PrefetchLoader, extensions: LoaderExtensions) -> str:
     mixup, two_views = extensions.mixup, extensions.two_views
     jitter = _device_jitter(transforms_of(loader.dataset)[0], loader, mixup)
     change_transforms(loader.dataset, partial(_on_arrays, without_jitter=jitter is not None))
-    base = getattr(loader.dataset, 'dataset', loader.dataset)
-    if type(base) is DecodedDataset and base.input_img_mode == 'RGB':
-        base.decode = decode_array
+    if isinstance(loader.dataset, ScheduledTransformDataset) and type(loader.dataset.dataset) is DecodedDataset:
+        loader.dataset.dataset.transform = KeepPixels()
     if two_views or mixup is None:
         loader.loader.collate_fn = FastCollate(mixup, two_views, is_reusable(loader.device, loader.loader.pin_memory))
     loader.loader.worker_init_fn = partial(_init_with_one_thread, loader.loader.worker_init_fn)

@@ -20,6 +20,7 @@ from torchvision import transforms
 
 from ..augmentation.transforms import Lighting
 from . import blur, colour
+from .decoding import decode_array
 from .operations import OPERATIONS
 
 Step = Callable[[np.ndarray], np.ndarray]  # from pixels [H, W, 3], uint8, to pixels
@@ -30,14 +31,21 @@ _RESIZES = ('bilinear', 'bicubic')
 class ArrayTransform:
     """timm's training transform, on arrays.
 
+    A DecodedDataset decodes files to arrays while it has such a transform, alone or in TwoViews.
+
     Args:
         transform: transforms.Compose of timm.data.create_transform or extend_transform that ends in a uint8 tensor.
+
+    Attributes:
+        batches: SmallBatches, or None to transform the images one by one.
 
     Raises:
         NotImplementedError: A step has no equivalent on arrays. The message names the step.
     """
+    decode_pixels = staticmethod(decode_array)
 
     def __init__(self, transform: transforms.Compose):
+        self.batches: Callable | None = None
         *steps, last = transform.transforms
         if type(last) is not MaybePILToTensor:
             raise NotImplementedError('normalisation by the workers')
@@ -60,6 +68,14 @@ class ArrayTransform:
 
     def __repr__(self) -> str:
         return f'{type(self).__name__}({self.transform})'
+
+
+class KeepPixels:
+    """Transform that returns the pixels of an image, for a data set whose ArrayTransform is applied elsewhere."""
+    decode_pixels = staticmethod(decode_array)
+
+    def __call__(self, pixels: np.ndarray) -> np.ndarray:
+        return pixels
 
 
 @singledispatch

@@ -127,9 +127,17 @@ class DecodedDataset(ImageDataset):
         super().__init__(getattr(reader, 'root', ''), reader=reader, **kwargs)
         self.exif_orientation = False
         self.damage = Damage(reader, max_damaged)
-        self.decode: Callable = decode
         self.memory: Any = None  # see keep_decoded
-        self.batches: Callable | None = None  # see SmallBatches
+
+    @property
+    def decode(self) -> Callable:
+        """Decoder of files: that of the transform if it works on arrays (see ArrayTransform), else decode()."""
+        return getattr(self.transform, 'decode_pixels', decode)
+
+    @property
+    def batches(self) -> Callable | None:
+        """Function that makes the samples of a batch, if the transform has one (see SmallBatches)."""
+        return getattr(self.transform, 'batches', None)
 
     def __getitem__(self, index: int) -> tuple[Any, ...]:
         image, target, *features = self._next_sample(index)
@@ -140,9 +148,10 @@ class DecodedDataset(ImageDataset):
 
     def __getitems__(self, indices: list[int]) -> Any:
         """Return the samples of a batch, for torch's loaders. They are made together if that is faster."""
-        if self.batches is None or not indices or not self.memory.is_available:
+        batches = self.batches
+        if batches is None or not indices or not self.memory.is_available:
             return [self[index] for index in indices]
-        return self.batches(indices)
+        return batches(indices)
 
     def _next_sample(self, index: int) -> tuple[Any, ...]:
         for tried, number in enumerate(self._from(index), 1):

@@ -259,6 +259,36 @@ def test_other_settings_make_views_one_by_one(small, kwargs):
     assert dataset.batches is None
 
 
+SMALL = dict(train_crop_mode='pad', image_memory='1M', color_jitter=None, augment_backend='fast', **LEVELS)
+# Loaders that a script may create one after the other for the same data set. Every second one decodes to arrays.
+LOADERS = {
+    'batches in memory': lambda dataset: create_two_view_loader(dataset, SIDE, 4, **SMALL),
+    'sizes of timm': lambda dataset: timm.data.create_loader(
+        dataset, SIDE, 4, is_training=True, input_size_choices=[8, 12], num_workers=0, device=CPU),
+    'sizes': lambda dataset: create_two_view_loader(
+        dataset, SIDE, 4, input_size_choices=[8, 12], **{**SMALL, 'train_crop_mode': None}),
+    'no prefetcher': lambda dataset: create_two_view_loader(dataset, SIDE, 4, use_prefetcher=False, **LEVELS),
+    'mixed': lambda dataset: create_train_loader(
+        dataset, SIDE, 4, mixup=dict(mixup_alpha=1., num_classes=3), **SMALL),
+    'evaluation': lambda dataset: timm.data.create_loader(dataset, SIDE, 4, num_workers=0, device=CPU),
+}
+
+
+def test_each_loader_of_a_data_set_gives_the_batches_of_a_new_data_set(small):
+    pytest.importorskip('cv2')
+    pytest.importorskip('simplejpeg')
+
+    def first_batch(name, dataset):
+        loader = LOADERS[name](dataset)
+        random_seed(5)
+        return next(iter(loader))
+    used = create_dataset('', str(small), 'train')
+    for name in LOADERS:
+        for mine, expected in zip(first_batch(name, used), first_batch(name, create_dataset('', str(small), 'train'))):
+            assert torch.equal(mine, expected), name
+    assert used.memory is not None
+
+
 def test_images_are_probed_one_at_a_time(tmp_path, monkeypatch):
     """Images that do not fit are not all in memory while their size is estimated."""
     for number in range(20):
