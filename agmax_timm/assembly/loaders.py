@@ -137,7 +137,7 @@ def _with_flags(message: str) -> str:
     """Replace the names of loader arguments in a message by their flags."""
     for name in ('augment_backend', 'color_jitter', 'grayscale_prob', 'gaussian_blur_prob'):
         message = message.replace(name, flag_of(name))
-    return message.replace('auto_augment', flag_of('aa'))
+    return message.replace('auto_augment', flag_of('aa')).replace('num_aug_repeats', flag_of('aug_repeats'))
 
 
 def _resolution_kwargs(options: TrainOptions) -> dict[str, Any]:

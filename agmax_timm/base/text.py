@@ -48,3 +48,8 @@ def edit_distance(a: str, b: str) -> int:
             if i > 1 and j > 1 and (letter, other) == (b[j - 2], a[i - 2]):
                 row[j] = min(row[j], older[j - 2] + 1)
     return row[-1]
+
+
+def even_next_to(number: int) -> str:
+    """Return the even numbers next to an odd one as words: '6 or 8' for 7, '2' for 1."""
+    return ' or '.join(str(even) for even in (number - 1, number + 1) if even)

@@ -12,6 +12,7 @@ from torchvision.transforms import Compose
 
 from ..base.distributed import rank, world_size
 from ..base.image_modes import BACKENDS, CROP_MODES, check_mode, mode_of_channels, timm_policy
+from ..base.text import even_next_to
 from ..base.wrapping import passed_on
 from .augmentation.extensions import LoaderExtensions
 from .augmentation.mixup import (
@@ -33,7 +34,7 @@ from .augmentation.transforms import (
 from .backend import select_backend, use_batched_views
 from .loading.device import DeviceMixupLoader
 from .loading.indexed import IndexedLoader
-from .loading.ranks import check_batch, check_group, follow_group
+from .loading.ranks import batch_sampler_of, check_batch, check_group, follow_group
 from .loading.workers import data_loader_of
 from .memory.buffers import is_pinned, is_reusable
 from .memory.free_memory import memory_limit
@@ -103,6 +104,7 @@ def create_train_loader(
         pin_memory=pin_memory,
         **{**kwargs, 'auto_augment': timm_policy(kwargs.get('auto_augment') or '')},
     )
+    _check_repeats(loader, batch_size, kwargs.get('num_aug_repeats'))
     _add_augmentation(loader, size, extensions, kwargs)
     mixes = mixup is not None and mixup.get('prob', 1.) > 0.
     if two_views and not mixes and getattr(loader, 'random_erasing', None) is None:
@@ -125,8 +127,7 @@ def _check_arguments(
     cutout, lighting = extensions.cutout, extensions.lighting
     backend, crop_mode = extensions.augment_backend, extensions.train_crop_mode
     if extensions.mixup is not None and batch_size % 2:
-        raise ValueError(f'mixup needs an even batch_size, got {batch_size}: use {max(2, batch_size - 1)} or '
-                         f'{batch_size + 1}')
+        raise ValueError(f'mixup needs an even batch_size, got {batch_size}: use {even_next_to(batch_size)}')
     if isinstance(dataset, IterableDataset):
         _check_iterable(dataset, batch_size, kwargs)
     else:
@@ -157,6 +158,17 @@ def _check_iterable(dataset: IterableDataset, batch_size: int, kwargs: dict[str,
     if planned != batch_size:
         raise ValueError(f'batch_size {batch_size} is not the {planned} that the data set was created with, and counts '
                          f'its samples by: give create_dataset batch_size={batch_size}')
+
+
+def _check_repeats(loader: Any, batch_size: int, repeats: float | None) -> None:
+    """Raise ValueError if the share of a rank with repeated augmentation does not fill a batch.
+
+    timm rounds the number of images down to a multiple of 256 before it divides them among the ranks.
+    """
+    if repeats and not len(loader):
+        share = len(batch_sampler_of(data_loader_of(loader)).sampler)
+        raise ValueError(f'num_aug_repeats {repeats:g} gives each process {share} images, less than the batch_size of '
+                         f'{batch_size}: use {share} or less')
 
 
 def _add_augmentation(loader: Any, size: tuple[int, ...], extensions: LoaderExtensions, kwargs: dict[str, Any]) -> None:

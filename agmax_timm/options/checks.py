@@ -6,6 +6,7 @@ from typing import Any
 
 from ..base.command_line import flag_of
 from ..base.processes import launched_processes
+from ..base.text import even_next_to
 from .agmax import Memory
 from .augmentation import Mixing
 from .data_kinds import DATASETS, check_source, in_sequence
@@ -230,7 +231,7 @@ def _check_mixing(options: TrainOptions) -> Iterator[str]:
     for size_flag, sizes in flags.items():
         for size in sizes:
             if size % 2:
-                yield f'{flag} needs an even batch, got {size_flag} {size}: use {max(2, size - 1)} or {size + 1}'
+                yield f'{flag} needs an even batch, got {size_flag} {size}: use {even_next_to(size)}'
     if options.aug_splits:
         yield f'{flag} mixes images, --aug-splits {options.aug_splits} compares versions of one: drop one of them'
 

@@ -388,7 +388,7 @@ def test_the_loader_has_the_attributes_of_that_of_timm(photos, use_prefetcher):
 @pytest.mark.parametrize('batch_size, kwargs, message', [
     (5, {'mixup': MIXUP}, 'even batch_size, got 5: use 4 or 6'),
     (5, {'mixup': MIXUP, 'use_prefetcher': False}, 'even batch_size, got 5: use 4 or 6'),
-    (1, {'mixup': MIXUP}, 'even batch_size, got 1: use 2'),
+    (1, {'mixup': MIXUP}, 'even batch_size, got 1: use 2$'),
     (13, {}, 'batch_size 13 .* 12 images: use 12 or less'),
     (4, {'num_aug_splits': 2}, 'num_aug_splits'),
     (4, {'train_crop_mode': 'pad', 'input_size_choices': [16, 24]}, 'input_size_choices'),
@@ -404,6 +404,20 @@ def test_invalid_combinations_are_refused(photos, batch_size, kwargs, message):
     with pytest.raises(ValueError, match=message):
         create_two_view_loader(
             create_dataset('', str(photos), 'train'), 16, batch_size, num_workers=0, device='cpu', **kwargs)
+
+
+def test_repeats_that_do_not_fill_a_batch_are_refused(memory_dataset, monkeypatch):
+    """300 images are 300 // 256 * 256 / 2 = 128 for each of two ranks, in timm's RepeatAugSampler."""
+    monkeypatch.setattr(torch.distributed, 'get_world_size', lambda: 2)
+    monkeypatch.setattr(torch.distributed, 'get_rank', lambda: 0)
+    dataset = memory_dataset([Image.new('RGB', (16, 16))] * 300)
+
+    def create(batch_size):
+        return create_train_loader(
+            dataset, 16, batch_size, num_aug_repeats=3, distributed=True, num_workers=0, device='cpu')
+    assert len(create(128)) == 1
+    with pytest.raises(ValueError, match='num_aug_repeats 3 gives each process 128 images.* 129: use 128 or less'):
+        create(129)
 
 
 def test_a_batch_may_contain_all_images(photos):
