@@ -137,7 +137,10 @@ def _with_flags(message: str) -> str:
     """Replace the names of loader arguments in a message by their flags."""
     for name in ('augment_backend', 'color_jitter', 'grayscale_prob', 'gaussian_blur_prob'):
         message = message.replace(name, flag_of(name))
-    return message.replace('auto_augment', flag_of('aa')).replace('num_aug_repeats', flag_of('aug_repeats'))
+    others = {'auto_augment': 'aa', 'num_aug_repeats': 'aug_repeats', 'interpolation': 'train_interpolation'}
+    for name, option in others.items():
+        message = message.replace(name, flag_of(option))
+    return message
 
 
 def _resolution_kwargs(options: TrainOptions) -> dict[str, Any]:

@@ -19,6 +19,8 @@ _MODES_OF_STEPS = {
     'gaussian_blur_prob': (*_COLOURS, 'F'),
 }
 _DEFAULT_JITTER = 0.4  # timm's
+_ONLY_RESIZES = ('box', 'hamming', 'lanczos')  # interpolations by which PIL does not rotate and shear
+_WITHOUT_GEOMETRY = {'3a', 't3a', 't3aw', *PUBLISHED_POLICIES}  # parts of policies; the published ones use nearest
 
 
 def timm_policy(policy: str) -> str:
@@ -47,9 +49,9 @@ def why_not_loaded(mode: str, prefetcher: bool) -> str:
 
 
 def check_mode(dataset: Any, channels: int, kwargs: dict[str, Any]) -> None:
-    """Raise ValueError for a PIL mode that the prefetcher or an augmentation does not accept.
+    """Raise ValueError for a PIL mode or an interpolation that the prefetcher or an augmentation does not accept.
 
-    Such a mode would crash a loader worker, or change pixels.
+    It would crash a loader worker, or change pixels.
 
     Args:
         dataset: Data set; its `input_img_mode` is the mode, if it has one.
@@ -66,3 +68,8 @@ def check_mode(dataset: Any, channels: int, kwargs: dict[str, Any]) -> None:
         if asked and mode not in modes and not kwargs.get('no_aug'):
             remedy = 'set it to 0' if name == 'color_jitter' else 'leave it out'
             raise ValueError(f"{name} {value!r} works on images of mode {', '.join(modes)}, got '{mode}': {remedy}")
+    policy, interpolation = kwargs.get('auto_augment') or '', kwargs.get('interpolation')
+    is_geometric = policy and _WITHOUT_GEOMETRY.isdisjoint(policy.split('-'))
+    if is_geometric and interpolation in _ONLY_RESIZES and not kwargs.get('no_aug'):
+        raise ValueError(f"interpolation '{interpolation}' only resizes, and auto_augment '{policy}' rotates and "
+                         'shears: use bilinear, bicubic, nearest or random')

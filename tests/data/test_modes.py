@@ -190,6 +190,26 @@ def test_augmentation_keeps_the_mode_or_is_refused(images, step, value):
         create_train_loader(dataset, size, 4, mean=(0.5,) * size[0], std=(0.5,) * size[0], no_aug=True, **kwargs)
 
 
+def test_interpolations_by_which_a_policy_cannot_rotate_are_refused(images):
+    dataset = create_dataset('', str(images), 'train')
+    image, resizing = dataset[0][0], ('box', 'hamming', 'lanczos')
+    for policy, interpolation in itertools.product(('rand-m9-n9', 'v0', 'augmix-m3'), resizing):
+        transform = create_transform(16, is_training=True, auto_augment=policy, interpolation=interpolation)
+        with pytest.raises(ValueError, match='Resampling'):
+            for _ in range(50):
+                transform(image)
+        kwargs = dict(auto_augment=policy, interpolation=interpolation, num_workers=0, device='cpu')
+        with pytest.raises(ValueError, match=f"interpolation '{interpolation}'.* '{policy}' .*: use bilinear"):
+            create_train_loader(dataset, 16, 4, **kwargs)
+        create_train_loader(dataset, 16, 4, **kwargs, no_aug=True)
+    for policy, interpolation in (
+            ('v0', 'nearest'), *itertools.product(('rand-m9-n9-t3a', '3a', 'cifar10', 'imagenet-mstd0.5'), resizing)):
+        create_train_loader(
+            dataset, 16, 4, auto_augment=policy, interpolation=interpolation, num_workers=0, device='cpu')
+        for _ in range(9):
+            dataset.transform(image)
+
+
 @pytest.mark.parametrize('mode', ['RGB', 'L'])
 @pytest.mark.parametrize('kind', ['wds', 'hfids'])
 def test_sixteen_bits_of_data_in_sequence_become_the_upper_eight(tmp_path, kind, mode):
@@ -221,6 +241,8 @@ def test_sixteen_bits_of_data_in_sequence_become_the_upper_eight(tmp_path, kind,
     (['--input-img-mode', 'LAB'], "--color-jitter 0.4 works on images of mode .*, got 'LAB': set it to 0"),
     (['--input-img-mode', 'HSV', '--grayscale-prob', '0.1', '--color-jitter', '0'],
      "--grayscale-prob 0.1 works on images of mode L, RGB, got 'HSV': leave it out"),
+    (['--aa', 'v0', '--train-interpolation', 'box'], "--train-interpolation 'box' only resizes, and --aa 'v0' rotates"),
+    (['--aa', 'v0', '--train-interpolation', 'box', '--naflex-loader'], "--train-interpolation 'box' only resizes"),
 ])
 def test_a_refusal_names_the_flag(images, words, message):
     args = parse_train_args([str(images), '--num-classes', '4', '-b', '4', '-j', '0', '--device', 'cpu', *words])
