@@ -109,7 +109,7 @@ def _check_train_options(options: TrainOptions, dataset: Dataset, data_config: d
                           'or drop it')
     if options.cutmix_minmax is not None:
         least, most = options.cutmix_minmax
-        for side in data_config['input_size'][1:]:
+        for side in options.train_img_sizes or data_config['input_size'][1:]:
             if not int(side * least) < int(side * most):
                 raise OptionError(f'--cutmix-minmax {least:g} {most:g} is less than a pixel of {side}: use values '
                                   'that differ more')

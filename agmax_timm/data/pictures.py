@@ -15,6 +15,7 @@ _MARGIN = 16  # around the sheet, and between two images
 _GAP = 6  # between two views, and between a text and its image
 _FONT_SIZE = 13
 _LINE = 17  # height of a line of text
+_MIN_SIDE = 112  # height of an image, below which it is enlarged
 _MOST_IMAGES = 16  # of a batch in one picture
 
 
@@ -72,7 +73,6 @@ def save_views(
         class_names: list[str] | None = None,
         views: int = 2,
         title: str = '',
-        min_side: int = 112,
 ) -> None:
     """Write a picture of a batch. Each row has the views of one image, with their labels below.
 
@@ -82,7 +82,6 @@ def save_views(
         to_picture: Function that makes a picture of an image of the input.
         class_names: Class names by index. None shows indices.
         views: Number of views of an image.
-        min_side: Minimum height of a picture in pixels. Smaller pictures are enlarged.
     """
     batch_size = len(target) // views
     count = min(_MOST_IMAGES, batch_size)
@@ -91,10 +90,10 @@ def save_views(
     labels = {index: ' '.join(label_text(target[index], class_names).split()) for index in indices}
     captions = {index: label.replace(' + ', ' +\n').split('\n') for index, label in labels.items()}
     tallest, widest = (max(sides) for sides in zip(*((image.height, image.width) for image in images.values())))
-    scale = max(1, -(-min_side // tallest))
+    scale = max(1, -(-_MIN_SIDE // tallest))
     font = font_for([title, *labels.values()], _FONT_SIZE)
     text_width = max(font.getlength(line) for lines in captions.values() for line in lines)
-    width, height = max(widest * scale, min(int(text_width) + 1, 2 * min_side)), tallest * scale
+    width, height = max(widest * scale, min(int(text_width) + 1, 2 * _MIN_SIDE)), tallest * scale
     columns = max(1, math.isqrt(count) // 2) if count > 4 else 1
     rows = -(-count // columns)
     block = views * (width + _GAP) - _GAP + _MARGIN

@@ -19,7 +19,8 @@ NOT_WITH_AGMAX = (
      'use --agmax-loss kl or drop one of them'),
     ('split_bn', 'keeps separate statistics for the split without augmentation; both views are augmented', 'drop it'),
     ('resplit', 'erases in half of a batch, which is one view', 'drop it'),
-    ('no_aug', 'makes both views of an image the same', 'drop it, or mix the views by --mixup or --cutmix'),
+    ('no_aug', 'makes both views of an image the same',
+     'drop it, or mix the views in all epochs by --mixup or --cutmix'),
     ('task multilabel', 'has no distribution over classes, so there are no marginals', 'drop one of them'),
     ('kd_distill_type feature', 'trains on features, AgMax on logits alone', 'use --kd-distill-type logit'),
     ('kd_distill_type token', 'trains two heads, AgMax pairs the logits of one', 'use --kd-distill-type logit'),
@@ -167,7 +168,8 @@ def _check_agmax(options: TrainOptions) -> Iterator[str]:
                 yield f'{flag_of(name)} needs --agmax'
         return
     for other, reason, remedy in NOT_WITH_AGMAX:
-        if has_effect(options, other) and not (other == 'no_aug' and mixing(options)):
+        mixed = other == 'no_aug' and mixing(options) and not options.mixup_off_epoch
+        if has_effect(options, other) and not mixed:
             yield f'{flag_with_values(other)} cannot be combined with --agmax: it {reason}. To continue, {remedy}'
     for option in refused(options, AgMax):
         yield (f'{option.flag} is for --agmax-loss mi alone: {options.agmax_loss} has no Q-network, marginals or '

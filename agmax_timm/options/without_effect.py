@@ -94,6 +94,7 @@ _TRAINING: tuple[Idle[TrainOptions], ...] = (
          "with --aa '{aa}': use 3a or imagenet, which jitter colours too, or drop one of them"),
     Idle(('color_jitter_prob',), lambda o: not o.color_jitter, 'with --color-jitter 0'),
     Idle(('resplit',), lambda o: not o.reprob and not o.split_bn, 'without --reprob'),
+    Idle(('resplit',), lambda o: o.naflex_loader and not o.split_bn, 'with --naflex-loader'),
     Idle(('mixup_prob', 'mixup_mode', 'mixup_off_epoch'), lambda o: not mixing(o),
          'without --mixup, --cutmix or --cutmix-minmax'),
     Idle(('mixup_switch_prob',), lambda o: not o.mixup or not (o.cutmix or o.cutmix_minmax),

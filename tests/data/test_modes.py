@@ -242,6 +242,8 @@ def test_sixteen_bits_of_data_in_sequence_become_the_upper_eight(tmp_path, kind,
     (['--input-img-mode', 'HSV', '--grayscale-prob', '0.1', '--color-jitter', '0'],
      "--grayscale-prob 0.1 works on images of mode L, RGB, got 'HSV': leave it out"),
     (['--aa', 'v0', '--train-interpolation', 'box'], "--train-interpolation 'box' only resizes, and --aa 'v0' rotates"),
+    (['--cutmix-minmax', '0.5', '0.54', '--train-img-sizes', '32', '24'],
+     '--cutmix-minmax 0.5 0.54 is less than a pixel of 24: '),
     (['--aa', 'v0', '--train-interpolation', 'box', '--naflex-loader'], "--train-interpolation 'box' only resizes"),
 ])
 def test_a_refusal_names_the_flag(images, words, message):

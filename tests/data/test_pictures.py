@@ -127,7 +127,7 @@ def test_views_of_several_sizes_are_in_one_grid(tmp_path):
              for name, part in zip(('patches', 'patch_coord', 'patch_valid'), zip(*parts))}
     path = tmp_path / 'views.png'
     to_picture = ToPicture(dict(mean=(0., ) * 3, std=(0.5,) * 3, input_size=(3, 32, 32)), (16, 16))
-    save_views(str(path), batch, torch.zeros(4, dtype=torch.long), to_picture, min_side=32)
+    save_views(str(path), batch, torch.zeros(4, dtype=torch.long), to_picture)
     sheet = pil_to_tensor(Image.open(path))
     gray = (sheet == 127).all(dim=0)
     rows, columns = gray.any(1).nonzero().flatten(), gray.any(0).nonzero().flatten()
@@ -135,8 +135,8 @@ def test_views_of_several_sizes_are_in_one_grid(tmp_path):
     lefts = [columns[0].item(), next(b.item() for a, b in zip(columns, columns[1:]) if b > a + 1)]
     for index, (height, width) in enumerate(sizes):
         top, left = tops[index % 2], lefts[index // 2]
-        cell = gray[top:top + 32, left:left + 48]
-        assert cell[:height, :width].all() and cell.sum() == height * width
+        cell = gray[top:top + 4 * 32, left:left + 4 * 48]  # enlarged, because they are lower than 112 pixels
+        assert cell[:4 * height, :4 * width].all() and cell.sum() == 16 * height * width
 
 
 def test_captions_name_two_classes_or_several_labels():

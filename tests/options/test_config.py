@@ -145,6 +145,7 @@ def test_a_missing_file_is_refused_in_one_line(capsys):
     ('--init-std 0.2 --initial-checkpoint setup.cfg', ['--init-std draws', 'over those of --initial']),
     ('--init-std 0', ['--init-std must be above 0, got 0']),
     ('--agmax --resplit', ['--resplit', '--agmax']),
+    ('--agmax --no-aug --mixup 0.2 --mixup-off-epoch 5', ['--no-aug', 'mix the views in all epochs']),
     ('--agmax-loss huber', ['--agmax-loss', 'huber']),
     ('--aug-splits 1', ['--aug-splits', '1']),
     ('--aug-splits 2 --no-prefetcher', ['--aug-splits', '--no-prefetcher']),

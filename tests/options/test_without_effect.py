@@ -51,6 +51,7 @@ TRAINING = [
     ('--remode rand', '--remode', 'without --reprob'),
     ('--recount 3', '--recount', 'without --reprob'),
     ('--resplit', '--resplit', 'without --reprob'),
+    ('--naflex-loader --reprob 0.2 --resplit', '--resplit', 'with --naflex-loader'),
     ('--mixup-prob 0.5', '--mixup-prob', 'without --mixup, --cutmix or --cutmix-minmax'),
     ('--mixup-mode elem', '--mixup-mode', 'without --mixup, --cutmix or --cutmix-minmax'),
     ('--mixup-off-epoch 5', '--mixup-off-epoch', 'without --mixup, --cutmix or --cutmix-minmax'),
