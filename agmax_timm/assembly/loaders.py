@@ -135,7 +135,7 @@ def _augmentation_kwargs(options: TrainOptions) -> dict[str, Any]:
 
 def _with_flags(message: str) -> str:
     """Replace the names of loader arguments in a message by their flags."""
-    for name in ('augment_backend', 'color_jitter', 'grayscale_prob', 'gaussian_blur_prob'):
+    for name in ('augment_backend', 'color_jitter', 'grayscale_prob', 'gaussian_blur_prob', 'use_multi_epochs_loader'):
         message = message.replace(name, flag_of(name))
     others = {'auto_augment': 'aa', 'num_aug_repeats': 'aug_repeats', 'interpolation': 'train_interpolation'}
     for name, option in others.items():

@@ -345,8 +345,8 @@ WDS = ['--dataset', 'wds/x', '--val-split', 'val']
     (['-j', '5'], ["'train'", '4 shard(s)', '5 worker(s)', '--workers 4']),
     (['--train-split', 'train-{0..4}.tar|20'], ['train-4.tar', 'No such file']),
     (['--epoch-repeats', '2'], ['--epoch-repeats 2', '--train-num-samples']),
-    (['--aug-repeats', '3'], ['num_aug_repeats']),
-    (['--use-multi-epochs-loader'], ['use_multi_epochs_loader']),
+    (['--aug-repeats', '3'], ['--aug-repeats needs a data set with an index']),
+    (['--use-multi-epochs-loader'], ['--use-multi-epochs-loader needs']),
     (['--target-key', 'nothing'], ['train-0.tar', "'nothing'", "only 'other'", '--target-key']),
     (['--input-key', 'tiff'], ["split 'train'", '--input-key']),
 ])
