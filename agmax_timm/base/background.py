@@ -1,10 +1,12 @@
-"""Work in the background of training: a copy of the state on the host, and a thread that writes it."""
+"""Work in the background of training: a copy of the state on the host, its file, and a thread that writes it."""
 import copy
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
 
 import torch
+
+from .atomic_write import replacing
 
 
 def snapshot(state: Any) -> Any:
@@ -33,6 +35,21 @@ def _copy_tensor(value: torch.Tensor, storages: dict[int, tuple]) -> torch.Tenso
         storages[source._cdata] = source, source.clone() if source.device.type == 'cpu' else source.cpu()
     copied = torch.empty(0, dtype=value.dtype)
     return copied.set_(storages[source._cdata][1], value.storage_offset(), value.shape, value.stride())
+
+
+def write_file(content: dict[str, Any], path: str) -> None:
+    """Replace a file by a new one of torch.save, completely or not at all.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    with replacing(path) as f:
+        try:
+            torch.save(content, f)
+        except RuntimeError as error:
+            if isinstance(error.__context__, OSError):  # torch hides the error of the disk
+                raise error.__context__ from None
+            raise
 
 
 class Background:

@@ -2,9 +2,9 @@
 from agmax_timm.training.updates.finite_check import CheckResult
 from agmax_timm.training.updates.losses import RunningLosses
 
-OPTIONS = dict(agmax=True, grad_accum_steps=1, distributed=False, no_prefetcher=False, channels_last=False,
-               clip_grad=None, clip_mode='norm', world_size=1, synchronize_step=False, log_interval=100,
-               nan_policy='stop')
+OPTIONS = dict(agmax=True, aug_splits=0, grad_accum_steps=1, distributed=False, no_prefetcher=False,
+               channels_last=False, clip_grad=None, clip_mode='norm', world_size=1, synchronize_step=False,
+               log_interval=100, nan_policy='stop')
 
 
 class UnreadLosses(RunningLosses):

@@ -17,7 +17,7 @@ import timm.utils
 import torch
 
 from ...base import atomic_write
-from ...base.background import Background, snapshot
+from ...base.background import Background, snapshot, write_file
 from ...base.distributed import world_size
 from ...base.errors import UserError
 from ...base.safe_load import read_file
@@ -209,13 +209,7 @@ class CheckpointSaver(timm.utils.CheckpointSaver):
         return snapshot(content)
 
     def _write(self, content: dict[str, Any], path: str) -> None:
-        with atomic_write.replacing(path) as f:
-            try:
-                torch.save(content, f)
-            except RuntimeError as error:
-                if isinstance(error.__context__, OSError):  # torch hides the error of the disk
-                    raise error.__context__ from None
-                raise
+        write_file(content, path)
         self._newest = path
 
     def _rank(self, path: str, epoch: int, metric: float | None) -> None:

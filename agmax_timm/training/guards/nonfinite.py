@@ -3,11 +3,9 @@ import logging
 import os
 from typing import Any
 
-import torch
 from timm.utils import unwrap_model
 
-from ...base.atomic_write import replacing
-from ...base.background import snapshot
+from ...base.background import snapshot, write_file
 from ...base.distributed import gather_objects, is_distributed, rank
 from ...base.text import listed
 from ...data.resumption.loader import ResumableLoader
@@ -109,8 +107,7 @@ class BrokenUpdates:
             'model': self.options.model, 'num_classes': self.options.num_classes,
         })
         try:
-            with replacing(path) as f:
-                torch.save(content, f)
+            write_file(content, path)
         except OSError as error:
             return f'nothing, {error}'
         return path
