@@ -19,12 +19,12 @@ import torch
 from ...base import atomic_write
 from ...base.background import Background, snapshot, write_file
 from ...base.distributed import world_size
-from ...base.errors import UserError
+from ...base.errors import CheckpointError, UserError
 from ...base.safe_load import read_file
 from ...base.silence import silenced
 from ...options.declare import values
 from ...options.parsers import TrainOptions
-from ...weights.checkpoint import METADATA, STATE
+from ...weights.checkpoint import METADATA, STATE, options_in
 
 _logger = logging.getLogger(__name__)
 
@@ -143,7 +143,9 @@ class CheckpointSaver(timm.utils.CheckpointSaver):
         with silenced():  # timm logs the ranking without this checkpoint; ours follows
             self.load_state_dict({**saved, 'checkpoint_files': files, 'pending': (None, None)})
         ranked_by = checkpoint.get(METADATA, {}).get('metric_name')
-        same_metric = ranked_by in (None, self.metadata.get('metric_name'))
+        # Without validation, 'loss' is that of training.
+        same_data = (options_in(checkpoint).get('val_split') == '') == (self.args.val_split == '')
+        same_metric = ranked_by in (None, self.metadata.get('metric_name')) and same_data
         if not same_metric:  # values of another metric cannot be compared
             self.checkpoint_files = [(file, None) for file, _ in self.checkpoint_files]
         if not same_metric or not _ranks(self.best_metric):
@@ -153,14 +155,22 @@ class CheckpointSaver(timm.utils.CheckpointSaver):
         finished = epoch is not None and not os.path.basename(checkpoint_path).startswith(self.recovery_prefix)
 
         def complete() -> None:
-            best = self._checkpoint_path(self.best_epoch) if self.best_epoch is not None else ''
-            if os.path.isfile(best):
-                atomic_write.link(best, self._path('model_best'))
+            model_best = self._path('model_best')
+            lost = self.best_epoch is not None and not any(
+                map(self._is_best, (self._checkpoint_path(self.best_epoch), model_best)))
+            if lost:  # better epochs of a branch that the run has left took its place
+                self.best_metric = self.best_epoch = None
             if finished:
                 self._rank(checkpoint_path, epoch, metric)
                 milestone = self._path(f'milestone-{epoch + 1}')
                 if epoch + 1 in self.args.save_epochs and not os.path.exists(milestone):
                     atomic_write.link(checkpoint_path, milestone)
+            if self.best_epoch is not None:
+                best = self._checkpoint_path(self.best_epoch)
+                if self._is_best(best):
+                    atomic_write.link(best, model_best)
+            elif lost:
+                atomic_write.link(self.checkpoint_files[0][0] if self.checkpoint_files else checkpoint_path, model_best)
 
         self._run(complete, self._path('model_best'))
         self.wait()
@@ -246,6 +256,13 @@ class CheckpointSaver(timm.utils.CheckpointSaver):
             atomic_write.link(first, best)
             self.best_metric = metric
             self.best_epoch = int(os.path.basename(first)[len(self.save_prefix) + 1:-len(self.extension)])
+
+    def _is_best(self, path: str) -> bool:
+        """Whether a file exists and is the best checkpoint of the ranking."""
+        with suppress(CheckpointError):
+            checkpoint = read_file(path, mmap=True)
+            return (checkpoint.get('epoch'), checkpoint.get('metric')) == (self.best_epoch, self.best_metric)
+        return False
 
     def _path(self, name: str) -> str:
         return os.path.join(self.checkpoint_dir, name + self.extension)

@@ -4,6 +4,7 @@ import io
 import math
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,65 @@ def test_two_recovery_files_are_kept_including_former_ones(tmp_path):
         saver.save_recovery(0, batch)
         saver.close()
     assert checkpoint_names(str(tmp_path)) == ['recovery-0-11.pth.tar', 'recovery-0-7.pth.tar']
+
+
+def resume_from(folder, name, **kwargs):
+    saver = make_saver(folder, **kwargs)
+    saver.load_state_dict_from_checkpoint(str(folder / f'{name}.pth.tar'))
+    return saver
+
+
+def test_after_going_back_the_best_is_one_of_the_branch(tmp_path):
+    """The best of the first two epochs, 0, was removed. Epoch 3 is of the branch that the run leaves."""
+    saver = make_saver(tmp_path)
+    for epoch, metric in enumerate((3., 1., 4., 5.)):
+        saver.save_checkpoint(epoch, metric)
+        if epoch == 1:
+            saver.save_milestone(2)
+            saver.save_recovery(2, 7)
+    saver.close()
+    assert not (tmp_path / 'checkpoint-0.pth.tar').exists() and epoch_of(tmp_path / BEST) == 3
+
+    again = resume_from(tmp_path, 'recovery-2-7')
+    assert again.best_epoch is None and epoch_of(tmp_path / BEST) == 2  # the recovery file: nothing else is left
+    again = resume_from(tmp_path, 'milestone-2')
+    assert (again.best_epoch, again.best_metric, epoch_of(tmp_path / BEST)) == (1, 1., 1)
+    again.save_checkpoint(2, 0.5)
+    again.close()
+    assert (again.best_epoch, epoch_of(tmp_path / BEST)) == (1, 1)
+    again.save_checkpoint(3, 2.)
+    again.close()
+    assert (again.best_epoch, epoch_of(tmp_path / BEST)) == (3, 3)
+
+
+def test_the_best_stays_if_the_user_removed_the_other_files(tmp_path):
+    save_all(make_saver(tmp_path), [1., 3., 2.])
+    for path in tmp_path.glob('checkpoint-*'):
+        path.unlink()
+    again = resume_from(tmp_path, 'last')
+    assert (again.best_epoch, again.best_metric, epoch_of(tmp_path / BEST)) == (1, 3., 1)
+
+
+def test_resuming_from_the_best_keeps_each_file_under_its_own_name(tmp_path):
+    """The best before it was epoch 0."""
+    save_all(make_saver(tmp_path, history=3), [1., 3., 2.])
+    again = resume_from(tmp_path, 'model_best', history=3)
+    assert again.best_epoch == 1
+    assert [epoch_of(tmp_path / f'{name}.pth.tar') for name in ('checkpoint-0', 'checkpoint-1', 'model_best')] == [
+        0, 1, 1]
+
+
+def test_the_loss_of_training_is_not_compared_with_that_of_validation(tmp_path):
+    before = make_saver(tmp_path, decreasing=True)
+    before.args, before.metadata = replace(before.args, val_split=''), {'metric_name': 'loss'}
+    save_all(before, [0.1])
+    again = make_saver(tmp_path, decreasing=True)
+    again.metadata = {'metric_name': 'loss'}
+    again.load_state_dict_from_checkpoint(str(tmp_path / LAST))
+    assert again.best_epoch is None
+    again.save_checkpoint(1, 2.)
+    again.close()
+    assert (again.best_epoch, again.best_metric, epoch_of(tmp_path / BEST)) == (1, 2., 1)
 
 
 # Processes that die
