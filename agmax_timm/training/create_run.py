@@ -134,7 +134,7 @@ def create_run(options: TrainOptions, signals: StopSignals, watchdog: Watchdog) 
 
     data = {**compatibility.describe_data(dataset_train, dataset_eval), 'views': views_of(loader_train.dataset)}
     resumed = ResumedRun.read(options, data) if options.resume else ResumedRun()
-    resume_epoch = _resume_weights(training, auto)
+    resume_epoch = _resume_weights(training, auto, resumed.state)
     build.compile_and_distribute(options, task, training.optimizer, device)
     updates_per_epoch = math.ceil(len(loader_train) / options.grad_accum_steps)
     scheduler, num_epochs = optimization.build_scheduler(options, training.optimizer, updates_per_epoch)
@@ -251,8 +251,12 @@ def _describe(
     return metadata
 
 
-def _resume_weights(training: Training, verified: bool) -> int | None:
+def _resume_weights(training: Training, verified: bool, state: dict[str, Any]) -> int | None:
     """Load weights, optimizer and EMA of --resume. The EMA is created after the weights are loaded.
+
+    Args:
+        verified: Whether the checksums of the checkpoint were verified already.
+        state: State in the checkpoint, empty without one.
 
     Returns:
         The next epoch according to the checkpoint, None without a checkpoint.
@@ -263,7 +267,7 @@ def _resume_weights(training: Training, verified: bool) -> int | None:
         restored: dict[str, Any] = {} if options.no_resume_opt else dict(
             optimizer=training.optimizer, scaler=training.precision.scaler)
         resume_epoch = resume(options.resume, task, **restored, verbose=is_primary(), verified=verified)
-    run_folder.check_same_start(options, resume_epoch)
+    run_folder.check_same_start(options, resume_epoch, state)
     optimization.build_ema(options, task)
     if options.resume and options.model_ema:
         load_task_ema_checkpoint(task, options.resume)

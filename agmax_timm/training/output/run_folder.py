@@ -125,17 +125,23 @@ def _lock(folder: str) -> None:
         _locks[folder] = file
 
 
-def check_same_start(options: Run, resume_epoch: int | None) -> None:
+def check_same_start(options: Run, resume_epoch: int | None, state: dict[str, Any]) -> None:
     """Raise OptionError if ranks found different checkpoints, as on machines that do not share the folder.
 
     Args:
         resume_epoch: Next epoch according to the checkpoint of this rank, None without a checkpoint.
+        state: State in the checkpoint, empty without one.
     """
-    epochs = gather_objects(resume_epoch)
-    others = [rank for rank, epoch in enumerate(epochs) if epoch != epochs[0]]
+    position, start = state.get('position', {}), 'finds no checkpoint'
+    if resume_epoch is not None:
+        evaluation = 'the evaluation of ' if position.get('trained') else ''
+        batch = f", batch {position['batch']}" if position.get('batch') else ''
+        branch = f", branch {state['line']}" if state.get('line') else ''
+        start = f'continues with {evaluation}epoch {resume_epoch}{batch}{branch}'
+    starts = gather_objects(start)
+    others = [rank for rank, other in enumerate(starts) if other != starts[0]]
     if others:
-        start = [f'continues with epoch {epoch}' if epoch is not None else 'finds no checkpoint' for epoch in epochs]
-        raise OptionError(f'--resume: rank 0 {start[0]}, rank {others[0]} {start[others[0]]}: give every machine '
+        raise OptionError(f'--resume: rank 0 {starts[0]}, rank {others[0]} {starts[others[0]]}: give every machine '
                           f"the same files, --output '{_parent(options)}' on storage that all of them share")
 
 
@@ -159,7 +165,10 @@ def open_folder(
     name = options.experiment or f'{stamp}-{safe_model_name(options.model)}-{img_size}'
     folder = os.path.join(_parent(options), name)
     with writing(folder):
-        os.makedirs(folder, exist_ok=True)
+        if options.experiment:
+            os.makedirs(folder, exist_ok=True)
+        else:
+            folder = _create_new(folder)
         _lock(folder)
         atomic_write.remove_unfinished(folder)
         log_path = os.path.join(folder, 'train.log')
@@ -168,6 +177,17 @@ def open_folder(
             if restored['rows']:
                 write_summary(summary_path(folder), restored['rows'])
         return folder, log_to_file(log_path)
+
+
+def _create_new(folder: str) -> str:
+    """Create a folder, with a number behind its name if another run has it. Return its path."""
+    path, numbers = folder, count(1)
+    while True:
+        try:
+            os.makedirs(path)
+            return path
+        except FileExistsError:
+            path = f'{folder}-{next(numbers)}'
 
 
 def write_args(folder: str, given: TrainOptions) -> None:

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import time
 from argparse import Namespace
+from datetime import datetime
 
 import pytest
 
@@ -125,6 +126,28 @@ def test_a_second_process_is_refused_in_the_folder(tmp_path):
             os._exit(3 if 'another process trains in' in str(error) else 4)
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 3
+
+
+def test_runs_without_a_name_that_start_in_the_same_second_have_folders_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_folder, 'datetime', Namespace(now=lambda: datetime(2026, 1, 2, 3, 4, 5)))
+    options = Namespace(output=str(tmp_path), experiment='', resume='', model='test_resnet')
+    folders = [run_folder.open_folder(options, 32, {})[0] for _ in range(3)]
+    assert folders == [f'{tmp_path}/20260102-030405-test_resnet-32{end}' for end in ('', '-1', '-2')]
+
+
+@pytest.mark.parametrize('state, words', [
+    ({'position': {'epoch': 3, 'batch': 4, 'trained': False}}, 'continues with epoch 3, batch 4'),
+    ({'position': {'epoch': 3, 'batch': 6, 'trained': True}}, 'continues with the evaluation of epoch 3, batch 6'),
+    ({'position': {'epoch': 3, 'batch': 0, 'trained': False}, 'line': 2}, 'continues with epoch 3, branch 2'),
+])
+def test_ranks_with_other_checkpoints_of_an_epoch_are_refused(monkeypatch, state, words):
+    options, starts = Namespace(output='out'), []
+    monkeypatch.setattr(run_folder, 'gather_objects', lambda start: starts.append(start) or starts)
+    run_folder.check_same_start(options, 3, {'position': {'epoch': 3, 'batch': 0, 'trained': False}, 'line': 0})
+    with pytest.raises(ValueError, match=f'rank 0 continues with epoch 3, rank 1 {words}: give every machine the same'):
+        run_folder.check_same_start(options, 3, state)
+    del starts[0]
+    run_folder.check_same_start(options, 3, state)
 
 
 def test_a_folder_that_cannot_be_written_is_refused_in_one_line(photos, tmp_path, disk, monkeypatch, capsys):
