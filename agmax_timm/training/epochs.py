@@ -76,13 +76,21 @@ class Epochs:
         self.progress_log = log.ProgressLog(
             run.stop_epoch * run.updates_per_epoch, run.done_updates, run.num_epochs, self.primary)
         # The reason, '' if the run has not stopped early.
-        self.stopped = stop_reason(run.options, run.metric_name, self.results)
+        self.stopped = stop_reason(run.options, run.metric_name, self.comparable)
         self.any_left = run.position.epoch < run.stop_epoch and not self.stopped
 
     @property
     def results(self) -> list[dict[str, Any]]:
         """Number, training metrics and validation metrics of each evaluated epoch."""
         return self.run.state.history.results
+
+    @property
+    def comparable(self) -> list[dict[str, Any]]:
+        """The results that have validation metrics if the run has validation data, or else those that have none.
+
+        They differ from all results if a resumed run has another --val-split.
+        """
+        return [result for result in self.results if ('validation' in result) == (self.run.loader_eval is not None)]
 
     def train(self) -> None:
         """Train to the last epoch, or until the run stops early.
@@ -204,7 +212,7 @@ class Epochs:
             with suppress(SaveError):  # it is logged
                 self.checkpoints.finish()
             raise
-        self.stopped = stop_reason(options, run.metric_name, self.results)
+        self.stopped = stop_reason(options, run.metric_name, self.comparable)
 
     def _save_trained(self, epoch: int, losses: RunningLosses, random: dict[str, Any]) -> str:
         """Save an epoch before its evaluation, and return the place in words. All ranks must call it."""

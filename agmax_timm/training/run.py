@@ -88,8 +88,8 @@ def _finish(run: TrainingRun, epochs: Epochs, trackers: Trackers) -> None:
         with log.tolerated(curves):
             log.plot_curves(run_folder.summary_path(output_dir), curves)
     trackers.finish()
-    best = log.best_last(results, run.metric_name, run.decreasing)
-    if epochs.stopped:
+    best = log.best_last(epochs.comparable, run.metric_name, run.decreasing)
+    if epochs.stopped and best:
         best[-1] = {**best[-1], 'early_stop': epochs.stopped}
     print_results(finite(best), run.options.result_json)
     saver.close()

@@ -1,4 +1,4 @@
-"""The end of an epoch: when ranks agree on a signal, and what is waited for before an error."""
+"""The end of an epoch: when ranks agree on a signal, what an error waits for, and when a run stops early."""
 from argparse import Namespace
 
 import pytest
@@ -55,3 +55,16 @@ def test_several_ranks_end_an_evaluation_soon_after_a_signal(epochs, monkeypatch
     with pytest.raises(EvaluationStopped):
         epochs._measure(0)
     assert seen[-1] == stops_at
+
+
+def test_early_stopping_compares_training_losses_only_with_each_other(epochs):
+    """The run had validation data before it was resumed."""
+    vars(epochs.options).update(early_stop=1, early_stop_metric=None, early_stop_min_delta=0.)
+    epochs.checkpoints = Namespace(save_epoch=lambda *args, **metrics: None)
+    epochs.results.append({'epoch': 0, 'train': {'loss': 2.}, 'validation': {'loss': 0.1, 'top1': 9.}})
+    for epoch, loss, expected in ((1, 1., ''), (2, 1.5, 'no better loss than 1 of epoch 1 in 1 evaluation')):
+        epochs._evaluate(epoch, {'loss': loss}, RunningLosses(torch.device('cpu')))
+        assert epochs.stopped == expected
+    assert [result['epoch'] for result in epochs.comparable] == [1, 2]
+    epochs.run.loader_eval = []
+    assert [result['epoch'] for result in epochs.comparable] == [0]
