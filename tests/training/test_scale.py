@@ -120,7 +120,7 @@ def train_share(rank, world_size, two_views, accum_steps, dtype):
     if world_size > 1:
         task.prepare_distributed()
     loader = [share(batch, rank, world_size, 2 if two_views else 1) for batch in make_batches(two_views, dtype)]
-    args = Namespace(agmax=two_views, grad_accum_steps=accum_steps, world_size=world_size,
+    args = Namespace(agmax=two_views, aug_splits=0, grad_accum_steps=accum_steps, world_size=world_size,
                      no_prefetcher=False, channels_last=False, clip_grad=1., clip_mode='norm', log_interval=2,
                      synchronize_step=False)
     step = Step(Training(task, optimizer, args, torch.device('cpu'), Precision()), NoCheck())

@@ -284,7 +284,7 @@ def test_the_device_is_read_only_at_log_intervals(photos, monkeypatch):
         original = getattr(torch.Tensor, name)
         monkeypatch.setattr(torch.Tensor, name, lambda self, *args, _name=name, _original=original, **kwargs: (
             reads.append(_name), _original(self, *args, **kwargs))[1])
-    args = Namespace(agmax=True, grad_accum_steps=1, no_prefetcher=False, channels_last=False,
+    args = Namespace(agmax=True, aug_splits=0, grad_accum_steps=1, no_prefetcher=False, channels_last=False,
                      clip_grad=None, clip_mode='norm', world_size=1, synchronize_step=False, log_interval=4)
     batches = [(torch.randn(8, 3, 32, 32), torch.randint(3, (4,)).repeat(2)) for _ in range(8)]
     task = AgMaxTask(create_model('test_resnet', num_classes=3))

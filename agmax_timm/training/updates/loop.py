@@ -91,7 +91,7 @@ def train_one_epoch(
         done += 1
         step.accumulate(update, input, target, end - update.first_batch, done == end, further)
         for span in (lap, total):
-            span.add(update.losses[-1].images * world_size(), done == end, waited)
+            span.add(update.losses[-1].images * world_size() // max(1, options.aug_splits), done == end, waited)
         if done == end:
             checked, updates = step.make(update), epoch * (updates_per_epoch or num_updates) + index + 1
             _count(step, update, checked, losses, updates)

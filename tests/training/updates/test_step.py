@@ -87,6 +87,18 @@ def test_the_time_of_data_in_the_log_is_that_of_the_loader():
     assert UPDATES * .03 <= total.data_seconds <= total.seconds - UPDATES * .1
 
 
+def test_the_speed_counts_images_and_not_their_versions():
+    """A batch has two augmented versions of 4 images."""
+    model, device = timm.create_model('test_resnet', num_classes=CLASSES), torch.device('cpu')
+    args = Namespace(**{**OPTIONS, 'agmax': False, 'aug_splits': 2})
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.)
+    step = Step(Training(ClassificationTask(model, verbose=False), optimizer, args, device, Precision()), NoCheck())
+    told = []
+    _, rate = loop.train_one_epoch(0, step, [batch() for _ in range(UPDATES)], on_log=told.append)
+    assert told[-1].total.images == UPDATES * IMAGES
+    assert rate == pytest.approx(UPDATES * IMAGES / told[-1].total.seconds, rel=0.5)
+
+
 # No wait for the device
 
 class Copies(TorchDispatchMode):
