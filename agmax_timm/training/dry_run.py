@@ -23,6 +23,7 @@ from ..weights.find import checkpoint_names
 from .checkpoints.manager import most_files
 from .checkpoints.state import Position
 from .create_run import TrainingRun
+from .epochs import prepare_loader
 from .output.run_folder import run_folder
 from .updates.finite_check import CheckResult, FiniteCheck
 from .updates.loop import synchronize, train_one_epoch
@@ -103,7 +104,14 @@ def _batch(options: TrainOptions) -> str:
 
 def time_updates(run: TrainingRun) -> tuple[float, float]:
     """Return seconds per update, and images of all ranks per second, from a few seconds of the next epoch."""
-    options, device, first = run.options, run.device, run.position
+    options, device, epoch = run.options, run.device, run.position.epoch
+    prepare_loader(options, run.loader_train, epoch)
+    first_batch = 0 if run.position.trained else run.position.batch
+    if first_batch and len(run.loader_train) - first_batch <= options.grad_accum_steps:  # at most one update is left
+        for _ in run.loader_train:
+            pass
+        epoch, first_batch = epoch + 1, 0
+        prepare_loader(options, run.loader_train, epoch)
     losses = RunningLosses(device)
     marks = [(time.perf_counter(), 0)]  # after each update: time, and images of this rank so far
 
@@ -121,13 +129,14 @@ def time_updates(run: TrainingRun) -> tuple[float, float]:
     step = Step(run, FiniteCheck(options, device, requests), run.on_broken)
     with suppress(_Enough):
         train_one_epoch(
-            first.epoch, step, run.loader_train, run.scheduler, on_update=on_update, losses=losses,
-            first_batch=0 if first.trained else first.batch, updates_per_epoch=run.updates_per_epoch)
+            epoch, step, run.loader_train, run.scheduler, on_update=on_update, losses=losses, first_batch=first_batch,
+            updates_per_epoch=run.updates_per_epoch)
     synchronize(device)
     updates = len(marks) - 1
     begun, images = marks[1 if updates > 1 else 0]
     seconds = time.perf_counter() - begun
-    return seconds / max(1, updates - 1), (losses.count - images) * world_size() / seconds
+    versions = max(1, options.aug_splits)
+    return seconds / max(1, updates - 1), (losses.count - images) / versions * world_size() / seconds
 
 
 def time_evaluation(run: TrainingRun) -> float:
@@ -145,9 +154,12 @@ def time_evaluation(run: TrainingRun) -> float:
         if batches >= len(loader) or (batches >= EVALUATED and late):
             raise _Enough
 
+    def before_compute() -> None:
+        raise _Enough  # compute() would wait for the other ranks, which may have enough already
+
     with suppress(_Enough):
         evaluate(run.task.get_eval_model(), loader, options, device, run.precision, options.log_interval,
-                 on_batch=on_batch, evaluator=evaluator)
+                 on_batch=on_batch, evaluator=evaluator, before_compute=before_compute)
     if len(marks) > 2:
         del marks[0]
     return (marks[-1] - marks[0]) / max(1, len(marks) - 1) * len(loader)

@@ -17,7 +17,7 @@ from ..options.parsers import TrainOptions
 from ..weights.checkpoint import choose_ema
 from . import dry_run
 from .create_run import TrainingRun, create_run, open_output, warn_of_surprises
-from .epochs import Epochs, prepare_loader
+from .epochs import Epochs
 from .guards.watchdog import Watchdog
 from .output import log, run_folder
 from .output.trackers import Trackers
@@ -51,7 +51,6 @@ def train(
         if options.dry_run:
             if is_primary():
                 warn_of_surprises(run)
-            prepare_loader(options, run.loader_train, run.position.epoch)
             dry_run.print_plan(run)
             return []
         trackers = open_output(run, options) if is_primary() else None

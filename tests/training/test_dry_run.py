@@ -114,11 +114,12 @@ def test_the_largest_number_of_files_equals_that_of_a_saver(epochs, history, mil
     assert most_files(args, range(1, epochs + 1)) == most + 2
 
 
-@pytest.mark.parametrize('durations, made, speed', [
-    ([10., 2., 2.], 3, '2.0 images/s, 2.000 s per update'),  # the whole epoch: it takes less than the limit
-    ([10., 8., 2.], 2, '0.5 images/s, 8.000 s per update'),
+@pytest.mark.parametrize('durations, made, speed, flags', [
+    ([10., 2., 2.], 3, '2.0 images/s, 2.000 s per update', []),  # the whole epoch: it takes less than the limit
+    ([10., 8., 2.], 2, '0.5 images/s, 8.000 s per update', []),
+    ([10., 8., 2.], 2, '0.5 images/s, 8.000 s per update', ['--aug-splits', '2', '--aa', 'rand-m9']),
 ])
-def test_speed_is_measured_after_the_first_update_for_a_few_seconds(plan, monkeypatch, durations, made, speed):
+def test_speed_is_measured_after_the_first_update_for_a_few_seconds(plan, monkeypatch, durations, made, speed, flags):
     clock, updates = [0.], []
 
     class Slow(dry_run.Step):
@@ -129,9 +130,44 @@ def test_speed_is_measured_after_the_first_update_for_a_few_seconds(plan, monkey
 
     monkeypatch.setattr(dry_run, 'Step', Slow)
     monkeypatch.setattr(dry_run, 'time', Namespace(perf_counter=lambda: clock[0]))
-    told = plan()
+    told = plan(*flags)
     assert len(updates) == made and told['speed'] == speed
     assert told['memory'].endswith('GiB of host memory at most, without workers') or 'MiB' in told['memory']
+
+
+def test_a_run_that_resumes_with_one_update_left_is_measured_on_the_next_epoch(plan, photos, tmp_path, monkeypatch):
+    """It was stopped at the last update, or one before, so that the rest of the epoch tells nothing."""
+    flags = ['--recovery-interval', '1', '--val-split', '']
+    training.train(parse_train_args([str(photos), *FLAGS, '--output', str(tmp_path), '--stop-epoch', '1', *flags]))
+    first, train = [], dry_run.train_one_epoch
+
+    def noted(epoch, *args, first_batch, **kwargs):
+        first.append((epoch, first_batch))
+        train(epoch, *args, first_batch=first_batch, **kwargs)
+
+    monkeypatch.setattr(dry_run, 'train_one_epoch', noted)
+    for batch in (2, 1):
+        told = plan('--resume', str(tmp_path / 'run' / f'recovery-0-{batch}.pth.tar'), *flags)
+        assert told['updates'] == f'3 per epoch, {11 - batch} to go' and told['speed'].endswith(' s per update')
+    assert first == [(1, 0), (1, 0)]
+
+
+def test_no_rank_waits_for_others_after_its_share_of_the_evaluation(monkeypatch):
+    """The others may have enough, so that they leave out the metrics."""
+    def evaluate(*args, on_batch, before_compute, **kwargs):
+        on_batch(0)
+        on_batch(1)
+        before_compute()
+        raise AssertionError('ranks wait for each other')
+
+    monkeypatch.setattr(dry_run, 'evaluate', evaluate)
+    monkeypatch.setattr(dry_run, 'evaluation_sample_limit', lambda loader: None)
+    monkeypatch.setattr(dry_run, 'time', Namespace(perf_counter=iter((1., 5., 8.)).__next__))
+    run = Namespace(
+        options=Namespace(log_interval=50, fsdp=False), device=torch.device('cpu'), loader_eval=range(10),
+        precision=None, task=Namespace(create_evaluator=lambda max_samples: None, get_eval_model=lambda: None),
+        checkpoints=Namespace(watchdog=Namespace(beat=lambda: None)))
+    assert dry_run.time_evaluation(run) == 10 * 3., 'the second batch took 3 seconds'
 
 
 def test_memory_is_that_reserved_by_the_allocator(monkeypatch):
