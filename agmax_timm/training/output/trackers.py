@@ -57,7 +57,8 @@ class Trackers:
         self.wandb = _start_wandb(options, os.path.basename(folder)) if options.log_wandb else None
         self.board = None
         if options.log_tensorboard:
-            self.board = _Board(os.path.join(folder, 'tensorboard'), done_updates + shift if same_folder else None)
+            # A folder without a checkpoint may have the values of a process that was killed before its first one.
+            self.board = _Board(os.path.join(folder, 'tensorboard'), done_updates + shift if same_folder else 0)
             for row in rows:
                 if not same_folder or self._end_of(row) >= done_updates + shift:
                     self.board.write(row, self._end_of(row))
@@ -92,10 +93,10 @@ class _Board:
     """TensorBoard files in a folder. A disk error ends the logging, not the run.
 
     Args:
-        purge_step: First step whose earlier values are replaced; None keeps all values.
+        purge_step: First step whose earlier values are replaced.
     """
 
-    def __init__(self, folder: str, purge_step: int | None):
+    def __init__(self, folder: str, purge_step: int):
         from torch.utils.tensorboard import SummaryWriter
         self.folder = folder
         self.writer = None

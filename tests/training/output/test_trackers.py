@@ -1,6 +1,7 @@
 """TensorBoard gets the values of summary.csv and of the log once, after any number of interruptions."""
 import csv
 import sys
+from argparse import Namespace
 from types import ModuleType
 
 import pytest
@@ -9,6 +10,7 @@ from agmax_timm.base.errors import OptionError
 from agmax_timm.base.signals import Interrupted
 from agmax_timm.options.parse import parse_train_args
 from agmax_timm.training import run as training
+from agmax_timm.training.output.trackers import Trackers
 from tests.helpers.exact import FLAGS, StopAfter
 
 UPDATES = 6  # an epoch
@@ -114,6 +116,16 @@ def test_the_steps_continue_after_a_resume_with_another_number_of_updates_per_ep
     other = run('other', '--epochs', '4', '-b', '4', '--resume', str(folder / 'last.pth.tar'))
     shown = board.shown[str(other / 'tensorboard')]
     assert sorted(step for name, step in shown if name == 'eval_loss') == [3, 6, 9, 12]
+
+
+def test_values_of_a_process_that_was_killed_before_its_first_checkpoint_are_dropped(board, tmp_path):
+    options = Namespace(log_tensorboard=True, log_wandb=False)
+    values = board.shown.setdefault(str(tmp_path / 'tensorboard'), {})
+    for updates in (3, 1):
+        trackers = Trackers(options, str(tmp_path), UPDATES, 0, [], same_folder=False)
+        for index in range(updates):
+            trackers.update(Namespace(last={'loss': 1. / updates}, epoch=0, update_index=index))
+    assert values == {('update_loss', 0): 1.}
 
 
 def test_a_full_disk_does_not_end_the_run(run, board, monkeypatch, caplog):
