@@ -22,7 +22,6 @@ from ...data.resumption.position import to_random_state, to_tensors
 from ..updates.losses import RunningLosses
 from ..updates.step import Training
 
-_FORMAT = 1
 _logger = logging.getLogger('train')
 
 
@@ -90,7 +89,6 @@ class RunState:
         if rank() != 0:
             return None
         return {
-            'format': _FORMAT,
             'position': vars(position).copy(),
             'ranks': ranks,
             'lr': [group['lr'] for group in self.training.optimizer.param_groups],
