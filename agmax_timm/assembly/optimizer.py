@@ -12,6 +12,7 @@ from timm.task import TrainingTask
 from ..base.distributed import is_distributed, is_primary, world_size
 from ..base.errors import OptionError
 from ..base.text import one_line
+from ..options.checks import ranking_metric
 from ..options.parsers import TrainOptions
 from ..options.timm_names import REFUSED
 
@@ -76,7 +77,7 @@ def build_scheduler(options: TrainOptions, optimizer: torch.optim.Optimizer, upd
     try:
         return create_scheduler_v2(
             optimizer,
-            **scheduler_kwargs(options, decreasing_metric=options.eval_metric == 'loss'),
+            **scheduler_kwargs(options, decreasing_metric=ranking_metric(options) == 'loss'),
             updates_per_epoch=updates_per_epoch,
         )
     except REFUSED as error:

@@ -65,6 +65,11 @@ def loss_name(options: TrainOptions) -> str:
     return options.loss or ('bce' if options.task == 'multilabel' else 'ce')
 
 
+def ranking_metric(options: TrainOptions) -> str:
+    """Return the metric that ranks the checkpoints, and that a plateau schedule follows."""
+    return options.eval_metric if options.val_split else 'loss'
+
+
 def mixing(options: Mixing) -> bool:
     """Whether the options ask for MixUp or CutMix."""
     return options.mixup > 0. or options.cutmix > 0. or options.cutmix_minmax is not None

@@ -23,6 +23,7 @@ from ..data.backend import views_of
 from ..data.resumption.loader import make_resumable
 from ..data.sources.classes import class_names, class_to_idx
 from ..options import timm_names
+from ..options.checks import ranking_metric
 from ..options.declare import values
 from ..options.parsers import TrainOptions
 from ..options.run import Hub
@@ -125,7 +126,7 @@ def create_run(options: TrainOptions, signals: StopSignals, watchdog: Watchdog) 
             options, dataset_eval, data_config, device, precision, options.validation_batch_size or options.batch_size,
             patch_size)
     warn_of_other_classes(options, model, dataset_train)
-    metadata = _describe(options, model, data_config, dataset_train, loader_eval)
+    metadata = _describe(options, model, data_config, dataset_train)
     if options.torchscript:
         model = build.script_model(options, model)
     task = build_task(options, model, device, precision, dataset_train)
@@ -223,7 +224,6 @@ def _describe(
         model: torch.nn.Module,
         data_config: dict[str, Any],
         dataset: Dataset,
-        loader_eval: Any,
 ) -> dict[str, Any]:
     """Return the metadata of the checkpoints. The first rank tries --push-to-hub and --report with the untrained model.
 
@@ -231,7 +231,7 @@ def _describe(
         OptionError: One of them would fail with this model at the end of the run.
     """
     metadata = make_metadata(
-        model, options.model, data_config, class_names(dataset), 'loss' if loader_eval is None else options.eval_metric,
+        model, options.model, data_config, class_names(dataset), ranking_metric(options),
         class_to_idx(dataset) if options.class_map else None, find_base(options, model) if is_primary() else None)
     if not is_primary():
         return metadata
@@ -295,5 +295,5 @@ def _restore(
         resumed.keep_history(state, position)
     done_updates = position.updates(updates_per_epoch, options.grad_accum_steps)
     state.start_schedule(
-        position.epoch, done_updates, resumed.state if resumed.exact and resumed.same_schedule else None)
+        position.epoch, done_updates, resumed.state['lr'] if resumed.exact and resumed.same_schedule else None)
     return position, losses, done_updates

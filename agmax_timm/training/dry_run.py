@@ -177,7 +177,8 @@ def _rates(run: TrainingRun) -> str:
     if scheduler is None:
         return f'{mean_lr(run.optimizer):.3g} throughout'
     if options.sched == 'plateau':
-        return f'plateau, {mean_lr(run.optimizer):.3g} until --eval-metric gets no better'
+        return (f'plateau, {mean_lr(run.optimizer):.3g} in epoch {run.position.epoch}, lower if {run.metric_name} gets '
+                'no better')
     first, last = run.position.epoch, max(run.position.epoch, run.stop_epoch - 1)
     rates = {}
     for epoch in sorted({*range(first, last, max(1, (last - first) // 1000)), last}):

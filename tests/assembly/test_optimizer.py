@@ -1,4 +1,4 @@
-"""Learning rate and EMA from the options."""
+"""Learning rate, EMA and schedule from the options."""
 import math
 from argparse import Namespace
 
@@ -7,6 +7,8 @@ import torch
 
 from agmax_timm.assembly import optimizer
 from agmax_timm.options.parse import parse_train_args
+
+SEVERAL = '--task multilabel --num-classes 3 --dataset hfds/x'
 
 
 @pytest.mark.parametrize('flags, batch_size, lr', [
@@ -30,3 +32,18 @@ def test_the_average_has_the_settings_of_its_options(flags, expected):
     task = Namespace(setup_ema=lambda **kwargs: made.append(kwargs))
     optimizer.build_ema(parse_train_args(['DIR', *flags.split()]), task)
     assert made == expected
+
+
+@pytest.mark.parametrize('flags, rises', [
+    ('', True), ('--eval-metric loss', False), ('--val-split=', False), (SEVERAL, True),
+    (f'{SEVERAL} --val-split=', False)])
+def test_a_plateau_schedule_keeps_its_rate_while_the_metric_gets_better(flags, rises):
+    """The metric is that of the validation data; without them, it is the loss of training."""
+    words = f'DIR --sched plateau --patience-epochs 0 --warmup-epochs 0 {flags}'
+    options = parse_train_args(words.split())
+    for better in (True, False):
+        sgd = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+        scheduler, _ = optimizer.build_scheduler(options, sgd, 1)
+        for epoch in range(1, 5):
+            scheduler.step(epoch, 50. + (epoch if better is rises else -epoch))
+        assert sgd.param_groups[0]['lr'] == pytest.approx(0.1 if better else 1e-4)

@@ -76,6 +76,12 @@ def test_accumulation_warm_up_and_missing_validation_are_considered(plan, at_two
     assert told['learning rate'] == f'cosine, 0.01 in epoch 0, 0.03 in epoch 1, {last:.3g} in epoch 2'
 
 
+@pytest.mark.parametrize('flags, metric', [((), 'top1'), (('--val-split', ''), 'loss')])
+def test_the_rate_of_a_plateau_schedule_depends_on_the_metric(plan, at_two_seconds, flags, metric):
+    told = plan('--sched', 'plateau', '--warmup-epochs', '2', '--warmup-lr', '0.01', *flags)
+    assert told['learning rate'] == f'plateau, 0.01 in epoch 0, lower if {metric} gets no better'
+
+
 def test_parameters_and_disk_use_equal_those_of_the_run(plan, photos, tmp_path, monkeypatch, caplog):
     flags = ['--agmax', '--opt', 'adamw', '--model-ema']
     told = plan(*flags)

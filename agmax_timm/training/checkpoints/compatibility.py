@@ -43,10 +43,8 @@ def compare_options(options: TrainOptions, saved: dict[str, Any], within_epoch: 
         if within_epoch and (rule == 'refused within epoch' or name in sized_by_epochs):
             raise OptionError(f"--resume '{options.resume}' is within an epoch, and its rest would change with "
                               f'{flag_of(name)} {change}: keep the old value, or use a checkpoint of a complete epoch')
-    # A plateau schedule follows a metric, so its length does not matter.
-    unaffected = {'epochs', 'cooldown_epochs'} if options.sched == 'plateau' else set()
-    rescheduled = {name for name in changes if known[name].resume == 'schedule'} - unaffected
-    return [f'{flag_of(name)} {change}' for name, change in changes.items()], not rescheduled
+    same_schedule = all(known[name].resume != 'schedule' for name in changes)
+    return [f'{flag_of(name)} {change}' for name, change in changes.items()], same_schedule
 
 
 def describe_data(train: Dataset, validation: Dataset | None) -> dict[str, Any]:

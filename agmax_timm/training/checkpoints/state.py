@@ -19,6 +19,7 @@ from ...base.errors import CheckpointError
 from ...base.random_state import fits_generator, is_of_device, set_random_state
 from ...data.resumption.loader import ResumableLoader, start_workers
 from ...data.resumption.position import to_random_state, to_tensors
+from ...options.checks import ranking_metric
 from ..updates.losses import RunningLosses
 from ..updates.step import Training
 
@@ -92,7 +93,6 @@ class RunState:
             'position': vars(position).copy(),
             'ranks': ranks,
             'lr': [group['lr'] for group in self.training.optimizer.param_groups],
-            'scheduler': _scheduler_state(self.scheduler),
             'generators': {name: _generator_states(owner) for name, owner, _ in self._owners()},
             'rows': [dict(row) for row in self.history.rows],
             'results': list(self.history.results),
@@ -145,19 +145,25 @@ class RunState:
             _warn_of_differences(changed, left_out)
         return position, self._losses(ranks, mine, same_ranks)
 
-    def start_schedule(self, epoch: int, done_updates: int, saved: dict[str, Any] | None) -> None:
+    def start_schedule(self, epoch: int, done_updates: int, saved: list[float] | None) -> None:
         """Set the learning rates at a position.
 
+        A plateau schedule is given the metrics of all earlier epochs, so its options and --eval-metric may change.
+
         Args:
-            saved: State whose learning rates are restored; None if the options of the schedule changed.
+            saved: Learning rates in the checkpoint; None if the options of the schedule changed.
         """
-        if self.scheduler is not None and self.training.options.sched_on_updates and done_updates:
-            self.scheduler.step_update(done_updates)
-        elif self.scheduler is not None and not self.training.options.sched_on_updates and epoch:
-            self.scheduler.step(epoch)
-        if saved is not None:
-            _load_scheduler_state(self.scheduler, saved['scheduler'])
-            for group, lr in zip(self.training.optimizer.param_groups, saved['lr']):
+        options, scheduler = self.training.options, self.scheduler
+        if scheduler is None:
+            return
+        if options.sched_on_updates and done_updates:
+            scheduler.step_update(done_updates)
+        split, metric = 'validation' if options.val_split else 'train', ranking_metric(options)
+        metrics = {result['epoch']: result.get(split, {}).get(metric) for result in self.history.results}
+        for done in range(epoch):
+            scheduler.step(done + 1, metrics.get(done))
+        if saved is not None and options.sched != 'plateau':  # updates that were left out did not advance the schedule
+            for group, lr in zip(self.training.optimizer.param_groups, saved):
                 group['lr'] = lr
 
     def _load_generators(self, states: dict[str, Any], random: dict[str, Any]) -> list[str]:
@@ -237,19 +243,3 @@ def _load_generator_state(owner: Any, name: str, saved: Any, device: torch.devic
             setattr(owner, name, generator)
             return True
     return False
-
-
-def _scheduler_state(scheduler: Any) -> dict[str, Any]:
-    """Return the state of a plateau schedule, of which timm saves a part. Other schedules follow from the position."""
-    inner = getattr(scheduler, 'lr_scheduler', None)
-    if inner is None:
-        return {}
-    plain = {name: value for name, value in inner.state_dict().items()
-             if isinstance(value, (int, float, str, list)) or value is None}
-    return {'inner': plain, 'restore_lr': scheduler.restore_lr}
-
-
-def _load_scheduler_state(scheduler: Any, state: dict[str, Any]) -> None:
-    if state and hasattr(scheduler, 'lr_scheduler'):
-        scheduler.lr_scheduler.load_state_dict(state['inner'])
-        scheduler.restore_lr = state['restore_lr']

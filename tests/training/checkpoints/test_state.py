@@ -1,17 +1,20 @@
-"""What a state restores on another number of ranks or with another batch size: random states and mean losses."""
+"""What a state restores after a change of ranks, batch size or schedule: random states, mean losses, learning rates."""
 from argparse import Namespace
 
 import pytest
 import torch
+from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 from timm.task import ClassificationTask
 from timm.utils import random_seed
 from torch.utils.data import DataLoader, TensorDataset
 
 from agmax_timm.assembly.model import Precision
+from agmax_timm.assembly.optimizer import build_scheduler
 from agmax_timm.base.random_state import get_random_state
 from agmax_timm.data.resumption.loader import ResumableLoader
+from agmax_timm.options.parse import parse_train_args
 from agmax_timm.training.checkpoints import state as states
-from agmax_timm.training.checkpoints.state import Position, RunState
+from agmax_timm.training.checkpoints.state import History, Position, RunState
 from agmax_timm.training.updates.losses import BatchLosses, RunningLosses
 from agmax_timm.training.updates.step import Training
 
@@ -93,3 +96,51 @@ def test_the_end_of_an_epoch_is_a_position_of_the_present_loader(create):
 def test_updates_before_a_position(position, updates):
     """An epoch of 7 batches has 4 updates of 2 batches, the last one of one batch."""
     assert position.updates(4, 2) == updates
+
+
+# Top-1 gets better only in the third epoch, the loss until the fifth. The second epoch is not evaluated.
+METRICS = {1: dict(top1=50., loss=3.), 3: dict(top1=60., loss=2.), 4: dict(top1=60., loss=1.),
+           5: dict(top1=55., loss=0.5), 6: dict(top1=40., loss=0.6), 7: dict(top1=30., loss=0.7)}
+PLATEAU = 'DIR --sched plateau --lr 0.1 --warmup-epochs 2 --patience-epochs 0 --epochs 9'.split()
+
+
+def two_groups():
+    """An optimizer with the groups of --layer-decay 0.5."""
+    return torch.optim.SGD([dict(params=[torch.nn.Parameter(torch.zeros(1))], lr_scale=s) for s in (1., 0.5)], lr=0.1)
+
+
+def rates_of(optimizer):
+    return [group['lr'] for group in optimizer.param_groups]
+
+
+def resumed_rates(options, epoch, results, saved=None):
+    """The learning rates with which a run continues before an epoch."""
+    optimizer = two_groups()
+    training = Training(ClassificationTask(torch.nn.Linear(1, 2), verbose=False), optimizer, options, CPU, Precision())
+    scheduler, _ = build_scheduler(options, optimizer, 4)
+    RunState(training, None, None, scheduler, History(results=results)).start_schedule(epoch, 4 * epoch, saved)
+    return rates_of(optimizer)
+
+
+@pytest.mark.parametrize('flags, split, metric', [
+    ([], 'validation', 'top1'), (['--lr-noise', '0.3', '--decay-rate', '0.5'], 'validation', 'top1'),
+    (['--eval-metric', 'loss'], 'validation', 'loss'), (['--val-split', ''], 'train', 'loss')])
+def test_a_plateau_schedule_continues_as_if_its_options_were_those_of_all_epochs(flags, split, metric):
+    """The oracle is timm's scheduler in an uninterrupted run. The checkpoint is of a run with other options."""
+    options = parse_train_args([*PLATEAU, *flags])
+    results = [{'epoch': done - 1, split: metrics} for done, metrics in METRICS.items()]
+    optimizer = two_groups()
+    scheduler, _ = create_scheduler_v2(optimizer, **scheduler_kwargs(options, decreasing_metric=metric == 'loss'))
+    for epoch in range(8):
+        if epoch:
+            scheduler.step(epoch, METRICS.get(epoch, {}).get(metric))
+        for saved in (None, [7., 7.]):
+            earlier = [result for result in results if result['epoch'] < epoch]
+            assert resumed_rates(options, epoch, earlier, saved) == rates_of(optimizer)
+    assert max(rates_of(optimizer)) < 0.1
+
+
+@pytest.mark.parametrize('epoch', [2, 3, 20])
+def test_a_plateau_schedule_without_earlier_metrics_starts_with_the_learning_rate(epoch):
+    """As after a checkpoint of timm's script. With timm's scheduler alone, --warmup-lr would stay."""
+    assert resumed_rates(parse_train_args(PLATEAU), epoch, []) == pytest.approx([0.1, 0.05])
