@@ -13,7 +13,7 @@ from ..base.command_line import flag_of
 from ..base.errors import OptionError
 from ..base.text_file import without_mark
 from ..data.loading.balance import labels_of
-from ..options.checks import loss_name, mixing
+from ..options.checks import mixing, pos_weight
 from ..options.model import Model
 from ..options.parsers import TrainOptions
 
@@ -55,20 +55,17 @@ def read_class_stats(options: TrainOptions, dataset: Any) -> Stats | None:
 
 
 def class_weights(options: TrainOptions, kind: str, stats: Stats | None) -> Any:
-    """Return the weights that --loss-class-weight or --loss-pos-weight asks for: one number, one per class, or None.
+    """Return the weights that the options ask for: one number, one for each class, or None.
 
     Args:
         kind: 'class_weight' or 'pos_weight'.
 
     Raises:
-        OptionError: The value is no weight, does not fit the classes, or the loss has no such weights.
+        OptionError: The value is no weight, or does not fit the classes.
     """
-    value, flag, name = getattr(options, f'loss_{kind}'), flag_of(f'loss_{kind}'), loss_name(options)
-    losses = ('bce',) if kind == 'pos_weight' else ('ce', 'bce')
-    if options.task == 'multilabel':
-        losses = ('bce', 'asl')
-    if value and name not in losses:
-        raise OptionError(f"{flag} '{value}' is not for --loss {name}: drop it, or use --loss {' or '.join(losses)}")
+    value, flag = options.loss_class_weight, flag_of(f'loss_{kind}')
+    if kind == 'pos_weight':
+        value = pos_weight(options)
     if value in (*BY_FREQUENCY, 'neg_pos') and stats is None:
         raise OptionError(f"{flag} '{value}' needs the number of images of each class: add --class-stats auto, or a "
                           'file')

@@ -98,9 +98,9 @@ def build_criterion(options: TrainOptions, dataset: Any = None) -> nn.Module:
             soft_targets=mixing(options),
             jsd_splits=options.aug_splits,
             **weights,
-            **picked(options, 'bce_target_thresh', 'bce_sum', 'asl_gamma_pos', 'asl_gamma_neg', 'asl_clip',
-                          'poly_epsilon', 'poly_gamma', 'poly_alpha', 'twoway_tp', 'twoway_tn', 'db_neg_scale',
-                          'db_init_bias', 'db_focal_gamma'),
+            **(picked(options, 'bce_target_thresh', 'bce_sum') if name == 'bce' else {}),
+            **picked(options, 'asl_gamma_pos', 'asl_gamma_neg', 'asl_clip', 'poly_epsilon', 'poly_gamma', 'poly_alpha',
+                     'twoway_tp', 'twoway_tn', 'db_neg_scale', 'db_init_bias', 'db_focal_gamma'),
         )
     except (ValueError, OSError) as error:
         raise OptionError(f'--loss {name}: {error}') from error

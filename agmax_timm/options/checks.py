@@ -37,12 +37,8 @@ def resolve_defaults(options: TrainOptions) -> TrainOptions:
     """Return the options with the values that follow from other options. Those that the user gave stay."""
     defaults = defaults_by_method(options.task, options.agmax or remembers(options))
     resolved = {name: value for name, value in defaults.items() if name not in options.given}
-    if options.loss is None and (options.jsd_loss or options.bce_loss):
-        resolved['loss'] = 'jsd' if options.jsd_loss else 'bce'
     if share_of(options.val_split) is not None and options.val_split_seed is None:
         resolved['val_split_seed'] = options.seed
-    if options.bce_pos_weight is not None and not options.loss_pos_weight:
-        resolved['loss_pos_weight'] = str(options.bce_pos_weight)
     return replace(options, **resolved)
 
 
@@ -61,8 +57,23 @@ def check_validate_args(options: ValidateOptions) -> Iterator[str]:
 
 
 def loss_name(options: TrainOptions) -> str:
-    """Return the name of the loss. The default of --loss depends on the task."""
-    return options.loss or ('bce' if options.task == 'multilabel' else 'ce')
+    """Return the name of the loss. Without --loss, it follows from other options."""
+    if options.loss:
+        return options.loss
+    if options.jsd_loss:
+        return 'jsd'
+    return 'bce' if options.bce_loss or options.task == 'multilabel' else 'ce'
+
+
+def pos_weight(options: TrainOptions) -> str:
+    """Return the weight of positive targets, of --loss-pos-weight or --bce-pos-weight; '' for none."""
+    value = options.loss_pos_weight or options.bce_pos_weight
+    return str(value) if value and takes_pos_weight(options) else ''
+
+
+def takes_pos_weight(options: TrainOptions) -> bool:
+    """Whether the loss takes a weight of positive targets."""
+    return loss_name(options) in _WEIGHTED[options.task]['loss_pos_weight']
 
 
 def ranking_metric(options: TrainOptions) -> str:
@@ -112,12 +123,12 @@ def _check_augmentation(options: TrainOptions) -> Iterator[str]:
 def _check_task(options: TrainOptions) -> Iterator[str]:
     yield from _check_targets(options)
     for flag, name in (('--bce-loss', 'bce'), ('--jsd-loss', 'jsd')):
-        if getattr(options, f'{name}_loss') and options.loss != name:
-            yield f'{flag} is --loss {name}, got --loss {options.loss}: drop one of them'
+        if getattr(options, f'{name}_loss') and loss_name(options) != name:
+            yield f'{flag} is --loss {name}, got --loss {loss_name(options)}: drop one of them'
     yield from _check_loss(options)
     if options.class_stats == 'auto':
         yield from needs_classes(options, '--class-stats auto')
-    if options.loss == 'jsd' and options.aug_splits < 2:
+    if loss_name(options) == 'jsd' and options.aug_splits < 2:
         yield '--jsd-loss compares augmentation splits: add --aug-splits 2 or more'
     names = METRICS[options.task] if options.val_split else ('loss',)
     if options.val_split and options.eval_metric not in names:
@@ -138,23 +149,34 @@ _LOSSES = {
     'multilabel': ('bce', 'asl', 'poly', 'twoway', 'zlpr', 'db'),
 }
 _HARD_TARGETS = {'classification': ('asl',), 'multilabel': ('twoway', 'zlpr')}
+# Losses that take weights, by task. With one class per image, class_weights.py adds them to ce.
+_WEIGHTED: dict[str, dict[str, tuple[str, ...]]] = {
+    'classification': {'loss_class_weight': ('ce', 'bce'), 'loss_pos_weight': ('bce',)},
+    'multilabel': {'loss_class_weight': ('bce', 'asl'), 'loss_pos_weight': ('bce', 'asl')},
+}
 
 
 def _check_loss(options: TrainOptions) -> Iterator[str]:
-    """Yield a line for targets that the loss does not take. timm refuses them when it makes the loss."""
-    if options.loss is None:
-        return
-    if options.loss not in _LOSSES[options.task]:
-        yield f"--loss {options.loss} is not for --task {options.task}: use one of {', '.join(_LOSSES[options.task])}"
-    if options.loss in _HARD_TARGETS[options.task]:
+    """Yield a line for targets and options that the loss does not take. timm refuses them when it makes the loss."""
+    loss, task = loss_name(options), options.task
+    if loss not in _LOSSES[task]:
+        yield f"--loss {loss} is not for --task {task}: use one of {', '.join(_LOSSES[task])}"
+    for name, losses in _WEIGHTED[task].items():
+        value = getattr(options, name)
+        if value and loss not in losses:
+            yield f"{flag_of(name)} '{value}' is not for --loss {loss}: drop it, or use --loss {' or '.join(losses)}"
+    for name, default in (('poly_gamma', 0.), ('poly_alpha', None)):
+        if getattr(options, name) != default and loss == 'poly' and task != 'multilabel':
+            yield f'{flag_of(name)} is for --task multilabel: drop it'
+    if loss in _HARD_TARGETS[task]:
         softening = {'mixup': options.mixup, 'cutmix': options.cutmix, 'cutmix_minmax': options.cutmix_minmax}
-        if options.task == 'multilabel':  # asl of one class per image applies --smoothing to hard targets itself
+        if task == 'multilabel':  # asl of one class per image applies --smoothing to hard targets itself
             softening['smoothing'] = options.smoothing
         for name, value in softening.items():
             if value:
-                yield (f'{flag_of(name)} gives soft targets, --loss {options.loss} only takes hard ones: drop it, or '
+                yield (f'{flag_of(name)} gives soft targets, --loss {loss} only takes hard ones: drop it, or '
                        'use --loss bce')
-    if options.loss == 'db' and not options.class_stats:
+    if loss == 'db' and not options.class_stats:
         yield '--loss db needs the number of images of each class: add --class-stats FILE'
 
 

@@ -29,7 +29,7 @@ class Loss:
         metavar='T', check=from_to_below(0, 1))
     bce_pos_weight: float | None = option(
         None, 'weight of positive targets in bce (default: 1)',
-        metavar='W', check=above(0))
+        metavar='W', check=above(0), unless='loss_pos_weight')
     asl_gamma_pos: float = option(1.0, 'focusing parameter of positive targets in asl',
         metavar='G', check=at_least(0), needs='loss asl')
     asl_gamma_neg: float = option(4.0, 'focusing parameter of negative targets in asl',

@@ -12,7 +12,7 @@ from typing import Any, Generic, TypeVar
 
 from ..base.command_line import Parser, flag_of
 from ..base.image_modes import timm_policy
-from .checks import loss_name, mixing
+from .checks import loss_name, mixing, takes_pos_weight
 from .data_kinds import kind_of
 from .declare import declared, has_effect
 from .loss import Loss
@@ -103,6 +103,8 @@ _TRAINING: tuple[Idle[TrainOptions], ...] = (
     # task and loss
     Idle(('multilabel_threshold',), lambda o: o.task != 'multilabel', 'without --task multilabel'),
     Idle(('asl_gamma_neg',), lambda o: o.task != 'multilabel' and not o.smoothing, 'with --smoothing 0'),
+    Idle(('bce_sum', 'bce_target_thresh'), lambda o: loss_name(o) != 'bce', 'without --loss bce'),
+    Idle(('bce_pos_weight',), lambda o: not takes_pos_weight(o), 'without --loss bce'),
     Idle(('class_stats',), lambda o: loss_name(o) != 'db' and not _by_frequency(
         o, 'inv_freq', 'effective_num', 'neg_pos'), 'without --loss db or a weight of the loss by frequency'),
     Idle(('loss_weight_power',), lambda o: not _by_frequency(o, 'inv_freq', 'neg_pos'),

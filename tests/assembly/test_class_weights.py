@@ -124,8 +124,6 @@ def test_weights_given_by_the_user_are_used_unchanged(train_set, value, weights,
 @pytest.mark.parametrize('argv, words', [
     (['--loss-class-weight', 'inv_freq'], ["--loss-class-weight 'inv_freq'", '--class-stats auto']),
     (['--num-classes', '2', *AUTO], ['--class-stats', '3 entries', '2 classes']),
-    (['--loss', 'poly', *AUTO], ["--loss-class-weight 'inv_freq' is not for --loss poly", 'use --loss ce or bce']),
-    (['--loss-pos-weight', '2'], ["--loss-pos-weight '2' is not for --loss ce", 'use --loss bce']),
     (['--loss-class-weight', 'freq'], ["--loss-class-weight 'freq': ", 'give inv_freq or effective_num, a number']),
     (['--loss-class-weight', '1,-2,3'], ["--loss-class-weight '1,-2,3': ", 'give inv_freq or']),
     (['--loss', 'bce', '--loss-pos-weight', 'inv_freq', *AUTO[:2]],

@@ -121,7 +121,6 @@ def test_losses_equal_those_of_timm(tmp_path):
 
 
 @pytest.mark.parametrize('argv, words', [
-    ('--bce-sum', ['--loss ce', 'bce']),
     ('--loss-class-weight 1,2', ['--loss-class-weight', '2 entries', '3 classes']),
     ('--loss-class-weight nowhere.json', ['nowhere.json']),
     ('--loss bce --loss-pos-weight neg_pos', ["--loss-pos-weight 'neg_pos'", '--class-stats auto']),

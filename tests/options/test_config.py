@@ -6,7 +6,9 @@ import pytest
 import yaml
 from timm.loss import LOSS_TYPES, create_classification_loss
 
+from agmax_timm.assembly.objective import build_criterion
 from agmax_timm.options.changed_options import train_command
+from agmax_timm.options.checks import loss_name
 from agmax_timm.options.declare import EVALUATION, RECIPE, RESUME, declared, problems, values
 from agmax_timm.options.former_names import FORMER
 from agmax_timm.options.parse import given_options, parse_train_args, parse_validate_args
@@ -156,6 +158,10 @@ def test_a_missing_file_is_refused_in_one_line(capsys):
     ('--loss asl --mixup 0.2', ['--mixup gives soft targets', '--loss asl']),
     ('--loss asl --cutmix-minmax 0.2 0.8', ['--cutmix-minmax gives soft targets', '--loss asl']),
     ('--loss zlpr', ['--loss zlpr', '--task classification', 'ce, bce, asl, poly, jsd']),
+    ('--loss poly --loss-class-weight inv_freq', ["--loss-class-weight 'inv_freq' is not for --loss poly"]),
+    ('--loss-pos-weight 2', ["--loss-pos-weight '2' is not for --loss ce", 'use --loss bce']),
+    ('--loss poly --poly-gamma 1', ['--poly-gamma is for --task multilabel']),
+    ('--loss poly --poly-alpha 0', ['--poly-alpha is for --task multilabel']),
     ('--split-bn', ['--split-bn', '--aug-splits']),
     ('--split-bn --resplit --sync-bn', ['--split-bn', '--sync-bn']),
     ('--train-img-sizes 24 32 --train-batch-sizes 8', ['--train-batch-sizes', '2 --train-img-sizes', 'got 1']),
@@ -253,12 +259,24 @@ def test_losses_are_refused_if_timm_refuses_them(capsys, tmp_path, task, soft):
 
 
 def test_flags_of_losses_set_the_name_of_the_loss():
-    assert parse_train_args(['data', '--bce-loss', '--bce-pos-weight', '2']).loss == 'bce'
-    assert parse_train_args(['data', '--bce-loss', '--bce-pos-weight', '2']).loss_pos_weight == '2.0'
-    assert parse_train_args(['data', '--jsd-loss', '--aug-splits', '3']).loss == 'jsd'
-    several = ['data', '--task', 'multilabel', '--num-classes', '3', '--dataset', 'hfds/x']
+    for flags, name in (([], 'ce'), (['--bce-loss'], 'bce'), (['--jsd-loss', '--aug-splits', '3'], 'jsd'),
+                        (['--loss', 'asl'], 'asl'), (SEVERAL, 'bce'), ([*SEVERAL, '--loss', 'asl'], 'asl')):
+        assert loss_name(parse_train_args(['data', *flags])) == name
+    several = ['data', *SEVERAL]
     assert vars(parse_train_args(several)).items() >= dict(eval_metric='map', smoothing=0.).items()
     assert parse_train_args([*several, '--smoothing', '0.1']).smoothing == 0.1
+
+
+@pytest.mark.parametrize('text, flags, expected', [
+    ('', [], ('bce', 2.)), ('bce_loss: false', [], ('ce', None)), ('loss: poly\nbce_loss: false', [], ('poly', None)),
+    ('', ['--bce-pos-weight', '3'], ('bce', 3.)), ('', ['--loss-pos-weight', '4'], ('bce', 4.)),
+])
+def test_a_file_of_all_options_can_be_overridden_in_the_loss(config, text, flags, expected):
+    """args.yaml has the options that the user gave, not the loss that follows from them."""
+    first = parse_train_args(['data', '--num-classes', '2', '--bce-loss', '--bce-pos-weight', '2'])
+    options = parse_train_args(['-c', config(yaml.safe_dump(values(first))), '-c', config(text, 'later.yaml'), *flags])
+    weight = getattr(build_criterion(options), 'pos_weight', None)
+    assert (loss_name(options), weight if weight is None else weight.item()) == expected
 
 
 @pytest.mark.parametrize('argv, text, smoothing', [
@@ -356,7 +374,7 @@ def test_recovery_intervals_are_updates_or_seconds(config):
     ('native_amp: false\namp: true', dict(amp=True), 'False has no effect: today it is --amp'),
     ('native_amp: true\namp: false', dict(amp=False), 'True has no effect'),
     ('amp_impl: native', dict(amp=False), "'native' has no effect: today it is --amp"),
-    ('jsd: true\naug_splits: 3', dict(jsd_loss=True, loss='jsd'), 'read as jsd_loss'),
+    ('jsd: true\naug_splits: 3', dict(jsd_loss=True), 'read as jsd_loss'),
     ('jsd: false', dict(jsd_loss=False), 'False has no effect: today it is --jsd-loss'),
     ('bn_tf: true\nbn_eps: 1e-4', dict(bn_momentum=0.01, bn_eps=1e-4), 'read as bn_momentum: 0.01'),
     ('milestones: [3, 5]\nsched: multistep', dict(decay_milestones=[3, 5]), 'read as decay_milestones: [3, 5]'),

@@ -63,6 +63,10 @@ TRAINING = [
     ('--naflex-loss-scale none', '--naflex-loss-scale', 'without --naflex-loader'),
     ('--multilabel-threshold 0.4', '--multilabel-threshold', 'without --task multilabel'),
     ('--agmax --agmax-loss kl --agmax-divergence-weight 2', '--agmax-divergence-weight', 'without --agmax-loss mi'),
+    ('--bce-sum', '--bce-sum', 'without --loss bce'),
+    ('--loss poly --bce-target-thresh 0.2', '--bce-target-thresh', 'without --loss bce'),
+    ('--bce-pos-weight 2', '--bce-pos-weight', 'without --loss bce'),
+    ('--bce-loss --bce-pos-weight 2 --loss-pos-weight 3', '--bce-pos-weight', 'with --loss-pos-weight'),
     ('--asl-gamma-neg 3', '--asl-gamma-neg', 'without --loss asl'),
     ('--poly-epsilon 1', '--poly-epsilon', 'without --loss poly'),
     ('--twoway-tp 3', '--twoway-tp', 'without --loss twoway'),
@@ -214,7 +218,9 @@ def test_the_table_contains_only_options(table, parser):
     '--sched step --decay-epochs 2.4 --decay-rate 0.97', '--sched rsqrt --lr-stable-timescale 3 --decay-epochs 30',
     '--lr-cycle-limit 3 --lr-cycle-mul 2 --lr-cycle-decay 0.3', f'{MULTILABEL} --multilabel-threshold 0.3',
     f'{MULTILABEL} --val-split=', f'{MULTILABEL} --loss asl --asl-clip 0.1', '--loss asl --asl-gamma-neg 3',
-    '--loss poly --poly-epsilon 1', '--loss asl --asl-gamma-pos 2 --smoothing 0',
+    '--bce-loss --bce-sum --bce-target-thresh 0.2 --bce-pos-weight 2', f'{MULTILABEL} --bce-sum',
+    f'{MULTILABEL} --loss asl --bce-pos-weight 2', '--loss poly --poly-epsilon 1',
+    '--loss asl --asl-gamma-pos 2 --smoothing 0',
     '--init-std 0.2 --head-init-scale 0.1', '--agmax --agmax-divergence-weight 2',
     '--model-ema --model-ema-decay 0.9', '--amp --amp-dtype bfloat16',
     '--kd-model-name x --kd-distill-type token --kd-temperature 2', '--lr-base 0.5 --lr-base-size 512',
@@ -296,7 +302,7 @@ def test_the_table_agrees_with_the_effects_of_colour_jitter(aa, effect):
 OF_LOSSES = {
     'asl_gamma_pos': 3., 'asl_gamma_neg': 2., 'asl_clip': 0.2, 'poly_epsilon': 1.5,
     'poly_gamma': 3., 'poly_alpha': 0.3, 'twoway_tp': 2., 'twoway_tn': 2., 'db_neg_scale': 3.,
-    'db_init_bias': 0.2, 'db_focal_gamma': 1.,
+    'db_init_bias': 0.2, 'db_focal_gamma': 1., 'bce_sum': True, 'bce_pos_weight': 2.,
 }
 
 
