@@ -180,13 +180,13 @@ def build_model(options: TrainOptions, device: torch.device, precision: Precisio
     model.to(device=None if options.fsdp else device, dtype=precision.model_dtype)
     if options.channels_last:
         model.to(memory_format=torch.channels_last)
-    if not (options.fsdp or options.naflex_loader):
-        try_input(options, model, data_config, model.num_classes)
     if is_distributed() and options.sync_bn:
         if device.type == 'cpu':
             raise OptionError('--sync-bn needs an accelerator, got --device cpu: use --dist-bn reduce')
         model = convert_sync_batchnorm(model)
     freeze(options, model)
+    if not (options.fsdp or options.naflex_loader):  # after the steps that change what batch norm needs
+        try_input(options, model, data_config, model.num_classes)
     return model, data_config
 
 

@@ -10,6 +10,7 @@ from ..base.errors import OptionError
 from ..base.text import one_line
 from ..options.parsers import AnyOptions, TrainOptions
 from ..options.timm_names import REFUSED
+from .freezing import frozen_batch_norm
 
 
 def build_data_config(options: AnyOptions, model: Any, use_test_size: bool = False) -> dict[str, Any]:
@@ -44,7 +45,8 @@ def try_input(options: AnyOptions, model: nn.Module, data_config: dict[str, Any]
     flags = '--img-size, --input-size, --in-chans or --model-kwargs' if own else '--img-size'
     sizes = [(height, width, flags, 0 if sides else options.batch_size),  # not a training size if there are others
              *((side, side, '--train-img-sizes', batch) for side, batch in zip(sides, batches))]
-    one_view = model.training and isinstance(options, TrainOptions) and not options.agmax
+    one_view = model.training and isinstance(options, TrainOptions) and not options.agmax and (
+        options.split_bn or not options.aug_splits)
     for height, width, flags, batch in sizes:
         try:
             output = _output_for_black(model, (channels, height, width), alone=one_view and batch == 1)
@@ -60,11 +62,13 @@ def _output_for_black(model: nn.Module, size: tuple[int, ...], alone: bool) -> A
     """Return the output of the model for one black image [C, H, W], in evaluation mode.
 
     Args:
-        alone: Whether the batches of training have one image. Batch norm of a single value is then refused.
+        alone: Whether the batches of training have one image. Batch norm of a single value is then refused, except
+            in frozen layers and in those that compute their statistics over all ranks.
     """
-    like, training = next(model.parameters()), model.training
+    like, training, frozen = next(model.parameters()), model.training, frozen_batch_norm(model)
     hook_handles = [module.register_forward_pre_hook(_refuse_single_value) for module in model.modules()
-                    if alone and isinstance(module, nn.modules.batchnorm._BatchNorm)]
+                    if alone and isinstance(module, nn.modules.batchnorm._BatchNorm)
+                    and not isinstance(module, nn.SyncBatchNorm) and module not in frozen]
     try:
         with torch.no_grad():
             return model.eval()(torch.zeros(1, *size, device=like.device, dtype=like.dtype))

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from agmax_timm.assembly import model as build
+from agmax_timm.assembly.freezing import keep_statistics
 from agmax_timm.base.errors import OptionError
 from agmax_timm.options.parse import parse_train_args
 
@@ -85,3 +86,33 @@ def test_each_size_of_the_training_images_is_tried(flags, words):
     '--train-img-sizes 64 32 --train-batch-sizes 1 4', '--train-img-sizes 32 --train-batch-sizes 1 --agmax'])
 def test_sizes_that_the_model_takes_are_accepted(flags):
     assert parameters(*flags.split())
+
+
+def built(*flags, device=CPU):
+    model, _ = build.build_model(parse_train_args(
+        ['DIR', '--model', 'test_resnet', '--num-classes', '3', '--img-size', '32', *flags]), device, build.Precision())
+    return model
+
+
+def test_one_image_is_enough_for_frozen_batch_norm():
+    model = built('-b', '1', '--linear-probe')
+    keep_statistics(model.train())
+    assert model(torch.zeros(1, 3, 32, 32)).shape == (1, 3)
+    with pytest.raises(OptionError, match='--batch-size 1 leaves batch norm a single value'):
+        built('-b', '1', '--freeze', 'conv1', 'bn1')
+
+
+def test_one_image_is_enough_for_batch_norm_over_all_processes(monkeypatch):
+    """torch has it for accelerators alone. Here it is on the device without memory, and does not train."""
+    meta = torch.device('meta')
+    monkeypatch.setattr(build, 'is_distributed', lambda: True)
+    assert any(isinstance(module, torch.nn.SyncBatchNorm) for module in built(
+        '-b', '1', '--sync-bn', device=meta).modules())
+    with pytest.raises(OptionError, match='--batch-size 1 leaves batch norm a single value'):
+        built('-b', '1', device=meta)
+
+
+def test_one_image_is_enough_for_batch_norm_if_it_has_several_splits():
+    assert built('-b', '1', '--aug-splits', '2').train()(torch.zeros(2, 3, 32, 32)).shape == (2, 3)
+    with pytest.raises(OptionError, match='--batch-size 1 leaves batch norm a single value'):
+        built('-b', '1', '--aug-splits', '2', '--split-bn')
