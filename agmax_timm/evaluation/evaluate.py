@@ -5,6 +5,7 @@ from typing import Any
 import torch
 import torch.nn as nn
 from timm.task import ClassificationEvaluator, evaluation_sample_limit
+from torch.nn.parallel import DistributedDataParallel
 
 from ..assembly import loaders
 from ..assembly.model import Precision
@@ -78,6 +79,8 @@ def outputs_of(
         DamagedError: An image cannot be decoded.
     """
     model.eval()
+    if isinstance(model, DistributedDataParallel):  # broadcasts buffers, but ranks may have unequal numbers of batches
+        model = model.module
     for input, target in batches_of(loader):
         input, target = loaders.prepare_batch(options, input, target, device, precision)
         if perturb is not None:

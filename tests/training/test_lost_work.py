@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 import pytest
 import torch
 
+from agmax_timm.assembly import loaders
 from agmax_timm.base.errors import DamagedError, LabelError
 from agmax_timm.base.signals import StopSignals
 from agmax_timm.commands import train as train_cli
@@ -216,21 +217,20 @@ def test_a_failing_tracker_loses_no_epoch(argv, tmp_path, whole, monkeypatch):
 
 
 def failing_rank(argv, failing):
-    """Train. The evaluation of epoch 0 fails in its third batch, on rank `failing` only."""
-    evaluate = epochs.evaluate
+    """Train. The evaluation of epoch 0 fails before its first forward pass, on rank `failing` only."""
+    prepare_batch = loaders.prepare_batch
 
-    def once(*args, on_batch, **kwargs):
-        def counted(index):
-            if index == 2 and torch.distributed.get_rank() == failing:
-                damaged()
-            on_batch(index)
-        return evaluate(*args, on_batch=counted, **kwargs)
-    epochs.evaluate = once
+    def prepare(*args):
+        if torch.distributed.get_rank() == failing:
+            damaged()
+        return prepare_batch(*args)
+    loaders.prepare_batch = prepare  # training has its own reference
     train_cli.main(argv)
 
 
 def test_all_ranks_save_if_one_fails(photos, tmp_path):
-    argv = [str(photos), *FLAGS, '-b', '1', '-j', '0', '--agmax', '--agmax-loss', 'kl', '--epochs', '2', '--output',
+    """Without --agmax: DDP would broadcast the statistics of batch norm in the first forward pass."""
+    argv = [str(photos), *FLAGS, '-j', '0', '--epochs', '2', '--output',
             str(tmp_path), '--resume', 'auto', '--device', 'cpu']
     run, expected = [*argv, '--experiment', 'run'], [*argv, '--experiment', 'whole']
     statuses = finish_ranks(start_ranks(2, tmp_path / 'first', failing_rank, run, 1))
