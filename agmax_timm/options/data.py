@@ -14,7 +14,8 @@ class DataSet:
     """Data set."""
     data: str | None = option(None, 'folder or tar file of the data',
         long='', metavar='DIR', nargs='?', affects_result=False, recipe='left out')
-    data_dir: str | None = option(None, 'folder or tar file of the data; overrides DIR',
+    data_dir: str | None = option(
+        None, 'folder or tar file of the data; with both, train.py uses this one and validate.py uses DIR',
         metavar='DIR', affects_result=False, resume='logged', recipe='left out', evaluation='machine',
         synonyms=('data_path',))
     dataset: str = option(

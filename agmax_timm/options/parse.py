@@ -100,13 +100,18 @@ def read_config(path: str, parser: Parser) -> dict[str, Any]:
 
 
 def _with_data(options: Any, parser: Parser) -> Any:
-    """Return options with the data of --data-dir, otherwise of DIR, as in timm. A file may have set one of them."""
-    if options.data and options.data_dir and options.data != options.data_dir:
-        parser.warn(f'{options.data!r} has no effect with --data-dir {options.data_dir!r}')
-    data_dir, kind = options.data_dir or options.data, kind_of(options)
+    """Return options whose data_dir is the data. As in timm, train.py prefers --data-dir, and validate.py DIR."""
+    data, data_dir = options.data, options.data_dir or options.data
+    if data and data != data_dir and isinstance(options, TrainOptions):
+        parser.warn(f'{data!r} has no effect with --data-dir {data_dir!r}')
+    elif data and data != data_dir:
+        parser.warn(f'--data-dir {data_dir!r} has no effect with {data!r}')
+        data_dir = data
+    options = replace(options, data_dir=data_dir)
+    kind = kind_of(options)
     if options.dataset and kind in ('folder', 'tar'):
         parser.warn(f"--dataset '{options.dataset}' has no effect, as in timm: the data is a folder or a tar file. For "
                     f"a data set of this name, use 'TYPE/{options.dataset}' with a type of {', '.join(DATASETS)}")
     if data_dir and kind == 'demo':
         parser.warn(f'{data_dir!r} has no effect with --dataset demo, whose images are built in: leave one of them out')
-    return replace(options, data_dir=data_dir)
+    return options

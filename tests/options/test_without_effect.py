@@ -243,9 +243,12 @@ def test_a_file_of_all_options_gives_the_warnings_of_its_run(capsys, tmp_path):
 
 
 def test_a_folder_that_is_not_read_warns(capsys):
-    for parse in (parse_train_args, parse_validate_args):
-        assert parse(['a', '--data-dir', 'b']).data_dir == 'b'
-        assert "'a' has no effect with --data-dir 'b'" in capsys.readouterr().err
+    """timm's train.py prefers --data-dir, its validate.py prefers DIR."""
+    for parse, read, words in ((parse_train_args, 'b', "'a' has no effect with --data-dir 'b'"),
+                               (parse_validate_args, 'a', "--data-dir 'b' has no effect with 'a'")):
+        assert parse(['a', '--data-dir', 'b']).data_dir == read
+        assert words in capsys.readouterr().err
+        assert parse(['a']).data_dir == parse(['--data-dir', 'a']).data_dir == 'a'
         parse(['a', '--data-dir', 'a'])
         assert capsys.readouterr().err == ''
 
