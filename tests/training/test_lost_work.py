@@ -166,9 +166,9 @@ def test_damaged_images_that_are_found_after_the_last_update_lose_no_epoch(argv,
     """With --use-multi-epochs-loader, workers load the next epoch before this one ends."""
     finish = loop._finish
 
-    def find_damage(step, loader, *args):
-        damage_of(loader.dataset).flags[:3] = 1
-        finish(step, loader, *args)
+    def find_damage(step, *args):
+        damage_of(step.training.loader_train.dataset).flags[:3] = 1
+        finish(step, *args)
     monkeypatch.setattr(loop, '_finish', find_damage)
     assert '3 of 12 samples' in fail([*argv, '--max-damaged', '0.1'], capsys, status=2)
     assert SAVED.search(caplog.text)[1] == '0' and [*(tmp_path / 'run').glob('recovery-0-*.pth.tar')]
