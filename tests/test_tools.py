@@ -145,8 +145,7 @@ def test_a_subset_without_a_class_or_with_nested_folders_is_refused(classes, wor
 
 def test_classes_are_single_folders_and_names_of_images_keep_the_order(tmp_path, monkeypatch):
     class Large(list):
-        def __len__(self):
-            return 10_001
+        targets = [0] * 10_001  # only the first ones have an image
 
     images = Large((Image.new('L', (1, 1)), label) for label in (0, 1, 0))
     monkeypatch.setattr(image_folders, 'create_dataset', lambda *args, **kwargs: images)

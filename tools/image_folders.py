@@ -11,7 +11,10 @@ import argparse
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
+
 from agmax_timm.base.errors import UserError
+from agmax_timm.data.loading.balance import labels_of
 from agmax_timm.data.sources.classes import class_names
 from agmax_timm.data.sources.dataset_factory import create_dataset
 
@@ -33,7 +36,8 @@ def main():
         names, seen = class_names(dataset), Counter()
         if names is None:
             parser.error(f'{args.name} names no classes: use a data set that does, such as torch/cifar10')
-        folders, digits = [name.replace('/', '-') for name in names], max(4, len(str(len(dataset) - 1)))
+        folders, largest = [name.replace('/', '-') for name in names], max(np.bincount(labels_of(dataset)))
+        digits = max(4, len(str(largest - 1)))
         for image, label in dataset:
             part = 'tune' if split == 'val' and seen[label] < args.tune_per_class else split
             folder = args.target / part / folders[label]

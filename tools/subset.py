@@ -7,6 +7,7 @@ With --tune-per-class, the first M images of every class of val become the split
 val has the others. With --classes, every split has these classes alone.
 """
 import argparse
+import os
 from pathlib import Path
 
 
@@ -26,10 +27,10 @@ def main():
         parser.error(f"'{args.source}' has no folders SPLIT/{min(missing, default='CLASS')}")
     sources = [source for source in sources if not args.classes or source.name in args.classes]
     for source in sources:
-        if any(path.is_dir() for path in source.iterdir()):
+        if any(entry.is_dir() and not entry.name.startswith('.') for entry in os.scandir(source)):
             parser.error(f"'{source}' has folders inside: a class is a folder of images")
     for source in sources:
-        images, split = sorted(source.iterdir()), source.parent.name
+        images, split = sorted(path for path in source.iterdir() if not path.name.startswith('.')), source.parent.name
         parts = {split: images}
         if split == 'train':
             parts = {split: images[:args.per_class]}

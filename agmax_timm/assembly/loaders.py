@@ -1,4 +1,5 @@
 """Create loaders from options."""
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -135,12 +136,10 @@ def _augmentation_kwargs(options: TrainOptions) -> dict[str, Any]:
 
 def _with_flags(message: str) -> str:
     """Replace the names of loader arguments in a message by their flags."""
-    for name in ('augment_backend', 'color_jitter', 'grayscale_prob', 'gaussian_blur_prob', 'use_multi_epochs_loader'):
-        message = message.replace(name, flag_of(name))
-    others = {'auto_augment': 'aa', 'num_aug_repeats': 'aug_repeats', 'interpolation': 'train_interpolation'}
-    for name, option in others.items():
-        message = message.replace(name, flag_of(option))
-    return message
+    same = ('augment_backend', 'color_jitter', 'grayscale_prob', 'gaussian_blur_prob', 'use_multi_epochs_loader')
+    options = {**{name: name for name in same}, 'auto_augment': 'aa', 'num_aug_repeats': 'aug_repeats',
+               'interpolation': 'train_interpolation'}
+    return re.sub(rf"\b({'|'.join(options)})\b", lambda match: flag_of(options[match[1]]), message)
 
 
 def _resolution_kwargs(options: TrainOptions) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Work in the background of training: a copy of the state on the host, its file, and a thread that writes it."""
+"""Saving in the background of training: copying the state to the host, and a thread that writes the file."""
 import copy
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait

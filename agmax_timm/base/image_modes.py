@@ -19,8 +19,9 @@ _MODES_OF_STEPS = {
     'gaussian_blur_prob': (*_COLOURS, 'F'),
 }
 _DEFAULT_JITTER = 0.4  # timm's
-_ONLY_RESIZES = ('box', 'hamming', 'lanczos')  # interpolations by which PIL does not rotate and shear
-_WITHOUT_GEOMETRY = {'3a', 't3a', 't3aw', *PUBLISHED_POLICIES}  # parts of policies; the published ones use nearest
+_RESIZE_ONLY = ('box', 'hamming', 'lanczos')  # PIL does not rotate and shear by these interpolations
+# Parts of policies that do not rotate (3a), or always rotate by nearest (published).
+_ANY_INTERPOLATION = {'3a', 't3a', 't3aw', *PUBLISHED_POLICIES}
 
 
 def timm_policy(policy: str) -> str:
@@ -69,7 +70,7 @@ def check_mode(dataset: Any, channels: int, kwargs: dict[str, Any]) -> None:
             remedy = 'set it to 0' if name == 'color_jitter' else 'leave it out'
             raise ValueError(f"{name} {value!r} works on images of mode {', '.join(modes)}, got '{mode}': {remedy}")
     policy, interpolation = kwargs.get('auto_augment') or '', kwargs.get('interpolation')
-    is_geometric = policy and _WITHOUT_GEOMETRY.isdisjoint(policy.split('-'))
-    if is_geometric and interpolation in _ONLY_RESIZES and not kwargs.get('no_aug'):
+    is_geometric = policy != '' and _ANY_INTERPOLATION.isdisjoint(policy.split('-'))
+    if is_geometric and interpolation in _RESIZE_ONLY and not kwargs.get('no_aug'):
         raise ValueError(f"interpolation '{interpolation}' only resizes, and auto_augment '{policy}' rotates and "
                          'shears: use bilinear, bicubic, nearest or random')

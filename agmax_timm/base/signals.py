@@ -33,7 +33,7 @@ class StopSignals:
         if threading.current_thread() is threading.main_thread():  # Python only allows handlers there
             numbers = [getattr(signal, name) for name in _NAMES if hasattr(signal, name)]  # Windows lacks some of them
             self._handlers = {number: signal.signal(number, self._record) for number in numbers
-                              if not _ignored_by_nohup(number)}
+                              if not _is_ignored_hangup(number)}
         return self
 
     def __exit__(self, *_) -> None:
@@ -71,5 +71,5 @@ class StopSignals:
             self.received = signal.Signals(number).name
 
 
-def _ignored_by_nohup(number: int) -> bool:
+def _is_ignored_hangup(number: int) -> bool:
     return signal.Signals(number).name == 'SIGHUP' and signal.getsignal(number) is signal.SIG_IGN

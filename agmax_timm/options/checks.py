@@ -71,6 +71,16 @@ def pos_weight(options: TrainOptions) -> str:
     return str(value) if value and takes_pos_weight(options) else ''
 
 
+def with_given_loss(saved: dict[str, Any], options: TrainOptions) -> dict[str, Any]:
+    """Return saved options, with a loss of the same meaning as in `options` written as there.
+
+    Earlier versions saved --loss and --loss-pos-weight with the values that follow from --bce-loss, --jsd-loss and
+    --bce-pos-weight.
+    """
+    meant = {'loss': loss_name(options), 'loss_pos_weight': pos_weight(options)}
+    return {**saved, **{name: getattr(options, name) for name, value in meant.items() if saved.get(name) == value}}
+
+
 def takes_pos_weight(options: TrainOptions) -> bool:
     """Whether the loss takes a weight of positive targets."""
     return loss_name(options) in _WEIGHTED[options.task]['loss_pos_weight']

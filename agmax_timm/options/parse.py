@@ -102,11 +102,11 @@ def read_config(path: str, parser: Parser) -> dict[str, Any]:
 def _with_data(options: Any, parser: Parser) -> Any:
     """Return options whose data_dir is the data. As in timm, train.py prefers --data-dir, and validate.py DIR."""
     data, data_dir = options.data, options.data_dir or options.data
-    if data and data != data_dir and isinstance(options, TrainOptions):
-        parser.warn(f'{data!r} has no effect with --data-dir {data_dir!r}')
-    elif data and data != data_dir:
-        parser.warn(f'--data-dir {data_dir!r} has no effect with {data!r}')
-        data_dir = data
+    if data and data != data_dir:
+        pair = repr(data), f'--data-dir {data_dir!r}'
+        ignored, used = pair if isinstance(options, TrainOptions) else reversed(pair)
+        parser.warn(f'{ignored} has no effect with {used}')
+        data_dir = data_dir if isinstance(options, TrainOptions) else data
     options = replace(options, data_dir=data_dir)
     kind = kind_of(options)
     if options.dataset and kind in ('folder', 'tar'):

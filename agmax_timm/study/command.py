@@ -81,6 +81,9 @@ def run_study(study: Study, runs: list[Run], published: Published, output: str, 
         stopped = runner.run()
     except KeyboardInterrupt as error:
         raise type(error)('killed with its runs. The same command continues from what they saved') from None
+    except Exception:
+        write_results(study, runs, published, output, runner.errors)
+        raise
     complete = write_results(study, runs, published, output, runner.errors)
     if stopped:
         raise Interrupted('asked to end. The same command continues')

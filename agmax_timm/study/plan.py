@@ -12,7 +12,7 @@ import yaml
 
 from ..base.command_line import flag_of
 from ..base.errors import OptionError
-from ..options.checks import METRICS
+from ..options.checks import METRICS, with_given_loss
 from ..options.declare import declared
 from ..options.option_file import read_mapping
 from ..options.parse import parse_train_args
@@ -104,7 +104,7 @@ def check_unchanged(study: Study, runs: list[Run]) -> None:
         if not os.path.exists(path):
             continue
         try:
-            before = read_mapping(path)
+            before = with_given_loss(read_mapping(path), run.options)
         except ValueError as error:
             raise OptionError(f"'{path}': {error}: remove '{run.folder}', or give another --output") from error
         for name, option in declared(TrainOptions).items():

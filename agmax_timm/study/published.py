@@ -33,7 +33,7 @@ def read_published(study: Study) -> Published:
                           f"got {', '.join(map(repr, reader.fieldnames or ())) or 'none'}")
     published: Published = {}
     for row in reader:
-        if None in row:  # cells without a column
+        if any(row.get(None, ())):  # cells without a column; csv allows empty ones
             raise OptionError(f"'{study.published}': the row {quoted(row[column] for column in needed)} has too many "
                               'cells: write decimals with a point, and names with a comma in quotes')
         for axis, levels in axes.items():

@@ -82,7 +82,8 @@ class Runner:
         """Ask the runs to end."""
         for _, process in self.running.values():
             process.send_signal(signal.SIGTERM)
-        print_message(f'{reason}: {len(self.running)} run(s) save and end')
+        if self.running:
+            print_message(f'{reason}: {len(self.running)} run(s) save and end')
 
     def _fill(self) -> None:
         """Start a run in every free slot."""

@@ -16,6 +16,7 @@ from ..assembly.objective import describe_marginals
 from ..assembly.optimizer import mean_lr
 from ..base.distributed import is_primary, world_size
 from ..data.backend import views_of
+from ..data.loading.workers import batches_of
 from ..evaluation.evaluate import evaluate
 from ..options.parsers import TrainOptions
 from ..options.run import Run
@@ -103,13 +104,16 @@ def _batch(options: TrainOptions) -> str:
 
 
 def time_updates(run: TrainingRun) -> tuple[float, float]:
-    """Return seconds per update, and images of all ranks per second, from a few seconds of the next epoch."""
+    """Return seconds per update, and images of all ranks per second, from a few seconds of the next epoch.
+
+    If at most one update of this epoch is left, it is the epoch after it.
+    """
     options, device, epoch = run.options, run.device, run.position.epoch
     prepare_loader(options, run.loader_train, epoch)
     first_batch = 0 if run.position.trained else run.position.batch
     if first_batch and len(run.loader_train) - first_batch <= options.grad_accum_steps:  # at most one update is left
-        for _ in run.loader_train:
-            pass
+        for _ in batches_of(run.loader_train):
+            run.checkpoints.watchdog.beat()
         epoch, first_batch = epoch + 1, 0
         prepare_loader(options, run.loader_train, epoch)
     losses = RunningLosses(device)
@@ -151,11 +155,11 @@ def time_evaluation(run: TrainingRun) -> float:
         marks.append(time.perf_counter())
         batches = len(marks) - 1
         late = options.fsdp or marks[-1] - marks[1] > SECONDS  # with --fsdp ranks compute each batch together
-        if batches >= len(loader) or (batches >= EVALUATED and late):
+        if batches >= EVALUATED and late:
             raise _Enough
 
     def before_compute() -> None:
-        raise _Enough  # compute() would wait for the other ranks, which may have enough already
+        raise _Enough  # compute() is a collective, and other ranks may have ended already
 
     with suppress(_Enough):
         evaluate(run.task.get_eval_model(), loader, options, device, run.precision, options.log_interval,

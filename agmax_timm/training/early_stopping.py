@@ -15,17 +15,14 @@ def stop_reason(options: Run, metric: str, results: list[dict[str, Any]]) -> str
 
     Args:
         metric: Metric that ranks the checkpoints, the default of --early-stop-metric.
-        results: Results of the evaluations so far, as for --result. Those without the metric do not count. NaN and
-            infinity do not improve.
+        results: Results of the evaluations so far, as for --result. NaN and infinity do not improve.
     """
     if not options.early_stop:
         return ''
     metric, least = options.early_stop_metric or metric, options.early_stop_min_delta
     best, since, waited = math.nan, '', 0
     for result in results:
-        value = result.get('validation', result['train']).get(metric)
-        if value is None:
-            continue
+        value = result.get('validation', result['train'])[metric]
         gain = best - value if metric == 'loss' else value - best
         if math.isfinite(value) and (math.isnan(best) or gain > least):
             best, since, waited = value, f" than {value:g} of epoch {result['epoch']}", 0

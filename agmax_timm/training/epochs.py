@@ -27,7 +27,6 @@ from ..options.data_kinds import in_sequence
 from ..options.model import BatchNorm
 from ..options.run import Run
 from ..remembered import AgMaxMemoryTask
-from .checkpoints.saver import SaveError
 from .checkpoints.state import Position
 from .create_run import TrainingRun
 from .early_stopping import stop_reason
@@ -41,7 +40,7 @@ from .updates.step import Step
 
 _logger = logging.getLogger('train')
 _CONTINUES, _STOPPED, _FAILED = range(3)  # outcomes of an evaluation, the worst last
-_AGREEMENT = 10  # largest number of evaluated batches between two agreements of the ranks
+_AGREEMENT = 10  # evaluated batches between two agreements of the ranks
 
 
 class EvaluationStopped(Exception):
@@ -209,8 +208,7 @@ class Epochs:
         try:
             check_finite(options, epoch, selected)
         except NonFiniteError:  # raised on all ranks
-            with suppress(SaveError):  # it is logged
-                self.checkpoints.finish()
+            self.checkpoints.finish()
             raise
         self.stopped = stop_reason(options, run.metric_name, self.comparable)
 
@@ -234,8 +232,8 @@ class Epochs:
 
         def on_batch(batch_index: int) -> None:
             checkpoints.watchdog.beat()
-            if is_distributed() and (in_sequence(options) or batch_index % min(options.log_interval, _AGREEMENT)):
-                return  # ranks may have unequal numbers of batches; they agree at intervals
+            if is_distributed() and (in_sequence(options) or batch_index % _AGREEMENT):
+                return  # ranks may have unequal numbers of batches of data in sequence; others agree at intervals
             self._agree(_STOPPED if checkpoints.signals.received is not None else _CONTINUES)
 
         try:

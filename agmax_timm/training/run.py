@@ -57,9 +57,10 @@ def train(
         epochs = Epochs(run, trackers, from_first_rank(run.checkpoints.output_dir))
         try:
             epochs.train()
-        except BaseException:  # of this rank alone, or of all ranks
+        except BaseException:
+            # The launcher ends the other ranks by SIGTERM if one failed. `signals` still handles it here.
             if run.checkpoints.saver is not None:
-                run.checkpoints.saver.wait()  # here, because `signals` still records the SIGTERM of a launcher
+                run.checkpoints.saver.wait()
             raise
         end_process_group()  # the other ranks need not wait for a report or an upload
         if trackers is not None:
@@ -74,11 +75,11 @@ def train(
 
 def _finish(run: TrainingRun, epochs: Epochs, trackers: Trackers) -> None:
     """Wait until everything is on disk. Draw the curves, and print the results for programs."""
-    saver, output_dir, results = run.checkpoints.saver, run.checkpoints.output_dir, epochs.results
+    saver, output_dir = run.checkpoints.saver, run.checkpoints.output_dir
     assert saver is not None  # as on any first rank
     saver.wait()
     if epochs.stopped:
-        _logger.info(f"Stopped after epoch {results[-1]['epoch']} by --early-stop {run.options.early_stop}: "
+        _logger.info(f"Stopped after epoch {epochs.comparable[-1]['epoch']} by --early-stop {run.options.early_stop}: "
                      f'{epochs.stopped}.')
     if not epochs.any_left:
         _logger.info(f'Nothing to train: {output_dir} is complete.')
@@ -88,7 +89,7 @@ def _finish(run: TrainingRun, epochs: Epochs, trackers: Trackers) -> None:
             log.plot_curves(run_folder.summary_path(output_dir), curves)
     trackers.finish()
     best = log.best_last(epochs.comparable, run.metric_name, run.decreasing)
-    if epochs.stopped and best:
+    if epochs.stopped:
         best[-1] = {**best[-1], 'early_stop': epochs.stopped}
     print_results(finite(best), run.options.result_json)
     saver.close()

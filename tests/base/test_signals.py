@@ -7,17 +7,8 @@ import pytest
 from agmax_timm.base.signals import StopSignals
 
 
-@pytest.fixture
-def hangup():
-    """Restore the handler of SIGHUP."""
-    before = signal.getsignal(signal.SIGHUP)
-    yield
-    signal.signal(signal.SIGHUP, before)
-
-
 @pytest.mark.parametrize('name', ['SIGTERM', 'SIGUSR1', 'SIGINT', 'SIGHUP'])
 def test_a_signal_is_recorded_and_handlers_are_restored(hangup, name):
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     number = getattr(signal, name)
     before = signal.getsignal(number)
     with StopSignals() as signals:

@@ -103,6 +103,16 @@ def test_torchvision_decodes_files_to_the_mode(images):
     assert create_dataset('torch/image_folder', str(images), 'train')[0][0].mode == 'RGB'
 
 
+def test_torchvision_turns_files_as_their_exif_orientation_says(tmp_path):
+    exif = Image.Exif()
+    exif[274] = 6
+    (tmp_path / 'train' / 'ant').mkdir(parents=True)
+    Image.new('RGB', (40, 20)).save(tmp_path / 'train' / 'ant' / '0.jpg', exif=exif)
+    for turned, size in ((False, (40, 20)), (True, (20, 40))):
+        assert create_dataset(
+            'torch/image_folder', str(tmp_path), 'train', exif_orientation=turned)[0][0].size == size
+
+
 def pixels_of(image):
     array = np.atleast_3d(np.asarray(image)).transpose(2, 0, 1)
     return array / 255. if array.dtype == np.uint8 else array.astype(float)
@@ -142,10 +152,14 @@ def test_loaders_give_the_pixels_of_mnist(mnist, loader, mode, prefetcher):
     resized = [Image.fromarray(image).convert(mode).resize((SIDE, SIDE), Image.Resampling.BICUBIC) for image in array]
     expected = np.stack([(pixels_of(image) - MEAN) / STD for image in resized])
     expected = np.concatenate([expected, expected[..., ::-1]])
-    views, _ = batch_of(folder, mode, loader, prefetcher, 'auto', '--dataset', 'torch/mnist', '--train-interpolation',
-                        'bicubic', '--hflip', '0.5', '--num-classes', '10', '-b', '12')
-    for view in views.double().numpy():
-        assert np.abs(expected - view).max(axis=(1, 2, 3)).min() <= 2 / 255 / STD, 'rounding of the fast backend'
+    views, targets = batch_of(folder, mode, loader, prefetcher, 'auto', '--dataset', 'torch/mnist',
+                              '--train-interpolation', 'bicubic', '--hflip', '0.5', '--num-classes', '10', '-b', '12')
+    differences = np.array([np.abs(expected - view).max(axis=(1, 2, 3)) for view in views.double().numpy()])
+    assert differences.min(1).max() <= 2 / 255 / STD, 'rounding of the fast backend'
+    found = differences.argmin(1) % 12
+    assert targets.tolist() == (found % 3).tolist()
+    for view in np.split(found, 2) if loader == 'two views' else [found]:
+        assert sorted(view) == [*range(4 if loader == 'evaluation' else 12)]
 
 
 STEPS = [

@@ -294,3 +294,11 @@ def pictures(tmp_path_factory):
             pixels = generator.integers(0, 256, (32, 32, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(folder / f'{number:03d}.png')
     return root
+
+
+@pytest.fixture
+def hangup():
+    """Let SIGHUP have its default handler, also under nohup, and restore the one before."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)

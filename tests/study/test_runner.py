@@ -106,11 +106,13 @@ def asked(tmp_path, photos, commands, monkeypatch):
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', ['SIGTERM', 'SIGINT', 'SIGHUP'])
-def test_signals_are_passed_on_to_the_runs(asked, name):
+def test_signals_are_passed_on_to_the_runs(asked, hangup, name):
     assert asked(lambda: os.kill(os.getpid(), getattr(signal, name))) == 75
 
 
+@pytest.mark.slow
 def test_runs_save_if_the_reader_of_the_output_ended_first(asked, tmp_path, monkeypatch):
     """As Ctrl-C does with `... 2>&1 | tee log`."""
     reader, writer = os.pipe()
@@ -125,12 +127,15 @@ def test_runs_save_if_the_reader_of_the_output_ended_first(asked, tmp_path, monk
     assert [row['status'] for row in read_rows(tmp_path / 'out' / 'results.csv')] == ['missing'] * 4
 
 
+@pytest.mark.slow
 def test_runs_save_after_an_error_in_the_study(asked, capsys):
     with pytest.raises(ZeroDivisionError):
         asked(lambda: 1 / 0)
-    assert 'ZeroDivisionError: 2 run(s) save and end' in capsys.readouterr().err
+    told = capsys.readouterr()
+    assert 'ZeroDivisionError: 2 run(s) save and end' in told.err and '4 of 4 runs have no result' in told.out
 
 
+@pytest.mark.slow
 def test_an_error_about_the_files_of_a_run_does_not_stop_the_others(tmp_path, photos, commands, monkeypatch):
     monkeypatch.setattr(tables, 'draw', lambda *args: None)
     methods = dict.fromkeys(('start', 'log', 'mark', 'good'))
@@ -145,6 +150,7 @@ def test_an_error_about_the_files_of_a_run_does_not_stop_the_others(tmp_path, ph
     assert errors['mark'].startswith('not marked as complete: ') and errors['good'] == ''
 
 
+@pytest.mark.slow
 def test_a_run_that_trains_nothing_is_not_complete(tmp_path, photos, commands):
     commands(baseline='print("told only")', AgMax=GOOD)
     path, folder = write_study(tmp_path, data=str(photos), seeds=[0]), tmp_path / 'out'

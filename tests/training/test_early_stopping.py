@@ -117,13 +117,3 @@ def decide(rank, folder):
 def test_ranks_decide_equally_if_their_last_bits_differ(tmp_path):
     torch.multiprocessing.start_processes(decide, (tmp_path,), nprocs=2, start_method='fork')
     assert (tmp_path / '0').read_text() == (tmp_path / '1').read_text() == ''
-
-
-def test_evaluations_without_the_metric_do_not_count():
-    """Three epochs without validation, then two with it."""
-    options = Namespace(early_stop=1, early_stop_metric=None, early_stop_min_delta=0.)
-    results = [{'epoch': epoch, 'train': {'loss': 1.}} for epoch in range(3)]
-    assert stop_reason(options, 'top1', results) == ''
-    for epoch, expected in ((3, ''), (4, 'no better top1 than 50 of epoch 3 in 1 evaluation')):
-        results.append({'epoch': epoch, 'train': {'loss': 1.}, 'validation': {'top1': 50.}})
-        assert stop_reason(options, 'top1', results) == expected

@@ -254,11 +254,11 @@ class ConvertedImages(Wrapper, Dataset):
         return image if self.transform is None else self.transform(image), target
 
 
-def _decode_path(mode: str, path: str) -> Image.Image:
+def _decode_path(dataset: Any, path: str) -> Image.Image:
     """Decode a file, as the `loader` of torchvision's data sets of files. The error names the file."""
     try:
         with open(path, 'rb') as file:
-            return decode(file, mode)
+            return decode(file, dataset.input_img_mode, getattr(dataset, 'exif_orientation', False))
     except (UndecodableError, OSError) as error:
         raise DamagedError(f"'{path}' cannot be decoded: {reason_of(error)}: repair or remove it") from error
 
@@ -276,7 +276,7 @@ def with_policy(dataset: Any, max_damaged: float | None, mode: str | None = None
         return DecodedDataset(dataset.reader, max_damaged, **{name: getattr(dataset, name) for name in names})
     if hasattr(dataset, 'loader'):  # torchvision's data sets of files
         dataset.input_img_mode = mode or 'RGB'
-        dataset.loader = partial(_decode_path, dataset.input_img_mode)
+        dataset.loader = partial(_decode_path, dataset)
     elif mode and isinstance(dataset, VisionDataset):
         return ConvertedImages(dataset, mode)
     return dataset

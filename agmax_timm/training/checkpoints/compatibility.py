@@ -7,7 +7,7 @@ from ...base.command_line import flag_of
 from ...base.errors import OptionError
 from ...base.text import quoted
 from ...data.sources.classes import class_names, normalised, same_names
-from ...options.checks import remembers
+from ...options.checks import remembers, with_given_loss
 from ...options.declare import declared
 from ...options.parsers import TrainOptions
 from ...options.quantities import share_of
@@ -29,6 +29,7 @@ def compare_options(options: TrainOptions, saved: dict[str, Any], within_epoch: 
     """
     known = declared(TrainOptions)
     saved = {name: saved.get(name, option.default) for name, option in known.items()}
+    saved = with_given_loss(saved, options)
     changes = {name: f'{_shown(getattr(options, name))} in place of {_shown(saved[name])}'
                for name, option in known.items()
                if option.resume != 'ignored' and differ(saved[name], getattr(options, name))}

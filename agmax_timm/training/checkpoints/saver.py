@@ -142,23 +142,26 @@ class CheckpointSaver(timm.utils.CheckpointSaver):
             rf'{re.escape(self.save_prefix)}-\d+{re.escape(self.extension)}', file)]  # only own files
         with silenced():  # timm logs the ranking without this checkpoint; ours follows
             self.load_state_dict({**saved, 'checkpoint_files': files, 'pending': (None, None)})
+        # A branch that the run has left may have overwritten files of its epochs.
+        self.checkpoint_files = [(file, value) for file, value in self.checkpoint_files
+                                 if _holds(file, self._epoch_of(file), value)]
         ranked_by = checkpoint.get(METADATA, {}).get('metric_name')
-        # Without validation, 'loss' is that of training.
-        same_data = (options_in(checkpoint).get('val_split') == '') == (self.args.val_split == '')
-        same_metric = ranked_by in (None, self.metadata.get('metric_name')) and same_data
-        if not same_metric:  # values of another metric cannot be compared
+        had_validation, has_validation = (
+            options.get('val_split') != '' for options in (options_in(checkpoint), vars(self.args)))
+        comparable = had_validation == has_validation and ranked_by in (None, self.metadata.get('metric_name'))
+        if not comparable:
             self.checkpoint_files = [(file, None) for file, _ in self.checkpoint_files]
-        if not same_metric or not _ranks(self.best_metric):
+        if not comparable or not _ranks(self.best_metric):
             self.best_metric = self.best_epoch = None
         epoch, metric = saved.get('pending', (None, None))
-        metric = metric if same_metric else None
-        finished = epoch is not None and not os.path.basename(checkpoint_path).startswith(self.recovery_prefix)
+        metric = metric if comparable else None
+        finished = epoch is not None and 'metric' in checkpoint  # not saved within the epoch
 
         def complete() -> None:
             model_best = self._path('model_best')
             lost = self.best_epoch is not None and not any(
                 map(self._is_best, (self._checkpoint_path(self.best_epoch), model_best)))
-            if lost:  # better epochs of a branch that the run has left took its place
+            if lost:  # a branch that the run has left overwrote it
                 self.best_metric = self.best_epoch = None
             if finished:
                 self._rank(checkpoint_path, epoch, metric)
@@ -255,14 +258,13 @@ class CheckpointSaver(timm.utils.CheckpointSaver):
         if metric is not None and (self.best_metric is None or self.cmp(metric, self.best_metric)):
             atomic_write.link(first, best)
             self.best_metric = metric
-            self.best_epoch = int(os.path.basename(first)[len(self.save_prefix) + 1:-len(self.extension)])
+            self.best_epoch = self._epoch_of(first)
 
     def _is_best(self, path: str) -> bool:
-        """Whether a file exists and is the best checkpoint of the ranking."""
-        with suppress(CheckpointError):
-            checkpoint = read_file(path, mmap=True)
-            return (checkpoint.get('epoch'), checkpoint.get('metric')) == (self.best_epoch, self.best_metric)
-        return False
+        return _holds(path, self.best_epoch, self.best_metric)
+
+    def _epoch_of(self, path: str) -> int:
+        return int(os.path.basename(path)[len(self.save_prefix) + 1:-len(self.extension)])
 
     def _path(self, name: str) -> str:
         return os.path.join(self.checkpoint_dir, name + self.extension)
@@ -271,6 +273,14 @@ class CheckpointSaver(timm.utils.CheckpointSaver):
 def _age(path: str) -> tuple[float, list[int]]:
     """Return a sort key of recovery files: the time of writing; epoch and batch if the times are equal."""
     return os.path.getmtime(path), [*map(int, re.findall(r'\d+', os.path.basename(path)))]
+
+
+def _holds(path: str, epoch: int | None, metric: float | None) -> bool:
+    """Whether a file exists and is the checkpoint of an epoch with this metric; None allows any."""
+    with suppress(CheckpointError):
+        checkpoint = read_file(path, mmap=True)
+        return checkpoint.get('epoch') == epoch and metric in (None, checkpoint.get('metric'))
+    return False
 
 
 class _Counter(io.RawIOBase):

@@ -134,14 +134,16 @@ def check_same_start(options: Run, resume_epoch: int | None, state: dict[str, An
     """
     position, start = state.get('position', {}), 'finds no checkpoint'
     if resume_epoch is not None:
-        evaluation = 'the evaluation of ' if position.get('trained') else ''
-        batch = f", batch {position['batch']}" if position.get('batch') else ''
-        branch = f", branch {state['line']}" if state.get('line') else ''
-        start = f'continues with {evaluation}epoch {resume_epoch}{batch}{branch}'
+        where, branch = f'epoch {resume_epoch}', f" of branch {state['line']}" if state.get('line') else ''
+        if position.get('trained'):
+            where = f'the evaluation of {where}'
+        elif position.get('batch'):
+            where = f"batch {position['batch']} of {where}"
+        start = f'continues with {where}{branch}'
     starts = gather_objects(start)
     others = [rank for rank, other in enumerate(starts) if other != starts[0]]
     if others:
-        raise OptionError(f'--resume: rank 0 {starts[0]}, rank {others[0]} {starts[others[0]]}: give every machine '
+        raise OptionError(f'--resume: rank 0 {starts[0]}, but rank {others[0]} {starts[others[0]]}: give every machine '
                           f"the same files, --output '{_parent(options)}' on storage that all of them share")
 
 

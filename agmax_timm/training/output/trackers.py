@@ -57,7 +57,7 @@ class Trackers:
         self.wandb = _start_wandb(options, os.path.basename(folder)) if options.log_wandb else None
         self.board = None
         if options.log_tensorboard:
-            # A folder without a checkpoint may have the values of a process that was killed before its first one.
+            # A folder without a checkpoint may have values of a process that was killed before its first checkpoint.
             self.board = _Board(os.path.join(folder, 'tensorboard'), done_updates + shift if same_folder else 0)
             for row in rows:
                 if not same_folder or self._end_of(row) >= done_updates + shift:

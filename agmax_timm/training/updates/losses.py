@@ -22,7 +22,7 @@ class BatchLosses:
     """Losses of one batch, in one tensor on the device."""
     names: tuple[str, ...]  # 'loss', then its parts
     values: torch.Tensor  # [len(names)]
-    images: int  # number of images, not of views
+    images: int  # number of images, not of views; with --aug-splits, of their augmented versions
 
     @classmethod
     def of(cls, result: dict[str, torch.Tensor], images: int) -> 'BatchLosses':

@@ -36,8 +36,8 @@ def epoch_of(path):
     ([1., 3., 2., 2.5], False, {1, 3}, 1),
     ([1., 3., 2., 2.5], True, {0, 2}, 0),
     ([1., 1., 1.], False, {0, 1}, 0),
-    ([None, None, None], False, {1, 2}, 0),
-    ([None, 1., None, None], False, {1, 3}, 1),
+    ([math.nan] * 3, False, {1, 2}, 0),
+    ([math.nan, 1., math.nan, math.nan], False, {1, 3}, 1),
     ([math.nan, 1., 2., math.nan], False, {1, 2}, 2),
     ([1., math.nan, math.nan, 3.], False, {0, 3}, 3),
 ])
@@ -104,6 +104,31 @@ def test_after_going_back_the_best_is_one_of_the_branch(tmp_path):
     again.save_checkpoint(3, 2.)
     again.close()
     assert (again.best_epoch, epoch_of(tmp_path / BEST)) == (3, 3)
+
+
+def test_files_that_another_branch_overwrote_are_not_ranked_as_those_of_the_resumed_one(tmp_path):
+    saver = make_saver(tmp_path, history=3)
+    for epoch, metric in enumerate((1., 5., 2.)):
+        saver.save_checkpoint(epoch, metric)
+        saver.save_milestone(epoch + 1)
+    saver.close()
+    other = resume_from(tmp_path, 'milestone-1', history=3)
+    other.save_checkpoint(1, 3.)
+    other.close()
+    again = resume_from(tmp_path, 'milestone-3', history=3)
+    assert [value for _, value in again.checkpoint_files] == [2., 1.]
+    assert (again.best_epoch, again.best_metric, epoch_of(tmp_path / BEST)) == (2, 2., 2)
+
+
+def test_a_copy_of_a_recovery_file_does_not_take_the_place_of_its_epoch(tmp_path):
+    saver = make_saver(tmp_path, history=2)
+    save_all(saver, [1.])
+    saver.save_recovery(1, 7)
+    saver.save_checkpoint(1, 3.)
+    saver.close()
+    (tmp_path / 'recovery-1-7.pth.tar').rename(tmp_path / 'copy.pth.tar')
+    resume_from(tmp_path, 'copy', history=2)
+    assert read_file(str(tmp_path / 'checkpoint-1.pth.tar'))['metric'] == 3.
 
 
 def test_the_best_stays_if_the_user_removed_the_other_files(tmp_path):

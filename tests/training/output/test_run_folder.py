@@ -136,15 +136,15 @@ def test_runs_without_a_name_that_start_in_the_same_second_have_folders_of_their
 
 
 @pytest.mark.parametrize('state, words', [
-    ({'position': {'epoch': 3, 'batch': 4, 'trained': False}}, 'continues with epoch 3, batch 4'),
-    ({'position': {'epoch': 3, 'batch': 6, 'trained': True}}, 'continues with the evaluation of epoch 3, batch 6'),
-    ({'position': {'epoch': 3, 'batch': 0, 'trained': False}, 'line': 2}, 'continues with epoch 3, branch 2'),
+    ({'position': {'epoch': 3, 'batch': 4, 'trained': False}}, 'continues with batch 4 of epoch 3'),
+    ({'position': {'epoch': 3, 'batch': 6, 'trained': True}}, 'continues with the evaluation of epoch 3'),
+    ({'position': {'epoch': 3, 'batch': 0, 'trained': False}, 'line': 2}, 'continues with epoch 3 of branch 2'),
 ])
 def test_ranks_with_other_checkpoints_of_an_epoch_are_refused(monkeypatch, state, words):
     options, starts = Namespace(output='out'), []
     monkeypatch.setattr(run_folder, 'gather_objects', lambda start: starts.append(start) or starts)
     run_folder.check_same_start(options, 3, {'position': {'epoch': 3, 'batch': 0, 'trained': False}, 'line': 0})
-    with pytest.raises(ValueError, match=f'rank 0 continues with epoch 3, rank 1 {words}: give every machine the same'):
+    with pytest.raises(ValueError, match=f'rank 0 continues with epoch 3, but rank 1 {words}: give every machine'):
         run_folder.check_same_start(options, 3, state)
     del starts[0]
     run_folder.check_same_start(options, 3, state)
