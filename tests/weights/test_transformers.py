@@ -88,7 +88,7 @@ def found(make_saved, tmp_path_factory):
 def check(found, labels, several=False):
     """Check that transformers agrees with timm, and shows these labels."""
     assert found['pixels'] == 0
-    assert max(found['logits'], found['embedding']) < 1e-6  # 0 on most CPUs: the layout of the pixels differs
+    assert max(found['logits'], found['embedding']) < 1e-5  # 0 on most CPUs: the layout of the pixels differs
     assert found['labels'] == found['of_timm'] == labels
     if 'best' in found:
         probabilities = found['probabilities'][several]
