@@ -36,7 +36,11 @@ def main():
         names, seen = class_names(dataset), Counter()
         if names is None:
             parser.error(f'{args.name} names no classes: use a data set that does, such as torch/cifar10')
-        folders, largest = [name.replace('/', '-') for name in names], max(np.bincount(labels_of(dataset)))
+        folders = [name.replace('/', '-') for name in names]
+        try:
+            largest = max(np.bincount(labels_of(dataset)))
+        except UserError:  # the labels are not in one list
+            largest = len(dataset)
         digits = max(4, len(str(largest - 1)))
         for image, label in dataset:
             part = 'tune' if split == 'val' and seen[label] < args.tune_per_class else split

@@ -20,7 +20,7 @@ _MODES_OF_STEPS = {
 }
 _DEFAULT_JITTER = 0.4  # timm's
 _RESIZE_ONLY = ('box', 'hamming', 'lanczos')  # PIL does not rotate and shear by these interpolations
-# Parts of policies that do not rotate (3a), or always rotate by nearest (published).
+# Parts of names of policies that work with any interpolation: 3a does not rotate, published ones rotate by nearest.
 _ANY_INTERPOLATION = {'3a', 't3a', 't3aw', *PUBLISHED_POLICIES}
 
 

@@ -71,14 +71,17 @@ def pos_weight(options: TrainOptions) -> str:
     return str(value) if value and takes_pos_weight(options) else ''
 
 
-def with_given_loss(saved: dict[str, Any], options: TrainOptions) -> dict[str, Any]:
-    """Return saved options, with a loss of the same meaning as in `options` written as there.
+def with_given_loss(saved: dict[str, Any]) -> dict[str, Any]:
+    """Return saved options without values of --loss and --loss-pos-weight that follow from other options.
 
-    Earlier versions saved --loss and --loss-pos-weight with the values that follow from --bce-loss, --jsd-loss and
-    --bce-pos-weight.
+    Earlier versions saved them with --bce-loss, --jsd-loss and --bce-pos-weight.
     """
-    meant = {'loss': loss_name(options), 'loss_pos_weight': pos_weight(options)}
-    return {**saved, **{name: getattr(options, name) for name, value in meant.items() if saved.get(name) == value}}
+    given = dict(saved)
+    if given.get('jsd_loss') and given.get('loss') == 'jsd' or given.get('bce_loss') and given.get('loss') == 'bce':
+        given['loss'] = None
+    if given.get('bce_pos_weight') and given.get('loss_pos_weight') == str(given['bce_pos_weight']):
+        given['loss_pos_weight'] = ''
+    return given
 
 
 def takes_pos_weight(options: TrainOptions) -> bool:

@@ -1,6 +1,7 @@
 """The study command."""
 import os
 import shlex
+from contextlib import suppress
 
 from ..base.command import command
 from ..base.command_line import Parser
@@ -82,7 +83,8 @@ def run_study(study: Study, runs: list[Run], published: Published, output: str, 
     except KeyboardInterrupt as error:
         raise type(error)('killed with its runs. The same command continues from what they saved') from None
     except Exception:
-        write_results(study, runs, published, output, runner.errors)
+        with suppress(OSError):  # the first error says more
+            write_results(study, runs, published, output, runner.errors)
         raise
     complete = write_results(study, runs, published, output, runner.errors)
     if stopped:

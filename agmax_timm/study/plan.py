@@ -104,7 +104,7 @@ def check_unchanged(study: Study, runs: list[Run]) -> None:
         if not os.path.exists(path):
             continue
         try:
-            before = with_given_loss(read_mapping(path), run.options)
+            before = with_given_loss(read_mapping(path))
         except ValueError as error:
             raise OptionError(f"'{path}': {error}: remove '{run.folder}', or give another --output") from error
         for name, option in declared(TrainOptions).items():

@@ -104,9 +104,9 @@ def _batch(options: TrainOptions) -> str:
 
 
 def time_updates(run: TrainingRun) -> tuple[float, float]:
-    """Return seconds per update, and images of all ranks per second, from a few seconds of the next epoch.
+    """Return seconds per update, and images of all ranks per second, from a few seconds of training.
 
-    If at most one update of this epoch is left, it is the epoch after it.
+    They are those of the epoch that comes next, or of the one after it if at most one update of it is left.
     """
     options, device, epoch = run.options, run.device, run.position.epoch
     prepare_loader(options, run.loader_train, epoch)

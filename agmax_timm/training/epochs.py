@@ -233,7 +233,7 @@ class Epochs:
         def on_batch(batch_index: int) -> None:
             checkpoints.watchdog.beat()
             if is_distributed() and (in_sequence(options) or batch_index % _AGREEMENT):
-                return  # ranks may have unequal numbers of batches of data in sequence; others agree at intervals
+                return  # with data in sequence, ranks may have unequal numbers of batches and agree at the end
             self._agree(_STOPPED if checkpoints.signals.received is not None else _CONTINUES)
 
         try:

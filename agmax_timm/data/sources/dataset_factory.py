@@ -83,8 +83,8 @@ def create_dataset(
         split: Name of the split.
         max_damaged: Share of the samples, in [0, 1], that may be replaced because they cannot be decoded. None raises
             an error at the first one. Used by kinds that timm opens through its ImageDataset.
-        exif_orientation: Whether to turn images as their EXIF orientation says. For folders, tar files, hfds/ and wds/.
-            hfids/ always does.
+        exif_orientation: Whether to turn images as their EXIF orientation says. For folders, tar files, hfds/, wds/
+            and files of torch/. hfids/ always does.
         **kwargs: Further arguments of timm.data.create_dataset.
 
     Raises:

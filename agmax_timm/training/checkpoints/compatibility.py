@@ -29,7 +29,7 @@ def compare_options(options: TrainOptions, saved: dict[str, Any], within_epoch: 
     """
     known = declared(TrainOptions)
     saved = {name: saved.get(name, option.default) for name, option in known.items()}
-    saved = with_given_loss(saved, options)
+    saved = with_given_loss(saved)
     changes = {name: f'{_shown(getattr(options, name))} in place of {_shown(saved[name])}'
                for name, option in known.items()
                if option.resume != 'ignored' and differ(saved[name], getattr(options, name))}

@@ -186,11 +186,10 @@ def _title(name: str) -> str:
 
 
 def best_last(results: list[dict[str, Any]], metric: str, decreasing: bool) -> list[dict[str, Any]]:
-    """Return the ten best epochs that have the metric, as timm prints them after --result: the best one is last.
+    """Return the ten best epochs, as timm prints them after --result: the best one is last.
 
     NaN ranks below every number.
     """
-    values = [(result.get('validation', result['train']).get(metric), result) for result in results]
-    ranked = sorted((pair for pair in values if pair[0] is not None),
-                    key=lambda pair: (not math.isnan(pair[0]), -pair[0] if decreasing else pair[0]))
+    values = [(result.get('validation', result['train'])[metric], result) for result in results]
+    ranked = sorted(values, key=lambda pair: (not math.isnan(pair[0]), -pair[0] if decreasing else pair[0]))
     return [result for _, result in ranked[-10:]]

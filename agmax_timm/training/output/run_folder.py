@@ -144,7 +144,7 @@ def check_same_start(options: Run, resume_epoch: int | None, state: dict[str, An
     others = [rank for rank, other in enumerate(starts) if other != starts[0]]
     if others:
         raise OptionError(f'--resume: rank 0 {starts[0]}, but rank {others[0]} {starts[others[0]]}: give every machine '
-                          f"the same files, --output '{_parent(options)}' on storage that all of them share")
+                          f"the same files: put --output '{_parent(options)}' on storage that all of them share")
 
 
 def open_folder(

@@ -168,7 +168,7 @@ def test_a_former_checkpoint_has_the_loss_that_followed_from_other_options():
     former = {**vars(args), 'loss': 'bce', 'loss_pos_weight': '2.0'}
     assert compatibility.compare_options(args, former, within_epoch=False) == ([], True)
     changes, _ = compatibility.compare_options(replace(args, bce_pos_weight=3.), former, within_epoch=False)
-    assert changes[0] == '--bce-pos-weight 3.0 in place of 2.0'
+    assert changes == ['--bce-pos-weight 3.0 in place of 2.0']
 
 
 def test_epochs_are_refused_within_an_epoch_of_a_progressive_schedule():
