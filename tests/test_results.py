@@ -152,6 +152,26 @@ def test_the_page_has_the_results_of_cheaper_forms_of_agreement(data, arms):
         assert re.search(row, section('Cheaper forms of agreement')), cells
 
 
+def test_the_page_has_the_results_of_remembered_predictions_in_the_package():
+    top1 = defaultdict(lambda: defaultdict(dict))
+    for row in rows_of('memory_pocket'):
+        assert row['status'] == 'complete'
+        top1[row['method']][row['augmentation']][int(row['seed'])] = float(row['top1'])
+    page, readme = section('In the package, also with CutMix'), (HOME / 'README.md').read_text()
+    remembered = ' '.join((HOME / 'docs/remembered.md').read_text().split())
+    assert list(top1) == ['baseline', 'memory']
+    for columns in top1.values():
+        assert list(columns) == ['standard', 'cutmix'] and all(sorted(v) == [*range(8)] for v in columns.values())
+        columns['mean'] = {seed: mean(columns[name][seed] for name in ('standard', 'cutmix')) for seed in range(8)}
+    for method, columns in top1.items():
+        assert f"| {method} | {' | '.join(map(spread, columns.values()))} |" in page
+    differences = [shown(paired_difference(top1['memory'][name], top1['baseline'][name])) for name in top1['memory']]
+    assert f"| memory minus baseline | {' | '.join(differences)} |" in page
+    assert f'**memory minus baseline: {differences[-1]}.**' in page
+    assert all(difference in remembered for difference in differences)
+    assert f"| {spread(top1['baseline']['mean'])} | not run | {differences[-1]} |" in readme
+
+
 @pytest.mark.parametrize('data, name', [('demo', 'demo: 1,000'), ('cifar10_2k', 'CIFAR-10')])
 def test_the_readme_compares_the_combinations_that_were_chosen_on_other_images(data, name):
     top1 = {'tune': defaultdict(dict), 'val': defaultdict(dict)}
