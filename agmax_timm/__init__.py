@@ -13,7 +13,8 @@ __version__ = '0.1.0'
 TYPE_CHECKING = False  # true for type checkers and editors, which also know the name without an import of typing
 if TYPE_CHECKING:
     from .data.augmentation.mixup import TwoViewCollate
-    from .data.loader import create_indexed_loader, create_two_view_loader
+    from .data.indexed_loader import create_indexed_loader
+    from .data.loader import create_two_view_loader
     from .data.sources.dataset_factory import create_dataset
     from .data.views import TwoViews
     from .loss import AgMaxLoss
@@ -29,7 +30,7 @@ _HOMES = {
     'TwoViewCollate': '.data.augmentation.mixup',
     'TwoViews': '.data.views',
     'create_dataset': '.data.sources.dataset_factory',
-    'create_indexed_loader': '.data.loader',
+    'create_indexed_loader': '.data.indexed_loader',
     'create_two_view_loader': '.data.loader',
 }
 

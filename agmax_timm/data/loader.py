@@ -10,7 +10,7 @@ from timm.data import AugMixDataset, Mixup, create_loader
 from torch.utils.data import Dataset, IterableDataset
 from torchvision.transforms import Compose
 
-from ..base.distributed import rank, world_size
+from ..base.distributed import world_size
 from ..base.image_modes import BACKENDS, CROP_MODES, check_mode, mode_of_channels, timm_policy
 from ..base.text import even_next_to
 from ..base.wrapping import passed_on
@@ -21,7 +21,6 @@ from .augmentation.mixup import (
     LambdaMixup,
     TwoViewCollate,
     TwoViewMixup,
-    with_defaults,
 )
 from .augmentation.transforms import (
     CutOut,
@@ -33,13 +32,11 @@ from .augmentation.transforms import (
 )
 from .backend import select_backend, use_batched_views
 from .loading.device import DeviceMixupLoader
-from .loading.indexed import IndexedLoader
 from .loading.ranks import batch_sampler_of, check_batch, check_group, follow_group
 from .loading.workers import data_loader_of
 from .memory.buffers import is_pinned, is_reusable
 from .memory.free_memory import memory_limit
 from .memory.images import keep_decoded
-from .resumption.loader import make_resumable
 from .views import TwoViews, warn_of_equal_views, with_transform
 
 
@@ -275,40 +272,3 @@ def create_two_view_loader(
         switch = {'mixup_enabled': passed_on('collate_fn', 'mixup_enabled')}
         loader.__class__ = type(type(loader).__name__, (type(loader),), switch)
     return loader
-
-
-def create_indexed_loader(
-        dataset: Dataset, input_size: int | tuple[int, int] | tuple[int, int, int], batch_size: int, *,
-        mixup: dict[str, Any] | None = None, device: Any = None, distributed: bool | None = None, **kwargs,
-) -> IndexedLoader:
-    """Return timm's training loader with the indices of the images, for AgMaxMemoryTask.
-
-    Iteration gives images [B, C, H, W], class indices [B] or with mixup soft targets [B, K], indices of the images in
-    the data set [B], and the weight lam of each image in its mix [B], None without mixup.
-
-    Args:
-        dataset: Map-style data set, see create_two_view_loader.
-        input_size: See create_two_view_loader.
-        batch_size: Number of images in a batch.
-        device: See create_two_view_loader.
-        mixup: Dict of timm.data.Mixup's arguments, or None. num_classes must be given. label_smoothing is 0 by default.
-        distributed: See create_two_view_loader.
-        **kwargs: Further arguments of create_two_view_loader and of timm.data.create_loader.
-
-    Raises:
-        ValueError: The data set has no index. See also create_two_view_loader.
-    """
-    if isinstance(dataset, IterableDataset):
-        raise ValueError('remembered predictions need a data set with an index; one that is read in sequence has none')
-    if mixup is not None:
-        mixup = with_defaults(mixup)
-    if distributed is None:
-        check_group(dataset, is_dataloader=not kwargs.get('use_prefetcher', True))
-    device = torch.device(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
-    keys = kwargs.pop('image_key', 'image'), kwargs.pop('label_key', 'label')
-    loader = create_train_loader(
-        with_transform(dataset, keys), input_size, batch_size, mixup=mixup, lambdas=True, device=device,
-        distributed=world_size() > 1 if distributed is None else distributed, **kwargs)
-    if distributed is None:
-        follow_group(loader, data_loader_of(loader))
-    return IndexedLoader(*make_resumable(loader, device, world_size(), rank()), mixup)
