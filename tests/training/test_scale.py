@@ -243,7 +243,7 @@ def test_resuming_needs_the_same_checkpoint_on_every_rank(pictures, one_process,
         return [str(pictures), *FLAGS, *AGMAX, '-b', '12', '--output', str(outputs[rank]), '--experiment', 'run',
                 '--resume', 'auto']
     assert finish_ranks(start_ranks(2, tmp_path, train_cli.main, argv)) == [2, 2]
-    assert re.search('error: --resume: rank 0 .*epoch 4, rank 1 .*no checkpoint: ', logs(tmp_path))
+    assert re.search('error: --resume: rank 0 .*epoch 4, but rank 1 .*no checkpoint: ', logs(tmp_path))
     assert 'Traceback' not in logs(tmp_path)
 
 
