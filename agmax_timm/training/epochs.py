@@ -3,33 +3,25 @@ import logging
 import math
 import os
 import traceback
-from contextlib import suppress
-from functools import partial
 from typing import Any
-
-from timm import utils
-from timm.task import evaluation_sample_limit
 
 from ..assembly import loaders
 from ..assembly import optimizer as optimization
-from ..assembly.freezing import frozen_batch_norm
-from ..base.distributed import is_distributed, is_primary, largest, world_size
-from ..base.errors import DamagedError, LabelError, UserError
+from ..base.distributed import is_distributed, is_primary
+from ..base.errors import DamagedError, LabelError
 from ..base.random_state import get_random_state
 from ..base.text import one_line
 from ..data.pictures import ToPicture, save_views
 from ..data.sources.classes import class_names
-from ..evaluation.evaluate import evaluate
-from ..evaluation.log import log_steps
 from ..options.augmentation import Mixing
 from ..options.checks import mixing
-from ..options.data_kinds import in_sequence
-from ..options.model import BatchNorm
 from ..options.run import Run
 from ..remembered import AgMaxMemoryTask
+from .batch_norm import distribute_batch_norm
 from .checkpoints.state import Position
 from .create_run import TrainingRun
 from .early_stopping import stop_reason
+from .epoch_evaluation import EvaluationStopped, evaluate_epoch
 from .guards.damaged import DamageLog
 from .output import log
 from .output.trackers import Trackers
@@ -39,20 +31,6 @@ from .updates.losses import NonFiniteError, RunningLosses
 from .updates.step import Step
 
 _logger = logging.getLogger('train')
-_CONTINUES, _STOPPED, _FAILED = range(3)  # outcomes of an evaluation, the worst last
-_AGREEMENT = 10  # evaluated batches between two agreements of the ranks
-
-
-class EvaluationStopped(Exception):
-    """A signal stopped an evaluation."""
-
-
-class EvaluationFailed(UserError, RuntimeError):
-    """Another rank raised an error during an evaluation."""
-    exit_status = 1
-
-    def __init__(self):
-        super().__init__('the evaluation failed on another rank: see its log')
 
 
 class Epochs:
@@ -183,9 +161,7 @@ class Epochs:
         raw = ema = None
         if run.loader_eval is not None:
             try:
-                raw = self._measure(epoch)
-                if run.task.has_ema() and not options.model_ema_force_cpu:
-                    ema = self._measure(epoch, ema=True)
+                raw, ema = evaluate_epoch(run, epoch, self.progress_log)
             except EvaluationStopped:
                 self.checkpoints.leave(self._save_trained(epoch, losses, random))
             except Exception as error:
@@ -217,50 +193,6 @@ class Epochs:
         self.checkpoints.save_within(Position(epoch, len(self.run.loader_train), trained=True), losses, random)
         return f'the end of epoch {epoch}, before its evaluation'
 
-    def _measure(self, epoch: int, ema: bool = False) -> dict[str, float]:
-        """Return the metrics of the model or of its EMA.
-
-        Raises:
-            EvaluationStopped: A signal asked any rank to end; raised on all ranks.
-            EvaluationFailed: Another rank raised an error.
-        """
-        run, options, checkpoints = self.run, self.options, self.checkpoints
-        name = 'Test (EMA)' if ema else 'Test'
-        if ema:
-            distribute_batch_norm(options, run.task.get_trainable_module(ema=True))
-        evaluator = run.task.create_evaluator(max_samples=evaluation_sample_limit(run.loader_eval))
-
-        def on_batch(batch_index: int) -> None:
-            checkpoints.watchdog.beat()
-            if is_distributed() and (in_sequence(options) or batch_index % _AGREEMENT):
-                return  # with data in sequence, ranks may have unequal numbers of batches and agree at the end
-            self._agree(_STOPPED if checkpoints.signals.received is not None else _CONTINUES)
-
-        try:
-            metrics = evaluate(
-                run.task.get_eval_model(ema=ema), run.loader_eval, options, run.device, run.precision,
-                options.log_interval, on_log=log_steps(name) if self.primary else None, on_batch=on_batch,
-                evaluator=evaluator, before_compute=partial(self._agree, _CONTINUES))
-        except (EvaluationStopped, EvaluationFailed):
-            raise
-        except Exception:
-            with suppress(EvaluationFailed):
-                self._agree(_FAILED)
-            raise
-        self.progress_log.evaluation(f'{name} {epoch}', metrics)
-        return metrics
-
-    def _agree(self, outcome: int) -> None:
-        """Exchange outcomes of an evaluation with the other ranks. The worst outcome counts. All ranks must call it.
-
-        Raises:
-            EvaluationStopped, EvaluationFailed: The worst outcome of all ranks.
-        """
-        if not (self.options.fsdp and outcome == _FAILED):  # with --fsdp others wait in a forward pass
-            outcome = largest(outcome, self.run.device)
-        if outcome != _CONTINUES:
-            raise EvaluationFailed if outcome == _FAILED else EvaluationStopped
-
 
 def check_finite(options: Run, epoch: int, metrics: dict[str, float]) -> None:
     """Check the metrics of an evaluation. The weights, which are finite, are saved already.
@@ -275,16 +207,6 @@ def check_finite(options: Run, epoch: int, metrics: dict[str, float]) -> None:
     if options.nan_policy == 'stop':
         raise NonFiniteError(f'{message}. The epoch was saved, but not as the best')
     _logger.warning(f'{message}: it does not count as the best.')
-
-
-def distribute_batch_norm(options: BatchNorm, model: Any) -> None:
-    """Share the batch norm statistics between ranks, as --dist-bn says. Those of frozen layers stay."""
-    if is_distributed() and options.dist_bn in ('broadcast', 'reduce'):
-        frozen = [buffer for layer in frozen_batch_norm(model) for buffer in layer.buffers()]
-        before = [buffer.clone() for buffer in frozen]
-        utils.distribute_bn(model, world_size(), options.dist_bn == 'reduce')
-        for buffer, value in zip(frozen, before):
-            buffer.copy_(value)  # the mean of equal values can differ from them by a rounding
 
 
 def prepare_loader(options: Mixing, loader: Any, epoch: int) -> None:

@@ -13,7 +13,7 @@ from agmax_timm.assembly.optimizer import build_optimizer
 from agmax_timm.base.errors import OptionError
 from agmax_timm.options.parse import parse_train_args
 from agmax_timm.options.parsers import TrainOptions
-from agmax_timm.training import epochs
+from agmax_timm.training import batch_norm
 from agmax_timm.training import run as training
 from tests.helpers.exact import FLAGS
 from tests.helpers.run_files import load
@@ -121,11 +121,11 @@ def test_ranks_share_only_the_statistics_of_trained_layers(monkeypatch, how, fac
     model(torch.randn(4, 3, 32, 32))
     freeze(replace(OPTIONS, freeze=STEM), model)
     before = copy.deepcopy(model.state_dict())
-    monkeypatch.setattr(epochs, 'is_distributed', lambda: True)
-    monkeypatch.setattr(epochs, 'world_size', lambda: 3)
+    monkeypatch.setattr(batch_norm, 'is_distributed', lambda: True)
+    monkeypatch.setattr(batch_norm, 'world_size', lambda: 3)
     monkeypatch.setattr(torch.distributed, 'all_reduce', lambda tensor, **_: tensor.mul_(3.5))
     monkeypatch.setattr(torch.distributed, 'broadcast', lambda tensor, _: tensor.mul_(2))
-    epochs.distribute_batch_norm(replace(OPTIONS, dist_bn=how), model)
+    batch_norm.distribute_batch_norm(replace(OPTIONS, dist_bn=how), model)
     for name, value in model.state_dict().items():
         shared = 'running_' in name and name.startswith(('layer3', 'layer4'))
         if shared:

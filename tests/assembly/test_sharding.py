@@ -19,7 +19,7 @@ from agmax_timm.assembly.objective import build_task
 from agmax_timm.base.errors import OptionError
 from agmax_timm.evaluation.evaluate import evaluate
 from agmax_timm.options.parse import parse_train_args
-from agmax_timm.training import epochs
+from agmax_timm.training import batch_norm
 from agmax_timm.training import run as training
 from agmax_timm.training.checkpoints import manager
 from agmax_timm.training.updates import loop
@@ -98,7 +98,7 @@ def train_case(name, fsdp, rank):
         losses, _ = loop.train_one_epoch(epoch, step, batches(rank, args.agmax, dtype))
         metrics.append(losses)
         for ema in (False, True):
-            epochs.distribute_batch_norm(args, task.get_trainable_module(ema=ema))
+            batch_norm.distribute_batch_norm(args, task.get_trainable_module(ema=ema))
             metrics.append(evaluate(
                 task.get_eval_model(ema=ema), batches(rank, False, dtype), args, CPU, precision, log_interval=1))
     manager.check_weights(task)

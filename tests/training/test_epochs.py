@@ -4,8 +4,8 @@ from argparse import Namespace
 import pytest
 import torch
 
-from agmax_timm.training import epochs as epochs_module
-from agmax_timm.training.epochs import Epochs, EvaluationStopped
+from agmax_timm.training import epoch_evaluation
+from agmax_timm.training.epochs import Epochs
 from agmax_timm.training.updates.losses import NonFiniteError, RunningLosses
 
 
@@ -15,7 +15,7 @@ def epochs():
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
     state = Namespace(history=Namespace(rows=[], results=[]))
     made = Epochs.__new__(Epochs)
-    made.options = Namespace(nan_policy='stop', early_stop=0, log_interval=50, fsdp=False)
+    made.options = Namespace(nan_policy='stop', early_stop=0)
     made.run = Namespace(options=made.options, state=state, device=torch.device('cpu'), loader_eval=None,
                          metric_name='loss', scheduler=None, optimizer=optimizer)
     made.trackers, made.primary = None, False
@@ -32,27 +32,27 @@ def test_the_epoch_is_on_disk_before_a_metric_that_is_not_finite_ends_the_run(ep
     assert calls == ['save', 'finish']
 
 
-def test_several_ranks_end_an_evaluation_soon_after_a_signal(epochs, monkeypatch):
+def test_several_ranks_end_an_evaluation_soon_after_a_signal(monkeypatch):
     """The signal comes in batch 11."""
-    seen = []
+    seen, signals = [], Namespace(received=None)
 
     def evaluate(*args, on_batch, **kwargs):
         for index in range(100):
             if index == 11:
-                epochs.checkpoints.signals.received = 'SIGTERM'
+                signals.received = 'SIGTERM'
             seen.append(index)
             on_batch(index)
 
-    monkeypatch.setattr(epochs_module, 'evaluate', evaluate)
-    monkeypatch.setattr(epochs_module, 'is_distributed', lambda: True)
-    monkeypatch.setattr(epochs_module, 'in_sequence', lambda options: False)
-    monkeypatch.setattr(epochs_module, 'evaluation_sample_limit', lambda loader: None)
-    epochs.options.log_interval = 50
-    epochs.checkpoints = Namespace(watchdog=Namespace(beat=lambda: None), signals=Namespace(received=None))
-    epochs.run.precision = None
-    epochs.run.task = Namespace(create_evaluator=lambda max_samples: None, get_eval_model=lambda **kwargs: None)
-    with pytest.raises(EvaluationStopped):
-        epochs._measure(0)
+    monkeypatch.setattr(epoch_evaluation, 'evaluate', evaluate)
+    monkeypatch.setattr(epoch_evaluation, 'is_distributed', lambda: True)
+    monkeypatch.setattr(epoch_evaluation, 'in_sequence', lambda options: False)
+    monkeypatch.setattr(epoch_evaluation, 'evaluation_sample_limit', lambda loader: None)
+    run = Namespace(
+        options=Namespace(log_interval=50, fsdp=False), device=torch.device('cpu'), precision=None, loader_eval=None,
+        checkpoints=Namespace(watchdog=Namespace(beat=lambda: None), signals=signals),
+        task=Namespace(create_evaluator=lambda max_samples: None, get_eval_model=lambda **kwargs: None))
+    with pytest.raises(epoch_evaluation.EvaluationStopped):
+        epoch_evaluation.evaluate_epoch(run, 0, None)
     assert seen[-1] == 20
 
 

@@ -15,7 +15,7 @@ from agmax_timm.base.signals import StopSignals
 from agmax_timm.commands import train as train_cli
 from agmax_timm.data.sources.decoding import damage_of
 from agmax_timm.options.parse import parse_train_args
-from agmax_timm.training import epochs
+from agmax_timm.training import epoch_evaluation
 from agmax_timm.training import run as training
 from agmax_timm.training.checkpoints.saver import CheckpointSaver
 from agmax_timm.training.output.trackers import Trackers
@@ -74,7 +74,7 @@ def damaged():
     (14, out_of_memory, torch.OutOfMemoryError)])
 def test_a_run_resumes_to_the_result_of_one_without_faults(
         argv, tmp_path, whole, monkeypatch, caplog, batch, failure, error):
-    seen, evaluate = [], epochs.evaluate
+    seen, evaluate = [], epoch_evaluation.evaluate
 
     def failing(*args, on_batch, **kwargs):
         def counted(index):
@@ -84,7 +84,7 @@ def test_a_run_resumes_to_the_result_of_one_without_faults(
             on_batch(index)
         return evaluate(*args, on_batch=counted, **kwargs)
 
-    monkeypatch.setattr(epochs, 'evaluate', failing)
+    monkeypatch.setattr(epoch_evaluation, 'evaluate', failing)
     with pytest.raises(error):
         training.train(parse_train_args(argv))
     epoch = (batch - 1) // 12
@@ -191,7 +191,7 @@ def test_repaired_training_images_no_longer_count_as_damaged(photos, tmp_path, c
 
 
 def test_a_full_disk_after_a_failed_evaluation_has_exit_status_74(argv, monkeypatch, capsys):
-    monkeypatch.setattr(epochs, 'evaluate', lambda *args, **kwargs: damaged())
+    monkeypatch.setattr(epoch_evaluation, 'evaluate', lambda *args, **kwargs: damaged())
 
     def full(*args, **kwargs):
         raise OSError(28, 'No space left on device')
