@@ -25,7 +25,7 @@ class AgMax:
 
 
 @group
-class Memory:
+class RememberedPredictions:
     """Agreement with remembered predictions, with one view of every image."""
     agmax_teacher: str = option(
         'none',

@@ -7,7 +7,7 @@ from typing import Any
 from ..base.command_line import flag_of
 from ..base.processes import launched_processes
 from ..base.text import even_next_to
-from .agmax import Memory
+from .agmax import RememberedPredictions
 from .augmentation import Mixing
 from .data_kinds import DATASETS, check_source, in_sequence
 from .declare import problems
@@ -99,7 +99,7 @@ def mixing(options: Mixing) -> bool:
     return options.mixup > 0. or options.cutmix > 0. or options.cutmix_minmax is not None
 
 
-def remembers(options: Memory) -> bool:
+def remembers(options: RememberedPredictions) -> bool:
     """Whether the options ask for the agreement with remembered predictions."""
     return options.agmax_teacher == 'memory'
 

@@ -2,7 +2,7 @@
 from collections.abc import Iterator
 
 from ..base.command_line import flag_of
-from .agmax import AgMax, Memory
+from .agmax import AgMax, RememberedPredictions
 from .checks import mixing, needs_classes, remembers
 from .data_kinds import in_sequence
 from .declare import declared, has_effect, refused
@@ -178,7 +178,7 @@ def _check_agmax(options: TrainOptions) -> Iterator[str]:
 
 def _check_memory(options: TrainOptions) -> Iterator[str]:
     if not remembers(options):
-        for option in refused(options, Memory):
+        for option in refused(options, RememberedPredictions):
             yield f'{option.flag} needs --agmax-teacher memory'
         return
     for other, reason in _NOT_WITH_MEMORY:

@@ -4,7 +4,7 @@ from dataclasses import field
 from typing import Any
 
 from ..base.command_line import Parser
-from .agmax import AgMax, Memory
+from .agmax import AgMax, RememberedPredictions
 from .augmentation import Augmentation, Mixing, Resolutions
 from .data import DataSet, Input, NaFlex, TrainData, TrainNaFlex, ValidationData, ValidationInput
 from .declare import Option, declared, group, groups_of
@@ -20,8 +20,8 @@ from .run import Hub, Run, Tracking
 
 @group
 class TrainOptions(
-        AgMax, Memory, DataSet, TrainData, TrainModel, Input, Augmentation, Mixing, Task, Loss, Optimizer, Schedule,
-        Ema, Run, Tracking, Hub, TrainDevice, BatchNorm, Distillation, Resolutions, TrainNaFlex):
+        AgMax, RememberedPredictions, DataSet, TrainData, TrainModel, Input, Augmentation, Mixing, Task, Loss,
+        Optimizer, Schedule, Ema, Run, Tracking, Hub, TrainDevice, BatchNorm, Distillation, Resolutions, TrainNaFlex):
     """The options of train.py. Names and defaults are those of timm's script.
 
     Attributes:
