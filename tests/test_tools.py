@@ -81,7 +81,7 @@ def test_every_form_trains_for_its_cost_and_is_not_repeated(form, tmp_path, monk
 def test_the_summary_of_pilots_compares_with_an_arm_in_any_notation(tmp_path, monkeypatch, capsys):
     top1 = {'plain': [80., 81., 82.], 'memory': [81., 83., 85.]}  # differences 1, 2, 3: 2 ± 2.484
     monkeypatch.setattr(agreement_pilots.Images, 'of_folder', lambda *args: None)
-    monkeypatch.setattr(agreement_pilots, 'train', lambda arm, images, held_out, seed, budget: {
+    monkeypatch.setattr(agreement_pilots, 'train', lambda arm, images, held_out, seed, budget, dtype: {
         'top1': top1[arm.form][seed]})
 
     def main(*words):

@@ -176,7 +176,7 @@ class Step:
             self.ema.update(self.model, step=number)
 
 
-def train(arm: Arm, images: Images, held_out: Images, seed: int, budget: float) -> dict:
+def train(arm: Arm, images: Images, held_out: Images, seed: int, budget: float, dtype: str) -> dict:
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     model = create_model(arm, images)
@@ -194,7 +194,7 @@ def train(arm: Arm, images: Images, held_out: Images, seed: int, budget: float) 
             for group in optimizer.param_groups:
                 group['lr'] = arm.rate * (1 + math.cos(math.pi * number / updates)) / 2
             weight = arm.weight * min(1., number / max(1., arm.ramp * updates))
-            with torch.autocast('cpu', dtype=torch.bfloat16):
+            with torch.autocast('cpu', dtype=torch.bfloat16, enabled=dtype == 'bfloat16'):
                 loss = step.loss(indices, arm.has_two_views(number, updates), weight)
             optimizer.zero_grad()
             loss.backward()
@@ -240,8 +240,8 @@ def summarise(path: Path, base: str) -> None:
     """
     values: dict[tuple, dict[str, dict[int, float]]] = {}
     for row in rows_of(path):
-        values.setdefault((row['data'], row['split'], row['epochs_of_plain']), {}).setdefault(row['arm'], {})[
-            int(row['seed'])] = float(row['top1'])
+        group = row['data'], row['split'], row['epochs_of_plain'], row['dtype']
+        values.setdefault(group, {}).setdefault(row['arm'], {})[int(row['seed'])] = float(row['top1'])
     if not any(base in arms for arms in values.values()):
         raise SystemExit(f"'{path}' has no rows of '{base}': name one of its arms")
     for group, arms in values.items():
@@ -262,6 +262,8 @@ def main() -> None:
     parser.add_argument('--split', choices=('tune', 'val'), default='tune')
     parser.add_argument('--seeds', type=int, nargs='+', default=[100, 101])
     parser.add_argument('--arm', type=parse_arm, action='append', default=[], metavar="'FORM NAME=VALUE ...'")
+    parser.add_argument('--dtype', choices=('bfloat16', 'float32'), default='bfloat16',
+                        help='of the forward pass; float32 is faster on a CPU without bfloat16 instructions')
     parser.add_argument('--csv', type=Path, required=True)
     parser.add_argument('--summary', type=parse_arm, metavar='ARM',
                         help='print the results in --csv, with differences from ARM')
@@ -275,10 +277,11 @@ def main() -> None:
     held_out = Images.of_folder(args.data / args.split, images)
     for seed in args.seeds:
         for arm in args.arm:
-            key = dict(data=args.data.name, split=args.split, epochs_of_plain=args.epochs, arm=str(arm), seed=seed)
+            key = dict(data=args.data.name, split=args.split, epochs_of_plain=args.epochs, dtype=args.dtype,
+                       arm=str(arm), seed=seed)
             if any(all(row[name] == str(value) for name, value in key.items()) for row in rows_of(args.csv)):
                 continue
-            found = train(arm, images, held_out, seed, args.epochs)
+            found = train(arm, images, held_out, seed, args.epochs, args.dtype)
             append(args.csv, {**key, **found})
             print(f'{arm}, seed {seed}: {found}', flush=True)
 
