@@ -57,15 +57,26 @@ def options_of_run(options: ValidateOptions, saved: dict[str, Any]) -> dict[str,
     if not saved:
         return {}
     explicit = set(options.given)
-    shape = {'img_size', 'input_size', 'in_chans'}
-    explicit |= shape if explicit & shape else set()
     adopted = {name: saved[name] for name, option in declared(ValidateOptions).items()
                if option.evaluation in ('input', 'labels') and name in saved}
+    adopted.update(_shape_of_run(options, saved))
     if 'split' not in explicit or share_of(options.split) is not None:
         adopted.update(share_options(saved))
     adopted['batch_size'] = saved.get('validation_batch_size') or saved.get('batch_size') or options.batch_size
     adopted['use_train_size'] = True
     return {name: value for name, value in adopted.items() if name not in explicit}
+
+
+def _shape_of_run(options: ValidateOptions, saved: dict[str, Any]) -> dict[str, Any]:
+    """Return the options of the input's shape that change if the command line gives a part of the shape."""
+    size = saved.get('input_size')
+    if 'input_size' in options.given:
+        return {'img_size': None, 'in_chans': None}
+    if size is None:
+        return {}
+    if 'img_size' in options.given:
+        return {'input_size': None, 'in_chans': options.in_chans or size[0]}
+    return {'input_size': (options.in_chans, *size[1:])} if options.in_chans is not None else {}
 
 
 def adopt_options(options: ValidateOptions, saved: dict[str, Any]) -> ValidateOptions:
@@ -143,7 +154,7 @@ def create_evaluated_model(options: ValidateOptions, device: torch.device, preci
     set_backend_options(options)
     model = create_named_model(
         options.model,
-        pretrained=options.pretrained or not options.checkpoint,
+        pretrained=not options.checkpoint,
         num_classes=options.num_classes,
         in_chans=input_channels(options),
         global_pool=options.gp,

@@ -2,6 +2,7 @@
 import json
 import os
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,9 +10,11 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from timm.data import create_dataset, create_loader
+from timm.models import create_model
 from torch.utils.data import Dataset
 
 from agmax_timm.assembly import datasets
+from agmax_timm.assembly.model_input import build_data_config, input_channels
 from agmax_timm.commands import validate as validate_cli
 from agmax_timm.evaluation import evaluated_model, measures, metrics, validation
 from agmax_timm.options.parse import parse_validate_args
@@ -187,6 +190,30 @@ def test_naflex_metrics_equal_those_of_the_network(flags, weights, results_of, t
     check(results_of(*words, 16, *flags), logits, target)
     fewer = results_of(*words, 4, *flags)['loss']
     assert abs(fewer - F.cross_entropy(logits, target).item()) > 1e-3  # the length is not ignored
+
+
+@pytest.mark.parametrize('flags, size, channels', [
+    ('', (1, 28, 28), 1), ('--in-chans 1', (1, 28, 28), 1), ('--in-chans 3', (3, 28, 28), 3),
+    ('--img-size 64', (1, 64, 64), 1), ('--img-size 64 --in-chans 3', (3, 64, 64), 3),
+    ('--input-size 3 32 32', (3, 32, 32), 3)])
+def test_a_part_of_the_shape_of_the_input_leaves_the_rest_as_in_the_run(flags, size, channels):
+    options = parse_validate_args(['DIR', '--checkpoint', 'FILE', *flags.split()])
+    saved = dict(model='test_resnet', in_chans=1, img_size=28, input_size=(1, 28, 28))
+    options = replace(options, **evaluated_model.options_of_run(options, saved))
+    model = create_model('test_resnet', in_chans=input_channels(options))
+    assert next(model.parameters()).shape[1] == channels
+    assert build_data_config(options, model)['input_size'] == size
+
+
+def test_the_weights_of_a_checkpoint_are_the_only_ones_that_are_loaded(weights, photos, monkeypatch):
+    path, _ = weights()
+    created = []
+    create = evaluated_model.create_named_model
+    monkeypatch.setattr(evaluated_model, 'create_named_model',
+                        lambda *args, **kwargs: created.append(kwargs['pretrained']) or create(*args, **kwargs))
+    validate_cli.main([str(photos), '--model', 'test_resnet', '--num-classes', '3', '--checkpoint', str(path),
+                       '--pretrained', *SMALL_VALIDATION])
+    assert created == [False]
 
 
 def test_naflex_layout_without_naflex_warns(photos, capsys):
