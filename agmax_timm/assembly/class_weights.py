@@ -13,7 +13,7 @@ from ..base.command_line import flag_of
 from ..base.errors import OptionError
 from ..base.text_file import without_mark
 from ..data.loading.balance import labels_of
-from ..options.checks import mixing, pos_weight
+from ..options.checks import loss_name, mixing, pos_weight
 from ..options.model import Model
 from ..options.parsers import TrainOptions
 
@@ -69,9 +69,11 @@ def class_weights(options: TrainOptions, kind: str, stats: Stats | None) -> Any:
     if value in (*BY_FREQUENCY, 'neg_pos') and stats is None:
         raise OptionError(f"{flag} '{value}' needs the number of images of each class: add --class-stats auto, or a "
                           'file')
+    # weighted_cross_entropy() limits the weights after it has scaled them.
+    largest = None if kind == 'class_weight' and loss_name(options) == 'ce' else options.loss_weight_max
     try:
         weights = _read_without_mark(resolve_class_weights, value, kind, stats, options.loss_weight_power,
-                                     options.loss_weight_beta, options.loss_weight_max)
+                                     options.loss_weight_beta, largest)
     except (ValueError, TypeError, OSError) as error:
         method = 'neg_pos' if kind == 'pos_weight' else ' or '.join(BY_FREQUENCY)
         raise OptionError(f"{flag} '{value}': {error}: give {method}, a number for each class, or a file of numbers"
@@ -84,11 +86,14 @@ def class_weights(options: TrainOptions, kind: str, stats: Stats | None) -> Any:
 def weighted_cross_entropy(options: TrainOptions, weights: Any, stats: Stats | None) -> nn.Module:
     """Return the cross-entropy with these weights, one number or one per class.
 
-    Weights by frequency are scaled so that the mean weight of an image is 1.
+    Weights by frequency are scaled so that the mean weight of an image is 1. Then those above --loss-weight-max are
+    set to it.
     """
     weights = torch.as_tensor(weights, dtype=torch.float32).expand(options.num_classes or 0).clone()
     if stats is not None and options.loss_class_weight in BY_FREQUENCY:
-        weights = weights * stats[1] / (weights * stats[0]).sum()
+        weights = weights * stats[0].sum() / (weights * stats[0]).sum()
+        if options.loss_weight_max is not None:
+            weights = weights.clamp(max=options.loss_weight_max)
     smoothing = 0. if mixing(options) else options.smoothing  # mixed targets are smoothed already
     return WeightedCrossEntropy(weights, label_smoothing=smoothing)
 

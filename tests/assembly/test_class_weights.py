@@ -111,6 +111,21 @@ def test_a_class_without_images_has_a_finite_weight(train_set):
     assert criterion.weight.isfinite().all() and criterion.weight[3] == criterion.weight[2]
 
 
+def test_the_largest_weight_is_that_of_the_option(train_set):
+    free = build_criterion(options_of(*AUTO), train_set).weight
+    limit = float(free.min() + free.max()) / 2
+    weight = build_criterion(options_of(*AUTO, '--loss-weight-max', str(limit)), train_set).weight
+    torch.testing.assert_close(weight, free.clamp(max=limit))
+    assert float(free.min()) < limit < float(free.max())
+
+
+def test_the_mean_weight_is_1_by_the_counts_of_a_file_with_another_number_of_samples(tmp_path):
+    (tmp_path / 'stats.json').write_text(json.dumps({'pos_counts': [900, 90, 10], 'num_samples': 50000}))
+    weight = build_criterion(options_of('--loss-class-weight', 'inv_freq', '--class-stats', str(tmp_path / 'stats.json')
+                                        )).weight
+    torch.testing.assert_close(weight, torch.tensor([1000 / 3 / 900, 1000 / 3 / 90, 1000 / 3 / 10]))
+
+
 @pytest.mark.parametrize('stats', [(), ('--class-stats', 'auto')])
 @pytest.mark.parametrize('value, weights', [('1,2,5', [1, 2, 5]), ('2', [2, 2, 2])])
 def test_weights_given_by_the_user_are_used_unchanged(train_set, value, weights, stats):
