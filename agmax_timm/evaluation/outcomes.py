@@ -38,8 +38,9 @@ class Outcomes:
         """Add a batch: input of the model, logits [B, K], true classes [B]."""
         confidence, prediction = output.float().softmax(dim=1).nan_to_num(0.).max(dim=1)
         wrong = (prediction != target).nonzero().flatten()
+        least = self.mistakes[-1].confidence if len(self.mistakes) == self.most else -1.
         for i in wrong[confidence[wrong].argsort(descending=True)][:self.most].tolist():
-            if len(self.mistakes) >= self.most and confidence[i] <= self.mistakes[self.most - 1].confidence:
+            if confidence[i] <= least:
                 break
             self.mistakes.append(Mistake(self.count + i, int(target[i]), int(prediction[i]), float(confidence[i]),
                                          self.to_picture(input, i)))

@@ -126,6 +126,14 @@ def test_the_most_confident_mistakes_are_kept_over_all_batches():
     assert analysis.calibration.error == pytest.approx(calibration(confidence, prediction == target).error, abs=1e-12)
 
 
+def test_a_batch_that_fills_the_list_of_mistakes_may_replace_earlier_ones():
+    outcomes = Outcomes(lambda input, index: None, most=4)
+    for confidences in ([.60, .61, .62], [.99, .98, .97], [.63, .5]):
+        logits = torch.tensor([confidences, [1 - value for value in confidences]]).T.log()
+        outcomes.update(logits, logits, torch.ones(len(logits), dtype=torch.long))
+    assert [round(mistake.confidence, 2) for mistake in outcomes.mistakes] == [.99, .98, .97, .63]
+
+
 def test_outputs_that_are_not_finite_have_confidence_0():
     outcomes = Outcomes(ToPicture(dict(mean=(0.5,), std=(0.5,), input_size=(1, 4, 4))))
     outcomes.update(torch.zeros(2, 1, 4, 4), torch.tensor([[float('nan'), 1.], [0., 9.]]), torch.tensor([1, 1]))
