@@ -70,18 +70,21 @@ class AgMaxDistillationTask(AgMaxTask):
         distill_loss_weight: Weight of kd, or None (see loss_weights).
         task_loss_weight: Weight of ce, or None (see loss_weights).
         temperature: Temperature of the distillation (typically 1 to 4).
-        mean: Mean that the input was normalised with, one value per channel; the student's pretrained_cfg when None.
-            The teacher gets the input normalised with its own mean and std.
-        std: Standard deviation that the input was normalised with, one value per channel, like mean.
+        mean: Mean that the input was normalised with, one value or one per channel. None is that of the student's
+            pretrained_cfg. The teacher gets the input normalised with its own mean and std. As in timm's data
+            configuration, a pretrained_cfg with another number of channels stands for its mean over the channels.
+        std: Standard deviation that the input was normalised with, like mean.
         **agmax: Further keyword arguments of AgMaxTask.
 
     Raises:
-        ValueError: The loss_type is unknown, the temperature is not above 0, or the teacher has another number of
-            classes or input channels. See also AgMaxTask.
+        ValueError: The loss_type is unknown, the temperature is not above 0, mean or std do not fit the channels, or
+            the teacher has another number of classes or input channels. See also AgMaxTask.
     """
 
     student_mean: torch.Tensor
     student_std: torch.Tensor
+    teacher_mean: torch.Tensor
+    teacher_std: torch.Tensor
 
     def __init__(
             self,
@@ -121,11 +124,19 @@ class AgMaxDistillationTask(AgMaxTask):
         self.teacher: Any = teacher.to(self.device).requires_grad_(False).eval()
         self._check_teacher(getattr(unwrap_model(teacher.model), 'num_classes', self.num_classes))
 
-        config = getattr(student, 'pretrained_cfg', {})
-        self._register_channels('student_mean', config.get('mean', IMAGENET_DEFAULT_MEAN) if mean is None else mean)
-        self._register_channels('student_std', config.get('std', IMAGENET_DEFAULT_STD) if std is None else std)
-        self._normalised_alike = (torch.equal(self.student_mean, teacher.get_buffer('mean_kd'))
-                                  and torch.equal(self.student_std, teacher.get_buffer('std_kd')))
+        config, channels = getattr(student, 'pretrained_cfg', {}), getattr(student, 'in_chans', 3)
+        of_teacher = getattr(unwrap_model(teacher.model), 'in_chans', channels)
+        if of_teacher != channels:
+            raise ValueError(f'the teacher has {of_teacher} input channels, the student has {channels}: use a teacher '
+                             'with the same number of channels')
+        for name, given, default in (('mean', mean, IMAGENET_DEFAULT_MEAN), ('std', std, IMAGENET_DEFAULT_STD)):
+            if given is not None and len(given) not in (1, channels):
+                raise ValueError(f'{name} must have 1 value or {channels}, one per channel, got {len(given)}')
+            own = config.get(name, default) if given is None else given
+            self._register_channels(f'student_{name}', own, channels)
+            self._register_channels(f'teacher_{name}', getattr(teacher, f'{name}_kd').flatten().tolist(), channels)
+        self._normalised_alike = (torch.equal(self.student_mean, self.teacher_mean)
+                                  and torch.equal(self.student_std, self.teacher_std))
         if self.verbose:
             _logger.info(f'{type(self).__name__}: task_weight={self.task_loss_weight}, '
                          f'distill_weight={self.distill_loss_weight}, temperature={temperature}')
@@ -176,13 +187,11 @@ class AgMaxDistillationTask(AgMaxTask):
         """Normalise a batch for the teacher, without the wait for the device of DistillationTeacher.normalize_input."""
         if self._normalised_alike:
             return input
-        return (input * self.student_std + self.student_mean - self.teacher.mean_kd) / self.teacher.std_kd
+        return (input * self.student_std + self.student_mean - self.teacher_mean) / self.teacher_std
 
-    def _register_channels(self, name: str, values: Sequence[float]) -> None:
-        """Register values of the student's normalisation as a non-persistent buffer [1, C, 1, 1]."""
-        channels = self.teacher.mean_kd.numel()
+    def _register_channels(self, name: str, values: Sequence[float], channels: int) -> None:
+        """Register one value per channel as a non-persistent buffer [1, C, 1, 1]; if the number differs, their mean."""
         if len(values) != channels:
-            raise ValueError(f"the teacher's normalisation has {channels} channels, the student's has {len(values)}: "
-                             'use a teacher with the same number of channels')
+            values = [sum(values) / len(values)] * channels
         buffer = torch.tensor(values, device=self.device, dtype=self.dtype).view(1, -1, 1, 1)
         self.register_buffer(name, buffer, persistent=False)

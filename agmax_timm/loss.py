@@ -169,10 +169,7 @@ class AgMaxLoss(nn.Module):
     ):
         super().__init__()
         _check_settings(kind, marginal_images, divergence_reduction)
-        if isinstance(criterion, type):
-            raise ValueError(f'the criterion must be a loss, got the class {criterion.__name__}: give '
-                             f'{criterion.__name__}()')
-        self.criterion = criterion if criterion is not None else nn.CrossEntropyLoss()
+        self.criterion = as_criterion(criterion)
         self.kind = kind
         self.weight = weight
         self.divergence_weight = divergence_weight
@@ -198,15 +195,9 @@ class AgMaxLoss(nn.Module):
         if len(logits) % 2 or len(target) != len(logits):
             raise ValueError(f'two views need logits [2B, K] and as many targets, got logits {[*logits.shape]} and '
                              f'target {[*target.shape]}')
-        if target.ndim == 2 and target.shape != logits.shape:
-            raise ValueError(f'soft targets must have a column for each of the {logits.shape[1]} classes, got '
-                             f'{target.shape[1]}: give mixup num_classes={logits.shape[1]}')
         with torch.autocast(logits.device.type, enabled=False):
             logits = _at_least_float32(logits)  # once for all terms
-            ce = self.criterion(logits, target)
-        if not isinstance(ce, torch.Tensor) or ce.numel() != 1:
-            got = f'a tensor {[*ce.shape]}' if isinstance(ce, torch.Tensor) else type(ce).__name__
-            raise ValueError(f"the criterion must return a scalar, got {got}: give one with reduction='mean'")
+            ce = classification_loss(self.criterion, logits, target)
         z1, z2 = logits.chunk(2)
         agreement, divergence = agreement_terms(
             z1, z2, joint_logits, self.kind, self.divergence_weight, self.marginal_images, self.divergence_reduction)
@@ -220,6 +211,34 @@ class AgMaxLoss(nn.Module):
     def extra_repr(self) -> str:
         return (f'kind={self.kind}, weight={self.weight}, divergence_weight={self.divergence_weight}, '
                 f'marginal_images={self.marginal_images}, divergence_reduction={self.divergence_reduction}')
+
+
+def as_criterion(criterion: Criterion | None) -> Criterion:
+    """Return the criterion, or cross-entropy for None.
+
+    Raises:
+        ValueError: The criterion is a class.
+    """
+    if isinstance(criterion, type):
+        raise ValueError(f'the criterion must be a loss, got the class {criterion.__name__}: give '
+                         f'{criterion.__name__}()')
+    return criterion if criterion is not None else nn.CrossEntropyLoss()
+
+
+def classification_loss(criterion: Criterion, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Return the criterion of logits [N, K] and targets, class indices [N] or soft targets [N, K].
+
+    Raises:
+        ValueError: Soft targets have another number of classes, or the criterion does not return a scalar.
+    """
+    if target.ndim == 2 and target.shape != logits.shape:
+        raise ValueError(f'soft targets must have a column for each of the {logits.shape[1]} classes, got '
+                         f'{target.shape[1]}: give mixup num_classes={logits.shape[1]}')
+    loss = criterion(logits, target)
+    if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
+        got = f'a tensor {[*loss.shape]}' if isinstance(loss, torch.Tensor) else type(loss).__name__
+        raise ValueError(f"the criterion must return a scalar, got {got}: give one with reduction='mean'")
+    return loss
 
 
 def _check_settings(kind: str, marginal_images: int | None, divergence_reduction: str) -> None:

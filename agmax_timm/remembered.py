@@ -16,7 +16,7 @@ from timm.task import ClassificationTask
 from timm.utils import unwrap_model
 
 from .base.distributed import rows_of_ranks
-from .loss import Criterion
+from .loss import Criterion, as_criterion, classification_loss
 from .network import count_classes, logits_of
 
 _logger = logging.getLogger(__name__)
@@ -138,9 +138,10 @@ class AgMaxMemoryTask(ClassificationTask):
         ramp: Factor of the weight, in [0, 1]. Set it before each update, so that the agreement grows.
 
     Raises:
-        ValueError: The number of classes is unknown or below 2, or topk or momentum is not valid. Raised by forward if
-            the number of indices is not B, if an index on the CPU is not below N, or if the model does not return one
-            tensor of K logits per image.
+        ValueError: The number of classes is unknown or below 2, topk or momentum is not valid, or the criterion is a
+            class. Raised by forward if the number of indices is not B, if an index on the CPU is not below N, if the
+            model does not return one tensor of K logits per image, if soft targets have another number of classes, or
+            if the criterion does not return a scalar.
     """
 
     def __init__(self, model: nn.Module, criterion: Criterion | None = None, *, num_images: int,
@@ -148,7 +149,7 @@ class AgMaxMemoryTask(ClassificationTask):
                  device: torch.device | None = None, dtype: torch.dtype | None = None, verbose: bool = True):
         reference = next(model.parameters())
         device, dtype = device or reference.device, dtype or reference.dtype
-        super().__init__(model, criterion or nn.CrossEntropyLoss(), device=device, dtype=dtype, verbose=verbose)
+        super().__init__(model, as_criterion(criterion), device=device, dtype=dtype, verbose=verbose)
         num_classes = count_classes(unwrap_model(model), 'AgMaxMemoryTask', num_classes)
         self.weight, self.ramp = weight, 1.
         self.memory = PredictionMemory(
@@ -184,7 +185,7 @@ class AgMaxMemoryTask(ClassificationTask):
             raise ValueError(f'indices must be from 0 to {count - 1}, got {indices.min()} to {indices.max()}: give '
                              'AgMaxMemoryTask num_images=len(dataset)')
         output = logits_of(self.trainable_module(input), unwrap_model(self.trainable_module), self.memory.num_classes)
-        ce = self.criterion(output, target)
+        ce = classification_loss(self.criterion, output, target)
         indices = indices.to(output.device, non_blocking=True)
         with torch.autocast(output.device.type, enabled=False):
             logits = output.to(self.memory.values.dtype)

@@ -7,6 +7,7 @@ import pytest
 import timm
 import torch
 import torch.distributed as dist
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.loss import SoftTargetCrossEntropy
 from timm.optim import create_optimizer_v2
 from timm.task import DistillationTeacher, LogitDistillationTask
@@ -173,6 +174,18 @@ def test_the_teacher_gets_both_views_in_its_own_normalisation(given):
     assert not teacher.grad_enabled
 
 
+@pytest.mark.parametrize('channels, given, mean, std', [
+    (3, {'mean': (0.3,), 'std': (0.6,)}, 0.3, 0.6), (1, {'mean': (0.3,), 'std': (0.6,)}, 0.3, 0.6),
+    (1, {}, sum(IMAGENET_DEFAULT_MEAN) / 3, sum(IMAGENET_DEFAULT_STD) / 3)])
+def test_one_value_stands_for_all_channels(channels, given, mean, std):
+    """As in timm's data configuration. The teacher's three values are equal."""
+    model = timm.create_model('test_resnet', num_classes=CLASSES, in_chans=channels)
+    model.pretrained_cfg = {**model.pretrained_cfg, 'mean': IMAGENET_DEFAULT_MEAN, 'std': IMAGENET_DEFAULT_STD}
+    teacher, pixels = Recorder(mean=(0.5,) * 3, std=(0.25,) * 3), torch.rand(8, channels, 32, 32)
+    AgMaxDistillationTask(model, teacher, verbose=False, **given)((pixels - mean) / std, batch()[1])
+    torch.testing.assert_close(teacher.input, (pixels - 0.5) / 0.25)
+
+
 def test_a_student_without_pretrained_cfg_has_the_normalisation_of_imagenet():
     model, teacher = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, CLASSES)), Recorder()
     model.num_classes = CLASSES
@@ -288,8 +301,9 @@ def test_compiled_equals_uncompiled():
     ({'loss_type': 'mse'}, "must be 'kl', got 'mse'"),
     ({'temperature': 0.0}, 'above 0, got 0.0'),
     ({'teacher': Recorder(num_classes=3)}, '10 classes .*, got a teacher with 3'),
-    ({'teacher': Recorder(mean=(0.5,), std=(0.5,))}, "teacher's .* 1 channels, the student's has 3"),
-    ({'mean': (0.5,)}, "teacher's .* 3 channels, the student's has 1"),
+    ({'teacher': timm.create_model('test_resnet', num_classes=CLASSES, in_chans=1)}, '1 input channels, .* has 3'),
+    ({'mean': (0.5, 0.5)}, 'mean must have 1 value or 3, one per channel, got 2'),
+    ({'std': ()}, 'std must have 1 value or 3, one per channel, got 0'),
     ({'kind': 'js'}, 'must be one of mi'),
 ])
 def test_invalid_settings_are_refused(options, message):

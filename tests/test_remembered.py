@@ -173,6 +173,17 @@ def test_a_model_that_gives_other_logits_is_refused():
         logits_task()(draw_logits(2, 5), torch.tensor([0, 1]), torch.tensor([0, 1]))
 
 
+@pytest.mark.parametrize('criterion, target, message', [
+    (nn.CrossEntropyLoss, torch.tensor([0, 1]), 'got the class CrossEntropyLoss'),
+    (nn.CrossEntropyLoss(reduction='none'), torch.tensor([0, 1]), r'must return a scalar, got a tensor \[2\]'),
+    (None, torch.ones(2, 4) / 4, 'a column for each of the 3 classes, got 4'),
+])
+def test_losses_and_targets_that_agmax_refuses_are_refused(criterion, target, message):
+    with pytest.raises(ValueError, match=message):
+        task = AgMaxMemoryTask(nn.Linear(5, 3), criterion, num_images=2, num_classes=3, verbose=False)
+        task(torch.randn(2, 5), target, torch.arange(2))
+
+
 def test_nothing_is_remembered_in_evaluation():
     task = logits_task().eval()
     assert task(draw_logits(2, 3), torch.tensor([0, 1]), torch.tensor([0, 1]))['agreement'] == 0

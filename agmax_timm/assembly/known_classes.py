@@ -116,12 +116,19 @@ def check_teacher(options: TrainOptions, task: Any, dataset: Dataset, data_confi
     """Check that a teacher of --kd-model-name fits the images and the classes of the data.
 
     Raises:
-        OptionError: The teacher does not take images of a size, or has a class of the data at another index.
+        OptionError: The teacher does not take images of a size or channels, or has a class of the data at another
+            index.
     """
     if not options.kd_model_name:
         return
     teacher = utils.unwrap_model(task.teacher.model)
     try_input(options, teacher, data_config, teacher.num_classes, '--kd-model-name')
+    channels = data_config['input_size'][0]
+    pixel = task.student_mean.new_zeros(1, channels, 1, 1)
+    own = task.student_mean, task.student_std
+    if not options.agmax and task.teacher.normalize_input(pixel, *own).shape != pixel.shape:
+        raise OptionError(f"--kd-model-name '{options.kd_model_name}' has another mean or std than '{options.model}'. "
+                          f'Without --agmax, that needs 3 channels, got {channels}: use a teacher with the same ones')
     if options.kd_distill_type == 'feature':
         return
     config = getattr(teacher, 'pretrained_cfg', None) or {}

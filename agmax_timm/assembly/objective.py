@@ -65,7 +65,12 @@ def build_task(options: TrainOptions, model: nn.Module, device: torch.device, pr
     except ValueError as error:
         flag = f"--kd-model-name '{options.kd_model_name}'" if options.kd_model_name else method
         raise OptionError(f"{flag}: {str(error).replace('topk', '--agmax-teacher-topk')}") from error
-    except RuntimeError as error:  # not enough memory for the Q-network
+    except RuntimeError as error:  # not enough memory for the remembered predictions or the Q-network
+        if remembers(options):
+            classes = options.agmax_teacher_topk or options.num_classes or 0
+            raise OptionError(f'--agmax-teacher memory: no memory for {classes} predictions of each of {len(dataset)} '
+                              f'images: use a smaller --agmax-teacher-topk, such as {max(1, min(10, classes // 2))}'
+                              ) from error
         if options.agmax_units is None:
             raise
         raise OptionError(f'--agmax-units {options.agmax_units}: {error}') from error

@@ -2,6 +2,7 @@
 import json
 import logging
 import re
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from timm.loss import (
 from timm.models import create_model
 
 from agmax_timm.assembly import objective
+from agmax_timm.assembly.known_classes import check_teacher
 from agmax_timm.assembly.model import Precision
 from agmax_timm.assembly.objective import build_criterion
 from agmax_timm.base.errors import OptionError
@@ -130,3 +132,36 @@ def test_invalid_options_of_losses_are_refused_in_one_line(argv, words):
         criterion(*argv.split())
     message = str(error_info.value)
     assert '\n' not in message and all(word in message for word in words), message
+
+
+@pytest.mark.parametrize('kept, words', [([], '10 .* 5 images'), (['--agmax-teacher-topk', '4'], '4 .* 5 images')])
+def test_remembered_predictions_that_need_too_much_memory_name_the_remedy(monkeypatch, kept, words):
+    """A smaller batch, which is the remedy for other errors of this kind, would not help."""
+    def fail(*args, **kwargs):
+        raise RuntimeError('[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: not enough memory')
+
+    monkeypatch.setattr(objective, 'AgMaxMemoryTask', fail)
+    options = parse_train_args(['DIR', '--num-classes', '10', '--agmax-teacher', 'memory', *kept])
+    with pytest.raises(OptionError, match=f'--agmax-teacher memory: no memory for {words}.*a smaller --agmax-t'):
+        objective.build_task(
+            options, create_model('test_resnet', num_classes=10), torch.device('cpu'), Precision(), range(5))
+
+
+def test_a_teacher_of_timm_with_another_normalisation_needs_three_channels(monkeypatch):
+    """timm's three values would otherwise make three channels of one, in the first batch."""
+    def create(name, *args, **kwargs):
+        model = create_model('test_resnet', num_classes=3, in_chans=1)
+        model.pretrained_cfg = {**model.pretrained_cfg, 'mean': (0.1, 0.2, 0.3)}
+        return model
+
+    monkeypatch.setattr(objective, 'create_named_model', create)
+    config, model = dict(input_size=(1, 32, 32)), create_model('test_resnet', num_classes=3, in_chans=1)
+    for agmax, refused in (([], pytest.raises(OptionError, match='--kd-model-name .* 3 channels, got 1')),
+                           (['--agmax'], nullcontext())):
+        options = parse_train_args(['DIR', '--model', 'test_resnet', '--num-classes', '3', '--in-chans', '1', '-b', '4',
+                                    '--kd-model-name', 'test_resnet', *agmax])
+        task = objective.build_task(options, model, torch.device('cpu'), Precision())
+        with refused:
+            check_teacher(options, task, [], config)
+    input, target = torch.randn(8, 1, 32, 32), torch.tensor([0, 1, 2, 0, 0, 1, 2, 0])
+    assert task(input, target)['kd_loss'].isfinite()
