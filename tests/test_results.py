@@ -159,16 +159,21 @@ def test_the_page_has_the_results_of_remembered_predictions_in_the_package():
         top1[row['method']][row['augmentation']][int(row['seed'])] = float(row['top1'])
     page, readme = section('In the package, also with CutMix'), (HOME / 'README.md').read_text()
     remembered = ' '.join((HOME / 'docs/remembered.md').read_text().split())
-    assert list(top1) == ['baseline', 'memory']
+    assert set(top1) == {'baseline', 'memory', 'label smoothing'}
     for columns in top1.values():
         assert list(columns) == ['standard', 'cutmix'] and all(sorted(v) == [*range(8)] for v in columns.values())
         columns['mean'] = {seed: mean(columns[name][seed] for name in ('standard', 'cutmix')) for seed in range(8)}
     for method, columns in top1.items():
-        assert f"| {method} | {' | '.join(map(spread, columns.values()))} |" in page
-    differences = [shown(paired_difference(top1['memory'][name], top1['baseline'][name])) for name in top1['memory']]
-    assert f"| memory minus baseline | {' | '.join(differences)} |" in page
+        assert re.search(fr"\| {method}[ 0.1]* \| {re.escape(' | '.join(map(spread, columns.values())))} \|", page)
+
+    def minus(first, second):
+        return [shown(paired_difference(top1[first][name], top1[second][name])) for name in top1[first]]
+
+    for pair in (('memory', 'baseline'), ('memory', 'label smoothing'), ('label smoothing', 'baseline')):
+        assert f"| {' minus '.join(pair)} | {' | '.join(minus(*pair))} |" in page
+    differences = minus('memory', 'baseline')
     assert f'**memory minus baseline: {differences[-1]}.**' in page
-    assert all(difference in remembered for difference in differences)
+    assert all(difference in remembered for difference in differences + minus('memory', 'label smoothing'))
     assert f"| {spread(top1['baseline']['mean'])} | not run | {differences[-1]} |" in readme
 
 
