@@ -17,7 +17,7 @@ class Optimizer:
         metavar='BETA', check=from_to_below(0, 1), synonyms=('betas',))
     opt_kwargs: dict[str, Any] = option(
         {}, 'further arguments of create_optimizer_v2, such as filter_bias_and_bn=False',
-        metavar='KEY=VALUE')
+        metavar='KEY=VALUE', resume='refused with optimizer')
     momentum: float = option(0.9, 'momentum of the optimizer', metavar='M', check=from_to_below(0, 1), card=True)
     weight_decay: float = option(2e-05, 'weight decay of all weights but biases and normalization layers',
         metavar='W', check=at_least(0), card=True, synonyms=('wd',))
@@ -29,9 +29,9 @@ class Optimizer:
         None, 'factor of the learning rate from each layer to the one before it (default: 1)',
         metavar='D', check=above_to(0, 1), resume='refused with optimizer', card=True)
     layer_decay_min_scale: float = option(0, 'smallest factor of --layer-decay',
-        metavar='S', check=between(0, 1), needs='layer_decay')
+        metavar='S', check=between(0, 1), needs='layer_decay', resume='refused with optimizer')
     layer_decay_no_opt_scale: float | None = option(None, 'factor of --layer-decay below which layers are not trained',
-        metavar='S', check=between(0, 1), needs='layer_decay')
+        metavar='S', check=between(0, 1), needs='layer_decay', resume='refused with optimizer')
     grad_accum_steps: int = option(1, 'number of batches in an update',
         metavar='N', check=at_least(1), resume='refused within epoch', card=True,
         synonyms=('accumulate', 'gradient_accumulation_steps'), former=('iters_to_accum',))

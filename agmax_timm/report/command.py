@@ -14,7 +14,10 @@ PROG = 'python -m agmax_timm.report'
 @command(PROG)
 def main(argv: list[str] | None = None) -> None:
     """Run the command. Print the path of the page. Several runs give one page that compares them."""
-    args = create_parser().parse_args(argv)
+    parser = create_parser()
+    args = parser.parse_args(argv)
+    if args.workers is not None and args.workers < 0:
+        parser.error(f'--workers must be 0 or more, got {args.workers}')
     with imports_without_gc():
         from ..assembly.console import setup_logging
         from .comparison import compare_runs

@@ -10,7 +10,6 @@ from tqdm import tqdm
 
 from ..assembly import model as build
 from ..base.errors import DataError, OptionError
-from ..base.text import one_line
 from ..data.pictures import ToPicture
 from ..data.sources.classes import class_names
 from ..evaluation.analysis import Analysis
@@ -54,13 +53,8 @@ class ReportedRun:
 
     @property
     def curves(self) -> dict[str, dict[str, list[tuple[int, float]]]]:
-        """Curves of summary.csv; none if the file is missing or damaged."""
-        path = run_folder.summary_path(self.folder)
-        try:
-            return log.read_curves(path) if os.path.isfile(path) else {}
-        except (ValueError, KeyError, TypeError) as error:
-            _logger.warning(f"'{path}' is damaged, the page is without curves: {one_line(error)}")
-            return {}
+        """Curves of summary.csv; none if the file is missing."""
+        return log.read_curves(run_folder.summary_path(self.folder))
 
     @property
     def spent(self) -> dict[str, str]:

@@ -325,7 +325,14 @@ def test_differences_are_relative_to_the_first_run_and_classes_sorted_by_them():
 def test_a_damaged_summary_leaves_out_only_the_curves(run_copy, caplog):
     (run_copy / 'summary.csv').write_text('epoch,train_loss\n0,abc\n')
     report.make_report(str(run_copy), device='cpu', workers=0)
-    assert "summary.csv' is damaged" in caplog.text and (run_copy / 'report.html').exists()
+    assert "summary.csv': lines that are no row of an epoch are left out: 1" in caplog.text
+    assert (run_copy / 'report.html').exists()
+
+
+def test_a_negative_number_of_workers_is_refused_in_one_line(run_copy, capsys):
+    with pytest.raises(SystemExit) as exit_info:
+        command.main([str(run_copy), '-j', '-1'])
+    assert exit_info.value.code == 2 and '--workers must be 0 or more, got -1' in capsys.readouterr().err
 
 
 def test_the_views_are_two_draws_of_training_images(hostile_run, photo_numbers):

@@ -133,7 +133,7 @@ def read_rows(path: str) -> list[dict[str, Any]]:
         except (ValueError, csv.Error):
             damaged += 1
     if damaged:
-        _logger.warning(f"'{path}': lines that are no row of an epoch are left out of the new file: {damaged}")
+        _logger.warning(f"'{path}': lines that are no row of an epoch are left out: {damaged}")
     return list(rows.values())
 
 
@@ -164,11 +164,10 @@ def read_curves(summary_path: str) -> dict[str, dict[str, list[tuple[int, float]
 
     The cross-entropy of training and validation is one panel. Each further term of the training loss has its own.
     """
-    with open(summary_path, newline='', encoding='utf-8-sig') as f:  # editors add a byte-order mark
-        rows = list(csv.DictReader(f))
-    filled = {name for row in rows for name, value in row.items() if value}
+    rows = read_rows(summary_path)
+    filled = list(dict.fromkeys(name for row in rows for name in row))
     metric, title = ('map', 'mAP (%)') if 'eval_map' in filled else ('top1', 'top-1 (%)')
-    terms = [name for name in rows[0] if name.startswith('train_')][1:] if rows else []
+    terms = [name for name in filled if name.startswith('train_')][1:]
     panels = {
         'classification loss': {'training': 'train_ce' if terms else 'train_loss', 'validation': 'eval_loss'},
         title: {'raw weights': f'raw_{metric}', 'EMA': f'ema_{metric}'} if f'ema_{metric}' in filled else {
@@ -177,7 +176,7 @@ def read_curves(summary_path: str) -> dict[str, dict[str, list[tuple[int, float]
         'learning rate': {'learning rate': 'lr'},
     }
     return {panel: {
-        name: [(int(row['epoch']), float(row[column])) for row in rows if row[column]]
+        name: [(row['epoch'], row[column]) for row in rows if column in row]
         for name, column in columns.items() if column in filled} for panel, columns in panels.items()}
 
 

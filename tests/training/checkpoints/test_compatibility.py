@@ -23,7 +23,8 @@ RULES = {
     'refused':
         'agmax agmax_loss agmax_units agmax_teacher agmax_teacher_topk model num_classes gp in_chans model_kwargs task '
         'split_bn kd_model_name kd_distill_type',
-    'refused with optimizer': 'freeze linear_probe opt layer_decay',
+    'refused with optimizer':
+        'freeze linear_probe opt opt_kwargs layer_decay layer_decay_min_scale layer_decay_no_opt_scale',
     'refused as share': 'val_split val_split_seed',
     'refused within epoch':
         'dataset train_split train_num_samples use_multi_epochs_loader balanced_sampling epoch_repeats aug_repeats '

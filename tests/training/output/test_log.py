@@ -93,6 +93,12 @@ def test_the_curves_of_runs_without_agmax_have_their_metrics(tmp_path):
     assert averaged['top-1 (%)'] == {'raw weights': [(0, 40.)], 'EMA': [(0, 41.)]}
 
 
+def test_the_curves_of_a_summary_with_a_repeated_header_have_the_last_row_of_each_epoch(tmp_path):
+    """timm's script repeats the header when it continues a run."""
+    curves = read(tmp_path, 'epoch,train_loss,lr\n0,2,0.1\n1,1.5,0.1\nepoch,train_loss,lr\n1,1.25,0.1\n')
+    assert curves['classification loss'] == {'training': [(0, 2.), (1, 1.25)]}
+
+
 def test_curves_png_has_a_panel_for_each_term_and_none_for_missing_values(tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr(run_log, 'save_figure', lambda path, draw, **size: draw(figure) or drawn.append(figure))
