@@ -140,9 +140,14 @@ def test_the_input_of_evaluation_is_that_of_the_configuration_and_for_a_run_that
     for words, expected in (
             (['--model', model, '--pretrained'], (48, 1.)), (['--model', model, '--pretrained', '--use-train-size'],
                                                              (40, 0.9)),
+            (['--checkpoint', path.parent / 'model.safetensors'], (48, 1.)),
             (['--checkpoint', tmp_path / 'last.pth.tar'], (40, 0.9))):
         results = results_of(photos, *words)
         assert (results['img_size'], results['crop_pct']) == expected
+    run([path.parent, tmp_path / 'again'])
+    exported = timm.create_model(f'local-dir:{tmp_path / "again"}')
+    data_config = timm.data.resolve_model_data_config(exported)
+    assert (data_config['input_size'], data_config['crop_pct']) == ((3, 48, 48), 1.)
 
 
 def test_a_run_from_an_exported_folder_does_not_need_it_afterwards(ema_run, photos, validate, tmp_path):

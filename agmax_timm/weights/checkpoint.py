@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import torch.nn as nn
 from timm.data import resolve_data_config
-from timm.models import clean_state_dict
+from timm.models import clean_state_dict, is_model, resolve_model_input_args
 from timm.models._hub import load_model_config_from_path
 
 from ..base.class_labels import known_names
@@ -116,7 +116,7 @@ def read_checkpoint(path: str, mmap: bool = False) -> dict[str, Any]:
         published, architecture, model_args = load_model_config_from_path(folder)
         model_args = {'num_classes': published['num_classes'], **model_args}
         options = noted_options(published)
-        data_config = resolve_data_config(pretrained_cfg=published, verbose=False)
+        data_config = resolve_data_config(pretrained_cfg=published, use_test_size=True, verbose=False)
     return {
         'state_dict': checkpoint,
         'args': options,
@@ -162,7 +162,19 @@ def saved_options(path: str) -> dict[str, Any]:
         options['gp'] = model_args.pop('global_pool', None)
         options.update((name, model_args.pop(name)) for name in ('num_classes', 'in_chans') if name in model_args)
         options['model_kwargs'] = model_args
+    elif options:
+        with damage_reported(path):
+            options['model_kwargs'] = _model_kwargs_of_timm(options)
     return options
+
+
+def _model_kwargs_of_timm(options: dict[str, Any]) -> dict[str, Any]:
+    """Return --model-kwargs of validate.py for a model of timm's script, which has further options for its model."""
+    kwargs = {'bn_eps': options.get('bn_eps'), **model_args_in(options.get('model_kwargs') or {})}
+    if is_model(options.get('model') or ''):  # --img-size is an argument of a model with a fixed size
+        kwargs = resolve_model_input_args(options['model'], options, **kwargs)
+    return {name: value for name, value in kwargs.items()
+            if value is not None and name not in ('model_name', 'pretrained_cfg', 'in_chans')}
 
 
 def _class_map(metadata: dict[str, Any], path: str) -> Any:

@@ -17,6 +17,7 @@ from timm.task import ClassificationTask
 import agmax_timm
 from agmax_timm.base.errors import CheckpointError
 from agmax_timm.commands import train as train_cli
+from agmax_timm.evaluation.prediction import Predictor, options_of
 from agmax_timm.options.parsers import saved_train_options
 from agmax_timm.training.checkpoints.saver import CheckpointSaver
 from agmax_timm.weights.checkpoint import choose_ema, describe_weights, load_weights, saved_options
@@ -192,6 +193,15 @@ def test_a_transformer_trained_by_timm_has_the_given_size(tmp_path):
     saved = read_model(path)
     assert (saved.architecture, saved.data_config['input_size']) == ('test_vit.r160_in1k', (3, 32, 32))
     assert torch.equal(logits(saved.create_model()), logits(model))
+
+
+@pytest.mark.parametrize('name, option', [('test_efficientnet', {'bn_eps': 0.1}), ('test_vit', {'img_size': 32})])
+def test_a_checkpoint_of_timm_is_evaluated_with_the_options_of_its_model(tmp_path, name, option):
+    path = str(tmp_path / 'timm.pth.tar')
+    model = timm.create_model(name, num_classes=3, **option)
+    save_timm(path, model, **{'model': name, 'num_classes': 3, 'img_size': 32, 'model_kwargs': {}, **option})
+    evaluated = Predictor(options_of(path, device='cpu')).subject.model
+    assert torch.equal(logits(evaluated), logits(model))
 
 
 @pytest.mark.slow
