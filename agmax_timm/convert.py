@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Any
 from .base.command import command
 from .base.command_line import Parser
 from .base.errors import CheckpointError
+from .base.licences import check_license
+from .base.output_files import check_empty
+from .options.shared_flags import add_train_flags
 
 if TYPE_CHECKING:
     from .weights.saved_model import SavedModel
@@ -17,24 +20,30 @@ PROG = 'python -m agmax_timm.convert'
 
 @command(PROG)
 def main(argv: list[str] | None = None) -> None:
-    """Run the command. The exit status is 2 if the checkpoint is invalid or the folder cannot be written."""
+    """Run the command. The exit status is 2 if the checkpoint is invalid, or the folder has files or is read-only."""
     args = create_parser().parse_args(argv)
-    from .weights.staging import loading_code, stage
+    check_empty(args.folder)
+    check_license(args.license)
+    from .weights.card_text import marked
+    from .weights.staging import CARD, loading_code, stage
     saved = read_original(args.checkpoint, args.model, args.img_size)
-    stage(saved, args.folder)
-    with open(os.path.join(args.folder, 'README.md'), 'a', encoding='utf-8') as card:
-        card.write(f'\n## Origin\n\nConverted from `{os.path.basename(args.checkpoint)}`, a checkpoint of the '
-                   '[original AgMax](https://github.com/roatienza/agmax).\n')
+    stage(saved, args.folder, args.license)
+    origin = (f'## Origin\n\nConverted from `{os.path.basename(args.checkpoint)}`, a checkpoint of the [original AgMax]'
+              '(https://github.com/roatienza/agmax).')
+    with open(os.path.join(args.folder, CARD), 'a', encoding='utf-8') as card:
+        card.write(f"\n{marked('origin', origin)}\n")
     print(f'{args.folder}: load it with {loading_code(saved, args.folder)}')
 
 
 def create_parser() -> Parser:
     parser = Parser(prog=PROG, description=__doc__.splitlines()[0])
     parser.add_argument('checkpoint', metavar='CHECKPOINT', help='checkpoint of the original (.pth)')
-    parser.add_argument('folder', metavar='FOLDER', help='folder to write: safetensors, config.json and a model card')
+    parser.add_argument('folder', metavar='FOLDER',
+                        help='new or empty folder, for safetensors, config.json and a model card')
     parser.add_argument('--model', required=True, metavar='NAME', help='name of its network in timm, such as resnet101')
     parser.add_argument('--img-size', type=int, metavar='N',
                         help='crop to evaluate at (default: as published, 224 for ResNet, 32 for WideResNet, else 256)')
+    add_train_flags(parser, 'license')
     return parser
 
 

@@ -8,6 +8,7 @@ from .base.command import command
 from .base.command_line import Parser
 from .base.errors import OptionError
 from .base.licences import check_license
+from .base.output_files import check_empty
 from .base.processes import imports_without_gc
 from .options.shared_flags import add_model_flags, add_train_flags, add_weights_flags
 
@@ -67,12 +68,6 @@ def read_source(args: argparse.Namespace) -> 'SavedModel':
     if args.last:
         raise OptionError(f'--average {args.average} averages the best checkpoints: drop --last')
     return average_models(args.source, args.average, args.use_ema, args.model, args.num_classes, args.model_kwargs)
-
-
-def check_empty(folder: str) -> None:
-    """Raise OptionError unless the folder is new or empty."""
-    if os.path.lexists(folder) and (not os.path.isdir(folder) or os.listdir(folder)):
-        raise OptionError(f"'{folder}' exists and is not an empty folder: name a new one")
 
 
 def create_parser() -> Parser:

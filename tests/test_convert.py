@@ -8,6 +8,7 @@ import torch
 from safetensors import safe_open
 
 from agmax_timm import convert
+from agmax_timm.weights.card_text import join_sections, split_card, split_sections
 from tests.helpers.original_networks import original_checkpoint, original_network
 
 torch.set_num_threads(1)
@@ -56,6 +57,32 @@ def test_released_checkpoints_are_converted_to_timm_architectures(original, tmp_
     config = json.loads((tmp_path / 'folder' / 'config.json').read_text())
     assert config['architecture'] == 'resnet50'
     assert config['pretrained_cfg']['input_size'] == [3, 64, 64]
+
+
+def test_the_card_has_the_licence_and_the_origin_in_sections_that_publishing_replaces(original, tmp_path):
+    path, _ = original()
+    folder = tmp_path / 'folder'
+    convert.main([str(path), str(folder), '--model', 'test_resnet', '--img-size', '32', '--license', 'mit'])
+    metadata, body = split_card((folder / 'README.md').read_text())
+    sections, rest = split_sections(body)
+    assert metadata['license'] == 'mit' and '- **Licence:** mit' in sections['about']
+    assert sections['origin'].startswith('## Origin\n\nConverted from `original.pth`')
+    assert join_sections(rest, {}).strip() == ''
+
+
+@pytest.mark.parametrize('name, words, told', [
+    ('folder', [], "folder' exists and is not an empty folder: name a new one"),
+    ('new', ['--license', 'mti'], "--license 'mti': the Hub does not list such a licence, did you mean mit?"),
+])
+def test_invalid_arguments_are_refused_before_the_checkpoint_is_read(tmp_path, capsys, name, words, told):
+    files = {'README.md': 'mine', 'summary.csv': 'a,b'}
+    (tmp_path / 'folder').mkdir()
+    for file, text in files.items():
+        (tmp_path / 'folder' / file).write_text(text)
+    with pytest.raises(SystemExit) as end:
+        convert.main(['none.pth', str(tmp_path / name), '--model', 'test_resnet', *words])
+    assert end.value.code == 2 and told in capsys.readouterr().err
+    assert {path.name: path.read_text() for path in (tmp_path / 'folder').iterdir()} == files
 
 
 def test_the_accuracy_of_another_epoch_is_left_out(original):

@@ -1,4 +1,4 @@
-"""CSV tables and figures."""
+"""CSV tables, figures, and the check of a folder for new files."""
 import csv
 import logging
 import os
@@ -9,12 +9,19 @@ from operator import itemgetter
 from typing import IO, Any
 
 from .atomic_write import replacing
+from .errors import OptionError
 from .fonts import families
 
 _logger = logging.getLogger(__name__)
 
 # Colours that people with any colour vision can distinguish. M. Okabe and K. Ito, 'Color Universal Design', 2008.
 COLOURS = ['#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#000000']
+
+
+def check_empty(folder: str) -> None:
+    """Raise OptionError unless the folder is new or empty."""
+    if os.path.lexists(folder) and (not os.path.isdir(folder) or os.listdir(folder)):
+        raise OptionError(f"'{folder}' exists and is not an empty folder: name a new one")
 
 
 def write_rows(file: IO[str], rows: Sequence[Mapping[str, Any]], line_end: str = '\r\n') -> None:

@@ -28,18 +28,23 @@ def with_license(card: str, license: str | None) -> str:
     return join_card({**metadata, **license_fields(license)}, body)
 
 
+def marked(name: str, text: str) -> str:
+    """Return the text of a section between its marks."""
+    return f'{_BEGIN % name}\n{text}\n{_END % name}'
+
+
 def join_sections(rest: str, sections: dict[str, str]) -> str:
     """Insert sections at their marks. A section without a mark follows the one before it. Other marks are removed."""
     rest = re.sub(r'\n*' + _BEGIN % r'(\w+)', lambda match: match[0] if match[1] in sections else '', rest)
     before = ''
     for name, text in sections.items():
-        mark, marked = _BEGIN % name, f'{_BEGIN % name}\n{text}\n{_END % name}'
+        mark, section = _BEGIN % name, marked(name, text)
         if mark in rest:
-            rest = rest.replace(mark, marked, 1)
+            rest = rest.replace(mark, section, 1)
         elif before:
-            rest = rest.replace(before, f'{before}\n\n{marked}', 1)
+            rest = rest.replace(before, f'{before}\n\n{section}', 1)
         else:
-            rest = f'{rest.rstrip()}\n\n{marked}\n'.lstrip('\n')
+            rest = f'{rest.rstrip()}\n\n{section}\n'.lstrip('\n')
         before = _END % name
     return rest
 
