@@ -22,14 +22,19 @@ def changed_options(options: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
     return {name: (value, defaults[name]) for name, value in recipe(options).items() if value != defaults[name]}
 
 
+def train_script(options: dict[str, Any], processes: int) -> list[str]:
+    """Return the first words of a command that repeats the run, without its options. See train_command."""
+    script = ['python', 'train.py'] if processes == 1 else ['torchrun', '--nproc-per-node', str(processes), 'train.py']
+    return script + (['DIR'] if options.get('data_dir') else [])
+
+
 def train_command(options: dict[str, Any], processes: int = 1) -> str:
     """Return the command that repeats the run. DIR stands for the folder of the data.
 
     Args:
         processes: Number of processes of the run, on all machines together.
     """
-    script = ['python', 'train.py'] if processes == 1 else ['torchrun', '--nproc-per-node', str(processes), 'train.py']
-    words = script + (['DIR'] if options.get('data_dir') else [])
+    words = train_script(options, processes)
     for name, (value, _) in changed_options(options).items():
         words += declared(TrainOptions)[name].words(value)
     return shlex.join(words)

@@ -152,12 +152,19 @@ _VALIDATION: tuple[Idle[ValidateOptions], ...] = (
 )
 
 
-def warn_of_idle(options: AnyOptions, parser: Parser) -> None:
-    """Warn once of each option without effect."""
-    warned = set()
+def idle_options(options: AnyOptions) -> Iterator[tuple[str, str]]:
+    """Yield the name of each option without effect, and why. An option can have several reasons, or its default."""
     rows: tuple[Idle[Any], ...] = _TRAINING if isinstance(options, TrainOptions) else _VALIDATION
     for row in rows:
-        for name in row.names:
-            if name not in warned and _differs(name, options) and row.when(options):
-                warned.add(name)
-                parser.warn(f'{flag_of(name)} has no effect {row.words.format(**vars(options))}')
+        if row.when(options):
+            for name in row.names:
+                yield name, row.words.format(**vars(options))
+
+
+def warn_of_idle(options: AnyOptions, parser: Parser) -> None:
+    """Warn once of each option without effect that differs from its default."""
+    warned = set()
+    for name, words in idle_options(options):
+        if name not in warned and _differs(name, options):
+            warned.add(name)
+            parser.warn(f'{flag_of(name)} has no effect {words}')

@@ -1,6 +1,7 @@
 """The facts of the model card of a trained classifier. card.md.jinja puts them into words."""
 import os
 import re
+import shlex
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -11,12 +12,13 @@ from huggingface_hub.utils import validate_repo_id
 
 from ..base.class_labels import known_names
 from ..base.licences import license_fields
-from ..options.changed_options import validate_command
+from ..options.changed_options import train_script, validate_command
 from ..options.data_kinds import split_name
-from ..options.declare import declared
+from ..options.declare import declared, has_effect
 from ..options.option_file import as_yaml
-from ..options.parsers import TrainOptions
+from ..options.parsers import TrainOptions, saved_train_options
 from ..options.recipe import portable
+from ..options.without_effect import idle_options
 from .base_model import base_of
 from .card_text import license_row
 from .limits import SEVERAL_LABELS
@@ -85,6 +87,7 @@ def model_card(
         embedding_shape=embedding_shape,
         feature_shapes=feature_shapes,
         curves=curves,
+        train_script=shlex.join(train_script(options, options.get('world_size') or 1)),
         recipe=_hyperparameters(options, recipe or {}),
         **_evaluation(saved, scores),
     )
@@ -192,10 +195,24 @@ def _class_lines(names: Sequence[str]) -> list[str]:
 
 def _hyperparameters(options: dict[str, Any], recipe: dict[str, Any]) -> dict[str, str]:
     """The options of the table, with their values as Markdown; empty without a recipe."""
-    known = {**portable(options), **recipe} if recipe else {}
-    names = [name for name, option in declared(TrainOptions).items() if option.card]
+    if not recipe:
+        return {}
+    known = {**portable(options), **recipe}
+    idle = _without_effect(known)
+    names = [name for name, option in declared(TrainOptions).items() if option.card and name not in idle]
     return {name: as_yaml(known[name]).replace('|', r'\|') for name in (*names, 'world_size')
             if known.get(name) not in (None, False, '', 0, []) and _concerns(name, recipe)}
+
+
+def _without_effect(saved: dict[str, Any]) -> set[str]:
+    """Return the options without effect on a run; empty if train.py does not accept the values in the file."""
+    try:
+        options = saved_train_options(saved)
+        lacking = {name for name, option in declared(TrainOptions).items()
+                   if option.requires and not has_effect(options, option.requires)}
+        return lacking.union(name for name, _ in idle_options(options))
+    except Exception:  # the values may have any type
+        return set()
 
 
 def _concerns(name: str, recipe: dict[str, Any]) -> bool:

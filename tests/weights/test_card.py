@@ -8,6 +8,8 @@ import pytest
 from huggingface_hub import ModelCard
 from PIL import Image
 
+from agmax_timm.options.declare import values
+from agmax_timm.options.parse import parse_train_args
 from agmax_timm.weights.base_model import base_of
 from agmax_timm.weights.card import _hyperparameters, dataset_of, hub_dataset_of, model_card, tag_of
 from agmax_timm.weights.saved_model import read_model
@@ -220,3 +222,33 @@ def test_the_base_model_is_the_given_one_and_not_that_of_timm(saved, model, expe
 def test_the_options_of_a_method_are_listed_for_its_runs(method, shown):
     options = {'agmax': False, 'agmax_weight': 1.0, 'agmax_teacher': 'none', 'agmax_teacher_weight': 0.5, **method}
     assert _hyperparameters(options, {**options, 'lr': 0.1}).keys() == {'lr', *shown}
+
+
+@pytest.mark.parametrize('words, listed, left_out', [
+    ('', {'scale', 'color_jitter'}, {'model_ema_decay'}),
+    ('--model-ema', {'model_ema_decay', 'scale', 'color_jitter'}, set()),
+    ('--no-aug', set(), {'scale', 'color_jitter'}),
+    ('--aa rand-m9', {'aa', 'scale'}, {'color_jitter'}),
+    ('--train-crop-mode pad', {'color_jitter'}, {'scale'}),
+    ('--agmax', {'agmax_divergence_weight', 'agmax_divergence_reduction'}, {'agmax_teacher_weight'}),
+    ('--agmax --agmax-loss kl', {'agmax_loss'}, {'agmax_divergence_weight', 'agmax_divergence_reduction'}),
+])
+def test_options_without_effect_are_not_listed(words, listed, left_out):
+    options = values(parse_train_args(['DIR', *words.split()]))
+    shown = _hyperparameters(options, recipe(options)).keys()
+    assert listed <= shown and not left_out & shown
+
+
+def test_a_real_checkpoint_has_a_table_without_options_that_have_no_effect(ema_run):
+    options = read_model(str(ema_run)).options
+    shown = _hyperparameters(options, recipe(options)).keys()
+    without_ema = {**options, 'model_ema': False}
+    assert shown - _hyperparameters(without_ema, recipe(without_ema)).keys() == {'model_ema', 'model_ema_decay'}
+    assert {'model', 'epochs', 'lr', 'model_ema_decay'} <= shown
+
+
+def test_the_command_of_a_run_has_its_number_of_processes(saved):
+    for world_size, script in ((1, 'python train.py'), (4, 'torchrun --nproc-per-node 4 train.py')):
+        options = {**saved.options, 'world_size': world_size}
+        text = card_of(dataclasses.replace(saved, options=options), recipe=recipe(options)).content
+        assert f'\n{script} DIR -c train_hparams.yaml\n' in text
