@@ -18,7 +18,7 @@ def main(argv: list[str] | None = None) -> None:
     args = create_parser().parse_args(argv)
     with imports_without_gc():  # imports take seconds, so --help does without them
         from .evaluation.compare_staged import compare_on_data
-        from .options.hub_names import check_dataset
+        from .options.hub_names import check_dataset, check_revision
         from .weights.hub import Destination, check_destination
         from .weights.publishing import publish_source
     logging.basicConfig(level=logging.INFO, format='%(message)s')
@@ -26,6 +26,7 @@ def main(argv: list[str] | None = None) -> None:
                      args.license)
     check_license(args.license)
     check_dataset(args.hub_dataset)
+    check_revision(args.revision)
     check_destination(to)
     print(publish_source(args.source, to, args.use_ema, args.hub_dataset, compare_on_data))
 

@@ -34,7 +34,7 @@ from ..evaluation.metrics import labels_of_data
 from ..options.data_kinds import in_sequence, split_name
 from ..options.parsers import AnyOptions, TrainOptions, ValidateOptions
 from ..options.quantities import share_of
-from ..training.output.run_folder import check_writable, resolve_resume, writing
+from ..training.output.run_folder import OTHER_OUTPUT, check_writable, resolve_resume, writing
 from ..weights.checkpoint import saved_options
 
 MOST_LINES = 10
@@ -56,15 +56,17 @@ def check(options: AnyOptions) -> int:
     Returns:
         Exit status: 0 without problems, else 1.
     """
-    folder = options.output if isinstance(options, TrainOptions) else ''
+    folder, remedy = '', 'run this command in a folder that can be written'
+    if isinstance(options, TrainOptions):
+        folder, remedy = options.output, OTHER_OUTPUT
     path = os.path.join(folder, FILE)
     cast(TextIOWrapper, sys.stdout).reconfigure(errors='backslashreplace')  # file names may contain any bytes
-    with writing(folder):
+    with writing(folder, remedy):
         check_writable(folder)  # before all images are read
     options, models = _models(options)
     splits = [options.split] if isinstance(options, ValidateOptions) else [options.train_split, options.val_split]
     problems = check_data(options, list(dict.fromkeys(filter(None, splits))), models)
-    with writing(folder):
+    with writing(folder, remedy):
         os.makedirs(folder or '.', exist_ok=True)
         with replacing(path, 'w', newline='', encoding='utf-8', errors='surrogateescape') as f:
             writer = csv.writer(f)

@@ -25,8 +25,6 @@ def check_hub(options: Hub) -> Iterator[str]:
                 check(value)
         except OptionError as problem:
             yield f'{flag}{problem}'
-    if options.hub_pr and options.hub_revision not in ('', 'main'):
-        yield '--hub-pr opens a pull request against main: drop it, or drop --hub-revision'
 
 
 def check_name(repo_id: str) -> None:

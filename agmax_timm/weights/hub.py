@@ -2,7 +2,7 @@
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from logging import getLogger
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -191,11 +191,13 @@ def check_update(folder: str | Path, to: Destination) -> None:
 
 
 def _read_remote(to: Destination) -> Remote | None:
-    """Return the content of a branch, None if there is no such repository or branch."""
+    """Return the content of a branch, None without a repository. A missing branch will start as the default one."""
     api = to.api
     try:
         commit = api.repo_info(to.repo_id, revision=to.revision or None).sha
-    except (RepositoryNotFoundError, RevisionNotFoundError):
+    except RevisionNotFoundError:
+        return _read_remote(replace(to, revision=None)) if to.branch else None
+    except RepositoryNotFoundError:
         return None
     remote = Remote(commit or '')
     for entry in api.list_repo_tree(to.repo_id, recursive=True, revision=commit):

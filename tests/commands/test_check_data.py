@@ -1,5 +1,6 @@
 """--check-data: what it counts and finds in data made for it."""
 import csv
+import errno
 import os
 import shutil
 
@@ -231,6 +232,16 @@ def test_a_folder_that_cannot_be_written_is_one_line_before_anything_is_read(dat
         train_cli.main(['--check-data', '--output', str(tmp_path / 'file' / 'below'), '-j', '0', str(data)])
     error = capsys.readouterr().err
     assert caught.value.code == 2 and '--output' in error and str(tmp_path / 'file') in error and error.count('\n') == 1
+
+
+def test_validate_names_a_remedy_that_it_has(data, capsys, monkeypatch):
+    def fail(folder):
+        raise PermissionError(errno.EACCES, 'Permission denied', './x')
+    monkeypatch.setattr(data_check, 'check_writable', fail)
+    with pytest.raises(SystemExit):
+        validate_cli.main(['--check-data', '-j', '0', str(data)])
+    assert capsys.readouterr().err.endswith(
+        "cannot write './x': Permission denied: run this command in a folder that can be written\n")
 
 
 def test_file_names_that_are_not_text_are_escaped(data, tmp_path, capsys):

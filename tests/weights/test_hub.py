@@ -1,4 +1,5 @@
 """Publishing to a Hub on 127.0.0.1 with the real client. It stores files and fails on request."""
+import dataclasses
 import json
 import re
 import shutil
@@ -14,7 +15,7 @@ from agmax_timm.base.errors import DataError, OptionError
 from agmax_timm.base.hub_connection import NoConnectionError
 from agmax_timm.data.sources.dataset_factory import create_dataset
 from agmax_timm.options.parse import parse_train_args
-from agmax_timm.weights.hub import Destination, HubError, check_destination
+from agmax_timm.weights.hub import Destination, HubError, check_destination, check_update
 from agmax_timm.weights.staging import stage
 from tests.helpers import hub_server
 from tests.helpers.hostile_folders import HOSTILE
@@ -66,6 +67,17 @@ def test_a_pull_request_does_not_change_the_branch(hub, upload):
     branches = hub.repos['ann/net'].branches
     assert url == f'{hub.url}/ann/net/discussions/1'
     assert len(branches['main']) == 1 and 'model.safetensors' in branches['refs/pr/1'][-1].files
+
+
+def test_a_pull_request_is_against_the_given_branch(hub, upload, staged, tmp_path):
+    """train.py accepts both flags, as publish does."""
+    options = parse_train_args(['DIR', '--push-to-hub', 'ann/net', '--hub-revision', 'v2', '--hub-pr'])
+    upload(revision='v2')
+    (shutil.copytree(staged, tmp_path / 'hub') / 'summary.csv').write_text('epoch\n')
+    upload(tmp_path / 'hub', revision=options.hub_revision, create_pr=options.hub_pr)
+    branches = hub.repos['ann/net'].branches
+    *before, request = branches['refs/pr/1']
+    assert request.files['summary.csv'].content == b'epoch\n' and before == branches['v2'] != branches['main']
 
 
 def test_private_is_refused_for_a_public_repository(hub, upload):
@@ -135,6 +147,16 @@ def test_files_changed_on_the_hub_are_not_overwritten(hub, upload, make_saved, t
     assert hub.files('ann/net') == before
     upload(tmp_path / 'hub', replace_card=True, replace_files=True)
     assert b'| 50.0000 |' in hub.files('ann/net')['README.md'].content
+
+
+def test_a_missing_branch_is_checked_as_the_default_one_from_which_it_starts(hub, upload, staged):
+    upload()
+    edit_on_hub(hub, 'ann/net', 'config.json', lambda content: content + b'\n')
+    to = Destination('ann/net', revision='new', token='hf_write', endpoint=hub.url)
+    with pytest.raises(HubError, match="'ann/net@new': .*config.json were not published from here"):
+        check_update(staged, to)
+    assert 'new' not in hub.repos['ann/net'].branches
+    check_update(staged, dataclasses.replace(to, repo_id='ann/other'))  # a missing repository
 
 
 def test_a_commit_during_publishing_is_considered(hub, upload, make_saved, tmp_path, monkeypatch):
@@ -279,7 +301,6 @@ def test_other_errors_are_reported_with_the_cache(upload, loading):
     (['--push-to-hub', 'ann/../x'], "--push-to-hub 'ann/../x': "),
     (['--push-to-hub', 'ann/a--b'], "--push-to-hub 'ann/a--b': Cannot have --"),
     (['--push-to-hub', 'ann/net', '--hub-revision', '../x'], "--hub-revision '../x': '../x' cannot be a branch"),
-    (['--push-to-hub', 'ann/net', '--hub-revision', 'v2', '--hub-pr'], '--hub-pr opens a pull request against main'),
     (['--hub-dataset', 'My Photos'], "--hub-dataset 'My Photos' is not a name of a data set on the Hub"),
     (['--hub-private'], '--hub-private needs --push-to-hub OWNER/NAME'),
     (['--hub-revision', 'v2'], '--hub-revision needs --push-to-hub'),

@@ -128,6 +128,13 @@ def test_the_card_states_the_licence_before_the_configuration(hub, command, uplo
     assert find_base(args, model) == {'name': 'ann/net', 'license': 'cc-by-nc-4.0'}
 
 
+def test_an_invalid_branch_is_refused_before_anything_is_staged(hub, command, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        command(tmp_path, 'ann/net', '--revision', 'a..b')
+    assert "'a..b' cannot be a branch" in capsys.readouterr().err
+    assert hub.requests == [] and list(tmp_path.iterdir()) == []
+
+
 def test_raw_is_refused_for_a_staged_folder(command, staged, capsys):
     with pytest.raises(SystemExit) as status:
         command(staged, 'ann/net', '--raw')

@@ -31,6 +31,8 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]  # folders are then not locked
 
+OTHER_OUTPUT = 'give a folder that can be written with --output'
+
 _logger = logging.getLogger('train')
 
 
@@ -91,13 +93,13 @@ def check_writable(folder: str) -> None:
 
 
 @contextmanager
-def writing(folder: str) -> Iterator[None]:
+def writing(folder: str, remedy: str = OTHER_OUTPUT) -> Iterator[None]:
     """Turn an OSError about a file in a folder into an OptionError with the remedy."""
     try:
         yield
     except OSError as error:
-        raise OptionError(f"cannot write '{error.filename or folder}': {error.strerror or error}: give a folder that "
-                          'can be written with --output') from error
+        raise OptionError(
+            f"cannot write '{error.filename or folder}': {error.strerror or error}: {remedy}") from error
 
 
 _locks: dict[str, Any] = {}  # open files by folder; the system unlocks them when the process ends
