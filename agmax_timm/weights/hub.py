@@ -47,8 +47,6 @@ class Destination:
         replace_card: Whether to overwrite README.md even if it was changed on the Hub.
         replace_files: Whether to overwrite and delete other files even if they were changed on the Hub.
         license: Licence that the user gave, which replaces another one; '' if none.
-        token: Token of the Hub; None for HF_TOKEN, or that of `hf auth login`.
-        endpoint: Address of the Hub; None for HF_ENDPOINT, or huggingface.co.
         waits: Seconds to wait before each further attempt, if the Hub is busy or out of reach. Retry-After takes
             precedence.
     """
@@ -59,18 +57,12 @@ class Destination:
     replace_card: bool = False
     replace_files: bool = False
     license: str = ''
-    token: str | None = None
-    endpoint: str | None = None
     waits: Sequence[float] = (1., 2., 4., 8., 16.)
 
     @property
     def branch(self) -> str | None:
         """Name of the branch, None for the default one."""
         return self.revision if self.revision not in ('', 'main') else None
-
-    @property
-    def api(self) -> HfApi:
-        return HfApi(endpoint=self.endpoint, token=self.token)
 
     @property
     def flags(self) -> list[str]:
@@ -113,7 +105,7 @@ def check_destination(to: Destination) -> None:
     log_in = 'log in with `hf auth login`, or set HF_TOKEN'
     try:
         with single_attempt('publish later, by python -m agmax_timm.publish'):
-            user = to.call(to.api.whoami)
+            user = to.call(HfApi().whoami)
     except NoConnectionError:
         raise
     except LocalTokenNotFoundError:
@@ -149,7 +141,7 @@ def publish(folder: str | Path, to: Destination, checked: bool = False) -> str:
     folder = Path(folder)
     check_name(to.repo_id)
     check_revision(to.revision)
-    api = to.api
+    api = HfApi()
 
     def commit() -> tuple[Any, Update]:
         """Plan every attempt anew: the one before may have had its effect, and the client marks operations as done."""
@@ -192,7 +184,7 @@ def check_update(folder: str | Path, to: Destination) -> None:
 
 def _read_remote(to: Destination) -> Remote | None:
     """Return the content of a branch, None without a repository. A missing branch will start as the default one."""
-    api = to.api
+    api = HfApi()
     try:
         commit = api.repo_info(to.repo_id, revision=to.revision or None).sha
     except RevisionNotFoundError:
@@ -267,6 +259,6 @@ def _check_permission(to: Destination, user: dict[str, Any]) -> None:
 
 def _check_private(to: Destination) -> None:
     with suppress(RepositoryNotFoundError):
-        if not to.api.repo_info(to.repo_id).private:
+        if not HfApi().repo_info(to.repo_id).private:
             raise HubError(f"'{to.repo_id}' exists and is public: make it private in its settings, or publish it as "
                            'public')

@@ -89,9 +89,9 @@ def test_private_is_refused_for_a_public_repository(hub, upload):
     with pytest.raises(HubError, match="ann/open' exists and is public: make it private"):
         upload(repo_id='ann/open', private=True)
     with pytest.raises(HubError, match="ann/open' exists and is public"):
-        check_destination(Destination('ann/open', token='hf_write', private=True, endpoint=hub.url))
-    check_destination(Destination('ann/net', token='hf_write', private=True, endpoint=hub.url))
-    check_destination(Destination('ann/new', token='hf_write', private=True, endpoint=hub.url))
+        check_destination(Destination('ann/open', private=True))
+    check_destination(Destination('ann/net', private=True))
+    check_destination(Destination('ann/new', private=True))
     assert hub.files('ann/open') == before
 
 
@@ -152,7 +152,7 @@ def test_files_changed_on_the_hub_are_not_overwritten(hub, upload, make_saved, t
 def test_a_missing_branch_is_checked_as_the_default_one_from_which_it_starts(hub, upload, staged):
     upload()
     edit_on_hub(hub, 'ann/net', 'config.json', lambda content: content + b'\n')
-    to = Destination('ann/net', revision='new', token='hf_write', endpoint=hub.url)
+    to = Destination('ann/net', revision='new')
     with pytest.raises(HubError, match="'ann/net@new': .*config.json were not published from here"):
         check_update(staged, to)
     assert 'new' not in hub.repos['ann/net'].branches
@@ -180,8 +180,9 @@ def test_a_commit_during_publishing_is_considered(hub, upload, make_saved, tmp_p
 
 @pytest.mark.parametrize('token, repo_id', [
     ('hf_write', 'ann/net'), ('hf_write', 'Ann/net'), ('hf_write', 'lab/net'), ('hf_fine', 'ann/net')])
-def test_tokens_that_can_write_are_accepted(hub, token, repo_id):
-    check_destination(Destination(repo_id, token=token, endpoint=hub.url))
+def test_tokens_that_can_write_are_accepted(hub, monkeypatch, token, repo_id):
+    monkeypatch.setenv('HF_TOKEN', token)
+    check_destination(Destination(repo_id))
 
 
 @pytest.mark.parametrize('token, repo_id, message', [
@@ -192,36 +193,39 @@ def test_tokens_that_can_write_are_accepted(hub, token, repo_id):
     ('hf_write', 'bob/net', "not a member of 'bob': publish to 'ann/NAME'"),
     ('hf_write', 'readers/net', "can only read in 'readers"),
 ])
-def test_tokens_that_cannot_write_are_refused(hub, token, repo_id, message):
+def test_tokens_that_cannot_write_are_refused(hub, monkeypatch, token, repo_id, message):
+    monkeypatch.setenv('HF_TOKEN', token)
     with pytest.raises(HubError) as error:
-        check_destination(Destination(repo_id, token=token, endpoint=hub.url))
+        check_destination(Destination(repo_id))
     assert message in one_line(error)
 
 
-def test_a_pull_request_to_others_needs_a_token_that_can_write(hub):
-    check_destination(Destination('bob/net', token='hf_write', create_pr=True, endpoint=hub.url))
+def test_a_pull_request_to_others_needs_a_token_that_can_write(hub, monkeypatch):
+    check_destination(Destination('bob/net', create_pr=True))
+    monkeypatch.setenv('HF_TOKEN', 'hf_read')
     with pytest.raises(HubError, match="the token of 'ann' can only read"):
-        check_destination(Destination('bob/net', token='hf_read', create_pr=True, endpoint=hub.url))
+        check_destination(Destination('bob/net', create_pr=True))
 
 
 def test_a_missing_token_is_refused_with_the_remedy(hub, monkeypatch, tmp_path):
     monkeypatch.delenv('HF_TOKEN', raising=False)
     monkeypatch.setattr(constants, 'HF_TOKEN_PATH', str(tmp_path / 'none'))
     with pytest.raises(HubError, match='no token .*: log in with `hf auth login`'):
-        check_destination(Destination('ann/net', endpoint=hub.url))
+        check_destination(Destination('ann/net'))
     assert hub.requests == []
 
 
-def test_a_hub_without_a_connection_is_refused_at_once(caplog):
+def test_a_hub_without_a_connection_is_refused_at_once(hub, monkeypatch, caplog):
+    monkeypatch.setattr(constants, 'ENDPOINT', CLOSED)
     with pytest.raises(NoConnectionError, match=r'no connection to 127.0.0.1 \(.* refused\): publish later'):
-        check_destination(Destination('ann/net', token='hf_write', endpoint=CLOSED, waits=(60.,)))
+        check_destination(Destination('ann/net', waits=(60.,)))
     assert caplog.records == []
 
 
 def test_a_failing_hub_is_reported_after_some_attempts(hub, caplog):
     hub.fail('GET', '/whoami', 503, 'busy', times=3)
     with pytest.raises(HubError) as error:
-        check_destination(Destination('ann/net', token='hf_write', endpoint=hub.url, waits=(0., 0.)))
+        check_destination(Destination('ann/net', waits=(0., 0.)))
     assert 'does not say who owns the token' in one_line(error)
     assert sum('trying again' in record.message for record in caplog.records) == 2
 

@@ -215,7 +215,7 @@ def test_a_run_is_published_and_loaded_in_plain_timm(hub, environment, command, 
     command(*words[3:])
     assert capsys.readouterr().out == f"{hub.url}/ann/net/commit/{hub.repos['ann/net'].branches['v2'][-1].oid}\n"
     files = hub.files('ann/net', 'v2')
-    publish(folder, Destination('ann/net', token='hf_write', endpoint=hub.url))
+    publish(folder, Destination('ann/net'))
 
     card = ModelCard(files['README.md'].content.decode())
     accuracy = card.data.eval_results[0].metric_value
