@@ -62,12 +62,12 @@ def read_source(args: argparse.Namespace) -> 'SavedModel':
     """
     from .weights.averaging import average_models
     from .weights.saved_model import read_model
+    model = dict(architecture=args.model, num_classes=args.num_classes, model_kwargs=args.model_kwargs)
     if args.average is None:
-        which = 'last' if args.last else 'best'
-        return read_model(args.source, args.use_ema, which, args.model, args.num_classes, args.model_kwargs)
+        return read_model(args.source, args.use_ema, 'last' if args.last else 'best', **model)
     if args.last:
         raise OptionError(f'--average {args.average} averages the best checkpoints: drop --last')
-    return average_models(args.source, args.average, args.use_ema, args.model, args.num_classes, args.model_kwargs)
+    return average_models(args.source, args.average, args.use_ema, **model)
 
 
 def create_parser() -> Parser:

@@ -28,7 +28,7 @@ from .log import log_steps
 from .metrics import create_evaluator, labels_of_data
 from .robustness.agreement import AgreementEvaluator
 from .robustness.attacked import EPSILONS, Attack
-from .robustness.corruptions import ALEXNET_ERRORS, SMALLEST, Corrupt, corruption_names, find_corruptions, summarize
+from .robustness.corruptions import ALEXNET_ERRORS, SMALLEST, corrupt_rgb, corruption_names, find_corruptions, summarize
 from .robustness.seeding import SeededDataset
 from .robustness.stress import before_tensor, stress_transform
 
@@ -193,7 +193,7 @@ def measure_corruptions(evaluation: Evaluation) -> dict[str, float]:
     for name, severity, path in listed:
         title = f'{name} {severity}'
         if path is None:
-            corrupt = Corrupt(name, severity)
+            corrupt = partial(corrupt_rgb, name=name, severity=severity)
             metrics = evaluation.run(title, change=partial(before_tensor, step=corrupt))
         else:
             dataset = _open_corrupted(evaluation, path)

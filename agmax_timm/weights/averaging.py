@@ -14,28 +14,20 @@ from .find import SUFFIX, checkpoint_names, newest_checkpoint
 from .saved_model import SavedModel, read_model
 
 
-def average_models(
-        run_dir: str,
-        count: int,
-        use_ema: bool | None = False,
-        architecture: str | None = None,
-        num_classes: int | None = None,
-        model_kwargs: dict[str, Any] | None = None,
-) -> SavedModel:
+def average_models(run_dir: str, count: int, use_ema: bool | None = False, **model: Any) -> SavedModel:
     """Average the weights of the best checkpoints of a run in float64, as timm's avg_checkpoints.py does.
 
     Only `checkpoint-N` files are read, so no epoch counts twice. Integer tensors, such as the number of batches, are
     taken from the best checkpoint. The mean was never evaluated, so it has no metrics.
 
     Args:
-        use_ema, architecture, num_classes, model_kwargs: See read_model.
+        use_ema, **model: See read_model. `model` is its architecture, num_classes and model_kwargs.
 
     Raises:
         CheckpointError: See read_model.
         OptionError: The folder is missing, it has fewer than `count` ranked checkpoints, or their models differ.
     """
     paths = best_checkpoints(run_dir, count)
-    model: dict[str, Any] = dict(architecture=architecture, num_classes=num_classes, model_kwargs=model_kwargs)
     best = read_model(paths[0], use_ema, **model)
     use_ema = choose_ema(best.options, use_ema)
     sums = {name: value.to(torch.float64, copy=True) for name, value in best.state_dict.items()

@@ -4,8 +4,8 @@ D. Hendrycks and T. Dietterich, 'Benchmarking Neural Network Robustness to Commo
 arXiv 1903.12261. Corruption while loading uses the package imagecorruptions-imaug.
 """
 import inspect
-import os
 from collections.abc import Mapping
+from pathlib import Path
 from statistics import fmean
 
 import numpy as np
@@ -25,29 +25,20 @@ ALEXNET_ERRORS = {
 Errors = Mapping[tuple[str, int], float]  # top-1 error in percent by name and severity
 
 
-class Corrupt:
-    """A transform that corrupts an RGB image, with random numbers of numpy's global generator (see SeededDataset).
+def corrupt_rgb(image: Image.Image, name: str, severity: int) -> Image.Image:
+    """Corrupt an RGB image, with random numbers of numpy's global generator (see SeededDataset).
 
     Args:
         name: Name of a corruption (see corruption_names).
         severity: Severity from 1 to 5.
     """
+    from imagecorruptions import corrupt
+    from imagecorruptions.corruptions import glass_blur, impulse_noise
 
-    def __init__(self, name: str, severity: int):
-        self.name = name
-        self.severity = severity
-
-    def __call__(self, image: Image.Image) -> Image.Image:
-        from imagecorruptions import corrupt
-        from imagecorruptions.corruptions import glass_blur, impulse_noise
-
-        kwargs = {}
-        if self.name in (glass_blur.__name__, impulse_noise.__name__):  # they have their own generators
-            kwargs['seed'] = int(np.random.randint(2 ** 31))
-        return Image.fromarray(corrupt(np.array(image), self.severity, self.name, **kwargs))
-
-    def __repr__(self) -> str:
-        return f'{type(self).__name__}({self.name}, severity={self.severity})'
+    kwargs = {}
+    if name in (glass_blur.__name__, impulse_noise.__name__):  # they have their own generators
+        kwargs['seed'] = int(np.random.randint(2 ** 31))
+    return Image.fromarray(corrupt(np.array(image), severity, name, **kwargs))
 
 
 def corruption_names() -> list[str]:
@@ -68,19 +59,14 @@ def find_corruptions(folder: str) -> dict[str, dict[int, str]]:
 
     They are FOLDER/NAME/1 to 5, or FOLDER/GROUP/NAME/1 to 5 as in the archives of ImageNet-C.
     """
-    found = {}
-    for name in _folders(folder):
-        path = os.path.join(folder, name)
-        severities = _severities(path)
-        # Classes may have names from 1 to 5 too, so a folder with severities is not searched further.
-        found.update({name: severities} if severities else {
-            inner: _severities(os.path.join(path, inner)) for inner in _folders(path)})
-    return {name: severities for name, severities in sorted(found.items()) if severities}
-
-
-def _severities(folder: str) -> dict[int, str]:
-    folders = {severity: os.path.join(folder, str(severity)) for severity in SEVERITIES}
-    return {severity: path for severity, path in folders.items() if os.path.isdir(path)}
+    flat = [path for path in Path(folder).glob('*/[1-5]') if path.is_dir()]
+    names = {path.parent for path in flat}
+    # Classes may have names from 1 to 5 too, so a folder with severities is not searched further.
+    grouped = [path for path in Path(folder).glob('*/*/[1-5]') if path.is_dir() and path.parents[1] not in names]
+    found: dict[str, dict[int, str]] = {}
+    for path in sorted(flat + grouped):
+        found.setdefault(path.parent.name, {})[int(path.name)] = str(path)
+    return dict(sorted(found.items()))
 
 
 def summarize(errors: Errors, imagenet_c: bool = False) -> dict[str, float]:
@@ -110,8 +96,3 @@ def mean_corruption_error(errors: Errors) -> float | None:
         return None
     return 100. * fmean(fmean(errors[name, severity] for severity in SEVERITIES) / alexnet
                         for name, alexnet in ALEXNET_ERRORS.items())
-
-
-def _folders(path: str) -> list[str]:
-    with os.scandir(path) as entries:
-        return sorted(entry.name for entry in entries if entry.is_dir())

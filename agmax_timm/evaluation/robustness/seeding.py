@@ -1,7 +1,5 @@
 """Random transforms seeded by sample: results do not depend on worker, rank, batch and order."""
 import random
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -15,16 +13,6 @@ from ...base.wrapping import passed_on
 def sample_seed(seed: int, index: int) -> int:
     """Return a seed of 32 bits for a sample. With seed + index, samples of different seeds would share seeds."""
     return int(np.random.SeedSequence([seed, index]).generate_state(1)[0])
-
-
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Seed the generators of Python, NumPy and torch (CPU) in a context. Restore their states at its end."""
-    with kept_random_state():
-        random.seed(seed)
-        np.random.seed(seed)
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed would also seed the GPUs
-        yield
 
 
 class SeededDataset(Dataset):
@@ -41,7 +29,11 @@ class SeededDataset(Dataset):
         self.seed = seed
 
     def __getitem__(self, index: int):
-        with seeded(sample_seed(self.seed, index)):
+        seed = sample_seed(self.seed, index)
+        with kept_random_state():
+            random.seed(seed)
+            np.random.seed(seed)
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed would also seed the GPUs
             return self.dataset[index]
 
     def __len__(self) -> int:

@@ -74,16 +74,13 @@ class CheckpointSaver(timm.utils.CheckpointSaver):
             raw: dict[str, float] | None = None,
             ema: dict[str, float] | None = None,
             state: dict[str, Any] | None = None,
-    ) -> tuple[float | None, int | None]:
+    ) -> None:
         """Save `last`, and `checkpoint-N` and `model_best` by timm's ranking.
 
         Args:
             metric: Metric that ranks the checkpoint; NaN ranks last.
             raw, ema: Metrics of the weights in this epoch, such as 'loss', 'top1' and 'top5'.
             state: Plain values and tensors for the key 'agmax_state' of the file.
-
-        Returns:
-            (metric, epoch): Those of the best checkpoint on disk, without the new one.
         """
         self.wait()
         metrics = {'raw': raw, 'ema': ema}
@@ -97,7 +94,6 @@ class CheckpointSaver(timm.utils.CheckpointSaver):
             self._rank(path, epoch, metric)
 
         self._run(write, path)
-        return self.best_metric, self.best_epoch
 
     def measure(self, epoch: int, state: dict[str, Any] | None = None) -> int:
         """Return the size in bytes of a checkpoint of the present state. Nothing is written."""
@@ -123,21 +119,20 @@ class CheckpointSaver(timm.utils.CheckpointSaver):
 
         self._run(write, path)
 
-    def save_milestone(self, completed_epochs: int) -> str:
+    def save_milestone(self, completed_epochs: int) -> None:
         """Keep the last checkpoint as `milestone-N`. Does nothing if the checkpoint could not be written."""
         path = self._path(f'milestone-{completed_epochs}')
         self.wait()
         if self.error is None:
             self._run(lambda: atomic_write.link(self._path('last'), path), path)
-        return path
 
-    def load_state_dict_from_checkpoint(self, checkpoint_path: str) -> bool:
+    def load_state_dict_from_checkpoint(self, checkpoint_path: str) -> None:
         """Restore the ranking from a checkpoint in this folder, and repeat the steps after its writing."""
         checkpoint = read_file(checkpoint_path, mmap=True)
         self._newest = checkpoint_path
         saved = checkpoint.get('saver')
         if saved is None:
-            return False
+            return
         files = [(file, value) for file, value in saved['checkpoint_files'] if re.fullmatch(
             rf'{re.escape(self.save_prefix)}-\d+{re.escape(self.extension)}', file)]  # only own files
         with silenced():  # timm logs the ranking without this checkpoint; ours follows
@@ -177,7 +172,6 @@ class CheckpointSaver(timm.utils.CheckpointSaver):
 
         self._run(complete, self._path('model_best'))
         self.wait()
-        return True
 
     def wait(self) -> None:
         """Wait until nothing is being written."""

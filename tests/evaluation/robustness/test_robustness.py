@@ -2,6 +2,7 @@
 import random
 import sys
 import types
+from functools import partial
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from agmax_timm.evaluation.robustness.agreement import AgreementEvaluator
 from agmax_timm.evaluation.robustness.attacks import pgd, random_start
 from agmax_timm.evaluation.robustness.corruptions import (
     ALEXNET_ERRORS,
-    Corrupt,
+    corrupt_rgb,
     corruption_names,
     find_corruptions,
     mean_corruption_error,
@@ -219,7 +220,7 @@ def package(monkeypatch):
 def corrupted_dataset(dataset, name, severity=2, seed=5):
     dataset.transform = create_transform((3, 32, 32), use_prefetcher=True)
     dataset = SeededDataset(dataset, seed)
-    dataset.transform = before_tensor(dataset.transform, Corrupt(name, severity))
+    dataset.transform = before_tensor(dataset.transform, partial(corrupt_rgb, name=name, severity=severity))
     return dataset
 
 
@@ -269,7 +270,7 @@ def test_every_corruption_is_reproducible_and_depends_on_its_severity():
         pixels = []
         for severity in (1, 1, 5):
             np.random.seed(4)
-            out = Corrupt(name, severity)(image)
+            out = corrupt_rgb(image, name, severity)
             assert out.size == image.size and out.mode == 'RGB'
             pixels.append(np.asarray(out).astype(float))
         assert np.array_equal(pixels[0], pixels[1]), name
