@@ -15,7 +15,7 @@ from ..data.resumption.loader import make_resumable
 from ..options.declare import group
 from ..options.device import Device
 from ..options.shared_flags import pinning
-from ..options.timm_names import REFUSED
+from ..options.timm_names import REFUSED, check_device
 from ..task import AgMaxTask
 from . import passes
 from .output import Result
@@ -142,17 +142,9 @@ class Update:
 
 
 def find_device(name: str) -> torch.device:
-    """Return the device that a run would use.
-
-    Raises:
-        ValueError: The device does not exist.
-    """
-    try:
-        device = init_device(name, single_process=True)
-        torch.zeros(1, device=device)
-    except RuntimeError as error:
-        raise ValueError(f"--device {name!r}: {str(error).splitlines()[0]}") from error
-    return device
+    """Return the device that a run would use. Raise OptionError if it does not exist."""
+    check_device(name)
+    return init_device(name, single_process=True)
 
 
 def _create_model(net: Network, device: torch.device, num_classes: int) -> torch.nn.Module:

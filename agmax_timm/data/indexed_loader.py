@@ -8,8 +8,6 @@ from ..base.distributed import rank, world_size
 from .augmentation.mixup import with_defaults
 from .loader import create_train_loader
 from .loading.indexed import IndexedLoader
-from .loading.ranks import check_group, follow_group
-from .loading.workers import data_loader_of
 from .resumption.loader import make_resumable
 from .views import with_transform
 
@@ -39,13 +37,9 @@ def create_indexed_loader(
         raise ValueError('remembered predictions need a data set with an index; one that is read in sequence has none')
     if mixup is not None:
         mixup = with_defaults(mixup)
-    if distributed is None:
-        check_group(dataset, is_dataloader=not kwargs.get('use_prefetcher', True))
     device = torch.device(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
     keys = kwargs.pop('image_key', 'image'), kwargs.pop('label_key', 'label')
     loader = create_train_loader(
         with_transform(dataset, keys), input_size, batch_size, mixup=mixup, lambdas=True, device=device,
-        distributed=world_size() > 1 if distributed is None else distributed, **kwargs)
-    if distributed is None:
-        follow_group(loader, data_loader_of(loader))
+        distributed=distributed, **kwargs)
     return IndexedLoader(*make_resumable(loader, device, world_size(), rank()), mixup)

@@ -47,6 +47,7 @@ def create_train_loader(
         *,
         device: Any = None,
         pin_memory: bool | None = None,
+        distributed: bool | None = False,
         **kwargs,
 ):
     """Return timm's training loader with extensions.
@@ -66,8 +67,7 @@ def create_train_loader(
         dataset: Data set of samples (image, class index) that sets its `transform`, see with_transform.
         input_size: See create_two_view_loader.
         batch_size: Number of images in a batch.
-        device: See create_two_view_loader.
-        pin_memory: See create_two_view_loader.
+        device, pin_memory, distributed: See create_two_view_loader.
         **kwargs: Fields of LoaderExtensions, and arguments of timm.data.create_loader.
 
     Raises:
@@ -77,6 +77,10 @@ def create_train_loader(
     extensions = LoaderExtensions(**{name: kwargs.pop(name) for name in names & set(kwargs)})
     size = (input_size,) * 2 if isinstance(input_size, int) else tuple(input_size)
     channels = size[0] if len(size) == 3 else len(kwargs.get('mean', 'RGB'))
+    follow = distributed is None
+    if follow:
+        check_group(dataset, is_dataloader=not kwargs.get('use_prefetcher', True))
+    kwargs['distributed'] = world_size() > 1 if follow else distributed
     _check_arguments(dataset, batch_size, channels, extensions, kwargs)
     mixup, two_views = extensions.mixup, extensions.two_views
     prefetch, splits = kwargs.get('use_prefetcher', True), kwargs.get('num_aug_splits')
@@ -112,10 +116,12 @@ def create_train_loader(
     _keep_in_memory(loader, extensions, reused=is_reusable(device, pin_memory))
     if two_views:
         change_transforms(loader.dataset, TwoViews)
-    if mixup is None or extensions.mix_in_workers or prefetch:
-        return loader
-    mix = TwoViewMixup if two_views else LambdaMixup if extensions.lambdas else Mixup
-    return DeviceMixupLoader(loader, mix(**mixup), device, kwargs.get('img_dtype', torch.float32))
+    if mixup is not None and not (extensions.mix_in_workers or prefetch):
+        mix = TwoViewMixup if two_views else LambdaMixup if extensions.lambdas else Mixup
+        loader = DeviceMixupLoader(loader, mix(**mixup), device, kwargs.get('img_dtype', torch.float32))
+    if follow:
+        follow_group(loader, data_loader_of(loader))
+    return loader
 
 
 def _check_arguments(
@@ -257,16 +263,10 @@ def create_two_view_loader(
             is unknown, options cannot be combined, or the ranks cannot share the data. Raised by iteration if a sample
             has no PIL image or no class index, or if the data set ignores its `transform`.
     """
-    follow = distributed is None
-    if follow:
-        check_group(dataset, is_dataloader=not kwargs.get('use_prefetcher', True))
-        distributed = world_size() > 1
     loader = create_train_loader(
         with_transform(dataset, (image_key, label_key)), input_size, batch_size, two_views=True, mixup=mixup,
         cutout=cutout, lighting=lighting, augment_backend=augment_backend, image_memory=image_memory,
         channels_last=channels_last, pin_memory=pin_memory, distributed=distributed, mix_in_workers=True, **kwargs)
-    if follow:
-        follow_group(loader, data_loader_of(loader))
     if loader is data_loader_of(loader) and mixup is not None:
         # A DataLoader with the switch of its collate function, as timm's prefetcher has it.
         switch = {'mixup_enabled': passed_on('collate_fn', 'mixup_enabled')}

@@ -1,6 +1,6 @@
 """The options of AgMax."""
 
-from .declare import at_least, between, from_to_below, group, option
+from .declare import BELOW_1, at_least, between, group, option
 
 
 @group
@@ -35,7 +35,7 @@ class RememberedPredictions:
     agmax_teacher_weight: float = option(0.5, 'weight of the agreement with the remembered prediction in the loss',
         metavar='W', check=at_least(0), requires='agmax_teacher memory', card=True)
     agmax_teacher_momentum: float = option(0.8, 'weight of the former predictions in the remembered one',
-        metavar='B', check=from_to_below(0, 1), requires='agmax_teacher memory', card=True)
+        metavar='B', check=BELOW_1, requires='agmax_teacher memory', card=True)
     agmax_teacher_ramp: float = option(0.2, 'share of the updates over which the weight grows from 0',
         metavar='SHARE', check=between(0, 1), requires='agmax_teacher memory', card=True)
     agmax_teacher_topk: int | None = option(None, 'number of classes of an image that are remembered (default: all)',

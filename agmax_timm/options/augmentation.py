@@ -2,7 +2,7 @@
 
 from ..base.image_modes import BACKENDS, CROP_MODES, MIXUP_MODES
 from .data import INTERPOLATIONS
-from .declare import Check, above, at_least, between, group, one_of, option
+from .declare import POSITIVE, Check, at_least, between, group, one_of, option
 
 
 @group
@@ -15,9 +15,9 @@ class Augmentation:
         '(default: rrc)',
         metavar='MODE', check=one_of(*CROP_MODES), unless=('no_aug', 'naflex_loader'), card=True)
     scale: list[float] = option([0.08, 1.0], 'smallest and largest share of the image area that a random crop has',
-        metavar='PCT', check=above(0), counts=(2, 2), ascending=True, unless='no_aug', card=True)
+        metavar='PCT', check=POSITIVE, counts=(2, 2), ascending=True, unless='no_aug', card=True)
     ratio: list[float] = option([3. / 4., 4. / 3.], 'smallest and largest aspect ratio of a random crop',
-        metavar='R', check=above(0), counts=(2, 2), ascending=True, unless='no_aug')
+        metavar='R', check=POSITIVE, counts=(2, 2), ascending=True, unless='no_aug')
     train_interpolation: str = option('random', 'interpolation that resizes training images',
         metavar='NAME', check=one_of('', 'random', *INTERPOLATIONS), unless='no_aug')
     hflip: float = option(0.5, 'probability of a horizontal flip', metavar='P', check=between(0, 1), unless='no_aug')
@@ -92,7 +92,7 @@ class Resolutions:
         choices=('constant', 'progressive'), needs='train_img_sizes', resume='refused within epoch')
     train_size_schedule_spread: float = option(
         0.65, 'standard deviation of the progressive choice, in steps of the list of sizes',
-        metavar='STD', check=above(0), needs='train_size_schedule progressive', resume='refused within epoch')
+        metavar='STD', check=POSITIVE, needs='train_size_schedule progressive', resume='refused within epoch')
     train_size_random_mix: float = option(0.1, 'share of sizes that the progressive schedule draws at random',
         metavar='P', check=between(0, 1), needs='train_size_schedule progressive', resume='refused within epoch')
     train_batches_per_epoch: int | None = option(None, 'number of batches in an epoch (default: by the sizes)',

@@ -58,12 +58,13 @@ class Check:
     bounded: bool = False
 
 
+POSITIVE = Check('above 0', lambda value: value > 0)
+BELOW_1 = Check('0 or more and below 1', lambda value: 0 <= value < 1, bounded=True)
+INSIDE_0_1 = Check('above 0 and below 1', lambda value: 0 < value < 1, bounded=True)
+
+
 def at_least(least: int) -> Check:
     return Check(f'{least} or more', lambda value: value >= least)
-
-
-def above(bound: int) -> Check:
-    return Check(f'above {bound}', lambda value: value > bound)
 
 
 def between(least: float, most: float, unit: str = '') -> Check:
@@ -72,14 +73,6 @@ def between(least: float, most: float, unit: str = '') -> Check:
 
 def above_to(bound: int, most: int, unit: str = '') -> Check:
     return Check(f'above {bound} and at most {most}{unit}', lambda value: bound < value <= most, bounded=True)
-
-
-def from_to_below(least: int, bound: int) -> Check:
-    return Check(f'{least} or more and below {bound}', lambda value: least <= value < bound, bounded=True)
-
-
-def inside(least: int, most: int) -> Check:
-    return Check(f'above {least} and below {most}', lambda value: least < value < most, bounded=True)
 
 
 def one_of(*names: str) -> Check:

@@ -1,6 +1,6 @@
 """What validate.py measures, and where it writes it."""
 
-from .declare import above, at_least, between, group, option
+from .declare import POSITIVE, at_least, between, group, option
 
 
 @group
@@ -48,7 +48,7 @@ class Robustness:
     attack_steps: int = option(10, 'number of steps of pgd', metavar='N', check=at_least(1), needs='attack pgd')
     attack_step_size: float | None = option(
         None, 'length of a step of pgd, in the unit of --attack-eps (default: 2.5 * EPS / N)',
-        metavar='S', check=above(0), needs='attack pgd')
+        metavar='S', check=POSITIVE, needs='attack pgd')
     report_dir: str = option('', 'folder for a report of all results: robustness.csv, .md and, with matplotlib, .png',
         metavar='DIR', yields=True)
 

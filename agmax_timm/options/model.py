@@ -1,7 +1,7 @@
 """The model: which one, from which weights, and its teacher."""
 from typing import Any
 
-from .declare import above, any_number, at_least, between, from_to_below, group, one_of, option
+from .declare import BELOW_1, POSITIVE, any_number, at_least, between, group, one_of, option
 
 
 @group
@@ -46,20 +46,20 @@ class TrainModel(Model):
     no_resume_opt: bool = option(False, 'resume without the state of the optimizer',
         needs='resume', resume='ignored', recipe='left out')
     drop: float = option(0.0, 'dropout rate',
-        metavar='RATE', check=from_to_below(0, 1), card=True, synonyms=('dropout',))
+        metavar='RATE', check=BELOW_1, card=True, synonyms=('dropout',))
     drop_connect: float | None = option(None, 'no effect, as in timm: use --drop-path',
-        metavar='RATE', check=from_to_below(0, 1))
+        metavar='RATE', check=BELOW_1)
     drop_path: float | None = option(None, "rate of stochastic depth (default: the model's)",
-        metavar='RATE', check=from_to_below(0, 1), card=True)
+        metavar='RATE', check=BELOW_1, card=True)
     drop_block: float | None = option(
         None, "rate of drop block (default: the model's)",
-        metavar='RATE', check=from_to_below(0, 1))
+        metavar='RATE', check=BELOW_1)
     bn_momentum: float | None = option(None, "momentum of batch norm (default: the model's)",
         metavar='M', check=between(0, 1))
-    bn_eps: float | None = option(None, "epsilon of batch norm (default: the model's)", metavar='EPS', check=above(0))
+    bn_eps: float | None = option(None, "epsilon of batch norm (default: the model's)", metavar='EPS', check=POSITIVE)
     init_std: float | None = option(
         None, "standard deviation of new initial Linear and Conv weights; 0.2 in the paper (default: the model's own)",
-        alias='--agmax-init-std', metavar='STD', check=above(0), yields=True, resume='ignored', card=True)
+        alias='--agmax-init-std', metavar='STD', check=POSITIVE, yields=True, resume='ignored', card=True)
     head_init_scale: float | None = option(None, 'factor of the initial weights of the head (default: 1)',
         metavar='S', check=any_number('a factor of weights, 0 and negative ones are initialisations as well'),
         resume='ignored')
@@ -116,7 +116,7 @@ class Ema:
         card=True, synonyms=('ema',))
     model_ema_force_cpu: bool = option(False, 'keep the EMA on the CPU and do not evaluate it', needs='model_ema')
     model_ema_decay: float = option(0.9998, 'decay of the EMA in each update',
-        metavar='D', check=from_to_below(0, 1), needs='model_ema', card=True, synonyms=('ema_decay',))
+        metavar='D', check=BELOW_1, needs='model_ema', card=True, synonyms=('ema_decay',))
     model_ema_warmup: bool = option(False, 'let the decay of the EMA grow with the updates', needs='model_ema')
 
 
@@ -136,7 +136,7 @@ class Distillation:
     task_loss_weight: float | None = option(None, 'weight of the classification loss beside distillation (default: 1)',
         metavar='W', check=at_least(0), needs='kd_model_name')
     kd_temperature: float = option(4.0, 'temperature of the softmax of student and teacher',
-        metavar='T', check=above(0), needs='kd_model_name')
+        metavar='T', check=POSITIVE, needs='kd_model_name')
     kd_student_feature_dim: int | None = option(None, "number of features of the student (default: the model's)",
         metavar='N', check=at_least(1), needs='kd_distill_type feature')
     kd_teacher_feature_dim: int | None = option(None, "number of features of the teacher (default: the model's)",

@@ -1,7 +1,7 @@
 """Optimizer and schedule of the learning rate."""
 from typing import Any
 
-from .declare import above, above_to, at_least, between, from_to_below, group, one_of, option
+from .declare import BELOW_1, POSITIVE, above_to, at_least, between, group, one_of, option
 
 _SCHEDULES = ('cosine', 'tanh', 'step', 'multistep', 'plateau', 'poly', 'wsd', 'rsqrt', 'constant', 'none')
 
@@ -14,15 +14,15 @@ class Optimizer:
     opt_eps: float | None = option(None, "epsilon of the optimizer (default: the optimizer's)",
         metavar='EPS', check=at_least(0), synonyms=('eps',))
     opt_betas: list[float] | None = option(None, "betas of the optimizer (default: the optimizer's)",
-        metavar='BETA', check=from_to_below(0, 1), synonyms=('betas',))
+        metavar='BETA', check=BELOW_1, synonyms=('betas',))
     opt_kwargs: dict[str, Any] = option(
         {}, 'further arguments of create_optimizer_v2, such as filter_bias_and_bn=False',
         metavar='KEY=VALUE', resume='refused with optimizer')
-    momentum: float = option(0.9, 'momentum of the optimizer', metavar='M', check=from_to_below(0, 1), card=True)
+    momentum: float = option(0.9, 'momentum of the optimizer', metavar='M', check=BELOW_1, card=True)
     weight_decay: float = option(2e-05, 'weight decay of all weights but biases and normalization layers',
         metavar='W', check=at_least(0), card=True, synonyms=('wd',))
     clip_grad: float | None = option(None, 'limit of the gradients (default: no clipping)',
-        metavar='NORM', check=above(0), card=True, synonyms=('max_grad_norm',))
+        metavar='NORM', check=POSITIVE, card=True, synonyms=('max_grad_norm',))
     clip_mode: str = option('norm', 'kind of gradient clipping: norm, value or agc',
         check=one_of('norm', 'value', 'agc'), needs='clip_grad')
     layer_decay: float | None = option(
@@ -68,18 +68,18 @@ class Schedule:
     lr_noise_std: float = option(1.0, 'standard deviation of the noise',
         metavar='STD', check=at_least(0), needs='lr_noise', resume='schedule')
     lr_cycle_mul: float = option(1.0, 'length of a cycle relative to the one before',
-        metavar='M', check=above(0), needs='sched cosine tanh poly', resume='schedule')
+        metavar='M', check=POSITIVE, needs='sched cosine tanh poly', resume='schedule')
     lr_cycle_decay: float = option(0.5, 'largest learning rate of a cycle relative to the one before',
         metavar='D', check=at_least(0), needs='sched cosine tanh poly', resume='schedule')
     lr_cycle_limit: int = option(1, 'number of cycles of the schedule',
         metavar='N', check=at_least(1), needs='sched cosine tanh poly', resume='schedule')
     lr_k_decay: float = option(1.0, 'k of k-decay, for the schedules cosine and poly',
-        metavar='K', check=above(0), needs='sched cosine poly', resume='schedule')
+        metavar='K', check=POSITIVE, needs='sched cosine poly', resume='schedule')
     lr_decay_fn: str | None = option(None, 'shape of the decay of wsd (default: 1-sqrt) and rsqrt (default: linear)',
         metavar='NAME', check=one_of('', 'linear', '1-sqrt', 'cosine', 'power', 'exp'), needs='sched wsd rsqrt',
         resume='schedule')
     lr_stable_timescale: float | None = option(None, 'timescale of rsqrt in epochs',
-        metavar='N', check=above(0), needs='sched rsqrt', resume='schedule')
+        metavar='N', check=POSITIVE, needs='sched rsqrt', resume='schedule')
     warmup_lr: float = option(1e-05, 'learning rate at the start of the warm-up',
         metavar='LR', check=at_least(0), resume='schedule')
     warmup_epochs: int = option(5, 'number of epochs of warm-up; 0: none',
@@ -97,7 +97,7 @@ class Schedule:
         metavar='EPOCH', check=at_least(0), ascending=True, needs='sched multistep', resume='schedule',
         former=('milestones',))
     decay_epochs: float = option(90, 'number of epochs between two decays of step, or of the decay of wsd and rsqrt',
-        metavar='N', check=above(0), needs='sched step wsd rsqrt', resume='schedule')
+        metavar='N', check=POSITIVE, needs='sched step wsd rsqrt', resume='schedule')
     decay_rate: float = option(
         0.1, 'factor by which step, multistep and plateau lower the learning rate; exponent of poly',
         alias='--dr', metavar='RATE', check=at_least(0), needs='sched step multistep plateau poly', resume='schedule')

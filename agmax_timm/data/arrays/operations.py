@@ -8,34 +8,13 @@ loads data together with others, such as a loader worker, calls cv2.setNumThread
 """
 from collections.abc import Callable
 
+from timm.data.auto_augment import NAME_TO_OP
+
 from . import blur, colour, geometry
 
-OPERATIONS: dict[str, Callable] = {
-    'AutoContrast': colour.auto_contrast,
-    'Equalize': colour.equalize,
-    'Invert': colour.invert,
-    'Rotate': geometry.rotate,
-    'Posterize': colour.posterize,
-    'PosterizeIncreasing': colour.posterize,
-    'PosterizeOriginal': colour.posterize,
-    'Solarize': colour.solarize,
-    'SolarizeIncreasing': colour.solarize,
-    'SolarizeAdd': colour.solarize_add,
-    'Color': colour.adjust_saturation,
-    'ColorIncreasing': colour.adjust_saturation,
-    'Contrast': colour.adjust_contrast,
-    'ContrastIncreasing': colour.adjust_contrast,
-    'Brightness': colour.adjust_brightness,
-    'BrightnessIncreasing': colour.adjust_brightness,
-    'Sharpness': blur.sharpness,
-    'SharpnessIncreasing': blur.sharpness,
-    'ShearX': geometry.shear_x,
-    'ShearY': geometry.shear_y,
-    'TranslateX': geometry.translate_x_abs,
-    'TranslateY': geometry.translate_y_abs,
-    'TranslateXRel': geometry.translate_x_rel,
-    'TranslateYRel': geometry.translate_y_rel,
-    'Desaturate': colour.desaturate,
-    'GaussianBlur': blur.gaussian_blur,
-    'GaussianBlurRand': blur.gaussian_blur_rand,
-}
+# By the names of timm's functions, of which three are torchvision's here.
+_FUNCTIONS: dict[str, Callable] = {
+    **vars(blur), **vars(colour), **vars(geometry), 'color': colour.adjust_saturation,
+    'contrast': colour.adjust_contrast, 'brightness': colour.adjust_brightness}
+OPERATIONS = {name: _FUNCTIONS[function.__name__] for name, function in NAME_TO_OP.items()
+              if function.__name__ in _FUNCTIONS}

@@ -206,7 +206,7 @@ def with_defaults(mixup: dict[str, Any]) -> dict[str, Any]:
     return {'label_smoothing': 0., **mixup}
 
 
-class TwoViewCollate(FastCollateMixup):
+class TwoViewCollate(SharedSwitch, FastCollateMixup):
     """Collate samples with two views: all first views, then all second views. Mixes them if mixup is given.
 
     It inherits from FastCollateMixup only because timm's PrefetchLoader sets `mixup_enabled` on this type alone.
@@ -218,16 +218,8 @@ class TwoViewCollate(FastCollateMixup):
 
     def __init__(self, mixup: dict[str, Any] | None = None, *, levels: bool = False):
         self.mixup = TwoViewMixup(**mixup) if mixup is not None else None
+        self._switch = None if self.mixup is None else self.mixup._switch  # one switch for both
         self.levels = levels
-
-    @property
-    def mixup_enabled(self) -> bool:
-        return self.mixup is not None and self.mixup.mixup_enabled
-
-    @mixup_enabled.setter
-    def mixup_enabled(self, enabled: bool) -> None:
-        if self.mixup is not None:
-            self.mixup.mixup_enabled = enabled
 
     def __call__(self, batch: list[tuple], _=None) -> tuple[torch.Tensor, torch.Tensor]:
         """Return a batch.

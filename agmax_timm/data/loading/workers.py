@@ -65,15 +65,12 @@ class WorkerInit:
             os._exit(0)
 
     def __call__(self, worker: int) -> None:
-        for name in ('SIGINT', 'SIGUSR1', 'SIGHUP'):
-            if hasattr(signal, name):  # Windows lacks some of them
-                signal.signal(getattr(signal, name), signal.SIG_IGN)
+        for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, self._exit_if_main_ends)
         sys.excepthook = _print_unless_connection_lost
-        if hasattr(signal, 'pthread_sigmask'):
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # see sigterm_blocked
-        if self.nice and hasattr(os, 'nice'):
-            os.nice(self.nice)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # see sigterm_blocked
+        os.nice(self.nice)
         if self.init is not None:
             self.init(worker)
         if worker in self.states:
@@ -155,7 +152,7 @@ def sigterm_blocked(loader: Any) -> Iterator[None]:
     torch's handler would end the workers.
     """
     loader = data_loader_of(loader)
-    if not (hasattr(signal, 'pthread_sigmask') and isinstance(getattr(loader, 'worker_init_fn', None), WorkerInit)):
+    if not isinstance(getattr(loader, 'worker_init_fn', None), WorkerInit):
         yield
         return
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})

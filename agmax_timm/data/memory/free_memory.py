@@ -29,10 +29,8 @@ def free_memory() -> int:
     Memory of the file cache counts as free. 0 if the system does not report it.
     """
     free = 0
-    with suppress(AttributeError, OSError, ValueError):  # Windows has no sysconf
-        free = os.sysconf('SC_AVPHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
     with suppress(OSError):
-        free = 1024 * _value(Path('/proc/meminfo'), 'MemAvailable:', free // 1024)
+        free = 1024 * _value(Path('/proc/meminfo'), 'MemAvailable:')
     return max(0, min([free, *_free_in_groups()]))
 
 
@@ -60,13 +58,10 @@ def _free_in_groups(mounted: Path = Path('/sys/fs/cgroup'), own: Path = Path('/p
         for folder in (group, *group.parents):  # in a container, only some of them are visible
             with suppress(OSError, ValueError):  # the limit is 'max' if there is none
                 left = int((root / folder / limit).read_text()) - int((root / folder / used).read_text())
-                yield left + _value(root / folder / 'memory.stat', cached, 0)
+                yield left + _value(root / folder / 'memory.stat', cached)
 
 
-def _value(path: Path, name: str, default: int) -> int:
-    """Return the number after a name in a file such as /proc/meminfo."""
-    for line in path.read_text().splitlines():
-        words = line.split()
-        if words and words[0] == name:
-            return int(words[1])
-    return default
+def _value(path: Path, name: str) -> int:
+    """Return the number after a name in a file such as /proc/meminfo, 0 if it is not there."""
+    found = re.search(rf'^{name}\s+(\d+)', path.read_text(), re.MULTILINE)
+    return int(found[1]) if found else 0

@@ -60,13 +60,9 @@ class Order(Wrapper):
             with kept_random_state():
                 torch.set_rng_state(state['order'][0])
                 return list(RandomSampler(dataset))[trained:]
-        parts = []
-        for rank in range(ranks):
-            sampler: DistributedSampler = DistributedSampler(dataset, ranks, rank)
-            sampler.set_epoch(epoch)
-            parts.append(list(sampler))
-        order = [index for indices in zip(*parts) for index in indices]
-        return order[:len(dataset)][trained * ranks:]  # the samplers repeat samples at the end
+        sampler: DistributedSampler = DistributedSampler(dataset, num_replicas=1, rank=0)  # the order that ranks divide
+        sampler.set_epoch(epoch)
+        return list(sampler)[trained * ranks:]
 
 
 def wrap_order(loader: DataLoader) -> Order:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from timm.data.readers.reader_image_in_tar import ReaderImageInTar
-from torch.utils.data import Dataset
+from torch.utils.data import Subset
 
 from ...base.class_labels import index_names
 from ...base.errors import DataError
@@ -62,21 +62,14 @@ def choose(names: Sequence[str], labels: Any, share: float, seed: int) -> np.nda
     return chosen
 
 
-class Part(Wrapper, Dataset):
+class Part(Subset, Wrapper):
     """Some samples of a map-style data set that has no reader of timm, with transforms of their own."""
     wraps = 'dataset'
     transform = passed_on('dataset', 'transform')
 
-    def __init__(self, dataset: Any, indices: np.ndarray):
-        self.dataset = copy.copy(dataset)
-        self.indices = indices
+    def __init__(self, dataset: Any, indices: Any):
+        super().__init__(copy.copy(dataset), indices)
         self.targets = np.asarray(dataset.targets)[indices]
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, index: int) -> Any:
-        return self.dataset[self.indices[index].item()]
 
 
 def _names_and_labels(dataset: Any) -> tuple[list[str], Any]:

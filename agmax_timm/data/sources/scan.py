@@ -115,18 +115,15 @@ def duplicates(inventories: list[Inventory]) -> Iterator[Duplicate]:
         return
     digests = np.concatenate([inventory.digests for inventory in inventories])
     starts = np.cumsum([0] + [len(inventory.digests) for inventory in inventories])
-    order = np.lexsort((np.arange(len(digests)), digests[:, 1], digests[:, 0]))
-    same = (digests[order[1:]] == digests[order[:-1]]).all(1)
-    first = None
+    _, first, which = np.unique(digests, axis=0, return_index=True, return_inverse=True)
+    originals = first[which.reshape(-1)]
 
     def place(number):
         part = int(np.searchsorted(starts, number, 'right')) - 1
         return inventories[part], int(number - starts[part])
 
-    for before, number in zip(np.flatnonzero(same), order[1:][same]):
-        if before == 0 or not same[before - 1]:
-            first = order[before]
+    for number in np.flatnonzero(originals != np.arange(len(originals))):
         inventory, index = place(number)
-        original, original_index = place(first)
+        original, original_index = place(originals[number])
         if index not in inventory.damaged:
             yield Duplicate(inventory.split, inventory.path(index), original.path(original_index), original.split)
