@@ -13,7 +13,7 @@ from .checkpoint import STATE
 _logger = logging.getLogger(__name__)
 
 # Options of an optimizer that are not taken from the checkpoint.
-_KEPT = ('lr', 'weight_decay', 'momentum', 'betas', 'eps', 'alpha')
+OPTIMIZER_OPTIONS = ('lr', 'weight_decay', 'momentum', 'betas', 'eps', 'alpha')
 
 
 def resume(
@@ -42,7 +42,7 @@ def resume(
         verify(path)
     checkpoint = read_file(path, mmap=True)
     groups = optimizer.param_groups if optimizer is not None else []
-    created = [{name: group[name] for name in _KEPT if name in group} for group in groups]
+    created = [{name: group[name] for name in OPTIMIZER_OPTIONS if name in group} for group in groups]
     try:
         epoch = resume_task_checkpoint(task, path, optimizer=optimizer, loss_scaler=scaler, log_info=verbose)
     except Exception as error:

@@ -11,7 +11,7 @@ from ...options.checks import remembers, with_given_loss
 from ...options.declare import declared
 from ...options.parsers import TrainOptions
 from ...options.quantities import share_of
-from ...weights.resume import differ
+from ...weights.resume import OPTIMIZER_OPTIONS, differ
 
 
 def compare_options(options: TrainOptions, saved: dict[str, Any], within_epoch: bool) -> tuple[list[str], bool]:
@@ -37,6 +37,8 @@ def compare_options(options: TrainOptions, saved: dict[str, Any], within_epoch: 
     sized_by_epochs = ('epochs',) if options.train_size_schedule == 'progressive' else ()
     for name, change in changes.items():
         rule = known[name].resume
+        if name == 'opt_kwargs' and _take_effect(options.opt_kwargs, saved[name] or {}):
+            continue
         if rule in refused or (rule == 'refused as share' and share_of(options.val_split) is not None):
             remedy = ' or drop its optimizer with --no-resume-opt' if rule == 'refused with optimizer' else ''
             raise OptionError(f"--resume '{options.resume}' cannot continue with {flag_of(name)} {change}: "
@@ -46,6 +48,11 @@ def compare_options(options: TrainOptions, saved: dict[str, Any], within_epoch: 
                               f'{flag_of(name)} {change}: keep the old value, or use a checkpoint of a complete epoch')
     same_schedule = all(known[name].resume != 'schedule' for name in changes)
     return [f'{flag_of(name)} {change}' for name, change in changes.items()], same_schedule
+
+
+def _take_effect(now: dict[str, Any], saved: dict[str, Any]) -> bool:
+    """Whether all changed arguments of an optimizer take effect on resume. Others come from the checkpoint."""
+    return all(name in OPTIMIZER_OPTIONS for name in {*now, *saved} if now.get(name) != saved.get(name))
 
 
 def describe_data(train: Dataset, validation: Dataset | None) -> dict[str, Any]:

@@ -121,7 +121,7 @@ def test_the_options_of_each_rule(rule):
 @pytest.mark.parametrize('name', sorted(OPTIONS))
 def test_a_flag_that_differs_is_refused_logged_or_ignored(name):
     args = replace(parse_train_args(['data']), resume='FILE')
-    saved = {**vars(args), name: 'other'}
+    saved = {**vars(args), name: {'nesterov': True} if name == 'opt_kwargs' else 'other'}
     flag, rule = '--' + name.replace('_', '-'), OPTIONS[name].resume
     if rule in ('refused', 'refused with optimizer'):
         with pytest.raises(OptionError, match=f'cannot continue with {flag} '):
@@ -134,6 +134,21 @@ def test_a_flag_that_differs_is_refused_logged_or_ignored(name):
     if rule == 'refused within epoch':
         with pytest.raises(OptionError, match=f'would change with {flag} '):
             compatibility.compare_options(args, saved, within_epoch=True)
+
+
+@pytest.mark.parametrize('before, now, refused', [
+    ('', 'alpha=0.95', False), ('eps=1e-6', 'eps=1e-8', False), ('nesterov=True', 'nesterov=True alpha=0.95', False),
+    ('', 'nesterov=False', True), ('alpha=0.95', 'amsgrad=True alpha=0.9', True)])
+def test_arguments_of_the_optimizer_that_come_from_the_checkpoint_are_refused(before, now, refused):
+    """A resumed optimizer keeps its own rate, momentum, alpha and the like; see weights/resume.py."""
+    saved, options = (parse_train_args(['data', *(['--opt-kwargs', *words.split()] if words else [])])
+                      for words in (before, now))
+    options = replace(options, resume='FILE')
+    if refused:
+        with pytest.raises(OptionError, match='cannot continue with --opt-kwargs .*--no-resume-opt'):
+            compatibility.compare_options(options, vars(saved), within_epoch=False)
+    else:
+        assert len(compatibility.compare_options(options, vars(saved), within_epoch=False)[0]) == 1
 
 
 @pytest.mark.parametrize('before, now, change, refused', [
