@@ -71,8 +71,8 @@ class AgMaxDistillationTask(AgMaxTask):
         task_loss_weight: Weight of ce, or None (see loss_weights).
         temperature: Temperature of the distillation (typically 1 to 4).
         mean: Mean that the input was normalised with, one value or one per channel. None is that of the student's
-            pretrained_cfg. The teacher gets the input normalised with its own mean and std. As in timm's data
-            configuration, a pretrained_cfg with another number of channels stands for its mean over the channels.
+            pretrained_cfg. The teacher gets the input normalised with its own mean and std. As in train.py, a
+            pretrained_cfg with another number of channels stands for its mean over the channels.
         std: Standard deviation that the input was normalised with, like mean.
         **agmax: Further keyword arguments of AgMaxTask.
 
@@ -124,9 +124,10 @@ class AgMaxDistillationTask(AgMaxTask):
         self.teacher: Any = teacher.to(self.device).requires_grad_(False).eval()
         self._check_teacher(getattr(unwrap_model(teacher.model), 'num_classes', self.num_classes))
 
-        config, channels = getattr(student, 'pretrained_cfg', {}), getattr(student, 'in_chans', 3)
-        of_teacher = getattr(unwrap_model(teacher.model), 'in_chans', channels)
-        if of_teacher != channels:
+        config = getattr(student, 'pretrained_cfg', {})
+        own, of_teacher = (getattr(unwrap_model(of), 'in_chans', None) for of in (student, teacher.model))
+        channels = own or of_teacher or teacher.get_buffer('mean_kd').numel()
+        if of_teacher not in (None, channels):
             raise ValueError(f'the teacher has {of_teacher} input channels, the student has {channels}: use a teacher '
                              'with the same number of channels')
         for name, given, default in (('mean', mean, IMAGENET_DEFAULT_MEAN), ('std', std, IMAGENET_DEFAULT_STD)):

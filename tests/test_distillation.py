@@ -186,6 +186,15 @@ def test_one_value_stands_for_all_channels(channels, given, mean, std):
     torch.testing.assert_close(teacher.input, (pixels - 0.5) / 0.25)
 
 
+def test_models_that_do_not_state_their_channels_have_those_of_the_teachers_normalisation():
+    student, teacher = (nn.Sequential(nn.Flatten(), nn.Linear(32 * 32, CLASSES)) for _ in range(2))
+    teacher.pretrained_cfg = {'mean': (0.5,), 'std': (0.25,)}
+    task = AgMaxDistillationTask(student, teacher, mean=(0.3,), std=(0.6,), num_classes=CLASSES, verbose=False)
+    input, target = torch.rand(8, 1, 32, 32), batch()[1]
+    expected = distillation_loss(student(input), teacher((input * 0.6 + 0.3 - 0.5) / 0.25))
+    torch.testing.assert_close(task(input, target)['kd_loss'], expected)
+
+
 def test_a_student_without_pretrained_cfg_has_the_normalisation_of_imagenet():
     model, teacher = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, CLASSES)), Recorder()
     model.num_classes = CLASSES

@@ -2,6 +2,7 @@
 import logging
 from typing import Any
 
+import torch
 import torch.nn as nn
 from timm import utils
 from timm.data import ImageNetInfo, infer_imagenet_subset
@@ -123,12 +124,12 @@ def check_teacher(options: TrainOptions, task: Any, dataset: Dataset, data_confi
         return
     teacher = utils.unwrap_model(task.teacher.model)
     try_input(options, teacher, data_config, teacher.num_classes, '--kd-model-name')
-    channels = data_config['input_size'][0]
-    pixel = task.student_mean.new_zeros(1, channels, 1, 1)
-    own = task.student_mean, task.student_std
-    if not options.agmax and task.teacher.normalize_input(pixel, *own).shape != pixel.shape:
-        raise OptionError(f"--kd-model-name '{options.kd_model_name}' has another mean or std than '{options.model}'. "
-                          f'Without --agmax, that needs 3 channels, got {channels}: use a teacher with the same ones')
+    channels, wrapped = data_config['input_size'][0], task.teacher
+    alike = torch.equal(task.student_mean, wrapped.mean_kd) and torch.equal(task.student_std, wrapped.std_kd)
+    if not (options.agmax or channels == 3 or alike):
+        raise OptionError(f"--kd-model-name '{options.kd_model_name}' has another mean or std than '{options.model}', "
+                          f'which needs 3 channels, got {channels}: use a teacher with the same mean and std, or add '
+                          '--agmax')
     if options.kd_distill_type == 'feature':
         return
     config = getattr(teacher, 'pretrained_cfg', None) or {}

@@ -16,6 +16,7 @@ from timm.task import (
 
 from ..base.distributed import is_primary, world_size
 from ..base.errors import OptionError
+from ..base.text import one_line
 from ..distillation import AgMaxDistillationTask
 from ..loss import ranks_of_marginal
 from ..options.checks import loss_name, mixing, remembers
@@ -69,8 +70,7 @@ def build_task(options: TrainOptions, model: nn.Module, device: torch.device, pr
         if remembers(options):
             classes = options.agmax_teacher_topk or options.num_classes or 0
             raise OptionError(f'--agmax-teacher memory: no memory for {classes} predictions of each of {len(dataset)} '
-                              f'images: use a smaller --agmax-teacher-topk, such as {max(1, min(10, classes // 2))}'
-                              ) from error
+                              f'images ({one_line(error, 200)}): use a smaller --agmax-teacher-topk') from error
         if options.agmax_units is None:
             raise
         raise OptionError(f'--agmax-units {options.agmax_units}: {error}') from error

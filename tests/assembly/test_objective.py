@@ -142,26 +142,29 @@ def test_remembered_predictions_that_need_too_much_memory_name_the_remedy(monkey
 
     monkeypatch.setattr(objective, 'AgMaxMemoryTask', fail)
     options = parse_train_args(['DIR', '--num-classes', '10', '--agmax-teacher', 'memory', *kept])
-    with pytest.raises(OptionError, match=f'--agmax-teacher memory: no memory for {words}.*a smaller --agmax-t'):
+    with pytest.raises(OptionError, match=f'no memory for {words} .*CPUAllocator.*a smaller --agmax-teacher-topk'):
         objective.build_task(
             options, create_model('test_resnet', num_classes=10), torch.device('cpu'), Precision(), range(5))
 
 
-def test_a_teacher_of_timm_with_another_normalisation_needs_three_channels(monkeypatch):
-    """timm's three values would otherwise make three channels of one, in the first batch."""
+@pytest.mark.parametrize('channels', [1, 4])
+def test_a_teacher_of_timm_with_another_normalisation_needs_three_channels(monkeypatch, channels):
+    """timm has three values, which make three channels of one and do not fit four."""
     def create(name, *args, **kwargs):
-        model = create_model('test_resnet', num_classes=3, in_chans=1)
+        model = create_model('test_resnet', num_classes=3, in_chans=channels)
         model.pretrained_cfg = {**model.pretrained_cfg, 'mean': (0.1, 0.2, 0.3)}
         return model
 
     monkeypatch.setattr(objective, 'create_named_model', create)
-    config, model = dict(input_size=(1, 32, 32)), create_model('test_resnet', num_classes=3, in_chans=1)
-    for agmax, refused in (([], pytest.raises(OptionError, match='--kd-model-name .* 3 channels, got 1')),
-                           (['--agmax'], nullcontext())):
-        options = parse_train_args(['DIR', '--model', 'test_resnet', '--num-classes', '3', '--in-chans', '1', '-b', '4',
-                                    '--kd-model-name', 'test_resnet', *agmax])
+    config = dict(input_size=(channels, 32, 32))
+    model = create_model('test_resnet', num_classes=3, in_chans=channels)
+    for agmax, refused in (
+            ([], pytest.raises(OptionError, match=f'--kd-model-name .* 3 channels, got {channels}')),
+            (['--agmax'], nullcontext())):
+        options = parse_train_args(['DIR', '--model', 'test_resnet', '--num-classes', '3', '--in-chans', str(channels),
+                                    '-b', '4', '--kd-model-name', 'test_resnet', *agmax])
         task = objective.build_task(options, model, torch.device('cpu'), Precision())
         with refused:
             check_teacher(options, task, [], config)
-    input, target = torch.randn(8, 1, 32, 32), torch.tensor([0, 1, 2, 0, 0, 1, 2, 0])
+    input, target = torch.randn(8, channels, 32, 32), torch.tensor([0, 1, 2, 0, 0, 1, 2, 0])
     assert task(input, target)['kd_loss'].isfinite()
