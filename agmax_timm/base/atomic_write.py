@@ -1,5 +1,6 @@
 """Atomic writes: a file is replaced completely or not at all, even if the process, the machine or the disk fails."""
 import errno
+import fcntl
 import os
 import secrets
 import shutil
@@ -7,11 +8,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import IO, Any
-
-try:
-    import fcntl
-except ImportError:  # Windows, where a file that is open cannot be removed anyway
-    fcntl = None  # type: ignore[assignment]  # no file is locked then
 
 # Suffix of the name of a file or folder that is being written. A killed process leaves it behind.
 UNFINISHED = '.unfinished'
@@ -157,8 +153,6 @@ def _lock(path: str) -> int | None:
         Descriptor for _unlock(); _NO_LOCKS on a file system without locks; None if another process has locked or
         removed the file.
     """
-    if fcntl is None:
-        return _NO_LOCKS
     try:
         # NFS only locks files that are open for writing.
         descriptor = os.open(path, os.O_RDONLY if os.path.isdir(path) else os.O_RDWR)
@@ -185,7 +179,7 @@ def _sync_folder(path: str) -> None:
     """Write the name of a file to disk, if the file system supports it."""
     try:
         folder = os.open(os.path.dirname(path) or '.', os.O_RDONLY)
-    except PermissionError:  # the folder can be written but not read, as every folder on Windows
+    except PermissionError:  # the folder can be written but not read
         return
     try:
         os.fsync(folder)

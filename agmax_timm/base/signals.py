@@ -31,7 +31,7 @@ class StopSignals:
 
     def __enter__(self) -> 'StopSignals':
         if threading.current_thread() is threading.main_thread():  # Python only allows handlers there
-            numbers = [getattr(signal, name) for name in _NAMES if hasattr(signal, name)]  # Windows lacks some of them
+            numbers = [getattr(signal, name) for name in _NAMES]
             self._handlers = {number: signal.signal(number, self._record) for number in numbers
                               if not _is_ignored_hangup(number)}
         return self

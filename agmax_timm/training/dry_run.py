@@ -1,6 +1,7 @@
 """--dry-run: estimate time, memory and disk use of a run from a few seconds of it. Nothing is written."""
 import logging
 import os
+import resource
 import shutil
 import sys
 import time
@@ -30,11 +31,6 @@ from .updates.finite_check import CheckResult, FiniteCheck
 from .updates.loop import synchronize, train_one_epoch
 from .updates.losses import RunningLosses
 from .updates.step import Step
-
-try:
-    import resource
-except ImportError:  # Windows
-    resource = None  # type: ignore[assignment]  # peaks of memory are then not known
 
 _logger = logging.getLogger('train')
 SECONDS = 5.  # of updates after the first one, which waits for data and may compile; and of evaluated batches
@@ -217,8 +213,6 @@ def _memory(device: torch.device) -> str:
         total = _size(torch.cuda.get_device_properties(device).total_memory)
         return (f'{_size(torch.cuda.max_memory_reserved(device))} reserved at most, of {total} of '
                 f'{torch.cuda.get_device_name(device)}; tensors took {_size(torch.cuda.max_memory_allocated(device))}')
-    if resource is None:
-        return 'unknown on this system'
     unit = 1 if sys.platform == 'darwin' else 1024
     return f'{_size(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)} of host memory at most, without workers'
 

@@ -1,5 +1,6 @@
 """The folder of a run: its name, its files about the run, and resuming in it."""
 import errno
+import fcntl
 import filecmp
 import logging
 import os
@@ -25,11 +26,6 @@ from ...options.run import Run
 from ...weights.find import checkpoint_names, newest_checkpoint, next_branch
 from .log import read_rows, write_summary
 from .log_file import LogFile, log_to_file
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]  # folders are then not locked
 
 OTHER_OUTPUT = 'give a folder that can be written with --output'
 
@@ -112,7 +108,7 @@ def _lock(folder: str) -> None:
         OptionError: Another process has locked it.
     """
     folder = os.path.realpath(folder)
-    if fcntl is None or folder in _locks:
+    if folder in _locks:
         return
     file = open(os.path.join(folder, '.lock'), 'a')
     try:

@@ -38,7 +38,10 @@ def test_a_share_of_memory_is_divided_by_the_tasks_of_slurm(said, share, monkeyp
 
 
 def test_free_memory_is_0_if_the_system_does_not_report_it(monkeypatch):
-    monkeypatch.setattr(module, '_value', lambda path, name: 0)
+    def fail(path):
+        raise FileNotFoundError(path)
+
+    monkeypatch.setattr(module.Path, 'read_text', fail)
     assert memory_limit('0') == 0 and memory_limit('0.1') == 0 and memory_limit('1G') == GIB
 
 

@@ -111,8 +111,6 @@ def test_a_folder_without_a_checkpoint_needs_resume_auto(tmp_path):
 
 
 def test_a_second_process_is_refused_in_the_folder(tmp_path):
-    if run_folder.fcntl is None:
-        pytest.skip('no locks here')
     args = Namespace(output=str(tmp_path), experiment='run', resume='')
     (tmp_path / 'run').mkdir()
     run_folder.check_folder(args)
