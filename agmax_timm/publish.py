@@ -3,6 +3,7 @@ import logging
 
 from .base.command import command
 from .base.command_line import Parser
+from .base.errors import OptionError
 from .base.licences import check_license
 from .base.processes import imports_without_gc
 from .options.declare import declared
@@ -26,7 +27,10 @@ def main(argv: list[str] | None = None) -> None:
                      args.license)
     check_license(args.license)
     check_dataset(args.hub_dataset)
-    check_revision(args.revision)
+    try:
+        check_revision(args.revision)
+    except OptionError as problem:
+        raise OptionError(f"--revision '{args.revision}': {problem}") from None
     check_destination(to)
     print(publish_source(args.source, to, args.use_ema, args.hub_dataset, compare_on_data))
 

@@ -240,7 +240,7 @@ def summarise(path: Path, base: str) -> None:
     """
     values: dict[tuple, dict[str, dict[int, float]]] = {}
     for row in rows_of(path):
-        group = row['data'], row['split'], row['epochs_of_plain'], row['dtype']
+        group = row['data'], row['split'], row['epochs_of_plain'], row.get('dtype')
         values.setdefault(group, {}).setdefault(row['arm'], {})[int(row['seed'])] = float(row['top1'])
     if not any(base in arms for arms in values.values()):
         raise SystemExit(f"'{path}' has no rows of '{base}': name one of its arms")
@@ -263,7 +263,7 @@ def main() -> None:
     parser.add_argument('--seeds', type=int, nargs='+', default=[100, 101])
     parser.add_argument('--arm', type=parse_arm, action='append', default=[], metavar="'FORM NAME=VALUE ...'")
     parser.add_argument('--dtype', choices=('bfloat16', 'float32'), default='bfloat16',
-                        help='of the forward pass; float32 is faster on a CPU without bfloat16 instructions')
+                        help='precision of the forward pass; float32 is faster on a CPU without bfloat16 instructions')
     parser.add_argument('--csv', type=Path, required=True)
     parser.add_argument('--summary', type=parse_arm, metavar='ARM',
                         help='print the results in --csv, with differences from ARM')
@@ -279,7 +279,7 @@ def main() -> None:
         for arm in args.arm:
             key = dict(data=args.data.name, split=args.split, epochs_of_plain=args.epochs, dtype=args.dtype,
                        arm=str(arm), seed=seed)
-            if any(all(row[name] == str(value) for name, value in key.items()) for row in rows_of(args.csv)):
+            if any(all(row.get(name) == str(value) for name, value in key.items()) for row in rows_of(args.csv)):
                 continue
             found = train(arm, images, held_out, seed, args.epochs, args.dtype)
             append(args.csv, {**key, **found})

@@ -58,7 +58,7 @@ def plan_update(
     """Plan a commit that keeps the changes that were made on the Hub since we wrote it.
 
     Args:
-        remote: Branch on the Hub; None without a repository or branch.
+        remote: Branch on the Hub, or the default one that a new branch starts from; None without a repository.
         files: Identifiers that the Hub may give to each of the other files, by name.
         replace_card, replace_files: As for Destination.
         license_chosen: Whether the licence replaces another one.

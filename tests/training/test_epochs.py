@@ -1,10 +1,9 @@
-"""The end of an epoch: when ranks agree on a signal, what an error waits for, and when a run stops early."""
+"""The end of an epoch: what an error waits for, and when a run stops early."""
 from argparse import Namespace
 
 import pytest
 import torch
 
-from agmax_timm.training import epoch_evaluation
 from agmax_timm.training.epochs import Epochs
 from agmax_timm.training.updates.losses import NonFiniteError, RunningLosses
 
@@ -30,30 +29,6 @@ def test_the_epoch_is_on_disk_before_a_metric_that_is_not_finite_ends_the_run(ep
     with pytest.raises(NonFiniteError, match='the evaluation after epoch 3: loss is nan'):
         epochs._evaluate(3, {'loss': torch.nan}, RunningLosses(torch.device('cpu')))
     assert calls == ['save', 'finish']
-
-
-def test_several_ranks_end_an_evaluation_soon_after_a_signal(monkeypatch):
-    """The signal comes in batch 11."""
-    seen, signals = [], Namespace(received=None)
-
-    def evaluate(*args, on_batch, **kwargs):
-        for index in range(100):
-            if index == 11:
-                signals.received = 'SIGTERM'
-            seen.append(index)
-            on_batch(index)
-
-    monkeypatch.setattr(epoch_evaluation, 'evaluate', evaluate)
-    monkeypatch.setattr(epoch_evaluation, 'is_distributed', lambda: True)
-    monkeypatch.setattr(epoch_evaluation, 'in_sequence', lambda options: False)
-    monkeypatch.setattr(epoch_evaluation, 'evaluation_sample_limit', lambda loader: None)
-    run = Namespace(
-        options=Namespace(log_interval=50, fsdp=False), device=torch.device('cpu'), precision=None, loader_eval=None,
-        checkpoints=Namespace(watchdog=Namespace(beat=lambda: None), signals=signals),
-        task=Namespace(create_evaluator=lambda max_samples: None, get_eval_model=lambda **kwargs: None))
-    with pytest.raises(epoch_evaluation.EvaluationStopped):
-        epoch_evaluation.evaluate_epoch(run, 0, None)
-    assert seen[-1] == 20
 
 
 def test_early_stopping_compares_training_losses_only_with_each_other(epochs):

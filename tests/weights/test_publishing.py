@@ -131,7 +131,7 @@ def test_the_card_states_the_licence_before_the_configuration(hub, command, uplo
 def test_an_invalid_branch_is_refused_before_anything_is_staged(hub, command, tmp_path, capsys):
     with pytest.raises(SystemExit):
         command(tmp_path, 'ann/net', '--revision', 'a..b')
-    assert "'a..b' cannot be a branch" in capsys.readouterr().err
+    assert "error: --revision 'a..b': 'a..b' cannot be a branch" in capsys.readouterr().err
     assert hub.requests == [] and list(tmp_path.iterdir()) == []
 
 

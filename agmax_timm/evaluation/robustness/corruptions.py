@@ -61,7 +61,7 @@ def find_corruptions(folder: str) -> dict[str, dict[int, str]]:
     """
     flat = [path for path in Path(folder).glob('*/[1-5]') if path.is_dir()]
     names = {path.parent for path in flat}
-    # Classes may have names from 1 to 5 too, so a folder with severities is not searched further.
+    # Classes may have names from 1 to 5 too, so what is within a folder with severities does not count.
     grouped = [path for path in Path(folder).glob('*/*/[1-5]') if path.is_dir() and path.parents[1] not in names]
     found: dict[str, dict[int, str]] = {}
     for path in sorted(flat + grouped):
