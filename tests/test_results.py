@@ -153,6 +153,23 @@ def test_the_page_has_the_results_of_cheaper_forms_of_agreement(data, arms):
         assert re.search(row, section('Cheaper forms of agreement')), cells
 
 
+def test_the_page_has_the_results_of_half_of_the_tokens():
+    tuning, top1, loss = defaultdict(list), defaultdict(dict), defaultdict(dict)
+    for row in rows_of('tokens_pilot'):
+        if row['split'] == 'tune':
+            tuning[row['arm']].append(float(row['top1']))
+        else:
+            for values, name in ((top1, 'top1'), (loss, 'loss')):
+                values[row['arm']][int(row['seed'])] = float(row[name])
+    plain, tokens = (max((arm for arm in tuning if arm.startswith(form)), key=lambda arm: mean(tuning[arm]))
+                     for form in ('plain', 'tokens'))
+    assert set(top1) == {plain, tokens} and top1[plain].keys() == top1[tokens].keys()
+    cells = (spread(top1[tokens]), shown(paired_difference(top1[tokens], top1[plain])),
+             shown(paired_difference(loss[tokens], loss[plain]), digits=3))
+    page = section('Cheaper forms of agreement')
+    assert f"| {' | '.join(cells)} |" in page and f'| {spread(top1[plain])} | | |' in page
+
+
 def test_the_page_has_the_results_of_remembered_predictions_in_the_package():
     top1 = defaultdict(lambda: defaultdict(dict))
     for row in rows_of('memory_pocket'):
