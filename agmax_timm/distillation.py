@@ -125,16 +125,16 @@ class AgMaxDistillationTask(AgMaxTask):
         self._check_teacher(getattr(unwrap_model(teacher.model), 'num_classes', self.num_classes))
 
         config = getattr(student, 'pretrained_cfg', {})
-        own, of_teacher = (getattr(unwrap_model(of), 'in_chans', None) for of in (student, teacher.model))
-        channels = own or of_teacher or teacher.get_buffer('mean_kd').numel()
+        of_student, of_teacher = (getattr(unwrap_model(of), 'in_chans', None) for of in (student, teacher.model))
+        channels = of_student or of_teacher or teacher.get_buffer('mean_kd').numel()
         if of_teacher not in (None, channels):
             raise ValueError(f'the teacher has {of_teacher} input channels, the student has {channels}: use a teacher '
                              'with the same number of channels')
         for name, given, default in (('mean', mean, IMAGENET_DEFAULT_MEAN), ('std', std, IMAGENET_DEFAULT_STD)):
             if given is not None and len(given) not in (1, channels):
                 raise ValueError(f'{name} must have 1 value or {channels}, one per channel, got {len(given)}')
-            own = config.get(name, default) if given is None else given
-            self._register_channels(f'student_{name}', own, channels)
+            values = config.get(name, default) if given is None else given
+            self._register_channels(f'student_{name}', values, channels)
             self._register_channels(f'teacher_{name}', getattr(teacher, f'{name}_kd').flatten().tolist(), channels)
         self._normalised_alike = (torch.equal(self.student_mean, self.teacher_mean)
                                   and torch.equal(self.student_std, self.teacher_std))
