@@ -115,6 +115,9 @@ def check_optimizer(options: TrainOptions) -> None:
     if options.opt_betas is not None and info.has_betas and len(options.opt_betas) != info.num_betas:
         raise OptionError(f"--opt-betas: '{options.opt}' takes {info.num_betas}, got {len(options.opt_betas)}")
     kwargs = dict(optimizer_kwargs(cfg=options), lr=1. if options.lr is None else options.lr)
+    for repeated in kwargs.keys() & options.opt_kwargs:
+        flag = repeated if hasattr(options, repeated) else f'opt_{repeated}'
+        raise OptionError(f"--opt-kwargs {repeated}={options.opt_kwargs[repeated]}: use --{flag.replace('_', '-')}")
     _try(f"--opt '{options.opt}', --opt-kwargs", lambda: create_optimizer_v2(_Tiny(), **kwargs, **options.opt_kwargs))
 
 

@@ -10,6 +10,7 @@ from ..base.text import one_line
 from .plan import Run
 
 _COMPLETE = 'complete'  # name of a file in the folder of a run that ended with exit status 0
+_FAILED = 'The run failed: '  # begin of the last line in the output of a process
 _STEP = re.compile(rb'Train: (\d+) \[ *(\d+)/(\d+)')
 
 
@@ -26,6 +27,12 @@ class Outcome:
 def mark_complete(run: Run) -> None:
     with open(os.path.join(run.folder, _COMPLETE), 'w'):
         pass
+
+
+def mark_failed(run: Run, error: str) -> None:
+    """Append the error to the output of the process, which the next start of the run empties."""
+    with suppress(OSError), open(run.log_path, 'a', encoding='utf-8') as file:
+        file.write(f'\n{_FAILED}{error}\n')
 
 
 def is_complete(run: Run) -> bool:
@@ -45,6 +52,7 @@ def read_outcome(run: Run, metric: str, epoch: str, error: str = '') -> Outcome:
         error: Reason of a failure in this process, if any.
     """
     if not is_complete(run):
+        error = error or _error_before(run)
         incomplete = 'interrupted' if os.path.exists(os.path.join(run.folder, 'args.yaml')) else 'missing'
         return Outcome(run, 'failed' if error else incomplete, error=error)
     path = _summary_path(run)
@@ -76,6 +84,14 @@ def last_error(log_path: str, status: int) -> str:
     line = (errors or lines or ['no output'])[-1]
     how = f'killed by signal {-status}: ' if status < 0 else f'exit status {status}: '
     return f'{how}{one_line(line, 400)}'
+
+
+def _error_before(run: Run) -> str:
+    """Return the error of mark_failed, '' for a run that has not failed."""
+    with suppress(OSError), open(run.log_path, 'rb') as file:
+        line = _tail(file, 8192).decode('utf-8', 'replace').rstrip().rpartition('\n')[2]
+        return line.removeprefix(_FAILED) if line.startswith(_FAILED) else ''
+    return ''
 
 
 def epochs_done(run: Run) -> float:

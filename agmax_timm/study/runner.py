@@ -15,7 +15,7 @@ from ..base.processes import LAUNCHER, cores, environment
 from ..base.signals import EXIT_STATUS, StopSignals
 from ..base.text import one_line
 from .cost import epochs_of
-from .outcome import epochs_done, has_summary, is_complete, last_error, mark_complete
+from .outcome import epochs_done, has_summary, is_complete, last_error, mark_complete, mark_failed
 from .plan import Run
 
 _INTERVAL = 0.1  # seconds between polls of the processes
@@ -125,6 +125,7 @@ class Runner:
 
     def _fail(self, run: Run, error: str) -> None:
         self.errors[run.folder] = error
+        mark_failed(run, error)
         print_message(f'{run.name}: failed: {error}')
 
     def _epochs(self) -> float:

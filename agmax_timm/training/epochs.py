@@ -119,6 +119,9 @@ class Epochs:
                 position.epoch, step, run.loader_train, run.scheduler, self._on_log, on_update, losses,
                 position.batch, run.updates_per_epoch)
             run.state.images_per_second = speed or run.state.images_per_second  # 0 if no batch was left
+        except DamagedError:
+            self.damaged.log_new()
+            raise
         except LabelError:
             if updated and not is_distributed():  # other ranks are in a collective and cannot save
                 self.checkpoints.save_within(Position(position.epoch, updated), losses)

@@ -156,6 +156,14 @@ def test_only_the_first_process_warns_about_optimizers(caplog, monkeypatch):
     assert caplog.text.count('no effect') == 1
 
 
+@pytest.mark.parametrize('argument, flag', [
+    ('momentum=0.8', '--momentum'), ('lr=1', '--lr'), ('eps=1e-3', '--opt-eps'), ('layer_decay=0.5', '--layer-decay')])
+def test_an_argument_of_the_optimizer_that_has_a_flag_names_it(argument, flag):
+    argv = ['data', '--opt', 'adamw', '--opt-eps', '1e-8', '--layer-decay', '0.7', '--opt-kwargs', argument]
+    with pytest.raises(OptionError, match=f'--opt-kwargs {argument.split("=")[0]}=.*: use {flag}$'):
+        timm_names.check_optimizer(parse_train_args(argv))
+
+
 @pytest.mark.parametrize('argv, message', [
     ("--torchcompile --torchcompile-mode reduce-overhead", "--torchcompile-mode 'reduce-overhead' records CUDA graphs"),
     ("--torchcompile --torchcompile-mode max-autotune", "--torchcompile-mode 'max-autotune' records CUDA graphs"),

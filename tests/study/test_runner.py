@@ -80,9 +80,9 @@ def test_table_writes_the_results_so_far(tmp_path, photos, commands, capsys):
     commands(baseline='raise RuntimeError', AgMax='raise RuntimeError')  # nothing is trained
     assert run_study(path, '--output', folder, '--table') == 0
     told = capsys.readouterr().out
-    assert (folder / 'table.csv').read_text() == written['table.csv']
-    assert '2 of 4 runs have no result: ' in told and ' 2 to train' in told
-    assert [row['status'] for row in read_rows(folder / 'results.csv')] == ['missing', 'complete'] * 2
+    assert {name: (folder / name).read_text() for name in written} == written
+    assert '2 of 4 runs have no result: ' in told and ' 2 failed' in told
+    assert [row['status'] for row in read_rows(folder / 'results.csv')] == ['failed', 'complete'] * 2
 
 
 @pytest.fixture

@@ -37,6 +37,12 @@ class DamageLog:
         if self.damage is None:
             return
         too_many = self.damage.gather(self.device)
+        self.log_new()
+        if too_many:
+            self.damage.check()
+
+    def log_new(self) -> None:
+        """Warn of new damaged samples, and write damaged.csv. Does not wait for other ranks."""
         new = self.damage.take_new()
         if new and self.path:
             self.reasons.update((index, why_undecodable(self.damage.path(index))) for index in new)
@@ -44,8 +50,6 @@ class DamageLog:
             with tolerated(self.path):
                 write_csv(self.path, [{'path': self.damage.path(index), 'reason': self.reasons[index]}
                                       for index in sorted(self.reasons)])
-        if too_many:
-            self.damage.check()
 
     def at_end(self) -> None:
         """List all damaged samples in the last lines of the log."""

@@ -94,6 +94,9 @@ def test_too_many_damaged_images_end_the_run_with_one_line(more, data, capsys):
     line = error_of(train_cli.main, flags(data, '--max-damaged', '0.5', *more), capsys)
     assert ' of 12 samples' in line and '--max-damaged 0.5' in line and '--check-data' in line and '.jpg' in line
     assert not (data.parent / 'run' / 'last.pth.tar').exists()
+    with open(data.parent / 'run' / 'damaged.csv', newline='') as f:
+        rows = list(csv.DictReader(f))
+    assert len(rows) > 6 and all(row['path'].endswith('.jpg') and row['reason'] for row in rows)
 
 
 def test_max_damaged_is_1_percent_by_default(data, capsys):
