@@ -304,7 +304,7 @@ def test_a_model_of_four_channels_predicts(make_saved, photos, run, tmp_path):
 
 @pytest.mark.parametrize('flags, said', [
     ([], ': the EMA of the weights, by which the run ranked'),
-    (['--raw'], ': the weights without averaging; the run ranked'),
+    (['--raw'], ': the raw weights; the run ranked'),
 ])
 def test_the_log_states_weights_and_images(flags, said, ema_run, photos, capsys):
     predict.main([str(ema_run), str(images_of(photos)[0]), *flags, *SMALL])

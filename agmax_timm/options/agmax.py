@@ -34,7 +34,7 @@ class RememberedPredictions:
         choices=('none', 'memory'), resume='refused', card=True)
     agmax_teacher_weight: float = option(0.5, 'weight of the agreement with the remembered prediction in the loss',
         metavar='W', check=at_least(0), requires='agmax_teacher memory', card=True)
-    agmax_teacher_momentum: float = option(0.8, 'weight of the former predictions in the remembered one',
+    agmax_teacher_momentum: float = option(0.8, 'momentum of the remembered prediction, a running mean',
         metavar='B', check=BELOW_1, requires='agmax_teacher memory', card=True)
     agmax_teacher_ramp: float = option(0.2, 'share of the updates over which the weight grows from 0',
         metavar='SHARE', check=between(0, 1), requires='agmax_teacher memory', card=True)

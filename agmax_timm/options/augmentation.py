@@ -42,7 +42,7 @@ class Augmentation:
         'fast with --agmax if all steps are available',
         choices=BACKENDS)
     aug_repeats: float = option(
-        0, 'number of times that processes repeat an image in a batch, each with another augmentation',
+        0, 'number of differently augmented copies of each image, distributed over the processes',
         metavar='N', check=at_least(0), resume='refused within epoch', former=('aug_repeat',))
     aug_splits: int = option(
         0, 'number of versions of each image in a batch, the first one without augmentation: 0, or 2 and more',

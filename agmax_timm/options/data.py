@@ -76,9 +76,9 @@ class TrainData(Loading):
         metavar='NAME', convert=split, resume='refused as share')
     val_split_seed: int | None = option(None, 'seed of the share that --val-split holds out (default: --seed)',
         metavar='S', check=between(0, 2 ** 32 - 1), yields=True, resume='refused as share')
-    train_num_samples: int | None = option(None, 'number of training images, for data that is read in sequence',
+    train_num_samples: int | None = option(None, 'number of training images, for hfids/ and wds/',
         kinds=_COUNTED, metavar='N', check=at_least(1), resume='refused within epoch')
-    val_num_samples: int | None = option(None, 'number of validation images, for data that is read in sequence',
+    val_num_samples: int | None = option(None, 'number of validation images, for hfids/ and wds/',
         kinds=_COUNTED, metavar='N', check=at_least(1), needs='val_split')
     validation_batch_size: int | None = option(
         None, 'number of images in a batch of validation (default: --batch-size)',
@@ -91,14 +91,13 @@ class TrainData(Loading):
     image_memory: str = option(
         '0.1',
         'keep the images of a folder decoded if they fit into this share of the free memory, or into an amount '
-        'such as 8G; 0: never',
+        'such as 8G for each process; 0: never',
         metavar='SHARE', convert=memory, unless='naflex_loader', yields=True)
-    epoch_repeats: float = option(0.0, 'passes over the data in an epoch, for data that is read in sequence',
+    epoch_repeats: float = option(0.0, 'passes over the data in an epoch, for hfids/ and tfds/',
         kinds=('hfids', 'tfds'), metavar='N', check=at_least(0), resume='refused within epoch')
     max_damaged: float = option(
         0.01,
-        'largest share of training images that may be damaged, above which the run ends; another image replaces '
-        'each',
+        'largest share of damaged training images, which other images replace; the run ends if it is exceeded',
         metavar='SHARE', check=between(0, 1), affects_result=False)
     tta: int = option(
         0,
@@ -115,11 +114,11 @@ class ValidationData(Loading):
         'name of the split to evaluate; a number below 1 is the share of --train-split that a run with such a '
         '--val-split held out',
         metavar='NAME', convert=split, synonyms=('val_split',))
-    train_split: str = option('train', 'name of the split of which --split is a share',
+    train_split: str = option('train', 'split of which --split is a share, if it is a number',
         metavar='NAME', yields=True)
     val_split_seed: int | None = option(None, 'seed of the share that --split names (default: --seed)',
         metavar='S', check=between(0, 2 ** 32 - 1), yields=True)
-    num_samples: int | None = option(None, 'number of images in the split, for data that is read in sequence',
+    num_samples: int | None = option(None, 'number of images in the split, for hfids/ and wds/',
         kinds=_COUNTED, metavar='N', check=at_least(1))
     batch_size: int = option(256, 'number of images in a batch of one process',
         short='-b', metavar='N', check=at_least(1), card=True, synonyms=('bs',))

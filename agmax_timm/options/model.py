@@ -11,7 +11,7 @@ class Model:
         metavar='NAME', resume='refused', evaluation='input', card=True, synonyms=('arch', 'architecture'))
     pretrained: bool = option(False, 'start from the pretrained weights of the model', resume='ignored', card=True)
     num_classes: int | None = option(
-        None, "number of classes (default: the model's; in training with --agmax, that of the data)",
+        None, "number of classes (default: the model's; in training with --agmax or --agmax-teacher, that of the data)",
         metavar='N', check=at_least(1), resume='refused', evaluation='input', synonyms=('nb_classes',))
     gp: str | None = option(None, "global pooling: fast, avg, max, avgmax or avgmaxc (default: the model's)",
         metavar='POOL', resume='refused', evaluation='input')
@@ -60,7 +60,7 @@ class TrainModel(Model):
     init_std: float | None = option(
         None, "standard deviation of new initial Linear and Conv weights; 0.2 in the paper (default: the model's own)",
         alias='--agmax-init-std', metavar='STD', check=POSITIVE, yields=True, resume='ignored', card=True)
-    head_init_scale: float | None = option(None, 'factor of the initial weights of the head (default: 1)',
+    head_init_scale: float | None = option(None, 'factor of the initial weights and bias of the head (default: 1)',
         metavar='S', check=any_number('a factor of weights, 0 and negative ones are initialisations as well'),
         resume='ignored')
     head_init_bias: float | None = option(None, "initial bias of the head (default: the model's)",

@@ -21,7 +21,8 @@ class Optimizer:
     momentum: float = option(0.9, 'momentum of the optimizer', metavar='M', check=BELOW_1, card=True)
     weight_decay: float = option(2e-05, 'weight decay of all weights but biases and normalization layers',
         metavar='W', check=at_least(0), card=True, synonyms=('wd',))
-    clip_grad: float | None = option(None, 'limit of the gradients (default: no clipping)',
+    clip_grad: float | None = option(
+        None, 'largest norm or value of the gradients, by --clip-mode (default: no clipping)',
         metavar='NORM', check=POSITIVE, card=True, synonyms=('max_grad_norm',))
     clip_mode: str = option('norm', 'kind of gradient clipping: norm, value or agc',
         check=one_of('norm', 'value', 'agc'), needs='clip_grad')
@@ -58,10 +59,11 @@ class Schedule:
     lr_base_size: int = option(256, 'number of images in an update for which --lr-base holds',
         metavar='N', check=at_least(1), unless='lr', resume='schedule')
     lr_base_scale: str = option(
-        '', 'scaling of --lr-base with the images in an update: linear or sqrt (default: by optimizer)',
+        '', 'scaling of --lr-base with the images in an update: linear or sqrt (default: sqrt if the name of '
+        'the optimizer has ada or lamb, else linear)',
         metavar='SCALE', check=one_of('', 'linear', 'sqrt'), unless='lr', resume='schedule')
     lr_noise: list[float] | None = option(
-        None, 'begin and end of the noise on the learning rate, as shares of the epochs',
+        None, 'begin and end of a period with noise on the learning rate, as shares of the epochs',
         metavar='PCT', check=between(0, 1), counts=(1, 2), ascending=True, resume='schedule')
     lr_noise_pct: float = option(0.67, 'largest noise relative to the learning rate',
         metavar='PCT', check=above_to(0, 1), needs='lr_noise', resume='schedule')

@@ -13,7 +13,8 @@ class Run:
         check=one_of('all', 'part'))
     log_interval: int = option(50, 'number of updates between log lines',
         metavar='N', check=at_least(1), affects_result=False)
-    val_interval: int = option(1, 'number of epochs between validations', metavar='N', check=at_least(1))
+    val_interval: int = option(1, 'number of epochs between validations, each with a checkpoint',
+        metavar='N', check=at_least(1))
     recovery_interval: int | str = option(
         0, 'number of updates between recovery files, or seconds such as 600s; 0: none',
         metavar='N', convert=interval, affects_result=False)
@@ -30,7 +31,7 @@ class Run:
     early_stop_min_delta: float = option(
         0.0, 'smallest improvement that --early-stop counts; accuracies are in percent',
         metavar='D', check=at_least(0), needs='early_stop', resume='ignored')
-    dry_run: bool = option(False, 'estimate time, memory and disk use in a few seconds, and write nothing',
+    dry_run: bool = option(False, 'estimate time, memory and disk use, and write nothing',
         affects_result=False, recipe='left out')
     checkpoint_hist: int = option(10, 'number of best checkpoints to keep',
         metavar='N', check=at_least(1), affects_result=False)

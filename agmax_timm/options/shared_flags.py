@@ -14,7 +14,7 @@ def add_weights_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument('--use-ema', action='store_true', default=None,
                        help='use the EMA of the weights (default: the weights that ranked the checkpoints)')
     group.add_argument('--raw', action='store_false', dest='use_ema', default=None,
-                       help='use the weights without averaging')
+                       help='use the raw weights')
 
 
 def add_model_flags(parser: Parser) -> None:

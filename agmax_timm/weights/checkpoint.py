@@ -61,9 +61,9 @@ def describe_weights(options: dict[str, Any], use_ema: bool) -> str:
     """Describe in words which weights of a run are taken."""
     if not (options.get('model_ema') or use_ema):
         return 'the weights as trained'
-    kind, other = 'the weights without averaging', 'their EMA'
+    kind, other = 'the raw weights', 'their EMA'
     if use_ema:
-        kind, other = 'the EMA of the weights', 'those without averaging'
+        kind, other = 'the EMA of the weights', 'the raw ones'
     if use_ema == choose_ema(options):
         return f'{kind}, by which the run ranked its checkpoints'
     return f'{kind}; the run ranked its checkpoints by {other}'

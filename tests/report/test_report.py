@@ -207,7 +207,7 @@ def test_raw_evaluates_the_weights_without_averaging(run_copy, monkeypatch, capf
     command.main([str(run_copy), '--device', 'cpu', '-j', '0', '--raw'])
     raw, ema = (read_model(str(run_copy), use_ema=use_ema).metrics for use_ema in (False, True))
     assert seen[0].metrics['loss'] == raw['loss'] != ema['loss']
-    said = 'the weights without averaging; the run ranked'
+    said = 'the raw weights; the run ranked'
     text = ''.join(check_page((run_copy / 'report.html').read_text()).text)
     assert all('model_best.pth.tar' in shown and said in shown for shown in (text, capfd.readouterr().err))
     assert f"in training: loss {raw['loss']:.4g}, top1 {raw['top1']:.4g}." in text  # no top-5

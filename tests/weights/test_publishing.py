@@ -100,7 +100,7 @@ def test_a_full_disk_ends_staging_without_files(hub, command, tmp_path, capsys):
 @pytest.mark.parametrize('flags, key, said', [
     ([], 'state_dict_ema', 'the EMA of the weights, by which the run'),
     (['--use-ema'], 'state_dict_ema', 'the EMA of the weights, by which the run'),
-    (['--raw'], 'state_dict', 'the weights without averaging; the run ranked'),
+    (['--raw'], 'state_dict', 'the raw weights; the run ranked'),
 ])
 def test_the_published_weights_are_the_ranked_or_the_given_ones(
         hub, monkeypatch, ema_run, tmp_path, caplog, flags, key, said):
