@@ -22,6 +22,7 @@ from ..assembly.model import (
 from ..assembly.model_input import build_data_config, input_channels, try_input
 from ..base.distributed import is_distributed, is_primary, world_size
 from ..base.errors import DataError, OptionError
+from ..base.text import one_line
 from ..data.sources.classes import ModelClasses, MovedClassError, summary
 from ..options.checks import check_task
 from ..options.data_kinds import share_options, split_name
@@ -30,6 +31,7 @@ from ..options.device import ValidationDevice
 from ..options.model import Model, ValidationModel
 from ..options.parsers import ValidateOptions
 from ..options.quantities import share_of
+from ..options.timm_names import REFUSED
 from ..weights.checkpoint import load_weights, saved_options
 from ..weights.limits import noted_options
 from .metrics import set_targets
@@ -222,8 +224,22 @@ def _pool_at_test_time(options: Model, model: Any, data_config: dict) -> tuple[n
                      'nothing is pooled')
         return model, data_config
     if not config.get('pool_size'):
-        raise OptionError(f"--test-pool: '{options.model}' does not end in a map of features to pool over: drop it")
-    model, _ = apply_test_time_pool(model, data_config)
+        raise OptionError(f"--test-pool: the configuration of '{options.model}' has no pool_size, the size of a map of "
+                          'features to pool over: drop it')
+    # At the training size there is one window, so that the outputs are equal. timm's pooling omits all other layers of
+    # a head, such as a norm.
+    image = torch.randn(1, data_config['input_size'][0], *config['input_size'][1:],
+                        generator=torch.Generator().manual_seed(0))
+    try:
+        with torch.no_grad():
+            expected = model.eval()(image)
+            model, _ = apply_test_time_pool(model, data_config)
+            difference = (model.eval()(image) - expected).abs().max()
+        if difference > 1e-3 * expected.abs().max():
+            raise ValueError('it has further layers')
+    except (*REFUSED, AttributeError) as error:
+        raise OptionError(f"--test-pool: the head of '{options.model}' is not average pooling and one linear layer: "
+                          f'{one_line(error, 200)}: drop it') from error
     return model, {**data_config, 'crop_pct': 1.0}
 
 

@@ -123,7 +123,19 @@ def test_test_pool_averages_windows_of_the_training_size(photos, weights, result
     path, _ = weights('test_vit', img_size=192)
     line = refusal(photos, '--model', 'test_vit', '--num-classes', 3, '--checkpoint', path, '--test-pool',
                    '--img-size', 192, '--model-kwargs', 'img_size=192', built=True)
-    assert '--test-pool' in line and 'test_vit' in line
+    assert "--test-pool: the configuration of 'test_vit' has no pool_size" in line
+
+
+@pytest.mark.parametrize('name, reason', [
+    ('test_convnext', 'it has further layers'),  # a layer norm after the pooling
+    ('lcnet_050', "shape '[3, 256, 1, 1]' is invalid"),  # a convolution after the pooling, with more channels
+])
+def test_test_pool_is_refused_for_a_head_that_timm_would_change(name, reason, photos, weights, refusal):
+    path, _ = weights(name)
+    line = refusal(photos, '--model', name, '--num-classes', 3, '--checkpoint', path, '--test-pool', '--img-size', 256,
+                   built=True)
+    assert f"--test-pool: the head of '{name}' is not average pooling and one linear layer: " in line
+    assert reason in line
 
 
 @pytest.mark.parametrize('flags, named', [
