@@ -141,6 +141,7 @@ def test_the_input_of_evaluation_is_that_of_the_configuration_and_for_a_run_that
             (['--model', model, '--pretrained'], (48, 1.)), (['--model', model, '--pretrained', '--use-train-size'],
                                                              (40, 0.9)),
             (['--checkpoint', path.parent / 'model.safetensors'], (48, 1.)),
+            (['--checkpoint', path.parent / 'model.safetensors', '--use-train-size'], (40, 0.9)),
             (['--checkpoint', tmp_path / 'last.pth.tar'], (40, 0.9))):
         results = results_of(photos, *words)
         assert (results['img_size'], results['crop_pct']) == expected

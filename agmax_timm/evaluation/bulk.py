@@ -17,8 +17,8 @@ from ..base.text import one_line
 from ..base.text_file import read_text
 from ..options.model import ValidationModel
 from ..options.parsers import ValidateOptions
-from ..weights.checkpoint import find_file, saved_options
-from .evaluated_model import options_of_run
+from ..weights.checkpoint import find_file
+from .evaluated_model import options_of_run, read_options
 
 # Pretrained weights for other classes than the 1000 of ImageNet. --model all excludes them, as in timm.
 _OTHER_CLASSES = ('*_in21k', '*_in22k', '*in12k', '*_dino', '*fcmae', '*seer')
@@ -140,7 +140,7 @@ def validate_with_retry(options: ValidateOptions, validate: Callable, device: to
         adopted = options
         try:
             if options.checkpoint:
-                adopted = replace(options, **options_of_run(options, saved_options(options.checkpoint)))
+                adopted = replace(options, **options_of_run(options, read_options(options)))
             return validate(options)
         except Exception as error:  # models, weights and data raise many types; the results contain the message
             message, can_retry = one_line(as_user_error(error) or error), _can_retry(error, device)

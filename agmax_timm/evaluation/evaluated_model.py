@@ -54,6 +54,13 @@ class EvaluatedModel:
     run_options: dict[str, Any] = field(default_factory=dict)  # of the run that wrote the checkpoint, if known
 
 
+def read_options(options: ValidateOptions) -> dict[str, Any]:
+    """Return saved_options of the checkpoint, with the input size that --use-train-size asks for."""
+    # Without the command line, use_train_size may also come from the checkpoint, see options_of_run.
+    use_train_size = options.use_train_size and 'use_train_size' in options.given
+    return saved_options(options.checkpoint, use_test_size=not use_train_size)
+
+
 def options_of_run(options: ValidateOptions, saved: dict[str, Any]) -> dict[str, Any]:
     """Return the options to take from the run that wrote the checkpoint. Those of the command line are left out."""
     if not saved:
@@ -103,7 +110,7 @@ def adopt_options(options: ValidateOptions, saved: dict[str, Any]) -> ValidateOp
 
 def prepare(options: ValidateOptions, device: torch.device) -> EvaluatedModel:
     """Create the model, with the options of the run that wrote its checkpoint where the command line has none."""
-    run_options = saved_options(options.checkpoint) if options.checkpoint else {}
+    run_options = read_options(options) if options.checkpoint else {}
     options = adopt_options(options, run_options)
     for problem in check_task(options):
         raise OptionError(problem)

@@ -102,8 +102,12 @@ def model_args_in(saved: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in saved.items() if name not in _NOT_OF_A_MODEL}
 
 
-def read_checkpoint(path: str, mmap: bool = False) -> dict[str, Any]:
-    """Read a file. For weights in a folder of timm's layout, add metadata from the config.json beside them."""
+def read_checkpoint(path: str, mmap: bool = False, use_test_size: bool = True) -> dict[str, Any]:
+    """Read a file. For weights in a folder of timm's layout, add metadata from the config.json beside them.
+
+    Args:
+        use_test_size: Whether the metadata has the input of evaluation, if config.json also has one of training.
+    """
     checkpoint = read_file(path, mmap)
     folder = os.path.dirname(path) or '.'
     config = os.path.join(os.path.dirname(path), _CONFIG)
@@ -116,7 +120,7 @@ def read_checkpoint(path: str, mmap: bool = False) -> dict[str, Any]:
         published, architecture, model_args = load_model_config_from_path(folder)
         model_args = {'num_classes': published['num_classes'], **model_args}
         options = noted_options(published)
-        data_config = resolve_data_config(pretrained_cfg=published, use_test_size=True, verbose=False)
+        data_config = resolve_data_config(pretrained_cfg=published, use_test_size=use_test_size, verbose=False)
     return {
         'state_dict': checkpoint,
         'args': options,
@@ -140,13 +144,16 @@ def load_weights(path: str, model: nn.Module, use_ema: bool = False) -> None:
     load_strictly(model, tensors_in(read_checkpoint(path), path, use_ema), path)
 
 
-def saved_options(path: str) -> dict[str, Any]:
+def saved_options(path: str, use_test_size: bool = True) -> dict[str, Any]:
     """Return the options of the run that wrote a checkpoint; empty if the file holds none.
 
     Values of its metadata replace the options. The metadata has the model's name even if the options name a folder or
     repository, the values that timm resolved, and the content of the class map (a dict from class to index).
+
+    Args:
+        use_test_size: See read_checkpoint.
     """
-    checkpoint = read_checkpoint(path, mmap=True)
+    checkpoint = read_checkpoint(path, mmap=True, use_test_size=use_test_size)
     if is_original(checkpoint):
         return original_options(checkpoint)
     options = options_in(checkpoint)
