@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from timm.models import is_model, list_models
+from timm.models import is_model, is_model_pretrained, list_models
 from timm.utils import check_batch_size_retry, decay_batch_step, natural_key
 
 from ..base.distributed import largest
@@ -56,7 +56,8 @@ def list_jobs(options: ValidationModel) -> list[Job] | None:
     """
     if names_several(options.checkpoint):
         return [Job(options.model, *names) for names in _checkpoints(options.checkpoint)]
-    if ':' in options.model or is_model(options.model):
+    tagged = '.' in options.model  # timm's is_model ignores the tag, which may be a pattern or the ending of a file
+    if ':' in options.model or is_model(options.model) and (not tagged or is_model_pretrained(options.model)):
         return None
     names = list_models(pretrained=True, exclude_filters=_OTHER_CLASSES) if options.model == 'all' else list_models(
         options.model, pretrained=True)
@@ -84,7 +85,7 @@ def _checkpoints(place: str) -> Iterator[list[str]]:
         kind = 'in this folder or its runs' if os.path.isdir(place) else 'of this pattern'
         raise OptionError(f"--checkpoint '{place}': no {', '.join(_WEIGHTS)} {kind}")
     files: dict[tuple[int, int], list[str]] = {}
-    for path in sorted(paths, key=natural_key):
+    for path in sorted(dict.fromkeys(paths), key=natural_key):
         stat = os.stat(path)
         files.setdefault((stat.st_dev, stat.st_ino), []).append(path)
     return ([first, ' '.join(map(os.path.basename, others))] for first, *others in files.values())
@@ -134,21 +135,24 @@ def validate_with_retry(options: ValidateOptions, validate: Callable, device: to
     """Return the results of an evaluation. Retry with smaller batches after errors that timm regards as retryable.
 
     Returns:
-        The results of `validate`, or 'model' and 'error' if it failed. If one rank fails, all ranks fail.
+        The results of `validate`, or 'model' and 'error' if it failed. 'model' is empty if it is not given, and the
+        checkpoint that names it cannot be read. If one rank fails, all ranks fail.
     """
     while True:
-        adopted = options
+        adopted, model = options, options.model
         try:
             if options.checkpoint:
+                model = options.model if 'model' in options.given else ''  # unknown until the checkpoint is read
                 adopted = replace(options, **options_of_run(options, read_options(options)))
+                model = adopted.model
             return validate(options)
         except Exception as error:  # models, weights and data raise many types; the results contain the message
             message, can_retry = one_line(as_user_error(error) or error), _can_retry(error, device)
         batch_size = decay_batch_step(adopted.batch_size) if can_retry else 0
         if not batch_size:
-            _logger.error(f"'{adopted.model}' failed: {message}")
-            return dict(model=adopted.model, error=message)
-        _logger.warning(f"'{adopted.model}': {message}. Retrying with --batch-size {batch_size}.")
+            _logger.error(f"'{model or options.checkpoint}' failed: {message}")
+            return dict(model=model, error=message)
+        _logger.warning(f"'{model or options.checkpoint}': {message}. Retrying with --batch-size {batch_size}.")
         # Marked as given, so that the batch size of the checkpoint does not replace it.
         options = replace(adopted, batch_size=batch_size, given=options.given | {'batch_size'})
         _free_memory()

@@ -63,10 +63,11 @@ def test_a_folder_of_runs_gives_the_best_of_each_and_a_pattern_all_matches(folde
     assert names(root / 'run-2')[0].startswith('run-2/checkpoint-2')  # a run: all its files
 
 
-def test_checkpoints_are_in_natural_order(folder):
-    args = parse_validate_args(['x', *RESNET, '--checkpoint', str(folder)])
-    assert [os.path.basename(job.checkpoint) for job in bulk.list_jobs(args)] == [
-        'checkpoint-2.pth.tar', 'checkpoint-10.pth.tar']
+@pytest.mark.parametrize('pattern', ['', '/**'])  # the latter matches the run and its files
+def test_checkpoints_are_in_natural_order(folder, pattern):
+    args = parse_validate_args(['x', *RESNET, '--checkpoint', f'{folder}{pattern}'])
+    assert [(os.path.basename(job.checkpoint), job.aliases) for job in bulk.list_jobs(args)] == [
+        ('checkpoint-2.pth.tar', 'model_best.pth.tar'), ('checkpoint-10.pth.tar', 'last.pth.tar')]
 
 
 @pytest.mark.slow
@@ -109,13 +110,28 @@ def test_each_model_has_its_own_settings(photos, make_saved, tmp_path, results_o
         row['loss'] for row in rows if 'top1' in row}) == 3
 
 
-def test_models_are_listed_by_names_patterns_and_all(tmp_path, refusal, weights, photos):
+def test_the_model_of_a_checkpoint_that_cannot_be_read_is_unknown(tmp_path):
+    """`validate` would be called with the default of --model."""
+    (tmp_path / 'broken.pth').write_bytes(b'no checkpoint')
+    for words, model in (([], ''), (['--model', 'test_resnet'], 'test_resnet')):
+        options = parse_validate_args(['x', *words, '--checkpoint', str(tmp_path)])
+        (row,) = bulk.run_jobs(options, bulk.list_jobs(options), dict, torch.device('cpu'))
+        assert 'damaged' in row.pop('error')
+        assert row == dict(model=model, checkpoint=str(tmp_path / 'broken.pth'), aliases='')
+
+
+def test_models_are_listed_by_names_patterns_and_all(tmp_path, refusal, weights, photos, monkeypatch):
     def jobs(*words):
         listed = bulk.list_jobs(parse_validate_args(['x', *map(str, words)]))
         return None if listed is None else [job.model for job in listed]
     assert jobs('--model', 'test_resnet') is None and jobs('--model', 'test_resnet.r160_in1k') is None
     assert jobs('--model', 'local-dir:x*') is None and jobs('--model', 'no_such_model') is None
-    assert jobs('--model', 'test_res*') == ['test_resnet.r160_in1k']
+    assert jobs('--model', 'test_res*') == jobs('--model', 'test_resnet.*') == ['test_resnet.r160_in1k']
+    monkeypatch.chdir(tmp_path)
+    for name in ('test_resnet', 'test_resnet.txt', 'test_resnet.r160_in1k'):
+        (tmp_path / name).write_text('test_vit\n')
+    assert jobs('--model', 'test_resnet.txt') == ['test_vit']
+    assert jobs('--model', 'test_resnet') is None and jobs('--model', 'test_resnet.r160_in1k') is None
     others = ('*_in21k', '*_in22k', '*in12k', '*_dino', '*fcmae', '*seer')
     assert jobs('--model', 'all') == [name for name in list_models(pretrained=True) if not any(
         fnmatch.fnmatch(name, pattern) for pattern in others)]
