@@ -177,6 +177,9 @@ def _expand_names(words: list[str], known: list[str], where: str) -> list[str]:
     """Return the names of corruptions without duplicates; `all` and `common` stand for several names."""
     subsets = {'all': known, 'common': [name for name in known if name in ALEXNET_ERRORS]}
     names = list(dict.fromkeys(name for word in words for name in subsets.get(word, [word])))
+    if not names:
+        raise OptionError(f"--corruptions common: '{where}' has none of these {len(ALEXNET_ERRORS)}, it has "
+                          f'{quoted(known)}')
     for name in names:
         if name not in known:
             raise OptionError(f"--corruptions '{name}': '{where}' has {', '.join(map(repr, known))}")
