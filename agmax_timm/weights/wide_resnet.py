@@ -20,9 +20,14 @@ class WideResNet(ResNetV2):
         width: Factor of the numbers of channels 16, 32 and 64.
         in_chans: Number of channels of the images.
         **kwargs: Further arguments of timm's ResNetV2.
+
+    Raises:
+        ValueError: No network has this depth.
     """
 
     def __init__(self, depth: int, width: int, in_chans: int = 3, **kwargs: Any):
+        if depth < 10 or depth % 6 != 4:
+            raise ValueError(f'depth {depth} is not 6 * n + 4 with n of 1 or more: use 10, 16, 22, 28, ...')
         conv = partial(create_conv2d, bias=True)
         channels = tuple(width * base for base in (16, 32, 64))
         super().__init__(

@@ -7,6 +7,8 @@ import torch
 from torch import nn
 
 from agmax_timm import convert, export, predict
+from agmax_timm.assembly.model import create_named_model
+from agmax_timm.base.errors import OptionError
 from agmax_timm.weights.original import original_to_timm
 from agmax_timm.weights.released import package_of
 from agmax_timm.weights.staging import stage
@@ -94,6 +96,12 @@ def test_the_logits_equal_those_of_the_paper(training, agmax, data_parallel):
         logits, expected = model.train(training)(images), oracle(images)
     assert expected.std() > 0.1
     torch.testing.assert_close(logits, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize('depth', [4, 12, 27, 29])
+def test_a_depth_without_a_network_is_refused(depth):
+    with pytest.raises(OptionError, match=f"--model 'wide_resnet28_2': depth {depth} is not 6 \\* n \\+ 4"):
+        create_named_model('wide_resnet28_2', depth=depth)
 
 
 def test_the_initial_weights_are_those_of_torch():
