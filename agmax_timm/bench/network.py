@@ -43,7 +43,8 @@ def step(batch_size: int, num_classes: int, steps: int, repeats: int, **network:
     device = find_device(net.device)
     model = _create_model(net, device, num_classes)
     task = _create_task(net, copy.deepcopy(model))
-    plain = torch.compile(model) if net.torchcompile else model
+    # Each number of views gets a graph of its own, as AgMax has one. Otherwise the second one makes the shapes dynamic.
+    plain = torch.compile(model, dynamic=False) if net.torchcompile else model
     criterion = torch.nn.CrossEntropyLoss()
     views = torch.randn(2 * batch_size, 3, net.img_size, net.img_size, device=device)
     views = views.contiguous(memory_format=net.memory_format)

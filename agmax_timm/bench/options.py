@@ -73,7 +73,7 @@ _COMMANDS: dict[str, tuple[str, int, dict[str, Any]]] = {
                        num_classes=dict(help='classes (default: a table of several)'))),
     'training': ('training from files against its parts: decoding, views, steps', 5, dict(
         folder=None, split='train', batch_size=64, images=4096, workers=cores(), recipe='standard', **_NETWORK)),
-    'run': ("a whole run of train.py --agmax against timm's script on the same number of views", 3, dict(
+    'run': ("a whole run of train.py --agmax against timm's script on as many views", 3, dict(
         folder=None, split='train', batch_size=64, timm_script=None, model='resnet50',
         epochs=dict(default=1, help="epochs of our run; timm's run has twice as many"), workers=cores(), device='cuda',
         flags='')),

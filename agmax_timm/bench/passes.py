@@ -88,6 +88,11 @@ def rate(one: Pass) -> float:
     return one.count / one.seconds
 
 
+def seconds_of_one(one: Pass) -> float:
+    """Return the seconds per unit of work."""
+    return one.seconds / one.count
+
+
 def cpu_seconds() -> float:
     """Return the CPU seconds of this process, its ended children and its running loader workers."""
     ended = resource.getrusage(resource.RUSAGE_CHILDREN)

@@ -39,27 +39,36 @@ def startup(repeats: int, warm: bool) -> Result:
 def run(
         timm_script: str, folder: str, split: str, model: str, batch_size: int, epochs: int, workers: int,
         device: str, flags: str, repeats: int) -> Result:
-    """Measure whole runs of train.py --agmax and of timm's own training script on the same number of views."""
+    """Measure whole runs of train.py --agmax and of timm's own training script on as many views.
+
+    Both leave out the last, smaller batch of an epoch. So the numbers of views can differ by less than a batch of each
+    epoch, and the ratio is that of the seconds per view.
+    """
     if not os.path.isfile(timm_script):
         raise ValueError(f"--timm-script {timm_script!r} is not a file: get train.py of timm's repository")
     from ..base.distributed import describe_device
     from .network import find_device
     described = describe_device(find_device(device))
-    views = 2 * epochs * len(create_dataset('', root=folder, split=split))
+    images = len(create_dataset('', root=folder, split=split))
+    if images < 2 * batch_size:
+        raise ValueError(f'--batch-size {batch_size}: {images} images are no batch of {2 * batch_size} for '
+                         f"timm's script: use {images // 2} or less")
     common = [f'--train-split={split}', f'--workers={workers}', f'--model={model}', f'--device={device}',
               *shlex.split(flags)]
     with tempfile.TemporaryDirectory() as output:
         common.append(f'--output={output}')
         measured = passes.interleaved({
-            "timm's script": partial(_pass, [timm_script, '--data-dir', folder, *common, *_lengths(
-                2 * batch_size, 2 * epochs)]),
-            'train.py --agmax': partial(_pass, ['-c', TRAIN, folder, '--agmax', *common, *_lengths(
-                batch_size, epochs)]),
+            "timm's script": partial(
+                _pass, [timm_script, '--data-dir', folder, *common, *_lengths(2 * batch_size, 2 * epochs)],
+                count=2 * epochs * _in_batches(images, 2 * batch_size)),
+            'train.py --agmax': partial(
+                _pass, ['-c', TRAIN, folder, '--agmax', *common, *_lengths(batch_size, epochs)],
+                count=2 * epochs * _in_batches(images, batch_size)),
         }, repeats, warm=False)
     rows = passes.rows(measured, 'run', {
-        'views': lambda one: views, 's': passes.seconds, 'ratio': passes.seconds, 'CPU s': passes.cpu})
+        'views': passes.count, 's': passes.seconds, 'ratio': passes.seconds_of_one, 'CPU s': passes.cpu})
     return Result(
-        f"ratio: seconds from the command to its end against timm's script with one view, batches of "
+        f"ratio: seconds per view from the command to its end against timm's script with one view, batches of "
         f'{2 * batch_size} and twice the epochs; {described}; {model} {flags}'.rstrip(), rows)
 
 
@@ -68,9 +77,14 @@ def _lengths(batch_size: int, epochs: int) -> list[str]:
     return [f'--batch-size={batch_size}', f'--epochs={epochs}', f'--val-interval={epochs}']
 
 
-def _pass(argv: list[str], mark: str = '') -> int:
+def _in_batches(images: int, batch_size: int) -> int:
+    """Return the number of images in the full batches of an epoch."""
+    return images // batch_size * batch_size
+
+
+def _pass(argv: list[str], mark: str = '', count: int = 1) -> int:
     wait_for(argv, mark)
-    return 1
+    return count
 
 
 def wait_for(argv: list[str], mark: str) -> str:

@@ -153,6 +153,24 @@ def test_step_has_rows_for_cross_entropy_and_agmax(measured, flags):
     assert columns(rows, 'step', 'views') == [('cross-entropy', '8'), ('AgMax', '8'), ('cross-entropy, one view', '4')]
 
 
+def test_step_compiles_a_graph_for_each_number_of_views(monkeypatch):
+    """A graph for any number of views would be slower than that of AgMax, which is for one number."""
+    graphs = []
+
+    def backend(graph, inputs):
+        (views,) = (len(one) for one in inputs if isinstance(one, torch.Tensor) and one.ndim == 4)
+        graphs.append((views, any(isinstance(one, torch.SymInt) for one in inputs)))
+        return graph.forward
+    monkeypatch.setattr(torch, 'compile', partial(torch.compile, backend=backend))
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, 3))  # test_resnet takes seconds
+    monkeypatch.setattr(network, '_create_model', lambda *args: model)
+    monkeypatch.setattr(network, '_create_task', lambda net, model: AgMaxTask(model, num_classes=3, verbose=False))
+    torch.compiler.reset()
+    network.step(4, 3, 1, 1, torchcompile=True, img_size=32, device='cpu')
+    torch.compiler.reset()
+    assert graphs == [(8, False), (4, False)]
+
+
 def test_objective_has_rows_for_all_settings(measured):
     rows = measured('objective')
     assert [row['batch and confidence'] for row in rows] == [
@@ -251,12 +269,14 @@ with open(sys.argv[0] + '.json', 'w') as file:
 
 @pytest.mark.slow
 def test_run_starts_both_scripts_with_their_options(photos, measured, tmp_path):
-    """timm's script is replaced by one that records its arguments."""
+    """timm's script is replaced by one that records its arguments. Of 12 images, it would leave out a batch of 4."""
     script = tmp_path / 'script.py'
     script.write_text(_SCRIPT)
     rows = measured('run', photos, '--timm-script', script, '--epochs', 1, '-j', 0, '--device', 'cpu',
                     '--flags', '--num-classes 3 --img-size 32 --log-interval 1000')
-    assert columns(rows, 'run', 'views') == [("timm's script", '24'), ('train.py --agmax', '24')]
+    assert columns(rows, 'run', 'views') == [("timm's script", '16'), ('train.py --agmax', '24')]
+    per_view = [float(row['s']) / int(row['views']) for row in rows]
+    assert float(rows[1]['ratio']) == pytest.approx(per_view[1] / per_view[0])
     told = json.loads(Path(f'{script}.json').read_text())
     assert told[:2] == ['--data-dir', str(photos)]
     assert {'--model=test_resnet', '--batch-size=8', '--epochs=2', '--val-interval=2', '--workers=0', '--device=cpu',
@@ -337,6 +357,8 @@ def test_a_failed_process_is_reported_by_its_last_line():
     (['training', 'PHOTOS', '--model', 'resnet_fifty', '--quick'], "bench: error: --model 'resnet_fifty': timm"),
     (['run', '/no/such/folder', '--timm-script', __file__], 'bench: error: no such folder'),
     (['run', 'PHOTOS', '--timm-script', '/no/script.py'], "bench: error: --timm-script '/no/script.py' is not a file"),
+    (['run', 'PHOTOS', '--timm-script', 'SCRIPT', '-b', '7', '--quick'],
+     "bench: error: --batch-size 7: 12 images are no batch of 14 for timm's script: use 6 or less"),
     (['run', 'PHOTOS', '--timm-script', 'SCRIPT', '--quick'],
      'bench: error: a process of python .* ended: unknown flag'),
     (['step', '--model', 'vit_tiny_patch16_224', '--quick', '--device', 'cpu'],
