@@ -22,6 +22,7 @@ from ..options import timm_names
 from ..options.declare import declared
 from ..options.parse import read_config, validate_options
 from ..options.parsers import ValidateOptions, train_parser
+from ..options.recipe import portable
 from ..training.output import log, run_folder
 from ..weights.checkpoint import (
     STATE,
@@ -169,9 +170,9 @@ def evaluate(options: ValidateOptions, device: torch.device, on_batch: Callable[
 
 
 def _file_name(dataset: Any, index: int) -> str:
-    """Return the name of a file of the data, or '' if samples have no names or no order."""
+    """Return the name of a file of the data without folders of the machine, '' if samples have no names or no order."""
     try:
-        return dataset.reader.filename(index)
+        return portable(dataset.reader.filename(index) or '')  # of hfds/: None, or an absolute path
     except (AttributeError, AssertionError, NotImplementedError):
         return ''
 

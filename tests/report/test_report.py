@@ -9,6 +9,7 @@ import shlex
 import shutil
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -489,6 +490,15 @@ def test_a_report_that_fails_does_not_fail_the_run(photos, tmp_path, monkeypatch
     log = (tmp_path / 'run' / 'train.log').read_text()
     assert f'no space; to make it: python -m agmax_timm.report {tmp_path}/run' in log
     assert json.loads(capsys.readouterr().out.split('--result\n')[1])
+
+
+@pytest.mark.parametrize('path, shown', [
+    (None, ''), ('a.jpg', 'a.jpg'), ('/home/ann/birds/robin/a.jpg', 'a.jpg'), ('robin/a.jpg', 'robin/a.jpg')])
+def test_the_names_of_hfds_do_not_show_folders_of_the_machine(path, shown):
+    reader_hfds = pytest.importorskip('timm.data.readers.reader_hfds')
+    reader = reader_hfds.ReaderHfds.__new__(reader_hfds.ReaderHfds)
+    reader.dataset, reader.image_key = [dict(image=dict(path=path))], 'image'
+    assert reported._file_name(SimpleNamespace(reader=reader), 0) == shown
 
 
 def test_every_text_of_the_page_is_escaped():
