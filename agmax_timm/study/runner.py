@@ -38,7 +38,7 @@ class Runner:
         self.devices = [devices[slot % len(devices)] if devices else '' for slot in range(jobs)]
         # A launcher of the study must not turn its runs into ranks.
         self.environment = {name: value for name, value in environment().items() if name not in LAUNCHER}
-        self.environment.setdefault('OMP_NUM_THREADS', str(max(1, cores() // jobs)))
+        self.environment.setdefault('OMP_NUM_THREADS', str(max(1, cores() // min(jobs, len(runs)))))
         self.waiting: deque[Run] = deque(runs)
         self.running: dict[int, tuple[Run, subprocess.Popen]] = {}  # by slot
         self.errors: dict[str, str] = {}  # error message of each failed run by its folder

@@ -67,6 +67,14 @@ def test_a_failed_run_is_a_row_and_the_others_are_trained(tmp_path, photos, comm
     assert 'AgMax' not in capsys.readouterr().err
 
 
+@pytest.mark.parametrize('jobs, threads', [(1, '6'), (2, '3'), (8, '3'), (20, '3')])
+def test_the_cores_are_shared_by_the_runs_that_train_at_once(jobs, threads, monkeypatch):
+    monkeypatch.setattr(runner, 'cores', lambda: 6)
+    monkeypatch.delenv('OMP_NUM_THREADS')
+    runs = [None, None]  # not read
+    assert runner.Runner(runs, jobs, []).environment['OMP_NUM_THREADS'] == threads
+
+
 @pytest.mark.slow
 def test_table_writes_the_results_so_far(tmp_path, photos, commands, capsys):
     path, folder = write_study(tmp_path, data=str(photos)), tmp_path / 'out'
