@@ -32,7 +32,12 @@ def main(argv: list[str] | None = None) -> int:
     options = _options(args)
     others: Counter = Counter()
     paths = list_images(args.images, image_endings(options.checkpoint), others)
-    predictor = Predictor(options)
+    try:
+        predictor = Predictor(options)
+    except OptionError as error:
+        if options.checkpoint:
+            raise
+        raise OptionError(str(error).replace('--model ', 'MODEL ')) from error  # it is an argument here, not a flag
     failed = 0
 
     def rows() -> Iterator[dict[str, Any]]:

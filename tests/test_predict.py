@@ -241,7 +241,8 @@ def test_outputs_that_are_not_finite_are_errors(photos, run, tmp_path):
 @pytest.mark.parametrize('words, said', [
     (['nowhere', '{image}'], "no such file or folder: 'nowhere"),
     (['resnet50', '{image}'], 'add --pretrained'),
-    (['resnet5000', '{image}', '--pretrained'], 'timm has no such model'),
+    (['resnet5000', '{image}', '--pretrained'], "error: MODEL 'resnet5000': timm has no such model"),
+    (['file:///x', '{image}'], "error: MODEL 'file:///x': "),
     (['hf_hub:a/b', '{image}', '--last'], 'no such file or folder'),
     (['{run}', '{image}', '--pretrained'], 'drop it'),
     (['hf_hub:a/b', '{image}', '--raw'], '--raw'),
