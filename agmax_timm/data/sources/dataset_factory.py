@@ -19,7 +19,7 @@ from ...base.hub_connection import single_attempt
 from ...base.text import quoted
 from .class_map import read_class_map
 from .decoding import DecodedDataset, with_policy
-from .folder import FolderReader, is_hidden
+from .folder import FolderReader, is_hidden, number_classes
 
 DEMO = 'demo'
 TRAIN_SPLITS = ('train', 'training')
@@ -176,7 +176,7 @@ def _open(name: str, root: str | None, split: str, max_damaged: float | None, **
     folder = root or ''
     if in_folders and root and os.path.isdir(root) and kwargs.get('search_split', True):
         folder = find_split(root, split) or root
-    kwargs['class_map'] = read_class_map(kwargs.get('class_map'), root, folder)
+    class_map = kwargs['class_map'] = read_class_map(kwargs.get('class_map'), root, folder)
     if in_folders and os.path.isdir(folder):
         if '/' not in name:
             return _open_folder(folder, root, max_damaged, **kwargs)
@@ -184,9 +184,11 @@ def _open(name: str, root: str | None, split: str, max_damaged: float | None, **
         return with_policy(TorchFolder(folder, **transforms), max_damaged, mode)
     if _torch_name(name) == 'svhn':
         return with_policy(_open_svhn(root, split, **kwargs), max_damaged, mode)
+    if '/' not in name:
+        kwargs['class_map'] = None  # timm's reader of tar files would leave out other classes without a message
     dataset = timm.data.create_dataset(name, root=root, split=split, **kwargs)
     if isinstance(getattr(dataset, 'reader', None), ReaderImageInTar):
-        _leave_out_hidden(dataset.reader, renumber=not kwargs.get('class_map'))
+        _select_images(dataset.reader, class_map)
     return with_policy(dataset, max_damaged, mode)
 
 
@@ -230,25 +232,32 @@ def _outside_of_classes(source: str, image: str, root: str | None = None) -> Dat
                      f"its class, or out of '{source}'{hint}")
 
 
-def _leave_out_hidden(reader: ReaderImageInTar, renumber: bool) -> None:
-    """Remove hidden files from timm's index of a tar file, and renumber the remaining classes in timm's order.
+def _select_images(reader: Any, class_map: dict[Any, int] | None) -> None:
+    """Remove hidden files and classes that a class map lacks from timm's index of a tar file. Number the others.
+
+    The reader gets the attribute left_out of FolderReader.
+
+    Args:
+        reader: timm's ReaderImageInTar without a class map, changed in place.
 
     Raises:
         DataError: There are no images, or images outside of folders.
+        RuntimeError: The class map has none of the folders.
     """
     visible = np.array([not is_hidden(member.path) for member, *_ in reader.samples])
     if not visible.any():
         raise DataError(f"found 0 images in '{reader.root}'")
-    if not visible.all():
-        reader.samples, reader.targets = reader.samples[visible], reader.targets[visible]
-        if renumber:
-            kept, reader.targets = np.unique(reader.targets, return_inverse=True)
-            reader.class_name_to_idx = {reader.class_idx_to_name[index]: new for new, index in enumerate(kept.tolist())}
-            reader.class_idx_to_name = {index: name for name, index in reader.class_name_to_idx.items()}
-    for name in ('', '.'):  # timm's names for the folders of 'image.jpg' and './image.jpg'
-        if name in reader.class_name_to_idx:
-            first = reader.targets.tolist().index(reader.class_name_to_idx[name])
-            raise _outside_of_classes(reader.root, reader.filename(first))
+    folders = [reader.class_idx_to_name[index] for index in range(len(reader.class_idx_to_name))]
+    labels = {folders[index] for index in np.unique(reader.targets[visible]).tolist()}
+    class_to_idx, reader.left_out = number_classes(labels, class_map, reader.root)
+    kept = visible & np.array([folder in class_to_idx for folder in folders])[reader.targets]
+    numbers = np.array([class_to_idx.get(folder, 0) for folder in folders])
+    reader.samples, reader.targets = reader.samples[kept], numbers[reader.targets[kept]]
+    reader.class_name_to_idx = class_to_idx
+    reader.class_idx_to_name = {index: name for name, index in class_to_idx.items()}
+    for name in labels & {'', '.'} & set(class_to_idx):  # folders of 'image.jpg' and './image.jpg' in timm
+        first = reader.targets.tolist().index(class_to_idx[name])
+        raise _outside_of_classes(reader.root, reader.filename(first))
 
 
 class TorchFolder(ImageFolder):

@@ -57,17 +57,9 @@ class FolderReader(Reader):
         types = set(input_key.split(';')) if input_key else get_img_extensions(as_set=True)
         self.other_files: Counter = Counter()
         runs = _scan(self.root, '', types, self.other_files)
-        labels = sorted({os.path.basename(folder) for folder, _ in runs})
-        if class_to_idx is None:
-            class_to_idx = {label: index for index, label in enumerate(_natural_sort(labels))}
-        else:
-            class_to_idx = _with_spellings(class_to_idx, labels)
-        self.class_to_idx: dict[str, int] = class_to_idx
-        self.left_out = frozenset(labels) - set(class_to_idx)
-        if labels and len(self.left_out) == len(labels):
-            raise RuntimeError(f"found 0 images in '{self.root}' for --class-map: it does not have the name of any "
-                               f'folder, such as {labels[0]!r}')
-        runs = [run for run in runs if os.path.basename(run[0]) in class_to_idx]
+        labels = {os.path.basename(folder) for folder, _ in runs}
+        self.class_to_idx, self.left_out = number_classes(labels, class_to_idx, self.root)
+        runs = [run for run in runs if os.path.basename(run[0]) in self.class_to_idx]
         if not runs:
             raise RuntimeError(f"found 0 images in '{self.root}' and its folders: images are files that end in "
                                f'{", ".join(sorted(types))}')
@@ -139,7 +131,30 @@ class FolderReader(Reader):
         return os.path.join(self.root, name) if absolute else name
 
 
-def _with_spellings(class_to_idx: dict[str, int], labels: list[str]) -> dict[str, int]:
+def number_classes(
+        labels: Collection[str], class_map: dict[Any, int] | None, root: str) -> tuple[dict[Any, int], frozenset[str]]:
+    """Return the index of each class, and the labels that a class map leaves out.
+
+    Args:
+        labels: Names of the folders with images.
+        class_map: Index of each class. None numbers the labels in timm's order.
+        root: Folder or tar file of the images, for the message.
+
+    Raises:
+        RuntimeError: The class map has none of the labels.
+    """
+    labels = sorted(labels)
+    if class_map is None:
+        return {label: index for index, label in enumerate(_natural_sort(labels))}, frozenset()
+    class_to_idx = _with_spellings(class_map, labels)
+    left_out = frozenset(labels) - set(class_to_idx)
+    if labels and len(left_out) == len(labels):
+        raise RuntimeError(f"found 0 images in '{root}' for --class-map: it does not have the name of any folder, such "
+                           f'as {labels[0]!r}')
+    return class_to_idx, left_out
+
+
+def _with_spellings(class_to_idx: dict[Any, int], labels: list[str]) -> dict[Any, int]:
     """Add labels to a class map if they differ from a name only in their Unicode form."""
     spelt = {normalised(name): index for name, index in class_to_idx.items()}
     others = {label: spelt[normalised(label)] for label in labels

@@ -19,6 +19,7 @@ from agmax_timm.assembly import known_classes
 from agmax_timm.base.errors import DataError
 from agmax_timm.commands import train as train_cli
 from agmax_timm.commands import validate as validate_cli
+from agmax_timm.data.sources.checks import check_classes
 from agmax_timm.data.sources.classes import ModelClasses, check_evaluation, same_names, summary
 from agmax_timm.data.sources.dataset_factory import create_dataset
 from agmax_timm.evaluation import evaluated_model
@@ -221,16 +222,32 @@ def test_a_report_needs_no_class_map_file(mapped_run, tmp_path):
     assert 'No training images are shown' not in open(page).read()
 
 
-def test_a_class_map_may_spell_accents_in_another_unicode_form(photos, tmp_path):
-    name = unicodedata.normalize('NFD', 'étoile')
-    os.symlink(photos / 'val' / 'ant', tmp_path / name)
-    dataset = create_dataset('', str(tmp_path), 'val', class_map={'lune': 0, unicodedata.normalize('NFC', name): 1})
-    assert {target for _, target in dataset.reader.samples} == {1} and not dataset.reader.left_out
+@pytest.fixture(params=['folder', 'tar'])
+def accents(request, photos, tmp_path):
+    """A folder or tar file with four images each of the classes ant and étoile, which is in the form NFD."""
+    for name, folder in (('ant', 'ant'), (unicodedata.normalize('NFD', 'étoile'), 'cat')):
+        shutil.copytree(photos / 'val' / folder, tmp_path / 'data' / name)
+    root = str(tmp_path / 'data')
+    return root if request.param == 'folder' else shutil.make_archive(root, 'tar', root)
 
 
-def test_a_class_map_without_any_class_of_the_data_is_refused(photos):
-    with pytest.raises(DataError, match="for --class-map: .*'ant'"):
-        create_dataset('', str(photos), 'val', class_map={'dog': 0})
+@pytest.mark.parametrize('class_map, targets, left_out', [
+    ({'étoile': 1, 'lune': 0, 'ant': 4}, [4] * 4 + [1] * 4, []),
+    ({'étoile': 1, 'lune': 0}, [1] * 4, ['ant']),
+    ({'étoil': 1, 'lune': 0, 'ant': 4}, [4] * 4, ['étoile'])], ids=str)
+def test_a_class_map_chooses_classes_by_their_names_in_any_unicode_form(accents, caplog, class_map, targets, left_out):
+    class_map = {unicodedata.normalize('NFC', name): index for name, index in class_map.items()}
+    dataset = create_dataset('', accents, 'val', class_map=class_map)
+    assert [target for _, target in dataset] == targets == dataset.reader.targets.tolist()
+    check_classes(dataset, None, 5, 'map.txt')
+    warnings = [f"'{accents}': --class-map leaves out the images of '{unicodedata.normalize('NFD', name)}'"
+                for name in left_out]
+    assert [text for text in caplog.messages if 'leaves out' in text] == warnings
+
+
+def test_a_class_map_without_any_class_of_the_data_is_refused(accents):
+    with pytest.raises(DataError, match="found 0 images in .* for --class-map: .*'ant'"):
+        create_dataset('', accents, 'val', class_map={'dog': 0})
 
 
 # ---- Exported models and timm's own weights ----
