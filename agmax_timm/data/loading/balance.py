@@ -31,7 +31,8 @@ def labels_of(dataset: Any) -> np.ndarray:
 class BalancedSampler(Sampler):
     """Draw images with replacement: a class, each as likely as any other, then one of its images.
 
-    The order depends on the seed and the epoch alone. Each rank takes its share of it.
+    The order depends on the seed, the epoch, and the number of iterations since set_epoch: timm's schedules of sizes
+    iterate several times in an epoch. Each rank takes its share of the order.
 
     Args:
         labels: Class index of each image [N]. An epoch has N draws, rounded up to a multiple of the ranks.
@@ -41,16 +42,17 @@ class BalancedSampler(Sampler):
         self.order = np.argsort(labels, kind='stable')
         _, self.starts, self.counts = np.unique(labels[self.order], return_index=True, return_counts=True)
         self.seed, self.ranks, self.rank = seed, ranks, rank
-        self.epoch = 0
+        self.epoch = self.passes = 0
 
     def __len__(self) -> int:
         return -(-len(self.order) // self.ranks)
 
     def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
+        self.epoch, self.passes = epoch, 0
 
     def __iter__(self) -> Iterator[int]:
-        generator = np.random.default_rng((self.seed, self.epoch))
+        generator = np.random.default_rng((self.seed, self.epoch, self.passes))
+        self.passes += 1
         classes = generator.integers(len(self.counts), size=len(self) * self.ranks)
         images = self.order[self.starts[classes] + generator.integers(self.counts[classes])]
         return iter(images[self.rank::self.ranks].tolist())

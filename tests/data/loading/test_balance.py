@@ -31,14 +31,25 @@ def test_classes_and_the_images_of_a_class_are_equally_frequent():
     assert np.all(np.abs(images - expected) < 5 * expected ** 0.5)
 
 
-def test_the_order_depends_only_on_seed_and_epoch():
-    orders = [list(BalancedSampler(LABELS, seed)) for seed in (1, 1, 2)]
-    assert orders[0] == orders[1] != orders[2]
+def drawn_in(epoch, number, labels=LABELS, seed=1):
+    """Draws of a pass of an epoch. The first pass is as in earlier versions, which had one."""
+    generator = np.random.default_rng((seed, epoch, number) if number else (seed, epoch))
+    names = sorted({*labels})
+    classes = generator.integers(len(names), size=len(labels))
+    members = [np.flatnonzero(labels == names[index]) for index in classes]
+    places = generator.integers([len(images) for images in members])
+    return [int(images[place]) for images, place in zip(members, places)]
+
+
+def test_the_order_depends_only_on_seed_epoch_and_pass():
     sampler = BalancedSampler(LABELS, 1)
     torch.rand(3), np.random.rand(3)
-    assert list(sampler) == orders[0] == list(sampler)
-    sampler.set_epoch(1)
-    assert list(sampler) != orders[0]
+    for epoch in (0, 1, 0, 1):
+        sampler.set_epoch(epoch)
+        orders = [list(sampler) for _ in range(3)]
+        assert orders == [drawn_in(epoch, number) for number in range(3)]
+        assert orders[0] != orders[1] != orders[2] != orders[0]
+    assert list(BalancedSampler(LABELS, 2)) == drawn_in(0, 0, seed=2) != drawn_in(0, 0)
 
 
 @pytest.mark.parametrize('ranks', [2, 4, 3])
@@ -67,7 +78,7 @@ def test_data_without_an_index_of_classes_is_refused(memory_dataset):
 
 @pytest.mark.parametrize('flags', [
     '-j 0', '-j 2 --agmax', '-j 2 --use-multi-epochs-loader', '-j 0 --agmax --no-prefetcher --mixup 0.2',
-    '-j 0 --train-img-sizes 24 32'])
+    '-j 0 --train-img-sizes 24 32', '-j 0 --train-img-sizes 24 32 --train-batches-per-epoch 8'])
 def test_loaders_use_the_order_of_the_sampler(photos, flags):
     options = parse_train_args([str(photos), '--balanced-sampling', '--num-classes', '3', '-b', '4', '--seed', '7',
                                 *flags.split()])
@@ -81,7 +92,8 @@ def test_loaders_use_the_order_of_the_sampler(photos, flags):
         assert len(list(loader)) == len(loader)
         drawn = [index for number in range(len(loader)) for index in resumable.indices(number)]
         drawn = [index[0] if isinstance(index, tuple) else index for index in drawn]  # with its scheduled size
-        assert drawn == list(expected)[:len(drawn)] and len(drawn) > 8
+        passes = [list(expected) for _ in range(-(-len(drawn) // len(dataset)))]
+        assert drawn == sum(passes, [])[:len(drawn)] and len(drawn) == (32 if 'per-epoch' in flags else 12)
 
 
 @pytest.mark.parametrize('flags, words', [
