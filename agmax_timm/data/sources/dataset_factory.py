@@ -1,4 +1,5 @@
 """Creation of data sets: timm's factory with checks of its splits, readers of folders, and the built-in demo."""
+import hashlib
 import os
 import tarfile
 from collections import Counter
@@ -235,7 +236,7 @@ def _outside_of_classes(source: str, image: str, root: str | None = None) -> Dat
 def _select_images(reader: Any, class_map: dict[Any, int] | None) -> None:
     """Remove hidden files and classes that a class map lacks from timm's index of a tar file. Number the others.
 
-    The reader gets the attribute left_out of FolderReader.
+    The reader gets the attributes left_out and fingerprint of FolderReader.
 
     Args:
         reader: timm's ReaderImageInTar without a class map, changed in place.
@@ -255,6 +256,8 @@ def _select_images(reader: Any, class_map: dict[Any, int] | None) -> None:
     reader.samples, reader.targets = reader.samples[kept], numbers[reader.targets[kept]]
     reader.class_name_to_idx = class_to_idx
     reader.class_idx_to_name = {index: name for name, index in class_to_idx.items()}
+    names = os.fsencode('\0'.join(member.path for member, *_ in reader.samples))
+    reader.fingerprint = hashlib.blake2b(names, digest_size=16).hexdigest()
     for name in labels & {'', '.'} & set(class_to_idx):  # folders of 'image.jpg' and './image.jpg' in timm
         first = reader.targets.tolist().index(class_to_idx[name])
         raise _outside_of_classes(reader.root, reader.filename(first))

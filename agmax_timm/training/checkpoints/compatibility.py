@@ -34,12 +34,14 @@ def compare_options(options: TrainOptions, saved: dict[str, Any], within_epoch: 
                for name, option in known.items()
                if option.resume != 'ignored' and differ(saved[name], getattr(options, name))}
     refused = {'refused'} if options.no_resume_opt else {'refused', 'refused with optimizer'}
+    refused_by_memory = ('dataset', 'train_split') if remembers(options) else ()  # predictions are of numbered images
     sized_by_epochs = ('epochs',) if options.train_size_schedule == 'progressive' else ()
     for name, change in changes.items():
         rule = known[name].resume
         if name == 'opt_kwargs' and _take_effect(options.opt_kwargs, saved[name] or {}):
             continue
-        if rule in refused or (rule == 'refused as share' and share_of(options.val_split) is not None):
+        if rule in refused or name in refused_by_memory or (
+                rule == 'refused as share' and share_of(options.val_split) is not None):
             remedy = ' or drop its optimizer with --no-resume-opt' if rule == 'refused with optimizer' else ''
             raise OptionError(f"--resume '{options.resume}' cannot continue with {flag_of(name)} {change}: "
                               f'keep the old value{remedy}, or start from the weights with --initial-checkpoint')

@@ -1,6 +1,7 @@
 """Data and options that differ from the checkpoint on resume are refused, logged or ignored."""
 import re
 import shutil
+import tarfile
 from dataclasses import replace
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from agmax_timm.base.errors import OptionError
 from agmax_timm.base.signals import Interrupted
 from agmax_timm.commands import train as train_cli
+from agmax_timm.data.sources.dataset_factory import create_dataset
 from agmax_timm.options.declare import declared
 from agmax_timm.options.parse import parse_train_args
 from agmax_timm.options.parsers import TrainOptions
@@ -167,6 +169,32 @@ def test_another_held_out_share_is_refused(before, now, change, refused):
     else:
         changes, _ = compatibility.compare_options(options, saved, within_epoch=False)
         assert changes[0] == change
+
+
+@pytest.mark.parametrize('flag', ['--train-split test', '--dataset hfds/other'])
+def test_remembered_predictions_are_not_taken_for_those_of_other_data(flag):
+    words = ['data', '--dataset', 'hfds/x', '--agmax-teacher', 'memory']
+    saved = vars(parse_train_args(words))
+    options = replace(parse_train_args([*words, *flag.split()]), resume='FILE')
+    with pytest.raises(OptionError, match=f'cannot continue with {flag} in place of .*: keep the old value'):
+        compatibility.compare_options(options, saved, within_epoch=False)
+    options, saved = replace(options, agmax_teacher='none'), {**saved, 'agmax_teacher': 'none'}
+    assert len(compatibility.compare_options(options, saved, within_epoch=False)[0]) == 1
+
+
+def test_the_names_of_images_in_a_tar_file_are_compared(photos, tmp_path):
+    def describe(*names):
+        with tarfile.open(tmp_path / 'x.tar', 'w') as tar:
+            for source, name in zip(sorted((photos / 'train' / 'ant').iterdir()), names):
+                tar.add(source, arcname=name)
+        return compatibility.describe_data(create_dataset('', str(tmp_path / 'x.tar'), 'train'), None)
+
+    saved, other = describe('ant/a.jpg', 'bee/b.jpg'), describe('ant/a.jpg', 'bee/c.jpg')
+    options = replace(parse_train_args(['data']), resume='FILE')
+    assert compatibility.compare_data(options, describe('ant/a.jpg', 'bee/b.jpg'), saved) == []
+    assert compatibility.compare_data(options, other, saved) == ['other names of files in the train data']
+    with pytest.raises(OptionError, match='remembered predictions would be taken for those of other images'):
+        compatibility.compare_data(replace(options, agmax_teacher='memory'), other, saved)
 
 
 def test_an_option_that_a_former_checkpoint_lacks_counts_as_its_default():
