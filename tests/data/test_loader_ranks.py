@@ -67,10 +67,11 @@ def make(folder, name, batch_size=2, **kwargs):
     return create_two_view_loader(dataset, 8, batch_size, device='cpu', **{'num_workers': 0, **kwargs})
 
 
-def numbers(loader):
+def numbers(loader, set_epoch=lambda epoch: None):
     """Indices of the images, by epoch."""
     epochs = []
-    for _ in range(EPOCHS):
+    for epoch in range(EPOCHS):
+        set_epoch(epoch)
         targets = [target.chunk(2)[0] for _, target in loader]
         epochs.append(torch.cat(targets).tolist() if targets[0].ndim == 1 else torch.cat(targets).argmax(1).tolist())
     return epochs
@@ -90,11 +91,9 @@ def run_rank(rank, folder, photos):
     seen = {('early', name): numbers(loader) for name, loader in early.items()}
     for name, kwargs in LATE.items():
         seen['late', name] = numbers(make(photos, name, **kwargs))
-    with_epochs = make(photos, '')
-    seen['set_epoch'] = []
-    for epoch in range(EPOCHS):
-        with_epochs.sampler.set_epoch(epoch)
-        seen['set_epoch'] += numbers(with_epochs)[:1]
+    for name in ('prefetcher', 'workers that continue'):
+        loader = make(photos, name, **LATE[name])
+        seen['set_epoch', name] = numbers(loader, loader.sampler.set_epoch)
     complaints = {name: complaint(refused.get(name), photos, name, **kwargs) for name, (kwargs, _) in REFUSED.items()}
     torch.save((seen, complaints), folder / f'{rank}.pt')
     dist.barrier()
@@ -133,6 +132,8 @@ def test_set_epoch_gives_the_order_of_that_epoch(outcomes):
     for seen, _ in outcomes:
         assert seen['late', 'prefetcher'] == seen['early', 'prefetcher']
         assert seen['late', 'timm'] == seen['late', 'prefetcher'][:1] * EPOCHS
+        for name in ('prefetcher', 'workers that continue'):
+            assert seen['set_epoch', name] == seen['late', 'prefetcher']
 
 
 @pytest.mark.parametrize('name', REFUSED)

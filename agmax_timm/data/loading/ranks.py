@@ -38,6 +38,11 @@ class RankSampler(Sampler):
         self._follow_group()
         return len(self.sampler)
 
+    @property
+    def epoch(self) -> int | None:
+        """Number of the next epoch, from which timm's MultiEpochsDataLoader counts. None if the sampler has none."""
+        return getattr(self.sampler, 'epoch', None)
+
     def set_epoch(self, epoch: int) -> None:
         self._follow_group()
         if hasattr(self.sampler, 'set_epoch'):
