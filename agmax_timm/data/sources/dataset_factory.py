@@ -190,6 +190,8 @@ def _open(name: str, root: str | None, split: str, max_damaged: float | None, **
     dataset = timm.data.create_dataset(name, root=root, split=split, **kwargs)
     if isinstance(getattr(dataset, 'reader', None), ReaderImageInTar):
         _select_images(dataset.reader, class_map)
+    if _torch_name(name) == 'qmnist':  # further columns of its targets describe the writers
+        dataset.targets, dataset.compat = dataset.targets[:, 0].tolist(), False
     return with_policy(dataset, max_damaged, mode)
 
 

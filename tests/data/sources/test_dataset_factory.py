@@ -2,6 +2,7 @@
 import logging
 import os
 import shutil
+import struct
 import subprocess
 import sys
 import tarfile
@@ -14,9 +15,11 @@ from torchvision.datasets import SVHN
 
 from agmax_timm.assembly.datasets import check_roots
 from agmax_timm.base.errors import DataError
+from agmax_timm.data.loading.balance import labels_of
 from agmax_timm.data.sources.checks import check_classes, check_different
 from agmax_timm.data.sources.classes import class_names
 from agmax_timm.data.sources.dataset_factory import DemoDataset, create_dataset
+from agmax_timm.data.sources.held_out import part_of
 from agmax_timm.options.parse import parse_train_args
 from tests.helpers.paths import REPOSITORY
 
@@ -353,7 +356,25 @@ def test_data_without_known_classes_is_not_checked(memory_dataset, photos):
     check_classes(create_dataset('', str(photos), 'train'), memory_dataset([]), 3)
 
 
-# SVHN
+# QMNIST and SVHN
+
+
+def test_the_classes_of_qmnist_are_the_first_column_of_its_targets(tmp_path):
+    """The others say who wrote a digit. Each image is as bright as its digit."""
+    digits, raw = [3, 0, 9, 5, 0, 3, 9, 5], tmp_path / 'QMNIST' / 'raw'
+    raw.mkdir(parents=True)
+    targets = np.full((8, 8), 2000, '>i4')
+    targets[:, 0] = digits
+    (raw / 'qmnist-train-labels-idx2-int').write_bytes(struct.pack('>3i', 0x0C02, 8, 8) + targets.tobytes())
+    (raw / 'qmnist-train-images-idx3-ubyte').write_bytes(
+        struct.pack('>4i', 0x0803, 8, 28, 28) + bytes(digit for digit in digits for _ in range(28 * 28)))
+    dataset = create_dataset('torch/qmnist', str(tmp_path), 'train', input_img_mode='RGB')
+    check_classes(dataset, None, 10)
+    assert labels_of(dataset).tolist() == digits
+    for part, size in ((dataset, 8), (part_of(dataset, 0.5, 1, True), 4), (part_of(dataset, 0.5, 1, False), 4)):
+        samples = [part[index] for index in range(len(part))]
+        assert len(samples) == size and [type(target) for _, target in samples] == [int] * size
+        assert all(image.getpixel((0, 0)) == (target,) * 3 for image, target in samples)
 
 
 @pytest.mark.parametrize('split, parts', [
