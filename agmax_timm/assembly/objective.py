@@ -19,7 +19,7 @@ from ..base.errors import OptionError
 from ..base.text import one_line
 from ..distillation import AgMaxDistillationTask
 from ..loss import ranks_of_marginal
-from ..options.checks import loss_name, mixing, remembers
+from ..options.checks import batch_sizes, loss_name, mixing, remembers
 from ..options.declare import picked
 from ..options.model import Distillation
 from ..options.parsers import TrainOptions
@@ -157,16 +157,17 @@ def describe_marginals(options: TrainOptions) -> str:
     """Return the number of images in a marginal of AgMax, and the images and classes that its strength depends on."""
     images, ranks = options.agmax_marginal_images, world_size()
     batch = 'several sizes' if options.naflex_loader else ' or '.join(
-        f'{size * ranks} images' for size in _batch_sizes(options))
+        f'{size * ranks} images' for size in batch_sizes(options)[1])
     return (f"over {'all images' if images is None else f'groups of {images} images'}; a batch has {batch} on {ranks} "
             f'rank(s), {options.num_classes} classes')
 
 
 def _check_marginals(options: TrainOptions) -> None:
     images = options.agmax_marginal_images
-    for size in _batch_sizes(options):
+    flag, sizes = batch_sizes(options)
+    for size in sizes:
         if size * world_size() < 2:
-            raise OptionError(f'--agmax needs 2 images or more in a batch, got --batch-size {size}: over 1 image the '
+            raise OptionError(f'--agmax needs 2 images or more in a batch, got {flag} {size}: over 1 image the '
                               'marginal is the prediction itself')
         if images is not None:
             try:
@@ -177,8 +178,3 @@ def _check_marginals(options: TrainOptions) -> None:
         _logger.warning(
             f'--grad-accum-steps {options.grad_accum_steps}: the marginals of AgMax are those of each batch, not of '
             f'the {options.grad_accum_steps} batches of an update.')
-
-
-def _batch_sizes(options: TrainOptions) -> list[int]:
-    """Numbers of images in a batch of one rank."""
-    return options.train_batch_sizes or [options.batch_size]

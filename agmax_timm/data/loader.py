@@ -129,12 +129,16 @@ def _check_arguments(
     """Raise ValueError for arguments of create_train_loader that do not fit each other or the data set."""
     cutout, lighting = extensions.cutout, extensions.lighting
     backend, crop_mode = extensions.augment_backend, extensions.train_crop_mode
-    if extensions.mixup is not None and batch_size % 2:
-        raise ValueError(f'mixup needs an even batch_size, got {batch_size}: use {even_next_to(batch_size)}')
+    # Several sizes of images may have batch sizes of their own, and several passes in an epoch, which fill any batch.
+    scheduled = kwargs if kwargs.get('input_size_choices') else {}
+    sizes = scheduled.get('batch_size_choices') or [batch_size]
+    for size in sizes:
+        if extensions.mixup is not None and size % 2:
+            raise ValueError(f'mixup needs an even batch_size, got {size}: use {even_next_to(size)}')
     if isinstance(dataset, IterableDataset):
         _check_iterable(dataset, batch_size, kwargs)
-    else:
-        check_batch(dataset, batch_size, ranks=dist.get_world_size() if kwargs.get('distributed') else 1)
+    elif not scheduled.get('num_batches'):
+        check_batch(dataset, min(sizes), ranks=dist.get_world_size() if kwargs.get('distributed') else 1)
     if crop_mode is not None and crop_mode not in CROP_MODES:
         raise ValueError(f"train_crop_mode must be one of {', '.join(CROP_MODES)}, got '{crop_mode}'")
     if kwargs.get('no_aug') and (cutout or lighting or crop_mode == 'pad'):

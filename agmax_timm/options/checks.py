@@ -99,6 +99,13 @@ def mixing(options: Mixing) -> bool:
     return options.mixup > 0. or options.cutmix > 0. or options.cutmix_minmax is not None
 
 
+def batch_sizes(options: TrainOptions) -> tuple[str, list[int]]:
+    """Return the numbers of images in a training batch of a process, and their flag before them."""
+    if options.train_img_sizes and options.train_batch_sizes:
+        return '--train-batch-sizes', options.train_batch_sizes
+    return '--batch-size', [options.batch_size]
+
+
 def remembers(options: RememberedPredictions) -> bool:
     """Whether the options ask for the agreement with remembered predictions."""
     return options.agmax_teacher == 'memory'
@@ -267,11 +274,10 @@ def _check_mixing(options: TrainOptions) -> Iterator[str]:
     flag = '--mixup' if options.mixup > 0. else '--cutmix'
     if options.naflex_loader:
         return  # NaFlex leaves the odd image as it is
-    flags = {'--batch-size': [options.batch_size], '--train-batch-sizes': options.train_batch_sizes or []}
-    for size_flag, sizes in flags.items():
-        for size in sizes:
-            if size % 2:
-                yield f'{flag} needs an even batch, got {size_flag} {size}: use {even_next_to(size)}'
+    size_flag, sizes = batch_sizes(options)
+    for size in sizes:
+        if size % 2:
+            yield f'{flag} needs an even batch, got {size_flag} {size}: use {even_next_to(size)}'
     if options.aug_splits:
         yield f'{flag} mixes images, --aug-splits {options.aug_splits} compares versions of one: drop one of them'
 

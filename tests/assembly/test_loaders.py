@@ -45,6 +45,20 @@ def test_several_sizes(arguments):
         batch_schedule_random_mix=0.2)
 
 
+@pytest.mark.parametrize('sizes, refused', [
+    ('-b 7 --train-img-sizes 24 32 --train-batch-sizes 8 4', ''),
+    ('-b 8 --train-img-sizes 24 32 --train-batch-sizes 8 3', '--train-batch-sizes 3'),
+    ('-b 7 --train-img-sizes 24 32', '--batch-size 7'),
+    ('-b 7 --train-batch-sizes 8 4', '--batch-size 7')])
+def test_mixing_needs_even_batches_of_the_sizes_in_use(arguments, capsys, sizes, refused):
+    if not refused:
+        has(arguments('--mixup 0.2', sizes), batch_size=7, batch_size_choices=[8, 4])
+        return
+    with pytest.raises(SystemExit):
+        arguments('--mixup 0.2', sizes)
+    assert f'--mixup needs an even batch, got {refused}: use ' in capsys.readouterr().err
+
+
 MIXUP = '--mixup 0.2 --cutmix 0.4 --mixup-prob 0.6 --mixup-switch-prob 0.7 --smoothing 0.3 --mixup-off-epoch 4'
 
 

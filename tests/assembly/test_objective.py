@@ -73,6 +73,8 @@ def test_the_log_states_the_label_smoothing(caplog, flags, said):
     ('-b 8 --agmax-marginal-images 16', 1, 'use 4 or 8'),
     ('-b 8 --agmax-marginal-images 24', 4, 'use 16 or 32'),
     ('--train-img-sizes 24 32 --train-batch-sizes 8 6 --agmax-marginal-images 4', 1, 'divide the 6 images of a rank'),
+    ('--train-img-sizes 24 32 --train-batch-sizes 8 1', 1, 'in a batch, got --train-batch-sizes 1'),
+    ('-b 1 --train-batch-sizes 8 4', 1, 'in a batch, got --batch-size 1'),
     ('-b 1', 1, '--agmax needs 2 images or more in a batch, got --batch-size 1'),
 ])
 def test_batch_sizes_that_do_not_fit_are_refused(monkeypatch, flags, ranks, said):

@@ -389,6 +389,10 @@ def test_the_loader_has_the_attributes_of_that_of_timm(photos, use_prefetcher):
     (5, {'mixup': MIXUP}, 'even batch_size, got 5: use 4 or 6'),
     (5, {'mixup': MIXUP, 'use_prefetcher': False}, 'even batch_size, got 5: use 4 or 6'),
     (1, {'mixup': MIXUP}, 'even batch_size, got 1: use 2$'),
+    (4, {'mixup': MIXUP, 'input_size_choices': [16, 24], 'batch_size_choices': [6, 3]}, 'even batch_size, got 3'),
+    (4, {'input_size_choices': [16, 24], 'batch_size_choices': [15, 14]}, 'batch_size 14 .* 12 images: use 12 or less'),
+    (13, {'input_size_choices': [16, 24]}, 'batch_size 13 .* 12 images: use 12 or less'),
+    (13, {'num_batches': 3}, 'batch_size 13 .* 12 images: use 12 or less'),
     (13, {}, 'batch_size 13 .* 12 images: use 12 or less'),
     (4, {'num_aug_splits': 2}, 'num_aug_splits'),
     (4, {'train_crop_mode': 'pad', 'input_size_choices': [16, 24]}, 'input_size_choices'),
@@ -418,6 +422,16 @@ def test_repeats_that_do_not_fill_a_batch_are_refused(memory_dataset, monkeypatc
     assert len(create(128)) == 1
     with pytest.raises(ValueError, match='num_aug_repeats 3 gives each process 128 images.* 129: use 128 or less'):
         create(129)
+
+
+@pytest.mark.parametrize('choices, num_batches', [((6, 4), None), ((6, 4), 5), ((16, 14), 3)])
+def test_batch_sizes_of_scheduled_sizes_replace_the_batch_size(photos, choices, num_batches):
+    """Several passes in an epoch fill any batch."""
+    loader = create_two_view_loader(
+        create_dataset('', str(photos), 'train'), 16, 129, num_workers=0, device='cpu', mixup=MIXUP,
+        input_size_choices=[16, 24], batch_size_choices=choices, num_batches=num_batches)
+    sizes = [(x.shape[-1], len(x) // 2) for x, _ in loader]
+    assert {*sizes} <= {*zip([16, 24], choices)} and len(sizes) == (num_batches or len(loader)) > 1
 
 
 def test_a_batch_may_contain_all_images(photos):
