@@ -35,6 +35,11 @@ def mode_of_channels(channels: int) -> str:
     return {2: 'LA', 3: 'RGB', 4: 'RGBA'}.get(channels, 'L')
 
 
+def mode_of(dataset: Any, channels: int) -> str:
+    """Return the PIL mode of the images of a data set: its `input_img_mode`, else that of the number of channels."""
+    return getattr(dataset, 'input_img_mode', None) or mode_of_channels(channels)
+
+
 def why_not_loaded(mode: str, prefetcher: bool) -> str:
     """Return why a loader cannot return the pixels of a PIL mode unchanged, with the remedy. '' if it can.
 
@@ -59,7 +64,7 @@ def check_mode(dataset: Any, channels: int, kwargs: dict[str, Any]) -> None:
         channels: Number of channels of the images.
         kwargs: Arguments of timm.data.create_loader for training.
     """
-    mode = getattr(dataset, 'input_img_mode', None) or mode_of_channels(channels)
+    mode = mode_of(dataset, channels)
     reason = why_not_loaded(mode, kwargs.get('use_prefetcher', True))
     if reason:
         raise ValueError(f"input_img_mode '{mode}': {reason}")

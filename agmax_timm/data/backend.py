@@ -5,6 +5,7 @@ from typing import Any
 from timm.data.loader import PrefetchLoader
 from torch.utils.data import Dataset
 
+from ..base.image_modes import mode_of
 from .augmentation.extensions import LoaderExtensions
 from .sources.decoding import decode
 
@@ -61,5 +62,4 @@ def _why_not_fast(loader: Any, channels: int) -> str:
     if not isinstance(loader, PrefetchLoader):
         return 'without the prefetcher, batches are not uint8'
     base = getattr(loader.dataset, 'dataset', loader.dataset)  # scheduled sizes wrap the data set
-    is_rgb = channels == 3 and getattr(base, 'input_img_mode', 'RGB') == 'RGB'
-    return '' if is_rgb else 'images are not RGB'
+    return '' if channels == 3 and mode_of(base, channels) == 'RGB' else 'images are not RGB'

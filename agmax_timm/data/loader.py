@@ -11,7 +11,7 @@ from torch.utils.data import Dataset, IterableDataset
 from torchvision.transforms import Compose
 
 from ..base.distributed import world_size
-from ..base.image_modes import BACKENDS, CROP_MODES, check_mode, mode_of_channels, timm_policy
+from ..base.image_modes import BACKENDS, CROP_MODES, check_mode, mode_of, timm_policy
 from ..base.text import even_next_to
 from ..base.wrapping import passed_on
 from .augmentation.extensions import LoaderExtensions
@@ -109,8 +109,7 @@ def create_train_loader(
     _add_augmentation(loader, size, extensions, kwargs)
     mixes = mixup is not None and mixup.get('prob', 1.) > 0.
     if two_views and not mixes and getattr(loader, 'random_erasing', None) is None:
-        mode = getattr(dataset, 'input_img_mode', None) or mode_of_channels(channels)
-        warn_of_equal_views(transforms_of(loader.dataset), mode)
+        warn_of_equal_views(transforms_of(loader.dataset), mode_of(dataset, channels))
     if not splits:
         select_backend(loader, extensions, channels)
     _keep_in_memory(loader, extensions, reused=is_reusable(device, pin_memory))
@@ -151,7 +150,7 @@ def _check_arguments(
         raise ValueError(f"augment_backend must be one of {', '.join(BACKENDS)}, got '{backend}'")
     if backend == 'fast' and kwargs.get('num_aug_splits'):
         raise ValueError('augment_backend fast: num_aug_splits has no fast equivalent: use timm or auto')
-    if lighting and (channels != 3 or getattr(dataset, 'input_img_mode', 'RGB') != 'RGB'):
+    if lighting and (channels != 3 or mode_of(dataset, channels) != 'RGB'):
         raise ValueError(f'lighting needs RGB images, got lighting {lighting} for images of another mode: leave it out')
     check_mode(dataset, channels, kwargs)
 

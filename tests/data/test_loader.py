@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from timm.data import FastCollateMixup, Mixup, auto_augment, create_loader
+from timm.data import FastCollateMixup, IterableImageDataset, Mixup, auto_augment, create_loader
 from timm.utils import random_seed
 from torch.utils.data import (
     ChainDataset,
@@ -24,8 +24,10 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms.functional import pil_to_tensor, to_tensor
 
 from agmax_timm import create_two_view_loader
+from agmax_timm.data.backend import views_of
 from agmax_timm.data.loader import create_train_loader
 from agmax_timm.data.sources.dataset_factory import create_dataset
+from agmax_timm.data.sources.decoding import with_policy
 
 pytestmark = pytest.mark.usefixtures('fixed_seed')
 PER_CLASS = 4  # as in the photos
@@ -437,6 +439,34 @@ def test_batch_sizes_of_scheduled_sizes_replace_the_batch_size(photos, choices, 
 def test_a_batch_may_contain_all_images(photos):
     loader = create_two_view_loader(create_dataset('', str(photos), 'train'), 16, 12, num_workers=0, device='cpu')
     assert [len(x) for x, _ in loader] == [24]
+
+
+class ReaderTfds:
+    """A reader as timm's of tfds/, which converts images itself. The image of sample i has the colour (20 i, 0, 90)."""
+    remap_class, input_img_mode, batch_size = False, 'RGB', 4
+
+    def __len__(self):
+        return 8
+
+    def __iter__(self):
+        yield from ((Image.new('RGB', (20, 20), (20 * number, 0, 90)), number) for number in range(8))
+
+
+def test_images_of_tfds_are_rgb():
+    pytest.importorskip('cv2')
+
+    def read(**kwargs):
+        dataset = with_policy(IterableImageDataset('', ReaderTfds()), None)
+        loader = create_two_view_loader(dataset, 16, 4, num_workers=0, **COLOURLESS, **kwargs)
+        images, numbers = map(torch.cat, zip(*loader))
+        expected = torch.stack([numbers * 20 / 255, numbers * 0, numbers * 0 + 90 / 255], 1)
+        return views_of(loader.dataset), (images - expected[..., None, None]).abs()
+
+    assert read(augment_backend='timm')[0] == 'by timm'
+    for backend in ('auto', 'fast'):
+        made, errors = read(augment_backend=backend)
+        assert made == 'from arrays' and errors.max() < 1e-6
+    assert read(lighting=0.1)[1][:, 0].amax((1, 2)).count_nonzero() > 8, 'red of most of the 16 views is shifted'
 
 
 @pytest.mark.parametrize('mode', ['RGB', 'L'])
