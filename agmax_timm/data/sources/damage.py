@@ -12,12 +12,13 @@ from ...base.text import quoted
 
 
 def path_of(reader: Any, index: int) -> str:
-    """Return the path of a sample, its name in a tar file, or its number if it has no name."""
+    """Return the path of a sample, its name in a tar file, or its number in the split if it has no name."""
     try:
         path = reader.filename(index, absolute=True)
     except TypeError:  # raised by timm's reader of hfds/ if the image is missing
         path = None
-    return path or f'sample {index}'
+    rows = getattr(reader, 'rows', None)  # of a part of hfds/, see held_out.py
+    return path or f'sample {index if rows is None else rows[index]}'
 
 
 class Damage:

@@ -104,4 +104,5 @@ def _subset(reader: Any, indices: np.ndarray) -> Any:
     else:  # hfds/
         part.dataset = reader.dataset.select(indices)
         part.num_samples = len(indices)
+        part.rows = indices
     return part

@@ -153,6 +153,18 @@ def test_the_parts_of_every_kind_with_an_index_are_the_whole(kinds, kind):
     assert [dataset[0][0] for dataset in both] == [0, 1]
 
 
+def test_messages_number_the_rows_of_the_whole_split(kinds):
+    words = [str(word) for word in kinds['hfds']]
+    whole = open_split(parse_validate_args([*words, '--split', 'train']), 'train')
+    names = []
+    for part in build_datasets(parse_train_args([*words, '--val-split', '0.3', '--num-classes', '10']), CONFIG):
+        for index, (image, label) in enumerate(part):
+            names.append(part.damage.path(index))
+            expected, row_label = whole[int(names[-1].removeprefix('sample '))]
+            assert (image.tobytes(), label) == (expected.tobytes(), row_label)
+    assert sorted(names) == sorted(f'sample {row}' for row in range(18))
+
+
 @pytest.mark.parametrize('argv, message', [
     (['--dataset', 'wds/x', '--val-split', '0.1'], "--dataset 'wds/x' is read in sequence: name a split"),
     (['--dataset', 'hfds/x', '--task', 'multilabel', '--num-classes', '3', '--val-split', '0.1'], '--task multilabel'),
