@@ -157,7 +157,7 @@ def _check_arguments(
 
 def _check_iterable(dataset: IterableDataset, batch_size: int, kwargs: dict[str, Any]) -> None:
     """Raise ValueError for options that data in sequence does not have, or a batch size that differs from its own."""
-    for name in ('num_aug_repeats', 'use_multi_epochs_loader'):
+    for name in ('num_aug_repeats', 'num_aug_splits', 'use_multi_epochs_loader'):
         if kwargs.get(name):
             raise ValueError(f'{name} needs a data set with an index; one that is read in sequence has none')
     planned = getattr(getattr(dataset, 'reader', None), 'batch_size', None) or batch_size

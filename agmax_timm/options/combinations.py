@@ -86,6 +86,9 @@ def _check_splits(options: TrainOptions) -> Iterator[str]:
         yield '--aug-splits puts the splits into one batch in the prefetcher: drop --no-prefetcher'
     if options.aug_splits and (options.cutout or options.lighting or options.train_crop_mode == 'pad'):
         yield '--aug-splits does not augment its first split: drop it, or --cutout, --lighting, --train-crop-mode pad'
+    if options.aug_splits and in_sequence(options):
+        yield (f"--aug-splits needs data that can be indexed, got --dataset '{options.dataset}': drop it, or use a "
+               'folder, torch/ or hfds/')
     if options.split_bn and not (options.aug_splits or options.resplit):
         yield '--split-bn splits batch norm as the batch is split: add --aug-splits 2 or --resplit'
     if options.split_bn and options.sync_bn:

@@ -412,6 +412,11 @@ def test_invalid_combinations_are_refused(photos, batch_size, kwargs, message):
             create_dataset('', str(photos), 'train'), 16, batch_size, num_workers=0, device='cpu', **kwargs)
 
 
+def test_splits_of_data_in_sequence_are_refused():
+    with pytest.raises(ValueError, match='num_aug_splits needs a data set with an index'):
+        create_train_loader(Streamed(), 16, 4, num_aug_splits=2, num_workers=0, device='cpu')
+
+
 def test_repeats_that_do_not_fill_a_batch_are_refused(memory_dataset, monkeypatch):
     """300 images are 300 // 256 * 256 / 2 = 128 for each of two ranks, in timm's RepeatAugSampler."""
     monkeypatch.setattr(torch.distributed, 'get_world_size', lambda: 2)

@@ -345,6 +345,7 @@ WDS = ['--dataset', 'wds/x', '--val-split', 'val']
     (['-j', '5'], ["'train'", '4 shard(s)', '5 worker(s)', '--workers 4']),
     (['--train-split', 'train-{0..4}.tar|20'], ['train-4.tar', 'No such file']),
     (['--epoch-repeats', '2'], ['--epoch-repeats 2', '--train-num-samples']),
+    (['--aug-splits', '2'], ["--aug-splits needs data that can be indexed, got --dataset 'wds/x'", 'hfds/']),
     (['--aug-repeats', '3'], ['--aug-repeats needs a data set with an index']),
     (['--use-multi-epochs-loader'], ['--use-multi-epochs-loader needs']),
     (['--target-key', 'nothing'], ['train-0.tar', "'nothing'", "only 'other'", '--target-key']),
