@@ -151,7 +151,7 @@ def create_naflex_train_loader(dataset: Any, *, mixup: dict[str, Any] | None = N
 def _single_images(sizes: list[int]) -> int:
     """Return the number of batches of one image at the end. Raise ValueError if there are other batches of one."""
     spare = len(sizes) - next((i for i in range(len(sizes), 0, -1) if sizes[i - 1] > 1), 0)
-    if spare >= 8 or sizes.count(1) > spare:
+    if spare >= 8 or sizes.count(1) > spare or (sizes and spare == len(sizes)):
         raise ValueError('two views need 2 images or more in a batch, and timm rounds the batch sizes of NaFlex to '
                          'multiples of 8: use a batch_size of 8 or more, and 8 images or more')
     return spare

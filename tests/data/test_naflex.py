@@ -185,3 +185,5 @@ def test_views_that_cannot_differ_warn(images, caplog, options, told):
 def test_batches_of_single_images_are_refused(images):
     with pytest.raises(ValueError, match='batch_size of 8 or more'):
         load(images(16), batch_size=4)
+    with pytest.raises(ValueError, match='batch_size of 8 or more, and 8 images or more'):
+        load(images(1))
