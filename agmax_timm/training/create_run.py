@@ -177,7 +177,7 @@ def open_output(run: TrainingRun, given: TrainOptions) -> tracking.Trackers:
     checkpoints.output_dir, checkpoints.log_position = output_dir, log.position
     checkpoints.saver = checkpoints.create_saver(output_dir, run.metadata, run.decreasing)
     if same_folder:
-        checkpoints.saver.load_state_dict_from_checkpoint(options.resume)
+        checkpoints.saver.load_state_dict_from_checkpoint(options.resume, run.position.epoch)
     shift = resumed.shift(run.position, options.grad_accum_steps, run.done_updates) if same_folder else 0
     checkpoints.constants = {
         'data': run.data, 'line': branch, 'steps': {'updates_per_epoch': run.updates_per_epoch, 'shift': shift}}

@@ -22,7 +22,6 @@ from .saver import CheckpointSaver
 from .state import Position, RunState
 
 _logger = logging.getLogger('train')
-_CONTINUE = 'The same command continues from there with --resume auto (and --experiment), or with --resume FILE'
 
 
 class CheckpointManager:
@@ -133,7 +132,7 @@ class CheckpointManager:
             SaveError: The last checkpoint could not be written.
         """
         self.finish()
-        _logger.info(f'Saved at {where}. {_CONTINUE}.')
+        _logger.info(f'Saved at {where}. {self._how_to_continue()}.')
 
     def leave(self, where: str) -> None:
         """Wait until everything is on disk, then raise Interrupted, or DamagedError for too many damaged images.
@@ -144,7 +143,14 @@ class CheckpointManager:
             self.close(where)
             self.damage.check()
         self.finish()
-        raise Interrupted(f'{self.signals.signal_name}: saved at {where}. {_CONTINUE}')
+        raise Interrupted(f'{self.signals.signal_name}: saved at {where}. {self._how_to_continue()}')
+
+    def _how_to_continue(self) -> str:
+        options = self.training.options
+        flags = {'--start-epoch': options.start_epoch is not None, '--no-resume-opt': options.no_resume_opt}
+        without = ' and '.join(flag for flag, given in flags.items() if given)
+        return ('The same command continues from there with --resume auto (and --experiment), or with --resume FILE'
+                + (f', without {without}' if without else ''))
 
     def gather(
             self,

@@ -126,8 +126,12 @@ class CheckpointSaver(timm.utils.CheckpointSaver):
         if self.error is None:
             self._run(lambda: atomic_write.link(self._path('last'), path), path)
 
-    def load_state_dict_from_checkpoint(self, checkpoint_path: str) -> None:
-        """Restore the ranking from a checkpoint in this folder, and repeat the steps after its writing."""
+    def load_state_dict_from_checkpoint(self, checkpoint_path: str, start_epoch: float = math.inf) -> None:
+        """Restore the ranking from a checkpoint in this folder, and repeat the steps after its writing.
+
+        Args:
+            start_epoch: Epoch with which training starts. It and later ones are trained again, so they do not rank.
+        """
         checkpoint = read_file(checkpoint_path, mmap=True)
         self._newest = checkpoint_path
         saved = checkpoint.get('saver')
@@ -139,7 +143,7 @@ class CheckpointSaver(timm.utils.CheckpointSaver):
             self.load_state_dict({**saved, 'checkpoint_files': files, 'pending': (None, None)})
         # A branch that the run has left may have overwritten files of its epochs.
         self.checkpoint_files = [(file, value) for file, value in self.checkpoint_files
-                                 if _holds(file, self._epoch_of(file), value)]
+                                 if self._epoch_of(file) < start_epoch and _holds(file, self._epoch_of(file), value)]
         ranked_by = checkpoint.get(METADATA, {}).get('metric_name')
         had_validation, has_validation = (
             options.get('val_split') != '' for options in (options_in(checkpoint), vars(self.args)))
@@ -150,19 +154,21 @@ class CheckpointSaver(timm.utils.CheckpointSaver):
             self.best_metric = self.best_epoch = None
         epoch, metric = saved.get('pending', (None, None))
         metric = metric if comparable else None
-        finished = epoch is not None and 'metric' in checkpoint  # not saved within the epoch
+        finished = 'metric' in checkpoint and epoch is not None and epoch < start_epoch  # not saved within the epoch
 
         def complete() -> None:
             model_best = self._path('model_best')
-            lost = self.best_epoch is not None and not any(
-                map(self._is_best, (self._checkpoint_path(self.best_epoch), model_best)))
-            if lost:  # a branch that the run has left overwrote it
+            lost = self.best_epoch is not None and not (self.best_epoch < start_epoch and any(
+                map(self._is_best, (self._checkpoint_path(self.best_epoch), model_best))))
+            if lost:  # a branch that the run has left overwrote it, or it is trained again
                 self.best_metric = self.best_epoch = None
             if finished:
                 self._rank(checkpoint_path, epoch, metric)
                 milestone = self._path(f'milestone-{epoch + 1}')
                 if epoch + 1 in self.args.save_epochs and not os.path.exists(milestone):
                     atomic_write.link(checkpoint_path, milestone)
+            elif lost and self.checkpoint_files:
+                self._link_best(model_best)
             if self.best_epoch is not None:
                 best = self._checkpoint_path(self.best_epoch)
                 if self._is_best(best):

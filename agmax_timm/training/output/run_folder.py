@@ -247,9 +247,10 @@ def branch_to_write(options: TrainOptions, auto: bool, state: dict[str, Any]) ->
         state: State in the checkpoint, empty without one.
     """
     folder = os.path.dirname(options.resume)
-    if not auto and options.experiment and resumes_in(options, run_folder(options)):
+    continues = auto and options.start_epoch is None and not options.no_resume_opt
+    if not continues and options.experiment and resumes_in(options, run_folder(options)):
         return next_branch(folder)
-    return state.get('line', 0) if auto else 0
+    return state.get('line', 0) if continues else 0
 
 
 def summary_path(folder: str) -> str:

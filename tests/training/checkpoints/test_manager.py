@@ -4,9 +4,12 @@ import json
 import time
 from argparse import Namespace
 
+import pytest
 import torch
 
 from agmax_timm.base.errors import UserError
+from agmax_timm.base.signals import Interrupted
+from agmax_timm.options.parse import parse_train_args
 from agmax_timm.training.checkpoints.manager import CheckpointManager
 from tests.helpers.saver import make_saver
 
@@ -25,7 +28,8 @@ def end(rank, folder):
     """Write how leave() and close() end, and whether the file was there."""
     torch.distributed.init_process_group('gloo', f'file://{folder}/store', rank=rank, world_size=2)
     manager = CheckpointManager.__new__(CheckpointManager)
-    manager.training, manager.damage = Namespace(device=torch.device('cpu')), None
+    options = Namespace(start_epoch=None, no_resume_opt=False)
+    manager.training, manager.damage = Namespace(device=torch.device('cpu'), options=options), None
     manager.signals = Namespace(signal_name='SIGTERM')
     manager.saver = make_saver(folder) if rank == 0 else None
     path, outcomes = folder / 'file', []
@@ -38,6 +42,18 @@ def end(rank, folder):
             outcomes.append([type(error).__name__, path.exists()])
     (folder / f'{rank}.json').write_text(json.dumps(outcomes))
     torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize('flags, how', [
+    ('', 'with --resume FILE'), ('--start-epoch 0', 'with --resume FILE, without --start-epoch'),
+    ('--start-epoch 1 --no-resume-opt', 'with --resume FILE, without --start-epoch and --no-resume-opt')])
+def test_the_message_names_flags_that_would_train_epochs_again(flags, how):
+    manager = CheckpointManager.__new__(CheckpointManager)
+    manager.training, manager.saver, manager.damage = Namespace(device='cpu'), None, None
+    manager.training.options = parse_train_args(['DIR', '--resume', 'auto', '--experiment', 'run', *flags.split()])
+    manager.signals = Namespace(signal_name='SIGTERM')
+    with pytest.raises(Interrupted, match=f'SIGTERM: saved at here. The same command continues .* {how}$'):
+        manager.leave('here')
 
 
 def test_all_ranks_wait_until_the_first_one_has_written(tmp_path):

@@ -52,6 +52,16 @@ def test_without_its_optimizer_a_run_trains_the_epoch_again(train, caplog):
     assert [row['epoch'] for row in rows_of(folder)] == ['0', '1']
 
 
+def test_an_interrupted_second_pass_continues_and_not_the_first_one(train):
+    """6 updates and 6 batches of validation per epoch. The interruption is in the second epoch of the second pass."""
+    train('--epochs', 2)
+    train('--epochs', 2, '--start-epoch', 0, '--lr', 0.01, looks=14)
+    folder = train('--epochs', 2, '--lr', 0.01)
+    last, best = (load(folder / f'{name}.pth.tar') for name in ('last', 'model_best'))
+    assert (last['epoch'], last['args']['lr'], best['args']['lr']) == (1, 0.01, 0.01)
+    assert best['metric'] == pytest.approx(max(float(row['eval_top1']) for row in rows_of(folder)))
+
+
 def test_an_epoch_can_be_completed_with_larger_batches(train):
     """12 images: one batch of 2 is trained. Two batches of 4 remain, and 2 images that fill none."""
     train('--epochs', 1, looks=0)

@@ -77,9 +77,9 @@ def test_two_recovery_files_are_kept_including_former_ones(tmp_path):
     assert checkpoint_names(str(tmp_path)) == ['recovery-0-11.pth.tar', 'recovery-0-7.pth.tar']
 
 
-def resume_from(folder, name, **kwargs):
+def resume_from(folder, name, start_epoch=math.inf, **kwargs):
     saver = make_saver(folder, **kwargs)
-    saver.load_state_dict_from_checkpoint(str(folder / f'{name}.pth.tar'))
+    saver.load_state_dict_from_checkpoint(str(folder / f'{name}.pth.tar'), start_epoch)
     return saver
 
 
@@ -118,6 +118,20 @@ def test_files_that_another_branch_overwrote_are_not_ranked_as_those_of_the_resu
     again = resume_from(tmp_path, 'milestone-3', history=3)
     assert [value for _, value in again.checkpoint_files] == [2., 1.]
     assert (again.best_epoch, again.best_metric, epoch_of(tmp_path / BEST)) == (2, 2., 2)
+
+
+@pytest.mark.parametrize('start, ranked, best, file', [
+    (4, [4., 3., 2., 1.], 3, 3), (3, [3., 2., 1.], 1, 1), (1, [1.], 0, 0), (0, [], None, 3)])
+def test_epochs_that_are_trained_again_do_not_rank(tmp_path, start, ranked, best, file):
+    save_all(make_saver(tmp_path, history=5), [1., 3., 2., 4.])
+    again = resume_from(tmp_path, 'last', start, history=5)
+    assert [value for _, value in again.checkpoint_files] == ranked
+    assert (again.best_epoch, epoch_of(tmp_path / BEST)) == (best, file)
+    again.save_checkpoint(start, 3.5)
+    again.close()
+    expected = start if start < 4 else 3
+    assert (again.best_epoch, epoch_of(tmp_path / BEST)) == (expected, expected)
+    assert [value for _, value in again.checkpoint_files] == sorted([*ranked, 3.5], reverse=True)
 
 
 def test_a_copy_of_a_recovery_file_does_not_take_the_place_of_its_epoch(tmp_path):

@@ -8,14 +8,17 @@ import shutil
 import subprocess
 import time
 from argparse import Namespace
+from dataclasses import replace
 from datetime import datetime
 
 import pytest
+import torch
 
 from agmax_timm.assembly import model as build
 from agmax_timm.base import atomic_write
 from agmax_timm.base.safe_load import read_file, verify
 from agmax_timm.commands import train as train_cli
+from agmax_timm.options.parse import parse_train_args
 from agmax_timm.training import epochs
 from agmax_timm.training.checkpoints import manager
 from agmax_timm.training.output import log as reporting
@@ -146,6 +149,21 @@ def test_ranks_with_other_checkpoints_of_an_epoch_are_refused(monkeypatch, state
         run_folder.check_same_start(options, 3, state)
     del starts[0]
     run_folder.check_same_start(options, 3, state)
+
+
+@pytest.mark.parametrize('resume, flags, branch', [
+    ('auto', '', 2), ('auto', '--start-epoch 1', 4), ('auto', '--no-resume-opt', 4), ('FILE', '', 4),
+    ('FILE', '--experiment other', 0), ('', '--start-epoch 1', 0)])
+def test_a_run_that_trains_epochs_again_writes_a_new_branch(tmp_path, resume, flags, branch):
+    """The files of the run are of branches 2 and 3. Those of a branch of its own count as newer than all others."""
+    folder = tmp_path / 'run'
+    folder.mkdir()
+    for line in (2, 3):
+        torch.save({'epoch': 3, 'agmax_state': {'line': line}}, folder / f'checkpoint-{line}.pth.tar')
+    options = replace(
+        parse_train_args(['DIR', '--output', str(tmp_path), '--experiment', 'run', '--resume', 'auto', *flags.split()]),
+        resume=str(folder / 'checkpoint-2.pth.tar') if resume else '')
+    assert run_folder.branch_to_write(options, resume != 'FILE', {'line': 2} if resume else {}) == branch
 
 
 def test_a_folder_that_cannot_be_written_is_refused_in_one_line(photos, tmp_path, disk, monkeypatch, capsys):
