@@ -1,4 +1,5 @@
 """The newest valid checkpoint of a run's folder."""
+import math
 import os
 from contextlib import suppress
 from typing import Any
@@ -48,18 +49,33 @@ def newest_checkpoint(folder: str) -> tuple[str | None, list[tuple[str, str]]]:
     return None, damaged
 
 
-def position_of(checkpoint: dict[str, Any]) -> tuple[int, int] | None:
-    """Return the epoch and the batch that follow a checkpoint. None if it does not store them."""
+def position_of(checkpoint: dict[str, Any]) -> tuple[int, float] | None:
+    """Return the epoch that a checkpoint continues with, and how many of its images were trained.
+
+    The number is infinite if only the evaluation of the epoch is left. Batches do not compare after a change of the
+    batch size or of the number of ranks. None if the checkpoint does not store the epoch.
+    """
     epoch = checkpoint.get('epoch')
     if not isinstance(epoch, int):
         return None
     if 'metric' in checkpoint:  # of a finished epoch; timm's first format counted it
         return (epoch + 1 if checkpoint.get('version', 1) > 1 else epoch), 0
     try:
-        position = checkpoint[STATE]['position']
-        return int(position['epoch']), int(position['batch'])
-    except (KeyError, TypeError, ValueError):
+        state = checkpoint[STATE]
+        position = state['position']
+        images = math.inf if position.get('trained') else int(position['batch']) * _images_of_batch(state)
+        return int(position['epoch']), images
+    except (AttributeError, KeyError, TypeError, ValueError):
         return epoch, 0
+
+
+def _images_of_batch(state: dict[str, Any]) -> int:
+    """Return the number of images in a batch of all ranks. 1 if it is unknown or varies, and then cannot change."""
+    try:
+        shape = state['ranks'][0]['loader']['shape']
+        return max(1, int(shape['batch size'])) * int(shape['ranks'])
+    except (IndexError, KeyError, TypeError, ValueError):
+        return 1
 
 
 def branch_of(checkpoint: dict[str, Any]) -> int:

@@ -393,6 +393,28 @@ def test_a_recovery_file_without_state_is_older_than_the_end_of_its_epoch(tmp_pa
     assert newest_checkpoint(str(tmp_path))[0] == str(tmp_path / 'recovery-1-4.pth.tar')
 
 
+def position(batch, size, ranks=1, trained=False):
+    """A state before a batch of epoch 1, with batches of this size on each rank."""
+    return {'position': {'epoch': 1, 'batch': batch, 'trained': trained},
+            'ranks': [{'loader': {'shape': {'ranks': ranks, 'batch size': size}}}] * ranks}
+
+
+@pytest.mark.parametrize('before, after', [
+    (position(4, 2), position(3, 4)), (position(6, 4), position(4, 4, ranks=2)), (position(4, 2), position(9, 1)),
+    (position(6, 2), position(3, 4, trained=True)), (position(6, 2, trained=True), None)])
+def test_the_newest_checkpoint_has_the_most_trained_images(tmp_path, before, after):
+    """The batch size or the number of ranks changed within the epoch, so the numbers of batches do not compare."""
+    saver = make_saver(tmp_path)
+    saver.save_recovery(1, 9, state=before)
+    if after is None:  # the end of the epoch
+        saver.save_checkpoint(1, 1.)
+    else:
+        saver.save_recovery(1, 8, state=after)
+    saver.close()
+    name = LAST if after is None else 'recovery-1-8.pth.tar'
+    assert newest_checkpoint(str(tmp_path)) == (str(tmp_path / name), [])
+
+
 def test_files_without_an_epoch_are_ignored(tmp_path):
     save_all(make_saver(tmp_path), [1.])
     (tmp_path / 'checkpoint-7.pth.tar').write_bytes(b'')
