@@ -14,6 +14,8 @@ _logger = logging.getLogger(__name__)
 
 # Options of an optimizer that are not taken from the checkpoint.
 OPTIMIZER_OPTIONS = ('lr', 'weight_decay', 'momentum', 'betas', 'eps', 'alpha')
+# The learning rate again, by which timm scales the weight decay of optimizers such as adamc and sgdc.
+_COPY_OF_LR = 'max_lr_snapshot'
 
 
 def resume(
@@ -42,7 +44,7 @@ def resume(
         verify(path)
     checkpoint = read_file(path, mmap=True)
     groups = optimizer.param_groups if optimizer is not None else []
-    created = [{name: group[name] for name in OPTIMIZER_OPTIONS if name in group} for group in groups]
+    created = [{name: group[name] for name in (*OPTIMIZER_OPTIONS, _COPY_OF_LR) if name in group} for group in groups]
     try:
         epoch = resume_task_checkpoint(task, path, optimizer=optimizer, loss_scaler=scaler, log_info=verbose)
     except Exception as error:
@@ -64,7 +66,7 @@ def _keep_options(optimizer: torch.optim.Optimizer, created: list[dict[str, Any]
     for group, options in zip(optimizer.param_groups, created):
         for name, value in options.items():
             saved = group.get(f'initial_{name}', group.get(name))
-            if differ(saved, value):
+            if name != _COPY_OF_LR and differ(saved, value):
                 changed[name] = f'{name} {value} in place of {saved}'
             group[name] = value
         group.pop('initial_lr', None)  # the scheduler sets it from the learning rate

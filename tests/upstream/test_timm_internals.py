@@ -12,6 +12,7 @@ from timm.data.mixup import cutmix_bbox_and_lam, one_hot
 from timm.data.readers.reader import Reader
 from timm.data.scheduled_sampler import ScheduledTransformDataset
 from timm.models import create_model, get_model_args
+from timm.optim import create_optimizer_v2
 from timm.task import ClassificationEvaluator, ClassificationTask, DistillationTeacher
 from timm.utils import CheckpointSaver, NativeScaler
 from torch.utils.data import BatchSampler, DataLoader, Dataset, SequentialSampler
@@ -229,6 +230,12 @@ def test_the_loss_scaler_keeps_the_scaler_of_torch():
     assert isinstance(scaler._scaler, torch.amp.GradScaler)
     assert scaler.state_dict_key == 'amp_scaler'
     assert scaler.state_dict() == scaler._scaler.state_dict()
+
+
+def test_the_learning_rate_of_the_corrected_weight_decay_is_an_option_of_the_group():
+    """weights/resume.py sets it to the present learning rate."""
+    optimizer = create_optimizer_v2(torch.nn.Linear(1, 1), 'sgdc', lr=0.5)
+    assert {group['max_lr_snapshot'] for group in optimizer.param_groups} == {0.5}
 
 
 def test_the_normalisation_of_a_teacher():

@@ -199,6 +199,23 @@ def test_the_schedule_follows_a_new_learning_rate(train, tmp_path):
     assert rates == pytest.approx([0.05 * cosine[0], 0.05 * cosine[1], 0.01 * cosine[2], 0.01 * cosine[3]])
 
 
+@pytest.mark.parametrize('opt', ['sgdc', 'adamc', 'lambc', 'lionc', 'lookahead_sgdc'])
+def test_a_new_learning_rate_also_scales_the_corrected_weight_decay(tmp_path, caplog, opt):
+    """Without a gradient, an update is the decay: lr ** 2 / lr * weight_decay at the largest learning rate."""
+    path, model = tmp_path / 'last.pth.tar', torch.nn.Linear(2, 2, bias=False)
+    task, weight = ClassificationTask(model, verbose=False), model.weight.detach().clone()
+    saved = create_optimizer_v2(model, opt, lr=0.5, weight_decay=0.1)
+    torch.save({'epoch': 0, 'metric': 1., 'version': 2, 'state_dict': model.state_dict(),
+                'optimizer': saved.state_dict()}, path)
+    optimizer = create_optimizer_v2(model, opt, lr=0.05, weight_decay=0.1)
+    with caplog.at_level('INFO'):
+        assert resume(str(path), task, optimizer) == 1
+    model.weight.grad = torch.zeros_like(weight)
+    optimizer.step()
+    torch.testing.assert_close(model.weight.detach(), weight * (1 - 0.05 * 0.1))
+    assert 'Not as in the checkpoint: lr 0.05 in place of 0.5' in caplog.messages
+
+
 def test_the_same_options_do_not_change_the_optimizer(train, tmp_path, caplog):
     train('--epochs', '2', '--stop-epoch', '1', '--layer-decay', '0.7')
     path = str(tmp_path / 'run' / 'last.pth.tar')
