@@ -45,16 +45,29 @@ def mean_lr(optimizer: torch.optim.Optimizer) -> float:
 
 
 def build_optimizer(options: TrainOptions, task: TrainingTask) -> torch.optim.Optimizer:
+    """Return timm's optimizer that the options ask for.
+
+    Raises:
+        OptionError: timm refuses the options, or the optimizer does not work on several processes.
+    """
     kwargs = dict(options.opt_kwargs)
+    if is_distributed() and 'kron' in options.opt.lower():
+        kwargs.setdefault('deterministic', True)  # else ranks draw their own numbers, and their weights drift apart
     try:
-        if options.agmax and 'fallback_list' in kwargs:
+        if 'fallback_list' in kwargs:
+            patterns = kwargs['fallback_list']
+            patterns = [patterns] if isinstance(patterns, str) else list(patterns)  # timm takes a text by its letters
             # The patterns match names of the model, which have the prefix `model.` with AgMax.
-            kwargs['fallback_list'] = [*kwargs['fallback_list'], *(f'model.{name}' for name in kwargs['fallback_list'])]
+            kwargs['fallback_list'] = patterns + [f'model.{name}' for name in patterns if options.agmax]
         module: Any = task.get_trainable_module()
-        return create_optimizer_v2(module, **optimizer_kwargs(cfg=options), **kwargs)
+        optimizer = create_optimizer_v2(module, **optimizer_kwargs(cfg=options), **kwargs)
     except REFUSED as error:
         raise OptionError(
             f"--opt '{options.opt}': {one_line(error)}: see timm.optim.list_optimizers() and --opt-kwargs") from error
+    if is_distributed() and getattr(optimizer, 'is_second_order', False):
+        raise OptionError(f"--opt '{options.opt}' needs second derivatives, which DistributedDataParallel does not "
+                          'support: train with one process, or use another optimizer')
+    return optimizer
 
 
 def build_ema(options: TrainOptions, task: TrainingTask) -> None:

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from agmax_timm.assembly import optimizer
+from agmax_timm.base.errors import OptionError
 from agmax_timm.options.parse import parse_train_args
 
 SEVERAL = '--task multilabel --num-classes 3 --dataset hfds/x'
@@ -21,6 +22,58 @@ def test_the_learning_rate_is_scaled_by_the_images_of_an_update_on_all_ranks(mon
     monkeypatch.setattr(optimizer, 'world_size', lambda: 4)
     options = parse_train_args(['DIR', '--grad-accum-steps', '2', *flags.split()])
     assert optimizer.with_learning_rate(options, batch_size).lr == pytest.approx(lr)
+
+
+def built(flags, model):
+    return optimizer.build_optimizer(
+        parse_train_args(['DIR', *flags.split()]), Namespace(get_trainable_module=lambda: model))
+
+
+@pytest.mark.filterwarnings('ignore:It is highly recommended')
+@pytest.mark.parametrize('opt', ['kron', 'lookahead_kronw'])
+def test_kron_keeps_the_weights_of_ranks_equal(monkeypatch, opt):
+    """Each rank has its own random numbers, and DDP gives all of them the same gradients."""
+    monkeypatch.setattr(optimizer, 'is_distributed', lambda: True)
+    weights = []
+    for rank in range(2):
+        model = torch.nn.Linear(3, 2)
+        torch.nn.init.constant_(model.weight, 0.5)
+        of_rank = built(f'--opt {opt} --lr 0.1', model)
+        torch.manual_seed(42 + rank)
+        with torch.compiler.set_stance('force_eager'):
+            for step in range(3):
+                model.weight.grad = torch.linspace(-1, step, 6).view(2, 3)
+                of_rank.step()
+        weights.append(model.weight.detach())
+    assert torch.equal(*weights) and not torch.equal(weights[0], torch.full((2, 3), 0.5))
+
+
+@pytest.mark.filterwarnings('ignore:It is highly recommended')
+def test_kron_is_that_of_timm_on_one_process_and_with_given_arguments(monkeypatch):
+    assert not built('--opt kron --lr 0.1', torch.nn.Linear(3, 2)).deterministic
+    monkeypatch.setattr(optimizer, 'is_distributed', lambda: True)
+    given = built('--opt kron --lr 0.1 --opt-kwargs deterministic=False', torch.nn.Linear(3, 2))
+    assert not given.deterministic
+
+
+@pytest.mark.parametrize('opt', ['adahessian', 'lookahead_adahessian'])
+def test_second_derivatives_are_refused_on_several_processes(monkeypatch, opt):
+    flags, model = f'--opt {opt} --lr 0.1', torch.nn.Linear(3, 2)
+    assert built(flags, model).is_second_order
+    monkeypatch.setattr(optimizer, 'is_distributed', lambda: True)
+    with pytest.raises(OptionError, match=f"^--opt '{opt}' needs second derivatives, .*: train with one process"):
+        built(flags, model)
+
+
+@pytest.mark.parametrize('agmax', ['', '--agmax'])
+@pytest.mark.parametrize('patterns', ['head.*', "['head.*']", "('head.*',)"])
+def test_one_pattern_of_the_fallback_is_a_text_or_a_list(agmax, patterns):
+    """The star alone would match every name."""
+    model = torch.nn.ModuleDict({name: torch.nn.Linear(3, 2, bias=False) for name in ('body', 'head')})
+    module = torch.nn.ModuleDict({'model': model}) if agmax else model
+    groups = built(f'--opt muon --lr 0.1 --opt-kwargs fallback_list={patterns} {agmax}', module).param_groups
+    fallback = [group['params'] for group in groups if group.get('use_fallback')]
+    assert fallback == [[model['head'].weight]]
 
 
 @pytest.mark.parametrize('flags, expected', [
