@@ -112,6 +112,18 @@ def build_criterion(options: TrainOptions, dataset: Any = None) -> nn.Module:
 
 
 def _distillation_task(
+        options: TrainOptions, model: nn.Module, teacher: nn.Module, criterion: nn.Module, common: dict[str, Any],
+) -> TrainingTask:
+    task: Any = _timm_distillation_task(options, model, teacher, criterion, common)
+    for name, given in (('student_mean', options.mean), ('student_std', options.std)):
+        if given is not None:  # timm takes the values of the student's pretrained_cfg
+            values = getattr(task, name)
+            given = given if len(given) > 1 else given * values.numel()
+            setattr(task, name, values.new_tensor(given).view(1, -1, 1, 1))
+    return task
+
+
+def _timm_distillation_task(
         options: Distillation, model: nn.Module, teacher: nn.Module, criterion: nn.Module, common: dict[str, Any],
 ) -> TrainingTask:
     temperature = options.kd_temperature

@@ -149,6 +149,29 @@ def test_remembered_predictions_that_need_too_much_memory_name_the_remedy(monkey
             options, create_model('test_resnet', num_classes=10), torch.device('cpu'), Precision(), range(5))
 
 
+@pytest.mark.parametrize('kind', ['logit', 'feature'])
+@pytest.mark.parametrize('flags, mean, std', [
+    ('', 0.5, 0.5), ('--mean 0.25 --std 0.125', 0.25, 0.125), ('--mean 0.25 0.25 0.25', 0.25, 0.5)])
+def test_a_teacher_of_timm_gets_images_with_its_own_normalisation(monkeypatch, kind, flags, mean, std):
+    """The loader normalises by --mean and --std, or else by the 0.5 and 0.5 of the student."""
+    def create(name, *args, **kwargs):
+        model = create_model('test_resnet', num_classes=3)
+        model.pretrained_cfg = {**model.pretrained_cfg, 'mean': (0.1, 0.2, 0.3), 'std': (0.2, 0.3, 0.4)}
+        return model
+
+    monkeypatch.setattr(objective, 'create_named_model', create)
+    options = parse_train_args(['DIR', '--model', 'test_resnet', '--num-classes', '3', '--kd-model-name', 'test_resnet',
+                                '--kd-distill-type', kind, *flags.split()])
+    task = objective.build_task(
+        options, create_model('test_resnet', num_classes=3), torch.device('cpu'), Precision())
+    inputs = []
+    task.teacher.register_forward_pre_hook(lambda module, args: inputs.append(args[0]))
+    pixels = torch.rand(2, 3, 32, 32)
+    task((pixels - mean) / std, torch.tensor([0, 1]))
+    of_teacher = (torch.tensor(values).view(1, 3, 1, 1) for values in ((0.1, 0.2, 0.3), (0.2, 0.3, 0.4)))
+    torch.testing.assert_close(inputs, [(pixels - next(of_teacher)) / next(of_teacher)])
+
+
 @pytest.mark.parametrize('channels', [1, 4])
 def test_a_teacher_of_timm_with_another_normalisation_needs_three_channels(monkeypatch, channels):
     """timm has three values, which make three channels of one and do not fit four."""

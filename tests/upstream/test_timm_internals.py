@@ -13,7 +13,7 @@ from timm.data.readers.reader import Reader
 from timm.data.scheduled_sampler import ScheduledTransformDataset
 from timm.models import create_model, get_model_args
 from timm.optim import create_optimizer_v2
-from timm.task import ClassificationEvaluator, ClassificationTask, DistillationTeacher
+from timm.task import ClassificationEvaluator, ClassificationTask, DistillationTeacher, LogitDistillationTask
 from timm.utils import CheckpointSaver, NativeScaler
 from torch.utils.data import BatchSampler, DataLoader, Dataset, SequentialSampler
 
@@ -239,10 +239,16 @@ def test_the_learning_rate_of_the_corrected_weight_decay_is_an_option_of_the_gro
 
 
 def test_the_normalisation_of_a_teacher():
-    """--kd-model-name with --agmax: distillation.py normalises the teacher's input by `mean_kd` and `std_kd`."""
-    teacher = DistillationTeacher(create_model('test_vit', num_classes=2), num_classes=2, device=torch.device('cpu'))
+    """--kd-model-name with --agmax: distillation.py normalises the teacher's input by `mean_kd` and `std_kd`.
+
+    Without --agmax: assembly/objective.py sets `student_mean` and `student_std` to --mean and --std.
+    """
+    model = create_model('test_vit', num_classes=2)
+    teacher = DistillationTeacher(model, num_classes=2, device=torch.device('cpu'))
     assert teacher.mean_kd.shape == teacher.std_kd.shape == (1, 3, 1, 1)
     torch.testing.assert_close(teacher.mean_kd.flatten(), torch.tensor(teacher.model.pretrained_cfg['mean']))
+    task = LogitDistillationTask(model, teacher, device=torch.device('cpu'), verbose=False)
+    assert task.student_mean.shape == task.student_std.shape == (1, 3, 1, 1)
 
 
 def test_an_evaluator_counts_up_to_its_limit():
