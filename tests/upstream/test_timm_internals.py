@@ -238,6 +238,12 @@ def test_the_learning_rate_of_the_corrected_weight_decay_is_an_option_of_the_gro
     assert {group['max_lr_snapshot'] for group in optimizer.param_groups} == {0.5}
 
 
+def test_lookahead_contains_the_optimizer_with_the_random_state():
+    """training/checkpoints/state.py saves the random state of the optimizer inside."""
+    optimizer = create_optimizer_v2(torch.nn.Linear(1, 1), 'lookahead_adahessian', lr=0.5)
+    assert isinstance(optimizer._base_optimizer.generator, torch.Generator)
+
+
 def test_the_normalisation_of_a_teacher():
     """--kd-model-name with --agmax: distillation.py normalises the teacher's input by `mean_kd` and `std_kd`.
 

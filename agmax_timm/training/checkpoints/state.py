@@ -193,7 +193,8 @@ class RunState:
 
     def _owners(self) -> list[tuple[str, Any, torch.device]]:
         """Owners of random generators, some optimizers and an EMA in bfloat16, with the device that they draw on."""
-        owners: list[tuple[str, Any, torch.device]] = [('optimizer', self.training.optimizer, self.training.device)]
+        optimizer = getattr(self.training.optimizer, '_base_optimizer', self.training.optimizer)  # inside Lookahead
+        owners: list[tuple[str, Any, torch.device]] = [('optimizer', optimizer, self.training.device)]
         if self.training.task.has_ema():
             ema: Any = self.training.task.get_trainable_module(ema=True)
             owners.append(('ema', ema, next(ema.parameters()).device))

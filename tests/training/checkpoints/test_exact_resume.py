@@ -48,7 +48,7 @@ def run(photos, tmp_path):
     ('-j 2 -b 4 --model naflexvit_base_patch16_gap --model-kwargs embed_dim=16 depth=1 num_heads=2 '
      '--epochs 2 --naflex-loader --naflex-train-seq-lens 4 9 --naflex-max-seq-len 9', [(2, 3)]),
     ('-j 0 --epochs 2 --agmax --model-ema --model-dtype bfloat16', [(2,)]),
-    ('-j 0 --epochs 2 --opt adahessian --lr 0.01', [(2,)]),
+    ('-j 0 --epochs 2 --opt lookahead_adahessian --lr 0.01', [(2,)]),
     ('-j 0 --epochs 2 --agmax-teacher memory --agmax-teacher-ramp 0.9 --model-ema --train-img-sizes 24 32', [(2,)]),
     ('-j 2 --epochs 2 --agmax-teacher memory --agmax-teacher-topk 2 --cutmix 1 --mixup-mode elem --balanced-sampling '
      '--use-multi-epochs-loader --grad-accum-steps 2', [(2, 3)]),

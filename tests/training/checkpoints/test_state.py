@@ -3,6 +3,7 @@ from argparse import Namespace
 
 import pytest
 import torch
+from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 from timm.task import ClassificationTask
 from timm.utils import random_seed
@@ -89,6 +90,19 @@ def test_the_end_of_an_epoch_is_a_position_of_the_present_loader(create):
     saved = create().state_dict(Position(1, 4, trained=True), mean_losses([1.], 8), get_random_state(CPU))
     position, _ = create(batch_size=4).load_state_dict(saved)
     assert position == Position(1, 2, trained=True) and position.updates(2, 1) == 4
+
+
+@pytest.mark.parametrize('opt', ['adahessian', 'lookahead_adahessian'])
+def test_the_random_state_of_an_optimizer_is_restored(create, opt):
+    """Also inside Lookahead. A new optimizer always begins with the same state."""
+    states = [create() for _ in range(2)]
+    for state in states:
+        state.training.optimizer = create_optimizer_v2(torch.nn.Linear(1, 2), opt, lr=0.1)
+    generators = [getattr(state.training.optimizer, '_base_optimizer', state.training.optimizer).generator
+                  for state in states]
+    torch.rand(5, generator=generators[0])
+    states[1].load_state_dict(states[0].state_dict(Position(2)))
+    assert torch.equal(*(torch.rand(5, generator=generator) for generator in generators))
 
 
 @pytest.mark.parametrize('position, updates', [
