@@ -20,6 +20,7 @@ from agmax_timm.training import run as training
 from agmax_timm.training.checkpoints.saver import CheckpointSaver
 from agmax_timm.training.output.trackers import Trackers
 from agmax_timm.training.updates import loop
+from agmax_timm.training.updates.step import Step
 from tests.helpers.exact import FLAGS, assert_equal, outcome
 from tests.helpers.ranks import finish_ranks, logs, start_ranks
 from tests.helpers.run_files import epochs_in, load
@@ -164,12 +165,12 @@ def test_too_many_damaged_training_images_lose_no_update(photos, tmp_path, capsy
 
 def test_damaged_images_that_are_found_after_the_last_update_lose_no_epoch(argv, tmp_path, capsys, caplog, monkeypatch):
     """With --use-multi-epochs-loader, workers load the next epoch before this one ends."""
-    finish = loop._finish
+    finish = Step.finish
 
-    def find_damage(step, *args):
+    def find_damage(step):
         damage_of(step.training.loader_train.dataset).flags[:3] = 1
-        finish(step, *args)
-    monkeypatch.setattr(loop, '_finish', find_damage)
+        finish(step)
+    monkeypatch.setattr(Step, 'finish', find_damage)
     assert '3 of 12 samples' in fail([*argv, '--max-damaged', '0.1'], capsys, status=2)
     assert SAVED.search(caplog.text)[1] == '0' and [*(tmp_path / 'run').glob('recovery-0-*.pth.tar')]
 

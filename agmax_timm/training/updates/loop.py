@@ -105,18 +105,11 @@ def train_one_epoch(
                 on_update(done, checked)
             update = Update(epoch, done)
         begin = time.perf_counter()
-    _finish(step, done, num_batches)
+    step.finish()
+    check_delivered(done, num_batches)
     if not losses.count:
         raise NonFiniteError(f'every update of epoch {epoch} was broken and left out. Try a smaller --lr')
     return losses.read(f'in epoch {epoch}')[1], total.images / total.seconds
-
-
-def _finish(step: Step, done: int, num_batches: int) -> None:
-    """End an epoch. Check that all its batches were trained."""
-    step.finish()
-    check_delivered(done, num_batches)
-    if hasattr(step.training.optimizer, 'sync_lookahead'):
-        step.training.optimizer.sync_lookahead()
 
 
 def _count(step: Step, update: Update, checked: CheckResult, losses: RunningLosses, updates: int) -> None:
