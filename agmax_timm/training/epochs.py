@@ -90,7 +90,6 @@ class Epochs:
         run, options, epoch = self.run, self.options, position.epoch
         losses = losses or RunningLosses(run.device)
         prepare_loader(options, run.loader_train, epoch)
-        self.checkpoints.begin_epoch(position.batch // options.grad_accum_steps)
         if position.trained:
             train_metrics = losses.read(f'in epoch {epoch}')[1]
         else:

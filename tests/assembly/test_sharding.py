@@ -101,7 +101,7 @@ def train_case(name, fsdp, rank):
             batch_norm.distribute_batch_norm(args, task.get_trainable_module(ema=ema))
             metrics.append(evaluate(
                 task.get_eval_model(ema=ema), batches(rank, False, dtype), args, CPU, precision, log_interval=1))
-    manager.check_weights(task)
+    manager.check_weights(task, CPU)
     state = sharding.WholeState(task, optimizer, keep=True)
     state.gather()
     saved = {**state.get_checkpoint_state(), **state.get_checkpoint_state(ema=True), 'optimizer': state.state_dict()}
@@ -141,7 +141,7 @@ def complaints(rank):
     if rank == 1:
         task.get_trainable_module().model.head.weight.to_local().detach().fill_(torch.nan)
     with pytest.raises(NonFiniteError) as error:
-        manager.check_weights(task)
+        manager.check_weights(task, CPU)
     task, optimizer = build_task(args, Scaled(4, 2), CPU, build.Precision()), None
     with pytest.raises(OptionError) as other:
         sharding.shard_task(task, optimizer, CPU)

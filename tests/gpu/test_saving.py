@@ -36,7 +36,7 @@ def test_a_snapshot_of_an_optimizer_contains_the_result_of_queued_work(device):
 def test_the_time_of_a_snapshot_is_recorded(device, record_property):
     task = make_task(device, 'resnet50' if device.type == 'cuda' else 'test_resnet')
     task.setup_ema()
-    check_weights(task)
+    check_weights(task, device)
     synchronize(device)
     start = time.perf_counter()
     snapshot([task.get_checkpoint_state(), task.get_checkpoint_state(ema=True)])

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from ...assembly.sharding import WholeState, whole
-from ...base.distributed import is_primary, largest, rank
+from ...base.distributed import gather_objects, is_primary, largest, rank
 from ...base.signals import Interrupted, StopSignals
 from ...data.sources.decoding import damage_of
 from ...options.quantities import parse_interval
@@ -48,8 +48,7 @@ class CheckpointManager:
         self.damage = damage_of(state.loader.dataset)
         if self.damage is not None:
             self.damage.deferred = True  # requests() ends the run, after it has saved
-        self._updates = 0  # within the epoch
-        self._saved_at = time.monotonic()
+        self._saved()
 
     def create_saver(self, folder: str, metadata: dict[str, Any], decreasing: bool = False) -> CheckpointSaver:
         """Return a saver of checkpoints; arguments as for CheckpointSaver."""
@@ -57,17 +56,13 @@ class CheckpointManager:
         return CheckpointSaver(folder, self.gathered or training.task, self.gathered or training.optimizer,
                                training.options, metadata, training.precision.scaler, decreasing)
 
-    def begin_epoch(self, updates: int) -> None:
-        """Start to count the updates of an epoch. `updates` of them are already done."""
-        self._updates = updates
-
     def requests(self) -> tuple[bool, bool]:
         """Return whether to save and whether to stop after this update. FiniteCheck calls it."""
         self.watchdog.beat()
         self._updates += 1
         due = False
         if self.interval and self.unit == 'updates':
-            due = self._updates % self.interval == 0
+            due = self._updates >= self.interval
         elif self.interval and rank() == 0:
             due = time.monotonic() - self._saved_at >= self.interval
         asked = self.signals.received is not None
@@ -92,15 +87,15 @@ class CheckpointManager:
 
     def save_within(self, position: Position, losses: RunningLosses, random: dict[str, Any] | None = None) -> None:
         """Write a recovery file. All ranks must call it."""
-        check_weights(self.training.task)
+        check_weights(self.training.task, self.training.device)
         state = self.gather(position, losses, random)
         if self.saver is not None:
             self.saver.save_recovery(position.epoch, position.batch - 1, state)
-        self._saved_at = time.monotonic()
+        self._saved()
 
     def save_epoch(self, epoch: int, metric: float | None, **metrics: dict[str, float] | None) -> None:
         """Write the checkpoint of a finished epoch, and the summary. All ranks must call it."""
-        check_weights(self.training.task)
+        check_weights(self.training.task, self.training.device)
         state = self.gather(Position(epoch + 1))
         if self.saver is not None:
             path = run_folder.summary_path(self.output_dir)
@@ -109,6 +104,11 @@ class CheckpointManager:
             self.saver.save_checkpoint(epoch, metric, state=state, **metrics)
             if epoch + 1 in self.training.options.save_epochs:
                 self.saver.save_milestone(epoch + 1)
+        self._saved()
+
+    def _saved(self) -> None:
+        """Start to count updates and seconds until the next save."""
+        self._updates = 0
         self._saved_at = time.monotonic()
 
     def finish(self) -> None:
@@ -181,12 +181,16 @@ def most_files(options: Run, epochs: Iterable[int]) -> int:
     return min(len(epochs), files + 1) + (2 if options.recovery_interval else 0)
 
 
-def check_weights(task: Any) -> None:
-    """Raise NonFiniteError if weights are NaN or infinite, which an update with a finite loss can cause."""
+def check_weights(task: Any, device: torch.device) -> None:
+    """Raise NonFiniteError on all ranks if weights of one are NaN or infinite. All ranks must call it.
+
+    An update with a finite loss can cause it. The running statistics of BatchNorm differ between ranks.
+    """
     module: Any = task.get_trainable_module()
     state = module.state_dict()
     finite = {name: whole(value.isfinite().all()) for name, value in state.items() if value.is_floating_point()}
-    if not torch.stack(list(finite.values())).all():
-        broken = [name for name, value in finite.items() if not value]
+    broken = [] if torch.stack(list(finite.values())).all() else [name for name, value in finite.items() if not value]
+    if largest(len(broken), device):
+        broken = next(filter(None, gather_objects(broken)))
         raise NonFiniteError(f'{broken[0]} and {len(broken) - 1} more of the weights are not finite: nothing was saved '
                              'of them. Try a smaller --lr, --clip-grad or more --warmup-epochs')

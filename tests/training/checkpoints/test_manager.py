@@ -10,7 +10,10 @@ import torch
 from agmax_timm.base.errors import UserError
 from agmax_timm.base.signals import Interrupted
 from agmax_timm.options.parse import parse_train_args
-from agmax_timm.training.checkpoints.manager import CheckpointManager
+from agmax_timm.training.checkpoints import manager as manager_module
+from agmax_timm.training.checkpoints.manager import CheckpointManager, check_weights
+from agmax_timm.training.updates.finite_check import CheckResult
+from agmax_timm.training.updates.losses import NonFiniteError, RunningLosses
 from tests.helpers.saver import make_saver
 
 
@@ -42,6 +45,46 @@ def end(rank, folder):
             outcomes.append([type(error).__name__, path.exists()])
     (folder / f'{rank}.json').write_text(json.dumps(outcomes))
     torch.distributed.destroy_process_group()
+
+
+def check(rank, folder):
+    """Write the message about the running statistics of rank 1, which has seen other images than rank 0."""
+    torch.distributed.init_process_group('gloo', f'file://{folder}/store', rank=rank, world_size=2)
+    norm = torch.nn.BatchNorm1d(2)
+    if rank == 1:
+        norm.running_var[0] = torch.inf
+    with pytest.raises(NonFiniteError) as error:
+        check_weights(Namespace(get_trainable_module=lambda: norm), torch.device('cpu'))
+    (folder / f'{rank}.txt').write_text(str(error.value))
+    torch.distributed.destroy_process_group()
+
+
+def test_all_ranks_refuse_to_save_statistics_of_one_that_are_not_finite(tmp_path):
+    torch.multiprocessing.start_processes(check, (tmp_path,), nprocs=2, start_method='fork')
+    for rank in range(2):
+        assert (tmp_path / f'{rank}.txt').read_text().startswith('running_var and 0 more of the weights are not finite')
+
+
+@pytest.mark.parametrize('interval, ends, saves', [
+    (2, [3, 6, 9], [2, 3, 5, 6, 8, 9]), (4, [9], [4, 8, 9]), (4, [3, 6, 9], [3, 6, 9]), (9, [], [9])])
+def test_a_run_saves_after_every_number_of_updates_also_in_shorter_epochs(monkeypatch, interval, ends, saves):
+    """An epoch has 3 updates. After some of them, the epoch is saved."""
+    monkeypatch.setattr(manager_module, 'check_weights', lambda *args: None)
+    options = Namespace(fsdp=False, recovery_interval=interval, save_epochs=[])
+    training = Namespace(options=options, task=None, device='cpu')
+    watchdog, signals = Namespace(beat=lambda: None), Namespace(received=None)
+    manager = CheckpointManager(training, Namespace(loader=Namespace(dataset=None)), signals, watchdog)
+    manager.gather, found = lambda *args: None, []
+    for update in range(1, 10):
+        save, stop = manager.requests()
+        assert not stop
+        if save:
+            manager.after_update(0, update, RunningLosses(torch.device('cpu')), CheckResult([], [], save=True))
+        if update in ends:
+            manager.save_epoch(update // 3, None)
+        if save or update in ends:
+            found.append(update)
+    assert found == saves
 
 
 @pytest.mark.parametrize('flags, how', [
