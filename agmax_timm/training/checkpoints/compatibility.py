@@ -37,7 +37,7 @@ def compare_options(options: TrainOptions, saved: dict[str, Any], within_epoch: 
     refused_by_memory = ('dataset', 'train_split') if remembers(options) else ()  # predictions are of numbered images
     sized_by_epochs = ('epochs',) if options.train_size_schedule == 'progressive' else ()
     for name, change in changes.items():
-        rule = known[name].resume
+        rule = 'refused with optimizer' if name == 'weight_decay' and _regroups(options, saved) else known[name].resume
         if name == 'opt_kwargs' and _take_effect(options.opt_kwargs, saved[name] or {}):
             continue
         if rule in refused or name in refused_by_memory or (
@@ -55,6 +55,12 @@ def compare_options(options: TrainOptions, saved: dict[str, Any], within_epoch: 
 def _take_effect(now: dict[str, Any], saved: dict[str, Any]) -> bool:
     """Whether all changed arguments of an optimizer take effect on resume. Others come from the checkpoint."""
     return all(name in OPTIMIZER_OPTIONS for name in {*now, *saved} if now.get(name) != saved.get(name))
+
+
+def _regroups(options: TrainOptions, saved: dict[str, Any]) -> bool:
+    """Whether another weight decay changes the groups of parameters: timm has one group without any decay, else two."""
+    one_group = options.layer_decay is None and options.opt_kwargs.get('filter_bias_and_bn', True)
+    return bool(one_group) and bool(options.weight_decay) != bool(saved['weight_decay'])
 
 
 def describe_data(train: Dataset, validation: Dataset | None) -> dict[str, Any]:

@@ -36,7 +36,8 @@ class ResumedRun:
         state = checkpoint.get(STATE) or {}
         position = Position(**state['position']) if state else Position()
         # After training of an epoch only its evaluation is left, which does not depend on the training samples.
-        within = bool(position.batch) and not position.trained and options.start_epoch is None
+        again = options.start_epoch is not None or options.no_resume_opt  # from the start of an epoch
+        within = bool(position.batch) and not position.trained and not again
         changed, same_schedule = ([], False) if checkpoint.get('args') is None else compare_options(
             options, options_in(checkpoint), within)
         of_data = compare_data(options, data, state['data'] if state else _saved_data(checkpoint))

@@ -2,16 +2,19 @@
 import re
 import shutil
 import tarfile
+from argparse import Namespace
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
 import torch
 
+from agmax_timm.assembly.optimizer import build_optimizer
 from agmax_timm.base.errors import OptionError
 from agmax_timm.base.signals import Interrupted
 from agmax_timm.commands import train as train_cli
 from agmax_timm.data.sources.dataset_factory import create_dataset
-from agmax_timm.options.declare import declared
+from agmax_timm.options.declare import declared, values
 from agmax_timm.options.parse import parse_train_args
 from agmax_timm.options.parsers import TrainOptions
 from agmax_timm.training import run as training
@@ -151,6 +154,40 @@ def test_arguments_of_the_optimizer_that_come_from_the_checkpoint_are_refused(be
             compatibility.compare_options(options, vars(saved), within_epoch=False)
     else:
         assert len(compatibility.compare_options(options, vars(saved), within_epoch=False)[0]) == 1
+
+
+@pytest.mark.parametrize('before, now, refused', [
+    ('0.1', '0', True), ('0', '0.1', True), ('0.1', '0.2', False), ('0', '0 --no-aug', False),
+    ('0.1', '0 --no-resume-opt', False), ('0.1 --layer-decay 0.7', '0 --layer-decay 0.7', False),
+    ('0.1 --opt-kwargs filter_bias_and_bn=False', '0 --opt-kwargs filter_bias_and_bn=False', False)])
+def test_a_weight_decay_that_changes_the_groups_of_the_optimizer_is_refused(before, now, refused):
+    """The oracle is the optimizer, which loads the state of other groups or does not."""
+    def create(options):
+        model = Namespace(get_trainable_module=lambda: torch.nn.Linear(2, 2))
+        return build_optimizer(options, model)
+
+    saved, options = (parse_train_args(f'DIR --resume auto --experiment run --weight-decay {words}'.split())
+                      for words in (before, now))
+    with pytest.raises(ValueError, match='parameter group') if refused else nullcontext():
+        if not options.no_resume_opt:
+            create(options).load_state_dict(create(saved).state_dict())
+    with (pytest.raises(OptionError, match='cannot continue with --weight-decay .*: keep .* --no-resume-opt')
+          if refused else nullcontext()):
+        compatibility.compare_options(options, vars(saved), within_epoch=False)
+
+
+@pytest.mark.parametrize('flags', ['--start-epoch 0', '--no-resume-opt', ''])
+def test_an_epoch_that_is_trained_again_from_its_start_may_change(tmp_path, flags):
+    path = tmp_path / 'recovery-0-2.pth.tar'
+    data = {'train': {'samples': 12, 'classes': None, 'files': None}, 'validation': None, 'views': ''}
+    torch.save({'args': values(parse_train_args(['DIR'])), 'agmax_state': {
+        'position': {'epoch': 0, 'batch': 3}, 'data': data}}, path)
+    options = parse_train_args(f'DIR --seed 7 --resume {path} {flags}'.split())
+    with nullcontext() if flags else pytest.raises(OptionError, match='within an epoch, .* --seed 7 in place of 42'):
+        assert not resumed_run.ResumedRun.read(options, data).exact
+    data = {**data, 'train': {**data['train'], 'samples': 11}}
+    with nullcontext() if flags else pytest.raises(OptionError, match='within an epoch, and there are 11 samples'):
+        resumed_run.ResumedRun.read(replace(options, seed=42), data)
 
 
 @pytest.mark.parametrize('before, now, change, refused', [
