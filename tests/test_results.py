@@ -153,21 +153,39 @@ def test_the_page_has_the_results_of_cheaper_forms_of_agreement(data, arms):
         assert re.search(row, section('Cheaper forms of agreement')), cells
 
 
-def test_the_page_has_the_results_of_half_of_the_tokens():
+@pytest.mark.parametrize('name, form, title', [
+    ('tokens_pilot', 'tokens', 'Cheaper forms of agreement'),
+    ('small_batches_pilot', 'agmax', 'Batches of 10, a rate for each method')])
+def test_the_page_compares_a_form_with_plain_each_at_its_best_rate(name, form, title):
     tuning, top1, loss = defaultdict(list), defaultdict(dict), defaultdict(dict)
-    for row in rows_of('tokens_pilot'):
+    for row in rows_of(name):
         if row['split'] == 'tune':
             tuning[row['arm']].append(float(row['top1']))
         else:
-            for values, name in ((top1, 'top1'), (loss, 'loss')):
-                values[row['arm']][int(row['seed'])] = float(row[name])
-    plain, tokens = (max((arm for arm in tuning if arm.startswith(form)), key=lambda arm: mean(tuning[arm]))
-                     for form in ('plain', 'tokens'))
-    assert set(top1) == {plain, tokens} and top1[plain].keys() == top1[tokens].keys()
-    cells = (spread(top1[tokens]), shown(paired_difference(top1[tokens], top1[plain])),
-             shown(paired_difference(loss[tokens], loss[plain]), digits=3))
-    page = section('Cheaper forms of agreement')
+            for values, column in ((top1, 'top1'), (loss, 'loss')):
+                values[row['arm']][int(row['seed'])] = float(row[column])
+    plain, other = (max((arm for arm in tuning if arm.startswith(start)), key=lambda arm: mean(tuning[arm]))
+                    for start in ('plain', form))
+    assert set(top1) == {plain, other} and all(sorted(values) == list(range(8)) for values in top1.values())
+    cells = (spread(top1[other]), shown(paired_difference(top1[other], top1[plain])),
+             shown(paired_difference(loss[other], loss[plain]), digits=3))
+    page = section(title)
     assert f"| {' | '.join(cells)} |" in page and f'| {spread(top1[plain])} | | |' in page
+
+
+def test_the_page_has_the_rates_of_batches_of_10():
+    top1 = defaultdict(list)
+    for row in rows_of('small_batches_pilot'):
+        if row['split'] == 'tune':
+            top1[row['arm']].append(float(row['top1']))
+    page, rates = section('Batches of 10, a rate for each method'), ('0.02', '0.05', '0.1')
+    for form, name in (('plain', 'one view'), ('agmax', 'AgMax')):
+        means = [mean(top1[f'{form} batch=10 rate={rate}']) for rate in rates]
+        cells = [f'**{value:.1f}**' if value == max(means) else f'{value:.1f}' for value in means]
+        assert f"| {name} | {' | '.join(cells)} |" in page
+    late = [f'{mean(values):.1f}' for arm, values in top1.items() if arm.startswith('late')]
+    text = ' '.join(section('Cheaper forms of agreement').split('*late* is')[1].split())
+    assert re.findall(r'\b8\d\.\d', text)[:3] == late
 
 
 def test_the_page_has_the_results_of_remembered_predictions_in_the_package():
