@@ -336,7 +336,8 @@ def test_agreement_without_augmentation_is_complete(ema_run, photos, results_of,
     assert 0 <= results['agreement'] <= 100 and results['agreement_kl'] > 0
     assert results_of(*words)['agreement_kl'] == results['agreement_kl']
     saved = evaluated_model.saved_options
-    monkeypatch.setattr(evaluated_model, 'saved_options', lambda path: {**saved(path), 'no_aug': True})
+    monkeypatch.setattr(
+        evaluated_model, 'saved_options', lambda path, **given: {**saved(path, **given), 'no_aug': True})
     still = results_of(*words)
     assert still['agreement'] == 100. and still['agreement_kl'] == pytest.approx(0., abs=1e-4)
     images, _ = pixels_of(photos, crop_pct=1., crop_mode='squash')
