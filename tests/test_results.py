@@ -183,9 +183,10 @@ def test_the_page_has_the_rates_of_batches_of_10():
         means = [mean(top1[f'{form} batch=10 rate={rate}']) for rate in rates]
         cells = [f'**{value:.1f}**' if value == max(means) else f'{value:.1f}' for value in means]
         assert f"| {name} | {' | '.join(cells)} |" in page
-    late = [f'{mean(values):.1f}' for arm, values in top1.items() if arm.startswith('late')]
-    text = ' '.join(section('Cheaper forms of agreement').split('*late* is')[1].split())
-    assert re.findall(r'\b8\d\.\d', text)[:3] == late
+    arms = ('late batch=10 rate=0.05 start=0.5', 'late batch=10 rate=0.05 start=0.75', 'plain batch=10 rate=0.05',
+            'late batch=25 rate=0.1 start=0.5')
+    text = section('Cheaper forms of agreement').split('*late* is')[1]
+    assert re.findall(r'\b8\d\.\d', text)[:4] == [f'{mean(top1[arm]):.1f}' for arm in arms]
 
 
 def test_the_page_has_the_results_of_remembered_predictions_in_the_package():

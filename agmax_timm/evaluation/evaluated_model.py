@@ -243,7 +243,7 @@ def _pool_at_test_time(options: Model, model: Any, data_config: dict) -> tuple[n
             model, _ = apply_test_time_pool(model, data_config)
             difference = (model.eval()(image) - expected).abs().max()
         if difference > 1e-3 * expected.abs().max():
-            raise ValueError('it has further layers')
+            raise ValueError('its outputs at the training size change')
     except (*REFUSED, AttributeError) as error:
         raise OptionError(f"--test-pool: the head of '{options.model}' is not average pooling and one linear layer: "
                           f'{one_line(error, 200)}: drop it') from error

@@ -127,7 +127,7 @@ def test_test_pool_averages_windows_of_the_training_size(photos, weights, result
 
 
 @pytest.mark.parametrize('name, reason', [
-    ('test_convnext', 'it has further layers'),  # a layer norm after the pooling
+    ('test_convnext', 'its outputs at the training size change'),  # a layer norm after the pooling
     ('lcnet_050', "shape '[3, 256, 1, 1]' is invalid"),  # a convolution after the pooling, with more channels
 ])
 def test_test_pool_is_refused_for_a_head_that_timm_would_change(name, reason, photos, weights, refusal):

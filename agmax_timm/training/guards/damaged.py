@@ -43,6 +43,8 @@ class DamageLog:
 
     def log_new(self) -> None:
         """Warn of new damaged samples, and write damaged.csv. Does not wait for other ranks."""
+        if self.damage is None:
+            return
         new = self.damage.take_new()
         if new and self.path:
             self.reasons.update((index, why_undecodable(self.damage.path(index))) for index in new)

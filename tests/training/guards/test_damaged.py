@@ -104,6 +104,13 @@ def test_max_damaged_is_1_percent_by_default(data, capsys):
     assert '1 of 12 samples (8.33%)' in error_of(train_cli.main, flags(data), capsys)
 
 
+def test_a_damaged_training_image_of_torch_data_ends_the_run_with_one_line(data, capsys):
+    path = data / 'train' / 'ant' / '000.jpg'
+    path.write_bytes(b'no photograph')
+    line = error_of(train_cli.main, flags(data, '--dataset', 'torch/image_folder', '--max-damaged', '1'), capsys)
+    assert str(path) in line and 'cannot be decoded' in line
+
+
 @pytest.mark.parametrize('share', ['-0.1', '1.5'])
 def test_an_invalid_max_damaged_is_refused(share, data, capsys):
     line = error_of(train_cli.main, flags(data, '--max-damaged', share), capsys)
