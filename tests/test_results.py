@@ -102,6 +102,17 @@ def test_the_page_has_the_results_at_equal_cost(fair):
     assert row in (HOME / 'README.md').read_text()
 
 
+def test_the_page_has_the_gain_of_another_doubling_of_the_epochs(fair):
+    text = ' '.join(section('The same cost with and without AgMax').split('**Longer schedules.**')[1].split())
+    for column, name in enumerate(('standard', 'cutmix')):
+        longer = {int(row['seed']): float(row['top1']) for row in rows_of('demo_converged')
+                  if row['augmentation'] == name}
+        assert list(longer) == [0, 1]
+        before = mean(fair['twice the epochs'][column][seed] for seed in longer)
+        for value in (f'{before:.1f}', f'{mean(longer.values()):.1f}', f'{mean(longer.values()) - before:+.2f}'):
+            assert value in text
+
+
 def test_the_first_table_repeats_the_numbers_of_the_sections():
     page = (HOME / 'docs/results.md').read_text()
     anchors = {re.sub(r'[^\w -]', '', title.lower()).replace(' ', '-'): title
