@@ -1,5 +1,6 @@
-"""Files of --class-map, which give the index of each class."""
+"""The index of each class: by a file of --class-map, or in timm's order."""
 import os
+from collections.abc import Collection
 from numbers import Integral
 from typing import Any
 
@@ -7,6 +8,8 @@ from timm.data.readers.class_map import load_class_map
 
 from ...base.errors import DataError
 from ...base.text_file import read_text
+from .classes import normalised
+from .natural_order import natural_sort
 
 
 def read_class_map(class_map: Any, *folders: str | None) -> dict[Any, int] | None:
@@ -64,3 +67,34 @@ def _read_pickle(path: str) -> dict[Any, int]:
         if not isinstance(index, Integral):
             raise ValueError(f'{name!r} has the index {index!r}: indices are whole numbers')
     return {name: int(index) for name, index in class_to_idx.items()}
+
+
+def number_classes(
+        labels: Collection[str], class_map: dict[Any, int] | None, root: str) -> tuple[dict[Any, int], frozenset[str]]:
+    """Return the index of each class, and the labels that a class map leaves out.
+
+    Args:
+        labels: Names of the folders with images.
+        class_map: Index of each class. None numbers the labels in timm's order.
+        root: Folder or tar file of the images, for the message.
+
+    Raises:
+        RuntimeError: The class map has none of the labels.
+    """
+    labels = sorted(labels)
+    if class_map is None:
+        return {label: index for index, label in enumerate(natural_sort(labels))}, frozenset()
+    class_to_idx = _with_spellings(class_map, labels)
+    left_out = frozenset(labels) - set(class_to_idx)
+    if labels and len(left_out) == len(labels):
+        raise RuntimeError(f"found 0 images in '{root}' for --class-map: it does not have the name of any folder, such "
+                           f'as {labels[0]!r}')
+    return class_to_idx, left_out
+
+
+def _with_spellings(class_to_idx: dict[Any, int], labels: list[str]) -> dict[Any, int]:
+    """Add labels to a class map if they differ from a name only in their Unicode form."""
+    spelt = {normalised(name): index for name, index in class_to_idx.items()}
+    others = {label: spelt[normalised(label)] for label in labels
+              if label not in class_to_idx and normalised(label) in spelt}
+    return {**class_to_idx, **others} if others else class_to_idx

@@ -18,9 +18,9 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from ...base.errors import DataError
 from ...base.hub_connection import single_attempt
 from ...base.text import quoted
-from .class_map import read_class_map
+from .class_map import number_classes, read_class_map
 from .decoding import DecodedDataset, with_policy
-from .folder import FolderReader, is_hidden, number_classes
+from .folder import FolderReader, is_hidden
 
 DEMO = 'demo'
 TRAIN_SPLITS = ('train', 'training')

@@ -7,7 +7,6 @@ import copy
 import hashlib
 import logging
 import os
-import re
 from collections import Counter
 from collections.abc import Collection
 from itertools import groupby
@@ -18,8 +17,8 @@ import numpy as np
 from timm.data.readers.img_extensions import get_img_extensions
 from timm.data.readers.reader import Reader
 
-from .class_map import read_class_map
-from .classes import normalised
+from .class_map import number_classes, read_class_map
+from .natural_order import natural_keys, natural_sort
 
 _logger = logging.getLogger(__name__)
 
@@ -131,37 +130,6 @@ class FolderReader(Reader):
         return os.path.join(self.root, name) if absolute else name
 
 
-def number_classes(
-        labels: Collection[str], class_map: dict[Any, int] | None, root: str) -> tuple[dict[Any, int], frozenset[str]]:
-    """Return the index of each class, and the labels that a class map leaves out.
-
-    Args:
-        labels: Names of the folders with images.
-        class_map: Index of each class. None numbers the labels in timm's order.
-        root: Folder or tar file of the images, for the message.
-
-    Raises:
-        RuntimeError: The class map has none of the labels.
-    """
-    labels = sorted(labels)
-    if class_map is None:
-        return {label: index for index, label in enumerate(_natural_sort(labels))}, frozenset()
-    class_to_idx = _with_spellings(class_map, labels)
-    left_out = frozenset(labels) - set(class_to_idx)
-    if labels and len(left_out) == len(labels):
-        raise RuntimeError(f"found 0 images in '{root}' for --class-map: it does not have the name of any folder, such "
-                           f'as {labels[0]!r}')
-    return class_to_idx, left_out
-
-
-def _with_spellings(class_to_idx: dict[Any, int], labels: list[str]) -> dict[Any, int]:
-    """Add labels to a class map if they differ from a name only in their Unicode form."""
-    spelt = {normalised(name): index for name, index in class_to_idx.items()}
-    others = {label: spelt[normalised(label)] for label in labels
-              if label not in class_to_idx and normalised(label) in spelt}
-    return {**class_to_idx, **others} if others else class_to_idx
-
-
 class _Strings:
     """A sequence of strings without \\0, as one buffer and the end of each string.
 
@@ -200,9 +168,9 @@ def _scan(root: str, folder: str, types: Collection[str], others: Counter) -> li
     """Return the images of a folder, relative to the root, and of its subfolders, in natural order of their paths."""
     images, subfolders = _list(root, folder, types, others)
     if not subfolders:
-        return [_run(folder, _natural_sort(images))] if images else []
+        return [_run(folder, natural_sort(images))] if images else []
     names = images + [name + os.sep for name in subfolders]
-    keys = _natural_keys(names)
+    keys = natural_keys(names)
     order = sorted(range(len(names)), key=keys.__getitem__)
     runs = []
     for is_image, members in groupby(order, lambda i: i < len(images)):
@@ -269,41 +237,6 @@ def _check_link(link: str, root: str, folder: str) -> None:
 def _merge(inner: list[list[Run]]) -> list[Run]:
     """Merge folders whose names differ only in case or leading zeros. In timm's order, their images interleave."""
     paths = [(folder, name) for runs in inner for folder, names in runs for name in os.fsdecode(names).split('\0')]
-    keys = _natural_keys([os.path.join(*path) for path in paths])
+    keys = natural_keys([os.path.join(*path) for path in paths])
     paths = [paths[i] for i in sorted(range(len(paths)), key=keys.__getitem__)]
     return [_run(folder, [name for _, name in group]) for folder, group in groupby(paths, itemgetter(0))]
-
-
-def _natural_sort(names: list[str]) -> list[str]:
-    keys = _natural_keys(names)
-    return [names[i] for i in sorted(range(len(names)), key=keys.__getitem__)]
-
-
-def _natural_keys(names: list[str]) -> list[str]:
-    """Return strings that have the same order as timm's natural_key of the names.
-
-    natural_key is a list of lower-case text and numbers in turn. At the first difference of two lists, the end of a
-    list is less than a number, and a number is less than text. Strings have the same order if all numbers are padded to
-    one width and digits are less than other characters. Superscripts, for which natural_key fails, count as text.
-
-    Args:
-        names: Names without \\0. All keys are computed at once.
-    """
-    text = '\0'.join(['', *names, '']).lower()
-    if not text.isascii():
-        text = re.sub(r'\d+', lambda number: str(int(number[0])), text)  # converts digits of other scripts
-    characters = np.frombuffer(text.encode('utf-8', 'surrogatepass').translate(_DIGITS_FIRST), np.uint8)
-    is_digit = (characters > 0) & (characters <= 10)
-    edges = np.flatnonzero(is_digit[1:] != is_digit[:-1]) + 1
-    starts, ends = edges[::2], edges[1::2]
-    widths = ends - starts
-    steps = np.ones(len(characters), np.int64)
-    steps[starts] += widths.max(initial=0) - widths
-    places = steps.cumsum() - 1
-    padded = np.ones(places[-1] + 1, np.uint8)  # 1 is the digit 0
-    padded[places] = characters
-    return padded.tobytes().decode('latin-1').split('\0')[1:-1]
-
-
-# For bytes.translate: the digits become 1 to 10, and the characters before them in ASCII become 11 to 57.
-_DIGITS_FIRST = bytes([0, *range(11, 58), *range(1, 11), *range(58, 256)])

@@ -14,7 +14,8 @@ from timm.utils.misc import natural_key
 from agmax_timm.base.errors import DataError
 from agmax_timm.data.sources.checks import check_classes
 from agmax_timm.data.sources.dataset_factory import create_dataset
-from agmax_timm.data.sources.folder import FolderReader, _natural_keys
+from agmax_timm.data.sources.folder import FolderReader
+from agmax_timm.data.sources.natural_order import natural_keys
 
 # Case pairs, digits of several scripts and of none (a superscript), characters around the digits in ASCII, three
 # that change length or depend on their neighbours in lower case, an emoji, and a byte that is not UTF-8.
@@ -118,7 +119,7 @@ def test_relative_folders_are_read_as_by_timm(tmp_path, monkeypatch):
 @settings(max_examples=200)
 def test_natural_keys_compare_as_those_of_timm(names, number):
     names = [f'/{name}.' for name in names] + [f'/x{number}x²1.png']
-    ours, theirs = _natural_keys(names), [natural_key(name) for name in names]
+    ours, theirs = natural_keys(names), [natural_key(name) for name in names]
     for i in range(len(names)):
         for j in range(i):
             assert (ours[i] < ours[j]) == (theirs[i] < theirs[j])
@@ -127,7 +128,7 @@ def test_natural_keys_compare_as_those_of_timm(names, number):
 
 def test_long_numbers_sort_as_in_timm():
     names = ['9' * 200, '1' + '0' * 200, '0' * 250 + '7', '7', '8', '']
-    assert sorted(names, key=dict(zip(names, _natural_keys(names))).get) == sorted(names, key=natural_key)
+    assert sorted(names, key=dict(zip(names, natural_keys(names))).get) == sorted(names, key=natural_key)
 
 
 def test_classes_that_differ_in_zeros_or_case_have_a_fixed_order(tmp_path):
