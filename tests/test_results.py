@@ -50,12 +50,13 @@ def tuning():
     return rates
 
 
-@pytest.mark.parametrize('study', ['demo_fair', 'demo_converged'])
+@pytest.mark.parametrize('study', ['demo_fair', 'demo_fair_40', 'demo_converged'])
 def test_the_comparison_uses_the_best_learning_rates_of_the_tuning(tuning, study):
-    for name, parts in yaml.safe_load((HOME / f'hparams/studies/{study}.yaml').read_text())['methods'].items():
-        options = {key: value for part in parts if isinstance(part, dict) for key, value in part.items()}
-        method = name.split(',')[0] if name.startswith(('AgMax', 'two views alone')) else 'twice the epochs'
-        rates = tuning[method, options['batch_size']]
+    definition = yaml.safe_load((HOME / f'hparams/studies/{study}.yaml').read_text())
+    for name, parts in definition['methods'].items():
+        options = {key: value for part in [*definition['base'], *parts] if isinstance(part, dict)
+                   for key, value in part.items()}
+        rates = tuning[name if name in ('AgMax', 'two views alone') else 'twice the epochs', options['batch_size']]
         assert options['lr'] == max(rates, key=rates.get), name
 
 
@@ -75,7 +76,7 @@ def fair():
     top1 = defaultdict(lambda: defaultdict(dict))
     for row in rows_of('demo_fair'):
         assert row['status'] == 'complete'
-        top1[row['method'].removesuffix(', half the batch')][row['augmentation']][int(row['seed'])] = float(row['top1'])
+        top1[row['method']][row['augmentation']][int(row['seed'])] = float(row['top1'])
     assert list(top1) == ['twice the epochs', 'two views alone', 'AgMax']
     for columns in top1.values():
         assert list(columns) == list(definition['augmentations'])
