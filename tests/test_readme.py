@@ -35,7 +35,7 @@ def words_of(command, photos):
 def test_all_blocks_are_tested():
     assert len(re.findall('```', README)) == 2 * (len(BASH) + len(PYTHON))
     assert [block.split()[0] for block in BASH] == [
-        'python3', 'python3', *['python', 'torchrun', *['python'] * 8]] and len(PYTHON) == 1
+        'python3', 'python3', 'python', 'python', 'torchrun', *['python'] * 8] and len(PYTHON) == 1
 
 
 def test_the_demo_command_trains(tmp_path, monkeypatch, photos):
@@ -56,23 +56,33 @@ def test_the_test_command_starts_pytest():
     subprocess.run([sys.executable, *words[1:], '--version'], cwd=REPOSITORY, check=True)
 
 
+def test_the_command_that_repeats_the_comparison_runs(tmp_path, monkeypatch, capsys):
+    make, repeat = BASH[2].split(' && ')
+    monkeypatch.chdir(tmp_path)
+    run_command([sys.executable, REPOSITORY / make.split()[1], *make.split()[2:]])
+    words = shlex.split(repeat)
+    assert words[:3] == ['python', '-m', 'agmax_timm.study']
+    study.main([str(REPOSITORY / words[3]), *words[4:], '--dry-run'])
+    assert capsys.readouterr().out.count(' -m agmax_timm.study.train ') == 72
+
+
 def test_commands_of_training_evaluation_prediction_and_report_run(tmp_path, monkeypatch, photos, capsys):
     monkeypatch.chdir(tmp_path)
-    for command in (BASH[2], BASH[4]):
+    for command in (BASH[3], BASH[5]):
         words = words_of(command, photos)
         assert words[:2] == ['python', 'train.py']
         shutil.rmtree(tmp_path / 'output', ignore_errors=True)  # a run enters no folder of another
         train_cli.main([*words[2:], *SMALL])
-    words = words_of(BASH[5], photos)
+    words = words_of(BASH[6], photos)
     assert words[:2] == ['python', 'validate.py']
     validate_cli.main([*words[2:], '-j', '0'])
     assert '"top1"' in capsys.readouterr().out
 
-    words = words_of(BASH[6], photos)
+    words = words_of(BASH[7], photos)
     assert words[:3] == ['python', '-m', 'agmax_timm.predict']
     predict.main([*words[3:], '-j', '0'])
     assert len(capsys.readouterr().out.splitlines()) == 12
-    words = words_of(BASH[7], photos)
+    words = words_of(BASH[8], photos)
     assert words[:3] == ['python', '-m', 'agmax_timm.report']
     report.main([*words[3:], '-j', '0'])
     assert (tmp_path / capsys.readouterr().out.strip()).name == 'report.html'
@@ -93,31 +103,31 @@ def hub(tmp_path_factory, monkeypatch):
 
 def test_commands_of_publishing_and_export_run(tmp_path, monkeypatch, photos, hub, capsys):
     monkeypatch.chdir(tmp_path)
-    words = words_of(BASH[8], photos)
+    words = words_of(BASH[9], photos)
     assert words[:2] == ['python', 'train.py']
     train_cli.main([*words[2:], *SMALL])
     assert list(hub.repos) == ['me/resnet50.agmax']
 
-    words = words_of(BASH[9], photos)
+    words = words_of(BASH[10], photos)
     assert words[:3] == ['python', '-m', 'agmax_timm.publish']
     publish.main(words[3:])
     assert 'me/resnet50.agmax' in capsys.readouterr().out
 
-    words = words_of(BASH[10], photos)
+    words = words_of(BASH[11], photos)
     assert words[:3] == ['python', '-m', 'agmax_timm.export']
     export.main(words[3:])
     assert timm.create_model('local-dir:exported', pretrained=True).num_classes == 3
 
 
 def test_the_command_of_a_study_runs(photos, capsys):
-    words = words_of(BASH[11], photos)
+    words = words_of(BASH[12], photos)
     assert words[:3] == ['python', '-m', 'agmax_timm.study']
     study.main([*words[3:], '--dry-run'])  # the runs of it are in test_the_command_of_a_study_runs.py
     assert capsys.readouterr().out.count(' -m agmax_timm.study.train ') == 60
 
 
 def test_the_command_of_torchrun_trains(tmp_path, photos):
-    words = [*words_of(BASH[3], photos)[1:], *SMALL, '-b', '2', '--output', tmp_path]
+    words = [*words_of(BASH[4], photos)[1:], *SMALL, '-b', '2', '--output', tmp_path]
     completed = run_command([*TORCHRUN, *words])
     assert completed.returncode == 0, completed.stderr
     assert (tmp_path / 'run' / 'last.pth.tar').exists()

@@ -61,7 +61,7 @@ def draw_results(figure: Any) -> None:
             axes.plot([effect.mean], [place], marker, color=colour, markersize=8, linestyle='none',
                       fillstyle='full' if effect.interval else 'none', label=name if row == 1 else None)
     axes.axvline(0, color='black', linewidth=1, linestyle='-')
-    axes.set_yticks(range(len(effects)), [textwrap.fill(setting, 38) for setting, *_ in effects], fontsize=10)
+    axes.set_yticks(range(len(effects)), [textwrap.fill(setting, 48) for setting, *_ in effects], fontsize=10)
     axes.set_ylim(len(effects) - .5, -.5)
     axes.tick_params(axis='y', length=0)
     axes.grid(axis='x', color='0.9')
@@ -72,6 +72,7 @@ def draw_results(figure: Any) -> None:
 
 
 def draw_two_views(figure: Any) -> None:
+    figure.set_layout_engine('none')
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set(xlim=(0, 11), ylim=(0, 5.2), aspect='equal')
     axes.axis('off')
@@ -130,7 +131,7 @@ def main() -> None:
     (DOCS / 'images').mkdir(exist_ok=True)
     save_figure(str(DOCS / 'images' / 'two_views.png'), draw_two_views, dpi=150, figsize=(9, 9 * 5.2 / 11))
     results = DOCS / 'images' / 'results.png'
-    save_figure(str(results), draw_results, dpi=150, figsize=(9, 6.4))
+    save_figure(str(results), draw_results, dpi=150, figsize=(9, 4.2))
     text = PngInfo()
     text.add_text('effects', repr(read_effects((DOCS / 'agmax.md').read_text())))  # a test compares them with the table
     with Image.open(results) as picture:
