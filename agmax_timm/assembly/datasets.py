@@ -68,9 +68,7 @@ def build_datasets(options: TrainOptions, data_config: dict) -> tuple[Dataset, D
         validation = open_validation(options, data_config)
         if options.val_split != options.train_split and share_of(options.val_split) is None:
             check_different(train, validation)
-    if is_primary():
-        _logger.info(summary({
-            options.train_split: train, split_name(vars(options), options.val_split): validation}))
+    _logger.info(summary({options.train_split: train, split_name(vars(options), options.val_split): validation}))
     check_classes(train, validation, options.num_classes or 0, options.class_map)
     return train, validation
 

@@ -167,9 +167,8 @@ def build_model(options: TrainOptions, device: torch.device, precision: Precisio
     _init_head(options, model)
     if options.grad_checkpointing:
         _checkpoint_gradients(options, model)
-    if is_primary():
-        count = sum(parameter.numel() for parameter in model.parameters())
-        _logger.info(f'Model {options.model} created, param count: {count}')
+    count = sum(parameter.numel() for parameter in model.parameters())
+    _logger.info(f'Model {options.model} created, param count: {count}')
     data_config = build_data_config(options, model)
     data_config['crop_mode'] = 'center'  # as timm's train.py, for every model
 

@@ -21,7 +21,6 @@ from ..distillation import AgMaxDistillationTask
 from ..loss import ranks_of_marginal
 from ..options.checks import batch_sizes, loss_name, mixing, remembers
 from ..options.declare import picked
-from ..options.model import Distillation
 from ..options.parsers import TrainOptions
 from ..remembered import AgMaxMemoryTask
 from ..task import AgMaxTask
@@ -38,14 +37,13 @@ def build_task(options: TrainOptions, model: nn.Module, device: torch.device, pr
     Args:
         dataset: Training data, for --class-stats auto and --agmax-teacher memory.
     """
-    criterion = build_criterion(options, dataset)
-    common: dict[str, Any] = dict(device=device, dtype=precision.model_dtype, verbose=is_primary())
+    common: dict[str, Any] = dict(criterion=build_criterion(options, dataset), device=device,
+                                  dtype=precision.model_dtype, verbose=is_primary())
     if options.agmax and options.agmax_loss == 'mi':
         _check_marginals(options)
-        if is_primary():
-            _logger.info(f'Marginals of AgMax: {describe_marginals(options)}')
+        _logger.info(f'Marginals of AgMax: {describe_marginals(options)}')
     method = '--agmax-teacher memory' if remembers(options) else '--agmax' if options.agmax else ''
-    if method and is_primary():
+    if method:
         default = '' if options.smoothing or 'smoothing' in options.given else f', the default with {method}'
         _logger.info(f'Label smoothing: {options.smoothing:g}{default}')
     teacher = None
@@ -55,14 +53,14 @@ def build_task(options: TrainOptions, model: nn.Module, device: torch.device, pr
             in_chans=getattr(model, 'in_chans', 3), device=device, dtype=precision.model_dtype)
     try:
         if options.agmax:
-            return _agmax_task(options, model, teacher, criterion, common)
+            return _agmax_task(options, model, teacher, common)
         if remembers(options):
             return AgMaxMemoryTask(
                 model, num_images=len(dataset), num_classes=options.num_classes,
                 weight=options.agmax_teacher_weight, momentum=options.agmax_teacher_momentum,
-                topk=options.agmax_teacher_topk, criterion=criterion, **common)
+                topk=options.agmax_teacher_topk, **common)
         if teacher is not None:
-            return _distillation_task(options, model, teacher, criterion, common)
+            return _distillation_task(options, model, teacher, common)
     except ValueError as error:
         flag = f"--kd-model-name '{options.kd_model_name}'" if options.kd_model_name else method
         raise OptionError(f"{flag}: {str(error).replace('topk', '--agmax-teacher-topk')}") from error
@@ -75,8 +73,8 @@ def build_task(options: TrainOptions, model: nn.Module, device: torch.device, pr
             raise
         raise OptionError(f'--agmax-units {options.agmax_units}: {error}') from error
     if options.task == 'multilabel':
-        return MultiLabelClassificationTask(model, criterion, threshold=options.multilabel_threshold, **common)
-    return ClassificationTask(model, criterion, **common)
+        return MultiLabelClassificationTask(model, threshold=options.multilabel_threshold, **common)
+    return ClassificationTask(model, **common)
 
 
 def build_criterion(options: TrainOptions, dataset: Any = None) -> nn.Module:
@@ -112,9 +110,19 @@ def build_criterion(options: TrainOptions, dataset: Any = None) -> nn.Module:
 
 
 def _distillation_task(
-        options: TrainOptions, model: nn.Module, teacher: nn.Module, criterion: nn.Module, common: dict[str, Any],
-) -> TrainingTask:
-    task: Any = _timm_distillation_task(options, model, teacher, criterion, common)
+        options: TrainOptions, model: nn.Module, teacher: nn.Module, common: dict[str, Any]) -> TrainingTask:
+    common = dict(common, **picked(options, 'distill_loss_weight', 'task_loss_weight'))
+    task: Any
+    if options.kd_distill_type == 'feature':
+        task = FeatureDistillationTask(
+            model, teacher, student_feature_dim=options.kd_student_feature_dim,
+            teacher_feature_dim=options.kd_teacher_feature_dim, **common)
+    elif options.kd_distill_type == 'token':
+        task = TokenDistillationTask(
+            model, teacher, distill_type=options.kd_token_distill_type, temperature=options.kd_temperature, **common)
+    else:
+        task = LogitDistillationTask(
+            model, teacher, loss_type=options.kd_loss_type, temperature=options.kd_temperature, **common)
     for name, given in (('student_mean', options.mean), ('student_std', options.std)):
         if given is not None:  # timm takes the values of the student's pretrained_cfg
             values = getattr(task, name)
@@ -123,26 +131,9 @@ def _distillation_task(
     return task
 
 
-def _timm_distillation_task(
-        options: Distillation, model: nn.Module, teacher: nn.Module, criterion: nn.Module, common: dict[str, Any],
-) -> TrainingTask:
-    temperature = options.kd_temperature
-    common = dict(common, criterion=criterion, **picked(options, 'distill_loss_weight', 'task_loss_weight'))
-    if options.kd_distill_type == 'feature':
-        return FeatureDistillationTask(
-            model, teacher, student_feature_dim=options.kd_student_feature_dim,
-            teacher_feature_dim=options.kd_teacher_feature_dim, **common)
-    if options.kd_distill_type == 'token':
-        return TokenDistillationTask(
-            model, teacher, distill_type=options.kd_token_distill_type, temperature=temperature, **common)
-    return LogitDistillationTask(model, teacher, loss_type=options.kd_loss_type, temperature=temperature, **common)
-
-
-def _agmax_task(
-        options: TrainOptions, model: nn.Module, teacher: Any, criterion: nn.Module, common: dict) -> AgMaxTask:
+def _agmax_task(options: TrainOptions, model: nn.Module, teacher: Any, common: dict) -> AgMaxTask:
     common = dict(
         common,
-        criterion=criterion,
         kind=options.agmax_loss,
         weight=options.agmax_weight,
         divergence_weight=options.agmax_divergence_weight,

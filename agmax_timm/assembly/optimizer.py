@@ -9,7 +9,7 @@ from timm.optim import create_optimizer_v2, optimizer_kwargs
 from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 from timm.task import TrainingTask
 
-from ..base.distributed import is_distributed, is_primary, world_size
+from ..base.distributed import is_distributed, world_size
 from ..base.errors import OptionError
 from ..base.text import one_line
 from ..options.checks import ranking_metric
@@ -33,9 +33,8 @@ def with_learning_rate(options: TrainOptions, batch_size: float) -> TrainOptions
         scale = 'sqrt' if any(name in options.opt.lower() for name in ('ada', 'lamb')) else 'linear'
     ratio = images / options.lr_base_size
     lr = options.lr_base * (ratio ** 0.5 if scale == 'sqrt' else ratio)
-    if is_primary():
-        _logger.info(f'Learning rate {lr:g}: {options.lr_base:g} at {options.lr_base_size} images, scaled {scale} to '
-                     f'{images:g} images per update.')
+    _logger.info(f'Learning rate {lr:g}: {options.lr_base:g} at {options.lr_base_size} images, scaled {scale} to '
+                 f'{images:g} images per update.')
     return replace(options, lr=lr, lr_base_scale=scale)
 
 

@@ -37,14 +37,6 @@ def gather_objects(value: Any) -> list[Any]:
     return values
 
 
-def from_first_rank(value: Any) -> Any:
-    """Return the value of the first rank, on all ranks. It can be pickled. All ranks must call it."""
-    values = [value]
-    if is_distributed():
-        dist.broadcast_object_list(values, 0)
-    return values[0]
-
-
 def largest(number: int, device: torch.device) -> int:
     """Return the largest of the numbers of all ranks. All ranks must call it, with a device of their process group."""
     if not is_distributed():
@@ -52,6 +44,14 @@ def largest(number: int, device: torch.device) -> int:
     of_all = torch.tensor(number, device=device)
     dist.all_reduce(of_all, dist.ReduceOp.MAX)
     return int(of_all)
+
+
+def sum_of_ranks(value: torch.Tensor) -> torch.Tensor:
+    """Return the sum of a tensor over all ranks. All ranks must call it, with one shape."""
+    total = value.clone()
+    if is_distributed():
+        dist.all_reduce(total)
+    return total
 
 
 def describe_device(device: torch.device) -> str:

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-import torch.distributed as dist
+
+from ..base.distributed import sum_of_ranks
 
 
 @dataclass(frozen=True)
@@ -48,9 +49,7 @@ class CalibrationBins:
 
     def compute(self, distributed: bool = False) -> Calibration:
         """Return the error and the bins; with `distributed`, over all ranks."""
-        totals = self.totals.clone()
-        if distributed:
-            dist.all_reduce(totals)
+        totals = sum_of_ranks(self.totals) if distributed else self.totals
         count, confidence, hits = totals.cpu()
         error = ((confidence - hits).abs().sum() / count.sum().clamp(min=1)).item()
         mean = totals.cpu() / count.clamp(min=1)

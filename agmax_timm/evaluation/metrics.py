@@ -3,12 +3,11 @@ import os
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from timm.data import MultiLabelTarget, RealLabelsImagenet
 from timm.task import ClassificationEvaluator, MultiLabelClassificationEvaluator, evaluation_sample_limit
 from torch.utils.data import Dataset
 
-from ..base.distributed import gather_objects, rank, world_size
+from ..base.distributed import gather_objects, rank, sum_of_ranks, world_size
 from ..base.errors import DataError, OptionError
 from ..base.text_file import read_text, without_mark
 from ..data.sources.checks import check_evaluated_classes
@@ -85,9 +84,7 @@ class LabelEvaluator(ClassificationEvaluator):
         assert self.real_labels is not None
         hits = [self.real_labels.is_correct[k] for k in self.real_labels.topk]
         counts = torch.tensor([len(hits[0])] + [sum(map(int, hit)) for hit in hits], device=self.device)
-        if distributed:
-            dist.all_reduce(counts)
-        count, top1, top5 = counts.tolist()
+        count, top1, top5 = (sum_of_ranks(counts) if distributed else counts).tolist()
         return dict(top1=100 * top1 / max(1, count), top5=100 * top5 / max(1, count))
 
     def _precision_and_recall(self, distributed: bool) -> dict[str, float]:

@@ -6,7 +6,7 @@ as an uninterrupted one.
 import math
 from typing import Any
 
-from ..base.distributed import from_first_rank
+from ..base.distributed import gather_objects
 from ..options.run import Run
 
 
@@ -31,4 +31,4 @@ def stop_reason(options: Run, metric: str, results: list[dict[str, Any]]) -> str
     delta = f' by more than {least:g}' if least else ''
     reason = f'no better {metric}{since}{delta} in {waited} evaluation{"s" if waited > 1 else ""}'
     # The last bits of a metric may differ between ranks.
-    return from_first_rank(reason if waited >= options.early_stop else '')
+    return gather_objects(reason if waited >= options.early_stop else '')[0]

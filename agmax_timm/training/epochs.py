@@ -47,11 +47,10 @@ class Epochs:
         self.options = run.options
         self.checkpoints = run.checkpoints
         self.trackers = trackers
-        self.primary = is_primary()
         run.on_broken.folder = folder
         self.damaged = DamageLog(run.dataset_train, run.device, run.checkpoints.output_dir)
         self.progress_log = log.ProgressLog(
-            run.stop_epoch * run.updates_per_epoch, run.done_updates, run.num_epochs, self.primary)
+            run.stop_epoch * run.updates_per_epoch, run.done_updates, run.num_epochs)
         # The reason, '' if the run has not stopped early.
         self.stopped = stop_reason(run.options, run.metric_name, self.comparable)
         self.any_left = run.position.epoch < run.stop_epoch and not self.stopped
@@ -82,7 +81,7 @@ class Epochs:
         while position.epoch < self.run.stop_epoch and not self.stopped:
             self._epoch(position, losses)
             position, losses = Position(position.epoch + 1), None
-        self.progress_log.close()
+        self.progress_log.bar.close()
         self.damaged.at_end()
 
     def _epoch(self, position: Position, losses: RunningLosses | None) -> None:
@@ -109,7 +108,7 @@ class Epochs:
             nonlocal updated
             updated = batches
             self._set_ramp(position.epoch, batches)
-            self.progress_log.updated()
+            self.progress_log.bar.update()
             self.checkpoints.after_update(position.epoch, batches, losses, checked)
 
         step = Step(run, run.finite_check, run.on_broken, loaders.build_loss_scale(options, run.loader_train))
@@ -146,7 +145,7 @@ class Epochs:
         self.progress_log.train_step(progress, optimization.mean_lr(run.optimizer))
         if self.trackers is not None:
             self.trackers.update(progress)
-        if self.options.save_images and self.primary:
+        if self.options.save_images and is_primary():
             name = f'views-{progress.epoch}-{progress.update_index}.png'
             path = os.path.join(self.checkpoints.output_dir, name)
             with log.tolerated(path):

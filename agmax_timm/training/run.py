@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from ..assembly.console import begin_log
 from ..assembly.process_group import end_process_group
-from ..base.distributed import from_first_rank, is_primary
+from ..base.distributed import gather_objects, is_primary
 from ..base.signals import StopSignals
 from ..evaluation.log import finite, print_results
 from ..options.data_kinds import split_name
@@ -54,7 +54,7 @@ def train(
             dry_run.print_plan(run)
             return []
         trackers = open_output(run, options) if is_primary() else None
-        epochs = Epochs(run, trackers, from_first_rank(run.checkpoints.output_dir))
+        epochs = Epochs(run, trackers, gather_objects(run.checkpoints.output_dir)[0])
         try:
             epochs.train()
         except BaseException:

@@ -17,7 +17,7 @@ def epochs():
     made.options = Namespace(nan_policy='stop', early_stop=0)
     made.run = Namespace(options=made.options, state=state, device=torch.device('cpu'), loader_eval=None,
                          metric_name='loss', scheduler=None, optimizer=optimizer)
-    made.trackers, made.primary = None, False
+    made.trackers = None
     return made
 
 

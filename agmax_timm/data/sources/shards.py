@@ -20,11 +20,10 @@ from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 import torch
-import torch.distributed as dist
 from timm.data import IterableImageDataset
 from torch.utils.data import Dataset
 
-from ...base.distributed import is_distributed, is_primary
+from ...base.distributed import is_primary, sum_of_ranks
 from ...base.errors import DataError, SampleError
 from .dataset_factory import create_dataset
 from .decoding import UndecodableError, read_sample
@@ -147,11 +146,9 @@ def warn_of_loss(loader, count: int, device: torch.device) -> None:
     if not isinstance(getattr(loader, 'dataset', None), IterableImageDataset):
         return
     expected = getattr(loader.dataset.reader, 'num_samples', None)
-    counts = torch.tensor(count, device=device)
-    if is_distributed():
-        dist.all_reduce(counts)
-    if expected and counts.item() != expected and is_primary():
-        _logger.warning(f'Evaluated {counts.item()} samples where the split should have {expected}: shards or samples '
+    total = sum_of_ranks(torch.tensor(count, device=device)).item()
+    if expected and total != expected and is_primary():
+        _logger.warning(f'Evaluated {total} samples where the split should have {expected}: shards or samples '
                         'could not be read, or that number is wrong')
 
 

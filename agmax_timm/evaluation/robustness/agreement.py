@@ -1,6 +1,7 @@
 """Agreement of the predictions for two augmented views of an image, which AgMax maximises in training."""
 import torch
-import torch.distributed as dist
+
+from ...base.distributed import sum_of_ranks
 
 
 class AgreementEvaluator:
@@ -42,8 +43,6 @@ class AgreementEvaluator:
 
     def compute(self, distributed: bool = False) -> dict[str, float]:
         """Return the metrics of summary(); with `distributed`, over all ranks."""
-        totals = self.totals.clone()
-        if distributed:
-            dist.all_reduce(totals)
+        totals = sum_of_ranks(self.totals) if distributed else self.totals
         count, same, divergence = totals.tolist()
         return dict(agreement=100 * same / max(count, 1), agreement_kl=divergence / max(count, 1))

@@ -8,13 +8,14 @@ import torch
 
 from ...assembly.sharding import WholeState, whole
 from ...base.distributed import gather_objects, is_primary, largest, rank
+from ...base.output_files import write_csv
 from ...base.signals import Interrupted, StopSignals
 from ...data.sources.decoding import damage_of
 from ...options.quantities import parse_interval
 from ...options.run import Run
 from ..guards.watchdog import Watchdog
 from ..output import run_folder
-from ..output.log import tolerated, write_summary
+from ..output.log import tolerated
 from ..updates.finite_check import CheckResult
 from ..updates.losses import NonFiniteError, RunningLosses
 from ..updates.step import Training
@@ -100,7 +101,7 @@ class CheckpointManager:
         if self.saver is not None:
             path = run_folder.summary_path(self.output_dir)
             with tolerated(path):
-                write_summary(path, self.state.history.rows)
+                write_csv(path, self.state.history.rows)
             self.saver.save_checkpoint(epoch, metric, state=state, **metrics)
             if epoch + 1 in self.training.options.save_epochs:
                 self.saver.save_milestone(epoch + 1)

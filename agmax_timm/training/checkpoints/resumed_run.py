@@ -99,6 +99,5 @@ def keep_defaults(options: TrainOptions) -> TrainOptions:
     saved = options_in(read_file(options.resume, mmap=True)) if wanted else {}
     kept = {name: saved[name] for name in wanted if saved.get(name) not in (None, getattr(options, name))}
     for name, value in kept.items():
-        if is_primary():
-            _logger.info(f"{flag_of(name)} {value}, as in '{options.resume}'")
+        _logger.info(f"{flag_of(name)} {value}, as in '{options.resume}'")
     return replace(options, **kept)

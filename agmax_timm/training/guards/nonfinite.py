@@ -71,9 +71,8 @@ class BrokenUpdates:
             raise NonFiniteError(
                 f'{self._name(update)}: gradient not finite, {self._found(update, checked)}. The loss scaler skipped '
                 f'{self._in_a_row} updates in a row, its scale is {checked.scale:g}. Try {_REMEDY}')
-        if rank() == 0:
-            _logger.info(f'Skipped {self._name(update)}: a gradient is not finite in float16. The loss scale is now '
-                         f'{checked.scale:g}; skipped so far: {self.skipped}')
+        _logger.info(f'Skipped {self._name(update)}: a gradient is not finite in float16. The loss scale is now '
+                     f'{checked.scale:g}; skipped so far: {self.skipped}')
 
     def _name(self, update: Update) -> str:
         return f'update {update.first_batch // self.options.grad_accum_steps} of epoch {update.epoch}'

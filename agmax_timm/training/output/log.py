@@ -12,7 +12,8 @@ from typing import Any
 from tqdm import tqdm
 
 from ...assembly.console import steps_logger
-from ...base.output_files import save_figure, write_csv
+from ...base.distributed import is_primary
+from ...base.output_files import save_figure
 from ...evaluation.log import result_line
 from ..updates.loop import Progress
 
@@ -35,22 +36,16 @@ class ProgressLog:
         done_updates: Updates done before, in a resumed run.
     """
 
-    def __init__(self, total_updates: int, done_updates: int = 0, num_epochs: int = 0, primary: bool = True):
-        self.primary = primary
+    def __init__(self, total_updates: int, done_updates: int = 0, num_epochs: int = 0):
         self.num_epochs = num_epochs
         self.total_updates = total_updates
         self.done_updates = done_updates
         self.start = time.perf_counter()
         self.bar = tqdm(
             total=total_updates, initial=done_updates, unit='update', file=sys.stderr, dynamic_ncols=True,
-            disable=not (primary and sys.stderr.isatty()))
-
-    def updated(self) -> None:
-        self.bar.update()
+            disable=not (is_primary() and sys.stderr.isatty()))
 
     def train_step(self, progress: Progress, lr: float) -> None:
-        if not self.primary:
-            return
         steps_logger.info(f'{train_line(progress, lr)}  ETA: {self._eta(progress)}')
         self.bar.set_description(f'Epoch {progress.epoch}/{self.num_epochs - 1}', refresh=False)
         self.bar.set_postfix({name: f'{value:.3g}' for name, value in progress.mean.items()}, refresh=False)
@@ -62,11 +57,7 @@ class ProgressLog:
         return tqdm.format_interval(seconds * max(0, self.total_updates - done))
 
     def evaluation(self, name: str, metrics: dict[str, float]) -> None:
-        if self.primary:
-            _logger.info(result_line(name, metrics))
-
-    def close(self) -> None:
-        self.bar.close()
+        _logger.info(result_line(name, metrics))
 
 
 def train_line(progress: Progress, lr: float) -> str:
@@ -103,11 +94,6 @@ def summary_row(
         row.update({f'raw_{name}': value for name, value in raw.items()})
         row.update({f'ema_{name}': value for name, value in ema.items()})
     return row
-
-
-def write_summary(path: str, rows: list[dict[str, Any]]) -> None:
-    """Replace summary.csv atomically. Columns are in the order of their first use; a missing value is empty."""
-    write_csv(path, rows)
 
 
 def read_rows(path: str) -> list[dict[str, Any]]:

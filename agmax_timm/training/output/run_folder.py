@@ -19,12 +19,13 @@ from timm.models import safe_model_name
 from ...base import atomic_write
 from ...base.distributed import gather_objects
 from ...base.errors import OptionError
+from ...base.output_files import write_csv
 from ...options.declare import values
 from ...options.model import TrainModel
 from ...options.parsers import TrainOptions
 from ...options.run import Run
 from ...weights.find import checkpoint_names, newest_checkpoint, next_branch
-from .log import read_rows, write_summary
+from .log import read_rows
 from .log_file import LogFile, log_to_file
 
 OTHER_OUTPUT = 'give a folder that can be written with --output'
@@ -175,7 +176,7 @@ def open_folder(
         if restored and resumes_in(options, folder):
             atomic_write.truncate(log_path, restored['log'])
             if restored['rows']:
-                write_summary(summary_path(folder), restored['rows'])
+                write_csv(summary_path(folder), restored['rows'])
         return folder, log_to_file(log_path)
 
 
@@ -219,7 +220,7 @@ def take_over(folder: str, epoch: int) -> list[dict[str, Any]]:
             _keep(path)
         rows = [row for row in read_rows(summary_path(folder)) if row['epoch'] < epoch]
         if rows:
-            write_summary(summary_path(folder), rows)
+            write_csv(summary_path(folder), rows)
     return rows
 
 

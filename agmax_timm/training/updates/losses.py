@@ -4,10 +4,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.distributed as dist
 import torch.nn as nn
 
-from ...base.distributed import is_distributed, world_size
+from ...base.distributed import sum_of_ranks, world_size
 from ...base.errors import UserError
 from ...data.loading.device import Input
 
@@ -92,9 +91,7 @@ class RunningLosses:
         """
         assert self.last is not None and self.sums is not None
         values = torch.stack([self.last.to(self.dtype), self.sums / self.count])
-        if is_distributed():
-            dist.all_reduce(values)
-            values /= world_size()
+        values = sum_of_ranks(values) / world_size()
         last, mean = (dict(zip(self.names, row)) for row in values.tolist())
         broken = flagged(self.names, [not math.isfinite(value) for value in mean.values()])
         if broken:

@@ -16,12 +16,12 @@ import torch
 
 from agmax_timm.assembly import model as build
 from agmax_timm.base import atomic_write
+from agmax_timm.base.output_files import write_csv
 from agmax_timm.base.safe_load import read_file, verify
 from agmax_timm.commands import train as train_cli
 from agmax_timm.options.parse import parse_train_args
 from agmax_timm.training import epochs
 from agmax_timm.training.checkpoints import manager
-from agmax_timm.training.output import log as reporting
 from agmax_timm.training.output import run_folder
 from agmax_timm.training.output.log_file import LogFile
 from tests.helpers.run_files import epochs_in
@@ -255,6 +255,6 @@ def test_a_log_line_is_written_completely_or_not_at_all(tmp_path, monkeypatch, f
 def test_a_summary_has_the_columns_of_all_rows(tmp_path):
     path = str(tmp_path / 'summary.csv')
     rows = [{'epoch': 0, 'train_loss': 2.5}, {'epoch': 1, 'train_loss': 0.1 + 0.2, 'ema_top1': 5.}]
-    reporting.write_summary(path, rows)
+    write_csv(path, rows)
     assert open(path, newline='').read() == (
         'epoch,train_loss,ema_top1\r\n0,2.5,\r\n1,0.30000000000000004,5.0\r\n')
