@@ -156,6 +156,14 @@ def test_a_missing_folder_is_refused(tmp_path, name):
         create_dataset('', str(tmp_path / name), 'train')
 
 
+def test_a_tar_file_without_images_is_refused(tmp_path):
+    (tmp_path / 'notes.txt').touch()
+    with tarfile.open(tmp_path / 'train.tar', 'w') as tar:
+        tar.add(tmp_path / 'notes.txt', 'notes.txt')
+    with pytest.raises(DataError, match=r"train\.tar', split 'train': found 0 images"):
+        create_dataset('', str(tmp_path / 'train.tar'), 'train')
+
+
 def test_a_folder_without_images_is_refused(tmp_path):
     (tmp_path / 'note.txt').write_text('not an image')
     with pytest.raises(DataError, match="split 'train'.*0 images"):
