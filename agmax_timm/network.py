@@ -131,10 +131,13 @@ def layer_of_parameters(model: nn.Module, coarse: bool = False) -> dict[str, int
 
 
 def init_normal(module: nn.Module, std: float) -> None:
-    """Draw the weights of every Linear and Conv layer from N(0, std), as in the published ImageNet runs."""
+    """Draw the weights of every Linear and Conv layer from N(0, std), as in the published ImageNet runs.
+
+    They are drawn on the CPU, so they do not depend on the device.
+    """
     for layer in module.modules():
         if isinstance(layer, (nn.Linear, nn.modules.conv._ConvNd)):
-            nn.init.normal_(layer.weight, std=std)
+            layer.weight.data.copy_(nn.init.normal_(torch.empty(layer.weight.shape, dtype=layer.weight.dtype), std=std))
 
 
 def count_classes(model: nn.Module, task: str, num_classes: int | None = None) -> int:

@@ -79,7 +79,8 @@ class AgMaxTask(TrainingTask):
         self._targets_are_checked = False
         self.loss = AgMaxLoss(
             criterion, kind, weight, divergence_weight, marginal_images, divergence_reduction).to(self.device)
-        qnet = QNet(num_classes, hidden, device=self.device, dtype=self.dtype) if kind == 'mi' else None
+        # Drawn on the CPU, as timm's models are: initial weights and later random numbers do not depend on the device.
+        qnet = QNet(num_classes, hidden, dtype=self.dtype).to(self.device) if kind == 'mi' else None
         self.trainable_module: Any = AgMaxModule(model, qnet, num_classes)  # later compiled, or within DDP
         if init_std is not None:
             init_normal(self.trainable_module, init_std)

@@ -476,6 +476,26 @@ def test_adaptive_clipping_does_not_change_the_head():
     assert not {'model.head.weight', 'model.head.bias'} & changed
 
 
+# Initial weights
+
+def test_initial_weights_do_not_depend_on_the_device():
+    """The meta device has no random state of its own: what is drawn there leaves that of the CPU as it was."""
+    states = []
+    for device in ('cpu', 'meta'):
+        model = create_model().to(device)
+        AgMaxTask(model, nn.CrossEntropyLoss(), init_std=0.2, verbose=False)
+        states.append(torch.get_rng_state())
+    assert torch.equal(*states)
+
+
+def test_init_std_draws_the_same_weights_for_every_memory_format():
+    plain, last = create_model('test_resnet'), create_model('test_resnet').to(memory_format=torch.channels_last)
+    for model in (plain, last):
+        torch.manual_seed(1)
+        AgMaxTask(model, nn.CrossEntropyLoss(), init_std=0.2, verbose=False)
+    assert_same(plain.state_dict(), last.state_dict())
+
+
 # Compilation
 
 @pytest.mark.slow

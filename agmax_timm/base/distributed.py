@@ -98,5 +98,6 @@ def rows_of_ranks(value: torch.Tensor) -> torch.Tensor:
     if not is_distributed():
         return value
     rows = value.new_empty(world_size() * len(value), *value.shape[1:])
-    dist.all_gather_into_tensor(rows, value.contiguous())
+    name = 'all_gather_single' if hasattr(dist, 'all_gather_single') else 'all_gather_into_tensor'  # before torch 2.14
+    getattr(dist, name)(rows, value.contiguous())
     return rows

@@ -73,6 +73,9 @@ def as_user_error(error: BaseException) -> UserError | None:
         return UserError(f"'{error.filename}': {error.strerror}" if error.filename else error.strerror)
     if isinstance(error, RuntimeError) and 'DataLoader worker (pid' in str(error):  # not what a worker itself raised
         return WorkerError(f'a loader worker died: {one_line(error, 300)}. Out of memory? Use fewer --workers')
+    if type(error).__name__ == 'AcceleratorError' and 'out of memory' in str(error):  # not of the GPU's allocator
+        return MemoryLimitError(f'out of memory: {one_line(error, 200)}. If the memory that is pinned for batches is '
+                                'too large, use --no-pin-mem, fewer --workers or a smaller batch')
     too_large = isinstance(error, MemoryError) or type(error).__name__ == 'OutOfMemoryError'  # torch's
     if too_large or 'DefaultCPUAllocator' in str(error):
         return MemoryLimitError(f'out of memory: {one_line(error, 200)}. Use a smaller batch')

@@ -68,6 +68,7 @@ class Evaluation:
             perturb: Argument of evaluate().
             **data_config: Values that replace those of the model's data configuration.
         """
+        bulk.free_memory()
         subject, dataset = self.subject, dataset or self.dataset
         source = SeededDataset(dataset, self.options.seed) if change is not None else dataset
         loader = build_loader(replace(subject, data_config={**subject.data_config, **data_config}), source)

@@ -2,6 +2,7 @@
 import json
 import os
 import sys
+from argparse import Namespace
 from dataclasses import replace
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch.utils.data import Dataset
 
 from agmax_timm.assembly import datasets
 from agmax_timm.assembly.model_input import build_data_config, input_channels
+from agmax_timm.base.errors import OptionError
 from agmax_timm.commands import validate as validate_cli
 from agmax_timm.evaluation import evaluated_model, measures, metrics, validation
 from agmax_timm.options.parse import parse_validate_args
@@ -157,6 +159,11 @@ def test_test_pool_is_refused_for_a_head_that_timm_would_change(name, reason, ph
 def test_invalid_options_are_refused_before_anything_is_built(flags, named, photos, refusal, weights):
     path, _ = weights()
     assert named in refusal(photos, '--model', 'test_resnet', '--num-classes', 3, '--checkpoint', path, *flags)
+
+
+def test_several_gpus_are_counted_from_0():
+    with pytest.raises(OptionError, match='--device cuda:1 with --num-gpu 2: .* use --device cuda$'):
+        evaluated_model._check_devices(Namespace(num_gpu=2), torch.device('cuda:1'))
 
 
 @pytest.mark.parametrize('module, flags, built', [
