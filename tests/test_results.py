@@ -69,21 +69,25 @@ def test_the_page_contains_the_means_of_the_tuning(tuning):
         assert f"| {method} | {batch} | {' | '.join(cells)} |" in page
 
 
-@pytest.fixture(scope='module')
-def fair():
-    """Return the top-1 of the three methods at equal cost by seed, in columns: each augmentation, then their mean."""
-    definition = yaml.safe_load((HOME / 'hparams/studies/demo_fair.yaml').read_text())
+def columns_of(study):
+    """Return the top-1 of each method of a study by seed, in columns: each augmentation, then their mean."""
+    definition = yaml.safe_load((HOME / f'hparams/studies/{study}.yaml').read_text())
     top1 = defaultdict(lambda: defaultdict(dict))
-    for row in rows_of('demo_fair'):
+    for row in rows_of(study):
         assert row['status'] == 'complete'
         top1[row['method']][row['augmentation']][int(row['seed'])] = float(row['top1'])
-    assert list(top1) == ['twice the epochs', 'two views alone', 'AgMax']
+    assert list(top1) == list(definition['methods'])
     for columns in top1.values():
         assert list(columns) == list(definition['augmentations'])
         assert all(list(values) == definition['seeds'] for values in columns.values())
         columns['mean'] = {seed: mean(columns[name][seed] for name in definition['augmentations'])
                            for seed in definition['seeds']}
     return {method: list(columns.values()) for method, columns in top1.items()}
+
+
+@pytest.fixture(scope='module')
+def fair():
+    return columns_of('demo_fair')
 
 
 def test_the_page_has_the_results_at_equal_cost(fair):
@@ -101,6 +105,23 @@ def test_the_page_has_the_results_at_equal_cost(fair):
     best = fair['twice the epochs'][-1]
     row = f"| {spread(best)} | {shown(paired_difference(fair['AgMax'][-1], best))} | not run |"
     assert row in (HOME / 'README.md').read_text()
+
+
+def test_the_page_has_the_results_in_batches_of_40(fair):
+    page, larger = section('Batches of 40, and equal epochs'), columns_of('demo_fair_40')
+    for method, columns in larger.items():
+        assert f"| {method} | {' | '.join(map(spread, columns))} |" in page
+    pairs = {f'{one} minus {other}': (larger[one], larger[other]) for one, other in (
+        ('AgMax', 'twice the epochs'), ('AgMax', 'two views alone'), ('two views alone', 'twice the epochs'),
+        ('AgMax', 'baseline'), ('twice the epochs', 'baseline'))}
+    pairs.update((f'{one} in batches of 20 minus {other}', (fair[one], larger[other])) for one, other in (
+        ('AgMax', 'twice the epochs'), ('two views alone', 'twice the epochs'), ('AgMax', 'AgMax'),
+        ('twice the epochs', 'twice the epochs')))
+    for name, pair in pairs.items():
+        differences = [shown(paired_difference(*columns)) for columns in zip(*pair)]
+        assert f"| {name} | {' | '.join(differences)} |" in page, name
+        if name == 'AgMax minus baseline':
+            assert f'| {differences[-1]} |' in (HOME / 'docs/agmax.md').read_text()
 
 
 def test_the_page_has_the_gain_of_another_doubling_of_the_epochs(fair):
