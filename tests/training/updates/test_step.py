@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.utils import get_total_norm
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from agmax_timm import AgMaxTask
+from agmax_timm import AgMaxTask, QNet
 from agmax_timm.assembly.loaders import prepare_batch
 from agmax_timm.assembly.loss_scaler import LossScaler
 from agmax_timm.assembly.model import Precision
@@ -217,8 +217,9 @@ def test_batches_without_the_prefetcher_are_copied_to_a_gpu_without_a_wait(gpu_c
 
 @pytest.mark.slow
 @pytest.mark.parametrize('kind', AGREEMENT_KINDS)
-def test_losses_and_the_finite_check_do_not_wait_for_a_gpu(gpu_copies, kind):
+def test_losses_and_the_finite_check_do_not_wait_for_a_gpu(gpu_copies, kind, monkeypatch):
     device = torch.device('cuda')
+    monkeypatch.setattr(QNet, 'to', lambda qnet, device: QNet(CLASSES, device=device))  # fake parameters cannot move
     task = create_task(device, kind=kind)
     check = FiniteCheck(Namespace(**OPTIONS), device, requests=lambda: (True, False))
     losses, (input, target) = RunningLosses(device), batch(device)
