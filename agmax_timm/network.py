@@ -137,7 +137,8 @@ def init_normal(module: nn.Module, std: float) -> None:
     """
     for layer in module.modules():
         if isinstance(layer, (nn.Linear, nn.modules.conv._ConvNd)):
-            layer.weight.data.copy_(nn.init.normal_(torch.empty(layer.weight.shape, dtype=layer.weight.dtype), std=std))
+            new = torch.empty(layer.weight.shape, dtype=layer.weight.dtype, device='cpu')
+            layer.weight.data.copy_(nn.init.normal_(new, std=std))
 
 
 def count_classes(model: nn.Module, task: str, num_classes: int | None = None) -> int:

@@ -80,7 +80,7 @@ class AgMaxTask(TrainingTask):
         self.loss = AgMaxLoss(
             criterion, kind, weight, divergence_weight, marginal_images, divergence_reduction).to(self.device)
         # Drawn on the CPU, as timm's models are: initial weights and later random numbers do not depend on the device.
-        qnet = QNet(num_classes, hidden, dtype=self.dtype).to(self.device) if kind == 'mi' else None
+        qnet = QNet(num_classes, hidden, 'cpu', self.dtype).to(self.device) if kind == 'mi' else None
         self.trainable_module: Any = AgMaxModule(model, qnet, num_classes)  # later compiled, or within DDP
         if init_std is not None:
             init_normal(self.trainable_module, init_std)

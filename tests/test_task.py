@@ -483,7 +483,8 @@ def test_initial_weights_do_not_depend_on_the_device():
     states = []
     for device in ('cpu', 'meta'):
         model = create_model().to(device)
-        AgMaxTask(model, nn.CrossEntropyLoss(), init_std=0.2, verbose=False)
+        with torch.device(device):
+            AgMaxTask(model, nn.CrossEntropyLoss(), init_std=0.2, verbose=False)
         states.append(torch.get_rng_state())
     assert torch.equal(*states)
 

@@ -73,12 +73,11 @@ def as_user_error(error: BaseException) -> UserError | None:
         return UserError(f"'{error.filename}': {error.strerror}" if error.filename else error.strerror)
     if isinstance(error, RuntimeError) and 'DataLoader worker (pid' in str(error):  # not what a worker itself raised
         return WorkerError(f'a loader worker died: {one_line(error, 300)}. Out of memory? Use fewer --workers')
-    if type(error).__name__ == 'AcceleratorError' and 'out of memory' in str(error):  # not of the GPU's allocator
-        return MemoryLimitError(f'out of memory: {one_line(error, 200)}. If the memory that is pinned for batches is '
-                                'too large, use --no-pin-mem, fewer --workers or a smaller batch')
+    of_driver = 'CUDA error: out of memory' in str(error)  # also if memory of the machine cannot be pinned
     too_large = isinstance(error, MemoryError) or type(error).__name__ == 'OutOfMemoryError'  # torch's
-    if too_large or 'DefaultCPUAllocator' in str(error):
-        return MemoryLimitError(f'out of memory: {one_line(error, 200)}. Use a smaller batch')
+    if too_large or of_driver or 'DefaultCPUAllocator' in str(error):
+        other = ', or --no-pin-mem if the memory of the machine is full' if of_driver else ''
+        return MemoryLimitError(f'out of memory: {one_line(error, 200)}. Use a smaller batch{other}')
     if isinstance(error, ModuleNotFoundError) and error.name in _EXTRAS:
         return UserError(f"the package '{error.name}' is not installed: pip install "
                          f"'agmax_timm[{_EXTRAS[error.name]}]'")

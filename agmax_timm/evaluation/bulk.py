@@ -174,7 +174,7 @@ def check_ranks(device: torch.device) -> None:
 
 
 def free_memory() -> None:
-    """Return unused memory of the GPU: each loader has its own stream, and torch keeps blocks for each stream."""
+    """Return unused memory of the GPU to the driver."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

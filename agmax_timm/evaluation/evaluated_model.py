@@ -208,10 +208,10 @@ def _check_devices(options: ValidationDevice, device: torch.device) -> None:
         return
     if is_distributed():
         raise OptionError(f'--num-gpu {options.num_gpu} is for one process, torchrun started {world_size()}: drop it')
-    count = torch.cuda.device_count() if device.type == 'cuda' else 0
-    if device.index:
+    if device.type == 'cuda' and device.index:
         raise OptionError(f'--device {device} with --num-gpu {options.num_gpu}: the model is copied to GPUs from 0 on: '
-                          f'use --device {device.type}')
+                          'use --device cuda')
+    count = torch.cuda.device_count() if device.type == 'cuda' else 0
     if options.num_gpu > count:
         raise OptionError(f'--num-gpu {options.num_gpu}, but --device {device.type} has {count} GPUs: use --num-gpu '
                           f'{max(1, count)}')

@@ -68,7 +68,6 @@ class Evaluation:
             perturb: Argument of evaluate().
             **data_config: Values that replace those of the model's data configuration.
         """
-        bulk.free_memory()
         subject, dataset = self.subject, dataset or self.dataset
         source = SeededDataset(dataset, self.options.seed) if change is not None else dataset
         loader = build_loader(replace(subject, data_config={**subject.data_config, **data_config}), source)
@@ -79,6 +78,7 @@ class Evaluation:
 
     def evaluate(self, name: str, loader: Any, evaluator: Any, perturb: Callable | None = None) -> dict[str, float]:
         """Return the metrics of one pass over a loader. Without a name, nothing is logged."""
+        bulk.free_memory()  # each loader has its own stream, and torch keeps memory for each stream
         subject = self.subject
         return evaluate(
             subject.model, loader, subject.options, subject.device, subject.precision, subject.options.log_freq,

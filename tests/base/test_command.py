@@ -44,9 +44,8 @@ FAULTS = {
     'Ctrl-C': (KeyboardInterrupt(), 130, 'interrupted'),
     'no memory': (torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2.00 GiB.'), 1,
                   'out of memory: CUDA out of memory. Tried to allocate 2.00 GiB.'),
-    'no pinned memory': (type('AcceleratorError', (RuntimeError,), {})('CUDA error: out of memory'), 1,
-                         'out of memory: CUDA error: out of memory. If the memory that is pinned for batches is too '
-                         'large, use --no-pin-mem'),
+    'no pinned memory': (RuntimeError('CUDA error: out of memory'), 1,
+                         'out of memory: CUDA error: out of memory. Use a smaller batch, or --no-pin-mem'),
     'no package': (ModuleNotFoundError("No module named 'cv2'", name='cv2'), 2,
                    "the package 'cv2' is not installed: pip install 'agmax_timm[fast]'"),
     'bad input': (CheckpointError('last.pth.tar is\nempty'), 2, 'last.pth.tar is empty'),

@@ -1,7 +1,9 @@
 """torch and torchvision: what their documentation does not promise."""
 import errno
+import inspect
 import os
 import pickle
+import re
 import sys
 import threading
 import time
@@ -9,6 +11,7 @@ import traceback
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,7 +22,9 @@ from torch.distributed import distributed_c10d
 from torch.utils.data import BatchSampler, DataLoader, Dataset, SequentialSampler, get_worker_info
 from torchvision import transforms
 
+import agmax_timm
 from agmax_timm.base.errors import MemoryLimitError, as_user_error
+from agmax_timm.training.guards.watchdog import _WAITING
 
 
 class Numbers(Dataset):
@@ -240,9 +245,14 @@ def test_the_timeout_and_the_abort_of_a_process_group():
 def test_functions_in_which_a_rank_waits():
     """--hang-timeout: the watchdog in training/guards/watchdog.py tells a rank that hangs from one that waits for it,
     by the names of functions on the stack."""
-    for name in 'all_reduce', 'broadcast', 'barrier', 'all_gather', 'gather', 'all_gather_object', 'gather_object':
+    collectives = {name for name in _WAITING if hasattr(dist, name)}  # all_gather_single: from torch 2.14
+    assert _WAITING - collectives <= {'_pre_forward', '_engine_run_backward', 'all_gather_single'}
+    source = ''.join(path.read_text() for path in Path(agmax_timm.__file__).parent.rglob('*.py'))
+    used = set(re.findall(r'\b(?:all_gather|all_reduce|broadcast|barrier|reduce_scatter)\w*', source))
+    assert {name for name in used if hasattr(dist, name)} <= collectives
+    for name in collectives:
         function = getattr(dist, name)
-        assert getattr(function, '__wrapped__', function).__code__.co_name == name
+        assert inspect.unwrap(function).__code__.co_name == name
     assert nn.parallel.DistributedDataParallel._pre_forward.__code__.co_name == '_pre_forward'
     assert torch.cuda.synchronize.__code__.co_name == 'synchronize'
     x = torch.ones(1, requires_grad=True)

@@ -103,7 +103,7 @@ def create_dataset(
         raise
     except (RuntimeError, OSError, ValueError, AssertionError, KeyError, tarfile.TarError) as error:  # timm may assert
         reason = str(error or type(error).__name__).replace('download=True', '--dataset-download')
-        if 'values to unpack' in reason:  # timm's reader of tar files
+        if reason == 'not enough values to unpack (expected 2, got 0)':  # timm's reader of tar files
             reason = 'found 0 images'
         source = f'--dataset {name!r}, ' if name else ''
         raise DataError(f'{source}{root!r}, split {split!r}: {reason}') from error

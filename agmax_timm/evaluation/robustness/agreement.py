@@ -42,7 +42,7 @@ class AgreementEvaluator:
         return self.compute()
 
     def compute(self, distributed: bool = False) -> dict[str, float]:
-        """Return the metrics of summary(); with `distributed`, over all ranks."""
+        """Return 'agreement' in percent and 'agreement_kl' in nats; with `distributed`, over all ranks."""
         totals = sum_of_ranks(self.totals) if distributed else self.totals
         count, same, divergence = totals.tolist()
         return dict(agreement=100 * same / max(count, 1), agreement_kl=divergence / max(count, 1))

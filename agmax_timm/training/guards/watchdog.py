@@ -15,7 +15,7 @@ from ...base.signals import EXIT_STATUS
 
 # Functions in which a rank meets the others: collectives, and DDP's within the forward and backward pass.
 _WAITING = {'all_reduce', 'broadcast', 'barrier', 'all_gather', 'gather', 'all_gather_object', 'gather_object',
-            '_pre_forward', '_engine_run_backward'}
+            'all_gather_single', 'all_gather_into_tensor', '_pre_forward', '_engine_run_backward'}
 # Collectives of NCCL return at once. The host waits for them when it reads from the device: in torch's function
 # `synchronize`, or in a line that calls a method of a tensor, which has no frame of its own.
 _READING = re.compile(r'\.(item|tolist|cpu|numpy|synchronize)\(|\.to\(|\bbool\(|\bfloat\(')
