@@ -164,7 +164,7 @@ def test_the_code_of_the_guide_to_scripts_runs(tmp_path, monkeypatch, gradient_d
 def test_the_picture_of_results_shows_the_table_of_the_method_card():
     effects = figures.read_effects((DOCS / 'agmax.md').read_text())
     assert ('CIFAR-10, 2,000 images, mean of eight augmentations, the same batch size and rate for both, three seeds',
-            figures.Effect(2.5, (1.1, 3.8)), figures.Effect(-2.6, (-3.5, -1.8))) in effects
+            [figures.Effect(2.5, (1.1, 3.8))], [figures.Effect(-2.6, (-3.5, -1.8))]) in effects
     with Image.open(DOCS / 'images' / 'results.png') as picture:
         assert picture.text['effects'] == repr(effects), 'run python tools/figures.py'
 

@@ -43,7 +43,7 @@ def tuning():
     for row in rows_of('demo_tuning'):
         batch, rate = re.fullmatch(r'batch (\d+), rate ([\d.]+)', row['setting']).groups()
         top1[row['method'], int(batch), float(rate)].append(float(row['top1']))
-    assert len(top1) == 18 and all(len(values) == 4 for values in top1.values())
+    assert len(top1) == 24 and all(len(values) == 4 for values in top1.values())
     rates = defaultdict(dict)
     for (method, batch, rate), values in top1.items():
         rates[method, batch][rate] = mean(values)
@@ -56,7 +56,7 @@ def test_the_comparison_uses_the_best_learning_rates_of_the_tuning(tuning, study
     for name, parts in definition['methods'].items():
         options = {key: value for part in [*definition['base'], *parts] if isinstance(part, dict)
                    for key, value in part.items()}
-        rates = tuning[name if name in ('AgMax', 'two views alone') else 'twice the epochs', options['batch_size']]
+        rates = tuning[name if (name, 20) in tuning else 'twice the epochs', options['batch_size']]
         assert options['lr'] == max(rates, key=rates.get), name
 
 
@@ -69,20 +69,20 @@ def test_the_page_contains_the_means_of_the_tuning(tuning):
         assert f"| {method} | {batch} | {' | '.join(cells)} |" in page
 
 
-def columns_of(study):
-    """Return the top-1 of each method of a study by seed, in columns: each augmentation, then their mean."""
+def columns_of(study, name=None, metric='top1'):
+    """Return a metric of each method of a study by seed, in columns: each augmentation, then their mean."""
     definition = yaml.safe_load((HOME / f'hparams/studies/{study}.yaml').read_text())
-    top1 = defaultdict(lambda: defaultdict(dict))
-    for row in rows_of(study):
-        assert row['status'] == 'complete'
-        top1[row['method']][row['augmentation']][int(row['seed'])] = float(row['top1'])
-    assert list(top1) == list(definition['methods'])
-    for columns in top1.values():
+    found = defaultdict(lambda: defaultdict(dict))
+    for row in rows_of(name or study):
+        assert row.get('status', 'complete') == 'complete'
+        found[row['method']][row['augmentation']][int(row['seed'])] = float(row[metric])
+    assert list(found) == list(definition['methods'])
+    for columns in found.values():
         assert list(columns) == list(definition['augmentations'])
         assert all(list(values) == definition['seeds'] for values in columns.values())
         columns['mean'] = {seed: mean(columns[name][seed] for name in definition['augmentations'])
                            for seed in definition['seeds']}
-    return {method: list(columns.values()) for method, columns in top1.items()}
+    return {method: list(columns.values()) for method, columns in found.items()}
 
 
 @pytest.fixture(scope='module')
@@ -121,7 +121,20 @@ def test_the_page_has_the_results_in_batches_of_40(fair):
         differences = [shown(paired_difference(*columns)) for columns in zip(*pair)]
         assert f"| {name} | {' | '.join(differences)} |" in page, name
         if name == 'AgMax minus baseline':
-            assert f'| {differences[-1]} |' in (HOME / 'docs/agmax.md').read_text()
+            assert differences[-1] in (HOME / 'docs/agmax.md').read_text()
+
+
+def test_the_page_has_the_agreement_of_two_views():
+    columns = columns_of('demo_fair_40', 'demo_fair_40_agreement', 'agreement')
+    page, card = section('Do two augmented views get the same label?'), (HOME / 'docs/agmax.md').read_text()
+    for method, values in columns.items():
+        assert f"| {method} | {' | '.join(map(spread, values))} |" in page
+    for one, other in (('AgMax', 'twice the epochs'), ('AgMax', 'two views alone'),
+                       ('two views alone', 'twice the epochs'), ('AgMax', 'baseline')):
+        differences = [paired_difference(*pair) for pair in zip(columns[one], columns[other])]
+        assert f"| {one} minus {other} | {' | '.join(map(shown, differences))} |" in page
+        if one == 'AgMax' and other != 'baseline':
+            assert shown(differences[-1], digits=1).lstrip('+') in ' '.join(card.split())
 
 
 def test_the_page_has_the_gain_of_another_doubling_of_the_epochs(fair):

@@ -30,21 +30,16 @@ class Effect(NamedTuple):
     interval: tuple[float, float] | None
 
 
-def read_effects(text: str) -> list[tuple[str, Effect | None, Effect | None]]:
-    """Return setting, effect at equal epochs and effect at equal compute, from the table of docs/agmax.md.
-
-    An effect that was not measured is None.
-    """
+def read_effects(text: str) -> list[tuple[str, list[Effect], list[Effect]]]:
+    """Return setting, effects at equal epochs and effects at equal compute, from the table of docs/agmax.md."""
     table = text.split('AgMax minus baseline, equal epochs |')[1].split('\n\n')[0].splitlines()[2:]
-    return [(setting, _effect(epochs), _effect(compute))
+    return [(setting, _effects(epochs), _effects(compute))
             for setting, epochs, compute, *_ in (re.split(r' *\| *', line.strip('| ')) for line in table)]
 
 
-def _effect(cell: str) -> Effect | None:
-    if cell == 'not measured':
-        return None
-    mean, low, high = re.match(rf'({NUMBER})(?: \(({NUMBER}) to ({NUMBER})\))?', cell).groups()
-    return Effect(float(mean), (float(low), float(high)) if low else None)
+def _effects(cell: str) -> list[Effect]:
+    return [Effect(float(mean), (float(low), float(high)) if low else None)
+            for mean, low, high in re.findall(rf'({NUMBER})(?: \(({NUMBER}) to ({NUMBER})\))?', cell)]
 
 
 def draw_results(figure: Any) -> None:
@@ -52,10 +47,9 @@ def draw_results(figure: Any) -> None:
     axes = figure.subplots()
     for column, (name, colour, marker) in enumerate((
             ('equal epochs (AgMax sees twice the views)', COLOURS[0], 'o'), ('equal compute', COLOURS[1], 's'))):
-        for row, effect in enumerate(line[1 + column] for line in effects):
-            if effect is None:
-                continue
-            place = row + (.15 if column else -.15)
+        for row, number, effect in ((row, number, effect) for row, line in enumerate(effects)
+                                    for number, effect in enumerate(line[1 + column])):
+            place = row + (.15 if column else -.15) + .18 * number
             if effect.interval:
                 axes.plot(effect.interval, [place] * 2, '-', color=colour, linewidth=2.5)
             axes.plot([effect.mean], [place], marker, color=colour, markersize=8, linestyle='none',
