@@ -15,9 +15,9 @@ from ..options.recipe_files import find_recipe
 _KEYS = ('title', 'data', 'base', 'augmentations', 'settings', 'methods', 'seeds', 'baseline', 'comparisons',
          'metric', 'epoch', 'published')
 _EPOCHS = ('last', 'best')
-# Options that the study sets for each run, and the key or flag that sets them.
+# Options that a run of a study cannot set, and the key, flag or command to use instead.
 _SET_BY_STUDY = {'data': 'data', 'data_dir': 'data', 'seed': 'seeds', 'output': '--output', 'experiment': '--output',
-                 'resume': '--output'}
+                 'resume': '--output', 'dry_run': '--dry-run', 'check_data': 'train.py --check-data'}
 
 
 @dataclass
@@ -134,7 +134,7 @@ def _level(where: str, name: str, value: Any, home: str, parser: Parser) -> Leve
         if isinstance(part, str):
             source, path = part, os.path.normpath(os.path.join(home, part))
             with suppress(OptionError):  # a missing file is reported below, by its path
-                path = path if os.path.exists(path) else find_recipe(part)
+                path = path if os.path.isfile(path) else find_recipe(part)
         elif isinstance(part, dict):
             source, path = ', '.join(f'{key}: {option}' for key, option in part.items()), ''
         else:
@@ -145,7 +145,7 @@ def _level(where: str, name: str, value: Any, home: str, parser: Parser) -> Leve
             raise OptionError(f"{where}: {f'{path!r}: ' if path else ''}{error}") from error
         for option in options:
             if option in _SET_BY_STUDY:
-                raise OptionError(f"{where}: '{option}' is set by the study for each run: use {_SET_BY_STUDY[option]}")
+                raise OptionError(f"{where}: '{option}' cannot be an option of single runs: use {_SET_BY_STUDY[option]}")
         level.options.update(options)
         level.sources.append(source)
     return level

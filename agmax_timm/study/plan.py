@@ -12,6 +12,7 @@ import yaml
 
 from ..base.command_line import flag_of
 from ..base.errors import OptionError
+from ..base.pipes import print_message
 from ..options.checks import METRICS, with_given_loss
 from ..options.declare import declared
 from ..options.option_file import read_mapping
@@ -92,13 +93,17 @@ def make_runs(study: Study, data: str, output: str) -> list[Run]:
     """
     cells = [_cell(study, levels, output)
              for levels in product(study.augmentations, study.settings, study.methods)]
-    parsed = [_parse(study, cell, data) for cell in cells]
+    warnings: dict[str, str] = {}  # name of the first cell with a warning
+    parsed = [_parse(study, cell, data, warnings) for cell in cells]
+    for warning, name in warnings.items():
+        print_message(f"warning: '{name}': {warning}")
     return [Run(cell, seed, data, _with_seed(cell, options, seed))
             for seed in study.seeds for cell, options in zip(cells, parsed)]
 
 
 def check_unchanged(study: Study, runs: list[Run]) -> None:
-    """Raise OptionError if the folder of a run contains a run with other options."""
+    """Raise OptionError if the folder of a run contains a run with other options. Warn of another folder of data."""
+    moved = False
     for run in runs:
         path = os.path.join(run.folder, 'args.yaml')
         if not os.path.exists(path):
@@ -107,6 +112,11 @@ def check_unchanged(study: Study, runs: list[Run]) -> None:
             before = with_given_loss(read_mapping(path))
         except ValueError as error:
             raise OptionError(f"'{path}': {error}: remove '{run.folder}', or give another --output") from error
+        trained_on, present = before.get('data_dir') or '', run.options.data_dir or ''
+        if not moved and trained_on != present:
+            moved = True
+            print_message(f"warning: '{run.folder}' was trained on the data in '{trained_on}', the study now has "
+                          f"'{present}': if these are other images, give another --output")
         for name, option in declared(TrainOptions).items():
             value = getattr(run.options, name)
             if option.affects_result and name in before and before[name] != value:
@@ -130,8 +140,8 @@ def _cell(study: Study, levels: tuple[Level, Level, Level], output: str) -> Cell
     )
 
 
-def _parse(study: Study, cell: Cell, data: str) -> TrainOptions:
-    """Parse and check the options of a cell as train.py does, with the largest seed."""
+def _parse(study: Study, cell: Cell, data: str, warnings: dict[str, str]) -> TrainOptions:
+    """Parse and check the options of a cell as train.py does, with the largest seed. Collect its warnings."""
     stderr = io.StringIO()
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, 'options.yaml')
@@ -144,6 +154,9 @@ def _parse(study: Study, cell: Cell, data: str) -> TrainOptions:
             line = stderr.getvalue().strip().splitlines()[-1]
             message = line.partition('error: ')[2].removesuffix(' (--help lists all flags)')
             raise OptionError(f"'{study.path}': '{cell.name}': {message}") from None
+    for line in stderr.getvalue().splitlines():
+        if 'warning: ' in line:
+            warnings.setdefault(line.partition('warning: ')[2], cell.name)
     metrics = METRICS[options.task]
     if study.metric not in metrics:
         raise OptionError(f"'{study.path}': metric: must be one of {', '.join(metrics)}, got '{study.metric}'")

@@ -118,7 +118,7 @@ class Runner:
                     print_message(f'{run.name}: complete')
                 except OSError as error:
                     self._fail(run, f'not marked as complete: {one_line(error)}')
-            elif status == EXIT_STATUS or (interrupted and status in (-signal.SIGTERM, 128 + signal.SIGTERM)):
+            elif interrupted and status in (EXIT_STATUS, -signal.SIGTERM, 128 + signal.SIGTERM):
                 print_message(f'{run.name}: interrupted')
             else:
                 self._fail(run, last_error(run.log_path, status))

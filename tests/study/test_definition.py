@@ -69,13 +69,41 @@ def test_devices_without_a_job_give_a_warning(tmp_path, photos, capsys):
     assert 'warning: --devices names 2, but --jobs 1 uses only cuda:0: use --jobs 2' in line
 
 
+def test_options_without_effect_give_a_warning(tmp_path, photos, capsys):
+    agmax = dict(agmax=True, agmax_loss='mse')
+    path = write_study(tmp_path, data=str(photos), seeds=[0], methods={'mse': agmax, 'heavy': {
+        **agmax, 'agmax_divergence_weight': 8.}, 'heavier': {**agmax, 'agmax_divergence_weight': 9.}})
+    assert run_study(path, '--dry-run') == 0
+    assert capsys.readouterr().err.splitlines() == [
+        "warning: 'heavy': --agmax-divergence-weight has no effect without --agmax-loss mi"]
+
+
+def test_another_folder_of_data_gives_a_warning(tmp_path, photos, capsys):
+    path, folder = write_study(tmp_path, data=str(photos)), tmp_path / 'out'
+    for seed in (0, 1):
+        (folder / 'baseline' / f'seed-{seed}').mkdir(parents=True)
+        (folder / 'baseline' / f'seed-{seed}' / 'args.yaml').write_text('data_dir: /data/cifar10\n')
+    assert run_study(path, '--output', folder, '--dry-run') == 0
+    line, = capsys.readouterr().err.splitlines()
+    assert f"seed-0' was trained on the data in '/data/cifar10', the study now has '{photos}': " in line
+    assert line.endswith('give another --output')
+
+
+def test_a_folder_with_the_name_of_a_recipe_is_not_the_recipe(tmp_path):
+    (tmp_path / 'demo').mkdir()
+    study = read_study(write_study(tmp_path, base='demo'))
+    assert study.base.options['model'] == 'test_resnet'
+
+
 BAD = [
     (dict(augmentation={'a': None}), 'unknown key', 'did you mean augmentations?'),
     (dict(base={'modle': 'x'}), "base: unknown option 'modle'", 'did you mean model?'),
     (dict(base='absent.yaml'), 'base: ', 'absent.yaml', 'No such file'),
     (dict(base=7), 'base: expected the path of a recipe', 'got 7'),
     (dict(methods={'a': {'agmax_loss': 'mi2'}}), "methods: 'a': 'agmax_loss': expected one of mi", "'mi2'"),
-    (dict(methods={'a': {'seed': 3}}), "seed' is set by the study", 'use seeds'),
+    (dict(methods={'a': {'seed': 3}}), "seed' cannot be an option of single runs", 'use seeds'),
+    (dict(base={'dry_run': True}), "dry_run' cannot be an option of single runs", 'use --dry-run'),
+    (dict(base={'check_data': True}), "check_data' cannot be", 'use train.py --check-data'),
     (dict(methods={}), 'methods: expected lines', 'got {}'),
     (dict(methods=None), 'no methods', 'at least one'),
     (dict(methods={'A b': None, 'a-b': None}), 'a-b', 'rename one'),

@@ -67,6 +67,16 @@ def test_a_failed_run_is_a_row_and_the_others_are_trained(tmp_path, photos, comm
     assert 'AgMax' not in capsys.readouterr().err
 
 
+@pytest.mark.slow
+def test_a_run_that_ends_itself_has_failed(tmp_path, photos, commands):
+    """With the exit status of a run that was asked to save: --hang-timeout, or a signal that is not the study's."""
+    commands(baseline='print("error: hung: no update"); sys.exit(75)')
+    path, folder = write_study(tmp_path, data=str(photos), methods={'baseline': None}, seeds=[0]), tmp_path / 'out'
+    assert run_study(path, '--output', folder) == 1
+    row, = read_rows(folder / 'results.csv')
+    assert (row['status'], row['error']) == ('failed', 'exit status 75: error: hung: no update')
+
+
 @pytest.mark.parametrize('jobs, threads', [(1, '6'), (2, '3'), (8, '3'), (20, '3')])
 def test_the_cores_are_shared_by_the_runs_that_train_at_once(jobs, threads, monkeypatch):
     monkeypatch.setattr(runner, 'cores', lambda: 6)
