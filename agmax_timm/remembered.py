@@ -139,9 +139,9 @@ class AgMaxMemoryTask(ClassificationTask):
 
     Raises:
         ValueError: The number of classes is unknown or below 2, topk or momentum is not valid, or the criterion is a
-            class. Raised by forward if the number of indices is not B, if an index on the CPU is not below N, if the
-            model does not return one tensor of K logits per image, if soft targets have another number of classes, or
-            if the criterion does not return a scalar.
+            class. Raised by forward if indices or lam are not those of B images, if an index on the CPU is not below N,
+            if the model does not return one tensor of K logits per image, if soft targets have another number of
+            classes, or if the criterion does not return a scalar.
     """
 
     def __init__(self, model: nn.Module, criterion: Criterion | None = None, *, num_images: int,
@@ -181,12 +181,15 @@ class AgMaxMemoryTask(ClassificationTask):
         count = len(self.memory.seen)
         if indices.shape != (len(target),):
             raise ValueError(f'indices must be those of the {len(target)} images of the batch, got {[*indices.shape]}')
+        if indices.is_floating_point() or lam is not None and lam.shape != indices.shape:
+            raise ValueError(f'indices must be whole numbers [B], and lam [B] or None, got {indices.dtype}'
+                             f'{"" if lam is None else f" and lam {[*lam.shape]}"}')
         if indices.device.type == 'cpu' and not 0 <= int(indices.min()) <= int(indices.max()) < count:
             raise ValueError(f'indices must be from 0 to {count - 1}, got {indices.min()} to {indices.max()}: give '
                              'AgMaxMemoryTask num_images=len(dataset)')
         output = logits_of(self.trainable_module(input), unwrap_model(self.trainable_module), self.memory.num_classes)
         ce = classification_loss(self.criterion, output, target)
-        indices = indices.to(output.device, non_blocking=True)
+        indices = indices.to(output.device, torch.int64, non_blocking=True)
         with torch.autocast(output.device.type, enabled=False):
             logits = output.to(self.memory.values.dtype)
             means, known = self.memory.lookup(indices)

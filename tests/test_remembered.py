@@ -207,10 +207,23 @@ def test_the_memory_of_a_bfloat16_model_is_in_float32():
     torch.testing.assert_close(task.memory.values.sum(1), torch.ones(2))
 
 
-@pytest.mark.parametrize('indices', [[0, 4], [-1, 0], [0]])
+@pytest.mark.parametrize('indices', [[0, 4], [-1, 0], [0], [0., 1.]])
 def test_wrong_indices_are_refused(indices):
     with pytest.raises(ValueError, match='indices must be'):
         logits_task()(draw_logits(2, 3), torch.tensor([0, 1]), torch.tensor(indices))
+
+
+def test_one_weight_for_each_image_is_required():
+    with pytest.raises(ValueError, match=r'lam \[B\] or None, got .* and lam \[2, 1\]'):
+        logits_task()(draw_logits(2, 3), torch.tensor([0, 1]), torch.tensor([0, 1]), torch.ones(2, 1))
+
+
+@pytest.mark.parametrize('dtype', [torch.int32, torch.uint8])
+def test_indices_may_have_any_type_of_whole_numbers(dtype):
+    tasks, logits, indices = [logits_task(), logits_task()], draw_logits(3, 3), torch.tensor([0, 1, 0])
+    for task, given in zip(tasks, (indices, indices.to(dtype))):
+        task(logits, torch.tensor([0, 1, 2]), given)
+    torch.testing.assert_close(*(task.memory.values for task in tasks), rtol=0, atol=0)
 
 
 # Mixing

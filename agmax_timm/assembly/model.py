@@ -162,7 +162,7 @@ def build_model(options: TrainOptions, device: torch.device, precision: Precisio
         **pretrained,
         **options.model_kwargs,
     )
-    if options.init_std is not None and not options.agmax:  # AgMaxTask draws these weights and those of its Q-network
+    if options.init_std is not None:
         init_normal(model, options.init_std)
     _init_head(options, model)
     if options.grad_checkpointing:

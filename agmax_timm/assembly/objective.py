@@ -19,6 +19,7 @@ from ..base.errors import OptionError
 from ..base.text import one_line
 from ..distillation import AgMaxDistillationTask
 from ..loss import ranks_of_marginal
+from ..network import init_normal
 from ..options.checks import batch_sizes, loss_name, mixing, remembers
 from ..options.declare import picked
 from ..options.parsers import TrainOptions
@@ -140,11 +141,8 @@ def _agmax_task(options: TrainOptions, model: nn.Module, teacher: Any, common: d
         divergence_reduction=options.agmax_divergence_reduction,
         marginal_images=options.agmax_marginal_images,
         hidden=options.agmax_units,
-        init_std=options.init_std,
     )
-    if teacher is None:
-        return AgMaxTask(model, **common)
-    return AgMaxDistillationTask(
+    task = AgMaxTask(model, **common) if teacher is None else AgMaxDistillationTask(
         model,
         teacher,
         loss_type=options.kd_loss_type,
@@ -154,6 +152,10 @@ def _agmax_task(options: TrainOptions, model: nn.Module, teacher: Any, common: d
         **picked(options, 'distill_loss_weight', 'task_loss_weight'),
         **common,
     )
+    qnet = task.trainable_module.qnet
+    if options.init_std is not None and qnet is not None:  # the model has its weights, which are those of the baseline
+        init_normal(qnet, options.init_std)
+    return task
 
 
 def describe_marginals(options: TrainOptions) -> str:

@@ -86,8 +86,6 @@ _TRAINING: tuple[Idle[TrainOptions], ...] = (
     Idle(('pretrained',), lambda o: o.initial_checkpoint, 'with --initial-checkpoint, whose weights replace it'),
     Idle(('fuser',), lambda o: not o.torchscript, 'without --torchscript'),
     Idle(('drop_connect',), lambda o: True, 'with any model of timm: use --drop-path'),
-    Idle(('head_init_scale',), lambda o: o.agmax and o.init_std is not None,
-         'on the weights of the head with --agmax and --init-std'),
     # augmentation and mixing
     Idle(('scale', 'ratio'), lambda o: o.train_crop_mode == 'pad', 'with --train-crop-mode pad'),
     Idle(('color_jitter', 'color_jitter_prob'), lambda o: o.aa and '3a' not in timm_policy(o.aa) and o.color_jitter,

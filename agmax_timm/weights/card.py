@@ -12,7 +12,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from ..base.class_labels import known_names
 from ..base.licences import license_fields
-from ..options.changed_options import train_script, validate_command
+from ..options.changed_options import changed_options, train_script, validate_command
 from ..options.data_kinds import split_name
 from ..options.declare import declared, has_effect
 from ..options.option_file import as_yaml
@@ -194,14 +194,17 @@ def _class_lines(names: Sequence[str]) -> list[str]:
 
 
 def _hyperparameters(options: dict[str, Any], recipe: dict[str, Any]) -> dict[str, str]:
-    """The options of the table, with their values as Markdown; empty without a recipe."""
+    """The options of the table, with their values as Markdown; empty without a recipe.
+
+    An option that is off, such as --weight-decay 0, is only in it if its default is another value.
+    """
     if not recipe:
         return {}
     known = {**portable(options), **recipe}
-    idle = _without_effect(known)
+    idle, changed = _without_effect(known), changed_options(known)
     names = [name for name, option in declared(TrainOptions).items() if option.card and name not in idle]
     return {name: as_yaml(known[name]).replace('|', r'\|') for name in (*names, 'world_size')
-            if known.get(name) not in (None, False, '', 0, []) and _concerns(name, recipe)}
+            if known.get(name) is not None and (known[name] or name in changed) and _concerns(name, recipe)}
 
 
 def _without_effect(saved: dict[str, Any]) -> set[str]:

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from agmax_timm.assembly import model as build
+from agmax_timm.assembly import objective
 from agmax_timm.assembly.freezing import keep_statistics
 from agmax_timm.base.errors import OptionError
 from agmax_timm.options.parse import parse_train_args
@@ -50,9 +51,15 @@ def test_settings_of_the_model_come_from_the_options(monkeypatch):
         pretrained_cfg_overlay=dict(file='x.pth', num_classes=-1))]
 
 
-def test_with_agmax_the_task_draws_the_weights():
-    own, later = parameters(), parameters('--agmax', '--init-std', '0.2')
-    assert all(torch.equal(later[name], own[name]) for name in own)
+def test_drawn_weights_are_those_of_the_baseline_with_agmax():
+    """So both are paired by seed. The Q-network has weights of the same deviation."""
+    baseline = parameters('--init-std', '0.2')
+    options = parse_train_args(['DIR', '--model', 'test_resnet', '--num-classes', '3', '--agmax', '--init-std', '0.2'])
+    torch.manual_seed(0)
+    model, _ = build.build_model(options, CPU, build.Precision())
+    qnet = objective.build_task(options, model, CPU, build.Precision()).trainable_module.qnet
+    assert all(torch.equal(parameter, baseline[name]) for name, parameter in model.named_parameters())
+    assert qnet[0].weight.std().item() == pytest.approx(0.2, rel=0.1)
 
 
 def test_all_batch_norms_of_regnet_start_at_1_on_request():

@@ -232,6 +232,10 @@ def test_the_options_of_a_method_are_listed_for_its_runs(method, shown):
     ('--train-crop-mode pad', {'color_jitter'}, {'scale'}),
     ('--agmax', {'agmax_divergence_weight', 'agmax_divergence_reduction'}, {'agmax_teacher_weight'}),
     ('--agmax --agmax-loss kl', {'agmax_loss'}, {'agmax_divergence_weight', 'agmax_divergence_reduction'}),
+    ('--agmax --agmax-weight 0 --agmax-divergence-weight 0', {'agmax_weight', 'agmax_divergence_weight'},
+     {'smoothing'}),
+    ('--smoothing 0 --color-jitter 0', {'smoothing', 'color_jitter'}, {'mixup'}),
+    ('--opt sgd --weight-decay 0 --agmax-teacher memory --agmax-teacher-ramp 0', {'agmax_teacher_ramp'}, {'smoothing'}),
 ])
 def test_options_without_effect_are_not_listed(words, listed, left_out):
     options = values(parse_train_args(['DIR', *words.split()]))
