@@ -29,8 +29,8 @@ class RememberedPredictions:
     """Agreement with remembered predictions, with one view of every image."""
     agmax_teacher: str = option(
         'none',
-        'memory: train on one view of every image, and reward agreement with what the network predicted for the image '
-        'before; not the published method',
+        'memory: train on one view of every image, and reward agreement with the earlier predictions for the '
+        'image; not the published method',
         choices=('none', 'memory'), resume='refused', card=True)
     agmax_teacher_weight: float = option(0.5, 'weight of the agreement with the remembered prediction in the loss',
         metavar='W', check=at_least(0), requires='agmax_teacher memory', card=True)
