@@ -37,7 +37,8 @@ def objective(batch_size: int | None, num_classes: int | None, repeats: int) -> 
         })
     return Result(
         'ratio: norm of the gradient of the entropy term, at the logits, against that of the cross-entropy; cosine '
-        'between the two; divergence: norm of its gradient against that of the cross-entropy; nats: its value', rows)
+        'between the two; divergence: norm of its gradient against that of the cross-entropy; nats: its value; without '
+        'the gradient through the Q-network', rows)
 
 
 def synthetic_logits(

@@ -145,7 +145,8 @@ def _level(where: str, name: str, value: Any, home: str, parser: Parser) -> Leve
             raise OptionError(f"{where}: {f'{path!r}: ' if path else ''}{error}") from error
         for option in options:
             if option in _SET_BY_STUDY:
-                raise OptionError(f"{where}: '{option}' cannot be an option of single runs: use {_SET_BY_STUDY[option]}")
+                raise OptionError(f"{where}: '{option}' cannot be an option of single runs: use "
+                                  f'{_SET_BY_STUDY[option]}')
         level.options.update(options)
         level.sources.append(source)
     return level
