@@ -181,7 +181,8 @@ class AgMaxMemoryTask(ClassificationTask):
         count = len(self.memory.seen)
         if indices.shape != (len(target),):
             raise ValueError(f'indices must be those of the {len(target)} images of the batch, got {[*indices.shape]}')
-        if indices.is_floating_point() or lam is not None and lam.shape != indices.shape:
+        whole = indices.dtype != torch.bool and not indices.is_floating_point()
+        if not whole or (lam is not None and lam.shape != indices.shape):
             raise ValueError(f'indices must be whole numbers [B], and lam [B] or None, got {indices.dtype}'
                              f'{"" if lam is None else f" and lam {[*lam.shape]}"}')
         if indices.device.type == 'cpu' and not 0 <= int(indices.min()) <= int(indices.max()) < count:

@@ -47,6 +47,8 @@ def test_timm_loads_the_folder_with_the_logits_of_the_original(name, size, resiz
     assert transform.transforms[3].mean.tolist() == pytest.approx([0.485, 0.456, 0.406])
     card = (folder / 'README.md').read_text()
     assert '2110.10536' in card
+    assert 'The checkpoint states these numbers, for the validation images of its run,' in card
+    assert 'Measured in validation' not in card and 'only on the validation images of its run' in card
     assert '81.19' in card and 'original.pth' in card and 'github.com/roatienza/agmax' in card
 
 

@@ -207,7 +207,7 @@ def test_the_memory_of_a_bfloat16_model_is_in_float32():
     torch.testing.assert_close(task.memory.values.sum(1), torch.ones(2))
 
 
-@pytest.mark.parametrize('indices', [[0, 4], [-1, 0], [0], [0., 1.]])
+@pytest.mark.parametrize('indices', [[0, 4], [-1, 0], [0], [0., 1.], [False, True]])
 def test_wrong_indices_are_refused(indices):
     with pytest.raises(ValueError, match='indices must be'):
         logits_task()(draw_logits(2, 3), torch.tensor([0, 1]), torch.tensor(indices))

@@ -17,7 +17,9 @@ _KEYS = ('title', 'data', 'base', 'augmentations', 'settings', 'methods', 'seeds
 _EPOCHS = ('last', 'best')
 # Options that a run of a study cannot set, and the key, flag or command to use instead.
 _SET_BY_STUDY = {'data': 'data', 'data_dir': 'data', 'seed': 'seeds', 'output': '--output', 'experiment': '--output',
-                 'resume': '--output', 'dry_run': '--dry-run', 'check_data': 'train.py --check-data'}
+                 'resume': '--output', 'dry_run': '--dry-run', 'check_data': 'train.py --check-data',
+                 'push_to_hub': 'agmax_timm.publish', **dict.fromkeys(
+                     ('wandb_resume_id', 'start_epoch', 'no_resume_opt'), 'another --output to begin anew')}
 
 
 @dataclass

@@ -13,6 +13,7 @@ import yaml
 from ..base.command_line import flag_of
 from ..base.errors import OptionError
 from ..base.pipes import print_message
+from ..base.text import quoted
 from ..options.checks import METRICS, with_given_loss
 from ..options.declare import declared
 from ..options.option_file import read_mapping
@@ -93,10 +94,10 @@ def make_runs(study: Study, data: str, output: str) -> list[Run]:
     """
     cells = [_cell(study, levels, output)
              for levels in product(study.augmentations, study.settings, study.methods)]
-    warnings: dict[str, str] = {}  # name of the first cell with a warning
+    warnings: dict[str, list[str]] = {}  # names of the cells with a warning
     parsed = [_parse(study, cell, data, warnings) for cell in cells]
-    for warning, name in warnings.items():
-        print_message(f"warning: '{name}': {warning}")
+    for warning, names in warnings.items():
+        print_message(f'warning: {quoted(names, 2)}: {warning}')
     return [Run(cell, seed, data, _with_seed(cell, options, seed))
             for seed in study.seeds for cell, options in zip(cells, parsed)]
 
@@ -113,7 +114,7 @@ def check_unchanged(study: Study, runs: list[Run]) -> None:
         except ValueError as error:
             raise OptionError(f"'{path}': {error}: remove '{run.folder}', or give another --output") from error
         trained_on, present = before.get('data_dir') or '', run.options.data_dir or ''
-        if not moved and trained_on != present:
+        if not moved and os.path.abspath(str(trained_on)) != os.path.abspath(present):
             moved = True
             print_message(f"warning: '{run.folder}' was trained on the data in '{trained_on}', the study now has "
                           f"'{present}': if these are other images, give another --output")
@@ -140,7 +141,7 @@ def _cell(study: Study, levels: tuple[Level, Level, Level], output: str) -> Cell
     )
 
 
-def _parse(study: Study, cell: Cell, data: str, warnings: dict[str, str]) -> TrainOptions:
+def _parse(study: Study, cell: Cell, data: str, warnings: dict[str, list[str]]) -> TrainOptions:
     """Parse and check the options of a cell as train.py does, with the largest seed. Collect its warnings."""
     stderr = io.StringIO()
     with tempfile.TemporaryDirectory() as folder:
@@ -156,7 +157,7 @@ def _parse(study: Study, cell: Cell, data: str, warnings: dict[str, str]) -> Tra
             raise OptionError(f"'{study.path}': '{cell.name}': {message}") from None
     for line in stderr.getvalue().splitlines():
         if 'warning: ' in line:
-            warnings.setdefault(line.partition('warning: ')[2], cell.name)
+            warnings.setdefault(line.partition('warning: ')[2], []).append(cell.name)
     metrics = METRICS[options.task]
     if study.metric not in metrics:
         raise OptionError(f"'{study.path}': metric: must be one of {', '.join(metrics)}, got '{study.metric}'")

@@ -71,7 +71,7 @@ class Runner:
             elif not passed_on:
                 self._stop(signals.received)
                 passed_on = True
-            self._reap(interrupted=passed_on)
+            self._reap(interrupted=signals.received is not None)
             if time.monotonic() - last_shown >= _BAR_INTERVAL:
                 self._show()
                 last_shown = time.monotonic()

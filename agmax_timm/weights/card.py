@@ -204,7 +204,7 @@ def _hyperparameters(options: dict[str, Any], recipe: dict[str, Any]) -> dict[st
     idle, changed = _without_effect(known), changed_options(known)
     names = [name for name, option in declared(TrainOptions).items() if option.card and name not in idle]
     return {name: as_yaml(known[name]).replace('|', r'\|') for name in (*names, 'world_size')
-            if known.get(name) is not None and (known[name] or name in changed) and _concerns(name, recipe)}
+            if known.get(name) not in (None, '', []) and (known[name] or name in changed) and _concerns(name, recipe)}
 
 
 def _without_effect(saved: dict[str, Any]) -> set[str]:

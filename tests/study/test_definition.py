@@ -75,7 +75,7 @@ def test_options_without_effect_give_a_warning(tmp_path, photos, capsys):
         **agmax, 'agmax_divergence_weight': 8.}, 'heavier': {**agmax, 'agmax_divergence_weight': 9.}})
     assert run_study(path, '--dry-run') == 0
     assert capsys.readouterr().err.splitlines() == [
-        "warning: 'heavy': --agmax-divergence-weight has no effect without --agmax-loss mi"]
+        "warning: 'heavy', 'heavier': --agmax-divergence-weight has no effect without --agmax-loss mi"]
 
 
 def test_another_folder_of_data_gives_a_warning(tmp_path, photos, capsys):
@@ -104,6 +104,8 @@ BAD = [
     (dict(methods={'a': {'seed': 3}}), "seed' cannot be an option of single runs", 'use seeds'),
     (dict(base={'dry_run': True}), "dry_run' cannot be an option of single runs", 'use --dry-run'),
     (dict(base={'check_data': True}), "check_data' cannot be", 'use train.py --check-data'),
+    (dict(base={'push_to_hub': 'me/m'}), "push_to_hub' cannot be", 'use agmax_timm.publish'),
+    (dict(base={'start_epoch': 3}), "start_epoch' cannot be", 'use another --output'),
     (dict(methods={}), 'methods: expected lines', 'got {}'),
     (dict(methods=None), 'no methods', 'at least one'),
     (dict(methods={'A b': None, 'a-b': None}), 'a-b', 'rename one'),

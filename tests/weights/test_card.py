@@ -235,7 +235,9 @@ def test_the_options_of_a_method_are_listed_for_its_runs(method, shown):
     ('--agmax --agmax-weight 0 --agmax-divergence-weight 0', {'agmax_weight', 'agmax_divergence_weight'},
      {'smoothing'}),
     ('--smoothing 0 --color-jitter 0', {'smoothing', 'color_jitter'}, {'mixup'}),
-    ('--opt sgd --weight-decay 0 --agmax-teacher memory --agmax-teacher-ramp 0', {'agmax_teacher_ramp'}, {'smoothing'}),
+    ('--opt sgd --weight-decay 0 --agmax-teacher memory --agmax-teacher-ramp 0',
+     {'agmax_teacher_ramp', 'weight_decay'}, {'smoothing'}),
+    ('--aa=', {'scale', 'color_jitter'}, {'aa'}),
 ])
 def test_options_without_effect_are_not_listed(words, listed, left_out):
     options = values(parse_train_args(['DIR', *words.split()]))
