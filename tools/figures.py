@@ -47,13 +47,14 @@ def draw_results(figure: Any) -> None:
     axes = figure.subplots()
     for column, (name, colour, marker) in enumerate((
             ('equal epochs (AgMax sees twice the views)', COLOURS[0], 'o'), ('equal compute', COLOURS[1], 's'))):
-        for row, number, effect in ((row, number, effect) for row, line in enumerate(effects)
-                                    for number, effect in enumerate(line[1 + column])):
-            place = row + (.15 if column else -.15) + .18 * number
-            if effect.interval:
-                axes.plot(effect.interval, [place] * 2, '-', color=colour, linewidth=2.5)
-            axes.plot([effect.mean], [place], marker, color=colour, markersize=8, linestyle='none',
-                      fillstyle='full' if effect.interval else 'none', label=name if row == 1 else None)
+        for row, line in enumerate(effects):
+            for number, effect in enumerate(line[1 + column]):
+                place = row + (.15 if column else -.15) + .18 * number
+                if effect.interval:
+                    axes.plot(effect.interval, [place] * 2, '-', color=colour, linewidth=2.5)
+                axes.plot([effect.mean], [place], marker, color=colour, markersize=8, linestyle='none',
+                          fillstyle='full' if effect.interval else 'none',
+                          label=name if (row, number) == (1, 0) else None)
     axes.axvline(0, color='black', linewidth=1, linestyle='-')
     axes.set_yticks(range(len(effects)), [textwrap.fill(setting, 48) for setting, *_ in effects], fontsize=10)
     axes.set_ylim(len(effects) - .5, -.5)

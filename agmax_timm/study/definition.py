@@ -16,10 +16,10 @@ _KEYS = ('title', 'data', 'base', 'augmentations', 'settings', 'methods', 'seeds
          'metric', 'epoch', 'published')
 _EPOCHS = ('last', 'best')
 # Options that a run of a study cannot set, and the key, flag or command to use instead.
-_SET_BY_STUDY = {'data': 'data', 'data_dir': 'data', 'seed': 'seeds', 'output': '--output', 'experiment': '--output',
+_NOT_OF_RUNS = {'data': 'data', 'data_dir': 'data', 'seed': 'seeds', 'output': '--output', 'experiment': '--output',
                  'resume': '--output', 'dry_run': '--dry-run', 'check_data': 'train.py --check-data',
-                 'push_to_hub': 'agmax_timm.publish', **dict.fromkeys(
-                     ('wandb_resume_id', 'start_epoch', 'no_resume_opt'), 'another --output to begin anew')}
+                 'push_to_hub': 'agmax_timm.publish', 'wandb_resume_id': 'another --output to begin anew',
+                 'start_epoch': 'another --output to begin anew', 'no_resume_opt': 'another --output to begin anew'}
 
 
 @dataclass
@@ -146,9 +146,9 @@ def _level(where: str, name: str, value: Any, home: str, parser: Parser) -> Leve
         except ValueError as error:
             raise OptionError(f"{where}: {f'{path!r}: ' if path else ''}{error}") from error
         for option in options:
-            if option in _SET_BY_STUDY:
+            if option in _NOT_OF_RUNS:
                 raise OptionError(f"{where}: '{option}' cannot be an option of single runs: use "
-                                  f'{_SET_BY_STUDY[option]}')
+                                  f'{_NOT_OF_RUNS[option]}')
         level.options.update(options)
         level.sources.append(source)
     return level
