@@ -36,9 +36,9 @@ def objective(batch_size: int | None, num_classes: int | None, repeats: int) -> 
             **{name: mean(one[name] for one in found) for name in ('cosine', 'divergence', 'nats')},
         })
     return Result(
-        'ratio: norm of the gradient of the entropy term, at the logits, against that of the cross-entropy; cosine '
-        'between the two; divergence: norm of its gradient against that of the cross-entropy; nats: its value; without '
-        'the gradient through the Q-network', rows)
+        'ratio: norm of the gradient of the entropy term at the logits, without the path through the Q-network, '
+        'against that of the cross-entropy; cosine between the two; divergence: norm of its gradient against that of '
+        'the cross-entropy; nats: its value', rows)
 
 
 def synthetic_logits(
