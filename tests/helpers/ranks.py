@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 from contextlib import ExitStack
+from multiprocessing import forkserver
 from multiprocessing.reduction import DupFd
 
 import torch
@@ -19,6 +20,7 @@ from agmax_timm.training.output import log as run_log
 from tests.helpers.paths import REPOSITORY
 from tests.helpers.run_files import write_small_curves
 
+PRELOAD = 'tests.helpers.preload'
 # A command that starts the ranks of a script as forks of itself.
 TORCHRUN = ['-m', 'torch.distributed.run', '--standalone', '--run-path', '--start-method', 'fork']
 
@@ -43,6 +45,7 @@ def no_environment(rank, world_size):
 
 
 def run_rank(environment, log, own_session, function, args):
+    assert PRELOAD in sys.modules
     if own_session:
         os.setsid()
     torch.set_num_threads(1)
@@ -77,7 +80,13 @@ def start_ranks(world_size, folder, function, *args, environment=torchrun_enviro
 
 def _start(*args):
     context = torch.multiprocessing.get_context('forkserver')
-    context.set_forkserver_preload(['tests.helpers.preload'])
+    context.set_forkserver_preload([PRELOAD])
+    folder = os.getcwd()
+    try:
+        os.chdir(REPOSITORY)  # in another folder, the server would not find the module, and continue without it
+        forkserver.ensure_running()
+    finally:
+        os.chdir(folder)
     process = context.Process(target=run_rank, args=args)
     process.start()
     return process
