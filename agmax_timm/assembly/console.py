@@ -2,12 +2,9 @@
 import logging
 import sys
 
-from timm.utils import setup_default_logging, world_info_from_env
+from timm.utils import setup_default_logging
 from tqdm import tqdm
 
-from .job_start import leave_allocation
-
-_logger = logging.getLogger('train')
 # Log of single updates and batches. On a terminal, a progress bar replaces it; the log file always contains it.
 steps_logger = logging.getLogger('train.steps')
 
@@ -20,14 +17,6 @@ class _ConsoleHandler(logging.StreamHandler):
             tqdm.write(self.format(record), file=sys.stderr)
         except Exception:  # for example of a terminal that was closed
             self.handleError(record)
-
-
-def begin_log() -> None:
-    """Set up the log. Leave the SLURM allocation, with a warning, if srun did not start this process."""
-    warning = leave_allocation()
-    setup_logging(primary=world_info_from_env()[1] == 0)
-    if warning:
-        _logger.warning(warning)
 
 
 def setup_logging(primary: bool = True) -> None:

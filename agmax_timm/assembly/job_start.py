@@ -13,14 +13,23 @@ from timm import utils
 from timm.utils.distributed import init_distributed_device_so
 
 from ..base.presence import Presence
-from ..base.processes import LAUNCHER, number_in
+from ..base.processes import LAUNCHER, is_first_process, number_in
 from ..base.signals import EXIT_STATUS, StopSignals
 from ..base.text import listed
+from .console import setup_logging
 
 _logger = logging.getLogger('train')
 
 PATIENCE = 30.  # seconds until a warning names the missing ranks
 _INTERVAL = 2.  # seconds between two checks for other ranks
+
+
+def begin_job() -> None:
+    """Set up the log. Leave the SLURM allocation, with a warning, if srun did not start this process."""
+    warning = leave_allocation()
+    setup_logging(primary=is_first_process())
+    if warning:
+        _logger.warning(warning)
 
 
 def leave_allocation() -> str:

@@ -1,9 +1,9 @@
 """The parser of every command: errors of one line, defaults as they are typed. Imports neither torch nor timm."""
 import argparse
-import os
 import sys
 from typing import NoReturn
 
+from .processes import is_first_process
 from .text import nearest, one_line
 
 # Options of other programs that a launcher has, not a command of this package.
@@ -77,7 +77,7 @@ class Parser(argparse.ArgumentParser):
 
     def warn(self, message: str) -> None:
         """Print a warning about an option, before the log exists. Only the first of several processes prints it."""
-        if os.environ.get('RANK', '0') == '0':
+        if is_first_process():
             print(f"{self.prog}: warning: {one_line(message)}", file=sys.stderr)
 
 

@@ -34,6 +34,12 @@ def launched_processes() -> int:
     return max(number_in('WORLD_SIZE'), number_in('SLURM_NTASKS'))
 
 
+def is_first_process() -> bool:
+    """Whether this is the first process of the job, by the variables from which timm reads the rank."""
+    ranks = (os.environ.get(name) for name in ('RANK', 'PMI_RANK', 'SLURM_PROCID', 'OMPI_COMM_WORLD_RANK'))
+    return next(filter(None, ranks), '0') == '0'
+
+
 def check_launcher() -> None:
     """Check the variables of the launcher. Remove empty ones, because timm would read them as numbers."""
     for name in LAUNCHER:

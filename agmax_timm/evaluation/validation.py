@@ -9,7 +9,7 @@ import torch
 
 from ..assembly import datasets
 from ..assembly import model as build
-from ..assembly.console import begin_log
+from ..assembly.job_start import begin_job
 from ..base.errors import OptionError
 from ..options import timm_names
 from ..options.parsers import ValidateOptions
@@ -39,7 +39,7 @@ def validate(options: ValidateOptions) -> dict[str, Any]:
 
 def start(options: ValidateOptions) -> torch.device:
     """Set up logging, the process group and the device, once for all models. Check first that the data exists."""
-    begin_log()
+    begin_job()
     of_one = options.checkpoint and not bulk.names_several(options.checkpoint)
     found = replace(options, **options_of_run(options, saved_options(options.checkpoint))) if of_one else options
     if of_one or not options.checkpoint or 'split' in options.given:  # several runs may have held out shares

@@ -9,10 +9,10 @@ from timm.data import auto_augment
 from timm.models import is_model, list_models
 from timm.optim import create_optimizer_v2, get_optimizer_info, list_optimizers, optimizer_kwargs
 from timm.scheduler import create_scheduler_v2, scheduler_kwargs
-from timm.utils import world_info_from_env
 
 from ..base.errors import OptionError
 from ..base.image_modes import PUBLISHED_POLICIES, timm_policy
+from ..base.processes import is_first_process
 from ..base.silence import silenced
 from ..base.text import nearest, one_line
 from .optimization import Schedule
@@ -110,7 +110,7 @@ def check_optimizer(options: TrainOptions) -> None:
     for flag, values, taken in (('--opt-betas', options.opt_betas, info.has_betas),
                                 ('--opt-eps', options.opt_eps, info.has_eps),
                                 ('--momentum', momentum, info.has_momentum)):
-        if values is not None and not taken and world_info_from_env()[1] == 0:
+        if values is not None and not taken and is_first_process():
             _logger.warning(f"{flag} has no effect: --opt '{options.opt}' has none.")
     if options.opt_betas is not None and info.has_betas and len(options.opt_betas) != info.num_betas:
         raise OptionError(f"--opt-betas: '{options.opt}' takes {info.num_betas}, got {len(options.opt_betas)}")

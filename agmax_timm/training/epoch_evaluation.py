@@ -1,4 +1,5 @@
 """The evaluation at the end of an epoch. Ranks agree on a signal or an error, so that all of them leave together."""
+import logging
 from contextlib import suppress
 from functools import partial
 
@@ -7,12 +8,12 @@ from timm.task import evaluation_sample_limit
 from ..base.distributed import is_distributed, is_primary, largest
 from ..base.errors import UserError
 from ..evaluation.evaluate import evaluate
-from ..evaluation.log import log_steps
+from ..evaluation.log import log_steps, result_line
 from ..options.data_kinds import in_sequence
 from .batch_norm import distribute_batch_norm
 from .create_run import TrainingRun
-from .output.log import ProgressLog
 
+_logger = logging.getLogger('train')
 _CONTINUES, _STOPPED, _FAILED = range(3)  # outcomes on a rank, the worst last
 _INTERVAL = 10  # batches from one agreement of the ranks to the next
 
@@ -29,11 +30,7 @@ class EvaluationFailed(UserError, RuntimeError):
         super().__init__('the evaluation failed on another rank: see its log')
 
 
-def evaluate_epoch(
-        run: TrainingRun,
-        epoch: int,
-        progress_log: ProgressLog,
-) -> tuple[dict[str, float], dict[str, float] | None]:
+def evaluate_epoch(run: TrainingRun, epoch: int) -> tuple[dict[str, float], dict[str, float] | None]:
     """Evaluate the model of a run, and its EMA if that is on the device. All ranks must call it.
 
     Returns:
@@ -43,12 +40,12 @@ def evaluate_epoch(
         EvaluationStopped: A signal asked any rank to end; raised on all ranks.
         EvaluationFailed: Another rank raised an error.
     """
-    raw = _evaluate(run, epoch, progress_log, ema=False)
+    raw = _evaluate(run, epoch, ema=False)
     has_ema = run.task.has_ema() and not run.options.model_ema_force_cpu
-    return raw, _evaluate(run, epoch, progress_log, ema=True) if has_ema else None
+    return raw, _evaluate(run, epoch, ema=True) if has_ema else None
 
 
-def _evaluate(run: TrainingRun, epoch: int, progress_log: ProgressLog, ema: bool) -> dict[str, float]:
+def _evaluate(run: TrainingRun, epoch: int, ema: bool) -> dict[str, float]:
     options, checkpoints = run.options, run.checkpoints
     name = 'Test (EMA)' if ema else 'Test'
     if ema:
@@ -72,7 +69,7 @@ def _evaluate(run: TrainingRun, epoch: int, progress_log: ProgressLog, ema: bool
         with suppress(EvaluationFailed):
             _agree(run, _FAILED)
         raise
-    progress_log.evaluation(f'{name} {epoch}', metrics)
+    _logger.info(result_line(f'{name} {epoch}', metrics))
     return metrics
 
 

@@ -39,15 +39,13 @@ class Epochs:
     Args:
         run: The run, with open output on the first rank.
         trackers: Trackers of losses and metrics; None on other ranks.
-        folder: Folder of the run. The first rank created it, and every rank knows it.
     """
 
-    def __init__(self, run: TrainingRun, trackers: Trackers | None, folder: str):
+    def __init__(self, run: TrainingRun, trackers: Trackers | None):
         self.run = run
         self.options = run.options
         self.checkpoints = run.checkpoints
         self.trackers = trackers
-        run.on_broken.folder = folder
         self.damaged = DamageLog(run.dataset_train, run.device, run.checkpoints.output_dir)
         self.progress_log = log.ProgressLog(
             run.stop_epoch * run.updates_per_epoch, run.done_updates, run.num_epochs)
@@ -162,7 +160,7 @@ class Epochs:
         raw = ema = None
         if run.loader_eval is not None:
             try:
-                raw, ema = evaluate_epoch(run, epoch, self.progress_log)
+                raw, ema = evaluate_epoch(run, epoch)
             except EvaluationStopped:
                 self.checkpoints.leave(self._save_trained(epoch, losses, random))
             except Exception as error:

@@ -7,7 +7,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ..assembly.console import begin_log
+from ..assembly.job_start import begin_job
 from ..assembly.process_group import end_process_group
 from ..base.distributed import gather_objects, is_primary
 from ..base.signals import StopSignals
@@ -45,7 +45,7 @@ def train(
         Interrupted: A signal asked the run to end, and it has saved.
         SaveError: The last state could not be written.
     """
-    begin_log()
+    begin_job()
     with Watchdog(options.hang_timeout) as watchdog:
         run = create_run(options, signals or StopSignals(), watchdog)
         if options.dry_run:
@@ -54,7 +54,8 @@ def train(
             dry_run.print_plan(run)
             return []
         trackers = open_output(run, options) if is_primary() else None
-        epochs = Epochs(run, trackers, gather_objects(run.checkpoints.output_dir)[0])
+        run.on_broken.folder = gather_objects(run.checkpoints.output_dir)[0]  # which the first rank created
+        epochs = Epochs(run, trackers)
         try:
             epochs.train()
         except BaseException:
@@ -69,7 +70,7 @@ def train(
                 if on_complete is not None and epochs.results:
                     on_complete(run.checkpoints.output_dir, watchdog)
             finally:
-                _log_end(run, epochs.results)
+                _log_end(run)
         return epochs.results
 
 
@@ -95,7 +96,7 @@ def _finish(run: TrainingRun, epochs: Epochs, trackers: Trackers) -> None:
     saver.close()
 
 
-def _log_end(run: TrainingRun, results: list[dict[str, Any]]) -> None:
+def _log_end(run: TrainingRun) -> None:
     """Log the best metric, the folder, the time, and the commands that come next."""
     options, saver, state = run.options, run.checkpoints.saver, run.state
     assert saver is not None

@@ -8,6 +8,7 @@ import pytest
 from timm.utils import is_distributed_env, world_info_from_env
 
 from agmax_timm.base.command import command
+from agmax_timm.base.command_line import Parser
 from agmax_timm.base.processes import LAUNCHER, check_launcher, imports_without_gc
 from agmax_timm.options.parse import parse_train_args
 from tests.helpers.paths import REPOSITORY
@@ -29,6 +30,18 @@ def test_a_variable_of_a_launcher_that_is_no_number_is_refused(monkeypatch, caps
     assert end.value.code == 2
     assert capsys.readouterr().err.startswith(f"x: error: the environment variable {name} must be a whole number, got "
                                               f"'{value}': unset {name}")
+
+
+@pytest.mark.parametrize('variables', [
+    {}, {'RANK': '0', 'SLURM_PROCID': '3'}, {'RANK': '2', 'SLURM_PROCID': '0'}, {'SLURM_PROCID': '0'},
+    {'SLURM_PROCID': '1'}, {'PMI_RANK': '1'}, {'OMPI_COMM_WORLD_RANK': '1'}])
+def test_only_the_process_that_is_the_first_to_timm_prints_warnings(monkeypatch, capsys, variables):
+    for name in LAUNCHER:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    Parser(prog='train.py').warn('of an option')
+    assert capsys.readouterr().err == ('train.py: warning: of an option\n' if world_info_from_env()[1] == 0 else '')
 
 
 @pytest.fixture

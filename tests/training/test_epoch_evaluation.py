@@ -27,5 +27,5 @@ def test_several_ranks_end_an_evaluation_soon_after_a_signal(monkeypatch):
         checkpoints=Namespace(watchdog=Namespace(beat=lambda: None), signals=signals),
         task=Namespace(create_evaluator=lambda max_samples: None, get_eval_model=lambda **kwargs: None))
     with pytest.raises(epoch_evaluation.EvaluationStopped):
-        epoch_evaluation.evaluate_epoch(run, 0, None)
+        epoch_evaluation.evaluate_epoch(run, 0)
     assert seen[-1] == 20

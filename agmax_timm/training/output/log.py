@@ -14,7 +14,6 @@ from tqdm import tqdm
 from ...assembly.console import steps_logger
 from ...base.distributed import is_primary
 from ...base.output_files import save_figure
-from ...evaluation.log import result_line
 from ..updates.loop import Progress
 
 _logger = logging.getLogger('train')
@@ -55,9 +54,6 @@ class ProgressLog:
         done = progress.epoch * progress.updates_per_epoch + progress.update_index + 1
         seconds = (time.perf_counter() - self.start) / max(1, done - self.done_updates)
         return tqdm.format_interval(seconds * max(0, self.total_updates - done))
-
-    def evaluation(self, name: str, metrics: dict[str, float]) -> None:
-        _logger.info(result_line(name, metrics))
 
 
 def train_line(progress: Progress, lr: float) -> str:
@@ -154,11 +150,13 @@ def read_curves(summary_path: str) -> dict[str, dict[str, list[tuple[int, float]
     filled = list(dict.fromkeys(name for row in rows for name in row))
     metric, title = ('map', 'mAP (%)') if 'eval_map' in filled else ('top1', 'top-1 (%)')
     terms = [name for name in filled if name.startswith('train_')][1:]
+    classification = next((name for name in ('train_ce', 'train_task_loss') if name in terms), 'train_loss')
     panels = {
-        'classification loss': {'training': 'train_ce' if terms else 'train_loss', 'validation': 'eval_loss'},
+        'classification loss': {'training': classification, 'validation': 'eval_loss'},
         title: {'raw weights': f'raw_{metric}', 'EMA': f'ema_{metric}'} if f'ema_{metric}' in filled else {
             'validation': f'eval_{metric}'},
-        **{name.removeprefix('train_').replace('_', ' '): {'training': name} for name in terms if name != 'train_ce'},
+        **{name.removeprefix('train_').replace('_', ' '): {'training': name} for name in terms
+           if name != classification},
         'learning rate': {'learning rate': 'lr'},
     }
     return {panel: {

@@ -13,13 +13,13 @@ from itertools import count
 from typing import Any
 
 import yaml
-from timm import utils
 from timm.models import safe_model_name
 
 from ...base import atomic_write
 from ...base.distributed import gather_objects
 from ...base.errors import OptionError
 from ...base.output_files import write_csv
+from ...base.processes import is_first_process
 from ...options.declare import values
 from ...options.model import TrainModel
 from ...options.parsers import TrainOptions
@@ -47,7 +47,7 @@ def resolve_resume(options: TrainOptions) -> TrainOptions:
     if damaged and path is None:
         raise OptionError(f"--resume auto: no checkpoint in '{folder}' is intact ({reasons}): name another one with "
                           '--resume FILE, or start a new run with another --experiment')
-    if damaged and _first_rank():
+    if damaged and is_first_process():
         _logger.warning(f"{reasons}: continuing from '{path}'")
     return replace(options, resume=path or '')
 
@@ -70,15 +70,11 @@ def check_folder(options: TrainOptions, auto: bool = False, lock: bool = True) -
         if held:
             raise OptionError(f"'{folder}' holds another run ('{held[0]}'): continue it with --resume auto, or start "
                               'a new run with another --experiment')
-    if _first_rank():
+    if is_first_process():
         with writing(folder):
             check_writable(folder)
             if options.experiment and os.path.isdir(folder) and lock:
                 _lock(folder)
-
-
-def _first_rank() -> bool:
-    return utils.world_info_from_env()[1] == 0
 
 
 def check_writable(folder: str) -> None:
@@ -195,7 +191,7 @@ def write_args(folder: str, given: TrainOptions) -> None:
     """Write args.yaml.
 
     Args:
-        given: Options of the command line and its files, before the checkpoint and the data changed any.
+        given: Options of the command line and its files, before the data changed any.
 
     Raises:
         OptionError: The file cannot be written.

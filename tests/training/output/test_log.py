@@ -93,6 +93,13 @@ def test_the_curves_of_runs_without_agmax_have_their_metrics(tmp_path):
     assert averaged['top-1 (%)'] == {'raw weights': [(0, 40.)], 'EMA': [(0, 41.)]}
 
 
+def test_the_curves_of_a_distillation_have_one_panel_of_classification(tmp_path):
+    curves = read(tmp_path, 'epoch,train_loss,eval_loss,lr,train_task_loss,train_kd_loss\n0,3,2,0.1,1.5,1.25\n')
+    assert curves == {
+        'classification loss': {'training': [(0, 1.5)], 'validation': [(0, 2.)]}, 'top-1 (%)': {},
+        'kd loss': {'training': [(0, 1.25)]}, 'learning rate': {'learning rate': [(0, 0.1)]}}
+
+
 def test_the_curves_of_a_summary_with_a_repeated_header_have_the_last_row_of_each_epoch(tmp_path):
     """timm's script repeats the header when it continues a run."""
     curves = read(tmp_path, 'epoch,train_loss,lr\n0,2,0.1\n1,1.5,0.1\nepoch,train_loss,lr\n1,1.25,0.1\n')
