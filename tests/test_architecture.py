@@ -102,3 +102,49 @@ def test_type_checkers_find_the_public_names():
     shown = {alias.name: f'.{node.module}' for node in branch.body for alias in node.names}
     assert shown == agmax_timm._HOMES and not agmax_timm.TYPE_CHECKING
     assert all(hasattr(agmax_timm, name) for name in agmax_timm.__all__)
+
+
+DRAWINGS = re.findall(r'```mermaid\n(.*?)```', (REPOSITORY / 'docs' / 'architecture.md').read_text(), re.DOTALL)
+
+
+def reached(drawing):
+    """The nodes of a drawing that the arrows of each node reach, also over others."""
+    arrows = {}
+    for line in drawing.splitlines():
+        nodes = [node.strip().partition('[')[0] for node in line.split('-->')]
+        for one, other in zip(nodes, nodes[1:]):
+            arrows.setdefault(one, set()).add(other)
+    found = {}
+    for node in TopologicalSorter(arrows).static_order():
+        direct = arrows.get(node, set())
+        found[node] = direct.union(*(found[other] for other in direct))
+    return found
+
+
+def test_imports_between_folders_follow_the_arrows():
+    drawing = DRAWINGS[0]
+    nodes = {file: node for node, label in re.findall(r'(\w+)\["(.*?)<br>', drawing)
+             for file in re.findall(r'(\w+)\.py', label) or [node]}
+    allowed = reached(drawing)
+    assert LEVEL.keys() - nodes.keys() == {'registration', '__main__'}
+    for name, others in imports().items():
+        for one, other in ((layer(name), layer(imported)) for imported in others):
+            if one in nodes and other in nodes and nodes[one] != nodes[other]:
+                assert nodes[other] in allowed[nodes[one]], f'no arrow from {one} to {other}, which {name} imports'
+
+
+def test_imports_between_subfolders_follow_the_arrows():
+    allowed, found = reached(DRAWINGS[1]), {'data', 'training'}
+    for name, others in imports().items():
+        for imported in others:
+            if layer(name) == layer(imported) and layer(name) in ('data', 'training'):
+                one, other = map(_subfolder, (name, imported))
+                found |= {one, other}
+                assert one == other or other in allowed[one], f'no arrow from {one} to {other}, which {name} imports'
+    assert found == allowed.keys()
+
+
+def _subfolder(name):
+    """The subfolder of a module in data/ or training/, or the folder itself."""
+    top, *below = name.split('.')
+    return below[0] if below and (PACKAGE / top / below[0]).is_dir() else top

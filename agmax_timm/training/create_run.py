@@ -173,7 +173,8 @@ def open_output(run: TrainingRun, given: TrainOptions) -> tracking.Trackers:
     same_folder = run_folder.resumes_in(options, output_dir)
     if same_folder and not resumed.state:
         run.state.history.rows = run_folder.take_over(output_dir, run.position.epoch)
-    run_folder.write_args(output_dir, replace(given, smoothing=options.smoothing))
+    run_folder.write_args(output_dir, replace(
+        given, smoothing=options.smoothing, val_split_seed=options.val_split_seed))
     checkpoints.output_dir, checkpoints.log_position = output_dir, log.position
     checkpoints.saver = checkpoints.create_saver(output_dir, run.metadata, run.decreasing)
     if same_folder:
@@ -286,13 +287,14 @@ def _restore(
         Where training starts, the losses of the epoch so far (None between epochs), and the number of updates before.
     """
     options, state = checkpoints.training.options, checkpoints.state
-    position, losses = resumed.start(options, resume_epoch), None
     if resumed.exact:
         position, losses = state.load_state_dict(resumed.state)
         if checkpoints.damage is not None:
             checkpoints.damage.restore(resumed.state['damaged'])
-    elif resumed.state:
-        resumed.keep_history(state, position)
+    else:
+        position, losses = Position((resume_epoch or 0) if options.start_epoch is None else options.start_epoch), None
+        if resumed.state:
+            resumed.keep_history(state, position)
     done_updates = position.updates(updates_per_epoch, options.grad_accum_steps)
     state.start_schedule(
         position.epoch, done_updates, resumed.state['lr'] if resumed.exact and resumed.same_schedule else None)

@@ -2,7 +2,7 @@
 import logging
 import time
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -135,7 +135,7 @@ class CheckpointManager:
         self.finish()
         _logger.info(f'Saved at {where}. {self._how_to_continue()}.')
 
-    def leave(self, where: str) -> None:
+    def leave(self, where: str) -> NoReturn:
         """Wait until everything is on disk, then raise Interrupted, or DamagedError for too many damaged images.
 
         All ranks must call it.

@@ -7,7 +7,6 @@ from ...base.command_line import flag_of
 from ...base.distributed import is_primary
 from ...base.errors import OptionError
 from ...base.safe_load import read_file
-from ...options.optimization import Schedule
 from ...options.parsers import TrainOptions
 from ...options.quantities import share_of
 from ...weights.checkpoint import STATE, metadata_in, options_in
@@ -56,12 +55,6 @@ class ResumedRun:
             if changed or of_data:
                 _logger.info(f"Not as in the checkpoint: {', '.join(changed + of_data)}")
         return cls(state, same_schedule, exact=not obstacle)
-
-    def start(self, options: Schedule, epoch: int | None) -> Position:
-        """Return where training starts: at --start-epoch, at the saved position, or at the epoch of the weights."""
-        if options.start_epoch is not None:
-            return Position(options.start_epoch)
-        return Position(**self.state['position']) if self.exact else Position(epoch or 0)
 
     def shift(self, position: Position, grad_accum_steps: int, done_updates: int) -> int:
         """Return the correction of the step axis: the updates really made before a position, minus `done_updates`.

@@ -56,6 +56,16 @@ def test_resume_auto_starts_continues_or_finds_nothing_to_train(train, tmp_path,
     assert 'Nothing to train' in caplog.text
 
 
+def test_a_run_resumed_with_another_seed_records_the_seed_of_its_validation_images(train, tmp_path):
+    """So it continues with its own args.yaml, and a repetition holds out the same images."""
+    args, flags = tmp_path / 'run' / 'args.yaml', ['--val-split', '0.25', '--resume', 'auto']
+    train('--epochs', '1', *flags)
+    train('--epochs', '2', *flags, '--seed', '7')
+    assert {name: yaml.safe_load(args.read_text())[name] for name in ('seed', 'val_split_seed')} == {
+        'seed': 7, 'val_split_seed': 42}
+    assert len(training.train(parse_train_args(['-c', str(args)]))) == 2
+
+
 def test_rows_of_epochs_that_are_trained_again_are_replaced(train, tmp_path):
     train('--epochs', '3')
     train('--epochs', '3', '--resume', str(tmp_path / 'run' / 'checkpoint-0.pth.tar'))
