@@ -128,7 +128,8 @@ def agreement_terms(
     _check_logits(kind, z1, z2, z12)
     with torch.autocast(z1.device.type, enabled=False):
         z1, z2 = _at_least_float32(z1), _at_least_float32(z2)
-        if kind == 'mi' and z12 is not None:
+        if kind == 'mi':
+            assert z12 is not None  # _check_logits
             return mutual_information_terms(
                 z1, z2, _at_least_float32(z12), divergence_weight, marginal_images, divergence_reduction)
         if kind == 'mse':

@@ -75,19 +75,19 @@ def build_datasets(options: TrainOptions, data_config: dict) -> tuple[Dataset, D
 
 def open_validation(options: TrainOptions, data_config: dict) -> Dataset:
     """Open the validation data of train.py."""
-    return _open_in_batches(
+    return _open_with_targets(
         options, options.val_split, num_samples=options.val_num_samples, samples_flag='--val-num-samples',
         input_img_mode=image_mode(options, data_config))
 
 
 def _open_train(options: TrainOptions, **kwargs) -> Dataset:
-    return _open_in_batches(
+    return _open_with_targets(
         options, options.train_split, is_training=True, num_samples=options.train_num_samples,
         samples_flag='--train-num-samples', seed=options.seed, repeats=options.epoch_repeats,
         max_damaged=options.max_damaged, **kwargs)
 
 
-def _open_in_batches(options: TrainOptions, split: str, **kwargs) -> Dataset:
+def _open_with_targets(options: TrainOptions, split: str, **kwargs) -> Dataset:
     if options.task == 'multilabel':
         kwargs['target_transform'] = MultiLabelTarget(
             options.num_classes or 0, dense=options.target_format == 'multihot')

@@ -63,9 +63,10 @@ def _parts(options: TrainModel, model: nn.Module) -> list[Any]:
     if options.linear_probe:
         return [model]
     named: dict[str, Any] = {**dict(model.named_modules()), **dict(model.named_parameters())}
+    del named['']  # the model itself
     parts = []
     for pattern in options.freeze:
-        found = fnmatch.filter(filter(None, named), pattern)
+        found = fnmatch.filter(named, pattern)
         if not found:
             parts_of_model = listed([name for name, _ in model.named_children()])
             raise OptionError(f"--freeze '{pattern}' matches no part of --model '{options.model}' ({parts_of_model})"

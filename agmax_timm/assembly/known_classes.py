@@ -123,7 +123,7 @@ def check_teacher(options: TrainOptions, task: Any, dataset: Dataset, data_confi
     if not options.kd_model_name:
         return
     teacher = utils.unwrap_model(task.teacher.model)
-    try_input(options, teacher, data_config, teacher.num_classes, '--kd-model-name')
+    try_input(options, teacher, data_config, teacher.num_classes, 'kd_model_name')
     channels, wrapped = data_config['input_size'][0], task.teacher
     alike = torch.equal(task.student_mean, wrapped.mean_kd) and torch.equal(task.student_std, wrapped.std_kd)
     if not (options.agmax or channels == 3 or alike):

@@ -5,6 +5,7 @@ import torch
 import torch.nn as nn
 from timm.data import resolve_data_config
 
+from ..base.command_line import flag_of
 from ..base.distributed import is_primary
 from ..base.errors import OptionError
 from ..base.text import one_line
@@ -29,33 +30,33 @@ def build_data_config(options: AnyOptions, model: Any, use_test_size: bool = Fal
 
 
 def try_input(options: AnyOptions, model: nn.Module, data_config: dict[str, Any], num_classes: int,
-              flag: str = '--model') -> None:
+              option: str = 'model') -> None:
     """Evaluate the model on one black image of each size that it gets.
 
     Args:
-        flag: Option that names the model.
+        option: Name of the option that names the model.
 
     Raises:
         OptionError: The model does not accept images of a size, or does not return num_classes logits.
     """
-    name, own = getattr(options, flag[2:].replace('-', '_')), flag == '--model'
+    given, own = f"{flag_of(option)} '{getattr(options, option)}'", option == 'model'
     channels, height, width = data_config['input_size']
     sides = vars(options).get('train_img_sizes') or []
     batches = vars(options).get('train_batch_sizes') or [options.batch_size] * len(sides)
-    flags = '--img-size, --input-size, --in-chans or --model-kwargs' if own else '--img-size'
-    sizes = [(height, width, flags, 0 if sides else options.batch_size),  # not a training size if there are others
+    size_flags = '--img-size, --input-size, --in-chans or --model-kwargs' if own else '--img-size'
+    sizes = [(height, width, size_flags, 0 if sides else options.batch_size),  # not a training size if there are others
              *((side, side, '--train-img-sizes', batch) for side, batch in zip(sides, batches))]
     one_view = model.training and isinstance(options, TrainOptions) and not options.agmax and (
         options.split_bn or not options.aug_splits)
-    for height, width, flags, batch in sizes:
+    for *size, flags, batch in sizes:
         try:
-            output = _output_for_black(model, (channels, height, width), alone=one_view and batch == 1)
+            output = _output_for_black(model, (channels, *size), alone=one_view and batch == 1)
         except REFUSED as error:
-            raise OptionError(f"{flag} '{name}' does not take images of {channels} x {height} x {width}, by {flags}: "
+            raise OptionError(f'{given} does not take images of {channels} x {size[0]} x {size[1]}, by {flags}: '
                               f'{one_line(error, 300)}') from error
         if torch.is_tensor(output) and output.shape != (1, num_classes):
             remedy = 'leave out --gp and --model-kwargs that change its head' if own else 'use another one'
-            raise OptionError(f"{flag} '{name}' gives {tuple(output.shape)[1:]}, not {num_classes} classes: {remedy}")
+            raise OptionError(f'{given} gives {tuple(output.shape)[1:]}, not {num_classes} classes: {remedy}')
 
 
 def _output_for_black(model: nn.Module, size: tuple[int, ...], alone: bool) -> Any:

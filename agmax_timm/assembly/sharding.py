@@ -19,7 +19,6 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from ..base.distributed import is_distributed
 from ..base.errors import OptionError
 from ..network import layer_of_parameters
-from ..options.data_kinds import in_sequence
 from ..options.parsers import TrainOptions
 
 # Optimizers of timm whose updates of shards equal their updates of whole weights. Others raise an error at the first
@@ -33,26 +32,13 @@ OPTIMIZERS = (
 
 
 def check_sharding(options: TrainOptions) -> None:
-    """Raise OptionError for options that --fsdp does not support. Call it after the process group is created."""
+    """Raise OptionError for one process, and for other optimizers. Call it after the process group is created."""
     if not is_distributed():
         raise OptionError('--fsdp shards over the processes of a job, and this is one process: start it with '
                           'torchrun --nproc-per-node 2 (or more) train.py, or drop --fsdp')
     if options.opt.lower() not in OPTIMIZERS:
         raise OptionError(f"--opt '{options.opt}' is not known to update shards as it updates whole weights: with "
                           '--fsdp use adamw, lamb, lion, sgd or another that docs/scale.md lists')
-    if options.kd_model_name:
-        raise OptionError(f"--kd-model-name '{options.kd_model_name}': --fsdp does not support a teacher: drop --fsdp")
-    if options.val_split and in_sequence(options):
-        raise OptionError(f"--dataset '{options.dataset}' may give ranks unequal numbers of batches in validation, and "
-                          "with --fsdp they compute each batch together: use hfds/ or a folder, or --val-split ''")
-    if options.clip_grad is not None and options.clip_mode == 'agc':
-        raise OptionError('--clip-mode agc clips by the norms of whole weights, and --fsdp keeps shards: use '
-                          '--clip-mode norm or value')
-    if options.model_ema and options.model_ema_force_cpu:
-        raise OptionError('--model-ema-force-cpu keeps a whole EMA on every rank, --fsdp a shard: drop one of them')
-    if options.model_ema and options.model_dtype == 'bfloat16':
-        raise OptionError('--model-ema rounds bfloat16 weights at random, and --fsdp keeps shards: use --amp '
-                          '--amp-dtype bfloat16 in place of --model-dtype bfloat16')
 
 
 def shard_task(

@@ -24,7 +24,7 @@ from ..base.distributed import is_distributed, is_primary, world_size
 from ..base.errors import DataError, OptionError
 from ..base.text import one_line
 from ..data.sources.classes import ModelClasses, MovedClassError, summary
-from ..options.checks import check_task
+from ..options.checks import check_measurements
 from ..options.data_kinds import share_options, split_name
 from ..options.declare import declared
 from ..options.device import ValidationDevice
@@ -112,7 +112,7 @@ def prepare(options: ValidateOptions, device: torch.device) -> EvaluatedModel:
     """Create the model, with the options of the run that wrote its checkpoint where the command line has none."""
     run_options = read_options(options) if options.checkpoint else {}
     options = adopt_options(options, run_options)
-    for problem in check_task(options):
+    for problem in check_measurements(options):
         raise OptionError(problem)
     precision = build_precision(options, device)
     utils.random_seed(options.seed)

@@ -9,7 +9,7 @@ from ..base.processes import launched_processes
 from ..base.text import even_next_to
 from .agmax import RememberedPredictions
 from .augmentation import Mixing
-from .data_kinds import DATASETS, check_source, in_sequence
+from .data_kinds import DATASETS, check_source, in_sequence, needs_index
 from .declare import problems
 from .device import Device
 from .hub_names import check_hub
@@ -51,7 +51,7 @@ def check_train_args(options: TrainOptions) -> Iterator[str]:
 
 def check_validate_args(options: ValidateOptions) -> Iterator[str]:
     """Do the same as check_train_args for validate.py."""
-    for check in (problems, check_paths, _check_input, _check_precision, _check_targets, check_task,
+    for check in (problems, check_paths, _check_input, _check_precision, _check_targets, check_measurements,
                   _check_validation_loader, _check_robustness, _check_attack):
         yield from check(options)
 
@@ -134,10 +134,6 @@ def _check_augmentation(options: TrainOptions) -> Iterator[str]:
         yield '--no-aug turns augmentation off: drop it, or drop --cutout, --lighting and --train-crop-mode pad'
     if options.scale[1] > 1. and options.train_crop_mode in (None, 'rrc'):
         yield f'--scale must be shares of the image, at most 1, got {options.scale[0]} {options.scale[1]}'
-    # timm draws again until the noise is below --lr-noise-pct.
-    if options.lr_noise is not None and options.lr_noise_std > 100. * options.lr_noise_pct:
-        yield (f'--lr-noise-std {options.lr_noise_std} hardly ever draws below --lr-noise-pct '
-               f'{options.lr_noise_pct}: use a smaller one')
 
 
 def _check_task(options: TrainOptions) -> Iterator[str]:
@@ -158,9 +154,8 @@ def _check_task(options: TrainOptions) -> Iterator[str]:
         yield f"--early-stop-metric must be one of {', '.join(names)}{when}, got '{options.early_stop_metric}'"
     if options.task == 'multilabel' and options.num_classes is None:
         yield '--task multilabel needs the number of labels: add --num-classes N'
-    if options.tta > 1:
-        yield (f'--tta {options.tta} averages {options.tta} predictions in a row, which are of different images: no '
-               'evaluation loader gives several views of one; drop it')
+    if options.kd_model_name and options.task == 'multilabel':
+        yield '--kd-model-name distils one distribution over classes: drop it, or drop --task multilabel'
 
 
 # Losses of timm by task, and those that only take hard targets.
@@ -204,9 +199,7 @@ def needs_classes(options: TrainOptions, flag: str) -> Iterator[str]:
     """Yield a line for data whose images of each class cannot be counted before they are read."""
     if options.task == 'multilabel':
         yield f'{flag} is for one class per image: drop it, or drop --task multilabel'
-    if in_sequence(options):
-        yield (f"{flag} needs data that can be indexed, got --dataset '{options.dataset}': drop it, or use a folder, "
-               'torch/ or hfds/')
+    yield from needs_index(options, flag)
 
 
 def _check_targets(options: AnyOptions) -> Iterator[str]:
@@ -217,7 +210,7 @@ def _check_targets(options: AnyOptions) -> Iterator[str]:
         yield f'--target-format {options.target_format} needs --task multilabel'
 
 
-def check_task(options: ValidateOptions) -> Iterator[str]:
+def check_measurements(options: ValidateOptions) -> Iterator[str]:
     """Yield a line for each measurement that the task does not have. The task may be that of the checkpoint."""
     if options.task != 'multilabel':
         return
@@ -288,6 +281,13 @@ def _check_precision(options: Device) -> Iterator[str]:
 
 
 def _check_run(options: TrainOptions) -> Iterator[str]:
+    # timm draws again until the noise is below --lr-noise-pct.
+    if options.lr_noise is not None and options.lr_noise_std > 100. * options.lr_noise_pct:
+        yield (f'--lr-noise-std {options.lr_noise_std} hardly ever draws below --lr-noise-pct '
+               f'{options.lr_noise_pct}: use a smaller one')
+    if options.tta > 1:
+        yield (f'--tta {options.tta} averages {options.tta} predictions in a row, which are of different images: no '
+               'evaluation loader gives several views of one; drop it')
     if options.resume == 'auto' and not options.experiment:
         yield '--resume auto continues in the folder of --experiment NAME: name it'
     if options.start_epoch is not None and options.stop_epoch is not None and options.start_epoch >= options.stop_epoch:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from ..base.command_line import flag_of
 from .agmax import AgMax, RememberedPredictions
 from .checks import mixing, needs_classes, remembers
-from .data_kinds import in_sequence
+from .data_kinds import in_sequence, needs_index
 from .declare import declared, has_effect, refused
 from .model import TrainModel
 from .parsers import TrainOptions
@@ -67,7 +67,7 @@ _MODEL_ARGUMENTS = dict(
 def check_combinations(options: TrainOptions) -> Iterator[str]:
     """Yield a line for each pair of options that exclude each other. The first one counts."""
     for check in (_check_exclusive, _check_splits, _check_resolutions, _check_naflex, _check_loader, _check_script,
-                  _check_arguments, _check_agmax, _check_memory):
+                  _check_arguments, _check_agmax, _check_memory, _check_fsdp):
         yield from check(options)
 
 
@@ -86,9 +86,8 @@ def _check_splits(options: TrainOptions) -> Iterator[str]:
         yield '--aug-splits puts the splits into one batch in the prefetcher: drop --no-prefetcher'
     if options.aug_splits and (options.cutout or options.lighting or options.train_crop_mode == 'pad'):
         yield '--aug-splits does not augment its first split: drop it, or --cutout, --lighting, --train-crop-mode pad'
-    if options.aug_splits and in_sequence(options):
-        yield (f"--aug-splits needs data that can be indexed, got --dataset '{options.dataset}': drop it, or use a "
-               'folder, torch/ or hfds/')
+    if options.aug_splits:
+        yield from needs_index(options, '--aug-splits')
     if options.split_bn and not (options.aug_splits or options.resplit):
         yield '--split-bn splits batch norm as the batch is split: add --aug-splits 2 or --resplit'
     if options.split_bn and options.sync_bn:
@@ -110,9 +109,7 @@ def _check_resolutions(options: TrainOptions) -> Iterator[str]:
     for one_size in ('use_multi_epochs_loader', 'aug_splits', 'train_crop_mode pad'):
         if has_effect(options, one_size):
             yield f'{flag_with_values(one_size)} is for one size, --train-img-sizes gives several: drop one of them'
-    if in_sequence(options):
-        yield (f"--train-img-sizes needs data that can be indexed, got --dataset '{options.dataset}': drop it, or use "
-               'a folder, torch/ or hfds/')
+    yield from needs_index(options, '--train-img-sizes')
 
 
 def _check_naflex(options: TrainOptions) -> Iterator[str]:
@@ -133,8 +130,6 @@ def _check_naflex(options: TrainOptions) -> Iterator[str]:
 
 
 def _check_loader(options: TrainOptions) -> Iterator[str]:
-    if options.kd_model_name and options.task == 'multilabel':
-        yield '--kd-model-name distils one distribution over classes: drop it, or drop --task multilabel'
     if options.balanced_sampling:
         yield from needs_classes(options, '--balanced-sampling')
         if options.aug_repeats:
@@ -188,6 +183,22 @@ def _check_memory(options: TrainOptions) -> Iterator[str]:
         if has_effect(options, other):
             yield (f'{flag_with_values(other)} cannot be combined with --agmax-teacher memory: it {reason}. '
                    'Drop one of them')
-    if in_sequence(options):
-        yield (f"--agmax-teacher memory needs data that can be indexed, got --dataset '{options.dataset}': drop it, or "
-               'use a folder, torch/ or hfds/')
+    yield from needs_index(options, '--agmax-teacher memory')
+
+
+def _check_fsdp(options: TrainOptions) -> Iterator[str]:
+    if not options.fsdp:
+        return
+    if options.kd_model_name:
+        yield f"--kd-model-name '{options.kd_model_name}': --fsdp does not support a teacher: drop --fsdp"
+    if options.val_split and in_sequence(options):
+        yield (f"--dataset '{options.dataset}' may give ranks unequal numbers of batches in validation, and with "
+               "--fsdp they compute each batch together: use hfds/ or a folder, or --val-split ''")
+    if options.clip_grad is not None and options.clip_mode == 'agc':
+        yield ('--clip-mode agc clips by the norms of whole weights, and --fsdp keeps shards: use --clip-mode norm or '
+               'value')
+    if options.model_ema and options.model_ema_force_cpu:
+        yield '--model-ema-force-cpu keeps a whole EMA on every rank, --fsdp a shard: drop one of them'
+    if options.model_ema and options.model_dtype == 'bfloat16':
+        yield ('--model-ema rounds bfloat16 weights at random, and --fsdp keeps shards: use --amp --amp-dtype bfloat16 '
+               'in place of --model-dtype bfloat16')

@@ -62,6 +62,13 @@ def _remedy(options: DataSet, name: str, kind: str) -> str:
     return 'drop it'
 
 
+def needs_index(options: DataSet, flag: str) -> Iterator[str]:
+    """Yield a line for data that is read in sequence."""
+    if in_sequence(options):
+        yield (f"{flag} needs data that can be indexed, got --dataset '{options.dataset}': drop it, or use a folder, "
+               'torch/ or hfds/')
+
+
 def share_options(saved: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options of validate.py for the share that a run held out; {} if it validated on a split."""
     if share_of(saved.get('val_split')) is None or 'val_split_seed' not in saved:

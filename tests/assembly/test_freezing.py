@@ -76,6 +76,7 @@ def test_patterns_also_match_parameters():
 @pytest.mark.parametrize('flags, words', [
     (dict(freeze=['layr1']),
      ["--freeze 'layr1' matches no part of --model 'test_resnet' (", '), did you mean layer1?', 'bn1']),
+    (dict(freeze=['h']), ["--freeze 'h' matches no part of --model 'test_resnet' (", ')']),
     (dict(freeze=['*']), ["--freeze '*' leaves nothing of --model 'test_resnet' to train"]),
 ])
 def test_invalid_patterns_are_refused(flags, words):

@@ -284,11 +284,22 @@ def test_sharded_layers_are_the_blocks_of_the_model(architecture, container, dep
     assert [names[layer] for layer in sharding.find_layers(model)] == expected
 
 
+@pytest.mark.parametrize('flags, words', [
+    ('--clip-grad 1 --clip-mode agc', ['--clip-mode agc', '--fsdp', 'norm']),
+    ('--model-ema --model-ema-force-cpu', ['--model-ema-force-cpu', '--fsdp']),
+    ('--model-ema --model-dtype bfloat16', ['--model-ema', '--model-dtype bfloat16', '--fsdp']),
+    ('--kd-model-name resnet18', ["--kd-model-name 'resnet18'", '--fsdp']),
+    ('--dataset wds/x --num-classes 3', ["--dataset 'wds/x'", '--fsdp', "--val-split ''"]),
+])
+def test_options_that_cannot_be_combined_with_sharding_are_refused(flags, words, capsys):
+    with pytest.raises(SystemExit) as exit_info:
+        parse_train_args(['data', '--fsdp', *flags.split()])
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert exit_info.value.code == 2 and all(word in message for word in words), message
+
+
 @pytest.mark.parametrize('flags, distributed, words', [
     ('', False, ['--fsdp', 'torchrun']),
-    ('--clip-grad 1 --clip-mode agc', True, ['--clip-mode agc', '--fsdp', 'norm']),
-    ('--model-ema --model-ema-force-cpu', True, ['--model-ema-force-cpu', '--fsdp']),
-    ('--model-ema --model-dtype bfloat16', True, ['--model-ema', '--model-dtype bfloat16', '--fsdp']),
     ('--opt muon', True, ["--opt 'muon'", '--fsdp', 'adamw']),
 ])
 def test_options_that_exclude_sharding_are_refused(flags, distributed, words, monkeypatch):
