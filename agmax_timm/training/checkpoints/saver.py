@@ -137,47 +137,58 @@ class CheckpointSaver(timm.utils.CheckpointSaver):
         saved = checkpoint.get('saver')
         if saved is None:
             return
+        comparable = self._is_comparable(checkpoint)
+        self._load_ranking(saved, start_epoch, comparable)
+        epoch, metric = saved.get('pending', (None, None))
+        finished = 'metric' in checkpoint and epoch is not None and epoch < start_epoch  # not saved within the epoch
+        pending = (epoch, metric if comparable else None) if finished else None
+        self._run(lambda: self._complete(checkpoint_path, start_epoch, pending), self._path('model_best'))
+        self.wait()
+
+    def _is_comparable(self, checkpoint: dict[str, Any]) -> bool:
+        """Whether the run of a checkpoint ranked by the same metric as this one."""
+        ranked_by = checkpoint.get(METADATA, {}).get('metric_name')
+        had_validation, has_validation = (
+            options.get('val_split') != '' for options in (options_in(checkpoint), vars(self.args)))
+        return had_validation == has_validation and ranked_by in (None, self.metadata.get('metric_name'))
+
+    def _load_ranking(self, saved: dict[str, Any], start_epoch: float, comparable: bool) -> None:
+        """Restore the ranked files that are still those of the run, without metrics if they are not comparable."""
         files = [(file, value) for file, value in saved['checkpoint_files'] if re.fullmatch(
             rf'{re.escape(self.save_prefix)}-\d+{re.escape(self.extension)}', file)]  # only own files
         with silenced():  # timm logs the ranking without this checkpoint; ours follows
             self.load_state_dict({**saved, 'checkpoint_files': files, 'pending': (None, None)})
         # A branch that the run has left may have overwritten files of its epochs.
-        self.checkpoint_files = [(file, value) for file, value in self.checkpoint_files
+        self.checkpoint_files = [(file, value if comparable else None) for file, value in self.checkpoint_files
                                  if self._epoch_of(file) < start_epoch and _holds(file, self._epoch_of(file), value)]
-        ranked_by = checkpoint.get(METADATA, {}).get('metric_name')
-        had_validation, has_validation = (
-            options.get('val_split') != '' for options in (options_in(checkpoint), vars(self.args)))
-        comparable = had_validation == has_validation and ranked_by in (None, self.metadata.get('metric_name'))
-        if not comparable:
-            self.checkpoint_files = [(file, None) for file, _ in self.checkpoint_files]
         if not comparable or not _ranks(self.best_metric):
             self.best_metric = self.best_epoch = None
-        epoch, metric = saved.get('pending', (None, None))
-        metric = metric if comparable else None
-        finished = 'metric' in checkpoint and epoch is not None and epoch < start_epoch  # not saved within the epoch
 
-        def complete() -> None:
-            model_best = self._path('model_best')
-            lost = self.best_epoch is not None and not (self.best_epoch < start_epoch and any(
-                map(self._is_best, (self._checkpoint_path(self.best_epoch), model_best))))
-            if lost:  # a branch that the run has left overwrote it, or it is trained again
-                self.best_metric = self.best_epoch = None
-            if finished:
-                self._rank(checkpoint_path, epoch, metric)
-                milestone = self._path(f'milestone-{epoch + 1}')
-                if epoch + 1 in self.args.save_epochs and not os.path.exists(milestone):
-                    atomic_write.link(checkpoint_path, milestone)
-            elif lost and self.checkpoint_files:
-                self._link_best(model_best)
-            if self.best_epoch is not None:
-                best = self._checkpoint_path(self.best_epoch)
-                if self._is_best(best):
-                    atomic_write.link(best, model_best)
-            elif lost:
-                atomic_write.link(self.checkpoint_files[0][0] if self.checkpoint_files else checkpoint_path, model_best)
+    def _complete(self, checkpoint_path: str, start_epoch: float, pending: tuple[int, float | None] | None) -> None:
+        """Repeat the steps after the writing of a checkpoint: rank it, and link its milestone and the best one.
 
-        self._run(complete, self._path('model_best'))
-        self.wait()
+        Args:
+            pending: Epoch and metric of the checkpoint, if it is not ranked yet.
+        """
+        model_best = self._path('model_best')
+        lost = self.best_epoch is not None and not (self.best_epoch < start_epoch and any(
+            map(self._is_best, (self._checkpoint_path(self.best_epoch), model_best))))
+        if lost:  # a branch that the run has left overwrote it, or it is trained again
+            self.best_metric = self.best_epoch = None
+        if pending is not None:
+            epoch, metric = pending
+            self._rank(checkpoint_path, epoch, metric)
+            milestone = self._path(f'milestone-{epoch + 1}')
+            if epoch + 1 in self.args.save_epochs and not os.path.exists(milestone):
+                atomic_write.link(checkpoint_path, milestone)
+        elif lost and self.checkpoint_files:
+            self._link_best(model_best)
+        if self.best_epoch is not None:
+            best = self._checkpoint_path(self.best_epoch)
+            if self._is_best(best):
+                atomic_write.link(best, model_best)
+        elif lost:
+            atomic_write.link(self.checkpoint_files[0][0] if self.checkpoint_files else checkpoint_path, model_best)
 
     def wait(self) -> None:
         """Wait until nothing is being written."""
