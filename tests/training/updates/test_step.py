@@ -155,8 +155,9 @@ def test_reads_and_copies_are_detected(copies):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('options', [{}, {'clip_grad': 1.0}, {'clip_grad': 0.1, 'clip_mode': 'value'}], ids=str)
-@pytest.mark.parametrize('kind', AGREEMENT_KINDS)
+@pytest.mark.parametrize('kind, options', [
+    *((kind, {}) for kind in AGREEMENT_KINDS),
+    ('mi', {'clip_grad': 1.0}), ('mi', {'clip_grad': 0.1, 'clip_mode': 'value'})], ids=str)
 def test_no_update_waits_for_the_device(copies, kind, options):
     task = create_task('meta', kind=kind)
     task.setup_ema()
@@ -376,9 +377,9 @@ def events(monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('accum_steps', [1, 2])
-@pytest.mark.parametrize('policy', ['stop', 'skip'])
-@pytest.mark.parametrize('dtype', ['float32', 'bfloat16', 'float16'])
+@pytest.mark.parametrize('dtype, policy, accum_steps', [  # all pairs of values
+    ('float32', 'stop', 1), ('float32', 'skip', 2), ('bfloat16', 'stop', 2), ('bfloat16', 'skip', 1),
+    ('float16', 'stop', 1), ('float16', 'skip', 2)])
 def test_all_passes_of_an_update_are_launched_before_the_host_waits(events, dtype, policy, accum_steps):
     """As on a GPU. There, gradients are read with the next update unless broken updates are left out."""
     device, args = torch.device('cpu'), Namespace(**{**OPTIONS, 'nan_policy': policy, 'grad_accum_steps': accum_steps})
@@ -434,10 +435,9 @@ class LinearModel(torch.nn.Sequential):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('criterion, soft', [
-    (None, False), (None, True), (SoftTargetCrossEntropy(), True), (LabelSmoothingCrossEntropy(), False)],
-    ids=['hard', 'soft', 'timm-soft', 'timm-smoothed'])
-@pytest.mark.parametrize('kind', AGREEMENT_KINDS)
+@pytest.mark.parametrize('kind, criterion, soft', [
+    *((kind, None, False) for kind in AGREEMENT_KINDS), ('mi', None, True), ('mi', SoftTargetCrossEntropy(), True),
+    ('mi', LabelSmoothingCrossEntropy(), False)], ids=[*AGREEMENT_KINDS, 'soft', 'timm-soft', 'timm-smoothed'])
 def test_a_task_and_its_loss_are_one_graph(kind, criterion, soft):
     torch._dynamo.reset()
     task = after_first_forward(AgMaxTask(LinearModel(), criterion, kind=kind, init_std=0.2, verbose=False))
