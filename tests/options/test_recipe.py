@@ -1,5 +1,6 @@
 """What a published run contains: a recipe for train.py, without names of persons and folders, and without secrets."""
 import argparse
+import functools
 import shlex
 
 import pytest
@@ -74,14 +75,21 @@ def words_of(name, folder):
     return [word.replace('DIR', str(folder)) for word in (*flag, *values, *FLAGS_BESIDE.get(name, []))]
 
 
+def value_of(name, folder):
+    """The value of an option that is not its default."""
+    parser = argparse.ArgumentParser(allow_abbrev=False)
+    parser._add_action(ACTIONS[name])
+    return getattr(parser.parse_known_args(words_of(name, folder))[0], name)
+
+
 def every_option(folder):
     """Options of a run that sets each one to another value, also those that exclude each other."""
-    options = vars(parse_train_args([]))
-    for name, action in ACTIONS.items():
-        parser = argparse.ArgumentParser(allow_abbrev=False)
-        parser._add_action(action)
-        options[name] = getattr(parser.parse_known_args(words_of(name, folder))[0], name)
-    return options
+    return {**vars(parse_train_args([])), **{name: value_of(name, folder) for name in ACTIONS}}
+
+
+@functools.cache
+def usual_recipe():
+    return recipe(vars(parse_train_args(['DIR'])))
 
 
 def test_a_recipe_has_every_option_and_no_name_of_a_person(folder):
@@ -109,12 +117,12 @@ def test_recipe_and_command_of_each_option_are_accepted_and_equal(name, folder, 
         options = vars(parse_train_args(words))
     except SystemExit:  # it needs others beside it: the type at least is right
         assert name not in LEFT_OUT + FILES, words
-        made = recipe({name: every_option(folder)[name]})
+        made = recipe({name: value_of(name, folder)})
         assert convert_options(made, train_parser()) == made
         return
     made = recipe(options)
-    usual = recipe(vars(parse_train_args(['DIR'])))
-    changed = {name: value for name, value in made.items() if value != usual.get(name)}  # a file of all options is slow
+    # A file of all options is slow.
+    changed = {name: value for name, value in made.items() if value != usual_recipe().get(name)}
     (tmp_path / 'train_hparams.yaml').write_text(yaml.safe_dump(changed))
     assert recipe(vars(parse_train_args(['DIR', '-c', str(tmp_path / 'train_hparams.yaml')]))) == made
     command = shlex.split(train_command(options))
