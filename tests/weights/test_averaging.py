@@ -22,9 +22,9 @@ def numpy_mean(states):
             if value.is_floating_point() else value.numpy() for name, value in states[0].items()}
 
 
-@pytest.mark.parametrize('flags, key', [
-    (('--raw',), 'state_dict'), ((), 'state_dict_ema'), (('--use-ema',), 'state_dict_ema')])
-@pytest.mark.parametrize('count', [1, 2, 3])
+@pytest.mark.parametrize('count, flags, key', [
+    (1, ('--raw',), 'state_dict'), (2, (), 'state_dict_ema'), (3, ('--use-ema',), 'state_dict_ema'),
+    (3, ('--raw',), 'state_dict')])
 def test_average_writes_the_mean_of_the_best_checkpoints(ema_run, tmp_path, flags, key, count):
     top1 = [load(ema_run / f'checkpoint-{epoch}.pth.tar')['metric'] for epoch in range(4)]
     epochs = sorted(range(4), key=lambda epoch: (-top1[epoch], epoch))[:count]
