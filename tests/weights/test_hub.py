@@ -326,7 +326,7 @@ def test_invalid_flags_are_refused(flags, message, capsys):
 @pytest.mark.parametrize('method, path', [
     ('POST', '/repos/create'), ('POST', '/validate-yaml'), ('POST', '/preupload/'), ('POST', '/objects/batch'),
     ('PUT', '/storage/'), ('POST', '/commit/'), ('POST', '/branch/')])
-def test_a_cut_connection_is_tried_again(hub, upload, method, path):
+def test_a_cut_connection_is_tried_again(hub, upload, waits, method, path):
     hub.fail(method, path, hub_server.CUT)
     upload(revision='v2')
     assert 'model.safetensors' in hub.files('ann/net', 'v2')
