@@ -57,8 +57,10 @@ def augmentations(policy, cutout, alpha, cutmix_prob):
 AUGMENTATIONS = {
     'aug': augmentations('imagenet', 112, 0.2, 1.0), 'aug_cifar': augmentations('cifar10', 16, 1.0, 0.5)}
 FAMILY = {base: 'aug_cifar' if base in WIDE else 'aug' for base in BASES}
-COMBINATIONS = [(base, f'{FAMILY[base]}/{name}', f'method/{method}')
-                for base in BASES for name in AUGMENTATIONS[FAMILY[base]] for method in METHODS]
+# All pairs of files that may be combined: base and augmentation, base and method, augmentation and method. The family
+# of WIDE has two bases. Each occurs twice, so that all four methods occur with each augmentation.
+COMBINATIONS = [(base, f'{FAMILY[base]}/{name}', f'method/{[*METHODS][(row + column) % len(METHODS)]}')
+                for row, base in enumerate((*BASES, *WIDE)) for column, name in enumerate(AUGMENTATIONS[FAMILY[base]])]
 FILES = [*BASES, *(f'{family}/{name}' for family, table in AUGMENTATIONS.items() for name in table),
          *(f'method/{method}' for method in METHODS)]
 
