@@ -88,27 +88,24 @@ def saved(state, path):
 @pytest.mark.slow
 @pytest.mark.parametrize('kind', KINDS)
 def test_a_resumed_loader_equals_an_uninterrupted_one(images, tmp_path, kind):
-    """Stopped after each number of batches in every epoch, three times in a row, and between epochs."""
+    """Stopped after each number of batches, three times in a row, and between epochs."""
     expected = uninterrupted(images, **KINDS[kind])
-    for epoch, stops in ((0, (1, 3)), (1, (2, 4)), (1, (5,)), (2, (0, 1, 2))):
+    for stops_by_epoch in (((1, 3), (5,), (1, 2)), ((), (0, 2, 4), ())):
         random_seed(3)
         loader, resumable = open_loader(images(), **KINDS[kind])
-        for passed in range(epoch):
-            list(train(loader, resumable, passed))
-        seen, done = [], 0
-        for stop in stops:
-            if stop > done:
-                seen += train(loader, resumable, epoch, done, stop)
-            state, done = saved(resumable.state_dict(stop), tmp_path / 'state.pth'), stop
-            random_seed(99)
-            loader, resumable = open_loader(images(), **KINDS[kind])
-            torch.rand(5)
-            assert resumable.load_state_dict(state, epoch) == []
-            assert resumable.first_batch == stop
-        seen += train(loader, resumable, epoch, done)
-        assert_same(seen, expected[epoch])
-        for rest in range(epoch + 1, EPOCHS):
-            assert_same(list(train(loader, resumable, rest)), expected[rest])
+        for epoch, stops in enumerate(stops_by_epoch):
+            seen, done = [], 0
+            for stop in stops:
+                if stop > done:
+                    seen += train(loader, resumable, epoch, done, stop)
+                state, done = saved(resumable.state_dict(stop), tmp_path / 'state.pth'), stop
+                random_seed(99)
+                loader, resumable = open_loader(images(), **KINDS[kind])
+                torch.rand(5)
+                assert resumable.load_state_dict(state, epoch) == []
+                assert resumable.first_batch == stop
+            seen += train(loader, resumable, epoch, done)
+            assert_same(seen, expected[epoch])
 
 
 def test_a_resumable_loader_gives_the_batches_of_timm(images):
