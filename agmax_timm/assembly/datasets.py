@@ -54,7 +54,7 @@ def with_num_classes(options: TrainOptions) -> TrainOptions:
     if is_primary():
         if count is None:
             _logger.warning('--num-classes is not given, and the data does not know its classes: the model keeps its '
-                            'own number of outputs.')
+                            'own number of outputs, on which the agreement depends. Set --num-classes')
         else:
             _logger.info(f'--num-classes {count}: the number of classes of {source}.')
     return replace(options, num_classes=count)

@@ -94,10 +94,11 @@ def adopt_options(options: ValidateOptions, saved: dict[str, Any]) -> ValidateOp
     seed, own = options.val_split_seed, run_split.get('val_split_seed')
     share_of_run = 'split' not in options.given or share is not None
     if share_of_run and 'val_split_seed' in options.given and own not in (None, seed):
-        _logger.warning(f'--val-split-seed {seed} has images that the run trained on: it held out those of {own}')
+        _logger.warning(f'--val-split-seed {seed} has images that the run trained on (it held out those of {own}): '
+                        'leave the flag out')
     if share is not None and run_split and share > float(run_split['split']):
-        _logger.warning(f"--split '{options.split}' has images that the run trained on: it held out "
-                        f"'{run_split['split']}'")
+        _logger.warning(f"--split '{options.split}' has images that the run trained on (it held out "
+                        f"'{run_split['split']}'): leave the flag out")
     if saved.get('naflex_loader') and not options.naflex_loader:
         _logger.warning('The run was evaluated with --naflex-loader. Without it, images are resized to one size')
     changed = {name: value for name, value in adopted.items() if value != getattr(options, name)}

@@ -186,13 +186,15 @@ def read_valid_labels(path: str, num_outputs: int) -> list[int]:
         for word in line.split():
             where = f"--valid-labels '{path}', line {number}"
             if not word.isdecimal() or int(word) >= num_outputs:
-                raise OptionError(f'{where}: {word!r} is not an output of the model, which has 0 to {num_outputs - 1}')
+                raise OptionError(f'{where}: {word!r} is not an output of the model, which has 0 to {num_outputs - 1}: '
+                                  'a line has the output for one class of the data')
             if int(word) in outputs:
                 raise OptionError(f"{where}: '{word}' is in line {outputs[int(word)]} as well: an output can stand for "
                                   'one class')
             outputs[int(word)] = number
     if not outputs:
-        raise OptionError(f"--valid-labels '{path}' is empty")
+        raise OptionError(f"--valid-labels '{path}' is empty: write a line with the output of the model for "
+                          'each class of the data')
     return list(outputs)
 
 

@@ -46,7 +46,8 @@ def check_source(options: DataSet) -> Iterator[str]:
                    'name a split')
     repeats = getattr(options, 'epoch_repeats', 0.)
     if 0. < repeats < 1.:
-        yield f'--epoch-repeats {repeats:g} does nothing on {data}: an epoch is one pass or more'
+        yield (f'--epoch-repeats {repeats:g} does nothing on {data}, where an epoch is one pass or more: for shorter '
+               'epochs, use hfids/ with a smaller --train-num-samples')
 
 
 def _remedy(options: DataSet, name: str, kind: str) -> str:

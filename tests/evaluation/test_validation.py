@@ -224,6 +224,19 @@ def test_a_part_of_the_shape_of_the_input_leaves_the_rest_as_in_the_run(flags, s
     assert build_data_config(options, model)['input_size'] == size
 
 
+@pytest.mark.parametrize('flags, line', [
+    ('--val-split-seed 7', '--val-split-seed 7 has images that the run trained on (it held out those of 42): leave the '
+     'flag out'),
+    ('--split 0.3', "--split '0.3' has images that the run trained on (it held out '0.1'): leave the flag out"),
+    ('--split 0.05', None)])
+def test_images_that_the_run_trained_on_warn(flags, line, caplog):
+    options = parse_validate_args(['DIR', '--checkpoint', 'FILE', *flags.split()])
+    evaluated_model.adopt_options(options, dict(model='test_resnet', val_split='0.1', train_split='train',
+                                                val_split_seed=42))
+    assert [record.getMessage() for record in caplog.records if record.levelname == 'WARNING'] == (
+        [line] if line else [])
+
+
 def test_the_weights_of_a_checkpoint_are_the_only_ones_that_are_loaded(weights, photos, monkeypatch):
     path, _ = weights()
     created = []
@@ -313,8 +326,10 @@ def test_valid_labels_select_outputs(photos, weights, results_of, refusal, tmp_p
              '--valid-labels', tmp_path / 'valid.txt']
     logits, target = logits_of(model, photos)
     check(results_of(*words), logits[:, [8, 2, 5]], target)
-    for text, named in (('8\n2\n', 'has 2 lines, the data 3 classes'), ('8\n2\n9\n', "line 3: '9'"), ('', 'empty'),
-                        ('8\n-1\n5', "line 2: '-1'")):
+    for text, named in (('8\n2\n', 'has 2 lines, the data 3 classes'), ('8\n-1\n5', "line 2: '-1'"),
+                        ('', 'is empty: write a line with the output of the model for each class of the data'),
+                        ('8\n2\n9\n', "line 3: '9' is not an output of the model, which has 0 to 8: a line has the "
+                         'output for one class of the data')):
         (tmp_path / 'valid.txt').write_text(text)
         line = refusal(*words, built=True)
         assert '--valid-labels' in line and named in line

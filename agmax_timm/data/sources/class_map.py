@@ -62,7 +62,7 @@ def _read_pickle(path: str) -> dict[Any, int]:
     try:
         class_to_idx = load_class_map(path)
     except Exception as error:  # a damaged file can make pickle raise anything
-        raise ValueError(f'not a pickled dict: {error}') from error
+        raise ValueError(f'not a pickled dict from class name to index: {error}') from error
     for name, index in class_to_idx.items():
         if not isinstance(index, Integral):
             raise ValueError(f'{name!r} has the index {index!r}: indices are whole numbers')

@@ -104,7 +104,7 @@ def create_dataset(
     except (RuntimeError, OSError, ValueError, AssertionError, KeyError, tarfile.TarError) as error:  # timm may assert
         reason = str(error or type(error).__name__).replace('download=True', '--dataset-download')
         if reason == 'not enough values to unpack (expected 2, got 0)':  # timm's reader of tar files
-            reason = 'found 0 images'
+            reason = f'found 0 images: images are files that end in {", ".join(timm.data.get_img_extensions())}'
         source = f'--dataset {name!r}, ' if name else ''
         raise DataError(f'{source}{root!r}, split {split!r}: {reason}') from error
     dataset.exif_orientation = exif_orientation
@@ -142,8 +142,8 @@ def check_root(root: str | None, split: str) -> None:
         return
     others = [name for name in folders_in(root) if name.lower() in _SPLITS]
     if others:
-        raise DataError(f"'{root}' has no folder for split '{split}', only {quoted(others)}: give the split to use"
-                        + _hint_at_class(root, others[0]))
+        raise DataError(f"'{root}' has no folder for split '{split}', only {quoted(others)}: choose by --train-split "
+                        'and --val-split, or by --split of validate.py' + _hint_at_class(root, others[0]))
 
 
 def find_split(root: str, split: str) -> str | None:
@@ -251,7 +251,7 @@ def _select_images(reader: Any, class_map: dict[Any, int] | None) -> None:
     """
     visible = np.array([not is_hidden(member.path) for member, *_ in reader.samples])
     if not visible.any():
-        raise DataError(f"found 0 images in '{reader.root}'")
+        raise DataError(f"found 0 images in '{reader.root}': hidden files and folders do not count")
     folders = [reader.class_idx_to_name[index] for index in range(len(reader.class_idx_to_name))]
     labels = {folders[index] for index in np.unique(reader.targets[visible]).tolist()}
     class_to_idx, reader.left_out = number_classes(labels, class_map, reader.root)

@@ -34,7 +34,8 @@ def part_of(dataset: Any, share: float, seed: int, held_out: bool) -> Any:
     names, labels = _names_and_labels(dataset)
     chosen = choose(names, labels, share, seed)
     if not chosen.any():
-        raise DataError(f'--val-split {share:g} holds out no image: no class has two images')
+        raise DataError(f'--val-split {share:g} holds out no image: no class has two images: add images, or train '
+                        "without validation: --val-split ''")
     indices = np.flatnonzero(chosen == held_out)
     if not isinstance(dataset, DecodedDataset):
         return Part(dataset, indices)

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 
 from ...base.errors import LabelError
 
-NO_CLASS_OF_MAP = 'it is not a class of --class-map'
+NO_CLASS_OF_MAP = 'it is not a class of --class-map: add it there, or leave its samples out of the data'
 
 
 def class_index(label: Any, num_classes: int | None = None) -> int:
@@ -38,11 +38,12 @@ def class_index(label: Any, num_classes: int | None = None) -> int:
     elif isinstance(label, (Real, np.bool_)) and float(label).is_integer():
         index = int(float(label))
     else:
-        raise ValueError('a class index is a whole number')
+        raise ValueError('a class index is a whole number: correct the label, or check --target-key')
     if index < 0:
         raise ValueError('class indices start at 0')
     if num_classes is not None and index >= num_classes:
-        raise ValueError(f'the model has the classes 0 to {num_classes - 1}, and class indices start at 0')
+        raise ValueError(f'the model has the classes 0 to {num_classes - 1}: subtract 1 if labels count from 1, or '
+                         'train with a larger --num-classes')
     return index
 
 

@@ -223,7 +223,8 @@ def _check_source(root: str | None) -> None:
         raise DataError('no data: give the folder or URL of the shards, as DIR or --data-dir DIR')
     if _is_url(root):
         if not shutil.which('curl'):
-            raise DataError(f"webdataset reads '{root}' with curl, which is not installed")
+            raise DataError(f"webdataset reads '{root}' with curl, which is not installed: install it with the package "
+                            'manager of your system')
         try:
             urlopen(Request(os.path.join(root, '_info.json'), method='HEAD'), timeout=URL_TIMEOUT).close()
         except (OSError, HTTPException, ValueError) as error:

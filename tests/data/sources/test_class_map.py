@@ -31,7 +31,8 @@ def test_the_last_line_needs_no_line_end(tmp_path):
 
 @pytest.mark.parametrize('content, message', [
     (pickle.dumps({'ant': 'x'}), "'ant' has the index 'x'"), (pickle.dumps(['ant']), 'not a pickled dict'),
-    (b'ant\nbee\n', 'not a pickled dict'), (pickle.dumps({'ant': print}), 'not a pickled dict'),
+    (b'ant\nbee\n', 'not a pickled dict from class name to index: '),
+    (pickle.dumps({'ant': print}), 'not a pickled dict'),
 ])
 def test_pickled_class_maps_must_hold_a_dict_of_indices(tmp_path, content, message):
     path = tmp_path / 'map.pkl'

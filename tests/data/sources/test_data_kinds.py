@@ -61,7 +61,7 @@ CLASSES, IMAGE, LABEL = ['--class-map', 'map.txt'], ['--input-key', '.jpg'], ['-
 CASES = {
     'folder': [
         (SLICE, ["split 'train[:50%]'", 'give a whole split']),
-        (CASE, ["no folder for split 'Train', only 'train', 'val'"]),
+        (CASE, ["no folder for split 'Train', only 'train', 'val': choose by --train-split and --val-split"]),
         (TRAIN, ['--train-num-samples 6 does nothing on a folder', 'fewer images']),
         (VALIDATION, ['--val-num-samples 6 does nothing on a folder']),
         (MORE, ['--epoch-repeats 2.0 does nothing on a folder', '--epochs']),
@@ -88,7 +88,8 @@ CASES = {
         (MORE, ['does nothing', '--epochs'])],
     'hfids': [
         (SLICE, ['Bad split: train[:50%]']), (CASE, ['Bad split: Train']), (TRAIN, 6), (MORE, 36),
-        (['--epoch-repeats', '1.5'], 27), (LESS, ['--epoch-repeats 0.5 does nothing', 'one pass or more'])],
+        (['--epoch-repeats', '1.5'], 27),
+        (LESS, ['--epoch-repeats 0.5 does nothing', 'more: for shorter epochs, use hfids/ with a smaller --train'])],
     'wds': [
         (SLICE, ['split train[:50%] not found']), (CASE, ['split Train not found']), (TRAIN, 6),
         (['--train-split', 'train-0.tar|6'], 6), (MORE, ['use --train-num-samples for a longer epoch'])],

@@ -160,7 +160,14 @@ def test_a_tar_file_without_images_is_refused(tmp_path):
     (tmp_path / 'notes.txt').touch()
     with tarfile.open(tmp_path / 'train.tar', 'w') as tar:
         tar.add(tmp_path / 'notes.txt', 'notes.txt')
-    with pytest.raises(DataError, match=r"train\.tar', split 'train': found 0 images"):
+    with pytest.raises(DataError, match=r"train\.tar', split 'train': found 0 images: images .* end in .*\.jpg"):
+        create_dataset('', str(tmp_path / 'train.tar'), 'train')
+
+
+def test_a_tar_file_with_hidden_images_alone_is_refused(data, tmp_path):
+    with tarfile.open(tmp_path / 'train.tar', 'w') as tar:
+        tar.add(data / 'train' / 'ant', 'train/.ant')
+    with pytest.raises(DataError, match=r"found 0 images in '.*train\.tar': hidden files and folders do not count"):
         create_dataset('', str(tmp_path / 'train.tar'), 'train')
 
 
@@ -295,7 +302,7 @@ def test_flat_classes_are_not_logged(data, tmp_path, caplog):
 def test_splits_in_capitals_are_refused(data, folders, split):
     for old, new in zip(('train', 'val'), folders):
         (data / old).rename(data / new)
-    with pytest.raises(DataError, match=f"split '{split}', only '{folders[0]}', '{folders[1]}': give"):
+    with pytest.raises(DataError, match=f"split '{split}', only '{folders[0]}', '{folders[1]}': choose"):
         create_dataset('', str(data), split)
 
 

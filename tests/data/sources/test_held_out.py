@@ -179,7 +179,7 @@ def test_data_with_one_image_per_class_is_refused(tmp_path):
     for name in ('ant', 'bee'):
         (tmp_path / name).mkdir()
         Image.new('RGB', (8, 8)).save(tmp_path / name / '1.png')
-    with pytest.raises(DataError, match='--val-split 0.1 holds out no image'):
+    with pytest.raises(DataError, match="--val-split 0.1 holds out no image: .* add images, or .* --val-split ''"):
         parts([tmp_path, '--val-split', 0.1])
 
 
@@ -200,6 +200,12 @@ def test_agmax_takes_the_number_of_classes_from_the_data(kinds, kind, count, cap
     assert f'--num-classes {count}: ' in caplog.text
     assert with_num_classes(parse_train_args(argv)).num_classes is None
     assert with_num_classes(parse_train_args([*argv, '--agmax', '--num-classes', '7'])).num_classes == 7
+
+
+def test_data_that_does_not_know_its_classes_needs_num_classes(unsorted, monkeypatch, caplog):
+    monkeypatch.setattr('agmax_timm.assembly.datasets.class_to_idx', lambda dataset: {})
+    assert with_num_classes(parse_train_args([str(unsorted), '--val-split', '0.3', '--agmax'])).num_classes is None
+    assert caplog.messages[-1].endswith('on which the agreement depends. Set --num-classes')
 
 
 def test_a_class_map_may_have_more_classes_than_folders(unsorted, tmp_path):

@@ -63,7 +63,7 @@ COLUMNS = {
     'null': ([0, 1, None], value('int64'), 3, ('sample 2', 'None', 'no class')),
     'string': (['cat', 'dog', 'cat'], value('string'), 3, ('sample 0', "'cat'", '--class-map')),
     'invisible': (['a\u200b'], value('string'), 3, ('sample 0', r"'a\u200b'", '--class-map')),
-    'fraction': ([0., 1.5], value('float32'), 3, ('sample 1', '1.5', 'whole number')),
+    'fraction': ([0., 1.5], value('float32'), 3, ('sample 1', '1.5', 'correct the label, or check --target-key')),
     'NaN': ([0., NAN], value('float64'), 3, ('sample 1', 'nan', 'whole number')),
     'float past the outputs': ([0., 3.], value('float32'), 3, ('sample 1', '3.0', 'classes 0 to 2')),
     'lists': ([[0], [1, 2]], datasets.Sequence(value('int64')), 3, ('sample 0', '[0]', '--task multilabel')),
@@ -104,7 +104,7 @@ def test_a_class_map_translates_labels(tmp_path, kind):
         check_labels(dataset, 3)
         return [target for _, target in (dataset if kind == 'hfids' else map(dataset.__getitem__, range(3)))]
     assert read('fly\ncat\ndog\n') == [1, 2, 0]
-    with pytest.raises(LabelError, match="sample 2.*'fly': .*--class-map"):
+    with pytest.raises(LabelError, match="sample 2.*'fly': .*--class-map: add it there"):
         read('cat\ndog\n')
 
 
@@ -115,7 +115,7 @@ def test_labels_that_start_at_1_are_refused(tmp_path):
         check_labels(dataset, 3)
     dataset = open_dataset(f'hfids/{folder}', str(tmp_path / 'cache'), 'train', num_samples=3)
     check_labels(dataset, 3)
-    with pytest.raises(LabelError, match='sample 2 .*label 3: .*classes 0 to 2, .* 0'):
+    with pytest.raises(LabelError, match='sample 2 .*label 3: .*classes 0 to 2: subtract 1 if .*, or .* --num-classes'):
         list(dataset)
 
 

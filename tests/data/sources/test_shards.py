@@ -372,6 +372,13 @@ def test_missing_folders_hosts_and_shards_are_refused(fail, tmp_path, serve, sou
     assert f'{url}/train-4.tar' in line and '404' in line
 
 
+def test_shards_at_a_url_need_curl(fail, monkeypatch, sources):
+    monkeypatch.setattr('shutil.which', lambda name: None)
+    url = sources['http'][1]
+    assert f"reads '{url}' with curl, which is not installed: install it with the package manager of your system" in (
+        fail('--data-dir', url, *WDS))
+
+
 def test_a_host_that_does_not_answer_is_refused(fail, monkeypatch):
     monkeypatch.setattr('agmax_timm.data.sources.shards.URL_TIMEOUT', 0.3)
     with socket.create_server(('127.0.0.1', 0)) as silent:
