@@ -195,7 +195,8 @@ class AgMaxTask(TrainingTask):
         if qnet is not None:
             qnet.load_state_dict(state['qnet'], strict=strict)
         elif strict:
-            raise ValueError(f"the checkpoint holds a Q-network, but agreement kind '{self.loss.kind}' has none")
+            raise ValueError(f"the checkpoint holds a Q-network, but agreement kind '{self.loss.kind}' has none: "
+                             "use kind 'mi', or strict=False to leave it out")
 
     def _qnet(self, module: nn.Module | None, ema: bool) -> QNet | None:
         module = module if module is not None else self.get_trainable_module(ema=ema)

@@ -394,7 +394,7 @@ def test_a_checkpoint_without_qnet_keeps_that_of_the_task(caplog):
 def test_a_checkpoint_with_qnet_is_refused_by_a_kind_without_one(caplog):
     state = create_task(seed=1).get_checkpoint_state()
     task = create_task(kind='mse')
-    with pytest.raises(ValueError, match="Q-network, .*'mse'"):
+    with pytest.raises(ValueError, match="Q-network, .*'mse' has none: use kind 'mi', or strict=False"):
         task.load_checkpoint_state(**state)
     task.load_checkpoint_state(**state, strict=False)
     assert_same(task.get_eval_model().state_dict(), state['state_dict'])

@@ -135,7 +135,8 @@ def check_teacher(options: TrainOptions, task: Any, dataset: Dataset, data_confi
     config = getattr(teacher, 'pretrained_cfg', None) or {}
     if config.get('num_classes') != teacher.num_classes and is_primary():
         _logger.warning(f"--kd-model-name '{options.kd_model_name}' has weights of {config.get('num_classes')} "
-                        f'classes: its head of {teacher.num_classes} classes is untrained')
+                        f'classes, so its head of {teacher.num_classes} classes is untrained: train the teacher on '
+                        'these classes first')
     classes = classes_of(teacher, options.kd_model_name)
     if classes is not None and (moved := classes.compare(class_to_idx(dataset))[0]):
         raise OptionError(f"--kd-model-name '{options.kd_model_name}': {classes.describe(moved)}: use a teacher of the "

@@ -103,7 +103,8 @@ def set_backend_options(options: Model) -> None:
         try:
             utils.set_jit_fuser(options.fuser)
         except (AttributeError, RuntimeError) as error:
-            raise OptionError(f"--fuser '{options.fuser}': torch {torch.__version__} has no such fuser") from error
+            raise OptionError(f"--fuser '{options.fuser}': torch {torch.__version__} has no such fuser: leave it out, "
+                              'or use --torchcompile in place of --torchscript') from error
     if options.fast_norm:
         set_fast_norm()
 
@@ -237,7 +238,8 @@ def script_model(options: Model, model: nn.Module) -> nn.Module:
     try:
         return torch.jit.script(model)
     except Exception as error:  # the compiler raises many types
-        raise OptionError(f"--torchscript: '{options.model}' cannot be scripted: {one_line(error, 200)}") from error
+        raise OptionError(f"--torchscript: '{options.model}' cannot be scripted, so use --torchcompile: "
+                          f'{one_line(error, 200)}') from error
 
 
 def compile_and_distribute(

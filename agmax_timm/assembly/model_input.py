@@ -43,7 +43,8 @@ def try_input(options: AnyOptions, model: nn.Module, data_config: dict[str, Any]
     channels, height, width = data_config['input_size']
     sides = vars(options).get('train_img_sizes') or []
     batches = vars(options).get('train_batch_sizes') or [options.batch_size] * len(sides)
-    size_flags = '--img-size, --input-size, --in-chans or --model-kwargs' if own else '--img-size'
+    size_flags = ('--img-size, --input-size, --in-chans or --model-kwargs (a ViT takes img_size=N)' if own else
+                  '--img-size (or use another teacher)')
     sizes = [(height, width, size_flags, 0 if sides else options.batch_size),  # not a training size if there are others
              *((side, side, '--train-img-sizes', batch) for side, batch in zip(sides, batches))]
     one_view = model.training and isinstance(options, TrainOptions) and not options.agmax and (

@@ -43,7 +43,7 @@ def read_file(path: str, mmap: bool = False) -> dict[str, Any]:
         if found is None:
             raise CheckpointError(f"'{path}' is damaged or not a checkpoint") from error
         raise CheckpointError(f"'{path}' holds '{found[1]}', which is neither a tensor nor a plain value: refused, "
-                              'nothing of it was executed') from error
+                              'nothing of it was executed. Ask its author for a file of weights only') from error
     except Exception as error:  # a damaged file can make torch's parsers raise anything
         reason = one_line(error).split('. ')[0]
         raise CheckpointError(f"'{path}' is damaged or not a checkpoint: {reason}") from error

@@ -27,12 +27,13 @@ def surprises_of_run(
     """
     if options.warmup_epochs >= options.epochs and not options.warmup_prefix and options.sched != 'none':
         yield (f'--warmup-epochs {options.warmup_epochs} is all of --epochs {options.epochs}: the learning rate only '
-               'rises, as in timm')
+               'rises, as in timm. Reduce --warmup-epochs')
     lr = options.lr or 0.
     if options.min_lr > lr and has_effect(options, 'min_lr'):
-        yield f'--min-lr {options.min_lr:g} is above the learning rate of {lr:g}, which never falls'
+        yield f'--min-lr {options.min_lr:g} is above the learning rate of {lr:g}, which never falls. Reduce --min-lr'
     if options.warmup_epochs and options.warmup_lr > lr and options.sched != 'none':
-        yield f'--warmup-lr {options.warmup_lr:g} is above the learning rate of {lr:g}: warm-up lowers it'
+        yield (f'--warmup-lr {options.warmup_lr:g} is above the learning rate of {lr:g}: warm-up lowers it. Reduce '
+               '--warmup-lr')
     if options.model_ema and not options.model_ema_warmup:
         updates = epochs * updates_per_epoch
         share = options.model_ema_decay ** (updates - 1)  # timm's average begins with the weights of the first update

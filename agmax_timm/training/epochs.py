@@ -204,7 +204,8 @@ def check_finite(options: Run, epoch: int, metrics: dict[str, float]) -> None:
         return
     message = f"the evaluation after epoch {epoch}: {', '.join(broken)}"
     if options.nan_policy == 'stop':
-        raise NonFiniteError(f'{message}. The epoch was saved, but not as the best')
+        raise NonFiniteError(f'{message}. The epoch was saved, but not as the best. With --nan-policy skip, the '
+                             'run continues')
     _logger.warning(f'{message}: it does not count as the best.')
 
 

@@ -48,7 +48,9 @@ def resume(
     try:
         epoch = resume_task_checkpoint(task, path, optimizer=optimizer, loss_scaler=scaler, log_info=verbose)
     except Exception as error:
-        raise CheckpointError(f"cannot use checkpoint '{path}': {one_line(error)}") from error
+        # torch's words for an optimizer that has other groups, or groups of other sizes
+        remedy = ': resume with --no-resume-opt' if 'parameter group' in str(error) else ''
+        raise CheckpointError(f"cannot use checkpoint '{path}': {one_line(error)}{remedy}") from error
     if optimizer is not None:
         _keep_options(optimizer, created, verbose)
     # A recovery file: the file of a finished epoch has a metric, and its state has the next epoch.

@@ -173,7 +173,7 @@ def test_a_teacher_of_timm_gets_images_with_its_own_normalisation(monkeypatch, k
 
 
 @pytest.mark.parametrize('channels', [1, 4])
-def test_a_teacher_of_timm_with_another_normalisation_needs_three_channels(monkeypatch, channels):
+def test_a_teacher_of_timm_with_another_normalisation_needs_three_channels(monkeypatch, channels, caplog):
     """timm has three values, which make three channels of one and do not fit four."""
     def create(name, *args, **kwargs):
         model = create_model('test_resnet', num_classes=3, in_chans=channels)
@@ -191,5 +191,6 @@ def test_a_teacher_of_timm_with_another_normalisation_needs_three_channels(monke
         task = objective.build_task(options, model, torch.device('cpu'), Precision())
         with refused:
             check_teacher(options, task, [], config)
+    assert 'has weights of 1000 classes, so its head of 3 classes is untrained: train the teacher on' in caplog.text
     input, target = torch.randn(8, channels, 32, 32), torch.tensor([0, 1, 2, 0, 0, 1, 2, 0])
     assert task(input, target)['kd_loss'].isfinite()

@@ -87,9 +87,17 @@ def test_torchscript_is_refused_for_models_it_cannot_script():
     args = parse_train_args(['data', '--torchscript'])
     network = torch.nn.Linear(2, 2)
     network.forward = lambda *values, **named: values
-    with pytest.raises(OptionError, match="--torchscript: 'resnet50' cannot be scripted"):
+    with pytest.raises(OptionError, match="--torchscript: 'resnet50' cannot be scripted, so use --torchcompile: "):
         build.script_model(args, network)
     assert isinstance(build.script_model(args, torch.nn.Linear(2, 2)), torch.jit.ScriptModule)
+
+
+def test_a_fuser_that_torch_does_not_have_is_refused(monkeypatch):
+    def without_fuser(name):
+        raise RuntimeError(name)
+    monkeypatch.setattr(build.utils, 'set_jit_fuser', without_fuser)
+    with pytest.raises(OptionError, match="--fuser 'nvfuser': .* no such fuser: leave it out, or use --torchcompile"):
+        build.set_backend_options(parse_train_args(['data', '--torchscript', '--fuser', 'nvfuser']))
 
 
 def test_patch_sizes_need_a_model_that_interpolates_patches():

@@ -349,9 +349,11 @@ def surprises(words, updates_per_epoch=10, epochs=5, evaluations=5, lr=0.1, dist
 
 
 @pytest.mark.parametrize('words, line', [
-    ('--warmup-epochs 5', '--warmup-epochs 5 is all of --epochs 5'),
-    ('--min-lr 0.2', '--min-lr 0.2 is above the learning rate of 0.1'),
-    ('--warmup-lr 0.2 --warmup-epochs 1', '--warmup-lr 0.2 is above the learning rate of 0.1'),
+    ('--warmup-epochs 5', '--warmup-epochs 5 is all of --epochs 5: the learning rate only rises, as in timm. Reduce '
+     '--warmup-epochs'),
+    ('--min-lr 0.2', '--min-lr 0.2 is above the learning rate of 0.1, which never falls. Reduce --min-lr'),
+    ('--warmup-lr 0.2 --warmup-epochs 1', '--warmup-lr 0.2 is above the learning rate of 0.1: warm-up lowers it. '
+     'Reduce --warmup-lr'),
     ('--mixup 1 --mixup-off-epoch 5', '--mixup-off-epoch 5 has no effect: the run has 5 epochs'),
     ('--save-epochs 2 6 7', '--save-epochs 6 7 has no effect: the run has 5 epochs'),
     ('--early-stop 5', '--early-stop 5 has no effect: the run has 5 evaluations'),

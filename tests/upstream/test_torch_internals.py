@@ -142,6 +142,15 @@ def test_the_thread_that_pins_memory():
     assert any('Pin memory thread exited' in name for name in names if isinstance(name, str))
 
 
+def test_the_errors_for_the_state_of_another_optimizer():
+    """Resuming with another optimizer: weights/resume.py suggests --no-resume-opt, by the words of torch's errors."""
+    values = [torch.zeros(1, requires_grad=True) for _ in range(2)]
+    state = torch.optim.SGD(values, lr=1.).state_dict()
+    for parameters in (values[:1], [{'params': [value]} for value in values]):
+        with pytest.raises(ValueError, match='parameter group'):
+            torch.optim.SGD(parameters, lr=1.).load_state_dict(state)
+
+
 def test_storages_are_identified_by_their_address():
     """Checkpoints written in the background: snapshot() in base/background.py copies memory that tensors share once."""
     whole = torch.arange(6.)

@@ -272,8 +272,8 @@ def refused(path, *words, **kwargs):
 def test_a_pickle_with_a_payload_is_refused_and_not_executed(tmp_path, save, request):
     path = tmp_path / 'evil.pth.tar'
     save({'state_dict': {'fc.bias': torch.ones(3)}, 'optimizer': Payload(tmp_path / 'pwned')}, path)
-    words = ['mkdir', 'refused', 'executed'] if 'torch' in request.node.callspec.id else []
-    refused(path, *words)
+    words = ['mkdir', 'refused', 'executed. Ask its author for a file of weights only']
+    refused(path, *(words if 'torch' in request.node.callspec.id else []))
     with pytest.raises(CheckpointError):
         saved_options(str(path))
     with pytest.raises(CheckpointError):

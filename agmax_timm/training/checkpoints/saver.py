@@ -213,7 +213,8 @@ class CheckpointSaver(timm.utils.CheckpointSaver):
             except OSError as error:
                 valid = f"'{self._newest}' is intact" if self._newest else 'there is no checkpoint yet'
                 self.error = SaveError(f"cannot write '{error.filename or path}': {error.strerror or error}; {valid}")
-                _logger.error(f'{self.error}. Training continues; the next save tries again.')
+                _logger.error(f'{self.error}. Training continues; the next save tries again. Free disk space, or make '
+                              'the folder writable')
         self._background.run(attempt)
 
     def _content(self, epoch: int, metric: float | None, metrics: dict[str, Any], state: Any) -> dict[str, Any]:

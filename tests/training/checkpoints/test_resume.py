@@ -13,6 +13,7 @@ from timm.optim import create_optimizer_v2
 from timm.task import ClassificationTask
 
 from agmax_timm.assembly import model as build
+from agmax_timm.base.errors import CheckpointError
 from agmax_timm.commands import train as train_cli
 from agmax_timm.options.parse import parse_train_args
 from agmax_timm.options.parsers import saved_train_options
@@ -224,6 +225,19 @@ def test_a_new_learning_rate_also_scales_the_corrected_weight_decay(tmp_path, ca
     optimizer.step()
     torch.testing.assert_close(model.weight.detach(), weight * (1 - 0.05 * 0.1))
     assert 'Not as in the checkpoint: lr 0.05 in place of 0.5' in caplog.messages
+
+
+def test_only_another_optimizer_is_to_be_left_out(tmp_path):
+    path, model = str(tmp_path / 'last.pth.tar'), torch.nn.Linear(2, 2)
+    saved = {'epoch': 0, 'state_dict': model.state_dict(),
+             'optimizer': torch.optim.SGD([model.weight], lr=0.1).state_dict()}
+    for state_dict, remedy in ((saved['state_dict'], True), ({'weight': torch.zeros(3)}, False)):
+        torch.save({**saved, 'state_dict': state_dict}, path)
+        task = ClassificationTask(torch.nn.Linear(2, 2), verbose=False)
+        for parameters in ([*task.parameters()], [{'params': [value]} for value in task.parameters()]):
+            with pytest.raises(CheckpointError, match='cannot use checkpoint') as error:
+                resume(path, task, torch.optim.SGD(parameters, lr=0.1))
+            assert str(error.value).endswith(': resume with --no-resume-opt') is remedy
 
 
 def test_the_same_options_do_not_change_the_optimizer(train, tmp_path, caplog):
