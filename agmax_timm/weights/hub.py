@@ -246,9 +246,10 @@ def _check_permission(to: Destination, user: dict[str, Any]) -> None:
     organizations = {entry['name'].lower(): entry for entry in user.get('orgs', [])}
     if owner != name.lower() and owner not in organizations:
         raise HubError(f"the token belongs to '{name}', who is not a member of '{owner}': publish to "
-                       f"'{name}/NAME', or open a pull request")
+                       f"'{name}/NAME', or open a pull request (--hub-pr of train.py, --pr of publish)")
     if organizations.get(owner, {}).get('roleInOrg') == 'read':
-        raise HubError(f"the token belongs to '{name}', who can only read in '{owner}'")
+        raise HubError(f"the token belongs to '{name}', who can only read in '{owner}': ask for the write role "
+                       'there, or open a pull request (--hub-pr of train.py, --pr of publish)')
     scopes = token.get('fineGrained', {}).get('scoped', [])
     writable = {scope.get('entity', {}).get('name', '').lower() for scope in scopes
                 if any('write' in permission for permission in scope.get('permissions', []))}

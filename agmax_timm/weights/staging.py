@@ -77,8 +77,8 @@ def stage(
             staged = Path(temporary)
             _write(saved, staged, license)
             if not _compare(saved, staged).isfinite().all():
-                raise HubError(f"the logits of '{saved.source or saved.architecture}' are not finite: nothing to "
-                               'publish')
+                raise HubError(f"the logits of '{saved.source or saved.architecture}' are not finite, nothing to "
+                               'publish: use another checkpoint')
             check(staged)
             folder.mkdir(exist_ok=True)
             for name in PUBLISHED:
@@ -144,7 +144,7 @@ def load_folder(folder: str | Path) -> torch.nn.Module:
     folder = Path(folder)
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
-            raise HubError(f"'{folder}' holds no {name}: it is not a staged folder")
+            raise HubError(f"'{folder}' holds no {name}, as a staged folder does: export it again")
     for name in PUBLISHED:
         if (folder / name).is_symlink():
             raise HubError(f"'{folder / name}' is a link: put the file itself there")
@@ -247,14 +247,14 @@ def _check_config(path: Path) -> None:
     try:
         config = json.loads(path.read_text(encoding='utf-8'))
     except (OSError, ValueError, RecursionError) as error:
-        raise HubError(f"'{path}' is not JSON: {reason(error)}") from None
+        raise HubError(f"'{path}' is not JSON ({reason(error)}): export the folder again") from None
     config = config if isinstance(config, dict) else {}
     pretrained_cfg, model_args = config.get('pretrained_cfg'), config.get('model_args', {})
     if not isinstance(pretrained_cfg, dict) or not isinstance(model_args, dict):
-        raise HubError(f"'{path}' has no pretrained_cfg as timm writes it")
+        raise HubError(f"'{path}' has no pretrained_cfg as timm writes it: export the folder again")
     architecture = config.get('architecture')
     if not isinstance(architecture, str) or not is_model(architecture):
-        raise HubError(f"'{path}': timm has no architecture {architecture!r}")
+        raise HubError(f"'{path}': timm has no architecture {architecture!r}: update timm, or export the folder again")
     for name in _LOCATIONS:
         if pretrained_cfg.get(name):
             raise HubError(f"'{path}': '{name}' {pretrained_cfg[name]!r} points to weights elsewhere, and the "
@@ -266,8 +266,9 @@ def _check_config(path: Path) -> None:
 
 def _check_tensors(path: Path, model: torch.nn.Module) -> None:
     """Raise HubError unless a safetensors file has the tensors of the model by name and shape."""
-    with as_hub_error(f"'{path}' is not sound", Exception), safe_open(path, framework='pt') as f:
+    unsound = f"'{path}' is not sound, so export the folder again"
+    with as_hub_error(unsound, Exception), safe_open(path, framework='pt') as f:
         names = f.keys()
         found = {name: torch.empty(f.get_slice(name).get_shape(), device='meta') for name in names}
     if misfits(found, model):
-        raise HubError(f"'{path}' does not fit {CONFIG}: {misfits(found, model)}")
+        raise HubError(f"'{path}' does not fit {CONFIG}: {misfits(found, model)}: export the folder again")

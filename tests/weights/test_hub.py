@@ -189,9 +189,11 @@ def test_tokens_that_can_write_are_accepted(hub, monkeypatch, token, repo_id):
     ('hf_wrong', 'ann/net', 'not valid: log in with `hf auth login`'),
     ('hf_read', 'ann/net', "cannot write to 'ann/net': make one that can"),
     ('hf_fine_read', 'ann/net', "the token of 'ann' cannot write to 'ann/net"),
-    ('hf_fine', 'lab/net', "not a member of 'lab"),
+    ('hf_fine', 'lab/net', "not a member of 'lab': publish to 'ann/NAME', or open a pull request (--hub-pr of "
+     'train.py, --pr of publish)'),
     ('hf_write', 'bob/net', "not a member of 'bob': publish to 'ann/NAME'"),
-    ('hf_write', 'readers/net', "can only read in 'readers"),
+    ('hf_write', 'readers/net', "who can only read in 'readers': ask for the write role there, or open a pull request "
+     '(--hub-pr of train.py, --pr of publish)'),
 ])
 def test_tokens_that_cannot_write_are_refused(hub, monkeypatch, token, repo_id, message):
     monkeypatch.setenv('HF_TOKEN', token)

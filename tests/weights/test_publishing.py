@@ -183,7 +183,8 @@ def test_a_permanent_failure_has_no_command_to_continue(hub, command, saved, sta
     monkeypatch.setattr(publishing, 'read_model', lambda path, use_ema=False: broken)
     folder = shutil.copytree(staged, tmp_path / 'hub')
     HOSTILE['missing tensor'][0](folder)
-    for source, said in ((tmp_path, 'are not finite: nothing to publish'), (folder, 'missing fc.bias')):
+    for source, said in ((tmp_path, 'are not finite, nothing to publish: use another checkpoint'),
+                         (folder, 'missing fc.bias: export the folder again')):
         with pytest.raises(SystemExit) as status:
             command(source, 'ann/net')
         told = capsys.readouterr().err.splitlines()[-1]
