@@ -10,7 +10,7 @@ from timm.data.readers.reader import Reader
 from ..assembly import datasets
 from ..assembly import model as build
 from ..base.errors import CheckpointError
-from ..data.sources.decoding import DecodedDataset, UndecodableError
+from ..data.sources.decoding import DecodedDataset, UndecodableError, why_undecodable
 from ..options import timm_names
 from ..options.parse import validate_options
 from ..options.parsers import ValidateOptions
@@ -96,13 +96,7 @@ class ImageFiles(DecodedDataset):
 
     def blank_reason(self, index: int) -> str:
         """Return why an image is blank, or '' if it is not. Call it after the batch of the image is loaded."""
-        if not self.damage.flags[index]:
-            return ''
-        try:
-            self.load(index)
-        except UndecodableError as error:
-            return str(error)
-        return 'the second attempt to decode it succeeded'
+        return why_undecodable(self.reader, index, self.input_img_mode) if self.damage.flags[index] else ''
 
     def _next_sample(self, index: int) -> tuple[Any, ...]:
         try:

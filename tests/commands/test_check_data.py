@@ -15,6 +15,7 @@ from agmax_timm.commands import train as train_cli
 from agmax_timm.commands import validate as validate_cli
 from agmax_timm.data.sources.checks import check_classes, check_labels
 from agmax_timm.data.sources.dataset_factory import create_dataset
+from agmax_timm.data.sources.decoding import why_undecodable
 from agmax_timm.data.sources.shards import open_dataset
 from tests.helpers.run_files import status_of
 
@@ -187,6 +188,7 @@ def test_missing_images_of_hugging_face_data_are_damaged(image, name, reason, tm
     source = dict(root=str(tmp_path / 'cache'), split='train')
     dataset = open_dataset(f'hfds/{tmp_path}/parquet', max_damaged=1., **source)
     assert [dataset[index][1] for index in range(3)] == [2, 2, 2] and dataset.damage.indices() == [0, 1]
+    assert [why_undecodable(dataset.reader, index) for index in (0, 1)] == [reason] * 2
     dataset = open_dataset(f'hfds/{tmp_path}/parquet', **source)
     with pytest.raises(DamagedError, match=f"^'{name.format(1)}' cannot be decoded: {reason}: repair or remove it"):
         dataset[1]

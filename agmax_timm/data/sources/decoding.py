@@ -1,8 +1,9 @@
 """Decoding of files to images, with timm's pixels except for 16-bit gray, and the policy for damaged files."""
-import os
+import copy
 import tarfile
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from functools import partial
 from itertools import chain, count
 from typing import Any, BinaryIO
@@ -74,17 +75,18 @@ def convert(image: Image.Image, mode: str) -> Image.Image:
     return image.convert(mode)
 
 
-def why_undecodable(path: str) -> str:
-    """Return why decode() fails for a file. '' if there is no such file, such as for a name in a tar file."""
-    if not os.path.exists(path):
-        return ''
+def why_undecodable(reader: Any, index: int, mode: str = 'RGB') -> str:
+    """Return why a sample of a reader of timm, which was found damaged, cannot be decoded."""
+    reader = copy.copy(reader)
+    reader.cache_tarfiles = False  # loader workers that are forked later must not share an open tar file
     try:
-        with open(path, 'rb') as file:
-            decode(file)
-    except OSError as error:
-        return reason_of(error)
+        file, *_ = read_sample(reader, index)
+        with closing(file):
+            decode(file, mode)
     except UndecodableError as error:
         return str(error)
+    except (OSError, tarfile.TarError) as error:
+        return reason_of(error)
     return 'the second attempt to decode it succeeded'
 
 

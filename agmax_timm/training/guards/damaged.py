@@ -47,7 +47,7 @@ class DamageLog:
             return
         new = self.damage.take_new()
         if new and self.path:
-            self.reasons.update((index, why_undecodable(self.damage.path(index))) for index in new)
+            self.reasons.update((index, why_undecodable(self.damage.reader, index)) for index in new)
             self._warn(new, f'{len(new)} more training images cannot be decoded, others took their place')
             with tolerated(self.path):
                 write_csv(self.path, [{'path': self.damage.path(index), 'reason': self.reasons[index]}

@@ -18,6 +18,7 @@ from timm.utils import random_seed
 from agmax_timm.base.errors import DamagedError, DataError
 from agmax_timm.data.sources.dataset_factory import create_dataset
 from agmax_timm.data.sources.decoding import UndecodableError, decode, why_undecodable
+from agmax_timm.evaluation.prediction import _Files
 
 HEIGHT, WIDTH = 24, 20
 
@@ -253,7 +254,7 @@ def test_files_that_are_not_images_are_refused_with_one_reason(name, tmp_path):
     reason = str(caught.value)
     assert reason and '\n' not in reason and 'object at' not in reason
     (tmp_path / name).write_bytes(ZOO[name])
-    assert why_undecodable(str(tmp_path / name)) == reason
+    assert why_undecodable(_Files([str(tmp_path / name)]), 0) == reason
     assert (name == 'empty.jpg') == (reason == 'empty file')
 
 

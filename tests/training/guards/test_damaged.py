@@ -4,6 +4,7 @@ import logging
 import multiprocessing
 import os
 import shutil
+import tarfile
 import types
 
 import pytest
@@ -77,6 +78,26 @@ def test_file_names_that_are_not_text_are_written_and_a_full_disk_is_reported(
     for part in (str(tmp_path / 'damaged.csv'), ': File too large', 'training continues'):
         assert part in told[2]
     assert (tmp_path / 'damaged.csv').read_bytes().startswith(b'path,reason\r\n'), 'the file of before stays'
+
+
+def test_the_reason_for_a_damaged_image_in_a_tar_file_is_that_of_its_content(data, tmp_path, monkeypatch, caplog):
+    """Also if a file below the working directory has the same name."""
+    contents = {'ant/000.jpg': b'', 'bee/004.jpg': b'text'}
+    for name, content in contents.items():
+        (data / 'train' / name).write_bytes(content)
+    with tarfile.open(tmp_path / 'data.tar', 'w') as tar:
+        tar.add(data / 'train', arcname='')
+    monkeypatch.chdir(data / 'val')  # which has a valid ant/000.jpg, and no bee/004.jpg
+    (data / 'val' / 'ant' / '000.jpg').write_bytes((data / 'val' / 'bee' / '004.jpg').read_bytes())
+    (data / 'val' / 'bee' / '004.jpg').unlink()
+    dataset = create_dataset('', str(tmp_path / 'data.tar'), 'train', max_damaged=1.)
+    for name in contents:
+        dataset.damage.record([dataset.damage.path(index) for index in range(12)].index(name), 'as by a worker')
+    DamageLog(dataset, torch.device('cpu'), str(tmp_path)).after_epoch()
+    with open(tmp_path / 'damaged.csv', newline='') as f:
+        assert [*csv.reader(f)][1:] == [['ant/000.jpg', 'empty file'], ['bee/004.jpg', 'not an image']]
+    assert '  ant/000.jpg: empty file\n  bee/004.jpg: not an image' in caplog.text
+    assert dataset.reader.tar_state.tf is None, 'workers that are forked later open their own'
 
 
 def test_valid_data_gives_no_message(data, caplog):
