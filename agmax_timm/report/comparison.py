@@ -99,11 +99,13 @@ def _metric_rows(runs: Sequence[ReportedRun], evaluations: Sequence[RunResults |
 
 def _shared_panels(names: Sequence[str], runs: Sequence[ReportedRun]) -> dict[str, dict[str, Points]]:
     """Return a panel for each curve, with a line for each run that has it."""
+    curves = [run.curves for run in runs]
+    several = {title for one in curves for title, lines in one.items() if len(lines) > 1}
     panels: dict[str, dict[str, Points]] = {}
-    for run_name, run in zip(names, runs):
-        for title, lines in run.curves.items():
+    for run_name, one in zip(names, curves):
+        for title, lines in one.items():
             for name, points in lines.items():
-                panel = title if len(lines) == 1 or name == title else f'{title}, {name}'
+                panel = f'{title}, {name}' if title in several else title
                 panels.setdefault(panel, {})[run_name] = points
     return panels
 

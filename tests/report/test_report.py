@@ -323,6 +323,27 @@ def test_differences_are_relative_to_the_first_run_and_classes_sorted_by_them():
     assert comparison.short_names(['runs/a', 'runs/b/']) == ['a', 'b']
 
 
+def test_the_curves_of_runs_with_unequal_lines_share_their_axes(tmp_path):
+    """One run with validation and EMA, one with validation, and one without."""
+    summaries = dict(
+        ema='epoch,train_loss,eval_loss,eval_top1,lr,raw_top1,ema_top1\n0,3,2,41,0.1,40,41\n',
+        plain='epoch,train_loss,eval_loss,eval_top1,lr\n0,4,3,30,0.2\n',
+        unseen='epoch,train_loss,lr\n0,5,0.3\n')
+    runs = []
+    for name, text in summaries.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / 'summary.csv').write_text(text)
+        runs.append(reported.ReportedRun(str(tmp_path / name), {}, {}, '', {}, False, {}, None, {}))
+    assert comparison._shared_panels(list(summaries), runs) == {
+        'classification loss, training': {'ema': [(0, 3.)], 'plain': [(0, 4.)], 'unseen': [(0, 5.)]},
+        'classification loss, validation': {'ema': [(0, 2.)], 'plain': [(0, 3.)]},
+        'top-1 (%), raw weights': {'ema': [(0, 40.)], 'plain': [(0, 30.)]},
+        'top-1 (%), EMA': {'ema': [(0, 41.)]},
+        'learning rate': {'ema': [(0, .1)], 'plain': [(0, .2)], 'unseen': [(0, .3)]},
+    }
+    assert list(comparison._shared_panels(list(summaries), runs[2:])) == ['classification loss', 'learning rate']
+
+
 def test_a_damaged_summary_leaves_out_only_the_curves(run_copy, caplog):
     (run_copy / 'summary.csv').write_text('epoch,train_loss\n0,abc\n')
     report.make_report(str(run_copy), device='cpu', workers=0)

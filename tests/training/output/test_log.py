@@ -78,7 +78,7 @@ def test_the_curves_of_agmax_have_each_term_on_its_own_axis(tmp_path):
                             '0,1.5,,,0.1,2.5,-1.5,0.5\n1,1,2.1,50,0.05,2,-1.25,0.25\n')
     assert curves == {
         'classification loss': {'training': [(0, 2.5), (1, 2.)], 'validation': [(1, 2.1)]},
-        'top-1 (%)': {'validation': [(1, 50.)]},
+        'top-1 (%)': {'raw weights': [(1, 50.)]},
         'agreement': {'training': [(0, -1.5), (1, -1.25)]},
         'divergence': {'training': [(0, 0.5), (1, 0.25)]},
         'learning rate': {'learning rate': [(0, 0.1), (1, 0.05)]},
