@@ -118,6 +118,8 @@ def test_a_subset_has_the_first_images_and_divides_the_validation_images(tune, c
         folder = tmp_path / 'source' / split / name
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f'{number}.png').write_text(f'{split} {name} {number}')
+    for folder in ('train/.ipynb_checkpoints', '.hidden/a'):
+        (tmp_path / 'source' / folder).mkdir(parents=True)
     words = ['subset.py', str(tmp_path / 'source'), str(tmp_path / 'target'), '--per-class', '3']
     words += ['--tune-per-class', str(tune)] if tune else []
     monkeypatch.setattr(sys, 'argv', words + (['--classes', classes] if classes != 'ab' else []))
@@ -127,6 +129,8 @@ def test_a_subset_has_the_first_images_and_divides_the_validation_images(tune, c
     numbers = {'train': range(3), 'test': range(5), 'tune': range(tune), 'val': range(tune, 5)}
     assert found == {f'{split}/{name}/{i}.png': f"{'val' if split == 'tune' else split} {name} {i}"
                      for split, kept in numbers.items() for name in classes for i in kept}
+    assert {path.parent.name + path.name for path in (tmp_path / 'target').glob('*/*')} == {
+        split + name for split, kept in numbers.items() if kept for name in classes}
 
 
 @pytest.mark.parametrize('classes, words', [
@@ -141,6 +145,18 @@ def test_a_subset_without_a_class_or_with_nested_folders_is_refused(classes, wor
         subset.main()
     told = capsys.readouterr().err
     assert all(word in told for word in words) and not (tmp_path / 'target').exists()
+
+
+@pytest.mark.parametrize('splits, missing', [
+    (('training', 'validation'), 'train and val'), (('train', 'validation'), 'val')])
+def test_a_subset_of_splits_with_other_names_is_refused(splits, missing, tmp_path, monkeypatch, capsys):
+    for split in splits:
+        (tmp_path / 'source' / split / 'a').mkdir(parents=True)
+    monkeypatch.setattr(sys, 'argv', [
+        'subset.py', str(tmp_path / 'source'), str(tmp_path / 'target'), '--per-class', '2', '--tune-per-class', '1'])
+    with pytest.raises(SystemExit):
+        subset.main()
+    assert f'has no folders {missing}: rename' in capsys.readouterr().err and not (tmp_path / 'target').exists()
 
 
 def test_classes_are_single_folders_and_names_of_images_keep_the_order(tmp_path, monkeypatch):

@@ -21,10 +21,13 @@ def main():
     args = parser.parse_args()
     if args.target.exists():
         parser.error(f"'{args.target}' exists: name a new folder")
-    sources = sorted(source for source in args.source.glob('*/*/') if source.is_dir())
+    sources = sorted(source for source in args.source.glob('[!.]*/[!.]*/') if source.is_dir())
     missing = set(args.classes or ()) - {source.name for source in sources}
     if missing or not sources:
         parser.error(f"'{args.source}' has no folders SPLIT/{min(missing, default='CLASS')}")
+    splits = ({'train', 'val'} if args.tune_per_class else {'train'}) - {source.parent.name for source in sources}
+    if splits:
+        parser.error(f"'{args.source}' has no folders {' and '.join(sorted(splits))}: rename its splits")
     sources = [source for source in sources if not args.classes or source.name in args.classes]
     for source in sources:
         if any(entry.is_dir() and not entry.name.startswith('.') for entry in os.scandir(source)):
