@@ -33,6 +33,7 @@ from ..weights.checkpoint import (
     read_checkpoint,
     saved_options,
 )
+from ..weights.measured import has_own_statistics
 
 _logger = logging.getLogger('train')
 TITLES = {'top1': 'top-1 (%)', 'top5': 'top-5 (%)', 'map': 'mAP (%)', 'micro_f1': 'micro F1 (%)',
@@ -182,9 +183,7 @@ def _check_measured(run: ReportedRun, evaluation: RunResults) -> None:
     saved = run.options
     name = 'map' if saved['task'] == 'multilabel' else 'top1'
     before = run.metrics.get(name)
-    # Without --dist-bn, each rank evaluated with its own batch norm statistics.
-    unequal_ranks = (saved.get('world_size') or 1) > 1 and not saved['dist_bn']
-    if before is None or saved['tta'] or unequal_ranks:
+    if before is None or (saved['tta'] or 0) > 1 or has_own_statistics(saved, evaluation.subject.model.state_dict()):
         return
     now = evaluation.metrics[name]
     tolerance = max(1., 2 * 100. / max(1, evaluation.images))  # one point, or two images

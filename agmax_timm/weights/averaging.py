@@ -9,7 +9,7 @@ import torch
 
 from ..base.errors import OptionError
 from ..base.safe_load import read_file
-from .checkpoint import choose_ema, metadata_in
+from .checkpoint import choose_ema, ranking_metric
 from .find import SUFFIX, checkpoint_names, newest_checkpoint
 from .saved_model import SavedModel, read_model
 
@@ -78,15 +78,9 @@ def _costs(run_dir: str) -> list[tuple[float, int]]:
             metrics[f'checkpoint-{epoch}{SUFFIX}'] = metric
     else:
         metrics = {name: read_file(os.path.join(run_dir, name), mmap=True).get('metric') for name in epochs}
-    sign = 1 if _lower_is_better(current) else -1
+    sign = 1 if ranking_metric(current) == 'loss' else -1
     return [(sign * metric, epochs[name]) for name, metric in metrics.items()
             if name in epochs and metric is not None and not math.isnan(metric)]
-
-
-def _lower_is_better(checkpoint: dict[str, Any]) -> bool:
-    """Whether a checkpoint, ours or timm's, was ranked by its loss."""
-    name = metadata_in(checkpoint).get('metric_name') or getattr(checkpoint.get('args'), 'eval_metric', None)
-    return name == 'loss'
 
 
 def _shapes(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Size]:

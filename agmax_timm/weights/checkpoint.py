@@ -97,6 +97,11 @@ def metadata_in(checkpoint: dict[str, Any]) -> dict[str, Any]:
     return metadata if isinstance(metadata, dict) else {}
 
 
+def ranking_metric(checkpoint: dict[str, Any]) -> str:
+    """Return the name of the metric by which a run, ours or timm's, ranked a checkpoint; '' if it is not known."""
+    return metadata_in(checkpoint).get('metric_name') or options_in(checkpoint).get('eval_metric') or ''
+
+
 def model_args_in(saved: dict[str, Any]) -> dict[str, Any]:
     """Return arguments of create_model without those that name weights or return another model."""
     return {name: value for name, value in saved.items() if name not in _NOT_OF_A_MODEL}

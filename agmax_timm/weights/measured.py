@@ -1,6 +1,6 @@
 """Metrics of a run that an evaluation of the published model can repeat."""
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from .saved_model import SavedModel
@@ -18,12 +18,21 @@ def unrepeatable(saved: SavedModel) -> str:
     options = saved.options
     if (options.get('tta') or 0) > 1:
         return f'the run averaged the predictions of each {options["tta"]} images in a row (`--tta`)'
-    apart = (options.get('world_size') or 1) > 1 and not (options.get('dist_bn', 'reduce') or options.get('sync_bn'))
-    if apart and any(name.endswith('running_mean') for name in saved.state_dict):
+    if has_own_statistics(options, saved.state_dict):
         return "each process of the run evaluated with batch norm statistics of its own (`--dist-bn ''`)"
     if options.get('class_map') and not _names_hold(saved):
         return 'the class map of the run has names that are not those of the outputs (`--class-map`)'
     return ''
+
+
+def has_own_statistics(options: Mapping[str, Any], tensors: Iterable[str]) -> bool:
+    """Whether each rank of a run evaluated with its own batch norm statistics.
+
+    Args:
+        tensors: Names of the model's tensors.
+    """
+    apart = (options.get('world_size') or 1) > 1 and not (options.get('dist_bn', 'reduce') or options.get('sync_bn'))
+    return apart and any(name.endswith('running_mean') for name in tensors)
 
 
 def describe_input(options: Mapping[str, Any], data_config: Mapping[str, Any]) -> str:

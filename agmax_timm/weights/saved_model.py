@@ -24,6 +24,7 @@ from .checkpoint import (
     load_strictly,
     model_args_in,
     options_in,
+    ranking_metric,
     read_checkpoint,
     tensors_in,
 )
@@ -117,13 +118,12 @@ def read_model(
         saved_architecture = (metadata['architecture'] if metadata is not None
                               else options.get('model') or checkpoint.get('arch'))
         known['images'] = _images(checkpoint)
-        ranked_by = (metadata or {}).get('metric_name') or options.get('eval_metric') or ''
     architecture = architecture or saved_architecture
     if not isinstance(architecture, str) or ':' in architecture or not is_model(architecture):
         raise CheckpointError(f"'{file}' does not say which model of timm it holds"
                               f"{f' ({architecture!r} is none)' if architecture else ''}: name it with --model")
     if os.path.basename(file) == BEST:
-        known['chosen_by'] = ranked_by
+        known['chosen_by'] = ranking_metric(checkpoint)
     given = {**({'num_classes': num_classes} if num_classes else {}), **model_args_in(model_kwargs or {})}
     if metadata is None:
         return _without_metadata(architecture, known, given)

@@ -7,17 +7,20 @@ import json
 import re
 import shlex
 import shutil
+from contextlib import nullcontext
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import timm
 import torch
 import yaml
 from PIL import Image
 from torchvision.transforms.functional import to_tensor
 
+from agmax_timm.base.errors import DataError
 from agmax_timm.base.random_state import get_process_state
 from agmax_timm.base.safe_load import read_file
 from agmax_timm.commands import train as train_cli
@@ -342,6 +345,19 @@ def test_the_curves_of_runs_with_unequal_lines_share_their_axes(tmp_path):
         'learning rate': {'ema': [(0, .1)], 'plain': [(0, .2)], 'unseen': [(0, .3)]},
     }
     assert list(comparison._shared_panels(list(summaries), runs[2:])) == ['classification loss', 'learning rate']
+
+
+@pytest.mark.parametrize('options, model, checked', [
+    (dict(tta=0), 'test_resnet', True), (dict(tta=1), 'test_resnet', True), (dict(tta=2), 'test_resnet', False),
+    (dict(world_size=2), 'test_resnet', True), (dict(world_size=2, dist_bn=''), 'test_resnet', False),
+    (dict(world_size=2, dist_bn=''), 'test_vit', True),
+    (dict(world_size=2, dist_bn='', sync_bn=True), 'test_resnet', True)])
+def test_other_data_is_refused_if_an_evaluation_can_repeat_the_metric_of_training(options, model, checked):
+    saved = {**vars(train_parser().parse_args([])), **options}
+    run = reported.ReportedRun('', {}, saved, 'last.pth.tar', {}, False, dict(top1=90.), None, {})
+    evaluation = reported.RunResults(dict(top1=10.), 12, SimpleNamespace(model=timm.create_model(model)), None)
+    with pytest.raises(DataError, match='top1 10 on .* and training measured 90') if checked else nullcontext():
+        reported._check_measured(run, evaluation)
 
 
 def test_a_damaged_summary_leaves_out_only_the_curves(run_copy, caplog):

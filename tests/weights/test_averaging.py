@@ -46,20 +46,21 @@ def test_an_average_has_no_metrics_and_names_its_files(ema_run):
     assert saved.weights.startswith('the mean of 2 checkpoints: the EMA of')
 
 
-def write_run(folder, metrics, **args):
-    """A run's folder as timm leaves it. All tensors of an epoch are its number."""
+def write_run(folder, metrics, kind=Namespace, **args):
+    """A run's folder as timm leaves it, or with options of another kind. All tensors of an epoch are its number."""
     folder.mkdir()
     model = timm.create_model('test_resnet', num_classes=3)
     for epoch, metric in enumerate(metrics):
         state = {name: torch.full_like(value, epoch) for name, value in model.state_dict().items()}
         torch.save({'epoch': epoch, 'metric': metric, 'state_dict': state, 'arch': 'test_resnet',
-                    'args': Namespace(model='test_resnet', num_classes=3, **args)},
+                    'args': kind(model='test_resnet', num_classes=3, **args)},
                    folder / f'checkpoint-{epoch}.pth.tar')
 
 
-def test_checkpoints_with_the_lowest_loss_are_the_best(tmp_path):
-    write_run(tmp_path / 'loss', [0.9, 0.1, 0.2, 0.7], eval_metric='loss')
-    write_run(tmp_path / 'top1', [9., 1., 2., 7.], eval_metric='top1')
+@pytest.mark.parametrize('kind', [Namespace, dict])
+def test_checkpoints_with_the_lowest_loss_are_the_best(tmp_path, kind):
+    write_run(tmp_path / 'loss', [0.9, 0.1, 0.2, 0.7], kind, eval_metric='loss')
+    write_run(tmp_path / 'top1', [9., 1., 2., 7.], kind, eval_metric='top1')
     for name, mean in (('loss', 1.5), ('top1', 1.5)):
         tensors = averaging.average_models(str(tmp_path / name), 2).state_dict
         assert (tensors['fc.weight'] == mean).all()
