@@ -15,7 +15,7 @@ from ..base.errors import DataError
 from ..options.parsers import TrainOptions, saved_train_options
 from ..weights.card import hub_dataset_of
 from ..weights.hub_error import HubError, as_hub_error, reason
-from ..weights.limits import noted_options
+from ..weights.notes import noted_options
 from ..weights.resume import differ
 from ..weights.saved_model import SavedModel
 from ..weights.staging import load_folder

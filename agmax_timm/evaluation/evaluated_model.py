@@ -33,7 +33,7 @@ from ..options.parsers import ValidateOptions
 from ..options.quantities import share_of
 from ..options.timm_names import REFUSED
 from ..weights.checkpoint import load_weights, saved_options
-from ..weights.limits import noted_options
+from ..weights.notes import noted_options
 from .metrics import set_targets
 
 _logger = logging.getLogger('validate')

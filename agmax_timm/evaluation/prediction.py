@@ -15,7 +15,7 @@ from ..options import timm_names
 from ..options.parse import validate_options
 from ..options.parsers import ValidateOptions
 from ..weights.checkpoint import choose_ema, describe_weights, saved_options
-from ..weights.limits import SEVERAL_LABELS, noted_options
+from ..weights.notes import SEVERAL_LABELS, noted_options
 from ..weights.saved_model import read_model
 from . import evaluated_model
 from .evaluate import outputs_of

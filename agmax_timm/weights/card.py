@@ -21,8 +21,8 @@ from ..options.recipe import portable
 from ..options.without_effect import idle_options
 from .base_model import base_of
 from .card_text import license_row
-from .limits import SEVERAL_LABELS
 from .measured import describe_input, measured, unrepeatable
+from .notes import SEVERAL_LABELS
 from .released import PAPER_ID, PAPER_NAME, package_of
 from .saved_model import SavedModel
 from .synsets import describe

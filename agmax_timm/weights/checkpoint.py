@@ -18,7 +18,7 @@ from ..base.licences import license_in_folder, license_name
 from ..base.safe_load import read_file
 from ..base.text import one_line
 from .fit import check_fit
-from .limits import noted_options
+from .notes import noted_options
 from .original import is_original, original_options, original_to_timm
 
 # The keys of a checkpoint that are ours; all others are timm's.

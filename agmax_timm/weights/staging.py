@@ -28,8 +28,8 @@ from .card import model_card, tag_of
 from .card_text import with_license
 from .fit import misfits
 from .hub_error import HubError, as_hub_error, reason
-from .limits import SEVERAL_LABELS, notes_of
 from .measured import unrepeatable
+from .notes import SEVERAL_LABELS, notes_of
 from .released import PAPER_ID, PAPER_NAME, package_of
 from .saved_model import SavedModel
 from .synsets import describe
