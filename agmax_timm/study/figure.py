@@ -26,7 +26,7 @@ def draw(study: Study, rows: list[Row], comparisons: list[Comparison], path: str
     lines = [
         Line(row.cell.group, row.cell.method, COLOURS[methods.index(row.cell.method) % len(COLOURS)],
              [*row.values.values()], row.difference, row.published_difference)
-        for row in sorted(rows, key=lambda row: [one.cell.group for one in rows].index(row.cell.group)) if row.values]
+        for row in rows if row.values]
     means = 'mean of the augmentations' if len(study.augmentations) > 1 else 'comparisons'
     lines += [
         Line(', '.join(filter(None, (one.setting, means))), f'{one.method} minus {one.other}', COLOURS[-1], [],

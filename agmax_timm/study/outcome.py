@@ -69,7 +69,7 @@ def read_outcome(run: Run, metric: str, epoch: str, error: str = '') -> Outcome:
         problem = f'no eval_{metric} in {path} ({type(reason).__name__}: {reason})'
     if problem:
         return Outcome(run, 'failed', error=f"{problem}: remove '{run.folder}' to train it again")
-    return Outcome(run, _COMPLETE, value, of_epoch)
+    return Outcome(run, 'complete', value, of_epoch)
 
 
 def last_error(log_path: str, status: int) -> str:

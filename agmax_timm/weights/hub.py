@@ -22,7 +22,7 @@ from ..base.hub_connection import NoConnectionError, single_attempt
 from ..options.hub_names import check_name, check_revision
 from .card import published_card
 from .hub_error import HubError, as_hub_error, reason, status
-from .staging import CARD, PUBLISHED, load_folder
+from .staging import CARD, PUBLISHED
 from .update import ChangedError, Remote, Update, plan_update
 
 _LONGEST_WAIT = 300.
@@ -120,24 +120,19 @@ def check_destination(to: Destination) -> None:
             to.call(lambda: _check_private(to))
 
 
-def publish(folder: str | Path, to: Destination, checked: bool = False) -> str:
+def publish(folder: str | Path, to: Destination) -> str:
     """Upload a staged folder as one commit. Create the repository and the branch if they are missing.
 
-    The folder is checked first, see load_folder. Only the files `PUBLISHED` are uploaded. Changes that were made on the
+    The folder is not checked, see load_folder. Only the files `PUBLISHED` are uploaded. Changes that were made on the
     Hub are kept, see update.plan_update. Files of a former model are deleted.
-
-    Args:
-        checked: Whether the folder was checked already.
 
     Returns:
         The address of the commit or pull request.
 
     Raises:
         ChangedError: A change that was made on the Hub would be overwritten.
-        HubError: The folder does not load, or the Hub refuses the commit or is out of reach. Nothing is committed.
+        HubError: The Hub refuses the commit or is out of reach. Nothing is committed.
     """
-    if not checked:
-        load_folder(folder)
     folder = Path(folder)
     check_name(to.repo_id)
     check_revision(to.revision)

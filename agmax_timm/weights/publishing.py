@@ -60,7 +60,7 @@ def publish_source(
         to = replace(to, license=to.license or saved.options.get('license') or '')
     # The folder contains all choices except the licence.
     with _naming_command((Exception,), folder, publish_command(folder, to)):
-        return publish(folder, to, checked=True)
+        return publish(folder, to)
 
 
 def publish_command(source: str, to: Destination, use_ema: bool | None = None, hub_dataset: str = '') -> str:

@@ -16,6 +16,7 @@ from agmax_timm.base.hub_connection import NoConnectionError
 from agmax_timm.data.sources.dataset_factory import create_dataset
 from agmax_timm.options.parse import parse_train_args
 from agmax_timm.weights.hub import Destination, HubError, check_destination, check_update
+from agmax_timm.weights.publishing import publish_source
 from agmax_timm.weights.staging import stage
 from tests.helpers import hub_server
 from tests.helpers.hostile_folders import HOSTILE
@@ -426,14 +427,14 @@ def test_cards_of_any_data_set_are_accepted_by_the_hub(hub, upload, make_saved, 
 # Invalid folders
 
 
-@pytest.mark.parametrize('name', HOSTILE)
-def test_an_invalid_folder_is_refused_before_any_request(hub, upload, staged, tmp_path, monkeypatch, name):
+@pytest.mark.parametrize('name', [name for name in HOSTILE if name != 'no config'])  # which makes a folder staged
+def test_an_invalid_folder_is_refused_before_any_request(hub, staged, tmp_path, monkeypatch, name):
     spoil, message = HOSTILE[name]
     monkeypatch.chdir(tmp_path)
     folder = shutil.copytree(staged, tmp_path / 'hub')
     spoil(folder)
     before = sorted(tmp_path.rglob('*'))
     with pytest.raises(HubError) as error:
-        upload(folder)
+        publish_source(str(folder), Destination('ann/net'), None, '', None)
     assert message in one_line(error) and str(folder) in one_line(error)
     assert hub.requests == [] and sorted(tmp_path.rglob('*')) == before  # nothing executed, nothing written
