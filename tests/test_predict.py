@@ -22,6 +22,7 @@ from agmax_timm.evaluation import measures, prediction, validation
 from agmax_timm.options.parse import parse_validate_args
 from agmax_timm.weights.saved_model import read_model
 from agmax_timm.weights.staging import stage
+from tests.helpers.predictions import logits_of
 from tests.helpers.run_files import load
 
 SMALL = ['-j', '0', '-b', '4', '--device', 'cpu']
@@ -79,7 +80,8 @@ def logits_of_validate(monkeypatch, *argv):
         evaluator.update = lambda output, target: (seen.append(output.float().clone()), update(output, target))
         return evaluator
     monkeypatch.setattr(measures, 'create_evaluator', create_evaluator)
-    validation.validate(parse_validate_args([*map(str, argv), *SMALL]))
+    options = parse_validate_args([*map(str, argv), *SMALL])
+    validation.validate_model(options, validation.start(options))
     return torch.cat(seen)
 
 
@@ -101,7 +103,7 @@ def test_the_logits_equal_those_of_validate_to_the_last_digit(
                        for words in (ours, validates))
     expected = logits_of_validate(monkeypatch, photos, *validates)
     args = predict.create_parser().parse_args([*ours, 'unused', *SMALL])
-    logits = prediction.Predictor(predict._options(args)).logits(list(map(str, images_of(photos))))
+    logits = logits_of(prediction.Predictor(predict._options(args)), list(map(str, images_of(photos))))
     assert torch.equal(logits, expected)
     assert len(logits) == 12 and len({tuple(row) for row in logits.tolist()}) == 12
 
@@ -222,7 +224,7 @@ def test_several_labels_per_image_have_independent_probabilities(photos, run, tm
     words = [path, images_of(photos)[0], '--format', 'json']
     entries = json.loads(run(*words))[0]['predictions']
     args = predict.create_parser().parse_args([str(path), 'unused', *SMALL])
-    logits = prediction.Predictor(predict._options(args)).logits([str(images_of(photos)[0])])[0]
+    logits = logits_of(prediction.Predictor(predict._options(args)), [str(images_of(photos)[0])])[0]
     for entry in entries:
         assert entry['class'] == str(entry['index'])
         assert entry['probability'] == pytest.approx(logits[entry['index']].sigmoid().item(), abs=1e-7)
@@ -293,7 +295,7 @@ def test_several_labels_of_a_staged_folder_have_independent_probabilities(make_s
     image = images_of(photos)[0]
     found = json.loads(run(f'local-dir:{tmp_path / "folder"}', image, '--topk', 3, '--format', 'json'))[0]
     args = prediction.options_of(model=f'local-dir:{tmp_path / "folder"}', device='cpu', workers=0)
-    expected = prediction.Predictor(args).logits([str(image)]).sigmoid()[0].sort(descending=True).values
+    expected = logits_of(prediction.Predictor(args), [str(image)]).sigmoid()[0].sort(descending=True).values
     assert [row['probability'] for row in found['predictions']] == pytest.approx(expected.tolist(), abs=1e-5)
     assert sum(expected) != pytest.approx(1, abs=1e-2)
 

@@ -70,10 +70,6 @@ class Predictor:
                 yield Prediction(paths[index], error=error) if error else Prediction(paths[index], classes, values)
                 index += 1
 
-    def logits(self, paths: list[str]) -> torch.Tensor:
-        """Return the logits [N, K] of images without damage, float32 on the CPU."""
-        return torch.cat([logits for _, logits in self._logits(paths)])
-
     def _logits(self, paths: list[str]) -> Iterator[tuple['ImageFiles', torch.Tensor]]:
         mode = datasets.image_mode(self.options, self.subject.data_config)
         dataset = ImageFiles(paths, mode, self.options.exif_orientation)

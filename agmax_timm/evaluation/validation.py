@@ -27,16 +27,6 @@ _METRICS: dict[str, dict[str, str | None]] = {  # name of the complement to 100 
 _logger = logging.getLogger('validate')
 
 
-def validate(options: ValidateOptions) -> dict[str, Any]:
-    """Evaluate one model.
-
-    Returns:
-        Top-1 and top-5 accuracy and error in percent (mAP and F1 with --task multilabel), further metrics that the
-        options ask for, the mean loss, and properties of the model and its input.
-    """
-    return validate_model(options, start(options))
-
-
 def start(options: ValidateOptions) -> torch.device:
     """Set up logging, the process group and the device, once for all models. Check first that the data exists."""
     begin_job()
@@ -51,7 +41,12 @@ def start(options: ValidateOptions) -> torch.device:
 
 
 def validate_model(options: ValidateOptions, device: torch.device) -> dict[str, Any]:
-    """Evaluate one model on a device that start() returned."""
+    """Evaluate one model on a device that start() returned.
+
+    Returns:
+        Top-1 and top-5 accuracy and error in percent (mAP and F1 with --task multilabel), further metrics that the
+        options ask for, the mean loss, and properties of the model and its input.
+    """
     subject = prepare(options, device)
     options = subject.options
     dataset = open_data(subject, _logger, f'--class-map {CLASSES_OF_MODEL} numbers the classes as the model does')

@@ -18,6 +18,7 @@ from agmax_timm.evaluation.evaluated_model import open_split
 from agmax_timm.evaluation.prediction import Predictor, options_of
 from agmax_timm.options.parse import parse_train_args, parse_validate_args, validate_options
 from tests.helpers.images import gradient_image
+from tests.helpers.predictions import logits_of
 from tests.helpers.shards import add_file
 
 
@@ -140,7 +141,7 @@ def test_predictions_equal_those_of_upright_images(runs, folders):
     logits = []
     for root, folder in zip(folders, runs['timm']):
         predictor = Predictor(options_of(str(folder / 'last.pth.tar'), device='cpu', workers=0))
-        logits.append(predictor.logits(sorted(map(str, (root / 'val').rglob('*.png')))))
+        logits.append(logits_of(predictor, sorted(map(str, (root / 'val').rglob('*.png')))))
     assert logits[0].equal(logits[1])
 
 

@@ -152,7 +152,7 @@ def predictions(monkeypatch, photos, *argv):
         return evaluate(*args, evaluator=evaluator, **kwargs)
     monkeypatch.setattr(measures, 'evaluate', spy)
     args = parse_validate_args([str(photos), '-j', '0', *map(str, argv)])
-    results = validation.validate(args)
+    results = validation.validate_model(args, validation.start(args))
     return torch.cat([p for p, _ in seen]), torch.cat([t for _, t in seen]), results
 
 

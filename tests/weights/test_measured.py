@@ -22,6 +22,7 @@ from agmax_timm.weights.hub import HubError
 from agmax_timm.weights.measured import measured, unrepeatable
 from agmax_timm.weights.saved_model import read_model
 from agmax_timm.weights.staging import load_folder, stage
+from tests.helpers.predictions import logits_of
 
 TINY = ['--model', 'test_resnet', '--img-size', '32', '--epochs', '1']
 NAFLEX = ['--model', 'naflexvit_base_patch16_gap', '--model-kwargs', 'embed_dim=16', 'depth=1', 'num_heads=2',
@@ -103,7 +104,7 @@ def test_the_mode_of_the_images_is_part_of_the_folder(train_once, photos, result
     assert numbers(results_of(photos, *plain, '--input-img-mode', 'RGB')) != table(card)
     common = dict(device='cpu', workers=0, batch_size=12)
     paths = sorted(map(str, (photos / 'val').rglob('*.jpg')))
-    one, other = (Predictor(options).logits(paths) for options in (
+    one, other = (logits_of(Predictor(options), paths) for options in (
         options_of(model=plain[1], **common),
         options_of(checkpoint=str(run / 'model_best.pth.tar'), **common)))
     assert one.equal(other)

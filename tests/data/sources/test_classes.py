@@ -25,6 +25,7 @@ from agmax_timm.data.sources.dataset_factory import create_dataset
 from agmax_timm.evaluation import evaluated_model
 from agmax_timm.report import command as report
 from agmax_timm.report.report import make_report
+from tests.helpers.predictions import logits_of
 from tests.helpers.run_files import load, status_of
 
 NAMES = ['ant', 'bee', 'cat']
@@ -71,8 +72,8 @@ def predictions(run_dir, photos, split='val', classes=NAMES):
     from agmax_timm.evaluation.prediction import Predictor, options_of
     from agmax_timm.weights.checkpoint import find_file
     predictor = Predictor(options_of(find_file(str(run_dir)), device='cpu', workers=0))
-    return {name: predictor.logits([str(path) for path in sorted((photos / split / name).iterdir())]).argmax(1).tolist()
-            for name in classes}
+    return {name: logits_of(predictor, [str(path) for path in sorted((photos / split / name).iterdir())])
+            .argmax(1).tolist() for name in classes}
 
 
 # ---- The comparison ----
