@@ -100,6 +100,11 @@ def pad_and_crop(size: tuple[int, int], interpolation: str) -> transforms.Compos
     return transforms.Compose([transforms.Resize(size, mode), transforms.RandomCrop(size, padding)])
 
 
+def tensor_step(steps: list[Callable]) -> int:
+    """Return the index of the conversion to a tensor in the steps of a transform of timm."""
+    return next(i for i, step in enumerate(steps) if type(step).__name__.endswith('ToTensor'))
+
+
 def extend_transform(
         transform: transforms.Compose,
         crop: Callable | None = None,
@@ -118,8 +123,7 @@ def extend_transform(
     if crop is not None:
         steps[0] = crop
     if lighting:
-        to_tensor = next(i for i, step in enumerate(steps) if type(step).__name__.endswith('ToTensor'))
-        steps.insert(to_tensor, Lighting(lighting))
+        steps.insert(tensor_step(steps), Lighting(lighting))
     if cutout:
         steps.append(CutOut(cutout))
     return transforms.Compose(steps)

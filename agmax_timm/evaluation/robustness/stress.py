@@ -8,6 +8,8 @@ from typing import Any
 from timm.data.transforms import RandomResizedCropAndInterpolation
 from torchvision import transforms
 
+from ...data.augmentation.transforms import tensor_step
+
 _JITTER = 1.  # brightness, contrast and saturation by a factor from 0 to 2
 _CROP_SCALE = (0.2, 1.)  # fraction of the area
 
@@ -24,17 +26,11 @@ def stress_transform(kind: str, transform: transforms.Compose, size: tuple[int, 
     if kind == 'jitter':
         return before_tensor(transform, transforms.ColorJitter(_JITTER, _JITTER, _JITTER))
     crop = RandomResizedCropAndInterpolation(size, scale=_CROP_SCALE, interpolation=interpolation)
-    return transforms.Compose([crop, *_split(transform)[1]])
+    return transforms.Compose([crop, *transform.transforms[tensor_step(transform.transforms):]])
 
 
 def before_tensor(transform: transforms.Compose, step: Callable[[Any], Any]) -> transforms.Compose:
     """Return the transform with a further step directly before the conversion to a tensor."""
-    before, after = _split(transform)
-    return transforms.Compose([*before, step, *after])
-
-
-def _split(transform: transforms.Compose) -> tuple[list[Callable], list[Callable]]:
-    """Return the steps before the conversion to a tensor, and the steps from it on."""
     steps = list(transform.transforms)
-    at = next(i for i, step in enumerate(steps) if type(step).__name__.endswith('ToTensor'))
-    return steps[:at], steps[at:]
+    steps.insert(tensor_step(steps), step)
+    return transforms.Compose(steps)
