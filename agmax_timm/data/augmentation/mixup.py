@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from timm.data import FastCollateMixup, Mixup
-from timm.data.mixup import cutmix_bbox_and_lam, one_hot
+from timm.data.mixup import cutmix_bbox_and_lam, mixup_target
 from torch.utils.data import default_collate
 
 from ...base.image_modes import MIXUP_MODES
@@ -147,8 +147,7 @@ class TwoViewMixup(SharedSwitch, Mixup):
 
     def soft_targets(self, target: torch.Tensor, mix: Mix) -> torch.Tensor:
         """Return the soft targets [B, K] of a mixed view, from class indices [B]."""
-        off_value = self.label_smoothing / self.num_classes
-        labels = one_hot(target, self.num_classes, on_value=1. - self.label_smoothing + off_value, off_value=off_value)
+        labels = mixup_target(target, self.num_classes, smoothing=self.label_smoothing)
         if not len(mix.chosen):
             return labels
         lam = torch.as_tensor(mix.lam, dtype=labels.dtype, device=labels.device)[:, None]
