@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from timm.data import AugMixDataset, Mixup, create_loader
+from timm.data import IMAGENET_DEFAULT_MEAN, AugMixDataset, Mixup, create_loader
 from torch.utils.data import Dataset, IterableDataset
 from torchvision.transforms import Compose
 
@@ -76,7 +76,7 @@ def create_train_loader(
     names = {field.name for field in fields(LoaderExtensions)}
     extensions = LoaderExtensions(**{name: kwargs.pop(name) for name in names & set(kwargs)})
     size = (input_size,) * 2 if isinstance(input_size, int) else tuple(input_size)
-    channels = size[0] if len(size) == 3 else len(kwargs.get('mean', 'RGB'))
+    channels = size[0] if len(size) == 3 else len(kwargs.get('mean', IMAGENET_DEFAULT_MEAN))
     follow = distributed is None
     if follow:
         check_group(dataset, is_dataloader=not kwargs.get('use_prefetcher', True))

@@ -64,7 +64,7 @@ def analyse(prediction: Tensor, confidence: Tensor, target: Tensor, num_classes:
     bins = CalibrationBins(device=confidence.device)
     bins.add(confidence, prediction == target)
     return Analysis(
-        shares(class_counts(prediction, target, num_classes)),
+        per_class(class_counts(prediction, target, num_classes)),
         bins.compute(),
         confused_pairs(prediction, target, num_classes),
         confusion(prediction, target, num_classes) if num_classes <= MOST_CLASSES else None)
@@ -91,7 +91,7 @@ def class_counts(prediction: Tensor, target: Tensor, num_classes: int) -> Tensor
     return torch.stack([torch.bincount(classes, minlength=num_classes) for classes in (right, prediction, target)])
 
 
-def shares(counts: Tensor) -> PerClass:
+def per_class(counts: Tensor) -> PerClass:
     """Return precision, recall and F1 of each class from the result of class_counts."""
     right, predicted, support = counts
     return PerClass(

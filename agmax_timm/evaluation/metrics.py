@@ -14,7 +14,7 @@ from ..data.sources.checks import check_evaluated_classes
 from ..data.sources.classes import ModelClasses, check_evaluation, class_names, class_to_idx
 from ..options.evaluation import Labels
 from ..options.parsers import ValidateOptions
-from .analysis import class_counts, shares
+from .analysis import class_counts, per_class
 from .calibration import CalibrationBins
 
 
@@ -93,7 +93,7 @@ class LabelEvaluator(ClassificationEvaluator):
         own = None if self.class_counts is None else self.class_counts.cpu()
         counts = gather_objects(own) if distributed else [own]
         total = torch.stack([count for count in counts if count is not None]).sum(0)
-        averages = shares(total).average(self.average)
+        averages = per_class(total).average(self.average)
         names = (f'{self.average}_{name}' for name in ('precision', 'recall', 'f1_score'))
         return {name: 100. * value for name, value in zip(names, averages)}
 

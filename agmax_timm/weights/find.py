@@ -10,7 +10,7 @@ from .checkpoint import STATE
 
 SUFFIX = '.pth.tar'
 _SCRATCH_OF_TIMM = ('tmp.pth.tar', 'recovery_tmp.pth.tar')
-_FIRST = ('last', 'checkpoint', 'recovery', 'milestone')  # of files that hold the same state
+_PREFERRED = ('last', 'checkpoint', 'recovery', 'milestone')  # of files that hold the same state
 
 
 def checkpoint_names(folder: str) -> list[str]:
@@ -38,8 +38,7 @@ def newest_checkpoint(folder: str) -> tuple[str | None, list[tuple[str, str]]]:
         else:
             if position is not None:
                 candidates.append(((branch_of(checkpoint), position), path))
-    candidates.sort(key=lambda candidate: _rank(candidate[1]))
-    candidates.sort(key=lambda candidate: candidate[0], reverse=True)
+    candidates.sort(key=lambda candidate: (candidate[0], -_preference(candidate[1])), reverse=True)
     found: dict[tuple[int, int], str] = {}  # hard links are one file, which is read once
     for _, path in candidates:
         reason = _damage(path, found)
@@ -93,9 +92,10 @@ def next_branch(folder: str) -> int:
     return max(branches) + 1
 
 
-def _rank(path: str) -> int:
+def _preference(path: str) -> int:
+    """Return the position of a file's kind in _PREFERRED, for sorting."""
     kind = os.path.basename(path).split('.')[0].split('-')[0]
-    return _FIRST.index(kind) if kind in _FIRST else len(_FIRST)
+    return _PREFERRED.index(kind) if kind in _PREFERRED else len(_PREFERRED)
 
 
 def _damage(path: str, found: dict[tuple[int, int], str]) -> str | None:

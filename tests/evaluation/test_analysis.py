@@ -5,7 +5,7 @@ import torch
 from torchvision.transforms.functional import pil_to_tensor
 
 from agmax_timm.data.pictures import ToPicture
-from agmax_timm.evaluation.analysis import Pair, analyse, class_counts, confused_pairs, confusion, shares
+from agmax_timm.evaluation.analysis import Pair, analyse, class_counts, confused_pairs, confusion, per_class
 from agmax_timm.evaluation.calibration import CalibrationBins
 from agmax_timm.evaluation.outcomes import Outcomes
 
@@ -55,7 +55,7 @@ def test_the_confusion_matrix_equals_that_of_scikit_learn(guesses):
 def test_precision_and_recall_of_classes_equal_those_of_scikit_learn(guesses):
     from sklearn import metrics  # only here: the import takes seconds
     prediction, target = guesses
-    ours = shares(class_counts(prediction, target, 12))
+    ours = per_class(class_counts(prediction, target, 12))
     expected = metrics.precision_recall_fscore_support(target, prediction, labels=range(12), zero_division=0)
     for values, of_sklearn in zip(ours, expected):
         np.testing.assert_allclose(values, of_sklearn, rtol=1e-12)
