@@ -54,6 +54,11 @@ def sum_of_ranks(value: torch.Tensor) -> torch.Tensor:
     return total
 
 
+def total_dtype(device: torch.device | str | None) -> torch.dtype:
+    """Return the dtype of running totals on a device: float64, or float32 on MPS, which has no float64."""
+    return torch.float32 if device is not None and torch.device(device).type == 'mps' else torch.float64
+
+
 def describe_device(device: torch.device) -> str:
     """Return the name of a GPU, or the number of threads on a CPU; with several ranks, also their number."""
     threads = torch.get_num_threads()

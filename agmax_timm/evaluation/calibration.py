@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 
-from ..base.distributed import sum_of_ranks
+from ..base.distributed import sum_of_ranks, total_dtype
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,7 @@ class CalibrationBins:
 
     def __init__(self, bins: int = 15, device: torch.device | None = None):
         self.bins = bins
-        dtype = torch.float32 if device is not None and torch.device(device).type == 'mps' else torch.float64
-        self.totals = torch.zeros(3, bins, dtype=dtype, device=device)  # images, confidence, correct predictions
+        self.totals = torch.zeros(3, bins, dtype=total_dtype(device), device=device)  # images, confidence, hits
 
     @torch.no_grad()
     def update(self, logits: torch.Tensor, target: torch.Tensor) -> None:

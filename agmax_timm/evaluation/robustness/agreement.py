@@ -1,7 +1,7 @@
 """Agreement of the predictions for two augmented views of an image, which AgMax maximises in training."""
 import torch
 
-from ...base.distributed import sum_of_ranks
+from ...base.distributed import sum_of_ranks, total_dtype
 
 
 class AgreementEvaluator:
@@ -18,8 +18,7 @@ class AgreementEvaluator:
         self.max_samples = max_samples
         self.valid_labels = valid_labels
         self.num_samples = 0
-        dtype = torch.float32 if device is not None and torch.device(device).type == 'mps' else torch.float64
-        self.totals = torch.zeros(3, dtype=dtype, device=device)  # images, same labels, sum of divergences
+        self.totals = torch.zeros(3, dtype=total_dtype(device), device=device)  # images, same labels, divergences
 
     @torch.no_grad()
     def update(self, output: torch.Tensor, target: torch.Tensor) -> None:

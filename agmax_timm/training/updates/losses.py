@@ -6,7 +6,7 @@ from typing import Any
 import torch
 import torch.nn as nn
 
-from ...base.distributed import sum_of_ranks, world_size
+from ...base.distributed import sum_of_ranks, total_dtype, world_size
 from ...base.errors import UserError
 from ...data.loading.device import Input
 
@@ -58,7 +58,7 @@ class RunningLosses:
 
     def __init__(self, device: torch.device):
         self.device = device
-        self.dtype = torch.float32 if device.type == 'mps' else torch.float64
+        self.dtype = total_dtype(device)
         self.names: tuple[str, ...] = ()
         self.last: torch.Tensor | None = None
         self.sums: torch.Tensor | None = None
